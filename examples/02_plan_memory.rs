@@ -1,7 +1,9 @@
-//! The device `dry`: runs the code of a forward and backward pass without computing, and reports the memory it would
-//! take.
+//! The device `dry`: it runs the code of a forward and backward pass without computing, and reports the memory that
+//! the pass would need.
 //!
+//! ```text
 //!     cargo run --release --example 02_plan_memory
+//! ```
 
 use std::error::Error;
 

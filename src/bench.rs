@@ -226,7 +226,7 @@ impl PrefillArgs {
             return Err(bad_usage("--batch", what, format!("give at most {MAX_PREFILL_TOKENS} tokens in all")));
         }
         self.rounds.measure(common, "prefill", self.tokens, 0, |model| {
-            Ok(bench::prefill(&model.weights, &model.cx, self.tokens, batch, 1)?.iter().sum())
+            Ok(bench::time_prefill(&model.weights, &model.cx, self.tokens, batch, 1)?.iter().sum())
         })
     }
 }
@@ -237,7 +237,7 @@ impl DecodeArgs {
         not_zero(&[("--tokens", self.tokens), ("--context", self.context), ("--batch", batch), ("--rounds", rounds)])?;
         self.rounds.check_sizes(self.tokens, self.context)?;
         self.rounds.measure(common, "decode", self.tokens, self.context, |model| {
-            Ok(bench::decode(&model.weights, &model.cx, self.context, batch, self.tokens)?.iter().sum())
+            Ok(bench::time_decode(&model.weights, &model.cx, self.context, batch, self.tokens)?.iter().sum())
         })
     }
 }

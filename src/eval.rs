@@ -42,11 +42,11 @@ impl EvalArgs {
             let what = "is missing: this version does not run models over benchmarks";
             return Err(bad_usage("--score-only", what, "generate answers elsewhere and give them as --predictions"));
         }
-        let benchmark = Benchmark::parse(&self.benchmark)?;
+        let benchmark = Benchmark::from_name(&self.benchmark)?;
         let Some(file) = &self.predictions else {
             return Err(bad_usage("--predictions", "is missing", "give the file with the answers to score"));
         };
-        let rows = lines::parse_json_lines(file, Prediction::parse)?;
+        let rows = lines::parse_json_lines(file, Prediction::from_json_line)?;
         if rows.is_empty() {
             return Err(failed(file.display(), "has no rows", "give one JSON object per line"));
         }

@@ -60,7 +60,7 @@ fn forward_pass_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
             "{dtype}"
         );
         drop(device);
-        assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
+        assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
     }
 }
 
@@ -124,7 +124,7 @@ fn training_step_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
         let (_fake, again) = fake_cuda();
         assert_eq!((step(&again, dtype, lora_r).2, want.2), (got.2, Value::Null), "{dtype}, rank {lora_r}");
         drop(device);
-        assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
+        assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
     }
 }
 

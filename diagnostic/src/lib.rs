@@ -1,7 +1,7 @@
 //! One error message as data: where the problem is, what is wrong, and what the user can do.
 //!
-//! Every error of the libraries that a user can cause carries a [`Diagnostic`]. Callers that add context (a file and
-//! line in front of a field, for example) change its fields; they never split the printed message again.
+//! Every library error that a user can cause carries a [`Diagnostic`]. A caller that adds context (for example a file
+//! and a line before the name of a field) changes the fields of the diagnostic; it never parses the printed message.
 
 use std::fmt;
 use std::io;
@@ -10,7 +10,8 @@ use std::path::Path;
 /// A problem that the user can act on. Prints as one line: `location: what; help`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// The file, line, field, flag or tensor that is wrong; if empty, the caller adds it with [`Diagnostic::at`].
+    /// The file, line, field, flag or tensor that is wrong. If it is empty, the caller sets it with
+    /// [`Diagnostic::at`].
     pub location: String,
     /// What is wrong with it.
     pub what: String,
@@ -19,7 +20,7 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    /// A diagnostic of three texts. Line breaks in them become spaces.
+    /// A diagnostic of these three texts, in which line breaks become spaces.
     pub fn new(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self { location: one_line(location.into()), what: one_line(what.into()), help: one_line(help.into()) }
     }
@@ -48,7 +49,8 @@ impl Diagnostic {
         Self::new(path.as_ref().display().to_string(), format!("cannot be written: {}", io_cause(error)), help)
     }
 
-    /// Puts an outer location in front: `rows.jsonl:3` at a diagnostic of `fps` gives `rows.jsonl:3: fps`.
+    /// Puts `outer` before the present location: if the location is `fps`, `at("rows.jsonl:3")` makes it
+    /// `rows.jsonl:3: fps`.
     #[must_use]
     pub fn at(mut self, outer: impl fmt::Display) -> Self {
         let outer = one_line(outer.to_string());
@@ -60,7 +62,7 @@ impl Diagnostic {
         self
     }
 
-    /// Replaces the help, if the caller knows a better one.
+    /// Replaces the help text, for callers that know a better one.
     #[must_use]
     pub fn with_help(mut self, help: impl Into<String>) -> Self {
         self.help = one_line(help.into());
@@ -83,7 +85,7 @@ impl fmt::Display for Diagnostic {
 
 impl std::error::Error for Diagnostic {}
 
-/// The operating system's reason, in the same words on every system.
+/// The operating system's reason, in the same English words on every operating system.
 fn io_cause(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "there is no such file or folder".to_string(),

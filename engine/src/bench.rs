@@ -1,4 +1,5 @@
-//! Times prefill and decode of a loaded model for `reel bench`, without loading the model or the tokenizer.
+//! Times the prefill and decode steps of a loaded model for `reel bench`. Loading the model and tokenizing are not
+//! timed.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -14,10 +15,11 @@ use crate::block_allocator::BlockAllocator;
 use crate::error::Result;
 use crate::running_batch::{Capacity, RunningBatch};
 
-/// Decode steps before the timed ones: the first compiles kernels, the second captures the step as a graph.
+/// Decode steps that run before the timed steps: the first one compiles the kernels, the second one captures the CUDA
+/// graph.
 const WARM_UP_STEPS: usize = 2;
 
-/// `tokens` ids and their positions. The time does not depend on which ids they are.
+/// Returns `tokens` arbitrary token ids and their positions. The time of a forward pass does not depend on the ids.
 fn arbitrary_prompt(tokens: usize) -> (Vec<TokenId>, Vec<i64>) {
     ((0..tokens as u32).map(|i| (i * 37) % 97).collect(), (0..tokens as i64).collect())
 }
@@ -29,11 +31,11 @@ fn block_tables(sequences: usize, blocks: usize) -> Vec<Vec<i32>> {
 
 /// Times `rounds` forward passes over `batch` prompts of `tokens` tokens, with the logits of each prompt's last token.
 /// Returns the seconds of each pass.
-pub fn prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
+pub fn time_prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let (ids, positions) = arbitrary_prompt(tokens);
     let prompt =
         Sequence { input_ids: &ids, position_ids: [&positions, &positions, &positions], ..Sequence::default() };
-    let blocks = BlockAllocator::blocks_for(tokens);
+    let blocks = BlockAllocator::blocks_for_tokens(tokens);
     let tables = block_tables(batch, blocks);
     let lengths: Vec<(usize, usize, &[i32])> = tables.iter().map(|table| (0, tokens, &table[..])).collect();
     let cache = KvCache::new(cx.device(), &model.config.text, cx.dtype(), blocks * batch)?;
@@ -55,13 +57,14 @@ pub fn prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, rounds: u
 /// Times `rounds` decode steps over `batch` sequences, which have `context` tokens at first. As in the engine, a step
 /// is a captured graph, and an asynchronous device enqueues it before the host has read the tokens of the step
 /// before. Returns the seconds of each step. Two steps of warm-up are neither timed nor part of the device's profile.
-pub fn decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
+pub fn time_decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let (device, limit) = (cx.device(), context + WARM_UP_STEPS + rounds + 1);
-    let blocks = BlockAllocator::blocks_for(limit);
+    let blocks = BlockAllocator::blocks_for_tokens(limit);
     let capacity =
         Capacity { slots: batch, blocks_per_slot: blocks, history: 0, blocks: blocks * batch, banned_tokens: 0 };
     let mut running = RunningBatch::new(model, cx, &Tensor::from_i32(device, &[0], &[])?, capacity, true)?;
-    // No prefill computes the keys of the context, but they must be finite numbers.
+    // The context is not prefilled, so its keys and values are set to 0: decode steps read them and need finite
+    // numbers.
     running.cache().fill_with_zeros()?;
     let tables = block_tables(batch, blocks);
     let slot = |blocks| DecodeSlot {
@@ -77,16 +80,16 @@ pub fn decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: u
     let (slots, samplings): (Vec<DecodeSlot>, Vec<SlotSampling>) =
         tables.iter().enumerate().map(|(i, table)| (slot(&table[..]), sampling(i))).unzip();
     running.assign(0, &slots, &samplings)?;
-    let batch_size = running.batch_size(batch);
+    let batch_size = running.padded_batch_size(batch);
     for _ in 0..WARM_UP_STEPS {
-        running.step(batch_size)?.wait()?;
+        running.enqueue_step(batch_size)?.wait()?;
     }
     device.profiler().clear();
     let lookahead = usize::from(device.is_async());
     let (mut in_flight, mut seconds, mut last) = (VecDeque::new(), Vec::with_capacity(rounds), Instant::now());
     for round in 0..rounds + lookahead {
         if round < rounds {
-            in_flight.push_back(running.step(batch_size)?);
+            in_flight.push_back(running.enqueue_step(batch_size)?);
         }
         if round >= lookahead
             && let Some(step) = in_flight.pop_front()

@@ -10,7 +10,7 @@
 
 use reel_runtime::ops::KvPages;
 
-/// The free blocks of a KV cache, and for each other block the number of sequences that hold it.
+/// The free blocks of a KV cache, and for each block in use the number of sequences that hold it.
 #[derive(Debug)]
 pub(crate) struct BlockAllocator {
     /// Free blocks; the last one is allocated next.
@@ -24,21 +24,21 @@ impl BlockAllocator {
         BlockAllocator { free: (0..blocks as i32).rev().collect(), ref_counts: vec![0; blocks] }
     }
 
-    /// The number of blocks that hold `tokens` tokens.
-    pub(crate) fn blocks_for(tokens: usize) -> usize {
+    /// The number of blocks that `tokens` tokens need.
+    pub(crate) fn blocks_for_tokens(tokens: usize) -> usize {
         tokens.div_ceil(KvPages::BLOCK_TOKENS)
     }
 
-    /// The number of blocks that [`Self::allocate_group`] takes for these sequences.
+    /// The number of blocks that [`Self::allocate_block_tables`] takes for these sequences.
     pub(crate) fn blocks_for_group(sequences: usize, prompt_tokens: usize, max_tokens: usize) -> usize {
         let shared = prompt_tokens / KvPages::BLOCK_TOKENS;
-        if sequences == 0 { 0 } else { shared + sequences * (BlockAllocator::blocks_for(max_tokens) - shared) }
+        if sequences == 0 { 0 } else { shared + sequences * (BlockAllocator::blocks_for_tokens(max_tokens) - shared) }
     }
 
-    /// Allocates the block tables of `sequences` sequences with the same prompt, for up to `max_tokens` tokens each,
-    /// prompt included. None if too few blocks are free. A sequence gets all its blocks at once, because decode steps
-    /// on the device go on to its next block without asking the host.
-    pub(crate) fn allocate_group(
+    /// Allocates one block table for each of `sequences` sequences with the same prompt, for up to `max_tokens`
+    /// tokens each, prompt included. Returns None if too few blocks are free. A sequence gets all its blocks at once,
+    /// because decode steps on the device go on to its next block without asking the host.
+    pub(crate) fn allocate_block_tables(
         &mut self,
         sequences: usize,
         prompt_tokens: usize,
@@ -51,7 +51,7 @@ impl BlockAllocator {
         let mut tables: Vec<Vec<i32>> = Vec::with_capacity(sequences);
         for _ in 0..sequences {
             let mut table = tables.first().map_or_else(Vec::new, |first| first[..shared_blocks].to_vec());
-            while table.len() < BlockAllocator::blocks_for(max_tokens) {
+            while table.len() < BlockAllocator::blocks_for_tokens(max_tokens) {
                 table.push(self.free.pop()?);
             }
             table.iter().for_each(|&block| self.ref_counts[block as usize] += 1);
@@ -62,7 +62,7 @@ impl BlockAllocator {
 
     /// Releases the blocks of a finished sequence and empties its block table. A block becomes free when no other
     /// sequence holds it.
-    pub(crate) fn release(&mut self, table: &mut Vec<i32>) {
+    pub(crate) fn release_block_table(&mut self, table: &mut Vec<i32>) {
         for block in table.drain(..).rev() {
             self.ref_counts[block as usize] -= 1;
             if self.ref_counts[block as usize] == 0 {
@@ -79,25 +79,25 @@ mod tests {
     #[test]
     fn released_blocks_are_allocated_again() {
         let mut blocks = BlockAllocator::new(3);
-        let mut a = blocks.allocate_group(1, 1, 65).unwrap().remove(0);
-        let mut b = blocks.allocate_group(1, 1, 64).unwrap().remove(0);
+        let mut a = blocks.allocate_block_tables(1, 1, 65).unwrap().remove(0);
+        let mut b = blocks.allocate_block_tables(1, 1, 64).unwrap().remove(0);
         assert_eq!((&a[..], &b[..]), (&[0, 1][..], &[2][..]));
-        assert_eq!(blocks.allocate_group(1, 1, 1), None);
-        blocks.release(&mut a);
-        assert_eq!(blocks.allocate_group(1, 1, 65), Some(vec![vec![0, 1]]));
-        blocks.release(&mut b);
-        assert_eq!(blocks.allocate_group(1, 1, 1), Some(vec![vec![2]]));
-        assert_eq!(blocks.allocate_group(0, 500, 600), Some(vec![]));
+        assert_eq!(blocks.allocate_block_tables(1, 1, 1), None);
+        blocks.release_block_table(&mut a);
+        assert_eq!(blocks.allocate_block_tables(1, 1, 65), Some(vec![vec![0, 1]]));
+        blocks.release_block_table(&mut b);
+        assert_eq!(blocks.allocate_block_tables(1, 1, 1), Some(vec![vec![2]]));
+        assert_eq!(blocks.allocate_block_tables(0, 500, 600), Some(vec![]));
     }
 
     #[test]
     fn shared_block_is_free_after_its_last_sequence() {
         let mut blocks = BlockAllocator::new(4);
-        let mut tables = blocks.allocate_group(2, 65, 66).unwrap();
+        let mut tables = blocks.allocate_block_tables(2, 65, 66).unwrap();
         assert_eq!((tables.clone(), BlockAllocator::blocks_for_group(2, 65, 66)), (vec![vec![0, 1], vec![0, 2]], 3));
-        blocks.release(&mut tables[0]);
-        assert_eq!(blocks.allocate_group(1, 1, 130), None, "sequence 1 still holds block 0");
-        blocks.release(&mut tables[1]);
-        assert_eq!(blocks.allocate_group(1, 1, 256).unwrap()[0].len(), 4);
+        blocks.release_block_table(&mut tables[0]);
+        assert_eq!(blocks.allocate_block_tables(1, 1, 130), None, "sequence 1 still holds block 0");
+        blocks.release_block_table(&mut tables[1]);
+        assert_eq!(blocks.allocate_block_tables(1, 1, 256).unwrap()[0].len(), 4);
     }
 }

@@ -37,7 +37,7 @@ const MAX_SLOTS: usize = 256;
 /// Generates completions with a model that is loaded on a device.
 #[derive(Debug)]
 pub struct Engine<'a> {
-    /// Shares its weights with the caller's model.
+    /// A clone that shares its weights with the caller's model.
     model: Qwen25Vl,
     cx: Cx,
     suppressed: Tensor, // i32 [n]: ids that are never sampled
@@ -71,22 +71,22 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Sets the maximum number of sequences that decode at the same time, at least one; the others wait. Completions
-    /// do not depend on it.
+    /// Sets the maximum number of sequences that decode at the same time; the others wait. 0 counts as 1. The
+    /// generated completions do not depend on this number.
     pub fn max_slots(mut self, slots: usize) -> Engine<'a> {
         self.max_slots = slots.max(1);
         self
     }
 
-    /// Sets how many further steps are enqueued before the tokens of the oldest one are read. The default is 1 on an
-    /// asynchronous device, else 0. Completions do not depend on it.
+    /// Sets how many further decode steps are enqueued before the host reads the tokens of the oldest one. The
+    /// default is 1 on an asynchronous device, else 0. The generated completions do not depend on this number.
     pub fn lookahead(mut self, steps: usize) -> Engine<'a> {
         self.lookahead = steps;
         self
     }
 
-    /// Makes the engine enqueue the launches of each step one by one instead of replaying captured graphs.
-    /// Completions do not depend on it.
+    /// Makes the engine enqueue the kernel launches of each decode step one by one instead of replaying a captured
+    /// graph. The generated completions are the same.
     pub fn without_captured_graphs(mut self) -> Engine<'a> {
         self.capture = false;
         self
@@ -98,12 +98,13 @@ impl<'a> Engine<'a> {
         self
     }
 
-    /// How often a decode step was captured as a graph for the present running batch.
+    /// How many decode steps were captured as graphs for the present running batch.
     pub fn capture_count(&self) -> usize {
         self.cached_batch().as_ref().map_or(0, RunningBatch::capture_count)
     }
 
-    /// Frees the device memory that the last call keeps for the next one: KV cache, slots and captured graphs.
+    /// Frees the device memory that [`Engine::generate`] keeps for its next call: KV cache, slots and captured
+    /// graphs.
     pub fn release_memory(&self) {
         *self.cached_batch() = None;
     }
@@ -140,7 +141,8 @@ impl<'a> Engine<'a> {
         self.batch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An empty running batch that is large enough for these requests: the one of the last call, or a larger one.
+    /// Returns an empty running batch that is large enough for these requests: that of the last call if it is, else a
+    /// new one.
     fn batch_for<'b>(
         &self,
         requests: &[GenerationRequest],
@@ -155,7 +157,7 @@ impl<'a> Engine<'a> {
             slots: requests.iter().map(|r| r.stop_conditions.len()).sum::<usize>().clamp(1, self.max_slots),
             blocks_per_slot: requests
                 .iter()
-                .map(|r| BlockAllocator::blocks_for(r.max_tokens()))
+                .map(|r| BlockAllocator::blocks_for_tokens(r.max_tokens()))
                 .max()
                 .unwrap_or(0)
                 .max(1),
@@ -188,7 +190,8 @@ struct Run<'r, 'a> {
     engine: &'r Engine<'a>,
     scheduler: Scheduler,
     batch: &'r mut RunningBatch,
-    /// The enqueued steps, oldest first. Each has, by slot, the index of the sequence that gets the slot's token.
+    /// The enqueued steps, oldest first. The vector of a step names, for each slot, the sequence (by index) that gets
+    /// the slot's token.
     in_flight: VecDeque<(Vec<Option<usize>>, PendingStep)>,
     on_token: &'r mut dyn FnMut(TokenEvent),
 }
@@ -203,9 +206,9 @@ impl Run<'_, '_> {
         if max_new_tokens > 0 && !sequences.is_empty() {
             let blocks = self.scheduler.block_allocator();
             let tables =
-                blocks.allocate_group(sequences.len(), prompt.input_ids.len(), max_tokens).ok_or_else(|| {
+                blocks.allocate_block_tables(sequences.len(), prompt.input_ids.len(), max_tokens).ok_or_else(|| {
                     let help = "lower the number of completions";
-                    EngineError::Request(Diagnostic::new("KV cache", "has too few free blocks for a request", help))
+                    EngineError::Request(Diagnostic::new("KV cache", "has too few free blocks for the completions of a request", help))
                 })?;
             let logits = prefill(model, cx, self.batch.cache(), &prompt, &tables)?;
             for (sequence, table) in sequences.iter_mut().zip(tables) {
@@ -224,7 +227,7 @@ impl Run<'_, '_> {
         for slot in self.scheduler.schedule() {
             self.assign(slot)?;
         }
-        if self.scheduler.occupied_slots().any(|(_, sequence)| sequence.needs_token()) {
+        if self.scheduler.occupied_slots().any(|(_, sequence)| sequence.needs_another_step()) {
             self.enqueue()?;
             if self.in_flight.len() <= self.engine.lookahead {
                 return Ok(true);
@@ -240,20 +243,20 @@ impl Run<'_, '_> {
     /// Writes the state of the sequence that holds `slot` to the device.
     fn assign(&self, slot: usize) -> Result<()> {
         let Some(sequence) = self.scheduler.sequence_in(slot) else { return Ok(()) };
-        let banned = sequence.banned_eos();
+        let banned = sequence.banned_eos_biases();
         self.batch.assign(slot, &[sequence.slot_state()], &[sequence.sampling().with_bias(&banned)])
     }
 
     /// Enqueues a decode step over all slots up to the last used one.
     fn enqueue(&mut self) -> Result<()> {
         for (slot, sequence) in self.scheduler.occupied_slots() {
-            if sequence.reaches_min_tokens() {
+            if sequence.next_step_lifts_eos_ban() {
                 self.batch.set_sampling(slot, &[sequence.sampling().with_bias(&[])])?;
             }
         }
-        let batch_size = self.batch.batch_size(self.scheduler.used_slots());
-        let step = self.batch.step(batch_size)?;
-        self.in_flight.push_back((self.scheduler.start_step(batch_size), step));
+        let batch_size = self.batch.padded_batch_size(self.scheduler.used_slots());
+        let step = self.batch.enqueue_step(batch_size)?;
+        self.in_flight.push_back((self.scheduler.start_step_and_list_receivers(batch_size), step));
         Ok(())
     }
 
@@ -272,7 +275,7 @@ impl Run<'_, '_> {
     fn shrink(&mut self) -> Result<()> {
         let running = self.scheduler.occupied_slots().count().max(1);
         let used = self.scheduler.used_slots();
-        if self.scheduler.has_waiting() || self.batch.batch_size(running) >= self.batch.batch_size(used) {
+        if self.scheduler.has_waiting_sequences() || self.batch.padded_batch_size(running) >= self.batch.padded_batch_size(used) {
             return Ok(());
         }
         while self.postprocess()? {}

@@ -21,7 +21,7 @@ pub enum EngineError {
     NotANumber {
         /// The index of the completion in its request.
         completion: usize,
-        /// The index of the generated token.
+        /// The index of the generated token within the completion.
         token: usize,
     },
     /// The caller's interrupt flag was set.

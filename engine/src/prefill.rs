@@ -11,7 +11,7 @@ use crate::block_allocator::BlockAllocator;
 use crate::error::Result;
 
 /// Computes a prompt once for all of its completions. `tables` are their block tables (see
-/// [`BlockAllocator::allocate_group`]). The prompt's keys and values are written to the blocks of the first table,
+/// [`BlockAllocator::allocate_block_tables`]). The prompt's keys and values are written to the blocks of the first table,
 /// and its last block, if partly filled, is copied to a block of each other table. Returns the logits `[1, vocab]` of
 /// the token after the prompt.
 pub(crate) fn prefill(
@@ -22,7 +22,7 @@ pub(crate) fn prefill(
     tables: &[Vec<i32>],
 ) -> Result<Tensor> {
     let tokens = prompt.input_ids.len();
-    let blocks = &tables[0][..BlockAllocator::blocks_for(tokens)];
+    let blocks = &tables[0][..BlockAllocator::blocks_for_tokens(tokens)];
     let batch = Batch::new(cx.device(), &model.config, &[*prompt], "prompt")?;
     let pages = KvPages::new(cx.device(), &[(0, tokens, blocks)])?;
     let options = ForwardOptions { cache: Some((cache, &pages)), ..Default::default() };

@@ -19,17 +19,17 @@ pub struct GenerationRequest<'a> {
     pub sampling: SamplingParams,
     /// Maximum number of tokens of a completion.
     pub max_new_tokens: usize,
-    /// Ids that end a completion. The one that ends it is its last token.
+    /// Ids that end a completion. The id that ends a completion becomes its last token.
     pub eos_token_ids: &'a [TokenId],
-    /// Minimum number of tokens of a completion: until then the `eos_token_ids` are banned.
+    /// Minimum number of tokens of a completion: until it has that many, `eos_token_ids` are never sampled.
     pub min_new_tokens: usize,
-    /// One stop condition for each completion, so their number is the number of completions of the prompt. Completion
-    /// i samples with the seed plus i.
+    /// One stop condition per completion: the length of this vector is the number of completions of the prompt.
+    /// Completion i samples with the seed of the sampling parameters plus i.
     pub stop_conditions: Vec<StopCondition>,
 }
 
 impl GenerationRequest<'_> {
-    /// The number of tokens of the prompt and a completion of maximum length together.
+    /// The number of tokens of the prompt plus those of a completion of maximum length.
     pub(crate) fn max_tokens(&self) -> usize {
         self.prompt.input_ids.len() + self.max_new_tokens
     }
@@ -70,7 +70,7 @@ pub struct Completion {
     pub request: usize,
     /// The index of the completion in its request.
     pub index: usize,
-    /// The generated ids, with the end token.
+    /// The generated ids, including the id that ended the completion.
     pub ids: Vec<TokenId>,
     /// For each id, `log softmax(logits / temperature)` over the whole vocabulary: top-p, top-k and penalties do not
     /// change it. At temperature 0, `log softmax(logits)`.

@@ -24,9 +24,9 @@ use crate::error::Result;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Capacity {
     pub(crate) slots: usize,
-    /// KV blocks of the sequence in one slot.
+    /// Maximum number of KV blocks of the sequence in one slot.
     pub(crate) blocks_per_slot: usize,
-    /// Tokens of a slot's history, which the repetition penalty reads; 0 if no sequence has a penalty.
+    /// Maximum number of earlier tokens per slot, which the repetition penalty reads; 0 if no sequence has a penalty.
     pub(crate) history: usize,
     /// KV blocks of all sequences together.
     pub(crate) blocks: usize,
@@ -37,8 +37,8 @@ pub(crate) struct Capacity {
 impl Capacity {
     /// Whether a batch of this capacity can serve requests that need `other`.
     fn covers(&self, other: &Capacity) -> bool {
-        // A batch with a history does not serve requests without a penalty: the history would cost time in every
-        // step.
+        // A batch that keeps earlier tokens for the repetition penalty is not used for requests without a penalty,
+        // because reading the earlier tokens would cost time in every step.
         let history = if other.history == 0 { self.history == 0 } else { self.history >= other.history };
         let slots = self.slots >= other.slots && self.blocks_per_slot >= other.blocks_per_slot;
         slots && history && self.blocks >= other.blocks && self.banned_tokens >= other.banned_tokens
@@ -87,7 +87,7 @@ impl StepState {
     }
 }
 
-/// The tokens of an enqueued decode step, which are being copied to the host.
+/// The token ids and log-probabilities of an enqueued decode step, which are being copied to the host.
 #[derive(Debug)]
 pub(crate) struct PendingStep {
     ids: Download,
@@ -95,7 +95,8 @@ pub(crate) struct PendingStep {
 }
 
 impl PendingStep {
-    /// Waits for the step. Returns the token of each slot and its log-probability.
+    /// Waits until the step has finished. Returns the ids of the sampled tokens and their log-probabilities, one per
+    /// slot.
     pub(crate) fn wait(self) -> Result<(Vec<i32>, Vec<f32>)> {
         Ok((self.ids.wait()?, self.log_probs.wait()?))
     }
@@ -104,7 +105,7 @@ impl PendingStep {
 /// The decode slots and the KV cache on the device.
 #[derive(Debug)]
 pub(crate) struct RunningBatch {
-    // The first field, so graphs are dropped before the memory that they use.
+    // The first field, because fields are dropped in order: graphs must be dropped before the memory that they use.
     graphs: GraphCache,
     cx: Cx,
     capacity: Capacity,
@@ -147,35 +148,35 @@ impl RunningBatch {
         &self.state.cache
     }
 
-    /// How often a decode step was captured so far.
+    /// How many decode steps were captured as graphs so far.
     pub(crate) fn capture_count(&self) -> usize {
         self.graphs.capture_count()
     }
 
-    /// The number of slots that a step computes if the first `used_slots` slots are in use.
-    pub(crate) fn batch_size(&self, used_slots: usize) -> usize {
+    /// The number of slots that a step computes if the first `used_slots` slots are in use. On a GPU it is rounded up
+    /// to a power of two, so that few graphs serve all batch sizes.
+    pub(crate) fn padded_batch_size(&self, used_slots: usize) -> usize {
         self.cx.device().decode_batch_size(used_slots, self.capacity.slots)
     }
 
-    /// Assigns sequences to slots from `first` on. Takes effect after the steps that are already enqueued.
+    /// Assigns sequences to the slots `first`, `first + 1` and so on, from the next enqueued step on.
     pub(crate) fn assign(&self, first: usize, slots: &[DecodeSlot], sampling: &[SlotSampling]) -> Result<()> {
         self.state.sampling.set(first, sampling)?;
         Ok(self.state.rows.assign(first, slots)?)
     }
 
-    /// Changes the sampling parameters of slots from `first` on. Takes effect after the steps that are already
-    /// enqueued.
+    /// Changes the sampling parameters of the slots `first`, `first + 1` and so on, from the next enqueued step on.
     pub(crate) fn set_sampling(&self, first: usize, sampling: &[SlotSampling]) -> Result<()> {
         Ok(self.state.sampling.set(first, sampling)?)
     }
 
-    /// Empties `slots` slots from `first` on. Takes effect after the steps that are already enqueued.
+    /// Empties the slots `first .. first + slots`, from the next enqueued step on.
     pub(crate) fn clear_slots(&self, first: usize, slots: usize) -> Result<()> {
         Ok(self.state.rows.clear(first, slots)?)
     }
 
     /// Enqueues a decode step over the first `batch_size` slots.
-    pub(crate) fn step(&mut self, batch_size: usize) -> Result<PendingStep> {
+    pub(crate) fn enqueue_step(&mut self, batch_size: usize) -> Result<PendingStep> {
         let (state, cx) = (&self.state, &self.cx);
         self.graphs.run(batch_size, |first, slots| state.slice(first, slots), |slice| slice.launch(cx))?;
         let sampled = state.sampled.row_range(0, batch_size)?;

@@ -12,9 +12,10 @@ use crate::sequence::SequenceState;
 pub struct SamplingParams {
     /// Divides the logits. 0 is greedy decoding: always the most likely token.
     pub temperature: f32,
-    /// Samples from the most likely tokens whose probabilities add up to `top_p`; 1 keeps all.
+    /// Samples only from the fewest most likely tokens whose probabilities add up to at least `top_p`; 1 keeps all
+    /// tokens.
     pub top_p: f32,
-    /// Samples from the `top_k` most likely tokens; 0 keeps all.
+    /// Samples only from the `top_k` most likely tokens; 0 keeps all tokens.
     pub top_k: u32,
     /// Values above 1 make tokens of the prompt and of the completion so far less likely.
     pub repetition_penalty: f32,
@@ -51,8 +52,8 @@ impl SamplingParams {
         Ok(())
     }
 
-    /// The parameters in the form of the sampling kernel, with `bias`: pairs of a token and what is added to its
-    /// logit.
+    /// The parameters in the form that the sampling kernel takes. `bias` has pairs of a token id and the number that
+    /// is added to the logit of that token.
     pub(crate) fn with_bias<'b>(&self, bias: &'b [(i32, f32)]) -> SlotSampling<'b> {
         SlotSampling {
             bias,
@@ -66,7 +67,7 @@ impl SamplingParams {
     }
 }
 
-/// A bias of −∞ for each of these ids, which bans them.
+/// Returns logit biases that ban the tokens `ids`: −∞ for each.
 pub(crate) fn ban_biases(ids: &[u32]) -> Vec<(i32, f32)> {
     ids.iter().map(|&id| (id as i32, f32::NEG_INFINITY)).collect()
 }
@@ -80,7 +81,7 @@ pub(crate) fn sample_token(
     suppressed: &Tensor,
 ) -> Result<(i32, f32)> {
     let device = cx.device();
-    let banned = sequence.banned_eos();
+    let banned = sequence.banned_eos_biases();
     let sampling = SamplingTable::new(device, 1, banned.len(), None)?;
     sampling.set(0, &[sequence.sampling().with_bias(&banned)])?;
     let ids = sequence.penalty_history();

@@ -31,10 +31,11 @@ impl Scheduler {
         &mut self.blocks
     }
 
-    /// Adds a prefilled sequence. It waits for a slot, unless its first token has ended it.
+    /// Adds a sequence whose prompt is prefilled and whose first token is sampled. The sequence waits for a slot,
+    /// unless its first token has already ended it.
     pub(crate) fn add_sequence(&mut self, mut sequence: SequenceState) {
         if sequence.is_finished() {
-            self.blocks.release(&mut sequence.block_table);
+            self.blocks.release_block_table(&mut sequence.block_table);
         } else {
             self.waiting.push_back(self.sequences.len());
         }
@@ -57,27 +58,27 @@ impl Scheduler {
         self.slots[slot].map(|sequence| &self.sequences[sequence])
     }
 
-    /// The occupied slots in order, each with its sequence.
+    /// The occupied slots in ascending order, each with the sequence that holds it.
     pub(crate) fn occupied_slots(&self) -> impl DoubleEndedIterator<Item = (usize, &SequenceState)> {
         (0..self.slots.len()).filter_map(|slot| Some((slot, self.sequence_in(slot)?)))
     }
 
-    /// The number of slots up to and including the last occupied one.
+    /// The number of slots up to the last occupied one, including it and any free slots before it.
     pub(crate) fn used_slots(&self) -> usize {
         self.occupied_slots().next_back().map_or(0, |(slot, _)| slot + 1)
     }
 
-    pub(crate) fn has_waiting(&self) -> bool {
+    pub(crate) fn has_waiting_sequences(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// Records that a step over the first `batch_size` slots is in flight. Returns, for each slot, the index of the
-    /// sequence that gets the slot's token.
-    pub(crate) fn start_step(&mut self, batch_size: usize) -> Vec<Option<usize>> {
+    /// Records that a step over the first `batch_size` slots is in flight. Returns, for each of these slots, the
+    /// index of the sequence that gets the slot's token.
+    pub(crate) fn start_step_and_list_receivers(&mut self, batch_size: usize) -> Vec<Option<usize>> {
         let mut receivers = self.slots.clone();
         receivers.resize(batch_size, None);
         for receiver in &mut receivers {
-            *receiver = receiver.filter(|&sequence| self.sequences[sequence].needs_token());
+            *receiver = receiver.filter(|&sequence| self.sequences[sequence].needs_another_step());
             if let Some(sequence) = *receiver {
                 self.sequences[sequence].in_flight += 1;
             }
@@ -107,7 +108,7 @@ impl Scheduler {
             }
             sequence.push_token(ids[slot], log_probs[slot], on_token)?;
             if sequence.is_finished() {
-                self.blocks.release(&mut sequence.block_table);
+                self.blocks.release_block_table(&mut sequence.block_table);
                 self.slots[slot] = None;
                 freed.push(slot);
             }
@@ -116,7 +117,8 @@ impl Scheduler {
     }
 
     /// Moves sequences from the last slots to free slots before them, so that a step computes fewer slots. Returns
-    /// the moves `(from, to)`. No step may be in flight: its tokens would reach the wrong sequences.
+    /// the moves as pairs of the old and the new slot. No step may be in flight, because its tokens would reach the
+    /// wrong sequences.
     pub(crate) fn compact_slots(&mut self) -> Vec<(usize, usize)> {
         let mut moves = Vec::new();
         while let (Some(to), Some(from)) =

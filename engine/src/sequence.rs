@@ -26,7 +26,7 @@ pub(crate) struct SequenceState {
     limits: Rc<RequestLimits>,
     sampling: SamplingParams,
     stop: StopCondition,
-    /// The ids of the prompt and of the completion.
+    /// The token ids of the prompt, followed by those of the completion so far.
     ids: Vec<i32>,
     prompt_tokens: usize,
     log_probs: Vec<f32>,
@@ -76,31 +76,33 @@ impl SequenceState {
         self.ids.len() - self.prompt_tokens
     }
 
-    /// Whether the sequence needs more tokens than the steps in flight will give it.
-    pub(crate) fn needs_token(&self) -> bool {
+    /// Whether the sequence still needs tokens after those of all steps in flight.
+    pub(crate) fn needs_another_step(&self) -> bool {
         !self.is_finished() && self.generated() + self.in_flight < self.limits.max_new_tokens
     }
 
-    /// The logit biases that ban the end tokens; empty once the completion has its minimum number of tokens.
-    pub(crate) fn banned_eos(&self) -> Vec<(i32, f32)> {
+    /// The logit biases that ban the end-of-sequence ids; empty once the completion has its minimum number of tokens.
+    pub(crate) fn banned_eos_biases(&self) -> Vec<(i32, f32)> {
         match self.generated() < self.limits.min_new_tokens {
             true => ban_biases(&self.limits.eos_token_ids),
             false => Vec::new(),
         }
     }
 
-    /// Whether the ban of end tokens ends with the step that is about to be enqueued.
-    pub(crate) fn reaches_min_tokens(&self) -> bool {
+    /// Whether the step that is about to be enqueued is the first one whose token may be an end-of-sequence id.
+    pub(crate) fn next_step_lifts_eos_ban(&self) -> bool {
         let enqueued = self.generated() + self.in_flight;
         enqueued > 0 && enqueued == self.limits.min_new_tokens
     }
 
-    /// The ids so far if the sequence has a repetition penalty; else none, so no ids are copied to the device.
+    /// The ids of prompt and completion so far, which the repetition penalty reads. Empty without a penalty, so that
+    /// no ids are copied to the device.
     pub(crate) fn penalty_history(&self) -> &[i32] {
         if self.sampling.repetition_penalty == 1.0 { &[] } else { &self.ids }
     }
 
-    /// The number of the next random draw under the sequence's seed: the index of the token in the sequence.
+    /// The number that selects the sequence's next random number under its seed: the index of the next token in the
+    /// sequence.
     pub(crate) fn next_draw_number(&self) -> i32 {
         self.ids.len() as i32
     }

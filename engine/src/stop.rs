@@ -1,4 +1,5 @@
-//! Stop strings: they are searched in the text of a completion, because a stop string may span several tokens.
+//! Stop strings, which end a completion. They are searched in the decoded text, because a stop string may span
+//! several tokens.
 
 /// Decodes ids to text one by one, like a tokenizer's streaming decoder.
 pub trait Detokenizer {
@@ -20,7 +21,7 @@ impl std::fmt::Debug for StopCondition {
 }
 
 impl StopCondition {
-    /// No stop strings: only an end token or the limit of tokens ends the completion.
+    /// No stop strings: only an end-of-sequence token or the maximum number of tokens ends the completion.
     pub fn none() -> StopCondition {
         StopCondition { strings: Vec::new(), text: String::new(), detokenizer: None }
     }
@@ -40,7 +41,8 @@ impl StopCondition {
         if piece.is_empty() {
             return false;
         }
-        // A new match ends in the new piece of text, so it begins at most `longest` bytes before the piece.
+        // A new match ends in the newly decoded piece of text, so it begins at most `longest` bytes before that
+        // piece.
         let longest = self.strings.iter().map(String::len).max().unwrap_or(0);
         let mut from = self.text.len().saturating_sub(longest);
         while !self.text.is_char_boundary(from) {
@@ -50,7 +52,7 @@ impl StopCondition {
         self.strings.iter().any(|s| self.text[from..].contains(s.as_str()))
     }
 
-    /// The byte offset of the first stop string in `text`.
+    /// The byte offset in `text` at which the first match of any stop string begins; `None` without a match.
     pub fn first_match(text: &str, strings: &[String]) -> Option<usize> {
         strings.iter().filter(|s| !s.is_empty()).filter_map(|s| text.find(s.as_str())).min()
     }
@@ -61,8 +63,8 @@ mod tests {
     use super::*;
 
     /// A detokenizer for which each id is one Unicode character.
-    struct Characters;
-    impl Detokenizer for Characters {
+    struct CharacterDetokenizer;
+    impl Detokenizer for CharacterDetokenizer {
         fn push(&mut self, id: u32) -> String {
             char::from_u32(id).map(String::from).unwrap_or_default()
         }
@@ -70,7 +72,7 @@ mod tests {
 
     fn ends_at(strings: &[&str], text: &str) -> Option<usize> {
         let strings: Vec<String> = strings.iter().map(|s| s.to_string()).collect();
-        let mut stop = StopCondition::with_strings(&strings, Box::new(Characters));
+        let mut stop = StopCondition::with_strings(&strings, Box::new(CharacterDetokenizer));
         text.chars().position(|c| stop.push_and_match(c as u32))
     }
 

@@ -57,7 +57,7 @@ fn run(engine: &Engine, requests: &[TestRequest], eos: &[u32]) -> Vec<Completion
     engine.generate(generation.collect(), |_| {}).unwrap().0
 }
 
-/// End tokens that make some of these completions end early: the middle id of every second completion.
+/// Returns ids that, used as end tokens, make some of these completions end early: the middle id of every second one.
 fn early_end_tokens(completions: &[Completion]) -> Vec<u32> {
     completions.iter().skip(1).step_by(2).filter_map(|c| c.ids.get(c.ids.len() / 2).copied()).collect()
 }
@@ -88,8 +88,8 @@ fn open_and_compare_runs(
     compare_runs(&model(device, dtype), device, dtype, requests, variants)
 }
 
-/// Generates the completions once without graphs and lookahead, then with each variant (slots, lookahead), and checks
-/// that they are equal.
+/// Generates the completions once without graphs and lookahead, then once per variant (number of slots, lookahead),
+/// and checks that all runs give the same completions.
 fn compare_runs(
     model: &Qwen25Vl,
     device: &Device,
@@ -111,7 +111,8 @@ fn compare_runs(
         let engine = engine().max_slots(rows).lookahead(ahead);
         assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: {rows} slots, lookahead {ahead}");
         assert!(engine.capture_count() > 0);
-        // A batch size is captured when it occurs for the second time; after that nothing new is captured.
+        // A batch size is captured when it occurs for the second time, at the latest in this second run; the third
+        // run captures nothing new.
         assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: the same again");
         let made = engine.capture_count();
         assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: and again");
@@ -176,7 +177,7 @@ fn cuda_graphs_keep_driver_rules_and_equal_sim() {
         let eos = early_end_tokens(&run(&engine, &few_requests(), &[]));
         assert_eq!(got, run(&engine, &few_requests(), &eos), "{dtype}");
         drop(device);
-        assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
+        assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
     }
 }
 
@@ -234,7 +235,7 @@ fn adapter_completions_do_not_depend_on_slots_or_lookahead() {
         let eos = early_end_tokens(&run(&engine, &few_requests(), &[]));
         assert_eq!(got, run(&engine, &few_requests(), &eos), "{dtype}");
         drop(device);
-        assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
+        assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
     }
 }
 
@@ -243,7 +244,7 @@ fn bench_decode_times_the_engines_steps() {
     for (device, batch) in [(Device::cpu(1), 3), (Device::dry(reel_runtime::Kernels::Cuda), 2)] {
         let (model, cx) = (model(&device, DType::BF16), Cx::inference(&device, DType::BF16));
         device.profiler().collect_totals(true);
-        let seconds = bench::decode(&model, &cx, 70, batch, 4).unwrap();
+        let seconds = bench::time_decode(&model, &cx, 70, batch, 4).unwrap();
         assert_eq!(seconds.len(), 4);
         let totals = device.profiler().totals().unwrap();
         assert_eq!((totals["sample"].launches, totals["advance"].launches), (4, 4), "{device:?}");

@@ -23,7 +23,7 @@ pub enum Benchmark {
 }
 
 impl Benchmark {
-    /// All benchmarks, in the order of the papers' tables.
+    /// All benchmarks, in the order of the result tables of the VideoRFT and Video-R1 papers.
     pub const ALL: [Self; 6] =
         [Self::VsiBench, Self::VideoMmmu, Self::Mmvu, Self::MvBench, Self::TempCompass, Self::VideoMme];
 
@@ -31,7 +31,7 @@ impl Benchmark {
     ///
     /// # Errors
     /// The name is unknown; the error lists all names.
-    pub fn parse(name: &str) -> Result<Self> {
+    pub fn from_name(name: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|benchmark| benchmark.name() == name);
         found.ok_or_else(|| {
             let help = format!("use one of {}", Self::ALL.map(Self::name).join(", "));
@@ -51,9 +51,10 @@ impl Benchmark {
         }
     }
 
-    /// The task of a category, for benchmarks whose official score is a mean over tasks (VSI-Bench), else `None`. The
-    /// three difficulty levels of relative direction are three categories but one task.
-    pub fn task(self, category: &str) -> Option<&str> {
+    /// The task to which a row category belongs, for benchmarks whose official score is a mean over tasks
+    /// (VSI-Bench); `None` for the others. The three difficulty levels of relative direction are three categories but
+    /// one task.
+    pub fn task_of_category(self, category: &str) -> Option<&str> {
         const DIRECTION: &str = "object_rel_direction";
         let is_level = |rest: &str| rest.starts_with('_');
         (self == Self::VsiBench)
@@ -68,17 +69,17 @@ mod tests {
     #[test]
     fn benchmark_names_round_trip() {
         for benchmark in Benchmark::ALL {
-            assert_eq!(Benchmark::parse(benchmark.name()).unwrap(), benchmark);
+            assert_eq!(Benchmark::from_name(benchmark.name()).unwrap(), benchmark);
         }
-        let e = Benchmark::parse("nosuch").unwrap_err();
+        let e = Benchmark::from_name("nosuch").unwrap_err();
         assert!(e.is_usage_error() && e.to_string().contains("`nosuch`; use one of vsibench, videommmu"));
     }
 
     #[test]
     fn direction_categories_are_one_task() {
-        let task = |category| Benchmark::VsiBench.task(category);
+        let task = |category| Benchmark::VsiBench.task_of_category(category);
         assert_eq!(task("object_rel_direction_hard"), Some("object_rel_direction"));
         assert_eq!(task("object_rel_distance"), Some("object_rel_distance"));
-        assert_eq!(Benchmark::MvBench.task("object_rel_direction_hard"), None);
+        assert_eq!(Benchmark::MvBench.task_of_category("object_rel_direction_hard"), None);
     }
 }

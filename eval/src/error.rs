@@ -17,12 +17,12 @@ pub enum EvalError {
 pub type Result<T, E = EvalError> = std::result::Result<T, E>;
 
 impl EvalError {
-    /// The error that the row at `location` is malformed.
+    /// The error for a malformed row of predictions at `location`.
     pub(crate) fn malformed_row(location: &str, what: impl Into<String>, help: &str) -> Self {
         Self::Row(Diagnostic::new(location, what, help))
     }
 
-    /// Whether the command line is wrong, so that the program exits with code 2.
+    /// Whether a wrong command line caused the error; the program then exits with code 2.
     pub fn is_usage_error(&self) -> bool {
         matches!(self, Self::Option(_))
     }

@@ -13,22 +13,29 @@ pub fn wilson_interval(mean: f64, score_count: usize) -> [f64; 2] {
     let (centre, _) = adjusted(mean, score_count);
     let n = score_count as f64;
     let half = Z / (n + Z * Z) * (n * mean * (1.0 - mean) + Z * Z / 4.0).max(0.0).sqrt();
-    // The clamps keep the mean inside the interval despite rounding errors.
+    // Despite rounding errors, the clamps keep the mean inside the interval.
     [(centre - half).max(0.0).min(mean), (centre + half).min(1.0).max(mean)]
 }
 
-/// The 95 % interval of a weighted sum of independent means, each given as (weight, mean, number of scores). It is a
-/// normal interval around the sum; the variance of each mean is that of A. Agresti and B. Coull (1998), which is
-/// above 0 even if all scores are equal.
-pub fn weighted_sum_interval(means: &[(f64, f64, usize)]) -> [f64; 2] {
-    let sum: f64 = means.iter().map(|(weight, mean, _)| weight * mean).sum();
-    let variance: f64 = means.iter().map(|&(weight, mean, n)| weight * weight * adjusted(mean, n).1).sum();
+/// A mean of scores with its weight in a weighted sum.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightedMean {
+    pub weight: f64,
+    pub mean: f64,
+    pub score_count: usize,
+}
+
+/// The 95 % normal interval of a weighted sum of independent means. The variance of each mean is that of A. Agresti
+/// and B. Coull (1998), which is above 0 even if all scores are equal.
+pub fn weighted_sum_interval(means: &[WeightedMean]) -> [f64; 2] {
+    let sum: f64 = means.iter().map(|m| m.weight * m.mean).sum();
+    let variance: f64 = means.iter().map(|m| m.weight * m.weight * adjusted(m.mean, m.score_count).1).sum();
     let half = Z * variance.sqrt();
     [(sum - half).max(0.0), (sum + half).min(1.0)]
 }
 
-/// The mean after z² (about 4) scores of one half are added, and its variance for scores of 0 or 1 (Agresti and
-/// Coull).
+/// Adds z² (about 4) scores of one half to the `n` scores with this mean (Agresti and Coull). Returns the new mean
+/// and its variance for scores of 0 or 1.
 fn adjusted(mean: f64, n: usize) -> (f64, f64) {
     let more = n as f64 + Z * Z;
     let centre = (n as f64 * mean + Z * Z / 2.0) / more;
@@ -42,7 +49,7 @@ mod tests {
 
     #[test]
     fn equals_high_precision_values() {
-        // Computed from the formula with 40 decimal digits.
+        // The expected values were computed from the formula with 40 decimal digits.
         for (x, n, want) in [
             (0.0, 10, [0.000_000_000_000, 0.277_532_799_863]),
             (5.0, 10, [0.236_593_090_513, 0.763_406_909_487]),
@@ -73,8 +80,9 @@ mod tests {
             let [low, high] = wilson_interval(mean, n);
             prop_assert!(0.0 <= low && low <= mean && mean <= high && high <= 1.0);
             prop_assert!(width(wilson_interval(mean, n * 4)) < width([low, high]));
-            // The weighted sum of two halves has about the same interval as the mean of the whole.
-            let apart = weighted_sum_interval(&[(0.5, mean, n * 50), (0.5, mean, n * 50)]);
+            // Splitting the scores into two halves of weight 0.5 gives about the same interval as their mean.
+            let half = WeightedMean { weight: 0.5, mean, score_count: n * 50 };
+            let apart = weighted_sum_interval(&[half, half]);
             prop_assert!((width(apart) - width(wilson_interval(mean, n * 100))).abs() < 0.02);
         }
     }

@@ -22,11 +22,11 @@ pub struct Prediction {
 }
 
 impl Prediction {
-    /// Parses a line of JSON; columns that do not affect the score are ignored.
+    /// Parses a line of JSON. Columns that the score does not depend on are ignored.
     ///
     /// # Errors
     /// The line is not a JSON object, or a column is missing or not a string; the error names the column.
-    pub fn parse(line: &str) -> Result<Self> {
+    pub fn from_json_line(line: &str) -> Result<Self> {
         let fields = parse_object(line).map_err(EvalError::Row)?;
         let text = |name: &str| text_field(&fields, name).map_err(EvalError::Row);
         Ok(Self {
@@ -45,8 +45,8 @@ impl Prediction {
         self.problem_type == Some(ProblemType::Regression)
     }
 
-    /// The score from 0 to 1. If the output has no answer in tags, or an empty one, the whole output is the answer.
-    /// Kinds of problem that do not occur in the benchmarks score 0.
+    /// The score from 0 to 1. The answer is the text in the output's `<answer>` tags, or the whole output if there
+    /// are no tags or nothing in them. Kinds of problem that do not occur in the benchmarks score 0.
     pub fn score(&self) -> f32 {
         let answer = match extract_answer(&self.output) {
             "" => strip_white_space(&self.output),
@@ -69,7 +69,7 @@ fn mean_relative_accuracy(answer: &str, truth: &str) -> f32 {
     let (Some(answer), Some(truth)) = (parse_number(answer), parse_number(truth)) else { return 0.0 };
     let (answer, truth) = (answer as f32, truth as f32);
     let error = (answer - truth).abs() / (truth.abs() + 1e-8);
-    // torch.arange computes in f64 and rounds each threshold to f32.
+    // The evaluation scripts use torch.arange, which computes in f64 and rounds each threshold to f32.
     let thresholds = (0..10).map(|i| (0.5 + 0.05 * f64::from(i)) as f32);
     thresholds.filter(|threshold| error < 1.0 - threshold).count() as f32 / 10.0
 }
@@ -82,7 +82,7 @@ mod tests {
 
     fn score(kind: &str, output: &str, solution: &str) -> f32 {
         let row = json!({"problem_type": kind, "solution": format!("<answer>{solution}</answer>"), "output": output});
-        Prediction::parse(&row.to_string()).unwrap().score()
+        Prediction::from_json_line(&row.to_string()).unwrap().score()
     }
 
     #[test]
@@ -133,11 +133,11 @@ mod tests {
         ] {
             let mut row = good.clone();
             row[name] = value;
-            let e = Prediction::parse(&row.to_string()).unwrap_err().to_string();
+            let e = Prediction::from_json_line(&row.to_string()).unwrap_err().to_string();
             assert!(e.starts_with(&format!("{name}: ")) && e.contains("; "), "{e}");
         }
         for line in ["", "[]", "{\"problem_type\""] {
-            assert!(Prediction::parse(line).unwrap_err().to_string().starts_with("the line: "));
+            assert!(Prediction::from_json_line(line).unwrap_err().to_string().starts_with("the line: "));
         }
     }
 

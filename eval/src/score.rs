@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::interval::{weighted_sum_interval, wilson_interval};
+use crate::interval::{WeightedMean, weighted_sum_interval, wilson_interval};
 use crate::{Benchmark, EvalError, Prediction, Result};
 
 /// The scores of a benchmark, from 0 to 1, with 95 % confidence intervals.
@@ -18,9 +18,9 @@ pub struct BenchmarkReport {
     pub overall: f64,
     /// Interval of `overall`.
     pub overall_ci95: [f64; 2],
-    /// Mean score of the rows that are not regression; 0 if there are none.
+    /// Mean score of the rows whose problem is not a regression; 0 if there are no such rows.
     pub mean_acc: f64,
-    /// Mean relative accuracy of the regression rows; 0 if there are none.
+    /// Mean relative accuracy of the rows whose problem is a regression; 0 if there are no such rows.
     pub mean_mra: f64,
     /// Mean over tasks of the score of each task: the official score of VSI-Bench.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -32,7 +32,7 @@ pub struct BenchmarkReport {
     pub by_category: BTreeMap<String, CategoryScore>,
 }
 
-/// The score of the rows of a category.
+/// The mean score of the rows of one category.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CategoryScore {
     /// Number of rows.
@@ -86,17 +86,21 @@ pub fn score_benchmark(benchmark: Benchmark, predictions: &[Prediction]) -> Resu
     })
 }
 
-/// The mean over tasks and its interval, if the benchmark has tasks and the rows have categories. The score of a task
-/// is the mean of its categories.
+/// The mean of the tasks' scores and its 95 % interval; `None` if the benchmark has no tasks or its rows have no
+/// categories. The score of a task is the mean of its categories' scores.
 fn task_mean(benchmark: Benchmark, by_category: &BTreeMap<String, CategoryScore>) -> Option<(f64, [f64; 2])> {
     let mut tasks: BTreeMap<&str, Vec<&CategoryScore>> = BTreeMap::new();
     for (category, part) in by_category {
-        tasks.entry(benchmark.task(category)?).or_default().push(part);
+        tasks.entry(benchmark.task_of_category(category)?).or_default().push(part);
     }
     let weight = |parts: &[&CategoryScore]| 1.0 / (tasks.len() * parts.len()) as f64;
-    let weighted: Vec<(f64, f64, usize)> =
-        tasks.values().flat_map(|parts| parts.iter().map(move |p| (weight(parts), p.score, p.n))).collect();
-    let mean = weighted.iter().map(|(weight, score, _)| weight * score).sum();
+    let weighted: Vec<WeightedMean> = tasks
+        .values()
+        .flat_map(|parts| {
+            parts.iter().map(move |p| WeightedMean { weight: weight(parts), mean: p.score, score_count: p.n })
+        })
+        .collect();
+    let mean = weighted.iter().map(|m| m.weight * m.mean).sum();
     (!weighted.is_empty()).then(|| (mean, weighted_sum_interval(&weighted)))
 }
 
@@ -115,7 +119,7 @@ mod tests {
     }
 
     fn predictions(benchmark: Benchmark) -> Vec<Prediction> {
-        golden(&format!("{}.jsonl", benchmark.name())).lines().map(|line| Prediction::parse(line).unwrap()).collect()
+        golden(&format!("{}.jsonl", benchmark.name())).lines().map(|line| Prediction::from_json_line(line).unwrap()).collect()
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! Times of kernels: example calls run on GPU memory, timed by GPU events, or on the processor.
+//! Times kernels: example calls run on GPU memory, timed by GPU events, or on the processor.
 //!
 //! Before each run 256 MiB of other memory are written, more than any cache holds, so that every run reads its
-//! operands from memory. On a GPU that write is in the stream before the first event, and the host launches the run
-//! meanwhile. Cache lines of that write that are still to be written back when the run begins count against the run,
-//! as in Triton's and PyTorch's benchmarks.
+//! operands from memory. On a GPU this write is enqueued before the first event, and the host enqueues the run while
+//! it executes. Cache lines of this write that are written back only during the run count against the run, as in
+//! Triton's and PyTorch's benchmarks.
 #![allow(unsafe_code)]
 
 use crate::catalogue::ExampleCall;
@@ -37,7 +37,7 @@ impl RunTimes {
 const FLUSH: usize = 256 << 20;
 
 /// Times an example call on a GPU: `runs` runs after two warm-up runs.
-pub fn time(gpu: &Gpu, example: &ExampleCall, runs: usize) -> Result<RunTimes, CudaError> {
+pub fn time_call_on_gpu(gpu: &Gpu, example: &ExampleCall, runs: usize) -> Result<RunTimes, CudaError> {
     let mut buffers = Vec::new();
     let params = with_operands(&example.launch, |field| {
         let buffer = operand(gpu, &example.launch, field)?;
@@ -66,7 +66,7 @@ fn each_run(gpu: &Gpu, runs: usize, mut enqueue: impl FnMut() -> Result<(), Cuda
     Ok(seconds)
 }
 
-/// Bytes of the matrices a, b and c of a product.
+/// Returns the bytes of the matrices a, b and c of a product.
 fn of_product(p: &Matmul) -> [usize; 3] {
     [p.m * p.k * p.a.dtype.size(), p.n * p.k * p.b.dtype.size(), p.m * p.n * p.c_dtype.size()]
 }
@@ -82,7 +82,7 @@ fn at(p: &Matmul, [a, b, c]: [u64; 3]) -> Matmul {
 ///
 /// # Errors
 /// Errors of cuBLASLt or of the GPU.
-pub fn time_product(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: usize) -> Result<RunTimes, CudaError> {
+pub fn time_product_on_gpu(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: usize) -> Result<RunTimes, CudaError> {
     let buffers = of_product(product).map(|bytes| normal_buffer(gpu, bytes.next_multiple_of(TILE)));
     let [a, b, c] = buffers;
     let (a, b, c, workspace) = (a?, b?, c?, gpu.alloc(WORKSPACE_BYTES)?);
@@ -92,8 +92,8 @@ pub fn time_product(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: usize) -
     Ok(RunTimes { seconds: each_run(gpu, runs, run)? })
 }
 
-/// An upper bound on the bytes that [`time_product`] and [`time_product_on_cpu`] allocate.
-pub fn allocated_bytes_of_product(product: &Matmul) -> f64 {
+/// An upper bound on the bytes that [`time_product_on_gpu`] and [`time_product_on_cpu`] allocate.
+pub fn max_allocated_bytes_of_product(product: &Matmul) -> f64 {
     product.cost().bytes + (FLUSH + WORKSPACE_BYTES + 3 * TILE) as f64
 }
 
@@ -106,14 +106,14 @@ pub fn time_product_on_cpu(team: &Team, product: &Matmul, runs: usize) -> RunTim
     RunTimes { seconds: each_run_on_cpu(runs, || unsafe { matmul::cpu::run(&product, team) }) }
 }
 
-/// An upper bound on the bytes that [`time`] and [`time_on_cpu`] allocate for a call.
-pub fn allocated_bytes(example: &ExampleCall) -> f64 {
+/// An upper bound on the bytes that [`time_call_on_gpu`] and [`time_call_on_cpu`] allocate for a call.
+pub fn max_allocated_bytes(example: &ExampleCall) -> f64 {
     let each = numbers(&example.launch);
     present(&example.launch).count() as f64 * each + FLUSH as f64
 }
 
 /// Times an example call on the processor: `runs` runs after one warm-up run.
-pub fn time_on_cpu(team: &Team, example: &ExampleCall, runs: usize) -> RunTimes {
+pub fn time_call_on_cpu(team: &Team, example: &ExampleCall, runs: usize) -> RunTimes {
     let tile = normal_tile();
     let mut buffers: Vec<Vec<Line>> = Vec::new();
     let placed: Result<Vec<u8>, std::convert::Infallible> = with_operands(&example.launch, |field| {
@@ -167,7 +167,7 @@ fn numbers_on_cpu(tile: &[u8], bytes: usize) -> Vec<Line> {
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// Returns the address parameters of a call that are not null.
+/// Returns the address parameters of a call whose address is not null.
 fn present(launch: &KernelLaunch) -> impl Iterator<Item = &'static ParamField> + '_ {
     launch.kernel.fields.iter().filter(|f| f.address && launch.params[f.offset..f.offset + 8] != [0; 8])
 }
@@ -184,8 +184,8 @@ fn with_operands<E>(
     Ok(params)
 }
 
-/// Seconds of a copy of `bytes` bytes within GPU memory, the shortest of `runs` runs.
-pub fn copy_seconds(gpu: &Gpu, bytes: usize, runs: usize) -> Result<f64, CudaError> {
+/// Returns the shortest time in seconds of `runs` copies of `bytes` bytes within GPU memory.
+pub fn shortest_copy_seconds(gpu: &Gpu, bytes: usize, runs: usize) -> Result<f64, CudaError> {
     let (from, to) = (gpu.alloc(bytes)?, gpu.alloc(bytes)?);
     gpu.fill(&from, 1)?;
     let mut least = f64::INFINITY;
@@ -195,8 +195,8 @@ pub fn copy_seconds(gpu: &Gpu, bytes: usize, runs: usize) -> Result<f64, CudaErr
     Ok(least)
 }
 
-/// Returns an upper bound on an operand's size in bytes, and its contents. See [`numbers`] for the bound of
-/// floating-point operands.
+/// Returns an operand's contents and the bytes to allocate for it, which are at least its size. For floating-point
+/// operands the size is that of [`numbers`].
 fn sized(launch: &KernelLaunch, field: &ParamField) -> (usize, Contents) {
     match contents(launch, field.name) {
         Contents::Words(words) => ((4 * words.len()).max(1 << 20), Contents::Words(words)),
@@ -255,7 +255,7 @@ enum Contents {
     Words(Vec<u32>),
 }
 
-/// Chooses an operand's contents by its name; sizes come from the call's parameters.
+/// Chooses an operand's contents by its name. Lengths and ranges come from the numeric parameters of the call.
 fn contents(launch: &KernelLaunch, name: &str) -> Contents {
     let field = |name: &str| scalar(launch, name).unwrap_or(0) as u32;
     let list = |count: u32, f: &dyn Fn(u32) -> u32| Contents::Words((0..count).map(f).collect());
@@ -291,9 +291,9 @@ fn contents(launch: &KernelLaunch, name: &str) -> Contents {
         "history_len" => list(rows, &|_| field("history_cols")),
         "suppressed" => list(field("suppressed_count"), &|i| i),
         "counted" => list(field("completions"), &|_| 1024),
-        // About ln 8192, so that attention weights sum to about one.
+        // About ln 8192, so that the recomputed attention weights of a row sum to about one.
         "lse" => list(product(rows, field("heads").max(1)), &|_| 9.5f32.to_bits()),
-        // Gradient norm and clipping factor.
+        // Gradient norm and clipping factor, both 1.
         "clip" => list(2, &|_| 1f32.to_bits()),
         _ => Contents::Numbers,
     }
@@ -348,13 +348,13 @@ mod tests {
     /// Device `cpu` runs and times the example calls on generated operands.
     #[test]
     fn the_processor_is_timed_too() {
-        let folder = crate::catalogue::find_folder("grpo_loss").unwrap();
+        let folder = crate::catalogue::find_kernel_folder("grpo_loss").unwrap();
         let team = Team::new(2);
         for example in folder.examples() {
-            let timed = time_on_cpu(&team, &example, 3);
+            let timed = time_call_on_cpu(&team, &example, 3);
             assert_eq!(timed.seconds.len(), 3);
             assert!(timed.least_seconds() > 0.0 && timed.least_seconds() <= timed.median_seconds());
-            assert!(allocated_bytes(&example) > FLUSH as f64);
+            assert!(max_allocated_bytes(&example) > FLUSH as f64);
         }
     }
 

@@ -36,7 +36,7 @@ pub fn check_close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, max_abs: 
     Ok(())
 }
 
-/// Checks the number of elements and that values that are not finite are equal.
+/// Checks that `got` has as many elements as `want`, and that elements that are not finite are equal.
 fn check_non_finite(name: &str, got: &[f32], want: &[f64]) -> Result<(), String> {
     if got.len() != want.len() {
         return Err(format!("{name}: {} elements, want {}", got.len(), want.len()));
@@ -50,7 +50,8 @@ fn check_non_finite(name: &str, got: &[f32], want: &[f64]) -> Result<(), String>
     Ok(())
 }
 
-/// Default tolerance as a multiple of the error of one rounding; a kernel that needs more documents why.
+/// Default limit of a kernel's error, as a multiple of the error of one rounding. A kernel that needs more documents
+/// why.
 pub const DEFAULT_ROUNDING_FACTOR: f64 = 2.5;
 
 /// Checks that the error of `got`, stored as `dtype`, is explained by the kernel's documented roundings and is not
@@ -82,12 +83,13 @@ pub fn check_rounded(
     let scale = if norm2 > 0.0 { norm2.sqrt() } else { 1.0 };
     let distance = |y: &[f32]| finite().map(|(i, x)| ((y[i] as f64 - x) / scale).powi(2)).sum::<f64>().sqrt();
     let (error, documented, once) = (distance(got), distance(&documented), distance(&once));
-    // 1 / sqrt(n) if n elements of equal size made up the norm; larger if few elements dominate.
+    // How much the relative error varies by chance: 1 / sqrt(n) for n elements of equal size, more if few large
+    // elements make up most of the norm.
     let luck = finite().map(|(_, x)| (x / scale).powi(4)).sum::<f64>().sqrt();
     for (what, bound, times) in [("the documented roundings", documented, 1.2), ("one rounding", once, rounding_factor)]
     {
-        // In bf16 the documented roundings give the kernel's value, except for the few numbers halfway between two
-        // bf16 values.
+        // In bf16 a formula with the documented roundings gives the same numbers as the kernel, except for the few
+        // numbers that lie halfway between two bf16 values. So the first bound needs little slack.
         let (deviations, unit) = match (dtype, times > 1.2) {
             (DType::BF16, false) => (1.0, 0.0),
             (DType::BF16, true) => (3.0, 2f64.powi(-9)),

@@ -1,5 +1,5 @@
-//! The least arithmetic and memory traffic of a launch. Benchmarks compute the shortest possible time from it and
-//! compare measured times with that.
+//! The least arithmetic and memory traffic that a launch needs. Benchmarks compute from it the shortest possible
+//! time, and compare measured times with that.
 
 /// Arithmetic and memory traffic of one launch, each operand read or written once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -3,7 +3,7 @@
 //! of each folder.
 
 use reel_kernels::catalogue::FOLDERS;
-use reel_kernels::checks::mutation::{MutationSubject, Verdict};
+use reel_kernels::checks::mutation::{MutationSubject, MutantVerdict};
 use reel_kernels::compile;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,7 +27,7 @@ fn every_mutant_is_found() {
     let survivors: Vec<String> = on_all_threads(all.len(), |i| {
         let (subject, target) = all[i];
         let verdict = subject.run_mutant(target, LAUNCHES).unwrap_or_else(|e| panic!("{}: {e}", target.mutant));
-        matches!(verdict, Verdict::Survived | Verdict::Unreached)
+        matches!(verdict, MutantVerdict::Survived | MutantVerdict::Unreached)
             .then(|| format!("{}: {} at {:?}: {verdict:?}", target.function, target.mutant, target.places))
     })
     .into_iter()

@@ -2,7 +2,7 @@
 //! backends.
 
 use reel_kernels::bench::RunTimes;
-use reel_kernels::catalogue::{SizeError, Sizes, find_folder};
+use reel_kernels::catalogue::{SizeError, Sizes, find_kernel_folder};
 use reel_kernels::elementwise::{self, FillParams};
 use reel_kernels::{Cost, DType};
 use reel_runtime::ops::{self, LmHeadBackend};
@@ -47,7 +47,7 @@ impl LmHeadShape {
     /// A size that the output layer does not have.
     pub fn from_sizes(sizes: &Sizes) -> std::result::Result<LmHeadShape, SizeError> {
         let calls =
-            find_folder("linear_log_prob").map(|f| f.examples_with_sizes(sizes)).transpose()?.unwrap_or_default();
+            find_kernel_folder("linear_log_prob").map(|f| f.examples_with_sizes(sizes)).transpose()?.unwrap_or_default();
         let [rows, width, vocab] = ["tokens", "hidden", "vocab"].map(|key| sizes.used_value(key) as usize);
         let forward = ["f32", "bf16"].map(|t| {
             let name = format!("linear_log_prob_fwd_{t}");

@@ -44,7 +44,7 @@ pub fn op_timers<'a>(
         let all = example_products(sizes).map_err(bad_size)?;
         let found = all.into_iter().filter(|p| name == "matmul" || p.name == name);
         for product in found.filter(|p| wanted(Some(p.dtype))) {
-            timers.push(Box::new(move || Ok(vec![timing_device.time_product(&product, runs)?])));
+            timers.push(Box::new(move || Ok(vec![timing_device.time_product_on_gpu(&product, runs)?])));
         }
     } else {
         let usual = catalogue::find_kernels_with_folders(name)?;

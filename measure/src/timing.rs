@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use reel_kernels::bench::{
-    RunTimes, allocated_bytes, allocated_bytes_of_product, time, time_on_cpu, time_product, time_product_on_cpu,
+    RunTimes, max_allocated_bytes, max_allocated_bytes_of_product, time_call_on_cpu, time_call_on_gpu, time_product_on_gpu, time_product_on_cpu,
 };
 use reel_kernels::catalogue::{ExampleCall, ExampleProduct};
 use reel_kernels::cuda::blas::Blas;
@@ -49,10 +49,10 @@ impl TimingDevice {
     /// The operands do not fit into memory, or a launch fails.
     pub fn time_kernel(&self, example: &ExampleCall, runs: usize) -> Result<TimedKernel> {
         let kernel = example.launch.kernel.name;
-        self.check_memory(kernel, allocated_bytes(example))?;
+        self.check_memory(kernel, max_allocated_bytes(example))?;
         let timed = match self {
-            TimingDevice::Gpu(gpu, _) => time(gpu, example, runs)?,
-            TimingDevice::Cpu(threads) => time_on_cpu(&Team::new(*threads), example, runs),
+            TimingDevice::Gpu(gpu, _) => time_call_on_gpu(gpu, example, runs)?,
+            TimingDevice::Cpu(threads) => time_call_on_cpu(&Team::new(*threads), example, runs),
         };
         let dtype = dtype_of_kernel(kernel).unwrap_or(DType::F32);
         Ok(TimedKernel { kernel, size: example.size.to_string(), dtype, cost: example.launch.cost, timed })
@@ -62,8 +62,8 @@ impl TimingDevice {
     ///
     /// # Errors
     /// The operands do not fit into memory, or a launch fails.
-    pub fn time_product(&self, p: &ExampleProduct, runs: usize) -> Result<TimedKernel> {
-        self.check_memory(p.name, allocated_bytes_of_product(&p.product))?;
+    pub fn time_product_on_gpu(&self, p: &ExampleProduct, runs: usize) -> Result<TimedKernel> {
+        self.check_memory(p.name, max_allocated_bytes_of_product(&p.product))?;
         let timed = match self {
             TimingDevice::Gpu(gpu, blas) => {
                 let blas = match blas.get() {
@@ -73,7 +73,7 @@ impl TimingDevice {
                         blas.get_or_init(|| opened)
                     }
                 };
-                time_product(gpu, &**blas, &p.product, runs)?
+                time_product_on_gpu(gpu, &**blas, &p.product, runs)?
             }
             TimingDevice::Cpu(threads) => time_product_on_cpu(&Team::new(*threads), &p.product, runs),
         };

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use reel_kernels::bench::copy_seconds;
+use reel_kernels::bench::shortest_copy_seconds;
 use reel_kernels::catalogue::ExampleCall;
 use reel_measure::catalogue::{find_kernels_with_folders, kernels_with_folders};
 use reel_measure::timing::{TimedKernel, TimingDevice};
@@ -36,7 +36,7 @@ impl KernelsBenchArgs {
             return Err(bad_usage("--device", format!("{name}: this command times kernels on a GPU only"), help));
         }
         let gpu = open_gpu(name)?;
-        let bandwidth = 2.0 * COPY as f64 / copy_seconds(&gpu, COPY, 10)?;
+        let bandwidth = 2.0 * COPY as f64 / shortest_copy_seconds(&gpu, COPY, 10)?;
         let examples: Vec<ExampleCall> = match &self.kernel {
             Some(name) => find_kernels_with_folders(name)?.into_iter().map(|(_, e)| e).collect(),
             None => kernels_with_folders().map(|(_, e)| e).collect(),

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use reel_kernels::catalogue::find_folder;
-use reel_kernels::compile::check::{CheckResult, CheckedFunction, check};
+use reel_kernels::catalogue::find_kernel_folder;
+use reel_kernels::compile::check::{CheckResult, CheckedFunction, check_machine_code};
 use reel_kernels::compile::ptxas::FunctionResources;
 use reel_kernels::compile::{self, ARCHITECTURES, CompileError};
 use reel_kernels::{FOLDERS, Source};
@@ -135,8 +135,8 @@ pub fn compile_all(
         let mut compiled = Vec::new();
         while let Some((source, sm)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let start = Instant::now();
-            let module = find_folder(source.name).map_or("", |f| f.module);
-            compiled.push(CompiledSource { sm: sm.to_string(), source, checked: check(source, sm, module) });
+            let module = find_kernel_folder(source.name).map_or("", |f| f.module);
+            compiled.push(CompiledSource { sm: sm.to_string(), source, checked: check_machine_code(source, sm, module) });
             let seconds = start.elapsed().as_secs_f64();
             if seconds > 1.0 && !common.quiet && !common.json {
                 eprintln!("{} for {sm}: {seconds:.1} s", source.name);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use anyhow::Result;
-use reel_kernels::checks::suite::{CheckOutcome, run_all, select_checks};
+use reel_kernels::checks::suite::{CheckOutcome, run_checks, select_checks};
 use reel_kernels::checks::{CheckDevice, CheckSetup, GpuComparison};
 use reel_kernels::compile;
 use reel_measure::catalogue::find_kernels_with_folders;
@@ -53,7 +53,7 @@ pub fn run(common: &CommonOptions, kernel: Option<&str>, compare_with_simulator:
         ..CheckSetup::new(device)
     };
     let mut print_error = None;
-    let outcomes = run_all(&checks, &setup, |o| {
+    let outcomes = run_checks(&checks, &setup, |o| {
         if !common.json && print_error.is_none() {
             print_error = output::print_line(line(o)).err();
         }

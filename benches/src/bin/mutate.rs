@@ -8,7 +8,7 @@
 
 use clap::Parser;
 use reel_kernels::catalogue::FOLDERS;
-use reel_kernels::checks::mutation::{MutationSubject, MutationTarget, Verdict};
+use reel_kernels::checks::mutation::{MutationSubject, MutationTarget, MutantVerdict};
 use serde_json::json;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -31,7 +31,7 @@ struct Arguments {
     threads: Option<usize>,
 }
 
-/// The number of mutants with each outcome.
+/// The number of mutants with each outcome of the kernels' checks.
 #[derive(Clone, Copy, Default)]
 struct Tally {
     killed: usize,
@@ -58,7 +58,7 @@ impl Tally {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.kernel.as_deref().is_some_and(|k| FOLDERS.iter().all(|f| f.name != k)) {
-        eprintln!("error: --kernel: no such folder; see `reel kernels list`");
+        eprintln!("error: --kernel: no kernel folder has this name; `reel kernels list` prints the names");
         return ExitCode::from(2);
     }
     let mut total = Tally::default();
@@ -120,12 +120,12 @@ fn judge(name: &str, subject: &MutationSubject, arguments: &Arguments) -> Result
     }
 }
 
-fn count(target: &MutationTarget, verdict: &Verdict, print: bool, tally: &mut Tally) {
+fn count(target: &MutationTarget, verdict: &MutantVerdict, print: bool, tally: &mut Tally) {
     let (place, what) = match verdict {
-        Verdict::Killed(_) => (&mut tally.killed, None),
-        Verdict::Redundant(why) => (&mut tally.redundant, Some(format!("redundant: {why}"))),
-        Verdict::Survived => (&mut tally.survived, Some("survived".to_string())),
-        Verdict::Unreached => (&mut tally.unreached, Some("unreached".to_string())),
+        MutantVerdict::Killed(_) => (&mut tally.killed, None),
+        MutantVerdict::Redundant(why) => (&mut tally.redundant, Some(format!("redundant: {why}"))),
+        MutantVerdict::Survived => (&mut tally.survived, Some("survived".to_string())),
+        MutantVerdict::Unreached => (&mut tally.unreached, Some("unreached".to_string())),
     };
     *place += 1;
     if let Some(what) = what.filter(|_| print) {

@@ -1,5 +1,5 @@
-//! Compares the simulator's output of a case with the GPU's, and the error of approximations with its documented
-//! bound.
+//! Compares the simulator's output of a case with the GPU's. For approximate instructions, also compares the error of
+//! each with the error bound that PTX documents.
 
 use super::InstructionCase;
 use super::format::FloatFormat;
@@ -148,7 +148,7 @@ struct Approximation {
     exact: fn(&[f64]) -> f64,
     /// Returns the allowed error, given the arguments and the exact value; `None` if PTX documents no bound.
     allowed: fn(&[f64], f64, FloatFormat) -> Option<f64>,
-    /// True if subnormal arguments and results count as 0.
+    /// True if the instruction treats subnormal arguments and results as 0.
     flush: bool,
     /// True if the instruction defines only the upper 32 bits of its f64 result.
     upper: bool,
@@ -189,13 +189,15 @@ impl Approximation {
         let allowed: fn(&[f64], f64, FloatFormat) -> Option<f64> = match parts[0] {
             "div" if has("full") => |_, y, f| Some(2.0 * unit(y, f)),
             "div" => |x, y, f| (2f64.powi(-126)..=2f64.powi(126)).contains(&x[1].abs()).then(|| 2.0 * unit(y, f)),
-            // PTX documents only the upper 20 bits of the fraction of an f64.
+            // Of these f64 results, PTX documents only the upper 20 bits of the fraction, so an error below 2^-20 is
+            // allowed.
             "rcp" | "rsqrt" if wide && flush => |_, y, _| Some(2f64.powi(-20) * y.abs()),
             "rsqrt" if wide => |_, y, f| Some(2f64.powi(-51) * y.abs() + unit(y, f)),
             "rcp" => |_, y, f| Some(unit(y, f)),
             "sqrt" => |_, y, f| Some(2f64.powi(-23) * y.abs() + 0.5 * unit(y, f)),
             "rsqrt" => |_, y, _| Some(2f64.powf(-22.9) * y.abs()),
-            // On an H200, subnormal results are off by up to 1 ulp.
+            // PTX documents a relative error of 2^-9.9. One ulp is added because subnormal results of an H200 are off
+            // by up to 1 ulp.
             "ex2" if half => |_, y, f| Some(2f64.powf(-9.9) * y.abs() + unit(y, f)),
             "ex2" if bfloat => |_, y, _| Some(2f64.powi(-7) * y.abs()),
             "ex2" => |_, y, f| Some(2.0 * unit(y, f)),
@@ -206,7 +208,7 @@ impl Approximation {
                 _ => None,
             },
             _ if half => |_, _, _| Some(2f64.powf(-10.987)),
-            // The documentation rounds the error bound to 2^-8; the error of an H200 is slightly larger.
+            // PTX documents the bound 2^-8, which is rounded: the largest error of an H200 is slightly above it.
             _ if bfloat => |_, _, _| Some(2f64.powi(-8) * 1.001),
             _ => |_, y, _| Some(2f64.powi(-11) * y.abs()),
         };

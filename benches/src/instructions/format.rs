@@ -1,4 +1,5 @@
-//! Formats of register contents: how random inputs of a format are drawn, and which numbers a register holds.
+//! The formats of the registers that instructions read and write: how random inputs are drawn, and which numbers a
+//! register holds.
 
 use reel_sim::exec::SeededRng;
 
@@ -26,7 +27,7 @@ pub enum OperandFormat {
     /// Two packed floating-point numbers of 16 bits each.
     Pair(FloatFormat),
     /// Matrix elements, as many as fit in the register.
-    Matrix(Element, ElementRange),
+    Matrix(MatrixElementFormat, ElementRange),
 }
 
 /// A binary floating-point format, given by the bits of its exponent and its fraction.
@@ -49,7 +50,7 @@ pub const F64: FloatFormat = FloatFormat { exponent: 11, fraction: 52 };
 
 /// The type of a matrix element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Element {
+pub enum MatrixElementFormat {
     /// A floating-point number, alone in its register or packed with others of its format.
     Number(FloatFormat),
     /// tf32, whose lower 13 bits are arbitrary.
@@ -241,7 +242,7 @@ impl OperandFormat {
             OperandFormat::Pred => 1,
             OperandFormat::Int(bits) | OperandFormat::Nonzero(bits) | OperandFormat::Warp(bits) => bits,
             OperandFormat::Float(f) => f.bit_width(),
-            OperandFormat::Matrix(Element::Number(F64), _) => 64,
+            OperandFormat::Matrix(MatrixElementFormat::Number(F64), _) => 64,
             _ => 32,
         }
     }
@@ -251,7 +252,7 @@ impl OperandFormat {
         match self {
             OperandFormat::Float(f) => Some((1, f)),
             OperandFormat::Pair(f) => Some((2, f)),
-            OperandFormat::Matrix(Element::Number(f), _) => Some((self.bit_width() / f.bit_width(), f)),
+            OperandFormat::Matrix(MatrixElementFormat::Number(f), _) => Some((self.bit_width() / f.bit_width(), f)),
             _ => None,
         }
     }
@@ -281,7 +282,7 @@ impl OperandFormat {
             }
             OperandFormat::Float(f) => f.draw(rng),
             OperandFormat::Pair(f) => f.draw(rng) | f.draw(rng) << 16,
-            OperandFormat::Matrix(element, span) => random_elements(element, span, self.bit_width(), rng),
+            OperandFormat::Matrix(element, span) => random_matrix_elements(element, span, self.bit_width(), rng),
         }
     }
 }
@@ -301,32 +302,32 @@ fn integer(bits: u32, rng: &mut SeededRng) -> u64 {
     }
 }
 
-impl Element {
+impl MatrixElementFormat {
     /// Returns a mask of the sign bits of all elements in 64 bits; 0 for integers, whose sums are exact.
     pub fn sign_mask(self) -> u64 {
         match self {
-            Element::Number(F64) => 1 << 63,
-            Element::Number(F16 | BF16) => 0x8000_8000_8000_8000,
-            Element::Number(_) | Element::Tf32 => 0x8000_0000_8000_0000,
-            Element::E4m3 | Element::E5m2 => 0x8080_8080_8080_8080,
-            Element::Bits | Element::Int32 => 0,
+            MatrixElementFormat::Number(F64) => 1 << 63,
+            MatrixElementFormat::Number(F16 | BF16) => 0x8000_8000_8000_8000,
+            MatrixElementFormat::Number(_) | MatrixElementFormat::Tf32 => 0x8000_0000_8000_0000,
+            MatrixElementFormat::E4m3 | MatrixElementFormat::E5m2 => 0x8080_8080_8080_8080,
+            MatrixElementFormat::Bits | MatrixElementFormat::Int32 => 0,
         }
     }
 }
 
 /// Returns a register full of random matrix elements.
-pub fn random_elements(element: Element, span: ElementRange, register_bits: u32, rng: &mut SeededRng) -> u64 {
+pub fn random_matrix_elements(element: MatrixElementFormat, span: ElementRange, register_bits: u32, rng: &mut SeededRng) -> u64 {
     let mut all = |format: FloatFormat| {
         (0..register_bits / format.bit_width())
             .fold(0, |word, i| word | number(format, span, rng) << (i * format.bit_width()))
     };
     match element {
-        Element::Number(f) => all(f),
-        Element::Tf32 => all(F32) ^ (rng.draw() & 0x1fff),
-        Element::E4m3 => all(FloatFormat { exponent: 4, fraction: 3 }),
-        Element::E5m2 => all(FloatFormat { exponent: 5, fraction: 2 }),
-        Element::Bits => rng.draw() >> (64 - register_bits),
-        Element::Int32 => integer(32, rng),
+        MatrixElementFormat::Number(f) => all(f),
+        MatrixElementFormat::Tf32 => all(F32) ^ (rng.draw() & 0x1fff),
+        MatrixElementFormat::E4m3 => all(FloatFormat { exponent: 4, fraction: 3 }),
+        MatrixElementFormat::E5m2 => all(FloatFormat { exponent: 5, fraction: 2 }),
+        MatrixElementFormat::Bits => rng.draw() >> (64 - register_bits),
+        MatrixElementFormat::Int32 => integer(32, rng),
     }
 }
 

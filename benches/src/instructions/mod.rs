@@ -15,7 +15,7 @@ pub mod wgmma;
 
 use format::OperandFormat;
 
-/// The name of the kernel in every module.
+/// The name of the only kernel in every generated PTX module.
 pub const KERNEL_NAME: &str = "t";
 /// Number of threads per block.
 pub const THREADS_PER_BLOCK: usize = 128;
@@ -24,7 +24,7 @@ pub const THREADS_PER_BLOCK: usize = 128;
 /// memory.
 #[derive(Clone, Debug)]
 pub struct InstructionCase {
-    /// The instruction, or the statements that contain it, and the operands' formats.
+    /// The name in the output: the opcode, or the PTX statements that contain it, followed by the operands' formats.
     pub name: String,
     /// The PTX text of the module.
     pub ptx: String,
@@ -60,7 +60,7 @@ impl InstructionCase {
 /// Returns the cases of all instructions whose name contains `filter`, each with `lanes` inputs (a multiple of
 /// [`THREADS_PER_BLOCK`]); an instruction with one source gets eight times as many.
 pub fn instruction_cases(filter: &str, lanes: usize) -> Vec<InstructionCase> {
-    let rows = table::instruction_rows()
+    let rows = table::instruction_patterns()
         .flat_map(|(pattern, formats)| pattern::expand(pattern).into_iter().map(move |text| (text, formats)));
     let wanted = rows.filter(|(text, formats)| ptx::case_name(text, formats).contains(filter));
     let mut all: Vec<InstructionCase> =

@@ -4,7 +4,7 @@
 //! 1, whose sums are compared relative to the sum of magnitudes, since order and rounding of the tensor core's sums
 //! are not documented.
 
-use super::format::{BF16, Element, ElementRange, F16, F32, F64, OperandFormat};
+use super::format::{BF16, MatrixElementFormat, ElementRange, F16, F32, F64, OperandFormat};
 use super::{InstructionCase, pattern, ptx, wgmma};
 use reel_sim::matrix::mma::MmaOp;
 
@@ -38,28 +38,28 @@ pub fn product_cases(lanes: usize) -> Vec<InstructionCase> {
 }
 
 /// Returns the element format that a PTX type name stands for.
-pub fn element_from_ptx(name: &str) -> Element {
+pub fn element_from_ptx(name: &str) -> MatrixElementFormat {
     match name {
-        "f64" => Element::Number(F64),
-        "f32" => Element::Number(F32),
-        "f16" => Element::Number(F16),
-        "bf16" => Element::Number(BF16),
-        "tf32" => Element::Tf32,
-        "e4m3" => Element::E4m3,
-        "e5m2" => Element::E5m2,
-        "s32" => Element::Int32,
-        _ => Element::Bits,
+        "f64" => MatrixElementFormat::Number(F64),
+        "f32" => MatrixElementFormat::Number(F32),
+        "f16" => MatrixElementFormat::Number(F16),
+        "bf16" => MatrixElementFormat::Number(BF16),
+        "tf32" => MatrixElementFormat::Tf32,
+        "e4m3" => MatrixElementFormat::E4m3,
+        "e5m2" => MatrixElementFormat::E5m2,
+        "s32" => MatrixElementFormat::Int32,
+        _ => MatrixElementFormat::Bits,
     }
 }
 
 /// Returns the allowed difference between two sums of the same products in different orders, relative to the sum of
 /// the products' magnitudes.
-pub fn tolerance(elements: Element, sum: Element) -> f64 {
+pub fn tolerance(elements: MatrixElementFormat, sum: MatrixElementFormat) -> f64 {
     2f64.powi(match (sum, elements) {
-        (Element::Number(F16), _) => -9,
-        (Element::Number(F64), _) => -50,
+        (MatrixElementFormat::Number(F16), _) => -9,
+        (MatrixElementFormat::Number(F64), _) => -50,
         // Hopper's tensor cores keep 14 bits when they sum products of 8-bit numbers.
-        (_, Element::E4m3 | Element::E5m2) => -12,
+        (_, MatrixElementFormat::E4m3 | MatrixElementFormat::E5m2) => -12,
         _ => -20,
     })
 }
@@ -88,7 +88,7 @@ fn mma(opcode: &str, span: ElementRange, lanes: usize) -> InstructionCase {
         let mut input = case.input.clone();
         for (k, &format) in case.sources.iter().enumerate() {
             let OperandFormat::Matrix(element, _) = format else { continue };
-            clear_bits(&mut input[8 * k * lanes..8 * (k + 1) * lanes], element.sign_mask());
+            clear_bits_in_each_word(&mut input[8 * k * lanes..8 * (k + 1) * lanes], element.sign_mask());
         }
         case.magnitudes = Some(input);
         case.tolerance = tolerance(a, sum);
@@ -97,7 +97,7 @@ fn mma(opcode: &str, span: ElementRange, lanes: usize) -> InstructionCase {
 }
 
 /// Clears the bits of `mask` in each 8-byte word of `bytes`.
-pub fn clear_bits(bytes: &mut [u8], mask: u64) {
+pub fn clear_bits_in_each_word(bytes: &mut [u8], mask: u64) {
     for word in bytes.chunks_exact_mut(8) {
         let kept = u64::from_le_bytes(word.try_into().expect("8 bytes")) & !mask;
         word.copy_from_slice(&kept.to_le_bytes());

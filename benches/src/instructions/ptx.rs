@@ -8,12 +8,12 @@ use std::fmt::Write;
 /// The first lines of every module.
 pub const MODULE_HEADER: &str = ".version 9.0\n.target sm_90a\n.address_size 64\n";
 
-/// Returns the case name for an expanded row of the instruction table.
+/// Returns the name of the case for one text of an expanded pattern and its operand formats.
 pub fn case_name(text: &str, formats: &str) -> String {
     format!("{} {formats}", text.replace('$', ""))
 }
 
-/// Makes the case for an expanded row of the instruction table.
+/// Makes the case for one text of an expanded pattern and its operand formats.
 pub fn case_from_row(text: &str, formats: &str, lanes: usize) -> InstructionCase {
     let (results, sources) = formats.split_once('=').expect("results=sources");
     let named = |letters: &str| letters.chars().map(OperandFormat::from_letter).collect::<Vec<_>>();
@@ -34,7 +34,8 @@ pub fn case_from_formats(
     InstructionCase { name, ptx, lanes, sources, results, input, magnitudes: None, tolerance: 0.0 }
 }
 
-/// Returns the statements of a table row: a single opcode gets its operands, and statements stay unchanged.
+/// Returns the PTX statements for one text of an expanded pattern: appends the operands if the text is a single
+/// opcode, and returns a text of whole statements unchanged.
 fn statements(text: &str, results: usize, sources: usize) -> String {
     if text.contains('$') {
         return text.to_string();

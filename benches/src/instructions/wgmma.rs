@@ -3,8 +3,8 @@
 //! All of shared memory is filled with matrix elements. So an address computed from a descriptor always refers to an
 //! element, and a wrong interpretation of a descriptor gives a different sum.
 
-use super::format::{Element, ElementRange, F16, F32, OperandFormat, random_elements};
-use super::products::{clear_bits, element_from_ptx, tolerance};
+use super::format::{MatrixElementFormat, ElementRange, F16, F32, OperandFormat, random_matrix_elements};
+use super::products::{clear_bits_in_each_word, element_from_ptx, tolerance};
 use super::{InstructionCase, KERNEL_NAME, THREADS_PER_BLOCK, ptx};
 use reel_sim::exec::SeededRng;
 use reel_sim::matrix::wgmma::Descriptor;
@@ -26,7 +26,7 @@ struct Product {
     /// Whether A and B are stored transposed: A contiguous along m, B along n, instead of both along k.
     transposed: [bool; 2],
     from_registers: bool,
-    /// The factors of A and B: 1 or -1.
+    /// The factors by which the instruction multiplies A and B: 1 or -1 each.
     scales: [i32; 2],
     /// Whether the product is added to D instead of replacing it.
     adds: bool,
@@ -80,7 +80,7 @@ pub fn wgmma_cases(lanes: usize) -> Vec<InstructionCase> {
     all.iter().map(|p| p.case(lanes.min(8 * THREADS_PER_BLOCK))).collect()
 }
 
-/// Types of D, A and B that are tested besides f32, bf16 and bf16.
+/// Types of D, A and B that are tested in addition to those of [`PLAIN`] (f32, bf16 and bf16).
 const TYPES: &[(&str, &str, &str)] = &[
     ("f32", "f16", "f16"),
     ("f16", "f16", "f16"),
@@ -127,8 +127,8 @@ impl Product {
     /// Returns the shared-memory descriptor of A (0) or B (1), with start address 0.
     fn descriptor(&self, which: usize) -> u64 {
         let extent = [64, self.n][which];
-        // If each row is as long as the swizzle's span, eight rows make a pattern. A stride that the operand is too
-        // small to use can have any value.
+        // If each row of the operand is as long as the swizzle span, eight rows make one swizzle pattern. If the
+        // operand is too small for the hardware to use a stride, that stride can have any value.
         let (leading, stride) = match (self.swizzle.span_bytes(), self.transposed[which]) {
             (Some(span), false) => (16, 8 * span),
             (Some(span), true) => (16 * span, 8 * span),
@@ -161,15 +161,15 @@ impl Product {
     fn input(&self, lanes: usize, count: usize, registers: usize) -> (Vec<u8>, Vec<u8>) {
         let mut rng = SeededRng::new(u64::from(self.n) << 8 | self.k() as u64);
         let (mut input, mut unsigned) = (Vec::new(), Vec::new());
-        let mut add = |element: Element, words: usize, wide: bool| {
+        let mut add = |element: MatrixElementFormat, words: usize, wide: bool| {
             let from = input.len();
             for _ in 0..words {
-                let low = random_elements(element, self.span, 32, &mut rng);
-                let high = if wide { 0 } else { random_elements(element, self.span, 32, &mut rng) };
+                let low = random_matrix_elements(element, self.span, 32, &mut rng);
+                let high = if wide { 0 } else { random_matrix_elements(element, self.span, 32, &mut rng) };
                 input.extend((low | high << 32).to_le_bytes());
             }
             unsigned.extend_from_slice(&input[from..]);
-            clear_bits(&mut unsigned[from..], element.sign_mask());
+            clear_bits_in_each_word(&mut unsigned[from..], element.sign_mask());
         };
         for _ in 0..lanes / THREADS_PER_BLOCK {
             add(element_from_ptx(self.a), B as usize / 8, false);

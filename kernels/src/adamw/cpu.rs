@@ -2,43 +2,44 @@
 //! first.
 #![allow(unsafe_code)]
 
-use super::{HighHalf, JoinParams, Params, SplitParams, StepNumbers};
+use super::{SplitWeightHighHalf, JoinParams, Params, SplitParams, StepNumbers};
 use crate::view::{OutputArray, slice_at};
 use crate::{Team, simd_fn};
 
 /// Weights that one task updates.
 const BLOCK: usize = 8192;
 
-/// Number of split weights that are joined to f32 at a time.
+/// Number of split weights that a task joins to f32 on the stack at a time.
 const JOINED: usize = 512;
 
-/// Splits an f32 into its nearest bf16 bits (ties away from zero) and the signed 16-bit remainder.
+/// Splits an f32 into the bits of the nearest bf16 (ties away from zero) and the signed 16-bit remainder of the f32's
+/// bits.
 #[inline(always)]
-pub fn split(x: f32) -> (u16, i16) {
+pub fn to_bf16_and_remainder(x: f32) -> (u16, i16) {
     let bits = x.to_bits();
     let (hi, low) = ((bits.wrapping_add(0x8000) >> 16) as u16, bits as i16);
     if x.is_nan() { (0x7fc0, 0) } else { (hi, low) }
 }
 
-/// Joins the two halves of a split f32. The inverse of [`split`] for every f32 that is not NaN.
+/// Joins the two halves of a split f32. The inverse of [`to_bf16_and_remainder`] for every f32 that is not NaN.
 #[inline(always)]
-pub fn join(hi: u16, low: i16) -> f32 {
+pub fn from_bf16_and_remainder(hi: u16, low: i16) -> f32 {
     f32::from_bits(((hi as u32) << 16).wrapping_add(low as i32 as u32))
 }
 
 simd_fn! {
-    fn split_block(x: &[f32], hi: &mut [HighHalf], low: &mut [i16]) {
+    fn split_block(x: &[f32], hi: &mut [SplitWeightHighHalf], low: &mut [i16]) {
         for ((x, hi), low) in x.iter().zip(hi).zip(low) {
-            let (h, l) = split(*x);
-            (*hi, *low) = (HighHalf::from_bits(h), l);
+            let (h, l) = to_bf16_and_remainder(*x);
+            (*hi, *low) = (SplitWeightHighHalf::from_bits(h), l);
         }
     }
 }
 
 simd_fn! {
-    fn join_block(hi: &[HighHalf], low: &[i16], x: &mut [f32]) {
+    fn join_block(hi: &[SplitWeightHighHalf], low: &[i16], x: &mut [f32]) {
         for ((hi, low), x) in hi.iter().zip(low).zip(x) {
-            *x = join(hi.to_bits(), *low);
+            *x = from_bf16_and_remainder(hi.to_bits(), *low);
         }
     }
 }
@@ -90,7 +91,7 @@ pub unsafe fn step_bf16(p: &Params, team: &Team) {
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (g, factor) = unsafe { (slice_at::<f32>(p.g, n), clip_factor(p)) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (hi, low) = unsafe { (OutputArray::<HighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n)) };
+    let (hi, low) = unsafe { (OutputArray::<SplitWeightHighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n)) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (m, v) = unsafe { (OutputArray::<f32>::new(p.m, n), OutputArray::<f32>::new(p.v, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
@@ -113,7 +114,7 @@ pub unsafe fn split_f32(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SplitParams`] documents.
     let (src, hi, low) =
-        unsafe { (slice_at::<f32>(p.src, n), OutputArray::<HighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n)) };
+        unsafe { (slice_at::<f32>(p.src, n), OutputArray::<SplitWeightHighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
@@ -127,9 +128,9 @@ pub unsafe fn split_f32(p: &SplitParams, team: &Team) {
 pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SplitParams`] documents.
-    let (hi, low) = unsafe { (OutputArray::<HighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n)) };
+    let (hi, low) = unsafe { (OutputArray::<SplitWeightHighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n)) };
     // SAFETY: `p.src` covers `n` weights; no slice of it is made if it is the same array as `p.w`.
-    let src = unsafe { slice_at::<HighHalf>(p.src, if p.src == p.w { 0 } else { n }) };
+    let src = unsafe { slice_at::<SplitWeightHighHalf>(p.src, if p.src == p.w { 0 } else { n }) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
@@ -147,7 +148,7 @@ pub unsafe fn join_to_f32(p: &JoinParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`JoinParams`] documents.
     let (hi, low, dst) =
-        unsafe { (slice_at::<HighHalf>(p.w, n), slice_at::<i16>(p.low, n), OutputArray::<f32>::new(p.dst, n)) };
+        unsafe { (slice_at::<SplitWeightHighHalf>(p.w, n), slice_at::<i16>(p.low, n), OutputArray::<f32>::new(p.dst, n)) };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.

@@ -25,8 +25,9 @@ pub fn step_rounded(s: &StepHyperparameters, [w, m, v]: [f64; 3], g: f64) -> [f6
     [f32(f32(w * decay) - f32(size * f32(m / root))), m, v]
 }
 
-/// The definition of the split of an f32 that is not NaN: the high half is the multiple of 2¹⁶ nearest to its bits
-/// without the sign (ties upwards), the low half is the difference, which does not depend on the sign.
+/// The definition of the split of an f32 that is not NaN. Without the sign bit, the high half is the multiple of 2¹⁶
+/// nearest to the f32's bits (ties upwards), and the low half is the bits minus that multiple. The sign bit goes to
+/// the high half.
 #[cfg(test)]
 pub fn split(x: f32) -> (u16, i16) {
     let (sign, magnitude) = (x.to_bits() >> 31, (x.to_bits() & 0x7fff_ffff) as i64);

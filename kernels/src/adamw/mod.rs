@@ -29,7 +29,7 @@ mod examples;
 mod formula;
 mod small;
 
-pub use cpu::{join, split};
+pub use cpu::{from_bf16_and_remainder, to_bf16_and_remainder};
 
 use crate::folder::kernel_folder;
 use crate::launch::{CType, by_dtype};
@@ -37,7 +37,7 @@ use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 use half::bf16;
 
 params! {
-    /// The numbers of a step, which [`StepHyperparameters::numbers`] computes.
+    /// The scalars of an AdamW step, which [`StepHyperparameters::numbers`] computes.
     pub struct StepNumbers {
         /// Learning rate.
         pub lr: f32,
@@ -53,9 +53,10 @@ params! {
         pub bias1: f32,
         /// 1 − β₂ᵗ
         pub bias2: f32,
-        /// 1 − β₁, computed in f64 and rounded once: from a rounded β₁ it would be off by 1e-7, and 1 − β₂ by 5e-5.
+        /// 1 − β₁, computed in f64 and rounded to f32. From an f32 β₁ it would have a relative error of 1e-7 (1 − β₂:
+        /// 5e-5).
         pub rest1: f32,
-        /// 1 − β₂, computed in f64 and rounded once.
+        /// 1 − β₂, computed in f64 and rounded to f32.
         pub rest2: f32,
         /// 0
         pub reserved: u32,
@@ -79,8 +80,7 @@ params! {
         pub v: Addr,
         /// f32 `[n]`, gradient.
         pub g: Addr,
-        /// f32 once. From norm and clipping its relative error as `reduce::clip` 1e-7, that of 1 −
-        /// β₂ 5e-5.
+        /// f32 `[2]`: gradient norm and clipping factor, as `reduce::clip` writes them; null: factor 1.
         pub clip: Addr,
         /// Weights.
         pub n: u64,
@@ -109,9 +109,9 @@ params! {
         pub clip: Addr,
         /// Weights.
         pub n: u64,
-        /// Seed of the random bits for stochastic rounding.
+        /// Seed of the random bits that stochastic rounding uses.
         pub seed: u64,
-        /// Stream of the random bits: a different one for every tensor and step.
+        /// Number of the Philox stream of the random bits. Every tensor and step uses a different stream.
         pub stream: u64,
         /// The numbers of the step.
         pub numbers: StepNumbers,
@@ -222,7 +222,8 @@ pub fn step_8bit(dtype: DType, params: &SmallMomentParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 40.0 * n, bytes: 16.0 * n + scales })
 }
 
-/// Splits weights of dtype `src` (F32, or BF16, whose low halves are 0) into bf16 and low halves.
+/// Splits f32 or bf16 weights (`src` is their dtype) into bf16 high halves and 16-bit low halves. The low halves of
+/// bf16 weights are 0.
 pub fn split_master(src: DType, params: &SplitParams) -> Launch {
     let bytes = params.n as f64 * (src.size() + 4) as f64;
     Launch::kernel(by_dtype(src, &SPLIT_F32, &SPLIT_BF16), params, Cost { flops: 0.0, bytes })
@@ -234,9 +235,9 @@ pub fn join_master(params: &JoinParams) -> Launch {
 }
 
 /// Numbers of weights that the checks use.
-pub fn test_sizes() -> Vec<usize> {
+pub fn test_weight_counts() -> Vec<usize> {
     vec![0, 1, 17, 8191, 3 * 8192 + 5]
 }
 
 /// The high half of a split weight, which the model reads.
-pub(crate) type HighHalf = bf16;
+pub(crate) type SplitWeightHighHalf = bf16;

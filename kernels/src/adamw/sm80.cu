@@ -17,7 +17,7 @@
 #include "cuh/philox.cuh"
 #include "cuh/warp.cuh"
 
-// One operation with one rounding, which the compiler must not fuse with another operation.
+// A multiplication with one rounding: the intrinsic keeps the compiler from fusing it with an addition.
 __device__ __forceinline__ float mul(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
 
@@ -93,7 +93,7 @@ struct SplitWeights {
   }
 };
 
-// The scalars that all weights of a step share.
+// The scalars of a step, which are the same for all weights.
 struct Rule {
   float factor, decay, step_size, root_bias2, rest1, beta2, rest2, eps;
 
@@ -148,7 +148,8 @@ struct Step {
   }
 };
 
-// 16 random bits for each of the weights 8 * group .. 8 * group + 8; `moment` is 0 for m, 1 for v.
+// The random bits of one moment (0: m, 1: v) for the weights 8 * group .. 8 * group + 8. Element j has the 16 bits of
+// weight 8 * group + j.
 struct Draws {
   PhiloxWords words;
 
@@ -156,7 +157,7 @@ struct Draws {
       : words(philox(p.seed, p.stream, 2 * group + moment)) {}
 
   __device__ __forceinline__ u32 operator[](u32 j) const {
-    // Selects with conditions instead of an index, which would put the words into local memory.
+    // Selects the word with conditions. An index that is not a constant would put the words into local memory.
     const u32 low = j & 2 ? words.word[1] : words.word[0], high = j & 2 ? words.word[3] : words.word[2];
     return (j & 4 ? high : low) >> (j & 1) * 16 & 0xffff;
   }
@@ -214,7 +215,8 @@ __device__ __forceinline__ float quotient(float x, float d, float inverse) {
   return fmaf(fmaf(-q, d, x), inverse, q);
 }
 
-// Code book of the first moment: the value of a code at scale 1. `Second` is that of the second moment.
+// The 8-bit codes of the first moment: `value` decodes a code at scale 1, `root` is its inverse before rounding.
+// `Second` does the same for the second moment.
 struct First {
   static constexpr int LAST = 127;
   static __device__ __forceinline__ float value(int c) {
@@ -233,7 +235,7 @@ struct Second {
   static __device__ __forceinline__ float root(float x) { return mul(255.0f, sqrt_approx(sqrt_approx(x))); }
 };
 
-// The scale of a block of 8-bit moments: its largest magnitude.
+// The scale of a block of 8-bit moments: the largest magnitude in the block.
 struct Scale {
   float largest, inverse;
   bool ordinary;
@@ -268,7 +270,7 @@ __device__ __forceinline__ float warp_max_nan(float x) {
   return x;
 }
 
-// Loads the first `count` of eight bytes; the others are 0.
+// Loads the first `count` of eight bytes. The remaining elements of `byte` are 0.
 __device__ __forceinline__ void load_bytes(const u8* p, u32 count, bool vector, u32 (&byte)[8]) {
   if (vector && count == 8) {
     const Words<8> words = *reinterpret_cast<const Words<8>*>(p);
@@ -368,7 +370,7 @@ __device__ __forceinline__ void step_8bit(const SmallMomentParams& p, const Weig
   store_bytes(vs, count, vector, v_code);
 }
 
-// Converts weights from one form to another (split and join).
+// Copies weights from one representation to another: f32, bf16 or split.
 template <class From, class To>
 struct Convert {
   static constexpr int V = 4;

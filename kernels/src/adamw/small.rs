@@ -1,7 +1,7 @@
 //! AdamW with bf16 or 8-bit moments on the CPU: each task updates whole blocks of weights.
 #![allow(unsafe_code)]
 
-use super::{HighHalf, SmallMomentParams, WEIGHTS_PER_SCALE, join, split};
+use super::{SplitWeightHighHalf, SmallMomentParams, WEIGHTS_PER_SCALE, from_bf16_and_remainder, to_bf16_and_remainder};
 use crate::Team;
 use crate::philox::random_words;
 use crate::view::{OutputArray, slice_at};
@@ -10,7 +10,7 @@ use half::bf16;
 /// Weights that one task updates: a whole number of blocks.
 const TASK: usize = 32 * WEIGHTS_PER_SCALE;
 
-/// The scalars and the random stream of a step.
+/// The scalars of a step, and its parameters, which include the seed and stream of the random bits.
 struct Step {
     factor: f32,
     decay: f32,
@@ -53,7 +53,7 @@ impl Step {
 }
 
 /// Rounds `x` to bf16 stochastically: adds 16 random bits below the bf16's last bit and truncates.
-pub(super) fn stochastic_bf16(x: f32, random_bits: u16) -> bf16 {
+pub(super) fn round_stochastically_to_bf16(x: f32, random_bits: u16) -> bf16 {
     if x.is_nan() { bf16::NAN } else { bf16::from_bits(((x.to_bits() + random_bits as u32) >> 16) as u16) }
 }
 
@@ -69,8 +69,8 @@ pub(super) fn decode_second_moment(c: u8) -> f32 {
     (q * q) * (q * q)
 }
 
-/// Returns the code of `x` (0 to 1), stochastically rounded: one of the two codes around the real number `root`,
-/// chosen by `random_bits`. `value` decodes a code; `last` is the largest code.
+/// Returns the code of `x` (0 to 1), stochastically rounded. `root` is the exact code as a real number; `random_bits`
+/// choose between the codes below and above it. `value` decodes a code; `last` is the largest code.
 fn stochastic_code(x: f32, root: f32, last: i32, random_bits: u16, value: impl Fn(i32) -> f32) -> i32 {
     let below = (root as i32).clamp(0, last - 1);
     let (low, high) = (value(below), value(below + 1));
@@ -122,9 +122,9 @@ impl Weights for PlainWeights {
     }
 }
 
-/// Split weights: bf16 and the low halves.
+/// Split weights: the bf16 high halves and the 16-bit low halves.
 #[derive(Clone, Copy)]
-pub(super) struct SplitWeights(OutputArray<HighHalf>, OutputArray<i16>);
+pub(super) struct SplitWeights(OutputArray<SplitWeightHighHalf>, OutputArray<i16>);
 
 impl Weights for SplitWeights {
     unsafe fn new(p: &SmallMomentParams, n: usize) -> SplitWeights {
@@ -136,8 +136,8 @@ impl Weights for SplitWeights {
         // SAFETY: no other thread accesses these weights.
         let (hi, low) = unsafe { (self.0.part(at, len), self.1.part(at, len)) };
         for (i, (hi, low)) in hi.iter_mut().zip(low).enumerate() {
-            let (h, l) = split(step(i, join(hi.to_bits(), *low)));
-            (*hi, *low) = (HighHalf::from_bits(h), l);
+            let (h, l) = to_bf16_and_remainder(step(i, from_bf16_and_remainder(hi.to_bits(), *low)));
+            (*hi, *low) = (SplitWeightHighHalf::from_bits(h), l);
         }
     }
 }
@@ -160,8 +160,8 @@ pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &SmallMomentParams, team: 
                 draws = step.draws((at + i) / 8);
             }
             let [w, m_new, v_new] = step.apply([w, m[i].to_f32(), v[i].to_f32()], g[at + i]);
-            m[i] = stochastic_bf16(m_new, draws[0][i % 8]);
-            v[i] = stochastic_bf16(v_new, draws[1][i % 8]);
+            m[i] = round_stochastically_to_bf16(m_new, draws[0][i % 8]);
+            v[i] = round_stochastically_to_bf16(v_new, draws[1][i % 8]);
             w
         };
         // SAFETY: tasks do not overlap.

@@ -1,4 +1,4 @@
-use super::formula::{RowState, advanced};
+use super::formula::{RowState, state_after_token};
 use super::{Params, advance};
 use crate::Addr;
 use crate::checks::{RandomChoices, addr, addr_mut, checks, run, runs_cuda_code};
@@ -15,8 +15,8 @@ fn rows_move_on_as_the_formula_says_and_others_stay() {
         let before: Vec<RowState> = (0..rows)
             .map(|_| {
                 let kv_limit = picks.integer_between(1, most + 1);
-                // Covers rows that are free, at their first key, at their last key, one before it, and anywhere
-                // between.
+                // Covers rows that are not in use, rows with one key, rows with the maximum number of keys or one
+                // fewer, and any number between.
                 let kv_len = [0, 1, kv_limit, kv_limit.saturating_sub(1), picks.integer_between(0, kv_limit + 1)]
                     [picks.integer_between(0, 5)];
                 RowState {
@@ -34,12 +34,12 @@ fn rows_move_on_as_the_formula_says_and_others_stay() {
             .collect();
         let chosen: Vec<i32> = (0..rows).map(|_| picks.integer_between(0, 1001) as i32 - 1).collect();
         let want: Vec<RowState> =
-            before.iter().zip(&chosen).map(|(r, &c)| advanced(r, c.into(), page as i64)).collect();
+            before.iter().zip(&chosen).map(|(r, &c)| state_after_token(r, c.into(), page as i64)).collect();
         assert_eq!(launched(&before, &chosen, max_blocks, page, cols), want, "case {case}");
     }
 }
 
-/// Launches the kernel on `rows` and returns the rows that it leaves.
+/// Launches the kernel on `rows` and returns their states after the launch.
 fn launched(rows: &[RowState], chosen: &[i32], max_blocks: usize, page: usize, cols: usize) -> Vec<RowState> {
     let of = |f: &dyn Fn(&RowState) -> i64| -> Vec<i32> { rows.iter().map(|r| f(r) as i32).collect() };
     let (mut ids, mut positions, mut kv_lens) = (of(&|r| r.id), of(&|r| r.position), of(&|r| r.kv_len));

@@ -1,4 +1,4 @@
-//! `advance` on the CPU: one row after the other; a row is a few words.
+//! `advance` on the CPU. One thread updates all rows, because a row has only a few numbers.
 #![allow(unsafe_code)]
 
 use super::Params;

@@ -16,7 +16,7 @@ pub struct RowState {
 }
 
 /// Returns the state of `row` after the token `chosen` was sampled for it.
-pub fn advanced(row: &RowState, chosen: i64, page: i64) -> RowState {
+pub fn state_after_token(row: &RowState, chosen: i64, page: i64) -> RowState {
     let mut next = row.clone();
     if row.kv_len <= 0 {
         return next;

@@ -23,8 +23,8 @@ __device__ __forceinline__ void clear(FmaTiles& c) {
 }
 
 // Computes c = a b^T over all head_dim columns, for 64 rows of `a` from a_first on and 64 rows of `b` from b_first
-// on. `tiles` has room for two tiles. They are overwritten after the first barrier of this function, so no thread may
-// read their old contents then.
+// on. `tiles` is memory for two tiles. It is overwritten only after a barrier, so other threads may still read its
+// old contents when this thread calls the function.
 template <class T, class A, class B>
 __device__ __forceinline__ void multiply_heads(float (&c)[4][4], float* tiles, const T* a, const A& a_rows, int a_first,
                                                int a_end, const T* b, const B& b_rows, int b_first, int b_end,
@@ -43,9 +43,9 @@ __device__ __forceinline__ void multiply_heads(float (&c)[4][4], float* tiles, c
   }
 }
 
-// Computes dq of queries 0 .. count without the factor `scale`, for 128 columns from `column` on. `lse` (times log2
-// e) and `delta` are those of the thread's four rows 4y + i (y = threadIdx.x / 16). `shared` has BACKWARD_FMA_BYTES.
-// The other arguments are those of `attend` in forward_mma.cuh.
+// Computes 128 columns of dq, from `column` on, for the queries 0 .. count, without the factor `scale`. `lse` (times
+// log2 e) and `delta` are those of the thread's four rows 4y + i (y = threadIdx.x / 16). `shared` has
+// BACKWARD_FMA_BYTES. The other arguments are those of `attend` in forward_mma.cuh.
 template <class T, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void query_gradients_fma(FmaTiles& dq, float* shared, const T* q, const T* d_o,
                                                     const Queries& queries, int count, const T* k, const T* v,
@@ -82,8 +82,8 @@ __device__ __forceinline__ void query_gradients_fma(FmaTiles& dq, float* shared,
   }
 }
 
-// Computes dk (without the factor `scale`) and dv of keys 0 .. count (at most 64), for 128 columns from `column` on,
-// over all visits in order. visits.start must have been called.
+// Computes 128 columns of dk (without the factor `scale`) and of dv, from `column` on, for the keys 0 .. count (at
+// most 64), over all visits in order. visits.start must have been called.
 template <class T, class P, class Keys>
 __device__ __forceinline__ void key_gradients_fma(FmaTiles& dk, FmaTiles& dv, float* shared, const P& p, const Keys& keys,
                                                   int count, int kv_head, Visits<FMA_ROWS>& visits, int column) {

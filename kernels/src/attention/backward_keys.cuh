@@ -34,16 +34,16 @@ struct Relay {
   u32* turns;   // [tokens, heads]: a query tile uses the counter of its first row
 };
 
-// Returns the arrays of partial sums of dq in the workspace. Each use computes these addresses again, to save
-// registers.
+// Returns the addresses of the partial sums of dq and of the turn counters in the workspace. Every use computes them
+// again, which saves registers.
 template <class P>
 __device__ __forceinline__ Relay relay(const P& p) {
   float* const sums = global<float>(p.workspace);
   return {sums, reinterpret_cast<u32*>(sums + static_cast<u64>(p.tokens) * p.heads * p.head_dim)};
 }
 
-// Waits until `turn` key tiles have added their part of dq. Then their stores are visible to this thread, and after a
-// barrier to the whole block.
+// Waits until `turn` key tiles have added their part of dq. After that their stores are visible to this thread; after
+// a further barrier they are visible to the whole block.
 __device__ __forceinline__ void wait_for_turn(const u32* turns, int turn) {
   u32 now;
   do {
@@ -71,8 +71,8 @@ struct PartialQueries {
       for (int i = 0; i < 4; ++i) c[n][i] = 0.0f;
     }
   }
-  // Loads the sums of the thread's queries g = lane / 4 (at address `row`, if `low`) and g + 8 (`eight` elements
-  // further on, if `high`). `low` and `high` say whether the query exists.
+  // Loads the sums of two of the 16 queries: g = lane / 4, at address `row`, and g + 8, `eight` elements after it.
+  // `low` says whether query g exists, `high` whether query g + 8 does.
   __device__ __forceinline__ void load(const float* row, u64 eight, bool low, bool high) {
     clear();
     const int t = threadIdx.x % 4;
@@ -114,7 +114,8 @@ struct PartialQueries {
       }
     }
   }
-  // Multiplies the sums by `factor`, rounds them to bf16 and writes them to dq, in column order.
+  // Multiplies the sums by `factor`, rounds them to bf16 and writes them to dq. In dq the columns are in ascending
+  // order.
   __device__ __forceinline__ void round(bf16* row, u64 eight, bool low, bool high, float factor) const {
     const int t = threadIdx.x % 4;
 #pragma unroll
@@ -139,10 +140,10 @@ struct PartialQueries {
   }
 };
 
-// Processes one tile of queries for a warp's 16 keys: adds to dv and stores ds in rows `key` .. `key` + 16 of the
-// tile at `slopes`. With MASK, the thread's key g = lane / 4 is seen only by the queries with index from[0] or above,
-// its key g + 8 by those with index from[1] or above. The groups of 16 queries before group `begin` see none of the
-// 16 keys; their ds is not written. `logs` holds 64 values of lse, then 64 of delta.
+// Processes a tile of 64 queries for a warp's 16 keys: adds p d_o to dv, and stores ds in rows `key` .. `key` + 16 of
+// the tile at `slopes`. With MASK, only queries from index from[0] on see the thread's key g = lane / 4, and only
+// those from from[1] on see its key g + 8. Queries before 16 * begin see none of the 16 keys; their ds is not
+// written. `logs` has 64 values of lse, then 64 of delta.
 template <int HEAD_DIM, bool MASK>
 __device__ __forceinline__ void value_gradient(float (&dv)[HEAD_DIM / 8][4], u32 k, u32 v, u32 q, u32 d_o, u32 d_o_trans,
                                                char* slopes, const float* logs, float factor, int key,
@@ -246,7 +247,7 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
       cp_async_4(tiles + values_at(n) + threadIdx.x * 4, source + (valid ? visit.value(r) : 0), valid ? 4 : 0);
     }
   };
-  // Must be called after copy_q: one commit group contains both copies.
+  // Must be called after copy_q, because its commit puts both copies into one cp.async group.
   const auto copy_d_o = [&](int n) {
     copy_rows<HEAD_DIM, TILE_ROWS, THREADS>(tiles + At::D_O, global<const bf16>(p.d_o), visits[n].queries(), 0,
                                             visits[n].count);
@@ -273,8 +274,8 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
     // After this barrier the tile of queries has arrived, no thread still reads the previous tile or ds, and the sums
     // of dq are stored.
     __syncthreads();
-    // Passing the turn, waiting for it and finding visits take as long as a matrix product, so three threads in
-    // different warps start them early.
+    // Passing the turn, waiting for the turn and finding the next visit each take as long as a matrix product, so
+    // three threads in different warps start them early.
     const int turn = visits.keys.begin / KEYS;
     if (RELAY && n > 0 && threadIdx.x == 32 && turn < visits[n - 1].last) {
       pass_turn(relay(p).turns + visits[n - 1].row, turn + 1);

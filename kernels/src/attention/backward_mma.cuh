@@ -35,8 +35,9 @@ __device__ __forceinline__ void multiply_heads(float (&c)[2 * PAIRS][4], u32 a_l
   }
 }
 
-// Adds the contribution of one block of keys to dq of one warp's queries. With MASK, a query in row r of the warp
-// sees the first limit[r / 8] keys of the block, and the warp's last query sees the first `visible`.
+// Adds the contribution of one block of keys to dq of one warp's 16 queries. With MASK, the thread's queries g = lane
+// / 4 and g + 8 see only the first limit[0] and limit[1] keys of the block, and the warp's last query sees the first
+// `visible`.
 template <int HEAD_DIM, bool MASK>
 __device__ __forceinline__ void query_gradient(float (&dq)[HEAD_DIM / 8][4], u32 q, u32 d_o, u32 k, u32 v, u32 k_trans,
                                                float factor, const float (&lse)[2], const float (&delta)[2],

@@ -7,7 +7,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (tokens, heads, kv_heads) = (s.get("tokens", SEQUENCE_LEN), s.get("heads", HEADS), s.get("kv_heads", KV_HEADS));
     let (head_dim, causal) = (s.get("head_dim", HEAD_DIM), s.get("causal", 1));
     let scale = 1.0 / (head_dim as f32).sqrt();
-    let pairs = attention::query_key_pairs([tokens as usize], causal == 1);
+    let pairs = attention::query_key_pair_count([tokens as usize], causal == 1);
     let (seqs, max_seqlen, prefix) = (1, tokens, Addr::NULL);
     let fwd = attention::FwdParams {
         prefix,

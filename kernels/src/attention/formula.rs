@@ -4,8 +4,8 @@ use super::PackedBatch;
 use crate::checks::rounding::{self, ULP};
 use std::f64::consts::LOG2_E;
 
-/// Returns output and log-sum-exp of one query row. `keys` has the index of the first element of each key that it
-/// sees.
+/// Returns output and log-sum-exp of one query row. `keys` has, for each key that the row sees, the index of its
+/// first element in `k` and `v`.
 fn row(q: &[f64], k: &[f64], v: &[f64], keys: &[usize], scale: f64) -> (Vec<f64>, f64) {
     let scores: Vec<f64> =
         keys.iter().map(|&at| scale * q.iter().zip(&k[at..]).map(|(a, b)| a * b).sum::<f64>()).collect();
@@ -21,7 +21,8 @@ fn row(q: &[f64], k: &[f64], v: &[f64], keys: &[usize], scale: f64) -> (Vec<f64>
     (o, row_max + sum.ln())
 }
 
-/// Returns (row index, index of the first element of each key that it sees) for every query row, in order.
+/// Returns, for every query row in order, its index and the keys that it sees, each as the index of its first
+/// element.
 fn rows(case: &PackedBatch) -> impl Iterator<Item = (usize, Vec<usize>)> {
     let (heads, kv_heads, d) = (case.heads, case.kv_heads, case.head_dim);
     (0..case.lengths.len()).flat_map(move |n| {
@@ -29,7 +30,7 @@ fn rows(case: &PackedBatch) -> impl Iterator<Item = (usize, Vec<usize>)> {
         (0..case.lengths[n] * heads).map(move |at| {
             let (i, h) = (at / heads, at % heads);
             let begin = |token: &usize| (token * kv_heads + h / (heads / kv_heads)) * d;
-            ((first + i) * heads + h, tokens[..case.visible_keys(n, i)].iter().map(begin).collect())
+            ((first + i) * heads + h, tokens[..case.visible_key_count(n, i)].iter().map(begin).collect())
         })
     })
 }
@@ -107,13 +108,13 @@ impl Sums {
         Sums(f64::NEG_INFINITY, 0.0, vec![0.0; d])
     }
 
-    /// Returns the state relative to the larger maximum `row_max`.
+    /// Returns the same state with its sums rescaled from its own maximum to `row_max`, which is at least as large.
     fn raised(&self, row_max: f64, r: Roundings) -> Sums {
         let by = if self.0 == f64::NEG_INFINITY { 0.0 } else { (r.exp2)((r.each)(self.0 - row_max)) };
         Sums(row_max, (r.each)(self.1 * by), self.2.iter().map(|x| (r.each)(x * by)).collect())
     }
 
-    /// Merges another state into this one; the result is relative to the larger maximum.
+    /// Merges another state into this one. The result has the larger of the two maxima.
     fn add(&mut self, other: &Sums, r: Roundings) {
         let row_max = self.0.max(other.0);
         let (mine, its) = (self.raised(row_max, r), other.raised(row_max, r));

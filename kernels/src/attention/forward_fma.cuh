@@ -77,7 +77,7 @@ __device__ __forceinline__ void attend_fma(AttendedFma& total, float* shared, co
     float rescale[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      // Rows from `count` on compute with the last row's limit; their results are not stored.
+      // Rows from `count` on do not exist. They use the limit of the last row, and their results are not stored.
       const int visible = limit(min(row + i, count - 1)) - first;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {

@@ -13,8 +13,8 @@ constexpr int STAGES = HEAD_DIM > 128 ? 1 : 2;
 template <int HEAD_DIM, int COLUMNS>
 constexpr int STAGE_BYTES = Tile<HEAD_DIM>::BYTES + Tile<COLUMNS>::BYTES;
 
-// State of a thread's two rows, g = lane / 4 and g + 8 of its warp's 16: softmax maximum and sum, and outputs that
-// are not yet divided by the sum.
+// State of the two rows that a thread computes, g = lane / 4 and g + 8 of its warp's 16 rows: softmax maximum and
+// sum, and outputs that are not yet divided by the sum.
 template <int COLUMNS>
 struct Attended {
   SoftmaxRow row[2];
@@ -22,8 +22,8 @@ struct Attended {
 };
 
 // Adds one block of keys to the state of one warp's rows. `q`, `k` and `v` are the shared-memory addresses from which
-// this lane loads its operands. With MASK the rows of the warp see different numbers of keys: row r sees the first
-// limit[r / 8] keys of the block, and the warp's last row the first `visible`.
+// this lane loads its operands. With MASK, the thread's rows g = lane / 4 and g + 8 see only the first limit[0] and
+// limit[1] keys of the block, and the warp's last row sees the first `visible`.
 template <int HEAD_DIM, int COLUMNS, bool MASK>
 __device__ __forceinline__ void add_keys(Attended<COLUMNS>& part, u32 q, u32 k, u32 v, float factor,
                                           const int (&limit)[2], int visible, int head_dim) {
@@ -120,7 +120,7 @@ __device__ __forceinline__ void attend(Attended<COLUMNS>& total, char* shared, c
   copy_rows<HEAD_DIM, PADDED>(tiles, shared, q, queries, 0, count, head_dim, 0);
   if (STAGES<HEAD_DIM> > 1) copy_block(begin);
 
-  // Rows from `count` on compute with the last row's limit; their results are not stored.
+  // Rows from `count` on do not exist. They use the limit of the last row, and their results are not stored.
   const int last = count - 1;
   const int fewest = limit(min(row, last)), most = limit(min(row + 15, last));
   const u32 left = left_lane<HEAD_DIM>(tiles), right = right_lane<HEAD_DIM>(tiles);

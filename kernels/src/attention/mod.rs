@@ -158,7 +158,7 @@ params! {
 
 impl BwdParams {
     /// Returns the parameters of the forward launch that this backward launch differentiates.
-    pub(crate) fn forward(&self) -> FwdParams {
+    pub(crate) fn forward_params(&self) -> FwdParams {
         let BwdParams { q, k, v, o, lse, cu_seqlens, prefix, .. } = *self;
         let BwdParams { tokens, seqs, heads, kv_heads, head_dim, causal, scale, max_seqlen, .. } = *self;
         FwdParams {
@@ -196,7 +196,7 @@ kernel!(pub BWD_F32, "attention_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, p
 kernel!(pub BWD_BF16, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16);
 
 /// Makes the forward launch. `dtype` is the type of q, k, v and o, F32 or BF16. `pairs` is the number of (query, key)
-/// pairs that one head computes (see [`pairs`]).
+/// pairs that one head computes (see [`query_key_pair_count`]).
 pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     let kernel = if dtype == DType::F32 { &FWD_F32 } else { &FWD_BF16 };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
@@ -211,7 +211,7 @@ pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
 /// one turn counter for each row. Returns 0 if the kernel would not use it: for f32, for a head_dim without a
 /// tensor-core kernel, and with prefixes.
 pub fn workspace_bytes(dtype: DType, p: &BwdParams) -> usize {
-    if dtype != DType::BF16 || !plan::on_tensor_cores(p.head_dim) || !p.prefix.is_null() {
+    if dtype != DType::BF16 || !plan::has_tensor_core_backward(p.head_dim) || !p.prefix.is_null() {
         return 0;
     }
     4 * p.tokens as usize * p.heads as usize * (p.head_dim as usize + 1)
@@ -230,11 +230,11 @@ pub fn bwd(dtype: DType, params: &BwdParams, pairs: f64) -> Launch {
 }
 
 /// Returns the number of (query, key) pairs that one head computes for sequences of these lengths without prefixes.
-pub fn query_key_pairs(lengths: impl IntoIterator<Item = usize>, causal: bool) -> f64 {
+pub fn query_key_pair_count(lengths: impl IntoIterator<Item = usize>, causal: bool) -> f64 {
     lengths.into_iter().map(|n| n as f64).map(|n| if causal { n * (n + 1.0) / 2.0 } else { n * n }).sum()
 }
 
-/// A batch of sequences that checks and benches share.
+/// The shape of a packed batch of sequences, for checks and benches.
 #[derive(Clone, Debug)]
 pub struct PackedBatch {
     /// Length of each sequence.
@@ -247,7 +247,7 @@ pub struct PackedBatch {
     pub head_dim: usize,
     /// Whether a query sees only the keys up to its own position.
     pub causal: bool,
-    /// Scale of the random queries: at 20 the softmax saturates, at 0 all scores are equal.
+    /// Standard deviation of the random queries: at 20 the softmax saturates, at 0 all scores are equal.
     pub spread: f32,
     /// First token and number of tokens of each sequence's prefix; empty: no prefixes.
     pub prefix: Vec<(usize, usize)>,
@@ -266,14 +266,14 @@ impl PackedBatch {
     }
 
     /// Returns the number of keys that query `i` of sequence `n` sees.
-    pub fn visible_keys(&self, n: usize, i: usize) -> usize {
+    pub fn visible_key_count(&self, n: usize, i: usize) -> usize {
         let keys = self.lengths[n] + self.prefix.get(n).map_or(0, |p| p.1);
         if self.causal { keys - self.lengths[n] + i + 1 } else { keys }
     }
 
     /// Returns the number of (query, key) pairs that one head computes.
-    pub fn query_key_pairs(&self) -> f64 {
-        (0..self.lengths.len()).flat_map(|n| (0..self.lengths[n]).map(move |i| self.visible_keys(n, i) as f64)).sum()
+    pub fn query_key_pair_count(&self) -> f64 {
+        (0..self.lengths.len()).flat_map(|n| (0..self.lengths[n]).map(move |i| self.visible_key_count(n, i) as f64)).sum()
     }
 }
 

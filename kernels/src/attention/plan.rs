@@ -5,7 +5,7 @@ use crate::{Arch, Stage};
 
 /// Number of query rows of a tile.
 const ROWS: u64 = 64;
-/// Number of keys of a large tile of the backward pass on tensor cores.
+/// Number of keys of a wide key tile of the backward pass on tensor cores. The other key tiles have 64 keys.
 const WIDE: u64 = 128;
 /// Bytes of a 64 x 64 f32 tile whose rows are padded by four elements.
 const FMA_TILE: u32 = 64 * 68 * 4;
@@ -28,8 +28,8 @@ fn slots(tokens: u32, seqs: u32, max_seqlen: u32, rows: u64) -> u64 {
 /// An upper bound on the static shared memory of a backward kernel, in bytes.
 const STATIC: u32 = 1 << 10;
 
-/// The symbols of the tensor-core backward kernels for one head_dim: key tiles of 128 keys with dq, key tiles of 64
-/// keys with dq, dk and dv only, dq only.
+/// The symbols of the four tensor-core backward kernels for one head_dim: tiles of 128 keys that also compute dq,
+/// tiles of 64 keys that also compute dq, tiles of keys for dk and dv only, and tiles of queries for dq only.
 macro_rules! symbols {
     ($head_dim:literal) => {
         [
@@ -54,8 +54,8 @@ pub fn fwd_f32(p: &FwdParams, _: &Arch) -> Vec<Stage> {
 
 /// Plans the launches of kernel `attention_fwd_bf16`.
 pub fn fwd_bf16(p: &FwdParams, _: &Arch) -> Vec<Stage> {
-    // Symbol, columns of a tile of queries or keys, columns of a tile of values, and number of buffers for keys and
-    // values.
+    // Symbol, columns of a tile of queries or keys, columns of a tile of values, and number of shared-memory buffers
+    // for tiles of keys and values.
     let (symbol, columns, value_columns, stages) = match p.head_dim {
         64 => ("attention_fwd_bf16_64", 64, 64, 2),
         72 => ("attention_fwd_bf16_72", 72, 72, 2),
@@ -90,7 +90,7 @@ const fn key_tiles(head_dim: u32, keys: u32) -> u32 {
 }
 
 /// Tells whether there is a tensor-core kernel for the gradients of this head_dim.
-pub const fn on_tensor_cores(head_dim: u32) -> bool {
+pub const fn has_tensor_core_backward(head_dim: u32) -> bool {
     matches!(head_dim, 64 | 72 | 80 | 128)
 }
 

@@ -3,7 +3,7 @@
 
 #include "cuh/base.cuh"
 
-// The rows of a tile for one head of a packed tensor.
+// The rows of a tile in a packed tensor, for one head.
 struct PackedRows {
   u64 first;   // index of the first element of row 0's head
   u64 stride;  // elements from a row to the next
@@ -33,7 +33,7 @@ struct TokenRange {
   int first, count;
 };
 
-// Returns the tokens of a sequence's prefix; an empty range if there is none.
+// Returns the range of tokens that is a sequence's prefix; it is empty if the sequence has none.
 template <class P>
 __device__ __forceinline__ TokenRange prefix_of(const P& p, int sequence) {
   if (p.prefix == 0) return {0, 0};

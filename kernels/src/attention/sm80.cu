@@ -66,8 +66,8 @@
 #include "attention/forward_mma.cuh"
 #include "attention/sequences.cuh"
 
-// The query tile and head of a block of threads. It is in shared memory, because registers are scarce where it is
-// used last.
+// The query tile and head that a block of threads processes. Kept in shared memory, because registers are scarce
+// where it is used last.
 struct QueryTile {
   SequenceTile range;
   int head, kv_head;
@@ -208,7 +208,7 @@ __device__ __forceinline__ void query_gradients_mma(BwdParams p) {
                                         p.scale, HEAD_DIM, 0);
 }
 
-// The key tile and key head of a block of threads.
+// The key tile and key head that a block of threads processes.
 struct KeyTile {
   SequenceTile range;
   int kv_head, part;

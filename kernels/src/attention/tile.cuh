@@ -1,6 +1,6 @@
-// Tiles of bf16 in shared memory: 64 rows (in the backward pass also 128 keys) of HEAD_DIM columns, in a layout in
-// which ldmatrix has no bank conflicts; copies from global memory and matrix products of tiles. The unit of the
-// layout is a chunk of 16 bytes.
+// Tiles of bf16 in shared memory, their copies from global memory and their matrix products. A tile has 64 rows (in
+// the backward pass a tile of keys may have 128) and HEAD_DIM columns. Its layout, in chunks of 16 bytes, lets
+// ldmatrix read without bank conflicts.
 //
 // PADDED: the tile holds the columns `column` .. `column` + HEAD_DIM of heads of any `head_dim`, and zeros beyond
 // head_dim. Without PADDED, head_dim is HEAD_DIM and `column` is 0.
@@ -19,20 +19,20 @@ constexpr int MMA_THREADS = 128;
 // longest row.
 template <int HEAD_DIM>
 struct Tile {
-  static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 256, "HEAD_DIM of a tile is a multiple of 8 up to 256");
+  static_assert(HEAD_DIM % 8 == 0 && HEAD_DIM <= 256, "HEAD_DIM of a tile must be a multiple of 8 and at most 256");
   static constexpr int CHUNKS = HEAD_DIM / 8;
   static constexpr int STEPS = (HEAD_DIM + 15) / 16;  // 16-column steps of a product over the head
   static constexpr bool XOR = HEAD_DIM % 64 == 0;
   static constexpr int PITCH = XOR ? CHUNKS : 2 * STEPS + 1;
   static constexpr int BYTES = TILE_ROWS * PITCH * 16;
 
-  // Returns the row and chunk that item `at` copies when threads copy all chunks of ROWS rows. Eight consecutive
-  // items have no bank conflict: first come the groups of eight chunks of every row, then the one or two chunks that
-  // are left.
+  // When threads copy all 16-byte chunks of ROWS rows, returns the row and chunk of copy number `at`. The order gives
+  // eight consecutive copies no bank conflict: first the groups of eight chunks of every row, then the one or two
+  // chunks per row that are left.
   template <int ROWS>
   __device__ static __forceinline__ void item(int at, int& row, int& chunk) {
     constexpr int WHOLE = CHUNKS / 8 * 8, EXTRA = CHUNKS % 8;
-    static_assert(EXTRA <= 2, "a tile has at most two chunks beyond a multiple of eight");
+    static_assert(EXTRA <= 2, "a row of a tile may have at most two chunks more than a multiple of eight chunks");
     const int beyond = at - ROWS * WHOLE;
     if (EXTRA == 0 || beyond < 0) {
       row = at / WHOLE;
@@ -46,7 +46,7 @@ struct Tile {
     }
   }
 
-  // Returns the byte offset of a chunk.
+  // Returns the offset of a 16-byte chunk from the start of the tile, in bytes.
   __device__ static __forceinline__ u32 offset(int row, int chunk) {
     return static_cast<u32>(row * PITCH + (XOR ? chunk ^ (row & 7) : chunk)) * 16;
   }
@@ -59,8 +59,8 @@ __device__ __forceinline__ int thread_again() {
   return x;
 }
 
-// Writes zeros to the columns from HEAD_DIM to the next multiple of 16, which are 8 columns or none. Matrix products
-// over head_dim read these columns, and copies do not write them.
+// Writes zeros to the columns from HEAD_DIM up to the next multiple of 16 (8 columns or none). Matrix products over
+// head_dim read these columns, but copies do not write them.
 template <int HEAD_DIM, int ROWS = TILE_ROWS, int THREADS = MMA_THREADS>
 __device__ __forceinline__ void clear_padding(char* tile) {
   if constexpr (HEAD_DIM % 16 != 0) {
@@ -166,8 +166,8 @@ __device__ __forceinline__ void as_left(u32 (&a)[4], const float (&low)[4], cons
 }
 
 // Multiplies COLUMNS columns of a warp's 16 rows by a factor (`low` for row g, `high` for row g + 8), rounds them to
-// bf16 and writes them to the tensor. They pass through the warp's own 16 rows of `tile`: no other warp may use these
-// rows any more, and the warp must have passed a barrier. Rows from `end` on are not written.
+// bf16 and writes them to the tensor. The results are first stored in the warp's own 16 rows of `tile`; no other warp
+// may still use these rows, and the warp must have passed a barrier. Rows from `end` on are not written.
 template <int HEAD_DIM, int COLUMNS, bool PADDED, class Rows>
 __device__ __forceinline__ void store_rows(bf16* tensor, const Rows& rows, int end, char* tile, int row,
                                            const float (&c)[COLUMNS / 8][4], float low, float high, int head_dim,

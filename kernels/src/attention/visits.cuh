@@ -10,7 +10,7 @@
 
 #include "attention/sequences.cuh"
 
-// One visit: a tile of queries of one head that see some keys of the key tile.
+// One visit: a tile of queries of one head, and which keys of the key tile they see.
 struct Visit {
   u64 row;            // index of the first query's head: token * heads + head
   u32 heads, head_dim;
@@ -22,21 +22,22 @@ struct Visit {
   __device__ __forceinline__ PackedRows queries() const {
     return {row * head_dim, static_cast<u64>(heads) * head_dim};
   }
-  // Returns the index of query r's value in an f32 [tokens, heads] array.
+  // Returns the index of the value of query r in an f32 [tokens, heads] array, such as lse.
   __device__ __forceinline__ u64 value(int r) const { return row + static_cast<u64>(r) * heads; }
 
-  // Returns the first query of the tile that sees key r; 64 if none does.
+  // Returns the first query of the visit that sees key r, as a row of the query tile; 64 if no query sees it.
   __device__ __forceinline__ int seen_from(int r) const { return r < begin || r >= end ? 64 : max(r + offset, 0); }
-  // Returns the first query of the tile that sees any of the keys r .. s; 64 if none does.
+  // Returns the first query of the visit that sees any of the keys r .. s, as a row of the query tile; 64 if none
+  // does.
   __device__ __forceinline__ int seen_from(int r, int s) const {
     return seen_from(max(r, begin)) < 64 && max(r, begin) < s ? seen_from(max(r, begin)) : 64;
   }
-  // Tells whether all queries see all keys r .. s.
+  // Tells whether all queries of the visit see all of the keys r .. s.
   __device__ __forceinline__ bool all_see(int r, int s) const { return r >= begin && s <= end && s - 1 + offset <= 0; }
 };
 
-// The visits of a tile of at most KEYS keys, in shared memory. One thread finds each visit two visits ahead of its
-// use.
+// The visits of a tile of at most KEYS keys. They are in shared memory; one thread finds each visit while the block
+// processes the visit two before it.
 template <int KEYS>
 struct Visits {
   Visit slots[4];
@@ -105,8 +106,8 @@ struct Visits {
         }
         return;
       }
-      // All queries of this sequence have been visited. A sequence sees the keys first in its prefix, then as its
-      // own.
+      // All queries of this sequence have been visited. A sequence is visited first for keys in its prefix, then for
+      // its own.
       if (!own && sequence == keys.sequence) {
         own = 1;
       } else {

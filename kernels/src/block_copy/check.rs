@@ -6,7 +6,7 @@ checks!(copies_its_pairs_and_nothing_else);
 fn copies_its_pairs_and_nothing_else() {
     let blocks = 11;
     for (count, units, seed) in [(0, 5, 1), (1, 1, 2), (3, 16, 3), (5, 1024, 4), (2, 1025, 5), (4, 2999, 6)] {
-        // A permutation of the blocks: the first `count` are sources, the next `count` destinations.
+        // Block indices in the order of a permutation: the first `count` are sources, the next `count` destinations.
         let place = |i: usize| ((i * 7 + seed) % blocks) as i32;
         let pairs: Vec<[i32; 2]> = (0..count).map(|i| [place(i), place(5 + i)]).collect();
         let cache = |salt: u64| -> Vec<[u64; 2]> {
@@ -29,7 +29,7 @@ fn copies_its_pairs_and_nothing_else() {
         run(&copy(&params), 2);
         assert!(
             k == want_k && v == want_v,
-            "copying {count} pairs of blocks of {units} units left unexpected bytes in the caches"
+            "the caches are wrong after copying {count} pairs of blocks of {units} units"
         );
     }
 }

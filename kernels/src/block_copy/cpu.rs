@@ -6,7 +6,8 @@ use crate::Team;
 use crate::view::{OutputArray, slice_at};
 
 /// # Safety
-/// The addresses cover the shapes that [`Params`] documents. No written block is read, or written twice.
+/// The addresses cover the shapes that [`Params`] documents. Destination blocks are all different, and none is a
+/// source.
 pub unsafe fn copy(p: &Params, team: &Team) {
     let (count, units) = (p.count as usize, p.units as usize);
     // SAFETY: `pairs` covers `count` pairs.

@@ -23,7 +23,7 @@ params! {
         pub pairs: Addr,
         /// Number of pairs.
         pub count: u32,
-        /// Units of 16 bytes in one block of one cache.
+        /// Size of a block of one cache, in units of 16 bytes.
         pub units: u32,
     }
 }
@@ -36,7 +36,7 @@ kernel_folder! {
 
 kernel!(pub COPY, "block_copy", Params, cpu::copy, &SOURCE, geometry);
 
-/// One thread block per 1024 units of a cache block, for each cache.
+/// For each pair and each cache, one thread block per 1024 units (of 16 bytes) of a cache block.
 fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     match p.count * 2 * p.units.div_ceil(1024) {
         0 => Vec::new(),

@@ -8,7 +8,7 @@ pub use crate::folder::{ExampleCall, KernelFolder, SizeError, Sizes};
 pub use products::{ExampleProduct, example_products};
 
 /// Returns the kernel folder with this name.
-pub fn find_folder(name: &str) -> Option<&'static KernelFolder> {
+pub fn find_kernel_folder(name: &str) -> Option<&'static KernelFolder> {
     FOLDERS.iter().find(|f| f.name == name)
 }
 

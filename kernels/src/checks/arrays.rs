@@ -15,8 +15,8 @@ pub struct CheckArray {
     pub bytes: usize,
     /// Name of the element type, for example `f32`.
     pub element: &'static str,
-    /// Whether its contents are defined, so that a kernel may read it: true for inputs and results of earlier
-    /// launches.
+    /// Whether the array's contents are defined, so that a kernel may read them: true for inputs and for results of
+    /// earlier launches.
     pub written: bool,
 }
 
@@ -25,7 +25,7 @@ thread_local! {
     static ARRAYS: RefCell<BTreeMap<u64, CheckArray>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// Registers an array and forgets earlier arrays that overlap its addresses.
+/// Registers an array and forgets registered arrays that overlap its addresses, which no longer exist.
 pub fn register_array<T>(x: &[T], written: bool) -> Addr {
     let (at, bytes) = (x.as_ptr() as u64, size_of_val(x));
     ARRAYS.with_borrow_mut(|arrays| {
@@ -51,17 +51,29 @@ pub fn addr_mut<T>(x: &mut [T]) -> Addr {
     at
 }
 
-/// Returns for each address in a launch's parameters: the byte offset of the parameter, the array that it points
-/// into, and the byte within that array.
-pub fn operands(launch: &KernelLaunch) -> Vec<(usize, CheckArray, usize)> {
+/// An address parameter of a launch that points into a registered array.
+pub struct ArrayOperand {
+    /// Byte offset of the parameter among the launch's parameters.
+    pub param_offset: usize,
+    pub array: CheckArray,
+    /// Byte offset of the address in the array.
+    pub array_offset: usize,
+}
+
+/// Returns the registered array behind each non-null address in a launch's parameters.
+pub fn array_operands(launch: &KernelLaunch) -> Vec<ArrayOperand> {
     let fields = launch.kernel.fields.iter().filter(|f| f.address);
-    let of = |offset: usize| -> Option<(usize, CheckArray, usize)> {
+    let of = |offset: usize| -> Option<ArrayOperand> {
         let bytes: [u8; 8] = launch.params[offset..offset + 8].try_into().expect("eight bytes");
         let address = u64::from_le_bytes(bytes);
         ARRAYS.with_borrow(|arrays| {
             let (_, array) = arrays.range(..=address).next_back()?;
             let inside = address < array.at + array.bytes as u64 || array.bytes == 0;
-            (address != 0 && inside).then_some((offset, *array, (address - array.at) as usize))
+            (address != 0 && inside).then_some(ArrayOperand {
+                param_offset: offset,
+                array: *array,
+                array_offset: (address - array.at) as usize,
+            })
         })
     };
     fields.filter_map(|f| of(f.offset)).collect()
@@ -70,7 +82,7 @@ pub fn operands(launch: &KernelLaunch) -> Vec<(usize, CheckArray, usize)> {
 /// Returns the arrays that a launch's parameters point to, without repetition.
 pub fn arrays_of(launch: &KernelLaunch) -> Vec<CheckArray> {
     let mut found: Vec<CheckArray> = Vec::new();
-    for (_, array, _) in operands(launch) {
+    for ArrayOperand { array, .. } in array_operands(launch) {
         if !found.contains(&array) {
             found.push(array);
         }

@@ -4,8 +4,8 @@ use super::arrays::register_array;
 use crate::{Addr, DType, Element};
 use half::bf16;
 
-/// Returns seeded numbers with about a normal distribution of deviation `scale`. Every 997th is 20 times as large,
-/// and every 997th is a negative zero.
+/// Returns seeded random numbers with about a normal distribution of standard deviation `scale`. Of every 997
+/// numbers, one is multiplied by 20 and one is a negative zero.
 pub fn normal_numbers(count: usize, seed: u64, scale: f32) -> Vec<f32> {
     let seed = seed ^ super::check_seed().wrapping_mul(0xd134_2543_de82_ef95);
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -62,7 +62,7 @@ impl TestArray {
     }
 
     /// Returns the stored values, widened to f64.
-    pub fn f64(&self) -> Vec<f64> {
+    pub fn values_as_f64(&self) -> Vec<f64> {
         self.values().iter().map(|&x| x as f64).collect()
     }
 
@@ -81,7 +81,7 @@ pub struct RandomChoices {
 }
 
 impl RandomChoices {
-    /// Starts from a seed, combined with the seed of the check.
+    /// Seeds the generator from `seed` and the seed of the check.
     pub fn new(seed: u64) -> RandomChoices {
         RandomChoices { state: seed ^ super::check_seed().wrapping_mul(0xd134_2543_de82_ef95) }
     }
@@ -98,7 +98,7 @@ impl RandomChoices {
     /// the four smallest possible numbers.
     pub fn integer_between(&mut self, from: usize, to: usize) -> usize {
         let span = (to - from) as u64;
-        let span = if self.chance(0.25) { span.min(4) } else { span };
+        let span = if self.true_with_probability(0.25) { span.min(4) } else { span };
         from + (self.random_u64() % span) as usize
     }
 
@@ -107,7 +107,7 @@ impl RandomChoices {
         (self.random_u64() >> 40) as f32 / (1u64 << 24) as f32
     }
 
-    pub fn chance(&mut self, probability: f32) -> bool {
+    pub fn true_with_probability(&mut self, probability: f32) -> bool {
         self.unit_float() < probability
     }
 

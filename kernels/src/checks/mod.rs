@@ -60,20 +60,20 @@ pub enum CheckDevice {
 /// How to run a check.
 #[derive(Clone)]
 pub struct CheckSetup {
-    /// The device that runs its launches.
+    /// The device that runs the launches of the check.
     pub device: CheckDevice,
     /// Seed of the data and of the interleavings; tests use 0.
     pub seed: u64,
     /// Number of interleavings (orders of warps and completion times of asynchronous copies) that the simulator
     /// tries; results must agree.
     pub interleavings: u64,
-    /// Whether a test runs the check: large launches then get fewer interleavings.
+    /// Whether the check runs as a test. Tests simulate large launches under fewer interleavings.
     pub in_test: bool,
     /// If given, only launches of the kernel with this name run on the device; others run on the CPU.
     pub only: Option<String>,
-    /// On a GPU, also simulates each launch and compares the results.
+    /// On a GPU: whether to simulate each launch, too, and to compare the results.
     pub compare: bool,
-    /// Records the launches with their inputs.
+    /// Whether to record the launches with their inputs.
     pub record: bool,
 }
 
@@ -86,7 +86,7 @@ impl CheckSetup {
 
 /// Statistics of a check that passed.
 #[derive(Clone, Debug, Default)]
-pub struct CheckRun {
+pub struct CheckStatistics {
     /// Number of launches on the device.
     pub launches: usize,
     /// Duration of the check.
@@ -99,7 +99,7 @@ pub struct CheckRun {
 
 type Hook = Box<dyn Fn(&panic::PanicHookInfo<'_>) + Sync + Send>;
 
-/// Number of running checks, and the panic hook that was installed before the first of them.
+/// How many checks are running, and the panic hook that was installed before the first of them started.
 static HOOK: Mutex<(usize, Option<Hook>)> = Mutex::new((0, None));
 
 /// While a value of this type exists, panics are not printed.
@@ -132,26 +132,26 @@ impl Drop for Quiet {
 /// State of the check that runs on this thread.
 struct Running {
     setup: CheckSetup,
-    ran: CheckRun,
+    ran: CheckStatistics,
 }
 
 thread_local! {
-    static RUNNING: RefCell<Running> = RefCell::new(Running { setup: CheckSetup::new(CheckDevice::Cpu), ran: CheckRun::default() });
+    static RUNNING: RefCell<Running> = RefCell::new(Running { setup: CheckSetup::new(CheckDevice::Cpu), ran: CheckStatistics::default() });
 }
 
 impl Check {
     /// Runs the check. The error is one line that says what is wrong.
     ///
     /// Panics are caught and not printed: while a check runs on any thread, the panic hook of the process is disabled.
-    pub fn run(&self, setup: &CheckSetup) -> Result<CheckRun, String> {
+    pub fn run(&self, setup: &CheckSetup) -> Result<CheckStatistics, String> {
         let quiet = Quiet::new();
         let start = Instant::now();
-        let before = RUNNING.replace(Running { setup: setup.clone(), ran: CheckRun::default() });
+        let before = RUNNING.replace(Running { setup: setup.clone(), ran: CheckStatistics::default() });
         let result = panic::catch_unwind(AssertUnwindSafe(self.body));
         let running = RUNNING.replace(before);
         drop(quiet);
         match result {
-            Ok(()) => Ok(CheckRun { time: start.elapsed(), ..running.ran }),
+            Ok(()) => Ok(CheckStatistics { time: start.elapsed(), ..running.ran }),
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
                 let text =
@@ -206,7 +206,7 @@ pub(crate) fn run_once(launch: &Launch) {
 pub(crate) fn on_sim(body: impl Fn()) {
     if crate::compile::skip_without_nvrtc().is_some() {
         let setup = CheckSetup { in_test: true, ..CheckSetup::new(CheckDevice::Sim) };
-        let before = RUNNING.replace(Running { setup, ran: CheckRun::default() });
+        let before = RUNNING.replace(Running { setup, ran: CheckStatistics::default() });
         body();
         RUNNING.replace(before);
     }

@@ -17,7 +17,8 @@ struct RecordedCase {
     recorded: RecordedLaunch,
     /// Number of warp instructions that a simulation of the launch executes.
     cost: u64,
-    /// Whether the unchanged kernel has no finding on this launch, once that is known; the error is the finding.
+    /// The result of running the unchanged kernel on this launch, once it has run: `Ok` without a finding, else the
+    /// finding.
     clean: OnceLock<Result<(), String>>,
 }
 
@@ -53,7 +54,8 @@ pub struct MutationTarget {
     pub mutant: Mutant,
     /// Name of the changed function.
     pub function: String,
-    /// `file:line` of the instruction, then of the calls that it was inlined through, from the inside out.
+    /// `file:line` of the instruction. If its function was inlined, also `file:line` of the calls, from the inside
+    /// out.
     pub places: Vec<String>,
     /// Indices of the launches that execute the changed instruction, cheapest first.
     reached_by: Vec<usize>,
@@ -61,7 +63,7 @@ pub struct MutationTarget {
 
 /// The result of running a mutant.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum MutantVerdict {
     /// The simulator reported a finding.
     Killed(FindingKind),
     /// No finding, and a comment at the source line says why the instruction is redundant.
@@ -80,7 +82,7 @@ impl MutationSubject {
         for check in folder.checks {
             recorded.extend(record(check, &setup)?);
         }
-        // Launches of another folder's kernels are tested with that folder.
+        // Drops the launches of other folders' kernels, which are tested with their own folder.
         recorded.retain(|r| r.launch.kernel.source.name == folder.name);
         let unit = PtxModule::of_source(folder.source, Arch::A100.sm).map_err(|e| e.to_string())?;
         let mut subject = MutationSubject { folder: folder.name, unit, cases: Vec::new(), targets: Vec::new() };
@@ -126,9 +128,9 @@ impl MutationSubject {
     /// Runs a mutant on at most `max_launches` of the launches that execute the changed instruction. They range from
     /// the cheapest to the most expensive, and each runs with early, late and random completion of asynchronous
     /// operations.
-    pub fn run_mutant(&self, target: &MutationTarget, max_launches: usize) -> Result<Verdict, String> {
+    pub fn run_mutant(&self, target: &MutationTarget, max_launches: usize) -> Result<MutantVerdict, String> {
         if target.reached_by.is_empty() {
-            return Ok(Verdict::Unreached);
+            return Ok(MutantVerdict::Unreached);
         }
         let program = mutate::apply(self.unit.program(), &target.mutant).map_err(|e| e.to_string())?;
         let unit = PtxModule::new(program);
@@ -136,12 +138,12 @@ impl MutationSubject {
             let case = &self.cases[number];
             if let Some((kind, _)) = case.finding(&unit)? {
                 case.clean.get_or_init(|| self.check_unchanged(case)).clone()?;
-                return Ok(Verdict::Killed(kind));
+                return Ok(MutantVerdict::Killed(kind));
             }
         }
         Ok(match self.reason(target) {
-            Some(reason) => Verdict::Redundant(reason),
-            None => Verdict::Survived,
+            Some(reason) => MutantVerdict::Redundant(reason),
+            None => MutantVerdict::Survived,
         })
     }
 
@@ -181,7 +183,7 @@ fn options(seed: u64) -> ExecOptions {
     ExecOptions { gpu, seed, completion, patience: 200_000, until_finding: true, ..ExecOptions::default() }
 }
 
-/// Returns at most `count` elements, evenly spaced from the first to the last.
+/// Returns at most `count` elements of `all`, evenly spaced, including the first and the last.
 fn spread(all: &[usize], count: usize) -> Vec<usize> {
     if all.len() <= count {
         return all.to_vec();
@@ -202,7 +204,7 @@ fn places(module: &reel_sim::ptx::ast::Module, place: Option<u32>) -> Vec<String
 
 /// Returns the text of a source file of a folder's translation unit.
 fn text_of(folder: &str, file: &str) -> Option<&'static str> {
-    let source = crate::catalogue::find_folder(folder)?.source;
+    let source = crate::catalogue::find_kernel_folder(folder)?.source;
     if file.ends_with("sm80.cu") {
         return Some(source.sm80);
     }

@@ -1,7 +1,7 @@
 //! Runs launches of checks on a GPU, and compares their results with the simulator's.
 #![allow(unsafe_code)]
 
-use super::arrays::{CheckArray, arrays_of, operands};
+use super::arrays::{ArrayOperand, CheckArray, array_operands, arrays_of};
 use super::{RUNNING, on_sim};
 use crate::cuda::{Buffer, CudaError, Gpu};
 use crate::launch::KernelLaunch;
@@ -16,17 +16,18 @@ pub struct GpuComparison {
     pub elements: usize,
     /// Number of elements whose bits differ.
     pub different: usize,
-    /// The largest relative L2 distance of an array; infinite if NaN or infinities are at different indices or
+    /// The largest relative L2 distance of any array. Infinite if NaN or infinities are at different indices, or if
     /// integers differ.
     pub distance: f64,
 }
 
 /// Guard bytes before and after each array, which a kernel must not write.
 const GUARD: usize = 256;
-/// The byte that fills guards and unwritten arrays: NaN in every float type.
+/// The byte that fills guards and unwritten arrays. Elements of every float type then read as NaN.
 const PATTERN: u8 = 0xff;
 
-/// A GPU copy of an array between guards. Its address has the same remainder modulo 256 as on the host.
+/// The GPU copy of an array, with guard bytes before and after it. Its address has the same remainder modulo 256 as
+/// the address of the host array.
 struct Placed {
     array: CheckArray,
     buffer: Buffer,
@@ -70,7 +71,7 @@ impl Placed {
 pub fn run(gpu: &Gpu, launch: &KernelLaunch) {
     let arrays = arrays_of(launch);
     let (seed, compare) = RUNNING.with_borrow(|r| (r.setup.seed, r.setup.compare));
-    let simulated = compare.then(|| on_sim::simulated_contents(launch, &arrays, seed.wrapping_mul(8)));
+    let simulated = compare.then(|| on_sim::simulated_array_contents(launch, &arrays, seed.wrapping_mul(8)));
     let results = match on_gpu(gpu, launch, &arrays) {
         Ok(results) => results,
         Err(e) => panic!("{}: {e}", launch.kernel.name),
@@ -87,7 +88,7 @@ pub fn run(gpu: &Gpu, launch: &KernelLaunch) {
 fn on_gpu(gpu: &Gpu, launch: &KernelLaunch, arrays: &[CheckArray]) -> Result<Vec<Vec<u8>>, CudaError> {
     let placed = arrays.iter().map(|a| Placed::new(gpu, *a)).collect::<Result<Vec<_>, _>>()?;
     let mut params = launch.params.to_vec();
-    for (offset, array, inside) in operands(launch) {
+    for ArrayOperand { param_offset: offset, array, array_offset: inside } in array_operands(launch) {
         let place = placed.iter().find(|p| p.array == array).expect("the GPU has a copy of every operand's array");
         let address = place.buffer.address() + (place.start + inside) as u64;
         params[offset..offset + 8].copy_from_slice(&address.to_le_bytes());

@@ -16,7 +16,7 @@ use std::thread;
 pub struct RecordedLaunch {
     /// The launch.
     pub launch: KernelLaunch,
-    /// Address and bytes of each array, and whether a kernel may read it.
+    /// For each array: its address, its bytes before the launch, and whether a kernel may read it.
     pub arrays: Vec<(u64, Vec<u8>, bool)>,
     /// Symbol and counters of each stage on an A100 under the first interleaving.
     pub stages: Vec<(&'static str, Counters)>,
@@ -33,12 +33,12 @@ impl RecordedLaunch {
     }
 }
 
-/// When asynchronous copies complete: the interleaving of seed s uses element s modulo 3.
+/// When asynchronous copies complete. The interleaving with seed s uses element s modulo 3.
 pub const COMPLETION_TIMINGS: [CompletionTiming; 3] =
     [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
 
 /// Returns the contents of each array after the launch under one interleaving.
-pub fn simulated_contents(launch: &KernelLaunch, arrays: &[CheckArray], seed: u64) -> Vec<Vec<u8>> {
+pub fn simulated_array_contents(launch: &KernelLaunch, arrays: &[CheckArray], seed: u64) -> Vec<Vec<u8>> {
     staged_results(launch, arrays, seed).1
 }
 
@@ -98,7 +98,7 @@ pub fn run_interleavings(launch: &KernelLaunch) {
             }
             let seed = first_seed.wrapping_add(n);
             assert!(
-                first == simulated_contents(launch, &arrays, seed),
+                first == simulated_array_contents(launch, &arrays, seed),
                 "{}: results under the interleaving of seed {seed} differ from those of the first interleaving",
                 launch.kernel.name
             );

@@ -32,15 +32,15 @@ pub fn unrounded(x: f64) -> f64 {
 
 /// Models an f32 approximation of `x` with a relative error of at most `max_error`. The error is pseudo-random and
 /// depends on `x` alone.
-pub fn approximate(x: f64, max_error: f64) -> f64 {
+pub fn with_pseudo_random_error(x: f64, max_error: f64) -> f64 {
     let bits = (x.to_bits() ^ x.to_bits() >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let share = (bits >> 11) as f64 / (1u64 << 52) as f64 - 1.0;
     f32(x * (1.0 + max_error * share))
 }
 
-/// Returns a sum in f32: sums runs of `runs[0]` terms in order, then runs of `runs[1]` of these sums, and so on; the
-/// remaining sums are added in order.
-pub fn sum(terms: impl IntoIterator<Item = f64>, runs: &[usize]) -> f64 {
+/// Returns a sum in f32, in the order of a kernel that sums in stages: first every `runs[0]` consecutive terms, then
+/// every `runs[1]` of these sums, and so on. At last the remaining sums are added in order.
+pub fn sum_in_runs(terms: impl IntoIterator<Item = f64>, runs: &[usize]) -> f64 {
     let mut terms: Vec<f64> = terms.into_iter().collect();
     for &run in runs {
         terms = terms.chunks(run).map(|run| run.iter().fold(0.0, |sum, x| f32(sum + x))).collect();
@@ -56,11 +56,11 @@ mod tests {
     fn sums_round_in_their_order() {
         let tiny = 2f64.powi(-24);
         // A tiny term is lost when it is added to 1, but not when tiny terms are added to each other first.
-        assert_eq!(sum([1.0, tiny, tiny, tiny, tiny], &[]), 1.0);
-        assert_eq!(sum([1.0, 0.0, tiny, tiny, tiny, tiny], &[2]), 1.0 + 4.0 * tiny);
-        assert_eq!(sum([1.0, 0.0, tiny, 0.0, tiny, 0.0, tiny, tiny], &[2]), 1.0 + 2.0 * tiny);
-        assert_eq!(sum([1.0, 0.0, tiny, 0.0, tiny, 0.0, tiny, 0.0], &[2, 2]), 1.0 + 2.0 * tiny);
-        assert_eq!(sum([], &[4]), 0.0);
+        assert_eq!(sum_in_runs([1.0, tiny, tiny, tiny, tiny], &[]), 1.0);
+        assert_eq!(sum_in_runs([1.0, 0.0, tiny, tiny, tiny, tiny], &[2]), 1.0 + 4.0 * tiny);
+        assert_eq!(sum_in_runs([1.0, 0.0, tiny, 0.0, tiny, 0.0, tiny, tiny], &[2]), 1.0 + 2.0 * tiny);
+        assert_eq!(sum_in_runs([1.0, 0.0, tiny, 0.0, tiny, 0.0, tiny, 0.0], &[2, 2]), 1.0 + 2.0 * tiny);
+        assert_eq!(sum_in_runs([], &[4]), 0.0);
     }
 
     #[test]
@@ -71,10 +71,10 @@ mod tests {
     #[test]
     fn approximations_stay_within_their_limit() {
         let limit = 1e-5;
-        let errors: Vec<f64> = (1..1000).map(|i| i as f64 / 7.0).map(|x| (approximate(x, limit) - x) / x).collect();
+        let errors: Vec<f64> = (1..1000).map(|i| i as f64 / 7.0).map(|x| (with_pseudo_random_error(x, limit) - x) / x).collect();
         assert!(errors.iter().all(|e| e.abs() <= limit + 1e-7));
         let spread = (errors.iter().map(|e| e * e).sum::<f64>() / errors.len() as f64).sqrt();
         assert!((0.5..0.65).contains(&(spread / limit)), "{spread}");
-        assert_eq!(approximate(0.0, limit), 0.0);
+        assert_eq!(with_pseudo_random_error(0.0, limit), 0.0);
     }
 }

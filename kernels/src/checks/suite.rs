@@ -1,6 +1,6 @@
 //! Runs the checks of a kernel, of a folder, or of all folders.
 
-use super::{Check, CheckRun, CheckSetup};
+use super::{Check, CheckStatistics, CheckSetup};
 use crate::catalogue::{FOLDERS, KernelFolder};
 
 /// The result of a check.
@@ -11,7 +11,7 @@ pub struct CheckOutcome {
     /// The name of the check.
     pub check: &'static str,
     /// Statistics of the check, or what is wrong.
-    pub result: Result<CheckRun, String>,
+    pub result: Result<CheckStatistics, String>,
 }
 
 /// Returns the checks of the folder with this name, or of the folder that has a kernel of this name. Without a name,
@@ -25,7 +25,7 @@ pub fn select_checks(name: Option<&str>) -> Vec<(&'static KernelFolder, &'static
 }
 
 /// Runs checks one after the other and calls `each` with every outcome. Device `cpu` skips checks of the CUDA code.
-pub fn run_all(
+pub fn run_checks(
     checks: &[(&'static KernelFolder, &'static Check)],
     setup: &CheckSetup,
     mut each: impl FnMut(&CheckOutcome),

@@ -1,5 +1,5 @@
-//! Tests of memory traffic: small launches on the simulator move as many bytes as their `Cost` states, without bank
-//! conflicts.
+//! Tests of memory traffic: on the simulator, small launches must move as many bytes as their `Cost` states, without
+//! bank conflicts.
 //!
 //! A folder's `examples.rs` makes the launches (`traffic_launches`), and `kernel_folder!` declares the test.
 
@@ -8,17 +8,17 @@ use crate::Addr;
 use crate::launch::{Arch, Launch};
 use reel_sim::counters::InstructionCounts;
 
-/// Rows of a traffic test of a normalisation kernel. On [`SMALL_GPU`], they give each thread block as many rows as a
-/// long sequence gives it on a whole GPU.
+/// Number of rows in the traffic tests of normalisation kernels. With so many rows, a thread block of [`SMALL_GPU`]
+/// gets as many rows as a thread block of a whole GPU gets from a long sequence.
 pub(crate) const TRAFFIC_ROWS: u32 = 128;
-/// Elements of a traffic test of an element-wise kernel.
+/// Number of elements in the traffic tests of element-wise kernels.
 pub(crate) const TRAFFIC_ELEMENTS: u64 = 1 << 17;
 
 /// An A100 with only two multiprocessors, so that a few rows give each thread block as many rows as a long sequence
 /// does on a whole GPU.
 const SMALL_GPU: Arch = Arch { multiprocessors: 2, ..Arch::A100 };
 
-/// Launches, each with the largest allowed ratio of the bytes that it moves to the bytes of its cost.
+/// Launches, each with its limit: the largest allowed ratio of the bytes that it moves to the bytes of its cost.
 pub(crate) type TrafficLaunches = Vec<(Launch, f64)>;
 
 /// Allocates the arrays of launches; they live as long as this value.
@@ -51,7 +51,7 @@ impl TrafficArrays {
     }
 }
 
-/// Allows each launch to move a tenth more bytes than its cost.
+/// Allows each launch to move up to 1.1 times the bytes of its cost.
 pub(crate) fn allow_one_tenth_more(launches: impl IntoIterator<Item = Launch>) -> TrafficLaunches {
     launches.into_iter().map(|l| (l, 1.1)).collect()
 }
@@ -76,7 +76,7 @@ pub(crate) fn assert_traffic_matches_cost(launch: &Launch) -> InstructionCounts 
 ///
 /// # Panics
 /// If a launch moves more bytes than allowed or has a bank conflict; the message names every such launch.
-pub(crate) fn assert_traffic(calls: impl Fn(&mut TrafficArrays) -> TrafficLaunches) {
+pub(crate) fn assert_traffic_within_limits(calls: impl Fn(&mut TrafficArrays) -> TrafficLaunches) {
     on_sim(|| {
         let mut arrays = TrafficArrays::default();
         let mut wrong = String::new();

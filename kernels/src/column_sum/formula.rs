@@ -11,6 +11,6 @@ pub fn add(x: &[f64], sum: &[f64]) -> Vec<f64> {
 /// [`add`] with f32 sums.
 pub fn add_rounded(x: &[f64], sum: &[f64]) -> Vec<f64> {
     let cols = sum.len();
-    let column = |c: usize| rounding::sum(x.iter().skip(c).step_by(cols).copied(), &[super::ROWS_PER_PARTIAL_SUM]);
+    let column = |c: usize| rounding::sum_in_runs(x.iter().skip(c).step_by(cols).copied(), &[super::ROWS_PER_PARTIAL_SUM]);
     (0..cols).map(|c| sum[c] + column(c)).collect()
 }

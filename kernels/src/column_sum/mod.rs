@@ -39,7 +39,7 @@ kernel_folder! {
 kernel!(pub ADD_F32, "column_sum_f32", Params, cpu::add::<f32>, &SOURCE, |p, _| plan_add("column_sum_f32", p, 16));
 kernel!(pub ADD_BF16, "column_sum_bf16", Params, cpu::add::<half::bf16>, &SOURCE, |p, _| plan_add("column_sum_bf16", p, 32));
 
-/// `strip` is the number of columns in 64 bytes.
+/// Plans the launch of a column sum. `strip` is the number of columns in 64 bytes.
 fn plan_add(symbol: &'static str, p: &Params, strip: u64) -> Vec<Stage> {
     if p.rows == 0 { Vec::new() } else { cuh::plan_blocks(symbol, p.cols.div_ceil(strip), 512) }
 }
@@ -51,7 +51,7 @@ pub fn add(dtype: DType, p: &Params) -> Launch {
     Launch::kernel(kernel, p, Cost { flops: n, bytes: n * dtype.size() as f64 + 8.0 * p.cols as f64 })
 }
 
-/// Shapes (rows, cols) that the checks use.
+/// Pairs (rows, columns) of the matrices that the checks use.
 pub fn test_shapes() -> Vec<(usize, usize)> {
     vec![(1, 1), (0, 5), (3, 17), (127, 300), (128, 64), (129, 1000), (1000, 257)]
 }

@@ -5,7 +5,7 @@ use super::CopyParams;
 use crate::Team;
 use crate::view::{OutputArray, slice_at};
 
-/// Approximate number of elements that one task copies.
+/// Approximate number of elements that one task copies: a task copies whole rows.
 const TASK: usize = 16 * 1024;
 
 /// # Safety

@@ -1,7 +1,10 @@
 //! The definition of the column copy, element by element.
 
-/// Returns dst after the copy; `shape` is (rows, width, src_cols, src_start, dst_cols, dst_start).
-pub fn copy(src: &[f32], dst: &[f32], [_, width, src_cols, src_start, dst_cols, dst_start]: [usize; 6]) -> Vec<f32> {
+use super::CopyShape;
+
+/// Returns the contents of `dst` after the copy.
+pub fn copy(src: &[f32], dst: &[f32], shape: CopyShape) -> Vec<f32> {
+    let CopyShape { width, src_cols, src_start, dst_cols, dst_start, .. } = shape;
     let source = |i: usize| {
         let (row, column) = (i / dst_cols, i % dst_cols);
         let inside = column >= dst_start && column < dst_start + width;

@@ -52,13 +52,33 @@ pub fn copy(dtype: DType, params: &CopyParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 0.0, bytes })
 }
 
-/// Shapes (rows, width, src_cols, src_start, dst_cols, dst_start) that the checks use.
-pub fn test_shapes() -> Vec<[usize; 6]> {
-    vec![
+/// The sizes of a copy; the fields have the names of those in [`CopyParams`].
+#[derive(Clone, Copy, Debug)]
+pub struct CopyShape {
+    pub rows: usize,
+    pub width: usize,
+    pub src_cols: usize,
+    pub src_start: usize,
+    pub dst_cols: usize,
+    pub dst_start: usize,
+}
+
+/// The copies that the checks make.
+pub fn test_shapes() -> Vec<CopyShape> {
+    let shapes = [
         [1, 1, 1, 0, 1, 0],
         [17, 5, 19, 14, 7, 1],
         [131, 256, 2560, 2048, 256, 0],
         [131, 256, 256, 0, 2560, 2304],
         [3, 0, 4, 4, 2, 2],
-    ]
+    ];
+    let shape = |[rows, width, src_cols, src_start, dst_cols, dst_start]: [usize; 6]| CopyShape {
+        rows,
+        width,
+        src_cols,
+        src_start,
+        dst_cols,
+        dst_start,
+    };
+    shapes.map(shape).to_vec()
 }

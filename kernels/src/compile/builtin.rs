@@ -80,7 +80,7 @@ impl<'a> Archive<'a> {
     /// Returns the code of a kernel folder for a GPU's architecture such as `sm_86`: machine code for this
     /// architecture, else for the nearest earlier one with the same major version, else PTX. `None` if the archive
     /// has none of these, or has them only for sources other than `source`.
-    pub fn code(&self, source: &Source, sm: &str) -> Option<BuiltinCode> {
+    pub fn code_for_gpu(&self, source: &Source, sm: &str) -> Option<BuiltinCode> {
         for architecture in runs_on(sm) {
             if let Some(entry) = self.entry(source, architecture) {
                 return Some(BuiltinCode::Cubin(entry.inflate()?));
@@ -90,8 +90,8 @@ impl<'a> Archive<'a> {
         Some(BuiltinCode::Ptx(String::from_utf8(entry.inflate()?).ok()?))
     }
 
-    /// Returns how many compiled kernels of the archive match the sources of this binary (fresh), and how many do not
-    /// (stale).
+    /// Returns two numbers of compiled kernels in the archive: those that match the sources of this binary (fresh),
+    /// and those that do not (stale).
     pub fn fresh_and_stale_counts(&self) -> (usize, usize) {
         let known = |e: &&Entry<'_>| {
             FOLDERS
@@ -126,14 +126,14 @@ impl Entry<'_> {
 
 /// Returns the archive that is built into this binary.
 pub fn archive() -> Archive<'static> {
-    // The build script accepts any file: one that is not an archive counts as empty.
+    // The build script does not check the file: a file that is not an archive counts as an empty archive.
     Archive::parse(ARCHIVE).unwrap_or_default()
 }
 
 /// Returns the code in this binary for a kernel folder and a GPU's architecture; `None` if there is none for
 /// `source`.
-pub fn code(source: &Source, sm: &str) -> Option<BuiltinCode> {
-    if ARCHIVE.is_empty() { None } else { archive().code(source, sm) }
+pub fn builtin_code(source: &Source, sm: &str) -> Option<BuiltinCode> {
+    if ARCHIVE.is_empty() { None } else { archive().code_for_gpu(source, sm) }
 }
 
 /// Compiles every kernel folder to machine code for each of [`ARCHITECTURES`] and to PTX, on `threads` threads, and
@@ -213,7 +213,7 @@ fn capability(architecture: &str) -> u32 {
     number.trim_end_matches(['a', 'f']).parse().unwrap_or(0)
 }
 
-/// Returns the first line, without its line feed, and the bytes after it.
+/// Returns the first line of `bytes`, without its line feed, and the bytes after it.
 fn line(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let end = bytes.iter().position(|&b| b == b'\n')?;
     Some((std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]))
@@ -246,14 +246,14 @@ mod tests {
         let archive = Archive::parse(&bytes).unwrap();
         let cubin = |code: &[u8]| Some(BuiltinCode::Cubin(code.to_vec()));
         let ptx = Some(BuiltinCode::Ptx(".version 9.0".to_string()));
-        assert_eq!(archive.code(SMALL, "sm_80"), cubin(b"eighty"));
-        assert_eq!(archive.code(SMALL, "sm_86"), cubin(b"eighty-six"));
-        assert_eq!(archive.code(SMALL, "sm_89"), cubin(b"eighty-six"), "89 has no entry here");
-        assert_eq!(archive.code(SMALL, "sm_90a"), cubin(b"ninety"));
-        assert_eq!(archive.code(SMALL, "sm_100a"), ptx);
-        assert_eq!(archive.code(SMALL, "sm_120a"), ptx);
-        assert_eq!(archive.code(SMALL, "sm_75"), None);
-        assert_eq!(archive.code(OTHER, "sm_80"), None);
+        assert_eq!(archive.code_for_gpu(SMALL, "sm_80"), cubin(b"eighty"));
+        assert_eq!(archive.code_for_gpu(SMALL, "sm_86"), cubin(b"eighty-six"));
+        assert_eq!(archive.code_for_gpu(SMALL, "sm_89"), cubin(b"eighty-six"), "89 has no entry here");
+        assert_eq!(archive.code_for_gpu(SMALL, "sm_90a"), cubin(b"ninety"));
+        assert_eq!(archive.code_for_gpu(SMALL, "sm_100a"), ptx);
+        assert_eq!(archive.code_for_gpu(SMALL, "sm_120a"), ptx);
+        assert_eq!(archive.code_for_gpu(SMALL, "sm_75"), None);
+        assert_eq!(archive.code_for_gpu(OTHER, "sm_80"), None);
         assert_eq!(archive.fresh_and_stale_counts(), (4, 0));
     }
 
@@ -262,7 +262,7 @@ mod tests {
         let mut bytes = format!("{MAGIC}\n").into_bytes();
         append(&mut bytes, SMALL.name, "sm_80", &hash(OTHER, "sm_80").unwrap(), b"code");
         let archive = Archive::parse(&bytes).unwrap();
-        assert_eq!(archive.code(SMALL, "sm_80"), None);
+        assert_eq!(archive.code_for_gpu(SMALL, "sm_80"), None);
         assert_eq!(archive.fresh_and_stale_counts(), (0, 1));
     }
 
@@ -280,8 +280,8 @@ mod tests {
         fn archives_hold_what_was_put_in(code in proptest::collection::vec(any::<u8>(), 0..4000), cut in any::<prop::sample::Index>()) {
             let bytes = archive_of(&[(SMALL, "sm_80", &code), (OTHER, "sm_90a", &code)]);
             let archive = Archive::parse(&bytes).unwrap();
-            prop_assert_eq!(archive.code(SMALL, "sm_80"), Some(BuiltinCode::Cubin(code.clone())));
-            prop_assert_eq!(archive.code(OTHER, "sm_90a"), Some(BuiltinCode::Cubin(code.clone())));
+            prop_assert_eq!(archive.code_for_gpu(SMALL, "sm_80"), Some(BuiltinCode::Cubin(code.clone())));
+            prop_assert_eq!(archive.code_for_gpu(OTHER, "sm_90a"), Some(BuiltinCode::Cubin(code.clone())));
             let part = &bytes[..cut.index(bytes.len())];
             if let Ok(archive) = Archive::parse(part) {
                 prop_assert!(archive.entries.len() < 2);

@@ -29,7 +29,7 @@ impl Cache {
     }
 
     /// Returns the key of the entry for `unit`, compiled by the NVRTC library at path `compiler`.
-    pub fn key(unit: &Unit, compiler: &Path) -> String {
+    pub fn entry_key(unit: &Unit, compiler: &Path) -> String {
         // The version number that NVRTC reports lacks the patch level, and asking for it would load 100 MB. The key
         // contains the file's size and modification time instead.
         let version = fs::metadata(compiler).and_then(|m| Ok((m.len(), m.modified()?)));
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn the_key_depends_on_all_that_is_compiled() {
         let compiler = tempfile::NamedTempFile::new().unwrap();
-        let key = |u: &Unit| Cache::key(u, compiler.path());
+        let key = |u: &Unit| Cache::entry_key(u, compiler.path());
         let base = key(&unit("x", "-o"));
         assert_eq!(base, key(&unit("x", "-o")));
         let mut others = [unit("y", "-o"), unit("x", "-p"), unit("x-", "o"), unit("x", "-o"), unit("x", "-o")];
@@ -194,7 +194,8 @@ mod tests {
             let at = place.index(bytes.len());
             if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit };
             fs::write(&path, &bytes).unwrap();
-            // The changed bit may leave a header valid; the cache must never return other contents.
+            // If the changed bit is in the header, the header may still be valid. The cache must never return changed
+            // contents.
             if let Some(found) = cache.load("k") {
                 prop_assert_eq!(found, whole);
             }

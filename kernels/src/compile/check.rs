@@ -26,7 +26,7 @@ pub struct CheckResult {
 
 /// Compiles `source` for `sm` and checks every function. `module` is the text of the folder's `mod.rs`. Its lines
 /// that begin with `//! Local memory:` name the symbols that may use local memory.
-pub fn check(source: &Source, sm: &str, module: &str) -> Result<CheckResult, CompileError> {
+pub fn check_machine_code(source: &Source, sm: &str, module: &str) -> Result<CheckResult, CompileError> {
     let built = compile_to_cubin(source, sm)?;
     let local = local_accesses(&built.ptx);
     let local_of = |symbol: &str| local.iter().find(|(name, _)| *name == symbol).map_or(0, |(_, count)| *count);
@@ -62,7 +62,8 @@ fn may_use_local_memory(module: &str, symbol: &str) -> bool {
 /// Returns the functions that access local memory, each with its number of accesses.
 fn local_accesses(ptx: &str) -> Vec<(&str, u32)> {
     let mut found = Vec::new();
-    // Most kernels use no local memory, and a pass over all lines takes longer than reading the unit from the cache.
+    // Most kernels use no local memory. For them this test avoids a pass over all lines, which takes longer than
+    // reading the unit from the cache.
     if !ptx.contains("ld.local") && !ptx.contains("st.local") {
         return found;
     }
@@ -137,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(1024, 2) spilled(float* x, int n) {
     fn what_ptxas_gives_up_is_a_problem() {
         let Some(()) = skip_without_nvrtc() else { return };
         let text = "extern \"C\" __global__ void k(float* x) {\n  asm volatile(\"setmaxnreg.inc.sync.aligned.u32 240;\");\n  x[0] = 1;\n}\n";
-        let checked = check(&source(text), "sm_90a", "").unwrap();
+        let checked = check_machine_code(&source(text), "sm_90a", "").unwrap();
         assert_eq!(checked.problems.len(), 1, "{:?}", checked.problems);
         assert!(checked.problems[0].contains("C7508"), "{:?}", checked.problems);
     }

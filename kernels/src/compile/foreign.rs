@@ -64,7 +64,7 @@ fn options(number: &str, folders: &[&Path], headers: &[PathBuf], stand_ins: &[(&
 
 fn run_nvcc(nvcc: &Path, path: &Path, number: &str, folders: &[&Path]) -> Result<String, CompileError> {
     let failed = |e: std::io::Error| CompileError::Unusable { path: nvcc.into(), reason: e.to_string() };
-    // Writes to a file instead of stdout, because nvcc removes its output file when it fails.
+    // nvcc writes to a file and not to stdout, because it removes the output file when it fails.
     let scratch = tempfile::tempdir().map_err(failed)?;
     let out = scratch.path().join("out.ptx");
     let mut command = Command::new(nvcc);
@@ -92,7 +92,7 @@ fn needs_host_compiler(log: &str) -> bool {
     log.contains("cc1plus") || log.contains("preprocess host compiler properties") || log.contains("g++: not found")
 }
 
-/// Adds to NVRTC's error, if it is about host code or a missing header, that nvcc might compile the file.
+/// If NVRTC's error is about host code or a missing header, adds to it that nvcc might compile the file.
 fn wanting_nvcc(e: CompileError) -> CompileError {
     match e {
         CompileError::Refused { first, log }

@@ -63,8 +63,8 @@ pub enum CompileError {
 }
 
 impl CompileError {
-    /// Makes the error of a failed compilation from the first error in its log. If the log has none, the message is
-    /// `status`, the compiler's name of the failure.
+    /// Makes the error of a failed compilation from the first error in its log. If the log has no error, the message
+    /// is `status`, the compiler's name for the failure.
     fn refused(unit: &str, status: &str, log: String) -> CompileError {
         let first = log.lines().find_map(first_error).unwrap_or_else(|| format!("{unit}: {status}"));
         CompileError::Refused { first, log }
@@ -122,7 +122,7 @@ pub fn compile_to_ptx(source: &Source, sm: &str) -> Result<String, CompileError>
 /// Compiles a kernel folder to machine code with ptxas' report, for an architecture such as `sm_80`.
 pub fn compile_to_cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError> {
     let CompilerOutput { ptx, cubin, log } = compiler()?.build(&cubin_unit(source, sm)?)?;
-    let report = PtxasReport::parse(&log);
+    let report = PtxasReport::from_log(&log);
     Ok(Cubin { image: cubin, ptx, report })
 }
 
@@ -154,8 +154,8 @@ fn unit_of(source: &Source, arch: &str, options: &[&str]) -> Unit {
     }
 }
 
-/// Returns the headers that `text` includes, directly or through another header. Only these become part of the unit,
-/// so that a changed header recompiles its users only.
+/// Returns the headers that `text` includes, directly or through another header. Only these are hashed for the cache,
+/// so a changed header recompiles only the sources that include it.
 fn headers_of(text: &str, all: &[(&str, &str)]) -> Vec<(String, String)> {
     let mut texts = vec![text];
     let mut wanted = vec![false; all.len()];
@@ -188,7 +188,7 @@ impl Compiler {
     }
 
     fn build(&self, unit: &Unit) -> Result<CompilerOutput, CompileError> {
-        let key = Cache::key(unit, &self.library);
+        let key = Cache::entry_key(unit, &self.library);
         let load = || self.cache.as_ref().and_then(|c| c.load(&key));
         if let Some(output) = load() {
             return Ok(output);

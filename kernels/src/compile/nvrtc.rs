@@ -1,7 +1,7 @@
 //! Bindings to NVRTC's C functions, opened at run time.
 //!
-//! No binding crate is used because the library must be opened from a folder found at run time, with its builtins
-//! library before it, and because its absence must be an error value.
+//! They are written here and not taken from a crate for three reasons: the library's folder is only known at run
+//! time, the builtins library must be opened before it, and a missing library must be an error value.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -54,7 +54,7 @@ impl Nvrtc {
         let failed =
             |p: &Path, e: libloading::Error| CompileError::Unusable { path: p.to_path_buf(), reason: one_line(&e) };
         let mut libraries = Vec::new();
-        for p in toolkit::builtins(path).iter().map(|p| p.as_path()).chain([path]) {
+        for p in toolkit::nvrtc_builtins_libraries(path).iter().map(|p| p.as_path()).chain([path]) {
             // SAFETY: the initialisers of NVIDIA's libraries have no preconditions.
             libraries.push(unsafe { Library::open(Some(p), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| failed(p, e))?);
         }
@@ -181,7 +181,7 @@ fn text_of(mut bytes: Vec<u8>) -> String {
 }
 
 fn one_line(e: &libloading::Error) -> String {
-    // The loader's own message is the source of the error.
+    // libloading's error wraps the message of the system's loader, which says more.
     let text = std::error::Error::source(e).map_or_else(|| e.to_string(), ToString::to_string);
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -33,7 +33,7 @@ pub struct PtxasReport {
 
 impl PtxasReport {
     /// Parses the log of `ptxas -v`, printed by the program itself or contained in NVRTC's log.
-    pub fn parse(log: &str) -> PtxasReport {
+    pub fn from_log(log: &str) -> PtxasReport {
         let mut report = PtxasReport::default();
         // The function that the following "N bytes stack frame" and "Used N registers" lines describe.
         let (mut function, mut entry) = (String::new(), String::new());
@@ -119,7 +119,7 @@ ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loa
 ptxas info    : Used 8 registers, used 0 barriers
 ptxas warning : Value of threads per SM for entry a is out of range.
 ";
-        let report = PtxasReport::parse(log);
+        let report = PtxasReport::from_log(log);
         let b = FunctionResources {
             symbol: "b".into(),
             entry: true,

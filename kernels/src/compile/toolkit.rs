@@ -34,7 +34,7 @@ impl Toolkit {
         Toolkit::of(|name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from))
     }
 
-    /// Finds the toolkit; `var` returns the value of an environment variable.
+    /// Finds the toolkit. `var` returns the value of an environment variable, or `None` if it is not set.
     fn of(var: impl Fn(&str) -> Option<PathBuf>) -> Toolkit {
         let named = ["REEL_CUDA", "CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| var(name));
         let mut local = children(Path::new("/usr/local"), |name| name.starts_with("cuda"));
@@ -47,8 +47,8 @@ impl Toolkit {
         paths.libraries.extend(system.map(PathBuf::from));
         places.push(paths);
         places.extend(cache_of(&var).map(|cache| Place::installation(&cache.join("cuda-13.0"))));
-        // Installations with NVRTC 13 come first, so that programs and headers are of that release and not of an
-        // older one.
+        // Installations with NVRTC 13 come first, so that programs and headers are taken from that release if
+        // possible, and not from an older one.
         places.sort_by_key(|p| p.nvrtc().is_none());
         Toolkit { places }
     }
@@ -84,7 +84,7 @@ impl Place {
             let pythons = children(&root.join(lib), |name| name.starts_with("python3"));
             packages.extend(pythons.iter().map(|p| p.join("site-packages")));
         }
-        // NVIDIA's wheels of CUDA 13 share one folder with a toolkit's layout.
+        // NVIDIA's CUDA 13 wheels for Python are all installed to one folder, which has the layout of a toolkit.
         let wheels = packages.iter().map(|p| p.join("nvidia").join(format!("cu{CUDA_MAJOR}")));
         let roots: Vec<PathBuf> = [root.to_path_buf()].into_iter().chain(wheels).collect();
         let folders = |names: &[&str]| {
@@ -117,12 +117,12 @@ fn cache_of(var: &impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     Some(xdg.or_else(|| Some(var("HOME")?.join(".cache")))?.join("reel"))
 }
 
-/// Returns the builtins library in NVRTC's folder, if there is one. NVRTC opens it by name while it compiles, and the
+/// Returns the nvrtc_builtins_libraries library in NVRTC's folder, if there is one. NVRTC opens it by name while it compiles, and the
 /// loader would not find it there.
-pub(super) fn builtins(nvrtc: &Path) -> Vec<PathBuf> {
+pub(super) fn nvrtc_builtins_libraries(nvrtc: &Path) -> Vec<PathBuf> {
     let folder = nvrtc.parent().unwrap_or(Path::new("."));
-    let mut found = children(folder, |name| name.starts_with(&format!("libnvrtc-builtins.so.{CUDA_MAJOR}.")));
-    // Prefers the shorter name, `.so.13.0` to `.so.13.0.88`: NVRTC asks for it.
+    let mut found = children(folder, |name| name.starts_with(&format!("libnvrtc-nvrtc_builtins_libraries.so.{CUDA_MAJOR}.")));
+    // The shorter name comes first, `.so.13.0` before `.so.13.0.88`, because NVRTC asks for it.
     found.sort_by_key(|p| p.as_os_str().len());
     found.truncate(1);
     found
@@ -187,7 +187,7 @@ mod tests {
             (both.header_folders(), both.program("nvcc")),
             (vec![include.clone(), include.join("cccl")], Some(bin))
         );
-        // A toolkit under /usr/local would come before the cache: this part runs only on machines without one.
+        // A toolkit under /usr/local would be found before the cache, so the rest runs only on machines without one.
         if of(&[]).nvrtc().is_none() {
             assert_eq!(of(&[("CUDA_PATH", "old"), ("XDG_CACHE_HOME", "cache")]).nvrtc(), Some(cache));
         }

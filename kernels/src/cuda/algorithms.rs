@@ -57,7 +57,7 @@ fn alignment(at: Addr) -> u32 {
 pub struct AlgorithmFingerprint {
     /// Number of different product shapes.
     pub count: usize,
-    /// A hash of all shapes with their algorithms; independent of the order.
+    /// A hash of all shapes with their algorithms. It does not depend on the order in which the shapes were used.
     pub hash: u64,
 }
 

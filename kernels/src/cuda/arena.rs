@@ -21,9 +21,9 @@ pub struct Arena {
     end: usize,
     /// Free ranges: start → length.
     free: BTreeMap<usize, usize>,
-    /// Free ranges as (length, start), to find the smallest one.
+    /// The free ranges as (length, start), ordered by length, to find the smallest sufficient one.
     by_length: BTreeSet<(usize, usize)>,
-    /// Allocated blocks: start → length.
+    /// The length of each allocated block, by its start.
     allocated: BTreeMap<usize, usize>,
 }
 
@@ -49,9 +49,9 @@ impl Arena {
         self.insert_free(start, bytes);
     }
 
-    /// Returns by how many bytes the range must grow before `alloc(bytes)` succeeds: 0 if there is room, `None` if
-    /// `bytes` is too large for any range.
-    pub fn missing_bytes(&self, bytes: usize) -> Option<usize> {
+    /// Returns by how many bytes the range must grow before `alloc(bytes)` succeeds: 0 if a free range is large
+    /// enough, `None` if `bytes` is too large for any range.
+    pub fn bytes_to_grow_before_alloc(&self, bytes: usize) -> Option<usize> {
         let size = rounded(bytes)?;
         if self.by_length.range((size, 0)..).next().is_some() {
             return Some(0);
@@ -115,7 +115,7 @@ mod tests {
 
     /// Grows the arena if needed and allocates a block, as a device does.
     fn grow_and_alloc(arena: &mut Arena, bytes: usize) -> usize {
-        arena.grow(arena.missing_bytes(bytes).unwrap());
+        arena.grow(arena.bytes_to_grow_before_alloc(bytes).unwrap());
         arena.alloc(bytes).expect("the arena has grown")
     }
 
@@ -123,7 +123,7 @@ mod tests {
     fn refuses_impossible_sizes() {
         let mut arena = Arena::new();
         assert_eq!(arena.alloc(1), None);
-        assert_eq!((arena.missing_bytes(usize::MAX), arena.alloc(usize::MAX)), (None, None));
+        assert_eq!((arena.bytes_to_grow_before_alloc(usize::MAX), arena.alloc(usize::MAX)), (None, None));
         assert!(!arena.free(0));
     }
 
@@ -132,7 +132,7 @@ mod tests {
         let mut arena = Arena::new();
         let first = grow_and_alloc(&mut arena, 1000);
         assert!(arena.free(first));
-        assert_eq!(arena.missing_bytes(4096), Some(4096 - 1024));
+        assert_eq!(arena.bytes_to_grow_before_alloc(4096), Some(4096 - 1024));
     }
 
     proptest! {

@@ -160,7 +160,8 @@ impl Functions {
     }
 }
 
-/// The descriptors created so far for a product; dropping this destroys those that are not moved out.
+/// The descriptors created so far for a product. Dropping this value destroys the descriptors that were not moved
+/// out.
 struct Parts<'a> {
     functions: &'a Functions,
     desc: Desc,
@@ -256,7 +257,7 @@ impl CublasLt {
         };
         check(status)?;
         if count == 0 || found.state != OK {
-            return Err(product_error(p, "cuBLASLt has no algorithm for it"));
+            return Err(product_error(p, "cuBLASLt has no algorithm for this matrix product"));
         }
         let prepared = Prepared { desc: parts.desc, first, second, result, algorithm: found.algorithm };
         (parts.desc, parts.layouts) = (null, [null; 3]);

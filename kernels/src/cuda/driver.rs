@@ -13,8 +13,8 @@ use reel_sim::tensor_map::TensorMap;
 
 /// An opened GPU.
 ///
-/// The unsafe calls require that handles are live, that address ranges are backed by memory, and that host memory of
-/// an asynchronous copy lives until the copy is done.
+/// The caller of an unsafe function ensures that handles are live, that address ranges are backed by memory, and that
+/// the host memory of an asynchronous copy lives until the copy is done.
 #[allow(clippy::missing_safety_doc)]
 pub trait Driver: Send + Sync {
     /// Returns the properties of the GPU.
@@ -31,7 +31,8 @@ pub trait Driver: Send + Sync {
     /// Frees memory that `alloc` returned, after all enqueued work is done.
     unsafe fn free(&self, at: u64);
 
-    /// Returns the number of bytes of which sizes and addresses in `reserve` and `map_memory` must be multiples.
+    /// Returns the granularity of `reserve` and `map_memory` in bytes: their sizes and addresses must be multiples of
+    /// it.
     fn granularity(&self) -> usize;
     /// Reserves a range of addresses without memory and returns its start.
     fn reserve(&self, bytes: usize) -> Result<u64, CudaError>;
@@ -66,7 +67,7 @@ pub trait Driver: Send + Sync {
     fn event(&self) -> Result<EventHandle, CudaError>;
     /// Destroys an event.
     unsafe fn destroy_event(&self, event: EventHandle);
-    /// Records the event on the stream: it completes when the stream's work so far is done.
+    /// Records the event on the stream. The event completes when all work that the stream has now is done.
     unsafe fn record(&self, event: EventHandle, stream: StreamHandle) -> Result<(), CudaError>;
     /// Blocks the host until the event completes.
     unsafe fn wait(&self, event: EventHandle) -> Result<(), CudaError>;
@@ -89,7 +90,7 @@ pub trait Driver: Send + Sync {
     unsafe fn function(&self, module: ModuleHandle, symbol: &str) -> Result<FunctionHandle, CudaError>;
     /// Returns the attributes of a function.
     unsafe fn function_attributes(&self, function: FunctionHandle) -> Result<FunctionAttributes, CudaError>;
-    /// Allows launches of the function to use `bytes` of dynamic shared memory; required if static and dynamic shared
+    /// Allows launches of the function to use `bytes` of dynamic shared memory. Required if static and dynamic shared
     /// memory together exceed 48 KiB.
     unsafe fn allow_shared(&self, function: FunctionHandle, bytes: u32) -> Result<(), CudaError>;
     /// Allows launches of the function to use clusters of more than 8 blocks.

@@ -25,7 +25,7 @@ struct Loaded {
     functions: HashMap<&'static str, LoadedFunction>,
 }
 
-/// A loaded function with its properties, and the driver attributes that were raised for it.
+/// A loaded function with its properties. The two last fields are driver attributes that have been raised for it.
 #[derive(Clone, Copy)]
 struct LoadedFunction {
     function: FunctionHandle,
@@ -75,7 +75,7 @@ impl Gpu {
         &self.driver.properties().name
     }
 
-    /// Returns the architecture, from which kernels plan their launches.
+    /// Returns the GPU's architecture, which determines how kernels plan their launches.
     pub fn arch(&self) -> Arch {
         self.driver.properties().arch
     }
@@ -175,13 +175,15 @@ impl Gpu {
         self.modules.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Loads a kernel folder's code, which [`Gpu::launch`] otherwise does at first use: machine code in the binary
-    /// for this GPU; else code that NVRTC compiles (cached); else, without NVRTC, PTX in the binary.
+    /// Loads a kernel folder's code, which [`Gpu::launch`] otherwise does when it is first used. The code is, in
+    /// order of preference: the machine code in the binary for this GPU, the code that NVRTC compiles (cached on
+    /// disk), or, without NVRTC, the PTX in the binary.
     pub fn load(&self, source: &'static Source) -> Result<(), CudaError> {
         if self.modules().contains_key(source.name) {
             return Ok(());
         }
-        // The lock is not held here: compiling may take seconds, and other threads may load other code.
+        // No lock is held during the load: compiling may take seconds, and other threads may load other code
+        // meanwhile.
         let module = self.load_code(source)?;
         let beaten = self.modules().insert(source.name, Loaded { module, functions: HashMap::new() });
         if let Some(other) = beaten {
@@ -196,7 +198,7 @@ impl Gpu {
 
     fn load_code(&self, source: &'static Source) -> Result<ModuleHandle, CudaError> {
         let sm = self.sm_name();
-        let builtin = if self.driver.needs_ptx() { None } else { builtin::code(source, &sm) };
+        let builtin = if self.driver.needs_ptx() { None } else { builtin::builtin_code(source, &sm) };
         if let Some(BuiltinCode::Cubin(cubin)) = &builtin {
             return self.driver.load(source.name, CompiledCode { cubin, ptx: "" });
         }
@@ -219,8 +221,8 @@ impl Gpu {
         Ok(PtxFunction { gpu: self, module, function })
     }
 
-    /// Returns the function of a stage. It has been checked against the GPU's limits, and its attributes are raised
-    /// for the launch.
+    /// Returns the function of a stage, after checking the launch against the GPU's limits and raising the function's
+    /// driver attributes where the launch needs it.
     pub(super) fn function(
         &self,
         source: &'static Source,
@@ -243,7 +245,7 @@ impl Gpu {
             }
         };
         let limits = &self.driver.properties().limits;
-        if let Some(why) = rules::exceeded_limit(&config(stage), &function_state.attributes, limits, parameters) {
+        if let Some(why) = rules::exceeded_launch_limit(&config(stage), &function_state.attributes, limits, parameters) {
             return Err(CudaError::Launch { symbol: stage.symbol, why });
         }
         if stage.shared + function_state.attributes.static_shared > rules::SHARED_BYTES_WITHOUT_ATTRIBUTE
@@ -285,7 +287,7 @@ impl Gpu {
             // SAFETY: the function belongs to a loaded module.
             let resident = unsafe { self.driver.resident(function, stage.block.iter().product(), stage.shared)? };
             let all = resident * self.arch().multiprocessors;
-            if let Some(why) = rules::exceeds_residency(stage.grid, all) {
+            if let Some(why) = rules::exceeded_residency_limit(stage.grid, all) {
                 return Err(CudaError::Launch { symbol: stage.symbol, why });
             }
         }

@@ -32,7 +32,7 @@ unsafe impl Send for Nvidia {}
 // SAFETY: every call makes the context current first, and the driver's calls are thread-safe.
 unsafe impl Sync for Nvidia {}
 
-/// Adds to a driver's error what the call was doing.
+/// Adds to a driver's error what the program was doing, such as "querying the driver version".
 fn named<T>(call: impl Into<String>, result: Result<T, driver::DriverError>) -> Result<T, CudaError> {
     result.map_err(|e| {
         let text = e.error_string().ok().map(|s| s.to_string_lossy().into_owned());
@@ -54,7 +54,7 @@ fn memory<T>(bytes: usize, call: &str, result: Result<T, driver::DriverError>) -
 }
 
 impl Nvidia {
-    /// Tells whether the machine has a driver and a GPU. The GPU may still be unusable.
+    /// Tells whether the machine has an NVIDIA driver and a GPU. Opening the GPU may still fail.
     pub fn is_present() -> bool {
         // SAFETY: only looks for the library.
         let library = unsafe { sys::is_culib_present() };
@@ -163,7 +163,7 @@ impl Nvidia {
 }
 
 impl GpuProperties {
-    /// Makes empty properties, before the driver is asked for them.
+    /// Returns properties with the driver's version and otherwise zeros, to be filled by asking the driver.
     fn unknown(version: u32) -> GpuProperties {
         let arch = Arch { sm: 0, shared_per_block: 0, multiprocessors: 0 };
         GpuProperties { name: String::new(), arch, limits: LaunchLimits::new(0, 0), memory: 0, version }

@@ -14,11 +14,11 @@ pub const MAX_PORTABLE_CLUSTER_BLOCKS: u32 = 8;
 pub const MAX_CLUSTER_BLOCKS: u32 = 16;
 /// Maximum bytes of a kernel's parameters in this project; the driver accepts 32764 from compute capability 7.0 on.
 pub const MAX_PARAMETER_BYTES: usize = 4096;
-/// A warp's registers are allocated in units of this many.
+/// A warp gets its registers in multiples of this number.
 const REGISTER_UNIT: u32 = 256;
 
 /// Returns which limit a launch exceeds, as text; `None` if the launch is possible.
-pub fn exceeded_limit(
+pub fn exceeded_launch_limit(
     config: &LaunchConfig,
     attributes: &FunctionAttributes,
     limits: &LaunchLimits,
@@ -67,7 +67,7 @@ pub fn exceeded_limit(
 
 /// Returns why a cooperative launch is impossible on a GPU on which `resident` blocks can be resident; `None` if it
 /// is possible.
-pub fn exceeds_residency(grid: [u32; 3], resident: u32) -> Option<String> {
+pub fn exceeded_residency_limit(grid: [u32; 3], resident: u32) -> Option<String> {
     let blocks = product(grid);
     (blocks > u64::from(resident)).then(|| {
         format!("a cooperative launch of {blocks} blocks, where at most {resident} can be resident on the GPU")
@@ -93,7 +93,7 @@ fn broken_cluster(grid: [u32; 3], cluster: [u32; 3], limits: &LaunchLimits) -> O
     Some(format!("{} blocks in {axis}, which is not a multiple of the cluster size {}", grid[uneven], cluster[uneven]))
 }
 
-/// Returns the number of registers that a block occupies; each warp has a multiple of [`REGISTER_UNIT`].
+/// Returns the number of registers that a block occupies. Each of its warps gets a multiple of [`REGISTER_UNIT`].
 fn registers_of(threads: u32, registers: u32) -> u32 {
     threads.div_ceil(32) * (registers * 32).next_multiple_of(REGISTER_UNIT)
 }
@@ -125,13 +125,13 @@ mod tests {
 
     #[track_caller]
     fn says(config: LaunchConfig, limits: LaunchLimits, words: &str) {
-        let why = exceeded_limit(&config, &FACTS, &limits, 64).expect("an impossible launch");
+        let why = exceeded_launch_limit(&config, &FACTS, &limits, 64).expect("an impossible launch");
         assert!(why.contains(words), "{why}");
     }
 
     #[test]
     fn every_limit_is_named() {
-        assert_eq!(exceeded_limit(&FINE, &FACTS, &H100, 64), None);
+        assert_eq!(exceeded_launch_limit(&FINE, &FACTS, &H100, 64), None);
         says(LaunchConfig { grid: [0, 1, 1], ..FINE }, H100, "no blocks in x");
         says(LaunchConfig { grid: [1, 65_536, 1], ..FINE }, H100, "65536 blocks in y, where the GPU has at most 65535");
         says(LaunchConfig { grid: [1 << 31, 1, 1], ..FINE }, H100, "at most 2147483647");
@@ -153,19 +153,19 @@ mod tests {
             LaunchLimits::new(89, 99 << 10),
             "compute capability 8.9 does not support",
         );
-        assert_eq!(exceeded_limit(&LaunchConfig { programmatic: true, ..FINE }, &FACTS, &H100, 64), None);
-        assert_eq!(exceeds_residency([4, 2, 1], 8), None);
-        assert!(exceeds_residency([3, 3, 1], 8).is_some_and(|w| w.contains("9 blocks")));
+        assert_eq!(exceeded_launch_limit(&LaunchConfig { programmatic: true, ..FINE }, &FACTS, &H100, 64), None);
+        assert_eq!(exceeded_residency_limit([4, 2, 1], 8), None);
+        assert!(exceeded_residency_limit([3, 3, 1], 8).is_some_and(|w| w.contains("9 blocks")));
         says(LaunchConfig { cluster: [32, 1, 1], grid: [32, 1, 1], ..FINE }, H100, "a cluster of 32 blocks");
         says(
             LaunchConfig { cluster: [3, 1, 1], ..FINE },
             H100,
             "8 blocks in x, which is not a multiple of the cluster size 3",
         );
-        assert_eq!(exceeded_limit(&LaunchConfig { cluster: [8, 1, 1], ..FINE }, &FACTS, &H100, 64), None);
-        assert!(exceeded_limit(&FINE, &FACTS, &H100, 4097).is_some_and(|w| w.contains("4097 bytes of parameters")));
+        assert_eq!(exceeded_launch_limit(&LaunchConfig { cluster: [8, 1, 1], ..FINE }, &FACTS, &H100, 64), None);
+        assert!(exceeded_launch_limit(&FINE, &FACTS, &H100, 4097).is_some_and(|w| w.contains("4097 bytes of parameters")));
         let hungry = FunctionAttributes { registers: 255, threads: 1024, ..FACTS };
-        let why = exceeded_limit(&LaunchConfig { block: [288, 1, 1], ..FINE }, &hungry, &H100, 64);
+        let why = exceeded_launch_limit(&LaunchConfig { block: [288, 1, 1], ..FINE }, &hungry, &H100, 64);
         assert!(why.is_some_and(|w| w.contains("73728 registers")));
     }
 
@@ -175,9 +175,9 @@ mod tests {
         fn less_is_never_worse(x in 1u32..2048, y in 1u32..64, shared in 0u32..300_000, blocks in 1u32..100_000) {
             let config = LaunchConfig { grid: [blocks, y, 1], block: [x, y, 1], shared, ..FINE };
             let attributes = FunctionAttributes { threads: 1024, ..FACTS };
-            if exceeded_limit(&config, &attributes, &H100, 64).is_none() {
+            if exceeded_launch_limit(&config, &attributes, &H100, 64).is_none() {
                 let less = LaunchConfig { grid: [blocks.div_ceil(2), y, 1], block: [x.div_ceil(2), y, 1], shared: shared / 2, ..config };
-                prop_assert_eq!(exceeded_limit(&less, &attributes, &H100, 64), None);
+                prop_assert_eq!(exceeded_launch_limit(&less, &attributes, &H100, 64), None);
             }
         }
     }

@@ -63,7 +63,7 @@ fn launch_runs_and_frees_everything() {
     gpu.download(&buffer, 0, bytemuck::cast_slice_mut(&mut back)).unwrap();
     assert_eq!(back, [2.5; 4]);
     drop((buffer, gpu));
-    assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
+    assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
 }
 
 /// Each mistake in a launch plan is reported before the driver is called.

@@ -143,7 +143,7 @@ macro_rules! kernel_folder {
             mod $traffic {
                 #[test]
                 fn launches_move_the_bytes_of_their_cost() {
-                    $crate::checks::traffic::assert_traffic(super::examples::$traffic);
+                    $crate::checks::traffic::assert_traffic_within_limits(super::examples::$traffic);
                 }
             }
         )?

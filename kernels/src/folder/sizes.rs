@@ -122,7 +122,7 @@ impl Sizes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalogue::{FOLDERS, example_products, find_folder};
+    use crate::catalogue::{FOLDERS, example_products, find_kernel_folder};
     use crate::{Arch, KernelLaunch};
     use proptest::prelude::*;
 
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn rejects_unknown_and_invalid_sizes() {
         let of = |name: &str, given: &[(&str, u64)]| {
-            find_folder(name).unwrap().examples_with_sizes(&sizes(given)).unwrap_err().to_string()
+            find_kernel_folder(name).unwrap().examples_with_sizes(&sizes(given)).unwrap_err().to_string()
         };
         assert!(
             of("attention", &[("vocab", 5)]).contains("no size of attention; it has tokens, heads, kv_heads, head_dim")
@@ -178,7 +178,7 @@ mod tests {
         ) {
             let heads = groups * kv_heads;
             let given = [("tokens", tokens), ("heads", heads), ("kv_heads", kv_heads), ("head_dim", head_dim), ("causal", causal)];
-            for e in find_folder("attention").unwrap().examples_with_sizes(&sizes(&given)).unwrap() {
+            for e in find_kernel_folder("attention").unwrap().examples_with_sizes(&sizes(&given)).unwrap() {
                 let pairs = if causal == 1 { tokens * (tokens + 1) / 2 } else { tokens * tokens };
                 let forward = (4 * head_dim * heads * pairs) as f64;
                 prop_assert!(e.launch.cost.flops == forward || e.launch.cost.flops == 2.5 * forward);
@@ -186,12 +186,12 @@ mod tests {
                 prop_assert!(e.size.contains(&words), "{}", e.size);
                 planned(&e.launch);
             }
-            for e in find_folder("rms_norm").unwrap().examples_with_sizes(&sizes(&[("tokens", tokens), ("hidden", hidden)])).unwrap() {
+            for e in find_kernel_folder("rms_norm").unwrap().examples_with_sizes(&sizes(&[("tokens", tokens), ("hidden", hidden)])).unwrap() {
                 prop_assert!(e.launch.cost.bytes >= (2 * tokens * hidden) as f64 * 2.0);
                 planned(&e.launch);
             }
             let given = [("tokens", tokens), ("hidden", hidden), ("vocab", vocab)];
-            for e in find_folder("linear_log_prob").unwrap().examples_with_sizes(&sizes(&given)).unwrap() {
+            for e in find_kernel_folder("linear_log_prob").unwrap().examples_with_sizes(&sizes(&given)).unwrap() {
                 prop_assert!(e.launch.cost.flops <= 2.0 * (tokens * hidden * vocab) as f64);
                 planned(&e.launch);
             }

@@ -1,8 +1,8 @@
 //! Comparisons.
 
-use super::InstructionRow;
+use super::PatternAndFormats;
 
-pub const INSTRUCTION_ROWS: &[InstructionRow] = &[
+pub const INSTRUCTION_PATTERNS: &[PatternAndFormats] = &[
     ("setp.<eq|ne>.b16", "p=hh"),
     ("setp.<eq|ne>.b32", "p=rr"),
     ("setp.<eq|ne>.b64", "p=dd"),

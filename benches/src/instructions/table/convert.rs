@@ -1,8 +1,8 @@
 //! Conversions.
 
-use super::InstructionRow;
+use super::PatternAndFormats;
 
-pub const INSTRUCTION_ROWS: &[InstructionRow] = &[
+pub const INSTRUCTION_PATTERNS: &[PatternAndFormats] = &[
     ("cvt.<u8|s8|u16|s16>.<u8|s8|u16|s16>", "h=h"),
     ("cvt.<u8|s8|u16|s16>.<u32|s32>", "h=r"),
     ("cvt.<u8|s8|u16|s16>.<u64|s64>", "h=d"),

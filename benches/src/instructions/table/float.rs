@@ -1,8 +1,8 @@
 //! f32 and f64.
 
-use super::InstructionRow;
+use super::PatternAndFormats;
 
-pub const INSTRUCTION_ROWS: &[InstructionRow] = &[
+pub const INSTRUCTION_PATTERNS: &[PatternAndFormats] = &[
     ("<add|sub|mul><|.rn|.rz|.rm|.rp><|.ftz><|.sat>.f32", "f=ff"),
     ("fma.<rn|rz|rm|rp><|.ftz><|.sat>.f32", "f=fff"),
     ("div.<rn|rz|rm|rp><|.ftz>.f32", "f=ff"),

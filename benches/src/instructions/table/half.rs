@@ -1,8 +1,8 @@
 //! Instructions on f16 and bf16, single and in pairs.
 
-use super::InstructionRow;
+use super::PatternAndFormats;
 
-pub const INSTRUCTION_ROWS: &[InstructionRow] = &[
+pub const INSTRUCTION_PATTERNS: &[PatternAndFormats] = &[
     ("<add|sub|mul><|.rn><|.ftz><|.sat>.f16", "H=HH"),
     ("<add|sub|mul><|.rn><|.ftz><|.sat>.f16x2", "x=xx"),
     ("<add|sub|mul><|.rn>.bf16", "B=BB"),

@@ -1,8 +1,8 @@
 //! Integer arithmetic.
 
-use super::InstructionRow;
+use super::PatternAndFormats;
 
-pub const INSTRUCTION_ROWS: &[InstructionRow] = &[
+pub const INSTRUCTION_PATTERNS: &[PatternAndFormats] = &[
     ("<add|sub|mul.lo|mul.hi|min|max>.<u16|s16>", "h=hh"),
     ("<add|sub|mul.lo|mul.hi|min|max>.<u32|s32>", "r=rr"),
     ("<add|sub|mul.lo|mul.hi|min|max>.<u64|s64>", "d=dd"),

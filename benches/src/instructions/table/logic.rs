@@ -1,8 +1,8 @@
 //! Logic, shifts and moves.
 
-use super::InstructionRow;
+use super::PatternAndFormats;
 
-pub const INSTRUCTION_ROWS: &[InstructionRow] = &[
+pub const INSTRUCTION_PATTERNS: &[PatternAndFormats] = &[
     ("<and|or|xor>.b16", "h=hh"),
     ("<and|or|xor>.b32", "r=rr"),
     ("<and|or|xor>.b64", "d=dd"),

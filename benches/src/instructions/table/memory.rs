@@ -1,8 +1,8 @@
-//! Loads, stores and atomics; each lane uses 16 bytes of its own.
+//! Loads, stores and atomics. Each lane has 16 bytes of memory to itself, so no lane depends on another.
 
-use super::InstructionRow;
+use super::PatternAndFormats;
 
-pub const INSTRUCTION_ROWS: &[InstructionRow] = &[
+pub const INSTRUCTION_PATTERNS: &[PatternAndFormats] = &[
     ("st.global.v2.b64 [$g], {$a0, $a1}; ld.global.<u8|s8|b8> $d0, [$g+<0|3|13>];", "h=dd"),
     ("st.global.v2.b64 [$g], {$a0, $a1}; ld.global.<u8|s8|u16|s16|u32|s32> $d0, [$g+<0|4|12>];", "r=dd"),
     ("st.global.v2.b64 [$g], {$a0, $a1}; ld.global.<u8|s8|u16|s16|u32|s32|u64> $d0, [$g+8];", "d=dd"),

@@ -16,19 +16,19 @@ mod memory;
 mod warp;
 
 /// A pattern, and the formats of its operands written as `destinations=sources`.
-pub type InstructionRow = (&'static str, &'static str);
+pub type PatternAndFormats = (&'static str, &'static str);
 
 /// Returns all rows of the instruction table.
-pub fn instruction_rows() -> impl Iterator<Item = InstructionRow> {
+pub fn instruction_patterns() -> impl Iterator<Item = PatternAndFormats> {
     let all = [
-        integer::INSTRUCTION_ROWS,
-        logic::INSTRUCTION_ROWS,
-        compare::INSTRUCTION_ROWS,
-        float::INSTRUCTION_ROWS,
-        half::INSTRUCTION_ROWS,
-        convert::INSTRUCTION_ROWS,
-        warp::INSTRUCTION_ROWS,
-        memory::INSTRUCTION_ROWS,
+        integer::INSTRUCTION_PATTERNS,
+        logic::INSTRUCTION_PATTERNS,
+        compare::INSTRUCTION_PATTERNS,
+        float::INSTRUCTION_PATTERNS,
+        half::INSTRUCTION_PATTERNS,
+        convert::INSTRUCTION_PATTERNS,
+        warp::INSTRUCTION_PATTERNS,
+        memory::INSTRUCTION_PATTERNS,
     ];
     all.into_iter().flatten().copied()
 }

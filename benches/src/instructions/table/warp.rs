@@ -1,8 +1,8 @@
 //! Instructions that the lanes of a warp execute together.
 
-use super::InstructionRow;
+use super::PatternAndFormats;
 
-pub const INSTRUCTION_ROWS: &[InstructionRow] = &[
+pub const INSTRUCTION_PATTERNS: &[PatternAndFormats] = &[
     ("shfl.sync.<idx|up|down|bfly>.b32 $d0|$d1, $a0, $a1, $a2, -1;", "rp=rlc"),
     ("shfl.sync.<idx|up|down|bfly>.b32 $d0|$d1, $a0, $a1, $a2, -1;", "rp=rsc"),
     ("shfl.sync.<idx|down|bfly>.b32 $d0|$d1, $a0, <0|1|5|16|31>, 31, -1;", "rp=r"),

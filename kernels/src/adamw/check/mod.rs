@@ -1,7 +1,7 @@
 mod small;
 
 use super::{
-    JoinParams, Params, SplitParams, StepHyperparameters, formula, join_master, split_master, step, test_sizes,
+    JoinParams, Params, SplitParams, StepHyperparameters, formula, join_master, split_master, step, test_weight_counts,
 };
 use crate::DType::{BF16, F32};
 use crate::checks::{addr, addr_mut, checks, normal_numbers, run};
@@ -78,15 +78,15 @@ fn assert_stepped(scalars: &StepHyperparameters, before: &[[f64; 3]], g: &[f64],
             before.iter().zip(g).map(|(state, g)| f(scalars, *state, *g)[k]).collect()
         };
         let got: Vec<f32> = after.iter().map(|state| state[k] as f32).collect();
-        // The tolerance is larger for few weights: then one moment that changes its sign may cause the whole relative
-        // error.
+        // With few weights the tolerance is larger: one moment that changes its sign may then cause the whole
+        // relative error.
         let rounding_factor = DEFAULT_ROUNDING_FACTOR * (1.0 + 64.0 / got.len().max(1) as f64);
         assert_rounded(which, F32, &got, &by(formula::step_rounded), &by(formula::step), rounding_factor);
     }
 }
 
 fn equals_the_formula_over_steps() {
-    for n in test_sizes() {
+    for n in test_weight_counts() {
         let (start, clip) = (normal_numbers(n, 1, 0.1), [12.5f32, 0.4]);
         let mut weights = Weights::new(&start);
         let mut want: Vec<[f64; 3]> = start.iter().map(|&w| [w as f64, 0.0, 0.0]).collect();
@@ -133,7 +133,7 @@ fn equals_torch() {
 }
 
 fn a_split_master_takes_the_same_steps_bit_for_bit() {
-    for n in test_sizes() {
+    for n in test_weight_counts() {
         let start = normal_numbers(n, 1, 0.1);
         let (mut plain, mut split, mut threads) = (Weights::new(&start), Weights::new(&start), Weights::new(&start));
         for t in 1..=20 {
@@ -155,7 +155,7 @@ fn a_gradient_that_is_not_finite_shows() {
 }
 
 fn bf16_weights_split_in_place() {
-    for n in test_sizes() {
+    for n in test_weight_counts() {
         let start: Vec<bf16> = normal_numbers(n, 1, 0.1).into_iter().map(<bf16 as Element>::from_f32).collect();
         let (mut copy, mut low) = (vec![bf16::NAN; n], vec![7i16; n]);
         let params = SplitParams { src: addr(&start), w: addr_mut(&mut copy), low: addr_mut(&mut low), n: n as u64 };

@@ -1,15 +1,15 @@
 use super::*;
-use crate::adamw::{join, split};
+use crate::adamw::{from_bf16_and_remainder, to_bf16_and_remainder};
 use proptest::prelude::*;
 
 #[test]
 fn edges_of_the_split() {
     for x in [0.0f32, -0.0, f32::MIN_POSITIVE, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY, 1e-45, -1e-45] {
-        let (hi, low) = split(x);
-        assert_eq!(join(hi, low).to_bits(), x.to_bits(), "{x}");
+        let (hi, low) = to_bf16_and_remainder(x);
+        assert_eq!(from_bf16_and_remainder(hi, low).to_bits(), x.to_bits(), "{x}");
     }
-    let (hi, low) = split(f32::from_bits(0xffff_ffff));
-    assert!(join(hi, low).is_nan() && bf16::from_bits(hi).is_nan());
+    let (hi, low) = to_bf16_and_remainder(f32::from_bits(0xffff_ffff));
+    assert!(from_bf16_and_remainder(hi, low).is_nan() && bf16::from_bits(hi).is_nan());
 }
 
 proptest! {
@@ -17,8 +17,8 @@ proptest! {
     fn split_is_exact_and_nearest(bits: u32) {
         let x = f32::from_bits(bits);
         prop_assume!(!x.is_nan());
-        let (hi, low) = split(x);
-        prop_assert_eq!(join(hi, low).to_bits(), bits);
+        let (hi, low) = to_bf16_and_remainder(x);
+        prop_assert_eq!(from_bf16_and_remainder(hi, low).to_bits(), bits);
         prop_assert_eq!((hi, low), formula::split(x));
         // The bf16 half that the model reads is the nearest bf16, except that ties round away from zero.
         let usual = <bf16 as Element>::from_f32(x).to_bits();

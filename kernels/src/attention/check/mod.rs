@@ -54,7 +54,7 @@ impl Given {
         }
     }
 
-    /// Returns sequence `n` as a batch of its own, with the tokens of its prefix as its first tokens.
+    /// Returns a batch of sequence `n` alone. The tokens of its prefix become the first tokens of the sequence.
     fn alone(&self, n: usize, dtype: DType) -> Given {
         let tokens = self.case.visible_tokens(n);
         let case = PackedBatch { lengths: vec![tokens.len()], prefix: Vec::new(), ..self.case.clone() };
@@ -70,15 +70,15 @@ impl Given {
         given
     }
 
-    /// Returns the bits of o, lse, dq, dk and dv; `run` executes each launch.
+    /// Executes the launches with `run` and returns the bits of o, lse, dq, dk and dv.
     fn everything_by(&self, dtype: DType, run: impl Fn(&Launch)) -> [Vec<u32>; 5] {
         let (rows, kv_rows) = (self.tokens() * self.case.heads, self.tokens() * self.case.kv_heads);
         let (o, lse) = (TestArray::output(dtype, rows * self.case.head_dim), TestArray::output(F32, rows));
-        run(&fwd(dtype, &self.fwd(o.addr(), lse.addr()), self.query_key_pairs()));
+        run(&fwd(dtype, &self.fwd(o.addr(), lse.addr()), self.query_key_pair_count()));
         let (o, lse) = (TestArray::new(dtype, &o.values()), TestArray::new(F32, &lse.values()));
         let [dq, dk, dv] = [rows, kv_rows, kv_rows].map(|n| TestArray::output(dtype, n * self.case.head_dim));
         let scratch = self.scratch(dtype);
-        run(&bwd(dtype, &self.bwd(&o, &lse, &scratch, [&dq, &dk, &dv]), self.query_key_pairs()));
+        run(&bwd(dtype, &self.bwd(&o, &lse, &scratch, [&dq, &dk, &dv]), self.query_key_pair_count()));
         [o, lse, dq, dk, dv].each_ref().map(bits)
     }
 
@@ -149,8 +149,8 @@ impl Given {
         }
     }
 
-    fn query_key_pairs(&self) -> f64 {
-        self.case.query_key_pairs()
+    fn query_key_pair_count(&self) -> f64 {
+        self.case.query_key_pair_count()
     }
 }
 
@@ -164,8 +164,8 @@ fn the_log_sum_may_be_left_out() {
     let rows = given.tokens() * case.heads;
     let (with, without) = (TestArray::output(F32, rows * case.head_dim), TestArray::output(F32, rows * case.head_dim));
     let lse = TestArray::output(F32, rows);
-    run(&fwd(F32, &given.fwd(with.addr(), lse.addr()), given.query_key_pairs()), 2);
-    run(&fwd(F32, &given.fwd(without.addr(), Addr::NULL), given.query_key_pairs()), 2);
+    run(&fwd(F32, &given.fwd(with.addr(), lse.addr()), given.query_key_pair_count()), 2);
+    run(&fwd(F32, &given.fwd(without.addr(), Addr::NULL), given.query_key_pair_count()), 2);
     assert_eq!(bits(&with), bits(&without));
 }
 
@@ -173,13 +173,13 @@ fn later_tokens_and_other_sequences_change_nothing() {
     let (lengths, prefix) = (vec![150, 70], Vec::new());
     let case = PackedBatch { lengths, heads: 6, kv_heads: 2, head_dim: 24, causal: true, spread: 1.0, prefix };
     let (row, kv_row) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
-    // CUDA code multiplies a key beyond the diagonal by the weight 0, and 0 times NaN is NaN. So it gets a large
-    // finite number.
+    // CUDA code multiplies the keys and values that causal attention hides by 0, and 0 times NaN is NaN. So on CUDA
+    // these keys and values get a large finite number instead.
     let poison = if runs_cuda_code() { 1e18 } else { f32::NAN };
     for dtype in [F32, BF16] {
         let mut given = Given::new(&case, dtype);
         let o = TestArray::output(dtype, given.tokens() * row);
-        run(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.query_key_pairs()), 2);
+        run(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.query_key_pair_count()), 2);
         let before = bits(&o);
         for cut in [1, 63, 64, 65, 127, 149] {
             let poisoned = |data: &TestArray, row: usize| {
@@ -189,7 +189,7 @@ fn later_tokens_and_other_sequences_change_nothing() {
             };
             let (k, v) = (poisoned(&given.k, kv_row), poisoned(&given.v, kv_row));
             let (k, v) = (std::mem::replace(&mut given.k, k), std::mem::replace(&mut given.v, v));
-            run(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.query_key_pairs()), 2);
+            run(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.query_key_pair_count()), 2);
             assert_eq!(
                 bits(&o)[..cut * row],
                 before[..cut * row],

@@ -1,6 +1,6 @@
 use super::*;
 use crate::Team;
-use crate::attention::check::cuda::{f32_tolerances, with_delta_errors};
+use crate::attention::check::cuda::{output_and_gradient_tolerances, with_fourfold_query_and_key_errors};
 use crate::attention::formula::Roundings;
 use crate::attention::{cpu, formula};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded, check_close};
@@ -16,7 +16,7 @@ impl Given {
 }
 
 /// Returns the instruction sets that this machine supports.
-pub(crate) fn supported_isas() -> impl Iterator<Item = Isa> {
+pub(crate) fn supported_instruction_sets() -> impl Iterator<Item = Isa> {
     [Isa::Plain, Isa::Avx2, Isa::Avx512].into_iter().filter(|&i| i <= isa())
 }
 
@@ -41,11 +41,11 @@ fn equals_the_formula_on_every_instruction_set() {
     for dtype in [F32, BF16] {
         for case in test_shapes() {
             let given = Given::new(&case, dtype);
-            let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
+            let (q, k, v, scale) = (given.q.values_as_f64(), given.k.values_as_f64(), given.v.values_as_f64(), given.scale as f64);
             let (want, want_lse) = formula::fwd(&case, &q, &k, &v, scale);
             let with = formula::fwd_rounded(&case, &q, &k, &v, scale, Roundings::F32);
-            let rounding_factor = if dtype == F32 { f32_tolerances(&case)[0] } else { DEFAULT_ROUNDING_FACTOR };
-            for isa in supported_isas() {
+            let rounding_factor = if dtype == F32 { output_and_gradient_tolerances(&case)[0] } else { DEFAULT_ROUNDING_FACTOR };
+            for isa in supported_instruction_sets() {
                 let (o, lse) = (TestArray::output(dtype, want.len()), TestArray::output(F32, want_lse.len()));
                 let params = given.fwd(o.addr(), lse.addr());
                 let team = Team::new(2);
@@ -72,8 +72,8 @@ fn the_chain_rule_equals_differences() {
     for (causal, prefix) in [(false, &[][..]), (true, &[]), (false, &prefix), (true, &prefix)] {
         let case = PackedBatch { causal, prefix: prefix.to_vec(), ..case.clone() };
         let given = Given::new(&case, F32);
-        let inputs = [given.q.f64(), given.k.f64(), given.v.f64()];
-        let d_o = given.d_o.f64();
+        let inputs = [given.q.values_as_f64(), given.k.values_as_f64(), given.v.values_as_f64()];
+        let d_o = given.d_o.values_as_f64();
         let loss = |x: &[Vec<f64>; 3]| -> f64 {
             formula::fwd(&case, &x[0], &x[1], &x[2], 0.4).0.iter().zip(&d_o).map(|(o, d)| o * d).sum()
         };
@@ -104,17 +104,18 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
             let given = Given::new(&case, dtype);
             let rows = given.tokens() * case.heads;
             let (o, lse) = (TestArray::output(dtype, rows * case.head_dim), TestArray::output(F32, rows));
-            run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.query_key_pairs()), 2);
-            let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
+            run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.query_key_pair_count()), 2);
+            let (q, k, v, scale) = (given.q.values_as_f64(), given.k.values_as_f64(), given.v.values_as_f64(), given.scale as f64);
             let (exact, _) = formula::fwd(&case, &q, &k, &v, scale);
-            // The formula gets the stored output, so that only the gradient's own roundings remain. With the exact
-            // output, delta would differ by 2^-9 of d_o . o, which a saturated softmax and large queries amplify.
-            let want = formula::bwd(&case, [&q, &k, &v], &o.f64(), &given.d_o.f64(), scale);
-            let with = formula::bwd_rounded(&case, [&q, &k, &v], &o.f64(), &given.d_o.f64(), scale, Roundings::F32);
-            let with = with_delta_errors(with, &want);
-            let rounding_factor = if dtype == F32 { f32_tolerances(&case)[1] } else { DEFAULT_ROUNDING_FACTOR };
-            let want_exact = formula::bwd(&case, [&q, &k, &v], &exact, &given.d_o.f64(), scale);
-            for isa in supported_isas() {
+            // The formula uses the stored (rounded) output, so that the comparison shows only roundings of the
+            // gradients. With the exact output, delta would differ by 2^-9 of d_o . o, which a saturated softmax and
+            // large queries amplify.
+            let want = formula::bwd(&case, [&q, &k, &v], &o.values_as_f64(), &given.d_o.values_as_f64(), scale);
+            let with = formula::bwd_rounded(&case, [&q, &k, &v], &o.values_as_f64(), &given.d_o.values_as_f64(), scale, Roundings::F32);
+            let with = with_fourfold_query_and_key_errors(with, &want);
+            let rounding_factor = if dtype == F32 { output_and_gradient_tolerances(&case)[1] } else { DEFAULT_ROUNDING_FACTOR };
+            let want_exact = formula::bwd(&case, [&q, &k, &v], &exact, &given.d_o.values_as_f64(), scale);
+            for isa in supported_instruction_sets() {
                 let got = want.each_ref().map(|w| TestArray::output(dtype, w.len()));
                 let scratch = given.scratch(dtype);
                 let params = given.bwd(&o, &lse, &scratch, got.each_ref());
@@ -155,9 +156,9 @@ proptest! {
     #[test]
     fn any_size_equals_the_formula(case in random_cases(), threads in 1usize..4) {
         let given = Given::new(&case, F32);
-        let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
+        let (q, k, v, scale) = (given.q.values_as_f64(), given.k.values_as_f64(), given.v.values_as_f64(), given.scale as f64);
         let (o, lse) = formula::fwd(&case, &q, &k, &v, scale);
-        let [dq, dk, dv] = formula::bwd(&case, [&q, &k, &v], &o, &given.d_o.f64(), scale);
+        let [dq, dk, dv] = formula::bwd(&case, [&q, &k, &v], &o, &given.d_o.values_as_f64(), scale);
         let got = given.everything(F32, threads);
         for (i, want) in [o, lse, dq, dk, dv].iter().enumerate() {
             let got: Vec<f32> = got[i].iter().map(|&x| f32::from_bits(x)).collect();
@@ -180,8 +181,9 @@ proptest! {
                 let (from, to) = (given.cu_seqlens[n] as usize, given.cu_seqlens[n + 1] as usize);
                 let (heads, kv_heads, d) = (case.heads, case.kv_heads, case.head_dim);
                 let skip = case.visible_tokens(n).len() - (to - from);
-                // With a prefix dk and dv differ, because each sequence that has a key in its prefix adds to the
-                // key's gradients; and without causal attention the prefix's own queries see the keys after it.
+                // With a prefix only o, lse and dq are compared. dk and dv differ: each sequence with a key in its
+                // prefix adds to the key's gradients, and without causal attention the prefix's own queries see the
+                // keys after it.
                 let outputs = if case.prefix.is_empty() { 5 } else { 3 };
                 for (i, width) in [heads * d, heads, heads * d, kv_heads * d, kv_heads * d].into_iter().enumerate() {
                     if i < outputs {

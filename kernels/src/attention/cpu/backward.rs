@@ -8,18 +8,18 @@
 
 use super::super::BwdParams;
 use super::forward::{
-    BLOCK_KEYS, SequenceArrays, load_padded, load_row, load_transposed, round_up_to_lanes, store_row,
+    BLOCK_KEYS, SequenceArrays, load_zero_padded_rows, load_row_as_f32, load_transposed_rows, round_up_to_lanes, store_row_rounded,
 };
 use super::product::SmallProduct;
 use super::vector::{LANES, Vector, VectorCode};
 use crate::Element;
 
-/// Number of query rows of a chunk.
-pub const CHUNK_ROWS: usize = 64;
-/// Number of rows of a task that computes `delta`.
-pub const DELTA_TASK_ROWS: usize = 256;
+/// Number of query rows that a [`KeyGradientTask`] processes at a time.
+pub const QUERY_ROWS_PER_CHUNK: usize = 64;
+/// Number of query rows for which a [`DeltaTask`] computes `delta`.
+pub const QUERY_ROWS_PER_DELTA_TASK: usize = 256;
 
-/// A task that computes `delta = d_o . o` of some rows.
+/// A task that computes `delta = d_o . o` for some query rows.
 pub struct DeltaTask<T> {
     o: *const T,
     d_o: *const T,
@@ -59,7 +59,7 @@ impl<T: Element> VectorCode for DeltaTask<T> {
     }
 }
 
-/// The arrays of one sequence and key head of a backward launch.
+/// The arrays that the backward pass of one sequence and key head reads and writes.
 pub struct BackwardArrays<'a, T> {
     /// The arrays of the forward pass, which are only read.
     sequence: SequenceArrays<'a, T>,
@@ -75,8 +75,8 @@ pub struct BackwardArrays<'a, T> {
 }
 
 impl<'a, T> BackwardArrays<'a, T> {
-    /// Makes the arrays for one key head of the sequence with the forward arrays `sequence`. `first` is its first
-    /// token.
+    /// Makes the arrays for one key head of a sequence. `sequence` has the arrays of the forward pass, and `first` is
+    /// the index of the sequence's first token in the batch.
     pub fn new(
         p: &BwdParams,
         sequence: SequenceArrays<'a, T>,
@@ -102,21 +102,21 @@ impl<'a, T> BackwardArrays<'a, T> {
     }
 }
 
-/// The queries of one sequence that see keys of a block.
+/// A sequence whose queries see some keys of a block, and which keys these are.
 pub struct VisitingQueries<'a, T> {
     /// The sequence of the queries.
     pub gradient: BackwardArrays<'a, T>,
-    /// Index in the block of the first key that the sequence sees.
+    /// Index, in the block, of the first key that the sequence sees.
     pub first: usize,
     /// Number of keys of the block that the sequence sees.
     pub keys: usize,
-    /// Index of the first of these keys among all keys of the sequence.
+    /// Index, among all keys of the sequence, of that first key.
     pub start: usize,
 }
 
 /// Returns the number of f32 elements of working memory that a task needs.
-pub const fn scratch_len(head_dim: usize) -> usize {
-    7 * BLOCK_KEYS * round_up_to_lanes(head_dim) + 2 * CHUNK_ROWS * BLOCK_KEYS
+pub const fn scratch_element_count(head_dim: usize) -> usize {
+    7 * BLOCK_KEYS * round_up_to_lanes(head_dim) + 2 * QUERY_ROWS_PER_CHUNK * BLOCK_KEYS
 }
 
 /// Working memory of a task. `d` is head_dim rounded up to a multiple of the vector width.
@@ -127,15 +127,15 @@ struct Scratch {
     v_t: *mut f32,
     /// Keys, `[BLOCK_KEYS, d]`.
     k: *mut f32,
-    /// Queries, `[CHUNK_ROWS, d]`.
+    /// Queries, `[QUERY_ROWS_PER_CHUNK, d]`.
     q: *mut f32,
-    /// Gradients of the output, `[CHUNK_ROWS, d]`.
+    /// Gradients of the output, `[QUERY_ROWS_PER_CHUNK, d]`.
     d_o: *mut f32,
     /// Partial sums of dk and dv, or of dq, `[64, d]` each.
     sums: [*mut f32; 2],
-    /// Probabilities, `[CHUNK_ROWS, BLOCK_KEYS]`.
+    /// Probabilities, `[QUERY_ROWS_PER_CHUNK, BLOCK_KEYS]`.
     p: *mut f32,
-    /// Gradients of the scores, `[CHUNK_ROWS, BLOCK_KEYS]`.
+    /// Gradients of the scores, `[QUERY_ROWS_PER_CHUNK, BLOCK_KEYS]`.
     ds: *mut f32,
 }
 
@@ -150,7 +150,7 @@ impl Scratch {
             d_o: p.add(4 * n),
             sums: [p.add(5 * n), p.add(6 * n)],
             p: p.add(7 * n),
-            ds: p.add(7 * n + CHUNK_ROWS * BLOCK_KEYS),
+            ds: p.add(7 * n + QUERY_ROWS_PER_CHUNK * BLOCK_KEYS),
         }
     }
 }
@@ -158,16 +158,22 @@ impl Scratch {
 /// A factor of 1 for every row: the product is then added to the old result.
 static ONES: [f32; 64] = [1.0; 64];
 
-/// A task that computes dk and dv of a block of keys. Its fields are the arrays of the keys' sequence, the index of
-/// the first key, and all visits in order.
-pub struct KeyGradientTask<'a, T>(pub &'a BackwardArrays<'a, T>, pub usize, pub &'a [VisitingQueries<'a, T>]);
+/// A task that computes dk and dv of a block of 64 keys.
+pub struct KeyGradientTask<'a, T> {
+    /// The arrays of the keys' sequence.
+    pub arrays: &'a BackwardArrays<'a, T>,
+    /// Index of the block's first key in the sequence.
+    pub first_key: usize,
+    /// The queries that see keys of the block, in the order in which they are processed.
+    pub visits: &'a [VisitingQueries<'a, T>],
+}
 
 /// # Safety
-/// The pointers of all [`BackwardArrays`]s cover their sequences; the scratch has [`scratch_len`] elements.
+/// The pointers of all [`BackwardArrays`]s cover their sequences; the scratch has [`scratch_element_count`] elements.
 impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let KeyGradientTask(g, start, visits) = self;
+        let KeyGradientTask { arrays: g, first_key: start, visits } = self;
         let s = &g.sequence;
         let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
         let scratch = Scratch::at(g.scratch, d);
@@ -181,8 +187,8 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
             let (from, to) = ((start + visit.first) * s.key_stride(), visit.first * padded);
             load_keys::<V, T>(s, g.k.add(from), g.v.add(from), visit.keys, &scratch);
             let s = &visit.gradient.sequence;
-            for row in (s.first_row_that_sees(visit.start)..s.rows()).step_by(CHUNK_ROWS) {
-                let rows = CHUNK_ROWS.min(s.rows() - row);
+            for row in (s.first_query_row_that_sees(visit.start)..s.query_row_count()).step_by(QUERY_ROWS_PER_CHUNK) {
+                let rows = QUERY_ROWS_PER_CHUNK.min(s.query_row_count() - row);
                 load_rows::<V, T>(&visit.gradient, row, rows, &scratch);
                 scores::<V, T>(&visit.gradient, row, rows, visit.start, visit.keys, &scratch);
                 for (a, b, c) in [(scratch.p, scratch.d_o, dv.add(to)), (scratch.ds, scratch.q, dk.add(to))] {
@@ -205,40 +211,43 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
         }
         for j in 0..keys {
             let at = (start + j) * s.key_stride();
-            store_row(dk.add(j * padded), d, g.dk.add(at));
-            store_row(dv.add(j * padded), d, g.dv.add(at));
+            store_row_rounded(dk.add(j * padded), d, g.dk.add(at));
+            store_row_rounded(dv.add(j * padded), d, g.dv.add(at));
         }
     }
 }
 
-/// A task that computes dq of 64 query rows of a sequence, from the given row on.
-pub struct QueryGradientTask<'a, T>(pub &'a BackwardArrays<'a, T>, pub usize);
+/// A task that computes dq of 64 query rows of a sequence, from `first_row` on.
+pub struct QueryGradientTask<'a, T> {
+    pub arrays: &'a BackwardArrays<'a, T>,
+    pub first_row: usize,
+}
 
 /// # Safety
-/// The pointers of the [`BackwardArrays`] cover its sequence; its scratch has [`scratch_len`] elements.
+/// The pointers of the [`BackwardArrays`] cover its sequence; its scratch has [`scratch_element_count`] elements.
 impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let QueryGradientTask(g, row) = self;
+        let QueryGradientTask { arrays: g, first_row: row } = self;
         let s = &g.sequence;
         let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
         let scratch = Scratch::at(g.scratch, d);
-        let rows = CHUNK_ROWS.min(s.rows() - row);
+        let rows = QUERY_ROWS_PER_CHUNK.min(s.query_row_count() - row);
         load_rows::<V, T>(g, row, rows, &scratch);
         let dq = scratch.sums[0];
-        for c in (0..CHUNK_ROWS * padded).step_by(LANES) {
+        for c in (0..QUERY_ROWS_PER_CHUNK * padded).step_by(LANES) {
             V::splat(0.0).store(dq.add(c));
         }
-        let seen = s.visible_keys(row + rows - 1);
+        let seen = s.visible_key_count(row + rows - 1);
         for start in (0..seen).step_by(BLOCK_KEYS) {
             let keys = BLOCK_KEYS.min(seen - start);
             let at = s.key_offset(start);
             load_keys::<V, T>(s, s.k.add(at), s.v.add(at), keys, &scratch);
-            load_padded::<V, T>(s.k.add(at), s.key_stride(), keys, d, scratch.k);
+            load_zero_padded_rows::<V, T>(s.k.add(at), s.key_stride(), keys, d, scratch.k);
             scores::<V, T>(g, row, rows, start, keys, &scratch);
-            let mut limits = [0; CHUNK_ROWS];
+            let mut limits = [0; QUERY_ROWS_PER_CHUNK];
             for (r, limit) in limits.iter_mut().enumerate().take(rows) {
-                *limit = s.visible_keys(row + r).saturating_sub(start).min(BLOCK_KEYS);
+                *limit = s.visible_key_count(row + r).saturating_sub(start).min(BLOCK_KEYS);
             }
             V::product(&SmallProduct {
                 rows,
@@ -256,7 +265,7 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
             });
         }
         for r in 0..rows {
-            store_row(dq.add(r * padded), d, g.dq.add(s.head_index(row + r) * d));
+            store_row_rounded(dq.add(r * padded), d, g.dq.add(s.head_index(row + r) * d));
         }
     }
 }
@@ -269,8 +278,8 @@ unsafe fn load_keys<V: Vector, T: Element>(
     keys: usize,
     scratch: &Scratch,
 ) {
-    load_transposed::<V, T>(k, s.key_stride(), keys, s.head_dim, scratch.k_t);
-    load_transposed::<V, T>(v, s.key_stride(), keys, s.head_dim, scratch.v_t);
+    load_transposed_rows::<V, T>(k, s.key_stride(), keys, s.head_dim, scratch.k_t);
+    load_transposed_rows::<V, T>(v, s.key_stride(), keys, s.head_dim, scratch.v_t);
 }
 
 #[inline(always)]
@@ -281,7 +290,7 @@ unsafe fn load_rows<V: Vector, T: Element>(g: &BackwardArrays<'_, T>, row: usize
         let at = s.head_index(row + r) * d;
         for (from, to) in [(s.q, scratch.q), (g.d_o, scratch.d_o)] {
             let to = to.add(r * padded);
-            load_row(from.add(at), d, to);
+            load_row_as_f32(from.add(at), d, to);
             for c in d..padded {
                 to.add(c).write(0.0);
             }
@@ -323,7 +332,7 @@ unsafe fn scores<V: Vector, T: Element>(
     for r in 0..rows {
         let head = s.head_index(row + r);
         let (lse, delta) = (V::splat(s.lse.add(head).read()), V::splat(g.delta.add(head).read()));
-        let limit = s.visible_keys(row + r).saturating_sub(start).min(keys);
+        let limit = s.visible_key_count(row + r).saturating_sub(start).min(keys);
         for c in (0..cols * LANES).step_by(LANES) {
             let (p, ds) = (scratch.p.add(r * BLOCK_KEYS + c), scratch.ds.add(r * BLOCK_KEYS + c));
             let (mut x, mut y) = (V::load(p).mul(scale).sub(lse).exp(), V::load(ds).sub(delta));

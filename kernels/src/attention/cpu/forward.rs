@@ -22,12 +22,12 @@ use crate::{DType, Element};
 pub const BLOCK_KEYS: usize = 64;
 pub const SEGMENT_KEYS: usize = 8 * BLOCK_KEYS;
 /// Maximum number of query rows of a tile.
-pub const MAX_TILE_ROWS: usize = 128;
+pub const MAX_QUERY_ROWS_PER_TILE: usize = 128;
 /// Number of rows whose scores are computed at a time. Each group of rows reads the block of keys and values again;
 /// with 32 rows these reads are cheap.
 const ROWS: usize = 32;
-/// Up to this number of query rows, as in decoding, a block of keys is used once: it is transposed in registers and
-/// not stored.
+/// Maximum number of query rows for which the keys of a block are transposed in registers and not stored. With so few
+/// rows, as in decoding, each block is used only once.
 const FEW: usize = 4;
 
 /// The arrays of one sequence and key head.
@@ -63,22 +63,23 @@ impl<T> SequenceArrays<'_, T> {
         self.heads / self.kv_heads
     }
 
-    /// Returns the number of query rows: new tokens times query heads of the group.
-    pub fn rows(&self) -> usize {
+    /// Returns the number of query rows: new tokens times query heads that use the key head.
+    pub fn query_row_count(&self) -> usize {
         self.queries * self.heads_per_key_head()
     }
 
-    /// Returns the number of keys that row `row` sees.
-    pub fn visible_keys(&self, row: usize) -> usize {
+    /// Returns the number of keys that query row `row` sees.
+    pub fn visible_key_count(&self, row: usize) -> usize {
         if self.causal { self.keys - self.queries + row / self.heads_per_key_head() + 1 } else { self.keys }
     }
 
-    /// Returns the first row that sees key `key`.
-    pub fn first_row_that_sees(&self, key: usize) -> usize {
+    /// Returns the first query row that sees key `key`.
+    pub fn first_query_row_that_sees(&self, key: usize) -> usize {
         if self.causal { (key + self.queries).saturating_sub(self.keys) * self.heads_per_key_head() } else { 0 }
     }
 
-    /// Returns the index of a row's head in `q` and `o`, relative to the sequence's first.
+    /// Returns the index of the query head of row `row` in `q` and `o`, counted in heads from the addresses `q` and
+    /// `o`.
     pub fn head_index(&self, row: usize) -> usize {
         row / self.heads_per_key_head() * self.heads + row % self.heads_per_key_head()
     }
@@ -101,7 +102,7 @@ impl<T> SequenceArrays<'_, T> {
     }
 }
 
-/// A range of query rows of a sequence.
+/// Some adjacent query rows of a sequence, which are computed together.
 pub struct RowTile<'a, T> {
     pub sequence: &'a SequenceArrays<'a, T>,
     pub first: usize,
@@ -109,14 +110,14 @@ pub struct RowTile<'a, T> {
 }
 
 impl<T> RowTile<'_, T> {
-    /// Returns the number of keys that the tile's last row sees, which is the maximum.
-    pub fn visible_keys(&self) -> usize {
-        self.sequence.visible_keys(self.first + self.rows - 1)
+    /// Returns the number of keys that the tile's last row sees; the other rows see at most as many.
+    pub fn visible_key_count(&self) -> usize {
+        self.sequence.visible_key_count(self.first + self.rows - 1)
     }
 
-    /// Returns the number of segments of the keys that the tile sees.
-    pub fn segments(&self) -> usize {
-        self.visible_keys().div_ceil(SEGMENT_KEYS)
+    /// Returns the number of segments into which the keys that the tile sees are divided.
+    pub fn segment_count(&self) -> usize {
+        self.visible_key_count().div_ceil(SEGMENT_KEYS)
     }
 }
 
@@ -166,7 +167,7 @@ struct Scratch {
 }
 
 /// Returns the number of f32 elements of working memory that a tile needs.
-pub const fn scratch_len(rows: usize, head_dim: usize) -> usize {
+pub const fn scratch_element_count(rows: usize, head_dim: usize) -> usize {
     round_up_to_lanes(rows * head_dim)
         + 2 * BLOCK_KEYS * round_up_to_lanes(head_dim)
         + ROWS * BLOCK_KEYS
@@ -182,16 +183,19 @@ impl Scratch {
     }
 }
 
-/// A task that computes a whole tile, from queries to output, with the given working memory.
-pub struct TileTask<'a, T>(pub &'a RowTile<'a, T>, pub *mut f32);
+/// A task that computes the attention of a tile over all keys that it sees, with the working memory `scratch`.
+pub struct TileTask<'a, T> {
+    pub tile: &'a RowTile<'a, T>,
+    pub scratch: *mut f32,
+}
 
 /// # Safety
 /// The sequence's pointers cover its rows and keys, its block table covers its keys, and the scratch has
-/// [`scratch_len`] elements.
+/// [`scratch_element_count`] elements.
 impl<T: Element> VectorCode for TileTask<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let TileTask(tile, scratch) = self;
+        let TileTask { tile, scratch } = self;
         let d = tile.sequence.head_dim;
         let scratch = Scratch::at(scratch, tile.rows, d);
         let total = SoftmaxState::at(scratch.rest, tile.rows, d);
@@ -199,7 +203,7 @@ impl<T: Element> VectorCode for TileTask<'_, T> {
         prefetch::<V, T>(tile, 0);
         load_queries(tile, &scratch);
         segment::<V, T>(tile, 0, total, &scratch);
-        for index in 1..tile.segments() {
+        for index in 1..tile.segment_count() {
             segment::<V, T>(tile, index, part, &scratch);
             merge::<V, T>(tile, index, total, part);
         }
@@ -229,18 +233,22 @@ impl<T: Element> VectorCode for SegmentTask<'_, T> {
     }
 }
 
-/// A task that merges the states of a tile's segments, which are adjacent in memory, and writes the output.
-pub struct MergeTask<'a, T>(pub &'a RowTile<'a, T>, pub *mut f32);
+/// A task that merges the softmax states of a tile's segments and writes the output. The states are adjacent in
+/// memory.
+pub struct MergeTask<'a, T> {
+    pub tile: &'a RowTile<'a, T>,
+    pub states: *mut f32,
+}
 
 /// # Safety
 /// A [`SegmentTask`] has filled the state of every segment.
 impl<T: Element> VectorCode for MergeTask<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let MergeTask(tile, states) = self;
+        let MergeTask { tile, states } = self;
         let d = tile.sequence.head_dim;
         let total = SoftmaxState::at(states, tile.rows, d);
-        for index in 1..tile.segments() {
+        for index in 1..tile.segment_count() {
             let part = SoftmaxState::at(states.add(index * SoftmaxState::element_count(tile.rows, d)), tile.rows, d);
             merge::<V, T>(tile, index, total, part);
         }
@@ -253,10 +261,10 @@ impl<T: Element> VectorCode for MergeTask<'_, T> {
 #[inline(always)]
 unsafe fn prefetch<V: Vector, T: Element>(tile: &RowTile<'_, T>, start: usize) {
     let s = tile.sequence;
-    if start >= tile.visible_keys() {
+    if start >= tile.visible_key_count() {
         return;
     }
-    for j in 0..BLOCK_KEYS.min(tile.visible_keys() - start) {
+    for j in 0..BLOCK_KEYS.min(tile.visible_key_count() - start) {
         let at = s.key_offset(start + j / LANES * LANES) + j % LANES * s.key_stride();
         for c in (0..s.head_dim).step_by(64 / size_of::<T>()) {
             V::prefetch(s.k.add(at + c));
@@ -269,13 +277,13 @@ unsafe fn prefetch<V: Vector, T: Element>(tile: &RowTile<'_, T>, start: usize) {
 unsafe fn load_queries<T: Element>(tile: &RowTile<'_, T>, scratch: &Scratch) {
     let d = tile.sequence.head_dim;
     for r in 0..tile.rows {
-        load_row(tile.sequence.q.add(tile.sequence.head_index(tile.first + r) * d), d, scratch.q.add(r * d));
+        load_row_as_f32(tile.sequence.q.add(tile.sequence.head_index(tile.first + r) * d), d, scratch.q.add(r * d));
     }
 }
 
 /// Copies `len` elements and converts them to f32.
 #[inline(always)]
-pub unsafe fn load_row<T: Element>(from: *const T, len: usize, to: *mut f32) {
+pub unsafe fn load_row_as_f32<T: Element>(from: *const T, len: usize, to: *mut f32) {
     for c in 0..len {
         to.add(c).write(from.add(c).read().to_f32());
     }
@@ -283,7 +291,7 @@ pub unsafe fn load_row<T: Element>(from: *const T, len: usize, to: *mut f32) {
 
 /// Rounds `len` elements to T and stores them.
 #[inline(always)]
-pub unsafe fn store_row<T: Element>(from: *const f32, len: usize, to: *mut T) {
+pub unsafe fn store_row_rounded<T: Element>(from: *const f32, len: usize, to: *mut T) {
     for c in 0..len {
         to.add(c).write(T::from_f32(from.add(c).read()));
     }
@@ -292,7 +300,7 @@ pub unsafe fn store_row<T: Element>(from: *const f32, len: usize, to: *mut T) {
 /// Copies `rows` rows of `d` elements, `stride` elements apart, to f32 rows `[rows, round_up_to_lanes(d)]` that end
 /// in zeros.
 #[inline(always)]
-pub unsafe fn load_padded<V: Vector, T: Element>(from: *const T, stride: usize, rows: usize, d: usize, to: *mut f32) {
+pub unsafe fn load_zero_padded_rows<V: Vector, T: Element>(from: *const T, stride: usize, rows: usize, d: usize, to: *mut f32) {
     for j in 0..rows {
         for c in (0..d).step_by(LANES) {
             let x = V::load_part(from.add(j * stride + c), LANES.min(d - c));
@@ -304,7 +312,7 @@ pub unsafe fn load_padded<V: Vector, T: Element>(from: *const T, stride: usize, 
 /// Transposes `rows` rows (at most 64) of `d` elements, `stride` elements apart, into an array `[d, BLOCK_KEYS]`.
 /// Columns from `rows` on are undefined.
 #[inline(always)]
-pub unsafe fn load_transposed<V: Vector, T: Element>(
+pub unsafe fn load_transposed_rows<V: Vector, T: Element>(
     from: *const T,
     stride: usize,
     rows: usize,
@@ -340,23 +348,23 @@ unsafe fn segment<V: Vector, T: Element>(tile: &RowTile<'_, T>, index: usize, st
     for c in (0..round_up_to_lanes(tile.rows) + ROWS).step_by(LANES) {
         V::splat(f32::NEG_INFINITY).store(state.row_max.add(c));
     }
-    for start in (index * SEGMENT_KEYS..tile.visible_keys().min((index + 1) * SEGMENT_KEYS)).step_by(BLOCK_KEYS) {
-        let keys = BLOCK_KEYS.min(tile.visible_keys() - start);
+    for start in (index * SEGMENT_KEYS..tile.visible_key_count().min((index + 1) * SEGMENT_KEYS)).step_by(BLOCK_KEYS) {
+        let keys = BLOCK_KEYS.min(tile.visible_key_count() - start);
         let few = tile.rows <= FEW;
         if !few {
             for j in (0..keys).step_by(LANES) {
                 let (at, count) = (s.key_offset(start + j), LANES.min(keys - j));
-                load_transposed::<V, T>(s.k.add(at), s.key_stride(), count, d, scratch.k.add(j));
+                load_transposed_rows::<V, T>(s.k.add(at), s.key_stride(), count, d, scratch.k.add(j));
             }
         }
         let (values, value_stride) = values::<V, T>(s, start, keys, scratch.v);
         prefetch::<V, T>(tile, start + BLOCK_KEYS);
-        let first = s.first_row_that_sees(start).saturating_sub(tile.first);
+        let first = s.first_query_row_that_sees(start).saturating_sub(tile.first);
         for row in (first..tile.rows).step_by(ROWS) {
             let rows = ROWS.min(tile.rows - row);
             let mut limits = [0; ROWS];
             for (r, limit) in limits.iter_mut().enumerate().take(rows) {
-                *limit = BLOCK_KEYS.min(s.visible_keys(tile.first + row + r) - start);
+                *limit = BLOCK_KEYS.min(s.visible_key_count(tile.first + row + r) - start);
             }
             let q = scratch.q.add(row * d);
             match rows {
@@ -413,7 +421,7 @@ unsafe fn values<V: Vector, T: Element>(
     }
     for j in (0..keys).step_by(LANES) {
         let (at, count) = (s.key_offset(start + j), LANES.min(keys - j));
-        load_padded::<V, T>(s.v.add(at), s.key_stride(), count, d, copy.add(j * padded));
+        load_zero_padded_rows::<V, T>(s.v.add(at), s.key_stride(), count, d, copy.add(j * padded));
     }
     (copy, padded)
 }
@@ -483,7 +491,7 @@ unsafe fn softmax<V: Vector>(
 #[inline(always)]
 unsafe fn merge<V: Vector, T>(tile: &RowTile<'_, T>, index: usize, total: SoftmaxState, part: SoftmaxState) {
     let padded = round_up_to_lanes(tile.sequence.head_dim);
-    let first = tile.sequence.first_row_that_sees(index * SEGMENT_KEYS).saturating_sub(tile.first);
+    let first = tile.sequence.first_query_row_that_sees(index * SEGMENT_KEYS).saturating_sub(tile.first);
     for row in first..tile.rows {
         let (a, b) = (total.row_max.add(row).read(), part.row_max.add(row).read());
         let row_max = if b > a { b } else { a };
@@ -510,7 +518,7 @@ unsafe fn finish<V: Vector, T: Element>(tile: &RowTile<'_, T>, state: SoftmaxSta
             V::load(line.add(c)).div(V::splat(sum)).store(line.add(c));
         }
         let head = s.head_index(tile.first + row);
-        store_row(line, d, s.o.add(head * d));
+        store_row_rounded(line, d, s.o.add(head * d));
         if !s.lse.is_null() {
             let lse = state.row_max.add(row).read() as f64 + (sum as f64).ln();
             s.lse.add(head).write(lse as f32);

@@ -18,7 +18,7 @@ use crate::view::slice_at;
 use crate::{Element, Team};
 use backward::{BackwardArrays, DeltaTask, KeyGradientTask, QueryGradientTask, VisitingQueries};
 pub(crate) use forward::{BLOCK_KEYS, SequenceArrays};
-use forward::{MAX_TILE_ROWS, MergeTask, RowTile, SegmentTask, SoftmaxState, TileTask};
+use forward::{MAX_QUERY_ROWS_PER_TILE, MergeTask, RowTile, SegmentTask, SoftmaxState, TileTask};
 use std::cell::RefCell;
 use std::ptr::null_mut;
 use std::sync::OnceLock;
@@ -73,10 +73,10 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
     kv_heads: usize,
     sequence: impl Fn(usize, usize) -> SequenceArrays<'a, T> + Sync,
 ) {
-    let rows: Vec<usize> = (0..seqs).map(|seq| sequence(seq, 0).rows()).collect();
+    let rows: Vec<usize> = (0..seqs).map(|seq| sequence(seq, 0).query_row_count()).collect();
     // Every tile loads its keys again, so larger tiles are better while there are enough of them for all threads.
-    let (mut height, all) = (MAX_TILE_ROWS, rows.iter().sum::<usize>() * kv_heads);
-    while height > MAX_TILE_ROWS / 8 && all / height < 4 * team.threads() {
+    let (mut height, all) = (MAX_QUERY_ROWS_PER_TILE, rows.iter().sum::<usize>() * kv_heads);
+    while height > MAX_QUERY_ROWS_PER_TILE / 8 && all / height < 4 * team.threads() {
         height /= 2;
     }
     let mut tiles = Vec::new();
@@ -94,7 +94,7 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
         for task in 0..tasks {
             let (seq, first, rows) = tiles[task / kv_heads];
             let s = sequence(seq, task % kv_heads);
-            for index in 0..(RowTile { sequence: &s, first, rows }).segments() {
+            for index in 0..(RowTile { sequence: &s, first, rows }).segment_count() {
                 parts.push((task, index, offset));
                 offset += SoftmaxState::element_count(rows, s.head_dim);
             }
@@ -104,10 +104,10 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
         team.run(tasks, |task| {
             let (seq, first, rows) = tiles[task / kv_heads];
             let s = sequence(seq, task % kv_heads);
-            with_scratch(forward::scratch_len(rows, s.head_dim), |scratch| {
+            with_scratch(forward::scratch_element_count(rows, s.head_dim), |scratch| {
                 let tile = RowTile { sequence: &s, first, rows };
                 // SAFETY: the sequence's pointers cover its rows and keys; tiles do not overlap.
-                unsafe { dispatch(isa, TileTask(&tile, scratch)) }
+                unsafe { dispatch(isa, TileTask { tile: &tile, scratch }) }
             });
         });
         return;
@@ -121,7 +121,7 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
         let (task, index, offset) = parts[part];
         let (seq, first, rows) = tiles[task / kv_heads];
         let s = sequence(seq, task % kv_heads);
-        with_scratch(forward::scratch_len(rows, s.head_dim), |scratch| {
+        with_scratch(forward::scratch_element_count(rows, s.head_dim), |scratch| {
             let tile = RowTile { sequence: &s, first, rows };
             // SAFETY: the sequence's pointers cover its rows and keys; every part has a state of its own.
             unsafe { dispatch(isa, SegmentTask { tile: &tile, index, state: states.at(offset), scratch }) }
@@ -136,7 +136,7 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
         let tile = RowTile { sequence: &s, first, rows };
         // SAFETY: the sequence's pointers cover its rows; the parts of a tile are adjacent from `offset` on, and were
         // filled above.
-        unsafe { dispatch(isa, MergeTask(&tile, states.at(offset))) }
+        unsafe { dispatch(isa, MergeTask { tile: &tile, states: states.at(offset) }) }
     });
 }
 
@@ -160,12 +160,22 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &FwdParams, team: &Team) {
     }
 }
 
+/// A sequence that sees some keys of a block; `first`, `keys` and `start` are those of [`VisitingQueries`].
+struct VisitingSequence {
+    sequence: usize,
+    first: usize,
+    keys: usize,
+    start: usize,
+}
+
 /// The sequences of a launch over a packed batch.
 struct Packed<'a, T> {
     p: &'a FwdParams,
-    /// For each sequence: (first token, number of tokens) of its own tokens, then of its prefix.
+    /// For each sequence, two ranges of tokens: its own tokens, then its prefix. A range is (first token, number of
+    /// tokens).
     ranges: Vec<[(usize, usize); 2]>,
-    /// For each sequence with a prefix: copies of its keys and of its values, those of the prefix first.
+    /// For each sequence with a prefix, two arrays: the keys and the values of the prefix, each followed by the
+    /// sequence's own.
     joined: Vec<OnceLock<[Vec<T>; 2]>>,
 }
 
@@ -242,19 +252,23 @@ impl<'a, T: Element> Packed<'a, T> {
     }
 
     /// Returns the sequences that see any of the keys start .. start + [`BLOCK_KEYS`] of sequence `seq`, in ascending
-    /// order, as (sequence, first of these keys that it sees, number of keys that it sees, index of the first among
-    /// all its keys).
-    fn visits(&self, seq: usize, start: usize) -> Vec<(usize, usize, usize, usize)> {
+    /// order.
+    fn visits(&self, seq: usize, start: usize) -> Vec<VisitingSequence> {
         let [(first, len), _] = self.ranges[seq];
         let (token, keys) = (first + start, BLOCK_KEYS.min(len - start));
         let mut visits = Vec::new();
         for (other, [(_, queries), (from, count)]) in self.ranges.iter().copied().enumerate() {
             let (begin, end) = (from.max(token), (from + count).min(token + keys));
             if queries > 0 && begin < end {
-                visits.push((other, begin - token, end - begin, begin - from));
+                visits.push(VisitingSequence {
+                    sequence: other,
+                    first: begin - token,
+                    keys: end - begin,
+                    start: begin - from,
+                });
             }
             if other == seq {
-                visits.push((seq, 0, keys, count + start));
+                visits.push(VisitingSequence { sequence: seq, first: 0, keys, start: count + start });
             }
         }
         visits
@@ -274,47 +288,48 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
 /// The machine supports `isa`; the addresses cover what [`BwdParams`] says.
 pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
     let (seqs, kv_heads) = (p.seqs as usize, p.kv_heads as usize);
-    let forward = p.forward();
+    let forward = p.forward_params();
     // SAFETY: the addresses are valid as `BwdParams` documents.
     let packed = unsafe { Packed::<T>::new(&forward, team) };
-    // Tokens outside every sequence have no output, and so no delta.
+    // Tokens after the last sequence belong to no sequence: they have no output and no delta.
     let rows = packed.ranges.last().map_or(0, |r| r[0].0 + r[0].1) * p.heads as usize;
-    team.run(rows.div_ceil(backward::DELTA_TASK_ROWS), |task| {
-        let first = task * backward::DELTA_TASK_ROWS;
-        let rows = backward::DELTA_TASK_ROWS.min(rows - first);
+    team.run(rows.div_ceil(backward::QUERY_ROWS_PER_DELTA_TASK), |task| {
+        let first = task * backward::QUERY_ROWS_PER_DELTA_TASK;
+        let rows = backward::QUERY_ROWS_PER_DELTA_TASK.min(rows - first);
         // SAFETY: o, d_o and delta cover the rows; tasks have different rows.
         unsafe { dispatch(isa, DeltaTask::<T>::new(p, first, rows)) }
     });
-    // Tasks of both kinds run together: (sequence, first key or query row, true for query rows).
+    // Tasks for dk and dv and tasks for dq run together. An item has the sequence, the first key or query row, and
+    // true if the task is for query rows (dq).
     let group = p.heads as usize / kv_heads;
     let mut items = Vec::new();
     for seq in 0..seqs {
         let len = packed.ranges[seq][0].1;
         items.extend((0..len).step_by(BLOCK_KEYS).map(|key| (seq, key, false)));
-        items.extend((0..len * group).step_by(backward::CHUNK_ROWS).map(|row| (seq, row, true)));
+        items.extend((0..len * group).step_by(backward::QUERY_ROWS_PER_CHUNK).map(|row| (seq, row, true)));
     }
     team.run(items.len() * kv_heads, |task| {
         let ((seq, at, queries), kv_head) = (items[task / kv_heads], task % kv_heads);
-        with_scratch(backward::scratch_len(p.head_dim as usize), |scratch| {
+        with_scratch(backward::scratch_element_count(p.head_dim as usize), |scratch| {
             let gradient = |seq: usize| {
                 BackwardArrays::new(p, packed.sequence(seq, kv_head), packed.ranges[seq][0].0, kv_head, scratch)
             };
             // SAFETY: the addresses are valid as `BwdParams` documents; tasks write different keys or rows.
             unsafe {
                 if queries {
-                    dispatch(isa, QueryGradientTask(&gradient(seq), at));
+                    dispatch(isa, QueryGradientTask { arrays: &gradient(seq), first_row: at });
                 } else {
                     let visits: Vec<_> = packed
                         .visits(seq, at)
                         .into_iter()
-                        .map(|(seq, first, keys, start)| VisitingQueries {
-                            gradient: gradient(seq),
-                            first,
-                            keys,
-                            start,
+                        .map(|visit| VisitingQueries {
+                            gradient: gradient(visit.sequence),
+                            first: visit.first,
+                            keys: visit.keys,
+                            start: visit.start,
                         })
                         .collect();
-                    dispatch(isa, KeyGradientTask(&gradient(seq), at, &visits));
+                    dispatch(isa, KeyGradientTask { arrays: &gradient(seq), first_key: at, visits: &visits });
                 }
             }
         });

@@ -18,8 +18,8 @@ pub struct SmallProduct {
     pub a_inner: usize,
     /// The length of the sums, if `limits` is null.
     pub inner: usize,
-    /// The length of the sums for each row, not decreasing; null if all rows have `inner`. For a row neither `a` nor
-    /// `b` is read beyond its limit.
+    /// For each row of `c`, the length of its sums; null if all rows have length `inner`. Lengths do not decrease
+    /// from row to row. A row's sums read no elements of `a` and `b` beyond its length.
     pub limits: *const usize,
     /// Row `k` of `b` has `16 * cols` elements and begins at `k * b_row`.
     pub b: *const f32,
@@ -92,7 +92,7 @@ unsafe fn tile<V: Vector, const R: usize, const C: usize>(p: &SmallProduct, row:
         a = a.add(p.a_inner);
         b = b.add(p.b_row);
     }
-    // The steps beyond the first row's limit concern later rows only.
+    // Beyond the length of the first row of this group, only the sums of later rows continue.
     for k in common..limit(R - 1) {
         for r in 1..R {
             if k < limit(r) {

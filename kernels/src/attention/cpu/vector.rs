@@ -25,8 +25,8 @@ pub trait Vector: Copy {
     const ROWS: usize;
     /// Number of vectors in a row of the largest product tile.
     const COLS: usize;
-    /// Number of rows of product tiles that are one or two vectors wide. They need more rows to have enough
-    /// independent sums to hide the latency of an addition.
+    /// Number of rows of a product tile that is only one or two vectors wide. Such a tile needs more rows, so that
+    /// enough independent sums hide the latency of an addition.
     const TALL: usize;
 
     unsafe fn splat(x: f32) -> Self;
@@ -51,7 +51,7 @@ pub trait Vector: Copy {
     unsafe fn sum(self) -> f32;
     /// Transposes a 16 x 16 matrix.
     unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES];
-    /// Runs the code of a product that is compiled for this vector type.
+    /// Runs `p` with this vector type, compiled for its instruction set.
     unsafe fn product(p: &SmallProduct);
 }
 
@@ -219,7 +219,7 @@ impl Avx2Vector {
             p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*c));
         }
         let y = _mm256_add_ps(_mm256_fmadd_ps(_mm256_mul_ps(p, r), r, r), _mm256_set1_ps(1.0));
-        // Multiplies by 2^n as two powers of 2, because the exponent of one f32 cannot be as low as -159.
+        // Multiplies by 2^n as by two powers of 2, because n can be -159 and the least normal f32 is 2^-126.
         let n = _mm256_cvtps_epi32(n);
         let half = _mm256_srai_epi32::<1>(n);
         let bias = _mm256_set1_epi32(127);

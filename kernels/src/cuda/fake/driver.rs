@@ -40,10 +40,11 @@ impl Driver for FakeDriver {
         Ok(at)
     }
 
-    // cuMemFree: waits for all work. Freeing an address that `alloc` did not return is recorded as a violation.
+    // cuMemFree: waits for all enqueued work. Freeing an address that `alloc` did not return is recorded as a
+    // violation.
     unsafe fn free(&self, at: u64) {
         let mut s = self.0.state();
-        self.0.run_all(&mut s);
+        self.0.run_all_streams(&mut s);
         if s.allocated.remove(&at).is_none() {
             s.add_violation(format!("freeing {at:#x}, which was not allocated"));
         }
@@ -146,7 +147,7 @@ impl Driver for FakeDriver {
         Ok(StreamHandle(handle))
     }
 
-    // cuStreamDestroy: the work on the stream still runs.
+    // cuStreamDestroy: work that is already enqueued on the stream still runs.
     unsafe fn destroy_stream(&self, stream: StreamHandle) {
         let mut s = self.0.state();
         self.0.run_stream(&mut s, stream.0, None);
@@ -313,7 +314,7 @@ impl Driver for FakeDriver {
         let s = self.0.state_unless_faulted(call)?;
         let known = s.functions.get(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         let threads = known.kernel.max_threads.or(known.kernel.required_threads).map_or(1024, |t| t.iter().product());
-        // Only ptxas knows the number of registers, and it does not run here.
+        // Registers are 0, because only ptxas knows their number, and the fake driver does not run it.
         Ok(FunctionAttributes { threads, static_shared: known.kernel.static_shared, registers: 0 })
     }
 
@@ -350,7 +351,8 @@ impl Driver for FakeDriver {
         map.encode().map_err(|e| failed("encoding a tensor map", &format!("CUDA_ERROR_INVALID_VALUE ({e})")))
     }
 
-    // cuLaunchKernelEx. Attributes for much shared memory or large clusters must have been set before.
+    // cuLaunchKernelEx. Launches with more than 48 KiB of shared memory or more than 8 blocks per cluster need
+    // function attributes that an earlier call has set.
     unsafe fn launch(
         &self,
         function: FunctionHandle,
@@ -371,7 +373,7 @@ impl Driver for FakeDriver {
             return Err(invalid(call));
         }
         let total = sizes.iter().sum();
-        if let Some(why) = rules::exceeded_limit(config, &attributes, &self.0.properties.limits, total) {
+        if let Some(why) = rules::exceeded_launch_limit(config, &attributes, &self.0.properties.limits, total) {
             return Err(failed(call, &format!("CUDA_ERROR_INVALID_VALUE ({why})")));
         }
         let all = config.shared + attributes.static_shared;
@@ -388,7 +390,7 @@ impl Driver for FakeDriver {
             let (threads, shared) = (config.block.iter().product(), config.shared);
             let resident =
                 self.0.resident_blocks(&known.kernel, threads, shared) * self.0.properties.arch.multiprocessors;
-            if rules::exceeds_residency(config.grid, resident).is_some() {
+            if rules::exceeded_residency_limit(config.grid, resident).is_some() {
                 return Err(failed(call, "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE"));
             }
         }
@@ -411,8 +413,8 @@ impl Driver for FakeDriver {
         Ok(())
     }
 
-    // cuStreamEndCapture: only the thread that began the capture may end it. After an earlier prohibited call it
-    // returns an error, and the capture is over too.
+    // cuStreamEndCapture: only the thread that began the capture may end it. After a prohibited call during the
+    // capture it returns an error, but the capture has ended.
     unsafe fn end_capture(&self, stream: StreamHandle) -> Result<GraphHandle, CudaError> {
         let call = "ending a capture";
         let mut s = self.0.state_unless_faulted(call)?;

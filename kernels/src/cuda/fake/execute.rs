@@ -13,14 +13,14 @@ impl Inner {
         while state.faulted.is_none() && until.is_none_or(|t| !state.reached.contains_key(&t)) {
             let Some(op) = state.streams.get_mut(&stream).and_then(|q| q.work.pop_front()) else { return };
             state.clock += TICK;
-            if let Err(why) = self.execute(state, stream, &op) {
+            if let Err(why) = self.run_operation(state, stream, &op) {
                 state.faulted = Some(why);
             }
         }
     }
 
-    /// Returns how many blocks can be resident on one multiprocessor. Ignores registers, whose number only ptxas
-    /// knows.
+    /// Returns how many blocks can be resident on one multiprocessor, as limited by threads and shared memory.
+    /// Registers are ignored, because only ptxas knows their number.
     pub(super) fn resident_blocks(&self, kernel: &Kernel, threads: u32, shared: u32) -> u32 {
         let gpu = simulate::gpu_spec(&self.properties.arch);
         let all = gpu.multiprocessors.max(1);
@@ -34,12 +34,12 @@ impl Inner {
         exec::resident_blocks(kernel, &launch, &ExecOptions { gpu, ..ExecOptions::default() }) / all
     }
 
-    pub(super) fn run_all(&self, state: &mut State) {
+    pub(super) fn run_all_streams(&self, state: &mut State) {
         let streams: Vec<usize> = state.streams.keys().copied().collect();
         streams.into_iter().for_each(|s| self.run_stream(state, s, None));
     }
 
-    pub(super) fn execute(&self, state: &mut State, stream: usize, op: &Op) -> Result<(), String> {
+    pub(super) fn run_operation(&self, state: &mut State, stream: usize, op: &Op) -> Result<(), String> {
         let illegal = |what: String| format!("CUDA_ERROR_ILLEGAL_ADDRESS ({what})");
         match *op {
             Op::CopyIn { to, from, bytes } => {
@@ -132,7 +132,7 @@ impl Inner {
     }
 }
 
-/// A launch with its compiled code, ready for the simulator.
+/// A launch with its compiled code, as the simulator needs it.
 struct Ready {
     program: Arc<Program>,
     kernel: Arc<Kernel>,

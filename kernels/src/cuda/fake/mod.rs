@@ -28,9 +28,9 @@ use reel_sim::program::{Kernel, Program};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Unit of the addresses and sizes of mapped memory in bytes; on NVIDIA's GPUs it is 2 MiB.
+/// Granularity of mapped memory in bytes: its addresses and sizes are multiples. On NVIDIA's GPUs it is 2 MiB.
 const GRANULARITY: usize = 64 << 10;
-/// Duration in seconds of every operation on the fake driver's clock.
+/// Seconds that every operation takes on the fake driver's clock.
 const TICK: f64 = 1e-6;
 
 /// A simulated GPU with its driver. Clones share one GPU.
@@ -91,7 +91,7 @@ struct Queue {
 /// The latest recording of an event on a stream.
 #[derive(Clone, Copy)]
 struct EventRecord {
-    /// The number of this recording; [`State::reached`] has it as a key.
+    /// The number of this recording, which is its key in [`State::reached`].
     ticket: u64,
     stream: usize,
     captured: bool,
@@ -107,11 +107,12 @@ struct LoadedFunction {
 #[derive(Default)]
 struct State {
     memory: SimMemory,
-    /// Allocated memory: address to size.
+    /// The size in bytes of each allocation, by its address.
     allocated: BTreeMap<u64, usize>,
     /// Reserved address ranges.
     reserved: BTreeMap<u64, usize>,
-    /// Parts of reserved ranges with mapped memory: address to (size, handle of the physical memory).
+    /// The parts of reserved ranges that have mapped memory: by address, the size in bytes and the handle of the
+    /// physical memory.
     backed: BTreeMap<u64, (usize, u64)>,
     host: BTreeMap<usize, Vec<u64>>,
     streams: BTreeMap<usize, Queue>,
@@ -138,7 +139,8 @@ impl FakeDriver {
         FakeDriver(Arc::new(Inner { properties, team: Team::new(1), state: Mutex::new(state) }))
     }
 
-    /// Returns descriptions of the broken rules whose outcome the manual leaves undefined, oldest first.
+    /// Returns descriptions of the violations so far, oldest first: broken rules for which the manual defines no
+    /// outcome.
     pub fn violations(&self) -> Vec<String> {
         self.0.state().violations.clone()
     }
@@ -155,7 +157,7 @@ impl FakeDriver {
 
     /// Returns the number of resources that were created and not destroyed: streams, events, modules, graphs,
     /// allocations, page-locked host memory.
-    pub fn open_handles(&self) -> usize {
+    pub fn open_handle_count(&self) -> usize {
         let s = self.0.state();
         let handles = s.streams.len() + s.events.len() + s.modules.len() + s.graphs.len();
         handles + s.allocated.len() + s.reserved.len() + s.backed.len() + s.host.len()

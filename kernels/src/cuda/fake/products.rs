@@ -27,7 +27,7 @@ impl Blas for FakeBlas {
         "fake products 1.0.0".into()
     }
 
-    /// Every shape has the same algorithm, number 0.
+    /// All product shapes have the same algorithm, number 0.
     fn algorithms(&self) -> AlgorithmFingerprint {
         let known = self.known.lock().unwrap_or_else(|e| e.into_inner());
         AlgorithmFingerprint::new(known.iter().map(|shape| (*shape, [0; 8])))

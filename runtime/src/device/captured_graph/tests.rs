@@ -78,7 +78,7 @@ fn replay_reads_current_memory_and_does_not_share_its_own() {
         assert_eq!(d.memory().current, 0, "{d:?}");
         drop(d);
         if let Some(fake) = fake {
-            assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
+            assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
         }
     }
 }
@@ -155,7 +155,7 @@ fn refused_operations_in_a_capture_leave_the_device_usable() {
         assert_eq!(d.memory().current, 0, "{d:?}");
         drop(d);
         if let Some(fake) = fake {
-            assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
+            assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
         }
     }
 }
@@ -181,7 +181,7 @@ fn product_of_f32_and_bf16_can_be_captured() {
         assert!(others.iter().all(|t| t.to_f32().unwrap() == [5.0; 6]), "{d:?}");
         drop((graph, x, w, y, others, d));
         if let Some(fake) = fake {
-            assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
+            assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
         }
     }
 }
@@ -225,7 +225,7 @@ fn downloads_return_values_as_of_their_enqueueing() {
         assert!(large.rows(0, 0).unwrap().download_async().unwrap().wait::<f32>().unwrap().is_empty());
         drop((graph, a, y, large, d));
         if let Some(fake) = fake {
-            assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
+            assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
         }
     }
 }

@@ -65,7 +65,7 @@ fn kernels_and_products_compute_and_free_all_memory() {
     drop((x, y, c));
     assert_eq!(d.memory().current, 0);
     drop(d);
-    assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
+    assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn out_of_memory_error_names_options_to_lower() {
     drop(first);
     drop(d.alloc(1 << 19, MemoryCategory::Activations).unwrap());
     drop((second, d));
-    assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
+    assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn mapped_files_are_copied_completely() {
     whole.download(0, &mut back).unwrap();
     assert!(back == bytes[4..]);
     drop((whole, d));
-    assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
+    assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
 }
 
 #[test]
@@ -165,6 +165,6 @@ proptest! {
         buffer.download(0, &mut back).unwrap();
         prop_assert!(back == want);
         drop((buffer, d));
-        prop_assert_eq!((fake.open_handles(), fake.violations()), (0, Vec::new()));
+        prop_assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
     }
 }

@@ -4,15 +4,14 @@ use crate::DType;
 use crate::DType::{BF16, F32};
 use crate::adamw::small::{decode_first_moment, decode_second_moment};
 use crate::adamw::{
-    SmallMomentParams, StepHyperparameters, WEIGHTS_PER_SCALE, formula, join, step_8bit, step_bf16_moments, test_sizes,
+    SmallMomentParams, StepHyperparameters, WEIGHTS_PER_SCALE, formula, join, step_8bit, step_bf16_moments, test_weight_counts,
 };
 use crate::checks::{addr, addr_mut, normal_numbers, run, run_once};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use bytemuck::Zeroable;
 use half::bf16;
 
-/// Test data of one optimizer state with small moments: weights (f32 or split) with bf16 moments and with 8-bit
-/// moments.
+/// Test data of one optimizer state: f32 or split weights, and the moments twice, as bf16 and as 8-bit codes.
 #[derive(Clone, Debug, PartialEq)]
 struct State {
     f32: Vec<f32>,
@@ -27,7 +26,7 @@ struct State {
 impl State {
     fn new(w: &[f32]) -> State {
         let n = w.len();
-        let (hi, low) = w.iter().map(|&w| crate::adamw::split(w)).unzip();
+        let (hi, low) = w.iter().map(|&w| crate::adamw::to_bf16_and_remainder(w)).unzip();
         let bf16 = [vec![bf16::ZERO; n], vec![bf16::ZERO; n]];
         State {
             f32: w.to_vec(),
@@ -77,11 +76,11 @@ impl State {
     }
 
     fn joined(&self) -> Vec<f32> {
-        self.hi.iter().zip(&self.low).map(|(h, l)| join(*h, *l)).collect()
+        self.hi.iter().zip(&self.low).map(|(h, l)| from_bf16_and_remainder(*h, *l)).collect()
     }
 }
 
-/// Tells whether two numbers differ by at most `rel` times the second.
+/// Tells whether `got` differs from `want` by at most `rel` times the magnitude of `want`.
 fn near(got: f64, want: f64, rel: f64) -> bool {
     (got - want).abs() <= rel * want.abs() + 1e-30
 }
@@ -94,7 +93,7 @@ fn assert_weights(scalars: &StepHyperparameters, old: impl Fn(usize) -> [f64; 3]
 }
 
 pub(super) fn a_step_with_bf16_moments_is_close_to_the_formula() {
-    for n in test_sizes() {
+    for n in test_weight_counts() {
         let mut state = State::new(&normal_numbers(n, 1, 0.1));
         for t in 1..=3 {
             let (scalars, g) = (StepHyperparameters { step: t, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
@@ -113,7 +112,7 @@ pub(super) fn a_step_with_bf16_moments_is_close_to_the_formula() {
 }
 
 pub(super) fn a_step_with_8_bit_moments_is_close_to_the_formula() {
-    for n in test_sizes() {
+    for n in test_weight_counts() {
         let mut state = State::new(&normal_numbers(n, 1, 0.1));
         for t in 1..=3 {
             let (scalars, g) = (StepHyperparameters { step: t, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
@@ -136,8 +135,8 @@ pub(super) fn a_step_with_8_bit_moments_is_close_to_the_formula() {
             for (i, w) in want.iter().enumerate() {
                 let [m, v] = state.moments(i);
                 let scale = |k: usize| state.scales[2 * (i / WEIGHTS_PER_SCALE) + k] as f64;
-                // The errors of m and v in codes: code c means m = scale · (c / 127)² or v = scale · (c / 255)⁴, so c
-                // is 127 · (m / scale)^(1/2) or 255 · (v / scale)^(1/4).
+                // The errors of m and v, counted in codes. Code c means m = scale · (c / 127)² or v = scale · (c /
+                // 255)⁴, so the code of a number is 127 · (m / scale)^(1/2) or 255 · (v / scale)^(1/4).
                 let root = |x: f64, k: usize, p: f64| (x.abs() / scale(k)).powf(p);
                 let (step_m, step_v) =
                     ((root(m, 0, 0.5) - root(w[1], 0, 0.5)) * 127.0, (root(v, 1, 0.25) - root(w[2], 1, 0.25)) * 255.0);
@@ -153,7 +152,7 @@ pub(super) fn a_step_with_8_bit_moments_is_close_to_the_formula() {
 }
 
 pub(super) fn a_split_master_takes_the_same_small_steps() {
-    for n in test_sizes() {
+    for n in test_weight_counts() {
         let start = normal_numbers(n, 1, 0.1);
         let [mut plain, mut split, mut more] = [(); 3].map(|_| State::new(&start));
         for t in 1..=4 {
@@ -186,7 +185,7 @@ pub(super) fn a_gradient_that_is_not_finite_spreads_over_its_block() {
     assert!(state.bf16[0][300].is_nan() && state.bf16[1][300].is_nan() && state.bf16[0][299].is_finite());
 }
 
-/// Samples in the test of unbiased rounding: enough to see a bias above four standard deviations.
+/// Number of samples from which the tests of stochastic rounding compute a mean.
 const DRAWS: usize = 1 << 20;
 
 /// Asserts that `got` are stochastically rounded samples of `x`: each sample is one of the two representable

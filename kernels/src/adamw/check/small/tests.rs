@@ -1,5 +1,5 @@
 use super::*;
-use crate::adamw::small::{encode_first_moment, encode_second_moment, stochastic_bf16};
+use crate::adamw::small::{encode_first_moment, encode_second_moment, round_stochastically_to_bf16};
 use crate::philox;
 
 /// The mean of 2²⁰ stochastically rounded samples equals the number within four standard deviations.
@@ -26,7 +26,7 @@ fn stochastic_rounding_has_no_bias() {
     for x in [1.002f32, -0.3, 7e-20, 1.0078124] {
         let low = f32::from_bits(x.to_bits() & 0xffff_0000);
         let high = f32::from_bits((x.to_bits() & 0xffff_0000) + 0x1_0000);
-        check("bf16", x as f64, low as f64, high as f64, &|r| stochastic_bf16(x, r).to_f64());
+        check("bf16", x as f64, low as f64, high as f64, &|r| round_stochastically_to_bf16(x, r).to_f64());
     }
     for x in [0.9f32, 0.5, 1e-3, 1e-5, 0.0] {
         let c = (0..127).rfind(|&c| decode_first_moment(c) <= x).unwrap_or(0);
@@ -45,8 +45,7 @@ fn stochastic_rounding_has_no_bias() {
     assert_eq!((encode_first_moment(0.0, 0.0, 65535), encode_second_moment(0.0, 0.0, 65535)), (0, 0));
 }
 
-/// The CUDA code divides codes by a constant with three operations; this checks that the quotient is rounded
-/// correctly.
+/// The CUDA code divides codes by a constant (127 or 255) with three operations. This test checks all quotients.
 #[test]
 fn codes_are_divided_exactly() {
     for d in [127.0f32, 255.0] {

@@ -3,7 +3,7 @@
 use super::{Given, bits, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::attention::formula::Roundings;
-use crate::attention::plan::on_tensor_cores;
+use crate::attention::plan::has_tensor_core_backward;
 use crate::attention::{PackedBatch, bwd, formula, fwd};
 use crate::checks::{TestArray, addr, run, run_once};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
@@ -13,26 +13,26 @@ fn equals_the_formula(dtype: DType) {
     for case in test_shapes() {
         let (given, name) = (Given::new(&case, dtype), format!("{dtype} {case:?}"));
         let rows = given.tokens() * case.heads;
-        let (q, k, v, scale) = (given.q.f64(), given.k.f64(), given.v.f64(), given.scale as f64);
+        let (q, k, v, scale) = (given.q.values_as_f64(), given.k.values_as_f64(), given.v.values_as_f64(), given.scale as f64);
         let (want, want_lse) = formula::fwd(&case, &q, &k, &v, scale);
         let (o, lse) = (TestArray::output(dtype, rows * case.head_dim), TestArray::output(F32, rows));
-        run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.query_key_pairs()), 1);
+        run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.query_key_pair_count()), 1);
         assert_close(&format!("lse {name}"), &lse.values(), &want_lse, 1e-6, f64::MAX);
         let (o, lse) = (TestArray::new(dtype, &o.values()), TestArray::new(F32, &lse.values()));
-        let (d_o, scratch) = (given.d_o.f64(), given.scratch(dtype));
-        let want_grads = formula::bwd(&case, [&q, &k, &v], &o.f64(), &d_o, scale);
+        let (d_o, scratch) = (given.d_o.values_as_f64(), given.scratch(dtype));
+        let want_grads = formula::bwd(&case, [&q, &k, &v], &o.values_as_f64(), &d_o, scale);
         let grads = want_grads.each_ref().map(|w| TestArray::output(dtype, w.len()));
-        run(&bwd(dtype, &given.bwd(&o, &lse, &scratch, grads.each_ref()), given.query_key_pairs()), 1);
+        run(&bwd(dtype, &given.bwd(&o, &lse, &scratch, grads.each_ref()), given.query_key_pair_count()), 1);
         let f32 = dtype == F32;
         let roundings = if f32 { Roundings::F32 } else { Roundings::BF16 };
-        let [of_o, of_gradient] = if f32 { f32_tolerances(&case) } else { [DEFAULT_ROUNDING_FACTOR; 2] };
+        let [of_o, of_gradient] = if f32 { output_and_gradient_tolerances(&case) } else { [DEFAULT_ROUNDING_FACTOR; 2] };
         let with = formula::fwd_rounded(&case, &q, &k, &v, scale, roundings);
         assert_rounded(&format!("o {name}"), dtype, &o.values(), &with, &want, of_o);
-        let with = match f32 || on_tensor_cores(case.head_dim as u32) {
-            true => formula::bwd_rounded(&case, [&q, &k, &v], &o.f64(), &d_o, scale, roundings),
+        let with = match f32 || has_tensor_core_backward(case.head_dim as u32) {
+            true => formula::bwd_rounded(&case, [&q, &k, &v], &o.values_as_f64(), &d_o, scale, roundings),
             false => want_grads.clone(),
         };
-        let with = if f32 { with_delta_errors(with, &want_grads) } else { with };
+        let with = if f32 { with_fourfold_query_and_key_errors(with, &want_grads) } else { with };
         for (i, which) in ["dq", "dk", "dv"].into_iter().enumerate() {
             let got = grads[i].values();
             assert_rounded(&format!("{which} {name}"), dtype, &got, &with[i], &want_grads[i], of_gradient);
@@ -43,15 +43,15 @@ fn equals_the_formula(dtype: DType) {
 /// Returns the tolerances of o and of the gradients in f32, as multiples of the error of one rounding. Each is a sum
 /// over head_dim and the keys, a gradient is the difference of two such sums, and a saturated softmax amplifies the
 /// rounding errors of its large scores.
-pub(super) fn f32_tolerances(case: &PackedBatch) -> [f64; 2] {
+pub(super) fn output_and_gradient_tolerances(case: &PackedBatch) -> [f64; 2] {
     let saturated = f64::from(case.spread / 2.0).max(1.0);
     [20.0 * saturated, 300.0 * saturated]
 }
 
-/// Returns the gradients `rounded` (dq, dk, dv) with four times the error of dq and of dk, relative to `exact`.
-/// Another order of summation changes a row's delta, which shifts dq and dk of the whole row; rows with an outlier
-/// have most of this error.
-pub(super) fn with_delta_errors(rounded: [Vec<f64>; 3], exact: &[Vec<f64>; 3]) -> [Vec<f64>; 3] {
+/// Returns the gradients `rounded` (dq, dk, dv) after multiplying the differences of dq and dk from `exact` by four.
+/// A kernel that sums in another order gets another delta for a row, which shifts the whole row of dq and dk; rows
+/// with an outlier have most of this error.
+pub(super) fn with_fourfold_query_and_key_errors(rounded: [Vec<f64>; 3], exact: &[Vec<f64>; 3]) -> [Vec<f64>; 3] {
     let [dq, dk, dv] = rounded;
     let wide = |x: Vec<f64>, exact: &[f64]| x.iter().zip(exact).map(|(x, e)| e + 4.0 * (x - e)).collect();
     [wide(dq, &exact[0]), wide(dk, &exact[1]), dv]
@@ -123,7 +123,7 @@ pub(super) fn paged_and_packed_kernels_give_the_same_bits() {
         let given = Given::new(&case, dtype);
         let (o, paged_o) =
             (TestArray::output(dtype, len * heads * head_dim), TestArray::output(dtype, len * heads * head_dim));
-        run_once(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.query_key_pairs()));
+        run_once(&fwd(dtype, &given.fwd(o.addr(), Addr::NULL), given.query_key_pair_count()));
         let (pages, lens) = (len.div_ceil(64), [len as i32]);
         let table: Vec<i32> = (0..pages as i32).collect();
         let cache = |data: &TestArray| {
@@ -152,7 +152,7 @@ pub(super) fn paged_and_packed_kernels_give_the_same_bits() {
             page: 64,
             reserved: 0,
         };
-        run_once(&paged_attention::fwd(dtype, &p, given.query_key_pairs(), len as f64));
+        run_once(&paged_attention::fwd(dtype, &p, given.query_key_pair_count(), len as f64));
         assert!(
             bits(&o) == bits(&paged_o),
             "paged and packed outputs differ: {dtype}, {len} keys, head_dim {head_dim}"

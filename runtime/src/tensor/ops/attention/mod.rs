@@ -133,7 +133,7 @@ impl CuSeqlens {
     fn pairs(&self, causal: bool) -> f64 {
         let prefixed = self.prefix.iter().flat_map(|p| p.host.iter());
         let extra: f64 = self.lengths().zip(prefixed).map(|(n, p)| n as f64 * p.1 as f64).sum();
-        packed::query_key_pairs(self.lengths(), causal) + extra
+        packed::query_key_pair_count(self.lengths(), causal) + extra
     }
 
     fn max_len(&self) -> usize {
