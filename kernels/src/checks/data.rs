@@ -62,7 +62,7 @@ impl TestArray {
     }
 
     /// Returns the stored values, widened to f64.
-    pub fn values_as_f64(&self) -> Vec<f64> {
+    pub fn to_f64(&self) -> Vec<f64> {
         self.values().iter().map(|&x| x as f64).collect()
     }
 

@@ -32,7 +32,7 @@ pub fn unrounded(x: f64) -> f64 {
 
 /// Models an f32 approximation of `x` with a relative error of at most `max_error`. The error is pseudo-random and
 /// depends on `x` alone.
-pub fn with_pseudo_random_error(x: f64, max_error: f64) -> f64 {
+pub fn approximate(x: f64, max_error: f64) -> f64 {
     let bits = (x.to_bits() ^ x.to_bits() >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let share = (bits >> 11) as f64 / (1u64 << 52) as f64 - 1.0;
     f32(x * (1.0 + max_error * share))
@@ -71,10 +71,10 @@ mod tests {
     #[test]
     fn approximations_stay_within_their_limit() {
         let limit = 1e-5;
-        let errors: Vec<f64> = (1..1000).map(|i| i as f64 / 7.0).map(|x| (with_pseudo_random_error(x, limit) - x) / x).collect();
+        let errors: Vec<f64> = (1..1000).map(|i| i as f64 / 7.0).map(|x| (approximate(x, limit) - x) / x).collect();
         assert!(errors.iter().all(|e| e.abs() <= limit + 1e-7));
         let spread = (errors.iter().map(|e| e * e).sum::<f64>() / errors.len() as f64).sqrt();
         assert!((0.5..0.65).contains(&(spread / limit)), "{spread}");
-        assert_eq!(with_pseudo_random_error(0.0, limit), 0.0);
+        assert_eq!(approximate(0.0, limit), 0.0);
     }
 }

@@ -22,8 +22,8 @@ fn equals_the_formula_on_any_number_of_threads() {
             }
             assert_eq!(all[0], all[1]);
             assert_eq!(all[0], all[2]);
-            let start = TestArray::new(F32, &start).values_as_f64();
-            let (with, want) = (formula::add_rounded(&x.values_as_f64(), &start), formula::add(&x.values_as_f64(), &start));
+            let start = TestArray::new(F32, &start).to_f64();
+            let (with, want) = (formula::add_rounded(&x.to_f64(), &start), formula::add(&x.to_f64(), &start));
             assert_rounded(
                 &format!("column_sum {dtype} {rows}x{cols}"),
                 F32,

@@ -12,13 +12,13 @@ fn sums() {
                 (TestArray::new(dtype, &normal_numbers(n, 1, 1.0)), TestArray::new(dtype, &normal_numbers(n, 2, 3.0)));
             let y = TestArray::output(dtype, n);
             run(&add(dtype, &AddParams { a: a.addr(), b: b.addr(), y: y.addr(), count: n as u64 }), 2);
-            let want = formula::add(&a.values_as_f64(), &b.values_as_f64());
+            let want = formula::add(&a.to_f64(), &b.to_f64());
             assert_rounded(&format!("add {n}"), dtype, &y.values(), &want, &want, DEFAULT_ROUNDING_FACTOR);
             for dst in [F32, BF16].into_iter().filter(|&dst| dtype == BF16 || dst == F32) {
-                let (sum, before) = (TestArray::new(dst, &b.values()), b.values_as_f64());
+                let (sum, before) = (TestArray::new(dst, &b.values()), b.to_f64());
                 let params = AccumulateParams { src: a.addr(), dst: sum.addr(), count: n as u64 };
                 run(&accumulate(dtype, dst, &params), 3);
-                let want = formula::add(&before, &a.values_as_f64());
+                let want = formula::add(&before, &a.to_f64());
                 assert_rounded(&format!("+= {dtype} {n}"), dst, &sum.values(), &want, &want, DEFAULT_ROUNDING_FACTOR);
             }
         }

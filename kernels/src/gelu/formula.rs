@@ -1,6 +1,6 @@
 //! GELU's definition in f64, and the same with the roundings that `mod.rs` documents.
 
-use crate::checks::rounding::{self, ULP, with_pseudo_random_error, f32};
+use crate::checks::rounding::{self, ULP, approximate, f32};
 use std::f64::consts::PI;
 
 /// `x · (1 + erf(x / √2)) / 2`
@@ -20,12 +20,12 @@ pub fn slope(fwd: fn(f64) -> f64, x: f64) -> f64 {
 
 /// Returns the normal distribution function and `e^(−x²/2)`, each rounded to f32.
 fn cdf_rounded(x: f64) -> (f64, f64) {
-    let bell = with_pseudo_random_error((-0.5 * f32(x * x)).exp(), 2.0 * ULP);
+    let bell = approximate((-0.5 * f32(x * x)).exp(), 2.0 * ULP);
     // Mills' ratio by its definition where the divisor is not too small, else by the first terms of its series.
     let z = x.abs();
     let far = (1.0 - 1.0 / (z * z) + 3.0 / z.powi(4) - 15.0 / z.powi(6)) / (z * (2.0 * PI).sqrt());
     let ratio = if z < 5.0 { 0.5 * (1.0 + erf(-z / 2f64.sqrt())) / (-0.5 * z * z).exp() } else { far };
-    let tail = f32(bell * with_pseudo_random_error(ratio, 2.0 * ULP));
+    let tail = f32(bell * approximate(ratio, 2.0 * ULP));
     (if x > 0.0 { f32(1.0 - tail) } else { tail }, bell)
 }
 
@@ -43,8 +43,8 @@ pub fn slope_rounded(x: f64) -> f64 {
 /// Returns `1 / (1 + e^(−2u))` of the tanh form with the kernel's roundings; `mod.rs` defines u.
 fn share_rounded(x: f64) -> f64 {
     let cubic = f32(x + f32(f32(f32(f32(0.044715) * x) * x) * x));
-    let e = with_pseudo_random_error((-f32(f32((8.0 / PI).sqrt()) * cubic)).exp(), 2.0 * ULP);
-    with_pseudo_random_error(1.0 / f32(1.0 + e), 2.0 * ULP)
+    let e = approximate((-f32(f32((8.0 / PI).sqrt()) * cubic)).exp(), 2.0 * ULP);
+    approximate(1.0 / f32(1.0 + e), 2.0 * ULP)
 }
 
 /// [`tanh_fwd`] with the kernel's roundings.

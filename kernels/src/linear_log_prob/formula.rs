@@ -1,7 +1,7 @@
 //! Log-probabilities from hidden states in f64, and the same with the roundings that `mod.rs` documents, except the
 //! rounding at the store.
 
-use crate::checks::rounding::{ULP, with_pseudo_random_error, f32, sum_in_runs};
+use crate::checks::rounding::{ULP, approximate, f32, sum_in_runs};
 use std::f64::consts::{LN_2, LOG2_E};
 
 #[derive(Clone, Copy, Debug)]
@@ -38,10 +38,10 @@ pub fn fwd_rounded(logits: &[f64], target: i32, inv_temperature: f64) -> RowResu
     let t: Vec<f64> = logits.iter().map(|z| f32(z * factor)).collect();
     let row_max = t.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     let terms: Vec<(f64, f64)> =
-        t.iter().map(|t| f32(t - row_max)).map(|x| (x, with_pseudo_random_error(x.exp2(), 2.0 * ULP))).collect();
+        t.iter().map(|t| f32(t - row_max)).map(|x| (x, approximate(x.exp2(), 2.0 * ULP))).collect();
     let total = sum_in_runs(terms.iter().map(|(_, e)| *e), &[32, 16]);
     let moment = sum_in_runs(terms.iter().map(|(x, e)| e * x), &[32, 16]);
-    let ln_sum = with_pseudo_random_error(total.ln(), 2.0 * ULP);
+    let ln_sum = approximate(total.ln(), 2.0 * ULP);
     let (entropy, lse) = (ln_sum - LN_2 * f32(moment / total), row_max * LN_2 + ln_sum);
     match usize::try_from(target) {
         Ok(target) => RowResults { log_prob: f32(t[target] - row_max) * LN_2 - ln_sum, entropy, lse },
@@ -77,8 +77,8 @@ pub fn bwd_rounded(
     let (d_log_prob, d_entropy) = (f32(d_log_prob * inv_temperature), f32(d_entropy * inv_temperature));
     let one = |(j, z): (usize, &f64)| {
         let ln_p = f32(f32(z * inv_temperature) - row.lse);
-        let p = with_pseudo_random_error(ln_p.exp(), 2.0 * ULP);
-        let of_log_prob = if j as i32 == target { with_pseudo_random_error(-ln_p.exp_m1(), 2.0 * ULP) } else { -p };
+        let p = approximate(ln_p.exp(), 2.0 * ULP);
+        let of_log_prob = if j as i32 == target { approximate(-ln_p.exp_m1(), 2.0 * ULP) } else { -p };
         f32(d_log_prob * of_log_prob) - f32(d_entropy * f32(p * f32(ln_p + row.entropy)))
     };
     logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()

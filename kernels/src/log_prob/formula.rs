@@ -1,7 +1,7 @@
 //! Log-probabilities in f64, and the same with the roundings that `mod.rs` documents, except the rounding at the
 //! store.
 
-use crate::checks::rounding::{ULP, with_pseudo_random_error, f32};
+use crate::checks::rounding::{ULP, approximate, f32};
 
 /// Returns `ln Σ e^(logit · inv_temperature)` of a row.
 pub fn lse(logits: &[f64], inv_temperature: f64) -> f64 {
@@ -18,7 +18,7 @@ pub fn log_prob(logits: &[f64], target: i32, inv_temperature: f64) -> f64 {
 pub fn lse_rounded(logits: &[f64], inv_temperature: f64) -> f64 {
     let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     max * inv_temperature
-        + logits.iter().map(|l| with_pseudo_random_error(f32(f32(l - max) * inv_temperature).exp(), 2.0 * ULP)).sum::<f64>().ln()
+        + logits.iter().map(|l| approximate(f32(f32(l - max) * inv_temperature).exp(), 2.0 * ULP)).sum::<f64>().ln()
 }
 
 /// [`log_prob`] with the kernel's roundings.
@@ -38,7 +38,7 @@ pub fn entropy_rounded(logits: &[f64], inv_temperature: f64) -> f64 {
     let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     let terms = logits.iter().map(|l| {
         let x = f32(f32(l - max) * inv_temperature);
-        let e = with_pseudo_random_error(x.exp(), 2.0 * ULP);
+        let e = approximate(x.exp(), 2.0 * ULP);
         (e, f32(x * e))
     });
     let (sum, moment) = terms.fold((0.0, 0.0), |(sum, moment), (e, xe)| (sum + e, moment + xe));
@@ -64,7 +64,7 @@ pub fn bwd_rounded(logits: &[f64], target: i32, inv_temperature: f64, lse: f64, 
     let one = |(j, l): (usize, &f64)| {
         let ln_p = f32(f32(l * inv_temperature) - lse);
         let e = if j as i32 == target { ln_p.exp_m1() } else { ln_p.exp() };
-        -factor * with_pseudo_random_error(e, 2.0 * ULP)
+        -factor * approximate(e, 2.0 * ULP)
     };
     logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
 }

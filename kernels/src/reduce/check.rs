@@ -33,7 +33,7 @@ fn weighted_sums() {
         let (x, w) = (normal_numbers(n, 1, 1.0), normal_numbers(n, 2, 1.0));
         let mut out = [f32::NAN];
         run(&weighted_sum(&WeightedSumParams { x: addr(&x), w: addr(&w), out: addr_mut(&mut out), n: n as u64 }), 2);
-        let want = formula::weighted_sum(&TestArray::new(F32, &x).values_as_f64(), &TestArray::new(F32, &w).values_as_f64());
+        let want = formula::weighted_sum(&TestArray::new(F32, &x).to_f64(), &TestArray::new(F32, &w).to_f64());
         assert_rounded(&format!("weighted sum of {n}"), F32, &out, &[want], &[want], DEFAULT_ROUNDING_FACTOR);
     }
 }
@@ -46,7 +46,7 @@ fn norms_of_many_tensors() {
             tensors.iter().zip(test_sizes()).flat_map(|(x, n)| partials(dtype, x, n, threads)).collect()
         };
         assert_eq!(of(1), of(4));
-        let all: Vec<f64> = tensors.iter().flat_map(|x| x.values_as_f64()).collect();
+        let all: Vec<f64> = tensors.iter().flat_map(|x| x.to_f64()).collect();
         for max_norm in [0.01, 5.0, 1e6, f32::INFINITY] {
             let (norm, factor) = formula::norm_and_clip_factor(&all, max_norm as f64);
             let got = norm_and_factor(&of(2), max_norm);

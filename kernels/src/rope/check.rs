@@ -102,15 +102,15 @@ fn application_equals_the_formula_and_its_transpose() {
             rotated(dtype, &x, y.addr(), (&cos, &sin), (tokens, heads, d), 0);
             let held = |name: &str, y: &TestArray, sin: &[f64]| {
                 let [with, want] = [rounding::f32, rounding::unrounded]
-                    .map(|r| formula::apply(&x.values_as_f64(), [&cos.values_as_f64(), sin], heads, d, r));
+                    .map(|r| formula::apply(&x.to_f64(), [&cos.to_f64(), sin], heads, d, r));
                 assert_rounded(name, dtype, &y.values(), &with, &want, DEFAULT_ROUNDING_FACTOR);
             };
-            held(&name, &y, &sin.values_as_f64());
+            held(&name, &y, &sin.to_f64());
 
             // The transpose of a rotation is the rotation by the negative angle.
             let back = TestArray::output(dtype, count);
             rotated(dtype, &x, back.addr(), (&cos, &sin), (tokens, heads, d), 1);
-            let minus: Vec<f64> = sin.values_as_f64().iter().map(|s| -s).collect();
+            let minus: Vec<f64> = sin.to_f64().iter().map(|s| -s).collect();
             held(&format!("{name} inverse"), &back, &minus);
 
             let place = TestArray::new(dtype, &x.values());

@@ -14,7 +14,7 @@ fn equals_the_formula() {
             );
             let y = TestArray::output(dtype, n);
             run(&fwd(dtype, &FwdParams { gate: g.addr(), up: u.addr(), y: y.addr(), count: n as u64 }), 2);
-            let (with, want) = (formula::fwd_rounded(&g.values_as_f64(), &u.values_as_f64()), formula::fwd(&g.values_as_f64(), &u.values_as_f64()));
+            let (with, want) = (formula::fwd_rounded(&g.to_f64(), &u.to_f64()), formula::fwd(&g.to_f64(), &u.to_f64()));
             assert_rounded(&format!("swiglu {n}"), dtype, &y.values(), &with, &want, DEFAULT_ROUNDING_FACTOR);
         }
     }
@@ -39,8 +39,8 @@ fn gradient_equals_differences_of_the_formula() {
                 count: n as u64,
             };
             run(&bwd(dtype, &params), 3);
-            let (want_g, want_u) = formula::bwd(&g.values_as_f64(), &u.values_as_f64(), &dy.values_as_f64());
-            let (with_g, with_u) = formula::bwd_rounded(&g.values_as_f64(), &u.values_as_f64(), &dy.values_as_f64());
+            let (want_g, want_u) = formula::bwd(&g.to_f64(), &u.to_f64(), &dy.to_f64());
+            let (with_g, with_u) = formula::bwd_rounded(&g.to_f64(), &u.to_f64(), &dy.to_f64());
             let rounding_factor = if dtype == F32 { OF_ONE_GATE } else { DEFAULT_ROUNDING_FACTOR };
             assert_rounded(&format!("d_gate {n}"), dtype, &dg.values(), &with_g, &want_g, rounding_factor);
             assert_rounded(&format!("d_up {n}"), dtype, &du.values(), &with_u, &want_u, DEFAULT_ROUNDING_FACTOR);

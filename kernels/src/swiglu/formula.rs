@@ -1,6 +1,6 @@
 //! SwiGLU's definition in f64, and the same with the roundings that `mod.rs` documents.
 
-use crate::checks::rounding::{ULP, with_pseudo_random_error, derivative_at_zero, f32};
+use crate::checks::rounding::{ULP, approximate, derivative_at_zero, f32};
 
 /// `silu(gate) * up`
 pub fn fwd(gate: &[f64], up: &[f64]) -> Vec<f64> {
@@ -18,18 +18,18 @@ pub fn bwd(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
 
 /// `1 + e^-g`
 fn denominator(g: f64) -> f64 {
-    f32(1.0 + with_pseudo_random_error((-g).exp(), 2.0 * ULP))
+    f32(1.0 + approximate((-g).exp(), 2.0 * ULP))
 }
 
 /// [`fwd`] with the kernel's roundings.
 pub fn fwd_rounded(gate: &[f64], up: &[f64]) -> Vec<f64> {
-    gate.iter().zip(up).map(|(g, u)| with_pseudo_random_error(g / denominator(*g), 2.0 * ULP) * u).collect()
+    gate.iter().zip(up).map(|(g, u)| approximate(g / denominator(*g), 2.0 * ULP) * u).collect()
 }
 
 /// [`bwd`] with the kernel's roundings.
 pub fn bwd_rounded(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let one = |((&g, &u), &dy): ((&f64, &f64), &f64)| {
-        let s = with_pseudo_random_error(1.0 / denominator(g), 2.0 * ULP);
+        let s = approximate(1.0 / denominator(g), 2.0 * ULP);
         let bend = f32(1.0 + f32(g * f32(1.0 - s)));
         (f32(f32(dy * u) * s) * bend, f32(dy * g) * s)
     };

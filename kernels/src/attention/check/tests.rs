@@ -41,7 +41,7 @@ fn equals_the_formula_on_every_instruction_set() {
     for dtype in [F32, BF16] {
         for case in test_shapes() {
             let given = Given::new(&case, dtype);
-            let (q, k, v, scale) = (given.q.values_as_f64(), given.k.values_as_f64(), given.v.values_as_f64(), given.scale as f64);
+            let (q, k, v, scale) = (given.q.to_f64(), given.k.to_f64(), given.v.to_f64(), given.scale as f64);
             let (want, want_lse) = formula::fwd(&case, &q, &k, &v, scale);
             let with = formula::fwd_rounded(&case, &q, &k, &v, scale, Roundings::F32);
             let rounding_factor = if dtype == F32 { output_and_gradient_tolerances(&case)[0] } else { DEFAULT_ROUNDING_FACTOR };
@@ -72,8 +72,8 @@ fn the_chain_rule_equals_differences() {
     for (causal, prefix) in [(false, &[][..]), (true, &[]), (false, &prefix), (true, &prefix)] {
         let case = PackedBatch { causal, prefix: prefix.to_vec(), ..case.clone() };
         let given = Given::new(&case, F32);
-        let inputs = [given.q.values_as_f64(), given.k.values_as_f64(), given.v.values_as_f64()];
-        let d_o = given.d_o.values_as_f64();
+        let inputs = [given.q.to_f64(), given.k.to_f64(), given.v.to_f64()];
+        let d_o = given.d_o.to_f64();
         let loss = |x: &[Vec<f64>; 3]| -> f64 {
             formula::fwd(&case, &x[0], &x[1], &x[2], 0.4).0.iter().zip(&d_o).map(|(o, d)| o * d).sum()
         };
@@ -105,16 +105,16 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
             let rows = given.tokens() * case.heads;
             let (o, lse) = (TestArray::output(dtype, rows * case.head_dim), TestArray::output(F32, rows));
             run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.query_key_pair_count()), 2);
-            let (q, k, v, scale) = (given.q.values_as_f64(), given.k.values_as_f64(), given.v.values_as_f64(), given.scale as f64);
+            let (q, k, v, scale) = (given.q.to_f64(), given.k.to_f64(), given.v.to_f64(), given.scale as f64);
             let (exact, _) = formula::fwd(&case, &q, &k, &v, scale);
             // The formula uses the stored (rounded) output, so that the comparison shows only roundings of the
             // gradients. With the exact output, delta would differ by 2^-9 of d_o . o, which a saturated softmax and
             // large queries amplify.
-            let want = formula::bwd(&case, [&q, &k, &v], &o.values_as_f64(), &given.d_o.values_as_f64(), scale);
-            let with = formula::bwd_rounded(&case, [&q, &k, &v], &o.values_as_f64(), &given.d_o.values_as_f64(), scale, Roundings::F32);
+            let want = formula::bwd(&case, [&q, &k, &v], &o.to_f64(), &given.d_o.to_f64(), scale);
+            let with = formula::bwd_rounded(&case, [&q, &k, &v], &o.to_f64(), &given.d_o.to_f64(), scale, Roundings::F32);
             let with = with_fourfold_query_and_key_errors(with, &want);
             let rounding_factor = if dtype == F32 { output_and_gradient_tolerances(&case)[1] } else { DEFAULT_ROUNDING_FACTOR };
-            let want_exact = formula::bwd(&case, [&q, &k, &v], &exact, &given.d_o.values_as_f64(), scale);
+            let want_exact = formula::bwd(&case, [&q, &k, &v], &exact, &given.d_o.to_f64(), scale);
             for isa in supported_instruction_sets() {
                 let got = want.each_ref().map(|w| TestArray::output(dtype, w.len()));
                 let scratch = given.scratch(dtype);
@@ -156,9 +156,9 @@ proptest! {
     #[test]
     fn any_size_equals_the_formula(case in random_cases(), threads in 1usize..4) {
         let given = Given::new(&case, F32);
-        let (q, k, v, scale) = (given.q.values_as_f64(), given.k.values_as_f64(), given.v.values_as_f64(), given.scale as f64);
+        let (q, k, v, scale) = (given.q.to_f64(), given.k.to_f64(), given.v.to_f64(), given.scale as f64);
         let (o, lse) = formula::fwd(&case, &q, &k, &v, scale);
-        let [dq, dk, dv] = formula::bwd(&case, [&q, &k, &v], &o, &given.d_o.values_as_f64(), scale);
+        let [dq, dk, dv] = formula::bwd(&case, [&q, &k, &v], &o, &given.d_o.to_f64(), scale);
         let got = given.everything(F32, threads);
         for (i, want) in [o, lse, dq, dk, dv].iter().enumerate() {
             let got: Vec<f32> = got[i].iter().map(|&x| f32::from_bits(x)).collect();

@@ -28,7 +28,7 @@ fn picks_rows() {
                 ..Zeroable::zeroed()
             };
             run(&fwd(from, to, &params), 2);
-            let want: Vec<f32> = formula::fwd(&table.values_as_f64(), &ids, hidden).iter().map(|&x| x as f32).collect();
+            let want: Vec<f32> = formula::fwd(&table.to_f64(), &ids, hidden).iter().map(|&x| x as f32).collect();
             assert_eq!(y.values(), TestArray::new(to, &want).values(), "{from} to {to}, {tokens} of {vocab}");
         }
     }
@@ -57,8 +57,8 @@ fn adds_gradients_to_rows() {
                 dw
             });
             assert_eq!(grads[0], grads[1]);
-            let before = TestArray::new(F32, &before).values_as_f64();
-            let [with, want] = [formula::bwd_rounded, formula::bwd].map(|f| f(&ids, &dy.values_as_f64(), &before, hidden));
+            let before = TestArray::new(F32, &before).to_f64();
+            let [with, want] = [formula::bwd_rounded, formula::bwd].map(|f| f(&ids, &dy.to_f64(), &before, hidden));
             assert_rounded(
                 &format!("dw {dtype} {tokens} of {vocab}"),
                 F32,
@@ -101,9 +101,9 @@ fn places_rows_of_vision() {
                 placed: placed as u32,
             };
             run(&fwd(from, to, &params), 2);
-            let text = formula::fwd(&table.values_as_f64(), &ids, hidden);
+            let text = formula::fwd(&table.to_f64(), &ids, hidden);
             let want: Vec<f32> =
-                formula::fwd_with_vision(&text, &vision.values_as_f64(), &slots, hidden).iter().map(|&x| x as f32).collect();
+                formula::fwd_with_vision(&text, &vision.to_f64(), &slots, hidden).iter().map(|&x| x as f32).collect();
             assert_eq!(y.values(), TestArray::new(to, &want).values(), "{from} to {to}, {tokens} of {vocab}");
         }
     }
@@ -145,7 +145,7 @@ fn gradients_of_placed_rows_go_to_vision() {
             let mut dw = before.clone();
             let d_vision = backward(dtype, &ids, &slots, &dy, &mut dw, hidden, [true, true]);
             let text: Vec<i32> = ids.iter().zip(&slots).map(|(&id, &slot)| if slot < 0 { id } else { -1 }).collect();
-            let want = formula::bwd(&text, &dy.values_as_f64(), &TestArray::new(F32, &before).values_as_f64(), hidden);
+            let want = formula::bwd(&text, &dy.to_f64(), &TestArray::new(F32, &before).to_f64(), hidden);
             assert_close(&format!("dw {dtype} {tokens} of {vocab}"), &dw, &want, 1e-6, f64::MAX);
             let mut want = vec![7.0; d_vision.values().len()];
             for (dy, &slot) in dy.values().chunks_exact(hidden).zip(&slots) {

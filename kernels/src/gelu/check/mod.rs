@@ -24,7 +24,7 @@ fn both_forms_equal_the_formula() {
             for (n, scale) in test_shapes() {
                 let (x, y) = (TestArray::new(dtype, &normal_numbers(n, 1, scale)), TestArray::output(dtype, n));
                 run(&launch(dtype, &FwdParams { x: x.addr(), y: y.addr(), count: n as u64 }), 2);
-                let each = |f: fn(f64) -> f64| x.values_as_f64().into_iter().map(f).collect::<Vec<f64>>();
+                let each = |f: fn(f64) -> f64| x.to_f64().into_iter().map(f).collect::<Vec<f64>>();
                 let name = format!("gelu, form {i}, {n}");
                 let rounding_factor =
                     if dtype == F32 && i == 0 { ROUNDING_FACTOR_FIT } else { DEFAULT_ROUNDING_FACTOR };
@@ -51,14 +51,14 @@ fn gradient_equals_differences_of_the_formula() {
                 let params = BwdParams { x: x.addr(), dy: dy.addr(), dx: dx.addr(), count: n as u64 };
                 run(&launch(dtype, &params), 3);
                 let each = |f: &dyn Fn(f64) -> f64| -> Vec<f64> {
-                    x.values_as_f64().iter().zip(dy.values_as_f64()).map(|(&x, dy)| dy * f(x)).collect()
+                    x.to_f64().iter().zip(dy.to_f64()).map(|(&x, dy)| dy * f(x)).collect()
                 };
                 let (with, want) = (each(&with_roundings), each(&|x| formula::slope(formula, x)));
                 let rounding_factor = if dtype == F32 { ROUNDING_FACTOR_SLOPE } else { DEFAULT_ROUNDING_FACTOR };
                 // Near a zero of the slope its two terms cancel, and the relative error is large. A test of a single
                 // element therefore bounds the absolute error.
                 if (dtype, n) == (F32, 1) {
-                    let most = 3e-7 * (1.0 + dy.values_as_f64()[0].abs());
+                    let most = 3e-7 * (1.0 + dy.to_f64()[0].abs());
                     assert_close("dx of one", &dx.values(), &want, f64::MAX, most);
                 } else {
                     assert_rounded(&format!("dx, form {i}, {n}"), dtype, &dx.values(), &with, &want, rounding_factor);

@@ -4,7 +4,7 @@ use crate::checks::rounding::derivative_at_zero;
 #[test]
 fn the_chain_rule_equals_differences() {
     let (rows, cols) = (3, 7);
-    let data = |count, seed| TestArray::new(F32, &normal_numbers(count, seed, 1.0)).values_as_f64();
+    let data = |count, seed| TestArray::new(F32, &normal_numbers(count, seed, 1.0)).to_f64();
     let (dy, inputs) = (data(rows * cols, 4), [data(rows * cols, 1), data(cols, 2), data(cols, 3)]);
     let loss = |[x, w, b]: [&[f64]; 3]| -> f64 {
         let y = formula::fwd(x, [w, b], &statistics(formula::mean_and_rstd, x, cols), unrounded);

@@ -38,7 +38,7 @@ impl Given {
     }
 
     fn logits_by(&self, f: fn(&[f64], &[f64]) -> Vec<f64>, row: usize) -> Vec<f64> {
-        f(&self.hidden.values_as_f64()[row * self.width..][..self.width], &self.weight.values_as_f64())
+        f(&self.hidden.to_f64()[row * self.width..][..self.width], &self.weight.to_f64())
     }
 
     fn logits(&self, row: usize) -> Vec<f64> {

@@ -61,7 +61,7 @@ fn no_bank_conflicts() {
 
 #[test]
 fn the_chain_rule_equals_differences() {
-    let (logits, s, grads) = (TestArray::new(F32, &normal_numbers(12, 1, 1.0)).values_as_f64(), 0.8, [0.7, -1.3]);
+    let (logits, s, grads) = (TestArray::new(F32, &normal_numbers(12, 1, 1.0)).to_f64(), 0.8, [0.7, -1.3]);
     for target in [-1, 0, 7] {
         let got = formula::bwd(&logits, target, s, grads, &formula::fwd(&logits, target, s));
         for (i, got) in got.iter().enumerate() {

@@ -3,7 +3,7 @@ use crate::checks::rounding::derivative_at_zero;
 
 #[test]
 fn the_chain_rule_equals_differences() {
-    let (logits, s) = (TestArray::new(F32, &normal_numbers(12, 1, 1.0)).values_as_f64(), 0.8);
+    let (logits, s) = (TestArray::new(F32, &normal_numbers(12, 1, 1.0)).to_f64(), 0.8);
     for target in [-1, 0, 7] {
         let got = formula::bwd(&logits, target, s, formula::lse(&logits, s));
         for (i, got) in got.iter().enumerate() {

@@ -42,9 +42,9 @@ fn equals_the_formula() {
         for dtype in [F32, BF16] {
             let x = TestArray::new(dtype, &normal_numbers(rows * cols, 1, scale));
             let (y, norm) = forward(dtype, &x, cols, 3);
-            let want: Vec<f64> = x.values_as_f64().chunks_exact(cols).flat_map(formula::fwd).collect();
+            let want: Vec<f64> = x.to_f64().chunks_exact(cols).flat_map(formula::fwd).collect();
             assert_normalised(&format!("{dtype} {rows}x{cols}"), dtype, &y, &want, 1e-6);
-            let want: Vec<f64> = x.values_as_f64().chunks_exact(cols).map(formula::norm).collect();
+            let want: Vec<f64> = x.to_f64().chunks_exact(cols).map(formula::norm).collect();
             assert_close(&format!("norm {dtype} {rows}x{cols}"), &norm, &want, 1e-6, f64::MAX);
         }
     }
@@ -60,7 +60,7 @@ fn gradient_equals_the_formula() {
             );
             let (_, norm) = forward(dtype, &x, cols, 1);
             let dx = backward(dtype, &x, &dy, &norm, cols, 2);
-            let rows_of = |d: &TestArray| d.values_as_f64().chunks_exact(cols).map(<[f64]>::to_vec).collect::<Vec<_>>();
+            let rows_of = |d: &TestArray| d.to_f64().chunks_exact(cols).map(<[f64]>::to_vec).collect::<Vec<_>>();
             let want: Vec<f64> =
                 rows_of(&x).iter().zip(&rows_of(&dy)).flat_map(|(x, dy)| formula::bwd(x, dy)).collect();
             assert_normalised(&format!("dx {dtype} {rows}x{cols}"), dtype, &dx, &want, 1e-5);

@@ -191,7 +191,7 @@ fn formulas(model: &Model, tokens: &Tokens, new: usize) -> [Vec<f64>; 2] {
         spread: 1.5,
         prefix: Vec::new(),
     };
-    let [q, k, v] = [&tokens.q, &tokens.k, &tokens.v].map(|x| TestArray::new(model.dtype, x).values_as_f64());
+    let [q, k, v] = [&tokens.q, &tokens.k, &tokens.v].map(|x| TestArray::new(model.dtype, x).to_f64());
     let scale = model.scale() as f64;
     let roundings = if runs_cuda_code() && model.dtype == BF16 { Roundings::BF16 } else { Roundings::F32 };
     let with = formula::fwd_rounded(&case, &q, &k, &v, scale, roundings);

@@ -76,7 +76,7 @@ fn equals_the_formula() {
             for bias in [None, Some(&bias)] {
                 let y = forward(&frames, pixels, &weight, bias, dtype, embed);
                 let values = bias.map(TestArray::f64);
-                let want = input.fwd(&weight.values_as_f64(), values.as_deref(), embed);
+                let want = input.fwd(&weight.to_f64(), values.as_deref(), embed);
                 let name = format!("{dtype} {shape:?} {embed}");
                 match dtype {
                     BF16 => assert_rounded(&name, dtype, &y, &want, &want, DEFAULT_ROUNDING_FACTOR),
@@ -106,7 +106,7 @@ fn the_gradient_equals_the_formula() {
             run(&dw(dtype, &params), 2);
             let input = FrameInput { frames: &frames, pixels, round: round(dtype) };
             let want: Vec<f64> =
-                input.dw(&dy.values_as_f64(), embed).iter().zip(&before).map(|(d, &before)| d + before as f64).collect();
+                input.dw(&dy.to_f64(), embed).iter().zip(&before).map(|(d, &before)| d + before as f64).collect();
             assert_close(&format!("dw {dtype} {shape:?} {embed}"), &sum, &want, tol, f64::MAX);
         }
     }

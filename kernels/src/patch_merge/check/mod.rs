@@ -47,7 +47,7 @@ fn equals_the_formula() {
         for (dtype, tol, round) in [(F32, 1e-6, rounding::unrounded as fn(f64) -> f64), (BF16, 3e-4, rounding::bf16)] {
             let ([x, w, _], index) = (inputs(dtype, rows, cols, scale), index(rows));
             let (y, _) = forward(dtype, &x, &index, &w, cols);
-            let want = formula::fwd(&x.values_as_f64(), &index, &w.values_as_f64(), EPS as f64, round);
+            let want = formula::fwd(&x.to_f64(), &index, &w.to_f64(), EPS as f64, round);
             assert_close(&format!("patch_merge {dtype} {rows}x{cols}"), &y, &want, tol, f64::MAX);
         }
     }
@@ -82,7 +82,7 @@ fn gradient_equals_differences_of_the_formula() {
             let ([x, w, dy], index) = (inputs(dtype, rows, cols, scale), index(rows));
             let (_, rstd) = forward(dtype, &x, &index, &w, cols);
             let [dx, dw] = backward(dtype, [&x, &w, &dy], &index, &rstd, cols);
-            let [want_dx, want_dw] = formula::bwd(&x.values_as_f64(), &index, &w.values_as_f64(), &dy.values_as_f64(), EPS as f64);
+            let [want_dx, want_dw] = formula::bwd(&x.to_f64(), &index, &w.to_f64(), &dy.to_f64(), EPS as f64);
             assert_close(&format!("dx {dtype} {rows}x{cols}"), &dx, &want_dx, tol, f64::MAX);
             let want_dw: Vec<f64> = want_dw.iter().map(|d| d + 0.5).collect();
             assert_close(&format!("dw {dtype} {rows}x{cols}"), &dw, &want_dw, 1e-5, f64::MAX);

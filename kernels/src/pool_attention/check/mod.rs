@@ -104,11 +104,11 @@ impl Given {
         let (d, row) = (self.case.head_dim, self.case.heads * self.case.head_dim);
         let tokens = self.cu_seqlens[image] as usize..self.cu_seqlens[image + 1] as usize;
         let of = |x: &TestArray| -> Vec<f64> {
-            let x = x.values_as_f64();
+            let x = x.to_f64();
             tokens.clone().flat_map(|t| x[t * row + head * d..][..d].to_vec()).collect()
         };
         HeadOperands {
-            q: self.q.values_as_f64()[head * d..][..d].to_vec(),
+            q: self.q.to_f64()[head * d..][..d].to_vec(),
             k: of(&self.k),
             v: of(&self.v),
             scale: self.scale() as f64,
@@ -159,7 +159,7 @@ fn gradients_equal_differences_of_the_formula() {
             let (d, row) = (case.head_dim, case.heads * case.head_dim);
             let got = given.run(3);
             let (mut dq, mut dk, mut dv) = (vec![0.0; row], vec![0.0; got.dk.len()], vec![0.0; got.dk.len()]);
-            let d_o = given.d_o.values_as_f64();
+            let d_o = given.d_o.to_f64();
             given.each(|at, image, head| {
                 let d_o = &d_o[at * d..][..d];
                 let delta = got.o[at * d..].iter().zip(d_o).map(|(&o, d)| o as f64 * d).sum();
@@ -173,7 +173,7 @@ fn gradients_equal_differences_of_the_formula() {
                 }
             });
             // If one softmax weight is almost 1, the terms of dq and dk cancel and only rounding errors remain.
-            let largest = |x: &TestArray| x.values_as_f64().iter().fold(0.0f64, |most, x| most.max(x.abs()));
+            let largest = |x: &TestArray| x.to_f64().iter().fold(0.0f64, |most, x| most.max(x.abs()));
             let term = largest(&given.v) * largest(&given.d_o) * d as f64 * largest(&given.k).max(largest(&given.q));
             for (name, got, want) in [("dq", &got.dq, &dq), ("dk", &got.dk, &dk)] {
                 let name = format!("{name} {dtype} {case:?}");

@@ -21,7 +21,7 @@ fn adds_positions() {
             };
             run(&fwd(dtype, &params), 2);
             // The kernel rounds one f32 sum once, which equals the rounded f64 sum of two f32.
-            let want: Vec<f32> = formula::fwd(&x.values_as_f64(), &pos.values_as_f64()).iter().map(|&x| x as f32).collect();
+            let want: Vec<f32> = formula::fwd(&x.to_f64(), &pos.to_f64()).iter().map(|&x| x as f32).collect();
             assert_eq!(
                 y.values(),
                 TestArray::new(dtype, &want).values(),
@@ -52,7 +52,7 @@ fn the_gradient_sums_rows_of_a_position() {
                 reserved: 0,
             };
             run(&bwd(dtype, &params), 3);
-            let want = formula::bwd(&dy.values_as_f64(), &TestArray::new(F32, &before).values_as_f64());
+            let want = formula::bwd(&dy.to_f64(), &TestArray::new(F32, &before).to_f64());
             assert_close(
                 &format!("y differs from the formula: {dtype} {rows}x{cols}, {positions} positions"),
                 &d_pos,

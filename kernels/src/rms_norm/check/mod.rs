@@ -46,7 +46,7 @@ fn assert_rows(name: &str, dtype: DType, rows: usize, got: &[f32], with: &[f64],
 
 /// Asserts that y and rstd equal the formula for rows of x.
 fn assert_normed(name: &str, dtype: DType, [x, w]: [&TestArray; 2], y: &[f32], rstds: &[f32]) {
-    let (x, w) = (x.values_as_f64(), w.values_as_f64());
+    let (x, w) = (x.to_f64(), w.to_f64());
     let [with, want] = [formula::rstd_rounded, formula::rstd].map(|f| each_row(f, &x, w.len()));
     assert_rows(&format!("{name}: rstd"), F32, rstds.len(), rstds, &with, &want);
     let (with, want) = (formula::fwd(&x, &w, &with, rounding(dtype)), formula::fwd(&x, &w, &want, unrounded));
@@ -140,7 +140,7 @@ fn gradient_equals_the_formula() {
             let [dx, dw] = backward(dtype, &x, &w, &dy, &rstd, cols, 2);
             let rstds: Vec<f64> = rstd.iter().map(|&r| r as f64).collect();
             let [[with_dx, with_dw], [want_dx, want_dw]] =
-                [formula::bwd_rounded, formula::bwd].map(|f| f(&x.values_as_f64(), &w.values_as_f64(), &dy.values_as_f64(), &rstds));
+                [formula::bwd_rounded, formula::bwd].map(|f| f(&x.to_f64(), &w.to_f64(), &dy.to_f64(), &rstds));
             if cols == 1 {
                 // With one column, y is ±w for any x, so dx consists of rounding errors only.
                 assert_close(&format!("dx {dtype} {rows}x1"), &dx, &want_dx, f64::MAX, 1e-6);
@@ -239,8 +239,8 @@ fn the_gradient_of_a_residual_joins_that_of_the_norm() {
             let [_, want_dw] = backward(dtype, &x, &w, &dy, &rstd, cols, 2);
             let rstds: Vec<f64> = rstd.iter().map(|&r| r as f64).collect();
             let [with_dx, want_dx] = [formula::bwd_rounded, formula::bwd].map(|f| {
-                let [dx, _] = f(&x.values_as_f64(), &w.values_as_f64(), &dy.values_as_f64(), &rstds);
-                dx.iter().zip(d_sum.values_as_f64()).map(|(a, b)| a + b).collect::<Vec<f64>>()
+                let [dx, _] = f(&x.to_f64(), &w.to_f64(), &dy.to_f64(), &rstds);
+                dx.iter().zip(d_sum.to_f64()).map(|(a, b)| a + b).collect::<Vec<f64>>()
             });
             for in_place in [false, true] {
                 let dx = if in_place {

@@ -4,7 +4,7 @@ use crate::checks::rounding::derivative_at_zero;
 #[test]
 fn the_chain_rule_equals_differences() {
     let (rows, cols) = (3, 7);
-    let data = |count, seed| TestArray::new(F32, &normal_numbers(count, seed, 1.0)).values_as_f64();
+    let data = |count, seed| TestArray::new(F32, &normal_numbers(count, seed, 1.0)).to_f64();
     let (x, w, dy) = (data(rows * cols, 1), data(cols, 2), data(rows * cols, 3));
     let rstds = |x: &[f64]| x.chunks_exact(cols).map(|x| formula::rstd(x, EPS as f64)).collect::<Vec<_>>();
     let loss = |x: &[f64], w: &[f64]| -> f64 {

@@ -2,7 +2,7 @@ use super::formula::Settings;
 use super::{Params, RANDOM_STREAM, formula, sample, workspace_bytes};
 use crate::Addr;
 use crate::DType::F32;
-use crate::checks::rounding::{ULP, with_pseudo_random_error};
+use crate::checks::rounding::{ULP, approximate};
 use crate::checks::{RandomChoices, TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::log_prob::formula::{log_prob, lse_rounded};
@@ -187,7 +187,7 @@ impl Held {
         let near = got as f64 == want || (got as f64 - want).abs() <= 1e-6 * (1.0 + want.abs());
         assert!(near, "{case}: log-probability {got}, want {want}");
         let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
-        let ln_sum = with_pseudo_random_error(lse_rounded(logits, s) - max * s, 2.0 * ULP);
+        let ln_sum = approximate(lse_rounded(logits, s) - max * s, 2.0 * ULP);
         self.got.push(got);
         self.with.push((logits[id as usize] - max) * s - ln_sum);
         self.want.push(want);

@@ -39,12 +39,12 @@ impl Stored {
     fn products(&self, x: &TestArray, k: usize) -> [Vec<f64>; 3] {
         let of = |w: &[f64], scale: &[f64]| {
             let size = |x: &[f64]| x.iter().map(|x| x.abs()).collect::<Vec<f64>>();
-            let [with, want] = FORMULAS.map(|f| f(&x.values_as_f64(), w, scale, k));
-            [with, want, formula::product(&size(&x.values_as_f64()), &size(w), &size(scale), k)]
+            let [with, want] = FORMULAS.map(|f| f(&x.to_f64(), w, scale, k));
+            [with, want, formula::product(&size(&x.to_f64()), &size(w), &size(scale), k)]
         };
         let scale: Vec<f64> = self.scale.iter().map(|&s| s as f64).collect();
         match self.kind {
-            WeightFormat::Bf16 => of(&self.bf16.values_as_f64(), &[]),
+            WeightFormat::Bf16 => of(&self.bf16.to_f64(), &[]),
             WeightFormat::Int8 => {
                 let w: Vec<f64> = self.bytes.iter().map(|&b| b as f64).collect();
                 of(&w, &scale)
@@ -117,7 +117,7 @@ fn linear_equals_the_formula_with_and_without_bias_and_residual() {
         let given = Given::new(dtype, kind, case);
         let (m, n, k) = case;
         let products = given.weights[0].products(&given.x, k);
-        let (bias, residual) = (given.bias.values_as_f64(), given.residual.values_as_f64());
+        let (bias, residual) = (given.bias.to_f64(), given.residual.to_f64());
         for (with_bias, with_residual) in [(false, false), (true, false), (false, true), (true, true)] {
             let y = TestArray::output(dtype, m * n);
             let params = Params {

@@ -13,14 +13,14 @@ fn equals_the_formula(dtype: DType) {
     for case in test_shapes() {
         let (given, name) = (Given::new(&case, dtype), format!("{dtype} {case:?}"));
         let rows = given.tokens() * case.heads;
-        let (q, k, v, scale) = (given.q.values_as_f64(), given.k.values_as_f64(), given.v.values_as_f64(), given.scale as f64);
+        let (q, k, v, scale) = (given.q.to_f64(), given.k.to_f64(), given.v.to_f64(), given.scale as f64);
         let (want, want_lse) = formula::fwd(&case, &q, &k, &v, scale);
         let (o, lse) = (TestArray::output(dtype, rows * case.head_dim), TestArray::output(F32, rows));
         run(&fwd(dtype, &given.fwd(o.addr(), lse.addr()), given.query_key_pair_count()), 1);
         assert_close(&format!("lse {name}"), &lse.values(), &want_lse, 1e-6, f64::MAX);
         let (o, lse) = (TestArray::new(dtype, &o.values()), TestArray::new(F32, &lse.values()));
-        let (d_o, scratch) = (given.d_o.values_as_f64(), given.scratch(dtype));
-        let want_grads = formula::bwd(&case, [&q, &k, &v], &o.values_as_f64(), &d_o, scale);
+        let (d_o, scratch) = (given.d_o.to_f64(), given.scratch(dtype));
+        let want_grads = formula::bwd(&case, [&q, &k, &v], &o.to_f64(), &d_o, scale);
         let grads = want_grads.each_ref().map(|w| TestArray::output(dtype, w.len()));
         run(&bwd(dtype, &given.bwd(&o, &lse, &scratch, grads.each_ref()), given.query_key_pair_count()), 1);
         let f32 = dtype == F32;
@@ -29,7 +29,7 @@ fn equals_the_formula(dtype: DType) {
         let with = formula::fwd_rounded(&case, &q, &k, &v, scale, roundings);
         assert_rounded(&format!("o {name}"), dtype, &o.values(), &with, &want, of_o);
         let with = match f32 || has_tensor_core_backward(case.head_dim as u32) {
-            true => formula::bwd_rounded(&case, [&q, &k, &v], &o.values_as_f64(), &d_o, scale, roundings),
+            true => formula::bwd_rounded(&case, [&q, &k, &v], &o.to_f64(), &d_o, scale, roundings),
             false => want_grads.clone(),
         };
         let with = if f32 { with_fourfold_query_and_key_errors(with, &want_grads) } else { with };
