@@ -13,7 +13,7 @@ use reel_runtime::{Cx, Tensor};
 
 use crate::block_allocator::BlockAllocator;
 use crate::error::Result;
-use crate::running_batch::{Capacity, RunningBatch};
+use crate::running_batch::{BatchCapacity, RunningBatch};
 
 /// Decode steps that run before the timed steps: the first one compiles the kernels, the second one captures the CUDA
 /// graph.
@@ -61,7 +61,7 @@ pub fn time_decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, roun
     let (device, limit) = (cx.device(), context + WARM_UP_STEPS + rounds + 1);
     let blocks = BlockAllocator::blocks_for_tokens(limit);
     let capacity =
-        Capacity { slots: batch, blocks_per_slot: blocks, history: 0, blocks: blocks * batch, banned_tokens: 0 };
+        BatchCapacity { slots: batch, blocks_per_slot: blocks, history: 0, blocks: blocks * batch, banned_tokens: 0 };
     let mut running = RunningBatch::new(model, cx, &Tensor::from_i32(device, &[0], &[])?, capacity, true)?;
     // The context is not prefilled, so its keys and values are set to 0: decode steps read them and need finite
     // numbers.
@@ -79,10 +79,10 @@ pub fn time_decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, roun
     let sampling = |i: usize| SlotSampling { temperature: 1.0, seed: i as u64, ..SlotSampling::default() };
     let (slots, samplings): (Vec<DecodeSlot>, Vec<SlotSampling>) =
         tables.iter().enumerate().map(|(i, table)| (slot(&table[..]), sampling(i))).unzip();
-    running.assign(0, &slots, &samplings)?;
+    running.assign_slots(0, &slots, &samplings)?;
     let batch_size = running.padded_batch_size(batch);
     for _ in 0..WARM_UP_STEPS {
-        running.enqueue_step(batch_size)?.wait()?;
+        running.enqueue_step(batch_size)?.wait_for_tokens()?;
     }
     device.profiler().clear();
     let lookahead = usize::from(device.is_async());
@@ -94,7 +94,7 @@ pub fn time_decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, roun
         if round >= lookahead
             && let Some(step) = in_flight.pop_front()
         {
-            step.wait()?;
+            step.wait_for_tokens()?;
             seconds.push(last.elapsed().as_secs_f64());
             last = Instant::now();
         }

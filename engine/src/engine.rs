@@ -26,7 +26,7 @@ use crate::block_allocator::BlockAllocator;
 use crate::error::{EngineError, Result};
 use crate::prefill::prefill;
 use crate::request::{Completion, GenerationRequest, GenerationTiming, TokenEvent};
-use crate::running_batch::{Capacity, PendingStep, RunningBatch};
+use crate::running_batch::{BatchCapacity, PendingStep, RunningBatch};
 use crate::sampler::sample_token;
 use crate::scheduler::Scheduler;
 use crate::sequence::SequenceState;
@@ -99,8 +99,8 @@ impl<'a> Engine<'a> {
     }
 
     /// How many decode steps were captured as graphs for the present running batch.
-    pub fn capture_count(&self) -> usize {
-        self.cached_batch().as_ref().map_or(0, RunningBatch::capture_count)
+    pub fn graph_capture_count(&self) -> usize {
+        self.cached_batch().as_ref().map_or(0, RunningBatch::graph_capture_count)
     }
 
     /// Frees the device memory that [`Engine::generate`] keeps for its next call: KV cache, slots and captured
@@ -151,17 +151,17 @@ impl<'a> Engine<'a> {
         let penalised = requests.iter().filter(|r| r.sampling.repetition_penalty != 1.0);
         let with_min_tokens = requests.iter().filter(|r| r.min_new_tokens > 0);
         let group_blocks = |r: &GenerationRequest| {
-            BlockAllocator::blocks_for_group(r.stop_conditions.len(), r.prompt.input_ids.len(), r.max_tokens())
+            BlockAllocator::blocks_for_group(r.stop_conditions.len(), r.prompt.input_ids.len(), r.max_sequence_tokens())
         };
-        let needed = Capacity {
+        let needed = BatchCapacity {
             slots: requests.iter().map(|r| r.stop_conditions.len()).sum::<usize>().clamp(1, self.max_slots),
             blocks_per_slot: requests
                 .iter()
-                .map(|r| BlockAllocator::blocks_for_tokens(r.max_tokens()))
+                .map(|r| BlockAllocator::blocks_for_tokens(r.max_sequence_tokens()))
                 .max()
                 .unwrap_or(0)
                 .max(1),
-            history: penalised.map(GenerationRequest::max_tokens).max().unwrap_or(0),
+            history: penalised.map(GenerationRequest::max_sequence_tokens).max().unwrap_or(0),
             banned_tokens: with_min_tokens.map(|r| r.eos_token_ids.len()).max().unwrap_or(0),
             blocks: requests.iter().map(group_blocks).sum(),
         };
@@ -201,7 +201,7 @@ impl Run<'_, '_> {
     fn add_request(&mut self, index: usize, request: GenerationRequest) -> Result<()> {
         request.validate()?;
         let Engine { model, cx, suppressed, .. } = self.engine;
-        let (prompt, max_tokens, max_new_tokens) = (request.prompt, request.max_tokens(), request.max_new_tokens);
+        let (prompt, max_tokens, max_new_tokens) = (request.prompt, request.max_sequence_tokens(), request.max_new_tokens);
         let mut sequences = SequenceState::for_request(index, request);
         if max_new_tokens > 0 && !sequences.is_empty() {
             let blocks = self.scheduler.block_allocator();
@@ -244,7 +244,7 @@ impl Run<'_, '_> {
     fn assign(&self, slot: usize) -> Result<()> {
         let Some(sequence) = self.scheduler.sequence_in(slot) else { return Ok(()) };
         let banned = sequence.banned_eos_biases();
-        self.batch.assign(slot, &[sequence.slot_state()], &[sequence.sampling().with_bias(&banned)])
+        self.batch.assign_slots(slot, &[sequence.slot_state()], &[sequence.sampling().with_bias(&banned)])
     }
 
     /// Enqueues a decode step over all slots up to the last used one.
@@ -264,8 +264,8 @@ impl Run<'_, '_> {
     /// enqueued.
     fn postprocess(&mut self) -> Result<bool> {
         let Some((receivers, step)) = self.in_flight.pop_front() else { return Ok(false) };
-        let (ids, log_probs) = step.wait()?;
-        for slot in self.scheduler.postprocess(&receivers, &ids, &log_probs, self.on_token)? {
+        let (ids, log_probs) = step.wait_for_tokens()?;
+        for slot in self.scheduler.append_step_tokens(&receivers, &ids, &log_probs, self.on_token)? {
             self.batch.clear_slots(slot, 1)?;
         }
         Ok(true)

@@ -30,11 +30,11 @@ pub struct GenerationRequest<'a> {
 
 impl GenerationRequest<'_> {
     /// The number of tokens of the prompt plus those of a completion of maximum length.
-    pub(crate) fn max_tokens(&self) -> usize {
+    pub(crate) fn max_sequence_tokens(&self) -> usize {
         self.prompt.input_ids.len() + self.max_new_tokens
     }
 
-    /// Refuses an empty prompt and sampling parameters that are out of range.
+    /// Refuses an empty prompt and sampling parameters that are out of range, with an error that says which.
     pub(crate) fn validate(&self) -> Result<()> {
         self.sampling.validate()?;
         if self.prompt.input_ids.is_empty() {

@@ -22,7 +22,7 @@ use crate::error::Result;
 
 /// How many sequences, KV blocks and tokens a running batch can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Capacity {
+pub(crate) struct BatchCapacity {
     pub(crate) slots: usize,
     /// Maximum number of KV blocks of the sequence in one slot.
     pub(crate) blocks_per_slot: usize,
@@ -34,9 +34,9 @@ pub(crate) struct Capacity {
     pub(crate) banned_tokens: usize,
 }
 
-impl Capacity {
+impl BatchCapacity {
     /// Whether a batch of this capacity can serve requests that need `other`.
-    fn covers(&self, other: &Capacity) -> bool {
+    fn covers(&self, other: &BatchCapacity) -> bool {
         // A batch that keeps earlier tokens for the repetition penalty is not used for requests without a penalty,
         // because reading the earlier tokens would cost time in every step.
         let history = if other.history == 0 { self.history == 0 } else { self.history >= other.history };
@@ -46,8 +46,8 @@ impl Capacity {
 
     /// Rounds slots, blocks per slot and history up to powers of two, so captured graphs serve later calls with
     /// slightly larger requests.
-    fn rounded(&self) -> Capacity {
-        Capacity {
+    fn rounded(&self) -> BatchCapacity {
+        BatchCapacity {
             slots: self.slots.next_power_of_two(),
             blocks_per_slot: self.blocks_per_slot.next_power_of_two(),
             history: if self.history == 0 { 0 } else { self.history.next_power_of_two() },
@@ -97,7 +97,7 @@ pub(crate) struct PendingStep {
 impl PendingStep {
     /// Waits until the step has finished. Returns the ids of the sampled tokens and their log-probabilities, one per
     /// slot.
-    pub(crate) fn wait(self) -> Result<(Vec<i32>, Vec<f32>)> {
+    pub(crate) fn wait_for_tokens(self) -> Result<(Vec<i32>, Vec<f32>)> {
         Ok((self.ids.wait()?, self.log_probs.wait()?))
     }
 }
@@ -108,7 +108,7 @@ pub(crate) struct RunningBatch {
     // The first field, because fields are dropped in order: graphs must be dropped before the memory that they use.
     graphs: GraphCache,
     cx: Cx,
-    capacity: Capacity,
+    capacity: BatchCapacity,
     state: StepState,
 }
 
@@ -119,7 +119,7 @@ impl RunningBatch {
         model: &Qwen25Vl,
         cx: &Cx,
         suppressed: &Tensor,
-        capacity: Capacity,
+        capacity: BatchCapacity,
         capture: bool,
     ) -> Result<RunningBatch> {
         let (device, capacity) = (cx.device(), capacity.rounded());
@@ -136,11 +136,11 @@ impl RunningBatch {
         Ok(RunningBatch { graphs: GraphCache::new(device, capture), cx: cx.without_tape(), capacity, state })
     }
 
-    pub(crate) fn covers(&self, needed: &Capacity) -> bool {
+    pub(crate) fn covers(&self, needed: &BatchCapacity) -> bool {
         self.capacity.covers(needed)
     }
 
-    pub(crate) fn capacity(&self) -> Capacity {
+    pub(crate) fn capacity(&self) -> BatchCapacity {
         self.capacity
     }
 
@@ -149,7 +149,7 @@ impl RunningBatch {
     }
 
     /// How many decode steps were captured as graphs so far.
-    pub(crate) fn capture_count(&self) -> usize {
+    pub(crate) fn graph_capture_count(&self) -> usize {
         self.graphs.capture_count()
     }
 
@@ -160,7 +160,7 @@ impl RunningBatch {
     }
 
     /// Assigns sequences to the slots `first`, `first + 1` and so on, from the next enqueued step on.
-    pub(crate) fn assign(&self, first: usize, slots: &[DecodeSlot], sampling: &[SlotSampling]) -> Result<()> {
+    pub(crate) fn assign_slots(&self, first: usize, slots: &[DecodeSlot], sampling: &[SlotSampling]) -> Result<()> {
         self.state.sampling.set(first, sampling)?;
         Ok(self.state.rows.assign(first, slots)?)
     }

@@ -91,7 +91,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// `EngineError::NotANumber` if the logits of a sequence are NaN.
-    pub(crate) fn postprocess(
+    pub(crate) fn append_step_tokens(
         &mut self,
         receivers: &[Option<usize>],
         ids: &[i32],

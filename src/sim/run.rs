@@ -245,7 +245,7 @@ fn compiler_error(e: CompileError) -> anyhow::Error {
         CompileError::Refused { first, .. } => format!("{first}; correct the file"),
         e => e.to_string(),
     };
-    anyhow::Error::msg(e.log().to_string()).context(line)
+    anyhow::Error::msg(e.compiler_log().to_string()).context(line)
 }
 
 /// Returns the number in an architecture name such as `sm_90a`.

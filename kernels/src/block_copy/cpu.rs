@@ -1,4 +1,4 @@
-//! Each task copies one block of one cache.
+//! Block copies on device `cpu`: each task copies one block of one cache.
 #![allow(unsafe_code)]
 
 use super::Params;

@@ -19,7 +19,10 @@ pub(crate) const TRAFFIC_ELEMENTS: u64 = 1 << 17;
 const SMALL_GPU: Arch = Arch { multiprocessors: 2, ..Arch::A100 };
 
 /// Launches, each with its limit: the largest allowed ratio of the bytes that it moves to the bytes of its cost.
-pub(crate) type TrafficLaunches = Vec<(Launch, f64)>;
+pub(crate) type TrafficLaunches = Vec<(Launch, MaxTrafficRatio)>;
+
+/// The largest allowed ratio of the bytes that a launch moves to the bytes of its cost.
+pub(crate) type MaxTrafficRatio = f64;
 
 /// Allocates the arrays of launches; they live as long as this value.
 #[derive(Default)]

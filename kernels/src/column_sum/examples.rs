@@ -7,7 +7,7 @@ use crate::folder::{
 
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let p = column_sum::Params { rows: SEQUENCE_LEN as u64, cols: HIDDEN_SIZE as u64, ..placeholder_params() };
-    FLOAT_DTYPES.map(|t| (ACTIVATIONS_DESCRIPTION, column_sum::add(t, &p))).into()
+    FLOAT_DTYPES.map(|t| (ACTIVATIONS_DESCRIPTION, column_sum::add_column_sums(t, &p))).into()
 }
 
 /// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
@@ -19,5 +19,5 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
         rows: TRAFFIC_ROWS.into(),
         cols: HIDDEN_SIZE.into(),
     };
-    allow_one_tenth_more(FLOAT_DTYPES.map(|t| column_sum::add(t, &p)))
+    allow_one_tenth_more(FLOAT_DTYPES.map(|t| column_sum::add_column_sums(t, &p)))
 }

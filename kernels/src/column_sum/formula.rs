@@ -3,13 +3,13 @@
 use crate::checks::rounding;
 
 /// `sum[c] + Σ over r of x[r, c]`
-pub fn add(x: &[f64], sum: &[f64]) -> Vec<f64> {
+pub fn column_sums_added(x: &[f64], sum: &[f64]) -> Vec<f64> {
     let cols = sum.len();
     (0..cols).map(|c| sum[c] + x.iter().skip(c).step_by(cols).sum::<f64>()).collect()
 }
 
 /// [`add`] with f32 sums.
-pub fn add_rounded(x: &[f64], sum: &[f64]) -> Vec<f64> {
+pub fn column_sums_added_rounded(x: &[f64], sum: &[f64]) -> Vec<f64> {
     let cols = sum.len();
     let column = |c: usize| rounding::sum_in_runs(x.iter().skip(c).step_by(cols).copied(), &[super::ROWS_PER_PARTIAL_SUM]);
     (0..cols).map(|c| sum[c] + column(c)).collect()

@@ -45,7 +45,7 @@ fn plan_add(symbol: &'static str, p: &Params, strip: u64) -> Vec<Stage> {
 }
 
 /// Launches the column sums; `dtype` is that of x, F32 or BF16.
-pub fn add(dtype: DType, p: &Params) -> Launch {
+pub fn add_column_sums(dtype: DType, p: &Params) -> Launch {
     let kernel = if dtype == DType::F32 { &ADD_F32 } else { &ADD_BF16 };
     let n = (p.rows * p.cols) as f64;
     Launch::kernel(kernel, p, Cost { flops: n, bytes: n * dtype.size() as f64 + 8.0 * p.cols as f64 })

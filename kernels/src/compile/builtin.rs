@@ -19,7 +19,7 @@ use super::cache::Cache;
 use super::{ARCHITECTURES, CompileError, compiler, cubin_unit, number_of, ptx_unit};
 use crate::{FOLDERS, Source};
 
-/// The archive in this binary; empty unless the build got one through the variable `REEL_KERNELS`.
+/// The bytes of the archive in this binary; empty unless the variable `REEL_KERNELS` named an archive at build time.
 static ARCHIVE: &[u8] = include!(concat!(env!("OUT_DIR"), "/archive.rs"));
 /// The first line of an archive.
 const MAGIC: &str = "reel-kernels 1";
@@ -64,7 +64,7 @@ impl<'a> Archive<'a> {
             return Err(format!("begins with {magic:?}, not {MAGIC:?}"));
         }
         while !rest.is_empty() {
-            let (head, body) = line(rest).ok_or("an entry has no line `folder architecture hash length`")?;
+            let (head, body) = line(rest).ok_or("an entry does not begin with a line `folder architecture hash length`")?;
             let [folder, architecture, hash, length] = head.split(' ').collect::<Vec<_>>()[..] else {
                 return Err(format!("{head:?} is not `folder architecture hash length`"));
             };

@@ -71,7 +71,7 @@ impl CompileError {
     }
 
     /// Returns the whole log of a compilation that reported errors; for other errors the empty string.
-    pub fn log(&self) -> &str {
+    pub fn compiler_log(&self) -> &str {
         match self {
             CompileError::Refused { log, .. } => log,
             _ => "",

@@ -62,7 +62,7 @@ fn an_error_is_one_line_with_its_place() {
     let broken = Source { sm80: "\n\nextern \"C\" __global__ void k() {\n  y = 1;\n  z = 2;\n}\n", ..SOURCE };
     let e = compile_to_ptx(&broken, "sm_80").unwrap_err();
     assert_eq!(e.to_string(), "twice/sm80.cu:4: identifier \"y\" is undefined");
-    assert!(e.log().contains("\"z\""));
+    assert!(e.compiler_log().contains("\"z\""));
     let e = compile_to_ptx(&Source { sm80: "#include \"no.h\"\n", ..SOURCE }, "sm_80").unwrap_err().to_string();
     assert!(e.starts_with("twice/sm80.cu:1: ") && e.contains("no.h"), "{e}");
     let e = compile_to_ptx(&Source { sm80: "a\0b", ..SOURCE }, "sm_80").unwrap_err().to_string();

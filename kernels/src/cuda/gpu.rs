@@ -223,7 +223,7 @@ impl Gpu {
 
     /// Returns the function of a stage, after checking the launch against the GPU's limits and raising the function's
     /// driver attributes where the launch needs it.
-    pub(super) fn function(
+    pub(super) fn function_for_launch(
         &self,
         source: &'static Source,
         stage: &Stage,
@@ -282,7 +282,7 @@ impl Gpu {
     /// # Safety
     /// The conditions of [`Gpu::launch`] hold.
     pub unsafe fn launch_stage(&self, source: &'static Source, stage: &Stage, params: &[u8]) -> Result<(), CudaError> {
-        let function = self.function(source, stage, params.len())?;
+        let function = self.function_for_launch(source, stage, params.len())?;
         if stage.cooperative {
             // SAFETY: the function belongs to a loaded module.
             let resident = unsafe { self.driver.resident(function, stage.block.iter().product(), stage.shared)? };

@@ -24,7 +24,7 @@ impl Gpu {
     /// The code cannot be loaded, or a launch exceeds a limit of the GPU.
     pub fn load_for_capture(&self, kernel: &'static Kernel, params: &[u8]) -> Result<(), CudaError> {
         for stage in (kernel.plan)(params, &self.arch()) {
-            self.function(kernel.source, &stage, params.len())?;
+            self.function_for_launch(kernel.source, &stage, params.len())?;
         }
         Ok(())
     }

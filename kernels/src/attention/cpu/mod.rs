@@ -24,7 +24,7 @@ use std::ptr::null_mut;
 use std::sync::OnceLock;
 use vector::{LANES, dispatch};
 
-/// A cache line, the unit of working memory: no vector then crosses a line's end.
+/// A cache line. Working memory is allocated in whole cache lines, so that no vector crosses the end of one.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([f32; LANES]);

@@ -21,7 +21,7 @@ impl<T> Capture<T> {
 
     /// Tells whether the calling thread began the capture. In thread-local mode potentially unsafe calls are
     /// prohibited for that thread only (cuThreadExchangeStreamCaptureMode).
-    pub fn is_of_this_thread(&self) -> bool {
+    pub fn was_begun_by_this_thread(&self) -> bool {
         self.thread == thread::current().id()
     }
 
@@ -31,7 +31,7 @@ impl<T> Capture<T> {
     }
 
     /// Records one operation of the stream.
-    pub fn record(&mut self, op: T) -> Result<(), &'static str> {
+    pub fn record_operation(&mut self, op: T) -> Result<(), &'static str> {
         if self.invalid {
             return Err("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED");
         }
@@ -41,7 +41,7 @@ impl<T> Capture<T> {
 
     /// Ends the capture and returns its operations. As in cuStreamEndCapture, this is an error after a prohibited
     /// call.
-    pub fn end(self) -> Result<Vec<T>, &'static str> {
+    pub fn end_and_take_operations(self) -> Result<Vec<T>, &'static str> {
         if self.invalid { Err("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED") } else { Ok(self.ops) }
     }
 }

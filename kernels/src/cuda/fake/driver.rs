@@ -420,11 +420,11 @@ impl Driver for FakeDriver {
         let mut s = self.0.state_unless_faulted(call)?;
         let queue = s.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         let capture = queue.capture.take().ok_or_else(|| failed(call, "CUDA_ERROR_ILLEGAL_STATE"))?;
-        if !capture.is_of_this_thread() {
+        if !capture.was_begun_by_this_thread() {
             queue.capture = Some(capture);
             return Err(failed(call, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD"));
         }
-        let ops = capture.end().map_err(|code| failed(call, code))?;
+        let ops = capture.end_and_take_operations().map_err(|code| failed(call, code))?;
         let handle = s.new_handle();
         s.graphs.insert(handle, ops);
         Ok(GraphHandle(handle))

@@ -184,7 +184,7 @@ impl Inner {
     fn state_unless_capturing(&self, call: &str) -> Result<MutexGuard<'_, State>, CudaError> {
         let mut state = self.state_unless_faulted(call)?;
         let mut captures =
-            state.streams.values_mut().filter_map(|q| q.capture.as_mut()).filter(|c| c.is_of_this_thread());
+            state.streams.values_mut().filter_map(|q| q.capture.as_mut()).filter(|c| c.was_begun_by_this_thread());
         let prohibited = captures.by_ref().map(Capture::invalidate).count() > 0;
         if prohibited { Err(failed(call, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")) } else { Ok(state) }
     }

@@ -68,7 +68,7 @@ fn linear_gradients(
         && let Some(db) = bw.parameter_grad(b)?
     {
         let params = column_sum::Params { x: dy.addr(), sum: db.addr(), rows: m as u64, cols: n as u64 };
-        bw.launch(&column_sum::add(dy.dtype(), &params))?;
+        bw.launch(&column_sum::add_column_sums(dy.dtype(), &params))?;
     }
     Ok(dx)
 }

@@ -133,7 +133,7 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
             && let Some(db) = bw.parameter_grad(kb)?
         {
             let params = column_sum::Params { x: dy.addr(), sum: db.addr(), rows: n as u64, cols: embed as u64 };
-            bw.launch(&column_sum::add(dy.dtype(), &params))?;
+            bw.launch(&column_sum::add_column_sums(dy.dtype(), &params))?;
         }
         let Some(dw) = bw.parameter_grad(&kw)? else { return Ok(()) };
         for (f, start) in frames.iter().zip(starts(&frames)) {
