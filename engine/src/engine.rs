@@ -28,7 +28,7 @@ use crate::prefill::prefill;
 use crate::request::{Completion, GenerationRequest, GenerationTiming, TokenEvent};
 use crate::running_batch::{BatchCapacity, PendingStep, RunningBatch};
 use crate::sampler::sample_token;
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Scheduler, SlotMove};
 use crate::sequence::SequenceState;
 
 /// The default of [`Engine::max_slots`].
@@ -242,7 +242,7 @@ impl Run<'_, '_> {
 
     /// Writes the state of the sequence that holds `slot` to the device.
     fn assign(&self, slot: usize) -> Result<()> {
-        let Some(sequence) = self.scheduler.sequence_in(slot) else { return Ok(()) };
+        let Some(sequence) = self.scheduler.sequence_in_slot(slot) else { return Ok(()) };
         let banned = sequence.banned_eos_biases();
         self.batch.assign_slots(slot, &[sequence.slot_state()], &[sequence.sampling().with_bias(&banned)])
     }
@@ -254,7 +254,7 @@ impl Run<'_, '_> {
                 self.batch.set_sampling(slot, &[sequence.sampling().with_bias(&[])])?;
             }
         }
-        let batch_size = self.batch.padded_batch_size(self.scheduler.used_slots());
+        let batch_size = self.batch.padded_batch_size(self.scheduler.slots_up_to_last_occupied());
         let step = self.batch.enqueue_step(batch_size)?;
         self.in_flight.push_back((self.scheduler.start_step_and_list_receivers(batch_size), step));
         Ok(())
@@ -274,12 +274,12 @@ impl Run<'_, '_> {
     /// Moves the running sequences to the first slots if no sequence waits and a smaller batch size is then enough.
     fn shrink(&mut self) -> Result<()> {
         let running = self.scheduler.occupied_slots().count().max(1);
-        let used = self.scheduler.used_slots();
+        let used = self.scheduler.slots_up_to_last_occupied();
         if self.scheduler.has_waiting_sequences() || self.batch.padded_batch_size(running) >= self.batch.padded_batch_size(used) {
             return Ok(());
         }
         while self.postprocess()? {}
-        for (from, to) in self.scheduler.compact_slots() {
+        for SlotMove { from, to } in self.scheduler.compact_slots() {
             self.batch.clear_slots(from, 1)?;
             self.assign(to)?;
         }

@@ -11,9 +11,9 @@ use crate::block_allocator::BlockAllocator;
 use crate::error::Result;
 
 /// Computes a prompt once for all of its completions. `tables` are their block tables (see
-/// [`BlockAllocator::allocate_block_tables`]). The prompt's keys and values are written to the blocks of the first table,
-/// and its last block, if partly filled, is copied to a block of each other table. Returns the logits `[1, vocab]` of
-/// the token after the prompt.
+/// [`BlockAllocator::allocate_block_tables`]). The prompt's keys and values are written to the blocks of the first
+/// table, and its last block, if partly filled, is copied to a block of each other table. Returns the logits `[1,
+/// vocab]` of the token after the prompt.
 pub(crate) fn prefill(
     model: &Qwen25Vl,
     cx: &Cx,

@@ -68,7 +68,7 @@ impl SamplingParams {
 }
 
 /// Returns logit biases that ban the tokens `ids`: −∞ for each.
-pub(crate) fn ban_biases(ids: &[u32]) -> Vec<(i32, f32)> {
+pub(crate) fn logit_biases_that_ban(ids: &[u32]) -> Vec<(i32, f32)> {
     ids.iter().map(|&id| (id as i32, f32::NEG_INFINITY)).collect()
 }
 

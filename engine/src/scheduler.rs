@@ -11,6 +11,12 @@ use crate::error::Result;
 use crate::request::{Completion, TokenEvent};
 use crate::sequence::SequenceState;
 
+/// A sequence's move from one decode slot to another.
+pub(crate) struct SlotMove {
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+}
+
 /// All sequences of a call of the engine, the decode slots, and the free blocks of the KV cache.
 pub(crate) struct Scheduler {
     sequences: Vec<SequenceState>,
@@ -54,17 +60,17 @@ impl Scheduler {
     }
 
     /// The sequence that holds `slot`.
-    pub(crate) fn sequence_in(&self, slot: usize) -> Option<&SequenceState> {
+    pub(crate) fn sequence_in_slot(&self, slot: usize) -> Option<&SequenceState> {
         self.slots[slot].map(|sequence| &self.sequences[sequence])
     }
 
     /// The occupied slots in ascending order, each with the sequence that holds it.
     pub(crate) fn occupied_slots(&self) -> impl DoubleEndedIterator<Item = (usize, &SequenceState)> {
-        (0..self.slots.len()).filter_map(|slot| Some((slot, self.sequence_in(slot)?)))
+        (0..self.slots.len()).filter_map(|slot| Some((slot, self.sequence_in_slot(slot)?)))
     }
 
     /// The number of slots up to the last occupied one, including it and any free slots before it.
-    pub(crate) fn used_slots(&self) -> usize {
+    pub(crate) fn slots_up_to_last_occupied(&self) -> usize {
         self.occupied_slots().next_back().map_or(0, |(slot, _)| slot + 1)
     }
 
@@ -117,16 +123,15 @@ impl Scheduler {
     }
 
     /// Moves sequences from the last slots to free slots before them, so that a step computes fewer slots. Returns
-    /// the moves as pairs of the old and the new slot. No step may be in flight, because its tokens would reach the
-    /// wrong sequences.
-    pub(crate) fn compact_slots(&mut self) -> Vec<(usize, usize)> {
+    /// the moves. No step may be in flight, because its tokens would reach the wrong sequences.
+    pub(crate) fn compact_slots(&mut self) -> Vec<SlotMove> {
         let mut moves = Vec::new();
         while let (Some(to), Some(from)) =
             (self.slots.iter().position(Option::is_none), self.slots.iter().rposition(Option::is_some))
             && to < from
         {
             self.slots.swap(from, to);
-            moves.push((from, to));
+            moves.push(SlotMove { from, to });
         }
         moves
     }

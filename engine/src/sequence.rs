@@ -6,7 +6,7 @@ use reel_runtime::ops::DecodeSlot;
 
 use crate::error::{EngineError, Result};
 use crate::request::{Completion, FinishReason, GenerationRequest, TokenEvent};
-use crate::sampler::{SamplingParams, ban_biases};
+use crate::sampler::{SamplingParams, logit_biases_that_ban};
 use crate::stop::StopCondition;
 
 /// The limits that all completions of a request share.
@@ -84,7 +84,7 @@ impl SequenceState {
     /// The logit biases that ban the end-of-sequence ids; empty once the completion has its minimum number of tokens.
     pub(crate) fn banned_eos_biases(&self) -> Vec<(i32, f32)> {
         match self.generated() < self.limits.min_new_tokens {
-            true => ban_biases(&self.limits.eos_token_ids),
+            true => logit_biases_that_ban(&self.limits.eos_token_ids),
             false => Vec::new(),
         }
     }

@@ -105,7 +105,7 @@ fn compare_runs(
     assert!(want.iter().any(|c| c.finish_reason == FinishReason::Length), "no completion reaches its limit");
     for c in &want {
         let early = &c.ids[..requests[c.request].min_new_tokens.min(c.ids.len())];
-        assert!(early.iter().all(|id| !eos.contains(id)), "{:?} has an end among its first {}", c.ids, early.len());
+        assert!(early.iter().all(|id| !eos.contains(id)), "the completion {:?} has an end token among its first {} tokens", c.ids, early.len());
     }
     for &(rows, ahead) in variants {
         let engine = engine().max_slots(rows).lookahead(ahead);
@@ -113,9 +113,9 @@ fn compare_runs(
         assert!(engine.graph_capture_count() > 0);
         // A batch size is captured when it occurs for the second time, at the latest in this second run; the third
         // run captures nothing new.
-        assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: the same again");
+        assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: the second run with this engine");
         let made = engine.graph_capture_count();
-        assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: and again");
+        assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: the third run with this engine");
         if device.name() != "cpu" {
             assert_eq!(engine.graph_capture_count(), made, "{rows} slots, lookahead {ahead}");
         }

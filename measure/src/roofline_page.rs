@@ -67,7 +67,7 @@ fn rows(machine: &MachineSpec, times: Option<&BTreeMap<String, f64>>) -> Vec<Pag
             machine.ceilings.roofline_seconds(kernel.name, cost, dtype_of_kernel(kernel.name).unwrap_or(DType::F32));
         let stage = (kernel.plan)(&example.launch.params, &Arch::H100).into_iter().next();
         let report = compile::compile_to_cubin(kernel.source, "sm_90a").ok().map(|c| c.report);
-        let resources = stage.as_ref().and_then(|s| report.as_ref()?.function(s.symbol).cloned());
+        let resources = stage.as_ref().and_then(|s| report.as_ref()?.resources_of_function(s.symbol).cloned());
         PageRow {
             kernel: kernel.name,
             folder: folder.name,

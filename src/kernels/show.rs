@@ -116,7 +116,7 @@ fn plan(example: &ExampleCall) -> (Vec<Planned>, Option<String>) {
         let report =
             compile::compile_to_cubin(kernel.source, sm).map(|c| c.report).map_err(|e| note = Some(e.to_string())).ok();
         for stage in (kernel.plan)(&example.launch.params, &arch) {
-            let resources = report.as_ref().and_then(|r| r.function(stage.symbol)).cloned();
+            let resources = report.as_ref().and_then(|r| r.resources_of_function(stage.symbol)).cloned();
             planned.push(Planned { gpu, sm, stage, resources });
         }
     }

@@ -89,7 +89,7 @@ pub fn compare_outputs(case: &InstructionCase, sim: &[u8], gpu: &[u8], magnitude
     for lane in 0..case.lanes {
         for (k, &format) in case.results.iter().enumerate() {
             let (s, g) = (case.operand_word(sim, k, lane), case.operand_word(gpu, k, lane));
-            let (count, float) = format.packed_numbers().map_or((1, None), |(n, f)| (n, Some(f)));
+            let (count, float) = format.packed_number_count_and_format().map_or((1, None), |(n, f)| (n, Some(f)));
             for part in 0..count {
                 let cut = |word: u64| {
                     float.map_or(word, |f| word >> (f.bit_width() * part) & (u64::MAX >> (64 - f.bit_width())))

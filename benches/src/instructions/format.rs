@@ -248,7 +248,7 @@ impl OperandFormat {
     }
 
     /// Returns how many floating-point numbers the register holds and their format, if it holds any.
-    pub fn packed_numbers(self) -> Option<(u32, FloatFormat)> {
+    pub fn packed_number_count_and_format(self) -> Option<(u32, FloatFormat)> {
         match self {
             OperandFormat::Float(f) => Some((1, f)),
             OperandFormat::Pair(f) => Some((2, f)),

@@ -64,7 +64,7 @@ pub fn instruction_cases(filter: &str, lanes: usize) -> Vec<InstructionCase> {
         .flat_map(|(pattern, formats)| pattern::expand(pattern).into_iter().map(move |text| (text, formats)));
     let wanted = rows.filter(|(text, formats)| ptx::case_name(text, formats).contains(filter));
     let mut all: Vec<InstructionCase> =
-        wanted.map(|(text, formats)| ptx::case_from_row(&text, formats, lanes)).collect();
+        wanted.map(|(text, formats)| ptx::case_from_expanded_pattern(&text, formats, lanes)).collect();
     all.extend(products::product_cases(lanes).into_iter().filter(|case| case.name.contains(filter)));
     all
 }

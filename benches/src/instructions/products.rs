@@ -54,7 +54,7 @@ pub fn element_from_ptx(name: &str) -> MatrixElementFormat {
 
 /// Returns the allowed difference between two sums of the same products in different orders, relative to the sum of
 /// the products' magnitudes.
-pub fn tolerance(elements: MatrixElementFormat, sum: MatrixElementFormat) -> f64 {
+pub fn sum_tolerance(elements: MatrixElementFormat, sum: MatrixElementFormat) -> f64 {
     2f64.powi(match (sum, elements) {
         (MatrixElementFormat::Number(F16), _) => -9,
         (MatrixElementFormat::Number(F64), _) => -50,
@@ -91,7 +91,7 @@ fn mma(opcode: &str, span: ElementRange, lanes: usize) -> InstructionCase {
             clear_bits_in_each_word(&mut input[8 * k * lanes..8 * (k + 1) * lanes], element.sign_mask());
         }
         case.magnitudes = Some(input);
-        case.tolerance = tolerance(a, sum);
+        case.tolerance = sum_tolerance(a, sum);
     }
     case
 }

@@ -14,7 +14,7 @@ pub fn case_name(text: &str, formats: &str) -> String {
 }
 
 /// Makes the case for one text of an expanded pattern and its operand formats.
-pub fn case_from_row(text: &str, formats: &str, lanes: usize) -> InstructionCase {
+pub fn case_from_expanded_pattern(text: &str, formats: &str, lanes: usize) -> InstructionCase {
     let (results, sources) = formats.split_once('=').expect("results=sources");
     let named = |letters: &str| letters.chars().map(OperandFormat::from_letter).collect::<Vec<_>>();
     case_from_formats(text, case_name(text, formats), named(results), named(sources), lanes)

@@ -4,7 +4,7 @@
 //! element, and a wrong interpretation of a descriptor gives a different sum.
 
 use super::format::{MatrixElementFormat, ElementRange, F16, F32, OperandFormat, random_matrix_elements};
-use super::products::{clear_bits_in_each_word, element_from_ptx, tolerance};
+use super::products::{clear_bits_in_each_word, element_from_ptx, sum_tolerance};
 use super::{InstructionCase, KERNEL_NAME, THREADS_PER_BLOCK, ptx};
 use reel_sim::exec::SeededRng;
 use reel_sim::matrix::wgmma::Descriptor;
@@ -152,7 +152,7 @@ impl Product {
             results,
             input,
             magnitudes: (self.span == ElementRange::Moderate).then_some(magnitudes),
-            tolerance: tolerance(a, sum),
+            tolerance: sum_tolerance(a, sum),
         }
     }
 

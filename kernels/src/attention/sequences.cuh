@@ -68,8 +68,8 @@ __device__ __forceinline__ void find_tile(const int* cu_seqlens, u32 tokens, u32
     sequence = slot / tiles;
     tile = slot % tiles;
   } else {
-    // Sequence n has the slots from (cu_seqlens[n] + (ROWS - 1) n) / ROWS on. They are enough for its tiles, because
-    // floor(a + b) >= floor(a) + floor(b). The binary search finds the last n whose first slot is not after `slot`.
+    // The first slot of sequence n is (cu_seqlens[n] + (ROWS - 1) n) / ROWS, rounded down. So each sequence has at
+    // least as many slots as tiles. The binary search finds the last sequence whose first slot is not after `slot`.
     u32 low = 0, high = seqs;
     while (high - low > 1) {
       const u32 middle = (low + high) / 2;

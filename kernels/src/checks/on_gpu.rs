@@ -56,7 +56,7 @@ impl Placed {
         let mut outside = all[..self.start].iter().chain(&all[end..]);
         assert!(
             outside.all(|&b| b == PATTERN),
-            "{kernel}: wrote outside an array of {} bytes, whose elements are {}",
+            "{kernel}: wrote outside an array of {} bytes with elements of type {}",
             self.array.bytes,
             self.array.element
         );

@@ -27,7 +27,7 @@ simd_fn! {
 
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
-pub unsafe fn add<T: Element>(p: &Params, team: &Team) {
+pub unsafe fn add_column_sums<T: Element>(p: &Params, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (x, sum) = unsafe { (slice_at::<T>(p.x, rows * cols), OutputArray::<f32>::new(p.sum, cols)) };

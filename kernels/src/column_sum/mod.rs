@@ -36,8 +36,8 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub ADD_F32, "column_sum_f32", Params, cpu::add::<f32>, &SOURCE, |p, _| plan_add("column_sum_f32", p, 16));
-kernel!(pub ADD_BF16, "column_sum_bf16", Params, cpu::add::<half::bf16>, &SOURCE, |p, _| plan_add("column_sum_bf16", p, 32));
+kernel!(pub ADD_F32, "column_sum_f32", Params, cpu::add_column_sums::<f32>, &SOURCE, |p, _| plan_add("column_sum_f32", p, 16));
+kernel!(pub ADD_BF16, "column_sum_bf16", Params, cpu::add_column_sums::<half::bf16>, &SOURCE, |p, _| plan_add("column_sum_bf16", p, 32));
 
 /// Plans the launch of a column sum. `strip` is the number of columns in 64 bytes.
 fn plan_add(symbol: &'static str, p: &Params, strip: u64) -> Vec<Stage> {

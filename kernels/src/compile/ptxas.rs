@@ -64,7 +64,7 @@ impl PtxasReport {
     }
 
     /// Returns the resources of one function.
-    pub fn function(&self, symbol: &str) -> Option<&FunctionResources> {
+    pub fn resources_of_function(&self, symbol: &str) -> Option<&FunctionResources> {
         self.functions.iter().find(|f| f.symbol == symbol)
     }
 
@@ -130,9 +130,9 @@ ptxas warning : Value of threads per SM for entry a is out of range.
             shared: 400,
             barriers: 2,
         };
-        assert_eq!(report.function("b"), Some(&b));
+        assert_eq!(report.resources_of_function("b"), Some(&b));
         let a = FunctionResources { symbol: "a".into(), entry: true, registers: 8, ..FunctionResources::default() };
-        assert_eq!(report.function("a"), Some(&a));
+        assert_eq!(report.resources_of_function("a"), Some(&a));
         let f = FunctionResources { symbol: "_Z1ff".into(), stack: 8, ..FunctionResources::default() };
         assert_eq!(report.functions, [f, a, b]);
         let starts: Vec<_> = report.warnings.iter().map(|w| &w[..7]).collect();

@@ -45,7 +45,7 @@ fn a_cubin_comes_with_its_resources() {
     let Some(()) = skip_without_nvrtc() else { return };
     let cubin = compile_to_cubin(&SOURCE, "sm_80").unwrap();
     assert!(cubin.image.starts_with(b"\x7fELF"));
-    let f = cubin.report.function("twice_f32").expect("the kernel's resources");
+    let f = cubin.report.resources_of_function("twice_f32").expect("the kernel's resources");
     assert!(f.entry && f.registers > 0 && f.shared == 512 && f.spill_stores == 0, "{f:?}");
     assert_eq!(cubin.report.warnings, [""; 0]);
 }

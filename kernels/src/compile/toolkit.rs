@@ -117,8 +117,8 @@ fn cache_of(var: &impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     Some(xdg.or_else(|| Some(var("HOME")?.join(".cache")))?.join("reel"))
 }
 
-/// Returns the nvrtc_builtins_libraries library in NVRTC's folder, if there is one. NVRTC opens it by name while it compiles, and the
-/// loader would not find it there.
+/// Returns NVRTC's builtins library in NVRTC's folder, if there is one. NVRTC opens it by name while it compiles, and
+/// the loader would not find it there.
 pub(super) fn nvrtc_builtins_libraries(nvrtc: &Path) -> Vec<PathBuf> {
     let folder = nvrtc.parent().unwrap_or(Path::new("."));
     let mut found = children(folder, |name| name.starts_with(&format!("libnvrtc-nvrtc_builtins_libraries.so.{CUDA_MAJOR}.")));

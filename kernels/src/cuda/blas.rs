@@ -34,7 +34,7 @@ fn describe_product(p: &Matmul) -> String {
     format!("{} [{}, {}] over {}: {} x {} to {}{bias}{old}", p.name(), p.m, p.n, p.k, p.a.dtype, p.b.dtype, p.c_dtype)
 }
 
-/// Returns the error that a product cannot be computed.
+/// Returns the error for a product that cannot be computed, with the reason `why`.
 pub(super) fn product_error(p: &Matmul, why: impl Into<String>) -> CudaError {
     CudaError::Product { product: describe_product(p), why: why.into() }
 }

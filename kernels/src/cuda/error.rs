@@ -35,7 +35,7 @@ pub enum CudaError {
     Call {
         /// What the call was doing.
         call: String,
-        /// The driver's name of the failure.
+        /// The driver's name of the failure, such as `CUDA_ERROR_ILLEGAL_ADDRESS`.
         what: String,
     },
     /// A launch exceeds a limit of the GPU.

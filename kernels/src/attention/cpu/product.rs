@@ -28,7 +28,8 @@ pub struct SmallProduct {
     pub cols: usize,
     pub c: *mut f32,
     pub c_row: usize,
-    /// One factor for each row of `c`; if null, `c` is overwritten.
+    /// One factor per row of `c`, by which the old row is multiplied before the product is added. Null: the product
+    /// overwrites `c`.
     pub alpha: *const f32,
 }
 

@@ -101,7 +101,7 @@ impl Driver for FakeDriver {
         }
     }
 
-    // cuMemAddressFree: the range is a whole reservation in which nothing is mapped.
+    // cuMemAddressFree: the range must be a whole reservation in which nothing is mapped.
     unsafe fn release(&self, at: u64, bytes: usize) {
         let mut s = self.0.state();
         let mapped = s.backed.range(at..at + bytes as u64).next().is_some();

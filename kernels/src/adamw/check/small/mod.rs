@@ -192,10 +192,10 @@ const DRAWS: usize = 1 << 20;
 /// neighbours of `x`, and their mean is `x`.
 fn assert_unbiased(name: &str, x: f64, got: impl Iterator<Item = f64> + Clone) {
     let (low, high) = got.clone().fold((f64::MAX, f64::MIN), |(low, high), y| (low.min(y), high.max(y)));
-    assert!(low < x && x < high, "{name}: {x} is not between {low} and {high}");
+    assert!(low < x && x < high, "{name}: {x} is not between its roundings {low} and {high}");
     assert!(
         got.clone().all(|y| y == low || y == high),
-        "{name}: {x} was rounded to a value between its neighbours {low} and {high}"
+        "{name}: {x} was rounded to more than two values; the least is {low}, the greatest {high}"
     );
     let count = got.clone().count();
     assert!(count >= DRAWS);
