@@ -201,14 +201,19 @@ impl Run<'_, '_> {
     fn add_request(&mut self, index: usize, request: GenerationRequest) -> Result<()> {
         request.validate()?;
         let Engine { model, cx, suppressed, .. } = self.engine;
-        let (prompt, max_tokens, max_new_tokens) = (request.prompt, request.max_sequence_tokens(), request.max_new_tokens);
+        let (prompt, max_tokens, max_new_tokens) =
+            (request.prompt, request.max_sequence_tokens(), request.max_new_tokens);
         let mut sequences = SequenceState::for_request(index, request);
         if max_new_tokens > 0 && !sequences.is_empty() {
             let blocks = self.scheduler.block_allocator();
             let tables =
                 blocks.allocate_block_tables(sequences.len(), prompt.input_ids.len(), max_tokens).ok_or_else(|| {
                     let help = "lower the number of completions";
-                    EngineError::Request(Diagnostic::new("KV cache", "has too few free blocks for the completions of a request", help))
+                    EngineError::Request(Diagnostic::new(
+                        "KV cache",
+                        "has too few free blocks for the completions of a request",
+                        help,
+                    ))
                 })?;
             let logits = prefill(model, cx, self.batch.cache(), &prompt, &tables)?;
             for (sequence, table) in sequences.iter_mut().zip(tables) {
@@ -275,7 +280,9 @@ impl Run<'_, '_> {
     fn shrink(&mut self) -> Result<()> {
         let running = self.scheduler.occupied_slots().count().max(1);
         let used = self.scheduler.slots_up_to_last_occupied();
-        if self.scheduler.has_waiting_sequences() || self.batch.padded_batch_size(running) >= self.batch.padded_batch_size(used) {
+        if self.scheduler.has_waiting_sequences()
+            || self.batch.padded_batch_size(running) >= self.batch.padded_batch_size(used)
+        {
             return Ok(());
         }
         while self.postprocess()? {}

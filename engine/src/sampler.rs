@@ -39,8 +39,8 @@ impl SamplingParams {
         let invalid =
             |name: &str, what: String, help: &str| Err(EngineError::Request(Diagnostic::new(name, what, help)));
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            let what = format!("{} is not a finite number of 0 or more", self.temperature);
-            return invalid("temperature", what, "0 always takes the most likely token");
+            let what = format!("{} is negative or not finite", self.temperature);
+            return invalid("temperature", what, "give 0 to always take the most likely token, or a number above 0");
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return invalid("top-p", format!("{} is not in (0, 1]", self.top_p), "1 keeps all tokens");

@@ -105,7 +105,12 @@ fn compare_runs(
     assert!(want.iter().any(|c| c.finish_reason == FinishReason::Length), "no completion reaches its limit");
     for c in &want {
         let early = &c.ids[..requests[c.request].min_new_tokens.min(c.ids.len())];
-        assert!(early.iter().all(|id| !eos.contains(id)), "the completion {:?} has an end token among its first {} tokens", c.ids, early.len());
+        assert!(
+            early.iter().all(|id| !eos.contains(id)),
+            "the completion {:?} has an end token among its first {} tokens",
+            c.ids,
+            early.len()
+        );
     }
     for &(rows, ahead) in variants {
         let engine = engine().max_slots(rows).lookahead(ahead);

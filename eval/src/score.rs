@@ -119,7 +119,10 @@ mod tests {
     }
 
     fn predictions(benchmark: Benchmark) -> Vec<Prediction> {
-        golden(&format!("{}.jsonl", benchmark.name())).lines().map(|line| Prediction::from_json_line(line).unwrap()).collect()
+        golden(&format!("{}.jsonl", benchmark.name()))
+            .lines()
+            .map(|line| Prediction::from_json_line(line).unwrap())
+            .collect()
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! of each folder.
 
 use reel_kernels::catalogue::FOLDERS;
-use reel_kernels::checks::mutation::{MutationSubject, MutantVerdict};
+use reel_kernels::checks::mutation::{MutantVerdict, MutationSubject};
 use reel_kernels::compile;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -46,8 +46,10 @@ impl LmHeadShape {
     /// # Errors
     /// A size that the output layer does not have.
     pub fn from_sizes(sizes: &Sizes) -> std::result::Result<LmHeadShape, SizeError> {
-        let calls =
-            find_kernel_folder("linear_log_prob").map(|f| f.examples_with_sizes(sizes)).transpose()?.unwrap_or_default();
+        let calls = find_kernel_folder("linear_log_prob")
+            .map(|f| f.examples_with_sizes(sizes))
+            .transpose()?
+            .unwrap_or_default();
         let [rows, width, vocab] = ["tokens", "hidden", "vocab"].map(|key| sizes.used_value(key) as usize);
         let forward = ["f32", "bf16"].map(|t| {
             let name = format!("linear_log_prob_fwd_{t}");

@@ -3,7 +3,8 @@
 use std::sync::OnceLock;
 
 use reel_kernels::bench::{
-    RunTimes, max_allocated_bytes, max_allocated_bytes_of_product, time_call_on_cpu, time_call_on_gpu, time_product_on_gpu, time_product_on_cpu,
+    RunTimes, max_allocated_bytes, max_allocated_bytes_of_product, time_call_on_cpu, time_call_on_gpu,
+    time_product_on_cpu, time_product_on_gpu,
 };
 use reel_kernels::catalogue::{ExampleCall, ExampleProduct};
 use reel_kernels::cuda::blas::Blas;

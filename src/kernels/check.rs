@@ -136,7 +136,11 @@ pub fn compile_all(
         while let Some((source, sm)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let start = Instant::now();
             let module = find_kernel_folder(source.name).map_or("", |f| f.module);
-            compiled.push(CompiledSource { sm: sm.to_string(), source, checked: check_machine_code(source, sm, module) });
+            compiled.push(CompiledSource {
+                sm: sm.to_string(),
+                source,
+                checked: check_machine_code(source, sm, module),
+            });
             let seconds = start.elapsed().as_secs_f64();
             if seconds > 1.0 && !common.quiet && !common.json {
                 eprintln!("{} for {sm}: {seconds:.1} s", source.name);

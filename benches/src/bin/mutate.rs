@@ -8,7 +8,7 @@
 
 use clap::Parser;
 use reel_kernels::catalogue::FOLDERS;
-use reel_kernels::checks::mutation::{MutationSubject, MutationTarget, MutantVerdict};
+use reel_kernels::checks::mutation::{MutantVerdict, MutationSubject, MutationTarget};
 use serde_json::json;
 use std::process::ExitCode;
 use std::sync::Mutex;

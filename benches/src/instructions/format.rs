@@ -316,7 +316,12 @@ impl MatrixElementFormat {
 }
 
 /// Returns a register full of random matrix elements.
-pub fn random_matrix_elements(element: MatrixElementFormat, span: ElementRange, register_bits: u32, rng: &mut SeededRng) -> u64 {
+pub fn random_matrix_elements(
+    element: MatrixElementFormat,
+    span: ElementRange,
+    register_bits: u32,
+    rng: &mut SeededRng,
+) -> u64 {
     let mut all = |format: FloatFormat| {
         (0..register_bits / format.bit_width())
             .fold(0, |word, i| word | number(format, span, rng) << (i * format.bit_width()))

@@ -4,7 +4,7 @@
 //! 1, whose sums are compared relative to the sum of magnitudes, since order and rounding of the tensor core's sums
 //! are not documented.
 
-use super::format::{BF16, MatrixElementFormat, ElementRange, F16, F32, F64, OperandFormat};
+use super::format::{BF16, ElementRange, F16, F32, F64, MatrixElementFormat, OperandFormat};
 use super::{InstructionCase, pattern, ptx, wgmma};
 use reel_sim::matrix::mma::MmaOp;
 

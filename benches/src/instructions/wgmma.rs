@@ -3,7 +3,7 @@
 //! All of shared memory is filled with matrix elements. So an address computed from a descriptor always refers to an
 //! element, and a wrong interpretation of a descriptor gives a different sum.
 
-use super::format::{MatrixElementFormat, ElementRange, F16, F32, OperandFormat, random_matrix_elements};
+use super::format::{ElementRange, F16, F32, MatrixElementFormat, OperandFormat, random_matrix_elements};
 use super::products::{clear_bits_in_each_word, element_from_ptx, sum_tolerance};
 use super::{InstructionCase, KERNEL_NAME, THREADS_PER_BLOCK, ptx};
 use reel_sim::exec::SeededRng;

@@ -2,7 +2,7 @@
 //! first.
 #![allow(unsafe_code)]
 
-use super::{SplitWeightHighHalf, JoinParams, Params, SplitParams, StepNumbers};
+use super::{JoinParams, Params, SplitParams, SplitWeightHighHalf, StepNumbers};
 use crate::view::{OutputArray, slice_at};
 use crate::{Team, simd_fn};
 
@@ -113,8 +113,9 @@ pub unsafe fn step_bf16(p: &Params, team: &Team) {
 pub unsafe fn split_f32(p: &SplitParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SplitParams`] documents.
-    let (src, hi, low) =
-        unsafe { (slice_at::<f32>(p.src, n), OutputArray::<SplitWeightHighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n)) };
+    let (src, hi, low) = unsafe {
+        (slice_at::<f32>(p.src, n), OutputArray::<SplitWeightHighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n))
+    };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.
@@ -147,8 +148,9 @@ pub unsafe fn split_bf16(p: &SplitParams, team: &Team) {
 pub unsafe fn join_to_f32(p: &JoinParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`JoinParams`] documents.
-    let (hi, low, dst) =
-        unsafe { (slice_at::<SplitWeightHighHalf>(p.w, n), slice_at::<i16>(p.low, n), OutputArray::<f32>::new(p.dst, n)) };
+    let (hi, low, dst) = unsafe {
+        (slice_at::<SplitWeightHighHalf>(p.w, n), slice_at::<i16>(p.low, n), OutputArray::<f32>::new(p.dst, n))
+    };
     team.run(n.div_ceil(BLOCK), |task| {
         let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
         // SAFETY: blocks do not overlap.

@@ -1,7 +1,9 @@
 //! AdamW with bf16 or 8-bit moments on the CPU: each task updates whole blocks of weights.
 #![allow(unsafe_code)]
 
-use super::{SplitWeightHighHalf, SmallMomentParams, WEIGHTS_PER_SCALE, from_bf16_and_remainder, to_bf16_and_remainder};
+use super::{
+    SmallMomentParams, SplitWeightHighHalf, WEIGHTS_PER_SCALE, from_bf16_and_remainder, to_bf16_and_remainder,
+};
 use crate::Team;
 use crate::philox::random_words;
 use crate::view::{OutputArray, slice_at};

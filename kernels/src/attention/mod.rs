@@ -273,7 +273,9 @@ impl PackedBatch {
 
     /// Returns the number of (query, key) pairs that one head computes.
     pub fn query_key_pair_count(&self) -> f64 {
-        (0..self.lengths.len()).flat_map(|n| (0..self.lengths[n]).map(move |i| self.visible_key_count(n, i) as f64)).sum()
+        (0..self.lengths.len())
+            .flat_map(|n| (0..self.lengths[n]).map(move |i| self.visible_key_count(n, i) as f64))
+            .sum()
     }
 }
 

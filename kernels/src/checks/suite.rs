@@ -1,6 +1,6 @@
 //! Runs the checks of a kernel, of a folder, or of all folders.
 
-use super::{Check, CheckStatistics, CheckSetup};
+use super::{Check, CheckSetup, CheckStatistics};
 use crate::catalogue::{FOLDERS, KernelFolder};
 
 /// The result of a check.

@@ -23,7 +23,10 @@ fn equals_the_formula_on_any_number_of_threads() {
             assert_eq!(all[0], all[1]);
             assert_eq!(all[0], all[2]);
             let start = TestArray::new(F32, &start).to_f64();
-            let (with, want) = (formula::column_sums_added_rounded(&x.to_f64(), &start), formula::column_sums_added(&x.to_f64(), &start));
+            let (with, want) = (
+                formula::column_sums_added_rounded(&x.to_f64(), &start),
+                formula::column_sums_added(&x.to_f64(), &start),
+            );
             assert_rounded(
                 &format!("column_sum {dtype} {rows}x{cols}"),
                 F32,

@@ -11,6 +11,7 @@ pub fn column_sums_added(x: &[f64], sum: &[f64]) -> Vec<f64> {
 /// [`add`] with f32 sums.
 pub fn column_sums_added_rounded(x: &[f64], sum: &[f64]) -> Vec<f64> {
     let cols = sum.len();
-    let column = |c: usize| rounding::sum_in_runs(x.iter().skip(c).step_by(cols).copied(), &[super::ROWS_PER_PARTIAL_SUM]);
+    let column =
+        |c: usize| rounding::sum_in_runs(x.iter().skip(c).step_by(cols).copied(), &[super::ROWS_PER_PARTIAL_SUM]);
     (0..cols).map(|c| sum[c] + column(c)).collect()
 }

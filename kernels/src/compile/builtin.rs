@@ -64,7 +64,8 @@ impl<'a> Archive<'a> {
             return Err(format!("begins with {magic:?}, not {MAGIC:?}"));
         }
         while !rest.is_empty() {
-            let (head, body) = line(rest).ok_or("an entry does not begin with a line `folder architecture hash length`")?;
+            let (head, body) =
+                line(rest).ok_or("an entry does not begin with a line `folder architecture hash length`")?;
             let [folder, architecture, hash, length] = head.split(' ').collect::<Vec<_>>()[..] else {
                 return Err(format!("{head:?} is not `folder architecture hash length`"));
             };

@@ -245,7 +245,8 @@ impl Gpu {
             }
         };
         let limits = &self.driver.properties().limits;
-        if let Some(why) = rules::exceeded_launch_limit(&config(stage), &function_state.attributes, limits, parameters) {
+        if let Some(why) = rules::exceeded_launch_limit(&config(stage), &function_state.attributes, limits, parameters)
+        {
             return Err(CudaError::Launch { symbol: stage.symbol, why });
         }
         if stage.shared + function_state.attributes.static_shared > rules::SHARED_BYTES_WITHOUT_ATTRIBUTE

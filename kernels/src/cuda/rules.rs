@@ -163,7 +163,9 @@ mod tests {
             "8 blocks in x, which is not a multiple of the cluster size 3",
         );
         assert_eq!(exceeded_launch_limit(&LaunchConfig { cluster: [8, 1, 1], ..FINE }, &FACTS, &H100, 64), None);
-        assert!(exceeded_launch_limit(&FINE, &FACTS, &H100, 4097).is_some_and(|w| w.contains("4097 bytes of parameters")));
+        assert!(
+            exceeded_launch_limit(&FINE, &FACTS, &H100, 4097).is_some_and(|w| w.contains("4097 bytes of parameters"))
+        );
         let hungry = FunctionAttributes { registers: 255, threads: 1024, ..FACTS };
         let why = exceeded_launch_limit(&LaunchConfig { block: [288, 1, 1], ..FINE }, &hungry, &H100, 64);
         assert!(why.is_some_and(|w| w.contains("73728 registers")));

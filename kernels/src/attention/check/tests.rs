@@ -44,7 +44,8 @@ fn equals_the_formula_on_every_instruction_set() {
             let (q, k, v, scale) = (given.q.to_f64(), given.k.to_f64(), given.v.to_f64(), given.scale as f64);
             let (want, want_lse) = formula::fwd(&case, &q, &k, &v, scale);
             let with = formula::fwd_rounded(&case, &q, &k, &v, scale, Roundings::F32);
-            let rounding_factor = if dtype == F32 { output_and_gradient_tolerances(&case)[0] } else { DEFAULT_ROUNDING_FACTOR };
+            let rounding_factor =
+                if dtype == F32 { output_and_gradient_tolerances(&case)[0] } else { DEFAULT_ROUNDING_FACTOR };
             for isa in supported_instruction_sets() {
                 let (o, lse) = (TestArray::output(dtype, want.len()), TestArray::output(F32, want_lse.len()));
                 let params = given.fwd(o.addr(), lse.addr());
@@ -111,9 +112,11 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
             // gradients. With the exact output, delta would differ by 2^-9 of d_o . o, which a saturated softmax and
             // large queries amplify.
             let want = formula::bwd(&case, [&q, &k, &v], &o.to_f64(), &given.d_o.to_f64(), scale);
-            let with = formula::bwd_rounded(&case, [&q, &k, &v], &o.to_f64(), &given.d_o.to_f64(), scale, Roundings::F32);
+            let with =
+                formula::bwd_rounded(&case, [&q, &k, &v], &o.to_f64(), &given.d_o.to_f64(), scale, Roundings::F32);
             let with = with_fourfold_query_and_key_errors(with, &want);
-            let rounding_factor = if dtype == F32 { output_and_gradient_tolerances(&case)[1] } else { DEFAULT_ROUNDING_FACTOR };
+            let rounding_factor =
+                if dtype == F32 { output_and_gradient_tolerances(&case)[1] } else { DEFAULT_ROUNDING_FACTOR };
             let want_exact = formula::bwd(&case, [&q, &k, &v], &exact, &given.d_o.to_f64(), scale);
             for isa in supported_instruction_sets() {
                 let got = want.each_ref().map(|w| TestArray::output(dtype, w.len()));

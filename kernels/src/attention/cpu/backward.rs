@@ -8,7 +8,8 @@
 
 use super::super::BwdParams;
 use super::forward::{
-    BLOCK_KEYS, SequenceArrays, load_zero_padded_rows, load_row_as_f32, load_transposed_rows, round_up_to_lanes, store_row_rounded,
+    BLOCK_KEYS, SequenceArrays, load_row_as_f32, load_transposed_rows, load_zero_padded_rows, round_up_to_lanes,
+    store_row_rounded,
 };
 use super::product::SmallProduct;
 use super::vector::{LANES, Vector, VectorCode};

@@ -300,7 +300,13 @@ pub unsafe fn store_row_rounded<T: Element>(from: *const f32, len: usize, to: *m
 /// Copies `rows` rows of `d` elements, `stride` elements apart, to f32 rows `[rows, round_up_to_lanes(d)]` that end
 /// in zeros.
 #[inline(always)]
-pub unsafe fn load_zero_padded_rows<V: Vector, T: Element>(from: *const T, stride: usize, rows: usize, d: usize, to: *mut f32) {
+pub unsafe fn load_zero_padded_rows<V: Vector, T: Element>(
+    from: *const T,
+    stride: usize,
+    rows: usize,
+    d: usize,
+    to: *mut f32,
+) {
     for j in 0..rows {
         for c in (0..d).step_by(LANES) {
             let x = V::load_part(from.add(j * stride + c), LANES.min(d - c));

@@ -41,8 +41,9 @@ impl State {
         }
         // Work on a stream outside the capture would run now and not when the graph is launched, even if the graph
         // depends on it.
-        let outside =
-            |(&s, q): (&usize, &Queue)| s != stream.0 && q.capture.as_ref().is_some_and(Capture::was_begun_by_this_thread);
+        let outside = |(&s, q): (&usize, &Queue)| {
+            s != stream.0 && q.capture.as_ref().is_some_and(Capture::was_begun_by_this_thread)
+        };
         let elsewhere = self.streams.iter().any(outside);
         let queue = self.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         match &mut queue.capture {

@@ -30,7 +30,7 @@ impl MemoryPool {
 
     /// Allocates a block of `bytes` bytes and returns its address. None if the GPU is out of memory.
     pub fn alloc(&mut self, bytes: usize) -> Option<u64> {
-        let missing = self.arena.missing_bytes(bytes)?;
+        let missing = self.arena.bytes_to_grow_before_alloc(bytes)?;
         if missing > 0 && !self.grow(missing.max(GROWTH)) && !self.grow(missing) {
             return None;
         }

@@ -25,7 +25,8 @@ fn equals_the_formula(dtype: DType) {
         run(&bwd(dtype, &given.bwd(&o, &lse, &scratch, grads.each_ref()), given.query_key_pair_count()), 1);
         let f32 = dtype == F32;
         let roundings = if f32 { Roundings::F32 } else { Roundings::BF16 };
-        let [of_o, of_gradient] = if f32 { output_and_gradient_tolerances(&case) } else { [DEFAULT_ROUNDING_FACTOR; 2] };
+        let [of_o, of_gradient] =
+            if f32 { output_and_gradient_tolerances(&case) } else { [DEFAULT_ROUNDING_FACTOR; 2] };
         let with = formula::fwd_rounded(&case, &q, &k, &v, scale, roundings);
         assert_rounded(&format!("o {name}"), dtype, &o.values(), &with, &want, of_o);
         let with = match f32 || has_tensor_core_backward(case.head_dim as u32) {
