@@ -229,7 +229,7 @@ impl Run<'_, '_> {
     /// One step: schedule → run → postprocess. Returns false when all sequences are finished.
     fn step(&mut self) -> Result<bool> {
         self.engine.check_interrupt()?;
-        for slot in self.scheduler.schedule() {
+        for slot in self.scheduler.fill_free_slots() {
             self.assign(slot)?;
         }
         if self.scheduler.occupied_slots().any(|(_, sequence)| sequence.needs_another_step()) {

@@ -49,7 +49,7 @@ impl Scheduler {
     }
 
     /// Assigns waiting sequences to free slots. Returns the slots that got a sequence.
-    pub(crate) fn schedule(&mut self) -> Vec<usize> {
+    pub(crate) fn fill_free_slots(&mut self) -> Vec<usize> {
         let mut assigned = Vec::new();
         for (slot, holder) in self.slots.iter_mut().enumerate().filter(|(_, holder)| holder.is_none()) {
             let Some(sequence) = self.waiting.pop_front() else { break };
