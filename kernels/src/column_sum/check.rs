@@ -1,4 +1,4 @@
-use super::{Params, add, formula, test_shapes};
+use super::{Params, add_column_sums, formula, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, checks, normal_numbers, run};
 use crate::compare::assert_rounded;
@@ -17,7 +17,7 @@ fn equals_the_formula_on_any_number_of_threads() {
             for threads in 1..4 {
                 let sum = TestArray::new(F32, &start);
                 let p = Params { x: x.addr(), sum: sum.addr(), rows: rows as u64, cols: cols as u64 };
-                run(&add(dtype, &p), threads);
+                run(&add_column_sums(dtype, &p), threads);
                 all.push(sum.values());
             }
             assert_eq!(all[0], all[1]);

@@ -52,14 +52,20 @@ pub fn copy(dtype: DType, params: &CopyParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 0.0, bytes })
 }
 
-/// The sizes of a copy; the fields have the names of those in [`CopyParams`].
+/// The sizes of a copy.
 #[derive(Clone, Copy, Debug)]
 pub struct CopyShape {
+    /// Rows of both matrices.
     pub rows: usize,
+    /// Columns that are copied.
     pub width: usize,
+    /// Columns of the source matrix.
     pub src_cols: usize,
+    /// First column that is read.
     pub src_start: usize,
+    /// Columns of the destination matrix.
     pub dst_cols: usize,
+    /// First column that is written.
     pub dst_start: usize,
 }
 

@@ -91,8 +91,8 @@ impl<'a> Archive<'a> {
         Some(BuiltinCode::Ptx(String::from_utf8(entry.inflate()?).ok()?))
     }
 
-    /// Returns two numbers of compiled kernels in the archive: those that match the sources of this binary (fresh),
-    /// and those that do not (stale).
+    /// Counts the compiled kernels in the archive: first those that match the sources of this binary (fresh), then
+    /// those that do not (stale).
     pub fn fresh_and_stale_counts(&self) -> (usize, usize) {
         let known = |e: &&Entry<'_>| {
             FOLDERS

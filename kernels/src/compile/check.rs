@@ -121,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(1024, 2) spilled(float* x, int n) {
     #[test]
     fn spills_and_local_memory_are_problems() {
         let Some(()) = skip_without_nvrtc() else { return };
-        let checked = check(&source(BAD), "sm_80", "").unwrap();
+        let checked = check_machine_code(&source(BAD), "sm_80", "").unwrap();
         let names: Vec<_> = checked.functions.iter().map(|f| f.resources.symbol.as_str()).collect();
         assert_eq!(names, ["fine", "indexed", "spilled"]);
         assert_eq!(checked.problems.len(), 2, "{:?}", checked.problems);
@@ -130,8 +130,8 @@ extern "C" __global__ void __launch_bounds__(1024, 2) spilled(float* x, int n) {
         );
         assert!(checked.problems[1].contains("spilled: ") && checked.problems[1].contains("spilled registers"));
         let allowed = "//! Local memory: `indexed`, which is a test.\n";
-        assert_eq!(check(&source(BAD), "sm_80", allowed).unwrap().problems.len(), 1);
-        assert_eq!(check(&source(BAD), "sm_80", "//! Local memory: `index`\n").unwrap().problems.len(), 2);
+        assert_eq!(check_machine_code(&source(BAD), "sm_80", allowed).unwrap().problems.len(), 1);
+        assert_eq!(check_machine_code(&source(BAD), "sm_80", "//! Local memory: `index`\n").unwrap().problems.len(), 2);
     }
 
     #[test]

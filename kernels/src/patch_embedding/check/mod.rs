@@ -75,7 +75,7 @@ fn equals_the_formula() {
             let input = FrameInput { frames: &frames, pixels, round: round(dtype) };
             for bias in [None, Some(&bias)] {
                 let y = forward(&frames, pixels, &weight, bias, dtype, embed);
-                let values = bias.map(TestArray::f64);
+                let values = bias.map(TestArray::to_f64);
                 let want = input.fwd(&weight.to_f64(), values.as_deref(), embed);
                 let name = format!("{dtype} {shape:?} {embed}");
                 match dtype {

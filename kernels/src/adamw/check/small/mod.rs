@@ -4,8 +4,8 @@ use crate::DType;
 use crate::DType::{BF16, F32};
 use crate::adamw::small::{decode_first_moment, decode_second_moment};
 use crate::adamw::{
-    SmallMomentParams, StepHyperparameters, WEIGHTS_PER_SCALE, formula, join, step_8bit, step_bf16_moments,
-    test_weight_counts,
+    SmallMomentParams, StepHyperparameters, WEIGHTS_PER_SCALE, formula, from_bf16_and_remainder, step_8bit,
+    step_bf16_moments, test_weight_counts,
 };
 use crate::checks::{addr, addr_mut, normal_numbers, run, run_once};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
