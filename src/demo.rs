@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use reel_measure::trace;
-use reel_showcase::evaluation::standard_errors;
+use reel_showcase::evaluation::difference_in_standard_errors;
 use reel_showcase::page::{self, duration_text};
 use reel_showcase::pipeline::{self, DemoOutcome};
 use reel_train::options::{GrpoOptions, RunOptions, SftOptions, TrainingOptions};
@@ -112,8 +112,8 @@ fn print_table(o: &DemoOutcome) -> Result<()> {
     let [before, sft, grpo] = o.answers.each_ref().map(|s| s.tally(&o.clips, None));
     output::print_line(format!(
         "  gain in standard errors: {:.1} by SFT, {:.1} by {}; the whole demo took {}",
-        standard_errors(before, sft),
-        standard_errors(sft, grpo),
+        difference_in_standard_errors(before, sft),
+        difference_in_standard_errors(sft, grpo),
         o.second_stage_name(),
         duration_text(o.all)
     ))
@@ -130,7 +130,7 @@ fn figures(o: &DemoOutcome) -> Value {
         "seed": o.seed,
         "temporal": o.temporal,
         "right": rows.collect::<serde_json::Map<_, _>>(),
-        "standard_errors": {"sft": standard_errors(before, sft), "grpo": standard_errors(sft, grpo)},
+        "standard_errors": {"sft": difference_in_standard_errors(before, sft), "grpo": difference_in_standard_errors(sft, grpo)},
         "seconds": {"sft": o.took[0].as_secs_f64(), "grpo": o.took[1].as_secs_f64(), "all": o.all.as_secs_f64()},
     })
 }

@@ -30,7 +30,7 @@ pub struct ReportArgs {
 impl ReportArgs {
     /// Reads what the run has written so far and writes the page.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let page = run::run_page(&self.run)?;
+        let page = run::run_page_html(&self.run)?;
         let out = self.out.clone().unwrap_or_else(|| self.run.join("report.html"));
         output::write_file(&out, page.as_bytes())?;
         if common.json {

@@ -102,6 +102,6 @@ fn open(folder: &Path, common: &CommonOptions) -> Result<SiglipScorer> {
 
 fn write(draft: &mut AtomicFile, to: &Path, scores: &Scores, single: bool) -> Result<()> {
     let line =
-        if single { serde_json::to_string(&scores.of_first_completion())? } else { serde_json::to_string(scores)? };
+        if single { serde_json::to_string(&scores.first_completion_scores())? } else { serde_json::to_string(scores)? };
     writeln!(draft, "{line}").map_err(|e| output::cannot_write(to, e))
 }

@@ -8,7 +8,7 @@ use reel_model::TokenId;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
-use reel_runtime::ops::{DecodeSlot, KvPages, SlotSampling};
+use reel_runtime::ops::{DecodeSlot, KvPages, RowSampling};
 use reel_runtime::{Cx, Tensor};
 
 use crate::block_allocator::BlockAllocator;
@@ -76,8 +76,8 @@ pub fn time_decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, roun
         draw: context as i32 + 1,
         history: &[],
     };
-    let sampling = |i: usize| SlotSampling { temperature: 1.0, seed: i as u64, ..SlotSampling::default() };
-    let (slots, samplings): (Vec<DecodeSlot>, Vec<SlotSampling>) =
+    let sampling = |i: usize| RowSampling { temperature: 1.0, seed: i as u64, ..RowSampling::default() };
+    let (slots, samplings): (Vec<DecodeSlot>, Vec<RowSampling>) =
         tables.iter().enumerate().map(|(i, table)| (slot(&table[..]), sampling(i))).unzip();
     running.assign_slots(0, &slots, &samplings)?;
     let batch_size = running.padded_batch_size(batch);

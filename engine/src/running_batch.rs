@@ -15,7 +15,7 @@ use std::sync::Arc;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::{KvCache, TextDecoder};
 use reel_runtime::device::{Download, GraphCache};
-use reel_runtime::ops::{self, DecodeRows, DecodeSlot, RotaryFrequencies, SampledTokens, SamplingTable, SlotSampling};
+use reel_runtime::ops::{self, DecodeRows, DecodeSlot, RotaryFrequencies, RowSampling, SampledTokens, SamplingTable};
 use reel_runtime::{Cx, Tensor};
 
 use crate::error::Result;
@@ -156,17 +156,17 @@ impl RunningBatch {
     /// The number of slots that a step computes if the first `used_slots` slots are in use. On a GPU it is rounded up
     /// to a power of two, so that few graphs serve all batch sizes.
     pub(crate) fn padded_batch_size(&self, used_slots: usize) -> usize {
-        self.cx.device().decode_batch_size(used_slots, self.capacity.slots)
+        self.cx.device().padded_decode_batch_size(used_slots, self.capacity.slots)
     }
 
     /// Assigns sequences to the slots `first`, `first + 1` and so on, from the next enqueued step on.
-    pub(crate) fn assign_slots(&self, first: usize, slots: &[DecodeSlot], sampling: &[SlotSampling]) -> Result<()> {
+    pub(crate) fn assign_slots(&self, first: usize, slots: &[DecodeSlot], sampling: &[RowSampling]) -> Result<()> {
         self.state.sampling.set(first, sampling)?;
         Ok(self.state.rows.assign(first, slots)?)
     }
 
     /// Changes the sampling parameters of the slots `first`, `first + 1` and so on, from the next enqueued step on.
-    pub(crate) fn set_sampling(&self, first: usize, sampling: &[SlotSampling]) -> Result<()> {
+    pub(crate) fn set_sampling(&self, first: usize, sampling: &[RowSampling]) -> Result<()> {
         Ok(self.state.sampling.set(first, sampling)?)
     }
 

@@ -1,7 +1,7 @@
 //! Sampling parameters of a request, and the sampling of a completion's first token from the logits of the prefill.
 
 use reel_diagnostic::Diagnostic;
-use reel_runtime::ops::{self, SampledTokens, SamplingTable, SlotSampling};
+use reel_runtime::ops::{self, RowSampling, SampledTokens, SamplingTable};
 use reel_runtime::{Cx, Tensor};
 
 use crate::error::{EngineError, Result};
@@ -54,15 +54,15 @@ impl SamplingParams {
 
     /// The parameters in the form that the sampling kernel takes. `bias` has pairs of a token id and the number that
     /// is added to the logit of that token.
-    pub(crate) fn with_bias<'b>(&self, bias: &'b [(i32, f32)]) -> SlotSampling<'b> {
-        SlotSampling {
+    pub(crate) fn with_bias<'b>(&self, bias: &'b [(i32, f32)]) -> RowSampling<'b> {
+        RowSampling {
             bias,
             temperature: self.temperature,
             top_p: self.top_p,
             top_k: self.top_k,
             repetition_penalty: self.repetition_penalty,
             seed: self.seed,
-            ..SlotSampling::default()
+            ..RowSampling::default()
         }
     }
 }

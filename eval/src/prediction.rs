@@ -1,7 +1,7 @@
 //! A prediction: a row of a benchmark with the output of a model, and its score.
 
 use reel_rewards::{
-    ProblemType, extract_answer, multiple_choice_accuracy, numerical_accuracy, parse_number, parse_object,
+    ProblemType, extract_answer, multiple_choice_accuracy, numerical_accuracy, parse_json_object, parse_number,
     strip_white_space, text_field,
 };
 use serde_json::Value;
@@ -27,7 +27,7 @@ impl Prediction {
     /// # Errors
     /// The line is not a JSON object, or a column is missing or not a string; the error names the column.
     pub fn from_json_line(line: &str) -> Result<Self> {
-        let fields = parse_object(line).map_err(EvalError::Row)?;
+        let fields = parse_json_object(line).map_err(EvalError::Row)?;
         let text = |name: &str| text_field(&fields, name).map_err(EvalError::Row);
         Ok(Self {
             problem_type: ProblemType::parse(&text("problem_type")?).ok(),

@@ -114,7 +114,8 @@ pub fn time_lm_head(
         let mut log_probs = None;
         overwrite(run as f32)?;
         let forward_seconds = device.time_launches(|| {
-            log_probs = Some(ops::linear_log_prob_by(&cx, &hidden, &weight, &targets, 1.0, [backend, backend])?);
+            log_probs =
+                Some(ops::linear_log_prob_with_backends(&cx, &hidden, &weight, &targets, 1.0, [backend, backend])?);
             Ok::<(), MeasureError>(())
         })?;
         let Some(log_probs) = log_probs else { continue };

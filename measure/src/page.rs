@@ -5,7 +5,7 @@ use std::fmt::Write;
 use reel_runtime::device::{MEMORY_CATEGORIES, MemorySample};
 use serde_json::Value;
 
-use reel_report::html::{self, escape};
+use reel_report::html::{self, escape_html};
 
 use crate::clocks::{ClockSummary, READING_NAMES_AND_UNITS};
 use crate::ops::OpRow;
@@ -14,13 +14,13 @@ use crate::rounds::{MeasuredRounds, headline};
 
 /// The page of a measurement; `result` is its JSON.
 pub fn bench_page(measured: &MeasuredRounds, result: &Value) -> String {
-    let word = |key: &str| escape(result.pointer(key).and_then(Value::as_str).unwrap_or_default());
-    let mut page = html::page_start(&format!("reel bench {}", result["op"].as_str().unwrap_or_default()));
+    let word = |key: &str| escape_html(result.pointer(key).and_then(Value::as_str).unwrap_or_default());
+    let mut page = html::page_start_html(&format!("reel bench {}", result["op"].as_str().unwrap_or_default()));
     // Writing to a String cannot fail.
     let _ = write!(
         page,
         "<p>{}</p><p>{} on {} ({}), {}; {} tokens, batch {}, context {}; peak memory {:.3} GB.</p>",
-        escape(&headline(result)),
+        escape_html(&headline(result)),
         word("/model"),
         word("/device"),
         word("/machine/name"),
@@ -51,7 +51,7 @@ fn parts(rows: &[PartTime], round: f64) -> String {
         let _ = write!(
             text,
             "<tr><td>{}<td>{:.3}<td>{:.1}<td>{:.3}<td>{}<td>{:.3}<td>{:.3}</tr>",
-            escape(p.name),
+            escape_html(p.name),
             p.seconds * 1e3,
             100.0 * p.seconds / round,
             p.busy * 1e3,
@@ -76,7 +76,7 @@ fn ops(rows: &[OpRow], seconds: f64) -> String {
         let _ = write!(
             text,
             "<tr><td>{}<td class=\"bar\"><i style=\"width:{:.2}%\"></i><b style=\"left:{:.2}%\"></b><td>{}<td>{:.3}<td>{:.1}<td>{:.1}<td>{:.1}<td>{:.3}<td>{:.1} %</tr>",
-            escape(row.op),
+            escape_html(row.op),
             width(row.seconds),
             width(row.floor),
             row.launches,

@@ -8,7 +8,7 @@ use std::path::Path;
 use reel_diagnostic::Diagnostic;
 use reel_kernels::catalogue::{ExampleCall, KernelFolder};
 use reel_kernels::{Arch, DType, compile};
-use reel_report::html::{self, escape};
+use reel_report::html::{self, escape_html};
 use serde_json::Value;
 
 use crate::catalogue::{dtype_of_kernel, kernels_with_folders};
@@ -96,8 +96,8 @@ fn render(machine: &MachineSpec, rows: &[PageRow], measured: bool) -> String {
     let _ = write!(
         page,
         "{}<p>{what} Ceilings: {}.</p>",
-        html::page_start(&format!("Kernels on the roofline of {name}")),
-        escape(&machine.source)
+        html::page_start_html(&format!("Kernels on the roofline of {name}")),
+        escape_html(&machine.source)
     );
     page += &plot(machine, rows);
     page += "<table><thead><tr><th>kernel<th>size<th>GFLOP<th>MB<th>FLOP/B<th>floor, &micro;s<th>measured, &micro;s<th>of the floor<th>registers<th>shared, B</tr></thead><tbody>";
@@ -109,7 +109,7 @@ fn render(machine: &MachineSpec, rows: &[PageRow], measured: bool) -> String {
             page,
             "<tr id=\"{0}\"><td>{0}<td class=\"words\">{1}<td>{2:.3}<td>{3:.1}<td>{4:.2}<td>{5:.1}<td>{measured}<td>{share}<td>{registers}<td>{6}</tr>",
             row.kernel,
-            escape(&row.size),
+            escape_html(&row.size),
             row.flops / 1e9,
             row.bytes / 1e6,
             row.intensity(),

@@ -73,7 +73,7 @@ pub fn time_rounds(
     let profiled = trace::span("profiled round", &mut round)?;
     profile.collect_totals(false);
     profile.record_timeline(false);
-    let (totals, events) = (profile.totals()?, profile.events()?);
+    let (totals, events) = (profile.totals()?, profile.launch_events()?);
     let begun = events.first().map_or_else(Instant::now, |e| e.start);
     let end = |e: &LaunchEvent| Some(e.start + Duration::try_from_secs_f64(e.seconds).ok()?);
     let ended = events.last().and_then(end).unwrap_or(begun);
@@ -83,7 +83,7 @@ pub fn time_rounds(
         parts: parts::part_times(&events, &ceilings, dtype),
         profiled,
         launches: (begun, ended - begun),
-        memory: profile.memory(),
+        memory: profile.memory_samples(),
         floor: ceilings.roofline_floor_of_profile(&totals, dtype),
         ceilings,
         clocks,

@@ -101,7 +101,7 @@ impl Log {
         if let Some((device, dtype)) = &self.device {
             let profile = device.profiler();
             profile.record_timeline(false);
-            let (launches, memory) = (profile.events()?, profile.memory());
+            let (launches, memory) = (profile.launch_events()?, profile.memory_samples());
             // A simulated launch has no speed to compare with ceilings.
             let ceilings = match self.ceilings {
                 Some(known) => Some(known),

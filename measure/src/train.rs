@@ -126,7 +126,8 @@ fn multiplied_weights(trainer: &Trainer, config: &ModelConfig) -> usize {
         let table = name.ends_with("embed_tokens.weight") && !config.tie_word_embeddings;
         !(name.starts_with("visual.") || table)
     };
-    let matrices = trainer.model.parameters().filter(|t| t.shape().len() == 2 && t.parameter().is_some_and(counts));
+    let matrices =
+        trainer.model.parameters().filter(|t| t.shape().len() == 2 && t.parameter_name().is_some_and(counts));
     matrices.map(|t| t.shape().iter().product::<usize>()).sum()
 }
 

@@ -286,8 +286,8 @@ fn content_hash(kinds: &[MediaOfKind]) -> u128 {
     hash.finish_128()
 }
 
-fn patching(p: &PatchProcessor) -> ops::Patching {
-    ops::Patching {
+fn patching(p: &PatchProcessor) -> ops::PatchingParams {
+    ops::PatchingParams {
         rescale: p.rescale_factor,
         mean: p.image_mean,
         std: p.image_std,

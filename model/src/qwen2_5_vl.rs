@@ -76,12 +76,12 @@ impl Qwen25Vl {
 
     /// The trained tensors; each has a name ([`Tensor::parameter`]).
     pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
-        self.vision.tensors().chain(self.text.tensors()).filter(|t| t.parameter().is_some())
+        self.vision.tensors().chain(self.text.tensors()).filter(|t| t.parameter_name().is_some())
     }
 
     /// Whether any tensor of the vision tower or its merger is trained.
     pub fn trains_vision(&self) -> bool {
-        self.vision.tensors().any(|t| t.parameter().is_some())
+        self.vision.tensors().any(|t| t.parameter_name().is_some())
     }
 
     /// Computes hidden states `[S, H]` after the last norm.

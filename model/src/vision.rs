@@ -74,7 +74,7 @@ impl VisionTower {
         })
     }
 
-    /// All weights and adapter matrices, each once.
+    /// All weights of the tower and all matrices of its LoRA adapters, each once.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let blocks = self.blocks.iter().flat_map(|block| {
             let linears = [&block.qkv, &block.proj, &block.gate, &block.up, &block.down];
@@ -85,7 +85,7 @@ impl VisionTower {
     }
 
     /// The linear layers, which LoRA adapters can be added to.
-    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+    pub(crate) fn linear_layers_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let blocks = self.blocks.iter_mut().flat_map(|block| {
             let b = Arc::make_mut(block);
             [&mut b.qkv, &mut b.proj, &mut b.gate, &mut b.up, &mut b.down]
@@ -102,8 +102,9 @@ impl VisionTower {
         for (i, block) in self.blocks.iter().enumerate() {
             let seqs = if self.config.is_full_attention(i) { &layout.frames } else { &layout.windows };
             residual = if cx.is_training() {
-                // In training, the sum of residual and block output is computed here and not in the next norm. So
-                // gradient checkpointing does not change the bits, and the gradient of the sum needs only one tensor.
+                // In training, the residual and the output of a block are added here instead of in the next block's
+                // norm kernel. So results have the same bits with and without gradient checkpointing, and the
+                // gradient of the sum needs only one tensor.
                 let (block, rotary, seqs) = (block.clone(), rotary.clone(), seqs.clone());
                 let f = move |cx: &Cx, x: &[Tensor]| {
                     let out = block.forward(cx, Residual::new(&x[0]), &rotary, &seqs);
@@ -177,7 +178,7 @@ impl PatchLayout {
         let at = patch_positions_in_window_order(&grids, config, &plan);
         let axis = |i: usize| at.iter().map(move |p| p[i] as i32);
         let to_i32 = |v: &[usize]| v.iter().map(|&x| x as i32).collect::<Vec<i32>>();
-        // Converts an order of squares to the order of their patches.
+        // Converts an order of squares (merge × merge patches each) to the order of their patches.
         let of_patches = |squares: &[usize]| -> Vec<i32> {
             squares.iter().flat_map(|&i| i * unit..(i + 1) * unit).map(|i| i as i32).collect()
         };
@@ -196,8 +197,8 @@ pub(crate) fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
     (0..dim / 2).map(|j| 1.0 / (theta.powf((2 * j) as f32 as f64 / dim as f64) as f32)).collect()
 }
 
-/// Takes the runtime error out of a model error. The forward pass of a block, which [`Cx::recompute`] runs, has no
-/// other errors.
+/// Extracts the runtime error that a model error wraps. A block's forward pass, which [`Cx::recompute`] runs, can
+/// fail with no other error.
 pub(crate) fn into_runtime_error(e: crate::ModelError) -> reel_runtime::RuntimeError {
     match e {
         crate::ModelError::Runtime(e) => e,

@@ -12,7 +12,8 @@ use crate::error::{ModelError, Result};
 pub enum WeightSource<'a> {
     /// The files of a model folder.
     Files(&'a Checkpoint),
-    /// Uninitialised memory of the right size, for device `dry`, as if the files had this dtype.
+    /// No files: each weight is uninitialised memory of its size, as if the files stored this dtype. For device
+    /// `dry`.
     Nothing(StoredDType),
 }
 
@@ -47,7 +48,8 @@ impl WeightLoader<'_> {
         Ok(if trained { t.into_parameter(name)? } else { t })
     }
 
-    /// The stored dtype if the tensor keeps it; `None` if the tensor is converted to the dtype of activations.
+    /// The dtype of the file, if the weight keeps it on the device; `None` if the weight is converted to the dtype of
+    /// activations.
     fn kept_dtype(&self, file: StoredDType, shape: &[usize], trained: bool) -> Option<DType> {
         let same = match file {
             StoredDType::F32 => DType::F32,
@@ -72,7 +74,11 @@ impl WeightLoader<'_> {
             }
             None => {
                 let wide = widen_to_f32(view.dtype, view.bytes).ok_or_else(|| {
-                    ModelError::weights(name, "size is not a multiple of the element size", "download the file again")
+                    ModelError::weights(
+                        name,
+                        "the size of its data is not a multiple of the element size",
+                        "download the file again",
+                    )
                 })?;
                 Ok(Tensor::from_f32(self.device, shape, self.dtype, &wide, MemoryCategory::Weights)?)
             }

@@ -52,7 +52,8 @@ fn equals_the_processor(case: &Path) {
     for (got, want) in got.second_per_grid_ts.iter().zip(&want.second_per_grid_ts) {
         assert!((got - want).abs() <= 1e-5 * want);
     }
-    // Tolerances are multiples of a step of a u8 value: 1 / (255 · std), where the smallest std is 0.26.
+    // Tolerances are given in steps of a u8 pixel value. One step is 1 / (255 · std) after normalisation, where the
+    // smallest std is 0.26.
     let level = 1.0 / (255.0 * 0.26);
     let tolerances = &about["tolerances"];
     let largest = tolerances["pixel_max_levels"].as_f64().map_or(f32::INFINITY, |x| x as f32) * level;

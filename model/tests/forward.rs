@@ -108,7 +108,7 @@ fn bits_do_not_depend_on_threads_batch_or_cache() {
             let model = Qwen25Vl::open(&device, &case.files, &case.config, dtype).unwrap();
             let cx = Cx::inference(&device, dtype);
 
-            // The sequence in a batch, between other sequences.
+            // Computes the sequence twice in one batch, between two copies of another sequence.
             let text: Vec<u32> = case.tokens.input_ids.iter().copied().filter(|id| *id < 200).take(70).collect();
             let at: Vec<i64> = (0..text.len() as i64).collect();
             let other = Sequence { input_ids: &text, position_ids: [&at, &at, &at], ..Sequence::default() };
@@ -121,7 +121,8 @@ fn bits_do_not_depend_on_threads_batch_or_cache() {
                 assert!(got == want, "{} {dtype}: in a batch", case.name);
             }
 
-            // The sequence with a KV cache: first the prompt up to the last vision token, then one token at a time.
+            // Computes the sequence with a KV cache: first the prompt up to the last vision token, then one token at
+            // a time.
             let pads = [case.config.tokens.image, case.config.tokens.video];
             let first = case.tokens.input_ids.iter().rposition(|id| pads.contains(id)).map_or(1, |i| i + 1);
             let cache = KvCache::new(&device, &case.config.text, dtype, s.div_ceil(KvPages::BLOCK_TOKENS)).unwrap();

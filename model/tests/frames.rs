@@ -17,14 +17,15 @@ fn folder() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train/model_a")
 }
 
-/// Random frames of `[t, h, w]` patches; with `odd`, their number is odd.
+/// Random frames that give a grid of `[t, h, w]` patches. With `odd`, one frame fewer, so the number of frames is
+/// odd.
 fn noise([t, h, w]: [usize; 3], odd: bool, p: &PatchProcessor, seed: u64) -> FrameBuf {
     let (frames, height, width) = (t * p.temporal_patch_size - usize::from(odd), h * p.patch_size, w * p.patch_size);
     let level = |i: usize| ((i as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
     FrameBuf { data: (0..frames * height * width * 3).map(level).collect(), frames, height, width }
 }
 
-/// An input with an optional image, videos of these grids, and one text token.
+/// An input with an optional image, one video for each of `videos`, and one text token.
 fn tokens(config: &ModelConfig, image: bool, videos: &[[usize; 3]], odd: bool, seed: u64) -> ModelInput {
     let vision = &config.vision;
     let processor = PatchProcessor {
@@ -60,7 +61,7 @@ fn tokens(config: &ModelConfig, image: bool, videos: &[[usize; 3]], odd: bool, s
     tokens
 }
 
-/// The input with pixel values instead of frames.
+/// The same input with normalised pixel values instead of u8 frames.
 fn as_values(tokens: &ModelInput) -> ModelInput {
     let [images, videos] = tokens.image_and_video_pixels().unwrap().map(|p| p.map(|p| p.into_owned()));
     ModelInput { frames: MediaFrames::default(), pixel_values: images, pixel_values_videos: videos, ..tokens.clone() }
@@ -108,12 +109,12 @@ proptest! {
         let values = as_values(&levels);
         for dtype in [DType::F32, DType::BF16] {
             let ((got, d_got), (want, d_want)) = (pass(dtype, &[&levels]), pass(dtype, &[&values]));
-            // In the forward pass, the embedding of a patch depends on its own pixels only. The gradient sums over
-            // patches in another order.
+            // Hidden states must have equal bits: the embedding of a patch depends on its own pixels only. Gradients
+            // may differ by rounding, because the two inputs sum over patches in different orders.
             prop_assert!(got == want, "{dtype}");
             let off = distance(&d_got, &d_want);
             prop_assert!(off <= 1e-5, "{dtype}: gradients differ by {off:.2e}");
-            // A batch of one sequence with frames and one with pixel values.
+            // A batch of two sequences: one with frames, one with pixel values.
             prop_assert!(pass(dtype, &[&levels, &values]).0[..got.len()] == got[..], "{dtype}: hidden states differ if the batch also has pixel values");
         }
     }

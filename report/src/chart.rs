@@ -26,7 +26,7 @@ pub struct LineChart {
 impl LineChart {
     /// Draws a chart of `(step, value)` points, sorted by step. Values that are not finite are omitted; the result is
     /// empty if no value is left.
-    pub fn svg(&self, points: &[(u64, f64)], label: &str) -> String {
+    pub fn to_svg(&self, points: &[(u64, f64)], label: &str) -> String {
         let visible = |v: f64| v.is_finite() && (!self.log || v > 0.0);
         let points: Vec<(u64, f64)> = points.iter().copied().filter(|p| visible(p.1)).collect();
         let (Some(first), Some(last)) = (points.first(), points.last()) else { return String::new() };
@@ -41,7 +41,7 @@ impl LineChart {
             "<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">",
             self.width,
             self.height,
-            html::escape(label)
+            html::escape_html(label)
         );
         for tick in if self.log { log_ticks(low, high) } else { ticks(low, high) } {
             let at = y(tick);
@@ -131,7 +131,7 @@ mod tests {
         #[test]
         fn every_point_is_inside_the_chart(values in prop::collection::vec(prop_oneof![9 => -1e9f64..1e9, 1 => Just(f64::NAN)], 1..900), log: bool) {
             let points: Vec<(u64, f64)> = (1..).zip(values).collect();
-            let svg = LineChart { width: 360.0, height: 170.0, log }.svg(&points, "x");
+            let svg = LineChart { width: 360.0, height: 170.0, log }.to_svg(&points, "x");
             prop_assert!(!svg.contains("NaN") && !svg.contains("inf"));
             prop_assert_eq!(svg.is_empty(), points.iter().all(|p| p.1.is_nan() || log && p.1 <= 0.0));
             for part in svg.split("cy=\"").skip(1) {

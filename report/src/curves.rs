@@ -30,8 +30,8 @@ pub fn curves_html(steps: &[StepMetrics]) -> String {
         let _ = write!(
             page,
             "<figure><figcaption>{}</figcaption>{}</figure>",
-            html::escape(name),
-            CHART.svg(&curves[name], name)
+            html::escape_html(name),
+            CHART.to_svg(&curves[name], name)
         );
     }
     page + "</div>"

@@ -6,8 +6,8 @@ const STYLE: &str = include_str!("html.css");
 pub const PAGE_END: &str = "</main></html>\n";
 
 /// The start of a page, up to and including its title.
-pub fn page_start(title: &str) -> String {
-    let title = escape(title);
+pub fn page_start_html(title: &str) -> String {
+    let title = escape_html(title);
     format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
          <title>{title}</title><style>{STYLE}</style><main><h1>{title}</h1>"
@@ -15,6 +15,6 @@ pub fn page_start(title: &str) -> String {
 }
 
 /// Escapes text for HTML content and attributes.
-pub fn escape(text: &str) -> String {
+pub fn escape_html(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -1,7 +1,7 @@
 //! HTML pages about training runs and measurements: one shared style, line charts as SVG, and the page of a training
 //! run.
 //!
-//! A page is a single file that loads no other files. [`run::run_page`] reads the output folder of a run and returns
+//! A page is a single file that loads no other files. [`run::run_page_html`] reads the output folder of a run and returns
 //! its page; crates with other pages (measurements, the demo) use [`html`] and [`chart`].
 
 pub mod chart;

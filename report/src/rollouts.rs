@@ -12,7 +12,7 @@ use reel_train::reporting::metrics::StepMetrics;
 use reel_train::rollout::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use serde_json::Value;
 
-use crate::html::escape;
+use crate::html::escape_html;
 use crate::{ReportError, Result};
 
 /// Maximum number of steps shown.
@@ -54,14 +54,15 @@ fn spread(steps: &[u64]) -> Vec<u64> {
 }
 
 fn article(step: u64, group: &Value, strip: Option<&[u8]>) -> String {
-    let mut page = format!("<article class=\"group\"><h3>step {step}, row {}</h3>", escape(&group["row"].to_string()));
+    let mut page =
+        format!("<article class=\"group\"><h3>step {step}, row {}</h3>", escape_html(&group["row"].to_string()));
     if let Some(png) = strip {
         let _ =
             write!(page, "<img class=\"strip\" alt=\"frames\" src=\"data:image/png;base64,{}\">", STANDARD.encode(png));
     }
-    let _ = write!(page, "<p>{}</p>", escape(&shortened(&prompt_text(&group["prompt"]))));
+    let _ = write!(page, "<p>{}</p>", escape_html(&shortened(&prompt_text(&group["prompt"]))));
     if let Some(solution) = group["solution"].as_str() {
-        let _ = write!(page, "<p>solution: {}</p>", escape(&shortened(solution)));
+        let _ = write!(page, "<p>solution: {}</p>", escape_html(&shortened(solution)));
     }
     page += "<div class=\"answers\">";
     let texts = group["texts"].as_array().map_or(&[][..], Vec::as_slice);
@@ -73,8 +74,8 @@ fn article(step: u64, group: &Value, strip: Option<&[u8]>) -> String {
         let _ = write!(
             page,
             "<div><b>{reward:.2}</b> <small>{}</small><pre>{}</pre></div>",
-            escape(&parts.join(", ")),
-            escape(&shortened(text.as_str().unwrap_or_default()))
+            escape_html(&parts.join(", ")),
+            escape_html(&shortened(text.as_str().unwrap_or_default()))
         );
     }
     page + "</div></article>"

@@ -16,7 +16,7 @@ const STYLE: &str = include_str!("run.css");
 ///
 /// # Errors
 /// `metrics.jsonl` or a rollout file of the run cannot be read, or no step has finished.
-pub fn run_page(run: &Path) -> Result<String> {
+pub fn run_page_html(run: &Path) -> Result<String> {
     let log = run.join(METRICS_FILE);
     let lines = metrics::read_lines(&log, |_: &StepMetrics| true)?;
     let steps: Vec<StepMetrics> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -27,8 +27,8 @@ pub fn run_page(run: &Path) -> Result<String> {
     let about: Value =
         fs::read(run.join(RUN_FILE)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
     let command = about["command"].as_str().unwrap_or("training");
-    let mut page = html::page_start(&format!("reel {command}: {}", run.display()));
-    page += &format!("<style>{STYLE}</style><p>{}</p>", html::escape(&headline(first, last, &about)));
+    let mut page = html::page_start_html(&format!("reel {command}: {}", run.display()));
+    page += &format!("<style>{STYLE}</style><p>{}</p>", html::escape_html(&headline(first, last, &about)));
     page += &curves::curves_html(&steps);
     page += &rollouts::rollouts_html(run, &steps)?;
     page += &options(&about);
@@ -61,7 +61,7 @@ fn options(about: &Value) -> String {
     let Some(options) = about["options"].as_object() else { return String::new() };
     let row = |(name, value): (&String, &Value)| match value {
         Value::Null => String::new(),
-        value => format!("<dt>{}</dt><dd>{}</dd>", html::escape(name), html::escape(&value.to_string())),
+        value => format!("<dt>{}</dt><dd>{}</dd>", html::escape_html(name), html::escape_html(&value.to_string())),
     };
     format!("<h2>Options</h2><dl class=\"options\">{}</dl>", options.iter().map(row).collect::<String>())
 }

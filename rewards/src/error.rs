@@ -32,7 +32,7 @@ impl RewardError {
     }
 
     /// The error of a custom reward that gave no usable rewards: [`RewardError::Custom`].
-    pub fn custom_failed(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+    pub fn custom_reward_failed(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Custom(Diagnostic::new(location, what, help))
     }
 

@@ -21,7 +21,7 @@ pub struct ScoringGroup {
     pub completions: Vec<String>,
     /// Number of tokens of each completion, including the end token. Empty: no length reward.
     pub lengths: Vec<usize>,
-    /// Completions for shuffled frames. `None`: no temporal reward.
+    /// Completions that the model generated from the same frames in shuffled order. `None`: no temporal reward.
     pub shuffled: Option<Vec<String>>,
     /// The semantic reward of each completion ([`crate::semantic_reward`]), also for wrong answers, for which scoring
     /// sets it to 0. `None`: no semantic reward.
@@ -37,8 +37,8 @@ pub struct RewardRules {
     pub recipe: Recipe,
     /// Weight of each reward function.
     pub weights: RewardWeights,
-    /// What advantages are divided by. `Batch` needs all groups of a step, so a single group is scored with `Group`
-    /// instead.
+    /// The standard deviation that advantages are divided by. `Batch` needs all groups of a step, so scoring a single
+    /// group uses `Group` instead.
     pub scale: ScaleRewards,
 }
 
@@ -143,7 +143,7 @@ impl Scores {
     }
 
     /// The scores of a single completion, which serialize as numbers instead of lists.
-    pub fn of_first_completion(&self) -> SingleScores<'_> {
+    pub fn first_completion_scores(&self) -> SingleScores<'_> {
         SingleScores(self)
     }
 }
@@ -221,15 +221,15 @@ mod tests {
             ScoringGroup { completions: vec!["<answer>A</answer>".into()], lengths: vec![], ..group_of_three() };
         let scores = group.score(&RewardRules::default());
         assert_eq!(
-            serde_json::to_string(&scores.of_first_completion()).unwrap(),
+            serde_json::to_string(&scores.first_completion_scores()).unwrap(),
             r#"{"accuracy":1.0,"format":0.0,"reward":1.0}"#
         );
     }
 
     proptest! {
-        /// If the rewards of a group have two values, the temporal reward does not change advantages that are scaled
-        /// by the group; unscaled advantages become 1.3 times as large (docs/parity.md, "Effect of the temporal
-        /// reward").
+        /// If the rewards of a group take only two different values, the temporal reward does not change advantages
+        /// that are scaled by the group; unscaled advantages become 1.3 times as large (docs/parity.md, "Effect of
+        /// the temporal reward").
         #[test]
         fn temporal_reward_cancels_when_advantages_are_scaled_by_group(
             answers in prop::collection::vec(prop::sample::select(vec!["A", "B"]), 2..12),

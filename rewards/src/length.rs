@@ -1,20 +1,20 @@
 //! The length reward: a bonus for correct answers that are neither too short nor too long.
 
-/// The length reward of a correct answer whose length is rewarded.
+/// The reward of a correct answer whose number of tokens is in [`REWARDED_TOKEN_COUNTS`].
 pub const LENGTH_REWARD: f32 = 0.2;
 
-/// Rewarded lengths in tokens, including the end token.
-pub const REWARDED_LENGTHS: std::ops::RangeInclusive<usize> = 320..=512;
+/// Numbers of tokens of a completion that are rewarded, including the end token.
+pub const REWARDED_TOKEN_COUNTS: std::ops::RangeInclusive<usize> = 320..=512;
 
 /// An answer counts as correct if its accuracy is above this, for the length and the temporal reward.
-pub const CORRECT_THRESHOLD: f32 = 0.1;
+pub const CORRECT_ACCURACY_THRESHOLD: f32 = 0.1;
 
 /// The reward of each completion of a group: [`LENGTH_REWARD`] for correct answers with a length in
-/// [`REWARDED_LENGTHS`], if more than one answer of the group is correct.
+/// [`REWARDED_TOKEN_COUNTS`], if more than one answer of the group is correct.
 pub fn length_reward(accuracy: &[f32], lengths: &[usize]) -> Vec<f32> {
-    let several = accuracy.iter().filter(|a| **a > CORRECT_THRESHOLD).count() > 1;
+    let several = accuracy.iter().filter(|a| **a > CORRECT_ACCURACY_THRESHOLD).count() > 1;
     let paid = |(accuracy, tokens): (&f32, &usize)| {
-        several && *accuracy > CORRECT_THRESHOLD && REWARDED_LENGTHS.contains(tokens)
+        several && *accuracy > CORRECT_ACCURACY_THRESHOLD && REWARDED_TOKEN_COUNTS.contains(tokens)
     };
     accuracy.iter().zip(lengths).map(|pair| if paid(pair) { LENGTH_REWARD } else { 0.0 }).collect()
 }

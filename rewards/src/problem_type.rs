@@ -18,7 +18,7 @@ pub enum ProblemType {
 }
 
 impl ProblemType {
-    /// All kinds, in the order of error messages.
+    /// All kinds of problem, in the order in which error messages list them.
     pub const ALL: [Self; 5] = [Self::MultipleChoice, Self::Numerical, Self::Ocr, Self::FreeForm, Self::Regression];
 
     /// Parses the exact name of a kind.

@@ -20,7 +20,7 @@ pub fn parse_number(text: &str) -> Option<f64> {
 fn parse_python_float(text: &str) -> Option<f64> {
     let ascii: String =
         if text.is_ascii() { text.to_string() } else { text.chars().map(to_ascii).collect::<Option<_>>()? };
-    // The white space of C's isspace; other white space has become a space already.
+    // The white space of C's isspace, which is ASCII. `to_ascii` has replaced all other white space by spaces.
     let number = ascii.trim_matches([' ', '\t', '\n', '\r', '\u{b}', '\u{c}']);
     without_underscores(number)?.parse().ok()
 }
@@ -94,7 +94,8 @@ mod tests {
     }
 
     proptest! {
-        /// Half of the cases have k = 3, because every number halfway between two hundredths is a multiple of 1/8.
+        /// Numbers are `m / 2^k`. Half of the cases have k = 3, because every tie in rounding to hundredths is a
+        /// multiple of 1/8.
         #[test]
         fn rounding_equals_integer_arithmetic(m in -(1i64 << 52)..(1i64 << 52), k in prop_oneof![Just(3u32), 0u32..60]) {
             let x = m as f64 / (1u64 << k) as f64;

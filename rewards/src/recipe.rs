@@ -21,8 +21,8 @@ pub enum Recipe {
 
 impl Recipe {
     /// The minimum ratio of the mean accuracy with ordered frames to that with shuffled frames for the temporal
-    /// reward. `None`: VideoRFT's code has no temporal reward. The paper of Video-R1 compares the two means; its code
-    /// multiplies the second by 0.8.
+    /// reward. `None`: VideoRFT's code has no temporal reward. The paper of Video-R1 compares the two means (ratio
+    /// 1); its code compares the first with 0.8 times the second (ratio 0.8).
     pub fn temporal_min_ratio(self) -> Option<f32> {
         match self {
             Self::Paper => Some(1.0),

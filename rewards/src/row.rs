@@ -38,7 +38,7 @@ impl RewardRow {
     /// # Errors
     /// The line is not a JSON object, or a field is missing or has a wrong type; the error names the field.
     pub fn parse(line: &str) -> Result<Self> {
-        let fields = Fields(parse_object(line).map_err(RewardError::Row)?);
+        let fields = Fields(parse_json_object(line).map_err(RewardError::Row)?);
         let (completions, is_single) = match (fields.get("completion"), fields.get("completions")) {
             (Some(_), None) => (vec![fields.text("completion")?], true),
             (None, Some(_)) => (fields.texts("completions")?, false),
@@ -87,7 +87,7 @@ impl RewardRow {
 ///
 /// # Errors
 /// The line is not JSON, or not an object.
-pub fn parse_object(line: &str) -> Result<Map<String, Value>, Diagnostic> {
+pub fn parse_json_object(line: &str) -> Result<Map<String, Value>, Diagnostic> {
     let wrong = |what: String| Diagnostic::new("the line", what, "write one JSON object per line");
     match serde_json::from_str(line).map_err(|e| wrong(format!("is not JSON: {e}")))? {
         Value::Object(fields) => Ok(fields),

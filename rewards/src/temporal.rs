@@ -1,7 +1,7 @@
 //! The temporal reward of T-GRPO (Video-R1): a bonus for correct answers if the group is more accurate with ordered
 //! than with shuffled frames.
 
-use crate::length::CORRECT_THRESHOLD;
+use crate::length::CORRECT_ACCURACY_THRESHOLD;
 use crate::torch_stats::mean;
 
 /// The temporal reward of a correct answer.
@@ -11,7 +11,7 @@ pub const TEMPORAL_REWARD: f32 = 0.3;
 /// times the mean accuracy with shuffled frames, else 0. Computed in f32.
 pub fn temporal_reward(accuracy: &[f32], shuffled_accuracy: &[f32], min_ratio: f32) -> Vec<f32> {
     let is_earned = mean(accuracy) >= min_ratio * mean(shuffled_accuracy);
-    accuracy.iter().map(|a| if is_earned && *a > CORRECT_THRESHOLD { TEMPORAL_REWARD } else { 0.0 }).collect()
+    accuracy.iter().map(|a| if is_earned && *a > CORRECT_ACCURACY_THRESHOLD { TEMPORAL_REWARD } else { 0.0 }).collect()
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub fn sum(values: &[f32]) -> f32 {
     rest.iter().chain(&sum_rows(rows)).fold(0.0, |sum, x| sum + x)
 }
 
-/// Adds rows lane by lane with [`PARTIAL_SUMS`] partial sums.
+/// Adds rows of `N` values lane by lane, in [`PARTIAL_SUMS`] partial sums per lane.
 fn sum_rows<const N: usize>(rows: &[[f32; N]]) -> [f32; N] {
     let add = |a: [f32; N], b: &[f32; N]| std::array::from_fn(|lane| a[lane] + b[lane]);
     let mut sums = [[0.0; N]; PARTIAL_SUMS];

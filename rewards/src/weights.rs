@@ -30,7 +30,10 @@ impl RewardWeights {
             }
             let number = weight.trim().parse::<f32>().ok().filter(|w| w.is_finite());
             let Some(number) = number else {
-                return Err(error(format!("the weight of {name} is `{weight}`"), "give a finite number, such as 0.5"));
+                return Err(error(
+                    format!("the weight of {name} is `{weight}`, which is not a finite number"),
+                    "give a finite number, such as 0.5",
+                ));
             };
             if weights.insert(name.to_string(), number).is_some() {
                 return Err(error(format!("{name} is given twice"), "give it once"));

@@ -13,7 +13,7 @@ use reel_kernels::cuda::fake::FakeDriver;
 use reel_kernels::{Arch, compile};
 use reel_runtime::{Cx, DType, Device, Kernels, MemoryCategory, Tensor, ops};
 
-/// Launches between two calls of `synchronize`.
+/// Number of launches between two calls of `synchronize`.
 const LAUNCHES_PER_SYNC: u64 = 64;
 
 fn main() {

@@ -14,4 +14,4 @@ pub use reel_kernels::{Addr, Cost, DType, Launch};
 pub use tensor::cx::Cx;
 pub use tensor::ops;
 pub use tensor::tape::Grads;
-pub use tensor::{Tensor, dims};
+pub use tensor::{Tensor, format_shape};

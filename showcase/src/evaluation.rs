@@ -49,18 +49,18 @@ impl AnswerTally {
     }
 
     /// Binomial variance of the accuracy.
-    pub fn variance(self) -> f64 {
+    pub fn accuracy_variance(self) -> f64 {
         self.accuracy() * (1.0 - self.accuracy()) / self.total.max(1) as f64
     }
 }
 
 /// How far the accuracy of `high` is above that of `low`, in standard errors of the difference of two binomial
 /// proportions; 0 if the accuracies are equal.
-pub fn standard_errors(low: AnswerTally, high: AnswerTally) -> f64 {
+pub fn difference_in_standard_errors(low: AnswerTally, high: AnswerTally) -> f64 {
     if low.accuracy() == high.accuracy() {
         return 0.0;
     }
-    (high.accuracy() - low.accuracy()) / (low.variance() + high.variance()).sqrt()
+    (high.accuracy() - low.accuracy()) / (low.accuracy_variance() + high.accuracy_variance()).sqrt()
 }
 
 /// The answers of a model in one evaluation.
@@ -168,9 +168,9 @@ mod tests {
     #[test]
     fn standard_errors_are_those_of_two_proportions() {
         let tally = |correct, total| AnswerTally { correct, total };
-        assert_eq!(standard_errors(tally(0, 0), tally(0, 240)), 0.0);
-        let gain = standard_errors(tally(120, 240), tally(180, 240));
+        assert_eq!(difference_in_standard_errors(tally(0, 0), tally(0, 240)), 0.0);
+        let gain = difference_in_standard_errors(tally(120, 240), tally(180, 240));
         assert!((gain - 0.25 / (0.25f64 / 240.0 + 0.1875 / 240.0).sqrt()).abs() < 1e-12);
-        assert_eq!(standard_errors(tally(180, 240), tally(120, 240)), -gain);
+        assert_eq!(difference_in_standard_errors(tally(180, 240), tally(120, 240)), -gain);
     }
 }

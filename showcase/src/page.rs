@@ -10,16 +10,16 @@ use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use serde_json::Value;
 
 use reel_report::chart::LineChart;
-use reel_report::html::escape;
+use reel_report::html::escape_html;
 
 use crate::Result;
 use crate::clips::{CLIP_FRAMES, CLIP_SIDE, ClipTask, extract_answer};
-use crate::evaluation::{AnswerTally, standard_errors};
+use crate::evaluation::{AnswerTally, difference_in_standard_errors};
 use crate::pipeline::{DemoOutcome, GRPO_PAGE, TRAINING_STAGES};
 
 const STYLE: &str = include_str!("page.css");
-/// The page shows the answers to this many held-out clips, the first ones.
-pub const SHOWN_CLIPS: usize = 48;
+/// Number of held-out clips, from the first on, whose answers the page shows.
+pub const SHOWN_CLIP_COUNT: usize = 48;
 
 /// A row of the table of results.
 pub struct ResultRow {
@@ -27,7 +27,7 @@ pub struct ResultRow {
     pub name: &'static str,
     /// Correct answers before, between and after the two training stages.
     pub tallies: [AnswerTally; 3],
-    /// The accuracy of random guesses.
+    /// The accuracy of random guesses, if the table shows it.
     guess: Option<f64>,
 }
 
@@ -72,8 +72,8 @@ pub fn demo_page(outcome: &DemoOutcome, machine: &str) -> Result<String> {
         for (name, caption, log) in stage.curves {
             let points: Vec<(u64, f64)> =
                 (1..).zip(steps).filter_map(|(n, line): (u64, &Value)| Some((n, line.get(*name)?.as_f64()?))).collect();
-            let chart = LineChart { width: 760.0, height: 200.0, log: *log }.svg(&points, name);
-            let _ = write!(page, "<figure><figcaption>{}</figcaption>{chart}</figure>", escape(caption));
+            let chart = LineChart { width: 760.0, height: 200.0, log: *log }.to_svg(&points, name);
+            let _ = write!(page, "<figure><figcaption>{}</figcaption>{chart}</figure>", escape_html(caption));
         }
         page += "</section>";
     }
@@ -83,8 +83,8 @@ pub fn demo_page(outcome: &DemoOutcome, machine: &str) -> Result<String> {
         outcome.second_stage_name()
     );
     gallery(&mut page, outcome)?;
-    let commands = outcome.commands.iter().map(|c| escape(c)).collect::<Vec<_>>().join("\n");
-    let _ = write!(page, "<section><h2>The same with single commands</h2><pre>{commands}</pre></section>");
+    let commands = outcome.commands.iter().map(|c| escape_html(c)).collect::<Vec<_>>().join("\n");
+    let _ = write!(page, "<section><h2>The same training as single commands</h2><pre>{commands}</pre></section>");
     Ok(page + &end(&format!("{machine}, seed {}", outcome.seed)))
 }
 
@@ -108,8 +108,8 @@ pub fn overview_page(outcomes: &[DemoOutcome], machine: &str) -> String {
                 share(a),
                 share(b),
                 share(c),
-                standard_errors(a, b),
-                standard_errors(b, c),
+                difference_in_standard_errors(a, b),
+                difference_in_standard_errors(b, c),
                 seed = outcome.seed,
             );
         }
@@ -126,7 +126,7 @@ fn begin(about: &str) -> String {
 }
 
 fn end(machine: &str) -> String {
-    format!("<footer>{}</footer></main></body></html>\n", escape(machine))
+    format!("<footer>{}</footer></main></body></html>\n", escape_html(machine))
 }
 
 fn share(t: AnswerTally) -> String {
@@ -148,7 +148,7 @@ fn figures(page: &mut String, outcome: &DemoOutcome) {
     ];
     *page += "<dl class=\"figures\">";
     for (name, value) in figures {
-        let _ = write!(page, "<div><dt>{name}</dt><dd>{}</dd></div>", escape(&value));
+        let _ = write!(page, "<div><dt>{name}</dt><dd>{}</dd></div>", escape_html(&value));
     }
     *page += "</dl>";
 }
@@ -183,18 +183,21 @@ fn results(page: &mut String, outcome: &DemoOutcome) {
          accuracy on all clips rose by {:.1} standard errors of the difference. In four of five motion clips for SFT and for evaluation the color \
          of the shape tells the direction, so that a single frame suffices. The clips for {second} have no such hint: answers that ignore the order \
          of frames earn less there.</p></section>",
-        standard_errors(outcome.answers[1].tally(&outcome.clips, None), outcome.answers[2].tally(&outcome.clips, None)),
+        difference_in_standard_errors(
+            outcome.answers[1].tally(&outcome.clips, None),
+            outcome.answers[2].tally(&outcome.clips, None)
+        ),
     );
 }
 
 fn gallery(page: &mut String, outcome: &DemoOutcome) -> Result<()> {
     let _ = write!(
         page,
-        "<section><h2>Questions and answers</h2><p class=\"note\">The first {SHOWN_CLIPS} held-out clips with their frames in order.</p>"
+        "<section><h2>Questions and answers</h2><p class=\"note\">The first {SHOWN_CLIP_COUNT} held-out clips with their frames in order.</p>"
     );
     let [before, sft, grpo] = &outcome.answers;
     let answers = before.ordered.iter().zip(&sft.ordered).zip(&grpo.ordered);
-    for (clip, ((before, sft), grpo)) in outcome.clips.iter().zip(answers).take(SHOWN_CLIPS) {
+    for (clip, ((before, sft), grpo)) in outcome.clips.iter().zip(answers).take(SHOWN_CLIP_COUNT) {
         let (class, verdict) =
             if extract_answer(grpo) == clip.answer { ("right", "correct") } else { ("wrong", "wrong") };
         let _ = write!(page, "<article class=\"{class}\"><div class=\"strip\">");
@@ -210,10 +213,10 @@ fn gallery(page: &mut String, outcome: &DemoOutcome) -> Result<()> {
             "</div><h3>{}</h3><dl><dt>answer</dt><dd>{} <span>{verdict}</span></dd><dt>target</dt><dd>{}</dd><dt>SFT</dt><dd class=\"dim\">{}</dd>\
              <dt>before</dt><dd class=\"dim\">{}</dd></dl></article>",
             clip.task.question(),
-            escape(grpo),
-            escape(&clip.completion()),
-            escape(sft),
-            escape(&shorten(before)),
+            escape_html(grpo),
+            escape_html(&clip.completion()),
+            escape_html(sft),
+            escape_html(&shorten(before)),
         );
     }
     *page += "</section>";
@@ -235,7 +238,7 @@ fn shorten(text: &str) -> String {
     short
 }
 
-/// Frames are shown at 1 / this number of their width and height.
+/// The page shows frames with width and height divided by this number.
 const DOWNSCALE: usize = 2;
 
 /// A frame at half its size, u8 RGB `[CLIP_SIDE/2, CLIP_SIDE/2, 3]`: each pixel is the mean of 2 x 2 pixels.

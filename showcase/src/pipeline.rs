@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 
 use crate::clips::{self, CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, Clip, ClipSet};
 use crate::evaluation::{ClipEvaluation, EvaluationAnswers};
-use crate::page::SHOWN_CLIPS;
+use crate::page::SHOWN_CLIP_COUNT;
 use crate::{Result, ShowcaseError};
 
 /// One of the two training stages of the demo.
@@ -71,8 +71,8 @@ pub const TRAINING_STAGES: [TrainingStage; 2] = [
     },
 ];
 
-/// Everything that the demo writes into its folder except the .toml files. These stay, because sft.toml identifies
-/// the folder as a demo's.
+/// Everything that the demo writes into its folder except the .toml files. The .toml files stay, because sft.toml
+/// shows that the folder is a demo's.
 const PARTS: [&str; 9] =
     ["model", "siglip", "clips", "sft.jsonl", "rl.jsonl", "held-out.jsonl", "sft", "grpo", "report.html"];
 
@@ -98,7 +98,7 @@ pub struct PreparedDemo {
     started: Instant,
     /// Number of parameters of the model.
     parameters: u64,
-    /// The held-out clips; only the first [`SHOWN_CLIPS`] have their frames.
+    /// The held-out clips; only the first [`SHOWN_CLIP_COUNT`] have their frames.
     held_out: Vec<Clip>,
 }
 
@@ -125,7 +125,7 @@ pub struct DemoOutcome {
 }
 
 impl DemoOutcome {
-    /// The name of the second training stage.
+    /// The name of the second training stage: GRPO, or T-GRPO with the temporal reward.
     pub fn second_stage_name(&self) -> &'static str {
         if self.temporal { "T-GRPO" } else { "GRPO" }
     }
@@ -176,7 +176,7 @@ impl Demo {
         grpo()?;
         let grpo_took = started_grpo.elapsed();
         let after = evaluate("grpo", "after GRPO")?;
-        let page = run::run_page(&self.path("grpo")).map_err(ShowcaseError::from)?;
+        let page = run::run_page_html(&self.path("grpo")).map_err(ShowcaseError::from)?;
         write(&self.path(GRPO_PAGE), &page)?;
         Ok(DemoOutcome {
             seed: self.seed,
@@ -261,8 +261,9 @@ impl Demo {
                 rows.push('\n');
             }
             write(&self.path(&format!("{}.jsonl", set.name())), &rows)?;
-            // After this, only the page needs frames; the frames of all clips would take hundreds of megabytes.
-            made.iter_mut().skip(SHOWN_CLIPS).for_each(|clip| clip.frames = Vec::new());
+            // Later code needs frames only for the clips on the page; the frames of all clips would take hundreds of
+            // megabytes.
+            made.iter_mut().skip(SHOWN_CLIP_COUNT).for_each(|clip| clip.frames = Vec::new());
             held_out = made;
         }
         let [sft, rl, evaluated] = ClipSet::ALL.map(ClipSet::clip_count);
@@ -307,7 +308,7 @@ fn without_temporal(config: &str) -> String {
 /// # Errors
 /// The folder holds anything else.
 pub fn check_output_folder(folder: &Path) -> Result<()> {
-    // Every version of sft.toml has this at the end of its first line.
+    // In every version of the demo, the first line of sft.toml ends with this text.
     let of_a_demo = |config: String| config.lines().next().is_some_and(|line| line.ends_with("(`reel sft --config`)."));
     let is_demo = |folder: &Path| fs::read_to_string(folder.join("sft.toml")).is_ok_and(of_a_demo);
     let mut entries = fs::read_dir(folder).into_iter().flatten().flatten().peekable();

@@ -99,7 +99,7 @@ fn main() {
         }
         r.rows[40] = if opcode.starts_with("prmt") { selector } else { r.rows[41] };
         println!(
-            "{opcode:24} {:6.1} ns, half the lanes {:6.1} ns",
+            "{opcode:24} {:6.1} ns, with half the lanes active {:6.1} ns",
             time(op, s, &mut r, u32::MAX),
             time(op, s, &mut r, 0xffff)
         );

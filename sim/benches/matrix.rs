@@ -41,8 +41,8 @@ fn mma(opcode: &str) {
     println!("{opcode:<60} {ns:7.1} ns {:6.1} GFLOP/s", op.flops() as f64 / ns);
 }
 
-/// Times one wgmma of a warpgroup with both operands in swizzled shared memory: reading the operands, and the
-/// products of the four warps.
+/// Times one wgmma of a warpgroup with both operands in swizzled shared memory. The time includes reading the
+/// operands and computing the products of the four warps.
 fn wgmma(opcode: &str, transposed: bool) {
     let transpose = transposed as i64;
     let immediates: &[i64] = if opcode.contains("bf16") { &[1, 1, transpose, transpose] } else { &[1, 1] };

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::timed;
+use common::run_timed;
 use reel_sim::exec::{self, CompletionTiming, ExecOptions, LaunchConfig};
 use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
@@ -30,7 +30,7 @@ fn measure(name: &str, program: &Program, kernel: &str, setup: impl Fn(&mut SimM
             let mut memory = SimMemory::new();
             let launch = setup(&mut memory);
             let options = ExecOptions { seed, completion, ..ExecOptions::default() };
-            let (outcome, seconds) = timed(|| exec::run(program, &kernel, &launch, &mut memory, &options));
+            let (outcome, seconds) = run_timed(|| exec::run(program, &kernel, &launch, &mut memory, &options));
             let outcome = outcome.expect("the launch is valid");
             best = best.min(seconds);
             assert!(outcome.findings.is_empty(), "{:#?}", outcome.findings.into_list());

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::timed;
+use common::run_timed;
 use reel_sim::exec::{self, ExecOptions, LaunchConfig};
 use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
@@ -12,14 +12,14 @@ const BLOCKS: u32 = 4096;
 const WORDS: u32 = 1 << 20;
 
 fn run(program: &Program, dynamic_shared: u32) -> (u64, f64) {
-    let kernel = program.kernel("scalar").expect("scalar.ptx has the kernel");
+    let kernel = program.kernel("scalar").expect("scalar.ptx must contain the kernel `scalar`");
     let mut memory = SimMemory::new();
     let x = memory.alloc((0..WORDS).flat_map(|i| (i as f32 * 1e-6).to_le_bytes()).collect());
     let y = memory.alloc_uninitialized(4 * 256 * BLOCKS as usize);
     let mut params = [x.to_le_bytes(), y.to_le_bytes()].concat();
     params.extend((WORDS - 1).to_le_bytes());
     let launch = LaunchConfig { grid: [BLOCKS, 1, 1], block: [256, 1, 1], cluster: [1, 1, 1], dynamic_shared, params };
-    let (outcome, seconds) = timed(|| exec::run(program, &kernel, &launch, &mut memory, &ExecOptions::default()));
+    let (outcome, seconds) = run_timed(|| exec::run(program, &kernel, &launch, &mut memory, &ExecOptions::default()));
     let outcome = outcome.expect("the launch is valid");
     assert!(outcome.findings.is_empty(), "{:?}", outcome.findings.into_list());
     (outcome.counters.total().threads, seconds)

@@ -189,7 +189,7 @@ impl Qwen25Vl {
         source: AdapterSource,
         trained: bool,
     ) -> Result<Qwen25Vl> {
-        for linear in self.linears_mut() {
+        for linear in self.linear_layers_mut() {
             let name = linear.name.clone();
             let part = |t: Tensor, part: &str| -> Result<Tensor> {
                 Ok(if trained { t.into_parameter(&format!("{name}.{part}.weight"))? } else { t })
@@ -207,11 +207,11 @@ impl Qwen25Vl {
     /// Returns the model without an adapter. Copies no weights.
     pub fn without_adapter(&self) -> Qwen25Vl {
         let mut base = self.clone();
-        base.linears_mut().for_each(|linear| linear.adapter = None);
+        base.linear_layers_mut().for_each(|linear| linear.adapter = None);
         base
     }
 
-    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        self.vision.linears_mut().chain(self.text.linears_mut())
+    fn linear_layers_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.vision.linear_layers_mut().chain(self.text.linear_layers_mut())
     }
 }

@@ -158,7 +158,7 @@ fn gradients_equal_finite_differences_of_the_loss() {
     );
     assert_eq!(grads.len(), parameters.len());
     for (name, gradient) in &grads {
-        let p = parameters.iter().find(|p| p.parameter() == Some(name)).unwrap();
+        let p = parameters.iter().find(|p| p.parameter_name() == Some(name)).unwrap();
         let before = p.to_f32().unwrap();
         let length = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
         // This step changes the loss by about 0.02: far above rounding error, small enough to be linear.

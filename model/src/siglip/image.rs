@@ -4,7 +4,7 @@ use std::path::Path;
 
 use reel_media::frames::FrameView;
 use reel_media::resize::pillow_bicubic;
-use reel_runtime::ops::Patching;
+use reel_runtime::ops::PatchingParams;
 
 use super::config::SiglipVisionConfig;
 use crate::config::fields::JsonFields;
@@ -75,8 +75,15 @@ impl SiglipProcessor {
     }
 
     /// How u8 frames are normalised and cut into patches.
-    pub(super) fn patch_settings(&self) -> Patching {
-        Patching { rescale: self.rescale, mean: self.mean, std: self.std, patch: self.patch, temporal: 1, merge: 1 }
+    pub(super) fn patch_settings(&self) -> PatchingParams {
+        PatchingParams {
+            rescale: self.rescale,
+            mean: self.mean,
+            std: self.std,
+            patch: self.patch,
+            temporal: 1,
+            merge: 1,
+        }
     }
 
     /// The side of the cropped square, in pixels.

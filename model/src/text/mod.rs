@@ -126,7 +126,7 @@ impl TextDecoder {
     }
 
     /// The linear layers, which LoRA adapters can be added to.
-    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+    pub(crate) fn linear_layers_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.layers.iter_mut().flat_map(|layer| {
             let l = Arc::make_mut(layer);
             [&mut l.q, &mut l.k, &mut l.v, &mut l.o, &mut l.gate, &mut l.up, &mut l.down]

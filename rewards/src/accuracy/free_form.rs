@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::porter::stem;
+use super::porter::porter_stem;
 
 /// The mean of the F1 values of ROUGE-1, ROUGE-2 and ROUGE-L. A single word compared with itself scores 2/3, because
 /// it has no pair of words for ROUGE-2.
@@ -17,7 +17,7 @@ pub fn free_form_accuracy(answer: &str, truth: &str) -> f64 {
 fn rouge_words(text: &str) -> Vec<String> {
     let lower: String = text.chars().flat_map(char::to_lowercase).collect();
     let words = lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
-    words.map(|word| if word.len() > 3 { stem(word) } else { word.to_string() }).collect()
+    words.map(|word| if word.len() > 3 { porter_stem(word) } else { word.to_string() }).collect()
 }
 
 /// ROUGE-N: the F1 value of the n-grams (runs of `n` words) that both texts contain; an n-gram counts as often as it

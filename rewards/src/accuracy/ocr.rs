@@ -50,7 +50,7 @@ mod tests {
         }
     }
 
-    /// The recursive definition of the distance.
+    /// The edit distance by its recursive definition, which the tests compare with [`edit_distance`].
     fn recursive_distance(a: &[&str], b: &[&str]) -> usize {
         match (a, b) {
             ([], _) => b.len(),

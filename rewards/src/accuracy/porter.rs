@@ -29,7 +29,7 @@ const IRREGULAR: [(&str, &str); 16] = [
 ];
 
 /// The stem of a word in lower-case ASCII.
-pub(super) fn stem(word: &str) -> String {
+pub(super) fn porter_stem(word: &str) -> String {
     if let Some((_, stem)) = IRREGULAR.iter().find(|(irregular, _)| *irregular == word) {
         return (*stem).to_string();
     }
@@ -44,8 +44,8 @@ pub(super) fn stem(word: &str) -> String {
 fn is_consonant(word: &[u8], i: usize) -> bool {
     match word[i] {
         b'a' | b'e' | b'i' | b'o' | b'u' => false,
-        // A y after a consonant is a vowel. The run of y before it is counted in a loop, not by recursion, because a
-        // word can be as long as a text.
+        // A y after a consonant is a vowel. In a run of y, consonants and vowels alternate; the run is counted in a
+        // loop, not by recursion, because a word can be as long as a text.
         b'y' => {
             let run = word[..i].iter().rev().take_while(|&&c| c == b'y').count();
             let first = i - run;
@@ -186,7 +186,7 @@ fn step3(word: &str) -> String {
     first_rule(word, &RULES, |stem| measure(stem) > 0)
 }
 
-/// Removes suffixes such as -ance and -ment after a stem of measure above 1.
+/// Removes suffixes such as -ance and -ment if Porter's measure of the stem before them is above 1.
 fn step4(word: &str) -> String {
     const SUFFIXES: [&str; 19] = [
         "al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ion", "ou", "ism", "ate",
@@ -209,7 +209,7 @@ fn step5a(word: &str) -> String {
     }
 }
 
-/// Replaces a final ll by l after a stem of measure above 1.
+/// Replaces a final ll by l if Porter's measure of the stem is above 1.
 fn step5b(word: &str) -> String {
     let shorter = &word[..word.len() - usize::from(word.ends_with("ll"))];
     if measure(shorter) > 1 { shorter.to_string() } else { word.to_string() }
@@ -227,7 +227,7 @@ mod tests {
         let stems = golden["stems"].as_object().unwrap();
         assert!(stems.len() > 300);
         for (word, want) in stems {
-            assert_eq!(stem(word), want.as_str().unwrap(), "{word}");
+            assert_eq!(porter_stem(word), want.as_str().unwrap(), "{word}");
         }
     }
 
@@ -247,7 +247,7 @@ mod tests {
             ("ising", "ise"),
         ];
         for (word, want) in pairs {
-            assert_eq!(stem(word), want, "{word}");
+            assert_eq!(porter_stem(word), want, "{word}");
         }
     }
 
@@ -260,7 +260,7 @@ mod tests {
 
         #[test]
         fn stem_is_not_longer_than_its_word_and_has_the_same_first_letter(word in "[a-z0-9]{1,20}") {
-            let stem = stem(&word);
+            let stem = porter_stem(&word);
             prop_assert!(!stem.is_empty() && stem.len() <= word.len());
             prop_assert_eq!(&stem[..1], &word[..1]);
         }

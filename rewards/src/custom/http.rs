@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use ureq::Agent;
 use ureq::http::Uri;
 
-use super::reply::{custom_error, format_seconds, parse_reward, shorten_for_message};
-use super::wait::{NoMessageReason, STOPPED_ERROR, receive_until};
+use super::reply::{custom_reward_error, format_seconds, parse_reward, shorten_for_message};
+use super::wait::{NoMessageReason, STOPPED_HELP, STOPPED_PROBLEM, receive_until};
 use crate::{Result, RewardError};
 
 const FLAG: &str = "--reward-url";
@@ -18,8 +18,8 @@ const FLAG: &str = "--reward-url";
 /// Maximum length of a response in bytes.
 const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
-/// How long the waiting thread waits after the deadline for the request thread, which ends at the deadline and then
-/// sends its result.
+/// How long after the deadline the caller still waits for the request thread, which ends its request at the deadline
+/// and then sends the result.
 const THREAD_GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ impl HttpReward {
             .map_err(|e| self.error(format!("cannot be requested: {e}"), "free some memory, or end other processes"))?;
         let deadline = Instant::now() + self.timeout + THREAD_GRACE;
         receive_until(&response, deadline, stop).unwrap_or_else(|reason| match reason {
-            NoMessageReason::Stopped => Err(self.error(STOPPED_ERROR.0, STOPPED_ERROR.1)),
+            NoMessageReason::Stopped => Err(self.error(STOPPED_PROBLEM, STOPPED_HELP)),
             NoMessageReason::Timeout | NoMessageReason::Disconnected => Err(self.timed_out()),
         })
     }
@@ -94,7 +94,7 @@ impl HttpReward {
     }
 
     fn error(&self, what: impl std::fmt::Display, help: &str) -> RewardError {
-        custom_error(FLAG, &self.url, what, help)
+        custom_reward_error(FLAG, &self.url, what, help)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::RewardError;
 /// Largest absolute value of a reward: the squares of a group's rewards must not overflow f32.
 const MAX_REWARD: f64 = 1e18;
 
-/// Parses a reward; the error text says what the value is instead.
+/// Parses a reward. The error says what the value is instead.
 pub(super) fn parse_reward(value: &Value) -> Result<f64, String> {
     let number =
         value.as_f64().ok_or_else(|| format!("is {}, not a number", shorten_for_message(&value.to_string())))?;
@@ -31,6 +31,6 @@ pub(super) fn format_seconds(duration: Duration) -> String {
 }
 
 /// The error of a custom reward: its flag and value, what is wrong, what to do.
-pub(super) fn custom_error(flag: &str, value: &str, what: impl std::fmt::Display, help: &str) -> RewardError {
-    RewardError::custom_failed(format!("{flag} `{}`", shorten_for_message(value)), what.to_string(), help)
+pub(super) fn custom_reward_error(flag: &str, value: &str, what: impl std::fmt::Display, help: &str) -> RewardError {
+    RewardError::custom_reward_failed(format!("{flag} `{}`", shorten_for_message(value)), what.to_string(), help)
 }

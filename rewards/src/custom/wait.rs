@@ -14,8 +14,10 @@ pub(super) enum NoMessageReason {
 /// Interval at which a wait checks the stop flag.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Problem and help of the error for a wait that was stopped.
-pub(super) const STOPPED_ERROR: (&str, &str) = ("was stopped before it gave its rewards", "start the run again");
+/// What the error of a reward says if the wait for it was stopped.
+pub(super) const STOPPED_PROBLEM: &str = "was stopped before it gave its rewards";
+/// What the user can do after [`STOPPED_PROBLEM`].
+pub(super) const STOPPED_HELP: &str = "start the run again";
 
 /// Receives the next message, unless the deadline passes or `stop` is set first.
 pub(super) fn receive_until<T>(from: &Receiver<T>, deadline: Instant, stop: &AtomicBool) -> Result<T, NoMessageReason> {

@@ -34,7 +34,7 @@ impl Buffer {
         Buffer { device, addr, bytes, category: MemoryCategory::Weights, file: Some(file), graph: None }
     }
 
-    pub(super) fn in_graph(
+    pub(super) fn allocated_in_graph(
         device: Device,
         addr: u64,
         bytes: usize,

@@ -20,8 +20,8 @@ const HUGE_PAGE: usize = 2 << 20;
 #[cfg(target_os = "linux")]
 const PAGE: usize = 64 << 10;
 
-/// Maximum bytes of freed blocks that are kept for later allocations of about the same size. Without them, page
-/// faults of new memory would take longer than small kernels.
+/// Maximum bytes of freed blocks that are kept for later allocations of about the same size. Without kept blocks,
+/// page faults of new memory would take longer than small kernels.
 const KEEP_BYTES: usize = 1 << 30;
 
 pub(super) struct Cpu {
@@ -115,8 +115,8 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    /// Each thread runs one list from start to end: a launch inside a task of the team runs on the thread of that
-    /// task only.
+    /// Each thread runs one of the launch lists from start to end: a launch inside a task of the thread team runs on
+    /// the thread of that task only.
     fn launch_parallel(&self, lists: &[&[Launch]]) -> Result<()> {
         self.team.run(lists.len(), |i| {
             for launch in lists[i] {

@@ -22,12 +22,14 @@ const SPLIT_MAX_FLOPS: f64 = 1e6;
 /// Maximum average number of bytes per launch, see [`SPLIT_MAX_FLOPS`].
 const SPLIT_MAX_BYTES: f64 = 256e3;
 
-/// Captures a repeated step when it runs with a number of rows for the second time, and replays it from then on.
+/// Captures a repeated step when it runs for the second time with the same number of rows (sequences of the batch),
+/// and replays the graph from then on.
 #[derive(Debug)]
 pub struct GraphCache {
     device: Device,
     enabled: bool,
-    /// Graphs by number of rows. If there are several for one number, each computes its own range of the rows.
+    /// The graphs for each number of rows. If there are several for one number, each graph computes its own range of
+    /// the rows.
     graphs: BTreeMap<usize, Vec<CapturedGraph>>,
     /// Numbers of rows that the step has run with once. The first run does work that a capture must not contain.
     warmed_up: BTreeSet<usize>,

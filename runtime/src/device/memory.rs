@@ -48,13 +48,13 @@ impl MemoryCategory {
     }
 
     /// The command-line options that reduce memory of this category.
-    pub const fn advice(self) -> &'static str {
+    pub const fn memory_saving_options(self) -> &'static str {
         match self {
             MemoryCategory::Weights | MemoryCategory::Gradients => "use --dtype bf16, or a smaller model",
             MemoryCategory::Optimizer => "use --optim adamw-bf16 or adamw-8bit",
             MemoryCategory::KvCache => "generate fewer completions at a time, or shorter ones",
             MemoryCategory::Activations | MemoryCategory::Inputs | MemoryCategory::Workspace => {
-                "lower --max-length, the batch or --max-pixels"
+                "lower --max-length, the batch size or --max-pixels"
             }
         }
     }

@@ -32,7 +32,7 @@ pub use profiler::{LaunchEvent, OpTotals, Profiler};
 pub use sim::SimOptions;
 
 use crate::error::{Result, RuntimeError};
-use captured_graph::Capture;
+use captured_graph::CaptureState;
 use download::PendingCopy;
 use memory::MemoryCounters;
 use profiler::{ProfileData, ProfileMode, TimedLaunch};
@@ -62,10 +62,11 @@ pub struct Hardware {
 pub struct MatmulLibrary {
     /// Name and version, for example `cuBLASLt 13.1.0`.
     pub name: String,
-    /// The number of product shapes that were computed so far. The library has chosen an algorithm for each.
+    /// The number of different matrix product shapes that were computed so far. The library chooses one algorithm per
+    /// shape.
     pub algorithms: usize,
-    /// A hash of these shapes and their algorithms. If hash and library are equal on two GPUs of the same model,
-    /// products have equal bits.
+    /// A hash of the matrix product shapes so far and of the algorithm for each. If two GPUs of the same model have
+    /// equal hashes and the same library, their matrix products have equal bits.
     pub hash: String,
 }
 
@@ -84,7 +85,7 @@ trait Backend: Send + Sync {
     fn alloc(&self, bytes: usize) -> Option<u64>;
     fn free(&self, addr: u64, bytes: usize);
     fn launch(&self, launch: &Launch) -> Result<()>;
-    /// Runs lists of launches that may run in parallel: no list uses memory that another one writes.
+    /// Runs several lists of launches, which may run in parallel: no list uses memory that another one writes.
     fn launch_parallel(&self, lists: &[&[Launch]]) -> Result<()> {
         lists.iter().flat_map(|list| list.iter()).try_for_each(|launch| self.launch(launch))
     }
@@ -125,19 +126,19 @@ trait Backend: Send + Sync {
     fn hardware(&self) -> Hardware {
         Hardware { name: self.name().into(), ..Hardware::default() }
     }
-    /// The library that computes matrix products; `None` before the first product, and if the kernels of this project
-    /// compute them.
+    /// The library that computes matrix products. `None` if this project's kernels compute them, or before the first
+    /// matrix product.
     fn matmul_library(&self) -> Option<MatmulLibrary> {
         None
     }
     fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
-    /// Gives the device access to a part (> 0 bytes) of a mapped file, in place if possible, else as a copy. The file
-    /// outlives the access.
+    /// Gives the device access to a part (> 0 bytes) of a mapped file, in place if possible, else as a copy. Returns
+    /// the device address. The file stays mapped at least until [`Backend::unmap`].
     fn map(&self, part: &[u8]) -> Result<Option<u64>> {
         Ok(Some(part.as_ptr() as u64))
     }
-    /// Ends the access that `map` gave.
+    /// Ends the access to a part of a file that [`Backend::map`] gave.
     fn unmap(&self, _addr: u64, _bytes: usize) {}
     /// Whether launches return before their work is done.
     fn is_async(&self) -> bool {
@@ -185,7 +186,7 @@ struct Inner {
     backend: Box<dyn Backend>,
     memory: MemoryCounters,
     profile: ProfileData,
-    capture: Mutex<Option<Capture>>,
+    capture: Mutex<Option<CaptureState>>,
 }
 
 /// A handle to a device. Clones refer to the same device.
@@ -283,9 +284,10 @@ impl Device {
         self.0.backend.is_simulated()
     }
 
-    /// The number of rows that a decode step for `rows` sequences computes, at most `max_rows`. A GPU rounds up to a
-    /// power of two, so a few captured graphs serve all batch sizes; the CPU computes no unused row.
-    pub fn decode_batch_size(&self, rows: usize, max_rows: usize) -> usize {
+    /// The number of rows, including unused ones, that a decode step for `rows` sequences computes; at most
+    /// `max_rows`. A GPU rounds up to a power of two, so a few captured graphs serve all batch sizes; the CPU
+    /// computes no unused row.
+    pub fn padded_decode_batch_size(&self, rows: usize, max_rows: usize) -> usize {
         match self.kernels() {
             Kernels::Cuda => rows.next_power_of_two().min(max_rows),
             Kernels::Cpu => rows,
@@ -303,9 +305,9 @@ impl Device {
     /// [`RuntimeError::OutOfMemory`].
     pub fn alloc(&self, bytes: usize, category: MemoryCategory) -> Result<Buffer> {
         if bytes > 0
-            && let Some(recorded) = self.alloc_captured(bytes, category)
+            && let Some(recorded) = self.alloc_in_graph_memory(bytes, category)
         {
-            return recorded.map(|(addr, home)| Buffer::in_graph(self.clone(), addr, bytes, category, home));
+            return recorded.map(|(addr, home)| Buffer::allocated_in_graph(self.clone(), addr, bytes, category, home));
         }
         let addr = if bytes == 0 { Some(0) } else { self.0.backend.alloc(bytes) };
         let addr = addr.ok_or_else(|| self.out_of_memory(bytes, category))?;
@@ -335,7 +337,7 @@ impl Device {
 
     fn out_of_memory(&self, bytes: usize, category: MemoryCategory) -> RuntimeError {
         let held = self.0.memory.usage().now;
-        RuntimeError::OutOfMemory { bytes, category: category.name(), held, advice: category.advice() }
+        RuntimeError::OutOfMemory { bytes, category: category.name(), held, advice: category.memory_saving_options() }
     }
 
     /// Runs a launch; later launches see what it wrote. Inside [`Device::capture`], the launch is captured instead.
@@ -348,11 +350,11 @@ impl Device {
         }
         let _range = nvtx_range(launch.name());
         let profile = &self.0.profile;
-        if !profile.is_on() {
+        if !profile.is_collecting() {
             return self.0.backend.launch(launch);
         }
         let timed = self.0.backend.launch_timed(launch, profile.mode())?;
-        profile.add_timed(timed);
+        profile.add_timed_launches(timed);
         Ok(())
     }
 
@@ -366,8 +368,8 @@ impl Device {
         self.0.backend.hardware()
     }
 
-    /// The library that computes matrix products; `None` before the first product, and if the kernels of this project
-    /// compute them.
+    /// The library that computes matrix products. `None` if this project's kernels compute them, or before the first
+    /// matrix product.
     pub fn matmul_library(&self) -> Option<MatmulLibrary> {
         self.0.backend.matmul_library()
     }

@@ -85,7 +85,7 @@ impl Profiler<'_> {
     }
 
     /// Waits for the launches in flight and returns the timeline, ordered by start time.
-    pub fn events(&self) -> Result<Vec<LaunchEvent>> {
+    pub fn launch_events(&self) -> Result<Vec<LaunchEvent>> {
         self.read()?;
         let mut events = self.collected().lock().events.clone();
         events.sort_by_key(|e| e.start);
@@ -94,7 +94,7 @@ impl Profiler<'_> {
 
     /// The bytes in use after each allocation and each release that happened while [`Self::record_timeline`] was on,
     /// in order.
-    pub fn memory(&self) -> Vec<MemorySample> {
+    pub fn memory_samples(&self) -> Vec<MemorySample> {
         self.0.0.memory.samples()
     }
 
@@ -104,7 +104,7 @@ impl Profiler<'_> {
 
     fn read(&self) -> Result<()> {
         let known = self.0.0.backend.collect_timings()?;
-        self.collected().add_timed(known);
+        self.collected().add_timed_launches(known);
         Ok(())
     }
 }
@@ -118,7 +118,7 @@ pub(super) struct ProfileMode {
 }
 
 impl ProfileMode {
-    /// A launch that was profiled in this mode, with its time.
+    /// Makes the record of a launch that was profiled in this mode and took `seconds`.
     pub(super) fn timed(self, name: &'static str, cost: Cost, start: Instant, seconds: f64) -> TimedLaunch {
         TimedLaunch { mode: self, event: LaunchEvent { name, part: self.part, cost, start, seconds } }
     }
@@ -145,7 +145,7 @@ pub(super) struct ProfileData {
 }
 
 impl ProfileData {
-    pub(super) fn is_on(&self) -> bool {
+    pub(super) fn is_collecting(&self) -> bool {
         self.mode.load(Ordering::Relaxed) != 0
     }
 
@@ -156,7 +156,7 @@ impl ProfileData {
     }
 
     /// Adds launches whose times have become known.
-    pub(super) fn add_timed(&self, known: Vec<TimedLaunch>) {
+    pub(super) fn add_timed_launches(&self, known: Vec<TimedLaunch>) {
         let mut s = self.lock();
         for TimedLaunch { mode: ProfileMode { mode, .. }, event } in known {
             if mode & COUNT != 0 {

@@ -65,7 +65,8 @@ impl Sim {
     }
 
     fn interleave(&self, launch: &KernelLaunch, memory: &mut SimMemory) -> Result<()> {
-        // The order of warps also depends on the launch number, so one pass of a model covers many orders.
+        // The random orders of warps also depend on the number of the launch, so one forward pass of a model tests
+        // many orders.
         let first = self.launches.fetch_add(1, Ordering::Relaxed);
         let runs = u64::from(self.options.interleavings.max(1));
         let before = (runs > 1).then(|| memory.clone());
@@ -192,7 +193,9 @@ impl Backend for Sim {
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
         let memory = self.memory();
         let bytes = memory.read(from, to.len()).map_err(|e| {
-            RuntimeError::Device(format!("device sim: the host {e}; the op that should have written it did not"))
+            RuntimeError::Device(format!(
+                "device sim: the host {e}; the op that should have written these bytes did not"
+            ))
         })?;
         to.copy_from_slice(bytes);
         Ok(())
@@ -263,7 +266,7 @@ mod tests {
         let (x, other) = (numbers(&d, &[2], &[1.0, 2.0]), numbers(&d, &[2], &[3.0, 4.0]));
         let params = FillParams { dst: x.addr(), count: 3, value: 7.0, reserved: 0 };
         fails(d.launch(&elementwise::fill(DType::F32, &params)), &["fill_f32", "sm80.cu:", "out-of-bounds"]);
-        // A product that has more rows than the tensor for its result.
+        // A matrix product whose result has more rows than the tensor it is written to.
         let (a, b, c) = (numbers(&d, &[3, 1], &[1.0; 3]), numbers(&d, &[1, 1], &[1.0]), x.reshape(&[2, 1]).unwrap());
         let Launch::Matmul(m) = product(&a, &b, &c, false) else { return };
         fails(d.launch(&Launch::Matmul(Matmul { m: 3, ..m })), &["matmul_fwd: c: is larger than its buffer"]);

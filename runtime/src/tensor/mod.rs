@@ -41,7 +41,7 @@ struct Inner {
 pub struct Tensor(Arc<Inner>);
 
 /// Formats a shape for messages: `[2, 3]`.
-pub fn dims(shape: &[usize]) -> String {
+pub fn format_shape(shape: &[usize]) -> String {
     format!("{shape:?}")
 }
 
@@ -63,7 +63,7 @@ impl Tensor {
         let bytes = shape
             .iter()
             .try_fold(dtype.size(), |n, &d| n.checked_mul(d))
-            .ok_or_else(|| shape_error("tensor", format!("{} is too large", dims(shape))))?;
+            .ok_or_else(|| shape_error("tensor", format!("{} is too large", format_shape(shape))))?;
         Ok(Tensor::build(shape, dtype, Arc::new(device.alloc(bytes, category)?), 0, Grad::None))
     }
 
@@ -78,7 +78,7 @@ impl Tensor {
                 "tensor",
                 format!(
                     "shape {} of {dtype} needs {want} bytes, but the buffer has {} bytes",
-                    dims(shape),
+                    format_shape(shape),
                     buffer.bytes()
                 ),
             ));
@@ -102,7 +102,11 @@ impl Tensor {
         if bytes.len() != want {
             return Err(shape_error(
                 "tensor",
-                format!("got {} bytes for shape {} of {dtype}", bytes.len(), dims(shape)),
+                format!(
+                    "got {} bytes of data for shape {} of {dtype}, which needs {want} bytes",
+                    bytes.len(),
+                    format_shape(shape)
+                ),
             ));
         }
         let t = Tensor::empty(device, shape, dtype, category)?;
@@ -174,7 +178,7 @@ impl Tensor {
     }
 
     /// The parameter name, if the tensor is a trained parameter.
-    pub fn parameter(&self) -> Option<&str> {
+    pub fn parameter_name(&self) -> Option<&str> {
         match &self.0.grad {
             Grad::Parameter(name) => Some(name),
             _ => None,
@@ -191,7 +195,7 @@ impl Tensor {
         Arc::strong_count(&self.0) > 1 || Arc::strong_count(&self.0.buffer) > 1
     }
 
-    /// A tensor in the same memory that is the trained parameter `name`.
+    /// Makes this tensor the trained parameter `name`. The memory stays the same.
     ///
     /// # Errors
     /// The memory belongs to a mapped file, which is read-only.
@@ -226,7 +230,11 @@ impl Tensor {
         if shape.iter().product::<usize>() != self.count() {
             return Err(shape_error(
                 "reshape",
-                format!("shape {} cannot become {}: the number of elements differs", dims(self.shape()), dims(shape)),
+                format!(
+                    "shape {} cannot become {}: the number of elements differs",
+                    format_shape(self.shape()),
+                    format_shape(shape)
+                ),
             ));
         }
         let Inner { id, dtype, ref buffer, offset, ref grad, .. } = *self.0;
@@ -247,7 +255,7 @@ impl Tensor {
     pub fn rows(&self, start: usize, len: usize) -> Result<Tensor> {
         let total = self.shape().first().copied().unwrap_or(0);
         if start + len > total {
-            return Err(shape_error("rows", format!("{start}+{len} of {}", dims(self.shape()))));
+            return Err(shape_error("rows", format!("{start}+{len} of {}", format_shape(self.shape()))));
         }
         let mut shape = self.shape().to_vec();
         shape[0] = len;
@@ -264,7 +272,7 @@ impl Tensor {
         if bytes.len() != self.bytes() || !self.0.buffer.is_writable() {
             return Err(shape_error(
                 "write",
-                format!("{} bytes into {} of {}", bytes.len(), dims(self.shape()), self.dtype()),
+                format!("{} bytes into {} of {}", bytes.len(), format_shape(self.shape()), self.dtype()),
             ));
         }
         self.0.buffer.upload(self.0.offset, bytes)

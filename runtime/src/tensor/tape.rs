@@ -52,7 +52,7 @@ impl Tape {
         outputs: &[&Tensor],
         backward: impl FnOnce(&mut Backward<'_>) -> Result<()> + 'static,
     ) {
-        let parameters = inputs.iter().filter_map(|t| t.parameter().map(Arc::from)).collect();
+        let parameters = inputs.iter().filter_map(|t| t.parameter_name().map(Arc::from)).collect();
         let outputs = outputs.iter().map(|t| t.id()).collect();
         self.0.borrow_mut().push(Node { name, outputs, parameters, backward: Box::new(backward) });
     }
@@ -86,7 +86,7 @@ impl Tape {
     }
 }
 
-/// Gradients of those leaves of a tape that are not parameters.
+/// Gradients of the leaves of a tape, other than trained parameters.
 pub(super) struct LeafGrads(HashMap<u64, Tensor>);
 
 impl LeafGrads {
@@ -144,7 +144,7 @@ impl Backward<'_> {
         if !x.needs_grad() {
             return Ok(());
         }
-        if x.parameter().is_some() {
+        if x.parameter_name().is_some() {
             let sum = self.grads.buffer(x)?;
             return accumulate(self.device, &grad, &sum);
         }
@@ -170,7 +170,7 @@ impl Backward<'_> {
 
     /// The f32 buffer that collects the gradient of parameter `x`; `None` if `x` is not a trained parameter.
     pub fn parameter_grad(&mut self, x: &Tensor) -> Result<Option<Tensor>> {
-        if x.parameter().is_none() { Ok(None) } else { self.grads.buffer(x).map(Some) }
+        if x.parameter_name().is_none() { Ok(None) } else { self.grads.buffer(x).map(Some) }
     }
 
     pub(super) fn grads(&mut self) -> &mut Grads {
@@ -227,7 +227,7 @@ impl Grads {
     }
 
     fn buffer(&mut self, parameter: &Tensor) -> Result<Tensor> {
-        let name: Arc<str> = parameter.parameter().unwrap_or_default().into();
+        let name: Arc<str> = parameter.parameter_name().unwrap_or_default().into();
         let sum = match self.buffers.get(&name) {
             Some(t) => t.clone(),
             None => {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 /// Runs `call` and returns its result and its time in seconds: the CPU time of this thread, which excludes other
 /// processes, or the elapsed time where the system does not report CPU time.
-pub fn timed<R>(call: impl FnOnce() -> R) -> (R, f64) {
+pub fn run_timed<R>(call: impl FnOnce() -> R) -> (R, f64) {
     let (start, before) = (Instant::now(), cpu_seconds());
     let result = call();
     let elapsed = start.elapsed().as_secs_f64();

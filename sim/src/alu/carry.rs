@@ -5,7 +5,7 @@
 
 use super::OperandSlots;
 use super::integer::{low_bits_mask, sign_or_zero_extend};
-use super::lanes::{set_predicate, set_undefined};
+use super::lanes::{mark_undefined_lanes, set_predicate};
 use crate::regs::{Registers, Slot};
 
 /// Arithmetic operations that can read and write the carry flag.
@@ -59,7 +59,7 @@ impl CarryOp {
         } else {
             r.set(s.dst[0], &out.map(|x| x as u32), mask);
         }
-        set_undefined(r, s.dst[0], mask, u);
+        mark_undefined_lanes(r, s.dst[0], mask, u);
         if self.output {
             set_predicate(r, s.carry, carries, mask, u);
         }

@@ -3,10 +3,10 @@
 //! Source: PTX ISA 9.0, chapter 9.7.6 (comparison and selection).
 
 use super::OperandSlots;
-use super::f32_math::{self, f32_input};
-use super::half::half_value;
+use super::f32_math::{self, f32_from_operand_bits};
+use super::half::half_to_f64;
 use super::integer::integer_value;
-use super::lanes::{LaneValue, lanes_where, set_predicate, set_undefined, undefined_lanes};
+use super::lanes::{LaneValue, lanes_where, mark_undefined_lanes, set_predicate, undefined_lanes};
 use super::scalar::{ScalarFlags, ScalarOp, scalar_functions};
 use crate::regs::{Registers, Slot};
 
@@ -27,7 +27,7 @@ pub enum Relation {
 
 /// How a comparison's result is combined with a source predicate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Combine {
+pub enum PredicateCombination {
     /// The comparison's result alone.
     None,
     /// `.and`
@@ -45,10 +45,11 @@ pub struct Comparison {
     pub relation: Relation,
     pub swap: bool,
     pub invert: bool,
-    pub combine: Combine,
+    pub combine: PredicateCombination,
     /// True if the source predicate is negated.
     pub not: bool,
-    /// True for two destinations `p|q`: `q` gets the negated comparison, combined with the source predicate.
+    /// True if the instruction has two destinations `p|q`: `q` gets the negated comparison, combined with the source
+    /// predicate.
     pub pair: bool,
 }
 
@@ -57,9 +58,9 @@ impl Comparison {
     #[inline(always)]
     pub fn write_predicates(self, r: &mut Registers, s: &OperandSlots, mask: u32, holds: u32) {
         // Compute both results before writing: a destination may also be the source predicate.
-        let (p, u) = self.combined_mask(r, s, holds);
+        let (p, u) = self.combined_true_and_undefined_lanes(r, s, holds);
         if self.pair {
-            let (q, _) = self.combined_mask(r, s, !holds);
+            let (q, _) = self.combined_true_and_undefined_lanes(r, s, !holds);
             set_predicate(r, s.dst[1], q, mask, u);
         }
         set_predicate(r, s.dst[0], p, mask, u);
@@ -68,16 +69,16 @@ impl Comparison {
     /// Takes the lanes `holds` in which the relation is true, negates them if `invert`, and combines them with the
     /// source predicate. Returns the lanes in which the result is true, and the lanes in which it is undefined.
     #[inline(always)]
-    pub fn combined_mask(self, r: &Registers, s: &OperandSlots, holds: u32) -> (u32, u32) {
+    pub fn combined_true_and_undefined_lanes(self, r: &Registers, s: &OperandSlots, holds: u32) -> (u32, u32) {
         let x = holds ^ 0u32.wrapping_sub(self.invert as u32);
         let u = undefined_lanes::<2>(r, s);
-        if self.combine == Combine::None {
+        if self.combine == PredicateCombination::None {
             return (x, u);
         }
         let c = r.predicates[s.src[2] as usize] ^ 0u32.wrapping_sub(self.not as u32);
         let value = match self.combine {
-            Combine::And => x & c,
-            Combine::Or => x | c,
+            PredicateCombination::And => x & c,
+            PredicateCombination::Or => x | c,
             _ => x ^ c,
         };
         (value, u | r.undefined_predicates[s.src[2] as usize])
@@ -115,7 +116,7 @@ impl Comparison {
     #[inline(always)]
     pub fn compare_f32(self, r: &mut Registers, s: &OperandSlots, mask: u32, ftz: bool) {
         let (a, b) = self.operands(s);
-        let x = |a: u32| f32_input(a, ftz);
+        let x = |a: u32| f32_from_operand_bits(a, ftz);
         let holds = match self.relation {
             Relation::Less => lanes_where::<u32>(r, a, b, |a, b| x(a) < x(b)),
             Relation::LessEqual => lanes_where::<u32>(r, a, b, |a, b| x(a) <= x(b)),
@@ -139,20 +140,20 @@ pub fn selp<A: LaneValue>(r: &mut Registers, s: &OperandSlots, mask: u32) {
     A::store(r, s.dst[0], &d, mask);
     let (ua, ub) = (r.undefined[s.src[0] as usize], r.undefined[s.src[1] as usize]);
     let u = ua & p | ub & !p | r.undefined_predicates[s.src[2] as usize];
-    set_undefined(r, s.dst[0], mask, u);
+    mark_undefined_lanes(r, s.dst[0], mask, u);
 }
 
 /// The value that `set` writes for true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SetResult {
+pub struct SetTrueValue {
     pub truth: u32,
     /// True if the operands are packed halves, which are compared one by one.
     pub halves: bool,
 }
 
-/// Returns the lanes in which a comparison function returns 1.
+/// Returns the mask of the lanes in which the comparison function `scalar` returns 1.
 pub fn lanes_that_hold(scalar: &ScalarOp, r: &Registers, s: &OperandSlots, mask: u32) -> u32 {
-    lane_mask(&scalar.lane_results(r, s, mask).0)
+    lane_mask(&scalar.lane_results_and_undefined_lanes(r, s, mask).0)
 }
 
 /// Returns a mask whose bit i is bit 0 of lane i.
@@ -182,8 +183,8 @@ scalar_functions! {
 pub fn compare_floats(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     let x = |a: u64| match f.bits {
         64 => f64::from_bits(a),
-        32 => f32_math::f32_input(a as u32, f.ftz) as f64,
-        _ => half_value(f, a),
+        32 => f32_math::f32_from_operand_bits(a as u32, f.ftz) as f64,
+        _ => half_to_f64(f, a),
     };
     (f.wide & ordering_bit(x(a).partial_cmp(&x(b))) != 0) as u64
 }
@@ -211,6 +212,6 @@ pub fn ordering_bit(ordering: Option<std::cmp::Ordering>) -> u8 {
 
 /// `slct`: returns `a` if `c` ≥ 0, else `b`; a NaN selects `b`. `c` is an f32 if `variant`, else an s32.
 pub fn slct(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-    let first = if f.variant { f32_math::f32_input(c as u32, f.ftz) >= 0.0 } else { c as u32 as i32 >= 0 };
+    let first = if f.variant { f32_math::f32_from_operand_bits(c as u32, f.ftz) >= 0.0 } else { c as u32 as i32 >= 0 };
     if first { a } else { b }
 }

@@ -11,15 +11,15 @@ pub fn flush_subnormal(x: u32, ftz: bool) -> u32 {
     if ftz && x & 0x7f80_0000 == 0 { x & 0x8000_0000 } else { x }
 }
 
-/// Returns the f32 with bits `x`; subnormals are flushed if `ftz`.
+/// Returns the f32 with bits `x`. If `ftz`, a subnormal becomes a zero of the same sign.
 #[inline(always)]
-pub fn f32_input(x: u32, ftz: bool) -> f32 {
+pub fn f32_from_operand_bits(x: u32, ftz: bool) -> f32 {
     f32::from_bits(flush_subnormal(x, ftz))
 }
 
-/// Returns the bits of a result: any NaN becomes the canonical NaN, subnormals are flushed if `ftz`.
+/// Returns the bits of the result `x`: any NaN becomes the canonical NaN and, if `ftz`, a subnormal becomes a zero.
 #[inline(always)]
-pub fn f32_output(x: f32, ftz: bool) -> u32 {
+pub fn f32_to_result_bits(x: f32, ftz: bool) -> u32 {
     let bits = flush_subnormal(x.to_bits(), ftz);
     if bits & 0x7fff_ffff > 0x7f80_0000 { CANONICAL_NAN } else { bits }
 }

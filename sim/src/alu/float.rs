@@ -71,8 +71,8 @@ fn rounded_arithmetic(
 macro_rules! arithmetic_functions {
     ($($f32_name:ident $f64_name:ident $op:ident |$a:ident, $b:ident, $c:ident| $value:expr;)*) => {$(
         pub fn $f32_name(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-            let [$a, $b, $c] = [a, b, c].map(|x| f32_math::f32_input(x as u32, f.ftz));
-            let native = f32_math::f32_output($value, false);
+            let [$a, $b, $c] = [a, b, c].map(|x| f32_math::f32_from_operand_bits(x as u32, f.ftz));
+            let native = f32_math::f32_to_result_bits($value, false);
             let bits = rounded_arithmetic(FloatArithmetic::$op, f.rounding, F32, $a as f64, $b as f64, $c as f64, native as u64) as u32;
             let least = f.ftz && bits & 0x7fff_ffff == 0x80_0000;
             if least && is_tiny_after_rounding(F32, f.rounding, unrounded_result(FloatArithmetic::$op, $a as f64, $b as f64, $c as f64)) {
@@ -122,7 +122,8 @@ fn unrounded_result(op: FloatArithmetic, a: f64, b: f64, c: f64) -> f64 {
         FloatArithmetic::Mul => a * b,
         FloatArithmetic::Fma => add_round_to_odd(a * b, c),
         FloatArithmetic::Div => a / b,
-        // Sums that small are exact. Reciprocals and square roots are never that small.
+        // No other operation gives an inexact result that is tiny: sums this small are exact, and reciprocals and
+        // square roots are never this small.
         _ => f64::from(f32::MIN_POSITIVE),
     }
 }
@@ -139,10 +140,10 @@ pub fn copysign(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     a & sign | b & (sign - 1)
 }
 
-pub fn neg64(_: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+pub fn neg_f64(_: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     a ^ 1 << 63
 }
 
-pub fn abs64(_: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+pub fn abs_f64(_: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     a & !(1 << 63)
 }

@@ -6,7 +6,7 @@
 use super::OperandSlots;
 use super::f32_math::{self, f16_to_f32, f32_to_bf16, f32_to_f16};
 use super::float::{FloatArithmetic, is_tiny_after_rounding};
-use super::lanes::map3;
+use super::lanes::map_lanes_ternary;
 use super::scalar::ScalarFlags;
 use super::soft_float::{BF16, F16, FloatFormat, add_round_to_odd, encode_float};
 use crate::regs::Registers;
@@ -21,8 +21,8 @@ pub struct HalfOp {
 }
 
 impl HalfOp {
-    /// Executes the instruction for the lanes of `mask`. `add`, `sub` and `mul` have no third source and get the
-    /// second one in its place, which they ignore.
+    /// Executes the instruction for the lanes of `mask`. `add`, `sub` and `mul` have two sources; they get the second
+    /// one again as the third source and ignore it.
     pub fn run(self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         let mut s = *s;
         if self.op != FloatArithmetic::Fma {
@@ -52,9 +52,11 @@ impl HalfOp {
             if BF16 { f32_to_bf16(odd) } else { f32_to_f16(odd) }
         };
         if self.pair {
-            map3(r, s, mask, |a: u32, b: u32, c: u32| half(a, b, c) | half(a >> 16, b >> 16, c >> 16) << 16);
+            map_lanes_ternary(r, s, mask, |a: u32, b: u32, c: u32| {
+                half(a, b, c) | half(a >> 16, b >> 16, c >> 16) << 16
+            });
         } else {
-            map3(r, s, mask, half);
+            map_lanes_ternary(r, s, mask, half);
         }
     }
 }
@@ -79,7 +81,7 @@ pub fn half_format(f: ScalarFlags) -> FloatFormat {
 }
 
 /// Returns the value of a half-precision operand: bf16 if `variant`, else f16.
-pub fn half_value(f: ScalarFlags, x: u64) -> f64 {
+pub fn half_to_f64(f: ScalarFlags, x: u64) -> f64 {
     let value =
         if f.variant { f32::from_bits((x as u32) << 16) } else { f32::from_bits(f32_math::f16_to_f32(x as u32)) }
             as f64;
@@ -106,7 +108,7 @@ fn half_result(f: ScalarFlags, x: f64) -> u64 {
 macro_rules! half_functions {
     ($($name:ident $pair:ident |$a:ident, $b:ident, $c:ident| $value:expr;)*) => {$(
         pub fn $name(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
-            let [$a, $b, $c] = [a, b, c].map(|x| half_value(f, x));
+            let [$a, $b, $c] = [a, b, c].map(|x| half_to_f64(f, x));
             half_result(f, $value)
         }
 

@@ -40,12 +40,12 @@ pub fn sub(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     wrap_or_saturate(f, integer_value(f, a) - integer_value(f, b))
 }
 
-/// Returns the product; products of unsigned 64-bit numbers use all 128 bits.
+/// Returns the exact product as 128 bits, which a product of unsigned 64-bit numbers needs.
 fn product(f: ScalarFlags, a: u64, b: u64) -> i128 {
     integer_value(f, a).wrapping_mul(integer_value(f, b))
 }
 
-/// Returns the upper half of the product.
+/// Returns the upper half of the product of `a` and `b`.
 fn high(f: ScalarFlags, a: u64, b: u64) -> i128 {
     let p = product(f, a, b);
     if f.signed { p >> f.bits } else { (p as u128 >> f.bits) as i128 }
@@ -92,11 +92,11 @@ fn halves(f: ScalarFlags, a: u64, b: u64, g: fn(ScalarFlags, u64, u64, u64, u64)
     g(f, a & 0xffff, b & 0xffff, 0, 0) | g(f, a >> 16, b >> 16, 0, 0) << 16
 }
 
-pub fn min_or_max_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+pub fn min_or_max_16bit_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     halves(f, a, b, min_or_max)
 }
 
-pub fn add_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+pub fn add_16bit_pairs(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     halves(f, a, b, add)
 }
 

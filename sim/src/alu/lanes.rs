@@ -4,7 +4,8 @@
 use super::OperandSlots;
 use crate::regs::{RegisterRow, Registers, Slot};
 
-/// The value of a register in one lane: `u32` (one row) or `u64` (two rows).
+/// The value of a register in one lane: `u32` for a 32-bit register (one row of 32 lanes), `u64` for a 64-bit
+/// register (two rows).
 pub trait LaneValue: Copy + 'static {
     const ZERO: Self;
     /// Loads all lanes of the register at `slot`.
@@ -45,12 +46,12 @@ impl LaneValue for u64 {
 /// Marks the register at `slot` in the lanes of `mask`: as undefined where the bit of the lane is set in `undefined`,
 /// else as defined.
 #[inline(always)]
-pub fn set_undefined(r: &mut Registers, slot: Slot, mask: u32, undefined: u32) {
+pub fn mark_undefined_lanes(r: &mut Registers, slot: Slot, mask: u32, undefined: u32) {
     let u = &mut r.undefined[slot as usize];
     *u = *u & !mask | undefined & mask;
 }
 
-/// Writes a predicate and its undefined bits in the lanes of `mask`.
+/// Writes a predicate, and which of its lanes are undefined, in the lanes of `mask`.
 #[inline(always)]
 pub fn set_predicate(r: &mut Registers, slot: Slot, value: u32, mask: u32, undefined: u32) {
     let p = &mut r.predicates[slot as usize];
@@ -71,7 +72,7 @@ pub fn undefined_lanes<const N: usize>(r: &Registers, s: &OperandSlots) -> u32 {
 
 /// Computes `dst = f(src0)` in the lanes of `mask`. A result lane is undefined where the source is.
 #[inline(always)]
-pub fn map1<D: LaneValue, A: LaneValue>(r: &mut Registers, s: &OperandSlots, mask: u32, f: impl Fn(A) -> D) {
+pub fn map_lanes_unary<D: LaneValue, A: LaneValue>(r: &mut Registers, s: &OperandSlots, mask: u32, f: impl Fn(A) -> D) {
     let a = A::load(r, s.src[0]);
     let mut d = [D::ZERO; 32];
     for i in 0..32 {
@@ -79,12 +80,12 @@ pub fn map1<D: LaneValue, A: LaneValue>(r: &mut Registers, s: &OperandSlots, mas
     }
     D::store(r, s.dst[0], &d, mask);
     let u = undefined_lanes::<1>(r, s);
-    set_undefined(r, s.dst[0], mask, u);
+    mark_undefined_lanes(r, s.dst[0], mask, u);
 }
 
 /// Computes `dst = f(src0, src1)` in the lanes of `mask`. A result lane is undefined where a source is.
 #[inline(always)]
-pub fn map2<D: LaneValue, A: LaneValue, B: LaneValue>(
+pub fn map_lanes_binary<D: LaneValue, A: LaneValue, B: LaneValue>(
     r: &mut Registers,
     s: &OperandSlots,
     mask: u32,
@@ -97,12 +98,12 @@ pub fn map2<D: LaneValue, A: LaneValue, B: LaneValue>(
     }
     D::store(r, s.dst[0], &d, mask);
     let u = undefined_lanes::<2>(r, s);
-    set_undefined(r, s.dst[0], mask, u);
+    mark_undefined_lanes(r, s.dst[0], mask, u);
 }
 
 /// Computes `dst = f(src0, src1, src2)` in the lanes of `mask`. A result lane is undefined where a source is.
 #[inline(always)]
-pub fn map3<D: LaneValue, A: LaneValue, B: LaneValue, C: LaneValue>(
+pub fn map_lanes_ternary<D: LaneValue, A: LaneValue, B: LaneValue, C: LaneValue>(
     r: &mut Registers,
     s: &OperandSlots,
     mask: u32,
@@ -115,10 +116,10 @@ pub fn map3<D: LaneValue, A: LaneValue, B: LaneValue, C: LaneValue>(
     }
     D::store(r, s.dst[0], &d, mask);
     let u = undefined_lanes::<3>(r, s);
-    set_undefined(r, s.dst[0], mask, u);
+    mark_undefined_lanes(r, s.dst[0], mask, u);
 }
 
-/// Returns the lanes in which `f` is true for the registers at `a` and `b`.
+/// Returns the mask of the lanes in which `f` is true for the values of the registers at `a` and `b`.
 #[inline(always)]
 pub fn lanes_where<A: LaneValue>(r: &Registers, a: Slot, b: Slot, f: impl Fn(A, A) -> bool) -> u32 {
     let (a, b) = (A::load(r, a), A::load(r, b));

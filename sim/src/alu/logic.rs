@@ -6,7 +6,7 @@
 
 use super::OperandSlots;
 use super::integer::{integer_value, low_bits_mask, sign_or_zero_extend, wrap_or_saturate};
-use super::lanes::{map3, set_predicate};
+use super::lanes::{map_lanes_ternary, set_predicate};
 use super::scalar::{ScalarFlags, scalar_functions};
 use crate::regs::Registers;
 
@@ -54,7 +54,7 @@ pub fn run_predicate_logic(
 #[inline(always)]
 pub fn lop3(r: &mut Registers, s: &OperandSlots, mask: u32) {
     let k = lop3_coefficients(r.rows[s.src[3] as usize].0[0]);
-    map3(r, s, mask, |a: u32, b: u32, c: u32| lop3_polynomial(&k, a, b, c));
+    map_lanes_ternary(r, s, mask, |a: u32, b: u32, c: u32| lop3_polynomial(&k, a, b, c));
 }
 
 /// Returns the result of `lop3` in all lanes.
@@ -89,19 +89,19 @@ pub fn prmt(r: &mut Registers, s: &OperandSlots, mask: u32) {
         differ |= x ^ first;
     }
     if differ != 0 {
-        return map3(r, s, mask, permute);
+        return map_lanes_ternary(r, s, mask, permute);
     }
     match first & 0xffff {
-        0x5410 => return map3(r, s, mask, |a: u32, b: u32, _: u32| a & 0xffff | b << 16),
-        0x7632 => return map3(r, s, mask, |a: u32, b: u32, _: u32| a >> 16 | b & 0xffff_0000),
-        signs if signs & 0x8888 != 0 => return map3(r, s, mask, permute),
+        0x5410 => return map_lanes_ternary(r, s, mask, |a: u32, b: u32, _: u32| a & 0xffff | b << 16),
+        0x7632 => return map_lanes_ternary(r, s, mask, |a: u32, b: u32, _: u32| a >> 16 | b & 0xffff_0000),
+        signs if signs & 0x8888 != 0 => return map_lanes_ternary(r, s, mask, permute),
         _ => {}
     }
     let shift = |byte: u32| (first >> (4 * byte) & 3) * 8;
     let of_b = |byte: u32| 0u32.wrapping_sub(first >> (4 * byte + 2) & 1);
     let (s0, s1, s2, s3) = (shift(0), shift(1), shift(2), shift(3));
     let (b0, b1, b2, b3) = (of_b(0), of_b(1), of_b(2), of_b(3));
-    map3(r, s, mask, |a: u32, b: u32, _: u32| {
+    map_lanes_ternary(r, s, mask, |a: u32, b: u32, _: u32| {
         let byte = |of_b: u32, shift: u32| (a & !of_b | b & of_b) >> shift & 0xff;
         byte(b0, s0) | byte(b1, s1) << 8 | byte(b2, s2) << 16 | byte(b3, s3) << 24
     });

@@ -31,7 +31,7 @@ pub use decode::decode;
 pub enum RegisterClass {
     /// One bit per lane in [`Registers::predicates`].
     Pred,
-    /// One row of 32 lanes × 32 bits; 8- and 16-bit values have zero upper bits.
+    /// One row: 32 bits for each of the 32 lanes. The upper bits of 8- and 16-bit values are zero.
     B32,
     /// Two rows: 64 bits per lane.
     B64,
@@ -78,9 +78,9 @@ pub struct OperandTypes {
 /// predicate for [`RegisterClass::Pred`]. Elements without an operand are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OperandSlots {
-    /// One index per element of [`OperandTypes::dst`].
+    /// The index of each destination, in the order of [`OperandTypes::dst`].
     pub dst: [Slot; 4],
-    /// One index per element of [`OperandTypes::src`].
+    /// The index of each source, in the order of [`OperandTypes::src`].
     pub src: [Slot; 5],
     /// The predicate index of the carry flag.
     pub carry: Slot,

@@ -4,7 +4,7 @@
 
 use super::OperandSlots;
 use super::integer::low_bits_mask;
-use super::lanes::{LaneValue, set_undefined};
+use super::lanes::{LaneValue, mark_undefined_lanes};
 use crate::regs::{Registers, Slot};
 
 /// A `mov` that packs narrower registers into one register, or unpacks one register into narrower ones.
@@ -35,8 +35,8 @@ pub fn unpack<A: LaneValue>(
     let u = r.undefined[s.src[0] as usize];
     r.set(s.dst[0], &low, mask);
     r.set(s.dst[1], &high, mask);
-    set_undefined(r, s.dst[0], mask, u);
-    set_undefined(r, s.dst[1], mask, u);
+    mark_undefined_lanes(r, s.dst[0], mask, u);
+    mark_undefined_lanes(r, s.dst[1], mask, u);
 }
 
 impl VectorMove {
@@ -56,13 +56,13 @@ impl VectorMove {
                 }
             }
             store(r, s.dst[0], &lanes, whole, mask);
-            return set_undefined(r, s.dst[0], mask, u);
+            return mark_undefined_lanes(r, s.dst[0], mask, u);
         }
         let lanes = load(r, s.src[0], whole);
         let u = r.undefined[s.src[0] as usize];
         for i in 0..count {
             store(r, s.dst[i], &lanes.map(|x| x >> (bits * i as u32) & low_bits_mask), bits, mask);
-            set_undefined(r, s.dst[i], mask, u);
+            mark_undefined_lanes(r, s.dst[i], mask, u);
         }
     }
 }
@@ -83,7 +83,7 @@ fn store(r: &mut Registers, slot: Slot, value: &[u128; 32], bits: u32, mask: u32
     }
 }
 
-/// Reads four rows as 32 lanes of 128 bits.
+/// Reads a 128-bit register, which is stored in four rows of 32 bits per lane.
 pub fn load_128bit_lanes(r: &Registers, slot: Slot) -> [u128; 32] {
     let lanes: &[u128] = bytemuck::cast_slice(&r.rows[slot as usize..slot as usize + 4]);
     std::array::from_fn(|i| lanes[i])

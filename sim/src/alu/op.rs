@@ -6,10 +6,12 @@
 //! [`super::compare`], [`super::float`], [`super::half`], …
 
 use super::carry::CarryOp;
-use super::compare::{Combine, Comparison, SetResult, lane_mask, lanes_that_hold, selp};
-use super::f32_math::{self, exp2, f32_input, f32_output};
+use super::compare::{Comparison, PredicateCombination, SetTrueValue, lane_mask, lanes_that_hold, selp};
+use super::f32_math::{self, exp2, f32_from_operand_bits, f32_to_result_bits};
 use super::half::HalfOp;
-use super::lanes::{map1, map2, map3, set_predicate, set_undefined, undefined_lanes};
+use super::lanes::{
+    map_lanes_binary, map_lanes_ternary, map_lanes_unary, mark_undefined_lanes, set_predicate, undefined_lanes,
+};
 use super::logic::{PredicateLogic, lop3, lop3_value, prmt, run_predicate_logic};
 use super::moves::{VectorMove, load_128bit_lanes, store_128bit_lanes, unpack};
 use super::scalar::ScalarOp;
@@ -117,41 +119,47 @@ impl Op {
     #[inline(always)]
     pub fn run(&self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         match *self {
-            Op::Mov32 => map1(r, s, mask, |a: u32| a),
-            Op::Mov64 => map1(r, s, mask, |a: u64| a),
-            Op::Add32 => map2(r, s, mask, |a: u32, b: u32| a.wrapping_add(b)),
-            Op::Sub32 => map2(r, s, mask, |a: u32, b: u32| a.wrapping_sub(b)),
-            Op::MulLo32 => map2(r, s, mask, |a: u32, b: u32| a.wrapping_mul(b)),
-            Op::MadLo32 => map3(r, s, mask, |a: u32, b: u32, c: u32| a.wrapping_mul(b).wrapping_add(c)),
-            Op::Add64 => map2(r, s, mask, |a: u64, b: u64| a.wrapping_add(b)),
-            Op::Sub64 => map2(r, s, mask, |a: u64, b: u64| a.wrapping_sub(b)),
-            Op::MulLo64 => map2(r, s, mask, |a: u64, b: u64| a.wrapping_mul(b)),
-            Op::MadLo64 => map3(r, s, mask, |a: u64, b: u64, c: u64| a.wrapping_mul(b).wrapping_add(c)),
-            Op::MulWideS32 => map2(r, s, mask, |a: u32, b: u32| (a as i32 as i64 * b as i32 as i64) as u64),
-            Op::MulWideU32 => map2(r, s, mask, |a: u32, b: u32| a as u64 * b as u64),
-            Op::MadWideS32 => {
-                map3(r, s, mask, |a: u32, b: u32, c: u64| ((a as i32 as i64 * b as i32 as i64) as u64).wrapping_add(c))
+            Op::Mov32 => map_lanes_unary(r, s, mask, |a: u32| a),
+            Op::Mov64 => map_lanes_unary(r, s, mask, |a: u64| a),
+            Op::Add32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| a.wrapping_add(b)),
+            Op::Sub32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| a.wrapping_sub(b)),
+            Op::MulLo32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| a.wrapping_mul(b)),
+            Op::MadLo32 => map_lanes_ternary(r, s, mask, |a: u32, b: u32, c: u32| a.wrapping_mul(b).wrapping_add(c)),
+            Op::Add64 => map_lanes_binary(r, s, mask, |a: u64, b: u64| a.wrapping_add(b)),
+            Op::Sub64 => map_lanes_binary(r, s, mask, |a: u64, b: u64| a.wrapping_sub(b)),
+            Op::MulLo64 => map_lanes_binary(r, s, mask, |a: u64, b: u64| a.wrapping_mul(b)),
+            Op::MadLo64 => map_lanes_ternary(r, s, mask, |a: u64, b: u64, c: u64| a.wrapping_mul(b).wrapping_add(c)),
+            Op::MulWideS32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| (a as i32 as i64 * b as i32 as i64) as u64),
+            Op::MulWideU32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| a as u64 * b as u64),
+            Op::MadWideS32 => map_lanes_ternary(r, s, mask, |a: u32, b: u32, c: u64| {
+                ((a as i32 as i64 * b as i32 as i64) as u64).wrapping_add(c)
+            }),
+            Op::MadWideU32 => {
+                map_lanes_ternary(r, s, mask, |a: u32, b: u32, c: u64| (a as u64 * b as u64).wrapping_add(c))
             }
-            Op::MadWideU32 => map3(r, s, mask, |a: u32, b: u32, c: u64| (a as u64 * b as u64).wrapping_add(c)),
-            Op::MulHiU32 => map2(r, s, mask, |a: u32, b: u32| ((a as u64 * b as u64) >> 32) as u32),
-            Op::Shl32 => map2(r, s, mask, |a: u32, b: u32| if b < 32 { a << (b & 31) } else { 0 }),
-            Op::ShrU32 => map2(r, s, mask, |a: u32, b: u32| if b < 32 { a >> (b & 31) } else { 0 }),
-            Op::ShrS32 => map2(r, s, mask, |a: u32, b: u32| (a as i32 >> if b < 31 { b } else { 31 }) as u32),
-            Op::Shl64 => map2(r, s, mask, |a: u64, b: u32| if b < 64 { a << (b & 63) } else { 0 }),
-            Op::ShrU64 => map2(r, s, mask, |a: u64, b: u32| if b < 64 { a >> (b & 63) } else { 0 }),
-            Op::ShrS64 => map2(r, s, mask, |a: u64, b: u32| (a as i64 >> if b < 63 { b } else { 63 }) as u64),
-            Op::And32 => map2(r, s, mask, |a: u32, b: u32| a & b),
-            Op::Or32 => map2(r, s, mask, |a: u32, b: u32| a | b),
-            Op::Xor32 => map2(r, s, mask, |a: u32, b: u32| a ^ b),
-            Op::Not32 => map1(r, s, mask, |a: u32| !a),
-            Op::Neg32 => map1(r, s, mask, |a: u32| a.wrapping_neg()),
-            Op::And64 => map2(r, s, mask, |a: u64, b: u64| a & b),
-            Op::Or64 => map2(r, s, mask, |a: u64, b: u64| a | b),
-            Op::Xor64 => map2(r, s, mask, |a: u64, b: u64| a ^ b),
-            Op::MinS32 => map2(r, s, mask, |a: u32, b: u32| (a as i32).min(b as i32) as u32),
-            Op::MaxS32 => map2(r, s, mask, |a: u32, b: u32| (a as i32).max(b as i32) as u32),
-            Op::MinU32 => map2(r, s, mask, |a: u32, b: u32| a.min(b)),
-            Op::MaxU32 => map2(r, s, mask, |a: u32, b: u32| a.max(b)),
+            Op::MulHiU32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| ((a as u64 * b as u64) >> 32) as u32),
+            Op::Shl32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| if b < 32 { a << (b & 31) } else { 0 }),
+            Op::ShrU32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| if b < 32 { a >> (b & 31) } else { 0 }),
+            Op::ShrS32 => {
+                map_lanes_binary(r, s, mask, |a: u32, b: u32| (a as i32 >> if b < 31 { b } else { 31 }) as u32)
+            }
+            Op::Shl64 => map_lanes_binary(r, s, mask, |a: u64, b: u32| if b < 64 { a << (b & 63) } else { 0 }),
+            Op::ShrU64 => map_lanes_binary(r, s, mask, |a: u64, b: u32| if b < 64 { a >> (b & 63) } else { 0 }),
+            Op::ShrS64 => {
+                map_lanes_binary(r, s, mask, |a: u64, b: u32| (a as i64 >> if b < 63 { b } else { 63 }) as u64)
+            }
+            Op::And32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| a & b),
+            Op::Or32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| a | b),
+            Op::Xor32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| a ^ b),
+            Op::Not32 => map_lanes_unary(r, s, mask, |a: u32| !a),
+            Op::Neg32 => map_lanes_unary(r, s, mask, |a: u32| a.wrapping_neg()),
+            Op::And64 => map_lanes_binary(r, s, mask, |a: u64, b: u64| a & b),
+            Op::Or64 => map_lanes_binary(r, s, mask, |a: u64, b: u64| a | b),
+            Op::Xor64 => map_lanes_binary(r, s, mask, |a: u64, b: u64| a ^ b),
+            Op::MinS32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| (a as i32).min(b as i32) as u32),
+            Op::MaxS32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| (a as i32).max(b as i32) as u32),
+            Op::MinU32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| a.min(b)),
+            Op::MaxU32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| a.max(b)),
             Op::SetpS32(c) => c.compare_32bit_integers(r, s, mask, 0),
             Op::SetpU32(c) => c.compare_32bit_integers(r, s, mask, 1 << 31),
             Op::SetpS64(c) => c.compare_64bit_integers(r, s, mask, 0),
@@ -172,62 +180,82 @@ impl Op {
                 f32_math::round_and_flush(add_round_to_odd(a as f64 * b as f64, c as f64))
             }),
             // One loop per case: a branch inside the loop would prevent vectorisation.
-            Op::MinF32(false) => map2(r, s, mask, f32_math::min_or_max::<false>),
-            Op::MaxF32(false) => map2(r, s, mask, f32_math::min_or_max::<true>),
-            Op::MinF32(true) => map2(r, s, mask, |a, b| {
+            Op::MinF32(false) => map_lanes_binary(r, s, mask, f32_math::min_or_max::<false>),
+            Op::MaxF32(false) => map_lanes_binary(r, s, mask, f32_math::min_or_max::<true>),
+            Op::MinF32(true) => map_lanes_binary(r, s, mask, |a, b| {
                 f32_math::min_or_max::<false>(f32_math::flush_subnormal(a, true), f32_math::flush_subnormal(b, true))
             }),
-            Op::MaxF32(true) => map2(r, s, mask, |a, b| {
+            Op::MaxF32(true) => map_lanes_binary(r, s, mask, |a, b| {
                 f32_math::min_or_max::<true>(f32_math::flush_subnormal(a, true), f32_math::flush_subnormal(b, true))
             }),
-            Op::NegF32(ftz) => map1(r, s, mask, |a: u32| f32_output(-f32_input(a, ftz), false)),
-            Op::AbsF32(ftz) => map1(r, s, mask, |a: u32| f32_output(f32_input(a, ftz).abs(), false)),
-            Op::Ex2F32(ftz) => map1(r, s, mask, |a: u32| f32_output(exp2(f32_input(a, ftz)), ftz)),
+            Op::NegF32(ftz) => {
+                map_lanes_unary(r, s, mask, |a: u32| f32_to_result_bits(-f32_from_operand_bits(a, ftz), false))
+            }
+            Op::AbsF32(ftz) => {
+                map_lanes_unary(r, s, mask, |a: u32| f32_to_result_bits(f32_from_operand_bits(a, ftz).abs(), false))
+            }
+            Op::Ex2F32(ftz) => {
+                map_lanes_unary(r, s, mask, |a: u32| f32_to_result_bits(exp2(f32_from_operand_bits(a, ftz)), ftz))
+            }
             Op::CvtBf16x2 => {
-                map2(r, s, mask, |a: u32, b: u32| f32_math::f32_to_bf16(a) << 16 | f32_math::f32_to_bf16(b))
+                map_lanes_binary(r, s, mask, |a: u32, b: u32| f32_math::f32_to_bf16(a) << 16 | f32_math::f32_to_bf16(b))
             }
-            Op::CvtBf16 => map1(r, s, mask, f32_math::f32_to_bf16),
-            Op::CvtF32Bf16 => map1(r, s, mask, |a: u32| f32_output(f32::from_bits(a << 16), false)),
-            Op::CvtF32S32 => map1(r, s, mask, |a: u32| (a as i32 as f32).to_bits()),
-            Op::CvtF32U32 => map1(r, s, mask, |a: u32| (a as f32).to_bits()),
-            Op::CvtS32F32(ftz) => map1(r, s, mask, |a: u32| f32_math::f32_to_s32(f32_input(a, ftz))),
-            Op::CvtU32F32(ftz) => map1(r, s, mask, |a: u32| f32_math::f32_to_u32(f32_input(a, ftz))),
-            Op::CvtF16x2 => map2(r, s, mask, |a: u32, b: u32| f32_math::f32_to_f16(a) << 16 | f32_math::f32_to_f16(b)),
-            Op::CvtF16 => map1(r, s, mask, f32_math::f32_to_f16),
-            Op::CvtF32F16 => map1(r, s, mask, f32_math::f16_to_f32),
-            Op::RcpF32(ftz) => map1(r, s, mask, |a: u32| f32_output(1.0 / f32_input(a, ftz), ftz)),
-            Op::SqrtF32(ftz) => map1(r, s, mask, |a: u32| f32_output(f32_input(a, ftz).sqrt(), ftz)),
-            Op::RsqrtF32(ftz) => {
-                map1(r, s, mask, |a: u32| f32_output((1.0 / (f32_input(a, ftz) as f64).sqrt()) as f32, ftz))
+            Op::CvtBf16 => map_lanes_unary(r, s, mask, f32_math::f32_to_bf16),
+            Op::CvtF32Bf16 => map_lanes_unary(r, s, mask, |a: u32| f32_to_result_bits(f32::from_bits(a << 16), false)),
+            Op::CvtF32S32 => map_lanes_unary(r, s, mask, |a: u32| (a as i32 as f32).to_bits()),
+            Op::CvtF32U32 => map_lanes_unary(r, s, mask, |a: u32| (a as f32).to_bits()),
+            Op::CvtS32F32(ftz) => {
+                map_lanes_unary(r, s, mask, |a: u32| f32_math::f32_to_s32(f32_from_operand_bits(a, ftz)))
             }
+            Op::CvtU32F32(ftz) => {
+                map_lanes_unary(r, s, mask, |a: u32| f32_math::f32_to_u32(f32_from_operand_bits(a, ftz)))
+            }
+            Op::CvtF16x2 => {
+                map_lanes_binary(r, s, mask, |a: u32, b: u32| f32_math::f32_to_f16(a) << 16 | f32_math::f32_to_f16(b))
+            }
+            Op::CvtF16 => map_lanes_unary(r, s, mask, f32_math::f32_to_f16),
+            Op::CvtF32F16 => map_lanes_unary(r, s, mask, f32_math::f16_to_f32),
+            Op::RcpF32(ftz) => {
+                map_lanes_unary(r, s, mask, |a: u32| f32_to_result_bits(1.0 / f32_from_operand_bits(a, ftz), ftz))
+            }
+            Op::SqrtF32(ftz) => {
+                map_lanes_unary(r, s, mask, |a: u32| f32_to_result_bits(f32_from_operand_bits(a, ftz).sqrt(), ftz))
+            }
+            Op::RsqrtF32(ftz) => map_lanes_unary(r, s, mask, |a: u32| {
+                f32_to_result_bits((1.0 / (f32_from_operand_bits(a, ftz) as f64).sqrt()) as f32, ftz)
+            }),
             Op::DivF32(false) => float2(r, s, mask, false, |a, b| a / b),
             Op::DivF32(true) => float2(r, s, mask, true, |a, b| f32_math::round_and_flush(a as f64 / b as f64)),
-            Op::ShfLWrap => {
-                map3(r, s, mask, |a: u32, b: u32, c: u32| (((a as u64 | (b as u64) << 32) << (c & 31)) >> 32) as u32)
+            Op::ShfLWrap => map_lanes_ternary(r, s, mask, |a: u32, b: u32, c: u32| {
+                (((a as u64 | (b as u64) << 32) << (c & 31)) >> 32) as u32
+            }),
+            Op::ShfRWrap => map_lanes_ternary(r, s, mask, |a: u32, b: u32, c: u32| {
+                ((a as u64 | (b as u64) << 32) >> (c & 31)) as u32
+            }),
+            Op::AddS16 => map_lanes_binary(r, s, mask, |a: u32, b: u32| a.wrapping_add(b) & 0xffff),
+            Op::MulLoS16 => map_lanes_binary(r, s, mask, |a: u32, b: u32| a.wrapping_mul(b) & 0xffff),
+            Op::AddF64 => {
+                map_lanes_binary(r, s, mask, |a: u64, b: u64| (f64::from_bits(a) + f64::from_bits(b)).to_bits())
             }
-            Op::ShfRWrap => {
-                map3(r, s, mask, |a: u32, b: u32, c: u32| ((a as u64 | (b as u64) << 32) >> (c & 31)) as u32)
+            Op::MulF64 => {
+                map_lanes_binary(r, s, mask, |a: u64, b: u64| (f64::from_bits(a) * f64::from_bits(b)).to_bits())
             }
-            Op::AddS16 => map2(r, s, mask, |a: u32, b: u32| a.wrapping_add(b) & 0xffff),
-            Op::MulLoS16 => map2(r, s, mask, |a: u32, b: u32| a.wrapping_mul(b) & 0xffff),
-            Op::AddF64 => map2(r, s, mask, |a: u64, b: u64| (f64::from_bits(a) + f64::from_bits(b)).to_bits()),
-            Op::MulF64 => map2(r, s, mask, |a: u64, b: u64| (f64::from_bits(a) * f64::from_bits(b)).to_bits()),
-            Op::FmaF64 => map3(r, s, mask, |a: u64, b: u64, c: u64| {
+            Op::FmaF64 => map_lanes_ternary(r, s, mask, |a: u64, b: u64, c: u64| {
                 f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c)).to_bits()
             }),
-            Op::CvtS64S32 => map1(r, s, mask, |a: u32| a as i32 as i64 as u64),
-            Op::CvtU64U32 => map1(r, s, mask, |a: u32| a as u64),
-            Op::CvtLow32 => map1(r, s, mask, |a: u64| a as u32),
-            Op::CvtU16 => map1(r, s, mask, |a: u32| a & 0xffff),
-            Op::CvtS32S16 => map1(r, s, mask, |a: u32| a as i16 as i32 as u32),
+            Op::CvtS64S32 => map_lanes_unary(r, s, mask, |a: u32| a as i32 as i64 as u64),
+            Op::CvtU64U32 => map_lanes_unary(r, s, mask, |a: u32| a as u64),
+            Op::CvtLow32 => map_lanes_unary(r, s, mask, |a: u64| a as u32),
+            Op::CvtU16 => map_lanes_unary(r, s, mask, |a: u32| a & 0xffff),
+            Op::CvtS32S16 => map_lanes_unary(r, s, mask, |a: u32| a as i16 as i32 as u32),
             Op::Lop3 => lop3(r, s, mask),
             Op::Prmt => prmt(r, s, mask),
-            Op::BfeU32 => map3(r, s, mask, |a: u32, pos: u32, len: u32| {
+            Op::BfeU32 => map_lanes_ternary(r, s, mask, |a: u32, pos: u32, len: u32| {
                 let (pos, len) = (pos & 0xff, len & 0xff);
                 let x = if pos < 32 { a >> (pos & 31) } else { 0 };
                 if len < 32 { x & !(u32::MAX << (len & 31)) } else { x }
             }),
-            Op::BfeS32 => map3(r, s, mask, |a: u32, pos: u32, len: u32| {
+            Op::BfeS32 => map_lanes_ternary(r, s, mask, |a: u32, pos: u32, len: u32| {
                 let (pos, len) = (pos & 0xff, len & 0xff);
                 // Bits above the field and bits past the end of `a` are copies of the field's top bit.
                 let x = (a as i32 >> if pos < 31 { pos } else { 31 }) as u32;
@@ -235,8 +263,8 @@ impl Op {
                 let kept = ((x << (drop & 31)) as i32 >> (drop & 31)) as u32;
                 if len == 0 { 0 } else { kept }
             }),
-            Op::Pack32 => map2(r, s, mask, |low: u32, high: u32| low & 0xffff | high << 16),
-            Op::Pack64 => map2(r, s, mask, |low: u32, high: u32| low as u64 | (high as u64) << 32),
+            Op::Pack32 => map_lanes_binary(r, s, mask, |low: u32, high: u32| low & 0xffff | high << 16),
+            Op::Pack64 => map_lanes_binary(r, s, mask, |low: u32, high: u32| low as u64 | (high as u64) << 32),
             Op::Unpack32 => unpack::<u32>(r, s, mask, |a| a & 0xffff, |a| a >> 16),
             Op::OutOfLine(ref rare) => rare.run(r, s, mask),
             Op::Unpack64 => unpack::<u64>(r, s, mask, |a| a as u32, |a| (a >> 32) as u32),
@@ -246,13 +274,18 @@ impl Op {
 
 #[inline(always)]
 fn float2(r: &mut Registers, s: &OperandSlots, mask: u32, ftz: bool, f: impl Fn(f32, f32) -> f32) {
-    map2(r, s, mask, |a: u32, b: u32| f32_output(f(f32_input(a, ftz), f32_input(b, ftz)), ftz));
+    map_lanes_binary(r, s, mask, |a: u32, b: u32| {
+        f32_to_result_bits(f(f32_from_operand_bits(a, ftz), f32_from_operand_bits(b, ftz)), ftz)
+    });
 }
 
 #[inline(always)]
 fn float3(r: &mut Registers, s: &OperandSlots, mask: u32, ftz: bool, f: impl Fn(f32, f32, f32) -> f32) {
-    map3(r, s, mask, |a: u32, b: u32, c: u32| {
-        f32_output(f(f32_input(a, ftz), f32_input(b, ftz), f32_input(c, ftz)), ftz)
+    map_lanes_ternary(r, s, mask, |a: u32, b: u32, c: u32| {
+        f32_to_result_bits(
+            f(f32_from_operand_bits(a, ftz), f32_from_operand_bits(b, ftz), f32_from_operand_bits(c, ftz)),
+            ftz,
+        )
     });
 }
 
@@ -261,13 +294,13 @@ fn float3(r: &mut Registers, s: &OperandSlots, mask: u32, ftz: bool, f: impl Fn(
 pub enum OutOfLineOp {
     /// A scalar function and the register class of its destination.
     Scalar(ScalarOp, RegisterClass),
-    /// `setp` whose comparison is a scalar function.
+    /// `setp` whose comparison is computed by a scalar function, one call per lane.
     Setp(Comparison, ScalarOp),
     /// `setp` of packed halves: one predicate for the lower and one for the upper half.
     SetpHalves(Comparison, ScalarOp, ScalarOp),
     /// `set`: two comparison functions, of the lower half (or of the whole value) and of the upper half.
-    Set(Comparison, ScalarOp, ScalarOp, SetResult),
-    /// `slct`: the function that selects, and the register class of the selected values.
+    Set(Comparison, ScalarOp, ScalarOp, SetTrueValue),
+    /// `slct`: the scalar function that chooses one of two sources, and the register class of these sources.
     Slct(ScalarOp, RegisterClass),
     Carry(CarryOp),
     Vector(VectorMove),
@@ -276,7 +309,7 @@ pub enum OutOfLineOp {
     Half(HalfOp),
     /// `lop3` that also writes the predicate `result != 0`, combined with a source predicate; true if the source
     /// predicate is negated.
-    Lop3(Combine, bool),
+    Lop3(PredicateCombination, bool),
 }
 
 impl OutOfLineOp {
@@ -291,25 +324,29 @@ impl OutOfLineOp {
             }
             OutOfLineOp::SetpHalves(compare, low, high) => {
                 for (i, scalar) in [low, high].into_iter().enumerate() {
-                    let (p, u) = compare.combined_mask(r, s, lanes_that_hold(scalar, r, s, mask));
+                    let (p, u) = compare.combined_true_and_undefined_lanes(r, s, lanes_that_hold(scalar, r, s, mask));
                     set_predicate(r, s.dst[i], p, mask, u);
                 }
             }
             OutOfLineOp::Set(compare, low, high, set) => {
-                let (p, u) = compare.combined_mask(r, s, lanes_that_hold(low, r, s, mask));
-                let q = if set.halves { compare.combined_mask(r, s, lanes_that_hold(high, r, s, mask)).0 } else { 0 };
+                let (p, u) = compare.combined_true_and_undefined_lanes(r, s, lanes_that_hold(low, r, s, mask));
+                let q = if set.halves {
+                    compare.combined_true_and_undefined_lanes(r, s, lanes_that_hold(high, r, s, mask)).0
+                } else {
+                    0
+                };
                 let bit = |mask: u32, i: usize| mask >> i & 1;
                 let out = std::array::from_fn(|i| (bit(p, i) * set.truth) | ((bit(q, i) * set.truth) << 16));
                 r.set(s.dst[0], &out, mask);
-                set_undefined(r, s.dst[0], mask, u);
+                mark_undefined_lanes(r, s.dst[0], mask, u);
             }
             OutOfLineOp::Slct(scalar, class) => {
-                // A result lane is undefined only where the selected source, or the source that selects, is
-                // undefined.
+                // A result lane is undefined where the chosen source is undefined, or the third source, which decides
+                // the choice.
                 let (u, c) = ([0, 1].map(|i| r.undefined[s.src[i] as usize]), r.undefined[s.src[2] as usize]);
-                let first = lane_mask(&scalar.selects_first(r, s, mask));
+                let first = lane_mask(&scalar.selects_first_source(r, s, mask));
                 scalar.run(r, s, mask, *class);
-                set_undefined(r, s.dst[0], mask, u[0] & first | u[1] & !first | c);
+                mark_undefined_lanes(r, s.dst[0], mask, u[0] & first | u[1] & !first | c);
             }
             OutOfLineOp::Carry(carry) => carry.run(r, s, mask),
             OutOfLineOp::Vector(vector) => vector.run(r, s, mask),
@@ -318,7 +355,7 @@ impl OutOfLineOp {
                 let lanes = load_128bit_lanes(r, s.src[0]);
                 let u = r.undefined[s.src[0] as usize];
                 store_128bit_lanes(r, s.dst[0], &lanes, mask);
-                set_undefined(r, s.dst[0], mask, u);
+                mark_undefined_lanes(r, s.dst[0], mask, u);
             }
             OutOfLineOp::Lop3(combine, not) => {
                 let value = lop3_value(r, s);
@@ -326,9 +363,9 @@ impl OutOfLineOp {
                 let set = (0..32).fold(0, |mask, i| mask | ((value[i] != 0) as u32) << i);
                 let u = undefined_lanes::<3>(r, s);
                 let up = u | r.undefined_predicates[s.src[4] as usize];
-                let p = if *combine == Combine::And { set & q } else { set | q };
+                let p = if *combine == PredicateCombination::And { set & q } else { set | q };
                 r.set(s.dst[0], &value, mask);
-                set_undefined(r, s.dst[0], mask, u);
+                mark_undefined_lanes(r, s.dst[0], mask, u);
                 set_predicate(r, s.dst[1], p, mask, up);
             }
         }

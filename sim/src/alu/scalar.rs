@@ -7,7 +7,7 @@
 use super::OperandSlots;
 use super::RegisterClass;
 use super::compare::lane_mask;
-use super::lanes::{LaneValue, set_predicate, set_undefined};
+use super::lanes::{LaneValue, mark_undefined_lanes, set_predicate};
 use super::soft_float::RoundingMode;
 use crate::ptx::ast::Type;
 use crate::regs::Registers;
@@ -19,7 +19,8 @@ pub struct ScalarFlags {
     pub rounding: RoundingMode,
     /// Bits of the instruction's type; for packed types, bits of one element.
     pub bits: u8,
-    /// A further parameter of some functions: the destination format of `cvt`, the mask of orderings of comparisons.
+    /// An argument that only some functions have: the destination format of `cvt`, or the mask of orderings of a
+    /// comparison.
     pub wide: u8,
     /// True for a signed integer type.
     pub signed: bool,
@@ -71,9 +72,9 @@ impl ScalarOp {
         ScalarOp { function, flags, sources: src.len() as u8, wide }
     }
 
-    /// Returns the results in the lanes of `mask` (zero in other lanes), and a mask of the lanes in which a source is
-    /// undefined.
-    pub fn lane_results(&self, r: &Registers, s: &OperandSlots, mask: u32) -> ([u64; 32], u32) {
+    /// Returns the result of each lane of `mask` (zero in other lanes), and the mask of the lanes in which a source
+    /// is undefined.
+    pub fn lane_results_and_undefined_lanes(&self, r: &Registers, s: &OperandSlots, mask: u32) -> ([u64; 32], u32) {
         let mut undefined = 0;
         let mut sources = [[0; 32]; 4];
         for i in 0..self.sources as usize {
@@ -90,8 +91,8 @@ impl ScalarOp {
     }
 
     /// Returns 1 in the lanes in which the function selects its first source, 0 in the lanes in which it selects the
-    /// second one. To find out, evaluates the function with the values 1 and 0 for these two sources.
-    pub fn selects_first(&self, r: &Registers, s: &OperandSlots, mask: u32) -> [u64; 32] {
+    /// second one. For this it evaluates the function with 1 as the first source and 0 as the second.
+    pub fn selects_first_source(&self, r: &Registers, s: &OperandSlots, mask: u32) -> [u64; 32] {
         let c = r.get(s.src[2]);
         let mut out = [0; 32];
         for i in (0..32).filter(|i| mask >> i & 1 != 0) {
@@ -102,7 +103,7 @@ impl ScalarOp {
 
     /// Executes the function in the lanes of `mask` and writes a destination of register class `to`.
     pub fn run(&self, r: &mut Registers, s: &OperandSlots, mask: u32, to: RegisterClass) {
-        let (out, undefined) = self.lane_results(r, s, mask);
+        let (out, undefined) = self.lane_results_and_undefined_lanes(r, s, mask);
         match to {
             RegisterClass::Pred => {
                 return set_predicate(r, s.dst[0], lane_mask(&out), mask, undefined);
@@ -110,7 +111,7 @@ impl ScalarOp {
             RegisterClass::B32 => r.set(s.dst[0], &out.map(|x| x as u32), mask),
             RegisterClass::B64 | RegisterClass::B128 => r.set64(s.dst[0], &out, mask),
         }
-        set_undefined(r, s.dst[0], mask, undefined);
+        mark_undefined_lanes(r, s.dst[0], mask, undefined);
     }
 }
 

@@ -100,7 +100,7 @@ impl ExactFloat {
     fn shifted(self, shift: i32) -> ExactFloat {
         let mut w = ExactFloat { exponent: self.exponent - shift, ..self };
         if shift >= 0 {
-            // Only zero is shifted by more bits than the mantissa has.
+            // Only a mantissa of zero is shifted left by 128 bits or more.
             w.mantissa = self.mantissa.checked_shl(shift as u32).unwrap_or(0);
         } else {
             let right = -shift as u32;
@@ -120,8 +120,8 @@ impl ExactFloat {
         }
     }
 
-    /// Returns the sum of two numbers that are not sticky. It is exact, or sticky with far more mantissa bits than
-    /// any format has.
+    /// Returns the sum of two numbers that are not sticky. The sum is exact, or is sticky and has far more mantissa
+    /// bits than any format.
     pub fn plus(self, other: ExactFloat) -> ExactFloat {
         if other.mantissa == 0 {
             return self;
@@ -135,8 +135,8 @@ impl ExactFloat {
         let mantissa = if big.negative == small.negative {
             big.mantissa + small.mantissa
         } else {
-            // A sticky part of the subtrahend makes the difference smaller: subtract one more unit. The difference
-            // then has a sticky part above that.
+            // If `small` is sticky, the exact subtrahend is a little more than its mantissa. So one more unit is
+            // subtracted, and `sticky` stands for the part of this unit that was too much.
             big.mantissa - small.mantissa - small.sticky as u128
         };
         ExactFloat { mantissa, sticky: small.sticky, ..big }
@@ -227,8 +227,8 @@ pub fn add_round_to_odd(a: f64, b: f64) -> f64 {
     let sum = a + b;
     let tail = sum - a;
     let error = (a - (sum - tail)) + (b - tail);
-    // If the sum is even and inexact, the result is the odd neighbour in the direction of the error. For infinity and
-    // NaN, the error is NaN, so the sum stays.
+    // If the sum is inexact and its last bit is 0, the result is the neighbour of the sum on the side of the exact
+    // sum. For infinity and NaN the error is NaN, so the sum is returned unchanged.
     let away = if (error > 0.0) == (sum > 0.0) { 1 } else { u64::MAX };
     let odd = sum.to_bits().wrapping_add(away);
     let inexact = (error < 0.0) | (error > 0.0);

@@ -18,7 +18,7 @@ pub fn div_approx(f: ScalarFlags, a: u64, b: u64, c: u64, d: u64) -> u64 {
 
 /// Evaluates `g` in f64 for an f32 argument and rounds the result to f32 once.
 fn approximate(f: ScalarFlags, a: u64, g: fn(f64) -> f64) -> u64 {
-    f32_math::f32_output(g(f32_math::f32_input(a as u32, f.ftz) as f64) as f32, f.ftz) as u64
+    f32_math::f32_to_result_bits(g(f32_math::f32_from_operand_bits(a as u32, f.ftz) as f64) as f32, f.ftz) as u64
 }
 
 scalar_functions! {

@@ -31,7 +31,7 @@ pub fn undefined_registers<'s>(regs: &Registers, slots: impl IntoIterator<Item =
 }
 
 /// Marks the lanes `undefined` of `mask` as undefined in a register and the other lanes of `mask` as defined.
-pub fn set_undefined(regs: &mut Registers, register: u32, undefined: u32, mask: u32) {
+pub fn mark_undefined_lanes(regs: &mut Registers, register: u32, undefined: u32, mask: u32) {
     let lanes = &mut regs.undefined[register as usize];
     *lanes = *lanes & !mask | undefined;
 }

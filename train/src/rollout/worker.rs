@@ -166,7 +166,7 @@ impl<'a> RolloutWorker<'a> {
 /// The error of a step in which the rewards of no group differ, so every advantage is 0. The run ends as after a
 /// failed reward: finished steps are saved.
 fn equal_rewards(step: u64, groups: u64) -> TrainError {
-    TrainError::Reward(RewardError::custom_failed(
+    TrainError::Reward(RewardError::custom_reward_failed(
         "--dynamic-sampling",
         format!("in step {step} the rewards within each of {groups} groups were all the same"),
         "leave --dynamic-sampling out, raise --temperature, or give rows that the model sometimes gets right",

@@ -177,7 +177,7 @@ impl Trainer {
 
     /// Name and hash of each trained tensor, sorted by name.
     pub fn tensor_hashes(&self) -> Result<Vec<(String, u64)>> {
-        Ok(self.optimizer.fingerprints()?.into_iter().map(|(name, hash)| (name.to_string(), hash)).collect())
+        Ok(self.optimizer.parameter_hashes()?.into_iter().map(|(name, hash)| (name.to_string(), hash)).collect())
     }
 
     /// One fingerprint of all trained weights.

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde_json::{Value, json};
 
-use super::reply::{custom_error, format_seconds, parse_reward, shorten_for_message};
-use super::wait::{NoMessageReason, STOPPED_ERROR, receive_until};
+use super::reply::{custom_reward_error, format_seconds, parse_reward, shorten_for_message};
+use super::wait::{NoMessageReason, STOPPED_HELP, STOPPED_PROBLEM, receive_until};
 use crate::{Result, RewardError};
 
 const FLAG: &str = "--reward-command";
@@ -82,7 +82,7 @@ impl CommandReward {
     }
 
     fn error(&self, what: impl std::fmt::Display, help: &str) -> RewardError {
-        custom_error(FLAG, &self.command_line, what, help)
+        custom_reward_error(FLAG, &self.command_line, what, help)
     }
 
     fn explain(&self, failure: &BatchFailure, rows: usize, running: &mut Running) -> RewardError {
@@ -94,7 +94,7 @@ impl CommandReward {
                     "raise --reward-timeout, make the command faster, and flush its output after each batch",
                 )
             }
-            BatchFailure::Stopped => self.error(STOPPED_ERROR.0, STOPPED_ERROR.1),
+            BatchFailure::Stopped => self.error(STOPPED_PROBLEM, STOPPED_HELP),
             BatchFailure::Ended(got) => {
                 let how = running.describe_exit();
                 self.error(
@@ -137,7 +137,7 @@ fn batch_lines(rows: &[Value]) -> Result<Vec<u8>> {
             return Err(RewardError::bad_row(
                 BATCH_FIELD,
                 "is a column of the data",
-                "rename the column: custom rewards get the position in the batch under this name",
+                "rename the column; custom rewards get each row's position in the batch in a field of this name",
             ));
         }
         lines.extend(Value::Object(row).to_string().into_bytes());
@@ -149,16 +149,16 @@ fn batch_lines(rows: &[Value]) -> Result<Vec<u8>> {
 /// Why a batch failed.
 #[derive(Debug)]
 enum BatchFailure {
-    /// The deadline passed after this many rewards.
+    /// The deadline passed when this many rewards of the batch had been received.
     Timeout(usize),
     Stopped,
-    /// The output ended after this many rewards.
+    /// The command's output ended when this many rewards of the batch had been received.
     Ended(usize),
     /// There was an output line after the last row.
     ExtraLine,
     /// There was an output line before the batch was sent.
     UnexpectedLine,
-    /// The output line of this index is not a reward, for this reason.
+    /// The output line with this index in the batch holds no reward; the text says why.
     BadLine(usize, String),
 }
 
@@ -174,9 +174,9 @@ struct Running {
     guard: Option<Child>,
     /// Batches for the thread that writes standard input; `None` once the input is closed.
     input: Option<Sender<Vec<u8>>>,
-    /// Whether some batch got exactly one line per row.
+    /// Whether the command has answered at least one batch with exactly one line per row.
     has_replied_correctly: bool,
-    /// Lines of standard output; an error text for a line that cannot be used.
+    /// The lines of standard output. `Err` says why a line cannot be used.
     output: Receiver<Result<String, String>>,
     /// The last line of standard error that is not blank.
     last_stderr_line: Arc<Mutex<String>>,
@@ -233,7 +233,8 @@ impl Running {
             Err(TryRecvError::Disconnected) => return Err(BatchFailure::Ended(0)),
             Err(TryRecvError::Empty) => {}
         }
-        // If the writing thread meets a closed pipe, the output ends too, and the loop below reports that.
+        // If the command has closed its standard input, the writing thread stops. Then the command's output ends too,
+        // and the loop below reports that.
         let _ = self.input.as_ref().map(|sender| sender.send(input));
         let mut rewards = Vec::with_capacity(rows);
         while rewards.len() < rows {
@@ -370,7 +371,7 @@ fn keep_last_line(pipe: ChildStderr, last: &Mutex<String>) {
     }
 }
 
-/// The reward in a line of output; the error text says what the line is instead.
+/// Parses the reward in a line of output. The error says what the line holds instead.
 fn reward_of_line(line: &str) -> Result<f64, String> {
     let value: Value =
         serde_json::from_str(line).map_err(|_| format!("is `{}`, not a JSON number", shorten_for_message(line)))?;

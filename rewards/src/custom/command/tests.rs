@@ -99,7 +99,7 @@ fn exit_is_reported_with_last_line_of_stderr() {
 
 #[test]
 fn extra_lines_are_detected() {
-    // The program writes extra lines in a batch; on a busy machine only the next batch may notice them.
+    // The program writes two lines per row. On a busy machine only the next batch may notice the extra lines.
     let mut twice = command_reward("while read -r line; do echo 1; echo 1; done");
     let e = (0..50).find_map(|_| twice.score(&rows(3)).err()).expect("an error").to_string();
     assert!(e.contains("more lines than the 3 rows") || e.contains("before it was given a batch"), "{e}");

@@ -129,7 +129,7 @@ impl Drop for GraphMemory {
 }
 
 /// The state of a capture in progress on a device.
-pub(super) struct Capture {
+pub(super) struct CaptureState {
     thread: ThreadId,
     memory: Arc<GraphMemory>,
     /// False in the first pass, which allocates memory and prepares launches; true in the second pass, which captures
@@ -198,7 +198,7 @@ impl Device {
         }
         match &graph.native {
             // The profiler needs the time of each launch, which a native graph does not give.
-            Some(native) if !self.0.profile.is_on() => self.0.backend.replay_graph(native.handle),
+            Some(native) if !self.0.profile.is_collecting() => self.0.backend.replay_graph(native.handle),
             _ => graph.launches.iter().try_for_each(|launch| self.launch(launch)),
         }
     }
@@ -210,14 +210,14 @@ impl Device {
     /// A graph belongs to another device; a launch fails.
     pub fn replay_parallel(&self, graphs: &[CapturedGraph]) -> Result<()> {
         let can_run_parallel = graphs.iter().all(|r| Arc::ptr_eq(&self.0, &r.memory.device.0) && r.native.is_none());
-        if !can_run_parallel || graphs.len() < 2 || self.0.profile.is_on() {
+        if !can_run_parallel || graphs.len() < 2 || self.0.profile.is_collecting() {
             return graphs.iter().try_for_each(|r| self.replay(r));
         }
         let lists: Vec<&[Launch]> = graphs.iter().map(|r| &r.launches[..]).collect();
         self.0.backend.launch_parallel(&lists)
     }
 
-    fn current_capture(&self) -> MutexGuard<'_, Option<Capture>> {
+    fn current_capture(&self) -> MutexGuard<'_, Option<CaptureState>> {
         self.0.capture.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -225,17 +225,17 @@ impl Device {
         let mut capture = self.current_capture();
         if capture.is_some() {
             return Err(RuntimeError::Device(
-                "capture: another capture is in progress on this device; end it first".into(),
+                "graph capture: another capture is in progress on this device; end it first".into(),
             ));
         }
         let thread = thread::current().id();
-        *capture = Some(Capture { thread, memory: memory.clone(), second, launches: Vec::new() });
+        *capture = Some(CaptureState { thread, memory: memory.clone(), second, launches: Vec::new() });
         Ok(CapturePass(self))
     }
 
     /// Allocates a block during a capture. Returns it with the graph memory that owns it; `None` if this thread
     /// captures nothing.
-    pub(super) fn alloc_captured(
+    pub(super) fn alloc_in_graph_memory(
         &self,
         bytes: usize,
         category: MemoryCategory,
@@ -250,7 +250,7 @@ impl Device {
         }
         if second {
             let what = format!(
-                "capture: the second pass allocates {bytes} bytes of {} that the first pass did not allocate; make both passes the same",
+                "graph capture: the second pass allocates {bytes} bytes of {} that the first pass did not allocate; allocate the same memory in both passes",
                 category.name()
             );
             return Some(Err(RuntimeError::Device(what)));
@@ -286,7 +286,7 @@ impl Device {
         match self.current_capture().as_ref() {
             None => Ok(()),
             Some(_) => Err(RuntimeError::Device(format!(
-                "capture: {operation} is not possible here; a captured graph holds launches only"
+                "graph capture: {operation} is not possible here, because a captured graph holds launches only"
             ))),
         }
     }

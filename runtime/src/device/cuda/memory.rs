@@ -39,7 +39,7 @@ impl MemoryPool {
 
     pub fn free(&mut self, addr: u64) {
         let was_allocated = self.arena.free((addr - self.base) as usize);
-        debug_assert!(was_allocated, "{addr:#x} is not an allocated block");
+        debug_assert!(was_allocated, "cannot free {addr:#x}: no allocated block begins there");
     }
 
     /// Maps physical memory to the next `bytes` bytes of the range. False if the GPU is out of memory.

@@ -21,7 +21,7 @@ use reel_kernels::{Addr, DType, Launch};
 use self::copy_ring::{CopyRing, MAX_ASYNC_COPY_BYTES};
 use self::memory::MemoryPool;
 use self::staging::{ParallelUploader, Staging};
-use self::timeline::{MAX_LAUNCHES_IN_FLIGHT, Timeline};
+use self::timeline::{LaunchTimeline, MAX_LAUNCHES_IN_FLIGHT};
 use super::captured_graph::HandleTable;
 use super::download::PendingCopy;
 use super::profiler::{ProfileMode, TimedLaunch};
@@ -38,8 +38,8 @@ pub(super) struct Cuda {
     cublas: OnceLock<Cublas>,
     staging: Mutex<Option<Staging>>,
     uploader: Mutex<Option<ParallelUploader>>,
-    /// Times the profiled launches; created by the first one.
-    timeline: Mutex<Option<Timeline>>,
+    /// Times the profiled launches. Created by the first profiled launch.
+    timeline: Mutex<Option<LaunchTimeline>>,
     pool: Mutex<MemoryPool>,
     gpu: Gpu,
 }
@@ -48,8 +48,8 @@ pub(super) struct Cuda {
 #[derive(Default)]
 struct Graphs {
     native: HandleTable<(GpuGraph, Option<(u64, usize)>)>,
-    /// Address and size of the buffer in which the capture in progress keeps a bf16 operand as f32. Products run one
-    /// after the other, so all products of a graph share one buffer.
+    /// Address and size of the buffer in which the capture in progress keeps a bf16 operand as f32. Matrix products
+    /// run one after the other, so all matrix products of a graph share one buffer.
     widened_operand: Option<(u64, usize)>,
     capturing: bool,
 }
@@ -105,8 +105,8 @@ impl Cuda {
         unsafe { blas.product(product, *workspace, self.gpu.stream()) }.map_err(device_error)
     }
 
-    /// Computes a product of an f32 and a bf16 operand, for example f32 activations and bf16 weights. cuBLASLt needs
-    /// equal types, so the bf16 operand is cast to f32 first, which is exact.
+    /// Computes a matrix product of an f32 and a bf16 operand, for example f32 activations and bf16 weights. cuBLASLt
+    /// needs equal types, so the bf16 operand is cast to f32 first, which is exact.
     fn launch_mixed_matmul(&self, product: &Matmul) -> Result<()> {
         let bytes = widened_bytes(product);
         // During a capture, the graph's own buffer is used, because its address must stay valid for every replay.
@@ -126,8 +126,8 @@ impl Cuda {
         self.alloc(bytes).ok_or_else(|| device_error(CudaError::OutOfMemory { bytes }))
     }
 
-    /// Prepares a product that will be captured: opens cuBLASLt and, for operands of two dtypes, allocates the buffer
-    /// for the cast.
+    /// Prepares a matrix product that will be captured: opens cuBLASLt and, for operands of two dtypes, allocates the
+    /// buffer for the cast.
     fn prepare_matmul(&self, product: &Matmul) -> Result<()> {
         self.cublas()?;
         if product.a.dtype == product.b.dtype {
@@ -157,7 +157,7 @@ impl Cuda {
     fn upload_bytes(&self, to: u64, from: &[u8]) -> Result<()> {
         if from.len() < MULTI_STREAM_BYTES {
             // SAFETY: `to` is live memory of this device with at least `from.len()` bytes.
-            return self.with_staging(|s| unsafe { s.copy_in(to, from) });
+            return self.with_staging(|s| unsafe { s.copy_to_gpu(to, from) });
         }
         let mut uploader = lock(&self.uploader);
         if uploader.is_none() {
@@ -165,18 +165,18 @@ impl Cuda {
         }
         let uploader = uploader.as_mut().expect("it was just made");
         // SAFETY: `to` is live memory of this device with at least `from.len()` bytes.
-        unsafe { uploader.copy_in(to, from, self.gpu.stream()) }.map_err(device_error)
+        unsafe { uploader.copy_to_gpu(to, from, self.gpu.stream()) }.map_err(device_error)
     }
 }
 
-/// The size in bytes of a product's bf16 operand after the cast to f32.
+/// The size in bytes of a matrix product's bf16 operand after the cast to f32.
 fn widened_bytes(product: &Matmul) -> usize {
     let rows = if product.a.dtype == DType::F32 { product.n } else { product.m };
     rows * product.k * DType::F32.size()
 }
 
-/// Returns the launch that casts the bf16 operand of a product to f32 in `buffer`, and the product with the cast
-/// operand.
+/// Returns the launch that casts the bf16 operand of a matrix product to f32 in `buffer`, and the matrix product of
+/// the cast operand.
 fn widening(product: &Matmul, buffer: u64) -> (Launch, Matmul) {
     let mut wide = *product;
     let (narrow, rows) =
@@ -248,7 +248,7 @@ impl Backend for Cuda {
         let mut timeline = lock(&self.timeline);
         if timeline.is_none() {
             *timeline = Some(
-                Timeline::new(self.gpu.driver().clone(), self.gpu.stream(), MAX_LAUNCHES_IN_FLIGHT)
+                LaunchTimeline::new(self.gpu.driver().clone(), self.gpu.stream(), MAX_LAUNCHES_IN_FLIGHT)
                     .map_err(device_error)?,
             );
         }
@@ -283,7 +283,7 @@ impl Backend for Cuda {
 
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
         // SAFETY: `Buffer::download` checked that the range lies in a live buffer.
-        self.with_staging(|s| unsafe { s.copy_out(to, from) })
+        self.with_staging(|s| unsafe { s.copy_to_host(to, from) })
     }
 
     /// Copies a part of a mapped file to the GPU: kernels read GPU memory hundreds of times faster than host memory.

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use reel_kernels::cuda::driver::{EventHandle, StreamHandle};
 use reel_kernels::cuda::{CudaError, Driver};
 
-/// Bytes of a staging slot for small copies.
+/// Size in bytes of a staging slot for small copies.
 const STAGING_SLOT_BYTES: usize = 1 << 20;
-/// Slots for small copies: how many copies can be in flight before the host waits.
+/// Number of slots for small copies. A copy of at most one slot can be enqueued without waiting while a slot is free.
 const STAGING_SLOTS: usize = 16;
 /// Threads of a large upload. Each thread fills one slot while the GPU reads another; eight threads read the page
 /// cache faster than PCIe 5 transfers it.
 const UPLOAD_THREADS: usize = 8;
-/// Slots of each upload thread, of `UPLOAD_SLOT_BYTES` bytes each.
+/// Number of slots of each upload thread, of `UPLOAD_SLOT_BYTES` bytes each.
 const UPLOAD_SLOTS: usize = 2;
 const UPLOAD_SLOT_BYTES: usize = 4 << 20;
 
@@ -71,7 +71,7 @@ impl StagingRing {
     ///
     /// # Safety
     /// `to` must be live GPU memory with at least `from.len()` bytes.
-    unsafe fn copy_in(&mut self, mut to: u64, mut from: &[u8]) -> Result<(), CudaError> {
+    unsafe fn copy_to_gpu(&mut self, mut to: u64, mut from: &[u8]) -> Result<(), CudaError> {
         while !from.is_empty() {
             if self.filled == self.size {
                 self.advance()?;
@@ -116,18 +116,19 @@ impl Staging {
     ///
     /// # Safety
     /// `to` must be live GPU memory with at least `from.len()` bytes.
-    pub unsafe fn copy_in(&mut self, to: u64, from: &[u8]) -> Result<(), CudaError> {
+    pub unsafe fn copy_to_gpu(&mut self, to: u64, from: &[u8]) -> Result<(), CudaError> {
         // SAFETY: the caller passes live GPU memory with at least `from.len()` bytes.
-        unsafe { self.0.copy_in(to, from) }
+        unsafe { self.0.copy_to_gpu(to, from) }
     }
 
-    /// Copies GPU memory to the host, after the work that is enqueued on the stream.
+    /// Copies GPU memory to the host, after all work that was enqueued on the stream before.
     ///
     /// # Safety
     /// `from` must be live GPU memory with at least `to.len()` bytes.
-    pub unsafe fn copy_out(&mut self, to: &mut [u8], from: u64) -> Result<(), CudaError> {
+    pub unsafe fn copy_to_host(&mut self, to: &mut [u8], from: u64) -> Result<(), CudaError> {
         let slots = &mut self.0;
-        // Each piece gets its own slot. When all slots but one are in flight, the oldest piece is copied out.
+        // Each piece of the range is copied into its own slot. When all slots but one are in flight, the oldest piece
+        // is copied to the host.
         let mut pieces = to.chunks_mut(slots.size).enumerate();
         let mut waiting = std::collections::VecDeque::new();
         loop {
@@ -157,7 +158,8 @@ impl Staging {
     }
 }
 
-/// Large uploads, such as weights: several threads read the host's bytes, each with its own stream.
+/// Uploads large data, such as weights, with several threads. Each thread reads a part of the host's bytes and has
+/// its own stream.
 pub(super) struct ParallelUploader {
     driver: Arc<dyn Driver>,
     lanes: Vec<StagingRing>,
@@ -184,7 +186,7 @@ impl ParallelUploader {
     ///
     /// # Safety
     /// `to` must be live GPU memory with at least `from.len()` bytes.
-    pub unsafe fn copy_in(&mut self, to: u64, from: &[u8], stream: StreamHandle) -> Result<(), CudaError> {
+    pub unsafe fn copy_to_gpu(&mut self, to: u64, from: &[u8], stream: StreamHandle) -> Result<(), CudaError> {
         let driver = &self.driver;
         // SAFETY: this value owns the event, and the device's stream is live.
         unsafe { driver.record(self.ready, stream)? }
@@ -199,7 +201,7 @@ impl ParallelUploader {
                         // `from.len()` bytes.
                         unsafe {
                             lane.driver.stream_wait(lane.stream, ready)?;
-                            lane.copy_in(to, part)
+                            lane.copy_to_gpu(to, part)
                         }
                     })
                 })

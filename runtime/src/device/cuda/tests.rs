@@ -12,7 +12,7 @@ use super::*;
 use crate::device::{Buffer, Device, MappedFile, MemoryCategory};
 use crate::tensor::Tensor;
 
-pub(super) fn device(memory: u64) -> (FakeDriver, Device) {
+pub(super) fn fake_gpu_device(memory: u64) -> (FakeDriver, Device) {
     let fake = FakeDriver::new(Arch::H100, memory);
     let gpu = Gpu::from_driver(Arc::new(fake.clone())).unwrap();
     let device = Device::on_gpu(gpu).unwrap();
@@ -42,7 +42,7 @@ pub(in crate::device) fn product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
 #[test]
 fn kernels_and_products_compute_and_free_all_memory() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
-    let (fake, d) = device(128 << 20);
+    let (fake, d) = fake_gpu_device(128 << 20);
     assert_eq!(d.matmul_library(), None);
     let x = numbers(&d, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     let y = Tensor::empty(&d, &[2, 3], DType::F32, MemoryCategory::Activations).unwrap();
@@ -70,7 +70,7 @@ fn kernels_and_products_compute_and_free_all_memory() {
 
 #[test]
 fn product_with_k_0_is_zero_or_keeps_the_accumulator() {
-    let (fake, d) = device(128 << 20);
+    let (fake, d) = fake_gpu_device(128 << 20);
     let (a, b) = (numbers(&d, &[2, 1], &[1.0; 2]), numbers(&d, &[2, 1], &[1.0; 2]));
     let c = numbers(&d, &[2, 2], &[3.0; 4]);
     d.launch(&Launch::Matmul(Matmul { k: 0, accumulate: true, ..product(&a, &b, &c) })).unwrap();
@@ -84,7 +84,7 @@ fn product_with_k_0_is_zero_or_keeps_the_accumulator() {
 #[test]
 fn out_of_bounds_kernel_is_an_error_of_one_line() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
-    let (_fake, d) = device(1 << 20);
+    let (_fake, d) = fake_gpu_device(1 << 20);
     let x = numbers(&d, &[4], &[1.0; 4]);
     let params = FillParams { dst: x.addr(), count: 1 << 20, value: 7.0, reserved: 0 };
     d.launch(&elementwise::fill(DType::F32, &params)).unwrap();
@@ -94,7 +94,7 @@ fn out_of_bounds_kernel_is_an_error_of_one_line() {
 
 #[test]
 fn out_of_memory_error_names_options_to_lower() {
-    let (fake, d) = device(1 << 20);
+    let (fake, d) = fake_gpu_device(1 << 20);
     let first = d.alloc(1 << 19, MemoryCategory::Activations).unwrap();
     let e = d.alloc(1 << 20, MemoryCategory::Activations).unwrap_err().to_string();
     assert!(
@@ -116,7 +116,7 @@ fn out_of_memory_error_names_options_to_lower() {
 
 #[test]
 fn mapped_files_are_copied_completely() {
-    let (fake, d) = device(128 << 20);
+    let (fake, d) = fake_gpu_device(128 << 20);
     // More bytes than `MULTI_STREAM_BYTES`, and not a multiple of a staging slot.
     let bytes: Vec<u8> = (0..MULTI_STREAM_BYTES + (5 << 20) + 12).map(|i| (i * i % 251) as u8).collect();
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -132,7 +132,7 @@ fn mapped_files_are_copied_completely() {
 
 #[test]
 fn repeated_step_needs_no_driver_call() {
-    let (fake, d) = device(1 << 30);
+    let (fake, d) = fake_gpu_device(1 << 30);
     let step = || {
         let sizes = [300 << 10, 40 << 20, 7, 90 << 20, 1 << 20];
         let kept: Vec<Buffer> = sizes.iter().map(|&n| d.alloc(n, MemoryCategory::Activations).unwrap()).collect();
@@ -150,7 +150,7 @@ proptest! {
     fn downloads_return_uploaded_bytes(
         pieces in prop::collection::vec((0usize..3_000_000, 1usize..2_500_000, any::<u8>()), 1..12)
     ) {
-        let (fake, d) = device(64 << 20);
+        let (fake, d) = fake_gpu_device(64 << 20);
         let buffer = d.alloc(6_000_000, MemoryCategory::Inputs).unwrap();
         let mut want = vec![0u8; 6_000_000];
         buffer.upload(0, &want).unwrap();

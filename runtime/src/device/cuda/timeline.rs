@@ -26,8 +26,8 @@ use crate::error::Result;
 /// GPU works on the newer half.
 pub(super) const MAX_LAUNCHES_IN_FLIGHT: usize = 4096;
 
-/// Age of the anchor after which it is set again, as soon as no launch is in flight: the clocks of GPU and host drift
-/// apart by some microseconds per second.
+/// Age at which the anchor (an event with a known host time) is replaced by a new one, as soon as no launch is in
+/// flight: the clocks of GPU and host drift apart by some microseconds per second.
 const ANCHOR_LIFETIME: Duration = Duration::from_secs(10);
 
 /// A profiled launch in flight, with the events around it.
@@ -40,7 +40,7 @@ struct TimedPair {
 }
 
 /// The profiled launches of one stream.
-pub(super) struct Timeline {
+pub(super) struct LaunchTimeline {
     driver: Arc<dyn Driver>,
     stream: StreamHandle,
     /// An event that the GPU has reached, and its time by the host's clock.
@@ -52,18 +52,18 @@ pub(super) struct Timeline {
     max_in_flight: usize,
 }
 
-impl Timeline {
-    /// A timeline with at most `max_in_flight` (> 1) launches in flight. Waits once, for the anchor.
+impl LaunchTimeline {
+    /// A timeline with at most `max_in_flight` (> 1) launches in flight. Waits for the GPU once, to set the anchor.
     pub fn new(
         driver: Arc<dyn Driver>,
         stream: StreamHandle,
         max_in_flight: usize,
-    ) -> std::result::Result<Timeline, CudaError> {
+    ) -> std::result::Result<LaunchTimeline, CudaError> {
         let event = driver.event()?;
         let now = Instant::now();
         let (free, in_flight) = (Vec::new(), VecDeque::new());
         let mut timeline =
-            Timeline { driver, stream, anchor: (event, now), anchored_at: now, free, in_flight, max_in_flight };
+            LaunchTimeline { driver, stream, anchor: (event, now), anchored_at: now, free, in_flight, max_in_flight };
         timeline.set_anchor()?;
         Ok(timeline)
     }
@@ -160,7 +160,7 @@ fn positive(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }
 
-impl Drop for Timeline {
+impl Drop for LaunchTimeline {
     fn drop(&mut self) {
         let pairs = self.free.drain(..).chain(self.in_flight.drain(..).map(|pair| pair.events));
         for event in pairs.flatten().chain([self.anchor.0]) {

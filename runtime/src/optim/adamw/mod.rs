@@ -85,7 +85,7 @@ impl AdamW {
     pub fn new(parameters: &[Tensor], moments: Moments, seed: u64) -> Result<AdamW> {
         let mut all = BTreeMap::new();
         for p in parameters {
-            let name = p.parameter().ok_or_else(|| {
+            let name = p.parameter_name().ok_or_else(|| {
                 shape_error("adamw", "got a tensor that is not a parameter; make it one with into_parameter")
             })?;
             let like = |dtype| Tensor::empty(p.device(), p.shape(), dtype, MemoryCategory::Optimizer);
@@ -191,12 +191,12 @@ impl AdamW {
 }
 
 impl AdamW {
-    /// A hash of the bits of each parameter, in the order of the names. It is computed on the device, so weights are
-    /// not downloaded.
+    /// A 64-bit hash of the bits of each parameter, by name, in the order of the names. It is computed on the device,
+    /// so weights are not downloaded.
     ///
     /// # Errors
     /// The device is out of memory, or a launch fails.
-    pub fn fingerprints(&self) -> Result<Vec<(&str, u64)>> {
+    pub fn parameter_hashes(&self) -> Result<Vec<(&str, u64)>> {
         let Some((_, (first, _))) = self.parameters.first_key_value() else { return Ok(Vec::new()) };
         let device = first.device();
         let counts: Vec<usize> = self.parameters.values().map(|(p, _)| fingerprint::partial_sums(p.bytes())).collect();
@@ -216,8 +216,8 @@ impl AdamW {
     }
 }
 
-/// The Philox stream of a parameter's stochastic rounding in one step. The highest bit separates it from the streams
-/// that sampling uses with the same seed.
+/// The number of the Philox stream from which one parameter gets its random numbers for stochastic rounding in one
+/// step. Its highest bit separates it from the streams that sampling uses with the same seed.
 fn rounding_stream(step: u64, parameter: u64) -> u64 {
     (1 << 63) | (step << 24) | parameter
 }

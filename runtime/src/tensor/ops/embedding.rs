@@ -5,7 +5,7 @@ use reel_kernels::{Addr, DType, embedding as kernel};
 use super::{size, want_dtype, want_shape};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
-use crate::tensor::{Tensor, dims};
+use crate::tensor::{Tensor, format_shape};
 
 /// Looks up `ids` (i32 `[S]`) in `table [V, H]` and casts the rows to the dtype of activations: `[S, H]`. The caller
 /// has checked that ids are below V.
@@ -30,7 +30,11 @@ fn lookup(
     let (&[vocab, hidden], &[tokens]) = (table.shape(), ids.shape()) else {
         return Err(shape_error(
             op,
-            format!("table is {}, ids {}; expected [V, H] and [S]", dims(table.shape()), dims(ids.shape())),
+            format!(
+                "the embedding table has shape {}, the ids {}; expected [V, H] and [S]",
+                format_shape(table.shape()),
+                format_shape(ids.shape())
+            ),
         ));
     };
     want_dtype(op, "ids", ids, DType::I32)?;
@@ -38,7 +42,7 @@ fn lookup(
     if let Some((vision, slots)) = placed {
         want_shape(op, "vision", vision, &[rows, hidden], "[M, H], H as in the table")?;
         want_dtype(op, "vision", vision, cx.dtype())?;
-        want_shape(op, "vision_index", slots, &[tokens], "one for each id")?;
+        want_shape(op, "vision_index", slots, &[tokens], "one index for each token id")?;
         want_dtype(op, "vision_index", slots, DType::I32)?;
     }
     let (vocab, hidden, count, rows) = (size(op, vocab)?, size(op, hidden)?, size(op, tokens)?, size(op, rows)?);

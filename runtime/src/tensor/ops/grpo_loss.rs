@@ -44,16 +44,16 @@ pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, inputs: &GrpoInputs) -> Result<(Te
     const OP: &str = "grpo_loss";
     let (tokens, n) = (inputs.completions.tokens(), inputs.completions.seqs());
     want_dtype(OP, "completion_lens", &inputs.completion_lens, DType::I32)?;
-    want_shape(OP, "completion_lens", &inputs.completion_lens, &[n], "one for each completion")?;
+    want_shape(OP, "completion_lens", &inputs.completion_lens, &[n], "one value for each completion")?;
     for (what, x) in [("advantages", &inputs.advantages), ("weights", &inputs.weights)] {
         want_dtype(OP, what, x, DType::F32)?;
-        want_shape(OP, what, x, &[n], "one for each completion")?;
+        want_shape(OP, what, x, &[n], "one value for each completion")?;
     }
     let others = [("old_log_probs", inputs.old_log_probs.as_ref()), ("ref_log_probs", inputs.ref_log_probs.as_ref())];
     let given = others.into_iter().filter_map(|(what, x)| Some((what, x?)));
     for (what, x) in [("log_probs", log_probs)].into_iter().chain(given) {
         want_dtype(OP, what, x, DType::F32)?;
-        want_shape(OP, what, x, &[tokens], "one for each token of the completions")?;
+        want_shape(OP, what, x, &[tokens], "one value for each token of the completions")?;
     }
     let address = |x: &Option<Tensor>| x.as_ref().map_or(Addr::NULL, Tensor::addr);
     let (gradient, stats) =

@@ -8,7 +8,7 @@ use super::{rows_cols, size, want_dtype, want_shape};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::Backward;
-use crate::tensor::{Tensor, dims};
+use crate::tensor::{Tensor, format_shape};
 
 /// A LoRA adapter of rank R for a weight `[N, K]`: adds `scale · up · down` to the weight.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ fn linear_gradients(
         false => None,
     };
     if let Some(dw) = bw.parameter_grad(w)? {
-        bw.launch(&weight_gradient(dy, x, m, n, k, &dw))?;
+        bw.launch(&weight_gradient_launch(dy, x, m, n, k, &dw))?;
     }
     if let Some(b) = b
         && let Some(db) = bw.parameter_grad(b)?
@@ -77,7 +77,7 @@ fn linear_gradients(
 /// x · downᵀ`, and `x · wᵀ + b` before the last product is added.
 pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &Lora) -> Result<Tensor> {
     let y = product(cx, x, w, b, x.dtype())?;
-    let thin = add_low_rank(cx, x, lora, &y)?; // [.., R]
+    let thin = add_lora_output(cx, x, lora, &y)?; // [.., R]
     let (kx, kw, kb, lora) = (x.clone(), w.clone(), b.cloned(), lora.clone());
     let (down, up) = (lora.down.clone(), lora.up.clone());
     let mut inputs = vec![x, w, &down, &up];
@@ -88,13 +88,13 @@ pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &L
         let [n, r] = [kw.shape()[0], lora.down.shape()[0]];
         let dx = linear_gradients(bw, &dy, &kx, &kw, kb.as_ref())?;
         if let Some(dup) = bw.parameter_grad(&lora.up)? {
-            bw.launch(&weight_gradient(&dy, &thin, m, n, r, &dup))?;
+            bw.launch(&weight_gradient_launch(&dy, &thin, m, n, r, &dup))?;
         }
         let dthin = bw.empty_like(&thin)?;
         let through_up = plain(m, r, n, operand(&dy, false), operand(&lora.up, true), &dthin);
         bw.launch(&Launch::Matmul(Matmul { scale: lora.scale, ..through_up }))?;
         if let Some(ddown) = bw.parameter_grad(&lora.down)? {
-            bw.launch(&weight_gradient(&dthin, &kx, m, r, k, &ddown))?;
+            bw.launch(&weight_gradient_launch(&dthin, &kx, m, r, k, &ddown))?;
         }
         let Some(dx) = dx else { return Ok(()) };
         let through_down = plain(m, k, r, operand(&dthin, false), operand(&lora.down, true), &dx);
@@ -105,11 +105,11 @@ pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &L
 
 /// Adds the adapter's output to y in place: `y += scale · (x · downᵀ) · upᵀ`. y must not be recorded on the tape yet.
 /// Returns `scale · x · downᵀ`, `[.., R]`.
-pub(super) fn add_low_rank(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> Result<Tensor> {
+pub(super) fn add_lora_output(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> Result<Tensor> {
     let (m, k) = rows_cols("lora_linear", "x", x)?;
     let (n, r) = (y.shape().last().copied().unwrap_or(0), lora.down.shape().first().copied().unwrap_or(0));
-    want_shape("lora_linear", "down", &lora.down, &[r, k], "the rank and the last dimension of x")?;
-    want_shape("lora_linear", "up", &lora.up, &[n, r], "the rows of the weight and the rank")?;
+    want_shape("lora_linear", "down", &lora.down, &[r, k], "the adapter's rank by the last dimension of x")?;
+    want_shape("lora_linear", "up", &lora.up, &[n, r], "the number of rows of the weight by the adapter's rank")?;
     size("lora_linear", r)?;
     let mut shape = x.shape().to_vec();
     shape.pop();
@@ -123,7 +123,7 @@ pub(super) fn add_low_rank(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> Resu
 }
 
 /// The launch that adds a weight gradient: `dw [n, k] += dyᵀ · x` with `dy [m, n]`, `x [m, k]`.
-pub(super) fn weight_gradient(dy: &Tensor, x: &Tensor, m: usize, n: usize, k: usize, dw: &Tensor) -> Launch {
+pub(super) fn weight_gradient_launch(dy: &Tensor, x: &Tensor, m: usize, n: usize, k: usize, dw: &Tensor) -> Launch {
     let product = plain(n, k, m, operand(dy, true), operand(x, true), dw);
     Launch::Matmul(Matmul { c_dtype: DType::F32, accumulate: true, ..product })
 }
@@ -143,7 +143,10 @@ fn product(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, out: DType) -> R
         other => {
             return Err(shape_error(
                 "linear",
-                format!("weight is {}, but the last dimension of x is {k}; wrong shard?", dims(other)),
+                format!(
+                    "weight has shape {}, but the last dimension of x is {k}; was a wrong shard loaded?",
+                    format_shape(other)
+                ),
             ));
         }
     };

@@ -14,7 +14,7 @@ pub fn log_prob(cx: &Cx, logits: &Tensor, targets: &Tensor, inv_temperature: f32
     let (rows, vocab) = rows_cols(OP, "logits", logits)?;
     want_dtype(OP, "logits", logits, DType::F32)?;
     want_dtype(OP, "targets", targets, DType::I32)?;
-    want_shape(OP, "targets", targets, &[rows], "one for each row of logits")?;
+    want_shape(OP, "targets", targets, &[rows], "one target token for each row of logits")?;
     let (lp, lse) = (cx.empty(&[rows], DType::F32)?, cx.empty(&[rows], DType::F32)?);
     let vocab = size(OP, vocab)?;
     cx.launch(&kernel::fwd(&kernel::FwdParams {
@@ -39,7 +39,7 @@ pub fn weighted_sum(cx: &Cx, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
     const OP: &str = "weighted_sum";
     want_dtype(OP, "x", x, DType::F32)?;
     want_dtype(OP, "weights", weights, DType::F32)?;
-    want_shape(OP, "weights", weights, x.shape(), "one for each element of x")?;
+    want_shape(OP, "weights", weights, x.shape(), "one weight for each element of x")?;
     let y = cx.empty(&[1], DType::F32)?;
     let n = x.count() as u64;
     cx.launch(&reduce::weighted_sum(&reduce::WeightedSumParams { x: x.addr(), w: weights.addr(), out: y.addr(), n }))?;

@@ -33,18 +33,19 @@ pub use embedding::{embedding, embedding_with};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
 pub use linear::{Lora, linear, lora_linear, matmul};
 pub use linear_log_prob::{
-    LmHeadBackend, linear_log_prob, linear_log_prob_by, linear_log_prob_with_entropy, lm_head_backend, max_logit_rows,
+    LmHeadBackend, linear_log_prob, linear_log_prob_with_backends, linear_log_prob_with_entropy, lm_head_backend,
+    max_logit_rows,
 };
 pub use loss::{log_prob, weighted_sum};
 pub use norm::{patch_merge, rms_norm, rms_norm_add, rms_norm_branch};
-pub use patch_embedding::{DeviceFrames, Patching, patch_embedding};
+pub use patch_embedding::{DeviceFrames, PatchingParams, patch_embedding};
 pub use rotary::{RotaryFrequencies, RotaryTable, rotary, rotary_table};
 pub use rows::{gather_rows, split_columns};
-pub use sampling::{History, SampledTokens, SamplingTable, SlotSampling, sample};
+pub use sampling::{RowSampling, SampledTokens, SamplingTable, TokenHistory, sample};
 pub use siglip::{layer_norm, normalise, pool_attention, position_add};
 pub use skinny::{skinny_linear, skinny_logits, skinny_lora_linear, skinny_swiglu};
 
-use super::{Tensor, dims};
+use super::{Tensor, format_shape};
 use crate::error::{Result, shape_error};
 use reel_kernels::DType;
 
@@ -81,7 +82,7 @@ fn want_dtype(op: &'static str, what: &str, x: &Tensor, dtype: DType) -> Result<
     if x.dtype() == dtype {
         return Ok(());
     }
-    Err(shape_error(op, format!("{what} is {}, expected {dtype}", x.dtype())))
+    Err(shape_error(op, format!("{what} has dtype {}, expected {dtype}", x.dtype())))
 }
 
 /// Returns an error unless `x` has the shape `shape`; `cause` is the likely cause for the message.
@@ -90,7 +91,10 @@ fn want_shape(op: &'static str, what: &str, x: &Tensor, shape: &[usize], cause: 
         return Ok(());
     }
     let cause = if cause.is_empty() { String::new() } else { format!(" ({cause})") };
-    Err(shape_error(op, format!("{what} is {}, expected {}{cause}", dims(x.shape()), dims(shape))))
+    Err(shape_error(
+        op,
+        format!("{what} has shape {}, expected {}{cause}", format_shape(x.shape()), format_shape(shape)),
+    ))
 }
 
 /// Returns an error unless two tensors have equal shape and dtype.

@@ -27,7 +27,7 @@ struct Sizes {
 impl Sizes {
     fn new(op: &'static str, x: &Tensor, w: &Tensor, eps: f32) -> Result<Sizes> {
         let (n_rows, n_cols) = rows_cols(op, "x", x)?;
-        want_shape(op, "weight", w, &[n_cols], "the last dimension of x; wrong shard?")?;
+        want_shape(op, "weight", w, &[n_cols], "the last dimension of x; was a wrong shard loaded?")?;
         want_dtype(op, "weight", w, x.dtype())?;
         Ok(Sizes { n_rows, n_cols, rows: size(op, n_rows)?, cols: size(op, n_cols)?, eps })
     }
@@ -55,7 +55,7 @@ impl Sizes {
     }
 
     /// The gradient of the norm's input `x`, from `dy`, the gradient of the norm's output, and `d_x`, the gradient
-    /// that x has from other uses. At least one of the two is present.
+    /// that x has from other uses. At least one of `dy` and `d_x` is present.
     fn backward(
         &self,
         bw: &mut Backward,
@@ -64,7 +64,7 @@ impl Sizes {
         d_x: Option<Tensor>,
     ) -> Result<Option<Tensor>> {
         let Some(dy) = dy else {
-            // The norm's output was not used, so the gradient of its weight is 0.
+            // No gradient reached the norm's output, so this use adds nothing to the gradient of the weight.
             bw.parameter_grad(w)?;
             return Ok(d_x);
         };
@@ -167,7 +167,7 @@ pub fn patch_merge(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32, gr
     let sizes = Sizes::new(OP, x, w, eps)?;
     let Sizes { rows, cols, n_rows, n_cols, .. } = sizes;
     want_dtype(OP, "index", index, DType::I32)?;
-    want_shape(OP, "index", index, &[n_rows], "one for each row of x")?;
+    want_shape(OP, "index", index, &[n_rows], "one index for each row of x")?;
     if group_size == 0 || !n_rows.is_multiple_of(group_size) {
         return Err(shape_error(
             OP,

@@ -16,7 +16,7 @@ const MAX_FRAME_BYTES: u64 = u32::MAX as u64;
 
 /// How u8 frames are normalised and cut into patches.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Patching {
+pub struct PatchingParams {
     /// The factor of a u8 pixel value: 1 / 255 for Qwen2.5-VL.
     pub rescale: f64,
     /// The mean of each channel, subtracted after rescaling.
@@ -27,7 +27,7 @@ pub struct Patching {
     pub patch: usize,
     /// The number of frames in a patch.
     pub temporal: usize,
-    /// The side length of a square of merged patches, in patches.
+    /// The number of patches along each side of a square of patches that are merged.
     pub merge: usize,
 }
 
@@ -48,9 +48,9 @@ impl DeviceFrames {
         device: &Device,
         levels: &[u8],
         [count, height, width]: [usize; 3],
-        patching: &Patching,
+        patching: &PatchingParams,
     ) -> Result<DeviceFrames> {
-        let Patching { rescale, mean, std, patch, temporal, merge } = *patching;
+        let PatchingParams { rescale, mean, std, patch, temporal, merge } = *patching;
         let block = patch.saturating_mul(merge);
         let fits = |n: usize| block > 0 && n.is_multiple_of(block);
         if temporal == 0 || !fits(height) || !fits(width) {
@@ -102,8 +102,8 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
     }
     let dtype = cx.dtype();
     if w.dtype() != dtype {
-        // The fused kernel needs one dtype. The matrix product accepts a weight of another dtype, which is read in
-        // place.
+        // The fused kernel needs a weight with the dtype of activations. For other weights, pixels are stored and a
+        // matrix product, which accepts two dtypes, computes the embeddings.
         return linear(cx, &cut(cx, frames, row)?, w, b);
     }
     if let Some(b) = b {

@@ -7,7 +7,7 @@ use super::{size, want_dtype, want_shape};
 use crate::device::{Device, MemoryCategory};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
-use crate::tensor::{Tensor, dims};
+use crate::tensor::{Tensor, format_shape};
 
 /// The cosines and sines of each token's rotation angles.
 #[derive(Clone, Debug)]
@@ -46,7 +46,10 @@ impl RotaryFrequencies {
     pub fn table(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
         const OP: &str = "rotary_table";
         let &[_, tokens] = positions.shape() else {
-            return Err(shape_error(OP, format!("positions are {}, expected [axes, tokens]", dims(positions.shape()))));
+            return Err(shape_error(
+                OP,
+                format!("positions have shape {}, expected [axes, tokens]", format_shape(positions.shape())),
+            ));
         };
         want_shape(OP, "positions", positions, &[self.axes, tokens], "a row for each axis")?;
         want_dtype(OP, "positions", positions, DType::I32)?;
@@ -79,7 +82,10 @@ pub fn rotary_table(cx: &Cx, positions: &Tensor, inv_freq: &[f32], axis: &[i32])
 pub fn rotary(cx: &Cx, x: &Tensor, table: &RotaryTable) -> Result<Tensor> {
     const OP: &str = "rotary";
     let &[tokens, heads, d] = x.shape() else {
-        return Err(shape_error(OP, format!("x is {}, expected [tokens, heads, head_dim]", dims(x.shape()))));
+        return Err(shape_error(
+            OP,
+            format!("x has shape {}, expected [tokens, heads, head_dim]", format_shape(x.shape())),
+        ));
     };
     want_shape(OP, "table", &table.cos, &[tokens, d / 2], "[tokens, head_dim / 2]")?;
     let y = cx.empty(x.shape(), x.dtype())?;

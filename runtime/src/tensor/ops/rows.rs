@@ -7,7 +7,7 @@ use super::{rows_cols, size, want_dtype};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::fill_zero;
-use crate::tensor::{Tensor, dims};
+use crate::tensor::{Tensor, format_shape};
 
 /// Gathers the rows `index` (i32 `[m]`, all different) of x `[n, cols]`: `[m, cols]`.
 pub fn gather_rows(cx: &Cx, x: &Tensor, index: &Tensor) -> Result<Tensor> {
@@ -58,7 +58,10 @@ pub fn split_columns(cx: &Cx, x: &Tensor, widths: &[usize]) -> Result<Vec<Tensor
     if widths.iter().sum::<usize>() != cols {
         return Err(shape_error(
             OP,
-            format!("widths {widths:?} do not add up to the columns of x {}", dims(x.shape())),
+            format!(
+                "widths {widths:?} do not add up to the number of columns of x, which has shape {}",
+                format_shape(x.shape())
+            ),
         ));
     }
     let (rows, src_cols) = (size(OP, n)?, size(OP, cols)?);

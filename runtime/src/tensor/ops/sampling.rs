@@ -8,12 +8,12 @@ use super::{size, want_dtype, want_shape};
 use crate::device::{Device, Kernels, MemoryCategory};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
-use crate::tensor::{Tensor, dims};
+use crate::tensor::{Tensor, format_shape};
 
 /// The sampling parameters of one row. [`reel_kernels::sample`] defines each parameter and the order in which they
 /// apply.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SlotSampling<'a> {
+pub struct RowSampling<'a> {
     /// The softmax temperature; 0: greedy sampling.
     pub temperature: f32,
     /// The probability mass of nucleus sampling; 1: off.
@@ -33,16 +33,16 @@ pub struct SlotSampling<'a> {
     pub counted_from: usize,
     /// The seed of the random draws.
     pub seed: u64,
-    /// Pairs of a token and what is added to its logit; at most as many as [`SamplingTable::new`] allocated.
+    /// Tokens with a value that is added to their logit; at most `max_biased` (see [`SamplingTable::new`]) of them.
     pub bias: &'a [(i32, f32)],
     /// A bit mask of the tokens that may be sampled: 32 tokens per u32, lowest bit first; empty: all tokens.
     pub allowed: &'a [u32],
 }
 
-impl Default for SlotSampling<'_> {
+impl Default for RowSampling<'_> {
     /// Greedy sampling.
     fn default() -> Self {
-        SlotSampling {
+        RowSampling {
             temperature: 0.0,
             top_p: 1.0,
             top_k: 0,
@@ -97,7 +97,7 @@ impl SamplingTable {
             bias: f32s(&[max_biased])?,
             allowed: mask_vocab.map(|vocab| i32s(&[vocab.div_ceil(32)])).transpose()?,
         };
-        choices.set(0, &vec![SlotSampling::default(); rows])?;
+        choices.set(0, &vec![RowSampling::default(); rows])?;
         Ok(choices)
     }
 
@@ -128,14 +128,17 @@ impl SamplingTable {
     /// # Errors
     /// A range beyond the last row; more biased tokens than allocated; a mask of another length, or a table without
     /// masks.
-    pub fn set(&self, first: usize, choices: &[SlotSampling]) -> Result<()> {
+    pub fn set(&self, first: usize, choices: &[RowSampling]) -> Result<()> {
         const OP: &str = "sampling table";
         let (n, cols) = (choices.len(), self.bias.shape()[1]);
         let words = self.allowed.as_ref().map(|t| t.shape()[1]);
         let (mut bias_ids, mut bias, mut allowed) = (vec![-1i32; n * cols], vec![0f32; n * cols], Vec::new());
         for (row, c) in choices.iter().enumerate() {
             if c.bias.len() > cols {
-                return Err(shape_error(OP, format!("{} biased tokens, but a row has at most {cols}", c.bias.len())));
+                return Err(shape_error(
+                    OP,
+                    format!("got {} biased tokens for one row; the table allows at most {cols} per row", c.bias.len()),
+                ));
             }
             for (i, &(id, value)) in c.bias.iter().enumerate() {
                 (bias_ids[row * cols + i], bias[row * cols + i]) = (id, value);
@@ -146,14 +149,17 @@ impl SamplingTable {
                 None if c.allowed.is_empty() => {}
                 _ => {
                     let room = words.unwrap_or(0);
-                    return Err(shape_error(OP, format!("a mask of {} u32 words, expected {room}", c.allowed.len())));
+                    return Err(shape_error(
+                        OP,
+                        format!("got a mask of {} u32 words for one row, expected {room}", c.allowed.len()),
+                    ));
                 }
             }
         }
-        let f32s = |to: &Tensor, f: &dyn Fn(&SlotSampling) -> f32| {
+        let f32s = |to: &Tensor, f: &dyn Fn(&RowSampling) -> f32| {
             to.rows(first, n)?.write(&choices.iter().map(f).collect::<Vec<f32>>())
         };
-        let i32s = |to: &Tensor, f: &dyn Fn(&SlotSampling) -> usize| {
+        let i32s = |to: &Tensor, f: &dyn Fn(&RowSampling) -> usize| {
             let values = choices.iter().map(|c| i32::try_from(f(c)).unwrap_or(i32::MAX));
             to.rows(first, n)?.write(&values.collect::<Vec<i32>>())
         };
@@ -225,37 +231,41 @@ impl SampledTokens {
     }
 }
 
-/// The history of rows, for penalties: token ids i32 `[R, max]`, and the number of valid ids in each row, i32 `[R]`.
-pub type History<'a> = (&'a Tensor, &'a Tensor);
+/// The token history of `R` rows, for penalties: token ids i32 `[R, max]`, and the number of valid ids in each row,
+/// i32 `[R]`.
+pub type TokenHistory<'a> = (&'a Tensor, &'a Tensor);
 
 /// Samples a token for each row of logits `[R, V]` (f32) and writes it to `chosen`. Tokens in `suppressed` (i32
-/// `[n]`) are never sampled. `draws` (i32 `[R]`) numbers each row's random draw: the same seed and number give the
-/// same draw on every device and in every batch. Penalties have no effect without a history.
+/// `[n]`) are never sampled. `draws` (i32 `[R]`) is the index of each row's random draw: the same seed and index give
+/// the same random number on every device and in every batch. Penalties have no effect without a history.
 pub fn sample(
     cx: &Cx,
     logits: &Tensor,
     choices: &SamplingTable,
     draws: &Tensor,
-    history: Option<History>,
+    history: Option<TokenHistory>,
     suppressed: &Tensor,
     chosen: &SampledTokens,
 ) -> Result<()> {
     const OP: &str = "sample";
     let &[rows, vocab] = logits.shape() else {
-        return Err(shape_error(OP, format!("logits are {}, expected [rows, vocabulary]", dims(logits.shape()))));
+        return Err(shape_error(
+            OP,
+            format!("logits have shape {}, expected [rows, vocabulary]", format_shape(logits.shape())),
+        ));
     };
     want_dtype(OP, "logits", logits, DType::F32)?;
     want_shape(OP, "sampling table", &choices.temperature, &[rows], "a row for each row of logits")?;
-    want_shape(OP, "draws", draws, &[rows], "one for each row of logits")?;
+    want_shape(OP, "draws", draws, &[rows], "one index for each row of logits")?;
     want_dtype(OP, "draws", draws, DType::I32)?;
-    want_shape(OP, "chosen", &chosen.ids, &[rows], "one for each row of logits")?;
+    want_shape(OP, "chosen", &chosen.ids, &[rows], "one token for each row of logits")?;
     want_dtype(OP, "suppressed", suppressed, DType::I32)?;
     if let Some(allowed) = &choices.allowed {
         want_shape(OP, "allowed", allowed, &[rows, vocab.div_ceil(32)], "a bit for each token")?;
     }
     let longest = match history {
         Some((tokens, lens)) => {
-            want_shape(OP, "history lengths", lens, &[rows], "one for each row of logits")?;
+            want_shape(OP, "history lengths", lens, &[rows], "one length for each row of logits")?;
             want_dtype(OP, "history", tokens, DType::I32)?;
             let longest = tokens.shape().last().copied().unwrap_or(0);
             want_shape(OP, "history", tokens, &[rows, longest], "a row for each row of logits")?;

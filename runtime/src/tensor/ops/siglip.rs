@@ -9,7 +9,7 @@ use crate::device::{Kernels, MemoryCategory};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::fill_zero;
-use crate::tensor::{Tensor, dims};
+use crate::tensor::{Tensor, format_shape};
 
 /// Maximum head_dim that the CUDA kernel of attention pooling supports.
 const MAX_HEAD_DIM: usize = 128;
@@ -51,8 +51,8 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Resu
         let (mut dw, mut db) = (bw.parameter_grad(&kw)?, bw.parameter_grad(&kb)?);
         let mut partial = None;
         if dw.is_some() || db.is_some() {
-            // The kernel computes the gradients of both weight and bias, or none; the gradient of a frozen one is
-            // discarded.
+            // The kernel computes the gradients of weight and bias together. If only one of them is trained, the
+            // other's gradient is written to scratch memory.
             for missing in [&mut dw, &mut db].into_iter().filter(|d| d.is_none()) {
                 let scratch = bw.empty(&[n_cols], DType::F32, MemoryCategory::Workspace)?;
                 fill_zero(&scratch)?;
@@ -86,7 +86,10 @@ pub fn position_add(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tensor> {
     want_shape(OP, "positions", pos, &[n_positions, n_cols], "[P, C], C as in x")?;
     want_dtype(OP, "positions", pos, x.dtype())?;
     if n_positions == 0 {
-        return Err(shape_error(OP, format!("positions are {}; expected at least one row", dims(pos.shape()))));
+        return Err(shape_error(
+            OP,
+            format!("the position embeddings have shape {}; expected at least one row", format_shape(pos.shape())),
+        ));
     }
     let (rows, cols, positions) = (size(OP, n_rows)?, size(OP, n_cols)?, size(OP, n_positions)?);
     let y = cx.empty(x.shape(), x.dtype())?;
@@ -129,14 +132,20 @@ pub fn normalise(cx: &Cx, x: &Tensor) -> Result<Tensor> {
 pub fn pool_attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, images: &CuSeqlens) -> Result<Tensor> {
     const OP: &str = "pool_attention";
     let &[n_heads, d] = q.shape() else {
-        return Err(shape_error(OP, format!("q is {}, expected [heads, head_dim]", dims(q.shape()))));
+        return Err(shape_error(OP, format!("q has shape {}, expected [heads, head_dim]", format_shape(q.shape()))));
     };
     if d > MAX_HEAD_DIM && cx.device().kernels() == Kernels::Cuda {
         return Err(shape_error(OP, format!("head_dim is {d}; the CUDA kernel supports at most {MAX_HEAD_DIM}")));
     }
     let (n_tokens, n_images) = (images.tokens(), images.seqs());
     for (what, t) in [("k", k), ("v", v)] {
-        want_shape(OP, what, t, &[n_tokens, n_heads, d], "the tokens of all images, heads and head_dim of q")?;
+        want_shape(
+            OP,
+            what,
+            t,
+            &[n_tokens, n_heads, d],
+            "the number of tokens of all images by the heads and head_dim of q",
+        )?;
         want_dtype(OP, what, t, q.dtype())?;
     }
     let o = cx.empty(&[n_images, n_heads, d], q.dtype())?;

@@ -2,15 +2,15 @@
 
 use super::{Decoded, InstructionForm, is_float};
 use crate::alu::RegisterClass;
-use crate::alu::compare::{self, Combine, Comparison, Relation, SetResult};
+use crate::alu::compare::{self, Comparison, PredicateCombination, Relation, SetTrueValue};
 use crate::alu::op::{Op, OutOfLineOp};
 use crate::alu::scalar::{ScalarFlags, ScalarFunction, ScalarOp, type_flags};
 use crate::ptx::ast::Type::{
     self, B16, B32, B64, BF16, BF16x2, F16, F16x2, F32, F64, Pred, S16, S32, S64, U16, U32, U64,
 };
 
-/// A comparison operator: the primitive relation, `swap`, `invert`, and the mask of orderings for which it holds (bit 0
-/// less, 1 equal, 2 greater, 3 unordered).
+/// A comparison operator: the primitive relation, `swap`, `invert` (see [`Comparison`]), and the mask of orderings
+/// for which the operator holds (bit 0 less, 1 equal, 2 greater, 3 unordered).
 type Operator = (Relation, bool, bool, u8);
 
 const FLOAT: [(&str, Operator); 14] = [
@@ -107,7 +107,11 @@ impl InstructionForm<'_> {
         if ftz && !matches!(ty, F16 | F16x2 | F32) {
             return None;
         }
-        let combine = self.take_modifier_value(&[("and", Combine::And), ("or", Combine::Or), ("xor", Combine::Xor)]);
+        let combine = self.take_modifier_value(&[
+            ("and", PredicateCombination::And),
+            ("or", PredicateCombination::Or),
+            ("xor", PredicateCombination::Xor),
+        ]);
         let (relation, swap, invert, wide) = self.take_modifier_value(all)?;
         let bits = if matches!(ty, F16x2 | BF16x2) { 16 } else { ty.bits() as u8 };
         let flags = ScalarFlags { ftz, wide, bits, variant: matches!(ty, BF16 | BF16x2), ..type_flags(ty) };
@@ -118,8 +122,12 @@ impl InstructionForm<'_> {
         };
         let scalars = [false, true].map(|sat| ScalarOp::new(function, ScalarFlags { sat, ..flags }, &[ty; 2]));
         let not = self.negated(3);
-        let combine = combine.unwrap_or(Combine::None);
-        Some((Comparison { relation, swap, invert, combine, not, pair: self.operand_counts().0 == 2 }, ftz, scalars))
+        let combine = combine.unwrap_or(PredicateCombination::None);
+        Some((
+            Comparison { relation, swap, invert, combine, not, pair: self.operand_counts().destinations == 2 },
+            ftz,
+            scalars,
+        ))
     }
 
     fn setp(&self) -> Decoded {
@@ -140,7 +148,11 @@ impl InstructionForm<'_> {
             _ => Op::OutOfLine(OutOfLineOp::Setp(whole, low)),
         };
         let src = [ty, ty, Pred];
-        f.build(op, &[Pred; 2][..1 + compare.pair as usize], &src[..2 + (compare.combine != Combine::None) as usize])
+        f.build(
+            op,
+            &[Pred; 2][..1 + compare.pair as usize],
+            &src[..2 + (compare.combine != PredicateCombination::None) as usize],
+        )
     }
 
     fn set(&self) -> Decoded {
@@ -162,7 +174,7 @@ impl InstructionForm<'_> {
         let (compare, _, [low, high]) = f.comparison(ty)?;
         let whole = Comparison { swap: false, invert: false, ..compare };
         let src = [ty, ty, Pred];
-        let op = Op::OutOfLine(OutOfLineOp::Set(whole, low, high, SetResult { truth, halves }));
-        f.build(op, &[to], &src[..2 + (compare.combine != Combine::None) as usize])
+        let op = Op::OutOfLine(OutOfLineOp::Set(whole, low, high, SetTrueValue { truth, halves }));
+        f.build(op, &[to], &src[..2 + (compare.combine != PredicateCombination::None) as usize])
     }
 }

@@ -60,7 +60,7 @@ impl InstructionForm<'_> {
         }
     }
 
-    /// Decodes the conversion of one number.
+    /// Decodes a `cvt` of one number per lane.
     fn scalar(
         &self,
         to: Type,
@@ -106,7 +106,8 @@ impl InstructionForm<'_> {
         Some((op, super::OperandTypes { dst: typed(operands.dst, to), src: typed(operands.src, from), carry: false }))
     }
 
-    /// Returns the type of operand `i`'s register if that is wider than `ty`, the type in the opcode; else `ty`.
+    /// Returns the declared type of operand `i`'s register if it is wider than `ty`, the operand's type in the
+    /// opcode; else `ty`.
     fn register(&self, i: usize, ty: Type) -> Type {
         match self.operands.get(i) {
             Some(Operand::Register(r)) => {

@@ -99,8 +99,8 @@ impl InstructionForm<'_> {
             ("div", true, false) => (float::div_f64, 2),
             ("rcp", true, false) => (float::rcp_f64, 1),
             ("sqrt", true, false) => (float::sqrt_f64, 1),
-            ("neg", false, false) => (float::neg64, 1),
-            ("abs", false, false) => (float::abs64, 1),
+            ("neg", false, false) => (float::neg_f64, 1),
+            ("abs", false, false) => (float::abs_f64, 1),
             ("rsqrt", false, true) if !ftz => (special::rsqrt_f64, 1),
             ("rcp" | "rsqrt", false, true) if ftz => (special::rcp_or_rsqrt_approx_f64, 1),
             _ => return None,
@@ -162,7 +162,7 @@ impl InstructionForm<'_> {
         let (ftz, strict) = (self.take_modifier("ftz"), self.take_modifier("NaN"));
         let xorsign = self.take_modifier("xorsign");
         let abs = self.take_modifier("abs");
-        let three = self.operand_counts().1 == 3;
+        let three = self.operand_counts().sources == 3;
         if xorsign != abs && !(three && ty == F32 && !xorsign) || three && (xorsign || ty != F32) {
             return None;
         }

@@ -69,8 +69,8 @@ impl InstructionForm<'_> {
         let relu = f.take_modifier("relu");
         let flags = ScalarFlags { bits: 16, signed, relu, variant: f.base == "max", ..ScalarFlags::default() };
         let function: ScalarFunction = match f.base {
-            "add" if !relu => integer::add_pair,
-            "min" | "max" if signed || !relu => integer::min_or_max_pair,
+            "add" if !relu => integer::add_16bit_pairs,
+            "min" | "max" if signed || !relu => integer::min_or_max_16bit_pair,
             _ => return None,
         };
         f.scalar_op(function, flags, B32, &[B32; 2])

@@ -1,7 +1,7 @@
 //! Decoding of moves, logic and shifts.
 
-use super::{Decoded, InstructionForm};
-use crate::alu::compare::Combine;
+use super::{Decoded, InstructionForm, OperandCounts};
+use crate::alu::compare::PredicateCombination;
 use crate::alu::logic::{self, PredicateLogic};
 use crate::alu::moves::VectorMove;
 use crate::alu::op::{Op, OutOfLineOp};
@@ -12,7 +12,7 @@ impl InstructionForm<'_> {
     pub(super) fn decode_move(&self) -> Decoded {
         let mut f = self.clone();
         let ty = f.take_type_suffix()?;
-        let (dst, src) = f.operand_counts();
+        let OperandCounts { destinations: dst, sources: src } = f.operand_counts();
         let copy = match ty.bits() {
             1 => Op::PredicateLogic(PredicateLogic::Copy, f.negated(1), false),
             8 | 16 | 32 => Op::Mov32,
@@ -136,7 +136,7 @@ impl InstructionForm<'_> {
 
     fn lop3(&self) -> Decoded {
         let mut f = self.clone();
-        let combine = f.take_modifier_value(&[("and", Combine::And), ("or", Combine::Or)]);
+        let combine = f.take_modifier_value(&[("and", PredicateCombination::And), ("or", PredicateCombination::Or)]);
         let ty = f.take_type_suffix().filter(|ty| *ty == B32)?;
         match combine {
             None => f.build(Op::Lop3, &[ty], &[ty, ty, ty, U32]),

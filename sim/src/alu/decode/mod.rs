@@ -32,6 +32,13 @@ pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) ->
 
 pub(super) type Decoded = Option<(AluOp, OperandTypes)>;
 
+/// The numbers of operands of an instruction: destinations (the first written operand) and sources (all others).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct OperandCounts {
+    pub destinations: usize,
+    pub sources: usize,
+}
+
 /// An instruction as written: the name, the modifiers and types after it, and the operands.
 #[derive(Clone)]
 pub(super) struct InstructionForm<'a> {
@@ -74,16 +81,17 @@ impl<'a> InstructionForm<'a> {
         Some(ty)
     }
 
-    /// Returns the number of destinations (the first written operand) and of sources (all others). Each element of a
-    /// vector and each half of `p|q` counts.
-    pub fn operand_counts(&self) -> (usize, usize) {
+    /// Counts the operands of the instruction. Each element of a vector and each half of `p|q` counts as one.
+    pub fn operand_counts(&self) -> OperandCounts {
         let mut counts = self.operands.iter().map(count);
-        (counts.next().unwrap_or(0), counts.sum())
+        OperandCounts { destinations: counts.next().unwrap_or(0), sources: counts.sum() }
     }
 
     /// Returns the decoded instruction if no modifier is left over and the number of operands matches.
     pub fn build(&self, op: Op, dst: &[Type], src: &[Type]) -> Decoded {
-        if !self.tokens.is_empty() || self.operand_counts() != (dst.len(), src.len()) {
+        if !self.tokens.is_empty()
+            || self.operand_counts() != (OperandCounts { destinations: dst.len(), sources: src.len() })
+        {
             return None;
         }
         let expect =

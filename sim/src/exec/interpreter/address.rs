@@ -1,7 +1,7 @@
 //! Instructions on addresses: `cvta`, `isspacep`, `mapa`, `getctarank`, `alloca`.
 
 use crate::exec::context::{InstructionContext, NextAction};
-use crate::exec::operands::{lanes_where, set_predicate, set_undefined};
+use crate::exec::operands::{lanes_where, mark_undefined_lanes, set_predicate};
 use crate::layout;
 use crate::program::op::AddressWindow;
 
@@ -30,7 +30,7 @@ pub fn cvta(
         let a = regs.get(src);
         regs.set(dst, &a, mask);
     }
-    set_undefined(regs, dst, undefined, mask);
+    mark_undefined_lanes(regs, dst, undefined, mask);
     NextAction::Next
 }
 

@@ -1,7 +1,7 @@
 //! Matrix products of a warp on registers: `mma`, `wmma.mma`, and `movmatrix`.
 
 use crate::exec::context::{InstructionContext, NextAction};
-use crate::exec::operands::{set_undefined, undefined_registers};
+use crate::exec::operands::{mark_undefined_lanes, undefined_registers};
 use crate::exec::reporter::Reporter;
 use crate::matrix::Lanes;
 use crate::matrix::ldmatrix;
@@ -124,7 +124,7 @@ pub fn movmatrix(cx: &mut InstructionContext, dst: u32, src: u32) -> NextAction 
 /// column that depends on the input.
 fn mark_results_undefined(regs: &mut Registers, results: &[u32], undefined: u32, mask: u32) {
     let spoiled = if undefined != 0 { mask } else { 0 };
-    results.iter().for_each(|&slot| set_undefined(regs, slot, spoiled, mask));
+    results.iter().for_each(|&slot| mark_undefined_lanes(regs, slot, spoiled, mask));
 }
 
 /// Computes D = A·B + C for any number of registers, also 64-bit registers.

@@ -2,7 +2,7 @@
 //! `bar.warp.sync`, the only one of them that orders memory.
 
 use crate::exec::context::{InstructionContext, NextAction, lanes_of};
-use crate::exec::operands::{lanes_where, set_predicate, set_undefined};
+use crate::exec::operands::{lanes_where, mark_undefined_lanes, set_predicate};
 use crate::exec::state::warp::FragmentState;
 use crate::finding::FindingKind;
 use crate::program::op::{AtomicOp, ShuffleMode, VoteMode, WarpOp, WarpOpKind};
@@ -74,7 +74,7 @@ fn exchange(regs: &mut Registers, w: &WarpOp, mask: u32) {
             }
             if let Some(dst) = w.dst {
                 regs.set(dst, &out, mask);
-                set_undefined(regs, dst, bad | inactive, mask);
+                mark_undefined_lanes(regs, dst, bad | inactive, mask);
             }
             if let Some(p) = w.dst_pred {
                 set_predicate(regs, p, valid, mask);
@@ -93,7 +93,7 @@ fn exchange(regs: &mut Registers, w: &WarpOp, mask: u32) {
             let unknown = if undefined != 0 { mask } else { 0 };
             if let Some(dst) = w.dst {
                 regs.set(dst, &[votes; 32], mask);
-                set_undefined(regs, dst, unknown, mask);
+                mark_undefined_lanes(regs, dst, unknown, mask);
             }
             if let Some(q) = w.dst_pred {
                 set_predicate(regs, q, if yes { u32::MAX } else { 0 }, mask);
@@ -115,7 +115,7 @@ fn exchange(regs: &mut Registers, w: &WarpOp, mask: u32) {
             let unknown = if regs.undefined[a as usize] & mask != 0 { mask } else { 0 };
             if let Some(dst) = w.dst {
                 regs.set(dst, &out, mask);
-                set_undefined(regs, dst, unknown, mask);
+                mark_undefined_lanes(regs, dst, unknown, mask);
             }
             if let Some(p) = w.dst_pred {
                 set_predicate(regs, p, if all_equal { u32::MAX } else { 0 }, mask);
@@ -136,7 +136,7 @@ fn exchange(regs: &mut Registers, w: &WarpOp, mask: u32) {
             let unknown = if regs.undefined[a as usize] & mask != 0 { mask } else { 0 };
             if let Some(dst) = w.dst {
                 regs.set(dst, &[result.unwrap_or(0); 32], mask);
-                set_undefined(regs, dst, unknown, mask);
+                mark_undefined_lanes(regs, dst, unknown, mask);
             }
         }
         WarpOpKind::Elect => {

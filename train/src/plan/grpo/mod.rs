@@ -165,7 +165,7 @@ impl<'a> Counter<'a> {
             device.profiler().record_timeline(false);
             // The cost of the last step that runs here stands for all remaining steps on this set.
             let times = if use_ == MAX_USES { self.options.num_iterations - use_ + 1 } else { 1 };
-            for event in device.profiler().events()? {
+            for event in device.profiler().launch_events()? {
                 self.phases.add_launch(event.part, event.name, event.cost, times);
             }
             self.steps += times;

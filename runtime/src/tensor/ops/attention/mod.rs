@@ -24,9 +24,10 @@ use super::{size, want_dtype, want_shape};
 use crate::device::{Device, Kernels, MemoryCategory};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
-use crate::tensor::{Tensor, dims};
+use crate::tensor::{Tensor, format_shape};
 
-/// Where each sequence of a packed row begins: `[0, len_0, len_0 + len_1, …]`, on the host and on the device.
+/// Where each sequence begins if several sequences are packed into one row of tokens: `[0, len_0, len_0 + len_1, …]`,
+/// on the host and on the device.
 ///
 /// A sequence may have a shared prefix: earlier tokens of the row whose keys come before its own. Completions share
 /// their prompt in this way.
@@ -141,21 +142,25 @@ impl CuSeqlens {
     }
 }
 
-/// Checks the shapes of q, k and v. Returns the numbers of tokens, query heads and key-value heads, and head_dim.
+/// Checks the shapes of q, k and v. Returns `(tokens, query heads, key-value heads, head_dim)`.
 fn heads(op: &'static str, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(usize, usize, usize, usize)> {
     let (&[tokens, heads, d], &[kv_tokens, kv_heads, kd]) = (q.shape(), k.shape()) else {
         return Err(shape_error(
             op,
-            format!("q is {}, k {}; expected [tokens, heads, head_dim]", dims(q.shape()), dims(k.shape())),
+            format!(
+                "q has shape {}, k {}; expected [tokens, heads, head_dim]",
+                format_shape(q.shape()),
+                format_shape(k.shape())
+            ),
         ));
     };
     if kv_tokens != tokens || kd != d || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
         return Err(shape_error(
             op,
             format!(
-                "q is {}, k {}; expected equal tokens and head_dim, and heads a multiple of kv_heads",
-                dims(q.shape()),
-                dims(k.shape())
+                "q has shape {}, k {}; expected equal tokens and head_dim, and q heads a multiple of k heads",
+                format_shape(q.shape()),
+                format_shape(k.shape())
             ),
         ));
     }
@@ -292,8 +297,9 @@ impl KvPages {
         })
     }
 
-    /// The block tables of decode rows with one new token each. Their lengths, block tables and slots (i32 `[R]`,
-    /// `[R, width]`, `[R]`) are in device memory. `max_keys` is the maximum number of keys of a row.
+    /// The block tables of a decode step, in which each of `R` rows (sequences) has one new token. Its three tensors
+    /// are already in device memory: `lens` i32 `[R]`, `tables` i32 `[R, width]`, and `slots` i32 `[R]`. `max_keys`
+    /// is the maximum number of keys of a row.
     pub(super) fn for_decode_rows(rows: &CuSeqlens, max_keys: usize, [lens, tables, slots]: [&Tensor; 3]) -> KvPages {
         KvPages {
             new: rows.clone(),
@@ -324,7 +330,7 @@ pub fn kv_write(cx: &Cx, k: &Tensor, v: &Tensor, caches: (&Tensor, &Tensor), pag
         )?;
         want_dtype(OP, "cache", cache, k.dtype())?;
     }
-    want_shape(OP, "slots", &pages.slots, &[tokens], "one for each new token")?;
+    want_shape(OP, "slots", &pages.slots, &[tokens], "one slot for each new token")?;
     let p = write::Params {
         k: k.addr(),
         v: v.addr(),
@@ -347,7 +353,11 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
     let (&[tokens, n_heads, d], &[_, _, kv_heads, kd]) = (q.shape(), caches.0.shape()) else {
         return Err(shape_error(
             OP,
-            format!("q is {}, cache {}; expected 3 and 4 dimensions", dims(q.shape()), dims(caches.0.shape())),
+            format!(
+                "q has shape {}, the key cache {}; expected 3 and 4 dimensions",
+                format_shape(q.shape()),
+                format_shape(caches.0.shape())
+            ),
         ));
     };
     if kd != d || kv_heads == 0 || !n_heads.is_multiple_of(kv_heads) || pages.new.tokens() != tokens {
@@ -356,8 +366,8 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
             format!(
                 "q is {}, cache {}, with {} new tokens; expected a row of q for each new token, equal head_dim, and \
                  heads a multiple of kv_heads",
-                dims(q.shape()),
-                dims(caches.0.shape()),
+                format_shape(q.shape()),
+                format_shape(caches.0.shape()),
                 pages.new.tokens()
             ),
         ));
@@ -386,7 +396,7 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
         page: BLOCK_TOKENS as u32,
         reserved: 0,
     };
-    // The CPU kernel allocates its own workspace, one for each thread.
+    // The CPU kernel allocates its own workspace per thread.
     let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { paged::workspace_bytes(&p) };
     let workspace = match bytes {
         0 => None,

@@ -1,10 +1,10 @@
 use super::*;
-use crate::tensor::ops::tests::distance;
+use crate::tensor::ops::tests::relative_distance;
 use crate::tensor::ops::{linear_log_prob, weighted_sum};
 use crate::tensor::tape::Grads;
 
-/// Gradients of bf16 queries, keys and values. The tensor-core kernels support this head size, and there are more
-/// keys than a tile of keys holds.
+/// Gradients of bf16 queries, keys and values. The head size is one that the tensor-core kernels support, and there
+/// are more keys than one tile of keys holds.
 fn gradients(device: &Device) -> Vec<Vec<f32>> {
     let numbers = |n: usize, seed: usize| -> Vec<f32> {
         (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1013) as f32 / 506.0 - 1.0).collect()
@@ -33,7 +33,8 @@ fn sim_gradients_equal_cpu_and_plan_counts_the_workspace() {
     let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
     let (got, want) = (gradients(&sim), gradients(&Device::cpu(1)));
     assert_eq!(got.len(), 3);
-    // The memory planned for a GPU includes the workspace; that for the CPU does not.
+    // The memory planned for a GPU includes the attention kernel's workspace; the memory planned for the CPU does
+    // not.
     let planned = |kernels| {
         let dry = Device::dry(kernels);
         gradients(&dry);
@@ -42,7 +43,7 @@ fn sim_gradients_equal_cpu_and_plan_counts_the_workspace() {
     assert_eq!(planned(Kernels::Cuda), sim.memory().peak);
     assert!(planned(Kernels::Cpu) < sim.memory().peak);
     for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-        let off = distance(g, w);
+        let off = relative_distance(g, w);
         assert!(off <= 1e-2, "p{i}: relative L2 {off:.2e}");
     }
 }

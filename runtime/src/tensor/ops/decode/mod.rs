@@ -1,12 +1,12 @@
-//! The rows of a decode step, in device memory. Everything that changes from step to step (token, position, length,
-//! block table) is updated there, so the host can enqueue a step, or replay it as a captured graph, before it has
-//! read the tokens of the previous step.
+//! The rows of a decode step, one row per sequence, in device memory. Everything that changes from step to step
+//! (token, position, length, block table) is updated there, so the host can enqueue a step, or replay it as a
+//! captured graph, before it has read the tokens of the previous step.
 
 use reel_kernels::paged_attention::BLOCK_TOKENS;
 use reel_kernels::{Addr, DType, advance as kernel};
 
 use super::attention::{CuSeqlens, KvPages};
-use super::{History, size, want_dtype, want_shape};
+use super::{TokenHistory, size, want_dtype, want_shape};
 use crate::device::Device;
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
@@ -25,9 +25,9 @@ pub struct DecodeSlot<'a> {
     pub limit: usize,
     /// The cache blocks of the sequence; they cover `limit` keys.
     pub blocks: &'a [i32],
-    /// The index of the row's next random draw among the draws of its seed.
+    /// The index of the row's next random draw. The same seed and index always give the same random number.
     pub draw: i32,
-    /// The tokens so far, which penalties read. Unused if the rows have no history.
+    /// All tokens of the sequence so far, for penalties. Ignored if the rows were allocated without a history.
     pub history: &'a [i32],
 }
 
@@ -38,7 +38,8 @@ pub struct DecodeRows {
     pub ids: Tensor,
     /// i32 `[1, R]`: the rotary positions of the input tokens.
     pub positions: Tensor,
-    /// i32 `[R]`: the index of each row's next random draw among the draws of its seed.
+    /// i32 `[R]`: the index of each row's next random draw. The same seed and index always give the same random
+    /// number.
     pub draws: Tensor,
     kv_lens: Tensor,                   // i32 [R]
     kv_limits: Tensor,                 // i32 [R]
@@ -50,7 +51,7 @@ pub struct DecodeRows {
 
 impl DecodeRows {
     /// Allocates `rows` unused rows with at most `max_blocks` cache blocks each. `max_history` is the maximum number
-    /// of tokens that a row keeps for penalties; 0: none.
+    /// of tokens that a row keeps for penalties; 0 keeps no history.
     pub fn new(device: &Device, rows: usize, max_blocks: usize, max_history: usize) -> Result<DecodeRows> {
         let zeros = |shape: &[usize]| Tensor::from_i32(device, shape, &vec![0; shape.iter().product()]);
         Ok(DecodeRows {
@@ -82,7 +83,7 @@ impl DecodeRows {
     }
 
     /// The histories of all rows, in the form that [`super::sample`] takes.
-    pub fn history(&self) -> Option<History<'_>> {
+    pub fn history(&self) -> Option<TokenHistory<'_>> {
         self.history.as_ref().map(|(tokens, lens)| (tokens, lens))
     }
 
@@ -108,8 +109,8 @@ impl DecodeRows {
         })
     }
 
-    /// The block tables of the step. The cost estimates of the launches that use them assume that every row has the
-    /// maximum number of keys.
+    /// The block tables of the rows. The cost estimates of launches that use these tables assume that every row has
+    /// the maximum number of keys.
     pub fn kv_pages(&self) -> KvPages {
         let max_keys = self.max_blocks() * BLOCK_TOKENS;
         KvPages::for_decode_rows(&self.seqs, max_keys, [&self.kv_lens, &self.tables, &self.slots])
@@ -183,7 +184,7 @@ impl DecodeRows {
     /// A shape that does not match.
     pub fn advance(&self, cx: &Cx, chosen: &Tensor) -> Result<()> {
         const OP: &str = "advance";
-        want_shape(OP, "chosen", chosen, &[self.rows()], "one for each row")?;
+        want_shape(OP, "chosen", chosen, &[self.rows()], "one token for each row")?;
         want_dtype(OP, "chosen", chosen, DType::I32)?;
         let of = |f: fn(&(Tensor, Tensor)) -> &Tensor| self.history.as_ref().map_or(Addr::NULL, |h| f(h).addr());
         let params = kernel::Params {

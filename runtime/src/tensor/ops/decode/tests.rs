@@ -2,7 +2,7 @@ use reel_kernels::compile;
 
 use super::*;
 use crate::device::SimOptions;
-use crate::tensor::ops::{SampledTokens, SamplingTable, SlotSampling, sample};
+use crate::tensor::ops::{RowSampling, SampledTokens, SamplingTable, sample};
 
 fn devices() -> Vec<Device> {
     let sim = compile::skip_without_nvrtc()
@@ -70,7 +70,7 @@ fn sampled(device: &Device, rows: usize, at: usize, count: usize) -> (Vec<i32>, 
     let logits = Tensor::from_f32(device, &[rows, VOCAB], DType::F32, &logits, crate::MemoryCategory::Inputs).unwrap();
     // The mask allows even tokens; the bias favours token 12 and forbids 14.
     let (even, bias) = ([0x5555_5555u32; 3], [(12, 3.0), (14, -9.0)]);
-    let choice = |r: usize| SlotSampling {
+    let choice = |r: usize| RowSampling {
         temperature: [0.0, 0.8, 1.3][r % 3],
         top_p: [1.0, 0.9][r % 2],
         top_k: [0, 20][r / 2 % 2],
@@ -99,7 +99,8 @@ fn sampled(device: &Device, rows: usize, at: usize, count: usize) -> (Vec<i32>, 
     assert!(values.to_f32().unwrap().chunks(20).all(|v| v.is_sorted_by(|a, b| a >= b) && v[0] < 0.0));
     let both = to.log_prob.to_f32().unwrap().into_iter().zip(to.raw_log_prob.as_ref().unwrap().to_f32().unwrap());
     for (r, (with, raw)) in both.enumerate() {
-        // With temperature 0 (greedy), log-probabilities are computed at temperature 1.
+        // Every third row is greedy (temperature 0). Its log-probability is computed at temperature 1, so it equals
+        // the raw one.
         assert!(with < 0.0 && (at + r).is_multiple_of(3) == (with == raw), "row {r}: {with} and {raw}");
     }
     (to.ids.to_i32().unwrap(), tops.to_i32().unwrap().chunks(20).map(<[i32]>::to_vec).collect())
@@ -125,11 +126,11 @@ fn rejects_sampling_tables_that_do_not_match() {
     let (none, some) =
         (SamplingTable::new(&device, 2, 0, None).unwrap(), SamplingTable::new(&device, 2, 1, Some(33)).unwrap());
     let (bias, mask) = ([(1, 1.0), (2, 1.0)], [u32::MAX; 3]);
-    assert!(none.set(0, &[SlotSampling { bias: &bias[..1], ..SlotSampling::default() }]).is_err());
-    assert!(some.set(0, &[SlotSampling { bias: &bias, ..SlotSampling::default() }]).is_err());
-    assert!(none.set(0, &[SlotSampling { allowed: &mask, ..SlotSampling::default() }]).is_err());
-    assert!(some.set(0, &[SlotSampling { allowed: &mask, ..SlotSampling::default() }]).is_err());
-    assert!(some.set(1, &[SlotSampling { allowed: &mask[..2], bias: &bias[..1], ..SlotSampling::default() }]).is_ok());
-    assert!(some.set(2, &[SlotSampling::default()]).is_err());
+    assert!(none.set(0, &[RowSampling { bias: &bias[..1], ..RowSampling::default() }]).is_err());
+    assert!(some.set(0, &[RowSampling { bias: &bias, ..RowSampling::default() }]).is_err());
+    assert!(none.set(0, &[RowSampling { allowed: &mask, ..RowSampling::default() }]).is_err());
+    assert!(some.set(0, &[RowSampling { allowed: &mask, ..RowSampling::default() }]).is_err());
+    assert!(some.set(1, &[RowSampling { allowed: &mask[..2], bias: &bias[..1], ..RowSampling::default() }]).is_ok());
+    assert!(some.set(2, &[RowSampling::default()]).is_err());
     assert!(SampledTokens::new(&device, 1, false, 33).is_err());
 }

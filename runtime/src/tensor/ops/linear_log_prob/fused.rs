@@ -4,7 +4,7 @@
 
 use reel_kernels::{Addr, DType, linear_log_prob as kernel};
 
-use super::super::linear::weight_gradient;
+use super::super::linear::weight_gradient_launch;
 use super::{Head, narrow, parts};
 use crate::device::{Kernels, MemoryCategory};
 use crate::error::Result;
@@ -83,7 +83,7 @@ impl Head {
                 }
                 if let Some(dw) = &dw {
                     let (h, dw) = (self.h.rows(start, n)?, dw.rows(first, count)?);
-                    bw.launch(&weight_gradient(&d_logits, &h, n, count, self.hidden, &dw))?;
+                    bw.launch(&weight_gradient_launch(&d_logits, &h, n, count, self.hidden, &dw))?;
                 }
             }
         }

@@ -33,7 +33,7 @@ use super::{size, want_dtype, want_shape};
 use crate::device::{Device, Kernels};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
-use crate::tensor::{Tensor, dims};
+use crate::tensor::{Tensor, format_shape};
 
 /// Maximum bytes of logits and their gradient in memory at a time.
 const MAX_LOGITS_BYTES: usize = 64 << 20;
@@ -47,14 +47,14 @@ pub fn max_logit_rows(vocab: usize) -> usize {
 /// `[R]`. A row with a negative target gives 0 and has no gradient.
 pub fn linear_log_prob(cx: &Cx, h: &Tensor, w: &Tensor, targets: &Tensor, inv_temperature: f32) -> Result<Tensor> {
     let backend = lm_head_backend(cx.device(), h.dtype(), w.dtype());
-    linear_log_prob_by(cx, h, w, targets, inv_temperature, [backend; 2])
+    linear_log_prob_with_backends(cx, h, w, targets, inv_temperature, [backend; 2])
 }
 
 /// [`linear_log_prob`] with given backends for the forward and the backward pass; `reel bench op` compares them.
 ///
 /// # Errors
 /// As [`linear_log_prob`]; the fused backend with two dtypes.
-pub fn linear_log_prob_by(
+pub fn linear_log_prob_with_backends(
     cx: &Cx,
     h: &Tensor,
     w: &Tensor,
@@ -88,7 +88,7 @@ pub fn linear_log_prob_with_entropy(
 pub enum LmHeadBackend {
     /// One kernel that stores no logits (`reel_kernels::linear_log_prob`).
     Fused,
-    /// Matrix products of tiles of rows and columns (cuBLASLt on cuda), and a kernel for the sums of each tile.
+    /// A matrix product (cuBLASLt on cuda) for each tile of logits, and a kernel that reduces each tile.
     Products,
 }
 
@@ -138,23 +138,30 @@ impl Head {
         let (&[rows, hidden], &[vocab, wh]) = (h.shape(), w.shape()) else {
             return Err(shape_error(
                 OP,
-                format!("h is {}, weight {}; expected [R, H] and [V, H]", dims(h.shape()), dims(w.shape())),
+                format!(
+                    "h has shape {}, weight {}; expected [R, H] and [V, H]",
+                    format_shape(h.shape()),
+                    format_shape(w.shape())
+                ),
             ));
         };
         if wh != hidden {
             return Err(shape_error(
                 OP,
-                format!("weight is {}, but the last dimension of h is {hidden}", dims(w.shape())),
+                format!("weight has shape {}, but the last dimension of h is {hidden}", format_shape(w.shape())),
             ));
         }
         if vocab == 0 {
             return Err(shape_error(
                 OP,
-                format!("weight is {}; its first dimension, the vocabulary size, must not be 0", dims(w.shape())),
+                format!(
+                    "weight has shape {}; its first dimension, the vocabulary size, must not be 0",
+                    format_shape(w.shape())
+                ),
             ));
         }
         want_dtype(OP, "targets", targets, DType::I32)?;
-        want_shape(OP, "targets", targets, &[rows], "one for each row of h")?;
+        want_shape(OP, "targets", targets, &[rows], "one target token for each row of h")?;
         let (vocab_u, hidden_u) = (size(OP, vocab)?, size(OP, hidden)?);
         let (h, w, targets) = (h.clone(), w.clone(), targets.clone());
         Ok(Head { h, w, targets, inv_temperature, rows, vocab, hidden, vocab_u, hidden_u, limit: MAX_LOGITS_BYTES })
@@ -169,14 +176,14 @@ impl Head {
         let lse = cx.empty(&[self.rows], DType::F32)?;
         match backends[0] {
             LmHeadBackend::Fused => self.fused_forward(cx, &lp, entropy, &lse)?,
-            LmHeadBackend::Products => self.forward_by_products(cx, &lp, entropy, &lse)?,
+            LmHeadBackend::Products => self.forward_by_matrix_products(cx, &lp, entropy, &lse)?,
         }
         let (h, w) = (self.h.clone(), self.w.clone());
         Ok(cx.record(OP, &[&h, &w], lp, move |bw| {
             let d_lp = bw.take_dy().reshape(&[self.rows])?;
             match backends[1] {
                 LmHeadBackend::Fused => self.fused_backward(bw, &lse, &d_lp),
-                LmHeadBackend::Products => self.backward_by_products(bw, &lse, &d_lp),
+                LmHeadBackend::Products => self.backward_by_matrix_products(bw, &lse, &d_lp),
             }
         }))
     }

@@ -4,7 +4,7 @@
 use reel_kernels::matmul::{Matmul, Operand};
 use reel_kernels::{Addr, DType, Launch, log_prob as kernel};
 
-use super::super::linear::weight_gradient;
+use super::super::linear::weight_gradient_launch;
 use super::{Head, narrow, parts};
 use crate::device::MemoryCategory;
 use crate::error::Result;
@@ -12,18 +12,17 @@ use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::Backward;
 
-/// The number of columns of a tile is a multiple of this if the tile has at least as many: matrix products are
-/// fastest then.
+/// Widths of tiles are rounded to a multiple of this number of columns, with which matrix products are fastest.
 const ALIGNED: usize = 128;
 
 /// The size of a tile of logits: its rows, and its columns of the vocabulary. Only one tile is in memory at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tile {
+pub(super) struct LogitTile {
     pub(super) rows: usize,
     pub(super) columns: usize,
 }
 
-impl Tile {
+impl LogitTile {
     /// The largest tile of at most `max_bytes` bytes.
     ///
     /// With r rows and c columns per tile, each of the R rows of h is read V / c times and each of the V rows of the
@@ -34,14 +33,15 @@ impl Tile {
     ///
     /// The number of columns does not depend on the number of rows. A row's sums are merged where a tile ends, so
     /// otherwise its bits would depend on the other rows.
-    pub(super) fn new(bytes_per_logit: usize, vocab: usize, max_bytes: usize) -> Tile {
+    pub(super) fn new(bytes_per_logit: usize, vocab: usize, max_bytes: usize) -> LogitTile {
         let elements = (max_bytes / bytes_per_logit).max(1);
         let aligned = |n: usize| if n >= ALIGNED { n / ALIGNED * ALIGNED } else { n };
         let side = aligned(elements.isqrt());
-        // As many tiles as with square ones, and all but the last have the same width.
+        // All tiles but the last have the same width: as narrow as possible without more tiles than square tiles
+        // would need.
         let even = vocab.div_ceil(vocab.div_ceil(side)).next_multiple_of(ALIGNED);
         let columns = even.min(side).min(vocab);
-        Tile { rows: elements / columns, columns }
+        LogitTile { rows: elements / columns, columns }
     }
 }
 
@@ -68,14 +68,14 @@ impl Head {
 
     /// The forward pass: for each tile of rows, goes over the tiles of columns. `state` carries each row's maximum
     /// and sums, which the log-softmax needs, from tile to tile.
-    pub(super) fn forward_by_products(
+    pub(super) fn forward_by_matrix_products(
         &self,
         cx: &Cx,
         lp: &Tensor,
         entropy: Option<&Tensor>,
         lse: &Tensor,
     ) -> Result<()> {
-        let tile = Tile::new(DType::F32.size(), self.vocab, self.limit);
+        let tile = LogitTile::new(DType::F32.size(), self.vocab, self.limit);
         let max_rows = tile.rows.min(self.rows);
         let room = |elements| Tensor::empty(cx.device(), &[elements], DType::F32, MemoryCategory::Workspace);
         let (logits, state) =
@@ -107,11 +107,11 @@ impl Head {
     /// of this gradient with w and with h. The gradient of h is summed in f32 over the tiles of the same rows:
     /// rounding the sum to bf16 after each tile would lose the small terms of later tiles. The gradient of w is
     /// summed in its own f32 buffer.
-    pub(super) fn backward_by_products(&self, bw: &mut Backward, lse: &Tensor, d_lp: &Tensor) -> Result<()> {
+    pub(super) fn backward_by_matrix_products(&self, bw: &mut Backward, lse: &Tensor, d_lp: &Tensor) -> Result<()> {
         let dtype = self.h.dtype();
         let dw = bw.parameter_grad(&self.w)?;
         let dh = if self.h.needs_grad() { Some(bw.empty_like(&self.h)?) } else { None };
-        let tile = Tile::new(DType::F32.size() + dtype.size(), self.vocab, self.limit);
+        let tile = LogitTile::new(DType::F32.size() + dtype.size(), self.vocab, self.limit);
         let max_rows = tile.rows.min(self.rows);
         let logits = bw.empty(&[max_rows * tile.columns], DType::F32, MemoryCategory::Workspace)?;
         let d_logits = bw.empty(&[max_rows * tile.columns], dtype, MemoryCategory::Workspace)?;
@@ -147,7 +147,7 @@ impl Head {
                 }
                 if let Some(dw) = &dw {
                     let (h, dw) = (self.h.rows(start, n)?, dw.rows(first, columns)?);
-                    bw.launch(&weight_gradient(&d_logits, &h, n, columns, self.hidden, &dw))?;
+                    bw.launch(&weight_gradient_launch(&d_logits, &h, n, columns, self.hidden, &dw))?;
                 }
             }
             if let (Some(sums), Some(dh)) = (&sums, &dh) {

@@ -1,8 +1,8 @@
 use super::LmHeadBackend::{Fused, Products};
-use super::products::Tile;
+use super::products::LogitTile;
 use super::*;
 use crate::device::{MemoryCategory, Profiler, SimOptions};
-use crate::tensor::ops::tests::{distance, numbers};
+use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};
 use crate::tensor::ops::weighted_sum;
 use crate::tensor::tape::Grads;
 use proptest::prelude::*;
@@ -23,7 +23,7 @@ struct Case {
 type Results = [Vec<f32>; 3];
 
 fn results(device: &Device, a: Case, backend: LmHeadBackend, limit: usize) -> Results {
-    let values = |n: usize, m: usize, seed: u32| numbers(n * m, a.seed + seed);
+    let values = |n: usize, m: usize, seed: u32| pseudo_random_numbers(n * m, a.seed + seed);
     let leaf = |name: &str, n: usize, m: usize, dtype, seed| {
         let t = Tensor::from_f32(device, &[n, m], dtype, &values(n, m, seed), MemoryCategory::Weights).unwrap();
         t.into_parameter(name).unwrap()
@@ -32,7 +32,8 @@ fn results(device: &Device, a: Case, backend: LmHeadBackend, limit: usize) -> Re
     let targets: Vec<i32> = (0..a.rows).map(|r| (r * 5 + 1) as i32 % (a.vocab as i32 + 1) - 1).collect();
     let targets = Tensor::from_i32(device, &[a.rows], &targets).unwrap();
     let cx = Cx::training(device, a.dtype);
-    // A view of parameter h counts as an activation; inside a model, h is an activation, too.
+    // `linear_log_prob` gets a view of parameter h, because a view counts as an activation, as the hidden states of a
+    // model do.
     let rows = h.reshape(h.shape()).unwrap();
     let head = Head { limit, ..Head::new(&rows, &w, &targets, 0.7).unwrap() };
     let entropy = Tensor::empty(device, &[a.rows], DType::F32, MemoryCategory::Activations).unwrap();
@@ -53,12 +54,12 @@ fn results(device: &Device, a: Case, backend: LmHeadBackend, limit: usize) -> Re
 fn agree(got: &Results, want: &Results, a: Case, what: &str) {
     let gradient = if a.dtype == DType::F32 { 2e-5 } else { 1e-2 };
     for (i, limit) in [1e-5, gradient, gradient].into_iter().enumerate() {
-        let off = distance(&got[i], &want[i]);
+        let off = relative_distance(&got[i], &want[i]);
         assert!(off <= limit, "{what}, {a:?}: part {i} off by {off:.2e}, allowed {limit:.0e}");
     }
 }
 
-/// A limit in bytes for which tiles have about `side` columns or more, in the forward and the backward pass.
+/// A memory limit in bytes that allows a tile of `side` by `side` logits, in the forward and in the backward pass.
 fn squares_of(side: usize) -> usize {
     side * side * 8
 }
@@ -97,7 +98,7 @@ proptest! {
 
     #[test]
     fn tiles_are_within_the_limit_and_nearly_square(each in 4usize..9, vocab in 1usize..200_000, limit in 1usize..(64 << 20)) {
-        let tile = Tile::new(each, vocab, limit);
+        let tile = LogitTile::new(each, vocab, limit);
         prop_assert!(tile.rows >= 1 && (1..=vocab).contains(&tile.columns));
         prop_assert!(tile.rows * tile.columns * each <= limit.max(each));
         prop_assert!(tile.columns == vocab || tile.rows * 2 >= tile.columns);
@@ -107,10 +108,10 @@ proptest! {
 
 #[test]
 fn tile_size_at_8192_rows_and_152064_words() {
-    assert_eq!(Tile::new(4, 152_064, MAX_LOGITS_BYTES), Tile { rows: 4096, columns: 4096 });
+    assert_eq!(LogitTile::new(4, 152_064, MAX_LOGITS_BYTES), LogitTile { rows: 4096, columns: 4096 });
     // Bytes per logit in the backward pass: 6 in bf16, 8 in f32.
     for each in [6, 8] {
-        let tile = Tile::new(each, 152_064, MAX_LOGITS_BYTES);
+        let tile = LogitTile::new(each, 152_064, MAX_LOGITS_BYTES);
         assert!(tile.columns.is_multiple_of(128) && tile.rows.abs_diff(tile.columns) < 256, "{tile:?}");
     }
 }
@@ -143,8 +144,8 @@ fn sim_equals_cpu() {
     }
 }
 
-/// The least time in ms that the profiled launches take on an H200, by the model of `reel plan`: each launch takes
-/// the longer of the times for its operations and for its bytes.
+/// A lower bound in ms on the time of the profiled launches on an H200, by the model of `reel plan`: each launch
+/// takes as long as its operations or its bytes alone would take, whichever is longer.
 fn floor(profile: Profiler) -> f64 {
     let totals = profile.totals().unwrap();
     // Without the launches that set gradients to 0, which both backends have once per step.
@@ -169,7 +170,8 @@ fn backend_of_each_device() {
 fn entropies_do_not_change_the_log_probabilities() {
     let device = Device::cpu(2);
     let tensor = |n: usize, m: usize, seed| {
-        Tensor::from_f32(&device, &[n, m], DType::F32, &numbers(n * m, seed), MemoryCategory::Weights).unwrap()
+        Tensor::from_f32(&device, &[n, m], DType::F32, &pseudo_random_numbers(n * m, seed), MemoryCategory::Weights)
+            .unwrap()
     };
     let (h, w) = (tensor(37, 16, 1), tensor(70, 16, 2));
     let targets: Vec<i32> = (0..37).map(|r| r * 5 % 71 - 1).collect();

@@ -8,24 +8,24 @@ use reel_kernels::elementwise::{self, CastParams};
 use reel_kernels::skinny::{self, Params, WeightFormat};
 use reel_kernels::{Addr, DType};
 
-use super::linear::add_low_rank;
+use super::linear::add_lora_output;
 use super::{Lora, add, linear, lora_linear, matmul, rows_cols, size, swiglu, want_dtype, want_shape};
 use crate::device::Kernels;
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
-use crate::tensor::{Tensor, dims};
+use crate::tensor::{Tensor, format_shape};
 
 /// Maximum number of rows that the skinny kernel supports.
 const MAX_ROWS: usize = 16;
 
-/// Whether the skinny kernel computes this product.
+/// Whether the skinny kernel can compute the product of `x` and `w`.
 fn uses_skinny_kernel(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
     let (m, _) = rows_cols("skinny_linear", "x", x)?;
     let fits = (1..=MAX_ROWS).contains(&m) && w.dtype() == DType::BF16;
     Ok(fits && cx.device().kernels() == Kernels::Cuda && !cx.is_training())
 }
 
-/// Checks the operands of a product. Returns the kernel parameters and the allocated result.
+/// Checks the operands of `x wᵀ`. Returns the kernel parameters and the allocated result.
 fn product(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<(Params, Tensor)> {
     const OP: &str = "skinny_linear";
     let (m, k) = rows_cols(OP, "x", x)?;
@@ -34,7 +34,10 @@ fn product(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<(Params, Tensor)> {
         other => {
             return Err(shape_error(
                 OP,
-                format!("weight is {}, but the last dimension of x is {k}; wrong shard?", dims(other)),
+                format!(
+                    "weight has shape {}, but the last dimension of x is {k}; was a wrong shard loaded?",
+                    format_shape(other)
+                ),
             ));
         }
     };
@@ -93,7 +96,7 @@ pub fn skinny_lora_linear(
         return residual.map_or(Ok(y.clone()), |r| add(cx, r, &y));
     }
     let y = skinny_linear(cx, x, w, b, residual)?;
-    add_low_rank(cx, x, lora, &y)?;
+    add_lora_output(cx, x, lora, &y)?;
     Ok(y)
 }
 

@@ -3,13 +3,13 @@ use reel_kernels::compile;
 
 use super::*;
 use crate::device::{Device, MemoryCategory, SimOptions};
-use crate::tensor::ops::tests::{distance, numbers};
+use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};
 
 /// The results of `skinny_linear` with bias and residual, `skinny_swiglu`, `skinny_logits`, and `skinny_lora_linear`.
 fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<f32>; 4] {
     let cx = Cx::inference(device, dtype);
     let tensor = |shape: &[usize], dtype, salt: u32| {
-        let values = numbers(shape.iter().product(), seed ^ salt);
+        let values = pseudo_random_numbers(shape.iter().product(), seed ^ salt);
         Tensor::from_f32(device, shape, dtype, &values, MemoryCategory::Weights).unwrap()
     };
     let (x, w, up) = (tensor(&[m, k], dtype, 1), tensor(&[n, k], DType::BF16, 2), tensor(&[n, k], DType::BF16, 3));
@@ -29,7 +29,7 @@ fn near(dtype: DType, shape: [usize; 3], seed: u32) {
     let sim = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap();
     let (got, want) = (products(&sim, dtype, shape, seed), products(&Device::cpu(1), dtype, shape, seed));
     for (i, (got, want)) in got.iter().zip(&want).enumerate() {
-        let off = distance(got, want);
+        let off = relative_distance(got, want);
         // CPU and GPU sum in different orders. In bf16 the GPU rounds the sum once, the CPU twice. Logits are f32 on
         // both.
         let limit = if dtype == DType::BF16 && i != 2 { 1e-2 } else { 1e-5 };
@@ -53,7 +53,7 @@ proptest! {
         let sim = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap();
         let cx = Cx::inference(&sim, DType::F32);
         let tensor = |shape: &[usize], dtype, salt: u32| {
-            let values = numbers(shape.iter().product(), seed ^ salt);
+            let values = pseudo_random_numbers(shape.iter().product(), seed ^ salt);
             Tensor::from_f32(&sim, shape, dtype, &values, MemoryCategory::Weights).unwrap()
         };
         let (x, w) = (tensor(&[m, k], DType::F32, 1), tensor(&[n, k], DType::BF16, 2));
@@ -73,17 +73,17 @@ fn rejects_shapes_that_do_not_match() {
             let e = r.unwrap_err().to_string();
             assert!(e.contains(words), "{words} in {e}");
         };
-        fails(skinny_linear(&cx, &x, &short, None, None), "weight is [3, 5], but the last dimension of x is 4");
-        fails(skinny_linear(&cx, &x, &w, Some(&of(&[4], DType::F32)), None), "bias is [4], expected [3]");
+        fails(skinny_linear(&cx, &x, &short, None, None), "weight has shape [3, 5], but the last dimension of x is 4");
+        fails(skinny_linear(&cx, &x, &w, Some(&of(&[4], DType::F32)), None), "bias has shape [4], expected [3]");
         fails(skinny_linear(&cx, &x, &w, None, Some(&of(&[2, 4], DType::F32))), "expected [2, 3]");
         let lora = |r: usize, k: usize, n: usize| Lora {
             down: of(&[r, k], DType::F32),
             up: of(&[n, r], DType::F32),
             scale: 1.0,
         };
-        fails(skinny_lora_linear(&cx, &x, &w, None, &lora(2, 5, 3), None), "down is [2, 5], expected [2, 4]");
-        fails(skinny_lora_linear(&cx, &x, &w, None, &lora(2, 4, 4), None), "up is [4, 2], expected [3, 2]");
-        fails(skinny_swiglu(&cx, &x, &w, &short), "up is [3, 5], expected [3, 4]");
-        fails(skinny_logits(&cx, &x, &short), "weight is [3, 5], but the last dimension of x is 4");
+        fails(skinny_lora_linear(&cx, &x, &w, None, &lora(2, 5, 3), None), "down has shape [2, 5], expected [2, 4]");
+        fails(skinny_lora_linear(&cx, &x, &w, None, &lora(2, 4, 4), None), "up has shape [4, 2], expected [3, 2]");
+        fails(skinny_swiglu(&cx, &x, &w, &short), "up has shape [3, 5], expected [3, 4]");
+        fails(skinny_logits(&cx, &x, &short), "weight has shape [3, 5], but the last dimension of x is 4");
     }
 }

@@ -24,7 +24,7 @@ fn outcome(
     f: impl Fn(&Cx, &[Tensor]) -> Result<Vec<Tensor>>,
 ) -> Outcome {
     let parameter = |(i, s): (usize, &&[usize])| {
-        let values = numbers(s.iter().product(), seed + i as u32);
+        let values = pseudo_random_numbers(s.iter().product(), seed + i as u32);
         let t = Tensor::from_f32(device, s, dtype, &values, MemoryCategory::Weights).unwrap();
         t.into_parameter(&format!("p{i}")).unwrap()
     };
@@ -38,7 +38,14 @@ fn outcome(
     for (i, part) in results.iter().enumerate() {
         y.extend(part.to_f32().unwrap());
         let n = part.count();
-        let w = Tensor::from_f32(device, &[n], DType::F32, &numbers(n, 90 + i as u32), MemoryCategory::Inputs).unwrap();
+        let w = Tensor::from_f32(
+            device,
+            &[n],
+            DType::F32,
+            &pseudo_random_numbers(n, 90 + i as u32),
+            MemoryCategory::Inputs,
+        )
+        .unwrap();
         let one = weighted_sum(&cx, &widened(&cx, part), &w).unwrap();
         total = Some(match total {
             None => one,
@@ -75,7 +82,7 @@ fn agree(what: &str, got: &Outcome, want: &Outcome, dtype: DType) {
 fn gradients_agree(what: &str, got: &Outcome, want: &Outcome, limit: f64) {
     assert!(got.grads.keys().eq(want.grads.keys()), "{what}: {:?} {:?}", got.grads.keys(), want.grads.keys());
     for (name, g) in &got.grads {
-        let off = distance(g, &want.grads[name]);
+        let off = relative_distance(g, &want.grads[name]);
         assert!(off <= limit, "{what}: gradient of {name} off by {off:.2e}, allowed {limit:.0e}");
     }
 }
@@ -95,7 +102,8 @@ fn norm_and_residual(device: &Device, rows: usize, cols: usize, seed: u32) {
             Ok(vec![sum.clone(), rms_norm(cx, &sum, &x[2], 1e-6)?])
         });
         agree(&format!("rms_norm_add {what}"), &fused, &plain, dtype);
-        // With gradient checkpointing the residual is added by an op of its own; the bits must be equal.
+        // The second implementation, which gradient checkpointing uses: one op adds the residual, another computes
+        // the norm. The bits must be equal.
         let cut = outcome(device, dtype, &shapes, seed, |cx, x| {
             let (stream, y) = rms_norm_branch(cx, &add(cx, &x[0], &x[1])?, &x[2], 1e-6)?;
             Ok(vec![stream, y])
@@ -106,7 +114,7 @@ fn norm_and_residual(device: &Device, rows: usize, cols: usize, seed: u32) {
 
 /// A pseudo-random permutation of `0 .. n`.
 fn permutation(n: usize, seed: u32) -> Vec<i32> {
-    let keys = numbers(n, seed);
+    let keys = pseudo_random_numbers(n, seed);
     let mut order: Vec<i32> = (0..n as i32).collect();
     order.sort_by(|&a, &b| keys[a as usize].total_cmp(&keys[b as usize]));
     order
@@ -143,9 +151,10 @@ fn text_and_vision_tokens(device: &Device, text: usize, vision: usize, hidden: u
             Ok(vec![embedding_with(cx, &x[0], &index(cx, &ids)?, &vision, &index(cx, &vision_index)?)?])
         });
         let round = |x: f32| if dtype == DType::F32 { x } else { <half::bf16 as Element>::from_f32(x).to_f32() };
-        let input = |i: usize| numbers(shapes[i].iter().product(), seed + i as u32).into_iter().map(round);
+        let input =
+            |i: usize| pseudo_random_numbers(shapes[i].iter().product(), seed + i as u32).into_iter().map(round);
         let (table, features): (Values, Values) = (input(0).collect(), input(1).collect());
-        let dy: Values = numbers(tokens * hidden, 90).into_iter().map(round).collect();
+        let dy: Values = pseudo_random_numbers(tokens * hidden, 90).into_iter().map(round).collect();
         let (mut y, mut d_table, mut d_features) = (Vec::new(), vec![0.0; 5 * hidden], vec![0.0; vision * hidden]);
         for (t, (&id, &v)) in ids.iter().zip(&vision_index).enumerate() {
             for c in 0..hidden {
@@ -167,22 +176,32 @@ fn text_and_vision_tokens(device: &Device, text: usize, vision: usize, hidden: u
 /// Compares the fused patch embedding with the one that stores normalised pixels, which is used if the weight has
 /// another dtype.
 fn frames(device: &Device, videos: &[[usize; 3]], [patch, merge, embed]: [usize; 3], seed: u32) {
-    let patching =
-        Patching { rescale: 1.0 / 255.0, mean: [0.48, 0.46, 0.41], std: [0.27, 0.26, 0.28], patch, temporal: 2, merge };
+    let patching = PatchingParams {
+        rescale: 1.0 / 255.0,
+        mean: [0.48, 0.46, 0.41],
+        std: [0.27, 0.26, 0.28],
+        patch,
+        temporal: 2,
+        merge,
+    };
     let side = patch * merge;
     let put = |cx: &Cx| -> Result<Vec<DeviceFrames>> {
         let one = |&[count, rows, columns]: &[usize; 3]| {
             let size = [count, rows * side, columns * side];
-            let levels: Vec<u8> =
-                numbers(3 * size.iter().product::<usize>(), seed).iter().map(|x| (x * 127.5 + 127.6) as u8).collect();
+            let levels: Vec<u8> = pseudo_random_numbers(3 * size.iter().product::<usize>(), seed)
+                .iter()
+                .map(|x| (x * 127.5 + 127.6) as u8)
+                .collect();
             DeviceFrames::new(cx.device(), &levels, size, &patching)
         };
         videos.iter().map(one).collect()
     };
     let row = 3 * 2 * patch * patch;
     // Weight values that both dtypes represent exactly.
-    let values: Values =
-        numbers(embed * row, seed).iter().map(|&x| <half::bf16 as Element>::from_f32(x).to_f32()).collect();
+    let values: Values = pseudo_random_numbers(embed * row, seed)
+        .iter()
+        .map(|&x| <half::bf16 as Element>::from_f32(x).to_f32())
+        .collect();
     let weight = |cx: &Cx, dtype| Tensor::from_f32(cx.device(), &[embed, row], dtype, &values, MemoryCategory::Weights);
     for (dtype, other) in [(DType::F32, DType::BF16), (DType::BF16, DType::F32)] {
         let what = format!("patch_embedding {} {dtype} {videos:?}", device.name());
@@ -191,20 +210,21 @@ fn frames(device: &Device, videos: &[[usize; 3]], [patch, merge, embed]: [usize;
             |w| patch_embedding(&cx, &put(&cx).unwrap(), &weight(&cx, w).unwrap(), None).unwrap().to_f32().unwrap();
         let (got, want) = (of(dtype), of(other));
         let limit = if dtype == DType::F32 { 1e-6 } else { 4e-3 };
-        assert!(distance(&got, &want) <= limit, "{what}: {:.2e}", distance(&got, &want));
-        // The gradient must equal the one of a matrix product with stored pixels.
+        assert!(relative_distance(&got, &want) <= limit, "{what}: {:.2e}", relative_distance(&got, &want));
+        // The gradient of the weight must equal that of a matrix product with stored pixels.
         let gradient = |w: DType| {
             let cx = Cx::training(device, dtype);
             let w = weight(&cx, w).unwrap().into_parameter("w").unwrap();
             let y = patch_embedding(&cx, &put(&cx).unwrap(), &w, None).unwrap();
             let n = y.count();
-            let to = Tensor::from_f32(device, &[n], DType::F32, &numbers(n, 91), MemoryCategory::Inputs).unwrap();
+            let to = Tensor::from_f32(device, &[n], DType::F32, &pseudo_random_numbers(n, 91), MemoryCategory::Inputs)
+                .unwrap();
             let total = weighted_sum(&cx, &widened(&cx, &y), &to).unwrap();
             let mut grads = Grads::new();
             cx.backward(&total, 1.0, &mut grads).unwrap();
             grads.get("w").unwrap().to_f32().unwrap()
         };
-        let off = distance(&gradient(dtype), &gradient(other));
+        let off = relative_distance(&gradient(dtype), &gradient(other));
         assert!(off <= 1e-5, "{what}: gradient off by {off:.2e}");
     }
 }
@@ -216,11 +236,12 @@ fn head(device: &Device, [rows, vocab, hidden]: [usize; 3], inv_temperature: f32
     for dtype in DTYPES {
         let what = format!("{} {dtype} [{rows}, {vocab}, {hidden}]", device.name());
         let round = |x: f32| if dtype == DType::F32 { x } else { <half::bf16 as Element>::from_f32(x).to_f32() };
-        let operand = |i: usize| numbers(shapes[i].iter().product(), seed + i as u32).into_iter().map(round);
+        let operand =
+            |i: usize| pseudo_random_numbers(shapes[i].iter().product(), seed + i as u32).into_iter().map(round);
         let (h, w): (Values, Values) = (operand(0).collect(), operand(1).collect());
         let (mut lps, mut entropies) = (Vec::new(), Vec::new());
         let (mut dh, mut dw) = (vec![0.0f64; h.len()], vec![0.0f64; w.len()]);
-        let weights = numbers(rows, 90);
+        let weights = pseudo_random_numbers(rows, 90);
         for r in 0..rows {
             let row = &h[r * hidden..(r + 1) * hidden];
             let dot =
@@ -267,7 +288,14 @@ fn head(device: &Device, [rows, vocab, hidden]: [usize; 3], inv_temperature: f32
         let run = |forward, backward| {
             outcome(device, dtype, &shapes, seed, |cx, x| {
                 let targets = index(cx, &targets)?;
-                Ok(vec![linear_log_prob_by(cx, &x[0], &x[1], &targets, inv_temperature, [forward, backward])?])
+                Ok(vec![linear_log_prob_with_backends(
+                    cx,
+                    &x[0],
+                    &x[1],
+                    &targets,
+                    inv_temperature,
+                    [forward, backward],
+                )?])
             })
         };
         let (fused, products, mixed) = (run(Fused, Fused), run(Products, Products), run(Fused, Products));
@@ -345,17 +373,20 @@ fn chunks_of_rows_and_vocabulary_equal_the_formula() {
         let before = device.memory().current;
         device.reset_peak();
         let got = outcome(&device, DType::F32, &shapes, 2, |cx, x| {
-            Ok(vec![linear_log_prob_by(cx, &x[0], &x[1], &index(cx, &targets)?, 1.0, [way; 2])?])
+            Ok(vec![linear_log_prob_with_backends(cx, &x[0], &x[1], &index(cx, &targets)?, 1.0, [way; 2])?])
         });
         let peak = device.memory().peak - before;
         assert!(peak < (72 << 20) && rows * vocab * 4 > (75 << 20), "{way:?}: {peak} bytes for logits");
         got
     };
     let (fused, products) = (by(Fused), by(Products));
-    assert!(distance(&products.y, &fused.y) <= 1e-6);
+    assert!(relative_distance(&products.y, &fused.y) <= 1e-6);
     gradients_agree("by products", &products, &fused, 1e-5);
     // f32 rows times a bf16 weight.
-    let w: Values = numbers(vocab * hidden, 3).iter().map(|&x| <half::bf16 as Element>::from_f32(x).to_f32()).collect();
+    let w: Values = pseudo_random_numbers(vocab * hidden, 3)
+        .iter()
+        .map(|&x| <half::bf16 as Element>::from_f32(x).to_f32())
+        .collect();
     let mixed = |dtype: DType| {
         outcome(&device, DType::F32, &shapes[..1], 2, |cx, x| {
             let w = Tensor::from_f32(cx.device(), shapes[1], dtype, &w, MemoryCategory::Weights)?;
@@ -363,7 +394,7 @@ fn chunks_of_rows_and_vocabulary_equal_the_formula() {
         })
     };
     let (got, want) = (mixed(DType::BF16), mixed(DType::F32));
-    assert!(distance(&got.y, &want.y) <= 1e-6);
+    assert!(relative_distance(&got.y, &want.y) <= 1e-6);
     gradients_agree("a bf16 weight", &got, &want, 1e-5);
     // Rows that two launches compute have the same bits as rows of one launch.
     for (way, all) in [(Fused, &fused), (Products, &products)] {
@@ -372,7 +403,7 @@ fn chunks_of_rows_and_vocabulary_equal_the_formula() {
             let of = |r: i32| targets[r as usize];
             let few = index(cx, &[of(0), of(65_535), of(65_536), of(65_999)])?;
             let rows = gather_rows(cx, &x[0], &rows)?;
-            Ok(vec![linear_log_prob_by(cx, &rows, &x[1], &few, 1.0, [way; 2])?])
+            Ok(vec![linear_log_prob_with_backends(cx, &rows, &x[1], &few, 1.0, [way; 2])?])
         });
         assert_eq!(few.y, [0, 65_535, 65_536, 65_999].map(|r: usize| all.y[r]), "{way:?}");
     }
@@ -395,7 +426,7 @@ fn siglip_ops_accept_zero_rows_and_one_row() {
                 })
             });
             let what = format!("{dtype}, {rows} rows");
-            assert!(distance(&got.y, &want.y) <= limit, "{what}: {:?} {:?}", got.y, want.y);
+            assert!(relative_distance(&got.y, &want.y) <= limit, "{what}: {:?} {:?}", got.y, want.y);
             gradients_agree(&what, &got, &want, limit * 10.0);
         }
     }

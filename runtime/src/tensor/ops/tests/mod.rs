@@ -12,7 +12,7 @@ use crate::tensor::cx::Cx;
 use crate::tensor::tape::Grads;
 
 /// Pseudo-random numbers between about -1 and 1, a function of the seed.
-pub(super) fn numbers(n: usize, seed: u32) -> Vec<f32> {
+pub(super) fn pseudo_random_numbers(n: usize, seed: u32) -> Vec<f32> {
     let mut s = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
     let mut next = || {
         s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -22,7 +22,7 @@ pub(super) fn numbers(n: usize, seed: u32) -> Vec<f32> {
 }
 
 /// The relative L2 distance of two vectors of finite numbers; the absolute one if `want` is zero.
-pub(super) fn distance(got: &[f32], want: &[f32]) -> f64 {
+pub(super) fn relative_distance(got: &[f32], want: &[f32]) -> f64 {
     assert!(got.len() == want.len() && got.iter().chain(want).all(|x| x.is_finite()), "{got:?} {want:?}");
     let sum = |f: &dyn Fn(f64, f64) -> f64| got.iter().zip(want).map(|(g, w)| f(*g as f64, *w as f64)).sum::<f64>();
     let (off, size) = (sum(&|g, w| (g - w).powi(2)), sum(&|_, w| w * w));
@@ -48,7 +48,7 @@ fn index(cx: &Cx, ids: &[i32]) -> Result<Tensor> {
 
 /// A video with an odd number of frames, and an image.
 fn videos(cx: &Cx) -> Result<Vec<DeviceFrames>> {
-    let patching = Patching {
+    let patching = PatchingParams {
         rescale: 1.0 / 255.0,
         mean: [0.5, 0.4, 0.3],
         std: [0.3, 0.25, 0.2],
@@ -56,7 +56,8 @@ fn videos(cx: &Cx) -> Result<Vec<DeviceFrames>> {
         temporal: 2,
         merge: 1,
     };
-    let level = |n: usize| -> Vec<u8> { numbers(n, 80).iter().map(|x| (x * 127.0 + 128.0) as u8).collect() };
+    let level =
+        |n: usize| -> Vec<u8> { pseudo_random_numbers(n, 80).iter().map(|x| (x * 127.0 + 128.0) as u8).collect() };
     let one =
         |size: [usize; 3]| DeviceFrames::new(cx.device(), &level(3 * size.iter().product::<usize>()), size, &patching);
     Ok(vec![one([3, 4, 4])?, one([1, 2, 6])?])
@@ -66,7 +67,9 @@ fn videos(cx: &Cx) -> Result<Vec<DeviceFrames>> {
 /// log-probabilities are so close that no ratio is near a clipping bound, where the loss has no derivative.
 fn grpo(cx: &Cx, log_probs: &Tensor, sequence_level: bool) -> Result<Tensor> {
     let f32s = |x: &[f32]| Tensor::from_f32(cx.device(), &[x.len()], DType::F32, x, MemoryCategory::Inputs);
-    let near = |by: f32| numbers(9, 1).iter().enumerate().map(|(i, x)| x + by * (i as f32 - 4.3)).collect::<Vec<_>>();
+    let near = |by: f32| {
+        pseudo_random_numbers(9, 1).iter().enumerate().map(|(i, x)| x + by * (i as f32 - 4.3)).collect::<Vec<_>>()
+    };
     let policy = GrpoInputs {
         completions: CuSeqlens::from_lengths(cx.device(), &[4, 0, 5])?,
         completion_lens: Tensor::from_i32(cx.device(), &[3], &[3, 0, 5])?,
@@ -110,14 +113,16 @@ fn cases() -> Vec<Case> {
         case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], false)),
         case("grpo_loss", &[&[9]], |cx, x| grpo(cx, &x[0], true)),
         case("layer_norm", &[&[4, 10], &[10], &[10]], |cx, x| layer_norm(cx, &x[0], &x[1], &x[2], 1e-6)),
-        // First a sum of two norms, one with the bias frozen and one with the weight frozen; then a norm with both
-        // frozen.
+        // Two test cases: the sum of two norms, one with a frozen bias and one with a frozen weight; then one norm
+        // with both frozen.
         case("layer_norm", &[&[3, 7], &[7]], |cx, x| {
-            let fixed = Tensor::from_f32(cx.device(), &[7], DType::F32, &numbers(7, 81), MemoryCategory::Inputs)?;
+            let fixed =
+                Tensor::from_f32(cx.device(), &[7], DType::F32, &pseudo_random_numbers(7, 81), MemoryCategory::Inputs)?;
             add(cx, &layer_norm(cx, &x[0], &x[1], &fixed, 1e-6)?, &layer_norm(cx, &x[0], &fixed, &x[1], 1e-6)?)
         }),
         case("layer_norm", &[&[2, 9]], |cx, x| {
-            let fixed = Tensor::from_f32(cx.device(), &[9], DType::F32, &numbers(9, 82), MemoryCategory::Inputs)?;
+            let fixed =
+                Tensor::from_f32(cx.device(), &[9], DType::F32, &pseudo_random_numbers(9, 82), MemoryCategory::Inputs)?;
             layer_norm(cx, &x[0], &fixed, &fixed, 1e-6)
         }),
         case("linear", &[&[5, 7], &[4, 7], &[4]], |cx, x| linear(cx, &x[0], &x[1], Some(&x[2]))),
@@ -131,7 +136,13 @@ fn cases() -> Vec<Case> {
         }),
         // The weight is frozen, as in LoRA training.
         case("lora_linear", &[&[2, 4, 6], &[3, 6], &[5, 3]], |cx, x| {
-            let w = Tensor::from_f32(cx.device(), &[5, 6], DType::F32, &numbers(30, 83), MemoryCategory::Inputs)?;
+            let w = Tensor::from_f32(
+                cx.device(),
+                &[5, 6],
+                DType::F32,
+                &pseudo_random_numbers(30, 83),
+                MemoryCategory::Inputs,
+            )?;
             let lora = Lora { down: x[1].clone(), up: x[2].clone(), scale: 0.3 };
             lora_linear(cx, &x[0], &w, None, &lora)
         }),
@@ -153,7 +164,8 @@ fn cases() -> Vec<Case> {
         }),
         case("rms_norm_add", &[&[3, 7], &[3, 7], &[7]], |cx, x| Ok(rms_norm_add(cx, &x[0], &x[1], &x[2], 1e-6)?.1)),
         case("rms_norm_add", &[&[3, 7], &[3, 7]], |cx, x| {
-            let w = Tensor::from_f32(cx.device(), &[7], DType::F32, &numbers(7, 79), MemoryCategory::Inputs)?;
+            let w =
+                Tensor::from_f32(cx.device(), &[7], DType::F32, &pseudo_random_numbers(7, 79), MemoryCategory::Inputs)?;
             Ok(rms_norm_add(cx, &x[0], &x[1], &w, 1e-6)?.0)
         }),
         case("rms_norm_branch", &[&[4, 10], &[10]], |cx, x| {
@@ -167,12 +179,19 @@ fn cases() -> Vec<Case> {
         }),
         case("split_columns", &[&[3, 7]], |cx, x| {
             let parts = split_columns(cx, &x[0], &[3, 3, 1])?;
-            let w = Tensor::from_f32(cx.device(), &[3, 1], DType::F32, &numbers(3, 78), MemoryCategory::Inputs)?;
+            let w = Tensor::from_f32(
+                cx.device(),
+                &[3, 1],
+                DType::F32,
+                &pseudo_random_numbers(3, 78),
+                MemoryCategory::Inputs,
+            )?;
             add(cx, &swiglu(cx, &parts[0], &parts[1])?, &linear(cx, &parts[2], &w, None)?)
         }),
         case("swiglu", &[&[13], &[13]], |cx, x| swiglu(cx, &x[0], &x[1])),
         case("weighted_sum", &[&[6]], |cx, x| {
-            let w = Tensor::from_f32(cx.device(), &[6], DType::F32, &numbers(6, 77), MemoryCategory::Inputs)?;
+            let w =
+                Tensor::from_f32(cx.device(), &[6], DType::F32, &pseudo_random_numbers(6, 77), MemoryCategory::Inputs)?;
             weighted_sum(cx, &x[0], &w)
         }),
     ]
@@ -182,7 +201,13 @@ fn cases() -> Vec<Case> {
 fn loss(cx: &Cx, f: &Op, inputs: &[Tensor]) -> Result<Tensor> {
     let y = f(cx, inputs)?;
     let flat = y.reshape(&[y.count()])?;
-    let w = Tensor::from_f32(cx.device(), &[y.count()], DType::F32, &numbers(y.count(), 99), MemoryCategory::Inputs)?;
+    let w = Tensor::from_f32(
+        cx.device(),
+        &[y.count()],
+        DType::F32,
+        &pseudo_random_numbers(y.count(), 99),
+        MemoryCategory::Inputs,
+    )?;
     weighted_sum(cx, &flat, &w)
 }
 
@@ -210,7 +235,7 @@ fn every_backward_rule_equals_finite_differences() {
     assert_eq!(names.into_iter().collect::<Vec<_>>(), OPS_WITH_BACKWARD, "an op without a case");
     for c in cases() {
         let values: Vec<Vec<f32>> =
-            c.shapes.iter().enumerate().map(|(i, s)| numbers(s.iter().product(), i as u32 + 1)).collect();
+            c.shapes.iter().enumerate().map(|(i, s)| pseudo_random_numbers(s.iter().product(), i as u32 + 1)).collect();
         let grads = gradients(&device, &c, &values);
         let value = |values: &[Vec<f32>]| {
             let inputs = tensors(&device, &c.shapes, values, false);
@@ -243,10 +268,10 @@ fn sim_gradients_equal_cpu() {
     let (cpu, sim) = (Device::cpu(1), Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap());
     for c in cases() {
         let values: Vec<Vec<f32>> =
-            c.shapes.iter().enumerate().map(|(i, s)| numbers(s.iter().product(), i as u32 + 1)).collect();
+            c.shapes.iter().enumerate().map(|(i, s)| pseudo_random_numbers(s.iter().product(), i as u32 + 1)).collect();
         let (got, want) = (gradients(&sim, &c, &values), gradients(&cpu, &c, &values));
         for ((name, g), w) in got.iter().zip(want.values()) {
-            let off = distance(g, w);
+            let off = relative_distance(g, w);
             assert!(off <= 1e-5, "{} {name}: relative L2 {off:.2e}", c.op);
         }
     }
@@ -257,7 +282,7 @@ fn checkpointing_does_not_change_gradient_bits() {
     let device = Device::cpu(2);
     for c in cases().iter().filter(|c| !c.op.contains("embedding")) {
         let values: Vec<Vec<f32>> =
-            c.shapes.iter().enumerate().map(|(i, s)| numbers(s.iter().product(), i as u32 + 5)).collect();
+            c.shapes.iter().enumerate().map(|(i, s)| pseudo_random_numbers(s.iter().product(), i as u32 + 5)).collect();
         let inner = gradients_through_activations(&device, c, &values, false);
         assert_eq!(inner, gradients_through_activations(&device, c, &values, true), "{}", c.op);
     }
@@ -290,7 +315,7 @@ fn gradients_through_activations(
 #[test]
 fn error_names_a_parameter_without_backward_rule() {
     let device = Device::cpu(1);
-    let p = tensors(&device, &[vec![4]], &[numbers(4, 1)], true).remove(0);
+    let p = tensors(&device, &[vec![4]], &[pseudo_random_numbers(4, 1)], true).remove(0);
     let cx = Cx::training(&device, DType::F32);
     let y = cx.empty(&[1], DType::F32).unwrap();
     let y = cx.record("broken", &[&p], y, |bw| {
@@ -312,7 +337,7 @@ fn rejects_a_loss_without_trained_parameters() {
 #[test]
 fn dry_device_counts_equal_cpu_counts() {
     for c in cases() {
-        let values: Vec<Vec<f32>> = c.shapes.iter().map(|s| numbers(s.iter().product(), 3)).collect();
+        let values: Vec<Vec<f32>> = c.shapes.iter().map(|s| pseudo_random_numbers(s.iter().product(), 3)).collect();
         let (cpu, dry) = (Device::cpu(1), Device::dry(Kernels::Cpu));
         cpu.profiler().collect_totals(true);
         gradients(&cpu, &c, &values);
