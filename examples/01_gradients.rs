@@ -4,7 +4,7 @@
 
 use std::error::Error;
 
-use reel_runtime::optim::{AdamW, AdamWParams, Moments};
+use reel_runtime::optim::{AdamW, AdamWParams, MomentFormat};
 use reel_runtime::{Cx, DType, Device, Grads, MemoryCategory, Tensor, ops};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let negative_targets = tensor(&[4, 1], &[-3.0, 1.0, -2.0, -7.0])?;
     let w = tensor(&[1, 2], &[0.0, 0.0])?.into_parameter("w")?;
 
-    let mut optimizer = AdamW::new(std::slice::from_ref(&w), Moments::F32, 0)?;
+    let mut optimizer = AdamW::new(std::slice::from_ref(&w), MomentFormat::F32, 0)?;
     let mut grads = Grads::new();
     for step in 1..=400 {
         grads.clear();

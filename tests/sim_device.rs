@@ -13,7 +13,7 @@ use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
-use reel_runtime::ops::KvPages;
+use reel_runtime::ops::{KvPages, SequencePages};
 use reel_runtime::{Cx, DType, Device, SimOptions};
 use serde_json::Value;
 use support::{golden, run, tiny_model};
@@ -139,7 +139,9 @@ impl Model {
                 ..Sequence::default()
             };
             let batch = Batch::new(&self.device, &self.config, &[part], "case").expect("a batch");
-            let pages = KvPages::new(&self.device, &[(past, n, &blocks)]).expect("pages");
+            let pages =
+                KvPages::new(&self.device, &[SequencePages { cached_tokens: past, new_tokens: n, blocks: &blocks }])
+                    .expect("pages");
             let hidden = self
                 .model
                 .forward(&self.cx, &batch, ForwardOptions { cache: Some((&cache, &pages)), ..Default::default() })

@@ -8,7 +8,7 @@ use reel_model::TokenId;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
-use reel_runtime::ops::{DecodeSlot, KvPages, RowSampling};
+use reel_runtime::ops::{DecodeSlot, KvPages, RowSampling, SequencePages};
 use reel_runtime::{Cx, Tensor};
 
 use crate::block_allocator::BlockAllocator;
@@ -37,13 +37,14 @@ pub fn time_prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, roun
         Sequence { input_ids: &ids, position_ids: [&positions, &positions, &positions], ..Sequence::default() };
     let blocks = BlockAllocator::blocks_for_tokens(tokens);
     let tables = block_tables(batch, blocks);
-    let lengths: Vec<(usize, usize, &[i32])> = tables.iter().map(|table| (0, tokens, &table[..])).collect();
+    let sequences: Vec<SequencePages> =
+        tables.iter().map(|blocks| SequencePages { cached_tokens: 0, new_tokens: tokens, blocks }).collect();
     let cache = KvCache::new(cx.device(), &model.config.text, cx.dtype(), blocks * batch)?;
     (0..rounds)
         .map(|_| {
             let start = Instant::now();
             let packed = Batch::new(cx.device(), &model.config, &vec![prompt; batch], "bench")?;
-            let pages = KvPages::new(cx.device(), &lengths)?;
+            let pages = KvPages::new(cx.device(), &sequences)?;
             let options = ForwardOptions { cache: Some((&cache, &pages)), ..Default::default() };
             let hidden = model.forward(cx, &packed, options)?;
             for last in (1..=batch).map(|b| b * tokens - 1) {

@@ -4,7 +4,7 @@ use reel_kernels::elementwise;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
-use reel_runtime::ops::KvPages;
+use reel_runtime::ops::{KvPages, SequencePages};
 use reel_runtime::{Cx, Tensor};
 
 use crate::block_allocator::BlockAllocator;
@@ -24,7 +24,7 @@ pub(crate) fn prefill(
     let tokens = prompt.input_ids.len();
     let blocks = &tables[0][..BlockAllocator::blocks_for_tokens(tokens)];
     let batch = Batch::new(cx.device(), &model.config, &[*prompt], "prompt")?;
-    let pages = KvPages::new(cx.device(), &[(0, tokens, blocks)])?;
+    let pages = KvPages::new(cx.device(), &[SequencePages { cached_tokens: 0, new_tokens: tokens, blocks }])?;
     let options = ForwardOptions { cache: Some((cache, &pages)), ..Default::default() };
     let last_hidden = model.forward(cx, &batch, options)?.rows(tokens - 1, 1)?;
     let logits = model.logits(cx, &last_hidden)?;

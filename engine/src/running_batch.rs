@@ -161,13 +161,13 @@ impl RunningBatch {
 
     /// Assigns sequences to the slots `first`, `first + 1` and so on, from the next enqueued step on.
     pub(crate) fn assign_slots(&self, first: usize, slots: &[DecodeSlot], sampling: &[RowSampling]) -> Result<()> {
-        self.state.sampling.set(first, sampling)?;
+        self.state.sampling.set_rows(first, sampling)?;
         Ok(self.state.rows.assign(first, slots)?)
     }
 
     /// Changes the sampling parameters of the slots `first`, `first + 1` and so on, from the next enqueued step on.
     pub(crate) fn set_sampling(&self, first: usize, sampling: &[RowSampling]) -> Result<()> {
-        Ok(self.state.sampling.set(first, sampling)?)
+        Ok(self.state.sampling.set_rows(first, sampling)?)
     }
 
     /// Empties the slots `first .. first + slots`, from the next enqueued step on.

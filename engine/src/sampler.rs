@@ -83,7 +83,7 @@ pub(crate) fn sample_token(
     let device = cx.device();
     let banned = sequence.banned_eos_biases();
     let sampling = SamplingTable::new(device, 1, banned.len(), None)?;
-    sampling.set(0, &[sequence.sampling().with_bias(&banned)])?;
+    sampling.set_rows(0, &[sequence.sampling().with_bias(&banned)])?;
     let ids = sequence.penalty_history();
     let history = Tensor::from_i32(device, &[1, ids.len()], ids)?;
     let history_len = Tensor::from_i32(device, &[1], &[ids.len() as i32])?;

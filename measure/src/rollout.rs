@@ -42,17 +42,17 @@ pub fn time_rollout(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f6
         stop_conditions: (0..shape.completions).map(|_| StopCondition::none()).collect(),
     };
     let profile = cx.device().profiler();
-    profile.set_part("prefill");
+    profile.set_work_part("prefill");
     let (begun, mut sampled) = (Instant::now(), 0);
     let (completions, _) = engine.generate(vec![request], |_| {
         sampled += 1;
         // Decoding starts here: the first token of each completion was sampled from the logits of the prompt.
         if sampled == shape.completions {
-            profile.set_part("decode");
+            profile.set_work_part("decode");
         }
     })?;
     let seconds = begun.elapsed().as_secs_f64();
-    profile.set_part("");
+    profile.set_work_part("");
     match completions.iter().all(|c| c.ids.len() == shape.tokens) {
         true => Ok(seconds),
         false => Err(failed(

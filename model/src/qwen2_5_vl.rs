@@ -102,7 +102,7 @@ impl Qwen25Vl {
             Some(tokens) => tokens.clone(),
             None => self.vision_tokens(cx, input, options.checkpoint)?,
         };
-        Ok(ops::embedding_with(cx, table, &batch.ids, &tokens, &input.vision_index)?)
+        Ok(ops::embedding_with_vision_tokens(cx, table, &batch.ids, &tokens, &input.vision_index)?)
     }
 
     /// Computes the vision tokens `[M, H]` of the images and videos of a batch, in processor order.

@@ -230,8 +230,8 @@ impl Block {
         let (x, normed) = residual.sum_and_norm(cx, &self.norm1, self.eps)?;
         let parts = ops::split_columns(cx, &self.qkv.forward(cx, &normed)?, &[c, c, c])?;
         drop(normed);
-        let q = ops::rotary(cx, &parts[0].reshape(&heads)?, rotary)?;
-        let k = ops::rotary(cx, &parts[1].reshape(&heads)?, rotary)?;
+        let q = ops::apply_rotary(cx, &parts[0].reshape(&heads)?, rotary)?;
+        let k = ops::apply_rotary(cx, &parts[1].reshape(&heads)?, rotary)?;
         let o = ops::attention(cx, &q, &k, &parts[2].reshape(&heads)?, seqs, false)?;
         drop((parts, q, k));
         let o = self.proj.forward(cx, &o.reshape(&[n, c])?)?;

@@ -69,7 +69,7 @@ impl WeightLoader<'_> {
                 Ok(Tensor::from_slice(self.device, shape, dtype, view.bytes, MemoryCategory::Weights)?)
             }
             Some(dtype) => {
-                let buffer = self.device.map(&view.file, view.offset, view.bytes.len())?;
+                let buffer = self.device.map_file_range(&view.file, view.offset, view.bytes.len())?;
                 Ok(Tensor::from_buffer(buffer, shape, dtype)?)
             }
             None => {

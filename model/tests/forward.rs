@@ -8,7 +8,7 @@ use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
-use reel_runtime::ops::KvPages;
+use reel_runtime::ops::{KvPages, SequencePages};
 use reel_runtime::{Cx, DType, Device};
 use safetensors::SafeTensors;
 
@@ -136,7 +136,9 @@ fn bits_do_not_depend_on_threads_batch_or_cache() {
                     chunk = Sequence { input_ids: chunk.input_ids, position_ids, ..Sequence::default() };
                 }
                 let batch = Batch::new(&device, &case.config, &[chunk], "case").unwrap();
-                let pages = KvPages::new(&device, &[(past, n, &blocks)]).unwrap();
+                let pages =
+                    KvPages::new(&device, &[SequencePages { cached_tokens: past, new_tokens: n, blocks: &blocks }])
+                        .unwrap();
                 let hidden = model
                     .forward(&cx, &batch, ForwardOptions { cache: Some((&cache, &pages)), ..Default::default() })
                     .unwrap();

@@ -161,7 +161,7 @@ fn train(way: &Storage, model: &Path, data: &Path) -> std::result::Result<Curve,
     for n in 1..=STEPS {
         step(&mut trainer, n, || Ok(Some(rows.by_ref().take(ROWS).cloned().collect())))?;
         if !way.master {
-            trainer.optimizer.states().try_for_each(|(_, _, state)| clear_low_bits(state))?;
+            trainer.optimizer.parameter_states().try_for_each(|(_, _, state)| clear_low_bits(state))?;
         }
         if n % EVERY == 0 {
             curve.push((n, loss(&trainer, held_out)?));

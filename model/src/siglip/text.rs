@@ -32,7 +32,7 @@ impl SiglipText {
         let (v, l, c) = (config.vocab_size, config.positions, config.encoder.hidden_size);
         let name = |part: &str| format!("text_model.embeddings.{part}.weight");
         // The position embeddings are loaded as a vector, because vectors get the dtype of activations, which
-        // `position_add` needs.
+        // `add_position_embeddings` needs.
         let positions = from.load(&name("position_embedding"), &[l, c], &[l * c])?;
         Ok(SiglipText {
             tokens: from.load(&name("token_embedding"), &[v, c], &[v, c])?,
@@ -57,7 +57,7 @@ impl SiglipText {
         let device = cx.device();
         let ids = Tensor::from_i32(device, &[ids.len()], ids)?;
         let x = ops::embedding(cx, &self.tokens, &ids)?;
-        let x = ops::position_add(cx, &x, &self.positions)?;
+        let x = ops::add_position_embeddings(cx, &x, &self.positions)?;
         let seqs = CuSeqlens::from_lengths(device, &vec![self.length; texts])?;
         let x = self.encoder.forward(cx, x, &seqs)?;
         let last: Vec<i32> = (1..=texts).map(|t| (t * self.length - 1) as i32).collect();
@@ -65,6 +65,6 @@ impl SiglipText {
         // independently.
         let x = ops::gather_rows(cx, &x, &Tensor::from_i32(device, &[texts], &last)?)?;
         let x = self.head.forward(cx, &self.norm.forward(cx, &x)?)?;
-        Ok(ops::normalise(cx, &x)?)
+        Ok(ops::normalise_rows(cx, &x)?)
     }
 }

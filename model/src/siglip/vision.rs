@@ -33,7 +33,7 @@ impl SiglipVision {
         let name = |part: &str| format!("vision_model.embeddings.{part}");
         let stored = [c, 3, side, side];
         // The position embeddings are loaded as a vector, because vectors get the dtype of activations, which
-        // `position_add` needs.
+        // `add_position_embeddings` needs.
         let positions = from.load(&name("position_embedding.weight"), &[p, c], &[p * c])?;
         Ok(SiglipVision {
             patch_weight: from.load(&name("patch_embedding.weight"), &stored, &[c, config.patch_dim()])?,
@@ -52,12 +52,12 @@ impl SiglipVision {
     /// Images with another number of patches; out of memory; a device error.
     pub fn forward(&self, cx: &Cx, images: &DeviceFrames) -> Result<Tensor> {
         let x = ops::patch_embedding(cx, std::slice::from_ref(images), &self.patch_weight, Some(&self.patch_bias))?;
-        let x = ops::position_add(cx, &x, &self.positions)?;
+        let x = ops::add_position_embeddings(cx, &x, &self.positions)?;
         let lengths = vec![self.patches; images.patch_count() / self.patches];
         let seqs = CuSeqlens::from_lengths(cx.device(), &lengths)?;
         let x = self.encoder.forward(cx, x, &seqs)?;
         let pooled = self.head.forward(cx, &self.post_norm.forward(cx, &x)?, &seqs)?;
-        Ok(ops::normalise(cx, &pooled)?)
+        Ok(ops::normalise_rows(cx, &pooled)?)
     }
 }
 

@@ -55,8 +55,8 @@ impl Layer {
         let r = x.shape()[0];
         let (heads, kv_heads) = ([r, self.heads, self.head_dim], [r, self.kv_heads, self.head_dim]);
         let normed = ops::rms_norm(cx, x, &self.input_norm, self.eps)?;
-        let q = ops::rotary(cx, &self.q.forward_skinny(cx, &normed, None)?.reshape(&heads)?, rotary)?;
-        let k = ops::rotary(cx, &self.k.forward_skinny(cx, &normed, None)?.reshape(&kv_heads)?, rotary)?;
+        let q = ops::apply_rotary(cx, &self.q.forward_skinny(cx, &normed, None)?.reshape(&heads)?, rotary)?;
+        let k = ops::apply_rotary(cx, &self.k.forward_skinny(cx, &normed, None)?.reshape(&kv_heads)?, rotary)?;
         let v = self.v.forward_skinny(cx, &normed, None)?.reshape(&kv_heads)?;
         ops::kv_write(cx, &k, &v, caches, pages)?;
         let o = ops::paged_attention(cx, &q, caches, pages)?.reshape(&[r, self.heads * self.head_dim])?;

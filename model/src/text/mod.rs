@@ -209,8 +209,8 @@ impl Layer {
         let s = residual.rows();
         let (heads, kv_heads) = ([s, self.heads, self.head_dim], [s, self.kv_heads, self.head_dim]);
         let (x, normed) = residual.sum_and_norm(cx, &self.input_norm, self.eps)?;
-        let q = ops::rotary(cx, &self.q.forward(cx, &normed)?.reshape(&heads)?, rotary)?;
-        let k = ops::rotary(cx, &self.k.forward(cx, &normed)?.reshape(&kv_heads)?, rotary)?;
+        let q = ops::apply_rotary(cx, &self.q.forward(cx, &normed)?.reshape(&heads)?, rotary)?;
+        let k = ops::apply_rotary(cx, &self.k.forward(cx, &normed)?.reshape(&kv_heads)?, rotary)?;
         let v = self.v.forward(cx, &normed)?.reshape(&kv_heads)?;
         drop(normed);
         let o = match context {

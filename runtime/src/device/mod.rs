@@ -320,7 +320,7 @@ impl Device {
     ///
     /// # Errors
     /// The range is beyond the file's end, or there is no memory for a copy.
-    pub fn map(&self, file: &Arc<MappedFile>, offset: usize, len: usize) -> Result<Buffer> {
+    pub fn map_file_range(&self, file: &Arc<MappedFile>, offset: usize, len: usize) -> Result<Buffer> {
         let bytes = file.as_bytes();
         let part = offset.checked_add(len).and_then(|end| bytes.get(offset..end));
         let part = part.ok_or_else(|| {

@@ -32,7 +32,7 @@ pub struct OpTotals {
 pub struct LaunchEvent {
     /// The kernel's name.
     pub name: &'static str,
-    /// The part of the work that the launch belongs to, see [`Profiler::set_part`].
+    /// The part of the work that the launch belongs to, see [`Profiler::set_work_part`].
     pub part: &'static str,
     /// Operations and bytes, from the kernel's cost function.
     pub cost: Cost,
@@ -64,7 +64,7 @@ impl Profiler<'_> {
 
     /// Sets the part of the work, for example `forward`, that the launches from now on belong to. At first it is
     /// empty.
-    pub fn set_part(&self, name: &'static str) {
+    pub fn set_work_part(&self, name: &'static str) {
         *self.collected().part() = name;
     }
 

@@ -279,7 +279,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytemuck::cast_slice::<f32, u8>(&[0.0, 1.0, 2.0])).unwrap();
         let mapped: Arc<MappedFile> = MappedFile::open(file.path()).unwrap();
-        let x = Tensor::from_buffer(d.map(&mapped, 4, 8).unwrap(), &[2], DType::F32).unwrap();
+        let x = Tensor::from_buffer(d.map_file_range(&mapped, 4, 8).unwrap(), &[2], DType::F32).unwrap();
         assert_eq!(x.to_f32().unwrap(), [1.0, 2.0]);
         let params = FillParams { dst: x.addr(), count: 2, value: 7.0, reserved: 0 };
         fails(d.launch(&elementwise::fill(DType::F32, &params)), &["fill_f32", "sm80.cu:"]);

@@ -3,5 +3,5 @@
 mod adamw;
 mod schedule;
 
-pub use adamw::{AdamW, AdamWParams, Moments, ParameterState};
-pub use schedule::{Schedule, ScheduleKind};
+pub use adamw::{AdamW, AdamWParams, MomentFormat, ParameterState};
+pub use schedule::{LearningRateSchedule, ScheduleKind};

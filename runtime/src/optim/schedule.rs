@@ -15,7 +15,7 @@ pub enum ScheduleKind {
 
 /// The learning rate of every step of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Schedule {
+pub struct LearningRateSchedule {
     /// The shape of the learning-rate curve after warmup.
     pub kind: ScheduleKind,
     /// The learning rate at the end of warmup.
@@ -26,7 +26,7 @@ pub struct Schedule {
     pub max_steps: u64,
 }
 
-impl Schedule {
+impl LearningRateSchedule {
     /// The learning rate of step `step`, counted from 1.
     pub fn learning_rate_at(&self, step: u64) -> f64 {
         let (done, warmup) = (step.saturating_sub(1) as f64, self.warmup_steps as f64);
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     fn rates(kind: ScheduleKind, warmup_steps: u64) -> Vec<f64> {
-        let s = Schedule { kind, learning_rate: 1.0, warmup_steps, max_steps: 4 };
+        let s = LearningRateSchedule { kind, learning_rate: 1.0, warmup_steps, max_steps: 4 };
         (1..=5).map(|n| s.learning_rate_at(n)).collect()
     }
 

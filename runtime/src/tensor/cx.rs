@@ -18,7 +18,7 @@
 use reel_kernels::{DType, Launch};
 
 use super::Tensor;
-use super::tape::{Backward, Grads, Tape};
+use super::tape::{BackwardContext, Grads, Tape};
 use crate::device::{Device, MemoryCategory};
 use crate::error::Result;
 
@@ -74,14 +74,14 @@ impl Cx {
     /// Returns the `output` of an op and records its `backward` rule if any of `inputs` needs a gradient. Every op
     /// returns its result through this function, so no op lacks a backward rule by accident.
     ///
-    /// `backward` takes the gradient of the output ([`Backward::take_dy`]) and adds to the gradients of the inputs
-    /// ([`Backward::add`]).
+    /// `backward` takes the gradient of the output ([`BackwardContext::take_dy`]) and adds to the gradients of the inputs
+    /// ([`BackwardContext::add`]).
     pub fn record(
         &self,
         name: &'static str,
         inputs: &[&Tensor],
         output: Tensor,
-        backward: impl FnOnce(&mut Backward<'_>) -> Result<()> + 'static,
+        backward: impl FnOnce(&mut BackwardContext<'_>) -> Result<()> + 'static,
     ) -> Tensor {
         match &self.tape {
             Some(tape) if inputs.iter().any(|t| t.needs_grad()) => {
@@ -94,13 +94,13 @@ impl Cx {
     }
 
     /// [`Cx::record`] for an op with two outputs, each of which may or may not get a gradient
-    /// ([`Backward::take_dy_pair`]).
+    /// ([`BackwardContext::take_dy_pair`]).
     pub fn record_pair(
         &self,
         name: &'static str,
         inputs: &[&Tensor],
         (a, b): (Tensor, Tensor),
-        backward: impl FnOnce(&mut Backward<'_>) -> Result<()> + 'static,
+        backward: impl FnOnce(&mut BackwardContext<'_>) -> Result<()> + 'static,
     ) -> (Tensor, Tensor) {
         match &self.tape {
             Some(tape) if inputs.iter().any(|t| t.needs_grad()) => {

@@ -23,7 +23,7 @@ use super::Tensor;
 use crate::device::{Device, MemoryCategory};
 use crate::error::{Result, RuntimeError};
 
-type BackwardFn = Box<dyn FnOnce(&mut Backward<'_>) -> Result<()>>;
+type BackwardFn = Box<dyn FnOnce(&mut BackwardContext<'_>) -> Result<()>>;
 
 struct Node {
     name: &'static str,
@@ -50,7 +50,7 @@ impl Tape {
         name: &'static str,
         inputs: &[&Tensor],
         outputs: &[&Tensor],
-        backward: impl FnOnce(&mut Backward<'_>) -> Result<()> + 'static,
+        backward: impl FnOnce(&mut BackwardContext<'_>) -> Result<()> + 'static,
     ) {
         let parameters = inputs.iter().filter_map(|t| t.parameter_name().map(Arc::from)).collect();
         let outputs = outputs.iter().map(|t| t.id()).collect();
@@ -76,7 +76,7 @@ impl Tape {
             if dys.iter().all(Option::is_none) {
                 continue;
             }
-            let mut bw = Backward { device: &device, dys, by_id: &mut by_id, grads };
+            let mut bw = BackwardContext { device: &device, dys, by_id: &mut by_id, grads };
             (node.backward)(&mut bw)?;
         }
         match used.iter().find(|name| !grads.has(name)) {
@@ -96,14 +96,14 @@ impl LeafGrads {
 }
 
 /// The argument of a backward rule: it has the gradients of the op's outputs and collects those of its inputs.
-pub struct Backward<'a> {
+pub struct BackwardContext<'a> {
     device: &'a Device,
     dys: Vec<Option<Tensor>>,
     by_id: &'a mut HashMap<u64, Tensor>,
     grads: &'a mut Grads,
 }
 
-impl Backward<'_> {
+impl BackwardContext<'_> {
     /// The gradient of the op's output, in the dtype of the output.
     ///
     /// # Panics

@@ -12,7 +12,7 @@ use crate::regs::{Registers, Slot};
 
 /// The primitive relation that a comparison is computed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Relation {
+pub enum ComparisonRelation {
     /// `a < b`
     Less,
     /// `a ≤ b`
@@ -42,7 +42,7 @@ pub enum PredicateCombination {
 /// `invert`, then combined with the source predicate `src[2]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Comparison {
-    pub relation: Relation,
+    pub relation: ComparisonRelation,
     pub swap: bool,
     pub invert: bool,
     pub combine: PredicateCombination,
@@ -94,7 +94,7 @@ impl Comparison {
     #[inline(always)]
     pub fn compare_32bit_integers(self, r: &mut Registers, s: &OperandSlots, mask: u32, xor_bits: u32) {
         let (a, b) = self.operands(s);
-        let holds = if self.relation == Relation::Less {
+        let holds = if self.relation == ComparisonRelation::Less {
             lanes_where::<u32>(r, a, b, |a, b| ((a ^ xor_bits) as i32) < (b ^ xor_bits) as i32)
         } else {
             lanes_where::<u32>(r, a, b, |a, b| a == b)
@@ -105,7 +105,7 @@ impl Comparison {
     #[inline(always)]
     pub fn compare_64bit_integers(self, r: &mut Registers, s: &OperandSlots, mask: u32, xor_bits: u64) {
         let (a, b) = self.operands(s);
-        let holds = if self.relation == Relation::Less {
+        let holds = if self.relation == ComparisonRelation::Less {
             lanes_where::<u64>(r, a, b, |a, b| ((a ^ xor_bits) as i64) < (b ^ xor_bits) as i64)
         } else {
             lanes_where::<u64>(r, a, b, |a, b| a == b)
@@ -118,11 +118,13 @@ impl Comparison {
         let (a, b) = self.operands(s);
         let x = |a: u32| f32_from_operand_bits(a, ftz);
         let holds = match self.relation {
-            Relation::Less => lanes_where::<u32>(r, a, b, |a, b| x(a) < x(b)),
-            Relation::LessEqual => lanes_where::<u32>(r, a, b, |a, b| x(a) <= x(b)),
-            Relation::Equal => lanes_where::<u32>(r, a, b, |a, b| x(a) == x(b)),
-            Relation::Unequal => lanes_where::<u32>(r, a, b, |a, b| (x(a) < x(b)) | (x(a) > x(b))),
-            Relation::Numbers => lanes_where::<u32>(r, a, b, |a, b| !f32_math::is_nan(a) & !f32_math::is_nan(b)),
+            ComparisonRelation::Less => lanes_where::<u32>(r, a, b, |a, b| x(a) < x(b)),
+            ComparisonRelation::LessEqual => lanes_where::<u32>(r, a, b, |a, b| x(a) <= x(b)),
+            ComparisonRelation::Equal => lanes_where::<u32>(r, a, b, |a, b| x(a) == x(b)),
+            ComparisonRelation::Unequal => lanes_where::<u32>(r, a, b, |a, b| (x(a) < x(b)) | (x(a) > x(b))),
+            ComparisonRelation::Numbers => {
+                lanes_where::<u32>(r, a, b, |a, b| !f32_math::is_nan(a) & !f32_math::is_nan(b))
+            }
         };
         self.write_predicates(r, s, mask, holds);
     }

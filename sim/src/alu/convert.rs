@@ -75,7 +75,7 @@ pub fn cvt(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
         (NumberFormat::Int(bits, signed), NumberFormat::Float(format)) => {
             let x = sign_or_zero_extend(a, bits, signed);
             let x = if f.sat { x.clamp(0, 1) } else { x };
-            ExactFloat::from_integer(x).round(format, f.rounding)
+            ExactFloat::from_integer(x).round_to_format(format, f.rounding)
         }
         (NumberFormat::Float(_), NumberFormat::Float(TF32))
             if f.rounding == RoundingMode::Away && f32_math::is_nan(a as u32) =>

@@ -56,7 +56,7 @@ fn rounded_arithmetic(
         _ => return native,
     };
     if !exact.is_zero() {
-        return exact.round(format, mode);
+        return exact.round_to_format(format, mode);
     }
     // A sum of opposite terms that cancel is +0, or −0 when rounding down. The sum of two zeros of equal sign keeps
     // that sign.

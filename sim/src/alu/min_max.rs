@@ -53,10 +53,10 @@ fn three(f: ScalarFlags, larger: bool, a: u64, b: u64, c: u64) -> u64 {
     min_or_max(f, F32, larger, min_or_max(f, F32, larger, a, b), c)
 }
 
-pub fn min_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+pub fn min_half_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     map_halves(a, b, 0, |a, b, _| min_or_max(f, format_of(f), false, a, b))
 }
 
-pub fn max_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
+pub fn max_half_pair(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     map_halves(a, b, 0, |a, b, _| min_or_max(f, format_of(f), true, a, b))
 }

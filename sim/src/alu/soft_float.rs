@@ -163,7 +163,7 @@ impl ExactFloat {
 
     /// Rounds to `format` and returns the bits; overflow gives infinity or the largest finite number, depending on the
     /// mode.
-    pub fn round(self, format: FloatFormat, mode: RoundingMode) -> u64 {
+    pub fn round_to_format(self, format: FloatFormat, mode: RoundingMode) -> u64 {
         let sign = (self.negative as u64) << format.sign_bit;
         let digits = format.precision as i32 - 1;
         let top = self.exponent + 127 - self.mantissa.leading_zeros() as i32;
@@ -202,7 +202,7 @@ pub fn encode_float(x: f64, format: FloatFormat, mode: RoundingMode) -> u64 {
     } else if x.is_infinite() {
         (x.is_sign_negative() as u64) << format.sign_bit | (format.max_finite + 1)
     } else {
-        ExactFloat::from_f64(x).round(format, mode)
+        ExactFloat::from_f64(x).round_to_format(format, mode)
     }
 }
 

@@ -8,7 +8,7 @@ mod sft;
 
 use clap::ValueEnum;
 pub use reel_rewards::Recipe;
-use reel_runtime::optim::Moments;
+use reel_runtime::optim::MomentFormat;
 use serde::{Deserialize, Serialize};
 
 pub use grpo::{GrpoOptions, ImportanceSamplingLevel, LossType};
@@ -74,11 +74,11 @@ pub enum ReportTo {
 
 impl Optim {
     /// How the optimizer stores its moments.
-    pub fn moments(self) -> Moments {
+    pub fn moments(self) -> MomentFormat {
         match self {
-            Self::Adamw => Moments::F32,
-            Self::AdamwBf16 => Moments::Bf16,
-            Self::Adamw8bit => Moments::Int8,
+            Self::Adamw => MomentFormat::F32,
+            Self::AdamwBf16 => MomentFormat::Bf16,
+            Self::Adamw8bit => MomentFormat::Int8,
         }
     }
 }

@@ -64,7 +64,7 @@ impl TrainingOptions for SftOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::{LrScheduler, Moments};
+    use crate::options::{LrScheduler, MomentFormat};
     use clap::FromArgMatches;
 
     fn parse(args: &[&str]) -> std::result::Result<SftOptions, clap::Error> {
@@ -112,7 +112,7 @@ mod tests {
         assert!(parse(&["--gradient-checkpointing"]).unwrap().gradient_checkpointing);
         let optim = |name: &str| parse(&["--optim", name]).map(|o| o.optim.moments()).ok();
         let known = ["adamw", "adamw-bf16", "adamw-8bit"].map(optim);
-        assert_eq!(known, [Moments::F32, Moments::Bf16, Moments::Int8].map(Some));
+        assert_eq!(known, [MomentFormat::F32, MomentFormat::Bf16, MomentFormat::Int8].map(Some));
         assert_eq!(optim("sgd"), None);
         let resume = |args: &[&str]| parse(args).unwrap().run.resume_from_checkpoint;
         assert_eq!(resume(&["--resume-from-checkpoint"]).as_deref(), Some("last"));

@@ -246,7 +246,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             }
         };
         let home = start.run_folder(&options.out);
-        let hashes = HashLog::open(&options.out, home, state.step, trainer.optimizer.states().count())?;
+        let hashes = HashLog::open(&options.out, home, state.step, trainer.optimizer.parameter_states().count())?;
         let lengths = match start.checkpoint() {
             None => vec![PlannedLength { after: 0, steps: state.steps }],
             Some(folder) => resume::planned_lengths(folder, home, &state)?,

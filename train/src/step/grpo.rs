@@ -23,7 +23,7 @@ pub(crate) fn step(
 ) -> Result<StepResult> {
     t.grads.clear();
     let device = t.device.clone();
-    let part = |name| device.profiler().set_part(name);
+    let part = |name| device.profiler().set_work_part(name);
     let (first, begun, mut stats) = (set.uses == 0, Instant::now(), StepStats::default());
     let loss_weights = LossWeights::new(options, &set.groups);
     for (i, groups) in set.groups.chunks(options.groups_per_micro_batch()).enumerate() {

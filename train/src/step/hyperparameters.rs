@@ -2,7 +2,7 @@
 //! gradient accumulation.
 
 use reel_model::lora::LoraSpec;
-use reel_runtime::optim::{AdamWParams, Moments, Schedule, ScheduleKind};
+use reel_runtime::optim::{AdamWParams, LearningRateSchedule, MomentFormat, ScheduleKind};
 
 use crate::options::{LrScheduler, RunOptions};
 
@@ -10,7 +10,7 @@ use crate::options::{LrScheduler, RunOptions};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hyperparameters {
     /// Learning-rate schedule of the decoder. Vision tower and merger follow it with their own peak rates.
-    pub schedule: Schedule,
+    pub schedule: LearningRateSchedule,
     /// Micro-batches per step.
     pub gradient_accumulation_steps: usize,
     /// Gradients are clipped to this L2 norm.
@@ -22,7 +22,7 @@ pub struct Hyperparameters {
     /// The LoRA adapter that is trained instead of the weights.
     pub lora: Option<LoraSpec>,
     /// How the optimizer stores its moments.
-    pub moments: Moments,
+    pub moments: MomentFormat,
     /// Seed of the stochastic rounding of bf16 moments.
     pub seed: u64,
     vision: f64,
@@ -44,7 +44,7 @@ impl Hyperparameters {
         };
         let learning_rate = options.learning_rate;
         Self {
-            schedule: Schedule {
+            schedule: LearningRateSchedule {
                 kind,
                 learning_rate,
                 warmup_steps: options.warmup_step_count(steps),
@@ -92,7 +92,7 @@ impl Hyperparameters {
             self.schedule.learning_rate
         };
         AdamWParams {
-            learning_rate: Schedule { learning_rate: peak, ..self.schedule }.learning_rate_at(step),
+            learning_rate: LearningRateSchedule { learning_rate: peak, ..self.schedule }.learning_rate_at(step),
             beta1: self.betas[0],
             beta2: self.betas[1],
             epsilon: self.epsilon,

@@ -18,7 +18,7 @@ pub fn step(
 ) -> Result<Option<StepResult>> {
     t.grads.clear();
     let device = t.device.clone();
-    let part = |name| device.profiler().set_part(name);
+    let part = |name| device.profiler().set_work_part(name);
     let (mut losses, mut tokens) = (Vec::new(), 0);
     while losses.len() < t.hyperparameters.gradient_accumulation_steps {
         let Some(samples) = next()? else { break };

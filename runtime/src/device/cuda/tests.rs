@@ -122,7 +122,7 @@ fn mapped_files_are_copied_completely() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &bytes).unwrap();
     let mapped: Arc<MappedFile> = MappedFile::open(file.path()).unwrap();
-    let whole = d.map(&mapped, 4, bytes.len() - 4).unwrap();
+    let whole = d.map_file_range(&mapped, 4, bytes.len() - 4).unwrap();
     let mut back = vec![0; bytes.len() - 4];
     whole.download(0, &mut back).unwrap();
     assert!(back == bytes[4..]);

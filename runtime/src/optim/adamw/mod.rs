@@ -31,7 +31,7 @@ pub struct AdamWParams {
 /// The storage type of the moments. Bf16 and 8-bit moments are rounded stochastically, so updates smaller than the
 /// spacing of representable values still count on average.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Moments {
+pub enum MomentFormat {
     /// f32: 8 bytes for both moments of a weight.
     #[default]
     F32,
@@ -42,12 +42,12 @@ pub enum Moments {
     Int8,
 }
 
-impl Moments {
+impl MomentFormat {
     fn dtype(self) -> DType {
         match self {
-            Moments::F32 => DType::F32,
-            Moments::Bf16 => DType::BF16,
-            Moments::Int8 => DType::U8,
+            MomentFormat::F32 => DType::F32,
+            MomentFormat::Bf16 => DType::BF16,
+            MomentFormat::Int8 => DType::U8,
         }
     }
 }
@@ -70,7 +70,7 @@ pub struct ParameterState {
 /// The AdamW optimizer with the state of all parameters.
 #[derive(Debug, Default)]
 pub struct AdamW {
-    moments: Moments,
+    moments: MomentFormat,
     seed: u64,
     parameters: BTreeMap<String, (Tensor, ParameterState)>,
 }
@@ -82,7 +82,7 @@ impl AdamW {
     ///
     /// # Errors
     /// The device is out of memory, or a tensor is not a parameter.
-    pub fn new(parameters: &[Tensor], moments: Moments, seed: u64) -> Result<AdamW> {
+    pub fn new(parameters: &[Tensor], moments: MomentFormat, seed: u64) -> Result<AdamW> {
         let mut all = BTreeMap::new();
         for p in parameters {
             let name = p.parameter_name().ok_or_else(|| {
@@ -91,11 +91,11 @@ impl AdamW {
             let like = |dtype| Tensor::empty(p.device(), p.shape(), dtype, MemoryCategory::Optimizer);
             let (m, v) = (like(moments.dtype())?, like(moments.dtype())?);
             let scales = match moments {
-                Moments::Int8 => {
+                MomentFormat::Int8 => {
                     let shape = [p.count().div_ceil(kernel::WEIGHTS_PER_SCALE), 2];
                     Some(Tensor::empty(p.device(), &shape, DType::F32, MemoryCategory::Optimizer)?)
                 }
-                Moments::F32 | Moments::Bf16 => None,
+                MomentFormat::F32 | MomentFormat::Bf16 => None,
             };
             [&m, &v].into_iter().chain(&scales).try_for_each(fill_zero)?;
             let low = if p.dtype() == DType::BF16 { Some(like(DType::U16)?) } else { None };
@@ -109,13 +109,13 @@ impl AdamW {
     }
 
     /// All parameters with their optimizer states, in the order of their names.
-    pub fn states(&self) -> impl Iterator<Item = (&str, &Tensor, &ParameterState)> {
+    pub fn parameter_states(&self) -> impl Iterator<Item = (&str, &Tensor, &ParameterState)> {
         self.parameters.iter().map(|(name, (p, s))| (name.as_str(), p, s))
     }
 
     /// All parameters with their mutable optimizer states, to set the step counts of a resumed run. Moments are
     /// written with [`Tensor::write`].
-    pub fn states_mut(&mut self) -> impl Iterator<Item = (&str, &Tensor, &mut ParameterState)> {
+    pub fn parameter_states_mut(&mut self) -> impl Iterator<Item = (&str, &Tensor, &mut ParameterState)> {
         self.parameters.iter_mut().map(|(name, (p, s))| (name.as_str(), &*p, s))
     }
 
@@ -181,9 +181,9 @@ impl AdamW {
                 numbers,
             };
             p.device().launch(&match self.moments {
-                Moments::F32 => kernel::step(p.dtype(), &kernel::Params { w, low, m, v, g, clip, n, numbers }),
-                Moments::Bf16 => kernel::step_bf16_moments(p.dtype(), &small),
-                Moments::Int8 => kernel::step_8bit(p.dtype(), &small),
+                MomentFormat::F32 => kernel::step(p.dtype(), &kernel::Params { w, low, m, v, g, clip, n, numbers }),
+                MomentFormat::Bf16 => kernel::step_bf16_moments(p.dtype(), &small),
+                MomentFormat::Int8 => kernel::step_8bit(p.dtype(), &small),
             })?;
         }
         Ok(())

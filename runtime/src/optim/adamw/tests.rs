@@ -5,7 +5,7 @@ use crate::tensor::cx::Cx;
 use crate::tensor::ops;
 use proptest::prelude::*;
 
-const ALL: [Moments; 3] = [Moments::F32, Moments::Bf16, Moments::Int8];
+const ALL: [MomentFormat; 3] = [MomentFormat::F32, MomentFormat::Bf16, MomentFormat::Int8];
 const HYPER: AdamWParams =
     AdamWParams { learning_rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.1 };
 
@@ -21,7 +21,7 @@ fn numbers(n: usize, seed: u64) -> Vec<f32> {
 
 /// Optimizes two parameters, one of `n` and one of 3 weights, for `steps` steps. The loss is linear with new random
 /// slopes in each step. Returns the weights and the optimizer.
-fn run(device: &Device, dtype: DType, moments: Moments, seed: u64, n: usize, steps: u64) -> (Vec<f32>, AdamW) {
+fn run(device: &Device, dtype: DType, moments: MomentFormat, seed: u64, n: usize, steps: u64) -> (Vec<f32>, AdamW) {
     let parameter = |name: &str, n: usize| {
         let t = Tensor::from_f32(device, &[n], dtype, &numbers(n, 5), MemoryCategory::Weights).unwrap();
         t.into_parameter(name).unwrap()
@@ -73,7 +73,7 @@ fn bits(optimizer: &AdamW) -> Vec<Vec<u8>> {
         let all = [Some(&s.m), Some(&s.v), s.scales.as_ref(), s.low.as_ref()];
         all.into_iter().flatten().map(|t| t.read_bytes().unwrap()).collect::<Vec<_>>()
     };
-    optimizer.states().flat_map(|(_, _, s)| of(s)).collect()
+    optimizer.parameter_states().flat_map(|(_, _, s)| of(s)).collect()
 }
 
 /// The mean distance of two weight vectors, divided by the learning rate.
@@ -90,10 +90,10 @@ proptest! {
     fn small_moments_stay_close_to_f32_moments(n in 1usize..900, seed: u64) {
         let device = Device::cpu(2);
         for dtype in [DType::F32, DType::BF16] {
-            let (want, _) = run(&device, dtype, Moments::F32, 0, n, 6);
+            let (want, _) = run(&device, dtype, MomentFormat::F32, 0, n, 6);
             // Tolerances: reading a weight as bf16 rounds it by 2^-9, at most 0.2 learning rates; 8-bit codes are
             // coarse for moments far below the largest of their block.
-            for (moments, limit) in [(Moments::Bf16, 0.3), (Moments::Int8, 1.0)] {
+            for (moments, limit) in [(MomentFormat::Bf16, 0.3), (MomentFormat::Int8, 1.0)] {
                 let (got, _) = run(&device, dtype, moments, seed, n, 6);
                 let off = distance_in_learning_rates(&got, &want);
                 prop_assert!(off <= limit, "{moments:?} {dtype} n = {n}: {off:.3} learning rates apart");
@@ -104,7 +104,7 @@ proptest! {
 
 #[test]
 fn stochastic_rounding_depends_on_the_seed_only() {
-    for moments in [Moments::Bf16, Moments::Int8] {
+    for moments in [MomentFormat::Bf16, MomentFormat::Int8] {
         for dtype in [DType::F32, DType::BF16] {
             let state_bits =
                 |threads: usize, seed: u64| bits(&run(&Device::cpu(threads), dtype, moments, seed, 700, 3).1);
@@ -132,7 +132,9 @@ fn optimizer_on_sim_is_close_to_cpu() {
 
 #[test]
 fn optimizer_memory_matches_the_documented_bytes() {
-    for (moments, bytes) in [(Moments::F32, 8 * 1000), (Moments::Bf16, 4 * 1000), (Moments::Int8, 2 * 1000 + 4 * 8)] {
+    for (moments, bytes) in
+        [(MomentFormat::F32, 8 * 1000), (MomentFormat::Bf16, 4 * 1000), (MomentFormat::Int8, 2 * 1000 + 4 * 8)]
+    {
         for (dtype, low) in [(DType::F32, 0), (DType::BF16, 2 * 1000)] {
             let device = Device::cpu(1);
             let p = Tensor::empty(&device, &[10, 100], dtype, MemoryCategory::Weights).unwrap();
@@ -148,6 +150,6 @@ fn optimizer_memory_matches_the_documented_bytes() {
 fn accepts_a_parameter_without_weights() {
     for moments in ALL {
         let (weights, optimizer) = run(&Device::cpu(1), DType::BF16, moments, 0, 0, 2);
-        assert!(weights.len() == 3 && optimizer.states().all(|(_, _, s)| s.steps == 2));
+        assert!(weights.len() == 3 && optimizer.parameter_states().all(|(_, _, s)| s.steps == 2));
     }
 }

@@ -7,7 +7,7 @@ use reel_kernels::{Addr, DType, Launch, column_sum};
 use super::{rows_cols, size, want_dtype, want_shape};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
-use crate::tensor::tape::Backward;
+use crate::tensor::tape::BackwardContext;
 use crate::tensor::{Tensor, format_shape};
 
 /// A LoRA adapter of rank R for a weight `[N, K]`: adds `scale · up · down` to the weight.
@@ -45,7 +45,7 @@ pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Ten
 
 /// Adds to the gradients of weight and bias, if they are trained. Returns the gradient of x if x needs one.
 fn linear_gradients(
-    bw: &mut Backward<'_>,
+    bw: &mut BackwardContext<'_>,
     dy: &Tensor,
     x: &Tensor,
     w: &Tensor,

@@ -27,9 +27,9 @@ mod tests;
 pub use super::tape::fill_zero;
 pub use activation::{gelu, gelu_tanh, swiglu};
 pub use add::add;
-pub use attention::{CuSeqlens, KvPages, attention, kv_write, paged_attention};
+pub use attention::{CuSeqlens, KvPages, SequencePages, attention, kv_write, paged_attention};
 pub use decode::{DecodeRows, DecodeSlot};
-pub use embedding::{embedding, embedding_with};
+pub use embedding::{embedding, embedding_with_vision_tokens};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
 pub use linear::{Lora, linear, lora_linear, matmul};
 pub use linear_log_prob::{
@@ -39,10 +39,10 @@ pub use linear_log_prob::{
 pub use loss::{log_prob, weighted_sum};
 pub use norm::{patch_merge, rms_norm, rms_norm_add, rms_norm_branch};
 pub use patch_embedding::{DeviceFrames, PatchingParams, patch_embedding};
-pub use rotary::{RotaryFrequencies, RotaryTable, rotary, rotary_table};
+pub use rotary::{RotaryFrequencies, RotaryTable, apply_rotary, rotary_table};
 pub use rows::{gather_rows, split_columns};
 pub use sampling::{RowSampling, SampledTokens, SamplingTable, TokenHistory, sample};
-pub use siglip::{layer_norm, normalise, pool_attention, position_add};
+pub use siglip::{add_position_embeddings, layer_norm, normalise_rows, pool_attention};
 pub use skinny::{skinny_linear, skinny_logits, skinny_lora_linear, skinny_swiglu};
 
 use super::{Tensor, format_shape};

@@ -12,7 +12,7 @@ use crate::device::MemoryCategory;
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
-use crate::tensor::tape::Backward;
+use crate::tensor::tape::BackwardContext;
 
 /// The checked sizes of a norm: x has `rows` rows of `cols` elements.
 #[derive(Clone, Copy)]
@@ -39,7 +39,7 @@ impl Sizes {
     }
 
     /// The gradient buffer of the weight and the workspace for its partial sums, if the weight is trained.
-    fn dw(&self, bw: &mut Backward, w: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+    fn dw(&self, bw: &mut BackwardContext, w: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
         let Some(dw) = bw.parameter_grad(w)? else { return Ok(None) };
         Ok(Some((
             dw,
@@ -58,7 +58,7 @@ impl Sizes {
     /// that x has from other uses. At least one of `dy` and `d_x` is present.
     fn backward(
         &self,
-        bw: &mut Backward,
+        bw: &mut BackwardContext,
         (x, w, rstd): (&Tensor, &Tensor, &Tensor),
         dy: Option<Tensor>,
         d_x: Option<Tensor>,

@@ -79,7 +79,7 @@ pub fn rotary_table(cx: &Cx, positions: &Tensor, inv_freq: &[f32], axis: &[i32])
 }
 
 /// Rotates x `[S, heads, D]` by the angles of the table. Elements j and `j + D/2` form a pair.
-pub fn rotary(cx: &Cx, x: &Tensor, table: &RotaryTable) -> Result<Tensor> {
+pub fn apply_rotary(cx: &Cx, x: &Tensor, table: &RotaryTable) -> Result<Tensor> {
     const OP: &str = "rotary";
     let &[tokens, heads, d] = x.shape() else {
         return Err(shape_error(

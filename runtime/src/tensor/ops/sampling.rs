@@ -77,7 +77,7 @@ pub struct SamplingTable {
 
 impl SamplingTable {
     /// Allocates the parameters of `rows` rows with at most `max_biased` biased tokens each. `mask_vocab` is the
-    /// vocabulary size if rows may have a mask of allowed tokens. All rows are greedy until [`SamplingTable::set`].
+    /// vocabulary size if rows may have a mask of allowed tokens. All rows are greedy until [`SamplingTable::set_rows`].
     pub fn new(device: &Device, rows: usize, max_biased: usize, mask_vocab: Option<usize>) -> Result<SamplingTable> {
         let f32s =
             |cols: &[usize]| Tensor::empty(device, &[&[rows], cols].concat(), DType::F32, MemoryCategory::Inputs);
@@ -128,7 +128,7 @@ impl SamplingTable {
     /// # Errors
     /// A range beyond the last row; more biased tokens than allocated; a mask of another length, or a table without
     /// masks.
-    pub fn set(&self, first: usize, choices: &[RowSampling]) -> Result<()> {
+    pub fn set_rows(&self, first: usize, choices: &[RowSampling]) -> Result<()> {
         const OP: &str = "sampling table";
         let (n, cols) = (choices.len(), self.bias.shape()[1]);
         let words = self.allowed.as_ref().map(|t| t.shape()[1]);

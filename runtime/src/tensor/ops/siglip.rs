@@ -79,7 +79,7 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Resu
 }
 
 /// Adds learned position embeddings `pos [P, C]` to x `[R, C]`: row r gets row `r mod P` of pos.
-pub fn position_add(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tensor> {
+pub fn add_position_embeddings(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tensor> {
     const OP: &str = "position_add";
     let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
     let n_positions = pos.shape().first().copied().unwrap_or(0);
@@ -107,7 +107,7 @@ pub fn position_add(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tensor> {
 }
 
 /// Scales the rows of x `[.., C]` to length 1. A row of zeros becomes NaN.
-pub fn normalise(cx: &Cx, x: &Tensor) -> Result<Tensor> {
+pub fn normalise_rows(cx: &Cx, x: &Tensor) -> Result<Tensor> {
     const OP: &str = "normalise";
     let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
     let (rows, cols) = (size(OP, n_rows)?, size(OP, n_cols)?);

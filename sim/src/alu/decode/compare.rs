@@ -1,8 +1,8 @@
 //! Decoding of `setp`, `set`, `selp`, `slct` and `testp`.
 
-use super::{Decoded, InstructionForm, is_float};
+use super::{DecodedInstruction, InstructionForm, is_float};
 use crate::alu::RegisterClass;
-use crate::alu::compare::{self, Comparison, PredicateCombination, Relation, SetTrueValue};
+use crate::alu::compare::{self, Comparison, ComparisonRelation, PredicateCombination, SetTrueValue};
 use crate::alu::op::{Op, OutOfLineOp};
 use crate::alu::scalar::{ScalarFlags, ScalarFunction, ScalarOp, type_flags};
 use crate::ptx::ast::Type::{
@@ -11,40 +11,40 @@ use crate::ptx::ast::Type::{
 
 /// A comparison operator: the primitive relation, `swap`, `invert` (see [`Comparison`]), and the mask of orderings
 /// for which the operator holds (bit 0 less, 1 equal, 2 greater, 3 unordered).
-type Operator = (Relation, bool, bool, u8);
+type Operator = (ComparisonRelation, bool, bool, u8);
 
 const FLOAT: [(&str, Operator); 14] = [
-    ("eq", (Relation::Equal, false, false, 2)),
-    ("ne", (Relation::Unequal, false, false, 5)),
-    ("lt", (Relation::Less, false, false, 1)),
-    ("le", (Relation::LessEqual, false, false, 3)),
-    ("gt", (Relation::Less, true, false, 4)),
-    ("ge", (Relation::LessEqual, true, false, 6)),
-    ("equ", (Relation::Unequal, false, true, 10)),
-    ("neu", (Relation::Equal, false, true, 13)),
-    ("ltu", (Relation::LessEqual, true, true, 9)),
-    ("leu", (Relation::Less, true, true, 11)),
-    ("gtu", (Relation::LessEqual, false, true, 12)),
-    ("geu", (Relation::Less, false, true, 14)),
-    ("num", (Relation::Numbers, false, false, 7)),
-    ("nan", (Relation::Numbers, false, true, 8)),
+    ("eq", (ComparisonRelation::Equal, false, false, 2)),
+    ("ne", (ComparisonRelation::Unequal, false, false, 5)),
+    ("lt", (ComparisonRelation::Less, false, false, 1)),
+    ("le", (ComparisonRelation::LessEqual, false, false, 3)),
+    ("gt", (ComparisonRelation::Less, true, false, 4)),
+    ("ge", (ComparisonRelation::LessEqual, true, false, 6)),
+    ("equ", (ComparisonRelation::Unequal, false, true, 10)),
+    ("neu", (ComparisonRelation::Equal, false, true, 13)),
+    ("ltu", (ComparisonRelation::LessEqual, true, true, 9)),
+    ("leu", (ComparisonRelation::Less, true, true, 11)),
+    ("gtu", (ComparisonRelation::LessEqual, false, true, 12)),
+    ("geu", (ComparisonRelation::Less, false, true, 14)),
+    ("num", (ComparisonRelation::Numbers, false, false, 7)),
+    ("nan", (ComparisonRelation::Numbers, false, true, 8)),
 ];
 
 const INTEGER: [(&str, Operator); 10] = [
-    ("eq", (Relation::Equal, false, false, 2)),
-    ("ne", (Relation::Equal, false, true, 5)),
-    ("lt", (Relation::Less, false, false, 1)),
-    ("gt", (Relation::Less, true, false, 4)),
-    ("le", (Relation::Less, true, true, 3)),
-    ("ge", (Relation::Less, false, true, 6)),
-    ("lo", (Relation::Less, false, false, 1)),
-    ("hi", (Relation::Less, true, false, 4)),
-    ("ls", (Relation::Less, true, true, 3)),
-    ("hs", (Relation::Less, false, true, 6)),
+    ("eq", (ComparisonRelation::Equal, false, false, 2)),
+    ("ne", (ComparisonRelation::Equal, false, true, 5)),
+    ("lt", (ComparisonRelation::Less, false, false, 1)),
+    ("gt", (ComparisonRelation::Less, true, false, 4)),
+    ("le", (ComparisonRelation::Less, true, true, 3)),
+    ("ge", (ComparisonRelation::Less, false, true, 6)),
+    ("lo", (ComparisonRelation::Less, false, false, 1)),
+    ("hi", (ComparisonRelation::Less, true, false, 4)),
+    ("ls", (ComparisonRelation::Less, true, true, 3)),
+    ("hs", (ComparisonRelation::Less, false, true, 6)),
 ];
 
 impl InstructionForm<'_> {
-    pub(super) fn decode_comparison(&self) -> Decoded {
+    pub(super) fn decode_comparison(&self) -> DecodedInstruction {
         match self.base {
             "selp" => self.selp(),
             "slct" => self.slct(),
@@ -54,7 +54,7 @@ impl InstructionForm<'_> {
         }
     }
 
-    fn selp(&self) -> Decoded {
+    fn selp(&self) -> DecodedInstruction {
         let mut f = self.clone();
         let ty = f.take_type_suffix()?;
         let op = match ty.bits() {
@@ -62,10 +62,10 @@ impl InstructionForm<'_> {
             16 | 32 => Op::Selp32,
             _ => return None,
         };
-        f.build(op, &[ty], &[ty, ty, Pred])
+        f.build_if_complete(op, &[ty], &[ty, ty, Pred])
     }
 
-    fn slct(&self) -> Decoded {
+    fn slct(&self) -> DecodedInstruction {
         let mut f = self.clone();
         let (by, ty) = (f.take_type_suffix().filter(|by| matches!(by, S32 | F32))?, f.take_type_suffix()?);
         let ftz = f.take_modifier("ftz");
@@ -75,10 +75,10 @@ impl InstructionForm<'_> {
         let src = [ty, ty, by];
         let scalar =
             ScalarOp::new(compare::slct, ScalarFlags { ftz, variant: by == F32, ..ScalarFlags::default() }, &src);
-        f.build(Op::OutOfLine(OutOfLineOp::Slct(scalar, RegisterClass::of(ty))), &[ty], &src)
+        f.build_if_complete(Op::OutOfLine(OutOfLineOp::Slct(scalar, RegisterClass::of(ty))), &[ty], &src)
     }
 
-    fn testp(&self) -> Decoded {
+    fn testp(&self) -> DecodedInstruction {
         let tests: [(&str, ScalarFunction); 6] = [
             ("finite", compare::is_finite),
             ("infinite", compare::is_infinite),
@@ -130,7 +130,7 @@ impl InstructionForm<'_> {
         ))
     }
 
-    fn setp(&self) -> Decoded {
+    fn setp(&self) -> DecodedInstruction {
         let mut f = self.clone();
         let ty = f.take_type_suffix()?;
         let (compare, ftz, [low, high]) = f.comparison(ty)?;
@@ -148,14 +148,14 @@ impl InstructionForm<'_> {
             _ => Op::OutOfLine(OutOfLineOp::Setp(whole, low)),
         };
         let src = [ty, ty, Pred];
-        f.build(
+        f.build_if_complete(
             op,
             &[Pred; 2][..1 + compare.pair as usize],
             &src[..2 + (compare.combine != PredicateCombination::None) as usize],
         )
     }
 
-    fn set(&self) -> Decoded {
+    fn set(&self) -> DecodedInstruction {
         let mut f = self.clone();
         let (ty, to) = (f.take_type_suffix()?, f.take_type_suffix()?);
         let halves = matches!(ty, F16x2 | BF16x2);
@@ -175,6 +175,6 @@ impl InstructionForm<'_> {
         let whole = Comparison { swap: false, invert: false, ..compare };
         let src = [ty, ty, Pred];
         let op = Op::OutOfLine(OutOfLineOp::Set(whole, low, high, SetTrueValue { truth, halves }));
-        f.build(op, &[to], &src[..2 + (compare.combine != PredicateCombination::None) as usize])
+        f.build_if_complete(op, &[to], &src[..2 + (compare.combine != PredicateCombination::None) as usize])
     }
 }

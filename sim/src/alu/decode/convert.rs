@@ -1,6 +1,6 @@
 //! Decoding of `cvt`.
 
-use super::{Decoded, InstructionForm};
+use super::{DecodedInstruction, InstructionForm};
 use crate::alu::RegisterClass;
 use crate::alu::convert::{self, NumberFormat, number_format_index};
 use crate::alu::integer;
@@ -36,7 +36,7 @@ fn kind(ty: Type) -> Option<NumberFormat> {
 }
 
 impl InstructionForm<'_> {
-    pub(super) fn decode_conversion(&self) -> Decoded {
+    pub(super) fn decode_conversion(&self) -> DecodedInstruction {
         if self.tokens.first() == Some(&"pack") {
             return self.pack();
         }
@@ -68,9 +68,9 @@ impl InstructionForm<'_> {
         rounding: Option<(RoundingMode, bool)>,
         flags: ScalarFlags,
         plain: bool,
-    ) -> Decoded {
+    ) -> DecodedInstruction {
         if let Some(op) = self.inline_conversion(to, from, rounding, flags, plain) {
-            return self.build(op, &[to], &[from]);
+            return self.build_if_complete(op, &[to], &[from]);
         }
         let (source, target) = (kind(from)?, kind(to)?);
         let (from_float, to_float) =
@@ -158,10 +158,10 @@ impl InstructionForm<'_> {
     }
 
     /// Decodes the conversion of two f32 to a packed pair.
-    fn pair(&self, to: &str, rounding: (RoundingMode, bool), flags: ScalarFlags, plain: bool) -> Decoded {
+    fn pair(&self, to: &str, rounding: (RoundingMode, bool), flags: ScalarFlags, plain: bool) -> DecodedInstruction {
         let to = Type::from_name(to)?;
         if plain && rounding == (RoundingMode::Nearest, false) {
-            return self.build(if to == BF16x2 { Op::CvtBf16x2 } else { Op::CvtF16x2 }, &[to], &[F32; 2]);
+            return self.build_if_complete(if to == BF16x2 { Op::CvtBf16x2 } else { Op::CvtF16x2 }, &[to], &[F32; 2]);
         }
         let element = NumberFormat::Float(if to == BF16x2 { BFLOAT } else { HALF });
         if flags.sat || flags.ftz || !matches!(rounding, (RoundingMode::Nearest | RoundingMode::Zero, false)) {
@@ -175,7 +175,7 @@ impl InstructionForm<'_> {
         )
     }
 
-    fn tf32(&self, rounding: (RoundingMode, bool), flags: ScalarFlags) -> Decoded {
+    fn tf32(&self, rounding: (RoundingMode, bool), flags: ScalarFlags) -> DecodedInstruction {
         let mode = matches!(rounding, (RoundingMode::Nearest | RoundingMode::Zero | RoundingMode::Away, false));
         if !mode || flags.sat || flags.ftz {
             return None;
@@ -186,7 +186,13 @@ impl InstructionForm<'_> {
     }
 
     /// Decodes conversions to and from packed pairs of e4m3 or e5m2.
-    fn fp8(&self, to: &str, from: &str, rounding: Option<(RoundingMode, bool)>, flags: ScalarFlags) -> Decoded {
+    fn fp8(
+        &self,
+        to: &str,
+        from: &str,
+        rounding: Option<(RoundingMode, bool)>,
+        flags: ScalarFlags,
+    ) -> DecodedInstruction {
         if rounding != Some((RoundingMode::Nearest, false)) || flags.sat || flags.ftz {
             return None;
         }
@@ -206,7 +212,7 @@ impl InstructionForm<'_> {
     }
 
     /// Decodes `cvt.pack`, which clamps two integers and packs them into one register.
-    fn pack(&self) -> Decoded {
+    fn pack(&self) -> DecodedInstruction {
         let mut f = self.clone();
         if !f.take_modifier("pack") || !f.take_modifier("sat") {
             return None;

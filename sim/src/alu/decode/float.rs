@@ -1,6 +1,6 @@
 //! Decoding of floating-point arithmetic: f32, f64, f16, bf16 and packed halves.
 
-use super::{Decoded, InstructionForm};
+use super::{DecodedInstruction, InstructionForm};
 use crate::alu::float::{self, FloatArithmetic};
 use crate::alu::half::{self, HalfOp};
 use crate::alu::op::{Op, OutOfLineOp};
@@ -13,7 +13,7 @@ const ROUNDINGS: [(&str, RoundingMode); 4] =
     [("rn", RoundingMode::Nearest), ("rz", RoundingMode::Zero), ("rm", RoundingMode::Down), ("rp", RoundingMode::Up)];
 
 impl InstructionForm<'_> {
-    pub(super) fn decode_float(&self) -> Decoded {
+    pub(super) fn decode_float(&self) -> DecodedInstruction {
         let mut f = self.clone();
         let ty = f.take_type_suffix()?;
         match (f.base, ty) {
@@ -25,7 +25,7 @@ impl InstructionForm<'_> {
         }
     }
 
-    fn single(&mut self) -> Decoded {
+    fn single(&mut self) -> DecodedInstruction {
         let (ftz, mode, sat) =
             (self.take_modifier("ftz"), self.take_modifier_value(&ROUNDINGS), self.take_modifier("sat"));
         let (approx, full) = (self.take_modifier("approx"), self.take_modifier("full"));
@@ -49,7 +49,7 @@ impl InstructionForm<'_> {
             _ => return None,
         };
         let src = &[F32; 3][..sources];
-        if nearest { self.build(op, &[F32], src) } else { self.scalar_op(function, flags, F32, src) }
+        if nearest { self.build_if_complete(op, &[F32], src) } else { self.scalar_op(function, flags, F32, src) }
     }
 
     /// Decodes f32 instructions without a rounding mode: sign changes and approximations.
@@ -60,7 +60,7 @@ impl InstructionForm<'_> {
         approx: bool,
         full: bool,
         flags: ScalarFlags,
-    ) -> Decoded {
+    ) -> DecodedInstruction {
         if mode.is_some() {
             return None;
         }
@@ -71,7 +71,7 @@ impl InstructionForm<'_> {
             ("rcp", true, false) => Op::RcpF32(ftz),
             ("sqrt", true, false) => Op::SqrtF32(ftz),
             ("rsqrt", true, false) => Op::RsqrtF32(ftz),
-            ("div", false, true) => return self.build(Op::DivF32(ftz), &[F32], &[F32; 2]),
+            ("div", false, true) => return self.build_if_complete(Op::DivF32(ftz), &[F32], &[F32; 2]),
             ("div", true, false) => return self.scalar_op(special::div_approx, flags, F32, &[F32; 2]),
             ("lg2", true, false) => return self.scalar_op(special::lg2, flags, F32, &[F32]),
             ("sin", true, false) => return self.scalar_op(special::sin, flags, F32, &[F32]),
@@ -79,19 +79,19 @@ impl InstructionForm<'_> {
             ("tanh", true, false) if !ftz => return self.scalar_op(special::tanh, flags, F32, &[F32]),
             _ => return None,
         };
-        self.build(op, &[F32], &[F32])
+        self.build_if_complete(op, &[F32], &[F32])
     }
 
-    fn double(&mut self) -> Decoded {
+    fn double(&mut self) -> DecodedInstruction {
         let mode = self.take_modifier_value(&ROUNDINGS);
         let approx = self.take_modifier("approx");
         let ftz = approx && self.take_modifier("ftz");
         let flags = ScalarFlags { rounding: mode.unwrap_or_default(), variant: self.base == "rsqrt", ..flags(F64) };
         let nearest = flags.rounding == RoundingMode::Nearest;
         let (function, sources): (ScalarFunction, usize) = match (self.base, mode.is_some(), approx) {
-            ("add", _, false) if nearest => return self.build(Op::AddF64, &[F64], &[F64; 2]),
-            ("mul", _, false) if nearest => return self.build(Op::MulF64, &[F64], &[F64; 2]),
-            ("fma" | "mad", true, false) if nearest => return self.build(Op::FmaF64, &[F64], &[F64; 3]),
+            ("add", _, false) if nearest => return self.build_if_complete(Op::AddF64, &[F64], &[F64; 2]),
+            ("mul", _, false) if nearest => return self.build_if_complete(Op::MulF64, &[F64], &[F64; 2]),
+            ("fma" | "mad", true, false) if nearest => return self.build_if_complete(Op::FmaF64, &[F64], &[F64; 3]),
             ("add", _, false) => (float::add_f64, 2),
             ("sub", _, false) => (float::sub_f64, 2),
             ("mul", _, false) => (float::mul_f64, 2),
@@ -108,7 +108,7 @@ impl InstructionForm<'_> {
         self.scalar_op(function, flags, F64, &[F64; 3][..sources])
     }
 
-    fn half(&mut self, ty: Type) -> Decoded {
+    fn half(&mut self, ty: Type) -> DecodedInstruction {
         let packed = matches!(ty, F16x2 | BF16x2);
         let (ftz, rn, sat, relu) = (
             self.take_modifier("ftz"),
@@ -151,13 +151,17 @@ impl InstructionForm<'_> {
                 "mul" => FloatArithmetic::Mul,
                 _ => FloatArithmetic::Fma,
             };
-            return self.build(Op::OutOfLine(OutOfLineOp::Half(HalfOp { op, bf16, pair: packed })), &[ty], src);
+            return self.build_if_complete(
+                Op::OutOfLine(OutOfLineOp::Half(HalfOp { op, bf16, pair: packed })),
+                &[ty],
+                src,
+            );
         }
         self.scalar_op(if packed { pair } else { single }, flags, ty, src)
     }
 
     /// Decodes `min` and `max`.
-    fn min_max(&mut self, ty: Type) -> Decoded {
+    fn min_max(&mut self, ty: Type) -> DecodedInstruction {
         let larger = self.base == "max";
         let (ftz, strict) = (self.take_modifier("ftz"), self.take_modifier("NaN"));
         let xorsign = self.take_modifier("xorsign");
@@ -170,14 +174,14 @@ impl InstructionForm<'_> {
             return None;
         }
         if ty == F32 && !strict && !abs && !three {
-            return self.build(if larger { Op::MaxF32(ftz) } else { Op::MinF32(ftz) }, &[ty], &[ty; 2]);
+            return self.build_if_complete(if larger { Op::MaxF32(ftz) } else { Op::MinF32(ftz) }, &[ty], &[ty; 2]);
         }
         let flags = ScalarFlags { ftz, strict, sat: xorsign, ..flags(ty) };
         let function: ScalarFunction = match (larger, three, matches!(ty, F16x2 | BF16x2)) {
             (false, true, _) => min_max::min3,
             (true, true, _) => min_max::max3,
-            (false, _, true) => min_max::min_pair,
-            (true, _, true) => min_max::max_pair,
+            (false, _, true) => min_max::min_half_pair,
+            (true, _, true) => min_max::max_half_pair,
             (false, _, false) => min_max::min,
             (true, _, false) => min_max::max,
         };

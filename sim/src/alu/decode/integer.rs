@@ -1,6 +1,6 @@
 //! Decoding of integer arithmetic and bit operations.
 
-use super::{Decoded, InstructionForm};
+use super::{DecodedInstruction, InstructionForm};
 use crate::alu::scalar::{ScalarFlags, ScalarFunction, type_flags};
 
 use crate::alu::carry::{CarryArithmetic, CarryOp};
@@ -10,7 +10,7 @@ use crate::alu::op::{Op, OutOfLineOp};
 use crate::ptx::ast::Type::{self, B32, B64, S16, S32, S64, U16, U32, U64};
 
 impl InstructionForm<'_> {
-    pub(super) fn decode_integer(&self) -> Decoded {
+    pub(super) fn decode_integer(&self) -> DecodedInstruction {
         match self.base {
             "dp4a" | "dp2a" => return self.dot(),
             "vabsdiff4" | "vabsdiff2" => return self.sum_of_absolute_differences(),
@@ -43,7 +43,7 @@ impl InstructionForm<'_> {
             ("max", S32) if plain => Op::MaxS32,
             ("min", U32) => Op::MinU32,
             ("max", U32) => Op::MaxU32,
-            ("neg", S32) => return f.build(Op::Neg32, &[ty], &[ty]),
+            ("neg", S32) => return f.build_if_complete(Op::Neg32, &[ty], &[ty]),
             _ => {
                 let (function, sources): (ScalarFunction, usize) = match (f.base, flags.signed) {
                     ("add", _) => (integer::add, 2),
@@ -59,11 +59,11 @@ impl InstructionForm<'_> {
                 return f.scalar_op(function, flags, ty, &[ty; 3][..sources]);
             }
         };
-        f.build(op, &[ty], &[ty; 2])
+        f.build_if_complete(op, &[ty], &[ty; 2])
     }
 
     /// Decodes arithmetic on packed `s16x2` and `u16x2`.
-    fn pairs(&self) -> Decoded {
+    fn pairs(&self) -> DecodedInstruction {
         let mut f = self.clone();
         let signed = f.take_modifier_value(&[("s16x2", true), ("u16x2", false)])?;
         let relu = f.take_modifier("relu");
@@ -76,7 +76,7 @@ impl InstructionForm<'_> {
         f.scalar_op(function, flags, B32, &[B32; 2])
     }
 
-    fn multiply(&self) -> Decoded {
+    fn multiply(&self) -> DecodedInstruction {
         let mut f = self.clone();
         let part = f.take_modifier_value(&[("lo", "lo"), ("hi", "hi"), ("wide", "wide")])?;
         let sat = f.take_modifier("sat");
@@ -106,7 +106,7 @@ impl InstructionForm<'_> {
         let to = if part == "wide" { wide } else { ty };
         let src = if mad { vec![ty, ty, to] } else { vec![ty, ty] };
         if let Some(op) = op.filter(|_| !sat) {
-            return f.build(op, &[to], &src);
+            return f.build_if_complete(op, &[to], &src);
         }
         let encode_float = f.base.ends_with("24");
         if sat && !(mad && part == "hi" && ty == S32) || encode_float && !matches!(ty, S32 | U32) {
@@ -127,7 +127,7 @@ impl InstructionForm<'_> {
     }
 
     /// Decodes instructions that count, find, extract or insert bits.
-    fn bits(&self) -> Decoded {
+    fn bits(&self) -> DecodedInstruction {
         let mut f = self.clone();
         let base = f.base;
         let shift = f.take_modifier("shiftamt");
@@ -142,8 +142,8 @@ impl InstructionForm<'_> {
             ("clz", B32 | B64) => f.scalar_op(logic::clz, flags, U32, &[ty]),
             ("brev", B32 | B64) => f.scalar_op(logic::brev, flags, ty, &[ty]),
             ("bfind", U32 | S32 | U64 | S64) => f.scalar_op(logic::bfind, flags, U32, &[ty]),
-            ("bfe", U32) => f.build(Op::BfeU32, &[ty], &[ty, U32, U32]),
-            ("bfe", S32) => f.build(Op::BfeS32, &[ty], &[ty, U32, U32]),
+            ("bfe", U32) => f.build_if_complete(Op::BfeU32, &[ty], &[ty, U32, U32]),
+            ("bfe", S32) => f.build_if_complete(Op::BfeS32, &[ty], &[ty, U32, U32]),
             ("bfe", U64 | S64) => f.scalar_op(logic::bfe64, flags, ty, &[ty, U32, U32]),
             ("bfi", B32 | B64) => f.scalar_op(logic::bfi, flags, ty, &[ty, ty, U32, U32]),
             ("fns", B32) => f.scalar_op(logic::fns, flags, U32, &[B32, B32, S32]),
@@ -153,7 +153,7 @@ impl InstructionForm<'_> {
         }
     }
 
-    fn dot(&self) -> Decoded {
+    fn dot(&self) -> DecodedInstruction {
         let mut f = self.clone();
         let high = f.take_modifier_value(&[("lo", false), ("hi", true)]);
         if high.is_some() != (f.base == "dp2a") {
@@ -170,7 +170,7 @@ impl InstructionForm<'_> {
     }
 
     /// Decodes sums of absolute differences of bytes or halves. Only the `.add` forms are supported.
-    fn sum_of_absolute_differences(&self) -> Decoded {
+    fn sum_of_absolute_differences(&self) -> DecodedInstruction {
         let mut f = self.clone();
         let add = f.take_modifier("add");
         let (b, a, d) = (f.take_type_suffix()?, f.take_type_suffix()?, f.take_type_suffix()?);
@@ -183,7 +183,7 @@ impl InstructionForm<'_> {
     }
 
     /// Decodes additions, subtractions and products that read or write the carry flag.
-    fn extended(&self) -> Decoded {
+    fn extended(&self) -> DecodedInstruction {
         let mut f = self.clone();
         let output = f.take_modifier("cc");
         let part = f.take_modifier_value(&[("lo", CarryArithmetic::MadLow), ("hi", CarryArithmetic::MadHigh)]);
@@ -197,7 +197,8 @@ impl InstructionForm<'_> {
         let flags = type_flags(ty);
         let input = f.base.ends_with('c');
         let carry = CarryOp { op, bits: flags.bits, signed: flags.signed, input, output };
-        let (alu, operands) = f.build(Op::OutOfLine(OutOfLineOp::Carry(carry)), &[ty], &[ty; 3][..sources])?;
+        let (alu, operands) =
+            f.build_if_complete(Op::OutOfLine(OutOfLineOp::Carry(carry)), &[ty], &[ty; 3][..sources])?;
         Some((alu, super::OperandTypes { carry: true, ..operands }))
     }
 }

@@ -1,6 +1,6 @@
 //! Decoding of moves, logic and shifts.
 
-use super::{Decoded, InstructionForm, OperandCounts};
+use super::{DecodedInstruction, InstructionForm, OperandCounts};
 use crate::alu::compare::PredicateCombination;
 use crate::alu::logic::{self, PredicateLogic};
 use crate::alu::moves::VectorMove;
@@ -9,7 +9,7 @@ use crate::alu::scalar::{ScalarFlags, ScalarFunction, type_flags};
 use crate::ptx::ast::Type::{B8, B16, B32, B64, Pred, S16, S32, S64, U16, U32, U64};
 
 impl InstructionForm<'_> {
-    pub(super) fn decode_move(&self) -> Decoded {
+    pub(super) fn decode_move(&self) -> DecodedInstruction {
         let mut f = self.clone();
         let ty = f.take_type_suffix()?;
         let OperandCounts { destinations: dst, sources: src } = f.operand_counts();
@@ -20,7 +20,7 @@ impl InstructionForm<'_> {
             _ => Op::OutOfLine(OutOfLineOp::Mov128),
         };
         if (dst, src) == (1, 1) {
-            return f.build(copy, &[ty], &[ty]);
+            return f.build_if_complete(copy, &[ty], &[ty]);
         }
         if dst != 1 && src != 1 {
             return None;
@@ -49,10 +49,10 @@ impl InstructionForm<'_> {
             }
         };
         let elements = &[element; 4][..count];
-        if pack { f.build(op, &[ty], elements) } else { f.build(op, elements, &[ty]) }
+        if pack { f.build_if_complete(op, &[ty], elements) } else { f.build_if_complete(op, elements, &[ty]) }
     }
 
-    pub(super) fn decode_logic(&self) -> Decoded {
+    pub(super) fn decode_logic(&self) -> DecodedInstruction {
         match self.base {
             "prmt" => return self.prmt(),
             "lop3" => return self.lop3(),
@@ -82,10 +82,10 @@ impl InstructionForm<'_> {
             (B64, PredicateLogic::Xor) => Op::Xor64,
             _ => return None,
         };
-        f.build(op, &[ty], &[ty; 2][..1 + (logic != PredicateLogic::Not) as usize])
+        f.build_if_complete(op, &[ty], &[ty; 2][..1 + (logic != PredicateLogic::Not) as usize])
     }
 
-    fn shift(&self) -> Decoded {
+    fn shift(&self) -> DecodedInstruction {
         let mut f = self.clone();
         let ty = f.take_type_suffix()?;
         let op = match (f.base, ty) {
@@ -99,24 +99,24 @@ impl InstructionForm<'_> {
             ("shr", B16 | U16 | S16) => return f.scalar_op(logic::shr, type_flags(ty), ty, &[ty, U32]),
             _ => return None,
         };
-        f.build(op, &[ty], &[ty, U32])
+        f.build_if_complete(op, &[ty], &[ty, U32])
     }
 
-    fn funnel(&self) -> Decoded {
+    fn funnel(&self) -> DecodedInstruction {
         let mut f = self.clone();
         let left = f.take_modifier_value(&[("l", true), ("r", false)])?;
         let clamp = f.take_modifier_value(&[("clamp", true), ("wrap", false)])?;
         let ty = f.take_type_suffix().filter(|ty| *ty == B32)?;
         match (left, clamp) {
-            (true, false) => f.build(Op::ShfLWrap, &[ty], &[ty, ty, U32]),
-            (false, false) => f.build(Op::ShfRWrap, &[ty], &[ty, ty, U32]),
+            (true, false) => f.build_if_complete(Op::ShfLWrap, &[ty], &[ty, ty, U32]),
+            (false, false) => f.build_if_complete(Op::ShfRWrap, &[ty], &[ty, ty, U32]),
             _ => {
                 f.scalar_op(logic::shf, ScalarFlags { variant: left, sat: clamp, ..type_flags(ty) }, ty, &[ty, ty, U32])
             }
         }
     }
 
-    fn prmt(&self) -> Decoded {
+    fn prmt(&self) -> DecodedInstruction {
         let modes: [(&str, ScalarFunction); 6] = [
             ("f4e", logic::prmt_f4e),
             ("b4e", logic::prmt_b4e),
@@ -130,19 +130,19 @@ impl InstructionForm<'_> {
         let ty = f.take_type_suffix().filter(|ty| *ty == B32)?;
         match mode {
             Some(function) => f.scalar_op(function, type_flags(ty), ty, &[ty, ty, U32]),
-            None => f.build(Op::Prmt, &[ty], &[ty, ty, U32]),
+            None => f.build_if_complete(Op::Prmt, &[ty], &[ty, ty, U32]),
         }
     }
 
-    fn lop3(&self) -> Decoded {
+    fn lop3(&self) -> DecodedInstruction {
         let mut f = self.clone();
         let combine = f.take_modifier_value(&[("and", PredicateCombination::And), ("or", PredicateCombination::Or)]);
         let ty = f.take_type_suffix().filter(|ty| *ty == B32)?;
         match combine {
-            None => f.build(Op::Lop3, &[ty], &[ty, ty, ty, U32]),
+            None => f.build_if_complete(Op::Lop3, &[ty], &[ty, ty, ty, U32]),
             Some(combine) => {
                 let op = Op::OutOfLine(OutOfLineOp::Lop3(combine, f.negated(5)));
-                f.build(op, &[ty, Pred], &[ty, ty, ty, U32, Pred])
+                f.build_if_complete(op, &[ty, Pred], &[ty, ty, ty, U32, Pred])
             }
         }
     }

@@ -30,7 +30,7 @@ pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) ->
     }
 }
 
-pub(super) type Decoded = Option<(AluOp, OperandTypes)>;
+pub(super) type DecodedInstruction = Option<(AluOp, OperandTypes)>;
 
 /// The numbers of operands of an instruction: destinations (the first written operand) and sources (all others).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl<'a> InstructionForm<'a> {
     }
 
     /// Returns the decoded instruction if no modifier is left over and the number of operands matches.
-    pub fn build(&self, op: Op, dst: &[Type], src: &[Type]) -> Decoded {
+    pub fn build_if_complete(&self, op: Op, dst: &[Type], src: &[Type]) -> DecodedInstruction {
         if !self.tokens.is_empty()
             || self.operand_counts() != (OperandCounts { destinations: dst.len(), sources: src.len() })
         {
@@ -105,8 +105,8 @@ impl<'a> InstructionForm<'a> {
     }
 
     /// Returns the instruction as a scalar function with sources of the types `src`.
-    fn scalar_op(&self, function: ScalarFunction, flags: ScalarFlags, dst: Type, src: &[Type]) -> Decoded {
-        self.build(
+    fn scalar_op(&self, function: ScalarFunction, flags: ScalarFlags, dst: Type, src: &[Type]) -> DecodedInstruction {
+        self.build_if_complete(
             Op::OutOfLine(OutOfLineOp::Scalar(ScalarOp::new(function, flags, src), RegisterClass::of(dst))),
             &[dst],
             src,

@@ -107,7 +107,11 @@ fn soft_float_to_nearest_equals_the_processor() {
         let [x, y, z] = [a, b, c].map(|v| ExactFloat::from_f64(v as f64));
         let same = |exact: ExactFloat, native: f32, what: &str| {
             if !exact.is_zero() {
-                assert_eq!(exact.round(F32, RoundingMode::Nearest), native.to_bits() as u64, "{what} of {a} {b} {c}");
+                assert_eq!(
+                    exact.round_to_format(F32, RoundingMode::Nearest),
+                    native.to_bits() as u64,
+                    "{what} of {a} {b} {c}"
+                );
             }
         };
         same(x.plus(y), a + b, "sum");
@@ -122,13 +126,13 @@ fn soft_float_to_nearest_equals_the_processor() {
         let [p, q, s] = [0; 3].map(|_| f64::from_bits(random.next()));
         if p.is_finite() && q.is_finite() && s.is_finite() {
             let fused = ExactFloat::from_f64(p).times(ExactFloat::from_f64(q)).plus(ExactFloat::from_f64(s));
-            assert_eq!(fused.round(F64, RoundingMode::Nearest), p.mul_add(q, s).to_bits());
+            assert_eq!(fused.round_to_format(F64, RoundingMode::Nearest), p.mul_add(q, s).to_bits());
             assert_eq!(
-                ExactFloat::from_f64(p).divided_by(ExactFloat::from_f64(q)).round(F64, RoundingMode::Nearest),
+                ExactFloat::from_f64(p).divided_by(ExactFloat::from_f64(q)).round_to_format(F64, RoundingMode::Nearest),
                 (p / q).to_bits()
             );
             assert_eq!(
-                ExactFloat::from_f64(p.abs()).sqrt().round(F64, RoundingMode::Nearest),
+                ExactFloat::from_f64(p.abs()).sqrt().round_to_format(F64, RoundingMode::Nearest),
                 p.abs().sqrt().to_bits()
             );
         }
@@ -171,7 +175,7 @@ fn half_arithmetic_rounds_once() {
         };
         let round = |w: ExactFloat, native: f64| {
             if native.is_finite() && !w.is_zero() {
-                w.round(format, RoundingMode::Nearest)
+                w.round_to_format(format, RoundingMode::Nearest)
             } else {
                 encode_float(native, format, RoundingMode::Nearest)
             }

@@ -58,7 +58,7 @@ pub fn load_optimizer(folder: &Path, t: &mut Trainer, state: &RunState) -> Resul
     let mapped = reel_runtime::device::MappedFile::open(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
     let stored = SafeTensors::deserialize(mapped.as_bytes()).map_err(|e| damaged(format!("is damaged: {e}")))?;
     let mut read = 0;
-    for (name, _, own) in t.optimizer.states_mut() {
+    for (name, _, own) in t.optimizer.parameter_states_mut() {
         own.steps = state.parameter_steps.get(name).copied().unwrap_or(state.step);
         for (key, dtype, tensor) in state_tensors(name, own) {
             let view = stored.tensor(&key).map_err(|_| damaged(format!("lacks {key}")))?;

@@ -66,7 +66,7 @@ pub fn checkpoint_bytes(t: &Trainer) -> u64 {
         let kept: usize = state_tensors(name, state).map(|(_, _, tensor)| tensor.bytes()).sum();
         (Tensor::bytes(weights) + kept) as u64
     };
-    t.optimizer.states().map(state).sum()
+    t.optimizer.parameter_states().map(state).sum()
 }
 
 /// The trained weights of a model or an adapter.
@@ -95,7 +95,7 @@ impl TrainedWeights {
             dtype: if t.dtype == DType::BF16 { StoredDType::Bf16 } else { StoredDType::F32 },
             config: t.model.config.clone(),
             lora: t.hyperparameters.lora.clone(),
-            trained: t.optimizer.states().map(stored).collect::<Result<_>>()?,
+            trained: t.optimizer.parameter_states().map(stored).collect::<Result<_>>()?,
             origin,
         })
     }
@@ -183,7 +183,8 @@ impl Snapshot {
         files: Vec<(&'static str, Vec<u8>)>,
         copy: bool,
     ) -> Result<Self> {
-        let mut all: Vec<_> = t.optimizer.states().flat_map(|(name, _, state)| state_tensors(name, state)).collect();
+        let mut all: Vec<_> =
+            t.optimizer.parameter_states().flat_map(|(name, _, state)| state_tensors(name, state)).collect();
         all.sort_by_key(|(_, _, tensor)| std::cmp::Reverse(tensor.dtype().size()));
         let kept = |(name, dtype, tensor): (String, &'static str, &Tensor)| {
             let stored = StoredTensor { shape: tensor.shape().to_vec(), held: TensorBytes::capture(tensor, copy)? };
@@ -191,7 +192,7 @@ impl Snapshot {
         };
         state.parameter_steps = t
             .optimizer
-            .states()
+            .parameter_states()
             .filter(|(_, _, s)| s.steps != state.step)
             .map(|(name, _, s)| (name.to_string(), s.steps))
             .collect();

@@ -37,7 +37,7 @@ fn copied_snapshot_is_independent_of_later_steps() {
         Snapshot::capture(&trainer, origin.clone(), state(3), files(), false).unwrap().write(&now).unwrap();
         let copy = Snapshot::capture(&trainer, origin.clone(), state(3), files(), true).unwrap();
         let live = Snapshot::capture(&trainer, origin, state(4), files(), false).unwrap();
-        for (_, weights, state) in trainer.optimizer.states_mut() {
+        for (_, weights, state) in trainer.optimizer.parameter_states_mut() {
             [weights, &state.m].into_iter().for_each(|t| t.write(&vec![1u8; t.bytes()]).unwrap());
         }
         copy.write(&later).unwrap();

@@ -67,19 +67,20 @@ impl CuSeqlens {
     /// # Errors
     /// A number of prefixes other than the number of sequences; a prefix that does not end before its sequence; out
     /// of memory.
-    pub fn with_prefixes(self, first_and_len: &[(usize, usize)]) -> Result<CuSeqlens> {
+    pub fn with_prefixes(self, first_token_and_len: &[(usize, usize)]) -> Result<CuSeqlens> {
         let fits = |(n, &(first, tokens)): (usize, &(usize, usize))| first + tokens <= self.host[n] as usize;
-        if first_and_len.len() != self.seqs() || !first_and_len.iter().enumerate().all(fits) {
+        if first_token_and_len.len() != self.seqs() || !first_token_and_len.iter().enumerate().all(fits) {
             let what = format!(
-                "prefixes (first token, length) {first_and_len:?} must end before their sequences, \
+                "prefixes (first token, length) {first_token_and_len:?} must end before their sequences, \
                  which have the offsets {:?}",
                 self.host
             );
             return Err(shape_error("cu_seqlens", what));
         }
-        let words: Vec<i32> = first_and_len.iter().flat_map(|&(first, tokens)| [first as i32, tokens as i32]).collect();
-        let table = Tensor::from_i32(self.device.device(), &[first_and_len.len(), 2], &words)?;
-        Ok(CuSeqlens { prefix: Some(Prefixes { host: first_and_len.into(), device: table }), ..self })
+        let words: Vec<i32> =
+            first_token_and_len.iter().flat_map(|&(first, tokens)| [first as i32, tokens as i32]).collect();
+        let table = Tensor::from_i32(self.device.device(), &[first_token_and_len.len(), 2], &words)?;
+        Ok(CuSeqlens { prefix: Some(Prefixes { host: first_token_and_len.into(), device: table }), ..self })
     }
 
     /// Makes the offsets from the lengths of the sequences.
@@ -248,6 +249,17 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
     }))
 }
 
+/// The tokens of one sequence in a forward pass, and the cache blocks for its keys and values.
+#[derive(Clone, Copy, Debug)]
+pub struct SequencePages<'a> {
+    /// The number of tokens whose keys and values are already in the cache.
+    pub cached_tokens: usize,
+    /// The number of tokens that the forward pass computes.
+    pub new_tokens: usize,
+    /// The indices of the sequence's cache blocks, in the order of its tokens.
+    pub blocks: &'a [i32],
+}
+
 /// The block tables of a forward pass with the KV cache: the cache blocks of each sequence, and the cache slot of each
 /// new token.
 #[derive(Clone, Debug)]
@@ -263,15 +275,16 @@ impl KvPages {
     /// The number of tokens in a cache block.
     pub const BLOCK_TOKENS: usize = BLOCK_TOKENS;
 
-    /// Makes the block tables from `(cached tokens, new tokens, blocks)` of each sequence. The blocks must have room
-    /// for the cached and the new tokens.
+    /// Makes the block tables of the sequences. The blocks of a sequence must have room for its cached and its new
+    /// tokens.
     ///
     /// # Errors
     /// Too few blocks; out of memory.
-    pub fn new(device: &Device, cached_new_blocks: &[(usize, usize, &[i32])]) -> Result<KvPages> {
-        let width = cached_new_blocks.iter().map(|s| (s.0 + s.1).div_ceil(BLOCK_TOKENS)).max().unwrap_or(0).max(1);
+    pub fn new(device: &Device, sequences: &[SequencePages]) -> Result<KvPages> {
+        let kv_lens: Vec<usize> = sequences.iter().map(|s| s.cached_tokens + s.new_tokens).collect();
+        let width = kv_lens.iter().map(|n| n.div_ceil(BLOCK_TOKENS)).max().unwrap_or(0).max(1);
         let (mut tables, mut slots) = (Vec::new(), Vec::new());
-        for &(past, new, blocks) in cached_new_blocks {
+        for &SequencePages { cached_tokens: past, new_tokens: new, blocks } in sequences {
             let need = (past + new).div_ceil(BLOCK_TOKENS);
             let Some(used) = blocks.get(..need) else {
                 return Err(shape_error(
@@ -285,13 +298,12 @@ impl KvPages {
                 (past..past + new).map(|t| blocks[t / BLOCK_TOKENS] * BLOCK_TOKENS as i32 + (t % BLOCK_TOKENS) as i32),
             );
         }
-        let kv_lens: Vec<usize> = cached_new_blocks.iter().map(|s| s.0 + s.1).collect();
         let lens: Vec<i32> = kv_lens.iter().map(|&n| n as i32).collect();
-        let new: Vec<usize> = cached_new_blocks.iter().map(|s| s.1).collect();
+        let new: Vec<usize> = sequences.iter().map(|s| s.new_tokens).collect();
         Ok(KvPages {
             new: CuSeqlens::from_lengths(device, &new)?,
             kv_lens_device: Tensor::from_i32(device, &[lens.len()], &lens)?,
-            tables: Tensor::from_i32(device, &[cached_new_blocks.len(), width], &tables)?,
+            tables: Tensor::from_i32(device, &[sequences.len(), width], &tables)?,
             slots: Tensor::from_i32(device, &[slots.len()], &slots)?,
             kv_lens,
         })

@@ -84,7 +84,7 @@ fn sampled(device: &Device, rows: usize, at: usize, count: usize) -> (Vec<i32>, 
         allowed: if r % 2 == 1 { &even } else { &[] },
     };
     let choices = SamplingTable::new(device, rows, 2, Some(VOCAB)).unwrap();
-    choices.set(0, &(0..rows).map(choice).collect::<Vec<_>>()).unwrap();
+    choices.set_rows(0, &(0..rows).map(choice).collect::<Vec<_>>()).unwrap();
     let history: Vec<i32> = (0..rows * 4).map(|i| (i * 5 % VOCAB) as i32).collect();
     let history = Tensor::from_i32(device, &[rows, 4], &history).unwrap();
     let lens = Tensor::from_i32(device, &[rows], &(0..rows as i32).map(|r| r % 5).collect::<Vec<_>>()).unwrap();
@@ -126,11 +126,13 @@ fn rejects_sampling_tables_that_do_not_match() {
     let (none, some) =
         (SamplingTable::new(&device, 2, 0, None).unwrap(), SamplingTable::new(&device, 2, 1, Some(33)).unwrap());
     let (bias, mask) = ([(1, 1.0), (2, 1.0)], [u32::MAX; 3]);
-    assert!(none.set(0, &[RowSampling { bias: &bias[..1], ..RowSampling::default() }]).is_err());
-    assert!(some.set(0, &[RowSampling { bias: &bias, ..RowSampling::default() }]).is_err());
-    assert!(none.set(0, &[RowSampling { allowed: &mask, ..RowSampling::default() }]).is_err());
-    assert!(some.set(0, &[RowSampling { allowed: &mask, ..RowSampling::default() }]).is_err());
-    assert!(some.set(1, &[RowSampling { allowed: &mask[..2], bias: &bias[..1], ..RowSampling::default() }]).is_ok());
-    assert!(some.set(2, &[RowSampling::default()]).is_err());
+    assert!(none.set_rows(0, &[RowSampling { bias: &bias[..1], ..RowSampling::default() }]).is_err());
+    assert!(some.set_rows(0, &[RowSampling { bias: &bias, ..RowSampling::default() }]).is_err());
+    assert!(none.set_rows(0, &[RowSampling { allowed: &mask, ..RowSampling::default() }]).is_err());
+    assert!(some.set_rows(0, &[RowSampling { allowed: &mask, ..RowSampling::default() }]).is_err());
+    assert!(
+        some.set_rows(1, &[RowSampling { allowed: &mask[..2], bias: &bias[..1], ..RowSampling::default() }]).is_ok()
+    );
+    assert!(some.set_rows(2, &[RowSampling::default()]).is_err());
     assert!(SampledTokens::new(&device, 1, false, 33).is_err());
 }

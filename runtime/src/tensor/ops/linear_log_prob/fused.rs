@@ -10,7 +10,7 @@ use crate::device::{Kernels, MemoryCategory};
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
-use crate::tensor::tape::Backward;
+use crate::tensor::tape::BackwardContext;
 
 /// Maximum number of rows in one fused launch. With more, even the narrowest chunk of the vocabulary would need more
 /// than 64 MiB.
@@ -47,7 +47,7 @@ impl Head {
         Ok(())
     }
 
-    pub(super) fn fused_backward(&self, bw: &mut Backward, lse: &Tensor, d_lp: &Tensor) -> Result<()> {
+    pub(super) fn fused_backward(&self, bw: &mut BackwardContext, lse: &Tensor, d_lp: &Tensor) -> Result<()> {
         let dtype = self.h.dtype();
         let dw = bw.parameter_grad(&self.w)?;
         // Chunks are summed in f32: a sum rounded to bf16 after each chunk would lose the small terms of later chunks.

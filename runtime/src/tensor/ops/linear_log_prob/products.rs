@@ -10,7 +10,7 @@ use crate::device::MemoryCategory;
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
-use crate::tensor::tape::Backward;
+use crate::tensor::tape::BackwardContext;
 
 /// Widths of tiles are rounded to a multiple of this number of columns, with which matrix products are fastest.
 const ALIGNED: usize = 128;
@@ -107,7 +107,12 @@ impl Head {
     /// of this gradient with w and with h. The gradient of h is summed in f32 over the tiles of the same rows:
     /// rounding the sum to bf16 after each tile would lose the small terms of later tiles. The gradient of w is
     /// summed in its own f32 buffer.
-    pub(super) fn backward_by_matrix_products(&self, bw: &mut Backward, lse: &Tensor, d_lp: &Tensor) -> Result<()> {
+    pub(super) fn backward_by_matrix_products(
+        &self,
+        bw: &mut BackwardContext,
+        lse: &Tensor,
+        d_lp: &Tensor,
+    ) -> Result<()> {
         let dtype = self.h.dtype();
         let dw = bw.parameter_grad(&self.w)?;
         let dh = if self.h.needs_grad() { Some(bw.empty_like(&self.h)?) } else { None };

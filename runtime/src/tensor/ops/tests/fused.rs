@@ -136,7 +136,7 @@ fn merged_patches(device: &Device, squares: usize, cols: usize, seed: u32) {
     }
 }
 
-/// Compares `embedding_with` with rows copied on the host: `text` tokens of a table and `vision` vision tokens, in a
+/// Compares `embedding_with_vision_tokens` with rows copied on the host: `text` tokens of a table and `vision` vision tokens, in a
 /// shuffled order.
 fn text_and_vision_tokens(device: &Device, text: usize, vision: usize, hidden: usize, seed: u32) {
     let tokens = text + vision;
@@ -148,7 +148,7 @@ fn text_and_vision_tokens(device: &Device, text: usize, vision: usize, hidden: u
         let got = outcome(device, dtype, &shapes, seed, |cx, x| {
             // In a model, vision tokens are an activation, never a parameter.
             let vision = add(cx, &x[1], &x[1])?;
-            Ok(vec![embedding_with(cx, &x[0], &index(cx, &ids)?, &vision, &index(cx, &vision_index)?)?])
+            Ok(vec![embedding_with_vision_tokens(cx, &x[0], &index(cx, &ids)?, &vision, &index(cx, &vision_index)?)?])
         });
         let round = |x: f32| if dtype == DType::F32 { x } else { <half::bf16 as Element>::from_f32(x).to_f32() };
         let input =
@@ -169,7 +169,7 @@ fn text_and_vision_tokens(device: &Device, text: usize, vision: usize, hidden: u
             }
         }
         let want = Outcome { y, grads: [("p0".into(), d_table), ("p1".into(), d_features)].into() };
-        agree(&format!("embedding_with {} {dtype}", device.name()), &got, &want, dtype);
+        agree(&format!("embedding_with_vision_tokens {} {dtype}", device.name()), &got, &want, dtype);
     }
 }
 
@@ -419,8 +419,8 @@ fn siglip_ops_accept_zero_rows_and_one_row() {
             let shapes: [&[usize]; 5] = [&[rows, 8], &[8], &[8], &[1, 8], &[1, 8]];
             let [got, want] = [&sim, &Device::cpu(1)].map(|device| {
                 outcome(device, dtype, &shapes, 3, |cx, x| {
-                    let normed = layer_norm(cx, &position_add(cx, &x[0], &x[3])?, &x[1], &x[2], 1e-6)?;
-                    let keys = normalise(cx, &gelu_tanh(cx, &normed)?)?.reshape(&[rows, 1, 8])?;
+                    let normed = layer_norm(cx, &add_position_embeddings(cx, &x[0], &x[3])?, &x[1], &x[2], 1e-6)?;
+                    let keys = normalise_rows(cx, &gelu_tanh(cx, &normed)?)?.reshape(&[rows, 1, 8])?;
                     let pictures = CuSeqlens::from_lengths(cx.device(), &[0, rows])?;
                     Ok(vec![pool_attention(cx, &x[4], &keys, &keys, &pictures)?])
                 })

@@ -99,7 +99,13 @@ fn cases() -> Vec<Case> {
         }),
         case("embedding", &[&[9, 6]], |cx, x| embedding(cx, &x[0], &index(cx, &[3, 0, 3, 8])?)),
         case("embedding_with", &[&[9, 6], &[2, 6]], |cx, x| {
-            embedding_with(cx, &x[0], &index(cx, &[3, 0, 3, 8, 1])?, &x[1], &index(cx, &[-1, 1, -1, -1, 0])?)
+            embedding_with_vision_tokens(
+                cx,
+                &x[0],
+                &index(cx, &[3, 0, 3, 8, 1])?,
+                &x[1],
+                &index(cx, &[-1, 1, -1, -1, 0])?,
+            )
         }),
         // The second sequence is the shared prefix of the third and the fourth.
         case("attention", &[&[9, 4, 8], &[9, 2, 8], &[9, 2, 8]], |cx, x| {
@@ -146,7 +152,7 @@ fn cases() -> Vec<Case> {
             let lora = Lora { down: x[1].clone(), up: x[2].clone(), scale: 0.3 };
             lora_linear(cx, &x[0], &w, None, &lora)
         }),
-        case("normalise", &[&[4, 6]], |cx, x| normalise(cx, &x[0])),
+        case("normalise", &[&[4, 6]], |cx, x| normalise_rows(cx, &x[0])),
         case("patch_embedding", &[&[3, 24]], |cx, x| patch_embedding(cx, &videos(cx)?, &x[0], None)),
         case("patch_embedding", &[&[3, 24], &[3]], |cx, x| patch_embedding(cx, &videos(cx)?, &x[0], Some(&x[1]))),
         case("patch_merge", &[&[4, 10], &[10]], |cx, x| {
@@ -155,7 +161,7 @@ fn cases() -> Vec<Case> {
         case("pool_attention", &[&[2, 6], &[7, 2, 6], &[7, 2, 6]], |cx, x| {
             pool_attention(cx, &x[0], &x[1], &x[2], &CuSeqlens::from_lengths(cx.device(), &[4, 0, 3])?)
         }),
-        case("position_add", &[&[6, 5], &[3, 5]], |cx, x| position_add(cx, &x[0], &x[1])),
+        case("position_add", &[&[6, 5], &[3, 5]], |cx, x| add_position_embeddings(cx, &x[0], &x[1])),
         case("rms_norm", &[&[4, 10], &[10]], |cx, x| rms_norm(cx, &x[0], &x[1], 1e-6)),
         // Three cases: the loss uses both outputs, the norm alone, the sum alone.
         case("rms_norm_add", &[&[4, 10], &[4, 10], &[10]], |cx, x| {
@@ -175,7 +181,7 @@ fn cases() -> Vec<Case> {
         case("rms_norm_branch", &[&[2, 5], &[5]], |cx, x| Ok(rms_norm_branch(cx, &x[0], &x[1], 1e-6)?.1)),
         case("rotary", &[&[3, 2, 8]], |cx, x| {
             let at = Tensor::from_i32(cx.device(), &[2, 3], &[0, 1, 5, 2, 7, 1])?;
-            rotary(cx, &x[0], &rotary_table(cx, &at, &[1.0, 0.3, 0.1, 0.02], &[0, 1, 0, 1])?)
+            apply_rotary(cx, &x[0], &rotary_table(cx, &at, &[1.0, 0.3, 0.1, 0.02], &[0, 1, 0, 1])?)
         }),
         case("split_columns", &[&[3, 7]], |cx, x| {
             let parts = split_columns(cx, &x[0], &[3, 3, 1])?;
