@@ -14,7 +14,7 @@ pub enum WeightSource<'a> {
     Files(&'a Checkpoint),
     /// No files: each weight is uninitialised memory of its size, as if the files stored this dtype. For device
     /// `dry`.
-    Nothing(StoredDType),
+    Uninitialised(StoredDType),
 }
 
 /// What is needed to load weights: the device, the files, and the dtypes.
@@ -26,21 +26,21 @@ pub struct WeightLoader<'a> {
     pub source: WeightSource<'a>,
     /// The dtype of activations, F32 or BF16. Vectors (norms, biases) and trained tensors always have it.
     pub dtype: DType,
-    /// Whether the parameter with this classic name (as on the hub) is trained.
+    /// Whether a parameter is trained, by its classic name, which is the name on the Hugging Face hub.
     pub trainable: &'a dyn Fn(&str) -> bool,
 }
 
 impl WeightLoader<'_> {
-    /// Loads tensor `name`, which the files store with shape `stored`, as a tensor of shape `shape` with the same
+    /// Loads tensor `name`, which the files store with shape `file_shape`, as a tensor of shape `shape` with the same
     /// elements.
     ///
     /// # Errors
     /// The tensor is missing or has another shape; out of memory.
-    pub fn load(&self, name: &str, stored: &[usize], shape: &[usize]) -> Result<Tensor> {
+    pub fn load(&self, name: &str, file_shape: &[usize], shape: &[usize]) -> Result<Tensor> {
         let trained = (self.trainable)(name);
         let t = match self.source {
-            WeightSource::Files(files) => self.read(files, name, stored, shape, trained)?,
-            WeightSource::Nothing(dtype) => {
+            WeightSource::Files(files) => self.read(files, name, file_shape, shape, trained)?,
+            WeightSource::Uninitialised(dtype) => {
                 let dtype = self.kept_dtype(dtype, shape, trained).unwrap_or(self.dtype);
                 Tensor::empty(self.device, shape, dtype, MemoryCategory::Weights)?
             }
@@ -56,14 +56,21 @@ impl WeightLoader<'_> {
             StoredDType::Bf16 => DType::BF16,
             StoredDType::F16 => return None,
         };
-        // A matrix product widens bf16 weights to f32 activations exactly. f32 weights with bf16 activations would
-        // give other results than a bf16 model.
+        // bf16 weights can be read in place with f32 activations, because a matrix product widens them exactly. f32
+        // weights with bf16 activations would give other results than a bf16 model, so they are converted.
         let in_place = same == self.dtype || (shape.len() > 1 && same == DType::BF16);
         (in_place && !(trained && same != self.dtype)).then_some(same)
     }
 
-    fn read(&self, files: &Checkpoint, name: &str, stored: &[usize], shape: &[usize], trained: bool) -> Result<Tensor> {
-        let view = files.expect(name, stored)?;
+    fn read(
+        &self,
+        files: &Checkpoint,
+        name: &str,
+        file_shape: &[usize],
+        shape: &[usize],
+        trained: bool,
+    ) -> Result<Tensor> {
+        let view = files.expect(name, file_shape)?;
         match self.kept_dtype(view.dtype, shape, trained) {
             Some(dtype) if trained => {
                 Ok(Tensor::from_slice(self.device, shape, dtype, view.bytes, MemoryCategory::Weights)?)

@@ -119,7 +119,7 @@ impl Fields {
         text_field(&self.0, name).map_err(RewardError::Row)
     }
 
-    /// A list of at least one string.
+    /// The field `name`: a list of at least one string.
     fn texts(&self, name: &str) -> Result<Vec<String>> {
         let error = |what: &str| Err(RewardError::bad_row(name, what, "give a list of strings"));
         let Some(Value::Array(list)) = self.get(name) else { return error("is not a list") };
@@ -217,8 +217,8 @@ mod tests {
         }
     }
 
-    /// A model that keeps the texts and the flag `negative` of its last call. The last field is the number of leading
-    /// frames that are missing from its result.
+    /// A model that records its last call: the texts, and the flag `negative`. The third field says how many of the
+    /// first frames it leaves out of its result.
     struct RecordingModel(Vec<String>, bool, usize);
 
     impl SemanticModel for RecordingModel {

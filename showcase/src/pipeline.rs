@@ -6,8 +6,8 @@
 //! run       evaluate(model), SFT on sft.jsonl, evaluate(sft), GRPO on rl.jsonl, evaluate(grpo), grpo/report.html
 //! ```
 //!
-//! The two training runs are the caller's: they take the options of the folder's .toml files, as `reel sft --config`
-//! does.
+//! The caller passes functions for the two training runs. These read their options from the folder's .toml files, as
+//! `reel sft --config` does.
 
 use std::fs;
 use std::io::Write;
@@ -34,7 +34,7 @@ use crate::{Result, ShowcaseError};
 
 /// One of the two training stages of the demo.
 pub struct TrainingStage {
-    /// The command, and the name of the stage's files: `sft` or `grpo`.
+    /// The name of the stage's command and files: `sft` or `grpo`.
     pub name: &'static str,
     /// The stage's options, in the TOML that `--config` takes.
     config: &'static str,
@@ -42,7 +42,7 @@ pub struct TrainingStage {
     pub title: &'static str,
     /// What the page says about the stage.
     pub about: &'static str,
-    /// The metrics that the page draws over the steps: name, caption, whether the scale is logarithmic.
+    /// The metrics that the page draws over the steps: name, caption, and whether the y axis is logarithmic.
     pub curves: &'static [(&'static str, &'static str, bool)],
 }
 
@@ -85,7 +85,7 @@ pub struct Demo {
     pub folder: PathBuf,
     /// The seed of weights, clips and sampling.
     pub seed: u64,
-    /// Number of steps of each training stage; `None`: as the stage's .toml file says.
+    /// Number of steps of each training stage; `None` uses the number in the stage's .toml file.
     pub steps: Option<i64>,
     /// Whether the GRPO stage has the temporal reward (T-GRPO).
     pub temporal: bool,
@@ -146,7 +146,8 @@ impl Demo {
 
     /// Trains in two stages on `device`, and evaluates before, between and after them.
     ///
-    /// `sft` and `grpo` run a training command with the options of a .toml file, changed by [`Demo::set_paths`].
+    /// `sft` and `grpo` must run the two training commands, with the options of sft.toml and grpo.toml after
+    /// [`Demo::set_paths`] has completed them.
     ///
     /// # Errors
     /// Training fails, a model cannot be evaluated, or a file cannot be read or written.
@@ -196,8 +197,8 @@ impl Demo {
         self.folder.join(part)
     }
 
-    /// Sets the options that a .toml file of the demo leaves open: paths and steps. `stage` (`sft` or `grpo`) starts
-    /// from the model in the sub-folder `from`.
+    /// Sets the options that a .toml file of the demo leaves open: paths and steps. The stage (`sft` or `grpo`)
+    /// starts from the model in the demo's sub-folder `from`.
     pub fn set_paths(&self, options: &mut RunOptions, from: &str, stage: &str) {
         options.model = self.path(from).display().to_string();
         options.data = self.path(if stage == "sft" { "sft.jsonl" } else { "rl.jsonl" });

@@ -307,7 +307,7 @@ impl PlanGenerateArgs {
         let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;
         let device = self.sizes.device(common)?;
         let loader =
-            WeightLoader { device: &device, source: WeightSource::Nothing(files), dtype, trainable: &|_| false };
+            WeightLoader { device: &device, source: WeightSource::Uninitialised(files), dtype, trainable: &|_| false };
         let weights = Qwen25Vl::load(&loader, &config)?;
         let count = |new: usize| -> Result<plan::OpCosts> {
             device.profiler().clear();

@@ -25,7 +25,7 @@ impl TextDecoder {
         frequencies: &RotaryFrequencies,
         cache: &KvCache,
     ) -> Result<Tensor> {
-        let rotary = frequencies.table(cx, &rows.positions)?;
+        let rotary = frequencies.cos_sin_table(cx, &rows.positions)?;
         let pages = rows.kv_pages();
         let mut x = ops::embedding(cx, &self.embed_tokens, &rows.ids)?;
         for (layer, (k, v)) in self.layers.iter().zip(&cache.layers) {

@@ -31,7 +31,7 @@ pub struct GraphCache {
     /// The graphs for each number of rows. If there are several for one number, each graph computes its own range of
     /// the rows.
     graphs: BTreeMap<usize, Vec<CapturedGraph>>,
-    /// Numbers of rows that the step has run with once. The first run does work that a capture must not contain.
+    /// Numbers of rows with which the step has run once. The first run does work that a capture must not contain.
     warmed_up: BTreeSet<usize>,
     captures: usize,
 }
@@ -48,8 +48,9 @@ impl GraphCache {
         self.captures
     }
 
-    /// Runs the step over the first `rows` rows. `slice(first, count)` gives the state of a range of rows, which shares
-    /// memory with the whole state; `launch` launches the step for such a state, always with the same launches.
+    /// Runs the step over the first `rows` rows. `slice(first, count)` gives the state of a range of rows, which
+    /// shares memory with the whole state. `launch` enqueues the step for such a state; it must make the same
+    /// launches each time.
     ///
     /// # Errors
     /// The error of `slice`, `launch` or the device.

@@ -145,9 +145,9 @@ pub fn selp<A: LaneValue>(r: &mut Registers, s: &OperandSlots, mask: u32) {
     mark_undefined_lanes(r, s.dst[0], mask, u);
 }
 
-/// The value that `set` writes for true.
+/// How `set` writes its result: the value for true, and whether the operands are packed halves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SetTrueValue {
+pub struct SetResultFormat {
     pub truth: u32,
     /// True if the operands are packed halves, which are compared one by one.
     pub halves: bool,
@@ -191,7 +191,8 @@ pub fn compare_floats(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     (f.wide & ordering_bit(x(a).partial_cmp(&x(b))) != 0) as u64
 }
 
-/// Compares the upper halves of two packed registers if `sat` is set, else the lower halves.
+/// Compares the upper halves of two packed registers if the flag `sat` is set, else the lower halves. Comparisons use
+/// this flag for nothing else.
 pub fn compare_half(f: ScalarFlags, a: u64, b: u64, c: u64, d: u64) -> u64 {
     let shift = if f.sat { 16 } else { 0 };
     compare_floats(f, a >> shift & 0xffff, b >> shift & 0xffff, c, d)

@@ -6,7 +6,7 @@
 //! [`super::compare`], [`super::float`], [`super::half`], …
 
 use super::carry::CarryOp;
-use super::compare::{Comparison, PredicateCombination, SetTrueValue, lane_mask, lanes_that_hold, selp};
+use super::compare::{Comparison, PredicateCombination, SetResultFormat, lane_mask, lanes_that_hold, selp};
 use super::f32_math::{self, exp2, f32_from_operand_bits, f32_to_result_bits};
 use super::half::HalfOp;
 use super::lanes::{
@@ -299,7 +299,7 @@ pub enum OutOfLineOp {
     /// `setp` of packed halves: one predicate for the lower and one for the upper half.
     SetpHalves(Comparison, ScalarOp, ScalarOp),
     /// `set`: two comparison functions, of the lower half (or of the whole value) and of the upper half.
-    Set(Comparison, ScalarOp, ScalarOp, SetTrueValue),
+    Set(Comparison, ScalarOp, ScalarOp, SetResultFormat),
     /// `slct`: the scalar function that chooses one of two sources, and the register class of these sources.
     Slct(ScalarOp, RegisterClass),
     Carry(CarryOp),

@@ -109,7 +109,7 @@ impl Trainer {
             })?;
             let source = match (weights, adapter) {
                 (_, Some(adapter)) => AdapterSource::Files(adapter),
-                (WeightSource::Nothing(_), None) => AdapterSource::Nothing(&layers, spec),
+                (WeightSource::Uninitialised(_), None) => AdapterSource::Nothing(&layers, spec),
                 (WeightSource::Files(_), None) => AdapterSource::New(&layers, spec, hyperparameters.seed),
             };
             model = model.with_adapter(device, dtype, source, true)?;

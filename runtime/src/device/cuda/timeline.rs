@@ -111,7 +111,7 @@ impl LaunchTimeline {
         }
     }
 
-    /// Two events for a launch: a free pair or, if there is none, a new one.
+    /// Two events for a launch: a pair that is free again or, if there is none, a new pair.
     fn events(&mut self) -> std::result::Result<[CudaEvent; 2], CudaError> {
         if let Some(events) = self.free.pop() {
             return Ok(events);
@@ -131,7 +131,8 @@ impl LaunchTimeline {
         let Some(last) = count.checked_sub(1).and_then(|i| self.in_flight.get(i)) else { return Ok(Vec::new()) };
         // SAFETY: the timeline owns the event.
         unsafe { self.driver.wait(last.events[1])? }
-        // The driver returns milliseconds as f32, which is exact for short spans only, so each read moves the anchor.
+        // The driver gives the time between two events in milliseconds as f32, which is exact for short spans only.
+        // So each read makes the last event the new anchor.
         let timed: std::result::Result<Vec<TimedLaunch>, CudaError> =
             self.in_flight.iter().take(count).map(|pair| self.time(pair)).collect();
         let timed = timed?;

@@ -91,8 +91,8 @@ proptest! {
         let device = Device::cpu(2);
         for dtype in [DType::F32, DType::BF16] {
             let (want, _) = run(&device, dtype, MomentFormat::F32, 0, n, 6);
-            // Tolerances: reading a weight as bf16 rounds it by 2^-9, at most 0.2 learning rates; 8-bit codes are
-            // coarse for moments far below the largest of their block.
+            // Limits in learning rates. Reading a weight as bf16 rounds it by up to 2^-9, here at most 0.2 learning
+            // rates. 8-bit codes are coarse for moments far below the largest moment of their block.
             for (moments, limit) in [(MomentFormat::Bf16, 0.3), (MomentFormat::Int8, 1.0)] {
                 let (got, _) = run(&device, dtype, moments, seed, n, 6);
                 let off = distance_in_learning_rates(&got, &want);

@@ -20,12 +20,12 @@ pub struct GrpoInputs {
     pub advantages: Tensor,
     /// f32 `[n]`: the factor by which the loss multiplies the sum over each completion's tokens.
     pub weights: Tensor,
-    /// f32 `[L]`: log-probabilities under the weights that sampled the completions; `None`: those of the current
+    /// f32 `[L]`: log-probabilities under the weights that sampled the completions; `None` if these are the current
     /// weights.
     pub old_log_probs: Option<Tensor>,
     /// f32 `[L]`: log-probabilities under the reference model; `None`: no KL term.
     pub ref_log_probs: Option<Tensor>,
-    /// Whether there is one importance ratio for each completion (GSPO) instead of one for each token.
+    /// Whether importance ratios are computed per completion (GSPO) instead of per token.
     pub sequence_level: bool,
     /// The importance ratio is clipped below at `1 - epsilon_low`.
     pub epsilon_low: f32,
@@ -33,7 +33,8 @@ pub struct GrpoInputs {
     pub epsilon_high: f32,
     /// The weight of the KL term.
     pub beta: f32,
-    /// The log ratio of policy to reference is clamped to `± kl_limit`; infinite: not clamped.
+    /// The logarithm of the ratio of policy to reference probability is clamped to `± kl_limit`; infinite: not
+    /// clamped.
     pub kl_limit: f32,
 }
 

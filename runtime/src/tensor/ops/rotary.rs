@@ -43,7 +43,7 @@ impl RotaryFrequencies {
     }
 
     /// The table of cosines and sines for `positions`, i32 `[axes, S]`.
-    pub fn table(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
+    pub fn cos_sin_table(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
         const OP: &str = "rotary_table";
         let &[_, tokens] = positions.shape() else {
             return Err(shape_error(
@@ -75,7 +75,7 @@ impl RotaryFrequencies {
 /// and column in the vision tower.
 pub fn rotary_table(cx: &Cx, positions: &Tensor, inv_freq: &[f32], axis: &[i32]) -> Result<RotaryTable> {
     let axes = positions.shape().first().copied().unwrap_or(0);
-    RotaryFrequencies::new(cx.device(), inv_freq, axis, axes)?.table(cx, positions)
+    RotaryFrequencies::new(cx.device(), inv_freq, axis, axes)?.cos_sin_table(cx, positions)
 }
 
 /// Rotates x `[S, heads, D]` by the angles of the table. Elements j and `j + D/2` form a pair.

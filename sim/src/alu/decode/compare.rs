@@ -2,7 +2,7 @@
 
 use super::{DecodedInstruction, InstructionForm, is_float};
 use crate::alu::RegisterClass;
-use crate::alu::compare::{self, Comparison, ComparisonRelation, PredicateCombination, SetTrueValue};
+use crate::alu::compare::{self, Comparison, ComparisonRelation, PredicateCombination, SetResultFormat};
 use crate::alu::op::{Op, OutOfLineOp};
 use crate::alu::scalar::{ScalarFlags, ScalarFunction, ScalarOp, type_flags};
 use crate::ptx::ast::Type::{
@@ -174,7 +174,7 @@ impl InstructionForm<'_> {
         let (compare, _, [low, high]) = f.comparison(ty)?;
         let whole = Comparison { swap: false, invert: false, ..compare };
         let src = [ty, ty, Pred];
-        let op = Op::OutOfLine(OutOfLineOp::Set(whole, low, high, SetTrueValue { truth, halves }));
+        let op = Op::OutOfLine(OutOfLineOp::Set(whole, low, high, SetResultFormat { truth, halves }));
         f.build_if_complete(op, &[to], &src[..2 + (compare.combine != PredicateCombination::None) as usize])
     }
 }
