@@ -77,11 +77,11 @@ impl DemoArgs {
         let prepared = demo.prepare()?;
         let device = model::open_device(&common)?;
         trace::record_launches(&device, model::activation_dtype(&common));
-        let mut sft_run = resolved(SftOptions::default(), &demo.path("sft.toml"), &common)?;
-        let mut grpo_run = resolved(GrpoOptions::default(), &demo.path("grpo.toml"), &common)?;
-        demo.set_paths(&mut sft_run.options, "model", "sft");
-        demo.set_paths(&mut grpo_run.options, "sft", "grpo");
-        grpo_run.options.siglip = Some(demo.path("siglip"));
+        let mut sft_run = resolved(SftOptions::default(), &demo.path_in_folder("sft.toml"), &common)?;
+        let mut grpo_run = resolved(GrpoOptions::default(), &demo.path_in_folder("grpo.toml"), &common)?;
+        demo.set_paths_and_steps(&mut sft_run.options, "model", "sft");
+        demo.set_paths_and_steps(&mut grpo_run.options, "sft", "grpo");
+        grpo_run.options.siglip = Some(demo.path_in_folder("siglip"));
         let run_sft = || sft_run.with_setup(|setup| Ok(sft::run(setup)?)).map(drop);
         let run_grpo = || grpo_run.with_setup(|setup| Ok(grpo::run(setup)?)).map(drop);
         demo.run(prepared, &device, &sft_run.media_options()?, run_sft, run_grpo)

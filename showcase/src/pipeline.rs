@@ -147,7 +147,7 @@ impl Demo {
     /// Trains in two stages on `device`, and evaluates before, between and after them.
     ///
     /// `sft` and `grpo` must run the two training commands, with the options of sft.toml and grpo.toml after
-    /// [`Demo::set_paths`] has completed them.
+    /// [`Demo::set_paths_and_steps`] has completed them.
     ///
     /// # Errors
     /// Training fails, a model cannot be evaluated, or a file cannot be read or written.
@@ -161,10 +161,10 @@ impl Demo {
     ) -> std::result::Result<DemoOutcome, E> {
         let PreparedDemo { started, parameters, held_out } = prepared;
         let evaluation = trace::span("questions", || {
-            ClipEvaluation::new(&self.path("model"), &self.path("clips"), &held_out, media)
+            ClipEvaluation::new(&self.path_in_folder("model"), &self.path_in_folder("clips"), &held_out, media)
         })?;
         let evaluate = |part: &str, when: &str| -> Result<EvaluationAnswers> {
-            let answers = trace::span("evaluation", || evaluation.run(&self.path(part), device))?;
+            let answers = trace::span("evaluation", || evaluation.run(&self.path_in_folder(part), device))?;
             self.progress(format!("{when}: {}", answers.summary(&held_out)));
             Ok(answers)
         };
@@ -177,13 +177,13 @@ impl Demo {
         grpo()?;
         let grpo_took = started_grpo.elapsed();
         let after = evaluate("grpo", "after GRPO")?;
-        let page = run::run_page_html(&self.path("grpo")).map_err(ShowcaseError::from)?;
-        write(&self.path(GRPO_PAGE), &page)?;
+        let page = run::run_page_html(&self.path_in_folder("grpo")).map_err(ShowcaseError::from)?;
+        write(&self.path_in_folder(GRPO_PAGE), &page)?;
         Ok(DemoOutcome {
             seed: self.seed,
             temporal: self.temporal,
             answers: [before, between, after],
-            steps: [steps(&self.path("sft"))?, steps(&self.path("grpo"))?],
+            steps: [steps(&self.path_in_folder("sft"))?, steps(&self.path_in_folder("grpo"))?],
             took: [sft_took, grpo_took],
             all: started.elapsed(),
             parameters,
@@ -193,17 +193,17 @@ impl Demo {
     }
 
     /// The path of a file or folder inside the demo's folder.
-    pub fn path(&self, part: &str) -> PathBuf {
+    pub fn path_in_folder(&self, part: &str) -> PathBuf {
         self.folder.join(part)
     }
 
     /// Sets the options that a .toml file of the demo leaves open: paths and steps. The stage (`sft` or `grpo`)
     /// starts from the model in the demo's sub-folder `from`.
-    pub fn set_paths(&self, options: &mut RunOptions, from: &str, stage: &str) {
-        options.model = self.path(from).display().to_string();
-        options.data = self.path(if stage == "sft" { "sft.jsonl" } else { "rl.jsonl" });
+    pub fn set_paths_and_steps(&self, options: &mut RunOptions, from: &str, stage: &str) {
+        options.model = self.path_in_folder(from).display().to_string();
+        options.data = self.path_in_folder(if stage == "sft" { "sft.jsonl" } else { "rl.jsonl" });
         options.media_root = Some(self.folder.clone());
-        options.out = self.path(stage);
+        options.out = self.path_in_folder(stage);
         options.max_steps = self.steps.or(options.max_steps);
     }
 
@@ -220,7 +220,7 @@ impl Demo {
             ShowcaseError::Output(Diagnostic::new(path.display().to_string(), format!("cannot be {what}: {e}"), help))
         };
         for part in PARTS {
-            let part = self.path(part);
+            let part = self.path_in_folder(part);
             let removed = match (part.is_dir(), part.exists()) {
                 (true, _) => fs::remove_dir_all(&part),
                 (false, true) => fs::remove_file(&part),
@@ -228,21 +228,21 @@ impl Demo {
             };
             removed.map_err(|e| cannot(&part, "replaced", e, "remove it, or give another --out"))?;
         }
-        let clips = self.path("clips");
+        let clips = self.path_in_folder("clips");
         fs::create_dir_all(&clips).map_err(|e| cannot(&clips, "created", e, "give another --out"))?;
         for stage in &TRAINING_STAGES {
             let config = if self.temporal { stage.config.to_string() } else { without_temporal(stage.config) };
-            write(&self.path(&format!("{}.toml", stage.name)), &config)?;
+            write(&self.path_in_folder(&format!("{}.toml", stage.name)), &config)?;
         }
         Ok(())
     }
 
     /// Writes a random model to train and a random SigLIP; returns the model's number of parameters.
     fn make_models(&self) -> Result<u64> {
-        let model = self.path("model");
+        let model = self.path_in_folder("model");
         let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: self.seed };
         let made = init(&options, &model)?;
-        init_siglip(checkpoint::StoredDType::F32, self.seed, &self.path("siglip"))?;
+        init_siglip(checkpoint::StoredDType::F32, self.seed, &self.path_in_folder("siglip"))?;
         let millions = made.parameters as f64 / 1e6;
         self.progress(format!("{}: a model of {millions:.1} M parameters with random weights", model.display()));
         Ok(made.parameters)
@@ -257,18 +257,18 @@ impl Demo {
             let mut rows = String::new();
             for clip in &made {
                 let frames = FrameView::new(&clip.frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE)?;
-                encode_video(&self.path("clips").join(&clip.file), frames, &encoding)?;
+                encode_video(&self.path_in_folder("clips").join(&clip.file), frames, &encoding)?;
                 rows += &row(clip, set).to_string();
                 rows.push('\n');
             }
-            write(&self.path(&format!("{}.jsonl", set.name())), &rows)?;
+            write(&self.path_in_folder(&format!("{}.jsonl", set.name())), &rows)?;
             // Later code needs frames only for the clips on the page; the frames of all clips would take hundreds of
             // megabytes.
             made.iter_mut().skip(SHOWN_CLIP_COUNT).for_each(|clip| clip.frames = Vec::new());
             held_out = made;
         }
         let [sft, rl, evaluated] = ClipSet::ALL.map(ClipSet::clip_count);
-        let folder = self.path("clips");
+        let folder = self.path_in_folder("clips");
         self.progress(format!("{}: {sft} clips for SFT, {rl} for GRPO, {evaluated} held out", folder.display()));
         Ok(held_out)
     }
@@ -290,7 +290,7 @@ impl Demo {
             format!("reel report {out}/grpo --out {out}/{GRPO_PAGE}"),
             format!(
                 "reel generate --model {out}/grpo --video {}/{} --nframes 8 --min-pixels 3136 --max-pixels 3136 \\\n    --prompt \"{}\"",
-                self.path("clips").display(),
+                self.path_in_folder("clips").display(),
                 clip.file,
                 clip.task.question(),
             ),

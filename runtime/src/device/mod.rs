@@ -108,7 +108,7 @@ trait Backend: Send + Sync {
     fn launch_timed(&self, launch: &Launch, mode: ProfileMode) -> Result<Vec<TimedLaunch>> {
         let start = Instant::now();
         let seconds = self.launch_and_wait(launch)?;
-        Ok(vec![mode.timed(launch.name(), launch.cost(), start, seconds)])
+        Ok(vec![mode.make_timed_launch(launch.name(), launch.cost(), start, seconds)])
     }
     /// Waits for the profiled launches whose times are not known yet, and returns them.
     fn collect_timings(&self) -> Result<Vec<TimedLaunch>> {

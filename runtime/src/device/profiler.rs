@@ -119,7 +119,7 @@ pub(super) struct ProfileMode {
 
 impl ProfileMode {
     /// Makes the record of a launch that was profiled in this mode and took `seconds`.
-    pub(super) fn timed(self, name: &'static str, cost: Cost, start: Instant, seconds: f64) -> TimedLaunch {
+    pub(super) fn make_timed_launch(self, name: &'static str, cost: Cost, start: Instant, seconds: f64) -> TimedLaunch {
         TimedLaunch { mode: self, event: LaunchEvent { name, part: self.part, cost, start, seconds } }
     }
 }

@@ -211,7 +211,7 @@ mod tests {
     use reel_kernels::matmul::Matmul;
 
     use super::*;
-    use crate::device::cuda::{self, tests::numbers};
+    use crate::device::cuda::{self, tests::f32_tensor};
     use crate::device::{Device, MappedFile, MemoryCategory};
     use crate::tensor::Tensor;
 
@@ -221,7 +221,7 @@ mod tests {
     }
 
     fn product(a: &Tensor, b: &Tensor, c: &Tensor, accumulate: bool) -> Launch {
-        Launch::Matmul(Matmul { accumulate, ..cuda::tests::product(a, b, c) })
+        Launch::Matmul(Matmul { accumulate, ..cuda::tests::matrix_product(a, b, c) })
     }
 
     #[track_caller]
@@ -235,7 +235,7 @@ mod tests {
     fn kernels_and_products_compute() {
         for interleavings in [1, 3] {
             let Some(d) = device(interleavings) else { return };
-            let x = numbers(&d, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+            let x = f32_tensor(&d, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
             let y = Tensor::empty(&d, &[2, 3], DType::F32, MemoryCategory::Activations).unwrap();
             let params = AddParams { a: x.addr(), b: x.addr(), y: y.addr(), count: 6 };
             d.launch(&elementwise::add(DType::F32, &params)).unwrap();
@@ -252,7 +252,7 @@ mod tests {
         let Some(d) = device(1) else { return };
         let fresh = |shape: &[usize]| Tensor::empty(&d, shape, DType::F32, MemoryCategory::Activations).unwrap();
         fails(fresh(&[3]).to_f32(), &["host reads byte 0 of 12, which was never written"]);
-        let (x, y) = (numbers(&d, &[1, 2], &[1.0, 2.0]), fresh(&[1, 2]));
+        let (x, y) = (f32_tensor(&d, &[1, 2], &[1.0, 2.0]), fresh(&[1, 2]));
         fails(d.launch(&product(&x, &y, &fresh(&[1, 1]), false)), &["matmul_fwd: b: reads byte 0 of 8"]);
         fails(d.launch(&product(&x, &x, &fresh(&[1, 1]), true)), &["matmul_fwd: c: reads byte 0 of 4"]);
         let params = AccumulateParams { src: x.addr(), dst: y.addr(), count: 2 };
@@ -263,11 +263,12 @@ mod tests {
     #[test]
     fn refuses_writes_outside_the_operands_of_a_launch() {
         let Some(d) = device(1) else { return };
-        let (x, other) = (numbers(&d, &[2], &[1.0, 2.0]), numbers(&d, &[2], &[3.0, 4.0]));
+        let (x, other) = (f32_tensor(&d, &[2], &[1.0, 2.0]), f32_tensor(&d, &[2], &[3.0, 4.0]));
         let params = FillParams { dst: x.addr(), count: 3, value: 7.0, reserved: 0 };
         fails(d.launch(&elementwise::fill(DType::F32, &params)), &["fill_f32", "sm80.cu:", "out-of-bounds"]);
         // A matrix product whose result has more rows than the tensor it is written to.
-        let (a, b, c) = (numbers(&d, &[3, 1], &[1.0; 3]), numbers(&d, &[1, 1], &[1.0]), x.reshape(&[2, 1]).unwrap());
+        let (a, b, c) =
+            (f32_tensor(&d, &[3, 1], &[1.0; 3]), f32_tensor(&d, &[1, 1], &[1.0]), x.reshape(&[2, 1]).unwrap());
         let Launch::Matmul(m) = product(&a, &b, &c, false) else { return };
         fails(d.launch(&Launch::Matmul(Matmul { m: 3, ..m })), &["matmul_fwd: c: is larger than its buffer"]);
         assert_eq!(other.to_f32().unwrap(), [3.0, 4.0]);
@@ -283,9 +284,9 @@ mod tests {
         assert_eq!(x.to_f32().unwrap(), [1.0, 2.0]);
         let params = FillParams { dst: x.addr(), count: 2, value: 7.0, reserved: 0 };
         fails(d.launch(&elementwise::fill(DType::F32, &params)), &["fill_f32", "sm80.cu:"]);
-        let one = numbers(&d, &[1, 1], &[1.0]);
+        let one = f32_tensor(&d, &[1, 1], &[1.0]);
         let row = x.reshape(&[1, 2]).unwrap();
-        fails(d.launch(&product(&one, &numbers(&d, &[2, 1], &[1.0, 1.0]), &row, false)), &["matmul_fwd: c:"]);
+        fails(d.launch(&product(&one, &f32_tensor(&d, &[2, 1], &[1.0, 1.0]), &row, false)), &["matmul_fwd: c:"]);
         assert_eq!(x.to_f32().unwrap(), [1.0, 2.0]);
         drop((x, row));
         assert_eq!(d.memory().current, one.bytes());

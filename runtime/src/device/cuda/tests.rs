@@ -19,11 +19,11 @@ pub(super) fn fake_gpu_device(memory: u64) -> (FakeDriver, Device) {
     (fake, device)
 }
 
-pub(in crate::device) fn numbers(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
+pub(in crate::device) fn f32_tensor(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
     Tensor::from_f32(device, shape, DType::F32, values, MemoryCategory::Inputs).unwrap()
 }
 
-pub(in crate::device) fn product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
+pub(in crate::device) fn matrix_product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
     let operand = |t: &Tensor| Operand { addr: t.addr(), dtype: t.dtype(), transposed: false };
     Matmul {
         m: c.shape()[0],
@@ -44,18 +44,18 @@ fn kernels_and_products_compute_and_free_all_memory() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
     let (fake, d) = fake_gpu_device(128 << 20);
     assert_eq!(d.matmul_library(), None);
-    let x = numbers(&d, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let x = f32_tensor(&d, &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     let y = Tensor::empty(&d, &[2, 3], DType::F32, MemoryCategory::Activations).unwrap();
     let params = AddParams { a: x.addr(), b: x.addr(), y: y.addr(), count: 6 };
     d.launch(&elementwise::add(DType::F32, &params)).unwrap();
     assert_eq!(fake.launch_count(), 0, "the host has not waited yet");
     let c = Tensor::empty(&d, &[2, 2], DType::F32, MemoryCategory::Activations).unwrap();
-    d.launch(&Launch::Matmul(product(&x, &y, &c))).unwrap();
+    d.launch(&Launch::Matmul(matrix_product(&x, &y, &c))).unwrap();
     assert_eq!(c.to_f32().unwrap(), [28.0, 64.0, 64.0, 154.0]);
     // A product of another shape changes the hash of the chosen algorithms; the same product again does not.
     let first = d.matmul_library().unwrap();
     assert_eq!((first.name.as_str(), first.algorithms, first.hash.len()), ("fake products 1.0.0", 1, 16));
-    d.launch(&Launch::Matmul(product(&x, &y, &c))).unwrap();
+    d.launch(&Launch::Matmul(matrix_product(&x, &y, &c))).unwrap();
     assert_eq!(d.matmul_library().unwrap(), first);
     d.launch(&Launch::Matmul(Matmul { m: 1, ..product(&x, &y, &c) })).unwrap();
     let second = d.matmul_library().unwrap();
@@ -71,8 +71,8 @@ fn kernels_and_products_compute_and_free_all_memory() {
 #[test]
 fn product_with_k_0_is_zero_or_keeps_the_accumulator() {
     let (fake, d) = fake_gpu_device(128 << 20);
-    let (a, b) = (numbers(&d, &[2, 1], &[1.0; 2]), numbers(&d, &[2, 1], &[1.0; 2]));
-    let c = numbers(&d, &[2, 2], &[3.0; 4]);
+    let (a, b) = (f32_tensor(&d, &[2, 1], &[1.0; 2]), f32_tensor(&d, &[2, 1], &[1.0; 2]));
+    let c = f32_tensor(&d, &[2, 2], &[3.0; 4]);
     d.launch(&Launch::Matmul(Matmul { k: 0, accumulate: true, ..product(&a, &b, &c) })).unwrap();
     assert_eq!(c.to_f32().unwrap(), [3.0; 4]);
     d.launch(&Launch::Matmul(Matmul { k: 0, ..product(&a, &b, &c) })).unwrap();
@@ -85,7 +85,7 @@ fn product_with_k_0_is_zero_or_keeps_the_accumulator() {
 fn out_of_bounds_kernel_is_an_error_of_one_line() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
     let (_fake, d) = fake_gpu_device(1 << 20);
-    let x = numbers(&d, &[4], &[1.0; 4]);
+    let x = f32_tensor(&d, &[4], &[1.0; 4]);
     let params = FillParams { dst: x.addr(), count: 1 << 20, value: 7.0, reserved: 0 };
     d.launch(&elementwise::fill(DType::F32, &params)).unwrap();
     let e = x.to_f32().unwrap_err().to_string();

@@ -152,7 +152,7 @@ impl LaunchTimeline {
         let (since, seconds) =
             unsafe { (self.driver.elapsed(self.anchor.0, before)?, self.driver.elapsed(before, after)?) };
         let start = self.anchor.1 + positive(since);
-        Ok(pair.mode.timed(pair.name, pair.cost, start, seconds))
+        Ok(pair.mode.make_timed_launch(pair.name, pair.cost, start, seconds))
     }
 }
 

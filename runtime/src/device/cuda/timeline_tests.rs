@@ -8,7 +8,7 @@ use reel_kernels::cuda::fake::FakeDriver;
 use reel_kernels::elementwise::{self, AddParams, FillParams};
 use reel_kernels::{Arch, compile};
 
-use super::tests::{device, numbers, product};
+use super::tests::{f32_tensor, fake_gpu_device, matrix_product};
 use super::*;
 use crate::device::profiler::ProfileData;
 use crate::device::{Device, MemoryCategory};
@@ -27,8 +27,8 @@ fn add(x: &Tensor) -> Launch {
 #[test]
 fn profiled_launches_do_not_make_the_host_wait() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
-    let (fake, d) = device(1 << 20);
-    let x = numbers(&d, &[4], &[1.0; 4]);
+    let (fake, d) = fake_gpu_device(1 << 20);
+    let x = f32_tensor(&d, &[4], &[1.0; 4]);
     d.profiler().collect_totals(true);
     for _ in 0..3 {
         d.launch(&fill(&x)).unwrap();
@@ -53,8 +53,8 @@ fn profiled_launches_do_not_make_the_host_wait() {
 #[test]
 fn reading_the_profile_reports_a_failed_launch() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
-    let (_fake, d) = device(1 << 20);
-    let x = numbers(&d, &[4], &[1.0; 4]);
+    let (_fake, d) = fake_gpu_device(1 << 20);
+    let x = f32_tensor(&d, &[4], &[1.0; 4]);
     d.profiler().record_timeline(true);
     let params = FillParams { dst: x.addr(), count: 1 << 20, value: 7.0, reserved: 0 };
     d.launch(&elementwise::fill(DType::F32, &params)).unwrap();
@@ -65,10 +65,11 @@ fn reading_the_profile_reports_a_failed_launch() {
 
 #[test]
 fn refused_launch_leaves_times_of_the_others() {
-    let (fake, d) = device(64 << 20);
-    let (a, b, c) = (numbers(&d, &[2, 3], &[1.0; 6]), numbers(&d, &[2, 3], &[1.0; 6]), numbers(&d, &[2, 2], &[0.0; 4]));
+    let (fake, d) = fake_gpu_device(64 << 20);
+    let (a, b, c) =
+        (f32_tensor(&d, &[2, 3], &[1.0; 6]), f32_tensor(&d, &[2, 3], &[1.0; 6]), f32_tensor(&d, &[2, 2], &[0.0; 4]));
     d.profiler().record_timeline(true);
-    let good = Launch::Matmul(product(&a, &b, &c));
+    let good = Launch::Matmul(matrix_product(&a, &b, &c));
     // A product whose result has an address without memory, which the matrix library refuses.
     let bad = Launch::Matmul(Matmul { c: Addr(8), ..product(&a, &b, &c) });
     d.launch(&good).unwrap();
