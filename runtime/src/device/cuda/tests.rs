@@ -57,7 +57,7 @@ fn kernels_and_products_compute_and_free_all_memory() {
     assert_eq!((first.name.as_str(), first.algorithms, first.hash.len()), ("fake products 1.0.0", 1, 16));
     d.launch(&Launch::Matmul(matrix_product(&x, &y, &c))).unwrap();
     assert_eq!(d.matmul_library().unwrap(), first);
-    d.launch(&Launch::Matmul(Matmul { m: 1, ..product(&x, &y, &c) })).unwrap();
+    d.launch(&Launch::Matmul(Matmul { m: 1, ..matrix_product(&x, &y, &c) })).unwrap();
     let second = d.matmul_library().unwrap();
     assert!(second.algorithms == 2 && second.hash != first.hash, "{second:?}");
     d.synchronize().unwrap();
@@ -73,11 +73,11 @@ fn product_with_k_0_is_zero_or_keeps_the_accumulator() {
     let (fake, d) = fake_gpu_device(128 << 20);
     let (a, b) = (f32_tensor(&d, &[2, 1], &[1.0; 2]), f32_tensor(&d, &[2, 1], &[1.0; 2]));
     let c = f32_tensor(&d, &[2, 2], &[3.0; 4]);
-    d.launch(&Launch::Matmul(Matmul { k: 0, accumulate: true, ..product(&a, &b, &c) })).unwrap();
+    d.launch(&Launch::Matmul(Matmul { k: 0, accumulate: true, ..matrix_product(&a, &b, &c) })).unwrap();
     assert_eq!(c.to_f32().unwrap(), [3.0; 4]);
-    d.launch(&Launch::Matmul(Matmul { k: 0, ..product(&a, &b, &c) })).unwrap();
+    d.launch(&Launch::Matmul(Matmul { k: 0, ..matrix_product(&a, &b, &c) })).unwrap();
     assert_eq!(c.to_f32().unwrap(), [0.0; 4]);
-    d.launch(&Launch::Matmul(Matmul { m: 0, ..product(&a, &b, &c) })).unwrap();
+    d.launch(&Launch::Matmul(Matmul { m: 0, ..matrix_product(&a, &b, &c) })).unwrap();
     assert_eq!((fake.launch_count(), fake.violations()), (0, Vec::new()));
 }
 

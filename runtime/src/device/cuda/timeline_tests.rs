@@ -71,7 +71,7 @@ fn refused_launch_leaves_times_of_the_others() {
     d.profiler().record_timeline(true);
     let good = Launch::Matmul(matrix_product(&a, &b, &c));
     // A product whose result has an address without memory, which the matrix library refuses.
-    let bad = Launch::Matmul(Matmul { c: Addr(8), ..product(&a, &b, &c) });
+    let bad = Launch::Matmul(Matmul { c: Addr(8), ..matrix_product(&a, &b, &c) });
     d.launch(&good).unwrap();
     d.launch(&bad).unwrap_err();
     d.launch(&good).unwrap();
