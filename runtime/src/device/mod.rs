@@ -134,7 +134,8 @@ trait Backend: Send + Sync {
     fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
     /// Gives the device access to a part (> 0 bytes) of a mapped file, in place if possible, else as a copy. Returns
-    /// the device address. The file stays mapped at least until [`Backend::unmap`].
+    /// the device address, or `None` if there is no memory for a copy. The file stays mapped at least until
+    /// [`Backend::unmap`].
     fn map(&self, part: &[u8]) -> Result<Option<u64>> {
         Ok(Some(part.as_ptr() as u64))
     }

@@ -64,7 +64,8 @@ impl Sizes {
         d_x: Option<Tensor>,
     ) -> Result<Option<Tensor>> {
         let Some(dy) = dy else {
-            // No gradient reached the norm's output, so this use adds nothing to the gradient of the weight.
+            // No gradient reached the norm's output. This call gives the weight a gradient buffer anyway, so its
+            // gradient is 0 instead of missing.
             bw.parameter_grad(w)?;
             return Ok(d_x);
         };
