@@ -195,7 +195,8 @@ pub fn plan_one_size(
         Some(most) if options.packing => most / shape.tokens.max(1),
         _ => options.per_device_train_batch_size,
     };
-    let mut trainer = Trainer::new(device, config, Weights::Nothing(stored), dtype, Hyperparameters::new(options, 1))?;
+    let mut trainer =
+        Trainer::new(device, config, Weights::Uninitialised(stored), dtype, Hyperparameters::new(options, 1))?;
     let batch = vec![shape.sample(config); rows];
     count(&mut trainer, 1, || Ok(Some(batch.clone())))
 }
@@ -220,7 +221,7 @@ pub fn plan_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     let mut trainer = Trainer::new(
         &setup.device.dry_like(),
         &config,
-        Weights::Nothing(stored),
+        Weights::Uninitialised(stored),
         setup.dtype,
         Hyperparameters::new(options, 1),
     )?;

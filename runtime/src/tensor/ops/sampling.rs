@@ -97,7 +97,7 @@ impl SamplingTable {
             bias: f32s(&[max_biased])?,
             allowed: mask_vocab.map(|vocab| i32s(&[vocab.div_ceil(32)])).transpose()?,
         };
-        choices.set(0, &vec![RowSampling::default(); rows])?;
+        choices.set_rows(0, &vec![RowSampling::default(); rows])?;
         Ok(choices)
     }
 

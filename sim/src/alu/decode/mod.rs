@@ -32,10 +32,12 @@ pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) ->
 
 pub(super) type DecodedInstruction = Option<(AluOp, OperandTypes)>;
 
-/// The numbers of operands of an instruction: destinations (the first written operand) and sources (all others).
+/// The numbers of operands of an instruction.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct OperandCounts {
+    /// The number of destinations, which are in the first written operand.
     pub destinations: usize,
+    /// The number of sources, which are in all other written operands.
     pub sources: usize,
 }
 

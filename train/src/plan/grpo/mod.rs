@@ -108,10 +108,10 @@ impl<'a> Counter<'a> {
         stop_token_ids: &[u32],
     ) -> Result<Self> {
         let mut trainer =
-            Trainer::new(device, config, Weights::Nothing(stored), dtype, Hyperparameters::new(options, 1))?;
+            Trainer::new(device, config, Weights::Uninitialised(stored), dtype, Hyperparameters::new(options, 1))?;
         crate::run::grpo::add_feature_cache(&mut trainer);
         let reference = match options.beta > 0.0 {
-            true => Some(crate::run::grpo::reference_model(&trainer, Weights::Nothing(stored))?),
+            true => Some(crate::run::grpo::reference_model(&trainer, Weights::Uninitialised(stored))?),
             false => None,
         };
         let sampler = match options.rollouts {
