@@ -183,7 +183,7 @@ fn checkpoint_of_another_run_is_refused() {
     let e = message(case(&out).with(resume).with(|o| o.model = golden("model_b").display().to_string()));
     assert!(e.starts_with("--model: is not the model"), "{e}");
     let e = message(case(&out).with(resume).with(|o| o.data = golden("sft_assistant_only/data.jsonl")));
-    assert!(e.starts_with("--data: is not the data file"), "{e}");
+    assert!(e.starts_with("--data: differs from the data of the run"), "{e}");
     let e =
         message(case(&out).with(|o| o.resume_from_checkpoint = Some(dir.path().join("none").display().to_string())));
     assert!(e.contains("none: is not a checkpoint of a run"), "{e}");
