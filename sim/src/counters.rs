@@ -14,7 +14,7 @@ pub struct InstructionCounts {
     pub global_read: u64,
     /// Bytes that threads wrote to global memory.
     pub global_written: u64,
-    /// 32-byte sectors of global memory that each warp access reads or writes, summed over the accesses.
+    /// 32-byte sectors of global memory that warps read or wrote; a sector counts once for each access of a warp.
     pub sectors: u64,
     /// Bytes that threads read from or wrote to shared memory.
     pub shared_bytes: u64,
@@ -42,7 +42,7 @@ impl InstructionCounts {
 /// The counters of a launch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// The counters of each instruction, by its kernel-wide index.
+    /// The counters of each instruction, by the instruction's index in the kernel.
     pub by_instruction: Vec<InstructionCounts>,
     /// Block and cluster barriers that were completed.
     pub barriers: u64,
@@ -51,9 +51,9 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Creates zero counters for a kernel of `instructions` instructions.
-    pub fn new(instructions: usize) -> Counters {
-        Counters { by_instruction: vec![InstructionCounts::default(); instructions], barriers: 0, blocks: 0 }
+    /// Creates zero counters for a kernel of `instruction_count` instructions.
+    pub fn new(instruction_count: usize) -> Counters {
+        Counters { by_instruction: vec![InstructionCounts::default(); instruction_count], barriers: 0, blocks: 0 }
     }
 
     /// Returns the sum of the counters of all instructions.
@@ -64,20 +64,20 @@ impl Counters {
     }
 }
 
-/// Counts the different 32-byte sectors that the lanes of mask `lanes` access, with `bytes` bytes per lane.
+/// Counts the different 32-byte sectors that the lanes in `lane_mask` access; each lane accesses `bytes` bytes.
 #[inline(always)]
-pub fn count_sectors(addresses: &[u64; 32], lanes: u32, bytes: u32) -> u64 {
-    if lanes == 0 {
+pub fn count_sectors(addresses: &[u64; 32], lane_mask: u32, bytes: u32) -> u64 {
+    if lane_mask == 0 {
         return 0;
     }
     // The most frequent case: consecutive addresses in lane order.
-    if lanes == u32::MAX {
+    if lane_mask == u32::MAX {
         let first = addresses[0];
         if (1..32).all(|l| addresses[l] == first + l as u64 * bytes as u64) {
             return (first + 32 * bytes as u64 - 1) / 32 - first / 32 + 1;
         }
     }
-    if lanes == u32::MAX
+    if lane_mask == u32::MAX
         && let Some(count) = ascending(addresses, bytes)
     {
         return count;
@@ -85,7 +85,7 @@ pub fn count_sectors(addresses: &[u64; 32], lanes: u32, bytes: u32) -> u64 {
     let mut list = [0u64; 64];
     let mut n = 0;
     let (mut last, mut ascending) = (u64::MAX, true);
-    let mut left = lanes;
+    let mut left = lane_mask;
     while left != 0 {
         let lane = left.trailing_zeros() as usize;
         left &= left - 1;
@@ -121,47 +121,62 @@ fn ascending(addresses: &[u64; 32], bytes: u32) -> Option<u64> {
     (!descends).then(|| 1 + pairs().fold(0, |count, (last, next)| count + u64::from(last != next)))
 }
 
-/// Counts the wavefronts of a shared-memory access, and those that it would need without bank conflicts. Half warps
-/// with 8 bytes per lane, and quarter warps with 16 bytes, go through the banks one after the other. Lanes that
-/// access the same word need it only once.
+/// Numbers of wavefronts (passes through the 32 banks of shared memory) of an access.
+#[derive(Clone, Copy)]
+pub struct Wavefronts {
+    /// Wavefronts that the access needs.
+    pub needed: u64,
+    /// Wavefronts that it would need without bank conflicts.
+    pub without_conflicts: u64,
+}
+
+/// What a group of lanes that go through the banks together needs.
+struct BankUse {
+    /// Passes through the banks.
+    passes: u64,
+    /// Different 32-bit words.
+    words: u64,
+}
+
+/// Counts the wavefronts of a shared-memory access. Half warps with 8 bytes per lane, and quarter warps with 16
+/// bytes, go through the banks one after the other. Lanes that access the same word need it only once.
 #[inline(always)]
-pub fn count_wavefronts(addresses: &[u32; 32], lanes: u32, bytes: u32) -> (u64, u64) {
-    if lanes == 0 {
-        return (0, 0);
+pub fn count_wavefronts(addresses: &[u32; 32], lane_mask: u32, bytes: u32) -> Wavefronts {
+    if lane_mask == 0 {
+        return Wavefronts { needed: 0, without_conflicts: 0 };
     }
     let group = match bytes {
         0..=4 => 32,
         8 => 16,
         _ => 8,
     };
-    let (mut total, mut least) = (0u64, 0u64);
+    let mut wavefronts = Wavefronts { needed: 0, without_conflicts: 0 };
     for first in (0..32).step_by(group) {
-        let part = lanes >> first & if group == 32 { u32::MAX } else { (1 << group) - 1 };
+        let part = lane_mask >> first & if group == 32 { u32::MAX } else { (1 << group) - 1 };
         if part == 0 {
             continue;
         }
         let members = &addresses[first..first + group];
-        let (passes, words) = conflict_free_quads(members, part, bytes).unwrap_or_else(|| passes(members, part, bytes));
-        total += passes;
-        least += words.div_ceil(32).max(1);
+        let used = conflict_free_quads(members, part, bytes).unwrap_or_else(|| bank_use(members, part, bytes));
+        wavefronts.needed += used.passes;
+        wavefronts.without_conflicts += used.words.div_ceil(32).max(1);
     }
-    (total, least)
+    wavefronts
 }
 
-/// Returns the passes and words of eight lanes with 16 bytes each if no two of them access the same four banks, else
-/// `None`.
+/// Returns the bank use of eight lanes with 16 bytes each if no two of them access the same four banks, else `None`.
 #[inline(always)]
-fn conflict_free_quads(addresses: &[u32], lanes: u32, bytes: u32) -> Option<(u64, u64)> {
+fn conflict_free_quads(addresses: &[u32], lanes: u32, bytes: u32) -> Option<BankUse> {
     if bytes != 16 || addresses.len() != 8 || lanes != 0xff {
         return None;
     }
     let seen = addresses.iter().fold(0u32, |seen, address| seen | 1 << (address >> 4 & 7));
-    (seen == 0xff).then_some((1, 32))
+    (seen == 0xff).then_some(BankUse { passes: 1, words: 32 })
 }
 
-/// Returns how many passes a group of lanes needs, and how many different words it accesses.
+/// Counts the passes that a group of lanes needs, and the different 32-bit words that it accesses.
 #[inline(never)]
-fn passes(addresses: &[u32], lanes: u32, bytes: u32) -> (u64, u64) {
+fn bank_use(addresses: &[u32], lanes: u32, bytes: u32) -> BankUse {
     let per_lane = bytes.div_ceil(4).max(1);
     // At most 32 words: one for each of 32 lanes, two for 16, or four for 8.
     let mut words = [0u32; 32];
@@ -179,13 +194,13 @@ fn passes(addresses: &[u32], lanes: u32, bytes: u32) -> (u64, u64) {
     }
     // Up to 32 consecutive words lie in different banks.
     if consecutive {
-        return (1, n as u64);
+        return BankUse { passes: 1, words: n as u64 };
     }
     let words = &mut words[..n];
     // Words that all lie in different banks take one pass, too.
     let taken = words.iter().fold(0u32, |taken, word| taken | 1 << (word % 32));
     if taken.count_ones() as usize == n {
-        return (1, n as u64);
+        return BankUse { passes: 1, words: n as u64 };
     }
     words.sort_unstable();
     let mut banks = [0u8; 32];
@@ -197,7 +212,7 @@ fn passes(addresses: &[u32], lanes: u32, bytes: u32) -> (u64, u64) {
             last = word;
         }
     }
-    (banks.iter().copied().max().unwrap_or(0) as u64, distinct)
+    BankUse { passes: banks.iter().copied().max().unwrap_or(0) as u64, words: distinct }
 }
 
 #[cfg(test)]
@@ -220,16 +235,20 @@ mod tests {
     #[test]
     fn counts_bank_conflicts() {
         let row = |f: &dyn Fn(u32) -> u32| std::array::from_fn(|l| f(l as u32));
-        assert_eq!(count_wavefronts(&row(&|l| 4 * l), u32::MAX, 4), (1, 1));
-        assert_eq!(count_wavefronts(&row(&|_| 4), u32::MAX, 4), (1, 1));
-        assert_eq!(count_wavefronts(&row(&|l| 128 * l), u32::MAX, 4), (32, 1));
-        assert_eq!(count_wavefronts(&row(&|l| 8 * l), u32::MAX, 4), (2, 1));
-        assert_eq!(count_wavefronts(&row(&|l| 16 * l), u32::MAX, 16), (4, 4));
-        assert_eq!(count_wavefronts(&row(&|l| 128 * l), u32::MAX, 16), (32, 4));
-        assert_eq!(count_wavefronts(&row(&|l| 2 * l), u32::MAX, 2), (1, 1));
-        assert_eq!(count_wavefronts(&row(&|l| 4 * (l ^ 5)), u32::MAX, 4), (1, 1));
-        assert_eq!(count_wavefronts(&row(&|l| 4 * (l ^ 33)), u32::MAX, 4), (1, 1));
-        assert_eq!(count_wavefronts(&row(&|l| 4 * (l ^ 5) + 128 * (l / 16)), 0xffff_0fff, 4), (1, 1));
-        assert_eq!(count_wavefronts(&row(&|l| 8 * (l ^ 1)), u32::MAX, 4), (2, 1));
+        let counts = |addresses: &[u32; 32], lanes: u32, bytes: u32| {
+            let wavefronts = count_wavefronts(addresses, lanes, bytes);
+            (wavefronts.needed, wavefronts.without_conflicts)
+        };
+        assert_eq!(counts(&row(&|l| 4 * l), u32::MAX, 4), (1, 1));
+        assert_eq!(counts(&row(&|_| 4), u32::MAX, 4), (1, 1));
+        assert_eq!(counts(&row(&|l| 128 * l), u32::MAX, 4), (32, 1));
+        assert_eq!(counts(&row(&|l| 8 * l), u32::MAX, 4), (2, 1));
+        assert_eq!(counts(&row(&|l| 16 * l), u32::MAX, 16), (4, 4));
+        assert_eq!(counts(&row(&|l| 128 * l), u32::MAX, 16), (32, 4));
+        assert_eq!(counts(&row(&|l| 2 * l), u32::MAX, 2), (1, 1));
+        assert_eq!(counts(&row(&|l| 4 * (l ^ 5)), u32::MAX, 4), (1, 1));
+        assert_eq!(counts(&row(&|l| 4 * (l ^ 33)), u32::MAX, 4), (1, 1));
+        assert_eq!(counts(&row(&|l| 4 * (l ^ 5) + 128 * (l / 16)), 0xffff_0fff, 4), (1, 1));
+        assert_eq!(counts(&row(&|l| 8 * (l ^ 1)), u32::MAX, 4), (2, 1));
     }
 }

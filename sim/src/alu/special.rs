@@ -7,13 +7,13 @@ use super::f32_math;
 use super::float::div_f32;
 use super::scalar::{ScalarFlags, scalar_functions};
 
-/// `div.approx`. The result is zero if the divisor is above 2^126.
-pub fn div_approx(f: ScalarFlags, a: u64, b: u64, c: u64, d: u64) -> u64 {
-    let huge = f32::from_bits(b as u32).abs();
-    if huge > 2f32.powi(126) && huge.is_finite() && f32::from_bits(a as u32).is_finite() {
-        return (a ^ b) & 0x8000_0000;
+/// Computes `div.approx.f32`. A finite divisor with a magnitude above 2^126 gives zero, as the PTX ISA defines.
+pub fn div_approx_f32(f: ScalarFlags, dividend: u64, divisor: u64, c: u64, d: u64) -> u64 {
+    let huge = f32::from_bits(divisor as u32).abs();
+    if huge > 2f32.powi(126) && huge.is_finite() && f32::from_bits(dividend as u32).is_finite() {
+        return (dividend ^ divisor) & 0x8000_0000;
     }
-    div_f32(f, a, b, c, d)
+    div_f32(f, dividend, divisor, c, d)
 }
 
 /// Evaluates `g` in f64 for an f32 argument and rounds the result to f32 once.
@@ -28,8 +28,8 @@ scalar_functions! {
     tanh |f, a, _, _, _| approximate(f, a, f64::tanh);
 }
 
-/// `rcp.approx.ftz.f64`, or `rsqrt.approx.ftz.f64` if `variant`. Both ignore the source's low 32 bits and return
-/// zeros in the result's.
+/// Computes `rcp.approx.ftz.f64`, or `rsqrt.approx.ftz.f64` if `f.variant` is set. Both instructions ignore the low
+/// 32 bits of the source and set the low 32 bits of the result to zero.
 pub fn rcp_or_rsqrt_approx_f64(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     let flush = |x: f64| if x.is_subnormal() { 0f64.copysign(x) } else { x };
     let x = flush(f64::from_bits(a & !0xffff_ffff));
@@ -38,6 +38,6 @@ pub fn rcp_or_rsqrt_approx_f64(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -
 }
 
 /// `rsqrt.approx.f64`.
-pub fn rsqrt_f64(_: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
+pub fn rsqrt_approx_f64(_: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     (1.0 / f64::from_bits(a).sqrt()).to_bits()
 }

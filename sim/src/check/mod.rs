@@ -31,7 +31,7 @@ pub struct NamedBuffer {
 pub struct CheckPlan {
     /// Number of runs, at least 1.
     pub interleavings: u32,
-    /// Number of host threads that share the runs. The report does not depend on it.
+    /// Number of host threads among which the runs are divided. The report does not depend on it.
     pub threads: usize,
     /// Options of every run. Each run gets another seed, computed from `options.seed`; the first run uses
     /// `options.completion` and the others go through all completion timings.
@@ -55,11 +55,11 @@ impl Default for CheckPlan {
 /// The result of a check.
 #[derive(Clone, Debug)]
 pub struct CheckReport {
-    /// Defects that any run found, by launch. Findings with the same cause are merged.
+    /// Defects that any run found: one list per launch. Findings with the same cause are merged.
     pub findings: Vec<Vec<Finding>>,
-    /// Remarks of all runs that are not defects, including buffers whose results differ between runs.
+    /// Remarks that are not defects, from all runs; among them the buffers whose results differ between runs.
     pub notes: Vec<String>,
-    /// Counters of the first run, by launch.
+    /// Counters of the first run, one entry per launch.
     pub counters: Vec<Counters>,
     /// Text that the first run printed.
     pub printed: String,
@@ -129,9 +129,9 @@ pub fn check_with<E: Send>(
     runs_done.into_inner().expect("no run panics while it holds the lock").report()
 }
 
-/// Returns the options of run `i`. All bits of the plan's seed change the run's seed. Its low bits, which select the
-/// number of instructions that a warp executes per turn, count up from run to run. The three completion timings take
-/// turns.
+/// Returns the options of run `i`. The run's seed depends on all bits of the plan's seed; its low bits, which select
+/// how many instructions a warp executes per turn, increase by one from run to run. The runs take the three
+/// completion timings in rotation.
 fn options_of(plan: &CheckPlan, i: usize) -> ExecOptions {
     const IN_TURN: [CompletionTiming; 3] =
         [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];

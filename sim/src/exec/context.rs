@@ -63,14 +63,14 @@ impl InstructionContext<'_, '_> {
         self.mask.trailing_zeros()
     }
 
-    /// Returns the thread of a lane together with this instruction, for findings.
-    pub fn site(&self, lane: u32) -> Site {
-        self.grid.site(self.warp.slot, self.warp.index, lane, self.pc)
+    /// Returns the location for a finding: the thread of `lane` and this instruction.
+    pub fn finding_site(&self, lane: u32) -> Site {
+        self.grid.finding_site(self.warp.slot, self.warp.index, lane, self.pc)
     }
 
     /// Reports a defect of a lane at this instruction.
     pub fn report(&mut self, kind: FindingKind, lane: u32, message: impl FnOnce() -> String) {
-        let site = self.site(lane);
+        let site = self.finding_site(lane);
         self.grid.reporter.report(kind, site, message);
     }
 
@@ -82,12 +82,12 @@ impl InstructionContext<'_, '_> {
         (space, address): (&'static str, u64),
         message: impl FnOnce() -> String,
     ) {
-        let site = self.site(lane);
+        let site = self.finding_site(lane);
         self.grid.reporter.report_with(kind, site, None, Some((space, address)), message);
     }
 
     /// Removes the lanes `undefined` from the mask and reports them: their address depends on an undefined register.
-    pub fn drop_undefined_addresses(&mut self, undefined: u32) {
+    pub fn drop_lanes_with_undefined_address(&mut self, undefined: u32) {
         let undefined = undefined & self.mask;
         if undefined != 0 {
             self.report(FindingKind::Uninitialized, undefined.trailing_zeros(), || {
@@ -110,14 +110,14 @@ impl InstructionContext<'_, '_> {
         false
     }
 
-    /// Records that the fragment changed memory. A loop that changes memory is not a loop that only waits.
+    /// Records that the fragment changed memory, so that its current loop does not count as one that only waits.
     #[inline]
     pub fn record_memory_change(&mut self) {
-        self.grid.count_change();
+        self.grid.count_memory_or_barrier_change();
         self.fragment.backward_branches = 0;
     }
 
-    /// Sets the lanes of the mask in a 32-bit register.
+    /// Writes `values` to a 32-bit register, in the lanes that execute the instruction.
     pub fn set_register(&mut self, register: u32, values: &[u32; 32]) {
         let mask = self.mask;
         let regs = self.regs_mut();
@@ -125,7 +125,7 @@ impl InstructionContext<'_, '_> {
         regs.undefined[register as usize] &= !mask;
     }
 
-    /// Sets the lanes of the mask in a 64-bit register.
+    /// Writes `values` to a 64-bit register, in the lanes that execute the instruction.
     pub fn set_register64(&mut self, register: u32, values: &[u64; 32]) {
         let mask = self.mask;
         let regs = self.regs_mut();

@@ -11,7 +11,7 @@
 //! wake the secondary grid and run it to its end
 //! ```
 
-use super::launch::{ExecOptions, LaunchError, SimLaunch, SimOutcome, check_launch, map_variables};
+use super::launch::{ExecOptions, LaunchError, SimLaunch, SimOutcome, check_launch, map_global_variables};
 use super::machine::Machine;
 use super::reporter::DependentGrid;
 use crate::finding::Findings;
@@ -32,11 +32,11 @@ pub fn run_with_dependent_launch(
 ) -> Result<(SimOutcome, SimOutcome), LaunchError> {
     check_launch(primary.kernel, primary.launch, options)?;
     check_launch(secondary.kernel, secondary.launch, options)?;
-    map_variables(primary.program, memory);
-    map_variables(secondary.program, memory);
+    map_global_variables(primary.program, memory);
+    map_global_variables(secondary.program, memory);
     let blocks = |launch: SimLaunch| launch.launch.grid.iter().product::<u32>();
     // Vector clocks number the blocks of `secondary` after those of `primary`. The first number is a multiple of the
-    // size of `secondary`, so that a block's number modulo this size still tells its cluster.
+    // number of blocks of `secondary`, so that a block's number modulo it still tells the block's cluster.
     let first_block = blocks(primary).next_multiple_of(blocks(secondary));
     let end = first_block + blocks(secondary);
     if end > MAX_BLOCKS {
@@ -50,7 +50,7 @@ pub fn run_with_dependent_launch(
     let mut early = Machine::new(primary, buffers, options, 0);
     let findings = Findings::default();
     early.interpreter.grid.reporter.dependent = Some(DependentGrid { launch: secondary, first_block, findings });
-    // Shadow memory holds ids of asynchronous operations of both grids, so both grids need the same table of
+    // Shadow memory records the asynchronous operations of both grids by id, so both grids must use the same table of
     // operations.
     let memories = (&mut early.interpreter.memory, &mut late.interpreter.memory);
     std::mem::swap(&mut memories.0.ops, &mut memories.1.ops);

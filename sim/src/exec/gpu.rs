@@ -1,12 +1,12 @@
 //! Limits and rates of the GPUs that runs simulate and performance models assume.
 
-/// Limits and rates of a GPU. Source: CUDA C++ programming guide, "Compute capabilities"; multiprocessors from the data
-/// sheets.
+/// Limits and rates of a GPU. Sources: CUDA C++ programming guide, "Compute capabilities"; the GPU's data sheet for
+/// the rates and the number of multiprocessors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GpuSpec {
     /// Name of the GPU.
     pub name: &'static str,
-    /// Compute capability × 10, for example 90.
+    /// Compute capability without the point: 90 means 9.0.
     pub sm: u32,
     /// Number of streaming multiprocessors.
     pub multiprocessors: u32,
@@ -60,7 +60,7 @@ impl GpuSpec {
     /// NVIDIA H200.
     pub const H200: GpuSpec = GpuSpec { name: "H200", bandwidth: 4.8e12, ..GpuSpec::H100 };
 
-    /// Returns the GPU that is simulated for a compute capability (× 10).
+    /// Returns the GPU that is simulated for a compute capability, given without the point (90 means 9.0).
     pub fn for_sm(sm: u32) -> GpuSpec {
         if sm >= 90 { GpuSpec::H100 } else { GpuSpec::A100 }
     }

@@ -14,7 +14,8 @@ pub struct ProgressCounters {
     pub changes: u64,
     /// Number of warp instructions executed so far.
     pub executed: u64,
-    /// Number of executed instructions that are typical of waiting loops: strong reads, atomics, `nanosleep`.
+    /// Number of executed instructions that are typical of waiting loops: strong loads (volatile, relaxed, acquire),
+    /// atomics, `nanosleep`.
     pub waits: u64,
 }
 
@@ -48,14 +49,14 @@ impl<'a> GridState<'a> {
         }
     }
 
-    /// Returns the thread of lane `lane` of a warp together with the instruction `pc`, for findings.
-    pub fn site(&self, block_slot: u32, warp: u32, lane: u32, pc: u32) -> Site {
-        self.context.site(self.blocks[block_slot].coordinates, warp * 32 + lane, pc)
+    /// Returns the location for a finding: the thread of `lane` of a warp, and the instruction `pc`.
+    pub fn finding_site(&self, block_slot: u32, warp: u32, lane: u32, pc: u32) -> Site {
+        self.context.finding_site(self.blocks[block_slot].coordinates, warp * 32 + lane, pc)
     }
 
-    /// Counts a change to memory or barriers, for which loops may be waiting.
+    /// Counts a change to memory or barriers, which may end a loop that waits for it.
     #[inline]
-    pub fn count_change(&mut self) {
+    pub fn count_memory_or_barrier_change(&mut self) {
         self.progress.changes += 1;
     }
 }

@@ -35,17 +35,17 @@ impl<'a> GridContext<'a> {
         self.cluster.iter().product()
     }
 
-    /// Returns thread number `thread` of the block at coordinates `block` together with the instruction `pc`, for
-    /// findings.
-    pub fn site(&self, block: [u32; 3], thread: u32, pc: u32) -> Site {
+    /// Returns the location for a finding: thread number `thread` of the block at coordinates `block`, and the
+    /// instruction `pc`.
+    pub fn finding_site(&self, block: [u32; 3], thread: u32, pc: u32) -> Site {
         Site { pc, block, thread: coordinates(thread, self.launch.block) }
     }
 
-    /// Returns the thread that a vector clock's agent stands for together with the instruction `pc`; thread 0 for
-    /// agents that are no thread.
-    pub fn site_of_agent(&self, agent: Agent, pc: u32) -> Site {
+    /// Returns the location for a finding: the thread that `agent` of a vector clock stands for, and the instruction
+    /// `pc`. An agent that is no thread gives thread 0.
+    pub fn finding_site_of_agent(&self, agent: Agent, pc: u32) -> Site {
         let block = agent.block().saturating_sub(self.first_block);
-        self.site(coordinates(block, self.launch.grid), agent.thread_index().unwrap_or(0), pc)
+        self.finding_site(coordinates(block, self.launch.grid), agent.thread_index().unwrap_or(0), pc)
     }
 
     /// Returns the name of a thread for messages.
@@ -72,7 +72,7 @@ impl<'a> GridContext<'a> {
     }
 }
 
-/// Splits a linear index into coordinates, x first.
+/// Splits a linear index into x, y and z coordinates; x varies fastest.
 pub fn coordinates(index: u32, extent: [u32; 3]) -> [u32; 3] {
     let [x, y, _] = extent;
     [index % x, index / x % y, index / x / y]

@@ -56,10 +56,10 @@ pub struct ExecOptions {
     pub completion: CompletionTiming,
     /// Only counts instructions and memory traffic: no race checks, no matrix products.
     pub count_only: bool,
-    /// Where an asynchronous copy overwrites bytes that were read through the generic proxy before, without a proxy
-    /// fence between the two, reports a finding instead of a note.
+    /// Whether it is a finding (else only a note) if an asynchronous copy overwrites bytes that were read through the
+    /// generic proxy before, without a proxy fence in between.
     pub strict_proxy: bool,
-    /// Registers per thread as ptxas reports them, for the number of resident blocks; `None` if unknown.
+    /// Registers per thread as ptxas reports them, which limit the number of resident blocks; `None` if unknown.
     pub registers: Option<u32>,
     /// Warp instructions without any change in memory after which the run counts as a deadlock.
     pub patience: u64,
@@ -172,8 +172,8 @@ pub(super) fn cluster_size(kernel: &Kernel, launch: &LaunchConfig) -> [u32; 3] {
     if launch.cluster == [1, 1, 1] { kernel.cluster.unwrap_or([1, 1, 1]).map(|n| n.max(1)) } else { launch.cluster }
 }
 
-/// Adds those variables of a module to memory that are not there yet.
-pub(super) fn map_variables(program: &Program, memory: &mut SimMemory) {
+/// Adds the module's global variables to memory, except those that are already there.
+pub(super) fn map_global_variables(program: &Program, memory: &mut SimMemory) {
     for v in &program.variables {
         if memory.buffer_index(v.address).is_none() && !v.bytes.is_empty() {
             memory.map_variable(v.address, v.bytes.clone(), v.constant);

@@ -39,7 +39,7 @@ pub use rng::SeededRng;
 
 use crate::memory::SimMemory;
 use crate::program::{Kernel, Program};
-use launch::{check_launch, map_variables};
+use launch::{check_launch, map_global_variables};
 use machine::Machine;
 
 /// Runs a kernel on the buffers of `memory`, which hold the results afterwards.
@@ -54,7 +54,7 @@ pub fn run(
     options: &ExecOptions,
 ) -> Result<SimOutcome, LaunchError> {
     check_launch(kernel, launch, options)?;
-    map_variables(program, memory);
+    map_global_variables(program, memory);
     let launch = SimLaunch { program, kernel, launch };
     let mut machine = Machine::new(launch, std::mem::take(memory), options, 0);
     machine.run();

@@ -72,7 +72,7 @@ impl InstructionForm<'_> {
             ("sqrt", true, false) => Op::SqrtF32(ftz),
             ("rsqrt", true, false) => Op::RsqrtF32(ftz),
             ("div", false, true) => return self.build_if_complete(Op::DivF32(ftz), &[F32], &[F32; 2]),
-            ("div", true, false) => return self.scalar_op(special::div_approx, flags, F32, &[F32; 2]),
+            ("div", true, false) => return self.scalar_op(special::div_approx_f32, flags, F32, &[F32; 2]),
             ("lg2", true, false) => return self.scalar_op(special::lg2, flags, F32, &[F32]),
             ("sin", true, false) => return self.scalar_op(special::sin, flags, F32, &[F32]),
             ("cos", true, false) => return self.scalar_op(special::cos, flags, F32, &[F32]),
@@ -101,7 +101,7 @@ impl InstructionForm<'_> {
             ("sqrt", true, false) => (float::sqrt_f64, 1),
             ("neg", false, false) => (float::neg_f64, 1),
             ("abs", false, false) => (float::abs_f64, 1),
-            ("rsqrt", false, true) if !ftz => (special::rsqrt_f64, 1),
+            ("rsqrt", false, true) if !ftz => (special::rsqrt_approx_f64, 1),
             ("rcp" | "rsqrt", false, true) if ftz => (special::rcp_or_rsqrt_approx_f64, 1),
             _ => return None,
         };

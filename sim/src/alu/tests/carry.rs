@@ -1,11 +1,12 @@
 //! Compares arithmetic that uses the carry flag with 96-bit integers.
 
-use super::{Random, regs};
+use super::{Random, register_operands};
 use crate::alu::{OperandSlots, decode};
 use crate::regs::{RegisterRow, Registers};
 
-/// Runs instructions, each with the indices of its registers, on 32-bit registers of one warp; predicate 0 is the
-/// carry flag.
+/// Executes a program on one warp with the 32-bit registers `rows` and returns the registers. Each instruction is an
+/// opcode, the index of its destination register, and the indices of its source registers; predicate 0 is the carry
+/// flag.
 fn sequence(program: &[(&str, u32, &[u32])], rows: &[[u32; 32]]) -> Registers {
     let mut r = Registers {
         rows: rows.iter().map(|x| RegisterRow(*x)).collect(),
@@ -14,7 +15,7 @@ fn sequence(program: &[(&str, u32, &[u32])], rows: &[[u32; 32]]) -> Registers {
         undefined_predicates: vec![0; 2],
     };
     for (opcode, dst, src) in program {
-        let (op, wants) = decode(opcode, &regs(1 + src.len()), &[]).expect(opcode);
+        let (op, wants) = decode(opcode, &register_operands(1 + src.len()), &[]).expect(opcode);
         assert!(wants.carry, "{opcode}");
         let mut s = OperandSlots { carry: 0, ..OperandSlots::default() };
         s.dst[0] = *dst;
@@ -30,7 +31,7 @@ fn carry_chains_match_96_bit_arithmetic() {
     for _ in 0..200 {
         let mut rows = [[0u32; 32]; 12];
         for row in &mut rows[..6] {
-            *row = std::array::from_fn(|_| random.edge_case() as u32);
+            *row = std::array::from_fn(|_| random.random_or_edge_case() as u32);
         }
         let wide = |r: &Registers, at: usize, lane: usize| {
             (0..3).fold(0u128, |x, i| x | (r.rows[at + i].0[lane] as u128) << (32 * i))
@@ -39,7 +40,8 @@ fn carry_chains_match_96_bit_arithmetic() {
         let sum = sequence(&[("add.cc.u32", 6, &[0, 3]), ("addc.cc.u32", 7, &[1, 4]), ("addc.u32", 8, &[2, 5])], &rows);
         let difference =
             sequence(&[("sub.cc.s32", 6, &[0, 3]), ("subc.cc.s32", 7, &[1, 4]), ("subc.s32", 8, &[2, 5])], &rows);
-        // The 64-bit product of registers 0 and 1 is added to the 96-bit number in registers 5:4:3.
+        // Adds the 64-bit product of registers 0 and 1 to the 96-bit number whose 32-bit words are registers 3
+        // (lowest), 4 and 5.
         let fused = sequence(
             &[("mad.lo.cc.u32", 6, &[0, 1, 3]), ("madc.hi.cc.u32", 7, &[0, 1, 4]), ("addc.u32", 8, &[9, 5])],
             &rows,

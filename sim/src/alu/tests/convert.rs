@@ -1,11 +1,11 @@
 //! Tests of `cvt` between integers and floating-point formats.
 
-use super::{Random, as_integer, check, check_with, low_bits, regs};
+use super::{Random, as_integer, check_instruction, check_instruction_with, low_bits, register_operands};
 use crate::ptx::ast::{Operand, RegisterDecl, Type};
 
 #[test]
 fn cvt_to_bf16_rounds_to_nearest_even() {
-    // The nearer of the two neighbours, or the even one in case of a tie.
+    // The bf16 bits nearest to the f32 with bits `x`; in a tie, those whose last bit is 0.
     let nearest = |x: u64| {
         let x = x as u32;
         if f32::from_bits(x).is_nan() {
@@ -23,8 +23,8 @@ fn cvt_to_bf16_rounds_to_nearest_even() {
         let infinite = f32::from_bits(x).is_infinite();
         (if infinite || d < u || d == u && down & 1 == 0 { down } else { up }) as u64
     };
-    check("cvt.rn.bf16.f32", 1, |s| nearest(s[0]));
-    check("cvt.rn.bf16x2.f32", 2, |s| nearest(s[0]) << 16 | nearest(s[1]));
+    check_instruction("cvt.rn.bf16.f32", 1, |s| nearest(s[0]));
+    check_instruction("cvt.rn.bf16x2.f32", 2, |s| nearest(s[0]) << 16 | nearest(s[1]));
 }
 
 #[test]
@@ -35,18 +35,18 @@ fn integer_conversions_extend_truncate_or_clamp() {
         for (to, to_signed) in widths.iter().flat_map(|b| [(*b, false), (*b, true)]) {
             let value = |s: &[u64]| as_integer(s[0], from, from_signed);
             let opcode = format!("cvt.{}.{}", name(to, to_signed), name(from, from_signed));
-            check(&opcode, 1, |s| low_bits(value(s), to));
+            check_instruction(&opcode, 1, |s| low_bits(value(s), to));
             let opcode = format!("cvt.sat.{}.{}", name(to, to_signed), name(from, from_signed));
             let (least, most) =
                 if to_signed { (-(1i128 << (to - 1)), (1i128 << (to - 1)) - 1) } else { (0, (1i128 << to) - 1) };
-            check(&opcode, 1, |s| low_bits(value(s).clamp(least, most), to));
+            check_instruction(&opcode, 1, |s| low_bits(value(s).clamp(least, most), to));
         }
     }
-    // With registers wider than the type, the source is truncated and the destination extended.
+    // If registers are wider than the types of `cvt`, it truncates the source and extends the result.
     let registers = [Type::B32, Type::B64].map(|ty| RegisterDecl { name: String::new(), ty });
     let wide = [Operand::Register(1), Operand::Register(0)];
-    check_with("cvt.s8.s16", &wide, &registers, &mut |r, _| r.next(), |s| vec![as_integer(s[0], 8, true) as u64]);
-    check_with("cvt.u32.s8", &wide, &registers, &mut |r, _| r.next() & 0xff, |s| {
+    check_instruction_with("cvt.s8.s16", &wide, &registers, &mut |r, _| r.next(), |s| vec![as_integer(s[0], 8, true) as u64]);
+    check_instruction_with("cvt.u32.s8", &wide, &registers, &mut |r, _| r.next() & 0xff, |s| {
         vec![as_integer(s[0], 8, true) as u32 as u64]
     });
 }
@@ -71,10 +71,10 @@ fn float_to_integer_conversions_round_clamp_and_handle_nan() {
                     match (r.next() % 3, double) {
                         (0, true) => near.to_bits(),
                         (0, false) => (near as f32).to_bits() as u64,
-                        _ => r.edge_case(),
+                        _ => r.random_or_edge_case(),
                     }
                 };
-                check_with(&format!("cvt.{mode}.{to}.{from}"), &regs(2), &[], &mut source, |s| {
+                check_instruction_with(&format!("cvt.{mode}.{to}.{from}"), &register_operands(2), &[], &mut source, |s| {
                     let x = if double { f64::from_bits(s[0]) } else { f32::from_bits(s[0] as u32) as f64 };
                     let (least, most) = if signed {
                         (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1)
@@ -88,7 +88,7 @@ fn float_to_integer_conversions_round_clamp_and_handle_nan() {
                 });
             }
         }
-        check(&format!("cvt.{mode}.f32.f32"), 1, |s| {
+        check_instruction(&format!("cvt.{mode}.f32.f32"), 1, |s| {
             let x = f32::from_bits(s[0] as u32);
             if x.is_nan() { 0x7fff_ffff } else { (f(x as f64) as f32).to_bits() as u64 }
         });
@@ -97,27 +97,27 @@ fn float_to_integer_conversions_round_clamp_and_handle_nan() {
 
 #[test]
 fn conversions_to_floats_match_rust() {
-    check("cvt.rn.f32.s64", 1, |s| (s[0] as i64 as f32).to_bits() as u64);
-    check("cvt.rn.f32.u64", 1, |s| (s[0] as f32).to_bits() as u64);
-    check("cvt.rn.f64.s64", 1, |s| (s[0] as i64 as f64).to_bits());
-    check("cvt.rn.f64.u32", 1, |s| (s[0] as f64).to_bits());
-    check("cvt.rn.f32.s32", 1, |s| (s[0] as i32 as f32).to_bits() as u64);
-    check("cvt.rn.f32.u8", 1, |s| (s[0] as f32).to_bits() as u64);
-    check("cvt.rz.f32.u32", 1, |s| {
+    check_instruction("cvt.rn.f32.s64", 1, |s| (s[0] as i64 as f32).to_bits() as u64);
+    check_instruction("cvt.rn.f32.u64", 1, |s| (s[0] as f32).to_bits() as u64);
+    check_instruction("cvt.rn.f64.s64", 1, |s| (s[0] as i64 as f64).to_bits());
+    check_instruction("cvt.rn.f64.u32", 1, |s| (s[0] as f64).to_bits());
+    check_instruction("cvt.rn.f32.s32", 1, |s| (s[0] as i32 as f32).to_bits() as u64);
+    check_instruction("cvt.rn.f32.u8", 1, |s| (s[0] as f32).to_bits() as u64);
+    check_instruction("cvt.rz.f32.u32", 1, |s| {
         let near = s[0] as f32;
         (if near as u64 > s[0] { near.next_down() } else { near }).to_bits() as u64
     });
-    check("cvt.f64.f32", 1, |s| {
+    check_instruction("cvt.f64.f32", 1, |s| {
         let x = f32::from_bits(s[0] as u32);
         if x.is_nan() { 0x7fff_ffff_ffff_ffff } else { (x as f64).to_bits() }
     });
     let nan = |x: f32| if x.is_nan() { 0x7fff_ffff } else { x.to_bits() as u64 };
-    check("cvt.rn.f32.f64", 1, |s| nan(f64::from_bits(s[0]) as f32));
-    check("cvt.sat.f32.f32", 1, |s| {
+    check_instruction("cvt.rn.f32.f64", 1, |s| nan(f64::from_bits(s[0]) as f32));
+    check_instruction("cvt.sat.f32.f32", 1, |s| {
         let x = f32::from_bits(s[0] as u32);
         if x > 0.0 { x.min(1.0).to_bits() as u64 } else { 0 }
     });
-    check("cvt.rn.relu.bf16x2.f32", 2, |s| {
+    check_instruction("cvt.rn.relu.bf16x2.f32", 2, |s| {
         let one = |x: u64| {
             let x = f32::from_bits(x as u32);
             if x.is_nan() {
@@ -130,15 +130,15 @@ fn conversions_to_floats_match_rust() {
         };
         one(s[0]) << 16 | one(s[1])
     });
-    check("cvt.rn.satfinite.f16.f32", 1, |s| {
+    check_instruction("cvt.rn.satfinite.f16.f32", 1, |s| {
         let x = f32::from_bits(s[0] as u32);
         if x.is_nan() { 0x7fff } else { half::f16::from_f32_const(x.clamp(-65504.0, 65504.0)).to_bits() as u64 }
     });
-    check("cvt.pack.sat.u8.s32.b32", 3, |s| {
+    check_instruction("cvt.pack.sat.u8.s32.b32", 3, |s| {
         let one = |x: u64| as_integer(x, 32, true).clamp(0, 255) as u64;
         (s[2] << 16 | one(s[0]) << 8 | one(s[1])) & 0xffff_ffff
     });
-    check("cvt.pack.sat.s16.s32", 2, |s| {
+    check_instruction("cvt.pack.sat.s16.s32", 2, |s| {
         let one = |x: u64| low_bits(as_integer(x, 32, true).clamp(-32768, 32767), 16);
         one(s[0]) << 16 | one(s[1])
     });

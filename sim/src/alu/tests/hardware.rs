@@ -1,12 +1,12 @@
 //! Tests against results measured on an H200 where the PTX ISA does not say enough (`benches/src/instructions`).
 
-use super::{regs, run};
+use super::{register_operands, run_instruction};
 use crate::alu::{OperandSlots, decode};
 use crate::regs::{RegisterRow, Registers};
 
-/// Returns the result of an instruction whose sources are equal in every lane.
+/// Runs an instruction with the same sources in every lane and returns the result of one lane.
 fn result(opcode: &str, sources: &[u64]) -> u64 {
-    let ran = run(opcode, &regs(1 + sources.len()), &[], &mut |i| sources[i]);
+    let ran = run_instruction(opcode, &register_operands(1 + sources.len()), &[], &mut |i| sources[i]);
     ran.results[0][0]
 }
 
@@ -46,8 +46,8 @@ fn results_match_an_h200() {
 
 #[test]
 fn results_that_round_up_to_the_smallest_normal_number_are_kept() {
-    // With 24 bits, 2^-126 · (1 − 2^-26) rounds to a normal number in modes nearest and up, but not towards zero or
-    // down.
+    // Rounded to a significand of 24 bits, 2^-126 · (1 − 2^-26) becomes the smallest normal number in the modes
+    // nearest and up, but stays below it in the modes towards zero and down.
     let (a, b, c) = (0x80_0000u64, 0xb280_0000u64, 0x80_0000u64);
     assert_eq!(result("fma.rn.ftz.f32", &[a, b, c]), 0x80_0000);
     assert_eq!(result("fma.rp.ftz.f32", &[a, b, c]), 0x80_0000);
@@ -66,7 +66,7 @@ fn borrow_clears_the_carry_flag() {
             undefined_predicates: vec![0; 1],
         };
         for (opcode, dst, src) in [(first, 4, [0, 1]), (second, 5, [2, 3])] {
-            let (op, _) = decode(opcode, &regs(3), &[]).expect(opcode);
+            let (op, _) = decode(opcode, &register_operands(3), &[]).expect(opcode);
             let mut s = OperandSlots { carry: 0, ..OperandSlots::default() };
             s.dst[0] = dst;
             s.src[..2].copy_from_slice(&src);

@@ -27,7 +27,7 @@ impl Random {
     }
 
     /// Returns uniform random bits, or an edge case: few bits set, sign bits, all ones, special float values.
-    pub fn edge_case(&mut self) -> u64 {
+    pub fn random_or_edge_case(&mut self) -> u64 {
         let x = self.next();
         let small = self.next() % 70;
         match self.next() % 8 {
@@ -46,7 +46,7 @@ impl Random {
 }
 
 /// The sources and results of one instruction of a warp, as 64 bits per lane (a predicate is 0 or 1).
-pub struct RunResult {
+pub struct WarpRun {
     pub sources: Vec<[u64; 32]>,
     pub results: Vec<[u64; 32]>,
 }
@@ -55,12 +55,12 @@ pub struct RunResult {
 ///
 /// Also checks that a partial mask leaves the other lanes unchanged, and that an undefined lane of any source makes
 /// the result undefined in exactly that lane (except for selections).
-pub fn run(
+pub fn run_instruction(
     opcode: &str,
     operands: &[Operand],
     registers: &[RegisterDecl],
     source: &mut dyn FnMut(usize) -> u64,
-) -> RunResult {
+) -> WarpRun {
     let (op, wants) = decode(opcode, operands, registers).unwrap_or_else(|| panic!("{opcode} is unknown"));
     let empty = Registers {
         rows: vec![RegisterRow([0x5555_5555; 32]); 64],
@@ -112,7 +112,7 @@ pub fn run(
             }
         }
     }
-    RunResult { sources, results }
+    WarpRun { sources, results }
 }
 
 fn put(r: &mut Registers, class: RegisterClass, slot: u32, values: &[u64; 32]) {
@@ -134,18 +134,18 @@ fn get(r: &Registers, class: RegisterClass, slot: u32) -> [u64; 32] {
 }
 
 /// Returns `n` register operands.
-pub fn regs(n: usize) -> Vec<Operand> {
+pub fn register_operands(n: usize) -> Vec<Operand> {
     vec![Operand::Register(0); n]
 }
 
 /// Compares an instruction with `expected` on random edge-case data. The instruction has one destination and
 /// `source_count` register sources.
-pub fn check(opcode: &str, source_count: usize, expected: impl Fn(&[u64]) -> u64) {
-    check_with(opcode, &regs(1 + source_count), &[], &mut |random, _| random.edge_case(), |s| vec![expected(s)]);
+pub fn check_instruction(opcode: &str, source_count: usize, expected: impl Fn(&[u64]) -> u64) {
+    check_instruction_with(opcode, &register_operands(1 + source_count), &[], &mut |random, _| random.random_or_edge_case(), |s| vec![expected(s)]);
 }
 
-/// Compares an instruction with `expected`, for any operands, sources and number of results.
-pub fn check_with(
+/// Like [`check_instruction`], for any operands and random sources, and for any number of results.
+pub fn check_instruction_with(
     opcode: &str,
     operands: &[Operand],
     registers: &[RegisterDecl],
@@ -154,7 +154,7 @@ pub fn check_with(
 ) {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     for _ in 0..40 {
-        let ran = run(opcode, operands, registers, &mut |i| source(&mut random, i));
+        let ran = run_instruction(opcode, operands, registers, &mut |i| source(&mut random, i));
         for lane in 0..32 {
             let s: Vec<u64> = ran.sources.iter().map(|v| v[lane]).collect();
             let got: Vec<u64> = ran.results.iter().map(|v| v[lane]).collect();

@@ -1,21 +1,21 @@
 //! Tests of `mov` between registers and vectors of registers.
 
-use super::{Random, check_with, regs};
+use super::{Random, check_instruction_with, register_operands};
 use crate::alu::{OperandSlots, decode};
 use crate::ptx::ast::Operand;
 use crate::regs::{RegisterRow, Registers};
 
 #[test]
 fn vectors_are_packed_and_unpacked_with_the_first_lowest() {
-    let vector = |n: usize| Operand::Vector(regs(n));
+    let vector = |n: usize| Operand::Vector(register_operands(n));
     for (opcode, n, bits) in
         [("mov.b32", 2, 16), ("mov.b64", 2, 32), ("mov.b16", 2, 8), ("mov.b32", 4, 8), ("mov.b64", 4, 16)]
     {
         let mut any = |r: &mut Random, _: usize| r.next();
-        check_with(opcode, &[Operand::Register(0), vector(n)], &[], &mut any, |s| {
+        check_instruction_with(opcode, &[Operand::Register(0), vector(n)], &[], &mut any, |s| {
             vec![s.iter().rev().fold(0, |d, x| d << bits | x)]
         });
-        check_with(opcode, &[vector(n), Operand::Register(0)], &[], &mut any, |s| {
+        check_instruction_with(opcode, &[vector(n), Operand::Register(0)], &[], &mut any, |s| {
             (0..n).map(|i| s[0] >> (bits * i) & ((1 << bits) - 1)).collect()
         });
     }

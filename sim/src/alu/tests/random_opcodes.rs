@@ -1,6 +1,6 @@
 //! Decodes random opcodes and executes those that are valid, which must not panic.
 
-use super::{Random, regs};
+use super::{Random, register_operands};
 use crate::alu::{OperandSlots, decode};
 use crate::ptx::ast::Operand;
 use crate::regs::{RegisterRow, Registers};
@@ -19,7 +19,8 @@ fn random_opcodes_never_panic() {
     let random_length = |r: &mut Random| r.next() % 4;
     let mut known = 0;
     for _ in 0..400_000 {
-        // An opcode is a name, modifiers and a type. One word in 16 is drawn from the words for all three.
+        // An opcode is a name, modifiers and a type. With probability 1/16 a word of another kind is drawn in its
+        // place.
         let mut word = |from: usize, to: usize| {
             let (from, to) = if random.next().is_multiple_of(16) { (0, words.len()) } else { (from, to) };
             words[from + random.next() as usize % (to - from)]
@@ -27,10 +28,10 @@ fn random_opcodes_never_panic() {
         let mut opcode = vec![word(0, names)];
         opcode.extend((0..random_length(&mut lengths)).map(|_| word(names, words.len() - 25)));
         opcode.push(word(words.len() - 25, words.len()));
-        let mut operands = regs(random.next() as usize % 6);
+        let mut operands = register_operands(random.next() as usize % 6);
         for o in &mut operands {
             match random.next() % 12 {
-                0 => *o = Operand::Vector(regs(random.next() as usize % 5)),
+                0 => *o = Operand::Vector(register_operands(random.next() as usize % 5)),
                 1 => *o = Operand::Not(0),
                 2 => *o = Operand::Pair(Box::new(Operand::Sink), Box::new(Operand::Register(9))),
                 _ => {}
@@ -40,7 +41,7 @@ fn random_opcodes_never_panic() {
         known += 1;
         assert!(wants.dst.len() <= 4 && wants.src.len() <= 5);
         let mut r = Registers {
-            rows: (0..16).map(|_| RegisterRow(std::array::from_fn(|_| random.edge_case() as u32))).collect(),
+            rows: (0..16).map(|_| RegisterRow(std::array::from_fn(|_| random.random_or_edge_case() as u32))).collect(),
             undefined: vec![0; 16],
             predicates: vec![random.next() as u32; 16],
             undefined_predicates: vec![0; 16],

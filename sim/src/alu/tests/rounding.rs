@@ -1,6 +1,6 @@
 //! Compares rounding with its definition: no other number of the format is nearer, or nearer on the required side.
 
-use super::{Random, check, check_with, regs};
+use super::{Random, check_instruction, check_instruction_with, register_operands};
 use crate::alu::soft_float::{
     BF16, E4M3, E5M2, ExactFloat, F16, F32, F64, FloatFormat, RoundingMode, TF32, decode_float, encode_float,
 };
@@ -68,7 +68,7 @@ fn narrow_formats_round_to_the_right_neighbour() {
             [RoundingMode::Nearest, RoundingMode::Away, RoundingMode::Zero, RoundingMode::Down, RoundingMode::Up]
         {
             for _ in 0..20_000 {
-                // Test representable values, midpoints between them, and points next to both.
+                // Tests representable values, midpoints between neighbouring values, and points close to both.
                 let i = random.next() as usize % (all.len() - 1);
                 let part = [0.0, 0.5, 0.5 - 1e-9, 0.5 + 1e-9, 1e-9, 0.3][random.next() as usize % 6];
                 let x = all[i].0 + (all[i + 1].0 - all[i].0) * part;
@@ -99,7 +99,7 @@ fn overflow_depends_on_the_rounding_mode() {
 fn soft_float_to_nearest_equals_the_processor() {
     let mut random = Random(11);
     for _ in 0..200_000 {
-        let [a, b, c] = [0; 3].map(|_| f32::from_bits(random.edge_case() as u32));
+        let [a, b, c] = [0; 3].map(|_| f32::from_bits(random.random_or_edge_case() as u32));
         let finite = a.is_finite() && b.is_finite() && c.is_finite();
         if !finite {
             continue;
@@ -143,7 +143,7 @@ fn soft_float_to_nearest_equals_the_processor() {
 fn directed_f32_arithmetic_brackets_the_exact_result() {
     // f64 holds the product of two f32 exactly, so the comparison with it is exact.
     for (mode, _) in &MODES[1..] {
-        check_with(&format!("mul.{mode}.f32"), &regs(3), &[], &mut |r, _| r.next() & 0xbfff_ffff | 0x2000_0000, |s| {
+        check_instruction_with(&format!("mul.{mode}.f32"), &register_operands(3), &[], &mut |r, _| r.next() & 0xbfff_ffff | 0x2000_0000, |s| {
             let [a, b] = [s[0], s[1]].map(|x| f32::from_bits(x as u32) as f64);
             let near = (a * b) as f32;
             let ok = |y: f32| match *mode {
@@ -161,8 +161,8 @@ fn directed_f32_arithmetic_brackets_the_exact_result() {
     }
     // A sum that cancels exactly is −0 only when rounding down.
     for (mode, zero) in [("rn", 0), ("rz", 0), ("rm", 0x8000_0000), ("rp", 0)] {
-        let operands = regs(3);
-        check_with(&format!("sub.{mode}.f32"), &operands, &[], &mut |_, _| 0x3f80_0000, |_| vec![zero]);
+        let operands = register_operands(3);
+        check_instruction_with(&format!("sub.{mode}.f32"), &operands, &[], &mut |_, _| 0x3f80_0000, |_| vec![zero]);
     }
 }
 
@@ -180,7 +180,7 @@ fn half_arithmetic_rounds_once() {
                 encode_float(native, format, RoundingMode::Nearest)
             }
         };
-        check(&format!("fma.rn.{name}"), 3, |s| {
+        check_instruction(&format!("fma.rn.{name}"), 3, |s| {
             let (a, b, c) = exact(s);
             let native = a.mul_add(b, c);
             let finite = a.is_finite() && b.is_finite() && c.is_finite();
@@ -191,7 +191,7 @@ fn half_arithmetic_rounds_once() {
             };
             round(w, native)
         });
-        check(&format!("add.{name}"), 2, |s| {
+        check_instruction(&format!("add.{name}"), 2, |s| {
             let (a, b, _) = exact(s);
             let w = if a.is_finite() && b.is_finite() {
                 ExactFloat::from_f64(a).plus(ExactFloat::from_f64(b))
@@ -200,14 +200,14 @@ fn half_arithmetic_rounds_once() {
             };
             round(w, a + b)
         });
-        check(&format!("mul.{name}x2"), 2, |s| {
+        check_instruction(&format!("mul.{name}x2"), 2, |s| {
             let one = |i: u32| {
                 let (a, b) = (decode_float(s[0] >> i & 0xffff, format), decode_float(s[1] >> i & 0xffff, format));
                 encode_float(a * b, format, RoundingMode::Nearest)
             };
             one(0) | one(16) << 16
         });
-        check(&format!("fma.rn.relu.{name}"), 3, |s| {
+        check_instruction(&format!("fma.rn.relu.{name}"), 3, |s| {
             let (a, b, c) = exact(s);
             let y = a.mul_add(b, c);
             let w = if y.is_finite() {
@@ -224,7 +224,7 @@ fn half_arithmetic_rounds_once() {
 fn fp8_round_trips() {
     for (name, format) in [("e4m3x2", E4M3), ("e5m2x2", E5M2)] {
         let halves = format!("cvt.rn.f16x2.{name}");
-        check(&halves, 1, |s| {
+        check_instruction(&halves, 1, |s| {
             let one = |b: u64| {
                 let v = reference8(b, format);
                 if v.is_nan() { 0x7fff } else { half::f16::from_f64(v).to_bits() as u64 }
@@ -234,7 +234,7 @@ fn fp8_round_trips() {
         let all = values(format);
         for from in ["f32", "f16x2"] {
             let opcode = format!("cvt.rn.satfinite.{name}.{from}");
-            check(&opcode, if from == "f32" { 2 } else { 1 }, |s| {
+            check_instruction(&opcode, if from == "f32" { 2 } else { 1 }, |s| {
                 let x: [f64; 2] = match from {
                     "f32" => [f32::from_bits(s[1] as u32) as f64, f32::from_bits(s[0] as u32) as f64],
                     _ => [s[0] & 0xffff, s[0] >> 16].map(|h| half::f16::from_bits(h as u16).to_f64()),
@@ -285,9 +285,10 @@ fn reference8(b: u64, format: FloatFormat) -> f64 {
 
 #[test]
 fn tf32_keeps_ten_bits() {
-    check("cvt.rna.tf32.f32", 1, |s| {
+    check_instruction("cvt.rna.tf32.f32", 1, |s| {
         let x = s[0] as u32;
-        // `.rna` adds half a unit of the last tf32 bit to the magnitude. Infinity stays infinity; a NaN is truncated.
+        // `.rna` adds half a unit in the last place of tf32 to the magnitude. Infinity stays infinity; a NaN is
+        // truncated.
         if f32::from_bits(x).is_finite() {
             (x.wrapping_add(0x1000) & 0xffff_e000) as u64
         } else {
@@ -311,9 +312,9 @@ fn halves_widen_and_narrow_as_the_half_crate_does() {
         let x = f32::from_bits(x as u32);
         if x.is_nan() { 0x7fff } else { half::f16::from_f32_const(x).to_bits() as u64 }
     };
-    check("cvt.rn.f16.f32", 1, |s| narrowed(s[0]));
-    check("cvt.rn.f16x2.f32", 2, |s| narrowed(s[0]) << 16 | narrowed(s[1]));
-    check_with("cvt.rn.f16x2.f32", &regs(3), &[], &mut |r, _| r.next() & 0x8fff_ffff | 0x3000_0000, |s| {
+    check_instruction("cvt.rn.f16.f32", 1, |s| narrowed(s[0]));
+    check_instruction("cvt.rn.f16x2.f32", 2, |s| narrowed(s[0]) << 16 | narrowed(s[1]));
+    check_instruction_with("cvt.rn.f16x2.f32", &register_operands(3), &[], &mut |r, _| r.next() & 0x8fff_ffff | 0x3000_0000, |s| {
         vec![narrowed(s[0]) << 16 | narrowed(s[1])]
     });
 }

@@ -1,12 +1,13 @@
 //! Compares the special functions with f64 results, within the errors that the PTX ISA allows.
 
-use super::{Random, regs, run};
+use super::{Random, register_operands, run_instruction};
 
 #[test]
 fn approximations_are_within_their_documented_errors() {
     let float = |x: u64| f32::from_bits(x as u32);
     let mut random = Random(17);
-    // Opcode, exact function, range of arguments, error bound of the PTX ISA, and whether the bound is relative.
+    // A test case: opcode, exact function, whether an argument is tested, error bound of the PTX ISA, and whether the
+    // bound is relative (otherwise it is absolute).
     type Case = (&'static str, fn(f64) -> f64, fn(f64) -> bool, f64, bool);
     let cases: [Case; 7] = [
         ("ex2.approx.f32", f64::exp2, |x| x.abs() < 125.0, 2.0f64.powi(-22), true),
@@ -19,7 +20,7 @@ fn approximations_are_within_their_documented_errors() {
     ];
     for (opcode, f, within, bound, relative) in cases {
         for _ in 0..300 {
-            let ran = run(opcode, &regs(2), &[], &mut |_| {
+            let ran = run_instruction(opcode, &register_operands(2), &[], &mut |_| {
                 let x = (random.next() % 4_000_000) as f32 / 8000.0 - 250.0;
                 x.to_bits() as u64
             });
@@ -31,7 +32,7 @@ fn approximations_are_within_their_documented_errors() {
             }
         }
     }
-    let of = |opcode: &str, x: f32| run(opcode, &regs(2), &[], &mut |_| x.to_bits() as u64).results[0][0];
+    let of = |opcode: &str, x: f32| run_instruction(opcode, &register_operands(2), &[], &mut |_| x.to_bits() as u64).results[0][0];
     let inf = f32::INFINITY;
     for (opcode, x, y) in [
         ("ex2.approx.f32", inf, inf),
@@ -60,5 +61,5 @@ fn approximations_are_within_their_documented_errors() {
     }
     // `div.approx` gives zero for a divisor above 2^126.
     let big = |i: usize| if i == 0 { 2f32.powi(100) } else { 2f32.powi(127) }.to_bits() as u64;
-    assert_eq!(run("div.approx.f32", &regs(3), &[], &mut |i| big(i)).results[0][0], 0);
+    assert_eq!(run_instruction("div.approx.f32", &register_operands(3), &[], &mut |i| big(i)).results[0][0], 0);
 }

@@ -35,7 +35,7 @@ impl AsyncEngine {
 /// Reports a copy that writes or reads shared memory of a block that exits.
 fn report_unfinished(grid: &mut GridState, memory: &MemorySystem, slot: u32, operation: &InFlightOperation) {
     let (Some(op), CompletionSignal::CompleteTx(_)) = (operation.op, &operation.signal) else { return };
-    let site = grid.context.site_of_agent(memory.ops.issuer(op), memory.ops.pc(op));
+    let site = grid.context.finding_site_of_agent(memory.ops.issuer(op), memory.ops.pc(op));
     let rank = grid.blocks.get(slot).map_or(0, |block| block.rank);
     grid.reporter.report(FindingKind::AsyncNotWaited, site, || {
         let verb = if operation.writes_shared_memory_of(slot) { "write" } else { "read" };

@@ -1,6 +1,6 @@
 //! `cp.async.bulk` (bulk copies and tensor copies), bulk groups, and `st.async`.
 
-use super::effects::apply;
+use super::effects::apply_copy_effect;
 use super::engine::{AsyncEngine, completes_at_issue};
 use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::grid::GridState;
@@ -61,7 +61,7 @@ impl AsyncEngine {
             | undefined_address(regs, &b.src)
             | undefined_registers(regs, b.size.iter().chain(&b.multicast).chain(&b.coords))
             | b.mbarrier.map_or(0, |m| undefined_address(regs, &m));
-        cx.drop_undefined_addresses(undefined);
+        cx.drop_lanes_with_undefined_address(undefined);
         for lane in lanes_of(cx.mask) {
             let l = lane as usize;
             let request = BulkRequest {
@@ -104,7 +104,7 @@ impl AsyncEngine {
         }
         let mut pieces = Vec::new();
         for rank in &r.ranks {
-            let to = shared_address(r.to, *rank);
+            let to = shared_address_in_block(r.to, *rank);
             let target = memory.locate_bytes(cx, lane, AddressWindow::SharedCluster, to, bytes);
             let Some((location, offset)) = target else { return };
             memory.check_async_runs(cx, (op, lane), location, &[(offset, bytes)], Some(strength));
@@ -112,7 +112,7 @@ impl AsyncEngine {
         }
         let effect = CopyEffect { pieces, reduce: typed_reduction(b), ..CopyEffect::default() };
         let signal = CompletionSignal::CompleteTx(mbarriers.into_iter().map(|at| (at, r.size)).collect());
-        self.start(cx.grid, memory, InFlightOperation { op: Some(op), effect, signal });
+        self.start_operation(cx.grid, memory, InFlightOperation { op: Some(op), effect, signal });
     }
 
     /// Issues a bulk copy from shared to global memory.
@@ -149,7 +149,7 @@ impl AsyncEngine {
         let regs = cx.regs();
         let (to, mbarriers) = (addresses(regs, s.to), addresses(regs, s.mbarrier));
         let undefined = undefined_address(regs, s.to) | undefined_address(regs, s.mbarrier);
-        cx.drop_undefined_addresses(undefined);
+        cx.drop_lanes_with_undefined_address(undefined);
         let bytes = s.width as u32 * s.values.len() as u32;
         for lane in lanes_of(cx.mask) {
             let l = lane as usize;
@@ -172,7 +172,7 @@ impl AsyncEngine {
             let pieces = vec![CopyPiece { to: location, to_offset: offset, from: None, bytes: 0 }];
             let effect = CopyEffect { pieces, reduce: s.reduce, bytes: Some(data), ..CopyEffect::default() };
             let signal = CompletionSignal::CompleteTx(signalled.into_iter().map(|at| (at, bytes)).collect());
-            self.start(cx.grid, memory, InFlightOperation { op: Some(op), effect, signal });
+            self.start_operation(cx.grid, memory, InFlightOperation { op: Some(op), effect, signal });
         }
         NextAction::Next
     }
@@ -191,7 +191,7 @@ pub(super) fn add_bulk_store(
     if completes_at_issue(cx.grid, 3)
         && let Some(effect) = effect.take()
     {
-        apply(cx.grid, memory, &effect);
+        apply_copy_effect(cx.grid, memory, &effect);
     }
     let store = BulkStore { reading, writing, effect };
     let groups = &mut cx.warp.copies.bulk;
@@ -202,7 +202,7 @@ pub(super) fn add_bulk_store(
 }
 
 /// Executes `cp.async.bulk.commit_group`.
-pub fn bulk_commit(cx: &mut InstructionContext) -> NextAction {
+pub fn commit_bulk_group(cx: &mut InstructionContext) -> NextAction {
     let groups = &mut cx.warp.copies.bulk;
     for lane in lanes_of(cx.mask) {
         match groups.iter_mut().find(|g| g.lane == lane && !g.committed) {
@@ -213,30 +213,30 @@ pub fn bulk_commit(cx: &mut InstructionContext) -> NextAction {
     NextAction::Next
 }
 
-/// Executes `cp.async.bulk.wait_group`: waits until all but the last `groups` committed groups are complete, or with
-/// `read` until their sources have been read.
-pub fn bulk_wait(cx: &mut InstructionContext, memory: &mut MemorySystem, groups: u32, read: bool) -> NextAction {
+/// Executes `cp.async.bulk.wait_group`: waits until all but the last `pending_groups` committed groups are complete;
+/// with `.read` (`sources_only`), until the sources of these groups have been read.
+pub fn wait_for_bulk_groups(cx: &mut InstructionContext, memory: &mut MemorySystem, pending_groups: u32, sources_only: bool) -> NextAction {
     let mut all = std::mem::take(&mut cx.warp.copies.bulk);
     for lane in lanes_of(cx.mask) {
         let committed: Vec<usize> = (0..all.len()).filter(|&i| all[i].lane == lane && all[i].committed).collect();
-        let done = committed.len().saturating_sub(groups as usize);
+        let done = committed.len().saturating_sub(pending_groups as usize);
         for &i in &committed[..done] {
             for store in &mut all[i].stores {
                 if let Some(effect) = store.effect.take() {
-                    apply(cx.grid, memory, &effect);
+                    apply_copy_effect(cx.grid, memory, &effect);
                 }
                 memory.ops.mark_observed_by_lanes(store.reading, &cx.warp.order, 1 << lane);
-                if !read {
+                if !sources_only {
                     memory.ops.mark_observed_by_lanes(store.writing, &cx.warp.order, 1 << lane);
                 }
             }
             all[i].read = true;
-            if !read {
+            if !sources_only {
                 all[i].stores.clear();
             }
         }
     }
-    // Complete groups are dropped. Groups whose sources were read stay until a full wait completes them.
+    // Drops complete groups. A group whose sources were read stays until a wait without `.read` completes it.
     all.retain(|g| !(g.committed && g.read && g.stores.is_empty()));
     cx.warp.copies.bulk = all;
     NextAction::Next
@@ -247,13 +247,13 @@ pub fn complete_warp_bulk_stores(grid: &mut GridState, memory: &mut MemorySystem
     for group in std::mem::take(&mut warp.copies.bulk) {
         for store in group.stores {
             if !group.read {
-                let site = grid.site(warp.slot, warp.index, group.lane, memory.ops.pc(store.reading));
+                let site = grid.finding_site(warp.slot, warp.index, group.lane, memory.ops.pc(store.reading));
                 grid.reporter.report(FindingKind::AsyncNotWaited, site, || {
                     "a thread exits while its bulk store may still read shared memory: no cp.async.bulk.wait_group follows".into()
                 });
             }
             if let Some(effect) = store.effect {
-                apply(grid, memory, &effect);
+                apply_copy_effect(grid, memory, &effect);
             }
         }
     }
@@ -297,7 +297,7 @@ fn multicast_ranks(mask: Option<u16>) -> Vec<Option<u32>> {
 }
 
 /// Returns the address of the same byte in the shared memory of the cluster's block `rank`; `None` keeps the address.
-pub(super) fn shared_address(address: u64, rank: Option<u32>) -> u64 {
+pub(super) fn shared_address_in_block(address: u64, rank: Option<u32>) -> u64 {
     rank.map_or(address, |r| layout::cluster_address(address as u32, r) as u64)
 }
 

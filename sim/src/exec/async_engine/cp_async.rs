@@ -1,7 +1,7 @@
 //! `cp.async`: copies of 4, 8 or 16 bytes per lane to shared memory, their commit groups, and mbarrier arrivals that
 //! follow their completion.
 
-use super::effects::{apply, move_row};
+use super::effects::{apply_copy_effect, move_cp_async_bytes};
 use super::engine::{AsyncEngine, completes_at_issue};
 use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::grid::GridState;
@@ -25,7 +25,7 @@ impl AsyncEngine {
         let sizes = c.src_size.map(|s| regs.get(s));
         let ignore =
             c.ignore.map_or(0, |(p, negated)| regs.predicates[p as usize] ^ if negated { u32::MAX } else { 0 });
-        cx.drop_undefined_addresses(undefined);
+        cx.drop_lanes_with_undefined_address(undefined);
         let (mask, size) = (cx.mask, c.size as u32);
         let read_bytes = |lane: usize| {
             if ignore >> lane & 1 != 0 { 0 } else { sizes.map_or(size, |s| s[lane].min(size)) }
@@ -74,7 +74,8 @@ impl AsyncEngine {
         for group in &to {
             memory.count_traffic(cx.grid.reporter.counts(cx.pc), group, size, true);
             check_lanes(cx, memory, op, AccessKind::Write, group, size);
-            // One `CopyRow` per source buffer. Lanes that read no bytes can share a row with lanes of any source.
+            // One `CopyRow` per source buffer, and one for the lanes that read no bytes: they only fill their
+            // destination with zeros.
             let mut left = group.lanes;
             for source in from.iter().map(Some).chain([None]) {
                 let lanes = source.map_or(left, |s| s.lanes & left);
@@ -92,8 +93,8 @@ impl AsyncEngine {
                     size: c.size,
                 };
                 if now {
-                    move_row(&mut cx.grid.blocks, memory, &row, lanes);
-                    cx.grid.count_change();
+                    move_cp_async_bytes(&mut cx.grid.blocks, memory, &row, lanes);
+                    cx.grid.count_memory_or_barrier_change();
                 } else if let Some(part) = cx.warp.copies.open.last_mut() {
                     part.rows.push(row);
                 }
@@ -140,8 +141,8 @@ impl AsyncEngine {
         NextAction::Next
     }
 
-    /// Completes the copies of the executing lanes that a `cp.async.mbarrier.arrive` waits for: `wait_group` covers
-    /// them, too.
+    /// Completes the copies of the executing lanes whose completion a `cp.async.mbarrier.arrive` signals;
+    /// `wait_group` and `wait_all` wait for these copies, too.
     fn complete_arrivals(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem) {
         let (this_slot, this_warp, mask) = (cx.warp.slot, cx.warp.index, cx.mask);
         let mine = |operation: &InFlightOperation| match operation.signal {
@@ -156,8 +157,8 @@ impl AsyncEngine {
     }
 
     /// Executes `cp.async.mbarrier.arrive`: each lane in `lanes` arrives once all copies that it has issued so far
-    /// are complete. With `no_increment` (`.noinc`) these arrivals count towards the expected ones; without it the
-    /// pending count first grows by one per lane.
+    /// are complete. With `.noinc` (`no_increment`) the mbarrier's expected count must already include these
+    /// arrivals; without it the mbarrier's pending count first grows by one per lane.
     pub(super) fn cp_async_arrive(
         &mut self,
         cx: &mut InstructionContext,
@@ -169,7 +170,7 @@ impl AsyncEngine {
         if !no_increment && let Some(object) = cx.grid.blocks.mbarrier(at) {
             object.pending += lanes.count_ones();
         }
-        let site = cx.site(lanes.trailing_zeros());
+        let site = cx.finding_site(lanes.trailing_zeros());
         let WarpCopies { open, groups, .. } = &mut cx.warp.copies;
         // This operation moves the bytes of all copies issued so far; copies issued later belong to another
         // operation.
@@ -198,7 +199,7 @@ impl AsyncEngine {
         let effect = CopyEffect { rows, ..CopyEffect::default() };
         let (warp, slot) = (cx.warp.index, cx.warp.slot);
         let signal = CompletionSignal::Arrive { warp, slot, lanes, ops, at, site };
-        self.start(cx.grid, memory, InFlightOperation { op: None, effect, signal });
+        self.start_operation(cx.grid, memory, InFlightOperation { op: None, effect, signal });
     }
 }
 
@@ -231,7 +232,7 @@ pub fn complete_warp_copies(grid: &mut GridState, memory: &mut MemorySystem, war
     let mut left: Vec<CopyBatch> = std::mem::take(&mut warp.copies.open);
     left.extend(std::mem::take(&mut warp.copies.groups).into_iter().flat_map(|g| g.parts));
     for part in left.into_iter().filter(|part| !part.rows.is_empty()) {
-        apply(grid, memory, &CopyEffect { rows: part.rows, ..CopyEffect::default() });
+        apply_copy_effect(grid, memory, &CopyEffect { rows: part.rows, ..CopyEffect::default() });
     }
 }
 
@@ -309,10 +310,10 @@ fn complete_parts(cx: &mut InstructionContext, memory: &mut MemorySystem, parts:
             continue;
         }
         if !part.rows.is_empty() {
-            cx.grid.count_change();
+            cx.grid.count_memory_or_barrier_change();
         }
         for row in &mut part.rows {
-            move_row(&mut cx.grid.blocks, memory, row, waiting);
+            move_cp_async_bytes(&mut cx.grid.blocks, memory, row, waiting);
             row.lanes &= !waiting;
         }
         part.rows.retain(|row| row.lanes != 0);

@@ -8,9 +8,9 @@ use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::memory::{Allocation, SimMemory};
 
 /// Moves the bytes of an asynchronous operation to their destination.
-pub fn apply(grid: &mut GridState, memory: &mut MemorySystem, effect: &CopyEffect) {
+pub fn apply_copy_effect(grid: &mut GridState, memory: &mut MemorySystem, effect: &CopyEffect) {
     for row in &effect.rows {
-        move_row(&mut grid.blocks, memory, row, row.lanes);
+        move_cp_async_bytes(&mut grid.blocks, memory, row, row.lanes);
     }
     for load in &effect.boxes {
         if let Some(block) = grid.blocks.get_mut(load.slot) {
@@ -35,11 +35,11 @@ pub fn apply(grid: &mut GridState, memory: &mut MemorySystem, effect: &CopyEffec
             }
         }
     }
-    grid.count_change();
+    grid.count_memory_or_barrier_change();
 }
 
-/// Moves the bytes that `lanes` copy in a `cp.async`.
-pub fn move_row(blocks: &mut BlockTable, memory: &mut MemorySystem, row: &CopyRow, lanes: u32) {
+/// Moves the bytes that the lanes in mask `lanes` copy with one `cp.async`.
+pub fn move_cp_async_bytes(blocks: &mut BlockTable, memory: &mut MemorySystem, row: &CopyRow, lanes: u32) {
     let size = row.size as usize;
     let mut bytes = [[0u8; 16]; 32];
     let source = memory.location_bytes(blocks, row.from);

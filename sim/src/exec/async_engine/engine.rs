@@ -1,6 +1,6 @@
 //! The struct of the asynchronous engine: operations in flight, their completion, and fences.
 
-use super::effects::apply;
+use super::effects::apply_copy_effect;
 use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::grid::GridState;
 use crate::exec::launch::CompletionTiming;
@@ -24,12 +24,13 @@ pub struct AsyncEngine {
     pub(super) init_fences: HashSet<u32>,
     /// Cache: the byte ranges (offset, length) in shared memory of each wgmma operand seen so far.
     pub(super) operand_runs: HashMap<SharedOperand, Vec<(u64, u64)>>,
-    /// Scratch space of wgmma: operands as tiles, and accumulators.
+    /// Scratch space of wgmma: the operands, rearranged into tiles, and the accumulators.
     pub(super) tiles: Option<Box<WgmmaTiles>>,
     pub(super) sums: Vec<Lanes>,
     /// Scratch space of `cp.async`: lanes grouped by destination, lanes grouped by source.
     pub(super) copy_groups: (Vec<LaneGroup>, Vec<LaneGroup>),
-    /// Scratch space of tensor copies: byte runs (offset and length), and rows of a box (address and length).
+    /// Scratch space of tensor copies: byte ranges in shared memory (offset, length); then the rows of a box in
+    /// global memory (address, length).
     pub(super) runs: Vec<(u64, u64)>,
     pub(super) box_rows: Vec<(u64, u32)>,
 }
@@ -45,18 +46,18 @@ impl AsyncEngine {
         std::mem::take(&mut self.completed_mbarriers)
     }
 
-    /// Adds an operation to those in flight, or completes it at once with [`CompletionTiming::Earliest`].
-    pub(super) fn start(&mut self, grid: &mut GridState, memory: &mut MemorySystem, operation: InFlightOperation) {
+    /// Adds an operation to those in flight; with [`CompletionTiming::Earliest`] completes it at once instead.
+    pub(super) fn start_operation(&mut self, grid: &mut GridState, memory: &mut MemorySystem, operation: InFlightOperation) {
         if grid.context.options.completion == CompletionTiming::Earliest {
-            self.complete(grid, memory, operation);
+            self.complete_operation(grid, memory, operation);
         } else {
             self.in_flight.push_back(operation);
         }
     }
 
     /// Moves the bytes of an operation and signals its completion.
-    pub(super) fn complete(&mut self, grid: &mut GridState, memory: &mut MemorySystem, operation: InFlightOperation) {
-        apply(grid, memory, &operation.effect);
+    pub(super) fn complete_operation(&mut self, grid: &mut GridState, memory: &mut MemorySystem, operation: InFlightOperation) {
+        apply_copy_effect(grid, memory, &operation.effect);
         match operation.signal {
             CompletionSignal::CompleteTx(transactions) => {
                 for (at, bytes) in transactions {
@@ -64,7 +65,7 @@ impl AsyncEngine {
                         memory.ops.mark_observed(op, o.agent, o.phase + 1);
                     }
                     let ops = &memory.ops;
-                    let site = operation.op.map(|op| grid.context.site_of_agent(ops.issuer(op), ops.pc(op)));
+                    let site = operation.op.map(|op| grid.context.finding_site_of_agent(ops.issuer(op), ops.pc(op)));
                     self.complete_tx(grid, at, bytes, site);
                 }
             }
@@ -102,11 +103,11 @@ impl AsyncEngine {
         index: usize,
     ) -> bool {
         let Some(operation) = self.in_flight.remove(index) else { return false };
-        self.complete(grid, memory, operation);
+        self.complete_operation(grid, memory, operation);
         true
     }
 
-    pub fn fence(&mut self, cx: &mut InstructionContext, fence: Fence) -> NextAction {
+    pub fn execute_fence(&mut self, cx: &mut InstructionContext, fence: Fence) -> NextAction {
         let (mask, order) = (cx.mask, &mut cx.warp.order);
         match fence {
             Fence::Memory { scope } => order.fence(mask, scope),
@@ -119,8 +120,8 @@ impl AsyncEngine {
     }
 }
 
-/// Decides whether an operation takes effect when it is issued: always, never, or with probability 1 / `one_in`, by
-/// the run's completion timing.
+/// Decides, by the run's completion timing, whether an operation takes effect when it is issued: always (`Earliest`),
+/// never (`Latest`), or with a probability of 1 / `one_in` (`Random`).
 pub(super) fn completes_at_issue(grid: &mut GridState, one_in: u32) -> bool {
     match grid.context.options.completion {
         CompletionTiming::Earliest => true,

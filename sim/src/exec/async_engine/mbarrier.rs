@@ -26,7 +26,7 @@ impl AsyncEngine {
         }
         let regs = cx.regs();
         let (at, undefined) = (addresses(regs, &m.addr), undefined_address(regs, &m.addr));
-        cx.drop_undefined_addresses(undefined);
+        cx.drop_lanes_with_undefined_address(undefined);
         match m.kind {
             MbarrierKind::Wait { .. } => return self.mbarrier_wait(cx, memory, m, &at),
             MbarrierKind::CpAsyncArrive { noinc } => {
@@ -50,7 +50,7 @@ impl AsyncEngine {
                 }
             }
         }
-        cx.grid.count_change();
+        cx.grid.count_memory_or_barrier_change();
         NextAction::Next
     }
 
@@ -78,14 +78,14 @@ impl AsyncEngine {
             MbarrierKind::ExpectTx { bytes } => {
                 let bytes = cx.regs().get(bytes)[lane as usize];
                 if check_mbarrier_use(cx, memory, lane, at, "given bytes to expect") {
-                    let site = cx.site(lane);
+                    let site = cx.finding_site(lane);
                     expect_bytes(cx.grid, at, bytes, site);
                 }
             }
             MbarrierKind::CompleteTx { bytes } => {
                 let bytes = cx.regs().get(bytes)[lane as usize];
                 if check_mbarrier_use(cx, memory, lane, at, "signalled (complete_tx)") {
-                    let site = cx.site(lane);
+                    let site = cx.finding_site(lane);
                     self.complete_tx(cx.grid, at, bytes, Some(site));
                 }
             }
@@ -122,7 +122,7 @@ impl AsyncEngine {
                 set_state(cx, 0);
                 continue;
             }
-            // Lanes that arrive at the same mbarrier release their accesses together, in one epoch.
+            // Lanes that arrive at the same mbarrier release their accesses together, with one vector clock.
             let clock = match &released {
                 _ if !m.ordered => None,
                 Some((to, clock)) if *to == at => Some(clock.clone()),
@@ -132,7 +132,7 @@ impl AsyncEngine {
                     Some(clock)
                 }
             };
-            let site = cx.site(lane);
+            let site = cx.finding_site(lane);
             if let Some(bytes) = expect {
                 expect_bytes(cx.grid, at, bytes, site);
             }
@@ -146,7 +146,7 @@ impl AsyncEngine {
             let completed = self.count_arrivals(cx.grid, at, count, clock, site);
             if completed && no_complete {
                 cx.report(FindingKind::Mbarrier, lane, || {
-                    "an mbarrier.arrive with .noComplete completes the phase".into()
+                    "an mbarrier.arrive with .noComplete completes the phase, which it must not".into()
                 });
             }
             cx.fragment.backward_branches = 0;
@@ -200,8 +200,8 @@ impl AsyncEngine {
             }
             let Some(object) = cx.grid.blocks.mbarrier(at) else { continue };
             let phase = object.phase;
-            // A state token holds the number of the phase in which `mbarrier.arrive` returned it. A parity stands for
-            // the current phase or the previous one.
+            // Whether the phase that the wait names has completed. A state token holds the number of the phase in
+            // which `mbarrier.arrive` returned it. A parity names the current or the previous phase.
             let over = if parity { phase as u64 & 1 != operands[l] & 1 } else { phase != operands[l] as u32 };
             if over {
                 done |= same;
@@ -250,7 +250,8 @@ impl AsyncEngine {
         self.complete_phase(grid, at)
     }
 
-    /// Counts `bytes` bytes that the copy issued at `site` has delivered. Returns whether this completed the phase.
+    /// Subtracts `bytes`, which the copy issued at `site` has delivered, from the bytes that the phase still expects.
+    /// Returns whether this completed the phase.
     pub(super) fn complete_tx(
         &mut self,
         grid: &mut GridState,
@@ -278,7 +279,7 @@ impl AsyncEngine {
             return false;
         }
         self.completed_mbarriers.push(at);
-        grid.count_change();
+        grid.count_memory_or_barrier_change();
         true
     }
 }

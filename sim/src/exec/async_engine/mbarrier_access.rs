@@ -1,6 +1,6 @@
 //! Access to mbarrier objects: finds the object at an address and checks that it exists and is visible to its user.
 
-use super::bulk::shared_address;
+use super::bulk::shared_address_in_block;
 use super::engine::AsyncEngine;
 use crate::exec::context::InstructionContext;
 use crate::exec::memory_system::MemorySystem;
@@ -85,8 +85,8 @@ pub fn check_mbarrier_use(
 }
 
 impl AsyncEngine {
-    /// Returns the mbarriers on which a copy signals its bytes: the one at `address`, or the one at the same offset
-    /// in each block of `ranks`. `None` if one of them does not exist.
+    /// Returns the mbarriers to which a copy reports its bytes: the one at `address`, or with multicast the one at
+    /// the same offset in each block of `ranks`. `None` if one of these mbarriers does not exist.
     pub(super) fn mbarriers_of_copy(
         &mut self,
         cx: &mut InstructionContext,
@@ -98,7 +98,7 @@ impl AsyncEngine {
         let address = address?;
         let mut mbarriers = Vec::new();
         for rank in ranks {
-            let at = locate_mbarrier(cx, lane, AddressWindow::SharedCluster, shared_address(address, *rank))?;
+            let at = locate_mbarrier(cx, lane, AddressWindow::SharedCluster, shared_address_in_block(address, *rank))?;
             if !check_mbarrier_use(cx, memory, lane, at, "given to a copy") {
                 return None;
             }

@@ -35,9 +35,9 @@ mod wgmma;
 mod wgmma_compute;
 mod wgmma_registers;
 
-pub use bulk::{AsyncStore, bulk_commit, bulk_wait};
+pub use bulk::{AsyncStore, commit_bulk_group, wait_for_bulk_groups};
 pub use cp_async::cp_async_commit;
 pub use engine::AsyncEngine;
-pub use tensor_map_update::{TensorMapReplace, tensormap_copy, tensormap_replace};
+pub use tensor_map_update::{TensorMapReplace, tensormap_cp_fenceproxy, tensormap_replace};
 pub use wgmma::{report_missing_warps, wgmma_commit, wgmma_fence};
 pub use wgmma_registers::access_wgmma_registers;

@@ -1,6 +1,6 @@
 //! Tensor copies: boxes of a tensor that a tensor map describes, between global and shared memory.
 
-use super::bulk::{BulkRequest, add_bulk_store, count_global_bytes, shared_address};
+use super::bulk::{BulkRequest, add_bulk_store, count_global_bytes, shared_address_in_block};
 use super::engine::AsyncEngine;
 use crate::exec::context::InstructionContext;
 use crate::exec::memory_system::MemorySystem;
@@ -19,13 +19,13 @@ struct BoxCopy<'b> {
     /// Shared address of the box.
     shared: u64,
     lane: u32,
-    /// The operation that reads the source.
+    /// The asynchronous operation to which shadow memory attributes the reads of the source.
     reading: AsyncOpId,
-    /// The operation that writes the destination; a load has one operation for both.
+    /// The asynchronous operation to which shadow memory attributes the writes; for a load the same as `reading`.
     writing: AsyncOpId,
     /// Whether the copy goes from global to shared memory.
     load: bool,
-    /// The strength of the writes to global memory.
+    /// Whether the writes to global memory are weak or strong, and the scope of strong ones.
     strength: AccessStrength,
 }
 
@@ -39,7 +39,7 @@ impl AsyncEngine {
         let mut boxes = Vec::with_capacity(r.ranks.len());
         let mut bytes = 0;
         for rank in &r.ranks {
-            let shared = shared_address(r.to, *rank);
+            let shared = shared_address_in_block(r.to, *rank);
             let copy = BoxCopy {
                 map: &map,
                 coordinates: &r.coordinates,
@@ -57,7 +57,7 @@ impl AsyncEngine {
         }
         let signal = CompletionSignal::CompleteTx(mbarriers.into_iter().map(|at| (at, bytes)).collect());
         let effect = CopyEffect { boxes, ..CopyEffect::default() };
-        self.start(cx.grid, memory, InFlightOperation { op: Some(op), effect, signal });
+        self.start_operation(cx.grid, memory, InFlightOperation { op: Some(op), effect, signal });
     }
 
     /// Issues a tensor store or tensor reduction from shared to global memory.
@@ -171,8 +171,8 @@ impl AsyncEngine {
     }
 }
 
-/// Splits a box store into copies of consecutive bytes. In shared memory the box begins at offset `base` of
-/// `location`, which is shared address `start`.
+/// Splits a box store into copies of consecutive bytes. The box begins at byte `base` of `location`, a block's shared
+/// memory; `start` is the address of this byte.
 fn store_pieces(
     memory: &mut MemorySystem,
     b: &BoxCopy,
@@ -184,7 +184,7 @@ fn store_pieces(
     let Ok(copy) = b.map.box_at(b.coordinates, start) else { return pieces };
     copy.for_each_byte_run(|run| {
         let Some(address) = run.global else { return };
-        let Some(index) = memory.find_buffer(address) else { return };
+        let Some(index) = memory.find_buffer_index(address) else { return };
         let to_offset = address - memory.buffers.buffer(index).base;
         let from = Some((location, base + (run.shared - start) as u64));
         pieces.push(CopyPiece { to: MemoryLocation::Global(index), to_offset, from, bytes: run.bytes });

@@ -52,12 +52,12 @@ pub fn tensormap_replace(cx: &mut InstructionContext, memory: &mut MemorySystem,
         }
         check_map_access(cx, memory, lane, (location, offset), AccessKind::Write);
     }
-    cx.grid.count_change();
+    cx.grid.count_memory_or_barrier_change();
     NextAction::Next
 }
 
 /// Executes `tensormap.cp_fenceproxy`: copies a map from shared to global memory and releases it to the tensor proxy.
-pub fn tensormap_copy(
+pub fn tensormap_cp_fenceproxy(
     cx: &mut InstructionContext,
     memory: &mut MemorySystem,
     dst: &AddressOperand,
@@ -79,11 +79,11 @@ pub fn tensormap_copy(
     data[target_offset as usize..][..MAP_BYTES].copy_from_slice(&bytes);
     cx.warp.order.fence_proxy(mask, true, true);
     cx.warp.order.fence(mask, AccessStrength::Gpu);
-    cx.grid.count_change();
+    cx.grid.count_memory_or_barrier_change();
     NextAction::Next
 }
 
-/// Checks one lane's access to the bytes of a map, as ordinary accesses of 16 bytes.
+/// Checks one lane's access to the bytes of a tensor map as if it accessed 16 bytes at a time.
 fn check_map_access(
     cx: &mut InstructionContext,
     memory: &mut MemorySystem,

@@ -25,7 +25,8 @@ use crate::order::{AccessKind, AsyncOpKind, OperandWriters};
 use crate::program::op::Wgmma;
 
 impl AsyncEngine {
-    /// Executes `wgmma.mma_async`: one warp's part of a product.
+    /// Executes `wgmma.mma_async` in one warp; once all four warps of the warpgroup have executed it, the product can
+    /// be computed.
     pub fn wgmma(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, w: &Wgmma) -> NextAction {
         if !cx.gather_lanes(u32::MAX) {
             return NextAction::Stop;
@@ -89,7 +90,7 @@ impl AsyncEngine {
         product.issued |= 1 << quarter;
         let (other, differs, complete) = (product.pc, product.descriptors != descriptors, product.issued == ALL_WARPS);
         if other != pc {
-            let (line, site) = (cx.grid.context.source_line(other), cx.site(lane));
+            let (line, site) = (cx.grid.context.source_line(other), cx.finding_site(lane));
             cx.grid.reporter.report_with(FindingKind::Wgmma, site, Some(other), None, || {
                 format!("a warp executes this wgmma while others of its warpgroup execute the one at line {line}")
             });
@@ -115,7 +116,7 @@ impl AsyncEngine {
             copies: Vec::new(),
         });
         if complete {
-            cx.grid.count_change();
+            cx.grid.count_memory_or_barrier_change();
             cx.block_mut().wgmma_issued = true;
             if completes_at_issue(cx.grid, 2) {
                 self.compute_products(cx.grid, cx.warp, number + 1);
@@ -146,7 +147,7 @@ impl AsyncEngine {
         Ok((a, b))
     }
 
-    /// Checks that the writes of a product's operands are ordered before this warp's issue of the product.
+    /// Checks that synchronisation orders the writes of a product's operands before this warp's `wgmma.mma_async`.
     fn check_operands(
         &mut self,
         cx: &mut InstructionContext,
@@ -234,8 +235,8 @@ pub fn wgmma_commit(cx: &mut InstructionContext) -> NextAction {
     NextAction::Next
 }
 
-/// Reports each wgmma that some warps of a warpgroup never executed, and each `setmaxnreg` likewise, in a block that
-/// ends or is stuck.
+/// Reports, in a block that ends or is stuck, each wgmma and each `setmaxnreg` that only some warps of a warpgroup
+/// have executed.
 pub fn report_missing_warps(grid: &mut GridState, block_slot: u32) {
     let Some(block) = grid.blocks.get_mut(block_slot) else { return };
     let warpgroups = std::mem::take(&mut block.warpgroups);
@@ -244,7 +245,7 @@ pub fn report_missing_warps(grid: &mut GridState, block_slot: u32) {
         for p in here.products.iter().filter(|p| p.issued != ALL_WARPS) {
             let (issued, missing): (Vec<usize>, Vec<usize>) =
                 (4 * group..4 * group + 4).partition(|warp| p.issued >> (warp % 4) & 1 != 0);
-            let site = grid.site(block_slot, issued.first().map_or(0, |&warp| warp as u32), 0, p.pc);
+            let site = grid.finding_site(block_slot, issued.first().map_or(0, |&warp| warp as u32), 0, p.pc);
             grid.reporter.report(FindingKind::Wgmma, site, || {
                 format!("warps {missing:?} of the warpgroup do not execute this wgmma")
             });
@@ -254,7 +255,7 @@ pub fn report_missing_warps(grid: &mut GridState, block_slot: u32) {
         let longest = four.iter().max_by_key(|l| l.len()).expect("a chunk is not empty");
         if let Some(other) = four.iter().find(|l| *l != longest) {
             let at = longest.iter().zip(other).position(|(a, b)| a != b).unwrap_or(other.len());
-            let site = grid.site(block_slot, 4 * group as u32, 0, longest[at]);
+            let site = grid.finding_site(block_slot, 4 * group as u32, 0, longest[at]);
             grid.reporter.report(FindingKind::Setmaxnreg, site, || {
                 "setmaxnreg is not executed by all four warps of the warpgroup".into()
             });

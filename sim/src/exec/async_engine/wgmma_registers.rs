@@ -10,9 +10,15 @@ use crate::finding::FindingKind;
 use crate::program::op::{Op, Wgmma};
 use crate::program::uses::WgmmaRegisterUse;
 
-/// An access to a register of an incomplete product: index of the product's instruction, and the register's role and
-/// the verb for the message.
-type Hazard = (u32, &'static str, &'static str);
+/// A register hazard: an access to a register that an incomplete product still uses.
+struct Hazard {
+    /// Index in the kernel of the `wgmma` that issued the product.
+    pc: u32,
+    /// The register's role in the product.
+    role: &'static str,
+    /// "read" or "written".
+    verb: &'static str,
+}
 
 pub(super) fn product_instruction<'a>(context: &GridContext<'a>, issued: &IssuedProduct) -> &'a Wgmma {
     match &context.kernel.functions[issued.function as usize].instrs[issued.index as usize].op {
@@ -25,7 +31,7 @@ pub(super) fn product_instruction<'a>(context: &GridContext<'a>, issued: &Issued
 /// product still uses them.
 pub(super) fn check_registers_at_issue(cx: &mut InstructionContext, w: &Wgmma) {
     let (lane, context) = (cx.first_lane(), cx.grid.context);
-    let site = cx.site(lane);
+    let site = cx.finding_site(lane);
     let state = &cx.warp.wgmma;
     let reporter = &mut cx.grid.reporter;
     if !state.fenced {
@@ -78,15 +84,15 @@ pub fn access_wgmma_registers(
                 product_instruction(&context, p).d.contains(&s) || p.copies.iter().any(|c| c.0 == s)
             };
             let product = state.issued.iter().filter(|p| p.frame == frame).find(in_use);
-            hazard = hazard.or(product.map(|p| (p.pc, "an accumulator", "read")));
+            hazard = hazard.or(product.map(|p| Hazard { pc: p.pc, role: "an accumulator", verb: "read" }));
         }
         for &s in &watch.writes {
             state.mark_access(s, true);
             hazard = hazard.or(overwrite_register(&context, state, frame, s));
         }
     }
-    if let Some((other, register, verb)) = hazard {
-        let site = grid.site(warp.slot, warp.index, mask.trailing_zeros(), pc);
+    if let Some(Hazard { pc: other, role: register, verb }) = hazard {
+        let site = grid.finding_site(warp.slot, warp.index, mask.trailing_zeros(), pc);
         let line = context.source_line(other);
         grid.reporter.report_with(FindingKind::Wgmma, site, Some(other), None, || {
             format!("{register} of the wgmma at line {line} is {verb} before wgmma.wait_group covers it")
@@ -100,9 +106,9 @@ fn overwrite_register(context: &GridContext, state: &mut WarpWgmma, frame: u32, 
     for p in state.issued.iter_mut().filter(|p| p.frame == frame) {
         let w = product_instruction(context, p);
         if w.d.contains(&register) {
-            hazard = hazard.or(Some((p.pc, "an accumulator", "written")));
+            hazard = hazard.or(Some(Hazard { pc: p.pc, role: "an accumulator", verb: "written" }));
         } else if w.a.contains(&register) {
-            hazard = hazard.or(Some((p.pc, "a register of A", "written")));
+            hazard = hazard.or(Some(Hazard { pc: p.pc, role: "a register of operand A", verb: "written" }));
         }
         p.copies.retain(|c| c.0 != register);
     }
@@ -135,7 +141,7 @@ fn move_register(
     for p in state.issued.iter_mut().filter(|p| p.frame == frame) {
         p.copies.retain(|c| c.0 != to);
         if product_instruction(context, p).a.contains(&to) {
-            hazard = Some((p.pc, "a register of A", "written"));
+            hazard = Some(Hazard { pc: p.pc, role: "a register of operand A", verb: "written" });
         }
     }
     if to != accumulator {

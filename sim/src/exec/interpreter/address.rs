@@ -69,7 +69,7 @@ pub fn mapa(cx: &mut InstructionContext, (dst, src): (u32, u32), rank: u32, wide
 }
 
 /// Executes `getctarank`: returns the cluster rank of the block whose shared memory holds an address.
-pub fn cta_rank(cx: &mut InstructionContext, dst: u32, src: u32, wide: bool) -> NextAction {
+pub fn getctarank(cx: &mut InstructionContext, dst: u32, src: u32, wide: bool) -> NextAction {
     let (rank, regs) = (cx.block().rank, cx.regs());
     let addresses: [u32; 32] = if wide { regs.get64(src).map(|a| a as u32) } else { regs.get(src) };
     cx.set_register(dst, &addresses.map(|a| layout::split_cluster_address(a).0.unwrap_or(rank)));

@@ -10,7 +10,8 @@ use crate::finding::FindingKind;
 use crate::layout;
 use crate::program::op::{Call, CallTarget, Op};
 
-/// Executes `brx.idx`: a branch to one of `targets`, selected by a register. The lanes reconverge at `reconverge`.
+/// Executes `brx.idx`: a branch to one of the instructions `targets`, selected by register `index`. The lanes
+/// reconverge at instruction `reconverge`.
 pub fn branch_indexed(cx: &mut InstructionContext, index: u32, targets: &[u32], reconverge: Option<u32>) -> NextAction {
     let values = cx.regs().get(index);
     let here = cx.fragment.pc;
@@ -37,7 +38,7 @@ pub fn branch_indexed(cx: &mut InstructionContext, index: u32, targets: &[u32], 
     let Some((target, last)) = groups.pop() else { return NextAction::Next };
     for (target, same) in groups {
         let rest = cx.fragment.mask & !same;
-        let mut part = cx.warp.split_fragment(cx.fragment, same, target, here, reconverge);
+        let mut part = cx.warp.split_off_lanes(cx.fragment, same, target, here, reconverge);
         // The lanes with this target become a separate fragment; the loop goes on to split the remaining lanes.
         std::mem::swap(cx.fragment, &mut part);
         cx.warp.fragments.push(part);
@@ -90,12 +91,12 @@ pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call)
     NextAction::Jumped
 }
 
-/// Returns the function that an indirect call calls in the lowest lane. Lanes with another target are split off and
-/// execute the call again. `Err` tells the interpreter what to do instead of the call.
+/// Returns the function that the lowest lane calls in an indirect call. Lanes that call another function are split
+/// off and execute the call later. `Err` holds the interpreter's next action if the call is not executed now.
 fn indirect_target(cx: &mut InstructionContext, slot: u32) -> Result<u32, NextAction> {
     let regs = cx.regs();
     let (address, undefined, mask) = (regs.get64(slot), regs.undefined[slot as usize], cx.mask);
-    cx.drop_undefined_addresses(undefined);
+    cx.drop_lanes_with_undefined_address(undefined);
     if cx.mask != mask {
         return Err(NextAction::Next);
     }
@@ -103,7 +104,7 @@ fn indirect_target(cx: &mut InstructionContext, slot: u32) -> Result<u32, NextAc
     let same = lanes_where(mask, |l| address[l] == first);
     if same != cx.fragment.mask {
         let here = cx.fragment.pc;
-        let other = cx.warp.split_fragment(cx.fragment, same, here, here, Some(here + 1));
+        let other = cx.warp.split_off_lanes(cx.fragment, same, here, here, Some(here + 1));
         cx.warp.fragments.push(other);
         return Err(NextAction::Jumped);
     }
@@ -174,7 +175,7 @@ pub fn exit(cx: &mut InstructionContext) -> NextAction {
     cx.warp.live &= !mask;
     cx.block_mut().live -= mask.count_ones();
     cx.warp.leave_joins(mask, cx.fragment.join, NO_JOIN);
-    cx.grid.count_change();
+    cx.grid.count_memory_or_barrier_change();
     cx.fragment.mask &= !mask;
     cx.fragment.pc += 1;
     cx.warp.complete_joins();

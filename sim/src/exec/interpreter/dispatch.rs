@@ -3,7 +3,7 @@
 use super::warp_turn::Interpreter;
 use super::{address, control, matrix, special, warp_exchange};
 use crate::exec::async_engine::{
-    AsyncStore, TensorMapReplace, bulk_commit, bulk_wait, cp_async_commit, tensormap_copy, tensormap_replace,
+    AsyncStore, TensorMapReplace, commit_bulk_group, wait_for_bulk_groups, cp_async_commit, tensormap_cp_fenceproxy, tensormap_replace,
     wgmma_commit, wgmma_fence,
 };
 use crate::exec::context::{InstructionContext, NextAction};
@@ -52,20 +52,20 @@ impl Interpreter<'_> {
             Op::Cvta { dst, src, wide, window, to } => address::cvta(cx, (*dst, *src), *wide, *window, *to),
             Op::Isspacep { dst, src, window } => address::isspacep(cx, *dst, *src, *window),
             Op::Mapa { dst, src, rank, wide, generic } => address::mapa(cx, (*dst, *src), *rank, *wide, *generic),
-            Op::GetCtaRank { dst, src, wide } => address::cta_rank(cx, *dst, *src, *wide),
+            Op::GetCtaRank { dst, src, wide } => address::getctarank(cx, *dst, *src, *wide),
             Op::Alloca { dst, size } => address::alloca(cx, *dst, *size),
-            Op::Warp(w) => warp_exchange::warp_op(cx, w),
+            Op::Warp(w) => warp_exchange::execute_warp_exchange(cx, w),
             Op::Barrier(b) => block_barrier::barrier(cx, b),
             Op::ClusterArrive { release, aligned } => cluster_barrier::cluster_arrive(cx, *release, *aligned),
             Op::ClusterWait { aligned } => cluster_barrier::cluster_wait(cx, *aligned),
-            Op::Fence(f) => engine.fence(cx, *f),
+            Op::Fence(f) => engine.execute_fence(cx, *f),
             Op::Mbarrier(m) => engine.mbarrier(cx, memory, m),
             Op::CpAsync(c) => engine.cp_async(cx, memory, c),
             Op::CpAsyncCommit => cp_async_commit(cx),
             Op::CpAsyncWait { groups } => engine.cp_async_wait(cx, memory, *groups),
             Op::BulkCopy(b) => engine.bulk_copy(cx, memory, b),
-            Op::BulkCommit => bulk_commit(cx),
-            Op::BulkWait { groups, read } => bulk_wait(cx, memory, *groups, *read),
+            Op::BulkCommit => commit_bulk_group(cx),
+            Op::BulkWait { groups, read } => wait_for_bulk_groups(cx, memory, *groups, *read),
             Op::StAsync { addr, width, regs, mbarrier, reduce } => {
                 let (width, reduce) = (*width, *reduce);
                 engine.async_store(cx, memory, &AsyncStore { to: addr, mbarrier, width, values: regs, reduce })
@@ -74,7 +74,7 @@ impl Interpreter<'_> {
                 let (window, ordinal, value, wide) = (*window, *ordinal, *value, *wide);
                 tensormap_replace(cx, memory, &TensorMapReplace { map: addr, window, field, ordinal, value, wide })
             }
-            Op::TensorMapCopyFence { dst, src } => tensormap_copy(cx, memory, dst, src),
+            Op::TensorMapCopyFence { dst, src } => tensormap_cp_fenceproxy(cx, memory, dst, src),
             Op::MatrixTransfer(t) => memory.matrix_transfer(cx, t),
             Op::MovMatrix { dst, src } => matrix::movmatrix(cx, *dst, *src),
             Op::Mma(m) => matrix::mma(cx, m),

@@ -15,7 +15,7 @@ impl Interpreter<'_> {
             return true;
         }
         let waits_in_warp = |state| matches!(state, FragmentState::AtJoin | FragmentState::Gather { .. });
-        // Lanes that wait for other warps may still reach the instruction at which the other lanes of this warp wait
+        // Lanes that wait for another warp may still reach the instruction at which the rest of their own warp waits
         // for them.
         if warp.fragments.is_empty() || warp.fragments.iter().any(|f| !waits_in_warp(f.state)) {
             return false;
@@ -46,7 +46,7 @@ impl Interpreter<'_> {
             Some("setmaxnreg") => FindingKind::Setmaxnreg,
             _ => FindingKind::Barrier,
         };
-        let site = self.grid.site(warp.slot, warp.index, lane, pc);
+        let site = self.grid.finding_site(warp.slot, warp.index, lane, pc);
         self.grid.reporter.report(kind, site, || {
             let warp = warp.index;
             format!(

@@ -9,8 +9,8 @@ use crate::exec::state::warp::{CallFrame, Warp, new_registers};
 use crate::program::Relocation;
 use crate::program::op::CallArgument;
 
-/// Adds a frame for a function that `lanes` of a warp enter. `parent` is the caller's frame and the return address.
-/// Returns the index of the frame.
+/// Adds a frame (the registers of one call of a function) for a function that `lanes` of a warp enter. `parent` is
+/// the caller's frame and the return address. Returns the index of the new frame.
 pub fn enter_function(
     context: &GridContext,
     block: &Block,

@@ -24,7 +24,7 @@ fn set_result(cx: &mut InstructionContext, call: &Call, lane: u32, bytes: &[u8])
 /// Executes a call of `vprintf`, which `printf` compiles to.
 pub fn vprintf(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) -> NextAction {
     for lane in lanes_of(cx.mask) {
-        let format = memory.string_at(argument(cx, call, 0, lane));
+        let format = memory.c_string_at(argument(cx, call, 0, lane));
         let args = argument(cx, call, 1, lane);
         let offset = args.wrapping_sub(layout::LOCAL_BASE) as usize;
         let (size, l) = (cx.warp.local_size as usize, lane as usize);
@@ -33,7 +33,7 @@ pub fn vprintf(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) 
         } else {
             &[]
         };
-        let text = format_printf(&format, bytes, |address| memory.string_at(address));
+        let text = format_printf(&format, bytes, |address| memory.c_string_at(address));
         cx.grid.reporter.print(&text);
         set_result(cx, call, lane, &1u32.to_le_bytes());
     }
@@ -43,7 +43,7 @@ pub fn vprintf(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) 
 /// Executes a call of `__assertfail`: reports the failed assertion and ends the calling lanes.
 pub fn assert_fail(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) -> NextAction {
     let lane = cx.first_lane();
-    let condition = memory.string_at(argument(cx, call, 0, lane));
+    let condition = memory.c_string_at(argument(cx, call, 0, lane));
     cx.report(FindingKind::Trap, lane, || format!("assertion failed: {condition}"));
     exit(cx)
 }

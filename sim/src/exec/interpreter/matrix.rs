@@ -16,8 +16,9 @@ pub struct MatrixUnit {
 }
 
 impl MatrixUnit {
-    /// Executes, for all lanes of a warp, the `mma`s of type `op` with which `instrs` begins; returns their number.
-    /// The caller has already counted the execution of the first `mma`, whose index in the kernel is `pc`.
+    /// Executes, for all lanes of a warp, the `mma` instructions of type `op` with which `instrs` begins; returns how
+    /// many it executed. The caller has already counted the execution of the first one, whose index in the kernel is
+    /// `pc`.
     #[inline(never)]
     pub fn mma_sequence(
         &mut self,
@@ -28,7 +29,7 @@ impl MatrixUnit {
         instrs: &[DecodedInstruction],
         pc: u32,
     ) -> u32 {
-        // A guarded instruction ends the sequence. The first one may have a guard, which the caller has evaluated.
+        // A guarded `mma` ends the sequence. Only the first one may have a guard, which the caller has evaluated.
         let alike = |(n, instr): &(usize, &DecodedInstruction)| match &instr.op {
             Op::Mma(m) => m.op == op && (*n == 0 || instr.guard.is_none()),
             _ => false,
@@ -120,8 +121,8 @@ pub fn movmatrix(cx: &mut InstructionContext, dst: u32, src: u32) -> NextAction 
     NextAction::Next
 }
 
-/// Marks all elements of a result as undefined if any input is undefined. Exact tracking would mark only the row or
-/// column that depends on the input.
+/// Marks all elements of a result as undefined if any input element is undefined. This is coarse: an input element
+/// affects only a part of the result.
 fn mark_results_undefined(regs: &mut Registers, results: &[u32], undefined: u32, mask: u32) {
     let spoiled = if undefined != 0 { mask } else { 0 };
     results.iter().for_each(|&slot| mark_undefined_lanes(regs, slot, spoiled, mask));
@@ -142,7 +143,8 @@ fn mma_of_any_shape(m: &Mma, regs: &mut Registers, mask: u32) {
     }
 }
 
-/// Returns the rows (32 lanes × 32 bits) of several registers that have `rows` rows each.
+/// Returns the rows (32 lanes × 32 bits) of several registers: one row per 32-bit register, two per 64-bit register
+/// (`rows`).
 fn register_rows<'r>(regs: &'r Registers, slots: &[u32], rows: usize) -> Vec<&'r Lanes> {
     let rows_of = |&slot: &u32| regs.rows[slot as usize..slot as usize + rows].iter().map(|row| &row.0);
     slots.iter().flat_map(rows_of).collect()

@@ -107,6 +107,6 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
     }
     cx.warp.max_registers = count;
     cx.warp.setmaxnreg.push(cx.pc);
-    cx.grid.count_change();
+    cx.grid.count_memory_or_barrier_change();
     NextAction::Next
 }

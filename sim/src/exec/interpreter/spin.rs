@@ -5,14 +5,14 @@ use super::warp_turn::Interpreter;
 use crate::exec::state::warp::{FragmentState, WarpFragment};
 use crate::regs::Registers;
 
-/// Number of backward branches without a memory change after which a loop is checked for waiting; a power of two.
+/// A loop is checked for only waiting after this number of backward branches without a memory change; a power of two.
 const BRANCHES_BEFORE_CHECK: u32 = 64;
 
 impl Interpreter<'_> {
     /// Counts a backward branch. If the fragment is in a loop that only waits, sets its state to `Spin` and returns
     /// true.
     #[inline(always)]
-    pub(super) fn count_backward_branch(&mut self, fragment: &mut WarpFragment, regs: &Registers) -> bool {
+    pub(super) fn detect_spin_at_backward_branch(&mut self, fragment: &mut WarpFragment, regs: &Registers) -> bool {
         fragment.backward_branches += 1;
         let branches = fragment.backward_branches;
         // Two consecutive iterations are compared whenever the branch count is a power of two.
@@ -30,8 +30,7 @@ impl Interpreter<'_> {
         let changes = self.grid.progress.changes;
         let mut hash = 0xcbf2_9ce4_8422_2325u64 ^ (fragment.pc as u64) << 32 ^ fragment.mask as u64;
         let mut add = |word: u64| hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
-        // The hash includes the number of memory changes: the loop may not have read a change since the previous
-        // iteration.
+        // The hash includes the number of memory changes: the loop may not have read the latest change yet.
         add(changes);
         for row in &regs.rows {
             row.0.chunks_exact(2).for_each(|c| add(c[0] as u64 | (c[1] as u64) << 32));

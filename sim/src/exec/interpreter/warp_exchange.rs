@@ -9,14 +9,14 @@ use crate::program::op::{AtomicOp, ShuffleMode, VoteMode, WarpOp, WarpOpKind};
 use crate::regs::Registers;
 
 /// Executes a `.sync` instruction of a warp.
-pub fn warp_op(cx: &mut InstructionContext, w: &WarpOp) -> NextAction {
+pub fn execute_warp_exchange(cx: &mut InstructionContext, w: &WarpOp) -> NextAction {
     let members_row = cx.regs().get(w.members);
     let members = members_row[cx.first_lane() as usize];
     let same = lanes_where(cx.mask, |l| members_row[l] == members);
     if same != cx.mask {
-        // Lanes with different member masks execute the instruction one after the other, one group per mask.
+        // Lanes with different member masks execute the instruction separately: one set of lanes after the other.
         let here = cx.fragment.pc;
-        let other = cx.warp.split_fragment(cx.fragment, same, here, here, Some(here + 1));
+        let other = cx.warp.split_off_lanes(cx.fragment, same, here, here, Some(here + 1));
         cx.warp.fragments.push(other);
         return NextAction::Jumped;
     }
@@ -68,7 +68,7 @@ fn exchange(regs: &mut Registers, w: &WarpOp, mask: u32) {
                 out[lane] = values[source as usize & 31];
                 bad |= (undefined >> (source & 31) & 1) << lane;
                 if mask >> (source & 31) & 1 == 0 {
-                    // The value of a source lane that does not take part is undefined.
+                    // Reading from a lane that does not execute the instruction gives an undefined value.
                     inactive |= 1 << lane;
                 }
             }

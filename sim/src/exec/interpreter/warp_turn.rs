@@ -44,7 +44,8 @@ impl<'a> Interpreter<'a> {
             let mut indices = (0..warp.fragments.len()).filter(|&i| warp.fragments[i].state == FragmentState::Ready);
             let Some(i) = indices.nth(pick as usize) else { break };
             let mut fragment = warp.fragments.swap_remove(i);
-            // With several ready fragments turns are short, so that each of them runs from time to time.
+            // If several fragments are ready, each runs for only a few instructions, so that all of them make
+            // progress.
             let turn = if ready == 1 { left } else { left.min(1 + self.grid.rng.draw_below(64)) };
             let used = crate::simd::run_with_widest_simd(
                 #[inline(always)]
@@ -77,7 +78,7 @@ impl<'a> Interpreter<'a> {
         let (mut used, mut clocked) = (0, 0);
         'frames: while used < budget && fragment.mask != 0 && fragment.state == FragmentState::Ready {
             let frame_index = fragment.frame as usize;
-            // The frame is taken out of the warp while instructions run, which saves a look-up for each instruction.
+            // While instructions run, the frame is taken out of the warp, which saves a look-up per instruction.
             let mut frame = warp.frames[frame_index].take().expect("a fragment's frame lives");
             let code = &kernel.functions[frame.function as usize];
             while used < budget {
@@ -107,7 +108,7 @@ impl<'a> Interpreter<'a> {
                 }
                 if mask != fragment.mask && instr.op.may_wait() {
                     // Lanes whose guard is false skip the instruction and wait after it for the other lanes.
-                    let rest = warp.split_fragment(fragment, mask, pc, pc + 1, Some(pc + 1));
+                    let rest = warp.split_off_lanes(fragment, mask, pc, pc + 1, Some(pc + 1));
                     warp.fragments.push(rest);
                 }
                 let counts = self.grid.reporter.counts(kernel_pc);
@@ -127,21 +128,21 @@ impl<'a> Interpreter<'a> {
                         let target = *target;
                         if mask == fragment.mask {
                             fragment.pc = target;
-                            if target <= pc && self.count_backward_branch(fragment, &frame.regs) {
+                            if target <= pc && self.detect_spin_at_backward_branch(fragment, &frame.regs) {
                                 break;
                             }
                         } else if mask == 0 {
                             fragment.pc = pc + 1;
                         } else {
-                            let other = warp.split_fragment(fragment, mask, target, pc + 1, instr.reconverge);
-                            // Which side of a branch runs first is a random choice of the interleaving.
+                            let other = warp.split_off_lanes(fragment, mask, target, pc + 1, instr.reconverge);
+                            // The interleaving (a random choice) decides which side of the branch runs first.
                             if self.grid.rng.draw() & 1 == 0 {
                                 warp.fragments.push(other);
                             } else {
                                 warp.fragments.push(*fragment);
                                 *fragment = other;
                             }
-                            if target <= pc && self.count_backward_branch(fragment, &frame.regs) {
+                            if target <= pc && self.detect_spin_at_backward_branch(fragment, &frame.regs) {
                                 break;
                             }
                             used += 1;
@@ -150,8 +151,8 @@ impl<'a> Interpreter<'a> {
                         }
                     }
                     Op::Mma(m) if mask == u32::MAX && m.batched.is_some() => {
-                        // All lanes of the warp are here, so the `mma`s that follow in this turn run together with
-                        // this one.
+                        // All lanes of the warp are here, so the `mma` instructions that follow can run together with
+                        // this one in this turn.
                         fragment.gathered = false;
                         let limit = (budget - used + 1).min(fragment.join_pc.wrapping_sub(pc)) as usize;
                         let limit =
@@ -172,7 +173,7 @@ impl<'a> Interpreter<'a> {
                             NextAction::Jumped => {}
                             NextAction::Stop => {
                                 if fragment.pc == pc && fragment.state != FragmentState::Ready {
-                                    // The fragment waits before the instruction, which has not executed yet.
+                                    // The fragment waits at the instruction without having executed it.
                                     let counts = self.grid.reporter.counts(kernel_pc);
                                     counts.warps -= 1;
                                     counts.threads -= mask.count_ones() as u64;
@@ -211,7 +212,7 @@ impl<'a> Interpreter<'a> {
             Op::Branch { .. } => "a branch depends",
             _ => "the guard of an instruction depends",
         };
-        let site = self.grid.site(warp.slot, warp.index, lanes.trailing_zeros(), pc);
+        let site = self.grid.finding_site(warp.slot, warp.index, lanes.trailing_zeros(), pc);
         self.grid
             .reporter
             .report(FindingKind::Uninitialized, site, || format!("{consequence} on an undefined register"));

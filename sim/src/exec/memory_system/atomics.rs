@@ -18,7 +18,7 @@ impl MemorySystem {
         let at = addresses(regs, &a.addr);
         let undefined = undefined_address(regs, &a.addr);
         let undefined_data = undefined_registers(regs, a.a.iter().chain(&a.b)) & wanted;
-        cx.drop_undefined_addresses(undefined);
+        cx.drop_lanes_with_undefined_address(undefined);
         cx.grid.progress.waits += 1;
         if undefined_data & cx.mask != 0 {
             cx.report(FindingKind::Uninitialized, (undefined_data & cx.mask).trailing_zeros(), || {
@@ -55,7 +55,7 @@ impl MemorySystem {
         let observes = !self.sync_vars.is_empty();
         // PTX does not define the order of the lanes of an atomic; the simulator executes them in ascending order.
         for lane in lanes_of(group.lanes) {
-            let key = self.sync_key(cx, group, lane);
+            let key = self.sync_location_key(cx, group, lane);
             if observes {
                 let order = &mut cx.warp.order;
                 self.sync_vars.on_strong_read(key, order, lane, semantics, a.scope, &self.clusters);

@@ -56,8 +56,8 @@ impl MemorySystem {
         });
     }
 
-    /// Checks that asynchronous operation `op`, issued by `lane`, may read the byte ranges `runs` (offset, length) or
-    /// write them (`write` is the strength of the writes).
+    /// Checks an access of asynchronous operation `op`, which `lane` issued, to the byte ranges `runs` (offset,
+    /// length) for races. `write` is the strength of the writes; `None` means that the operation reads.
     pub fn check_async_runs(
         &mut self,
         cx: &mut InstructionContext,
@@ -98,7 +98,7 @@ impl MemorySystem {
         block.shadow.check_access(access, warp, 1 << lane, &offsets, 8, strength, cx.pc, &order, &mut found);
         if let Some(conflict) = found.first() {
             let other = conflict.earlier.1;
-            let (site, line) = (cx.site(lane), cx.grid.context.source_line(other));
+            let (site, line) = (cx.finding_site(lane), cx.grid.context.source_line(other));
             let memory = Some(("shared", at.address as u64));
             cx.grid.reporter.report_with(FindingKind::Mbarrier, site, Some(other), memory, || {
                 format!(
@@ -130,7 +130,7 @@ impl MemorySystem {
                 continue;
             }
             let same_value = same_value >> conflict.lane & 1 != 0;
-            let (site, space) = (cx.site(conflict.lane), location.space());
+            let (site, space) = (cx.finding_site(conflict.lane), location.space());
             let conflict = MemoryConflict { site, access, space, address, conflict, same_value };
             cx.grid.reporter.report_conflict(&conflict, &self.ops);
         }
@@ -161,7 +161,7 @@ impl MemorySystem {
             return;
         }
         for lane in lanes_of(group.lanes) {
-            let key = self.sync_key(cx, group, lane);
+            let key = self.sync_location_key(cx, group, lane);
             self.sync_vars.on_strong_read(key, &mut cx.warp.order, lane, semantics, t.scope, &self.clusters);
         }
     }
@@ -173,13 +173,13 @@ impl MemorySystem {
             None if self.sync_vars.is_empty() => {}
             None => {
                 for lane in lanes_of(group.lanes) {
-                    let key = self.sync_key(cx, group, lane);
+                    let key = self.sync_location_key(cx, group, lane);
                     self.sync_vars.on_weak_write(key);
                 }
             }
             Some(semantics) => {
                 for lane in lanes_of(group.lanes) {
-                    let key = self.sync_key(cx, group, lane);
+                    let key = self.sync_location_key(cx, group, lane);
                     let order = &mut cx.warp.order;
                     self.sync_vars.on_strong_write(key, order, lane, semantics, t.scope, false, &self.clusters);
                 }
@@ -188,7 +188,7 @@ impl MemorySystem {
     }
 
     /// Returns the number by which [`crate::order::SyncLocations`] identifies the location that a lane accesses.
-    pub(super) fn sync_key(&self, cx: &InstructionContext, group: &LaneGroup, lane: u32) -> u64 {
+    pub(super) fn sync_location_key(&self, cx: &InstructionContext, group: &LaneGroup, lane: u32) -> u64 {
         let offset = group.offsets[lane as usize];
         match group.location {
             MemoryLocation::Global(index) => self.buffers.buffer(index).base + offset,

@@ -1,7 +1,7 @@
 //! `ld`: loads of a warp.
 
 use super::locate::AccessRequest;
-use super::registers::{load_registers, read_element, set_lanes, zero_registers};
+use super::registers::{load_registers, read_element, set_register_lanes, zero_registers};
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::operands::{addresses, lanes_where, undefined_address};
@@ -13,7 +13,7 @@ impl MemorySystem {
     pub fn load(&mut self, cx: &mut InstructionContext, t: &LoadStore) -> NextAction {
         let regs = cx.regs();
         let (at, undefined, wanted) = (addresses(regs, &t.addr), undefined_address(regs, &t.addr), cx.mask);
-        cx.drop_undefined_addresses(undefined);
+        cx.drop_lanes_with_undefined_address(undefined);
         let mask = cx.mask;
         let bytes = t.width as u32 * t.regs.len() as u32;
         match t.window {
@@ -35,7 +35,7 @@ impl MemorySystem {
                         self.count_traffic(cx.grid.reporter.counts(cx.pc), group, bytes, false);
                     }
                     self.acquire_clocks(cx, group, t);
-                    self.check_lane_accesses(cx, AccessKind::Read, group, bytes, strength(t), 0);
+                    self.check_lane_accesses(cx, AccessKind::Read, group, bytes, access_strength(t), 0);
                     let data = self.location_bytes(&cx.grid.blocks, group.location);
                     load_registers(data, group, t, cx.warp.regs_mut(cx.fragment.frame));
                 }
@@ -62,7 +62,7 @@ impl MemorySystem {
 }
 
 /// Returns the strength of a load or store: weak, or strong at its scope.
-pub(super) fn strength(t: &LoadStore) -> AccessStrength {
+pub(super) fn access_strength(t: &LoadStore) -> AccessStrength {
     if t.semantics.is_some() { t.scope } else { AccessStrength::Weak }
 }
 
@@ -73,7 +73,7 @@ fn load_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], base: 
     for (n, slot) in t.regs.iter().enumerate() {
         let Some(slot) = slot else { continue };
         let offset = |l: usize| (at[l].wrapping_sub(base) as usize).wrapping_add(n * t.width as usize);
-        // Fast path: all lanes nearly always load from the same address.
+        // Fast path for the usual case: all lanes load from the same address.
         let first = offset(lanes.trailing_zeros().min(31) as usize);
         let uniform = (0..32).all(|l| lanes >> l & 1 == 0 || offset(l) == first);
         let values = if uniform {
@@ -81,7 +81,7 @@ fn load_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], base: 
         } else {
             std::array::from_fn(|l| if lanes >> l & 1 != 0 { read_element(params, offset(l), t) } else { 0 })
         };
-        set_lanes(regs, *slot, t.register_rows, &values, lanes);
+        set_register_lanes(regs, *slot, t.register_rows, &values, lanes);
     }
 }
 
@@ -96,6 +96,6 @@ fn load_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32]) 
             let offset = at[l] as usize + n * t.width as usize;
             if offset + t.width as usize <= stride { read_element(&frame.params, l * stride + offset, t) } else { 0 }
         });
-        set_lanes(&mut frame.regs, *slot, t.register_rows, &values, mask);
+        set_register_lanes(&mut frame.regs, *slot, t.register_rows, &values, mask);
     }
 }

@@ -1,6 +1,6 @@
 //! Loads and stores of local memory, which is private to each lane.
 
-use super::registers::{lane_value, read_element, set_lanes};
+use super::registers::{lane_value, read_element, set_register_lanes};
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, lanes_of};
 use crate::finding::FindingKind;
@@ -25,7 +25,7 @@ impl MemorySystem {
         }
         for (slot, values) in t.regs.iter().zip(&values) {
             if let Some(slot) = slot {
-                set_lanes(cx.regs_mut(), *slot, t.register_rows, values, lanes);
+                set_register_lanes(cx.regs_mut(), *slot, t.register_rows, values, lanes);
             }
         }
     }
@@ -49,7 +49,8 @@ impl MemorySystem {
                 let value = lane_value(cx.regs(), *slot, t.register_rows, lane as usize).to_le_bytes();
                 let from = start + n * width;
                 let old = &mut cx.warp.local[from..from + width];
-                // A loop that changes its lanes' local memory does not only wait for other threads.
+                // A loop that changes local memory is not one that only waits, so the count of its backward branches
+                // starts again.
                 cx.fragment.backward_branches *= u32::from(*old == value[..width]);
                 old.copy_from_slice(&value[..width]);
             }

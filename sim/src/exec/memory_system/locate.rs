@@ -59,7 +59,8 @@ impl MemorySystem {
         elsewhere
     }
 
-    /// Groups the lanes of `left` that access the same buffer as the lowest one, and removes them from `left`.
+    /// Groups the lanes of `left` that access the same buffer as the lowest lane of `left`, and removes them from
+    /// `left`.
     fn locate_global(
         &mut self,
         cx: &mut InstructionContext,
@@ -69,7 +70,7 @@ impl MemorySystem {
     ) {
         let (addresses, bytes) = (request.addresses, request.bytes);
         let first = addresses[left.trailing_zeros() as usize];
-        let Some(index) = self.find_buffer(first) else {
+        let Some(index) = self.find_buffer_index(first) else {
             let lane = left.trailing_zeros();
             *left &= *left - 1;
             let near = self.buffers.describe_nearest_buffer(first);
@@ -115,8 +116,8 @@ impl MemorySystem {
         }
     }
 
-    /// Groups the lanes of `left` that access the shared memory of the same block as the lowest one, and removes them
-    /// from `left`. `window_base` is the address of shared address 0.
+    /// Groups the lanes of `left` that access the shared memory of the same block as the lowest lane of `left`, and
+    /// removes them from `left`. `window_base` is where the shared window begins in the instruction's address space.
     fn locate_shared(
         &mut self,
         cx: &mut InstructionContext,
@@ -254,7 +255,7 @@ impl MemorySystem {
     }
 
     /// Returns the index of the buffer that holds an address. Tries the most recently accessed buffer first.
-    pub fn find_buffer(&mut self, address: u64) -> Option<usize> {
+    pub fn find_buffer_index(&mut self, address: u64) -> Option<usize> {
         if !self.buffers.buffer_holds(self.last_buffer, address) {
             self.last_buffer = self.buffers.buffer_index(address)?;
         }

@@ -115,11 +115,11 @@ impl MemorySystem {
             return false;
         }
         let lanes = u32::MAX >> (32 - rows);
-        let (passes, least) = counters::count_wavefronts(&offsets, lanes, 16);
+        let wavefronts = counters::count_wavefronts(&offsets, lanes, 16);
         let counts = cx.grid.reporter.counts(pc);
         counts.shared_bytes += 16 * rows as u64;
-        counts.wavefronts += passes;
-        counts.wavefronts_least += least;
+        counts.wavefronts += wavefronts.needed;
+        counts.wavefronts_least += wavefronts.without_conflicts;
         self.check_shadow(
             cx,
             MemoryLocation::Shared(slot),
@@ -133,8 +133,8 @@ impl MemorySystem {
         let shared = &cx.grid.blocks[slot].shared;
         let regs = cx.warp.regs_mut(frame);
         for (&slot, offsets) in t.regs.iter().zip(offsets.chunks_exact(8)) {
-            // Each row is copied straight into the register; a separate buffer would have to be loaded again, which
-            // is slower.
+            // Copies each row straight into the register. Through a separate buffer the row would be loaded twice,
+            // which is slower.
             let matrix = &mut regs.rows[slot as usize].0;
             let rows: &mut [[u8; 16]; 8] = bytemuck::cast_mut(matrix);
             for (row, &from) in rows.iter_mut().zip(offsets) {
@@ -147,8 +147,8 @@ impl MemorySystem {
     }
 }
 
-/// Groups the rows of an access if all of them are aligned and lie in the block's own shared memory; else returns
-/// `None`.
+/// Returns all matrix rows of an access as one group if they are aligned and lie in the block's own shared memory;
+/// else returns `None`.
 #[inline]
 fn own_rows(cx: &InstructionContext, request: &AccessRequest) -> Option<LaneGroup> {
     if request.window != AddressWindow::Shared {

@@ -23,7 +23,8 @@ pub fn read_element(data: &[u8], offset: usize, t: &LoadStore) -> u128 {
     }
 }
 
-/// Returns the value of one lane of a register that consists of `rows` (1, 2 or 4) 32-bit rows.
+/// Returns the value of one lane of a register that takes `rows` (1, 2 or 4) rows of the register file; a row has 32
+/// bits per lane.
 pub fn lane_value(regs: &Registers, register: u32, rows: u8, lane: usize) -> u128 {
     match rows {
         4 => {
@@ -38,8 +39,9 @@ pub fn lane_value(regs: &Registers, register: u32, rows: u8, lane: usize) -> u12
     }
 }
 
-/// Sets the lanes of `mask` in a register that consists of `rows` (1, 2 or 4) 32-bit rows.
-pub fn set_lanes(regs: &mut Registers, register: u32, rows: u8, values: &[u128; 32], mask: u32) {
+/// Sets the lanes of `mask` in a register that takes `rows` (1, 2 or 4) rows of the register file; a row has 32 bits
+/// per lane.
+pub fn set_register_lanes(regs: &mut Registers, register: u32, rows: u8, values: &[u128; 32], mask: u32) {
     match rows {
         1 => regs.set(register, &values.map(|v| v as u32), mask),
         2 => regs.set64(register, &values.map(|v| v as u64), mask),
@@ -56,7 +58,7 @@ pub fn set_lanes(regs: &mut Registers, register: u32, rows: u8, values: &[u128; 
 /// Sets the destination registers of failed loads to zero, so that their later use is not reported as undefined.
 #[cold]
 pub fn zero_registers(regs: &mut Registers, t: &LoadStore, lanes: u32) {
-    t.regs.iter().flatten().for_each(|&slot| set_lanes(regs, slot, t.register_rows, &[0; 32], lanes));
+    t.regs.iter().flatten().for_each(|&slot| set_register_lanes(regs, slot, t.register_rows, &[0; 32], lanes));
 }
 
 /// Loads the registers of a group's lanes from memory.
@@ -88,15 +90,22 @@ pub fn load_registers(data: &[u8], group: &LaneGroup, t: &LoadStore, regs: &mut 
             for lane in lanes_of(lanes).map(|lane| lane as usize) {
                 values[lane] = read_element(data, group.offsets[lane] as usize + n * width, t);
             }
-            set_lanes(regs, slot, t.register_rows, &values, lanes);
+            set_register_lanes(regs, slot, t.register_rows, &values, lanes);
         }
     }
 }
 
-/// Stores the registers of a group's lanes to memory. Returns the lanes whose store did not change memory, and
-/// whether any byte of memory changed.
+/// What a store did to memory.
+pub struct StoreEffect {
+    /// Mask of the lanes whose store did not change memory.
+    pub unchanged_lanes: u32,
+    /// Whether any byte of memory changed.
+    pub memory_changed: bool,
+}
+
+/// Stores the registers of a group's lanes to memory.
 #[inline]
-pub fn store_registers(data: &mut [u8], group: &LaneGroup, t: &LoadStore, regs: &Registers) -> (u32, bool) {
+pub fn store_registers(data: &mut [u8], group: &LaneGroup, t: &LoadStore, regs: &Registers) -> StoreEffect {
     let width = t.width as usize;
     let mut differs = 0u32;
     for (n, slot) in t.regs.iter().flatten().enumerate() {
@@ -132,5 +141,5 @@ pub fn store_registers(data: &mut [u8], group: &LaneGroup, t: &LoadStore, regs: 
             }
         }
     }
-    (group.lanes & !differs, differs != 0)
+    StoreEffect { unchanged_lanes: group.lanes & !differs, memory_changed: differs != 0 }
 }

@@ -1,6 +1,6 @@
 //! `st`: stores of a warp.
 
-use super::load::strength;
+use super::load::access_strength;
 use super::locate::AccessRequest;
 use super::registers::{lane_value, store_registers};
 use super::system::MemorySystem;
@@ -17,7 +17,7 @@ impl MemorySystem {
         let regs = cx.regs();
         let (at, undefined) = (addresses(regs, &t.addr), undefined_address(regs, &t.addr));
         let undefined_data = undefined_registers(regs, t.regs.iter().flatten()) & cx.mask;
-        cx.drop_undefined_addresses(undefined);
+        cx.drop_lanes_with_undefined_address(undefined);
         let mask = cx.mask;
         if undefined_data & mask != 0 && t.window != AddressWindow::Local && t.window != AddressWindow::FrameParam {
             cx.report(FindingKind::Uninitialized, (undefined_data & mask).trailing_zeros(), || {
@@ -60,12 +60,12 @@ impl MemorySystem {
             return;
         }
         let data = self.location_bytes_mut(&mut cx.grid.blocks, group.location);
-        let (same_value, changed) = store_registers(data, group, t, cx.warp.regs(cx.fragment.frame));
-        if changed {
+        let stored = store_registers(data, group, t, cx.warp.regs(cx.fragment.frame));
+        if stored.memory_changed {
             cx.record_memory_change();
         }
         self.check_mbarrier_overwrite(cx, group, bytes);
-        self.check_lane_accesses(cx, AccessKind::Write, group, bytes, strength(t), same_value);
+        self.check_lane_accesses(cx, AccessKind::Write, group, bytes, access_strength(t), stored.unchanged_lanes);
         self.release_clocks(cx, group, t);
     }
 

@@ -9,7 +9,7 @@ use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::memory::SimMemory;
 use crate::order::{AsyncOps, ClusterLayout, Conflict, SyncLocations};
 
-/// The memory of a running grid, and the synchronisation that orders accesses to it.
+/// The memory of a running grid, its asynchronous operations, and the vector clocks that synchronise through memory.
 #[derive(Debug)]
 pub struct MemorySystem {
     /// Global buffers.
@@ -69,7 +69,7 @@ impl MemorySystem {
         }
     }
 
-    /// Allocates memory on the device heap; returns its address, or 0 where `malloc` fails.
+    /// Allocates memory on the device heap; returns its address, or 0 if the heap has no room for it.
     pub fn malloc(&mut self, bytes: u64) -> u64 {
         // CUDA gives the device heap 8 MiB unless the host asks for more.
         if bytes == 0 || bytes > 8 << 20 {
@@ -90,8 +90,8 @@ impl MemorySystem {
         self.last_buffer = usize::MAX;
     }
 
-    /// Returns the C string at an address in global memory.
-    pub fn string_at(&self, address: u64) -> String {
+    /// Returns the zero-terminated string at an address in global memory.
+    pub fn c_string_at(&self, address: u64) -> String {
         let mut out = Vec::new();
         if let Some(index) = self.buffers.buffer_index(address) {
             let buffer = self.buffers.buffer(index);
@@ -124,8 +124,8 @@ impl MemorySystem {
                 counts.sectors += sectors;
             }
             MemoryLocation::Shared(_) => {
-                let (passes, least) = if group.consecutive && bytes <= 4 {
-                    (1, 1)
+                let wavefronts = if group.consecutive && bytes <= 4 {
+                    counters::Wavefronts { needed: 1, without_conflicts: 1 }
                 } else {
                     crate::simd::run_with_widest_simd(
                         #[inline(always)]
@@ -133,8 +133,8 @@ impl MemorySystem {
                     )
                 };
                 counts.shared_bytes += asked;
-                counts.wavefronts += passes;
-                counts.wavefronts_least += least;
+                counts.wavefronts += wavefronts.needed;
+                counts.wavefronts_least += wavefronts.without_conflicts;
             }
         }
     }

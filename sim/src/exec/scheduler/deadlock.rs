@@ -86,7 +86,7 @@ fn wait_site(grid: &GridState, block: &Block, warp: &Warp, fragment: &WarpFragme
     };
     let pc = code.first + at.min(code.instrs.len() as u32 - 1);
     let thread = warp.index * 32 + fragment.mask.trailing_zeros();
-    Some((grid.context.site(block.coordinates, thread, pc), grid.context.source_line(pc)))
+    Some((grid.context.finding_site(block.coordinates, thread, pc), grid.context.source_line(pc)))
 }
 
 /// Reports blocks in which all live threads wait at one barrier for more threads than can arrive: the count is wrong,
@@ -101,7 +101,7 @@ fn report_incomplete_barriers(grid: &mut GridState) -> bool {
         if barrier.expected.is_some() && fragments().all(|(_, f)| f.state == first.state) {
             let arrivals = barrier.describe_arrivals(block.live);
             let thread = warp.index * 32 + first.mask.trailing_zeros();
-            let site = grid.context.site(block.coordinates, thread, barrier.pc);
+            let site = grid.context.finding_site(block.coordinates, thread, barrier.pc);
             found.push((site, format!("barrier {id}: {arrivals}, and no other thread is left to arrive")));
         }
     }
@@ -120,7 +120,7 @@ fn stuck_cause(grid: &GridState) -> StuckCause {
         let Some(frame) = frame else { continue };
         let pc = grid.context.kernel.functions[frame.function as usize].first + fragment.pc;
         let thread = warp.index * 32 + fragment.mask.trailing_zeros();
-        let site = grid.context.site(block.coordinates, thread, pc);
+        let site = grid.context.finding_site(block.coordinates, thread, pc);
         let short = match fragment.state {
             FragmentState::Wgmma => return StuckCause::MissingWarps(warp.slot),
             FragmentState::Registers => {

@@ -209,7 +209,7 @@ impl Warp {
     /// Splits a fragment in two at a branch: `fragment` keeps the lanes `taken` and goes to `target`; the returned
     /// fragment has the other lanes and goes to `next`. They reconverge at the instruction `reconverge`, if there is
     /// one.
-    pub fn split_fragment(
+    pub fn split_off_lanes(
         &mut self,
         fragment: &mut WarpFragment,
         taken: u32,

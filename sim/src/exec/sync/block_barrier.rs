@@ -35,7 +35,7 @@ pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAction {
             return NextAction::Next;
         }
     }
-    let site = cx.site(lane);
+    let site = cx.finding_site(lane);
     let reporter = &mut cx.grid.reporter;
     let barrier = &mut cx.grid.blocks[cx.warp.slot].barriers[id as usize];
     if barrier.arrived == 0 {
@@ -124,7 +124,7 @@ pub fn complete_barriers(grid: &mut GridState, block_slot: u32) -> Vec<u32> {
         done.push(id);
     }
     for (id, pc, arrived, expected) in overfull {
-        let site = grid.site(block_slot, 0, 0, pc);
+        let site = grid.finding_site(block_slot, 0, 0, pc);
         grid.reporter.report(FindingKind::Barrier, site, || {
             format!("barrier {id}: {arrived} threads arrive where {expected} are expected")
         });

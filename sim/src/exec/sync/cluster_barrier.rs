@@ -74,6 +74,6 @@ pub fn complete_cluster_barrier(grid: &mut GridState, block_slot: u32) {
     let Some(owner) = grid.blocks.get_mut(cluster_barrier_slot) else { return };
     if owner.cluster_barrier.try_complete_phase(live) {
         grid.reporter.counters.barriers += 1;
-        grid.count_change();
+        grid.count_memory_or_barrier_change();
     }
 }
