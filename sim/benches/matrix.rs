@@ -29,14 +29,14 @@ fn ones(count: usize) -> Vec<Lanes> {
 
 fn mma(opcode: &str) {
     let op = MmaOp::decode(opcode).expect("a form of mma.sync");
-    let (counts, per) = (op.registers(), op.rows_per_register());
+    let (counts, per) = (op.registers_per_lane(), op.lane_arrays_per_register());
     let (a, b, c) = (ones(counts.a * per), ones(counts.b * per), ones(counts.c * per));
     let mut d = ones(counts.c * per);
     let [a, b, c] = [&a, &b, &c].map(|rows| rows.iter().collect::<Vec<&Lanes>>());
     let ns = least(
         20_000,
         #[inline(always)]
-        || black_box(op).run(black_box(&a), black_box(&b), black_box(&c), black_box(&mut d)),
+        || black_box(op).multiply_add(black_box(&a), black_box(&b), black_box(&c), black_box(&mut d)),
     );
     println!("{opcode:<60} {ns:7.1} ns {:6.1} GFLOP/s", op.flops() as f64 / ns);
 }
@@ -56,14 +56,14 @@ fn wgmma(opcode: &str, transposed: bool) {
         shared[at..at + 16].try_into().expect("sixteen bytes")
     };
     let mut tiles = WgmmaTiles::default();
-    let mut d = ones(op.d_registers());
+    let mut d = ones(op.d_registers_per_lane());
     let reading = least(10, || {
         tiles.read_a(black_box(&op), &a, fetch);
         tiles.read_b(black_box(&op), &b, fetch);
     });
     let products = least(10, || {
         for warp in 0..4 {
-            op.run(black_box(&tiles), warp, false, black_box(&mut d));
+            op.multiply_add(black_box(&tiles), warp, false, black_box(&mut d));
         }
     });
     let ns = reading + products;

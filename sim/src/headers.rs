@@ -1,11 +1,11 @@
-//! Replacements for headers of the C library and of CUDA that kernels include: NVRTC has none of them. They declare
-//! only what device code can use; nvcc must compile files that need more.
+//! Replacements for headers of the C library and of CUDA that kernels include, because NVRTC comes without them. They
+//! declare only what device code can use; nvcc must compile files that need more.
 
 macro_rules! headers {
     ($($name:literal)*) => { &[$(($name, include_str!(concat!("../headers/", $name)))),*] };
 }
 
-/// The headers: each one's name, as `#include` gives it, and its text.
+/// Each header's name, as `#include` gives it, with its text.
 pub const HEADERS: &[(&str, &str)] = headers!(
     "assert.h" "cassert" "cfloat" "climits" "cmath" "cstddef" "cstdint" "cstdio" "cstdlib" "cstring" "cuda.h" "cuda_runtime.h"
     "cuda_runtime_api.h" "device_launch_parameters.h" "float.h" "limits.h" "math.h" "stddef.h" "stdint.h" "stdio.h" "stdlib.h"

@@ -25,11 +25,11 @@ pub const LOCAL_BASE: u64 = 0x0200_0000_0000;
 pub const PARAM_BASE: u64 = 0x0300_0000_0000;
 /// Address of the first `.global` or `.const` variable of the module.
 pub const MODULE_BASE: u64 = 0x0400_0000_0000;
-/// Address before function 0: function i is at `FUNCTION_BASE + 16 * (i + 1)`.
+/// Base of the addresses of functions: function i has the address `FUNCTION_BASE + 16 * (i + 1)`.
 pub const FUNCTION_BASE: u64 = 0x0500_0000_0000;
 /// Address of the first buffer that [`crate::memory::SimMemory::alloc`] returns.
 pub const HEAP_BASE: u64 = 0x0600_0000_0000;
-/// Size in bytes of the address range of each state space.
+/// Size in bytes of the range of generic addresses that each state space has.
 pub const WINDOW_BYTES: u64 = 1 << 32;
 
 /// Shared address of the first byte of a block's shared memory. As on Hopper, the first KiB is reserved, so no
@@ -44,10 +44,18 @@ pub fn cluster_address(shared_address: u32, block_rank: u32) -> u32 {
     shared_address & ((1 << CLUSTER_RANK_SHIFT) - 1) | (block_rank + 1) << CLUSTER_RANK_SHIFT
 }
 
-/// Splits a shared address into the rank of the block that it names, if any, and the offset in that block.
-pub fn split_cluster_address(shared_address: u32) -> (Option<u32>, u32) {
-    let rank = shared_address >> CLUSTER_RANK_SHIFT;
-    (rank.checked_sub(1), shared_address & ((1 << CLUSTER_RANK_SHIFT) - 1))
+/// The block and the byte that a shared address names.
+pub struct SharedAddressParts {
+    /// Rank of the block in its cluster; `None` for the thread's own block.
+    pub rank: Option<u32>,
+    /// Offset in the block's shared memory.
+    pub offset: u32,
+}
+
+/// Splits a shared address into the block that it names and the offset in that block.
+pub fn split_shared_address(shared_address: u32) -> SharedAddressParts {
+    let rank = (shared_address >> CLUSTER_RANK_SHIFT).checked_sub(1);
+    SharedAddressParts { rank, offset: shared_address & ((1 << CLUSTER_RANK_SHIFT) - 1) }
 }
 
 /// Returns the state space into which a generic address points; `None` is global memory.

@@ -29,9 +29,9 @@ pub enum ReadError {
     #[error("read outside of all buffers: {0}")]
     OutOfBounds(String),
     /// Neither the host nor a kernel has written the bytes.
-    #[error("reads byte {byte} of {of}, which was never written")]
+    #[error("reads {of} bytes, of which byte {byte} was never written")]
     Uninitialized {
-        /// Offset of the first unwritten byte in the bytes to read.
+        /// Index of the first unwritten byte among the bytes to read.
         byte: u64,
         /// Number of bytes to read.
         of: u64,
@@ -145,8 +145,8 @@ impl SimMemory {
         Some(&self.allocations[i].data)
     }
 
-    /// Copies bytes from the host into a buffer, at any address in it. Returns false, and writes nothing, if they do
-    /// not fit.
+    /// Copies bytes from the host to `address`, which may be anywhere in a buffer. Returns false, and writes nothing,
+    /// if the bytes do not fit into the buffer.
     pub fn write(&mut self, address: u64, bytes: &[u8]) -> bool {
         let Some(i) = self.buffer_index(address) else { return false };
         let a = &mut self.allocations[i];
@@ -220,7 +220,7 @@ impl SimMemory {
         self.allocations.iter_mut().for_each(|a| a.shadow.forget_accesses());
     }
 
-    /// Says, for a message, where the nearest buffer lies; `address` is outside of all buffers.
+    /// Describes, for a message about an `address` outside of all buffers, where the nearest buffer lies.
     pub(crate) fn describe_nearest_buffer(&self, address: u64) -> String {
         let near = self.allocations.iter().min_by_key(|a| {
             let end = a.base + a.data.len() as u64;

@@ -3,7 +3,7 @@
 use reel_sim::exec::{self, ExecOptions, LaunchConfig};
 use reel_sim::finding::FindingKind;
 use reel_sim::memory::SimMemory;
-use reel_sim::mutate::{apply, mutants, reached_mutants, run_mutants};
+use reel_sim::mutate::{apply_mutant, mutants, reached_mutants, run_mutants};
 use reel_sim::program::{Program, ProgramError};
 use reel_sim::ptx::ast::{Instruction, Operand};
 
@@ -214,7 +214,7 @@ fn mutant_differs_in_one_instruction() {
     for text in [EXCHANGE, BULK] {
         let program = Program::parse(text).unwrap();
         for m in mutants(&program.module) {
-            let changed = apply(&program, &m).unwrap();
+            let changed = apply_mutant(&program, &m).unwrap();
             let (old, new) = (&program.module.functions[0].body, &changed.module.functions[0].body);
             let inserted = new.len() - old.len();
             assert!(inserted <= 1, "{m}");

@@ -251,7 +251,7 @@ mod tests {
     fn refuses_reads_of_unwritten_bytes() {
         let Some(d) = device(1) else { return };
         let fresh = |shape: &[usize]| Tensor::empty(&d, shape, DType::F32, MemoryCategory::Activations).unwrap();
-        fails(fresh(&[3]).to_f32(), &["host reads byte 0 of 12, which was never written"]);
+        fails(fresh(&[3]).to_f32(), &["host reads 12 bytes, of which byte 0 was never written"]);
         let (x, y) = (f32_tensor(&d, &[1, 2], &[1.0, 2.0]), fresh(&[1, 2]));
         fails(d.launch(&product(&x, &y, &fresh(&[1, 1]), false)), &["matmul_fwd: b: reads byte 0 of 8"]);
         fails(d.launch(&product(&x, &x, &fresh(&[1, 1]), true)), &["matmul_fwd: c: reads byte 0 of 4"]);

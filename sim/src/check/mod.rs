@@ -81,7 +81,7 @@ impl CheckReport {
 /// # Errors
 /// A launch that is outside of the limits of its kernel or of the GPU.
 pub fn check(launches: &[SimLaunch], memory: &SimMemory, plan: &CheckPlan) -> Result<CheckReport, LaunchError> {
-    check_with(memory, plan, |memory, options| {
+    check_interleavings(memory, plan, |memory, options| {
         launches.iter().map(|s| exec::run(s.program, s.kernel, s.launch, memory, options)).collect()
     })
 }
@@ -105,7 +105,7 @@ pub fn check_kernel(
 ///
 /// # Errors
 /// The error of the first interleaving for which `run` fails.
-pub fn check_with<E: Send>(
+pub fn check_interleavings<E: Send>(
     memory: &SimMemory,
     plan: &CheckPlan,
     run: impl Fn(&mut SimMemory, &ExecOptions) -> Result<Vec<SimOutcome>, E> + Sync,

@@ -4,7 +4,7 @@
 use super::grid::GridState;
 use super::state::block::Block;
 use super::state::warp::{FragmentState, Warp, WarpFragment};
-use crate::finding::{FindingKind, Site};
+use crate::finding::{FindingKind, FindingSite};
 use crate::regs::Registers;
 
 /// What the interpreter does after an instruction.
@@ -64,7 +64,7 @@ impl InstructionContext<'_, '_> {
     }
 
     /// Returns the location for a finding: the thread of `lane` and this instruction.
-    pub fn finding_site(&self, lane: u32) -> Site {
+    pub fn finding_site(&self, lane: u32) -> FindingSite {
         self.grid.finding_site(self.warp.slot, self.warp.index, lane, self.pc)
     }
 
@@ -83,7 +83,7 @@ impl InstructionContext<'_, '_> {
         message: impl FnOnce() -> String,
     ) {
         let site = self.finding_site(lane);
-        self.grid.reporter.report_with(kind, site, None, Some((space, address)), message);
+        self.grid.reporter.report_with_details(kind, site, None, Some((space, address)), message);
     }
 
     /// Removes the lanes `undefined` from the mask and reports them: their address depends on an undefined register.

@@ -63,7 +63,7 @@ pub fn run_with_dependent_launch(
     let (outcome, mut buffers) = early.finish();
     buffers.end_launch();
     late.interpreter.memory.buffers = buffers;
-    late.scheduler.resume_after_primary(&mut late.interpreter.grid);
+    late.scheduler.resume_after_primary_grid(&mut late.interpreter.grid);
     late.run();
     let (dependent, back) = late.finish();
     *memory = back;

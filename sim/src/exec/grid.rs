@@ -5,7 +5,7 @@ use super::grid_context::GridContext;
 use super::reporter::Reporter;
 use super::rng::SeededRng;
 use super::state::block::BlockTable;
-use crate::finding::Site;
+use crate::finding::FindingSite;
 
 /// Counters by which the scheduler decides whether the grid makes progress or only waits.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,7 +50,7 @@ impl<'a> GridState<'a> {
     }
 
     /// Returns the location for a finding: the thread of `lane` of a warp, and the instruction `pc`.
-    pub fn finding_site(&self, block_slot: u32, warp: u32, lane: u32, pc: u32) -> Site {
+    pub fn finding_site(&self, block_slot: u32, warp: u32, lane: u32, pc: u32) -> FindingSite {
         self.context.finding_site(self.blocks[block_slot].coordinates, warp * 32 + lane, pc)
     }
 

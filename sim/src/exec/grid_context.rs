@@ -2,7 +2,7 @@
 //! instructions.
 
 use super::launch::{ExecOptions, LaunchConfig, SimLaunch, cluster_size};
-use crate::finding::{Site, line_and_inlining};
+use crate::finding::{FindingSite, line_and_inlining};
 use crate::order::Agent;
 use crate::program::{Kernel, Program};
 
@@ -37,13 +37,13 @@ impl<'a> GridContext<'a> {
 
     /// Returns the location for a finding: thread number `thread` of the block at coordinates `block`, and the
     /// instruction `pc`.
-    pub fn finding_site(&self, block: [u32; 3], thread: u32, pc: u32) -> Site {
-        Site { pc, block, thread: coordinates(thread, self.launch.block) }
+    pub fn finding_site(&self, block: [u32; 3], thread: u32, pc: u32) -> FindingSite {
+        FindingSite { pc, block, thread: coordinates(thread, self.launch.block) }
     }
 
     /// Returns the location for a finding: the thread that `agent` of a vector clock stands for, and the instruction
     /// `pc`. An agent that is no thread gives thread 0.
-    pub fn finding_site_of_agent(&self, agent: Agent, pc: u32) -> Site {
+    pub fn finding_site_of_agent(&self, agent: Agent, pc: u32) -> FindingSite {
         let block = agent.block().saturating_sub(self.first_block);
         self.finding_site(coordinates(block, self.launch.grid), agent.thread_index().unwrap_or(0), pc)
     }

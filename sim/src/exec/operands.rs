@@ -5,7 +5,7 @@ use crate::regs::Registers;
 
 /// Returns the value of an address operand in every lane.
 #[inline(always)]
-pub fn addresses(regs: &Registers, addr: &AddressOperand) -> [u64; 32] {
+pub fn lane_addresses(regs: &Registers, addr: &AddressOperand) -> [u64; 32] {
     match addr.base {
         None => [addr.offset as u64; 32],
         Some(slot) if addr.wide => {
@@ -21,16 +21,16 @@ pub fn addresses(regs: &Registers, addr: &AddressOperand) -> [u64; 32] {
 
 /// Returns the mask of the lanes in which an address operand is undefined.
 #[inline(always)]
-pub fn undefined_address(regs: &Registers, addr: &AddressOperand) -> u32 {
+pub fn lanes_with_undefined_address(regs: &Registers, addr: &AddressOperand) -> u32 {
     addr.base.map_or(0, |slot| regs.undefined[slot as usize])
 }
 
 /// Returns the mask of the lanes in which any of these registers is undefined.
-pub fn undefined_registers<'s>(regs: &Registers, slots: impl IntoIterator<Item = &'s u32>) -> u32 {
+pub fn lanes_with_undefined_register<'s>(regs: &Registers, slots: impl IntoIterator<Item = &'s u32>) -> u32 {
     slots.into_iter().fold(0, |mask, &slot| mask | regs.undefined[slot as usize])
 }
 
-/// Marks the lanes `undefined` of `mask` as undefined in a register and the other lanes of `mask` as defined.
+/// In a register, marks the lanes `undefined` as undefined and the other lanes of `mask` as defined.
 pub fn mark_undefined_lanes(regs: &mut Registers, register: u32, undefined: u32, mask: u32) {
     let lanes = &mut regs.undefined[register as usize];
     *lanes = *lanes & !mask | undefined;

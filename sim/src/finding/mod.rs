@@ -86,11 +86,11 @@ pub struct Finding {
     pub kind: FindingKind,
     /// One sentence that describes the defect, and the chain of inlined calls that leads to the instruction.
     pub message: String,
-    /// Line in the main CUDA file if the PTX has line information, otherwise line in the PTX text.
+    /// Line in the main CUDA file, or in the PTX text if the PTX has no line information.
     pub line: u32,
     /// Block of the first occurrence.
     pub block: [u32; 3],
-    /// Thread of the first occurrence, in its block.
+    /// Coordinates of the thread of the first occurrence in its block.
     pub thread: [u32; 3],
     /// The state space of the address: `global`, `shared` or `local`.
     pub space: Option<&'static str>,
@@ -102,7 +102,7 @@ pub struct Finding {
 
 /// A thread at an instruction.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Site {
+pub struct FindingSite {
     /// Index of the instruction in the kernel.
     pub pc: u32,
     /// Coordinates of the block.
@@ -121,10 +121,11 @@ pub struct Findings {
     list: Vec<Finding>,
     /// Index in `list` of the finding of each cause.
     by_cause: HashMap<Cause, usize>,
-    /// Index in `list` of the finding of each pair of instructions; saves computing their source lines again.
+    /// Index in `list` of the finding of each kind and pair of instructions; saves looking up the source lines of the
+    /// instructions again.
     known: HashMap<(FindingKind, u32, Option<u32>), usize>,
-    /// For each finding in `list`, the missing synchronisation that it is about; `None` if it is about one
-    /// instruction only.
+    /// For each finding in `list`, the two instructions between which synchronisation is missing; `None` if the
+    /// finding is about one instruction only.
     gaps: Vec<Option<Gap>>,
     /// Cache: name and segments of the kernel for which a gap was computed last.
     segments: Option<Box<(String, Vec<u32>)>>,
@@ -152,13 +153,13 @@ impl Findings {
         program: &Program,
         kernel: &Kernel,
         kind: FindingKind,
-        site: Site,
+        site: FindingSite,
         other: Option<u32>,
         memory: Option<(&'static str, u64)>,
         message: impl FnOnce() -> String,
     ) {
         let pair = (kind, site.pc, other);
-        if self.count_repeat(kind, site.pc, other) {
+        if self.count_repeated_finding(kind, site.pc, other) {
             return;
         }
         let (line, chain) = line_and_inlining(program, kernel, site.pc);
@@ -190,14 +191,14 @@ impl Findings {
 
     /// Counts another occurrence of a defect if it was reported for the same instructions before; returns whether it
     /// was.
-    pub fn count_repeat(&mut self, kind: FindingKind, pc: u32, other: Option<u32>) -> bool {
+    pub fn count_repeated_finding(&mut self, kind: FindingKind, pc: u32, other: Option<u32>) -> bool {
         let Some(&at) = self.known.get(&(kind, pc, other)) else { return false };
         self.list[at].count += 1;
         true
     }
 
-    /// Returns the gap of a finding about two instructions. Races in global memory have none: no barrier separates
-    /// blocks, so all of them would count as one defect.
+    /// Returns the gap of a finding about two instructions. Races in global memory have no gap: it would merge all of
+    /// them into one defect, because no barrier separates the blocks of a grid.
     fn gap(
         &mut self,
         kernel: &Kernel,
@@ -227,7 +228,7 @@ impl Findings {
     }
 
     /// Returns whether there is a finding of this kind.
-    pub fn has(&self, kind: FindingKind) -> bool {
+    pub fn contains_kind(&self, kind: FindingKind) -> bool {
         self.list.iter().any(|f| f.kind == kind)
     }
 
@@ -285,7 +286,7 @@ fn merge_by_gap(list: Vec<Finding>, gaps: &[Option<Gap>]) -> Vec<Finding> {
         let at = groups[first].2;
         out[at].0.count += finding.count;
         out[at].1.push(gap.lines);
-        // A finding whose segments belong to two groups merges the groups.
+        // A finding whose two segments belong to different groups merges these groups.
         for n in joined.into_iter().rev() {
             let (of, segments, from) = groups.remove(n);
             groups[first].1.extend(segments);
@@ -345,7 +346,8 @@ pub fn line_and_inlining(program: &Program, kernel: &Kernel, pc: u32) -> (u32, S
     let (code, i) = kernel.locate(pc);
     let mut origin = source_line(program, kernel, pc);
     if origin.file.is_some() {
-        // Findings name no file, so the line of a header would be mistaken for a line of the main file.
+        // For an instruction from a header, the line of the PTX text: findings name no file, so a header's line would
+        // be mistaken for a line of the main file.
         origin.line = code.lines.get(i).map_or(0, |l| l.0);
     }
     let Some(place) = code.lines.get(i).and_then(|l| l.1).map(|p| program.source_location(p)) else {

@@ -18,7 +18,8 @@ pub(super) fn segment_numbers(kernel: &Kernel) -> Vec<u32> {
 /// Returns the number of the segment of every instruction of a function. `names` maps each set of synchronising
 /// instructions seen so far to its number.
 fn function_segments(code: &FunctionCode, names: &mut HashMap<Vec<u32>, u32>) -> Vec<u32> {
-    // Sorted sets of synchronising instructions, each stored once. The start of a function counts as one.
+    // Sorted sets of synchronising instructions, each set stored once. The start of the function counts as a
+    // synchronising instruction.
     let mut members: Vec<Vec<u32>> = Vec::new();
     let mut known: HashMap<Vec<u32>, usize> = HashMap::new();
     let mut add = |set: Vec<u32>, members: &mut Vec<Vec<u32>>| {

@@ -28,8 +28,8 @@ pub enum ElementFormat {
 }
 
 impl ElementFormat {
-    /// Parses a type qualifier without its dot.
-    pub fn parse(text: &str) -> Option<Self> {
+    /// Parses a PTX type qualifier without its dot, for example `bf16`.
+    pub fn from_ptx_type(text: &str) -> Option<Self> {
         Some(match text {
             "f64" => Self::F64,
             "tf32" => Self::Tf32,
@@ -145,7 +145,7 @@ fn each<const E: usize, const L: usize>(words: &[u32; L], out: &mut [[f32; L]; E
 /// Converts f16 bits to f32; branch-free, so that it vectorises.
 #[inline(always)]
 pub(super) fn f16_value(bits: u32) -> f32 {
-    // The exponent biases differ by 112; multiplying by 2^112 also normalises subnormals.
+    // The exponent biases of f16 and f32 differ by 112; multiplying by 2^112 also normalises subnormals.
     let scaled = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
     let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
     f32::from_bits(scaled.to_bits() | special | (bits & 0x8000) << 16)

@@ -20,8 +20,8 @@ pub(super) fn register_values<V: LaneVector, const E: usize>(
     values
 }
 
-/// `K` columns of A as f32, in halves of eight rows. Each value occurs four times: once for each lane that holds the
-/// same row of D.
+/// `K` columns of A as f32: for each column, the values of rows 0 to 7 and then those of rows 8 to 15. Each value
+/// occurs four times: once for each lane that holds the same row of D.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(super) struct ExpandedColumns<const K: usize>(pub(super) [[[f32; 32]; 2]; K]);
@@ -30,8 +30,8 @@ impl<const K: usize> ExpandedColumns<K> {
     pub(super) const ZERO: Self = Self([[[0.0; 32]; 2]; K]);
 }
 
-/// Fills the columns from A's registers, which hold `E` elements per lane. Register r holds eight rows (r & 1 selects
-/// which) of 4E columns (r >> 1 selects which).
+/// Fills the columns from A's registers, which hold `E` elements per lane. Register r holds eight rows, from row 8(r
+/// & 1) on, and 4E columns, from column 4E(r >> 1) on.
 #[inline(always)]
 pub(super) fn expand_a_columns<V: LaneVector, const E: usize, const K: usize>(
     v: V,
@@ -82,9 +82,9 @@ pub(super) fn register_to_b_rows<V: LaneVector, const E: usize>(
     }
 }
 
-/// Converts eight rows and eight columns of an accumulator to f32: `half` selects the rows, `group` the columns.
-/// Returns the even and the odd columns. For integers it returns zeros: f32 holds the sum of the products exactly,
-/// but an accumulator may not fit f32, so [`store_accumulators`] adds it.
+/// Converts eight rows and eight columns of an accumulator to f32; `half` and `group` are the numbers of these rows
+/// and columns, counted in eights. Returns the even and the odd columns. Returns zeros for integers, which f32 may
+/// not hold exactly: [`store_accumulators`] adds them to the sum of the products.
 #[inline(always)]
 pub(super) fn load_accumulators<'a>(
     accumulator: AccumulatorFormat,

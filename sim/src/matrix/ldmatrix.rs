@@ -19,7 +19,8 @@ pub fn load(rows: &[[u8; 16]], transpose: bool, registers: &mut [Lanes]) {
     }
 }
 
-/// Converts eight matrix rows, stored one after the other in `register`, to the fragment's register, in place.
+/// Converts eight matrix rows, stored one after the other in `register`, in place to the form in which `ldmatrix`
+/// returns them: each lane holds its own two elements.
 #[inline(always)]
 pub fn rows_to_fragment(register: &mut Lanes, transpose: bool) {
     for word in register.iter_mut() {
@@ -76,7 +77,8 @@ pub fn transposed(fragment: &Lanes) -> Lanes {
 mod tests {
     use super::*;
 
-    /// Returns 8n rows in which element (row, column) is 256·row + column.
+    /// Returns the eight rows of each of `matrices` matrices, one after the other; element (row, column) is 256·row +
+    /// column.
     fn numbered(matrices: usize) -> Vec<[u8; 16]> {
         (0..8 * matrices)
             .map(|row| {

@@ -4,7 +4,7 @@ use super::Mutation;
 use crate::ptx::ast::{Function, Instruction, Operand, Register, RegisterDecl, Type};
 
 /// Applies a mutation; an instruction that does not allow it stays unchanged.
-pub fn apply(function: &mut Function, at: usize, change: Mutation) {
+pub fn apply_mutation(function: &mut Function, at: usize, change: Mutation) {
     match change {
         Mutation::Delete => delete(&mut function.body[at]),
         Mutation::OneGroupMore => {
@@ -26,7 +26,7 @@ pub fn apply(function: &mut Function, at: usize, change: Mutation) {
             function.body[at].opcode = opcode.join(".");
         }
         Mutation::Count(by) => {
-            if let Some(operand) = thread_count_operand(&function.body[at]) {
+            if let Some(operand) = thread_count_operand_index(&function.body[at]) {
                 adjust(function, at, operand, "add.s32", by.into());
             }
         }
@@ -34,7 +34,7 @@ pub fn apply(function: &mut Function, at: usize, change: Mutation) {
 }
 
 /// Returns the index of the operand that gives a block barrier's number of threads, if there is one.
-pub fn thread_count_operand(i: &Instruction) -> Option<usize> {
+pub fn thread_count_operand_index(i: &Instruction) -> Option<usize> {
     let parts: Vec<&str> = i.opcode.split('.').collect();
     if !matches!(parts[0], "bar" | "barrier") || parts.contains(&"cluster") || parts.contains(&"warp") {
         return None;
@@ -74,7 +74,7 @@ fn delete(i: &mut Instruction) {
                 (false, true) => ("not.pred", vec![dst, p]),
             }
         }
-        // `brkpt` has no effect without a debugger, so it stands for no instruction.
+        // `brkpt`, which has no effect without a debugger, takes the place of the deleted instruction.
         _ => {
             i.guard = None;
             ("brkpt", Vec::new())
@@ -84,8 +84,8 @@ fn delete(i: &mut Instruction) {
     i.operands = operands;
 }
 
-/// Changes operand `operand` to `opcode(operand, by)`: an integer directly, a register through an instruction
-/// inserted before.
+/// Changes an operand by `by` with the arithmetic of `opcode` (an addition or an exclusive or). Changes an integer
+/// operand directly, a register operand by an instruction that it inserts before.
 fn adjust(function: &mut Function, at: usize, operand: usize, opcode: &str, by: i64) {
     match function.body[at].operands[operand].clone() {
         Operand::Integer(n) => {

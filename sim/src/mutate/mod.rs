@@ -77,8 +77,8 @@ pub fn mutants(module: &Module) -> Vec<Mutant> {
     bodies.flat_map(|(function, f)| of_function(function, f)).collect()
 }
 
-/// Returns the mutants of a kernel and its callees whose instruction was executed. `executed` takes the kernel-wide
-/// index of an instruction. A mutant of an instruction that no test case executes proves nothing.
+/// Returns the mutants of a kernel and its callees, but only of instructions that were executed: other mutants would
+/// prove nothing. `executed` takes the index of an instruction in the kernel.
 pub fn reached_mutants(program: &Program, kernel: &Kernel, executed: impl Fn(u32) -> bool) -> Vec<Mutant> {
     let module = &program.module;
     let of_code = |name: &str| module.functions.iter().position(|f| f.name == name && !f.declaration);
@@ -92,23 +92,23 @@ pub fn reached_mutants(program: &Program, kernel: &Kernel, executed: impl Fn(u32
 }
 
 /// Returns a copy of the program with the mutant's change.
-pub fn apply(program: &Program, mutant: &Mutant) -> Result<Program, ProgramError> {
+pub fn apply_mutant(program: &Program, mutant: &Mutant) -> Result<Program, ProgramError> {
     let mut module = program.module.clone();
     if let Some(function) = module.functions.get_mut(mutant.function) {
-        edit::apply(function, mutant.instruction, mutant.change);
+        edit::apply_mutation(function, mutant.instruction, mutant.change);
     }
     Program::from_module(module)
 }
 
-/// Checks mutants: `first_finding` runs the test cases of a program and returns the kind of the first finding, if
-/// any.
+/// Checks each mutant: `first_finding` runs the test cases of the changed program and returns the kind of the first
+/// finding, if any.
 pub fn run_mutants<E: From<ProgramError>>(
     program: &Program,
     mutants: &[Mutant],
     first_finding: impl Fn(&Program) -> Result<Option<FindingKind>, E>,
 ) -> Result<Vec<MutantResult>, E> {
     let one = |mutant: &Mutant| {
-        let killed_by = first_finding(&apply(program, mutant)?)?;
+        let killed_by = first_finding(&apply_mutant(program, mutant)?)?;
         Ok(MutantResult { mutant: mutant.clone(), killed_by })
     };
     mutants.iter().map(one).collect()
@@ -151,7 +151,7 @@ fn changes(i: &Instruction) -> Vec<Mutation> {
     if has("gpu") || i.opcode == "membar.gl" {
         out.push(Mutation::NarrowScope);
     }
-    if edit::thread_count_operand(i).is_some() {
+    if edit::thread_count_operand_index(i).is_some() {
         out.extend([Mutation::Count(-32), Mutation::Count(32)]);
     }
     out

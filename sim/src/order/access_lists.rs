@@ -71,8 +71,8 @@ pub(super) type ListId = u32;
 /// Maximum length of a list. Longer lists lose their oldest accesses, so races with those may be missed; no false
 /// race is reported.
 const MAX_DEPTH: u32 = 4096;
-/// Number of accesses in which [`AccessLists::push`] looks for those that the new access replaces, if all accesses of
-/// the list were made by one block. It is more than a block has warps.
+/// How many accesses of a list [`AccessLists::push`] searches for those that the new access replaces, if one block
+/// made all accesses of the list. The number is above the number of warps of a block.
 const MAX_SEARCH: usize = 80;
 const MAX_SEARCH_ACROSS_BLOCKS: usize = 12;
 /// Maximum number of cached pushes; small, so that the cache stays in the processor's cache.
@@ -211,7 +211,7 @@ impl AccessLists {
 
     /// Returns true if there are so many nodes that [`collect_garbage`](AccessLists::collect_garbage) should run.
     #[inline(always)]
-    pub(super) fn needs_collection(&self) -> bool {
+    pub(super) fn needs_garbage_collection(&self) -> bool {
         self.nodes.len() > self.limit
     }
 

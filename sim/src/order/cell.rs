@@ -6,13 +6,13 @@ use super::{AccessStamp, NO_AGENT, OwnerKey};
 use std::ops::Range;
 
 /// Bytes of an allocation whose shadow cells are allocated together, at the first access to any of them.
-pub(super) const CHUNK_BYTES: u64 = 1 << CHUNK_SHIFT;
-pub(super) const CHUNK_SHIFT: u32 = 12;
+pub(super) const CHUNK_BYTES: u64 = 1 << LOG2_CHUNK_BYTES;
+pub(super) const LOG2_CHUNK_BYTES: u32 = 12;
 /// Log2 of the bytes per shadow cell in a new chunk: 128 bytes, the usual row length of copied tiles. A narrower
 /// access splits the cells of its chunk.
-const INITIAL_CELL_SHIFT: u32 = 7;
+const LOG2_INITIAL_CELL_BYTES: u32 = 7;
 /// Log2 of 16, the maximum number of bytes that one lane accesses at once.
-pub(super) const LANE_CELL_SHIFT: u32 = 4;
+pub(super) const LOG2_MAX_BYTES_PER_LANE: u32 = 4;
 
 /// The history of some bytes: the last write, the last reads and a list of older accesses. 32 bytes in size.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -22,7 +22,7 @@ pub(super) struct ShadowCell {
     pub writer: u32,
     pub write: AccessStamp,
     pub write_pc: u32,
-    /// List of older accesses that must still be remembered beside `writer` and `reader`.
+    /// List of older accesses that must still be remembered, besides the last write and the last reads.
     pub older: ListId,
     /// Warp or asynchronous operation that read last; [`NO_AGENT`] if there is none.
     pub reader: OwnerKey,
@@ -43,14 +43,14 @@ impl ShadowCell {
         older: 0,
     };
 
-    /// For a row in which each lane accessed its own 16 bytes: returns the history of the 16 bytes that lie `lanes` ×
-    /// 16 bytes after those of this cell. It is the same history with the lanes shifted by `lanes`.
+    /// Returns the history of the 16 bytes that lie `lanes` × 16 bytes after this cell's bytes, if each lane accessed
+    /// its own 16 bytes of a row: it is the same history with the lanes shifted by `lanes`.
     pub(super) fn with_lanes_shifted(&self, lanes: u32) -> ShadowCell {
         let mut cell = *self;
-        if cell.writer != NO_AGENT && cell.write.wide() == LANE_CELL_SHIFT {
+        if cell.writer != NO_AGENT && cell.write.wide() == LOG2_MAX_BYTES_PER_LANE {
             cell.writer = cell.writer & !31 | (cell.writer + lanes) & 31;
         }
-        if cell.reader != NO_AGENT && cell.read.wide() == LANE_CELL_SHIFT {
+        if cell.reader != NO_AGENT && cell.read.wide() == LOG2_MAX_BYTES_PER_LANE {
             cell.readers = cell.readers.rotate_left(lanes);
         }
         cell
@@ -90,11 +90,11 @@ impl CellChunk {
     pub(super) fn split_cells(&mut self, shift: u32) {
         let (parts, has_rows) = (1u32 << (self.shift - shift), self.has_row_cells);
         let part = |cell: &ShadowCell, n: u32| {
-            if has_rows { cell.with_lanes_shifted(n << shift >> LANE_CELL_SHIFT) } else { *cell }
+            if has_rows { cell.with_lanes_shifted(n << shift >> LOG2_MAX_BYTES_PER_LANE) } else { *cell }
         };
         let part = &part;
         self.cells = self.cells.iter().flat_map(|cell| (0..parts).map(move |n| part(cell, n))).collect();
-        (self.shift, self.has_row_cells) = (shift, has_rows && shift > LANE_CELL_SHIFT);
+        (self.shift, self.has_row_cells) = (shift, has_rows && shift > LOG2_MAX_BYTES_PER_LANE);
     }
 }
 
@@ -110,7 +110,7 @@ impl InitializedBytes {
     /// Returns true if all bytes of the bit mask `bits`, whose first bit stands for the byte at `offset` in the
     /// chunk, are initialised. The mask must not reach across a multiple of 64.
     #[inline(always)]
-    pub(super) fn contains_mask(&self, offset: u64, bits: u64) -> bool {
+    pub(super) fn are_bytes_initialized(&self, offset: u64, bits: u64) -> bool {
         match self {
             InitializedBytes::All => true,
             InitializedBytes::Some(words, _) => {
@@ -120,7 +120,7 @@ impl InitializedBytes {
     }
 
     #[inline(always)]
-    pub(super) fn insert_mask(&mut self, offset: u64, bits: u64) {
+    pub(super) fn mark_bytes_initialized(&mut self, offset: u64, bits: u64) {
         if let InitializedBytes::Some(words, missing) = self {
             if words.is_empty() {
                 *words = vec![0; (CHUNK_BYTES / 64) as usize];
@@ -163,8 +163,8 @@ pub(super) fn get_or_create_chunk<'a>(
     chunk
 }
 
-/// Like [`get_or_create_chunk`], for accesses that are not rows of consecutive lanes: no cell of the returned chunk
-/// stands for several lanes.
+/// Like [`get_or_create_chunk`], for accesses other than rows of consecutive lanes: splits cells that stand for
+/// several lanes.
 #[inline(always)]
 pub(super) fn chunk_without_row_cells<'a>(
     slot: &'a mut Option<CellChunk>,
@@ -172,12 +172,12 @@ pub(super) fn chunk_without_row_cells<'a>(
     max_shift: u32,
 ) -> &'a mut CellChunk {
     let has_rows = slot.as_ref().is_some_and(|chunk| chunk.has_row_cells);
-    get_or_create_chunk(slot, spare_chunks, if has_rows { max_shift.min(LANE_CELL_SHIFT) } else { max_shift })
+    get_or_create_chunk(slot, spare_chunks, if has_rows { max_shift.min(LOG2_MAX_BYTES_PER_LANE) } else { max_shift })
 }
 
 #[cold]
 fn new_chunk(spare_chunks: &mut Vec<CellChunk>, max_shift: u32) -> CellChunk {
-    let shift = max_shift.min(if caches_disabled() { LANE_CELL_SHIFT } else { INITIAL_CELL_SHIFT });
+    let shift = max_shift.min(if caches_disabled() { LOG2_MAX_BYTES_PER_LANE } else { LOG2_INITIAL_CELL_BYTES });
     match spare_chunks.pop() {
         Some(mut chunk) => {
             (chunk.shift, chunk.has_row_cells) = (shift, false);

@@ -46,7 +46,8 @@ impl BlockClock {
         self.virtuals.binary_search_by_key(&index, |v| v.0).map_or(0, |at| self.virtuals[at].1)
     }
 
-    /// Returns the mask of those of the 32 virtual agents from `first` on whose epoch is at least `epoch`.
+    /// Looks at the 32 virtual agents that begin with `first`; returns the mask of those whose epoch is at least
+    /// `epoch`.
     fn ordered_virtual_agents(&self, first: u16, epoch: u32) -> u32 {
         if epoch == 0 {
             return u32::MAX;
@@ -158,7 +159,8 @@ impl BlockClock {
     }
 }
 
-/// Joins `theirs` into `mine`. If one of them covers the other, its object is kept, so that equal clocks stay shared.
+/// Joins `theirs` into `mine`. If one clock already includes the other, the result is that clock's object, so that
+/// equal clocks stay shared.
 fn join_blocks(mine: &mut Rc<BlockClock>, theirs: &Rc<BlockClock>) {
     if Rc::ptr_eq(mine, theirs) || mine.covers(theirs) {
         return;
@@ -364,20 +366,20 @@ impl VectorClock {
         VectorClock { block, seen: ClockEpochs::default(), fenced: [None, None] }
     }
 
-    /// Returns true if `agent`'s accesses up to `epoch` happen before the point of this clock.
+    /// Returns true if `agent`'s accesses up to `epoch` happen before the point in time for which this clock stands.
     pub fn includes(&self, agent: Agent, epoch: u32) -> bool {
         agent == Agent::HOST || self.ordered_lanes(agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
     }
 
     /// Returns true if `agent`'s generic writes to `space` up to `epoch` are visible to the async proxy.
     pub fn is_visible_to_async_proxy(&self, space: MemorySpace, agent: Agent, epoch: u32) -> bool {
-        agent == Agent::HOST || self.async_visible_lanes(space, agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
+        agent == Agent::HOST || self.lanes_visible_to_async_proxy(space, agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
     }
 
     /// Records that `agent`'s accesses up to `epoch` happen before the point of this clock.
     pub fn raise_epoch(&mut self, agent: Agent, epoch: u32) {
         if agent != Agent::HOST {
-            self.raise_lanes(agent.0 >> 5, 1 << (agent.0 & 31), epoch);
+            self.raise_epoch_of_lanes(agent.0 >> 5, 1 << (agent.0 & 31), epoch);
         }
     }
 
@@ -407,15 +409,15 @@ impl VectorClock {
         self.seen.ordered_lanes(self.block, key, epoch)
     }
 
-    pub(super) fn async_visible_lanes(&self, space: MemorySpace, key: OwnerKey, epoch: u32) -> u32 {
+    pub(super) fn lanes_visible_to_async_proxy(&self, space: MemorySpace, key: OwnerKey, epoch: u32) -> u32 {
         self.fenced[space as usize].as_ref().map_or(0, |fenced| fenced.ordered_lanes(self.block, key, epoch))
     }
 
-    pub(super) fn raise_lanes(&mut self, key: OwnerKey, mask: u32, epoch: u32) {
+    pub(super) fn raise_epoch_of_lanes(&mut self, key: OwnerKey, mask: u32, epoch: u32) {
         self.seen.raise(self.block, key, mask, epoch);
     }
 
-    pub(super) fn raise_async_visible(&mut self, space: usize, key: OwnerKey, mask: u32, epoch: u32) {
+    pub(super) fn raise_lanes_visible_to_async_proxy(&mut self, space: usize, key: OwnerKey, mask: u32, epoch: u32) {
         self.fenced[space].get_or_insert_with(ClockEpochs::default).raise(self.block, key, mask, epoch);
     }
 

@@ -1,12 +1,12 @@
-//! Cache of the last two changes of shadow cells by an access. A lookup ignores which lane wrote the cell and is
-//! optimised for speed.
+//! A cache of the last two changes that an access made to shadow cells. A look-up is optimised for speed and ignores
+//! which lane wrote the cell.
 
 use super::access_check::AccessCheck;
 use super::access_lists::AccessLists;
 use super::caches_disabled;
 use super::cell::ShadowCell;
 
-/// Contents of shadow cells before and after an access of one instruction.
+/// The contents of two shadow cells before and after an access by one instruction.
 pub(super) struct LaneCache {
     /// Cells before the access, transposed word by word, so that one cell is compared with all entries at once.
     before: [[u64; ENTRIES]; 4],
@@ -60,8 +60,8 @@ impl LaneCache {
         }
     }
 
-    /// Applies to a cell the cached result of [`AccessCheck::check_cell_all_lanes`] for an equal cell. Returns false,
-    /// and does nothing, if there is none.
+    /// If the cache holds the result of [`AccessCheck::check_cell_all_lanes`] for an equal cell, applies it to `cell`
+    /// and returns true; else returns false.
     #[inline(always)]
     pub(super) fn apply_cached_read(&mut self, cell: &mut ShadowCell) -> bool {
         let Some(at) = self.find(cell) else { return false };

@@ -1,16 +1,16 @@
 //! Race checks of `ldmatrix`, where all lanes of a warp read together.
 
-use super::access_check::{AccessCheck, UnattributedConflict};
-use super::cell::{CHUNK_BYTES, CHUNK_SHIFT, LANE_CELL_SHIFT, get_or_create_chunk};
+use super::access_check::{AccessCheck, ConflictWithoutLane};
+use super::cell::{CHUNK_BYTES, LOG2_CHUNK_BYTES, LOG2_MAX_BYTES_PER_LANE, get_or_create_chunk};
 use super::lane_cache::LaneCache;
 use super::{AccessKind, AccessStamp, AccessStrength, CheckContext, Conflict, LANES, ShadowMemory, WarpClocks};
 
 impl ShadowMemory {
-    /// Checks and records that all lanes of `warp` together read 16-byte rows, at the offsets of those lanes that are
-    /// in `rows`. Like [`ShadowMemory::check_access`] by these lanes, except that every lane reads every row. Adds at
+    /// Checks and records that all lanes of `warp` together read rows of 16 bytes: `offsets` holds the row of each
+    /// lane in the mask `rows`. In contrast to [`ShadowMemory::check_access`], every lane reads every row. Adds at
     /// most one conflict per row to `out`.
     #[inline(always)]
-    pub fn read_matrix_rows(
+    pub fn check_matrix_row_reads(
         &mut self,
         warp: &WarpClocks,
         rows: u32,
@@ -29,24 +29,24 @@ impl ShadowMemory {
         let mut seen = LaneCache::new();
         let mut left = rows;
         while left != 0 {
-            let index = (offsets[left.trailing_zeros() as usize] >> CHUNK_SHIFT) as usize;
-            let chunk = get_or_create_chunk(&mut self.chunks[index], &mut self.spare, LANE_CELL_SHIFT);
+            let index = (offsets[left.trailing_zeros() as usize] >> LOG2_CHUNK_BYTES) as usize;
+            let chunk = get_or_create_chunk(&mut self.chunks[index], &mut self.spare, LOG2_MAX_BYTES_PER_LANE);
             let (init, shift) = (&self.init[index], chunk.shift);
             while left != 0 {
                 let lane = left.trailing_zeros();
                 let offset = offsets[lane as usize];
-                if (offset >> CHUNK_SHIFT) as usize != index {
+                if (offset >> LOG2_CHUNK_BYTES) as usize != index {
                     break;
                 }
                 left &= left - 1;
                 let at = offset & (CHUNK_BYTES - 1);
                 let first = (at >> shift) as usize;
-                let written = init.contains_mask(at, 0xffff);
-                if written && shift == LANE_CELL_SHIFT && seen.apply_cached_read(&mut chunk.cells[first]) {
+                let written = init.are_bytes_initialized(at, 0xffff);
+                if written && shift == LOG2_MAX_BYTES_PER_LANE && seen.apply_cached_read(&mut chunk.cells[first]) {
                     continue;
                 }
                 if !written {
-                    check.fault = Some(UnattributedConflict::uninitialized(offset));
+                    check.fault = Some(ConflictWithoutLane::uninitialized(offset));
                 }
                 for (step, cell) in chunk.cells[first..first + (16 >> shift)].iter_mut().enumerate() {
                     seen.check_read(&mut check, cell, offset + ((step as u64) << shift), lane, &mut self.lists);

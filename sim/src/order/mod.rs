@@ -139,7 +139,8 @@ impl ClusterLayout {
     }
 }
 
-/// The owner of an access without its lane: a warp (agent >> 5), 32 virtual agents, or an asynchronous operation.
+/// The owner of an access, without the lane: a warp (its agents >> 5), a group of 32 virtual agents, or an
+/// asynchronous operation.
 type OwnerKey = u32;
 
 /// Owner keys from this value on are asynchronous operations.

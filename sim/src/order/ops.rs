@@ -177,7 +177,7 @@ impl AsyncOps {
 
     /// Returns the lanes of the operation whose generic writes are visible to the async proxy, as far as `lane` of
     /// `warp` knows.
-    pub(super) fn async_visible_lanes(
+    pub(super) fn lanes_visible_to_async_proxy(
         &self,
         key: OwnerKey,
         warp: &WarpClocks,
@@ -187,7 +187,7 @@ impl AsyncOps {
     ) -> u32 {
         self.known(key, |key, epoch| {
             let own = if key == warp.key() && warp.own_async_visible(space, lane) >= epoch { 1 << lane } else { 0 };
-            clock.async_visible_lanes(space, key, epoch) | own
+            clock.lanes_visible_to_async_proxy(space, key, epoch) | own
         })
     }
 

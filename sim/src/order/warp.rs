@@ -148,7 +148,7 @@ impl WarpClocks {
     /// Adds to `clock` the accesses of `lanes` up to `epoch`, and which of their writes are visible to the async
     /// proxy.
     fn add_own(&self, clock: &mut VectorClock, lanes: u32, epoch: u32) {
-        clock.raise_lanes(self.key, self.widen_to_all_lanes(lanes), epoch);
+        clock.raise_epoch_of_lanes(self.key, self.widen_to_all_lanes(lanes), epoch);
         for space in 0..2 {
             if self.has_fenced[space] {
                 self.add_own_fenced(clock, space, lanes, epoch);
@@ -165,7 +165,12 @@ impl WarpClocks {
                 (0..LANES).filter(|&lane| epochs[lane] == level).fold(0u32, |mask, lane| mask | 1 << lane) & left;
             left &= !same;
             if level > 0 {
-                clock.raise_async_visible(space, self.key, self.widen_to_all_lanes(same), level.min(epoch));
+                clock.raise_lanes_visible_to_async_proxy(
+                    space,
+                    self.key,
+                    self.widen_to_all_lanes(same),
+                    level.min(epoch),
+                );
             }
         }
     }

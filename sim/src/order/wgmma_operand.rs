@@ -3,9 +3,9 @@
 //! The first warp of a warpgroup checks all bytes and collects their writers; the other warps check only those
 //! writers.
 
-use super::access_check::{AccessCheck, UnattributedConflict};
+use super::access_check::{AccessCheck, ConflictWithoutLane};
 use super::access_lists::AccessRecord;
-use super::cell::{CHUNK_BYTES, CHUNK_SHIFT, InitializedBytes, chunk_without_row_cells};
+use super::cell::{CHUNK_BYTES, InitializedBytes, LOG2_CHUNK_BYTES, chunk_without_row_cells};
 use super::transition_cache::TransitionCache;
 use super::{AccessStamp, AccessStrength, AsyncOpId, CheckContext, Conflict, NO_AGENT, ShadowMemory, WarpClocks};
 
@@ -36,8 +36,8 @@ impl ShadowMemory {
         let mut latest = usize::MAX;
         let (mut unwritten, mut clean_list, mut cache) = (None, 0, TransitionCache::new());
         for &(from, bytes) in runs {
-            let whole = matches!(self.init[(from >> CHUNK_SHIFT) as usize], InitializedBytes::All)
-                && (from ^ (from + bytes - 1)) >> CHUNK_SHIFT == 0;
+            let whole = matches!(self.init[(from >> LOG2_CHUNK_BYTES) as usize], InitializedBytes::All)
+                && (from ^ (from + bytes - 1)) >> LOG2_CHUNK_BYTES == 0;
             if !whole && unwritten.is_none() && !self.is_initialized(from..from + bytes) {
                 unwritten = Some(from);
             }
@@ -45,8 +45,11 @@ impl ShadowMemory {
             while start < last {
                 let end = last.min((start | (CHUNK_BYTES - 1)) + 1);
                 let finest = (start | end).trailing_zeros();
-                let chunk =
-                    chunk_without_row_cells(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
+                let chunk = chunk_without_row_cells(
+                    &mut self.chunks[(start >> LOG2_CHUNK_BYTES) as usize],
+                    &mut self.spare,
+                    finest,
+                );
                 let first = ((start & (CHUNK_BYTES - 1)) >> chunk.shift) as usize;
                 let count = ((end - start) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
@@ -76,19 +79,19 @@ impl ShadowMemory {
                     }
                     if cell.reader != key {
                         if cell.reader != NO_AGENT {
-                            check.displace_reader(cell, offset, lane, &mut self.lists);
+                            check.move_readers_to_older_list(cell, offset, lane, &mut self.lists);
                             clean_list = if self.lists.has_write(cell.older) { clean_list } else { cell.older };
                         }
                         (cell.reader, cell.read, cell.readers, cell.read_pc) = (key, stamp, 1 << lane, pc);
                     }
-                    if !self.lists.has_write(old.older) && !AccessCheck::are_readers_rotated(&old) {
+                    if !self.lists.has_write(old.older) && !AccessCheck::are_readers_rotated_in_lists(&old) {
                         cache.insert(&old, cell);
                     }
                 }
                 start = end;
             }
         }
-        out.extend(unwritten.map(|offset| UnattributedConflict::uninitialized(offset).with_lane(lane)));
+        out.extend(unwritten.map(|offset| ConflictWithoutLane::uninitialized(offset).with_lane(lane)));
         check.push_conflict(lane, out);
         self.recheck_wgmma_operand(writers, op, warp, lane, pc, cx, out);
     }

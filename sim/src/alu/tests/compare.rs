@@ -21,7 +21,9 @@ fn setp_combines_with_a_predicate_and_writes_both_destinations() {
         _ => a >= b,
     };
     for op in ["eq", "ne", "lt", "le", "gt", "ge"] {
-        check_instruction(&format!("setp.{op}.s32"), 2, |s| holds(op, low_s32(s[0]) as i128, low_s32(s[1]) as i128) as u64);
+        check_instruction(&format!("setp.{op}.s32"), 2, |s| {
+            holds(op, low_s32(s[0]) as i128, low_s32(s[1]) as i128) as u64
+        });
         check_instruction(&format!("setp.{op}.s64"), 2, |s| holds(op, s[0] as i64 as i128, s[1] as i64 as i128) as u64);
         for (combine, f) in
             [("and", (|a, b| a & b) as fn(u64, u64) -> u64), ("or", |a, b| a | b), ("xor", |a, b| a ^ b)]
@@ -105,7 +107,9 @@ fn float_min_max_handle_nan_and_signed_zero() {
 
 #[test]
 fn comparisons_of_halves_doubles_and_16_bit_integers_match_rust() {
-    let pair = [vec![Operand::Pair(Box::new(Operand::Register(0)), Box::new(Operand::Register(1)))], register_operands(3)].concat();
+    let pair =
+        [vec![Operand::Pair(Box::new(Operand::Register(0)), Box::new(Operand::Register(1)))], register_operands(3)]
+            .concat();
     check_instruction_with("setp.lt.or.f16x2", &pair, &[], &mut |r, _| r.random_or_edge_case(), |s| {
         let one = |i: u32| {
             let [a, b] = [s[0], s[1]].map(|x| half::f16::from_bits((x >> i) as u16).to_f32());
@@ -119,11 +123,9 @@ fn comparisons_of_halves_doubles_and_16_bit_integers_match_rust() {
     });
     check_instruction("setp.gt.s16", 2, |s| (as_integer(s[0], 16, true) > as_integer(s[1], 16, true)) as u64);
     check_instruction("setp.ls.u16", 2, |s| (s[0] <= s[1]) as u64);
-    check_instruction(
-        "set.lt.u32.s32",
-        2,
-        |s| if as_integer(s[0], 32, true) < as_integer(s[1], 32, true) { 0xffff_ffff } else { 0 },
-    );
+    check_instruction("set.lt.u32.s32", 2, |s| {
+        if as_integer(s[0], 32, true) < as_integer(s[1], 32, true) { 0xffff_ffff } else { 0 }
+    });
     check_instruction("set.ne.f32.b32", 2, |s| if s[0] != s[1] { 0x3f80_0000 } else { 0 });
     check_instruction("slct.b64.s32", 3, |s| if as_integer(s[2], 32, true) >= 0 { s[0] } else { s[1] });
     check_instruction("slct.f32.f32", 3, |s| if f32::from_bits(s[2] as u32) >= 0.0 { s[0] } else { s[1] });
@@ -134,10 +136,16 @@ fn comparisons_of_halves_doubles_and_16_bit_integers_match_rust() {
         register_operands(4),
         vec![Operand::Not(0)],
     ];
-    check_instruction_with("lop3.and.b32", &lop3.concat(), &[], &mut |r, i| if i == 3 { 0xc0 } else { r.next() >> 62 }, |s| {
-        let d = s[0] & s[1];
-        vec![d, (d != 0) as u64 & (s[4] ^ 1)]
-    });
+    check_instruction_with(
+        "lop3.and.b32",
+        &lop3.concat(),
+        &[],
+        &mut |r, i| if i == 3 { 0xc0 } else { r.next() >> 62 },
+        |s| {
+            let d = s[0] & s[1];
+            vec![d, (d != 0) as u64 & (s[4] ^ 1)]
+        },
+    );
 }
 
 #[test]

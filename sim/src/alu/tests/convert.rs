@@ -45,7 +45,9 @@ fn integer_conversions_extend_truncate_or_clamp() {
     // If registers are wider than the types of `cvt`, it truncates the source and extends the result.
     let registers = [Type::B32, Type::B64].map(|ty| RegisterDecl { name: String::new(), ty });
     let wide = [Operand::Register(1), Operand::Register(0)];
-    check_instruction_with("cvt.s8.s16", &wide, &registers, &mut |r, _| r.next(), |s| vec![as_integer(s[0], 8, true) as u64]);
+    check_instruction_with("cvt.s8.s16", &wide, &registers, &mut |r, _| r.next(), |s| {
+        vec![as_integer(s[0], 8, true) as u64]
+    });
     check_instruction_with("cvt.u32.s8", &wide, &registers, &mut |r, _| r.next() & 0xff, |s| {
         vec![as_integer(s[0], 8, true) as u32 as u64]
     });
@@ -74,18 +76,24 @@ fn float_to_integer_conversions_round_clamp_and_handle_nan() {
                         _ => r.random_or_edge_case(),
                     }
                 };
-                check_instruction_with(&format!("cvt.{mode}.{to}.{from}"), &register_operands(2), &[], &mut source, |s| {
-                    let x = if double { f64::from_bits(s[0]) } else { f32::from_bits(s[0] as u32) as f64 };
-                    let (least, most) = if signed {
-                        (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1)
-                    } else {
-                        (0, (1i128 << bits) - 1)
-                    };
-                    if x.is_nan() {
-                        return vec![if !double && bits < 64 { 0 } else { 1 << (bits - 1) }];
-                    }
-                    vec![low_bits((f(x).clamp(-1e30, 1e30) as i128).clamp(least, most), bits)]
-                });
+                check_instruction_with(
+                    &format!("cvt.{mode}.{to}.{from}"),
+                    &register_operands(2),
+                    &[],
+                    &mut source,
+                    |s| {
+                        let x = if double { f64::from_bits(s[0]) } else { f32::from_bits(s[0] as u32) as f64 };
+                        let (least, most) = if signed {
+                            (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1)
+                        } else {
+                            (0, (1i128 << bits) - 1)
+                        };
+                        if x.is_nan() {
+                            return vec![if !double && bits < 64 { 0 } else { 1 << (bits - 1) }];
+                        }
+                        vec![low_bits((f(x).clamp(-1e30, 1e30) as i128).clamp(least, most), bits)]
+                    },
+                );
             }
         }
         check_instruction(&format!("cvt.{mode}.f32.f32"), 1, |s| {

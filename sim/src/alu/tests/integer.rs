@@ -51,7 +51,9 @@ fn integer_arithmetic_matches_128_bit_arithmetic_at_every_width() {
             check_instruction(&format!("mul.wide.{name}"), 2, |s| low_bits(n(s[0]) * n(s[1]), wide));
             check_instruction(&format!("mad.wide.{name}"), 3, |s| low_bits(n(s[0]) * n(s[1]) + s[2] as i128, wide));
         }
-        check_instruction(&format!("mad.lo.{name}"), 3, |s| low_bits(n(s[0]).wrapping_mul(n(s[1])).wrapping_add(n(s[2])), bits));
+        check_instruction(&format!("mad.lo.{name}"), 3, |s| {
+            low_bits(n(s[0]).wrapping_mul(n(s[1])).wrapping_add(n(s[2])), bits)
+        });
         check_instruction(&format!("mad.hi.{name}"), 3, |s| {
             // Schoolbook multiplication with 32-bit digits, which also works for 64-bit sources.
             let (a, b) = (n(s[0]), n(s[1]));
@@ -66,7 +68,9 @@ fn integer_arithmetic_matches_128_bit_arithmetic_at_every_width() {
             check_instruction(&format!("neg.{name}"), 1, |s| low_bits(-n(s[0]), bits));
         }
         let shift = &mut |r: &mut Random, i: usize| if i == 0 { r.random_or_edge_case() } else { r.next() % 80 };
-        check_instruction_with(&format!("shr.{name}"), &register_operands(3), &[], shift, |s| vec![low_bits(n(s[0]) >> s[1], bits)]);
+        check_instruction_with(&format!("shr.{name}"), &register_operands(3), &[], shift, |s| {
+            vec![low_bits(n(s[0]) >> s[1], bits)]
+        });
     }
     check_instruction("add.sat.s32", 2, |s| {
         low_bits((as_integer(s[0], 32, true) + as_integer(s[1], 32, true)).clamp(-(1 << 31), (1 << 31) - 1), 32)
@@ -121,5 +125,7 @@ fn absolute_differences_are_summed() {
         half(0) | half(16) << 16
     });
     let root = &mut |r: &mut Random, _: usize| r.next() >> 2;
-    check_instruction_with("rsqrt.approx.f64", &register_operands(2), &[], root, |s| vec![f64::from_bits(s[0]).sqrt().recip().to_bits()]);
+    check_instruction_with("rsqrt.approx.f64", &register_operands(2), &[], root, |s| {
+        vec![f64::from_bits(s[0]).sqrt().recip().to_bits()]
+    });
 }

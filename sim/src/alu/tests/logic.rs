@@ -36,10 +36,16 @@ fn bit_fields_are_extended_by_their_top_bit() {
 #[test]
 fn lop3_and_prmt_follow_their_definitions() {
     for table in 0..256u64 {
-        check_instruction_with("lop3.b32", &register_operands(5), &[], &mut |r, i| if i == 3 { table } else { r.random_or_edge_case() }, |s| {
-            let index = |i: u64| (s[0] >> i & 1) << 2 | (s[1] >> i & 1) << 1 | s[2] >> i & 1;
-            vec![(0..32).map(|i| (table >> index(i) & 1) << i).sum()]
-        });
+        check_instruction_with(
+            "lop3.b32",
+            &register_operands(5),
+            &[],
+            &mut |r, i| if i == 3 { table } else { r.random_or_edge_case() },
+            |s| {
+                let index = |i: u64| (s[0] >> i & 1) << 2 | (s[1] >> i & 1) << 1 | s[2] >> i & 1;
+                vec![(0..32).map(|i| (table >> index(i) & 1) << i).sum()]
+            },
+        );
     }
     let bytes = |s: &[u64]| {
         let all = s[0] | s[1] << 32;
@@ -51,7 +57,13 @@ fn lop3_and_prmt_follow_their_definitions() {
     };
     check_instruction("prmt.b32", 3, |s| bytes(s)[0]);
     for selector in [0x5410, 0x7632, 0x3120, 0x0123, 0x9876, 0xfedc, 0x8888, 0x4440] {
-        check_instruction_with("prmt.b32", &register_operands(4), &[], &mut |r, i| if i == 2 { selector } else { r.random_or_edge_case() }, bytes);
+        check_instruction_with(
+            "prmt.b32",
+            &register_operands(4),
+            &[],
+            &mut |r, i| if i == 2 { selector } else { r.random_or_edge_case() },
+            bytes,
+        );
     }
 }
 
@@ -95,7 +107,9 @@ fn bit_instructions_match_bit_by_bit_definitions() {
         check_instruction_with(&format!("shf.l.{mode}.b32"), &register_operands(4), &[], small, |s| {
             vec![(both(s) << by(s[2]) >> 32) as u32 as u64]
         });
-        check_instruction_with(&format!("shf.r.{mode}.b32"), &register_operands(4), &[], small, |s| vec![(both(s) >> by(s[2])) as u32 as u64]);
+        check_instruction_with(&format!("shf.r.{mode}.b32"), &register_operands(4), &[], small, |s| {
+            vec![(both(s) >> by(s[2])) as u32 as u64]
+        });
         let small = &mut |r: &mut Random, _: usize| r.next() % 40;
         check_instruction_with(&format!("bmsk.{mode}.b32"), &register_operands(3), &[], small, |s| {
             let (from, count) = (by(s[0]), by(s[1]));

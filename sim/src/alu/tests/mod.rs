@@ -141,7 +141,13 @@ pub fn register_operands(n: usize) -> Vec<Operand> {
 /// Compares an instruction with `expected` on random edge-case data. The instruction has one destination and
 /// `source_count` register sources.
 pub fn check_instruction(opcode: &str, source_count: usize, expected: impl Fn(&[u64]) -> u64) {
-    check_instruction_with(opcode, &register_operands(1 + source_count), &[], &mut |random, _| random.random_or_edge_case(), |s| vec![expected(s)]);
+    check_instruction_with(
+        opcode,
+        &register_operands(1 + source_count),
+        &[],
+        &mut |random, _| random.random_or_edge_case(),
+        |s| vec![expected(s)],
+    );
 }
 
 /// Like [`check_instruction`], for any operands and random sources, and for any number of results.

@@ -143,21 +143,27 @@ fn soft_float_to_nearest_equals_the_processor() {
 fn directed_f32_arithmetic_brackets_the_exact_result() {
     // f64 holds the product of two f32 exactly, so the comparison with it is exact.
     for (mode, _) in &MODES[1..] {
-        check_instruction_with(&format!("mul.{mode}.f32"), &register_operands(3), &[], &mut |r, _| r.next() & 0xbfff_ffff | 0x2000_0000, |s| {
-            let [a, b] = [s[0], s[1]].map(|x| f32::from_bits(x as u32) as f64);
-            let near = (a * b) as f32;
-            let ok = |y: f32| match *mode {
-                "rz" => (y as f64).abs() <= (a * b).abs(),
-                "rm" => y as f64 <= a * b,
-                _ => y as f64 >= a * b,
-            };
-            let candidates = [near.next_down(), near, near.next_up()];
-            let best = candidates
-                .into_iter()
-                .filter(|y| ok(*y))
-                .min_by(|y, z| (*y as f64 - a * b).abs().total_cmp(&(*z as f64 - a * b).abs()));
-            vec![best.expect("one of three neighbours").to_bits() as u64]
-        });
+        check_instruction_with(
+            &format!("mul.{mode}.f32"),
+            &register_operands(3),
+            &[],
+            &mut |r, _| r.next() & 0xbfff_ffff | 0x2000_0000,
+            |s| {
+                let [a, b] = [s[0], s[1]].map(|x| f32::from_bits(x as u32) as f64);
+                let near = (a * b) as f32;
+                let ok = |y: f32| match *mode {
+                    "rz" => (y as f64).abs() <= (a * b).abs(),
+                    "rm" => y as f64 <= a * b,
+                    _ => y as f64 >= a * b,
+                };
+                let candidates = [near.next_down(), near, near.next_up()];
+                let best = candidates
+                    .into_iter()
+                    .filter(|y| ok(*y))
+                    .min_by(|y, z| (*y as f64 - a * b).abs().total_cmp(&(*z as f64 - a * b).abs()));
+                vec![best.expect("one of three neighbours").to_bits() as u64]
+            },
+        );
     }
     // A sum that cancels exactly is −0 only when rounding down.
     for (mode, zero) in [("rn", 0), ("rz", 0), ("rm", 0x8000_0000), ("rp", 0)] {
@@ -314,7 +320,11 @@ fn halves_widen_and_narrow_as_the_half_crate_does() {
     };
     check_instruction("cvt.rn.f16.f32", 1, |s| narrowed(s[0]));
     check_instruction("cvt.rn.f16x2.f32", 2, |s| narrowed(s[0]) << 16 | narrowed(s[1]));
-    check_instruction_with("cvt.rn.f16x2.f32", &register_operands(3), &[], &mut |r, _| r.next() & 0x8fff_ffff | 0x3000_0000, |s| {
-        vec![narrowed(s[0]) << 16 | narrowed(s[1])]
-    });
+    check_instruction_with(
+        "cvt.rn.f16x2.f32",
+        &register_operands(3),
+        &[],
+        &mut |r, _| r.next() & 0x8fff_ffff | 0x3000_0000,
+        |s| vec![narrowed(s[0]) << 16 | narrowed(s[1])],
+    );
 }

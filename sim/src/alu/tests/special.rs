@@ -32,7 +32,9 @@ fn approximations_are_within_their_documented_errors() {
             }
         }
     }
-    let of = |opcode: &str, x: f32| run_instruction(opcode, &register_operands(2), &[], &mut |_| x.to_bits() as u64).results[0][0];
+    let of = |opcode: &str, x: f32| {
+        run_instruction(opcode, &register_operands(2), &[], &mut |_| x.to_bits() as u64).results[0][0]
+    };
     let inf = f32::INFINITY;
     for (opcode, x, y) in [
         ("ex2.approx.f32", inf, inf),

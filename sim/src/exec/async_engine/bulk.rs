@@ -5,8 +5,10 @@ use super::engine::{AsyncEngine, completes_at_issue};
 use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
-use crate::exec::operands::{addresses, undefined_address, undefined_registers};
-use crate::exec::state::copies::{BulkGroup, BulkStore, CompletionSignal, CopyEffect, CopyPiece, InFlightOperation};
+use crate::exec::operands::{lane_addresses, lanes_with_undefined_address, lanes_with_undefined_register};
+use crate::exec::state::copies::{
+    BulkGroup, BulkStore, ByteRangeCopy, CompletionSignal, CopyEffect, InFlightOperation,
+};
 use crate::exec::state::location::MemoryLocation;
 use crate::exec::state::warp::Warp;
 use crate::finding::FindingKind;
@@ -52,15 +54,15 @@ impl AsyncEngine {
     /// Executes a bulk or tensor copy, lane by lane.
     pub fn bulk_copy(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, b: &BulkCopy) -> NextAction {
         let regs = cx.regs();
-        let (to, from) = (addresses(regs, &b.dst), addresses(regs, &b.src));
-        let mbarriers = b.mbarrier.map(|m| addresses(regs, &m));
+        let (to, from) = (lane_addresses(regs, &b.dst), lane_addresses(regs, &b.src));
+        let mbarriers = b.mbarrier.map(|m| lane_addresses(regs, &m));
         let sizes = b.size.map(|s| regs.get(s));
         let multicast = b.multicast.map(|m| regs.get(m));
         let coordinates: Vec<[u32; 32]> = b.coords.iter().map(|&c| regs.get(c)).collect();
-        let undefined = undefined_address(regs, &b.dst)
-            | undefined_address(regs, &b.src)
-            | undefined_registers(regs, b.size.iter().chain(&b.multicast).chain(&b.coords))
-            | b.mbarrier.map_or(0, |m| undefined_address(regs, &m));
+        let undefined = lanes_with_undefined_address(regs, &b.dst)
+            | lanes_with_undefined_address(regs, &b.src)
+            | lanes_with_undefined_register(regs, b.size.iter().chain(&b.multicast).chain(&b.coords))
+            | b.mbarrier.map_or(0, |m| lanes_with_undefined_address(regs, &m));
         cx.drop_lanes_with_undefined_address(undefined);
         for lane in lanes_of(cx.mask) {
             let l = lane as usize;
@@ -108,7 +110,7 @@ impl AsyncEngine {
             let target = memory.locate_bytes(cx, lane, AddressWindow::SharedCluster, to, bytes);
             let Some((location, offset)) = target else { return };
             memory.check_async_runs(cx, (op, lane), location, &[(offset, bytes)], Some(strength));
-            pieces.push(CopyPiece { to: location, to_offset: offset, from: Some(source), bytes: r.size });
+            pieces.push(ByteRangeCopy { to: location, to_offset: offset, from: Some(source), bytes: r.size });
         }
         let effect = CopyEffect { pieces, reduce: typed_reduction(b), ..CopyEffect::default() };
         let signal = CompletionSignal::CompleteTx(mbarriers.into_iter().map(|at| (at, r.size)).collect());
@@ -134,7 +136,7 @@ impl AsyncEngine {
         memory.check_async_runs(cx, (reading, lane), source.0, &[(source.1, bytes)], None);
         memory.check_async_runs(cx, (writing, lane), location, &[(offset, bytes)], Some(strength));
         count_global_bytes(cx, bytes, true);
-        let pieces = vec![CopyPiece { to: location, to_offset: offset, from: Some(source), bytes: r.size }];
+        let pieces = vec![ByteRangeCopy { to: location, to_offset: offset, from: Some(source), bytes: r.size }];
         let effect = CopyEffect { pieces, reduce, ..CopyEffect::default() };
         add_bulk_store(cx, memory, lane, (reading, writing), effect);
     }
@@ -147,8 +149,8 @@ impl AsyncEngine {
         s: &AsyncStore,
     ) -> NextAction {
         let regs = cx.regs();
-        let (to, mbarriers) = (addresses(regs, s.to), addresses(regs, s.mbarrier));
-        let undefined = undefined_address(regs, s.to) | undefined_address(regs, s.mbarrier);
+        let (to, mbarriers) = (lane_addresses(regs, s.to), lane_addresses(regs, s.mbarrier));
+        let undefined = lanes_with_undefined_address(regs, s.to) | lanes_with_undefined_address(regs, s.mbarrier);
         cx.drop_lanes_with_undefined_address(undefined);
         let bytes = s.width as u32 * s.values.len() as u32;
         for lane in lanes_of(cx.mask) {
@@ -169,7 +171,7 @@ impl AsyncEngine {
             let op = memory.ops.start(AsyncOpKind::StAsync, &cx.warp.order, 1 << lane, cx.pc);
             let strength = if s.reduce.is_some() { AccessStrength::Gpu } else { AccessStrength::Weak };
             memory.check_async_runs(cx, (op, lane), location, &[(offset, bytes as u64)], Some(strength));
-            let pieces = vec![CopyPiece { to: location, to_offset: offset, from: None, bytes: 0 }];
+            let pieces = vec![ByteRangeCopy { to: location, to_offset: offset, from: None, bytes: 0 }];
             let effect = CopyEffect { pieces, reduce: s.reduce, bytes: Some(data), ..CopyEffect::default() };
             let signal = CompletionSignal::CompleteTx(signalled.into_iter().map(|at| (at, bytes)).collect());
             self.start_operation(cx.grid, memory, InFlightOperation { op: Some(op), effect, signal });
@@ -215,7 +217,12 @@ pub fn commit_bulk_group(cx: &mut InstructionContext) -> NextAction {
 
 /// Executes `cp.async.bulk.wait_group`: waits until all but the last `pending_groups` committed groups are complete;
 /// with `.read` (`sources_only`), until the sources of these groups have been read.
-pub fn wait_for_bulk_groups(cx: &mut InstructionContext, memory: &mut MemorySystem, pending_groups: u32, sources_only: bool) -> NextAction {
+pub fn wait_for_bulk_groups(
+    cx: &mut InstructionContext,
+    memory: &mut MemorySystem,
+    pending_groups: u32,
+    sources_only: bool,
+) -> NextAction {
     let mut all = std::mem::take(&mut cx.warp.copies.bulk);
     for lane in lanes_of(cx.mask) {
         let committed: Vec<usize> = (0..all.len()).filter(|&i| all[i].lane == lane && all[i].committed).collect();

@@ -6,9 +6,9 @@ use super::engine::{AsyncEngine, completes_at_issue};
 use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::{AccessRequest, MemorySystem};
-use crate::exec::operands::{addresses, lanes_where, undefined_address};
+use crate::exec::operands::{lane_addresses, lanes_where, lanes_with_undefined_address};
 use crate::exec::state::copies::{
-    CompletionSignal, CopyBatch, CopyEffect, CopyGroup, CopyRow, InFlightOperation, WarpCopies,
+    CompletionSignal, CopyEffect, CpAsyncBatch, CpAsyncCopy, CpAsyncGroup, InFlightOperation, WarpCopies,
 };
 use crate::exec::state::location::LaneGroup;
 use crate::exec::state::mbarrier::MbarrierLocation;
@@ -20,8 +20,8 @@ use crate::program::op::{AddressWindow, CpAsync};
 impl AsyncEngine {
     pub fn cp_async(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, c: &CpAsync) -> NextAction {
         let regs = cx.regs();
-        let (dst, src) = (addresses(regs, &c.dst), addresses(regs, &c.src));
-        let undefined = undefined_address(regs, &c.dst) | undefined_address(regs, &c.src);
+        let (dst, src) = (lane_addresses(regs, &c.dst), lane_addresses(regs, &c.src));
+        let undefined = lanes_with_undefined_address(regs, &c.dst) | lanes_with_undefined_address(regs, &c.src);
         let sizes = c.src_size.map(|s| regs.get(s));
         let ignore =
             c.ignore.map_or(0, |(p, negated)| regs.predicates[p as usize] ^ if negated { u32::MAX } else { 0 });
@@ -74,7 +74,7 @@ impl AsyncEngine {
         for group in &to {
             memory.count_traffic(cx.grid.reporter.counts(cx.pc), group, size, true);
             check_lanes(cx, memory, op, AccessKind::Write, group, size);
-            // One `CopyRow` per source buffer, and one for the lanes that read no bytes: they only fill their
+            // One `CpAsyncCopy` per source buffer, and one for the lanes that read no bytes: they only fill their
             // destination with zeros.
             let mut left = group.lanes;
             for source in from.iter().map(Some).chain([None]) {
@@ -83,7 +83,7 @@ impl AsyncEngine {
                 if lanes == 0 {
                     continue;
                 }
-                let row = CopyRow {
+                let row = CpAsyncCopy {
                     lanes,
                     to: group.location,
                     to_offsets: group.offsets,
@@ -182,7 +182,7 @@ impl AsyncEngine {
             }
             ops.push((part.op, part.lanes & lanes));
             for row in part.rows.iter_mut().filter(|row| row.lanes & lanes != 0) {
-                rows.push(CopyRow { lanes: row.lanes & lanes, ..row.clone() });
+                rows.push(CpAsyncCopy { lanes: row.lanes & lanes, ..row.clone() });
                 row.lanes &= !lanes;
             }
             part.rows.retain(|row| row.lanes != 0);
@@ -194,7 +194,7 @@ impl AsyncEngine {
             if open.len() > 16 && open[0].rows.is_empty() {
                 open.remove(0);
             }
-            open.push(CopyBatch { op, lanes: 0, rows: Vec::new() });
+            open.push(CpAsyncBatch { op, lanes: 0, rows: Vec::new() });
         }
         let effect = CopyEffect { rows, ..CopyEffect::default() };
         let (warp, slot) = (cx.warp.index, cx.warp.slot);
@@ -222,14 +222,14 @@ pub fn cp_async_commit(cx: &mut InstructionContext) -> NextAction {
             copies.open.push(rest);
         }
     }
-    copies.groups.push_back(CopyGroup { lanes: mask, parts });
+    copies.groups.push_back(CpAsyncGroup { lanes: mask, parts });
     NextAction::Next
 }
 
 /// Completes the copies of a warp that exits, before the block's memory is freed, even those that no thread waited
 /// for.
 pub fn complete_warp_copies(grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
-    let mut left: Vec<CopyBatch> = std::mem::take(&mut warp.copies.open);
+    let mut left: Vec<CpAsyncBatch> = std::mem::take(&mut warp.copies.open);
     left.extend(std::mem::take(&mut warp.copies.groups).into_iter().flat_map(|g| g.parts));
     for part in left.into_iter().filter(|part| !part.rows.is_empty()) {
         apply_copy_effect(grid, memory, &CopyEffect { rows: part.rows, ..CopyEffect::default() });
@@ -298,12 +298,12 @@ fn open_operation(cx: &mut InstructionContext, memory: &mut MemorySystem) -> Asy
         return part.op;
     }
     let op = memory.ops.start(AsyncOpKind::CpAsync, &cx.warp.order, cx.mask, cx.pc);
-    cx.warp.copies.open.push(CopyBatch { op, lanes: cx.mask, rows: Vec::new() });
+    cx.warp.copies.open.push(CpAsyncBatch { op, lanes: cx.mask, rows: Vec::new() });
     op
 }
 
 /// Completes the copies of `lanes` and records that these lanes have observed the completion.
-fn complete_parts(cx: &mut InstructionContext, memory: &mut MemorySystem, parts: &mut Vec<CopyBatch>, lanes: u32) {
+fn complete_parts(cx: &mut InstructionContext, memory: &mut MemorySystem, parts: &mut Vec<CpAsyncBatch>, lanes: u32) {
     for part in parts.iter_mut() {
         let waiting = part.lanes & lanes;
         if waiting == 0 {

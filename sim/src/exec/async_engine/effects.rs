@@ -3,7 +3,7 @@
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::state::block::BlockTable;
-use crate::exec::state::copies::{BoxLoad, CopyEffect, CopyRow};
+use crate::exec::state::copies::{CopyEffect, CpAsyncCopy, TensorBoxLoad};
 use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::memory::{Allocation, SimMemory};
 
@@ -39,7 +39,7 @@ pub fn apply_copy_effect(grid: &mut GridState, memory: &mut MemorySystem, effect
 }
 
 /// Moves the bytes that the lanes in mask `lanes` copy with one `cp.async`.
-pub fn move_cp_async_bytes(blocks: &mut BlockTable, memory: &mut MemorySystem, row: &CopyRow, lanes: u32) {
+pub fn move_cp_async_bytes(blocks: &mut BlockTable, memory: &mut MemorySystem, row: &CpAsyncCopy, lanes: u32) {
     let size = row.size as usize;
     let mut bytes = [[0u8; 16]; 32];
     let source = memory.location_bytes(blocks, row.from);
@@ -70,7 +70,7 @@ pub fn move_cp_async_bytes(blocks: &mut BlockTable, memory: &mut MemorySystem, r
 }
 
 /// Copies a box of a tensor to shared memory. Elements outside of the tensor get the fill value of its map.
-fn move_box(buffers: &SimMemory, load: &BoxLoad, shared: &mut [u8]) {
+fn move_box(buffers: &SimMemory, load: &TensorBoxLoad, shared: &mut [u8]) {
     let Ok(copy) = load.map.box_at(&load.coordinates, load.shared) else { return };
     let fill = load.map.fill_pattern();
     let mut buffer: Option<&Allocation> = None;

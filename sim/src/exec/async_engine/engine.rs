@@ -47,7 +47,12 @@ impl AsyncEngine {
     }
 
     /// Adds an operation to those in flight; with [`CompletionTiming::Earliest`] completes it at once instead.
-    pub(super) fn start_operation(&mut self, grid: &mut GridState, memory: &mut MemorySystem, operation: InFlightOperation) {
+    pub(super) fn start_operation(
+        &mut self,
+        grid: &mut GridState,
+        memory: &mut MemorySystem,
+        operation: InFlightOperation,
+    ) {
         if grid.context.options.completion == CompletionTiming::Earliest {
             self.complete_operation(grid, memory, operation);
         } else {
@@ -56,7 +61,12 @@ impl AsyncEngine {
     }
 
     /// Moves the bytes of an operation and signals its completion.
-    pub(super) fn complete_operation(&mut self, grid: &mut GridState, memory: &mut MemorySystem, operation: InFlightOperation) {
+    pub(super) fn complete_operation(
+        &mut self,
+        grid: &mut GridState,
+        memory: &mut MemorySystem,
+        operation: InFlightOperation,
+    ) {
         apply_copy_effect(grid, memory, &operation.effect);
         match operation.signal {
             CompletionSignal::CompleteTx(transactions) => {

@@ -6,10 +6,10 @@ use super::mbarrier_access::{check_mbarrier_use, locate_mbarrier};
 use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
-use crate::exec::operands::{addresses, lanes_where, set_predicate, undefined_address};
+use crate::exec::operands::{lane_addresses, lanes_where, lanes_with_undefined_address, set_predicate};
 use crate::exec::state::mbarrier::{MbarrierLocation, MbarrierObject, join_clock};
 use crate::exec::state::warp::FragmentState;
-use crate::finding::{FindingKind, Site};
+use crate::finding::{FindingKind, FindingSite};
 use crate::order::{AccessKind, Agent, VectorClock};
 use crate::program::op::{Mbarrier, MbarrierKind};
 
@@ -25,7 +25,7 @@ impl AsyncEngine {
             return NextAction::Next;
         }
         let regs = cx.regs();
-        let (at, undefined) = (addresses(regs, &m.addr), undefined_address(regs, &m.addr));
+        let (at, undefined) = (lane_addresses(regs, &m.addr), lanes_with_undefined_address(regs, &m.addr));
         cx.drop_lanes_with_undefined_address(undefined);
         match m.kind {
             MbarrierKind::Wait { .. } => return self.mbarrier_wait(cx, memory, m, &at),
@@ -233,7 +233,7 @@ impl AsyncEngine {
         at: MbarrierLocation,
         count: u32,
         clock: Option<VectorClock>,
-        site: Site,
+        site: FindingSite,
     ) -> bool {
         let Some(object) = grid.blocks.mbarrier(at) else { return false };
         let (pending, expected) = (object.pending, object.expected);
@@ -243,7 +243,7 @@ impl AsyncEngine {
         }
         if count > pending {
             let memory = Some(("shared", at.address as u64));
-            grid.reporter.report_with(FindingKind::Mbarrier, site, None, memory, || {
+            grid.reporter.report_with_details(FindingKind::Mbarrier, site, None, memory, || {
                 format!("{count} arrivals at an mbarrier whose phase expects only {pending} more of {expected}")
             });
         }
@@ -257,7 +257,7 @@ impl AsyncEngine {
         grid: &mut GridState,
         at: MbarrierLocation,
         bytes: u32,
-        site: Option<Site>,
+        site: Option<FindingSite>,
     ) -> bool {
         let Some(object) = grid.blocks.mbarrier(at) else { return false };
         object.pending_bytes -= bytes as i64;
@@ -266,7 +266,7 @@ impl AsyncEngine {
         let (excess, pending) = (-object.pending_bytes, object.pending);
         if let (Some(site), 0, true) = (site, pending, excess > 0) {
             let memory = Some(("shared", at.address as u64));
-            grid.reporter.report_with(FindingKind::Mbarrier, site, None, memory, || {
+            grid.reporter.report_with_details(FindingKind::Mbarrier, site, None, memory, || {
                 format!("copies deliver {excess} bytes more to an mbarrier than its phase expects")
             });
         }
@@ -275,7 +275,7 @@ impl AsyncEngine {
 
     fn complete_phase(&mut self, grid: &mut GridState, at: MbarrierLocation) -> bool {
         let Some(object) = grid.blocks.mbarrier(at) else { return false };
-        if !object.complete_phase() {
+        if !object.try_complete_phase() {
             return false;
         }
         self.completed_mbarriers.push(at);
@@ -325,14 +325,18 @@ fn mbarrier_init(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u
 }
 
 /// Adds `bytes` to the number of bytes that the current phase expects.
-fn expect_bytes(grid: &mut GridState, at: MbarrierLocation, bytes: u32, site: Site) {
+fn expect_bytes(grid: &mut GridState, at: MbarrierLocation, bytes: u32, site: FindingSite) {
     let Some(object) = grid.blocks.mbarrier(at) else { return };
     object.pending_bytes += bytes as i64;
     let expected = object.pending_bytes;
     if expected > MAX_COUNT as i64 || bytes > MAX_COUNT {
-        grid.reporter.report_with(FindingKind::Mbarrier, site, None, Some(("shared", at.address as u64)), || {
-            format!("an mbarrier expects {expected} bytes in a phase; at most {MAX_COUNT} are possible")
-        });
+        grid.reporter.report_with_details(
+            FindingKind::Mbarrier,
+            site,
+            None,
+            Some(("shared", at.address as u64)),
+            || format!("an mbarrier expects {expected} bytes in a phase; at most {MAX_COUNT} are possible"),
+        );
     }
 }
 
@@ -342,7 +346,7 @@ pub(super) fn report_excess_bytes(grid: &mut GridState, block_slot: u32) {
     for (&address, object) in block.mbarriers.iter().filter(|(_, object)| object.pending_bytes < 0) {
         let Some(site) = object.last_copy else { continue };
         let excess = -object.pending_bytes;
-        grid.reporter.report_with(FindingKind::Mbarrier, site, None, Some(("shared", address as u64)), || {
+        grid.reporter.report_with_details(FindingKind::Mbarrier, site, None, Some(("shared", address as u64)), || {
             format!(
                 "copies deliver {excess} bytes more to an mbarrier than its phases expect: an earlier phase completed too early"
             )

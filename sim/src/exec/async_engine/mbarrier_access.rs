@@ -6,7 +6,7 @@ use crate::exec::context::InstructionContext;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::state::mbarrier::MbarrierLocation;
 use crate::finding::FindingKind;
-use crate::layout;
+use crate::layout::{self, SharedAddressParts};
 use crate::order::{AccessKind, MemorySpace};
 use crate::program::op::AddressWindow;
 
@@ -29,7 +29,7 @@ pub fn locate_mbarrier(
         }
         _ => address,
     } as u32;
-    let (rank, offset) = layout::split_cluster_address(shared);
+    let SharedAddressParts { rank, offset } = layout::split_shared_address(shared);
     let slot = match rank {
         None => Some(cx.warp.slot),
         Some(r) => cx.block().cluster.get(r as usize).copied(),
@@ -115,7 +115,7 @@ impl AsyncEngine {
         if !order.is_visible_to_async_proxy(lane, MemorySpace::Shared, agent, epoch)
             && !self.init_fences.contains(&agent.0)
         {
-            cx.grid.reporter.note(
+            cx.grid.reporter.add_note(
                 cx.pc,
                 "a copy completes on an mbarrier whose initialisation was not followed by fence.mbarrier_init or fence.proxy.async",
             );

@@ -4,7 +4,7 @@ use super::bulk::{BulkRequest, add_bulk_store, count_global_bytes, shared_addres
 use super::engine::AsyncEngine;
 use crate::exec::context::InstructionContext;
 use crate::exec::memory_system::MemorySystem;
-use crate::exec::state::copies::{BoxLoad, CompletionSignal, CopyEffect, CopyPiece, InFlightOperation};
+use crate::exec::state::copies::{ByteRangeCopy, CompletionSignal, CopyEffect, InFlightOperation, TensorBoxLoad};
 use crate::exec::state::location::MemoryLocation;
 use crate::finding::FindingKind;
 use crate::layout;
@@ -51,8 +51,8 @@ impl AsyncEngine {
                 strength: AccessStrength::Weak,
             };
             let Some((MemoryLocation::Shared(slot), _, n)) = self.check_box(cx, memory, &copy) else { return };
-            let shared = layout::split_cluster_address(shared as u32).1;
-            boxes.push(BoxLoad { map, coordinates: r.coordinates.clone(), shared, slot });
+            let shared = layout::split_shared_address(shared as u32).offset;
+            boxes.push(TensorBoxLoad { map, coordinates: r.coordinates.clone(), shared, slot });
             bytes = n;
         }
         let signal = CompletionSignal::CompleteTx(mbarriers.into_iter().map(|at| (at, bytes)).collect());
@@ -91,7 +91,7 @@ impl AsyncEngine {
         let coordinates = &r.coordinates[..];
         let copy = BoxCopy { map: &map, coordinates, shared: r.from, lane, reading, writing, load: false, strength };
         let Some((location, base, _)) = self.check_box(cx, memory, &copy) else { return };
-        let start = layout::split_cluster_address(r.from as u32).1;
+        let start = layout::split_shared_address(r.from as u32).offset;
         let pieces = store_pieces(memory, &copy, start, location, base);
         let effect = CopyEffect { pieces, reduce, ..CopyEffect::default() };
         add_bulk_store(cx, memory, lane, (reading, writing), effect);
@@ -105,7 +105,7 @@ impl AsyncEngine {
         memory: &mut MemorySystem,
         b: &BoxCopy,
     ) -> Option<(MemoryLocation, u64, u32)> {
-        let (_, offset) = layout::split_cluster_address(b.shared as u32);
+        let offset = layout::split_shared_address(b.shared as u32).offset;
         let copy = match b.map.box_at(b.coordinates, offset) {
             Ok(copy) => copy,
             Err(e) => {
@@ -179,7 +179,7 @@ fn store_pieces(
     start: u32,
     location: MemoryLocation,
     base: u64,
-) -> Vec<CopyPiece> {
+) -> Vec<ByteRangeCopy> {
     let mut pieces = Vec::new();
     let Ok(copy) = b.map.box_at(b.coordinates, start) else { return pieces };
     copy.for_each_byte_run(|run| {
@@ -187,7 +187,7 @@ fn store_pieces(
         let Some(index) = memory.find_buffer_index(address) else { return };
         let to_offset = address - memory.buffers.buffer(index).base;
         let from = Some((location, base + (run.shared - start) as u64));
-        pieces.push(CopyPiece { to: MemoryLocation::Global(index), to_offset, from, bytes: run.bytes });
+        pieces.push(ByteRangeCopy { to: MemoryLocation::Global(index), to_offset, from, bytes: run.bytes });
     });
     pieces
 }

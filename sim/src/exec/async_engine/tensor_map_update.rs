@@ -2,7 +2,7 @@
 
 use crate::exec::context::{InstructionContext, NextAction, lanes_of};
 use crate::exec::memory_system::MemorySystem;
-use crate::exec::operands::addresses;
+use crate::exec::operands::lane_addresses;
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
 use crate::order::{AccessKind, AccessStrength};
@@ -31,7 +31,7 @@ pub struct TensorMapReplace<'o> {
 /// Executes `tensormap.replace`, lane by lane.
 pub fn tensormap_replace(cx: &mut InstructionContext, memory: &mut MemorySystem, r: &TensorMapReplace) -> NextAction {
     let regs = cx.regs();
-    let at = addresses(regs, r.map);
+    let at = lane_addresses(regs, r.map);
     let values: [u64; 32] = if r.wide { regs.get64(r.value) } else { regs.get(r.value).map(u64::from) };
     for lane in lanes_of(cx.mask) {
         let found = memory.locate_bytes(cx, lane, r.window, at[lane as usize], MAP_BYTES as u64);
@@ -67,7 +67,7 @@ pub fn tensormap_cp_fenceproxy(
         return NextAction::Stop;
     }
     let (lane, mask) = (cx.first_lane(), cx.mask);
-    let (to, from) = (addresses(cx.regs(), dst)[lane as usize], addresses(cx.regs(), src)[lane as usize]);
+    let (to, from) = (lane_addresses(cx.regs(), dst)[lane as usize], lane_addresses(cx.regs(), src)[lane as usize]);
     let source = memory.locate_bytes(cx, lane, AddressWindow::Shared, from, MAP_BYTES as u64);
     let Some((source, source_offset)) = source else { return NextAction::Next };
     let target = memory.locate_bytes(cx, lane, AddressWindow::Global, to, MAP_BYTES as u64);

@@ -14,7 +14,7 @@ use super::wgmma_registers::check_registers_at_issue;
 use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
-use crate::exec::operands::undefined_registers;
+use crate::exec::operands::lanes_with_undefined_register;
 use crate::exec::state::location::MemoryLocation;
 use crate::exec::state::warp::FragmentState;
 use crate::exec::state::wgmma::{ALL_WARPS, IssuedProduct, Warpgroup, WarpgroupProduct};
@@ -47,18 +47,18 @@ impl AsyncEngine {
         let regs = cx.regs();
         let differs = |values: &[u64; 32]| (0..32).any(|l| mask >> l & 1 != 0 && values[l] != values[first]);
         let (a_desc, b_desc) = (w.a_desc.map(|s| regs.get64(s)), regs.get64(w.b_desc));
-        let undefined_desc = undefined_registers(regs, w.a_desc.iter().chain([&w.b_desc])) & mask != 0;
+        let undefined_desc = lanes_with_undefined_register(regs, w.a_desc.iter().chain([&w.b_desc])) & mask != 0;
         let bad_desc = undefined_desc || a_desc.as_ref().is_some_and(differs) || differs(&b_desc);
         let descriptors = (a_desc.map(|a| a[first]), b_desc[first]);
         let (p, negated) = w.scale_d;
         let scale_d = (regs.predicates[p as usize] >> first & 1 != 0) != negated;
-        let undefined_inputs =
-            undefined_registers(regs, &w.a) & mask != 0 || scale_d && undefined_registers(regs, &w.d) & mask != 0;
+        let undefined_inputs = lanes_with_undefined_register(regs, &w.a) & mask != 0
+            || scale_d && lanes_with_undefined_register(regs, &w.d) & mask != 0;
         let a_rows = (!w.a.is_empty()).then(|| Box::new(std::array::from_fn(|i| regs.get(w.a[i]))));
         if bad_desc {
             cx.report(FindingKind::Wgmma, lane, || "a wgmma descriptor differs between lanes or is undefined".into());
         }
-        let number = cx.warp.wgmma.next_product();
+        let number = cx.warp.wgmma.next_product_number();
         let block = cx.block_mut();
         block.warpgroups.resize_with(warps / 4, Warpgroup::default);
         let index = (number - block.warpgroups[group].first) as usize;
@@ -91,7 +91,7 @@ impl AsyncEngine {
         let (other, differs, complete) = (product.pc, product.descriptors != descriptors, product.issued == ALL_WARPS);
         if other != pc {
             let (line, site) = (cx.grid.context.source_line(other), cx.finding_site(lane));
-            cx.grid.reporter.report_with(FindingKind::Wgmma, site, Some(other), None, || {
+            cx.grid.reporter.report_with_details(FindingKind::Wgmma, site, Some(other), None, || {
                 format!("a warp executes this wgmma while others of its warpgroup execute the one at line {line}")
             });
         } else if differs {
@@ -139,7 +139,7 @@ impl AsyncEngine {
             if self.operand_runs.contains_key(operand) {
                 continue;
             }
-            operand.check_range(start, end)?;
+            operand.check_within_shared_memory(start, end)?;
             let mut runs = Vec::new();
             operand.for_each_byte_run(|at, n| runs.push(((at - start) as u64, n as u64)));
             self.operand_runs.insert(*operand, runs);
@@ -222,7 +222,7 @@ pub fn wgmma_fence(cx: &mut InstructionContext) -> NextAction {
     if !cx.gather_lanes(u32::MAX) {
         return NextAction::Stop;
     }
-    cx.warp.wgmma.fence();
+    cx.warp.wgmma.execute_fence();
     NextAction::Next
 }
 
@@ -231,7 +231,7 @@ pub fn wgmma_commit(cx: &mut InstructionContext) -> NextAction {
     if !cx.gather_lanes(u32::MAX) {
         return NextAction::Stop;
     }
-    cx.warp.wgmma.commit();
+    cx.warp.wgmma.commit_group();
     NextAction::Next
 }
 

@@ -75,11 +75,11 @@ impl AsyncEngine {
                     read = true;
                 }
                 if let Some(rows) = &issued.a {
-                    tiles.set_a(&w.op, quarter as usize, &rows[..]);
+                    tiles.set_a_rows(&w.op, quarter as usize, &rows[..]);
                 }
                 if issued.mask == u32::MAX {
                     let registers: &mut [Lanes] = bytemuck::cast_slice_mut(&mut regs.rows);
-                    w.op.run_on_slots(&tiles, quarter as usize, issued.scale_d, registers, &w.d);
+                    w.op.multiply_add_registers(&tiles, quarter as usize, issued.scale_d, registers, &w.d);
                 } else {
                     sums.resize(w.d.len(), [0; 32]);
                     sums.iter_mut().zip(&w.d).for_each(|(sum, &s)| *sum = regs.get(s));

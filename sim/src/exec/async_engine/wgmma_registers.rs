@@ -42,7 +42,8 @@ pub(super) fn check_registers_at_issue(cx: &mut InstructionContext, w: &Wgmma) {
         });
     }
     if !state.late.is_empty() && w.a.iter().chain(&w.d).any(|s| state.late.contains(s)) {
-        reporter.note(site.pc, "registers of this wgmma are accessed between the wgmma.fence before it and the wgmma");
+        reporter
+            .add_note(site.pc, "registers of this wgmma are accessed between the wgmma.fence before it and the wgmma");
     }
     let issued = state.issued.iter().enumerate();
     for (n, issued) in issued.filter(|(_, issued)| issued.frame == cx.fragment.frame) {
@@ -52,7 +53,7 @@ pub(super) fn check_registers_at_issue(cx: &mut InstructionContext, w: &Wgmma) {
         let other_shape = || shape(w) != shape(other) && w.d.iter().any(|s| other.d.contains(s));
         if w.a.iter().any(|s| other.d.contains(s)) || unfenced && other_shape() {
             let line = context.source_line(issued.pc);
-            reporter.report_with(FindingKind::Wgmma, site, Some(issued.pc), None, || {
+            reporter.report_with_details(FindingKind::Wgmma, site, Some(issued.pc), None, || {
                 format!(
                     "wgmma uses accumulators of the wgmma at line {line}, which has another shape and has not been waited for"
                 )
@@ -94,7 +95,7 @@ pub fn access_wgmma_registers(
     if let Some(Hazard { pc: other, role: register, verb }) = hazard {
         let site = grid.finding_site(warp.slot, warp.index, mask.trailing_zeros(), pc);
         let line = context.source_line(other);
-        grid.reporter.report_with(FindingKind::Wgmma, site, Some(other), None, || {
+        grid.reporter.report_with_details(FindingKind::Wgmma, site, Some(other), None, || {
             format!("{register} of the wgmma at line {line} is {verb} before wgmma.wait_group covers it")
         });
     }

@@ -40,7 +40,7 @@ pub fn isspacep(cx: &mut InstructionContext, dst: u32, src: u32, window: Address
     let addresses = cx.regs().get64(src);
     let inside = |l: usize| {
         let found = layout::state_space_of(addresses[l]).unwrap_or(AddressWindow::Global);
-        let own = || layout::split_cluster_address(addresses[l] as u32).0.is_none_or(|r| r == rank);
+        let own = || layout::split_shared_address(addresses[l] as u32).rank.is_none_or(|r| r == rank);
         match window {
             AddressWindow::SharedCluster => found == AddressWindow::Shared,
             AddressWindow::Shared => found == AddressWindow::Shared && own(),
@@ -72,14 +72,14 @@ pub fn mapa(cx: &mut InstructionContext, (dst, src): (u32, u32), rank: u32, wide
 pub fn getctarank(cx: &mut InstructionContext, dst: u32, src: u32, wide: bool) -> NextAction {
     let (rank, regs) = (cx.block().rank, cx.regs());
     let addresses: [u32; 32] = if wide { regs.get64(src).map(|a| a as u32) } else { regs.get(src) };
-    cx.set_register(dst, &addresses.map(|a| layout::split_cluster_address(a).0.unwrap_or(rank)));
+    cx.set_register(dst, &addresses.map(|a| layout::split_shared_address(a).rank.unwrap_or(rank)));
     NextAction::Next
 }
 
 /// Executes `alloca`: allocates bytes on the stack of local memory.
 pub fn alloca(cx: &mut InstructionContext, dst: u32, size: u32) -> NextAction {
     let bytes = cx.regs().get64(size)[cx.first_lane() as usize] as u32;
-    let base = cx.warp.grow_local(bytes);
+    let base = cx.warp.grow_local_memory(bytes);
     cx.set_register64(dst, &[base as u64; 32]);
     NextAction::Next
 }

@@ -5,7 +5,7 @@ use super::host;
 use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::lanes_where;
-use crate::exec::state::warp::{NO_JOIN, ReconvergencePoint};
+use crate::exec::state::warp::{NO_RECONVERGENCE_POINT, ReconvergencePoint};
 use crate::finding::FindingKind;
 use crate::layout;
 use crate::program::op::{Call, CallTarget, Op};
@@ -72,7 +72,7 @@ pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call)
     // All lanes that execute the call reconverge at the instruction after it.
     let join = ReconvergencePoint { pc: next, frame: parent, expected: all, arrived: 0, parent: cx.fragment.join };
     let mut rest = *cx.fragment;
-    let join = cx.warp.push_join(join);
+    let join = cx.warp.push_reconvergence_point(join);
     let block = &cx.grid.blocks[cx.warp.slot];
     let frame = enter_function(&cx.grid.context, block, cx.warp, function, Some((parent, next)), mask);
     let callee = &cx.grid.context.kernel.functions[function as usize];
@@ -87,7 +87,7 @@ pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call)
     cx.fragment.frame = frame;
     cx.fragment.pc = 0;
     cx.fragment.join = join;
-    cx.fragment.join_pc = NO_JOIN;
+    cx.fragment.join_pc = NO_RECONVERGENCE_POINT;
     NextAction::Jumped
 }
 
@@ -158,14 +158,14 @@ pub fn ret(cx: &mut InstructionContext) -> NextAction {
     fragment.frame = parent;
     fragment.pc = return_pc;
     // The fragment leaves the reconvergence points of the function from which it returns.
-    while fragment.join != NO_JOIN && cx.warp.joins[fragment.join as usize].frame == index {
+    while fragment.join != NO_RECONVERGENCE_POINT && cx.warp.joins[fragment.join as usize].frame == index {
         let join = fragment.join;
         let to = cx.warp.joins[join as usize].parent;
-        cx.warp.leave_joins(mask, join, to);
+        cx.warp.leave_reconvergence_points(mask, join, to);
         fragment.join = to;
     }
     fragment.join_pc = cx.warp.join_pc(fragment.join, parent);
-    cx.warp.complete_joins();
+    cx.warp.complete_reconvergence();
     NextAction::Jumped
 }
 
@@ -174,11 +174,11 @@ pub fn exit(cx: &mut InstructionContext) -> NextAction {
     let mask = cx.mask;
     cx.warp.live &= !mask;
     cx.block_mut().live -= mask.count_ones();
-    cx.warp.leave_joins(mask, cx.fragment.join, NO_JOIN);
+    cx.warp.leave_reconvergence_points(mask, cx.fragment.join, NO_RECONVERGENCE_POINT);
     cx.grid.count_memory_or_barrier_change();
     cx.fragment.mask &= !mask;
     cx.fragment.pc += 1;
-    cx.warp.complete_joins();
+    cx.warp.complete_reconvergence();
     cx.warp.complete_gatherings();
     if cx.fragment.mask == 0 { NextAction::Stop } else { NextAction::Jumped }
 }

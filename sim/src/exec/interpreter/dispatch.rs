@@ -3,8 +3,8 @@
 use super::warp_turn::Interpreter;
 use super::{address, control, matrix, special, warp_exchange};
 use crate::exec::async_engine::{
-    AsyncStore, TensorMapReplace, commit_bulk_group, wait_for_bulk_groups, cp_async_commit, tensormap_cp_fenceproxy, tensormap_replace,
-    wgmma_commit, wgmma_fence,
+    AsyncStore, TensorMapReplace, commit_bulk_group, cp_async_commit, tensormap_cp_fenceproxy, tensormap_replace,
+    wait_for_bulk_groups, wgmma_commit, wgmma_fence,
 };
 use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::state::warp::{FragmentState, Warp, WarpFragment};
@@ -55,7 +55,7 @@ impl Interpreter<'_> {
             Op::GetCtaRank { dst, src, wide } => address::getctarank(cx, *dst, *src, *wide),
             Op::Alloca { dst, size } => address::alloca(cx, *dst, *size),
             Op::Warp(w) => warp_exchange::execute_warp_exchange(cx, w),
-            Op::Barrier(b) => block_barrier::barrier(cx, b),
+            Op::Barrier(b) => block_barrier::execute_block_barrier(cx, b),
             Op::ClusterArrive { release, aligned } => cluster_barrier::cluster_arrive(cx, *release, *aligned),
             Op::ClusterWait { aligned } => cluster_barrier::cluster_wait(cx, *aligned),
             Op::Fence(f) => engine.execute_fence(cx, *f),

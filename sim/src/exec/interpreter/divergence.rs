@@ -9,7 +9,7 @@ impl Interpreter<'_> {
     /// Completes the joins and gatherings at which lanes of the warp wait for each other, or gives them up if the
     /// missing lanes cannot arrive. Returns whether a fragment can run now.
     pub(super) fn unblock_warp(&mut self, warp: &mut Warp) -> bool {
-        warp.complete_joins();
+        warp.complete_reconvergence();
         warp.complete_gatherings();
         if warp.is_ready() {
             return true;
@@ -30,7 +30,7 @@ impl Interpreter<'_> {
             fragment.gathered = true;
             return true;
         }
-        warp.give_up_joins()
+        warp.give_up_reconvergence()
     }
 
     fn report_divergence(&mut self, warp: &mut Warp, i: usize) {

@@ -5,7 +5,7 @@ use crate::exec::context::lanes_of;
 use crate::exec::grid_context::GridContext;
 use crate::exec::operands::set_predicate;
 use crate::exec::state::block::Block;
-use crate::exec::state::warp::{CallFrame, Warp, new_registers};
+use crate::exec::state::warp::{CallFrame, Warp, initial_registers};
 use crate::program::Relocation;
 use crate::program::op::CallArgument;
 
@@ -20,8 +20,8 @@ pub fn enter_function(
     lanes: u32,
 ) -> u32 {
     let code = &context.kernel.functions[function as usize];
-    let local_base = warp.grow_local(code.local_bytes);
-    let mut regs = new_registers(code);
+    let local_base = warp.grow_local_memory(code.local_bytes);
+    let mut regs = initial_registers(code);
     for relocation in &code.relocations {
         match *relocation {
             Relocation::Special { slot, which, wide } => {

@@ -34,7 +34,7 @@ pub fn vprintf(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) 
             &[]
         };
         let text = format_printf(&format, bytes, |address| memory.c_string_at(address));
-        cx.grid.reporter.print(&text);
+        cx.grid.reporter.add_printed_text(&text);
         set_result(cx, call, lane, &1u32.to_le_bytes());
     }
     NextAction::Next

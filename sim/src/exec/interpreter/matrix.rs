@@ -1,7 +1,7 @@
 //! Matrix products of a warp on registers: `mma`, `wmma.mma`, and `movmatrix`.
 
 use crate::exec::context::{InstructionContext, NextAction};
-use crate::exec::operands::{mark_undefined_lanes, undefined_registers};
+use crate::exec::operands::{mark_undefined_lanes, set_undefined};
 use crate::exec::reporter::Reporter;
 use crate::matrix::Lanes;
 use crate::matrix::ldmatrix;
@@ -45,12 +45,12 @@ impl MatrixUnit {
             counts.warps += again;
             counts.threads += 32 * again;
             counts.matrix_flops += op.flops();
-            let undefined = undefined_registers(regs, p.a.iter().chain(&p.b).chain(&p.c));
+            let undefined = lanes_with_undefined_register(regs, p.a.iter().chain(&p.b).chain(&p.c));
             let spoiled = if undefined != 0 { u32::MAX } else { 0 };
             p.d.iter().for_each(|&s| regs.undefined[s as usize] = spoiled);
         }
         if !count_only {
-            self.fragments.run(&op, bytemuck::cast_slice_mut(&mut regs.rows), products);
+            self.fragments.multiply_add_sequence(&op, bytemuck::cast_slice_mut(&mut regs.rows), products);
         }
         count as u32
     }
@@ -64,15 +64,15 @@ pub fn mma(cx: &mut InstructionContext, m: &Mma) -> NextAction {
     let (mask, count_only) = (cx.mask, cx.grid.context.options.count_only);
     cx.grid.reporter.counts(cx.pc).matrix_flops += m.op.flops();
     let regs = cx.regs_mut();
-    let undefined = undefined_registers(regs, m.a.iter().chain(&m.b).chain(&m.c)) & mask;
+    let undefined = lanes_with_undefined_register(regs, m.a.iter().chain(&m.b).chain(&m.c)) & mask;
     if !count_only {
         let row = |s: u32| &regs.rows[s as usize].0;
-        match (&m.a[..], &m.b[..], &m.c[..], m.op.rows_per_register()) {
+        match (&m.a[..], &m.b[..], &m.c[..], m.op.lane_arrays_per_register()) {
             (&[a0, a1, a2, a3], &[b0, b1], &[c0, c1, c2, c3], 1) => {
                 let (a, b) = ([row(a0), row(a1), row(a2), row(a3)], [row(b0), row(b1)]);
                 let c = [row(c0), row(c1), row(c2), row(c3)];
                 let mut d = [[0; 32]; 4];
-                m.op.run(&a, &b, &c, &mut d);
+                m.op.multiply_add(&a, &b, &c, &mut d);
                 if mask == u32::MAX {
                     m.d.iter().zip(&d).for_each(|(&s, d)| regs.rows[s as usize].0 = *d);
                 } else {
@@ -93,12 +93,12 @@ pub fn wmma_mma(cx: &mut InstructionContext, m: &Wmma) -> NextAction {
     let (mask, count_only) = (cx.mask, cx.grid.context.options.count_only);
     cx.grid.reporter.counts(cx.pc).matrix_flops += m.op.flops();
     let regs = cx.regs_mut();
-    let undefined = undefined_registers(regs, m.a.iter().chain(&m.b).chain(&m.c)) & mask;
+    let undefined = lanes_with_undefined_register(regs, m.a.iter().chain(&m.b).chain(&m.c)) & mask;
     if !count_only {
-        let rows = m.op.rows_per_register();
-        let [a, b, c, _] = m.op.fragments.map(|f| f.distinct_registers());
+        let rows = m.op.lane_arrays_per_register();
+        let [a, b, c, _] = m.op.fragments.map(|f| f.distinct_register_count());
         let [a, b, c] = [&m.a[..a], &m.b[..b], &m.c[..c]].map(|slots| register_rows(regs, slots, rows));
-        let d = m.op.run(&a, &b, &c);
+        let d = m.op.multiply_add(&a, &b, &c);
         for (d, &slot) in d.chunks_exact(rows).zip(&m.d) {
             d.iter().enumerate().for_each(|(row, d)| regs.rows[slot as usize + row].0 = *d);
         }
@@ -130,10 +130,10 @@ fn mark_results_undefined(regs: &mut Registers, results: &[u32], undefined: u32,
 
 /// Computes D = A·B + C for any number of registers, also 64-bit registers.
 fn mma_of_any_shape(m: &Mma, regs: &mut Registers, mask: u32) {
-    let rows = m.op.rows_per_register();
+    let rows = m.op.lane_arrays_per_register();
     let [a, b, c] = [&m.a[..], &m.b[..], &m.c[..]].map(|slots| register_rows(regs, slots, rows));
     let mut d = vec![[0; 32]; c.len()];
-    m.op.run(&a, &b, &c, &mut d);
+    m.op.multiply_add(&a, &b, &c, &mut d);
     for (d, &s) in d.chunks_exact(rows).zip(&m.d) {
         if rows == 1 {
             regs.set(s, &d[0], mask);

@@ -89,7 +89,7 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
     }
     let kernel = cx.grid.context.kernel;
     if kernel.max_threads.is_none() && kernel.max_registers.is_none() && kernel.required_threads.is_none() {
-        cx.grid.reporter.note(cx.pc, "ptxas ignores setmaxnreg in a kernel without launch bounds");
+        cx.grid.reporter.add_note(cx.pc, "ptxas ignores setmaxnreg in a kernel without launch bounds");
     }
     if increase {
         let need = (count - now) * 32;

@@ -59,7 +59,7 @@ impl<'a> Interpreter<'a> {
                 warp.fragments.push(fragment);
             }
             if fragment.state == FragmentState::AtJoin || fragment.mask == 0 {
-                warp.complete_joins();
+                warp.complete_reconvergence();
             }
             if matches!(fragment.state, FragmentState::Gather { .. }) || fragment.mask == 0 {
                 warp.complete_gatherings();
@@ -84,7 +84,7 @@ impl<'a> Interpreter<'a> {
             while used < budget {
                 let pc = fragment.pc;
                 if pc == fragment.join_pc {
-                    warp.arrive_at_join(fragment);
+                    warp.wait_at_reconvergence_point(fragment);
                     break;
                 }
                 let instr: &DecodedInstruction = &code.instrs[pc as usize];

@@ -4,7 +4,7 @@ use super::combine::{atomic_result, flush_subnormal};
 use super::locate::AccessRequest;
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, NextAction, lanes_of};
-use crate::exec::operands::{addresses, undefined_address, undefined_registers};
+use crate::exec::operands::{lane_addresses, lanes_with_undefined_address, lanes_with_undefined_register};
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
 use crate::order::{AccessKind, MemorySemantics};
@@ -15,9 +15,9 @@ impl MemorySystem {
     /// Executes an atomic operation.
     pub fn atomic(&mut self, cx: &mut InstructionContext, a: &Atomic) -> NextAction {
         let (regs, wanted) = (cx.regs(), cx.mask);
-        let at = addresses(regs, &a.addr);
-        let undefined = undefined_address(regs, &a.addr);
-        let undefined_data = undefined_registers(regs, a.a.iter().chain(&a.b)) & wanted;
+        let at = lane_addresses(regs, &a.addr);
+        let undefined = lanes_with_undefined_address(regs, &a.addr);
+        let undefined_data = lanes_with_undefined_register(regs, a.a.iter().chain(&a.b)) & wanted;
         cx.drop_lanes_with_undefined_address(undefined);
         cx.grid.progress.waits += 1;
         if undefined_data & cx.mask != 0 {

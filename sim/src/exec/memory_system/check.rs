@@ -100,7 +100,7 @@ impl MemorySystem {
             let other = conflict.earlier.1;
             let (site, line) = (cx.finding_site(lane), cx.grid.context.source_line(other));
             let memory = Some(("shared", at.address as u64));
-            cx.grid.reporter.report_with(FindingKind::Mbarrier, site, Some(other), memory, || {
+            cx.grid.reporter.report_with_details(FindingKind::Mbarrier, site, Some(other), memory, || {
                 format!(
                     "the use of an mbarrier is not ordered after the access to its bytes at line {line}, for example its initialisation"
                 )
@@ -130,7 +130,7 @@ impl MemorySystem {
                 continue;
             }
             let same_value = same_value >> conflict.lane & 1 != 0;
-            let (site, space) = (cx.finding_site(conflict.lane), location.space());
+            let (site, space) = (cx.finding_site(conflict.lane), location.state_space_name());
             let conflict = MemoryConflict { site, access, space, address, conflict, same_value };
             cx.grid.reporter.report_conflict(&conflict, &self.ops);
         }

@@ -4,7 +4,7 @@ use super::locate::AccessRequest;
 use super::registers::{load_registers, read_element, set_register_lanes, zero_registers};
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, NextAction};
-use crate::exec::operands::{addresses, lanes_where, undefined_address};
+use crate::exec::operands::{lane_addresses, lanes_where, lanes_with_undefined_address};
 use crate::layout;
 use crate::order::{AccessKind, AccessStrength};
 use crate::program::op::{AddressWindow, LoadStore};
@@ -12,7 +12,8 @@ use crate::program::op::{AddressWindow, LoadStore};
 impl MemorySystem {
     pub fn load(&mut self, cx: &mut InstructionContext, t: &LoadStore) -> NextAction {
         let regs = cx.regs();
-        let (at, undefined, wanted) = (addresses(regs, &t.addr), undefined_address(regs, &t.addr), cx.mask);
+        let (at, undefined, wanted) =
+            (lane_addresses(regs, &t.addr), lanes_with_undefined_address(regs, &t.addr), cx.mask);
         cx.drop_lanes_with_undefined_address(undefined);
         let mask = cx.mask;
         let bytes = t.width as u32 * t.regs.len() as u32;

@@ -5,7 +5,7 @@ use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, lanes_of};
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
-use crate::layout;
+use crate::layout::{self, SharedAddressParts};
 use crate::program::op::AddressWindow;
 
 /// The addresses of an access, one per lane.
@@ -129,7 +129,7 @@ impl MemorySystem {
         let (addresses, bytes) = (request.addresses, request.bytes);
         let lane = left.trailing_zeros();
         let first = addresses[lane as usize].wrapping_sub(window_base) as u32;
-        let (rank, _) = layout::split_cluster_address(first);
+        let rank = layout::split_shared_address(first).rank;
         let slot = match rank {
             None => Some(cx.warp.slot),
             Some(r) => cx.block().cluster.get(r as usize).copied(),
@@ -173,7 +173,7 @@ impl MemorySystem {
             all &= all - 1;
             let address = addresses[lane as usize].wrapping_sub(window_base);
             if address >> 32 == 0 {
-                let (r, offset) = layout::split_cluster_address(address as u32);
+                let SharedAddressParts { rank: r, offset } = layout::split_shared_address(address as u32);
                 if r != rank {
                     continue;
                 }
@@ -224,7 +224,7 @@ impl MemorySystem {
             MemoryLocation::Shared(_) => cx.block().shared.len() as u64,
         };
         if offset + bytes > len {
-            let space = group.location.space();
+            let space = group.location.state_space_name();
             cx.report_access(FindingKind::OutOfBounds, lane, (space, address), || {
                 format!(
                     "a copy of {bytes} bytes at offset {offset} reaches beyond the end of the {len} bytes of {space} memory"

@@ -4,7 +4,7 @@ use super::locate::AccessRequest;
 use super::system::MemorySystem;
 use crate::counters;
 use crate::exec::context::{InstructionContext, NextAction, lanes_of};
-use crate::exec::operands::{addresses, undefined_address};
+use crate::exec::operands::{lane_addresses, lanes_with_undefined_address};
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
 use crate::layout;
@@ -31,8 +31,8 @@ impl MemorySystem {
         let rows = 8 * count;
         // Each of the lanes 0 to `rows` - 1 supplies the address of one row.
         let suppliers = u32::MAX >> (32 - rows);
-        let at = addresses(cx.regs(), &t.addr);
-        let undefined = undefined_address(cx.regs(), &t.addr) & suppliers;
+        let at = lane_addresses(cx.regs(), &t.addr);
+        let undefined = lanes_with_undefined_address(cx.regs(), &t.addr) & suppliers;
         if undefined != 0 {
             cx.report(FindingKind::Uninitialized, undefined.trailing_zeros(), || {
                 "an address depends on an undefined register".into()
@@ -83,7 +83,7 @@ impl MemorySystem {
         for group in groups {
             self.count_traffic(cx.grid.reporter.counts(pc), group, 16, false);
             self.check_shadow(cx, group.location, AccessKind::Read, 0, |shadow, warp, order, found| {
-                shadow.read_matrix_rows(warp, group.lanes, &group.offsets, pc, order, found);
+                shadow.check_matrix_row_reads(warp, group.lanes, &group.offsets, pc, order, found);
             });
             let data = self.location_bytes(&cx.grid.blocks, group.location);
             for lane in lanes_of(group.lanes).map(|lane| lane as usize) {
@@ -104,7 +104,7 @@ impl MemorySystem {
         let (rows, frame, pc, slot) = (8 * t.regs.len(), cx.fragment.frame, cx.pc, cx.warp.slot);
         let regs = cx.regs();
         let (AddressWindow::Shared, false, Some(base), 0) =
-            (t.window, t.addr.wide, t.addr.base, undefined_address(regs, &t.addr))
+            (t.window, t.addr.wide, t.addr.base, lanes_with_undefined_address(regs, &t.addr))
         else {
             return false;
         };
@@ -127,7 +127,7 @@ impl MemorySystem {
             0,
             #[inline(always)]
             |shadow, warp, order, found| {
-                shadow.read_matrix_rows(warp, lanes, &offsets.map(u64::from), pc, order, found);
+                shadow.check_matrix_row_reads(warp, lanes, &offsets.map(u64::from), pc, order, found);
             },
         );
         let shared = &cx.grid.blocks[slot].shared;

@@ -5,7 +5,7 @@ use super::locate::AccessRequest;
 use super::registers::{lane_value, store_registers};
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, NextAction, lanes_of};
-use crate::exec::operands::{addresses, lanes_where, undefined_address, undefined_registers};
+use crate::exec::operands::{lane_addresses, lanes_where, lanes_with_undefined_address, lanes_with_undefined_register};
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
 use crate::layout;
@@ -15,8 +15,8 @@ use crate::program::op::{AddressWindow, LoadStore};
 impl MemorySystem {
     pub fn store(&mut self, cx: &mut InstructionContext, t: &LoadStore) -> NextAction {
         let regs = cx.regs();
-        let (at, undefined) = (addresses(regs, &t.addr), undefined_address(regs, &t.addr));
-        let undefined_data = undefined_registers(regs, t.regs.iter().flatten()) & cx.mask;
+        let (at, undefined) = (lane_addresses(regs, &t.addr), lanes_with_undefined_address(regs, &t.addr));
+        let undefined_data = lanes_with_undefined_register(regs, t.regs.iter().flatten()) & cx.mask;
         cx.drop_lanes_with_undefined_address(undefined);
         let mask = cx.mask;
         if undefined_data & mask != 0 && t.window != AddressWindow::Local && t.window != AddressWindow::FrameParam {

@@ -2,7 +2,7 @@
 
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, NextAction};
-use crate::exec::operands::{addresses, undefined_address};
+use crate::exec::operands::{lane_addresses, lanes_with_undefined_address};
 use crate::finding::FindingKind;
 use crate::program::op::WmmaTransfer;
 
@@ -14,17 +14,18 @@ impl MemorySystem {
         }
         let (form, mask) = (&t.fragment, cx.mask);
         let regs = cx.regs();
-        let base = addresses(regs, &t.addr);
-        let strides = t.stride.map_or([form.default_stride(t.column_major); 32], |slot| regs.get(slot));
-        let undefined = undefined_address(regs, &t.addr) | t.stride.map_or(0, |slot| regs.undefined[slot as usize]);
+        let base = lane_addresses(regs, &t.addr);
+        let strides = t.stride.map_or([form.default_stride_elements(t.column_major); 32], |slot| regs.get(slot));
+        let undefined =
+            lanes_with_undefined_address(regs, &t.addr) | t.stride.map_or(0, |slot| regs.undefined[slot as usize]);
         let defined = undefined & mask == 0;
         let lane = cx.first_lane();
         if !defined {
             cx.report(FindingKind::Uninitialized, lane, || "an address depends on an undefined register".into());
         }
         // A misaligned matrix is reported once, not for each of its elements.
-        let (start, step) = (base[lane as usize], strides[lane as usize] as u64 * form.bits() as u64);
-        let align = form.alignment();
+        let (start, step) = (base[lane as usize], strides[lane as usize] as u64 * form.element_bits() as u64);
+        let align = form.row_alignment_bytes();
         let aligned = start.is_multiple_of(align) && step.is_multiple_of(8 * align);
         if defined && !aligned {
             let bytes = step / 8;
@@ -41,12 +42,12 @@ impl MemorySystem {
             }
             return NextAction::Next;
         }
-        for register in 0..form.distinct_registers() {
+        for register in 0..form.distinct_register_count() {
             let addresses_of = |element: usize| -> [u64; 32] {
                 std::array::from_fn(|l| {
-                    let (row, column) = form.element_position(register, element, l);
+                    let (row, column) = form.element_row_and_column(register, element, l);
                     let (line, along) = if t.column_major { (column, row) } else { (row, column) };
-                    let bits = (line as u64 * strides[l] as u64 + along as u64) * form.bits() as u64;
+                    let bits = (line as u64 * strides[l] as u64 + along as u64) * form.element_bits() as u64;
                     base[l].wrapping_add(bits / 8)
                 })
             };
@@ -57,9 +58,10 @@ impl MemorySystem {
             self.wmma_unpacked(cx, t, t.regs[register], addresses_of);
         }
         if !t.store {
-            // The remaining registers of the matrix fragment hold copies of its distinct registers.
-            for (&to, &from) in
-                t.regs[form.distinct_registers()..].iter().zip(t.regs[..form.distinct_registers()].iter().cycle())
+            // Some matrix fragments hold each element in several registers: the remaining registers are copies of the distinct ones.
+            for (&to, &from) in t.regs[form.distinct_register_count()..]
+                .iter()
+                .zip(t.regs[..form.distinct_register_count()].iter().cycle())
             {
                 let value = cx.regs().get(from);
                 cx.set_register(to, &value);
@@ -80,10 +82,10 @@ impl MemorySystem {
         let (form, mask) = (&t.fragment, cx.mask);
         let mut word = if t.store { cx.regs().get(slot) } else { [0; 32] };
         let undefined = cx.regs().undefined[slot as usize];
-        for element in 0..form.per_register() {
-            let shift = element as u32 * form.bits();
+        for element in 0..form.elements_per_register() {
+            let shift = element as u32 * form.element_bits();
             if t.store {
-                let low = u32::MAX >> (32 - form.bits());
+                let low = u32::MAX >> (32 - form.element_bits());
                 let regs = cx.regs_mut();
                 regs.set(t.element, &word.map(|w| w >> shift & low), mask);
                 regs.undefined[t.element as usize] = undefined;
@@ -99,7 +101,8 @@ impl MemorySystem {
         }
     }
 
-    /// Executes load or store number `transfer` of the instruction, at the address `at` of each lane.
+    /// Executes number `transfer` of the loads or stores that make up the instruction. `at` holds the address of each
+    /// lane.
     fn wmma_element(&mut self, cx: &mut InstructionContext, t: &WmmaTransfer, transfer: usize, at: &[u64; 32]) {
         let regs = cx.regs_mut();
         regs.set64(t.at, at, u32::MAX);

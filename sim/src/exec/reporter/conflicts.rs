@@ -2,13 +2,13 @@
 
 use super::Reporter;
 use crate::exec::grid_context::coordinates;
-use crate::finding::{FindingKind, Site, line_and_inlining};
+use crate::finding::{FindingKind, FindingSite, line_and_inlining};
 use crate::order::{AccessKind, Agent, AsyncOpKind, AsyncOps, Conflict, ConflictKind, EarlierAccess};
 
-/// A conflict of an access with earlier accesses to the same bytes.
+/// A conflict of an access with earlier accesses to the same bytes, and the access itself.
 pub struct MemoryConflict<'c> {
     /// The thread and the instruction of the access.
-    pub site: Site,
+    pub site: FindingSite,
     /// Whether the access reads, writes or both.
     pub access: AccessKind,
     /// The state space: `global` or `shared`.
@@ -45,13 +45,13 @@ impl Reporter<'_> {
             self.note_conflict(m);
             return;
         };
-        if self.findings.count_repeat(kind, site.pc, other) {
+        if self.findings.count_repeated_finding(kind, site.pc, other) {
             return;
         }
         let access = access_name(m.access);
         let thread = || context.thread_name(c.earlier.0);
         let line = other.map_or(0, |pc| context.source_line(pc));
-        self.report_with(kind, site, other, memory, || match c.kind {
+        self.report_with_details(kind, site, other, memory, || match c.kind {
             ConflictKind::Uninitialized => {
                 format!("{access} of {space} memory at {address:#x} that no thread has written")
             }
@@ -87,14 +87,14 @@ impl Reporter<'_> {
     fn note_conflict(&mut self, m: &MemoryConflict) {
         let space = m.space;
         if let ConflictKind::Race { .. } = m.conflict.kind {
-            self.note(
+            self.add_note(
                 m.site.pc,
                 &format!("several threads store the same value to one {space} address without synchronisation"),
             );
             return;
         }
         let other = self.context.source_line(m.conflict.earlier.1);
-        self.note(
+        self.add_note(
             m.site.pc,
             &format!("the async proxy overwrites {space} memory that line {other} read, without fence.proxy.async"),
         );
@@ -110,7 +110,7 @@ impl Reporter<'_> {
             return false;
         }
         let launch = dependent.launch;
-        let site = Site {
+        let site = FindingSite {
             pc,
             block: coordinates(agent.block() - dependent.first_block, launch.launch.grid),
             thread: coordinates(agent.thread_index().unwrap_or(0), launch.launch.block),

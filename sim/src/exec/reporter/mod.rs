@@ -5,7 +5,7 @@ pub mod conflicts;
 use super::grid_context::GridContext;
 use super::launch::{SimLaunch, SimOutcome};
 use crate::counters::{Counters, InstructionCounts};
-use crate::finding::{FindingKind, Findings, Site};
+use crate::finding::{FindingKind, FindingSite, Findings};
 use std::collections::BTreeSet;
 
 /// Bytes of `printf` output that a run keeps.
@@ -50,16 +50,16 @@ impl<'a> Reporter<'a> {
     }
 
     /// Reports a defect. `message` is called only for the first occurrence of the defect.
-    pub fn report(&mut self, kind: FindingKind, site: Site, message: impl FnOnce() -> String) {
-        self.report_with(kind, site, None, None, message);
+    pub fn report(&mut self, kind: FindingKind, site: FindingSite, message: impl FnOnce() -> String) {
+        self.report_with_details(kind, site, None, None, message);
     }
 
     /// Reports a defect. `other` is the other instruction involved, `memory` the state space and address of the
     /// access.
-    pub fn report_with(
+    pub fn report_with_details(
         &mut self,
         kind: FindingKind,
-        site: Site,
+        site: FindingSite,
         other: Option<u32>,
         memory: Option<(&'static str, u64)>,
         message: impl FnOnce() -> String,
@@ -68,12 +68,12 @@ impl<'a> Reporter<'a> {
     }
 
     /// Adds a remark about the source line of an instruction.
-    pub fn note(&mut self, pc: u32, text: &str) {
+    pub fn add_note(&mut self, pc: u32, text: &str) {
         self.notes.insert(format!("line {}: {text}", self.context.source_line(pc)));
     }
 
     /// Adds text that the kernel prints.
-    pub fn print(&mut self, text: &str) {
+    pub fn add_printed_text(&mut self, text: &str) {
         if self.printed.len() < MAX_PRINTED_BYTES {
             self.printed += text;
         }
@@ -90,7 +90,7 @@ impl<'a> Reporter<'a> {
         &self.findings
     }
 
-    /// Adds findings about the same kernel that were collected elsewhere.
+    /// Adds findings about the same kernel that the reporter of another grid collected.
     pub fn merge_findings(&mut self, findings: Findings) {
         self.findings.merge(findings);
     }

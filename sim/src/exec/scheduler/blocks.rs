@@ -7,7 +7,7 @@ use crate::exec::interpreter::enter_function;
 use crate::exec::residency;
 use crate::exec::state::barrier::{BlockBarrier, ClusterBarrier};
 use crate::exec::state::block::{Block, BlockTable};
-use crate::exec::state::warp::{FragmentState, NO_JOIN, Warp, WarpFragment};
+use crate::exec::state::warp::{FragmentState, NO_RECONVERGENCE_POINT, Warp, WarpFragment};
 use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::order::{MemorySpace, ShadowMemory, VectorClock, WarpClocks};
 use std::collections::BTreeMap;
@@ -124,8 +124,8 @@ fn new_warp(context: &GridContext, block: &Block, (slot, index): (u32, u32), lan
         pc: 0,
         mask: lanes,
         frame: 0,
-        join: NO_JOIN,
-        join_pc: NO_JOIN,
+        join: NO_RECONVERGENCE_POINT,
+        join_pc: NO_RECONVERGENCE_POINT,
         state: FragmentState::Ready,
         gathered: false,
         backward_branches: 0,

@@ -6,7 +6,7 @@ use crate::exec::grid::GridState;
 use crate::exec::state::block::Block;
 use crate::exec::state::mbarrier::MbarrierObject;
 use crate::exec::state::warp::{FragmentState, Warp, WarpFragment};
-use crate::finding::{FindingKind, Site};
+use crate::finding::{FindingKind, FindingSite};
 
 /// Maximum number of waiting fragments (lanes of a warp at one instruction) that a finding lists.
 const MAX_LISTED: usize = 12;
@@ -19,7 +19,7 @@ enum StuckCause {
     MissingWarps(u32),
     /// A fragment waits for an mbarrier phase or for registers that no thread will provide: kind, site and text of
     /// the finding.
-    Resource(FindingKind, Site, String),
+    Resource(FindingKind, FindingSite, String),
 }
 
 /// Reports that no thread can continue, unless a defect that may be the cause was already reported.
@@ -31,15 +31,15 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
         FindingKind::Trap,
         FindingKind::Unsupported,
     ];
-    if causes.iter().any(|&kind| grid.reporter.findings().has(kind)) || report_incomplete_barriers(grid) {
+    if causes.iter().any(|&kind| grid.reporter.findings().contains_kind(kind)) || report_incomplete_barriers(grid) {
         return;
     }
     let mut waits = Vec::new();
     let mut first = None;
     for (block, warp, fragment) in fragments(grid) {
         let Some((site, line)) = wait_site(grid, block, warp, fragment) else { continue };
-        // The finding should point at a fragment that waits for something specific rather than at one that runs or
-        // waits to reconverge.
+        // The finding points at the fragment with the lowest rank: rather one that waits for something specific than
+        // one that runs or waits to reconverge.
         let rank = u32::from(matches!(fragment.state, FragmentState::Ready | FragmentState::AtJoin));
         if first.as_ref().is_none_or(|(r, _)| rank < *r) {
             first = Some((rank, site));
@@ -75,8 +75,8 @@ fn fragments<'g>(grid: &'g GridState) -> impl Iterator<Item = (&'g Block, &'g Wa
     })
 }
 
-/// Returns the site and the source line of the instruction at which a fragment waits.
-fn wait_site(grid: &GridState, block: &Block, warp: &Warp, fragment: &WarpFragment) -> Option<(Site, u32)> {
+/// Returns where a fragment waits: its lowest thread with the instruction, and the instruction's source line.
+fn wait_site(grid: &GridState, block: &Block, warp: &Warp, fragment: &WarpFragment) -> Option<(FindingSite, u32)> {
     let frame = warp.frames.get(fragment.frame as usize)?.as_ref()?;
     let code = &grid.context.kernel.functions[frame.function as usize];
     // A fragment that waits at a block barrier or cluster barrier has its `pc` after the barrier instruction.

@@ -36,8 +36,8 @@ const COMPUTE_PATIENCE: u64 = 40;
 /// The warps that can run, and the blocks that are to start.
 #[derive(Debug)]
 pub struct Scheduler {
-    /// Warps that can run, as (slot, warp). Warps that have begun to wait since they were added are skipped when
-    /// picked.
+    /// Warps that can run, as (block slot, index of the warp in its block). A warp that has begun to wait since it
+    /// was added is skipped when it is picked.
     runnable: Vec<(u32, u32)>,
     /// For each slot and each warp of its block, whether the warp is in `runnable`. An empty list marks a free slot.
     queued: Vec<Vec<bool>>,
@@ -91,7 +91,8 @@ impl Scheduler {
         let cluster_blocks = interpreter.grid.context.cluster_blocks();
         let ProgressMarks { changes, executed_at_change, .. } = self.marks;
         self.marks = ProgressMarks { changes, executed_at_change, ..ProgressMarks::default() };
-        // Long turns find other defects than short ones.
+        // Average number of instructions per turn of a warp. It depends on the seed, because long turns reveal other
+        // defects than short ones.
         let turn = match options.seed % 4 {
             0 => 512,
             1 => 96,
@@ -111,7 +112,7 @@ impl Scheduler {
                 && interpreter.grid.rng.draw_below(4) == 0
             {
                 interpreter.async_engine.complete_random_operation(&mut interpreter.grid, &mut interpreter.memory);
-                self.wake_mbarriers(interpreter);
+                self.wake_waiters_at_mbarriers(interpreter);
             }
             if self.runnable.is_empty() {
                 if self.stuck || !self.unblock(interpreter) {
@@ -143,9 +144,9 @@ impl Scheduler {
     }
 
     /// Lets a dependent grid continue after `griddepcontrol.wait`, because its primary grid has ended.
-    pub fn resume_after_primary(&mut self, grid: &mut GridState) {
+    pub fn resume_after_primary_grid(&mut self, grid: &mut GridState) {
         grid.primary_runs = false;
-        self.wake_grid_dependency(grid);
+        self.wake_waiters_for_primary_grid(grid);
     }
 
     /// Returns whether the grid has run so long without progress that it counts as stuck. Wakes waiting loops now and
@@ -160,7 +161,7 @@ impl Scheduler {
             marks.wake_all = progress.executed;
             if progress.executed > marks.spin_check + INSTRUCTIONS_BEFORE_SPIN_CHECK {
                 marks.spin_check = progress.executed;
-                self.wake_spinners(&mut interpreter.grid);
+                self.wake_spinning_loops(&mut interpreter.grid);
             }
             return false;
         }
@@ -179,8 +180,8 @@ impl Scheduler {
     /// Wakes everything that might continue, after many instructions without a memory change: some loops wait in ways
     /// that the interpreter does not recognise, and the threads that they wait for must get a chance to run.
     fn wake_all(&mut self, interpreter: &mut Interpreter) {
-        self.wake_spinners(&mut interpreter.grid);
-        self.give_up_joins(&mut interpreter.grid);
+        self.wake_spinning_loops(&mut interpreter.grid);
+        self.give_up_reconvergence(&mut interpreter.grid);
         self.complete_operation(interpreter);
         let cluster_blocks = interpreter.grid.context.cluster_blocks();
         for _ in 0..=self.live_blocks / cluster_blocks {
@@ -192,8 +193,8 @@ impl Scheduler {
 
     /// Makes progress possible when no warp can run. Returns false if the run is over or stuck.
     fn unblock(&mut self, interpreter: &mut Interpreter) -> bool {
-        if self.wake_spinners(&mut interpreter.grid)
-            || self.give_up_joins(&mut interpreter.grid)
+        if self.wake_spinning_loops(&mut interpreter.grid)
+            || self.give_up_reconvergence(&mut interpreter.grid)
             || self.complete_operation(interpreter)
         {
             return true;
@@ -206,7 +207,7 @@ impl Scheduler {
             return false;
         }
         if grid.blocks.iter().any(|block| block.live > 0) {
-            if self.fail_try_waits(grid) {
+            if self.let_try_waits_return_false(grid) {
                 return true;
             }
             report_deadlock(grid);
@@ -224,7 +225,7 @@ impl Scheduler {
     fn complete_operation(&mut self, interpreter: &mut Interpreter) -> bool {
         let completed = interpreter.async_engine.complete_one_operation(&mut interpreter.grid, &mut interpreter.memory);
         if completed {
-            self.wake_mbarriers(interpreter);
+            self.wake_waiters_at_mbarriers(interpreter);
         }
         completed
     }
@@ -233,13 +234,13 @@ impl Scheduler {
     fn settle_block(&mut self, interpreter: &mut Interpreter, slot: u32) {
         let grid = &mut interpreter.grid;
         for id in complete_barriers(grid, slot) {
-            self.wake_block_barrier(grid, slot, id);
+            self.wake_waiters_at_block_barrier(grid, slot, id);
         }
         complete_cluster_barrier(grid, slot);
-        self.wake_cluster_barrier(grid, slot);
-        self.wake_mbarriers(interpreter);
+        self.wake_waiters_at_cluster_barrier(grid, slot);
+        self.wake_waiters_at_mbarriers(interpreter);
         let grid = &mut interpreter.grid;
-        self.wake_register_pool_and_wgmma(grid, slot);
+        self.wake_waiters_for_registers_and_wgmma(grid, slot);
         let Some(block) = grid.blocks.get_mut(slot) else { return };
         if block.live > 0 || block.ended {
             return;
@@ -248,7 +249,7 @@ impl Scheduler {
         self.live_blocks -= 1;
         let cluster = block.cluster.clone();
         interpreter.async_engine.complete_block_operations(&mut interpreter.grid, &mut interpreter.memory, slot);
-        self.wake_mbarriers(interpreter);
+        self.wake_waiters_at_mbarriers(interpreter);
         // Shared memory lives until all blocks of the cluster have ended, because the others may still access it.
         let blocks = &mut interpreter.grid.blocks;
         if cluster.iter().all(|&s| blocks.get(s).is_none_or(|block| block.ended)) {

@@ -16,8 +16,8 @@ impl Scheduler {
         }
     }
 
-    /// Calls `wake` with each warp of a block and makes those runnable for which it returns true. Returns whether it
-    /// made any warp runnable.
+    /// Calls `wake` with each warp of a block and makes runnable the warps for which `wake` returns true. Returns
+    /// whether there was such a warp.
     fn wake_warps(&mut self, grid: &mut GridState, slot: u32, wake: impl Fn(&mut Warp) -> bool) -> bool {
         let Some(block) = grid.blocks.get_mut(slot) else { return false };
         let mut any = false;
@@ -32,7 +32,7 @@ impl Scheduler {
         any
     }
 
-    /// Makes those fragments of a block ready for whose state `which` returns true. Returns whether there were any.
+    /// Makes a block's fragments ready whose state satisfies `which`. Returns whether there were any.
     fn wake_in_block(&mut self, grid: &mut GridState, slot: u32, which: impl Fn(&FragmentState) -> bool) -> bool {
         self.wake_warps(grid, slot, |warp| {
             let mut any = false;
@@ -44,8 +44,7 @@ impl Scheduler {
         })
     }
 
-    /// Makes those fragments of all blocks ready for whose state `which` returns true. Returns whether there were
-    /// any.
+    /// Makes the fragments of all blocks ready whose state satisfies `which`. Returns whether there were any.
     fn wake_everywhere(&mut self, grid: &mut GridState, which: impl Fn(&FragmentState) -> bool) -> bool {
         let mut any = false;
         for slot in 0..grid.blocks.len() {
@@ -56,23 +55,23 @@ impl Scheduler {
 
     /// Wakes loops that wait for a memory change, if memory has changed since their last iteration. Returns whether
     /// any was woken.
-    pub(super) fn wake_spinners(&mut self, grid: &mut GridState) -> bool {
+    pub(super) fn wake_spinning_loops(&mut self, grid: &mut GridState) -> bool {
         let changes = grid.progress.changes;
         self.wake_everywhere(grid, |state| matches!(state, FragmentState::Spin { progress: seen } if *seen != changes))
     }
 
     /// Wakes fragments that wait at `griddepcontrol.wait`.
-    pub(super) fn wake_grid_dependency(&mut self, grid: &mut GridState) {
+    pub(super) fn wake_waiters_for_primary_grid(&mut self, grid: &mut GridState) {
         self.wake_everywhere(grid, |state| *state == FragmentState::GridDependency);
     }
 
     /// Wakes the fragments that wait at a block barrier, because the barrier is complete.
-    pub(super) fn wake_block_barrier(&mut self, grid: &mut GridState, block_slot: u32, id: u32) {
+    pub(super) fn wake_waiters_at_block_barrier(&mut self, grid: &mut GridState, block_slot: u32, id: u32) {
         self.wake_in_block(grid, block_slot, |state| *state == FragmentState::BlockBarrier { id });
     }
 
     /// Wakes fragments in the cluster of the block in `block_slot` that wait for a cluster barrier phase that is complete.
-    pub(super) fn wake_cluster_barrier(&mut self, grid: &mut GridState, block_slot: u32) {
+    pub(super) fn wake_waiters_at_cluster_barrier(&mut self, grid: &mut GridState, block_slot: u32) {
         let Some(block) = grid.blocks.get(block_slot) else { return };
         let Some(owner) = grid.blocks.get(block.cluster_barrier_slot()) else { return };
         let now = owner.cluster_barrier.phase;
@@ -85,8 +84,8 @@ impl Scheduler {
         }
     }
 
-    /// Wakes fragments that wait at an mbarrier for a phase that is complete.
-    pub(super) fn wake_mbarriers(&mut self, interpreter: &mut Interpreter) {
+    /// Wakes the fragments that wait at mbarriers for a phase that has completed since the last call.
+    pub(super) fn wake_waiters_at_mbarriers(&mut self, interpreter: &mut Interpreter) {
         for at in interpreter.async_engine.take_completed_mbarriers() {
             let grid = &mut interpreter.grid;
             let Some(now) = grid.blocks.mbarrier(at).map(|object| object.phase) else { continue };
@@ -98,7 +97,7 @@ impl Scheduler {
 
     /// Wakes fragments that wait for registers or for a wgmma product, if a warp of their block has freed registers
     /// or issued the product in this turn.
-    pub(super) fn wake_register_pool_and_wgmma(&mut self, grid: &mut GridState, block_slot: u32) {
+    pub(super) fn wake_waiters_for_registers_and_wgmma(&mut self, grid: &mut GridState, block_slot: u32) {
         let Some(block) = grid.blocks.get_mut(block_slot) else { return };
         let (pool_grew, wgmma_issued) = (std::mem::take(&mut block.pool_grew), std::mem::take(&mut block.wgmma_issued));
         if pool_grew {
@@ -111,10 +110,10 @@ impl Scheduler {
 
     /// Lets lanes that wait at a reconvergence point (join) continue alone, because the lanes that they wait for may
     /// in turn wait for them. Returns whether there were any.
-    pub(super) fn give_up_joins(&mut self, grid: &mut GridState) -> bool {
+    pub(super) fn give_up_reconvergence(&mut self, grid: &mut GridState) -> bool {
         let mut any = false;
         for slot in 0..grid.blocks.len() {
-            any |= self.wake_warps(grid, slot, Warp::give_up_joins);
+            any |= self.wake_warps(grid, slot, Warp::give_up_reconvergence);
         }
         any
     }
@@ -122,7 +121,7 @@ impl Scheduler {
     /// Lets fragments that wait in an mbarrier `try_wait` continue with the result false, which PTX allows at any
     /// time. Does so at most once per memory change, so that the loop around the instruction does not run for ever.
     /// Returns whether any fragment waited.
-    pub(super) fn fail_try_waits(&mut self, grid: &mut GridState) -> bool {
+    pub(super) fn let_try_waits_return_false(&mut self, grid: &mut GridState) -> bool {
         let mark = grid.progress.changes.wrapping_mul(2) | 1;
         let mut any = false;
         for slot in 0..grid.blocks.len() {

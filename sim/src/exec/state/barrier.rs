@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 /// One of the 16 barriers of a block.
 #[derive(Clone, Debug, Default)]
 pub struct BlockBarrier {
-    /// Number of threads that have arrived. At a barrier with a thread count a warp adds 32, its exited threads
-    /// included.
+    /// Number of threads that have arrived. If the barrier instruction gives a thread count, an arriving warp counts
+    /// as 32 threads, even if some of them have exited.
     pub arrived: u32,
     /// The thread count that the barrier instruction gave; `None`: all live threads of the block.
     pub expected: Option<u32>,
-    /// Mask of the lanes that have arrived, by warp.
+    /// Mask of the lanes that have arrived, by the index of their warp.
     pub lanes: BTreeMap<u32, u32>,
     /// Joined vector clocks of the threads that have arrived.
     pub clock: Option<VectorClock>,
@@ -24,20 +24,34 @@ pub struct BlockBarrier {
     pub all: bool,
     /// `bar.red.or`: whether any predicate so far is true.
     pub any: bool,
-    /// Registers that receive a reduction when the barrier completes: warp, frame, lanes, kind.
-    pub reductions: Vec<(u32, u32, u32, BarrierKind)>,
-    /// Index of the instruction of the first arrival.
+    /// Reductions (`bar.red`) whose results are written to registers when the barrier completes.
+    pub reductions: Vec<BarrierReduction>,
+    /// Index of the barrier instruction that the first arriving thread executed.
     pub pc: u32,
 }
 
+/// Where a `bar.red` of some lanes of a warp writes its result.
+#[derive(Clone, Debug)]
+pub struct BarrierReduction {
+    /// Index of the warp in its block.
+    pub warp: u32,
+    /// Index of the frame whose registers receive the result.
+    pub frame: u32,
+    /// Mask of the lanes.
+    pub lanes: u32,
+    /// The reduction and its destination register.
+    pub kind: BarrierKind,
+}
+
 impl BlockBarrier {
-    /// Describes for messages how many threads have arrived. `live_threads` counts those of the block.
+    /// Describes for messages how many threads have arrived. `live_threads` is the number of live threads in the
+    /// block.
     pub fn describe_arrivals(&self, live_threads: u32) -> String {
         let expected = self.expected.unwrap_or(live_threads);
         format!("{} of {expected} threads have arrived", self.arrived)
     }
 
-    /// Returns whether enough threads have arrived. `live_threads` counts those of the block.
+    /// Returns whether enough threads have arrived. `live_threads` is the number of live threads in the block.
     pub fn is_complete(&self, live_threads: u32) -> bool {
         self.arrived >= self.expected.unwrap_or(live_threads)
     }
@@ -54,7 +68,8 @@ pub struct ClusterBarrier {
     pub clock: Option<VectorClock>,
     /// The vector clock that waiting threads acquire from the last complete phase.
     pub released: Option<VectorClock>,
-    /// By (slot, warp): mask of the lanes that have arrived, and the phase in which they arrived.
+    /// For each warp, as (block slot, index in the block): the mask of the lanes that have arrived, and the phase in
+    /// which they arrived.
     pub lanes: BTreeMap<(u32, u32), (u32, u64)>,
 }
 

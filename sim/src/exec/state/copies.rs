@@ -3,14 +3,14 @@
 
 use super::location::MemoryLocation;
 use super::mbarrier::MbarrierLocation;
-use crate::finding::Site;
+use crate::finding::FindingSite;
 use crate::order::AsyncOpId;
 use crate::tensor_map::{Reduction, TensorMap};
 use std::collections::VecDeque;
 
 /// Consecutive bytes that a bulk copy moves.
 #[derive(Clone, Debug)]
-pub struct CopyPiece {
+pub struct ByteRangeCopy {
     /// Destination buffer or shared memory.
     pub to: MemoryLocation,
     /// Byte offset in the destination.
@@ -23,7 +23,7 @@ pub struct CopyPiece {
 
 /// The bytes that the lanes of one `cp.async` copy from one source to one destination.
 #[derive(Clone, Debug)]
-pub struct CopyRow {
+pub struct CpAsyncCopy {
     /// Lanes whose bytes have not moved yet.
     pub lanes: u32,
     /// Destination buffer or shared memory of all lanes.
@@ -42,7 +42,7 @@ pub struct CopyRow {
 
 /// A tensor load: a box of a tensor that is copied to shared memory.
 #[derive(Clone, Debug)]
-pub struct BoxLoad {
+pub struct TensorBoxLoad {
     /// The tensor map that describes the tensor.
     pub map: TensorMap,
     /// Coordinates of the box in the tensor, innermost dimension first.
@@ -57,11 +57,11 @@ pub struct BoxLoad {
 #[derive(Clone, Debug, Default)]
 pub struct CopyEffect {
     /// Byte ranges that bulk copies and stores move.
-    pub pieces: Vec<CopyPiece>,
+    pub pieces: Vec<ByteRangeCopy>,
     /// Rows that `cp.async` instructions move.
-    pub rows: Vec<CopyRow>,
+    pub rows: Vec<CpAsyncCopy>,
     /// Boxes that tensor loads move.
-    pub boxes: Vec<BoxLoad>,
+    pub boxes: Vec<TensorBoxLoad>,
     /// How the bytes are combined with those at the destination; `None`: they overwrite the destination.
     pub reduce: Option<Reduction>,
     /// `st.async`: the bytes to store.
@@ -71,17 +71,19 @@ pub struct CopyEffect {
 /// How an operation signals its completion.
 #[derive(Clone, Debug)]
 pub enum CompletionSignal {
-    /// complete_tx of a number of bytes on an mbarrier; a multicast signals one mbarrier per destination block.
+    /// Reports bytes to mbarriers (complete_tx): each mbarrier with its number of bytes. A multicast copy reports to
+    /// one mbarrier per destination block.
     CompleteTx(Vec<(MbarrierLocation, u32)>),
-    /// `cp.async.mbarrier.arrive`: each of `lanes` of a warp arrives at the mbarrier once its earlier `cp.async`s,
-    /// listed in `ops` with their lanes, are complete.
-    Arrive { warp: u32, slot: u32, lanes: u32, ops: Vec<(AsyncOpId, u32)>, at: MbarrierLocation, site: Site },
+    /// `cp.async.mbarrier.arrive`: each of the lanes `lanes` arrives at the mbarrier once its earlier `cp.async`
+    /// copies are complete. `ops` lists the operations of these copies, each with its lanes.
+    Arrive { warp: u32, slot: u32, lanes: u32, ops: Vec<(AsyncOpId, u32)>, at: MbarrierLocation, site: FindingSite },
 }
 
 /// An asynchronous operation that has been issued and has not taken effect.
 #[derive(Clone, Debug)]
 pub struct InFlightOperation {
-    /// Id of the operation; `None` for `cp.async.mbarrier.arrive`, which completes several operations.
+    /// Id of the operation; `None` for `cp.async.mbarrier.arrive`, which completes several operations with ids of
+    /// their own.
     pub op: Option<AsyncOpId>,
     /// The memory changes of the operation.
     pub effect: CopyEffect,
@@ -95,7 +97,7 @@ impl InFlightOperation {
         let shared = MemoryLocation::Shared(block_slot);
         let rows = self.effect.rows.iter().any(|row| row.to == shared);
         let boxes = self.effect.boxes.iter().any(|load| load.slot == block_slot);
-        let piece = |p: &CopyPiece| p.to == shared || p.from.is_some_and(|from| from.0 == shared);
+        let piece = |p: &ByteRangeCopy| p.to == shared || p.from.is_some_and(|from| from.0 == shared);
         rows || boxes || self.effect.pieces.iter().any(piece)
     }
 
@@ -109,16 +111,16 @@ impl InFlightOperation {
 
 /// `cp.async`s of a warp that belong to the same commit group and complete together.
 #[derive(Clone, Debug)]
-pub struct CopyBatch {
+pub struct CpAsyncBatch {
     /// The asynchronous operation that stands for all of these copies.
     pub op: AsyncOpId,
     /// Lanes that have not waited for these copies.
     pub lanes: u32,
     /// The bytes that have not moved yet.
-    pub rows: Vec<CopyRow>,
+    pub rows: Vec<CpAsyncCopy>,
 }
 
-impl CopyBatch {
+impl CpAsyncBatch {
     /// Drops the copies of all lanes except `lanes`.
     pub fn retain_lanes(&mut self, lanes: u32) {
         self.lanes &= lanes;
@@ -129,11 +131,11 @@ impl CopyBatch {
 
 /// A committed `cp.async` group.
 #[derive(Clone, Debug)]
-pub struct CopyGroup {
+pub struct CpAsyncGroup {
     /// Lanes that committed the group and have not waited for it.
     pub lanes: u32,
     /// The copies in the group.
-    pub parts: Vec<CopyBatch>,
+    pub parts: Vec<CpAsyncBatch>,
 }
 
 /// A bulk group of one lane.
@@ -152,9 +154,9 @@ pub struct BulkGroup {
 /// One store of a bulk group. The read of its source and the write of its destination complete separately.
 #[derive(Clone, Debug)]
 pub struct BulkStore {
-    /// The operation that reads the source.
+    /// The asynchronous operation to which shadow memory attributes the read of the source.
     pub reading: AsyncOpId,
-    /// The operation that writes the destination.
+    /// The asynchronous operation to which shadow memory attributes the write of the destination.
     pub writing: AsyncOpId,
     /// The memory changes of the store; `None` once it has taken effect.
     pub effect: Option<CopyEffect>,
@@ -164,9 +166,9 @@ pub struct BulkStore {
 #[derive(Clone, Debug, Default)]
 pub struct WarpCopies {
     /// `cp.async`s since the last commit.
-    pub open: Vec<CopyBatch>,
+    pub open: Vec<CpAsyncBatch>,
     /// Committed `cp.async` groups, oldest first.
-    pub groups: VecDeque<CopyGroup>,
+    pub groups: VecDeque<CpAsyncGroup>,
     /// Bulk groups, oldest first; the last group of each lane may be uncommitted.
     pub bulk: Vec<BulkGroup>,
 }

@@ -12,7 +12,7 @@ pub enum MemoryLocation {
 
 impl MemoryLocation {
     /// Returns the name of the state space for findings.
-    pub fn space(self) -> &'static str {
+    pub fn state_space_name(self) -> &'static str {
         match self {
             MemoryLocation::Global(_) => "global",
             MemoryLocation::Shared(_) => "shared",
@@ -41,8 +41,8 @@ impl LaneGroup {
         LaneGroup { location, lanes, offsets, consecutive }
     }
 
-    /// Creates a group of all 32 lanes if each access of `bytes` bytes is aligned and lies in `range` (start and end,
-    /// as offsets in the location); else returns `None`. The location begins at address `base`.
+    /// Creates a group of all 32 lanes if each access of `bytes` bytes is aligned and lies in `range` (its start and
+    /// end, as byte offsets from `base`, the first address of the location); else returns `None`.
     #[inline]
     pub fn of_all_lanes(
         location: MemoryLocation,
@@ -61,8 +61,8 @@ impl LaneGroup {
     }
 }
 
-/// Returns the offsets of all lanes from `base` if each access of `bytes` bytes is aligned and lies between the
-/// offsets `low` and `high`.
+/// Returns the byte offset of each lane's address from `base` if each access of `bytes` bytes is aligned and lies
+/// between the offsets `low` and `high`; else `None`.
 #[inline(always)]
 fn offsets_within(addresses: &[u64; 32], base: u64, (low, high): (u64, u64), bytes: u64) -> Option<[u64; 32]> {
     let offsets = addresses.map(|a| a.wrapping_sub(base));

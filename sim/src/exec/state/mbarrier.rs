@@ -1,6 +1,6 @@
 //! An mbarrier object: its counts, its phase, and the vector clock that waiting threads acquire.
 
-use crate::finding::Site;
+use crate::finding::FindingSite;
 use crate::order::{Agent, VectorClock};
 
 /// An mbarrier object in shared memory.
@@ -21,17 +21,17 @@ pub struct MbarrierObject {
     pub clock: Option<VectorClock>,
     /// Joined vector clocks of all complete phases.
     pub released: Option<VectorClock>,
-    /// The thread that initialised the mbarrier, and the epoch in which it did.
+    /// The thread that initialised the mbarrier, and that thread's epoch in vector clocks at the time.
     pub init: (Agent, u32),
-    /// The site of the copy that last delivered bytes.
-    pub last_copy: Option<Site>,
+    /// The thread and the instruction of the copy that last delivered bytes.
+    pub last_copy: Option<FindingSite>,
 }
 
 impl MbarrierObject {
     /// Describes the current phase for deadlock findings.
     pub fn describe_phase(&self) -> String {
         format!(
-            "phase {}, {} of {} arrivals and {} bytes missing",
+            "in phase {}, {} of {} arrivals and {} bytes are missing",
             self.phase, self.pending, self.expected, self.pending_bytes
         )
     }
@@ -43,7 +43,7 @@ impl MbarrierObject {
     }
 
     /// Begins the next phase if neither arrivals nor bytes are missing; returns whether it did.
-    pub fn complete_phase(&mut self) -> bool {
+    pub fn try_complete_phase(&mut self) -> bool {
         if self.pending != 0 || self.pending_bytes != 0 {
             return false;
         }
@@ -65,7 +65,7 @@ pub struct MbarrierLocation {
     pub address: u32,
 }
 
-/// Joins `other` into a vector clock that may not exist yet.
+/// Joins `other` into `clock`, or stores it there if `clock` is `None`.
 pub fn join_clock(clock: &mut Option<VectorClock>, other: VectorClock) {
     match clock {
         Some(clock) => clock.join(&other),

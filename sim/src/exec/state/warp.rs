@@ -22,7 +22,7 @@ use crate::program::FunctionCode;
 use crate::regs::Registers;
 
 /// Value of [`WarpFragment::join`] for a fragment that has no reconvergence point (join).
-pub const NO_JOIN: u32 = u32::MAX;
+pub const NO_RECONVERGENCE_POINT: u32 = u32::MAX;
 
 /// One call of a function by lanes of a warp: its registers, parameters and return address.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub struct CallFrame {
     pub function: u32,
     /// The registers, and the constants that the function uses as operands.
     pub regs: Registers,
-    /// Bytes of the function's `.param` space, lane by lane.
+    /// Bytes of the function's `.param` space: first all bytes of lane 0, then those of lane 1, and so on.
     pub params: Vec<u8>,
     /// Offset of the function's `.local` variables in each lane's local memory.
     pub local_base: u32,
@@ -78,9 +78,10 @@ pub struct WarpFragment {
     pub mask: u32,
     /// Index in [`Warp::frames`] of the lanes' frame.
     pub frame: u32,
-    /// Index in [`Warp::joins`] of the reconvergence point at which the fragment merges with others, or [`NO_JOIN`].
+    /// Index in [`Warp::joins`] of the reconvergence point at which the fragment merges with others, or [`NO_RECONVERGENCE_POINT`].
     pub join: u32,
-    /// Index of the instruction of the reconvergence point if that is in this frame, else [`NO_JOIN`].
+    /// Index of the instruction at which the fragment reconverges if that instruction belongs to this frame, else
+    /// [`NO_RECONVERGENCE_POINT`].
     pub join_pc: u32,
     /// Whether the fragment can run, or what it waits for.
     pub state: FragmentState,
@@ -104,7 +105,7 @@ pub struct ReconvergencePoint {
     pub expected: u32,
     /// Mask of the lanes that have arrived.
     pub arrived: u32,
-    /// Index of the enclosing reconvergence point, or [`NO_JOIN`].
+    /// Index of the enclosing reconvergence point, or [`NO_RECONVERGENCE_POINT`].
     pub parent: u32,
 }
 
@@ -117,7 +118,7 @@ pub struct Warp {
     pub slot: u32,
     /// Vector clocks of the lanes.
     pub order: WarpClocks,
-    /// Called functions; `None` for those that have returned.
+    /// Frames of the functions that were called; `None` for a function that has returned.
     pub frames: Vec<Option<Box<CallFrame>>>,
     /// The lanes, grouped by the instruction that they are at.
     pub fragments: Vec<WarpFragment>,
@@ -127,7 +128,7 @@ pub struct Warp {
     pub live: u32,
     /// Size of local memory in bytes per lane.
     pub local_size: u32,
-    /// The bytes of local memory, lane by lane.
+    /// The bytes of local memory: first all bytes of lane 0, then those of lane 1, and so on.
     pub local: Vec<u8>,
     /// Whether each byte of local memory was written.
     pub local_init: Vec<bool>,
@@ -139,7 +140,7 @@ pub struct Warp {
     pub wgmma: WarpWgmma,
     /// Number of registers per thread, as `setmaxnreg` set it.
     pub max_registers: u32,
-    /// The `setmaxnreg` instructions that the warp has executed, in order.
+    /// Indices of the `setmaxnreg` instructions that the warp has executed, in order.
     pub setmaxnreg: Vec<u32>,
     /// Number of instructions executed, which `%clock` returns.
     pub clock: u64,
@@ -184,7 +185,7 @@ impl Warp {
     }
 
     /// Adds a reconvergence point and returns its index.
-    pub fn push_join(&mut self, join: ReconvergencePoint) -> u32 {
+    pub fn push_reconvergence_point(&mut self, join: ReconvergencePoint) -> u32 {
         // Reuses the entry of a reconvergence point that is no longer in use, if there is one.
         match self.joins.iter().position(|j| j.expected == 0) {
             Some(i) => {
@@ -201,8 +202,8 @@ impl Warp {
     /// Returns [`WarpFragment::join_pc`] for a fragment in `frame` whose next reconvergence point is `join`.
     pub fn join_pc(&self, join: u32, frame: u32) -> u32 {
         match self.joins.get(join as usize) {
-            Some(j) if join != NO_JOIN && j.frame == frame => j.pc,
-            _ => NO_JOIN,
+            Some(j) if join != NO_RECONVERGENCE_POINT && j.frame == frame => j.pc,
+            _ => NO_RECONVERGENCE_POINT,
         }
     }
 
@@ -219,7 +220,7 @@ impl Warp {
     ) -> WarpFragment {
         if let Some(pc) = reconverge {
             // A loop that diverges in every iteration reuses its reconvergence point.
-            let reuse = fragment.join != NO_JOIN
+            let reuse = fragment.join != NO_RECONVERGENCE_POINT
                 && self.joins[fragment.join as usize].pc == pc
                 && self.joins[fragment.join as usize].frame == fragment.frame;
             if !reuse {
@@ -230,7 +231,7 @@ impl Warp {
                     arrived: 0,
                     parent: fragment.join,
                 };
-                fragment.join = self.push_join(join);
+                fragment.join = self.push_reconvergence_point(join);
                 fragment.join_pc = pc;
             }
         }
@@ -243,7 +244,7 @@ impl Warp {
     }
 
     /// Makes a fragment that has reached its reconvergence point wait there.
-    pub fn arrive_at_join(&mut self, fragment: &mut WarpFragment) {
+    pub fn wait_at_reconvergence_point(&mut self, fragment: &mut WarpFragment) {
         let join = fragment.join;
         self.joins[join as usize].arrived |= fragment.mask;
         fragment.state = FragmentState::AtJoin;
@@ -251,7 +252,7 @@ impl Warp {
 
     /// Adds `bytes` bytes, marked as unwritten, to every lane's local memory. Returns their local address, a multiple
     /// of 16.
-    pub fn grow_local(&mut self, bytes: u32) -> u32 {
+    pub fn grow_local_memory(&mut self, bytes: u32) -> u32 {
         let base = self.local_top.next_multiple_of(16);
         self.local_top = base + bytes;
         if self.local_top > self.local_size {
@@ -275,7 +276,7 @@ impl Warp {
 
     /// Merges the fragments at reconvergence points where all expected lanes have arrived, and makes them ready.
     /// `self.fragments` must hold every live lane.
-    pub fn complete_joins(&mut self) {
+    pub fn complete_reconvergence(&mut self) {
         for at in 0..self.joins.len() {
             let j = self.joins[at];
             if j.expected != 0 && j.arrived & j.expected == j.expected {
@@ -316,7 +317,7 @@ impl Warp {
 
     /// Makes fragments that wait at a reconvergence point ready, although lanes are missing; returns whether there
     /// were any.
-    pub fn give_up_joins(&mut self) -> bool {
+    pub fn give_up_reconvergence(&mut self) -> bool {
         let waiting: Vec<usize> =
             (0..self.fragments.len()).filter(|&i| self.fragments[i].state == FragmentState::AtJoin).collect();
         for &i in &waiting {
@@ -334,11 +335,11 @@ impl Warp {
         !waiting.is_empty()
     }
 
-    /// Makes the reconvergence point `from` and those that enclose it, up to but not including `to`, no longer wait for
-    /// the lanes `mask`.
-    pub fn leave_joins(&mut self, mask: u32, from: u32, to: u32) {
+    /// Removes the lanes `mask` from the reconvergence point `from` and from those that enclose it, up to but not
+    /// including `to`, so that these points no longer wait for the lanes.
+    pub fn leave_reconvergence_points(&mut self, mask: u32, from: u32, to: u32) {
         let mut at = from;
-        while at != NO_JOIN && at != to {
+        while at != NO_RECONVERGENCE_POINT && at != to {
             let j = &mut self.joins[at as usize];
             j.expected &= !mask;
             j.arrived &= !mask;
@@ -346,8 +347,8 @@ impl Warp {
         }
     }
 
-    /// Merges fragments that gather at the same instruction and makes them ready once no lane is missing. Returns
-    /// whether anything changed.
+    /// Merges fragments that wait for each other at the same instruction, and makes them ready once no lane is
+    /// missing. Returns whether anything changed.
     pub fn complete_gatherings(&mut self) -> bool {
         let mut progress = false;
         let mut i = 0;
@@ -409,23 +410,23 @@ impl Warp {
         false
     }
 
-    /// Merges fragment `k` into fragment `i`. Both leave their reconvergence points up to the innermost one that
+    /// Merges fragment `k` into fragment `i`. The merged fragment next reconverges at the innermost point that
     /// encloses both.
     fn merge(&mut self, i: usize, k: usize) {
         let g = self.fragments.swap_remove(k);
         let f = self.fragments[i];
         let chain = |mut at: u32, joins: &[ReconvergencePoint]| {
             let mut list = vec![at];
-            while at != NO_JOIN {
+            while at != NO_RECONVERGENCE_POINT {
                 at = joins[at as usize].parent;
                 list.push(at);
             }
             list
         };
         let (a, b) = (chain(f.join, &self.joins), chain(g.join, &self.joins));
-        let common = a.iter().copied().find(|j| b.contains(j)).unwrap_or(NO_JOIN);
-        self.leave_joins(f.mask, f.join, common);
-        self.leave_joins(g.mask, g.join, common);
+        let common = a.iter().copied().find(|j| b.contains(j)).unwrap_or(NO_RECONVERGENCE_POINT);
+        self.leave_reconvergence_points(f.mask, f.join, common);
+        self.leave_reconvergence_points(g.mask, g.join, common);
         let join_pc = self.join_pc(common, f.frame);
         let f = &mut self.fragments[i];
         f.mask |= g.mask;
@@ -435,7 +436,7 @@ impl Warp {
 }
 
 /// Creates the registers of a new frame: constants have their values, all other registers are undefined.
-pub fn new_registers(code: &FunctionCode) -> Registers {
+pub fn initial_registers(code: &FunctionCode) -> Registers {
     let mut undefined = vec![0u32; code.template.len()];
     undefined[..code.register_rows as usize].fill(u32::MAX);
     let mut undefined_predicates = vec![0u32; code.predicate_template.len()];

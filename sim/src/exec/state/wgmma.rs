@@ -11,7 +11,8 @@ pub const ALL_WARPS: u8 = 0b1111;
 /// The products of a warpgroup for which at least one of its warps has not waited, oldest first.
 #[derive(Debug, Default)]
 pub struct Warpgroup {
-    /// Number of the oldest product; products are counted from the start of the block.
+    /// Number of the oldest product in `products`. The products of a warpgroup are numbered from 0 over the whole
+    /// life of the block.
     pub first: u64,
     /// The products, oldest first.
     pub products: VecDeque<WarpgroupProduct>,
@@ -57,15 +58,15 @@ pub struct WarpWgmma {
     pub fenced: bool,
     /// Number of products issued before the last `wgmma.fence`.
     pub fence_at: u64,
-    /// Whether no group was committed since the last `wgmma.fence`. A register access in this time probably stands
-    /// before the fence in the CUDA source, and the compiler moved it behind the fence. ptxas repairs that, so the
-    /// access causes a note, not a finding.
+    /// Whether the warp has executed a `wgmma.fence` and committed no group since then. A register access in this
+    /// time probably stands before the fence in the CUDA source, and the compiler moved it behind the fence. ptxas
+    /// repairs that, so the access causes a note, not a finding.
     after_fence: bool,
     /// Registers accessed since the last `wgmma.fence` while [`Self::after_fence`] holds.
     pub late: Vec<u32>,
 }
 
-/// A product as one of the warps that issued it sees it.
+/// The share of one warp in a product that it has issued: its instruction, lanes and registers.
 #[derive(Clone, Debug)]
 pub struct IssuedProduct {
     /// Index of the function that contains the wgmma instruction.
@@ -88,7 +89,7 @@ pub struct IssuedProduct {
 
 impl WarpWgmma {
     /// Number of the next product that the warp issues.
-    pub fn next_product(&self) -> u64 {
+    pub fn next_product_number(&self) -> u64 {
         self.waited + self.issued.len() as u64
     }
 
@@ -116,9 +117,9 @@ impl WarpWgmma {
     }
 
     /// Executes `wgmma.fence`: orders earlier register accesses before later products.
-    pub fn fence(&mut self) {
+    pub fn execute_fence(&mut self) {
         self.fenced = true;
-        self.fence_at = self.next_product();
+        self.fence_at = self.next_product_number();
         if std::mem::take(&mut self.any_accessed) {
             self.accessed.fill(false);
         }
@@ -127,8 +128,8 @@ impl WarpWgmma {
     }
 
     /// Executes `wgmma.commit_group`.
-    pub fn commit(&mut self) {
-        self.groups.push_back(self.next_product());
+    pub fn commit_group(&mut self) {
+        self.groups.push_back(self.next_product_number());
         self.after_fence = false;
         self.late.clear();
     }

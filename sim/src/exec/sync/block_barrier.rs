@@ -3,13 +3,14 @@
 use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::grid::GridState;
 use crate::exec::operands::set_predicate;
+use crate::exec::state::barrier::BarrierReduction;
 use crate::exec::state::mbarrier::join_clock;
 use crate::exec::state::warp::FragmentState;
 use crate::finding::FindingKind;
 use crate::program::op::{Barrier, BarrierKind};
 
 /// Executes `bar.sync`, `bar.arrive` or `bar.red`.
-pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAction {
+pub fn execute_block_barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAction {
     if b.aligned && !cx.gather_lanes(u32::MAX) {
         return NextAction::Stop;
     }
@@ -44,7 +45,7 @@ pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAction {
     } else if barrier.expected != count {
         let name = |n: Option<u32>| n.map_or("all threads".to_string(), |n| format!("{n} threads"));
         let (here, there) = (name(count), name(barrier.expected));
-        reporter.report_with(FindingKind::Barrier, site, Some(barrier.pc), None, || {
+        reporter.report_with_details(FindingKind::Barrier, site, Some(barrier.pc), None, || {
             format!("barrier {id} is used with {here} here and with {there} by other threads at the same time")
         });
     }
@@ -55,7 +56,8 @@ pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAction {
         });
     }
     *lanes |= mask;
-    // At a barrier with a thread count a whole warp counts as 32 threads, its exited threads included.
+    // If the barrier instruction gives a thread count, a whole warp counts as 32 threads, even if some of them have
+    // exited.
     let whole_warp = b.count.is_some() && mask == cx.warp.live;
     barrier.arrived += if whole_warp { 32 } else { mask.count_ones() };
     barrier.handoff.join(&cx.warp.order.fence_handoff(mask));
@@ -72,7 +74,8 @@ pub fn barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAction {
         barrier.popc += (value & mask).count_ones();
         barrier.all &= !value & mask == 0;
         barrier.any |= value & mask != 0;
-        barrier.reductions.push((cx.warp.index, cx.fragment.frame, mask, b.kind));
+        let (warp, frame) = (cx.warp.index, cx.fragment.frame);
+        barrier.reductions.push(BarrierReduction { warp, frame, lanes: mask, kind: b.kind });
     }
     if matches!(b.kind, BarrierKind::Arrive) {
         return NextAction::Next;
@@ -97,8 +100,8 @@ pub fn complete_barriers(grid: &mut GridState, block_slot: u32) -> Vec<u32> {
         if let Some(expected) = barrier.expected.filter(|&n| barrier.arrived > n) {
             overfull.push((id, barrier.pc, barrier.arrived, expected));
         }
-        for (w, frame, lanes, kind) in &barrier.reductions {
-            let Some(warp) = &mut block.warps[*w as usize] else { continue };
+        for BarrierReduction { warp, frame, lanes, kind } in &barrier.reductions {
+            let Some(warp) = &mut block.warps[*warp as usize] else { continue };
             let Some(frame) = &mut warp.frames[*frame as usize] else { continue };
             let mask = |value: bool| if value { u32::MAX } else { 0 };
             match *kind {

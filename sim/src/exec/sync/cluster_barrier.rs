@@ -6,7 +6,8 @@ use crate::exec::state::mbarrier::join_clock;
 use crate::exec::state::warp::FragmentState;
 use crate::finding::FindingKind;
 
-/// Executes `barrier.cluster.arrive`; with `release`, threads that wait see the writes before it.
+/// Executes `barrier.cluster.arrive`. With `release`, the threads that wait at the barrier see the writes that the
+/// executing threads made before.
 pub fn cluster_arrive(cx: &mut InstructionContext, release: bool, aligned: bool) -> NextAction {
     if aligned && !cx.gather_lanes(u32::MAX) {
         return NextAction::Stop;

@@ -6,7 +6,8 @@ use crate::matrix::Lanes;
 /// Maximum number of A's registers per lane.
 const MAX_A: usize = 4;
 
-/// Computes D = popc(A op B) + C for single-bit elements. Each 32-bit register is treated as one element.
+/// Computes D = popc(A op B) + C for single-bit elements, where op is and or xor. Each 32-bit register is treated as
+/// one element.
 #[inline(always)]
 pub(super) fn bit_product(op: &MmaOp, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
     let (m, words) = (op.m as usize, op.k as usize / 32);
@@ -127,8 +128,8 @@ fn quad_mut(register: &mut Lanes, row: usize) -> &mut [u32; 4] {
     &mut quads[row % 8]
 }
 
-/// Adds the products to `sums`, the rows of D, in ascending k. `a[r][lane]` is register r of A, `b[k]` is row k of B;
-/// `step(a, b, sum)` is one multiply-add.
+/// Adds the products of A and B to `sums`, the rows of D, in ascending k. `a[r][lane]` is register r of A, `b[k]` is
+/// row k of B; `step(a, b, sum)` is one multiply-add.
 #[inline(always)]
 fn product<T: Copy>(a: &[[T; 32]], b: &[[T; 8]], sums: &mut [[T; 8]], step: impl Fn(T, T, T) -> T) {
     let halves = sums.len() / 8;

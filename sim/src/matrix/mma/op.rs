@@ -59,7 +59,7 @@ impl MmaOp {
         if d != c {
             return None;
         }
-        let (a, b) = (ElementFormat::parse(a)?, ElementFormat::parse(b)?);
+        let (a, b) = (ElementFormat::from_ptx_type(a)?, ElementFormat::from_ptx_type(b)?);
         let accumulator = match d {
             "f16" => AccumulatorFormat::F16,
             "f32" => AccumulatorFormat::F32,
@@ -112,7 +112,7 @@ impl MmaOp {
     }
 
     /// Returns the number of registers per lane of each operand.
-    pub fn registers(&self) -> RegisterCounts {
+    pub fn registers_per_lane(&self) -> RegisterCounts {
         let (m, k) = (self.m as usize, self.k as usize);
         let width = if self.a == ElementFormat::F64 { 64 } else { 32 };
         let count = |elements: usize, bits: u32| elements * bits as usize / width / 32;
@@ -123,8 +123,9 @@ impl MmaOp {
         RegisterCounts { a: count(m * k, self.a.bits()), b: count(8 * k, self.b.bits()), c }
     }
 
-    /// Returns how many `Lanes` arrays a register takes: 2 for f64, whose registers have 64 bits, else 1.
-    pub fn rows_per_register(&self) -> usize {
+    /// Returns how many [`Lanes`](crate::matrix::Lanes) arrays hold a register: 2 for f64, whose registers have 64
+    /// bits, else 1.
+    pub fn lane_arrays_per_register(&self) -> usize {
         if self.a == ElementFormat::F64 { 2 } else { 1 }
     }
 

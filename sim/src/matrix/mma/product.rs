@@ -8,15 +8,15 @@ use crate::matrix::fragments::{load_accumulators, register_to_b_rows, register_v
 use crate::matrix::simd::{LaneVector, VectorKernel, run_vector_kernel};
 
 impl MmaOp {
-    /// Computes D = A·B + C for a whole warp. Each operand takes `registers()` × `rows_per_register()` elements of
-    /// its slice.
+    /// Computes D = A·B + C for a whole warp. The slice of each operand holds `registers_per_lane()` registers, each
+    /// of which takes `lane_arrays_per_register()` elements.
     #[inline]
-    pub fn run(&self, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
+    pub fn multiply_add(&self, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
         run_vector_kernel(ProductKernel { op: self, a, b, c, d });
     }
 }
 
-/// The arguments of [`MmaOp::run`], as a [`VectorKernel`].
+/// The arguments of [`MmaOp::multiply_add`], as a [`VectorKernel`].
 struct ProductKernel<'a> {
     op: &'a MmaOp,
     a: &'a [&'a Lanes],
@@ -43,8 +43,8 @@ impl VectorKernel for ProductKernel<'_> {
 /// Maximum number of A's 32-bit registers per lane.
 const MAX_A: usize = 4;
 
-/// Computes the product in f32, with `E` elements per register. This is exact for integers of up to 8 bits: a sum of
-/// up to 64 of their products fits f32.
+/// Computes the product in f32, with `E` elements per register. For integers of up to 8 bits this is exact: f32
+/// represents every sum of up to 64 of their products.
 #[inline(always)]
 fn single<V: LaneVector, const E: usize>(v: V, op: &MmaOp, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
     match (op.m, op.k as usize / E) {
@@ -85,7 +85,8 @@ fn shaped<V: LaneVector, const E: usize>(
     }
 }
 
-/// Computes `H` of the `halves` groups of eight rows of D, from group `first` on. Each register takes `N` vectors.
+/// Computes `H` of the `halves` groups of eight rows of D, from group `first` on. A register's 32 lanes take `N` CPU
+/// vectors.
 #[inline(always)]
 fn block<V: LaneVector, const E: usize, const H: usize, const N: usize>(
     v: V,

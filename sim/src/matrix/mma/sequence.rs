@@ -43,7 +43,7 @@ impl MmaRegisters {
 }
 
 impl MmaOp {
-    /// Returns true for the form that most kernels use and that [`FragmentCache::run`] supports: m16n8k16 of bf16 or
+    /// Returns true for the form that most kernels use and that [`FragmentCache::multiply_add_sequence`] supports: m16n8k16 of bf16 or
     /// f16 with f32 accumulators.
     #[inline(always)]
     pub fn is_m16n8k16_half(&self) -> bool {
@@ -55,7 +55,7 @@ impl MmaOp {
 /// The number of columns of A and of rows of B.
 const K: usize = 16;
 
-/// Number of cached fragments of A and of B: a warp often computes 4 × 4 or 4 × 8 products.
+/// Numbers of cached fragments of A and of B: a warp often computes 4 × 4 or 4 × 8 products.
 const CACHED_A: usize = 4;
 const CACHED_B: usize = 8;
 
@@ -65,7 +65,7 @@ const NONE: u32 = u32::MAX;
 /// Every NaN result is replaced by this NaN.
 const NAN: f32 = f32::from_bits(0x7fff_ffff);
 
-/// The rows of B as f32, split into the even and the odd columns.
+/// The rows of B as f32: the even columns of all rows, then the odd columns.
 type Rows = [[[f32; 4]; K]; 2];
 
 /// A cache of fragments that were converted to f32. Reuse it for the next sequence of products to save the
@@ -77,7 +77,7 @@ pub struct FragmentCache {
     /// For each cached fragment, the registers that it was converted from.
     of_a: [[u32; 4]; CACHED_A],
     of_b: [[u32; 2]; CACHED_B],
-    /// The index of the fragment that is overwritten next.
+    /// The index of the cached fragment of A that the next conversion overwrites; then the same for B.
     next_a: usize,
     next_b: usize,
 }
@@ -97,9 +97,14 @@ impl Default for FragmentCache {
 
 impl FragmentCache {
     /// Computes D = A·B + C for one product after the other. All have the form `op`, which [must be
-    /// supported](MmaOp::is_m16n8k16_half). The resulting bits equal those of [`MmaOp::run`], except that every NaN
+    /// supported](MmaOp::is_m16n8k16_half). The resulting bits equal those of [`MmaOp::multiply_add`], except that every NaN
     /// is 0x7fffffff.
-    pub fn run<'p>(&mut self, op: &MmaOp, registers: &mut [Lanes], products: impl Iterator<Item = &'p MmaRegisters>) {
+    pub fn multiply_add_sequence<'p>(
+        &mut self,
+        op: &MmaOp,
+        registers: &mut [Lanes],
+        products: impl Iterator<Item = &'p MmaRegisters>,
+    ) {
         self.forget();
         run_vector_kernel(SequenceKernel { fragments: self, op, registers, products });
     }
@@ -151,7 +156,7 @@ impl FragmentCache {
     }
 }
 
-/// The arguments of [`FragmentCache::run`], as a [`VectorKernel`].
+/// The arguments of [`FragmentCache::multiply_add_sequence`], as a [`VectorKernel`].
 struct SequenceKernel<'a, I> {
     fragments: &'a mut FragmentCache,
     op: &'a MmaOp,
@@ -203,7 +208,7 @@ impl<'p, I: Iterator<Item = &'p MmaRegisters>> VectorKernel for SequenceKernel<'
     }
 }
 
-/// Sums for `H` groups of eight rows of D: the even and the odd columns, `N` vectors each.
+/// Sums for `H` groups of eight rows of D: the even and the odd columns, in `N` CPU vectors each.
 type Sums<F, const H: usize, const N: usize> = [[[F; N]; 2]; H];
 
 /// Computes A·B + C for `G` products with the same A.
@@ -312,17 +317,17 @@ mod tests {
             let element = if bf16 { "bf16" } else { "f16" };
             let op = MmaOp::decode(&format!("mma.sync.aligned.m16n8k16.row.col.f32.{element}.{element}.f32")).expect("a form");
             prop_assert!(op.is_m16n8k16_half());
-            // Exponents near that of 1, so that sums need rounding and rarely overflow.
+            // Gives the elements exponents near that of 1, so that sums need rounding and rarely overflow.
             let tame = |word: u32| if bf16 { word & 0xc0ff_c0ff | 0x3f00_3f00 } else { word & 0xafff_afff | 0x3000_3000 };
             let mut registers: Vec<Lanes> =
                 words.chunks_exact(32).map(|row| std::array::from_fn(|lane| tame(row[lane]))).collect();
             let mut wanted = registers.clone();
-            FragmentCache::default().run(&op, &mut registers, products.iter());
+            FragmentCache::default().multiply_add_sequence(&op, &mut registers, products.iter());
             for p in &products {
                 let row = |r: &u32| wanted[*r as usize];
                 let (a, b, c) = (p.a.each_ref().map(row), p.b.each_ref().map(row), p.c.each_ref().map(row));
                 let mut d = [[0; 32]; 4];
-                op.run(&a.each_ref(), &b.each_ref(), &c.each_ref(), &mut d);
+                op.multiply_add(&a.each_ref(), &b.each_ref(), &c.each_ref(), &mut d);
                 let one_nan = |bits: u32| if f32::from_bits(bits).is_nan() { NAN.to_bits() } else { bits };
                 p.d.iter().zip(d).for_each(|(&r, d)| wanted[r as usize] = d.map(one_nan));
             }

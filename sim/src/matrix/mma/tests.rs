@@ -1,6 +1,6 @@
 //! Compares every form of `mma` with a naive f64 product that uses the fragment tables of the PTX ISA.
 
-// Index by row and column, as the tables of the PTX ISA do.
+// The code indexes by row and column, as the tables of the PTX ISA do.
 #![allow(clippy::needless_range_loop)]
 
 use super::*;
@@ -52,7 +52,7 @@ fn forms() -> Vec<String> {
 
 fn run(op: &MmaOp, a: &[Lanes], b: &[Lanes], c: &[Lanes], d: &mut [Lanes]) {
     let [a, b, c] = [a, b, c].map(|rows| rows.iter().collect::<Vec<_>>());
-    op.run(&a, &b, &c, d);
+    op.multiply_add(&a, &b, &c, d);
 }
 
 /// Returns (row, column) of element `i` of A in a lane, from the ISA's section for each shape and type.
@@ -187,8 +187,8 @@ fn every_form_equals_the_naive_product() {
     let mut random = Random(0x1234_5678_9abc_def1);
     for opcode in forms() {
         let op = MmaOp::decode(&opcode).unwrap_or_else(|| panic!("{opcode} is a form"));
-        let counts = op.registers();
-        let per = op.rows_per_register();
+        let counts = op.registers_per_lane();
+        let per = op.lane_arrays_per_register();
         let a = fill(op.a, counts.a * per, &mut random);
         let b = fill(op.b, counts.b * per, &mut random);
         let c = match op.accumulator {
@@ -246,7 +246,7 @@ fn products_of_small_integers_are_exact() {
 fn register_counts_and_flops_match_the_isa() {
     let counts = |text| {
         let op = MmaOp::decode(text).unwrap();
-        (op.registers(), op.flops())
+        (op.registers_per_lane(), op.flops())
     };
     let (registers, flops) = counts("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32");
     assert_eq!((registers, flops), (RegisterCounts { a: 4, b: 2, c: 4 }, 4096));

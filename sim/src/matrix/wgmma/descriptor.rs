@@ -136,7 +136,7 @@ pub struct SharedOperand {
     descriptor: Descriptor,
     /// True if the 16-bit elements are contiguous along m or n (transposed), false if along k.
     mn_major: bool,
-    /// Number of A's rows (64) or of B's columns.
+    /// Number of A's rows (64) or of B's columns (N).
     extent: u32,
 }
 
@@ -165,19 +165,20 @@ impl SharedOperand {
     }
 
     /// Returns the number of A's rows or of B's columns.
-    pub fn extent(&self) -> u32 {
+    pub fn m_or_n_extent(&self) -> u32 {
         self.extent
     }
 
-    /// Returns the shared address of a 16-byte unit, after the swizzle. K-major: `line` is m or n, and `unit` is 0 or
-    /// 1 along k. MN-major: `line` is k in 0..16, and `unit` counts groups of eight elements along m or n.
+    /// Returns the shared address of a 16-byte unit of the operand, after the swizzle. If the operand is K-major,
+    /// `line` is the index along m or n, and `unit` (0 or 1) counts units along k. If it is MN-major, `line` is the
+    /// index along k (0 to 15), and `unit` counts units of eight elements along m or n.
     #[inline(always)]
     pub fn unit_address(&self, line: u32, unit: u32) -> u32 {
         let pitch = self.descriptor.swizzle.span_bytes().unwrap_or(16);
         self.descriptor.swizzle.swizzled_address(self.eight(line / 8, unit) + line % 8 * pitch)
     }
 
-    /// Returns the address, before the swizzle, of a unit in line `8 * eight`.
+    /// Returns the address, before the swizzle, of unit number `unit` in line `8 * eight`.
     #[inline(always)]
     fn eight(&self, eight: u32, unit: u32) -> u32 {
         let Descriptor { start, leading, stride, swizzle } = self.descriptor;
@@ -190,7 +191,8 @@ impl SharedOperand {
             }
     }
 
-    /// Returns the addresses of a unit in eight consecutive lines. The first one, `line`, is a multiple of 8.
+    /// Returns the addresses, after the swizzle, of unit number `unit` in the eight lines from `line`, a multiple of
+    /// 8, on.
     #[inline(always)]
     pub fn unit_addresses(&self, line: u32, unit: u32) -> [u32; 8] {
         let (swizzle, first) = (self.descriptor.swizzle, self.eight(line / 8, unit));
@@ -201,8 +203,8 @@ impl SharedOperand {
         )
     }
 
-    /// Calls `each` with the address and the length of every contiguous run of bytes that the instruction reads. No
-    /// byte occurs twice unless the offsets make parts of the operand overlap.
+    /// Calls `each` with the address and the length of every contiguous run of bytes that the instruction reads. The
+    /// runs overlap only if the descriptor's offsets make parts of the operand overlap.
     pub fn for_each_byte_run(&self, mut each: impl FnMut(u32, u32)) {
         let (mut at, mut bytes) = (0, 0);
         let mut add = |address: u32, length: u32| {
@@ -264,14 +266,14 @@ impl SharedOperand {
     }
 
     /// Returns (address, bytes) of all runs of [`Self::for_each_byte_run`].
-    pub fn byte_runs(&self) -> Vec<(u32, u32)> {
+    pub fn byte_run_addresses_and_lengths(&self) -> Vec<(u32, u32)> {
         let mut runs = Vec::new();
         self.for_each_byte_run(|address, bytes| runs.push((address, bytes)));
         runs
     }
 
     /// Checks that all bytes that the instruction reads lie in the shared memory `first..end`.
-    pub fn check_range(&self, first: u32, end: u32) -> Result<(), DescriptorError> {
+    pub fn check_within_shared_memory(&self, first: u32, end: u32) -> Result<(), DescriptorError> {
         let mut outside = None;
         self.for_each_byte_run(|address, bytes| {
             if address < first || address + bytes > end {

@@ -87,7 +87,7 @@ impl WgmmaOp {
         types.retain(|part| *part != "satfinite");
         let saturate = types.len() < count;
         let [d, a, b] = types[..] else { return None };
-        let (a, b) = (ElementFormat::parse(a)?, ElementFormat::parse(b)?);
+        let (a, b) = (ElementFormat::from_ptx_type(a)?, ElementFormat::from_ptx_type(b)?);
         let accumulator = match d {
             "f16" => AccumulatorFormat::F16,
             "f32" => AccumulatorFormat::F32,
@@ -126,7 +126,7 @@ impl WgmmaOp {
     }
 
     /// Returns the number of D's registers per lane.
-    pub fn d_registers(&self) -> usize {
+    pub fn d_registers_per_lane(&self) -> usize {
         self.n as usize / if self.accumulator == AccumulatorFormat::F16 { 4 } else { 2 }
     }
 
@@ -145,16 +145,23 @@ impl WgmmaOp {
         2 * D_ROWS as u64 * self.n as u64 * self.k_elements() as u64
     }
 
-    /// Computes D = ±A·B + D for the rows of one warp (0..4) of the warpgroup, whose registers of D are `d`. Without
-    /// `scale_d`, computes D = ±A·B and does not read the old D.
-    pub fn run(&self, tiles: &WgmmaTiles, warp: usize, scale_d: bool, d: &mut [Lanes]) {
+    /// Computes D = ±A·B + D for the rows of one warp (0 to 3) of the warpgroup, whose registers of D are `d`.
+    /// Without `scale_d`, computes D = ±A·B and does not read the old D.
+    pub fn multiply_add(&self, tiles: &WgmmaTiles, warp: usize, scale_d: bool, d: &mut [Lanes]) {
         let slots: [u32; MAX_N / 2] = std::array::from_fn(|i| i as u32);
-        self.run_on_slots(tiles, warp, scale_d, d, &slots);
+        self.multiply_add_registers(tiles, warp, scale_d, d, &slots);
     }
 
-    /// Does the same as [`Self::run`], with D in `registers` at the indices `slots`.
-    pub fn run_on_slots(&self, tiles: &WgmmaTiles, warp: usize, scale_d: bool, registers: &mut [Lanes], slots: &[u32]) {
-        let slots = &slots[..self.d_registers()];
+    /// Like [`Self::multiply_add`], but D is the registers `registers[slot]` for each of `slots`.
+    pub fn multiply_add_registers(
+        &self,
+        tiles: &WgmmaTiles,
+        warp: usize,
+        scale_d: bool,
+        registers: &mut [Lanes],
+        slots: &[u32],
+    ) {
+        let slots = &slots[..self.d_registers_per_lane()];
         run_vector_kernel(ProductKernel { op: self, tiles, warp, scale_d, registers, slots });
     }
 }
@@ -163,14 +170,14 @@ impl WgmmaOp {
 /// allocation.
 #[derive(Clone, Debug)]
 pub struct WgmmaTiles {
-    /// A's registers of each warp in the layout of `mma`: register r holds eight rows (r & 1 selects which) of 16
-    /// bytes along k (r >> 1 selects which).
+    /// A's registers of each warp in the layout of `mma`: register r holds eight rows, from row 8(r & 1) of the warp
+    /// on, and 16 bytes of each row along k, from byte 16(r >> 1) on.
     a: [[Lanes; 4]; D_ROWS / 16],
-    /// B as f32, `[n / 8][2][k][4]`: of each eight columns the even ones, then the odd ones.
+    /// B as f32, in groups of eight columns.
     b: Vec<Group>,
 }
 
-/// Eight columns of B: the even ones, then the odd ones.
+/// Eight columns of B: the four even columns of all rows k, then the four odd ones.
 type Group = [[[f32; 4]; MAX_K]; 2];
 
 impl Default for WgmmaTiles {
@@ -185,8 +192,8 @@ impl WgmmaTiles {
         run_vector_kernel(ReadA { a: &mut self.a, operand, fetch });
     }
 
-    /// Sets the rows of A of one warp (0..4) from its four registers.
-    pub fn set_a(&mut self, _op: &WgmmaOp, warp: usize, registers: &[Lanes]) {
+    /// Sets the rows of A of one warp (0 to 3) from the warp's four registers.
+    pub fn set_a_rows(&mut self, _op: &WgmmaOp, warp: usize, registers: &[Lanes]) {
         self.a[warp].copy_from_slice(registers);
     }
 
@@ -196,7 +203,8 @@ impl WgmmaTiles {
     }
 }
 
-/// Reads one unit of eight lines as a register: each line's four words go to four neighbouring lanes.
+/// Reads one 16-byte unit of each of eight lines into a register: the four words of a line go to four neighbouring
+/// lanes.
 #[inline(always)]
 fn matrix(operand: &SharedOperand, line: u32, unit: u32, fetch: &impl Fn(u32) -> [u8; 16]) -> Lanes {
     let mut out = [[0u8; 16]; 8];
@@ -245,7 +253,7 @@ impl<F: Fn(u32) -> [u8; 16]> ReadB<'_, F> {
     #[inline(always)]
     fn units<V: LaneVector, const E: usize>(self, v: V) {
         let Self { element, b, operand, fetch } = self;
-        for (group, [even, odd]) in b[..operand.extent() as usize / 8].iter_mut().enumerate() {
+        for (group, [even, odd]) in b[..operand.m_or_n_extent() as usize / 8].iter_mut().enumerate() {
             for unit in 0..2 {
                 let words = if operand.is_mn_major() {
                     v.transposed(&matrix(operand, 8 * unit, group as u32, &fetch))
@@ -270,7 +278,7 @@ impl<F: Fn(u32) -> [u8; 16]> VectorKernel for ReadB<'_, F> {
     }
 }
 
-/// The arguments of [`WgmmaOp::run_on_slots`], as a [`VectorKernel`].
+/// The arguments of [`WgmmaOp::multiply_add_registers`], as a [`VectorKernel`].
 struct ProductKernel<'a> {
     op: &'a WgmmaOp,
     tiles: &'a WgmmaTiles,
@@ -312,8 +320,8 @@ impl VectorKernel for ProductKernel<'_> {
     }
 }
 
-/// Computes `H` groups of eight rows and `G` groups of eight columns of D, starting with group `half` of the rows and
-/// `group` of the columns. Each register takes `N` vectors.
+/// Computes `H` groups of eight rows and `G` groups of eight columns of D. `half` is the number of the first group of
+/// rows, `group` that of columns. A register's 32 lanes take `N` CPU vectors.
 #[inline(always)]
 fn block<V: LaneVector, const G: usize, const H: usize, const N: usize>(
     v: V,

@@ -1,6 +1,6 @@
 //! Compares wgmma with a naive f64 product. The operands are laid out by the descriptor formulas or by tensor copies.
 
-// Index by row and column, as the formulas do.
+// The code indexes by row and column, as the formulas do.
 #![allow(clippy::needless_range_loop)]
 
 use super::*;
@@ -125,7 +125,7 @@ fn initial_d(op: &WgmmaOp, random: &mut Random) -> Vec<Vec<Lanes>> {
             _ => a.wrapping_sub(b),
         }
     };
-    (0..4).map(|_| (0..op.d_registers()).map(|_| std::array::from_fn(|_| word())).collect()).collect()
+    (0..4).map(|_| (0..op.d_registers_per_lane()).map(|_| std::array::from_fn(|_| word())).collect()).collect()
 }
 
 fn check(op: &WgmmaOp, a: &Matrix, b: &Matrix, c: &[Vec<Lanes>], d: &[Vec<Lanes>], scale_d: bool, sign: f64) {
@@ -146,7 +146,7 @@ fn run_all(op: &WgmmaOp, tiles: &WgmmaTiles, c: &[Vec<Lanes>], scale_d: bool, ne
     let mut d = c.to_vec();
     let op = WgmmaOp { negate, ..*op };
     for (warp, d) in d.iter_mut().enumerate() {
-        op.run(tiles, warp, scale_d, d);
+        op.multiply_add(tiles, warp, scale_d, d);
     }
     d
 }
@@ -229,7 +229,7 @@ fn a_from_registers_equals_a_from_shared_memory() {
                     registers[register][lane] |= a.bits[row][column] << (op.a.bits() as usize * (i % per));
                 }
             }
-            tiles.set_a(&op, warp, &registers);
+            tiles.set_a_rows(&op, warp, &registers);
         }
         let mut shared = vec![0u8; 16 * 1024];
         let b_layout = layout(1024, Swizzle::None, false, 32);
@@ -315,7 +315,7 @@ fn reads_tiles_of_tensor_copies() {
             let d = run_all(&op, &tiles, &c, true, false);
             check(&op, &part(0), &part(64), &c, &d, true, 1.0);
         }
-        // MN-major: B is [k][n], with k along rows 64.. and n along columns 0..128.
+        // MN-major: B is [k][n]; k runs along the rows from 64 on, n along columns 0 to 127.
         let op = parse(128, "k16.f32.bf16.bf16").unwrap();
         for step in 0..4u32 {
             let start = 32 * 1024 + step * 2 * 8 * span;
@@ -346,7 +346,7 @@ fn runs_cover_the_bytes_of_the_formulas() {
                 let descriptor = layout(8192, swizzle, mn_major, extent);
                 let operand = SharedOperand::new(descriptor.encode(), mn_major, extent).unwrap();
                 let mut read = vec![0u32; 128 * 1024];
-                for (address, bytes) in operand.byte_runs() {
+                for (address, bytes) in operand.byte_run_addresses_and_lengths() {
                     for at in address..address + bytes {
                         read[at as usize] += 1;
                     }
@@ -372,7 +372,7 @@ fn dense_tiles_have_few_runs() {
         if swizzle == Swizzle::None && !mn_major {
             descriptor.leading = 1024;
         }
-        SharedOperand::new(descriptor.encode(), mn_major, 64).unwrap().byte_runs()
+        SharedOperand::new(descriptor.encode(), mn_major, 64).unwrap().byte_run_addresses_and_lengths()
     };
     assert_eq!(runs(Swizzle::B128, true), [(8192, 2048)]);
     assert_eq!(runs(Swizzle::B32, false), [(8192, 2048)]);
@@ -411,20 +411,20 @@ fn rejects_invalid_descriptors() {
     assert!(matches!(error(inside, true, 64), DescriptorError::Row { left: 96, bytes: 128, .. }));
     assert!(SharedOperand::new(inside.encode(), true, 48).is_ok());
     let operand = SharedOperand::new(good.encode(), false, 64).unwrap();
-    assert!(operand.check_range(4096, 4096 + 8 * 1024).is_ok());
+    assert!(operand.check_within_shared_memory(4096, 4096 + 8 * 1024).is_ok());
     let end = 4096 + 8 * 1024 - 16;
-    assert!(matches!(operand.check_range(0, end), Err(DescriptorError::Range { .. })));
-    assert!(matches!(operand.check_range(4112, 1 << 20), Err(DescriptorError::Range { .. })));
+    assert!(matches!(operand.check_within_shared_memory(0, end), Err(DescriptorError::Range { .. })));
+    assert!(matches!(operand.check_within_shared_memory(4112, 1 << 20), Err(DescriptorError::Range { .. })));
     assert!(error(shifted, false, 64).to_string().contains("0x1100"));
 }
 
 #[test]
 fn decodes_existing_forms_only() {
     let op = parse(128, "k16.f32.bf16.bf16").unwrap();
-    assert_eq!((op.k_elements(), op.d_registers(), op.flops()), (16, 64, 2 * 64 * 128 * 16));
+    assert_eq!((op.k_elements(), op.d_registers_per_lane(), op.flops()), (16, 64, 2 * 64 * 128 * 16));
     let op = parse(256, "k32.s32.u8.s8").unwrap();
-    assert_eq!((op.k_elements(), op.d_registers(), op.saturate), (32, 128, false));
-    assert_eq!(parse(64, "k32.f16.e4m3.e5m2").unwrap().d_registers(), 16);
+    assert_eq!((op.k_elements(), op.d_registers_per_lane(), op.saturate), (32, 128, false));
+    assert_eq!(parse(64, "k32.f16.e4m3.e5m2").unwrap().d_registers_per_lane(), 16);
     assert!(parse(64, "k32.s32.u8.s8.satfinite").unwrap().saturate);
     for n in 0..300 {
         assert_eq!(parse(n, "k16.f32.bf16.bf16").is_some(), n > 0 && n <= 256 && n % 8 == 0, "{n}");
@@ -478,7 +478,7 @@ fn integers_wrap_or_clamp() {
         tiles.read_a(&op, &SharedOperand::new(layout.encode(), false, 64).unwrap(), fetch(&shared));
         tiles.read_b(&op, &SharedOperand::new(layout.encode(), false, 8).unwrap(), fetch(&shared));
         let mut d = vec![[i32::MAX as u32 - 1; 32]; 4];
-        op.run(&tiles, 3, true, &mut d);
+        op.multiply_add(&tiles, 3, true, &mut d);
         assert_eq!(d[3][31] as i32, want);
     }
 }

@@ -35,7 +35,7 @@ pub struct WmmaShape {
 
 impl WmmaShape {
     /// Parses a shape such as `m16n16k16`.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub fn from_ptx_shape(text: &str) -> Option<Self> {
         let (m, n, k) = match text {
             "m16n16k16" => (16, 16, 16),
             "m32n8k16" => (32, 8, 16),
@@ -108,7 +108,7 @@ impl Fragment {
             (MatrixRole::C, "f64") => (64, shape.k == 4),
             (MatrixRole::C, _) => return None,
             (_, ty) => {
-                let element = ElementFormat::parse(ty)?;
+                let element = ElementFormat::from_ptx_type(ty)?;
                 (element.bits(), shape.takes(element))
             }
         };
@@ -125,18 +125,18 @@ impl Fragment {
         self.registers
     }
 
-    /// Returns the number of registers that hold different elements; the others repeat these in turn.
-    pub fn distinct_registers(&self) -> usize {
+    /// Returns the number of registers that hold different elements; the other registers repeat these in turn.
+    pub fn distinct_register_count(&self) -> usize {
         self.distinct
     }
 
     /// Returns the number of elements per register.
-    pub fn per_register(&self) -> usize {
+    pub fn elements_per_register(&self) -> usize {
         self.per_register
     }
 
     /// Returns the number of bits of an element.
-    pub fn bits(&self) -> u32 {
+    pub fn element_bits(&self) -> u32 {
         self.bits
     }
 
@@ -150,21 +150,21 @@ impl Fragment {
         self.per_register == 1 || along_rows != column_major
     }
 
-    /// Returns the stride that applies if the instruction names none: the elements of a row, or of a column if
-    /// column-major.
-    pub fn default_stride(&self, column_major: bool) -> u32 {
+    /// Returns the stride, in elements, that applies if the instruction names none: the length of a row, or of a
+    /// column if the matrix is column-major.
+    pub fn default_stride_elements(&self, column_major: bool) -> u32 {
         let (rows, columns) = self.shape.extent(self.operand);
         if column_major { rows as u32 } else { columns as u32 }
     }
 
     /// Returns the alignment in bytes that every row (or column) needs. The PTX ISA requires the size of a lane's
     /// fragment; 16 bytes are enough for CUDA's `ldm` and for the hardware.
-    pub fn alignment(&self) -> u64 {
+    pub fn row_alignment_bytes(&self) -> u64 {
         (self.registers as u64 * self.bits.max(32) as u64 / 8).min(16)
     }
 
     /// Returns the row and column of an element of a register in a lane.
-    pub fn element_position(&self, register: usize, element: usize, lane: usize) -> (usize, usize) {
+    pub fn element_row_and_column(&self, register: usize, element: usize, lane: usize) -> (usize, usize) {
         let (g, t, e) = (lane / 4, lane % 4, self.per_register);
         let (mut operand, transposed) = (self.operand, self.shape.transposed());
         if transposed {
@@ -226,7 +226,7 @@ impl WmmaOp {
         if layouts.iter().any(|layout| !matches!(*layout, "row" | "col")) {
             return None;
         }
-        let shape = WmmaShape::parse(parts.next()?)?;
+        let shape = WmmaShape::from_ptx_shape(parts.next()?)?;
         let types: Vec<&str> = parts.collect();
         let (d, a, b, c, suffix) = match types[..] {
             [d, c] => (d, "f16", "f16", c, None),
@@ -234,7 +234,7 @@ impl WmmaOp {
             [d, a, b, c, suffix] => (d, a, b, c, Some(suffix)),
             _ => return None,
         };
-        let (element, other) = (ElementFormat::parse(a)?, ElementFormat::parse(b)?);
+        let (element, other) = (ElementFormat::from_ptx_type(a)?, ElementFormat::from_ptx_type(b)?);
         let (accumulator, exists) = match element {
             ElementFormat::F16 if d == "f16" && c == "f16" => (AccumulatorFormat::F16, true),
             ElementFormat::F16 => (AccumulatorFormat::F32, matches!((d, c), ("f16" | "f32", "f16" | "f32"))),
@@ -248,7 +248,7 @@ impl WmmaOp {
             Some("satfinite") => element.is_integer(),
             Some(rounding) => rounding == "rn" && element == ElementFormat::F64,
         };
-        // Elements below one byte exist in one layout only (`row`, `col`); for all others, any layout is valid.
+        // With elements of less than one byte, A must be `row` and B `col`; with all others any layout is valid.
         let oriented =
             !matches!(element, ElementFormat::S4 | ElementFormat::U4 | ElementFormat::B1) || layouts == ["row", "col"];
         let fits = exists && suffix_fits && oriented && element == other && shape.takes(element);
@@ -271,13 +271,13 @@ impl WmmaOp {
         2 * self.shape.m as u64 * self.shape.n as u64 * self.shape.k as u64
     }
 
-    /// Returns how many `Lanes` arrays a register takes: 2 for f64, whose registers have 64 bits, else 1.
-    pub fn rows_per_register(&self) -> usize {
-        self.tile.rows_per_register()
+    /// Returns how many `Lanes` arrays hold a register: 2 for f64, whose registers have 64 bits, else 1.
+    pub fn lane_arrays_per_register(&self) -> usize {
+        self.tile.lane_arrays_per_register()
     }
 
-    /// Computes D = A·B + C. Each operand is a list of registers, [`Fragment::distinct_registers`] many.
-    pub fn run(&self, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes]) -> Vec<Lanes> {
+    /// Computes D = A·B + C. Each operand is a list of registers, [`Fragment::distinct_register_count`] many.
+    pub fn multiply_add(&self, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes]) -> Vec<Lanes> {
         let [.., before, after] = &self.fragments;
         let wide_sum = self.tile.accumulator == AccumulatorFormat::F32;
         let converted = (wide_sum && before.bits == 16).then(|| unpacked(c));
@@ -290,14 +290,14 @@ impl WmmaOp {
             None => c,
         };
         let (a, b) = if self.shape.transposed() { (b, a) } else { (a, b) };
-        let rows = self.rows_per_register();
-        let counts = self.tile.registers();
+        let rows = self.lane_arrays_per_register();
+        let counts = self.tile.registers_per_lane();
         let (of_a, of_b, of_c) = (rows * counts.a, rows * counts.b, rows * counts.c);
         let mut d = vec![[0; 32]; c.len()];
         for (tile, (c, d)) in c.chunks_exact(of_c).zip(d.chunks_exact_mut(of_c)).enumerate() {
             // Either A or B has a single tile, which all tiles of D share.
             let (down, right) = if a.len() > of_a { (tile, 0) } else { (0, tile) };
-            self.tile.run(&a[of_a * down..][..of_a], &b[of_b * right..][..of_b], c, d);
+            self.tile.multiply_add(&a[of_a * down..][..of_a], &b[of_b * right..][..of_b], c, d);
         }
         if wide_sum && after.bits == 16 { packed(&d) } else { d }
     }

@@ -40,13 +40,13 @@ fn encode(ty: &str, value: i64) -> u64 {
 
 /// Returns the registers of a fragment that hold a matrix.
 fn gather(fragment: &Fragment, ty: &str, matrix: &[Vec<i64>]) -> Vec<Lanes> {
-    let rows = if fragment.bits() == 64 { 2 } else { 1 };
-    let mut out = vec![[0u32; 32]; rows * fragment.distinct_registers()];
+    let rows = if fragment.element_bits() == 64 { 2 } else { 1 };
+    let mut out = vec![[0u32; 32]; rows * fragment.distinct_register_count()];
     for (register, out) in out.chunks_exact_mut(rows).enumerate() {
         for lane in 0..32 {
-            let word = (0..fragment.per_register()).fold(0, |word, element| {
-                let (row, column) = fragment.element_position(register, element, lane);
-                word | encode(ty, matrix[row][column]) << (element as u32 * fragment.bits())
+            let word = (0..fragment.elements_per_register()).fold(0, |word, element| {
+                let (row, column) = fragment.element_row_and_column(register, element, lane);
+                word | encode(ty, matrix[row][column]) << (element as u32 * fragment.element_bits())
             });
             let flat = out.as_flattened_mut();
             if rows == 2 {
@@ -76,7 +76,7 @@ fn products_of_integers_are_exact_in_every_form() {
         let [a_rows, b_rows, c_rows] =
             [gather(&fragments[0], a_type, &a), gather(&fragments[1], a_type, &b), gather(&fragments[2], c_type, &c)];
         let [a_refs, b_refs, c_refs] = [&a_rows, &b_rows, &c_rows].map(|rows| rows.iter().collect::<Vec<_>>());
-        let d = op.run(&a_refs, &b_refs, &c_refs);
+        let d = op.multiply_add(&a_refs, &b_refs, &c_refs);
         let product: Vec<Vec<i64>> = (0..m)
             .map(|i| (0..n).map(|j| c[i][j] + (0..k).map(|x| a[i][x] * b[x][j]).sum::<i64>()).collect())
             .collect();
@@ -88,7 +88,7 @@ fn products_of_integers_are_exact_in_every_form() {
 fn bit_products_count_bits() {
     for (op, count) in [("xor", 128), ("and", 0)] {
         let op = WmmaOp::decode(&format!("wmma.mma.{op}.popc.sync.aligned.row.col.m8n8k128.s32.b1.b1.s32")).unwrap();
-        let d = op.run(&[&[u32::MAX; 32]], &[&[0; 32]], &[&[5; 32], &[7; 32]]);
+        let d = op.multiply_add(&[&[u32::MAX; 32]], &[&[0; 32]], &[&[5; 32], &[7; 32]]);
         assert_eq!(d, [[5 + count; 32], [7 + count; 32]]);
     }
 }
@@ -98,7 +98,7 @@ fn fragment_holds_every_element_once() {
     let forms = SHAPES.iter().flat_map(|s| ["f16", "bf16", "s8", "u8"].map(|ty| (*s, ty)));
     let forms = forms.chain([("m16n16k8", "tf32"), ("m8n8k4", "f64"), ("m8n8k32", "s4"), ("m8n8k128", "b1")]);
     for (shape, ty) in forms {
-        let shape = WmmaShape::parse(shape).unwrap();
+        let shape = WmmaShape::from_ptx_shape(shape).unwrap();
         let sum = if ty == "f64" {
             "f64"
         } else if ty.contains('f') {
@@ -110,9 +110,10 @@ fn fragment_holds_every_element_once() {
         for (operand, ty) in fragments {
             let fragment = Fragment::new(shape, operand, ty).unwrap();
             let mut seen: HashMap<(usize, usize), u32> = HashMap::new();
-            for register in 0..fragment.distinct_registers() {
+            for register in 0..fragment.distinct_register_count() {
                 for lane in 0..32 {
-                    let places = (0..fragment.per_register()).map(|e| fragment.element_position(register, e, lane));
+                    let places = (0..fragment.elements_per_register())
+                        .map(|e| fragment.element_row_and_column(register, e, lane));
                     let places: Vec<_> = places.collect();
                     let (rows, columns) = shape.extent(operand);
                     for &(row, column) in &places {
@@ -120,7 +121,7 @@ fn fragment_holds_every_element_once() {
                         *seen.entry((row, column)).or_default() += 1;
                     }
                     for column_major in [false, true] {
-                        let stride = fragment.default_stride(column_major) as usize;
+                        let stride = fragment.default_stride_elements(column_major) as usize;
                         let at = |&(r, c): &(usize, usize)| if column_major { c * stride + r } else { r * stride + c };
                         let side_by_side = places.windows(2).all(|pair| at(&pair[1]) == at(&pair[0]) + 1);
                         assert_eq!(

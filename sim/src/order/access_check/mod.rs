@@ -16,38 +16,38 @@ use super::{
 mod ordering;
 mod row_reads;
 
-/// A conflict of an access, still without the lane that made the access.
+/// A conflict of an access, before it is known which lane made the access.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct UnattributedConflict {
+pub(super) struct ConflictWithoutLane {
     kind: ConflictKind,
     offset: u64,
     earlier: (Agent, u32),
     earlier_kind: EarlierAccess,
 }
 
-impl UnattributedConflict {
-    pub(super) fn uninitialized(offset: u64) -> UnattributedConflict {
+impl ConflictWithoutLane {
+    pub(super) fn uninitialized(offset: u64) -> ConflictWithoutLane {
         let (kind, earlier) = (ConflictKind::Uninitialized, (Agent::HOST, 0));
-        UnattributedConflict { kind, offset, earlier, earlier_kind: EarlierAccess::None }
+        ConflictWithoutLane { kind, offset, earlier, earlier_kind: EarlierAccess::None }
     }
 
     pub(super) fn with_lane(self, lane: u32) -> Conflict {
-        let UnattributedConflict { kind, offset, earlier, earlier_kind } = self;
+        let ConflictWithoutLane { kind, offset, earlier, earlier_kind } = self;
         Conflict { kind, offset, lane, earlier, earlier_kind }
     }
 }
 
-/// A cached answer about earlier accesses by owner `key` with stamp `stamp`: those of the lanes `known` are ordered
+/// A cached answer: of the earlier accesses by owner `key` with stamp `stamp`, those of the lanes `known` are ordered
 /// before the present access.
 #[derive(Clone, Copy)]
-pub(super) struct KnownLanes {
+pub(super) struct OrderedLanes {
     key: OwnerKey,
     stamp: AccessStamp,
     known: u32,
 }
 
-impl KnownLanes {
-    pub(super) const NONE: KnownLanes = KnownLanes { key: NO_AGENT, stamp: AccessStamp(u32::MAX), known: 0 };
+impl OrderedLanes {
+    pub(super) const NONE: OrderedLanes = OrderedLanes { key: NO_AGENT, stamp: AccessStamp(u32::MAX), known: 0 };
 
     #[inline(always)]
     pub(super) fn covers(&self, key: OwnerKey, stamp: AccessStamp, mask: u32) -> bool {
@@ -58,7 +58,7 @@ impl KnownLanes {
 /// Returns true if a cached answer says that the accesses of the lanes `mask` are ordered before the present access;
 /// moves that answer to the front.
 #[inline(always)]
-fn is_known_by(answers: &mut [KnownLanes; 2], key: OwnerKey, stamp: AccessStamp, mask: u32) -> bool {
+fn is_known_by(answers: &mut [OrderedLanes; 2], key: OwnerKey, stamp: AccessStamp, mask: u32) -> bool {
     if answers[0].covers(key, stamp, mask) {
         return true;
     }
@@ -70,7 +70,7 @@ fn is_known_by(answers: &mut [KnownLanes; 2], key: OwnerKey, stamp: AccessStamp,
 }
 
 /// Returns the index of the cached answer about accesses by this owner with this stamp.
-fn answer_index(answers: &[KnownLanes; 2], key: OwnerKey, stamp: AccessStamp) -> Option<usize> {
+fn answer_index(answers: &[OrderedLanes; 2], key: OwnerKey, stamp: AccessStamp) -> Option<usize> {
     answers.iter().position(|answer| answer.key == key && answer.stamp == stamp)
 }
 
@@ -89,20 +89,22 @@ pub(super) struct AccessCheck<'a> {
     /// Whether the access is weak and goes through the generic proxy.
     is_plain: bool,
     /// The last two cached answers about writers and the last two about readers, latest first.
-    writer_answers: [KnownLanes; 2],
-    reader_answers: [KnownLanes; 2],
-    /// The last two lists all of whose accesses are ordered before every lane of this access, latest first.
+    writer_answers: [OrderedLanes; 2],
+    reader_answers: [OrderedLanes; 2],
+    /// The last two lists that were found to contain only accesses ordered before every lane of this access, latest
+    /// first.
     ordered_lists: [ListId; 2],
     /// The last push onto a list: the list, the pushed record, and the resulting list.
     pushed: (ListId, AccessRecord, ListId),
-    /// Used for the async proxy: the last write that did not conflict, and the last reader without a proxy fence.
+    /// For the async proxy: the last write that was found not to conflict; then the last reader whose reads were
+    /// found without a proxy fence after them.
     last_ordered_write: AccessRecord,
     last_unfenced_reader: (OwnerKey, AccessStamp),
     /// Owner and stamp of the last readers that were found to be unordered: none of their lanes is ordered before
     /// this access.
     unordered_readers: (OwnerKey, AccessStamp),
     /// The first conflict that was found for the current lane.
-    pub fault: Option<UnattributedConflict>,
+    pub fault: Option<ConflictWithoutLane>,
 }
 
 impl<'a> AccessCheck<'a> {
@@ -117,7 +119,7 @@ impl<'a> AccessCheck<'a> {
     ) -> Self {
         let is_async = key >= FIRST_OP_KEY && cx.ops.kind(AsyncOpId::from_key(key)).is_async_proxy();
         let is_plain = !is_async && stamp.strength() == AccessStrength::Weak;
-        let (writer_answers, reader_answers) = ([KnownLanes::NONE; 2], [KnownLanes::NONE; 2]);
+        let (writer_answers, reader_answers) = ([OrderedLanes::NONE; 2], [OrderedLanes::NONE; 2]);
         let (ordered_lists, pushed, fault) = ([0; 2], (0, ShadowCell::NEVER_ACCESSED.last_reads_record(), 0), None);
         let (last_ordered_write, last_unfenced_reader) =
             (ShadowCell::NEVER_ACCESSED.last_write_record(), (NO_AGENT, AccessStamp(u32::MAX)));
@@ -161,7 +163,7 @@ impl<'a> AccessCheck<'a> {
             return self.check_cell_slow(WRITES, cell, offset, lane, lists);
         }
         if !read_known {
-            if WRITES || !self.was_pushed(cell, offset) {
+            if WRITES || !self.was_last_push(cell, offset) {
                 return self.check_cell_slow(WRITES, cell, offset, lane, lists);
             }
             cell.older = self.pushed.2;
@@ -210,7 +212,7 @@ impl<'a> AccessCheck<'a> {
             return;
         }
         if !reader_known {
-            if !self.was_pushed(cell, offset) {
+            if !self.was_last_push(cell, offset) {
                 return self.check_cell_slow(WRITES, cell, offset, lane, lists);
             }
             cell.older = self.pushed.2;
@@ -233,10 +235,10 @@ impl<'a> AccessCheck<'a> {
         if !(write_known && (self.is_list_cached_as_ordered(cell.older) || self.has_no_write(cell.older, lists))) {
             self.check_cell_slow(false, cell, offset, lane, lists);
         } else if cell.reader != self.key && !self.are_readers_cached_as_ordered(cell) {
-            if self.was_pushed(cell, offset) {
+            if self.was_last_push(cell, offset) {
                 cell.older = self.pushed.2;
             } else {
-                self.displace_reader(cell, offset, lane, lists);
+                self.move_readers_to_older_list(cell, offset, lane, lists);
             }
         }
         (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, u32::MAX, self.pc);
@@ -245,7 +247,7 @@ impl<'a> AccessCheck<'a> {
     /// Called after a check without conflict. Returns true if the same access by any other lane would change a shadow
     /// cell equal to `old` in the same way, whichever lane wrote the cell and at whichever offset the cell is.
     pub(super) fn is_result_lane_independent(&self, old: &ShadowCell, writes: bool) -> bool {
-        let all = |answers: &[KnownLanes; 2], key, stamp| {
+        let all = |answers: &[OrderedLanes; 2], key, stamp| {
             answer_index(answers, key, stamp).is_some_and(|at| answers[at].known == u32::MAX)
         };
         let reader = old.reader == NO_AGENT
@@ -266,7 +268,7 @@ impl<'a> AccessCheck<'a> {
         let same = weak
             && self.fault.is_none()
             && self.ordered_lists.contains(&old.older)
-            && !AccessCheck::are_readers_rotated(old);
+            && !AccessCheck::are_readers_rotated_in_lists(old);
         // A read without a proxy fence is reported only once, so the result of this check must not be cached.
         let fenced = !writes
             || old.reader >= FIRST_OP_KEY
@@ -275,8 +277,8 @@ impl<'a> AccessCheck<'a> {
         same && fenced
     }
 
-    /// Returns true if the readers' mask would be rotated in a list (see [`AccessStamp::mask_rotation`]).
-    pub(super) fn are_readers_rotated(cell: &ShadowCell) -> bool {
+    /// Returns true if lists would store the cell's mask of readers rotated (see [`AccessStamp::mask_rotation`]).
+    pub(super) fn are_readers_rotated_in_lists(cell: &ShadowCell) -> bool {
         cell.reader != NO_AGENT && cell.readers != u32::MAX && cell.read.wide() != AccessStamp::RANGE
     }
 
@@ -362,7 +364,7 @@ impl<'a> AccessCheck<'a> {
         offset: u64,
         lane: u32,
         lists: &mut AccessLists,
-    ) -> Option<UnattributedConflict> {
+    ) -> Option<ConflictWithoutLane> {
         let mut fault = None;
         let write_known = self.is_writer_ordered(cell, lane);
         if cell.writer != NO_AGENT && (self.is_async || !write_known) {
@@ -374,7 +376,7 @@ impl<'a> AccessCheck<'a> {
         if cell.reader == self.key && cell.read == self.stamp {
             cell.readers |= 1 << lane;
         } else {
-            self.displace_reader(cell, offset, lane, lists);
+            self.move_readers_to_older_list(cell, offset, lane, lists);
             (cell.reader, cell.read, cell.readers) = (self.key, self.stamp, 1 << lane);
         }
         cell.read_pc = self.pc;
@@ -388,7 +390,7 @@ impl<'a> AccessCheck<'a> {
         offset: u64,
         lane: u32,
         lists: &mut AccessLists,
-    ) -> Option<UnattributedConflict> {
+    ) -> Option<ConflictWithoutLane> {
         let mut fault = None;
         let read_known = self.are_readers_ordered(cell, lane);
         if !read_known {
@@ -410,7 +412,7 @@ impl<'a> AccessCheck<'a> {
         if self.is_async && fault.is_none() && (cell.reader, cell.read) != self.last_unfenced_reader && unfenced(self) {
             self.last_unfenced_reader = (cell.reader, cell.read);
             let earlier = (Agent(cell.reader << 5 | cell.readers.trailing_zeros() & 31), cell.read_pc);
-            fault = Some(UnattributedConflict {
+            fault = Some(ConflictWithoutLane {
                 kind: ConflictKind::ProxyRead,
                 offset,
                 earlier,
@@ -418,7 +420,7 @@ impl<'a> AccessCheck<'a> {
             });
         }
         if self.stamp.strength() != AccessStrength::Weak {
-            self.keep_older_accesses(cell, offset, read_known, write_known, lists);
+            self.move_accesses_to_older_list(cell, offset, read_known, write_known, lists);
         } else {
             cell.older = 0;
         }
@@ -436,7 +438,7 @@ impl<'a> AccessCheck<'a> {
     /// Moves the last accesses of a cell into its list of older accesses, except those that the present strong write
     /// replaces.
     #[cold]
-    pub(super) fn keep_older_accesses(
+    pub(super) fn move_accesses_to_older_list(
         &mut self,
         cell: &mut ShadowCell,
         offset: u64,
@@ -455,7 +457,13 @@ impl<'a> AccessCheck<'a> {
 
     /// Makes room for a new reader of a cell: moves the present readers into the list of older accesses, unless the
     /// new reader replaces them.
-    pub(super) fn displace_reader(&mut self, cell: &mut ShadowCell, offset: u64, lane: u32, lists: &mut AccessLists) {
+    pub(super) fn move_readers_to_older_list(
+        &mut self,
+        cell: &mut ShadowCell,
+        offset: u64,
+        lane: u32,
+        lists: &mut AccessLists,
+    ) {
         if cell.reader == NO_AGENT {
             return;
         }
@@ -488,7 +496,7 @@ impl<'a> AccessCheck<'a> {
 
     /// Returns true if the last push was of this cell's reads onto this cell's list.
     #[inline(always)]
-    pub(super) fn was_pushed(&self, cell: &ShadowCell, offset: u64) -> bool {
+    pub(super) fn was_last_push(&self, cell: &ShadowCell, offset: u64) -> bool {
         let (of, pushed, _) = &self.pushed;
         let mask = cell.readers.rotate_right(cell.read.mask_rotation(offset));
         *of == cell.older
@@ -497,7 +505,8 @@ impl<'a> AccessCheck<'a> {
             && !pushed.write
     }
 
-    /// Takes the record by reference, because copying a record that was just assembled is slow.
+    /// Adds an access to a list and remembers this push. Takes the record by reference, because copying a record that
+    /// was just assembled is slow.
     #[inline(always)]
     fn push_new(&mut self, list: ListId, entry: &AccessRecord, lists: &mut AccessLists) -> ListId {
         let (ops, clock) = (self.cx.ops, self.clock);
@@ -517,7 +526,7 @@ impl<'a> AccessCheck<'a> {
         let (key, mask) = (cell.writer >> 5, 1 << (cell.writer & 31));
         let at = answer_index(&self.writer_answers, key, cell.write);
         if at.is_none() {
-            self.writer_answers = [self.known_lanes(key, cell.write), self.writer_answers[0]];
+            self.writer_answers = [self.find_ordered_lanes(key, cell.write), self.writer_answers[0]];
         }
         let known = self.writer_answers[at.unwrap_or(0)].known;
         mask & !known == 0
@@ -527,7 +536,7 @@ impl<'a> AccessCheck<'a> {
     pub(super) fn are_readers_ordered(&mut self, cell: &ShadowCell, lane: u32) -> bool {
         let at = answer_index(&self.reader_answers, cell.reader, cell.read);
         if at.is_none() {
-            self.reader_answers = [self.known_lanes(cell.reader, cell.read), self.reader_answers[0]];
+            self.reader_answers = [self.find_ordered_lanes(cell.reader, cell.read), self.reader_answers[0]];
         }
         cell.readers & !self.reader_answers[at.unwrap_or(0)].known == 0
             || self.may_lane_know_more_than_clock(cell.reader)
@@ -540,7 +549,7 @@ impl<'a> AccessCheck<'a> {
         key == self.warp.key() || key >= FIRST_OP_KEY
     }
 
-    pub(super) fn known_lanes(&self, key: OwnerKey, stamp: AccessStamp) -> KnownLanes {
+    pub(super) fn find_ordered_lanes(&self, key: OwnerKey, stamp: AccessStamp) -> OrderedLanes {
         let known = if key >= NO_AGENT >> 5 {
             u32::MAX
         } else if key < FIRST_OP_KEY {
@@ -548,11 +557,11 @@ impl<'a> AccessCheck<'a> {
         } else {
             self.cx.ops.ordered_lanes(key, self.clock)
         };
-        KnownLanes { key, stamp, known }
+        OrderedLanes { key, stamp, known }
     }
 
-    /// Returns true if the accesses of the lanes `mask` are ordered before `lane`, counting the accesses of `lane`
-    /// itself and the operations for which it waited.
+    /// Returns true if the accesses of the lanes `mask` are ordered before the access of `lane`. In contrast to the
+    /// clock, this takes into account the accesses of `lane` itself and the operations for which it waited.
     pub(super) fn is_ordered_for_lane(&self, key: OwnerKey, stamp: AccessStamp, mask: u32, lane: u32) -> bool {
         let own = if key == self.key || key == self.warp.key() { 1 << lane } else { 0 };
         let known = if key < FIRST_OP_KEY {

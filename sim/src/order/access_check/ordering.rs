@@ -4,7 +4,7 @@ use super::super::access_lists::{AccessLists, AccessRecord, ListId};
 use super::super::cell::ShadowCell;
 use super::super::conflict::{ConflictKind, EarlierAccess};
 use super::super::{AccessStrength, Agent, AsyncOpId, AsyncOpKind, FIRST_OP_KEY, LANES};
-use super::{AccessCheck, UnattributedConflict};
+use super::{AccessCheck, ConflictWithoutLane};
 
 impl AccessCheck<'_> {
     /// Returns the conflict of `lane`'s access with the last write of a shadow cell, by the rules of
@@ -16,7 +16,7 @@ impl AccessCheck<'_> {
         offset: u64,
         writes: bool,
         unread: bool,
-    ) -> Option<UnattributedConflict> {
+    ) -> Option<ConflictWithoutLane> {
         let (last_ordered_write, entry) = (&self.last_ordered_write, cell.last_write_record());
         if (last_ordered_write.key, last_ordered_write.stamp) == (entry.key, entry.stamp)
             && entry.mask & !last_ordered_write.mask == 0
@@ -44,7 +44,7 @@ impl AccessCheck<'_> {
         offset: u64,
         writes: bool,
         unread: bool,
-    ) -> Option<UnattributedConflict> {
+    ) -> Option<ConflictWithoutLane> {
         let of_op = old.key >= FIRST_OP_KEY;
         let op = AsyncOpId::from_key(old.key);
         let earlier_kind = match (of_op, old.write, old.stamp.atomic()) {
@@ -55,7 +55,7 @@ impl AccessCheck<'_> {
         };
         let fault = |kind, lane: u32| {
             let agent = if of_op { Agent(self.cx.ops.issuer(op).0 & !31 | lane) } else { Agent(old.key << 5 | lane) };
-            Some(UnattributedConflict { kind, offset, earlier: (agent, old.pc), earlier_kind })
+            Some(ConflictWithoutLane { kind, offset, earlier: (agent, old.pc), earlier_kind })
         };
         let unknown =
             |other: &u32| old.mask >> other & 1 != 0 && !self.is_ordered_for_lane(old.key, old.stamp, 1 << other, lane);
@@ -99,13 +99,14 @@ impl AccessCheck<'_> {
         if old.key < FIRST_OP_KEY {
             let epoch = old.stamp.epoch();
             let own = old.key == self.warp.key() && self.warp.own_async_visible(self.space, lane) >= epoch;
-            let known = self.clock.async_visible_lanes(self.space, old.key, epoch) | (own as u32) << lane;
+            let known = self.clock.lanes_visible_to_async_proxy(self.space, old.key, epoch) | (own as u32) << lane;
             return old.mask & !known == 0;
         }
-        // Completion on an mbarrier makes the writes of `st.async` visible to every thread that waits for it.
+        // The writes of `st.async` complete on an mbarrier, which makes them visible to every thread that waits for
+        // the mbarrier.
         let kind = self.cx.ops.kind(AsyncOpId::from_key(old.key));
         kind.is_async_proxy() || kind == AsyncOpKind::StAsync || {
-            let known = self.cx.ops.async_visible_lanes(old.key, self.warp, lane, self.clock, self.space);
+            let known = self.cx.ops.lanes_visible_to_async_proxy(old.key, self.warp, lane, self.clock, self.space);
             old.mask & !known == 0
         }
     }
@@ -117,13 +118,13 @@ impl AccessCheck<'_> {
         offset: u64,
         writes: bool,
         lists: &AccessLists,
-    ) -> Option<UnattributedConflict> {
+    ) -> Option<ConflictWithoutLane> {
         if self.stamp.strength() == AccessStrength::Gpu && self.key < FIRST_OP_KEY && lists.all_strong_at_gpu(list) {
             return None;
         }
         let mut wholly_known = true;
         for old in lists.accesses(list).filter(|old| writes || old.write) {
-            let known = self.known_lanes(old.key, old.stamp).known;
+            let known = self.find_ordered_lanes(old.key, old.stamp).known;
             wholly_known &= known == u32::MAX;
             if known == u32::MAX && !(self.is_async && old.write) {
                 continue;

@@ -28,7 +28,7 @@ impl AccessCheck<'_> {
             match self.are_row_readers_ordered(cell, lane, count) {
                 None => return false,
                 Some(true) => (),
-                Some(false) if self.was_pushed(cell, offset) => cell.older = self.pushed.2,
+                Some(false) if self.was_last_push(cell, offset) => cell.older = self.pushed.2,
                 Some(false) => cell.older = self.push_older_access(cell.older, cell.last_reads_record(), offset, lists),
             }
         }
@@ -41,7 +41,7 @@ impl AccessCheck<'_> {
     pub(in crate::order) fn is_writer_ordered_for_all(&mut self, cell: &ShadowCell) -> bool {
         let (key, stamp) = (cell.writer >> 5, cell.write);
         if answer_index(&self.writer_answers, key, stamp).is_none() {
-            self.writer_answers = [self.known_lanes(key, stamp), self.writer_answers[0]];
+            self.writer_answers = [self.find_ordered_lanes(key, stamp), self.writer_answers[0]];
         }
         answer_index(&self.writer_answers, key, stamp).is_some_and(|at| self.writer_answers[at].known == u32::MAX)
     }
@@ -54,7 +54,7 @@ impl AccessCheck<'_> {
             return Some(false);
         }
         if answer_index(&self.reader_answers, key, stamp).is_none() {
-            self.reader_answers = [self.known_lanes(key, stamp), self.reader_answers[0]];
+            self.reader_answers = [self.find_ordered_lanes(key, stamp), self.reader_answers[0]];
         }
         let known = answer_index(&self.reader_answers, key, stamp).map_or(0, |at| self.reader_answers[at].known);
         if known == u32::MAX {

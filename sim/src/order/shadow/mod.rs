@@ -11,11 +11,11 @@
 //! accesses keep more history, because two strong accesses do not race with each other. [`AccessCheck`] implements the
 //! rules for one cell; this file walks over the cells of an access.
 
-use super::access_check::{AccessCheck, UnattributedConflict};
+use super::access_check::{AccessCheck, ConflictWithoutLane};
 use super::access_lists::AccessLists;
 use super::cell::{
-    CHUNK_BYTES, CHUNK_SHIFT, CellChunk, InitializedBytes, ShadowCell, chunk_without_row_cells, for_each_byte_mask,
-    get_or_create_chunk,
+    CHUNK_BYTES, CellChunk, InitializedBytes, LOG2_CHUNK_BYTES, ShadowCell, chunk_without_row_cells,
+    for_each_byte_mask, get_or_create_chunk,
 };
 use super::conflict::{AccessKind, CheckContext, Conflict};
 use super::lane_cache::LaneCache;
@@ -64,7 +64,7 @@ impl ShadowMemory {
     /// Marks the bytes `range` as initialised.
     pub fn initialize(&mut self, range: Range<u64>) {
         for_each_byte_mask(range, |at, bits| {
-            self.init[(at >> CHUNK_SHIFT) as usize].insert_mask(at & (CHUNK_BYTES - 1), bits)
+            self.init[(at >> LOG2_CHUNK_BYTES) as usize].mark_bytes_initialized(at & (CHUNK_BYTES - 1), bits)
         });
     }
 
@@ -72,7 +72,7 @@ impl ShadowMemory {
     pub fn is_initialized(&self, range: Range<u64>) -> bool {
         let mut all = true;
         for_each_byte_mask(range, |at, bits| {
-            all &= self.init[(at >> CHUNK_SHIFT) as usize].contains_mask(at & (CHUNK_BYTES - 1), bits)
+            all &= self.init[(at >> LOG2_CHUNK_BYTES) as usize].are_bytes_initialized(at & (CHUNK_BYTES - 1), bits)
         });
         all
     }
@@ -206,17 +206,17 @@ impl ShadowMemory {
             at += bytes;
             next
         });
-        if !in_a_row || start >> CHUNK_SHIFT != (end - 1) >> CHUNK_SHIFT {
+        if !in_a_row || start >> LOG2_CHUNK_BYTES != (end - 1) >> LOG2_CHUNK_BYTES {
             return false;
         }
         if READS && !self.is_initialized(start..end) {
             return false;
         }
-        let index = (start >> CHUNK_SHIFT) as usize;
+        let index = (start >> LOG2_CHUNK_BYTES) as usize;
         let chunk = get_or_create_chunk(&mut self.chunks[index], &mut self.spare, access.bytes.trailing_zeros());
         if WRITES && !matches!(self.init[index], InitializedBytes::All) {
             let init = &mut self.init[index];
-            for_each_byte_mask(start..end, |at, bits| init.insert_mask(at & (CHUNK_BYTES - 1), bits));
+            for_each_byte_mask(start..end, |at, bits| init.mark_bytes_initialized(at & (CHUNK_BYTES - 1), bits));
         }
         let (first, count) =
             (((start & (CHUNK_BYTES - 1)) >> chunk.shift) as usize, (access.bytes >> chunk.shift) as usize);
@@ -245,22 +245,22 @@ impl ShadowMemory {
         let bits = (1u64 << bytes) - 1;
         let mut left = lanes;
         while left != 0 {
-            let index = (access.offsets[left.trailing_zeros() as usize] >> CHUNK_SHIFT) as usize;
+            let index = (access.offsets[left.trailing_zeros() as usize] >> LOG2_CHUNK_BYTES) as usize;
             let init = &mut self.init[index];
             let chunk = get_or_create_chunk(&mut self.chunks[index], &mut self.spare, bytes.trailing_zeros());
             while left != 0 {
                 let lane = left.trailing_zeros();
                 let offset = access.offsets[lane as usize];
-                if (offset >> CHUNK_SHIFT) as usize != index {
+                if (offset >> LOG2_CHUNK_BYTES) as usize != index {
                     break;
                 }
                 left &= left - 1;
                 let at = offset & (CHUNK_BYTES - 1);
-                if READS && !init.contains_mask(at, bits) {
-                    check.fault = Some(UnattributedConflict::uninitialized(offset));
+                if READS && !init.are_bytes_initialized(at, bits) {
+                    check.fault = Some(ConflictWithoutLane::uninitialized(offset));
                 }
                 if WRITES {
-                    init.insert_mask(at, bits);
+                    init.mark_bytes_initialized(at, bits);
                 }
                 let (first, count) = ((at >> chunk.shift) as usize, (bytes >> chunk.shift) as usize);
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
@@ -325,7 +325,7 @@ impl ShadowMemory {
                 if WRITES {
                     self.initialize(range.clone());
                 } else if !self.is_initialized(range.clone()) {
-                    check.fault = Some(UnattributedConflict::uninitialized(start));
+                    check.fault = Some(ConflictWithoutLane::uninitialized(start));
                 }
                 self.check_async_range::<WRITES>(range, &mut check, &mut cache, lane);
                 check.push_conflict(lane, out);
@@ -345,8 +345,11 @@ impl ShadowMemory {
         while start < range.end {
             let end = range.end.min((start | (CHUNK_BYTES - 1)) + 1);
             let finest = (start | end).trailing_zeros();
-            let chunk =
-                chunk_without_row_cells(&mut self.chunks[(start >> CHUNK_SHIFT) as usize], &mut self.spare, finest);
+            let chunk = chunk_without_row_cells(
+                &mut self.chunks[(start >> LOG2_CHUNK_BYTES) as usize],
+                &mut self.spare,
+                finest,
+            );
             let first = ((start & (CHUNK_BYTES - 1)) >> chunk.shift) as usize;
             let count = ((end - start) >> chunk.shift) as usize;
             for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
@@ -360,7 +363,7 @@ impl ShadowMemory {
     /// Frees access lists that no cell uses any more, if there are many lists.
     #[inline(always)]
     pub(super) fn collect_unused_lists(&mut self) {
-        if self.lists.needs_collection() {
+        if self.lists.needs_garbage_collection() {
             let chunks = self.chunks.iter_mut().flatten();
             self.lists.collect_garbage(chunks.flat_map(|chunk| chunk.cells.iter_mut().map(|cell| &mut cell.older)));
         }

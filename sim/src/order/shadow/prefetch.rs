@@ -1,7 +1,7 @@
 //! Prefetches shadow cells before they are checked, so that their cache misses overlap.
 
 use super::super::LANES;
-use super::super::cell::{CHUNK_BYTES, CHUNK_SHIFT};
+use super::super::cell::{CHUNK_BYTES, LOG2_CHUNK_BYTES};
 use super::ShadowMemory;
 
 impl ShadowMemory {
@@ -10,7 +10,7 @@ impl ShadowMemory {
     pub(in crate::order) fn prefetch_lanes(&self, lanes: u32, offsets: &[u64; LANES]) {
         let mut seen = 0;
         for offset in &offsets[..LANES - lanes.leading_zeros() as usize] {
-            if let Some(Some(chunk)) = self.chunks.get((offset >> CHUNK_SHIFT) as usize)
+            if let Some(Some(chunk)) = self.chunks.get((offset >> LOG2_CHUNK_BYTES) as usize)
                 && let Some(cell) = chunk.cells.get(((offset & (CHUNK_BYTES - 1)) >> chunk.shift) as usize)
             {
                 seen ^= cell.writer;
@@ -23,7 +23,7 @@ impl ShadowMemory {
     pub(super) fn prefetch_runs(&self, runs: &[(u64, u64)]) {
         let mut seen = 0;
         for &(start, bytes) in runs.iter().filter(|run| run.1 <= CHUNK_BYTES / 16) {
-            let Some(Some(chunk)) = self.chunks.get((start >> CHUNK_SHIFT) as usize) else { continue };
+            let Some(Some(chunk)) = self.chunks.get((start >> LOG2_CHUNK_BYTES) as usize) else { continue };
             let (first, count) = ((start & (CHUNK_BYTES - 1)) >> chunk.shift, bytes >> chunk.shift);
             let cells = chunk.cells.get(first as usize..(first + count) as usize).unwrap_or_default();
             seen ^= cells.iter().step_by(2).fold(0, |seen, cell| seen ^ cell.writer);

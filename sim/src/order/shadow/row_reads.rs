@@ -4,7 +4,9 @@
 use super::super::LANES;
 use super::super::access_check::AccessCheck;
 use super::super::caches_disabled;
-use super::super::cell::{CHUNK_BYTES, CHUNK_SHIFT, InitializedBytes, LANE_CELL_SHIFT, get_or_create_chunk};
+use super::super::cell::{
+    CHUNK_BYTES, InitializedBytes, LOG2_CHUNK_BYTES, LOG2_MAX_BYTES_PER_LANE, get_or_create_chunk,
+};
 use super::{LaneAccess, ShadowMemory};
 
 impl ShadowMemory {
@@ -17,11 +19,11 @@ impl ShadowMemory {
         else {
             return u32::MAX;
         };
-        let (bytes, shift) = (16 * count as u64, LANE_CELL_SHIFT + count.trailing_zeros());
+        let (bytes, shift) = (16 * count as u64, LOG2_MAX_BYTES_PER_LANE + count.trailing_zeros());
         self.prefetch_groups(offsets, count);
         let mut left = 0u32;
         for (group, offset) in offsets.iter().copied().step_by(count).enumerate() {
-            let (lane, index) = ((group * count) as u32, (offset >> CHUNK_SHIFT) as usize);
+            let (lane, index) = ((group * count) as u32, (offset >> LOG2_CHUNK_BYTES) as usize);
             let lanes = ((1u32 << count) - 1) << lane;
             if !(matches!(self.init[index], InitializedBytes::All) || self.is_initialized(offset..offset + bytes)) {
                 left |= lanes;
@@ -43,7 +45,7 @@ impl ShadowMemory {
     /// Prefetches the shadow cells of all groups of lanes.
     fn prefetch_groups(&self, offsets: &[u64; LANES], count: usize) {
         let cell = |offset: &u64| {
-            let chunk = self.chunks.get((offset >> CHUNK_SHIFT) as usize)?.as_ref()?;
+            let chunk = self.chunks.get((offset >> LOG2_CHUNK_BYTES) as usize)?.as_ref()?;
             chunk.cells.get(((offset & (CHUNK_BYTES - 1)) >> chunk.shift) as usize)
         };
         let seen = offsets.iter().step_by(count).filter_map(cell).fold(0, |seen, cell| seen ^ cell.writer);

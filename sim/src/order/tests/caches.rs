@@ -49,7 +49,7 @@ impl CachedAndUncached {
         match self.random(9) {
             0 | 1 => {
                 let (rows, lanes) = (self.rows(), [ALL, ALL, 0xffff, 0xff][self.random(4) as usize]);
-                self.both(|shadow, warps, cx, out| shadow.read_matrix_rows(&warps[w], lanes, &rows, pc, cx, out))
+                self.both(|shadow, warps, cx, out| shadow.check_matrix_row_reads(&warps[w], lanes, &rows, pc, cx, out))
             }
             2 | 3 => {
                 let (rows, bytes) = (self.rows(), [16, 16, 8][self.random(3) as usize]);

@@ -22,7 +22,7 @@ fn list_keeps_the_last_access_of_every_lane_and_stays_short() {
             assert!(chains.accesses(list).any(stands), "warp {key}, lane {lane}, epoch {epoch} is missing in the list");
         }
         assert!(chains.accesses(list).count() <= 7 * 3, "{} entries", chains.accesses(list).count());
-        if chains.needs_collection() {
+        if chains.needs_garbage_collection() {
             chains.collect_garbage(std::iter::once(&mut list));
         }
     }

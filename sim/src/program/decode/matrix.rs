@@ -43,7 +43,7 @@ impl Decoder<'_> {
             c: self.row_list(c, sum)?,
             batched: None,
         };
-        let want = op.registers();
+        let want = op.registers_per_lane();
         if [mma.a.len(), mma.b.len(), mma.c.len(), mma.d.len()] != [want.a, want.b, want.c, want.c] {
             return Err(self.o.error("the number of registers does not fit the opcode"));
         }
@@ -90,7 +90,7 @@ impl Decoder<'_> {
         };
         let b_desc = self.o.source_slot(&o[2], Type::B64)?;
         let scale_d = self.o.predicate_index(&o[3])?;
-        if d.len() != op.d_registers() || from_registers && a.len() != 4 {
+        if d.len() != op.d_registers_per_lane() || from_registers && a.len() != 4 {
             return Err(self.o.error("the number of registers does not fit the opcode"));
         }
         Ok(Op::Wgmma(Box::new(Wgmma { op, d, a, a_desc, b_desc, scale_d })))

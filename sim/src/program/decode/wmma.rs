@@ -53,9 +53,9 @@ impl Decoder<'_> {
                 "col" => true,
                 _ => return None,
             };
-            let fragment = Fragment::new(WmmaShape::parse(shape)?, matrix, ty)?;
+            let fragment = Fragment::new(WmmaShape::from_ptx_shape(shape)?, matrix, ty)?;
             // Elements below one byte are supported only if those of a register are contiguous in memory.
-            (fragment.bits() >= 8 || fragment.is_contiguous_per_register(column_major))
+            (fragment.element_bits() >= 8 || fragment.is_contiguous_per_register(column_major))
                 .then_some((fragment, column_major))
         };
         let Some((fragment, column_major)) = form() else {
@@ -67,7 +67,7 @@ impl Decoder<'_> {
         }
         let named = self.window(parts)?;
         let (addr, window) = self.o.address_operand(&instruction.operands[address], named)?;
-        let ty = if fragment.bits() == 64 { Type::F64 } else { Type::B32 };
+        let ty = if fragment.element_bits() == 64 { Type::F64 } else { Type::B32 };
         let regs = self.row_list(&instruction.operands[data], ty)?;
         if regs.len() != fragment.registers() {
             return Err(self.o.error("the number of registers does not fit the opcode"));
@@ -75,8 +75,12 @@ impl Decoder<'_> {
         let stride = instruction.operands.get(2).map(|o| self.o.source_slot(o, Type::B32)).transpose()?;
         let packed = fragment.is_contiguous_per_register(column_major);
         let (at, element) = (self.sink(2), self.sink(1));
-        let rows = if fragment.bits() == 64 { 2 } else { 1 };
-        let bits = if packed { fragment.bits() * fragment.per_register() as u32 } else { fragment.bits() };
+        let rows = if fragment.element_bits() == 64 { 2 } else { 1 };
+        let bits = if packed {
+            fragment.element_bits() * fragment.elements_per_register() as u32
+        } else {
+            fragment.element_bits()
+        };
         let transfer = |slot: u32| LoadStore {
             window,
             addr: AddressOperand { base: Some(at), wide: true, offset: 0 },
@@ -88,7 +92,7 @@ impl Decoder<'_> {
             scope: AccessStrength::Gpu,
         };
         let transfers = if packed {
-            regs[..fragment.distinct_registers()].iter().map(|&slot| transfer(slot)).collect()
+            regs[..fragment.distinct_register_count()].iter().map(|&slot| transfer(slot)).collect()
         } else {
             vec![transfer(element)]
         };
