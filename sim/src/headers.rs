@@ -6,7 +6,7 @@ macro_rules! headers {
 }
 
 /// Each header's name, as `#include` gives it, with its text.
-pub const HEADERS: &[(&str, &str)] = headers!(
+pub const HEADER_NAMES_AND_TEXTS: &[(&str, &str)] = headers!(
     "assert.h" "cassert" "cfloat" "climits" "cmath" "cstddef" "cstdint" "cstdio" "cstdlib" "cstring" "cuda.h" "cuda_runtime.h"
     "cuda_runtime_api.h" "device_launch_parameters.h" "float.h" "limits.h" "math.h" "stddef.h" "stdint.h" "stdio.h" "stdlib.h"
     "string.h"

@@ -232,9 +232,9 @@ impl SimMemory {
                 let end = a.base + a.data.len() as u64;
                 let (n, len) = (self.allocations.iter().position(|b| b.base == a.base).unwrap_or(0), a.data.len());
                 if address >= end && address - end < BUFFER_GAP_BYTES {
-                    format!("{} bytes past the end of buffer {n} of {len} bytes", address - end)
+                    format!("{} bytes past the end of buffer {n}, which has {len} bytes", address - end)
                 } else if address < a.base && a.base - address < BUFFER_GAP_BYTES {
-                    format!("{} bytes before buffer {n} of {len} bytes", a.base - address)
+                    format!("{} bytes before buffer {n}, which has {len} bytes", a.base - address)
                 } else {
                     "no buffer is near".into()
                 }

@@ -7,7 +7,7 @@ use clap::Args;
 use reel_kernels::compile::{self, CompileError};
 use reel_sim::check::{self, CheckPlan, CheckReport};
 use reel_sim::exec::{ExecOptions, GpuSpec, LaunchConfig, LaunchError};
-use reel_sim::headers::HEADERS;
+use reel_sim::headers::HEADER_NAMES_AND_TEXTS;
 use reel_sim::program::{Kernel, Program};
 
 use super::args::{self, KernelArgument};
@@ -187,7 +187,7 @@ impl SimRunArgs {
             return Ok(text.into_owned());
         }
         let sm = self.arch.as_deref().unwrap_or("sm_90a");
-        compile::compile_user_file(&self.file, sm, &self.include, HEADERS)
+        compile::compile_user_file(&self.file, sm, &self.include, HEADER_NAMES_AND_TEXTS)
             .map(|built| built.ptx)
             .map_err(compiler_error)
     }

@@ -136,6 +136,6 @@ impl InstructionContext<'_, '_> {
 
 /// Iterates over the lanes in a mask in ascending order.
 #[inline]
-pub fn lanes_of(mask: u32) -> impl Iterator<Item = u32> {
+pub fn lanes_in_mask(mask: u32) -> impl Iterator<Item = u32> {
     (0..32).filter(move |lane| mask >> lane & 1 != 0)
 }

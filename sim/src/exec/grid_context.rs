@@ -2,7 +2,7 @@
 //! instructions.
 
 use super::launch::{ExecOptions, LaunchConfig, SimLaunch, cluster_size};
-use crate::finding::{FindingSite, line_and_inlining};
+use crate::finding::{FindingSite, line_and_inlining_chain};
 use crate::order::Agent;
 use crate::program::{Kernel, Program};
 
@@ -38,14 +38,14 @@ impl<'a> GridContext<'a> {
     /// Returns the location for a finding: thread number `thread` of the block at coordinates `block`, and the
     /// instruction `pc`.
     pub fn finding_site(&self, block: [u32; 3], thread: u32, pc: u32) -> FindingSite {
-        FindingSite { pc, block, thread: coordinates(thread, self.launch.block) }
+        FindingSite { pc, block, thread: coordinates_of_index(thread, self.launch.block) }
     }
 
     /// Returns the location for a finding: the thread that `agent` of a vector clock stands for, and the instruction
     /// `pc`. An agent that is no thread gives thread 0.
     pub fn finding_site_of_agent(&self, agent: Agent, pc: u32) -> FindingSite {
         let block = agent.block().saturating_sub(self.first_block);
-        self.finding_site(coordinates(block, self.launch.grid), agent.thread_index().unwrap_or(0), pc)
+        self.finding_site(coordinates_of_index(block, self.launch.grid), agent.thread_index().unwrap_or(0), pc)
     }
 
     /// Returns the name of a thread for messages.
@@ -56,10 +56,10 @@ impl<'a> GridContext<'a> {
         let Some(block) = agent.block().checked_sub(self.first_block) else {
             return "a thread of the primary grid".into();
         };
-        let [bx, by, bz] = coordinates(block, self.launch.grid);
+        let [bx, by, bz] = coordinates_of_index(block, self.launch.grid);
         match agent.thread_index() {
             Some(thread) => {
-                let [tx, ty, tz] = coordinates(thread, self.launch.block);
+                let [tx, ty, tz] = coordinates_of_index(thread, self.launch.block);
                 format!("thread ({tx},{ty},{tz}) of block ({bx},{by},{bz})")
             }
             None => format!("block ({bx},{by},{bz})"),
@@ -68,12 +68,12 @@ impl<'a> GridContext<'a> {
 
     /// Returns the source line that findings show for an instruction.
     pub fn source_line(&self, pc: u32) -> u32 {
-        line_and_inlining(self.program, self.kernel, pc).0
+        line_and_inlining_chain(self.program, self.kernel, pc).0
     }
 }
 
 /// Splits a linear index into x, y and z coordinates; x varies fastest.
-pub fn coordinates(index: u32, extent: [u32; 3]) -> [u32; 3] {
+pub fn coordinates_of_index(index: u32, extent: [u32; 3]) -> [u32; 3] {
     let [x, y, _] = extent;
     [index % x, index / x % y, index / x / y]
 }

@@ -162,8 +162,8 @@ impl Findings {
         if self.count_repeated_finding(kind, site.pc, other) {
             return;
         }
-        let (line, chain) = line_and_inlining(program, kernel, site.pc);
-        let other_line = other.map_or(u32::MAX, |pc| line_and_inlining(program, kernel, pc).0);
+        let (line, chain) = line_and_inlining_chain(program, kernel, site.pc);
+        let other_line = other.map_or(u32::MAX, |pc| line_and_inlining_chain(program, kernel, pc).0);
         let cause = (kind, line.min(other_line), line.max(other_line));
         if let Some(&at) = self.by_cause.get(&cause) {
             self.known.insert(pair, at);
@@ -342,7 +342,7 @@ pub fn source_line(program: &Program, kernel: &Kernel, pc: u32) -> SourceLine {
 }
 
 /// Returns the line that a finding names for an instruction, and the chain of inlined calls and other files as text.
-pub fn line_and_inlining(program: &Program, kernel: &Kernel, pc: u32) -> (u32, String) {
+pub fn line_and_inlining_chain(program: &Program, kernel: &Kernel, pc: u32) -> (u32, String) {
     let (code, i) = kernel.locate(pc);
     let mut origin = source_line(program, kernel, pc);
     if origin.file.is_some() {

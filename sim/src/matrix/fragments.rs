@@ -24,9 +24,9 @@ pub(super) fn register_values<V: LaneVector, const E: usize>(
 /// occurs four times: once for each lane that holds the same row of D.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub(super) struct ExpandedColumns<const K: usize>(pub(super) [[[f32; 32]; 2]; K]);
+pub(super) struct ExpandedColumnsOfA<const K: usize>(pub(super) [[[f32; 32]; 2]; K]);
 
-impl<const K: usize> ExpandedColumns<K> {
+impl<const K: usize> ExpandedColumnsOfA<K> {
     pub(super) const ZERO: Self = Self([[[0.0; 32]; 2]; K]);
 }
 
@@ -38,7 +38,7 @@ pub(super) fn expand_a_columns<V: LaneVector, const E: usize, const K: usize>(
     element: ElementFormat,
     registers: [&Lanes; 4],
     negate: bool,
-    out: &mut ExpandedColumns<K>,
+    out: &mut ExpandedColumnsOfA<K>,
 ) {
     for (r, register) in registers.into_iter().enumerate() {
         let mut values: [[f32; 32]; E] = register_values(v, element, register);

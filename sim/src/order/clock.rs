@@ -31,7 +31,7 @@ pub(super) struct BlockClock {
 impl BlockClock {
     /// Returns the lanes of `warp` whose epoch is at least `epoch`.
     #[inline(always)]
-    fn ordered_lanes(&self, warp: usize, epoch: u32) -> u32 {
+    fn lanes_ordered_before_clock(&self, warp: usize, epoch: u32) -> u32 {
         let even = if self.epoch[warp] >= epoch { self.mask[warp] } else { 0 };
         if self.uneven >> warp & 1 == 0 { even } else { even | self.exception_lanes(warp, epoch) }
     }
@@ -275,7 +275,7 @@ pub(super) struct ClockEpochs {
 
 impl ClockEpochs {
     #[inline(always)]
-    fn ordered_lanes(&self, block: u32, key: OwnerKey, epoch: u32) -> u32 {
+    fn lanes_ordered_before_clock(&self, block: u32, key: OwnerKey, epoch: u32) -> u32 {
         if key >> 6 == block {
             ClockEpochs::of_block(&self.own, key, epoch)
         } else {
@@ -293,7 +293,7 @@ impl ClockEpochs {
     fn of_block(block: &BlockClock, key: OwnerKey, epoch: u32) -> u32 {
         let warp = (key & 63) as usize;
         if warp < LANES {
-            return block.ordered_lanes(warp, epoch);
+            return block.lanes_ordered_before_clock(warp, epoch);
         }
         block.ordered_virtual_agents(((warp - LANES) * LANES) as u16, epoch)
     }
@@ -328,7 +328,7 @@ impl ClockEpochs {
                 }
             }
         };
-        if self.ordered_lanes(block, key, epoch) & mask == mask {
+        if self.lanes_ordered_before_clock(block, key, epoch) & mask == mask {
             return;
         }
         if key >> 6 == block {
@@ -368,7 +368,7 @@ impl VectorClock {
 
     /// Returns true if `agent`'s accesses up to `epoch` happen before the point in time for which this clock stands.
     pub fn includes(&self, agent: Agent, epoch: u32) -> bool {
-        agent == Agent::HOST || self.ordered_lanes(agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
+        agent == Agent::HOST || self.lanes_ordered_before_clock(agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
     }
 
     /// Returns true if `agent`'s generic writes to `space` up to `epoch` are visible to the async proxy.
@@ -405,12 +405,14 @@ impl VectorClock {
 
     /// Returns the mask of the lanes of warp `key` whose epoch is at least `epoch`.
     #[inline(always)]
-    pub(super) fn ordered_lanes(&self, key: OwnerKey, epoch: u32) -> u32 {
-        self.seen.ordered_lanes(self.block, key, epoch)
+    pub(super) fn lanes_ordered_before_clock(&self, key: OwnerKey, epoch: u32) -> u32 {
+        self.seen.lanes_ordered_before_clock(self.block, key, epoch)
     }
 
     pub(super) fn lanes_visible_to_async_proxy(&self, space: MemorySpace, key: OwnerKey, epoch: u32) -> u32 {
-        self.fenced[space as usize].as_ref().map_or(0, |fenced| fenced.ordered_lanes(self.block, key, epoch))
+        self.fenced[space as usize]
+            .as_ref()
+            .map_or(0, |fenced| fenced.lanes_ordered_before_clock(self.block, key, epoch))
     }
 
     pub(super) fn raise_epoch_of_lanes(&mut self, key: OwnerKey, mask: u32, epoch: u32) {

@@ -150,8 +150,8 @@ impl AsyncOps {
     }
 
     /// Returns the lanes of the operation with owner key `key` whose completion happens before the point of `clock`.
-    pub(super) fn ordered_lanes(&self, key: OwnerKey, clock: &VectorClock) -> u32 {
-        self.known(key, |key, epoch| clock.ordered_lanes(key, epoch))
+    pub(super) fn lanes_ordered_before_clock(&self, key: OwnerKey, clock: &VectorClock) -> u32 {
+        self.known(key, |key, epoch| clock.lanes_ordered_before_clock(key, epoch))
     }
 
     /// Returns the lanes of the operation with owner key `key` whose completion happens before the point of `clock`
@@ -165,7 +165,7 @@ impl AsyncOps {
     ) -> u32 {
         self.known(key, |key, epoch| {
             let own = if key == warp.key() && warp.epoch() >= epoch { 1 << lane } else { 0 };
-            clock.ordered_lanes(key, epoch) | own
+            clock.lanes_ordered_before_clock(key, epoch) | own
         })
     }
 

@@ -2,7 +2,7 @@
 
 use super::effects::apply_copy_effect;
 use super::engine::{AsyncEngine, completes_at_issue};
-use crate::exec::context::{InstructionContext, NextAction, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::{lane_addresses, lanes_with_undefined_address, lanes_with_undefined_register};
@@ -64,7 +64,7 @@ impl AsyncEngine {
             | lanes_with_undefined_register(regs, b.size.iter().chain(&b.multicast).chain(&b.coords))
             | b.mbarrier.map_or(0, |m| lanes_with_undefined_address(regs, &m));
         cx.drop_lanes_with_undefined_address(undefined);
-        for lane in lanes_of(cx.mask) {
+        for lane in lanes_in_mask(cx.mask) {
             let l = lane as usize;
             let request = BulkRequest {
                 lane,
@@ -153,7 +153,7 @@ impl AsyncEngine {
         let undefined = lanes_with_undefined_address(regs, s.to) | lanes_with_undefined_address(regs, s.mbarrier);
         cx.drop_lanes_with_undefined_address(undefined);
         let bytes = s.width as u32 * s.values.len() as u32;
-        for lane in lanes_of(cx.mask) {
+        for lane in lanes_in_mask(cx.mask) {
             let l = lane as usize;
             let signalled = self.mbarriers_of_copy(cx, memory, lane, Some(mbarriers[l]), &[None]);
             let Some(signalled) = signalled else { continue };
@@ -206,7 +206,7 @@ pub(super) fn add_bulk_store(
 /// Executes `cp.async.bulk.commit_group`.
 pub fn commit_bulk_group(cx: &mut InstructionContext) -> NextAction {
     let groups = &mut cx.warp.copies.bulk;
-    for lane in lanes_of(cx.mask) {
+    for lane in lanes_in_mask(cx.mask) {
         match groups.iter_mut().find(|g| g.lane == lane && !g.committed) {
             Some(group) => group.committed = true,
             None => groups.push(BulkGroup { lane, stores: Vec::new(), committed: true, read: false }),
@@ -224,7 +224,7 @@ pub fn wait_for_bulk_groups(
     sources_only: bool,
 ) -> NextAction {
     let mut all = std::mem::take(&mut cx.warp.copies.bulk);
-    for lane in lanes_of(cx.mask) {
+    for lane in lanes_in_mask(cx.mask) {
         let committed: Vec<usize> = (0..all.len()).filter(|&i| all[i].lane == lane && all[i].committed).collect();
         let done = committed.len().saturating_sub(pending_groups as usize);
         for &i in &committed[..done] {

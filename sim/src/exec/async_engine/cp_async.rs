@@ -3,7 +3,7 @@
 
 use super::effects::{apply_copy_effect, move_cp_async_bytes};
 use super::engine::{AsyncEngine, completes_at_issue};
-use crate::exec::context::{InstructionContext, NextAction, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::{AccessRequest, MemorySystem};
 use crate::exec::operands::{lane_addresses, lanes_where, lanes_with_undefined_address};
@@ -31,10 +31,13 @@ impl AsyncEngine {
             if ignore >> lane & 1 != 0 { 0 } else { sizes.map_or(size, |s| s[lane].min(size)) }
         };
         if let Some(s) = sizes
-            && let Some(lane) = lanes_of(mask).find(|&lane| s[lane as usize] > size)
+            && let Some(lane) = lanes_in_mask(mask).find(|&lane| s[lane as usize] > size)
         {
             cx.report(FindingKind::OutOfBounds, lane, || {
-                format!("cp.async: src-size {} is above the copy size {size}", s[lane as usize])
+                format!(
+                    "cp.async with a src-size of {} bytes, more than its copy size of {size} bytes",
+                    s[lane as usize]
+                )
             });
         }
         let (mut to, mut from) = std::mem::take(&mut self.copy_groups);
@@ -46,10 +49,10 @@ impl AsyncEngine {
         let (mut reading, mut partial) = (mask, false);
         if sizes.is_some() || ignore != 0 {
             reading = lanes_where(mask, |l| read_bytes(l) > 0);
-            partial = lanes_of(reading).any(|l| read_bytes(l as usize) < size);
+            partial = lanes_in_mask(reading).any(|l| read_bytes(l as usize) < size);
         }
         if partial {
-            for lane in lanes_of(reading) {
+            for lane in lanes_in_mask(reading) {
                 let (address, bytes) = (src[lane as usize], read_bytes(lane as usize));
                 locate_partial(cx, memory, c, lane, address, bytes, &mut from);
             }
@@ -63,7 +66,7 @@ impl AsyncEngine {
         for group in &from {
             memory.count_traffic(cx.grid.reporter.counts(cx.pc), group, size, false);
             if partial {
-                for lane in lanes_of(group.lanes) {
+                for lane in lanes_in_mask(group.lanes) {
                     let run = (group.offsets[lane as usize], read_bytes(lane as usize) as u64);
                     memory.check_async_runs(cx, (op, lane), group.location, &[run], None);
                 }
@@ -118,7 +121,7 @@ impl AsyncEngine {
         let mut all = std::mem::take(&mut cx.warp.copies.groups);
         for group in all.iter_mut().rev() {
             let mut done = 0u32;
-            for lane in lanes_of(group.lanes) {
+            for lane in lanes_in_mask(group.lanes) {
                 if newer[lane as usize] >= keep && mask >> lane & 1 != 0 {
                     done |= 1 << lane;
                 }

@@ -1,7 +1,7 @@
 //! The struct of the asynchronous engine: operations in flight, their completion, and fences.
 
 use super::effects::apply_copy_effect;
-use crate::exec::context::{InstructionContext, NextAction, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::grid::GridState;
 use crate::exec::launch::CompletionTiming;
 use crate::exec::memory_system::MemorySystem;
@@ -122,7 +122,7 @@ impl AsyncEngine {
         match fence {
             Fence::Memory { scope } => order.fence(mask, scope),
             Fence::ProxyAsync { shared, global } => order.fence_proxy(mask, shared, global),
-            Fence::MbarrierInit => self.init_fences.extend(lanes_of(mask).map(|lane| order.agent(lane).0)),
+            Fence::MbarrierInit => self.init_fences.extend(lanes_in_mask(mask).map(|lane| order.agent(lane).0)),
             Fence::TensorMap => order.fence_proxy(mask, true, true),
             Fence::Other => {}
         }

@@ -3,7 +3,7 @@
 
 use super::engine::AsyncEngine;
 use super::mbarrier_access::{check_mbarrier_use, locate_mbarrier};
-use crate::exec::context::{InstructionContext, NextAction, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::{lane_addresses, lanes_where, lanes_with_undefined_address, set_predicate};
@@ -43,7 +43,7 @@ impl AsyncEngine {
             }
             MbarrierKind::Arrive { .. } => self.mbarrier_arrive(cx, memory, m, &at),
             _ => {
-                for lane in lanes_of(cx.mask) {
+                for lane in lanes_in_mask(cx.mask) {
                     if let Some(object) = locate_mbarrier(cx, lane, m.window, at[lane as usize]) {
                         self.mbarrier_update(cx, memory, m, lane, object);
                     }
@@ -104,7 +104,7 @@ impl AsyncEngine {
         let MbarrierKind::Arrive { state, count, expect, drop, no_complete } = m.kind else { return };
         let mask = cx.mask;
         let mut released: Option<(MbarrierLocation, VectorClock)> = None;
-        for lane in lanes_of(mask) {
+        for lane in lanes_in_mask(mask) {
             let l = lane as usize;
             let Some(at) = locate_mbarrier(cx, lane, m.window, addresses[l]) else { continue };
             let count = count.map_or(1, |c| cx.regs().get(c)[l]);
@@ -244,7 +244,7 @@ impl AsyncEngine {
         if count > pending {
             let memory = Some(("shared", at.address as u64));
             grid.reporter.report_with_details(FindingKind::Mbarrier, site, None, memory, || {
-                format!("{count} arrivals at an mbarrier whose phase expects only {pending} more of {expected}")
+                format!("{count} arrivals at an mbarrier whose current phase lacks only {pending} of its {expected} arrivals")
             });
         }
         self.complete_phase(grid, at)
@@ -289,7 +289,7 @@ fn mbarrier_init(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u
     let address = ("shared", at.address as u64);
     if count == 0 || count > MAX_COUNT {
         cx.report_access(FindingKind::Mbarrier, lane, address, || {
-            format!("mbarrier.init with a count of {count}: 1 to {MAX_COUNT} arrivals are possible")
+            format!("mbarrier.init with a count of {count}: the count must be from 1 to {MAX_COUNT}")
         });
     }
     if at.slot != cx.warp.slot {

@@ -75,7 +75,7 @@ impl AsyncEngine {
                 Some(reduction) => Some(reduction),
                 None => {
                     cx.report(FindingKind::Unsupported, lane, || {
-                        format!("elements of type {:?} do not support this reduction", map.data_type)
+                        format!("the tensor reduction does not support elements of type {:?}", map.data_type)
                     });
                     return;
                 }

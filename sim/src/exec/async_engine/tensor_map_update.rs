@@ -1,6 +1,6 @@
 //! Instructions that change tensor maps: `tensormap.replace`, and the fence that copies a map to global memory.
 
-use crate::exec::context::{InstructionContext, NextAction, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::lane_addresses;
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
@@ -33,7 +33,7 @@ pub fn tensormap_replace(cx: &mut InstructionContext, memory: &mut MemorySystem,
     let regs = cx.regs();
     let at = lane_addresses(regs, r.map);
     let values: [u64; 32] = if r.wide { regs.get64(r.value) } else { regs.get(r.value).map(u64::from) };
-    for lane in lanes_of(cx.mask) {
+    for lane in lanes_in_mask(cx.mask) {
         let found = memory.locate_bytes(cx, lane, r.window, at[lane as usize], MAP_BYTES as u64);
         let Some((location, offset)) = found else { continue };
         let data = memory.location_bytes_mut(&mut cx.grid.blocks, location);

@@ -36,7 +36,7 @@ impl AsyncEngine {
         let warps = cx.block().warps.len();
         if group * 4 + 4 > warps {
             let n = warps - group * 4;
-            cx.report(FindingKind::Wgmma, lane, || format!("wgmma in a warpgroup of {n} warps; it needs four"));
+            cx.report(FindingKind::Wgmma, lane, || format!("wgmma in a warpgroup of {n} warps: wgmma needs four"));
             return NextAction::Next;
         }
         if quarter == 0 {
@@ -92,7 +92,9 @@ impl AsyncEngine {
         if other != pc {
             let (line, site) = (cx.grid.context.source_line(other), cx.finding_site(lane));
             cx.grid.reporter.report_with_details(FindingKind::Wgmma, site, Some(other), None, || {
-                format!("a warp executes this wgmma while others of its warpgroup execute the one at line {line}")
+                format!(
+                    "a warp executes this wgmma while other warps of its warpgroup execute the wgmma at line {line}"
+                )
             });
         } else if differs {
             cx.report(FindingKind::Wgmma, lane, || {

@@ -42,8 +42,7 @@ pub(super) fn check_registers_at_issue(cx: &mut InstructionContext, w: &Wgmma) {
         });
     }
     if !state.late.is_empty() && w.a.iter().chain(&w.d).any(|s| state.late.contains(s)) {
-        reporter
-            .add_note(site.pc, "registers of this wgmma are accessed between the wgmma.fence before it and the wgmma");
+        reporter.add_note(site.pc, "registers of this wgmma are accessed between the last wgmma.fence and the wgmma");
     }
     let issued = state.issued.iter().enumerate();
     for (n, issued) in issued.filter(|(_, issued)| issued.frame == cx.fragment.frame) {
@@ -96,7 +95,9 @@ pub fn access_wgmma_registers(
         let site = grid.finding_site(warp.slot, warp.index, mask.trailing_zeros(), pc);
         let line = context.source_line(other);
         grid.reporter.report_with_details(FindingKind::Wgmma, site, Some(other), None, || {
-            format!("{register} of the wgmma at line {line} is {verb} before wgmma.wait_group covers it")
+            format!(
+                "{register} of the wgmma at line {line} is {verb} before a wgmma.wait_group has waited for that wgmma"
+            )
         });
     }
 }

@@ -164,7 +164,7 @@ pub fn ret(cx: &mut InstructionContext) -> NextAction {
         cx.warp.leave_reconvergence_points(mask, join, to);
         fragment.join = to;
     }
-    fragment.join_pc = cx.warp.join_pc(fragment.join, parent);
+    fragment.join_pc = cx.warp.reconvergence_pc_in_frame(fragment.join, parent);
     cx.warp.complete_reconvergence();
     NextAction::Jumped
 }

@@ -1,7 +1,7 @@
 //! Function calls: frames with the registers of a called function, and the arguments that are copied between frames.
 
 use super::special::fixed_special_register;
-use crate::exec::context::lanes_of;
+use crate::exec::context::lanes_in_mask;
 use crate::exec::grid_context::GridContext;
 use crate::exec::operands::set_predicate;
 use crate::exec::state::block::Block;
@@ -49,7 +49,7 @@ pub fn copy_argument(
     (to_frame, to): (u32, CallArgument),
     mask: u32,
 ) {
-    for lane in lanes_of(mask).map(|lane| lane as usize) {
+    for lane in lanes_in_mask(mask).map(|lane| lane as usize) {
         let bytes = read_argument(warp, from_frame, from, lane);
         write_argument(warp, to_frame, to, lane, &bytes);
     }

@@ -2,7 +2,7 @@
 
 use super::control::exit;
 use super::frames::{read_argument, write_argument};
-use crate::exec::context::{InstructionContext, NextAction, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::memory_system::MemorySystem;
 use crate::finding::FindingKind;
 use crate::layout;
@@ -23,7 +23,7 @@ fn set_result(cx: &mut InstructionContext, call: &Call, lane: u32, bytes: &[u8])
 
 /// Executes a call of `vprintf`, which `printf` compiles to.
 pub fn vprintf(cx: &mut InstructionContext, memory: &MemorySystem, call: &Call) -> NextAction {
-    for lane in lanes_of(cx.mask) {
+    for lane in lanes_in_mask(cx.mask) {
         let format = memory.c_string_at(argument(cx, call, 0, lane));
         let args = argument(cx, call, 1, lane);
         let offset = args.wrapping_sub(layout::LOCAL_BASE) as usize;
@@ -49,7 +49,7 @@ pub fn assert_fail(cx: &mut InstructionContext, memory: &MemorySystem, call: &Ca
 }
 
 pub fn malloc(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call) -> NextAction {
-    for lane in lanes_of(cx.mask) {
+    for lane in lanes_in_mask(cx.mask) {
         let address = memory.malloc(argument(cx, call, 0, lane));
         set_result(cx, call, lane, &address.to_le_bytes());
     }
@@ -57,7 +57,7 @@ pub fn malloc(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Cal
 }
 
 pub fn free(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call) -> NextAction {
-    for lane in lanes_of(cx.mask) {
+    for lane in lanes_in_mask(cx.mask) {
         memory.free(argument(cx, call, 0, lane));
     }
     NextAction::Next

@@ -38,7 +38,9 @@ pub fn fixed_special_register(context: &GridContext, block: &Block, warp: u32, w
     let component = |v: [u32; 3], c: u8| v.get(c as usize).copied().unwrap_or(0);
     let per_cluster = |v: [u32; 3]| -> [u32; 3] { std::array::from_fn(|i| v[i] / context.cluster[i]) };
     match which {
-        FixedRegister::Tid(c) => component(crate::exec::grid_context::coordinates(warp * 32 + lane, launch.block), c),
+        FixedRegister::Tid(c) => {
+            component(crate::exec::grid_context::coordinates_of_index(warp * 32 + lane, launch.block), c)
+        }
         FixedRegister::Ntid(c) => component(launch.block, c),
         FixedRegister::Ctaid(c) => component(block.coordinates, c),
         FixedRegister::Nctaid(c) => component(launch.grid, c),
@@ -82,8 +84,10 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
     let now = cx.warp.max_registers;
     if increase && count < now || !increase && count > now {
         cx.report(FindingKind::Setmaxnreg, lane, || {
-            let direction = if increase { "inc" } else { "dec" };
-            format!("setmaxnreg.{direction} to {count}, but the warp has {now} registers per thread")
+            let (direction, bound) = if increase { ("inc", "at least") } else { ("dec", "at most") };
+            format!(
+                "setmaxnreg.{direction} to {count}: the count must be {bound} {now}, the warp's registers per thread"
+            )
         });
         return NextAction::Next;
     }

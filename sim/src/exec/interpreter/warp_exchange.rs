@@ -1,7 +1,7 @@
 //! Instructions in which the lanes of a warp exchange registers: `shfl`, `vote`, `match`, `redux`, `elect`; and
 //! `bar.warp.sync`, the only one of them that orders memory.
 
-use crate::exec::context::{InstructionContext, NextAction, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::operands::{lanes_where, mark_undefined_lanes, set_predicate};
 use crate::exec::state::warp::FragmentState;
 use crate::finding::FindingKind;
@@ -61,7 +61,7 @@ fn exchange(regs: &mut Registers, w: &WarpOp, mask: u32) {
             let (index, clamp) = (regs.get(b), regs.get(c));
             let mut out = [0u32; 32];
             let (mut valid, mut bad, mut inactive) = (0u32, 0u32, 0u32);
-            for lane in lanes_of(mask).map(|lane| lane as usize) {
+            for lane in lanes_in_mask(mask).map(|lane| lane as usize) {
                 let (source, inside) = shuffle_source(mode, lane as u32, index[lane], clamp[lane]);
                 let source = if inside { source } else { lane as u32 };
                 valid |= u32::from(inside) << lane;
@@ -105,7 +105,7 @@ fn exchange(regs: &mut Registers, w: &WarpOp, mask: u32) {
             let same = |lane: usize| lanes_where(mask, |l| values[l] == values[lane]);
             let mut out = [0u32; 32];
             let mut all_equal = true;
-            for lane in lanes_of(mask).map(|lane| lane as usize) {
+            for lane in lanes_in_mask(mask).map(|lane| lane as usize) {
                 out[lane] = same(lane);
                 all_equal &= out[lane] == mask;
             }
@@ -123,7 +123,7 @@ fn exchange(regs: &mut Registers, w: &WarpOp, mask: u32) {
         }
         WarpOpKind::Redux { op, signed, a } => {
             let values = regs.get(a);
-            let result = lanes_of(mask).map(|l| values[l as usize]).reduce(|x, y| match (op, signed) {
+            let result = lanes_in_mask(mask).map(|l| values[l as usize]).reduce(|x, y| match (op, signed) {
                 (AtomicOp::Add, _) => x.wrapping_add(y),
                 (AtomicOp::Min, true) => (x as i32).min(y as i32) as u32,
                 (AtomicOp::Max, true) => (x as i32).max(y as i32) as u32,

@@ -3,7 +3,7 @@
 use super::combine::{atomic_result, flush_subnormal};
 use super::locate::AccessRequest;
 use super::system::MemorySystem;
-use crate::exec::context::{InstructionContext, NextAction, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::operands::{lane_addresses, lanes_with_undefined_address, lanes_with_undefined_register};
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
@@ -46,7 +46,9 @@ impl MemorySystem {
         self.count_traffic(cx.grid.reporter.counts(cx.pc), group, bytes, true);
         if !self.is_writable(group.location) {
             let lane = group.lanes.trailing_zeros();
-            cx.report(FindingKind::OutOfBounds, lane, || "an atomic operation on constant memory".into());
+            cx.report(FindingKind::OutOfBounds, lane, || {
+                "an atomic operation on constant memory, which is read-only".into()
+            });
             return;
         }
         self.check_lane_accesses(cx, AccessKind::Atomic, group, bytes, a.scope, 0);
@@ -54,7 +56,7 @@ impl MemorySystem {
         let semantics = a.semantics.unwrap_or(MemorySemantics::Relaxed);
         let observes = !self.sync_vars.is_empty();
         // PTX does not define the order of the lanes of an atomic; the simulator executes them in ascending order.
-        for lane in lanes_of(group.lanes) {
+        for lane in lanes_in_mask(group.lanes) {
             let key = self.sync_location_key(cx, group, lane);
             if observes {
                 let order = &mut cx.warp.order;

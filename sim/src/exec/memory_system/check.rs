@@ -2,7 +2,7 @@
 //! acquire and release vector clocks.
 
 use super::system::MemorySystem;
-use crate::exec::context::{InstructionContext, lanes_of};
+use crate::exec::context::{InstructionContext, lanes_in_mask};
 use crate::exec::reporter::conflicts::MemoryConflict;
 use crate::exec::state::block::BlockTable;
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
@@ -142,7 +142,7 @@ impl MemorySystem {
         if slot != cx.warp.slot || cx.block().mbarriers.is_empty() {
             return;
         }
-        for lane in lanes_of(group.lanes) {
+        for lane in lanes_in_mask(group.lanes) {
             let from = group.offsets[lane as usize] as u32 + FIRST_SHARED_ADDRESS;
             let mut overlapping = cx.block().mbarriers.range(from.saturating_sub(7)..from + bytes);
             if let Some((&at, _)) = overlapping.next() {
@@ -160,7 +160,7 @@ impl MemorySystem {
         if self.sync_vars.is_empty() {
             return;
         }
-        for lane in lanes_of(group.lanes) {
+        for lane in lanes_in_mask(group.lanes) {
             let key = self.sync_location_key(cx, group, lane);
             self.sync_vars.on_strong_read(key, &mut cx.warp.order, lane, semantics, t.scope, &self.clusters);
         }
@@ -172,13 +172,13 @@ impl MemorySystem {
         match t.semantics {
             None if self.sync_vars.is_empty() => {}
             None => {
-                for lane in lanes_of(group.lanes) {
+                for lane in lanes_in_mask(group.lanes) {
                     let key = self.sync_location_key(cx, group, lane);
                     self.sync_vars.on_weak_write(key);
                 }
             }
             Some(semantics) => {
-                for lane in lanes_of(group.lanes) {
+                for lane in lanes_in_mask(group.lanes) {
                     let key = self.sync_location_key(cx, group, lane);
                     let order = &mut cx.warp.order;
                     self.sync_vars.on_strong_write(key, order, lane, semantics, t.scope, false, &self.clusters);

@@ -2,7 +2,7 @@
 
 use super::registers::{lane_value, read_element, set_register_lanes};
 use super::system::MemorySystem;
-use crate::exec::context::{InstructionContext, lanes_of};
+use crate::exec::context::{InstructionContext, lanes_in_mask};
 use crate::finding::FindingKind;
 use crate::program::op::LoadStore;
 
@@ -11,7 +11,7 @@ impl MemorySystem {
     pub(super) fn load_local(&self, cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], base: u64, lanes: u32) {
         let (bytes, width) = (t.width as usize * t.regs.len(), t.width as usize);
         let mut values = vec![[0u128; 32]; t.regs.len()];
-        for lane in lanes_of(lanes) {
+        for lane in lanes_in_mask(lanes) {
             let offset = at[lane as usize].wrapping_sub(base) as usize;
             let Some(start) = local_start(cx, lane, offset, bytes) else { continue };
             if !cx.warp.local_init[start..start + bytes].iter().all(|&written| written) {
@@ -42,7 +42,7 @@ impl MemorySystem {
         undefined: u32,
     ) {
         let (bytes, width) = (t.width as usize * t.regs.len(), t.width as usize);
-        for lane in lanes_of(lanes) {
+        for lane in lanes_in_mask(lanes) {
             let offset = at[lane as usize].wrapping_sub(base) as usize;
             let Some(start) = local_start(cx, lane, offset, bytes) else { continue };
             for (n, slot) in t.regs.iter().flatten().enumerate() {

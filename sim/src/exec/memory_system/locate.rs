@@ -2,7 +2,7 @@
 //! bounds or misaligned.
 
 use super::system::MemorySystem;
-use crate::exec::context::{InstructionContext, lanes_of};
+use crate::exec::context::{InstructionContext, lanes_in_mask};
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
 use crate::layout::{self, SharedAddressParts};
@@ -83,7 +83,7 @@ impl MemorySystem {
         let (base, len) = (buffer.base, buffer.data.len() as u64);
         let location = MemoryLocation::Global(index);
         if *left == u32::MAX
-            && let Some(group) = LaneGroup::of_all_lanes(location, addresses, base, (0, len), bytes)
+            && let Some(group) = LaneGroup::from_all_lanes(location, addresses, base, (0, len), bytes)
         {
             *left = 0;
             groups.push(group);
@@ -137,13 +137,16 @@ impl MemorySystem {
         let Some((slot, target)) = slot.and_then(|slot| Some((slot, cx.grid.blocks.get(slot)?))) else {
             *left &= *left - 1;
             cx.report_access(FindingKind::OutOfBounds, lane, ("shared", first as u64), || {
-                format!("access to shared memory of block rank {}, which the cluster does not have", rank.unwrap_or(0))
+                format!(
+                    "access to the shared memory of the block of rank {}, which the cluster does not have",
+                    rank.unwrap_or(0)
+                )
             });
             return;
         };
         if slot != cx.warp.slot && target.ended {
             cx.report_access(FindingKind::OutOfBounds, lane, ("shared", first as u64), || {
-                format!("access to shared memory of block rank {}, which has exited", rank.unwrap_or(0))
+                format!("access to the shared memory of the block of rank {}, which has exited", rank.unwrap_or(0))
             });
         }
         let len = cx.block().shared.len() as u64;
@@ -159,7 +162,7 @@ impl MemorySystem {
         if *left == u32::MAX && rank.is_none() {
             variable = variable_at((first as u64).wrapping_sub(start));
             let range = (variable.0, variable.1.min(len));
-            if let Some(group) = LaneGroup::of_all_lanes(location, addresses, window_base + start, range, bytes) {
+            if let Some(group) = LaneGroup::from_all_lanes(location, addresses, window_base + start, range, bytes) {
                 *left = 0;
                 groups.push(group);
                 return;
@@ -267,7 +270,7 @@ impl MemorySystem {
     #[cold]
     pub(super) fn mark_refused_stores_initialized(&mut self, cx: &mut InstructionContext, request: &AccessRequest) {
         let bytes = request.bytes;
-        for lane in lanes_of(request.lanes) {
+        for lane in lanes_in_mask(request.lanes) {
             let address = request.addresses[lane as usize];
             let generic = request.window == AddressWindow::Generic;
             let window = if generic { layout::state_space_of(address) } else { Some(request.window) };
@@ -300,7 +303,7 @@ fn report_bad_lanes(
     (base, len): (u64, u64),
 ) {
     let bytes = request.bytes;
-    for lane in lanes_of(bad) {
+    for lane in lanes_in_mask(bad) {
         let address = request.addresses[lane as usize];
         if address & (bytes - 1) != 0 {
             cx.report_access(FindingKind::Misaligned, lane, (space, address), || {

@@ -3,7 +3,7 @@
 use super::locate::AccessRequest;
 use super::system::MemorySystem;
 use crate::counters;
-use crate::exec::context::{InstructionContext, NextAction, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::operands::{lane_addresses, lanes_with_undefined_address};
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
@@ -71,7 +71,7 @@ impl MemorySystem {
             self.check_lane_accesses(cx, AccessKind::Write, group, 16, AccessStrength::Weak, 0);
             self.check_mbarrier_overwrite(cx, group, 16);
             let data = self.location_bytes_mut(&mut cx.grid.blocks, group.location);
-            for lane in lanes_of(group.lanes).map(|lane| lane as usize) {
+            for lane in lanes_in_mask(group.lanes).map(|lane| lane as usize) {
                 data[group.offsets[lane] as usize..][..16].copy_from_slice(&bytes[lane]);
             }
         }
@@ -86,7 +86,7 @@ impl MemorySystem {
                 shadow.check_matrix_row_reads(warp, group.lanes, &group.offsets, pc, order, found);
             });
             let data = self.location_bytes(&cx.grid.blocks, group.location);
-            for lane in lanes_of(group.lanes).map(|lane| lane as usize) {
+            for lane in lanes_in_mask(group.lanes).map(|lane| lane as usize) {
                 bytes[lane].copy_from_slice(&data[group.offsets[lane] as usize..][..16]);
             }
         }

@@ -1,6 +1,6 @@
 //! Moves values between bytes of memory and the registers of a warp.
 
-use crate::exec::context::lanes_of;
+use crate::exec::context::lanes_in_mask;
 use crate::exec::state::location::LaneGroup;
 use crate::program::op::LoadStore;
 use crate::regs::Registers;
@@ -47,7 +47,7 @@ pub fn set_register_lanes(regs: &mut Registers, register: u32, rows: u8, values:
         2 => regs.set64(register, &values.map(|v| v as u64), mask),
         _ => {
             let lanes: &mut [u128] = bytemuck::cast_slice_mut(&mut regs.rows[register as usize..register as usize + 4]);
-            for lane in lanes_of(mask) {
+            for lane in lanes_in_mask(mask) {
                 lanes[lane as usize] = values[lane as usize];
             }
         }
@@ -87,7 +87,7 @@ pub fn load_registers(data: &[u8], group: &LaneGroup, t: &LoadStore, regs: &mut 
             regs.undefined[slot as usize] &= !lanes;
         } else {
             let mut values = [0u128; 32];
-            for lane in lanes_of(lanes).map(|lane| lane as usize) {
+            for lane in lanes_in_mask(lanes).map(|lane| lane as usize) {
                 values[lane] = read_element(data, group.offsets[lane] as usize + n * width, t);
             }
             set_register_lanes(regs, slot, t.register_rows, &values, lanes);

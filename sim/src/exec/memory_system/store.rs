@@ -4,7 +4,7 @@ use super::load::access_strength;
 use super::locate::AccessRequest;
 use super::registers::{lane_value, store_registers};
 use super::system::MemorySystem;
-use crate::exec::context::{InstructionContext, NextAction, lanes_of};
+use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::operands::{lane_addresses, lanes_where, lanes_with_undefined_address, lanes_with_undefined_register};
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
@@ -56,7 +56,7 @@ impl MemorySystem {
         self.count_traffic(cx.grid.reporter.counts(cx.pc), group, bytes, true);
         if !self.is_writable(group.location) {
             let lane = group.lanes.trailing_zeros();
-            cx.report(FindingKind::OutOfBounds, lane, || "a store to constant memory".into());
+            cx.report(FindingKind::OutOfBounds, lane, || "a store to constant memory, which is read-only".into());
             return;
         }
         let data = self.location_bytes_mut(&mut cx.grid.blocks, group.location);
@@ -92,7 +92,7 @@ impl MemorySystem {
         }
         if lanes & !local != 0 {
             cx.report(FindingKind::OutOfBounds, (lanes & !local).trailing_zeros(), || {
-                "a store to the kernel's parameters".into()
+                "a store to the kernel's parameters, which are read-only".into()
             });
         }
     }
@@ -104,7 +104,7 @@ fn store_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32])
     let frame = cx.warp.frame(cx.fragment.frame);
     let (stride, width) = (frame.params.len() / 32, t.width as usize);
     for (n, slot) in t.regs.iter().flatten().enumerate() {
-        for lane in lanes_of(mask).map(|lane| lane as usize) {
+        for lane in lanes_in_mask(mask).map(|lane| lane as usize) {
             let value = lane_value(&frame.regs, *slot, t.register_rows, lane).to_le_bytes();
             let offset = at[lane] as usize + n * width;
             let start = lane * stride + offset;

@@ -58,7 +58,8 @@ impl MemorySystem {
             self.wmma_unpacked(cx, t, t.regs[register], addresses_of);
         }
         if !t.store {
-            // Some matrix fragments hold each element in several registers: the remaining registers are copies of the distinct ones.
+            // Some matrix fragments hold each element in several registers: the remaining registers are copies of the
+            // distinct ones.
             for (&to, &from) in t.regs[form.distinct_register_count()..]
                 .iter()
                 .zip(t.regs[..form.distinct_register_count()].iter().cycle())

@@ -1,8 +1,8 @@
 //! Turns conflicts that the shadow memory finds into findings and notes.
 
 use super::Reporter;
-use crate::exec::grid_context::coordinates;
-use crate::finding::{FindingKind, FindingSite, line_and_inlining};
+use crate::exec::grid_context::coordinates_of_index;
+use crate::finding::{FindingKind, FindingSite, line_and_inlining_chain};
 use crate::order::{AccessKind, Agent, AsyncOpKind, AsyncOps, Conflict, ConflictKind, EarlierAccess};
 
 /// A conflict of an access with earlier accesses to the same bytes, and the access itself.
@@ -112,8 +112,8 @@ impl Reporter<'_> {
         let launch = dependent.launch;
         let site = FindingSite {
             pc,
-            block: coordinates(agent.block() - dependent.first_block, launch.launch.grid),
-            thread: coordinates(agent.thread_index().unwrap_or(0), launch.launch.block),
+            block: coordinates_of_index(agent.block() - dependent.first_block, launch.launch.grid),
+            thread: coordinates_of_index(agent.thread_index().unwrap_or(0), launch.launch.block),
         };
         let (earlier, later, address) = (
             match m.conflict.earlier_kind {
@@ -126,7 +126,7 @@ impl Reporter<'_> {
         );
         let memory = Some(("global", address));
         dependent.findings.report_defect(launch.program, launch.kernel, FindingKind::Race, site, None, memory, || {
-            let (line, _) = line_and_inlining(context.program, context.kernel, m.site.pc);
+            let (line, _) = line_and_inlining_chain(context.program, context.kernel, m.site.pc);
             format!(
                 "{earlier} of global memory at {address:#x} without griddepcontrol.wait before it: not ordered after the {later} at line {line} of the primary grid"
             )

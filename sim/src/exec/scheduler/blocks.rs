@@ -2,7 +2,7 @@
 
 use super::Scheduler;
 use crate::exec::grid::GridState;
-use crate::exec::grid_context::{GridContext, coordinates};
+use crate::exec::grid_context::{GridContext, coordinates_of_index};
 use crate::exec::interpreter::enter_function;
 use crate::exec::residency;
 use crate::exec::state::barrier::{BlockBarrier, ClusterBarrier};
@@ -20,12 +20,12 @@ impl Scheduler {
         if self.next_cluster as u64 >= counts.iter().map(|&n| n as u64).product() {
             return false;
         }
-        let cluster = coordinates(self.next_cluster, counts);
+        let cluster = coordinates_of_index(self.next_cluster, counts);
         self.next_cluster += 1;
         let size = context.cluster_blocks();
         let slots: Vec<u32> = (0..size).map(|_| self.reserve_slot(&mut grid.blocks)).collect();
         for (rank, &slot) in (0..).zip(&slots) {
-            let within = coordinates(rank, context.cluster);
+            let within = coordinates_of_index(rank, context.cluster);
             let at = [0, 1, 2].map(|i| cluster[i] * context.cluster[i] + within[i]);
             let block = new_block(&context, &mut grid.blocks, at, rank, slots.clone());
             self.queued[slot as usize] = vec![false; block.warps.len()];
@@ -42,7 +42,7 @@ impl Scheduler {
 
     /// Reserves a slot for a block and returns the slot's number.
     fn reserve_slot(&mut self, blocks: &mut BlockTable) -> u32 {
-        let free = (0..blocks.len()).find(|&s| blocks.get(s).is_none() && self.queued[s as usize].is_empty());
+        let free = (0..blocks.slot_count()).find(|&s| blocks.get(s).is_none() && self.queued[s as usize].is_empty());
         let slot = free.unwrap_or_else(|| {
             self.queued.push(Vec::new());
             blocks.add_slot()

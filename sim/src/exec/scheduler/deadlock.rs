@@ -126,7 +126,7 @@ fn stuck_cause(grid: &GridState) -> StuckCause {
             FragmentState::Registers => {
                 let (now, left) = (warp.max_registers, block.register_pool);
                 let cause = format!(
-                    "setmaxnreg.inc waits for registers that no setmaxnreg.dec will free ({now} per thread now, {left} in the block's pool); "
+                    "setmaxnreg.inc waits for registers that no setmaxnreg.dec will free (the warp has {now} per thread, {left} are in the block's pool); "
                 );
                 return StuckCause::Resource(FindingKind::Setmaxnreg, site, cause);
             }

@@ -47,7 +47,7 @@ impl Scheduler {
     /// Makes the fragments of all blocks ready whose state satisfies `which`. Returns whether there were any.
     fn wake_everywhere(&mut self, grid: &mut GridState, which: impl Fn(&FragmentState) -> bool) -> bool {
         let mut any = false;
-        for slot in 0..grid.blocks.len() {
+        for slot in 0..grid.blocks.slot_count() {
             any |= self.wake_in_block(grid, slot, &which);
         }
         any
@@ -112,7 +112,7 @@ impl Scheduler {
     /// in turn wait for them. Returns whether there were any.
     pub(super) fn give_up_reconvergence(&mut self, grid: &mut GridState) -> bool {
         let mut any = false;
-        for slot in 0..grid.blocks.len() {
+        for slot in 0..grid.blocks.slot_count() {
             any |= self.wake_warps(grid, slot, Warp::give_up_reconvergence);
         }
         any
@@ -124,7 +124,7 @@ impl Scheduler {
     pub(super) fn let_try_waits_return_false(&mut self, grid: &mut GridState) -> bool {
         let mark = grid.progress.changes.wrapping_mul(2) | 1;
         let mut any = false;
-        for slot in 0..grid.blocks.len() {
+        for slot in 0..grid.blocks.slot_count() {
             any |= self.wake_warps(grid, slot, |warp| {
                 let mut woken = false;
                 for f in &mut warp.fragments {

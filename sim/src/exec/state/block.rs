@@ -65,7 +65,7 @@ pub struct BlockTable {
 
 impl BlockTable {
     /// Returns the number of slots, occupied or empty.
-    pub fn len(&self) -> u32 {
+    pub fn slot_count(&self) -> u32 {
         self.slots.len() as u32
     }
 

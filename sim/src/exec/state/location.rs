@@ -44,7 +44,7 @@ impl LaneGroup {
     /// Creates a group of all 32 lanes if each access of `bytes` bytes is aligned and lies in `range` (its start and
     /// end, as byte offsets from `base`, the first address of the location); else returns `None`.
     #[inline]
-    pub fn of_all_lanes(
+    pub fn from_all_lanes(
         location: MemoryLocation,
         addresses: &[u64; 32],
         base: u64,

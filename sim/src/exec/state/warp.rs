@@ -200,7 +200,7 @@ impl Warp {
     }
 
     /// Returns [`WarpFragment::join_pc`] for a fragment in `frame` whose next reconvergence point is `join`.
-    pub fn join_pc(&self, join: u32, frame: u32) -> u32 {
+    pub fn reconvergence_pc_in_frame(&self, join: u32, frame: u32) -> u32 {
         match self.joins.get(join as usize) {
             Some(j) if join != NO_RECONVERGENCE_POINT && j.frame == frame => j.pc,
             _ => NO_RECONVERGENCE_POINT,
@@ -301,7 +301,7 @@ impl Warp {
         if mask == 0 {
             return;
         }
-        let join_pc = self.join_pc(j.parent, j.frame);
+        let join_pc = self.reconvergence_pc_in_frame(j.parent, j.frame);
         self.fragments.push(WarpFragment {
             pc: j.pc,
             mask,
@@ -326,7 +326,7 @@ impl Warp {
             j.expected &= !f.mask;
             j.arrived &= !f.mask;
             let parent = j.parent;
-            let join_pc = self.join_pc(parent, f.frame);
+            let join_pc = self.reconvergence_pc_in_frame(parent, f.frame);
             let f = &mut self.fragments[i];
             f.join = parent;
             f.join_pc = join_pc;
@@ -427,7 +427,7 @@ impl Warp {
         let common = a.iter().copied().find(|j| b.contains(j)).unwrap_or(NO_RECONVERGENCE_POINT);
         self.leave_reconvergence_points(f.mask, f.join, common);
         self.leave_reconvergence_points(g.mask, g.join, common);
-        let join_pc = self.join_pc(common, f.frame);
+        let join_pc = self.reconvergence_pc_in_frame(common, f.frame);
         let f = &mut self.fragments[i];
         f.mask |= g.mask;
         f.join = common;

@@ -31,7 +31,7 @@ pub fn cluster_arrive(cx: &mut InstructionContext, release: bool, aligned: bool)
     }
     if twice {
         cx.report(FindingKind::Barrier, cx.first_lane(), || {
-            "barrier.cluster.arrive: a thread arrives a second time before it has waited".into()
+            "barrier.cluster.arrive: a thread arrives a second time without a barrier.cluster.wait in between".into()
         });
     }
     complete_cluster_barrier(cx.grid, cx.warp.slot);

@@ -3,7 +3,7 @@
 use super::op::MmaOp;
 use crate::matrix::Lanes;
 use crate::matrix::format::{AccumulatorFormat, ElementFormat};
-use crate::matrix::fragments::{ExpandedColumns, expand_a_columns, register_to_b_rows};
+use crate::matrix::fragments::{ExpandedColumnsOfA, expand_a_columns, register_to_b_rows};
 use crate::matrix::simd::{LaneVector, VectorKernel, run_vector_kernel};
 
 /// The register indices of one product D = A·B + C.
@@ -72,7 +72,7 @@ type Rows = [[[f32; 4]; K]; 2];
 /// allocation.
 #[derive(Clone, Debug)]
 pub struct FragmentCache {
-    a: Box<[ExpandedColumns<K>; CACHED_A]>,
+    a: Box<[ExpandedColumnsOfA<K>; CACHED_A]>,
     b: Box<[Rows; CACHED_B]>,
     /// For each cached fragment, the registers that it was converted from.
     of_a: [[u32; 4]; CACHED_A],
@@ -85,7 +85,7 @@ pub struct FragmentCache {
 impl Default for FragmentCache {
     fn default() -> Self {
         Self {
-            a: Box::new([ExpandedColumns::ZERO; CACHED_A]),
+            a: Box::new([ExpandedColumnsOfA::ZERO; CACHED_A]),
             b: Box::new([[[[0.0; 4]; K]; 2]; CACHED_B]),
             of_a: [[NONE; 4]; CACHED_A],
             of_b: [[NONE; 2]; CACHED_B],
@@ -215,7 +215,7 @@ type Sums<F, const H: usize, const N: usize> = [[[F; N]; 2]; H];
 #[inline(always)]
 fn sums<V: LaneVector, const G: usize, const H: usize, const N: usize>(
     v: V,
-    a: &ExpandedColumns<K>,
+    a: &ExpandedColumnsOfA<K>,
     b: [&Rows; G],
     registers: &[Lanes],
     c: [&[u32; 4]; G],
@@ -262,7 +262,7 @@ fn store<V: LaneVector, const H: usize, const N: usize>(
 #[inline(always)]
 fn summed<V: LaneVector, const G: usize, const H: usize, const N: usize>(
     v: V,
-    a: &ExpandedColumns<K>,
+    a: &ExpandedColumnsOfA<K>,
     b: [&Rows; G],
     first: usize,
     mut sums: [Sums<V::F, H, N>; G],

@@ -17,7 +17,9 @@ pub use descriptor::{Descriptor, DescriptorError, SharedOperand};
 
 use super::Lanes;
 pub use super::format::{AccumulatorFormat, ElementFormat};
-use super::fragments::{ExpandedColumns, expand_a_columns, load_accumulators, register_to_b_rows, store_accumulators};
+use super::fragments::{
+    ExpandedColumnsOfA, expand_a_columns, load_accumulators, register_to_b_rows, store_accumulators,
+};
 use super::simd::{LaneVector, VectorKernel, run_vector_kernel};
 
 /// The number of rows of A and D.
@@ -292,7 +294,7 @@ struct ProductKernel<'a> {
 impl VectorKernel for ProductKernel<'_> {
     #[inline(always)]
     fn run<V: LaneVector>(mut self, v: V) {
-        let mut columns = ExpandedColumns::<MAX_K>::ZERO;
+        let mut columns = ExpandedColumnsOfA::<MAX_K>::ZERO;
         let (element, negate) = (self.op.a, self.op.negate);
         let registers = self.tiles.a[self.warp].each_ref();
         match element.bits() {

@@ -121,7 +121,7 @@ impl Fragment {
     }
 
     /// Returns the number of registers that the instruction names.
-    pub fn registers(&self) -> usize {
+    pub fn register_count(&self) -> usize {
         self.registers
     }
 

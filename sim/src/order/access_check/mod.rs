@@ -512,7 +512,7 @@ impl<'a> AccessCheck<'a> {
         let (ops, clock) = (self.cx.ops, self.clock);
         let below = if list != 0 && entry.key >= FIRST_OP_KEY && !entry.write {
             lists.without_matching(list, |old| {
-                old.key >= FIRST_OP_KEY && !old.write && ops.ordered_lanes(old.key, clock) == u32::MAX
+                old.key >= FIRST_OP_KEY && !old.write && ops.lanes_ordered_before_clock(old.key, clock) == u32::MAX
             })
         } else {
             list
@@ -553,9 +553,9 @@ impl<'a> AccessCheck<'a> {
         let known = if key >= NO_AGENT >> 5 {
             u32::MAX
         } else if key < FIRST_OP_KEY {
-            self.clock.ordered_lanes(key, stamp.epoch())
+            self.clock.lanes_ordered_before_clock(key, stamp.epoch())
         } else {
-            self.cx.ops.ordered_lanes(key, self.clock)
+            self.cx.ops.lanes_ordered_before_clock(key, self.clock)
         };
         OrderedLanes { key, stamp, known }
     }
@@ -565,7 +565,7 @@ impl<'a> AccessCheck<'a> {
     pub(super) fn is_ordered_for_lane(&self, key: OwnerKey, stamp: AccessStamp, mask: u32, lane: u32) -> bool {
         let own = if key == self.key || key == self.warp.key() { 1 << lane } else { 0 };
         let known = if key < FIRST_OP_KEY {
-            self.clock.ordered_lanes(key, stamp.epoch())
+            self.clock.lanes_ordered_before_clock(key, stamp.epoch())
         } else {
             self.cx.ops.ordered_lanes_for_lane(key, self.warp, lane, self.clock)
         };

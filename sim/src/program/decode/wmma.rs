@@ -29,7 +29,7 @@ impl Decoder<'_> {
         let ty = |f: &Fragment| if f.bits() == 64 { Type::F64 } else { Type::B32 };
         let mut list = |operand: &Operand, fragment: &Fragment| {
             let slots = self.row_list(operand, ty(fragment))?;
-            if slots.len() != fragment.registers() {
+            if slots.len() != fragment.register_count() {
                 return Err(self.o.error("the number of registers does not fit the opcode"));
             }
             Ok(slots)
@@ -69,7 +69,7 @@ impl Decoder<'_> {
         let (addr, window) = self.o.address_operand(&instruction.operands[address], named)?;
         let ty = if fragment.element_bits() == 64 { Type::F64 } else { Type::B32 };
         let regs = self.row_list(&instruction.operands[data], ty)?;
-        if regs.len() != fragment.registers() {
+        if regs.len() != fragment.register_count() {
             return Err(self.o.error("the number of registers does not fit the opcode"));
         }
         let stride = instruction.operands.get(2).map(|o| self.o.source_slot(o, Type::B32)).transpose()?;
