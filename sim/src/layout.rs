@@ -40,7 +40,7 @@ pub const FIRST_SHARED_ADDRESS: u32 = 1024;
 pub const CLUSTER_RANK_SHIFT: u32 = 24;
 
 /// Returns the shared address by which any block of the cluster names `shared_address` in the block of rank `block_rank`.
-pub fn cluster_address(shared_address: u32, block_rank: u32) -> u32 {
+pub fn shared_address_in_cluster(shared_address: u32, block_rank: u32) -> u32 {
     shared_address & ((1 << CLUSTER_RANK_SHIFT) - 1) | (block_rank + 1) << CLUSTER_RANK_SHIFT
 }
 

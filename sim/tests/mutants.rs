@@ -3,7 +3,7 @@
 use reel_sim::exec::{self, ExecOptions, LaunchConfig};
 use reel_sim::finding::FindingKind;
 use reel_sim::memory::SimMemory;
-use reel_sim::mutate::{apply_mutant, mutants, reached_mutants, run_mutants};
+use reel_sim::mutate::{all_mutants, apply_mutant, reached_mutants, run_mutants};
 use reel_sim::program::{Program, ProgramError};
 use reel_sim::ptx::ast::{Instruction, Operand};
 
@@ -165,7 +165,7 @@ fn survivors(text: &str, bulk: bool) -> (usize, Vec<String>) {
     assert_eq!(found, None, "the kernel itself is correct");
     let kernel = program.kernel("k").expect("a kernel");
     let all = reached_mutants(&program, &kernel, |pc| executed[pc as usize] > 0);
-    assert_eq!(all, mutants(&program.module));
+    assert_eq!(all, all_mutants(&program.module));
     let judged = run_mutants::<ProgramError>(&program, &all, |p| Ok(judge(p, bulk).0)).expect("programs");
     let alive = judged.iter().filter(|v| v.killed_by.is_none()).map(|v| v.mutant.to_string()).collect();
     (judged.len(), alive)
@@ -183,7 +183,7 @@ fn unchanged_kernels_compute_the_expected_sum() {
 fn every_mutation_is_made_once_per_instruction() {
     let of = |text: &str| -> Vec<String> {
         let program = Program::parse(text).unwrap();
-        mutants(&program.module).iter().map(|m| format!("{} {}", m.opcode, m.change)).collect()
+        all_mutants(&program.module).iter().map(|m| format!("{} {}", m.opcode, m.change)).collect()
     };
     let exchange = of(EXCHANGE);
     for one in [
@@ -213,7 +213,7 @@ fn every_mutation_is_made_once_per_instruction() {
 fn mutant_differs_in_one_instruction() {
     for text in [EXCHANGE, BULK] {
         let program = Program::parse(text).unwrap();
-        for m in mutants(&program.module) {
+        for m in all_mutants(&program.module) {
             let changed = apply_mutant(&program, &m).unwrap();
             let (old, new) = (&program.module.functions[0].body, &changed.module.functions[0].body);
             let inserted = new.len() - old.len();

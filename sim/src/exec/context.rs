@@ -97,16 +97,16 @@ impl InstructionContext<'_, '_> {
         }
     }
 
-    /// Returns whether all live lanes in `members` are at this instruction; if not, makes the fragment wait for them.
-    pub fn gather_lanes(&mut self, members: u32) -> bool {
+    /// Returns whether all live lanes in `member_mask` are at this instruction; if not, makes the fragment wait for them.
+    pub fn gather_lanes(&mut self, member_mask: u32) -> bool {
         if self.fragment.gathered {
             self.fragment.gathered = false;
             return true;
         }
-        if members & self.warp.live & !self.mask == 0 {
+        if member_mask & self.warp.live & !self.mask == 0 {
             return true;
         }
-        self.fragment.state = FragmentState::Gather { members, same_instruction: true };
+        self.fragment.state = FragmentState::Gather { members: member_mask, same_instruction: true };
         false
     }
 

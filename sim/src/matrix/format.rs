@@ -97,12 +97,12 @@ pub(super) fn unpack_to_f32<const E: usize, const L: usize>(
             #[inline(always)]
             |bits| f32::from_bits(bits << 16),
         ),
-        ElementFormat::F16 => each(words, out, f16_value),
+        ElementFormat::F16 => each(words, out, f16_bits_to_f32),
         ElementFormat::E5m2 => each(
             words,
             out,
             #[inline(always)]
-            |bits| f16_value(bits << 8),
+            |bits| f16_bits_to_f32(bits << 8),
         ),
         ElementFormat::E4m3 => each(words, out, e4m3_value),
         ElementFormat::S8 => each(
@@ -144,7 +144,7 @@ fn each<const E: usize, const L: usize>(words: &[u32; L], out: &mut [[f32; L]; E
 
 /// Converts f16 bits to f32; branch-free, so that it vectorises.
 #[inline(always)]
-pub(super) fn f16_value(bits: u32) -> f32 {
+pub(super) fn f16_bits_to_f32(bits: u32) -> f32 {
     // The exponent biases of f16 and f32 differ by 112; multiplying by 2^112 also normalises subnormals.
     let scaled = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
     let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
@@ -160,7 +160,7 @@ fn e4m3_value(bits: u32) -> f32 {
 
 /// Rounds an f32 to f16 (to nearest, ties to even) and returns its bits; branch-free.
 #[inline(always)]
-pub(super) fn f16_bits(value: f32) -> u32 {
+pub(super) fn f32_to_f16_bits(value: f32) -> u32 {
     let (magnitude, sign) = (value.to_bits() & 0x7fff_ffff, value.to_bits() >> 16 & 0x8000);
     // Add 0x1000 (half a unit of the last kept bit) if that bit is 1, else 0xfff: the carry rounds to nearest, ties
     // to even.
@@ -182,7 +182,7 @@ mod tests {
     fn every_f16_converts_to_its_value() {
         for bits in 0..=0xffffu32 {
             let want = half::f16::from_bits(bits as u16).to_f32();
-            let got = f16_value(bits);
+            let got = f16_bits_to_f32(bits);
             assert!(got == want && got.is_sign_negative() == want.is_sign_negative() || got.is_nan() && want.is_nan());
         }
     }
@@ -190,12 +190,12 @@ mod tests {
     #[test]
     fn f16_rounding_matches_the_half_crate() {
         let check = |value: f32| {
-            let (want, got) = (half::f16::from_f32(value), half::f16::from_bits(f16_bits(value) as u16));
+            let (want, got) = (half::f16::from_f32(value), half::f16::from_bits(f32_to_f16_bits(value) as u16));
             assert!(want.to_bits() == got.to_bits() || want.is_nan() && got.is_nan(), "{value:e}: {got:?}");
         };
         let mut state = 1u32;
         for bits in 0..=0xffffu32 {
-            let value = f16_value(bits);
+            let value = f16_bits_to_f32(bits);
             for near in [-0x1001i32, -0x1000, -0xfff, -1, 0, 1, 0xfff, 0x1000, 0x1001] {
                 check(f32::from_bits(value.to_bits().wrapping_add_signed(near)));
             }

@@ -1,7 +1,7 @@
 //! Conversion between the registers of a warp's matrix fragments and f32 values. `mma` and `wgmma` share this layout.
 
 use super::Lanes;
-use super::format::{AccumulatorFormat, ElementFormat, f16_bits, unpack_to_f32};
+use super::format::{AccumulatorFormat, ElementFormat, f32_to_f16_bits, unpack_to_f32};
 use super::simd::LaneVector;
 
 /// Converts the `E` elements in each lane of a register to f32.
@@ -120,7 +120,7 @@ pub(super) fn store_accumulators(
         AccumulatorFormat::F16 => {
             let ([even, odd], mut out) = (sums, [0; 32]);
             for ((out, even), odd) in out.iter_mut().zip(even).zip(odd) {
-                *out = f16_bits(*even) | f16_bits(*odd) << 16;
+                *out = f32_to_f16_bits(*even) | f32_to_f16_bits(*odd) << 16;
             }
             put(2 * group + half, out);
         }

@@ -72,7 +72,7 @@ pub struct MutantResult {
 }
 
 /// Returns every mutant of a module.
-pub fn mutants(module: &Module) -> Vec<Mutant> {
+pub fn all_mutants(module: &Module) -> Vec<Mutant> {
     let bodies = module.functions.iter().enumerate();
     bodies.flat_map(|(function, f)| of_function(function, f)).collect()
 }

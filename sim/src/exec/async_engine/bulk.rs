@@ -305,7 +305,7 @@ fn multicast_ranks(mask: Option<u16>) -> Vec<Option<u32>> {
 
 /// Returns the address of the same byte in the shared memory of the cluster's block `rank`; `None` keeps the address.
 pub(super) fn shared_address_in_block(address: u64, rank: Option<u32>) -> u64 {
-    rank.map_or(address, |r| layout::cluster_address(address as u32, r) as u64)
+    rank.map_or(address, |r| layout::shared_address_in_cluster(address as u32, r) as u64)
 }
 
 fn typed_reduction(b: &BulkCopy) -> Option<Reduction> {

@@ -131,11 +131,11 @@ impl AsyncEngine {
 }
 
 /// Decides, by the run's completion timing, whether an operation takes effect when it is issued: always (`Earliest`),
-/// never (`Latest`), or with a probability of 1 / `one_in` (`Random`).
-pub(super) fn completes_at_issue(grid: &mut GridState, one_in: u32) -> bool {
+/// never (`Latest`), or with a probability of 1 / `random_one_in` (`Random`).
+pub(super) fn completes_at_issue(grid: &mut GridState, random_one_in: u32) -> bool {
     match grid.context.options.completion {
         CompletionTiming::Earliest => true,
         CompletionTiming::Latest => false,
-        CompletionTiming::Random => grid.rng.draw_below(one_in) == 0,
+        CompletionTiming::Random => grid.rng.draw_below(random_one_in) == 0,
     }
 }

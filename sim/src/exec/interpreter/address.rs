@@ -59,11 +59,11 @@ pub fn mapa(cx: &mut InstructionContext, (dst, src): (u32, u32), rank: u32, wide
     if wide {
         let a = regs.get64(src);
         let base = if generic { layout::SHARED_BASE } else { 0 };
-        let mapped = |l: usize| base + layout::cluster_address(a[l] as u32, ranks[l]) as u64;
+        let mapped = |l: usize| base + layout::shared_address_in_cluster(a[l] as u32, ranks[l]) as u64;
         cx.set_register64(dst, &std::array::from_fn(mapped));
     } else {
         let a = regs.get(src);
-        cx.set_register(dst, &std::array::from_fn(|l| layout::cluster_address(a[l], ranks[l])));
+        cx.set_register(dst, &std::array::from_fn(|l| layout::shared_address_in_cluster(a[l], ranks[l])));
     }
     NextAction::Next
 }

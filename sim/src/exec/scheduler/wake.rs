@@ -70,7 +70,8 @@ impl Scheduler {
         self.wake_in_block(grid, block_slot, |state| *state == FragmentState::BlockBarrier { id });
     }
 
-    /// Wakes fragments in the cluster of the block in `block_slot` that wait for a cluster barrier phase that is complete.
+    /// Wakes fragments in the cluster of the block in `block_slot` that wait for a cluster barrier phase that is
+    /// complete.
     pub(super) fn wake_waiters_at_cluster_barrier(&mut self, grid: &mut GridState, block_slot: u32) {
         let Some(block) = grid.blocks.get(block_slot) else { return };
         let Some(owner) = grid.blocks.get(block.cluster_barrier_slot()) else { return };

@@ -78,7 +78,8 @@ pub struct WarpFragment {
     pub mask: u32,
     /// Index in [`Warp::frames`] of the lanes' frame.
     pub frame: u32,
-    /// Index in [`Warp::joins`] of the reconvergence point at which the fragment merges with others, or [`NO_RECONVERGENCE_POINT`].
+    /// Index in [`Warp::joins`] of the reconvergence point at which the fragment merges with others, or
+    /// [`NO_RECONVERGENCE_POINT`].
     pub join: u32,
     /// Index of the instruction at which the fragment reconverges if that instruction belongs to this frame, else
     /// [`NO_RECONVERGENCE_POINT`].

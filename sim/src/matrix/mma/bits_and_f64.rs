@@ -9,7 +9,7 @@ const MAX_A: usize = 4;
 /// Computes D = popc(A op B) + C for single-bit elements, where op is and or xor. Each 32-bit register is treated as
 /// one element.
 #[inline(always)]
-pub(super) fn bit_product(op: &MmaOp, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
+pub(super) fn bit_matrix_product(op: &MmaOp, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
     let (m, words) = (op.m as usize, op.k as usize / 32);
     let mut columns = [[0u32; 8]; 8];
     for (r, register) in b[..words / 4].iter().enumerate() {
@@ -43,7 +43,7 @@ fn count(bits: u32, sum: u32) -> u32 {
 }
 
 #[inline(always)]
-pub(super) fn f64_product(op: &MmaOp, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
+pub(super) fn f64_matrix_product(op: &MmaOp, a: &[&Lanes], b: &[&Lanes], c: &[&Lanes], d: &mut [Lanes]) {
     let (m, k) = (op.m as usize, op.k as usize);
     let mut unpacked = [[0f64; 32]; 8];
     for (r, out) in unpacked[..m * k / 32].iter_mut().enumerate() {

@@ -30,8 +30,8 @@ impl VectorKernel for ProductKernel<'_> {
     fn run<V: LaneVector>(self, v: V) {
         let Self { op, a, b, c, d } = self;
         match (op.a, op.a.bits()) {
-            (ElementFormat::F64, _) => bits_and_f64::f64_product(op, a, b, c, d),
-            (ElementFormat::B1, _) => bits_and_f64::bit_product(op, a, b, c, d),
+            (ElementFormat::F64, _) => bits_and_f64::f64_matrix_product(op, a, b, c, d),
+            (ElementFormat::B1, _) => bits_and_f64::bit_matrix_product(op, a, b, c, d),
             (_, 4) => single::<V, 8>(v, op, a, b, c, d),
             (_, 8) => single::<V, 4>(v, op, a, b, c, d),
             (_, 16) => single::<V, 2>(v, op, a, b, c, d),

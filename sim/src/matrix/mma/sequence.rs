@@ -43,8 +43,8 @@ impl MmaRegisters {
 }
 
 impl MmaOp {
-    /// Returns true for the form that most kernels use and that [`FragmentCache::multiply_add_sequence`] supports: m16n8k16 of bf16 or
-    /// f16 with f32 accumulators.
+    /// Returns true for the form that most kernels use and that [`FragmentCache::multiply_add_sequence`] supports:
+    /// m16n8k16 of bf16 or f16 with f32 accumulators.
     #[inline(always)]
     pub fn is_m16n8k16_half(&self) -> bool {
         let half = matches!(self.a, ElementFormat::Bf16 | ElementFormat::F16);
@@ -97,8 +97,8 @@ impl Default for FragmentCache {
 
 impl FragmentCache {
     /// Computes D = A·B + C for one product after the other. All have the form `op`, which [must be
-    /// supported](MmaOp::is_m16n8k16_half). The resulting bits equal those of [`MmaOp::multiply_add`], except that every NaN
-    /// is 0x7fffffff.
+    /// supported](MmaOp::is_m16n8k16_half). The resulting bits equal those of [`MmaOp::multiply_add`], except that
+    /// every NaN is 0x7fffffff.
     pub fn multiply_add_sequence<'p>(
         &mut self,
         op: &MmaOp,

@@ -8,7 +8,7 @@
 //! Source: PTX ISA 9.0, "Matrix fragments for wmma" and "Matrix storage for wmma".
 
 use super::Lanes;
-use super::format::{AccumulatorFormat, ElementFormat, f16_bits, f16_value};
+use super::format::{AccumulatorFormat, ElementFormat, f16_bits_to_f32, f32_to_f16_bits};
 use super::mma::{BitOp, MmaOp};
 
 /// Which matrix of D = A·B + C a fragment holds.
@@ -305,13 +305,13 @@ impl WmmaOp {
 
 /// Converts registers of two f16 per lane to twice as many registers of f32.
 fn unpacked(rows: &[&Lanes]) -> Vec<Lanes> {
-    let half = |row: &Lanes, shift: u32| row.map(|word| f16_value(word >> shift & 0xffff).to_bits());
+    let half = |row: &Lanes, shift: u32| row.map(|word| f16_bits_to_f32(word >> shift & 0xffff).to_bits());
     rows.iter().flat_map(|row| [half(row, 0), half(row, 16)]).collect()
 }
 
 /// Rounds registers of f32 to half as many registers of two f16 per lane.
 fn packed(rows: &[Lanes]) -> Vec<Lanes> {
-    let bits = |word: u32| f16_bits(f32::from_bits(word));
+    let bits = |word: u32| f32_to_f16_bits(f32::from_bits(word));
     rows.chunks_exact(2).map(|pair| std::array::from_fn(|l| bits(pair[0][l]) | bits(pair[1][l]) << 16)).collect()
 }
 

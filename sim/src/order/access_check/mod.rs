@@ -448,10 +448,10 @@ impl<'a> AccessCheck<'a> {
     ) {
         let mine = AccessRecord { key: self.key, stamp: self.stamp, mask: 0, pc: self.pc, write: true };
         if cell.reader != NO_AGENT && !(read_known && mine.subsumes(&cell.last_reads_record())) {
-            cell.older = self.push_older_access(cell.older, cell.last_reads_record(), offset, lists);
+            cell.older = self.push_to_older_list(cell.older, cell.last_reads_record(), offset, lists);
         }
         if cell.writer != NO_AGENT && !(write_known && mine.subsumes(&cell.last_write_record())) {
-            cell.older = self.push_older_access(cell.older, cell.last_write_record(), offset, lists);
+            cell.older = self.push_to_older_list(cell.older, cell.last_write_record(), offset, lists);
         }
     }
 
@@ -476,10 +476,10 @@ impl<'a> AccessCheck<'a> {
                 return;
             }
         }
-        cell.older = self.push_older_access(cell.older, cell.last_reads_record(), offset, lists);
+        cell.older = self.push_to_older_list(cell.older, cell.last_reads_record(), offset, lists);
     }
 
-    pub(super) fn push_older_access(
+    pub(super) fn push_to_older_list(
         &mut self,
         list: ListId,
         mut entry: AccessRecord,

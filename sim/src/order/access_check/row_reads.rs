@@ -29,7 +29,9 @@ impl AccessCheck<'_> {
                 None => return false,
                 Some(true) => (),
                 Some(false) if self.was_last_push(cell, offset) => cell.older = self.pushed.2,
-                Some(false) => cell.older = self.push_older_access(cell.older, cell.last_reads_record(), offset, lists),
+                Some(false) => {
+                    cell.older = self.push_to_older_list(cell.older, cell.last_reads_record(), offset, lists)
+                }
             }
         }
         (cell.reader, cell.read, cell.readers, cell.read_pc) = (self.key, self.stamp, 1 << lane, self.pc);
