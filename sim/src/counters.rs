@@ -132,9 +132,9 @@ pub struct Wavefronts {
 
 /// What a group of lanes that go through the banks together needs.
 struct BankUse {
-    /// Passes through the banks.
+    /// Number of passes through the banks.
     passes: u64,
-    /// Different 32-bit words.
+    /// Number of different 32-bit words that the lanes access.
     words: u64,
 }
 

@@ -36,7 +36,7 @@ pub fn run_with_dependent_launch(
     map_global_variables(secondary.program, memory);
     let blocks = |launch: SimLaunch| launch.launch.grid.iter().product::<u32>();
     // Vector clocks number the blocks of `secondary` after those of `primary`. The first number is a multiple of the
-    // number of blocks of `secondary`, so that a block's number modulo it still tells the block's cluster.
+    // number of blocks of `secondary`, so that a block's number modulo this count still tells the block's cluster.
     let first_block = blocks(primary).next_multiple_of(blocks(secondary));
     let end = first_block + blocks(secondary);
     if end > MAX_BLOCKS {

@@ -15,7 +15,7 @@ pub enum CompletionTiming {
     Latest,
     /// At the instruction that issues the operation.
     Earliest,
-    /// At random moments between these two, drawn from the seed.
+    /// At random moments between `Earliest` and `Latest`, drawn from the seed.
     Random,
 }
 

@@ -217,7 +217,8 @@ impl Findings {
         }
         let segments = &self.segments.as_ref()?.1;
         let [here, there] = pcs.map(|pc| segments.get(pc as usize).copied());
-        // A missing wait for an operation is one defect, whichever instructions access the operation's bytes.
+        // A missing wait counts as one defect of the operation, so both ends of its gap are in its segment, whichever
+        // instruction accesses the bytes.
         let here = if matches!(kind, FindingKind::AsyncNotWaited | FindingKind::Wgmma) { there } else { here };
         Some(Gap { kind, space, kernel: kernel.name.clone(), segments: [here?, there?], lines })
     }
@@ -389,7 +390,8 @@ fn main_file(program: &Program, kernel: &str) -> Option<u32> {
     own.filter(compiled).or_else(|| defined().filter_map(|f| own_file(program, f)).find(compiled)).or(own)
 }
 
-/// Returns the index of the file that contains a kernel's first line that is not inlined from another function.
+/// Returns the index of the file in which a kernel's own code begins: the file of its first line that is not inlined
+/// from another function.
 fn own_file(program: &Program, kernel: &Function) -> Option<u32> {
     kernel.body.iter().find_map(|i| {
         let mut place = program.module.source_locations.get(i.location? as usize)?;

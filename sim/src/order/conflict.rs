@@ -44,8 +44,8 @@ pub enum ConflictKind {
     /// An access through the async proxy to bytes whose generic write is ordered before it but was not made visible
     /// by `fence.proxy.async`.
     Proxy,
-    /// A write through the async proxy to bytes whose earlier generic read is ordered before it, but without a proxy
-    /// fence.
+    /// A write through the async proxy to bytes that were read through the generic proxy: the read is ordered before
+    /// the write, but no proxy fence lies between them.
     ProxyRead,
 }
 

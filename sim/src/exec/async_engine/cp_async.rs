@@ -190,8 +190,8 @@ impl AsyncEngine {
             }
             part.rows.retain(|row| row.lanes != 0);
         }
-        // Starts a new batch, so that later copies belong to a new operation but to the same commit group. Old empty
-        // batches are dropped, because kernels that use only mbarrier arrivals never commit.
+        // Starts a new batch, so that later copies belong to a new operation but to the same commit group. Drops old
+        // empty batches: no commit does that in kernels that use only mbarrier arrivals.
         if let Some(op) = open.last().map(|p| p.op) {
             open.retain(|p| p.lanes != 0);
             if open.len() > 16 && open[0].rows.is_empty() {
@@ -229,8 +229,8 @@ pub fn cp_async_commit(cx: &mut InstructionContext) -> NextAction {
     NextAction::Next
 }
 
-/// Completes the copies of a warp that exits, before the block's memory is freed, even those that no thread waited
-/// for.
+/// Completes all copies of a warp that exits, before the block's memory is freed, whether or not a thread waited for
+/// them.
 pub fn complete_warp_copies(grid: &mut GridState, memory: &mut MemorySystem, warp: &mut Warp) {
     let mut left: Vec<CpAsyncBatch> = std::mem::take(&mut warp.copies.open);
     left.extend(std::mem::take(&mut warp.copies.groups).into_iter().flat_map(|g| g.parts));

@@ -101,8 +101,8 @@ impl InFlightOperation {
         rows || boxes || self.effect.pieces.iter().any(piece)
     }
 
-    /// Returns whether a bulk copy, tensor copy or `st.async` of the operation writes shared memory of the block in
-    /// `block_slot`.
+    /// Returns whether the operation is a bulk copy, tensor copy or `st.async` that writes shared memory of the block
+    /// in `block_slot`.
     pub fn writes_shared_memory_of(&self, block_slot: u32) -> bool {
         let pieces = self.effect.pieces.iter().any(|p| p.to == MemoryLocation::Shared(block_slot));
         pieces || self.effect.boxes.iter().any(|load| load.slot == block_slot)

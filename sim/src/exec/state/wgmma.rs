@@ -44,7 +44,7 @@ pub struct WarpgroupProduct {
 /// The wgmma products of one warp and the registers that they use.
 #[derive(Clone, Debug, Default)]
 pub struct WarpWgmma {
-    /// Number of products that the warp has waited for; the next one is the first in [`Self::issued`].
+    /// Number of products that the warp has waited for, and so the number of the first product in [`Self::issued`].
     pub waited: u64,
     /// Products that the warp has issued and not waited for, oldest first.
     pub issued: VecDeque<IssuedProduct>,
