@@ -114,7 +114,7 @@ impl MutationSubject {
             self.cases.push(RecordedCase { recorded, cost, clean: OnceLock::new() });
         }
         let program = self.unit.program();
-        for mutant in mutate::mutants(&program.module) {
+        for mutant in mutate::all_mutants(&program.module) {
             let function = &program.module.functions[mutant.function];
             let reached = executed.get(&(function.name.clone(), mutant.instruction));
             let mut reached_by: Vec<usize> = reached.into_iter().flatten().copied().collect();
@@ -132,7 +132,7 @@ impl MutationSubject {
         if target.reached_by.is_empty() {
             return Ok(MutantVerdict::Unreached);
         }
-        let program = mutate::apply(self.unit.program(), &target.mutant).map_err(|e| e.to_string())?;
+        let program = mutate::apply_mutant(self.unit.program(), &target.mutant).map_err(|e| e.to_string())?;
         let unit = PtxModule::new(program);
         for &number in &spread(&target.reached_by, max_launches) {
             let case = &self.cases[number];

@@ -83,7 +83,7 @@ impl AsyncEngine {
                 } else {
                     sums.resize(w.d.len(), [0; 32]);
                     sums.iter_mut().zip(&w.d).for_each(|(sum, &s)| *sum = regs.get(s));
-                    w.op.run(&tiles, quarter as usize, issued.scale_d, &mut sums);
+                    w.op.multiply_add(&tiles, quarter as usize, issued.scale_d, &mut sums);
                     for (&s, value) in w.d.iter().zip(&sums) {
                         regs.set(s, value, issued.mask);
                     }

@@ -26,7 +26,7 @@ impl Decoder<'_> {
         let [d, a, b, c] = &instruction.operands[..] else {
             return Err(self.o.error("the instruction takes four operands"));
         };
-        let ty = |f: &Fragment| if f.bits() == 64 { Type::F64 } else { Type::B32 };
+        let ty = |f: &Fragment| if f.element_bits() == 64 { Type::F64 } else { Type::B32 };
         let mut list = |operand: &Operand, fragment: &Fragment| {
             let slots = self.row_list(operand, ty(fragment))?;
             if slots.len() != fragment.register_count() {
