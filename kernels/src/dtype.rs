@@ -11,7 +11,7 @@ pub enum DType {
     BF16,
     /// Signed 32-bit integer: token ids, positions, offsets.
     I32,
-    /// Unsigned 16-bit integer: the low halves of a split f32 master copy.
+    /// Unsigned 16-bit integer: the lower halves of f32 master weights that are stored in two halves.
     U16,
     /// Unsigned byte: pixel values of frames, codes of 8-bit optimizer moments.
     U8,
@@ -75,7 +75,7 @@ impl Element for bf16 {
     }
     #[inline(always)]
     fn from_f32(x: f32) -> bf16 {
-        // Without branches, so that loops over it become vector code.
+        // This function has no branches, so that the compiler can vectorise loops over it.
         let bits = x.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
         let quiet = (bits >> 16) | 0x40;

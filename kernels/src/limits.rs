@@ -8,17 +8,17 @@ use std::time::Instant;
 use crate::simd::{Isa, isa};
 use crate::{DType, Team};
 
-/// Independent vector accumulators: enough to hide the latency of a multiply-add (four cycles, two issued per cycle),
-/// few enough to stay in 16 registers.
+/// Number of independent vector accumulators. They are enough to hide the latency of a multiply-add (four cycles, two
+/// issued per cycle), and few enough to stay in 16 registers.
 const CHAINS: usize = 12;
-/// Multiply-adds of each accumulator in one timing. They take some milliseconds, so the time to wake a thread is
-/// negligible.
+/// Multiply-adds of each accumulator in one timing. Together they take some milliseconds, so that the time until a
+/// thread has woken up is negligible.
 const STEPS: usize = 1_000_000;
 /// Bytes read in one timing: more than any cache holds.
 const MEMORY: usize = 256 << 20;
 
-/// Measures the floating-point operations per second of all threads together; a multiply-add counts two. For bf16 it
-/// measures the bf16 dot product if the processor has it, else f32.
+/// Measures the floating-point operations per second of all threads together; a multiply-add counts as two
+/// operations. For bf16 it times the processor's bf16 dot product; without that instruction, f32 multiply-adds.
 pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
     let bf16 = dtype == DType::BF16 && isa() == Isa::Avx512Bf16;
     let lanes = match isa() {
@@ -42,8 +42,8 @@ pub fn bytes_per_second(team: &Team) -> f64 {
     best(5, read, MEMORY as f64)
 }
 
-/// Runs one task on each thread. A barrier makes each thread wait for the others, so that the first one awake does
-/// not take two tasks.
+/// Runs one task on each thread. A barrier makes each task wait until all have started, so that a thread that wakes
+/// up early does not take two tasks.
 fn at_once(team: &Team, task: impl Fn(usize) + Sync) {
     let together = std::sync::Barrier::new(team.threads());
     team.run(team.threads(), |i| {
@@ -52,7 +52,8 @@ fn at_once(team: &Team, task: impl Fn(usize) + Sync) {
     });
 }
 
-/// Returns `amount` divided by the shortest time of `calls` calls: the highest rate.
+/// Makes `calls` calls and returns the highest rate: `amount`, the work of one call, divided by the shortest time in
+/// seconds.
 fn best(calls: usize, call: impl Fn(), amount: f64) -> f64 {
     let seconds = (0..calls).map(|_| {
         let start = Instant::now();
@@ -84,9 +85,9 @@ fn chains(bf16: bool, seed: f32) -> f32 {
     // SAFETY: `isa` found the features that each function needs.
     unsafe {
         match isa() {
-            Isa::Avx512Bf16 if bf16 => x86::avx512_bf16_dot_products(seed),
-            Isa::Avx512Bf16 | Isa::Avx512 => x86::avx512_multiply_adds(seed),
-            Isa::Avx2 => x86::avx2_multiply_adds(seed),
+            Isa::Avx512Bf16 if bf16 => x86::run_avx512_bf16_dot_products(seed),
+            Isa::Avx512Bf16 | Isa::Avx512 => x86::run_avx512_multiply_adds(seed),
+            Isa::Avx2 => x86::run_avx2_multiply_adds(seed),
             Isa::Plain => plain_multiply_adds(seed),
         }
     }
@@ -113,7 +114,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) fn avx512_bf16_dot_products(seed: f32) -> f32 {
+    pub(super) fn run_avx512_bf16_dot_products(seed: f32) -> f32 {
         let (mut sums, x) = ([_mm512_set1_ps(seed); CHAINS], _mm512_set1_ps(seed));
         // SAFETY: 512 bits as 512 bits.
         let x: __m512bh = unsafe { std::mem::transmute(x) };
@@ -126,7 +127,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f")]
-    pub(super) fn avx512_multiply_adds(seed: f32) -> f32 {
+    pub(super) fn run_avx512_multiply_adds(seed: f32) -> f32 {
         let (mut sums, x) = ([_mm512_set1_ps(seed); CHAINS], _mm512_set1_ps(seed));
         for _ in 0..STEPS {
             for sum in &mut sums {
@@ -137,7 +138,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    pub(super) fn avx2_multiply_adds(seed: f32) -> f32 {
+    pub(super) fn run_avx2_multiply_adds(seed: f32) -> f32 {
         let (mut sums, x) = ([_mm256_set1_ps(seed); CHAINS], _mm256_set1_ps(seed));
         for _ in 0..STEPS {
             for sum in &mut sums {

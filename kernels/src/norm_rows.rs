@@ -3,31 +3,32 @@
 //!
 //! `rms_norm`, `layer_norm` and `normalise` give the arithmetic of one row. Bits do not depend on the number of
 //! threads: a row is computed by one thread, and the sums over rows have a fixed order (see
-//! [`rows_with_column_sums`]).
+//! [`for_each_row_with_column_sums`]).
 #![allow(unsafe_code)]
 
 use crate::simd::add_to_sums;
 use crate::view::{OutputArray, slice_at};
 use crate::{Addr, Arch, Stage, Team, cuh};
 
-/// Number of rows of one part. A sum over a column adds the rows of each part first, then the parts.
-pub(crate) const PART_ROWS: usize = 64;
+/// Number of consecutive rows that are summed first. A sum over a column adds up such blocks of rows, then the sums
+/// of the blocks.
+pub(crate) const ROWS_PER_BLOCK: usize = 64;
 
 /// Approximate number of elements that one task computes.
 const TASK: usize = 16 * 1024;
 
-/// Columns that one task sums over the parts.
+/// Number of columns that one task sums over all blocks of rows.
 const COLUMNS: usize = 512;
 
-/// Plans the forward kernel of RMS or layer normalisation; `symbols` names the kernel for usual rows and the one for
-/// wide rows.
+/// Plans the forward kernel of RMS or layer normalisation. `symbols` are the kernel for rows of usual length and the
+/// kernel for long rows.
 pub(crate) fn plan_fwd(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<Stage> {
-    cuh::HeldRows::new(cols).plan_row_loop(symbols, rows, 256, if cols > 4096 { 1 } else { 4 }, arch)
+    cuh::ThreadsPerRow::new(cols).plan_row_loop(symbols, rows, 256, if cols > 4096 { 1 } else { 4 }, arch)
 }
 
-/// Plans the backward kernel of RMS or layer normalisation. The symbols name the kernel for usual rows, the one for
-/// wide rows, and the one that adds up the column sums of all parts. `sums` is the number of column sums of a part;
-/// if `dw` is null, none are computed.
+/// Plans the backward kernel of RMS or layer normalisation. The symbols are the kernel for rows of usual length, the
+/// kernel for long rows, and the kernel that adds up the column sums of all blocks of rows. `sums` is the number of
+/// column sums per block of rows; if `dw` is null, no column sums are computed.
 pub(crate) fn plan_bwd(
     [usual, wide, sum]: [&'static str; 3],
     [rows, cols]: [u32; 2],
@@ -35,34 +36,34 @@ pub(crate) fn plan_bwd(
     sums: u64,
     arch: &Arch,
 ) -> Vec<Stage> {
-    let held = cuh::HeldRows::new(cols);
+    let held = cuh::ThreadsPerRow::new(cols);
     match dw {
         Addr::NULL => held.plan_row_loop([usual, wide], rows, 512, 1, arch),
-        _ => held.plan_column_sums([usual, wide], sum, part_count(rows as usize) as u64, sums),
+        _ => held.plan_column_sums([usual, wide], sum, row_block_count(rows as usize) as u64, sums),
     }
 }
 
-/// Returns the number of parts into which `rows` rows are divided. `partial`, the workspace of the backward kernel,
-/// has one row of column sums per part.
-pub const fn part_count(rows: usize) -> usize {
-    rows.div_ceil(PART_ROWS)
+/// Returns the number of blocks of up to 64 rows into which `rows` rows are divided. `partial`, the workspace of the
+/// backward kernel, has the column sums of each block.
+pub const fn row_block_count(rows: usize) -> usize {
+    rows.div_ceil(ROWS_PER_BLOCK)
 }
 
 /// An f32 `[rows]` output that may be absent.
 #[derive(Clone, Copy)]
-pub(crate) struct RowValues(Option<OutputArray<f32>>);
+pub(crate) struct OptionalRowOutput(Option<OutputArray<f32>>);
 
-impl RowValues {
+impl OptionalRowOutput {
     /// The array of `rows` elements at `addr`; writes are dropped if `addr` is null.
     ///
     /// # Safety
     /// `addr` is null or covers `rows` elements that nothing else uses while this value lives.
-    pub(crate) unsafe fn new(addr: Addr, rows: usize) -> RowValues {
+    pub(crate) unsafe fn new(addr: Addr, rows: usize) -> OptionalRowOutput {
         // SAFETY: `addr` is not null here, so it covers `rows` elements.
-        RowValues((!addr.is_null()).then(|| unsafe { OutputArray::new(addr, rows) }))
+        OptionalRowOutput((!addr.is_null()).then(|| unsafe { OutputArray::new(addr, rows) }))
     }
 
-    /// Stores the value of a row.
+    /// Stores the value that belongs to row `row`.
     ///
     /// # Safety
     /// No other thread stores the value of this row.
@@ -85,13 +86,13 @@ pub(crate) fn for_each_row(team: &Team, rows: usize, cols: usize, each: impl Fn(
 /// elements. `each` adds a row's contributions to `sums`, in which target `t` has `cols` elements at `t * cols`;
 /// `sums` is empty if the targets are null.
 ///
-/// Order of a sum: the rows of a part of [`PART_ROWS`] rows in ascending order, then the parts in ascending order,
+/// Order of a sum: the rows of a part of [`ROWS_PER_BLOCK`] rows in ascending order, then the parts in ascending order,
 /// then the value in the target.
 ///
 /// # Safety
-/// Each target covers `cols` elements, or all are null; `partial` covers `[rows / PART_ROWS rounded up, N, cols]`
+/// Each target covers `cols` elements, or all are null; `partial` covers `[rows / ROWS_PER_BLOCK rounded up, N, cols]`
 /// elements unless they are null. Nothing else uses them meanwhile.
-pub(crate) unsafe fn rows_with_column_sums<const N: usize>(
+pub(crate) unsafe fn for_each_row_with_column_sums<const N: usize>(
     team: &Team,
     rows: usize,
     cols: usize,
@@ -100,17 +101,17 @@ pub(crate) unsafe fn rows_with_column_sums<const N: usize>(
     each: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     if targets[0].is_null() {
-        // Without column sums the rows are independent, so a task may be smaller than a part.
+        // Without column sums the rows are independent, so a task may have fewer rows than a block.
         return for_each_row(team, rows, cols, |row| each(row, &mut []));
     }
-    let (parts, len) = (part_count(rows), N * cols);
+    let (parts, len) = (row_block_count(rows), N * cols);
     // SAFETY: the targets are not null here, so `partial` covers `parts * len` elements.
     let sums = unsafe { OutputArray::<f32>::new(partial, parts * len) };
     team.run(parts, |part| {
         // SAFETY: parts do not overlap.
         let sums = unsafe { sums.part(part * len, len) };
         sums.fill(0.0);
-        (part * PART_ROWS..(part * PART_ROWS + PART_ROWS).min(rows)).for_each(|row| each(row, sums));
+        (part * ROWS_PER_BLOCK..(part * ROWS_PER_BLOCK + ROWS_PER_BLOCK).min(rows)).for_each(|row| each(row, sums));
     });
     // SAFETY: `partial` covers `parts * len` elements; all parts are written, and nothing writes them any more.
     let sums = unsafe { slice_at::<f32>(partial, parts * len) };

@@ -18,22 +18,22 @@ pub const fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [a, b, c, d]
 }
 
-/// Returns the four random words at `index` of `stream`.
-pub fn random_words(seed: u64, stream: u64, index: u64) -> [u32; 4] {
+/// Returns the four 32-bit random words with number `index` in the random sequence with number `stream_id`.
+pub fn random_words(seed: u64, stream_id: u64, index: u64) -> [u32; 4] {
     let halves = |x: u64| [x as u32, (x >> 32) as u32];
-    let ([i0, i1], [s0, s1]) = (halves(index), halves(stream));
+    let ([i0, i1], [s0, s1]) = (halves(index), halves(stream_id));
     philox4x32_10([i0, i1, s0, s1], halves(seed))
 }
 
-/// Returns a number uniform in [0, 1), a multiple of 2⁻²⁴: the upper bits of the first word.
-pub fn uniform(seed: u64, stream: u64, index: u64) -> f32 {
-    (random_words(seed, stream, index)[0] >> 8) as f32 * (1.0 / (1 << 24) as f32)
+/// Returns a random number uniform in [0, 1), a multiple of 2⁻²⁴: the upper 24 bits of the first random word.
+pub fn uniform_f32(seed: u64, stream_id: u64, index: u64) -> f32 {
+    (random_words(seed, stream_id, index)[0] >> 8) as f32 * (1.0 / (1 << 24) as f32)
 }
 
-/// Returns a number uniform in [0, 1), a multiple of 2⁻⁵³: the upper bits of the first two words (the first is the
-/// higher).
-pub fn uniform_f64(seed: u64, stream: u64, index: u64) -> f64 {
-    let [hi, lo, ..] = random_words(seed, stream, index);
+/// Returns a random number uniform in [0, 1), a multiple of 2⁻⁵³: the upper 53 bits of the first two random words, of
+/// which the first is the higher.
+pub fn uniform_f64(seed: u64, stream_id: u64, index: u64) -> f64 {
+    let [hi, lo, ..] = random_words(seed, stream_id, index);
     (((hi as u64) << 32 | lo as u64) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
@@ -41,7 +41,7 @@ pub fn uniform_f64(seed: u64, stream: u64, index: u64) -> f64 {
 mod tests {
     use super::*;
 
-    /// The known answers published with the authors' library (Random123, `kat_vectors`).
+    /// Compares with the known answers that the authors publish with their library (Random123, `kat_vectors`).
     #[test]
     fn known_answers() {
         let all = u32::MAX;
@@ -64,7 +64,7 @@ mod tests {
         for (seed, stream, index) in
             [(2, 2, 3), (1, 3, 3), (1, 2, 4), (1 | 1 << 32, 2, 3), (1, 2 | 1 << 32, 3), (1, 2, 3 | 1 << 32)]
         {
-            assert_ne!(random_words(seed, stream, index), base);
+            assert_ne!(random_words(seed, stream_id, index), base);
         }
     }
 
@@ -73,7 +73,7 @@ mod tests {
         let n = 200_000u64;
         let mean = |f: &dyn Fn(u64) -> f64| (0..n).map(f).sum::<f64>() / n as f64;
         let sd = 1.0 / (n as f64).sqrt(); // of a mean of variance-1 numbers
-        let u = |i| uniform(7, 1, i) as f64;
+        let u = |i| uniform_f32(7, 1, i) as f64;
         let w = |i| uniform_f64(7, 1, i);
         assert!((0..n).all(|i| (0.0..1.0).contains(&u(i)) && (0.0..1.0).contains(&w(i)) && (u(i) - w(i)).abs() < 1e-7));
         assert!((mean(&u) - 0.5).abs() < 4.0 * sd * 0.2887);

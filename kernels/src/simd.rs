@@ -3,8 +3,8 @@
 
 use std::sync::OnceLock;
 
-/// Instruction sets that the code of device `cpu` is compiled for. The order of a sum may differ between two
-/// instruction sets, never within one.
+/// Instruction sets for which the code of device `cpu` is compiled. Two instruction sets may add up a sum in
+/// different orders; one always uses the same order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// The compilation target's baseline instruction set.
@@ -44,9 +44,9 @@ fn detect() -> Isa {
     Isa::Plain
 }
 
-/// Compiles a function for each instruction set and calls the best one: `simd_fn! { pub fn double<T: Element>(x: &mut
-/// [T]) { … } }`. Write the body as plain loops over arrays that a compiler turns into vector code; sums need
-/// explicit lanes (`[f32; 16]`), because a compiler does not reorder f32 sums.
+/// Compiles a function for each instruction set; calls use the best one of this machine: `simd_fn! { pub fn double<T:
+/// Element>(x: &mut [T]) { … } }`. Write the body as plain loops over arrays, which the compiler turns into vector
+/// code. Sums need explicit lanes (`[f32; 16]`), because the compiler does not reorder f32 sums.
 #[macro_export]
 macro_rules! simd_fn {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($t:ident : $bound:path),+>)? ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
@@ -121,7 +121,7 @@ pub fn exp(x: f32) -> f32 {
     p = p.mul_add_fast(r, 1.666_666_5e-1);
     p = p.mul_add_fast(r, 5e-1);
     let y = p.mul_add_fast(r * r, r) + 1.0;
-    // 2^n as a product of two powers: n may be 128, which one exponent cannot hold.
+    // 2^n is computed as a product of two powers of 2: n may be 128, which is too large for the exponent of an f32.
     let half = integer >> 1;
     let a = f32::from_bits((half.wrapping_add(127) as u32) << 23);
     let b = f32::from_bits((integer.wrapping_sub(half).wrapping_add(127) as u32) << 23);
@@ -131,7 +131,8 @@ pub fn exp(x: f32) -> f32 {
     if x.is_nan() { x } else { y }
 }
 
-/// A multiply-add with two roundings: `f32::mul_add` would call a slow library function where the CPU lacks FMA.
+/// A multiply-add that rounds the product and the sum. `f32::mul_add`, which rounds once, would call a slow library
+/// function on a CPU without FMA.
 trait MulAddFast {
     fn mul_add_fast(self, a: f32, b: f32) -> f32;
 }

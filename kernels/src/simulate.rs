@@ -51,7 +51,7 @@ pub struct SimulatedStage {
     pub stage: Stage,
     /// Defects that the simulator found.
     pub findings: Vec<Finding>,
-    /// Instruction and memory access counts.
+    /// Counts of the instructions and memory accesses that the stage executed.
     pub counters: Counters,
 }
 
@@ -67,7 +67,8 @@ impl PtxModule {
         PtxModule { program, kernels: Mutex::default() }
     }
 
-    /// Compiles and parses a CUDA source for an architecture, once per process.
+    /// Compiles a CUDA source for compute capability `sm` / 10 and parses the PTX. Each pair of source and `sm` is
+    /// compiled once per process.
     pub fn of_source(source: &'static crate::Source, sm: u32) -> Result<Arc<PtxModule>, SimulateError> {
         type Units = Mutex<HashMap<(&'static str, u32), Arc<PtxModule>>>;
         static UNITS: OnceLock<Units> = OnceLock::new();
@@ -100,8 +101,8 @@ impl PtxModule {
         Ok(kernel)
     }
 
-    /// Runs all stages of a launch on `memory`, which holds buffers at the addresses in the launch's parameters. The
-    /// unit must contain the kernels of all stages.
+    /// Runs all stages of a launch on `memory`, which holds buffers at the addresses in the launch's parameters. This
+    /// module must contain the kernels of all stages.
     pub fn run(
         &self,
         launch: &KernelLaunch,
@@ -155,15 +156,17 @@ pub fn run(
     PtxModule::of_source(launch.kernel.source, arch.sm)?.run(launch, arch, memory, options)
 }
 
-/// Computes a matrix product on host copies of its operands. Host pointers into simulated memory might not be
-/// aligned, and accesses through them would not be checked.
+/// Computes a matrix product on copies of its operands in host memory: simulated memory need not be aligned for host
+/// code, and the simulator does not check accesses by host code.
 ///
 /// # Errors
 /// One line that names the operand that is missing, was never written or may not be written.
 pub fn run_matmul(m: &Matmul, memory: &mut SimMemory, team: &Team) -> Result<(), String> {
     let read = |what: &str, at: Addr, dtype: DType, count: usize| {
         let bytes = memory.read(at.0, count * dtype.size());
-        bytes.map(aligned).map_err(|e| format!("{}: {what}: {e}; the matrix product needs this operand", m.name()))
+        bytes
+            .map(aligned)
+            .map_err(|e| format!("{}: {what}: {e}; this operand of the matrix product cannot be read", m.name()))
     };
     if m.m == 0 || m.n == 0 {
         return Ok(());
@@ -188,7 +191,7 @@ pub fn run_matmul(m: &Matmul, memory: &mut SimMemory, team: &Team) -> Result<(),
     Err(format!("{}: c: {what}; [{}, {}] of {} at {:#x}", m.name(), m.m, m.n, m.c_dtype, m.c.0))
 }
 
-/// Copies bytes into memory that is aligned for every element type.
+/// Copies bytes into an array whose start is aligned for every element type.
 fn aligned(bytes: &[u8]) -> Vec<u64> {
     let mut words = vec![0; bytes.len().div_ceil(8)];
     bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);

@@ -21,10 +21,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
-/// Number of checks for work before a worker sleeps: some hundred microseconds in all.
+/// Number of times that a worker checks for new work before it sleeps. The checks take some hundred microseconds in
+/// all.
 const LOOKS: usize = 6_000;
-/// A waiting thread yields its core once per this many checks: with more threads than cores, the thread that it waits
-/// for may need the core.
+/// A waiting thread gives up its core after every so many checks: if there are more threads than cores, the thread
+/// that it waits for may need this core.
 const YIELD: usize = 64;
 
 thread_local! {
@@ -34,7 +35,7 @@ thread_local! {
 
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// A value on a cache line of its own, so that writes to other values do not slow it down.
+/// A value that has cache lines of its own, so that writes to neighbouring values do not slow down accesses to it.
 #[repr(align(128))]
 struct Alone<T>(T);
 
@@ -46,7 +47,7 @@ type Share = Alone<AtomicU64>;
 struct Shared {
     /// Number of the current job.
     job: Alone<AtomicU64>,
-    /// For each thread, the number of tasks left in the range that it begins with.
+    /// For each thread, the number of tasks left in the range that this thread starts with.
     shares: Vec<Share>,
     /// Number of finished tasks of the current job.
     done: Alone<AtomicUsize>,
@@ -107,8 +108,8 @@ impl Team {
         self.workers.len() + 1
     }
 
-    /// Calls `task(0) … task(count - 1)`, each once, on any thread, and returns when all are done. A call from within
-    /// a task runs all of its tasks on the calling thread.
+    /// Calls `task(0) … task(count - 1)`, each once and on any thread of the team, and returns when all are done. If
+    /// a task itself calls `run`, all tasks of that call run on the task's thread.
     ///
     /// # Panics
     /// If a task panics (after all other tasks are done), or with 2^32 tasks or more.
@@ -117,7 +118,7 @@ impl Team {
             (0..count).for_each(task);
             return;
         }
-        assert!(count < 1 << 32, "a job of {count} tasks; at most 2^32 - 1 are supported");
+        assert!(count < 1 << 32, "a call of Team::run has {count} tasks; at most 2^32 - 1 are supported");
         let _one_at_a_time = self.running.lock().unwrap_or_else(|e| e.into_inner());
         let s = &*self.shared;
         let task: &Task<'_> = &task;
@@ -151,12 +152,12 @@ impl Team {
     }
 }
 
-/// Returns the range of `count` tasks that thread `index` of `n` begins with.
+/// Returns the range of tasks that thread `index` starts with, if `n` threads share `count` tasks.
 fn span(index: usize, n: usize, count: usize) -> Range<usize> {
     index * count / n..(index + 1) * count / n
 }
 
-/// Waits briefly between two checks for work; `looks` counts the checks.
+/// Waits briefly between two checks for work; `looks` is the number of checks so far.
 fn pause(looks: usize) {
     if looks.is_multiple_of(YIELD) {
         std::thread::yield_now();
@@ -179,7 +180,8 @@ impl Drop for Team {
 }
 
 impl Shared {
-    /// Runs tasks of the current job, from share `first` on, until all are taken.
+    /// Runs tasks of the current job until none is left: first those of share `first`, then those of the other
+    /// shares.
     fn take_tasks(&self, first: usize) {
         let n = self.shares.len();
         (first..first + n).for_each(|i| self.take_share(i % n));
@@ -236,7 +238,7 @@ impl Shared {
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            // A later job may have begun meanwhile, and its tasks may be taken already; then `take_tasks` finds none.
+            // If a later job has begun since then and all its tasks are taken already, `take_tasks` finds no task.
             seen = self.job.0.load(Ordering::SeqCst);
             self.take_tasks(index);
         }
@@ -277,7 +279,7 @@ mod tests {
             });
         });
         assert_eq!(sum.into_inner(), (0..200).sum());
-        // After a panic, the calling thread can run jobs again.
+        // After a task has panicked, the team must still run jobs.
         let barrier = std::sync::Barrier::new(3);
         team.run(3, |_| {
             barrier.wait();

@@ -3,7 +3,7 @@
 
 use crate::Addr;
 
-/// The `len` elements at `addr`, read-only.
+/// Returns the `len` elements at `addr` as a read-only slice.
 ///
 /// # Safety
 /// `addr` is a host address of `len` initialised, aligned elements that nothing writes while the view lives.
@@ -28,7 +28,7 @@ unsafe impl<T: Send> Send for OutputArray<T> {}
 unsafe impl<T: Send> Sync for OutputArray<T> {}
 
 impl<T> OutputArray<T> {
-    /// The array of `len` elements at `addr`.
+    /// Makes a view of the array of `len` elements at `addr`.
     ///
     /// # Safety
     /// `addr` is a host address of `len` aligned elements that only users of this view access while it lives.
@@ -36,7 +36,7 @@ impl<T> OutputArray<T> {
         OutputArray { base: addr.0 as *mut T, len }
     }
 
-    /// The elements `start .. start + len`.
+    /// Returns the elements `start .. start + len` for writing.
     ///
     /// # Safety
     /// No other live part overlaps this one.

@@ -1,6 +1,6 @@
-//! Mutation test: removes or changes one synchronisation instruction of a kernel at a time, and expects that a
-//! simulated launch of the checks shows a defect. `benches/src/bin/mutate.rs` does the same and reports the outcome
-//! of each folder.
+//! Mutation test: changes or removes one synchronisation instruction of a kernel at a time, and expects that the
+//! simulator finds a defect in some launch of the kernel's checks. `benches/src/bin/mutate.rs` does the same and
+//! reports the outcome for each folder.
 
 use reel_kernels::catalogue::FOLDERS;
 use reel_kernels::checks::mutation::{MutantVerdict, MutationSubject};
@@ -8,7 +8,7 @@ use reel_kernels::compile;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Maximum number of launches that each mutant runs on.
+/// Maximum number of launches that are simulated for each changed kernel.
 const LAUNCHES: usize = 12;
 
 #[test]

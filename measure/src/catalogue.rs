@@ -10,7 +10,7 @@ pub fn kernels_with_folders() -> impl Iterator<Item = (&'static KernelFolder, Ex
     FOLDERS.iter().flat_map(|f| f.examples().into_iter().map(move |e| (f, e)))
 }
 
-/// The kernels with this name, or all kernels of the folder with this name.
+/// Returns the kernel with this name for each of its example calls, or all kernels of the folder with this name.
 ///
 /// # Errors
 /// There is no such kernel or folder; the error lists the folders.
@@ -19,14 +19,15 @@ pub fn find_kernels_with_folders(name: &str) -> Result<Vec<(&'static KernelFolde
         kernels_with_folders().filter(|(f, e)| f.name == name || e.launch.kernel.name == name).collect();
     if found.is_empty() {
         let folders: Vec<&str> = FOLDERS.iter().map(|f| f.name).collect();
-        let help = format!("use a name from `reel kernels list`, or one of the folders {}", folders.join(" "));
+        let help =
+            format!("use a kernel name from `reel kernels list`, or one of the kernel folders: {}", folders.join(" "));
         return Err(bad_option(name, "no such kernel", help));
     }
     Ok(found)
 }
 
-/// The dtype that a kernel computes in, taken from the end of its name (`rms_norm_fwd_bf16`); `None` for kernels on
-/// indices.
+/// The dtype that a kernel computes in, taken from the end of its name (`rms_norm_fwd_bf16`); `None` if the name ends
+/// in no dtype.
 pub fn dtype_of_kernel(name: &str) -> Option<DType> {
     [DType::F32, DType::BF16].into_iter().find(|t| name.ends_with(&format!("_{t}")))
 }

@@ -22,12 +22,12 @@ pub struct Ceilings {
     pub bytes: f64,
 }
 
-/// Name prefixes of the kernels that multiply matrices. In bf16, their floor uses the rate of bf16 products; every
-/// other kernel's floor uses the rate of f32 products.
+/// Name prefixes of the kernels that multiply matrices. Their least time in bf16 uses the rate of bf16 products; that
+/// of every other kernel uses the rate of f32 products.
 const MATRIX_KERNELS: [&str; 7] =
     ["matmul", "attention", "paged_attention", "pool_attention", "linear_log_prob", "skinny", "patch_embedding"];
 
-/// The least time that some launches need on a machine, with their operations and bytes.
+/// The least time that some launches need on a machine, and the operations and bytes from which it is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RooflineFloor {
     /// Least time in seconds.
@@ -44,7 +44,7 @@ impl Ceilings {
     /// # Errors
     /// The GPU has no memory for the operands, or a launch fails.
     pub fn measure(device: &Device) -> Result<Self> {
-        // Only a GPU is asynchronous; copies and products are timed by its own clock.
+        // A device is asynchronous only if it is a GPU, whose own clock times copies and products.
         if device.is_async() { Self::measure_gpu(device) } else { Ok(Self::measure_cpu(device.threads())) }
     }
 
@@ -64,7 +64,7 @@ impl Ceilings {
             2.0 * COPY as f64 / best(&elementwise::copy(&params))?
         };
         let product = |dtype: DType, side: usize| -> Result<f64> {
-            let numbers: Vec<f32> = (0..side * side).map(|i| pseudorandom(i as u64)).collect();
+            let numbers: Vec<f32> = (0..side * side).map(|i| pseudorandom_number(i as u64)).collect();
             let side_by_side = [side, side];
             let a = Tensor::from_f32(device, &side_by_side, dtype, &numbers, MemoryCategory::Workspace)?;
             let c = Tensor::empty(device, &side_by_side, dtype, MemoryCategory::Workspace)?;
@@ -97,8 +97,8 @@ impl Ceilings {
         }
     }
 
-    /// The least time, operations and bytes of all launches of a profile, summed over the kernels. `dtype` is the
-    /// dtype of activations.
+    /// The least time, the operations and the bytes of all launches in a profile, added up. `dtype` is the dtype of
+    /// activations.
     pub fn roofline_floor_of_profile(&self, totals: &BTreeMap<&'static str, OpTotals>, dtype: DType) -> RooflineFloor {
         totals.iter().fold(RooflineFloor::default(), |sum, (name, t)| RooflineFloor {
             seconds: sum.seconds + self.roofline_seconds_of_launches(name, t, dtype),
@@ -107,12 +107,14 @@ impl Ceilings {
         })
     }
 
-    /// The least time, in seconds, of all launches of one kernel.
+    /// The least time, in seconds, of all launches of the kernel `name` together. `dtype` is the dtype of
+    /// activations.
     pub fn roofline_seconds_of_launches(&self, name: &str, totals: &OpTotals, dtype: DType) -> f64 {
         self.roofline_seconds(name, totals.cost, dtype)
     }
 
-    /// The least time, in seconds, of a kernel with these operations and bytes. `dtype` is the dtype of activations.
+    /// The least time, in seconds, in which the kernel `name` can do these operations and move these bytes. `dtype`
+    /// is the dtype of activations.
     pub fn roofline_seconds(&self, name: &str, cost: Cost, dtype: DType) -> f64 {
         let products = MATRIX_KERNELS.iter().any(|p| name.starts_with(p));
         let rate = if products && dtype == DType::BF16 { self.bf16 } else { self.f32 };
@@ -120,9 +122,9 @@ impl Ceilings {
     }
 }
 
-/// The `i`-th pseudorandom number, from -1 to 1. Source: splitmix64, Steele, Lea and Flood, "Fast splittable
-/// pseudorandom number generators".
-pub fn pseudorandom(i: u64) -> f32 {
+/// The `i`-th pseudorandom_number number, from -1 to 1. Source: splitmix64, Steele, Lea and Flood, "Fast splittable
+/// pseudorandom_number number generators".
+pub fn pseudorandom_number(i: u64) -> f32 {
     let z = i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

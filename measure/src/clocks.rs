@@ -27,7 +27,7 @@ pub struct ClockReading {
 pub const READING_NAMES_AND_UNITS: [(&str, &str); 4] =
     [("power_watts", "W"), ("sm_mhz", "MHz"), ("memory_mhz", "MHz"), ("temperature_celsius", "°C")];
 
-/// A GPU, or a fake of one, whose clocks and power can be read.
+/// A source of clock and power readings: a GPU, or a fake in tests.
 pub trait ClockSource: Send {
     /// Reads the current values.
     fn read(&mut self) -> ClockReading;
@@ -77,8 +77,8 @@ pub struct ClockSampler {
 }
 
 impl ClockSampler {
-    /// Starts reading the GPU of a device. `None` for other devices; also, with a message on stderr, if NVML or the
-    /// GPU cannot be opened.
+    /// Starts a thread that reads the clocks of a GPU device. Returns `None` for other devices. Also returns `None`,
+    /// with a message on stderr, if NVML or the GPU cannot be opened.
     pub fn start_on_gpu_of(device: &Device, interval: Duration) -> Option<ClockSampler> {
         let bus_id = device.hardware().bus_id?;
         let found =
@@ -96,7 +96,7 @@ impl ClockSampler {
         }
     }
 
-    /// Starts reading `source`, first at once and then at this interval.
+    /// Starts a thread that reads `source` at once and then once per `interval`.
     pub fn start(mut source: impl ClockSource + 'static, interval: Duration) -> ClockSampler {
         let (end, ended) = mpsc::channel();
         let thread = thread::spawn(move || {
@@ -110,9 +110,9 @@ impl ClockSampler {
         ClockSampler { end, thread }
     }
 
-    /// Reads a last time and summarizes all readings.
+    /// Makes one last reading, ends the thread, and summarizes all readings.
     pub fn stop(self) -> ClockSummary {
-        // If the sampling thread has panicked, there are no readings.
+        // If the sampling thread has panicked, sending fails and the summary has no readings.
         let _ = self.end.send(());
         ClockSummary::summarize(&self.thread.join().unwrap_or_default())
     }
@@ -125,12 +125,13 @@ pub struct ClockSummary {
     pub readings: usize,
     /// Minimum, median and maximum of each value that was reported.
     pub values: [Option<[f64; 3]>; READING_NAMES_AND_UNITS.len()],
-    /// Number of readings with each reason for a lower clock.
+    /// For each reason why the clock was lower than the highest, the number of readings with this reason.
     pub throttled: BTreeMap<&'static str, usize>,
 }
 
 impl ClockSummary {
-    /// Computes the range of each value over these readings, and counts the reasons for lower clocks.
+    /// Computes minimum, median and maximum of each value over these readings, and counts the reasons for lower
+    /// clocks.
     pub fn summarize(readings: &[ClockReading]) -> ClockSummary {
         let figure = |i: usize| {
             let values: Vec<f64> = readings.iter().filter_map(|r| r.values[i]).collect();
@@ -170,7 +171,7 @@ impl ClockSummary {
 mod tests {
     use super::*;
 
-    /// A clock source that returns these readings one after the other and then repeats the last one.
+    /// A clock source for tests: returns these readings one after the other and then repeats the last one.
     struct Fake(Vec<ClockReading>);
 
     impl ClockSource for Fake {

@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use crate::error::{MeasureError, Result, failed};
 use crate::stats::{self, TimeDifference};
 
-/// Clocks whose ratio differs from 1 by less than this share count as equal.
+/// Two clock rates count as equal if their ratio differs from 1 by at most this much.
 const CLOCK_TOLERANCE: f64 = 0.02;
 
-/// The round times of a whole measurement, or of one kernel in it.
+/// The times of all rounds, in seconds, of a whole measurement or of one kernel in it.
 struct Samples {
     name: String,
     /// Seconds of each round.
@@ -37,7 +37,7 @@ pub struct ResultComparison {
 /// A file cannot be read or is not a result with round times, or the two files measured different things.
 pub fn compare_results(a: &Path, b: &Path) -> Result<ResultComparison> {
     let (before, after) = (read(a)?, read(b)?);
-    const HELP: &str = "compare results of the same measurement";
+    const HELP: &str = "compare results of the same benchmark with the same sizes";
     for key in ["op", "tokens", "batch", "context", "sizes"] {
         if before[key] != after[key] {
             let what = format!("{key} is {}, but {} in {}", after[key], before[key], a.display());
@@ -58,11 +58,7 @@ pub fn compare_results(a: &Path, b: &Path) -> Result<ResultComparison> {
     }
     differs.extend(second.iter().map(|other| format!("{} is only in {}", other.name, b.display())));
     if verdicts.is_empty() {
-        return Err(failed(
-            b.display().to_string(),
-            format!("has no measurement of the same name as one in {}", a.display()),
-            HELP,
-        ));
+        return Err(failed(b.display().to_string(), format!("has no measurement that {} has too", a.display()), HELP));
     }
     let moved = op_changes(&before, &after);
     Ok(ResultComparison { verdicts, differs, moved, before, after })
@@ -101,10 +97,10 @@ impl ResultComparison {
     }
 }
 
-/// Maximum number of ops that the text lists; they are those whose time changed most.
+/// Maximum number of ops in the text; the ops whose time changed most are listed.
 const MAX_OP_CHANGES: usize = 5;
 
-/// An op whose time differs between the profiled rounds of two results.
+/// An op whose time in the profiled round of one result differs from its time in that of the other result.
 struct OpChange {
     op: String,
     seconds: [f64; 2],
@@ -175,12 +171,13 @@ fn not_a_result(path: &Path, what: &str) -> MeasureError {
     failed(path.display().to_string(), what, "give a file that reel bench --json printed")
 }
 
-/// The round times in a result: those of the whole measurement, or those of each kernel.
+/// Reads the round times from a result: those of each kernel if it timed kernels, else those of the whole
+/// measurement.
 fn samples(path: &Path, result: &Value) -> Result<Vec<Samples>> {
     let one = |name: &Value, value: &Value| {
         let seconds: Option<Vec<f64>> = value["samples"].as_array().and_then(|s| s.iter().map(Value::as_f64).collect());
         let seconds = seconds.filter(|s| !s.is_empty() && s.iter().all(|&x| x > 0.0 && x.is_finite()));
-        let name = name.as_str().ok_or_else(|| not_a_result(path, "a measurement has no name"))?.to_string();
+        let name = name.as_str().ok_or_else(|| not_a_result(path, "one of its measurements has no name"))?.to_string();
         let seconds =
             seconds.ok_or_else(|| not_a_result(path, &format!("{name} has no `samples` (seconds of each round)")))?;
         Ok(Samples { name, seconds })
@@ -191,7 +188,8 @@ fn samples(path: &Path, result: &Value) -> Result<Vec<Samples>> {
     }
 }
 
-/// The conditions that differ between two results, as text: machine, dtype, model, clocks, throttling.
+/// Returns the conditions that differ between two results, each as a line of text: machine, driver, device, dtype,
+/// model, threads, options, versions, clocks and reasons for throttling.
 fn differences(a: &Value, b: &Value) -> Vec<String> {
     let conditions = [
         ("machine", "/machine/name"),

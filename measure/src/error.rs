@@ -34,7 +34,7 @@ pub enum MeasureError {
 }
 
 impl MeasureError {
-    /// Whether the command line is wrong; otherwise the work failed.
+    /// Returns true if the command line is wrong, and false if the measured work failed.
     pub fn is_usage_error(&self) -> bool {
         matches!(self, Self::Option(_))
     }
@@ -43,12 +43,12 @@ impl MeasureError {
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, MeasureError>;
 
-/// An error of an option: `location: what; help`.
+/// Returns the error of an option. It prints as `location: what; help`; `location` is the option or its value.
 pub(crate) fn bad_option(location: &str, what: impl Into<String>, help: impl Into<String>) -> MeasureError {
     MeasureError::Option(Diagnostic::new(location, what, help))
 }
 
-/// An error of the work or of a file: `location: what; help`.
+/// Returns the error of measured work or of a file. It prints as `location: what; help`.
 pub(crate) fn failed(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> MeasureError {
     MeasureError::Failed(Diagnostic::new(location, what, help))
 }

@@ -8,7 +8,7 @@ use reel_kernels::{Cost, DType};
 use reel_runtime::ops::{self, LmHeadBackend};
 use reel_runtime::{Cx, Device, Grads, MemoryCategory, Tensor};
 
-use crate::ceilings::pseudorandom;
+use crate::ceilings::pseudorandom_number;
 use crate::error::{MeasureError, Result, failed};
 use crate::machine::MachineSpec;
 use crate::timing::TimedKernel;
@@ -17,11 +17,12 @@ use crate::timing::TimedKernel;
 /// holds.
 const FLUSH: usize = 256 << 20;
 
-/// Length of the random sequence that fills a matrix by repetition. It is a prime, so that no two rows are equal.
+/// Length of the sequence of random numbers that is repeated to fill a matrix. It is a prime, so that no two rows are
+/// equal.
 const NOISE_PERIOD: u64 = 1_048_573;
 
-/// The backend that a name of `reel bench op` selects; `None` for other names.
-pub fn backend_by_name(name: &str) -> Option<LmHeadBackend> {
+/// Returns the backend that `reel bench op <name>` measures, or `None` if `name` is no such op.
+pub fn lm_head_backend_by_name(name: &str) -> Option<LmHeadBackend> {
     match name {
         "linear_log_prob_fused" => Some(LmHeadBackend::Fused),
         "linear_log_prob_products" => Some(LmHeadBackend::Products),
@@ -50,7 +51,7 @@ impl LmHeadShape {
             .map(|f| f.examples_with_sizes(sizes))
             .transpose()?
             .unwrap_or_default();
-        let [rows, width, vocab] = ["tokens", "hidden", "vocab"].map(|key| sizes.used_value(key) as usize);
+        let [rows, width, vocab] = ["tokens", "hidden", "vocab"].map(|key| sizes.value_used_by_calls(key) as usize);
         let forward = ["f32", "bf16"].map(|t| {
             let name = format!("linear_log_prob_fwd_{t}");
             calls.iter().find(|e| e.launch.kernel.name == name).map_or(Cost::default(), |e| e.launch.cost)
@@ -60,8 +61,8 @@ impl LmHeadShape {
 }
 
 impl LmHeadShape {
-    /// Refuses sizes whose operands do not fit into host memory, where they are created. On device `cpu`, they stay
-    /// there with their gradients.
+    /// Returns an error if the operands do not fit into host memory, where they are created. On device `cpu` they
+    /// stay there, together with their gradients.
     fn check_memory(&self, device: &Device) -> Result<()> {
         let (rows, vocab, width) = (self.rows as f64, self.vocab as f64, self.width as f64);
         let kept = if !device.is_async() { (rows + vocab) * width * 12.0 } else { 0.0 };
@@ -92,7 +93,7 @@ pub fn time_lm_head(
 ) -> Result<Vec<TimedKernel>> {
     let &LmHeadShape { rows, width, vocab, .. } = shape;
     shape.check_memory(device)?;
-    let tile: Vec<f32> = (0..NOISE_PERIOD).map(pseudorandom).collect();
+    let tile: Vec<f32> = (0..NOISE_PERIOD).map(pseudorandom_number).collect();
     let random = |n: usize, m: usize, from: usize| -> Result<Tensor> {
         let numbers: Vec<f32> = tile.iter().cycle().skip(from).take(n * m).copied().collect();
         Ok(Tensor::from_f32(device, &[n, m], dtype, &numbers, MemoryCategory::Weights)?)
@@ -132,8 +133,8 @@ pub fn time_lm_head(
         }
     }
     let Cost { flops, bytes } = shape.forward[usize::from(dtype == DType::BF16)];
-    // The backward pass reads both operands again; it writes the gradient of the rows in their dtype and that of the
-    // weight in f32.
+    // Costs beyond the forward pass's: the backward pass does twice its operations, and it also writes the gradient
+    // of the hidden states, in their dtype, and that of the weight, in f32.
     let backward_cost = Cost { flops: 2.0 * flops, bytes: bytes + ((rows * dtype.size() + vocab * 4) * width) as f64 };
     let row = |direction: usize, cost, mut seconds: Vec<f64>| {
         seconds.sort_by(f64::total_cmp);

@@ -34,7 +34,7 @@ pub fn op_timers<'a>(
 ) -> Result<Vec<OpTimer<'a>>> {
     let wanted = |of: Option<DType>| of.is_none() || dtype.is_none() || of == dtype;
     let mut timers: Vec<OpTimer<'a>> = Vec::new();
-    if let Some(backend) = lm_head::backend_by_name(name) {
+    if let Some(backend) = lm_head::lm_head_backend_by_name(name) {
         let shape = lm_head::LmHeadShape::from_sizes(sizes).map_err(bad_size)?;
         for dtype in [DType::F32, DType::BF16].into_iter().filter(|t| wanted(Some(*t))) {
             let shape = shape.clone();

@@ -187,7 +187,7 @@ struct ClipRandom {
 impl ClipRandom {
     fn between(&mut self, low: f32, high: f32) -> f32 {
         self.index += 1;
-        low + (high - low) * philox::uniform(self.seed, self.stream, self.index)
+        low + (high - low) * philox::uniform_f32(self.seed, self.stream, self.index)
     }
 
     fn below(&mut self, n: usize) -> usize {

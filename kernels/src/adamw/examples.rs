@@ -2,7 +2,7 @@ use crate::DType::{BF16, F32};
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::folder::{
-    FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER, Sizes, WEIGHTS_DESCRIPTION,
+    FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER_ADDRESS, Sizes, WEIGHTS_DESCRIPTION,
     placeholder_params,
 };
 use crate::{Addr, adamw};
@@ -13,12 +13,12 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let split = adamw::SplitParams { n, ..placeholder_params() };
     let mut all = vec![
         (WEIGHTS_DESCRIPTION, adamw::step(F32, &step)),
-        (WEIGHTS_DESCRIPTION, adamw::step(BF16, &adamw::Params { low: PLACEHOLDER, ..step })),
+        (WEIGHTS_DESCRIPTION, adamw::step(BF16, &adamw::Params { low: PLACEHOLDER_ADDRESS, ..step })),
         (WEIGHTS_DESCRIPTION, adamw::join_master(&adamw::JoinParams { n, ..placeholder_params() })),
     ];
     let small = adamw::SmallMomentParams { low: Addr::NULL, scales: Addr::NULL, n, ..placeholder_params() };
-    let blocks = adamw::SmallMomentParams { scales: PLACEHOLDER, ..small };
-    for (t, low) in [(F32, Addr::NULL), (BF16, PLACEHOLDER)] {
+    let blocks = adamw::SmallMomentParams { scales: PLACEHOLDER_ADDRESS, ..small };
+    for (t, low) in [(F32, Addr::NULL), (BF16, PLACEHOLDER_ADDRESS)] {
         all.push((WEIGHTS_DESCRIPTION, adamw::step_bf16_moments(t, &adamw::SmallMomentParams { low, ..small })));
         all.push((WEIGHTS_DESCRIPTION, adamw::step_8bit(t, &adamw::SmallMomentParams { low, ..blocks })));
     }

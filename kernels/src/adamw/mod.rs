@@ -32,7 +32,7 @@ mod small;
 pub use cpu::{from_bf16_and_remainder, to_bf16_and_remainder};
 
 use crate::folder::kernel_folder;
-use crate::launch::{CType, by_dtype};
+use crate::launch::{CType, kernel_for_dtype};
 use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 use half::bf16;
 
@@ -191,33 +191,33 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub STEP_F32, "adamw_f32", Params, cpu::step_f32, &SOURCE, |p, _| cuh::plan_map("adamw_f32", p.n));
-kernel!(pub STEP_BF16, "adamw_bf16", Params, cpu::step_bf16, &SOURCE, |p, _| cuh::plan_map("adamw_bf16", p.n));
-kernel!(pub STEP_BF16_MOMENTS_F32, "adamw_bf16_moments_f32", SmallMomentParams, small::step_bf16_moments::<small::PlainWeights>, &SOURCE, |p, _| cuh::plan_map("adamw_bf16_moments_f32", p.n));
-kernel!(pub STEP_BF16_MOMENTS_BF16, "adamw_bf16_moments_bf16", SmallMomentParams, small::step_bf16_moments::<small::SplitWeights>, &SOURCE, |p, _| cuh::plan_map("adamw_bf16_moments_bf16", p.n));
-kernel!(pub STEP_8BIT_F32, "adamw_8bit_f32", SmallMomentParams, small::step_8bit::<small::PlainWeights>, &SOURCE, |p, _| cuh::plan_map("adamw_8bit_f32", p.n));
-kernel!(pub STEP_8BIT_BF16, "adamw_8bit_bf16", SmallMomentParams, small::step_8bit::<small::SplitWeights>, &SOURCE, |p, _| cuh::plan_map("adamw_8bit_bf16", p.n));
-kernel!(pub SPLIT_F32, "split_master_f32", SplitParams, cpu::split_f32, &SOURCE, |p, _| cuh::plan_map("split_master_f32", p.n));
-kernel!(pub SPLIT_BF16, "split_master_bf16", SplitParams, cpu::split_bf16, &SOURCE, |p, _| cuh::plan_map("split_master_bf16", p.n));
-kernel!(pub JOIN, "join_master", JoinParams, cpu::join_to_f32, &SOURCE, |p, _| cuh::plan_map("join_master", p.n));
+kernel!(pub STEP_F32, "adamw_f32", Params, cpu::step_f32, &SOURCE, |p, _| cuh::plan_elementwise("adamw_f32", p.n));
+kernel!(pub STEP_BF16, "adamw_bf16", Params, cpu::step_bf16, &SOURCE, |p, _| cuh::plan_elementwise("adamw_bf16", p.n));
+kernel!(pub STEP_BF16_MOMENTS_F32, "adamw_bf16_moments_f32", SmallMomentParams, small::step_bf16_moments::<small::PlainWeights>, &SOURCE, |p, _| cuh::plan_elementwise("adamw_bf16_moments_f32", p.n));
+kernel!(pub STEP_BF16_MOMENTS_BF16, "adamw_bf16_moments_bf16", SmallMomentParams, small::step_bf16_moments::<small::SplitWeights>, &SOURCE, |p, _| cuh::plan_elementwise("adamw_bf16_moments_bf16", p.n));
+kernel!(pub STEP_8BIT_F32, "adamw_8bit_f32", SmallMomentParams, small::step_8bit::<small::PlainWeights>, &SOURCE, |p, _| cuh::plan_elementwise("adamw_8bit_f32", p.n));
+kernel!(pub STEP_8BIT_BF16, "adamw_8bit_bf16", SmallMomentParams, small::step_8bit::<small::SplitWeights>, &SOURCE, |p, _| cuh::plan_elementwise("adamw_8bit_bf16", p.n));
+kernel!(pub SPLIT_F32, "split_master_f32", SplitParams, cpu::split_f32, &SOURCE, |p, _| cuh::plan_elementwise("split_master_f32", p.n));
+kernel!(pub SPLIT_BF16, "split_master_bf16", SplitParams, cpu::split_bf16, &SOURCE, |p, _| cuh::plan_elementwise("split_master_bf16", p.n));
+kernel!(pub JOIN, "join_master", JoinParams, cpu::join_to_f32, &SOURCE, |p, _| cuh::plan_elementwise("join_master", p.n));
 
 /// Launches one step with f32 moments. `dtype` is that of the weights: F32, or BF16 with the low halves in `low`.
 pub fn step(dtype: DType, params: &Params) -> Launch {
     let n = params.n as f64;
-    Launch::kernel(by_dtype(dtype, &STEP_F32, &STEP_BF16), params, Cost { flops: 16.0 * n, bytes: 28.0 * n })
+    Launch::kernel(kernel_for_dtype(dtype, &STEP_F32, &STEP_BF16), params, Cost { flops: 16.0 * n, bytes: 28.0 * n })
 }
 
 /// Launches one step with bf16 moments. `dtype` is that of the weights: F32, or BF16 with the low halves in `low`.
 pub fn step_bf16_moments(dtype: DType, params: &SmallMomentParams) -> Launch {
     let n = params.n as f64;
-    let kernel = by_dtype(dtype, &STEP_BF16_MOMENTS_F32, &STEP_BF16_MOMENTS_BF16);
+    let kernel = kernel_for_dtype(dtype, &STEP_BF16_MOMENTS_F32, &STEP_BF16_MOMENTS_BF16);
     Launch::kernel(kernel, params, Cost { flops: 16.0 * n, bytes: 20.0 * n })
 }
 
 /// Launches one step with 8-bit moments. `dtype` is that of the weights: F32, or BF16 with the low halves in `low`.
 pub fn step_8bit(dtype: DType, params: &SmallMomentParams) -> Launch {
     let n = params.n as f64;
-    let kernel = by_dtype(dtype, &STEP_8BIT_F32, &STEP_8BIT_BF16);
+    let kernel = kernel_for_dtype(dtype, &STEP_8BIT_F32, &STEP_8BIT_BF16);
     let scales = 16.0 * params.n.div_ceil(WEIGHTS_PER_SCALE as u64) as f64;
     Launch::kernel(kernel, params, Cost { flops: 40.0 * n, bytes: 16.0 * n + scales })
 }
@@ -226,7 +226,7 @@ pub fn step_8bit(dtype: DType, params: &SmallMomentParams) -> Launch {
 /// bf16 weights are 0.
 pub fn split_master(src: DType, params: &SplitParams) -> Launch {
     let bytes = params.n as f64 * (src.size() + 4) as f64;
-    Launch::kernel(by_dtype(src, &SPLIT_F32, &SPLIT_BF16), params, Cost { flops: 0.0, bytes })
+    Launch::kernel(kernel_for_dtype(src, &SPLIT_F32, &SPLIT_BF16), params, Cost { flops: 0.0, bytes })
 }
 
 /// Joins split weights to their f32 master copy.

@@ -2,7 +2,7 @@
 
 use crate::Addr;
 use crate::dtype::DType::{self, BF16, F32};
-use crate::folder::{HIDDEN_SIZE, INTERMEDIATE_SIZE, PLACEHOLDER, SEQUENCE_LEN, SizeError, Sizes};
+use crate::folder::{HIDDEN_SIZE, INTERMEDIATE_SIZE, PLACEHOLDER_ADDRESS, SEQUENCE_LEN, SizeError, Sizes};
 use crate::matmul::{Matmul, Operand};
 
 /// An example product; its addresses are placeholders.
@@ -24,7 +24,7 @@ pub struct ExampleProduct {
 pub fn example_products(sizes: &Sizes) -> Result<Vec<ExampleProduct>, SizeError> {
     let usual = Sizes::default();
     all(&usual);
-    sizes.check("matmul", &usual)?;
+    sizes.check_given_sizes("matmul", &usual)?;
     Ok(all(sizes))
 }
 
@@ -33,10 +33,11 @@ fn all(s: &Sizes) -> Vec<ExampleProduct> {
         [s.get("m", SEQUENCE_LEN), s.get("n", INTERMEDIATE_SIZE), s.get("k", HIDDEN_SIZE)].map(|d| d as usize);
     let size = s.to_text();
     let of = |name, dtype, [m, n, k]: [usize; 3], [a, b]: [bool; 2], accumulate| {
-        let operand = |transposed| Operand { addr: PLACEHOLDER, dtype, transposed };
+        let operand = |transposed| Operand { addr: PLACEHOLDER_ADDRESS, dtype, transposed };
         let c_dtype = if accumulate { F32 } else { dtype };
         let (a, b) = (operand(a), operand(b));
-        let product = Matmul { m, n, k, a, b, c: PLACEHOLDER, c_dtype, bias: Addr::NULL, accumulate, scale: 1.0 };
+        let product =
+            Matmul { m, n, k, a, b, c: PLACEHOLDER_ADDRESS, c_dtype, bias: Addr::NULL, accumulate, scale: 1.0 };
         ExampleProduct { name, size: size.clone(), dtype, product }
     };
     let both = |[fwd, dx, dw]: [&'static str; 3], dtype| {

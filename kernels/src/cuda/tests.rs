@@ -137,7 +137,8 @@ fn fake_driver_enforces_documented_rules() {
         let (address, value) = (at.to_le_bytes(), 7u32.to_le_bytes());
         let arguments: [&[u8]; 2] = [&address, &value];
 
-        // The function's attributes must be raised before the launch.
+        // A launch with this much dynamic shared memory needs `allow_shared` first, which raises the function's
+        // limit.
         fails(fake.launch(function, &config, &arguments, stream), "than was allowed");
         fails(fake.allow_shared(function, 228 << 10), "CUDA_ERROR_INVALID_VALUE");
         fake.allow_shared(function, 64 << 10).unwrap();
@@ -150,7 +151,8 @@ fn fake_driver_enforces_documented_rules() {
         fails(fake.launch(function, &config, &arguments[..1], stream), "CUDA_ERROR_INVALID_VALUE");
         assert_eq!(fake.violations().len(), 1, "parameters that the function does not have");
 
-        // Nothing runs before the host waits, and a graph runs only when it is launched.
+        // The fake driver runs enqueued work only when the host waits for it. A captured graph runs only when it is
+        // launched.
         fails(fake.end_capture(stream), "CUDA_ERROR_ILLEGAL_STATE");
         fake.begin_capture(stream).unwrap();
         fake.launch(function, &config, &arguments, stream).unwrap();
@@ -183,7 +185,8 @@ fn fake_driver_enforces_documented_rules() {
         fake.synchronize(stream).unwrap();
         assert_eq!(back, 3);
 
-        // Memory is mapped in whole units, once, within a reservation, and at most as much as the GPU has.
+        // Physical memory is mapped in multiples of the granularity, inside a reservation, at most once per address,
+        // and at most as much as the GPU has.
         let unit = fake.granularity();
         let base = fake.reserve(4 * MIB as usize).unwrap();
         fails(fake.map_memory(base, unit - 1), "CUDA_ERROR_INVALID_VALUE");
@@ -205,7 +208,8 @@ fn fake_driver_enforces_documented_rules() {
     }
 }
 
-/// Each prohibited call fails and invalidates the capture; other threads may make such calls.
+/// During a stream capture, each call that CUDA prohibits there fails and invalidates the capture. Other threads may
+/// make these calls.
 #[test]
 fn fake_driver_enforces_capture_rules() {
     let fake = FakeDriver::new(Arch::H100, 4 * MIB);
@@ -280,7 +284,8 @@ fn messages_format_versions_and_counts() {
     assert!(none.contains("no GPU 3 (1 found); choose another"), "{none}");
 }
 
-/// A kernel that reads a box of 32 x 8 f32 through a tensor map and writes it to the address after the map.
+/// A kernel that reads a box of 32 x 8 f32 through a tensor map. It writes the box to the address that is its second
+/// parameter, after the map.
 const BOX: &str = "
 .version 8.0
 .target sm_90
@@ -349,7 +354,8 @@ fn tensor_map_reaches_the_kernel() {
     assert_eq!(fake.violations(), Vec::<String>::new());
 }
 
-/// Returns a kernel that copies one number from `from` to `to`. With `waits` it first waits for the previous launch.
+/// Returns the PTX of a kernel that copies one 32-bit number from `from` to `to`. If `waits`, the kernel first waits
+/// for the previous launch (griddepcontrol.wait).
 fn copying(waits: bool) -> String {
     let wait = if waits { "griddepcontrol.wait;" } else { "" };
     format!(

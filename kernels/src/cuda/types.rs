@@ -68,7 +68,7 @@ pub struct LaunchConfig {
     pub grid: [u32; 3],
     /// Threads per block in x, y and z.
     pub block: [u32; 3],
-    /// Blocks of a cluster; all 1 for a launch without clusters.
+    /// Blocks of a cluster in x, y and z; all 1 for a launch without clusters.
     pub cluster: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: u32,
@@ -89,16 +89,18 @@ pub struct LaunchLimits {
     pub block: [u32; 3],
     /// Maximum number of threads of a block.
     pub threads: u32,
-    /// Maximum bytes of static and dynamic shared memory of a block, if the function's attribute is raised.
+    /// Maximum bytes of shared memory of a block, static and dynamic together, once the function's limit is raised to
+    /// it.
     pub shared: u32,
     /// Maximum number of registers of a block.
     pub registers: u32,
 }
 
 impl LaunchLimits {
-    /// Makes the limits of GPUs from compute capability 8.0 to 9.0, which differ only in shared memory.
-    pub const fn new(sm: u32, shared: u32) -> LaunchLimits {
+    /// Returns the launch limits of a GPU of compute capability 8.0 to 9.0. These GPUs differ only in shared memory
+    /// per block (`shared_bytes`).
+    pub const fn new(sm: u32, shared_bytes: u32) -> LaunchLimits {
         let grid = [i32::MAX as u32, 65_535, 65_535];
-        LaunchLimits { sm, grid, block: [1024, 1024, 64], threads: 1024, shared, registers: 65_536 }
+        LaunchLimits { sm, grid, block: [1024, 1024, 64], threads: 1024, shared: shared_bytes, registers: 65_536 }
     }
 }

@@ -11,7 +11,7 @@ struct bf16 {
   u16 bits;
 };
 
-// BYTES bytes that one memory instruction loads or stores.
+// A value of BYTES bytes, as 32-bit words, which one memory instruction loads or stores.
 template <int BYTES>
 struct alignas(BYTES) Words {
   u32 word[BYTES / 4];
@@ -69,8 +69,8 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
 __device__ __forceinline__ float low_bf16(u32 pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_bf16(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
-// Loads or stores V elements at p with one memory access (f32: one access per four elements). p is aligned to the
-// access.
+// Loads or stores the V elements from address p on: f32 with one memory access per four elements, other types with
+// one access for all. p is aligned to the size of an access.
 template <int V>
 __device__ __forceinline__ void load_vector(const float* p, float (&x)[V]) {
   constexpr int N = V < 4 ? V : 4;
@@ -153,9 +153,9 @@ __device__ __forceinline__ Words<16> pack(const float (&x)[VECTOR<T>]) {
 __device__ __forceinline__ u32 bits(float x) { return __float_as_uint(x); }
 __device__ __forceinline__ u32 bits(bf16 x) { return x.bits; }
 
-// Loads elements at .. at + VECTOR<T> of the array of n elements at p, without conversion. Elements beyond the end of
-// the array are 0. `vector` promises that n is a multiple of VECTOR<T> and p is 16-byte aligned; `at` must then be a
-// multiple of VECTOR<T> too.
+// Loads the VECTOR<T> elements that start at index `at` of the array p, which has n elements. Does not convert them;
+// elements beyond the end of the array read as 0. `vector` promises that n and `at` are multiples of VECTOR<T> and
+// that p is 16-byte aligned.
 template <class T, class I>
 __device__ __forceinline__ Words<16> load_words(const T* p, I at, I n, bool vector) {
   Words<16> words{};
@@ -170,8 +170,9 @@ __device__ __forceinline__ Words<16> load_words(const T* p, I at, I n, bool vect
   return words;
 }
 
-// Rounds each x[j] once and stores it as element at + j of the array of n elements at p. Elements beyond the end of
-// the array are not stored. `vector` has its meaning in load_words, with V instead of VECTOR<T>.
+// Rounds each x[j] once and stores it as element `at` + j of the array p, which has n elements. Elements beyond the
+// end of the array are not stored. `vector` promises that n and `at` are multiples of V and that p is aligned for
+// vector stores.
 template <int V, class T, class I>
 __device__ __forceinline__ void store_elements(T* p, I at, I n, bool vector, const float (&x)[V]) {
   if (vector) {
@@ -184,8 +185,9 @@ __device__ __forceinline__ void store_elements(T* p, I at, I n, bool vector, con
   }
 }
 
-// Loads elements at .. at + V of the array of n elements at p and converts them to f32. Elements beyond the end of
-// the array are 0. `vector` has its meaning in load_words, with V instead of VECTOR<T>.
+// Loads the V elements that start at index `at` of the array p, which has n elements, and converts them to f32.
+// Elements beyond the end of the array read as 0. `vector` promises that n and `at` are multiples of V and that p is
+// aligned for vector loads.
 template <int V, class T, class I>
 __device__ __forceinline__ void load_elements(const T* p, I at, I n, bool vector, float (&x)[V]) {
   if (vector && at < n) {

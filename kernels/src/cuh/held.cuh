@@ -1,5 +1,5 @@
-// Keeps rows in the registers of a group of THREADS threads, so that a kernel reads a row from memory once, although
-// it uses the row for a reduction and again after it.
+// Keeps a row of a matrix in the registers of a group of THREADS threads, so that a kernel that needs the row twice
+// (first for a reduction, then for its results) reads it from memory once.
 #pragma once
 
 #include "cuh/warp.cuh"
@@ -10,7 +10,8 @@ constexpr int HELD = 16;
 template <class T>
 constexpr int CHUNKS = HELD / VECTOR<T>;
 
-// The elements of a row that one thread keeps in registers. Chunk k has the elements at(k) .. at(k) + VECTOR<T>.
+// The elements of a row that one thread keeps in registers. chunk[k] has the VECTOR<T> elements that start at index
+// at(k) of the row.
 template <class T, int THREADS>
 struct Held {
   Words<16> chunk[CHUNKS<T>];
@@ -23,14 +24,15 @@ struct Held {
   }
 };
 
-// Calls f(at) for each vector of a row that the registers of the group (HELD * THREADS elements) cannot hold.
+// Calls f(at) with the index of the first element of each vector of a row that does not fit in the group's registers,
+// which hold the first HELD * THREADS elements of the row.
 template <class T, int THREADS, class F>
 __device__ __forceinline__ void for_rest(u32 cols, const F& f) {
 #pragma unroll 1
   for (u32 at = HELD * THREADS + threadIdx.x % THREADS * VECTOR<T>; at < cols; at += THREADS * VECTOR<T>) f(at);
 }
 
-// Two sums that are reduced together.
+// Two sums over the same row, which one reduction adds up together.
 struct Pair {
   float a, b;
 

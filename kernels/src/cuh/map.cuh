@@ -11,7 +11,8 @@
 constexpr int MAP_THREADS = 256;
 constexpr int MAP_BLOCK = 2048;
 
-// Runs an operation on n elements. `vector` says that all its arrays allow vector access at multiples of V.
+// Runs an operation on n elements. `vector` promises that all arrays of the operation are aligned for accesses of V
+// elements.
 template <class Op>
 __device__ __forceinline__ void map(u64 n, bool vector, const Op& op) {
   constexpr int V = Op::V;

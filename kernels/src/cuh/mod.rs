@@ -5,29 +5,31 @@ pub mod headers;
 
 use crate::{Arch, Stage};
 
-/// (threads of a block, elements of a block): equal to `MAP_THREADS` and `MAP_BLOCK` of `map.cuh`.
-const MAP: (u32, u64) = (256, 2048);
+/// Number of threads of a block; equal to `MAP_THREADS` of `map.cuh`.
+const MAP_THREADS: u32 = 256;
+/// Number of elements that a block computes; equal to `MAP_BLOCK` of `map.cuh`.
+const MAP_BLOCK: u64 = 2048;
 
 /// Plans the launch of an element-by-element kernel (`map.cuh`) over `count` elements.
-pub(crate) fn plan_map(symbol: &'static str, count: u64) -> Vec<Stage> {
-    plan_blocks(symbol, count.div_ceil(MAP.1), MAP.0)
+pub(crate) fn plan_elementwise(symbol: &'static str, count: u64) -> Vec<Stage> {
+    plan_blocks(symbol, count.div_ceil(MAP_BLOCK), MAP_THREADS)
 }
 
 /// Plans a one-dimensional launch of `blocks` blocks. Returns no launch for 0 blocks.
-pub(crate) fn plan_blocks(symbol: &'static str, blocks: u64, threads: u32) -> Vec<Stage> {
+pub(crate) fn plan_blocks(symbol: &'static str, blocks: u64, threads_per_block: u32) -> Vec<Stage> {
     // 2^31 blocks would need more elements than the memory of a GPU holds.
     let blocks = u32::try_from(blocks).expect("fewer blocks than 2^31");
-    if blocks == 0 { Vec::new() } else { vec![Stage::one_dimensional(symbol, blocks, threads)] }
+    if blocks == 0 { Vec::new() } else { vec![Stage::one_dimensional(symbol, blocks, threads_per_block)] }
 }
 
-/// Plans the launch of a kernel that copies `rows` rows of `cols` elements (`rows.cuh`). `vector` is the number of
-/// elements in 16 bytes. 8 to 256 threads copy one row, four memory accesses per thread in short rows; a
-/// block of 256 threads copies several narrow rows.
-pub(crate) fn plan_row_copy(symbol: &'static str, rows: u64, cols: u64, vector: u64) -> Vec<Stage> {
+/// Plans the launch of a kernel that copies `rows` rows of `cols` elements (`rows.cuh`). `elements_per_vector` is the
+/// number of elements in 16 bytes. 8 to 256 threads copy a row: as many as it takes for each to make at most four
+/// memory accesses, within these limits. A block has 256 threads, which copy several rows if rows are short.
+pub(crate) fn plan_row_copy(symbol: &'static str, rows: u64, cols: u64, elements_per_vector: u64) -> Vec<Stage> {
     if cols == 0 {
         return Vec::new();
     }
-    let accesses = if cols.is_multiple_of(vector) { cols / vector } else { cols };
+    let accesses = if cols.is_multiple_of(elements_per_vector) { cols / elements_per_vector } else { cols };
     let threads = accesses.div_ceil(4).next_power_of_two().clamp(8, 256) as u32;
     let mut stages = plan_blocks(symbol, rows.div_ceil(u64::from(256 / threads)), 256);
     for stage in &mut stages {
@@ -38,25 +40,25 @@ pub(crate) fn plan_row_copy(symbol: &'static str, rows: u64, cols: u64, vector: 
 
 /// How many threads share each row of `cols` elements in kernels that keep rows in registers (`held.cuh`).
 #[derive(Clone, Copy)]
-pub(crate) struct HeldRows {
+pub(crate) struct ThreadsPerRow {
     cols: u32,
     /// Number of threads per row: 32, 256 or 512.
     threads: u32,
 }
 
-impl HeldRows {
+impl ThreadsPerRow {
     /// Number of elements of a row that one thread keeps in registers; equals `HELD` of `held.cuh`.
     const HELD: u32 = 16;
 
     /// Chooses the threads per row: one warp if its registers hold the row, else 256 threads if theirs do, else the
     /// 512 threads of a kernel whose symbol ends in `_wide`.
-    pub(crate) fn new(cols: u32) -> HeldRows {
+    pub(crate) fn new(cols: u32) -> ThreadsPerRow {
         let fits = |threads: u32| cols <= Self::HELD * threads;
-        HeldRows { cols, threads: [32, 256].into_iter().find(|&t| fits(t)).unwrap_or(512) }
+        ThreadsPerRow { cols, threads: [32, 256].into_iter().find(|&t| fits(t)).unwrap_or(512) }
     }
 
-    /// Returns the second symbol, of the `_wide` kernel, if a row has 512 threads, else the first.
-    pub(crate) fn symbol(self, [usual, wide]: [&'static str; 2]) -> &'static str {
+    /// Returns the symbol of the `_wide` kernel if 512 threads share a row, else the symbol of the usual kernel.
+    pub(crate) fn choose_symbol(self, [usual, wide]: [&'static str; 2]) -> &'static str {
         if self.threads == 512 { wide } else { usual }
     }
 
@@ -75,11 +77,12 @@ impl HeldRows {
         }
         let block = block.max(self.threads);
         let needed = rows.div_ceil(block / self.threads);
-        plan_blocks(self.symbol(symbols), u64::from(needed.min(arch.multiprocessors * resident)), block)
+        plan_blocks(self.choose_symbol(symbols), u64::from(needed.min(arch.multiprocessors * resident)), block)
     }
 
-    /// Plans two launches that sum each of `columns` columns over all rows. In the first, a block of 512 threads sums
-    /// each of `parts` groups of rows; the second adds up the groups' sums.
+    /// Plans two launches that sum each of `columns` columns over all rows. The rows form `parts` groups. In the
+    /// first launch a block of 512 threads sums the rows of one group; the second launch (kernel `sum`) adds up the
+    /// sums of the groups.
     pub(crate) fn plan_column_sums(
         self,
         symbols: [&'static str; 2],
@@ -87,7 +90,7 @@ impl HeldRows {
         parts: u64,
         columns: u64,
     ) -> Vec<Stage> {
-        let mut stages = if self.cols == 0 { Vec::new() } else { plan_blocks(self.symbol(symbols), parts, 512) };
+        let mut stages = if self.cols == 0 { Vec::new() } else { plan_blocks(self.choose_symbol(symbols), parts, 512) };
         if !stages.is_empty() {
             stages.extend(plan_blocks(sum, columns.div_ceil(32), 256));
         }

@@ -2,7 +2,7 @@
 // gradients of the weights, which are sums over all rows (dw of rms_norm, dw and db of layer_norm).
 //
 // How column sums over all rows are computed:
-//   1. A block processes PART_ROWS rows; each of its groups of THREADS threads has a contiguous range of them.
+//   1. A block processes ROWS_PER_BLOCK rows; each of its groups of THREADS threads has a contiguous range of them.
 //   2. Each thread adds up its HELD columns over the rows of its group, in ascending order, in registers.
 //   3. add_groups adds the groups' sums in order; the block writes them as one row of `partial`.
 //   4. A second launch (sum_parts) adds up the rows of `partial`.
@@ -11,7 +11,7 @@
 #include "cuh/held.cuh"
 #include "cuh/math.cuh"
 
-constexpr int PART_ROWS = 64;
+constexpr int ROWS_PER_BLOCK = 64;
 constexpr int FWD_BLOCK = 256;
 constexpr int BWD_BLOCK = 512;
 constexpr int WIDE = 512;
@@ -23,15 +23,15 @@ struct GroupRows {
   u32 steps;
 };
 
-// Returns the rows of one of the block's GROUPS groups. For column sums a group has a contiguous range of the block's
-// PART_ROWS rows; otherwise the groups of all blocks share all rows round robin.
+// Returns the rows of one of the block's GROUPS groups of threads. For column sums a group has a contiguous range of
+// the block's ROWS_PER_BLOCK rows; otherwise the groups of all blocks take the rows round robin.
 template <int GROUPS>
 __device__ __forceinline__ GroupRows rows_of_group(u32 group, u64 rows, bool column_sums) {
   GroupRows r;
   r.end = rows;
   if (column_sums) {
-    const u64 first = static_cast<u64>(blockIdx.x) * PART_ROWS;
-    constexpr int RUN = PART_ROWS / GROUPS;
+    const u64 first = static_cast<u64>(blockIdx.x) * ROWS_PER_BLOCK;
+    constexpr int RUN = ROWS_PER_BLOCK / GROUPS;
     r.row = first + group * RUN;
     r.end = min(r.row + RUN, r.end);
     r.step = 1;
@@ -54,13 +54,14 @@ struct SharedSums {
   Words<16> sums[(BWD_BLOCK - 32) * HELD / 4];
 };
 
-// Adds the column sums of all groups, in order, into the registers of the first group. `shared` must not be in use.
+// Adds the column sums of the other groups of threads, in order, to those in the registers of the block's first
+// group. No thread may still use `shared` when this is called.
 template <int THREADS>
 __device__ __forceinline__ void add_groups(float (&sum)[HELD], Words<16>* shared) {
   constexpr int GROUPS = BWD_BLOCK / THREADS;
   const u32 group = threadIdx.x / THREADS;
-  // A thread reads back the columns that its counterparts in other groups stored. The order of the words in shared
-  // memory only avoids bank conflicts.
+  // Each thread of the first group adds the columns that the thread with the same place in each other group stored.
+  // The words are ordered in shared memory so that accesses have no bank conflicts.
   Words<16>* sums = shared + threadIdx.x % THREADS;
   if (group > 0) {
 #pragma unroll
@@ -83,8 +84,8 @@ __device__ __forceinline__ void add_groups(float (&sum)[HELD], Words<16>* shared
   }
 }
 
-// Writes the column sums of the first group to one row of `partial`. `vector` says whether the row allows 16-byte
-// stores.
+// Writes the column sums of the block's first group of threads to one row of `partial`, which has a row for each
+// block. `vector` promises that the row allows 16-byte stores.
 template <class T, int THREADS>
 __device__ __forceinline__ void store_column_sums(float* partial, u32 cols, bool vector, const float (&sums)[HELD]) {
   constexpr int V = VECTOR<T>;
@@ -97,8 +98,8 @@ __device__ __forceinline__ void store_column_sums(float* partial, u32 cols, bool
   }
 }
 
-// Adds up each of `columns` columns of `partial`, which has one row per PART_ROWS of the `rows` input rows, and calls
-// write(column, sum) in one thread per column. A block sums 32 columns: warp w adds the rows w, w + 8, ... of
+// Adds up each of `columns` columns of `partial`, which has one row per ROWS_PER_BLOCK of the `rows` input rows, and
+// calls write(column, sum) in one thread per column. A block sums 32 columns: warp w adds the rows w, w + 8, ... of
 // `partial`; then the sums of the 8 warps are added in order.
 template <class Write>
 __device__ __forceinline__ void sum_parts(const float* partial, u32 rows, u64 columns, Write write) {
@@ -106,7 +107,7 @@ __device__ __forceinline__ void sum_parts(const float* partial, u32 rows, u64 co
   __shared__ float sums[WARPS][32];
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const u64 c = blockIdx.x * 32ull + lane;
-  const u32 parts = ceil_div(rows, static_cast<u32>(PART_ROWS));
+  const u32 parts = ceil_div(rows, static_cast<u32>(ROWS_PER_BLOCK));
   float sum = 0.0f;
   if (c < columns) {
 #pragma unroll 4

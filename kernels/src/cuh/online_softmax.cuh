@@ -92,7 +92,7 @@ __device__ __forceinline__ void add_scores(SoftmaxRow (&row)[2], float (&s)[TILE
 }
 
 // Adds one block of 64 scores to a row that 16 lanes share, replaces the scores by their weights, and returns the
-// scale factor of the row's output. Lane x holds the keys x, x + 16, x + 32 and x + 48.
+// factor by which the row's output must be scaled. Lane x holds the scores of the keys x, x + 16, x + 32 and x + 48.
 __device__ __forceinline__ float add_scores(SoftmaxRow& row, float (&s)[4], float factor) {
   const float largest = row_max<16>(fmaxf(fmaxf(s[0], s[1]), fmaxf(s[2], s[3])));
   const float rescale = raise_max(row, largest, factor);
@@ -118,8 +118,8 @@ __device__ __forceinline__ MergeWeights merge(SoftmaxRow& total, SoftmaxRow part
   return w;
 }
 
-// Returns one element of the merged output: `total` of the segments before, `part` of this segment, neither divided
-// by its sum.
+// Returns one element of the merged output. `total` is the element of the output over the segments before, `part`
+// over this segment; neither is divided by its sum of weights yet.
 __device__ __forceinline__ float merged(float total, float part, MergeWeights w) {
   return __fmaf_rn(part, w.part, __fmul_rn(total, w.total));
 }

@@ -8,7 +8,7 @@ struct PhiloxWords {
   u32 word[4];
 };
 
-// Returns the four random words at `index` of `stream`.
+// Returns the four 32-bit random words with number `index` in the random sequence with number `stream`.
 __device__ __forceinline__ PhiloxWords philox(u64 seed, u64 stream, u64 index) {
   u32 a = static_cast<u32>(index), b = static_cast<u32>(index >> 32);
   u32 c = static_cast<u32>(stream), d = static_cast<u32>(stream >> 32);

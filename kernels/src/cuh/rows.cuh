@@ -1,5 +1,5 @@
-// Copies of rows: blockDim.x threads copy one row, a block copies blockDim.y rows (`rows` in cuh/mod.rs chooses
-// both).
+// Copies of rows: blockDim.x threads copy one row, and a block copies blockDim.y rows (`plan_row_copy` in cuh/mod.rs
+// chooses both).
 #pragma once
 
 #include "cuh/base.cuh"
@@ -36,7 +36,8 @@ __device__ __forceinline__ void move_row(const E* src, E* dst, u32 cols, bool ve
   }
 }
 
-// Writes zeros to a row of `cols` elements. `vector` as for move_row.
+// Writes zeros to a row of `cols` elements. `vector` says that the row's size is a multiple of 16 bytes and `to` is
+// 16-byte aligned.
 template <class E>
 __device__ __forceinline__ void clear_row(E* dst, u32 cols, bool vector) {
   if (vector) {

@@ -6,7 +6,7 @@ use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 checks!(sums, casts, every_f16, fill_scale_and_copy);
 
 fn sums() {
-    for n in test_sizes() {
+    for n in test_element_counts() {
         for dtype in [F32, BF16] {
             let (a, b) =
                 (TestArray::new(dtype, &normal_numbers(n, 1, 1.0)), TestArray::new(dtype, &normal_numbers(n, 2, 3.0)));
@@ -26,7 +26,7 @@ fn sums() {
 }
 
 fn casts() {
-    for n in test_sizes() {
+    for n in test_element_counts() {
         let x = normal_numbers(n, 3, 1.0);
         let (wide, narrow) = (TestArray::new(F32, &x), TestArray::output(BF16, n));
         run(&cast(F32, BF16, &CastParams { src: wide.addr(), dst: narrow.addr(), count: n as u64 }), 2);
@@ -57,7 +57,7 @@ fn every_f16() {
 }
 
 fn fill_scale_and_copy() {
-    for n in test_sizes() {
+    for n in test_element_counts() {
         for dtype in [F32, BF16] {
             let y = TestArray::output(dtype, n);
             run(&fill(dtype, &FillParams { dst: y.addr(), count: n as u64, value: -1.5, reserved: 0 }), 2);

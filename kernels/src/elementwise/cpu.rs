@@ -30,8 +30,9 @@ impl CastSource for half::bf16 {
 }
 
 impl CastSource for f16 {
-    /// Works on bits without branches, so that loops become vector code. The shifted exponent and mantissa, read as
-    /// f32, are 2⁻¹¹² times the value, also for subnormals; the product with 2¹¹² corrects that.
+    /// Computes on the bits, without branches, so that the compiler can vectorise loops over it. The f16's exponent
+    /// and mantissa, shifted into their places in an f32, give 2⁻¹¹² times its value, also for subnormals; the
+    /// product with 2¹¹² corrects that.
     #[inline(always)]
     fn widen(self) -> f32 {
         let bits = self.to_bits() as u32;
@@ -75,7 +76,8 @@ simd_fn! {
     }
 }
 
-/// Calls `block(start, part of out)` for each block of the `n` elements, on the team's threads.
+/// Splits `out` into blocks of [`BLOCK`] elements and calls `block(index of the block's first element, the block)`
+/// for each, on the team's threads.
 fn blocks<T: Send>(team: &Team, n: usize, out: OutputArray<T>, block: impl Fn(usize, &mut [T]) + Sync) {
     team.run(n.div_ceil(BLOCK), |task| {
         let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));

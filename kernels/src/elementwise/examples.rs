@@ -3,14 +3,14 @@ use crate::DType::{BF16, F32};
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::elementwise;
 use crate::folder::{
-    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes,
+    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, PLACEHOLDER_ADDRESS, SEQUENCE_LEN, Sizes,
     placeholder_params,
 };
 use bytemuck::Zeroable;
 
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let count = SEQUENCE_LEN as u64 * HIDDEN_SIZE as u64;
-    let (src, dst) = (PLACEHOLDER, PLACEHOLDER);
+    let (src, dst) = (PLACEHOLDER_ADDRESS, PLACEHOLDER_ADDRESS);
     let accumulate = elementwise::AccumulateParams { src, dst, count };
     let cast = elementwise::CastParams { src, dst, count };
     let fill = elementwise::FillParams { dst, count, ..Zeroable::zeroed() };

@@ -10,7 +10,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::by_dtype;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 use half::{bf16, f16};
 
@@ -59,7 +59,7 @@ params! {
         pub dst: Addr,
         /// Number of elements.
         pub count: u64,
-        /// The value, rounded to the element type.
+        /// The number that is stored in every element, rounded to the element type.
         pub value: f32,
         /// 0
         pub reserved: u32,
@@ -101,25 +101,25 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub ADD_F32, "add_f32", AddParams, cpu::add::<f32>, &SOURCE, |p, _| cuh::plan_map("add_f32", p.count));
-kernel!(pub ADD_BF16, "add_bf16", AddParams, cpu::add::<bf16>, &SOURCE, |p, _| cuh::plan_map("add_bf16", p.count));
-kernel!(pub ACCUMULATE_F32_F32, "accumulate_f32_f32", AccumulateParams, cpu::accumulate::<f32, f32>, &SOURCE, |p, _| cuh::plan_map("accumulate_f32_f32", p.count));
-kernel!(pub ACCUMULATE_BF16_BF16, "accumulate_bf16_bf16", AccumulateParams, cpu::accumulate::<bf16, bf16>, &SOURCE, |p, _| cuh::plan_map("accumulate_bf16_bf16", p.count));
-kernel!(pub ACCUMULATE_BF16_F32, "accumulate_bf16_f32", AccumulateParams, cpu::accumulate::<bf16, f32>, &SOURCE, |p, _| cuh::plan_map("accumulate_bf16_f32", p.count));
-kernel!(pub CAST_F32_BF16, "cast_f32_bf16", CastParams, cpu::cast::<f32, bf16>, &SOURCE, |p, _| cuh::plan_map("cast_f32_bf16", p.count));
-kernel!(pub CAST_BF16_F32, "cast_bf16_f32", CastParams, cpu::cast::<bf16, f32>, &SOURCE, |p, _| cuh::plan_map("cast_bf16_f32", p.count));
-kernel!(pub CAST_F16_F32, "cast_f16_f32", CastParams, cpu::cast::<f16, f32>, &SOURCE, |p, _| cuh::plan_map("cast_f16_f32", p.count));
-kernel!(pub CAST_F16_BF16, "cast_f16_bf16", CastParams, cpu::cast::<f16, bf16>, &SOURCE, |p, _| cuh::plan_map("cast_f16_bf16", p.count));
-kernel!(pub FILL_F32, "fill_f32", FillParams, cpu::fill::<f32>, &SOURCE, |p, _| cuh::plan_map("fill_f32", p.count));
-kernel!(pub FILL_BF16, "fill_bf16", FillParams, cpu::fill::<bf16>, &SOURCE, |p, _| cuh::plan_map("fill_bf16", p.count));
-kernel!(pub MUL_SCALAR, "mul_scalar_f32", MulScalarParams, cpu::mul_scalar, &SOURCE, |p, _| cuh::plan_map("mul_scalar_f32", p.count));
+kernel!(pub ADD_F32, "add_f32", AddParams, cpu::add::<f32>, &SOURCE, |p, _| cuh::plan_elementwise("add_f32", p.count));
+kernel!(pub ADD_BF16, "add_bf16", AddParams, cpu::add::<bf16>, &SOURCE, |p, _| cuh::plan_elementwise("add_bf16", p.count));
+kernel!(pub ACCUMULATE_F32_F32, "accumulate_f32_f32", AccumulateParams, cpu::accumulate::<f32, f32>, &SOURCE, |p, _| cuh::plan_elementwise("accumulate_f32_f32", p.count));
+kernel!(pub ACCUMULATE_BF16_BF16, "accumulate_bf16_bf16", AccumulateParams, cpu::accumulate::<bf16, bf16>, &SOURCE, |p, _| cuh::plan_elementwise("accumulate_bf16_bf16", p.count));
+kernel!(pub ACCUMULATE_BF16_F32, "accumulate_bf16_f32", AccumulateParams, cpu::accumulate::<bf16, f32>, &SOURCE, |p, _| cuh::plan_elementwise("accumulate_bf16_f32", p.count));
+kernel!(pub CAST_F32_BF16, "cast_f32_bf16", CastParams, cpu::cast::<f32, bf16>, &SOURCE, |p, _| cuh::plan_elementwise("cast_f32_bf16", p.count));
+kernel!(pub CAST_BF16_F32, "cast_bf16_f32", CastParams, cpu::cast::<bf16, f32>, &SOURCE, |p, _| cuh::plan_elementwise("cast_bf16_f32", p.count));
+kernel!(pub CAST_F16_F32, "cast_f16_f32", CastParams, cpu::cast::<f16, f32>, &SOURCE, |p, _| cuh::plan_elementwise("cast_f16_f32", p.count));
+kernel!(pub CAST_F16_BF16, "cast_f16_bf16", CastParams, cpu::cast::<f16, bf16>, &SOURCE, |p, _| cuh::plan_elementwise("cast_f16_bf16", p.count));
+kernel!(pub FILL_F32, "fill_f32", FillParams, cpu::fill::<f32>, &SOURCE, |p, _| cuh::plan_elementwise("fill_f32", p.count));
+kernel!(pub FILL_BF16, "fill_bf16", FillParams, cpu::fill::<bf16>, &SOURCE, |p, _| cuh::plan_elementwise("fill_bf16", p.count));
+kernel!(pub MUL_SCALAR, "mul_scalar_f32", MulScalarParams, cpu::mul_scalar, &SOURCE, |p, _| cuh::plan_elementwise("mul_scalar_f32", p.count));
 kernel!(pub COPY, "copy", CopyParams, cpu::copy, &SOURCE, |p, _| cuh::plan_blocks("copy", p.bytes.div_ceil(COPY_BLOCK), 256));
 
 /// Launches `y = a + b`; `dtype` is the type of every operand, F32 or BF16.
 pub fn add(dtype: DType, params: &AddParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: n, bytes: 3.0 * n * dtype.size() as f64 };
-    Launch::kernel(by_dtype(dtype, &ADD_F32, &ADD_BF16), params, cost)
+    Launch::kernel(kernel_for_dtype(dtype, &ADD_F32, &ADD_BF16), params, cost)
 }
 
 /// Launches `dst += src` for (src, dst) of (F32, F32), (BF16, BF16) or (BF16, F32).
@@ -131,7 +131,7 @@ pub fn accumulate(src: DType, dst: DType, params: &AccumulateParams) -> Launch {
         (DType::F32, DType::F32) => &ACCUMULATE_F32_F32,
         (DType::BF16, DType::BF16) => &ACCUMULATE_BF16_BF16,
         (DType::BF16, DType::F32) => &ACCUMULATE_BF16_F32,
-        _ => panic!("accumulate: no kernel adds {src} to {dst}"),
+        _ => panic!("accumulate: no kernel adds {src} elements to {dst} elements"),
     };
     let n = params.count as f64;
     Launch::kernel(kernel, params, Cost { flops: n, bytes: n * (src.size() + 2 * dst.size()) as f64 })
@@ -149,21 +149,21 @@ pub fn cast(src: DType, dst: DType, params: &CastParams) -> Launch {
     let kernel = match (src, dst) {
         (DType::F32, DType::BF16) => &CAST_F32_BF16,
         (DType::BF16, DType::F32) => &CAST_BF16_F32,
-        _ => panic!("cast: no kernel casts {src} to {dst}"),
+        _ => panic!("cast: no kernel converts {src} elements to {dst}"),
     };
     Launch::kernel(kernel, params, Cost { flops: 0.0, bytes: params.count as f64 * (src.size() + dst.size()) as f64 })
 }
 
 /// Launches `dst = src` from f16 (IEEE binary16) to F32 or BF16.
 pub fn cast_f16(dst: DType, params: &CastParams) -> Launch {
-    let kernel = by_dtype(dst, &CAST_F16_F32, &CAST_F16_BF16);
+    let kernel = kernel_for_dtype(dst, &CAST_F16_F32, &CAST_F16_BF16);
     Launch::kernel(kernel, params, Cost { flops: 0.0, bytes: params.count as f64 * (2 + dst.size()) as f64 })
 }
 
 /// Launches `dst = value`; `dtype` is F32 or BF16.
 pub fn fill(dtype: DType, params: &FillParams) -> Launch {
     let cost = Cost { flops: 0.0, bytes: params.count as f64 * dtype.size() as f64 };
-    Launch::kernel(by_dtype(dtype, &FILL_F32, &FILL_BF16), params, cost)
+    Launch::kernel(kernel_for_dtype(dtype, &FILL_F32, &FILL_BF16), params, cost)
 }
 
 /// Launches `y = x · scalar[0]` in f32.
@@ -177,7 +177,7 @@ pub fn copy(params: &CopyParams) -> Launch {
     Launch::kernel(&COPY, params, Cost { flops: 0.0, bytes: 2.0 * params.bytes as f64 })
 }
 
-/// Numbers of elements that the checks use.
-pub fn test_sizes() -> Vec<usize> {
+/// Numbers of elements of the arrays that the checks use.
+pub fn test_element_counts() -> Vec<usize> {
     vec![0, 1, 17, 8191, 16384 * 2 + 5]
 }

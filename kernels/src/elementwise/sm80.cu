@@ -122,7 +122,7 @@ KERNEL(mul_scalar_f32, MulScalarParams) {
 // Bytes that a thread block copies.
 constexpr int COPY_BLOCK = 32 * 1024;
 
-// Copies the bytes first .. end in whole words, and the rest byte by byte.
+// Copies the bytes from offset `first` up to `end`: whole words first, then the rest byte by byte.
 template <class Word>
 __device__ __forceinline__ void copy_words(const CopyParams& p, u64 first, u64 end) {
   constexpr int STEPS = 8;

@@ -26,7 +26,7 @@ fn row_of(id: i32, vocab: usize) -> Option<usize> {
     usize::try_from(id).ok().filter(|&id| id < vocab)
 }
 
-/// Returns one slot per token, or an empty slice if the launch has no slots.
+/// Returns one vision slot per token, or an empty slice if the launch has no vision slots (null address).
 ///
 /// # Safety
 /// The address is null or covers one i32 per token.
@@ -35,7 +35,7 @@ unsafe fn slots_of<'a>(slots: Addr, tokens: usize) -> &'a [i32] {
     unsafe { slice_at::<i32>(slots, if slots.is_null() { 0 } else { tokens }) }
 }
 
-/// Returns the vision row that replaces token `t`, if one does.
+/// Returns the index of the vision row that replaces token `t`, or `None` if the token takes its table row.
 fn slot_of(slots: &[i32], t: usize) -> Option<usize> {
     slots.get(t).and_then(|&slot| usize::try_from(slot).ok())
 }

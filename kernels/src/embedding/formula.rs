@@ -19,7 +19,7 @@ pub fn bwd(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
     sum
 }
 
-/// [`fwd`], in which tokens with a slot take a vision row instead of a table row.
+/// Returns `text`, the output of [`fwd`], in which each token with a slot has row `slots[t]` of `vision` instead.
 pub fn fwd_with_vision(text: &[f64], vision: &[f64], slots: &[i32], hidden: usize) -> Vec<f64> {
     let rows = (vision.len() / hidden.max(1)) as i32;
     let element = |t: usize, c: usize| match slots[t] {
@@ -30,7 +30,7 @@ pub fn fwd_with_vision(text: &[f64], vision: &[f64], slots: &[i32], hidden: usiz
     (0..slots.len()).flat_map(|t| (0..hidden).map(move |c| (t, c))).map(|(t, c)| element(t, c)).collect()
 }
 
-/// [`bwd`] in f32; tokens are added in order.
+/// [`bwd`] with each addition rounded to f32; the tokens are added in order.
 pub fn bwd_rounded(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
     let mut sum = dw.to_vec();
     for (&id, dy) in ids.iter().zip(dy.chunks_exact(hidden)).filter(|(id, _)| **id >= 0) {

@@ -23,7 +23,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::by_dtype;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 use half::bf16;
 
@@ -36,9 +36,10 @@ params! {
         pub ids: Addr,
         /// f32 or bf16 `[tokens, hidden]`, written.
         pub y: Addr,
-        /// `[placed, hidden]` of the type of `y`: output rows of the vision tower; not read without slots.
+        /// `[placed, hidden]` of the type of `y`: output rows of the vision tower; not read if `slots` is null.
         pub vision: Addr,
-        /// i32 `[tokens]`: the vision row of each token; negative: the token takes a table row; null: all tokens do.
+        /// i32 `[tokens]`: index of the vision row that replaces each token; negative: the token takes its table row;
+        /// null: all tokens take their table rows.
         pub slots: Addr,
         /// Tokens.
         pub tokens: u32,
@@ -62,8 +63,8 @@ params! {
         pub dw: Addr,
         /// i32 `[tokens]`, the slots given to the forward kernel; null: none.
         pub slots: Addr,
-        /// `[placed, hidden]` of the type of `dy`: gradient of the vision rows, written where a slot names the row;
-        /// null: not computed.
+        /// `[placed, hidden]` of the type of `dy`: gradient of the vision rows. Only rows that a slot names are
+        /// written; null: the gradient is not computed.
         pub d_vision: Addr,
         /// Tokens.
         pub tokens: u32,
@@ -89,7 +90,7 @@ kernel!(pub FWD_BF16_BF16, "embedding_fwd_bf16_bf16", FwdParams, cpu::fwd::<bf16
 kernel!(pub BWD_F32, "embedding_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| plan_bwd("embedding_bwd_f32", p));
 kernel!(pub BWD_BF16, "embedding_bwd_bf16", BwdParams, cpu::bwd::<bf16>, &SOURCE, |p, _| plan_bwd("embedding_bwd_bf16", p));
 
-/// Tokens and columns of one backward block, `OWN` and `STRIP` in sm80.cu.
+/// Tokens (`OWN`) and columns (`STRIP`) of one thread block of the backward kernel, as in sm80.cu.
 const OWN: u32 = 32;
 const STRIP: u32 = 2048;
 
@@ -103,8 +104,8 @@ fn plan_bwd(symbol: &'static str, p: &BwdParams) -> Vec<Stage> {
 /// For any other dtype.
 pub fn fwd(table: DType, out: DType, params: &FwdParams) -> Launch {
     let kernel = match table {
-        DType::F32 => by_dtype(out, &FWD_F32_F32, &FWD_F32_BF16),
-        DType::BF16 => by_dtype(out, &FWD_BF16_F32, &FWD_BF16_BF16),
+        DType::F32 => kernel_for_dtype(out, &FWD_F32_F32, &FWD_F32_BF16),
+        DType::BF16 => kernel_for_dtype(out, &FWD_BF16_F32, &FWD_BF16_BF16),
         other => panic!("embedding: the table must be f32 or bf16, not {other}"),
     };
     let n = params.tokens as f64 * params.hidden as f64;
@@ -125,10 +126,10 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let indices = if params.slots.is_null() { 4.0 } else { 8.0 };
     let bytes = (added * (size + 8.0) + copied * 2.0 * size) * hidden + indices * tokens;
     let cost = Cost { flops: added * hidden, bytes };
-    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
+    Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
 }
 
 /// Shapes (tokens, hidden, vocab) that the checks use.
-pub fn test_shapes() -> Vec<(usize, usize, usize)> {
+pub fn test_cases_tokens_hidden_vocab() -> Vec<(usize, usize, usize)> {
     vec![(1, 1, 1), (17, 19, 3), (0, 8, 5), (517, 3, 60), (65, 2048, 33), (5, 513, 1000)]
 }

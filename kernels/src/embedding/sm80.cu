@@ -79,15 +79,15 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
 constexpr int TILE = 256;
 // Tokens of a backward block.
 constexpr u32 OWN = 32;
-// Columns that a thread adds (V) and that a block adds (STRIP).
+// Number of columns of dw that one thread adds up (V) and that one thread block adds up (STRIP).
 constexpr int V = 8;
 constexpr u32 STRIP = TILE * V;
 
 // Shared memory of a backward block.
 struct Shared {
   int id[OWN], slot[OWN];
-  // Bit k of a warp's word: the id of the block's token k occurs among the earlier (later) tokens that the warp
-  // compared.
+  // One word per warp. Bit k: the id of the block's token k also occurs among the earlier (later) tokens that the
+  // warp compared it with.
   u32 earlier[TILE / 32], later[TILE / 32];
   u32 masks[2][TILE / 32];
   u32 list[TILE];
@@ -125,7 +125,7 @@ __device__ __forceinline__ void copy_placed(const BwdParams& p, u32 first, u32 c
   }
 }
 
-// Sets `earlier` and `later`: which ids of the block occur among earlier and among later tokens.
+// Sets `earlier` and `later`: which of the block's tokens have an id that also occurs before (after) them.
 __device__ __forceinline__ void find_repeats(const BwdParams& p, u32 first, Shared& shared) {
   u32 earlier = 0, later = 0;
   for (u32 t = threadIdx.x; t < p.tokens; t += TILE) {
@@ -153,8 +153,8 @@ __device__ __forceinline__ u32 any_warp(const u32 (&mask)[TILE / 32]) {
   return any;
 }
 
-// Adds dy of `token` and of all later tokens with its id, in order. `parity` selects which of the two `masks` is
-// filled next.
+// Adds dy of `token` and of all later tokens with the same id to `sum`, in order. `parity` selects which of the two
+// buffers in `masks` is filled next.
 template <class T>
 __device__ __forceinline__ void add_repeats(const BwdParams& p, u32 token, int id, u32 column, bool vector, u32& parity,
                                             float (&sum)[V], Shared& shared) {

@@ -1,4 +1,4 @@
-use super::{Params, fingerprint, formula, partial_sums, test_sizes};
+use super::{Params, fingerprint, formula, partial_sums, test_byte_counts};
 use crate::checks::{addr, addr_mut, checks, run};
 
 checks!(equals_the_formula, any_bit_shows);
@@ -15,7 +15,7 @@ fn bytes(n: usize) -> Vec<u128> {
 }
 
 fn equals_the_formula() {
-    for n in test_sizes() {
+    for n in test_byte_counts() {
         let x = bytes(n);
         let want = formula::fingerprint(&bytemuck::cast_slice(&x)[..n]);
         assert_eq!(of(&x, n, 1), want, "{n} bytes");

@@ -1,11 +1,11 @@
 //! Hash of a tensor's bits on the CPU: each task hashes one part.
 #![allow(unsafe_code)]
 
-use super::{OF_PART, PART, Params, partial_sums};
+use super::{BYTES_PER_PIECE, Params, SUMS_PER_PIECE, partial_sums};
 use crate::view::{OutputArray, slice_at};
 use crate::{Team, simd_fn};
 
-/// Number of sums that the loop keeps, one for each 64-bit word of a 512-bit vector.
+/// Number of independent sums in the loop: one for each 64-bit word of a 512-bit vector.
 const LANES: usize = 8;
 
 fn mixed(word: u64, at: u64) -> u64 {
@@ -16,8 +16,8 @@ fn mixed(word: u64, at: u64) -> u64 {
 }
 
 simd_fn! {
-    /// Returns the partial hash of `x`, whose first word has index `before` in the tensor.
-    fn part(x: &[u8], before: u64) -> u64 {
+    /// Returns the partial hash of the bytes `x`. Their first 64-bit word is word `before` of the tensor.
+    fn partial_hash(x: &[u8], before: u64) -> u64 {
         let mut lanes = [0u64; LANES];
         let (words, rest) = x.as_chunks::<8>();
         let (groups, words) = words.as_chunks::<LANES>();
@@ -48,11 +48,11 @@ pub unsafe fn fingerprint(p: &Params, team: &Team) {
     let bytes = p.bytes as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (x, out) = unsafe { (slice_at::<u8>(p.x, bytes), OutputArray::<u64>::new(p.sums, partial_sums(bytes))) };
-    team.run(bytes.div_ceil(PART), |i| {
+    team.run(bytes.div_ceil(BYTES_PER_PIECE), |i| {
         // SAFETY: parts of different tasks do not overlap.
-        let sums = unsafe { out.part(i * OF_PART, OF_PART) };
-        let own = &x[i * PART..bytes.min((i + 1) * PART)];
+        let sums = unsafe { out.part(i * SUMS_PER_PIECE, SUMS_PER_PIECE) };
+        let own = &x[i * BYTES_PER_PIECE..bytes.min((i + 1) * BYTES_PER_PIECE)];
         sums.fill(0);
-        sums[0] = part(own, (i * PART / 8) as u64);
+        sums[0] = partial_hash(own, (i * BYTES_PER_PIECE / 8) as u64);
     });
 }

@@ -1,4 +1,4 @@
-//! The definition of the hash, one word at a time.
+//! The definition of the hash, computed one 64-bit word after the other.
 
 /// Returns the hash of some bytes.
 pub fn fingerprint(bytes: &[u8]) -> u64 {

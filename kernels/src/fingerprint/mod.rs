@@ -33,17 +33,17 @@ kernel_folder! {
 }
 
 kernel!(pub FINGERPRINT, "fingerprint", Params, cpu::fingerprint, &SOURCE, |p, _| {
-    cuh::plan_blocks("fingerprint", p.bytes.div_ceil(PART as u64), 256)
+    cuh::plan_blocks("fingerprint", p.bytes.div_ceil(BYTES_PER_PIECE as u64), 256)
 });
 
-/// Bytes of a part, the piece of a tensor that one CUDA block hashes.
-const PART: usize = 512 * 1024;
-/// Number of partial sums per part of the tensor: one for each warp of the CUDA block that hashes the part.
-const OF_PART: usize = 8;
+/// Size in bytes of the piece of a tensor that one CUDA block, or one CPU task, hashes.
+const BYTES_PER_PIECE: usize = 512 * 1024;
+/// Number of partial sums per piece of the tensor: one for each warp of the CUDA block that hashes the piece.
+const SUMS_PER_PIECE: usize = 8;
 
 /// Number of partial sums that a launch over `bytes` bytes writes.
 pub const fn partial_sums(bytes: usize) -> usize {
-    bytes.div_ceil(PART) * OF_PART
+    bytes.div_ceil(BYTES_PER_PIECE) * SUMS_PER_PIECE
 }
 
 /// Returns the launch of the hash of a tensor.
@@ -57,6 +57,19 @@ pub fn fingerprint(params: &Params) -> Launch {
 }
 
 /// Tensor sizes in bytes that the checks use.
-pub fn test_sizes() -> Vec<usize> {
-    vec![0, 1, 2, 7, 8, 16, 17, 4095, PART - 2, PART, PART + 6, 2 * PART + 40]
+pub fn test_byte_counts() -> Vec<usize> {
+    vec![
+        0,
+        1,
+        2,
+        7,
+        8,
+        16,
+        17,
+        4095,
+        BYTES_PER_PIECE - 2,
+        BYTES_PER_PIECE,
+        BYTES_PER_PIECE + 6,
+        2 * BYTES_PER_PIECE + 40,
+    ]
 }

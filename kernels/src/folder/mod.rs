@@ -57,15 +57,13 @@ impl KernelFolder {
     /// # Errors
     /// A size that the folder's calls do not have, or a value that its kernels do not support.
     pub fn examples_with_sizes(&self, sizes: &Sizes) -> Result<Vec<ExampleCall>, SizeError> {
-        // `Sizes` records which sizes the calls ask for, so the calls are made with the defaults once to learn their
-        // names.
+        // The first calls use only defaults: `defaults` then knows the names of all sizes that the calls ask for.
         let defaults = Sizes::default();
         (self.calls)(&defaults);
-        sizes.check(self.name, &defaults)?;
-        Ok(kernel_calls(
-            (self.calls)(sizes),
-            |size| if sizes.any_given() { sizes.to_text().into() } else { size.into() },
-        ))
+        sizes.check_given_sizes(self.name, &defaults)?;
+        Ok(kernel_calls((self.calls)(sizes), |size| {
+            if sizes.has_given_sizes() { sizes.to_text().into() } else { size.into() }
+        }))
     }
 }
 
@@ -94,22 +92,22 @@ pub(crate) const VOCAB_SIZE: u32 = 152_064;
 /// Number of sequences of a decode step.
 pub(crate) const BATCH_SIZE: u32 = 16;
 /// The address of every operand of an example call.
-pub(crate) const PLACEHOLDER: Addr = Addr(1 << 40);
-/// Returns parameters whose addresses are all [`PLACEHOLDER`] and whose numbers are 0.
+pub(crate) const PLACEHOLDER_ADDRESS: Addr = Addr(1 << 40);
+/// Returns parameters whose addresses are all [`PLACEHOLDER_ADDRESS`] and whose numbers are 0.
 pub(crate) fn placeholder_params<P: Params>() -> P {
     let mut params = P::zeroed();
     for field in P::FIELDS.iter().filter(|field| field.address) {
-        bytemuck::bytes_of_mut(&mut params)[field.offset..][..8].copy_from_slice(&PLACEHOLDER.0.to_le_bytes());
+        bytemuck::bytes_of_mut(&mut params)[field.offset..][..8].copy_from_slice(&PLACEHOLDER_ADDRESS.0.to_le_bytes());
     }
     params
 }
 
 /// The element types that most kernels support.
 pub(crate) const FLOAT_DTYPES: [DType; 2] = [F32, BF16];
-/// The description of an example call that processes all weights of one matrix.
+/// What the example calls that process all weights of one matrix print as their size.
 pub(crate) const WEIGHTS_DESCRIPTION: &str = "one feed-forward matrix of 18944 x 3584 weights";
-/// The description of an example call that processes the hidden states of a sequence.
-pub(crate) const ACTIVATIONS_DESCRIPTION: &str = "8192 tokens of 3584";
+/// What the example calls that process the hidden states of a sequence print as their size.
+pub(crate) const ACTIVATIONS_DESCRIPTION: &str = "8192 tokens of 3584 elements";
 
 /// Registers a kernel folder: declares its `SOURCE` and its `FOLDER`.
 ///

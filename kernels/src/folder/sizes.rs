@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub struct Sizes {
     given: BTreeMap<String, u64>,
-    /// The keys that example calls have asked for, in order, with the values that they got.
+    /// The keys that example calls have asked for, in the order of asking, and the value that each call got.
     asked: RefCell<Vec<(&'static str, u64)>>,
 }
 
-/// A size that an example call cannot have.
+/// A size on the command line that an example call does not have or cannot take.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key} {what}; {help}")]
 pub struct SizeError {
@@ -31,7 +31,7 @@ impl SizeError {
     }
 }
 
-/// The largest size: kernels count with 32 bits.
+/// The sizes must be below this: kernels count tokens, heads and columns with 32 bits.
 const MAX_SIZE: u64 = 1 << 31;
 /// The largest number of elements of a call: kernels count them with 64 bits.
 const MAX_ELEMENTS: u64 = 1 << 40;
@@ -52,12 +52,12 @@ impl Sizes {
     }
 
     /// Whether any size was given.
-    pub fn any_given(&self) -> bool {
+    pub fn has_given_sizes(&self) -> bool {
         !self.given.is_empty()
     }
 
-    /// Returns the value of a key in the calls that were made with these sizes, or 0 if no call asked for it.
-    pub fn used_value(&self, key: &str) -> u64 {
+    /// Returns the value that a size had in the calls that were made with these sizes, or 0 if no call asked for it.
+    pub fn value_used_by_calls(&self, key: &str) -> u64 {
         self.asked.borrow().iter().find(|(known, _)| *known == key).map_or(0, |(_, value)| *value)
     }
 
@@ -66,7 +66,7 @@ impl Sizes {
         self.get_u64(key, default.into()).min(MAX_SIZE) as u32
     }
 
-    /// Returns the given number of elements, or `default` if none was given.
+    /// Returns the given value of a size that counts elements, or `default` if none was given.
     pub(crate) fn get_u64(&self, key: &'static str, default: u64) -> u64 {
         let value = self.given.get(key).copied().unwrap_or(default);
         let mut asked = self.asked.borrow_mut();
@@ -83,13 +83,13 @@ impl Sizes {
 
     /// Checks that every given key is one that the calls made with `defaults` asked for, and that kernels support its
     /// value.
-    pub(crate) fn check(&self, folder: &str, defaults: &Sizes) -> Result<(), SizeError> {
+    pub(crate) fn check_given_sizes(&self, folder: &str, defaults: &Sizes) -> Result<(), SizeError> {
         let asked = defaults.asked.borrow();
         let keys: Vec<&str> = asked.iter().map(|(key, _)| *key).collect();
         for (key, &value) in &self.given {
             if !keys.contains(&key.as_str()) {
                 let help = match keys.is_empty() {
-                    true => "its example call has a fixed size".to_string(),
+                    true => "its example calls have a fixed size: give none".to_string(),
                     false => format!("it has {}", keys.join(", ")),
                 };
                 return Err(SizeError::new(key, format!("is no size of {folder}"), help));
@@ -170,7 +170,8 @@ mod tests {
     }
 
     proptest! {
-        /// Given sizes determine the cost and the text, and plans stay within the limits of a GPU.
+        /// Given sizes change the cost and the size text of the calls, and the launch plans stay within the limits of
+        /// a GPU.
         #[test]
         fn sizes_reach_the_calls(
             tokens in 1u64..5000, groups in 1u64..5, kv_heads in 1u64..5, head_dim in 1u64..257, causal in 0u64..2,

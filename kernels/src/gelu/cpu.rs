@@ -16,7 +16,7 @@ const BLOCK: usize = 4096;
 /// Abramowitz and Stegun 26.2.17, fitted to a relative error of 7e-8 on z ≤ 13.5 by iteratively reweighted least
 /// squares.
 #[inline(always)]
-pub(super) fn cdf_and_bell(x: f32) -> (f32, f32) {
+pub(super) fn normal_cdf_and_exp(x: f32) -> (f32, f32) {
     const R: [f32; 9] = [
         -1.276_458_1e-5,
         1.599_205_4e-1,
@@ -42,7 +42,7 @@ simd_fn! {
     fn fwd_block<T: Element>(x: &[T], y: &mut [T]) {
         for (x, y) in x.iter().zip(y) {
             let x = x.to_f32();
-            *y = T::from_f32(x * cdf_and_bell(x).0);
+            *y = T::from_f32(x * normal_cdf_and_exp(x).0);
         }
     }
 }
@@ -51,13 +51,13 @@ simd_fn! {
     fn bwd_block<T: Element>(x: &[T], dy: &[T], dx: &mut [T]) {
         for ((x, dy), dx) in x.iter().zip(dy).zip(dx) {
             let x = x.to_f32();
-            let (cdf, bell) = cdf_and_bell(x);
+            let (cdf, bell) = normal_cdf_and_exp(x);
             *dx = T::from_f32(dy.to_f32() * (cdf + x * (0.398_942_3 * bell)));
         }
     }
 }
 
-/// Computes `s = 1 / (1 + e^(−2u))` of the tanh form.
+/// Computes `s = 1 / (1 + e^(−2u))`, the factor of x in the tanh form (`mod.rs` defines u).
 #[inline(always)]
 fn tanh_share(x: f32) -> f32 {
     1.0 / (1.0 + exp(-1.595_769 * (x + 0.044_715 * x * x * x)))
@@ -77,8 +77,8 @@ simd_fn! {
         for ((x, dy), dx) in x.iter().zip(dy).zip(dx) {
             let x = x.to_f32();
             let s = tanh_share(x);
-            // For large |x|, `bend` is 0 and the derivative of u may be infinite. The test for 0 below avoids the
-            // product 0 · ∞.
+            // For large |x|, `bend` is 0 and the last factor of `slope` may be infinite. `slope` is NaN then and is
+            // not used.
             let bend = s * (1.0 - s);
             let slope = x * bend * (1.595_769 * (1.0 + 0.134_145 * x * x));
             *dx = T::from_f32(dy.to_f32() * (s + if bend == 0.0 { 0.0 } else { slope }));

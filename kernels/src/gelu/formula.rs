@@ -1,4 +1,4 @@
-//! GELU's definition in f64, and the same with the roundings that `mod.rs` documents.
+//! GELU's definition in f64, and the same formulas with the kernels' roundings, as `mod.rs` documents them.
 
 use crate::checks::rounding::{self, ULP, approximate, f32};
 use std::f64::consts::PI;
@@ -14,14 +14,15 @@ pub fn tanh_fwd(x: f64) -> f64 {
 }
 
 /// Returns the derivative of [`fwd`] or [`tanh_fwd`] at x by central differences.
-pub fn slope(fwd: fn(f64) -> f64, x: f64) -> f64 {
+pub fn derivative(fwd: fn(f64) -> f64, x: f64) -> f64 {
     rounding::derivative_at_zero(|h| fwd(x + h))
 }
 
 /// Returns the normal distribution function and `e^(−x²/2)`, each rounded to f32.
 fn cdf_rounded(x: f64) -> (f64, f64) {
     let bell = approximate((-0.5 * f32(x * x)).exp(), 2.0 * ULP);
-    // Mills' ratio by its definition where the divisor is not too small, else by the first terms of its series.
+    // Mills' ratio: by its definition where its divisor is not too close to 0, else by the first terms of its
+    // asymptotic series.
     let z = x.abs();
     let far = (1.0 - 1.0 / (z * z) + 3.0 / z.powi(4) - 15.0 / z.powi(6)) / (z * (2.0 * PI).sqrt());
     let ratio = if z < 5.0 { 0.5 * (1.0 + erf(-z / 2f64.sqrt())) / (-0.5 * z * z).exp() } else { far };
@@ -35,7 +36,7 @@ pub fn fwd_rounded(x: f64) -> f64 {
 }
 
 /// The derivative of [`fwd`] with the kernel's roundings.
-pub fn slope_rounded(x: f64) -> f64 {
+pub fn derivative_rounded(x: f64) -> f64 {
     let (cdf, bell) = cdf_rounded(x);
     f32(cdf + f32(x * f32(f32((2.0 * PI).sqrt().recip()) * bell)))
 }
@@ -53,7 +54,7 @@ pub fn tanh_fwd_rounded(x: f64) -> f64 {
 }
 
 /// The derivative of [`tanh_fwd`] with the kernel's roundings.
-pub fn tanh_slope_rounded(x: f64) -> f64 {
+pub fn tanh_derivative_rounded(x: f64) -> f64 {
     let s = share_rounded(x);
     let bend = f32(s * f32(1.0 - s));
     let inner = f32(f32((8.0 / PI).sqrt()) * f32(1.0 + f32(f32(f32(3.0 * 0.044715) * x) * x)));

@@ -19,7 +19,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::by_dtype;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 
 params! {
@@ -54,45 +54,45 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub FWD_F32, "gelu_fwd_f32", FwdParams, cpu::fwd::<f32, false>, &SOURCE, |p, _| cuh::plan_map("gelu_fwd_f32", p.count));
-kernel!(pub FWD_BF16, "gelu_fwd_bf16", FwdParams, cpu::fwd::<half::bf16, false>, &SOURCE, |p, _| cuh::plan_map("gelu_fwd_bf16", p.count));
-kernel!(pub BWD_F32, "gelu_bwd_f32", BwdParams, cpu::bwd::<f32, false>, &SOURCE, |p, _| cuh::plan_map("gelu_bwd_f32", p.count));
-kernel!(pub BWD_BF16, "gelu_bwd_bf16", BwdParams, cpu::bwd::<half::bf16, false>, &SOURCE, |p, _| cuh::plan_map("gelu_bwd_bf16", p.count));
+kernel!(pub FWD_F32, "gelu_fwd_f32", FwdParams, cpu::fwd::<f32, false>, &SOURCE, |p, _| cuh::plan_elementwise("gelu_fwd_f32", p.count));
+kernel!(pub FWD_BF16, "gelu_fwd_bf16", FwdParams, cpu::fwd::<half::bf16, false>, &SOURCE, |p, _| cuh::plan_elementwise("gelu_fwd_bf16", p.count));
+kernel!(pub BWD_F32, "gelu_bwd_f32", BwdParams, cpu::bwd::<f32, false>, &SOURCE, |p, _| cuh::plan_elementwise("gelu_bwd_f32", p.count));
+kernel!(pub BWD_BF16, "gelu_bwd_bf16", BwdParams, cpu::bwd::<half::bf16, false>, &SOURCE, |p, _| cuh::plan_elementwise("gelu_bwd_bf16", p.count));
 
-kernel!(pub TANH_FWD_F32, "gelu_tanh_fwd_f32", FwdParams, cpu::fwd::<f32, true>, &SOURCE, |p, _| cuh::plan_map("gelu_tanh_fwd_f32", p.count));
-kernel!(pub TANH_FWD_BF16, "gelu_tanh_fwd_bf16", FwdParams, cpu::fwd::<half::bf16, true>, &SOURCE, |p, _| cuh::plan_map("gelu_tanh_fwd_bf16", p.count));
-kernel!(pub TANH_BWD_F32, "gelu_tanh_bwd_f32", BwdParams, cpu::bwd::<f32, true>, &SOURCE, |p, _| cuh::plan_map("gelu_tanh_bwd_f32", p.count));
-kernel!(pub TANH_BWD_BF16, "gelu_tanh_bwd_bf16", BwdParams, cpu::bwd::<half::bf16, true>, &SOURCE, |p, _| cuh::plan_map("gelu_tanh_bwd_bf16", p.count));
+kernel!(pub TANH_FWD_F32, "gelu_tanh_fwd_f32", FwdParams, cpu::fwd::<f32, true>, &SOURCE, |p, _| cuh::plan_elementwise("gelu_tanh_fwd_f32", p.count));
+kernel!(pub TANH_FWD_BF16, "gelu_tanh_fwd_bf16", FwdParams, cpu::fwd::<half::bf16, true>, &SOURCE, |p, _| cuh::plan_elementwise("gelu_tanh_fwd_bf16", p.count));
+kernel!(pub TANH_BWD_F32, "gelu_tanh_bwd_f32", BwdParams, cpu::bwd::<f32, true>, &SOURCE, |p, _| cuh::plan_elementwise("gelu_tanh_bwd_f32", p.count));
+kernel!(pub TANH_BWD_BF16, "gelu_tanh_bwd_bf16", BwdParams, cpu::bwd::<half::bf16, true>, &SOURCE, |p, _| cuh::plan_elementwise("gelu_tanh_bwd_bf16", p.count));
 
 /// Returns the launch of the exact form; `dtype` is that of every operand, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: 30.0 * n, bytes: 2.0 * n * dtype.size() as f64 };
-    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), params, cost)
+    Launch::kernel(kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16), params, cost)
 }
 
 /// Returns the launch of the gradient of the exact form; `dtype` is that of every operand, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: 50.0 * n, bytes: 3.0 * n * dtype.size() as f64 };
-    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
+    Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
 }
 
 /// Returns the launch of the tanh form; `dtype` is that of every operand, F32 or BF16.
 pub fn tanh_fwd(dtype: DType, params: &FwdParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: 20.0 * n, bytes: 2.0 * n * dtype.size() as f64 };
-    Launch::kernel(by_dtype(dtype, &TANH_FWD_F32, &TANH_FWD_BF16), params, cost)
+    Launch::kernel(kernel_for_dtype(dtype, &TANH_FWD_F32, &TANH_FWD_BF16), params, cost)
 }
 
 /// Returns the launch of the gradient of the tanh form; `dtype` is that of every operand, F32 or BF16.
 pub fn tanh_bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.count as f64;
     let cost = Cost { flops: 30.0 * n, bytes: 3.0 * n * dtype.size() as f64 };
-    Launch::kernel(by_dtype(dtype, &TANH_BWD_F32, &TANH_BWD_BF16), params, cost)
+    Launch::kernel(kernel_for_dtype(dtype, &TANH_BWD_F32, &TANH_BWD_BF16), params, cost)
 }
 
-/// Shapes (count, scale of the inputs) that the checks use.
-pub fn test_shapes() -> Vec<(usize, f32)> {
+/// Number of elements and scale of the random inputs, for each case of the checks.
+pub fn test_cases_count_scale() -> Vec<(usize, f32)> {
     vec![(1, 1.0), (17, 1.0), (8191, 3.0), (4096 * 5 + 3, 0.1)]
 }

@@ -30,7 +30,7 @@ __device__ __forceinline__ float normal_cdf(float x, float& bell) {
   return x > 0.0f ? 1.0f - tail : tail;
 }
 
-// The value and the slope of GELU in its exact form; `Tanh` has both for the tanh form.
+// GELU in its exact form: its value and its derivative. `Tanh` has the same for the tanh form.
 struct Exact {
   static __device__ __forceinline__ float value(float x) {
     float bell;
@@ -51,7 +51,8 @@ struct Tanh {
 
   static __device__ __forceinline__ float slope(float x) {
     const float s = share(x), bend = s * (1.0f - s);
-    // For large |x|, bend is 0 and the derivative of u may be infinite. The test for 0 avoids 0 times infinity.
+    // For large |x|, bend is 0 and the factor after it may be infinite. Their product would be NaN, so it is left out
+    // then.
     return bend == 0.0f ? s : s + x * bend * (1.5957691f * (1.0f + 0.134145f * x * x));
   }
 };

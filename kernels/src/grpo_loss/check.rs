@@ -1,4 +1,4 @@
-use super::{Params, STATS_PER_COMPLETION, formula, loss, test_cases};
+use super::{Params, STATS_PER_COMPLETION, formula, loss, test_batches_length_learned_tokens};
 use crate::Addr;
 use crate::DType::F32;
 use crate::checks::{addr, addr_mut, checks, normal_numbers, run};
@@ -74,7 +74,8 @@ impl Batch {
         (gradient, stats)
     }
 
-    /// Returns the part of `x` that belongs to the learned tokens of completion `i`.
+    /// Returns the elements of `x` (one per token of all completions) that belong to the learned tokens of completion
+    /// `i`.
     fn of<'a>(&self, i: usize, x: &'a [f32]) -> &'a [f32] {
         &x[self.ends[i] as usize..][..self.counted[i] as usize]
     }
@@ -94,7 +95,7 @@ fn options(p: &Params) -> formula::LossOptions {
 }
 
 fn loss_and_gradient_equal_the_formula() {
-    for lengths in test_cases() {
+    for lengths in test_batches_length_learned_tokens() {
         let batch = Batch::new(&lengths, 0.3);
         for (sequence_level, kl_limit) in [(0, 10.0), (1, 10.0), (0, 0.25), (1, f32::INFINITY)] {
             let params = Params { sequence_level, kl_limit, ..batch.params() };
@@ -108,7 +109,7 @@ fn loss_and_gradient_equal_the_formula() {
                 let want = [weight * value, distance, clipped, n as f64];
                 for (k, want) in want.iter().enumerate() {
                     let name = format!(
-                        "column {k} of stats, completion {i}, (length, counted tokens) of all completions {lengths:?}"
+                        "column {k} of stats for completion {i}; batch as (length, counted tokens): {lengths:?}"
                     );
                     assert_rounded(
                         &name,
@@ -122,13 +123,14 @@ fn loss_and_gradient_equal_the_formula() {
                 let slopes = formula::gradient(&o, &lp, &old, &reference, a);
                 let want: Vec<f64> = slopes.iter().map(|s| weight * s).collect();
                 let name = format!(
-                    "gradient of completion {i} by the formula, (length, counted tokens) of all completions {lengths:?}"
+                    "gradient of completion {i} by the formula; batch as (length, counted tokens): {lengths:?}"
                 );
                 assert_rounded(&name, F32, batch.of(i, &gradient), &want, &want, DEFAULT_ROUNDING_FACTOR);
                 // Checks the chain rule of the formula by central differences.
                 let (h, mut moved) = (1e-6, lp.clone());
                 let mut want = vec![];
-                // With a sequence-level ratio all tokens share one ratio, so differences at a few tokens are enough.
+                // With a sequence-level ratio all tokens of a completion share one ratio, so the check varies only a
+                // few tokens.
                 for t in 0..n {
                     if sequence_level == 1 && t % 50 != 0 {
                         want.push(gradient[batch.ends[i] as usize + t] as f64);
@@ -143,7 +145,7 @@ fn loss_and_gradient_equal_the_formula() {
                 }
                 assert_close(
                     &format!(
-                        "gradient of completion {i} by finite differences, (length, counted tokens) of all completions {lengths:?}"
+                        "gradient of completion {i} by finite differences; batch as (length, counted tokens): {lengths:?}"
                     ),
                     batch.of(i, &gradient),
                     &want,
@@ -178,8 +180,8 @@ fn without_old_the_ratio_is_one() {
 fn clipping_cuts_the_gradient() {
     let mut batch = Batch::new(&[(4, 4), (4, 4)], 0.0);
     batch.advantage = vec![1.0, -1.0];
-    // Differences of the log-probabilities that put the ratio below, inside and above the clipping range, in both
-    // completions.
+    // Differences between log-probability and old log-probability, which put the ratio below, inside and above the
+    // clipping range, in both completions.
     for (t, d) in [-0.5f32, -0.1, 0.1, 0.5, -0.5, -0.1, 0.1, 0.5].into_iter().enumerate() {
         batch.log_prob[t] = -1.0 + d;
         batch.old[t] = -1.0;

@@ -3,7 +3,7 @@
 /// The options of the loss, the same for all tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct LossOptions {
-    /// Range to which importance ratios are clipped: `1 − epsilon_low` and `1 + epsilon_high`.
+    /// Lower and upper bound of the importance ratio: `1 − epsilon_low` and `1 + epsilon_high`.
     pub range: (f64, f64),
     /// Weight of the KL term.
     pub beta: f64,

@@ -35,12 +35,13 @@ params! {
     pub struct Params {
         /// f32 `[tokens]`: log-probabilities under the weights being trained.
         pub log_prob: Addr,
-        /// f32 `[tokens]`: log-probabilities from when a training step first used the completions; null: the same as
-        /// `log_prob`.
+        /// f32 `[tokens]`: log-probabilities under the weights with which a training step first used these
+        /// completions; null: the same as `log_prob`.
         pub old: Addr,
-        /// f32 `[tokens]`: log-probabilities under the reference weights; null: no KL term, whatever beta.
+        /// f32 `[tokens]`: log-probabilities under the reference weights; null: the loss has no KL term, whatever
+        /// `beta` is.
         pub reference: Addr,
-        /// i32 `[completions + 1]`: index of each completion's first token, and the number of tokens.
+        /// i32 `[completions + 1]`: index of each completion's first token; the last element is the number of tokens.
         pub cu_seqlens: Addr,
         /// i32 `[completions]`: number of tokens that count in the loss, from the start of each completion; at most
         /// its length.
@@ -90,8 +91,8 @@ pub fn loss(tokens: usize, params: &Params) -> Launch {
     Launch::kernel(&LOSS, params, Cost { flops: 60.0 * tokens as f64, bytes })
 }
 
-/// The cases that the checks use: the length of each completion and its number of learned tokens.
-pub fn test_cases() -> Vec<Vec<(usize, usize)>> {
+/// The batches of completions that the checks use: for each completion its length and its number of learned tokens.
+pub fn test_batches_length_learned_tokens() -> Vec<Vec<(usize, usize)>> {
     vec![
         vec![(1, 1)],
         vec![(5, 5), (0, 0), (3, 0), (17, 9)],

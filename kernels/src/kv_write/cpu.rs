@@ -8,9 +8,11 @@ use crate::{Element, Team};
 /// Approximate number of elements that one task writes.
 const PER_TASK: usize = 1 << 14;
 
+/// Writes the keys and values of all tokens to their slots of the caches.
+///
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents, and no two slots are equal
-/// unless they are negative.
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents, and no two tokens have the
+/// same slot, except negative ones.
 pub unsafe fn write<T: Element>(p: &Params, team: &Team) {
     let (tokens, row) = (p.tokens as usize, p.kv_heads as usize * p.head_dim as usize);
     let page = p.page as usize;

@@ -14,7 +14,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
         page: 64,
         ..placeholder_params()
     };
-    FLOAT_DTYPES.map(|t| ("8192 tokens, 4 heads of 128", kv_write::write(t, &p))).into()
+    FLOAT_DTYPES.map(|t| ("8192 tokens, 4 heads of 128 elements", kv_write::write(t, &p))).into()
 }
 
 /// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.

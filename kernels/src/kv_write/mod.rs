@@ -25,8 +25,8 @@ params! {
         pub k_cache: Addr,
         /// `[pages, page, kv_heads, head_dim]`, written at the tokens' slots.
         pub v_cache: Addr,
-        /// i32 `[tokens]`: the slot of each token, `cache block * page + row`. Slots are different and within the
-        /// cache; a token with a negative one is not written.
+        /// i32 `[tokens]`: the slot of each token, `cache block * page + row of the block`. Slots are different and
+        /// within the cache. A token with a negative slot is not written.
         pub slots: Addr,
         /// New tokens.
         pub tokens: u32,

@@ -19,11 +19,11 @@ use crate::{Cost, DType, Team};
 pub struct Kernel {
     /// The symbol, for example `rms_norm_fwd_bf16`.
     pub name: &'static str,
-    /// Size of its parameter struct in bytes.
+    /// Size of the kernel's parameter struct in bytes.
     pub params_size: usize,
-    /// The fields of its parameter struct.
+    /// The fields of the kernel's parameter struct.
     pub fields: &'static [ParamField],
-    /// The code of device `cpu`.
+    /// Runs the kernel on device `cpu`; the bytes are its parameter struct.
     ///
     /// # Safety
     /// The bytes are this kernel's parameter struct, and every address in it covers what the kernel documents.
@@ -40,11 +40,11 @@ impl std::fmt::Debug for Kernel {
     }
 }
 
-/// Returns `f32` or `bf16`, the kernel for `dtype`.
+/// Returns `f32` or `bf16`, whichever is the kernel for element type `dtype`.
 ///
 /// # Panics
 /// For types other than F32 and BF16.
-pub(crate) fn by_dtype(dtype: DType, f32: &'static Kernel, bf16: &'static Kernel) -> &'static Kernel {
+pub(crate) fn kernel_for_dtype(dtype: DType, f32: &'static Kernel, bf16: &'static Kernel) -> &'static Kernel {
     match dtype {
         DType::F32 => f32,
         DType::BF16 => bf16,
@@ -109,7 +109,7 @@ impl Launch {
         Launch::Kernel(KernelLaunch { kernel, params: bytemuck::bytes_of(params).into(), cost })
     }
 
-    /// The name of the kernel or product in profiles.
+    /// The name of the launched kernel or matrix product in profiles.
     pub fn name(&self) -> &'static str {
         match self {
             Launch::Kernel(k) => k.kernel.name,

@@ -57,9 +57,9 @@ impl CType for f32 {
     const NAME: &'static str = "float";
 }
 
-/// Space for a tensor map in a parameter struct. It is empty in the call's parameters: a plan describes the map
-/// ([`Stage::tensor_maps`](super::Stage::tensor_maps)), and the device encodes it into this field when it launches.
-/// The field must come first in the struct or after other maps, because it is aligned to 64 bytes (PTX ISA,
+/// Space for a tensor map in a parameter struct. It is all zeros when a call is made. The launch plan describes the
+/// map ([`Stage::tensor_maps`](super::Stage::tensor_maps)), and the device encodes the map into this field when it
+/// launches. The field must come first in the struct or after other maps, because it is aligned to 64 bytes (PTX ISA,
 /// "Tensor-map").
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]

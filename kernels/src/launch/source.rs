@@ -12,7 +12,7 @@ pub struct Source {
     pub params: &'static [fn() -> String],
     /// The folder's headers: the name by which `#include` refers to each, and its text.
     pub headers: &'static [(&'static str, &'static str)],
-    /// Other folders whose headers the source includes.
+    /// The sources of the other kernel folders whose headers this source includes.
     pub header_owners: &'static [&'static Source],
 }
 

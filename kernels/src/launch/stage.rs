@@ -19,9 +19,9 @@ pub struct Arch {
 impl Arch {
     /// A100.
     pub const A100: Arch = Arch { sm: 80, shared_per_block: 163 << 10, multiprocessors: 108 };
-    /// GPUs of compute capability 8.6, such as the RTX 3090.
+    /// A GPU of compute capability 8.6, with the number of multiprocessors of the RTX 3090.
     pub const SM86: Arch = Arch { sm: 86, shared_per_block: 99 << 10, multiprocessors: 82 };
-    /// GPUs of compute capability 8.9, such as the RTX 4090 and the L40S.
+    /// A GPU of compute capability 8.9, with the number of multiprocessors of the RTX 4090.
     pub const SM89: Arch = Arch { sm: 89, shared_per_block: 99 << 10, multiprocessors: 128 };
     /// H100 and H200.
     pub const H100: Arch = Arch { sm: 90, shared_per_block: 227 << 10, multiprocessors: 132 };
@@ -78,7 +78,8 @@ impl Stage {
         }
     }
 
-    /// Returns the parameters with this stage's tensor maps in their slots, each encoded by `encode`.
+    /// Returns the parameters in which each slot of a tensor map holds the map that this stage describes, as `encode`
+    /// makes it.
     ///
     /// # Errors
     /// A map is invalid, its slot is misaligned or not in the parameters, or `encode` fails.
@@ -156,7 +157,7 @@ mod tests {
     }
 
     proptest! {
-        /// Only the slots of the maps are written.
+        /// Encoding the tensor maps changes no bytes of the parameters outside the maps' slots.
         #[test]
         fn tensor_maps_are_written_to_their_slots(place in 0usize..3, params in proptest::collection::vec(0u8..7, 320)) {
             let out = placed(64 * place, map(1 << 12, 32).unwrap(), &params).unwrap();

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
-use crate::norm_rows::{self, RowValues};
+use crate::norm_rows::{self, OptionalRowOutput};
 use crate::simd::{LANES, sum_lanes};
 use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
@@ -24,7 +24,7 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// The sum of squares `Σ (x − mean)²`.
+    /// Returns the sum of the squared distances from the mean, `Σ (x − mean)²`.
     fn squares<T: Element>(x: &[T], mean: f32) -> f32 {
         let mut lanes = [0.0f32; LANES];
         let (whole, rest) = x.as_chunks::<LANES>();
@@ -97,7 +97,11 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (x, w, b) = unsafe { (slice_at::<T>(p.x, rows * cols), slice_at::<T>(p.w, cols), slice_at::<T>(p.b, cols)) };
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (y, means, rstds) = unsafe {
-        (OutputArray::<T>::new(p.y, rows * cols), RowValues::new(p.mean, rows), RowValues::new(p.rstd, rows))
+        (
+            OutputArray::<T>::new(p.y, rows * cols),
+            OptionalRowOutput::new(p.mean, rows),
+            OptionalRowOutput::new(p.rstd, rows),
+        )
     };
     norm_rows::for_each_row(team, rows, cols, |row| {
         let x = &x[row * cols..][..cols];
@@ -135,5 +139,5 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
         add_to_parts(x, dy, mean, rstd, dw, db);
     };
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    unsafe { norm_rows::rows_with_column_sums(team, rows, cols, [p.dw, p.db], p.partial, each) }
+    unsafe { norm_rows::for_each_row_with_column_sums(team, rows, cols, [p.dw, p.db], p.partial, each) }
 }

@@ -1,10 +1,10 @@
-//! The definition of layer normalisation in f64, and the same with the roundings that `mod.rs` documents, except the
-//! rounding at the store.
+//! The definition of layer normalisation in f64, and the same formulas with the kernel's roundings that `mod.rs`
+//! documents, except the final rounding to the element type.
 
 use crate::checks::rounding::{RSQRT_ERROR, ULP, approximate, f32, sum_in_runs};
 
-/// Returns `(x − mean) · rstd · w + b` for every row, with its mean and rstd; `round` rounds each intermediate
-/// result.
+/// Returns `(x − mean) · rstd · w + b` for every row. `statistics` has the (mean, rstd) of each row; `round` rounds
+/// each intermediate result.
 pub fn fwd(x: &[f64], [w, b]: [&[f64]; 2], statistics: &[(f64, f64)], round: fn(f64) -> f64) -> Vec<f64> {
     let rows = x.chunks_exact(w.len()).zip(statistics);
     let one = |((x, w), b): ((&f64, &f64), &f64), (mean, rstd)| round(round(round(x - mean) * rstd) * w) + b;
@@ -28,7 +28,7 @@ pub fn mean_and_rstd_rounded(x: &[f64], eps: f64) -> (f64, f64) {
 
 /// Returns the gradients of `sum(dy · fwd(x, w, b))` for x, w and b, by the chain rule with the rows' `statistics`.
 /// Tests compare them with finite differences.
-pub fn bwd(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) -> [Vec<f64>; 3] {
+pub fn gradients_of_x_w_b(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) -> [Vec<f64>; 3] {
     let cols = w.len();
     let (mut dx, mut dw, mut db) = (Vec::new(), vec![0.0; cols], vec![0.0; cols]);
     for ((x, dy), (mean, rstd)) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(statistics) {
@@ -44,8 +44,8 @@ pub fn bwd(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) -> [Vec<
     [dx, dw, db]
 }
 
-/// [`bwd`] with the kernel's roundings and its order of summation for dw and db.
-pub fn bwd_rounded(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) -> [Vec<f64>; 3] {
+/// [`gradients_of_x_w_b`] with the kernel's roundings and its order of summation for dw and db.
+pub fn gradients_of_x_w_b_rounded(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) -> [Vec<f64>; 3] {
     let cols = w.len();
     let (mut dx, mut to_w, mut to_b) = (Vec::new(), vec![Vec::new(); cols], vec![Vec::new(); cols]);
     for ((x, dy), (mean, rstd)) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(statistics) {
@@ -60,6 +60,6 @@ pub fn bwd_rounded(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) 
             to_b[c].push(dy[c]);
         }
     }
-    let sums = |terms: Vec<Vec<f64>>| terms.into_iter().map(|t| sum_in_runs(t, &[super::PART_ROWS])).collect();
+    let sums = |terms: Vec<Vec<f64>>| terms.into_iter().map(|t| sum_in_runs(t, &[super::ROWS_PER_BLOCK])).collect();
     [dx, sums(to_w), sums(to_b)]
 }

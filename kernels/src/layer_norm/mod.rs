@@ -25,9 +25,9 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::by_dtype;
-pub use crate::norm_rows::part_count;
-use crate::norm_rows::{PART_ROWS, plan_bwd, plan_fwd};
+use crate::launch::kernel_for_dtype;
+pub use crate::norm_rows::row_block_count;
+use crate::norm_rows::{ROWS_PER_BLOCK, plan_bwd, plan_fwd};
 use crate::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
@@ -49,7 +49,7 @@ params! {
         pub rows: u32,
         /// Elements of a row.
         pub cols: u32,
-        /// Added to the variance before the root.
+        /// A small number that is added to the variance before the square root.
         pub eps: f32,
         /// 0
         pub reserved: u32,
@@ -75,7 +75,7 @@ params! {
         pub dw: Addr,
         /// f32 `[cols]`, to which the gradient of b is added; null if and only if dw is null.
         pub db: Addr,
-        /// f32 `[part_count(rows), 2, cols]`, workspace; unused when dw is null.
+        /// Workspace, f32 `[row_block_count(rows), 2, cols]`: column sums over parts of the rows; unused when dw is null.
         pub partial: Addr,
         /// Rows.
         pub rows: u32,
@@ -107,7 +107,7 @@ kernel!(pub BWD_BF16, "layer_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, 
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;
     let bytes = (2.0 * n + 2.0 * params.cols as f64) * dtype.size() as f64;
-    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), params, Cost { flops: 7.0 * n, bytes })
+    Launch::kernel(kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16), params, Cost { flops: 7.0 * n, bytes })
 }
 
 /// Returns the launch of the backward kernel; `dtype` is that of x, w, dy and dx, F32 or BF16.
@@ -115,17 +115,17 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;
     let dw = if params.dw.is_null() { 0.0 } else { 16.0 * params.cols as f64 };
     let bytes = (3.0 * n + params.cols as f64) * dtype.size() as f64 + 8.0 * params.rows as f64 + dw;
-    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, Cost { flops: 15.0 * n, bytes })
+    Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), params, Cost { flops: 15.0 * n, bytes })
 }
 
-/// Shapes (rows, cols, scale of the inputs, their mean) that the checks use.
-pub fn test_shapes() -> Vec<(usize, usize, f32, f32)> {
+/// Rows, columns, standard deviation of the inputs and mean of the inputs, for each case of the checks.
+pub fn test_cases_rows_cols_scale_mean() -> Vec<(usize, usize, f32, f32)> {
     vec![
         (1, 1, 1.0, 0.0),
         (17, 19, 1.0, 1.0),
         (3, 8191, 30.0, -5.0),
-        (PART_ROWS + 1, 1152, 1e-2, 0.0),
-        (PART_ROWS * 3 - 1, 128, 1.0, 30.0),
+        (ROWS_PER_BLOCK + 1, 1152, 1e-2, 0.0),
+        (ROWS_PER_BLOCK * 3 - 1, 128, 1.0, 30.0),
         (2, 8200, 1.0, 0.5),
         (1, 9001, 1.0, 0.0),
     ]

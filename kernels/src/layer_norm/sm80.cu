@@ -10,7 +10,7 @@
 //
 // Grid: a group of threads computes one row at a time (held.cuh): a warp for up to HELD * 32 columns, 256 threads for
 // up to HELD * 256, and 512 threads beyond that (the `_wide` symbols). Forward, and backward without dw, groups
-// stride over the rows. Backward with dw, a block owns PART_ROWS rows, and the `_dw` stage adds up the blocks' sums
+// stride over the rows. Backward with dw, a block owns ROWS_PER_BLOCK rows, and the `_dw` stage adds up the blocks' sums
 // (norm_rows.cuh).
 //
 //   for each row of the group:
@@ -66,7 +66,7 @@ __device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][
       unpack<T>(words, e);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        // Elements beyond the row are zeros, whose distance from the mean must not count.
+        // Elements beyond the end of the row were loaded as zeros; they must not add mean^2 to the sum of squares.
         const float d = at + j < cols ? e[j] - mean : 0.0f;
         square = fmaf(d, d, square);
       }
@@ -76,8 +76,8 @@ __device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][
     if constexpr (REST) {
       for_rest<T, THREADS>(cols, [&](u32 at) { add_square(load_words(x, at, cols, vector), at); });
     }
-    // The two scratch buffers alternate: before a thread writes to one again, all threads have passed the barrier
-    // that follows the write to the other.
+    // The sums over the row alternate between two scratch buffers. Before a thread writes to one of them again, all
+    // threads have passed the barrier that follows the write to the other, so nobody still reads the first.
     const float rstd = rsqrtf(divide(group_sum<THREADS>(square, scratch[1]), count) + p.eps);
     if (threadIdx.x % THREADS == 0) {
       if (p.mean != 0) global<float>(p.mean)[row] = mean;
@@ -213,7 +213,7 @@ __device__ __forceinline__ void backward(const BwdParams& p, SharedSums<Pair>& s
 
   if constexpr (GROUPS > 1) {
     add_groups<THREADS>(dw, shared.sums);
-    // Waits until the first group has read the sums of dw.
+    // The sums of db reuse shared.sums: wait until the first group has read the sums of dw from it.
     __syncthreads();
     add_groups<THREADS>(db, shared.sums);
     if (group > 0) return;
@@ -223,7 +223,7 @@ __device__ __forceinline__ void backward(const BwdParams& p, SharedSums<Pair>& s
   store_column_sums<T, THREADS>(partial_b, cols, whole, db);
 }
 
-// A row of `partial` has the columns of dw, then those of db.
+// Adds the rows of `partial` to dw and db. A row has `cols` elements for dw, then `cols` elements for db.
 __device__ __forceinline__ void sum_all_parts(const BwdParams& p) {
   sum_parts(global<const float>(p.partial), p.rows, 2ull * p.cols, [&](u64 c, float sum) {
     if (c < p.cols) {

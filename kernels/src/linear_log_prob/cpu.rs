@@ -1,17 +1,17 @@
-//! The output layer with log-probabilities on the CPU: a plain product gives some rows and 4096 columns of logits at
-//! a time; then each task computes the statistics of one row.
+//! The output layer with log-probabilities on the CPU. A matrix product computes the logits of up to 1024 rows and
+//! 4096 columns at a time; then each task computes the statistics of one row.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
 use crate::log_prob::GradientTerms;
-use crate::log_prob::max;
+use crate::log_prob::max_ignoring_nan;
 use crate::matmul::{self, Matmul, Operand};
 use crate::simd::{LANES, exp};
 use crate::view::{OutputArray, slice_at};
 use crate::{Addr, DType, Element, Team, simd_fn};
 
-/// Number of columns of logits that are computed at a time. It must not vary, because a row's sums are merged chunk
-/// by chunk, so another number would change their bits.
+/// Number of columns of logits that are computed at a time. It must stay the same everywhere: a row's sums are merged
+/// chunk by chunk, so another number would change the bits of the results.
 const COLUMNS: usize = 4096;
 /// Number of rows of logits that are computed at a time. With COLUMNS columns of f32 they take 16 MiB.
 const ROWS: usize = 1024;
@@ -32,7 +32,8 @@ simd_fn! {
     }
 }
 
-/// Statistics of some columns of a row, relative to the largest of their scaled logits.
+/// Softmax statistics of some columns of a row: sums of exponentials relative to the largest scaled logit of these
+/// columns.
 #[derive(Clone, Copy)]
 struct Statistics {
     row_max: f64,
@@ -44,7 +45,7 @@ impl Statistics {
     const NONE: Statistics = Statistics { row_max: f64::NEG_INFINITY, sum: 0.0, moment: 0.0 };
 
     fn new(logits: &[f32], scale: f32) -> Statistics {
-        let largest = max(logits);
+        let largest = max_ignoring_nan(logits);
         // If all logits are −∞ or NaN, there is no maximum to subtract; the sums are 0 or NaN then.
         let [sum, moment] = sums(logits, if largest == f32::NEG_INFINITY { 0.0 } else { largest }, scale);
         Statistics { row_max: largest as f64 * scale as f64, sum, moment }
@@ -72,10 +73,11 @@ struct Output {
 }
 
 impl Output {
-    /// Computes the logits of `rows` rows from `row` and `columns` columns from `column`.
+    /// Computes the logits of `rows` rows, the first of which is `row`, and of `columns` columns, the first of which
+    /// is `column`.
     ///
     /// # Safety
-    /// The operands cover these rows and columns; `logits` has one element for each.
+    /// The operands cover these rows and columns; `logits` has one element for each pair of them.
     unsafe fn logits<T: Element>(
         &self,
         (row, rows): (usize, usize),
@@ -196,7 +198,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
                     entropy: entropy.get(row).copied().unwrap_or(0.0),
                 };
                 let row = &logits[r * columns..][..columns];
-                terms.gradient(row, to);
+                terms.gradients_of_other_logits(row, to);
                 if let Some(place) = target.checked_sub(from + column).filter(|&place| place < columns) {
                     to[place] = T::from_f32(terms.target_gradient(row[place]));
                 }

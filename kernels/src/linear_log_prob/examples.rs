@@ -16,8 +16,8 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         inv_temperature,
         ..placeholder_params()
     };
-    let size = "8192 hidden states of 3584, vocabulary of 152064 tokens";
-    let chunk = "8192 hidden states of 3584, one chunk of the vocabulary";
+    let size = "8192 hidden states of 3584 elements, vocabulary of 152064 tokens";
+    let chunk = "8192 hidden states of 3584 elements, one chunk of the vocabulary";
     let calls =
         FLOAT_DTYPES.map(|t| [(size, linear_log_prob::fwd(t, &fwd)), (chunk, linear_log_prob::bwd(t, &bwd(t)))]);
     calls.into_iter().flatten().collect()

@@ -50,7 +50,8 @@ pub fn fwd_rounded(logits: &[f64], target: i32, inv_temperature: f64) -> RowResu
 }
 
 /// Returns the gradient of `d_log_prob · log_prob + d_entropy · entropy` with respect to the logits, by the chain
-/// rule with the lse and entropy in `row`. Tests check it by finite differences.
+/// rule. `row` gives the row's lse and entropy, as the forward pass computed them. Tests check the gradient by finite
+/// differences.
 pub fn bwd(
     logits: &[f64],
     target: i32,

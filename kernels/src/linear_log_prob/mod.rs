@@ -35,10 +35,10 @@ mod examples;
 pub(crate) mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::by_dtype;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Cost, DType, Launch, Stage, kernel, params};
 
-/// Columns of the vocabulary whose statistics one CUDA block accumulates.
+/// Number of columns of the vocabulary (a "split") whose statistics one CUDA block accumulates.
 const SPLIT: u32 = 2048;
 
 params! {
@@ -121,7 +121,8 @@ kernel!(pub BWD_BF16, "linear_log_prob_bwd_bf16", BwdParams, cpu::bwd::<half::bf
     backward("linear_log_prob_bwd_bf16", p, BF16)
 });
 
-/// The tile of one CUDA block: rows, columns, threads, and shared memory for the pipeline stages of both operands.
+/// What one CUDA block computes and needs: a tile of `tile` rows and as many columns, `threads` threads, and `shared`
+/// bytes of shared memory for the pipeline stages of both operands.
 #[derive(Clone, Copy)]
 struct Geometry {
     tile: u32,
@@ -148,13 +149,14 @@ fn backward(symbol: &'static str, p: &BwdParams, g: Geometry) -> Vec<Stage> {
     }
 }
 
-/// Returns the bytes of the forward kernel's workspace: four f32 per row and split.
+/// Returns the size of the forward kernel's workspace in bytes: four f32 per row and split (2048 columns) of the
+/// vocabulary.
 pub fn workspace_bytes(rows: usize, vocab: usize) -> usize {
     16 * rows * vocab.div_ceil(SPLIT as usize)
 }
 
-/// Returns the number of vocabulary columns per chunk: as many as keep `d_logits` within 64 MiB, a multiple of 128,
-/// at least 128, at most the vocabulary.
+/// Returns the number of vocabulary columns that a backward launch should compute: as many as keep `d_logits` within
+/// 64 MiB, rounded down to a multiple of 128, but at least 128 and at most the vocabulary.
 pub fn max_chunk_columns(dtype: DType, rows: usize, vocab: usize) -> usize {
     let fits = (64 << 20) / (rows.max(1) * dtype.size());
     (fits / 128 * 128).max(128).min(vocab)
@@ -164,18 +166,18 @@ pub fn max_chunk_columns(dtype: DType, rows: usize, vocab: usize) -> usize {
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let (rows, vocab, width) = (p.rows as f64, p.vocab as f64, p.width as f64);
     let bytes = (rows + vocab) * width * dtype.size() as f64 + 16.0 * rows;
-    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, Cost { flops: 2.0 * rows * vocab * width, bytes })
+    Launch::kernel(kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16), p, Cost { flops: 2.0 * rows * vocab * width, bytes })
 }
 
 /// Returns the launch of the backward kernel of one chunk; `dtype` is that of hidden states and weight, F32 or BF16.
 pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     let (rows, columns, width) = (p.rows as f64, p.columns as f64, p.width as f64);
     let bytes = ((rows + columns) * width + rows * columns) * dtype.size() as f64 + 16.0 * rows;
-    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), p, Cost { flops: 2.0 * rows * columns * width, bytes })
+    Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), p, Cost { flops: 2.0 * rows * columns * width, bytes })
 }
 
-/// Cases that the checks use: (rows, vocab, width, standard deviation of the hidden states, temperature).
-pub fn test_shapes() -> Vec<(usize, usize, usize, f32, f32)> {
+/// Rows, vocabulary, width, standard deviation of the hidden states and temperature, for each case of the checks.
+pub fn test_cases_rows_vocab_width_spread_temperature() -> Vec<(usize, usize, usize, f32, f32)> {
     vec![
         (1, 1, 1, 1.0, 1.0),
         (3, 300, 17, 1.0, 0.7),

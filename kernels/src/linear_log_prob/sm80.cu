@@ -36,14 +36,15 @@ extern __shared__ __align__(16) unsigned char shared[];
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
 
-// Softmax statistics of some columns of a row, relative to `row_max`.
+// Softmax statistics of some columns of a row; `sum` and `moment` are relative to `row_max`, the largest scaled
+// logit.
 struct Statistics {
   float row_max, sum, moment;
 };
 
 __device__ __forceinline__ Statistics no_columns() { return {minus_infinity(), 0.0f, 0.0f}; }
 
-// Returns the same statistics relative to a larger row_max.
+// Returns statistics of the same columns whose sum and moment are relative to a larger maximum, `row_max`.
 __device__ __forceinline__ Statistics raised(const Statistics& s, float row_max) {
   if (s.row_max == minus_infinity()) return {row_max, s.sum, s.moment};  // nothing, or NaN
   const float distance = __fsub_rn(s.row_max, row_max), factor = exp2_approx(distance);
@@ -76,20 +77,21 @@ __device__ __forceinline__ void add(Statistics& s, const float (&z)[N], float fa
   }
 }
 
-// Merges the statistics of the LANES neighbouring lanes that share a row.
+// Merges the statistics of the LANES neighbouring lanes that hold columns of the same row; each of them gets the
+// result.
 template <int LANES>
 __device__ __forceinline__ Statistics over_lanes(Statistics s) {
 #pragma unroll
   for (int mask = 1; mask < LANES; mask *= 2) {
     const Statistics other = {shuffle_xor(s.row_max, mask), shuffle_xor(s.sum, mask), shuffle_xor(s.moment, mask)};
-    // Merges in the order of lanes, so that both partners get the same bits.
+    // The lower lane's statistics come first in both lanes, so that both get the same bits.
     s = threadIdx.x & mask ? merge(other, s) : merge(s, other);
   }
   return s;
 }
 
-// The operands of a block's product: rows of hidden, and rows of the weight (tokens of the vocabulary) from `column`
-// to `end`.
+// The operands of a block's product: the rows of hidden, and the rows of the weight (one per token of the vocabulary)
+// from `column` up to `end`.
 template <class T>
 struct Operands {
   const T* hidden;
@@ -107,8 +109,8 @@ struct Bf16 {
 
   float sums[2][COLUMNS / 8][4];
 
-  // A thread's sums lie in several rows and columns of the tile. Returns the tile row of the i-th of them; `column`
-  // returns the tile column of the j-th.
+  // A thread holds sums of several rows and columns of the tile. `row` returns the tile row of the thread's i-th row,
+  // `column` the tile column of its j-th column.
   __device__ static __forceinline__ u32 row(int i) {
     return threadIdx.x / 32 * 32 + i / 2 * 16 + i % 2 * 8 + threadIdx.x % 32 / 4;
   }
@@ -130,7 +132,7 @@ struct Bf16 {
   // groups.
   __device__ static __forceinline__ u32 offset(u32 row, u32 chunk) { return row * 64 + ((chunk ^ (row / 2 & 3)) * 16); }
 
-  // Loads 128 rows from `first`, their elements at .. at + 32, into a pipeline stage.
+  // Loads elements `at` to `at` + 31 of the 128 rows that start with row `first` into a pipeline stage.
   __device__ static __forceinline__ void load(unsigned char* to, const bf16* from, u32 first, u32 end, u32 at, u32 width) {
     const u32 chunk = threadIdx.x % 4, k = at + chunk * 8;
 #pragma unroll
@@ -315,7 +317,8 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
 #pragma unroll
   for (int i = 0; i < P::MINE; ++i) {
     const Statistics s = over_lanes<P::LANES>(statistics[i]);
-    // One lane holds the target's logit; the others hold 0.
+    // Only one lane of the row holds the target's logit and the others hold 0, so the sum over the lanes is that
+    // logit.
     float z = target_logit[i];
 #pragma unroll
     for (int mask = 1; mask < P::LANES; mask *= 2) z += shuffle_xor(z, mask);
@@ -391,7 +394,8 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
           to[P::column(j)] = from_f32<T>(gradient(log_prob, -expf(log_prob)));
         }
       }
-      // 1 - e^x without cancellation, which matters where the target's probability is near 1.
+      // The target's gradient needs 1 - e^x, which expm1f computes without cancellation when the target's probability
+      // is near 1.
       if (target_column >= 0) to[target_column] = from_f32<T>(gradient(target_log_prob, -expm1f(target_log_prob)));
     }
   });

@@ -8,7 +8,7 @@ use crate::{Element, Team, simd_fn};
 
 simd_fn! {
     /// Returns the largest of `x`, ignoring NaN; −∞ for an empty slice.
-    pub(crate) fn max(x: &[f32]) -> f32 {
+    pub(crate) fn max_ignoring_nan(x: &[f32]) -> f32 {
         let mut lanes = [[f32::NEG_INFINITY; LANES]; 2];
         let (pairs, rest) = x.as_chunks::<{ 2 * LANES }>();
         for c in pairs {
@@ -22,8 +22,8 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// Returns `Σ e^((x − max) · scale)` in f64 lanes: when one token's probability is near 1, its log-probability
-    /// lies in digits that an f32 sum would drop.
+    /// Returns `Σ e^((x − max) · scale)`, summed in f64: when one token's probability is near 1, its log-probability
+    /// depends on digits that an f32 sum would drop.
     fn sum_exp(x: &[f32], max: f32, scale: f32) -> f64 {
         let mut lanes = [0.0f64; LANES];
         let (whole, rest) = x.as_chunks::<LANES>();
@@ -40,7 +40,7 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// Returns [`sum_exp`] and the sum of its terms, each times its exponent.
+    /// Returns two sums over the logits: `Σ e^a`, as [`sum_exp`] does, and `Σ a e^a`, with `a = (x − max) · scale`.
     fn sum_exp_and_moment(x: &[f32], max: f32, scale: f32) -> [f64; 2] {
         let mut lanes = [[0.0f64; LANES]; 2];
         let (whole, rest) = x.as_chunks::<LANES>();
@@ -60,8 +60,8 @@ simd_fn! {
     }
 }
 
-/// Returns `e^x` and `x e^x`, where the second is 0 if the first is: a token of probability 0 adds nothing to the
-/// entropy.
+/// Returns `e^x` and `x e^x` for `x = (logit − max) · scale`. The second is 0 if the first is: a token of probability
+/// 0 adds nothing to the entropy.
 #[inline(always)]
 fn term(logit: f32, max: f32, scale: f32) -> (f32, f32) {
     let x = (logit - max) * scale;
@@ -85,7 +85,7 @@ pub(crate) struct RowStats {
 }
 
 impl RowStats {
-    /// Computes the statistics of a row, which it reads twice.
+    /// Computes the statistics of a row in two passes over its logits.
     pub(crate) fn new(logits: &[f32], scale: f32) -> RowStats {
         State::new(logits, scale, false).row(scale)
     }
@@ -99,13 +99,14 @@ impl RowStats {
         ((logit - self.max) * self.scale - self.ln_sum) as f32
     }
 
-    /// Returns the logarithm of the sum of exponentials.
+    /// Returns the log-sum-exp of the row's scaled logits.
     fn lse(&self) -> f32 {
         (self.max * self.scale + self.ln_sum) as f32
     }
 }
 
-/// The state that one launch of a row hands to the next; `mod.rs` documents it.
+/// The state of a row that each launch over a chunk of the vocabulary hands to the launch over the next chunk;
+/// `mod.rs` documents it.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct State {
@@ -116,10 +117,10 @@ struct State {
 }
 
 impl State {
-    /// Returns the state of these logits without the target; reads them twice.
+    /// Returns the state of a row after these logits, in two passes over them. The target's logit is not in it yet.
     fn new(logits: &[f32], scale: f32, moment: bool) -> State {
-        let largest = max(logits);
-        // Subtracting −∞ would make NaN of terms that are 0.
+        let largest = max_ignoring_nan(logits);
+        // If all logits are −∞, −∞ is not subtracted: −∞ − −∞ is NaN, but these terms are 0.
         let base = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
         let [sum, moment] = match moment {
             true => sum_exp_and_moment(logits, base, scale),
@@ -128,7 +129,7 @@ impl State {
         State { largest: largest as f64, sum, moment, target: 0.0 }
     }
 
-    /// Returns this state with its sums relative to `most`, a logit that is not below the state's maximum.
+    /// Returns this state with its sums relative to `most`, which is at least the state's largest logit.
     fn relative_to(self, most: f64, scale: f64) -> State {
         if self.largest == most {
             return self;
@@ -140,7 +141,8 @@ impl State {
         State { largest: most, sum: self.sum * factor, moment, target: self.target }
     }
 
-    /// Merges the states of two runs of logits. At most one of them has the target; the other's target logit is 0.
+    /// Merges the states of two chunks of a row. At most one of them contains the target; the target logit of the
+    /// other is 0.
     fn merge(self, other: State, scale: f64) -> State {
         let largest = if self.largest > other.largest { self.largest } else { other.largest };
         let (a, b) = (self.relative_to(largest, scale), other.relative_to(largest, scale));
@@ -242,7 +244,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
         });
         match &terms {
             None => bwd_row(logits, scale, lse[r], -of_log_prob, dx),
-            Some(terms) => terms.gradient(logits, dx),
+            Some(terms) => terms.gradients_of_other_logits(logits, dx),
         }
         if let Some(place) = target.checked_sub(p.first as usize).filter(|&place| place < columns) {
             let d = match &terms {
@@ -254,28 +256,29 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     });
 }
 
-/// Computes `e^x − 1` without cancellation: for a target of probability near 1 it is the whole gradient.
+/// Computes `e^x − 1` without cancellation. If the target's probability is near 1, this small number is its whole
+/// gradient.
 fn exp_m1(x: f32) -> f32 {
     (x as f64).exp_m1() as f32
 }
 
-/// Coefficients of a row's gradient if the entropy has a gradient too.
+/// The terms from which the gradients of a row's logits are computed, if the loss also depends on the entropy.
 #[derive(Clone, Copy)]
 pub(crate) struct GradientTerms {
     /// 1 / temperature.
     pub(crate) scale: f32,
-    /// Logarithm of the sum of exponentials of the row.
+    /// Log-sum-exp of the row's scaled logits.
     pub(crate) lse: f32,
-    /// Gradient of the log-probability times `scale`.
+    /// Gradient of the loss with respect to the log-probability, times `scale`.
     pub(crate) of_log_prob: f32,
-    /// Gradient of the entropy times `scale`.
+    /// Gradient of the loss with respect to the entropy, times `scale`.
     pub(crate) of_entropy: f32,
     /// Entropy of the row.
     pub(crate) entropy: f32,
 }
 
 impl GradientTerms {
-    /// Returns the gradient of a logit that is not the target's.
+    /// Returns the gradient of a logit, unless it is the target's logit.
     #[inline(always)]
     fn at(&self, logit: f32) -> f32 {
         let log_prob = logit * self.scale - self.lse;
@@ -290,8 +293,8 @@ impl GradientTerms {
         entropy.at(logit) - self.of_log_prob * exp_m1(logit * self.scale - self.lse)
     }
 
-    /// Computes the gradients of logits that do not include the target's.
-    pub(crate) fn gradient<T: Element>(&self, logits: &[f32], to: &mut [T]) {
+    /// Computes the gradients of `logits`, none of which is the target's logit, into `to`.
+    pub(crate) fn gradients_of_other_logits<T: Element>(&self, logits: &[f32], to: &mut [T]) {
         gradient(logits, self, to);
     }
 }

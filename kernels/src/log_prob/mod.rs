@@ -34,10 +34,10 @@ mod cpu;
 mod examples;
 pub(crate) mod formula;
 
-pub(crate) use cpu::{GradientTerms, RowStats, max};
+pub(crate) use cpu::{GradientTerms, RowStats, max_ignoring_nan};
 
 use crate::folder::kernel_folder;
-use crate::launch::by_dtype;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
@@ -49,13 +49,13 @@ params! {
         pub targets: Addr,
         /// f32 `[rows]`: the log-probability of each row's target, written by a row's last launch.
         pub log_prob: Addr,
-        /// f32 `[rows]`: the entropy of each row, written by a row's last launch; null in all launches of a row or in
-        /// none.
+        /// f32 `[rows]`: the entropy of each row, written by the last launch of the row. Either all launches of a row
+        /// pass it or all pass null.
         pub entropy: Addr,
         /// f32 `[rows]`: the log-sum-exp of each row, written by a row's last launch.
         pub lse: Addr,
-        /// f64 `[rows, 4]`: read by all launches of a row but the first, written by all but the last; may be null if
-        /// the row has only one launch.
+        /// f64 `[rows, 4]`: the state that the launches of a row hand on. The first launch does not read it and the
+        /// last does not write it; null is allowed if the row has only one launch.
         pub state: Addr,
         /// Rows.
         pub rows: u32,
@@ -140,10 +140,10 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let (rows, n) = (params.rows as f64, params.rows as f64 * params.columns as f64);
     let (flops, a_row) = if params.d_entropy.is_null() { (20.0, 12.0) } else { (24.0, 20.0) };
     let cost = Cost { flops: flops * n, bytes: (4 + dtype.size()) as f64 * n + a_row * rows };
-    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
+    Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
 }
 
-/// Shapes (rows, vocab, scale of the logits, temperature) that the checks use.
-pub fn test_shapes() -> Vec<(usize, usize, f32, f32)> {
+/// Rows, vocabulary, scale of the logits and temperature, for each case of the checks.
+pub fn test_cases_rows_vocab_scale_temperature() -> Vec<(usize, usize, f32, f32)> {
     vec![(1, 1, 1.0, 1.0), (17, 19, 1.0, 0.7), (5, 8191, 8.0, 1.0), (2, 152_064, 3.0, 1.3), (3, 1000, 0.0, 1.0)]
 }

@@ -26,7 +26,8 @@ constexpr int V = 4;
 constexpr int BWD_STEPS = 2;
 constexpr u32 STRIP = BWD_THREADS * V * BWD_STEPS;
 
-// Sums of e^x, and if MOMENT of x e^x, over some of a row's logits, where x is relative to their maximum.
+// Sums of e^x over some of a row's logits, and if MOMENT also of x e^x, where x is the scaled distance of a logit
+// from their maximum.
 template <bool MOMENT>
 struct Sums {
   float largest = -infinity();
@@ -36,8 +37,8 @@ struct Sums {
   // infinity would turn terms that are 0 into NaN.
   __device__ __forceinline__ float base() const { return largest == -infinity() ? 0.0f : largest; }
 
-  // Makes the sums relative to `most`, a larger maximum. If all logits so far are minus infinity, the sums are 0 or
-  // NaN and stay so.
+  // Makes the sums relative to `most`, a larger maximum than that of the logits so far. If all logits so far are
+  // minus infinity, the sums are 0 or NaN and stay so.
   __device__ __forceinline__ void relative_to(float most, float scale) {
     const float change = (largest - most) * scale, factor = expf(change);
     if (MOMENT) moment = largest == -infinity() ? sum * factor : (moment + change * sum) * factor;
@@ -56,13 +57,15 @@ struct Sums {
     for (int j = 0; j < N; ++j) {
       const float argument = (x[j] - from) * scale, e = expf(argument);
       sum += e;
-      // A token of probability 0 adds nothing to the moment, however large its negative argument.
+      // A token of probability 0 adds nothing to the moment; `argument` may be minus infinity, and its product with 0
+      // would be NaN.
       if (MOMENT) moment += e == 0.0f ? 0.0f : argument * e;
     }
   }
 };
 
-// The state that one launch of a row hands to the next; mod.rs documents it.
+// The state of a row that each launch over a chunk of the vocabulary hands to the launch over the next chunk; mod.rs
+// documents it.
 struct State {
   double largest, sum, moment, target;
 };
@@ -79,7 +82,7 @@ __device__ __forceinline__ State merge(State a, State b, double scale) {
   const double most = a.largest > b.largest ? a.largest : b.largest;
   a = relative_to(a, most, scale);
   b = relative_to(b, most, scale);
-  // At most one of the two has the target; the other's target logit is 0.
+  // At most one of the two states contains the target; the target logit of the other is 0.
   return {most, a.sum + b.sum, a.moment + b.moment, a.target + b.target};
 }
 
@@ -182,7 +185,7 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
     entropy = load_for_warp(global<const float>(p.entropy) + row);
     entropy_factor = load_for_warp(global<const float>(p.d_entropy) + row) * scale;
   }
-  // Returns the part of a logit's gradient that comes from the entropy, to be subtracted.
+  // Returns what the entropy contributes to a logit's gradient; the caller subtracts it.
   auto of_entropy = [&](float ln_p, float prob) {
     if (p.d_entropy == 0) return 0.0f;
     return entropy_factor * (prob > 0.0f ? prob * (ln_p + entropy) : prob);

@@ -25,7 +25,7 @@ pub struct Operand {
     pub addr: Addr,
     /// F32 or BF16.
     pub dtype: DType,
-    /// True if k is the first stored dimension.
+    /// True if the operand is stored transposed: k is the first dimension in memory.
     pub transposed: bool,
 }
 
@@ -50,13 +50,13 @@ pub struct Matmul {
     pub bias: Addr,
     /// True: the product is added to the old C; false: it replaces C.
     pub accumulate: bool,
-    /// Factor of the finished sums; with 1 their bits do not change.
+    /// Factor by which the finished sums are multiplied; a factor of 1 leaves their bits as they are.
     pub scale: f32,
 }
 
 impl Matmul {
-    /// Returns the symbol that profiles show. It names the role that operands with these transpositions have in a
-    /// linear layer.
+    /// Returns the name of the product in profiles: its role (`matmul_fwd`, `matmul_dx`, `matmul_dw`) if it belongs
+    /// to a linear layer, as the storage of the operands tells.
     pub fn name(&self) -> &'static str {
         match (self.a.transposed, self.b.transposed) {
             (false, false) => "matmul_fwd",

@@ -10,7 +10,7 @@ use crate::{Addr, Team};
 use proptest::prelude::*;
 
 /// Sizes (m, n, k) that the tests share. Most of them leave tiles and blocks incomplete.
-fn test_shapes() -> Vec<(usize, usize, usize)> {
+fn test_cases_m_n_k() -> Vec<(usize, usize, usize)> {
     vec![
         (1, 1, 1),
         (1, 17, 1),
@@ -27,7 +27,7 @@ fn test_shapes() -> Vec<(usize, usize, usize)> {
     ]
 }
 
-/// A product with everything that can vary: sizes, dtypes, storage, bias, accumulation, scale.
+/// A product to test: its sizes, dtypes and options.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     m: usize,
@@ -41,7 +41,7 @@ struct Case {
     scale: f32,
 }
 
-/// Scales under test; 1 and -16 change no mantissa bit.
+/// Scales of the tested products. 1 and -16 are powers of two up to their sign, so they add no rounding error.
 const SCALES: [f32; 3] = [1.0, 0.7, -16.0];
 
 fn isas() -> Vec<Isa> {
@@ -52,7 +52,7 @@ fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..rows * columns).map(|i| x[i % rows * columns + i / rows]).collect()
 }
 
-/// Returns C for a case and values of A `[m, k]`, B `[n, k]`, the bias and the old C.
+/// Runs the product of a test case on A `[m, k]`, B `[n, k]`, the bias and the old C, and returns C.
 #[allow(unsafe_code)]
 fn product(isa: Isa, c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], threads: usize) -> Vec<f32> {
     let stored = |x: &[f32], rows, dtype, transposed| {
@@ -85,7 +85,7 @@ struct Inputs {
     old: Vec<f32>,
 }
 
-/// Returns seeded inputs, already rounded to their stored dtype.
+/// Returns pseudo-random inputs, already rounded to the dtypes in which the case stores them.
 fn inputs(c: &Case, seed: u64) -> Inputs {
     let data = |dtype, count, seed| TestArray::new(dtype, &normal_numbers(count, seed, 1.0)).values();
     let old = if c.accumulate { data(c.dtypes[2], c.m * c.n, seed + 3) } else { vec![f32::NAN; c.m * c.n] };
@@ -97,9 +97,9 @@ fn inputs(c: &Case, seed: u64) -> Inputs {
     }
 }
 
-/// Returns the formula's result and the tolerance of each element. An f32 sum of k products is off by at most k
-/// roundings of the sum of magnitudes; the tolerance is a quarter of that, which is still pessimistic. The bf16 dot
-/// product may flush denormals, and C is rounded once.
+/// Returns the elements of C by the formula, and the tolerance of each. An f32 sum of k products is off by at most k
+/// roundings of the sum of their magnitudes. The tolerance is a quarter of that, which is still more than the usual
+/// error. The bf16 dot product may flush denormals, and C is rounded once.
 fn expected(c: &Case, x: &Inputs) -> (Vec<f64>, Vec<f64>) {
     let wide = |x: &[f32]| x.iter().map(|&x| x as f64).collect::<Vec<f64>>();
     let size = |x: &[f32]| x.iter().map(|&x| x.abs() as f64).collect::<Vec<f64>>();
@@ -144,14 +144,15 @@ fn same(what: &str, x: &[f32], y: &[f32]) -> Result<(), String> {
     }
 }
 
-/// Computes one element of C alone, from one row of A and one of B.
+/// Computes one element of C by a product of its own, from one row of A and one row of B.
 fn alone(isa: Isa, c: &Case, x: &Inputs, i: usize, j: usize) -> f32 {
     let one = Case { m: 1, n: 1, transposed: [false; 2], ..*c };
     let old = x.old[i * c.n + j];
     product(isa, &one, &x.a[i * c.k..][..c.k], &x.b[j * c.k..][..c.k], &x.bias[j..=j], &[old], 1)[0]
 }
 
-/// Checks that the number of threads, the storage of the operands and neighbouring elements change no bit.
+/// Checks that no bit of C depends on the number of threads, on how the operands are stored, or on how many other
+/// elements are computed.
 fn check_bits(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
     let x = inputs(c, seed);
     let run = |c: &Case, threads| product(isa, c, &x.a, &x.b, &x.bias, &x.old, threads);
@@ -190,7 +191,7 @@ const COMBINATIONS: [[DType; 3]; 8] = [
 #[test]
 fn equals_the_formula() {
     for isa in isas() {
-        for (i, (m, n, k)) in test_shapes().into_iter().enumerate() {
+        for (i, (m, n, k)) in test_cases_m_n_k().into_iter().enumerate() {
             for dtypes in COMBINATIONS {
                 let (bias, accumulate) = (i % 2 == 0, i % 3 == 0);
                 let c = Case {
@@ -212,7 +213,7 @@ fn equals_the_formula() {
 #[test]
 fn no_bit_depends_on_the_company() {
     for isa in isas() {
-        for (i, (m, n, k)) in test_shapes().into_iter().enumerate() {
+        for (i, (m, n, k)) in test_cases_m_n_k().into_iter().enumerate() {
             for dtypes in &COMBINATIONS[..4] {
                 let (bias, accumulate) = (i % 2 == 1, i % 3 == 1);
                 let c =
@@ -275,8 +276,8 @@ fn an_empty_sum_is_bias_and_old_value() {
 
 #[test]
 fn large_products_cross_every_block() {
-    // These sizes exceed the rows of one task and the units that are packed at a time, and have columns for several
-    // tasks.
+    // These products have more rows than one task takes, more units of k than are packed at a time, and columns for
+    // several tasks.
     for (dtypes, transposed) in [([BF16, BF16, F32], [true, true]), ([F32, BF16, F32], [false, false])] {
         let c = Case { m: 530, n: 70, k: 2600, dtypes, transposed, bias: true, accumulate: true, scale: 0.7 };
         let x = inputs(&c, 1);

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
-use crate::norm_rows::{self, RowValues};
+use crate::norm_rows::{self, OptionalRowOutput};
 use crate::simd::{LANES, sum_lanes};
 use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
@@ -46,7 +46,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (x, y) = unsafe { (slice_at::<T>(p.x, rows * cols), OutputArray::<T>::new(p.y, rows * cols)) };
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let norms = unsafe { RowValues::new(p.norm, rows) };
+    let norms = unsafe { OptionalRowOutput::new(p.norm, rows) };
     norm_rows::for_each_row(team, rows, cols, |row| {
         let x = &x[row * cols..][..cols];
         let norm = dot(x, x).sqrt();

@@ -8,5 +8,5 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let fwd = normalise::FwdParams { rows, cols, ..placeholder_params() };
     let bwd = normalise::BwdParams { rows, cols, ..placeholder_params() };
     let calls = FLOAT_DTYPES.map(|t| [normalise::fwd(t, &fwd), normalise::bwd(t, &bwd)]);
-    calls.into_iter().flatten().map(|launch| ("8192 embeddings of SigLIP", launch)).collect()
+    calls.into_iter().flatten().map(|launch| ("8192 embeddings, as SigLIP normalises them", launch)).collect()
 }

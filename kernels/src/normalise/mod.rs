@@ -12,7 +12,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::by_dtype;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Arch, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
@@ -68,7 +68,7 @@ kernel!(pub BWD_BF16, "normalise_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &
 });
 
 fn stages(symbols: [&'static str; 2], rows: u32, cols: u32, arch: &Arch) -> Vec<Stage> {
-    cuh::HeldRows::new(cols).plan_row_loop(symbols, rows, 256, 4, arch)
+    cuh::ThreadsPerRow::new(cols).plan_row_loop(symbols, rows, 256, 4, arch)
 }
 
 /// Returns the launch of the forward kernel; `dtype` is that of x and y, F32 or BF16.
@@ -76,17 +76,17 @@ pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let n = p.rows as f64 * p.cols as f64;
     let norm = if p.norm.is_null() { 0.0 } else { 4.0 * p.rows as f64 };
     let cost = Cost { flops: 3.0 * n, bytes: 2.0 * n * dtype.size() as f64 + norm };
-    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
+    Launch::kernel(kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
 }
 
 /// Returns the launch of the backward kernel; `dtype` is that of x, dy and dx, F32 or BF16.
 pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     let n = p.rows as f64 * p.cols as f64;
     let cost = Cost { flops: 6.0 * n, bytes: 3.0 * n * dtype.size() as f64 + 4.0 * p.rows as f64 };
-    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), p, cost)
+    Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), p, cost)
 }
 
 /// Shapes (rows, cols, scale of the inputs) that the checks use.
-pub fn test_shapes() -> Vec<(usize, usize, f32)> {
+pub fn test_cases_rows_cols_scale() -> Vec<(usize, usize, f32)> {
     vec![(1, 1, 1.0), (0, 8, 1.0), (17, 19, 1.0), (3, 8203, 30.0), (65, 1152, 1e-4), (9, 512, 1e6), (2, 8200, 1.0)]
 }

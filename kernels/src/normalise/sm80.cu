@@ -15,8 +15,8 @@
 
 constexpr int WIDE = 512;
 
-// For each row: sums add(sum, x words, dy words) over the row, calls pair = finish(row, sum) in all threads of the
-// row together, then write(row, x words, dy words, at, pair) for each vector of the row.
+// For each row: calls add(sum, x words, dy words) for each vector of the row, then pair = finish(row, sum), which all
+// threads of the row call together, then write(row, x words, dy words, at, pair) for each vector.
 template <class T, int BLOCK, int THREADS, bool TWO, class Add, class Finish, class Write>
 __device__ __forceinline__ void for_rows(const T* xs, const T* dys, u32 rows, u32 cols, bool vector, Add add, Finish finish,
                                          Write write) {

@@ -8,7 +8,7 @@ use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team};
 use std::ptr::null_mut;
 
-// Attention processes KEYS keys at a time, which must not cross the end of a block of the KV cache.
+// Attention processes BLOCK_KEYS keys at a time. A group of keys must not cross the end of a page of the KV cache.
 const _: () = assert!(BLOCK_KEYS == super::BLOCK_TOKENS);
 
 /// # Safety
@@ -28,7 +28,7 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
     let page = p.page as usize;
     assert!(
         page.is_power_of_two() && (16..=256).contains(&page),
-        "a page has {page} tokens; it must have a power of two from 16 to 256"
+        "a page of the KV cache has {page} tokens; the number must be a power of two from 16 to 256"
     );
     // SAFETY: cu_seqlens has `[seqs + 1]` i32, kv_lens `[seqs]`, block_tables `[seqs, max_blocks]`.
     let (cu, kv_lens, tables) = unsafe {

@@ -1,7 +1,7 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 use crate::folder::{
-    BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes,
+    BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER_ADDRESS, SEQUENCE_LEN, Sizes,
     placeholder_params,
 };
 use crate::{Addr, paged_attention};
@@ -22,9 +22,9 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         page: 64,
         ..placeholder_params()
     };
-    let workspace = if paged_attention::workspace_bytes(&p) > 0 { PLACEHOLDER } else { Addr::NULL };
+    let workspace = if paged_attention::workspace_bytes(&p) > 0 { PLACEHOLDER_ADDRESS } else { Addr::NULL };
     let p = paged_attention::Params { workspace, ..p };
     let (pairs, keys) = paged_attention::query_key_pairs_and_keys((0..batch).map(|_| (1, context as usize)));
-    let size = "one sequences with one new token and 8192 keys each, 28 query and 4 key heads of 128 elements";
+    let size = "16 sequences with one new token and 8192 keys each, 28 query and 4 key heads of 128 elements";
     FLOAT_DTYPES.map(|t| (size, paged_attention::fwd(t, &p, pairs, keys))).into()
 }

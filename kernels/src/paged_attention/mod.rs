@@ -52,16 +52,16 @@ params! {
         pub v_cache: Addr,
         /// `[tokens, heads, head_dim]`, written.
         pub o: Addr,
-        /// i32 `[seqs + 1]`: first new token of each sequence, and the end of the last one. The values do not
-        /// decrease and lie between 0 and `tokens`.
+        /// i32 `[seqs + 1]`: index of the first new token of each sequence, then the end of the last sequence. The
+        /// values do not decrease and lie between 0 and `tokens`.
         pub cu_seqlens: Addr,
         /// i32 `[seqs]`: number of keys of each sequence, including the new tokens.
         pub kv_lens: Addr,
         /// i32 `[seqs, max_blocks]`: the pages of each sequence in order. Page numbers beyond a sequence's keys are
         /// not read.
         pub block_tables: Addr,
-        /// A workspace of [`workspace_bytes`] bytes for the outputs, maxima and sums of segments. Null: one block of
-        /// threads processes all segments of its rows.
+        /// A workspace of [`workspace_bytes`] bytes for each segment's output, maximum and sum. Null: one block of
+        /// threads processes all segments of its rows, one after the other.
         pub workspace: Addr,
         /// Number of new tokens of all sequences.
         pub tokens: u32,
@@ -99,9 +99,9 @@ kernel!(pub FWD_BF16, "paged_attention_fwd_bf16", Params, cpu::fwd::<half::bf16>
 type Variant = (u32, [&'static str; 2], u32);
 
 fn plan_bf16(p: &Params, _: &Arch) -> Vec<Stage> {
-    // Shared memory holds two buffers, each for 64 keys and 64 values whose rows are an odd number of 16-byte chunks
-    // apart. For head_dim 256 it holds one buffer, with only 64 columns of V. From head_dim 128 on it also holds the
-    // queries.
+    // Shared memory holds two buffers, each for 64 keys and 64 values. Their rows start an odd number of 16-byte
+    // chunks apart, which avoids bank conflicts. For head_dim 256 there is one buffer, with only 64 columns of V.
+    // From head_dim 128 on, shared memory also holds the queries.
     const VARIANTS: [Variant; 4] = [
         (64, ["paged_attention_fwd_bf16_64", "paged_attention_fwd_bf16_64_split"], 2 * 64 * 2 * 9 * 16),
         (80, ["paged_attention_fwd_bf16_80", "paged_attention_fwd_bf16_80_split"], 2 * 64 * 2 * 11 * 16),
@@ -133,13 +133,14 @@ fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
     plan(p, 16, &VARIANTS, "paged_attention_fwd_f32_combine", 1)
 }
 
-/// Plans one block of threads for each tile of `rows` packed rows, key head and range of columns (`slices`). With a
-/// workspace each segment has its own block, and a second launch combines the segments.
+/// Plans one block of threads for each combination of a tile of `rows` packed rows, a key head and one of `slices`
+/// ranges of columns. With a workspace each segment of keys has its own block of threads, and a second launch
+/// combines the segments.
 fn plan(p: &Params, rows: u32, variants: &[Variant], combine: &'static str, slices: u32) -> Vec<Stage> {
     if p.tokens == 0 || p.seqs == 0 {
         return Vec::new();
     }
-    // A larger head_dim is a mistake of the caller. An empty plan would leave the output unwritten.
+    // A larger head_dim is a mistake of the caller, so this panics: an empty plan would leave the output unwritten.
     let found = variants.iter().find(|v| p.head_dim <= v.0);
     let (_, symbols, shared) =
         found.unwrap_or_else(|| panic!("paged_attention: head_dim is {}; CUDA kernels support up to 256", p.head_dim));
@@ -154,7 +155,8 @@ fn plan(p: &Params, rows: u32, variants: &[Variant], combine: &'static str, slic
     }
 }
 
-/// Returns an upper bound on the number of tiles of `rows` packed rows: each sequence may have one incomplete tile.
+/// Returns an upper bound on the number of tiles of `rows` packed rows: the last tile of each sequence may be
+/// incomplete.
 fn tiles(p: &Params, rows: u32) -> u32 {
     (p.tokens as u64 * (p.heads / p.kv_heads) as u64 / rows as u64) as u32 + p.seqs
 }
@@ -163,9 +165,9 @@ fn segments(p: &Params) -> u32 {
     p.max_kv_len.div_ceil(SEGMENT)
 }
 
-/// Returns the size in bytes of the workspace with which the kernel is faster: an f32 output, maximum and sum for
-/// each segment of each row. Returns 0 if the GPU is busy without splitting segments, or if there is only one
-/// segment.
+/// Returns the size in bytes of the workspace that lets blocks of threads share a sequence's segments of keys: an f32
+/// output, maximum and sum for each segment of each row. Returns 0 if that would not be faster: there are enough
+/// blocks without it, or there is only one segment.
 pub fn workspace_bytes(p: &Params) -> usize {
     let (rows, segments) = (p.tokens as u64 * p.heads as u64, segments(p) as u64);
     if segments < 2 || rows * segments > 1 << 16 || tiles(p, 64) * p.kv_heads > 512 {
@@ -188,8 +190,8 @@ pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
 }
 
-/// Returns the number of (new token, key) pairs that one head computes, and the number of keys of all sequences. A
-/// sequence is given as (new tokens, keys including those of the new tokens).
+/// Returns two numbers: the (new token, key) pairs that one head computes, and the keys of all sequences. A sequence
+/// is given as (new tokens, keys including those of the new tokens).
 pub fn query_key_pairs_and_keys(sequences: impl IntoIterator<Item = (usize, usize)>) -> (f64, f64) {
     let (mut pairs, mut keys) = (0.0, 0.0);
     for (new, kv_len) in sequences {

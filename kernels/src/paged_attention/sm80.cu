@@ -38,7 +38,7 @@ constexpr int SEGMENT = KEYS * SEGMENT_BLOCKS;
 
 extern __shared__ __align__(16) unsigned char shared[];
 
-// The rows and key blocks of a block of threads: some rows of one sequence and key head.
+// What one block of threads computes: some packed rows of one sequence and key head, over a range of key blocks.
 struct Tile {
   int seq, first, rows;  // packed rows first .. first + rows
   int token;             // the sequence's first new token
@@ -47,20 +47,21 @@ struct Tile {
   int begin, end;        // range of key blocks
   int keys;              // number of keys that the last row sees
 
-  // Returns the number of keys that a row of the tile sees; rows beyond the tile count as its last row.
+  // Returns the number of keys that a row of the tile attends to. Rows past the tile's end get the number of the last
+  // row.
   __device__ __forceinline__ int limit(int row) const {
     const int last = rows - 1;
     return before + (first + (row < last ? row : last)) / group + 1;
   }
-  // Returns the index of a row's head in q and o.
+  // Returns the index of the (token, query head) of a row in q and o.
   __device__ __forceinline__ u64 head_index(const Params& p, int row) const {
     const int packed = first + row;
     return static_cast<u64>(token + packed / group) * p.heads + kv_head * group + packed % group;
   }
 };
 
-// Returns 1 / sum, by which a row's output is multiplied at the end. A padding row has seen no key: its sum and
-// output are 0, and so is the result.
+// Returns 1 / sum, by which a row's output is multiplied at the end. For a padding row, which has no keys, the sum is
+// 0; the result is 0 then, which keeps its output 0.
 __device__ __forceinline__ float inverse_or_zero(SoftmaxRow total) {
   return total.sum == 0.0f ? 0.0f : inverse_sum(total);
 }
@@ -77,7 +78,7 @@ __device__ __forceinline__ bool find_tile(const Params& p, Tile& t) {
   t.kv_head = block % p.kv_heads;
   t.group = p.heads / p.kv_heads;
   const int* cu = global<const int>(p.cu_seqlens);
-  // The last tiles of a prompt see the most keys, so they run first.
+  // The last tiles of a prompt attend to the most keys and take longest, so the first blocks get them.
   const int tiles = static_cast<int>(static_cast<u64>(p.tokens) * t.group / ROWS) + p.seqs;
   const int tile = tiles - 1 - static_cast<int>(block / p.kv_heads);
   int low = 0, high = p.seqs;
@@ -128,13 +129,13 @@ __device__ __forceinline__ Slots find_slots(const Params& p, const Tile& t, int 
   return {slot(key), slot(key + 32)};
 }
 
-// Starts to copy the columns column .. column + COLUMNS of 64 keys (or values) from key `start` on to shared memory,
+// Starts to copy COLUMNS columns, from `column` on, of 64 keys (or values), from key `start` on, to shared memory
 // [KEYS][PITCH]. Keys from t.keys on and columns from head_dim on become 0.
 template <int COLUMNS, int PITCH, class T>
 __device__ __forceinline__ void load_block(const Params& p, const Tile& t, const T* cache, const Slots& slots, int start,
                                            int column, T* to) {
   constexpr int UNIT = 16 / sizeof(T), UNITS = COLUMNS / UNIT;
-  static_assert(KEYS * UNITS % THREADS == 0, "all lanes of a warp make the same number of copies");
+  static_assert(KEYS * UNITS % THREADS == 0, "the copies are divided evenly among the threads");
   const int d = p.head_dim;
   auto element = [&](int row) { return (static_cast<u64>(slots.of(row)) * p.kv_heads + t.kv_head) * d + column; };
   if (d % UNIT == 0) {
@@ -156,7 +157,8 @@ __device__ __forceinline__ void load_block(const Params& p, const Tile& t, const
   }
 }
 
-// The state of one segment of a row in the workspace: its output, and (maximum, sum) in an array after all outputs.
+// Where the workspace keeps the state of one segment of a row: its output (`columns`), and its (maximum, sum) in an
+// array that follows all outputs.
 struct Part {
   float* columns;
   float2* stats;
@@ -190,7 +192,7 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
   const bool has_rows = row < t.rows;
   const float factor = p.scale * LOG2_E;
 
-  // The two rows of the mma.sync results that this thread holds.
+  // The two rows of the tile whose mma.sync results this thread holds.
   const int rows[2] = {row + g, row + g + 8};
   const int limits[2] = {t.limit(rows[0]), t.limit(rows[1])};
   const int fewest = t.limit(row), most = t.limit(row + 15);
@@ -199,7 +201,7 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
   for (int h = 0; h < 2; ++h) {
     q[h] = global<const bf16>(p.q) + t.head_index(p, rows[h] < t.rows ? rows[h] : t.rows - 1) * d;
   }
-  // Loads columns 16 step .. 16 step + 16 of the warp's queries as the left operand of mma.sync.
+  // Loads the 16 columns of the warp's queries that start with column 16 * step, as the left operand of mma.sync.
   auto load_q = [&](int step, u32(&a)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -221,7 +223,8 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
     slots = find_slots(p, t, (block + 1) * KEYS);  // loaded early: the next block needs them
   };
 
-  // If registers are scarce, each thread keeps its part of the queries in shared memory, which no other thread reads.
+  // If registers are scarce (not KEEP_Q), each thread keeps its part of the queries in shared memory; no other thread
+  // reads it.
   u32 q_fragment[KEEP_Q ? D / 16 : 1][4];
   u32* q_kept = reinterpret_cast<u32*>(v_stage + STAGES * KEYS * V_PITCH) + threadIdx.x;
   if (has_rows) {
@@ -375,7 +378,7 @@ __device__ __forceinline__ void forward_bf16(const Params& p) {
 // ---- f32: 16 rows per block of threads. A thread computes the scores of two rows for four keys that are 16 apart,
 // then the outputs of two rows in four of 64 columns. ----
 
-// N: number of 64-column groups of a head. SHARE: K and V use the same buffer in turn.
+// N: number of groups of 64 columns in a head. SHARE: K and V use the same buffer in turn. SPLIT: as for bf16.
 template <int N, bool SHARE, bool SPLIT>
 __device__ __forceinline__ void forward_f32(const Params& p) {
   constexpr int ROWS = 16, D = N * 64, PITCH = D + 4;  // an odd number of 16-byte chunks

@@ -7,13 +7,15 @@ use crate::launch::run_on_cpu;
 use crate::matmul::{self, Matmul, Operand};
 use crate::{Addr, DType, Element, Team, patches};
 
-/// Calls `f(first patch, number of patches, their address)` for the patches of each time step.
+/// Cuts the patches of each time step into a buffer and calls `f(index of the first patch, number of patches, address
+/// of the buffer)`.
 ///
 /// # Safety
 /// `frames` covers the frames that `pixels` describes.
 unsafe fn each_time<T: Element>(pixels: &Pixels, frames: Addr, team: &Team, mut f: impl FnMut(usize, usize, Addr)) {
     let times = pixels.count.div_ceil(pixels.temporal) as usize;
-    let (frame, row) = (pixels.height as usize * pixels.width as usize * patches::CHANNELS, pixels.patch_len());
+    let (frame, row) =
+        (pixels.height as usize * pixels.width as usize * patches::CHANNELS, pixels.elements_per_patch());
     let one = Pixels { count: pixels.count.min(pixels.temporal), ..*pixels };
     let patches = one.patch_count();
     let mut buffer = vec![T::from_f32(0.0); patches * row];
@@ -31,7 +33,7 @@ unsafe fn each_time<T: Element>(pixels: &Pixels, frames: Addr, team: &Team, mut 
 /// # Safety
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
-    let (k, embed) = (p.pixels.patch_len(), p.embed as usize);
+    let (k, embed) = (p.pixels.elements_per_patch(), p.embed as usize);
     let operand = |addr| Operand { addr, dtype: T::DTYPE, transposed: false };
     let product = |first: usize, count: usize, at: Addr| {
         let c = p.y.offset(first * embed * size_of::<T>());
@@ -48,7 +50,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// # Safety
 /// Every address in [`DwParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn dw<T: Element>(p: &DwParams, team: &Team) {
-    let (n, embed) = (p.pixels.patch_len(), p.embed as usize);
+    let (n, embed) = (p.pixels.elements_per_patch(), p.embed as usize);
     let operand = |addr| Operand { addr, dtype: T::DTYPE, transposed: true };
     let product = |first: usize, count: usize, at: Addr| {
         let (a, b) = (operand(p.dy.offset(first * embed * size_of::<T>())), operand(at));

@@ -2,7 +2,7 @@
 
 use super::Pixels;
 
-/// The frames of a test, and the parameters and the rounding that turn their u8 levels into pixels.
+/// The frames of a test, and how their u8 levels become pixels.
 pub struct FrameInput<'a> {
     pub frames: &'a [u8],
     pub pixels: Pixels,
@@ -28,9 +28,9 @@ impl FrameInput<'_> {
         (self.round)(((level as f64 * f64::from_bits(p.rescale)) as f32 - mean) / std)
     }
 
-    /// Returns `y[n, e]` before it is rounded.
+    /// Returns the embeddings y `[patches, embed]`, not yet rounded.
     pub fn fwd(&self, weight: &[f64], bias: Option<&[f64]>, embed: usize) -> Vec<f64> {
-        let (patches, row) = (self.pixels.patch_count(), self.pixels.patch_len());
+        let (patches, row) = (self.pixels.patch_count(), self.pixels.elements_per_patch());
         let mut y = Vec::new();
         for n in 0..patches {
             let pixels: Vec<f64> = (0..row).map(|k| self.pixel(n, k)).collect();
@@ -44,8 +44,8 @@ impl FrameInput<'_> {
 
     /// Returns the gradient of `Σ dy · y` with respect to the weight. y is linear in the weight, so the gradient for
     /// `weight[e, k]` is `Σ dy · y` with that weight 1 and all others 0.
-    pub fn dw(&self, dy: &[f64], embed: usize) -> Vec<f64> {
-        let (patches, row) = (self.pixels.patch_count(), self.pixels.patch_len());
+    pub fn weight_gradient(&self, dy: &[f64], embed: usize) -> Vec<f64> {
+        let (patches, row) = (self.pixels.patch_count(), self.pixels.elements_per_patch());
         let mut dw = vec![0.0; embed * row];
         for k in 0..row {
             for n in 0..patches {

@@ -4,7 +4,7 @@
 #include "cuh/base.cuh"
 #include "cuh/warp.cuh"
 
-// Pixels that a thread converts in one slice.
+// Number of pixels that one thread converts per slice of the patch elements.
 constexpr int RUN = 8;
 
 __device__ __forceinline__ u32 elements(const Pixels& p) { return 3 * p.temporal * p.patch * p.patch; }
@@ -12,11 +12,11 @@ __device__ __forceinline__ u32 patches(const Pixels& p) {
   return ceil_div(p.count, p.temporal) * (p.height / p.patch) * (p.width / p.patch);
 }
 
-// A patch: the byte offset of its first pixel in its first frame, and the number of frames that exist from there.
+// Where a patch lies: the byte offset of its first pixel in its first frame, and how many frames follow that one.
 struct alignas(8) Patch {
   u32 first, frames_after;
 };
-// Returns patch n, or the last patch if n is beyond it.
+// Returns patch n; for an n beyond the last patch, the last patch.
 __device__ __forceinline__ Patch find_patch(const Pixels& p, u32 count, u32 n) {
   n = min(n, count - 1);
   const u32 across = p.width / (p.patch * p.merge), down = p.height / (p.patch * p.merge), group = p.merge * p.merge;
@@ -31,11 +31,11 @@ __device__ __forceinline__ Patch find_patch(const Pixels& p, u32 count, u32 n) {
 template <int COUNT>
 struct alignas(16) Elements {
   // offset[0] holds the first four of every eight elements, offset[1] the other four. The two arrays begin in
-  // different banks, so eight threads can read 16 bytes each, from one array or from both, without conflicts.
+  // different banks, so that eight threads can each read 16 bytes from either array without bank conflicts.
   u32 offset[2][COUNT / 2 | 16];
   u32 frame[COUNT], channels[COUNT / 8];
 
-  // Sets element k; called by a whole warp whose lanes have neighbouring elements.
+  // Describes element k of a patch in place `at`. A whole warp calls it for neighbouring elements.
   __device__ __forceinline__ void set(const Pixels& p, u32 at, u32 k) {
     const u32 area = p.patch * p.patch, x = k % p.patch, y = k % area / p.patch, f = k / area % p.temporal;
     const u32 c = min(k / area / p.temporal, 2u);
@@ -53,7 +53,8 @@ struct Levels {
   u32 level[RUN];
   u32 channels;
 
-  // Loads the levels; `first` and `second` are the indices in `elements` at which the two halves begin.
+  // Loads the levels of a patch. `first` and `second` are the indices in `elements` of the first element of each
+  // half.
   template <int COUNT>
   __device__ __forceinline__ void load(const Pixels& p, u64 frames, const Patch& patch, const Elements<COUNT>& elements,
                                        u32 first, u32 second) {
@@ -67,7 +68,7 @@ struct Levels {
       Words<16> offsets = *reinterpret_cast<const Words<16>*>(from);
       channels |= (elements.channels[starts[h] / 8] >> starts[h] % 8 * 2 & 0xff) << h * 8;
       if (patch.frames_after + 1 < p.temporal) {
-        // If frames are missing at the end, the last frame is repeated.
+        // If the last patch in time has too few frames, its last frame is repeated.
 #pragma unroll
         for (int j = 0; j < HALF; ++j) {
           const u32 f = elements.frame[starts[h] + j];
@@ -80,8 +81,8 @@ struct Levels {
   }
 };
 
-// Constants that turn a channel's levels into pixels, in shared memory because registers are scarce. rescale = high +
-// low; high has 16 bits, so that its product with a level is exact.
+// Constants that turn a channel's u8 levels into pixels. They are in shared memory because registers are scarce.
+// rescale = high + low, where high has 16 significant bits, so that its product with a level is exact.
 struct alignas(16) Channel {
   float mean, std, inverse, high, low;
 };
@@ -100,7 +101,7 @@ __device__ __forceinline__ void set_channels(const Pixels& p) {
   channel.low = static_cast<float>(rescale - static_cast<double>(channel.high));
 }
 __device__ __forceinline__ float pixel(u32 level, const Channel& c) {
-  // 2^23 with a level in the last bits of its mantissa is the f32 number 2^23 + level.
+  // The bits of 2^23 with the level in the last bits of the mantissa are the f32 number 2^23 + level.
   const float x = __uint_as_float(0x4b000000u | level) - 8388608.0f;
   const float d = __fsub_rn(__fmaf_rn(x, c.low, __fmul_rn(x, c.high)), c.mean);
   const float quotient = __fmul_rn(d, c.inverse);

@@ -22,7 +22,7 @@ pub(crate) mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::by_dtype;
+use crate::launch::kernel_for_dtype;
 pub use crate::patches::Pixels;
 use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params, patches};
 
@@ -39,7 +39,7 @@ params! {
         pub y: Addr,
         /// Shape of the frames and how they become patches.
         pub pixels: Pixels,
-        /// Columns of y: elements of an embedding.
+        /// Number of columns of y, the elements of one embedding.
         pub embed: u32,
         /// 0
         pub reserved: u32,
@@ -57,7 +57,7 @@ params! {
         pub dw: Addr,
         /// Shape of the frames and how they become patches.
         pub pixels: Pixels,
-        /// Columns of y: elements of an embedding.
+        /// Number of columns of dy, the elements of one embedding.
         pub embed: u32,
         /// 0
         pub reserved: u32,
@@ -88,7 +88,8 @@ const THREADS: u32 = 256;
 /// Number of patches (forward) or patch elements (gradient of the weight) that a block computes.
 const ROWS: u32 = 64;
 
-/// A block's embedding columns, and its shared memory for three pipeline stages of both operands.
+/// The number of embedding columns that one block computes, and the bytes of shared memory for three pipeline stages
+/// of both operands.
 struct Geometry {
     columns: u32,
     fwd_shared: u32,
@@ -103,10 +104,12 @@ fn plan_fwd(symbol: &'static str, p: &FwdParams, g: &Geometry) -> Vec<Stage> {
 }
 
 fn plan_dw(symbol: &'static str, p: &DwParams, g: &Geometry) -> Vec<Stage> {
-    let row = if p.pixels.patch_count() == 0 { 0 } else { p.pixels.patch_len() };
+    let row = if p.pixels.patch_count() == 0 { 0 } else { p.pixels.elements_per_patch() };
     plan(symbol, &p.pixels, row, p.embed, g.columns, g.dw_shared)
 }
 
+/// Plans one block for each tile of 64 rows (patches or patch elements) and `columns` embedding columns.
+///
 /// # Panics
 /// If the frames have 4 GiB or more, which the CUDA code cannot address; callers can split a video.
 fn plan(symbol: &'static str, pixels: &Pixels, rows: usize, embed: u32, columns: u32, shared: u32) -> Vec<Stage> {
@@ -121,25 +124,26 @@ fn plan(symbol: &'static str, pixels: &Pixels, rows: usize, embed: u32, columns:
 
 /// Returns the launch of the forward kernel; `dtype` is that of weight and y, F32 or BF16.
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
-    let (n, k, embed) = (p.pixels.patch_count() as f64, p.pixels.patch_len() as f64, p.embed as f64);
+    let (n, k, embed) = (p.pixels.patch_count() as f64, p.pixels.elements_per_patch() as f64, p.embed as f64);
     let bias = if p.bias.is_null() { 0.0 } else { embed };
     let bytes = frame_bytes(&p.pixels) + (embed * k + n * embed + bias) * dtype.size() as f64;
-    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, Cost { flops: 2.0 * n * embed * k, bytes })
+    Launch::kernel(kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16), p, Cost { flops: 2.0 * n * embed * k, bytes })
 }
 
 /// Returns the launch of the weight's gradient; `dtype` is that of dy, F32 or BF16.
 pub fn dw(dtype: DType, p: &DwParams) -> Launch {
-    let (n, k, embed) = (p.pixels.patch_count() as f64, p.pixels.patch_len() as f64, p.embed as f64);
+    let (n, k, embed) = (p.pixels.patch_count() as f64, p.pixels.elements_per_patch() as f64, p.embed as f64);
     let bytes = frame_bytes(&p.pixels) + n * embed * dtype.size() as f64 + 8.0 * embed * k;
-    Launch::kernel(by_dtype(dtype, &DW_F32, &DW_BF16), p, Cost { flops: 2.0 * n * embed * k, bytes })
+    Launch::kernel(kernel_for_dtype(dtype, &DW_F32, &DW_BF16), p, Cost { flops: 2.0 * n * embed * k, bytes })
 }
 
 fn frame_bytes(p: &Pixels) -> f64 {
     p.count as f64 * p.height as f64 * p.width as f64 * patches::CHANNELS as f64
 }
 
-/// Cases that the checks use: (frames, height, width, patch, temporal, merge) and the embedding's width.
-pub fn test_shapes() -> Vec<([usize; 6], usize)> {
+/// Cases that the checks use: the frames as [frames, height, width, patch, temporal, merge], and the number of
+/// elements of an embedding.
+pub fn test_cases_frame_shape_embed() -> Vec<([usize; 6], usize)> {
     vec![
         ([1, 1, 1, 1, 1, 1], 1),
         ([3, 28, 84, 14, 2, 2], 72),

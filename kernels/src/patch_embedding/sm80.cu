@@ -29,14 +29,15 @@
 #include "patch_embedding/tiles.cuh"
 
 constexpr int STAGES = 3;
-// Number of slices whose elements (in dw: patches) have descriptions in shared memory at the same time.
+// Number of slices for which shared memory holds the descriptions of their patch elements (in dw: of their patches).
 constexpr int PREPARED = STAGES + 1;
 
 extern __shared__ __align__(128) unsigned char shared[];
 
-// Loops over the slices in order, with two slices ahead in shared memory and the levels of a third in registers.
-//   prepare(slice): one warp computes in shared memory what fetch needs;  fetch(slice): levels to registers
-//   put(stage): stores them as pixels;  load(slice, stage): copies the other operand
+// Multiplies slice by slice. While it multiplies a slice, two later slices are in shared memory, and the levels of a
+// third are in registers.
+//   prepare(slice): one warp computes in shared memory what fetch needs;  fetch(slice): loads levels to registers
+//   put(stage): stores these levels as pixels;  load(slice, stage): copies the slice of the other operand
 template <class P, class Prepare, class Fetch, class Put, class Load>
 __device__ __forceinline__ void walk(P& product, u32 slices, Prepare prepare, Fetch fetch, Put put, Load load) {
   const auto prepare_in_turn = [&](u32 slice) {

@@ -7,11 +7,11 @@
 #include "patch_embedding/levels.cuh"
 
 constexpr int THREADS = 256;
-// Elements of the summed dimension in one stage.
+// Number of elements along the summed dimension in one pipeline stage.
 constexpr int SLICE = 32;
 
-// Copies a tile of ROWS x COLUMNS elements to shared memory, at place(row, first column of the 16 bytes). `from` is a
-// matrix of `cols` columns; elements beyond `rows` or `cols` become 0.
+// Copies ROWS x COLUMNS elements, from (row, column) on, to shared memory, 16 bytes at a time to place(row in the
+// tile, first column in the tile). `from` is a matrix of `cols` columns; elements beyond `rows` or `cols` become 0.
 template <int ROWS, int COLUMNS, class T, class Place>
 __device__ __forceinline__ void load_tile(const T* from, u32 row, u32 rows, u32 column, u32 cols, bool vector, Place place) {
   constexpr int UNIT = VECTOR<T>, UNITS = COLUMNS / UNIT;
@@ -64,8 +64,8 @@ struct Bf16Fwd {
   }
   __device__ __forceinline__ void multiply(const unsigned char* stage) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    // One address register per operand is enough, because the swizzle repeats every 16 rows and the chunk of the
-    // second step differs in one bit.
+    // One address register per operand is enough: the swizzle repeats every 16 rows, and the chunk numbers of the two
+    // steps differ in one bit only.
     const u32 a_first = shared_address(stage) + offset(warp % 2 * 32 + lane % 16, lane / 16);
     const u32 b_first = shared_address(stage) + PIXELS + offset(warp / 2 * 64 + lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
@@ -237,8 +237,8 @@ struct F32Dw {
   float sums[4][4];
 
   __device__ static __forceinline__ void put_pixels(unsigned char* stage, const float (&x)[RUN]) {
-    // The first halves (four pixels) of eight threads lie side by side. Otherwise threads four apart would use the
-    // same banks.
+    // The first four pixels of eight threads are stored side by side, then their second four. With all eight pixels
+    // of a thread side by side, threads four apart would use the same banks.
     float* to = reinterpret_cast<float*>(stage) + threadIdx.x / 8 * PITCH + threadIdx.x % 8 * 4;
     const float first[4] = {x[0], x[1], x[2], x[3]}, second[4] = {x[4], x[5], x[6], x[7]};
     store_vector(to, first);

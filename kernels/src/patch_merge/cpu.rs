@@ -1,5 +1,5 @@
-//! Patch merging on the CPU: calls the row functions of [`crate::rms_norm`], which read x and write dx at the rows
-//! that the index names.
+//! Patch merging on the CPU: calls the row functions of [`crate::rms_norm`] on the rows that `index` names, both for
+//! reading x and for writing dx.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};

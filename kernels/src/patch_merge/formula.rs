@@ -10,7 +10,7 @@ pub fn fwd(x: &[f64], index: &[i32], w: &[f64], eps: f64, round: fn(f64) -> f64)
 }
 
 /// Returns the gradients of `sum(dy · fwd(x))` for x and w, by central differences.
-pub fn bwd(x: &[f64], index: &[i32], w: &[f64], dy: &[f64], eps: f64) -> [Vec<f64>; 2] {
+pub fn gradients_of_x_w(x: &[f64], index: &[i32], w: &[f64], dy: &[f64], eps: f64) -> [Vec<f64>; 2] {
     let (cols, h, exact) = (w.len(), 1e-5, |v| v);
     let mut dx = vec![0.0; x.len()];
     for (&from, dy) in index.iter().zip(dy.chunks_exact(cols)) {
@@ -27,7 +27,8 @@ pub fn bwd(x: &[f64], index: &[i32], w: &[f64], dy: &[f64], eps: f64) -> [Vec<f6
             row[c] = middle;
         }
     }
-    // A column of y depends on one weight alone, so all weights can be shifted at once.
+    // Each column of y depends on a single weight, so one pair of evaluations, with all weights shifted at once,
+    // gives the gradients of all weights.
     let shifted = |h: f64| fwd(x, index, &w.iter().map(|w| w + h).collect::<Vec<_>>(), eps, exact);
     let (above, below) = (shifted(h), shifted(-h));
     let mut dw = vec![0.0; cols];

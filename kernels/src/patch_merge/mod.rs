@@ -29,7 +29,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::by_dtype;
+use crate::launch::kernel_for_dtype;
 use crate::norm_rows::{plan_bwd, plan_fwd};
 use crate::{Addr, Cost, DType, Launch, kernel, params, rms_norm};
 use bytemuck::Zeroable;
@@ -63,7 +63,7 @@ params! {
     pub struct BwdParams {
         /// T `[rows, cols]`
         pub x: Addr,
-        /// i32 `[rows]`, as given to the forward kernel.
+        /// i32 `[rows]`, the same permutation as in the forward kernel.
         pub index: Addr,
         /// T `[cols]`
         pub w: Addr,
@@ -75,7 +75,7 @@ params! {
         pub dx: Addr,
         /// f32 `[cols]`, to which the gradient of w is added; null if w is frozen.
         pub dw: Addr,
-        /// f32 `[rms_norm::part_count(rows), cols]`, workspace; unused when dw is null.
+        /// f32 `[rms_norm::row_block_count(rows), cols]`, workspace; unused when dw is null.
         pub partial: Addr,
         /// Rows.
         pub rows: u32,
@@ -104,7 +104,8 @@ kernel!(pub BWD_BF16, "merger_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>,
 });
 
 impl FwdParams {
-    /// Returns the parameters of the same RMS normalisation without an index.
+    /// Returns parameters of [`rms_norm`] with the same operands; the index is left out. They serve to compute the
+    /// cost.
     fn without_index(&self) -> rms_norm::FwdParams {
         let FwdParams { x, w, y, rstd, rows, cols, eps, .. } = *self;
         rms_norm::FwdParams { x, w, y, rstd, rows, cols, eps, ..Zeroable::zeroed() }
@@ -112,7 +113,8 @@ impl FwdParams {
 }
 
 impl BwdParams {
-    /// Returns the parameters of the same gradient without an index.
+    /// Returns parameters of [`rms_norm`]'s gradient with the same operands; the index is left out. They serve to
+    /// compute the cost.
     fn without_index(&self) -> rms_norm::BwdParams {
         let BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols, .. } = *self;
         rms_norm::BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols, ..Zeroable::zeroed() }
@@ -121,14 +123,14 @@ impl BwdParams {
 
 /// Returns the launch of the forward kernel; `dtype` is that of x, w and y, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
-    let kernel = by_dtype(dtype, &FWD_F32, &FWD_BF16);
+    let kernel = kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16);
     let norm = rms_norm::fwd(dtype, &params.without_index()).cost();
     Launch::kernel(kernel, params, with_index(norm, params.rows))
 }
 
 /// Returns the launch of the backward kernel; `dtype` is that of x, w, dy and dx, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
-    let kernel = by_dtype(dtype, &BWD_F32, &BWD_BF16);
+    let kernel = kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16);
     let norm = rms_norm::bwd(dtype, &params.without_index()).cost();
     Launch::kernel(kernel, params, with_index(norm, params.rows))
 }
@@ -138,8 +140,8 @@ fn with_index(norm: Cost, rows: u32) -> Cost {
     Cost { bytes: norm.bytes + 4.0 * rows as f64, ..norm }
 }
 
-/// Shapes (rows, cols, scale of the inputs) that the checks use.
-pub fn test_shapes() -> Vec<(usize, usize, f32)> {
+/// Rows, columns and standard deviation of the inputs, for each case of the checks.
+pub fn test_cases_rows_cols_scale() -> Vec<(usize, usize, f32)> {
     vec![
         (1, 1, 1.0),
         (0, 8, 1.0),

@@ -1,4 +1,4 @@
-use super::{cut_patches, formula, test_shapes};
+use super::{cut_patches, formula, test_cases_frames_height_width_patch_temporal_merge};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
 use crate::checks::{TestArray, addr, checks, run};
@@ -8,13 +8,13 @@ use crate::patch_embedding::check::{CLIP_MEAN, CLIP_STD, pixel_levels, pixels};
 checks!(equals_the_formula, a_missing_frame_is_the_last);
 
 fn equals_the_formula() {
-    for case in test_shapes() {
+    for case in test_cases_frames_height_width_patch_temporal_merge() {
         let frames = pixel_levels(case[0] * case[1] * case[2] * 3);
         let of = |round: fn(f64) -> f64| -> Vec<f64> {
             let value = |(level, c): (u8, usize)| {
                 round(round(level as f64 * (1.0 / 255.0)) - CLIP_MEAN[c] as f64) / CLIP_STD[c] as f64
             };
-            formula::cut_patches(&frames, case).into_iter().map(value).collect()
+            formula::patch_levels_and_channels(&frames, case).into_iter().map(value).collect()
         };
         let (with, want) = (of(f32), of(|x| x));
         for dtype in [F32, BF16] {

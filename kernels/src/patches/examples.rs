@@ -1,10 +1,10 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
-use crate::folder::{FLOAT_DTYPES, LabeledLaunches, PLACEHOLDER, Sizes};
+use crate::folder::{FLOAT_DTYPES, LabeledLaunches, PLACEHOLDER_ADDRESS, Sizes};
 use crate::patch_embedding::examples::EXAMPLE_FRAMES;
 use crate::patches;
 
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let params = EXAMPLE_FRAMES.patch_params(PLACEHOLDER, PLACEHOLDER);
+    let params = EXAMPLE_FRAMES.patch_params(PLACEHOLDER_ADDRESS, PLACEHOLDER_ADDRESS);
     FLOAT_DTYPES.map(|t| ("16 frames of 224 x 420", patches::cut_patches(t, &params))).into()
 }

@@ -1,8 +1,11 @@
 //! The definition of patches, element by element, for frames `[count, height, width, 3]`. The shape is (frames,
 //! height, width, patch, temporal, merge).
 
-/// Returns, for each element of the patches, the u8 level that it comes from and its channel.
-pub fn cut_patches(frames: &[u8], [count, height, width, patch, temporal, merge]: [usize; 6]) -> Vec<(u8, usize)> {
+/// Returns two values for each element of the patches: the u8 level that it comes from, and its channel.
+pub fn patch_levels_and_channels(
+    frames: &[u8],
+    [count, height, width, patch, temporal, merge]: [usize; 6],
+) -> Vec<(u8, usize)> {
     let mut levels = Vec::new();
     let side = patch * merge;
     for time in 0..count.div_ceil(temporal) {

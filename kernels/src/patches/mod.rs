@@ -17,7 +17,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::{CType, by_dtype};
+use crate::launch::{CType, kernel_for_dtype};
 use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 /// RGB.
@@ -26,7 +26,7 @@ pub const CHANNELS: usize = 3;
 params! {
     /// How u8 frames become pixels of patches.
     pub struct Pixels {
-        /// The factor of u8 levels, 1/255, as the bits of an f64.
+        /// The factor by which u8 levels are multiplied (1/255), as the bits of an f64.
         pub rescale: u64,
         /// Frames.
         pub count: u32,
@@ -61,7 +61,7 @@ impl CType for Pixels {
 
 impl Pixels {
     /// Elements of a patch.
-    pub fn patch_len(&self) -> usize {
+    pub fn elements_per_patch(&self) -> usize {
         CHANNELS * self.temporal as usize * self.patch as usize * self.patch as usize
     }
 
@@ -103,20 +103,20 @@ kernel!(pub PATCHES_BF16, "patches_bf16", Params, cpu::cut_patches::<half::bf16>
 
 /// Plans the grid; `vector` is the number of elements in 16 bytes.
 fn plan_cut(symbol: &'static str, p: &Params, vector: u64) -> Vec<Stage> {
-    let (row, patches) = (p.pixels.patch_len() as u64, p.pixels.patch_count() as u64);
+    let (row, patches) = (p.pixels.elements_per_patch() as u64, p.pixels.patch_count() as u64);
     let pieces = if row.is_multiple_of(vector) { row / vector } else { row };
     cuh::plan_blocks(symbol, (patches * pieces).div_ceil(256), 256)
 }
 
 /// Returns the launch that cuts frames into patches; `dtype` is that of the patches, F32 or BF16.
 pub fn cut_patches(dtype: DType, params: &Params) -> Launch {
-    let n = (params.pixels.patch_count() * params.pixels.patch_len()) as f64;
+    let n = (params.pixels.patch_count() * params.pixels.elements_per_patch()) as f64;
     let cost = Cost { flops: 3.0 * n, bytes: n * (1 + dtype.size()) as f64 };
-    Launch::kernel(by_dtype(dtype, &PATCHES_F32, &PATCHES_BF16), params, cost)
+    Launch::kernel(kernel_for_dtype(dtype, &PATCHES_F32, &PATCHES_BF16), params, cost)
 }
 
 /// Shapes (frames, height, width, patch, temporal, merge) that the checks use.
-pub fn test_shapes() -> Vec<[usize; 6]> {
+pub fn test_cases_frames_height_width_patch_temporal_merge() -> Vec<[usize; 6]> {
     vec![
         [1, 1, 1, 1, 1, 1],
         [2, 56, 84, 14, 2, 2],

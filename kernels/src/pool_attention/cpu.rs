@@ -43,7 +43,7 @@ fn widened<T: Element>(x: &[T]) -> Vec<f32> {
     x.iter().map(|x| x.to_f32()).collect()
 }
 
-/// Returns the range of an image's tokens.
+/// Returns the range of token indices that belong to an image.
 fn tokens_of(cu_seqlens: &[i32], image: usize, tokens: usize) -> Range<usize> {
     let (first, end) = (cu_seqlens[image] as usize, cu_seqlens[image + 1] as usize);
     assert!(
@@ -53,6 +53,8 @@ fn tokens_of(cu_seqlens: &[i32], image: usize, tokens: usize) -> Range<usize> {
     first..end
 }
 
+/// Returns `cu_seqlens` as a slice: the index of each image's first token, then the number of tokens.
+///
 /// # Safety
 /// The address covers i32 `[images + 1]`.
 unsafe fn starts<'a>(cu_seqlens: Addr, images: u32) -> &'a [i32] {

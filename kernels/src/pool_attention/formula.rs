@@ -10,7 +10,7 @@ pub struct HeadOperands {
 }
 
 /// Returns the head's output and the log-sum-exp of its scores.
-pub fn fwd(head: &HeadOperands) -> (Vec<f64>, f64) {
+pub fn output_and_log_sum_exp(head: &HeadOperands) -> (Vec<f64>, f64) {
     let d = head.q.len();
     let score = |k: &[f64]| head.scale * head.q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
     let scores: Vec<f64> = head.k.chunks_exact(d).map(score).collect();
@@ -31,15 +31,15 @@ pub fn fwd(head: &HeadOperands) -> (Vec<f64>, f64) {
 /// Returns the gradients of `sum(d_o · o)` for q, k and v, by central differences. `delta` is `d_o · o` computed from
 /// a rounded o. An error e of delta changes every `ds_j` by `−p_j e`, which is the gradient of an additional loss
 /// `−e · lse`.
-pub fn bwd(head: &HeadOperands, d_o: &[f64], delta: f64) -> [Vec<f64>; 3] {
+pub fn gradients_of_q_k_v(head: &HeadOperands, d_o: &[f64], delta: f64) -> [Vec<f64>; 3] {
     let dot = |o: &[f64]| o.iter().zip(d_o).map(|(o, d)| o * d).sum::<f64>();
-    let e = delta - dot(&fwd(head).0);
+    let e = delta - dot(&output_and_log_sum_exp(head).0);
     let differences = |part: fn(&mut HeadOperands) -> &mut Vec<f64>| {
         let mut moved = head.clone();
         let count = part(&mut moved).len();
         let mut at = |i: usize, value: f64| {
             part(&mut moved)[i] = value;
-            let (o, lse) = fwd(&moved);
+            let (o, lse) = output_and_log_sum_exp(&moved);
             if e == 0.0 { dot(&o) } else { dot(&o) - e * lse }
         };
         let mut original = head.clone();

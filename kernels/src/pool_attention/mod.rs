@@ -23,7 +23,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::by_dtype;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
@@ -35,11 +35,11 @@ params! {
         pub k: Addr,
         /// f32 or bf16 `[tokens, heads, head_dim]`
         pub v: Addr,
-        /// i32 `[images + 1]`: first token of each image, and the end of the last one.
+        /// i32 `[images + 1]`: index of each image's first token, then the number of tokens.
         pub cu_seqlens: Addr,
         /// f32 or bf16 `[images, heads, head_dim]`, written.
         pub o: Addr,
-        /// f32 `[images, heads]`, written unless null.
+        /// f32 `[images, heads]`: the log-sum-exp of the scores, written unless null.
         pub lse: Addr,
         /// Tokens of all images.
         pub tokens: u32,
@@ -65,13 +65,13 @@ params! {
         pub k: Addr,
         /// f32 or bf16 `[tokens, heads, head_dim]`
         pub v: Addr,
-        /// i32 `[images + 1]`: first token of each image, and the end of the last one.
+        /// i32 `[images + 1]`: index of each image's first token, then the number of tokens.
         pub cu_seqlens: Addr,
         /// f32 or bf16 `[images, heads, head_dim]`, from the forward kernel.
         pub o: Addr,
-        /// f32 `[images, heads]`, from the forward kernel.
+        /// f32 `[images, heads]`: the log-sum-exp of the scores, from the forward kernel.
         pub lse: Addr,
-        /// f32 or bf16 `[images, heads, head_dim]`
+        /// f32 or bf16 `[images, heads, head_dim]`: the gradient of o.
         pub d_o: Addr,
         /// f32 or bf16 `[heads, head_dim]`, written.
         pub dq: Addr,
@@ -122,7 +122,7 @@ const COLUMNS: u32 = 128;
 
 /// Plans one block of threads for each image and head.
 fn per_head(symbol: &'static str, images: u32, heads: u32, head_dim: u32) -> Vec<Stage> {
-    // A larger head_dim is a mistake of the caller. An empty plan would leave the output unwritten.
+    // A larger head_dim is a mistake of the caller, so this panics: an empty plan would leave the output unwritten.
     assert!(head_dim <= COLUMNS, "pool_attention: head_dim is {head_dim}; CUDA kernels support up to {COLUMNS}");
     cuh::plan_blocks(symbol, if head_dim > 0 { u64::from(images) * u64::from(heads) } else { 0 }, THREADS)
 }
@@ -140,7 +140,7 @@ pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let (tokens, images) = (p.tokens as f64, p.images as f64);
     let lse = if p.lse.is_null() { 0.0 } else { 4.0 * images * p.heads as f64 };
     let cost = Cost { flops: 4.0 * tokens * row, bytes: (2.0 * tokens + images + 1.0) * row * size + lse };
-    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
+    Launch::kernel(kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
 }
 
 /// Makes the backward launch; `dtype` is the type of q, k, v, o and their gradients, F32 or BF16.
@@ -148,10 +148,10 @@ pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     let (row, size) = (p.heads as f64 * p.head_dim as f64, dtype.size() as f64);
     let (tokens, images) = (p.tokens as f64, p.images as f64);
     let bytes = (4.0 * tokens + 2.0 * images + 2.0) * row * size + 4.0 * images * p.heads as f64;
-    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), p, Cost { flops: 10.0 * tokens * row, bytes })
+    Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), p, Cost { flops: 10.0 * tokens * row, bytes })
 }
 
-/// Sizes of a batch of images that tests and benches share.
+/// Sizes of a batch of images, for tests and benches.
 #[derive(Clone, Debug)]
 pub struct ImageBatch {
     /// Tokens of each image.
@@ -160,12 +160,12 @@ pub struct ImageBatch {
     pub heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Scale of the random queries: large scores saturate the softmax.
+    /// Standard deviation of the random queries. Large values give large scores, which saturate the softmax.
     pub spread: f32,
 }
 
 /// Batches that tests and benches share.
-pub fn test_shapes() -> Vec<ImageBatch> {
+pub fn test_image_batches() -> Vec<ImageBatch> {
     let case =
         |lengths: &[usize], heads, head_dim, spread| ImageBatch { lengths: lengths.to_vec(), heads, head_dim, spread };
     vec![

@@ -28,14 +28,15 @@
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
 constexpr int KEYS = BLOCK_KEYS;
-// Number of lanes that share a key, and the largest head_dim.
+// LANES lanes of a warp share a key. COLUMNS is the largest head_dim.
 constexpr int LANES = 4;
 constexpr int COLUMNS = 128;
 // Number of 16-byte units of a key that a lane loads.
 template <class T>
 constexpr int UNITS = COLUMNS / (LANES * VECTOR<T>);
 
-// The image and head of this block: the image's tokens, and the head's first column in a token's row.
+// What this block computes: one head of one image. `column` is the head's first column in a token's row of `row`
+// elements.
 struct Head {
   u32 image, first_token, tokens, column, row;
 
@@ -59,13 +60,13 @@ __device__ __forceinline__ void load_columns(const T* from, u32 d, float (&to)[C
   to[threadIdx.x] = threadIdx.x < d ? to_f32(from[threadIdx.x]) : 0.0f;
 }
 
-// Returns the first column of a lane's unit i.
+// Returns the index of the first column in unit i of this lane (units are 16 bytes).
 template <class T>
 __device__ __forceinline__ u32 column_of(int i) {
   return (threadIdx.x % LANES + i * LANES) * VECTOR<T>;
 }
 
-// A lane's part of a key or value, with zeros from head_dim on.
+// The columns of a key or value that one lane holds, with zeros from head_dim on.
 template <class T>
 struct Part {
   Words<16> unit[UNITS<T>];

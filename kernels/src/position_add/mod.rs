@@ -11,7 +11,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::by_dtype;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
@@ -70,7 +70,7 @@ kernel!(pub BWD_BF16, "position_add_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>
     stages("position_add_bwd_bf16", p.rows, p.cols, p.positions, 8)
 });
 
-/// Plans one thread for each vector of a position's row; `vector` is the number of elements in 16 bytes.
+/// Plans one thread for each vector of the row of each position; `vector` is the number of elements in 16 bytes.
 fn stages(symbol: &'static str, rows: u32, cols: u32, positions: u32, vector: u64) -> Vec<Stage> {
     let places = u64::from(positions.min(rows)) * u64::from(cols);
     let whole = u64::from(cols).is_multiple_of(vector);
@@ -81,17 +81,17 @@ fn stages(symbol: &'static str, rows: u32, cols: u32, positions: u32, vector: u6
 pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
     let (n, places) = (p.rows as f64 * p.cols as f64, p.positions.min(p.rows) as f64 * p.cols as f64);
     let cost = Cost { flops: n, bytes: (2.0 * n + places) * dtype.size() as f64 };
-    Launch::kernel(by_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
+    Launch::kernel(kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16), p, cost)
 }
 
 /// Returns the launch of the backward kernel; `dtype` is that of dy, F32 or BF16.
 pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     let (n, places) = (p.rows as f64 * p.cols as f64, p.positions.min(p.rows) as f64 * p.cols as f64);
     let cost = Cost { flops: n, bytes: n * dtype.size() as f64 + 8.0 * places };
-    Launch::kernel(by_dtype(dtype, &BWD_F32, &BWD_BF16), p, cost)
+    Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), p, cost)
 }
 
 /// Shapes (rows, cols, positions) that the checks use.
-pub fn test_shapes() -> Vec<(usize, usize, usize)> {
+pub fn test_cases_rows_cols_positions() -> Vec<(usize, usize, usize)> {
     vec![(1, 1, 1), (0, 8, 3), (17, 19, 5), (21, 72, 7), (3, 2050, 8), (40, 128, 4), (2, 1152, 1)]
 }

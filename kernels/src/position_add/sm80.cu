@@ -14,11 +14,12 @@
 #include "cuh/base.cuh"
 
 constexpr int THREADS = 256;
-// Images whose loads are in flight at a time.
+// Number of images whose elements a thread loads before it uses the first of them.
 constexpr int AHEAD = 4;
 
-// Each thread owns the vector of V elements at index `own` of the `plane` elements of an image. Calls begin(own),
-// then f(at, vector) for this vector of each image, where `at` is its index in `from`, then end(own).
+// An image has `plane` elements. Each thread handles the V elements that start at index `own` of every image: it
+// calls begin(own), then f(at, vector) for these elements of each image, where `at` is their index in `from`, then
+// end(own).
 template <int V, class T, class Begin, class F, class End>
 __device__ __forceinline__ void for_places(const T* from, u64 total, u64 plane, Begin begin, F f, End end) {
   const u64 own = (static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x) * V;

@@ -1,5 +1,6 @@
 use super::{
-    ClipParams, SumSquaresParams, WeightedSumParams, clip, formula, part_count, sum_squares, test_sizes, weighted_sum,
+    ClipParams, SumSquaresParams, WeightedSumParams, clip, formula, partial_sum_count, sum_squares,
+    test_element_counts, weighted_sum,
 };
 use crate::DType;
 use crate::DType::{BF16, F32};
@@ -9,7 +10,7 @@ use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 checks!(weighted_sums, norms_of_many_tensors, elements_that_are_not_finite_show_in_the_norm);
 
 fn partials(dtype: DType, x: &TestArray, n: usize, threads: usize) -> Vec<f64> {
-    let mut partial = vec![f64::NAN; part_count(n)];
+    let mut partial = vec![f64::NAN; partial_sum_count(n)];
     let params = SumSquaresParams { x: x.addr(), partial: addr_mut(&mut partial), n: n as u64 };
     run(&sum_squares(dtype, &params), threads);
     partial
@@ -29,7 +30,7 @@ fn norm_and_factor(partials: &[f64], max_norm: f32) -> [f32; 2] {
 }
 
 fn weighted_sums() {
-    for n in test_sizes() {
+    for n in test_element_counts() {
         let (x, w) = (normal_numbers(n, 1, 1.0), normal_numbers(n, 2, 1.0));
         let mut out = [f32::NAN];
         run(&weighted_sum(&WeightedSumParams { x: addr(&x), w: addr(&w), out: addr_mut(&mut out), n: n as u64 }), 2);
@@ -41,9 +42,9 @@ fn weighted_sums() {
 fn norms_of_many_tensors() {
     for dtype in [F32, BF16] {
         let tensors: Vec<TestArray> =
-            test_sizes().iter().map(|&n| TestArray::new(dtype, &normal_numbers(n, n as u64, 0.01))).collect();
+            test_element_counts().iter().map(|&n| TestArray::new(dtype, &normal_numbers(n, n as u64, 0.01))).collect();
         let of = |threads| -> Vec<f64> {
-            tensors.iter().zip(test_sizes()).flat_map(|(x, n)| partials(dtype, x, n, threads)).collect()
+            tensors.iter().zip(test_element_counts()).flat_map(|(x, n)| partials(dtype, x, n, threads)).collect()
         };
         assert_eq!(of(1), of(4));
         let all: Vec<f64> = tensors.iter().flat_map(|x| x.to_f64()).collect();

@@ -1,7 +1,8 @@
-//! Sums to one number on device `cpu`: parts of fixed length, each summed in 16 f64 lanes.
+//! Sums to one number on device `cpu`. Each block of 64 Ki elements is summed in 16 f64 lanes, then the sums of the
+//! blocks are added.
 #![allow(unsafe_code)]
 
-use super::{ClipParams, PART_LEN, SumSquaresParams, WeightedSumParams, part_count};
+use super::{ClipParams, ELEMENTS_PER_PARTIAL_SUM, SumSquaresParams, WeightedSumParams, partial_sum_count};
 use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
@@ -64,9 +65,9 @@ pub unsafe fn weighted_sum(p: &WeightedSumParams, _: &Team) {
 pub unsafe fn sum_squares<T: Element>(p: &SumSquaresParams, team: &Team) {
     let n = p.n as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SumSquaresParams`] documents.
-    let (x, partial) = unsafe { (slice_at::<T>(p.x, n), OutputArray::<f64>::new(p.partial, part_count(n))) };
-    team.run(part_count(n), |part| {
-        let x = &x[part * PART_LEN..n.min((part + 1) * PART_LEN)];
+    let (x, partial) = unsafe { (slice_at::<T>(p.x, n), OutputArray::<f64>::new(p.partial, partial_sum_count(n))) };
+    team.run(partial_sum_count(n), |part| {
+        let x = &x[part * ELEMENTS_PER_PARTIAL_SUM..n.min((part + 1) * ELEMENTS_PER_PARTIAL_SUM)];
         // SAFETY: each part has an element of its own.
         let one = unsafe { partial.part(part, 1) };
         one[0] = squares(x);

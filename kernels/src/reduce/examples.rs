@@ -26,7 +26,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let n = TRAFFIC_ELEMENTS;
     let (x, w, out) = (arrays.f32(n), arrays.f32(n), arrays.f32(4usize));
-    let partial = arrays.elements(2 * reduce::part_count(n as usize), 8);
+    let partial = arrays.elements(2 * reduce::partial_sum_count(n as usize), 8);
     let squares = FLOAT_DTYPES.map(|t| reduce::sum_squares(t, &reduce::SumSquaresParams { x, partial, n }));
     let sum = reduce::weighted_sum(&reduce::WeightedSumParams { x, w, out, n });
     let clip = reduce::clip(&reduce::ClipParams { partials: x, out, count: n / 2, max_norm: 1.0, reserved: 0 });

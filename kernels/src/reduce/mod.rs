@@ -12,7 +12,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::by_dtype;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 
 params! {
@@ -30,11 +30,11 @@ params! {
 }
 
 params! {
-    /// Parameters of the sums of squares, `partial[i] = Σ x²` over part i.
+    /// Parameters of the sums of squares: `partial[i] = Σ x²` over the i-th block of 64 Ki elements.
     pub struct SumSquaresParams {
         /// T `[n]`
         pub x: Addr,
-        /// f64 `[part_count(n)]`, written.
+        /// f64 `[partial_sum_count(n)]`, written.
         pub partial: Addr,
         /// Number of elements.
         pub n: u64,
@@ -46,7 +46,7 @@ params! {
     pub struct ClipParams {
         /// f64 `[count]`
         pub partials: Addr,
-        /// f32 `[2]`, written: the norm and the factor.
+        /// f32 `[2]`, written: the norm, then the factor by which clipping scales the gradient.
         pub out: Addr,
         /// Number of partial sums.
         pub count: u64,
@@ -64,16 +64,16 @@ kernel_folder! {
 }
 
 kernel!(pub WEIGHTED_SUM, "weighted_sum", WeightedSumParams, cpu::weighted_sum, &SOURCE, |_, _| cuh::plan_blocks("weighted_sum", 1, 1024));
-kernel!(pub SUM_SQUARES_F32, "sum_squares_f32", SumSquaresParams, cpu::sum_squares::<f32>, &SOURCE, |p, _| cuh::plan_blocks("sum_squares_f32", p.n.div_ceil(PART_LEN as u64), 256));
-kernel!(pub SUM_SQUARES_BF16, "sum_squares_bf16", SumSquaresParams, cpu::sum_squares::<half::bf16>, &SOURCE, |p, _| cuh::plan_blocks("sum_squares_bf16", p.n.div_ceil(PART_LEN as u64), 256));
+kernel!(pub SUM_SQUARES_F32, "sum_squares_f32", SumSquaresParams, cpu::sum_squares::<f32>, &SOURCE, |p, _| cuh::plan_blocks("sum_squares_f32", p.n.div_ceil(ELEMENTS_PER_PARTIAL_SUM as u64), 256));
+kernel!(pub SUM_SQUARES_BF16, "sum_squares_bf16", SumSquaresParams, cpu::sum_squares::<half::bf16>, &SOURCE, |p, _| cuh::plan_blocks("sum_squares_bf16", p.n.div_ceil(ELEMENTS_PER_PARTIAL_SUM as u64), 256));
 kernel!(pub CLIP, "clip", ClipParams, cpu::clip, &SOURCE, |_, _| cuh::plan_blocks("clip", 1, 1024));
 
-/// Number of elements of one partial sum of squares.
-pub const PART_LEN: usize = 64 * 1024;
+/// Number of elements that are summed to one partial sum of squares.
+pub const ELEMENTS_PER_PARTIAL_SUM: usize = 64 * 1024;
 
 /// Number of partial sums that `sum_squares` writes for this many elements.
-pub const fn part_count(elements: usize) -> usize {
-    elements.div_ceil(PART_LEN)
+pub const fn partial_sum_count(elements: usize) -> usize {
+    elements.div_ceil(ELEMENTS_PER_PARTIAL_SUM)
 }
 
 /// Returns the launch of the weighted sum.
@@ -86,7 +86,7 @@ pub fn weighted_sum(params: &WeightedSumParams) -> Launch {
 pub fn sum_squares(dtype: DType, params: &SumSquaresParams) -> Launch {
     let n = params.n as f64;
     let cost = Cost { flops: 2.0 * n, bytes: n * dtype.size() as f64 };
-    Launch::kernel(by_dtype(dtype, &SUM_SQUARES_F32, &SUM_SQUARES_BF16), params, cost)
+    Launch::kernel(kernel_for_dtype(dtype, &SUM_SQUARES_F32, &SUM_SQUARES_BF16), params, cost)
 }
 
 /// Returns the launch that computes the norm and the clip factor.
@@ -96,6 +96,6 @@ pub fn clip(params: &ClipParams) -> Launch {
 }
 
 /// Numbers of elements that the checks use.
-pub fn test_sizes() -> Vec<usize> {
-    vec![0, 1, 17, 8191, PART_LEN, PART_LEN * 2 + 3]
+pub fn test_element_counts() -> Vec<usize> {
+    vec![0, 1, 17, 8191, ELEMENTS_PER_PARTIAL_SUM, ELEMENTS_PER_PARTIAL_SUM * 2 + 3]
 }

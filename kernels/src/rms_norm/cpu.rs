@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
-use crate::norm_rows::{self, RowValues};
+use crate::norm_rows::{self, OptionalRowOutput};
 use crate::simd::{LANES, sum_lanes};
 use crate::view::{OutputArray, slice_at};
 use crate::{Addr, Element, Team, simd_fn};
@@ -104,7 +104,7 @@ pub unsafe fn fwd_gathered<T: Element>(p: &FwdParams, index: Addr, team: &Team) 
     let (x, w, y) =
         unsafe { (slice_at::<T>(p.x, rows * cols), slice_at::<T>(p.w, cols), OutputArray::<T>::new(p.y, rows * cols)) };
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let rstds = unsafe { RowValues::new(p.rstd, rows) };
+    let rstds = unsafe { OptionalRowOutput::new(p.rstd, rows) };
     norm_rows::for_each_row(team, rows, cols, |row| {
         let x = &x[source_row(index, row) * cols..][..cols];
         let rstd = 1.0 / (sum_of_squares(x) / cols as f32 + p.eps).sqrt();
@@ -119,8 +119,8 @@ pub unsafe fn fwd_gathered<T: Element>(p: &FwdParams, index: Addr, team: &Team) 
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn add_fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
-    // The sum may be written over x or over the residual; then that term is read through the sum alone, because two
-    // references to memory that is written would overlap.
+    // The sum may be written over x or over the residual. That operand is then read through the sum's mutable slice
+    // only: a second reference to memory that is written is not allowed.
     let (first, second) = if p.sum == p.residual { (p.residual, p.x) } else { (p.x, p.residual) };
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (sum, second) = unsafe { (OutputArray::<T>::new(p.sum, rows * cols), slice_at::<T>(second, rows * cols)) };
@@ -202,5 +202,5 @@ unsafe fn bwd_rows<T: Element>(
         add_to_dw(x, dy, rstd, dw);
     };
     // SAFETY: dw and partial are null or cover the shapes that [`BwdParams`] documents.
-    unsafe { norm_rows::rows_with_column_sums(team, rows, cols, [p.dw], p.partial, each) }
+    unsafe { norm_rows::for_each_row_with_column_sums(team, rows, cols, [p.dw], p.partial, each) }
 }

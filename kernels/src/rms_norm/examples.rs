@@ -3,7 +3,7 @@
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches};
 use crate::folder::{
-    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, PLACEHOLDER, SEQUENCE_LEN, Sizes,
+    ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, PLACEHOLDER_ADDRESS, SEQUENCE_LEN, Sizes,
     placeholder_params,
 };
 use crate::{Addr, rms_norm};
@@ -13,8 +13,8 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let fwd =
         rms_norm::FwdParams { residual: Addr::NULL, sum: Addr::NULL, rows, cols, eps: 1e-6, ..placeholder_params() };
     let bwd = rms_norm::BwdParams { d_sum: Addr::NULL, rows, cols, ..placeholder_params() };
-    let add_fwd = rms_norm::FwdParams { residual: PLACEHOLDER, sum: PLACEHOLDER, ..fwd };
-    let add_bwd = rms_norm::BwdParams { d_sum: PLACEHOLDER, ..bwd };
+    let add_fwd = rms_norm::FwdParams { residual: PLACEHOLDER_ADDRESS, sum: PLACEHOLDER_ADDRESS, ..fwd };
+    let add_bwd = rms_norm::BwdParams { d_sum: PLACEHOLDER_ADDRESS, ..bwd };
     let calls = FLOAT_DTYPES.map(|t| {
         [rms_norm::fwd(t, &fwd), rms_norm::bwd(t, &bwd), rms_norm::fwd(t, &add_fwd), rms_norm::bwd(t, &add_bwd)]
     });
@@ -26,12 +26,12 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use bytemuck::Zeroable;
     let mut calls = Vec::new();
-    // Columns beyond 8192 of a row do not stay in registers: x and dy are read twice, dw goes through the workspace
-    // row by row, and weights are read for each row.
+    // The columns of a row beyond the first 8192 do not fit in registers: x and dy are read twice there, dw is added
+    // up in the workspace row by row, and the weights are read again for each row.
     for (rows, cols, [fwd_ratio, bwd_ratio]) in [(TRAFFIC_ROWS, HIDDEN_SIZE, [1.1, 1.1]), (16, 10_240, [1.25, 1.8])] {
         let [x, y, z, s] = [(); 4].map(|()| arrays.f32(rows * cols));
         let [w, rstd, dw] = [(); 3].map(|()| arrays.f32(cols));
-        let partial = arrays.f32(2 * rms_norm::part_count(rows as usize) * cols as usize);
+        let partial = arrays.f32(2 * rms_norm::row_block_count(rows as usize) * cols as usize);
         let fwd = rms_norm::FwdParams { x, w, y, rstd, rows, cols, eps: 1e-6, ..Zeroable::zeroed() };
         let bwd = rms_norm::BwdParams { x, w, rstd, dy: y, dx: z, dw, partial, rows, cols, ..Zeroable::zeroed() };
         let frozen = rms_norm::BwdParams { dw: Addr::NULL, partial: Addr::NULL, ..bwd };

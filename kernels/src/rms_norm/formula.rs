@@ -22,7 +22,7 @@ pub fn rstd_rounded(x: &[f64], eps: f64) -> f64 {
 
 /// Returns the gradients of `sum(dy · fwd(x, w))` for x and w, by the chain rule with the rows' `rstds`. Tests
 /// compare them with finite differences.
-pub fn bwd(x: &[f64], w: &[f64], dy: &[f64], rstds: &[f64]) -> [Vec<f64>; 2] {
+pub fn gradients_of_x_w(x: &[f64], w: &[f64], dy: &[f64], rstds: &[f64]) -> [Vec<f64>; 2] {
     let cols = w.len();
     let (mut dx, mut dw) = (Vec::new(), vec![0.0; cols]);
     for ((x, dy), r) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(rstds) {
@@ -35,8 +35,8 @@ pub fn bwd(x: &[f64], w: &[f64], dy: &[f64], rstds: &[f64]) -> [Vec<f64>; 2] {
     [dx, dw]
 }
 
-/// [`bwd`] with the kernel's roundings and its order of summation for dw.
-pub fn bwd_rounded(x: &[f64], w: &[f64], dy: &[f64], rstds: &[f64]) -> [Vec<f64>; 2] {
+/// [`gradients_of_x_w`] with the kernel's roundings and its order of summation for dw.
+pub fn gradients_of_x_w_rounded(x: &[f64], w: &[f64], dy: &[f64], rstds: &[f64]) -> [Vec<f64>; 2] {
     let cols = w.len();
     let (mut dx, mut terms) = (Vec::new(), vec![Vec::new(); cols]);
     for ((x, dy), r) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(rstds) {
@@ -48,5 +48,5 @@ pub fn bwd_rounded(x: &[f64], w: &[f64], dy: &[f64], rstds: &[f64]) -> [Vec<f64>
             terms[c].push(dy[c] * f32(x[c] * r));
         }
     }
-    [dx, terms.into_iter().map(|t| sum_in_runs(t, &[super::PART_ROWS])).collect()]
+    [dx, terms.into_iter().map(|t| sum_in_runs(t, &[super::ROWS_PER_BLOCK])).collect()]
 }

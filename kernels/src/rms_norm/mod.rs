@@ -30,9 +30,9 @@ mod examples;
 pub(crate) mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::by_dtype;
-pub use crate::norm_rows::part_count;
-use crate::norm_rows::{PART_ROWS, plan_bwd, plan_fwd};
+use crate::launch::kernel_for_dtype;
+pub use crate::norm_rows::row_block_count;
+use crate::norm_rows::{ROWS_PER_BLOCK, plan_bwd, plan_fwd};
 use crate::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
@@ -40,7 +40,7 @@ params! {
     pub struct FwdParams {
         /// T `[rows, cols]`
         pub x: Addr,
-        /// T `[rows, cols]`: the residual, which is added to x before the normalisation; null: none.
+        /// T `[rows, cols]`: the residual, which is added to x before the normalisation; null: no residual.
         pub residual: Addr,
         /// T `[cols]`
         pub w: Addr,
@@ -55,7 +55,7 @@ params! {
         pub rows: u32,
         /// Elements of a row.
         pub cols: u32,
-        /// Added to the mean square before the root.
+        /// A small number that is added to the mean square before the square root.
         pub eps: f32,
         /// 0
         pub reserved: u32,
@@ -65,7 +65,8 @@ params! {
 params! {
     /// Parameters of the backward kernel.
     pub struct BwdParams {
-        /// T `[rows, cols]`: the normalised input, which with a residual is the sum that the forward kernel wrote.
+        /// T `[rows, cols]`: the input that was normalised. With a residual, that is the sum that the forward kernel
+        /// wrote.
         pub x: Addr,
         /// T `[cols]`
         pub w: Addr,
@@ -73,13 +74,14 @@ params! {
         pub rstd: Addr,
         /// T `[rows, cols]`
         pub dy: Addr,
-        /// T `[rows, cols]`: a further gradient of the normalised input, which is added to dx; null: none.
+        /// T `[rows, cols]`: the gradient that reaches the normalised input on another path, such as the residual; it
+        /// is added to dx. Null: none.
         pub d_sum: Addr,
         /// T `[rows, cols]`, written; may be the same array as d_sum.
         pub dx: Addr,
         /// f32 `[cols]`, to which the gradient of w is added; null if w is frozen.
         pub dw: Addr,
-        /// f32 `[part_count(rows), cols]`, workspace; unused when dw is null.
+        /// Workspace, f32 `[row_block_count(rows), cols]`: column sums over blocks of rows; unused when dw is null.
         pub partial: Addr,
         /// Rows.
         pub rows: u32,
@@ -125,8 +127,8 @@ kernel!(pub ADD_BWD_BF16, "rms_norm_add_bwd_bf16", BwdParams, cpu::add_bwd::<hal
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;
     let (kernel, arrays, flops) = match params.residual {
-        Addr::NULL => (by_dtype(dtype, &FWD_F32, &FWD_BF16), 2.0, 4.0),
-        _ => (by_dtype(dtype, &ADD_FWD_F32, &ADD_FWD_BF16), 4.0, 5.0),
+        Addr::NULL => (kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16), 2.0, 4.0),
+        _ => (kernel_for_dtype(dtype, &ADD_FWD_F32, &ADD_FWD_BF16), 4.0, 5.0),
     };
     let bytes = (arrays * n + params.cols as f64) * dtype.size() as f64;
     Launch::kernel(kernel, params, Cost { flops: flops * n, bytes })
@@ -137,23 +139,24 @@ pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;
     let (kernel, arrays, flops) = match params.d_sum {
-        Addr::NULL => (by_dtype(dtype, &BWD_F32, &BWD_BF16), 3.0, 11.0),
-        _ => (by_dtype(dtype, &ADD_BWD_F32, &ADD_BWD_BF16), 4.0, 12.0),
+        Addr::NULL => (kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), 3.0, 11.0),
+        _ => (kernel_for_dtype(dtype, &ADD_BWD_F32, &ADD_BWD_BF16), 4.0, 12.0),
     };
     let dw = if params.dw.is_null() { 0.0 } else { 8.0 * params.cols as f64 };
     let bytes = (arrays * n + params.cols as f64) * dtype.size() as f64 + 4.0 * params.rows as f64 + dw;
     Launch::kernel(kernel, params, Cost { flops: flops * n, bytes })
 }
 
-/// Shapes (rows, cols, scale of the inputs) that the checks use.
-pub fn test_shapes() -> Vec<(usize, usize, f32)> {
+/// Rows, columns and standard deviation of the inputs, for each case of the checks.
+pub fn test_cases_rows_cols_scale() -> Vec<(usize, usize, f32)> {
     vec![
         (1, 1, 1.0),
         (17, 19, 1.0),
         (3, 8191, 30.0),
-        (PART_ROWS + 1, 640, 1e-4),
-        (PART_ROWS * 3 - 1, 128, 1.0),
-        // Aligned and unaligned rows that fit in the registers of a block, of a wide block, or of neither.
+        (ROWS_PER_BLOCK + 1, 640, 1e-4),
+        (ROWS_PER_BLOCK * 3 - 1, 128, 1.0),
+        // Aligned and unaligned rows: some fit in the registers of the usual kernel, some need the wide kernel, some
+        // exceed its registers too.
         (2, 3584, 1.0),
         (2, 3587, 1.0),
         (2, 8200, 1.0),

@@ -4,18 +4,19 @@
 
 #include "cuh/norm_rows.cuh"
 
-// Whether P has a residual that is added first; true for the structs that specialise it.
+// True for parameter structs P with a residual, which is added to x before the normalisation; they specialise this
+// variable.
 template <class P>
 constexpr bool ADDS = false;
 
-// Returns the row of x and dx that belongs to row `row` of y and dy; overloaded for kernels with an index. Whole
-// warps must call it.
+// Returns the row of x and dx that belongs to row `row` of y and dy. Kernels with an index overload this function.
+// All lanes of a warp must call it together.
 template <class P>
 __device__ __forceinline__ u64 place_of(const P&, u64 row) {
   return row;
 }
 
-// Returns T(x + residual) and stores it.
+// Adds x and the residual, stores the sums rounded to T, and returns them.
 template <class T>
 __device__ __forceinline__ Words<16> add_and_store(const Words<16>& x, const Words<16>& residual, T* sum, u32 at, u32 cols,
                                                    bool vector) {
@@ -113,7 +114,7 @@ __device__ __forceinline__ void forward(const P& p, float (&scratch)[2][BLOCK / 
 template <class T, int THREADS, bool vector, class P>
 __device__ __forceinline__ void backward(const P& p, SharedSums<float>& shared) {
   constexpr int V = VECTOR<T>, GROUPS = BWD_BLOCK / THREADS;
-  // With a third operand there are not enough registers to load the next row ahead.
+  // Kernels with a third operand (d_sum) have too few registers to load the next row ahead.
   constexpr bool REST = THREADS == WIDE, KEEP = vector && !REST, AHEAD = KEEP && sizeof(T) == 2 && !ADDS<P>;
   using Row = Held<T, THREADS>;
   const u32 cols = p.cols, group = threadIdx.x / THREADS;

@@ -1,4 +1,4 @@
-use super::{ApplyParams, TableParams, apply, cos_sin_table, formula, test_shapes};
+use super::{ApplyParams, TableParams, apply, cos_sin_table, formula, test_cases_tokens_heads_head_dim_max_position};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding;
 use crate::checks::{RandomChoices, TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
@@ -29,14 +29,14 @@ fn make_table(
     (cos, sin)
 }
 
-/// Returns the distance of `got` from `want` in units in the last place of the nearest f32.
+/// Returns the distance of `got` from `want` in units in the last place of the f32 nearest to `want`.
 fn ulps(got: f32, want: f64) -> f64 {
     let near = (want as f32).abs();
     let unit = f32::from_bits(near.to_bits() + 1) as f64 - near as f64;
     (got as f64 - want).abs() / unit
 }
 
-/// A random table: numbers of tokens, frequencies and axes; number of bits of a position; threads; seed.
+/// A random cosine table to test: (tokens, frequencies, axes, bits of the largest position, threads, seed).
 type Table = (usize, usize, usize, u32, usize, u64);
 
 fn the_table_is_accurate_to_an_ulp() {
@@ -91,7 +91,7 @@ fn rotated(
 
 fn application_equals_the_formula_and_its_transpose() {
     for dtype in [F32, BF16] {
-        for (tokens, heads, d, largest) in test_shapes() {
+        for (tokens, heads, d, largest) in test_cases_tokens_heads_head_dim_max_position() {
             let name = format!("rope {tokens} {heads} {d}");
             let positions: Vec<i32> = (0..tokens).map(|t| (largest as usize / tokens * t) as i32).collect();
             let inv_freq: Vec<f32> = (0..d / 2).map(|f| 1e6f32.powf(-(f as f32) / (d / 2) as f32)).collect();
@@ -107,7 +107,7 @@ fn application_equals_the_formula_and_its_transpose() {
             };
             held(&name, &y, &sin.to_f64());
 
-            // The transpose of a rotation is the rotation by the negative angle.
+            // The gradient needs the inverse of the rotation, which is the rotation by the negative angle.
             let back = TestArray::output(dtype, count);
             rotated(dtype, &x, back.addr(), (&cos, &sin), (tokens, heads, d), 1);
             let minus: Vec<f64> = sin.to_f64().iter().map(|s| -s).collect();

@@ -7,7 +7,7 @@ use crate::{Element, Team, simd_fn};
 
 /// Approximate number of elements that one task rotates.
 const PER_TASK: usize = 1 << 13;
-/// Largest angle for the fast reduction: the integer multiple of pi/2 that is subtracted then has at most 20 bits.
+/// Largest angle whose multiple of pi/2 can be subtracted exactly: the integer factor then has at most 20 bits.
 const FAST: f32 = 1_000_000.0;
 
 // pi/2 as a sum of three parts. The first two have 33 bits, so their products with 20-bit integers are exact.

@@ -8,7 +8,7 @@ use crate::rope;
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let table = rope::TableParams { tokens: SEQUENCE_LEN, half: HEAD_DIM / 2, ..placeholder_params() };
     let apply = rope::ApplyParams { tokens: SEQUENCE_LEN, heads: HEADS, head_dim: HEAD_DIM, ..placeholder_params() };
-    let size = "8192 tokens, 28 heads of 128";
+    let size = "8192 tokens, 28 heads of 128 elements";
     let apply = FLOAT_DTYPES.map(|t| (size, rope::apply(t, &apply)));
     [(size, rope::cos_sin_table(&table))].into_iter().chain(apply).collect()
 }
@@ -26,7 +26,8 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let table = rope::cos_sin_table(&rope::TableParams { positions, inv_freq, axis, cos, sin, tokens, half });
     let p = rope::ApplyParams { x, y, cos, sin, tokens, heads, head_dim, inverse: 0 };
     let mut all = allow_one_tenth_more(FLOAT_DTYPES.map(|t| rope::apply(t, &p)));
-    // Every thread of the table reads its position, frequency and axis again; on a GPU the L1 cache serves these reads.
+    // Each thread of the table kernel reads its position, frequency and axis from memory; on a GPU the L1 cache
+    // serves most of these reads.
     all.push((table, 1.63));
     all
 }

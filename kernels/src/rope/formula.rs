@@ -1,6 +1,7 @@
 //! The definition of RoPE, in f64.
 
-/// Returns cosine and sine of every angle; an angle is a product rounded to f32.
+/// Returns the cosines and the sines of all angles `[tokens, frequencies]`. An angle is the product of a position and
+/// a frequency, rounded to f32.
 pub fn cos_sin_table(positions: &[i32], inv_freq: &[f32], axis: &[i32], tokens: usize) -> (Vec<f64>, Vec<f64>) {
     let mut angles = Vec::new();
     for t in 0..tokens {

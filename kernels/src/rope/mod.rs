@@ -29,7 +29,8 @@ params! {
         pub positions: Addr,
         /// f32 `[half]`
         pub inv_freq: Addr,
-        /// i32 `[half]`: the axis of each frequency, which is the row of `positions` that it uses.
+        /// i32 `[half]`: the axis of each frequency, which is the row of `positions` that the frequency is multiplied
+        /// with.
         pub axis: Addr,
         /// f32 `[tokens, half]`, written.
         pub cos: Addr,
@@ -74,7 +75,7 @@ kernel!(pub TABLE, "rope_table_f32", TableParams, cpu::cos_sin_table, &SOURCE, |
 kernel!(pub APPLY_F32, "rope_apply_f32", ApplyParams, cpu::apply::<f32>, &SOURCE, |p, _| plan_apply("rope_apply_f32", p, 4));
 kernel!(pub APPLY_BF16, "rope_apply_bf16", ApplyParams, cpu::apply::<half::bf16>, &SOURCE, |p, _| plan_apply("rope_apply_bf16", p, 8));
 
-/// Tokens per thread of the table kernel and heads per thread of the rotation, equal to TOKENS and HEADS of sm80.cu.
+/// TOKENS: tokens per thread of the table kernel. HEADS: heads per thread of the rotation. Both as in sm80.cu.
 const TOKENS: u32 = 8;
 const HEADS: u32 = 10;
 
@@ -106,6 +107,6 @@ pub fn apply(dtype: DType, params: &ApplyParams) -> Launch {
 }
 
 /// Shapes (tokens, heads, head_dim, largest position) that the checks use.
-pub fn test_shapes() -> Vec<(usize, usize, usize, i32)> {
+pub fn test_cases_tokens_heads_head_dim_max_position() -> Vec<(usize, usize, usize, i32)> {
     vec![(1, 1, 2, 7), (17, 3, 12, 100), (65, 14, 64, 100_000), (130, 4, 80, 3000), (33, 2, 256, 2_000_000_000)]
 }

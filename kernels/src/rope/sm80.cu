@@ -101,7 +101,8 @@ __device__ __forceinline__ void apply(const ApplyParams& p) {
   if (p.head_dim / 2 % V == 0 && aligned16(p.x, p.y, p.cos, p.sin)) {
     rotate<V, T>(p, thread);
   } else {
-    // Unaligned addresses need a thread for each element. The plan cannot know them, so the launched threads loop.
+    // Unaligned addresses need a thread for each element. The launch plan does not know the addresses and has fewer
+    // threads, so each thread computes several elements in a loop.
     const u64 step = static_cast<u64>(gridDim.x) * THREADS;
     const u64 all = static_cast<u64>(p.tokens) * ceil_div(p.heads, static_cast<u32>(HEADS)) * (p.head_dim / 2);
     for (u64 i = thread; i < all; i += step) rotate<1, T>(p, i);

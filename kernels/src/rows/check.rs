@@ -1,11 +1,11 @@
-use super::{GatherParams, ScatterParams, formula, gather, scatter, test_shapes};
+use super::{GatherParams, ScatterParams, formula, gather, scatter, test_cases_n_m_cols};
 use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, checks, normal_numbers, run};
 
 checks!(gathers_and_scatters);
 
-/// Returns `m` different row indices below `n` in shuffled order; the fourth is replaced by an index that is out of
-/// range.
+/// Returns `m` different row indices below `n` in shuffled order. If there are at least four, the fourth is replaced
+/// by one that is out of range.
 fn index(n: usize, m: usize) -> Vec<i32> {
     let step = (1..).map(|k| k * 2 + 1).find(|s| gcd(*s, n) == 1 && (n < 8 || s % n > 2)).unwrap_or(1);
     (0..m).map(|i| if i == 3 { n as i32 } else { ((i * step + 2) % n) as i32 }).collect()
@@ -16,7 +16,7 @@ fn gcd(a: usize, b: usize) -> usize {
 }
 
 fn gathers_and_scatters() {
-    for (n, m, cols) in test_shapes() {
+    for (n, m, cols) in test_cases_n_m_cols() {
         for dtype in [F32, BF16] {
             let (x, index) = (TestArray::new(dtype, &normal_numbers(n * cols, 1, 1.0)), index(n, m));
             let y = TestArray::output(dtype, m * cols);

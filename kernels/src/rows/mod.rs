@@ -18,7 +18,7 @@ params! {
     pub struct GatherParams {
         /// `[n, cols]`
         pub x: Addr,
-        /// i32 `[m]`: row of x for each row of y.
+        /// i32 `[m]`: index of the row of x that becomes each row of y.
         pub index: Addr,
         /// `[m, cols]`, written.
         pub y: Addr,
@@ -38,7 +38,7 @@ params! {
     pub struct ScatterParams {
         /// `[m, cols]`
         pub src: Addr,
-        /// i32 `[m]`: row of dst for each row of src, without repetition.
+        /// i32 `[m]`: index of the row of dst to which each row of src goes; no index occurs twice.
         pub index: Addr,
         /// `[n, cols]`, written at the rows in `index`.
         pub dst: Addr,
@@ -82,7 +82,7 @@ fn cost(dtype: DType, m: u32, cols: u32) -> Cost {
     Cost { flops: 0.0, bytes: m as f64 * (2.0 * cols as f64 * dtype.size() as f64 + 4.0) }
 }
 
-/// Shapes (n, m, cols) that the checks use; m is at most n.
-pub fn test_shapes() -> Vec<(usize, usize, usize)> {
+/// Rows of x (n), rows of the index (m, at most n) and columns, for each case of the checks.
+pub fn test_cases_n_m_cols() -> Vec<(usize, usize, usize)> {
     vec![(1, 1, 1), (19, 17, 23), (5, 0, 4), (7, 3, 8191), (300, 299, 128)]
 }

@@ -1,17 +1,17 @@
-//! Sampling on the CPU: each task samples one row in a working copy of the scores, which belongs to its thread.
-//! Penalties and biases are single f32 operations, because their roundings decide the order of tokens.
+//! Sampling on the CPU. Each task samples one row, in a buffer of its thread to which it copies the scores. Penalties
+//! and biases are single f32 operations, because their roundings decide the order of tokens.
 #![allow(unsafe_code)]
 
-use super::{Params, RANDOM_STREAM};
-use crate::log_prob::{RowStats, max};
+use super::{PHILOX_STREAM_NUMBER, Params};
+use crate::log_prob::{RowStats, max_ignoring_nan};
 use crate::simd::{LANES, exp, sum_lanes};
 use crate::view::{OutputArray, slice_at};
 use crate::{Team, philox, simd_fn};
 use std::cell::RefCell;
 
-/// Ranges of at most this many keys are sorted directly.
+/// At most this many keys are sorted directly, without halving their range first.
 const SORTED: usize = 16;
-/// Number of weights in a block of the cumulative sum.
+/// Number of weights per block. A cumulative sum adds f32 sums of blocks in f64.
 const BLOCK: usize = 512;
 
 thread_local! {
@@ -71,7 +71,7 @@ simd_fn! {
     }
 }
 
-/// Returns the sum of the weights, block by block in f64.
+/// Returns the sum of the weights: each block is summed in f32, the sums of the blocks in f64.
 fn total(weights: &[f32]) -> f64 {
     weights.chunks(BLOCK).map(|b| sum(b) as f64).sum()
 }
@@ -88,8 +88,8 @@ fn kth_largest(scores: &[f32], k: usize, best: &mut Vec<f32>) -> f32 {
     for block in scores.chunks(BLOCK) {
         match least {
             None => best.extend_from_slice(block),
-            // Most blocks have no score above the k-th largest so far, and are skipped.
-            Some(least) if max(block) <= least => continue,
+            // Most blocks have no score above the k-th largest of the blocks before them, and are skipped.
+            Some(least) if max_ignoring_nan(block) <= least => continue,
             Some(least) => best.extend(block.iter().filter(|&&s| s > least)),
         }
         if best.len() >= k + k.max(BLOCK) {
@@ -104,7 +104,8 @@ fn weight_of(key: u64) -> f32 {
     f32::from_bits(!((key >> 32) as u32))
 }
 
-/// Moves the smallest keys to the front until their weights add up to `bound`; returns their number, at least one.
+/// Reorders the keys so that the smallest (those of the largest weights) come first, until their weights add up to
+/// `bound`. Returns how many keys that takes, at least one.
 fn kept_first(order: &mut [u64], bound: f64) -> usize {
     let (mut before, mut from, mut to) = (0.0f64, 0, order.len());
     // Halves the range that contains the last kept key, until it is short enough to be sorted.
@@ -131,13 +132,15 @@ fn kept_first(order: &mut [u64], bound: f64) -> usize {
 fn keep_top_p(weights: &mut [f32], p: f32, order: &mut Vec<u64>) {
     let all = total(weights);
     let bound = p.max(0.0) as f64 * all;
-    // All weights below `floor` together are less than the weight that top-p excludes, so top-p excludes each of
-    // them; the factor 0.5 is a margin for rounding. Unless the distribution is flat, few tokens remain to be sorted.
+    // All weights below `floor` together are less than the total weight that top-p excludes, so top-p excludes each
+    // of them; the factor 0.5 is a margin for rounding. Unless the distribution is flat, few tokens then remain to be
+    // sorted.
     let floor = (0.5 * (all - bound) / weights.len() as f64) as f32;
     order.clear();
     for (id, w) in weights.iter().enumerate() {
         if *w > 0.0 && *w >= floor {
-            // Positive floats have the order of their bits: the keys sort by descending weight, then by ascending id.
+            // Positive floats are ordered like their bits, so the keys sort by descending weight, then by ascending
+            // id.
             order.push(((!w.to_bits()) as u64) << 32 | id as u64);
         }
     }
@@ -165,8 +168,8 @@ fn draw(weights: &[f32], u: f64) -> Option<usize> {
                     }
                 }
             }
-            // The sum of the block was rounded up past the target, which no token reaches: returns the block's last
-            // token.
+            // The rounded sum of the block exceeds the target, but the cumulative sum of its tokens does not. This
+            // returns the block's last token of positive weight.
             return last;
         }
         before += here;
@@ -206,21 +209,21 @@ fn in_vocab(ids: &[i32], vocab: usize) -> impl Iterator<Item = usize> {
 
 /// Returns the index of the first score that equals `top`, the largest score.
 fn first_equal(scores: &[f32], top: f32) -> Option<usize> {
-    let block = scores.chunks(BLOCK).position(|block| max(block) == top)? * BLOCK;
+    let block = scores.chunks(BLOCK).position(|block| max_ignoring_nan(block) == top)? * BLOCK;
     scores[block..].iter().position(|&x| x == top).map(|i| block + i)
 }
 
-/// Returns the token of one row without NaN logits, or `None` if no token can be sampled.
+/// Returns the token that is chosen for a row whose logits have no NaN, or `None` if no token can be sampled.
 fn choose(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<usize> {
     let top = weights(logits, s, scratch)?;
     if s.is_greedy() {
         return first_equal(&scratch.scores, top);
     }
-    draw(&scratch.scores, philox::uniform_f64(s.seed, RANDOM_STREAM, s.position as u32 as u64))
+    draw(&scratch.scores, philox::uniform_f64(s.seed, PHILOX_STREAM_NUMBER, s.position as u32 as u64))
 }
 
-/// Fills `scratch.scores` with the values that select the token: for greedy the scores after suppression, else the
-/// weights after top-p and min-p. Returns the largest score, or `None` if no token has a score above −∞.
+/// Fills `scratch.scores` with the values that decide the token: for greedy sampling the scores after suppression,
+/// else the weights after top-p and min-p. Returns the largest score, or `None` if no score is above −∞.
 fn weights(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<f32> {
     let Scratch { scores, best, order, history } = scratch;
     scores.clear();
@@ -246,7 +249,7 @@ fn weights(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<f3
     if any_nan(scores) {
         return None;
     }
-    let top = max(scores);
+    let top = max_ignoring_nan(scores);
     if top == f32::NEG_INFINITY {
         return None;
     }
@@ -262,7 +265,7 @@ fn weights(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<f3
         keep_top_p(scores, s.top_p, order);
     }
     if s.min_p > 0.0 {
-        // The largest weight is 1 and is always kept.
+        // min-p is relative to the largest weight, which is 1 and is always kept.
         let least = s.min_p.min(1.0);
         for w in scores.iter_mut().filter(|w| **w < least) {
             *w = 0.0;

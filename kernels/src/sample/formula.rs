@@ -46,13 +46,21 @@ pub fn scores(logits: &[f64], settings: &Settings) -> Vec<f64> {
     logits.iter().enumerate().map(score).collect()
 }
 
-/// Returns (id, probability, cumulative probability of the tokens before it) of every token that top-k keeps, in
-/// descending order of probability (equal ones: lower id first). Top-p keeps the first token and those whose
-/// cumulative probability is below p.
-pub fn ranked_tokens(logits: &[f64], settings: &Settings) -> Vec<(usize, f64, f64)> {
+/// A token that top-k keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct RankedToken {
+    pub id: usize,
+    pub probability: f64,
+    /// Cumulative probability of the more likely tokens.
+    pub probability_before: f64,
+}
+
+/// Returns the tokens that top-k keeps, in descending order of probability (equal ones: lower id first). Top-p keeps the
+/// first token, and those whose `probability_before` is below p.
+pub fn ranked_tokens(logits: &[f64], settings: &Settings) -> Vec<RankedToken> {
     let scores = scores(logits, settings);
     let mut order: Vec<usize> = (0..scores.len()).collect();
-    // Adding zero turns −0 into 0, which compares equal to 0.
+    // Adding zero turns −0 into 0: the two compare as equal scores, but total_cmp would order them.
     order.sort_by(|&a, &b| (scores[b] + 0.0).total_cmp(&(scores[a] + 0.0)).then(a.cmp(&b)));
     let least =
         if settings.top_k == 0 { f64::NEG_INFINITY } else { scores[order[settings.top_k.min(order.len()) - 1]] };
@@ -63,29 +71,31 @@ pub fn ranked_tokens(logits: &[f64], settings: &Settings) -> Vec<(usize, f64, f6
     let entry = |&id: &usize| {
         let p = weight(id) / all;
         before += p;
-        (id, p, before - p)
+        RankedToken { id, probability: p, probability_before: before - p }
     };
     order.iter().map(entry).collect()
 }
 
 /// Returns the token that the random number `uniform` (0 to 1) selects from the cumulative distribution of the kept
 /// tokens, in the order of ids.
-pub fn draw(ranked: &[(usize, f64, f64)], top_p: f64, min_p: f64, uniform: f64) -> Option<usize> {
-    let top = ranked.first().map_or(0.0, |t| t.1);
-    let stays = |(i, t): &(usize, &(usize, f64, f64))| *i == 0 || (t.2 < top_p && t.1 >= min_p.min(1.0) * top);
+pub fn draw(ranked: &[RankedToken], top_p: f64, min_p: f64, uniform: f64) -> Option<usize> {
+    let top = ranked.first().map_or(0.0, |t| t.probability);
+    let stays = |(i, t): &(usize, &RankedToken)| {
+        *i == 0 || (t.probability_before < top_p && t.probability >= min_p.min(1.0) * top)
+    };
     let mut kept: Vec<_> = ranked.iter().enumerate().filter(stays).map(|(_, t)| *t).collect();
-    kept.sort_by_key(|t| t.0);
-    let all: f64 = kept.iter().map(|t| t.1).sum();
+    kept.sort_by_key(|t| t.id);
+    let all: f64 = kept.iter().map(|t| t.probability).sum();
     let mut sum = 0.0;
-    let beyond = |t: &&(usize, f64, f64)| {
-        sum += t.1;
+    let beyond = |t: &&RankedToken| {
+        sum += t.probability;
         sum > uniform * all
     };
-    kept.iter().find(beyond).or(kept.last()).map(|t| t.0)
+    kept.iter().find(beyond).or(kept.last()).map(|t| t.id)
 }
 
-/// Returns the `count` most likely tokens under softmax(logits) with their log-probabilities (equal ones: lower id
-/// first).
+/// Returns the `count` most likely tokens under softmax(logits), as (id, log-probability); of equally likely tokens
+/// the one with the lower id comes first.
 pub fn likeliest_tokens(logits: &[f64], count: usize) -> Vec<(usize, f64)> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| (logits[b] + 0.0).total_cmp(&(logits[a] + 0.0)).then(a.cmp(&b)));

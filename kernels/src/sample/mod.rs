@@ -16,7 +16,7 @@
 //!    ids.
 //!
 //! Steps 1 and 5 to 9 are those of transformers' `generate`, 2 and 3 those of OpenAI's interface. The random number
-//! is number `position` of the stream [`RANDOM_STREAM`] of Philox under the row's seed: the same seed and position
+//! is number `position` of the stream [`PHILOX_STREAM_NUMBER`] of Philox under the row's seed: the same seed and position
 //! give the same token whatever else is in the batch. Steps 1 to 3 round to f32 at each operation.
 //!
 //! Log-probabilities ignore these steps. `log_prob` is that of the sampled token under softmax(logits / temperature),
@@ -43,8 +43,8 @@ mod formula;
 use crate::folder::kernel_folder;
 use crate::{Addr, Arch, Cost, Launch, Stage, kernel, params};
 
-/// The Philox stream of the random numbers that select tokens.
-pub const RANDOM_STREAM: u64 = 0x7361_6d70_6c65; // "sample"
+/// The number of the Philox stream from which the random numbers for sampling come.
+pub const PHILOX_STREAM_NUMBER: u64 = 0x7361_6d70_6c65; // "sample"
 
 params! {
     /// Parameters of the kernel.
@@ -61,7 +61,7 @@ params! {
         pub penalty: Addr,
         /// u64 `[rows]`
         pub seed: Addr,
-        /// i32 `[rows]`: counter of the row's random numbers under its seed.
+        /// i32 `[rows]`: index of the row's random number in the sequence that its seed gives.
         pub position: Addr,
         /// i32 `[rows, history_cols]`: tokens so far; ids outside the vocabulary are skipped. May be null if
         /// `history_cols` is 0.
@@ -74,18 +74,20 @@ params! {
         pub frequency_penalty: Addr,
         /// f32 `[rows]`, presence penalty; null: off.
         pub presence_penalty: Addr,
-        /// i32 `[rows]`: index of the first history token that the frequency and presence penalties count; null: 0.
+        /// i32 `[rows]`: index of the first token of the history that the frequency and presence penalties count;
+        /// null: they count the whole history.
         pub counted_from: Addr,
-        /// f32 `[rows]`, min-p; 0 turns it off, values above 1 count as 1; null: off.
+        /// f32 `[rows]`, min-p; 0: off; values above 1 count as 1. Null: off for all rows.
         pub min_p: Addr,
         /// i32 `[rows, bias_cols]`: biased tokens, all different within a row; ids outside the vocabulary (such as
         /// −1) are skipped. May be null if `bias_cols` is 0.
         pub bias_ids: Addr,
         /// f32 `[rows, bias_cols]`, added to the scores of `bias_ids`.
         pub bias: Addr,
-        /// u32 `[rows, ceil(vocab / 32)]`: bit `id % 32` of word `id / 32` allows the token `id`; null: all.
+        /// u32 `[rows, ceil(vocab / 32)]`: bit `id % 32` of word `id / 32` says whether token `id` is allowed; null:
+        /// all tokens are allowed.
         pub allowed: Addr,
-        /// Scratch memory of [`workspace_bytes`] bytes; may be null if there are none. Not used on the CPU.
+        /// Scratch memory of [`workspace_bytes`] bytes; may be null if that is 0. Not used on the CPU.
         pub workspace: Addr,
         /// i32 `[rows]`, written.
         pub ids: Addr,
@@ -129,7 +131,7 @@ kernel_folder! {
 
 kernel!(pub SAMPLE, "sample", Params, cpu::sample, &SOURCE, geometry);
 
-/// Plans one block per row, with two bits per token in shared memory.
+/// Plans one block per row. Its shared memory has two bits for each token of the vocabulary.
 fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     if p.rows == 0 || p.vocab == 0 {
         return Vec::new();
@@ -137,8 +139,8 @@ fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     vec![Stage { shared: 2 * 4 * p.vocab.div_ceil(32), ..Stage::one_dimensional("sample", p.rows, 1024) }]
 }
 
-/// Returns the bytes of the workspace, which holds the scores of tokens with a penalty or a bias; 0 if there are
-/// none.
+/// Returns the size of the workspace in bytes. It holds the scores of tokens with a penalty or a bias; without these
+/// it is 0.
 pub fn workspace_bytes(p: &Params) -> usize {
     if p.history_cols == 0 && p.bias_cols == 0 { 0 } else { 4 * p.rows as usize * p.vocab as usize }
 }

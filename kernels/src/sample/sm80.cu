@@ -50,7 +50,7 @@ struct Shared {
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
 
-// Maps floats to integers of the same order; both zeros map to one integer.
+// Maps floats to integers so that larger floats give larger integers; 0 and -0 give the same integer.
 __device__ __forceinline__ u32 ordered(float x) {
   const u32 bits = __float_as_uint(x + 0.0f);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -59,7 +59,7 @@ __device__ __forceinline__ float unordered(u32 key) {
   return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-// Converts a weight to a multiple of 2^-40; NaN becomes 0.
+// Converts a weight to fixed point, a whole number of 2^-40, so that sums are exact in any order; NaN becomes 0.
 __device__ __forceinline__ u64 fixed(float weight) { return __float2ull_rn(weight * UNIT); }
 
 struct Add {
@@ -75,7 +75,7 @@ struct Max {
   }
 };
 
-// Reduces `x` over the block; all threads get the result.
+// Reduces x over all threads of the block with `op`; all threads get the result.
 template <class T, class Op>
 __device__ __forceinline__ T block_reduce(T x, u64* scratch, Op op) {
   static_assert(sizeof(T) <= 8, "a word of scratch");
@@ -91,7 +91,7 @@ __device__ __forceinline__ T block_reduce(T x, u64* scratch, Op op) {
   return x;
 }
 
-// Returns the inclusive prefix sum over the lanes.
+// Returns the sum of x over the lanes up to and including this lane.
 __device__ __forceinline__ u64 warp_scan(u64 x) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -109,7 +109,7 @@ struct Row {
   int vocab, words;    // words: of a set of marks
   bool vector;
 
-  // The warp's run of ids: from begin() up to, but not including, end().
+  // The ids that this warp processes: from begin() up to, but not including, end().
   __device__ __forceinline__ int begin() const {
     const int tiles = ceil_div(ceil_div(vocab, TILE), WARPS);
     return threadIdx.x / 32 * tiles * TILE;
@@ -119,7 +119,8 @@ struct Row {
     return last < vocab ? last : vocab;
   }
 
-  // Calls f(id, logit, score) for this lane's four tokens of the tile that begins at `tile`, as far as they exist.
+  // Calls f(id, logit, score) for the four tokens of this lane in the tile of 128 ids that begins at `tile`, except
+  // those beyond the vocabulary.
   template <class F>
   __device__ __forceinline__ void tokens(int tile, F f) const {
     const int id = tile + threadIdx.x % 32 * 4;
@@ -137,21 +138,22 @@ struct Row {
     }
   }
 
-  // Calls f(id, logit, score) for all of this lane's tokens in the warp's run.
+  // Calls f(id, logit, score) for all of this lane's tokens among the ids of its warp.
   template <class F>
   __device__ __forceinline__ void each(F f) const {
     for (int tile = begin(); tile < end(); tile += TILE) tokens(tile, f);
   }
 };
 
-// The result of `select`: the key at which a descending cumulative sum reaches its target.
+// The result of `select`: the key at which a cumulative sum over descending keys reaches its target.
 struct Reached {
   u32 key;
   u64 above;  // the sum over greater keys
 };
 
-// Returns the key at which the sum of amount(id, logit, score, key) over descending keys of BITS bits reaches
-// `target`, which is at least 1 and at most the total. `amount` sets the key.
+// Adds up amount(id, logit, score, key) over all tokens in descending order of key, and returns the key at which the
+// sum reaches `target`, which is at least 1 and at most the total. `amount` also sets the token's key, which has BITS
+// bits.
 template <int BITS, class F>
 __device__ __forceinline__ Reached select(const Row& row, Shared& s, u64 target, F amount) {
   u32 prefix = 0;
@@ -169,7 +171,7 @@ __device__ __forceinline__ Reached select(const Row& row, Shared& s, u64 target,
       }
     });
     __syncthreads();
-    // Each thread scans two bins, thread 0 the highest ones.
+    // Each thread takes two bins of the histogram; thread 0 takes the two highest ones.
     const u32 high = BINS - 1 - 2 * threadIdx.x;
     const u64 x = s.bins[high], y = s.bins[high - 1];
     const u64 sum = warp_scan(x + y);
@@ -190,8 +192,8 @@ __device__ __forceinline__ Reached select(const Row& row, Shared& s, u64 target,
   return {prefix, above};
 }
 
-// Returns the first id at which the running sum of amount(id, logit, score) exceeds target(total), which is below the
-// total; -1 if the total is 0.
+// Adds up amount(id, logit, score) in ascending order of id and returns the first id at which the sum exceeds
+// target(total), which is below the total; -1 if the total is 0.
 template <class T, class F>
 __device__ __forceinline__ int locate(const Row& row, Shared& s, T target, F amount) {
   u64 sum = 0;
@@ -236,7 +238,8 @@ __device__ __forceinline__ int locate(const Row& row, Shared& s, T target, F amo
   return s.id;
 }
 
-// Sets the marks, and computes the scores of tokens with a penalty or a bias.
+// Marks the tokens with changed scores and the forbidden tokens, and computes the scores of tokens with a penalty or
+// a bias.
 __device__ __forceinline__ void prepare(const Params& p, const Row& row, u32* changed, int r) {
   const u32* allowed = p.allowed == 0 ? nullptr : global<const u32>(p.allowed) + static_cast<u64>(r) * row.words;
   for (int word = threadIdx.x; word < row.words; word += THREADS) {
@@ -257,7 +260,7 @@ __device__ __forceinline__ void prepare(const Params& p, const Row& row, u32* ch
     const int given = global<const int>(p.history_len)[r];
     const int length = given < static_cast<int>(p.history_cols) ? given : static_cast<int>(p.history_cols);
     const int from = p.counted_from == 0 ? 0 : global<const int>(p.counted_from)[r];
-    // The workspace word of a changed token first counts the token's occurrences.
+    // At first, the workspace word of a token in the history counts how often the token occurs there.
     for (int i = threadIdx.x; i < length; i += THREADS) {
       if (known(history[i])) changed[history[i]] = 0;
     }
@@ -292,12 +295,12 @@ __device__ __forceinline__ void prepare(const Params& p, const Row& row, u32* ch
   __syncthreads();
 }
 
-// Returns ln of a sum of exponentials of which the largest is 1.
+// Returns ln of a sum of exponentials, the largest of which is e^0 = 1.
 __device__ __forceinline__ double log_of_sum(double sum) {
   return sum < 2.0 ? log1pf(static_cast<float>(sum - 1.0)) : logf(static_cast<float>(sum));
 }
 
-// Returns a token sampled from the kept ones; -1 if there is none.
+// Returns a random token among those that top-k, top-p and min-p keep; -1 if there is none.
 __device__ __forceinline__ int draw(const Params& p, const Row& row, Shared& s, int r, float top, float temperature) {
   const int k = global<const int>(p.top_k)[r];
   float least = minus_infinity();
@@ -406,7 +409,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
   row.changed = changed;
   prepare(p, row, changed, r);
 
-  // Reduces the largest score and its first id as one 64-bit number; ids are below 2^31.
+  // Finds the largest score and the first id that has it by one reduction: score and inverted id form one 64-bit
+  // number. ids are below 2^31.
   u64 first = 0;
   float largest = minus_infinity();
   int bad = 0;
@@ -431,7 +435,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
   if (threadIdx.x == 0) global<int>(p.ids)[r] = id;
   if (p.log_prob == 0 && p.raw_log_prob == 0 && p.tops == 0) return;
 
-  // Log-probabilities of the unchanged logits, at the row's temperature and at 1.
+  // Log-probabilities under the logits without penalties and biases, at the row's temperature and at temperature 1.
   const float scale = greedy ? 1.0f : __fdiv_rn(1.0f, temperature);
   double scaled = 0.0, plain = 0.0;
   row.each([&](int, float logit, float) {

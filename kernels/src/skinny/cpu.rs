@@ -7,7 +7,7 @@ use crate::simd::{LANES, exp, sum_lanes};
 use crate::view::{OutputArray, slice_at};
 use crate::{Addr, DType, Element, Team, simd_fn};
 
-/// Rows of an int8 weight that one task multiplies.
+/// Number of rows of an int8 weight that one task multiplies with x.
 const PER_TASK: usize = 32;
 
 simd_fn! {
@@ -30,7 +30,7 @@ fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
-/// `c = x · wᵀ (+ bias) (+ c)`.
+/// Computes `c = x · wᵀ (+ bias)`, or adds it to c if `accumulate`. `c` is (address, dtype).
 ///
 /// # Safety
 /// The addresses are valid as [`Params`] documents; `c` has `[m, n]` elements.

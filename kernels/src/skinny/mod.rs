@@ -41,9 +41,9 @@ params! {
         pub scale: Addr,
         /// f32 `[n]`, scales of an int8 second weight; otherwise null.
         pub scale2: Addr,
-        /// f32 or bf16 `[n]` or null, for `linear`.
+        /// f32 or bf16 `[n]`, added to each row of y by `linear`; null: no bias.
         pub bias: Addr,
-        /// f32 or bf16 `[m, n]` or null, for `linear`.
+        /// f32 or bf16 `[m, n]`, added to y by `linear`; null: no residual.
         pub residual: Addr,
         /// f32 or bf16 `[m, n]`, written.
         pub y: Addr,
@@ -72,8 +72,8 @@ kernel_folder! {
     params: [Params],
 }
 
-/// Declares the kernels, one per line: constant, symbol, symbol of the variant whose blocks have twice as many
-/// columns (chosen if that grid still fills the GPU), columns of a block, and CPU function.
+/// Declares the kernels. An entry has the constant's name, the symbol, the symbol of a variant whose blocks have
+/// twice as many columns (used if its grid still fills the GPU), the columns of a block, and the CPU function.
 macro_rules! kernels {
     ($($id:ident, $symbol:literal, $wide:expr, $columns:expr, $cpu:expr;)*) => {
         $(kernel!(pub $id, $symbol, Params, $cpu, &SOURCE, |p, arch| geometry(p, arch, $symbol, $wide, $columns));)*
@@ -91,8 +91,8 @@ kernels! {
     SWIGLU_INT8_F32, "skinny_swiglu_int8_f32", None, 16, cpu::swiglu_int8::<f32>;
 }
 
-/// Plans a grid with one block per 16 rows of x and `columns` columns of y. The `wide` symbol's blocks have twice as
-/// many columns; it is used if that still makes two blocks per multiprocessor.
+/// Plans a grid with one block for each 16 rows of x and `columns` columns of y. The blocks of kernel `wide` have
+/// twice as many columns; it is used if its grid still has at least two blocks per multiprocessor.
 fn geometry(p: &Params, arch: &Arch, narrow: &'static str, wide: Option<&'static str>, columns: u32) -> Vec<Stage> {
     if p.m == 0 || p.n == 0 {
         return Vec::new();
@@ -102,7 +102,7 @@ fn geometry(p: &Params, arch: &Arch, narrow: &'static str, wide: Option<&'static
         Some(_) => (narrow, columns, 2),
         None => (narrow, columns, 4),
     };
-    // Shared memory for the partial sums of 8 warps, 16 rows each.
+    // Shared memory for 16 rows of partial sums from each of 8 warps.
     let shared = 8 * 16 * (8 * tiles + 8) * 4;
     vec![Stage { shared, ..Stage::one_dimensional(symbol, p.n.div_ceil(columns) * p.m.div_ceil(16), 256) }]
 }
@@ -145,7 +145,7 @@ fn launch(kernel: &'static Kernel, dtype: DType, weight: WeightFormat, p: &Param
 
 /// Sizes (m, n, k) that tests and benches share. Some values of k are not a multiple of the 16-byte units that lanes
 /// load.
-pub fn test_shapes() -> Vec<(usize, usize, usize)> {
+pub fn test_cases_m_n_k() -> Vec<(usize, usize, usize)> {
     vec![
         (1, 1, 1),
         (1, 33, 8),

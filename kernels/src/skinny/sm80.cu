@@ -37,7 +37,7 @@ struct i8 {
   signed char value;
 };
 
-// Loads 16 bytes that are read once and should not evict x from L1. PTX ISA 9.0, chapter 9.7.9.9.
+// Loads 16 bytes without caching them in L1: they are read once and should not evict x. PTX ISA 9.0, chapter 9.7.9.9.
 __device__ __forceinline__ Words<16> load_once(const void* p) {
   Words<16> x;
   asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -46,8 +46,8 @@ __device__ __forceinline__ Words<16> load_once(const void* p) {
   return x;
 }
 
-// Loads elements at .. at + 16 / sizeof(T) of the row of k elements at p; elements beyond its end are 0. `vector`
-// says that the row allows 16-byte loads.
+// Loads 16 bytes of elements, from index `at` on, of the row of k elements at p. Elements beyond the end of the row
+// are 0. `vector` promises that the row allows 16-byte loads.
 template <class T, class Load>
 __device__ __forceinline__ Words<16> load_unit(const T* p, int at, int k, bool vector, Load load) {
   constexpr int N = 16 / sizeof(T), PER_WORD = 4 / sizeof(T);
@@ -78,8 +78,8 @@ __device__ __forceinline__ void weights_of(const Words<16>& unit, int, u32 (&w)[
 __device__ __forceinline__ void weights_of(const Words<16>& unit, int half, u32 (&w)[4], i8) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    // XOR with 128 adds 128 to each signed byte. As the low mantissa bits of 2^23 it gives the f32 number 2^23 + 128
-    // + byte.
+    // XOR with 128 adds 128 to each signed byte. Put into the low mantissa bits of 2^23, the result gives the f32
+    // number 2^23 + 128 + byte.
     const u32 bytes = unit.word[2 * half + i / 2] ^ 0x80808080u;
     const float low = __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7540 + i % 2 * 2)) - 8388736.0f;
     const float high = __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7541 + i % 2 * 2)) - 8388736.0f;
@@ -87,8 +87,8 @@ __device__ __forceinline__ void weights_of(const Words<16>& unit, int half, u32 
   }
 }
 
-// Loads eight elements of a row of x as COUNT sets of four bf16 pairs: one set for bf16; three for f32, which add up
-// to the elements, the smallest parts first.
+// Loads eight elements of a row of x as COUNT sets of four bf16 pairs. bf16 needs one set. An f32 is split into the
+// sum of three bf16 numbers, one per set; the smallest comes first.
 template <class T>
 struct Parts;
 template <>
@@ -124,22 +124,21 @@ struct Parts<float> {
   }
 };
 
-// Returns the address of a row of the weight. An index beyond its `rows` rows gives row 0, whose product is not
-// stored.
+// Returns the address of a row of the weight. A `row` that does not exist gives row 0; its products are not stored.
 template <class W>
 __device__ __forceinline__ const W* weight_row(u64 weight, u32 row, u32 rows, u32 k) {
   return global<const W>(weight) + static_cast<u64>(row < rows ? row : 0) * k;
 }
 
-// T: type of x and y. W: type of the weight. TILES: tiles of 8 weight rows per block. PAIR: half of the tiles are of
-// the second weight (swiglu).
+// T: type of x and y. W: type of the weight. TILES: number of tiles of 8 weight rows per block. PAIR: the first half
+// of the tiles belongs to the first weight, the other half to the second weight (swiglu).
 template <class T, class W, int TILES, bool PAIR>
 __device__ __forceinline__ void skinny(const Params& p) {
   constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT;
   constexpr int WEIGHTS = PAIR ? 2 : 1, COLUMNS = 8 * TILES / WEIGHTS, PITCH = 8 * TILES + 8;
   using X = Parts<T>;
-  // A lane has UNROLL * TILES weight loads in flight: 8, but 4 in a wide block with f32 x, whose three parts need
-  // registers.
+  // A lane has UNROLL * TILES loads of weights in flight. That is 8, but 4 in a wide block with f32 x, because the
+  // three bf16 parts of x need many registers.
   constexpr int UNROLL = (X::COUNT > 1 && TILES == 4 && !PAIR ? 4 : 8) / TILES;
   const u32 column_blocks = ceil_div<u32>(p.n, COLUMNS);
   const u32 first_column = blockIdx.x % column_blocks * COLUMNS, first_row = blockIdx.x / column_blocks * ROWS;

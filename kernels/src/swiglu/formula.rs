@@ -7,8 +7,8 @@ pub fn fwd(gate: &[f64], up: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
 }
 
-/// Returns the gradients of `sum(dy * fwd(gate, up))` by finite differences of the definition.
-pub fn bwd(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
+/// Returns the gradients of `sum(dy * fwd(gate, up))` for gate and for up, by finite differences of the definition.
+pub fn gradients_of_gate_up(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let each = |dg: f64, du: f64| -> Vec<f64> {
         let at = |g: f64, u: f64| derivative_at_zero(|h| fwd(&[g + h * dg], &[u + h * du])[0]);
         gate.iter().zip(up).zip(dy).map(|((&g, &u), d)| d * at(g, u)).collect()
@@ -26,8 +26,8 @@ pub fn fwd_rounded(gate: &[f64], up: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(g, u)| approximate(g / denominator(*g), 2.0 * ULP) * u).collect()
 }
 
-/// [`bwd`] with the kernel's roundings.
-pub fn bwd_rounded(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
+/// [`gradients_of_gate_up`] with the kernel's roundings.
+pub fn gradients_of_gate_up_rounded(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let one = |((&g, &u), &dy): ((&f64, &f64), &f64)| {
         let s = approximate(1.0 / denominator(g), 2.0 * ULP);
         let bend = f32(1.0 + f32(g * f32(1.0 - s)));

@@ -56,10 +56,10 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub FWD_F32, "swiglu_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| cuh::plan_map("swiglu_fwd_f32", p.count));
-kernel!(pub FWD_BF16, "swiglu_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, _| cuh::plan_map("swiglu_fwd_bf16", p.count));
-kernel!(pub BWD_F32, "swiglu_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| cuh::plan_map("swiglu_bwd_f32", p.count));
-kernel!(pub BWD_BF16, "swiglu_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, _| cuh::plan_map("swiglu_bwd_bf16", p.count));
+kernel!(pub FWD_F32, "swiglu_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| cuh::plan_elementwise("swiglu_fwd_f32", p.count));
+kernel!(pub FWD_BF16, "swiglu_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, _| cuh::plan_elementwise("swiglu_fwd_bf16", p.count));
+kernel!(pub BWD_F32, "swiglu_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, _| cuh::plan_elementwise("swiglu_bwd_f32", p.count));
+kernel!(pub BWD_BF16, "swiglu_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, _| cuh::plan_elementwise("swiglu_bwd_bf16", p.count));
 
 /// Returns the launch of the forward kernel; `dtype` is that of every operand, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
@@ -75,7 +75,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 11.0 * n, bytes: 5.0 * n * dtype.size() as f64 })
 }
 
-/// Shapes (count, scale of the inputs) that the checks use.
-pub fn test_shapes() -> Vec<(usize, f32)> {
+/// Number of elements and scale of the random inputs, for each case of the checks.
+pub fn test_cases_count_scale() -> Vec<(usize, f32)> {
     vec![(1, 1.0), (17, 1.0), (8191, 3.0), (4096 * 5 + 3, 20.0)]
 }

@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, test_cases_tokens_hidden_vocab};
 use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{assert_close, assert_rounded};
@@ -14,7 +14,7 @@ fn ids(tokens: usize, vocab: usize) -> Vec<i32> {
 }
 
 fn picks_rows() {
-    for (tokens, hidden, vocab) in test_shapes() {
+    for (tokens, hidden, vocab) in test_cases_tokens_hidden_vocab() {
         for (from, to) in [(F32, F32), (F32, BF16), (BF16, F32), (BF16, BF16)] {
             let (table, ids) = (TestArray::new(from, &normal_numbers(vocab * hidden, 1, 1.0)), ids(tokens, vocab));
             let y = TestArray::output(to, tokens * hidden);
@@ -34,11 +34,11 @@ fn picks_rows() {
     }
 }
 
-/// Tolerance as a multiple of the error of one rounding: ten additions to one element need four.
+/// Tolerance as a multiple of the error of one rounding. Ten additions to one element of dw need a factor of four.
 const ROUNDING_FACTOR_SUM: f64 = 4.0;
 
 fn adds_gradients_to_rows() {
-    for (tokens, hidden, vocab) in test_shapes() {
+    for (tokens, hidden, vocab) in test_cases_tokens_hidden_vocab() {
         for dtype in [F32, BF16] {
             let (dy, ids) = (TestArray::new(dtype, &normal_numbers(tokens * hidden, 1, 1.0)), ids(tokens, vocab));
             let before = normal_numbers(vocab * hidden, 2, 1.0);
@@ -71,8 +71,8 @@ fn adds_gradients_to_rows() {
     }
 }
 
-/// Returns the vision slots of the tokens and the number of vision rows. Two tokens in three have a slot, the others
-/// -1. The slots descend, and one of them is out of range.
+/// Returns each token's vision slot (the vision row that replaces the token), and the number of vision rows. Two
+/// tokens in three have a slot, the others -1. The slots descend, and one of them is out of range.
 fn slots(tokens: usize) -> (Vec<i32>, usize) {
     let mut slots: Vec<i32> = (0..tokens as i32).map(|t| if t % 3 == 1 { -1 } else { tokens as i32 - 1 - t }).collect();
     let rows = tokens + 2;
@@ -83,7 +83,7 @@ fn slots(tokens: usize) -> (Vec<i32>, usize) {
 }
 
 fn places_rows_of_vision() {
-    for (tokens, hidden, vocab) in test_shapes() {
+    for (tokens, hidden, vocab) in test_cases_tokens_hidden_vocab() {
         for (from, to) in [(F32, F32), (F32, BF16), (BF16, F32), (BF16, BF16)] {
             let (table, ids) = (TestArray::new(from, &normal_numbers(vocab * hidden, 1, 1.0)), ids(tokens, vocab));
             let (slots, placed) = slots(tokens);
@@ -109,7 +109,7 @@ fn places_rows_of_vision() {
     }
 }
 
-/// Launches the backward kernel, updates `dw` and returns d_vision; `want` says which of the two the kernel writes.
+/// Launches the backward kernel, updates `dw` and returns d_vision. `want` = [write dw, write d_vision].
 fn backward(
     dtype: DType,
     ids: &[i32],
@@ -137,7 +137,7 @@ fn backward(
 }
 
 fn gradients_of_placed_rows_go_to_vision() {
-    for (tokens, hidden, vocab) in test_shapes() {
+    for (tokens, hidden, vocab) in test_cases_tokens_hidden_vocab() {
         for dtype in [F32, BF16] {
             let (dy, ids) = (TestArray::new(dtype, &normal_numbers(tokens * hidden, 1, 1.0)), ids(tokens, vocab));
             let (slots, _) = slots(tokens);

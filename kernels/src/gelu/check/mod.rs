@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, bwd, formula, fwd, tanh_bwd, tanh_fwd, test_shapes};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, tanh_bwd, tanh_fwd, test_cases_count_scale};
 use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
@@ -6,8 +6,8 @@ use crate::{DType, Launch};
 
 checks!(both_forms_equal_the_formula, gradient_equals_differences_of_the_formula, edges);
 
-/// Tolerance of the exact form in f32, as a multiple of the error of one rounding: its polynomial for Mills' ratio
-/// (`cpu.rs`) is accurate to 7e-8.
+/// Tolerance of the exact form in f32, as a multiple of the error of one rounding. It covers the polynomial for
+/// Mills' ratio (`cpu.rs`), whose relative error is up to 7e-8.
 const ROUNDING_FACTOR_FIT: f64 = 5.0;
 /// Tolerance of the f32 gradient, as a multiple of the error of one rounding: the two terms of the gradient cancel
 /// where the slope is near 0.
@@ -21,7 +21,7 @@ fn both_forms_equal_the_formula() {
         [(fwd, formula::fwd, formula::fwd_rounded), (tanh_fwd, formula::tanh_fwd, formula::tanh_fwd_rounded)];
     for (i, (launch, formula, with_roundings)) in forms.into_iter().enumerate() {
         for dtype in [F32, BF16] {
-            for (n, scale) in test_shapes() {
+            for (n, scale) in test_cases_count_scale() {
                 let (x, y) = (TestArray::new(dtype, &normal_numbers(n, 1, scale)), TestArray::output(dtype, n));
                 run(&launch(dtype, &FwdParams { x: x.addr(), y: y.addr(), count: n as u64 }), 2);
                 let each = |f: fn(f64) -> f64| x.to_f64().into_iter().map(f).collect::<Vec<f64>>();
@@ -38,11 +38,13 @@ fn both_forms_equal_the_formula() {
 type Bwd = (fn(DType, &BwdParams) -> Launch, fn(f64) -> f64, fn(f64) -> f64);
 
 fn gradient_equals_differences_of_the_formula() {
-    let forms: [Bwd; 2] =
-        [(bwd, formula::fwd, formula::slope_rounded), (tanh_bwd, formula::tanh_fwd, formula::tanh_slope_rounded)];
+    let forms: [Bwd; 2] = [
+        (bwd, formula::fwd, formula::derivative_rounded),
+        (tanh_bwd, formula::tanh_fwd, formula::tanh_derivative_rounded),
+    ];
     for (i, (launch, formula, with_roundings)) in forms.into_iter().enumerate() {
         for dtype in [F32, BF16] {
-            for (n, scale) in test_shapes() {
+            for (n, scale) in test_cases_count_scale() {
                 let (x, dy) = (
                     TestArray::new(dtype, &normal_numbers(n, 1, scale)),
                     TestArray::new(dtype, &normal_numbers(n, 2, 1.0)),
@@ -53,10 +55,10 @@ fn gradient_equals_differences_of_the_formula() {
                 let each = |f: &dyn Fn(f64) -> f64| -> Vec<f64> {
                     x.to_f64().iter().zip(dy.to_f64()).map(|(&x, dy)| dy * f(x)).collect()
                 };
-                let (with, want) = (each(&with_roundings), each(&|x| formula::slope(formula, x)));
+                let (with, want) = (each(&with_roundings), each(&|x| formula::derivative(formula, x)));
                 let rounding_factor = if dtype == F32 { ROUNDING_FACTOR_SLOPE } else { DEFAULT_ROUNDING_FACTOR };
-                // Near a zero of the slope its two terms cancel, and the relative error is large. A test of a single
-                // element therefore bounds the absolute error.
+                // Near a zero of GELU's derivative its two terms cancel, and the relative error is large. With a
+                // single element the check therefore bounds the absolute error.
                 if (dtype, n) == (F32, 1) {
                     let most = 3e-7 * (1.0 + dy.to_f64()[0].abs());
                     assert_close("dx of one", &dx.values(), &want, f64::MAX, most);

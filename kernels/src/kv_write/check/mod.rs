@@ -25,7 +25,8 @@ fn writes_its_slots_and_nothing_else() {
 
 fn fills((tokens, kv_heads, head_dim, threads, page, seed): Case) {
     let (row, pages) = (kv_heads * head_dim, 512usize.div_ceil(page));
-    // A permutation of all cache slots, by a multiplier that is coprime to their number. Some tokens have no slot.
+    // `place` permutes all cache slots: 257 is coprime to their number. One token in five gets a negative slot, which
+    // means none.
     let place = |t: usize| ((t * 257 + (seed % 1000) as usize) % (pages * page)) as i32;
     let none = |t: usize| (t as u64 + seed).is_multiple_of(5);
     let slots: Vec<i32> = (0..tokens).map(|t| if none(t) { -1 - place(t) } else { place(t) }).collect();

@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, bwd, formula, fwd, part_count, test_shapes};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, row_block_count, test_cases_rows_cols_scale_mean};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::{self, unrounded};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
@@ -15,7 +15,8 @@ checks!(
 const EPS: f32 = 1e-6;
 
 /// Tolerance as a multiple of the error of one rounding, for rows whose mean is `far` times their standard deviation.
-/// In f32, mean and rstd have errors of two units in the last place, which shift the whole row.
+/// In f32, mean and rstd have errors of two units in the last place. The error of the mean shifts all elements of the
+/// row.
 fn rounding_factor(dtype: DType, far: f32) -> f64 {
     if dtype == F32 { ROUNDING_FACTOR_F32 * (1.0 + far as f64) } else { DEFAULT_ROUNDING_FACTOR }
 }
@@ -29,7 +30,7 @@ fn statistics(f: Statistics, x: &[f64], cols: usize) -> Vec<(f64, f64)> {
     x.chunks_exact(cols).map(|x| f(x, EPS as f64)).collect()
 }
 
-/// Returns seeded numbers around a mean.
+/// Returns pseudo-random numbers with the given mean and standard deviation `scale`.
 fn around(count: usize, seed: u64, scale: f32, mean: f32) -> Vec<f32> {
     normal_numbers(count, seed, scale).into_iter().map(|x| x + mean).collect()
 }
@@ -64,7 +65,8 @@ fn backward(
 ) -> [Vec<f32>; 3] {
     let rows = rstd.len();
     let dx = TestArray::output(dtype, rows * cols);
-    let (mut dw, mut db, mut partial) = (vec![0.5; cols], vec![0.5; cols], vec![f32::NAN; 2 * part_count(rows) * cols]);
+    let (mut dw, mut db, mut partial) =
+        (vec![0.5; cols], vec![0.5; cols], vec![f32::NAN; 2 * row_block_count(rows) * cols]);
     let params = BwdParams {
         x: x.addr(),
         w: w.addr(),
@@ -97,7 +99,7 @@ fn inputs(dtype: DType, (rows, cols, scale, mean): (usize, usize, f32, f32)) -> 
 }
 
 fn equals_the_formula() {
-    for case in test_shapes() {
+    for case in test_cases_rows_cols_scale_mean() {
         let (rows, cols, scale, mean) = case;
         for dtype in [F32, BF16] {
             let [x, w, b, _] = inputs(dtype, case);
@@ -107,7 +109,7 @@ fn equals_the_formula() {
             let [with, want] =
                 [formula::mean_and_rstd_rounded, formula::mean_and_rstd].map(|f: Statistics| statistics(f, &x, cols));
             let with_y = formula::fwd(&x, [&w, &b], &with, rounding::f32);
-            // With one column x − mean is 0, so y is the bias.
+            // With one column, x − mean is 0, so y equals the bias b.
             let want_y = formula::fwd(&x, [&w, &b], &want, unrounded);
             assert_rounded(&name, dtype, &y, &with_y, &want_y, rounding_factor(dtype, (mean / scale).abs()));
             let column = |s: &[(f64, f64)], k: fn(&(f64, f64)) -> f64| s.iter().map(k).collect::<Vec<f64>>();
@@ -125,7 +127,7 @@ fn equals_the_formula() {
 }
 
 fn gradient_equals_the_formula() {
-    for case in test_shapes().into_iter().filter(|c| c.1 > 1) {
+    for case in test_cases_rows_cols_scale_mean().into_iter().filter(|c| c.1 > 1) {
         let (rows, cols, scale, mean) = case;
         for dtype in [F32, BF16] {
             let [x, w, b, dy] = inputs(dtype, case);
@@ -133,7 +135,8 @@ fn gradient_equals_the_formula() {
             let got = backward(dtype, [&x, &w, &dy], [&means, &rstds], cols, 2);
             let given: Vec<(f64, f64)> = means.iter().zip(&rstds).map(|(&m, &r)| (m as f64, r as f64)).collect();
             let [with, want] =
-                [formula::bwd_rounded, formula::bwd].map(|f| f(&x.to_f64(), &w.to_f64(), &dy.to_f64(), &given));
+                [formula::gradients_of_x_w_b_rounded, formula::gradients_of_x_w_b]
+                .map(|f| f(&x.to_f64(), &w.to_f64(), &dy.to_f64(), &given));
             let name = format!("{dtype} {rows}x{cols}");
             let of_dx = rounding_factor(dtype, (mean / scale).abs());
             assert_rounded(&format!("dx {name}"), dtype, &got[0], &with[0], &want[0], of_dx);

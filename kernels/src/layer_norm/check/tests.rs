@@ -11,7 +11,7 @@ fn the_chain_rule_equals_differences() {
         y.iter().zip(&dy).map(|(y, d)| y * d).sum()
     };
     let [x, w, _] = &inputs;
-    let got = formula::bwd(x, w, &dy, &statistics(formula::mean_and_rstd, x, cols));
+    let got = formula::gradients_of_x_w_b(x, w, &dy, &statistics(formula::mean_and_rstd, x, cols));
     for (which, got) in got.iter().enumerate() {
         for (i, got) in got.iter().enumerate() {
             let want = derivative_at_zero(|h| {

@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes, workspace_bytes};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, test_cases_rows_vocab_width_spread_temperature, workspace_bytes};
 use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::assert_rounded;
@@ -22,7 +22,7 @@ struct Given {
     s: f32,
 }
 
-/// log_prob, entropy and lse of each row.
+/// [log_prob, entropy, lse], each with one element per row.
 type Answer = [Vec<f32>; 3];
 
 impl Given {
@@ -66,7 +66,8 @@ impl Given {
         [log_prob, entropy, lse]
     }
 
-    /// Launches the backward kernel on `columns` columns of the vocabulary at a time and returns all of d_logits.
+    /// Launches the backward kernel on chunks of `columns` columns of the vocabulary, one after the other, and
+    /// returns d_logits of the whole vocabulary.
     fn backward(&self, answer: &Answer, d_log_prob: &[f32], d_entropy: Option<&[f32]>, columns: usize) -> Vec<f32> {
         let mut all = vec![0.0; self.rows() * self.vocab];
         for first in (0..self.vocab).step_by(columns) {
@@ -102,14 +103,16 @@ const ROUNDING_FACTOR_F32: f64 = 8.0;
 
 fn equals_the_formula() {
     for dtype in [F32, BF16] {
-        // Most cases have few rows, so errors are measured over all cases together.
+        // Most cases have so few rows that their error alone says little, so errors are measured over all cases
+        // together.
         let mut all: [(Vec<f32>, Vec<f64>, Vec<f64>); 3] = Default::default();
-        for case in test_shapes() {
+        for case in test_cases_rows_vocab_width_spread_temperature() {
             let given = Given::new(dtype, case);
             let got = given.forward(given.rows(), 2);
             let want: Vec<formula::RowResults> =
                 (0..given.rows()).map(|r| formula::fwd(&given.logits(r), given.targets[r], given.s as f64)).collect();
-            // Logits stay f32 sums for bf16 operands too; nothing is rounded to bf16.
+            // The kernel sums logits in f32 for bf16 operands too and never rounds them to bf16, so the tolerance is
+            // the same.
             let size = |r: usize| given.logits(r).iter().fold(1.0f64, |a, l| a.max((l * given.s as f64).abs()));
             for (r, want) in want.iter().enumerate() {
                 let rounded = given.logits_by(formula::logits_rounded, r);
@@ -136,7 +139,7 @@ fn equals_the_formula() {
 
 fn gradient_equals_the_formula() {
     for dtype in [F32, BF16] {
-        for case in test_shapes().into_iter().filter(|c| (2..400).contains(&c.1)) {
+        for case in test_cases_rows_vocab_width_spread_temperature().into_iter().filter(|c| (2..400).contains(&c.1)) {
             let given = Given::new(dtype, case);
             let answer = given.forward(given.rows(), 1);
             let (d_log_prob, d_entropy) = (normal_numbers(given.rows(), 5, 1.0), normal_numbers(given.rows(), 6, 1.0));
@@ -154,7 +157,7 @@ fn gradient_equals_the_formula() {
                     with.extend(formula::bwd_rounded(&rounded, target, s, grads, &of));
                 }
                 let name = format!(
-                    "d_logits of {case:?}, with a gradient of the entropy: {with_entropy}, in chunks of {columns} columns"
+                    "d_logits of {case:?} in chunks of {columns} columns (entropy gradient given: {with_entropy})"
                 );
                 let logits = (0..given.rows()).flat_map(|r| given.logits(r));
                 let largest = logits.fold(0.0f64, |a, l| a.max((l * given.s as f64).abs()));

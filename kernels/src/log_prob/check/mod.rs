@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, STATE_BYTES, bwd, formula, fwd, test_shapes};
+use super::{BwdParams, FwdParams, STATE_BYTES, bwd, formula, fwd, test_cases_rows_vocab_scale_temperature};
 use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
@@ -16,19 +16,20 @@ checks!(
     threads_and_other_rows_change_nothing
 );
 
-/// Launches the forward kernel on whole rows; returns log_prob and lse.
+/// Launches the forward kernel once, on the whole vocabulary; returns log_prob and lse.
 fn forward(logits: &[f32], targets: &[i32], inv_temperature: f32, threads: usize) -> (Vec<f32>, Vec<f32>) {
     let [log_prob, _, lse] = in_chunks(logits, targets, inv_temperature, usize::MAX, false, threads);
     (log_prob, lse)
 }
 
-/// Returns the columns `first .. first + columns` of every row.
+/// Returns the logits of the columns `first .. first + columns` of every row.
 fn part(logits: &[f32], rows: usize, first: usize, columns: usize) -> Vec<f32> {
     let vocab = logits.len() / rows;
     logits.chunks_exact(vocab).flat_map(|row| &row[first..first + columns]).copied().collect()
 }
 
-/// Returns log_prob, entropy (NaN unless requested) and lse, computed by launches of at most `most` columns each.
+/// Returns log_prob, entropy (NaN unless requested) and lse, computed by launches on chunks of at most `most`
+/// columns.
 fn in_chunks(
     logits: &[f32],
     targets: &[i32],
@@ -73,7 +74,7 @@ struct Grads<'a> {
     s: f32,
 }
 
-/// Returns the gradient, computed by launches of at most `most` columns each.
+/// Returns the gradient of the logits, computed by launches on chunks of at most `most` columns.
 fn backward(dtype: DType, logits: &[f32], g: &Grads, most: usize) -> Vec<f32> {
     let (rows, vocab) = (g.targets.len(), logits.len() / g.targets.len());
     let mut all = vec![0.0; logits.len()];
@@ -104,15 +105,15 @@ fn backward(dtype: DType, logits: &[f32], g: &Grads, most: usize) -> Vec<f32> {
     all
 }
 
-/// Returns targets that repeat every three rows: the column of the first row's largest logit, another column, and
-/// −100, which ignores the row.
+/// Returns the target of each row. Three kinds alternate: the column of the largest logit of the first row, some
+/// other column, and −100, which means that the row is ignored.
 fn targets(logits: &[f32], rows: usize, vocab: usize) -> Vec<i32> {
     let largest = (0..vocab).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or(0);
     (0..rows).map(|r| [largest as i32, (r * 7919 % vocab) as i32, -100][r % 3]).collect()
 }
 
 fn equals_the_formula_to_a_millionth() {
-    for (rows, vocab, scale, temperature) in test_shapes() {
+    for (rows, vocab, scale, temperature) in test_cases_rows_vocab_scale_temperature() {
         let (logits, s) = (normal_numbers(rows * vocab, 1, scale), 1.0 / temperature);
         let targets = targets(&logits, rows, vocab);
         let (log_prob, lse) = forward(&logits, &targets, s, 2);
@@ -123,9 +124,9 @@ fn equals_the_formula_to_a_millionth() {
         let want = each(&|l, t| formula::log_prob(l, t, s as f64));
         // The error is relative to the result, because a log-probability near 0 must keep its digits.
         for (i, (&got, &want)) in log_prob.iter().zip(&want).enumerate() {
-            // A log-probability near 0 is about −e^−x, where x is the target's lead over the other logits: a relative
-            // rounding error of x is multiplied by x, about the logarithm below. 1e-13 allows for the f64 rounding of
-            // the formula.
+            // A log-probability near 0 is about −e^−x, where x is the distance of the target's logit from the others.
+            // A relative rounding error of x is multiplied by x, which is about |ln| of the result, the last factor
+            // below. 1e-13 allows for the f64 rounding of the formula.
             let allowed = 4e-7 * want.abs() * want.abs().max(1e-300).ln().abs().max(1.0) + 1e-13;
             assert!((got as f64 - want).abs() <= allowed, "row {i} of {rows}x{vocab}: {got}, want {want}");
         }
@@ -153,7 +154,7 @@ pub(crate) fn gradient_tolerance(
 }
 
 fn gradient_equals_the_formula() {
-    for (rows, vocab, scale, temperature) in test_shapes().into_iter().filter(|c| c.1 > 1) {
+    for (rows, vocab, scale, temperature) in test_cases_rows_vocab_scale_temperature().into_iter().filter(|c| c.1 > 1) {
         let (logits, s, grad) =
             (normal_numbers(rows * vocab, 1, scale), 1.0 / temperature, normal_numbers(rows, 2, 1.0));
         let targets = targets(&logits, rows, vocab);
@@ -175,8 +176,8 @@ fn gradient_equals_the_formula() {
     }
 }
 
-/// Cases of launches by chunks: (rows, vocabulary, scale of the logits, temperature, columns per launch). The last
-/// launch may have fewer columns.
+/// Cases in which several launches compute a row: (rows, vocabulary, scale of the logits, temperature, columns per
+/// launch). The last launch of a row may have fewer columns.
 fn chunked() -> Vec<(usize, usize, f32, f32, usize)> {
     vec![
         (1, 1, 1.0, 1.0, 1),
@@ -188,7 +189,7 @@ fn chunked() -> Vec<(usize, usize, f32, f32, usize)> {
 }
 
 fn chunks_and_entropies_equal_the_formula() {
-    // Most cases have few rows, so errors are measured over all cases together.
+    // Most cases have so few rows that their error alone says little, so errors are measured over all cases together.
     let mut all: [(Vec<f32>, Vec<f64>, Vec<f64>); 3] = Default::default();
     for (rows, vocab, scale, temperature, columns) in chunked() {
         let (logits, s) = (normal_numbers(rows * vocab, 1, scale), 1.0 / temperature);
@@ -216,7 +217,7 @@ fn chunks_and_entropies_equal_the_formula() {
                 all.2.push(want[i]);
             }
         }
-        // Neither a requested entropy nor the number of threads may change the other results.
+        // Without the entropy and with another number of threads, log_prob and lse must keep their bits.
         let alone = in_chunks(&logits, &targets, s, columns, false, 3);
         assert_eq!((&alone[0], &alone[2]), (&got[0], &got[2]), "{rows}x{vocab}");
     }

@@ -1,5 +1,5 @@
-//! Matrix products with AVX2 and FMA: the portable code for tiles of 6 × 16 results, which occupy 12 of the 16
-//! registers, and functions that transpose B in registers.
+//! Matrix products with AVX2 and FMA: the portable code, compiled for tiles of 6 × 16 results, which occupy 12 of the
+//! 16 registers, and functions that transpose B in registers.
 
 use super::portable::{self, multiply_tile};
 use super::{Code, Part, Source, Tile, Unit};

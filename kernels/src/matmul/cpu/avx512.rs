@@ -46,7 +46,7 @@ pub(super) static F32: Code = Code {
     thin: Some((12, thin)),
 };
 
-/// Arithmetic by the processor's dot product of bf16 pairs.
+/// The functions that multiply with the processor's dot product of bf16 pairs.
 pub(super) static BF16: Code = Code {
     mr: 12,
     nr: 32,
@@ -72,7 +72,7 @@ pub(super) static BF16: Code = Code {
     thin: Some((12, thin_bf16)),
 };
 
-/// Returns `acc + b * a` for every lane, where all lanes have the same unit `a`. Every sum is a chain of this one
+/// Returns `acc + b * a` for every lane; `a` is the same unit in all lanes. Every sum is a chain of this one
 /// instruction.
 macro_rules! step {
     (f32, $acc:expr, $b:expr, $a:expr) => {
@@ -90,7 +90,8 @@ macro_rules! step {
     }};
 }
 
-/// The index of the word of row `i` and unit `u` of A: packed as `[units][MR]`, or in rows `stride` words apart.
+/// The index of the 32-bit word that holds unit `u` of row `i` of A. A is packed as `[units][MR]`, or its rows are
+/// `stride` words apart.
 macro_rules! word_of_a {
     ($u:ident, $i:ident) => {
         $u * MR + $i
@@ -148,7 +149,7 @@ macro_rules! tile {
 }
 tile!(tile_f32, "avx512f,avx512bw", f32);
 tile!(tile_bf16, "avx512f,avx512bw,avx512bf16", bf16);
-// Reads rows of A that are not packed.
+// Tile functions that read the rows of A where they are stored, without packing.
 tile!(tile_direct, "avx512f,avx512bw", f32, stride);
 
 /// Transposes 16 rows of 16 words.
@@ -328,8 +329,8 @@ macro_rules! thin {
             }
         }
 
-        /// Adds the products of the next `units` units along k to the sums. `columns` holds 16 units of each of 16
-        /// rows of B (32 units if they are bf16 that must be widened).
+        /// Adds the products of the next `units` units along k to the sums. Of each of 16 rows of B, `columns` holds
+        /// 16 units (32 if they are bf16 that must be widened).
         #[target_feature(enable = $features)]
         #[inline]
         unsafe fn $advance<const M: usize>(
@@ -365,8 +366,9 @@ macro_rules! thin {
             let mut sums = [_mm512_setzero_ps(); M];
             let whole = if rows >= 16 { stride / 64 } else { 0 };
             for c in 0..whole {
-                // Prefetches AHEAD cache lines ahead in the same rows, and near their end in the next 16 rows: the
-                // processor's own prefetcher does not follow so many short streams. A prefetch may name any address.
+                // Prefetches the cache line that is AHEAD lines further in the same row, or near the row's end in a
+                // row of the next 16: the processor's own prefetcher does not follow so many short streams. A
+                // prefetch may name any address.
                 let ahead = match (c + AHEAD).checked_sub(whole) {
                     Some(c) => 16 * stride + c * 64,
                     None => (c + AHEAD) * 64,

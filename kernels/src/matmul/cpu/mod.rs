@@ -34,30 +34,30 @@ use crate::{DType, Element, Team, simd_fn};
 use half::bf16;
 use std::cell::RefCell;
 
-/// Maximum number of units (elements along k, or pairs of bf16) that are packed at a time: 64 packed rows of B then
-/// fill a quarter of a second-level cache.
+/// Maximum number of units along k (elements, or pairs of bf16) that are packed at a time. 64 packed rows of B of
+/// this length fill a quarter of a second-level cache.
 const UNITS: usize = 1024;
 /// Maximum number of rows of A that one task multiplies with its block of B.
 const TASK_ROWS: usize = 512;
-/// Maximum number of units (f32 elements) per row for which A is read unpacked: longer rows would compete for few
-/// sets of the cache.
+/// Maximum number of units (f32 elements) per row for which A is read without packing. Longer rows would compete for
+/// the same few sets of the cache.
 const DIRECT_UNITS: usize = 512;
-/// From this number of tiles of A per thread on, every thread gets its own rows of A.
+/// If each thread has at least this many tiles of A to compute, every thread gets its own rows of A.
 const OWN_TILES: usize = 4;
-/// Bytes of A that are packed at a time.
+/// Maximum number of bytes of A that are packed at a time.
 const PACKED_A: usize = 16 << 20;
-/// Maximum number of bytes of B that one task reads if A has few rows. The task prefetches the rows after the current
-/// ones, which helps only if the same thread reads them.
+/// Maximum number of bytes of B that one task reads in a product with few rows of A. The task prefetches the rows
+/// that follow, which helps only if the same thread then reads them.
 const THIN_BYTES: usize = 2048 << 10;
 /// Number of rows of B that a product with few rows of A reads at a time.
 const THIN_ROWS: usize = 16;
 /// The largest number of rows of A for which an instruction set has a [`Thin`] function.
 const THIN_MOST: usize = 12;
-/// With fewer units of A than this, one thread packs all of them.
+/// If A has fewer units than this, one thread packs all of them.
 const PACK_ALONE: usize = 16 << 10;
 
-/// A unit is one element along k, or a pair of bf16. The variants say how a unit is stored in an operand and how it
-/// is packed.
+/// What the product computes with: a "unit" is one element along k, or a pair of bf16 elements. The variants say how
+/// units are stored in an operand and how they are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unit {
     /// An f32.
@@ -85,7 +85,7 @@ impl Unit {
     }
 }
 
-/// An operand of a product, as stored.
+/// An operand of a product, as it lies in memory before packing.
 #[derive(Clone, Copy)]
 struct Source {
     base: *const u8,
@@ -118,7 +118,7 @@ type Pack = unsafe fn(&Source, Part, usize, *mut u32);
 /// of B from `row` on; `acc` is `[m][THIN_ROWS]`.
 type Thin = unsafe fn(usize, *const u32, &Source, usize, usize, *mut f32);
 
-/// The functions for one instruction set and one kind of units.
+/// The functions for one instruction set and one kind of unit.
 struct Code {
     mr: usize,
     nr: usize,
@@ -152,9 +152,9 @@ impl Scratch {
 }
 
 thread_local! {
-    /// Packed A, owned by the thread that launches.
+    /// Packed units of A, in the thread that launches the product.
     static LAUNCH: RefCell<Scratch> = RefCell::default();
-    /// Packed B and partial sums, owned by the thread that computes.
+    /// Packed units of B and partial sums, in the thread that computes with them.
     static TASK: RefCell<Scratch> = RefCell::default();
 }
 
@@ -222,7 +222,7 @@ pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
     });
 }
 
-/// A product that is being computed.
+/// A product in progress: its operands in memory, its result, and the code that computes it.
 struct Product<'a, T> {
     m: usize,
     n: usize,
@@ -267,7 +267,7 @@ impl<'a, T: Element> Product<'a, T> {
     unsafe fn block(&self, row: usize, rows: usize, scratch: &mut Scratch) {
         let nr = self.code.nr;
         let tiles = rows.div_ceil(self.code.mr);
-        // All tiles get the same height, so that the last one is not much smaller.
+        // All tiles get nearly the same number of rows, so that the last one is not much smaller than the others.
         let mr = rows.div_ceil(tiles);
         let packed = Packed(scratch.words(tiles * mr * self.units));
         let pack = |tile: usize| {
@@ -286,7 +286,7 @@ impl<'a, T: Element> Product<'a, T> {
         let panels = self.n.div_ceil(nr);
         let threads = self.team.threads();
         // With many rows of A each thread computes its own rows of C, which are then in its cache for the next
-        // launch. The price is that every thread packs B.
+        // launch. The cost is that every thread packs B for itself.
         let own = if tiles >= OWN_TILES * threads { threads } else { 1 };
         let wide = if panels.div_ceil(2) * own >= 4 * threads || threads == 1 { 2 } else { 1 };
         let columns = panels.div_ceil(wide);
@@ -322,7 +322,8 @@ impl<'a, T: Element> Product<'a, T> {
     ) {
         let nr = self.code.nr;
         let blocks = self.units.div_ceil(UNITS).max(1);
-        // Multiples of 32 units are whole cache lines of B's rows.
+        // 32 units are a whole number of cache lines, so the blocks of a row of B start at cache lines if the row
+        // does.
         let step = self.units.div_ceil(blocks).next_multiple_of(32);
         let area = mr * nr;
         let b_words = panels.len() * step * nr;
@@ -416,8 +417,8 @@ simd_fn! {
     }
 }
 
-/// Returns the number of runs into which `groups` groups are divided, each of at most `most` groups. With enough
-/// groups the number is a multiple of `threads`, so that all threads end together.
+/// Divides `groups` groups into runs of at most `most` groups and returns the number of runs. With enough groups it
+/// is a multiple of `threads`, so that all threads end at about the same time.
 fn runs(groups: usize, most: usize, threads: usize) -> usize {
     groups.div_ceil(most).next_multiple_of(threads).min(groups).max(1)
 }

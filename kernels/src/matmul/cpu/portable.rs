@@ -42,7 +42,7 @@ pub(super) unsafe fn multiply_tile<const MR: usize, const NR: usize, const FMA: 
     for (a, b) in a.iter().zip(b) {
         for i in 0..MR {
             for j in 0..NR {
-                // On a processor without FMA, `mul_add` would be a library call.
+                // Without the FMA instruction, `mul_add` would call a slow library function.
                 sums[i][j] = if FMA { a[i].mul_add(b[j], sums[i][j]) } else { a[i] * b[j] + sums[i][j] };
             }
         }
@@ -50,7 +50,7 @@ pub(super) unsafe fn multiply_tile<const MR: usize, const NR: usize, const FMA: 
     *acc = sums;
 }
 
-/// Packs units as f32.
+/// Packs a block of an operand, each element as one f32.
 ///
 /// # Safety
 /// The part lies inside the source, and `dst` has room for `[part.units][width]`.

@@ -19,7 +19,7 @@ checks!(
     padding_rows_get_zeros_and_change_no_other_row,
 );
 
-/// Heads, head size and element type of a model, and the instruction set that computes it on device `cpu`.
+/// A model: the shape and element type of its attention, and the instruction set that computes it on device `cpu`.
 #[derive(Clone, Copy, Debug)]
 struct Model {
     heads: usize,
@@ -108,8 +108,8 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
     bits(&o)
 }
 
-/// Returns the output bits of one paged launch over sequences of (tokens, keys in the cache, how many of these are
-/// new). The cache has its pages in shuffled order and NaN in every slot without a key.
+/// Returns the output bits of one paged launch. A sequence is (its tokens, number of keys in the cache, how many of
+/// these keys are new). The pages of the cache are in shuffled order, and slots without a key hold NaN.
 fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, seed: usize) -> Vec<u32> {
     let (row, kv_row, page) = (model.row(), model.kv_row(), 16 << (seed % 5));
     let max_blocks = sequences.iter().map(|s| s.1.div_ceil(page)).max().unwrap_or(0) + seed % 2;
@@ -119,14 +119,14 @@ fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, s
     let mut q = Vec::new();
     for (n, &(tokens, keys, new)) in sequences.iter().enumerate() {
         for j in 0..keys {
-            // The number of blocks is odd, so that twice an index plus a constant reaches every block once.
+            // Twice an index modulo the number of blocks: the number is odd, so every index gets a block of its own.
             let block = (2 * (n * max_blocks + j / page) + seed) % blocks;
             tables[n * max_blocks + j / page] = block as i32;
             let at = (block * page + j % page) * kv_row;
             k[at..at + kv_row].copy_from_slice(&tokens.k[j * kv_row..(j + 1) * kv_row]);
             v[at..at + kv_row].copy_from_slice(&tokens.v[j * kv_row..(j + 1) * kv_row]);
         }
-        // A padding row has a query and no key.
+        // A sequence without keys is padding; its row has a query nevertheless.
         let first = keys.saturating_sub(new);
         q.extend_from_slice(&tokens.q[first * row..(first + new) * row]);
     }
@@ -180,7 +180,8 @@ fn values(bits: &[u32]) -> Vec<f32> {
 /// and over the keys, with large scores.
 const ROUNDING_FACTOR_F32: f64 = 60.0;
 
-/// Returns the formula's outputs of a sequence's last `new` tokens: with a kernel's roundings, and exact.
+/// Returns the outputs of a sequence's last `new` tokens: [by the formula with a kernel's roundings, by the exact
+/// formula].
 fn formulas(model: &Model, tokens: &Tokens, new: usize) -> [Vec<f64>; 2] {
     let case = PackedBatch {
         lengths: vec![tokens.len],
@@ -249,7 +250,8 @@ fn a_prompt_cut_anyhow_gives_the_same_bits() {
             let want = packed(&model, &[&me], 1);
             let prefill = paged(&model, &[(&other, 40, 1), (&me, len, len)], 1, 3);
             assert!(prefill[row..] == want, "{model:?}: prefill differs from packed attention");
-            // Computes the second chunk of the prompt, with and without a workspace, in other pages.
+            // Computes the second part of the prompt as a chunk of its own, with and without a workspace, in other
+            // pages of the cache.
             let cut = len / 2 + 3;
             for seed in [4, 6] {
                 let chunk = paged(&model, &[(&me, len, len - cut), (&other, 9, 9)], 1, seed);

@@ -13,12 +13,12 @@ fn models() -> impl Strategy<Value = Model> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(30))]
-    /// However a sequence is computed, its outputs equal bit for bit those of a packed forward pass over this
-    /// sequence alone, on one thread.
+    /// The outputs of a sequence do not depend on how it is computed: they equal, bit for bit, those of a packed
+    /// forward pass over this sequence alone, on one thread.
     #[test]
     fn packed_prefill_chunks_and_decode_agree_bit_for_bit(
         model in models(),
-        // Lengths above 512 keys have a second segment.
+        // Sequences of more than 512 keys have a second segment.
         len in prop::sample::select(vec![1usize, 17, 63, 64, 65, 130, 511, 512, 513, 600, 1090]),
         neighbours in prop::collection::vec(1usize..90, 0..3),
         chunk in 1usize..200,
@@ -52,7 +52,7 @@ proptest! {
             prop_assert!(got[..new * row] == want[(end - new) * row..end * row], "chunk up to {end}");
         }
 
-        // Decodes token by token: all tokens of a short sequence; of a long one those at the ends of blocks and
+        // Decodes token by token. In a long sequence it decodes only the tokens at the ends of key blocks and
         // segments.
         for keys in (1..=len).filter(|k| len < 70 || *k == len || (k + 1) % BLOCK_TOKENS <= 2) {
             let got = paged(&model, &[(&me, keys, 1)], threads, seed);
@@ -61,7 +61,8 @@ proptest! {
     }
 }
 
-/// The paged launch of a prompt has the bits of the packed launch, which other checks compare with the formula.
+/// A paged launch of a prompt and a packed launch give the same bits. Other checks compare the packed launch with the
+/// formula.
 #[test]
 fn the_launch_equals_the_packed_one() {
     for dtype in [F32, BF16] {

@@ -6,7 +6,7 @@ fn products_are_the_useful_ones_and_without_bank_conflicts() {
     on_sim(|| {
         let (shape, embed) = ([2, 112, 112, 14, 2, 2], 256);
         let (frames, pixels) = (pixel_levels(2 * 112 * 112 * 3), pixels(shape));
-        let (patches, row) = (pixels.patch_count(), pixels.patch_len());
+        let (patches, row) = (pixels.patch_count(), pixels.elements_per_patch());
         for dtype in [F32, BF16] {
             let (x, y) = (
                 TestArray::new(dtype, &normal_numbers(embed * row, 1, 0.1)),

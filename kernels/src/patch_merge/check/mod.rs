@@ -1,10 +1,10 @@
-use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, test_cases_rows_cols_scale};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding;
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::assert_close;
 use crate::rms_norm::check::EPS;
-use crate::rms_norm::{self, part_count};
+use crate::rms_norm::{self, row_block_count};
 use crate::{Addr, DType};
 
 checks!(equals_the_formula, gradient_equals_differences_of_the_formula, equals_gather_then_rms_norm);
@@ -41,9 +41,9 @@ fn inputs(dtype: DType, rows: usize, cols: usize, scale: f32) -> [TestArray; 3] 
 }
 
 fn equals_the_formula() {
-    for (rows, cols, scale) in test_shapes() {
-        // The bf16 formula rounds twice, as the kernel does: without the inner rounding the distance would be above
-        // 1e-3.
+    for (rows, cols, scale) in test_cases_rows_cols_scale() {
+        // The bf16 formula rounds twice, as the kernel does. With one rounding, the result would be more than 1e-3
+        // away from the kernel's.
         for (dtype, tol, round) in [(F32, 1e-6, rounding::unrounded as fn(f64) -> f64), (BF16, 3e-4, rounding::bf16)] {
             let ([x, w, _], index) = (inputs(dtype, rows, cols, scale), index(rows));
             let (y, _) = forward(dtype, &x, &index, &w, cols);
@@ -57,7 +57,7 @@ fn equals_the_formula() {
 fn backward(dtype: DType, [x, w, dy]: [&TestArray; 3], index: &[i32], rstd: &[f32], cols: usize) -> [Vec<f32>; 2] {
     let rows = index.len();
     let (dx, frozen) = (TestArray::output(dtype, rows * cols), TestArray::output(dtype, rows * cols));
-    let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; part_count(rows) * cols]);
+    let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; row_block_count(rows) * cols]);
     let params = BwdParams {
         x: x.addr(),
         index: addr(index),
@@ -77,12 +77,12 @@ fn backward(dtype: DType, [x, w, dy]: [&TestArray; 3], index: &[i32], rstd: &[f3
 }
 
 fn gradient_equals_differences_of_the_formula() {
-    for (rows, cols, scale) in test_shapes().into_iter().filter(|c| c.1 > 1 && c.1 < 1000) {
+    for (rows, cols, scale) in test_cases_rows_cols_scale().into_iter().filter(|c| c.1 > 1 && c.1 < 1000) {
         for (dtype, tol) in [(F32, 1e-4), (BF16, 4e-3)] {
             let ([x, w, dy], index) = (inputs(dtype, rows, cols, scale), index(rows));
             let (_, rstd) = forward(dtype, &x, &index, &w, cols);
             let [dx, dw] = backward(dtype, [&x, &w, &dy], &index, &rstd, cols);
-            let [want_dx, want_dw] = formula::bwd(&x.to_f64(), &index, &w.to_f64(), &dy.to_f64(), EPS as f64);
+            let [want_dx, want_dw] = formula::gradients_of_x_w(&x.to_f64(), &index, &w.to_f64(), &dy.to_f64(), EPS as f64);
             assert_close(&format!("dx {dtype} {rows}x{cols}"), &dx, &want_dx, tol, f64::MAX);
             let want_dw: Vec<f64> = want_dw.iter().map(|d| d + 0.5).collect();
             assert_close(&format!("dw {dtype} {rows}x{cols}"), &dw, &want_dw, 1e-5, f64::MAX);
@@ -92,7 +92,7 @@ fn gradient_equals_differences_of_the_formula() {
 
 /// The results equal, bit for bit, those of a gather of rows followed by `rms_norm`.
 fn equals_gather_then_rms_norm() {
-    for (rows, cols, scale) in test_shapes() {
+    for (rows, cols, scale) in test_cases_rows_cols_scale() {
         for dtype in [F32, BF16] {
             let ([x, w, dy], index) = (inputs(dtype, rows, cols, scale), index(rows));
             let (y, rstd) = forward(dtype, &x, &index, &w, cols);

@@ -8,7 +8,7 @@ fn reads_each_row_once() {
         let (rows, cols, dtype) = (4096, 1280, BF16);
         let ([x, w, dy], index) = (inputs(dtype, rows, cols, 1.0), index(rows));
         let (y, mut rstd) = (TestArray::output(dtype, rows * cols), vec![1.0f32; rows]);
-        let (mut dw, mut partial) = (vec![0.0; cols], vec![f32::NAN; part_count(rows) * cols]);
+        let (mut dw, mut partial) = (vec![0.0; cols], vec![f32::NAN; row_block_count(rows) * cols]);
         let (x, w, y, dy) = (x.addr(), w.addr(), y.addr(), dy.addr());
         let (index, rstd, rows, cols) = (addr(&index), addr_mut(&mut rstd), rows as u32, cols as u32);
         let params = FwdParams { x, index, w, y, rstd, rows, cols, eps: EPS, reserved: 0 };

@@ -1,5 +1,5 @@
 use super::formula::HeadOperands;
-use super::{BwdParams, FwdParams, ImageBatch, bwd, formula, fwd, test_shapes};
+use super::{BwdParams, FwdParams, ImageBatch, bwd, formula, fwd, test_image_batches};
 use crate::DType::{self, BF16, F32};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded, check_close};
@@ -115,7 +115,7 @@ impl Given {
         }
     }
 
-    /// Calls f(index in an `[images, heads]` array, image, head) for every image and head.
+    /// Calls f(index of the pair in an `[images, heads]` array, image, head) for every pair of an image and a head.
     fn each(&self, mut f: impl FnMut(usize, usize, usize)) {
         for image in 0..self.case.lengths.len() {
             for head in 0..self.case.heads {
@@ -127,12 +127,12 @@ impl Given {
 
 fn equals_the_formula() {
     for dtype in [F32, BF16] {
-        for case in test_shapes() {
+        for case in test_image_batches() {
             let given = Given::new(dtype, &case);
             let got = given.run(2);
             let (mut o, mut lse) = (Vec::new(), Vec::new());
             given.each(|_, image, head| {
-                let (pooled, sum) = formula::fwd(&given.head(image, head));
+                let (pooled, sum) = formula::output_and_log_sum_exp(&given.head(image, head));
                 o.extend(pooled);
                 lse.push(sum);
             });
@@ -154,7 +154,7 @@ fn equals_the_formula() {
 
 fn gradients_equal_differences_of_the_formula() {
     for (dtype, tol) in [(F32, 2e-5), (BF16, 5e-3)] {
-        for case in test_shapes() {
+        for case in test_image_batches() {
             let given = Given::new(dtype, &case);
             let (d, row) = (case.head_dim, case.heads * case.head_dim);
             let got = given.run(3);
@@ -163,7 +163,7 @@ fn gradients_equal_differences_of_the_formula() {
             given.each(|at, image, head| {
                 let d_o = &d_o[at * d..][..d];
                 let delta = got.o[at * d..].iter().zip(d_o).map(|(&o, d)| o as f64 * d).sum();
-                let [q, k, v] = formula::bwd(&given.head(image, head), d_o, delta);
+                let [q, k, v] = formula::gradients_of_q_k_v(&given.head(image, head), d_o, delta);
                 dq[head * d..].iter_mut().zip(&q).for_each(|(sum, q)| *sum += q);
                 let first = given.cu_seqlens[image] as usize;
                 for (t, (k, v)) in k.chunks_exact(d).zip(v.chunks_exact(d)).enumerate() {
@@ -172,7 +172,8 @@ fn gradients_equal_differences_of_the_formula() {
                     dv[at..at + d].copy_from_slice(v);
                 }
             });
-            // If one softmax weight is almost 1, the terms of dq and dk cancel and only rounding errors remain.
+            // If one softmax weight is almost 1, the terms of dq and dk cancel and only rounding errors remain, so
+            // the check bounds the absolute error.
             let largest = |x: &TestArray| x.to_f64().iter().fold(0.0f64, |most, x| most.max(x.abs()));
             let term = largest(&given.v) * largest(&given.d_o) * d as f64 * largest(&given.k).max(largest(&given.q));
             for (name, got, want) in [("dq", &got.dq, &dq), ("dk", &got.dk, &dk)] {

@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, bwd, formula, fwd, test_shapes};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, test_cases_rows_cols_positions};
 use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr_mut, checks, normal_numbers, run};
 use crate::compare::assert_close;
@@ -6,7 +6,7 @@ use crate::compare::assert_close;
 checks!(adds_positions, the_gradient_sums_rows_of_a_position);
 
 fn adds_positions() {
-    for (rows, cols, positions) in test_shapes() {
+    for (rows, cols, positions) in test_cases_rows_cols_positions() {
         for dtype in [F32, BF16] {
             let data = |count, seed| TestArray::new(dtype, &normal_numbers(count, seed, 1.0));
             let (x, pos, y) = (data(rows * cols, 1), data(positions * cols, 2), TestArray::output(dtype, rows * cols));
@@ -20,7 +20,8 @@ fn adds_positions() {
                 reserved: 0,
             };
             run(&fwd(dtype, &params), 2);
-            // The kernel rounds one f32 sum once, which equals the rounded f64 sum of two f32.
+            // The kernel adds two f32 and rounds the sum once; the f64 sum of two f32, rounded to f32, is the same
+            // number.
             let want: Vec<f32> = formula::fwd(&x.to_f64(), &pos.to_f64()).iter().map(|&x| x as f32).collect();
             assert_eq!(
                 y.values(),
@@ -38,7 +39,7 @@ fn adds_positions() {
 }
 
 fn the_gradient_sums_rows_of_a_position() {
-    for (rows, cols, positions) in test_shapes() {
+    for (rows, cols, positions) in test_cases_rows_cols_positions() {
         for dtype in [F32, BF16] {
             let dy = TestArray::new(dtype, &normal_numbers(rows * cols, 1, 1.0));
             let before = normal_numbers(positions * cols, 2, 1.0);

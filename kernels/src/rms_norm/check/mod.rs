@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, bwd, formula, fwd, part_count, test_shapes};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, row_block_count, test_cases_rows_cols_scale};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::{self, unrounded};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
@@ -17,7 +17,8 @@ checks!(
 pub(crate) const EPS: f32 = 1e-6;
 
 /// Tolerance of f32 results, as a multiple of the error of one rounding. A row's rstd has an error of two units in
-/// its last place, which shifts the whole row, and in a gradient the component parallel to x cancels.
+/// its last place, which all elements of the row share. In a gradient, the component parallel to x cancels, which
+/// makes errors relatively larger.
 const ROUNDING_FACTOR_F32: f64 = 12.0;
 /// Tolerance of a sum over rows in f32, as a multiple of the error of one rounding.
 const ROUNDING_FACTOR_SUM: f64 = 10.0;
@@ -35,8 +36,9 @@ fn each_row(f: fn(&[f64], f64) -> f64, x: &[f64], cols: usize) -> Vec<f64> {
     x.chunks_exact(cols).map(|x| f(x, EPS as f64)).collect()
 }
 
-/// Asserts results whose rows are multiplied by a sum over the row. An error of that sum shifts the whole row, so
-/// with few rows in f32 the total error varies too much for a tight bound.
+/// Asserts that results are right whose rows were multiplied by rstd, which depends on a sum over the row. All
+/// elements of a row share the error of that sum, so with few f32 rows the total error varies too much for a tight
+/// bound.
 fn assert_rows(name: &str, dtype: DType, rows: usize, got: &[f32], with: &[f64], want: &[f64]) {
     match (dtype, rows) {
         (F32, ..4) => assert_close(name, got, want, 1e-6, f64::MAX),
@@ -44,7 +46,7 @@ fn assert_rows(name: &str, dtype: DType, rows: usize, got: &[f32], with: &[f64],
     }
 }
 
-/// Asserts that y and rstd equal the formula for rows of x.
+/// Asserts that y and rstd equal the formula's for the rows of x.
 fn assert_normed(name: &str, dtype: DType, [x, w]: [&TestArray; 2], y: &[f32], rstds: &[f32]) {
     let (x, w) = (x.to_f64(), w.to_f64());
     let [with, want] = [formula::rstd_rounded, formula::rstd].map(|f| each_row(f, &x, w.len()));
@@ -52,7 +54,7 @@ fn assert_normed(name: &str, dtype: DType, [x, w]: [&TestArray; 2], y: &[f32], r
     let (with, want) = (formula::fwd(&x, &w, &with, rounding(dtype)), formula::fwd(&x, &w, &want, unrounded));
     assert_rows(name, dtype, rstds.len(), y, &with, &want);
     if dtype == BF16 {
-        // A kernel without the inner rounding would differ in half of the elements.
+        // A kernel that did not round x · rstd to bf16 would differ in half of the elements.
         let others = with.iter().zip(y).filter(|(with, y)| rounding::bf16(**with) != **y as f64).count();
         assert!(others <= 1 + y.len() / 50, "{name}: {others} of {} elements differ from the formula", y.len());
     }
@@ -94,7 +96,7 @@ pub(crate) fn backward(
 ) -> [Vec<f32>; 2] {
     let rows = rstd.len();
     let dx = TestArray::output(dtype, rows * cols);
-    let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; part_count(rows) * cols]);
+    let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; row_block_count(rows) * cols]);
     let params = BwdParams {
         x: x.addr(),
         w: w.addr(),
@@ -116,7 +118,7 @@ pub(crate) fn backward(
 }
 
 fn equals_the_formula_with_its_inner_rounding() {
-    for (rows, cols, scale) in test_shapes() {
+    for (rows, cols, scale) in test_cases_rows_cols_scale() {
         for dtype in [F32, BF16] {
             let (x, w) = (
                 TestArray::new(dtype, &normal_numbers(rows * cols, 1, scale)),
@@ -129,7 +131,7 @@ fn equals_the_formula_with_its_inner_rounding() {
 }
 
 fn gradient_equals_the_formula() {
-    for (rows, cols, scale) in test_shapes().into_iter() {
+    for (rows, cols, scale) in test_cases_rows_cols_scale().into_iter() {
         for dtype in [F32, BF16] {
             let (x, w) = (
                 TestArray::new(dtype, &normal_numbers(rows * cols, 1, scale)),
@@ -140,7 +142,8 @@ fn gradient_equals_the_formula() {
             let [dx, dw] = backward(dtype, &x, &w, &dy, &rstd, cols, 2);
             let rstds: Vec<f64> = rstd.iter().map(|&r| r as f64).collect();
             let [[with_dx, with_dw], [want_dx, want_dw]] =
-                [formula::bwd_rounded, formula::bwd].map(|f| f(&x.to_f64(), &w.to_f64(), &dy.to_f64(), &rstds));
+                [formula::gradients_of_x_w_rounded, formula::gradients_of_x_w]
+                    .map(|f| f(&x.to_f64(), &w.to_f64(), &dy.to_f64(), &rstds));
             if cols == 1 {
                 // With one column, y is ±w for any x, so dx consists of rounding errors only.
                 assert_close(&format!("dx {dtype} {rows}x1"), &dx, &want_dx, f64::MAX, 1e-6);
@@ -150,7 +153,7 @@ fn gradient_equals_the_formula() {
             let added = |d: Vec<f64>| d.iter().map(|d| d + 0.5).collect::<Vec<f64>>();
             let name = format!("dw {dtype} {rows}x{cols}");
             if rows * cols == 1 {
-                // The sum may cancel the 0.5 that dw starts with, so an absolute error is allowed.
+                // The gradient may cancel the 0.5 that dw starts with, so the check allows an absolute error.
                 assert_close(&name, &dw, &added(want_dw), f64::MAX, 1e-6);
             } else {
                 assert_rounded(&name, F32, &dw, &added(with_dw), &added(want_dw), ROUNDING_FACTOR_SUM);
@@ -176,7 +179,8 @@ fn threads_and_other_rows_change_nothing() {
     }
 }
 
-/// Runs the forward launch with a residual, whose sum may overwrite one of its terms; returns y and rstd.
+/// Runs the forward launch with a residual and returns y and rstd. The sum is written to the address `sum`, which may
+/// be that of x or of the residual.
 fn add_forward(
     dtype: DType,
     x: &TestArray,
@@ -204,13 +208,13 @@ fn add_forward(
 }
 
 fn a_residual_is_added_before_the_norm() {
-    for (rows, cols, scale) in test_shapes() {
+    for (rows, cols, scale) in test_cases_rows_cols_scale() {
         for dtype in [F32, BF16] {
             let data = |seed| TestArray::new(dtype, &normal_numbers(rows * cols, seed, scale));
             let (x, residual, w) = (data(1), data(2), TestArray::new(dtype, &normal_numbers(cols, 3, 1.0)));
             let sum = TestArray::output(dtype, rows * cols);
             let (y, rstd) = add_forward(dtype, &x, &residual, &w, sum.addr(), cols);
-            // The sum must be the f32 sum rounded to the element type, bit for bit.
+            // `sum` must equal, bit for bit, the f32 sum of x and residual rounded to the element type.
             let want: Vec<f32> = x.values().iter().zip(residual.values()).map(|(x, r)| x + r).collect();
             assert_eq!(sum.values(), TestArray::new(dtype, &want).values());
             assert_normed(&format!("add {rows}x{cols}"), dtype, [&sum, &w], &y, &rstd);
@@ -225,7 +229,7 @@ fn a_residual_is_added_before_the_norm() {
 }
 
 fn the_gradient_of_a_residual_joins_that_of_the_norm() {
-    for (rows, cols, scale) in test_shapes().into_iter().filter(|c| c.1 > 1) {
+    for (rows, cols, scale) in test_cases_rows_cols_scale().into_iter().filter(|c| c.1 > 1) {
         for dtype in [F32, BF16] {
             let (x, w) = (
                 TestArray::new(dtype, &normal_numbers(rows * cols, 1, scale)),
@@ -238,7 +242,7 @@ fn the_gradient_of_a_residual_joins_that_of_the_norm() {
             let (_, rstd) = forward(dtype, &x, &w, rows, cols, 1);
             let [_, want_dw] = backward(dtype, &x, &w, &dy, &rstd, cols, 2);
             let rstds: Vec<f64> = rstd.iter().map(|&r| r as f64).collect();
-            let [with_dx, want_dx] = [formula::bwd_rounded, formula::bwd].map(|f| {
+            let [with_dx, want_dx] = [formula::gradients_of_x_w_rounded, formula::gradients_of_x_w].map(|f| {
                 let [dx, _] = f(&x.to_f64(), &w.to_f64(), &dy.to_f64(), &rstds);
                 dx.iter().zip(d_sum.to_f64()).map(|(a, b)| a + b).collect::<Vec<f64>>()
             });
@@ -248,7 +252,7 @@ fn the_gradient_of_a_residual_joins_that_of_the_norm() {
                 } else {
                     TestArray::output(dtype, rows * cols)
                 };
-                let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; part_count(rows) * cols]);
+                let (mut dw, mut partial) = (vec![0.5; cols], vec![f32::NAN; row_block_count(rows) * cols]);
                 let params = BwdParams {
                     x: x.addr(),
                     w: w.addr(),

@@ -13,7 +13,7 @@ fn the_chain_rule_equals_differences() {
     let moved = |v: &[f64], i: usize, h: f64| {
         v.iter().enumerate().map(|(j, v)| if i == j { v + h } else { *v }).collect::<Vec<_>>()
     };
-    let [dx, dw] = formula::bwd(&x, &w, &dy, &rstds(&x));
+    let [dx, dw] = formula::gradients_of_x_w(&x, &w, &dy, &rstds(&x));
     for (i, got) in dx.iter().enumerate() {
         let want = derivative_at_zero(|h| loss(&moved(&x, i, h), &w));
         assert!((got - want).abs() < 1e-8, "dx {i}: {got}, want {want}");

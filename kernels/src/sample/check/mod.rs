@@ -1,5 +1,5 @@
 use super::formula::Settings;
-use super::{Params, RANDOM_STREAM, formula, sample, workspace_bytes};
+use super::{PHILOX_STREAM_NUMBER, Params, formula, sample, workspace_bytes};
 use crate::Addr;
 use crate::DType::F32;
 use crate::checks::rounding::{ULP, approximate};
@@ -15,7 +15,8 @@ checks!(
     a_whole_vocabulary_follows_the_formula,
 );
 
-/// A batch whose rows share all settings except the positions of their random numbers.
+/// Rows to sample in one launch. They share the seed and all settings; each has its own logits and its own position
+/// in the random sequence.
 #[derive(Clone)]
 struct Batch {
     logits: Vec<f32>,
@@ -120,8 +121,8 @@ fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| x as f64).collect()
 }
 
-/// Returns logits on a grid: two logits are either equal or well apart, so rounding cannot change their order. The
-/// penalties below preserve that.
+/// Returns logits that are multiples of a fixed step, so that two logits are either equal or far enough apart that
+/// rounding cannot change their order. The penalties in `any_settings` preserve that.
 fn any_logits(picks: &mut RandomChoices, vocab: usize) -> Vec<f32> {
     let steps = (1 << picks.integer_between(0, 7)) as f32;
     normal_numbers(vocab, picks.random_u64(), 3.0).iter().map(|x| (x * steps).round() / steps).collect()
@@ -171,7 +172,8 @@ fn generated_rows_follow_the_formula() {
     assert_rounded("log-probabilities", F32, &held.got, &held.with, &held.want, DEFAULT_ROUNDING_FACTOR);
 }
 
-/// Log-probabilities of the kernel and of the formula, with and without roundings.
+/// Log-probabilities, collected over many rows: from the kernel (`got`), from the formula with the kernel's roundings
+/// (`with`), and from the exact formula (`want`).
 #[derive(Default)]
 struct Held {
     got: Vec<f32>,
@@ -180,8 +182,8 @@ struct Held {
 }
 
 impl Held {
-    /// Compares the log-probability of `id` under softmax(logits · s) with the formula and records it; a relative
-    /// error of a millionth is allowed.
+    /// Compares `got`, the log-probability of `id` under softmax(logits · s), with the formula and records both. A
+    /// relative error of a millionth is allowed.
     fn hold(&mut self, case: &str, got: f32, logits: &[f64], id: i32, s: f64) {
         let want = log_prob(logits, id, s);
         let near = got as f64 == want || (got as f64 - want).abs() <= 1e-6 * (1.0 + want.abs());
@@ -194,13 +196,13 @@ impl Held {
     }
 }
 
-/// Checks every output of the kernel for one row, sampled and greedy.
+/// Checks every output of the kernel for one row, once with the given settings and once greedily.
 fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32, held: &mut Held) {
     let wide = wide(logits);
     let batch = Batch { logits: logits.to_vec(), settings: s.clone(), seed, positions: vec![position] };
     let out = batch.run(1);
     let ranked = formula::ranked_tokens(&wide, s);
-    let u = philox::uniform_f64(seed, RANDOM_STREAM, position as u64);
+    let u = philox::uniform_f64(seed, PHILOX_STREAM_NUMBER, position as u64);
     let around = |x: f64| [x, x - 1e-6, x + 1e-6];
     let choices = around(u).into_iter().flat_map(|u| around(s.top_p).map(|p| (u.clamp(0.0, 1.0), p)));
     let want: Vec<i32> = choices

@@ -1,7 +1,8 @@
 use super::*;
 use crate::sample::cpu::kept_weights;
 
-/// Returns χ² of the sampled counts against probabilities, and its degrees of freedom.
+/// Returns two numbers: χ² of the counts of the sampled `ids` against `expected` (id, probability), and its degrees
+/// of freedom.
 fn chi_square(ids: &[i32], expected: &[(usize, f64)]) -> (f64, f64) {
     let n = ids.len() as f64;
     let count = |id: usize| ids.iter().filter(|&&x| x == id as i32).count() as f64;
@@ -19,13 +20,15 @@ fn keeps_what_the_formula_keeps() {
         if ranked.is_empty() {
             continue;
         }
-        // A token whose weight is within a rounding of min-p times the largest may be kept or dropped.
-        let shares = [s.min_p - 1e-6, s.min_p + 1e-6].map(|share| share.min(1.0) * ranked[0].1);
+        // The kernel may keep or drop a token whose weight is within a rounding error of the min-p limit, min-p times
+        // the largest weight.
+        let shares = [s.min_p - 1e-6, s.min_p + 1e-6].map(|share| share.min(1.0) * ranked[0].probability);
         let weights = kept_weights(&logits, &s);
         let mut in_top_k = vec![false; logits.len()];
-        for (rank, &(id, p, before)) in ranked.iter().enumerate() {
+        for (rank, token) in ranked.iter().enumerate() {
+            let (id, p, before) = (token.id, token.probability, token.probability_before);
             in_top_k[id] = true;
-            // A weight below f32's range counts as 0.
+            // A weight that is too small for f32 counts as 0, so such tokens are not checked.
             if rank == 0 || (before < s.top_p - 1e-6 && p > 1e-30 && p > shares[1]) {
                 assert!(
                     weights[id] > 0.0,
@@ -57,9 +60,9 @@ fn draws_follow_the_distribution() {
             Batch { logits: row.repeat(rows), settings: s.clone(), seed, positions: (0..rows as i32).collect() };
         let ids = batch.run(2).ids;
         let mut kept: Vec<_> = formula::ranked_tokens(&wide(&row), &s);
-        kept.retain(|t| t.2 < top_p);
-        let all: f64 = kept.iter().map(|t| t.1).sum();
-        let (chi, freedom) = chi_square(&ids, &kept.iter().map(|t| (t.0, t.1 / all)).collect::<Vec<_>>());
+        kept.retain(|t| t.probability_before < top_p);
+        let all: f64 = kept.iter().map(|t| t.probability).sum();
+        let (chi, freedom) = chi_square(&ids, &kept.iter().map(|t| (t.id, t.probability / all)).collect::<Vec<_>>());
         // χ² has mean `freedom` and variance `2 freedom`; five standard deviations either way are allowed. The seeds
         // are fixed.
         assert!((chi - freedom).abs() < 5.0 * (2.0 * freedom).sqrt(), "seed {seed}: chi² {chi} of {freedom}");
@@ -90,24 +93,25 @@ fn ties_at_the_borders() {
 #[test]
 fn a_whole_vocabulary() {
     let vocab = 152_064;
-    // A flat distribution, where every token must be ranked, and a peaked one, where almost none must be.
+    // Flat distributions, in which almost every token must be sorted, and peaked ones, in which almost none must be.
     for (scale, top_p) in [(0.0, 0.95), (0.3, 0.95), (3.0, 0.95), (3.0, 0.001)] {
         let row = normal_numbers(vocab, 3, scale);
         let s = Settings { top_p, ..settings() };
         let weights = kept_weights(&row, &s);
         let kept = weights.iter().filter(|w| **w > 0.0).count() as i64;
-        let want = formula::ranked_tokens(&wide(&row), &s).iter().filter(|t| t.2 < top_p).count() as i64;
+        let want =
+            formula::ranked_tokens(&wide(&row), &s).iter().filter(|t| t.probability_before < top_p).count() as i64;
         assert!((kept - want).abs() <= 1 + want / 10_000, "scale {scale}, p {top_p}: {kept} kept, want {want}");
         let k = 50;
-        // The temperature is high enough that no weight leaves f32's range.
+        // With this temperature no weight is too small or too large for f32.
         let weights = kept_weights(&row, &Settings { top_k: k, temperature: 5.0, ..settings() });
         let kept = weights.iter().filter(|w| **w > 0.0).count();
         assert!(if scale == 0.0 { kept == vocab } else { kept == k }, "scale {scale}: {kept} of {k}");
     }
 }
 
-/// Counts how often a row of logits is read (after the first time from L2): once for the greedy token, once more for
-/// log-probabilities, and for a sampled token as often as sm80.cu documents.
+/// Counts how often the kernel reads a row of logits (from L2 after the first time): once for the greedy token, once
+/// more for log-probabilities, and for a sampled token as often as sm80.cu documents.
 #[test]
 fn a_row_is_read_as_often_as_it_must() {
     crate::checks::on_sim(|| {

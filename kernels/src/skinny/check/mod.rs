@@ -1,4 +1,4 @@
-use super::{Params, WeightFormat, formula, linear, swiglu, test_shapes};
+use super::{Params, WeightFormat, formula, linear, swiglu, test_cases_m_n_k};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
 use crate::checks::{TestArray, addr, checks, normal_numbers, run};
@@ -12,7 +12,7 @@ checks!(
     a_row_does_not_know_its_batch,
 );
 
-/// A random weight in both formats, bf16 and int8 with scales. `kind` is the format that the kernel gets.
+/// A random weight, stored both as bf16 and as int8 with scales. `kind` is the format that the kernel gets.
 struct Stored {
     bf16: TestArray,
     bytes: Vec<i8>,
@@ -35,7 +35,8 @@ impl Stored {
         }
     }
 
-    /// Returns three versions of `x · wᵀ`: with a kernel's roundings, exact, and of the absolute values of x and w.
+    /// Returns three versions of `x · wᵀ`: [with a kernel's roundings, exact, exact with the absolute values of x and
+    /// w].
     fn products(&self, x: &TestArray, k: usize) -> [Vec<f64>; 3] {
         let of = |w: &[f64], scale: &[f64]| {
             let size = |x: &[f64]| x.iter().map(|x| x.abs()).collect::<Vec<f64>>();
@@ -56,8 +57,8 @@ impl Stored {
 type Product = fn(&[f64], &[f64], &[f64], usize) -> Vec<f64>;
 const FORMULAS: [Product; 2] = [formula::product_rounded, formula::product];
 
-/// Returns the tolerance of sums as a multiple of one rounding error. In f32 it grows with the norm of `sizes`, the
-/// sums of the terms' magnitudes, relative to the norm of `sums`.
+/// Returns the tolerance of sums as a multiple of the error of one rounding. In f32 it grows with cancellation: with
+/// the norm of `sizes`, the sums of the terms' magnitudes, relative to the norm of `sums`.
 fn rounding_factor(dtype: DType, sizes: &[f64], sums: &[f64]) -> f64 {
     let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
     if dtype == F32 {
@@ -105,7 +106,7 @@ impl Given {
 fn all(mut f: impl FnMut(DType, WeightFormat, (usize, usize, usize))) {
     for dtype in [F32, BF16] {
         for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
-            for case in test_shapes() {
+            for case in test_cases_m_n_k() {
                 f(dtype, kind, case);
             }
         }
@@ -161,7 +162,7 @@ fn swiglu_equals_the_formula() {
         let [[with_gate, gate, gate_size], [with_up, up, up_size]] =
             given.weights.each_ref().map(|w| w.products(&given.x, k));
         let (with, want) = (formula::swiglu_rounded(&with_gate, &with_up), formula::swiglu(&gate, &up));
-        // silu(gate) multiplies the errors of `up`, so the tolerance grows with the largest gate.
+        // An error of `up` is multiplied by silu(gate), so the tolerance grows with the largest gate.
         let largest = gate.iter().fold(1.0f64, |a, g| a.max(g.abs()));
         let terms = rounding_factor(dtype, &gate_size, &gate) + rounding_factor(dtype, &up_size, &up);
         let rounding_factor = if dtype == F32 { largest.sqrt() * terms } else { DEFAULT_ROUNDING_FACTOR };

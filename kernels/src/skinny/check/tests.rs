@@ -10,7 +10,7 @@ fn the_weight_is_read_once_and_without_bank_conflicts() {
                 let launch = launch(BF16, kind, &given.params(&y, 1));
                 let (count, cost) = (crate::checks::simulated_counts(&launch), launch.cost());
                 let bytes = (count.global_read + count.global_written) as f64;
-                // Every block of 16 columns reads x again, which adds 1/16 to the bytes of a bf16 weight and 1/8 to
+                // x is read again for every 16 columns of y. That adds 1/16 to the bytes of a bf16 weight and 1/8 to
                 // those of an int8 weight.
                 let again = if kind == WeightFormat::Bf16 { 1.1 } else { 1.17 };
                 assert!(

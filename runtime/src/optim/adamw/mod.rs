@@ -122,7 +122,7 @@ impl AdamW {
     /// The L2 norm of all gradients, and the factor `min(1, max_norm / (norm + 1e-6))` that clips them: f32 `[2]` on
     /// the device.
     pub fn norm_and_clip_factor(&self, device: &Device, grads: &Grads, max_norm: f32) -> Result<Tensor> {
-        let counts: Vec<usize> = grads.iter().map(|(_, g)| reduce::part_count(g.count())).collect();
+        let counts: Vec<usize> = grads.iter().map(|(_, g)| reduce::partial_sum_count(g.count())).collect();
         let total: usize = counts.iter().sum();
         // Each f64 partial sum takes two f32 elements.
         let partials = Tensor::empty(device, &[total, 2], DType::F32, MemoryCategory::Workspace)?;

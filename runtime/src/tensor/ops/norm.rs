@@ -43,7 +43,7 @@ impl Sizes {
         let Some(dw) = bw.parameter_grad(w)? else { return Ok(None) };
         Ok(Some((
             dw,
-            bw.empty(&[kernel::part_count(self.n_rows), self.n_cols], DType::F32, MemoryCategory::Workspace)?,
+            bw.empty(&[kernel::row_block_count(self.n_rows), self.n_cols], DType::F32, MemoryCategory::Workspace)?,
         )))
     }
 

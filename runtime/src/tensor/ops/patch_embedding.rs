@@ -94,10 +94,10 @@ impl DeviceFrames {
 /// `patches · wᵀ + b` of all images and videos: w `[C, 3 · temporal · patch²]`, b `[C]` give `[N, C]` in processor
 /// order. Pixels are normalised to the dtype of activations.
 pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
-    let row = frames.first().map_or(0, |f| f.pixels.patch_len());
+    let row = frames.first().map_or(0, |f| f.pixels.elements_per_patch());
     let embed = w.shape().first().copied().unwrap_or(0);
     want_shape(OP, "weight", w, &[embed, row], "the elements of a patch")?;
-    if frames.iter().any(|f| f.pixels.patch_len() != row) {
+    if frames.iter().any(|f| f.pixels.elements_per_patch() != row) {
         return Err(shape_error(OP, "frames are cut into patches of different sizes"));
     }
     let dtype = cx.dtype();

@@ -58,7 +58,8 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Resu
                 fill_zero(&scratch)?;
                 *missing = Some(scratch);
             }
-            partial = Some(bw.empty(&[ln::part_count(n_rows), 2, n_cols], DType::F32, MemoryCategory::Workspace)?);
+            partial =
+                Some(bw.empty(&[ln::row_block_count(n_rows), 2, n_cols], DType::F32, MemoryCategory::Workspace)?);
         }
         let p = ln::BwdParams {
             x: kx.addr(),
