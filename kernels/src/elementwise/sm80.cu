@@ -6,7 +6,7 @@
 // Shapes and limits: mod.rs. Numerics: f32, one rounding to the element type at the store; casts to nearest, ties to
 // even; f16 is widened exactly. A thread's vector is 16 bytes of the widest operand type. Grid: 2048 elements per
 // block (map.cuh); copy: 32 KiB per block, in words of 16 bytes if both addresses are aligned to 16, else of 4 bytes
-// if they are aligned to 4, else in single bytes. Bound: memory.
+// if they are aligned to 4, else in single bytes. Memory-bound.
 
 #include "cuh/map.cuh"
 

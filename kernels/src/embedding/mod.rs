@@ -12,7 +12,7 @@
 //! Numerics: the gradient is added in f32, with one rounding per token. For ten tokens with the same id the error may
 //! be 4 times that of one rounding.
 //!
-//! Bound: memory. The CUDA backward kernel has no sorted list of ids. Each thread block, which has 32 tokens and a
+//! Memory-bound. The CUDA backward kernel has no sorted list of ids. Each thread block, which has 32 tokens and a
 //! strip of 2048 columns, reads all ids from L2: `tokens / 8` bytes per token and strip, in addition to the `hidden ·
 //! (8 + size)` bytes that must move. That is a tenth more at 14 000 tokens of 3584 bf16 columns. A token whose id
 //! occurs again later reads the ids after it once more.

@@ -14,7 +14,7 @@
 //       list the tokens with this id in order; add their dy to the strip's registers
 //
 // bwd needs no workspace for a sorted list of ids; instead its blocks read all ids, 4 * tokens / OWN bytes per token
-// and strip. Bound: memory.
+// and strip. Memory-bound.
 
 #include "cuh/rows.cuh"
 #include "cuh/warp.cuh"

@@ -5,7 +5,7 @@
 //! 0xd6e8feb86659fd93` twice, then `z xor z ≫ 32` (the mixer of T. Degski). `mix` is invertible, so a change in a
 //! single word always changes the hash. It is not a cryptographic hash.
 //!
-//! A launch writes partial sums, which the caller adds. Exact. Bound: memory, each byte read once.
+//! A launch writes partial sums, which the caller adds. Exact. Memory-bound: each byte read once.
 
 pub(crate) mod check;
 mod cpu;

@@ -5,7 +5,7 @@
 //   for each word j of the part: sum += mix(x[j] + (j + 1) * GOLDEN)      sums[part][warp] = sum over the warp
 //
 // Exact: the sum is modulo 2^64, in any order. The last words of a tensor whose size is not a multiple of 16 bytes
-// are assembled from bytes. Bound: memory, each byte read once; two 64-bit multiplications per word.
+// are assembled from bytes. Memory-bound: each byte read once; two 64-bit multiplications per word.
 #include "cuh/warp.cuh"
 
 constexpr int THREADS = 256;

@@ -11,7 +11,7 @@
 //! product and its difference from 1 round; one rounding to T at the store. Tolerance in f32: 64 roundings for
 //! gradients (their terms cancel near slope 0), 5 for the exact form (its R is a fit), 2.5 otherwise.
 //!
-//! Bound: memory; 2 reads and writes of `count` elements forward, 3 backward.
+//! Memory-bound: 2 reads and writes of `count` elements forward, 3 backward.
 
 pub(crate) mod check;
 mod cpu;

@@ -8,7 +8,7 @@
 //   fwd: y = x * s                        bwd: dx = dy * (s + x * s * (1 - s) * 2 du/dx)
 //
 // Shapes and limits: mod.rs. Numerics: f32; the fit is accurate to 7e-8, e^x of the CUDA library to 1 ulp, quotients
-// to 2 ulp; one rounding to T at the store. Grid: 2048 elements per block (map.cuh). Bound: memory.
+// to 2 ulp; one rounding to T at the store. Grid: 2048 elements per block (map.cuh). Memory-bound.
 
 #include "cuh/map.cuh"
 #include "cuh/math.cuh"

@@ -20,7 +20,7 @@
 //!
 //! Shapes: log_prob, old, reference, d_log_prob f32 `[tokens]`; cu_seqlens i32 `[completions + 1]`, from 0 to tokens;
 //! counted i32, advantage and weight f32 `[completions]`; stats f32 `[completions, 4]`. Numerics: f64, rounded to f32
-//! at the store. Log-probabilities are read once, at sequence level twice. Bound: latency; a few numbers per token.
+//! at the store. Log-probabilities are read once, at sequence level twice. Latency-bound: a few numbers per token.
 
 pub(crate) mod check;
 mod cpu;

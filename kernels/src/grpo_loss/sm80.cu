@@ -10,7 +10,7 @@
 //
 //   at sequence level: mean of d over the completion
 //   each thread, over its tokens: ratio, loss, gradient; sums of loss, KL and clipped tokens
-// Bound: latency; a completion has about a thousand tokens.
+// Latency-bound: a completion has about a thousand tokens.
 
 #include "cuh/warp.cuh"
 

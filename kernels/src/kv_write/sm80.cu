@@ -1,7 +1,7 @@
 // Writes keys and values of new tokens to their slots of the paged KV cache: cache[slots[t]] = row of token t.
 //
 // Shapes and limits: mod.rs; a row has kv_heads * head_dim < 2^31 elements. Numerics: exact. Grid: rows.cuh over 2 *
-// tokens rows, the keys first. Bound: memory.
+// tokens rows, the keys first. Memory-bound.
 
 #include "cuh/rows.cuh"
 

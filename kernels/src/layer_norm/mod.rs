@@ -5,9 +5,10 @@
 //! Shapes: x, y, dy, dx `[rows, cols]`, w and b `[cols]`, all T, f32 or bf16; mean and rstd f32 `[rows]`; dw and db
 //! f32 `[cols]`. Outputs may not overlap inputs. Arithmetic in f32; the mean is subtracted before squares are summed.
 //!
-//! Order of summation of dw and db: parts of 64 rows, each in row order, then the parts ([`crate::norm_rows`]). In
-//! CUDA a part consists of 2 runs of 32 rows (16 runs of 4 rows up to 512 columns). At the end, sum i of eight adds
-//! the parts i, i + 8, …; then the eight sums are added.
+//! Order of summation of dw and db: each block of 64 rows is summed in row order, then the sums of the blocks are added
+//! in order ([`crate::norm_rows`]). CUDA sums a block of rows as 2 runs of 32 rows (16 runs of 4 rows if there are at
+//! most 512 columns). It adds the sums of the blocks in eight interleaved sums (sum i adds the blocks i, i + 8, …),
+//! which are then added up.
 //!
 //! Numerics: y and dx each round to T once. In between, in f32: sums of runs of up to 128 terms, of which 64 are
 //! added up; means are accurate to 2 units in the last place (`div.full.f32`), the root to 2^−22.9
@@ -15,7 +16,7 @@
 //! Errors of mean and root apply to the whole row. Tolerance as a multiple of the error of one rounding: f32 `12 (1 +
 //! |mean| rstd)`, dw and db 10, bf16 2.5.
 //!
-//! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread
+//! Memory-bound: one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread
 //! keeps 16 columns in registers. Columns beyond 8192 are read again (forward twice), their dw and db pass through
 //! the workspace row by row, and w and b are read for each row.
 
@@ -75,7 +76,8 @@ params! {
         pub dw: Addr,
         /// f32 `[cols]`, to which the gradient of b is added; null if and only if dw is null.
         pub db: Addr,
-        /// Workspace, f32 `[row_block_count(rows), 2, cols]`: column sums over parts of the rows; unused when dw is null.
+        /// Workspace, f32 `[row_block_count(rows), 2, cols]`: column sums over parts of the rows; unused when dw is
+        /// null.
         pub partial: Addr,
         /// Rows.
         pub rows: u32,

@@ -10,8 +10,8 @@
 //
 // Grid: a group of threads computes one row at a time (held.cuh): a warp for up to HELD * 32 columns, 256 threads for
 // up to HELD * 256, and 512 threads beyond that (the `_wide` symbols). Forward, and backward without dw, groups
-// stride over the rows. Backward with dw, a block owns ROWS_PER_BLOCK rows, and the `_dw` stage adds up the blocks' sums
-// (norm_rows.cuh).
+// stride over the rows. Backward with dw, a block owns ROWS_PER_BLOCK rows, and the `_dw` stage adds up the blocks'
+// sums (norm_rows.cuh).
 //
 //   for each row of the group:
 //     x (and dy) of the row -> registers, 16 bytes per load
@@ -20,7 +20,7 @@
 //
 // w and b are read once per block if rows are multiples of 16 bytes and fit into registers. Columns beyond HELD * 512
 // are read again, and their dw and db are summed in `partial` itself. Rows that are not a multiple of 16 bytes are
-// processed element by element, in the same order of sums. Bound: memory.
+// processed element by element, in the same order of sums. Memory-bound.
 
 #include "cuh/norm_rows.cuh"
 

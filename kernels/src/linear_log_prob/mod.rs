@@ -27,7 +27,7 @@
 //! d_logits, since `z · s − lse` rounds twice (more where 1 − p is near 0); 8 for log_prob, entropy and lse. In bf16:
 //! 2.5 for d_logits.
 //!
-//! Bound: matrix products, `2 · rows · vocab · width` operations forward and as many again backward.
+//! Bound by matrix products, `2 · rows · vocab · width` operations forward and as many again backward.
 
 pub(crate) mod check;
 mod cpu;

@@ -20,7 +20,7 @@
 //   store (row_max, sum, moment, target's logit) of each row
 //   combine, one thread per row: merge splits; lse, log_prob, entropy
 //
-// Bound: matrix products, 2 rows * vocab * width operations.
+// Bound by matrix products, 2 rows * vocab * width operations.
 #include "cuh/base.cuh"
 #include "cuh/cp_async.cuh"
 #include "cuh/exp2.cuh"

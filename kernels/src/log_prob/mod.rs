@@ -26,8 +26,8 @@
 //! rounds to T once. Tolerance in f32 as a multiple of the error of one rounding: `2.5 (1 + max |l · s|)` for
 //! d_logits (more where 1 − p is near 0); 8 for the entropy, since two of its terms cancel; otherwise 2.5.
 //!
-//! Bound: memory and exponentials. The CPU reads the logits twice in the forward pass. CUDA reads them once and
-//! rescales the sums when a larger logit comes.
+//! Bound by memory traffic and exponentials. The CPU reads the logits twice in the forward pass. CUDA reads them once
+//! and rescales the sums when a larger logit comes.
 
 pub(crate) mod check;
 mod cpu;
@@ -122,15 +122,15 @@ fn plan_bwd(symbol: &'static str, p: &BwdParams) -> Vec<Stage> {
 }
 
 /// Bytes of [`FwdParams::state`] per row.
-pub const STATE_BYTES: usize = 32;
+pub const STATE_BYTES_PER_ROW: usize = 32;
 
 /// Returns the launch of the forward kernel on one chunk of the vocabulary.
 pub fn fwd(params: &FwdParams) -> Launch {
     let (rows, n) = (params.rows as f64, params.rows as f64 * params.columns as f64);
     let entropy = !params.entropy.is_null();
     let last = params.first + params.columns == params.vocab;
-    let results = if last { 8 + 4 * usize::from(entropy) } else { STATE_BYTES };
-    let a_row = 4 + results + if params.first > 0 { STATE_BYTES } else { 0 };
+    let results = if last { 8 + 4 * usize::from(entropy) } else { STATE_BYTES_PER_ROW };
+    let a_row = 4 + results + if params.first > 0 { STATE_BYTES_PER_ROW } else { 0 };
     let flops = if entropy { 24.0 } else { 20.0 };
     Launch::kernel(&FWD, params, Cost { flops: flops * n, bytes: 4.0 * n + a_row as f64 * rows })
 }

@@ -15,7 +15,7 @@
 //   each thread, over vectors of four logits: running maximum, sums relative to it
 //     (the sums are scaled when the maximum grows)
 //   scale the threads' sums to the row's maximum; add within warps, then warps in order; merge with the given state
-// bwd: one block per 2048 logits of a row. Bound: memory.
+// bwd: one block per 2048 logits of a row. Memory-bound.
 
 #include "cuh/math.cuh"
 #include "cuh/warp.cuh"

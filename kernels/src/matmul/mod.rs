@@ -8,7 +8,7 @@
 //! Numerics on the CPU: products and sums in f32 (bf16 × bf16 uses the processor's bf16 dot product where it has one:
 //! pairs of k, denormals as zero), then scale, bias, the old C, and one rounding at the store. The order of summation
 //! over k depends on k alone: not on m, n, the element's position, the threads or the storage of the operands
-//! (`cpu/mod.rs` has the details). Bound: arithmetic for large m, memory (reading B) for small m.
+//! (`cpu/mod.rs` has the details). Bound by arithmetic for large m, by reading B from memory for small m.
 
 pub mod cpu;
 #[cfg(test)]

@@ -9,7 +9,7 @@
 //
 //   for each row of the group: x (and dy) -> registers; reduce; write
 //
-// Columns beyond HELD * 512 are read twice. Bound: memory.
+// Columns beyond HELD * 512 are read twice. Memory-bound.
 
 #include "cuh/held.cuh"
 

@@ -13,7 +13,7 @@
 //! with 40 bits of `rescale`, and the quotient is corrected by its remainder, which gives the same pixels. Products
 //! and sums in f32, then the bias, then one rounding to T; dw stays f32. A sum over k is in ascending order, which
 //! depends on the number of k alone. A sum over patches ascends from patch 0: in CUDA as one sum, on the CPU with the
-//! patches of each time step summed before they are added to dw. Bound: matrix products, `2 · N · embed · k`
+//! patches of each time step summed before they are added to dw. Bound by matrix products, `2 · N · embed · k`
 //! operations.
 
 pub(crate) mod check;

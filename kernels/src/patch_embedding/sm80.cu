@@ -25,7 +25,7 @@
 // Bytes are read one by one, since the channels of a pixel belong to different k; the L1 cache holds the other two.
 // Indices beyond the patches or beyond k are not masked: they read some existing pixel, which is multiplied by a
 // weight (dy) of 0 or gives a result that is not stored. If k (dw: embed) is not a multiple of 16 bytes, weights (dy)
-// are copied element by element. Bound: matrix products.
+// are copied element by element. Bound by matrix products.
 #include "patch_embedding/tiles.cuh"
 
 constexpr int STAGES = 3;

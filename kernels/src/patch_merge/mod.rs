@@ -1,9 +1,10 @@
 //! Patch merging, the first half of the vision tower's merger: undoes the window order, applies RMSNorm to each patch,
 //! and lays the four patches of each 2 x 2 square side by side.
 //!
-//! In: the last block's output x `[N, C]` in window order, and `index`, the row of x of each patch in processor order.
-//! Out: y `[N, C]` in processor order. The patches of a square are neighbours there, so y read as `[N / 4, 4 C]` is the
-//! input of the merger's first product; no element moves for that.
+//! In: the last block's output x `[N, C]` in window order (the order of the vision tower's attention windows), and
+//! `index`, the row of x of each patch in processor order (the order in which transformers' image processor writes
+//! patches). Out: y `[N, C]` in processor order. The four patches of a square are neighbours there, so y, read as
+//! `[N / 4, 4 C]`, is the input of the merger's first product; no element moves for that.
 //!
 //! ```text
 //! for i in 0 .. rows:
@@ -20,7 +21,7 @@
 //! order of each sum is that of [`crate::rms_norm`]; dw adds up the rows of y in order.
 //!
 //! Numerics: T(x * rstd), y and dx each round to T once. The square root has an error of at most 2^-23 in CUDA.
-//! Bound: memory; one read and one write of `rows * cols` elements forward, two reads and one write backward. The CUDA
+//! Memory-bound: one read and one write of `rows * cols` elements forward, two reads and one write backward. The CUDA
 //! symbols are named `merger_norm_*`.
 
 pub(crate) mod check;

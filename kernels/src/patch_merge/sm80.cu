@@ -6,7 +6,7 @@
 //
 // Shapes and limits: mod.rs; cols < 2^31. The kernels are those of rms_norm/rows.cuh; place_of tells them where a row
 // of x and dx lies. See rms_norm/sm80.cu for numerics, grid, order of sums and pseudo-code. A warp loads the index of
-// its next row together with the current row. Bound: memory.
+// its next row together with the current row. Memory-bound.
 
 #include "rms_norm/rows.cuh"
 

@@ -11,7 +11,7 @@ pub unsafe fn cut_patches<T: Element>(p: &Params, team: &Team) {
     let how = &p.pixels;
     let [count, height, width, side, temporal, merge] =
         [how.count, how.height, how.width, how.patch, how.temporal, how.merge].map(|n| n as usize);
-    let (row, [times, down, across]) = (how.elements_per_patch(), how.grid());
+    let (row, [times, down, across]) = (how.elements_per_patch(), how.patch_grid());
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let frames = unsafe { slice_at::<u8>(p.frames, count * height * width * CHANNELS) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.

@@ -9,7 +9,7 @@
 //! frames are missing at the end, the last frame is repeated.
 //!
 //! Numerics: the product in f64 (as image processors compute it), rounded to f32; difference and quotient in f32, one
-//! rounding each; T at the store. Bound: memory; 1 byte read and one element written.
+//! rounding each; T at the store. Memory-bound: 1 byte read and one element written.
 
 pub(crate) mod check;
 mod cpu;
@@ -66,13 +66,13 @@ impl Pixels {
     }
 
     /// Returns the number of patches along time, height and width.
-    pub fn grid(&self) -> [usize; 3] {
+    pub fn patch_grid(&self) -> [usize; 3] {
         [self.count.div_ceil(self.temporal), self.height / self.patch, self.width / self.patch].map(|n| n as usize)
     }
 
     /// Patches of all frames.
     pub fn patch_count(&self) -> usize {
-        self.grid().iter().product()
+        self.patch_grid().iter().product()
     }
 
     /// Returns the parameters of the kernel that stores the patches.

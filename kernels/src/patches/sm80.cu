@@ -9,7 +9,7 @@
 //   n -> (time, square, patch within the square) -> first pixel; then from element to element: x, y, frame, channel
 //
 // Bytes are read one by one: the three channels of a pixel go to three places, and the L1 cache holds the other two.
-// Bound: memory.
+// Memory-bound.
 
 #include "cuh/base.cuh"
 

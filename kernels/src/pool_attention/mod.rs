@@ -14,7 +14,7 @@
 //! computed from the rounded o. Order of summation: keys ascend. In the forward pass in CUDA they come in blocks of
 //! 64, each of which rescales the sums so far, and a thread sums every GROUPS-th key of a block; in the backward pass
 //! a thread sums every 32nd key. The threads' sums are added at the end, then the images' contributions to dq in
-//! ascending order. An image's bits do not depend on the other images. Bound: memory; keys and values are read once,
+//! ascending order. An image's bits do not depend on the other images. Memory-bound: keys and values are read once,
 //! and their gradients written once.
 
 pub(crate) mod check;

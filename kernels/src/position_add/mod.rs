@@ -3,7 +3,7 @@
 //!
 //! Shapes: x, y, dy T `[rows, cols]`, pos T `[positions, cols]`, d_pos f32 `[positions, cols]`; T f32 or bf16. y may
 //! be x. Numerics: the sum rounds to T once; d_pos is summed in f32, then added to its old value. A row's result and
-//! the order of a sum do not depend on the grid. Bound: memory, each element once.
+//! the order of a sum do not depend on the grid. Memory-bound: each element once.
 
 pub(crate) mod check;
 mod cpu;

@@ -9,7 +9,7 @@
 //   fwd: load pos; for each image, four at a time: load x; store x + pos
 //   bwd: for each image, four at a time: load dy; add to the sum. Add the sum to d_pos
 //
-// Positions are read once, whatever the number of images. Bound: memory.
+// Positions are read once, whatever the number of images. Memory-bound.
 
 #include "cuh/base.cuh"
 

@@ -4,7 +4,7 @@
 //! `sum_squares` writes one partial sum for each 64 Ki elements. The partial sums of many tensors are stored one
 //! after the other, and `clip` adds them in that order (in CUDA, thread i of 1024 first adds the partial sums i, i +
 //! 1024, …). A NaN or infinity in any element gives a NaN or infinite norm. Numerics: f64, rounded to f32 once; the
-//! order depends on the length alone. Bound: memory.
+//! order depends on the length alone. Memory-bound.
 
 pub(crate) mod check;
 mod cpu;

@@ -5,7 +5,7 @@
 //
 // Shapes and limits: mod.rs. Numerics: products and sums in f64 (a square of f32 is exact), the result rounded to f32
 // once. Order: each thread sums its elements, then the lanes of a warp are added, then the warps in order; it depends
-// on the length alone. Grid: weighted_sum and clip have one block; sum_squares has one block per part. Bound: memory.
+// on the length alone. Grid: weighted_sum and clip have one block; sum_squares has one block per part. Memory-bound.
 // The kernels with one block are bound by one multiprocessor's bandwidth; they read only one number per token or per
 // 64 Ki weights.
 

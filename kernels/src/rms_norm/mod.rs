@@ -9,9 +9,10 @@
 //! Shapes: x, y, dy, dx, residual, sum `[rows, cols]`, w `[cols]`, all T, f32 or bf16; rstd f32 `[rows]`; dw f32
 //! `[cols]`. Outputs may not overlap inputs, except where a field says so.
 //!
-//! Order of summation of dw: parts of 64 rows, each in row order, then the parts ([`crate::norm_rows`]). In CUDA a
-//! part consists of 2 runs of 32 rows (16 runs of 4 rows up to 512 columns). At the end, sum i of eight adds the
-//! parts i, i + 8, …; then the eight sums are added.
+//! Order of summation of dw: each block of 64 rows is summed in row order, then the sums of the blocks are added in
+//! order ([`crate::norm_rows`]). CUDA sums a block of rows as 2 runs of 32 rows (16 runs of 4 rows if there are at most
+//! 512 columns). It adds the sums of the blocks in eight interleaved sums (sum i adds the blocks i, i + 8, …), which
+//! are then added up.
 //!
 //! Numerics: T(x · rstd), the sum, y and dx each round to T once. In between all is f32. Sums are of runs of up to
 //! 128 terms, of which 64 are added up. The mean is accurate to 2 units in the last place (`div.full.f32`), the root
@@ -20,7 +21,7 @@
 //! and dx is the rest of g after its part along x is subtracted. Tolerance as a multiple of the error of one
 //! rounding: f32 12, dw 10, bf16 2.5.
 //!
-//! Bound: memory; one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread
+//! Memory-bound: one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread
 //! keeps 16 columns in registers. For columns beyond 8192, x and dy are read twice, dw passes through the workspace
 //! row by row, and w is read for each row.
 

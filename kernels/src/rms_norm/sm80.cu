@@ -11,8 +11,8 @@
 //
 // Grid: a group of threads computes one row at a time (held.cuh): a warp for up to HELD * 32 columns, 256 threads for
 // up to HELD * 256, and 512 threads beyond that (the `_wide` symbols). Forward, and backward without dw, groups
-// stride over the rows. Backward with dw, a block owns ROWS_PER_BLOCK rows, and the `_dw` stage adds up the blocks' sums
-// (norm_rows.cuh).
+// stride over the rows. Backward with dw, a block owns ROWS_PER_BLOCK rows, and the `_dw` stage adds up the blocks'
+// sums (norm_rows.cuh).
 //
 //   for each row of the group:
 //     x (and dy) of the row -> registers, 16 bytes per load
@@ -21,7 +21,7 @@
 //
 // w is read once per block and kept in registers (backward: if rows are multiples of 16 bytes and fit). Columns
 // beyond HELD * 512 are read twice, and their dw is summed in `partial` itself. Rows that are not a multiple of 16
-// bytes are processed element by element, in the same order of sums. Bound: memory.
+// bytes are processed element by element, in the same order of sums. Memory-bound.
 
 #include "rms_norm/rows.cuh"
 

@@ -10,7 +10,7 @@
 // Grid of the table: a thread computes one frequency of TOKENS tokens; neighbouring threads have neighbouring
 // frequencies. Grid of the rotation: a thread rotates a 16-byte vector of one half of a head and its partner in the
 // other half, for up to HEADS heads of a token, so that it reads cosine and sine once. It reads both vectors before
-// it writes them, because y may be x. Bound: memory; for the table, arithmetic on GPUs with few f64 units.
+// it writes them, because y may be x. Memory-bound; the table is bound by arithmetic on GPUs with few f64 units.
 
 #include "cuh/base.cuh"
 

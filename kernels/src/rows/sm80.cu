@@ -2,7 +2,7 @@
 //
 // Shapes and limits: mod.rs; cols < 2^31. Numerics: bits are copied. An index outside 0 .. n gathers zeros and
 // scatters nothing. Grid: rows.cuh; up to 256 threads per row, 16 bytes per access if rows are a multiple of 16
-// bytes. Bound: memory.
+// bytes. Memory-bound.
 
 #include "cuh/rows.cuh"
 

@@ -16,8 +16,8 @@
 //!    ids.
 //!
 //! Steps 1 and 5 to 9 are those of transformers' `generate`, 2 and 3 those of OpenAI's interface. The random number
-//! is number `position` of the stream [`PHILOX_STREAM_NUMBER`] of Philox under the row's seed: the same seed and position
-//! give the same token whatever else is in the batch. Steps 1 to 3 round to f32 at each operation.
+//! is number `position` of the stream [`PHILOX_STREAM_NUMBER`] of Philox under the row's seed: the same seed and
+//! position give the same token whatever else is in the batch. Steps 1 to 3 round to f32 at each operation.
 //!
 //! Log-probabilities ignore these steps. `log_prob` is that of the sampled token under softmax(logits / temperature),
 //! with temperature 1 for greedy, and `raw_log_prob` under softmax(logits). `top_ids` and `top_log_probs` are the
@@ -30,10 +30,10 @@
 //! roundings of a limit may be kept or dropped. Log-probabilities: exponentials in f32, summed in f64, the logarithm
 //! in f32 to 2 ulp, one rounding.
 //!
-//! Bound: memory; on the CPU also a sort of the tokens that may survive top-p. A row of 152 064 logits exceeds shared
-//! memory, so CUDA reads it once from memory and again from L2: 2 times in all with log-probabilities, 4 to sample, 9
-//! with top-p, 12 with top-k too. Bank conflicts of the histograms depend on the data: tokens of one bin are added
-//! one after the other.
+//! Bound by memory traffic; on the CPU also a sort of the tokens that may survive top-p. A row of 152 064 logits
+//! exceeds shared memory, so CUDA reads it once from memory and again from L2: 2 times in all with log-probabilities,
+//! 4 to sample, 9 with top-p, 12 with top-k too. Bank conflicts of the histograms depend on the data: tokens of one
+//! bin are added one after the other.
 
 pub(crate) mod check;
 mod cpu;

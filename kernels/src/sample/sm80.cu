@@ -19,7 +19,7 @@
 //   log-probabilities from the unchanged logits: sums of e^x in f64, 1 pass; the best n: 3 passes by bits, 1, 1
 //
 // A weight below 2^-41 of the largest counts as 0 and is never sampled. Numerics: e^x and ln x to 2 ulp of f32; a
-// log-probability is rounded once from f64. Bound: reading the row from L2.
+// log-probability is rounded once from f64. Bound by reading the row from L2.
 #include "cuh/base.cuh"
 #include "cuh/philox.cuh"
 #include "cuh/warp.cuh"

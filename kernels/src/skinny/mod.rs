@@ -17,7 +17,7 @@
 //! Tolerance as a multiple of one rounding error: bf16 2.5; f32 `2.5 (1 + ‖Σ|x w|‖ / ‖Σ x w‖)`; for swiglu in f32 the
 //! sum of both products' tolerances times √(largest |gate|).
 //!
-//! Bound: memory, reading the weight. Every block of 16 columns of y (32 if there are many columns) reads x again
+//! Memory-bound by reading the weight. Every block of 16 columns of y (32 if there are many columns) reads x again
 //! from L2: with 16 rows as many bytes as the weight.
 
 pub(crate) mod check;

@@ -8,7 +8,7 @@
 //! `1 + e^-g` and every product and sum of the gradient round to f32 once; one rounding to T at the store. Tolerance
 //! as a multiple of the error of one rounding: 64 for d_gate in f32 (its terms cancel near silu′ = 0), 2.5 otherwise.
 //!
-//! Bound: memory; 3 reads and writes of `count` elements forward, 5 backward.
+//! Memory-bound: 3 reads and writes of `count` elements forward, 5 backward.
 
 pub(crate) mod check;
 mod cpu;

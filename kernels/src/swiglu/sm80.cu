@@ -4,7 +4,7 @@
 //   fwd: y = g * s * u                     bwd: d_gate = dy * u * s * (1 + g * (1 - s)), d_up = dy * g * s
 //
 // Shapes and limits: mod.rs. Numerics: f32; e^x of the CUDA library (1 ulp), quotient to 2 ulp; one rounding to T at
-// the store. Grid: 2048 elements per block (map.cuh). Bound: memory.
+// the store. Grid: 2048 elements per block (map.cuh). Memory-bound.
 
 #include "cuh/map.cuh"
 #include "cuh/math.cuh"

@@ -1,4 +1,4 @@
-use super::{BwdParams, FwdParams, STATE_BYTES, bwd, formula, fwd, test_cases_rows_vocab_scale_temperature};
+use super::{BwdParams, FwdParams, STATE_BYTES_PER_ROW, bwd, formula, fwd, test_cases_rows_vocab_scale_temperature};
 use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
@@ -41,7 +41,7 @@ fn in_chunks(
     let (rows, vocab) = (targets.len(), logits.len() / targets.len());
     let [mut log_prob, mut entropy, mut lse] = [0, 1, 2].map(|_| vec![f32::NAN; rows]);
     // The state starts uninitialised: no launch may read it before the first one has written it.
-    let state = TestArray::output(F32, STATE_BYTES / 4 * rows);
+    let state = TestArray::output(F32, STATE_BYTES_PER_ROW / 4 * rows);
     for first in (0..vocab).step_by(most.min(vocab)) {
         let columns = most.min(vocab - first);
         let logits = part(logits, rows, first, columns);

@@ -79,7 +79,7 @@ impl Head {
         let max_rows = tile.rows.min(self.rows);
         let room = |elements| Tensor::empty(cx.device(), &[elements], DType::F32, MemoryCategory::Workspace);
         let (logits, state) =
-            (room(max_rows * tile.columns)?, room(max_rows * kernel::STATE_BYTES / DType::F32.size())?);
+            (room(max_rows * tile.columns)?, room(max_rows * kernel::STATE_BYTES_PER_ROW / DType::F32.size())?);
         for (start, n) in parts(self.rows, tile.rows) {
             let at = |t: &Tensor| t.rows(start, n).map(|t| t.addr());
             for (first, columns) in parts(self.vocab, tile.columns) {
