@@ -208,5 +208,5 @@ fn text_of(folder: &str, file: &str) -> Option<&'static str> {
     if file.ends_with("sm80.cu") {
         return Some(source.sm80);
     }
-    source.available_headers().into_iter().find(|(name, _)| file.ends_with(name)).map(|(_, text)| text)
+    source.available_header_names_and_texts().into_iter().find(|(name, _)| file.ends_with(name)).map(|(_, text)| text)
 }

@@ -148,7 +148,7 @@ fn unit_of(source: &Source, arch: &str, options: &[&str]) -> Unit {
     let fixed = [&format!("-arch={arch}"), "--std=c++17", "-lineinfo"];
     Unit {
         name: format!("{}/sm80.cu", source.name),
-        headers: headers_of(&text, &source.available_headers()),
+        headers: headers_of(&text, &source.available_header_names_and_texts()),
         text,
         options: fixed.iter().chain(options).map(|o| o.to_string()).collect(),
     }

@@ -1,4 +1,4 @@
-//! The text of each header of `cuh/`.
+//! The CUDA headers in the folder `cuh/`, as text that is part of the binary.
 
 /// Makes a list of (name in `#include` lines, text) from the file names of headers in this folder.
 macro_rules! headers {
@@ -6,7 +6,7 @@ macro_rules! headers {
 }
 
 /// Every header of `cuh/` as (name in `#include` lines, text).
-pub const HEADERS: &[(&str, &str)] = headers!(
+pub const HEADER_NAMES_AND_TEXTS: &[(&str, &str)] = headers!(
     "base.cuh" "cp_async.cuh" "exp2.cuh" "held.cuh" "map.cuh" "math.cuh" "mma.cuh" "norm_rows.cuh"
     "online_softmax.cuh" "philox.cuh" "rows.cuh" "warp.cuh"
 );

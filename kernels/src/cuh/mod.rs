@@ -1,5 +1,5 @@
-//! The CUDA headers that kernels share ([`headers::HEADERS`]), and functions that plan the launches of kernels that
-//! are written with these headers.
+//! The CUDA headers that kernels share ([`headers::HEADER_NAMES_AND_TEXTS`]), and functions that plan the launches of
+//! kernels that are written with these headers.
 
 pub mod headers;
 

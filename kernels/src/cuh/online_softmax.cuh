@@ -103,7 +103,7 @@ __device__ __forceinline__ float add_scores(SoftmaxRow& row, float (&s)[4], floa
   return rescale;
 }
 
-// Scale factors of two outputs whose sum is the merged output.
+// The factors by which the outputs of two segments are multiplied; the sum of the products is the merged output.
 struct MergeWeights {
   float total, part;
 };

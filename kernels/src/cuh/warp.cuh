@@ -47,7 +47,8 @@ __device__ __forceinline__ T block_sum(T x, T* scratch) {
   return sum;
 }
 
-// Returns the maximum of x over a block of THREADS threads; NaN is ignored. `scratch` as for block_sum.
+// Returns the maximum of x over a block of THREADS threads; NaN is ignored. `scratch` has one element per warp; the
+// conditions of block_sum apply to it.
 template <int THREADS>
 __device__ __forceinline__ float block_max(float x, float* scratch) {
   x = warp_max(x);

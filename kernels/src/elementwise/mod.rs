@@ -1,8 +1,8 @@
 //! Element-wise operations: add, accumulate, cast, fill, multiply by a scalar in device memory, copy.
 //!
 //! All arrays are `[count]`; outputs may not overlap inputs. Numerics: arithmetic in f32, one operation and one
-//! rounding at the store. Casts round to nearest, ties to even; f16 (IEEE binary16) is read but never written. Bound:
-//! memory.
+//! rounding at the store. Casts round to nearest, ties to even; f16 (IEEE binary16) is read but never written.
+//! Memory-bound.
 
 pub(crate) mod check;
 mod cpu;

@@ -65,7 +65,7 @@ params! {
         pub epsilon_high: f32,
         /// Weight of the KL term.
         pub beta: f32,
-        /// Bound of |reference − log_prob|; infinite: no bound.
+        /// |reference − log_prob| is clipped to this value; infinity: it is not clipped.
         pub kl_limit: f32,
     }
 }

@@ -4,8 +4,8 @@
 //! a negative slot is padding and is not written.
 //!
 //! Shapes: k, v `[tokens, kv_heads, head_dim]`, caches `[pages, page, kv_heads, head_dim]`, all f32 or all bf16; a
-//! cache block ("page") has 16, 32, 64, 128 or 256 tokens, as [`crate::paged_attention`] reads them. Exact. Bound:
-//! memory, each element read and written once.
+//! cache block ("page") has 16, 32, 64, 128 or 256 tokens, as [`crate::paged_attention`] reads them.
+//! Numerics: bits are copied. Memory-bound: each element is read and written once.
 
 pub(crate) mod check;
 mod cpu;

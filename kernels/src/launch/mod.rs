@@ -1,4 +1,5 @@
-//! A launch as plain data: which kernel, with which parameters, and the least work it must do. Devices execute it.
+//! A launch as plain data: which kernel, with which parameters, and the operations and bytes that it needs at least.
+//! Devices execute it.
 //!
 //! [`params!`](crate::params) declares a kernel's parameters once, as a Rust struct and as the C declaration that a
 //! CUDA compiler reads. [`kernel!`](crate::kernel) declares a [`Kernel`]: symbol, parameters, code for device `cpu`,
@@ -89,11 +90,11 @@ pub struct KernelLaunch {
     pub kernel: &'static Kernel,
     /// The kernel's parameter struct as bytes.
     pub params: Box<[u8]>,
-    /// The least work of the call.
+    /// The floating-point operations and bytes of memory traffic that the call needs at least.
     pub cost: Cost,
 }
 
-/// A unit of work for a device.
+/// A launch that a device executes.
 #[derive(Clone, Debug)]
 pub enum Launch {
     /// A call of a kernel.
@@ -117,7 +118,7 @@ impl Launch {
         }
     }
 
-    /// The least work of the launch.
+    /// The floating-point operations and bytes of memory traffic that the launch needs at least.
     pub fn cost(&self) -> Cost {
         match self {
             Launch::Kernel(k) => k.cost,

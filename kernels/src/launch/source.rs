@@ -1,4 +1,4 @@
-//! The CUDA source of a kernel folder as a compiler reads it.
+//! The CUDA source of a kernel folder: headers, parameter structs and kernels, as a CUDA compiler reads them.
 
 use super::params::{CType, TENSOR_MAP_SLOT_DECLARATION, TensorMapSlot};
 
@@ -19,15 +19,16 @@ pub struct Source {
 impl Source {
     /// Returns the headers that the source may include, sorted by name: those of `cuh/`, of the folder, and of
     /// [`Source::header_owners`].
-    pub fn available_headers(&self) -> Vec<(&'static str, &'static str)> {
+    pub fn available_header_names_and_texts(&self) -> Vec<(&'static str, &'static str)> {
         let owned = self.header_owners.iter().flat_map(|s| s.headers);
-        let mut all: Vec<_> = crate::cuh::headers::HEADERS.iter().chain(self.headers).chain(owned).copied().collect();
+        let mut all: Vec<_> =
+            crate::cuh::headers::HEADER_NAMES_AND_TEXTS.iter().chain(self.headers).chain(owned).copied().collect();
         all.sort_unstable();
         all
     }
 
     /// Returns the whole text that a CUDA compiler reads: parameter structs, then the source, whose `#include` lines
-    /// name [`Source::available_headers`].
+    /// name [`Source::available_header_names_and_texts`].
     pub fn text(&self) -> String {
         // Defines offsetof, which NVRTC lacks, unless the headers of another compiler define it.
         let mut text = String::from(

@@ -3,8 +3,8 @@
 //!
 //! Shapes: x, y, dy, dx T `[rows, cols]`, norm f32 `[rows]`; T f32 or bf16. Outputs may not overlap inputs. A row of
 //! zeros gives NaN, as in SigLIP's reference. Arithmetic in f32; the order of a row's sum depends on its length
-//! alone. Numerics: y and dx each round to T once; in CUDA the root and the quotients are accurate to 2⁻²³. Bound:
-//! memory; one read and one write of `rows · cols` forward, two reads and a write backward.
+//! alone. Numerics: y and dx each round to T once; in CUDA the root and the quotients are accurate to 2⁻²³.
+//! Memory-bound: one read and one write of `rows · cols` forward, two reads and a write backward.
 
 pub(crate) mod check;
 mod cpu;
