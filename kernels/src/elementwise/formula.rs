@@ -6,7 +6,7 @@ pub fn add(a: &[f64], b: &[f64]) -> Vec<f64> {
 }
 
 /// Returns the value of an IEEE binary16: `(−1)^s · 2^(e−15) · 1.m`, or `2^−14 · 0.m` for e = 0.
-pub fn f16(bits: u16) -> f64 {
+pub fn f16_to_f64(bits: u16) -> f64 {
     let (e, m) = ((bits >> 10 & 31) as i32, (bits & 0x3ff) as f64 / 1024.0);
     let magnitude = match e {
         0 => m * 2f64.powi(-14),

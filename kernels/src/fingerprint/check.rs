@@ -1,10 +1,10 @@
-use super::{Params, fingerprint, formula, partial_sums, test_byte_counts};
+use super::{Params, fingerprint, formula, partial_sum_count, test_byte_counts};
 use crate::checks::{addr, addr_mut, checks, run};
 
 checks!(equals_the_formula, any_bit_shows);
 
 fn of(bytes: &[u128], n: usize, threads: usize) -> u64 {
-    let mut parts = vec![u64::MAX; partial_sums(n)];
+    let mut parts = vec![u64::MAX; partial_sum_count(n)];
     run(&fingerprint(&Params { x: addr(bytes), sums: addr_mut(&mut parts), bytes: n as u64 }), threads);
     parts.into_iter().fold(0, u64::wrapping_add)
 }

@@ -1,7 +1,7 @@
 //! Hash of a tensor's bits on the CPU: each task hashes one part.
 #![allow(unsafe_code)]
 
-use super::{BYTES_PER_PIECE, Params, SUMS_PER_PIECE, partial_sums};
+use super::{BYTES_PER_PIECE, Params, SUMS_PER_PIECE, partial_sum_count};
 use crate::view::{OutputArray, slice_at};
 use crate::{Team, simd_fn};
 
@@ -47,7 +47,7 @@ simd_fn! {
 pub unsafe fn fingerprint(p: &Params, team: &Team) {
     let bytes = p.bytes as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (x, out) = unsafe { (slice_at::<u8>(p.x, bytes), OutputArray::<u64>::new(p.sums, partial_sums(bytes))) };
+    let (x, out) = unsafe { (slice_at::<u8>(p.x, bytes), OutputArray::<u64>::new(p.sums, partial_sum_count(bytes))) };
     team.run(bytes.div_ceil(BYTES_PER_PIECE), |i| {
         // SAFETY: parts of different tasks do not overlap.
         let sums = unsafe { out.part(i * SUMS_PER_PIECE, SUMS_PER_PIECE) };

@@ -20,7 +20,7 @@ params! {
     pub struct Params {
         /// `[bytes]`, 16-byte aligned.
         pub x: Addr,
-        /// u64 `[partial_sums(bytes)]`, written: partial sums of the hash.
+        /// u64 `[partial_sum_count(bytes)]`, written: partial sums of the hash.
         pub sums: Addr,
         /// Bytes.
         pub bytes: u64,
@@ -42,7 +42,7 @@ const BYTES_PER_PIECE: usize = 512 * 1024;
 const SUMS_PER_PIECE: usize = 8;
 
 /// Number of partial sums that a launch over `bytes` bytes writes.
-pub const fn partial_sums(bytes: usize) -> usize {
+pub const fn partial_sum_count(bytes: usize) -> usize {
     bytes.div_ceil(BYTES_PER_PIECE) * SUMS_PER_PIECE
 }
 
@@ -52,7 +52,7 @@ pub fn fingerprint(params: &Params) -> Launch {
     Launch::kernel(
         &FINGERPRINT,
         params,
-        Cost { flops: 0.0, bytes: bytes + 8.0 * partial_sums(params.bytes as usize) as f64 },
+        Cost { flops: 0.0, bytes: bytes + 8.0 * partial_sum_count(params.bytes as usize) as f64 },
     )
 }
 

@@ -44,7 +44,7 @@ fn equals_the_formula() {
             let (y, norm) = forward(dtype, &x, cols, 3);
             let want: Vec<f64> = x.to_f64().chunks_exact(cols).flat_map(formula::fwd).collect();
             assert_normalised(&format!("{dtype} {rows}x{cols}"), dtype, &y, &want, 1e-6);
-            let want: Vec<f64> = x.to_f64().chunks_exact(cols).map(formula::norm).collect();
+            let want: Vec<f64> = x.to_f64().chunks_exact(cols).map(formula::l2_norm).collect();
             assert_close(&format!("norm {dtype} {rows}x{cols}"), &norm, &want, 1e-6, f64::MAX);
         }
     }

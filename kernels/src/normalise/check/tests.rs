@@ -31,7 +31,7 @@ fn the_formula_of_the_gradient_equals_differences() {
             (TestArray::new(F32, &normal_numbers(cols, 1, scale)), TestArray::new(F32, &normal_numbers(cols, 2, 1.0)));
         let (direct, differences) =
             (formula::bwd(&x.to_f64(), &dy.to_f64()), formula::bwd_by_differences(&x.to_f64(), &dy.to_f64()));
-        let size = dy.to_f64().iter().map(|d| d * d).sum::<f64>().sqrt() / formula::norm(&x.to_f64());
+        let size = dy.to_f64().iter().map(|d| d * d).sum::<f64>().sqrt() / formula::l2_norm(&x.to_f64());
         for (a, b) in direct.iter().zip(&differences) {
             assert!((a - b).abs() <= 1e-6 * size, "{cols}: {a}, {b}");
         }

@@ -199,7 +199,8 @@ impl AdamW {
     pub fn parameter_hashes(&self) -> Result<Vec<(&str, u64)>> {
         let Some((_, (first, _))) = self.parameters.first_key_value() else { return Ok(Vec::new()) };
         let device = first.device();
-        let counts: Vec<usize> = self.parameters.values().map(|(p, _)| fingerprint::partial_sums(p.bytes())).collect();
+        let counts: Vec<usize> =
+            self.parameters.values().map(|(p, _)| fingerprint::partial_sum_count(p.bytes())).collect();
         // Each u64 sum takes two i32 elements.
         let sums = Tensor::empty(device, &[counts.iter().sum(), 2], DType::I32, MemoryCategory::Workspace)?;
         let mut at = 0;
