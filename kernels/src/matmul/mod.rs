@@ -55,8 +55,8 @@ pub struct Matmul {
 }
 
 impl Matmul {
-    /// Returns the name of the product in profiles: its role (`matmul_fwd`, `matmul_dx`, `matmul_dw`) if it belongs
-    /// to a linear layer, as the storage of the operands tells.
+    /// Returns the name of the product in profiles. It names the role that a product with these operands (transposed or
+    /// not) has in a linear layer: `matmul_fwd`, `matmul_dx` or `matmul_dw`.
     pub fn name(&self) -> &'static str {
         match (self.a.transposed, self.b.transposed) {
             (false, false) => "matmul_fwd",

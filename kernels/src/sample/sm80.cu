@@ -354,7 +354,8 @@ __device__ __forceinline__ int draw(const Params& p, const Row& row, Shared& s, 
       });
 }
 
-// Writes the n most likely tokens and their log-probabilities, ordered by logit, then by id. No logit is NaN.
+// Writes the n most likely tokens and their log-probabilities, largest logit first; of equal logits the lower id comes
+// first. No logit may be NaN.
 __device__ __forceinline__ void best(const Params& p, const Row& row, Shared& s, int r, float largest, double log_sum) {
   const int n = static_cast<int>(p.tops) < row.vocab ? p.tops : row.vocab;
   const Reached kth = select<32>(row, s, n, [](int, float logit, float, u32& key) {
