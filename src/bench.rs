@@ -10,7 +10,7 @@ use reel_engine::bench;
 use reel_kernels::catalogue::Sizes;
 use reel_measure::ceilings::Ceilings;
 use reel_measure::clocks::{ClockSampler, ClockSummary};
-use reel_measure::op::{bad_size, op_timers, roofline_seconds, roofline_share};
+use reel_measure::op::{unknown_size_error, op_timers, roofline_seconds, roofline_share};
 use reel_measure::rollout::{self, RolloutShape};
 use reel_measure::rounds::{self, BenchSubject, MeasuredRounds, hardware_json};
 use reel_measure::timing::{TimedKernel, TimingDevice};
@@ -351,7 +351,7 @@ struct OpResults<'a> {
 
 impl OpArgs {
     fn run(&self, common: &CommonOptions) -> Result<()> {
-        let sizes = Sizes::new(self.sizes.iter().cloned()).map_err(bad_size)?;
+        let sizes = Sizes::new(self.sizes.iter().cloned()).map_err(unknown_size_error)?;
         let (device, timing_device) = match common.device()? {
             common::DeviceName::Cpu => (model::open_device(common)?, TimingDevice::Cpu(common.threads()?)),
             common::DeviceName::Cuda(number) => {
@@ -363,7 +363,7 @@ impl OpArgs {
         let timers = op_timers(&self.name, &sizes, dtype, self.runs as usize, &device, &timing_device)?;
         let ceilings = Ceilings::measure(&device)?;
         if !common.json {
-            output::print_line(format!("{}  of its floor", TimedKernel::table_header()))?;
+            output::print_line(format!("{}  of roofline", TimedKernel::table_header()))?;
         }
         let sampler = ClockSampler::start_on_gpu_of(&device, Duration::from_millis(20));
         let (mut rows, mut problems) = (Vec::new(), Vec::new());

@@ -105,7 +105,7 @@ fn memory_and_disk() -> Vec<Finding> {
 
 /// FFmpeg's libraries and the codecs that reel reads and writes.
 fn ffmpeg() -> Vec<Finding> {
-    if libraries::ffmpeg_versions().is_empty() {
+    if libraries::ffmpeg_library_names_and_versions().is_empty() {
         return vec![Finding::new(
             "FFmpeg",
             "FFmpeg",
@@ -113,7 +113,7 @@ fn ffmpeg() -> Vec<Finding> {
             "this build has none and cannot read videos; use a build with the feature `ffmpeg`",
         )];
     }
-    let versions = libraries::ffmpeg_versions().into_iter().map(|(name, v)| Finding::new("FFmpeg", name, Some(v), ""));
+    let versions = libraries::ffmpeg_library_names_and_versions().into_iter().map(|(name, v)| Finding::new("FFmpeg", name, Some(v), ""));
     let missing_codec = "this FFmpeg was built without this codec; install the distribution's full FFmpeg libraries";
     let decoders = [
         ("reads H.264", &["h264"][..]),

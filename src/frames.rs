@@ -7,7 +7,7 @@ use clap::Args;
 use reel_measure::trace;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::selection::select_frames;
-use reel_media::video::FrameSize;
+use reel_media::video::DecodedFrameSize;
 use reel_model::save::{StoredTensor, write_safetensors};
 
 use crate::common::CommonOptions;
@@ -65,7 +65,7 @@ impl FramesArgs {
         profile: MediaProfile,
         overrides: &MediaOverrides,
     ) -> Result<()> {
-        let size = if self.out.is_some() { FrameSize::Original } else { FrameSize::Resized };
+        let size = if self.out.is_some() { DecodedFrameSize::Original } else { DecodedFrameSize::Resized };
         let frames = trace::span("decode", || {
             self.worker
                 .decode_worker(common)?

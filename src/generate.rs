@@ -8,7 +8,7 @@ use reel_engine::{Completion, Detokenizer, Engine, GenerationRequest, SamplingPa
 use reel_measure::trace;
 use reel_model::config::GenerationConfig;
 use reel_model::input::encode::ModelFolder;
-use reel_model::input::tokenizer::TextStream;
+use reel_model::input::tokenizer::StreamingDecoder;
 use serde::Serialize;
 use serde_json::json;
 
@@ -222,7 +222,7 @@ impl GenerateArgs {
 
 /// Prints a completion while it is generated. Holds back text at the end that may be the start of a stop string.
 struct Printer<'a> {
-    stream: Option<TextStream<'a>>,
+    stream: Option<StreamingDecoder<'a>>,
     stops: &'a [String],
     held: String,
     done: bool,
@@ -231,7 +231,7 @@ struct Printer<'a> {
 
 impl<'a> Printer<'a> {
     fn new(bundle: &'a ModelFolder, stops: &'a [String], on: bool) -> Self {
-        let stream = if on { Some(bundle.tokenizer.stream(true)) } else { None };
+        let stream = if on { Some(bundle.tokenizer.streaming_decoder(true)) } else { None };
         Self { stream, stops, held: String::new(), done: false, result: Ok(()) }
     }
 

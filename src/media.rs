@@ -71,16 +71,16 @@ impl MediaFlags {
 #[command(next_help_heading = "Media options")]
 pub struct WorkerFlags {
     /// Time limit for decoding one media file, in seconds
-    #[arg(long, value_name = "S", default_value_t = worker::DEFAULT_TIMEOUT.as_secs_f64())]
+    #[arg(long, value_name = "S", default_value_t = worker::DEFAULT_DECODE_TIMEOUT.as_secs_f64())]
     media_timeout: f64,
     /// Memory limit for decoding one media file, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = worker::DEFAULT_MEMORY_MIB)]
+    #[arg(long, value_name = "MIB", default_value_t = worker::DEFAULT_DECODE_MEMORY_MIB)]
     media_memory: u64,
 }
 
 impl Default for WorkerFlags {
     fn default() -> Self {
-        Self { media_timeout: worker::DEFAULT_TIMEOUT.as_secs_f64(), media_memory: worker::DEFAULT_MEMORY_MIB }
+        Self { media_timeout: worker::DEFAULT_DECODE_TIMEOUT.as_secs_f64(), media_memory: worker::DEFAULT_DECODE_MEMORY_MIB }
     }
 }
 

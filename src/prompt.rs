@@ -177,6 +177,6 @@ impl QuestionFlags {
                 location: "--video".into(),
             })
         });
-        Conversation::question(image.into_iter().chain(video).collect(), self.prompt.as_deref().unwrap_or_default())
+        Conversation::from_user_message(image.into_iter().chain(video).collect(), self.prompt.as_deref().unwrap_or_default())
     }
 }

@@ -5,7 +5,7 @@ use reel_kernels::cuda::{Driver, Nvidia};
 use crate::ceilings::Ceilings;
 use crate::error::{Result, bad_option};
 
-/// A machine with its rates and memory.
+/// A GPU or CPU with its arithmetic rates, memory bandwidth and memory size.
 #[derive(Clone, Debug)]
 pub struct MachineSpec {
     /// Short name: `h200`, `cpu`, …
@@ -115,7 +115,7 @@ impl MachineSpec {
             ));
         };
         let source = format!(
-            "{:.0} % of the arithmetic and {:.0} % of the bandwidth in the data sheet: {} TFLOP/s in bf16, {} in f32, {} TB/s for {}; launch overhead not counted",
+            "assumes {:.0} % of the arithmetic rate and {:.0} % of the bandwidth that the data sheet states ({} TFLOP/s in bf16, {} TFLOP/s in f32, {} TB/s for {}), and no launch overhead",
             100.0 * ACHIEVABLE_ARITHMETIC,
             100.0 * ACHIEVABLE_BANDWIDTH,
             s.bf16,

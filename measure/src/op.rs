@@ -9,18 +9,20 @@ use crate::error::{MeasureError, Result, bad_option};
 use crate::timing::{TimedKernel, TimingDevice};
 use crate::{catalogue, lm_head};
 
-/// A closure that times something and returns one row per kernel, or per direction (forward, backward).
+/// A closure that times something and returns one [`TimedKernel`] per kernel, or one per direction (forward,
+/// backward).
 pub type OpTimer<'a> = Box<dyn FnOnce() -> Result<Vec<TimedKernel>> + 'a>;
 
-/// The error for a `--size KEY=VALUE` that an op does not have.
-pub fn bad_size(e: SizeError) -> MeasureError {
+/// The error for `--size KEY=VALUE` if the timed op has no size of that KEY.
+pub fn unknown_size_error(e: SizeError) -> MeasureError {
     bad_option(&format!("--size {}", e.key), e.what, e.help)
 }
 
-/// Returns timers for what `name` selects (the output layer, matrix products, or kernels of the catalogue), with
-/// `runs` runs each.
+/// Returns a timer for each thing that `name` selects (the output layer, matrix products, or kernels of the
+/// catalogue). Each timer makes `runs` runs.
 ///
-/// With a `dtype`, only kernels of that dtype and kernels on indices are selected.
+/// With a `dtype`, only kernels of that dtype are selected, and kernels that have no dtype because they work on
+/// indices.
 ///
 /// # Errors
 /// Nothing has that name and dtype, or the op does not have a given size.
@@ -35,13 +37,13 @@ pub fn op_timers<'a>(
     let wanted = |of: Option<DType>| of.is_none() || dtype.is_none() || of == dtype;
     let mut timers: Vec<OpTimer<'a>> = Vec::new();
     if let Some(backend) = lm_head::lm_head_backend_by_name(name) {
-        let shape = lm_head::LmHeadShape::from_sizes(sizes).map_err(bad_size)?;
+        let shape = lm_head::LmHeadShape::from_sizes(sizes).map_err(unknown_size_error)?;
         for dtype in [DType::F32, DType::BF16].into_iter().filter(|t| wanted(Some(*t))) {
             let shape = shape.clone();
             timers.push(Box::new(move || lm_head::time_lm_head(device, backend, &shape, dtype, runs)));
         }
     } else if name.starts_with("matmul") {
-        let all = example_products(sizes).map_err(bad_size)?;
+        let all = example_products(sizes).map_err(unknown_size_error)?;
         let found = all.into_iter().filter(|p| name == "matmul" || p.name == name);
         for product in found.filter(|p| wanted(Some(p.dtype))) {
             timers.push(Box::new(move || Ok(vec![timing_device.time_product_on_gpu(&product, runs)?])));
@@ -49,7 +51,7 @@ pub fn op_timers<'a>(
     } else {
         let usual = catalogue::find_kernels_with_folders(name)?;
         let names: Vec<&str> = usual.iter().map(|(_, e)| e.launch.kernel.name).collect();
-        let all = usual[0].0.examples_with_sizes(sizes).map_err(bad_size)?;
+        let all = usual[0].0.examples_with_sizes(sizes).map_err(unknown_size_error)?;
         let found = all.into_iter().filter(|e| names.contains(&e.launch.kernel.name));
         for example in found.filter(|e| wanted(catalogue::dtype_of_kernel(e.launch.kernel.name))) {
             timers.push(Box::new(move || Ok(vec![timing_device.time_kernel(&example, runs)?])));
@@ -62,12 +64,12 @@ pub fn op_timers<'a>(
     Ok(timers)
 }
 
-/// The least seconds that a timed call can take on a machine with these ceilings.
-pub fn roofline_seconds(row: &TimedKernel, ceilings: &Ceilings) -> f64 {
-    ceilings.roofline_seconds(row.kernel, row.cost, row.dtype)
+/// The least possible seconds of a timed call on a machine with these ceilings.
+pub fn roofline_seconds(kernel: &TimedKernel, ceilings: &Ceilings) -> f64 {
+    ceilings.roofline_seconds(kernel.kernel, kernel.cost, kernel.dtype)
 }
 
-/// The least time over the measured median time: 1 at the roofline.
-pub fn roofline_share(row: &TimedKernel, ceilings: &Ceilings) -> f64 {
-    roofline_seconds(row, ceilings) / row.timed.median_seconds()
+/// Least possible time divided by the measured median time: 1 if the call is as fast as the roofline allows.
+pub fn roofline_share(kernel: &TimedKernel, ceilings: &Ceilings) -> f64 {
+    roofline_seconds(kernel, ceilings) / kernel.timed.median_seconds()
 }

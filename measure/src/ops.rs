@@ -9,16 +9,16 @@ use serde_json::{Value, json};
 
 use crate::ceilings::Ceilings;
 
-/// The launches of one op in a round.
+/// All launches of one op in a round, with their total time and work.
 #[derive(Clone, Debug, PartialEq)]
-pub struct OpRow {
+pub struct OpTime {
     /// Name of the kernel.
     pub op: &'static str,
     /// Number of launches.
     pub launches: u64,
     /// Seconds of all launches, by the clock of the device.
     pub seconds: f64,
-    /// Share of the time of the round, 0 to 1.
+    /// Share of the round's time that these launches took, 0 to 1.
     pub share: f64,
     /// Floating-point operations.
     pub flops: f64,
@@ -28,14 +28,14 @@ pub struct OpRow {
     pub floor: f64,
 }
 
-/// The ops of a round that took `seconds`, sorted by time, longest first.
-pub fn op_rows(
+/// The time of each op of a round, longest first. `seconds` is the length of the round.
+pub fn op_times(
     totals: &BTreeMap<&'static str, OpTotals>,
     ceilings: &Ceilings,
     dtype: DType,
     seconds: f64,
-) -> Vec<OpRow> {
-    let row = |(&op, t): (&&'static str, &OpTotals)| OpRow {
+) -> Vec<OpTime> {
+    let row = |(&op, t): (&&'static str, &OpTotals)| OpTime {
         op,
         launches: t.launches,
         seconds: t.seconds,
@@ -44,12 +44,12 @@ pub fn op_rows(
         bytes: t.cost.bytes,
         floor: ceilings.roofline_seconds_of_launches(op, t, dtype),
     };
-    let mut rows: Vec<OpRow> = totals.iter().map(row).collect();
+    let mut rows: Vec<OpTime> = totals.iter().map(row).collect();
     rows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
     rows
 }
 
-impl OpRow {
+impl OpTime {
     /// Operations per second.
     pub fn flops_per_second(&self) -> f64 {
         self.flops / self.seconds
@@ -60,7 +60,7 @@ impl OpRow {
         self.bytes / self.seconds
     }
 
-    /// Least time over measured time: 1 at the roofline.
+    /// Least possible time divided by the measured time: 1 if the op is as fast as the roofline allows.
     pub fn roofline_share(&self) -> f64 {
         self.floor / self.seconds
     }
@@ -75,10 +75,10 @@ impl OpRow {
     }
 }
 
-/// The ops as a table of text, with the share of the round that passed between launches.
-pub fn op_table(rows: &[OpRow]) -> String {
+/// The ops as a table of text. Its last line is the share of the round in which no launch ran.
+pub fn op_table(rows: &[OpTime]) -> String {
     let mut text = format!(
-        "\n  {:34} {:>8} {:>11} {:>8} {:>10} {:>8}  of its floor\n",
+        "\n  {:34} {:>8} {:>11} {:>8} {:>10} {:>8}  of roofline\n",
         "op", "launches", "ms", "of step", "GFLOP/s", "GB/s"
     );
     for r in rows {
@@ -113,14 +113,14 @@ mod tests {
             ("matmul_fwd", op(4e9, 1e6, 2.0)),
             ("linear_log_prob_fwd_bf16", op(2e9, 1e6, 1.0)),
         ]);
-        let rows = op_rows(&totals, &ceilings, DType::BF16, 4.0);
+        let rows = op_times(&totals, &ceilings, DType::BF16, 4.0);
         assert_eq!(
             rows.iter().map(|r| r.op).collect::<Vec<_>>(),
             ["matmul_fwd", "linear_log_prob_fwd_bf16", "add_bf16"]
         );
         assert_eq!(rows.iter().map(|r| r.share).collect::<Vec<_>>(), [0.5, 0.25, 0.02]);
         // With these ceilings, the rate of bf16 products limits matrix kernels and memory limits all others.
-        assert_eq!(rows.iter().map(OpRow::roofline_share).collect::<Vec<_>>(), [0.5, 0.5, 0.5]);
+        assert_eq!(rows.iter().map(OpTime::roofline_share).collect::<Vec<_>>(), [0.5, 0.5, 0.5]);
         assert_eq!((rows[0].flops_per_second(), rows[2].bytes_per_second()), (2e9, 5e7));
     }
 }

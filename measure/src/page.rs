@@ -8,7 +8,7 @@ use serde_json::Value;
 use reel_report::html::{self, escape_html};
 
 use crate::clocks::{ClockSummary, READING_NAMES_AND_UNITS};
-use crate::ops::OpRow;
+use crate::ops::OpTime;
 use crate::parts::PartTime;
 use crate::rounds::{MeasuredRounds, headline};
 
@@ -45,7 +45,7 @@ fn parts(rows: &[PartTime], round: f64) -> String {
         return String::new();
     }
     let mut text = String::from(
-        "<h2>Parts</h2><table><thead><tr><th>part<th>ms<th>%<th>in launches, ms<th>launches<th>GFLOP<th>floor, ms</tr></thead><tbody>",
+        "<h2>Parts</h2><table><thead><tr><th>part<th>ms<th>%<th>in launches, ms<th>launches<th>GFLOP<th>least possible ms</tr></thead><tbody>",
     );
     for p in rows {
         let _ = write!(
@@ -64,10 +64,10 @@ fn parts(rows: &[PartTime], round: f64) -> String {
 }
 
 /// The table of ops, one row per op with a bar for its time; the mark in the bar is the op's least time.
-fn ops(rows: &[OpRow], seconds: f64) -> String {
+fn ops(rows: &[OpTime], seconds: f64) -> String {
     let mut text = format!(
         "<h2>Time of {:.3} ms by op</h2><table><thead><tr><th>op<th>of the step<th>launches<th>ms<th>%<th>GFLOP/s<th>GB/s\
-         <th>floor, ms<th>of its floor</tr></thead><tbody>",
+         <th>least possible ms<th>of roofline</tr></thead><tbody>",
         seconds * 1e3
     );
     let longest = rows.iter().map(|r| r.seconds).fold(f64::MIN_POSITIVE, f64::max);
@@ -133,7 +133,7 @@ fn memory(measured: &MeasuredRounds) -> String {
             *column = Some(*bytes);
         }
     }
-    // A column without a memory sample repeats the value of the column before it.
+    // A chart column without a memory sample repeats the bytes of the previous column.
     let mut held = samples.first().map_or([0; MEMORY_CATEGORIES.len()], |s| s.bytes);
     let columns: Vec<[usize; MEMORY_CATEGORIES.len()]> = columns
         .into_iter()
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn page_has_ops_clocks_and_memory() {
         let begun = Instant::now();
-        let row = |op, seconds| OpRow { op, launches: 3, seconds, share: seconds, flops: 1e9, bytes: 1e6, floor: 0.1 };
+        let row = |op, seconds| OpTime { op, launches: 3, seconds, share: seconds, flops: 1e9, bytes: 1e6, floor: 0.1 };
         let sample = |ms, weights, activations| MemorySample {
             at: begun + Duration::from_millis(ms),
             bytes: [weights, 0, 0, activations, 0, 0, 0],

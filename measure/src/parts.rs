@@ -9,15 +9,16 @@ use serde_json::{Value, json};
 
 use crate::ceilings::Ceilings;
 
-/// One part of a round; times and counts are sums over all stretches of the round that belong to the part.
+/// One part of a round, such as `prefill`. The round can enter a part several times; times and counts are sums over
+/// all of them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PartTime {
     /// Name of the part.
     pub name: &'static str,
-    /// Seconds from the first launch of a stretch to the first launch of the next part, or to the end of the last
-    /// launch.
+    /// Seconds in this part. Each time, the part lasts from its first launch to the first launch of the next part;
+    /// the last part of the round lasts to the end of its last launch.
     pub seconds: f64,
-    /// Seconds during which a launch ran.
+    /// Seconds of this part during which a launch ran.
     pub busy: f64,
     /// Number of launches.
     pub launches: u64,
@@ -27,7 +28,8 @@ pub struct PartTime {
     pub floor: f64,
 }
 
-/// Splits launches, sorted by start time, into parts. Empty if no launch belongs to a named part.
+/// Computes the time of each part from the launches of a round, sorted by start time. Empty if no launch belongs to a
+/// named part.
 pub fn part_times(events: &[LaunchEvent], ceilings: &Ceilings, dtype: DType) -> Vec<PartTime> {
     let mut parts: Vec<PartTime> = Vec::new();
     let stretches: Vec<&[LaunchEvent]> = events.chunk_by(|a, b| a.part == b.part).collect();
@@ -58,22 +60,22 @@ pub fn part_times(events: &[LaunchEvent], ceilings: &Ceilings, dtype: DType) -> 
 }
 
 impl PartTime {
-    /// This part as `reel bench --json` prints it; `round` is the length of the round in seconds.
-    pub fn json(&self, round: f64) -> Value {
+    /// This part as `reel bench --json` prints it; `round_seconds` is the length of the round.
+    pub fn json(&self, round_seconds: f64) -> Value {
         json!({
-            "part": self.name, "seconds": self.seconds, "share_of_step": self.seconds / round, "busy_seconds": self.busy,
+            "part": self.name, "seconds": self.seconds, "share_of_step": self.seconds / round_seconds, "busy_seconds": self.busy,
             "launches": self.launches, "flops": self.cost.flops, "bytes": self.cost.bytes, "floor_seconds": self.floor,
         })
     }
 }
 
-/// The parts as a table of text; `round` is the length of the profiled round in seconds. Empty if there are no parts.
-pub fn part_table(parts: &[PartTime], round: f64) -> String {
+/// The parts as a table of text; `round_seconds` is the length of the profiled round. Empty if there are no parts.
+pub fn part_table(parts: &[PartTime], round_seconds: f64) -> String {
     if parts.is_empty() {
         return String::new();
     }
     let mut text = format!(
-        "\n  {:12} {:>11} {:>8} {:>11} {:>8} {:>10}  of its floor\n",
+        "\n  {:12} {:>11} {:>8} {:>11} {:>8} {:>10}  of roofline\n",
         "part", "ms", "of step", "in launches", "launches", "GFLOP/s"
     );
     for p in parts {
@@ -83,7 +85,7 @@ pub fn part_table(parts: &[PartTime], round: f64) -> String {
             "  {:12} {:>11.3} {:>6.1} % {:>9.1} % {:>8} {:>10.1}  {:>10.1} %",
             p.name,
             p.seconds * 1e3,
-            100.0 * p.seconds / round,
+            100.0 * p.seconds / round_seconds,
             100.0 * p.busy / p.seconds,
             p.launches,
             p.cost.flops / p.seconds / 1e9,

@@ -17,14 +17,14 @@ pub struct RolloutShape {
     pub context: usize,
     /// Number of completions of the prompt.
     pub completions: usize,
-    /// Tokens of each completion; end tokens do not end it.
+    /// Tokens of each completion: always this many, because no token ends a completion.
     pub tokens: usize,
 }
 
 /// Samples the completions of one prompt at temperature 1 and returns the seconds that this took.
 ///
-/// KV cache, decode slots and captured graphs are created for each rollout, as in training, which needs their memory
-/// between two rollouts. The device's profile gets the parts `prefill` and `decode`.
+/// Each rollout allocates its own KV cache, decode slots and captured graphs, as in training, where the memory is
+/// needed for the training step between two rollouts. The device's profile gets the parts `prefill` and `decode`.
 ///
 /// # Errors
 /// The engine fails, or a completion ends before its last token.
@@ -37,7 +37,7 @@ pub fn time_rollout(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f6
         sampling: SamplingParams { temperature: 1.0, ..SamplingParams::default() },
         max_new_tokens: shape.tokens,
         min_new_tokens: 0,
-        // Without an end token, all rounds do the same work.
+        // No token ends a completion, so all rounds do the same work.
         eos_token_ids: &[],
         stop_conditions: (0..shape.completions).map(|_| StopCondition::none()).collect(),
     };
@@ -46,7 +46,7 @@ pub fn time_rollout(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f6
     let (begun, mut sampled) = (Instant::now(), 0);
     let (completions, _) = engine.generate(vec![request], |_| {
         sampled += 1;
-        // Decoding starts here: the first token of each completion was sampled from the logits of the prompt.
+        // The first token of each completion is sampled from the prompt's logits; decoding starts once all have it.
         if sampled == shape.completions {
             profile.set_work_part("decode");
         }

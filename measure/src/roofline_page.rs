@@ -37,16 +37,25 @@ impl PageRow {
     }
 }
 
-/// Returns the page of all kernels on `machine`'s roofline, and the number of kernels.
+/// The page that [`roofline_page`] returns.
+pub struct RooflinePage {
+    /// The page itself.
+    pub html: String,
+    /// Number of kernels on the page.
+    pub kernel_count: usize,
+}
+
+/// Returns the page of all kernels on `machine`'s roofline.
 ///
-/// `times` is a file that `reel kernels bench --json` printed on that GPU; without it, the page has only least times.
+/// `times` is a file that `reel kernels bench --json` printed on that GPU; without it, the page shows only the least
+/// possible times, computed from the roofline.
 ///
 /// # Errors
 /// The file of times cannot be read, or is not such a file.
-pub fn roofline_page(machine: &MachineSpec, times: Option<&Path>) -> Result<(String, usize)> {
+pub fn roofline_page(machine: &MachineSpec, times: Option<&Path>) -> Result<RooflinePage> {
     let seconds = times.map(read_times).transpose()?;
     let rows = rows(machine, seconds.as_ref());
-    Ok((render(machine, &rows, seconds.is_some()), rows.len()))
+    Ok(RooflinePage { html: render(machine, &rows, seconds.is_some()), kernel_count: rows.len() })
 }
 
 /// Reads the measured seconds of each kernel from a file.
@@ -89,7 +98,7 @@ fn render(machine: &MachineSpec, rows: &[PageRow], measured: bool) -> String {
     let what = match measured {
         true => "Dots: measured kernels. The distance to the roof above is the possible speedup.",
         false => {
-            "Dots: modelled times, not measured: the least time that a kernel's floating-point operations and memory traffic allow. Measure with <code>reel kernels bench</code>."
+            "Dots: modelled times, not measured: the fastest possible that a kernel's floating-point operations and memory traffic allow. operations and bytes. <code>reel kernels bench</code> measures the actual speed."
         }
     };
     // Writing to a String cannot fail.
@@ -100,7 +109,7 @@ fn render(machine: &MachineSpec, rows: &[PageRow], measured: bool) -> String {
         escape_html(&machine.source)
     );
     page += &plot(machine, rows);
-    page += "<table><thead><tr><th>kernel<th>size<th>GFLOP<th>MB<th>FLOP/B<th>floor, &micro;s<th>measured, &micro;s<th>of the floor<th>registers<th>shared, B</tr></thead><tbody>";
+    page += "<table><thead><tr><th>kernel<th>size<th>GFLOP<th>MB<th>FLOP/B<th>least possible &micro;s<th>measured &micro;s<th>of roofline<th>registers<th>shared, B</tr></thead><tbody>";
     for row in rows {
         let measured = row.seconds.map_or("–".to_string(), |s| format!("{:.1}", s * 1e6));
         let share = row.seconds.map_or("–".to_string(), |s| format!("{:.0} %", 100.0 * row.floor / s));

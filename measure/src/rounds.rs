@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::ceilings::{Ceilings, RooflineFloor};
 use crate::clocks::{ClockSampler, ClockSummary};
-use crate::ops::{self, OpRow};
+use crate::ops::{self, OpTime};
 use crate::parts::{self, PartTime};
 use crate::{Result, stats, trace};
 
@@ -27,18 +27,18 @@ pub struct MeasuredRounds {
     /// Seconds of each timed round, in order.
     pub samples: Vec<f64>,
     /// Ops of the profiled round, longest time first.
-    pub ops: Vec<OpRow>,
+    pub ops: Vec<OpTime>,
     /// Parts of the profiled round (forward, backward, …); may be empty.
     pub parts: Vec<PartTime>,
     /// Seconds of the profiled round.
     pub profiled: f64,
-    /// Start of the first launch of the profiled round, and time until the end of its last.
+    /// When the first launch of the profiled round started, and the time from then to the end of its last launch.
     pub launches: (Instant, Duration),
     /// Device memory in use over the profiled round.
     pub memory: Vec<MemorySample>,
     /// Ceilings of the machine.
     pub ceilings: Ceilings,
-    /// The least time of a round by these ceilings.
+    /// The least possible time of a round by these ceilings.
     pub floor: RooflineFloor,
     /// Clocks and power of the GPU during the timed rounds; `None` without a GPU or NVML.
     pub clocks: Option<ClockSummary>,
@@ -79,7 +79,7 @@ pub fn time_rounds(
     let ended = events.last().and_then(end).unwrap_or(begun);
     Ok(MeasuredRounds {
         samples,
-        ops: ops::op_rows(&totals, &ceilings, dtype, profiled),
+        ops: ops::op_times(&totals, &ceilings, dtype, profiled),
         parts: parts::part_times(&events, &ceilings, dtype),
         profiled,
         launches: (begun, ended - begun),
@@ -91,7 +91,7 @@ pub fn time_rounds(
     })
 }
 
-/// What was measured, as the result states it.
+/// Which op, model, device and sizes were measured.
 pub struct BenchSubject<'a> {
     /// `prefill`, `decode`, `rollout` or `train`.
     pub op: &'static str,
@@ -105,13 +105,13 @@ pub struct BenchSubject<'a> {
     pub tokens: usize,
     /// Number of sequences.
     pub batch: usize,
-    /// Tokens in the KV cache before the first token.
+    /// Tokens in the KV cache before the measured tokens.
     pub context: usize,
 }
 
 impl MeasuredRounds {
-    /// The share of the profiled round in which a launch ran.
-    pub fn busy_share(&self) -> f64 {
+    /// The share of the profiled round's time during which a launch ran, 0 to 1.
+    pub fn device_busy_share(&self) -> f64 {
         self.ops.iter().map(|o| o.share).sum()
     }
 
@@ -146,9 +146,9 @@ impl MeasuredRounds {
                 "gflops_bf16": self.ceilings.bf16 / 1e9,
                 "gigabytes_per_second": self.ceilings.bytes / 1e9,
             },
-            "profiled": {"seconds": self.profiled, "busy": self.busy_share()},
+            "profiled": {"seconds": self.profiled, "busy": self.device_busy_share()},
             "parts": self.parts.iter().map(|p| p.json(self.profiled)).collect::<Vec<_>>(),
-            "ops": self.ops.iter().map(OpRow::json).collect::<Vec<_>>(),
+            "ops": self.ops.iter().map(OpTime::json).collect::<Vec<_>>(),
             "clocks": self.clocks.as_ref().map(ClockSummary::json),
             "version": env!("CARGO_PKG_VERSION"),
         });

@@ -24,7 +24,7 @@ pub struct TimedKernel {
     pub size: String,
     /// The dtype that the kernel computes in.
     pub dtype: DType,
-    /// Operations, and bytes that must be read and written.
+    /// Floating-point operations of a run, and bytes that it must read and write.
     pub cost: Cost,
     /// Times of the single runs.
     pub timed: RunTimes,
@@ -32,9 +32,9 @@ pub struct TimedKernel {
 
 /// The GPU or the CPU that kernels are timed on.
 pub enum TimingDevice {
-    /// A GPU, with its matrix product library after the first timed product.
+    /// A GPU, and its matrix product library, which is opened for the first timed product.
     Gpu(Gpu, OnceLock<Box<dyn Blas>>),
-    /// The CPU with a number of threads.
+    /// The CPU, with this number of threads.
     Cpu(usize),
 }
 
@@ -44,7 +44,7 @@ impl TimingDevice {
         TimingDevice::Gpu(gpu, OnceLock::new())
     }
 
-    /// Times a kernel: `runs` runs after two warm-up runs.
+    /// Times a kernel: two warm-up runs, then `runs` timed runs.
     ///
     /// # Errors
     /// The operands do not fit into memory, or a launch fails.
@@ -59,7 +59,7 @@ impl TimingDevice {
         Ok(TimedKernel { kernel, size: example.size.to_string(), dtype, cost: example.launch.cost, timed })
     }
 
-    /// Times a matrix product: `runs` runs after two warm-up runs.
+    /// Times a matrix product: two warm-up runs, then `runs` timed runs.
     ///
     /// # Errors
     /// The operands do not fit into memory, or a launch fails.
@@ -125,7 +125,8 @@ impl TimedKernel {
         )
     }
 
-    /// These times as a line of text: kernel, median time, spread of the runs, work and rates.
+    /// These times as a line of text: kernel, median time, spread (longest minus shortest run, over the median),
+    /// operations, bytes and rates.
     pub fn table_row(&self) -> String {
         let (seconds, Cost { flops, bytes }) = (self.timed.median_seconds(), self.cost);
         let spread = self.timed.seconds.last().map_or(f64::NAN, |max| (max - self.timed.least_seconds()) / seconds);

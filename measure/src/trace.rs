@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use crate::ceilings::Ceilings;
 use crate::{MeasureError, Result};
 
-/// Thread ids that stand for the two rows of the trace: host spans, and kernel launches.
+/// Thread ids in the trace file: `HOST` for host spans, `LAUNCHES` for kernel launches. A viewer shows each as a row.
 const HOST: u32 = 0;
 const LAUNCHES: u32 = 1;
 
@@ -102,7 +102,7 @@ impl Log {
             let profile = device.profiler();
             profile.record_timeline(false);
             let (launches, memory) = (profile.launch_events()?, profile.memory_samples());
-            // A simulated launch has no speed to compare with ceilings.
+            // Launches on the simulated GPU take no real GPU time, so they are not compared with ceilings.
             let ceilings = match self.ceilings {
                 Some(known) => Some(known),
                 None if device.is_simulated() || launches.is_empty() => None,
@@ -128,7 +128,7 @@ impl Log {
         complete(e.name, LAUNCHES, self.at(e.start), e.seconds, args)
     }
 
-    /// Counter events of device memory for each category that was used.
+    /// One counter event per memory sample: bytes in use for each category that was ever used.
     fn counters(&self, memory: &[MemorySample]) -> Vec<Value> {
         let used = |i: usize| memory.iter().any(|m| m.bytes[i] > 0);
         let series: Vec<usize> = (0..MEMORY_CATEGORIES.len()).filter(|&i| used(i)).collect();
@@ -147,7 +147,7 @@ fn complete(name: &str, tid: u32, ts: f64, seconds: f64, args: Value) -> Value {
     })
 }
 
-/// A metadata event that names the process (`process_name`) or one of its rows (`thread_name`).
+/// A metadata event that gives the process (`process_name`) or a thread id (`thread_name`) its name in the viewer.
 fn named(what: &str, tid: u32, name: &str) -> Value {
     json!({"name": what, "ph": "M", "pid": std::process::id(), "tid": tid, "args": {"name": name}})
 }

@@ -37,8 +37,8 @@ pub struct TrainShape {
     pub optim: Optim,
 }
 
-/// Times `count` training steps of the model in `folder`. The JSON object has the values that only training has
-/// (`mfu`, planned memory, …).
+/// Times `count` training steps of the model in `folder`. The returned JSON object has the values that the result of
+/// other benchmarks lacks (`mfu`, planned memory, …).
 ///
 /// # Errors
 /// The model cannot be opened, a step fails, or the loss is not finite.
@@ -68,7 +68,7 @@ pub fn measure_training(
         &device.dry_like(),
     )?
     .memory;
-    // The two additional steps are the warm-up round and the profiled round.
+    // Two steps more than `count`: the warm-up round and the profiled round.
     let hyperparameters = Hyperparameters::new(&options, count as u64 + 2);
     let (mut trainer, _files) = trace::span("load", || Trainer::open(device, config, folder, dtype, hyperparameters))?;
     trace::record_launches(device, dtype);
@@ -97,7 +97,7 @@ pub fn measure_training(
         "parameters_multiplied": weights,
         "mfu": peak.map(|peak| flops / median / peak),
         "mfu_of": peak,
-        "busy": measured.busy_share(),
+        "busy": measured.device_busy_share(),
         "planned_peak_bytes": planned.peak,
         "planned_memory": planned.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
         "gradient_checkpointing": gradient_checkpointing,

@@ -25,12 +25,12 @@ pub enum MediaError {
 
 impl MediaError {
     /// A [`MediaError::File`].
-    pub fn file(path: impl AsRef<Path>, what: impl Into<String>, help: impl Into<String>) -> Self {
+    pub fn file_error(path: impl AsRef<Path>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::File(Diagnostic::new(path.as_ref().display().to_string(), what, help))
     }
 
     /// A [`MediaError::Setting`].
-    pub fn setting(name: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+    pub fn setting_error(name: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Setting(Diagnostic::new(name, what, help))
     }
 
@@ -39,7 +39,7 @@ impl MediaError {
     }
 
     pub(crate) fn cannot_start_worker(program: &Path, error: &std::io::Error) -> Self {
-        let what = format!("cannot be started as decoding worker: {error}");
+        let what = format!("cannot be started as the process that decodes media: {error}");
         Self::Worker(Diagnostic::new(
             program.display().to_string(),
             what,
@@ -54,9 +54,9 @@ impl MediaError {
         }
     }
 
-    /// Names the file that an error about sizes is about, by turning a [`MediaError::Setting`] into a
-    /// [`MediaError::File`].
-    pub(crate) fn for_file(self, name: &str) -> Self {
+    /// Turns a [`MediaError::Setting`] about the size of an image into a [`MediaError::File`] that names the image
+    /// file; other errors stay as they are.
+    pub(crate) fn into_file_error(self, name: &str) -> Self {
         match self {
             Self::Setting(diagnostic) => Self::File(Diagnostic { location: name.to_owned(), ..diagnostic }),
             other => other,

@@ -23,7 +23,7 @@ impl<'a> FrameView<'a> {
     pub fn new(data: &'a [u8], frames: usize, height: usize, width: usize) -> Result<Self> {
         let wanted = [frames, height, width, 3].into_iter().try_fold(1usize, usize::checked_mul);
         if wanted != Some(data.len()) || data.is_empty() {
-            return Err(MediaError::setting(
+            return Err(MediaError::setting_error(
                 "frames",
                 format!("{} bytes do not hold {frames} RGB frames of {height} x {width}", data.len()),
                 "give at least one frame and exactly frames x height x width x 3 bytes",
@@ -38,12 +38,12 @@ impl<'a> FrameView<'a> {
     }
 
     /// The number of frames, T.
-    pub fn frames(&self) -> usize {
+    pub fn frame_count(&self) -> usize {
         self.frames
     }
 
     /// `(height, width)` in pixels.
-    pub fn size(&self) -> (usize, usize) {
+    pub fn height_and_width(&self) -> (usize, usize) {
         (self.height, self.width)
     }
 

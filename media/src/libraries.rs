@@ -3,11 +3,11 @@
 #[cfg(feature = "ffmpeg")]
 use ffmpeg_next as ffmpeg;
 
-/// What error messages about a missing codec call this build.
+/// Name of this program's FFmpeg in error messages about a missing codec.
 pub const FFMPEG_BUILD_NAME: &str = if cfg!(feature = "ffmpeg") { "this FFmpeg" } else { "this build without FFmpeg" };
 
 /// Names and versions (`major.minor.micro`) of the FFmpeg libraries; empty in a build without FFmpeg.
-pub fn ffmpeg_versions() -> Vec<(&'static str, String)> {
+pub fn ffmpeg_library_names_and_versions() -> Vec<(&'static str, String)> {
     #[cfg(feature = "ffmpeg")]
     let versions = [
         ("libavcodec", ffmpeg::codec::version()),
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn reports_versions_and_built_in_codecs() {
-        let versions = ffmpeg_versions();
+        let versions = ffmpeg_library_names_and_versions();
         assert!(versions.iter().all(|(_, v)| v.split('.').count() == 3 && !v.starts_with("0.")), "{versions:?}");
         assert!(has_decoder("mpeg4") && !has_decoder("no such codec"));
         assert!(has_encoder("mpeg4") && !has_encoder("no such codec"));

@@ -28,7 +28,8 @@ pub enum MediaProfile {
 /// How a profile selects frames.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SelectionRule {
-    /// Frames are evenly spaced from the first to the last; their number follows from a rate and is kept within bounds.
+    /// Frames are evenly spaced from the first to the last. Their number is `fps` times the video's seconds, kept
+    /// within `min_frames` and `max_frames`.
     Rate {
         /// Frames per second of video.
         fps: f64,
@@ -37,9 +38,9 @@ pub enum SelectionRule {
         /// Maximum number of frames.
         max_frames: i64,
     },
-    /// A fixed number `n` of frames: `int(i * (total / n))` for i in 0..n.
+    /// A fixed number `n` of frames of the video's `total`: the indices `int(i * (total / n))` for i in 0..n.
     Uniform(i64),
-    /// Every `round(fps)`-th frame, about one per second.
+    /// Every `round(fps)`-th frame, where `fps` is the video's frame rate: about one frame per second.
     Stride,
 }
 
@@ -50,7 +51,8 @@ pub struct PixelLimits {
     pub video_min: u64,
     /// Maximum area of a video frame.
     pub video_max: u64,
-    /// Maximum area of all frames of a video together, where two frames count as one (they share a temporal patch).
+    /// Maximum sum of the areas of a video's frames. Each pair of frames counts as one frame, because it shares a
+    /// temporal patch.
     pub video_total: u64,
     /// Minimum area of an image.
     pub image_min: u64,
@@ -70,7 +72,7 @@ impl MediaProfile {
     pub fn parse(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|p| p.name() == name).ok_or_else(|| {
             let names: Vec<_> = Self::ALL.iter().map(|p| p.name()).collect();
-            MediaError::setting(
+            MediaError::setting_error(
                 "profile",
                 format!("unknown profile {name:?}"),
                 format!("use one of {}", names.join(", ")),
@@ -137,13 +139,13 @@ impl std::fmt::Display for MediaProfile {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MediaOverrides {
-    /// Number of frames; excludes `fps`.
+    /// Number of frames; cannot be combined with `fps`.
     pub nframes: Option<i64>,
-    /// Frames per second of video; excludes `nframes`.
+    /// Frames per second of video; cannot be combined with `nframes`.
     pub fps: Option<f64>,
-    /// Minimum number of frames where a rate selects them.
+    /// Minimum number of frames, if frames are selected by a rate (`fps`).
     pub min_frames: Option<i64>,
-    /// Maximum number of frames where a rate selects them.
+    /// Maximum number of frames, if frames are selected by a rate (`fps`).
     pub max_frames: Option<i64>,
     /// Minimum area of a frame or image in pixels.
     pub min_pixels: Option<u64>,
@@ -162,9 +164,10 @@ pub struct MediaOverrides {
 }
 
 impl MediaOverrides {
-    /// Merges two sets of overrides; those of `self` win (flags win over message keys). `nframes` of `self` also
-    /// removes `fps` of `fallback`, and the other way round, because the two exclude each other.
-    pub fn or(self, fallback: Self) -> Self {
+    /// Takes each limit from `self`, or from `fallback` where `self` has `None` (`self` holds flags, which win over
+    /// message keys). If `self` has `nframes` or `fps`, both are taken from `self`, because the two cannot be
+    /// combined.
+    pub fn or_fallback(self, fallback: Self) -> Self {
         let count_given = self.nframes.is_some() || self.fps.is_some();
         Self {
             nframes: if count_given { self.nframes } else { fallback.nframes },
@@ -213,8 +216,8 @@ mod tests {
     fn nframes_flag_removes_fps_key() {
         let keys = MediaOverrides { fps: Some(4.0), min_frames: Some(6), ..Default::default() };
         let flags = MediaOverrides { nframes: Some(8), ..Default::default() };
-        let got = flags.or(keys);
+        let got = flags.or_fallback(keys);
         assert_eq!((got.nframes, got.fps, got.min_frames), (Some(8), None, Some(6)));
-        assert_eq!(MediaOverrides::default().or(keys), keys);
+        assert_eq!(MediaOverrides::default().or_fallback(keys), keys);
     }
 }

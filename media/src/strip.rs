@@ -21,8 +21,8 @@ pub struct PngImage {
     pub bytes: Vec<u8>,
 }
 
-/// Draws at most `max_frames` frames, evenly spaced from the first to the last, side by side. Each is resized to at
-/// most `max_height` pixels of height.
+/// Draws at most `max_frames` frames, evenly spaced from the first to the last, side by side. Frames higher than
+/// `max_height` pixels are shrunk to that height.
 ///
 /// # Errors
 /// `frames.data` does not have the length that `frames` states, or memory runs out.
@@ -45,7 +45,7 @@ pub fn frame_strip(frames: &FrameBuf, max_frames: usize, max_height: usize) -> R
     let width = width * count;
     PngEncoder::new(&mut bytes)
         .write_image(&pixels, width as u32, height as u32, ExtendedColorType::Rgb8)
-        .map_err(|e| MediaError::file("frame strip", e.to_string(), "report this as a bug"))?;
+        .map_err(|e| MediaError::file_error("frame strip", e.to_string(), "report this as a bug"))?;
     Ok(PngImage { width, height, bytes: bytes.into_inner() })
 }
 
@@ -63,7 +63,7 @@ mod tests {
             let png = frame_strip(&FrameBuf { data, frames, height: h, width: w }, max_frames, max_height).unwrap();
             let read = crate::image::decode(&png.bytes, "strip").unwrap();
             let view = read.view().unwrap();
-            prop_assert_eq!(view.size(), (png.height, png.width));
+            prop_assert_eq!(view.height_and_width(), (png.height, png.width));
             prop_assert!(png.height <= max_height && png.width.is_multiple_of(frames.min(max_frames)));
             prop_assert_eq!(view.data()[0], 0);
             if frames.min(max_frames) > 1 {

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use reel_media::encode::{VideoCodec, VideoEncoding, encode_video};
+use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_media::frames::FrameView;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::video::{self, DecodedVideo};
@@ -31,7 +31,7 @@ fn numbered(n: usize, height: usize, width: usize) -> Vec<u8> {
     data
 }
 
-/// Reads the index that a decoded frame shows as black and white columns.
+/// Reads the index that a frame made by [`numbered`] shows as black and white columns.
 fn shown_index(frame: &[u8], height: usize, width: usize) -> usize {
     (0..8).filter(|bit| frame[(height / 4 * width + (2 * bit + 1) * width / 16) * 3] > 127).map(|bit| 1 << bit).sum()
 }
@@ -41,8 +41,8 @@ fn decode_n(path: &Path, n: i64) -> DecodedVideo {
     video::decode(path, MediaProfile::Qwen, &o).unwrap_or_else(|e| panic!("{n} frames of {}: {e}", path.display()))
 }
 
-/// Decodes all frames and several selections; checks that each frame shows its own index, and that it has the same
-/// bits in every selection.
+/// Decodes all frames and several selections. Checks that each frame shows its own index, and that its pixels are the
+/// same in every selection.
 fn check(path: &Path, n: usize, height: usize, width: usize) {
     let all = decode_n(path, n as i64);
     assert_eq!((all.total_frames, all.height, all.width), (n as u64, height, width), "{}", path.display());
@@ -133,22 +133,22 @@ fn every_format_decodes_to_the_written_frames() {
     let frames = FrameView::new(&data, 44, HEIGHT, WIDTH).unwrap();
     let mut done = 0;
     for format in formats() {
-        let Some(encoder) = format.codec.available_encoder() else {
+        let Some(encoder) = format.codec.available_encoder_name() else {
             println!("skipped: {} in {}, because this FFmpeg has no encoder for it", format.name, format.extension);
             continue;
         };
         let path = folder.path().join(format!("{} {encoder}.{}", format.name, format.extension));
-        let how = VideoEncoding {
+        let how = VideoEncodingOptions {
             gop: Some(format.gop),
             b_frames: Some(format.b_frames),
             options: format.options.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
-            ..VideoEncoding::new(format.codec, (25, 1))
+            ..VideoEncodingOptions::new(format.codec, (25, 1))
         };
         encode_video(&path, frames, &how).unwrap_or_else(|e| panic!("{}: {e}", format.name));
         check(&path, 44, HEIGHT, WIDTH);
         done += 1;
     }
-    // Every FFmpeg can write the three MPEG-4 formats and GIF.
+    // Any FFmpeg can write GIF and the three formats with MPEG-4 video.
     assert!(done >= 4, "only {done} formats could be written");
 }
 
@@ -159,10 +159,10 @@ fn variable_frame_rate_decodes_to_the_written_frames() {
     let times: Vec<i64> = (0..30).map(|i| i * 40 + (i * i) % 17).collect();
     for extension in ["mp4", "mkv"] {
         let path = folder.path().join(format!("uneven.{extension}"));
-        let how = VideoEncoding {
+        let how = VideoEncodingOptions {
             times_ms: Some(times.clone()),
             gop: Some(8),
-            ..VideoEncoding::new(VideoCodec::best_available(), (25, 1))
+            ..VideoEncodingOptions::new(VideoCodec::best_available_codec(), (25, 1))
         };
         encode_video(&path, FrameView::new(&data, 30, HEIGHT, WIDTH).unwrap(), &how).unwrap();
         check(&path, 30, HEIGHT, WIDTH);
@@ -177,7 +177,7 @@ fn odd_sides_decode_to_the_written_frames() {
     encode_video(
         &path,
         FrameView::new(&data, 24, 53, 75).unwrap(),
-        &VideoEncoding::new(VideoCodec::Mpeg4, (24000, 1001)),
+        &VideoEncodingOptions::new(VideoCodec::Mpeg4, (24000, 1001)),
     )
     .unwrap();
     check(&path, 24, 53, 75);
@@ -204,7 +204,7 @@ fn display_matrix_rotates_and_mirrors_frames() {
     encode_video(
         &path,
         FrameView::new(&data, 6, HEIGHT, WIDTH).unwrap(),
-        &VideoEncoding::new(VideoCodec::best_available(), (10, 1)),
+        &VideoEncodingOptions::new(VideoCodec::best_available_codec(), (10, 1)),
     )
     .unwrap();
     let straight = decode_n(&path, 4);
@@ -212,8 +212,8 @@ fn display_matrix_rotates_and_mirrors_frames() {
     let pixel =
         |f: &DecodedVideo, y: usize, x: usize| -> [u8; 3] { f.data[(y * f.width + x) * 3..][..3].try_into().unwrap() };
     let (h, w) = (HEIGHT - 1, WIDTH - 1);
-    // Pairs of a display matrix and a function. The function maps pixel (y, x) of a coded frame, whose last pixel is
-    // (h, w), to its displayed position.
+    // Each case is a display matrix and the function that computes where pixel (y, x) of a coded frame is displayed.
+    // The function's last two arguments (h, w) are the position of the frame's last pixel.
     type Where = fn(usize, usize, usize, usize) -> (usize, usize);
     let cases: [([i32; 4], Where); 8] = [
         ([1, 0, 0, 1], |y, x, _, _| (y, x)),
@@ -245,13 +245,13 @@ fn truncated_videos_are_refused() {
     let data = numbered(44, HEIGHT, WIDTH);
     let frames = FrameView::new(&data, 44, HEIGHT, WIDTH).unwrap();
     for (extension, codec) in [
-        ("mp4", VideoCodec::best_available()),
-        ("mkv", VideoCodec::best_available()),
+        ("mp4", VideoCodec::best_available_codec()),
+        ("mkv", VideoCodec::best_available_codec()),
         ("avi", VideoCodec::Mpeg4),
         ("gif", VideoCodec::Gif),
     ] {
         let path = folder.path().join(format!("whole.{extension}"));
-        encode_video(&path, frames, &VideoEncoding { gop: Some(10), ..VideoEncoding::new(codec, (25, 1)) }).unwrap();
+        encode_video(&path, frames, &VideoEncodingOptions { gop: Some(10), ..VideoEncodingOptions::new(codec, (25, 1)) }).unwrap();
         let video = std::fs::read(&path).unwrap();
         let cut = folder.path().join(format!("cut.{extension}"));
         for part in 0..20 {
@@ -269,11 +269,11 @@ fn invalid_encodings_are_refused_without_output() {
     let folder = tempfile::tempdir().unwrap();
     let data = numbered(2, HEIGHT, WIDTH);
     let frames = FrameView::new(&data, 2, HEIGHT, WIDTH).unwrap();
-    let good = VideoEncoding::new(VideoCodec::Mpeg4, (25, 1));
+    let good = VideoEncodingOptions::new(VideoCodec::Mpeg4, (25, 1));
     let cases = [
-        ("x.mp4", VideoEncoding { fps: (0, 1), ..good.clone() }),
-        ("x.mp4", VideoEncoding { times_ms: Some(vec![1]), ..good.clone() }),
-        ("x.mp4", VideoEncoding { times_ms: Some(vec![5, 5]), ..good.clone() }),
+        ("x.mp4", VideoEncodingOptions { fps: (0, 1), ..good.clone() }),
+        ("x.mp4", VideoEncodingOptions { times_ms: Some(vec![1]), ..good.clone() }),
+        ("x.mp4", VideoEncodingOptions { times_ms: Some(vec![5, 5]), ..good.clone() }),
         ("x.nonsense", good.clone()),
         ("no/such/folder/x.mp4", good),
     ];

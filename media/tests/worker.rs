@@ -1,5 +1,5 @@
-//! Tests the decoding worker from outside. This program is its own worker, as the binary `reel` is, and can also
-//! behave like a broken worker.
+//! Tests the decoding worker from outside. This test program starts itself as the worker, as the binary `reel` does,
+//! and can also behave like a broken worker.
 //!
 //! It does not use the test harness, because the standard output of a worker must contain nothing but its reply.
 
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use reel_media::encode::{VideoCodec, VideoEncoding, encode_video};
+use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_media::frames::FrameView;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::video::{self, DecodedVideo};
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Plays the part of a broken worker: behaves as `part` says.
+/// Behaves like a broken worker; `part` names the way in which it is broken.
 fn play(part: &str) -> ExitCode {
     match part {
         "sleep" => std::thread::sleep(Duration::from_secs(600)),
@@ -91,7 +91,7 @@ fn clip(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "../tests/golden/clips", name].iter().collect()
 }
 
-/// A `DecodeWorker` whose process behaves as [`play`] does for `part`.
+/// A `DecodeWorker` whose worker process is broken in the way `part` (see [`play`]).
 fn player(part: &str, timeout: Duration) -> DecodeWorker {
     DecodeWorker { args: vec!["__play".to_owned(), part.to_owned()], timeout, ..DecodeWorker::new(me()) }
 }
@@ -155,7 +155,7 @@ fn hanging_worker_is_killed_at_deadline() {
     for part in ["sleep", "sleep with closed output", "child keeps the output", "endless"] {
         one_line(player(part, short).probe(&clip("vp9.webm")).unwrap_err(), &["vp9.webm", "0.3 s", "--media-timeout"]);
     }
-    // The working decoder can hang too: it blocks when it opens a pipe that has no writer.
+    // The real decoder can hang too: it blocks when it opens a pipe that no process writes to.
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe.mp4");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -187,15 +187,15 @@ fn memory_limit_is_enforced() {
     let (height, width) = (2048, 2048);
     let data = vec![90; 4 * height * width * 3];
     let frames = FrameView::new(&data, 4, height, width).unwrap();
-    encode_video(&path, frames, &VideoEncoding::new(VideoCodec::Mpeg4, (2, 1))).unwrap();
+    encode_video(&path, frames, &VideoEncodingOptions::new(VideoCodec::Mpeg4, (2, 1))).unwrap();
     let o = MediaOverrides { nframes: Some(4), ..Default::default() };
     for memory_mib in [1, 8, 24, 40, 60] {
         let decoder = DecodeWorker { memory_mib, ..DecodeWorker::new(me()) };
         let error = decoder.decode(&path, MediaProfile::Qwen, &o).unwrap_err();
         one_line(error, &["memory"]);
     }
-    // Some of these limits are enough for the frames but not for decoding them; then the address space limit of the
-    // process applies.
+    // Some of these limits admit the size of the frames but not the memory that decoding needs; then the worker's
+    // address space limit makes decoding fail.
     let two = MediaOverrides { nframes: Some(2), ..Default::default() };
     let mut refused = 0;
     for memory_mib in (34..100).step_by(6) {
@@ -228,7 +228,7 @@ fn worker_dies_with_its_caller() {
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let mut caller = Command::new(me()).arg("__decode-and-wait").arg(&pipe).spawn().unwrap();
     let worker = until(|| child_of(caller.id()));
-    // Waits until the worker blocks on the pipe. By then it has asked for a signal at the death of its caller.
+    // Waits until the worker blocks on the pipe. By then it has asked the kernel to kill it when its caller ends.
     until(|| std::fs::read_to_string(format!("/proc/{worker}/wchan")).ok().filter(|w| w.contains("fifo") || w == "0"));
     std::thread::sleep(Duration::from_millis(100));
     caller.kill().unwrap();

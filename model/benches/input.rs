@@ -1,4 +1,5 @@
-//! Benchmarks of encoding, packing and loading on the host: `cargo bench -p reel-model --bench input`.
+//! Benchmarks of encoding inputs, packing batches and loading a model on the host: `cargo bench -p reel-model --bench
+//! input`.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -11,7 +12,7 @@ use reel_model::config::ModelConfig;
 use reel_model::init::{InitOptions, Preset, init};
 use reel_model::input::ModelFolder;
 use reel_model::input::mrope::{MediaGrids, rope_index};
-use reel_model::input::window::{GridThw, WindowOrder, patch_positions_in_window_order};
+use reel_model::input::window::{GridThw, WindowOrder, patch_rows_and_columns_in_window_order};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
@@ -37,7 +38,7 @@ fn messages() -> Value {
     ])
 }
 
-/// Token ids of a text with a video's pad tokens in it.
+/// Token ids of `text` text tokens, and of the pad tokens of a video in between.
 fn ids(config: &ModelConfig, text: usize) -> Vec<TokenId> {
     let pads = VIDEO.iter().product::<usize>() / config.vision.patches_per_vision_token();
     let mut ids = vec![1; text];
@@ -62,11 +63,11 @@ fn main() {
 
 fn texts(criterion: &mut Criterion, bundle: &ModelFolder) {
     let messages = messages();
-    let prompt = bundle.template.render_value(&messages, true).expect("a prompt");
+    let prompt = bundle.template.render_json(&messages, true).expect("a prompt");
     let mut group = criterion.benchmark_group("4000 words");
     group.throughput(Throughput::Bytes(prompt.len() as u64));
     group.bench_function("chat template", |b| {
-        b.iter(|| bundle.template.render_value(black_box(&messages), true).expect("a prompt"));
+        b.iter(|| bundle.template.render_json(black_box(&messages), true).expect("a prompt"));
     });
     group.bench_function("tokenizer", |b| {
         b.iter(|| bundle.tokenizer.encode(black_box(&prompt)).expect("ids"));
@@ -85,7 +86,7 @@ fn positions(criterion: &mut Criterion, config: &ModelConfig) {
     group.bench_function("window order and patch positions", |b| {
         b.iter(|| {
             let windows = WindowOrder::of_grids(black_box(&videos), &config.vision);
-            patch_positions_in_window_order(&videos, &config.vision, &windows)
+            patch_rows_and_columns_in_window_order(&videos, &config.vision, &windows)
         });
     });
     group.finish();

@@ -38,13 +38,13 @@ pub struct Sequence<'a> {
     pub frames: Option<&'a MediaFrames>,
 }
 
-/// The images of a sequence, or its videos.
+/// All images of a sequence, or all its videos.
 #[derive(Clone, Copy)]
 struct MediaOfKind<'a> {
     grids: &'a [GridThw],
     values: &'a [f32],
     frames: &'a [FrameBuf],
-    /// The owner of `frames`; it has the settings for cutting frames into patches.
+    /// The object that holds `frames`, and the settings for cutting them into patches.
     media: Option<&'a MediaFrames>,
     pad_id: TokenId,
     /// The name of these pixels in the output of transformers' processor; used in error messages and in the cache
@@ -68,13 +68,13 @@ impl<'a> Sequence<'a> {
 }
 
 impl MediaOfKind<'_> {
-    /// Fails unless the grids, the pixels and the number of pad tokens match.
+    /// Fails unless the grids agree with the pixels, and with the number of pad tokens in the token ids.
     fn check(&self, config: &ModelConfig, pads: usize, location: &str) -> Result<()> {
         let (grids, merge) = (self.grids, config.vision.spatial_merge_size);
         if let Some(g) = grids.iter().find(|g| g[1] % merge != 0 || g[2] % merge != 0 || g.contains(&0)) {
             return Err(ModelError::inputs(
                 location,
-                format!("grid {g:?} has a height or width that is not a multiple of {merge}, or an empty side"),
+                format!("grid {g:?} (patches along time, height, width) has a side of 0, or a height or width that is not a multiple of {merge}"),
                 "make the input with `reel preprocess`",
             ));
         }
@@ -101,16 +101,16 @@ impl MediaOfKind<'_> {
         Ok(())
     }
 
-    /// The grids of the decoded frames.
+    /// The grid of each image or video in `frames`.
     fn frame_grids(&self) -> Result<Vec<GridThw>> {
         let Some(media) = self.media else { return Ok(Vec::new()) };
-        self.frames.iter().map(|f| media.grid(f)).collect()
+        self.frames.iter().map(|f| media.grid_thw(f)).collect()
     }
 
-    /// Appends the pixels of all patches, in processor order.
+    /// Appends the pixels of all these images or videos to `to`, cut into patches in processor order.
     fn append_pixels(&self, to: &mut Vec<f32>) -> Result<()> {
         match self.media {
-            Some(media) if !self.frames.is_empty() => to.append(&mut media.pixels(self.frames)?),
+            Some(media) if !self.frames.is_empty() => to.append(&mut media.patch_pixel_values(self.frames)?),
             _ => to.extend_from_slice(self.values),
         }
         Ok(())
@@ -127,7 +127,7 @@ impl MediaOfKind<'_> {
     }
 }
 
-/// Packed sequences on a device, `S` tokens in all.
+/// Sequences packed into one row on a device, with `S` tokens in total.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// Token ids, i32 `[S]`.
@@ -143,9 +143,10 @@ pub struct Batch {
 /// The images and videos of a batch, `M` vision tokens in all.
 #[derive(Clone, Debug)]
 pub struct VisionInput {
-    /// i32 `[S]`: for each token of the batch the vision token that replaces it, in processor order; -1 for text.
+    /// i32 `[S]`: for each token of the batch, the index of the vision token that replaces its embedding (in
+    /// processor order); -1 for a text token.
     pub vision_index: Tensor,
-    /// The media of each sequence that has any, in the order of the batch.
+    /// The media of each sequence that has images or videos, in the order of the sequences in the batch.
     pub sequences: Vec<SequenceMedia>,
 }
 
@@ -155,7 +156,7 @@ pub struct SequenceMedia {
     /// The grid (time, height, width in patches) of each image and video, in processor order.
     pub(crate) grids: Vec<GridThw>,
     pub(crate) source: PatchSource,
-    /// A hash of kinds, grids and pixels: the key of [`crate::features::FeatureCache`].
+    /// A hash of the media's kinds (image or video), grids and pixels: the key of [`crate::features::FeatureCache`].
     pub(crate) key: u128,
 }
 
@@ -186,7 +187,7 @@ impl Batch {
         for axis in 0..3 {
             for s in sequences {
                 if s.position_ids[axis].len() != s.input_ids.len() {
-                    let what = format!("{} positions for {} token ids", s.position_ids[axis].len(), s.input_ids.len());
+                    let what = format!("has {} M-RoPE positions for {} token ids", s.position_ids[axis].len(), s.input_ids.len());
                     return Err(ModelError::inputs(
                         format!("{location}: position_ids"),
                         what,
@@ -219,7 +220,7 @@ fn checked_id(id: TokenId, config: &ModelConfig, location: &str) -> Result<i32> 
 }
 
 impl VisionInput {
-    /// The media of `sequences`; `None` if there are none.
+    /// The media of all `sequences`; `None` if no sequence has an image or video.
     fn new(
         device: &Device,
         config: &ModelConfig,

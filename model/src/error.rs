@@ -32,7 +32,7 @@ pub enum ModelError {
     /// A file could not be read or written.
     #[error(transparent)]
     Io(Diagnostic),
-    /// An image or a video could not be decoded, or its limits contradict each other.
+    /// An image or a video could not be decoded, or the limits for it contradict each other.
     #[error(transparent)]
     Media(#[from] reel_media::MediaError),
     /// An error of a device, a tensor or the autograd tape.
@@ -75,7 +75,8 @@ impl ModelError {
         Self::Io(Diagnostic::cannot_write(path, &source))
     }
 
-    /// The error's location, problem and help as fields, so that a caller can add context ([`Diagnostic::at`]).
+    /// The error's location, problem and help as separate fields, so that a caller can add context
+    /// ([`Diagnostic::at`]).
     pub fn into_diagnostic(self) -> Diagnostic {
         match self {
             Self::Config(d)

@@ -1,9 +1,9 @@
-//! A cache of vision tokens, keyed by the content of images and videos: a frozen vision tower runs once per video,
-//! however many requests and steps use it.
+//! A cache of vision tokens, keyed by the content of images and videos: a frozen vision tower runs only once per
+//! video, even if several requests or training steps use the video.
 //!
-//! Entries are kept in host memory, so the device memory of a step does not depend on earlier steps. The least recently
-//! used entry is evicted first. [`Qwen25Vl::vision_tokens`](crate::qwen2_5_vl::Qwen25Vl::vision_tokens) reads and fills
-//! the cache.
+//! Entries are kept in host memory, so the device memory of a step does not depend on earlier steps. The least
+//! recently used entry is evicted first. [`Qwen25Vl::vision_tokens`](crate::qwen2_5_vl::Qwen25Vl::vision_tokens)
+//! reads and fills the cache.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use reel_runtime::{DType, Device, MemoryCategory, Tensor};
 
 use crate::error::Result;
 
-/// Vision tokens `[M, H]` in host memory.
+/// The vision tokens of one sequence's images and videos, `[M, H]`, in host memory.
 #[derive(Debug)]
 pub(crate) struct VisionFeatures {
     bytes: Vec<u8>,
@@ -22,14 +22,15 @@ pub(crate) struct VisionFeatures {
 
 impl VisionFeatures {
     /// Copies vision tokens `[M, H]` from the device to host memory.
-    pub(crate) fn download(tokens: &Tensor) -> Result<VisionFeatures> {
+    pub(crate) fn copy_to_host(tokens: &Tensor) -> Result<VisionFeatures> {
         let rows = tokens.shape().first().copied().unwrap_or(0);
         let shape = [rows, tokens.count() / rows.max(1)];
         Ok(VisionFeatures { bytes: tokens.read_bytes()?, shape, dtype: tokens.dtype() })
     }
 
-    /// Copies vision tokens of the same H and dtype to the device, concatenated to `[ΣM, H]`.
-    pub(crate) fn upload(device: &Device, features: &[Arc<VisionFeatures>]) -> Result<Tensor> {
+    /// Copies several arrays of vision tokens, which have the same H and dtype, to the device and concatenates them
+    /// to one tensor `[ΣM, H]`.
+    pub(crate) fn concatenate_on_device(device: &Device, features: &[Arc<VisionFeatures>]) -> Result<Tensor> {
         let (width, dtype) = features.first().map_or((0, DType::F32), |f| (f.shape[1], f.dtype));
         let rows = features.iter().map(|f| f.shape[0]).sum();
         let put = |bytes: &[u8]| Tensor::from_slice(device, &[rows, width], dtype, bytes, MemoryCategory::Activations);
@@ -49,10 +50,10 @@ pub struct FeatureCache {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Vision tokens by the hash of their media, each with the call number of its last use.
+    /// Maps the hash of a sequence's media to its vision tokens and the value of `now` at their last use.
     entries: HashMap<u128, (Arc<VisionFeatures>, u64)>,
     bytes: usize,
-    /// The number of calls of `get` and `insert` so far.
+    /// Counts the calls of `get` and `insert`; serves as the clock for the last use.
     now: u64,
 }
 
@@ -71,8 +72,8 @@ impl FeatureCache {
         Some(features.clone())
     }
 
-    /// Adds an entry and evicts the least recently used ones until the cache fits. Ignores an entry that is larger
-    /// than the whole cache.
+    /// Adds an entry, then evicts the least recently used ones until all fit into `max_bytes`. An entry larger than
+    /// `max_bytes` is not added.
     pub(crate) fn insert(&self, key: u128, features: &Arc<VisionFeatures>) {
         let mut state = self.lock();
         if features.bytes.len() > self.max_bytes {
@@ -101,13 +102,13 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// After every use, the cache has the same entries as a list that is sorted by last use, and at most
+        /// After every operation, the cache has the same entries as a reference list sorted by last use, and at most
         /// `max_bytes` bytes.
         #[test]
         fn evicts_the_least_recently_used(uses in prop::collection::vec((0u128..8, 1usize..6), 1..60), max_bytes in 1usize..16) {
             let cache = FeatureCache::new(max_bytes);
             let features = |n: usize| Arc::new(VisionFeatures { bytes: vec![n as u8; n], shape: [n, 1], dtype: DType::U8 });
-            // The list: pairs of key and size in bytes, the most recently used last.
+            // The reference list: pairs of key and size in bytes, the most recently used last.
             let mut model: Vec<(u128, usize)> = Vec::new();
             for (key, n) in uses {
                 let known = model.iter().position(|entry| entry.0 == key).map(|at| model.remove(at));

@@ -125,14 +125,14 @@ impl Qwen25Vl {
                 Some(features) => features,
                 None => {
                     let tokens = self.vision.forward(&cx, std::slice::from_ref(media), false)?;
-                    let features = Arc::new(VisionFeatures::download(&tokens)?);
+                    let features = Arc::new(VisionFeatures::copy_to_host(&tokens)?);
                     cache.insert(media.key, &features);
                     features
                 }
             };
             found.push((media.key, features));
         }
-        VisionFeatures::upload(cx.device(), &found.into_iter().map(|(_, features)| features).collect::<Vec<_>>())
+        VisionFeatures::concatenate_on_device(cx.device(), &found.into_iter().map(|(_, features)| features).collect::<Vec<_>>())
     }
 
     /// Computes logits, f32 `[R, V]`, of hidden states `[R, H]`. Has no backward rule.

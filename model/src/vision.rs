@@ -21,7 +21,7 @@ use reel_runtime::{Cx, MemoryCategory, Tensor};
 use crate::batch::{PatchSource, SequenceMedia};
 use crate::config::VisionConfig;
 use crate::error::Result;
-use crate::input::window::{GridThw, WindowOrder, patch_positions_in_window_order};
+use crate::input::window::{GridThw, WindowOrder, patch_rows_and_columns_in_window_order};
 use crate::linear::Linear;
 use crate::residual::Residual;
 use crate::weights::WeightLoader;
@@ -175,7 +175,7 @@ impl PatchLayout {
         let (device, unit) = (cx.device(), config.patches_per_vision_token());
         let grids: Vec<GridThw> = media.iter().flat_map(|m| &m.grids).copied().collect();
         let plan = WindowOrder::of_grids(&grids, config);
-        let at = patch_positions_in_window_order(&grids, config, &plan);
+        let at = patch_rows_and_columns_in_window_order(&grids, config, &plan);
         let axis = |i: usize| at.iter().map(move |p| p[i] as i32);
         let to_i32 = |v: &[usize]| v.iter().map(|&x| x as i32).collect::<Vec<i32>>();
         // Converts an order of squares (merge × merge patches each) to the order of their patches.

@@ -70,7 +70,7 @@ impl WeightLoader<'_> {
         shape: &[usize],
         trained: bool,
     ) -> Result<Tensor> {
-        let view = files.expect(name, file_shape)?;
+        let view = files.tensor_with_shape(name, file_shape)?;
         match self.kept_dtype(view.dtype, shape, trained) {
             Some(dtype) if trained => {
                 Ok(Tensor::from_slice(self.device, shape, dtype, view.bytes, MemoryCategory::Weights)?)

@@ -87,7 +87,7 @@ fn rejects_an_extra_pad_token(case: &Path) {
     let bundle = ModelFolder::open(&case.join("model")).unwrap();
     let mut conversation = Conversation::open(&case.join("messages.json"), None).unwrap();
     let said = |conversation: &Conversation| encode(&bundle, conversation, &MediaOptions::default());
-    let question = Conversation::question(Vec::new(), "what is <|video_pad|>?");
+    let question = Conversation::from_user_message(Vec::new(), "what is <|video_pad|>?");
     let alone = said(&question).unwrap();
     let pad = bundle.config.tokens.video;
     assert_eq!(
@@ -106,7 +106,7 @@ fn video_in_memory_equals_video_file(case: &Path) {
     let video = |source: MediaSource| {
         let source = VideoSource::File(source);
         let part = VideoPart { source, overrides: Default::default(), location: "p".to_string() };
-        encode(&bundle, &Conversation::question(vec![ContentPart::Video(part)], "?"), &MediaOptions::default())
+        encode(&bundle, &Conversation::from_user_message(vec![ContentPart::Video(part)], "?"), &MediaOptions::default())
     };
     let path = case.join("media/clip.mp4");
     let base64 = base64::engine::general_purpose::STANDARD.encode(std::fs::read(&path).unwrap());

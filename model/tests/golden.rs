@@ -5,7 +5,7 @@ use std::path::Path;
 use reel_model::config::ModelConfig;
 use reel_model::input::mrope::{MediaGrids, rope_index};
 use reel_model::input::tokenizer::Tokenizer;
-use reel_model::input::window::{GridThw, WindowOrder, patch_positions};
+use reel_model::input::window::{GridThw, WindowOrder, patch_rows_and_columns};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -73,7 +73,7 @@ fn windows_equal_get_window_index() {
         assert_eq!(plan.cu_window_seqlens, row.cu_window_seqlens, "{:?}", row.grids);
         assert_eq!(plan.cu_seqlens, row.cu_seqlens, "{:?}", row.grids);
         if let Some(positions) = row.positions {
-            assert_eq!(patch_positions(&row.grids, row.merge), positions, "{:?}", row.grids);
+            assert_eq!(patch_rows_and_columns(&row.grids, row.merge), positions, "{:?}", row.grids);
         }
     }
 }

@@ -121,7 +121,7 @@ impl ClipEvaluation {
                 overrides: MediaOverrides::default(),
                 location: clip.file.clone(),
             });
-            Ok(encode(&bundle, &Conversation::question(vec![video], clip.task.question()), media)?)
+            Ok(encode(&bundle, &Conversation::from_user_message(vec![video], clip.task.question()), media)?)
         };
         let ordered = clips.iter().map(ask).collect::<Result<Vec<_>>>()?;
         let motion = |order: u64| {

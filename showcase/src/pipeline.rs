@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use reel_diagnostic::Diagnostic;
 use reel_measure::trace;
-use reel_media::encode::{VideoCodec, VideoEncoding, encode_video};
+use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_media::frames::FrameView;
 use reel_model::checkpoint;
 use reel_model::init::{InitOptions, Preset, init, init_siglip};
@@ -250,7 +250,7 @@ impl Demo {
 
     /// Encodes all clips and writes one data file per set; returns the held-out clips.
     fn make_clips(&self) -> Result<Vec<Clip>> {
-        let encoding = VideoEncoding::new(VideoCodec::best_available(), (CLIP_FPS as i32, 1));
+        let encoding = VideoEncodingOptions::new(VideoCodec::best_available_codec(), (CLIP_FPS as i32, 1));
         let mut held_out = Vec::new();
         for set in ClipSet::ALL {
             let mut made = clips::make_clips(set, self.seed);

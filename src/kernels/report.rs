@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_kernels::FOLDERS;
 use reel_measure::machine::MachineSpec;
-use reel_measure::roofline_page::roofline_page;
+use reel_measure::roofline_page::{RooflinePage, roofline_page};
 
 use super::check::compile_all;
 use crate::common::CommonOptions;
@@ -34,8 +34,8 @@ impl KernelsReportArgs {
         // Compiles all kernels in parallel first, because the page asks for their register counts one by one. Without
         // NVRTC the page has no register counts.
         compile_all(&FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(), &["sm_90a".to_string()], common)?;
-        let (page, kernels) = roofline_page(&machine, self.times.as_deref())?;
-        output::write_file(&self.out, page.as_bytes())?;
+        let RooflinePage { html, kernel_count: kernels } = roofline_page(&machine, self.times.as_deref())?;
+        output::write_file(&self.out, html.as_bytes())?;
         match common.json {
             true => output::print_json(&serde_json::json!({"out": self.out, "kernels": kernels})),
             false => output::print_line(format!("{}: {kernels} kernels", self.out.display())),

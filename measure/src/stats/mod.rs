@@ -4,8 +4,8 @@ use std::f64::consts::SQRT_2;
 
 /// Significance level: the probability of a verdict other than "no difference" when there is no difference.
 pub const SIGNIFICANCE_LEVEL: f64 = 0.01;
-/// Medians that differ by less than this share count as equal, whatever the p-value.
-pub const MIN_DIFFERENCE: f64 = 0.01;
+/// Medians that differ by less than this share count as equal, even if the p-value is small.
+pub const MIN_RELATIVE_DIFFERENCE: f64 = 0.01;
 /// Number of bootstrap samples for the confidence interval.
 const RESAMPLES: usize = 10_000;
 
@@ -57,7 +57,8 @@ pub struct TimeDifference {
     pub p: f64,
     /// The verdict.
     pub verdict: SpeedVerdict,
-    /// Whether the sets are so small that the test could not find a difference even if they did not overlap.
+    /// Whether the sets have so few times that no p-value could be below [`SIGNIFICANCE_LEVEL`], even if every time
+    /// of one set were below every time of the other.
     pub too_few: bool,
 }
 
@@ -66,7 +67,7 @@ pub fn compare_times(a: &[f64], b: &[f64]) -> TimeDifference {
     let ratio = median(a) / median(b);
     let (p, interval) = (rank_sum(a, b), interval(a, b));
     let apart = interval[0] > 1.0 || interval[1] < 1.0;
-    let differs = p < SIGNIFICANCE_LEVEL && apart && ratio.max(1.0 / ratio) - 1.0 > MIN_DIFFERENCE;
+    let differs = p < SIGNIFICANCE_LEVEL && apart && ratio.max(1.0 / ratio) - 1.0 > MIN_RELATIVE_DIFFERENCE;
     let verdict = match differs {
         true if ratio > 1.0 => SpeedVerdict::Faster,
         true => SpeedVerdict::Slower,
@@ -84,17 +85,17 @@ fn choose(n: usize, k: usize) -> f64 {
 /// p-value of the two-sided permutation test of rank sums (Wilcoxon, "Individual comparisons by ranking methods",
 /// 1945).
 ///
-/// Exact if the table of rank sums is small; else by the normal approximation, for which both groups are then large
-/// enough. Equal times share the mean of their ranks.
+/// Exact if the table of rank sums is small enough to compute; else by the normal approximation, which is good for
+/// such large sets. Equal times share the mean of their ranks.
 fn rank_sum(a: &[f64], b: &[f64]) -> f64 {
     let (few, many) = if a.len() <= b.len() { (a, b) } else { (b, a) };
     let (ranks, ties) = doubled_ranks(few, many);
     let (k, n) = (few.len(), ranks.len());
     let (sum, all): (usize, usize) = (ranks[..k].iter().sum(), ranks.iter().sum());
-    // n times the distance between a rank sum and its expected value.
+    // n times the distance of a rank sum from its expected value k * all / n; the factor n avoids fractions.
     let scaled_distance = |sum: usize| (sum * n).abs_diff(k * all);
     if k * n * all <= 200_000_000 {
-        // ways[j][s]: the number of choices of j ranks with sum s.
+        // ways[j][s]: in how many ways j of the ranks can be chosen so that their sum is s.
         let mut ways = vec![vec![0.0f64; all + 1]; k + 1];
         ways[0][0] = 1.0;
         for &rank in &ranks {
@@ -113,7 +114,8 @@ fn rank_sum(a: &[f64], b: &[f64]) -> f64 {
     if variance > 0.0 { erfc(distance / variance.sqrt() / SQRT_2) } else { 1.0 }
 }
 
-/// Twice the rank of each time, so that shared ranks are integers; and the sum of t³ − t over groups of t equal times.
+/// Returns twice the rank of each time (doubled because the mean of shared ranks can be a half-integer), and the sum
+/// of t³ − t over all groups of t equal times.
 fn doubled_ranks(a: &[f64], b: &[f64]) -> (Vec<usize>, f64) {
     let all: Vec<f64> = a.iter().chain(b).copied().collect();
     let mut sorted = all.clone();

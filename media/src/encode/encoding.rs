@@ -21,7 +21,7 @@ pub enum VideoCodec {
 
 impl VideoCodec {
     /// Names of FFmpeg's encoders for this codec, in order of preference.
-    pub(super) fn encoders(self) -> &'static [&'static str] {
+    pub(super) fn ffmpeg_encoder_names(self) -> &'static [&'static str] {
         match self {
             Self::H264 => &["libx264"],
             Self::Hevc => &["libx265"],
@@ -32,20 +32,20 @@ impl VideoCodec {
         }
     }
 
-    /// Name of the first encoder for this codec that this FFmpeg has.
-    pub fn available_encoder(self) -> Option<&'static str> {
-        self.encoders().iter().copied().find(|name| libraries::has_encoder(name))
+    /// Name of FFmpeg's preferred encoder for this codec among those that the linked FFmpeg libraries have.
+    pub fn available_encoder_name(self) -> Option<&'static str> {
+        self.ffmpeg_encoder_names().iter().copied().find(|name| libraries::has_encoder(name))
     }
 
-    /// H.264 if this FFmpeg can encode it, else MPEG-4.
-    pub fn best_available() -> Self {
-        if Self::H264.available_encoder().is_some() { Self::H264 } else { Self::Mpeg4 }
+    /// H.264 if the linked FFmpeg libraries can encode it, else MPEG-4.
+    pub fn best_available_codec() -> Self {
+        if Self::H264.available_encoder_name().is_some() { Self::H264 } else { Self::Mpeg4 }
     }
 }
 
 /// Options for writing a video.
 #[derive(Clone, Debug)]
-pub struct VideoEncoding {
+pub struct VideoEncodingOptions {
     /// The codec.
     pub codec: VideoCodec,
     /// Frames per second as numerator and denominator.
@@ -56,13 +56,13 @@ pub struct VideoEncoding {
     pub gop: Option<u32>,
     /// Maximum number of consecutive B-frames; `None`: the encoder's default.
     pub b_frames: Option<usize>,
-    /// Private options of the encoder (`preset`, `x264-params`, …).
+    /// Options that only this encoder knows, as FFmpeg names and values (`preset`, `x264-params`, …).
     pub options: Vec<(String, String)>,
 }
 
-impl VideoEncoding {
+impl VideoEncodingOptions {
     /// Options for evenly spaced frames with the encoder's defaults.
-    pub fn new(codec: VideoCodec, fps: (i32, i32)) -> Self {
-        Self { codec, fps, times_ms: None, gop: None, b_frames: None, options: Vec::new() }
+    pub fn new(codec: VideoCodec, fps_fraction: (i32, i32)) -> Self {
+        Self { codec, fps: fps_fraction, times_ms: None, gop: None, b_frames: None, options: Vec::new() }
     }
 }

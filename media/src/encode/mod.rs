@@ -6,7 +6,7 @@ mod write;
 
 use std::path::{Path, PathBuf};
 
-pub use encoding::{VideoCodec, VideoEncoding};
+pub use encoding::{VideoCodec, VideoEncodingOptions};
 
 use reel_diagnostic::Diagnostic;
 
@@ -19,7 +19,7 @@ use crate::{MediaError, Result, libraries};
 /// # Errors
 /// FFmpeg lacks the encoder, the frame rate is not positive, `times_ms` is not ascending or does not have one time
 /// per frame, a side is odd for a codec that needs even ones, or the file cannot be written.
-pub fn encode_video(path: &Path, frames: FrameView<'_>, encoding: &VideoEncoding) -> Result<()> {
+pub fn encode_video(path: &Path, frames: FrameView<'_>, encoding: &VideoEncodingOptions) -> Result<()> {
     check(frames, encoding)?;
     let temporary = temporary_path(path)?;
     let written = encode_to_file(path, &temporary, frames, encoding);
@@ -27,39 +27,39 @@ pub fn encode_video(path: &Path, frames: FrameView<'_>, encoding: &VideoEncoding
         std::fs::rename(&temporary, path).map_err(|e| MediaError::File(Diagnostic::cannot_write(path, &e)))
     });
     if renamed.is_err() {
-        // An error only means that the file was never created.
+        // If removing fails, the temporary file was never created.
         let _ = std::fs::remove_file(&temporary);
     }
     renamed
 }
 
-fn check(frames: FrameView<'_>, encoding: &VideoEncoding) -> Result<()> {
+fn check(frames: FrameView<'_>, encoding: &VideoEncodingOptions) -> Result<()> {
     if encoding.fps.0 <= 0 || encoding.fps.1 <= 0 {
-        return Err(MediaError::setting(
+        return Err(MediaError::setting_error(
             "fps",
-            format!("{}/{} is not a frame rate", encoding.fps.0, encoding.fps.1),
+            format!("{}/{} frames per second is not a positive rate", encoding.fps.0, encoding.fps.1),
             "give a positive frame rate",
         ));
     }
-    let is_invalid = |times: &Vec<i64>| times.len() != frames.frames() || times.windows(2).any(|w| w[0] >= w[1]);
+    let is_invalid = |times: &Vec<i64>| times.len() != frames.frame_count() || times.windows(2).any(|w| w[0] >= w[1]);
     if let Some(times) = encoding.times_ms.as_ref().filter(|times| is_invalid(times)) {
-        return Err(MediaError::setting(
+        return Err(MediaError::setting_error(
             "times_ms",
             format!(
                 "must have one time per frame, in ascending order, but has {} times for {} frames",
                 times.len(),
-                frames.frames()
+                frames.frame_count()
             ),
             "give one time per frame, in ascending order",
         ));
     }
-    if encoding.codec.available_encoder().is_none() {
-        return Err(MediaError::setting(
+    if encoding.codec.available_encoder_name().is_none() {
+        return Err(MediaError::setting_error(
             "codec",
             format!(
-                "{} has none of the encoders {}",
+                "{} has no encoder for this codec (one of {})",
                 libraries::FFMPEG_BUILD_NAME,
-                encoding.codec.encoders().join(", ")
+                encoding.codec.ffmpeg_encoder_names().join(", ")
             ),
             "use another codec, or an FFmpeg with that encoder",
         ));
@@ -72,15 +72,15 @@ fn temporary_path(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().and_then(|n| n.to_str());
     match (name, path.to_str()) {
         (Some(name), Some(_)) => Ok(path.with_file_name(format!(".unfinished-{}-{name}", std::process::id()))),
-        _ => Err(MediaError::file(path, "is not valid UTF-8", "choose another file name")),
+        _ => Err(MediaError::file_error(path, "is not valid UTF-8", "choose another file name")),
     }
 }
 
 #[cfg(feature = "ffmpeg")]
 use write::encode_to_file;
 
-/// Never called: without FFmpeg there is no encoder, which `check` reports.
+/// Never called: in a build without FFmpeg, `check` already reports that no encoder exists.
 #[cfg(not(feature = "ffmpeg"))]
-fn encode_to_file(path: &Path, _temporary: &Path, _frames: FrameView<'_>, _encoding: &VideoEncoding) -> Result<()> {
+fn encode_to_file(path: &Path, _temporary: &Path, _frames: FrameView<'_>, _encoding: &VideoEncodingOptions) -> Result<()> {
     Err(crate::video::no_ffmpeg_error(path))
 }

@@ -11,21 +11,21 @@ use ffmpeg::format::Pixel;
 use ffmpeg::frame::Video as AvFrame;
 use ffmpeg::software::scaling;
 
-use super::encoding::{VideoCodec, VideoEncoding};
+use super::encoding::{VideoCodec, VideoEncodingOptions};
 use crate::frames::FrameView;
 use crate::{MediaError, Result};
 
-/// Encodes `frames` into the file `temporary`; error messages name `path` instead.
+/// Encodes `frames` into the file `temporary`. Error messages name `path`, the file that the caller asked for.
 pub(super) fn encode_to_file(
     path: &Path,
     temporary: &Path,
     frames: FrameView<'_>,
-    encoding: &VideoEncoding,
+    encoding: &VideoEncodingOptions,
 ) -> Result<()> {
     let failed = |operation: &str| {
         let operation = operation.to_owned();
         move |e: ffmpeg::Error| {
-            MediaError::file(
+            MediaError::file_error(
                 path,
                 format!("{operation} failed: {e}"),
                 "check that the folder exists, the disk has space, and the codec supports the frame size and file extension",
@@ -34,7 +34,7 @@ pub(super) fn encode_to_file(
     };
     ffmpeg::log::set_level(ffmpeg::log::Level::Quiet);
     let mut output = ffmpeg::format::output(temporary).map_err(failed("creating the file"))?;
-    let mut encoder = open_encoder(&output, frames.size(), encoding).map_err(failed("opening the encoder"))?;
+    let mut encoder = open_encoder(&output, frames.height_and_width(), encoding).map_err(failed("opening the encoder"))?;
     let time_base = time_base(encoding);
     {
         let mut stream = output.add_stream_with(&encoder).map_err(failed("adding the video stream"))?;
@@ -57,7 +57,7 @@ pub(super) fn encode_to_file(
         Ok(())
     };
     let mut converter =
-        FrameConverter::new(frames.size(), pixel_format(encoding.codec)).map_err(failed("preparing its frames"))?;
+        FrameConverter::new(frames.height_and_width(), pixel_format(encoding.codec)).map_err(failed("preparing its frames"))?;
     for (i, rgb) in frames.iter().enumerate() {
         let time = encoding.times_ms.as_ref().map_or(i as i64, |t| t[i]);
         let frame = converter.convert(rgb, time).map_err(failed("converting a frame"))?;
@@ -73,20 +73,20 @@ fn pixel_format(codec: VideoCodec) -> Pixel {
     if codec == VideoCodec::Gif { Pixel::RGB8 } else { Pixel::YUV420P }
 }
 
-fn frame_rate(encoding: &VideoEncoding) -> ffmpeg::Rational {
+fn frame_rate(encoding: &VideoEncodingOptions) -> ffmpeg::Rational {
     ffmpeg::Rational::new(encoding.fps.0, encoding.fps.1)
 }
 
-fn time_base(encoding: &VideoEncoding) -> ffmpeg::Rational {
+fn time_base(encoding: &VideoEncodingOptions) -> ffmpeg::Rational {
     if encoding.times_ms.is_some() { ffmpeg::Rational::new(1, 1000) } else { frame_rate(encoding).invert() }
 }
 
 fn open_encoder(
     output: &ffmpeg::format::context::Output,
     (height, width): (usize, usize),
-    encoding: &VideoEncoding,
+    encoding: &VideoEncodingOptions,
 ) -> std::result::Result<encoder::Video, ffmpeg::Error> {
-    let name = encoding.codec.available_encoder().ok_or(ffmpeg::Error::EncoderNotFound)?;
+    let name = encoding.codec.available_encoder_name().ok_or(ffmpeg::Error::EncoderNotFound)?;
     let codec = encoder::find_by_name(name).ok_or(ffmpeg::Error::EncoderNotFound)?;
     let mut context = codec::context::Context::new_with_codec(codec);
     context.set_threading(codec::threading::Config::count(1));

@@ -21,7 +21,8 @@ mod tests;
 /// Memory that a decoder may allocate: the largest image at 8 bytes per pixel (16-bit RGBA), and 64 MiB for tables.
 const MAX_DECODER_BYTES: u64 = MAX_IMAGE_PIXELS as u64 * 8 + (64 << 20);
 
-/// Longer files are refused before they are read: no image within the limits needs more bytes, even uncompressed.
+/// Longer files are refused before they are read: an image that the decoder may allocate memory for never needs more
+/// bytes, even uncompressed.
 const MAX_FILE_BYTES: u64 = MAX_DECODER_BYTES;
 /// Memory limit for decoding a GIF frame: one byte per pixel of the largest image.
 const GIF_FRAME_BYTES: NonZeroU64 = NonZeroU64::new(MAX_IMAGE_PIXELS as u64).unwrap();
@@ -56,11 +57,11 @@ pub fn open(path: &Path) -> Result<RgbImage> {
     let metadata = std::fs::metadata(path).map_err(cannot_read)?;
     // Reading a pipe or a device could block or never end.
     if !metadata.is_file() {
-        return Err(MediaError::file(path, "is not a regular file", "give an image file"));
+        return Err(MediaError::file_error(path, "is not a regular file", "give an image file"));
     }
     if metadata.len() > MAX_FILE_BYTES {
-        let what = format!("is {} bytes long, more than {MAX_FILE_BYTES}", metadata.len());
-        return Err(MediaError::file(path, what, "give an image file"));
+        let what = format!("is {} bytes long, above the limit of {MAX_FILE_BYTES} bytes", metadata.len());
+        return Err(MediaError::file_error(path, what, "give an image file"));
     }
     let bytes = std::fs::read(path).map_err(cannot_read)?;
     decode(&bytes, &path.display().to_string())
@@ -73,14 +74,14 @@ pub fn open(path: &Path) -> Result<RgbImage> {
 pub fn from_data_uri(uri: &str) -> Result<RgbImage> {
     const NAME: &str = "data: URI";
     let Some((_, text)) = uri.strip_prefix("data:image").and_then(|rest| rest.split_once("base64,")) else {
-        return Err(MediaError::file(NAME, "is not data:image/...;base64,...", "encode the image as base64"));
+        return Err(MediaError::file_error(NAME, "is not data:image/...;base64,...", "encode the image as base64"));
     };
     let mut text: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
     while text.last() == Some(&b'=') {
         text.pop();
     }
     let bytes = base64::engine::general_purpose::STANDARD_NO_PAD.decode(text).map_err(|error| {
-        MediaError::file(NAME, format!("its base64 is damaged ({error})"), "encode the image again")
+        MediaError::file_error(NAME, format!("contains invalid base64 ({error})"), "encode the image again")
     })?;
     decode(&bytes, NAME)
 }
@@ -91,10 +92,10 @@ pub fn from_data_uri(uri: &str) -> Result<RgbImage> {
 /// The bytes are empty, damaged, or not an image of a supported format, or the image exceeds [`MAX_IMAGE_PIXELS`].
 pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
     if bytes.is_empty() {
-        return Err(MediaError::file(name, "is empty", "give an image file"));
+        return Err(MediaError::file_error(name, "is empty", "give an image file"));
     }
     let unknown = || {
-        MediaError::file(name, "is not an image of a supported format", "give a PNG, JPEG, WebP, GIF, BMP or TIFF file")
+        MediaError::file_error(name, "is not an image of a supported format", "give a PNG, JPEG, WebP, GIF, BMP or TIFF file")
     };
     let cursor = Cursor::new(bytes);
     match ::image::guess_format(bytes).map_err(|_| unknown())? {
@@ -108,10 +109,12 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
     }
 }
 
-/// Whether Pillow opens this PNG in mode RGBA: colour type 6, or grey with alpha (4) in 16 bits. Other types with
-/// transparency also decode to four samples, but Pillow drops their alpha.
+/// Whether Pillow opens this PNG in mode RGBA: it does for colour type 6 (RGBA), and for type 4 (grey with alpha)
+/// with 16 bits. Our decoder gives four samples per pixel for other types with transparency too, but Pillow drops
+/// their alpha.
 fn png_is_rgba(bytes: &[u8]) -> bool {
-    // 8 bytes of signature, 8 of IHDR's length and name, 8 of width and height; then bit depth and colour type.
+    // Bytes 24 and 25 are bit depth and colour type; before them: 8 bytes of signature, 8 of IHDR's length and name,
+    // 8 of width and height.
     matches!(bytes.get(24..26), Some([_, 6] | [16, 4]))
 }
 
@@ -145,7 +148,7 @@ fn pixels(decoder: ImageResult<impl ImageDecoder>, blend: bool, name: &str) -> R
         DynamicImage::ImageRgba16(rgba) => drop_alpha(&rgba.iter().map(upper_byte).collect::<Vec<u8>>(), blend),
         other => {
             let what = format!("has an unsupported pixel format ({:?})", other.color());
-            return Err(MediaError::file(name, what, "convert it to 8-bit RGB"));
+            return Err(MediaError::file_error(name, what, "convert it to 8-bit RGB"));
         }
     };
     Ok(RgbImage { data, height: height as usize, width: width as usize })
@@ -179,7 +182,7 @@ fn divide_by_255(value: u32) -> u8 {
 /// with colour 0 where there is none.
 fn gif(bytes: &[u8], name: &str) -> Result<RgbImage> {
     let refuse = |error: gif::DecodingError| {
-        MediaError::file(name, format!("is damaged or cut off ({error})"), "save or download it again")
+        MediaError::file_error(name, format!("is damaged or cut off ({error})"), "save or download it again")
     };
     let mut options = gif::DecodeOptions::new();
     options.set_color_output(gif::ColorOutput::Indexed);
@@ -188,10 +191,10 @@ fn gif(bytes: &[u8], name: &str) -> Result<RgbImage> {
     check_size(u32::from(decoder.height()), u32::from(decoder.width()), name)?;
     let (mut height, mut width) = (usize::from(decoder.height()), usize::from(decoder.width()));
     let global = decoder.global_palette().map(<[u8]>::to_vec);
-    let missing = || MediaError::file(name, "contains no image", "save or download it again");
+    let missing = || MediaError::file_error(name, "contains no image", "save or download it again");
     let frame = decoder.read_next_frame().map_err(refuse)?.ok_or_else(missing)?;
     let (left, top) = (usize::from(frame.left), usize::from(frame.top));
-    // A frame that reaches beyond the canvas enlarges it, as in Pillow.
+    // A frame that reaches beyond the canvas enlarges the canvas, as in Pillow.
     height = height.max(top + usize::from(frame.height));
     width = width.max(left + usize::from(frame.width));
     check_size(height as u32, width as u32, name)?;
@@ -216,19 +219,19 @@ fn gif(bytes: &[u8], name: &str) -> Result<RgbImage> {
 fn jpeg(bytes: &[u8], name: &str) -> Result<RgbImage> {
     use jpeg_decoder::{Decoder, PixelFormat};
     let refuse = |error: jpeg_decoder::Error| {
-        MediaError::file(name, format!("is damaged or cut off ({error})"), "save or download it again")
+        MediaError::file_error(name, format!("is damaged or cut off ({error})"), "save or download it again")
     };
     let mut decoder = Decoder::new(bytes);
     decoder.set_max_decoding_buffer_size(MAX_DECODER_BYTES as usize);
     decoder.read_info().map_err(refuse)?;
-    let missing = || MediaError::file(name, "is a JPEG file without an image", "save or download it again");
+    let missing = || MediaError::file_error(name, "is a JPEG file without an image", "save or download it again");
     let info = decoder.info().ok_or_else(missing)?;
     check_size(u32::from(info.height), u32::from(info.width), name)?;
     let samples = decoder.decode().map_err(refuse)?;
     let data = match info.pixel_format {
         PixelFormat::RGB24 => samples,
         PixelFormat::L8 => samples.iter().flat_map(|&v| [v; 3]).collect(),
-        PixelFormat::L16 => return Err(MediaError::file(name, "is a 16-bit JPEG", "convert it to 8-bit RGB")),
+        PixelFormat::L16 => return Err(MediaError::file_error(name, "is a 16-bit JPEG", "convert it to 8-bit RGB")),
         PixelFormat::CMYK32 => samples.chunks_exact(4).flat_map(|p| cmyk_to_rgb([p[0], p[1], p[2]], p[3])).collect(),
     };
     Ok(RgbImage { data, height: usize::from(info.height), width: usize::from(info.width) })
@@ -242,11 +245,11 @@ fn cmyk_to_rgb(colours: [u8; 3], black: u8) -> [u8; 3] {
 
 fn check_size(height: u32, width: u32, name: &str) -> Result<()> {
     if height == 0 || width == 0 {
-        return Err(MediaError::file(name, "has a side of 0 pixels", "save or download it again"));
+        return Err(MediaError::file_error(name, "has a side of 0 pixels", "save or download it again"));
     }
     if u64::from(height) * u64::from(width) > MAX_IMAGE_PIXELS as u64 {
-        let what = format!("is {height} x {width}, more than {MAX_IMAGE_PIXELS} pixels");
-        return Err(MediaError::file(name, what, "make it smaller"));
+        let what = format!("is {height} x {width} pixels, above the limit of {MAX_IMAGE_PIXELS} pixels in total");
+        return Err(MediaError::file_error(name, what, "make it smaller"));
     }
     Ok(())
 }
@@ -255,8 +258,8 @@ fn damaged(name: &str, error: &::image::ImageError) -> MediaError {
     use ::image::ImageError;
     let (what, help) = match error {
         ImageError::Unsupported(_) => ("has an unsupported format", "convert it to 8-bit RGB"),
-        ImageError::Limits(_) => ("needs more memory than the limit for images", "make it smaller"),
+        ImageError::Limits(_) => ("needs more memory than images may use", "make it smaller"),
         _ => ("is damaged or cut off", "save or download it again"),
     };
-    MediaError::file(name, format!("{what} ({error})"), help)
+    MediaError::file_error(name, format!("{what} ({error})"), help)
 }

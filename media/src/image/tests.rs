@@ -10,7 +10,7 @@ fn golden(name: &str) -> Vec<u8> {
     std::fs::read(format!("{FOLDER}{name}")).unwrap()
 }
 
-/// Maximum and mean difference of two images, in steps of a u8 value.
+/// Maximum and mean absolute difference between the u8 values of two images.
 fn difference(a: &[u8], b: &[u8]) -> (u8, f64) {
     assert_eq!(a.len(), b.len());
     let differences = a.iter().zip(b).map(|(a, b)| a.abs_diff(*b));

@@ -68,8 +68,8 @@ impl Default for PatchProcessor {
     }
 }
 
-/// Resizes an image twice, by `limits` and by the processor; returns u8 `[1, H, W, 3]`. Error messages use `name` as
-/// location.
+/// Resizes an image twice: to the size that `limits` gives, then to the size that the image processor gives. Returns
+/// u8 `[1, H, W, 3]`. Error messages use `name` as location.
 ///
 /// # Errors
 /// The image cannot be resized to these limits (see [`crate::resize::smart_resize`]), or memory runs out.
@@ -80,14 +80,14 @@ pub fn resize_image(
     name: &str,
 ) -> Result<FrameBuf> {
     with_file_name(name, || {
-        let size = limits.resized_size(image.height, image.width)?;
+        let size = limits.resized_height_and_width(image.height, image.width)?;
         processor_resize(pillow_bicubic(image.view()?, size)?, processor)
     })
 }
 
 /// Resizes the images of a video that is given as a list of image files; returns u8 `[T, H, W, 3]` with T even: an
-/// odd list repeats its last image. Images of different sizes all get the second size of the first one, as in the
-/// image processor.
+/// odd list repeats its last image. Each image is resized to its own size by `limits`, then all are resized to one
+/// size: the one that the image processor gives for the first image.
 ///
 /// # Errors
 /// The list is empty, an image cannot be resized to these limits, or memory runs out.
@@ -99,7 +99,7 @@ pub fn resize_image_list(
 ) -> Result<FrameBuf> {
     with_file_name(name, || {
         let first = |image: &RgbImage| {
-            let size = limits.resized_size(image.height, image.width)?;
+            let size = limits.resized_height_and_width(image.height, image.width)?;
             pillow_bicubic(image.view()?, size)
         };
         let mut size = None;
@@ -113,7 +113,7 @@ pub fn resize_image_list(
             data.append(&mut pillow_bicubic(resized.view()?, size)?.data);
         }
         let Some((height, width)) = size else {
-            return Err(MediaError::setting("video", "is an empty list of images", "give at least one image"));
+            return Err(MediaError::setting_error("video", "is an empty list of images", "give at least one image"));
         };
         let mut frames = images.len();
         if frames % 2 == 1 {
@@ -146,12 +146,12 @@ fn processor_size((height, width): (usize, usize), processor: &PatchProcessor) -
 ///
 /// # Errors
 /// The sides are not multiples of `patch_size * merge_size`.
-pub fn patch_grid(frames: FrameView<'_>, processor: &PatchProcessor) -> Result<[usize; 3]> {
+pub fn patch_grid_thw(frames: FrameView<'_>, processor: &PatchProcessor) -> Result<[usize; 3]> {
     let PatchProcessor { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
-    let (height, width) = frames.size();
+    let (height, width) = frames.height_and_width();
     let block = p.saturating_mul(merge);
     if block == 0 || tp == 0 || !height.is_multiple_of(block) || !width.is_multiple_of(block) {
-        return Err(MediaError::setting(
+        return Err(MediaError::setting_error(
             "frames",
             format!(
                 "{height} x {width} pixels cannot be divided into blocks of {merge} x {merge} patches of {p} x {p} pixels and {tp} frames"
@@ -159,7 +159,7 @@ pub fn patch_grid(frames: FrameView<'_>, processor: &PatchProcessor) -> Result<[
             "resize first; check patch_size, temporal_patch_size and merge_size in preprocessor_config.json",
         ));
     }
-    Ok([frames.frames().div_ceil(tp), height / p, width / p])
+    Ok([frames.frame_count().div_ceil(tp), height / p, width / p])
 }
 
 /// Normalises frames and cuts them into patches. The last frame is repeated where the last temporal patch is
@@ -169,14 +169,14 @@ pub fn patch_grid(frames: FrameView<'_>, processor: &PatchProcessor) -> Result<[
 /// The sides are not multiples of `patch_size * merge_size`, or memory runs out.
 pub fn patchify(frames: FrameView<'_>, processor: &PatchProcessor) -> Result<Patches> {
     let PatchProcessor { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
-    let ((height, width), block) = (frames.size(), p.saturating_mul(merge));
-    let grid_thw = patch_grid(frames, processor)?;
+    let ((height, width), block) = (frames.height_and_width(), p.saturating_mul(merge));
+    let grid_thw = patch_grid_thw(frames, processor)?;
     let normalised = normalisation_table(processor);
     let patch = CHANNELS * tp * p * p;
     let len = grid_thw.iter().product::<usize>() * patch;
     let mut pixel_values = Vec::new();
     if pixel_values.try_reserve_exact(len).is_err() {
-        return Err(MediaError::setting(
+        return Err(MediaError::setting_error(
             "frames",
             format!("not enough memory for {len} patch values"),
             "take fewer frames",
@@ -185,7 +185,7 @@ pub fn patchify(frames: FrameView<'_>, processor: &PatchProcessor) -> Result<Pat
     pixel_values.resize(len, 0.0f32);
     let frame_pixels: Vec<&[u8]> = frames.iter().collect();
     let blocks_across = width / block;
-    // One task is one merge block: merge × merge patches that are neighbours in the output.
+    // Each parallel task writes one merge block: merge × merge patches, which are neighbours in the output.
     pixel_values.par_chunks_exact_mut(merge * merge * patch).enumerate().for_each(|(index, out)| {
         let (strip, column) = (index / blocks_across, index % blocks_across);
         let (time, line) = (strip / (height / block), strip % (height / block));
@@ -220,5 +220,5 @@ fn normalisation_table(processor: &PatchProcessor) -> [[f32; 256]; CHANNELS] {
 
 /// Runs `work`; if it fails with an error about sizes, the error names the file `name`.
 fn with_file_name<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    work().map_err(|error| error.for_file(name))
+    work().map_err(|error| error.into_file_error(name))
 }

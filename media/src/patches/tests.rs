@@ -73,7 +73,7 @@ fn video_frames_and_patches_equal_golden_bits() {
         let keys =
             MediaOverrides { resized_height: Some(height), resized_width: Some(width), ..MediaOverrides::default() };
         let limits = VideoPixelLimits::new(MediaProfile::VideorftTrain, &keys);
-        let size = limits.resized_size(view.frames(), view.size().0, view.size().1).unwrap();
+        let size = limits.resized_height_and_width(view.frame_count(), view.height_and_width().0, view.height_and_width().1).unwrap();
         let resized = processor_resize(torch_bicubic(view, size).unwrap(), &PatchProcessor::default()).unwrap();
         assert!(resized.data == want.data(), "{name}");
         let patches = patchify(resized.view().unwrap(), &PatchProcessor::default()).unwrap();
@@ -97,7 +97,7 @@ fn image_lists_equal_golden_bits() {
         let want = tensors.tensor(&format!("{name}/resized")).unwrap();
         assert_eq!([got.frames, got.height, got.width, 3], want.shape(), "{name}");
         assert!(got.data == want.data(), "{name}");
-        let grid_thw = patch_grid(got.view().unwrap(), &PatchProcessor::default()).unwrap();
+        let grid_thw = patch_grid_thw(got.view().unwrap(), &PatchProcessor::default()).unwrap();
         assert_eq!(grid_thw, grid(case, "video_grid_thw"), "{name}");
     }
 }

@@ -5,8 +5,8 @@
 //! ([`torch_bicubic`]).
 //! ```text
 //! weights = filter taps of each output column and row        taps.rs
-//! middle  = each row resized to the new width                passes.rs, along_rows
-//! result  = each column of middle resized to the new height  passes.rs, down_columns
+//! middle  = each row resized to the new width                passes.rs, resize_along_rows
+//! result  = each column of middle resized to the new height  passes.rs, resize_down_columns
 //! ```
 //! Pillow computes in fixed point and rounds after each pass; torch computes in f32 and rounds once at the end.
 
@@ -19,7 +19,7 @@ mod tests;
 use rayon::prelude::*;
 
 pub use sizes::{
-    DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS, ImagePixelLimits, MAX_ASPECT_RATIO, RequestedSize, SIZE_FACTOR,
+    DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS, ImagePixelLimits, MAX_ASPECT_RATIO, RequestedSize, RESIZED_SIDE_MULTIPLE,
     VideoPixelLimits, processor_smart_resize, smart_resize,
 };
 
@@ -38,15 +38,15 @@ const MAX_SOURCE_SIDE: usize = 1 << 20;
 /// A side of 0, a frame of more than [`MAX_IMAGE_PIXELS`], a source side above 2^20 pixels, or too little memory.
 pub fn pillow_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<FrameBuf> {
     resample(frames, size, taps::pillow_taps, |from, horizontal, vertical, to| {
-        let (height, width) = frames.size();
+        let (height, width) = frames.height_and_width();
         if pillow_resizes_columns_first((height, width), (vertical.len(), horizontal.len())) {
             let mut middle = vec![0u8; vertical.len() * width * 3];
-            passes::down_columns::<FixedPoint, u8, u8>(from, width * 3, vertical, &mut middle);
-            passes::along_rows::<FixedPoint, u8, u8>(&middle, width, horizontal, to);
+            passes::resize_down_columns::<FixedPoint, u8, u8>(from, width * 3, vertical, &mut middle);
+            passes::resize_along_rows::<FixedPoint, u8, u8>(&middle, width, horizontal, to);
         } else {
             let mut middle = vec![0u8; height * horizontal.len() * 3];
-            passes::along_rows::<FixedPoint, u8, u8>(from, width, horizontal, &mut middle);
-            passes::down_columns::<FixedPoint, u8, u8>(&middle, horizontal.len() * 3, vertical, to);
+            passes::resize_along_rows::<FixedPoint, u8, u8>(from, width, horizontal, &mut middle);
+            passes::resize_down_columns::<FixedPoint, u8, u8>(&middle, horizontal.len() * 3, vertical, to);
         }
     })
 }
@@ -67,24 +67,24 @@ fn pillow_resizes_columns_first(from: (usize, usize), to: (usize, usize)) -> boo
 /// A side of 0, a frame of more than [`MAX_IMAGE_PIXELS`], a source side above 2^20 pixels, or too little memory.
 pub fn torch_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<FrameBuf> {
     resample(frames, size, taps::torch_taps, |from, horizontal, vertical, to| {
-        let (height, width) = frames.size();
+        let (height, width) = frames.height_and_width();
         let mut middle = vec![0f32; height * horizontal.len() * 3];
-        passes::along_rows::<FloatingPoint, u8, f32>(from, width, horizontal, &mut middle);
-        passes::down_columns::<FloatingPoint, f32, u8>(&middle, horizontal.len() * 3, vertical, to);
+        passes::resize_along_rows::<FloatingPoint, u8, f32>(from, width, horizontal, &mut middle);
+        passes::resize_down_columns::<FloatingPoint, f32, u8>(&middle, horizontal.len() * 3, vertical, to);
     })
 }
 
-/// Checks the size, then calls `resize(from, horizontal taps, vertical taps, to)` for each frame in parallel.
+/// Checks the sizes, then calls `resize(source, horizontal taps, vertical taps, target)` for each frame, in parallel.
 fn resample<W: Copy + Send + Sync>(
     frames: FrameView<'_>,
     (height, width): (usize, usize),
     taps: fn(usize, usize) -> FilterTaps<W>,
     resize: impl Fn(&[u8], &FilterTaps<W>, &FilterTaps<W>, &mut [u8]) + Sync,
 ) -> Result<FrameBuf> {
-    let (from_height, from_width) = frames.size();
+    let (from_height, from_width) = frames.height_and_width();
     let refuse = |what: &str, help: &str| {
         let what = format!("{from_height} x {from_width} would be resized to {height} x {width}, {what}");
-        Err(MediaError::setting("height and width", what, help))
+        Err(MediaError::setting_error("height and width", what, help))
     };
     if height == 0 || width == 0 {
         return refuse(
@@ -96,15 +96,15 @@ fn resample<W: Copy + Send + Sync>(
         return refuse("which is too large", "lower min_pixels");
     }
     if from_height.max(from_width) > MAX_SOURCE_SIDE {
-        return refuse("but the longer side exceeds 2^20 pixels", "crop it");
+        return refuse("but the longer side of the original exceeds 2^20 pixels", "crop it");
     }
     let mut data = Vec::new();
     let frame_len = height * width * 3;
-    let len = frame_len.saturating_mul(frames.frames());
+    let len = frame_len.saturating_mul(frames.frame_count());
     if data.try_reserve_exact(len).is_err() {
         return refuse("for which there is not enough memory", "take fewer frames or lower max_pixels");
     }
-    if (height, width) == frames.size() {
+    if (height, width) == frames.height_and_width() {
         data.extend_from_slice(frames.data());
     } else {
         data.resize(len, 0);
@@ -113,5 +113,5 @@ fn resample<W: Copy + Send + Sync>(
             .zip(frames.data().par_chunks_exact(from_height * from_width * 3))
             .for_each(|(to, from)| resize(from, &horizontal, &vertical, to));
     }
-    Ok(FrameBuf { data, frames: frames.frames(), height, width })
+    Ok(FrameBuf { data, frames: frames.frame_count(), height, width })
 }

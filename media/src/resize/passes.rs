@@ -1,15 +1,16 @@
-//! The two passes of a separable resize: [`along_rows`] changes the width, [`down_columns`] the height. Each output
+//! The two passes of a separable resize: [`resize_along_rows`] changes the width, [`resize_down_columns`] the height. Each output
 //! sample is the sum of its taps in one fixed order, so its bits do not depend on the number of threads or on the
 //! SIMD width.
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::taps::{FilterTaps, PRECISION_BITS};
+use super::taps::{FilterTaps, WEIGHT_FRACTION_BITS};
 
-/// Number of rows that [`along_rows`] processes together: all SIMD lanes hold the same column, each of another row.
+/// Number of rows that [`resize_along_rows`] processes together: each SIMD lane holds one row, and all lanes are at the same
+/// column.
 const LANES: usize = 16;
-/// Number of neighbouring samples of a row whose sums [`down_columns`] keeps in registers.
+/// Number of neighbouring samples of an output row whose sums [`resize_down_columns`] keeps in registers.
 const COLUMNS: usize = 64;
 const CHANNELS: usize = 3;
 
@@ -22,19 +23,19 @@ pub(super) trait Arithmetic {
     fn multiply_add(sum: Self::Lane, sample: Self::Lane, weight: Self::Lane) -> Self::Lane;
 }
 
-/// Conversion between a sample in memory and an accumulator.
+/// A sample type in memory (u8 or f32) that can be loaded into an accumulator and stored from it.
 pub(super) trait PixelSample<A: Arithmetic>: Copy + Default + Send + Sync {
     fn load(self) -> A::Lane;
     fn store(sum: A::Lane) -> Self;
 }
 
-/// Pillow's arithmetic: i32 with [`PRECISION_BITS`] fractional bits. `START` is one half, so that the final shift
+/// Pillow's arithmetic: i32 with [`WEIGHT_FRACTION_BITS`] fractional bits. `START` is one half, so that the final shift
 /// rounds.
 pub(super) struct FixedPoint;
 
 impl Arithmetic for FixedPoint {
     type Lane = i32;
-    const START: i32 = 1 << (PRECISION_BITS - 1);
+    const START: i32 = 1 << (WEIGHT_FRACTION_BITS - 1);
 
     #[inline(always)]
     fn multiply_add(sum: i32, sample: i32, weight: i32) -> i32 {
@@ -49,7 +50,7 @@ impl PixelSample<FixedPoint> for u8 {
     }
     #[inline(always)]
     fn store(sum: i32) -> u8 {
-        (sum >> PRECISION_BITS).clamp(0, 255) as u8
+        (sum >> WEIGHT_FRACTION_BITS).clamp(0, 255) as u8
     }
 }
 
@@ -89,7 +90,7 @@ impl PixelSample<FloatingPoint> for f32 {
 }
 
 /// Resizes each row of `source` `[H, width, 3]` into `target` `[H, taps.len(), 3]`.
-pub(super) fn along_rows<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>>(
+pub(super) fn resize_along_rows<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>>(
     source: &[I],
     width: usize,
     taps: &FilterTaps<A::Lane>,
@@ -105,7 +106,7 @@ pub(super) fn along_rows<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>>(
     );
 }
 
-/// One task of [`along_rows`]: up to [`LANES`] rows. It is a type instead of a closure because pulp compiles
+/// One task of [`resize_along_rows`]: up to [`LANES`] rows. It is a type instead of a closure because pulp compiles
 /// implementations of `WithSimd` for each instruction set and picks the widest one at run time.
 struct Rows<'a, A: Arithmetic, I, O> {
     from: &'a [I],
@@ -128,7 +129,7 @@ impl<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>> WithSimd for Rows<'_, 
         }
         let target_row = taps.len() * CHANNELS;
         for x in 0..taps.len() {
-            let (first, weights) = taps.first_and_weights(x);
+            let (first, weights) = taps.first_source_index_and_weights(x);
             let mut sums = [[A::START; LANES]; CHANNELS];
             let pixels = transposed[first * CHANNELS..].chunks_exact(CHANNELS);
             for (pixel, &weight) in pixels.zip(weights) {
@@ -148,7 +149,7 @@ impl<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>> WithSimd for Rows<'_, 
 }
 
 /// Resizes each column of `source` `[H, row]` into `target` `[taps.len(), row]`, where `row` is W * 3 samples.
-pub(super) fn down_columns<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>>(
+pub(super) fn resize_down_columns<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>>(
     source: &[I],
     row: usize,
     taps: &FilterTaps<A::Lane>,
@@ -156,12 +157,13 @@ pub(super) fn down_columns<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>>(
 ) {
     let arch = pulp::Arch::new();
     target.par_chunks_mut(row).enumerate().for_each(|(y, to)| {
-        let (first, weights) = taps.first_and_weights(y);
+        let (first, weights) = taps.first_source_index_and_weights(y);
         arch.dispatch(Columns::<A, I, O> { from: &source[first * row..], weights, to });
     });
 }
 
-/// One task of [`down_columns`]: one row of the target. `from` begins at the first source row with a nonzero weight.
+/// One task of [`resize_down_columns`]: it computes one row of the target. `from` begins at the first source row whose
+/// weight is not zero.
 struct Columns<'a, A: Arithmetic, I, O> {
     from: &'a [I],
     weights: &'a [A::Lane],
@@ -179,8 +181,8 @@ impl<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>> WithSimd for Columns<'
             let mut sums = [A::START; COLUMNS];
             for (line, &weight) in from.chunks_exact(row).zip(weights) {
                 let line = &line[block * COLUMNS..][..to.len()];
-                // Full blocks have a length known at compile time, which vectorises; the last block of a row may be
-                // shorter.
+                // A full block has a length known at compile time, so the compiler vectorises this loop; the last
+                // block of a row may be shorter.
                 if let Ok(line) = <&[I; COLUMNS]>::try_from(line) {
                     for (sum, sample) in sums.iter_mut().zip(line) {
                         *sum = A::multiply_add(*sum, sample.load(), weight);

@@ -14,7 +14,7 @@ use crate::{MediaError, Result};
 /// Images whose longer side exceeds this multiple of the shorter one are refused, as in qwen-vl-utils and transformers.
 pub const MAX_ASPECT_RATIO: u64 = 200;
 /// Each resized side is a multiple of this many pixels: patch side 14 × merge size 2.
-pub const SIZE_FACTOR: usize = 28;
+pub const RESIZED_SIDE_MULTIPLE: usize = 28;
 /// Default minimum area of an image in pixels (qwen-vl-utils).
 pub const DEFAULT_MIN_PIXELS: u64 = 4 * 28 * 28;
 /// Default maximum area of an image in pixels (qwen-vl-utils).
@@ -24,7 +24,8 @@ const FRAME_FACTOR: f64 = 2.0;
 /// Longer sides are refused, because f64 would no longer give the results of Python's unbounded integers.
 const MAX_SIDE: usize = 1 << 26;
 
-/// The overrides `resized_height` and `resized_width`, with the limits that still apply to them.
+/// The size that the overrides `resized_height` and `resized_width` ask for, with the area limits that it must still
+/// meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestedSize {
     /// `resized_height` in pixels.
@@ -38,7 +39,8 @@ pub struct RequestedSize {
 }
 
 impl RequestedSize {
-    /// Returns `None` unless both overrides are given: qwen-vl-utils ignores one alone.
+    /// Returns `None` unless both `resized_height` and `resized_width` are given: qwen-vl-utils ignores one without
+    /// the other.
     fn new(profile: MediaProfile, overrides: &MediaOverrides) -> Option<Self> {
         // A value beyond usize becomes a side that smart_resize refuses.
         let side = |key: u64| usize::try_from(key).unwrap_or(usize::MAX);
@@ -51,8 +53,8 @@ impl RequestedSize {
         })
     }
 
-    fn resized_size(&self) -> Result<(usize, usize)> {
-        smart_resize(self.height, self.width, SIZE_FACTOR, self.min_pixels, self.max_pixels as f64)
+    fn resized_height_and_width(&self) -> Result<(usize, usize)> {
+        smart_resize(self.height, self.width, RESIZED_SIDE_MULTIPLE, self.min_pixels, self.max_pixels as f64)
     }
 }
 
@@ -85,10 +87,10 @@ impl ImagePixelLimits {
     }
 
     /// The `(height, width)` to which an image of `height` × `width` is resized.
-    pub fn resized_size(&self, height: usize, width: usize) -> Result<(usize, usize)> {
+    pub fn resized_height_and_width(&self, height: usize, width: usize) -> Result<(usize, usize)> {
         match self.resized {
-            Some(wanted) => wanted.resized_size(),
-            None => smart_resize(height, width, SIZE_FACTOR, self.min_pixels, self.max_pixels as f64),
+            Some(wanted) => wanted.resized_height_and_width(),
+            None => smart_resize(height, width, RESIZED_SIDE_MULTIPLE, self.min_pixels, self.max_pixels as f64),
         }
     }
 }
@@ -103,7 +105,7 @@ pub struct VideoPixelLimits {
     /// Maximum area of all frames together in pixels (the profile's `VIDEO_TOTAL_PIXELS`, or the override
     /// `total_pixels`).
     pub total_pixels: u64,
-    /// The override `max_pixels`, which can only lower the limit.
+    /// The override `max_pixels`, if given. It can lower `video_max_pixels` but not raise it.
     pub max_pixels: Option<u64>,
     /// The requested size, if any; it replaces the limits above.
     pub resized: Option<RequestedSize>,
@@ -123,18 +125,18 @@ impl VideoPixelLimits {
     }
 
     /// The `(height, width)` to which each of `nframes` frames of `height` × `width` is resized.
-    pub fn resized_size(&self, nframes: usize, height: usize, width: usize) -> Result<(usize, usize)> {
+    pub fn resized_height_and_width(&self, nframes: usize, height: usize, width: usize) -> Result<(usize, usize)> {
         if let Some(wanted) = self.resized {
-            return wanted.resized_size();
+            return wanted.resized_height_and_width();
         }
         if nframes == 0 {
-            return Err(MediaError::setting("nframes", "is 0", "take at least one frame"));
+            return Err(MediaError::setting_error("nframes", "is 0", "take at least one frame"));
         }
         let share = self.total_pixels as f64 / nframes as f64 * FRAME_FACTOR;
         let floor = (self.min_pixels as f64 * 1.05).trunc();
         let limit = share.min(self.video_max_pixels as f64).max(floor);
         let max_pixels = self.max_pixels.map_or(limit, |key| limit.min(key as f64));
-        smart_resize(height, width, SIZE_FACTOR, self.min_pixels, max_pixels)
+        smart_resize(height, width, RESIZED_SIDE_MULTIPLE, self.min_pixels, max_pixels)
     }
 }
 
@@ -172,7 +174,7 @@ pub fn processor_smart_resize(
 ) -> Result<(usize, usize)> {
     check(height, width, factor, max_pixels as f64)?;
     if height < factor || width < factor {
-        return Err(MediaError::setting(
+        return Err(MediaError::setting_error(
             "height and width",
             format!("{height} x {width} has a side shorter than {factor}, which the image processor refuses"),
             "use a larger image or a larger min_pixels",
@@ -188,7 +190,7 @@ pub fn processor_smart_resize(
 }
 
 fn check(height: usize, width: usize, factor: usize, max_pixels: f64) -> Result<()> {
-    let refuse = |what: String, help: &str| Err(MediaError::setting("height and width", what, help));
+    let refuse = |what: String, help: &str| Err(MediaError::setting_error("height and width", what, help));
     if height == 0 || width == 0 {
         return refuse(format!("{height} x {width} has a side of 0"), "give sides of at least 1");
     }
@@ -203,11 +205,11 @@ fn check(height: usize, width: usize, factor: usize, max_pixels: f64) -> Result<
         );
     }
     if factor == 0 || factor > MAX_SIDE {
-        return Err(MediaError::setting("factor", format!("is {factor}"), "give 28 (patch side 14 x merge size 2)"));
+        return Err(MediaError::setting_error("factor", format!("is {factor}"), "give 28 (patch side 14 x merge size 2)"));
     }
     // Written so that NaN is refused too.
     if !(max_pixels >= 1.0) {
-        return Err(MediaError::setting("max_pixels", format!("is {max_pixels}"), "give at least 784 (28 x 28)"));
+        return Err(MediaError::setting_error("max_pixels", format!("is {max_pixels}"), "give at least 784 (28 x 28)"));
     }
     Ok(())
 }
@@ -217,7 +219,8 @@ fn round_to_multiple(side: usize, factor: usize) -> usize {
     (side as f64 / factor as f64).round_ties_even() as usize * factor
 }
 
-/// Returns the `rounded` sides, or the original ones scaled down or up where the rounded ones leave the limits.
+/// Returns the `rounded` sides if their area is within the limits; else scales the original sides up or down until it
+/// is.
 fn fit(
     (height, width): (usize, usize),
     rounded: (usize, usize),

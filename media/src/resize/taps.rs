@@ -11,12 +11,13 @@
 //! 0.459, 0.459, 0.120 and -0.037. [`pillow_taps`] computes this in f64 and rounds weights to fixed point;
 //! [`torch_taps`] computes it in f32.
 
-/// Half the width of the bicubic filter, in output samples.
+/// Half the width of the bicubic filter: 2 output samples, or 2 source samples when enlarging.
 const SUPPORT: f64 = 2.0;
-/// Fractional bits of Pillow's integer weights: of 32 bits, 8 hold the sample and 2 the sign and overshoot.
-pub(super) const PRECISION_BITS: u32 = 32 - 8 - 2;
+/// Fractional bits of Pillow's i32 weights. The other 10 bits of the weighted sums hold the 8-bit sample, the sign,
+/// and overshoot beyond 255.
+pub(super) const WEIGHT_FRACTION_BITS: u32 = 32 - 8 - 2;
 
-/// The taps of one axis. With `(first, weights) = taps.first_and_weights(i)`, output sample `i` is the sum of
+/// The taps of one axis. With `(first, weights) = taps.first_source_index_and_weights(i)`, output sample `i` is the sum of
 /// `weights[j] * source[first + j]`.
 pub(super) struct FilterTaps<W> {
     spans: Vec<(usize, std::ops::Range<usize>)>,
@@ -39,15 +40,16 @@ impl<W: Copy> FilterTaps<W> {
         self.spans.len()
     }
 
-    /// The first source sample and the weights of output sample `i`.
-    pub(super) fn first_and_weights(&self, i: usize) -> (usize, &[W]) {
+    /// The index of the first source sample that contributes to output sample `i`, and the weights of that sample and
+    /// the following ones.
+    pub(super) fn first_source_index_and_weights(&self, i: usize) -> (usize, &[W]) {
         let (first, range) = &self.spans[i];
         (*first, &self.weights[range.clone()])
     }
 }
 
 /// Pillow's taps for resizing `source` to `target` samples: weights in f64, normalised, then rounded to
-/// [`PRECISION_BITS`] fractional bits (half away from zero). Source: Pillow `Resample.c`, `precompute_coeffs` and
+/// [`WEIGHT_FRACTION_BITS`] fractional bits (half away from zero). Source: Pillow `Resample.c`, `precompute_coeffs` and
 /// `normalize_coeffs_8bpc`.
 pub(super) fn pillow_taps(source: usize, target: usize) -> FilterTaps<i32> {
     let scale = source as f64 / target as f64;
@@ -61,7 +63,7 @@ pub(super) fn pillow_taps(source: usize, target: usize) -> FilterTaps<i32> {
         let inverse = 1.0 / stretch;
         let weights: Vec<f64> = (first..end).map(|j| bicubic_f64((j as f64 - center + 0.5) * inverse)).collect();
         let total: f64 = weights.iter().sum();
-        let one = f64::from(1u32 << PRECISION_BITS);
+        let one = f64::from(1u32 << WEIGHT_FRACTION_BITS);
         taps.push(
             first,
             weights.iter().map(|w| {
@@ -94,7 +96,8 @@ pub(super) fn torch_taps(source: usize, target: usize) -> FilterTaps<f32> {
     let mut taps = FilterTaps::new();
     for i in 0..target {
         let center = (f64::from(scale) * (i as f64 + 0.5)) as f32;
-        // torch rounds center ± support to f32 before it adds 0.5; this decides whether a sample at the edge is a tap.
+        // torch rounds `center - support` and `center + support` to f32 before it adds 0.5; that rounding decides
+        // whether a sample at the edge of the filter is a tap.
         let first = (f64::from(center - support) + 0.5).max(0.0) as usize;
         let end = ((f64::from(center + support) + 0.5) as usize).min(source);
         let weights: Vec<f32> = (first..end)

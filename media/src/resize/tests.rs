@@ -38,7 +38,7 @@ fn sizes_equal_golden_table() {
                     name => MediaProfile::parse(name).unwrap(),
                 };
                 let keys: MediaOverrides = serde_json::from_value(row["keys"].clone()).unwrap();
-                VideoPixelLimits::new(profile, &keys).resized_size(side("nframes"), side("height"), side("width"))
+                VideoPixelLimits::new(profile, &keys).resized_height_and_width(side("nframes"), side("height"), side("width"))
             }
         };
         if row["expect"].is_object() {
@@ -70,8 +70,8 @@ fn invalid_sizes_are_refused() {
         assert!(!error.contains('\n') && error.contains(';'), "{error}");
     }
     let keys = MediaOverrides { resized_height: Some(u64::MAX), resized_width: Some(5), ..MediaOverrides::default() };
-    assert!(ImagePixelLimits::new(MediaProfile::Qwen, &keys).resized_size(100, 100).is_err());
-    assert!(VideoPixelLimits::new(MediaProfile::Qwen, &MediaOverrides::default()).resized_size(0, 100, 100).is_err());
+    assert!(ImagePixelLimits::new(MediaProfile::Qwen, &keys).resized_height_and_width(100, 100).is_err());
+    assert!(VideoPixelLimits::new(MediaProfile::Qwen, &MediaOverrides::default()).resized_height_and_width(0, 100, 100).is_err());
 }
 
 #[test]
@@ -79,8 +79,8 @@ fn resized_height_without_width_is_ignored() {
     let keys = MediaOverrides { resized_height: Some(280), ..MediaOverrides::default() };
     let plain = ImagePixelLimits::new(MediaProfile::Qwen, &MediaOverrides::default());
     assert_eq!(
-        ImagePixelLimits::new(MediaProfile::Qwen, &keys).resized_size(100, 200).unwrap(),
-        plain.resized_size(100, 200).unwrap()
+        ImagePixelLimits::new(MediaProfile::Qwen, &keys).resized_height_and_width(100, 200).unwrap(),
+        plain.resized_height_and_width(100, 200).unwrap()
     );
 }
 
@@ -89,7 +89,8 @@ fn noise(len: usize) -> Vec<u8> {
     (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
 
-/// Covers shrinking, growing, one side only, both orders of the passes, and a single pixel.
+/// Covers shrinking, enlarging, resizing only one side, columns before rows and rows before columns, and a single
+/// pixel.
 #[test]
 fn resampling_equals_pillow_13_and_torch_2_7_bit_for_bit() {
     let bytes = golden("pixels/resample.safetensors");
@@ -141,8 +142,8 @@ fn invalid_targets_are_refused() {
     assert!(FrameView::new(&[], 0, 10, 10).is_err());
 }
 
-/// The definition of the filter in f64, with rows and columns in one sum: bicubic with a = -0.5, stretched by
-/// `shrink`, normalised.
+/// The filter's defining formula in f64, as one double sum over rows and columns: bicubic with a = -0.5, stretched by
+/// `shrink`, weights normalised to sum 1.
 fn formula(data: &[u8], height: usize, width: usize, y: f64, x: f64, channel: usize, shrink: (f64, f64)) -> f64 {
     let kernel = |t: f64| match t.abs() {
         t if t < 1.0 => 1.5 * t * t * t - 2.5 * t * t + 1.0,
@@ -171,7 +172,8 @@ proptest! {
         if let Ok((h, w)) = smart_resize(height, width, 28, min, max as f64) {
             prop_assert!(h % 28 == 0 && w % 28 == 0);
             prop_assert!((h * w) as u64 <= max || (h * w) as u64 >= min);
-            // A side of 0 or an area beyond the limits is possible only for an image that is far longer than wide.
+            // Only for an image with one side at least four times as long as the other can a result have a side of 0
+            // or an area outside the limits.
             if height.max(width) < 4 * height.min(width) && max >= 16 * 784 && min * 4 <= max {
                 prop_assert!((h * w) as u64 <= max && (h * w) as u64 >= min && h > 0 && w > 0, "{h} {w}");
             }

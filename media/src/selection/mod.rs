@@ -14,16 +14,16 @@ use crate::{MediaError, Result};
 /// Frames are selected in pairs, because two of them share a temporal patch.
 const FRAME_FACTOR: f64 = 2.0;
 
-/// Videos with more frames are refused: beyond 2^42, f64 arithmetic would lose whole frames.
+/// Videos with more frames are refused, so that frame numbers stay exact in f64 arithmetic.
 const MAX_TOTAL_FRAMES: u64 = 1 << 42;
 
-/// No rule selects more frames than this, so that a list of indices stays small for any input.
+/// The maximum number of frames that any profile may select, so that a list of indices stays small for any input.
 const MAX_SELECTED_FRAMES: u64 = 1 << 20;
 
 /// The frames that a profile selects from a video.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FrameSelection {
-    /// Frame indices in display order, ascending; the rule of `uniform-16` may repeat one.
+    /// Frame indices in display order, ascending. Only the profile `uniform-16` can give the same index twice.
     pub indices: Vec<u64>,
     /// Selected frames per second of video.
     pub sample_fps: f64,
@@ -42,15 +42,15 @@ pub fn select_frames(
     overrides: &MediaOverrides,
 ) -> Result<FrameSelection> {
     if total_frames == 0 || total_frames > MAX_TOTAL_FRAMES {
-        return Err(MediaError::setting(
+        return Err(MediaError::setting_error(
             "total_frames",
             format!("no frames can be selected from a video of {total_frames} frames"),
             format!("use a video of 1 to {MAX_TOTAL_FRAMES} frames"),
         ));
     }
     if !(video_fps.is_finite() && video_fps > 0.0) {
-        let what = format!("{video_fps} is not a frame rate");
-        return Err(MediaError::setting("video_fps", what, "give a positive number of frames per second"));
+        let what = format!("{video_fps} frames per second is not a positive rate");
+        return Err(MediaError::setting_error("video_fps", what, "give a positive number of frames per second"));
     }
     let (first, last) = time_range(total_frames, video_fps, overrides)?;
     let total = last - first + 1;
@@ -80,8 +80,8 @@ pub fn select_frames(
     Ok(FrameSelection { indices, sample_fps })
 }
 
-/// The first and the last frame of the time range from `video_start` to `video_end`, both inclusive; without these
-/// overrides, of the whole video.
+/// Indices of the first and the last frame between `video_start` and `video_end`. Without `video_start` the first is
+/// frame 0; without `video_end` the last is the video's last frame.
 fn time_range(total: u64, video_fps: f64, overrides: &MediaOverrides) -> Result<(u64, u64)> {
     let (start, end) = (overrides.video_start, overrides.video_end);
     if start.is_none() && end.is_none() {
@@ -89,14 +89,14 @@ fn time_range(total: u64, video_fps: f64, overrides: &MediaOverrides) -> Result<
     }
     let duration = total as f64 / video_fps;
     let frame_position = |field: &str, seconds: Option<f64>| match seconds {
-        Some(s) if s.is_nan() => Err(MediaError::setting(field, "is not a number", "give a time in seconds")),
+        Some(s) if s.is_nan() => Err(MediaError::setting_error(field, "is not a number", "give a time in seconds")),
         s => Ok(s.map(|s| s.clamp(0.0, duration) * video_fps)),
     };
     let first = frame_position("video_start", start)?.map_or(0, |f| f.ceil() as u64);
     let last = frame_position("video_end", end)?.map_or(total - 1, |f| (f.floor() as u64).min(total - 1));
     if first >= last {
         let (from, to) = (start.unwrap_or(0.0), end.unwrap_or(duration));
-        return Err(MediaError::setting(
+        return Err(MediaError::setting_error(
             if start.is_some() { "video_start" } else { "video_end" },
             format!("fewer than two frames lie between {from} s and {to} s of a video of {duration:.3} s"),
             "widen the range",
@@ -105,20 +105,21 @@ fn time_range(total: u64, video_fps: f64, overrides: &MediaOverrides) -> Result<
     Ok((first, last))
 }
 
-/// The number of frames to spread over `total` frames, from `nframes` or from a rate; always even.
+/// The number of frames to select from `total` frames, given by `nframes` or computed from a rate; always even.
 fn frame_count(total: u64, video_fps: f64, [fps, min, max]: [f64; 3], overrides: &MediaOverrides) -> Result<u64> {
     let available = total as f64;
     let n = match (overrides.nframes, overrides.fps) {
         (Some(_), Some(_)) => {
-            return Err(MediaError::setting("nframes", "is given together with fps", "give only one of the two"));
+            return Err(MediaError::setting_error("nframes", "cannot be given together with fps", "give only one of the two"));
         }
         (Some(n), None) => (n as f64 / FRAME_FACTOR).round_ties_even() * FRAME_FACTOR,
         (None, fps_override) => {
             let fps = fps_override.unwrap_or(fps);
-            // qwen-vl-utils accepts 0 and negative rates: min_frames then determines the number of frames.
+            // qwen-vl-utils accepts a rate of 0 or below: `min_frames` is then the number of frames. So only NaN and
+            // infinity are refused.
             if !fps.is_finite() {
-                let what = format!("{fps} is not a frame rate");
-                return Err(MediaError::setting("fps", what, "give a number of frames per second"));
+                let what = format!("{fps} is not a number of frames per second");
+                return Err(MediaError::setting_error("fps", what, "give a number of frames per second"));
             }
             let min = (overrides.min_frames.map_or(min, |m| m as f64) / FRAME_FACTOR).ceil() * FRAME_FACTOR;
             let max = overrides.max_frames.map_or(max.min(available), |m| m as f64);
@@ -145,13 +146,13 @@ fn linspace(first: u64, last: u64, n: u64) -> Vec<u64> {
     (0..n).map(|i| (position(i).round_ties_even() as u64).clamp(first, last)).collect()
 }
 
-/// Every `round(video_fps)`-th index from `first` to `last`.
+/// Every `round(video_fps)`-th frame index from `first` to `last`.
 fn stride(first: u64, last: u64, video_fps: f64) -> Result<Vec<u64>> {
     let step = video_fps.round_ties_even();
     if step < 1.0 {
-        return Err(MediaError::setting(
+        return Err(MediaError::setting_error(
             "video_fps",
-            format!("{video_fps} frames per second round to a stride of 0"),
+            format!("a video of {video_fps} frames per second is too slow to select every `round(fps)`-th frame"),
             "use a profile with a fixed number of frames, such as uniform-16",
         ));
     }
@@ -164,7 +165,7 @@ fn stride(first: u64, last: u64, video_fps: f64) -> Result<Vec<u64>> {
 }
 
 fn bad_count(n: f64, min: u64, max: u64) -> MediaError {
-    MediaError::setting(
+    MediaError::setting_error(
         "nframes",
         format!("is {n}, but must be between {min} and {max} for this video"),
         "change nframes, or fps, min_frames and max_frames",
@@ -173,10 +174,11 @@ fn bad_count(n: f64, min: u64, max: u64) -> MediaError {
 
 fn unused_override(profile: MediaProfile, key: &str) -> MediaError {
     let what = format!("has no effect with the profile {profile}");
-    MediaError::setting(key, what, "remove it, or use the profile qwen")
+    MediaError::setting_error(key, what, "remove it, or use the profile qwen")
 }
 
-/// Refuses overrides of a rate for the profiles that have no rate, so that no setting is silently ignored.
+/// Refuses `fps`, `min_frames` and `max_frames` for profiles that do not select frames by a rate, so that no setting
+/// is silently ignored.
 fn refuse_rate_overrides(profile: MediaProfile, overrides: &MediaOverrides) -> Result<()> {
     let rate_overrides = [
         ("fps", overrides.fps.is_some()),

@@ -42,7 +42,8 @@ fn selections_equal_golden_rows() {
     assert_eq!((text.lines().count(), refused), (220, 16));
 }
 
-/// Torch 2.7.1 (AVX2, AVX-512) selects 86537 as index 415; arithmetic that also rounds the product would give 86538.
+/// Torch 2.7.1 (AVX2, AVX-512) selects frame 86537 as index 415, because it uses fused multiply-add; rounding the
+/// product first would give 86538.
 #[test]
 fn linspace_of_long_videos_rounds_once() {
     let keys = MediaOverrides { fps: Some(1.0), max_frames: Some(687), ..Default::default() };
@@ -83,7 +84,7 @@ fn invalid_settings_are_refused_by_name() {
 #[test]
 fn selection_stays_within_time_range() {
     let o = MediaOverrides { nframes: Some(4), video_start: Some(1.01), video_end: Some(2.5), ..Default::default() };
-    // ceil(1.01 * 10) = 11, floor(2.5 * 10) = 25
+    // The first index is ceil(1.01 s * 10 frames/s) = 11, the last is floor(2.5 s * 10 frames/s) = 25.
     assert_eq!(select_frames(100, 10.0, MediaProfile::Qwen, &o).unwrap().indices, [11, 16, 20, 25]);
     let past = MediaOverrides { video_start: Some(9.0), video_end: Some(1e9), nframes: Some(2), ..Default::default() };
     assert_eq!(select_frames(100, 10.0, MediaProfile::Qwen, &past).unwrap().indices, [90, 99]);

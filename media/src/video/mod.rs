@@ -22,7 +22,7 @@ use crate::profile::{MediaOverrides, MediaProfile};
 
 #[cfg(feature = "ffmpeg")]
 pub use ffmpeg::{decode_into, probe};
-pub use types::{DecodeLimits, DecodeRequest, DecodedVideo, FrameSize, PixelBuffer, VideoInfo};
+pub use types::{DecodeLimits, DecodeRequest, DecodedVideo, DecodedFrameSize, PixelBuffer, VideoInfo};
 
 /// Decodes the frames that `profile` and `overrides` select, in the displayed size of the video.
 ///
@@ -31,10 +31,10 @@ pub use types::{DecodeLimits, DecodeRequest, DecodedVideo, FrameSize, PixelBuffe
 /// GiB).
 pub fn decode(path: &Path, profile: MediaProfile, overrides: &MediaOverrides) -> Result<DecodedVideo> {
     let limits = DecodeLimits::default();
-    let request = DecodeRequest { path, profile, overrides: *overrides, size: FrameSize::Original, limits };
+    let request = DecodeRequest { path, profile, overrides: *overrides, size: DecodedFrameSize::Original, limits };
     let (mut video, data) = decode_into(&request, |bytes| {
         let mut data = Vec::new();
-        data.try_reserve_exact(bytes).map_err(|_| types::too_large_error(path, bytes as u64, limits.memory_bytes))?;
+        data.try_reserve_exact(bytes).map_err(|_| types::frames_too_large_error(path, bytes as u64, limits.memory_bytes))?;
         data.resize(bytes, 0);
         Ok(data)
     })?;
@@ -60,7 +60,7 @@ pub fn decode_into<B: AsMut<[u8]>>(
 /// The error for a video in a build without FFmpeg.
 #[cfg(not(feature = "ffmpeg"))]
 pub(crate) fn no_ffmpeg_error(path: &Path) -> crate::MediaError {
-    crate::MediaError::file(
+    crate::MediaError::file_error(
         path,
         "is a video, and this build of reel has no FFmpeg",
         "use a build with the feature `ffmpeg`, or give images",

@@ -35,9 +35,9 @@ pub struct DecodedVideo {
     pub indices: Vec<u64>,
     /// Number of frames of the whole video.
     pub total_frames: u64,
-    /// Frames per second of the video: the container's average rate.
+    /// Average frame rate of the whole video in frames per second, as the container states it.
     pub video_fps: f64,
-    /// Selected frames per second of video.
+    /// Number of selected frames per second of video.
     pub sample_fps: f64,
 }
 
@@ -70,7 +70,7 @@ impl Deref for PixelBuffer {
 
 /// The size in which decoded frames are returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum FrameSize {
+pub enum DecodedFrameSize {
     /// The displayed size of the video.
     Original,
     /// The size that follows from the pixel limits of the profile and its overrides. Frames are resized as by
@@ -104,17 +104,17 @@ pub struct DecodeRequest<'a> {
     /// Overrides of the profile's limits.
     pub overrides: MediaOverrides,
     /// Whether frames are resized.
-    pub size: FrameSize,
+    pub size: DecodedFrameSize,
     /// Maximum numbers of threads and of bytes of memory.
     pub limits: DecodeLimits,
 }
 
 /// The error for frames of `bytes` in total that exceed the memory limit of `limit` bytes.
-pub(super) fn too_large_error(path: &Path, bytes: u64, limit: u64) -> MediaError {
+pub(super) fn frames_too_large_error(path: &Path, bytes: u64, limit: u64) -> MediaError {
     const MIB: u64 = 1 << 20;
-    MediaError::file(
+    MediaError::file_error(
         path,
-        format!("its frames need {} MiB, more than the decoder's limit of {} MiB", bytes.div_ceil(MIB), limit / MIB),
+        format!("its selected frames need {} MiB, above the decoder's memory limit of {} MiB", bytes.div_ceil(MIB), limit / MIB),
         "take fewer frames, or raise the memory limit (--media-memory)",
     )
 }

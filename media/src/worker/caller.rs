@@ -11,17 +11,17 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use super::process::{self, WorkerCommand};
 use super::protocol::{WorkerJob, WorkerReply, WorkerRequest, path_to_bytes};
 use crate::profile::{MediaOverrides, MediaProfile};
-use crate::video::{DecodeLimits, DecodedVideo, FrameSize, PixelBuffer, VideoInfo};
+use crate::video::{DecodeLimits, DecodedVideo, DecodedFrameSize, PixelBuffer, VideoInfo};
 use crate::{MediaError, Result};
 
 /// The hidden command line argument that makes the program a worker.
 pub const WORKER_ARGUMENT: &str = "__decode-worker";
 
 /// Default time limit for one video.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+pub const DEFAULT_DECODE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Default memory limit for one video, in MiB.
-pub const DEFAULT_MEMORY_MIB: u64 = 2048;
+pub const DEFAULT_DECODE_MEMORY_MIB: u64 = 2048;
 
 /// Decodes videos, each one in its own worker process.
 #[derive(Clone, Debug)]
@@ -44,13 +44,14 @@ impl DecodeWorker {
         Self {
             exe: exe.into(),
             args: vec![WORKER_ARGUMENT.to_owned()],
-            timeout: DEFAULT_TIMEOUT,
-            memory_mib: DEFAULT_MEMORY_MIB,
+            timeout: DEFAULT_DECODE_TIMEOUT,
+            memory_mib: DEFAULT_DECODE_MEMORY_MIB,
             threads: DecodeLimits::default().threads,
         }
     }
 
-    /// A decoder that starts this program as worker, even if its file was replaced or deleted meanwhile.
+    /// A decoder that starts this program as its worker. This works even if the program's file was replaced or
+    /// deleted after the start.
     pub fn this_program() -> Self {
         Self::new("/proc/self/exe")
     }
@@ -72,7 +73,7 @@ impl DecodeWorker {
     /// The video cannot be decoded, the selection is invalid, or the worker fails, exceeds its limits or cannot be
     /// started.
     pub fn decode(&self, path: &Path, profile: MediaProfile, overrides: &MediaOverrides) -> Result<DecodedVideo> {
-        self.decode_at_size(path, profile, overrides, FrameSize::Original)
+        self.decode_at_size(path, profile, overrides, DecodedFrameSize::Original)
     }
 
     /// Decodes the frames that `profile` and `overrides` select, resized by their pixel limits inside the worker.
@@ -85,7 +86,7 @@ impl DecodeWorker {
         profile: MediaProfile,
         overrides: &MediaOverrides,
     ) -> Result<DecodedVideo> {
-        self.decode_at_size(path, profile, overrides, FrameSize::Resized)
+        self.decode_at_size(path, profile, overrides, DecodedFrameSize::Resized)
     }
 
     /// Decodes the frames that `profile` and `overrides` select, in the given size.
@@ -97,7 +98,7 @@ impl DecodeWorker {
         path: &Path,
         profile: MediaProfile,
         overrides: &MediaOverrides,
-        size: FrameSize,
+        size: DecodedFrameSize,
     ) -> Result<DecodedVideo> {
         let job = WorkerJob::Decode { profile, overrides: *overrides, size };
         match self.run(path, job)? {
@@ -152,7 +153,7 @@ fn map_pixels(path: &Path, mut video: DecodedVideo, memory: &File) -> Result<Dec
 }
 
 fn invalid_reply(path: &Path) -> MediaError {
-    MediaError::file(
+    MediaError::file_error(
         path,
         "the decoding worker sent an incomplete or invalid reply",
         "use the same version of the program as worker, and check that there is free memory",

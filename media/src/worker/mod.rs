@@ -21,5 +21,5 @@ mod process;
 mod protocol;
 mod serve;
 
-pub use caller::{DEFAULT_MEMORY_MIB, DEFAULT_TIMEOUT, DecodeWorker, WORKER_ARGUMENT};
+pub use caller::{DEFAULT_DECODE_MEMORY_MIB, DEFAULT_DECODE_TIMEOUT, DecodeWorker, WORKER_ARGUMENT};
 pub use serve::worker_main;

@@ -12,13 +12,14 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::{MediaError, Result};
 
-/// Maximum length of a reply in bytes: enough for 2^20 frame indices of 7 digits and a few words.
+/// Maximum length of a worker's reply in bytes: enough for 2^20 frame indices of 7 digits and the other JSON fields.
 const MAX_REPLY_BYTES: u64 = 16 << 20;
 
-/// Maximum number of bytes that are read of a worker's standard error.
+/// A worker's standard error is read up to this many bytes.
 const MAX_STDERR_BYTES: u64 = 64 << 10;
 
-/// Time to wait for a killed process to exit. A process that waits for a broken disk can survive SIGKILL for a while.
+/// How long to wait for a killed worker to exit. A process that waits for a broken disk can survive SIGKILL for a
+/// while.
 const KILL_GRACE: Duration = Duration::from_secs(5);
 
 /// The worker's program and limits.
@@ -44,7 +45,7 @@ pub(super) fn run_worker(command: &WorkerCommand<'_>, path: &Path, memory: File)
     };
     let Some(status) = status else {
         worker.kill();
-        return Err(MediaError::file(
+        return Err(MediaError::file_error(
             path,
             format!("decoding timed out after {} s", command.timeout.as_secs_f64()),
             "raise the time limit (--media-timeout), or leave the file out if it hangs the decoder",
@@ -60,7 +61,8 @@ pub(super) fn run_worker(command: &WorkerCommand<'_>, path: &Path, memory: File)
 /// Reads a pipe to its end on another thread; bytes beyond `max_bytes` are discarded.
 fn read_pipe(pipe: Option<impl Read + Send + 'static>, max_bytes: u64) -> mpsc::Receiver<Vec<u8>> {
     let (send, receive) = mpsc::channel();
-    // If the thread cannot be created, the sender is dropped and the caller sees no reply.
+    // If the thread cannot be created, the channel's sender is dropped, and the receiver gets an error instead of
+    // bytes.
     let _ = std::thread::Builder::new().name("decoder pipe".to_owned()).spawn(move || {
         let Some(mut pipe) = pipe else { return };
         let mut bytes = Vec::new();
@@ -114,7 +116,7 @@ impl Worker {
             return;
         }
         if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            // An error means that the process group has exited already.
+            // If killing fails, the process group has already exited.
             let _ = kill_process_group(group, Signal::KILL);
         }
         self.wait_until(Instant::now() + KILL_GRACE);
@@ -132,7 +134,7 @@ impl Drop for Worker {
 fn worker_failed(command: &WorkerCommand<'_>, path: &Path, status: ExitStatus, stderr: &str) -> MediaError {
     let out_of_memory = stderr.contains("memory allocation of") || stderr.contains("capacity overflow");
     if out_of_memory {
-        return MediaError::file(
+        return MediaError::file_error(
             path,
             format!("the decoding worker exceeded its memory limit of {} MiB", command.memory_mib),
             "raise the limit (--media-memory), take fewer frames, or leave the file out",
@@ -146,7 +148,7 @@ fn worker_failed(command: &WorkerCommand<'_>, path: &Path, status: ExitStatus, s
     let first_line: String =
         stderr.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("").chars().take(200).collect();
     let detail = if first_line.is_empty() { first_line } else { format!(" ({first_line})") };
-    MediaError::file(
+    MediaError::file_error(
         path,
         format!("the decoding worker {how}{detail}"),
         "the file may be damaged: leave it out, or convert it",

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::MediaError;
 use crate::profile::{MediaOverrides, MediaProfile};
-use crate::video::{DecodedVideo, FrameSize, VideoInfo};
+use crate::video::{DecodedVideo, DecodedFrameSize, VideoInfo};
 
 /// The request that the caller sends to a worker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub(super) struct WorkerRequest {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum WorkerJob {
     Probe,
-    Decode { profile: MediaProfile, overrides: MediaOverrides, size: FrameSize },
+    Decode { profile: MediaProfile, overrides: MediaOverrides, size: DecodedFrameSize },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,7 +39,7 @@ pub(super) enum WorkerReply {
     Failed(WorkerFailure),
 }
 
-/// A [`MediaError`] without the path, which the caller knows.
+/// A [`MediaError`] as the worker sends it: without the path, which the caller knows.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct WorkerFailure {
     /// Name of the setting, if the error is a [`MediaError::Setting`].
@@ -60,8 +60,8 @@ impl From<MediaError> for WorkerFailure {
 impl WorkerFailure {
     pub(super) fn into_error(self, path: &Path) -> MediaError {
         match self.setting {
-            Some(setting) => MediaError::setting(setting, self.what, self.help),
-            None => MediaError::file(path, self.what, self.help),
+            Some(setting) => MediaError::setting_error(setting, self.what, self.help),
+            None => MediaError::file_error(path, self.what, self.help),
         }
     }
 }
@@ -90,14 +90,14 @@ mod tests {
                 nframes: Some(nframes), fps: Some(fps), video_start: Some(start), min_pixels: Some(pixels),
                 ..Default::default()
             };
-            let job = WorkerJob::Decode { profile: MediaProfile::Stride1Fps, overrides, size: FrameSize::Resized };
+            let job = WorkerJob::Decode { profile: MediaProfile::Stride1Fps, overrides, size: DecodedFrameSize::Resized };
             let sent = path_to_bytes(&path_from_bytes(&path));
             let request = WorkerRequest { caller_pid: 7, path: sent, memory_bytes: u64::MAX, threads: 3, job };
             let got: WorkerRequest = serde_json::from_slice(&serde_json::to_vec(&request).unwrap()).unwrap();
             prop_assert_eq!(got.path, path);
             prop_assert_eq!(got.memory_bytes, u64::MAX);
             let WorkerJob::Decode { profile, overrides: received, size } = got.job else { panic!("another job") };
-            prop_assert_eq!((profile, received, size), (MediaProfile::Stride1Fps, overrides, FrameSize::Resized));
+            prop_assert_eq!((profile, received, size), (MediaProfile::Stride1Fps, overrides, DecodedFrameSize::Resized));
         }
     }
 }

@@ -51,20 +51,21 @@ fn serve() -> std::io::Result<()> {
 fn map_output(path: &Path, memory: &File, bytes: usize) -> Result<MmapMut> {
     let cannot_allocate = |e: std::io::Error| {
         let what = format!("shared memory for its frames cannot be allocated: {e}");
-        MediaError::file(path, what, "free memory, or take fewer frames")
+        MediaError::file_error(path, what, "free memory, or take fewer frames")
     };
-    // Length 0 first removes the request, so that all bytes are zero until a frame is written.
+    // Setting the length to 0 first discards the request in the memory, so all bytes are zero until a frame is
+    // written.
     memory.set_len(0).and_then(|()| memory.set_len(bytes as u64)).map_err(cannot_allocate)?;
     // SAFETY: the caller does not touch the memory while this process lives, so nothing else changes it while it is
     // mapped.
     unsafe { MmapMut::map_mut(memory) }.map_err(cannot_allocate)
 }
 
-/// Binds this process to its caller and limits its address space, before it reads the video.
+/// Makes this process end when its caller ends, and limits its address space. Runs before the video is read.
 fn apply_limits(request: &WorkerRequest) -> std::io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // If the caller exited before the line above, this process gets no signal. Its parent is then another process
-    // than the caller.
+    // If the caller exited before the signal was requested, the signal never comes; this process then has another
+    // parent than the caller.
     let parent = rustix::process::getppid().map(|p| p.as_raw_nonzero().get());
     if parent != i32::try_from(request.caller_pid).ok() {
         return Err(std::io::Error::other("its caller has exited"));
@@ -75,8 +76,8 @@ fn apply_limits(request: &WorkerRequest) -> std::io::Result<()> {
         rustix::process::setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })
     };
     set_limit(Resource::Core, 0)?;
-    // The limit is the requested memory plus the address space that the program and its libraries already use, which
-    // does not depend on the video.
+    // The limit is `memory_bytes` plus the address space that the program and its libraries already use, because
+    // `memory_bytes` is meant for the video alone.
     set_limit(Resource::As, address_space_bytes()?.saturating_add(request.memory_bytes))?;
     Ok(())
 }

@@ -4,7 +4,7 @@ use crate::config::{ModelConfig, TextConfig, VisionConfig};
 
 /// The classic name (as on the hub) and the shape of every tensor of the model, without `lm_head.weight` if the
 /// embeddings are tied.
-pub fn expected_tensors(config: &ModelConfig) -> TensorList {
+pub fn expected_tensors(config: &ModelConfig) -> TensorNamesAndShapes {
     let mut list = Vec::new();
     vision(&config.vision, &mut list);
     text(&config.text, &mut list);
@@ -15,19 +15,19 @@ pub fn expected_tensors(config: &ModelConfig) -> TensorList {
 }
 
 /// Names and shapes of tensors.
-pub(crate) type TensorList = Vec<(String, Vec<usize>)>;
+pub(crate) type TensorNamesAndShapes = Vec<(String, Vec<usize>)>;
 
-pub(crate) fn add_tensor(list: &mut TensorList, name: impl Into<String>, shape: &[usize]) {
+pub(crate) fn add_tensor(list: &mut TensorNamesAndShapes, name: impl Into<String>, shape: &[usize]) {
     list.push((name.into(), shape.to_vec()));
 }
 
 /// Adds the tensors of a linear layer with bias: weight `[out, in]`, bias `[out]`.
-pub(crate) fn add_linear(list: &mut TensorList, name: impl std::fmt::Display, out_features: usize, in_features: usize) {
+pub(crate) fn add_linear(list: &mut TensorNamesAndShapes, name: impl std::fmt::Display, out_features: usize, in_features: usize) {
     add_tensor(list, format!("{name}.weight"), &[out_features, in_features]);
     add_tensor(list, format!("{name}.bias"), &[out_features]);
 }
 
-fn vision(v: &VisionConfig, list: &mut TensorList) {
+fn vision(v: &VisionConfig, list: &mut TensorNamesAndShapes) {
     let (d, inner) = (v.hidden_size, v.intermediate_size);
     add_tensor(
         list,
@@ -50,7 +50,7 @@ fn vision(v: &VisionConfig, list: &mut TensorList) {
     add_linear(list, "visual.merger.mlp.2", v.out_hidden_size, merged);
 }
 
-fn text(t: &TextConfig, list: &mut TensorList) {
+fn text(t: &TextConfig, list: &mut TensorNamesAndShapes) {
     let (h, inner) = (t.hidden_size, t.intermediate_size);
     let kv = t.num_key_value_heads * t.head_dim;
     add_tensor(list, "model.embed_tokens.weight", &[t.vocab_size, h]);

@@ -47,7 +47,7 @@ pub(crate) fn read_header(path: &Path, bytes: &[u8]) -> Result<SafetensorsHeader
 
 fn header_text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8]> {
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-        return Err(broken(path, format!("is {} bytes long, not a safetensors file", bytes.len())));
+        return Err(broken(path, format!("is {} bytes long, too short to be a safetensors file", bytes.len())));
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER_BYTES as u64 {
@@ -70,7 +70,8 @@ fn header_text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8]> {
     }
 }
 
-/// Converts one header entry to file offsets; checks it without regard to other entries.
+/// Converts one header entry to file offsets and checks this entry alone; [`check_end_to_end`] compares it with the
+/// others.
 fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: usize) -> Result<HeaderTensor> {
     let [from, to] = entry.data_offsets;
     let (begin, end) = match (start.checked_add(from), start.checked_add(to)) {
@@ -88,7 +89,7 @@ fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: us
         let what = format!("ends at byte {end}, but the file has {file_len} bytes; the file is cut off");
         return Err(fault(path, &name, what, COPY_AGAIN));
     }
-    // A dtype that is not known here is an error only if the tensor is used.
+    // An unknown dtype is no error here: the program refuses such a tensor only when it uses it.
     if let Some(size) = element_size(&entry.dtype) {
         let needed = entry.shape.iter().try_fold(size, |product, &length| product.checked_mul(length));
         if needed != Some(end - begin) {
@@ -109,11 +110,11 @@ fn check_end_to_end(path: &Path, tensors: &[HeaderTensor], start: usize, file_le
     let mut at = start;
     for tensor in tensors {
         if tensor.begin < at {
-            return Err(fault(path, &tensor.name, "overlaps the previous tensor (data_offsets)", COPY_AGAIN));
+            return Err(fault(path, &tensor.name, "overlaps the previous tensor, by its data_offsets", COPY_AGAIN));
         }
         if tensor.begin > at {
             let what =
-                format!("starts {} bytes after the end of the previous tensor (data_offsets)", tensor.begin - at);
+                format!("has data_offsets that leave a gap of {} bytes after the previous tensor", tensor.begin - at);
             return Err(fault(path, &tensor.name, what, COPY_AGAIN));
         }
         at = tensor.end;
@@ -133,8 +134,8 @@ fn check_names(path: &Path, tensors: &[HeaderTensor]) -> Result<()> {
     }
 }
 
-/// The size in bytes of an element of this dtype; `None` for an unknown dtype and for one whose elements are smaller
-/// than a byte.
+/// The size in bytes of an element of this dtype; `None` if the dtype is unknown, or its elements are smaller than a
+/// byte.
 fn element_size(dtype: &str) -> Option<usize> {
     Some(match dtype {
         "BOOL" | "U8" | "I8" | "F8_E4M3" | "F8_E5M2" | "F8_E8M0" => 1,
@@ -156,7 +157,8 @@ struct RawEntry {
     data_offsets: [usize; 2],
 }
 
-/// The header entries in order, without `__metadata__`. A list and not a map, so that duplicate names are found.
+/// The header's entries in file order, without `__metadata__`. They are kept in a list because a map would hide
+/// duplicate names.
 struct RawHeader(Vec<(String, RawEntry)>);
 
 impl<'de> Deserialize<'de> for RawHeader {

@@ -193,14 +193,14 @@ impl Checkpoint {
     }
 
     fn check_index(&self, listing: &shards::WeightFiles) -> Result<()> {
-        for (name, file) in &listing.promised {
+        for (name, file) in &listing.indexed_tensors {
             let classic = TensorNaming::to_classic_name(name);
             if is_harmless(&classic) {
                 continue;
             }
             let at = |shard: usize| self.shards[shard].path() == file.as_path();
             if !self.tensors.get(&classic).is_some_and(|entry| at(entry.shard)) {
-                let what = "is not in this file, though model.safetensors.index.json says so";
+                let what = "is not in this file, although model.safetensors.index.json lists it there";
                 return Err(fault(file, name, what, "copy or download the folder again"));
             }
         }
@@ -231,14 +231,14 @@ impl Checkpoint {
     }
 
     /// The tensor with this classic name (as on the hub); fails unless it exists and has this shape.
-    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
+    pub fn tensor_with_shape(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         let stored = self.naming.from_classic_name(name);
         let Some(view) = self.get(name) else {
             let what = format!("is missing; expected shape {shape:?}");
             return Err(fault(&self.folder, &stored, what, "use the weights that belong to this config.json"));
         };
         if view.shape != shape {
-            let what = format!("has shape {:?}, expected {shape:?} by config.json", view.shape);
+            let what = format!("has shape {:?}, but config.json requires {shape:?}", view.shape);
             return Err(fault(view.file.path(), &stored, what, "use the weights that belong to this config.json"));
         }
         Ok(view)
@@ -250,15 +250,15 @@ impl Checkpoint {
         self.check_tensor_list(&expected_tensors(config), |name| config.tie_word_embeddings && name == "lm_head.weight")
     }
 
-    /// Checks the files against a list of names and shapes. Tensors for which `optional` returns true may be missing,
-    /// or exist without being in the list.
+    /// Checks the files against a list of names and shapes. A tensor for which `optional` returns true may be
+    /// missing, or may exist although it is not in the list.
     pub(crate) fn check_tensor_list(
         &self,
         expected: &[(String, Vec<usize>)],
         optional: impl Fn(&str) -> bool,
     ) -> Result<()> {
         for (name, shape) in expected.iter().filter(|(name, _)| !optional(name) || self.tensors.contains_key(name)) {
-            self.expect(name, shape)?;
+            self.tensor_with_shape(name, shape)?;
         }
         let known: std::collections::HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
         let strangers: Vec<&str> = self.names().filter(|name| !known.contains(name) && !optional(name)).collect();
@@ -271,8 +271,8 @@ impl Checkpoint {
     }
 }
 
-/// Whether a tensor that the model does not have is harmless: old versions of transformers stored it, and now it is
-/// computed.
+/// Whether a weight file may have this tensor although the model has no such weight: old versions of transformers
+/// stored it, and the program computes its values.
 fn is_harmless(name: &str) -> bool {
     ["rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "embeddings.position_ids"].iter().any(|end| name.ends_with(end))
 }

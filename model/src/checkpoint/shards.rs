@@ -12,8 +12,8 @@ use crate::error::{ModelError, Result};
 pub(super) struct WeightFiles {
     /// The paths of the files, in the order in which they are opened.
     pub(super) files: Vec<PathBuf>,
-    /// What the index states: the name of each tensor, and the file that should have it.
-    pub(super) promised: Vec<(String, PathBuf)>,
+    /// Each tensor's name and the file that holds it, according to the index; empty without an index.
+    pub(super) indexed_tensors: Vec<(String, PathBuf)>,
 }
 
 /// Finds the weight files of a folder: `model.safetensors` takes precedence, as in transformers; then the shards of
@@ -21,7 +21,7 @@ pub(super) struct WeightFiles {
 pub(super) fn find_weight_files(folder: &Path) -> Result<WeightFiles> {
     let single = folder.join("model.safetensors");
     if single.exists() {
-        return Ok(WeightFiles { files: vec![single], promised: Vec::new() });
+        return Ok(WeightFiles { files: vec![single], indexed_tensors: Vec::new() });
     }
     let index = folder.join("model.safetensors.index.json");
     if index.exists() {
@@ -38,7 +38,7 @@ fn from_index(folder: &Path, index: &Path) -> Result<WeightFiles> {
         return Err(broken("has no `weight_map` object".to_string()));
     };
     let mut files = BTreeMap::new();
-    let mut promised = Vec::with_capacity(map.len());
+    let mut indexed_tensors = Vec::with_capacity(map.len());
     for (name, file) in map {
         let Some(file) = file.as_str().filter(|file| is_plain_name(file)) else {
             return Err(broken(format!(
@@ -47,15 +47,15 @@ fn from_index(folder: &Path, index: &Path) -> Result<WeightFiles> {
         };
         let path = folder.join(file);
         if files.insert(file.to_string(), path.clone()).is_none() && !path.exists() {
-            let what = "is missing, though model.safetensors.index.json names it";
+            let what = "is missing, although model.safetensors.index.json lists it";
             return Err(ModelError::weights(path.display().to_string(), what, "copy or download it into the folder"));
         }
-        promised.push((name.clone(), path));
+        indexed_tensors.push((name.clone(), path));
     }
     if files.is_empty() {
         return Err(broken("has an empty `weight_map`".to_string()));
     }
-    Ok(WeightFiles { files: files.into_values().collect(), promised })
+    Ok(WeightFiles { files: files.into_values().collect(), indexed_tensors })
 }
 
 /// Whether a file name in an index has no folder part, so that it cannot refer to a file outside the folder.
@@ -84,5 +84,5 @@ fn any(folder: &Path) -> Result<WeightFiles> {
         return Err(ModelError::weights(folder.display().to_string(), what, help));
     }
     files.sort();
-    Ok(WeightFiles { files, promised: Vec::new() })
+    Ok(WeightFiles { files, indexed_tensors: Vec::new() })
 }

@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{ModelError, Result};
 
-/// The largest accepted whole number. A larger one is an error in the file; the limit also keeps a product of two
-/// numbers within 64 bits.
+/// The largest accepted whole number. A larger one is surely a mistake in the file, and the limit keeps a product of
+/// two such numbers within 64 bits.
 const MAX_SIZE: u64 = 1 << 31;
 
 /// A JSON object of a config file; errors name its file and its key path.
@@ -18,8 +18,8 @@ pub(crate) struct JsonFields {
 }
 
 impl JsonFields {
-    /// Parses `text`, which must be a JSON object. `help` is the advice of all errors that have no advice of their
-    /// own.
+    /// Parses `text`, which must be a JSON object. `help` is the advice in all errors that are made by
+    /// [`JsonFields::error`].
     pub(crate) fn parse(file: &str, text: &str, help: &'static str) -> Result<Self> {
         let location = file.to_string();
         match serde_json::from_str(text) {
@@ -34,7 +34,7 @@ impl JsonFields {
         self.error_with_help(key, what, self.help)
     }
 
-    /// An error about the value of `key`, with other advice.
+    /// An error about the value of `key`, with `help` as advice.
     pub(crate) fn error_with_help(&self, key: &str, what: impl Into<String>, help: &str) -> ModelError {
         ModelError::config(format!("{}: {}{key}", self.file, self.path), what, help)
     }
@@ -103,7 +103,7 @@ impl JsonFields {
         self.opt_positive_int(key)?.ok_or_else(|| self.error(key, "is missing"))
     }
 
-    /// The whole number from 1 to `max` under a key; `None` if it is absent or null.
+    /// The whole number from 1 to `max` under a key; `None` if the key is absent or null.
     pub(crate) fn opt_int_up_to(&self, key: &str, max: usize) -> Result<Option<usize>> {
         match self.opt_positive_int(key)? {
             Some(number) if number > max => Err(self.error(key, format!("is {number}; at most {max} is supported"))),
@@ -139,7 +139,7 @@ impl JsonFields {
         }
     }
 
-    /// The whole number, or list of whole numbers, under a key; empty if it is absent.
+    /// The whole numbers under a key, which may be one number or a list; empty if the key is absent or null.
     pub(crate) fn int_or_list(&self, key: &str) -> Result<Vec<usize>> {
         match self.value(key) {
             None => Ok(Vec::new()),
@@ -182,7 +182,7 @@ impl JsonFields {
     }
 }
 
-/// The words by which an error message shows a value of the wrong type.
+/// Describes a value of the wrong type in words, for an error message.
 fn kind(value: &Value) -> String {
     match value {
         Value::Null => "null".to_string(),

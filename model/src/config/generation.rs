@@ -8,15 +8,15 @@ use crate::error::{ModelError, Result};
 /// The default sampling parameters of a model folder; `None` where the file has no value.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerationConfig {
-    /// The ids that end a completion; empty if the file has none, and then those of config.json apply.
+    /// The ids of the tokens that end a completion. If empty, those of config.json apply.
     pub eos_token_id: Vec<u32>,
-    /// Whether to sample; greedy decoding unless true.
+    /// Whether to sample; if false or absent, decoding is greedy.
     pub do_sample: Option<bool>,
     /// The softmax temperature; at least 0.
     pub temperature: Option<f64>,
-    /// The probability mass of nucleus sampling, in (0, 1].
+    /// The probability mass that nucleus sampling keeps, in (0, 1].
     pub top_p: Option<f64>,
-    /// The number of most likely tokens to sample from; 0: all.
+    /// How many of the most likely tokens to sample from; 0 means all.
     pub top_k: Option<usize>,
     /// The repetition penalty, above 0: positive logits of tokens that already occurred are divided by it, negative
     /// ones multiplied.

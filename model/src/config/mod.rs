@@ -19,7 +19,7 @@ use fields::JsonFields;
 pub use generation::GenerationConfig;
 pub use preprocessor::PreprocessorConfig;
 
-/// The config of a Qwen2.5-VL model: decoder, vision tower, and the token ids of media.
+/// The config of a Qwen2.5-VL model: decoder, vision tower, and the ids of special tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// The sizes of the decoder.
@@ -76,26 +76,27 @@ pub struct VisionConfig {
     pub head_dim: usize,
     /// The number of colour channels (3).
     pub in_channels: usize,
-    /// The side of a patch, in pixels.
+    /// The side of a square patch, in pixels.
     pub patch_size: usize,
     /// The number of frames in a patch.
     pub temporal_patch_size: usize,
-    /// The side, in patches, of the square that becomes one vision token.
+    /// The number of patches along each side of the square that becomes one vision token.
     pub spatial_merge_size: usize,
     /// The side of an attention window, in pixels.
     pub window_size: usize,
-    /// The blocks that attend over whole frames instead of windows; sorted, all below `depth`.
+    /// The indices of the blocks that attend over whole frames; all other blocks attend within windows. Sorted, all
+    /// below `depth`.
     pub fullatt_block_indexes: Vec<usize>,
     /// The width of a vision token; equals the decoder's `hidden_size`.
     pub out_hidden_size: usize,
-    /// The number of M-RoPE time positions per second of video.
+    /// By how much the M-RoPE time position grows per second of video.
     pub tokens_per_second: f32,
-    /// The epsilon of all RMSNorms of the tower; transformers fixes it in the code.
+    /// The epsilon of all RMSNorms of the tower; config.json does not contain it, because transformers hard-codes it.
     pub rms_norm_eps: f64,
 }
 
 impl VisionConfig {
-    /// The number of values of one patch: channels × frames × side in pixels².
+    /// The number of values of one patch: channels × frames × side², with the side in pixels.
     pub fn patch_dim(&self) -> usize {
         self.in_channels * self.temporal_patch_size * self.patch_size * self.patch_size
     }
@@ -116,7 +117,7 @@ impl VisionConfig {
 pub struct TokenIds {
     /// `bos_token_id`, which Qwen uses for padding.
     pub bos: Option<u32>,
-    /// `eos_token_id` of config.json (generation_config.json may name more).
+    /// `eos_token_id` of config.json. `generation_config.json` may name other ids.
     pub eos: Vec<u32>,
     /// `<|vision_start|>`.
     pub vision_start: u32,
@@ -128,7 +129,7 @@ pub struct TokenIds {
     pub video: u32,
 }
 
-/// The largest accepted number of layers; a larger one is an error in the file.
+/// The largest accepted number of layers; a larger one is surely a mistake in the file.
 const MAX_LAYERS: usize = 4096;
 
 const HELP: &str = "use the config.json that was published with these weights";
@@ -259,7 +260,7 @@ fn check_sliding_window(fields: &JsonFields, layers: usize) -> Result<()> {
     let first = fields.opt_int("max_window_layers")?.unwrap_or(80);
     if first < layers {
         let what = format!(
-            "is true, which gives layers {first} to {} sliding-window attention; it is not supported",
+            "is true, so layers {first} to {} would use sliding-window attention, which is not supported",
             layers - 1
         );
         return Err(fields.error_with_help("use_sliding_window", what, help));
@@ -267,8 +268,8 @@ fn check_sliding_window(fields: &JsonFields, layers: usize) -> Result<()> {
     Ok(())
 }
 
-/// Reads `rope_scaling.mrope_section`. The type (`type`, `rope_type`) must be `mrope` or `default`, which mean the
-/// same for this model.
+/// Reads `rope_scaling.mrope_section`. Its `type` and `rope_type` must be `mrope` or `default`, which both mean
+/// M-RoPE for this model.
 fn mrope_section(fields: &JsonFields, head_dim: usize) -> Result<[usize; 3]> {
     let Some(scaling) = fields.opt_object("rope_scaling")? else {
         return Err(fields.error("rope_scaling", "is missing; it must contain mrope_section"));
@@ -289,14 +290,14 @@ fn mrope_section(fields: &JsonFields, head_dim: usize) -> Result<[usize; 3]> {
     if sum != head_dim / 2 {
         return Err(scaling.error(
             "mrope_section",
-            format!("sums to {sum}; the sum must be half of head_dim, which is {}", head_dim / 2),
+            format!("sums to {sum}; the sum must be {}, half of head_dim", head_dim / 2),
         ));
     }
     Ok(section)
 }
 
-/// Reads `vision_config`. Absent keys get the defaults of transformers' `Qwen2_5_VLVisionConfig`, because
-/// transformers 4.49 and 4.50 do not save values that equal them.
+/// Reads `vision_config`. An absent key gets its default value in transformers' `Qwen2_5_VLVisionConfig`, because
+/// transformers 4.49 and 4.50 do not save values that are equal to their defaults.
 fn vision_config(fields: &JsonFields) -> Result<VisionConfig> {
     let or = |key: &str, default: usize| Ok::<usize, ModelError>(fields.opt_positive_int(key)?.unwrap_or(default));
     let hidden_size = or("hidden_size", 3584)?;

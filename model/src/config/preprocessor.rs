@@ -13,15 +13,15 @@ pub struct PreprocessorConfig {
     pub min_pixels: u64,
     /// The maximum number of pixels of an image; larger images are reduced.
     pub max_pixels: u64,
-    /// The mean of each channel, subtracted from values between 0 and 1.
+    /// The mean of each channel, which is subtracted from pixel values scaled to 0 to 1.
     pub image_mean: [f32; 3],
-    /// The standard deviation of each channel, by which values are divided.
+    /// The standard deviation of each channel, by which pixel values are divided last.
     pub image_std: [f32; 3],
     /// The side of a patch, in pixels.
     pub patch_size: usize,
     /// The number of frames in a patch.
     pub temporal_patch_size: usize,
-    /// The side, in patches, of the square that becomes one vision token.
+    /// The number of patches along each side of the square that becomes one vision token.
     pub merge_size: usize,
 }
 
@@ -76,7 +76,7 @@ impl PreprocessorConfig {
         }
         let image_std = triple(&fields, "image_std", default.image_std)?;
         if image_std.iter().any(|&x| x <= 0.0) {
-            return Err(fields.error("image_std", "has a number that is not above 0"));
+            return Err(fields.error("image_std", "must be above 0 for every channel"));
         }
         Ok(Self {
             min_pixels,
@@ -96,7 +96,7 @@ impl PreprocessorConfig {
             ("merge_size", self.merge_size, vision.spatial_merge_size),
         ] {
             if ours != theirs {
-                let what = format!("is {ours} but the vision tower of config.json was made for {theirs}");
+                let what = format!("is {ours}, but the vision tower in config.json has {theirs}");
                 return Err(ModelError::config(format!("{file}: {key}"), what, HELP));
             }
         }
@@ -104,7 +104,8 @@ impl PreprocessorConfig {
     }
 }
 
-/// Rejects a config that disables or changes one of the steps that this program always does.
+/// Rejects a config that switches off a step of the image processor, or changes it in a way that this program does
+/// not support.
 fn check_steps(fields: &JsonFields) -> Result<()> {
     for key in ["do_resize", "do_rescale", "do_normalize", "do_convert_rgb"] {
         if fields.opt_bool(key)? == Some(false) {

@@ -26,7 +26,7 @@ pub(crate) fn tiny_config() -> ModelConfig {
     ModelConfig::parse("config.json", &flat_config_json().to_string()).expect("the test's own config is right")
 }
 
-/// The [`flat_config_json`] config with the key layout of transformers 4.57.
+/// The [`flat_config_json`] config with its keys arranged as transformers 4.57 writes them.
 fn nested() -> Value {
     let mut root = flat_config_json();
     let top = ["model_type", "tie_word_embeddings", "bos_token_id", "eos_token_id", "vision_config"];

@@ -9,14 +9,15 @@ use std::time::Duration;
 use super::DownloadProgress;
 use crate::error::{ModelError, Result};
 
-/// The number of bytes that one request asks for.
+/// The number of bytes that one HTTP request asks for.
 const PIECE_BYTES: u64 = 64 << 20;
 
-/// The time limits for the beginning of the server's answer, and for all bytes of a piece.
+/// `ANSWER_TIMEOUT` limits the wait until the server begins its answer, `PIECE_TIMEOUT` the time to receive a whole
+/// piece.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const PIECE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The number of consecutive failures after which the download stops.
+/// The number of consecutive failed requests after which the next failure ends the download.
 const MAX_FAILURES: usize = 4;
 
 fn agent() -> ureq::Agent {
@@ -27,7 +28,7 @@ fn agent() -> ureq::Agent {
     config.build().into()
 }
 
-/// Downloads a small text. The error is text that the caller puts into a message.
+/// Downloads a small text file. The error is a phrase that the caller puts into a message.
 pub(super) fn download_text(address: &str, token: Option<&str>) -> Result<String, String> {
     let mut request = agent().get(address);
     if let Some(token) = token {
@@ -37,7 +38,8 @@ pub(super) fn download_text(address: &str, token: Option<&str>) -> Result<String
     response.body_mut().read_to_string().map_err(|e| format!("{address}: download was interrupted ({e})"))
 }
 
-/// Downloads a file to `target`, continuing an earlier attempt. The file gets its final name when it is complete.
+/// Downloads a file to `target`; continues at the point where an earlier attempt stopped. The file has another name
+/// until it is complete.
 pub(super) fn download_file(
     address: &str,
     token: Option<&str>,
@@ -90,11 +92,11 @@ struct Piece {
 
 enum Failure {
     Write(io::Error),
-    /// A network error: what happened, and whether another attempt is useless.
+    /// A network error: what happened, and whether it is final, so that trying again is useless.
     Network(String, bool),
 }
 
-/// Requests the bytes from offset `from` on and appends them to `out`.
+/// Requests one piece of the file, which begins at byte `from`, and appends it to `out`.
 fn piece(agent: &ureq::Agent, address: &str, token: Option<&str>, out: &mut File, from: u64) -> Result<Piece, Failure> {
     let mut request = agent.get(address).header("Range", format!("bytes={from}-{}", from + PIECE_BYTES - 1));
     if let Some(token) = token {
@@ -102,10 +104,10 @@ fn piece(agent: &ureq::Agent, address: &str, token: Option<&str>, out: &mut File
     }
     let mut response = match request.call() {
         Ok(response) => response,
-        // HTTP 416: no bytes follow `from`, so the file is already complete, or empty.
+        // HTTP 416 means that the file has no bytes from `from` on: it is already complete, or empty.
         Err(ureq::Error::StatusCode(416)) => return Ok(Piece { bytes: 0, total: Some(from) }),
         Err(ureq::Error::StatusCode(code)) => {
-            return Err(Failure::Network(format!("the server answered {code}"), code < 500));
+            return Err(Failure::Network(format!("the server answered with HTTP status {code}"), code < 500));
         }
         Err(e) => return Err(Failure::Network(format!("cannot be downloaded ({e})"), false)),
     };
@@ -115,7 +117,7 @@ fn piece(agent: &ureq::Agent, address: &str, token: Option<&str>, out: &mut File
             .get("content-range")
             .and_then(|v| v.to_str().ok())
             .and_then(|v| v.rsplit('/').next()?.parse().ok()),
-        // A server without support for ranges sends the file from the start.
+        // A server that does not support ranges sends the whole file, so what `out` already has is discarded.
         _ => {
             out.set_len(0).map_err(Failure::Write)?;
             None

@@ -19,15 +19,16 @@ use crate::error::{ModelError, Result};
 /// The progress of a download.
 #[derive(Debug, Clone, Copy)]
 pub struct DownloadProgress<'a> {
-    /// Name of the file that is being downloaded.
+    /// Name of the file that is being downloaded now.
     pub file: &'a str,
-    /// Number of bytes downloaded so far.
+    /// Number of bytes of this file downloaded so far.
     pub done: u64,
     /// The size of the file in bytes, if known.
     pub total: Option<u64>,
 }
 
-/// Returns the folder of a MODEL argument; downloads a hub id if needed, calling `progress` meanwhile.
+/// Returns the folder of a MODEL argument. A hub id that is not in the local cache is downloaded, and `progress` is
+/// called again and again meanwhile.
 pub fn resolve(model: &str, progress: &mut dyn FnMut(DownloadProgress)) -> Result<PathBuf> {
     let folder = Path::new(model);
     if folder.is_dir() {
@@ -91,7 +92,7 @@ impl Hub {
             return Ok(snapshot);
         }
         if self.offline {
-            let what = format!("is not complete in the hub cache {}, and HF_HUB_OFFLINE is set", self.cache.display());
+            let what = format!("is not complete in the hub cache {} and is not downloaded, because HF_HUB_OFFLINE is set", self.cache.display());
             return Err(ModelError::hub(id, what, "unset HF_HUB_OFFLINE, or give a model folder"));
         }
         self.fetch(id, &store, progress)
@@ -112,7 +113,7 @@ impl Hub {
             true => Ok(snapshot),
             false => Err(ModelError::hub(
                 id,
-                "has no config.json with *.safetensors",
+                "lacks config.json, tokenizer.json or weights in *.safetensors",
                 "use a model in the safetensors format",
             )),
         }
@@ -127,7 +128,7 @@ impl Hub {
             ModelError::hub(id, what, help)
         })?;
         let strange =
-            || ModelError::hub(id, format!("{address} answered without a list of files"), "check HF_ENDPOINT");
+            || ModelError::hub(id, format!("{address} did not answer with a list of files"), "check HF_ENDPOINT");
         let value: Value = serde_json::from_str(&text).map_err(|_| strange())?;
         let commit = value
             .get("sha")
@@ -140,7 +141,7 @@ impl Hub {
     }
 }
 
-/// The cached snapshot of `refs/main`, if it is complete.
+/// The folder of the cached snapshot whose commit `refs/main` names, if it is complete.
 fn cached(store: &Path) -> Option<PathBuf> {
     let commit = fs::read_to_string(store.join("refs/main")).ok()?;
     let snapshot = store.join("snapshots").join(commit.trim());
@@ -162,8 +163,8 @@ fn is_whole(snapshot: &Path) -> bool {
     map.is_some_and(|map| !map.is_empty() && map.values().all(|file| file.as_str().is_some_and(has)))
 }
 
-/// Whether a file of a hub model is downloaded: weights and the small files of a model folder, nothing in
-/// sub-folders.
+/// Whether a file of a hub model is needed, and so downloaded: weights and the small files of a model folder, but no
+/// file in a sub-folder.
 fn is_wanted(file: &str) -> bool {
     let kinds = [".safetensors", ".json", ".jinja", ".txt"];
     !file.contains(['/', '\\']) && !file.starts_with('.') && kinds.iter().any(|kind| file.ends_with(kind))

@@ -1,4 +1,4 @@
-//! Tests against a small hub server on this machine.
+//! Tests of downloads from a small hub server that runs in the test program.
 
 use super::*;
 use serde_json::json;

@@ -11,7 +11,7 @@ use crate::input::tokenizer::byte_level_character;
 const SPLIT: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The added tokens of Qwen2.5 in the order of their ids, each with whether it is a special token.
+/// The added tokens of Qwen2.5 in the order of their ids; true marks a special token.
 const ADDED: [(&str, bool); 22] = [
     ("<|endoftext|>", true),
     ("<|im_start|>", true),
@@ -52,11 +52,12 @@ pub(crate) struct SmallTokenizer {
     pub(crate) merges: String,
     /// The id of each added token.
     pub(crate) added: BTreeMap<&'static str, u32>,
-    /// One above the largest token id.
+    /// The largest token id plus one.
     pub(crate) end: u32,
 }
 
-/// Trains the tokenizer. Added tokens get ids from `first_added_token_id` on, or directly after all other tokens.
+/// Trains the tokenizer. The ids of added tokens begin at `first_added_token_id`; if that is `None`, they follow
+/// directly after all other ids.
 pub(crate) fn train_small_tokenizer(first_added_token_id: Option<u32>) -> SmallTokenizer {
     let merges = learn(include_str!("prose.txt"));
     let mut vocab = Map::new();
@@ -70,8 +71,8 @@ pub(crate) fn train_small_tokenizer(first_added_token_id: Option<u32>) -> SmallT
     let added: BTreeMap<&str, u32> = ADDED.iter().zip(first..).map(|(&(token, _), id)| (token, id)).collect();
     let mut model_vocab = vocab.clone();
     if first_added_token_id.is_some() {
-        // Tokenizer libraries ignore the ids of added tokens that are not in the vocabulary and number them directly
-        // after it, so the vocabulary gets the added tokens too.
+        // Tokenizer libraries keep the id of an added token only if the vocabulary has the token; otherwise they
+        // number it after the vocabulary. So the added tokens go into the vocabulary too.
         model_vocab.extend(added.iter().map(|(token, id)| (token.to_string(), json!(id))));
     }
     let pairs: Vec<String> = merges.iter().map(|(a, b)| format!("{a} {b}")).collect();
@@ -146,8 +147,8 @@ fn learn(prose: &str) -> Vec<(String, String)> {
                 *counts.entry((&pair[0], &pair[1])).or_default() += n;
             }
         }
-        // Among equal counts, max_by would return the last pair, which depends on the iteration order; the reversed
-        // pair in the key selects the alphabetically first one.
+        // Of the pairs with the highest count, this selects the alphabetically first one: `Reverse` turns it into the
+        // maximum.
         let best = counts.into_iter().max_by_key(|&(pair, n)| (n, std::cmp::Reverse(pair)));
         let Some(((a, b), _)) = best.filter(|&(_, n)| n >= MIN_PAIR_COUNT) else { return merges };
         let (a, b) = (a.to_string(), b.to_string());
@@ -171,8 +172,8 @@ fn merge(word: &[String], a: &str, b: &str) -> Vec<String> {
     merged
 }
 
-/// Splits plain English text as the regex of Qwen2.5 does: letters with one preceding character, single digits,
-/// everything else.
+/// Splits plain English text into the same words as the regex of Qwen2.5: letters with at most one other character
+/// before them; all other characters singly.
 fn split(prose: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = prose;

@@ -31,11 +31,11 @@ pub use siglip::init_siglip;
 pub struct InitOptions {
     /// The model size.
     pub preset: Preset,
-    /// The number of decoder layers, instead of the preset's.
+    /// The number of decoder layers; `None` keeps the preset's number.
     pub layers: Option<usize>,
-    /// The number of rows of the embedding table, instead of the preset's.
+    /// The number of rows of the embedding table; `None` keeps the preset's number.
     pub vocab: Option<usize>,
-    /// The dtype of the weights, instead of the preset's.
+    /// The dtype of the weights; `None` keeps the preset's dtype.
     pub dtype: Option<StoredDType>,
     /// The seed of the weights.
     pub seed: u64,
@@ -56,7 +56,7 @@ const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
 pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
     let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
     let dtype = options.dtype.unwrap_or(options.preset.dtype());
-    let config = options.preset.config(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
+    let config = options.preset.config_json(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
     if let Some(vocab) = options.vocab.filter(|&vocab| vocab < tokenizer.end as usize) {
         let what =
             format!("{vocab} is too small for this preset's tokenizer, whose ids go up to {}", tokenizer.end - 1);
@@ -74,7 +74,7 @@ pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
 pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
     let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
     let dtype = options.dtype.unwrap_or(options.preset.dtype());
-    let config = options.preset.config(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
+    let config = options.preset.config_json(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
     make_empty(out)?;
     small_files(&config, &tokenizer)
         .into_iter()
@@ -85,11 +85,11 @@ pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
 pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
     let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
     let dtype = options.dtype.unwrap_or(options.preset.dtype());
-    let config = options.preset.config(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
+    let config = options.preset.config_json(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
     ModelConfig::parse("--preset", &config.to_string())
 }
 
-/// Writes the small files and the weights into a new folder. After an error, removes the folder again.
+/// Writes the small files and the weights into the folder `out`. After an error, removes what was written.
 fn write_folder(
     files: &[(&str, String)],
     tensors: &[TensorSpec],

@@ -5,16 +5,16 @@ use std::sync::LazyLock;
 
 use reel_kernels::philox;
 
-/// Maps each 16-bit random number to a normal number: the quantiles of the normal distribution at the midpoints of 65
-/// 536 equal intervals of probability.
+/// Maps each 16-bit random number to a normally distributed one: number i to the normal quantile of the probability
+/// (i + 0.5) / 65 536.
 static QUANTILES: LazyLock<Vec<f32>> =
     LazyLock::new(|| (0..1 << 16).map(|i| normal_quantile((f64::from(i) + 0.5) / 65536.0) as f32).collect());
 
-/// The number of normal numbers from one call of the random generator Philox.
+/// How many normal numbers one block, the result of one call of the random generator Philox, gives.
 pub(crate) const NORMALS_PER_BLOCK: usize = 8;
 
-/// Returns the standard normal numbers `NORMALS_PER_BLOCK * block .. NORMALS_PER_BLOCK * (block + 1)` of stream
-/// `stream` with seed `seed`.
+/// Returns the standard normal numbers `NORMALS_PER_BLOCK * block .. NORMALS_PER_BLOCK * (block + 1)` of the random
+/// sequence that `seed` and the number `stream` select.
 pub(crate) fn standard_normals(seed: u64, stream: u64, block: u64) -> [f32; NORMALS_PER_BLOCK] {
     let random = philox::random_words(seed, stream, block);
     let table: &[f32] = &QUANTILES;

@@ -42,13 +42,13 @@ impl Preset {
         }
     }
 
-    /// The first id of the added tokens; `None`: directly after all other tokens.
+    /// The id of the first added token; `None` if added tokens follow directly after all other tokens.
     pub(crate) fn first_added_token_id(self) -> Option<u32> {
         (self != Preset::Tiny).then_some(FIRST_ADDED)
     }
 
-    /// The config.json of this preset. `ids_end` is one above the largest id of the tokenizer.
-    pub(crate) fn config(
+    /// The config.json of this preset. `ids_end` is the tokenizer's largest id plus one.
+    pub(crate) fn config_json(
         self,
         layers: Option<usize>,
         vocab: Option<usize>,
@@ -89,8 +89,9 @@ impl Preset {
             "use_cache": true,
             "use_sliding_window": false,
             "vision_config": shape.vision,
-            // The published sections are 16, 24 and 24 for head_dim 128. Other head sizes get the same proportions:
-            // an eighth of head_dim for time, then halves of the rest for height and width.
+            // For head_dim 128, the published sections are 16, 24 and 24 frequencies. Other head sizes get the same
+            // proportions: of head_dim / 2 frequencies, a quarter for time, and half of the rest each for height and
+            // width.
             "rope_scaling": {"type": "mrope", "mrope_section": [quarter, 3 * quarter / 2, 4 * quarter - quarter - 3 * quarter / 2]},
             "vocab_size": vocab_size,
         })

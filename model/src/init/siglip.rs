@@ -1,5 +1,5 @@
 //! Writes a tiny SigLIP folder with random weights and a small tokenizer, for tests and demos of the semantic reward.
-//! Its similarities have no meaning.
+//! Because the weights are random, the similarities that this model computes have no meaning.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -56,9 +56,9 @@ fn preprocessor(config: &SiglipConfig) -> Value {
         "rescale_factor": 1.0 / 255.0, "size": {"height": side, "width": side}})
 }
 
-/// How a tensor is initialised. Biases are 0, norm weights 1. Elements of embedding tables and of the probe (the
-/// learned query of the pooling head) have standard deviation 1; matrices keep the scale of their input. The scale
-/// and the bias of the loss have the initial values of the paper (ln 10, -10).
+/// How a tensor is initialised: biases with 0, norm weights with 1, embedding tables and the probe (the learned query
+/// of the pooling head) with standard deviation 1, and matrices so that they keep the scale of their input. The scale
+/// and the bias of the loss get the initial values of the SigLIP paper (ln 10, -10).
 fn initializer(name: &str, shape: &[usize]) -> WeightInitializer {
     let inputs = shape.last().map_or(1.0, |&n| n as f32);
     match name {
@@ -70,7 +70,8 @@ fn initializer(name: &str, shape: &[usize]) -> WeightInitializer {
             WeightInitializer::Normal(0.9 / (shape[1..].iter().product::<usize>() as f32).sqrt())
         }
         _ if name.contains("embedding.weight") || name.ends_with("probe") => WeightInitializer::Normal(1.0),
-        // Large weights give sharp attention; with uniform attention, a short text would attend mostly to padding.
+        // Large query and key weights make attention sharp. If it were nearly uniform, a short text would attend
+        // mostly to its padding.
         _ if name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") => {
             WeightInitializer::Normal(2.5 / inputs.sqrt())
         }
@@ -140,7 +141,8 @@ mod tests {
         let report = init_siglip(StoredDType::Bf16, 3, &out).unwrap();
         assert!((100_000..500_000).contains(&report.parameters) && report.bytes == 2 * report.parameters, "{report:?}");
         assert!(init_siglip(StoredDType::F32, 3, &out).unwrap_err().to_string().contains("is not empty"));
-        // With f32 activations, vectors of a bf16 folder are converted to f32, and matrices are read in place.
+        // With f32 activations, the vectors of a bf16 folder are converted to f32 on loading; its matrices are used
+        // in place.
         for dtype in [DType::F32, DType::BF16] {
             let model = Siglip::open(&Device::cpu(2), &out, dtype).unwrap();
             let data: Vec<u8> = (0..2 * 30 * 50 * 3u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

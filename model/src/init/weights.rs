@@ -1,4 +1,4 @@
-//! Random weights: each element is a function of the seed, the name of its tensor and its index.
+//! Random weights: the value of each element depends only on the seed, the name of its tensor and its index.
 
 use std::io::{self, Write};
 
@@ -23,9 +23,9 @@ pub(super) enum WeightInitializer {
 }
 
 /// Returns how a tensor is initialised. Biases are 0, norm weights 1. Matrices keep the scale of their input
-/// (standard deviation 0.9/√inputs, which is the usual 0.02 at a width of 2048). Layers that add to the residual have
-/// smaller weights the more layers the model has. The output layer is so small that all tokens are nearly equally
-/// likely.
+/// (standard deviation 0.9/√inputs, which is the usual 0.02 at a width of 2048). In layers whose output is added to
+/// the residual, the standard deviation falls with the number of layers. The output layer is so small that all tokens
+/// are nearly equally likely.
 pub(super) fn initializer(name: &str, shape: &[usize], config: &ModelConfig) -> WeightInitializer {
     if name.ends_with(".bias") {
         return WeightInitializer::Constant(0.0);
@@ -96,7 +96,7 @@ fn fill(
     });
 }
 
-/// The random stream for a tensor: the 64-bit FNV-1a hash (Fowler, Noll, Vo) of its name.
+/// The number of a tensor's random stream: the 64-bit FNV-1a hash (Fowler, Noll, Vo) of the tensor's name.
 pub(crate) fn fnv1a_hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -31,7 +31,8 @@ use crate::TokenId;
 use crate::config::{GenerationConfig, ModelConfig, PreprocessorConfig};
 use crate::error::{ModelError, Result};
 
-/// Everything in a model folder except the weights. The files are checked against each other.
+/// Everything in a model folder except the weights: config, tokenizer, chat template and preprocessor settings.
+/// Opening checks that they agree.
 #[derive(Debug)]
 pub struct ModelFolder {
     /// config.json
@@ -67,10 +68,10 @@ impl ModelFolder {
     }
 }
 
-/// How the time between two frame pairs of a video is determined.
+/// Which time between two frame pairs of a video the M-RoPE positions are computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SecondPerGrid {
-    /// From the rate at which frames were sampled.
+    /// The time that follows from the rate at which frames were sampled.
     #[default]
     True,
     /// One second for every video, as in the training code of VideoRFT and Video-R1.
@@ -82,11 +83,11 @@ pub enum SecondPerGrid {
 pub struct MediaOptions {
     /// The profile, which sets the limits for frames and pixels.
     pub profile: MediaProfile,
-    /// Command-line flags, which override the keys of a content part.
+    /// Command-line flags, which win over the same keys in a message's image or video part.
     pub overrides: MediaOverrides,
     /// Decodes videos in a worker process.
     pub decoder: DecodeWorker,
-    /// How the time between two frame pairs of a video is determined.
+    /// Which time between two frame pairs of a video the M-RoPE positions are computed with.
     pub second_per_grid: SecondPerGrid,
 }
 
@@ -112,7 +113,7 @@ pub struct LoadedMedia {
     pub video_grid_thw: Vec<GridThw>,
     /// Seconds from one frame pair to the next, for each video.
     pub second_per_grid_ts: Vec<f32>,
-    /// The indices of the sampled frames, video after video.
+    /// The indices of the sampled frames of all videos, one video after another.
     pub frame_indices: Vec<i64>,
 }
 
@@ -133,12 +134,12 @@ pub fn load_media(folder: &ModelFolder, conversation: &Conversation, options: &M
             ContentPart::Text(_) => {}
             ContentPart::Image(image) => {
                 let frame = load_image(image, options, &processor)?;
-                media.image_grid_thw.push(media.frames.grid(&frame)?);
+                media.image_grid_thw.push(media.frames.grid_thw(&frame)?);
                 media.frames.images.push(frame);
             }
             ContentPart::Video(video) => {
                 let mut loaded = load_video(video, options, &processor)?;
-                media.video_grid_thw.push(media.frames.grid(&loaded.frames)?);
+                media.video_grid_thw.push(media.frames.grid_thw(&loaded.frames)?);
                 media.frames.videos.push(loaded.frames);
                 media.second_per_grid_ts.push(match options.second_per_grid {
                     SecondPerGrid::True => (processor.temporal_patch_size as f64 / loaded.sample_fps) as f32,
@@ -181,7 +182,7 @@ pub fn encode_prompt(folder: &ModelFolder, text: &str, media: LoadedMedia, locat
     Ok(made)
 }
 
-/// Repeats the i-th pad token `counts[i]` times.
+/// Replaces the i-th `pad` token by `counts[i]` copies of it.
 fn expand(ids: Vec<TokenId>, pad: TokenId, counts: &[usize], kind: &str, location: &str) -> Result<Vec<TokenId>> {
     let pads = ids.iter().filter(|&&id| id == pad).count();
     if pads != counts.len() {
@@ -202,7 +203,7 @@ fn expand(ids: Vec<TokenId>, pad: TokenId, counts: &[usize], kind: &str, locatio
 }
 
 fn load_image(image: &ImagePart, options: &MediaOptions, processor: &PatchProcessor) -> Result<FrameBuf> {
-    let limits = ImagePixelLimits::new(options.profile, &options.overrides.or(image.overrides));
+    let limits = ImagePixelLimits::new(options.profile, &options.overrides.or_fallback(image.overrides));
     let rgb = open_image(&image.source)?;
     Ok(patches::resize_image(&rgb, &limits, processor, &image.source.path_or_address())?)
 }
@@ -215,7 +216,7 @@ fn open_image(source: &MediaSource) -> Result<RgbImage> {
     })
 }
 
-/// A loaded video, with the values that its positions are computed from.
+/// A loaded video, with the values from which its M-RoPE positions are computed.
 struct LoadedVideo {
     frames: FrameBuf,
     sample_fps: f64,
@@ -223,7 +224,7 @@ struct LoadedVideo {
 }
 
 fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProcessor) -> Result<LoadedVideo> {
-    let keys = options.overrides.or(video.overrides);
+    let keys = options.overrides.or_fallback(video.overrides);
     match &video.source {
         VideoSource::Frames(frames) => frame_list(frames, video, keys, options, processor),
         VideoSource::File(MediaSource::Path(path)) => video_file(path, keys, options, processor),
@@ -238,7 +239,7 @@ fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProces
     }
 }
 
-/// Loads a video that is given as a list of images. Each image is resized by the image limits.
+/// Loads a video that is given as a list of images. The size limits for images apply to each of them.
 fn frame_list(
     frames: &[MediaSource],
     video: &VideoPart,
@@ -282,7 +283,7 @@ fn video_file(
         PixelBuffer::Shared(map) => map.to_vec(),
     };
     let frames = FrameBuf { data, frames: read.indices.len(), height: read.height, width: read.width };
-    // This is the second resize, that of the image processor; most frames already have its size.
+    // The second resize is that of the image processor. Most frames already have the size that it gives.
     let frames = patches::processor_resize(frames, processor)?;
     let frame_indices = even(read.indices.iter().map(|&i| i as i64).collect());
     Ok(LoadedVideo { frames, sample_fps: read.sample_fps, frame_indices })
@@ -301,9 +302,9 @@ fn video_in_memory(
     let folder = std::env::temp_dir();
     let file = tempfile::NamedTempFile::new_in(&folder).and_then(|mut file| file.write_all(bytes).map(|()| file));
     let file = file.map_err(|e| ModelError::cannot_write(&folder, e))?;
-    // Error messages name the source of the video instead of the temporary file.
+    // Replaces the temporary file's path in an error by the source of the video.
     video_file(file.path(), keys, options, processor).map_err(|error| match error {
-        ModelError::Media(MediaError::File(d)) => MediaError::file(name, d.what, d.help).into(),
+        ModelError::Media(MediaError::File(d)) => MediaError::file_error(name, d.what, d.help).into(),
         other => other,
     })
 }

@@ -1,5 +1,6 @@
 //! Decoded images and videos as u8 RGB frames. They are copied to the device in this form, because their normalised
-//! pixels have four times as many bytes for a video, and eight times as many for an image.
+//! f32 pixels would take four times as many bytes for a video, and eight times as many for an image (which is
+//! normalised as two equal frames).
 
 use reel_media::frames::FrameBuf;
 use reel_media::patches::{self, PatchProcessor};
@@ -20,7 +21,7 @@ pub struct MediaFrames {
 
 impl MediaFrames {
     /// The size of all frames in bytes.
-    pub fn bytes(&self) -> usize {
+    pub fn total_bytes(&self) -> usize {
         self.images.iter().chain(&self.videos).map(|f| f.data.len()).sum()
     }
 
@@ -29,15 +30,15 @@ impl MediaFrames {
     /// # Errors
     /// A height or width that is not a multiple of the side of a vision token's square of patches; data whose length
     /// does not match the height and width.
-    pub fn grid(&self, frames: &FrameBuf) -> Result<GridThw> {
-        Ok(patches::patch_grid(frames.view()?, &self.processor)?)
+    pub fn grid_thw(&self, frames: &FrameBuf) -> Result<GridThw> {
+        Ok(patches::patch_grid_thw(frames.view()?, &self.processor)?)
     }
 
     /// The normalised pixels of all patches of `frames`, in processor order.
     ///
     /// # Errors
-    /// As [`MediaFrames::grid`]; more pixels than fit in memory.
-    pub fn pixels(&self, frames: &[FrameBuf]) -> Result<Vec<f32>> {
+    /// The errors of [`MediaFrames::grid_thw`]; more pixels than fit in memory.
+    pub fn patch_pixel_values(&self, frames: &[FrameBuf]) -> Result<Vec<f32>> {
         let mut all = Vec::new();
         for one in frames {
             all.append(&mut patches::patchify(one.view()?, &self.processor)?.pixel_values);

@@ -57,7 +57,7 @@ pub enum ContentPart {
 pub struct ImagePart {
     /// The file, address or data URI of the image.
     pub source: MediaSource,
-    /// The limits that the keys of this part set.
+    /// The limits that the keys of this content part set, such as `max_pixels`.
     pub overrides: MediaOverrides,
     /// The location for error messages: indices of the message and of this part.
     pub location: String,
@@ -68,7 +68,7 @@ pub struct ImagePart {
 pub struct VideoPart {
     /// The video file, or the images that are its frames.
     pub source: VideoSource,
-    /// The limits that the keys of this part set.
+    /// The limits that the keys of this content part set, such as `fps` or `max_pixels`.
     pub overrides: MediaOverrides,
     /// The location for error messages: indices of the message and of this part.
     pub location: String,
@@ -132,12 +132,12 @@ impl Conversation {
             ModelError::messages(&location, format!("is not JSON ({e})"), "correct the JSON at that position")
         })?;
         let own = path.parent().unwrap_or(Path::new(""));
-        Self::from_value(&location, &value, media_root.unwrap_or(own))
+        Self::from_json(&location, &value, media_root.unwrap_or(own))
     }
 
     /// Reads messages from JSON. `location` names their source in error messages. Relative paths are resolved against
     /// `root`.
-    pub fn from_value(location: &str, value: &Value, root: &Path) -> Result<Self> {
+    pub fn from_json(location: &str, value: &Value, root: &Path) -> Result<Self> {
         let Some(list) = value.as_array() else {
             return Err(ModelError::messages(location, "is not a list of messages", SHAPE));
         };
@@ -151,8 +151,8 @@ impl Conversation {
         Ok(Self { location: location.to_string(), messages: messages.collect::<Result<_>>()? })
     }
 
-    /// One user message with some media and a text, as `--video V --prompt TEXT` gives it.
-    pub fn question(parts: Vec<ContentPart>, text: &str) -> Self {
+    /// A conversation of one user message with images, videos and a text, as `--video V --prompt TEXT` gives it.
+    pub fn from_user_message(parts: Vec<ContentPart>, text: &str) -> Self {
         let parts = parts.into_iter().chain([ContentPart::Text(text.to_string())]).collect();
         let message = Message { role: "user".to_string(), content: MessageContent::Parts(parts), others: Map::new() };
         Self { location: "--prompt".to_string(), messages: vec![message] }
@@ -175,7 +175,7 @@ impl Conversation {
 }
 
 impl Message {
-    /// The content parts; none if the content is plain text.
+    /// The message's content parts; empty if its content is plain text.
     pub fn parts(&self) -> &[ContentPart] {
         match &self.content {
             MessageContent::Text(_) => &[],
@@ -279,8 +279,8 @@ fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
     }
 }
 
-/// The kind of a content part: its `type`, or what its keys imply without one. A null key counts as absent, because
-/// table formats fill rows with nulls.
+/// The kind of a content part: its `type`, or without one the kind that its keys imply. A key whose value is null
+/// counts as absent, because data in table formats has a null for each missing key.
 fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
     let has = |key: &str| map.get(key).is_some_and(|value| !value.is_null());
     match map.get("type").and_then(Value::as_str) {
@@ -299,7 +299,8 @@ fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
     }
 }
 
-/// The value under Qwen's key or under OpenAI's key; the latter may be an object `{"url": …}`.
+/// The path, address or list under Qwen's key (`image`, `video`) or OpenAI's key (`image_url`, `video_url`). An
+/// object `{"url": …}` stands for its `url`.
 fn address<'a>(map: &'a Map<String, Value>, [own, openai]: [&str; 2]) -> Option<&'a Value> {
     let value = [own, openai].into_iter().filter_map(|key| map.get(key)).find(|value| !value.is_null())?;
     Some(value.get("url").unwrap_or(value))
@@ -327,7 +328,7 @@ fn video_source(location: &str, map: &Map<String, Value>, root: &Path) -> Result
     }
 }
 
-/// Reads the keys of qwen-vl-utils in a content part. A null key counts as absent.
+/// Reads the keys of qwen-vl-utils in a content part. A key whose value is null counts as absent.
 fn overrides(location: &str, map: &Map<String, Value>) -> Result<MediaOverrides> {
     let number = |key: &str| match map.get(key) {
         None | Some(Value::Null) => Ok(None),
@@ -376,7 +377,7 @@ mod tests {
     use super::*;
 
     fn read(value: Value) -> Result<Conversation> {
-        Conversation::from_value("m.json", &value, Path::new("root"))
+        Conversation::from_json("m.json", &value, Path::new("root"))
     }
 
     #[test]

@@ -15,16 +15,18 @@ use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::save::{StoredTensor, write_safetensors};
 
-/// One sequence of S tokens, ready for the model. N is a number of patches; a patch has `vision.patch_dim()` values.
+/// One sequence of S tokens, ready for the model. In the shapes below, N is the number of patches of all images, or
+/// of all videos; each patch has `patch_dim` values (`VisionConfig::patch_dim`).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelInput {
     /// Token ids `[S]`.
     pub input_ids: Vec<TokenId>,
     /// M-RoPE positions `[3][S]`: time, height, width.
     pub position_ids: [Vec<i64>; 3],
-    /// Position minus index, for every token that is generated after this sequence.
+    /// By how much the M-RoPE position of a token that is generated after this sequence exceeds its index in the
+    /// sequence.
     pub rope_delta: i64,
-    /// Decoded images and videos; empty if pixels are given as values.
+    /// Decoded images and videos; empty if `pixel_values` and `pixel_values_videos` are given instead.
     pub frames: MediaFrames,
     /// Pixels `[N, patch_dim]` of all images, in order.
     pub pixel_values: Option<Vec<f32>>,
@@ -36,14 +38,15 @@ pub struct ModelInput {
     pub video_grid_thw: Vec<GridThw>,
     /// Seconds from one frame pair to the next, for each video.
     pub second_per_grid_ts: Vec<f32>,
-    /// The indices of the sampled frames, video after video.
+    /// The indices of the sampled frames of all videos, one video after another.
     pub frame_indices: Vec<i64>,
 }
 
 const HELP: &str = "give a file as `reel preprocess` writes it for this model";
 
 impl ModelInput {
-    /// This input as the argument of [`Batch::new`](crate::batch::Batch::new).
+    /// Borrows this input as the [`Sequence`](crate::batch::Sequence) that [`Batch::new`](crate::batch::Batch::new)
+    /// takes.
     pub fn sequence(&self) -> crate::batch::Sequence<'_> {
         crate::batch::Sequence {
             input_ids: &self.input_ids,
@@ -56,7 +59,7 @@ impl ModelInput {
         }
     }
 
-    /// Pixels `[N, patch_dim]` of all images and of all videos: as given, or computed from the frames.
+    /// Pixels `[N, patch_dim]` of all images, and those of all videos: as given, or computed from the frames.
     ///
     /// # Errors
     /// Frames that cannot be cut into patches; more pixels than fit in memory.
@@ -65,7 +68,7 @@ impl ModelInput {
         let [images, videos] = kinds.map(|(given, frames)| match given {
             Some(values) => Ok(Some(Cow::Borrowed(&values[..]))),
             None if frames.is_empty() => Ok(None),
-            None => self.frames.pixels(frames).map(|cut| Some(Cow::Owned(cut))),
+            None => self.frames.patch_pixel_values(frames).map(|cut| Some(Cow::Owned(cut))),
         });
         Ok([images?, videos?])
     }
@@ -87,7 +90,7 @@ impl ModelInput {
     }
 
     /// The grids in the form that [`rope_index`] takes.
-    pub fn grids(&self) -> MediaGrids<'_> {
+    pub fn media_grids(&self) -> MediaGrids<'_> {
         MediaGrids {
             image_grid_thw: &self.image_grid_thw,
             video_grid_thw: &self.video_grid_thw,
@@ -97,13 +100,14 @@ impl ModelInput {
 
     /// Computes `position_ids` and `rope_delta` from the token ids and grids.
     pub fn compute_positions(&mut self, config: &ModelConfig, location: &str) -> Result<()> {
-        let index = rope_index(config, &self.input_ids, self.grids(), location)?;
+        let index = rope_index(config, &self.input_ids, self.media_grids(), location)?;
         (self.position_ids, self.rope_delta) = (index.position_ids, index.rope_delta);
         Ok(())
     }
 
-    /// Checks the arrays against each other and against the model: as many pad tokens as the grids give vision
-    /// tokens, as many patches as the grids have. `location` (a file) names the input in error messages.
+    /// Checks the arrays against each other and against the model: the grids must give as many vision tokens as there
+    /// are pad tokens, and as many patches as there are pixels for. `location` (a file) names the input in error
+    /// messages.
     pub fn check(&self, config: &ModelConfig, location: &str) -> Result<()> {
         let fault = |name: &str, what: String| Err(ModelError::inputs(format!("{location}: {name}"), what, HELP));
         if self.input_ids.is_empty() {
@@ -156,7 +160,7 @@ impl ModelInput {
         let patches: usize = grids.iter().map(|grid| grid.iter().product::<usize>()).sum();
         let values = pixels.map_or(0, <[f32]>::len);
         if pixels.is_none() && !frames.is_empty() {
-            let cut = frames.iter().map(|f| self.frames.grid(f)).collect::<Result<Vec<GridThw>>>()?;
+            let cut = frames.iter().map(|f| self.frames.grid_thw(f)).collect::<Result<Vec<GridThw>>>()?;
             if cut != grids {
                 return fault(
                     &format!("{kind}_grid_thw"),
@@ -287,7 +291,7 @@ fn floats<'a>(name: &'a str, shape: Vec<usize>, values: &'a [f32]) -> StoredTens
     StoredTensor { name, dtype: "F32", shape, bytes: bytemuck::cast_slice(values) }
 }
 
-/// An open safetensors file with the inputs of a model.
+/// A safetensors file with the inputs of a model, read into memory.
 struct InputFile<'a> {
     location: &'a str,
     tensors: Vec<HeaderTensor>,
@@ -295,7 +299,7 @@ struct InputFile<'a> {
 }
 
 /// The shape and the values of a tensor.
-type Shaped<T> = (Vec<usize>, Vec<T>);
+type ShapeAndValues<T> = (Vec<usize>, Vec<T>);
 
 impl InputFile<'_> {
     fn find(&self, name: &str) -> Option<(&HeaderTensor, &[u8])> {
@@ -311,7 +315,7 @@ impl InputFile<'_> {
         )
     }
 
-    fn ints(&self, name: &str) -> Result<Option<Shaped<i64>>> {
+    fn ints(&self, name: &str) -> Result<Option<ShapeAndValues<i64>>> {
         let Some((tensor, bytes)) = self.find(name) else { return Ok(None) };
         let values = match tensor.dtype.as_str() {
             "I64" => bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
@@ -321,7 +325,7 @@ impl InputFile<'_> {
         Ok(Some((tensor.shape.clone(), values)))
     }
 
-    fn floats(&self, name: &str) -> Result<Option<Shaped<f32>>> {
+    fn floats(&self, name: &str) -> Result<Option<ShapeAndValues<f32>>> {
         let Some((tensor, bytes)) = self.find(name) else { return Ok(None) };
         let values = match tensor.dtype.as_str() {
             "F32" => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),

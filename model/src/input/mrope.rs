@@ -25,18 +25,19 @@ use crate::error::{ModelError, Result};
 pub struct MropePositions {
     /// `[3][S]`: time, height, width.
     pub position_ids: [Vec<i64>; 3],
-    /// Largest position + 1 - S: position minus index, for every token that is generated after the sequence.
+    /// By how much the position of a token that is generated after the sequence exceeds its index: largest position +
+    /// 1 - S.
     pub rope_delta: i64,
 }
 
-/// The grids of a sequence: images in order, and videos in order.
+/// The grids of a sequence's images and of its videos, each in order.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MediaGrids<'a> {
     /// The grid of each image.
     pub image_grid_thw: &'a [GridThw],
     /// The grid of each video.
     pub video_grid_thw: &'a [GridThw],
-    /// Seconds from one frame pair to the next, for each video; empty: 1.0 for all.
+    /// Seconds from one frame pair to the next, for each video. Empty means 1.0 for every video.
     pub second_per_grid_ts: &'a [f32],
 }
 
@@ -108,8 +109,8 @@ impl Kind {
     }
 }
 
-/// Finds the runs of pad tokens, one for each image or video. The number of runs is the number of pad tokens that
-/// follow a `<|vision_start|>` token.
+/// Finds the runs of pad tokens; each run stands for one image or video. There are as many runs as pad tokens that
+/// directly follow a `<|vision_start|>` token.
 struct Pads<'a> {
     ids: &'a [TokenId],
     image: TokenId,
@@ -126,7 +127,8 @@ impl<'a> Pads<'a> {
         Self { ids, image, video, images_left: count(image), videos_left: count(video), location }
     }
 
-    /// The kind and first index of the next run of pad tokens at or after `at`; `None` if there are no more.
+    /// The kind (image or video) and the first index of the next run of pad tokens at or after index `at`; `None` if
+    /// there are no more runs.
     fn next_from(&mut self, at: usize) -> Result<Option<(Kind, usize)>> {
         let find = |left: usize, pad: TokenId| {
             (left > 0).then(|| self.ids[at..].iter().position(|&id| id == pad).map(|i| at + i)).flatten()
@@ -261,7 +263,7 @@ mod tests {
                 let p = [got.position_ids[0][i], got.position_ids[1][i], got.position_ids[2][i]];
                 let is_media = id == config.tokens.image || id == config.tokens.video;
                 if !is_media {
-                    // The position of a text token is one above all earlier positions, on all axes.
+                    // A text token's position, on all axes, is one above the largest position of all earlier tokens.
                     prop_assert_eq!(p, [most + 1; 3]);
                 }
                 most = most.max(p[0]).max(p[1]).max(p[2]);

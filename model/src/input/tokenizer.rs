@@ -10,7 +10,7 @@ use crate::TokenId;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 
-// The special tokens whose ids config.json states too.
+// The special tokens whose ids must be the same in tokenizer.json and config.json.
 const IMAGE_PAD: &str = "<|image_pad|>";
 const VIDEO_PAD: &str = "<|video_pad|>";
 const VISION_START: &str = "<|vision_start|>";
@@ -47,8 +47,8 @@ impl Tokenizer {
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(fault("is not a byte-level tokenizer, as Qwen2.5-VL's is".to_string()));
         }
-        // tokenizer.json may ask for truncation and padding, which are settings of a training script and would change
-        // ids.
+        // tokenizer.json may ask for truncation and padding. These are settings of a training script; applied here,
+        // they would change the ids.
         inner.with_truncation(None).map_err(|e| fault(e.to_string()))?;
         inner.with_padding(None);
         let added = inner.get_added_tokens_decoder();
@@ -77,7 +77,8 @@ impl Tokenizer {
     }
 
     fn check_inside(&self, vocab_size: u32) -> Result<()> {
-        // Counting ids is several times faster than listing all tokens. The list is needed only if the counts differ.
+        // If as many ids below `vocab_size` have a token as there are tokens, no id is larger. Counting is several
+        // times faster than the list of all tokens, which is needed only to name the token at fault.
         let count = || (0..vocab_size).filter(|&id| self.inner.id_to_token(id).is_some()).count();
         if vocab_size < 1 << 20 && count() == self.vocab_size() {
             return Ok(());
@@ -101,15 +102,15 @@ impl Tokenizer {
 
     /// Decodes ids. Bytes that are not UTF-8 become U+FFFD. Ids without a token are skipped.
     pub fn decode(&self, ids: &[TokenId], skip_special_tokens: bool) -> String {
-        let mut stream = self.stream(skip_special_tokens);
+        let mut stream = self.streaming_decoder(skip_special_tokens);
         let mut text: String = ids.iter().map(|&id| stream.push(id)).collect();
         text.push_str(&stream.finish());
         text
     }
 
     /// A decoder for ids that are generated one by one.
-    pub fn stream(&self, skip_special_tokens: bool) -> TextStream<'_> {
-        TextStream { tokenizer: self, skip_special_tokens, pending: Vec::new() }
+    pub fn streaming_decoder(&self, skip_special_tokens: bool) -> StreamingDecoder<'_> {
+        StreamingDecoder { tokenizer: self, skip_special_tokens, pending: Vec::new() }
     }
 
     /// The id of the token with exactly this text.
@@ -127,8 +128,8 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// The bytes that a token stands for: those of its byte-level characters, or the UTF-8 bytes of a token with
-    /// other characters.
+    /// The bytes that a token stands for. In a byte-level token each character stands for one byte; other tokens
+    /// stand for their UTF-8 bytes.
     pub fn token_bytes(&self, id: TokenId) -> Vec<u8> {
         let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };
         token.chars().map(char_to_byte).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.into_bytes())
@@ -138,13 +139,13 @@ impl Tokenizer {
 /// Decodes a stream of ids to text. Holds back the bytes of an incomplete UTF-8 character, so text that was returned
 /// stays valid.
 #[derive(Debug)]
-pub struct TextStream<'a> {
+pub struct StreamingDecoder<'a> {
     tokenizer: &'a Tokenizer,
     skip_special_tokens: bool,
     pending: Vec<u8>,
 }
 
-impl TextStream<'_> {
+impl StreamingDecoder<'_> {
     /// Adds an id. Returns the text that is now complete, which may be empty.
     pub fn push(&mut self, id: TokenId) -> String {
         if self.skip_special_tokens && self.tokenizer.is_special(id) {
@@ -248,7 +249,7 @@ mod tests {
         #[test]
         fn stream_equals_the_library_decoder(ids in prop::collection::vec(0u32..600, 0..40), skip in any::<bool>()) {
             let whole = TOKENIZER.inner.decode(&ids, skip).unwrap();
-            let mut stream = TOKENIZER.stream(skip);
+            let mut stream = TOKENIZER.streaming_decoder(skip);
             let mut text = String::new();
             for &id in &ids {
                 let piece = stream.push(id);

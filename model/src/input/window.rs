@@ -17,19 +17,22 @@
 
 use crate::config::VisionConfig;
 
-/// Time, height and width of one image or video, in patches. Height and width are multiples of the merge size.
+/// The number of patches of an image or video along time, height and width. Height and width are multiples of the
+/// merge size.
 pub type GridThw = [usize; 3];
 
-/// The window order of all grids of a batch: N patches, M = N / merge² squares.
+/// The window order of all grids of a batch, which have N patches in M = N / merge² squares.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WindowOrder {
-    /// `[M]`: for each index of the window order, the square's index in processor order.
+    /// `[M]`: the squares in window order, each as its index in processor order.
     pub window_index: Vec<usize>,
-    /// `[M]`: for each square in processor order, its index in window order: `window_index[reverse_index[i]] == i`.
+    /// `[M]`: for each square in processor order, its index in window order. The inverse of `window_index`:
+    /// `window_index[reverse_index[i]] == i`.
     pub reverse_index: Vec<usize>,
-    /// Cumulative lengths of the windows, in patches, for blocks with windowed attention.
+    /// Cumulative lengths of the windows, in patches, as blocks with windowed attention use them.
     pub cu_window_seqlens: Vec<usize>,
-    /// Cumulative lengths of the frames, in patches, for blocks with full attention. They are equal in both orders.
+    /// Cumulative lengths of the frames, in patches, as blocks with full attention use them. They are the same in
+    /// processor order and in window order.
     pub cu_seqlens: Vec<usize>,
 }
 
@@ -54,8 +57,8 @@ impl WindowOrder {
         plan
     }
 
-    /// Appends a frame of `rows × columns` squares, cut into windows of `side × side` squares from its top left
-    /// corner.
+    /// Appends a frame of `rows × columns` squares to the order. Windows of `side × side` squares start at its top
+    /// left corner; a square has `unit` patches.
     fn add_frame(&mut self, rows: usize, columns: usize, side: usize, unit: usize) {
         let first = self.window_index.len();
         for top in (0..rows).step_by(side) {
@@ -80,7 +83,7 @@ fn invert(order: &[usize]) -> Vec<usize> {
 }
 
 /// `[N]`: (row, column) of each patch in its frame, in processor order; the rotary angles are computed from them.
-pub fn patch_positions(grids: &[GridThw], merge: usize) -> Vec<[usize; 2]> {
+pub fn patch_rows_and_columns(grids: &[GridThw], merge: usize) -> Vec<[usize; 2]> {
     let mut positions = Vec::new();
     for &[t, h, w] in grids {
         let first = positions.len();
@@ -95,13 +98,13 @@ pub fn patch_positions(grids: &[GridThw], merge: usize) -> Vec<[usize; 2]> {
 }
 
 /// `[N]`: (row, column) of each patch in its frame, in window order.
-pub fn patch_positions_in_window_order(
+pub fn patch_rows_and_columns_in_window_order(
     grids: &[GridThw],
     vision: &VisionConfig,
     windows: &WindowOrder,
 ) -> Vec<[usize; 2]> {
     let unit = vision.patches_per_vision_token();
-    let positions = patch_positions(grids, vision.spatial_merge_size);
+    let positions = patch_rows_and_columns(grids, vision.spatial_merge_size);
     windows
         .window_index
         .iter()
@@ -133,7 +136,8 @@ mod tests {
         }
     }
 
-    /// The window order by its definition: squares sorted by frame, window row, window column, row, column.
+    /// The window order computed from its definition, by sorting the squares by frame, window row, window column, row
+    /// and column.
     fn by_sorting(grids: &[GridThw], merge: usize, side: usize) -> (Vec<usize>, Vec<usize>) {
         let mut squares = Vec::new();
         for (g, &[t, h, w]) in grids.iter().enumerate() {
@@ -180,20 +184,20 @@ mod tests {
         #[test]
         fn every_patch_has_one_position(t in 1usize..3, h in 1usize..6, w in 1usize..6, merge in 1usize..4) {
             let grid = [t, h * merge, w * merge];
-            let positions = patch_positions(&[grid], merge);
+            let positions = patch_rows_and_columns(&[grid], merge);
             prop_assert_eq!(positions.len(), t * grid[1] * grid[2]);
             let frame = &positions[..grid[1] * grid[2]];
             let mut sorted = frame.to_vec();
             sorted.sort_unstable();
             sorted.dedup();
             prop_assert_eq!(sorted.len(), frame.len());
-            // All patches of a square are neighbours in the frame.
+            // The patches of one square are neighbours in the frame.
             for square in positions.chunks(merge * merge) {
                 prop_assert!(square.iter().all(|p| p[0] / merge == square[0][0] / merge && p[1] / merge == square[0][1] / merge));
             }
             let vision = vision(merge, 2);
             let plan = WindowOrder::of_grids(&[grid], &vision);
-            let moved = patch_positions_in_window_order(&[grid], &vision, &plan);
+            let moved = patch_rows_and_columns_in_window_order(&[grid], &vision, &plan);
             for (index, &square) in plan.window_index.iter().enumerate() {
                 let unit = merge * merge;
                 prop_assert_eq!(&moved[index * unit..(index + 1) * unit], &positions[square * unit..(square + 1) * unit]);

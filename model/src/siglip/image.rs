@@ -69,7 +69,7 @@ impl SiglipProcessor {
             if fields.has("rescale_factor") { fields.positive_f64("rescale_factor")? } else { standard.rescale };
         let (mean, std) = (three(&fields, "image_mean")?, three(&fields, "image_std")?);
         if !std.iter().all(|&s| s > 0.0) {
-            return Err(fields.error("image_std", "has a number that is not above 0"));
+            return Err(fields.error("image_std", "must be above 0 for every channel"));
         }
         Ok(Self { rescale, mean, std, ..standard })
     }
@@ -97,10 +97,10 @@ impl SiglipProcessor {
     /// # Errors
     /// A frame that cannot be resized.
     pub(super) fn resized_square(&self, frame: FrameView<'_>, negative: bool) -> Result<Vec<u8>> {
-        let (height, width) = frame.size();
+        let (height, width) = frame.height_and_width();
         let square = if negative {
             let turned: Vec<u8> = frame.data().iter().map(|v| v.wrapping_neg()).collect();
-            pillow_bicubic(FrameView::new(&turned, frame.frames(), height, width)?, (self.size, self.size))?
+            pillow_bicubic(FrameView::new(&turned, frame.frame_count(), height, width)?, (self.size, self.size))?
         } else {
             pillow_bicubic(frame, (self.size, self.size))?
         };

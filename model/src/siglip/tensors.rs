@@ -1,12 +1,12 @@
 //! The names and shapes of all tensors of a SigLIP model.
 
 use super::config::{EncoderConfig, SiglipConfig};
-use crate::checkpoint::expected::{TensorList, add_linear, add_tensor};
+use crate::checkpoint::expected::{TensorNamesAndShapes, add_linear, add_tensor};
 
 /// The name and the shape of every tensor. The last two tensors belong to the training loss and are optional
 /// ([`is_optional_tensor`]).
-pub fn expected_tensors(config: &SiglipConfig) -> TensorList {
-    let mut list = TensorList::new();
+pub fn expected_tensors(config: &SiglipConfig) -> TensorNamesAndShapes {
+    let mut list = TensorNamesAndShapes::new();
     let (text, vision) = (&config.text, &config.vision);
     let width = text.encoder.hidden_size;
     add_tensor(&mut list, "text_model.embeddings.token_embedding.weight", &[text.vocab_size, width]);
@@ -37,17 +37,17 @@ pub fn is_optional_tensor(name: &str) -> bool {
     matches!(name, "logit_scale" | "logit_bias")
 }
 
-fn norm(list: &mut TensorList, name: &str, width: usize) {
+fn norm(list: &mut TensorNamesAndShapes, name: &str, width: usize) {
     add_tensor(list, format!("{name}.weight"), &[width]);
     add_tensor(list, format!("{name}.bias"), &[width]);
 }
 
-fn mlp(list: &mut TensorList, name: &str, config: &EncoderConfig) {
+fn mlp(list: &mut TensorNamesAndShapes, name: &str, config: &EncoderConfig) {
     add_linear(list, format!("{name}.fc1"), config.intermediate_size, config.hidden_size);
     add_linear(list, format!("{name}.fc2"), config.hidden_size, config.intermediate_size);
 }
 
-fn encoder(list: &mut TensorList, tower: &str, config: &EncoderConfig) {
+fn encoder(list: &mut TensorNamesAndShapes, tower: &str, config: &EncoderConfig) {
     let c = config.hidden_size;
     for i in 0..config.layers {
         let layer = format!("{tower}.encoder.layers.{i}");

@@ -70,7 +70,7 @@ impl SampleCache {
     fn keep(&self, row: usize, sample: &Sample) {
         let t = &sample.tokens;
         let floats = [&t.pixel_values, &t.pixel_values_videos].map(|p| p.as_ref().map_or(0, Vec::len));
-        let bytes = t.frames.bytes() + 4 * floats.iter().sum::<usize>() + 40 * t.len();
+        let bytes = t.frames.total_bytes() + 4 * floats.iter().sum::<usize>() + 40 * t.len();
         let mut kept = self.0.lock().unwrap_or_else(|e| e.into_inner());
         if kept.1 + bytes <= MAX_KEPT && kept.0.insert(row, Arc::new(sample.clone())).is_none() {
             kept.1 += bytes;
@@ -83,7 +83,7 @@ impl SftSource {
     fn conversation(&self, row: usize) -> Result<Conversation> {
         let messages = self.data.add_location_to_error(row, self.data.row(row)?.supervised_messages(self.parity))?;
         let location = self.data.location(row);
-        Conversation::from_value(&location, &Value::Array(messages), &self.media_root)
+        Conversation::from_json(&location, &Value::Array(messages), &self.media_root)
             .map_err(|e| to_row_error(&location, e))
     }
 }

@@ -109,7 +109,7 @@ impl PromptSource {
     }
 
     fn conversation(&self, location: &str, messages: &[Value]) -> Result<Conversation> {
-        Conversation::from_value(location, &Value::Array(messages.to_vec()), &self.media_root)
+        Conversation::from_json(location, &Value::Array(messages.to_vec()), &self.media_root)
             .map_err(|e| to_row_error(location, e))
     }
 

@@ -62,7 +62,7 @@ impl SiglipScorer {
     ) -> Result<Vec<Vec<f32>>, ModelError> {
         let views = frames.iter().map(FrameBuf::view).collect::<Result<Vec<_>, _>>()?;
         let frames = views.iter().flat_map(|view| {
-            let (height, width) = view.size();
+            let (height, width) = view.height_and_width();
             view.iter().map(move |data| Ok(Frame { data: data.into(), height, width }))
         });
         self.similarities_with(texts, frames, negative)

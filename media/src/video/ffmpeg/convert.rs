@@ -16,7 +16,8 @@ use crate::frames::FrameView;
 use crate::resize::torch_bicubic;
 use crate::{MediaError, Result};
 
-/// A rotation by a multiple of 90 degrees, with an optional mirror: how coded frames are displayed.
+/// The rotation by a multiple of 90 degrees, and the optional mirroring, with which a player must display coded
+/// frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rotation {
     /// Rows and columns are exchanged.
@@ -29,14 +30,15 @@ pub(super) struct Rotation {
 
 impl Rotation {
     /// Parses a display matrix: nine native-endian i32 `a b u / c d v / x y w` (ISO 14496-12, 6.2.2) that map `(p,
-    /// q)` to `(a p + c q, b p + d q)`. Other angles than multiples of 90 degrees are ignored, as in decord.
-    pub(super) fn from_matrix(bytes: &[u8]) -> Self {
+    /// q)` to `(a p + c q, b p + d q)`. A rotation that is not by a multiple of 90 degrees is ignored, as in decord.
+    pub(super) fn from_display_matrix(bytes: &[u8]) -> Self {
         let m: Vec<f64> = bytes
             .chunks_exact(4)
             .filter_map(|four| Some(f64::from(i32::from_ne_bytes(four.try_into().ok()?))))
             .collect();
         let [a, b, _, c, d, ..] = m[..] else { return Self::default() };
-        // tan(1 degree) = 0.0175: a deviation of up to one degree is accepted.
+        // `off / main` is the tangent of the angle to the axis; 0.0175 = tan(1 degree), so a deviation of up to one
+        // degree is accepted.
         let is_axis = |main: f64, off: f64| off.abs() < main.abs() * 0.0175;
         if is_axis(a, b) && is_axis(d, c) {
             Self { transpose: false, flip_x: a < 0.0, flip_y: d < 0.0 }
@@ -48,7 +50,7 @@ impl Rotation {
     }
 
     /// The displayed `(height, width)` of a frame of coded `(height, width)`.
-    pub(super) fn displayed_size(self, (height, width): (usize, usize)) -> (usize, usize) {
+    pub(super) fn displayed_height_and_width(self, (height, width): (usize, usize)) -> (usize, usize) {
         if self.transpose { (width, height) } else { (height, width) }
     }
 
@@ -60,7 +62,7 @@ impl Rotation {
             }
             return;
         }
-        let (out_height, out_width) = self.displayed_size((height, width));
+        let (out_height, out_width) = self.displayed_height_and_width((height, width));
         for (i, row) in out.chunks_exact_mut(out_width * 3).enumerate() {
             let v = if self.flip_y { out_height - 1 - i } else { i };
             for (j, to) in row.chunks_exact_mut(3).enumerate() {
@@ -108,7 +110,8 @@ impl Drop for Scaler {
 }
 
 impl RgbConverter {
-    /// A converter for frames of `coded_size`, which are rotated and, with a `target_size`, resized.
+    /// A converter for frames of `coded_size`. It rotates each frame and then, if there is a `target_size`, resizes
+    /// it.
     pub(super) fn new(coded_size: (usize, usize), rotation: Rotation, target_size: Option<(usize, usize)>) -> Self {
         Self { coded_size, rotation, target_size, scaler: None, rgb: AvFrame::empty(), rotated: Vec::new() }
     }
@@ -125,7 +128,7 @@ impl RgbConverter {
         };
         self.rotated.resize(height * width * 3, 0);
         self.rotation.write(rgb, stride, (height, width), &mut self.rotated);
-        let (h, w) = self.rotation.displayed_size((height, width));
+        let (h, w) = self.rotation.displayed_height_and_width((height, width));
         let resized = torch_bicubic(FrameView::new(&self.rotated, 1, h, w)?, target_size)?;
         out.copy_from_slice(&resized.data);
         Ok(())
@@ -150,7 +153,7 @@ impl RgbConverter {
             self.rgb = rgb;
         }
         let Some((_, scaler)) = &self.scaler else {
-            return Err(MediaError::file(path, "its frames cannot be converted to RGB", "convert it to H.264"));
+            return Err(MediaError::file_error(path, "its frames cannot be converted to RGB", "convert it to H.264"));
         };
         // SAFETY: the scaler was created for the format and size of this frame and for the size of `rgb`, which owns
         // its buffer.
@@ -167,7 +170,7 @@ impl RgbConverter {
             )
         };
         if usize::try_from(rows) != Ok(height) {
-            return Err(MediaError::file(path, "its frames cannot be converted to RGB", "convert it to H.264"));
+            return Err(MediaError::file_error(path, "its frames cannot be converted to RGB", "convert it to H.264"));
         }
         Ok(())
     }
@@ -213,7 +216,7 @@ fn new_scaler(path: &Path, from: SourceFormat, (height, width): (usize, usize)) 
         )
     };
     if context.is_null() {
-        return Err(MediaError::file(
+        return Err(MediaError::file_error(
             path,
             format!(
                 "its frames ({} x {}) have a pixel format that cannot be converted to RGB",
@@ -272,8 +275,8 @@ mod tests {
             ([0, -ONE, -ONE, 0], (3, 2), [5, 2, 4, 1, 3, 0]),
         ];
         for ([a, b, c, d], size, want) in cases {
-            let rotation = Rotation::from_matrix(&matrix(a, b, c, d));
-            assert_eq!(rotation.displayed_size((2, 3)), size);
+            let rotation = Rotation::from_display_matrix(&matrix(a, b, c, d));
+            assert_eq!(rotation.displayed_height_and_width((2, 3)), size);
             let mut out = vec![0; 18];
             rotation.write(&rgb, 9, (2, 3), &mut out);
             let got: Vec<u8> = out.chunks(3).map(|p| p[0]).collect();
@@ -285,7 +288,7 @@ mod tests {
     #[test]
     fn ignores_other_angles_and_incomplete_matrices() {
         for m in [matrix(46341, 46341, -46341, 46341), matrix(0, 0, 0, 0), vec![1, 2, 3], Vec::new()] {
-            assert_eq!(Rotation::from_matrix(&m), Rotation::default());
+            assert_eq!(Rotation::from_display_matrix(&m), Rotation::default());
         }
     }
 }

@@ -21,18 +21,19 @@ use super::convert::RgbConverter;
 use super::demux::VideoFile;
 use super::error::ffmpeg_error;
 use super::packets::PacketSource;
-use super::plan::{PacketRun, has_unique_times, key_frame_before, plan_runs};
+use super::plan::{PacketRun, has_unique_times, key_packet_index_before, plan_packet_runs};
 use crate::video::types::DecodeLimits;
 use crate::{MediaError, Result};
 
-/// Upper bound of the number of frames that a decoder holds at once: 16 references and a few in its threads.
+/// Upper bound of the frames that a decoder holds in memory at once: 16 reference frames and a few that its threads
+/// work on.
 const FRAMES_PER_DECODER: u64 = 24;
 
-/// A frame leaves the decoder after at most this many further packets: 16 for reordering, the others for frame
+/// How many further packets the decoder may need before it outputs a frame: 16 for reordering, the others for its
 /// threads.
 const MAX_OUTPUT_DELAY: usize = 64;
 
-/// Output memory of each frame by frame index. An entry is removed when its frame is written.
+/// Maps the index of a frame to the output memory for its pixels. An entry is removed when its frame is written.
 type Slots<'m> = HashMap<u64, &'m mut [u8]>;
 
 /// A run of packets with the output memory of its frames.
@@ -53,7 +54,7 @@ pub(super) fn decode_frames(
     let mut unique = indices.to_vec();
     unique.dedup();
     let seekable = has_unique_times(&video.packets) && has_reliable_key_flags(video.parameters.codec_id());
-    let runs = plan_runs(&video.packets, &unique, seekable);
+    let runs = plan_packet_runs(&video.packets, &unique, seekable);
 
     let mut slots = Slots::new();
     for (&frame, slot) in indices.iter().zip(out.chunks_exact_mut(frame_len)) {
@@ -66,7 +67,8 @@ pub(super) fn decode_frames(
             Job { run, slots }
         })
         .collect();
-    // The lanes take jobs from the end with `pop`, longest run first, so that all lanes end at about the same time.
+    // Sorted with the longest run last, because lanes take jobs from the end with `pop`. Starting with the longest
+    // runs makes all lanes end at about the same time.
     jobs.sort_by_key(|job| job.run.end - job.run.start);
     run_jobs(video, target_size, limits, jobs)?;
 
@@ -90,8 +92,8 @@ fn run_jobs(
     let lanes_in_memory = limits.memory_bytes / 4 / frame_bytes.saturating_mul(FRAMES_PER_DECODER).max(1);
     let max_lanes = limits.threads.min(usize::try_from(lanes_in_memory).unwrap_or(usize::MAX)).max(1);
     let lane_count = max_lanes.min(jobs.len()).max(1);
-    // Lanes never wait for each other. With few jobs some lanes end early: each decoder then gets twice its share of
-    // threads to use the cores that become free.
+    // With few jobs per lane, some lanes end before others. Each decoder then gets twice its share of threads, to use
+    // the cores of lanes that have ended.
     let share = if jobs.len() < 3 * lane_count { 2 * max_lanes / lane_count } else { max_lanes / lane_count };
     let threads = share.clamp(1, max_lanes);
     let mut lanes = Vec::new();
@@ -110,7 +112,7 @@ fn run_jobs(
     std::thread::scope(|scope| {
         let mut handles = Vec::new();
         for lane in lanes {
-            // If no thread can be created, the other lanes do its jobs.
+            // If a lane's thread cannot be created, the other lanes take its jobs from the queue.
             if let Ok(handle) = std::thread::Builder::new().spawn_scoped(scope, || run_lane(lane)) {
                 handles.push(handle);
             }
@@ -118,7 +120,7 @@ fn run_jobs(
         let mut result = run_lane(own_lane);
         for handle in handles {
             let lane_result = handle.join().unwrap_or_else(|_| {
-                Err(MediaError::file(&video.path, "a decoding thread panicked", "report this file as a bug"))
+                Err(MediaError::file_error(&video.path, "a decoding thread panicked", "report this file as a bug"))
             });
             result = result.and(lane_result);
         }
@@ -126,8 +128,8 @@ fn run_jobs(
     })
 }
 
-/// Whether memory for 6 more frames of the video can be allocated. Decoders do not always report that they failed for
-/// lack of memory.
+/// Whether memory for 6 more frames of the video can be allocated. This tells lack of memory from a damaged file,
+/// because decoders do not always report that they failed for lack of memory.
 fn has_memory_for_frames(video: &VideoFile) -> bool {
     const FRAMES: usize = 6;
     let bytes = video.coded_size.0.saturating_mul(video.coded_size.1).saturating_mul(2 * FRAMES);
@@ -136,7 +138,7 @@ fn has_memory_for_frames(video: &VideoFile) -> bool {
     buffer.try_reserve_exact(bytes).is_ok() && std::hint::black_box(&buffer).capacity() >= bytes
 }
 
-/// Whether the key-frame flags in containers of this codec mark only frames at which decoding can start.
+/// Whether, for this codec, containers set the key-frame flag only on frames at which decoding can start.
 fn has_reliable_key_flags(codec: Id) -> bool {
     matches!(
         codec,
@@ -183,8 +185,9 @@ impl<'f> DecodeLane<'f> {
     }
 
     /// Decodes the frames of a job. If some frames do not come out of the planned packets, decoding is repeated from
-    /// an earlier key frame and with later packets: key flags can be wrong, intra refresh needs earlier packets, and
-    /// H.264 that begins in an open GOP outputs its first frames only when later frames push them out.
+    /// an earlier key frame and with later packets. This is needed because key flags can be wrong, because intra
+    /// refresh needs earlier packets, and because a decoder that starts in an open GOP of H.264 outputs its first
+    /// frames only after it has got later ones.
     fn run_job(&mut self, job: &mut Job<'_>) -> Result<()> {
         let Some(first) = job.run.targets.first().copied() else { return Ok(()) };
         if first.pts.is_none() {
@@ -192,7 +195,7 @@ impl<'f> DecodeLane<'f> {
         } else {
             let (start, end) = (job.run.start, job.run.end);
             let packets = &self.video.packets;
-            let earlier = start.checked_sub(1).map_or(0, |p| key_frame_before(packets, p, packets[p].pts));
+            let earlier = start.checked_sub(1).map_or(0, |p| key_packet_index_before(packets, p, packets[p].pts));
             let later = (end + MAX_OUTPUT_DELAY).min(packets.len().saturating_sub(1));
             let attempts = [(start, end, self.can_skip_unreferenced), (earlier, later, false), (0, later, false)];
             for (start, end, skip_unreferenced) in attempts {
@@ -207,7 +210,7 @@ impl<'f> DecodeLane<'f> {
             let out_of_memory = ffmpeg::Error::Other { errno: ffmpeg::error::ENOMEM };
             return Err(ffmpeg_error(&self.video.path, "decoding", out_of_memory));
         }
-        Err(MediaError::file(
+        Err(MediaError::file_error(
             &self.video.path,
             format!("frame {missing} of {} cannot be decoded", self.video.total_frames()),
             "the file is damaged there: copy or download it again, or convert it",
@@ -265,13 +268,13 @@ impl<'f> DecodeLane<'f> {
 
     /// Receives the frames that the decoder still holds after the last packet.
     fn drain(&mut self, frame_index: impl FnMut(&AvFrame) -> Option<u64>, slots: &mut Slots<'_>) -> Result<()> {
-        // An error means that the decoder holds no more frames.
+        // If sending fails, the decoder holds no more frames.
         let _ = self.decoder.send_eof();
         self.receive(frame_index, slots)
     }
 
-    /// Receives all frames that are ready and writes those that have a slot. `frame_index` returns the index of a
-    /// frame.
+    /// Receives all frames that are ready, and writes those whose index (from `frame_index`) has output memory in
+    /// `slots`.
     fn receive(&mut self, mut frame_index: impl FnMut(&AvFrame) -> Option<u64>, slots: &mut Slots<'_>) -> Result<()> {
         let mut frame = AvFrame::empty();
         loop {

@@ -34,8 +34,8 @@ pub(super) struct PacketInfo {
     pub size: usize,
     /// Whether decoding may start at this packet.
     pub key: bool,
-    /// Whether the frame is decoded but never displayed: an edit list cuts it off, or it only serves as reference for
-    /// other frames.
+    /// Whether the packet's frame is decoded but never displayed: an edit list cuts it off, or it only serves as
+    /// reference for other frames.
     pub hidden: bool,
 }
 
@@ -50,7 +50,7 @@ impl CodecParameters {
         self.0.id()
     }
 
-    /// A decoder with these parameters, not yet opened.
+    /// A decoder context with these parameters, not yet opened.
     pub(super) fn decoder(&self) -> std::result::Result<ffmpeg::codec::Context, ffmpeg::Error> {
         ffmpeg::codec::Context::from_parameters(self.0.clone())
     }
@@ -69,8 +69,8 @@ pub(super) struct VideoFile {
     pub packets: Vec<PacketInfo>,
     /// The compressed data of all packets; `None` if it exceeds the limit for keeping it in memory.
     pub data: Option<Vec<ffmpeg::Packet>>,
-    /// Whether this is HEVC with one temporal layer. Only then no frame refers to a frame that is marked as not
-    /// referenced.
+    /// Whether this is HEVC with one temporal layer. Only in such HEVC videos is a frame that is marked as "not
+    /// referenced" really referenced by no other frame, so that it can be skipped.
     pub has_one_layer: bool,
 }
 
@@ -78,7 +78,7 @@ impl VideoFile {
     /// Reads the whole container. Keeps the compressed data of its packets if these have at most `max_kept_bytes`
     /// together.
     pub(super) fn read(path: &Path, max_kept_bytes: u64) -> Result<Self> {
-        let (mut input, stream) = open_container(path)?;
+        let (mut input, stream) = open_container_and_stream(path)?;
         let mut video = describe(path, &input, stream)?;
         let mut data = Some(Vec::new());
         let mut bytes = 0u64;
@@ -103,17 +103,17 @@ impl VideoFile {
             }
         }
         video.data = data;
-        // A file is cut off if its index lists more frames than it has.
+        // A file is cut off if its index lists more frames than the packets that could be read.
         truncated |= video.packets.len() < index_entries(&input, stream) || is_truncated(path);
         if truncated {
-            return Err(MediaError::file(
+            return Err(MediaError::file_error(
                 path,
-                format!("ends after {} frames, before the end that its header or index states", video.packets.len()),
+                format!("is truncated: it ends after {} frames, before the end that its header or index states", video.packets.len()),
                 "copy or download it again",
             ));
         }
         if video.total_frames() == 0 {
-            return Err(MediaError::file(path, "its video stream has no frames", "use another video"));
+            return Err(MediaError::file_error(path, "its video stream has no frames", "use another video"));
         }
         video.ensure_frame_rate(&input, stream)?;
         Ok(video)
@@ -124,18 +124,18 @@ impl VideoFile {
     }
 
     /// Displayed `(height, width)` in pixels.
-    pub(super) fn displayed_size(&self) -> (usize, usize) {
-        self.rotation.displayed_size(self.coded_size)
+    pub(super) fn displayed_height_and_width(&self) -> (usize, usize) {
+        self.rotation.displayed_height_and_width(self.coded_size)
     }
 
     pub(super) fn video_info(&self) -> VideoInfo {
-        let (height, width) = self.displayed_size();
+        let (height, width) = self.displayed_height_and_width();
         let codec = self.parameters.codec_id().name().to_owned();
         VideoInfo { codec, height, width, total_frames: self.total_frames(), video_fps: self.video_fps }
     }
 
-    /// Sets the frame rate if the container states no average rate: the stream's base rate, or frames divided by
-    /// duration.
+    /// If the container states no average frame rate, uses the stream's base rate, or the number of frames divided by
+    /// the duration.
     fn ensure_frame_rate(&mut self, input: &Input, stream: usize) -> Result<()> {
         if self.video_fps.is_finite() && self.video_fps > 0.0 {
             return Ok(());
@@ -147,7 +147,7 @@ impl VideoFile {
         match candidates.into_iter().find(|r| r.is_finite() && *r > 0.0) {
             Some(found) => self.video_fps = found,
             None => {
-                return Err(MediaError::file(
+                return Err(MediaError::file_error(
                     &self.path,
                     "states neither a frame rate nor a duration",
                     "convert it to mp4 with a frame rate (ffmpeg -r)",
@@ -158,20 +158,20 @@ impl VideoFile {
     }
 }
 
-/// Opens a container and finds its best video stream; returns the stream's index.
-pub(super) fn open_container(path: &Path) -> Result<(Input, usize)> {
+/// Opens a container and finds its best video stream; returns the open container and the stream's index.
+pub(super) fn open_container_and_stream(path: &Path) -> Result<(Input, usize)> {
     ffmpeg::log::set_level(ffmpeg::log::Level::Quiet);
     let metadata = std::fs::metadata(path).map_err(|e| MediaError::cannot_read(path, &e))?;
     if metadata.is_dir() {
-        return Err(MediaError::file(path, "is a folder, not a video", "give the path of a video file"));
+        return Err(MediaError::file_error(path, "is a folder, not a video", "give the path of a video file"));
     }
     if metadata.is_file() && metadata.len() == 0 {
-        return Err(MediaError::file(path, "is empty (0 bytes)", "copy or download it again"));
+        return Err(MediaError::file_error(path, "is empty (0 bytes)", "copy or download it again"));
     }
     let mut url = b"file:".to_vec();
     url.extend_from_slice(path.as_os_str().as_bytes());
     let url =
-        CString::new(url).map_err(|_| MediaError::file(path, "its name contains a zero byte", "rename the file"))?;
+        CString::new(url).map_err(|_| MediaError::file_error(path, "its name contains a zero byte", "rename the file"))?;
     let options: ffmpeg::Dictionary =
         [("protocol_whitelist", "file"), ("format_whitelist", CONTAINERS)].into_iter().collect();
     let mut context = ptr::null_mut();
@@ -195,7 +195,7 @@ pub(super) fn open_container(path: &Path) -> Result<(Input, usize)> {
     }
     let best = input.streams().best(ffmpeg::media::Type::Video).map(|s| s.index());
     let Some(stream) = best else {
-        return Err(MediaError::file(path, "has no video stream", "use a video file"));
+        return Err(MediaError::file_error(path, "has no video stream", "use a video file"));
     };
     for other in 0..input.streams().len() {
         if other != stream {
@@ -208,14 +208,14 @@ pub(super) fn open_container(path: &Path) -> Result<(Input, usize)> {
 
 fn describe(path: &Path, input: &Input, index: usize) -> Result<VideoFile> {
     let stream =
-        input.stream(index).ok_or_else(|| MediaError::file(path, "has no video stream", "use a video file"))?;
+        input.stream(index).ok_or_else(|| MediaError::file_error(path, "has no video stream", "use a video file"))?;
     let parameters = stream.parameters().clone();
     // SAFETY: the parameters are a copy that is alive.
     let (height, width) = unsafe { ((*parameters.as_ptr()).height, (*parameters.as_ptr()).width) };
     let coded_size = match (usize::try_from(height), usize::try_from(width)) {
         (Ok(h), Ok(w)) if h > 0 && w > 0 => (h, w),
         _ => {
-            return Err(MediaError::file(
+            return Err(MediaError::file_error(
                 path,
                 format!("its video stream states an invalid frame size, {width} x {height}"),
                 "check that the file is complete and plays, or convert it",
@@ -231,14 +231,14 @@ fn describe(path: &Path, input: &Input, index: usize) -> Result<VideoFile> {
         parameters: CodecParameters(parameters),
         time_base: stream.time_base(),
         coded_size,
-        rotation: matrix.map_or_else(Rotation::default, |m| Rotation::from_matrix(&m)),
+        rotation: matrix.map_or_else(Rotation::default, |m| Rotation::from_display_matrix(&m)),
         video_fps: f64::from(rate.numerator()) / f64::from(rate.denominator()),
         packets: Vec::new(),
         data: None,
     })
 }
 
-/// The display matrix of the codec parameters, where FFmpeg 6.1 and later store it instead of in the stream.
+/// The display matrix that FFmpeg 6.1 and later store in the codec parameters; older versions store it in the stream.
 fn parameters_matrix(parameters: &ffmpeg::codec::Parameters) -> Option<Vec<u8>> {
     let context = ffmpeg::codec::Context::from_parameters(parameters.clone()).ok()?;
     // SAFETY: the context is alive and holds `nb_coded_side_data` pieces of `size` bytes each.
@@ -251,12 +251,12 @@ fn parameters_matrix(parameters: &ffmpeg::codec::Parameters) -> Option<Vec<u8>> 
     }
 }
 
-/// The properties of a packet that [`PacketInfo`] holds.
+/// Reads the properties that [`PacketInfo`] holds from a packet.
 pub(super) fn packet_info(packet: &ffmpeg::Packet, codec: ffmpeg::codec::Id) -> PacketInfo {
     use ffmpeg::codec::packet::Ref;
     // SAFETY: the packet is alive.
     let flags = unsafe { (*packet.as_ptr()).flags };
-    // Bit 4 of the first byte of a VP8 frame: whether it is displayed (RFC 6386, section 9.1).
+    // Bit 4 of the first byte of a VP8 frame is set if the frame is displayed (RFC 6386, section 9.1).
     let not_displayed =
         codec == ffmpeg::codec::Id::VP8 && packet.data().is_some_and(|d| d.first().is_some_and(|b| b & 0x10 == 0));
     PacketInfo {

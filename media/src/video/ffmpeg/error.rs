@@ -10,20 +10,20 @@ use crate::MediaError;
 pub(super) fn ffmpeg_error(path: &Path, operation: &str, error: ffmpeg::Error) -> MediaError {
     let failed = |cause: &str| {
         let what = format!("{operation} failed: {cause}");
-        MediaError::file(path, what, "check that the file is complete and plays, or convert it")
+        MediaError::file_error(path, what, "check that the file is complete and plays, or convert it")
     };
     match error {
-        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::ENOMEM => MediaError::file(
+        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::ENOMEM => MediaError::file_error(
             path,
             format!("{operation} exceeded the decoder's memory limit"),
             "raise the memory limit (--media-memory), or use a video with fewer pixels",
         ),
         ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EINVAL => {
-            failed("the parameters of the video are not valid")
+            failed("FFmpeg rejects the parameters of the video")
         }
         ffmpeg::Error::Other { errno } => MediaError::cannot_read(path, &std::io::Error::from_raw_os_error(errno)),
         ffmpeg::Error::InvalidData => failed("the data are damaged, truncated or not a video"),
-        ffmpeg::Error::DecoderNotFound => MediaError::file(
+        ffmpeg::Error::DecoderNotFound => MediaError::file_error(
             path,
             "the installed FFmpeg has no decoder for the codec of the video",
             "convert the video to H.264, or install an FFmpeg with that decoder",

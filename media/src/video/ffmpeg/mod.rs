@@ -11,7 +11,7 @@ mod truncation;
 
 use std::path::Path;
 
-use super::types::{DecodeRequest, DecodedVideo, FrameSize, PixelBuffer, VideoInfo, too_large_error};
+use super::types::{DecodeRequest, DecodedVideo, DecodedFrameSize, PixelBuffer, VideoInfo, frames_too_large_error};
 use crate::Result;
 use crate::resize::VideoPixelLimits;
 use crate::selection::select_frames;
@@ -24,8 +24,8 @@ pub fn probe(path: &Path) -> Result<VideoInfo> {
     demux::VideoFile::read(path, 0).map(|video| video.video_info())
 }
 
-/// Decodes selected frames into memory that `allocate` returns; its argument is the number of bytes needed. The
-/// pixels are in the returned memory; `DecodedVideo::data` is empty.
+/// Decodes selected frames into memory that `allocate` provides; `allocate` gets the number of bytes needed. The
+/// pixels are in the returned memory, so `DecodedVideo::data` is empty.
 ///
 /// # Errors
 /// The video cannot be read or decoded, the selection is invalid, or the frames exceed the memory limit.
@@ -37,12 +37,12 @@ pub fn decode_into<B: AsMut<[u8]>>(
     let video = demux::VideoFile::read(request.path, limits.memory_bytes / 4)?;
     let selection = select_frames(video.total_frames(), video.video_fps, request.profile, &request.overrides)?;
     let count = selection.indices.len();
-    let (original_height, original_width) = video.displayed_size();
+    let (original_height, original_width) = video.displayed_height_and_width();
     let target = match request.size {
-        FrameSize::Original => None,
-        FrameSize::Resized => {
+        DecodedFrameSize::Original => None,
+        DecodedFrameSize::Resized => {
             let pixel_limits = VideoPixelLimits::new(request.profile, &request.overrides);
-            Some(pixel_limits.resized_size(count, original_height, original_width)?)
+            Some(pixel_limits.resized_height_and_width(count, original_height, original_width)?)
         }
     };
     let (height, width) = target.unwrap_or((original_height, original_width));
@@ -50,7 +50,7 @@ pub fn decode_into<B: AsMut<[u8]>>(
     let bytes = bytes.filter(|&n| n as u64 <= limits.memory_bytes / 2 + limits.memory_bytes / 4);
     let Some(bytes) = bytes.filter(|&n| n > 0) else {
         let needed = (count as u64).saturating_mul(height as u64).saturating_mul(width as u64).saturating_mul(3);
-        return Err(too_large_error(request.path, needed, limits.memory_bytes));
+        return Err(frames_too_large_error(request.path, needed, limits.memory_bytes));
     };
     let mut memory = allocate(bytes)?;
     decode::decode_frames(&video, &selection.indices, target, limits, memory.as_mut())?;

@@ -8,11 +8,11 @@ use ffmpeg_next as ffmpeg;
 use ffmpeg::ffi;
 use ffmpeg::format::context::Input;
 
-use super::demux::{PacketInfo, VideoFile, open_container, packet_info};
+use super::demux::{PacketInfo, VideoFile, open_container_and_stream, packet_info};
 use crate::{MediaError, Result};
 
-/// A packet that is at most this many packets ahead is reached by reading on, which is assumed to be cheaper than
-/// seeking.
+/// If the wanted packet is at most this many packets ahead, the packets up to it are read instead of seeking: this is
+/// assumed to be cheaper.
 const MAX_READ_AHEAD: usize = 64;
 
 /// A source of the packets of one video.
@@ -27,7 +27,7 @@ struct Reader {
     stream: usize,
     /// Index of the packet that is read next.
     next: usize,
-    /// A packet that was read after a seek to find out the position, and that is returned next.
+    /// The packet that was read after a seek to find out where the seek ended; the next read returns it.
     peeked: Option<ffmpeg::Packet>,
 }
 
@@ -67,11 +67,12 @@ impl<'f> PacketSource<'f> {
 
 impl Reader {
     fn open(path: &Path) -> Result<Self> {
-        let (input, stream) = open_container(path)?;
+        let (input, stream) = open_container_and_stream(path)?;
         Ok(Self { input, stream, next: 0, peeked: None })
     }
 
-    /// Moves to the last key frame at or before packet `index`, or to the beginning where seeking fails.
+    /// Moves to the last key frame at or before packet `index`; if seeking fails, opens the file again and starts at
+    /// the first packet.
     fn seek(mut self, video: &VideoFile, index: usize) -> Result<Self> {
         let Some(key) = (1..=index).rev().find(|&k| video.packets[k].key) else { return Self::open(&video.path) };
         let target = &video.packets[key];
@@ -94,8 +95,8 @@ impl Reader {
         }
     }
 
-    /// Reads on to packet `index`. To detect that the file has changed, compares the packet's size with the size that
-    /// it had when the container was first read.
+    /// Reads and discards packets up to packet `index`, and returns that packet. If its size is not the one that it
+    /// had when the container was first read, the file has changed.
     fn read_to(&mut self, video: &VideoFile, index: usize) -> Result<ffmpeg::Packet> {
         loop {
             let packet = self.peeked.take().or_else(|| self.read()).ok_or_else(|| file_changed(&video.path))?;
@@ -122,5 +123,5 @@ impl Reader {
 }
 
 fn file_changed(path: &Path) -> MediaError {
-    MediaError::file(path, "changed while it was read", "try again, and do not change the file meanwhile")
+    MediaError::file_error(path, "changed while it was read", "try again, and do not change the file meanwhile")
 }

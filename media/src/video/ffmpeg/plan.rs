@@ -11,7 +11,7 @@ use super::demux::PacketInfo;
 pub(super) struct TargetFrame {
     /// Index of the frame in display order.
     pub frame: u64,
-    /// Presentation time; `None` where frames are found by counting.
+    /// Presentation time; `None` if the video has no usable times and its frames are identified by counting them.
     pub pts: Option<i64>,
     /// Index of the frame's packet in decoding order.
     pub packet: usize,
@@ -32,11 +32,12 @@ pub(super) fn has_unique_times(packets: &[PacketInfo]) -> bool {
     times.first().is_some_and(|t| t.is_some()) && times.windows(2).all(|w| w[0] != w[1])
 }
 
-/// Plans the decoding of `frames` (ascending, without repeats, each below the number of displayed packets).
+/// Plans the decoding of `frames` (display indices, ascending, without repeats, each below the number of displayed
+/// packets).
 ///
-/// `seekable` states that key flags are reliable and times identify frames. If it is false, one run decodes from the
-/// first packet and identifies frames by counting.
-pub(super) fn plan_runs(packets: &[PacketInfo], frames: &[u64], seekable: bool) -> Vec<PacketRun> {
+/// `seekable` states that key flags are reliable and times identify frames. If it is false, there is a single run
+/// over all packets, and frames are identified by counting.
+pub(super) fn plan_packet_runs(packets: &[PacketInfo], frames: &[u64], seekable: bool) -> Vec<PacketRun> {
     if !seekable {
         let targets = frames.iter().map(|&frame| TargetFrame { frame, pts: None, packet: 0 }).collect();
         return vec![PacketRun { start: 0, end: packets.len().saturating_sub(1), targets }];
@@ -48,12 +49,12 @@ pub(super) fn plan_runs(packets: &[PacketInfo], frames: &[u64], seekable: bool) 
         Some(TargetFrame { frame, pts: packets[packet].pts, packet })
     });
     let mut spans: Vec<(usize, TargetFrame)> =
-        targets.map(|target| (key_frame_before(packets, target.packet, target.pts), target)).collect();
+        targets.map(|target| (key_packet_index_before(packets, target.packet, target.pts), target)).collect();
     spans.sort_by_key(|(start, target)| (*start, target.packet));
     let mut runs: Vec<PacketRun> = Vec::new();
     for (start, target) in spans {
         match runs.last_mut() {
-            // Decoding starts at a packet of the previous run, so the two runs are merged.
+            // Decoding of this target starts at a packet of the previous run, so the target joins that run.
             Some(last) if start <= last.end => {
                 last.end = last.end.max(target.packet);
                 last.targets.push(target);
@@ -64,9 +65,9 @@ pub(super) fn plan_runs(packets: &[PacketInfo], frames: &[u64], seekable: bool) 
     runs
 }
 
-/// The packet of the last key frame at or before `packet` that is displayed no later than `pts`; packet 0 if there is
-/// no such key frame.
-pub(super) fn key_frame_before(packets: &[PacketInfo], packet: usize, pts: Option<i64>) -> usize {
+/// The index of the last packet up to `packet` that holds a key frame displayed no later than `pts`; 0 if there is
+/// none.
+pub(super) fn key_packet_index_before(packets: &[PacketInfo], packet: usize, pts: Option<i64>) -> usize {
     (0..=packet).rev().find(|&k| packets[k].key && packets[k].pts.is_some() && packets[k].pts <= pts).unwrap_or(0)
 }
 
@@ -87,7 +88,7 @@ mod tests {
             [(0, true), (3, false), (1, false), (2, false), (6, true), (4, false), (5, false), (9, false), (7, false)]
                 .map(|(t, k)| packet(t, k))
                 .to_vec();
-        let run = |frames: &[u64]| plan_runs(&e, frames, true).iter().map(|r| (r.start, r.end)).collect::<Vec<_>>();
+        let run = |frames: &[u64]| plan_packet_runs(&e, frames, true).iter().map(|r| (r.start, r.end)).collect::<Vec<_>>();
         assert_eq!(run(&[6]), [(4, 4)]);
         assert_eq!(run(&[4]), [(0, 5)]);
         assert_eq!(run(&[1, 7]), [(0, 2), (4, 8)]);
@@ -115,7 +116,7 @@ mod tests {
         ) {
             let e: Vec<_> = times.iter().zip(&keys).map(|(&t, &k)| packet(t, k)).collect();
             let frames: Vec<u64> = picks.into_iter().filter(|&f| f < e.len() as u64).collect();
-            let got = plan_runs(&e, &frames, true);
+            let got = plan_packet_runs(&e, &frames, true);
             let mut seen: Vec<u64> = got.iter().flat_map(|r| r.targets.iter().map(|t| t.frame)).collect();
             seen.sort_unstable();
             prop_assert_eq!(&seen, &frames);

@@ -8,12 +8,13 @@ use std::path::Path;
 /// Number of bytes that are read at each end of a file.
 const WINDOW_BYTES: u64 = 4096;
 
-/// Number of bytes by which a stated RIFF size may exceed the file, because some writers count padding wrongly.
+/// A RIFF header may state a size this many bytes beyond the end of the file, because some writers count padding
+/// wrongly.
 const RIFF_TOLERANCE_BYTES: u64 = 64;
 
 /// Whether the file at `path` ends before the end that its container states.
 pub(super) fn is_truncated(path: &Path) -> bool {
-    // A file that cannot be read counts as complete here, because another function reports the error.
+    // A file that cannot be read counts as complete here; opening it reports the error.
     ends_early(path).unwrap_or(false)
 }
 
@@ -44,8 +45,8 @@ fn stated_length(head: &[u8]) -> Option<u64> {
     }
 }
 
-/// The file length that a RIFF header states: bytes 4 to 8 hold the size of everything after the first 8 bytes; 0 and
-/// u32::MAX mean unknown. If further RIFF chunks follow, the stated length is shorter than the file.
+/// The file length that a RIFF header states: bytes 4 to 8 hold the size of everything after the first 8 bytes, where
+/// 0 and u32::MAX mean unknown. For a file of several RIFF chunks this is only the end of the first chunk.
 fn riff(head: &[u8]) -> Option<u64> {
     let size = u32::from_le_bytes(head.get(4..8)?.try_into().ok()?);
     (size != 0 && size != u32::MAX).then(|| (u64::from(size) + 8).saturating_sub(RIFF_TOLERANCE_BYTES))
@@ -68,8 +69,8 @@ fn matroska(head: &[u8]) -> Option<u64> {
     }
 }
 
-/// Parses an EBML number; returns it with its length of 1 to 8 bytes. `drop_marker` clears the bit that marks the
-/// length, which is part of element ids but not of element sizes.
+/// Parses an EBML number; returns its value and its length of 1 to 8 bytes. The first bit that is set marks the
+/// length; `drop_marker` clears it, as is needed for element sizes but not for element ids.
 fn ebml_number(bytes: &[u8], drop_marker: bool) -> Option<(u64, usize)> {
     let first = *bytes.first()?;
     let len = first.leading_zeros() as usize + 1;

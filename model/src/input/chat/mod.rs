@@ -31,8 +31,8 @@ const NAME: &str = "chat";
 const HELP: &str = "use the chat template that was published with these weights";
 
 impl ChatTemplate {
-    /// Reads the template of a model folder, from the first of `chat_template.jinja`, `chat_template.json`,
-    /// `tokenizer_config.json` that has one.
+    /// Reads the template of a model folder. It is in `chat_template.jinja`, `chat_template.json` or
+    /// `tokenizer_config.json`; the first file that has a template is used.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = folder.join("tokenizer_config.json");
         let settings = read_json(&config)?.unwrap_or_default();
@@ -77,11 +77,11 @@ impl ChatTemplate {
 
     /// Renders a conversation to a prompt, with one pad token for each image or video.
     pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
-        self.render_value(&conversation.to_template_value(), add_generation_prompt)
+        self.render_json(&conversation.to_template_value(), add_generation_prompt)
     }
 
     /// Renders messages given as JSON to a prompt.
-    pub fn render_value(&self, messages: &Value, add_generation_prompt: bool) -> Result<String> {
+    pub fn render_json(&self, messages: &Value, add_generation_prompt: bool) -> Result<String> {
         let mut context = self.tokens.clone();
         context.insert("messages".to_string(), messages.clone());
         context.insert("add_generation_prompt".to_string(), Value::Bool(add_generation_prompt));
@@ -104,7 +104,7 @@ fn describe(error: &minijinja::Error) -> String {
     }
 }
 
-/// The template string, or the template called `default` if there are several.
+/// The template itself if `value` is a string; the one called `default` if `value` is a list of named templates.
 fn default_template(value: &Value) -> Option<&str> {
     match value {
         Value::String(text) => Some(text),

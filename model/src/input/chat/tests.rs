@@ -11,7 +11,7 @@ fn template(text: &str) -> ChatTemplate {
 
 fn render(text: &str) -> String {
     let messages = json!([{"role": "user", "content": " hi ", "n": 3}, {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}]);
-    template(text).render_value(&messages, true).unwrap()
+    template(text).render_json(&messages, true).unwrap()
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn renders_like_transformers() {
 #[test]
 fn errors_are_one_line_and_name_the_file() {
     let refuse = |text: &str| {
-        let error = template(text).render_value(&json!([]), false).unwrap_err().to_string();
+        let error = template(text).render_json(&json!([]), false).unwrap_err().to_string();
         assert!(error.starts_with("t: cannot render these messages: ") && !error.contains('\n'), "{error}");
         error
     };
@@ -67,7 +67,7 @@ fn errors_are_one_line_and_name_the_file() {
 fn template_files_have_an_order_of_precedence() {
     let folder = tempfile::tempdir().unwrap();
     let put = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
-    let got = || ChatTemplate::open(folder.path()).unwrap().render_value(&json!([]), false).unwrap();
+    let got = || ChatTemplate::open(folder.path()).unwrap().render_json(&json!([]), false).unwrap();
     assert!(ChatTemplate::open(folder.path()).unwrap_err().to_string().contains("has no chat template"));
     put(
         "tokenizer_config.json",
@@ -112,12 +112,12 @@ fn built_in_template_renders_like_qwens() {
         ),
     ];
     for (messages, prompt, expected) in cases {
-        assert_eq!(own.render_value(&messages, prompt).unwrap(), expected);
+        assert_eq!(own.render_json(&messages, prompt).unwrap(), expected);
     }
     let mut numbered = own.tokens.clone();
     numbered.insert("add_vision_id".into(), json!(true));
     let numbered = ChatTemplate { tokens: numbered, ..own };
     let two = json!([{"role": "system", "content": [{"type": "image", "image": "x"}, {"type": "image", "image": "x"}, {"type": "video", "video": "y"}]}]);
     let expected = "<|im_start|>system\nPicture 1: <|vision_start|><|image_pad|><|vision_end|>Picture 2: <|vision_start|><|image_pad|><|vision_end|>Video 1: <|vision_start|><|video_pad|><|vision_end|><|im_end|>\n";
-    assert_eq!(numbered.render_value(&two, false).unwrap(), expected);
+    assert_eq!(numbered.render_json(&two, false).unwrap(), expected);
 }
