@@ -10,7 +10,7 @@ use reel_engine::bench;
 use reel_kernels::catalogue::Sizes;
 use reel_measure::ceilings::Ceilings;
 use reel_measure::clocks::{ClockSampler, ClockSummary};
-use reel_measure::op::{unknown_size_error, op_timers, roofline_seconds, roofline_share};
+use reel_measure::op::{op_timers, roofline_seconds, roofline_share, unknown_size_error};
 use reel_measure::rollout::{self, RolloutShape};
 use reel_measure::rounds::{self, BenchSubject, MeasuredRounds, hardware_json};
 use reel_measure::timing::{TimedKernel, TimingDevice};

@@ -113,7 +113,9 @@ fn ffmpeg() -> Vec<Finding> {
             "this build has none and cannot read videos; use a build with the feature `ffmpeg`",
         )];
     }
-    let versions = libraries::ffmpeg_library_names_and_versions().into_iter().map(|(name, v)| Finding::new("FFmpeg", name, Some(v), ""));
+    let versions = libraries::ffmpeg_library_names_and_versions()
+        .into_iter()
+        .map(|(name, v)| Finding::new("FFmpeg", name, Some(v), ""));
     let missing_codec = "this FFmpeg was built without this codec; install the distribution's full FFmpeg libraries";
     let decoders = [
         ("reads H.264", &["h264"][..]),

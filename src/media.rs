@@ -80,7 +80,10 @@ pub struct WorkerFlags {
 
 impl Default for WorkerFlags {
     fn default() -> Self {
-        Self { media_timeout: worker::DEFAULT_DECODE_TIMEOUT.as_secs_f64(), media_memory: worker::DEFAULT_DECODE_MEMORY_MIB }
+        Self {
+            media_timeout: worker::DEFAULT_DECODE_TIMEOUT.as_secs_f64(),
+            media_memory: worker::DEFAULT_DECODE_MEMORY_MIB,
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use reel_model::hub::{DownloadProgress, resolve};
 use reel_model::input::ModelInput;
 use reel_model::input::encode::{MediaOptions, ModelFolder, SecondPerGrid, encode};
 use reel_model::input::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
-use reel_model::lora::{ADAPTER_CONFIG, Adapter, is_adapter_folder};
+use reel_model::lora::{ADAPTER_CONFIG_FILE, Adapter, is_adapter_folder};
 use reel_train::options::Recipe;
 
 use crate::common::CommonOptions;
@@ -85,7 +85,7 @@ impl ModelFlags {
         if self.adapter.is_some() {
             return Err(bad_usage("--model", "is an adapter itself", "give a base model, or omit --adapter"));
         }
-        let location = format!("{}: base_model_name_or_path", folder.join(ADAPTER_CONFIG).display());
+        let location = format!("{}: base_model_name_or_path", folder.join(ADAPTER_CONFIG_FILE).display());
         let help = format!("give --model BASE --adapter {}", folder.display());
         let base = match Adapter::open(folder)?.base_model() {
             Some(base) => base.to_string(),
@@ -177,6 +177,9 @@ impl QuestionFlags {
                 location: "--video".into(),
             })
         });
-        Conversation::from_user_message(image.into_iter().chain(video).collect(), self.prompt.as_deref().unwrap_or_default())
+        Conversation::from_user_message(
+            image.into_iter().chain(video).collect(),
+            self.prompt.as_deref().unwrap_or_default(),
+        )
     }
 }

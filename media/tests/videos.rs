@@ -251,7 +251,12 @@ fn truncated_videos_are_refused() {
         ("gif", VideoCodec::Gif),
     ] {
         let path = folder.path().join(format!("whole.{extension}"));
-        encode_video(&path, frames, &VideoEncodingOptions { gop: Some(10), ..VideoEncodingOptions::new(codec, (25, 1)) }).unwrap();
+        encode_video(
+            &path,
+            frames,
+            &VideoEncodingOptions { gop: Some(10), ..VideoEncodingOptions::new(codec, (25, 1)) },
+        )
+        .unwrap();
         let video = std::fs::read(&path).unwrap();
         let cut = folder.path().join(format!("cut.{extension}"));
         for part in 0..20 {

@@ -74,7 +74,9 @@ impl MediaOfKind<'_> {
         if let Some(g) = grids.iter().find(|g| g[1] % merge != 0 || g[2] % merge != 0 || g.contains(&0)) {
             return Err(ModelError::inputs(
                 location,
-                format!("grid {g:?} (patches along time, height, width) has a side of 0, or a height or width that is not a multiple of {merge}"),
+                format!(
+                    "grid {g:?} (patches along time, height, width) has a side of 0, or a height or width that is not a multiple of {merge}"
+                ),
                 "make the input with `reel preprocess`",
             ));
         }
@@ -187,7 +189,11 @@ impl Batch {
         for axis in 0..3 {
             for s in sequences {
                 if s.position_ids[axis].len() != s.input_ids.len() {
-                    let what = format!("has {} M-RoPE positions for {} token ids", s.position_ids[axis].len(), s.input_ids.len());
+                    let what = format!(
+                        "has {} M-RoPE positions for {} token ids",
+                        s.position_ids[axis].len(),
+                        s.input_ids.len()
+                    );
                     return Err(ModelError::inputs(
                         format!("{location}: position_ids"),
                         what,

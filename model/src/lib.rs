@@ -25,5 +25,5 @@ pub mod weights;
 
 pub use error::{ModelError, Result};
 
-/// The id of a token: a row of the embedding table.
+/// The id of a token, which is the index of its row in the embedding table.
 pub type TokenId = u32;

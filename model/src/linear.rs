@@ -8,7 +8,7 @@ use reel_runtime::{Cx, Tensor};
 use crate::error::Result;
 use crate::weights::WeightLoader;
 
-/// `y = x · weightᵀ + bias`, plus `scale · up · down · x` of the adapter.
+/// `y = x · weightᵀ + bias`, with weight `[out, in]`. An adapter adds `scale · up · down · x`.
 #[derive(Clone, Debug)]
 pub(crate) struct Linear {
     /// The classic name without `.weight`, such as `model.layers.0.self_attn.q_proj`.
@@ -38,7 +38,8 @@ impl Linear {
         std::iter::once(&self.weight).chain(&self.bias).chain(adapter)
     }
 
-    /// The forward pass of a decode step, for up to 16 rows: `y + residual`. Has no backward rule.
+    /// The forward pass of a decode step for up to 16 rows; adds `residual` to the output if it is given. Has no
+    /// backward rule.
     pub(crate) fn forward_skinny(&self, cx: &Cx, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         Ok(match &self.adapter {
             Some(lora) => ops::skinny_lora_linear(cx, x, &self.weight, self.bias.as_ref(), lora, residual)?,

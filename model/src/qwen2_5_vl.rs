@@ -25,26 +25,27 @@ use crate::weights::{WeightLoader, WeightSource};
 /// The model with its weights on a device.
 #[derive(Clone, Debug)]
 pub struct Qwen25Vl {
-    /// Sizes of the vision tower and of the decoder.
+    /// The config: sizes of the vision tower and of the decoder, and ids of special tokens.
     pub config: ModelConfig,
     /// The vision tower.
     pub vision: VisionTower,
     /// The decoder.
     pub text: TextDecoder,
-    /// The cache of vision tokens, for a vision tower whose weights do not change.
+    /// The cache of vision tokens. It can be used only if the weights of the vision tower do not change.
     pub features: Option<Arc<FeatureCache>>,
 }
 
 /// Options of [`Qwen25Vl::forward`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ForwardOptions<'a> {
-    /// Vision tokens `[M, H]` of the batch from [`Qwen25Vl::vision_tokens`]; if absent, the forward pass computes
-    /// them.
+    /// The vision tokens `[M, H]` of the batch, if the caller has already computed them with
+    /// [`Qwen25Vl::vision_tokens`].
     pub vision: Option<&'a Tensor>,
-    /// The KV cache: the keys and values of the batch are added to it, and tokens attend to the cached keys of their
-    /// sequence. If absent, tokens attend within the batch.
+    /// The KV cache. The keys and values of the batch are added to it, and tokens attend to the cached keys of their
+    /// sequence. Without a cache, tokens attend only within the batch.
     pub cache: Option<(&'a KvCache, &'a KvPages)>,
-    /// Gradient checkpointing: keeps only the input of each layer for the backward pass, which computes the rest again.
+    /// Whether to use gradient checkpointing: only the input of each layer is kept for the backward pass, which
+    /// computes the layer again.
     pub checkpoint: bool,
 }
 
@@ -62,10 +63,11 @@ impl Qwen25Vl {
         })
     }
 
-    /// Loads the weights of a model folder for inference. Reads them in place where their dtype allows.
+    /// Loads the weights of a model folder for inference. Weights that the kernels can use in their stored dtype are
+    /// read in place, without a copy.
     ///
     /// # Errors
-    /// As [`Qwen25Vl::load`]; weights that do not match the config.
+    /// The errors of [`Qwen25Vl::load`]; weights that do not match the config.
     pub fn open(device: &Device, files: &Checkpoint, config: &ModelConfig, dtype: DType) -> Result<Qwen25Vl> {
         files.check(config)?;
         Qwen25Vl::load(
@@ -118,8 +120,8 @@ impl Qwen25Vl {
         let Some(cache) = &self.features else { return self.vision.forward(&cx, &input.sequences, false) };
         let mut found: Vec<(u128, Arc<VisionFeatures>)> = Vec::new();
         for media in &input.sequences {
-            // The results of this batch are searched too: a small cache may have evicted an entry that the batch
-            // needs a second time.
+            // Two sequences of this batch may have the same media. The results of this batch are searched too,
+            // because a small cache may have evicted the entry already.
             let in_batch = || found.iter().find(|(key, _)| *key == media.key).map(|(_, features)| features.clone());
             let features = match cache.get(media.key).or_else(in_batch) {
                 Some(features) => features,
@@ -132,7 +134,10 @@ impl Qwen25Vl {
             };
             found.push((media.key, features));
         }
-        VisionFeatures::concatenate_on_device(cx.device(), &found.into_iter().map(|(_, features)| features).collect::<Vec<_>>())
+        VisionFeatures::concatenate_on_device(
+            cx.device(),
+            &found.into_iter().map(|(_, features)| features).collect::<Vec<_>>(),
+        )
     }
 
     /// Computes logits, f32 `[R, V]`, of hidden states `[R, H]`. Has no backward rule.

@@ -1,5 +1,5 @@
-//! The residual between attention and MLP of a layer. The addition `x + delta` is delayed until the next norm, so
-//! that one kernel reads both, adds and normalises.
+//! The residual stream of a layer, between attention and MLP. The addition `x + delta` is delayed until the next
+//! norm, so that one kernel reads both, adds and normalises.
 
 use reel_runtime::{Cx, Tensor, ops};
 
@@ -22,8 +22,8 @@ impl Residual {
         Residual { x, delta: Some(delta) }
     }
 
-    /// S, the number of rows.
-    pub(crate) fn rows(&self) -> usize {
+    /// S, the number of rows: one per token or patch.
+    pub(crate) fn row_count(&self) -> usize {
         self.x.shape()[0]
     }
 
@@ -35,7 +35,7 @@ impl Residual {
         })
     }
 
-    /// Returns the norm alone, after the last layer.
+    /// Returns only the norm of the sum, for the norm after the last layer.
     pub(crate) fn norm_after_last_layer(self, cx: &Cx, weight: &Tensor, eps: f32) -> Result<Tensor> {
         Ok(match &self.delta {
             Some(delta) => ops::rms_norm_add(cx, &self.x, delta, weight, eps)?.1,

@@ -225,7 +225,7 @@ impl Block {
     }
 
     fn forward(&self, cx: &Cx, residual: Residual, rotary: &RotaryTable, seqs: &CuSeqlens) -> Result<Residual> {
-        let (n, c) = (residual.rows(), self.heads * self.head_dim);
+        let (n, c) = (residual.row_count(), self.heads * self.head_dim);
         let heads = [n, self.heads, self.head_dim];
         let (x, normed) = residual.sum_and_norm(cx, &self.norm1, self.eps)?;
         let parts = ops::split_columns(cx, &self.qkv.forward(cx, &normed)?, &[c, c, c])?;

@@ -81,6 +81,11 @@ use write::encode_to_file;
 
 /// Never called: in a build without FFmpeg, `check` already reports that no encoder exists.
 #[cfg(not(feature = "ffmpeg"))]
-fn encode_to_file(path: &Path, _temporary: &Path, _frames: FrameView<'_>, _encoding: &VideoEncodingOptions) -> Result<()> {
+fn encode_to_file(
+    path: &Path,
+    _temporary: &Path,
+    _frames: FrameView<'_>,
+    _encoding: &VideoEncodingOptions,
+) -> Result<()> {
     Err(crate::video::no_ffmpeg_error(path))
 }

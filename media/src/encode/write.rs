@@ -34,7 +34,8 @@ pub(super) fn encode_to_file(
     };
     ffmpeg::log::set_level(ffmpeg::log::Level::Quiet);
     let mut output = ffmpeg::format::output(temporary).map_err(failed("creating the file"))?;
-    let mut encoder = open_encoder(&output, frames.height_and_width(), encoding).map_err(failed("opening the encoder"))?;
+    let mut encoder =
+        open_encoder(&output, frames.height_and_width(), encoding).map_err(failed("opening the encoder"))?;
     let time_base = time_base(encoding);
     {
         let mut stream = output.add_stream_with(&encoder).map_err(failed("adding the video stream"))?;
@@ -56,8 +57,8 @@ pub(super) fn encode_to_file(
         }
         Ok(())
     };
-    let mut converter =
-        FrameConverter::new(frames.height_and_width(), pixel_format(encoding.codec)).map_err(failed("preparing its frames"))?;
+    let mut converter = FrameConverter::new(frames.height_and_width(), pixel_format(encoding.codec))
+        .map_err(failed("preparing its frames"))?;
     for (i, rgb) in frames.iter().enumerate() {
         let time = encoding.times_ms.as_ref().map_or(i as i64, |t| t[i]);
         let frame = converter.convert(rgb, time).map_err(failed("converting a frame"))?;

@@ -95,7 +95,11 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
         return Err(MediaError::file_error(name, "is empty", "give an image file"));
     }
     let unknown = || {
-        MediaError::file_error(name, "is not an image of a supported format", "give a PNG, JPEG, WebP, GIF, BMP or TIFF file")
+        MediaError::file_error(
+            name,
+            "is not an image of a supported format",
+            "give a PNG, JPEG, WebP, GIF, BMP or TIFF file",
+        )
     };
     let cursor = Cursor::new(bytes);
     match ::image::guess_format(bytes).map_err(|_| unknown())? {

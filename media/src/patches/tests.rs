@@ -73,7 +73,9 @@ fn video_frames_and_patches_equal_golden_bits() {
         let keys =
             MediaOverrides { resized_height: Some(height), resized_width: Some(width), ..MediaOverrides::default() };
         let limits = VideoPixelLimits::new(MediaProfile::VideorftTrain, &keys);
-        let size = limits.resized_height_and_width(view.frame_count(), view.height_and_width().0, view.height_and_width().1).unwrap();
+        let size = limits
+            .resized_height_and_width(view.frame_count(), view.height_and_width().0, view.height_and_width().1)
+            .unwrap();
         let resized = processor_resize(torch_bicubic(view, size).unwrap(), &PatchProcessor::default()).unwrap();
         assert!(resized.data == want.data(), "{name}");
         let patches = patchify(resized.view().unwrap(), &PatchProcessor::default()).unwrap();

@@ -19,7 +19,7 @@ mod tests;
 use rayon::prelude::*;
 
 pub use sizes::{
-    DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS, ImagePixelLimits, MAX_ASPECT_RATIO, RequestedSize, RESIZED_SIDE_MULTIPLE,
+    DEFAULT_MAX_PIXELS, DEFAULT_MIN_PIXELS, ImagePixelLimits, MAX_ASPECT_RATIO, RESIZED_SIDE_MULTIPLE, RequestedSize,
     VideoPixelLimits, processor_smart_resize, smart_resize,
 };
 

@@ -205,7 +205,11 @@ fn check(height: usize, width: usize, factor: usize, max_pixels: f64) -> Result<
         );
     }
     if factor == 0 || factor > MAX_SIDE {
-        return Err(MediaError::setting_error("factor", format!("is {factor}"), "give 28 (patch side 14 x merge size 2)"));
+        return Err(MediaError::setting_error(
+            "factor",
+            format!("is {factor}"),
+            "give 28 (patch side 14 x merge size 2)",
+        ));
     }
     // Written so that NaN is refused too.
     if !(max_pixels >= 1.0) {

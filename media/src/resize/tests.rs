@@ -38,7 +38,11 @@ fn sizes_equal_golden_table() {
                     name => MediaProfile::parse(name).unwrap(),
                 };
                 let keys: MediaOverrides = serde_json::from_value(row["keys"].clone()).unwrap();
-                VideoPixelLimits::new(profile, &keys).resized_height_and_width(side("nframes"), side("height"), side("width"))
+                VideoPixelLimits::new(profile, &keys).resized_height_and_width(
+                    side("nframes"),
+                    side("height"),
+                    side("width"),
+                )
             }
         };
         if row["expect"].is_object() {
@@ -71,7 +75,11 @@ fn invalid_sizes_are_refused() {
     }
     let keys = MediaOverrides { resized_height: Some(u64::MAX), resized_width: Some(5), ..MediaOverrides::default() };
     assert!(ImagePixelLimits::new(MediaProfile::Qwen, &keys).resized_height_and_width(100, 100).is_err());
-    assert!(VideoPixelLimits::new(MediaProfile::Qwen, &MediaOverrides::default()).resized_height_and_width(0, 100, 100).is_err());
+    assert!(
+        VideoPixelLimits::new(MediaProfile::Qwen, &MediaOverrides::default())
+            .resized_height_and_width(0, 100, 100)
+            .is_err()
+    );
 }
 
 #[test]

@@ -110,7 +110,11 @@ fn frame_count(total: u64, video_fps: f64, [fps, min, max]: [f64; 3], overrides:
     let available = total as f64;
     let n = match (overrides.nframes, overrides.fps) {
         (Some(_), Some(_)) => {
-            return Err(MediaError::setting_error("nframes", "cannot be given together with fps", "give only one of the two"));
+            return Err(MediaError::setting_error(
+                "nframes",
+                "cannot be given together with fps",
+                "give only one of the two",
+            ));
         }
         (Some(n), None) => (n as f64 / FRAME_FACTOR).round_ties_even() * FRAME_FACTOR,
         (None, fps_override) => {

@@ -22,7 +22,7 @@ use crate::profile::{MediaOverrides, MediaProfile};
 
 #[cfg(feature = "ffmpeg")]
 pub use ffmpeg::{decode_into, probe};
-pub use types::{DecodeLimits, DecodeRequest, DecodedVideo, DecodedFrameSize, PixelBuffer, VideoInfo};
+pub use types::{DecodeLimits, DecodeRequest, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo};
 
 /// Decodes the frames that `profile` and `overrides` select, in the displayed size of the video.
 ///
@@ -34,7 +34,8 @@ pub fn decode(path: &Path, profile: MediaProfile, overrides: &MediaOverrides) ->
     let request = DecodeRequest { path, profile, overrides: *overrides, size: DecodedFrameSize::Original, limits };
     let (mut video, data) = decode_into(&request, |bytes| {
         let mut data = Vec::new();
-        data.try_reserve_exact(bytes).map_err(|_| types::frames_too_large_error(path, bytes as u64, limits.memory_bytes))?;
+        data.try_reserve_exact(bytes)
+            .map_err(|_| types::frames_too_large_error(path, bytes as u64, limits.memory_bytes))?;
         data.resize(bytes, 0);
         Ok(data)
     })?;

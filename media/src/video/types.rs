@@ -114,7 +114,11 @@ pub(super) fn frames_too_large_error(path: &Path, bytes: u64, limit: u64) -> Med
     const MIB: u64 = 1 << 20;
     MediaError::file_error(
         path,
-        format!("its selected frames need {} MiB, above the decoder's memory limit of {} MiB", bytes.div_ceil(MIB), limit / MIB),
+        format!(
+            "its selected frames need {} MiB, above the decoder's memory limit of {} MiB",
+            bytes.div_ceil(MIB),
+            limit / MIB
+        ),
         "take fewer frames, or raise the memory limit (--media-memory)",
     )
 }

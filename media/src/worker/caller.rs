@@ -11,7 +11,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use super::process::{self, WorkerCommand};
 use super::protocol::{WorkerJob, WorkerReply, WorkerRequest, path_to_bytes};
 use crate::profile::{MediaOverrides, MediaProfile};
-use crate::video::{DecodeLimits, DecodedVideo, DecodedFrameSize, PixelBuffer, VideoInfo};
+use crate::video::{DecodeLimits, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo};
 use crate::{MediaError, Result};
 
 /// The hidden command line argument that makes the program a worker.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::MediaError;
 use crate::profile::{MediaOverrides, MediaProfile};
-use crate::video::{DecodedVideo, DecodedFrameSize, VideoInfo};
+use crate::video::{DecodedFrameSize, DecodedVideo, VideoInfo};
 
 /// The request that the caller sends to a worker.
 #[derive(Debug, Serialize, Deserialize)]

@@ -22,7 +22,12 @@ pub(crate) fn add_tensor(list: &mut TensorNamesAndShapes, name: impl Into<String
 }
 
 /// Adds the tensors of a linear layer with bias: weight `[out, in]`, bias `[out]`.
-pub(crate) fn add_linear(list: &mut TensorNamesAndShapes, name: impl std::fmt::Display, out_features: usize, in_features: usize) {
+pub(crate) fn add_linear(
+    list: &mut TensorNamesAndShapes,
+    name: impl std::fmt::Display,
+    out_features: usize,
+    in_features: usize,
+) {
     add_tensor(list, format!("{name}.weight"), &[out_features, in_features]);
     add_tensor(list, format!("{name}.bias"), &[out_features]);
 }

@@ -288,10 +288,8 @@ fn mrope_section(fields: &JsonFields, head_dim: usize) -> Result<[usize; 3]> {
     };
     let sum: usize = section.iter().sum();
     if sum != head_dim / 2 {
-        return Err(scaling.error(
-            "mrope_section",
-            format!("sums to {sum}; the sum must be {}, half of head_dim", head_dim / 2),
-        ));
+        return Err(scaling
+            .error("mrope_section", format!("sums to {sum}; the sum must be {}, half of head_dim", head_dim / 2)));
     }
     Ok(section)
 }

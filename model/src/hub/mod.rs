@@ -92,7 +92,10 @@ impl Hub {
             return Ok(snapshot);
         }
         if self.offline {
-            let what = format!("is not complete in the hub cache {} and is not downloaded, because HF_HUB_OFFLINE is set", self.cache.display());
+            let what = format!(
+                "is not complete in the hub cache {} and is not downloaded, because HF_HUB_OFFLINE is set",
+                self.cache.display()
+            );
             return Err(ModelError::hub(id, what, "unset HF_HUB_OFFLINE, or give a model folder"));
         }
         self.fetch(id, &store, progress)

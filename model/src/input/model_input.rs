@@ -164,7 +164,7 @@ impl ModelInput {
             if cut != grids {
                 return fault(
                     &format!("{kind}_grid_thw"),
-                    format!("is {grids:?}, but the decoded frames have the grids {cut:?}"),
+                    format!("is {grids:?}, but the decoded frames give the grids {cut:?}"),
                 );
             }
         } else if values != patches * config.vision.patch_dim() {
@@ -276,7 +276,7 @@ fn token_ids(ids: &[i64], config: &ModelConfig, location: &str) -> Result<Vec<To
         Ok(id) if (id as usize) < vocab_size => Ok(id),
         _ => Err(ModelError::inputs(
             format!("{location}: input_ids"),
-            format!("has {id} at index {i}, outside the vocabulary of {vocab_size}"),
+            format!("has {id} at index {i}, outside the vocabulary of {vocab_size} tokens"),
             HELP,
         )),
     };
@@ -342,7 +342,7 @@ impl InputFile<'_> {
         match self.floats(name)? {
             None => Ok(None),
             Some((shape, _)) if shape.len() != 2 || shape[1] != dim => {
-                let what = format!("has shape {shape:?}, not [N, {dim}]");
+                let what = format!("has shape {shape:?}, not [number of patches, {dim}]");
                 Err(ModelError::inputs(format!("{}: {name}", self.location), what, HELP))
             }
             Some((_, values)) if values.is_empty() => Ok(None),
@@ -354,7 +354,7 @@ impl InputFile<'_> {
         let Some((shape, values)) = self.ints(name)? else { return Ok(Vec::new()) };
         let fault = |what: String| ModelError::inputs(format!("{}: {name}", self.location), what, HELP);
         if shape.len() != 2 || shape[1] != 3 {
-            return Err(fault(format!("has shape {shape:?}, not [n, 3]")));
+            return Err(fault(format!("has shape {shape:?}, not [number of grids, 3]")));
         }
         let length = |x: i64| match usize::try_from(x) {
             Ok(x) if x <= 1 << 20 => Ok(x),

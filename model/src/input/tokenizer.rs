@@ -43,7 +43,7 @@ impl Tokenizer {
     pub fn parse(location: &str, bytes: &[u8]) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, HELP);
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| fault(format!("is not a tokenizer that can be read ({e})")))?;
+            .map_err(|e| fault(format!("cannot be read as a tokenizer ({e})")))?;
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(fault("is not a byte-level tokenizer, as Qwen2.5-VL's is".to_string()));
         }
@@ -68,8 +68,8 @@ impl Tokenizer {
         ] {
             let what = match self.inner.token_to_id(token) {
                 Some(id) if id == wanted => continue,
-                Some(id) => format!("gives `{token}` the id {id}, but config.json says {key} {wanted}"),
-                None => format!("has no token `{token}`, but config.json says {key} {wanted}"),
+                Some(id) => format!("gives `{token}` the id {id}, but config.json has {key} = {wanted}"),
+                None => format!("has no token `{token}`, but config.json has {key} = {wanted}"),
             };
             return Err(ModelError::tokenizer(&self.location, what, HELP));
         }

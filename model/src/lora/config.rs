@@ -10,56 +10,57 @@ use super::LoraSpec;
 use crate::error::{ModelError, Result};
 
 /// The file that marks a folder as an adapter.
-pub const ADAPTER_CONFIG: &str = "adapter_config.json";
+pub const ADAPTER_CONFIG_FILE: &str = "adapter_config.json";
 
 /// Whether a folder holds an adapter instead of a model.
 pub fn is_adapter_folder(folder: &Path) -> bool {
-    folder.join(ADAPTER_CONFIG).is_file()
+    folder.join(ADAPTER_CONFIG_FILE).is_file()
 }
 
 /// The fields of `adapter_config.json` that affect results.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct AdapterConfig {
-    /// The base model: a folder or a hub id.
+    /// The base model, as a folder or a hub id.
     pub(super) base: Option<String>,
     pub(super) r: usize,
     pub(super) scale: f64,
 }
 
-/// Fields of unsupported kinds of LoRA, each with what a value means. They must be absent, null, false or empty.
+/// Fields of unsupported kinds of LoRA, each with what it means if it is set. Every one must be absent, null, false
+/// or empty.
 const UNSUPPORTED: [(&str, &str); 16] = [
-    ("use_dora", "is DoRA, which also scales each row of the weight"),
-    ("modules_to_save", "says that whole modules were trained in addition to the adapter"),
-    ("rank_pattern", "sets ranks of single layers"),
-    ("alpha_pattern", "sets scales of single layers"),
-    ("fan_in_fan_out", "says that weights are stored transposed"),
-    ("lora_bias", "adds biases to the adapter"),
-    ("layer_replication", "says that layers are repeated"),
-    ("trainable_token_indices", "says that rows of the embedding were trained"),
-    ("target_parameters", "puts the adapter on parameters outside of linear layers"),
-    ("alora_invocation_tokens", "says that the adapter acts on a part of the tokens only"),
-    ("use_qalora", "is QALoRA"),
-    ("use_bdlora", "is block-diagonal LoRA"),
-    ("arrow_config", "mixes several adapters"),
-    ("velora_config", "is VeLoRA"),
-    ("kasa_config", "is KaSA"),
-    ("monteclora_config", "is MonteCLoRA"),
+    ("use_dora", "asks for DoRA, which is not supported"),
+    ("modules_to_save", "lists modules that were trained as a whole, which is not supported"),
+    ("rank_pattern", "sets ranks of single layers, which is not supported"),
+    ("alpha_pattern", "sets alpha of single layers, which is not supported"),
+    ("fan_in_fan_out", "says that weights are stored transposed, which is not supported"),
+    ("lora_bias", "adds biases to the adapter, which is not supported"),
+    ("layer_replication", "repeats layers of the base model, which is not supported"),
+    ("trainable_token_indices", "says that rows of the embedding table were trained, which is not supported"),
+    ("target_parameters", "puts the adapter on parameters outside of linear layers, which is not supported"),
+    ("alora_invocation_tokens", "applies the adapter to only a part of the tokens, which is not supported"),
+    ("use_qalora", "asks for QALoRA, which is not supported"),
+    ("use_bdlora", "asks for block-diagonal LoRA, which is not supported"),
+    ("arrow_config", "mixes several adapters, which is not supported"),
+    ("velora_config", "asks for VeLoRA, which is not supported"),
+    ("kasa_config", "asks for KaSA, which is not supported"),
+    ("monteclora_config", "asks for MonteCLoRA, which is not supported"),
 ];
 
-/// Values of `init_lora_weights` that do not change the base weights.
+/// The values of `init_lora_weights` that are supported, because they leave the weights of the base model unchanged.
 const PLAIN_INITS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
-/// The largest accepted rank; a larger one is an error in the file.
+/// The largest accepted rank; a larger one is surely a mistake in the file.
 const MAX_RANK: u64 = 1 << 16;
 
 impl AdapterConfig {
     pub(super) fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join(ADAPTER_CONFIG);
+        let path = folder.join(ADAPTER_CONFIG_FILE);
         let location = path.display().to_string();
         let text = fs::read_to_string(&path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => ModelError::config(
                 folder.display().to_string(),
-                format!("is not an adapter (it has no {ADAPTER_CONFIG})"),
+                format!("is not an adapter (it has no {ADAPTER_CONFIG_FILE})"),
                 "use a folder that `reel sft --lora-r` or PEFT wrote",
             ),
             _ => ModelError::cannot_read(&path, e),
@@ -89,7 +90,11 @@ impl AdapterConfig {
         }
         if let Some(bias) = fields.get("bias").filter(|bias| is_set(bias) && *bias != "none") {
             let help = "only plain LoRA is supported; merge this adapter with PEFT (merge_and_unload)";
-            return refuse("bias", format!("is {bias}: biases of the base model were trained too"), help);
+            return refuse(
+                "bias",
+                format!("is {bias}: biases of the base model were trained too, which is not supported"),
+                help,
+            );
         }
         if let Some(start) = fields.get("init_lora_weights").and_then(Value::as_str)
             && !PLAIN_INITS.contains(&start)
@@ -120,7 +125,7 @@ impl AdapterConfig {
         if !((alpha / by) as f32).is_finite() {
             return refuse(
                 "lora_alpha",
-                format!("is {alpha}, outside the range of f32"),
+                format!("is {alpha}; the factor computed from it is outside the range of f32"),
                 "copy or download the adapter again",
             );
         }
@@ -143,9 +148,9 @@ fn shown(value: Option<&Value>) -> String {
     value.map_or("missing".to_string(), Value::to_string)
 }
 
-/// The adapter_config.json of an adapter that this program trained. It has only fields that old versions of PEFT
-/// know, except `exclude_modules`, which is needed if the names of targets match layers of the vision tower too (old
-/// versions ignore it and add zero matrices there).
+/// The adapter_config.json of an adapter that this program trained. Old versions of PEFT know all of its fields
+/// except `exclude_modules`, which keeps the adapter out of the vision tower where target names match layers of it
+/// too. Versions that do not know that field add adapters of zeros there, which change nothing.
 pub(super) fn adapter_config_json(spec: &LoraSpec, base: &str) -> Value {
     let alpha = match spec.alpha.fract() == 0.0 && spec.alpha.abs() < 1e15 {
         true => json!(spec.alpha as i64),

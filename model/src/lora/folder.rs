@@ -10,16 +10,18 @@ use std::sync::Arc;
 use reel_runtime::device::MappedFile;
 
 use super::config::{AdapterConfig, adapter_config_json};
-use super::{ADAPTER_CONFIG, LinearLayer, LoraSpec, linear_layers};
+use super::{ADAPTER_CONFIG_FILE, LinearLayer, LoraSpec, linear_layers};
 use crate::checkpoint::header::{self, HeaderTensor};
 use crate::checkpoint::{StoredDType, TensorNaming};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::save::{TensorSpec, copy_tokenizer_and_processor_files, same_folder, write_atomically, write_tensor_file};
+use crate::save::{
+    TensorSpec, copy_tokenizer_and_processor_files, is_same_folder, write_atomically, write_tensor_file,
+};
 use crate::weights::widen_to_f32;
 
 /// The file with the matrices of an adapter.
-pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+pub const ADAPTER_WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// The prefix of layer names in PEFT.
 const PREFIX: &str = "base_model.model.";
@@ -30,7 +32,7 @@ pub struct Adapter {
     path: PathBuf,
     config: AdapterConfig,
     file: Arc<MappedFile>,
-    /// The matrices A and B of each layer, by the layer's classic name (as on the hub).
+    /// The matrices A and B of each adapted layer, keyed by the layer's classic name (as on the hub).
     layers: BTreeMap<String, [Option<HeaderTensor>; 2]>,
 }
 
@@ -47,10 +49,10 @@ pub(super) struct LoraMatrices {
 }
 
 impl Adapter {
-    /// Maps and checks the files. [`Adapter::check`] checks them against a model.
+    /// Memory-maps an adapter folder and checks its files alone; [`Adapter::check`] checks them against a model.
     pub fn open(folder: &Path) -> Result<Adapter> {
         let config = AdapterConfig::open(folder)?;
-        let path = folder.join(ADAPTER_WEIGHTS);
+        let path = folder.join(ADAPTER_WEIGHTS_FILE);
         if !path.exists() && folder.join("adapter_model.bin").exists() {
             let what = "is a pickle file, which is not supported";
             let help = "save the adapter with PEFT's save_pretrained(…, safe_serialization=True)";
@@ -66,7 +68,7 @@ impl Adapter {
             };
             let places = layers.entry(layer).or_default();
             if let Some(other) = &places[place] {
-                let what = format!("is a second name of the matrix {}", other.name);
+                let what = format!("names the same matrix as {}", other.name);
                 return Err(fault(&path, &stored.name, what, "keep one of the two"));
             }
             places[place] = Some(stored);
@@ -83,13 +85,13 @@ impl Adapter {
         self.config.base.as_deref()
     }
 
-    /// The factor of `B A x`: alpha / r, or alpha / √r with rsLoRA.
+    /// The factor by which `B A x` is multiplied: alpha / r, or alpha / √r with rsLoRA.
     pub fn scale(&self) -> f32 {
         self.config.scale as f32
     }
 
     /// The classic names (as on the hub) of the adapted layers.
-    pub fn layers(&self) -> impl Iterator<Item = &str> {
+    pub fn adapted_layers(&self) -> impl Iterator<Item = &str> {
         self.layers.keys().map(String::as_str)
     }
 
@@ -101,12 +103,12 @@ impl Adapter {
             let r = self.config.r;
             let any = places.iter().flatten().next().map_or(name.as_str(), |stored| &stored.name);
             let Some(layer) = known.get(name.as_str()) else {
-                let what = "is for a layer that the model does not have, or that does not support adapters";
+                let what = "belongs to a layer that the model does not have, or that cannot have an adapter";
                 return Err(fault(&self.path, any, what, "use the model that the adapter was trained on"));
             };
             for (stored, shape) in places.iter().zip([[r, layer.inner], [layer.out, r]]) {
                 let Some(stored) = stored else {
-                    let what = "has no counterpart (each layer needs lora_A and lora_B)";
+                    let what = "has no counterpart: each layer needs both lora_A and lora_B";
                     return Err(fault(&self.path, any, what, "copy or download the file again"));
                 };
                 if stored.shape != shape {
@@ -123,7 +125,7 @@ impl Adapter {
         Ok(())
     }
 
-    /// The LoRA matrices of a layer, if it has any. [`Adapter::check`] must have succeeded before.
+    /// The LoRA matrices of a layer; `None` if the layer has no adapter. Call [`Adapter::check`] before.
     pub(super) fn matrices(&self, layer: &str) -> Result<Option<LoraMatrices>> {
         let Some([Some(down), Some(up)]) = self.layers.get(layer) else { return Ok(None) };
         let (&[r, inner], &[out, _]) = (&down.shape[..], &up.shape[..]) else { return Ok(None) };
@@ -142,8 +144,8 @@ impl Adapter {
     }
 }
 
-/// Splits the name of a matrix into its layer and 0 for A or 1 for B. Old versions of PEFT add the adapter name
-/// (`default`).
+/// Splits the name of a stored matrix into its layer's classic name and the kind of matrix: 0 for A, 1 for B. Old
+/// versions of PEFT add the adapter name (`default`) to matrix names.
 fn parse_matrix_name(name: &str) -> Option<(String, usize)> {
     let rest = name.strip_prefix(PREFIX)?.strip_suffix(".weight")?;
     let rest = rest.strip_suffix(".default").unwrap_or(rest);
@@ -158,7 +160,7 @@ fn fault(path: &Path, tensor: &str, what: impl Into<String>, help: &str) -> Mode
     ModelError::weights(format!("{}: {tensor}", path.display()), what, help)
 }
 
-/// What an adapter folder contains besides its matrices.
+/// Everything that [`save`] needs to write an adapter folder, except the matrices.
 #[derive(Clone, Copy, Debug)]
 pub struct AdapterFolder<'a> {
     /// The adapter.
@@ -171,9 +173,9 @@ pub struct AdapterFolder<'a> {
     pub naming: TensorNaming,
 }
 
-/// Writes an adapter folder like PEFT and TRL: the adapter, and the files of tokenizer and processor. `tensors` have
-/// parameter names (`LAYER.lora_A.weight`); `fill` writes the bytes of one tensor and is called once per tensor, in
-/// order.
+/// Writes an adapter folder as PEFT and TRL do: config and matrices of the adapter, and copies of the base model's
+/// tokenizer and processor files. `tensors` have parameter names (`LAYER.lora_A.weight`); `fill` writes the bytes of
+/// one tensor and is called once per tensor, in order.
 pub fn save(
     out: &Path,
     folder: AdapterFolder,
@@ -181,13 +183,13 @@ pub fn save(
     fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
     std::fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
-    if !same_folder(folder.source, out) {
+    if !is_same_folder(folder.source, out) {
         copy_tokenizer_and_processor_files(folder.source, out)?;
     }
     write_atomically(
-        &out.join(ADAPTER_CONFIG),
+        &out.join(ADAPTER_CONFIG_FILE),
         format!("{:#}\n", adapter_config_json(folder.spec, folder.base)).as_bytes(),
     )?;
     let rename = |name: &str| format!("{PREFIX}{}", folder.naming.from_classic_name(name));
-    write_tensor_file(&out.join(ADAPTER_WEIGHTS), rename, tensors, fill)
+    write_tensor_file(&out.join(ADAPTER_WEIGHTS_FILE), rename, tensors, fill)
 }

@@ -26,8 +26,8 @@ pub struct MergeReport {
 }
 
 /// Merges `adapter` into the model folder `base` and writes the model folder `out`, which must be new or empty.
-/// Weights keep dtype and name; all other files at the top of `base` are copied. `out` gets its name when it is
-/// complete.
+/// Weights keep dtype and name. The other files of `base` are copied, but not its sub-folders. The folder has a
+/// temporary name until it is complete.
 ///
 /// # Errors
 /// An adapter that does not belong to the model; a folder that cannot be read or written.
@@ -45,10 +45,11 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, device: &Device) -> Result
         .map(|(name, view)| TensorSpec { name: name.to_string(), dtype: view.dtype, shape: view.shape.to_vec() })
         .collect();
     let cx = Cx::inference(device, DType::F32);
-    // An error in a weight is reported as itself, not as a failed write.
+    // The error that made `fill` fail; it is returned instead of the write error that it causes.
     let mut wrong = None;
     let fill = |spec: &TensorSpec, to: &mut dyn Write| {
-        let view = files.tensor_with_shape(&spec.name, &spec.shape).and_then(|view| merged(&cx, &adapter, &spec.name, view));
+        let view =
+            files.tensor_with_shape(&spec.name, &spec.shape).and_then(|view| merged(&cx, &adapter, &spec.name, view));
         match view {
             Ok(bytes) => to.write_all(&bytes),
             Err(e) => {
@@ -60,7 +61,7 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, device: &Device) -> Result
     };
     write_weights(&draft.path, files.naming(), &specs, MAX_SHARD_BYTES, fill).map_err(|e| wrong.take().unwrap_or(e))?;
     draft.publish(out)?;
-    Ok(MergeReport { layers: adapter.layers().count(), bytes: specs.iter().map(TensorSpec::bytes).sum() })
+    Ok(MergeReport { layers: adapter.adapted_layers().count(), bytes: specs.iter().map(TensorSpec::bytes).sum() })
 }
 
 /// The bytes of a weight after the merge, in its stored dtype.
@@ -81,7 +82,7 @@ fn merged<'a>(cx: &Cx, adapter: &Adapter, name: &str, view: TensorView<'a>) -> R
     }
 }
 
-/// The update of a weight: `scale · B A`, `[out, inner]`.
+/// The change of a weight: `scale · B A`, with the weight's shape `[out, inner]`.
 fn change(cx: &Cx, pair: &LoraMatrices, scale: f32) -> Result<Vec<f32>> {
     let LoraMatrices { r, inner, out, .. } = *pair;
     let columns: Vec<f32> = (0..inner * r).map(|i| pair.down[i % r * inner + i / r]).collect();
@@ -91,7 +92,7 @@ fn change(cx: &Cx, pair: &LoraMatrices, scale: f32) -> Result<Vec<f32>> {
     Ok(product.to_f32()?.into_iter().map(|x| x * scale).collect())
 }
 
-/// Rounds values to a dtype; `None` if one is outside its range.
+/// Rounds values to a dtype; `None` if a value is outside the range of the dtype.
 fn narrow(dtype: StoredDType, values: &[f32]) -> Option<Vec<u8>> {
     let bytes: Vec<u8> = match dtype {
         StoredDType::F32 => bytemuck::cast_slice(values).to_vec(),
@@ -101,7 +102,7 @@ fn narrow(dtype: StoredDType, values: &[f32]) -> Option<Vec<u8>> {
     widen_to_f32(dtype, &bytes)?.iter().all(|x| x.is_finite()).then_some(bytes)
 }
 
-/// Copies the files at the top of a folder, except weights of any format and hidden files.
+/// Copies the files of a folder, except weights of any format, hidden files, and sub-folders.
 fn copy_others(base: &Path, out: &Path) -> Result<()> {
     const WEIGHTS: [&str; 9] = ["safetensors", "bin", "pt", "pth", "ckpt", "gguf", "h5", "msgpack", "onnx"];
     for entry in fs::read_dir(base).map_err(|e| ModelError::cannot_read(base, e))? {
@@ -117,8 +118,8 @@ fn copy_others(base: &Path, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A folder that is written under a hidden temporary name beside its final name. If it is dropped before it is
-/// renamed, it is removed.
+/// A folder that is written under a hidden temporary name next to its final path. If it is dropped before it gets its
+/// final name, it is removed.
 struct Draft {
     path: std::path::PathBuf,
     _unfinished: TemporaryPaths,
@@ -128,7 +129,7 @@ impl Draft {
     fn begin(out: &Path) -> Result<Draft> {
         let help = "use a folder that does not exist yet, or an empty one";
         let refuse = |what: &str| Err(ModelError::config(out.display().to_string(), what, help));
-        let Some(name) = out.file_name() else { return refuse("is not a valid name of a new folder") };
+        let Some(name) = out.file_name() else { return refuse("is not a path that a new folder can have") };
         match fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
             Ok(true) => return refuse("is not empty"),
             Ok(false) => {}
@@ -143,14 +144,14 @@ impl Draft {
     }
 
     fn publish(self, out: &Path) -> Result<()> {
-        // Renaming replaces an empty folder.
+        // If the target is an empty folder, renaming replaces it.
         fs::rename(&self.path, out).map_err(|e| ModelError::cannot_write(out, e))
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // After `publish` nothing has the temporary name. Errors are ignored in a destructor.
+        // After `publish` no folder has the temporary name, so removing fails; a destructor can only ignore errors.
         let _ = fs::remove_dir_all(&self.path);
     }
 }

@@ -24,8 +24,8 @@ use crate::init::weights::fnv1a_hash;
 use crate::linear::Linear;
 use crate::qwen2_5_vl::Qwen25Vl;
 
-pub use config::{ADAPTER_CONFIG, is_adapter_folder};
-pub use folder::{ADAPTER_WEIGHTS, Adapter, AdapterFolder, save};
+pub use config::{ADAPTER_CONFIG_FILE, is_adapter_folder};
+pub use folder::{ADAPTER_WEIGHTS_FILE, Adapter, AdapterFolder, save};
 pub use merge::{MergeReport, merge};
 
 /// A linear layer that supports an adapter.
@@ -50,9 +50,10 @@ pub fn linear_layers(config: &ModelConfig) -> Vec<LinearLayer> {
 }
 
 /// The seven linear layers of a decoder layer, which are the default targets.
-pub const DECODER_LAYERS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+pub const DECODER_LINEAR_LAYERS: [&str; 7] =
+    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
-/// The target that means all linear layers in PEFT.
+/// The target name that in PEFT selects all linear layers.
 pub const ALL_LINEAR: &str = "all-linear";
 
 /// The options of a new adapter.
@@ -62,18 +63,18 @@ pub struct LoraSpec {
     pub r: usize,
     /// Alpha; the product `B A x` is scaled by `alpha / r`.
     pub alpha: f64,
-    /// The target layers: names or suffixes of names, matched like in PEFT, or [`ALL_LINEAR`] alone.
+    /// The target layers: full names, ends of names such as `q_proj` (matched as in PEFT), or [`ALL_LINEAR`] alone.
     pub targets: Vec<String>,
     /// Whether layers of the vision tower and its merger can be targets.
     pub vision: bool,
 }
 
 impl LoraSpec {
-    /// The target layers, in model order.
+    /// The layers that get an adapter, in model order.
     ///
     /// # Errors
-    /// A target that matches no layer, with the names that exist.
-    pub fn layers(&self, config: &ModelConfig) -> std::result::Result<Vec<LinearLayer>, UnknownTarget> {
+    /// A target that matches no layer; the error lists the names that exist.
+    pub fn target_layers(&self, config: &ModelConfig) -> std::result::Result<Vec<LinearLayer>, UnknownTarget> {
         let all: Vec<LinearLayer> = linear_layers(config)
             .into_iter()
             .filter(|layer| self.vision || !layer.name.starts_with("visual."))
@@ -97,15 +98,16 @@ impl LoraSpec {
     /// The short names (such as `q_proj`) of all layers that can be targets.
     fn known(&self) -> Vec<&'static str> {
         let vision: &[&str] = if self.vision { &["qkv", "attn.proj", "mlp.0", "mlp.2"] } else { &[] };
-        DECODER_LAYERS.into_iter().chain(vision.iter().copied()).collect()
+        DECODER_LINEAR_LAYERS.into_iter().chain(vision.iter().copied()).collect()
     }
 
-    /// The targets as names that all versions of PEFT understand.
+    /// The targets as layer names; `all-linear` is replaced by the names of all layers, because old versions of PEFT
+    /// do not know it.
     fn target_names(&self) -> Vec<String> {
         if self.is_all() { self.known().into_iter().map(str::to_string).collect() } else { self.targets.clone() }
     }
 
-    /// The factor of `B A x`: alpha divided by the rank.
+    /// The factor by which `B A x` is multiplied: alpha divided by the rank.
     pub fn scale(&self) -> f32 {
         (self.alpha / self.r as f64) as f32
     }
@@ -123,17 +125,17 @@ pub struct UnknownTarget {
 /// Where the matrices of an adapter come from.
 #[derive(Clone, Copy, Debug)]
 pub enum AdapterSource<'a> {
-    /// A new adapter: A is uniform within ±1/√in (Kaiming with a = √5, the default of PEFT), B is zero. A is a function
-    /// of the seed and the layer name.
+    /// A new adapter for these layers; the last field is the seed. A is uniform within ±1/√in (Kaiming with a = √5,
+    /// the default of PEFT) and depends only on the seed and the layer name; B is zero.
     New(&'a [LinearLayer], &'a LoraSpec, u64),
-    /// Uninitialised memory of the right size, for the dry device.
+    /// Uninitialised matrices of the right size, for the dry device, which computes nothing.
     Nothing(&'a [LinearLayer], &'a LoraSpec),
     /// The files of an adapter that was checked against the config.
     Files(&'a Adapter),
 }
 
 impl AdapterSource<'_> {
-    /// Returns the matrices for a layer, if the adapter has any.
+    /// Returns the matrices for the layer `name`, if the adapter has any.
     fn of(&self, device: &Device, dtype: DType, name: &str) -> Result<Option<Lora>> {
         let find = |layers: &[LinearLayer]| layers.iter().find(|layer| layer.name == name).cloned();
         let put = |shape: [usize; 2], values: &[f32]| {

@@ -84,9 +84,10 @@ fn merged_model_equals_adapted_model() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("merged");
         let merged = merge(&base(), &golden("lora").join(name), &out, &device).unwrap();
-        assert_eq!(merged.layers, Adapter::open(&golden("lora").join(name)).unwrap().layers().count());
+        assert_eq!(merged.layers, Adapter::open(&golden("lora").join(name)).unwrap().adapted_layers().count());
         let off = off(&logits(&device, &open(&device, &out)), &logits(&device, &with_peft(&device, name, false)));
-        // Merged weights sum in another order than base plus adapter, so the logits differ by rounding.
+        // Merged weights are rounded and summed in another order than base and adapter apart, so the logits differ
+        // slightly.
         assert!(off <= 3e-6, "{name}: off by {off:.2e}");
         weights_are_the_formula(&out, &golden("lora").join(name));
         // All files except the weights equal those of the base, and there are no others.
@@ -128,7 +129,8 @@ fn weights_are_the_formula(merged: &Path, adapter: &Path) {
     }
 }
 
-/// Compares the slope of the loss along the gradient of each matrix with the length of that gradient.
+/// The slope of the loss along the gradient of a matrix must equal the length of that gradient; the slope is measured
+/// with finite differences.
 #[test]
 fn gradients_equal_finite_differences_of_the_loss() {
     let device = Device::cpu(2);
@@ -161,7 +163,8 @@ fn gradients_equal_finite_differences_of_the_loss() {
         let p = parameters.iter().find(|p| p.parameter_name() == Some(name)).unwrap();
         let before = p.to_f32().unwrap();
         let length = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-        // This step changes the loss by about 0.02: far above rounding error, small enough to be linear.
+        // A step of size h changes the loss by about 0.02: far more than rounding errors, but still nearly linear in
+        // h.
         let h = 0.02 / length;
         let moved = |by: f64| {
             let at: Vec<f32> =
@@ -183,7 +186,7 @@ fn gradients_equal_finite_differences_of_the_loss() {
 fn new_adapter_changes_no_bits() {
     let device = Device::cpu(2);
     let spec = spec(&[ALL_LINEAR], true);
-    let layers = spec.layers(&config()).unwrap();
+    let layers = spec.target_layers(&config()).unwrap();
     let base = open(&device, &base());
     let new = |seed| {
         let source = AdapterSource::New(&layers, &spec, seed);
@@ -203,7 +206,7 @@ fn new_adapter_changes_no_bits() {
 fn new_a_is_uniform_by_seed_and_name_and_b_is_zero() {
     let device = Device::cpu(1);
     let spec = LoraSpec { r: 200, ..spec(&["q_proj", "down_proj"], false) };
-    let layers = spec.layers(&config()).unwrap();
+    let layers = spec.target_layers(&config()).unwrap();
     let matrices = |seed| {
         let source = AdapterSource::New(&layers, &spec, seed);
         let of = |name| source.of(&device, DType::F32, name).unwrap().unwrap();
@@ -228,13 +231,13 @@ fn new_a_is_uniform_by_seed_and_name_and_b_is_zero() {
 #[test]
 fn targets_match_layers_like_peft() {
     let names = |targets: &[&str], vision| -> Vec<String> {
-        spec(targets, vision).layers(&config()).unwrap().into_iter().map(|layer| layer.name).collect()
+        spec(targets, vision).target_layers(&config()).unwrap().into_iter().map(|layer| layer.name).collect()
     };
     // The model has two decoder layers and three vision blocks.
     assert_eq!(names(&["q_proj"], true), ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"]);
     assert_eq!(names(&["gate_proj"], true).len(), 5);
     assert_eq!(names(&["gate_proj"], false).len(), 2);
-    assert_eq!(names(&DECODER_LAYERS, false).len(), 14);
+    assert_eq!(names(&DECODER_LINEAR_LAYERS, false).len(), 14);
     assert_eq!(names(&[ALL_LINEAR], true).len(), 2 * 7 + 3 * 5 + 2);
     assert_eq!(
         names(&["proj"], true).len(),
@@ -245,18 +248,18 @@ fn targets_match_layers_like_peft() {
         names(&["layers.1.mlp.up_proj", "merger.mlp.0"], true),
         ["visual.merger.mlp.0", "model.layers.1.mlp.up_proj"]
     );
-    // The names that a saved config has for all-linear match the same layers.
+    // A saved config lists layer names instead of all-linear; they must match the same layers.
     let all = spec(&[ALL_LINEAR], true);
     let written = LoraSpec { targets: all.target_names(), ..all.clone() };
-    assert_eq!(written.layers(&config()).unwrap(), all.layers(&config()).unwrap());
+    assert_eq!(written.target_layers(&config()).unwrap(), all.target_layers(&config()).unwrap());
     for (target, vision) in
         [("lm_head", true), ("embed_tokens", true), ("qkv", false), ("q_prj", true), ("_proj", true)]
     {
-        assert_eq!(spec(&["v_proj", target], vision).layers(&config()).unwrap_err().target, target);
+        assert_eq!(spec(&["v_proj", target], vision).target_layers(&config()).unwrap_err().target, target);
     }
 }
 
-/// Writes the first adapter tensors of the decoder and reads them back.
+/// Saves some adapter tensors of the decoder, then reads the folder back.
 #[test]
 fn saved_adapter_reads_back_equal() {
     let dir = tempfile::tempdir().unwrap();
@@ -279,7 +282,7 @@ fn saved_adapter_reads_back_equal() {
         let again = Adapter::open(dir.path()).unwrap();
         again.check(&config()).unwrap();
         assert_eq!((again.base_model(), again.scale()), (Some("/models/base"), 5.0 / 3.0));
-        assert_eq!(again.layers().collect::<Vec<_>>(), names);
+        assert_eq!(again.adapted_layers().collect::<Vec<_>>(), names);
         assert!(names.iter().all(|name| again.matrices(name).unwrap() == adapter.matrices(name).unwrap()));
         assert!(dir.path().join("tokenizer.json").is_file() && !dir.path().join("config.json").exists());
     }
@@ -289,17 +292,17 @@ fn saved_adapter_reads_back_equal() {
 fn copy(dir: &Path) -> PathBuf {
     let to = dir.join("adapter");
     fs::create_dir(&to).unwrap();
-    for name in [ADAPTER_CONFIG, ADAPTER_WEIGHTS] {
+    for name in [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE] {
         fs::copy(golden("lora/all_linear").join(name), to.join(name)).unwrap();
     }
     to
 }
 
-/// The error of merging an adapter with one config field changed.
+/// The error message of merging an adapter after `change` has altered its config or its folder.
 fn merge_error(change: impl FnOnce(&mut Value, &Path)) -> String {
     let dir = tempfile::tempdir().unwrap();
     let folder = copy(dir.path());
-    let path = folder.join(ADAPTER_CONFIG);
+    let path = folder.join(ADAPTER_CONFIG_FILE);
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     change(&mut config, &folder);
     fs::write(&path, config.to_string()).unwrap();
@@ -313,23 +316,26 @@ fn merge_error(change: impl FnOnce(&mut Value, &Path)) -> String {
 #[test]
 fn rejects_other_adapters_than_plain_lora() {
     let cases: [(&str, Value, &str); 13] = [
-        ("use_dora", json!(true), "is DoRA"),
+        ("use_dora", json!(true), "asks for DoRA"),
         ("r", json!(0), "is 0, expected a rank"),
         ("r", json!("8"), "is \"8\", expected a rank"),
         ("lora_alpha", Value::Null, "is null, expected a number"),
         ("lora_alpha", json!(1e300), "outside the range of f32"),
         ("peft_type", json!("LOHA"), "is LOHA, not LORA"),
         ("bias", json!("all"), "biases of the base model were trained too"),
-        ("modules_to_save", json!(["lm_head"]), "whole modules were trained"),
+        ("modules_to_save", json!(["lm_head"]), "trained as a whole"),
         ("rank_pattern", json!({"q_proj": 2}), "ranks of single layers"),
-        ("alpha_pattern", json!({"q_proj": 2}), "scales of single layers"),
+        ("alpha_pattern", json!({"q_proj": 2}), "alpha of single layers"),
         ("fan_in_fan_out", json!(true), "transposed"),
         ("init_lora_weights", json!("pissa"), "is pissa, which changed the weights of the base model"),
         ("target_parameters", json!(["x"]), "outside of linear layers"),
     ];
     for (field, value, words) in cases {
         let error = merge_error(|config, _| config[field] = value.clone());
-        assert!(error.contains(&format!("{ADAPTER_CONFIG}: {field}: ")) && error.contains(words), "{field}: {error}");
+        assert!(
+            error.contains(&format!("{ADAPTER_CONFIG_FILE}: {field}: ")) && error.contains(words),
+            "{field}: {error}"
+        );
     }
 }
 
@@ -338,14 +344,14 @@ fn rejects_adapters_of_other_models() {
     let error = merge_error(|config, _| config["r"] = json!(4));
     assert!(error.contains(".weight: has shape [3, ") && error.contains("by the model and r = 4; "), "{error}");
     let error = merge_error(|_, folder| {
-        let path = folder.join(ADAPTER_WEIGHTS);
+        let path = folder.join(ADAPTER_WEIGHTS_FILE);
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();
     });
     assert!(error.contains("the file is cut off; "), "{error}");
     let write = |folder: &Path, name: &str, shape: Vec<usize>, value: f32| {
         let tensors = [TensorSpec { name: name.into(), dtype: crate::checkpoint::StoredDType::F32, shape }];
-        write_tensor_file(&folder.join(ADAPTER_WEIGHTS), str::to_string, &tensors, |spec, to| {
+        write_tensor_file(&folder.join(ADAPTER_WEIGHTS_FILE), str::to_string, &tensors, |spec, to| {
             to.write_all(&value.to_le_bytes().repeat(spec.shape.iter().product()))
         })
         .unwrap();
@@ -357,7 +363,7 @@ fn rejects_adapters_of_other_models() {
             0.0,
             "a layer that the model does not have",
         ),
-        ("base_model.model.lm_head.lora_A.weight", [3, 64], 0.0, "does not support adapters"),
+        ("base_model.model.lm_head.lora_A.weight", [3, 64], 0.0, "cannot have an adapter"),
         ("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight", [3, 64], 0.0, "has no counterpart"),
         ("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight", [3, 64], f32::NAN, "a value that is not finite"),
         (
@@ -373,7 +379,7 @@ fn rejects_adapters_of_other_models() {
         assert!(error.contains(name) && error.contains(words), "{name}: {error}");
     }
     let error = merge_error(|_, folder| {
-        fs::rename(folder.join(ADAPTER_WEIGHTS), folder.join("adapter_model.bin")).unwrap();
+        fs::rename(folder.join(ADAPTER_WEIGHTS_FILE), folder.join("adapter_model.bin")).unwrap();
     });
     assert!(error.contains("is a pickle file"), "{error}");
     let none = Adapter::open(&base()).unwrap_err().to_string();
@@ -403,7 +409,7 @@ fn rejects_a_merge_outside_the_dtype_range() {
     let adapter = copy(dir.path());
     let device = Device::cpu(1);
     merge(&base_f16, &adapter, &dir.path().join("fits"), &device).unwrap();
-    let path = adapter.join(ADAPTER_CONFIG);
+    let path = adapter.join(ADAPTER_CONFIG_FILE);
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     config["lora_alpha"] = json!(1e9);
     fs::write(&path, config.to_string()).unwrap();

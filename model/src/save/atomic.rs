@@ -8,18 +8,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{ModelError, Result};
 
-/// The paths that are removed if the program is interrupted.
+/// The paths of files and folders that are not complete yet; they are removed if the program is interrupted.
 static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Removes all incomplete files, the folders that are then empty, and hidden folders (`.….part`) with their contents.
-/// An interrupted program calls this function, because destructors do not run then.
+/// Removes all incomplete files, the folders that are then empty, and unfinished hidden folders (`.….part`) with
+/// their contents. A signal handler must call this, because an interrupted program runs no destructors.
 pub fn remove_unfinished_files() {
-    // In reverse order, the files of a folder come before the folder. Errors are ignored, because the program is
-    // ending.
+    // In reverse order of paths, so that the files of a folder are removed before the folder. Errors are ignored,
+    // because the program is ending.
     for path in unfinished().iter().rev() {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let hidden = name.starts_with('.') && name.ends_with(".part");
@@ -49,9 +49,9 @@ impl Drop for TemporaryPaths {
     }
 }
 
-/// A file that is written under a temporary name; [`AtomicFile::commit`] gives it its final name. If it is dropped
-/// before that, it is removed. A device, a pipe or a standard stream is written directly, because renaming a file
-/// over it would replace it.
+/// A file that is written under a temporary name; [`AtomicFile::commit`] renames it to its final name. If it is
+/// dropped before, it is removed. A device, a pipe or a standard stream is written directly, because renaming would
+/// replace it by a file.
 #[derive(Debug)]
 pub struct AtomicFile {
     target: PathBuf,
@@ -91,7 +91,7 @@ impl AtomicFile {
         let target = self.target.clone();
         if let Some(writer) = self.writer.take() {
             let file = writer.into_inner().map_err(|e| ModelError::cannot_write(&target, e.into_error()))?;
-            // Streams cannot be synced to a disk.
+            // Only files have a temporary name. Streams do not, and cannot be synced to a disk.
             self.temporary
                 .as_ref()
                 .map_or(Ok(()), |_| file.sync_data())
@@ -123,7 +123,8 @@ impl FinishedFile {
     }
 }
 
-/// Whether a path is a device, a pipe, or an open file of this process (`/dev/stdout` can be a link to a file).
+/// Whether a path is a device or a pipe, or names an open file of this process (`/dev/stdout` can be a link to a
+/// regular file).
 fn is_stream(path: &Path) -> bool {
     let open = ["/proc", "/dev/fd", "/dev/stdout", "/dev/stderr"].iter().any(|own| path.starts_with(own));
     open || fs::metadata(path).is_ok_and(|facts| !facts.is_file() && !facts.is_dir())
@@ -144,7 +145,8 @@ impl Write for AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        // After it was renamed, no file has the temporary name. Errors are ignored in a destructor.
+        // After a successful rename no file has the temporary name, so removing fails; a destructor can only ignore
+        // errors.
         if let Some(temporary) = &self.temporary {
             let _ = fs::remove_file(temporary);
         }
@@ -158,14 +160,14 @@ mod tests {
     #[test]
     fn devices_are_written_directly() {
         let dir = tempfile::tempdir().unwrap();
-        // The test writes through links, so that a bug replaces a link instead of the device.
+        // Writes through links to the devices, so that a faulty `AtomicFile` would replace a link and not a device.
         for (name, device) in [("null", "/dev/null"), ("full", "/dev/full")] {
             let link = dir.path().join(name);
             std::os::unix::fs::symlink(device, &link).unwrap();
             let mut file = AtomicFile::create(&link).unwrap();
             file.write_all(b"words").unwrap();
             let done = file.commit();
-            // The data is flushed, so that a full disk is reported.
+            // `commit` flushes the data, so the full disk is reported.
             assert_eq!(done.is_ok(), name == "null", "{done:?}");
             assert_eq!(fs::read_link(&link).unwrap(), Path::new(device));
         }

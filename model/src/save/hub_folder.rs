@@ -14,7 +14,7 @@ use crate::error::{ModelError, Result};
 /// The largest size of a shard: 5 GB, as on the hub.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// The small files that are copied with the weights if the source folder has them.
+/// The small files that are copied from the source folder, as far as it has them.
 const COMPANIONS: [&str; 12] = [
     "generation_config.json",
     "preprocessor_config.json",
@@ -30,12 +30,13 @@ const COMPANIONS: [&str; 12] = [
     "merges.txt",
 ];
 
-/// Where the small files of a model folder come from, and the format of its weights.
+/// The source of a model folder's small files, and the naming scheme and dtype of its weights.
 #[derive(Debug, Clone, Copy)]
 pub struct HubFolder<'a> {
     /// The folder that config, tokenizer and templates are copied from.
     pub source: &'a Path,
-    /// The naming scheme of the tensors; that of a source folder is [`crate::checkpoint::Checkpoint::naming`].
+    /// The naming scheme of the tensors in the files. [`crate::checkpoint::Checkpoint::naming`] returns that of a
+    /// source folder.
     pub naming: TensorNaming,
     /// The dtype of the weights, which config.json states.
     pub dtype: StoredDType,
@@ -43,7 +44,7 @@ pub struct HubFolder<'a> {
 
 /// Writes a model folder: small files first, weights last.
 ///
-/// `fill` writes the bytes of one tensor; it is called once per tensor, in order.
+/// `fill` writes the bytes of one tensor; it is called once per tensor, in the order of `tensors`.
 pub fn write_hub_folder(
     out: &Path,
     folder: HubFolder,
@@ -51,14 +52,14 @@ pub fn write_hub_folder(
     fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
     fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
-    if !same_folder(folder.source, out) {
+    if !is_same_folder(folder.source, out) {
         copy_tokenizer_and_processor_files(folder.source, out)?;
     }
     copy_config(folder, out)?;
     write_weights(out, folder.naming, tensors, MAX_SHARD_BYTES, fill)
 }
 
-pub(crate) fn same_folder(a: &Path, b: &Path) -> bool {
+pub(crate) fn is_same_folder(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
@@ -74,7 +75,8 @@ pub(crate) fn copy_tokenizer_and_processor_files(source: &Path, out: &Path) -> R
     Ok(())
 }
 
-/// Copies config.json and sets the dtype of the weights under the key that the source uses for it.
+/// Copies config.json. Its dtype becomes that of the weights, under the key that the source uses (`dtype` or
+/// `torch_dtype`).
 fn copy_config(folder: HubFolder, out: &Path) -> Result<()> {
     let path = folder.source.join("config.json");
     let text = fs::read_to_string(&path).map_err(|e| ModelError::cannot_read(&path, e))?;
@@ -102,15 +104,16 @@ fn set_dtype(object: &mut Value, dtype: StoredDType) {
     }
 }
 
-/// Writes a small file atomically.
+/// Writes a small file under a temporary name and renames it when it is complete.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|e| file.write_error(e))?;
     file.commit()
 }
 
-/// Writes `model.safetensors`, or shards of at most `shard_bytes` (except for a single larger tensor) with an index.
-/// All files get their final names at the end. Other weight files of an earlier save are removed.
+/// Writes `model.safetensors`, or several shards with an index. A shard has at most `shard_bytes`, unless it is a
+/// single larger tensor. All files get their final names together at the end. Then other weight files that an earlier
+/// save left in the folder are removed.
 pub fn write_weights(
     out: &Path,
     naming: TensorNaming,
@@ -144,7 +147,7 @@ pub fn write_weights(
     remove_others(out, &names)
 }
 
-/// Writes a safetensors file of `tensors` atomically. `rename` gives each tensor its name in the file.
+/// Writes a safetensors file of `tensors` under a temporary name. `rename` gives each tensor its name in the file.
 pub(crate) fn write_tensor_file(
     path: &Path,
     rename: impl Fn(&str) -> String,
@@ -174,7 +177,7 @@ fn write_shard(
     file.finish()
 }
 
-/// Splits the tensors, in order, into shards of at most `shard_bytes` (except for a single larger tensor).
+/// Splits the tensors, in order, into shards. A shard has at most `shard_bytes`, unless it is a single larger tensor.
 fn cut(tensors: &[TensorSpec], shard_bytes: u64) -> Vec<&[TensorSpec]> {
     let mut shards = Vec::new();
     let (mut first, mut size) = (0, 0);
@@ -189,7 +192,7 @@ fn cut(tensors: &[TensorSpec], shard_bytes: u64) -> Vec<&[TensorSpec]> {
     shards
 }
 
-/// Removes weight files of an earlier save, because they would be read instead of the new ones.
+/// Removes the weight files of an earlier save, which loaders might read instead of the new ones.
 fn remove_others(out: &Path, names: &[String]) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| ModelError::cannot_read(out, e))? {
         let path = entry.map_err(|e| ModelError::cannot_read(out, e))?.path();
@@ -204,7 +207,8 @@ fn remove_others(out: &Path, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// A writer for one tensor; it accepts exactly the number of bytes that the header states.
+/// A writer for one tensor. It refuses more bytes than the header states, and [`Counted::check`] fails if there were
+/// fewer.
 struct Counted<'a> {
     inner: &'a mut AtomicFile,
     left: u64,

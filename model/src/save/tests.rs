@@ -12,7 +12,7 @@ fn specs(dtype: StoredDType) -> Vec<TensorSpec> {
     expected_tensors(&tiny_config()).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect()
 }
 
-/// Writes bytes for a tensor that are a function of its name.
+/// Writes the bytes of a tensor; they depend only on its name.
 fn fill(spec: &TensorSpec, out: &mut dyn Write) -> std::io::Result<()> {
     let seed = spec.name.bytes().fold(7u8, |a, b| a.wrapping_mul(31).wrapping_add(b));
     out.write_all(&vec![seed; spec.bytes() as usize])
@@ -65,7 +65,7 @@ fn writes_shards_and_removes_those_of_an_earlier_save() {
     assert!(checkpoint.shards().iter().all(|s| s.len() as u64 <= 40_000.max(largest) + 20_000));
     write_weights(out.path(), TensorNaming::Classic, &tensors, MAX_SHARD_BYTES, fill).unwrap();
     assert_eq!(names(out.path()), ["model.safetensors"]);
-    // The checkpoint that was opened before the save keeps its bytes.
+    // The checkpoint was opened before the save, and must still have its old bytes.
     checkpoint.check(&tiny_config()).unwrap();
     let bytes = checkpoint.get("model.norm.weight").unwrap().bytes.to_vec();
     assert_eq!(bytes, Checkpoint::open(out.path()).unwrap().get("model.norm.weight").unwrap().bytes);

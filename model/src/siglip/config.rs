@@ -20,8 +20,7 @@ pub struct SiglipConfig {
 pub struct SiglipTextConfig {
     /// The number of rows of the token embedding.
     pub vocab_size: usize,
-    /// The number of tokens of every text (64 in all published models). Longer texts are cut, shorter ones are
-    /// padded.
+    /// The number of tokens that every text is padded or cut to (64 in all published models).
     pub positions: usize,
     /// The width of an embedding; equals the hidden size of the vision tower.
     pub projection_size: usize,
@@ -34,7 +33,8 @@ pub struct SiglipTextConfig {
 pub struct SiglipVisionConfig {
     /// The side of the square that every image is resized to, in pixels.
     pub image_size: usize,
-    /// The side of a patch in pixels. Pixels of an image beyond whole patches are ignored.
+    /// The side of a patch in pixels. If it does not divide the image's side, the remaining pixels at the right and
+    /// bottom edge are ignored.
     pub patch_size: usize,
     /// The sizes of the tower's layers.
     pub encoder: EncoderConfig,
@@ -49,7 +49,7 @@ pub struct EncoderConfig {
     pub intermediate_size: usize,
     /// The number of layers.
     pub layers: usize,
-    /// The number of attention heads; divides the width of the residual.
+    /// The number of attention heads; divides `hidden_size`.
     pub heads: usize,
     /// The epsilon of all layer norms.
     pub eps: f32,
@@ -82,7 +82,7 @@ impl EncoderConfig {
 const HELP: &str = "use the config.json that was published with these weights";
 const KIND: &str = "use a SigLIP model such as google/siglip-so400m-patch14-384";
 
-/// The largest accepted number of layers; a larger one is an error in the file.
+/// The largest accepted number of layers; a larger one is surely a mistake in the file.
 const MAX_LAYERS: usize = 4096;
 /// The largest accepted side of an image, in pixels; all published models have sides below 600.
 const MAX_SIDE: usize = 8192;
@@ -117,7 +117,7 @@ impl SiglipConfig {
         let text = text_tower(&root.object_or_empty("text_config")?)?;
         if text.projection_size != vision.encoder.hidden_size {
             let what = format!(
-                "is {}, but an image embedding has {} elements (vision_config.hidden_size)",
+                "is {}, but must equal vision_config.hidden_size, which is {}",
                 text.projection_size, vision.encoder.hidden_size
             );
             return Err(root.error("text_config.projection_size", what));

@@ -1,4 +1,5 @@
-//! The image processor of SigLIP: resizes images to a square by Pillow's bicubic filter and crops it to whole patches.
+//! The image processor of SigLIP: resizes each image to a square by Pillow's bicubic filter, and crops the square to
+//! whole patches.
 
 use std::path::Path;
 
@@ -36,7 +37,7 @@ impl SiglipProcessor {
         }
     }
 
-    /// The published settings, `(x / 255 - 0.5) / 0.5`.
+    /// The published settings: pixel values are normalised as `(x / 255 - 0.5) / 0.5`.
     pub fn new(config: &SiglipVisionConfig) -> Self {
         Self { rescale: 1.0 / 255.0, mean: [0.5; 3], std: [0.5; 3], size: config.image_size, patch: config.patch_size }
     }
@@ -91,8 +92,8 @@ impl SiglipProcessor {
         self.size / self.patch * self.patch
     }
 
-    /// Resizes a frame to a square and crops it to whole patches: u8 `[side, side, 3]` with [`Self::cropped_side`].
-    /// With `negative`, every byte v of the frame is first replaced by `(256 - v) % 256`.
+    /// Resizes a frame to a square and crops it to whole patches. The result is u8 `[side, side, 3]`, where `side` is
+    /// [`Self::cropped_side`]. With `negative`, every byte v of the frame is first replaced by `(256 - v) % 256`.
     ///
     /// # Errors
     /// A frame that cannot be resized.
@@ -109,7 +110,7 @@ impl SiglipProcessor {
     }
 }
 
-/// One number per channel under a key; 0.5 for each if the key is missing.
+/// The three numbers (one per colour channel) under a key; 0.5 for each if the key is missing.
 fn three(fields: &JsonFields, key: &str) -> Result<[f32; 3]> {
     let Some(numbers) = fields.opt_f64_list(key)? else { return Ok([0.5; 3]) };
     match numbers[..] {

@@ -31,7 +31,7 @@ pub use text::SiglipText;
 pub use tokenizer::SiglipTokenizer;
 pub use vision::SiglipVision;
 
-/// The largest number of tokens or patches in one pass of a tower, which limits the memory of activations.
+/// The largest number of tokens or patches that a tower computes in one pass, so that activations need little memory.
 const MAX_TOKENS_PER_PASS: usize = 4096;
 
 /// A SigLIP model on a device.
@@ -96,7 +96,7 @@ impl Siglip {
         Ok(all)
     }
 
-    /// Computes one embedding of length 1 per frame of each view, in order. With `negative`, every byte v of the
+    /// Computes one embedding of length 1 for each frame, view after view. With `negative`, every byte v of the
     /// frames is first replaced by `(256 - v) % 256`.
     ///
     /// # Errors

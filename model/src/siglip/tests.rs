@@ -38,15 +38,16 @@ fn expected(name: &str) -> Vec<f32> {
     all.tensor(name).unwrap().data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
-/// The root mean square distance of embeddings from the expected ones.
+/// The root mean square, over all embeddings, of the distance between a computed embedding and the expected one.
 fn off(got: &[Vec<f32>], want: &[f32]) -> f32 {
     let (rows, got) = (got.len(), got.concat());
     assert_eq!(got.len(), want.len());
     (got.iter().zip(want).map(|(g, w)| (g - w) * (g - w)).sum::<f32>() / rows as f32).sqrt()
 }
 
-/// For each dtype, the tolerances of text embeddings and of image embeddings. These weights amplify rounding: in f64,
-/// rounding the weights alone to bf16 moves text embeddings by 0.12.
+/// Each entry is a dtype, the tolerance of text embeddings and the tolerance of image embeddings. The tolerances for
+/// bf16 are large because the random weights amplify rounding: with all else in f64, rounding only the weights to
+/// bf16 moves text embeddings by 0.12.
 const LIMITS: [(DType, f32, f32); 2] = [(DType::F32, 2e-5, 2e-6), (DType::BF16, 0.25, 0.03)];
 
 fn open(device: &Device, dtype: DType) -> Siglip {
@@ -140,7 +141,7 @@ fn pixels_equal_the_image_processor() {
         for negative in [false, true] {
             let mut image = image.clone();
             if negative {
-                // The negative of an image's negative is the image itself.
+                // Taking the negative twice gives the original image, so the result must be that of the original.
                 image.data.iter_mut().for_each(|v| *v = ((256 - u32::from(*v)) % 256) as u8);
             }
             let got = model.processor.resized_square(image.view().unwrap(), negative).unwrap();
@@ -181,7 +182,7 @@ fn so400m_fits_and_takes_little() {
     let json = format!(r#"{{"model_type": "siglip", "text_config": {text}, "vision_config": {vision}}}"#);
     let config = SiglipConfig::parse("c", &json).unwrap();
     let parameters: usize = expected_tensors(&config).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-    // The published model has about 878 million parameters.
+    // The published model has 877 million parameters, rounded down.
     assert_eq!(parameters / 1_000_000, 877);
     for (kernels, dtype, stored) in [
         (Kernels::Cpu, DType::F32, StoredDType::F32),
@@ -204,7 +205,8 @@ fn so400m_fits_and_takes_little() {
                 .unwrap();
         assert_eq!(vision.forward(&cx, &images).unwrap().shape(), [5, 1152]);
         let flops: f64 = device.profiler().totals().unwrap().values().map(|t| t.cost.flops).sum();
-        // Two operations per weight and patch, and the operations of attention.
+        // For each of 5 images of 729 patches: two operations per weight and patch, and those of attention in 27
+        // layers.
         let expected = 5.0 * 729.0 * 2.0 * (414e6 + 27.0 * 2.0 * 729.0 * 1152.0);
         assert!((flops / expected - 1.0).abs() < 0.03, "{flops:.3e} operations, {expected:.3e} expected");
         assert_eq!(text.forward(&cx, &[1; 8 * 64]).unwrap().shape(), [8, 1152]);
@@ -214,7 +216,8 @@ fn so400m_fits_and_takes_little() {
     }
 }
 
-/// A copy of the golden folder in which one file is changed.
+/// A copy of the golden folder in which `file` has the bytes that `change` returns; the file is removed if that is
+/// `None`.
 fn changed(file: &str, change: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(golden("model")).unwrap() {
@@ -295,7 +298,8 @@ fn errors_name_the_damaged_file() {
         let error = refused(edit(file, from, to).path());
         assert!(error.contains(want), "{file} {to}: {error}");
     }
-    // Without a preprocessor_config.json, the published settings apply; the golden folder has the same settings.
+    // Without a preprocessor_config.json, the published settings apply. The golden folder's file has the same
+    // settings, so the results must be equal.
     let standard = changed("preprocessor_config.json", |_| None);
     let model = Siglip::open(&Device::cpu(1), standard.path(), DType::F32).unwrap();
     assert_eq!(model.processor, open(&Device::cpu(1), DType::F32).processor);

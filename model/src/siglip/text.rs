@@ -1,4 +1,5 @@
-//! The text tower of SigLIP: token and position embeddings, layers without a mask, and a head on the last position.
+//! The text tower of SigLIP: token and position embeddings, layers without an attention mask, and a linear head on
+//! the last position.
 //!
 //! `T` is the number of texts, `L` the number of tokens of each, `C` the width of the tower, `E` the width of an
 //! embedding.
@@ -31,8 +32,8 @@ impl SiglipText {
     pub fn load(from: &WeightLoader, config: &SiglipTextConfig) -> Result<SiglipText> {
         let (v, l, c) = (config.vocab_size, config.positions, config.encoder.hidden_size);
         let name = |part: &str| format!("text_model.embeddings.{part}.weight");
-        // The position embeddings are loaded as a vector, because vectors get the dtype of activations, which
-        // `add_position_embeddings` needs.
+        // The position embeddings are loaded as a vector, because vectors are converted to the dtype of activations,
+        // which `add_position_embeddings` needs.
         let positions = from.load(&name("position_embedding"), &[l, c], &[l * c])?;
         Ok(SiglipText {
             tokens: from.load(&name("token_embedding"), &[v, c], &[v, c])?,
@@ -51,7 +52,8 @@ impl SiglipText {
     pub fn forward(&self, cx: &Cx, ids: &[i32]) -> Result<Tensor> {
         let (texts, rest) = (ids.len() / self.length, ids.len() % self.length);
         if texts == 0 || rest != 0 {
-            let what = format!("the number of token ids, {}, is not a multiple of {}", ids.len(), self.length);
+            let what =
+                format!("has {} token ids, which is not a multiple of the text length {}", ids.len(), self.length);
             return Err(ModelError::inputs("siglip: ids", what, "pad every text to that length"));
         }
         let device = cx.device();
@@ -61,8 +63,8 @@ impl SiglipText {
         let seqs = CuSeqlens::from_lengths(device, &vec![self.length; texts])?;
         let x = self.encoder.forward(cx, x, &seqs)?;
         let last: Vec<i32> = (1..=texts).map(|t| (t * self.length - 1) as i32).collect();
-        // Only the last position of each text is needed. It is selected before LayerNorm, which computes every row
-        // independently.
+        // Only the last position of each text is needed. It is selected before LayerNorm, which then has fewer rows
+        // to compute.
         let x = ops::gather_rows(cx, &x, &Tensor::from_i32(device, &[texts], &last)?)?;
         let x = self.head.forward(cx, &self.norm.forward(cx, &x)?)?;
         Ok(ops::normalise_rows(cx, &x)?)

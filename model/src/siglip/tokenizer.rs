@@ -53,7 +53,7 @@ impl SiglipTokenizer {
     pub fn parse(location: &str, bytes: &[u8], vocab_size: usize, length: usize) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, HELP);
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| fault(format!("is not a tokenizer that can be read ({e})")))?;
+            .map_err(|e| fault(format!("cannot be read as a tokenizer ({e})")))?;
         if !matches!(inner.get_model(), ModelWrapper::Unigram(_)) {
             return Err(fault("is not a unigram tokenizer, as SigLIP's is".to_string()));
         }
@@ -69,7 +69,8 @@ impl SiglipTokenizer {
             id.ok_or_else(|| fault(format!("has no token `{token}`")))
         };
         let special = [id(SPECIAL[0])?, id(SPECIAL[1])?];
-        // Without an `unk_id`, the tokenizer would fail at the first unknown character, in the middle of a run.
+        // If the tokenizer has no `unk_id`, it must be refused now, because it would fail only at the first unknown
+        // character in a text, in the middle of training.
         let nothing =
             inner.get_model().tokenize("\u{10fffd}").map_err(|e| fault(format!("has no unknown token ({e})")))?;
         if nothing.iter().any(|token| token.id as i32 != special[1]) {
@@ -88,7 +89,7 @@ impl SiglipTokenizer {
         let lower: String = text.chars().map(spaced).flat_map(char::to_lowercase).collect();
         let mut ids = Vec::with_capacity(self.length);
         let (mut rest, mut first) = (lower.as_str(), true);
-        // Stops when the fixed length is reached, because text beyond it has no effect.
+        // Stops when there are `length` ids, because the text after them is cut anyway.
         while ids.len() < self.length {
             let next = SPECIAL.iter().enumerate().filter_map(|(i, s)| Some((rest.find(s)?, i))).min();
             self.pieces(&rest[..next.map_or(rest.len(), |(at, _)| at)], first, &mut ids)?;
@@ -101,7 +102,8 @@ impl SiglipTokenizer {
         Ok(ids)
     }
 
-    /// Encodes a segment of text that has no special tokens. The first segment gets a leading space.
+    /// Encodes the text between two special tokens and appends its ids to `ids`. The text before the first special
+    /// token gets a leading space.
     fn pieces(&self, text: &str, first: bool, ids: &mut Vec<i32>) -> Result<()> {
         let fault = |e: &dyn std::fmt::Display| {
             ModelError::tokenizer(&self.location, format!("cannot encode a text of {} bytes ({e})", text.len()), HELP)
@@ -120,9 +122,9 @@ impl SiglipTokenizer {
         let pieces = spaced.trim_end_matches(' ').replace(' ', "▁");
         if !pieces.is_empty() {
             let tokens = self.inner.get_model().tokenize(&pieces).map_err(|e| fault(&e))?;
-            // SiglipTokenizer puts the text `<unk>` before each later segment and removes its pieces afterwards.
-            // Unknown characters at the start of the segment form one piece with the `>`, which is unknown too, and
-            // are removed with it.
+            // transformers' SiglipTokenizer puts the text `<unk>` before each segment except the first, and removes
+            // the pieces of that text afterwards. If `>` is not in the vocabulary, unknown characters at the start of
+            // the segment form one unknown piece with it and are removed too.
             let unknown_first = tokens.first().is_some_and(|token| token.id as i32 == self.special[1]);
             let lost = !first && self.bracket_is_unknown && unknown_first;
             ids.extend(tokens.iter().skip(usize::from(lost)).map(|token| token.id as i32));
@@ -131,7 +133,7 @@ impl SiglipTokenizer {
     }
 }
 
-/// Removes ASCII punctuation, replaces white space by single spaces, and trims.
+/// Removes ASCII punctuation and white space at both ends, and replaces all other runs of white space by one space.
 fn canonical(text: &str) -> String {
     let kept: String = text.chars().filter(|c| !c.is_ascii_punctuation()).collect();
     kept.split(is_python_space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")

@@ -32,8 +32,8 @@ impl SiglipVision {
         let (c, p, side) = (config.encoder.hidden_size, config.patch_count(), config.patch_size);
         let name = |part: &str| format!("vision_model.embeddings.{part}");
         let stored = [c, 3, side, side];
-        // The position embeddings are loaded as a vector, because vectors get the dtype of activations, which
-        // `add_position_embeddings` needs.
+        // The position embeddings are loaded as a vector, because vectors are converted to the dtype of activations,
+        // which `add_position_embeddings` needs.
         let positions = from.load(&name("position_embedding.weight"), &[p, c], &[p * c])?;
         Ok(SiglipVision {
             patch_weight: from.load(&name("patch_embedding.weight"), &stored, &[c, config.patch_dim()])?,
@@ -90,7 +90,7 @@ impl Head {
         })
     }
 
-    /// Pools x `[T P, C]` to `[T, C]`.
+    /// Pools the patches x `[T P, C]` of T images to one vector per image, `[T, C]`.
     fn forward(&self, cx: &Cx, x: &Tensor, seqs: &CuSeqlens) -> Result<Tensor> {
         let q = self.project(cx, 0, &self.probe)?.reshape(&[self.heads, self.head_dim])?;
         let o = ops::pool_attention(cx, &q, &self.project(cx, 1, x)?, &self.project(cx, 2, x)?, seqs)?;
@@ -99,7 +99,7 @@ impl Head {
         Ok(ops::add(cx, &x, &more)?)
     }
 
-    /// Projects rows of `x` to queries (0), keys (1) or values (2): `[rows, heads, D]`.
+    /// Projects `x` to queries (`which` = 0), keys (1) or values (2): `[rows of x, heads, D]`.
     fn project(&self, cx: &Cx, which: usize, x: &Tensor) -> Result<Tensor> {
         let c = self.heads * self.head_dim;
         let (weight, bias) = (self.in_weight.rows(which * c, c)?, self.in_bias.rows(which * c, c)?);

@@ -1,5 +1,5 @@
-//! A decode step: the forward pass of one new token per sequence, for `R` sequences. It consists of launches only,
-//! without a copy from the host, so that it can be captured as a graph and replayed.
+//! A decode step: the forward pass of one new token per sequence, for `R` sequences. It only launches kernels and
+//! copies nothing from the host, so it can be captured as a CUDA graph and replayed.
 
 use reel_runtime::ops::{self, DecodeRows, KvPages, RotaryFrequencies, RotaryTable};
 use reel_runtime::{Cx, Device, Tensor};
@@ -10,14 +10,15 @@ use crate::linear::Linear;
 use crate::vision::inverse_frequencies;
 
 impl TextDecoder {
-    /// The rotary frequencies for decode steps. Generated text has the same position on all axes, so positions are
-    /// `[1, R]`.
+    /// The rotary frequencies for decode steps. A generated token has the same position on all three axes, so one
+    /// position per sequence is enough: `[1, R]`.
     pub fn text_rotary_frequencies(&self, device: &Device) -> Result<RotaryFrequencies> {
         let inv_freq = inverse_frequencies(self.config.rope_theta, self.config.head_dim);
         Ok(RotaryFrequencies::new(device, &inv_freq, &vec![0; inv_freq.len()], 1)?)
     }
 
-    /// Computes logits f32 `[R, V]` for the next tokens. Adds the keys and values of the current tokens to the cache.
+    /// Computes the logits f32 `[R, V]` for the tokens that follow the current ones. Adds the keys and values of the
+    /// current tokens to the cache.
     pub fn decode(
         &self,
         cx: &Cx,
@@ -37,7 +38,7 @@ impl TextDecoder {
 }
 
 impl KvCache {
-    /// Fills the cache with zeros, for benchmarks that attend to keys without having computed them.
+    /// Fills the cache with zeros, for benchmarks that attend to keys which they have not computed.
     pub fn fill_with_zeros(&self) -> Result<()> {
         Ok(self.tensors().try_for_each(ops::fill_zero)?)
     }

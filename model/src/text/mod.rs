@@ -34,7 +34,7 @@ pub struct TextDecoder {
     pub embed_tokens: Tensor,
     layers: Vec<Arc<Layer>>,
     norm: Tensor, // [H]
-    /// The weight of the output layer `[V, H]`; the embedding table itself if the two are tied.
+    /// The weight of the output layer, `[V, H]`; with tied embeddings this is the embedding table.
     pub lm_head: Tensor,
 }
 
@@ -66,7 +66,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Allocates `blocks` blocks in every layer.
+    /// Allocates memory for `blocks` blocks of keys and values in every layer.
     pub fn new(device: &Device, config: &TextConfig, dtype: DType, blocks: usize) -> Result<KvCache> {
         let shape = [blocks, KvPages::BLOCK_TOKENS, config.num_key_value_heads, config.head_dim];
         let one = || Tensor::empty(device, &shape, dtype, MemoryCategory::KvCache);
@@ -115,7 +115,7 @@ impl TextDecoder {
         })
     }
 
-    /// All weights and adapter matrices, each once.
+    /// All weights and LoRA matrices of the decoder, each once.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let head = (self.lm_head.id() != self.embed_tokens.id()).then_some(&self.lm_head);
         let layers = self.layers.iter().flat_map(|layer| {
@@ -125,7 +125,7 @@ impl TextDecoder {
         [&self.embed_tokens, &self.norm].into_iter().chain(head).chain(layers)
     }
 
-    /// The linear layers, which LoRA adapters can be added to.
+    /// The linear layers, all of which can have LoRA adapters.
     pub(crate) fn linear_layers_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.layers.iter_mut().flat_map(|layer| {
             let l = Arc::make_mut(layer);
@@ -148,9 +148,9 @@ impl TextDecoder {
         for layer in &self.layers {
             residual = match context {
                 AttentionContext::Packed(seqs) if cx.is_training() => {
-                    // In training, the sum of residual and layer output is computed here and not in the next norm. So
-                    // gradient checkpointing does not change the bits, and the gradient of the sum needs only one
-                    // tensor.
+                    // In training, the residual and the layer's output are added here and not in the next norm. So
+                    // results with and without gradient checkpointing are equal bit for bit, and the gradient of the
+                    // sum needs only one tensor.
                     let (layer, rotary, seqs) = (layer.clone(), rotary.clone(), seqs.clone());
                     let f = move |cx: &Cx, x: &[Tensor]| {
                         let out = layer.forward(cx, Residual::new(&x[0]), &rotary, AttentionContext::Packed(&seqs));
@@ -165,8 +165,8 @@ impl TextDecoder {
         residual.norm_after_last_layer(cx, &self.norm, self.config.rms_norm_eps as f32)
     }
 
-    /// The M-RoPE table for positions i32 `[3, S]`: each section of frequencies rotates by the time, height or width
-    /// position.
+    /// The M-RoPE table for positions i32 `[3, S]`: each frequency rotates by the time, height or width position,
+    /// depending on its section.
     fn rotary(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
         let inv_freq = inverse_frequencies(self.config.rope_theta, self.config.head_dim);
         let sections = self.config.mrope_section.iter().enumerate();
@@ -206,7 +206,7 @@ impl Layer {
         rotary: &RotaryTable,
         context: AttentionContext,
     ) -> Result<Residual> {
-        let s = residual.rows();
+        let s = residual.row_count();
         let (heads, kv_heads) = ([s, self.heads, self.head_dim], [s, self.kv_heads, self.head_dim]);
         let (x, normed) = residual.sum_and_norm(cx, &self.input_norm, self.eps)?;
         let q = ops::apply_rotary(cx, &self.q.forward(cx, &normed)?.reshape(&heads)?, rotary)?;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::{LrScheduler, Optim, Recipe, ReportTo, check, range};
 use crate::Result;
 use crate::data::quarantine::QUARANTINE_FILE;
-use reel_model::lora::{ALL_LINEAR, DECODER_LAYERS, LoraSpec};
+use reel_model::lora::{ALL_LINEAR, DECODER_LINEAR_LAYERS, LoraSpec};
 
 /// The options of a training command (`sft` or `grpo`).
 pub trait TrainingOptions: Serialize + Deref<Target = RunOptions> {
@@ -266,7 +266,7 @@ impl RunOptions {
 
     /// The LoRA adapter to train, if any.
     pub fn lora_spec(&self) -> Option<LoraSpec> {
-        let decoder = || DECODER_LAYERS.map(str::to_string).to_vec();
+        let decoder = || DECODER_LINEAR_LAYERS.map(str::to_string).to_vec();
         (self.lora_r > 0).then(|| LoraSpec {
             r: self.lora_r,
             alpha: self.lora_alpha.unwrap_or(2.0 * self.lora_r as f64),

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use reel_model::lora::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+use reel_model::lora::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 use serde_json::Value;
 
 use crate::data::quarantine::{self, QUARANTINE_FILE};
@@ -122,10 +122,17 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| TrainError::cannot_read(out, e))? {
         let path = entry.map_err(|e| TrainError::cannot_read(out, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let of_a_run =
-            [METRICS_FILE, SKIPPED_FILE, RUN_FILE, TRAINER_STATE_FILE, HASHES_FILE, ADAPTER_CONFIG, ADAPTER_WEIGHTS]
-                .contains(&name.as_str())
-                || name.starts_with("events.out.tfevents.");
+        let of_a_run = [
+            METRICS_FILE,
+            SKIPPED_FILE,
+            RUN_FILE,
+            TRAINER_STATE_FILE,
+            HASHES_FILE,
+            ADAPTER_CONFIG_FILE,
+            ADAPTER_WEIGHTS_FILE,
+        ]
+        .contains(&name.as_str())
+            || name.starts_with("events.out.tfevents.");
         if of_a_run
             || name.starts_with("model")
                 && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"))

@@ -102,7 +102,7 @@ impl Trainer {
         let mut model =
             Qwen25Vl::load(&WeightLoader { device, source: weights, dtype, trainable: &trainable }, config)?;
         if let Some(spec) = &hyperparameters.lora {
-            let layers = spec.layers(config).map_err(|unknown| {
+            let layers = spec.target_layers(config).map_err(|unknown| {
                 let what = format!("{} is not a linear layer of this model", unknown.target);
                 let help = format!("choose from {}, or give all-linear", unknown.known.join(", "));
                 TrainError::option("--lora-target-modules", what, help)
@@ -196,9 +196,10 @@ pub fn fingerprint(hashes: &[(String, u64)]) -> String {
 /// Refuses a checkpoint whose adapter has other layers or another scale than the options require: its files may have
 /// been replaced.
 fn check_adapter(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &ModelConfig) -> Result<()> {
-    let mut wanted: Vec<String> = spec.layers(config).unwrap_or_default().into_iter().map(|layer| layer.name).collect();
+    let mut wanted: Vec<String> =
+        spec.target_layers(config).unwrap_or_default().into_iter().map(|layer| layer.name).collect();
     wanted.sort();
-    if adapter.layers().eq(wanted.iter().map(String::as_str)) && adapter.scale() == spec.scale() {
+    if adapter.adapted_layers().eq(wanted.iter().map(String::as_str)) && adapter.scale() == spec.scale() {
         return Ok(());
     }
     let what = "holds an adapter on other layers, or of another scale, than this run's";

@@ -108,7 +108,10 @@ impl VideoFile {
         if truncated {
             return Err(MediaError::file_error(
                 path,
-                format!("is truncated: it ends after {} frames, before the end that its header or index states", video.packets.len()),
+                format!(
+                    "is truncated: it ends after {} frames, before the end that its header or index states",
+                    video.packets.len()
+                ),
                 "copy or download it again",
             ));
         }
@@ -170,8 +173,8 @@ pub(super) fn open_container_and_stream(path: &Path) -> Result<(Input, usize)> {
     }
     let mut url = b"file:".to_vec();
     url.extend_from_slice(path.as_os_str().as_bytes());
-    let url =
-        CString::new(url).map_err(|_| MediaError::file_error(path, "its name contains a zero byte", "rename the file"))?;
+    let url = CString::new(url)
+        .map_err(|_| MediaError::file_error(path, "its name contains a zero byte", "rename the file"))?;
     let options: ffmpeg::Dictionary =
         [("protocol_whitelist", "file"), ("format_whitelist", CONTAINERS)].into_iter().collect();
     let mut context = ptr::null_mut();

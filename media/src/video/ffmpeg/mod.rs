@@ -11,7 +11,7 @@ mod truncation;
 
 use std::path::Path;
 
-use super::types::{DecodeRequest, DecodedVideo, DecodedFrameSize, PixelBuffer, VideoInfo, frames_too_large_error};
+use super::types::{DecodeRequest, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo, frames_too_large_error};
 use crate::Result;
 use crate::resize::VideoPixelLimits;
 use crate::selection::select_frames;

@@ -88,7 +88,8 @@ mod tests {
             [(0, true), (3, false), (1, false), (2, false), (6, true), (4, false), (5, false), (9, false), (7, false)]
                 .map(|(t, k)| packet(t, k))
                 .to_vec();
-        let run = |frames: &[u64]| plan_packet_runs(&e, frames, true).iter().map(|r| (r.start, r.end)).collect::<Vec<_>>();
+        let run =
+            |frames: &[u64]| plan_packet_runs(&e, frames, true).iter().map(|r| (r.start, r.end)).collect::<Vec<_>>();
         assert_eq!(run(&[6]), [(4, 4)]);
         assert_eq!(run(&[4]), [(0, 5)]);
         assert_eq!(run(&[1, 7]), [(0, 2), (4, 8)]);
