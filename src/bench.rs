@@ -329,7 +329,11 @@ impl RoundsArgs {
         if let Some(to) = &self.html {
             output::write_file(to, page::bench_page(measured, result).as_bytes())?;
         }
-        if common.json { output::print_json(result) } else { output::print_line(rounds::summary(measured, result)) }
+        if common.json {
+            output::print_json(result)
+        } else {
+            output::print_line(rounds::result_summary(measured, result))
+        }
     }
 }
 

@@ -90,7 +90,7 @@ impl Default for WorkerFlags {
 impl WorkerFlags {
     /// A decoder that runs in worker processes of this program.
     pub fn decode_worker(&self, common: &CommonOptions) -> Result<DecodeWorker> {
-        let mut decoder = DecodeWorker::this_program();
+        let mut decoder = DecodeWorker::from_this_program();
         decoder.timeout = self.timeout()?;
         decoder.memory_mib = self.media_memory;
         if common.threads.is_some() {

@@ -130,7 +130,7 @@ impl Model {
         let (dtype, tokens) = (self.cx.dtype(), all.input_ids.len());
         let blocks = tokens.div_ceil(KvPages::BLOCK_TOKENS);
         let cache = KvCache::new(&self.device, &self.config.text, dtype, blocks).expect("a cache");
-        let blocks: Vec<i32> = (0..cache.blocks() as i32).rev().collect();
+        let blocks: Vec<i32> = (0..cache.block_count() as i32).rev().collect();
         let (mut past, mut out) = (0, Vec::new());
         for &n in lengths {
             let part = Sequence {

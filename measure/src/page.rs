@@ -10,7 +10,7 @@ use reel_report::html::{self, escape_html};
 use crate::clocks::{ClockSummary, READING_NAMES_AND_UNITS};
 use crate::ops::OpTime;
 use crate::parts::PartTime;
-use crate::rounds::{MeasuredRounds, headline};
+use crate::rounds::{MeasuredRounds, result_headline};
 
 /// The page of a measurement; `result` is its JSON.
 pub fn bench_page(measured: &MeasuredRounds, result: &Value) -> String {
@@ -20,7 +20,7 @@ pub fn bench_page(measured: &MeasuredRounds, result: &Value) -> String {
     let _ = write!(
         page,
         "<p>{}</p><p>{} on {} ({}), {}; {} tokens, batch {}, context {}; peak memory {:.3} GB.</p>",
-        escape_html(&headline(result)),
+        escape_html(&result_headline(result)),
         word("/model"),
         word("/device"),
         word("/machine/name"),

@@ -160,7 +160,7 @@ impl MeasuredRounds {
 }
 
 /// The result in one line of text.
-pub fn headline(result: &Value) -> String {
+pub fn result_headline(result: &Value) -> String {
     let number = |key: &str| result.pointer(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
     let mfu = match result["mfu"].as_f64() {
         Some(mfu) => format!(", {:.1} % MFU", 100.0 * mfu),
@@ -185,8 +185,8 @@ pub fn headline(result: &Value) -> String {
 }
 
 /// The result as text: headline, memory, clocks, and the tables of parts and ops.
-pub fn summary(measured: &MeasuredRounds, result: &Value) -> String {
-    let mut text = headline(result) + "\n";
+pub fn result_summary(measured: &MeasuredRounds, result: &Value) -> String {
+    let mut text = result_headline(result) + "\n";
     if let Some(planned) = result["planned_peak_bytes"].as_f64() {
         let peak = measured.peak as f64;
         text += &format!("  peak memory: {:.3} GB, {:.3} GB planned\n", peak / 1e9, planned / 1e9);

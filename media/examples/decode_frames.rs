@@ -17,8 +17,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let decoded = MediaProfile::parse(profile)
-        .and_then(|profile| DecodeWorker::this_program().decode(Path::new(path), profile, &MediaOverrides::default()));
+    let decoded = MediaProfile::parse(profile).and_then(|profile| {
+        DecodeWorker::from_this_program().decode(Path::new(path), profile, &MediaOverrides::default())
+    });
     match decoded {
         Ok(v) => {
             println!("{} frames of {} x {}: {:?}", v.indices.len(), v.height, v.width, v.indices);

@@ -119,7 +119,7 @@ fn worker_frames_equal_in_process_frames() {
         }
         assert_eq!(DecodeWorker::new(me()).probe(&clip(name)).unwrap(), video::probe(&clip(name)).unwrap());
     }
-    let again = DecodeWorker::this_program().probe(&clip("vp9.webm")).unwrap();
+    let again = DecodeWorker::from_this_program().probe(&clip("vp9.webm")).unwrap();
     assert_eq!(again.codec, "vp9");
 }
 

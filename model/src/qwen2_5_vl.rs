@@ -109,9 +109,9 @@ impl Qwen25Vl {
 
     /// Computes the vision tokens `[M, H]` of the images and videos of a batch, in processor order.
     ///
-    /// A vision tower that is trained runs on the tape, over all media at once. A frozen one runs off the tape. With
-    /// a feature cache, it runs over the media of one sequence at a time, so that a cached result depends on these
-    /// media alone, and only over media that are not cached.
+    /// A vision tower that is trained runs over all media at once, and the autograd tape records it. A frozen tower
+    /// is not recorded. With a feature cache, it runs only over media that are not cached, and over the media of one
+    /// sequence at a time, so that a cached result depends on these media alone.
     pub fn vision_tokens(&self, cx: &Cx, input: &VisionInput, checkpoint: bool) -> Result<Tensor> {
         if cx.is_training() && self.trains_vision() {
             return self.vision.forward(cx, &input.sequences, checkpoint);

@@ -96,7 +96,7 @@ impl WeightLoader<'_> {
 /// Converts stored elements to f32; `None` if the size is not a multiple of the element size.
 pub fn widen_to_f32(dtype: StoredDType, bytes: &[u8]) -> Option<Vec<f32>> {
     let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-    if !bytes.len().is_multiple_of(dtype.size()) {
+    if !bytes.len().is_multiple_of(dtype.element_bytes()) {
         return None;
     }
     Some(match dtype {

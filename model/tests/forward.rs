@@ -126,7 +126,7 @@ fn bits_do_not_depend_on_threads_batch_or_cache() {
             let pads = [case.config.tokens.image, case.config.tokens.video];
             let first = case.tokens.input_ids.iter().rposition(|id| pads.contains(id)).map_or(1, |i| i + 1);
             let cache = KvCache::new(&device, &case.config.text, dtype, s.div_ceil(KvPages::BLOCK_TOKENS)).unwrap();
-            let blocks: Vec<i32> = (0..cache.blocks() as i32).rev().collect();
+            let blocks: Vec<i32> = (0..cache.block_count() as i32).rev().collect();
             let mut past = 0;
             for n in std::iter::once(first).chain(std::iter::repeat_n(1, s - first)) {
                 let all = case.sequence();

@@ -183,7 +183,7 @@ impl Sizes {
             (None, Some(name)) => {
                 // Here, --dtype is the dtype of activations; the preset decides the dtype of the weight files.
                 let options = self.shape.options(&CommonOptions { dtype: None, ..common.clone() })?;
-                Ok((preset_config(&options)?, options.preset.dtype(), name.clone()))
+                Ok((preset_config(&options)?, options.preset.default_dtype(), name.clone()))
             }
         }
     }

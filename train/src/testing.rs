@@ -32,10 +32,10 @@ pub(crate) fn assert_changes(
     assert!(limits.len() >= 12);
     for (weight, limit) in limits {
         let values = |files: &Checkpoint| {
-            let view = files.get(weight).unwrap();
+            let view = files.tensor(weight).unwrap();
             widen_to_f32(view.dtype, view.bytes).unwrap()
         };
-        let (old, new, shape) = (values(&before), values(&after), before.get(weight).unwrap().shape.to_vec());
+        let (old, new, shape) = (values(&before), values(&after), before.tensor(weight).unwrap().shape.to_vec());
         let row = shape[1..].iter().product::<usize>();
         let rows = stored.tensor(&format!("{prefix}rows/{weight}")).unwrap();
         let rows = rows.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as usize);
@@ -55,7 +55,7 @@ pub(crate) fn weight_changes(model: &Path, out: &Path) -> Vec<f64> {
     let (before, after) = (Checkpoint::open(model).unwrap(), Checkpoint::open(out).unwrap());
     let config = reel_model::config::ModelConfig::open(model).unwrap();
     let values = |files: &Checkpoint, name: &str| {
-        let view = files.get(name).unwrap();
+        let view = files.tensor(name).unwrap();
         widen_to_f32(view.dtype, view.bytes).unwrap()
     };
     let change = |(name, _): (String, Vec<usize>)| {

@@ -39,21 +39,21 @@ const MAX_SOURCE_SIDE: usize = 1 << 20;
 pub fn pillow_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<FrameBuf> {
     resample(frames, size, taps::pillow_taps, |from, horizontal, vertical, to| {
         let (height, width) = frames.height_and_width();
-        if pillow_resizes_columns_first((height, width), (vertical.len(), horizontal.len())) {
-            let mut middle = vec![0u8; vertical.len() * width * 3];
+        if pillow_resizes_columns_first((height, width), (vertical.output_len(), horizontal.output_len())) {
+            let mut middle = vec![0u8; vertical.output_len() * width * 3];
             passes::resize_down_columns::<FixedPoint, u8, u8>(from, width * 3, vertical, &mut middle);
             passes::resize_along_rows::<FixedPoint, u8, u8>(&middle, width, horizontal, to);
         } else {
-            let mut middle = vec![0u8; height * horizontal.len() * 3];
+            let mut middle = vec![0u8; height * horizontal.output_len() * 3];
             passes::resize_along_rows::<FixedPoint, u8, u8>(from, width, horizontal, &mut middle);
-            passes::resize_down_columns::<FixedPoint, u8, u8>(&middle, horizontal.len() * 3, vertical, to);
+            passes::resize_down_columns::<FixedPoint, u8, u8>(&middle, horizontal.output_len() * 3, vertical, to);
         }
     })
 }
 
-/// Whether Pillow 13 resizes columns before rows: when the height shrinks by more than twice as many pixels as the
-/// width. The order changes bits, because Pillow rounds after each pass. Earlier versions always resized rows first.
-/// Source: `Resample.c`, `ImagingResampleInner`.
+/// Whether Pillow 13 resizes columns before rows: it does if the height shrinks by more than twice as many pixels as
+/// the width. The order matters for equal bits, because Pillow rounds after each pass. Earlier versions always
+/// resized rows first. Source: `Resample.c`, `ImagingResampleInner`.
 fn pillow_resizes_columns_first(from: (usize, usize), to: (usize, usize)) -> bool {
     let (height_loss, width_loss) = (from.0 as i64 - to.0 as i64, from.1 as i64 - to.1 as i64);
     height_loss > 0 && height_loss > width_loss * 2
@@ -68,9 +68,9 @@ fn pillow_resizes_columns_first(from: (usize, usize), to: (usize, usize)) -> boo
 pub fn torch_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<FrameBuf> {
     resample(frames, size, taps::torch_taps, |from, horizontal, vertical, to| {
         let (height, width) = frames.height_and_width();
-        let mut middle = vec![0f32; height * horizontal.len() * 3];
+        let mut middle = vec![0f32; height * horizontal.output_len() * 3];
         passes::resize_along_rows::<FloatingPoint, u8, f32>(from, width, horizontal, &mut middle);
-        passes::resize_down_columns::<FloatingPoint, f32, u8>(&middle, horizontal.len() * 3, vertical, to);
+        passes::resize_down_columns::<FloatingPoint, f32, u8>(&middle, horizontal.output_len() * 3, vertical, to);
     })
 }
 

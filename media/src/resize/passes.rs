@@ -89,14 +89,14 @@ impl PixelSample<FloatingPoint> for f32 {
     }
 }
 
-/// Resizes each row of `source` `[H, width, 3]` into `target` `[H, taps.len(), 3]`.
+/// Resizes each row of `source` `[H, width, 3]` into `target` `[H, taps.output_len(), 3]`.
 pub(super) fn resize_along_rows<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>>(
     source: &[I],
     width: usize,
     taps: &FilterTaps<A::Lane>,
     target: &mut [O],
 ) {
-    let (source_row, target_row) = (width * CHANNELS, taps.len() * CHANNELS);
+    let (source_row, target_row) = (width * CHANNELS, taps.output_len() * CHANNELS);
     let arch = pulp::Arch::new();
     target.par_chunks_mut(LANES * target_row).zip(source.par_chunks(LANES * source_row)).for_each_init(
         || vec![[I::default().load(); LANES]; source_row],
@@ -127,8 +127,8 @@ impl<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>> WithSimd for Rows<'_, 
                 cell[lane] = sample.load();
             }
         }
-        let target_row = taps.len() * CHANNELS;
-        for x in 0..taps.len() {
+        let target_row = taps.output_len() * CHANNELS;
+        for x in 0..taps.output_len() {
             let (first, weights) = taps.first_source_index_and_weights(x);
             let mut sums = [[A::START; LANES]; CHANNELS];
             let pixels = transposed[first * CHANNELS..].chunks_exact(CHANNELS);
@@ -148,7 +148,7 @@ impl<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>> WithSimd for Rows<'_, 
     }
 }
 
-/// Resizes each column of `source` `[H, row]` into `target` `[taps.len(), row]`, where `row` is W * 3 samples.
+/// Resizes each column of `source` `[H, row]` into `target` `[taps.output_len(), row]`, where `row` is W * 3 samples.
 pub(super) fn resize_down_columns<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>>(
     source: &[I],
     row: usize,

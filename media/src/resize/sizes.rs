@@ -160,8 +160,8 @@ pub fn smart_resize(
     Ok(fit((height, width), (sides(height), sides(width)), factor, min_pixels, max_pixels))
 }
 
-/// The `smart_resize` of the image processor (transformers 4.51.3): as [`smart_resize`], but it refuses a side
-/// shorter than `factor` pixels instead of stretching it.
+/// The `smart_resize` of the image processor (transformers 4.51.3). It differs from [`smart_resize`] in one point: a
+/// side shorter than `factor` pixels is an error instead of being enlarged to `factor`.
 ///
 /// # Errors
 /// A side shorter than `factor`, and the errors of [`smart_resize`].

@@ -36,7 +36,7 @@ impl<W: Copy> FilterTaps<W> {
     }
 
     /// The number of output samples.
-    pub(super) fn len(&self) -> usize {
+    pub(super) fn output_len(&self) -> usize {
         self.spans.len()
     }
 

@@ -52,7 +52,7 @@ impl DecodeWorker {
 
     /// A decoder that starts this program as its worker. This works even if the program's file was replaced or
     /// deleted after the start.
-    pub fn this_program() -> Self {
+    pub fn from_this_program() -> Self {
         Self::new("/proc/self/exe")
     }
 

@@ -34,7 +34,7 @@ pub enum StoredDType {
 
 impl StoredDType {
     /// The size of an element in bytes.
-    pub fn size(self) -> usize {
+    pub fn element_bytes(self) -> usize {
         match self {
             StoredDType::F32 => 4,
             StoredDType::Bf16 | StoredDType::F16 => 2,
@@ -42,7 +42,7 @@ impl StoredDType {
     }
 
     /// The dtype's name in safetensors headers.
-    pub fn name(self) -> &'static str {
+    pub fn safetensors_name(self) -> &'static str {
         match self {
             StoredDType::F32 => "F32",
             StoredDType::Bf16 => "BF16",
@@ -60,8 +60,10 @@ impl StoredDType {
     }
 
     /// Parses the name of a dtype in safetensors headers.
-    pub fn parse(name: &str) -> Option<Self> {
-        [StoredDType::F32, StoredDType::Bf16, StoredDType::F16].into_iter().find(|dtype| dtype.name() == name)
+    pub fn from_safetensors_name(name: &str) -> Option<Self> {
+        [StoredDType::F32, StoredDType::Bf16, StoredDType::F16]
+            .into_iter()
+            .find(|dtype| dtype.safetensors_name() == name)
     }
 }
 
@@ -168,11 +170,11 @@ impl Checkpoint {
             if is_harmless(&name) {
                 continue;
             }
-            let Some(dtype) = StoredDType::parse(&tensor.dtype) else {
+            let Some(dtype) = StoredDType::from_safetensors_name(&tensor.dtype) else {
                 let what = format!("is stored as {}; only F32, BF16 and F16 are supported", tensor.dtype);
                 return Err(fault(path, &tensor.name, what, "use the unquantised model"));
             };
-            if tensor.begin % dtype.size() != 0 {
+            if tensor.begin % dtype.element_bytes() != 0 {
                 let what = format!("starts at byte {}, which is not aligned for {}", tensor.begin, tensor.dtype);
                 return Err(fault(path, &tensor.name, what, "write the file again with the safetensors library"));
             }
@@ -213,17 +215,17 @@ impl Checkpoint {
     }
 
     /// The mapped weight files.
-    pub fn shards(&self) -> &[Arc<MappedFile>] {
+    pub fn mapped_files(&self) -> &[Arc<MappedFile>] {
         &self.shards
     }
 
     /// The classic names (as on the hub) of all tensors, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
     /// The tensor with this classic name (as on the hub), if it exists.
-    pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
+    pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
         let entry = self.tensors.get(name)?;
         let file = self.shards.get(entry.shard)?;
         let bytes = file.as_bytes().get(entry.begin..entry.end)?;
@@ -233,7 +235,7 @@ impl Checkpoint {
     /// The tensor with this classic name (as on the hub); fails unless it exists and has this shape.
     pub fn tensor_with_shape(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         let stored = self.naming.from_classic_name(name);
-        let Some(view) = self.get(name) else {
+        let Some(view) = self.tensor(name) else {
             let what = format!("is missing; expected shape {shape:?}");
             return Err(fault(&self.folder, &stored, what, "use the weights that belong to this config.json"));
         };
@@ -261,7 +263,8 @@ impl Checkpoint {
             self.tensor_with_shape(name, shape)?;
         }
         let known: std::collections::HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-        let strangers: Vec<&str> = self.names().filter(|name| !known.contains(name) && !optional(name)).collect();
+        let strangers: Vec<&str> =
+            self.tensor_names().filter(|name| !known.contains(name) && !optional(name)).collect();
         let Some(first) = strangers.first() else { return Ok(()) };
         let shown: Vec<String> = strangers.iter().take(5).map(|name| self.naming.from_classic_name(name)).collect();
         let more = if strangers.len() > 5 { format!(" and {} more", strangers.len() - 5) } else { String::new() };

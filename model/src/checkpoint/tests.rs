@@ -12,8 +12,11 @@ fn file_of(tensors: &[(String, Vec<usize>)], dtype: StoredDType) -> Vec<u8> {
     let mut end = 0;
     for (name, shape) in tensors {
         let begin = end;
-        end += shape.iter().product::<usize>() * dtype.size();
-        header.insert(name.clone(), json!({"dtype": dtype.name(), "shape": shape, "data_offsets": [begin, end]}));
+        end += shape.iter().product::<usize>() * dtype.element_bytes();
+        header.insert(
+            name.clone(),
+            json!({"dtype": dtype.safetensors_name(), "shape": shape, "data_offsets": [begin, end]}),
+        );
     }
     with_header(&Value::Object(header).to_string(), end)
 }
@@ -62,7 +65,7 @@ fn naming_schemes_and_shards_give_equal_tensors() {
     assert_eq!((single.naming(), sharded.naming()), (TensorNaming::Classic, TensorNaming::Nested));
     for checkpoint in [&single, &sharded] {
         checkpoint.check(&config).unwrap();
-        assert_eq!(checkpoint.names().count(), expected.len());
+        assert_eq!(checkpoint.tensor_names().count(), expected.len());
     }
     let view = sharded.expect("visual.blocks.1.attn.qkv.bias", &[120]).unwrap();
     assert_eq!((view.dtype, view.bytes.len()), (StoredDType::Bf16, 240));
@@ -159,7 +162,7 @@ fn rejects_shards_that_contradict_the_index() {
     assert!(open(&[("config.json", b"{}".to_vec())]).contains("has no *.safetensors"));
     assert!(open(&[("pytorch_model.bin", b"x".to_vec())]).contains("another format"));
     let loose = folder_with(&[("weights-1.safetensors", a.clone()), ("adapter_model.safetensors", a)]);
-    assert_eq!(Checkpoint::open(loose.path()).unwrap().names().collect::<Vec<_>>(), ["model.norm.weight"]);
+    assert_eq!(Checkpoint::open(loose.path()).unwrap().tensor_names().collect::<Vec<_>>(), ["model.norm.weight"]);
 }
 
 proptest::proptest! {
@@ -176,11 +179,11 @@ proptest::proptest! {
         let folder = folder_with(&[("model.safetensors", bytes)]);
         match Checkpoint::open(folder.path()) {
             Err(error) => proptest::prop_assert!(!error.to_string().contains('\n'), "{}", error),
-            Ok(checkpoint) => for name in checkpoint.names() {
-                let view = checkpoint.get(name).unwrap();
-                let needed = view.shape.iter().product::<usize>() * view.dtype.size();
-                proptest::prop_assert!(view.bytes.len() == needed && view.offset % view.dtype.size() == 0);
-                proptest::prop_assert_eq!(view.bytes.as_ptr() as usize % view.dtype.size(), 0);
+            Ok(checkpoint) => for name in checkpoint.tensor_names() {
+                let view = checkpoint.tensor(name).unwrap();
+                let needed = view.shape.iter().product::<usize>() * view.dtype.element_bytes();
+                proptest::prop_assert!(view.bytes.len() == needed && view.offset % view.dtype.element_bytes() == 0);
+                proptest::prop_assert_eq!(view.bytes.as_ptr() as usize % view.dtype.element_bytes(), 0);
             }
         }
     }

@@ -44,7 +44,7 @@ impl JsonFields {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    pub(crate) fn has(&self, key: &str) -> bool {
+    pub(crate) fn has_key(&self, key: &str) -> bool {
         self.value(key).is_some()
     }
 
@@ -140,7 +140,7 @@ impl JsonFields {
     }
 
     /// The whole numbers under a key, which may be one number or a list; empty if the key is absent or null.
-    pub(crate) fn int_or_list(&self, key: &str) -> Result<Vec<usize>> {
+    pub(crate) fn int_or_int_list(&self, key: &str) -> Result<Vec<usize>> {
         match self.value(key) {
             None => Ok(Vec::new()),
             Some(Value::Array(_)) => self.int_list(key),

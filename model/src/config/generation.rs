@@ -44,7 +44,7 @@ impl GenerationConfig {
             found => Ok(found),
         };
         Ok(Self {
-            eos_token_id: fields.int_or_list("eos_token_id")?.into_iter().map(|id| id as u32).collect(),
+            eos_token_id: fields.int_or_int_list("eos_token_id")?.into_iter().map(|id| id as u32).collect(),
             do_sample: fields.opt_bool("do_sample")?,
             temperature: in_range("temperature", &|x| x >= 0.0, "at least 0")?,
             top_p: in_range("top_p", &|x| x > 0.0 && x <= 1.0, "above 0 and at most 1")?,

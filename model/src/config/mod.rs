@@ -176,7 +176,7 @@ fn check_kind(root: &JsonFields) -> Result<()> {
         }
         None => return Err(root.error_with_help("model_type", "is missing", "use a Qwen2.5-VL model folder")),
     }
-    if root.has("quantization_config") {
+    if root.has_key("quantization_config") {
         return Err(root.error_with_help(
             "quantization_config",
             "quantised weights are not supported",
@@ -229,7 +229,7 @@ fn text_config(fields: &JsonFields, root: &JsonFields) -> Result<TextConfig> {
         head_dim,
         rms_norm_eps: fields.positive_f64("rms_norm_eps")?,
         rope_theta: fields.positive_f64("rope_theta")?,
-        mrope_section: mrope_section(if fields.has("rope_scaling") { fields } else { root }, head_dim)?,
+        mrope_section: mrope_section(if fields.has_key("rope_scaling") { fields } else { root }, head_dim)?,
         max_position_embeddings: fields.opt_positive_int("max_position_embeddings")?.unwrap_or(32768),
     })
 }
@@ -332,7 +332,7 @@ fn vision_config(fields: &JsonFields) -> Result<VisionConfig> {
         );
         return Err(fields.error("window_size", what));
     }
-    let full = if fields.has("fullatt_block_indexes") {
+    let full = if fields.has_key("fullatt_block_indexes") {
         fields.int_list("fullatt_block_indexes")?
     } else {
         vec![7, 15, 23, 31]
@@ -353,7 +353,7 @@ fn vision_config(fields: &JsonFields) -> Result<VisionConfig> {
         window_size,
         fullatt_block_indexes,
         out_hidden_size: or("out_hidden_size", 3584)?,
-        tokens_per_second: if fields.has("tokens_per_second") {
+        tokens_per_second: if fields.has_key("tokens_per_second") {
             fields.positive_f64("tokens_per_second")? as f32
         } else {
             4.0
@@ -364,7 +364,7 @@ fn vision_config(fields: &JsonFields) -> Result<VisionConfig> {
 
 /// Reads token ids, which are at the top level or in `text_config`.
 fn token_ids(root: &JsonFields, text: &JsonFields, vocab_size: usize) -> Result<TokenIds> {
-    let home = |key: &str| if root.has(key) { root } else { text };
+    let home = |key: &str| if root.has_key(key) { root } else { text };
     let below = |fields: &JsonFields, key: &str, id: usize| {
         if id < vocab_size {
             return Ok(id as u32);
@@ -373,7 +373,7 @@ fn token_ids(root: &JsonFields, text: &JsonFields, vocab_size: usize) -> Result<
     };
     let need = |key: &str| below(home(key), key, home(key).int(key)?);
     let eos_home = home("eos_token_id");
-    let eos = eos_home.int_or_list("eos_token_id")?;
+    let eos = eos_home.int_or_int_list("eos_token_id")?;
     Ok(TokenIds {
         bos: home("bos_token_id")
             .opt_int("bos_token_id")?

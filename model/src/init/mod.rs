@@ -55,7 +55,7 @@ const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
 /// Writes a model folder for a preset. The folder `out` must be new or empty.
 pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
     let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
-    let dtype = options.dtype.unwrap_or(options.preset.dtype());
+    let dtype = options.dtype.unwrap_or(options.preset.default_dtype());
     let config = options.preset.config_json(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
     if let Some(vocab) = options.vocab.filter(|&vocab| vocab < tokenizer.end as usize) {
         let what =
@@ -73,7 +73,7 @@ pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
 /// Writes the model folder of [`init`] without its weights, which is enough to read and encode training data.
 pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
     let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
-    let dtype = options.dtype.unwrap_or(options.preset.dtype());
+    let dtype = options.dtype.unwrap_or(options.preset.default_dtype());
     let config = options.preset.config_json(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
     make_empty(out)?;
     small_files(&config, &tokenizer)
@@ -84,7 +84,7 @@ pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
 /// The config that [`init`] would write, for `reel plan --preset`.
 pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
     let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
-    let dtype = options.dtype.unwrap_or(options.preset.dtype());
+    let dtype = options.dtype.unwrap_or(options.preset.default_dtype());
     let config = options.preset.config_json(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
     ModelConfig::parse("--preset", &config.to_string())
 }
@@ -106,7 +106,7 @@ fn write_folder(
         return Err(error);
     }
     let bytes: u64 = tensors.iter().map(TensorSpec::bytes).sum();
-    let parameters = tensors.iter().map(|t| t.bytes() / t.dtype.size() as u64).sum();
+    let parameters = tensors.iter().map(|t| t.bytes() / t.dtype.element_bytes() as u64).sum();
     Ok(InitReport { parameters, bytes })
 }
 

@@ -35,7 +35,7 @@ impl Preset {
     }
 
     /// The default dtype of the weights.
-    pub fn dtype(self) -> StoredDType {
+    pub fn default_dtype(self) -> StoredDType {
         match self {
             Preset::Tiny => StoredDType::F32,
             Preset::B3 | Preset::B7 => StoredDType::Bf16,

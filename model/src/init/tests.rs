@@ -27,7 +27,7 @@ fn tiny_folder_opens() {
     Tokenizer::open(&out).unwrap().check_fits(&config).unwrap();
     PreprocessorConfig::open(&out, &config).unwrap();
     assert_eq!(GenerationConfig::open(&out).unwrap().eos_token_id[0], config.tokens.eos[0]);
-    let floats = |name: &str| -> Vec<f32> { bytemuck::pod_collect_to_vec(checkpoint.get(name).unwrap().bytes) };
+    let floats = |name: &str| -> Vec<f32> { bytemuck::pod_collect_to_vec(checkpoint.tensor(name).unwrap().bytes) };
     assert!(floats("model.norm.weight").iter().all(|&x| x == 1.0));
     assert!(floats("model.layers.0.self_attn.q_proj.bias").iter().all(|&x| x == 0.0));
     let embed = floats("model.embed_tokens.weight");

@@ -58,7 +58,7 @@ pub(super) fn write_random_tensor(
     let mut bytes = Vec::new();
     for first in (0..length).step_by(CHUNK) {
         let elements = CHUNK.min(length - first);
-        bytes.resize(elements * spec.dtype.size(), 0);
+        bytes.resize(elements * spec.dtype.element_bytes(), 0);
         fill(
             &mut bytes,
             spec.dtype,
@@ -78,7 +78,7 @@ fn fill(
     normals: impl Fn(u64) -> [f32; NORMALS_PER_BLOCK] + Sync,
     first_block: usize,
 ) {
-    let size = dtype.size();
+    let size = dtype.element_bytes();
     bytes.par_chunks_mut(NORMALS_PER_BLOCK * size * 4096).enumerate().for_each(|(part, bytes)| {
         for (i, lane) in bytes.chunks_mut(NORMALS_PER_BLOCK * size).enumerate() {
             let values = match initializer {

@@ -96,7 +96,7 @@ impl Default for MediaOptions {
         Self {
             profile: MediaProfile::Qwen,
             overrides: MediaOverrides::default(),
-            decoder: DecodeWorker::this_program(),
+            decoder: DecodeWorker::from_this_program(),
             second_per_grid: SecondPerGrid::True,
         }
     }
@@ -129,7 +129,7 @@ pub fn load_media(folder: &ModelFolder, conversation: &Conversation, options: &M
     let processor = folder.preprocessor.patch_processor();
     let mut media =
         LoadedMedia { frames: MediaFrames { processor, ..MediaFrames::default() }, ..LoadedMedia::default() };
-    for part in conversation.media() {
+    for part in conversation.media_parts() {
         match part {
             ContentPart::Text(_) => {}
             ContentPart::Image(image) => {

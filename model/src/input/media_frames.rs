@@ -28,8 +28,8 @@ impl MediaFrames {
     /// The grid of an image or video: the number of its patches along time, height and width.
     ///
     /// # Errors
-    /// A height or width that is not a multiple of the side of a vision token's square of patches; data whose length
-    /// does not match the height and width.
+    /// A height or width in pixels that is not a multiple of `patch_size * merge_size`; data whose length does not
+    /// match the height and width.
     pub fn grid_thw(&self, frames: &FrameBuf) -> Result<GridThw> {
         Ok(patches::patch_grid_thw(frames.view()?, &self.processor)?)
     }

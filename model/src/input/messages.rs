@@ -164,8 +164,8 @@ impl Conversation {
     }
 
     /// All images and videos, in order.
-    pub fn media(&self) -> impl Iterator<Item = &ContentPart> {
-        self.messages.iter().flat_map(Message::parts).filter(|part| !matches!(part, ContentPart::Text(_)))
+    pub fn media_parts(&self) -> impl Iterator<Item = &ContentPart> {
+        self.messages.iter().flat_map(Message::content_parts).filter(|part| !matches!(part, ContentPart::Text(_)))
     }
 
     /// The messages as JSON for the chat template.
@@ -176,7 +176,7 @@ impl Conversation {
 
 impl Message {
     /// The message's content parts; empty if its content is plain text.
-    pub fn parts(&self) -> &[ContentPart] {
+    pub fn content_parts(&self) -> &[ContentPart] {
         match &self.content {
             MessageContent::Text(_) => &[],
             MessageContent::Parts(parts) => parts,
@@ -397,7 +397,7 @@ mod tests {
             {"type": "image", "image": "root/a.png"}, {"type": "video", "video": "/v.mp4"},
             {"type": "video", "video": ["root/x.png", "https://h/y.png"]}, {"type": "text", "text": "?"}]}])
         );
-        let parts: Vec<&ContentPart> = qwen.media().collect();
+        let parts: Vec<&ContentPart> = qwen.media_parts().collect();
         assert_eq!(parts.len(), 3);
         let ContentPart::Image(image) = parts[0] else { panic!("expected the image first") };
         assert_eq!((image.overrides.min_pixels, image.overrides.fps), (Some(3136), None));

@@ -134,7 +134,7 @@ impl Adapter {
 
     fn values(&self, stored: &HeaderTensor) -> Result<Vec<f32>> {
         let bytes = self.file.as_bytes().get(stored.begin..stored.end).unwrap_or_default();
-        match StoredDType::parse(&stored.dtype).and_then(|dtype| widen_to_f32(dtype, bytes)) {
+        match StoredDType::from_safetensors_name(&stored.dtype).and_then(|dtype| widen_to_f32(dtype, bytes)) {
             Some(values) => Ok(values),
             None => {
                 let what = format!("is stored as {}; only F32, BF16 and F16 are supported", stored.dtype);

@@ -40,8 +40,8 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, device: &Device) -> Result
     let draft = Draft::begin(out)?;
     copy_others(base, &draft.path)?;
     let specs: Vec<TensorSpec> = files
-        .names()
-        .filter_map(|name| files.get(name).map(|view| (name, view)))
+        .tensor_names()
+        .filter_map(|name| files.tensor(name).map(|view| (name, view)))
         .map(|(name, view)| TensorSpec { name: name.to_string(), dtype: view.dtype, shape: view.shape.to_vec() })
         .collect();
     let cx = Cx::inference(device, DType::F32);
@@ -75,7 +75,7 @@ fn merged<'a>(cx: &Cx, adapter: &Adapter, name: &str, view: TensorView<'a>) -> R
     match narrow(view.dtype, &weight) {
         Some(bytes) => Ok(Cow::Owned(bytes)),
         None => {
-            let what = format!("has a value outside the range of {} after the merge", view.dtype.name());
+            let what = format!("has a value outside the range of {} after the merge", view.dtype.safetensors_name());
             let help = "use a base model in bf16 or f32, whose range is larger";
             Err(ModelError::weights(format!("{}: {name}", view.file.path().display()), what, help))
         }

@@ -74,7 +74,7 @@ impl LoraSpec {
     ///
     /// # Errors
     /// A target that matches no layer; the error lists the names that exist.
-    pub fn target_layers(&self, config: &ModelConfig) -> std::result::Result<Vec<LinearLayer>, UnknownTarget> {
+    pub fn target_layers(&self, config: &ModelConfig) -> std::result::Result<Vec<LinearLayer>, UnknownLoraTarget> {
         let all: Vec<LinearLayer> = linear_layers(config)
             .into_iter()
             .filter(|layer| self.vision || !layer.name.starts_with("visual."))
@@ -86,7 +86,7 @@ impl LoraSpec {
             layer.name.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
         };
         if let Some(target) = self.targets.iter().find(|target| !all.iter().any(|layer| named(layer, target))) {
-            return Err(UnknownTarget { target: target.clone(), known: self.known() });
+            return Err(UnknownLoraTarget { target: target.clone(), known: self.known() });
         }
         Ok(all.into_iter().filter(|layer| self.targets.iter().any(|target| named(layer, target))).collect())
     }
@@ -115,7 +115,7 @@ impl LoraSpec {
 
 /// A LoRA target matches no layer of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnknownTarget {
+pub struct UnknownLoraTarget {
     /// The target that matches no layer.
     pub target: String,
     /// The short names of the layers that can be targets.

@@ -108,9 +108,9 @@ fn weights_are_the_formula(merged: &Path, adapter: &Path) {
     let (before, after) = (Checkpoint::open(&base()).unwrap(), Checkpoint::open(merged).unwrap());
     let adapter = Adapter::open(adapter).unwrap();
     let values = |files: &Checkpoint, name: &str| {
-        widen_to_f32(crate::checkpoint::StoredDType::F32, files.get(name).unwrap().bytes).unwrap()
+        widen_to_f32(crate::checkpoint::StoredDType::F32, files.tensor(name).unwrap().bytes).unwrap()
     };
-    for name in before.names() {
+    for name in before.tensor_names() {
         let (old, new) = (values(&before, name), values(&after, name));
         let Some(pair) = adapter.matrices(name.strip_suffix(".weight").unwrap_or_default()).unwrap() else {
             assert_eq!(old, new, "{name}");
@@ -401,7 +401,7 @@ fn rejects_a_merge_outside_the_dtype_range() {
         .map(|(name, shape)| TensorSpec { name, dtype: crate::checkpoint::StoredDType::F16, shape })
         .collect();
     write_tensor_file(&base_f16.join("model.safetensors"), str::to_string, &specs, |spec, to| {
-        let view = files.get(&spec.name).unwrap();
+        let view = files.tensor(&spec.name).unwrap();
         let wide = widen_to_f32(view.dtype, view.bytes).unwrap();
         wide.iter().try_for_each(|&x| to.write_all(&half::f16::from_f32(x).to_le_bytes()))
     })

@@ -16,7 +16,7 @@ fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 }
 
 /// Removes all incomplete files, the folders that are then empty, and unfinished hidden folders (`.….part`) with
-/// their contents. A signal handler must call this, because an interrupted program runs no destructors.
+/// their contents. To be called when a signal ends the program, because destructors do not run then.
 pub fn remove_unfinished_files() {
     // In reverse order of paths, so that the files of a folder are removed before the folder. Errors are ignored,
     // because the program is ending.
@@ -82,7 +82,7 @@ impl AtomicFile {
 
     /// Flushes the file to the disk and renames it to its final name.
     pub fn commit(self) -> Result<()> {
-        self.finish()?.publish()
+        self.finish()?.rename_to_final_name()
     }
 
     /// Flushes the file to the disk but keeps the temporary name, so that several files can get their final names
@@ -114,7 +114,7 @@ pub struct FinishedFile {
 
 impl FinishedFile {
     /// Renames the file to its final name.
-    pub fn publish(self) -> Result<()> {
+    pub fn rename_to_final_name(self) -> Result<()> {
         let AtomicFile { temporary, target, .. } = &self.file;
         temporary
             .as_ref()

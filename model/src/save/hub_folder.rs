@@ -143,7 +143,7 @@ pub fn write_weights(
         files.push(file.finish()?);
         names.push(name);
     }
-    files.into_iter().try_for_each(FinishedFile::publish)?;
+    files.into_iter().try_for_each(FinishedFile::rename_to_final_name)?;
     remove_others(out, &names)
 }
 
@@ -154,7 +154,7 @@ pub(crate) fn write_tensor_file(
     tensors: &[TensorSpec],
     mut fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
-    write_shard(path, rename, tensors, &mut fill)?.publish()
+    write_shard(path, rename, tensors, &mut fill)?.rename_to_final_name()
 }
 
 fn write_shard(
@@ -165,7 +165,12 @@ fn write_shard(
 ) -> Result<FinishedFile> {
     let lines: Vec<HeaderEntry> = shard
         .iter()
-        .map(|t| HeaderEntry { name: rename(&t.name), dtype: t.dtype.name(), shape: t.shape.clone(), bytes: t.bytes() })
+        .map(|t| HeaderEntry {
+            name: rename(&t.name),
+            dtype: t.dtype.safetensors_name(),
+            shape: t.shape.clone(),
+            bytes: t.bytes(),
+        })
         .collect();
     let mut file = AtomicFile::create(path)?;
     write_header(&mut file, &lines).map_err(|e| file.write_error(e))?;

@@ -23,7 +23,7 @@ pub struct TensorSpec {
 impl TensorSpec {
     /// The size in the file, in bytes.
     pub fn bytes(&self) -> u64 {
-        self.shape.iter().map(|&length| length as u64).product::<u64>() * self.dtype.size() as u64
+        self.shape.iter().map(|&length| length as u64).product::<u64>() * self.dtype.element_bytes() as u64
     }
 }
 

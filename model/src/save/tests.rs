@@ -60,15 +60,15 @@ fn writes_shards_and_removes_those_of_an_earlier_save() {
     write_weights(out.path(), TensorNaming::Classic, &tensors, 40_000, fill).unwrap();
     let checkpoint = Checkpoint::open(out.path()).unwrap();
     checkpoint.check(&tiny_config()).unwrap();
-    assert!(checkpoint.shards().len() > 3);
+    assert!(checkpoint.mapped_files().len() > 3);
     let largest = tensors.iter().map(TensorSpec::bytes).max().unwrap();
-    assert!(checkpoint.shards().iter().all(|s| s.len() as u64 <= 40_000.max(largest) + 20_000));
+    assert!(checkpoint.mapped_files().iter().all(|s| s.len() as u64 <= 40_000.max(largest) + 20_000));
     write_weights(out.path(), TensorNaming::Classic, &tensors, MAX_SHARD_BYTES, fill).unwrap();
     assert_eq!(names(out.path()), ["model.safetensors"]);
     // The checkpoint was opened before the save, and must still have its old bytes.
     checkpoint.check(&tiny_config()).unwrap();
-    let bytes = checkpoint.get("model.norm.weight").unwrap().bytes.to_vec();
-    assert_eq!(bytes, Checkpoint::open(out.path()).unwrap().get("model.norm.weight").unwrap().bytes);
+    let bytes = checkpoint.tensor("model.norm.weight").unwrap().bytes.to_vec();
+    assert_eq!(bytes, Checkpoint::open(out.path()).unwrap().tensor("model.norm.weight").unwrap().bytes);
 }
 
 #[test]

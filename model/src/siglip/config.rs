@@ -109,7 +109,7 @@ impl SiglipConfig {
             Some(other) => return Err(root.error_with_help("model_type", format!("is `{other}`, not siglip"), KIND)),
             None => return Err(root.error_with_help("model_type", "is missing", KIND)),
         }
-        if root.has("quantization_config") {
+        if root.has_key("quantization_config") {
             let what = "quantised weights are not supported";
             return Err(root.error_with_help("quantization_config", what, "use the unquantised model"));
         }
@@ -127,7 +127,7 @@ impl SiglipConfig {
 }
 
 fn encoder(tower: &JsonFields) -> Result<EncoderConfig> {
-    let eps = if tower.has("layer_norm_eps") { tower.positive_f64("layer_norm_eps")? } else { 1e-6 };
+    let eps = if tower.has_key("layer_norm_eps") { tower.positive_f64("layer_norm_eps")? } else { 1e-6 };
     let config = EncoderConfig {
         hidden_size: tower.opt_positive_int("hidden_size")?.unwrap_or(768),
         intermediate_size: tower.opt_positive_int("intermediate_size")?.unwrap_or(3072),

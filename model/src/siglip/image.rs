@@ -31,14 +31,14 @@ impl SiglipProcessor {
     pub fn open(folder: &Path, config: &SiglipVisionConfig) -> Result<Self> {
         let path = folder.join("preprocessor_config.json");
         match std::fs::read_to_string(&path) {
-            Ok(text) => Self::parse(&path.display().to_string(), &text, config),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::new(config)),
+            Ok(text) => Self::parse_preprocessor_config(&path.display().to_string(), &text, config),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::with_published_settings(config)),
             Err(e) => Err(ModelError::cannot_read(&path, e)),
         }
     }
 
     /// The published settings: pixel values are normalised as `(x / 255 - 0.5) / 0.5`.
-    pub fn new(config: &SiglipVisionConfig) -> Self {
+    pub fn with_published_settings(config: &SiglipVisionConfig) -> Self {
         Self { rescale: 1.0 / 255.0, mean: [0.5; 3], std: [0.5; 3], size: config.image_size, patch: config.patch_size }
     }
 
@@ -46,9 +46,9 @@ impl SiglipProcessor {
     ///
     /// # Errors
     /// As [`SiglipProcessor::open`].
-    pub fn parse(file: &str, text: &str, config: &SiglipVisionConfig) -> Result<Self> {
+    pub fn parse_preprocessor_config(file: &str, text: &str, config: &SiglipVisionConfig) -> Result<Self> {
         let fields = JsonFields::parse(file, text, HELP)?;
-        let standard = Self::new(config);
+        let standard = Self::with_published_settings(config);
         for key in ["do_resize", "do_rescale", "do_normalize"] {
             if fields.opt_bool(key)? == Some(false) {
                 return Err(fields.error(key, "is false; only true is supported"));
@@ -67,7 +67,7 @@ impl SiglipProcessor {
             }
         }
         let rescale =
-            if fields.has("rescale_factor") { fields.positive_f64("rescale_factor")? } else { standard.rescale };
+            if fields.has_key("rescale_factor") { fields.positive_f64("rescale_factor")? } else { standard.rescale };
         let (mean, std) = (three(&fields, "image_mean")?, three(&fields, "image_std")?);
         if !std.iter().all(|&s| s > 0.0) {
             return Err(fields.error("image_std", "must be above 0 for every channel"));
@@ -97,7 +97,7 @@ impl SiglipProcessor {
     ///
     /// # Errors
     /// A frame that cannot be resized.
-    pub(super) fn resized_square(&self, frame: FrameView<'_>, negative: bool) -> Result<Vec<u8>> {
+    pub(super) fn resize_and_crop(&self, frame: FrameView<'_>, negative: bool) -> Result<Vec<u8>> {
         let (height, width) = frame.height_and_width();
         let square = if negative {
             let turned: Vec<u8> = frame.data().iter().map(|v| v.wrapping_neg()).collect();

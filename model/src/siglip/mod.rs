@@ -110,7 +110,7 @@ impl Siglip {
         for some in frames.chunks(self.images_per_pass()) {
             let squares = some
                 .par_iter()
-                .map(|frame| self.processor.resized_square(*frame, negative))
+                .map(|frame| self.processor.resize_and_crop(*frame, negative))
                 .collect::<Result<Vec<_>>>()?;
             let size = [some.len(), seen, seen];
             let images =

@@ -144,7 +144,7 @@ fn pixels_equal_the_image_processor() {
                 // Taking the negative twice gives the original image, so the result must be that of the original.
                 image.data.iter_mut().for_each(|v| *v = ((256 - u32::from(*v)) % 256) as u8);
             }
-            let got = model.processor.resized_square(image.view().unwrap(), negative).unwrap();
+            let got = model.processor.resize_and_crop(image.view().unwrap(), negative).unwrap();
             assert_eq!(got.len(), 3 * seen * seen);
             for (i, &level) in got.iter().enumerate() {
                 let (row, column, channel) = (i / 3 / seen, i / 3 % seen, i % 3);
@@ -195,7 +195,7 @@ fn so400m_fits_and_takes_little() {
             (SiglipText::load(&from, &config.text).unwrap(), SiglipVision::load(&from, &config.vision).unwrap());
         let weights = device.memory().current;
         device.profiler().collect_totals(true);
-        let processor = SiglipProcessor::new(&config.vision);
+        let processor = SiglipProcessor::with_published_settings(&config.vision);
         let (cx, at_once, seen) =
             (Cx::inference(device, dtype), MAX_TOKENS_PER_PASS / config.vision.patch_count(), processor.cropped_side());
         assert_eq!((at_once, seen), (5, 378));
@@ -299,7 +299,7 @@ fn errors_name_the_damaged_file() {
         assert!(error.contains(want), "{file} {to}: {error}");
     }
     // Without a preprocessor_config.json, the published settings apply. The golden folder's file has the same
-    // settings, so the results must be equal.
+    // settings, so both give equal processors.
     let standard = changed("preprocessor_config.json", |_| None);
     let model = Siglip::open(&Device::cpu(1), standard.path(), DType::F32).unwrap();
     assert_eq!(model.processor, open(&Device::cpu(1), DType::F32).processor);

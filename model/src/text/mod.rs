@@ -80,7 +80,7 @@ impl KvCache {
     }
 
     /// The number of blocks in each layer.
-    pub fn blocks(&self) -> usize {
+    pub fn block_count(&self) -> usize {
         self.blocks
     }
 }

@@ -175,8 +175,9 @@ impl RowShape {
 
 /// The stored dtype of a model folder's weights, from the weight files or, if they are absent, from config.json.
 pub fn file_dtype(folder: &Path, config: &ModelConfig) -> StoredDType {
-    let stored =
-        Checkpoint::open(folder).ok().and_then(|files| files.get("model.embed_tokens.weight").map(|view| view.dtype));
+    let stored = Checkpoint::open(folder)
+        .ok()
+        .and_then(|files| files.tensor("model.embed_tokens.weight").map(|view| view.dtype));
     stored.or(config.dtype).unwrap_or(StoredDType::Bf16)
 }
 

@@ -118,7 +118,7 @@ impl RgbConverter {
 
     /// Writes `frame` into `out`, u8 `[height, width, 3]`, in the target size if there is one, else in the displayed
     /// size.
-    pub(super) fn write(&mut self, path: &Path, frame: &AvFrame, out: &mut [u8]) -> Result<()> {
+    pub(super) fn write_as_rgb(&mut self, path: &Path, frame: &AvFrame, out: &mut [u8]) -> Result<()> {
         self.convert_to_rgb(path, frame)?;
         let (height, width) = self.coded_size;
         let (rgb, stride) = (self.rgb.data(0), self.rgb.stride(0));
@@ -192,9 +192,9 @@ fn source_format(frame: &AvFrame) -> SourceFormat {
     }
 }
 
-/// A swscale context that converts to RGB24 of the coded size, with the colour matrix and range that the video is
-/// tagged with (BT.601 limited range without tags). Flags are FFmpeg's default, or `bilinear` where a side is odd, as
-/// in decord.
+/// A swscale context that converts frames to RGB24 without resizing them. The colour matrix and range are those that
+/// the video is tagged with, or BT.601 limited range without tags. The scaling flags are FFmpeg's default, or
+/// `bilinear` where a side is odd, as in decord.
 fn new_scaler(path: &Path, from: SourceFormat, (height, width): (usize, usize)) -> Result<Scaler> {
     let odd = from.width % 2 != 0 || from.height % 2 != 0;
     let flags = if odd { Flags::BILINEAR } else { Flags::BICUBIC };

@@ -168,7 +168,7 @@ struct DecodeLane<'f> {
 impl<'f> DecodeLane<'f> {
     fn new(video: &'f VideoFile, target_size: Option<(usize, usize)>, threads: usize) -> Result<Self> {
         let cannot_open = |e| ffmpeg_error(&video.path, "opening its decoder", e);
-        let mut context = video.parameters.decoder().map_err(cannot_open)?;
+        let mut context = video.parameters.unopened_decoder().map_err(cannot_open)?;
         let mut config = threading::Config::kind(threading::Type::Frame);
         config.count = threads;
         context.set_threading(config);
@@ -257,7 +257,7 @@ impl<'f> DecodeLane<'f> {
     /// Sends one packet to the decoder. Damaged data is not an error here: if a target frame is lost, `run_job`
     /// reports it.
     fn send(&mut self, packet: usize) -> Result<()> {
-        let packet = self.source.fetch(packet)?;
+        let packet = self.source.fetch_packet(packet)?;
         match self.decoder.send_packet(packet.as_packet()) {
             Err(e @ ffmpeg::Error::Other { errno }) if errno == ffmpeg::error::ENOMEM => {
                 Err(ffmpeg_error(&self.video.path, "decoding", e))
@@ -288,7 +288,7 @@ impl<'f> DecodeLane<'f> {
                 Err(_) => return Ok(()),
             }
             if let Some(slot) = frame_index(&frame).and_then(|index| slots.remove(&index)) {
-                self.converter.write(&self.video.path, &frame, slot)?;
+                self.converter.write_as_rgb(&self.video.path, &frame, slot)?;
             }
         }
     }

@@ -51,7 +51,7 @@ impl CodecParameters {
     }
 
     /// A decoder context with these parameters, not yet opened.
-    pub(super) fn decoder(&self) -> std::result::Result<ffmpeg::codec::Context, ffmpeg::Error> {
+    pub(super) fn unopened_decoder(&self) -> std::result::Result<ffmpeg::codec::Context, ffmpeg::Error> {
         ffmpeg::codec::Context::from_parameters(self.0.clone())
     }
 }
@@ -77,7 +77,7 @@ pub(super) struct VideoFile {
 impl VideoFile {
     /// Reads the whole container. Keeps the compressed data of its packets if these have at most `max_kept_bytes`
     /// together.
-    pub(super) fn read(path: &Path, max_kept_bytes: u64) -> Result<Self> {
+    pub(super) fn read_container(path: &Path, max_kept_bytes: u64) -> Result<Self> {
         let (mut input, stream) = open_container_and_stream(path)?;
         let mut video = describe(path, &input, stream)?;
         let mut data = Some(Vec::new());

@@ -21,7 +21,7 @@ use crate::selection::select_frames;
 /// # Errors
 /// The file cannot be read, is not a video of a supported container, is truncated, or has no frames or no frame rate.
 pub fn probe(path: &Path) -> Result<VideoInfo> {
-    demux::VideoFile::read(path, 0).map(|video| video.video_info())
+    demux::VideoFile::read_container(path, 0).map(|video| video.video_info())
 }
 
 /// Decodes selected frames into memory that `allocate` provides; `allocate` gets the number of bytes needed. The
@@ -34,7 +34,7 @@ pub fn decode_into<B: AsMut<[u8]>>(
     allocate: impl FnOnce(usize) -> Result<B>,
 ) -> Result<(DecodedVideo, B)> {
     let limits = request.limits;
-    let video = demux::VideoFile::read(request.path, limits.memory_bytes / 4)?;
+    let video = demux::VideoFile::read_container(request.path, limits.memory_bytes / 4)?;
     let selection = select_frames(video.total_frames(), video.video_fps, request.profile, &request.overrides)?;
     let count = selection.indices.len();
     let (original_height, original_width) = video.displayed_height_and_width();

@@ -52,7 +52,7 @@ impl<'f> PacketSource<'f> {
     }
 
     /// The packet with this index in decoding order.
-    pub(super) fn fetch(&mut self, index: usize) -> Result<FetchedPacket<'f>> {
+    pub(super) fn fetch_packet(&mut self, index: usize) -> Result<FetchedPacket<'f>> {
         if let Some(data) = &self.video.data {
             return data.get(index).map(FetchedPacket::Kept).ok_or_else(|| file_changed(&self.video.path));
         }

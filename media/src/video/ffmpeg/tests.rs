@@ -127,7 +127,7 @@ fn packets_read_twice_give_the_frames_of_packets_in_memory() {
         let path = clips().join(name);
         let o = MediaOverrides { nframes: Some(6), ..Default::default() };
         let want = decode(&path, MediaProfile::Qwen, &o).unwrap();
-        let video = demux::VideoFile::read(&path, 0).unwrap();
+        let video = demux::VideoFile::read_container(&path, 0).unwrap();
         assert!(video.data.is_none());
         let mut got = vec![0; want.data.len()];
         decode::decode_frames(&video, &want.indices, None, DecodeLimits::default(), &mut got).unwrap();

@@ -139,7 +139,7 @@ impl TrainedWeights {
 /// Writes a weight that is not trained from the original file, converted to the dtype of the folder.
 fn write_untrained(files: &Checkpoint, spec: &TensorSpec, to: &mut dyn Write) -> io::Result<()> {
     let missing = || io::Error::other(format!("{} is no longer in the model's files", spec.name));
-    let view = files.get(&spec.name).ok_or_else(missing)?;
+    let view = files.tensor(&spec.name).ok_or_else(missing)?;
     if view.dtype == spec.dtype {
         return to.write_all(view.bytes);
     }

@@ -7,7 +7,7 @@ use safetensors::SafeTensors;
 /// A weight of a model folder as f32.
 fn weights(folder: &Path, name: &str) -> Vec<f32> {
     let files = Checkpoint::open(folder).unwrap();
-    let view = files.get(name).unwrap();
+    let view = files.tensor(name).unwrap();
     widen_to_f32(view.dtype, view.bytes).unwrap()
 }
 
