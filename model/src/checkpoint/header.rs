@@ -47,7 +47,7 @@ pub(crate) fn read_header(path: &Path, bytes: &[u8]) -> Result<SafetensorsHeader
 
 fn header_text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8]> {
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-        return Err(broken(path, format!("is {} bytes long, too short to be a safetensors file", bytes.len())));
+        return Err(broken(path, format!("is only {} bytes long, so it is not a safetensors file", bytes.len())));
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER_BYTES as u64 {

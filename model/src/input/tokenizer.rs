@@ -43,7 +43,7 @@ impl Tokenizer {
     pub fn parse(location: &str, bytes: &[u8]) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, HELP);
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| fault(format!("cannot be read as a tokenizer ({e})")))?;
+            .map_err(|e| fault(format!("is not a readable tokenizer ({e})")))?;
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(fault("is not a byte-level tokenizer, as Qwen2.5-VL's is".to_string()));
         }

@@ -53,7 +53,7 @@ impl SiglipTokenizer {
     pub fn parse(location: &str, bytes: &[u8], vocab_size: usize, length: usize) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, HELP);
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| fault(format!("cannot be read as a tokenizer ({e})")))?;
+            .map_err(|e| fault(format!("is not a readable tokenizer ({e})")))?;
         if !matches!(inner.get_model(), ModelWrapper::Unigram(_)) {
             return Err(fault("is not a unigram tokenizer, as SigLIP's is".to_string()));
         }
