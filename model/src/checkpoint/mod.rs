@@ -268,7 +268,7 @@ impl Checkpoint {
         let Some(first) = strangers.first() else { return Ok(()) };
         let shown: Vec<String> = strangers.iter().take(5).map(|name| self.naming.from_classic_name(name)).collect();
         let more = if strangers.len() > 5 { format!(" and {} more", strangers.len() - 5) } else { String::new() };
-        let file = self.get(first).map_or_else(|| self.folder.clone(), |view| view.file.path().to_path_buf());
+        let file = self.tensor(first).map_or_else(|| self.folder.clone(), |view| view.file.path().to_path_buf());
         let what = format!("has tensors that the model of config.json does not have: {}{more}", shown.join(", "));
         Err(ModelError::weights(file.display().to_string(), what, "use the weights that belong to this config.json"))
     }
