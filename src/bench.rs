@@ -45,8 +45,8 @@ pub struct BenchArgs {
     /// Prints the ratio of the median round times with a 99 % confidence interval (10000 bootstrap samples, fixed
     /// seed). B is faster or slower if three conditions hold: an exact two-sided permutation test of the rank sums of
     /// the round times has p < 0.01, the interval does not contain 1, and the medians differ by more than 1 %.
-    /// Otherwise: no difference. At least five rounds each are needed. The rounds of one run share the state of the
-    /// machine, which the test cannot see: for small differences compare several runs.
+    /// Otherwise: no difference. At least five rounds each are needed. All rounds of one run share the state of the
+    /// machine (clocks, temperature), for which the test cannot correct: for small differences compare several runs.
     #[arg(long, value_names = ["A.json", "B.json"], num_args = 2)]
     compare: Option<Vec<PathBuf>>,
 }
@@ -61,8 +61,8 @@ enum What {
     /// Rollouts: sampling completions of one prompt at temperature 1, as a GRPO step does
     ///
     /// One prefill of the prompt for all completions, which then decode together to a fixed length; end tokens do not
-    /// end them. Tokens/s counts the tokens of the completions and includes the time of the prefill. The field
-    /// `parts` splits the time of the profiled round into prefill and decode.
+    /// end them. Tokens/s counts the tokens of the completions and includes the time of the prefill. In the JSON
+    /// result, `parts` splits the time of the profiled round into prefill and decode.
     Rollout(RolloutArgs),
     /// Training: steps of full fine-tuning on text (forward, backward, AdamW)
     ///
@@ -86,11 +86,14 @@ impl BenchArgs {
             (None, Some(What::Rollout(c))) => c.run(common),
             (None, Some(What::Train(c))) => c.run(common),
             (None, Some(What::Op(c))) => c.run(common),
-            (Some(_), Some(_)) => {
-                Err(bad_usage("--compare", "cannot be combined with a measurement", "give two files alone"))
-            }
+            (Some(_), Some(_)) => Err(bad_usage(
+                "--compare",
+                "only compares two result files and cannot be combined with a measurement",
+                "leave out the measurement's name and options",
+            )),
             (None, None) => {
-                let help = "give prefill, decode, rollout, train or op, or --compare A.json B.json";
+                let help =
+                    "name what to measure (prefill, decode, rollout, train or op), or give --compare A.json B.json";
                 Err(bad_usage("bench", "nothing to measure", help))
             }
         }
@@ -208,10 +211,10 @@ struct OpArgs {
     /// What to time
     #[arg(value_name = "NAME")]
     name: String,
-    /// Size instead of the one in `reel kernels list`, as tokens=4096; may be given several times
+    /// Size to time instead of the one in `reel kernels list`, such as tokens=4096; may be given several times
     #[arg(long = "size", value_name = "KEY=VALUE", value_parser = size)]
     sizes: Vec<(String, u64)>,
-    /// Timed runs; before each, 256 MiB of other memory are written, so that no operand is in a cache
+    /// Number of timed runs; before each, 256 MiB of other memory are written, so that no operand is in a cache
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: u32,
 }
@@ -259,7 +262,7 @@ impl TrainArgs {
         let RoundsArgs { batch, rounds, .. } = self.rounds;
         not_zero(&[("--tokens", self.tokens), ("--batch", batch), ("--rounds", rounds)])?;
         if self.tokens == 1 {
-            return Err(bad_usage("--tokens", "a sequence of 1 token has no target", "give 2 or more"));
+            return Err(bad_usage("--tokens", "a sequence of 1 token has no next token to predict", "give 2 or more"));
         }
         let folder = prompt::model_folder(&self.rounds.model)?;
         let config = ModelConfig::open(&folder)?;
@@ -273,10 +276,10 @@ impl TrainArgs {
     }
 }
 
-/// Refuses a count of 0, which would measure nothing.
+/// Refuses options with the value 0, with which there would be nothing to measure.
 fn not_zero(amounts: &[(&str, usize)]) -> Result<()> {
     match amounts.iter().find(|(_, n)| *n == 0) {
-        Some((option, _)) => Err(bad_usage(option, "0 measures nothing", "give 1 or more")),
+        Some((option, _)) => Err(bad_usage(option, "is 0, so there would be nothing to measure", "give 1 or more")),
         None => Ok(()),
     }
 }
@@ -304,7 +307,7 @@ impl RoundsArgs {
         Ok(())
     }
 
-    /// Opens the model, measures rounds of work, and prints the result; `round` runs one round and returns its
+    /// Opens the model, times the rounds, and prints the result; `round` does the work of one round and returns its
     /// seconds.
     fn measure(
         &self,
@@ -324,7 +327,7 @@ impl RoundsArgs {
         self.print(common, &measured, &measured.json(&subject, Map::new()))
     }
 
-    /// Prints a result and, with `--html`, writes its page.
+    /// Prints a benchmark's result and, with `--html`, writes its page.
     fn print(&self, common: &CommonOptions, measured: &MeasuredRounds, result: &Value) -> Result<()> {
         if let Some(to) = &self.html {
             output::write_file(to, page::bench_page(measured, result).as_bytes())?;
@@ -343,13 +346,13 @@ fn size(text: &str) -> Result<(String, u64), String> {
     Ok((key.to_string(), value))
 }
 
-/// The results of `reel bench op`.
+/// The results of `reel bench op`, to be printed as JSON.
 struct OpResults<'a> {
     rows: &'a [TimedKernel],
     clocks: Option<&'a ClockSummary>,
     /// Error messages of kernels that could not be timed.
     problems: &'a [String],
-    /// The matrix product library and its algorithms.
+    /// The matrix product library (such as cuBLASLt) and the algorithms that it chose, as JSON.
     products: Value,
 }
 
@@ -361,7 +364,7 @@ impl OpArgs {
             common::DeviceName::Cuda(number) => {
                 (model::open_device(common)?, TimingDevice::for_gpu(open_gpu(&format!("cuda:{number}"))?))
             }
-            _ => return Err(bad_usage("--device", "kernels can be timed on cpu and cuda only", "use one of them")),
+            _ => return Err(bad_usage("--device", "kernels can be timed only on cpu and cuda", "use one of them")),
         };
         let dtype = common.dtype.map(common::DtypeName::to_dtype);
         let timers = op_timers(&self.name, &sizes, dtype, self.runs as usize, &device, &timing_device)?;
@@ -401,7 +404,7 @@ impl OpArgs {
         match problems.split_first() {
             None => Ok(()),
             Some((first, _)) if rows.is_empty() => Err(anyhow::anyhow!("{first}")),
-            Some((first, _)) => Err(failed(&self.name, first, "the other kernels were timed")),
+            Some((first, _)) => Err(failed(&self.name, first, "the kernels without an error were timed")),
         }
     }
 

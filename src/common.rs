@@ -26,7 +26,7 @@ pub struct CommonOptions {
     /// Random seed [default: 0]
     #[arg(long, global = true, value_name = "N", display_order = 903)]
     pub seed: Option<u64>,
-    /// On device sim: run each kernel N times in different orders of its warps and check that the results agree
+    /// On device sim: run each kernel N times, each with its warps in another order, and check that the results agree
     /// [default: 1]
     #[arg(long, global = true, value_name = "N", display_order = 904, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub interleavings: Option<u32>,
@@ -59,7 +59,7 @@ pub enum DtypeName {
 }
 
 impl DtypeName {
-    /// Returns the same dtype as the type that the runtime's tensors use.
+    /// Converts the name to the [`DType`] that the runtime's tensors use.
     pub fn to_dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -76,7 +76,7 @@ pub enum DeviceName {
     Cuda(usize),
     /// The CUDA kernels on the simulator.
     Sim,
-    /// No computation: allocations and operations are counted only.
+    /// No computation: allocations and operations are only counted.
     Dry,
 }
 
@@ -103,7 +103,9 @@ impl CommonOptions {
     /// Returns the number of CPU threads: `--threads`, else one per CPU that this process may use.
     pub fn threads(&self) -> anyhow::Result<usize> {
         match self.threads {
-            Some(0) => Err(bad_usage("--threads", "0 threads cannot compute anything", "give 1 or more")),
+            Some(0) => {
+                Err(bad_usage("--threads", "is 0, but the computation needs at least one thread", "give 1 or more"))
+            }
             Some(n) if n > 1024 => {
                 Err(bad_usage("--threads", format!("{n} is above the limit of 1024"), "give at most 1024"))
             }

@@ -45,7 +45,8 @@ impl DemoArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         pipeline::check_output_folder(&self.out)?;
         let Some(last) = common.seed().checked_add(self.seeds - 1) else {
-            let what = format!("{} seeds from seed {} on exceed the largest seed", self.seeds, common.seed());
+            let what =
+                format!("{} seeds, starting at seed {}, go beyond the largest 64-bit seed", self.seeds, common.seed());
             return Err(bad_usage("--seeds", what, "lower --seed"));
         };
         let mut outcomes = Vec::new();
@@ -88,7 +89,8 @@ impl DemoArgs {
     }
 }
 
-/// The options of a training stage: those of its .toml file, and the command's defaults for all others.
+/// Returns the options of a training stage: those that its .toml file sets, and the training command's defaults for
+/// all others.
 fn resolved<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned>(
     options: O,
     config: &Path,
@@ -101,7 +103,7 @@ fn resolved<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + Deseria
     Ok(resolved)
 }
 
-/// Prints the accuracy on held-out clips by task, before, between and after the stages.
+/// Prints the accuracy on held-out clips, by task: before training, after SFT, and after the second stage.
 fn print_table(o: &DemoOutcome) -> Result<()> {
     let last = format!("after {}", o.second_stage_name());
     output::print_line(format!("seed {}: {:25}{:>9}{:>11}{last:>14}", o.seed, "", "before", "after SFT"))?;
@@ -111,7 +113,7 @@ fn print_table(o: &DemoOutcome) -> Result<()> {
     }
     let [before, sft, grpo] = o.answers.each_ref().map(|s| s.tally(&o.clips, None));
     output::print_line(format!(
-        "  gain in standard errors: {:.1} by SFT, {:.1} by {}; the whole demo took {}",
+        "  gain in accuracy, in standard errors: {:.1} by SFT, {:.1} by {}; the whole demo took {}",
         difference_in_standard_errors(before, sft),
         difference_in_standard_errors(sft, grpo),
         o.second_stage_name(),
@@ -119,7 +121,7 @@ fn print_table(o: &DemoOutcome) -> Result<()> {
     ))
 }
 
-/// The results of one seed as JSON.
+/// Returns the results of one seed as JSON.
 fn figures(o: &DemoOutcome) -> Value {
     let rows = page::result_rows(o).into_iter().map(|row| {
         let [before, sft, grpo] = row.tallies.map(|t| t.correct);
@@ -135,7 +137,7 @@ fn figures(o: &DemoOutcome) -> Value {
     })
 }
 
-/// Version of reel, number of threads and CPU model, for the footer of a page.
+/// Returns the version of reel, the number of threads and the CPU model, for the footer of a page.
 fn machine(common: &CommonOptions) -> Result<String> {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ")).map_or("", |(_, m)| m.trim());

@@ -70,7 +70,7 @@ fn processor(common: &CommonOptions) -> Result<Vec<Finding>> {
     let model =
         info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ")).map(|(_, m)| m.trim().to_string());
     let isa = match simd::isa() {
-        simd::Isa::Plain => "only the baseline instructions of this architecture",
+        simd::Isa::Plain => "no vector instructions beyond the architecture's baseline",
         simd::Isa::Avx2 => "AVX2 with FMA",
         simd::Isa::Avx512 => "AVX-512",
         simd::Isa::Avx512Bf16 => "AVX-512 with bf16 dot products",
@@ -110,7 +110,7 @@ fn ffmpeg() -> Vec<Finding> {
             "FFmpeg",
             "FFmpeg",
             None,
-            "this build has none and cannot read videos; use a build with the feature `ffmpeg`",
+            "this build of reel was compiled without FFmpeg and cannot read videos; use a build with the feature `ffmpeg`",
         )];
     }
     let versions = libraries::ffmpeg_library_names_and_versions()
@@ -134,7 +134,8 @@ fn ffmpeg() -> Vec<Finding> {
     versions.chain(decoders).chain(encoders).collect()
 }
 
-/// Programs and libraries that compile kernels and inspect their machine code. Found by file name, not loaded.
+/// Looks for the programs and libraries that compile kernels and inspect their machine code, by file name only; loads
+/// no library but NVRTC, to ask its version.
 fn compilers() -> Vec<Finding> {
     let group = "CUDA compilers (for `reel kernels check` and the simulator)";
     let toolkit = Toolkit::from_environment();
@@ -165,7 +166,8 @@ fn version_of(program: &Path) -> Option<String> {
     Some(version.trim().to_string())
 }
 
-/// GPU, driver and libraries that device `cuda` opens at run time. Found by file name, not loaded.
+/// Looks for the GPU, the driver and the libraries that device `cuda` opens at run time, by file name only; loads
+/// none.
 fn gpu() -> Vec<Finding> {
     let group = "GPU";
     let read = |path: &str| fs::read_to_string(path).ok();
@@ -200,21 +202,24 @@ fn gpu() -> Vec<Finding> {
             Toolkit::from_environment().cublas_lt().map(|p| p.display().to_string()),
             toolkit,
         ),
-        Finding::new(group, "built-in kernels", builtin(), "none: kernels are compiled by NVRTC at their first use"),
+        Finding::new(
+            group,
+            "built-in kernels",
+            builtin(),
+            "none in this binary: NVRTC compiles each kernel at its first use",
+        ),
         library("libnccl.so", "install NCCL, for several GPUs"),
     ]
 }
 
-/// The kernels whose machine code is built into this binary.
+/// Describes the kernels whose machine code is built into this binary; `None` if there are none.
 fn builtin() -> Option<String> {
     let archive = compile::builtin::archive();
     match archive.fresh_and_stale_counts() {
         (0, 0) => None,
-        (fresh, 0) => {
-            Some(format!("machine code of {fresh} translation units for {}", archive.architectures().join(", ")))
-        }
+        (fresh, 0) => Some(format!("machine code of {fresh} CUDA modules for {}", archive.architectures().join(", "))),
         (fresh, stale) => Some(format!(
-            "machine code of {fresh} translation units; that of {stale} others is out of date and not used: run reel kernels pack again"
+            "machine code of {fresh} CUDA modules; that of {stale} others is out of date and not used: run reel kernels pack again"
         )),
     }
 }

@@ -20,7 +20,7 @@ Example:
   reel eval --score-only --benchmark tempcompass \\
     --predictions answers.jsonl --out scores.json")]
 pub struct EvalArgs {
-    /// Score given predictions; running a model over a benchmark is not in this version
+    /// Score the given predictions (required: this version cannot run a model over a benchmark)
     #[arg(long)]
     score_only: bool,
     /// Benchmark: vsibench, videommmu, mmvu, mvbench, tempcompass or videomme

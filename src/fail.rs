@@ -25,7 +25,7 @@ pub fn failed(location: impl Display, what: impl Display, help: impl Display) ->
     Diagnostic::new(location.to_string(), what.to_string(), help.to_string()).into()
 }
 
-/// Installs a panic hook that reports a panic, which is always a defect of reel, in one line with its source location.
+/// Installs a panic hook that reports a panic in one line with its source location, as a defect of reel.
 pub fn report_panics_in_one_line() {
     std::panic::set_hook(Box::new(|info| {
         let payload = info.payload();
@@ -39,8 +39,8 @@ pub fn report_panics_in_one_line() {
     }));
 }
 
-/// Prints the error of a command, if it has one, and returns the exit code.
-pub fn exit_code(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
+/// Prints the error of a command, if `result` is one, and returns the process's exit code.
+pub fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
     let Err(e) = result else { return ExitCode::SUCCESS };
     crate::interrupt::wait_if_ending();
     if closed_pipe(&e) {
@@ -63,7 +63,7 @@ pub fn exit_code(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
 /// 0.
 pub fn print_usage_error(e: &clap::Error) -> ExitCode {
     if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        // Printing fails if the reader has closed the pipe; that is no error.
+        // Ignore a failure to print: it only means that the reader has closed the pipe.
         let _ = e.print();
         return ExitCode::SUCCESS;
     }
@@ -75,7 +75,7 @@ pub fn print_usage_error(e: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Joins clap's paragraphs into one line: what is wrong, the tip if there is one, and the `--help` to read.
+/// Joins clap's paragraphs into one line: what is wrong, the tip if there is one, and which `--help` to read.
 fn usage_line(rendered: &str) -> String {
     let mut paragraphs = rendered.split("\n\n").map(one_line);
     let what = paragraphs.next().unwrap_or_default();
@@ -92,12 +92,12 @@ fn usage_line(rendered: &str) -> String {
     format!("{line}; {help}")
 }
 
-/// The text on one line, with one space between its words.
+/// Returns the text as one line, with one space between its words.
 pub fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Whether the reader closed stdout, as `head` does; such an error is not printed.
+/// Returns true if the error is that the reader closed stdout early, as `head` does; such an error is not printed.
 fn closed_pipe(e: &anyhow::Error) -> bool {
     e.chain().any(|c| c.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
 }

@@ -24,10 +24,10 @@ pub struct FramesArgs {
     /// Video file; its frames are decoded at their stored size, before any resize
     #[arg(long, value_name = "FILE", required_unless_present = "total_frames")]
     video: Option<PathBuf>,
-    /// Number of frames, given instead of a video
+    /// Number of frames of the video, given instead of --video
     #[arg(long, value_name = "N", conflicts_with = "video", requires = "video_fps")]
     total_frames: Option<u64>,
-    /// Frame rate in frames per second, given instead of a video
+    /// Frame rate of the video in frames per second, given instead of --video
     #[arg(long, value_name = "RATE", conflicts_with = "video", requires = "total_frames", allow_hyphen_values = true)]
     video_fps: Option<f64>,
     /// Safetensors file for the decoded frames: `frames` u8 [T,H,W,3] and `indices` i64 [T]
@@ -56,8 +56,8 @@ impl FramesArgs {
         }
     }
 
-    /// Decodes the selected frames and writes them to `--out`. Without `--out` it decodes them too, to report a
-    /// damaged video as an error; it then resizes them as for a model, which needs less memory.
+    /// Decodes the selected frames and writes them to `--out`. Without `--out` it decodes them as well, only to
+    /// report a damaged video as an error; it then resizes the frames as for a model, to need less memory.
     fn decode(
         &self,
         common: &CommonOptions,

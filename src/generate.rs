@@ -100,11 +100,15 @@ pub const MAX_COMPLETIONS: usize = 4096;
 
 /// The error for an `--n` outside `1..=MAX_COMPLETIONS`.
 pub fn bad_completion_count(n: usize) -> anyhow::Error {
-    bad_usage("--n", format!("is {n}, not a possible number of completions"), format!("give 1 to {MAX_COMPLETIONS}"))
+    bad_usage(
+        "--n",
+        format!("is {n}, outside the possible numbers of completions"),
+        format!("give 1 to {MAX_COMPLETIONS}"),
+    )
 }
 
 impl GenerateArgs {
-    /// Generates and prints the completions. A single one is printed while it is generated.
+    /// Generates and prints the completions. If there is only one, prints its text while it is generated.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if !(1..=MAX_COMPLETIONS).contains(&self.n) {
             return Err(bad_completion_count(self.n));
@@ -256,7 +260,8 @@ impl<'a> Printer<'a> {
         }
     }
 
-    /// Length in bytes of the longest suffix of the held text that is the start of a stop string.
+    /// Returns the length in bytes of the longest suffix of the held-back text that may be the start of a stop
+    /// string.
     fn stop_prefix_len(&self) -> usize {
         let begins = |n: usize| {
             let from = self.held.len() - n;
@@ -276,7 +281,8 @@ impl<'a> Printer<'a> {
     }
 }
 
-/// Decodes token ids to text one by one, for stop strings. Holds back the bytes of an incomplete UTF-8 character.
+/// Decodes token ids to text one at a time, so that stop strings can be found. Holds back the bytes of an incomplete
+/// UTF-8 character.
 struct TokenText {
     pieces: Vec<Option<Vec<u8>>>,
     pending: Vec<u8>,

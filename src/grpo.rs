@@ -11,8 +11,8 @@ use crate::training::ResolvedOptions;
 /// Reinforcement learning from rewards (GRPO; T-GRPO with --temporal).
 ///
 /// Each step samples a group of completions for each prompt, scores them with the reward functions, and raises the
-/// probability of those with a higher reward than the others of their group. The output folder is that of `reel sft`,
-/// and rollouts/ has every completion with its rewards.
+/// probability of completions whose reward is above the average of their group. The output folder has the same files
+/// as that of `reel sft`, and rollouts/ with every completion and its rewards.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:

@@ -28,7 +28,7 @@ pub struct InitArgs {
     out: PathBuf,
 }
 
-/// Options for the size of a model. `reel plan` needs no weights if they are given.
+/// Options for the size of a model. With them, `reel plan` needs no model folder.
 #[derive(Args, Clone, Debug)]
 pub struct ModelSizeFlags {
     /// Model size: tiny (1 M parameters, f32), 3b or 7b (as published, bf16)
@@ -53,7 +53,7 @@ impl ModelSizeFlags {
     }
 }
 
-/// The dtype of `--dtype` as weight files name it.
+/// Converts `--dtype` to the dtype of weight files; `None` without `--dtype`.
 fn stored(common: &CommonOptions) -> Option<checkpoint::StoredDType> {
     common.dtype.map(|d| match d {
         DtypeName::F32 => checkpoint::StoredDType::F32,
@@ -73,7 +73,7 @@ impl InitArgs {
             if given.is_some() {
                 return Err(bad_usage(
                     flag,
-                    format!("the preset {SIGLIP_TINY} has a fixed size"),
+                    format!("the preset {SIGLIP_TINY} has a fixed size, which this flag cannot change"),
                     "leave the flag out",
                 ));
             }

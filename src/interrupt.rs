@@ -9,9 +9,10 @@ use reel_model::save::remove_unfinished_files;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
-/// The flag that asks training or generation to stop at its next safe point; unset if no such work runs.
+/// The flag by which a signal asks training or generation to stop at its next safe point; empty until such work has
+/// asked for it.
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-/// Whether the process is ending because of a signal.
+/// True once a signal has begun to end the process.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// Starts a thread that handles SIGINT (Ctrl-C), SIGTERM and SIGHUP. Signals that the process was started to ignore (as
@@ -36,7 +37,8 @@ fn on_signal() {
     if begun.is_none() {
         eprintln!("error: interrupted: the command was stopped before it finished; run it again");
     }
-    // Exits without running exit handlers: those of C libraries would free memory that other threads still use.
+    // Exit without running exit handlers, because those of C libraries would free memory that other threads still
+    // use.
     signal_hook::low_level::exit(if begun.is_none() { 1 } else { 130 });
 }
 
@@ -48,7 +50,8 @@ fn ignored_signals() -> u64 {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// Returns the flag that the first Ctrl-C sets. From this call on, Ctrl-C does not end the process at once.
+/// Returns the flag that the first Ctrl-C sets. From this call on, the first Ctrl-C only sets it; the second ends the
+/// process.
 pub fn stop_flag() -> Arc<AtomicBool> {
     Arc::clone(STOP.get_or_init(Arc::default))
 }
@@ -63,6 +66,6 @@ pub fn wait_if_ending() {
 /// Makes a write beyond the file size limit (`ulimit -f`) return an error, as a full disk does, instead of ending the
 /// process.
 pub fn make_file_size_limit_an_error() {
-    // Without a handler, SIGXFSZ ends a process that exceeds the limit.
+    // Without a handler, the signal SIGXFSZ would end the process at such a write.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }

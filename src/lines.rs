@@ -7,8 +7,8 @@ use anyhow::Result;
 use crate::fail::failed;
 use crate::output;
 
-/// Parses each line that is not blank. If a line is malformed, the error is that of the first such line, with file
-/// and line number in front.
+/// Parses each line that is not blank with `parse`. Returns the first error, prefixed by the file and the line
+/// number.
 pub fn parse_json_lines<T, E: std::error::Error + Send + Sync + 'static>(
     path: &Path,
     parse: impl Fn(&str) -> Result<T, E>,
@@ -21,7 +21,7 @@ pub fn parse_json_lines<T, E: std::error::Error + Send + Sync + 'static>(
             return Err(failed(location(path, line), "is not UTF-8", "save the file as UTF-8"));
         }
     };
-    // Programs on Windows write a byte order mark, which is not part of the first line.
+    // Skip the byte order mark with which some Windows programs begin a file.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.split('\n').enumerate().filter(|(_, line)| !line.trim().is_empty());
     let rows = lines.map(|(i, line)| {

@@ -56,9 +56,9 @@ fn main() -> ExitCode {
     if let Some(to) = &common.trace {
         trace::start_trace(to);
     }
-    // The panic hook has printed the error: a panic ends with exit code 1, as any failure.
+    // After a panic, whose message the panic hook has printed, exit with code 1, as after any failure.
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cli::run(cli, command_matches))) {
-        Ok(result) => fail::exit_code(result.and_then(|()| Ok(trace::finish_trace()?)), common.verbose),
+        Ok(result) => fail::print_error_and_exit_code(result.and_then(|()| Ok(trace::finish_trace()?)), common.verbose),
         Err(_) => ExitCode::FAILURE,
     }
 }

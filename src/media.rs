@@ -44,13 +44,13 @@ pub struct MediaFlags {
 }
 
 impl MediaFlags {
-    /// The profile that `--profile` names, else `default`.
+    /// Returns the profile that `--profile` names, else `default`.
     pub fn profile(&self, default: MediaProfile) -> Result<MediaProfile> {
         Ok(self.profile.as_deref().map_or(Ok(default), MediaProfile::parse)?)
     }
 
-    /// The limits given as flags. They override those of the profile and those that a chat message sets for its image
-    /// or video.
+    /// Returns the limits that flags set. They override those of the profile and those that a chat message sets for
+    /// its image or video.
     pub fn overrides(&self) -> MediaOverrides {
         MediaOverrides {
             nframes: self.nframes,
@@ -88,7 +88,7 @@ impl Default for WorkerFlags {
 }
 
 impl WorkerFlags {
-    /// A decoder that runs in worker processes of this program.
+    /// Creates a decoder that decodes each media file in a worker process of this program, within these limits.
     pub fn decode_worker(&self, common: &CommonOptions) -> Result<DecodeWorker> {
         let mut decoder = DecodeWorker::from_this_program();
         decoder.timeout = self.timeout()?;

@@ -44,6 +44,10 @@ impl MergeArgs {
             return Ok(());
         }
         let megabytes = merged.bytes as f64 / 1e6;
-        output::print_line(format!("{}: {} layers merged, {megabytes:.1} MB", self.out.display(), merged.layers))
+        output::print_line(format!(
+            "{}: adapter merged into {} layers, {megabytes:.1} MB written",
+            self.out.display(),
+            merged.layers
+        ))
     }
 }

@@ -1,4 +1,4 @@
-//! Opens a model and its device as the common options say.
+//! Opens a model on the device and with the dtype that the common options name.
 
 use std::path::Path;
 use std::time::Instant;
@@ -28,7 +28,7 @@ impl LoadedModel {
         Self::open_with_adapter(folder, None, config, common)
     }
 
-    /// Opens the model in `folder`, with the LoRA adapter in `adapter`.
+    /// Opens the model in `folder`, with the LoRA adapter in the folder `adapter` if there is one.
     pub fn open_with_adapter(
         folder: &Path,
         adapter: Option<&Path>,
@@ -54,7 +54,7 @@ impl LoadedModel {
     }
 }
 
-/// Opens the device of `--device`.
+/// Opens the device that `--device` names.
 pub fn open_device(common: &CommonOptions) -> Result<Device> {
     match common.device()? {
         common::DeviceName::Cpu => Ok(Device::cpu(common.threads()?)),
@@ -73,7 +73,7 @@ pub fn open_device(common: &CommonOptions) -> Result<Device> {
     }
 }
 
-/// The dtype of activations: `--dtype`, else bf16 on cuda and f32 elsewhere.
+/// Returns the dtype of activations: `--dtype`, else bf16 on cuda and f32 on other devices.
 pub fn activation_dtype(common: &CommonOptions) -> DType {
     match common.dtype {
         Some(common::DtypeName::Bf16) => DType::BF16,

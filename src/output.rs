@@ -1,4 +1,4 @@
-//! Prints results on stdout as text or JSON, and writes files that are complete or absent.
+//! Prints results on stdout as text or JSON, and writes output files whole: a failed write leaves no incomplete file.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -26,7 +26,7 @@ pub fn print_json(value: &impl Serialize) -> Result<()> {
     print_line(serde_json::to_string(value)?)
 }
 
-/// Whether stderr is a terminal, so that progress can be redrawn in place.
+/// Returns true if stderr is a terminal, on which progress can be redrawn in place.
 pub fn stderr_is_terminal() -> bool {
     io::stderr().is_terminal()
 }
@@ -38,13 +38,13 @@ pub fn write_file(to: &Path, bytes: &[u8]) -> Result<()> {
     Ok(draft.commit()?)
 }
 
-/// The error for a file that could not be written.
+/// Makes the error for a file that could not be written.
 pub fn cannot_write(path: &Path, e: io::Error) -> anyhow::Error {
     let message = Diagnostic::cannot_write(path, &e);
     anyhow::Error::from(e).context(message)
 }
 
-/// The error for a file that could not be read.
+/// Makes the error for a file that could not be read.
 pub fn cannot_read(path: &Path, e: io::Error) -> anyhow::Error {
     let message = Diagnostic::cannot_read(path, &e);
     anyhow::Error::from(e).context(message)

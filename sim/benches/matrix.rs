@@ -76,7 +76,7 @@ fn tensor_copy() {
     let map = TensorMap::tiled(DataType::Bf16, 0, &[4096, 64], &[8192], &[64, 64], Swizzle::B128).expect("a good map");
     let (global, mut shared) = (vec![1u8; 512 * 1024], vec![0u8; 8192]);
     let ns = least(10, || {
-        map.box_at(&[64, 0], 0).expect("a good box").for_each_byte_run(|run| {
+        map.box_copy_at(&[64, 0], 0).expect("a good box").for_each_contiguous_part(|run| {
             let to = run.shared as usize;
             match run.global.map(|from| from as usize) {
                 Some(from) if run.bytes == 16 => shared[to..to + 16].copy_from_slice(&global[from..from + 16]),

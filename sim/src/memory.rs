@@ -153,7 +153,7 @@ impl SimMemory {
         let at = (address - a.base) as usize;
         let Some(slot) = a.data.get_mut(at..at + bytes.len()) else { return false };
         slot.copy_from_slice(bytes);
-        a.shadow.initialize(at as u64..(at + bytes.len()) as u64);
+        a.shadow.mark_initialized(at as u64..(at + bytes.len()) as u64);
         true
     }
 

@@ -1,13 +1,13 @@
-//! The registers of a warp. Each register is one or more rows of 32 lanes, a predicate is a lane mask; masks tell
-//! which lanes are undefined.
+//! The registers of a simulated warp. A register is one or more rows, which hold 32 bits for each of the 32 lanes; a
+//! predicate is a mask with one bit per lane. Further masks tell in which lanes a register is undefined.
 
-/// 32 lanes of 32 bits. A 64-bit register takes two consecutive rows, read as `[u64; 32]`; a 128-bit register takes
-/// four.
+/// A row of the register file: 32 bits for each of the 32 lanes. A 64-bit register takes two consecutive rows, which
+/// are read as `[u64; 32]`; a 128-bit register takes four.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 pub struct RegisterRow(pub [u32; 32]);
 
-/// Index of the first row of a register.
+/// A register's position in the register file: the index of its first row.
 pub type Slot = u32;
 
 /// The registers of one warp.
@@ -49,7 +49,7 @@ impl Registers {
     pub fn get64(&self, slot: Slot) -> [u64; 32] {
         let rows: &[RegisterRow] = &self.rows[slot as usize..slot as usize + 2];
         let lanes: &[u64] = bytemuck::cast_slice(rows);
-        lanes.try_into().expect("two rows are 32 lanes of 64 bits")
+        lanes.try_into().expect("two register rows have 32 lanes of 64 bits")
     }
 
     /// Writes the lanes of `mask` of the 64-bit register at `slot`.

@@ -1,4 +1,4 @@
-//! Sums the counters of a run by source line and for the whole launch.
+//! Sums the counters of a simulated launch, in total and by source line.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use crate::finding::{self, SourceLine};
 use crate::program::op::InstructionClass;
 use crate::program::{Kernel, Program};
 
-/// How often instructions of one class were executed.
+/// How often instructions of one class were executed, counted per warp and per thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExecutedCounts {
     /// Executions, counted per warp.
@@ -26,7 +26,7 @@ pub struct CountSummary {
 }
 
 impl CountSummary {
-    /// Returns the instruction classes that were executed, with their executions.
+    /// Returns each instruction class that was executed, with the number of executions.
     pub fn executed_classes(&self) -> impl Iterator<Item = (InstructionClass, ExecutedCounts)> {
         InstructionClass::ALL.into_iter().zip(self.by_class).filter(|(_, e)| e.warps > 0)
     }
@@ -38,8 +38,8 @@ impl CountSummary {
         (self.count.sectors > 0).then(|| bytes as f64 / (32 * self.count.sectors) as f64)
     }
 
-    /// Returns the passes through shared memory that were needed only because of bank conflicts.
-    pub fn bank_conflicts(&self) -> u64 {
+    /// Returns the number of additional passes through shared memory (wavefronts) that bank conflicts caused.
+    pub fn bank_conflict_wavefronts(&self) -> u64 {
         self.count.wavefronts.saturating_sub(self.count.wavefronts_least)
     }
 
@@ -69,7 +69,7 @@ pub struct LineCounts {
 pub struct CountReport {
     /// The counters of the whole launch.
     pub total: CountSummary,
-    /// The counters of each executed source line, in the order of the lines.
+    /// The counters of each executed source line, in ascending order of the lines.
     pub lines: Vec<LineCounts>,
     /// Block and cluster barriers that were completed.
     pub barriers: u64,
@@ -83,7 +83,7 @@ impl CountReport {
         let mut total = CountSummary::default();
         let mut lines: BTreeMap<SourceLine, CountSummary> = BTreeMap::new();
         for (pc, count) in counters.by_instruction.iter().enumerate().filter(|(_, c)| c.warps > 0) {
-            let (code, i) = kernel.locate(pc as u32);
+            let (code, i) = kernel.function_and_instruction_index(pc as u32);
             let Some(instr) = code.instrs.get(i) else { continue };
             total.add(instr.class, count);
             lines.entry(finding::source_line(program, kernel, pc as u32)).or_default().add(instr.class, count);
@@ -155,7 +155,7 @@ $name:
         assert_eq!(lines, [(1, 8), (2, 4), (3, 4)]);
         assert!(r.lines.iter().all(|l| l.origin.cuda && l.origin.file.is_none()));
         let load = &r.lines[1].counted;
-        // 32 lanes read every other word, so they use half of each sector.
+        // The 32 lanes read every other 32-bit word, so they use half of the bytes of each sector.
         assert_eq!((load.count.global_read, load.count.sectors), (2 * 128, 2 * 8));
         assert_eq!(load.sector_efficiency(), Some(0.5));
         assert_eq!(load.by_class[class_index(InstructionClass::Float)], ExecutedCounts { warps: 2, threads: 64 });

@@ -11,13 +11,13 @@ use crate::program::Kernel;
 use crate::program::op::InstructionClass;
 
 /// The GPUs for which reports show estimates.
-pub const GPUS: [GpuSpec; 3] = [GpuSpec::A100, GpuSpec::H100, GpuSpec::H200];
+pub const ESTIMATED_GPUS: [GpuSpec; 3] = [GpuSpec::A100, GpuSpec::H100, GpuSpec::H200];
 
 /// Warp instructions that a multiprocessor issues per clock.
 const ISSUED_WARPS_PER_CLOCK: f64 = 4.0;
-/// Threads for which a multiprocessor computes a special function (`ex2`, `rcp`, …) per clock.
+/// Number of special functions (`ex2`, `rcp`, …; one per thread) that a multiprocessor computes per clock.
 const SPECIAL_THREADS_PER_CLOCK: f64 = 16.0;
-/// Passes through the 32 banks of shared memory per clock of a multiprocessor.
+/// Number of passes through the 32 banks of its shared memory that a multiprocessor makes per clock.
 const WAVEFRONTS_PER_CLOCK: f64 = 1.0;
 
 /// How a number in a report was obtained.
@@ -53,7 +53,8 @@ pub struct RooflineBound {
 pub struct Roofline {
     /// The GPU for which the times are computed.
     pub gpu: GpuSpec,
-    /// Number of multiprocessors that have a block of the launch to run.
+    /// Number of multiprocessors that run blocks of the launch: fewer than the GPU has if the launch has fewer
+    /// blocks.
     pub multiprocessors: u32,
     /// One bound per resource, always in the same order.
     pub bounds: [RooflineBound; 6],
@@ -68,7 +69,7 @@ impl Roofline {
         let total = counters.total();
         let (mut tensor, mut float, mut special) = (0.0, 0.0, 0.0);
         for (pc, count) in counters.by_instruction.iter().enumerate().filter(|(_, c)| c.warps > 0) {
-            let (code, i) = kernel.locate(pc as u32);
+            let (code, i) = kernel.function_and_instruction_index(pc as u32);
             match code.instrs.get(i).map(|instr| instr.class) {
                 Some(InstructionClass::Float) => float += count.threads as f64,
                 Some(InstructionClass::Special) => special += count.threads as f64,
@@ -82,7 +83,8 @@ impl Roofline {
         let bound = |name, seconds| RooflineBound { name, seconds };
         let bounds = [
             bound("tensor", tensor / (gpu.bf16_flops * share)),
-            // The rate in the data sheet counts a multiply-add as two operations, the counter as one.
+            // The data sheet's rate counts a multiply-add as two operations, the simulator's counter as one: halve
+            // the rate.
             bound("f32", float / (gpu.f32_flops / 2.0 * share)),
             bound("special", special / (SPECIAL_THREADS_PER_CLOCK * clocks)),
             bound("issue", total.warps as f64 / (ISSUED_WARPS_PER_CLOCK * clocks)),

@@ -1,5 +1,5 @@
-//! Element types of buffers: names, conversion between values and bytes, and generated data (0, 1, 2, …, or normally
-//! distributed numbers).
+//! Element types of simulated buffers: their names, the conversion between numbers and bytes, and generated buffer
+//! contents (0, 1, 2, …, or normally distributed numbers).
 
 use crate::alu::soft_float::{BF16, E4M3, F16, RoundingMode, decode_float, encode_float};
 
@@ -95,7 +95,8 @@ impl ElementType {
         }
     }
 
-    /// Formats the element in `bytes` as a decimal number, with enough digits to distinguish it from its neighbours.
+    /// Formats the element in `bytes` as a decimal number, with enough digits to distinguish it from the next larger
+    /// and smaller value of the type.
     pub fn format_element(self, bytes: &[u8]) -> String {
         let mut wide = [0; 8];
         wide[..bytes.len().min(8)].copy_from_slice(&bytes[..bytes.len().min(8)]);

@@ -48,8 +48,9 @@ fn volatile_data_needs_a_barrier_and_volatile_flags_do_not() {
     assert!(!exchange("", poll).contains(&"race"));
 }
 
-/// Returns the findings of a kernel that writes two arrays, reads them across threads, and writes them again. `first`
-/// and `second` are the instructions between these steps.
+/// Returns the findings of a kernel in which each thread writes its elements of two shared arrays, reads another
+/// thread's elements, and writes its own again. `first` and `second` are the instructions after the first and the
+/// second step.
 fn steps(first: &str, second: &str) -> Vec<(&'static str, u32)> {
     let ptx = format!(
         "{HEAD}.visible .entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b64 %d<4>; .shared .b32 s[64]; .shared .b32 t[64];
@@ -74,7 +75,8 @@ fn each_missing_barrier_is_one_finding() {
     assert_eq!(steps(barrier, barrier), []);
     assert_eq!(steps("", barrier).iter().map(|f| f.0).collect::<Vec<_>>(), ["race"]);
     assert_eq!(steps(barrier, "").iter().map(|f| f.0).collect::<Vec<_>>(), ["race"]);
-    // Besides the barrier after the first stores, one is missing between a later store and the load after it.
+    // This kernel lacks two barriers: the one after the first stores, and one between a later store and the load
+    // after it.
     let again = "bar.sync 0; st.shared.u32 [%r5], %r0;
         ld.shared.u32 %r7, [%r3];
         bar.sync 0;";
@@ -107,9 +109,9 @@ fn lines_are_those_of_the_compiled_file_even_after_a_header_kernel() {
     assert_eq!(found(&ptx), [("out-of-bounds", 34)]);
 }
 
-/// Returns a kernel that computes D = A·B for 16×16 matrices of bf16. In the buffer, A is at byte 0, row by row, B in
-/// layout `layout` at 512, and D in f32 at 1024. A goes through shared memory, where it is read from byte `offset`
-/// on; `between` are the instructions before these reads.
+/// Returns a kernel that computes D = A·B by wmma for 16×16 matrices of bf16. In its buffer, A (row-major) begins at
+/// byte 0, B (`layout`) at byte 512, and D (f32) at byte 1024. The kernel stores A in shared memory, executes the
+/// instructions `between`, and loads A's fragment from byte `offset` of the shared array on.
 fn product(layout: &str, offset: u32, between: &str) -> String {
     format!(
         "{HEAD}.visible .entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b32 %a<4>; .reg .b32 %b<4>; .reg .f32 %f<16>;
@@ -158,9 +160,9 @@ fn wmma_accesses_are_checked() {
     let kinds = |ptx: &str| run(ptx, 1, 32, vec![0; 2048]).0.iter().map(|f| f.0).collect::<Vec<_>>();
     assert_eq!(kinds(&product("row", 0, "")), ["race"]);
     assert_eq!(kinds(&product("row", 8, "bar.warp.sync -1;")), ["misaligned"]);
-    // The read begins one row too far, so its last 32 bytes are uninitialised.
+    // The load of A begins one row (32 bytes) too late, so its last 32 bytes are uninitialised.
     assert_eq!(kinds(&product("row", 32, "bar.warp.sync -1;")), ["uninitialized"]);
-    // The read begins two rows too far and goes past the end of the variable.
+    // The load of A begins two rows (64 bytes) too late and goes past the end of the shared array.
     assert_eq!(kinds(&product("row", 64, "bar.warp.sync -1;")), ["out-of-bounds", "uninitialized"]);
 }
 

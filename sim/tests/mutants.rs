@@ -1,4 +1,5 @@
-//! Mutants of two small kernels: each mutation is applied exactly once, and a run reports each mutant.
+//! Mutation tests of two small kernels: each possible mutation is applied once, and the simulator must report a
+//! finding for each mutant.
 
 use reel_sim::exec::{self, ExecOptions, LaunchConfig};
 use reel_sim::finding::FindingKind;
@@ -7,8 +8,8 @@ use reel_sim::mutate::{all_mutants, apply_mutant, reached_mutants, run_mutants};
 use reel_sim::program::{Program, ProgramError};
 use reel_sim::ptx::ast::{Instruction, Operand};
 
-/// A kernel whose warps exchange elements through shared memory, which `cp.async` fills in two groups. It uses a
-/// named barrier, a loop, and a counter of finished blocks, by which the last block computes the sum.
+/// A kernel whose warps exchange elements through shared memory, which two `cp.async` groups fill. It uses a named
+/// barrier, a loop, and a counter of finished blocks: the block that finishes last computes the sum.
 const EXCHANGE: &str = "
 .version 9.0
 .target sm_80
@@ -123,8 +124,8 @@ WAIT:
     ret;
 }";
 
-/// Runs [`EXCHANGE`] or, if `bulk`, [`BULK`] with several seeds. Returns the kind of the first finding, the sum of
-/// the kernel's results, and the executions of each instruction.
+/// Runs a mutant of [`EXCHANGE`] or, if `bulk`, of [`BULK`] with several seeds. Returns the kind of the first
+/// finding, the sum of the kernel's results, and how often each instruction was executed.
 fn judge(program: &Program, bulk: bool) -> (Option<FindingKind>, u64, Vec<u64>) {
     let kernel = program.kernel("k").expect("a kernel");
     let mut found = None;
@@ -246,8 +247,8 @@ fn mutants_of_a_grid_reduction_are_killed() {
 fn mutants_of_a_bulk_copy_are_killed() {
     let (n, alive) = survivors(BULK, true);
     assert!(n >= 7, "{n}");
-    // The block barrier already orders the mbarrier's initialisation for all threads. Without the fence, its use by the
-    // bulk copy only gives a note.
+    // The mutant without fence.mbarrier_init has no finding, only a note: the block barrier already orders the
+    // mbarrier's initialisation before its use.
     let alive: Vec<String> = alive.into_iter().filter(|m| !m.contains("fence.mbarrier_init")).collect();
     assert_eq!(alive, Vec::<String>::new());
 }

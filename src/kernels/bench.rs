@@ -20,12 +20,13 @@ pub struct KernelsBenchArgs {
     /// Only this kernel, or the kernels of this folder
     #[arg(long, value_name = "KERNEL")]
     kernel: Option<String>,
-    /// Timed runs; the caches are overwritten before each, so that it reads its operands from GPU memory
+    /// Number of timed runs; the caches are overwritten before each run, so that it reads its operands from GPU
+    /// memory
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: u32,
 }
 
-/// Size in bytes of the copy that measures memory bandwidth.
+/// Size in bytes of the copy on the GPU by which memory bandwidth is measured.
 const COPY: usize = 1 << 30;
 
 impl KernelsBenchArgs {
@@ -43,7 +44,7 @@ impl KernelsBenchArgs {
         };
         if !common.json {
             output::print_line(format!(
-                "{}: copying moves {:.0} GB/s, bytes read plus bytes written",
+                "{}: measured memory bandwidth {:.0} GB/s (a copy; bytes read plus bytes written)",
                 gpu.name(),
                 bandwidth * 1e-9
             ))?;
@@ -73,7 +74,7 @@ impl KernelsBenchArgs {
         }
         match problems.into_iter().next() {
             None => Ok(()),
-            Some(first) => Err(failed("kernels", first, "the other kernels were timed")),
+            Some(first) => Err(failed("kernels", first, "the kernels without an error were timed")),
         }
     }
 }

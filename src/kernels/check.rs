@@ -35,7 +35,7 @@ pub struct KernelsCheckArgs {
     /// Only this GPU architecture; may be given several times [default: sm_80 sm_86 sm_89 sm_90a]
     #[arg(long, value_name = "ARCH")]
     arch: Vec<String>,
-    /// With --device cuda: also simulate every launch, and print how far the results are apart
+    /// With --device cuda: also simulate every launch, and print how far the GPU's results are from the simulator's
     #[arg(long)]
     compare: bool,
 }
@@ -48,21 +48,26 @@ pub struct CompiledSource {
 }
 
 impl KernelsCheckArgs {
-    /// Compiles the kernels and prints the table, or runs the kernels with `--device`; an error if a check fails.
+    /// Without `--device`, compiles the kernels and prints a table of their resources; with it, runs the kernels.
+    /// Returns an error if a check fails.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if common.device.is_some() {
             if !self.arch.is_empty() {
                 let help = "omit --arch or --device";
                 return Err(bad_usage(
                     "--arch",
-                    "selects the architecture to compile for, but --device runs on a device with its own",
+                    "selects an architecture to compile for and cannot be combined with --device, which runs kernels on an existing device",
                     help,
                 ));
             }
             return super::run_checks::run(common, self.kernel.as_deref(), self.compare);
         }
         if self.compare {
-            return Err(bad_usage("--compare", "compares a GPU with the simulator", "use --device cuda"));
+            return Err(bad_usage(
+                "--compare",
+                "compares a GPU with the simulator, so it needs a GPU",
+                "use --device cuda",
+            ));
         }
         self.check_architectures()?;
         compile::check_nvrtc()?;
@@ -88,18 +93,18 @@ impl KernelsCheckArgs {
                     0 => String::new(),
                     n => format!(", and {n} more"),
                 };
-                Err(failed("kernels", format!("{first}{others}"), "stdout lists every problem"))
+                Err(failed("kernels", format!("{first}{others}"), "see the list of all problems on stdout"))
             }
         }
     }
 
-    /// Refuses architectures that kernels are not compiled for.
+    /// Refuses architectures for which reel does not compile kernels.
     fn check_architectures(&self) -> Result<()> {
         match self.arch.iter().find(|a| !ARCHITECTURES.contains(&a.as_str())) {
             None => Ok(()),
             Some(other) => {
                 let help = format!("use one of {}", ARCHITECTURES.join(", "));
-                Err(bad_usage("--arch", format!("{other}: kernels are not compiled for it"), help))
+                Err(bad_usage("--arch", format!("{other}: reel does not compile kernels for this architecture"), help))
             }
         }
     }
@@ -116,14 +121,15 @@ impl KernelsCheckArgs {
         Ok(done)
     }
 
-    /// The source files of the selected kernels.
+    /// Returns the source files of the selected kernels.
     fn sources(&self) -> Result<Vec<&'static Source>> {
         let Some(name) = &self.kernel else { return Ok(FOLDERS.iter().map(|f| f.source).collect()) };
         Ok(vec![find_kernels_with_folders(name)?[0].0.source])
     }
 }
 
-/// Compiles every source for every architecture in parallel, and prints the sources that take longer than a second.
+/// Compiles every source file for every architecture, in parallel. Prints the compile time of those that take longer
+/// than a second.
 pub fn compile_all(
     sources: &[&'static Source],
     archs: &[String],
@@ -157,7 +163,8 @@ pub fn compile_all(
     Ok(done)
 }
 
-/// Keeps only the functions of one kernel, whose symbols begin with its name. If `name` is a folder, keeps all.
+/// Keeps only the functions of kernel `name`, whose symbols begin with this name; keeps all functions if `name` is a
+/// folder.
 fn retain_kernel(checked: &mut CheckResult, name: &str) {
     if FOLDERS.iter().any(|f| f.name == name) {
         return;
@@ -178,7 +185,7 @@ fn function(d: &CompiledSource, f: &CheckedFunction) -> Value {
     value
 }
 
-/// The registers, memory and spills that ptxas reports, as JSON.
+/// Returns as JSON the registers, memory and spills that ptxas reports for a function.
 pub fn resources_json(r: &FunctionResources) -> Value {
     json!({
         "symbol": r.symbol, "entry": r.entry, "registers": r.registers, "static_shared": r.shared, "stack": r.stack,
@@ -186,8 +193,8 @@ pub fn resources_json(r: &FunctionResources) -> Value {
     })
 }
 
-/// Prints a line per function: its registers for each architecture and, as maxima over the architectures, its shared
-/// memory, stack, spills and local-memory accesses.
+/// Prints one line per function: its number of registers on each architecture; then the largest value on any
+/// architecture of its shared memory, stack, spills and local-memory accesses.
 fn print_table(done: &[CompiledSource]) -> Result<()> {
     let mut archs: Vec<&str> = done.iter().map(|d| d.sm.as_str()).collect();
     archs.sort();

@@ -54,7 +54,7 @@ impl KernelsArgs {
     }
 }
 
-/// The GPU that `cuda` or `cuda:N` names.
+/// Opens the GPU that `cuda` or `cuda:N` names.
 pub fn open_gpu(name: &str) -> Result<Gpu> {
     let number = match name.strip_prefix("cuda:") {
         None => 0,

@@ -19,8 +19,8 @@ pub struct KernelsReportArgs {
     /// GPU: h200, h100, a100, l40s or rtx4090
     #[arg(long, value_name = "GPU", default_value = "h200")]
     gpu: String,
-    /// Measured times: the output of `reel kernels bench --json` on that GPU [default: none, the page has least times
-    /// only]
+    /// Measured times: the output of `reel kernels bench --json` on that GPU [default: none, the page shows only
+    /// computed least times]
     #[arg(long, value_name = "F.json")]
     times: Option<PathBuf>,
     /// HTML file to write
@@ -31,8 +31,8 @@ pub struct KernelsReportArgs {
 impl KernelsReportArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let machine = MachineSpec::gpu_by_name(&self.gpu)?;
-        // Compiles all kernels in parallel first, because the page asks for their register counts one by one. Without
-        // NVRTC the page has no register counts.
+        // Compile all kernels in parallel beforehand: the page asks for their register counts one by one, and would
+        // compile one after the other. Without NVRTC the page has no register counts.
         compile_all(&FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(), &["sm_90a".to_string()], common)?;
         let RooflinePage { html, kernel_count: kernels } = roofline_page(&machine, self.times.as_deref())?;
         output::write_file(&self.out, html.as_bytes())?;

@@ -15,7 +15,7 @@ use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::output;
 
-/// Default of `--interleavings` on device `sim`, as in the unit tests.
+/// Number of interleavings to simulate without `--interleavings`; the unit tests use the same number.
 const INTERLEAVINGS: u32 = 8;
 
 /// Runs the checks of one kernel, of a folder, or of all kernels.
@@ -40,7 +40,11 @@ pub fn run(common: &CommonOptions, kernel: Option<&str>, compare_with_simulator:
         }
     };
     if compare_with_simulator && !matches!(device, CheckDevice::Gpu(_)) {
-        return Err(bad_usage("--compare", "compares a GPU with the simulator", "use --device cuda"));
+        return Err(bad_usage(
+            "--compare",
+            "compares a GPU with the simulator, so it needs a GPU",
+            "use --device cuda",
+        ));
     }
     let checks = select_checks(kernel);
     let only = kernel.filter(|name| checks.iter().all(|(f, _)| f.name != *name)).map(str::to_string);
@@ -116,7 +120,7 @@ fn to_json(o: &CheckOutcome) -> Value {
     }
 }
 
-/// Groups the comparisons of GPU and simulator by kernel.
+/// Groups the comparisons between GPU and simulator by the kernel's name.
 fn compared(outcomes: &[CheckOutcome]) -> BTreeMap<&'static str, Vec<&GpuComparison>> {
     let mut by_kernel: BTreeMap<&str, Vec<&GpuComparison>> = BTreeMap::new();
     for c in outcomes.iter().filter_map(|o| o.result.as_ref().ok()).flat_map(|r| &r.compared) {

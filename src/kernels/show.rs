@@ -22,8 +22,8 @@ pub struct KernelsShowArgs {
     kernel: String,
 }
 
-/// GPUs to plan launches for, and the architecture that the code for each is compiled for.
-const GPUS: [(&str, Arch, &str); 2] = [("a100", Arch::A100, "sm_80"), ("h100", Arch::H100, "sm_90a")];
+/// The GPUs for which launches are shown: name, properties, and the architecture for which code is compiled.
+const PLANNED_GPUS: [(&str, Arch, &str); 2] = [("a100", Arch::A100, "sm_80"), ("h100", Arch::H100, "sm_90a")];
 
 /// A planned launch on a GPU; `resources` is what ptxas reports, `None` if the kernel was not compiled.
 struct Planned {
@@ -75,13 +75,13 @@ fn print(example: &ExampleCall) -> Result<()> {
         output::print_line(format!("  {note}"))?;
     }
     output::print_line(format!(
-        "  {:.3} GFLOP, at least {:.3} MB: {:.2} FLOP/byte",
+        "  {:.3} GFLOP, moves at least {:.3} MB: {:.2} FLOP/byte",
         cost.flops / 1e9,
         cost.bytes / 1e6,
         cost.flops / cost.bytes
     ))?;
     for f in floors(example)? {
-        output::print_line(format!("  {}: at least {:.1} us, bound by {}", f.gpu, f.seconds * 1e6, f.bound))?;
+        output::print_line(format!("  {}: takes at least {:.1} us, limited by {}", f.gpu, f.seconds * 1e6, f.bound))?;
     }
     Ok(())
 }
@@ -108,11 +108,11 @@ fn to_json(folder: &KernelFolder, example: &ExampleCall) -> Result<Value> {
     }))
 }
 
-/// The launches of a kernel on each GPU, and a note if it was not compiled.
+/// Returns the launches of a kernel on each GPU and, if it could not be compiled, the reason.
 fn plan(example: &ExampleCall) -> (Vec<Planned>, Option<String>) {
     let kernel = example.launch.kernel;
     let (mut planned, mut note) = (Vec::new(), None);
-    for (gpu, arch, sm) in GPUS {
+    for (gpu, arch, sm) in PLANNED_GPUS {
         let report =
             compile::compile_to_cubin(kernel.source, sm).map(|c| c.report).map_err(|e| note = Some(e.to_string())).ok();
         for stage in (kernel.plan)(&example.launch.params, &arch) {

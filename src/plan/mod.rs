@@ -61,7 +61,8 @@ enum What {
     Generate(PlanGenerateArgs),
 }
 
-/// Options that all plans share: the machine, and the sizes of model and rows.
+/// Options that all plans share: the machine, the model's size, and the size of the rows (training examples or
+/// prompts).
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Plan options")]
 struct Sizes {
@@ -130,7 +131,7 @@ impl Sizes {
                 common::DeviceName::Cuda(number) => Ok(MachineSpec::this_gpu(number)?),
                 common::DeviceName::Sim => Err(bad_usage(
                     "--device",
-                    "sim runs at the speed of this CPU, not of a GPU",
+                    "device sim is not a machine to plan for: it simulates a GPU on this CPU",
                     "give --gpu NAME or --device cpu",
                 )),
                 common::DeviceName::Dry => {
@@ -140,7 +141,7 @@ impl Sizes {
         }
     }
 
-    /// Device `dry` with the kernels of the machine to plan for.
+    /// Opens device `dry` with the kernels that the planned machine would run.
     fn device(&self, common: &CommonOptions) -> Result<Device> {
         let cpu = self.gpu.is_none() && common.device()? == common::DeviceName::Cpu;
         Ok(match cpu {
@@ -149,7 +150,7 @@ impl Sizes {
         })
     }
 
-    /// A temporary model folder of the preset, without weights; `None` unless `wanted`.
+    /// Creates a temporary model folder of the preset, without weights, if `wanted`; else returns `None`.
     fn preset_folder(&self, wanted: bool, common: &CommonOptions) -> Result<Option<TempDir>> {
         if !wanted {
             return Ok(None);
@@ -160,12 +161,13 @@ impl Sizes {
         Ok(Some(folder))
     }
 
-    /// The dtype of activations: `--dtype`, else bf16 on a GPU and f32 on the CPU.
+    /// Returns the dtype of activations: `--dtype`, else bf16 on a GPU and f32 on the CPU.
     fn dtype(&self, common: &CommonOptions) -> DType {
         if common.dtype.is_none() && self.gpu.is_some() { DType::BF16 } else { model::activation_dtype(common) }
     }
 
-    /// Config, stored dtype of the weights, and name of a model, which is given by its folder or by a preset.
+    /// Returns the config, the dtype of the weight files, and the name of the model, which is given by `--model` or
+    /// by `--preset`.
     fn config(
         &self,
         model: Option<&str>,
@@ -193,7 +195,7 @@ impl Sizes {
 struct Counting<'a, O> {
     resolved: &'a ResolvedOptions<O>,
     sizes: &'a Sizes,
-    /// What the command calls its rows: `rows` or `prompts`.
+    /// The word for training examples in the command's output: `rows` or `prompts`.
     rows: &'static str,
     plan_one_size: WithShape<O>,
     plan_data: fn(&RunSetup<O>, checkpoint::StoredDType) -> reel_train::Result<plan::Plan>,
@@ -219,7 +221,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 return Err(bad_usage("--tokens", "is missing", "give --tokens N, or --data FILE with --model"));
             }
             None => {
-                // A preset has a small tokenizer of its own, in a folder that must exist while rows are counted.
+                // A preset has no model folder, so create a temporary one with its small tokenizer; it must exist
+                // until the rows are counted.
                 let preset = sizes.preset_folder(options.model.is_empty(), common)?;
                 let folder = match &preset {
                     Some(folder) => folder.path().to_path_buf(),
@@ -244,7 +247,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         if plan.steps == 0 {
             return Err(failed(
                 options.data.display(),
-                "no row of this data file can be used",
+                "no row of this data file can be used for training",
                 format!("run reel {} --check-data to see why", O::COMMAND),
             ));
         }
@@ -277,7 +280,7 @@ impl PlanGrpoArgs {
         let mut counted =
             Counting { resolved, sizes: &self.sizes, rows: "prompts", plan_one_size, plan_data }.count(common)?;
         let o = &resolved.options;
-        let shuffled = if o.temporal { ", and half as many completions for shuffled videos" } else { "" };
+        let shuffled = if o.temporal { ", and half as many more with shuffled frames" } else { "" };
         counted.subject +=
             &format!("; {} completions of {} tokens per prompt{shuffled}", o.num_generations, o.max_completion_length);
         Ok(counted)
@@ -291,7 +294,7 @@ impl PlanGenerateArgs {
         let Some(tokens) = self.sizes.tokens else {
             return Err(bad_usage("--tokens", "is missing", "give the number of tokens of the prompt"));
         };
-        // The dry device runs one forward pass per token, so the number of tokens must be bounded.
+        // Limit the number of tokens, because device `dry` runs one forward pass per token.
         let positions = config.text.max_position_embeddings;
         if !(1..=positions).contains(&self.max_new_tokens) {
             let what = format!("is {}", self.max_new_tokens);
@@ -320,7 +323,10 @@ impl PlanGenerateArgs {
         plan::subtract_costs(&mut decode, &prefill);
         Ok(CommandCounts {
             command: "generate",
-            subject: format!("{name}, a prompt of {tokens} tokens, {} completions of {}", self.n, self.max_new_tokens),
+            subject: format!(
+                "{name}, a prompt of {tokens} tokens, {} completions of {} tokens",
+                self.n, self.max_new_tokens
+            ),
             dtype,
             memory: device.memory(),
             phases: PhaseCosts(vec![("prefill", prefill), ("decode", decode)]),
@@ -332,7 +338,8 @@ impl PlanGenerateArgs {
     }
 }
 
-/// Runs the engine on device `dry` with a prompt of the given size: `n` completions of `new` tokens.
+/// Runs the inference engine on device `dry`: samples `n` completions of `new` tokens for a prompt of the size
+/// `shape`.
 fn generate_on(
     device: &Device,
     weights: &Qwen25Vl,

@@ -7,7 +7,7 @@ use reel_sim::exec::GpuSpec;
 use reel_sim::finding::Finding;
 use reel_sim::program::{Kernel, Program};
 use reel_sim::report::{CountReport, CountSummary, LineCounts};
-use reel_sim::roofline::{GPUS, NumberOrigin, Roofline};
+use reel_sim::roofline::{ESTIMATED_GPUS, NumberOrigin, Roofline};
 use serde_json::{Map, Value, json};
 
 use super::quote::SourceQuotes;
@@ -39,7 +39,7 @@ impl RunDisplay<'_> {
 
     fn rooflines(&self) -> Vec<Roofline> {
         let counters = self.report.counters.first().cloned().unwrap_or_default();
-        GPUS.iter().map(|gpu: &GpuSpec| Roofline::new(*gpu, self.kernel, &counters)).collect()
+        ESTIMATED_GPUS.iter().map(|gpu: &GpuSpec| Roofline::new(*gpu, self.kernel, &counters)).collect()
     }
 
     /// Returns the report as JSON.
@@ -128,7 +128,10 @@ impl RunDisplay<'_> {
             );
         }
         if c.wavefronts > 0 {
-            row("shared wavefronts", format!("{}, {} above the minimum", c.wavefronts, counts.total.bank_conflicts()));
+            row(
+                "shared wavefronts",
+                format!("{}, {} above the minimum", c.wavefronts, counts.total.bank_conflict_wavefronts()),
+            );
         }
         let busiest = counts.busiest_lines(MAX_COUNTED_LINES);
         if busiest.is_empty() {
@@ -155,7 +158,7 @@ impl RunDisplay<'_> {
                 bytes,
                 c.sectors,
                 c.wavefronts,
-                line.counted.bank_conflicts(),
+                line.counted.bank_conflict_wavefronts(),
                 quote.map(|q| q.chars().take(60).collect::<String>()).unwrap_or_default(),
             );
         }
@@ -220,7 +223,7 @@ fn counted_json(counted: &CountSummary) -> Map<String, Value> {
         "shared_bytes": c.shared_bytes,
         "shared_wavefronts": c.wavefronts,
         "shared_wavefronts_least": c.wavefronts_least,
-        "bank_conflicts": counted.bank_conflicts(),
+        "bank_conflicts": counted.bank_conflict_wavefronts(),
     });
     match fields {
         Value::Object(fields) => fields,

@@ -327,7 +327,7 @@ pub struct SourceLine {
 /// Returns the source line of an instruction: the innermost inlined line in the main CUDA file, otherwise the
 /// innermost line, otherwise the line of the PTX text.
 pub fn source_line(program: &Program, kernel: &Kernel, pc: u32) -> SourceLine {
-    let (code, i) = kernel.locate(pc);
+    let (code, i) = kernel.function_and_instruction_index(pc);
     let Some(&(ptx_line, place)) = code.lines.get(i) else { return SourceLine { file: None, line: 0, cuda: false } };
     let Some(place) = place.map(|p| program.source_location(p)) else {
         return SourceLine { file: None, line: ptx_line, cuda: false };
@@ -344,7 +344,7 @@ pub fn source_line(program: &Program, kernel: &Kernel, pc: u32) -> SourceLine {
 
 /// Returns the line that a finding names for an instruction, and the chain of inlined calls and other files as text.
 pub fn line_and_inlining_chain(program: &Program, kernel: &Kernel, pc: u32) -> (u32, String) {
-    let (code, i) = kernel.locate(pc);
+    let (code, i) = kernel.function_and_instruction_index(pc);
     let mut origin = source_line(program, kernel, pc);
     if origin.file.is_some() {
         // For an instruction from a header, the line of the PTX text: findings name no file, so a header's line would

@@ -5,7 +5,7 @@
 //! instruction is the set of synchronising instructions that may be the last ones before it.
 
 use crate::order::MemorySemantics;
-use crate::program::op::{MbarrierKind, Op, WarpOpKind};
+use crate::program::op::{MbarrierOperationKind, Op, WarpOpKind};
 use crate::program::{FunctionCode, Kernel};
 use std::collections::HashMap;
 
@@ -76,7 +76,7 @@ fn synchronises(op: &Op) -> bool {
     match op {
         Op::Barrier(_) | Op::ClusterArrive { .. } | Op::ClusterWait { .. } | Op::Call(_) => true,
         Op::Warp(w) => matches!(w.kind, WarpOpKind::Sync),
-        Op::Mbarrier(m) => matches!(m.kind, MbarrierKind::Arrive { .. } | MbarrierKind::Wait { .. }),
+        Op::Mbarrier(m) => matches!(m.kind, MbarrierOperationKind::Arrive { .. } | MbarrierOperationKind::Wait { .. }),
         Op::Load(t) => matches!(t.semantics, Some(MemorySemantics::Acquire)),
         Op::Atomic(a) => matches!(a.semantics, Some(MemorySemantics::Acquire | MemorySemantics::AcqRel)),
         _ => false,

@@ -1,7 +1,7 @@
 //! Applies a [`Mutation`] to an instruction of a function.
 
 use super::Mutation;
-use crate::ptx::ast::{Function, Instruction, Operand, Register, RegisterDecl, Type};
+use crate::ptx::ast::{Function, Instruction, Operand, RegisterDecl, RegisterIndex, Type};
 
 /// Applies a mutation; an instruction that does not allow it stays unchanged.
 pub fn apply_mutation(function: &mut Function, at: usize, change: Mutation) {
@@ -93,7 +93,7 @@ fn adjust(function: &mut Function, at: usize, operand: usize, opcode: &str, by: 
             function.body[at].operands[operand] = Operand::Integer(value);
         }
         Operand::Register(old) => {
-            let new = function.registers.len() as Register;
+            let new = function.registers.len() as RegisterIndex;
             function.registers.push(RegisterDecl { name: format!("%mutant{new}"), ty: Type::B32 });
             function.body[at].operands[operand] = Operand::Register(new);
             let of = &function.body[at];

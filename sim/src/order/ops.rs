@@ -53,15 +53,15 @@ impl AsyncOpKind {
     }
 }
 
-/// An observation that an operation is complete: those lanes of warp `key` that `by` selects know, from `epoch` on,
-/// that the parts of the operation in the mask `lanes` are complete.
+/// Records which lanes of a warp know that an operation is complete: from epoch `epoch` of warp `key` on, the lanes
+/// that `by` selects know it, for the shares of the operation that the lanes in the mask `lanes` issued.
 #[derive(Clone, Debug)]
 struct Observation {
     lanes: u32,
     key: OwnerKey,
     epoch: u32,
-    /// Which lanes know it. A lane index: that lane, about all parts in `lanes`; `None`: each lane, about its own
-    /// part; [`ANY_LANE`]: every lane, about all parts in `lanes`.
+    /// Which lanes of the warp know it. A lane index: only this lane, for the shares of all of `lanes`; [`ANY_LANE`]:
+    /// every lane, for the shares of all of `lanes`; `None`: each lane in `lanes`, for its own share only.
     by: Option<u8>,
 }
 
@@ -122,15 +122,15 @@ impl AsyncOps {
         Agent(op.issuer << 5 | op.lanes.trailing_zeros() & 31)
     }
 
-    /// Records that `agent`, a thread that waited or an mbarrier in its phase `epoch`, observes from `epoch` on that
-    /// `op` is complete. Several agents may observe one operation.
+    /// Records that `agent` knows from its epoch `epoch` on that `op` is complete. The agent is a thread that waited,
+    /// or an mbarrier, whose epoch is its phase. Several agents may observe one operation.
     pub fn mark_observed(&mut self, op: AsyncOpId, agent: Agent, epoch: u32) {
         let by = Some((agent.0 & 31) as u8);
         let op = &mut self.all[op.0 as usize];
         op.add(Observation { lanes: u32::MAX, key: agent.0 >> 5, epoch, by });
     }
 
-    /// Records that `agent` observes, from `epoch` on, that the parts `lanes` of `op` are complete.
+    /// Records that `agent` knows from its epoch `epoch` on that the shares of `op` that `lanes` issued are complete.
     pub fn mark_part_observed(&mut self, op: AsyncOpId, lanes: u32, agent: Agent, epoch: u32) {
         let by = Some((agent.0 & 31) as u8);
         self.all[op.0 as usize].add(Observation { lanes, key: agent.0 >> 5, epoch, by });
@@ -149,14 +149,15 @@ impl AsyncOps {
         self.all[op.0 as usize].add(Observation { lanes: u32::MAX, key, epoch, by });
     }
 
-    /// Returns the lanes of the operation with owner key `key` whose completion happens before the point of `clock`.
+    /// Returns the lanes whose shares of operation `key` are known to be complete to a thread with the vector clock
+    /// `clock`.
     pub(super) fn lanes_ordered_before_clock(&self, key: OwnerKey, clock: &VectorClock) -> u32 {
         self.known(key, |key, epoch| clock.lanes_ordered_before_clock(key, epoch))
     }
 
-    /// Returns the lanes of the operation with owner key `key` whose completion happens before the point of `clock`
-    /// or was observed by `lane` of `warp` itself.
-    pub(super) fn ordered_lanes_for_lane(
+    /// Returns the lanes whose shares of operation `key` are known to be complete to `lane` of `warp`: through its
+    /// vector clock `clock`, or because the lane itself observed the completion.
+    pub(super) fn lanes_known_complete_to(
         &self,
         key: OwnerKey,
         warp: &WarpClocks,
@@ -169,14 +170,14 @@ impl AsyncOps {
         })
     }
 
-    /// Returns true if a lane of warp `waiter` itself observed the completion of a part of the operation.
-    pub(super) fn was_observed_by(&self, key: OwnerKey, waiter: OwnerKey) -> bool {
+    /// Returns true if a lane of warp `waiter` itself observed that a share of operation `key` is complete.
+    pub(super) fn was_completion_observed_by(&self, key: OwnerKey, waiter: OwnerKey) -> bool {
         let op = &self.all[AsyncOpId::from_key(key).0 as usize];
         op.first.iter().chain(&op.more).any(|end| end.key == waiter)
     }
 
-    /// Returns the lanes of the operation whose generic writes are visible to the async proxy, as far as `lane` of
-    /// `warp` knows.
+    /// Returns the lanes whose shares of operation `key` wrote through the generic proxy and are known to `lane` of
+    /// `warp` to be visible to the async proxy.
     pub(super) fn lanes_visible_to_async_proxy(
         &self,
         key: OwnerKey,
@@ -186,7 +187,8 @@ impl AsyncOps {
         space: MemorySpace,
     ) -> u32 {
         self.known(key, |key, epoch| {
-            let own = if key == warp.key() && warp.own_async_visible(space, lane) >= epoch { 1 << lane } else { 0 };
+            let own =
+                if key == warp.key() && warp.own_async_visible_epoch(space, lane) >= epoch { 1 << lane } else { 0 };
             clock.lanes_visible_to_async_proxy(space, key, epoch) | own
         })
     }

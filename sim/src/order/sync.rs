@@ -44,17 +44,19 @@ struct Released {
 /// The clocks that are attached to a location.
 #[derive(Clone, Debug)]
 struct SyncLocation {
-    /// All clocks that a read of the current value acquires: one per scope, and below `.gpu` one per scope and block.
+    /// All clocks that a read of the current value acquires: one for scope `.gpu`; for each narrower scope, one per
+    /// releasing block.
     all: Vec<Released>,
-    /// The clocks that the last releasing thread attached itself; they survive later writes of this thread.
+    /// The clocks that the last releasing thread itself attached. A later plain write of this thread keeps them and
+    /// removes those of other threads.
     last: Vec<Released>,
     by: Agent,
     /// Block and scope of the last write. A read that is not morally strong with it acquires nothing.
     write: (u32, AccessStrength),
 }
 
-/// The locations of a launch to which clocks are attached, identified by unique numbers. The caller reports every
-/// strong access in execution order; a read observes the last write.
+/// The memory locations to which a launch's release patterns attached clocks; the caller gives each location a unique
+/// number. It reports every strong access in execution order; a read observes the last write.
 #[derive(Clone, Debug, Default)]
 pub struct SyncLocations {
     locations: HashMap<u64, SyncLocation>,
@@ -164,7 +166,7 @@ impl SyncLocations {
             if sem.acquires() && scope >= needed {
                 warp.acquire(1 << lane, &release.clock);
             } else {
-                warp.observe(lane, needed, &release.clock);
+                warp.record_observed_clock(lane, needed, &release.clock);
             }
         }
     }

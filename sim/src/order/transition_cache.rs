@@ -1,4 +1,5 @@
-//! Cache of changes of shadow cells: an access changes equal cells in the same way, so the new cell can be reused.
+//! A cache for one access over many shadow cells: the access changes equal cells in the same way, so a changed cell
+//! can be copied from the cache instead of being computed again.
 
 use super::access_check::AccessCheck;
 use super::access_lists::AccessLists;
@@ -8,7 +9,7 @@ use super::cell::ShadowCell;
 /// Number of cached cell changes.
 const SIZE: usize = 8;
 
-/// Contents of shadow cells before and after an access of one instruction, by lanes with equal clocks.
+/// Contents of shadow cells before and after an access, valid for one instruction and for lanes with equal clocks.
 pub(super) struct TransitionCache {
     before: [[u64; 4]; SIZE],
     after: [ShadowCell; SIZE],
@@ -28,8 +29,8 @@ impl TransitionCache {
         [first & !lane, rest[0], rest[1], rest[2]]
     }
 
-    /// Compares an entry with `bits` in 64-bit words: reading bytes that were just written in another width would be
-    /// slow.
+    /// Returns true if cache entry `at` holds the cell contents `bits`. Compares in 64-bit words, the width in which
+    /// the cells were just written: reads of another width could not use store forwarding and would be slow.
     #[inline(always)]
     fn is(&self, at: usize, bits: &[u64; 4]) -> bool {
         let before = &self.before[at];
@@ -76,7 +77,7 @@ impl TransitionCache {
         lists: &mut AccessLists,
     ) {
         let old = *cell;
-        if self.apply_cached(cell) {
+        if self.replace_by_cached_result(cell) {
             return;
         }
         check.check_cell_async::<WRITES>(cell, offset, lane, lists);
@@ -85,10 +86,10 @@ impl TransitionCache {
         }
     }
 
-    /// Applies to a cell the cached result for an equal cell (including its writer's lane). Returns false if there is
-    /// none.
+    /// If the cache has an equal cell (with the same writer's lane), replaces `cell` by its cached result and returns
+    /// true; otherwise returns false.
     #[inline(always)]
-    pub(super) fn apply_cached(&self, cell: &mut ShadowCell) -> bool {
+    pub(super) fn replace_by_cached_result(&self, cell: &mut ShadowCell) -> bool {
         let at = TransitionCache::slot(cell);
         let known = self.is(at, &bytemuck::cast(*cell));
         if known {

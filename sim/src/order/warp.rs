@@ -36,7 +36,7 @@ pub struct FenceHandoff {
 }
 
 impl FenceHandoff {
-    /// Adds the fences and observed clocks of `other`.
+    /// Merges the fences and observed clocks of `other` into this handoff, as several warps arrive at one barrier.
     pub fn join(&mut self, other: &FenceHandoff) {
         other.fences.iter().for_each(|(scope, clock)| join_scoped(&mut self.fences, *scope, clock));
         other.observed.iter().for_each(|(scope, clock)| join_scoped(&mut self.observed, *scope, clock));
@@ -126,7 +126,7 @@ impl WarpClocks {
     }
 
     /// Returns the epoch up to which `lane`'s own writes are visible to the async proxy.
-    pub(super) fn own_async_visible(&self, space: super::MemorySpace, lane: u32) -> u32 {
+    pub(super) fn own_async_visible_epoch(&self, space: super::MemorySpace, lane: u32) -> u32 {
         self.own_async_visible[space as usize][lane as usize]
     }
 
@@ -293,7 +293,7 @@ impl WarpClocks {
     }
 
     /// Records that `lane` observed `clock` by a strong read; a later fence of at least `scope` acquires it.
-    pub(super) fn observe(&mut self, lane: u32, scope: AccessStrength, clock: &VectorClock) {
+    pub(super) fn record_observed_clock(&mut self, lane: u32, scope: AccessStrength, clock: &VectorClock) {
         match self.pending.iter_mut().find(|pending| pending.scope == scope && pending.clock.is_same_object(clock)) {
             Some(pending) => pending.mask |= 1 << lane,
             None => self.pending.push(Pending { mask: 1 << lane, scope, clock: clock.clone() }),

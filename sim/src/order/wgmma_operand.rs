@@ -1,4 +1,5 @@
-//! Race checks of wgmma operands in shared memory: many bytes that few warps write and four warps read at once.
+//! Race checks of wgmma operands in shared memory. An operand has many bytes, but few warps wrote them, and the four
+//! warps of the warpgroup read all of them at once.
 //!
 //! The first warp of a warpgroup checks all bytes and collects their writers; the other warps check only those
 //! writers.
@@ -9,14 +10,15 @@ use super::cell::{CHUNK_BYTES, InitializedBytes, LOG2_CHUNK_BYTES, chunk_without
 use super::transition_cache::TransitionCache;
 use super::{AccessStamp, AccessStrength, AsyncOpId, CheckContext, Conflict, NO_AGENT, ShadowMemory, WarpClocks};
 
-/// The last writers of an operand's bytes, each with the first offset that it wrote.
+/// The last writes to an operand's bytes: one record per writing warp and instruction, with the first offset of the
+/// operand at which it was found.
 #[derive(Clone, Debug, Default)]
 pub struct OperandWriters(Vec<(AccessRecord, u64)>);
 
 impl ShadowMemory {
-    /// Checks and records that operation `op`, issued by `lane` of `warp`, reads the byte ranges `runs` (offset,
-    /// length; multiples of 4), like [`ShadowMemory::check_async_ranges`], but reports at most one conflict per
-    /// writer. Adds the writers of the bytes to `writers`.
+    /// Checks and records that operation `op`, issued by `lane` of `warp`, reads the byte ranges `runs` (offset and
+    /// length, both multiples of 4). Unlike [`ShadowMemory::check_async_ranges`], it reports at most one conflict per
+    /// writer, and it adds the writers of the bytes to `writers`.
     #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     pub fn read_wgmma_operand(
         &mut self,
@@ -54,7 +56,7 @@ impl ShadowMemory {
                 let count = ((end - start) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
                     // A cached result means that the writer of this cell is already in `writers`.
-                    if cache.apply_cached(cell) {
+                    if cache.replace_by_cached_result(cell) {
                         continue;
                     }
                     let old = *cell;
@@ -93,13 +95,13 @@ impl ShadowMemory {
         }
         out.extend(unwritten.map(|offset| ConflictWithoutLane::uninitialized(offset).with_lane(lane)));
         check.push_conflict(lane, out);
-        self.recheck_wgmma_operand(writers, op, warp, lane, pc, cx, out);
+        self.check_against_operand_writers(writers, op, warp, lane, pc, cx, out);
     }
 
     /// Checks that `lane` of another warp that issues the same wgmma is ordered after the writers. Reports at most
     /// one conflict per writer.
     #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
-    pub fn recheck_wgmma_operand(
+    pub fn check_against_operand_writers(
         &self,
         writers: &OperandWriters,
         op: AsyncOpId,
@@ -119,7 +121,8 @@ impl ShadowMemory {
 }
 
 impl OperandWriters {
-    /// Adds a write to the writers and returns the index of its entry.
+    /// Records a write, or merges its lanes into the record of the same warp and instruction; returns the record's
+    /// index.
     fn add(&mut self, entry: AccessRecord, offset: u64) -> usize {
         let same = |old: &AccessRecord| (old.key, old.stamp, old.pc) == (entry.key, entry.stamp, entry.pc);
         match self.0.iter().rposition(|(old, _)| same(old)) {

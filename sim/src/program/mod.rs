@@ -1,5 +1,5 @@
-//! A PTX module prepared for execution: functions are decoded, registers have rows of the register file, variables
-//! have addresses.
+//! A PTX module prepared for execution: functions are decoded, each register is assigned to rows of the simulated
+//! register file (a row holds 32 bits for each of the 32 lanes), variables have addresses.
 //!
 //! [`Program::parse`] reads PTX text, [`Program::kernel`] decodes one kernel. [`op`] defines the decoded
 //! instructions, `decode` produces them.
@@ -57,8 +57,8 @@ pub struct Kernel {
     /// Start and end address of each static shared variable, ascending. The simulator leaves gaps between the
     /// variables, so that an access past the end of one is not taken for an access to the next.
     pub shared_variables: Vec<(u32, u32)>,
-    /// Start and end of the shared memory that cooperative groups of several warps use internally. It is one of the
-    /// shared variables and starts as zero in every block.
+    /// Start and end address of the shared memory that cooperative groups of several warps use internally; zero at
+    /// the start of every block. `shared_variables` contains this range, too.
     pub group_scratch: Option<(u32, u32)>,
     /// `.maxntid`
     pub max_threads: Option<[u32; 3]>,
@@ -76,10 +76,11 @@ pub struct Kernel {
     pub target: u32,
 }
 
-/// A special register that is constant while a warp runs. Its value is written to a row when a frame is created.
+/// A special register whose value is constant while a warp runs. The value is written to a register-file row when a
+/// call frame is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
-pub enum FixedRegister {
+pub enum ConstantSpecialRegister {
     Tid(u8),
     Ntid(u8),
     Ctaid(u8),
@@ -107,16 +108,16 @@ pub enum FixedRegister {
     Zero,
 }
 
-/// A value that depends on the warp and is therefore written to a row when a frame is created.
+/// A value that differs between warps and is therefore written to a register-file row when a call frame is created.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
-pub enum Relocation {
+pub enum PerWarpValue {
     Special {
         slot: Slot,
-        which: FixedRegister,
+        which: ConstantSpecialRegister,
         wide: bool,
     },
-    /// The address of a `.local` variable: the base of the frame's local memory plus `offset`.
+    /// The address of a `.local` variable: the base of the call frame's local memory plus `offset`.
     Local {
         slot: Slot,
         offset: u32,
@@ -132,25 +133,27 @@ pub struct FunctionCode {
     pub instrs: Vec<DecodedInstruction>,
     /// Kernel-wide index (`pc`) of the first instruction; counters and findings use kernel-wide indices.
     pub first: u32,
-    /// For each instruction, its line in the PTX text and its index into [`Module::source_locations`].
+    /// For each instruction, its line in the PTX text and, if known, the index of its CUDA source line in
+    /// [`Module::source_locations`].
     pub lines: Vec<(u32, Option<u32>)>,
     /// The opcode text of each instruction.
     pub opcodes: Vec<Box<str>>,
-    /// The initial rows of a frame: constants have their values, all other rows are zero.
+    /// The initial register-file rows of a call frame: rows of constants hold their values, all other rows are zero.
     pub template: Vec<RegisterRow>,
-    /// Rows below this index are registers, which start undefined.
+    /// Register-file rows below this index belong to PTX registers, which start undefined; all other rows start with
+    /// a value, such as a constant.
     pub register_rows: u32,
-    /// Number of predicates in a frame.
+    /// Number of predicates in a call frame.
     pub predicates: u32,
     /// Initial values of all predicates.
     pub predicate_template: Vec<u32>,
-    /// Predicates below this index are registers, which start undefined.
+    /// Predicates below this index are PTX registers, which start undefined; the others hold constants.
     pub register_predicates: u32,
     /// Special registers and addresses of local variables, whose values each warp fills in.
-    pub relocations: Vec<Relocation>,
+    pub per_warp_values: Vec<PerWarpValue>,
     /// Bytes of `.local` variables per thread.
     pub local_bytes: u32,
-    /// Bytes of `.param` variables and formal parameters.
+    /// Bytes of a call frame's `.param` variables and formal parameters.
     pub param_bytes: u32,
     /// For each instruction, the wgmma registers that it reads and writes; empty in a function without wgmma.
     pub wgmma_uses: Vec<uses::WgmmaRegisterUse>,
@@ -192,7 +195,7 @@ impl Program {
 
     /// Prepares a parsed (or mutated) module.
     pub fn from_module(module: Module) -> Result<Program, ProgramError> {
-        let variables = symbols::module_variables(&module)?;
+        let variables = symbols::place_module_variables(&module)?;
         Ok(Program { module, variables })
     }
 
@@ -213,9 +216,9 @@ impl Program {
 }
 
 impl Kernel {
-    /// Returns the function that contains the instruction with kernel-wide index `pc`, and the instruction's index in
-    /// it.
-    pub fn locate(&self, pc: u32) -> (&FunctionCode, usize) {
+    /// Returns the function that contains the instruction with kernel-wide index `pc`, and the instruction's index
+    /// within that function.
+    pub fn function_and_instruction_index(&self, pc: u32) -> (&FunctionCode, usize) {
         let i = self.functions.partition_point(|f| f.first <= pc).saturating_sub(1);
         let code = &self.functions[i];
         (code, (pc - code.first) as usize)

@@ -1,26 +1,26 @@
-//! Resolves PTX operands to rows and predicates of a frame. Operands are registers, immediates, special registers and
-//! addresses of variables.
+//! Resolves PTX operands (registers, immediates, special registers, addresses of variables) to the rows and
+//! predicates of a call frame that hold their values.
 
 use super::op::{AddressOperand, AddressWindow, CallArgument};
-use super::rows::register_row_count;
-use super::symbols::{GRID_WORKSPACE, GROUP_SCRATCH, SymbolAddresses};
-use super::{FixedRegister, FunctionCode, ProgramError, Relocation};
+use super::rows::{RowAssignment, register_row_count};
+use super::symbols::{GRID_WORKSPACE_NAME, GROUP_SCRATCH_NAME, SymbolAddresses};
+use super::{ConstantSpecialRegister, FunctionCode, PerWarpValue, ProgramError};
 use crate::ptx::ast::{AddressBase, Function, Operand, Type};
 use crate::regs::{RegisterRow, Slot};
 use std::collections::HashMap;
 
-/// Resolves the operands of one function. Collects the constants that its frames need.
+/// Resolves the operands of one function, and collects the constants with which its call frames start.
 pub struct OperandResolver<'a> {
     /// The function whose operands are resolved.
     pub function: &'a Function,
     /// The decoded function, which the resolver and the decoder fill.
     pub code: FunctionCode,
     layout: &'a SymbolAddresses,
-    /// First row, or index of the predicate, of each register.
+    /// For each PTX register, its first register-file row, or the index of its predicate.
     registers: Vec<u32>,
     constants: HashMap<(u128, u8), Slot>,
     constant_predicates: HashMap<bool, u32>,
-    fixed: HashMap<(FixedRegister, bool), Slot>,
+    fixed: HashMap<(ConstantSpecialRegister, bool), Slot>,
     locals: HashMap<i64, Slot>,
     local_offsets: HashMap<String, u32>,
     param_offsets: HashMap<String, (u32, u32)>,
@@ -28,10 +28,11 @@ pub struct OperandResolver<'a> {
 }
 
 impl<'a> OperandResolver<'a> {
-    /// Assigns rows to registers and offsets to local variables and parameters.
+    /// Creates a resolver: assigns register-file rows to the function's registers, and offsets to its local variables
+    /// and parameters.
     pub fn new(function: &'a Function, layout: &'a SymbolAddresses) -> OperandResolver<'a> {
         let mut code = FunctionCode { name: function.name.clone(), ..FunctionCode::default() };
-        let (mut registers, rows) = super::rows::assign_rows(function);
+        let RowAssignment { first_rows: mut registers, total_rows: rows } = super::rows::assign_rows(function);
         for (register, r) in registers.iter_mut().zip(&function.registers) {
             if r.ty == Type::Pred {
                 *register = code.predicates;
@@ -105,12 +106,12 @@ impl<'a> OperandResolver<'a> {
         self.code.param_bytes = param;
     }
 
-    /// Sets the line of the PTX text that errors name.
+    /// Sets the line of the PTX text that later errors name.
     pub fn set_line(&mut self, line: u32) {
         self.line = line;
     }
 
-    /// Returns an error at the current line.
+    /// Returns an error that names the line last set by [`set_line`](OperandResolver::set_line).
     pub fn error(&self, what: impl Into<String>) -> ProgramError {
         ProgramError::Operand { line: self.line, what: what.into() }
     }
@@ -124,11 +125,11 @@ impl<'a> OperandResolver<'a> {
     }
 
     /// Returns true for a 64-bit register operand.
-    pub fn is_wide(&self, operand: &Operand) -> bool {
+    pub fn is_64_bit_register(&self, operand: &Operand) -> bool {
         self.register_type(operand).is_some_and(|t| t.bits() == 64)
     }
 
-    /// Returns the first of `rows` (1, 2 or 4) rows that hold `value` in every lane.
+    /// Returns the first of `rows` (1, 2 or 4) register-file rows that hold `value` in every lane.
     pub fn constant_slot(&mut self, value: u128, rows: u8) -> Slot {
         if let Some(&slot) = self.constants.get(&(value, rows)) {
             return slot;
@@ -163,13 +164,13 @@ impl<'a> OperandResolver<'a> {
         p
     }
 
-    /// Returns the first row of a special register that is constant while a warp runs.
-    pub fn fixed_register_slot(&mut self, which: FixedRegister, wide: bool) -> Slot {
+    /// Returns the first register-file row of a special register that is constant while a warp runs.
+    pub fn fixed_register_slot(&mut self, which: ConstantSpecialRegister, wide: bool) -> Slot {
         if let Some(&slot) = self.fixed.get(&(which, wide)) {
             return slot;
         }
         let slot = self.constant_row(if wide { 2 } else { 1 });
-        self.code.relocations.push(Relocation::Special { slot, which, wide });
+        self.code.per_warp_values.push(PerWarpValue::Special { slot, which, wide });
         self.fixed.insert((which, wide), slot);
         slot
     }
@@ -180,7 +181,7 @@ impl<'a> OperandResolver<'a> {
         slot
     }
 
-    /// Returns the first row of a source operand that the instruction reads as type `ty`.
+    /// Returns the first register-file row of a source operand that the instruction reads as type `ty`.
     pub fn source_slot(&mut self, operand: &Operand, ty: Type) -> Result<Slot, ProgramError> {
         let rows = register_row_count(ty);
         match operand {
@@ -207,7 +208,7 @@ impl<'a> OperandResolver<'a> {
         }
     }
 
-    /// Returns the first row of a destination operand; `None` for `_`.
+    /// Returns the first register-file row of a destination operand; `None` for `_`, which discards the result.
     pub fn destination_slot(&mut self, operand: &Operand) -> Result<Option<Slot>, ProgramError> {
         match operand {
             Operand::Register(r) if self.function.registers[*r as usize].ty != Type::Pred => {
@@ -218,9 +219,9 @@ impl<'a> OperandResolver<'a> {
         }
     }
 
-    /// Returns the first row of a register operand; `_` is an error.
+    /// Returns the first register-file row of a register operand; `_` is an error.
     pub fn register_slot(&mut self, operand: &Operand) -> Result<Slot, ProgramError> {
-        self.destination_slot(operand)?.ok_or_else(|| self.error("the destination must be a register, not _"))
+        self.destination_slot(operand)?.ok_or_else(|| self.error("the operand must be a register, not _"))
     }
 
     /// Returns the index of a predicate operand, and whether it is negated.
@@ -237,12 +238,13 @@ impl<'a> OperandResolver<'a> {
         }
     }
 
-    /// Returns the first row of a register, or the index of a predicate.
-    pub fn slot_of(&self, register: u32) -> u32 {
+    /// Returns the first register-file row of a PTX register, or its predicate's index if it is a predicate register.
+    pub fn first_row_or_predicate_index(&self, register: u32) -> u32 {
         self.registers[register as usize]
     }
 
-    /// Resolves an address operand. Returns it with its state space: for a symbol, that of the variable.
+    /// Resolves an address operand. Returns it with its state space: `window` for a register or an absolute address,
+    /// the variable's own state space for a symbol.
     pub fn address_operand(
         &mut self,
         operand: &Operand,
@@ -257,7 +259,8 @@ impl<'a> OperandResolver<'a> {
         match base {
             AddressBase::Register(r) => {
                 let wide = self.function.registers[*r as usize].ty.bits() == 64;
-                // In a kernel, a `.param` address in a register points to the kernel's own parameters.
+                // In a kernel, a `.param` address in a register always points to the kernel's parameters: parameters
+                // of calls are accessed by name.
                 let own = window == AddressWindow::FrameParam && self.function.kernel;
                 let window = if own { AddressWindow::KernelParam } else { window };
                 Ok((AddressOperand { base: Some(self.registers[*r as usize]), wide, offset }, window))
@@ -299,7 +302,7 @@ impl<'a> OperandResolver<'a> {
     }
 
     /// Returns the offset and size of a `.param` variable of this function.
-    pub fn param_variable(&self, name: &str) -> Option<(u32, u32)> {
+    pub fn param_offset_and_size(&self, name: &str) -> Option<(u32, u32)> {
         self.param_offsets.get(name).copied()
     }
 
@@ -308,7 +311,7 @@ impl<'a> OperandResolver<'a> {
             return slot;
         }
         let slot = self.constant_row(2);
-        self.code.relocations.push(Relocation::Local { slot, offset: offset as u32 });
+        self.code.per_warp_values.push(PerWarpValue::Local { slot, offset: offset as u32 });
         self.locals.insert(offset, slot);
         slot
     }
@@ -328,58 +331,60 @@ impl<'a> OperandResolver<'a> {
             Some((base, c)) => (base, ["x", "y", "z", "w"].iter().position(|x| *x == c).unwrap_or(3) as u8),
             None => (name, 0),
         };
-        // Through these registers the driver tells cooperative groups where their memory is.
+        // The driver sets these special registers to the addresses of the memory that cooperative groups use
+        // internally.
         let rows = if wide { 2 } else { 1 };
         match base {
             "envreg1" | "envreg2" => {
-                if let Some(&at) = self.layout.module.get(GRID_WORKSPACE) {
+                if let Some(&at) = self.layout.module.get(GRID_WORKSPACE_NAME) {
                     let half = if base == "envreg1" { at >> 32 } else { at & 0xffff_ffff };
                     return Ok(self.constant_slot(half as u128, rows));
                 }
             }
             "reserved_smem_offset_1" => {
-                if let Some(&at) = self.layout.shared.get(GROUP_SCRATCH) {
+                if let Some(&at) = self.layout.shared.get(GROUP_SCRATCH_NAME) {
                     return Ok(self.constant_slot(at as u128, rows));
                 }
             }
             _ => {}
         }
         let which = match base {
-            "tid" => FixedRegister::Tid(component),
-            "ntid" => FixedRegister::Ntid(component),
-            "ctaid" => FixedRegister::Ctaid(component),
-            "nctaid" => FixedRegister::Nctaid(component),
-            "clusterid" => FixedRegister::ClusterId(component),
-            "nclusterid" => FixedRegister::NclusterId(component),
-            "cluster_ctaid" => FixedRegister::ClusterCtaid(component),
-            "cluster_nctaid" => FixedRegister::ClusterNctaid(component),
-            "cluster_ctarank" => FixedRegister::ClusterCtarank,
-            "cluster_nctarank" => FixedRegister::ClusterNctarank,
-            "laneid" => FixedRegister::LaneId,
-            "warpid" => FixedRegister::WarpId,
-            "nwarpid" => FixedRegister::NwarpId,
-            "smid" => FixedRegister::SmId,
-            "nsmid" => FixedRegister::NsmId,
-            "gridid" => FixedRegister::GridId,
-            "lanemask_eq" => FixedRegister::LanemaskEq,
-            "lanemask_lt" => FixedRegister::LanemaskLt,
-            "lanemask_le" => FixedRegister::LanemaskLe,
-            "lanemask_gt" => FixedRegister::LanemaskGt,
-            "lanemask_ge" => FixedRegister::LanemaskGe,
-            "dynamic_smem_size" => FixedRegister::DynamicSmem,
-            "total_smem_size" | "aggr_smem_size" => FixedRegister::TotalSmem,
-            "reserved_smem_offset_begin" => FixedRegister::ReservedSmem(0),
-            "reserved_smem_offset_end" => FixedRegister::ReservedSmem(1),
-            "reserved_smem_offset_cap" => FixedRegister::ReservedSmem(1),
-            "reserved_smem_offset_0" | "reserved_smem_offset_1" => FixedRegister::ReservedSmem(0),
-            _ if base.starts_with("envreg") || base.starts_with("pm") => FixedRegister::Zero,
+            "tid" => ConstantSpecialRegister::Tid(component),
+            "ntid" => ConstantSpecialRegister::Ntid(component),
+            "ctaid" => ConstantSpecialRegister::Ctaid(component),
+            "nctaid" => ConstantSpecialRegister::Nctaid(component),
+            "clusterid" => ConstantSpecialRegister::ClusterId(component),
+            "nclusterid" => ConstantSpecialRegister::NclusterId(component),
+            "cluster_ctaid" => ConstantSpecialRegister::ClusterCtaid(component),
+            "cluster_nctaid" => ConstantSpecialRegister::ClusterNctaid(component),
+            "cluster_ctarank" => ConstantSpecialRegister::ClusterCtarank,
+            "cluster_nctarank" => ConstantSpecialRegister::ClusterNctarank,
+            "laneid" => ConstantSpecialRegister::LaneId,
+            "warpid" => ConstantSpecialRegister::WarpId,
+            "nwarpid" => ConstantSpecialRegister::NwarpId,
+            "smid" => ConstantSpecialRegister::SmId,
+            "nsmid" => ConstantSpecialRegister::NsmId,
+            "gridid" => ConstantSpecialRegister::GridId,
+            "lanemask_eq" => ConstantSpecialRegister::LanemaskEq,
+            "lanemask_lt" => ConstantSpecialRegister::LanemaskLt,
+            "lanemask_le" => ConstantSpecialRegister::LanemaskLe,
+            "lanemask_gt" => ConstantSpecialRegister::LanemaskGt,
+            "lanemask_ge" => ConstantSpecialRegister::LanemaskGe,
+            "dynamic_smem_size" => ConstantSpecialRegister::DynamicSmem,
+            "total_smem_size" | "aggr_smem_size" => ConstantSpecialRegister::TotalSmem,
+            "reserved_smem_offset_begin" => ConstantSpecialRegister::ReservedSmem(0),
+            "reserved_smem_offset_end" => ConstantSpecialRegister::ReservedSmem(1),
+            "reserved_smem_offset_cap" => ConstantSpecialRegister::ReservedSmem(1),
+            "reserved_smem_offset_0" | "reserved_smem_offset_1" => ConstantSpecialRegister::ReservedSmem(0),
+            _ if base.starts_with("envreg") || base.starts_with("pm") => ConstantSpecialRegister::Zero,
             _ => return Err(self.error(format!("%{name}: no such special register"))),
         };
         Ok(self.fixed_register_slot(which, wide))
     }
 }
 
-/// Returns the bits of an integer literal in type `ty`; for a float type, those of the converted number.
+/// Returns the bits of the integer literal `value` truncated to type `ty`; for a float type, the bits of the number
+/// converted to it.
 fn truncate(value: i64, ty: Type) -> u128 {
     match ty {
         Type::F32 => u128::from((value as f32).to_bits()),
@@ -394,8 +399,8 @@ fn truncate(value: i64, ty: Type) -> u128 {
     }
 }
 
-/// Returns the bits of a float literal in type `ty`; for types without a format, such as `.b32`, the literal's own
-/// bits.
+/// Returns the bits of a float literal converted to type `ty`; for a type that is not a float type, such as `.b32`,
+/// the literal's own bits.
 fn float_bits(value: f64, bits32: Option<u32>, ty: Type) -> u128 {
     match ty {
         Type::F16 => u128::from(half::f16::from_f64(value).to_bits()),

@@ -1,16 +1,16 @@
-//! Assigns rows of a frame to registers. Compilers use a new register for nearly every value, thousands per function.
-//! Registers that are used in one basic block only share rows, so that a warp's registers fit into the processor's
-//! caches.
+//! Assigns PTX registers to rows of a call frame (a row holds 32 bits for each lane). Compilers use a new register
+//! for nearly every value, thousands per function. Registers that are used in only one basic block share rows, so
+//! that a simulated warp's registers fit into the CPU's caches.
 //!
 //! A register shares rows only if an unguarded write comes before every use in its block. Reads of registers that
 //! were never written are therefore still detected, and each register keeps its value in every lane until its last
 //! use.
 
-use super::uses::{collect_registers, destination_count, is_copy};
+use super::uses::{collect_registers, destination_count, is_register_copy};
 use crate::ptx::ast::{Function, Operand, Type};
 use std::collections::HashMap;
 
-/// Returns the number of rows that a register of type `ty` takes.
+/// Returns the number of register-file rows (32 bits per lane) that a register of type `ty` takes.
 pub fn register_row_count(ty: Type) -> u8 {
     match ty.bits() {
         0..=32 => 1,
@@ -26,12 +26,19 @@ enum Life {
     Unseen,
     /// Used in basic block `block` only, from instruction `first` to instruction `last`.
     Within { block: usize, first: usize, last: usize },
-    /// Used in several blocks, by a call or by an asynchronous wgmma: must not share its rows.
+    /// Used in several basic blocks, by a call or by an asynchronous wgmma: must not share its rows.
     Own,
 }
 
-/// Returns the first row of each register (0 for predicates) and the total number of rows.
-pub(super) fn assign_rows(function: &Function) -> (Vec<u32>, u32) {
+/// The assignment of a function's PTX registers to register-file rows.
+pub(super) struct RowAssignment {
+    /// For each PTX register, its first row; 0 for predicates, which need none.
+    pub first_rows: Vec<u32>,
+    pub total_rows: u32,
+}
+
+/// Assigns register-file rows to the function's registers.
+pub(super) fn assign_rows(function: &Function) -> RowAssignment {
     let lives = lives(function);
     let width = |r: usize| register_row_count(function.registers[r].ty);
     let is_row = |r: usize| function.registers[r].ty != Type::Pred;
@@ -59,7 +66,7 @@ pub(super) fn assign_rows(function: &Function) -> (Vec<u32>, u32) {
         // Free rows after the allocation, so that an instruction's destination never overlaps its sources.
         end.iter().for_each(|&r| free.entry(width(r)).or_default().push(rows[r]));
     }
-    (rows, total)
+    RowAssignment { first_rows: rows, total_rows: total }
 }
 
 fn lives(function: &Function) -> Vec<Life> {
@@ -67,7 +74,7 @@ fn lives(function: &Function) -> Vec<Life> {
     for p in function.params.iter().chain(&function.returns) {
         p.register.into_iter().for_each(|r| lives[r as usize] = Life::Own);
     }
-    let leads = leaders(function);
+    let leads = begins_basic_block(function);
     let wgmma = function.body.iter().any(|i| i.opcode.starts_with("wgmma."));
     let mut block = 0;
     for (at, i) in function.body.iter().enumerate() {
@@ -80,7 +87,8 @@ fn lives(function: &Function) -> Vec<Life> {
         reads.append(&mut addresses);
         // A call writes its results when the callee returns, and wgmma accesses registers asynchronously, so these
         // registers must not share rows.
-        let named = i.opcode.starts_with("call") || wgmma && (i.opcode.starts_with("wgmma.") || is_copy(function, i));
+        let named =
+            i.opcode.starts_with("call") || wgmma && (i.opcode.starts_with("wgmma.") || is_register_copy(function, i));
         for (r, writes) in reads.iter().map(|r| (*r, false)).chain(writes.iter().map(|r| (*r, true))) {
             let life = &mut lives[r as usize];
             *life = match *life {
@@ -94,7 +102,7 @@ fn lives(function: &Function) -> Vec<Life> {
 }
 
 /// Returns, for each instruction, whether it begins a basic block.
-fn leaders(function: &Function) -> Vec<bool> {
+fn begins_basic_block(function: &Function) -> Vec<bool> {
     let mut leads = vec![false; function.body.len() + 1];
     leads[0] = true;
     for (at, i) in function.body.iter().enumerate() {
@@ -124,10 +132,10 @@ mod tests {
         crate::ptx::parse(&text).expect("it parses").functions.remove(0)
     }
 
-    /// Returns the first rows of %r1 to %r4.
+    /// Returns the first register-file row of each of %r1 to %r4 in a function with the body `body`.
     fn rows(body: &str) -> [u32; 4] {
         let function = function(body);
-        let (rows, _) = assign_rows(&function);
+        let rows = assign_rows(&function).first_rows;
         [1, 2, 3, 4].map(|n| {
             let name = format!("%r{n}");
             rows[function.registers.iter().position(|r| r.name == name).expect("it is declared")]
@@ -149,7 +157,8 @@ mod tests {
             all.dedup();
             assert_eq!(all.len(), 4, "{body}");
         };
-        // The cases in order: a guarded first write, a read before the write, a use in another block, a loop.
+        // Registers that must not share rows, one case per line: a guarded first write, a read before the write, a
+        // use in another basic block, a loop.
         distinct("@%p1 mov.b32 %r1, 1;\nadd.s32 %r2, %r1, 1;\n@%p1 mov.b32 %r3, 1;\n@%p1 mov.b32 %r4, %r3;");
         distinct("add.s32 %r1, %r1, 1;\nadd.s32 %r2, %r2, 1;\nadd.s32 %r3, %r3, 1;\nadd.s32 %r4, %r4, 1;");
         distinct(
@@ -177,8 +186,9 @@ mod tests {
                 };
             }
             let function = function(&body);
-            let (rows, total) = assign_rows(&function);
-            // For each row, the register that wrote it last, if no branch is taken.
+            let RowAssignment { first_rows: rows, total_rows: total } = assign_rows(&function);
+            // For each register-file row, the register whose write it holds when the code runs straight through,
+            // without a taken branch.
             let mut holds: Vec<Option<u32>> = vec![None; total as usize];
             for i in &function.body {
                 let (mut reads, mut writes, mut none) = (Vec::new(), Vec::new(), Vec::new());

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 /// Addresses of the symbols that a kernel can use.
 #[derive(Debug, Default)]
 pub struct SymbolAddresses {
-    /// Shared variables of the kernel: their shared addresses.
+    /// Addresses of the kernel's shared variables, within shared memory.
     pub shared: HashMap<String, u32>,
     /// Addresses of `.global` and `.const` variables.
     pub module: HashMap<String, u64>,
@@ -18,17 +18,18 @@ pub struct SymbolAddresses {
     pub params: HashMap<String, (u32, u32)>,
 }
 
-/// Name of the variable to which `%envreg1` and `%envreg2` point: the driver's workspace of a cooperative launch.
-/// Through it cooperative groups synchronise the grid; it holds a size and a barrier that starts at zero.
-pub(super) const GRID_WORKSPACE: &str = "%grid_workspace";
-/// Name of the shared memory to which `%reserved_smem_offset_1` points: cooperative groups of several warps use it
-/// internally.
-pub(super) const GROUP_SCRATCH: &str = "%group_scratch";
-/// Bytes of [`GROUP_SCRATCH`]. Its first part holds barriers that start at zero.
+/// Name of the variable that stands for the driver's workspace of a cooperative launch, through which cooperative
+/// groups synchronise the grid. `%envreg1` and `%envreg2` hold the halves of its address; it contains its size and a
+/// barrier that starts at zero.
+pub(super) const GRID_WORKSPACE_NAME: &str = "%grid_workspace";
+/// Name of the shared variable whose address `%reserved_smem_offset_1` holds. Cooperative groups of several warps use
+/// it internally.
+pub(super) const GROUP_SCRATCH_NAME: &str = "%group_scratch";
+/// Bytes of [`GROUP_SCRATCH_NAME`]. Its first part holds barriers that start at zero.
 const GROUP_SCRATCH_BYTES: u32 = 288;
 
 /// Assigns addresses to the module's `.global` and `.const` variables and computes their initial bytes.
-pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramError> {
+pub fn place_module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramError> {
     let mut at = layout::MODULE_BASE + 256;
     let mut out: Vec<ModuleVariable> = Vec::new();
     let placed: Vec<&Variable> =
@@ -38,13 +39,13 @@ pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramE
         let mut bytes = v.init.clone();
         bytes.resize(v.size as usize, 0);
         out.push(ModuleVariable { name: v.name.clone(), address: at, bytes, constant: v.space == StateSpace::Const });
-        // Leave a gap of 1 MiB, so that an index past the end does not reach the next variable.
+        // Leave a gap of 1 MiB after each variable, so that an index past its end does not reach the next one.
         at += v.size + (1 << 20);
     }
-    if module.functions.iter().any(|f| names_special(f, "envreg1")) {
+    if module.functions.iter().any(|f| reads_special_register(f, "envreg1")) {
         let bytes = [8u32.to_le_bytes(), 0u32.to_le_bytes()].concat();
         let address = at.next_multiple_of(256);
-        out.push(ModuleVariable { name: GRID_WORKSPACE.into(), address, bytes, constant: false });
+        out.push(ModuleVariable { name: GRID_WORKSPACE_NAME.into(), address, bytes, constant: false });
     }
     for (i, v) in placed.iter().enumerate() {
         for r in &v.relocations {
@@ -68,7 +69,7 @@ pub fn module_variables(module: &Module) -> Result<Vec<ModuleVariable>, ProgramE
 }
 
 /// Returns true if an instruction of the function reads the special register `name`.
-fn names_special(function: &Function, name: &str) -> bool {
+fn reads_special_register(function: &Function, name: &str) -> bool {
     let names = |o: &Operand| matches!(o, Operand::Special(special) if special == name);
     function.body.iter().any(|i| i.operands.iter().any(names))
 }
@@ -86,7 +87,7 @@ pub(super) struct SharedLayout {
     pub variables: Vec<(u32, u32)>,
     /// Start address of dynamic shared memory.
     pub dynamic: u32,
-    /// Start and end of [`GROUP_SCRATCH`], if the kernel uses it.
+    /// Start and end of [`GROUP_SCRATCH_NAME`], if the kernel uses it.
     pub scratch: Option<(u32, u32)>,
 }
 
@@ -137,10 +138,10 @@ pub(super) fn place_shared_variables(module: &Module, reached: &[usize], layout:
     }
     at += gap;
     // Memory that the driver reserves; it is not part of the shared memory that the kernel declares.
-    if reached.iter().any(|&f| names_special(&module.functions[f], "reserved_smem_offset_1")) {
+    if reached.iter().any(|&f| reads_special_register(&module.functions[f], "reserved_smem_offset_1")) {
         let start = at.next_multiple_of(16);
         at = start + GROUP_SCRATCH_BYTES;
-        layout.shared.insert(GROUP_SCRATCH.into(), start);
+        layout.shared.insert(GROUP_SCRATCH_NAME.into(), start);
         placed.variables.push((start, at));
         placed.scratch = Some((start, at));
         at += gap;

@@ -1,5 +1,6 @@
-//! Finds the wgmma registers (accumulators, and A in registers) that each instruction reads or writes. wgmma accesses
-//! them asynchronously, so other instructions must not access them before `wgmma.wait_group`.
+//! Finds which registers of wgmma instructions (accumulators, and matrix A if it is in registers) each instruction
+//! reads or writes. wgmma accesses them asynchronously, so other instructions must not access them before
+//! `wgmma.wait_group`.
 
 use super::op::{DecodedInstruction, Op};
 use crate::ptx::ast::{AddressBase, Function, Instruction, Operand, Type};
@@ -43,13 +44,14 @@ pub(super) fn wgmma_register_uses(
     let moves: Vec<(Slot, Slot)> = function
         .body
         .iter()
-        .filter(|i| is_copy(function, i))
+        .filter(|i| is_register_copy(function, i))
         .filter_map(|i| match i.operands[..] {
             [Operand::Register(to), Operand::Register(from)] => Some((slot(to), slot(from))),
             _ => None,
         })
         .collect();
-    // Add registers to which accumulators are copied, and registers from which they are copied.
+    // Count a register as a wgmma register, too, if an accumulator is copied to it or from it; repeat until none is
+    // added.
     loop {
         let before = watched.len();
         for (to, from) in &moves {
@@ -74,7 +76,7 @@ pub(super) fn wgmma_register_uses(
         let mut sources = Vec::new();
         i.operands[written..].iter().for_each(|o| collect_registers(function, o, &mut reads, &mut sources));
         reads.append(&mut sources);
-        out.push(WgmmaRegisterUse { reads: kept(reads), writes: kept(writes), copies: is_copy(function, i) });
+        out.push(WgmmaRegisterUse { reads: kept(reads), writes: kept(writes), copies: is_register_copy(function, i) });
     }
     out
 }
@@ -94,7 +96,7 @@ pub(super) fn destination_count(i: &Instruction) -> usize {
 }
 
 /// Returns true for a move of a 32-bit register or of a constant to a 32-bit register.
-pub(super) fn is_copy(function: &Function, i: &Instruction) -> bool {
+pub(super) fn is_register_copy(function: &Function, i: &Instruction) -> bool {
     let narrow = |o: &Operand| match o {
         Operand::Register(r) => {
             matches!(

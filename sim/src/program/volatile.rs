@@ -8,9 +8,9 @@
 use crate::ptx::ast::{Function, Instruction, Operand};
 use std::collections::HashSet;
 
-/// Returns true if the function makes `volatile` accesses to shared memory, and no branch depends on a value that a
-/// strong load read there; then `volatile` orders nothing. A function that calls others, or that may perform atomics
-/// on shared memory, is assumed to use flags.
+/// Returns true if the function's `volatile` accesses to shared memory are data: it has such accesses, and no branch
+/// depends on a value that a strong load read from shared memory. Then `volatile` orders nothing. A function that
+/// calls others, or that may perform atomics on shared memory, is assumed to use flags.
 pub(super) fn is_volatile_data(function: &Function) -> bool {
     let part = |i: &Instruction, p: &str| i.opcode.split('.').any(|q| q == p);
     let shared = |i: &Instruction| part(i, "shared") || part(i, "shared::cta");
@@ -27,7 +27,8 @@ pub(super) fn is_volatile_data(function: &Function) -> bool {
         return false;
     }
     let strong = |i: &Instruction| ["volatile", "relaxed", "acquire"].iter().any(|s| part(i, s)) && !elsewhere(i);
-    // Registers that depend on a value that a strong load read from shared memory.
+    // Registers whose values depend on a strong load from shared memory. The loop adds registers until none is
+    // missing.
     let mut tainted: HashSet<u32> = HashSet::new();
     loop {
         let before = tainted.len();
@@ -50,7 +51,7 @@ pub(super) fn is_volatile_data(function: &Function) -> bool {
     }
 }
 
-/// Appends the registers (and predicates) whose values an operand reads, without those of addresses.
+/// Appends the registers and predicates whose values an operand reads; skips registers that only hold an address.
 fn values(operand: &Operand, out: &mut Vec<u32>) {
     match operand {
         Operand::Register(r) | Operand::Not(r) => out.push(*r),

@@ -3,7 +3,7 @@
 //! Source: PTX ISA 9.0, chapters 4 (syntax), 5 (state spaces, types, variables), 7 (functions) and 11 (directives).
 
 /// Index of a register in [`Function::registers`].
-pub type Register = u32;
+pub type RegisterIndex = u32;
 
 /// A PTX module (one translation unit).
 #[derive(Clone, Debug, Default)]
@@ -97,7 +97,7 @@ impl Type {
         matches!(self, Type::S8 | Type::S16 | Type::S32 | Type::S64)
     }
 
-    /// Returns the number of bits of a value; a predicate has 1.
+    /// Returns the number of bits of a value of this type; a predicate has 1.
     pub fn bits(self) -> u32 {
         match self {
             Type::Pred => 1,
@@ -138,10 +138,10 @@ pub struct AddressInitializer {
     pub at: u64,
     /// The symbol whose address is stored, little endian.
     pub symbol: String,
-    /// Number of bytes of the address that are stored: 8, or fewer in an array of smaller elements.
+    /// Number of the address's bytes that are stored: 8, or fewer if the array's elements are smaller.
     pub width: u8,
-    /// Bits by which the address is shifted right: `0xFF00(symbol)` stores bits 8 to 15 (mask operator, section
-    /// 5.4.4).
+    /// Number of bits by which the address is shifted right before it is stored: 8 for `0xFF00(symbol)`, which stores
+    /// its bits 8 to 15 (mask operator, section 5.4.4).
     pub shift: u8,
     /// Number that is added to the address.
     pub addend: i64,
@@ -159,7 +159,7 @@ pub struct Param {
     /// Alignment in bytes.
     pub align: u32,
     /// The register of a `.reg` parameter; `None` for a `.param` parameter.
-    pub register: Option<Register>,
+    pub register: Option<RegisterIndex>,
 }
 
 /// A kernel (`.entry`) or function (`.func`).
@@ -173,7 +173,7 @@ pub struct Function {
     pub declaration: bool,
     /// `.noreturn`
     pub noreturn: bool,
-    /// Indices, ascending, of the calls in [`Self::body`] whose callee is `.noreturn`.
+    /// Indices in [`Self::body`] of the calls that never return (`.noreturn`), in ascending order.
     pub noreturn_calls: Vec<u32>,
     /// Formal return values.
     pub returns: Vec<Param>,
@@ -213,7 +213,7 @@ pub struct RegisterDecl {
 #[derive(Clone, Debug)]
 pub struct Instruction {
     /// The guard `@p` or `@!p`: the register, and whether it is negated.
-    pub guard: Option<(Register, bool)>,
+    pub guard: Option<(RegisterIndex, bool)>,
     /// The dotted opcode as written, for example `ld.global.nc.v4.f32`; for calls, the modifiers such as `.uni` are
     /// included.
     pub opcode: String,
@@ -231,12 +231,12 @@ pub struct Instruction {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Operand {
     /// A register.
-    Register(Register),
+    Register(RegisterIndex),
     /// `!%p`: a negated predicate, as in the combining operand of `setp`.
-    Not(Register),
+    Not(RegisterIndex),
     /// A special register with its component, without the `%`: `tid.x`, `laneid`, `clock64`, `cluster_ctarank`.
     Special(String),
-    /// An integer as 64 bits: a literal, a constant expression, `WARP_SZ`, `true` or `false`.
+    /// A 64-bit integer, from a literal, a constant expression, `WARP_SZ`, `true` or `false`.
     Integer(i64),
     /// `0f3F800000`: the bits of an f32.
     Float32(u32),
@@ -267,10 +267,10 @@ pub enum Operand {
 #[derive(Clone, Debug, PartialEq)]
 pub enum AddressBase {
     /// A register.
-    Register(Register),
+    Register(RegisterIndex),
     /// A variable or parameter.
     Symbol(String),
-    /// No base: the offset is the absolute address.
+    /// No base register or symbol: the offset is the absolute address.
     Absolute,
 }
 

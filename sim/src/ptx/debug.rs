@@ -24,7 +24,7 @@ impl<'a> Parser<'a> {
             match self.cursor.parse_identifier()? {
                 "function_name" => name = Some(self.string_symbol()?),
                 "inlined_at" => at = Some(self.triple()?),
-                other => return Err(self.cursor.error(format!("`{other}` is not a known part of `.loc`"))),
+                other => return Err(self.cursor.error(format!("`.loc` has no attribute `{other}`"))),
             }
         }
         let inlined = at.map(|at| (name.unwrap_or(("", 0)), at));
@@ -36,7 +36,7 @@ impl<'a> Parser<'a> {
         Ok((self.cursor.parse_count_u32()?, self.cursor.parse_count_u32()?, self.cursor.parse_count_u32()?))
     }
 
-    /// Parses the name of a string in `.debug_str`: `$L__info_string0`, `$L__info_string0+12` or `.debug_str+12`.
+    /// Parses a reference to a string in `.debug_str`: `$L__info_string0`, `$L__info_string0+12` or `.debug_str+12`.
     fn string_symbol(&mut self) -> Result<InlinedName<'a>> {
         let symbol = match self.cursor.parse_directive() {
             Some(section) => section,
@@ -47,7 +47,9 @@ impl<'a> Parser<'a> {
 
     /// Skips `.section .debug_… { … }`, but keeps the strings of `.debug_str`.
     pub(super) fn parse_section_directive(&mut self) -> Result<()> {
-        let Some(name) = self.cursor.parse_directive() else { return Err(self.cursor.expected("a section's name")) };
+        let Some(name) = self.cursor.parse_directive() else {
+            return Err(self.cursor.expected_error("a section's name"));
+        };
         self.cursor.expect(b'{')?;
         if name != "debug_str" {
             return self.cursor.skip_past(b'}').map(|_| ());

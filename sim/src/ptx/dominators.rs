@@ -31,7 +31,7 @@ impl FlowGraph {
     pub fn reverse_postorder(&self, root: NodeIndex) -> Vec<NodeIndex> {
         let mut order = Vec::new();
         let mut seen = vec![false; self.successors.len()];
-        // Each element is a node and the number of its successors that were visited.
+        // The depth-first path from the root: each node with the number of its successors that are already visited.
         let mut stack = vec![(root, 0)];
         seen[root] = true;
         while let Some((node, done)) = stack.last_mut() {
@@ -76,10 +76,11 @@ impl FlowGraph {
     }
 }
 
-/// Returns the nearest common dominator of two nodes.
+/// Returns the nearest common dominator of `a` and `b`; `rank` is each node's position in reverse postorder.
 fn common(dominators: &[Option<NodeIndex>], rank: &[usize], mut a: NodeIndex, mut b: NodeIndex) -> NodeIndex {
     while a != b {
-        // The node that is further from the root moves to its dominator. Every node here is reached, so it has one.
+        // Replace the node that is later in reverse postorder by its dominator. The root reaches both nodes, so each
+        // has one.
         let later = if rank[a] > rank[b] { &mut a } else { &mut b };
         *later = dominators[*later].unwrap_or(*later);
     }

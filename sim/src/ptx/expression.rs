@@ -105,8 +105,8 @@ impl Cursor<'_> {
         }
     }
 
-    /// Parses the rest of a parenthesis after `(`: a cast (`.s64)`, `.u64)`) and its operand, or an expression and
-    /// `)`.
+    /// Parses what follows a `(`: either a cast (`.s64)` or `.u64)`) and its operand, or an expression and the
+    /// closing `)`.
     fn parenthesised(&mut self, depth: u32) -> Result<Literal> {
         let value = match self.parse_directive() {
             Some(cast @ ("s64" | "u64")) => {
@@ -114,7 +114,7 @@ impl Cursor<'_> {
                 let value = self.unary(depth)?;
                 return Ok(Literal::Integer(self.as_integer(value)?, cast == "u64"));
             }
-            Some(_) => return Err(self.error("unknown cast; PTX has (.s64) and (.u64)")),
+            Some(_) => return Err(self.error("unknown cast: PTX has only (.s64) and (.u64)")),
             None => self.conditional(depth)?,
         };
         self.expect(b')')?;
@@ -123,11 +123,11 @@ impl Cursor<'_> {
 
     fn named(&mut self) -> Result<Literal> {
         let start = *self;
-        if self.at_identifier() && self.parse_identifier()? == "WARP_SZ" {
+        if self.is_at_identifier() && self.parse_identifier()? == "WARP_SZ" {
             return Ok(Literal::Integer(32, false));
         }
         *self = start;
-        Err(self.expected("a constant"))
+        Err(self.expected_error("a constant"))
     }
 
     fn apply(&self, operator: &str, left: Literal, right: Literal) -> Result<Literal> {
@@ -140,7 +140,7 @@ impl Cursor<'_> {
                 "-" => a - b,
                 "*" => a * b,
                 "/" => a / b,
-                _ => return Err(self.error(format!("`{operator}` does not take floating-point constants"))),
+                _ => return Err(self.error(format!("`{operator}` cannot be applied to floating-point constants"))),
             })),
             _ => Err(self.error(format!("`{operator}` needs two integers or two f64 constants"))),
         }

@@ -1,9 +1,9 @@
 //! Parsing of function bodies: scopes, declarations, labels, instructions.
 
-use super::ast::{Instruction, Operand, Param, ParseError, Register, StateSpace, Type, is_branch, is_call};
+use super::ast::{Instruction, Operand, Param, ParseError, RegisterIndex, StateSpace, Type, is_branch, is_call};
 use super::lexer::Result;
 use super::operand::UndeclaredName;
-use super::parser::{MAX_REGISTERS, Parser};
+use super::parser::{MAX_REGISTERS_PER_FUNCTION, Parser};
 use super::scope::{Label, NamedEntity, PendingLabel, Scope};
 
 /// Maximum nesting depth of scopes.
@@ -14,7 +14,8 @@ type Formal<'a> = (&'a str, Param, Type);
 impl<'a> Parser<'a> {
     pub(super) fn parse_function_body(&mut self, returns: Vec<Formal<'a>>, params: Vec<Formal<'a>>) -> Result<()> {
         self.cursor.expect(b'{')?;
-        // Parameters are in an outer scope of their own, so the body may declare the same names again.
+        // Formal parameters get a scope of their own outside the body's scope, so the body may declare the same names
+        // again.
         self.scopes.stack.push(Scope::default());
         self.function.returns = self.formals(returns)?;
         self.function.params = self.formals(params)?;
@@ -70,7 +71,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Closes a scope. Operands that wait for a label of this scope are resolved; the others wait in the outer scope.
+    /// Closes a scope: operands with a name of one of its labels are resolved; those with other undeclared names are
+    /// passed on to the outer scope.
     fn close_scope(&mut self) -> Result<()> {
         self.cursor.expect(b'}')?;
         let Some(mut scope) = self.scopes.stack.pop() else { return Ok(()) };
@@ -78,14 +80,14 @@ impl<'a> Parser<'a> {
         while let Some(pending) = open.pop() {
             match scope.labels.get(pending.name) {
                 Some(label) => self.tie(&pending, label, &mut open)?,
-                None => self.scopes.postpone(pending),
+                None => self.scopes.postpone_label(pending),
             }
         }
         Ok(())
     }
 
-    /// Resolves a waiting operand to a label. The labels of a `.branchtargets` list are appended to `open`; the
-    /// caller resolves them one by one.
+    /// Resolves an operand that names `label`. For a `.branchtargets` list, appends the list's labels to `open`,
+    /// which the caller resolves one by one.
     fn tie(&mut self, pending: &PendingLabel<'a>, label: &Label<'a>, open: &mut Vec<PendingLabel<'a>>) -> Result<()> {
         let operand = &mut self.function.body[pending.instruction].operands[pending.operand];
         match (label, pending.slot, operand) {
@@ -108,7 +110,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Handles names that are not labels: outside of branches and calls they must be symbols of the module.
+    /// Handles names that turned out not to be labels: in a branch or call they are errors, elsewhere they must be
+    /// symbols that the module declares.
     fn settle_symbols(&mut self, pending: &[PendingLabel<'a>]) -> Result<()> {
         for &PendingLabel { name, instruction, line, .. } in pending {
             let opcode = &self.function.body[instruction].opcode;
@@ -136,8 +139,8 @@ impl<'a> Parser<'a> {
             Some("file") => self.parse_file_directive(),
             Some("section") => self.parse_section_directive(),
             Some("pragma") => self.parse_pragma_directive(),
-            Some(word) => Err(self.cursor.error(format!("`.{word}` is not a directive known inside a function"))),
-            None => Err(self.cursor.expected("a directive")),
+            Some(word) => Err(self.cursor.error(format!("unknown directive `.{word}` inside a function"))),
+            None => Err(self.cursor.expected_error("a directive")),
         }
     }
 
@@ -162,7 +165,7 @@ impl<'a> Parser<'a> {
         if vector == 1 {
             return Ok(NamedEntity::Register(self.new_register(name.to_owned(), ty)?));
         }
-        let first = self.function.registers.len() as Register;
+        let first = self.function.registers.len() as RegisterIndex;
         for component in 0..usize::from(vector) {
             let suffix = ["x", "y", "z", "w"].get(component).copied();
             let suffix = suffix.ok_or_else(|| self.cursor.error("a vector register has at most 4 components"))?;
@@ -175,10 +178,12 @@ impl<'a> Parser<'a> {
     fn register_range(&mut self, prefix: &'a str, ty: Type, vector: u8) -> Result<()> {
         let count = self.cursor.parse_count()?;
         self.cursor.expect(b'>')?;
-        if count > MAX_REGISTERS as u64 {
-            return Err(self.cursor.error(format!("{prefix}<{count}> declares more than {MAX_REGISTERS} registers")));
+        if count > MAX_REGISTERS_PER_FUNCTION as u64 {
+            return Err(self
+                .cursor
+                .error(format!("{prefix}<{count}> declares more than {MAX_REGISTERS_PER_FUNCTION} registers")));
         }
-        let first = self.function.registers.len() as Register;
+        let first = self.function.registers.len() as RegisterIndex;
         for number in 0..count {
             self.register(&format!("{prefix}{number}"), ty, vector)?;
         }
@@ -216,8 +221,8 @@ impl<'a> Parser<'a> {
 
     fn labelled_or_instruction(&mut self) -> Result<()> {
         let line = self.cursor.line;
-        if !self.cursor.at_identifier() {
-            return Err(self.cursor.expected("an instruction"));
+        if !self.cursor.is_at_identifier() {
+            return Err(self.cursor.expected_error("an instruction"));
         }
         let head = self.cursor.parse_identifier()?;
         if self.cursor.peek() != b':' {
@@ -231,7 +236,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Parses what follows a label and its colon.
+    /// Parses what follows a label's name and colon: a directive such as `.branchtargets`, or nothing.
     fn label(&mut self) -> Result<Label<'a>> {
         let before = self.cursor;
         match self.cursor.parse_directive() {
@@ -255,8 +260,8 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses an instruction. Its guard and `head`, the opcode up to the first dot, are already parsed.
-    fn instruction(&mut self, guard: Option<(Register, bool)>, head: &str, line: u32) -> Result<()> {
-        let opcode = self.cursor.rest_of_opcode(head);
+    fn instruction(&mut self, guard: Option<(RegisterIndex, bool)>, head: &str, line: u32) -> Result<()> {
+        let opcode = self.cursor.parse_rest_of_opcode(head);
         let operands = match is_call(&opcode) {
             true => self.call_operands(line)?,
             false => self.operands(is_branch(&opcode), line)?,
@@ -272,7 +277,7 @@ impl<'a> Parser<'a> {
             return Ok(operands);
         }
         loop {
-            let (operand, unknown) = match branch && self.cursor.at_identifier() {
+            let (operand, unknown) = match branch && self.cursor.is_at_identifier() {
                 true => self.branch_operand()?,
                 false => self.parse_operand()?,
             };
@@ -292,7 +297,7 @@ impl<'a> Parser<'a> {
             b'.' => {
                 return Err(self.cursor.error("a selector such as `.b0` or `.h1` behind an operand is not supported"));
             }
-            _ => return Err(self.cursor.expected("`,` or `;`")),
+            _ => return Err(self.cursor.expected_error("`,` or `;`")),
         }
         match operands.last() {
             Some(Operand::Symbol(..)) => Ok(operands),
@@ -314,7 +319,7 @@ impl<'a> Parser<'a> {
 
     fn wait_for(&mut self, unknown: UndeclaredName<'a>, operand: usize, line: u32) {
         if let Some(name) = unknown {
-            self.scopes.postpone(PendingLabel {
+            self.scopes.postpone_label(PendingLabel {
                 name,
                 instruction: self.function.body.len(),
                 operand,

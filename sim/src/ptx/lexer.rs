@@ -7,7 +7,7 @@ pub(super) type Result<T> = std::result::Result<T, ParseError>;
 /// The value of a literal or constant expression.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Literal {
-    /// The 64 bits, and whether they are unsigned.
+    /// An integer's 64 bits, and true if its type is unsigned.
     Integer(i64, bool),
     /// The bits of `0f…`.
     Float32(u32),
@@ -15,15 +15,15 @@ pub(super) enum Literal {
     Float64(f64),
 }
 
-/// A position in the text. The cursor moves over ASCII only, or up to an ASCII byte, so it is always on a character
-/// boundary.
+/// The PTX text and a position in it. It only moves over ASCII bytes or up to one, so the position is always on a
+/// UTF-8 character boundary.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Cursor<'a> {
     text: &'a str,
     position: usize,
     /// The line of `position`, from 1.
     pub line: u32,
-    /// The line on which an unclosed `/*` begins.
+    /// The line of a `/*` that has no `*/`, if there is one.
     pub open_comment: Option<u32>,
 }
 
@@ -37,7 +37,7 @@ impl<'a> Cursor<'a> {
         self.text.as_bytes().get(self.position + ahead).copied().unwrap_or(0)
     }
 
-    pub fn at_end(&self) -> bool {
+    pub fn is_at_end(&self) -> bool {
         self.position >= self.text.len()
     }
 
@@ -84,7 +84,7 @@ impl<'a> Cursor<'a> {
         self.position = end;
     }
 
-    /// Skips white space and returns the next byte without consuming it; 0 at the end.
+    /// Skips white space and comments and returns the next byte without consuming it; 0 at the end of the text.
     pub fn peek(&mut self) -> u8 {
         self.skip_space();
         self.byte_at(0)
@@ -95,7 +95,7 @@ impl<'a> Cursor<'a> {
     }
 
     pub fn eat(&mut self, byte: u8) -> bool {
-        let found = self.peek() == byte && !self.at_end();
+        let found = self.peek() == byte && !self.is_at_end();
         self.position += usize::from(found);
         found
     }
@@ -111,7 +111,7 @@ impl<'a> Cursor<'a> {
     pub fn expect(&mut self, byte: u8) -> Result<()> {
         match self.eat(byte) {
             true => Ok(()),
-            false => Err(self.expected(&format!("`{}`", char::from(byte)))),
+            false => Err(self.expected_error(&format!("`{}`", char::from(byte)))),
         }
     }
 
@@ -120,7 +120,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Returns an error that names what was expected and what was found.
-    pub fn expected(&mut self, what: &str) -> ParseError {
+    pub fn expected_error(&mut self, what: &str) -> ParseError {
         self.skip_space();
         let rest = &self.text[self.position..];
         let word = rest.split([' ', '\t', '\r', '\n', ',', ';']).next().unwrap_or("");
@@ -132,20 +132,21 @@ impl<'a> Cursor<'a> {
         self.error(format!("expected {what}, found {found}"))
     }
 
-    pub fn at_identifier(&mut self) -> bool {
+    pub fn is_at_identifier(&mut self) -> bool {
         let first = self.peek();
         first.is_ascii_alphabetic() || matches!(first, b'_' | b'$' | b'%') && !self.at_percent_operator()
     }
 
-    /// Returns true if the next `%` has no name after it and is therefore the remainder operator.
+    /// Returns true if the next byte is a `%` without a name after it, which is the remainder operator and not a
+    /// register.
     fn at_percent_operator(&self) -> bool {
         self.byte_at(0) == b'%' && !is_name_byte(self.byte_at(1))
     }
 
     pub fn parse_identifier(&mut self) -> Result<&'a str> {
-        match self.at_identifier() {
+        match self.is_at_identifier() {
             true => Ok(self.take_while_from(1, is_name_byte)),
-            false => Err(self.expected("a name")),
+            false => Err(self.expected_error("a name")),
         }
     }
 
@@ -158,7 +159,8 @@ impl<'a> Cursor<'a> {
         &self.text[start..start + length]
     }
 
-    /// Parses a directive, or a suffix after a dot, and returns it without the dot: `reg`, `v4`, `target`.
+    /// Parses a word that begins with a dot, such as `.reg`, `.v4` or `.target`, and returns it without the dot;
+    /// `None` if there is none.
     pub fn parse_directive(&mut self) -> Option<&'a str> {
         if self.peek() != b'.' || !is_name_byte(self.byte_at(1)) {
             return None;
@@ -177,7 +179,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Parses the rest of a dotted opcode, which may contain `::`, after its first name `head`.
-    pub fn rest_of_opcode(&mut self, head: &str) -> String {
+    pub fn parse_rest_of_opcode(&mut self, head: &str) -> String {
         let mut opcode = head.to_owned();
         loop {
             let adjacent = self.dotted_part();
@@ -193,7 +195,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Parses dots and names such as `.global.L2::128B`; returns an empty text if they do not follow directly.
+    /// Parses opcode modifiers such as `.global.L2::128B`; returns an empty text if the next byte begins none.
     fn dotted_part(&mut self) -> &'a str {
         let bytes = self.text.as_bytes();
         let (start, mut end) = (self.position, self.position);
@@ -247,7 +249,7 @@ impl<'a> Cursor<'a> {
     pub fn parse_count(&mut self) -> Result<u64> {
         match self.peek().is_ascii_digit().then(|| self.parse_literal()).transpose()? {
             Some(Literal::Integer(value, _)) if value >= 0 => Ok(value as u64),
-            _ => Err(self.expected("a count")),
+            _ => Err(self.expected_error("a count")),
         }
     }
 
@@ -262,7 +264,7 @@ impl<'a> Cursor<'a> {
         self.skip_space();
         let text = self.take_while_from(0, |b| b.is_ascii_digit() || b == b'.');
         let parsed = text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-        parsed.ok_or_else(|| self.expected("a version such as 9.0"))
+        parsed.ok_or_else(|| self.expected_error("a version such as 9.0"))
     }
 
     /// Parses a literal; the cursor must be at a digit (PTX ISA, section 4.5).

@@ -11,22 +11,23 @@ const MAX_DEPTH: u32 = 128;
 /// File number, line and column of a location.
 pub(super) type FileLineColumn = (u32, u32, u32);
 
-/// A location as in `.loc`: file, line and column. If it is inlined, also the inlined function's name and the index
-/// of the location where it is inlined.
+/// A location that `.loc` gives: file, line and column; for inlined code also the name of the inlined function and
+/// the index of the location of its call.
 type Key<'a> = (FileLineColumn, Option<(InlinedName<'a>, u32)>);
 
-/// A symbol of `.debug_str` and an offset from it, which name an inlined function.
+/// The position of an inlined function's name in `.debug_str`: a symbol and a byte offset from it.
 pub(super) type InlinedName<'a> = (&'a str, i64);
 
 /// The line information read so far.
 #[derive(Default)]
 pub(super) struct LineInfo<'a> {
     location: Option<u32>,
-    /// The index of each location in the module's list of locations.
+    /// For each location read so far, its index in the module's list of locations.
     known: HashMap<Key<'a>, u32>,
     /// The inlining depth of each location in the module's list.
     depths: Vec<u32>,
-    /// For each location in the module's list, the name of the inlined function.
+    /// For each location in the module's list, the name of the function that was inlined there; `None` if the code is
+    /// not inlined.
     names: Vec<Option<InlinedName<'a>>>,
     /// For each file, line and column, the latest such location in the current function: `inlined_at` refers to it.
     latest: HashMap<FileLineColumn, u32>,
@@ -53,7 +54,8 @@ impl<'a> LineInfo<'a> {
     ) {
         let link = inlined.map(|(name, at)| {
             let latest = self.latest.get(&at).copied();
-            // A location that is inlined at itself or too deep gets an outer location that is not inlined.
+            // If a location is inlined at itself, or too deeply, cut the chain: its outer location counts as not
+            // inlined.
             let outer = latest.filter(|&outer| at != triple && self.depths[outer as usize] < MAX_DEPTH);
             (name, outer.unwrap_or_else(|| self.intern(locations, (at, None))))
         });
@@ -75,8 +77,8 @@ impl<'a> LineInfo<'a> {
         index
     }
 
-    /// Replaces symbols of `.debug_str` in the locations by function names. Called last, because `.debug_str` ends
-    /// the text.
+    /// Replaces the placeholders in the locations by the function names in `.debug_str`. Call it last, because
+    /// `.debug_str` is at the end of the PTX text.
     pub fn name_inlined_functions(&self, locations: &mut [SourceLocation]) {
         let names: HashMap<String, String> = self.names.iter().flatten().filter_map(|name| self.string(name)).collect();
         for location in locations {
@@ -98,7 +100,8 @@ impl<'a> LineInfo<'a> {
     }
 }
 
-/// Returns the placeholder for the name of an inlined function. It remains if the text has no `.debug_str`.
+/// Returns the placeholder for an inlined function's name, such as `$L__info_string0+12`. It stays in the location if
+/// the PTX text has no `.debug_str`.
 fn written((symbol, offset): InlinedName) -> String {
     if offset == 0 { symbol.to_owned() } else { format!("{symbol}{offset:+}") }
 }

@@ -8,7 +8,7 @@ use super::scope::NamedEntity;
 /// Maximum nesting depth of vectors and lists.
 const MAX_DEPTH: u32 = 4;
 
-/// A name that is neither declared so far nor a special register; `None` for any other operand.
+/// The operand's name, if it is neither declared so far nor a special register; `None` for any other operand.
 pub(super) type UndeclaredName<'a> = Option<&'a str>;
 
 impl<'a> Parser<'a> {
@@ -20,13 +20,14 @@ impl<'a> Parser<'a> {
             let (second, _) = self.single(MAX_DEPTH)?;
             return match second {
                 Operand::Register(_) | Operand::Sink => Ok((Operand::Pair(first.into(), second.into()), None)),
-                _ => Err(self.cursor.error("a pair `p|q` takes two registers")),
+                _ => Err(self.cursor.error("both parts of a pair `p|q` must be registers")),
             };
         }
         Ok((first, unknown))
     }
 
-    /// Parses an operand inside another one. Undeclared names in it can only be symbols of the module.
+    /// Parses an operand inside a vector or list. An undeclared name there can only be a symbol of the module, not a
+    /// label.
     fn inner(&mut self, depth: u32) -> Result<Operand> {
         let line = self.cursor.line;
         let (operand, unknown) = self.single(depth)?;
@@ -43,10 +44,10 @@ impl<'a> Parser<'a> {
                 self.cursor.expect(b'!')?;
                 match self.single(depth)?.0 {
                     Operand::Register(register) => Operand::Not(register),
-                    _ => return Err(self.cursor.error("`!` takes a predicate register")),
+                    _ => return Err(self.cursor.error("the operand of `!` must be a predicate register")),
                 }
             }
-            _ if self.cursor.at_identifier() => return self.named(),
+            _ if self.cursor.is_at_identifier() => return self.named(),
             _ => constant(self.cursor.parse_expression()?),
         };
         Ok((operand, None))
@@ -54,7 +55,7 @@ impl<'a> Parser<'a> {
 
     fn negates_register(&self) -> bool {
         let mut ahead = self.cursor;
-        ahead.eat(b'!') && ahead.at_identifier()
+        ahead.eat(b'!') && ahead.is_at_identifier()
     }
 
     /// Parses comma-separated operands between brackets.
@@ -169,7 +170,7 @@ impl<'a> Parser<'a> {
     }
 
     fn base(&mut self) -> Result<(AddressBase, i64)> {
-        if !self.cursor.at_identifier() {
+        if !self.cursor.is_at_identifier() {
             return Ok((AddressBase::Absolute, self.cursor.parse_integer_expression()?));
         }
         let line = self.cursor.line;

@@ -9,7 +9,7 @@ use super::line_info::LineInfo;
 use super::scope::Scopes;
 
 /// Maximum number of registers of a function.
-pub(super) const MAX_REGISTERS: usize = 1 << 20;
+pub(super) const MAX_REGISTERS_PER_FUNCTION: usize = 1 << 20;
 
 /// Parses a PTX module, as written by nvcc, NVRTC or by hand.
 ///
@@ -42,7 +42,7 @@ pub(super) struct Parser<'a> {
     pub module: Module,
     /// The names at module scope that are declared so far.
     pub symbols: HashMap<&'a str, Symbol>,
-    /// Names that were used before their declaration at module scope, with their lines.
+    /// Names that were used before the module declared them, each with the line of its use.
     pub uses: Vec<(&'a str, u32)>,
     aliases: Vec<(&'a str, &'a str, u32)>,
     pub line_info: LineInfo<'a>,
@@ -53,7 +53,7 @@ pub(super) struct Parser<'a> {
 
 impl<'a> Parser<'a> {
     fn module(&mut self) -> Result<()> {
-        while self.cursor.peek() != 0 || !self.cursor.at_end() {
+        while self.cursor.peek() != 0 || !self.cursor.is_at_end() {
             self.module_statement()?;
         }
         if let Some(line) = self.cursor.open_comment {
@@ -76,7 +76,7 @@ impl<'a> Parser<'a> {
         let mut external = false;
         loop {
             let Some(word) = self.cursor.parse_directive() else {
-                return Err(self.cursor.expected("a directive"));
+                return Err(self.cursor.expected_error("a directive"));
             };
             match word {
                 "visible" | "weak" | "common" => continue,
@@ -96,7 +96,7 @@ impl<'a> Parser<'a> {
                 "loc" => return self.parse_location_directive(),
                 "pragma" => return self.parse_pragma_directive(),
                 "alias" => return self.alias(),
-                _ => return Err(self.cursor.error(format!("`.{word}` is not a directive known at module scope"))),
+                _ => return Err(self.cursor.error(format!("unknown directive `.{word}` at module scope"))),
             }
         }
     }
@@ -160,8 +160,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Handles a variable that is declared again: a definition replaces `.extern` declarations, else the first one
-    /// stays.
+    /// Handles a second declaration of a variable: a definition replaces the earlier declaration, an `.extern`
+    /// declaration is ignored.
     fn redeclare(&mut self, index: usize, variable: Variable) {
         if !variable.external {
             self.module.variables[index] = variable;
@@ -203,13 +203,13 @@ impl<'a> Parser<'a> {
             Some("attribute") => {}
             Some(_) => {
                 self.cursor = before;
-                return Err(self.cursor.expected("a function's name"));
+                return Err(self.cursor.expected_error("a function's name"));
             }
         }
         self.skip_attribute()
     }
 
-    /// Returns the function's index in the module. The name is declared from here on, so the body may use it.
+    /// Returns the function's index in the module. Declares the name, so that the function's own body may use it.
     fn function_index(&mut self, name: &'a str, defined: bool, line: u32) -> Result<usize> {
         match self.symbols.get(name) {
             Some(&Symbol::Function(index)) if !defined || self.module.functions[index].declaration => Ok(index),
@@ -227,7 +227,8 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Parses the directives between a function's parameters and its body (PTX ISA, section 11.4).
+    /// Parses the directives between a function's parameters and its body, such as `.maxntid` (PTX ISA, section
+    /// 11.4).
     fn function_directives(&mut self) -> Result<()> {
         while let Some(word) = self.cursor.parse_directive() {
             match word {
@@ -244,9 +245,7 @@ impl<'a> Parser<'a> {
                 "pragma" => self.parse_pragma_directive()?,
                 "attribute" => self.skip_attribute()?,
                 _ => {
-                    return Err(self
-                        .cursor
-                        .error(format!("`.{word}` is not a directive known before a function's body")));
+                    return Err(self.cursor.error(format!("unknown directive `.{word}` before a function's body")));
                 }
             }
         }
@@ -308,8 +307,10 @@ impl<'a> Parser<'a> {
     /// Adds a register to the current function; errors and listings show `name`.
     pub(super) fn new_register(&mut self, name: String, ty: Type) -> Result<u32> {
         let number = self.function.registers.len();
-        if number >= MAX_REGISTERS {
-            return Err(self.cursor.error(format!("{} has more than {MAX_REGISTERS} registers", self.function.name)));
+        if number >= MAX_REGISTERS_PER_FUNCTION {
+            return Err(self
+                .cursor
+                .error(format!("{} has more than {MAX_REGISTERS_PER_FUNCTION} registers", self.function.name)));
         }
         self.function.registers.push(super::ast::RegisterDecl { name, ty });
         Ok(number as u32)

@@ -3,14 +3,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::ast::Register;
+use super::ast::RegisterIndex;
 
 /// The meaning of a name inside a function.
 #[derive(Clone, Copy)]
 pub(super) enum NamedEntity {
-    Register(Register),
-    /// The first register and the number of components.
-    VectorRegister(Register, u8),
+    Register(RegisterIndex),
+    /// A vector register such as `.v4`: the index of its first component's register, and the number of components.
+    VectorRegister(RegisterIndex, u8),
     /// Index into the variables of the function.
     Variable(usize),
     /// A formal parameter in `.param` space.
@@ -36,7 +36,7 @@ pub(super) struct PendingLabel<'a> {
     pub name: &'a str,
     pub instruction: usize,
     pub operand: usize,
-    /// For an element of a `.branchtargets` list, its index in the list.
+    /// If the operand is a `.branchtargets` list, the index in the list of the label that is still to be resolved.
     pub slot: Option<usize>,
     pub line: u32,
 }
@@ -45,9 +45,11 @@ pub(super) struct PendingLabel<'a> {
 #[derive(Default)]
 pub(super) struct Scope<'a> {
     pub names: HashMap<&'a str, NamedEntity>,
-    /// Register ranges such as `%r<20>`, by prefix: the first register, the count, and the components per register.
-    ranges: HashMap<&'a str, (Register, u32, u8)>,
-    /// Prefixes of ranges that end in a digit: [`numbered`] cannot split off the number after them.
+    /// Register ranges such as `%r<20>`. Key: the prefix `%r`; value: the first register's index, the number of
+    /// registers, and the components of each.
+    ranges: HashMap<&'a str, (RegisterIndex, u32, u8)>,
+    /// Range prefixes that end in a digit, such as `%r1` of `%r1<20>`: [`numbered`] cannot tell where the register's
+    /// number begins after them.
     odd_prefixes: Vec<&'a str>,
     pub labels: HashMap<&'a str, Label<'a>>,
     pub pending: Vec<PendingLabel<'a>>,
@@ -80,7 +82,7 @@ fn numbered(name: &str) -> Option<(&str, u32)> {
 }
 
 fn number(digits: &str) -> Option<u32> {
-    // `parse` would also accept a sign.
+    // Check the digits, because `parse` alone would also accept a sign.
     digits.parse().ok().filter(|_| digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
@@ -106,7 +108,7 @@ impl<'a> Scopes<'a> {
     }
 
     /// Declares `prefix<count>` in the innermost scope; returns false if the range is already declared there.
-    pub fn declare_range(&mut self, prefix: &'a str, first: Register, count: u32, vector: u8) -> bool {
+    pub fn declare_range(&mut self, prefix: &'a str, first: RegisterIndex, count: u32, vector: u8) -> bool {
         let Some(scope) = self.stack.last_mut() else { return false };
         if prefix.ends_with(|c: char| c.is_ascii_digit()) {
             scope.odd_prefixes.push(prefix);
@@ -119,8 +121,8 @@ impl<'a> Scopes<'a> {
         self.stack.last_mut().is_some_and(|scope| scope.labels.insert(name, label).is_none())
     }
 
-    /// Lets an operand wait for a label until the innermost scope is closed.
-    pub fn postpone(&mut self, pending: PendingLabel<'a>) {
+    /// Postpones an operand that may name a label: it is resolved when the innermost scope is closed.
+    pub fn postpone_label(&mut self, pending: PendingLabel<'a>) {
         if let Some(scope) = self.stack.last_mut() {
             scope.pending.push(pending);
         }

@@ -11,7 +11,8 @@ fn module(text: &str) -> Module {
     parse(&format!("{HEAD}{text}")).unwrap()
 }
 
-/// Parses a text with an error. Returns the error's line, counted after the common head, and its message.
+/// Parses a module that must be rejected: the usual module head, then `text`. Returns the error's line within `text`,
+/// and its message.
 fn error(text: &str) -> (u32, String) {
     let error = parse(&format!("{HEAD}{text}")).unwrap_err();
     (error.line - 3, error.what)
@@ -36,7 +37,7 @@ fn operands(instruction: &str) -> Vec<Operand> {
     kernel(instruction).body.pop().unwrap().operands
 }
 
-fn name(function: &Function, register: Register) -> &str {
+fn name(function: &Function, register: RegisterIndex) -> &str {
     &function.registers[register as usize].name
 }
 
@@ -93,7 +94,7 @@ fn parses_variables_and_initialisers() {
 fn rejects_invalid_variables() {
     assert_eq!(
         error("\n.global .u32 a[2] = {1, 2, 3};"),
-        (2, "the initialiser of a has more than 2 elements between two braces".to_owned())
+        (2, "the initialiser of a has more than 2 elements in one dimension".to_owned())
     );
     assert_eq!(error(".global .u32 a;\n.global .u32 a;"), (2, "a is declared twice".to_owned()));
     assert_eq!(error(".global .u64 a[2] = {1,\n nothing};"), (2, "nothing is not declared".to_owned()));
@@ -452,7 +453,7 @@ fn parses_nvcc_output_with_hopper_instructions() {
     assert!(matches!(&wgmma.operands[0], Operand::Vector(d) if d.len() == 4) && wgmma.operands.len() == 8);
     let wait = tensor.body.iter().position(|i| i.opcode.starts_with("mbarrier.try_wait")).unwrap();
     assert_eq!(successors(tensor, wait as u32 + 2), [wait as u32]);
-    assert_eq!(reconvergence(tensor)[wait + 1], Some(wait as u32 + 3));
+    assert_eq!(reconvergence_points(tensor)[wait + 1], Some(wait as u32 + 3));
 }
 
 #[test]
@@ -486,7 +487,10 @@ fn damaged_text_never_panics() {
         let text = String::from_utf8_lossy(&bytes);
         if let Ok(module) = parse(&text) {
             parsed += 1;
-            module.functions.iter().for_each(|function| assert_eq!(reconvergence(function).len(), function.body.len()));
+            module
+                .functions
+                .iter()
+                .for_each(|function| assert_eq!(reconvergence_points(function).len(), function.body.len()));
         }
     }
     assert!(parsed > 100, "{parsed}");

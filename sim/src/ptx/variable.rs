@@ -4,7 +4,8 @@ use super::ast::{AddressInitializer, Param, StateSpace, Type, Variable};
 use super::lexer::{Literal, Result};
 use super::parser::Parser;
 
-/// Maximum size in bytes of a variable with an initialiser, whose bytes are stored.
+/// Maximum size in bytes of a variable with an initialiser. It is lower than [`MAX_VARIABLE_BYTES`] because the
+/// simulator stores these bytes.
 const MAX_INITIALISED_BYTES: u64 = 1 << 28;
 /// Maximum size of a variable in bytes.
 const MAX_VARIABLE_BYTES: u64 = 1 << 48;
@@ -30,7 +31,7 @@ impl Declarator {
     }
 }
 
-/// The name in a declaration and the array dimensions after it; an empty dimension is 0.
+/// The name in a declaration and the array dimensions after it; an empty dimension `[]` is stored as 0.
 struct Declared<'a> {
     name: &'a str,
     dimensions: Vec<u64>,
@@ -52,11 +53,11 @@ impl<'a> Parser<'a> {
                 "managed" => {}
                 _ => match type_named(word) {
                     Some(named) => ty = Some(named),
-                    None => return Err(self.cursor.error(format!("`.{word}` is not a type that a variable can have"))),
+                    None => return Err(self.cursor.error(format!("a variable cannot have the type `.{word}`"))),
                 },
             }
         }
-        let ty = ty.ok_or_else(|| self.cursor.expected("a type"))?;
+        let ty = ty.ok_or_else(|| self.cursor.expected_error("a type"))?;
         Ok(Declarator { ty, vector, align })
     }
 
@@ -76,7 +77,7 @@ impl<'a> Parser<'a> {
             match self.cursor.peek() {
                 b'(' => depth += 1,
                 b')' => depth -= 1,
-                b';' | b'{' | b'}' | 0 => return Err(self.cursor.expected("`)`")),
+                b';' | b'{' | b'}' | 0 => return Err(self.cursor.expected_error("`)`")),
                 _ => {}
             }
             self.cursor.consume_character();
@@ -113,7 +114,7 @@ impl<'a> Parser<'a> {
             self.cursor.expect(b']')?;
             dimensions.push(
                 u64::try_from(length)
-                    .map_err(|_| self.cursor.error(format!("{name} cannot have {length} elements")))?,
+                    .map_err(|_| self.cursor.error(format!("{name} has a negative array dimension: {length}")))?,
             );
             if dimensions.len() > MAX_DIMENSIONS {
                 return Err(self.cursor.error(format!("{name} has more than {MAX_DIMENSIONS} dimensions")));
@@ -181,7 +182,7 @@ impl<'a> Parser<'a> {
         let in_register = match self.cursor.parse_directive() {
             Some("param") => false,
             Some("reg") => true,
-            _ => return Err(self.cursor.expected("`.param` or `.reg`")),
+            _ => return Err(self.cursor.expected_error("`.param` or `.reg`")),
         };
         let declarator = self.parse_declarator()?;
         let declared = self.declared()?;
@@ -191,7 +192,8 @@ impl<'a> Parser<'a> {
             name: declared.name.to_owned(),
             size,
             align: declarator.align(),
-            // 0 is a placeholder: the index is assigned when the function's registers are declared.
+            // 0 is a placeholder for the register's index, which is assigned when the function's registers are
+            // declared.
             register: in_register.then_some(0),
         };
         Ok((declared.name, param, declarator.ty))
@@ -205,7 +207,7 @@ impl<'a> Parser<'a> {
         let open = dimensions.first() == Some(&0);
         if !open && variable.size > MAX_INITIALISED_BYTES {
             return Err(self.cursor.error(format!(
-                "{} has more than the {MAX_INITIALISED_BYTES} bytes that an initialiser can set",
+                "{} is larger than the {MAX_INITIALISED_BYTES} bytes that an initialiser can set",
                 declared.name
             )));
         }
@@ -232,14 +234,14 @@ impl<'a> Parser<'a> {
         while self.cursor.peek() != b'}' {
             if count == dimensions[0] && dimensions[0] != 0 {
                 return Err(self.cursor.error(format!(
-                    "the initialiser of {} has more than {count} elements between two braces",
+                    "the initialiser of {} has more than {count} elements in one dimension",
                     variable.name
                 )));
             }
             let at = base + count * stride;
             if at + stride > MAX_INITIALISED_BYTES {
                 return Err(self.cursor.error(format!(
-                    "{} has more than the {MAX_INITIALISED_BYTES} bytes that an initialiser can set",
+                    "{} is larger than the {MAX_INITIALISED_BYTES} bytes that an initialiser can set",
                     variable.name
                 )));
             }
@@ -265,7 +267,7 @@ impl<'a> Parser<'a> {
         if variable.init.len() < end {
             variable.init.resize(end, 0);
         }
-        if self.cursor.at_identifier() {
+        if self.cursor.is_at_identifier() {
             return self.relocation(at, width, 0, variable);
         }
         let value = self.cursor.parse_expression()?;

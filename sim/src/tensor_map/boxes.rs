@@ -7,19 +7,20 @@
 
 use super::{DataType, Interleave, InvalidTensorMap, MAX_RANK, Swizzle, TensorMap};
 
-/// A part of a copy that is contiguous in shared and in global memory.
+/// A part of a box copy whose bytes are contiguous both in shared and in global memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BoxRun {
-    /// Global address; `None` for elements outside of the tensor, which a load fills with [`TensorMap::fill_pattern`]
+pub struct ContiguousBoxPart {
+    /// Global address; `None` for elements outside of the tensor, which a load fills with [`TensorMap::out_of_bounds_fill_bytes`]
     /// and a store or reduction skips.
     pub global: Option<u64>,
-    /// Shared address: after the swizzle in [`BoxCopy::for_each_byte_run`], before it in [`BoxCopy::for_each_row`].
+    /// Address in shared memory: with the swizzle applied if the part comes from [`BoxCopy::for_each_contiguous_part`],
+    /// without it if it comes from [`BoxCopy::for_each_row`].
     pub shared: u32,
     /// Number of bytes, a multiple of the element size.
     pub bytes: u32,
 }
 
-/// The copy of a box between given coordinates of a tensor and a shared address.
+/// A copy of one box between a tensor in global memory, at given coordinates, and an address in shared memory.
 #[derive(Clone, Copy, Debug)]
 pub struct BoxCopy<'a> {
     map: &'a TensorMap,
@@ -34,16 +35,19 @@ impl TensorMap {
     /// # Errors
     /// Returns an error for a wrong number of coordinates, a shared address that is not a multiple of 128,
     /// interleaved maps, and element types that a copy converts (f32 with flushing, tf32).
-    pub fn box_at(&self, coordinates: &[i32], shared: u32) -> Result<BoxCopy<'_>, InvalidTensorMap> {
+    pub fn box_copy_at(&self, coordinates: &[i32], shared: u32) -> Result<BoxCopy<'_>, InvalidTensorMap> {
         if coordinates.len() != self.rank as usize {
             let what = format!("have {} elements, but the rank of the map is {}", coordinates.len(), self.rank);
             return Err(InvalidTensorMap::new("coordinates", what));
         }
         if self.interleave != Interleave::None {
-            return Err(InvalidTensorMap::new("interleave", "is not supported by copies"));
+            return Err(InvalidTensorMap::new("interleave", "is not none, and interleaved copies are not supported"));
         }
         if matches!(self.data_type, DataType::F32Ftz | DataType::Tf32 | DataType::Tf32Ftz) {
-            return Err(InvalidTensorMap::new("tensorDataType", "converts elements, which copies do not support"));
+            return Err(InvalidTensorMap::new(
+                "tensorDataType",
+                "is a type to which copies convert elements, which is not supported",
+            ));
         }
         if !shared.is_multiple_of(128) {
             return Err(InvalidTensorMap::new("shared address", format!("{shared:#x} is not a multiple of 128")));
@@ -57,7 +61,7 @@ impl TensorMap {
 }
 
 impl BoxCopy<'_> {
-    /// Returns the bytes of the box. A load counts them on its mbarrier.
+    /// Returns the size of the box in bytes, which is also the number that a load reports to its mbarrier.
     pub fn bytes(&self) -> u32 {
         self.map.box_bytes()
     }
@@ -68,8 +72,8 @@ impl BoxCopy<'_> {
         self.map.swizzle.span_bytes().unwrap_or(0).max(self.map.row_bytes())
     }
 
-    /// Returns the bytes of shared memory from the first to the last row of the box. They are more than
-    /// [`Self::bytes`] if the rows are narrower than the swizzle's span.
+    /// Returns the size in bytes of the shared memory that the box occupies. It is larger than [`Self::bytes`] if the
+    /// box's rows are narrower than the swizzle's span, because each row then occupies a whole span.
     pub fn shared_bytes(&self) -> u32 {
         self.bytes() / self.map.row_bytes().max(1) * self.pitch()
     }
@@ -79,14 +83,14 @@ impl BoxCopy<'_> {
         self.pitch() == self.map.row_bytes()
     }
 
-    /// Calls `each` with every row of the box, split into parts inside and outside of the tensor. Shared addresses
-    /// are those before the swizzle. Range checks of global memory use it.
+    /// Calls `each` with every row of the box, split into the parts inside and outside of the tensor; the shared
+    /// addresses are without the swizzle. Used for range checks of global memory.
     #[inline(always)]
-    pub fn for_each_row(&self, mut each: impl FnMut(BoxRun)) {
+    pub fn for_each_row(&self, mut each: impl FnMut(ContiguousBoxPart)) {
         let map = self.map;
         let element = map.data_type.bytes();
         let row_bytes = map.row_bytes();
-        // Elements [0, left) and [right, width) of a row are outside of the tensor.
+        // In each row of the box, elements [0, left) and [right, width) are outside of the tensor.
         let width = map.box_dims[0] as i64;
         let left = (-self.coordinates[0]).clamp(0, width);
         let right = (map.dims[0] as i64 - self.coordinates[0]).clamp(left, width);
@@ -105,15 +109,15 @@ impl BoxCopy<'_> {
             match global {
                 Some(global) if left < right => {
                     if left > 0 {
-                        each(BoxRun { global: None, shared, bytes: left });
+                        each(ContiguousBoxPart { global: None, shared, bytes: left });
                     }
                     let inside = global.wrapping_add(left as u64);
-                    each(BoxRun { global: Some(inside), shared: shared + left, bytes: right - left });
+                    each(ContiguousBoxPart { global: Some(inside), shared: shared + left, bytes: right - left });
                     if right < row_bytes {
-                        each(BoxRun { global: None, shared: shared + right, bytes: row_bytes - right });
+                        each(ContiguousBoxPart { global: None, shared: shared + right, bytes: row_bytes - right });
                     }
                 }
-                _ => each(BoxRun { global: None, shared, bytes: row_bytes }),
+                _ => each(ContiguousBoxPart { global: None, shared, bytes: row_bytes }),
             }
             shared += self.pitch();
             let mut i = 1;
@@ -131,10 +135,10 @@ impl BoxCopy<'_> {
         }
     }
 
-    /// Calls `each` with every contiguous part of the copy: at most 16 bytes with a swizzle, else a whole row. Shared
-    /// addresses are those after the swizzle.
+    /// Calls `each` with every contiguous part of the copy: at most 16 bytes with a swizzle, a whole row without one.
+    /// The swizzle is applied to the shared addresses.
     #[inline(always)]
-    pub fn for_each_byte_run(&self, mut each: impl FnMut(BoxRun)) {
+    pub fn for_each_contiguous_part(&self, mut each: impl FnMut(ContiguousBoxPart)) {
         let swizzle = self.map.swizzle;
         self.for_each_row(|row| {
             if swizzle == Swizzle::None {
@@ -145,16 +149,16 @@ impl BoxCopy<'_> {
                 let shared = row.shared + done;
                 let bytes = (16 - shared % 16).min(row.bytes - done);
                 let global = row.global.map(|address| address.wrapping_add(done as u64));
-                each(BoxRun { global, shared: swizzle.swizzled_address(shared), bytes });
+                each(ContiguousBoxPart { global, shared: swizzle.swizzled_address(shared), bytes });
                 done += bytes;
             }
         });
     }
 
-    /// Returns all parts that [`Self::for_each_byte_run`] passes to `each`.
-    pub fn byte_runs(&self) -> Vec<BoxRun> {
+    /// Returns all parts that [`Self::for_each_contiguous_part`] passes to `each`.
+    pub fn contiguous_parts(&self) -> Vec<ContiguousBoxPart> {
         let mut runs = Vec::new();
-        self.for_each_byte_run(|run| runs.push(run));
+        self.for_each_contiguous_part(|run| runs.push(run));
         runs
     }
 }

@@ -58,8 +58,8 @@ pub enum MapField {
 impl MapField {
     /// Parses a field qualifier of `tensormap.replace`, given without its dot. (`swizzle_atomicity` exists on sm_100
     /// only.)
-    pub fn parse(text: &str) -> Option<Self> {
-        Some(match text {
+    pub fn from_qualifier(qualifier: &str) -> Option<Self> {
+        Some(match qualifier {
             "global_address" => Self::GlobalAddress,
             "rank" => Self::Rank,
             "box_dim" => Self::BoxDim,
@@ -75,7 +75,8 @@ impl MapField {
     }
 }
 
-/// Converts an `elemtype` of `tensormap.replace`. PTX numbers the types in another order than the driver.
+/// Returns the element type with the number `value` in `tensormap.replace`, where PTX numbers the types in another
+/// order than the driver.
 fn element_type_of_ptx(value: u64) -> Option<DataType> {
     Some(match value {
         0 => DataType::U8,
@@ -126,7 +127,7 @@ impl TensorMap {
     /// Decodes 128 bytes.
     ///
     /// # Errors
-    /// Returns an error if the bytes are not a tensor map, were changed other than by [`replace`], or break a rule of
+    /// Returns an error if the bytes are not a tensor map, were changed other than by [`replace_field`], or break a rule of
     /// [`Self::validate`].
     pub fn decode(bytes: &EncodedMap) -> Result<Self, InvalidTensorMap> {
         check(bytes)?;
@@ -176,7 +177,12 @@ pub fn is_tensor_map(bytes: &EncodedMap) -> bool {
 ///
 /// # Errors
 /// Returns an error if the bytes are not an intact map, or if the ordinal or element type does not exist.
-pub fn replace(bytes: &mut EncodedMap, field: MapField, ordinal: u32, value: u64) -> Result<(), InvalidTensorMap> {
+pub fn replace_field(
+    bytes: &mut EncodedMap,
+    field: MapField,
+    ordinal: u32,
+    value: u64,
+) -> Result<(), InvalidTensorMap> {
     check(bytes)?;
     let ordinals = match field {
         MapField::GlobalStride => MAX_RANK - 1,
@@ -190,7 +196,8 @@ pub fn replace(bytes: &mut EncodedMap, field: MapField, ordinal: u32, value: u64
             format!("is {ordinal}, but must be below {ordinals} for {field:?}"),
         ));
     }
-    // Clamp values that do not fit the field. The clamped values are invalid, too, so decoding reports them.
+    // Clamp values that do not fit the field: the clamped value is invalid as well, so decoding the map still reports
+    // it.
     let (byte, short) = (value.min(0xff) as u8, value.min(0xffff) as u32);
     match field {
         MapField::GlobalAddress => put64(bytes, ADDRESS, value),

@@ -10,8 +10,8 @@ mod reduce;
 #[cfg(test)]
 mod tests;
 
-pub use boxes::{BoxCopy, BoxRun};
-pub use encoding::{ENCODED_MAP_BYTES, EncodedMap, MapField, is_tensor_map, replace};
+pub use boxes::{BoxCopy, ContiguousBoxPart};
+pub use encoding::{ENCODED_MAP_BYTES, EncodedMap, MapField, is_tensor_map, replace_field};
 pub use reduce::{ReduceType, Reduction};
 
 /// Maximum number of dimensions of a tensor map.
@@ -101,8 +101,8 @@ pub enum Interleave {
     B32,
 }
 
-/// `CUtensorMapSwizzle` of sm_90: permutes the 16-byte units within each 32, 64 or 128 bytes of shared memory; the
-/// permutation depends on the row.
+/// `CUtensorMapSwizzle` of sm_90: permutes the 16-byte units within each span of 32, 64 or 128 bytes of shared
+/// memory. The permutation depends on address bits 7 to 9.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Swizzle {
@@ -113,7 +113,7 @@ pub enum Swizzle {
 }
 
 impl Swizzle {
-    /// Returns the number of bytes within which units are permuted; `None` without a swizzle.
+    /// Returns the size in bytes of the span within which 16-byte units are permuted; `None` without a swizzle.
     #[inline]
     pub fn span_bytes(self) -> Option<u32> {
         match self {
@@ -153,7 +153,7 @@ pub enum L2Promotion {
 pub enum OobFill {
     /// Elements outside of the tensor are loaded as zeros.
     Zero,
-    /// They are loaded as a NaN that a later multiply-add may treat as zero.
+    /// Elements outside of the tensor are loaded as a special NaN that a later multiply-add may treat as zero.
     NanRequestZeroFma,
 }
 
@@ -186,8 +186,8 @@ pub struct TensorMap {
 }
 
 impl TensorMap {
-    /// Creates and validates a map as kernels commonly use it: without interleave, element strides, L2 promotion and
-    /// NaN fill. `strides` has one element fewer than `dims`.
+    /// Creates and validates a map with the usual settings: no interleave, element strides of 1, no L2 promotion,
+    /// zero fill. `strides` has one element fewer than `dims`: the innermost dimension is contiguous.
     pub fn tiled(
         data_type: DataType,
         address: u64,
@@ -289,10 +289,13 @@ impl TensorMap {
             }
         }
         if self.interleave == Interleave::B32 && self.swizzle != Swizzle::B32 {
-            return Err(InvalidTensorMap::new("swizzle", "must be 32 bytes with a 32-byte interleave"));
+            return Err(InvalidTensorMap::new(
+                "swizzle",
+                "must be the 32-byte swizzle, because the interleave is 32 bytes",
+            ));
         }
         if self.oob_fill != OobFill::Zero && !self.data_type.is_float() {
-            return Err(InvalidTensorMap::new("oobFill", "asks for NaN in elements that are not floats"));
+            return Err(InvalidTensorMap::new("oobFill", "is NaN, but the elements are not floating-point numbers"));
         }
         Ok(())
     }
@@ -306,7 +309,8 @@ impl TensorMap {
     /// Returns the number of elements along dimension `i` that a box has in shared memory.
     #[inline]
     fn box_extent(&self, i: usize) -> u32 {
-        // Without interleave, the element stride of dimension 0 is ignored.
+        // The element stride of dimension 0 is ignored: it counts only for interleaved maps, which copies do not
+        // support.
         if i == 0 { self.box_dims[0] } else { self.box_dims[i].div_ceil(self.element_strides[i].max(1)) }
     }
 
@@ -318,7 +322,7 @@ impl TensorMap {
     }
 
     /// Returns sixteen bytes of the fill value for elements outside of the tensor.
-    pub fn fill_pattern(&self) -> [u8; 16] {
+    pub fn out_of_bounds_fill_bytes(&self) -> [u8; 16] {
         let mut out = [0; 16];
         if self.oob_fill == OobFill::NanRequestZeroFma {
             let nan: &[u8] = match self.data_type {

@@ -27,7 +27,7 @@ pub enum ReduceType {
     F64,
 }
 
-/// A valid combination of operation and element type.
+/// A reduction that PTX has: a valid combination of operation and element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Reduction {
     op: AtomicOp,
@@ -35,11 +35,11 @@ pub struct Reduction {
 }
 
 impl Reduction {
-    /// Returns the reduction of `cp.reduce.async.bulk…{OP}{.noftz}.{TYPE}`; qualifiers are given without dots. `None`
-    /// if PTX has no such form; with `to_shared`, only forms with destination `.shared::cluster` count.
+    /// Returns the reduction of `cp.reduce.async.bulk…{OP}{.noftz}.{TYPE}`, given `op` and `ty` without their dots.
+    /// `None` if PTX has no such instruction for the destination: `.shared::cluster` if `to_shared`, else `.global`.
     pub fn from_bulk_opcode(op: &str, noftz: bool, ty: &str, to_shared: bool) -> Option<Self> {
         use AtomicOp::*;
-        let op = AtomicOp::parse(op).filter(|op| !matches!(op, Exch | Cas))?;
+        let op = AtomicOp::from_opcode_word(op).filter(|op| !matches!(op, Exch | Cas))?;
         let minimum = matches!(op, Min | Max);
         let bitwise = matches!(op, And | Or | Xor);
         let (ty, exists, shared) = match ty {
@@ -81,8 +81,8 @@ impl Reduction {
         exists.then_some(Self { op, ty })
     }
 
-    /// Computes `destination = op(destination, source)` element by element, as far as the shorter slice has whole
-    /// elements.
+    /// Computes `destination = op(destination, source)` element by element, for the whole elements that both slices
+    /// have.
     pub fn apply(&self, destination: &mut [u8], source: &[u8]) {
         let op = self.op;
         match self.ty {
@@ -104,17 +104,17 @@ impl Reduction {
                 each(destination, source, |a, b| (f64::from_le_bytes(a) + f64::from_le_bytes(b)).to_le_bytes())
             }
             ReduceType::B32 | ReduceType::U32 => each(destination, source, |a, b| {
-                (op.unsigned(u32::from_le_bytes(a) as u64, u32::from_le_bytes(b) as u64) as u32).to_le_bytes()
+                (op.apply_unsigned(u32::from_le_bytes(a) as u64, u32::from_le_bytes(b) as u64) as u32).to_le_bytes()
             }),
             ReduceType::S32 => each(destination, source, |a, b| {
-                (op.signed(i32::from_le_bytes(a) as i64, i32::from_le_bytes(b) as i64) as i32).to_le_bytes()
+                (op.apply_signed(i32::from_le_bytes(a) as i64, i32::from_le_bytes(b) as i64) as i32).to_le_bytes()
             }),
             ReduceType::B64 | ReduceType::U64 => each(destination, source, |a, b| {
-                op.unsigned(u64::from_le_bytes(a), u64::from_le_bytes(b)).to_le_bytes()
+                op.apply_unsigned(u64::from_le_bytes(a), u64::from_le_bytes(b)).to_le_bytes()
             }),
-            ReduceType::S64 => {
-                each(destination, source, |a, b| op.signed(i64::from_le_bytes(a), i64::from_le_bytes(b)).to_le_bytes())
-            }
+            ReduceType::S64 => each(destination, source, |a, b| {
+                op.apply_signed(i64::from_le_bytes(a), i64::from_le_bytes(b)).to_le_bytes()
+            }),
         }
     }
 }
@@ -127,9 +127,9 @@ fn each<const N: usize>(destination: &mut [u8], source: &[u8], value: impl Fn([u
     }
 }
 
-/// Returns the sum, or the smaller or larger number. The smaller or larger of a number and a NaN is the number.
+/// Returns a + b, min(a, b) or max(a, b). The minimum or maximum of a number and a NaN is the number.
 fn float(op: AtomicOp, a: f32, b: f32) -> f32 {
-    // Rust's `min` and `max` may return either of −0 and +0.
+    // Handle zeros apart: Rust's `min` and `max` of −0 and +0 may return either.
     let zeros = a == 0.0 && b == 0.0;
     match op {
         AtomicOp::Min if zeros => {

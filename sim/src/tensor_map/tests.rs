@@ -72,7 +72,7 @@ fn encoded_maps_round_trip() {
         let mut damaged = blob;
         damaged[at] ^= 0x10;
         assert_eq!(TensorMap::decode(&damaged).unwrap_err().field, "bytes", "byte {at}");
-        assert!(replace(&mut damaged, MapField::GlobalAddress, 0, 0).is_err());
+        assert!(replace_field(&mut damaged, MapField::GlobalAddress, 0, 0).is_err());
     }
 }
 
@@ -80,8 +80,8 @@ fn encoded_maps_round_trip() {
 fn replaces_fields() {
     let mut blob = matrix(Swizzle::None).encode().unwrap();
     let mut set = |field: &str, ordinal, value| {
-        let field = MapField::parse(field).unwrap();
-        replace(&mut blob, field, ordinal, value)
+        let field = MapField::from_qualifier(field).unwrap();
+        replace_field(&mut blob, field, ordinal, value)
     };
     set("global_address", 0, 0x2_0000_0040).unwrap();
     set("rank", 0, 2).unwrap();
@@ -102,7 +102,8 @@ fn replaces_fields() {
     assert_eq!(TensorMap::decode(&blob).unwrap(), want);
 }
 
-/// From type 8 on, PTX's numbers differ from the driver's (LLVM's `TensormapElemType` agrees with PTX).
+/// PTX and the driver number the element types differently from number 8 on. The expected PTX numbers are those of
+/// LLVM's `TensormapElemType`.
 #[test]
 fn ptx_element_type_numbers() {
     use DataType::*;
@@ -110,7 +111,7 @@ fn ptx_element_type_numbers() {
     let map = TensorMap::tiled(U8, 0, &[64], &[], &[16], Swizzle::None).unwrap();
     for (value, data_type) in order.into_iter().enumerate() {
         let mut blob = map.encode().unwrap();
-        replace(&mut blob, MapField::ElemType, 0, value as u64).unwrap();
+        replace_field(&mut blob, MapField::ElemType, 0, value as u64).unwrap();
         assert_eq!(TensorMap::decode(&blob).unwrap().data_type, data_type);
     }
 }
@@ -120,7 +121,7 @@ fn rejects_invalid_replacements() {
     let good = matrix(Swizzle::None).encode().unwrap();
     let field = |field, ordinal, value| {
         let mut blob = good;
-        match replace(&mut blob, field, ordinal, value) {
+        match replace_field(&mut blob, field, ordinal, value) {
             Err(error) => error.field,
             Ok(()) => TensorMap::decode(&blob).unwrap_err().field,
         }
@@ -138,7 +139,8 @@ fn rejects_invalid_replacements() {
     assert_eq!(field(MapField::FillMode, 0, 2), "oobFill");
 }
 
-/// The swizzle of the programming guide: unit x of row y moves to unit ((y + offset) % rows) ^ x.
+/// The swizzle as the programming guide defines it: the 16-byte unit x of the 128-byte row y moves to unit (y % rows)
+/// ^ x, where `rows` is 8, 4 or 2, the units per span.
 #[test]
 fn swizzle_matches_the_programming_guide() {
     for base in (0..4096).step_by(128) {
@@ -155,8 +157,8 @@ fn swizzle_matches_the_programming_guide() {
     }
 }
 
-/// A reference for the copy of a box: one element at a time, by the definition.
-fn naive(map: &TensorMap, coordinates: &[i32], shared: u32) -> Vec<BoxRun> {
+/// A reference implementation of a box copy: computes the addresses of each element by the definition, one by one.
+fn naive(map: &TensorMap, coordinates: &[i32], shared: u32) -> Vec<ContiguousBoxPart> {
     let rank = map.rank as usize;
     let element = map.data_type.bytes();
     let extents: Vec<u32> = (0..rank)
@@ -176,17 +178,17 @@ fn naive(map: &TensorMap, coordinates: &[i32], shared: u32) -> Vec<BoxRun> {
         }
         let (row, column) = (linear / extents[0], linear % extents[0]);
         let place = map.swizzle.swizzled_address(shared + row * pitch + column * element);
-        out.push(BoxRun { global: inside.then_some(global as u64), shared: place, bytes: element });
+        out.push(ContiguousBoxPart { global: inside.then_some(global as u64), shared: place, bytes: element });
     }
     out
 }
 
-fn by_element(runs: &[BoxRun], element: u32) -> Vec<BoxRun> {
+fn by_element(runs: &[ContiguousBoxPart], element: u32) -> Vec<ContiguousBoxPart> {
     let mut out = Vec::new();
     for run in runs {
         assert!(run.bytes > 0 && run.bytes % element == 0);
         for at in (0..run.bytes).step_by(element as usize) {
-            out.push(BoxRun {
+            out.push(ContiguousBoxPart {
                 global: run.global.map(|address| address + at as u64),
                 shared: run.shared + at,
                 bytes: element,
@@ -222,15 +224,15 @@ fn boxes_of_random_maps_match_the_reference() {
         let coordinates: Vec<i32> =
             (0..rank).map(|i| random.below(dims[i] + 2 * boxes[i] as u64) as i32 - boxes[i] as i32).collect();
         let shared = 128 * random.below(16) as u32;
-        let copy = map.box_at(&coordinates, shared).unwrap();
-        let runs = copy.byte_runs();
+        let copy = map.box_copy_at(&coordinates, shared).unwrap();
+        let runs = copy.contiguous_parts();
         let want = naive(&map, &coordinates, shared);
         assert_eq!(by_element(&runs, element), want);
         assert_eq!(copy.bytes(), want.len() as u32 * element);
         let outside = want.iter().filter(|run| run.global.is_none()).count();
         partly_outside += (outside > 0 && outside < want.len()) as u32;
-        // The copy accesses only the box's part of shared memory, each byte at most once, and every byte if it is
-        // dense.
+        // The copy accesses each byte of the shared memory that the box occupies at most once, exactly once if the
+        // box is dense, and no other bytes.
         let mut touched = vec![0u8; copy.shared_bytes() as usize];
         for run in &runs {
             for at in run.shared..run.shared + run.bytes {
@@ -247,7 +249,7 @@ fn boxes_of_random_maps_match_the_reference() {
 fn extreme_coordinates_match_the_reference() {
     let map = TensorMap::tiled(DataType::F64, 0, &[1 << 32, 1 << 32], &[16], &[2, 256], Swizzle::None).unwrap();
     for coordinates in [[i32::MIN, i32::MIN], [i32::MAX, i32::MAX], [i32::MIN, 0], [-1, i32::MAX]] {
-        let runs = map.box_at(&coordinates, 0).unwrap().byte_runs();
+        let runs = map.box_copy_at(&coordinates, 0).unwrap().contiguous_parts();
         assert_eq!(by_element(&runs, 8), naive(&map, &coordinates, 0));
     }
 }
@@ -255,21 +257,21 @@ fn extreme_coordinates_match_the_reference() {
 #[test]
 fn rejects_unsupported_copies() {
     let map = matrix(Swizzle::B128);
-    assert_eq!(map.box_at(&[0], 0).unwrap_err().field, "coordinates");
-    assert_eq!(map.box_at(&[0, 0], 64).unwrap_err().field, "shared address");
+    assert_eq!(map.box_copy_at(&[0], 0).unwrap_err().field, "coordinates");
+    assert_eq!(map.box_copy_at(&[0, 0], 64).unwrap_err().field, "shared address");
     let tf32 = TensorMap::tiled(DataType::Tf32, 0, &[64, 8], &[256], &[32, 8], Swizzle::B128).unwrap();
-    assert_eq!(tf32.box_at(&[0, 0], 0).unwrap_err().field, "tensorDataType");
+    assert_eq!(tf32.box_copy_at(&[0, 0], 0).unwrap_err().field, "tensorDataType");
     let mut interleaved =
         TensorMap::tiled(DataType::Bf16, 0, &[64, 8, 8], &[128, 1024], &[8, 8, 8], Swizzle::None).unwrap();
     interleaved.interleave = Interleave::B16;
     interleaved.validate().unwrap();
-    assert_eq!(interleaved.box_at(&[0, 0, 0], 0).unwrap_err().field, "interleave");
+    assert_eq!(interleaved.box_copy_at(&[0, 0, 0], 0).unwrap_err().field, "interleave");
 }
 
 #[test]
 fn nan_fill_is_a_nan_of_the_type() {
     let mut map = matrix(Swizzle::None);
-    assert_eq!(map.fill_pattern(), [0; 16]);
+    assert_eq!(map.out_of_bounds_fill_bytes(), [0; 16]);
     map.oob_fill = OobFill::NanRequestZeroFma;
     for (data_type, is_nan) in [
         (DataType::Bf16, (|bytes| half::bf16::from_le_bytes([bytes[14], bytes[15]]).is_nan()) as fn(&[u8; 16]) -> bool),
@@ -278,7 +280,7 @@ fn nan_fill_is_a_nan_of_the_type() {
         (DataType::F64, |bytes| f64::from_le_bytes(std::array::from_fn(|i| bytes[i])).is_nan()),
     ] {
         map.data_type = data_type;
-        assert!(is_nan(&map.fill_pattern()), "{data_type:?}");
+        assert!(is_nan(&map.out_of_bounds_fill_bytes()), "{data_type:?}");
     }
 }
 
@@ -292,7 +294,8 @@ mod reductions {
         out
     }
 
-    /// The types and operations that the assembler accepts, for reductions in global memory and in shared memory.
+    /// Accepts exactly the element types and operations that ptxas accepts, for destinations in global and in shared
+    /// memory.
     #[test]
     fn supports_the_forms_of_the_assembler() {
         let global = "f16 add.noftz min max;bf16 add.noftz min max;b32 and or xor;u32 add min max inc dec;s32 add min max;\

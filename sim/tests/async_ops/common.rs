@@ -7,7 +7,7 @@ use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 use std::collections::BTreeSet;
 
-/// Number of interleavings of each kernel, for each of the three completion policies.
+/// Number of scheduler seeds, and so of interleavings, with which each kernel runs per completion policy.
 const SEEDS: u64 = 8;
 
 const MOMENTS: [CompletionTiming; 3] = [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
@@ -39,15 +39,15 @@ pub fn expected_findings(file: &str, name: &str, variant: u32) -> BTreeSet<(u32,
     out
 }
 
-/// Returns options under which a deadlock is reported earlier than by default, because these kernels are short.
+/// Returns options that report a deadlock after fewer steps than by default, because these kernels are short.
 pub fn early_deadlock_options() -> ExecOptions {
     ExecOptions { patience: 1_000_000, ..ExecOptions::default() }
 }
 
-/// Creates a kernel's buffers in memory and returns its launch.
+/// A function that allocates a kernel's buffers in simulated memory and returns the configuration of its launch.
 pub type Setup<'a> = &'a dyn Fn(&mut SimMemory) -> LaunchConfig;
 
-/// Returns a launch of `grid` blocks of `threads` threads with these parameters.
+/// Returns the configuration of a launch of `grid` blocks of `threads` threads each, without clusters.
 pub fn launch(grid: u32, threads: u32, params: Params) -> LaunchConfig {
     LaunchConfig { grid: [grid, 1, 1], block: [threads, 1, 1], cluster: [1, 1, 1], dynamic_shared: 0, params: params.0 }
 }
@@ -63,10 +63,10 @@ impl Params {
         self.0.extend_from_slice(bytes);
         self
     }
-    pub fn u64(self, value: u64) -> Params {
+    pub fn append_u64(self, value: u64) -> Params {
         self.append_aligned(8, &value.to_le_bytes())
     }
-    pub fn i32(self, value: i32) -> Params {
+    pub fn append_i32(self, value: i32) -> Params {
         self.append_aligned(4, &value.to_le_bytes())
     }
 }
@@ -79,8 +79,9 @@ pub fn run_once(program: &Program, kernel: &str, options: &ExecOptions, setup: S
     (outcome, memory)
 }
 
-/// Checks under every interleaving that the kernel has no finding, and runs `check` on the memory.
-pub fn has_no_finding(file: &str, kernel: &str, setup: Setup, check: &dyn Fn(&SimMemory)) {
+/// Runs the kernel with each seed and completion policy; checks that it has no finding, and calls `check` with the
+/// memory after each run.
+pub fn assert_no_finding(file: &str, kernel: &str, setup: Setup, check: &dyn Fn(&SimMemory)) {
     let program = load_program(file);
     for completion in MOMENTS {
         for seed in 0..SEEDS {
@@ -93,8 +94,9 @@ pub fn has_no_finding(file: &str, kernel: &str, setup: Setup, check: &dyn Fn(&Si
     }
 }
 
-/// Checks that the variant's bug is reported at one of its lines. Further findings that follow from it are allowed.
-pub fn reports_planted_bug(file: &str, name: &str, variant: u32, setup: Setup) {
+/// Checks that at least one run reports the variant's bug at a line that the source marks for it. Other findings are
+/// allowed, because a bug may have several consequences.
+pub fn assert_planted_bug_is_reported(file: &str, name: &str, variant: u32, setup: Setup) {
     let expected = expected_findings(file, name, variant);
     assert!(!expected.is_empty(), "{file}.cu marks no line for {name} {variant}");
     let program = load_program(file);
@@ -148,11 +150,12 @@ pub fn words_setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> i
         let input = memory.alloc(le_bytes(&distinct_words(words_in)));
         let output = memory.alloc_uninitialized(4 * words_out);
         assert_eq!(input, HEAP_BASE);
-        launch(1, threads, Params::default().u64(input).u64(output).i32(n))
+        launch(1, threads, Params::default().append_u64(input).append_u64(output).append_i32(n))
     }
 }
 
-/// Returns the `i`-th of a sequence of small multiples of 1/4: the sums of products of such numbers are exact.
+/// Returns element `i` of a sequence of small multiples of 1/4, chosen because sums of products of such numbers are
+/// exact in f32.
 pub fn multiple_of_quarter(i: usize) -> f32 {
     (((i * 7919) >> 3) % 17) as f32 / 4.0 - 2.0
 }

@@ -12,7 +12,7 @@ fn run(variant: u32, seed: u64) -> (Vec<(u32, &'static str)>, Vec<u32>) {
     let mut memory = SimMemory::new();
     let input = memory.alloc(le_bytes(&distinct_words(1024)));
     let (middle, out) = (memory.alloc(vec![0; 4096]), memory.alloc_uninitialized(4096));
-    let params = || Params::default().u64(input).u64(middle).u64(out).i32(0);
+    let params = || Params::default().append_u64(input).append_u64(middle).append_u64(out).append_i32(0);
     let (one, two): (LaunchConfig, LaunchConfig) = (launch(8, 128, params()), launch(4, 256, params()));
     let grid = |kernel, launch| SimLaunch { program: &program, kernel, launch };
     let mut options = early_deadlock_options();

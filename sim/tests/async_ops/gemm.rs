@@ -24,7 +24,7 @@ fn setup(m: usize, n: usize, cluster: u32) -> impl Fn(&mut SimMemory) -> LaunchC
             .append_aligned(128, &operand(a, m, 128))
             .append_aligned(128, &operand(b, n, 64))
             .append_aligned(128, &result.and_then(|m| m.encode()).expect("a good map"))
-            .i32(K as i32);
+            .append_i32(K as i32);
         LaunchConfig {
             grid: [m as u32 / 128, n as u32 / 128, 1],
             block: [384, 1, 1],
@@ -52,15 +52,15 @@ fn check(m: usize, n: usize) -> impl Fn(&SimMemory) {
 
 #[test]
 fn warp_specialised_gemm() {
-    has_no_finding("gemm", "gemm_0", &setup(128, 256, 1), &check(128, 256));
+    assert_no_finding("gemm", "gemm_0", &setup(128, 256, 1), &check(128, 256));
 }
 
 #[test]
 fn gemm_in_a_cluster() {
-    has_no_finding("gemm", "gemm_cluster", &setup(256, 128, 2), &check(256, 128));
+    assert_no_finding("gemm", "gemm_cluster", &setup(256, 128, 2), &check(256, 128));
 }
 
 #[test]
 fn reports_planted_bugs() {
-    (1..=8).for_each(|variant| reports_planted_bug("gemm", "gemm", variant, &setup(128, 128, 1)));
+    (1..=8).for_each(|variant| assert_planted_bug_is_reported("gemm", "gemm", variant, &setup(128, 128, 1)));
 }

@@ -11,17 +11,17 @@ const FILE: &str = "mbarrier";
 fn bulk_loads() {
     let setup = words_setup(256, 256, 256, 0);
     let from = distinct_words(256);
-    has_no_finding(FILE, "load_0", &setup, &|memory| {
+    assert_no_finding(FILE, "load_0", &setup, &|memory| {
         assert_eq!(output_words(memory), (0..256).map(|i| from[i ^ 5]).collect::<Vec<u32>>());
     });
-    (1..=11).for_each(|variant| reports_planted_bug(FILE, "load", variant, &setup));
+    (1..=11).for_each(|variant| assert_planted_bug_is_reported(FILE, "load", variant, &setup));
 }
 
 #[test]
 fn mbarrier_phases() {
     let setup = words_setup(512, 256, 256, 0);
     let from = distinct_words(512);
-    has_no_finding(FILE, "twice_0", &setup, &|memory| {
+    assert_no_finding(FILE, "twice_0", &setup, &|memory| {
         let want: Vec<u32> = (0..256).map(|i| from[i].wrapping_mul(3).wrapping_add(from[256 + i])).collect();
         assert_eq!(output_words(memory), want);
     });
@@ -31,18 +31,18 @@ fn mbarrier_phases() {
 fn ring_of_stages() {
     let setup = words_setup(96 * 7, 96, 128, 7);
     let from = distinct_words(96 * 7);
-    has_no_finding(FILE, "ring_0", &setup, &|memory| {
+    assert_no_finding(FILE, "ring_0", &setup, &|memory| {
         let sum = |t: usize| (0..7).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(from[96 * i + 95 - t]));
         assert_eq!(output_words(memory), (0..96).map(sum).collect::<Vec<u32>>());
     });
-    (1..=5).for_each(|variant| reports_planted_bug(FILE, "ring", variant, &setup));
+    (1..=5).for_each(|variant| assert_planted_bug_is_reported(FILE, "ring", variant, &setup));
 }
 
 #[test]
 fn waits_on_mbarrier_states() {
     let setup = words_setup(64, 128, 64, 0);
     let from = distinct_words(64);
-    has_no_finding(FILE, "states", &setup, &|memory| {
+    assert_no_finding(FILE, "states", &setup, &|memory| {
         let want: Vec<u32> = (0..128).map(|i| if i < 64 { from[63 - i] } else { 1 }).collect();
         assert_eq!(output_words(memory), want);
     });
@@ -52,12 +52,13 @@ fn waits_on_mbarrier_states() {
 fn bulk_stores() {
     let setup = words_setup(512, 512, 256, 0);
     let from = distinct_words(512);
-    has_no_finding(FILE, "store_0", &setup, &|memory| {
+    assert_no_finding(FILE, "store_0", &setup, &|memory| {
         assert_eq!(output_words(memory), from.iter().map(|w| w.wrapping_add(1)).collect::<Vec<u32>>());
     });
-    // Variant 4 is also correct: the issuing thread executes the fence after the barrier.
-    has_no_finding(FILE, "store_4", &setup, &|_| ());
-    (1..=3).for_each(|variant| reports_planted_bug(FILE, "store", variant, &setup));
+    // Variant 4 is also correct: only the thread that issues the copy executes the proxy fence, after the block
+    // barrier.
+    assert_no_finding(FILE, "store_4", &setup, &|_| ());
+    (1..=3).for_each(|variant| assert_planted_bug_is_reported(FILE, "store", variant, &setup));
 }
 
 #[test]
@@ -65,31 +66,31 @@ fn bulk_reductions() {
     let setup = move |memory: &mut SimMemory| {
         let input = memory.alloc(le_bytes(&(0..128).map(|i| 3 * i).collect::<Vec<u32>>()));
         let output = memory.alloc(le_bytes(&(0..129).map(|i| (i as f32).to_bits()).collect::<Vec<u32>>()));
-        launch(1, 128, Params::default().u64(input).u64(output).i32(0))
+        launch(1, 128, Params::default().append_u64(input).append_u64(output).append_i32(0))
     };
-    has_no_finding(FILE, "sum_0", &setup, &|memory| {
+    assert_no_finding(FILE, "sum_0", &setup, &|memory| {
         let want: Vec<f32> = (0..129).map(|i| if i < 128 { 4.0 * i as f32 } else { 20.0 }).collect();
         assert_eq!(output_words(memory).into_iter().map(f32::from_bits).collect::<Vec<f32>>(), want);
     });
-    reports_planted_bug(FILE, "sum", 1, &setup);
+    assert_planted_bug_is_reported(FILE, "sum", 1, &setup);
 }
 
 #[test]
 fn reloading_a_stage_needs_order() {
     let setup = words_setup(128, 256, 128, 0);
     let from = distinct_words(128);
-    has_no_finding(FILE, "reload_0", &setup, &|memory| {
+    assert_no_finding(FILE, "reload_0", &setup, &|memory| {
         let want: Vec<u32> = (0..128).map(|i| from[i ^ 3].wrapping_mul(3)).collect();
         assert_eq!(output_words(memory)[..128], want);
     });
-    (1..=2).for_each(|variant| reports_planted_bug(FILE, "reload", variant, &setup));
+    (1..=2).for_each(|variant| assert_planted_bug_is_reported(FILE, "reload", variant, &setup));
 }
 
 #[test]
 fn exit_before_a_bulk_store_has_read_its_source() {
     let setup = words_setup(256, 256, 256, 0);
-    has_no_finding(FILE, "abandon_0", &setup, &|memory| assert_eq!(output_words(memory), distinct_words(256)));
-    reports_planted_bug(FILE, "abandon", 1, &setup);
+    assert_no_finding(FILE, "abandon_0", &setup, &|memory| assert_eq!(output_words(memory), distinct_words(256)));
+    assert_planted_bug_is_reported(FILE, "abandon", 1, &setup);
 }
 
 #[test]

@@ -11,7 +11,7 @@ fn setup(memory: &mut SimMemory) -> LaunchConfig {
     let bytes = |from: usize, count: usize| bf16_bytes((from..from + count).map(multiple_of_quarter));
     let (a, b) = (memory.alloc(bytes(0, 256 * K)), memory.alloc(bytes(5, 128 * K)));
     let d = memory.alloc_uninitialized(4 * 256 * 128);
-    launch(2, 256, Params::default().u64(a).u64(b).u64(d).i32(128).i32(K as i32))
+    launch(2, 256, Params::default().append_u64(a).append_u64(b).append_u64(d).append_i32(128).append_i32(K as i32))
 }
 
 #[test]
@@ -19,11 +19,11 @@ fn mma_gemm() {
     let dot =
         |i: usize, j: usize| (0..K).map(|k| multiple_of_quarter(i * K + k) * multiple_of_quarter(j * K + k + 5)).sum();
     let want: Vec<f32> = (0..256 * 128).map(|at| dot(at / 128, at % 128)).collect();
-    has_no_finding(FILE, "gemm_0", &setup, &|memory| {
+    assert_no_finding(FILE, "gemm_0", &setup, &|memory| {
         let got = buffer_floats(memory, 2);
         assert!(got == want, "the product differs");
     });
-    (1..=2).for_each(|variant| reports_planted_bug(FILE, "gemm", variant, &setup));
+    (1..=2).for_each(|variant| assert_planted_bug_is_reported(FILE, "gemm", variant, &setup));
 }
 
 #[test]
@@ -33,9 +33,9 @@ fn fragment_layouts() {
         let matrix = (0..128).map(|w| (2 * w) | ((2 * w + 1) << 16)).collect::<Vec<u32>>();
         let input = memory.alloc(le_bytes(&matrix));
         let output = memory.alloc_uninitialized(4 * 32 * 17);
-        launch(1, 32, Params::default().u64(input).u64(output))
+        launch(1, 32, Params::default().append_u64(input).append_u64(output))
     };
-    // Quarter q of the 16×16 matrix begins at row 8(q % 2), column 8(q / 2).
+    // The 8×8 quarter q of the 16×16 matrix begins at row 8(q % 2), column 8(q / 2).
     let fragment = |q: usize, lane: usize, transposed: bool| {
         let (row, column) = (lane / 4, 2 * (lane % 4));
         let at = |r: usize, c: usize| {
@@ -44,7 +44,7 @@ fn fragment_layouts() {
         };
         at(row, column) | at(row, column + 1) << 16
     };
-    has_no_finding(FILE, "fragments", &setup, &|memory| {
+    assert_no_finding(FILE, "fragments", &setup, &|memory| {
         let got = buffer_words(memory, 1);
         for lane in 0..32 {
             for q in 0..4 {
@@ -66,12 +66,13 @@ fn stmatrix_stores_fragments() {
     let setup = |memory: &mut SimMemory| {
         let input = memory.alloc(le_bytes(&distinct_words(128)));
         let output = memory.alloc_uninitialized(4 * 192);
-        launch(1, 32, Params::default().u64(input).u64(output))
+        launch(1, 32, Params::default().append_u64(input).append_u64(output))
     };
     let half = |word: usize, odd: usize| distinct_words(128)[word] >> (16 * odd) & 0xffff;
-    has_no_finding("wgmma", "stored", &setup, &|memory| {
+    assert_no_finding("wgmma", "stored", &setup, &|memory| {
         let got = buffer_words(memory, 1);
-        // Lane l holds row l / 4, columns 2(l % 4) and 2(l % 4) + 1, which are word l of a matrix.
+        // In each 8×8 matrix of 16-bit elements, lane l holds row l / 4, columns 2(l % 4) and 2(l % 4) + 1: these are
+        // the matrix's 32-bit word l.
         assert_eq!(got[..128], distinct_words(128));
         for i in 0..64 {
             let (matrix, row, column) = (i / 32, i % 32 / 4, i % 4 * 2);

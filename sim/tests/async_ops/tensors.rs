@@ -1,4 +1,4 @@
-//! Compares tensor copies with the geometry that the arguments of the driver describe.
+//! Compares tensor copies with the geometry that the arguments of `cuTensorMapEncodeTiled` describe.
 
 use super::common::*;
 use reel_sim::memory::SimMemory;
@@ -22,7 +22,11 @@ fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
         let map = TensorMap::tiled(DataType::F32, tensor, dims, &strides, box_dims, swizzle).expect("a good map");
         let out = memory.alloc_uninitialized(bytes as usize);
         let coordinates = memory.alloc(at.iter().flat_map(|c| c.to_le_bytes()).collect());
-        let params = Params::default().append_aligned(128, &blob(&map)).u64(out).i32(bytes as i32).u64(coordinates);
+        let params = Params::default()
+            .append_aligned(128, &blob(&map))
+            .append_u64(out)
+            .append_i32(bytes as i32)
+            .append_u64(coordinates);
         launch(1, 64, params)
     };
     let tensor = distinct_words(count as usize);
@@ -46,7 +50,7 @@ fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
         let place = byte ^ (byte >> 7 & bits) << 4;
         want[place / 4] = if inside { tensor[index as usize] } else { 0 };
     }
-    has_no_finding(FILE, &format!("load_{}", dims.len()), &setup, &|memory| {
+    assert_no_finding(FILE, &format!("load_{}", dims.len()), &setup, &|memory| {
         assert_eq!(buffer_words(memory, 1), want);
     });
 }
@@ -72,9 +76,9 @@ fn tensor_stores_and_reductions() {
             let map = |address| TensorMap::tiled(DataType::F32, address, &[16, 20], &[64], &[8, 8], Swizzle::B32);
             let (from, to) = (map(from).expect("a good map"), map(to).expect("a good map"));
             let params = Params::default().append_aligned(128, &blob(&from)).append_aligned(128, &blob(&to));
-            launch(1, 32, params.i32(256).i32(12).i32(16).i32(add))
+            launch(1, 32, params.append_i32(256).append_i32(12).append_i32(16).append_i32(add))
         };
-        has_no_finding(FILE, "move", &setup, &|memory| {
+        assert_no_finding(FILE, "move", &setup, &|memory| {
             let got = buffer_words(memory, 1);
             for (i, bits) in got.into_iter().enumerate() {
                 let inside = i % 16 >= 12 && i / 16 >= 16;
@@ -94,11 +98,17 @@ fn tensor_maps_changed_on_the_device() {
         let input = memory.alloc(le_bytes(&distinct_words(64).iter().map(|w| w ^ 1).collect::<Vec<u32>>()));
         let output = memory.alloc_uninitialized(256);
         let flag = memory.alloc(vec![0; 4]);
-        let params = Params::default().append_aligned(128, &blob(&map)).u64(made).u64(input).u64(output).u64(flag);
+        let params = Params::default()
+            .append_aligned(128, &blob(&map))
+            .append_u64(made)
+            .append_u64(input)
+            .append_u64(output)
+            .append_u64(flag);
         launch(2, 32, params)
     };
-    has_no_finding(FILE, "replaced_0", &setup, &|memory| {
-        // The kernel changes the map to another tensor with three rows; the box's fourth row is outside of it.
+    assert_no_finding(FILE, "replaced_0", &setup, &|memory| {
+        // The kernel changes the map to another tensor with only three rows, so the fourth row of the box is outside
+        // of the tensor and is loaded as zeros.
         let want: Vec<u32> =
             distinct_words(64).iter().enumerate().map(|(i, w)| if i < 48 { w ^ 1 } else { 0 }).collect();
         assert_eq!(buffer_words(memory, 3), want);
@@ -111,9 +121,9 @@ fn rows_outside_of_the_tensor_are_not_stored() {
         let to = memory.alloc(vec![0; 4 * 20 * 16]);
         let from = memory.alloc((0..32).flat_map(|i: u32| (i as f32 + 1.0).to_le_bytes()).collect());
         let map = TensorMap::tiled(DataType::F32, to, &[16, 20], &[64], &[8, 8], Swizzle::None).expect("a good map");
-        launch(1, 32, Params::default().append_aligned(128, &blob(&map)).u64(from))
+        launch(1, 32, Params::default().append_aligned(128, &blob(&map)).append_u64(from))
     };
-    has_no_finding(FILE, "ragged_0", &setup, &|memory| {
+    assert_no_finding(FILE, "ragged_0", &setup, &|memory| {
         let got = buffer_words(memory, 0);
         for (i, bits) in got.into_iter().enumerate() {
             let (row, column) = (i / 16, i % 16);
@@ -121,5 +131,5 @@ fn rows_outside_of_the_tensor_are_not_stored() {
             assert_eq!(f32::from_bits(bits), want, "element {i}");
         }
     });
-    reports_planted_bug(FILE, "ragged", 1, &setup);
+    assert_planted_bug_is_reported(FILE, "ragged", 1, &setup);
 }

@@ -32,7 +32,7 @@ KERNEL(exchange, 2)
 KERNEL(exchange, 3)
 KERNEL(exchange, 4)
 
-// Each block reads the other block's shared memory at its end, so the other block must not have exited.
+// At its end, each block reads the other block's shared memory, so the other block must not have exited by then.
 template <int BUG> DEVICE void leave(const u32* in, u32* out, int n) {
     __shared__ u32 tile[64];
     u32 t = threadIdx.x, rank = cluster_rank();

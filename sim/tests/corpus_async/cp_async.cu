@@ -66,7 +66,7 @@ template <int BUG> DEVICE void partial(const u32* in, u32* out, int n) {
 KERNEL(partial, 0)
 KERNEL(partial, 1)
 
-// cp.async arrivals with .noinc: the mbarrier's count of 128 includes them, one per thread.
+// cp.async arrivals with .noinc, one per thread: the arrival count 128 of the mbarrier includes them.
 template <int BUG> DEVICE void arrival(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[256];
     __shared__ u64 bar;
@@ -86,7 +86,7 @@ KERNEL(arrival, 0)
 KERNEL(arrival, 1)
 KERNEL(arrival, 2)
 
-// cp.async arrivals without .noinc: the mbarrier's count of 128 does not include them.
+// cp.async arrivals without .noinc: the arrival count 128 of the mbarrier does not include them.
 template <int BUG> DEVICE void counted(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[256];
     __shared__ u64 bar;
@@ -102,7 +102,7 @@ template <int BUG> DEVICE void counted(const u32* in, u32* out, int n) {
 }
 KERNEL(counted, 0)
 
-// Plain stores overwrite a stage while its copy is still pending.
+// Plain stores overwrite a stage of shared memory while the cp.async that fills it is still pending.
 template <int BUG> DEVICE void overwrite(const u32* in, u32* out, int n) {
     __shared__ alignas(16) u32 tile[128];
     u32 t = threadIdx.x;

@@ -146,7 +146,7 @@ extern "C" __global__ void states(const u32* in, u32* out, int n) {
     asm volatile("mbarrier.pending_count.b64 %0, %1;" : "=r"(pending) : "l"(state));
     while (!mbar_test(b, state)) {}
     u32 got = value[63 - t];
-    // Threads 32 to 63 drop out; then one thread makes the 32 arrivals of the next phase.
+    // Threads 32 to 63 drop out of the mbarrier, so the next phase needs 32 arrivals; one thread makes them all.
     if (t >= 32) mbar_arrive_drop(b);
     else mbar_arrive(b);
     mbar_wait(b, 1);

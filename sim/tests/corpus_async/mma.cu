@@ -4,7 +4,7 @@
 
 constexpr int STAGES = 3;
 
-// Byte offset of a 16-byte unit in a stage. Rows have 64 bytes; units are permuted to avoid bank conflicts.
+// Byte offset of a 16-byte unit of a row in a stage. Rows have 64 bytes; units are permuted to avoid bank conflicts.
 DEVICE u32 place(int row, int unit) {
     return row * 64 + ((unit ^ (row >> 1 & 3)) << 4);
 }
@@ -66,7 +66,7 @@ GEMM(0)
 GEMM(1)
 GEMM(2)
 
-// Writes the fragments of a 16×16 matrix, and those of its transposed quarters.
+// Writes each lane's fragments of a 16×16 matrix, plain and with each 8×8 quarter transposed.
 extern "C" __global__ void fragments(const u32* in, u32* out) {
     __shared__ alignas(16) u32 tile[128];
     int lane = threadIdx.x;

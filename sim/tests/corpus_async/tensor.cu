@@ -30,7 +30,7 @@ LOAD(3)
 LOAD(4)
 LOAD(5)
 
-// Copies a box from one tensor to another, or adds it if `add`.
+// Copies a box from one tensor to another; if `add`, adds it to the other tensor instead.
 extern "C" __global__ void move(const __grid_constant__ TensorMap from, const __grid_constant__ TensorMap to, int bytes, int x, int y, int add) {
     __shared__ alignas(1024) u32 tile[8192];
     __shared__ u64 bar;
@@ -81,7 +81,7 @@ extern "C" __global__ void replaced_0(const __grid_constant__ TensorMap map, Ten
     replaced<0>(map, made, in, out, flag);
 }
 
-// Stores a box that is partly outside of the tensor: shared memory of the elements outside may be uninitialised.
+// Stores a box that is partly outside of the tensor: its elements there may be uninitialised in shared memory.
 template <int BUG> DEVICE void ragged(const TensorMap& map, const float* in) {
     __shared__ alignas(128) float tile[64];
     u32 t = threadIdx.x;

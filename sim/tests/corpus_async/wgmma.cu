@@ -6,7 +6,7 @@
         name<bug>(in, out, n);                                                                                              \
     }
 
-// Copies bf16 words into shared memory and swizzles them as a tile with rows of SPAN bytes.
+// Copies 32-bit words (two bf16 each) into shared memory, swizzled as a tile with rows of SPAN bytes.
 template <int SPAN> DEVICE void fill(u32* to, const u32* from, int words) {
     constexpr u32 bits = SPAN == 128 ? 7 : SPAN == 64 ? 3 : SPAN == 32 ? 1 : 0;
     for (int i = threadIdx.x; i < words; i += 128) {
@@ -128,7 +128,7 @@ LAYOUT(64, 1, 0)
 LAYOUT(32, 1, 0)
 LAYOUT(32, 0, 1)
 
-// A is in registers, and two products are in flight.
+// wgmma with A in registers and two matrix products in flight at once.
 template <int BUG> DEVICE void registers(const u32* in, float* out, int n) {
     __shared__ alignas(1024) u32 b[16 * 32];
     fill<128>(b, in + 64 * 32, 16 * 32);
@@ -208,7 +208,7 @@ POOL(1)
 POOL(2)
 POOL(3)
 
-// stmatrix writes four matrices, then two transposed ones; they are read back as plain words.
+// stmatrix writes four 8×8 matrices, then two transposed ones; plain loads read them back as 32-bit words.
 extern "C" __global__ void stored(const u32* in, u32* out) {
     __shared__ alignas(16) u32 tile[128];
     u32 t = threadIdx.x, r[4], p[2];

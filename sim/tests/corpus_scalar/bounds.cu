@@ -193,7 +193,7 @@ extern "C" __global__ void generic_misaligned_bug(const float* in, float* out, i
     out[threadIdx.x] = read_at(bytes, at);
 }
 
-// The function is in this file, so the finding names the function's line although it is inlined.
+// The function is defined in this file, so a finding names its line in the function, although it is inlined.
 __device__ __forceinline__ void put(float* out, unsigned at) {
     out[at] = 1; //!
 }
@@ -206,7 +206,7 @@ extern "C" __global__ void inlined_bug(float* out, unsigned shift) {
     put(out, threadIdx.x + shift);
 }
 
-// The functions are in a header, so the finding names the line of this file that calls them.
+// The functions are defined in a header, so a finding names the line of this file that calls them.
 #include "bounds.h"
 //@ launch: grid=1 block=32 args=buf:32:zeros,u32=0
 extern "C" __global__ void header_ok(float* out, unsigned shift) {

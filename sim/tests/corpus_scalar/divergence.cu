@@ -157,7 +157,7 @@ extern "C" __global__ void coalesced(unsigned* n, unsigned* calls) {
     }
 }
 
-// Lanes of a warp pass a token from one to the next.
+// The lanes of one warp take turns, from lane 31 to lane 0; each waits in a loop until it has the token.
 //@ launch: grid=1 block=32 args=buf:1:zeros,buf:32:zeros
 extern "C" __global__ void token(volatile unsigned* turn, unsigned* out) {
     while (*turn != 31 - threadIdx.x) {}
@@ -165,7 +165,7 @@ extern "C" __global__ void token(volatile unsigned* turn, unsigned* out) {
     *turn = *turn + 1;
 }
 
-// Lanes leave nested loops from the innermost one (goto).
+// Lanes leave two or all three of the nested loops by a goto in the innermost one.
 //@ launch: grid=1 block=64 args=buf:64:zeros
 extern "C" __global__ void goto_out(unsigned* out) {
     unsigned i = threadIdx.x, n = 0;

@@ -175,7 +175,7 @@ extern "C" __global__ void last_block_bug(const float* in, float* partial, unsig
     }
 }
 
-// A barrier of the whole grid separates two steps.
+// A barrier of the whole grid. The kernels below separate their two steps by it.
 __device__ __forceinline__ void grid_barrier(unsigned* arrived, unsigned phase, bool fences) {
     if (fences) __threadfence();
     __syncthreads();

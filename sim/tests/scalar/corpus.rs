@@ -9,8 +9,9 @@ use reel_sim::finding::Finding;
 use reel_sim::program::Program;
 use std::fmt::Write;
 
-/// Compares the findings of a run with the expected ones and returns the first difference. If the program has no line
-/// information, `text` is its PTX with line information, which gives the CUDA line of each PTX line.
+/// Compares the findings of a run with the expected ones and returns the first difference. If the program was parsed
+/// without line information, its findings name PTX lines; `text` is then the PTX with line information, which maps
+/// them to CUDA lines.
 fn judge(case: &KernelCase, found: &[Finding], text: Option<&str>) -> Option<String> {
     for f in found {
         let lines = match text {
@@ -26,8 +27,8 @@ fn judge(case: &KernelCase, found: &[Finding], text: Option<&str>) -> Option<Str
     (!case.some && found.is_empty()).then(|| format!("{first} not found"))
 }
 
-/// Runs one case under all seeds and completion policies. Returns one line per problem. `lined` is the PTX with line
-/// information if the program has none.
+/// Runs one case under all seeds and completion policies; returns one line of text per problem. If the program was
+/// parsed without line information, `lined` is its PTX with line information.
 fn check_case(program: &Program, case: &KernelCase, lined: Option<&str>) -> String {
     let (mut first_output, mut found_once) = (None, false);
     let (mut wrong, mut count) = (String::new(), 0);

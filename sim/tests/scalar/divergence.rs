@@ -4,7 +4,7 @@ use crate::harness::check_every_run;
 
 fn check(name: &str, lanes: usize, expected: impl Fn(u32) -> u32) {
     let expected: Vec<u32> = (0..lanes as u32).map(expected).collect();
-    check_every_run("divergence", name, |ran| assert_eq!(ran.words(0), expected, "{name}"));
+    check_every_run("divergence", name, |ran| assert_eq!(ran.buffer_words(0), expected, "{name}"));
 }
 
 #[test]
@@ -158,15 +158,15 @@ fn tiles() {
 #[test]
 fn coalesced() {
     check_every_run("divergence", "coalesced", |ran| {
-        assert_eq!(ran.words(0), [22]);
-        assert!((2..=22).contains(&ran.words(1)[0]), "{:?}", ran.words(1));
+        assert_eq!(ran.buffer_words(0), [22]);
+        assert!((2..=22).contains(&ran.buffer_words(1)[0]), "{:?}", ran.buffer_words(1));
     });
 }
 
 #[test]
 fn token() {
     let expected: Vec<u32> = (0..32).map(|t| 31 - t).collect();
-    check_every_run("divergence", "token", |ran| assert_eq!(ran.words(1), expected));
+    check_every_run("divergence", "token", |ran| assert_eq!(ran.buffer_words(1), expected));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::harness::check_every_run;
 
 fn check(name: &str, buffer: usize, expected: impl Fn(u32) -> u32) {
     check_every_run("families", name, |ran| {
-        let words = ran.words(buffer);
+        let words = ran.buffer_words(buffer);
         let expected: Vec<u32> = (0..words.len() as u32).map(&expected).collect();
         assert_eq!(words, expected, "{name}");
     });
@@ -31,7 +31,7 @@ fn vectors() {
         let (t, k) = (i / 4, i % 4);
         let v = |k: u32| (4 * t + k) as f32;
         let w = |k: u32| (4 * (31 - t) + k) as f32;
-        // Each double of the input consists of two floats; its exponent is in the upper one.
+        // The kernel reads each pair of floats as one double, so the upper float holds the double's exponent.
         let exponent = ((2 * t + 1) as f32).to_bits() >> 20;
         [v(3) + w(0), v(2) + w(1), v(1), exponent as f32][k as usize].to_bits()
     });
@@ -53,8 +53,8 @@ fn spaces() {
 
 #[test]
 fn by_value() {
-    // The eight bytes of the kernel's last argument: five bytes `d`, one byte of padding, and a 16-bit `e`, which is
-    // 0.
+    // The last eight bytes of the kernel's struct argument: five bytes of array `d`, one byte of padding, and the
+    // 16-bit field `e`, which is 0.
     let rest = 434_543_264_257u64.to_le_bytes();
     let e = i16::from_le_bytes([rest[6], rest[7]]) as f32;
     check("by_value", 0, |t| if t < 4 { (-5.0 + 1.5 + 77.0 + rest[t as usize] as f32 + e).to_bits() } else { 0 });
@@ -68,7 +68,7 @@ fn atomics() {
         1 => 0u32.wrapping_sub(192),
         2 => (5i32 - 63) as u32,
         3 => 441,
-        // The counter is incremented 64 times and wraps around from 9 to 0.
+        // atomicInc: the counter is incremented 64 times and wraps around from 9 to 0.
         4 => 64 % 10,
         5 => (0..64).fold(0, |v: u32, _| if v == 0 { 9 } else { v - 1 }),
         6 => 0,
@@ -82,11 +82,12 @@ fn atomics() {
         15 => (63i64 << 33 >> 32) as u32,
         16 => 5,
         17 => 64,
-        // The sums of 64 times 1 and of 64 times 0.5: 0x5400 and 0x5000 in f16, 0x4280 and 0x4200 in bf16.
+        // Packed pairs (f16x2, then bf16x2): 1 is added 64 times to the upper half, 0.5 to the lower half. 64 and 32
+        // are 0x5400 and 0x5000 in f16, 0x4280 and 0x4200 in bf16.
         18 => 0x5400_5000,
         19 => 0x4280_4200,
         20 => 77,
-        // Atomics flush subnormal numbers in global memory, but add them in shared memory.
+        // Atomic float additions flush subnormal numbers to zero in global memory, but not in shared memory.
         21 => 0,
         22 => 96,
         _ => 0,
@@ -97,11 +98,11 @@ fn atomics() {
 fn hopper() {
     let f = |v: f32| v.to_bits();
     check_every_run("families", "hopper", |ran| {
-        let m = ran.words(0);
+        let m = ran.buffer_words(0);
         assert_eq!(m[..8], [f(32.0), f(64.0), 0, 0, f(32.0), f(64.0), f(32.0), f(32.0)]);
         assert_eq!(m[8..12], [5, 0, 5, 0]);
         let expected: Vec<u32> = (0..32).map(|t| if t == 0 { 10 } else { 0 }).collect();
-        assert_eq!(ran.words(1)[..32], expected);
+        assert_eq!(ran.buffer_words(1)[..32], expected);
     });
 }
 
@@ -141,8 +142,7 @@ fn shuffles() {
                 }
             }
             6 => t ^ 9,
-            // With a width of 8, `__shfl_xor_sync` cannot read lanes of later segments, but can read lanes of earlier
-            // ones.
+            // With a width of 8, `__shfl_xor_sync` can read lanes of earlier 8-lane segments, but not of later ones.
             _ => {
                 if t ^ 12 > t | 7 {
                     t

@@ -30,14 +30,14 @@ pub fn ptx_source(file: &str, architecture: &str) -> String {
     read(&format!("{file}.{architecture}.ptx"))
 }
 
-/// Removes line information from PTX text; the other lines keep their numbers.
+/// Replaces the `.loc` and `.file` lines of PTX text by empty lines, so that all other lines keep their numbers.
 pub fn without_line_info(ptx: &str) -> String {
     let kept = |line: &str| !matches!(line.split_whitespace().next(), Some(".loc" | ".file"));
     ptx.lines().map(|line| if kept(line) { line } else { "" }).fold(String::new(), |text, line| text + line + "\n")
 }
 
-/// Returns the lines of the CUDA file that PTX line `line` comes from, by the `.loc` before it: the line itself, or
-/// the lines of the calls that were inlined.
+/// Returns the lines of the CUDA file from which PTX line `line` was compiled, as the `.loc` before it names them:
+/// its own line and, for inlined code, the line of the call.
 pub fn cuda_lines(ptx: &str, line: u32) -> BTreeSet<u32> {
     let before: Vec<&str> = ptx.lines().take(line as usize).collect();
     let mut found = BTreeSet::new();
@@ -52,8 +52,8 @@ pub fn cuda_lines(ptx: &str, line: u32) -> BTreeSet<u32> {
             {
                 found.extend(words[at + 2].parse::<u32>());
             }
-            // The `.loc` of header code that is inlined into header code names no line of this file; an earlier
-            // `.loc` names the outer location.
+            // Header code that is inlined into header code has a `.loc` without a line of this file; keep looking for
+            // an earlier `.loc`, which names the call in this file.
             if !found.is_empty() {
                 break;
             }
@@ -75,22 +75,22 @@ pub struct KernelCase {
     pub shared: u32,
     /// The kernel's arguments, each as `buf:COUNT:FILL` or `TYPE=VALUE`.
     pub args: Vec<String>,
-    /// The kinds of findings that are allowed; empty for correct kernels.
+    /// The kinds of findings that the kernel may have; empty for correct kernels.
     pub kinds: Vec<String>,
     /// Text that one of the run's notes must contain.
     pub note: Option<String>,
     /// True if the outputs may differ between seeds.
     pub varies: bool,
-    /// True if a finding is required for some seed only, not for every seed.
+    /// True if it is enough that one seed gives a finding; otherwise every seed must give one.
     pub some: bool,
     /// The architecture on which the case runs; `None` for all.
     pub only: Option<String>,
-    /// Lines of the CUDA file that findings may name.
+    /// The lines of the CUDA file at which findings are expected.
     pub lines: BTreeSet<u32>,
 }
 
-/// Returns the cases of a CUDA file. A line marked with `//!` belongs to the kernel around it, or to all kernels if
-/// it is outside of kernels.
+/// Returns the test cases in a CUDA file, one per `//@ launch:` line. A line that ends in `//!` may have findings: of
+/// the kernel that contains it, or of every kernel if it is outside of kernels.
 pub fn kernel_cases(cuda: &str) -> Vec<KernelCase> {
     let mut cases: Vec<KernelCase> = Vec::new();
     let mut outside = BTreeSet::new();
@@ -142,7 +142,8 @@ fn parse(words: &str) -> KernelCase {
     case
 }
 
-/// Creates the memory and the parameter bytes of a case. Also returns the addresses of its buffers.
+/// Creates the simulated memory with the buffers of `args`. Returns it with the kernel's parameter bytes and the
+/// addresses of the buffers.
 pub fn allocate_arguments(args: &[String]) -> (SimMemory, Vec<u8>, Vec<u64>) {
     let mut memory = SimMemory::new();
     let mut params: Vec<u8> = Vec::new();
@@ -178,7 +179,7 @@ pub fn allocate_arguments(args: &[String]) -> (SimMemory, Vec<u8>, Vec<u64>) {
     (memory, params, buffers)
 }
 
-/// The outcome of a run and the buffers afterwards.
+/// The outcome of a simulated run, and the contents of its buffers afterwards.
 pub struct RunResult {
     /// Findings, notes and counters of the run.
     pub outcome: SimOutcome,
@@ -193,7 +194,7 @@ impl RunResult {
     }
 
     /// Returns buffer `n` as 32-bit words.
-    pub fn words(&self, n: usize) -> Vec<u32> {
+    pub fn buffer_words(&self, n: usize) -> Vec<u32> {
         self.buffers[n].chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect()
     }
 }

@@ -1,5 +1,5 @@
-//! Tests of scalar kernels that nvcc compiled: planted bugs and their correct twins, divergence, instruction
-//! families, determinism.
+//! Tests of kernels that nvcc compiled, without asynchronous instructions: planted bugs and their correct twins,
+//! divergence, instruction families, determinism.
 
 mod corpus;
 mod divergence;

@@ -9,7 +9,7 @@ mod logic;
 use super::op::{Op, OutOfLineOp};
 use super::scalar::{ScalarFlags, ScalarFunction, ScalarOp};
 use super::{AluOp, OperandType, OperandTypes, RegisterClass};
-use crate::ptx::ast::{Operand, Register, RegisterDecl, Type};
+use crate::ptx::ast::{Operand, RegisterDecl, RegisterIndex, Type};
 
 /// Decodes an arithmetic instruction. `registers` are the registers of the function; `cvt` needs the declared width
 /// of its destination, to which it extends the result.
@@ -120,7 +120,7 @@ impl<'a> InstructionForm<'a> {
         self.tokens.last().and_then(|t| Type::from_name(t)).is_some_and(is_float)
     }
 
-    pub fn declared_type(&self, register: Register) -> Option<Type> {
+    pub fn declared_type(&self, register: RegisterIndex) -> Option<Type> {
         Some(self.registers.get(register as usize)?.ty)
     }
 }

@@ -71,10 +71,10 @@ pub fn move_cp_async_bytes(blocks: &mut BlockTable, memory: &mut MemorySystem, r
 
 /// Copies a box of a tensor to shared memory. Elements outside of the tensor get the fill value of its map.
 fn move_box(buffers: &SimMemory, load: &TensorBoxLoad, shared: &mut [u8]) {
-    let Ok(copy) = load.map.box_at(&load.coordinates, load.shared) else { return };
-    let fill = load.map.fill_pattern();
+    let Ok(copy) = load.map.box_copy_at(&load.coordinates, load.shared) else { return };
+    let fill = load.map.out_of_bounds_fill_bytes();
     let mut buffer: Option<&Allocation> = None;
-    copy.for_each_byte_run(|run| {
+    copy.for_each_contiguous_part(|run| {
         let (at, bytes) = ((run.shared - FIRST_SHARED_ADDRESS) as usize, run.bytes as usize);
         let Some(target) = shared.get_mut(at..at + bytes) else { return };
         match run.global {

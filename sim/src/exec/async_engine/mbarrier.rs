@@ -11,7 +11,7 @@ use crate::exec::state::mbarrier::{MbarrierLocation, MbarrierObject, join_clock}
 use crate::exec::state::warp::FragmentState;
 use crate::finding::{FindingKind, FindingSite};
 use crate::order::{AccessKind, Agent, VectorClock};
-use crate::program::op::{Mbarrier, MbarrierKind};
+use crate::program::op::{Mbarrier, MbarrierOperationKind};
 
 /// Largest count of arrivals, and of bytes, that one mbarrier phase can expect.
 const MAX_COUNT: u32 = (1 << 20) - 1;
@@ -19,7 +19,7 @@ const MAX_COUNT: u32 = (1 << 20) - 1;
 impl AsyncEngine {
     /// Executes an mbarrier instruction.
     pub fn mbarrier(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, m: &Mbarrier) -> NextAction {
-        if let MbarrierKind::PendingCount { dst, state } = m.kind {
+        if let MbarrierOperationKind::PendingCount { dst, state } = m.kind {
             let states = cx.regs().get64(state);
             cx.set_register(dst, &states.map(|s| (s >> 32) as u32));
             return NextAction::Next;
@@ -28,8 +28,8 @@ impl AsyncEngine {
         let (at, undefined) = (lane_addresses(regs, &m.addr), lanes_with_undefined_address(regs, &m.addr));
         cx.drop_lanes_with_undefined_address(undefined);
         match m.kind {
-            MbarrierKind::Wait { .. } => return self.mbarrier_wait(cx, memory, m, &at),
-            MbarrierKind::CpAsyncArrive { noinc } => {
+            MbarrierOperationKind::Wait { .. } => return self.mbarrier_wait(cx, memory, m, &at),
+            MbarrierOperationKind::CpAsyncArrive { noinc } => {
                 let mut left = cx.mask;
                 while left != 0 {
                     let lane = left.trailing_zeros();
@@ -41,7 +41,7 @@ impl AsyncEngine {
                     }
                 }
             }
-            MbarrierKind::Arrive { .. } => self.mbarrier_arrive(cx, memory, m, &at),
+            MbarrierOperationKind::Arrive { .. } => self.mbarrier_arrive(cx, memory, m, &at),
             _ => {
                 for lane in lanes_in_mask(cx.mask) {
                     if let Some(object) = locate_mbarrier(cx, lane, m.window, at[lane as usize]) {
@@ -64,25 +64,25 @@ impl AsyncEngine {
         at: MbarrierLocation,
     ) {
         match m.kind {
-            MbarrierKind::Init { count } => {
+            MbarrierOperationKind::Init { count } => {
                 let count = cx.regs().get(count)[lane as usize];
                 mbarrier_init(cx, memory, lane, at, count);
             }
-            MbarrierKind::Inval => {
+            MbarrierOperationKind::Inval => {
                 if check_mbarrier_use(cx, memory, lane, at, "invalidated")
                     && let Some(block) = cx.grid.blocks.get_mut(at.slot)
                 {
                     block.mbarriers.remove(&at.address);
                 }
             }
-            MbarrierKind::ExpectTx { bytes } => {
+            MbarrierOperationKind::ExpectTx { bytes } => {
                 let bytes = cx.regs().get(bytes)[lane as usize];
                 if check_mbarrier_use(cx, memory, lane, at, "given bytes to expect") {
                     let site = cx.finding_site(lane);
                     expect_bytes(cx.grid, at, bytes, site);
                 }
             }
-            MbarrierKind::CompleteTx { bytes } => {
+            MbarrierOperationKind::CompleteTx { bytes } => {
                 let bytes = cx.regs().get(bytes)[lane as usize];
                 if check_mbarrier_use(cx, memory, lane, at, "signalled (complete_tx)") {
                     let site = cx.finding_site(lane);
@@ -101,7 +101,7 @@ impl AsyncEngine {
         m: &Mbarrier,
         addresses: &[u64; 32],
     ) {
-        let MbarrierKind::Arrive { state, count, expect, drop, no_complete } = m.kind else { return };
+        let MbarrierOperationKind::Arrive { state, count, expect, drop, no_complete } = m.kind else { return };
         let mask = cx.mask;
         let mut released: Option<(MbarrierLocation, VectorClock)> = None;
         for lane in lanes_in_mask(mask) {
@@ -161,7 +161,7 @@ impl AsyncEngine {
         m: &Mbarrier,
         addresses: &[u64; 32],
     ) -> NextAction {
-        let MbarrierKind::Wait { dst, operand, parity, blocking } = m.kind else { return NextAction::Next };
+        let MbarrierOperationKind::Wait { dst, operand, parity, blocking } = m.kind else { return NextAction::Next };
         let regs = cx.regs();
         let operands: [u64; 32] = if parity { regs.get(operand).map(u64::from) } else { regs.get64(operand) };
         let undefined = regs.undefined[operand as usize] & cx.mask;

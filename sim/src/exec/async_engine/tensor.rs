@@ -106,7 +106,7 @@ impl AsyncEngine {
         b: &BoxCopy,
     ) -> Option<(MemoryLocation, u64, u32)> {
         let offset = layout::split_shared_address(b.shared as u32).offset;
-        let copy = match b.map.box_at(b.coordinates, offset) {
+        let copy = match b.map.box_copy_at(b.coordinates, offset) {
             Ok(copy) => copy,
             Err(e) => {
                 let aligned = e.field != "shared address";
@@ -127,7 +127,7 @@ impl AsyncEngine {
         if whole {
             runs.push((base, spread));
         } else {
-            copy.for_each_byte_run(|r| {
+            copy.for_each_contiguous_part(|r| {
                 if b.load || r.global.is_some() {
                     runs.push((base + (r.shared - offset) as u64, r.bytes as u64));
                 }
@@ -181,8 +181,8 @@ fn store_pieces(
     base: u64,
 ) -> Vec<ByteRangeCopy> {
     let mut pieces = Vec::new();
-    let Ok(copy) = b.map.box_at(b.coordinates, start) else { return pieces };
-    copy.for_each_byte_run(|run| {
+    let Ok(copy) = b.map.box_copy_at(b.coordinates, start) else { return pieces };
+    copy.for_each_contiguous_part(|run| {
         let Some(address) = run.global else { return };
         let Some(index) = memory.find_buffer_index(address) else { return };
         let to_offset = address - memory.buffers.buffer(index).base;

@@ -40,9 +40,9 @@ pub fn tensormap_replace(cx: &mut InstructionContext, memory: &mut MemorySystem,
         let bytes = &mut data[offset as usize..offset as usize + MAP_BYTES];
         let mut blob: EncodedMap = [0; MAP_BYTES];
         blob.copy_from_slice(bytes);
-        let result = match MapField::parse(r.field) {
+        let result = match MapField::from_qualifier(r.field) {
             Some(field) => {
-                tensor_map::replace(&mut blob, field, r.ordinal, values[lane as usize]).map_err(|e| e.to_string())
+                tensor_map::replace_field(&mut blob, field, r.ordinal, values[lane as usize]).map_err(|e| e.to_string())
             }
             None => Err(format!("tensormap.replace of an unknown field: {}", r.field)),
         };

@@ -143,7 +143,7 @@ impl AsyncEngine {
             }
             operand.check_within_shared_memory(start, end)?;
             let mut runs = Vec::new();
-            operand.for_each_byte_run(|at, n| runs.push(((at - start) as u64, n as u64)));
+            operand.for_each_contiguous_part(|at, n| runs.push(((at - start) as u64, n as u64)));
             self.operand_runs.insert(*operand, runs);
         }
         Ok((a, b))
@@ -175,7 +175,7 @@ impl AsyncEngine {
         }
         memory.check_shadow(cx, MemoryLocation::Shared(slot), AccessKind::Read, 0, |shadow, warp, order, found| {
             if known {
-                shadow.recheck_wgmma_operand(&writers, op, warp, lane, pc, order, found);
+                shadow.check_against_operand_writers(&writers, op, warp, lane, pc, order, found);
             } else {
                 shadow.read_wgmma_operand(&runs, op, warp, lane, pc, order, &mut writers, found);
             }

@@ -6,7 +6,7 @@ use crate::exec::grid_context::GridContext;
 use crate::exec::operands::set_predicate;
 use crate::exec::state::block::Block;
 use crate::exec::state::warp::{CallFrame, Warp, initial_registers};
-use crate::program::Relocation;
+use crate::program::PerWarpValue;
 use crate::program::op::CallArgument;
 
 /// Adds a frame (the registers of one call of a function) for a function that `lanes` of a warp enter. `parent` is
@@ -22,9 +22,9 @@ pub fn enter_function(
     let code = &context.kernel.functions[function as usize];
     let local_base = warp.grow_local_memory(code.local_bytes);
     let mut regs = initial_registers(code);
-    for relocation in &code.relocations {
-        match *relocation {
-            Relocation::Special { slot, which, wide } => {
+    for value in &code.per_warp_values {
+        match *value {
+            PerWarpValue::Special { slot, which, wide } => {
                 let value = |l| fixed_special_register(context, block, warp.index, which, l as u32);
                 let values: [u32; 32] = std::array::from_fn(value);
                 if wide {
@@ -33,7 +33,7 @@ pub fn enter_function(
                     regs.set(slot, &values, u32::MAX);
                 }
             }
-            Relocation::Local { slot, offset } => {
+            PerWarpValue::Local { slot, offset } => {
                 regs.set64(slot, &[(local_base + offset) as u64; 32], u32::MAX);
             }
         }

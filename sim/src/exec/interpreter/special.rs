@@ -7,23 +7,23 @@ use crate::exec::state::block::Block;
 use crate::exec::state::warp::FragmentState;
 use crate::finding::FindingKind;
 use crate::layout::FIRST_SHARED_ADDRESS;
-use crate::program::FixedRegister;
-use crate::program::op::VaryingRegister;
+use crate::program::ConstantSpecialRegister;
+use crate::program::op::VaryingSpecialRegister;
 
 /// Executes a read of a special register that changes while the warp runs.
-pub fn read_special_register(cx: &mut InstructionContext, dst: u32, which: VaryingRegister) -> NextAction {
+pub fn read_special_register(cx: &mut InstructionContext, dst: u32, which: VaryingSpecialRegister) -> NextAction {
     let clock = cx.warp.clock;
     // The simulator does not model time: it assumes 2 ns per instruction.
     let nanoseconds = cx.grid.progress.executed * 2;
     match which {
-        VaryingRegister::Clock => cx.set_register(dst, &[clock as u32; 32]),
-        VaryingRegister::ClockHi => cx.set_register(dst, &[(clock >> 32) as u32; 32]),
-        VaryingRegister::Clock64 => cx.set_register64(dst, &[clock; 32]),
-        VaryingRegister::Globaltimer => cx.set_register64(dst, &[nanoseconds; 32]),
-        VaryingRegister::GlobaltimerLo => cx.set_register(dst, &[nanoseconds as u32; 32]),
-        VaryingRegister::GlobaltimerHi => cx.set_register(dst, &[(nanoseconds >> 32) as u32; 32]),
-        VaryingRegister::Activemask => cx.set_register(dst, &[cx.mask; 32]),
-        VaryingRegister::ExplicitCluster => {
+        VaryingSpecialRegister::Clock => cx.set_register(dst, &[clock as u32; 32]),
+        VaryingSpecialRegister::ClockHi => cx.set_register(dst, &[(clock >> 32) as u32; 32]),
+        VaryingSpecialRegister::Clock64 => cx.set_register64(dst, &[clock; 32]),
+        VaryingSpecialRegister::Globaltimer => cx.set_register64(dst, &[nanoseconds; 32]),
+        VaryingSpecialRegister::GlobaltimerLo => cx.set_register(dst, &[nanoseconds as u32; 32]),
+        VaryingSpecialRegister::GlobaltimerHi => cx.set_register(dst, &[(nanoseconds >> 32) as u32; 32]),
+        VaryingSpecialRegister::Activemask => cx.set_register(dst, &[cx.mask; 32]),
+        VaryingSpecialRegister::ExplicitCluster => {
             let value = if cx.grid.context.cluster == [1, 1, 1] { 0 } else { u32::MAX };
             let mask = cx.mask;
             set_predicate(cx.regs_mut(), dst, value, mask);
@@ -33,38 +33,47 @@ pub fn read_special_register(cx: &mut InstructionContext, dst: u32, which: Varyi
 }
 
 /// The value of a special register that stays the same while the warp runs.
-pub fn fixed_special_register(context: &GridContext, block: &Block, warp: u32, which: FixedRegister, lane: u32) -> u32 {
+pub fn fixed_special_register(
+    context: &GridContext,
+    block: &Block,
+    warp: u32,
+    which: ConstantSpecialRegister,
+    lane: u32,
+) -> u32 {
     let launch = context.launch;
     let component = |v: [u32; 3], c: u8| v.get(c as usize).copied().unwrap_or(0);
     let per_cluster = |v: [u32; 3]| -> [u32; 3] { std::array::from_fn(|i| v[i] / context.cluster[i]) };
     match which {
-        FixedRegister::Tid(c) => {
+        ConstantSpecialRegister::Tid(c) => {
             component(crate::exec::grid_context::coordinates_of_index(warp * 32 + lane, launch.block), c)
         }
-        FixedRegister::Ntid(c) => component(launch.block, c),
-        FixedRegister::Ctaid(c) => component(block.coordinates, c),
-        FixedRegister::Nctaid(c) => component(launch.grid, c),
-        FixedRegister::ClusterId(c) => component(per_cluster(block.coordinates), c),
-        FixedRegister::NclusterId(c) => component(per_cluster(launch.grid), c),
-        FixedRegister::ClusterCtaid(c) => component([0, 1, 2].map(|i| block.coordinates[i] % context.cluster[i]), c),
-        FixedRegister::ClusterNctaid(c) => component(context.cluster, c),
-        FixedRegister::ClusterCtarank => block.rank,
-        FixedRegister::ClusterNctarank => context.cluster_blocks(),
-        FixedRegister::LaneId => lane,
-        FixedRegister::WarpId => warp,
-        FixedRegister::NwarpId => launch.block.iter().product::<u32>().div_ceil(32),
-        FixedRegister::SmId => block.index % context.options.gpu.multiprocessors,
-        FixedRegister::NsmId => context.options.gpu.multiprocessors,
-        FixedRegister::GridId => 1,
-        FixedRegister::LanemaskEq => 1 << lane,
-        FixedRegister::LanemaskLt => (1 << lane) - 1,
-        FixedRegister::LanemaskLe => ((1u32 << lane) - 1) | 1 << lane,
-        FixedRegister::LanemaskGt => !(((1u32 << lane) - 1) | 1 << lane),
-        FixedRegister::LanemaskGe => !((1u32 << lane) - 1),
-        FixedRegister::DynamicSmem => launch.dynamic_shared,
-        FixedRegister::TotalSmem => context.kernel.static_shared + launch.dynamic_shared,
-        FixedRegister::ReservedSmem(end) => end as u32 * FIRST_SHARED_ADDRESS,
-        FixedRegister::Zero => 0,
+        }
+        ConstantSpecialRegister::Ntid(c) => component(launch.block, c),
+        ConstantSpecialRegister::Ctaid(c) => component(block.coordinates, c),
+        ConstantSpecialRegister::Nctaid(c) => component(launch.grid, c),
+        ConstantSpecialRegister::ClusterId(c) => component(per_cluster(block.coordinates), c),
+        ConstantSpecialRegister::NclusterId(c) => component(per_cluster(launch.grid), c),
+        ConstantSpecialRegister::ClusterCtaid(c) => {
+            component([0, 1, 2].map(|i| block.coordinates[i] % context.cluster[i]), c)
+        }
+        ConstantSpecialRegister::ClusterNctaid(c) => component(context.cluster, c),
+        ConstantSpecialRegister::ClusterCtarank => block.rank,
+        ConstantSpecialRegister::ClusterNctarank => context.cluster_blocks(),
+        ConstantSpecialRegister::LaneId => lane,
+        ConstantSpecialRegister::WarpId => warp,
+        ConstantSpecialRegister::NwarpId => launch.block.iter().product::<u32>().div_ceil(32),
+        ConstantSpecialRegister::SmId => block.index % context.options.gpu.multiprocessors,
+        ConstantSpecialRegister::NsmId => context.options.gpu.multiprocessors,
+        ConstantSpecialRegister::GridId => 1,
+        ConstantSpecialRegister::LanemaskEq => 1 << lane,
+        ConstantSpecialRegister::LanemaskLt => (1 << lane) - 1,
+        ConstantSpecialRegister::LanemaskLe => ((1u32 << lane) - 1) | 1 << lane,
+        ConstantSpecialRegister::LanemaskGt => !(((1u32 << lane) - 1) | 1 << lane),
+        ConstantSpecialRegister::LanemaskGe => !((1u32 << lane) - 1),
+        ConstantSpecialRegister::DynamicSmem => launch.dynamic_shared,
+        ConstantSpecialRegister::TotalSmem => context.kernel.static_shared + launch.dynamic_shared,
+        ConstantSpecialRegister::ReservedSmem(end) => end as u32 * FIRST_SHARED_ADDRESS,
+        ConstantSpecialRegister::Zero => 0,
     }
 }
 

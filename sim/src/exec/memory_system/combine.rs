@@ -37,10 +37,10 @@ pub fn atomic_result(op: AtomicOp, ty: AtomicType, old: u128, operand: u128) -> 
             let high = half_result(op, part, (old >> 16) as u16, (operand >> 16) as u16) as u128;
             low | high << 16
         }
-        AtomicType::S32 => op.signed(old as u32 as i32 as i64, operand as u32 as i32 as i64) as u32 as u128,
-        AtomicType::S64 => op.signed(old as u64 as i64, operand as u64 as i64) as u64 as u128,
-        AtomicType::U64 | AtomicType::B64 => op.unsigned(old as u64, operand as u64) as u128,
-        AtomicType::U32 | AtomicType::B32 => op.unsigned(old as u32 as u64, operand as u32 as u64) as u32 as u128,
+        AtomicType::S32 => op.apply_signed(old as u32 as i32 as i64, operand as u32 as i32 as i64) as u32 as u128,
+        AtomicType::S64 => op.apply_signed(old as u64 as i64, operand as u64 as i64) as u64 as u128,
+        AtomicType::U64 | AtomicType::B64 => op.apply_unsigned(old as u64, operand as u64) as u128,
+        AtomicType::U32 | AtomicType::B32 => op.apply_unsigned(old as u32 as u64, operand as u32 as u64) as u32 as u128,
         AtomicType::B16 | AtomicType::B128 => operand,
     }
 }

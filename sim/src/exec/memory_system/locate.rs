@@ -286,7 +286,7 @@ impl MemorySystem {
             };
             let start = address.wrapping_sub(base);
             if start < len {
-                shadow.initialize(start..(start + bytes).min(len));
+                shadow.mark_initialized(start..(start + bytes).min(len));
             }
         }
     }

@@ -65,7 +65,7 @@ fn new_block(context: &GridContext, blocks: &mut BlockTable, at: [u32; 3], rank:
     if let Some((start, end)) = kernel.group_scratch {
         let [start, end] = [start, end].map(|address| address - FIRST_SHARED_ADDRESS);
         shared[start as usize..end as usize].fill(0);
-        shadow.initialize(start as u64..end as u64);
+        shadow.mark_initialized(start as u64..end as u64);
     }
     let threads = launch.block.iter().product::<u32>();
     let (slot, warps) = (cluster[rank as usize], threads.div_ceil(32));

@@ -205,7 +205,7 @@ impl SharedOperand {
 
     /// Calls `each` with the address and the length of every contiguous run of bytes that the instruction reads. The
     /// runs overlap only if the descriptor's offsets make parts of the operand overlap.
-    pub fn for_each_byte_run(&self, mut each: impl FnMut(u32, u32)) {
+    pub fn for_each_contiguous_part(&self, mut each: impl FnMut(u32, u32)) {
         let (mut at, mut bytes) = (0, 0);
         let mut add = |address: u32, length: u32| {
             if address == at + bytes && bytes > 0 {
@@ -265,17 +265,17 @@ impl SharedOperand {
         }
     }
 
-    /// Returns (address, bytes) of all runs of [`Self::for_each_byte_run`].
+    /// Returns (address, bytes) of all runs of [`Self::for_each_contiguous_part`].
     pub fn byte_run_addresses_and_lengths(&self) -> Vec<(u32, u32)> {
         let mut runs = Vec::new();
-        self.for_each_byte_run(|address, bytes| runs.push((address, bytes)));
+        self.for_each_contiguous_part(|address, bytes| runs.push((address, bytes)));
         runs
     }
 
     /// Checks that all bytes that the instruction reads lie in the shared memory `first..end`.
     pub fn check_within_shared_memory(&self, first: u32, end: u32) -> Result<(), DescriptorError> {
         let mut outside = None;
-        self.for_each_byte_run(|address, bytes| {
+        self.for_each_contiguous_part(|address, bytes| {
             if address < first || address + bytes > end {
                 outside = outside.or(Some((address, bytes)));
             }

@@ -278,7 +278,7 @@ fn reads_tiles_of_tensor_copies() {
         let mut shared = vec![0xeeu8; 64 * 1024];
         let tile_bytes = 64 * span;
         let mut load = |column: usize, row: usize, at: u32| {
-            map.box_at(&[column as i32, row as i32], at).unwrap().for_each_byte_run(|run| {
+            map.box_copy_at(&[column as i32, row as i32], at).unwrap().for_each_contiguous_part(|run| {
                 let (from, to, bytes) = (run.global.unwrap() as usize, run.shared as usize, run.bytes as usize);
                 shared[to..to + bytes].copy_from_slice(&global[from..from + bytes]);
             });

@@ -567,7 +567,7 @@ impl<'a> AccessCheck<'a> {
         let known = if key < FIRST_OP_KEY {
             self.clock.lanes_ordered_before_clock(key, stamp.epoch())
         } else {
-            self.cx.ops.ordered_lanes_for_lane(key, self.warp, lane, self.clock)
+            self.cx.ops.lanes_known_complete_to(key, self.warp, lane, self.clock)
         };
         mask & !(known | own) == 0
     }

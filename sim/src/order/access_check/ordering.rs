@@ -98,7 +98,7 @@ impl AccessCheck<'_> {
         }
         if old.key < FIRST_OP_KEY {
             let epoch = old.stamp.epoch();
-            let own = old.key == self.warp.key() && self.warp.own_async_visible(self.space, lane) >= epoch;
+            let own = old.key == self.warp.key() && self.warp.own_async_visible_epoch(self.space, lane) >= epoch;
             let known = self.clock.lanes_visible_to_async_proxy(self.space, old.key, epoch) | (own as u32) << lane;
             return old.mask & !known == 0;
         }

@@ -62,7 +62,7 @@ impl AccessCheck<'_> {
         if known == u32::MAX {
             return Some(true);
         }
-        if known == 0 && key >= FIRST_OP_KEY && !self.cx.ops.was_observed_by(key, self.warp.key()) {
+        if known == 0 && key >= FIRST_OP_KEY && !self.cx.ops.was_completion_observed_by(key, self.warp.key()) {
             self.unordered_readers = (key, stamp);
             return Some(false);
         }

@@ -48,7 +48,7 @@ impl ShadowMemory {
         if initialized { InitializedBytes::All } else { InitializedBytes::Some(Vec::new(), CHUNK_BYTES as u32) }
     }
 
-    /// Makes the shadow memory equal to a new one, for another block's shared memory of the same size.
+    /// Resets the shadow memory to its initial state, to reuse it for another block's shared memory of the same size.
     pub fn reset(&mut self, initialized: bool) {
         self.forget_accesses();
         self.init.fill(ShadowMemory::init(initialized));
@@ -62,7 +62,7 @@ impl ShadowMemory {
     }
 
     /// Marks the bytes `range` as initialised.
-    pub fn initialize(&mut self, range: Range<u64>) {
+    pub fn mark_initialized(&mut self, range: Range<u64>) {
         for_each_byte_mask(range, |at, bits| {
             self.init[(at >> LOG2_CHUNK_BYTES) as usize].mark_bytes_initialized(at & (CHUNK_BYTES - 1), bits)
         });
@@ -78,8 +78,8 @@ impl ShadowMemory {
     }
 
     /// Checks and records an access of `bytes` bytes (1, 2, 4, 8 or 16) by each lane in `lanes`, at its offset in
-    /// `offsets`, which must be in bounds and aligned. Adds at most one conflict per lane to `out`; a conflicting
-    /// access is recorded, too.
+    /// `offsets`, which must be in bounds and aligned. Adds at most one conflict per lane to `out`; the access is
+    /// recorded even if it conflicts.
     #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     pub fn check_access(
         &mut self,
@@ -189,8 +189,8 @@ impl ShadowMemory {
         }
     }
 
-    /// Fast path for 32 lanes that access consecutive bytes of one chunk. Returns false, and does nothing, for other
-    /// accesses.
+    /// Fast path for 32 lanes that access consecutive bytes within one chunk of shadow cells. For any other access it
+    /// does nothing and returns false.
     #[inline(always)]
     fn check_consecutive_lanes<const READS: bool, const WRITES: bool>(
         &mut self,
@@ -318,12 +318,12 @@ impl ShadowMemory {
             let mut check = AccessCheck::new(self.space, warp, warp.clock(lane), cx, op.key(), stamp, pc);
             let mut cache = TransitionCache::new();
             for (n, &(start, bytes)) in alike.iter().enumerate() {
-                if n % PREFETCHED_RUNS == 0 {
-                    self.prefetch_runs(&alike[n..alike.len().min(n + PREFETCHED_RUNS)]);
+                if n % RANGES_PER_PREFETCH == 0 {
+                    self.prefetch_ranges(&alike[n..alike.len().min(n + RANGES_PER_PREFETCH)]);
                 }
                 let range = start..start + bytes;
                 if WRITES {
-                    self.initialize(range.clone());
+                    self.mark_initialized(range.clone());
                 } else if !self.is_initialized(range.clone()) {
                     check.fault = Some(ConflictWithoutLane::uninitialized(start));
                 }
@@ -371,9 +371,9 @@ impl ShadowMemory {
 }
 
 /// Number of byte ranges whose shadow cells are prefetched together.
-const PREFETCHED_RUNS: usize = 8;
+const RANGES_PER_PREFETCH: usize = 8;
 
-/// An access that lanes of one warp make with one instruction.
+/// The access that a warp's lanes make with one instruction, each lane at its own offset.
 struct LaneAccess<'a> {
     warp: &'a WarpClocks,
     lanes: u32,

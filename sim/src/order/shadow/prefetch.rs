@@ -19,8 +19,9 @@ impl ShadowMemory {
         std::hint::black_box(seen);
     }
 
-    /// Prefetches the shadow cells of the byte ranges `runs`, except long ones.
-    pub(super) fn prefetch_runs(&self, runs: &[(u64, u64)]) {
+    /// Prefetches the shadow cells of the byte ranges `runs` (offset, length); skips ranges longer than a sixteenth
+    /// of a chunk.
+    pub(super) fn prefetch_ranges(&self, runs: &[(u64, u64)]) {
         let mut seen = 0;
         for &(start, bytes) in runs.iter().filter(|run| run.1 <= CHUNK_BYTES / 16) {
             let Some(Some(chunk)) = self.chunks.get((start >> LOG2_CHUNK_BYTES) as usize) else { continue };

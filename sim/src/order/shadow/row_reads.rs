@@ -1,5 +1,5 @@
-//! Checks of asynchronous reads in which four or eight consecutive lanes read one row: one shadow cell stands for all
-//! of them.
+//! Checks of `cp.async` reads in which four or eight consecutive lanes together read 64 or 128 consecutive bytes (a
+//! row): one shadow cell records the reads of all these lanes.
 
 use super::super::LANES;
 use super::super::access_check::AccessCheck;
@@ -10,8 +10,8 @@ use super::super::cell::{
 use super::{LaneAccess, ShadowMemory};
 
 impl ShadowMemory {
-    /// Checks and records reads of 16 bytes per lane, as [`ShadowMemory::check_cp_async`] does, for groups of
-    /// consecutive lanes whose reads do not conflict. Returns the lanes that must be checked one by one.
+    /// Checks and records `cp.async` reads of 16 bytes per lane, one whole row at a time, where no read of the row
+    /// conflicts. Returns the mask of the lanes that this did not handle and that must be checked one by one.
     pub(super) fn check_row_reads(&mut self, access: &LaneAccess, check: &mut AccessCheck) -> u32 {
         let offsets = access.offsets;
         let Some(count) =
@@ -42,7 +42,7 @@ impl ShadowMemory {
         left
     }
 
-    /// Prefetches the shadow cells of all groups of lanes.
+    /// Prefetches the shadow cell of each group of `count` lanes that read one row.
     fn prefetch_groups(&self, offsets: &[u64; LANES], count: usize) {
         let cell = |offset: &u64| {
             let chunk = self.chunks.get((offset >> LOG2_CHUNK_BYTES) as usize)?.as_ref()?;

@@ -22,7 +22,8 @@ impl CachedAndUncached {
         (xorshift(&mut self.state) >> 20) % below
     }
 
-    /// Returns the offset that each lane accesses in a swizzled tile: the lanes access 16-byte units line by line.
+    /// Returns the offset that each lane accesses in a random swizzled tile: consecutive lanes access consecutive
+    /// 16-byte units of a tile row, then those of the next row.
     fn rows(&mut self) -> [u64; 32] {
         let (pitch, units) = (64 << self.random(3), 1 << self.random(3));
         let (start, swizzle) = (self.random(8) * 1024, self.random(2) * (units - 1));
@@ -79,7 +80,7 @@ impl CachedAndUncached {
                 self.both(|shadow, warps, cx, out| {
                     let mut writers = OperandWriters::default();
                     shadow.read_wgmma_operand(&runs, op, &warps[w], 0, pc, cx, &mut writers, out);
-                    shadow.recheck_wgmma_operand(&writers, op, &warps[w ^ 1], 0, pc, cx, out);
+                    shadow.check_against_operand_writers(&writers, op, &warps[w ^ 1], 0, pc, cx, out);
                 })
             }
             _ => {
@@ -98,7 +99,8 @@ impl CachedAndUncached {
         op
     }
 
-    /// Completes operations, synchronises warps and makes writes visible to the async proxy, each at random.
+    /// Draws at random which of these to do: complete the open operations, make a warp's writes visible to the async
+    /// proxy, synchronise warps.
     fn order(&mut self) {
         if self.random(4) != 0 {
             for (op, w) in std::mem::take(&mut self.open) {
@@ -118,7 +120,7 @@ impl CachedAndUncached {
         }
     }
 
-    /// Issues a `cp.async` that reads rows which four or eight consecutive lanes share.
+    /// Issues a `cp.async` in which each group of four or eight consecutive lanes reads one row, 16 bytes per lane.
     fn copy_rows(&mut self) {
         let (w, pc, units) = (self.random(8) as usize, self.random(6) as u32, 4 << self.random(2));
         let (pitch, start) = (128 << self.random(3), self.random(4) * 4096);
@@ -144,7 +146,8 @@ impl CachedAndUncached {
     }
 }
 
-/// Reads that were recorded for a whole row are still attributed to the right lanes after a narrower access.
+/// A shadow cell that recorded the reads of a whole row's lanes is split by a narrower access; later conflicts still
+/// name the right lanes.
 #[test]
 fn row_checks_equal_checks_lane_by_lane() {
     let (mut row_chunks, mut conflicts) = (0, 0);

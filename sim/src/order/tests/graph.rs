@@ -40,7 +40,7 @@ impl HappensBeforeGraph {
     }
 
     /// Returns true if a proxy fence for `space` lies between the two events.
-    pub fn fenced_between(&self, a: EventId, b: EventId, space: usize) -> bool {
+    pub fn is_proxy_fence_between(&self, a: EventId, b: EventId, space: usize) -> bool {
         let between = |&(node, spaces): &(EventId, [bool; 2])| {
             spaces[space] && self.happens_before(a, node) && self.happens_before(node, b)
         };

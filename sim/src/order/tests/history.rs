@@ -13,7 +13,8 @@ const ALL: u32 = 0b111;
 const BYTES: u64 = 32;
 const SCOPES: [AccessStrength; 3] = [AccessStrength::Cta, AccessStrength::Cluster, AccessStrength::Gpu];
 
-/// A random step: its kind, its warp, its lanes, and numbers whose meaning depends on the kind.
+/// A random step of a history: its kind, warp and lanes, each as an index, and four random numbers whose meaning
+/// depends on the kind.
 type Step = (u8, u8, u8, [u8; 4]);
 
 /// An access as the reference graph stores it.
@@ -54,12 +55,14 @@ struct World {
     open: Vec<(AsyncOpId, usize, u32)>,
     strong_writes: BTreeMap<u64, Vec<StrongWrite>>,
     fences: BTreeMap<BlockWarpLane, Vec<(EventId, AccessStrength)>>,
-    /// Release patterns that a thread's strong reads observed: first node, scope and block of each.
+    /// For each thread, the release patterns that its strong reads observed: of each, the first event, the scope and
+    /// the releasing block.
     observed: BTreeMap<BlockWarpLane, Vec<(EventId, AccessStrength, u32)>>,
-    /// Which kinds of accesses prevail in this history, as in [`World::choose`].
+    /// Index of the mix of access kinds from which [`World::choose`] draws this history's accesses.
     mix: u8,
     conflicts: usize,
-    /// Number of accesses that are ordered after an earlier one with which they would otherwise conflict.
+    /// Number of accesses that did not conflict only because they are ordered after an earlier access to the same
+    /// bytes.
     ordered: usize,
 }
 
@@ -122,7 +125,8 @@ impl World {
         }
     }
 
-    /// Forgets all accesses, as the end of a launch does: conflicts have excluded too many bytes from the comparison.
+    /// Forgets all accesses, as the end of a launch does. Called when more than a quarter of the bytes have had a
+    /// conflict, after which they are no longer compared.
     fn settle(&mut self) {
         self.shadow.forget_accesses();
         self.past.clear();
@@ -216,7 +220,8 @@ impl World {
         }
     }
 
-    /// Makes a strong access of one lane to one of two locations.
+    /// Makes the first lane in `lanes` access one of two synchronisation locations strongly; `n` selects location,
+    /// scope and semantics.
     fn strong(&mut self, w: usize, lanes: u32, n: [u8; 4], writes: bool) {
         let (lane, address) = (lanes.trailing_zeros(), n[0] as u64 % 2);
         let scope = SCOPES[n[1] as usize % 3].max(SCOPES[n[1] as usize / 3 % 3]);
@@ -247,8 +252,8 @@ impl World {
         }
     }
 
-    /// Returns the first nodes of the release patterns that a read of `address` acquires at once. The other patterns
-    /// are kept for later fences.
+    /// Returns the first events of the release patterns that a read of `address` by `thread` acquires at once.
+    /// Patterns that the read observes without acquiring are kept for the thread's later fences.
     fn observe(&mut self, thread: BlockWarpLane, address: u64, acquires: bool, scope: AccessStrength) -> Vec<EventId> {
         let strong_writes = self.strong_writes.entry(address).or_default();
         let (mut at, mut reader) = (strong_writes.len(), (thread.0, scope));
@@ -298,8 +303,8 @@ impl World {
         self.open.push((op, w, lanes));
     }
 
-    /// Completes an operation: either its lanes wait for it, or a virtual agent such as an mbarrier observes it;
-    /// threads that later acquire the agent's clock from `tokens` have then observed it, too.
+    /// Completes a random open operation. Either its lanes wait for it, or a virtual agent (such as an mbarrier)
+    /// observes the completion; threads that later acquire this agent's clock from `tokens` then know of it, too.
     fn end_op(&mut self, n: [u8; 4]) {
         if self.open.is_empty() {
             return;
@@ -359,8 +364,8 @@ impl World {
         }
     }
 
-    /// Chooses an access by the history's mix: any, mostly reads, mostly strong, weak only, reads of one address, or
-    /// operations and fences.
+    /// Draws the kind and strength of an access from the mix `self.mix`: 0 any, 1 mostly reads, 2 mostly strong, 3
+    /// weak only, 4 mostly reads of few addresses, 5 weak only, among many operations and fences.
     fn choose(&self, n: [u8; 4]) -> (AccessKind, AccessStrength) {
         let anything = [AccessKind::Read, AccessKind::Write, AccessKind::Read, AccessKind::Write, AccessKind::Atomic];
         let reads = [AccessKind::Read, AccessKind::Read, AccessKind::Read, AccessKind::Read, AccessKind::Write];
@@ -386,7 +391,8 @@ impl World {
         (access, strength)
     }
 
-    /// Checks that the graph allows the result of shadow memory for the access `mine`, then records the access.
+    /// Checks that the reference graph agrees with `found`, the conflict that shadow memory reported for the access
+    /// `mine`, then records the access.
     fn compare(&mut self, mine: RecordedAccess, reads: bool, found: Option<&Conflict>) {
         let touched: BTreeSet<u64> = (mine.bytes.0..mine.bytes.1).collect();
         if touched.is_disjoint(&self.spoiled) {
@@ -443,7 +449,7 @@ impl World {
             let exempt = strong && through_async(mine) == through_async(old);
             return (!exempt).then_some(if old.op.is_some() { "not waited" } else { "race" });
         }
-        let fenced = |&node: &EventId| self.graph.fenced_between(node, mine.node, self.space as usize);
+        let fenced = |&node: &EventId| self.graph.is_proxy_fence_between(node, mine.node, self.space as usize);
         let unseen = through_async(mine) && old.writes && !through_async(old) && !seen.iter().any(fenced);
         unseen.then_some("proxy")
     }

@@ -134,7 +134,7 @@ fn reports_reads_of_uninitialised_bytes() {
     assert_eq!(s.access(AccessKind::Read, 0, 0, 8, 2, AccessStrength::Weak), None);
     assert_eq!(s.read(0, 0, 8), Some(ConflictKind::Uninitialized));
     assert_eq!(s.atomic(0, 0, 32, AccessStrength::Cta), Some(ConflictKind::Uninitialized));
-    s.shadow.initialize(100..5000);
+    s.shadow.mark_initialized(100..5000);
     assert!(s.shadow.is_initialized(100..5000) && !s.shadow.is_initialized(99..5000));
     s.shadow.reset(false);
     assert_eq!(s.access(AccessKind::Read, 0, 0, 8, 2, AccessStrength::Weak), Some(ConflictKind::Uninitialized));
@@ -221,7 +221,8 @@ fn mbarrier_phase_makes_the_copy_visible_to_threads_that_acquire_it() {
 
 #[test]
 fn generic_write_needs_a_proxy_fence_before_an_async_read() {
-    // The cases: the fence is in the writer, in the issuer, before the write, or for the other state space.
+    // Each case: where the proxy fence is, and whether it orders the read. 0: in the writer; 1: in the issuer of the
+    // read; 2: before the write; 3: in the writer, but for the other state space.
     let cases: [(u32, bool); 4] = [(0, true), (1, true), (2, false), (3, false)];
     for (place, fine) in cases {
         let mut s = RuleTest::new(true);
@@ -297,8 +298,8 @@ fn end_of_a_launch_orders_everything() {
     assert_eq!(s.write(6, 0, 0), None);
 }
 
-/// Warp 0 writes data and then a flag, warp `reader` reads the flag and then the data. Returns true if the data is
-/// ordered.
+/// Warp 0 writes data, then a flag (`write`); warp `reader` reads the flag (`read`), then the data. Returns true if
+/// its read of the data is ordered after the write.
 fn passed(
     reader: usize,
     write: impl Fn(&mut SyncLocations, &mut WarpClocks),

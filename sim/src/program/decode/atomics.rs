@@ -23,13 +23,13 @@ impl Decoder<'_> {
             Some(Type::BF16) => AtomicType::BF16,
             Some(Type::F16x2) => AtomicType::F16x2,
             Some(Type::BF16x2) => AtomicType::BF16x2,
-            _ => return Err(self.o.error("the opcode has no operand type such as .u32")),
+            _ => return Err(self.o.error("the opcode lacks an operand type such as .u32")),
         };
         let op = parts
             .iter()
-            .find_map(|p| AtomicOp::parse(p))
-            .ok_or_else(|| self.o.error("the opcode has no operation such as .add"))?;
-        let (mut semantics, scope) = self.semantics(parts);
+            .find_map(|p| AtomicOp::from_opcode_word(p))
+            .ok_or_else(|| self.o.error("the opcode lacks an operation such as .add"))?;
+        let (mut semantics, scope) = self.semantics_and_scope(parts);
         if semantics.is_none() {
             semantics = Some(MemorySemantics::Relaxed);
         }
@@ -64,7 +64,7 @@ impl Decoder<'_> {
         let b = match (op, instruction.operands.get(at + 2)) {
             (AtomicOp::Cas, Some(o)) => Some(self.o.source_slot(o, value_type)?),
             (AtomicOp::Cas, None) => {
-                return Err(self.o.error("atom.cas takes two values: the expected and the new one"));
+                return Err(self.o.error("atom.cas needs two values: the expected one and the new one"));
             }
             _ => None,
         };

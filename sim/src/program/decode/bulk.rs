@@ -44,7 +44,7 @@ pub(super) fn decode_bulk_copy(d: &mut Decoder, instruction: &Instruction, parts
         (false, _, _) => BulkCopyKind::SharedToShared,
         _ => return Ok(Op::Unsupported(instruction.opcode.as_str().into())),
     };
-    // The address of a tensor operand is that of a tensor map in the generic address space.
+    // A tensor operand gives the address of its tensor map, which is always in the generic address space.
     let side = |w: AddressWindow, is_tensor: bool| if is_tensor { AddressWindow::Generic } else { w };
     let (dst, dst_window) = d.o.address_operand(first(d, o, 0)?, side(to, kind == BulkCopyKind::TensorStore))?;
     let (src, src_window) = d.o.address_operand(first(d, o, 1)?, side(from, kind == BulkCopyKind::TensorLoad))?;
@@ -75,10 +75,10 @@ pub(super) fn decode_bulk_copy(d: &mut Decoder, instruction: &Instruction, parts
     let reduce = if parts[1] == "reduce" {
         let op = *parts
             .iter()
-            .find(|p| AtomicOp::parse(p).is_some())
-            .ok_or_else(|| d.o.error("the opcode has no operation such as .add"))?;
+            .find(|p| AtomicOp::from_opcode_word(p).is_some())
+            .ok_or_else(|| d.o.error("the opcode lacks an operation such as .add"))?;
         if tensor {
-            AtomicOp::parse(op).map(BulkReduction::Mapped)
+            AtomicOp::from_opcode_word(op).map(BulkReduction::Mapped)
         } else {
             let ty = parts.iter().rev().find(|p| Type::from_name(p).is_some()).copied().unwrap_or("");
             match Reduction::from_bulk_opcode(op, has("noftz"), ty, to != AddressWindow::Global) {

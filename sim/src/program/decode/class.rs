@@ -1,4 +1,4 @@
-//! The instruction class in which the counters count an instruction.
+//! Assigns each decoded instruction to the class under which the execution counters count it.
 
 use crate::program::op::{AddressWindow, InstructionClass, Op, WarpOpKind};
 

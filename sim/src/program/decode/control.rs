@@ -13,7 +13,7 @@ impl Decoder<'_> {
                 let index = self.o.source_slot(index, Type::B32)?;
                 Ok(Op::BranchIndexed { index, targets: targets.clone().into() })
             }
-            _ => Err(self.o.error("brx.idx takes an index and a list of labels")),
+            _ => Err(self.o.error("brx.idx needs two operands: an index and a list of labels")),
         }
     }
 
@@ -27,9 +27,9 @@ impl Decoder<'_> {
         let args = lists.next().cloned().unwrap_or_default();
         let callee = instruction.operands.iter().find(|o| !matches!(o, Operand::List(_)));
         let target = match callee {
-            Some(Operand::Symbol(name, _)) => self.call_target(name),
+            Some(Operand::Symbol(name, _)) => self.resolve_callee(name),
             Some(r @ Operand::Register(_)) => CallTarget::Indirect(self.o.source_slot(r, Type::B64)?),
-            _ => return Err(self.o.error("the callee is missing; call takes a function or a register")),
+            _ => return Err(self.o.error("the call names no callee, which must be a function or a register")),
         };
         let mut list = |operands: &[Operand]| -> Result<Vec<CallArgument>, ProgramError> {
             operands.iter().map(|o| self.call_argument(o)).collect()
@@ -38,7 +38,7 @@ impl Decoder<'_> {
         Ok(Op::Call(Box::new(Call { target, args, returns })))
     }
 
-    pub(super) fn call_target(&mut self, name: &str) -> CallTarget {
+    pub(super) fn resolve_callee(&mut self, name: &str) -> CallTarget {
         let functions = &self.program.module.functions;
         let index = functions.iter().position(|f: &Function| f.name == name && !f.declaration);
         if let Some(place) = index.and_then(|instruction| self.reached.iter().position(|&r| r == instruction)) {
@@ -58,7 +58,7 @@ impl Decoder<'_> {
 
     pub(super) fn call_argument(&mut self, operand: &Operand) -> Result<CallArgument, ProgramError> {
         if let Operand::Symbol(name, 0) = operand
-            && let Some((offset, size)) = self.o.param_variable(name)
+            && let Some((offset, size)) = self.o.param_offset_and_size(name)
         {
             return Ok(CallArgument::Bytes { offset, size });
         }
@@ -72,15 +72,15 @@ impl Decoder<'_> {
     pub(super) fn decode_read_special(&mut self, instruction: &Instruction) -> Decoded {
         let Operand::Special(name) = &instruction.operands[1] else { return self.alu(instruction) };
         let which = match name.as_str() {
-            "clock" => VaryingRegister::Clock,
-            "clock_hi" => VaryingRegister::ClockHi,
-            "clock64" => VaryingRegister::Clock64,
-            "globaltimer" => VaryingRegister::Globaltimer,
-            "globaltimer_lo" => VaryingRegister::GlobaltimerLo,
-            "globaltimer_hi" => VaryingRegister::GlobaltimerHi,
+            "clock" => VaryingSpecialRegister::Clock,
+            "clock_hi" => VaryingSpecialRegister::ClockHi,
+            "clock64" => VaryingSpecialRegister::Clock64,
+            "globaltimer" => VaryingSpecialRegister::Globaltimer,
+            "globaltimer_lo" => VaryingSpecialRegister::GlobaltimerLo,
+            "globaltimer_hi" => VaryingSpecialRegister::GlobaltimerHi,
             "is_explicit_cluster" => {
                 let (dst, _) = self.o.predicate_index(&instruction.operands[0])?;
-                return Ok(Op::ReadSpecial { dst, which: VaryingRegister::ExplicitCluster });
+                return Ok(Op::ReadSpecial { dst, which: VaryingSpecialRegister::ExplicitCluster });
             }
             _ => return self.alu(instruction),
         };

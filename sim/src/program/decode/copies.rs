@@ -29,7 +29,7 @@ impl Decoder<'_> {
         if has("mbarrier") {
             let window = self.window(parts)?;
             let (addr, window) = self.o.address_operand(&o[0], window)?;
-            let kind = MbarrierKind::CpAsyncArrive { noinc: has("noinc") };
+            let kind = MbarrierOperationKind::CpAsyncArrive { noinc: has("noinc") };
             return Ok(Op::Mbarrier(Box::new(Mbarrier {
                 addr,
                 window,
@@ -50,7 +50,7 @@ impl Decoder<'_> {
         let (dst, _) = self.o.address_operand(&o[0], AddressWindow::Shared)?;
         let (src, window) = self.o.address_operand(&o[1], AddressWindow::Global)?;
         let Some(Operand::Integer(size @ (4 | 8 | 16))) = o.get(2) else {
-            return Err(self.o.error("cp.async copies 4, 8 or 16 bytes"));
+            return Err(self.o.error("the size of a cp.async must be the literal 4, 8 or 16"));
         };
         let (mut src_size, mut ignore) = (None, None);
         match o.get(3) {
@@ -58,8 +58,8 @@ impl Decoder<'_> {
             Some(x) if matches!(self.o.register_type(x), Some(Type::Pred)) || matches!(x, Operand::Not(_)) => {
                 ignore = Some(self.o.predicate_index(x)?);
             }
-            // With a cache hint and no source size, the fourth operand is the 64-bit cache policy.
-            Some(x) if self.o.is_wide(x) && o.len() == 4 => {}
+            // A 64-bit fourth operand is a cache policy, not a source size; the copy then reads all its bytes.
+            Some(x) if self.o.is_64_bit_register(x) && o.len() == 4 => {}
             Some(x) => src_size = Some(self.o.source_slot(x, Type::B32)?),
         }
         Ok(Op::CpAsync(Box::new(CpAsync { dst, src, window, size: *size as u8, src_size, ignore })))
@@ -86,7 +86,7 @@ impl Decoder<'_> {
             regs.push(self.o.source_slot(x, ty)?);
         }
         let reduce = if reduce {
-            let op = parts.iter().find(|p| AtomicOp::parse(p).is_some()).copied().unwrap_or("");
+            let op = parts.iter().find(|p| AtomicOp::from_opcode_word(p).is_some()).copied().unwrap_or("");
             match Reduction::from_bulk_opcode(op, false, parts[parts.len() - 1], true) {
                 Some(r) => Some(r),
                 None => return Ok(Op::Unsupported(instruction.opcode.as_str().into())),
@@ -116,7 +116,7 @@ impl Decoder<'_> {
             let field = FIELDS
                 .into_iter()
                 .find(|f| has(f))
-                .ok_or_else(|| self.o.error("the opcode has no field such as .rank"))?;
+                .ok_or_else(|| self.o.error("the opcode lacks a field such as .rank"))?;
             let window = self.window(parts)?;
             let (addr, window) = self.o.address_operand(&o[0], window)?;
             let wide = has("b64");

@@ -36,18 +36,19 @@ impl Decoder<'_> {
         };
         let vector = parts.iter().any(|p| matches!(*p, "v2" | "v4" | "v8"));
         if vector != matches!(operands[data], Operand::Vector(_)) {
-            return Err(self.o.error("opcodes with .v2, .v4 or .v8 take a vector operand, others do not"));
+            return Err(self.o.error("only opcodes with .v2, .v4 or .v8 take a vector operand, and they need one"));
         }
         let mut regs = Vec::new();
         let mut register_rows = register_row_count(ty);
         for o in &list {
             regs.push(if store { Some(self.o.source_slot(o, ty)?) } else { self.o.destination_slot(o)? });
-            // The register may be wider than the type.
+            // PTX lets a load or store use a register wider than its type; the register's own width sets the number
+            // of rows.
             if let Some(t) = self.o.register_type(o) {
                 register_rows = register_row_count(t);
             }
         }
-        let (mut semantics, scope) = self.semantics(parts);
+        let (mut semantics, scope) = self.semantics_and_scope(parts);
         if self.volatile_is_data && window == AddressWindow::Shared && parts.contains(&"volatile") {
             semantics = None;
         }
@@ -66,7 +67,8 @@ impl Decoder<'_> {
 
     pub(super) fn decode_prefetch(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
         let window = self.window(parts)?;
-        let operand = instruction.operands.first().ok_or_else(|| self.o.error("the instruction takes an address"))?;
+        let operand =
+            instruction.operands.first().ok_or_else(|| self.o.error("the instruction needs an address operand"))?;
         let (addr, window) = self.o.address_operand(operand, window)?;
         Ok(Op::Prefetch { addr, window })
     }

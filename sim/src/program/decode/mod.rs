@@ -30,7 +30,7 @@ pub(super) fn decode_function(
     unknown: &mut Vec<String>,
 ) -> Result<FunctionCode, ProgramError> {
     let function = &program.module.functions[index];
-    let reconvergence = crate::ptx::cfg::reconvergence(function);
+    let reconvergence = crate::ptx::cfg::reconvergence_points(function);
     let mut decoder = Decoder {
         o: OperandResolver::new(function, layout),
         program,
@@ -42,7 +42,7 @@ pub(super) fn decode_function(
     };
     for (index, instruction) in function.body.iter().enumerate() {
         decoder.o.set_line(instruction.line);
-        let guard = instruction.guard.map(|(r, negated)| (decoder.o.slot_of(r), negated));
+        let guard = instruction.guard.map(|(r, negated)| (decoder.o.first_row_or_predicate_index(r), negated));
         // If an operand cannot be resolved, the instruction becomes unsupported, which is reported only when it is
         // executed.
         let op = match decoder.op(instruction) {
@@ -67,20 +67,22 @@ pub(super) fn decode_function(
     let last = decoder.o.code.lines.last().copied().unwrap_or((0, None));
     decoder.o.code.lines.push(last);
     decoder.o.code.opcodes.push("ret".into());
-    let watch = super::uses::wgmma_register_uses(function, &decoder.o.code.instrs, |r| decoder.o.slot_of(r));
+    let watch = super::uses::wgmma_register_uses(function, &decoder.o.code.instrs, |r| {
+        decoder.o.first_row_or_predicate_index(r)
+    });
     decoder.o.code.wgmma_uses = watch;
     Ok(decoder.o.code)
 }
 
-/// Decodes the instructions of one function. In its methods, `parts` are the parts of an opcode between dots.
+/// Decodes the instructions of one function. In its methods, `parts` are the opcode's words, which dots separate.
 pub(super) struct Decoder<'a> {
     pub(super) o: OperandResolver<'a>,
     program: &'a Program,
     reached: &'a [usize],
     unknown: &'a mut Vec<String>,
     carry: Option<u32>,
-    /// For each number of rows, the first of the rows that receive writes to `_`; key 0 has the predicate that
-    /// receives them.
+    /// Where writes to the PTX sink `_` go: for each register width in register-file rows, the first row of a dummy
+    /// register; under key 0, the index of a dummy predicate.
     sinks: HashMap<u8, u32>,
     /// True if `volatile` accesses to shared memory count as weak accesses.
     volatile_is_data: bool,
@@ -181,9 +183,9 @@ impl Decoder<'_> {
         }
         for (n, (operand, expect)) in flat.iter().zip(&shape.dst).enumerate() {
             slots.dst[n] = match (expect.class, operand) {
-                (alu::RegisterClass::Pred, Operand::Sink) => self.sink(0),
+                (alu::RegisterClass::Pred, Operand::Sink) => self.sink_slot_or_predicate(0),
                 (alu::RegisterClass::Pred, o) => self.o.predicate_index(o)?.0,
-                (_, Operand::Sink) => self.sink(register_row_count(expect.ty)),
+                (_, Operand::Sink) => self.sink_slot_or_predicate(register_row_count(expect.ty)),
                 (_, o) => self.o.register_slot(o)?,
             };
         }
@@ -209,9 +211,9 @@ impl Decoder<'_> {
         Ok(Op::Alu { op, slots: Box::new(slots) })
     }
 
-    /// Returns the first of `rows` rows that receive writes to `_`, which no instruction reads; with `rows` = 0, a
-    /// predicate for this purpose.
-    pub(in crate::program) fn sink(&mut self, rows: u8) -> u32 {
+    /// Returns where a write to the PTX sink `_` goes: the first of `rows` register-file rows that no instruction
+    /// reads, or, for `rows` = 0, the index of such a predicate.
+    pub(in crate::program) fn sink_slot_or_predicate(&mut self, rows: u8) -> u32 {
         let code = &mut self.o.code;
         *self.sinks.entry(rows).or_insert_with(|| {
             if rows == 0 {
@@ -241,7 +243,7 @@ impl Decoder<'_> {
         Ok(AddressWindow::Generic)
     }
 
-    pub(super) fn semantics(&self, parts: &[&str]) -> (Option<MemorySemantics>, AccessStrength) {
+    pub(super) fn semantics_and_scope(&self, parts: &[&str]) -> (Option<MemorySemantics>, AccessStrength) {
         let mut semantics = None;
         let mut scope = AccessStrength::Gpu;
         for p in parts {

@@ -80,22 +80,22 @@ impl Decoder<'_> {
         let scope = if has("cluster") { AccessStrength::Cluster } else { AccessStrength::Cta };
         let b32 = Type::B32;
         let (kind, address) = if has("init") {
-            (MbarrierKind::Init { count: self.o.source_slot(&o[1], b32)? }, 0)
+            (MbarrierOperationKind::Init { count: self.o.source_slot(&o[1], b32)? }, 0)
         } else if has("inval") {
-            (MbarrierKind::Inval, 0)
+            (MbarrierOperationKind::Inval, 0)
         } else if has("pending_count") {
             let (dst, state) = (self.o.register_slot(&o[0])?, self.o.source_slot(&o[1], Type::B64)?);
             let addr = AddressOperand { base: None, wide: true, offset: 0 };
-            let kind = MbarrierKind::PendingCount { dst, state };
+            let kind = MbarrierOperationKind::PendingCount { dst, state };
             return Ok(Op::Mbarrier(Box::new(Mbarrier { addr, window: named, kind, ordered, scope })));
         } else if has("test_wait") || has("try_wait") {
             let (dst, _) = self.o.predicate_index(&o[0])?;
             let parity = has("parity");
             let operand = self.o.source_slot(&o[2], if parity { b32 } else { Type::B64 })?;
-            (MbarrierKind::Wait { dst, operand, parity, blocking: has("try_wait") }, 1)
+            (MbarrierOperationKind::Wait { dst, operand, parity, blocking: has("try_wait") }, 1)
         } else if has("arrive") || has("arrive_drop") {
-            // The address may follow `_`, a state or nothing; after the address there may be a count or the expected
-            // bytes.
+            // The address is the first or second operand: before it there may be `_` or a destination for the state,
+            // after it an arrival count or the number of expected bytes.
             let at = o.iter().position(|x| matches!(x, Operand::Address(..))).unwrap_or(0);
             let state = if at == 1 { self.o.destination_slot(&o[0])? } else { None };
             let tail = match o.get(at + 1) {
@@ -104,11 +104,11 @@ impl Decoder<'_> {
             };
             let (count, expect) = if has("expect_tx") { (None, tail) } else { (tail, None) };
             let (drop, no_complete) = (has("arrive_drop"), has("noComplete"));
-            (MbarrierKind::Arrive { state, count, expect, drop, no_complete }, at)
+            (MbarrierOperationKind::Arrive { state, count, expect, drop, no_complete }, at)
         } else if has("expect_tx") {
-            (MbarrierKind::ExpectTx { bytes: self.o.source_slot(&o[1], b32)? }, 0)
+            (MbarrierOperationKind::ExpectTx { bytes: self.o.source_slot(&o[1], b32)? }, 0)
         } else if has("complete_tx") {
-            (MbarrierKind::CompleteTx { bytes: self.o.source_slot(&o[1], b32)? }, 0)
+            (MbarrierOperationKind::CompleteTx { bytes: self.o.source_slot(&o[1], b32)? }, 0)
         } else {
             return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
         };

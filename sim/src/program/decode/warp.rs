@@ -8,7 +8,10 @@ impl Decoder<'_> {
     pub(super) fn decode_warp_op(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
         let o = &instruction.operands;
         if parts[0] == "activemask" {
-            return Ok(Op::ReadSpecial { dst: self.o.register_slot(&o[0])?, which: VaryingRegister::Activemask });
+            return Ok(Op::ReadSpecial {
+                dst: self.o.register_slot(&o[0])?,
+                which: VaryingSpecialRegister::Activemask,
+            });
         }
         if !parts.contains(&"sync") {
             return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
@@ -64,8 +67,8 @@ impl Decoder<'_> {
                 dst = self.o.destination_slot(&first)?;
                 let op = parts
                     .iter()
-                    .find_map(|p| AtomicOp::parse(p))
-                    .ok_or_else(|| self.o.error("the opcode has no operation such as .add"))?;
+                    .find_map(|p| AtomicOp::from_opcode_word(p))
+                    .ok_or_else(|| self.o.error("the opcode lacks an operation such as .add"))?;
                 if parts.contains(&"f32") {
                     return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
                 }

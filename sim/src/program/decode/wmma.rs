@@ -1,5 +1,5 @@
-//! Decoding of `wmma`. A load or store becomes one transfer per register of the fragment, a product becomes `mma`
-//! tiles.
+//! Decoding of `wmma`. A `wmma.load` or `wmma.store` becomes one load or store per register of the matrix fragment, a
+//! `wmma.mma` becomes several `mma` tiles.
 
 use super::Decoder;
 use crate::matrix::wmma::{Fragment, MatrixRole, WmmaOp, WmmaShape};
@@ -54,7 +54,8 @@ impl Decoder<'_> {
                 _ => return None,
             };
             let fragment = Fragment::new(WmmaShape::from_ptx_shape(shape)?, matrix, ty)?;
-            // Elements below one byte are supported only if those of a register are contiguous in memory.
+            // Elements narrower than one byte are supported only if all elements of a register are contiguous in
+            // memory.
             (fragment.element_bits() >= 8 || fragment.is_contiguous_per_register(column_major))
                 .then_some((fragment, column_major))
         };
@@ -74,7 +75,7 @@ impl Decoder<'_> {
         }
         let stride = instruction.operands.get(2).map(|o| self.o.source_slot(o, Type::B32)).transpose()?;
         let packed = fragment.is_contiguous_per_register(column_major);
-        let (at, element) = (self.sink(2), self.sink(1));
+        let (at, element) = (self.sink_slot_or_predicate(2), self.sink(1));
         let rows = if fragment.element_bits() == 64 { 2 } else { 1 };
         let bits = if packed {
             fragment.element_bits() * fragment.elements_per_register() as u32

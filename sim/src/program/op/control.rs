@@ -5,7 +5,7 @@ use crate::regs::Slot;
 /// A special register whose value changes while a warp runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
-pub enum VaryingRegister {
+pub enum VaryingSpecialRegister {
     Clock,
     ClockHi,
     Clock64,
@@ -43,7 +43,8 @@ pub enum CallTarget {
     Unknown(u32),
 }
 
-/// Where a call's argument or return value is stored in a frame: in parameter bytes, in rows, or in a predicate.
+/// Where a call frame stores an argument or return value: in the bytes of its parameters, in register-file rows, or
+/// in a predicate.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub enum CallArgument {

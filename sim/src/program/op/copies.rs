@@ -15,9 +15,11 @@ pub struct CpAsync {
     pub window: AddressWindow,
     /// Bytes to copy: 4, 8 or 16.
     pub size: u8,
-    /// Number of bytes to read from the source; the rest of the destination is filled with zeros.
+    /// Number of bytes to read from the source, if the instruction names it; the rest of the destination is filled
+    /// with zeros.
     pub src_size: Option<Slot>,
-    /// The `ignore-src` predicate, and whether it is negated.
+    /// Index of the `ignore-src` predicate, and whether the instruction negates it. If it is true, the copy writes
+    /// only zeros.
     pub ignore: Option<(u32, bool)>,
 }
 
@@ -26,7 +28,7 @@ pub struct CpAsync {
 pub struct BulkCopy {
     /// The direction of the copy.
     pub kind: BulkCopyKind,
-    /// The destination; for prefetches, the source.
+    /// The destination; for a prefetch, which has none, the source.
     pub dst: AddressOperand,
     /// The state space of the destination.
     pub dst_window: AddressWindow,
@@ -34,7 +36,7 @@ pub struct BulkCopy {
     pub src: AddressOperand,
     /// The state space of the source.
     pub src_window: AddressWindow,
-    /// Number of bytes; `None` for tensor copies.
+    /// Number of bytes to copy; `None` for tensor copies, whose size follows from the tensor map.
     pub size: Option<Slot>,
     /// Coordinates of a tensor copy, innermost first.
     pub coords: Vec<Slot>,
@@ -49,9 +51,9 @@ pub struct BulkCopy {
 /// The reduction of a bulk copy, with or without an element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BulkReduction {
-    /// The instruction names operation and element type.
+    /// The instruction names both the operation and the element type.
     Typed(Reduction),
-    /// The instruction names the operation, the tensor map has the element type.
+    /// The instruction names only the operation; the element type is that of the tensor map.
     Mapped(AtomicOp),
 }
 

@@ -34,7 +34,8 @@ pub struct Mma {
     pub b: Vec<Slot>,
     /// Registers of C.
     pub c: Vec<Slot>,
-    /// The same registers in arrays of fixed size, for forms that [can be batched](MmaOp::is_m16n8k16_half).
+    /// The registers of A, B, C and D in arrays of fixed size; only for the [form](MmaOp::is_m16n8k16_half) that the
+    /// interpreter executes in batches.
     pub batched: Option<MmaRegisters>,
 }
 
@@ -45,21 +46,22 @@ pub struct WmmaTransfer {
     pub store: bool,
     /// The address of the matrix's first element.
     pub addr: AddressOperand,
-    /// Number of elements from one row (or column) to the next, if the instruction names it.
+    /// Distance in elements between matrix rows (columns, if column-major), if the instruction names it.
     pub stride: Option<Slot>,
     /// Which lane holds which element of the matrix.
     pub fragment: Fragment,
     /// True if columns, not rows, are contiguous in memory.
     pub column_major: bool,
-    /// True if the elements of a register are contiguous in memory.
+    /// True if all elements that one register holds are contiguous in memory.
     pub packed: bool,
     /// The registers of the fragment.
     pub regs: Vec<Slot>,
-    /// Two rows in which the interpreter stores each lane's 64-bit address.
+    /// First of two scratch register-file rows in which the interpreter stores each lane's 64-bit address.
     pub at: Slot,
-    /// The row that holds one element per lane when elements are transferred one by one.
+    /// A scratch register-file row that holds one element per lane while elements are transferred one by one.
     pub element: Slot,
-    /// Loads or stores between the memory at the addresses in `at` and the registers, or the row `element`.
+    /// The loads or stores to execute: their addresses are in the rows `at`, their data in the fragment's registers
+    /// or, one element at a time, in the row `element`.
     pub transfers: Vec<LoadStore>,
 }
 
@@ -91,6 +93,7 @@ pub struct Wgmma {
     pub a_desc: Option<Slot>,
     /// The descriptor of B in shared memory.
     pub b_desc: Slot,
-    /// The scale-d predicate, and whether it is negated. If it is false, D = A·B, else D = A·B + D.
+    /// Index of the scale-d predicate, and whether the instruction negates it. If it is false, D = A·B, else D = A·B
+    /// + D.
     pub scale_d: (u32, bool),
 }

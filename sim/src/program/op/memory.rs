@@ -7,7 +7,7 @@ use crate::regs::Slot;
 /// An address operand.
 #[derive(Clone, Copy, Debug)]
 pub struct AddressOperand {
-    /// First row of the base register; `None` if `offset` is the absolute address.
+    /// First register-file row of the base register; `None` if `offset` is the absolute address.
     pub base: Option<Slot>,
     /// True if the base register has 64 bits.
     pub wide: bool,
@@ -26,9 +26,10 @@ pub struct LoadStore {
     pub width: u8,
     /// True if a load sign-extends the element to the width of its register.
     pub signed: bool,
-    /// First row of each register, in the order of the elements; `None` is `_`.
+    /// First register-file row of each data register, in the order of the elements; `None` for `_`, which discards
+    /// the element.
     pub regs: Vec<Option<Slot>>,
-    /// Number of rows that each register takes.
+    /// Number of register-file rows that each data register occupies.
     pub register_rows: u8,
     /// Memory semantics; `None` for a weak load or store.
     pub semantics: Option<MemorySemantics>,
@@ -36,7 +37,7 @@ pub struct LoadStore {
     pub scope: AccessStrength,
 }
 
-/// The operation of an atomic, or of a copy that reduces.
+/// The arithmetic operation of an atomic instruction, or of an asynchronous copy that reduces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum AtomicOp {
@@ -53,9 +54,9 @@ pub enum AtomicOp {
 }
 
 impl AtomicOp {
-    /// Returns the operation that a part of an opcode names.
-    pub fn parse(part: &str) -> Option<AtomicOp> {
-        Some(match part {
+    /// Returns the operation that one word of an opcode names, for example `add` in `atom.global.add.u32`.
+    pub fn from_opcode_word(word: &str) -> Option<AtomicOp> {
+        Some(match word {
             "add" => AtomicOp::Add,
             "min" => AtomicOp::Min,
             "max" => AtomicOp::Max,
@@ -70,8 +71,8 @@ impl AtomicOp {
         })
     }
 
-    /// Returns the number that the operation on unsigned integers stores.
-    pub fn unsigned(self, old: u64, operand: u64) -> u64 {
+    /// Returns the value that the operation stores, for unsigned integers: `old` is the value in memory.
+    pub fn apply_unsigned(self, old: u64, operand: u64) -> u64 {
         match self {
             AtomicOp::Add => old.wrapping_add(operand),
             AtomicOp::Min => old.min(operand),
@@ -87,12 +88,13 @@ impl AtomicOp {
         }
     }
 
-    /// Returns the number that the operation on signed integers stores; they have no `inc` and `dec`.
-    pub fn signed(self, old: i64, operand: i64) -> i64 {
+    /// Returns the value that the operation stores, for signed integers: `old` is the value in memory. `inc` and
+    /// `dec` exist only for unsigned integers.
+    pub fn apply_signed(self, old: i64, operand: i64) -> i64 {
         match self {
             AtomicOp::Min => old.min(operand),
             AtomicOp::Max => old.max(operand),
-            _ => self.unsigned(old as u64, operand as u64) as i64,
+            _ => self.apply_unsigned(old as u64, operand as u64) as i64,
         }
     }
 }
@@ -140,7 +142,7 @@ pub struct Atomic {
     pub op: AtomicOp,
     /// The operand type.
     pub ty: AtomicType,
-    /// First rows of the registers for the old values, one per element; empty for `red`.
+    /// First register-file row of each register that receives an old value, one per element; empty for `red`.
     pub dst: Vec<Option<Slot>>,
     /// The operand, one register per element; for `cas` the value to compare with.
     pub a: Vec<Slot>,

@@ -1,8 +1,8 @@
 //! Decoded instructions, which the interpreter executes.
 //!
-//! Operands are rows of the frame's [`Registers`](crate::regs::Registers). Immediates and constant special registers
-//! have rows of their own, so all sources are read in the same way. Operand types are in one file per instruction
-//! class.
+//! An operand is an index of a row of the call frame's [`Registers`](crate::regs::Registers); a row holds 32 bits for
+//! each lane. Immediates and constant special registers have rows of their own, so all sources are read in the same
+//! way. Operand types are in one file per instruction class.
 
 mod class;
 mod control;
@@ -13,11 +13,11 @@ mod sync;
 mod warp;
 
 pub use class::InstructionClass;
-pub use control::{Call, CallArgument, CallTarget, VaryingRegister};
+pub use control::{Call, CallArgument, CallTarget, VaryingSpecialRegister};
 pub use copies::{BulkCopy, BulkCopyKind, BulkReduction, CpAsync};
 pub use matrix::{MatrixTransfer, Mma, Wgmma, Wmma, WmmaTransfer};
 pub use memory::{AddressOperand, AddressWindow, Atomic, AtomicOp, AtomicType, LoadStore};
-pub use sync::{Barrier, BarrierKind, Fence, Mbarrier, MbarrierKind};
+pub use sync::{Barrier, BarrierKind, Fence, Mbarrier, MbarrierOperationKind};
 pub use warp::{ShuffleMode, VoteMode, WarpOp, WarpOpKind};
 
 use crate::alu::{AluOp, OperandSlots};
@@ -27,11 +27,11 @@ use crate::tensor_map::Reduction;
 /// A decoded instruction.
 #[derive(Clone, Debug)]
 pub struct DecodedInstruction {
-    /// Index of the guard predicate, and whether it is negated.
+    /// Index of the guard predicate (`@p`), and whether it is negated (`@!p`).
     pub guard: Option<(u32, bool)>,
     /// The operation.
     pub op: Op,
-    /// The class in which the counters count the instruction.
+    /// The class under which the execution counters count the instruction.
     pub class: InstructionClass,
     /// For a branch at which lanes may diverge: index of the instruction at which they reconverge.
     pub reconverge: Option<u32>,
@@ -48,7 +48,8 @@ pub enum Op {
     Load(Box<LoadStore>),
     Store(Box<LoadStore>),
     Atomic(Box<Atomic>),
-    /// Converts a generic address to an address in `window` if `to`, else an address in `window` to a generic one.
+    /// Converts an address. If `to` is true: from a generic address to an address in state space `window`; otherwise
+    /// the reverse.
     Cvta {
         dst: Slot,
         src: Slot,
@@ -97,7 +98,7 @@ pub enum Op {
     },
     ReadSpecial {
         dst: Slot,
-        which: VaryingRegister,
+        which: VaryingSpecialRegister,
     },
     Warp(Box<WarpOp>),
     Barrier(Box<Barrier>),

@@ -13,7 +13,7 @@ pub struct Barrier {
     pub count: Option<Slot>,
     /// What the instruction does at the barrier.
     pub kind: BarrierKind,
-    /// True if all threads of the warp must execute it together.
+    /// True if all threads of the warp must execute the instruction together (`.aligned`).
     pub aligned: bool,
 }
 
@@ -49,7 +49,7 @@ pub struct Mbarrier {
     /// The state space of the address: shared, shared::cluster or generic.
     pub window: AddressWindow,
     /// The operation.
-    pub kind: MbarrierKind,
+    pub kind: MbarrierOperationKind,
     /// True for `.release`/`.acquire` (the default), false for `.relaxed`.
     pub ordered: bool,
     /// Scope of the ordering.
@@ -59,7 +59,7 @@ pub struct Mbarrier {
 /// The kinds of [`Mbarrier`].
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
-pub enum MbarrierKind {
+pub enum MbarrierOperationKind {
     Init {
         count: Slot,
     },
@@ -77,7 +77,7 @@ pub enum MbarrierKind {
     CompleteTx {
         bytes: Slot,
     },
-    /// `test_wait` or `try_wait` on a state or a phase parity.
+    /// `test_wait` or `try_wait` for the phase that a state or a parity names.
     Wait {
         dst: u32,
         operand: Slot,

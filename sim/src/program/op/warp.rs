@@ -36,7 +36,7 @@ pub enum WarpOpKind {
         b: Slot,
         c: Slot,
     },
-    /// `all`, `any` and `uni` write a predicate; `ballot` writes a lane mask.
+    /// `vote.all`, `.any` and `.uni` write the predicate; `vote.ballot` writes a lane mask.
     Vote {
         mode: VoteMode,
         p: u32,

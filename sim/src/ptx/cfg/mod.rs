@@ -1,7 +1,7 @@
 //! Control flow: the successors of each instruction, and where the lanes of a diverged warp reconverge.
 //!
 //! ```text
-//! reconvergence(function):
+//! reconvergence_points(function):
 //!     blocks = basic blocks with edges
 //!     edges  = blocks.edges without paths that only end early (aborts, bare returns, code that ends)
 //!     put back the best excluded edges until every loop has an exit
@@ -14,9 +14,9 @@
 use super::ast::{Function, Instruction, Operand, is_branch};
 use super::dominators::{FlowGraph, NodeIndex};
 
-/// Returns the indices of the instructions that may follow instruction `index`; the length of the body stands for its
-/// end. `ret`, `exit`, `trap` and calls that do not return have no successor, except the next instruction if they are
-/// guarded.
+/// Returns the indices of the instructions that may follow instruction `index`; an index equal to the body's length
+/// stands for the end of the function. `ret`, `exit`, `trap` and calls that do not return have no successor, except
+/// the next instruction if they are guarded.
 pub fn successors(function: &Function, index: u32) -> Vec<u32> {
     let Some(instruction) = function.body.get(index as usize) else { return Vec::new() };
     let mut next = match control_kind(function, index, instruction) {
@@ -49,7 +49,7 @@ pub fn successors(function: &Function, index: u32) -> Vec<u32> {
 ///
 /// Lanes normally meet at this point, but some may never arrive: waiting lanes must not stop other lanes from
 /// running.
-pub fn reconvergence(function: &Function) -> Vec<Option<u32>> {
+pub fn reconvergence_points(function: &Function) -> Vec<Option<u32>> {
     let mut reconverge = vec![None; function.body.len()];
     if function.body.is_empty() {
         return reconverge;
@@ -110,16 +110,17 @@ enum BlockEnd {
     Aborts,
 }
 
-/// The basic blocks of a function. The last one is an empty block after the body, which returns.
+/// The basic blocks of a function. The last block is empty: it stands for the return at the end of the body.
 struct Blocks {
     /// The first instruction of each block.
     starts: Vec<usize>,
     graph: FlowGraph,
     ends: Vec<BlockEnd>,
-    /// For each block, true if it consists only of a `ret` or `exit` and the stores of return values.
+    /// For each block, true if it is a bare return: only a `ret` or `exit`, after the stores of return values, if
+    /// any.
     bare: Vec<bool>,
-    /// For each block, its number of instructions; an instruction that the whole warp must execute together counts
-    /// 2^24.
+    /// For each block, its weight: its number of instructions, where an instruction that the whole warp must execute
+    /// together counts as 2^24.
     weights: Vec<usize>,
 }
 
@@ -160,7 +161,7 @@ impl Blocks {
         blocks
     }
 
-    /// Returns the number of blocks with instructions.
+    /// Returns the number of blocks that have instructions: all but the last.
     fn count(&self) -> usize {
         self.starts.len() - 1
     }
@@ -184,7 +185,7 @@ impl Blocks {
         }
     }
 
-    /// For each block, returns whether it can reach a block for which `wanted` is true.
+    /// Returns, for each block, whether control can flow from it to a block for which `wanted` is true.
     fn reaching(&self, wanted: impl Fn(NodeIndex) -> bool) -> Vec<bool> {
         let mut reach = vec![false; self.starts.len()];
         for block in 0..self.starts.len() {
@@ -195,7 +196,7 @@ impl Blocks {
         reach
     }
 
-    /// For each block, returns whether it can reach only aborts.
+    /// Returns, for each block, whether it can reach an abort but no return.
     fn abort_only(&self) -> Vec<bool> {
         let aborts = self.reaching(|block| self.ends[block] == BlockEnd::Aborts);
         let returns = self.reaching(|block| self.ends[block] == BlockEnd::Returns);
@@ -203,14 +204,14 @@ impl Blocks {
     }
 }
 
-/// Returns what an instruction counts in [`Blocks::weights`].
+/// Returns the contribution of one instruction to its block's weight ([`Blocks::weights`]).
 fn weight(instruction: &Instruction) -> usize {
     let opcode = &instruction.opcode;
     let together = opcode.starts_with("bar") || opcode.contains(".sync") || opcode.contains(".aligned");
     if together { 1 << 24 } else { 1 }
 }
 
-/// Marks in `reach` a node and all nodes that lead to it.
+/// Sets `reach` to true for `node` and for all nodes from which it can be reached.
 fn spread(graph: &FlowGraph, reach: &mut [bool], node: NodeIndex) {
     let mut open = vec![node];
     while let Some(node) = open.pop() {
@@ -220,10 +221,10 @@ fn spread(graph: &FlowGraph, reach: &mut [bool], node: NodeIndex) {
     }
 }
 
-/// An excluded edge that may be put back. Better edges sort first.
+/// An excluded edge that may be put back to give a loop an exit. Preferred edges sort first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct ExcludedEdge {
-    /// What the edge leads to: 0 code that ends, 1 a bare return, 2 code that aborts.
+    /// What the edge leads to, by preference: 0, code that ends the function; 1, a bare return; 2, code that aborts.
     tier: u8,
     /// The weight of the code to which the edge leads; heavier code sorts first.
     weight: std::cmp::Reverse<usize>,
@@ -232,10 +233,10 @@ struct ExcludedEdge {
     to: Option<NodeIndex>,
 }
 
-/// The edges that are not excluded when reconvergence points are computed.
+/// The control-flow edges from which reconvergence points are computed: all except the excluded ones.
 struct CountedEdges {
     graph: FlowGraph,
-    /// For each block, whether the function may end after it.
+    /// For each block, true if the function may end directly after it.
     ends: Vec<bool>,
 }
 
@@ -249,8 +250,8 @@ impl CountedEdges {
         })
     }
 
-    /// Returns the edges that remain by the rules of [`reconvergence`]. An edge to a bare return becomes an end of
-    /// its block.
+    /// Returns the edges that the rules of [`reconvergence_points`] do not exclude. Where an edge to a bare return remains,
+    /// its source block is marked as an end of the function instead.
     fn without_early_ends(blocks: &Blocks) -> Self {
         let abort_only = blocks.abort_only();
         let enclosed = EnclosedCode::new(blocks);
@@ -273,8 +274,8 @@ impl CountedEdges {
         })
     }
 
-    /// Builds the edges. For each edge, `exclude` returns its target (`None` if the block ends there), and, if the
-    /// edge is excluded, its tier and weight.
+    /// Builds the edges. For each edge, `exclude` returns its target (`None` if the function ends there) and, only
+    /// for an edge to exclude, its tier and weight as in [`ExcludedEdge`].
     fn without(
         blocks: &Blocks,
         exclude: impl Fn(NodeIndex, NodeIndex) -> (Option<NodeIndex>, Option<(u8, usize)>),
@@ -307,7 +308,8 @@ impl CountedEdges {
         }
     }
 
-    /// Puts excluded edges back, the best first, until every loop that had an exit has one again.
+    /// Puts excluded edges back, the preferred ones first, until every loop that had an exit before the exclusion has
+    /// one again.
     fn put_back(&mut self, excluded: &[ExcludedEdge]) {
         let mut reach = vec![false; self.ends.len()];
         for block in 0..self.ends.len() {
@@ -347,7 +349,8 @@ impl CountedEdges {
         let count = self.ends.len();
         let end = count + heads.len();
         let mut graph = FlowGraph::new(end + 1);
-        // The head of an endless loop is entered through an extra node, which also has an edge to the end.
+        // Put an extra node before the head of each endless loop, with edges to the head and to the end:
+        // post-dominators exist only for nodes from which the end can be reached.
         let mut entrance: Vec<NodeIndex> = (0..count).collect();
         heads.iter().enumerate().for_each(|(index, &head)| entrance[head] = count + index);
         for from in 0..count {
@@ -365,7 +368,8 @@ impl CountedEdges {
         (0..count).map(|block| dominators[block].and_then(block_of)).collect()
     }
 
-    /// Returns enough heads of endless loops that each block reaches an end of the function or one of these heads.
+    /// Returns heads of endless loops, so many that every block can reach an end of the function or one of these
+    /// heads.
     fn endless_loops(&self, order: &[NodeIndex]) -> Vec<NodeIndex> {
         let mut reach = vec![false; self.ends.len()];
         (0..self.ends.len()).filter(|&block| self.ends[block]).for_each(|block| spread(&self.graph, &mut reach, block));
@@ -383,14 +387,14 @@ impl CountedEdges {
     }
 }
 
-/// Finds code that always ends and that is entered through its first block only. Bare returns count as part of the
-/// code that leads to them.
+/// Finds enclosed code: blocks that control can enter only at their first block and leave only by ending the
+/// function. A bare return counts as part of the code that leads to it.
 struct EnclosedCode {
     dominators: Vec<Option<NodeIndex>>,
-    /// For each block, the weight of the block itself and of all blocks that it dominates; `None` if an edge leaves
-    /// these blocks.
+    /// For each block, the total weight of the block and of all blocks that it dominates; `None` if an edge leads
+    /// from these blocks to any other block.
     weights: Vec<Option<usize>>,
-    /// For each block, true if all its predecessors, except those of back edges, are its immediate dominator.
+    /// For each block, true if, apart from back edges, its only predecessor is its immediate dominator.
     one_way_in: Vec<bool>,
 }
 
@@ -407,9 +411,9 @@ impl EnclosedCode {
             }
             below == above
         };
-        // An edge leaves the code of every block on the dominator tree from its source up to, but excluding, the
-        // dominator of its target (the target itself for a back edge). Count +1 at the source and −1 where this
-        // stops, and sum up the tree.
+        // Count for each block the edges that leave the code it dominates. Such blocks are, on the dominator tree,
+        // those from the edge's source up to, but excluding, the dominator of its target (for a back edge, the target
+        // itself). So add 1 at the source, subtract 1 at the excluded block, and sum over subtrees.
         let mut leaving = vec![0i64; nodes];
         let mut one_way_in = vec![true; nodes];
         for &from in &order {
@@ -431,9 +435,9 @@ impl EnclosedCode {
         EnclosedCode { dominators, weights, one_way_in }
     }
 
-    /// Returns the weight of the enclosed code to which an edge leads; `None` if it leads to no such code.
+    /// Returns the weight of the enclosed code that the edge from `from` to `to` enters; `None` if it enters none.
     fn weight_behind(&self, from: NodeIndex, to: NodeIndex) -> Option<usize> {
-        // `from != to` because the root is its own dominator.
+        // The root is its own dominator, so an edge from the root to itself must be ruled out.
         let entrance = from != to && self.one_way_in[to] && self.dominators[to] == Some(from);
         self.weights[to].filter(|_| entrance)
     }

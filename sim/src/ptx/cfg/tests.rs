@@ -10,11 +10,11 @@ fn function(body: &str) -> Function {
     module.functions.pop().unwrap()
 }
 
-/// Returns the reconvergence point of each diverging branch: K if the instruction there is the marker `mov.u32 %rN,
-/// K`, -1 if it is a `ret` or the end, -2 if the branch has none.
+/// Returns the reconvergence point of each diverging branch: K if the point is the marker instruction `mov.u32 %rN,
+/// K`, -1 if it is a `ret` or the end of the body, -2 if the branch has no such point.
 fn reconvergence_markers(body: &str) -> Vec<i64> {
     let function = function(body);
-    let points = reconvergence(&function);
+    let points = reconvergence_points(&function);
     assert_eq!(points.len(), function.body.len());
     let marker = |place: u32| match function.body.get(place as usize).map(|i| (&i.opcode[..], &i.operands[..])) {
         Some(("mov.u32", [_, Operand::Integer(marker)])) => *marker,
@@ -34,7 +34,8 @@ fn both_sides_of_an_if_reconverge_after_it() {
 
 #[test]
 fn early_return_does_not_move_the_reconvergence_point() {
-    // if (c1) { if (c2) return; x } y; return: the inner `return` jumps to the shared `ret`, or has its own.
+    // Source: if (c1) { if (c2) return; x } y; return. The inner `return` is compiled to a jump to the last `ret`, to
+    // a `ret` of its own, or to code with a `ret` of its own.
     let shared = "@%p0 bra Y; @%p1 bra END; mov.u32 %r0, 1; Y: mov.u32 %r0, 2; END: ret;";
     assert_eq!(reconvergence_markers(shared), [2, 1]);
     let own = "@%p0 bra Y; @%p1 bra X; ret; X: mov.u32 %r0, 1; Y: mov.u32 %r0, 2; ret;";
@@ -64,13 +65,13 @@ fn calls_that_do_not_return_abort() {
     let function = &module.functions[1];
     assert_eq!(function.noreturn_calls, [2]);
     assert_eq!(successors(function, 2), []);
-    assert_eq!(reconvergence(function), [Some(4), Some(3), None, None, None, None]);
+    assert_eq!(reconvergence_points(function), [Some(4), Some(3), None, None, None, None]);
 }
 
 #[test]
 fn branches_whose_sides_both_end() {
     assert_eq!(reconvergence_markers("@%p0 bra A; mov.u32 %r0, 1; ret; A: mov.u32 %r0, 2; ret;"), [-2]);
-    // Both sides continue with the same `ret`.
+    // Both sides of the branch end in the same `ret`, so the lanes reconverge there.
     let shared = "@%p0 bra A; mov.u32 %r0, 1; bra END; A: mov.u32 %r0, 2; END: ret;";
     assert_eq!(reconvergence_markers(shared), [-1]);
     // A `ret` after common code is not an early return.
@@ -93,14 +94,15 @@ fn loops_reconverge_at_their_exit() {
     let both = "H: mov.u32 %r0, 1; @%p0 bra X; mov.u32 %r0, 2; @%p1 bra C; mov.u32 %r0, 3; C: mov.u32 %r0, 4; \
                 @%p2 bra H; X: mov.u32 %r0, 5; ret;";
     assert_eq!(reconvergence_markers(both), [5, 4, 5]);
-    // An early return from inside a loop, without and with code before it: the loop's exit is the code after the
-    // loop.
+    // An early return from inside a loop, without and with code before it: lanes still reconverge at the code after
+    // the loop.
     let bare = "H: mov.u32 %r0, 1; @%p0 bra END; mov.u32 %r0, 2; @%p2 bra H; mov.u32 %r0, 3; END: ret;";
     assert_eq!(reconvergence_markers(bare), [2, 3]);
     let code = "H: mov.u32 %r0, 1; @%p0 bra R; mov.u32 %r0, 2; @%p2 bra H; mov.u32 %r0, 3; bar.sync 0; ret; \
                 R: mov.u32 %r0, 4; ret;";
     assert_eq!(reconvergence_markers(code), [2, 3]);
-    // An early return before a loop stays excluded, although the loop itself ends in the same `ret`.
+    // An early return before a loop does not move the reconvergence point, although the loop's exit is the same
+    // `ret`.
     let before = "@%p0 bra Y; @%p1 bra X; mov.u32 %r1, 9; bra END; X: mov.u32 %r0, 1; Y: mov.u32 %r0, 2; \
                   L: mov.u32 %r0, 3; @%p2 bra END; bra L; END: ret;";
     assert_eq!(reconvergence_markers(before), [2, 1, -1]);
@@ -112,7 +114,7 @@ fn loops_reconverge_at_their_exit() {
 #[test]
 fn endless_loops_have_reconvergence_points() {
     assert_eq!(reconvergence_markers("L: bra L;"), []);
-    assert_eq!(reconvergence(&function("L: @%p0 bra L; bra L;")), [Some(0), None]);
+    assert_eq!(reconvergence_points(&function("L: @%p0 bra L; bra L;")), [Some(0), None]);
     let with_if = "L: mov.u32 %r0, 1; @%p0 bra M; mov.u32 %r0, 2; M: mov.u32 %r0, 3; bra L;";
     assert_eq!(reconvergence_markers(with_if), [3]);
     let with_continue = "L: mov.u32 %r0, 1; @%p0 bra L; mov.u32 %r0, 2; bra L;";
@@ -169,7 +171,7 @@ fn reconvergence_points_are_reachable_from_their_branch() {
         }
         body += "ret;";
         let function = function(&body);
-        for (branch, place) in reconvergence(&function).into_iter().enumerate() {
+        for (branch, place) in reconvergence_points(&function).into_iter().enumerate() {
             let Some(place) = place else { continue };
             assert!(is_branch(&function.body[branch].opcode));
             assert!(reaches(&function, branch as u32, place), "{body}\n{branch} never comes to {place}");
@@ -187,7 +189,7 @@ fn structured_programs_reconverge_at_their_joins() {
         program.statements(4);
         program.text += "END: ret;";
         let function = function(&program.text);
-        let points = reconvergence(&function);
+        let points = reconvergence_points(&function);
         let barrier = |number: u32| {
             let wanted = [Operand::Integer(i64::from(number))];
             function.body.iter().position(|i| i.opcode == "bar.sync" && i.operands == wanted).unwrap()
@@ -204,7 +206,8 @@ struct Structured {
     state: u64,
     labels: u32,
     text: String,
-    /// For each branch, the number of the barrier before it and of the barrier where its lanes must reconverge.
+    /// For each branch, the number of the barrier directly before it, and the number of the barrier at which its
+    /// lanes must reconverge.
     meetings: Vec<(u32, u32)>,
 }
 
