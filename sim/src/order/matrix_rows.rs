@@ -19,7 +19,7 @@ impl ShadowMemory {
         cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
-        let mut parts = warp.lane_groups();
+        let mut parts = warp.lane_groups_with_clocks();
         let (Some((_, clock)), None) = (parts.next(), parts.next()) else {
             return self.check_access(AccessKind::Read, warp, rows, offsets, 16, AccessStrength::Weak, pc, cx, out);
         };

@@ -131,7 +131,7 @@ impl AsyncOps {
     }
 
     /// Records that `agent` knows from its epoch `epoch` on that the shares of `op` that `lanes` issued are complete.
-    pub fn mark_part_observed(&mut self, op: AsyncOpId, lanes: u32, agent: Agent, epoch: u32) {
+    pub fn mark_shares_observed(&mut self, op: AsyncOpId, lanes: u32, agent: Agent, epoch: u32) {
         let by = Some((agent.0 & 31) as u8);
         self.all[op.0 as usize].add(Observation { lanes, key: agent.0 >> 5, epoch, by });
     }

@@ -82,7 +82,7 @@ impl TransitionCache {
         }
         check.check_cell_async::<WRITES>(cell, offset, lane, lists);
         if check.is_result_offset_independent(&old, WRITES, lane) {
-            self.insert(&old, cell);
+            self.insert_change(&old, cell);
         }
     }
 
@@ -98,7 +98,7 @@ impl TransitionCache {
         known
     }
 
-    pub(super) fn insert(&mut self, old: &ShadowCell, new: &ShadowCell) {
+    pub(super) fn insert_change(&mut self, old: &ShadowCell, new: &ShadowCell) {
         self.put(TransitionCache::slot(old), bytemuck::cast(*old), new);
     }
 

@@ -121,7 +121,7 @@ impl WarpClocks {
 
     /// Iterates over the groups of lanes that share a clock: disjoint masks that together cover all 32 lanes.
     #[inline(always)]
-    pub(super) fn lane_groups(&self) -> impl Iterator<Item = (u32, &VectorClock)> {
+    pub(super) fn lane_groups_with_clocks(&self) -> impl Iterator<Item = (u32, &VectorClock)> {
         self.parts.iter().map(|part| (part.mask, &part.clock))
     }
 

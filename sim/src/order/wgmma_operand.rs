@@ -20,7 +20,7 @@ impl ShadowMemory {
     /// length, both multiples of 4). Unlike [`ShadowMemory::check_async_ranges`], it reports at most one conflict per
     /// writer, and it adds the writers of the bytes to `writers`.
     #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
-    pub fn read_wgmma_operand(
+    pub fn check_wgmma_operand_read(
         &mut self,
         runs: &[(u64, u64)],
         op: AsyncOpId,
@@ -87,7 +87,7 @@ impl ShadowMemory {
                         (cell.reader, cell.read, cell.readers, cell.read_pc) = (key, stamp, 1 << lane, pc);
                     }
                     if !self.lists.has_write(old.older) && !AccessCheck::are_readers_rotated_in_lists(&old) {
-                        cache.insert(&old, cell);
+                        cache.insert_change(&old, cell);
                     }
                 }
                 start = end;

@@ -107,11 +107,11 @@ impl<'a> OperandResolver<'a> {
     }
 
     /// Sets the line of the PTX text that later errors name.
-    pub fn set_line(&mut self, line: u32) {
+    pub fn set_line_for_errors(&mut self, line: u32) {
         self.line = line;
     }
 
-    /// Returns an error that names the line last set by [`set_line`](OperandResolver::set_line).
+    /// Returns an error that names the line last set by [`set_line_for_errors`](OperandResolver::set_line_for_errors).
     pub fn error(&self, what: impl Into<String>) -> ProgramError {
         ProgramError::Operand { line: self.line, what: what.into() }
     }
@@ -165,7 +165,7 @@ impl<'a> OperandResolver<'a> {
     }
 
     /// Returns the first register-file row of a special register that is constant while a warp runs.
-    pub fn fixed_register_slot(&mut self, which: ConstantSpecialRegister, wide: bool) -> Slot {
+    pub fn constant_special_register_slot(&mut self, which: ConstantSpecialRegister, wide: bool) -> Slot {
         if let Some(&slot) = self.fixed.get(&(which, wide)) {
             return slot;
         }
@@ -379,7 +379,7 @@ impl<'a> OperandResolver<'a> {
             _ if base.starts_with("envreg") || base.starts_with("pm") => ConstantSpecialRegister::Zero,
             _ => return Err(self.error(format!("%{name}: no such special register"))),
         };
-        Ok(self.fixed_register_slot(which, wide))
+        Ok(self.constant_special_register_slot(which, wide))
     }
 }
 

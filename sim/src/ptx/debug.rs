@@ -1,7 +1,7 @@
 //! Parsing of `.loc`, `.file` and `.section` into [`LineInfo`](super::line_info::LineInfo).
 
 use super::lexer::Result;
-use super::line_info::{FileLineColumn, InlinedName};
+use super::line_info::{DebugStringReference, FileLineColumn};
 use super::parser::Parser;
 
 impl<'a> Parser<'a> {
@@ -37,7 +37,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Parses a reference to a string in `.debug_str`: `$L__info_string0`, `$L__info_string0+12` or `.debug_str+12`.
-    fn string_symbol(&mut self) -> Result<InlinedName<'a>> {
+    fn string_symbol(&mut self) -> Result<DebugStringReference<'a>> {
         let symbol = match self.cursor.parse_directive() {
             Some(section) => section,
             None => self.cursor.parse_identifier()?,

@@ -187,7 +187,7 @@ impl<'a> Parser<'a> {
         for number in 0..count {
             self.register(&format!("{prefix}{number}"), ty, vector)?;
         }
-        match self.scopes.declare_range(prefix, first, count as u32, vector) {
+        match self.scopes.declare_register_range(prefix, first, count as u32, vector) {
             true => Ok(()),
             false => Err(self.cursor.error(format!("{prefix}<{count}> is declared twice"))),
         }
@@ -266,7 +266,7 @@ impl<'a> Parser<'a> {
             true => self.call_operands(line)?,
             false => self.operands(is_branch(&opcode), line)?,
         };
-        let location = self.line_info.current_location();
+        let location = self.line_info.current_location_index();
         self.function.body.push(Instruction { guard, opcode, operands, location, line });
         Ok(())
     }

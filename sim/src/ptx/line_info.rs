@@ -13,10 +13,10 @@ pub(super) type FileLineColumn = (u32, u32, u32);
 
 /// A location that `.loc` gives: file, line and column; for inlined code also the name of the inlined function and
 /// the index of the location of its call.
-type Key<'a> = (FileLineColumn, Option<(InlinedName<'a>, u32)>);
+type Key<'a> = (FileLineColumn, Option<(DebugStringReference<'a>, u32)>);
 
 /// The position of an inlined function's name in `.debug_str`: a symbol and a byte offset from it.
-pub(super) type InlinedName<'a> = (&'a str, i64);
+pub(super) type DebugStringReference<'a> = (&'a str, i64);
 
 /// The line information read so far.
 #[derive(Default)]
@@ -28,7 +28,7 @@ pub(super) struct LineInfo<'a> {
     depths: Vec<u32>,
     /// For each location in the module's list, the name of the function that was inlined there; `None` if the code is
     /// not inlined.
-    names: Vec<Option<InlinedName<'a>>>,
+    names: Vec<Option<DebugStringReference<'a>>>,
     /// For each file, line and column, the latest such location in the current function: `inlined_at` refers to it.
     latest: HashMap<FileLineColumn, u32>,
     pub strings: Vec<u8>,
@@ -42,7 +42,7 @@ impl<'a> LineInfo<'a> {
     }
 
     /// Returns the index of the current location in the module's list.
-    pub fn current_location(&self) -> Option<u32> {
+    pub fn current_location_index(&self) -> Option<u32> {
         self.location
     }
 
@@ -50,7 +50,7 @@ impl<'a> LineInfo<'a> {
         &mut self,
         locations: &mut Vec<SourceLocation>,
         triple: FileLineColumn,
-        inlined: Option<(InlinedName<'a>, FileLineColumn)>,
+        inlined: Option<(DebugStringReference<'a>, FileLineColumn)>,
     ) {
         let link = inlined.map(|(name, at)| {
             let latest = self.latest.get(&at).copied();
@@ -92,7 +92,7 @@ impl<'a> LineInfo<'a> {
         }
     }
 
-    fn string(&self, &name: &InlinedName<'a>) -> Option<(String, String)> {
+    fn string(&self, &name: &DebugStringReference<'a>) -> Option<(String, String)> {
         let (symbol, offset) = name;
         let start = self.labels.get(symbol)?.checked_add_signed(offset as isize)?;
         let bytes = self.strings.get(start..)?.split(|&b| b == 0).next()?;
@@ -102,6 +102,6 @@ impl<'a> LineInfo<'a> {
 
 /// Returns the placeholder for an inlined function's name, such as `$L__info_string0+12`. It stays in the location if
 /// the PTX text has no `.debug_str`.
-fn written((symbol, offset): InlinedName) -> String {
+fn written((symbol, offset): DebugStringReference) -> String {
     if offset == 0 { symbol.to_owned() } else { format!("{symbol}{offset:+}") }
 }

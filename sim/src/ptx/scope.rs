@@ -108,7 +108,7 @@ impl<'a> Scopes<'a> {
     }
 
     /// Declares `prefix<count>` in the innermost scope; returns false if the range is already declared there.
-    pub fn declare_range(&mut self, prefix: &'a str, first: RegisterIndex, count: u32, vector: u8) -> bool {
+    pub fn declare_register_range(&mut self, prefix: &'a str, first: RegisterIndex, count: u32, vector: u8) -> bool {
         let Some(scope) = self.stack.last_mut() else { return false };
         if prefix.ends_with(|c: char| c.is_ascii_digit()) {
             scope.odd_prefixes.push(prefix);

@@ -10,8 +10,8 @@ use super::{DataType, Interleave, InvalidTensorMap, MAX_RANK, Swizzle, TensorMap
 /// A part of a box copy whose bytes are contiguous both in shared and in global memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContiguousBoxPart {
-    /// Global address; `None` for elements outside of the tensor, which a load fills with [`TensorMap::out_of_bounds_fill_bytes`]
-    /// and a store or reduction skips.
+    /// Global address; `None` for elements outside of the tensor, which a load fills with
+    /// [`TensorMap::out_of_bounds_fill_bytes`] and a store or reduction skips.
     pub global: Option<u64>,
     /// Address in shared memory: with the swizzle applied if the part comes from [`BoxCopy::for_each_contiguous_part`],
     /// without it if it comes from [`BoxCopy::for_each_row`].
@@ -74,11 +74,11 @@ impl BoxCopy<'_> {
 
     /// Returns the size in bytes of the shared memory that the box occupies. It is larger than [`Self::bytes`] if the
     /// box's rows are narrower than the swizzle's span, because each row then occupies a whole span.
-    pub fn shared_bytes(&self) -> u32 {
+    pub fn occupied_shared_bytes(&self) -> u32 {
         self.bytes() / self.map.row_bytes().max(1) * self.pitch()
     }
 
-    /// Returns true if the copy accesses every byte of [`Self::shared_bytes`].
+    /// Returns true if the copy accesses every byte of [`Self::occupied_shared_bytes`].
     pub fn is_dense(&self) -> bool {
         self.pitch() == self.map.row_bytes()
     }

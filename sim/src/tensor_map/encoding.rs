@@ -127,8 +127,8 @@ impl TensorMap {
     /// Decodes 128 bytes.
     ///
     /// # Errors
-    /// Returns an error if the bytes are not a tensor map, were changed other than by [`replace_field`], or break a rule of
-    /// [`Self::validate`].
+    /// Returns an error if the bytes are not a tensor map, were changed other than by [`replace_field`], or break a
+    /// rule of [`Self::validate`].
     pub fn decode(bytes: &EncodedMap) -> Result<Self, InvalidTensorMap> {
         check(bytes)?;
         let tag = |at: usize, field: &str| InvalidTensorMap::new(field, format!("has the unknown value {}", bytes[at]));

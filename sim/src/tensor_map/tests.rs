@@ -233,7 +233,7 @@ fn boxes_of_random_maps_match_the_reference() {
         partly_outside += (outside > 0 && outside < want.len()) as u32;
         // The copy accesses each byte of the shared memory that the box occupies at most once, exactly once if the
         // box is dense, and no other bytes.
-        let mut touched = vec![0u8; copy.shared_bytes() as usize];
+        let mut touched = vec![0u8; copy.occupied_shared_bytes() as usize];
         for run in &runs {
             for at in run.shared..run.shared + run.bytes {
                 touched[(at - shared) as usize] += 1;

@@ -9,7 +9,7 @@ const FILE: &str = "cluster";
 fn setup(memory: &mut SimMemory) -> LaunchConfig {
     let input = memory.alloc(le_bytes(&distinct_words(128)));
     let output = memory.alloc(le_bytes(&[0; 160]));
-    launch(2, 64, Params::default().append_u64(input).append_u64(output).append_i32(0))
+    launch_config(2, 64, Params::default().append_u64(input).append_u64(output).append_i32(0))
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub fn load_program(file: &str) -> Program {
 
 /// Returns the expected findings of a kernel's variant as (line, kind). In `FILE.cu`, a comment `// NAME 1: kind, 2:
 /// kind` on a line means that variant 1 or 2 of kernel NAME has this finding there.
-pub fn expected_findings(file: &str, name: &str, variant: u32) -> BTreeSet<(u32, &'static str)> {
+pub fn expected_lines_and_kinds(file: &str, name: &str, variant: u32) -> BTreeSet<(u32, &'static str)> {
     let text = std::fs::read_to_string(path(&format!("{file}.cu"))).expect("the corpus has the source");
     let mut out = BTreeSet::new();
     for (line, text) in (1..).zip(text.lines()) {
@@ -39,17 +39,24 @@ pub fn expected_findings(file: &str, name: &str, variant: u32) -> BTreeSet<(u32,
     out
 }
 
-/// Returns options that report a deadlock after fewer steps than by default, because these kernels are short.
+/// Returns options that report a deadlock after fewer instructions without progress than by default, because these
+/// kernels are short.
 pub fn early_deadlock_options() -> ExecOptions {
     ExecOptions { patience: 1_000_000, ..ExecOptions::default() }
 }
 
 /// A function that allocates a kernel's buffers in simulated memory and returns the configuration of its launch.
-pub type Setup<'a> = &'a dyn Fn(&mut SimMemory) -> LaunchConfig;
+pub type LaunchSetup<'a> = &'a dyn Fn(&mut SimMemory) -> LaunchConfig;
 
-/// Returns the configuration of a launch of `grid` blocks of `threads` threads each, without clusters.
-pub fn launch(grid: u32, threads: u32, params: Params) -> LaunchConfig {
-    LaunchConfig { grid: [grid, 1, 1], block: [threads, 1, 1], cluster: [1, 1, 1], dynamic_shared: 0, params: params.0 }
+/// Returns the configuration of a launch without clusters and without dynamic shared memory.
+pub fn launch_config(blocks: u32, threads_per_block: u32, params: Params) -> LaunchConfig {
+    LaunchConfig {
+        grid: [blocks, 1, 1],
+        block: [threads_per_block, 1, 1],
+        cluster: [1, 1, 1],
+        dynamic_shared: 0,
+        params: params.0,
+    }
 }
 
 /// The parameter bytes of a launch, laid out as in C.
@@ -71,7 +78,7 @@ impl Params {
     }
 }
 
-pub fn run_once(program: &Program, kernel: &str, options: &ExecOptions, setup: Setup) -> (SimOutcome, SimMemory) {
+pub fn run_once(program: &Program, kernel: &str, options: &ExecOptions, setup: LaunchSetup) -> (SimOutcome, SimMemory) {
     let kernel = program.kernel(kernel).expect("the kernel is there");
     let mut memory = SimMemory::new();
     let launch = setup(&mut memory);
@@ -81,7 +88,7 @@ pub fn run_once(program: &Program, kernel: &str, options: &ExecOptions, setup: S
 
 /// Runs the kernel with each seed and completion policy; checks that it has no finding, and calls `check` with the
 /// memory after each run.
-pub fn assert_no_finding(file: &str, kernel: &str, setup: Setup, check: &dyn Fn(&SimMemory)) {
+pub fn assert_no_finding(file: &str, kernel: &str, setup: LaunchSetup, check: &dyn Fn(&SimMemory)) {
     let program = load_program(file);
     for completion in MOMENTS {
         for seed in 0..SEEDS {
@@ -96,8 +103,8 @@ pub fn assert_no_finding(file: &str, kernel: &str, setup: Setup, check: &dyn Fn(
 
 /// Checks that at least one run reports the variant's bug at a line that the source marks for it. Other findings are
 /// allowed, because a bug may have several consequences.
-pub fn assert_planted_bug_is_reported(file: &str, name: &str, variant: u32, setup: Setup) {
-    let expected = expected_findings(file, name, variant);
+pub fn assert_planted_bug_is_reported(file: &str, name: &str, variant: u32, setup: LaunchSetup) {
+    let expected = expected_lines_and_kinds(file, name, variant);
     assert!(!expected.is_empty(), "{file}.cu marks no line for {name} {variant}");
     let program = load_program(file);
     let kernel = format!("{name}_{variant}");
@@ -150,7 +157,7 @@ pub fn words_setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> i
         let input = memory.alloc(le_bytes(&distinct_words(words_in)));
         let output = memory.alloc_uninitialized(4 * words_out);
         assert_eq!(input, HEAP_BASE);
-        launch(1, threads, Params::default().append_u64(input).append_u64(output).append_i32(n))
+        launch_config(1, threads, Params::default().append_u64(input).append_u64(output).append_i32(n))
     }
 }
 

@@ -33,7 +33,7 @@ fn partial_rows_are_filled_with_zeros() {
         let setup = move |memory: &mut SimMemory| {
             let input = memory.alloc(le_bytes(&distinct_words(512))[..bytes.max(16)].to_vec());
             let output = memory.alloc_uninitialized(2048);
-            launch(1, 128, Params::default().append_u64(input).append_u64(output).append_i32(bytes as i32))
+            launch_config(1, 128, Params::default().append_u64(input).append_u64(output).append_i32(bytes as i32))
         };
         let mut want = le_bytes(&distinct_words(512));
         want[bytes..].fill(0);

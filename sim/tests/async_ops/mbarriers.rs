@@ -66,7 +66,7 @@ fn bulk_reductions() {
     let setup = move |memory: &mut SimMemory| {
         let input = memory.alloc(le_bytes(&(0..128).map(|i| 3 * i).collect::<Vec<u32>>()));
         let output = memory.alloc(le_bytes(&(0..129).map(|i| (i as f32).to_bits()).collect::<Vec<u32>>()));
-        launch(1, 128, Params::default().append_u64(input).append_u64(output).append_i32(0))
+        launch_config(1, 128, Params::default().append_u64(input).append_u64(output).append_i32(0))
     };
     assert_no_finding(FILE, "sum_0", &setup, &|memory| {
         let want: Vec<f32> = (0..129).map(|i| if i < 128 { 4.0 * i as f32 } else { 20.0 }).collect();

@@ -11,7 +11,11 @@ fn setup(memory: &mut SimMemory) -> LaunchConfig {
     let bytes = |from: usize, count: usize| bf16_bytes((from..from + count).map(multiple_of_quarter));
     let (a, b) = (memory.alloc(bytes(0, 256 * K)), memory.alloc(bytes(5, 128 * K)));
     let d = memory.alloc_uninitialized(4 * 256 * 128);
-    launch(2, 256, Params::default().append_u64(a).append_u64(b).append_u64(d).append_i32(128).append_i32(K as i32))
+    launch_config(
+        2,
+        256,
+        Params::default().append_u64(a).append_u64(b).append_u64(d).append_i32(128).append_i32(K as i32),
+    )
 }
 
 #[test]
@@ -33,7 +37,7 @@ fn fragment_layouts() {
         let matrix = (0..128).map(|w| (2 * w) | ((2 * w + 1) << 16)).collect::<Vec<u32>>();
         let input = memory.alloc(le_bytes(&matrix));
         let output = memory.alloc_uninitialized(4 * 32 * 17);
-        launch(1, 32, Params::default().append_u64(input).append_u64(output))
+        launch_config(1, 32, Params::default().append_u64(input).append_u64(output))
     };
     // The 8×8 quarter q of the 16×16 matrix begins at row 8(q % 2), column 8(q / 2).
     let fragment = |q: usize, lane: usize, transposed: bool| {
@@ -66,7 +70,7 @@ fn stmatrix_stores_fragments() {
     let setup = |memory: &mut SimMemory| {
         let input = memory.alloc(le_bytes(&distinct_words(128)));
         let output = memory.alloc_uninitialized(4 * 192);
-        launch(1, 32, Params::default().append_u64(input).append_u64(output))
+        launch_config(1, 32, Params::default().append_u64(input).append_u64(output))
     };
     let half = |word: usize, odd: usize| distinct_words(128)[word] >> (16 * odd) & 0xffff;
     assert_no_finding("wgmma", "stored", &setup, &|memory| {

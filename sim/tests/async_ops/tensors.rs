@@ -27,7 +27,7 @@ fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
             .append_u64(out)
             .append_i32(bytes as i32)
             .append_u64(coordinates);
-        launch(1, 64, params)
+        launch_config(1, 64, params)
     };
     let tensor = distinct_words(count as usize);
     let mut want = vec![0u32; bytes as usize / 4];
@@ -76,7 +76,7 @@ fn tensor_stores_and_reductions() {
             let map = |address| TensorMap::tiled(DataType::F32, address, &[16, 20], &[64], &[8, 8], Swizzle::B32);
             let (from, to) = (map(from).expect("a good map"), map(to).expect("a good map"));
             let params = Params::default().append_aligned(128, &blob(&from)).append_aligned(128, &blob(&to));
-            launch(1, 32, params.append_i32(256).append_i32(12).append_i32(16).append_i32(add))
+            launch_config(1, 32, params.append_i32(256).append_i32(12).append_i32(16).append_i32(add))
         };
         assert_no_finding(FILE, "move", &setup, &|memory| {
             let got = buffer_words(memory, 1);
@@ -104,7 +104,7 @@ fn tensor_maps_changed_on_the_device() {
             .append_u64(input)
             .append_u64(output)
             .append_u64(flag);
-        launch(2, 32, params)
+        launch_config(2, 32, params)
     };
     assert_no_finding(FILE, "replaced_0", &setup, &|memory| {
         // The kernel changes the map to another tensor with only three rows, so the fourth row of the box is outside
@@ -121,7 +121,7 @@ fn rows_outside_of_the_tensor_are_not_stored() {
         let to = memory.alloc(vec![0; 4 * 20 * 16]);
         let from = memory.alloc((0..32).flat_map(|i: u32| (i as f32 + 1.0).to_le_bytes()).collect());
         let map = TensorMap::tiled(DataType::F32, to, &[16, 20], &[64], &[8, 8], Swizzle::None).expect("a good map");
-        launch(1, 32, Params::default().append_aligned(128, &blob(&map)).append_u64(from))
+        launch_config(1, 32, Params::default().append_aligned(128, &blob(&map)).append_u64(from))
     };
     assert_no_finding(FILE, "ragged_0", &setup, &|memory| {
         let got = buffer_words(memory, 0);

@@ -15,7 +15,7 @@ fn setup(threads: u32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
         let input = memory.alloc(bf16_bytes(values().into_iter()));
         let output = memory.alloc_uninitialized(4 * 64 * 16);
-        launch(1, threads, Params::default().append_u64(input).append_u64(output).append_i32(1))
+        launch_config(1, threads, Params::default().append_u64(input).append_u64(output).append_i32(1))
     }
 }
 

@@ -2,7 +2,7 @@
 //! seeds, all completion policies, both architectures, with and without line information.
 
 use crate::harness::{
-    ARCHITECTURES, COMPLETIONS, KernelCase, SEEDS, cuda_lines, cuda_source, kernel_cases, ptx_source, run,
+    ARCHITECTURES, COMPLETIONS, KernelCase, SEEDS, cuda_lines_of_ptx_line, cuda_source, kernel_cases, ptx_source, run,
     without_line_info,
 };
 use reel_sim::finding::Finding;
@@ -16,7 +16,7 @@ fn judge(case: &KernelCase, found: &[Finding], text: Option<&str>) -> Option<Str
     for f in found {
         let lines = match text {
             None => [f.line].into(),
-            Some(ptx) => cuda_lines(ptx, f.line),
+            Some(ptx) => cuda_lines_of_ptx_line(ptx, f.line),
         };
         let expected = case.kinds.iter().any(|k| k == f.kind.name()) && !lines.is_disjoint(&case.lines);
         if !expected {

@@ -38,7 +38,7 @@ pub fn without_line_info(ptx: &str) -> String {
 
 /// Returns the lines of the CUDA file from which PTX line `line` was compiled, as the `.loc` before it names them:
 /// its own line and, for inlined code, the line of the call.
-pub fn cuda_lines(ptx: &str, line: u32) -> BTreeSet<u32> {
+pub fn cuda_lines_of_ptx_line(ptx: &str, line: u32) -> BTreeSet<u32> {
     let before: Vec<&str> = ptx.lines().take(line as usize).collect();
     let mut found = BTreeSet::new();
     for text in before.iter().rev().take_while(|t| !t.contains(".entry") && !t.contains(".func")) {
@@ -142,9 +142,15 @@ fn parse(words: &str) -> KernelCase {
     case
 }
 
-/// Creates the simulated memory with the buffers of `args`. Returns it with the kernel's parameter bytes and the
-/// addresses of the buffers.
-pub fn allocate_arguments(args: &[String]) -> (SimMemory, Vec<u8>, Vec<u64>) {
+/// A kernel's arguments, placed in simulated memory.
+pub struct PlacedArguments {
+    pub memory: SimMemory,
+    pub param_bytes: Vec<u8>,
+    pub buffer_addresses: Vec<u64>,
+}
+
+/// Allocates the buffers of `args` and lays out the kernel's parameters.
+pub fn allocate_arguments(args: &[String]) -> PlacedArguments {
     let mut memory = SimMemory::new();
     let mut params: Vec<u8> = Vec::new();
     let mut buffers = Vec::new();
@@ -176,7 +182,7 @@ pub fn allocate_arguments(args: &[String]) -> (SimMemory, Vec<u8>, Vec<u64>) {
             }
         }
     }
-    (memory, params, buffers)
+    PlacedArguments { memory, param_bytes: params, buffer_addresses: buffers }
 }
 
 /// The outcome of a simulated run, and the contents of its buffers afterwards.
@@ -202,7 +208,7 @@ impl RunResult {
 /// Runs a kernel with the launch and the arguments of its case.
 pub fn run(program: &Program, case: &KernelCase, seed: u64, completion: CompletionTiming) -> RunResult {
     let kernel = program.kernel(&case.name).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-    let (mut memory, mut params, addresses) = allocate_arguments(&case.args);
+    let PlacedArguments { mut memory, param_bytes: mut params, buffer_addresses } = allocate_arguments(&case.args);
     params.resize(kernel.param_bytes as usize, 0);
     let launch = LaunchConfig {
         grid: [case.grid, 1, 1],
@@ -215,7 +221,7 @@ pub fn run(program: &Program, case: &KernelCase, seed: u64, completion: Completi
     let options = ExecOptions { gpu, seed, completion, patience: 3_000_000, ..ExecOptions::default() };
     let outcome =
         exec::run(program, &kernel, &launch, &mut memory, &options).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-    let buffers = addresses.iter().map(|&a| memory.buffer_bytes(a).unwrap().to_vec()).collect();
+    let buffers = buffer_addresses.iter().map(|&a| memory.buffer_bytes(a).unwrap().to_vec()).collect();
     RunResult { outcome, buffers }
 }
 

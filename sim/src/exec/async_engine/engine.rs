@@ -81,7 +81,8 @@ impl AsyncEngine {
             }
             CompletionSignal::Arrive { lanes, ops, at, site, .. } => {
                 if let Some(o) = grid.blocks.mbarrier(at) {
-                    ops.iter().for_each(|&(op, lanes)| memory.ops.mark_part_observed(op, lanes, o.agent, o.phase + 1));
+                    ops.iter()
+                        .for_each(|&(op, lanes)| memory.ops.mark_shares_observed(op, lanes, o.agent, o.phase + 1));
                 }
                 self.count_arrivals(grid, at, lanes.count_ones(), None, site);
             }

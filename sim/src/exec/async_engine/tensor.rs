@@ -115,7 +115,7 @@ impl AsyncEngine {
                 return None;
             }
         };
-        let spread = copy.shared_bytes() as u64;
+        let spread = copy.occupied_shared_bytes() as u64;
         let (location, base) = memory.locate_bytes(cx, b.lane, AddressWindow::SharedCluster, b.shared, spread)?;
         // In shared memory a load writes the whole box. A store does not read elements outside the tensor.
         let mut runs = std::mem::take(&mut self.runs);

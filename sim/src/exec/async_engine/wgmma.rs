@@ -177,7 +177,7 @@ impl AsyncEngine {
             if known {
                 shadow.check_against_operand_writers(&writers, op, warp, lane, pc, order, found);
             } else {
-                shadow.read_wgmma_operand(&runs, op, warp, lane, pc, order, &mut writers, found);
+                shadow.check_wgmma_operand_read(&runs, op, warp, lane, pc, order, &mut writers, found);
             }
         });
         self.runs = runs;

@@ -116,14 +116,14 @@ impl ShadowMemory {
         let stamp = AccessStamp::new(0, bytes.trailing_zeros(), false, AccessStrength::Weak);
         let lanes = LaneAccess { warp, lanes, offsets, bytes, key: op.key(), stamp, pc };
         self.collect_unused_lists();
-        for (mask, clock) in warp.lane_groups() {
+        for (mask, clock) in warp.lane_groups_with_clocks() {
             let mut part = lanes.lanes & mask;
             if part == 0 {
                 continue;
             }
             let mut check = AccessCheck::new(self.space, warp, clock, cx, op.key(), stamp, pc);
             if access == AccessKind::Read && part == u32::MAX && bytes == 16 {
-                part = self.check_row_reads(&lanes, &mut check);
+                part = self.check_rows_and_return_other_lanes(&lanes, &mut check);
                 if part == 0 {
                     return;
                 }
@@ -169,7 +169,7 @@ impl ShadowMemory {
         cx: &CheckContext,
         out: &mut Vec<Conflict>,
     ) {
-        for (mask, clock) in access.warp.lane_groups() {
+        for (mask, clock) in access.warp.lane_groups_with_clocks() {
             let lanes = access.lanes & mask;
             if lanes == 0 {
                 continue;

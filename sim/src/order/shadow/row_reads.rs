@@ -12,7 +12,7 @@ use super::{LaneAccess, ShadowMemory};
 impl ShadowMemory {
     /// Checks and records `cp.async` reads of 16 bytes per lane, one whole row at a time, where no read of the row
     /// conflicts. Returns the mask of the lanes that this did not handle and that must be checked one by one.
-    pub(super) fn check_row_reads(&mut self, access: &LaneAccess, check: &mut AccessCheck) -> u32 {
+    pub(super) fn check_rows_and_return_other_lanes(&mut self, access: &LaneAccess, check: &mut AccessCheck) -> u32 {
         let offsets = access.offsets;
         let Some(count) =
             [8, 4].into_iter().find(|&count| are_aligned_rows(offsets, count)).filter(|_| !caches_disabled())

@@ -79,7 +79,7 @@ impl CachedAndUncached {
                 let op = self.start(AsyncOpKind::Wgmma, w, ALL);
                 self.both(|shadow, warps, cx, out| {
                     let mut writers = OperandWriters::default();
-                    shadow.read_wgmma_operand(&runs, op, &warps[w], 0, pc, cx, &mut writers, out);
+                    shadow.check_wgmma_operand_read(&runs, op, &warps[w], 0, pc, cx, &mut writers, out);
                     shadow.check_against_operand_writers(&writers, op, &warps[w ^ 1], 0, pc, cx, out);
                 })
             }

@@ -351,7 +351,8 @@ impl World {
         let mut out = Vec::new();
         let cx = CheckContext { ops: &self.ops, clusters: &CLUSTERS };
         self.shadow.check_access(access, &self.warps[w], lanes, &offsets, bytes as u32, strength, 3, &cx, &mut out);
-        let in_order: Vec<u32> = self.warps[w].lane_groups().flat_map(|(mask, _)| Self::each(mask & lanes)).collect();
+        let in_order: Vec<u32> =
+            self.warps[w].lane_groups_with_clocks().flat_map(|(mask, _)| Self::each(mask & lanes)).collect();
         for lane in in_order {
             let thread = Self::thread(w, lane);
             let node = self.graph.add_thread_event(thread, &[]);

@@ -32,7 +32,7 @@ impl Decoder<'_> {
             _ => return Err(self.o.error("the call names no callee, which must be a function or a register")),
         };
         let mut list = |operands: &[Operand]| -> Result<Vec<CallArgument>, ProgramError> {
-            operands.iter().map(|o| self.call_argument(o)).collect()
+            operands.iter().map(|o| self.decode_call_argument(o)).collect()
         };
         let (args, returns) = (list(&args)?, list(&returns)?);
         Ok(Op::Call(Box::new(Call { target, args, returns })))
@@ -56,7 +56,7 @@ impl Decoder<'_> {
         }
     }
 
-    pub(super) fn call_argument(&mut self, operand: &Operand) -> Result<CallArgument, ProgramError> {
+    pub(super) fn decode_call_argument(&mut self, operand: &Operand) -> Result<CallArgument, ProgramError> {
         if let Operand::Symbol(name, 0) = operand
             && let Some((offset, size)) = self.o.param_offset_and_size(name)
         {

@@ -41,7 +41,7 @@ pub(super) fn decode_function(
         volatile_is_data: super::volatile::is_volatile_data(function),
     };
     for (index, instruction) in function.body.iter().enumerate() {
-        decoder.o.set_line(instruction.line);
+        decoder.o.set_line_for_errors(instruction.line);
         let guard = instruction.guard.map(|(r, negated)| (decoder.o.first_row_or_predicate_index(r), negated));
         // If an operand cannot be resolved, the instruction becomes unsupported, which is reported only when it is
         // executed.

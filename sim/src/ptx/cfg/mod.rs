@@ -250,8 +250,8 @@ impl CountedEdges {
         })
     }
 
-    /// Returns the edges that the rules of [`reconvergence_points`] do not exclude. Where an edge to a bare return remains,
-    /// its source block is marked as an end of the function instead.
+    /// Returns the edges that the rules of [`reconvergence_points`] do not exclude. Where an edge to a bare return
+    /// remains, its source block is marked as an end of the function instead.
     fn without_early_ends(blocks: &Blocks) -> Self {
         let abort_only = blocks.abort_only();
         let enclosed = EnclosedCode::new(blocks);
