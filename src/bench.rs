@@ -67,11 +67,11 @@ enum What {
     /// Training: steps of full fine-tuning on text (forward, backward, AdamW)
     ///
     /// All sequences are packed into one micro-batch. `mfu` (model FLOPs utilization) is the model's operations per
-    /// second over the GPU's dense bf16 rate in its data sheet; null for a GPU that is not in the table. The model's
-    /// operations: 6 for each token and each weight of a matrix that multiplies it, plus causal attention; recomputed
-    /// operations and the vision tower do not count. `busy` is the share of the profiled step in which a kernel ran;
-    /// `parts` splits that step into forward, backward (with recomputation) and optimizer; `planned_peak_bytes` is
-    /// the peak memory that `reel plan` gives.
+    /// second over the GPU's dense bf16 rate in its data sheet; null if reel does not know that rate for the GPU. The
+    /// model's operations: 6 for each token and each weight of a matrix that multiplies it, plus causal attention;
+    /// recomputed operations and the vision tower do not count. `busy` is the share of the profiled step in which a
+    /// kernel ran; `parts` splits that step into forward, backward (with recomputation) and optimizer;
+    /// `planned_peak_bytes` is the peak memory that `reel plan` gives.
     Train(TrainArgs),
     /// One kernel, the kernels of a folder, matrix products, or the output layer, on cpu or cuda
     Op(OpArgs),

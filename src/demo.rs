@@ -29,7 +29,7 @@ pub struct DemoArgs {
     /// Output folder; an earlier demo in it is replaced
     #[arg(long, value_name = "DIR", default_value = "demo")]
     out: PathBuf,
-    /// Repeat for N seeds, starting at --seed, each in DIR/seed-N
+    /// Repeat the demo with N seeds, starting at --seed; the results of seed S are in DIR/seed-S
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
     /// Training steps of each stage [default: 360 for SFT, 1200 for GRPO]

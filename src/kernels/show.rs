@@ -68,7 +68,11 @@ fn print(example: &ExampleCall) -> Result<()> {
         ))?;
         if let Some(r) = &p.resources {
             let of = format!("{} registers, {} bytes of static shared memory", r.registers, r.shared);
-            output::print_line(format!("    {of}, {} of stack, {} spilled", r.stack, r.spill_stores + r.spill_loads))?;
+            output::print_line(format!(
+                "    {of}, {} bytes of stack, {} bytes spilled",
+                r.stack,
+                r.spill_stores + r.spill_loads
+            ))?;
         }
     }
     if let Some(note) = note {

@@ -71,7 +71,7 @@ struct Sizes {
     /// GPU to plan for: h200, h100, a100, l40s or rtx4090; --device cpu plans for this machine
     #[arg(long, value_name = "NAME")]
     gpu: Option<String>,
-    /// Tokens per row, including the vision tokens of its media
+    /// Tokens per row (training example or prompt), including the vision tokens of its media
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
     /// Patches of the video in each row; 4 patches make a vision token

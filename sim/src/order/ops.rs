@@ -65,7 +65,7 @@ struct Observation {
     by: Option<u8>,
 }
 
-/// Value of [`Observation::by`]: every lane of the warp observes all parts of the operation.
+/// Value of [`Observation::by`]: every lane of the warp observes that the whole operation is complete.
 const ANY_LANE: u8 = 32;
 
 #[derive(Clone, Debug)]
@@ -136,7 +136,7 @@ impl AsyncOps {
         self.all[op.0 as usize].add(Observation { lanes, key: agent.0 >> 5, epoch, by });
     }
 
-    /// Records that each of `lanes` of `warp` waited for its own part of `op` (`cp.async.wait_group`).
+    /// Records that each of `lanes` of `warp` waited for its own share of `op` (`cp.async.wait_group`).
     pub fn mark_observed_by_lanes(&mut self, op: AsyncOpId, warp: &WarpClocks, lanes: u32) {
         let op = &mut self.all[op.0 as usize];
         op.add(Observation { lanes, key: warp.key(), epoch: warp.epoch(), by: None });

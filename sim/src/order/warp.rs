@@ -219,7 +219,7 @@ impl WarpClocks {
     pub fn accept_handoff(&mut self, lanes: u32, handoff: &FenceHandoff) {
         let lanes = self.widen_to_all_lanes(lanes);
         for (scope, clock) in &handoff.fences {
-            // Epoch 0 marks a fence that does not cover the lanes' own accesses.
+            // Epoch 0 marks a fence that other threads passed on: it does not cover the lanes' own accesses.
             match self.fences.iter_mut().find(|f| f.epoch == 0 && f.mask == lanes && f.scope == *scope) {
                 Some(fence) => fence.clock.join(clock),
                 None => self.fences.push(Fence { mask: lanes, scope: *scope, clock: clock.clone(), epoch: 0 }),

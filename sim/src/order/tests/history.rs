@@ -402,7 +402,7 @@ impl World {
                 kinds.insert("uninitialized");
             }
             kinds.extend(self.past.iter().filter_map(|old| self.judge(&mine, old)));
-            // The graph does not model a missing proxy fence after a read, the least severe conflict.
+            // Ignore a missing proxy fence after a read, the least severe conflict: the graph does not model it.
             let found = found.filter(|conflict| conflict.kind != ConflictKind::ProxyRead);
             let kind = found.map(|conflict| match conflict.kind {
                 ConflictKind::Uninitialized => "uninitialized",

@@ -1,4 +1,4 @@
-//! Tests of clocks and shadow memory: against a graph of events with enumerated ancestors, and rule by rule.
+//! Tests of clocks and shadow memory: random histories against a reference graph of events, and one test per rule.
 
 mod caches;
 mod graph;

@@ -1,4 +1,5 @@
-//! Checking a whole row at once gives the same result as checking it lane by lane.
+//! Checking a whole row (the consecutive bytes that several lanes access together) at once gives the same result as
+//! checking it lane by lane.
 
 use super::{barrier, xorshift};
 use crate::order::*;
