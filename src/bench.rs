@@ -264,7 +264,7 @@ impl TrainArgs {
         if self.tokens == 1 {
             return Err(bad_usage("--tokens", "a sequence of 1 token has no next token to predict", "give 2 or more"));
         }
-        let folder = prompt::model_folder(&self.rounds.model)?;
+        let folder = prompt::find_or_download_model(&self.rounds.model)?;
         let config = ModelConfig::open(&folder)?;
         let (device, dtype, tokens) = (&model::open_device(common)?, model::activation_dtype(common), self.tokens);
         let (gradient_checkpointing, optim) = (self.gradient_checkpointing, self.optim);
@@ -295,7 +295,7 @@ impl RoundsArgs {
             let what = format!("{} sequences are too many for one batch", self.batch);
             return Err(bad_usage("--batch", what, format!("give 1 to {MAX_COMPLETIONS}")));
         }
-        let positions = ModelConfig::open(&prompt::model_folder(&self.model)?)?.text.max_position_embeddings;
+        let positions = ModelConfig::open(&prompt::find_or_download_model(&self.model)?)?.text.max_position_embeddings;
         if context.saturating_add(tokens) > positions {
             let (after, help) = match context {
                 0 => (String::new(), "give fewer tokens"),
@@ -317,7 +317,7 @@ impl RoundsArgs {
         context: usize,
         round: impl Fn(&LoadedModel) -> reel_measure::Result<f64>,
     ) -> Result<()> {
-        let folder = prompt::model_folder(&self.model)?;
+        let folder = prompt::find_or_download_model(&self.model)?;
         let config = ModelConfig::open(&folder)?;
         let model = LoadedModel::open(&folder, &config, common)?;
         let (device, dtype) = (model.cx.device(), model.cx.dtype());

@@ -113,7 +113,7 @@ impl GenerateArgs {
         if !(1..=MAX_COMPLETIONS).contains(&self.n) {
             return Err(bad_completion_count(self.n));
         }
-        let (base, adapter) = self.model.base_and_adapter()?;
+        let (base, adapter) = self.model.base_model_and_adapter_folder()?;
         let prompt = self.messages.encode_messages_or_question(&self.question, &base, common)?;
         let model = LoadedModel::open_with_adapter(&prompt.folder, adapter.as_deref(), &prompt.bundle.config, common)?;
         let mut printer = Printer::new(&prompt.bundle, &self.sampling.stop, self.n == 1 && !common.json);

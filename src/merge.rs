@@ -35,7 +35,7 @@ pub struct MergeArgs {
 
 impl MergeArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let base = prompt::model_folder(&self.model)?;
+        let base = prompt::find_or_download_model(&self.model)?;
         let merged = lora::merge(&base, &self.adapter, &self.out, &Device::cpu(common.threads()?))?;
         if common.json {
             return output::print_json(&json!({"out": self.out, "layers": merged.layers, "bytes": merged.bytes}));

@@ -1,5 +1,5 @@
-//! Options for prompts: chat messages from a file, or a question about a video or an image; and the model folder of
-//! `--model`.
+//! Command line options that name a model and a prompt. The prompt is a file of chat messages, or a question about a
+//! video or an image.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -77,7 +77,7 @@ pub struct EncodedPrompt {
 
 impl ModelFlags {
     /// The base model (folder or id), and the folder of the adapter if there is one.
-    pub fn base_and_adapter(&self) -> Result<(String, Option<PathBuf>)> {
+    pub fn base_model_and_adapter_folder(&self) -> Result<(String, Option<PathBuf>)> {
         let folder = Path::new(&self.model);
         if !is_adapter_folder(folder) {
             return Ok((self.model.clone(), self.adapter.clone()));
@@ -91,7 +91,7 @@ impl ModelFlags {
             Some(base) => base.to_string(),
             None => return Err(failed(location, "is missing", help)),
         };
-        // A base model whose name looks like a path cannot be a hub id.
+        // A name that begins with `/` or `.` can only be a path, never a Hugging Face id: its folder must exist.
         if base.starts_with(['/', '.']) && !Path::new(&base).is_dir() {
             return Err(failed(location, format!("names {base}, which does not exist"), help));
         }
@@ -101,7 +101,7 @@ impl ModelFlags {
 
 /// Returns the folder of a MODEL argument: a path, or a Hugging Face id, which is looked up in the hub cache and
 /// downloaded if it is not there.
-pub fn model_folder(model: &str) -> Result<PathBuf> {
+pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
     if is_adapter_folder(Path::new(model)) {
         return Err(failed(
             model,
@@ -122,7 +122,7 @@ pub fn model_folder(model: &str) -> Result<PathBuf> {
 }
 
 impl MessageFlags {
-    /// Reads the messages file and encodes it.
+    /// Reads the chat messages from their file (default: stdin) and encodes them for the model.
     pub fn encode(&self, model: &str, common: &CommonOptions) -> Result<EncodedPrompt> {
         let path = self.messages.as_deref().unwrap_or(Path::new("-"));
         self.encode_conversation(model, common, || Ok(Conversation::open(path, self.media_root.as_deref())?))
@@ -148,7 +148,7 @@ impl MessageFlags {
         conversation: impl FnOnce() -> Result<Conversation>,
     ) -> Result<EncodedPrompt> {
         let begun = Instant::now();
-        let folder = model_folder(model)?;
+        let folder = find_or_download_model(model)?;
         let bundle = trace::span("open", || ModelFolder::open(&folder))?;
         let conversation = conversation()?;
         let options = MediaOptions {

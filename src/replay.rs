@@ -59,7 +59,7 @@ impl ReplayArgs {
         if *same {
             return Ok(());
         }
-        let tensor = first.as_deref().unwrap_or("unknown, because the run recorded no hashes of single tensors");
+        let tensor = first.as_deref().unwrap_or("unknown, because the run did not record one hash per tensor");
         let help = "compare device, version and data with run.json";
         Err(failed(out, format!("step {step} gives different weights; the first different tensor: {tensor}"), help))
     }
@@ -96,7 +96,7 @@ impl ReplayArgs {
     }
 }
 
-/// The options of a training command that can replay recorded rollouts.
+/// Implemented for the options of each training command, so that a repeated step can use recorded rollouts.
 trait Recorded {
     /// Makes the repeated step use the rollouts recorded in the run folder `out` instead of sampling.
     fn use_recorded_rollouts(&mut self, out: &Path);

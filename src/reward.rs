@@ -64,7 +64,7 @@ impl RewardArgs {
         self.report(common, &rewards, scorer.map(|scorer| scorer.frames_encoded()))
     }
 
-    /// Resolves a path of the input file relative to that file's folder.
+    /// Returns the path of a frame; relative paths in the input file are relative to that file's folder.
     fn beside_input(&self, path: &Path) -> PathBuf {
         self.input.parent().map_or_else(|| path.to_path_buf(), |folder| folder.join(path))
     }

@@ -39,8 +39,8 @@ pub struct ScoreArgs {
     out: PathBuf,
 }
 
-/// The outputs of the forward pass. Logits are computed later, some rows at a time, because all of them may not fit
-/// into memory.
+/// The outputs of the forward pass. `hidden` has the final hidden states; the logits are computed from it when they
+/// are written, a few positions at a time, because the logits of all positions may not fit into memory.
 struct Scored {
     hidden: Tensor,
     image_embeds: Vec<f32>,
@@ -49,7 +49,7 @@ struct Scored {
 
 impl ScoreArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let (base, adapter) = self.model.base_and_adapter()?;
+        let (base, adapter) = self.model.base_model_and_adapter_folder()?;
         let (folder, tokens) = self.tokens(&base, common)?;
         let config = ModelConfig::open(&folder)?;
         let model = LoadedModel::open_with_adapter(&folder, adapter.as_deref(), &config, common)?;
@@ -76,12 +76,13 @@ impl ScoreArgs {
             let prompt = self.messages.encode(base, common)?;
             return Ok((prompt.folder, prompt.tokens));
         };
-        let folder = crate::prompt::model_folder(base)?;
+        let folder = crate::prompt::find_or_download_model(base)?;
         let tokens = ModelInput::read(inputs, &ModelConfig::open(&folder)?)?;
         Ok((folder, tokens))
     }
 
-    /// Computes logits for some rows at a time and writes them. Returns the mean log-probability of the tokens.
+    /// Computes the logits of a few positions at a time and writes them. Returns the mean log-probability of the
+    /// tokens.
     fn write(&self, model: &LoadedModel, tokens: &ModelInput, scored: &Scored) -> Result<f64> {
         let (rows, vocab) = (tokens.len(), model.weights.config.text.vocab_size);
         let hidden_size = model.weights.config.text.hidden_size;
@@ -99,7 +100,7 @@ impl ScoreArgs {
         for start in (0..rows).step_by(most) {
             let n = most.min(rows - start);
             let logits = model.weights.logits(&model.cx, &scored.hidden.rows(start, n)?)?;
-            // The last row has no next token; its target -1 is ignored.
+            // The last position has no next token: its target is -1, and its log-probability is dropped below.
             let next: Vec<i32> =
                 (start + 1..=start + n).map(|i| tokens.input_ids.get(i).map_or(-1, |&id| id as i32)).collect();
             let targets = Tensor::from_i32(model.cx.device(), &[n], &next)?;
@@ -120,7 +121,7 @@ fn forward(model: &LoadedModel, tokens: &ModelInput, place: &str) -> Result<Scor
     let batch = Batch::new(cx.device(), &weights.config, &[tokens.sequence()], place)?;
     let vision = batch.vision.as_ref().map(|input| weights.vision_tokens(cx, input, false)).transpose()?;
     let embeds = vision.as_ref().map(Tensor::to_f32).transpose()?.unwrap_or_default();
-    // Vision tokens are in processor order: all images, then all videos.
+    // Vision tokens are in the order of Qwen's processor: those of all images, then those of all videos.
     let merged = |grids: &[GridThw]| {
         grids.iter().map(|g| g.iter().product::<usize>()).sum::<usize>()
             / weights.config.vision.patches_per_vision_token()

@@ -28,9 +28,9 @@ pub struct TokenizeArgs {
 }
 
 impl TokenizeArgs {
-    /// Prints one list of token ids per line, as JSON with and without `--json`.
+    /// Prints one JSON list of token ids per line. `--json` changes nothing.
     pub fn run(&self, _common: &CommonOptions) -> Result<()> {
-        let tokenizer = Tokenizer::open(&prompt::model_folder(&self.model)?)?;
+        let tokenizer = Tokenizer::open(&prompt::find_or_download_model(&self.model)?)?;
         let (name, lines): (_, Box<dyn BufRead>) = if self.file == Path::new("-") {
             ("stdin".to_string(), Box::new(io::stdin().lock()))
         } else {

@@ -50,7 +50,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 config_file::apply_config_file(&parsed, file, given)?
             }
         };
-        // What to do with an existing folder, and what to print, are not options of the run itself.
+        // `resume_from_checkpoint`, `overwrite` and the options for output do not describe the run, so the merge
+        // above leaves them out and they are set here.
         let start = options.config.as_deref().map(StartFlags::read).transpose()?.unwrap_or_default();
         let run: &mut RunOptions = &mut resolved.options;
         run.config.clone_from(&options.config);
@@ -72,10 +73,10 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         })
     }
 
-    /// Checks the options, opens model folder and device, and calls `f` with them.
+    /// Checks the options, finds the model folder, opens the device, and calls `f` with the result.
     pub fn with_setup<T>(&self, f: impl FnOnce(&RunSetup<O>) -> Result<T>) -> Result<T> {
         self.options.validate()?;
-        let folder = prompt::model_folder(&self.options.model)?;
+        let folder = prompt::find_or_download_model(&self.options.model)?;
         let device = model::open_device(&self.common)?;
         trace::record_launches(&device, model::activation_dtype(&self.common));
         let stop = interrupt::stop_flag();
@@ -92,8 +93,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         })
     }
 
-    /// Trains until the end or Ctrl-C and prints the result. With `--check-data` but without `--out` it calls `check`
-    /// instead of `run`.
+    /// Trains with `run` until the end or Ctrl-C and prints the result. If `--check-data` is given without `--out`,
+    /// only checks the data with `check`.
     pub fn run(
         &self,
         run: impl FnOnce(&RunSetup<O>) -> reel_train::Result<RunSummary>,

@@ -176,7 +176,7 @@ fn invalid_inputs_files_are_refused() {
     run("none.safetensors").refused(1, &["none.safetensors"]);
     fs::write(s.dir.path().join("junk.safetensors"), "junk").expect("written");
     run("junk.safetensors").refused(1, &["junk.safetensors"]);
-    // The weights file is a valid safetensors file, but has no input ids.
+    // This file is valid safetensors, but has weights instead of model inputs: the tensor `input_ids` is missing.
     run("tiny/model.safetensors").refused(1, &["input_ids"]);
     assert!(!s.dir.path().join("s.safetensors").exists());
 }
@@ -197,7 +197,7 @@ fn files_that_are_not_videos_are_refused() {
     }
     assert_video_refused(Path::new("no-such.mp4"), &[], &["no-such.mp4"]);
     assert_video_refused(&clips, &[], &["clips"]);
-    // An image has at most one frame.
+    // An image is one frame, so `--nframes 4` of it is an error.
     assert_video_refused(&golden("pixels/00_png_rgb.png"), &["--nframes", "4"], &[]);
 }
 
@@ -270,7 +270,7 @@ fn unwritable_outputs_are_refused() {
     assert!(!s.dir.path().join("other").exists());
 }
 
-/// With a file size limit, writes fail half way, as on a full disk.
+/// A file size limit makes writes fail half way, as a full disk does.
 #[test]
 fn failed_write_leaves_no_file() {
     let s = Workspace::new();
@@ -288,8 +288,8 @@ fn failed_write_leaves_no_file() {
     }
 }
 
-/// SIGINT while a large model is written ends the program. A signal that the caller ignores, as under `nohup`, does
-/// not end it.
+/// SIGINT ends the program while it writes a large model. A signal that was ignored when the program was started (as
+/// `nohup` does with SIGHUP) does not end it.
 #[test]
 fn interrupted_init_leaves_no_file() {
     let dir = tempfile::tempdir().expect("a folder");

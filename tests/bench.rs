@@ -13,8 +13,8 @@ fn number(value: &Value, key: &str) -> f64 {
     value.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {key} in {value}"))
 }
 
-/// Checks that all ops of a result together take at most the time of the profiled round, and that their shares of
-/// this time are right; returns the names of the ops.
+/// Checks that the times of all ops add up to at most the time of the profiled round, and that each op's share of
+/// that time is right. Returns the names of the ops.
 #[track_caller]
 fn check_ops(result: &Value) -> Vec<String> {
     let ops = result["ops"].as_array().expect("ops");
@@ -58,7 +58,7 @@ fn prefill_and_decode_results_have_their_keys_and_can_be_compared() {
         assert!(number("/flops") > 32.0 * 2.0 * 0.3e6, "{got}");
         let samples: Vec<f64> = got["samples"].as_array().expect("samples").iter().filter_map(Value::as_f64).collect();
         assert_eq!(samples.len(), 3);
-        assert!(samples.contains(&number("/seconds")), "the median of three round times is not one of them");
+        assert!(samples.contains(&number("/seconds")), "the reported time is not the median of the three rounds");
         let ops = check_ops(&got);
         assert!(ops.contains(&"matmul_fwd".to_string()), "{ops:?}");
         // Only a GPU's clocks are read.
@@ -120,7 +120,8 @@ fn rollout_results_have_parts_and_can_be_compared() {
         assert_eq!(names, ["prefill", "decode"]);
         let whole: f64 = parts.iter().map(|p| number(p, "/flops")).sum();
         assert!((whole - number(&got, "/flops")).abs() <= 1e-9 * whole);
-        // All completions share one prefill; the first token of each needs no decode step.
+        // All completions share one prefill, and it gives the first token of each: a completion of 12 tokens has 11
+        // decode steps.
         let weights = number(&parts[0], "/flops") / 40.0;
         let each = number(&parts[1], "/flops") / (3.0 * 11.0);
         assert!(
@@ -131,7 +132,11 @@ fn rollout_results_have_parts_and_can_be_compared() {
         assert!(page.contains("rollout") && page.contains("prefill"), "{page}");
         fs::write(dir.path().join(format!("{dtype}.json")), got.to_string()).expect("written");
     }
-    assert_eq!(number(&bench(&["--tokens", "2"]).json(), "/batch"), 8.0, "the default is a group of 8");
+    assert_eq!(
+        number(&bench(&["--tokens", "2"]).json(), "/batch"),
+        8.0,
+        "without --batch, a rollout has 8 completions"
+    );
     let compared = run_in(dir.path(), ["bench", "--compare", "f32.json", "bf16.json", "--json"]).json();
     assert_eq!((&compared["op"], &compared["differs"]), (&"rollout".into(), &json!(["dtype: f32 and bf16"])));
     bench(&["--tokens", "0"]).refused(2, &["--tokens"]);
@@ -161,7 +166,7 @@ fn compare_says_which_result_is_faster() {
     for (first, second, words) in [(&a, &b, "faster (ratio 1.24"), (&b, &a, "slower"), (&a, &c, "no difference")] {
         let got = compare(first, second);
         assert!(got.ok().starts_with(&format!("decode: {words}")), "{}", got.stdout);
-        assert_eq!(got.stdout, compare(first, second).stdout, "the comparison is deterministic");
+        assert_eq!(got.stdout, compare(first, second).stdout, "the same comparison printed two different results");
     }
     let old = dir.path().join("old.json");
     let without = r#"{"op": "decode", "tokens": 32, "batch": 1, "context": 64, "tokens_per_second": 5.0}"#;
@@ -191,7 +196,7 @@ fn train_results_have_parts_planned_memory_and_mfu() {
     for part in ["matmul", "attention_fwd", "attention_bwd", "log_prob", "adamw"] {
         assert!(ops.iter().any(|op| op.starts_with(part)), "no {part} in {ops:?}");
     }
-    // Training needs at least 6 floating-point operations per weight and token, and those of attention.
+    // Training needs at least 6 floating-point operations per weight and token; attention adds more.
     let least = 6.0 * 48.0 * number(&got, "/parameters_multiplied");
     assert!(number(&got, "/model_flops") > least && number(&got, "/model_flops") < 1.5 * least);
     let rate = number(&got, "/model_flops") / number(&got, "/seconds");
@@ -253,8 +258,8 @@ fn ops_are_timed_at_given_sizes() {
         let args = ["bench", "op", name, "--device", "cpu", "--runs", "2", "--json"];
         run(args.into_iter().chain(sizes).chain(more.iter().copied()))
     };
-    // In each line: an op or kernel, its sizes, the number of kernels that are timed, and the smallest of their
-    // operation counts.
+    // For each op or kernel: its sizes, how many kernels `bench op` times for it, and the smallest operation count of
+    // these kernels.
     let (vocab, tokens) = (3000.0, 40.0);
     for (name, sizes, kernels, flops) in [
         ("matmul", "m=24 n=40 k=56", 6, 2.0 * 24.0 * 40.0 * 56.0),
@@ -304,7 +309,7 @@ fn ops_launches(result: &Value) -> f64 {
     result["ops"].as_array().expect("ops").iter().map(|op| number(op, "/launches")).sum()
 }
 
-/// The dtype that ends the name of a kernel, if one does.
+/// The dtype with which a kernel's name ends (`_f32` or `_bf16`), or `None`.
 fn dtype_of(kernel: &str) -> Option<&'static str> {
     ["f32", "bf16"].into_iter().find(|t| kernel.ends_with(&format!("_{t}")))
 }
@@ -336,7 +341,7 @@ fn trace_has_spans_launches_and_memory() {
     assert!(phase(events, "M").iter().any(|e| e["name"] == "process_name" && e["args"]["name"] == "reel"));
     assert!(events.iter().all(|e| named.contains(&row(e))));
     assert!(events.iter().all(|e| ["X", "C", "M"].contains(&e["ph"].as_str().unwrap_or_default())));
-    // Launches do not overlap, and each event has its operations and bytes.
+    // Launches do not overlap. Each launch event states its floating-point operations and the bytes that it moved.
     let launches: Vec<&Value> = phase(events, "X").into_iter().filter(|e| e["tid"] == 1).collect();
     let mut end_before = 0.0;
     for e in &launches {

@@ -24,9 +24,9 @@ use reel_train::options::{RunOptions, SftOptions};
 use reel_train::sft::{self, SftSetup};
 use serde_json::Value;
 use support::{file_names_in, finished_run, golden, reel_on_gpu};
-use tensors::{Tensor, read_tensors, relative_distance, rows_of};
+use tensors::{Tensor, gathered_rows, read_tensors, relative_distance};
 
-/// A fake driver that checks every call, and a device `cuda` that uses it.
+/// A fake driver that checks every call against the rules of the driver API, and a device `cuda` on it.
 fn fake_cuda() -> (FakeDriver, Device) {
     let fake = FakeDriver::new(Arch::A100, 512 << 20);
     let gpu = Gpu::from_driver(Arc::new(fake.clone())).expect("a fake GPU");
@@ -37,7 +37,7 @@ fn simulated() -> Device {
     Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).expect("a simulator")
 }
 
-/// Logits of a case of `tests/golden/model`.
+/// Logits that the device computes for a case of `tests/golden/model`.
 fn logits(device: &Device, case: &str, dtype: DType) -> Vec<f32> {
     let folder = golden("model").join(case);
     let config = ModelConfig::open(&folder.join("model")).expect("a configuration");
@@ -118,7 +118,7 @@ fn training_step_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
         let (got, want) = (step(&device, dtype, lora_r), step(&simulated(), dtype, lora_r));
         assert_eq!(got.0, want.0, "{dtype}, rank {lora_r}");
         assert!(got.1 == want.1, "{dtype}, rank {lora_r}: the weights differ from those of device sim");
-        // Every run uses the same matrix product library with the same algorithms.
+        // Every run reports the same matrix-product library with the same chosen algorithms.
         assert_eq!(got.2["library"], "fake products 1.0.0");
         assert!(got.2["algorithms"].as_u64() > Some(20) && got.2["hash"].as_str().is_some_and(|h| h.len() == 16));
         let (_fake, again) = fake_cuda();
@@ -147,7 +147,8 @@ fn score_on_gpu(inputs: &Path, model: &[&str]) -> Tensor {
     read_tensors(&to)["logits"].clone()
 }
 
-/// Checks that two runs on the GPU give the same bits and agree with the reference to 1e-3.
+/// Checks that two runs on the GPU give the same bits, and that they differ from the reference by at most 1e-3
+/// (relative distance).
 fn check_reproducible(name: &str, score: impl Fn() -> Vec<f64>, want: &[f64]) {
     let first = score();
     let off = relative_distance(name, &first, want);
@@ -165,13 +166,13 @@ fn gpu_logits_agree_with_the_reference_and_are_reproducible() {
         let case = golden("model").join(&name);
         let model = case.join("model").display().to_string();
         let expected = read_tensors(&case.join("expected.safetensors"));
-        let rows_of = || {
-            rows_of(
+        let gathered_rows = || {
+            gathered_rows(
                 &score_on_gpu(&case.join("inputs.safetensors"), &["--model", &model]),
                 &expected["logit_rows"].values,
             )
         };
-        check_reproducible(&name, rows_of, &expected["logits"].values);
+        check_reproducible(&name, gathered_rows, &expected["logits"].values);
     }
     let want = read_tensors(&golden("lora/logits.safetensors"));
     let base = golden("train/model_a").display().to_string();
@@ -192,7 +193,7 @@ fn gpu_training_steps_agree_with_the_reference_and_are_reproducible() {
         return;
     }
     let cases = |kind: &'static str| file_names_in(&golden(kind)).into_iter().map(move |name| format!("{kind}/{name}"));
-    // On a GPU machine, FFmpeg may be missing, and then videos cannot be read.
+    // Cases with a video (`_mp4`) are left out, because a GPU machine may lack FFmpeg, which reads videos.
     let all = cases("train").chain(cases("grpo")).filter(|case| golden(case).join("expected.json").exists());
     for case in all.filter(|case| !case.ends_with("_mp4")) {
         let hash = || training::check_training_case(reel_on_gpu(), &case, &["--device", "cuda"]);

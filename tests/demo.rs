@@ -1,4 +1,5 @@
-//! `reel demo` with one or two training steps: tests everything except that the model learns, which takes minutes.
+//! `reel demo` with one or two training steps. Everything is tested except that the model learns, because training
+//! until it does takes minutes.
 
 mod support;
 
@@ -26,8 +27,8 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     assert_eq!(page.matches("<article").count(), 48);
     assert!(page.contains("<polyline") && !page.contains("src=\"http") && page.ends_with("</html>\n"));
 
-    // The second stage also sampled completions for shuffled frames, and computed the semantic reward, which has
-    // weight 0.
+    // The second stage also sampled completions for shuffled frames. It computed the semantic reward too, although
+    // that reward has weight 0.
     let metrics = fs::read_to_string(out.join("grpo/metrics.jsonl")).expect("metrics");
     let first: serde_json::Value = serde_json::from_str(metrics.lines().next().expect("a step")).expect("JSON");
     assert!(first["rewards/temporal"].is_number() && first["rewards/semantic"].is_number(), "{first}");
@@ -52,8 +53,8 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     let more = ["--max-pixels", "3136", "--prompt", "Which colors?", "--max-new-tokens", "4", "--json"];
     assert_eq!(run_in(dir.path(), [&ask[..], &more].concat()).json()["token_ids"].as_array().map(Vec::len), Some(4));
 
-    // With several seeds each has a folder, where it replaces an earlier demo. Without the temporal reward the second
-    // stage is plain GRPO.
+    // With several seeds, each has its own folder (`seed-5`); an earlier demo in that folder is replaced. Without the
+    // temporal reward the second training stage is plain GRPO.
     let seeds = dir.path().join("seeds");
     fs::create_dir(&seeds).expect("made");
     fs::rename(&out, seeds.join("seed-5")).expect("moved");

@@ -14,7 +14,7 @@ use support::{golden, reel, run};
 
 /// A fenced code block of a page.
 struct Block {
-    /// Line of its opening fence, counted from 1.
+    /// Line of the page with the opening fence, counted from 1.
     line: usize,
     /// The text after the opening fence, such as `sh`.
     info: String,
@@ -37,7 +37,8 @@ fn blocks(text: &str) -> Vec<Block> {
     blocks
 }
 
-/// The shell commands of a block with their line numbers in the page; a trailing backslash joins a line to the next.
+/// The shell commands of a block, each with its line number in the page. A line that ends with a backslash is joined
+/// to the next.
 fn commands(block: &Block) -> Vec<(usize, String)> {
     let mut commands: Vec<(usize, String)> = Vec::new();
     let mut joined = false;
@@ -77,8 +78,8 @@ impl Workshop {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let at = |name: &str| folder.path().join(name);
-        // In this hub cache, which has the layout of the hub's own clients, the name of the published model selects a
-        // tiny model.
+        // The id of the published model selects the tiny model: it is put into the hub cache in place of the
+        // published one.
         let cached = at("hub/models--Qwen--Qwen2.5-VL-3B-Instruct");
         fs::create_dir_all(cached.join("refs")).expect("a folder");
         fs::create_dir_all(cached.join("snapshots")).expect("a folder");
@@ -219,7 +220,10 @@ fn pages_with_commands_are_all_tested() {
         let text = fs::read_to_string(repository().join(&page)).expect("a page");
         let name = page.display().to_string();
         let has_commands = blocks(&text).iter().any(|b| b.info == "sh");
-        assert!(!has_commands || TESTED.contains(&name.as_str()), "{name}: its commands are not run by a test");
+        assert!(
+            !has_commands || TESTED.contains(&name.as_str()),
+            "{name}: has commands, but is not listed in TESTED, so no test runs them"
+        );
     }
 }
 
@@ -234,7 +238,7 @@ fn quoted_code_stands_in_its_file() {
             let source = fs::read_to_string(repository().join(file)).expect("the quoted file");
             let quote = folded(&mut block.lines.iter().map(String::as_str));
             let found = folded(&mut source.lines()).contains(&quote);
-            assert!(found, "{}:{}: {file} does not have this code", page.display(), block.line);
+            assert!(found, "{}:{}: the quoted code is not in {file}", page.display(), block.line);
             quoted += 1;
         }
     }
@@ -268,11 +272,11 @@ fn links_lead_to_files_and_lines() {
             let (file, fragment) = target.split_once('#').unwrap_or((&target, ""));
             let path = repository().join(page.parent().unwrap_or(Path::new(""))).join(file);
             if !path.exists() {
-                wrong.push(format!("{}:{line}: {target} does not exist", page.display()));
+                wrong.push(format!("{}:{line}: the link's target {target} does not exist", page.display()));
                 continue;
             }
             let Some(number) = fragment.strip_prefix('L').and_then(|n| n.parse::<usize>().ok()) else { continue };
-            // The text of a link to a line is an identifier in that line, in backticks.
+            // A link to a line has as its text an identifier in backticks, which must be in that line.
             let name = label.trim_matches('`').rsplit("::").next().unwrap_or("").trim_end_matches("()");
             let source = fs::read_to_string(&path).expect("a source file");
             let lines: Vec<&str> = source.lines().collect();
@@ -281,7 +285,7 @@ fn links_lead_to_files_and_lines() {
                     .iter()
                     .position(|l| l.contains(&format!("fn {name}")) || l.contains(&format!("struct {name}")));
                 let hint = found.map_or("it is not in that file".into(), |at| format!("it is at line {}", at + 1));
-                wrong.push(format!("{}:{line}: `{name}` is not at {target}; {hint}", page.display()));
+                wrong.push(format!("{}:{line}: the link says that `{name}` is at {target}; {hint}", page.display()));
             }
         }
     }
@@ -315,10 +319,10 @@ fn files_that_pages_name_exist() {
         for (i, line) in text.lines().enumerate() {
             for word in line.split('`').skip(1).step_by(2) {
                 let path = word.split(&[' ', ':', '*', '{'][..]).next().unwrap_or("");
-                // `rewards/NAME` is a metric with a placeholder, not a file.
+                // `rewards/NAME` in the pages is a metric (NAME is a placeholder), not a file.
                 let whole = path.len() == word.len() && !path.ends_with("NAME");
                 if whole && ROOTS.iter().any(|root| path.starts_with(root)) && !repository().join(path).exists() {
-                    wrong.push(format!("{}:{}: {path} does not exist", page.display(), i + 1));
+                    wrong.push(format!("{}:{}: names the file {path}, which does not exist", page.display(), i + 1));
                 }
             }
         }

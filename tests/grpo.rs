@@ -54,7 +54,8 @@ fn repeatedly_killed_run_equals_uninterrupted_run() {
     run_in(at, grpo("whole", &more)).ok();
     let whole = begun.elapsed();
     let mut kills = 0;
-    // The times at which the run is killed are spread over its steps and over the writing of checkpoints.
+    // The moments at which the run is killed are spread over its whole duration, so that some hit the writing of a
+    // checkpoint.
     for i in 0u32.. {
         let resumed = grpo("broken", &[&more[..], &["--resume-from-checkpoint", "last"]].concat());
         let mut child = reel().current_dir(at).args(resumed).stdout(Stdio::null()).spawn().expect("it starts");
@@ -70,7 +71,7 @@ fn repeatedly_killed_run_equals_uninterrupted_run() {
         child.wait().expect("it ends");
         kills += 1;
     }
-    assert!(kills >= 3, "the run ended after {kills} kills");
+    assert!(kills >= 3, "the run was killed only {kills} times before it ended; 3 are needed");
     let (whole, broken) = (at.join("whole"), at.join("broken"));
     assert_eq!(metrics_without_times(&whole), metrics_without_times(&broken));
     let weights = |out: &Path| fs::read(out.join("model.safetensors")).expect("weights");
@@ -87,7 +88,8 @@ fn repeatedly_killed_run_equals_uninterrupted_run() {
     assert_eq!(rollouts(&whole), rollouts(&broken));
 }
 
-/// The hidden folders of incomplete checkpoints in the output folder.
+/// The names of incomplete checkpoints in an output folder; while a checkpoint is written, its folder is hidden
+/// (`.checkpoint-…`).
 fn drafts(out: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(out) else { return Vec::new() };
     let names = entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()));
@@ -107,7 +109,8 @@ fn run_killed_while_writing_a_checkpoint_keeps_the_others() {
     for life in 0..9 {
         let resumed = grpo("broken", &[&more[..], &["--resume-from-checkpoint", "last"]].concat());
         let mut child = reel().current_dir(at).args(resumed).stdout(Stdio::null()).spawn().expect("it starts");
-        // When a run starts, it removes incomplete folders of earlier processes.
+        // Incomplete checkpoints of killed runs. They do not count as checkpoints of this run, which removes them
+        // when it starts.
         let old = drafts(&broken);
         let (mut seen, begun) = (Vec::new(), Instant::now());
         while seen.len() <= life % 3 && child.try_wait().expect("a child").is_none() {
@@ -123,7 +126,10 @@ fn run_killed_while_writing_a_checkpoint_keeps_the_others() {
         child.wait().expect("it ends");
         left += usize::from(!drafts(&broken).is_empty());
     }
-    assert!(kills >= 3 && left > 0, "too few kills: {kills}, of which {left} left an incomplete checkpoint");
+    assert!(
+        kills >= 3 && left > 0,
+        "{kills} runs were killed (3 are needed), and {left} left an incomplete checkpoint (1 is needed)"
+    );
     run_in(at, grpo("broken", &[&more[..], &["--resume-from-checkpoint", "last"]].concat())).ok();
     assert_eq!(metrics_without_times(&whole), metrics_without_times(&broken));
     assert_eq!(drafts(&broken), Vec::<String>::new());
@@ -180,7 +186,7 @@ fn replay_repeats_any_step_and_names_a_difference() {
         let said = replay(step).json();
         assert_eq!(said, json!({"step": step.parse::<u64>().unwrap(), "from": from, "same": true, "tensor": null}));
     }
-    // Changing the recorded rollouts changes the weights that the replay computes.
+    // A replay computes from the recorded rollouts: with changed rewards it gives other weights.
     let path = at.join("out/rollouts/000005.jsonl");
     let mut line: Value = serde_json::from_str(fs::read_to_string(&path).expect("rollouts").trim()).expect("JSON");
     line["rewards"] = json!([3.0, 2.0, 1.0, 0.0]);
@@ -199,9 +205,9 @@ fn replay_repeats_any_step_and_names_a_difference() {
 fn replay_repeats_steps_with_dynamic_sampling() {
     let folder = training_folder();
     let at = folder.path();
-    // Each step needs three groups with different rewards. All completions of four of the seven rows get the reward
-    // 1, and dynamic sampling drops their groups. A second round of sampling then gives more groups than the step
-    // needs.
+    // The reward command gives 1 to every completion for four of the seven rows. Their groups have no advantage, so
+    // dynamic sampling drops them. Each step needs three groups with different rewards: one round of sampling gives
+    // too few, two rounds give more than needed.
     let own = "while read -r line; do case $line in *'is 1'*|*'is 3'*|*'is 4'*|*'is 6'*) echo 1;; *) echo ${#line};; esac; done";
     let more =
         ["--max-steps", "3", "--dynamic-sampling", "--scale-rewards", "batch", "--gradient-accumulation-steps", "3"];
@@ -218,7 +224,8 @@ fn replay_repeats_steps_with_dynamic_sampling() {
 fn replay_follows_changed_run_lengths() {
     let folder = training_folder();
     let at = folder.path();
-    // The learning rates of warmup and decay depend on the planned number of steps.
+    // The learning rate depends on the planned number of steps (warmup and cosine decay), so a replay must know which
+    // plan a step followed.
     let more = ["--save-steps", "3", "--warmup-ratio", "0.3", "--lr-scheduler-type", "cosine"];
     let run = |steps: &str, rest: &[&str]| {
         run_in(at, grpo("out", &[&["--max-steps", steps], &more[..], rest].concat())).ok().len()
@@ -233,7 +240,8 @@ fn replay_follows_changed_run_lengths() {
     for (step, from) in [("1", 0), ("4", 3), ("5", 4), ("6", 4), ("7", 6)] {
         again(step, from);
     }
-    // Without these checkpoints, the replay starts at step 0 and uses each planned number of steps in turn.
+    // Without these checkpoints the replay starts at step 0. It must use the planned number of steps that the run had
+    // at each step: 4, then 9, then 7.
     for n in ["3", "4", "6", "7"] {
         fs::remove_dir_all(at.join(format!("out/checkpoint-{n}"))).expect("removed");
     }
@@ -291,7 +299,8 @@ fn report_is_one_page_with_curves_rollouts_and_frames() {
 fn plan_and_run_agree_on_peak_bytes() {
     let folder = training_folder();
     let at = folder.path();
-    // All rows have the same length, because the seed decides which of them the run uses.
+    // The seed decides which rows the run uses. All rows have the same length, so that the planned memory does not
+    // depend on it.
     let row = json!({"prompt": [{"role": "user", "content": "2 + 2?"}], "solution": "<answer>4</answer>", "problem_type": "numerical"});
     fs::write(at.join("rows.jsonl"), row.to_string()).expect("rows");
     for more in [&[][..], &["--beta", "0", "--optim", "adamw-bf16", "--dtype", "bf16"], &["--lora-r", "2"]] {
@@ -310,20 +319,21 @@ fn full_7b_training_with_reference_fits_one_141_gb_gpu() {
     let sizes = ["--tokens", "2048", "--vision-patches", "4096", "--gpu", "h200", "--json"];
     let plan = |more: &[&str]| run([&["plan", "grpo", "--preset", "7b"][..], &sizes, more].concat()).json();
     let small = plan(&["--optim", "adamw-bf16"]);
-    // The model has 8.29e9 parameters. For each, the weight, the low bits of the master weight, two moments and the
-    // reference weight take 2 bytes each, and the gradient takes 4 bytes.
+    // Bytes per parameter: 2 each for the weight, the low bits of the master weight, the two moments and the
+    // reference weight, and 4 for the gradient. The model has 8.29e9 parameters.
     let peak = small["peak_bytes"].as_f64().expect("a number");
     assert!((14.0 * 8.29e9..130e9).contains(&peak) && small["fits"] == true, "{peak}");
     for phase in ["prefill", "decode", "reference", "forward", "backward", "optimizer"] {
         assert!(small["phases"][phase].as_f64() > Some(0.0), "{phase}");
     }
-    // A checkpoint has the weights, the low bits of the master weights, and the moments.
+    // A checkpoint has 8 bytes per parameter: the weight, the low bits of the master weight, and two moments, 2 bytes
+    // each.
     assert!(
         small["checkpoint_bytes"].as_f64().is_some_and(|n| (n / 8.29e9 - 8.0).abs() < 0.01),
         "{}",
         small["checkpoint_bytes"]
     );
-    assert_eq!(plan(&[])["fits"], false, "does not fit with f32 moments");
+    assert_eq!(plan(&[])["fits"], false, "the plan with f32 moments should not fit into 141 GB");
     let mistake = |args: &[&str], words: &[&str]| {
         run([&["plan", "grpo"][..], args].concat()).refused(2, words);
     };

@@ -69,7 +69,8 @@ fn adapter_is_trained_used_and_merged() {
         assert!(names.iter().any(|n| n == name), "no {name} in {names:?}");
     }
     assert!(!names.iter().any(|n| n == "config.json" || n == "model.safetensors"), "{names:?}");
-    // The loss falls, and the adapter has matrices for the decoder's seven kinds of layers only.
+    // The adapter has two matrices for each of the seven linear layers of each decoder layer, and none for the vision
+    // tower.
     let losses: Vec<f64> =
         read_metrics(Path::new(&whole)).iter().map(|m| m["loss"].as_f64().expect("a loss")).collect();
     assert_eq!(losses.len(), 4);
@@ -132,7 +133,8 @@ fn sampling_uses_the_adapter_and_the_reference_does_not() {
         let lines = read_metrics(Path::new(&out));
         assert_eq!(lines.len(), 3);
         let of = |i: usize, key: &str| lines[i][key].as_f64().unwrap_or_else(|| panic!("no {key} in {}", lines[i]));
-        // With a new adapter the policy equals the base model (KL 0); after a training step it does not.
+        // A new adapter changes nothing, so the policy equals the base model and KL is 0; after training steps KL is
+        // above 0.
         assert_eq!(of(0, "kl"), 0.0, "{dtype}");
         for i in 0..3 {
             assert_eq!(of(i, "rollout_drift"), 0.0, "{dtype}, step {}", i + 1);
@@ -158,7 +160,8 @@ fn invalid_input_gives_one_line_errors() {
     p.sft("x", &["--lora-r", "4", "--learning-rate-vision", "1"]).refused(2, &["trains no layer of the vision tower"]);
     assert!(!Path::new(&p.path("x")).exists(), "a refused run leaves no files");
 
-    // Refused: an adapter given as a model, a model given as an adapter, and an adapter of another model.
+    // Errors: an adapter given as a model, a model given as an adapter, and an adapter that was trained on another
+    // model.
     run(["sft", "--model", &golden, "--data", "d.json", "--out", &out]).refused(1, &["is an adapter, not a model"]);
     run(["merge", "--model", &base, "--adapter", &base, "--out", &out]).refused(1, &["is not an adapter"]);
     run(["merge", "--model", &golden, "--adapter", &golden, "--out", &out]).refused(1, &["is an adapter, not a model"]);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use support::{golden, run};
-use tensors::{assert_close, assert_elements_close, read_tensors, rows_of};
+use tensors::{assert_close, assert_elements_close, gathered_rows, read_tensors};
 
 /// A case of `tests/golden/model`, with a folder for outputs.
 struct Case {
@@ -63,7 +63,8 @@ fn check_preprocessing(c: &Case) {
         assert_elements_close("second_per_grid_ts", &got["second_per_grid_ts"].values, &times.values, 1e-5);
     }
     for name in ["pixel_values", "pixel_values_videos"] {
-        // One of 256 pixel levels after normalisation: 1/255 over a standard deviation of at least 0.26.
+        // The difference in normalised pixels between two neighbouring values of an 8-bit pixel: 1/255, divided by a
+        // standard deviation of at least 0.26.
         let level = 1.0 / 255.0 / 0.26;
         if let Some(pixels) = want.get(name) {
             let (got, mean) = (&got[name].values, c.tolerance("pixel_mean_levels") * level);
@@ -78,7 +79,7 @@ fn check_scores(c: &Case, dtype: &str) {
     let want = read_tensors(Path::new(&c.path("expected.safetensors")));
     let limit = c.tolerance(if dtype == "bf16" { "logits_rel_bf16" } else { "logits_rel" });
     let got = read_tensors(&c.score(&["--inputs", &c.path("inputs.safetensors"), "--dtype", dtype]));
-    let logits = |got: &tensors::Tensor| rows_of(got, &want["logit_rows"].values);
+    let logits = |got: &tensors::Tensor| gathered_rows(got, &want["logit_rows"].values);
     assert_close("logits from inputs", &logits(&got["logits"]), &want["logits"].values, limit);
     if dtype == "f32" {
         assert_elements_close(
@@ -187,7 +188,7 @@ fn stop_string_ends_the_text_before_it() {
     assert_eq!(stopped["text"], text[..cut]);
     assert_eq!(stopped["finish_reason"], "stop");
     assert!(stopped["token_ids"].as_array().expect("ids").len() < whole["token_ids"].as_array().expect("ids").len());
-    // Text that is printed while it is generated ends before the stop string, too.
+    // Without `--json` the text is printed while it is generated; that output ends before the stop string, too.
     assert_eq!(run([&base[..], &["--stop", &stop]].concat()).ok(), format!("{}\n", &text[..cut]));
     assert_eq!(run(base).ok(), format!("{text}\n"));
 }

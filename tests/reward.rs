@@ -95,7 +95,8 @@ fn output_has_only_applicable_rewards() {
     assert_eq!(file_names_in(workspace.0.path()), ["in.jsonl", "out.jsonl"]);
 }
 
-/// The golden rows with frames, as an input file whose frames are copied beside it.
+/// The golden rows that have frames, for recipe `parity`, and the text of an input file with these rows. The frames
+/// are copied into the workspace.
 fn siglip_rows(workspace: &Workspace, parity: &str) -> (Vec<Value>, String) {
     let folder = workspace.path("frames");
     fs::create_dir_all(&folder).expect("a folder");
@@ -118,7 +119,7 @@ fn semantic_rewards_equal_reference_code() {
         let workspace = Workspace::new();
         let (rows, input) = siglip_rows(&workspace, parity);
         let said = workspace.reward(&input, &["--parity", parity, "--siglip", model, "--json"]).json();
-        // Over all rows, each frame is encoded at most twice: as it is, and negated.
+        // SigLIP encodes each frame at most twice, however many rows use it: once as it is, once with negated pixels.
         let encoded = said["frames_encoded"].as_u64().expect("a count");
         assert!((3..=16).contains(&encoded), "{encoded} frames");
         for (got, row) in workspace.output().iter().zip(&rows) {
@@ -134,7 +135,7 @@ fn semantic_rewards_equal_reference_code() {
             }
         }
         rows_seen += rows.len();
-        // Without a model there is no semantic reward.
+        // Without `--siglip` there is no semantic reward.
         workspace.reward(&input, &["--parity", parity]).ok();
         assert!(workspace.output().iter().all(|row| row["semantic"].is_null()));
     }
@@ -257,8 +258,8 @@ def breaks(completions, **columns):
     raise KeyError("colour")
 "#;
 
-/// The rewards that a Python function gives to two rows, called by command and by HTTP; `None` if Python is not
-/// installed.
+/// The rewards that a Python reward function gives to two rows: called through `--reward-command`, then through HTTP.
+/// `None` if Python is not installed.
 fn python(function: &str, chat: bool) -> Option<[Result<Vec<f64>, String>; 2]> {
     if Command::new("python3").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
         println!("skipped: python3 is not installed");

@@ -31,7 +31,8 @@ fn logits(case: &str, device: &str, dtype: &str) -> Vec<f64> {
     read_tensors(&to)["logits"].values.clone()
 }
 
-/// The cases have heads of 12 to 128 elements, windows cut by the edge of the image, images and a video.
+/// Together the cases have attention heads of 12 to 128 elements, vision windows that the image's edge cuts off,
+/// images, and a video.
 #[test]
 fn forward_pass_agrees_with_cpu() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
@@ -81,7 +82,7 @@ fn step(device: &str, dtype: &str) -> (Value, Vec<f64>) {
     let (m, d, root, o) = (path(&model), path(&data), path(&case), path(&out));
     let fixed = ["sft", "--model", &m, "--data", &d, "--media-root", &root, "--out", &o, "--no-shuffle", "--quiet"];
     let step = ["--learning-rate", "0.0005", "--max-steps", "1", "--weight-decay", "0.1", "--max-grad-norm", "0.5"];
-    // Trains on one row with a small image, because a simulated step is slow.
+    // One row with a small image: a step on the simulator is slow.
     let small = ["--gradient-accumulation-steps", "1", "--max-pixels", "12544"];
     run([&fixed[..], &step[..], &small[..], &["--device", device, "--dtype", dtype]].concat()).ok();
     let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
@@ -101,8 +102,8 @@ fn training_step_agrees_with_cpu() {
             println!("{dtype}: {key} of sim and cpu differ by {:.2e}", (a / b - 1.0).abs());
             assert!((a - b).abs() <= limit * b.abs(), "{dtype}: {key} is {a} on sim, but {b} on cpu");
         }
-        // Adam's first step changes every weight by ± the learning rate, so a tiny gradient with the other sign makes
-        // a large difference.
+        // Adam's first step changes every weight by plus or minus the learning rate. If the two devices give a tiny
+        // gradient different signs, its weight differs by twice that, so the tolerance is wide.
         let off = relative_distance("weights", &got.1, &want.1);
         println!("{dtype}: weight changes on sim and cpu differ by {off:.2e}");
         assert!(off <= weights, "{dtype}: weight changes on sim and cpu differ by {off:.2e}, allowed {weights}");
@@ -118,14 +119,14 @@ struct Model {
 }
 
 impl Model {
-    /// Logits of all tokens, computed by one packed forward pass.
+    /// Logits of all tokens of these sequences, computed by one forward pass over the packed sequences.
     fn packed(&self, all: &[Sequence]) -> Vec<f32> {
         let batch = Batch::new(&self.device, &self.config, all, "case").expect("a batch");
         let hidden = self.model.forward(&self.cx, &batch, ForwardOptions::default()).expect("a forward pass");
         self.model.logits(&self.cx, &hidden).expect("logits").to_f32().expect("numbers")
     }
 
-    /// Logits of a sequence, computed with a KV cache in chunks of these lengths.
+    /// Logits of a sequence that is fed through a KV cache in chunks; `lengths` has the tokens of each chunk.
     fn cached(&self, all: Sequence, lengths: &[usize]) -> Vec<f32> {
         let (dtype, tokens) = (self.cx.dtype(), all.input_ids.len());
         let blocks = tokens.div_ceil(KvPages::BLOCK_TOKENS);
@@ -166,7 +167,8 @@ fn logits_do_not_depend_on_chunks_or_batch() {
         position_ids: whole.position_ids.map(|p| &p[..n]),
         ..Sequence::default()
     };
-    // The longer sequence has more tokens than a tile of queries and than a block of the KV cache.
+    // The longer sequence (69 tokens) needs more than one attention tile of queries and more than one block of the KV
+    // cache.
     let (ours, other) = (part(0, 69), part(80, 21));
     for dtype in [DType::F32, DType::BF16] {
         let device = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).expect("a simulator");

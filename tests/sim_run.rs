@@ -38,7 +38,8 @@ DONE:
     ret;
 }";
 
-/// PTX of a kernel in which every thread reads its neighbour's word of shared memory without a barrier.
+/// PTX of a kernel with a race: each thread writes its word of shared memory and, without a barrier, reads the word
+/// of its neighbour.
 const SHIFT: &str = "
 .visible .entry shift(.param .u64 px) {
     .reg .b32 %r<6>; .reg .b64 %rd<4>;
@@ -75,7 +76,8 @@ const UNPACK: &str = "
     ret;
 }";
 
-/// PTX of a kernel that loads a box of 8 × 4 words at (8, 2) through a tensor map and stores it row by row.
+/// PTX of a kernel that loads a box of a tensor through a tensor map. The box has 4 rows of 8 words and begins at
+/// word 8 of row 2. The kernel stores it row by row.
 const TENSOR: &str = "
 .version 9.0
 .target sm_90a
@@ -154,7 +156,8 @@ fn correct_kernel_has_results_counts_and_no_findings() {
     let counted = &got["counters"]["counted"];
     assert_eq!((&counted["global_bytes_read"], &counted["global_bytes_written"]), (&2400.into(), &1200.into()));
     assert_eq!(counted["blocks"], 3);
-    // Of the twelve warps, two (threads 320 to 383) return early, and one is half active.
+    // Of the twelve warps, ten have threads below 300 and execute three global instructions each; in the last of them
+    // only 12 threads are active.
     assert_eq!(counted["by_class"]["global"], serde_json::json!({"warps": 30, "threads": 900}));
     assert_eq!(got["counters"]["modelled"]["H200"]["multiprocessors"], 3);
 
@@ -229,8 +232,8 @@ fn structs_have_c_layout() {
     };
     run("u8=7,i32=-2,f64=1.5,buf=u64:1:arange,u16=65535").ok();
     let out = stored(dir.path(), "r.safetensors", "arg1");
-    // The struct's bytes: 7, three bytes of padding, −2; 1.5; the value that the pointer points to; 65535 and six
-    // bytes of padding.
+    // The struct in C layout: u8 7, three bytes of padding, i32 −2; f64 1.5; a pointer, of which the kernel stores
+    // what it points to; u16 65535, six bytes of padding.
     assert_eq!(out[0], (0xffff_fffe_0000_0007u64) as f64);
     assert_eq!(out[1], 1.5f64.to_bits() as f64);
     assert_eq!((out[2], out[3]), (0.0, 65535.0));
@@ -257,7 +260,7 @@ fn reads_buffers_from_safetensors_files() {
     };
     run("buf:f32:8:@w.safetensors#w").ok();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg1"), [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]);
-    // A stored tensor of another type with equal width is read bit by bit.
+    // The buffer's type may differ from the stored tensor's type of the same width; then its bits are read unchanged.
     run("buf:u32:8:@w.safetensors#w").ok();
     run("buf:f32:8:@w.safetensors#h").refused(1, &["w.safetensors#h", "BF16", "f32"]);
     run("buf:f32:9:@w.safetensors#w").refused(1, &["w.safetensors#w", "8 elements", "9"]);
@@ -281,7 +284,8 @@ fn tensor_maps_load_boxes() {
     run("tmap:1:u32:16,12:64:8,4:none").ok();
     let want: Vec<f64> = (0..32).map(|i| f64::from((2 + i / 8) * 16 + 8 + i % 8)).collect();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg2"), want);
-    // A tensor that is 12 words wide ends inside the box; the rest of the box is zero.
+    // The same box in a tensor whose rows have only 12 words: its right half is outside of the tensor and is filled
+    // with zeros.
     run("tmap:1:u32:12,12:64:8,4:none").ok();
     let want: Vec<f64> = want.iter().enumerate().map(|(i, v)| if i % 8 < 4 { *v } else { 0.0 }).collect();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg2"), want);
@@ -301,8 +305,8 @@ fn buffer_of_a_tensor_map_need_not_be_a_parameter() {
     let want: Vec<f64> = (0..32).map(|i| f64::from((2 + i / 8) * 16 + 8 + i % 8)).collect();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg1"), want);
     run("").refused(2, &["tmap:2", "not a buffer"]);
-    run("--arg buf:u32:192:arange --arg buf:u32:8:zeros").refused(2, &["--arg", "4 arguments given", "tensor"]);
-    run("--arg u32:5").refused(2, &["--arg", "3 given", "tensor"]);
+    run("--arg buf:u32:192:arange --arg buf:u32:8:zeros").refused(2, &["--arg", "got 4 arguments given", "tensor"]);
+    run("--arg u32:5").refused(2, &["--arg", "got 3 arguments", "tensor"]);
 }
 
 #[test]
@@ -357,8 +361,8 @@ fn compiles_cuda_and_reports_source_lines() {
     bad.refused(1, &["bad.cu: race at line "]);
     let result: Value = serde_json::from_str(&bad.stdout).expect("JSON");
     let findings = result["findings"].as_array().expect("a list");
-    // In some interleavings the load runs before the store; that too is reported as this race, not as another
-    // finding.
+    // In some interleavings the load runs before the store of the other thread. This is the same race and is reported
+    // as one.
     assert!(findings.len() == 1 && findings[0]["kind"] == "race", "{findings:?}");
     let (here, other) = if findings[0]["line"] == 8 { (8, 6) } else { (6, 8) };
     assert_eq!(findings[0]["line"], here);

@@ -263,7 +263,7 @@ fn check_data_lists_unusable_rows_and_a_run_skips_them() {
         assert!(row["reason"].as_str().is_some_and(|reason| reason.contains(path) && reason.contains("; ")), "{row}");
     }
     assert!(!at.join("q.jsonl.journal").exists());
-    // A row in the quarantine list is skipped even if its missing file exists now.
+    // Rows in the quarantine list are skipped without being read, even if their missing file exists by now.
     fs::copy(at.join("good.mp4"), at.join("gone.mp4")).expect("copied");
     let said = sft(at, "out", &["--quarantine", "q.jsonl", "--num-train-epochs", "1", "--json"]).json();
     assert_eq!(said["skipped"], 9);
@@ -359,7 +359,8 @@ fn plan_of_a_preset_needs_no_weights() {
         let command = format!("plan sft --preset {preset} --tokens 1024 --vision-patches 2048 --gpu h200 --json");
         let plan = run(command.split(' ')).json();
         let number = |key: &str| plan.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {key}"));
-        // bf16 weights, low bits of the master weights, f32 moments and f32 gradients take 16 bytes per parameter.
+        // At least 16 bytes per parameter: 2 for the bf16 weight, 2 for the low bits of the master weight, 8 for two
+        // f32 moments, 4 for the f32 gradient.
         assert!(number("/peak_bytes") > 16.0 * least && number("/memory/optimizer") > 10.0 * least, "{preset}");
         let parts: f64 = plan["memory"].as_object().expect("memory").values().filter_map(Value::as_f64).sum();
         assert_eq!(parts, number("/peak_bytes"));
@@ -368,8 +369,8 @@ fn plan_of_a_preset_needs_no_weights() {
                 .as_array()
                 .is_some_and(|ops| ops.len() > 10 && ops.iter().all(|o| o["seconds"].as_f64() > Some(0.0)))
         );
-        // Two forward passes (gradient checkpointing) and one backward pass: at least 6 operations per parameter and
-        // token.
+        // Per parameter and token: 2 operations in each of two forward passes (gradient checkpointing repeats the
+        // first), and at least 2 in the backward pass.
         assert!(number("/flops") > 6.0 * 0.8 * least * 1024.0, "{preset}: {}", number("/flops"));
     }
     let w = training_folder(3);

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use support::{FinishedRun, crc32, file_names_in, finished_run, golden, read_metrics, reel, tiny_model};
 
-/// Reads the records of a `.wandb` file: chunks in blocks of 32768 bytes, after a header of 7 bytes.
+/// Reads the records of a `.wandb` file. After a file header of 7 bytes it has blocks of 32768 bytes; a record is one
+/// chunk, or several chunks if it crosses blocks.
 fn records(path: &Path) -> Vec<Vec<u8>> {
     let file = fs::read(path).expect("a datastore");
     assert_eq!(file[..7], *b":W&B\xe1\xbe\x00");
@@ -33,7 +34,8 @@ fn records(path: &Path) -> Vec<Vec<u8>> {
     all
 }
 
-/// Parses the fields of a protobuf message. Numbers become the bytes of a u64; other values are unchanged.
+/// Parses a protobuf message into its fields: (field number, value). A varint becomes the 8 bytes of a u64; other
+/// values keep their bytes.
 fn fields(message: &[u8]) -> Vec<(u64, Vec<u8>)> {
     let mut at = 0;
     let varint = |at: &mut usize| {
@@ -76,13 +78,14 @@ fn number(message: &[u8], number: u64) -> u64 {
     field(message, number).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("a number")))
 }
 
-/// Parses the messages in field 1 as a map: each has its name in field `key` and its JSON value in field 16.
+/// Parses a message whose field 1 is repeated, with a name and a value per element, as a map. `key` is the number of
+/// the name's field; field 16 is the value as JSON.
 fn items(message: &[u8], key: u64) -> BTreeMap<String, Value> {
     let items = fields(message).into_iter().filter(|f| f.0 == 1).map(|f| f.1);
     items.map(|item| (text(&item, key), serde_json::from_str(&text(&item, 16)).expect("JSON"))).collect()
 }
 
-/// What a `.wandb` file says about a run.
+/// The contents of a `.wandb` file, which describe one run.
 #[derive(Debug, Default)]
 struct WandbLog {
     id: String,
@@ -124,7 +127,7 @@ fn parse_log(folder: &Path) -> WandbLog {
     log
 }
 
-/// The folders of runs in OUT/wandb, oldest first.
+/// The folders in OUT/wandb, one per run, oldest first.
 fn runs(out: &Path) -> Vec<PathBuf> {
     file_names_in(&out.join("wandb")).into_iter().map(|name| out.join("wandb").join(name)).collect()
 }

@@ -59,10 +59,10 @@ pub fn measure_training(
         ..RunOptions::default()
     };
     // Plans the peak memory by running the same step on device `dry`, which allocates but computes nothing.
-    let planned = plan::plan_one_size(
+    let planned = plan::plan_rows_of_one_size(
         &SftOptions { run: options.clone(), ..SftOptions::default() },
         config,
-        plan::file_dtype(folder, config),
+        plan::stored_weight_dtype(folder, config),
         dtype,
         &RowShape::new(tokens, 0, config)?,
         &device.dry_like(),

@@ -21,7 +21,7 @@ use reel_train::plan::{self, PhaseCosts, RowShape};
 use reel_train::run::RunSetup;
 use serde::de::DeserializeOwned;
 use std::ops::DerefMut;
-use table::{CommandCounts, print_plan};
+use table::{DryRunCounts, print_plan};
 use tempfile::TempDir;
 
 use crate::common::{self, CommonOptions};
@@ -177,9 +177,9 @@ impl Sizes {
             (Some(_), Some(_)) => Err(bad_usage("--preset", "cannot be combined with --model", "give one of the two")),
             (None, None) => Err(bad_usage("--model", "is missing", "give --model MODEL or --preset tiny|3b|7b")),
             (Some(model), None) => {
-                let folder = prompt::model_folder(model)?;
+                let folder = prompt::find_or_download_model(model)?;
                 let config = ModelConfig::open(&folder)?;
-                let files = plan::file_dtype(&folder, &config);
+                let files = plan::stored_weight_dtype(&folder, &config);
                 Ok((config, files, model.to_string()))
             }
             (None, Some(name)) => {
@@ -197,15 +197,15 @@ struct Counting<'a, O> {
     sizes: &'a Sizes,
     /// The word for training examples in the command's output: `rows` or `prompts`.
     rows: &'static str,
-    plan_one_size: WithShape<O>,
-    plan_data: fn(&RunSetup<O>, checkpoint::StoredDType) -> reel_train::Result<plan::Plan>,
+    plan_rows_of_one_size: WithShape<O>,
+    plan_run_on_data: fn(&RunSetup<O>, checkpoint::StoredDType) -> reel_train::Result<plan::Plan>,
 }
 
 type WithShape<O> =
     fn(&O, &ModelConfig, checkpoint::StoredDType, DType, &RowShape, &Device) -> reel_train::Result<plan::Plan>;
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Counting<'_, O> {
-    fn count(&self, common: &CommonOptions) -> Result<CommandCounts> {
+    fn count(&self, common: &CommonOptions) -> Result<DryRunCounts> {
         let Self { resolved, sizes, rows, .. } = self;
         let (options, dtype) = (&resolved.options, sizes.dtype(common));
         let model = Some(options.model.as_str());
@@ -214,7 +214,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             Some(tokens) => {
                 let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
                 let patches = sizes.vision_patches;
-                let plan = (self.plan_one_size)(options, &config, files, dtype, &shape, &sizes.device(common)?)?;
+                let plan =
+                    (self.plan_rows_of_one_size)(options, &config, files, dtype, &shape, &sizes.device(common)?)?;
                 (plan, format!("{rows} of {tokens} tokens, {patches} patches"))
             }
             None if options.data.as_os_str().is_empty() => {
@@ -226,7 +227,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 let preset = sizes.preset_folder(options.model.is_empty(), common)?;
                 let folder = match &preset {
                     Some(folder) => folder.path().to_path_buf(),
-                    None => prompt::model_folder(&options.model)?,
+                    None => prompt::find_or_download_model(&options.model)?,
                 };
                 let setup = RunSetup {
                     options,
@@ -241,7 +242,10 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 };
                 let tokenizer =
                     if preset.is_some() { " (text tokenized with the small tokenizer of the preset)" } else { "" };
-                ((self.plan_data)(&setup, files)?, format!("the {rows} of {}{tokenizer}", options.data.display()))
+                (
+                    (self.plan_run_on_data)(&setup, files)?,
+                    format!("the {rows} of {}{tokenizer}", options.data.display()),
+                )
             }
         };
         if plan.steps == 0 {
@@ -251,7 +255,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 format!("run reel {} --check-data to see why", O::COMMAND),
             ));
         }
-        Ok(CommandCounts {
+        Ok(DryRunCounts {
             command: O::COMMAND,
             subject: format!("{name}, {rows}, micro-batch size {}", options.per_device_train_batch_size),
             dtype,
@@ -266,19 +270,21 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 }
 
 impl PlanSftArgs {
-    fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<CommandCounts> {
+    fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<DryRunCounts> {
         let resolved = &self.sft.resolved(common, matches)?;
-        let (plan_one_size, plan_data) = (plan::plan_one_size, plan::plan_data);
-        Counting { resolved, sizes: &self.sizes, rows: "rows", plan_one_size, plan_data }.count(common)
+        let (plan_rows_of_one_size, plan_run_on_data) = (plan::plan_rows_of_one_size, plan::plan_run_on_data);
+        Counting { resolved, sizes: &self.sizes, rows: "rows", plan_rows_of_one_size, plan_run_on_data }.count(common)
     }
 }
 
 impl PlanGrpoArgs {
-    fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<CommandCounts> {
+    fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<DryRunCounts> {
         let resolved = &self.grpo.resolved(common, matches)?;
-        let (plan_one_size, plan_data) = (plan::grpo::plan_one_size, plan::grpo::plan_data);
+        let (plan_rows_of_one_size, plan_run_on_data) =
+            (plan::grpo::plan_rows_of_one_size, plan::grpo::plan_run_on_data);
         let mut counted =
-            Counting { resolved, sizes: &self.sizes, rows: "prompts", plan_one_size, plan_data }.count(common)?;
+            Counting { resolved, sizes: &self.sizes, rows: "prompts", plan_rows_of_one_size, plan_run_on_data }
+                .count(common)?;
         let o = &resolved.options;
         let shuffled = if o.temporal { ", and half as many more with shuffled frames" } else { "" };
         counted.subject +=
@@ -288,7 +294,7 @@ impl PlanGrpoArgs {
 }
 
 impl PlanGenerateArgs {
-    fn count(&self, common: &CommonOptions) -> Result<CommandCounts> {
+    fn count(&self, common: &CommonOptions) -> Result<DryRunCounts> {
         let dtype = self.sizes.dtype(common);
         let (config, files, name) = self.sizes.config(self.model.as_deref(), common)?;
         let Some(tokens) = self.sizes.tokens else {
@@ -321,7 +327,7 @@ impl PlanGenerateArgs {
         let prefill = count(1)?;
         let mut decode = count(self.max_new_tokens)?;
         plan::subtract_costs(&mut decode, &prefill);
-        Ok(CommandCounts {
+        Ok(DryRunCounts {
             command: "generate",
             subject: format!(
                 "{name}, a prompt of {tokens} tokens, {} completions of {} tokens",

@@ -11,23 +11,24 @@ use serde_json::json;
 use crate::common::CommonOptions;
 use crate::output;
 
-/// What device `dry` counted for a command.
-pub struct CommandCounts {
+/// What a run of a command on device `dry` counted. That device computes nothing: it only counts memory, operations
+/// and bytes.
+pub struct DryRunCounts {
     pub command: &'static str,
     pub subject: String,
     pub dtype: DType,
     pub memory: MemoryUse,
     /// The phases of the work (forward, decode, …) with the costs of their ops, summed over all steps or calls.
     pub phases: PhaseCosts,
-    /// Number of steps or calls that were counted.
+    /// Number of steps or calls over which `phases` and `tokens` are summed; the table divides them by this number.
     pub units: u64,
     pub unit: &'static str,
     pub tokens: u64,
-    /// Size of a checkpoint in bytes; `None` for commands that write none.
+    /// Size in bytes of a checkpoint that the command would write; `None` for commands that write none.
     pub checkpoint: Option<u64>,
 }
 
-/// One line of the table of ops, with the totals of one op in one phase.
+/// One line of the table of ops: the costs of one op in one phase, per step or call.
 struct Line<'a> {
     phase: &'a str,
     op: &'a str,
@@ -38,13 +39,14 @@ struct Line<'a> {
     bound: &'static str,
 }
 
-fn lines<'a>(c: &'a CommandCounts, m: &MachineSpec) -> Vec<Line<'a>> {
-    let each = c.units as f64;
+fn lines<'a>(counts: &'a DryRunCounts, machine: &MachineSpec) -> Vec<Line<'a>> {
+    let each = counts.units as f64;
     let mut lines = Vec::new();
-    for (phase, totals) in &c.phases.0 {
+    for (phase, totals) in &counts.phases.0 {
         lines.extend(totals.iter().map(|(op, t)| {
-            let seconds = m.ceilings.roofline_seconds_of_launches(op, t, c.dtype);
-            let bound = if seconds * m.ceilings.bytes > t.cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
+            let seconds = machine.ceilings.roofline_seconds_of_launches(op, t, counts.dtype);
+            let bound =
+                if seconds * machine.ceilings.bytes > t.cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
             let (flops, bytes) = (t.cost.flops / each, t.cost.bytes / each);
             Line { phase, op, launches: t.launches as f64 / each, flops, bytes, seconds: seconds / each, bound }
         }));
@@ -53,14 +55,14 @@ fn lines<'a>(c: &'a CommandCounts, m: &MachineSpec) -> Vec<Line<'a>> {
     lines
 }
 
-pub fn print_plan(common: &CommonOptions, c: &CommandCounts, m: &MachineSpec) -> Result<()> {
-    let lines = lines(c, m);
+pub fn print_plan(common: &CommonOptions, counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
+    let lines = lines(counts, machine);
     let sum = |f: fn(&Line) -> f64| lines.iter().map(f).sum::<f64>();
     let (flops, bytes, seconds) = (sum(|l| l.flops), sum(|l| l.bytes), sum(|l| l.seconds));
-    let tokens = c.tokens as f64 / c.units as f64;
-    let fits = m.memory.map(|all| c.memory.peak as f64 <= all);
+    let tokens = counts.tokens as f64 / counts.units as f64;
+    let fits = machine.memory.map(|all| counts.memory.peak as f64 <= all);
     let phase = |name: &str| lines.iter().filter(|l| l.phase == name).map(|l| l.seconds).sum::<f64>();
-    let phases: Vec<(&str, f64)> = c.phases.0.iter().map(|(name, _)| (*name, phase(name))).collect();
+    let phases: Vec<(&str, f64)> = counts.phases.0.iter().map(|(name, _)| (*name, phase(name))).collect();
     if common.json {
         let phases: BTreeMap<&str, f64> = phases.into_iter().collect();
         let ops: Vec<_> = lines
@@ -70,34 +72,34 @@ pub fn print_plan(common: &CommonOptions, c: &CommandCounts, m: &MachineSpec) ->
             })
             .collect();
         return output::print_json(&json!({
-            "command": c.command, "subject": c.subject, "dtype": c.dtype.name(), "device": m.name,
-            "peak_bytes": c.memory.peak, "memory": c.memory.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
-            "capacity_bytes": m.memory, "fits": fits,
-            "checkpoint_bytes": c.checkpoint, "tokens": tokens, "flops": flops, "bytes": bytes, "seconds": seconds, "phases": phases,
+            "command": counts.command, "subject": counts.subject, "dtype": counts.dtype.name(), "device": machine.name,
+            "peak_bytes": counts.memory.peak, "memory": counts.memory.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
+            "capacity_bytes": machine.memory, "fits": fits,
+            "checkpoint_bytes": counts.checkpoint, "tokens": tokens, "flops": flops, "bytes": bytes, "seconds": seconds, "phases": phases,
             "tokens_per_second": tokens / seconds, "ops": ops,
-            "ceilings": {"flops_f32": m.ceilings.f32, "flops_bf16": m.ceilings.bf16, "bytes_per_second": m.ceilings.bytes, "source": m.source},
+            "ceilings": {"flops_f32": machine.ceilings.f32, "flops_bf16": machine.ceilings.bf16, "bytes_per_second": machine.ceilings.bytes, "source": machine.source},
         }));
     }
-    output::print_line(format!("reel {} in {}: {}", c.command, c.dtype, c.subject))?;
-    let verdict = match (m.memory, fits) {
+    output::print_line(format!("reel {} in {}: {}", counts.command, counts.dtype, counts.subject))?;
+    let verdict = match (machine.memory, fits) {
         (Some(all), Some(true)) => format!(" of {:.1} GB: fits", all / 1e9),
         (Some(all), _) => format!(" of {:.1} GB: DOES NOT FIT", all / 1e9),
         _ => String::new(),
     };
-    output::print_line(format!("\npeak memory {:.3} GB{verdict}", c.memory.peak as f64 / 1e9))?;
-    for (name, bytes) in c.memory.at_peak.iter().filter(|(_, b)| *b > 0) {
+    output::print_line(format!("\npeak memory {:.3} GB{verdict}", counts.memory.peak as f64 / 1e9))?;
+    for (name, bytes) in counts.memory.at_peak.iter().filter(|(_, b)| *b > 0) {
         output::print_line(format!("  {name:12} {:>11.3} GB", *bytes as f64 / 1e9))?;
     }
-    if let Some(bytes) = c.checkpoint {
+    if let Some(bytes) = counts.checkpoint {
         let bytes = bytes as f64 / 1e9;
         output::print_line(format!(
-            "checkpoint {bytes:.3} GB; writing it in the background needs as much host memory"
+            "checkpoint {bytes:.3} GB on disk, and as much host memory while it is written in the background"
         ))?;
     }
     output::print_line(format!(
-        "\none {} on {}: at least {}, {:.3} TFLOP, {:.3} GB moved, at most {:.0} tokens/s",
-        c.unit,
-        m.name,
+        "\none {} on {}: takes at least {}, computes {:.3} TFLOP, moves {:.3} GB; at most {:.0} tokens/s",
+        counts.unit,
+        machine.name,
         duration(seconds),
         flops / 1e12,
         bytes / 1e9,
@@ -109,10 +111,10 @@ pub fn print_plan(common: &CommonOptions, c: &CommandCounts, m: &MachineSpec) ->
     }
     output::print_line(format!(
         "ceilings: {:.1} TFLOP/s bf16, {:.1} TFLOP/s f32, {:.3} TB/s ({})",
-        m.ceilings.bf16 / 1e12,
-        m.ceilings.f32 / 1e12,
-        m.ceilings.bytes / 1e12,
-        m.source
+        machine.ceilings.bf16 / 1e12,
+        machine.ceilings.f32 / 1e12,
+        machine.ceilings.bytes / 1e12,
+        machine.source
     ))?;
     output::print_line(format!(
         "\n  {:8} {:34} {:>9} {:>12} {:>11} {:>10}  bound by",

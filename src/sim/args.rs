@@ -14,7 +14,8 @@ pub enum KernelArgument {
     Bytes(Vec<u8>),
     /// A struct that is passed by value, given as fields in C layout.
     Struct(Vec<KernelArgument>),
-    /// A tensor map that is passed by value, or by pointer if the parameter is a pointer.
+    /// A tensor map (TMA descriptor). If the kernel's parameter is a pointer, the map is put into memory and its
+    /// address passed.
     TensorMap(TensorMapArgument),
 }
 
@@ -36,32 +37,41 @@ pub enum BufferFill {
     Arange,
     /// Normally distributed numbers.
     Random,
-    /// The elements of a tensor in a safetensors file.
+    /// The elements of a tensor in a safetensors file: the path of the file and the name of the tensor.
     Stored(PathBuf, String),
 }
 
 impl KernelArgument {
-    /// Returns true if this argument is a tensor map of buffer number `buffer`, or a struct with such a field.
-    pub fn has_tensor_map_of(&self, buffer: usize) -> bool {
+    /// Returns true if this is a tensor map of the buffer that is argument number `argument`, or a struct with such a
+    /// map.
+    pub fn has_tensor_map_of(&self, argument: usize) -> bool {
         match self {
-            KernelArgument::TensorMap(map) => map.buffer.0 == buffer,
-            KernelArgument::Struct(fields) => fields.iter().any(|field| field.has_tensor_map_of(buffer)),
+            KernelArgument::TensorMap(map) => map.buffer.argument == argument,
+            KernelArgument::Struct(fields) => fields.iter().any(|field| field.has_tensor_map_of(argument)),
             _ => false,
         }
     }
 }
 
-/// The description of a tensor map.
+/// Where the buffer of a tensor map is among the kernel arguments.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BufferIndex {
+    /// Index of the argument, from 0.
+    pub argument: usize,
+    /// If that argument is a struct: the index of the field that is the buffer.
+    pub field: Option<usize>,
+}
+
+/// A tensor map (TMA descriptor), as described by `tmap:…` on the command line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorMapArgument {
-    /// Index of the argument that is the map's buffer and, if that argument is a struct, the index of the field.
-    pub buffer: (usize, Option<usize>),
+    pub buffer: BufferIndex,
     pub data_type: DataType,
     /// Extents of the tensor in elements, innermost first.
     pub dims: Vec<u64>,
-    /// Strides in bytes, from dimension 1 on.
+    /// Strides of the tensor in bytes, for dimension 1 and up; the elements of dimension 0 are contiguous.
     pub strides: Vec<u64>,
-    /// Extents of a box in elements, innermost first.
+    /// Extents in elements of the box that one copy moves, innermost first.
     pub box_dims: Vec<u32>,
     /// The swizzle mode of the box in shared memory.
     pub swizzle: Swizzle,
@@ -71,7 +81,7 @@ pub struct TensorMapArgument {
 const MAX_BUFFER_BYTES: usize = 1 << 36;
 
 /// Parses an argument; the error text says what is wrong and what to do.
-pub fn parse(text: &str) -> Result<KernelArgument, String> {
+pub fn parse_kernel_argument(text: &str) -> Result<KernelArgument, String> {
     let (kind, rest) = text.split_once(':').ok_or_else(|| format!("{text:?} has no colon; {KINDS}"))?;
     match kind {
         "buf" => buffer(rest).map(KernelArgument::Buffer),
@@ -133,7 +143,7 @@ fn buffer(text: &str) -> Result<BufferSpec, String> {
     let count = count.ok_or("the buffer has no length; write buf:TYPE:COUNT[:FILL]")?;
     let count: usize = count.parse().map_err(|_| format!("{count:?} is not a number of elements; give an integer"))?;
     if count > MAX_BUFFER_BYTES / dtype.bytes() {
-        return Err(format!("{count} elements of {} are more than 64 GiB; use a smaller case", dtype.name()));
+        return Err(format!("{count} elements of {} are more than 64 GiB; use a smaller buffer", dtype.name()));
     }
     let fill = match parts.next() {
         None | Some("zeros") => BufferFill::Zeros,
@@ -156,7 +166,8 @@ fn structure(text: &str) -> Result<KernelArgument, String> {
     if !text.contains('=') {
         return hexadecimal(text).map(KernelArgument::Bytes);
     }
-    // A part that does not begin a new field belongs to the previous one, because tensor maps contain commas.
+    // The value of a tensor map contains commas, too: a part between commas begins a new field only if it starts with
+    // `TYPE=`, `buf=` or `tmap=`.
     let mut fields: Vec<String> = Vec::new();
     for part in text.split(',') {
         let begins =
@@ -168,7 +179,7 @@ fn structure(text: &str) -> Result<KernelArgument, String> {
     }
     let field = |text: &String| match text.split_once('=') {
         Some(("struct", _)) | None => Err(format!("{text:?} is not a struct field; write TYPE=VALUE, buf=… or tmap=…")),
-        Some((kind, value)) => parse(&format!("{kind}:{value}")),
+        Some((kind, value)) => parse_kernel_argument(&format!("{kind}:{value}")),
     };
     fields.iter().map(field).collect::<Result<_, _>>().map(KernelArgument::Struct)
 }
@@ -201,7 +212,7 @@ fn map(text: &str) -> Result<TensorMapArgument, String> {
         other => return Err(format!("{other:?} is not a swizzle; use none, 32, 64 or 128")),
     };
     Ok(TensorMapArgument {
-        buffer: (index(number)?, field.map(index).transpose()?),
+        buffer: BufferIndex { argument: index(number)?, field: field.map(index).transpose()? },
         data_type: data_type(dtype)
             .ok_or_else(|| format!("a tensor map cannot hold {dtype:?}; use u8, bf16, f32, …"))?,
         dims: list(dims)?,
@@ -211,8 +222,8 @@ fn map(text: &str) -> Result<TensorMapArgument, String> {
     })
 }
 
-/// Returns the driver's type for elements of a tensor map. A type that the driver lacks becomes an integer of equal
-/// width.
+/// Returns the tensor map's code for an element type. Types that tensor maps do not have (i8, i16, e4m3) become
+/// unsigned integers of equal width.
 fn data_type(name: &str) -> Option<DataType> {
     Some(match ElementType::from_name(name) {
         Some(ElementType::U8 | ElementType::I8 | ElementType::E4m3) => DataType::U8,
@@ -240,7 +251,7 @@ mod tests {
     use super::*;
 
     fn bytes(text: &str) -> Vec<u8> {
-        match parse(text) {
+        match parse_kernel_argument(text) {
             Ok(KernelArgument::Scalar(_, bytes) | KernelArgument::Bytes(bytes)) => bytes,
             other => panic!("{text}: {other:?}"),
         }
@@ -259,13 +270,13 @@ mod tests {
         for wrong in
             ["i8:128", "u8:-1", "u32:4294967296", "u32:1.5", "f32:x", "i32:", "i32", "q32:1", "i64:9223372036854775808"]
         {
-            assert!(parse(wrong).unwrap_err().contains("; "), "{wrong}");
+            assert!(parse_kernel_argument(wrong).unwrap_err().contains("; "), "{wrong}");
         }
     }
 
     #[test]
     fn parses_buffers() {
-        let of = |text: &str| match parse(text) {
+        let of = |text: &str| match parse_kernel_argument(text) {
             Ok(KernelArgument::Buffer(spec)) => spec,
             other => panic!("{text}: {other:?}"),
         };
@@ -276,13 +287,14 @@ mod tests {
             BufferFill::Stored("a:b#c.safetensors".into(), "x".into())
         );
         for wrong in ["buf:f32", "buf:f33:1", "buf:f32:-1", "buf:f32:1:ones", "buf:f32:1:@f", "buf:u8:99999999999999"] {
-            assert!(parse(wrong).unwrap_err().contains("; "), "{wrong}");
+            assert!(parse_kernel_argument(wrong).unwrap_err().contains("; "), "{wrong}");
         }
     }
 
     #[test]
     fn parses_structs_and_tensor_maps() {
-        let Ok(KernelArgument::Struct(fields)) = parse("struct:u32=5,tmap=0:bf16:64,32:128:64,8:128,buf=f32:64:zeros")
+        let Ok(KernelArgument::Struct(fields)) =
+            parse_kernel_argument("struct:u32=5,tmap=0:bf16:64,32:128:64,8:128,buf=f32:64:zeros")
         else {
             panic!()
         };
@@ -291,7 +303,7 @@ mod tests {
         let KernelArgument::TensorMap(map) = &fields[1] else { panic!("{fields:?}") };
         assert_eq!((map.buffer, map.data_type, map.swizzle), ((0, None), DataType::Bf16, Swizzle::B128));
         assert_eq!((&map.dims[..], &map.strides[..], &map.box_dims[..]), (&[64, 32][..], &[128][..], &[64, 8][..]));
-        let Ok(KernelArgument::TensorMap(map)) = parse("tmap:2.1:f32:64::16:none") else { panic!() };
+        let Ok(KernelArgument::TensorMap(map)) = parse_kernel_argument("tmap:2.1:f32:64::16:none") else { panic!() };
         assert_eq!((map.buffer, map.strides.len()), ((2, Some(1)), 0));
         for wrong in [
             "struct:0",
@@ -302,7 +314,7 @@ mod tests {
             "tmap:0:f32:1::1:96",
             "tmap:x:f32:1::1:none",
         ] {
-            assert!(parse(wrong).unwrap_err().contains("; "), "{wrong}");
+            assert!(parse_kernel_argument(wrong).unwrap_err().contains("; "), "{wrong}");
         }
     }
 }

@@ -11,7 +11,7 @@ use reel_sim::tensor_map::TensorMap;
 use reel_sim::value::ElementType;
 use safetensors::{Dtype, SafeTensors};
 
-use super::args::{BufferFill, BufferSpec, KernelArgument, TensorMapArgument};
+use super::args::{BufferFill, BufferIndex, BufferSpec, KernelArgument, TensorMapArgument};
 use crate::fail::{bad_usage, failed};
 use crate::output;
 
@@ -29,9 +29,8 @@ pub struct BoundArguments {
 /// Alignment of a tensor map in bytes; no other struct field needs more.
 const MAP_ALIGN: usize = 64;
 
-/// Allocates the buffers of all arguments, then fills in the parameters. Arguments beyond the kernel's parameters
-/// must be buffers of tensor maps, because a kernel that takes tensor maps often does not take the pointers to their
-/// buffers.
+/// Allocates the buffers of all arguments, then lays out the kernel's parameters. There may be more arguments than
+/// parameters: a kernel may take only the tensor map of a buffer and not its pointer, and such buffers come last.
 pub fn bind_arguments(kernel: &Kernel, arguments: &[(String, KernelArgument)], seed: u64) -> Result<BoundArguments> {
     let (given, taken) = (arguments.len(), kernel.params.len());
     let beyond = arguments.iter().enumerate().skip(taken);
@@ -39,14 +38,14 @@ pub fn bind_arguments(kernel: &Kernel, arguments: &[(String, KernelArgument)], s
     if given < taken || !beyond.clone().all(|(n, (_, a))| matches!(a, KernelArgument::Buffer(_)) && mapped(n)) {
         let sizes: Vec<String> = kernel.params.iter().map(|p| p.1.to_string()).collect();
         let what = format!(
-            "{given} arguments given, but kernel {} takes {taken} (of {} bytes)",
+            "got {given} arguments, but kernel {} has {taken} parameters (sizes in bytes: {})",
             kernel.name,
             sizes.join(", ")
         );
         return Err(bad_usage(
             "--arg",
             what,
-            "give one --arg per parameter, in order, then only buffers of tensor maps",
+            "give one --arg per parameter, in order; more arguments must be buffers of tensor maps",
         ));
     }
     let mut bound =
@@ -71,7 +70,7 @@ pub fn bind_arguments(kernel: &Kernel, arguments: &[(String, KernelArgument)], s
             bytes = bound.memory.alloc(bytes).to_le_bytes().to_vec();
         }
         if bytes.len() != size as usize {
-            let what = format!("has {} bytes, but parameter {n} of {} takes {size}", bytes.len(), kernel.name);
+            let what = format!("has {} bytes, but parameter {n} of kernel {} has {size}", bytes.len(), kernel.name);
             return Err(bad_usage(&location, what, "give an argument of its type"));
         }
         bound.params[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
@@ -87,7 +86,7 @@ impl BoundArguments {
             BufferFill::Uninitialized => self.memory.alloc_uninitialized(bytes),
             BufferFill::Zeros => self.memory.alloc(vec![0; bytes]),
             BufferFill::Arange => self.memory.alloc(spec.dtype.arange_bytes(spec.count)),
-            // Each buffer gets different random numbers.
+            // The seed includes the buffer's number, so that each buffer gets different random numbers.
             BufferFill::Random => self
                 .memory
                 .alloc(spec.dtype.normal_bytes(spec.count, seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(n))),
@@ -101,7 +100,8 @@ impl BoundArguments {
         self.buffers.iter().find(|b| b.name == name).map(|b| b.address)
     }
 
-    /// Returns the bytes by which an argument or struct field is passed.
+    /// Returns the bytes that the kernel gets for an argument or struct field: its value, or the address of its
+    /// buffer.
     fn bytes_of(&self, location: &str, name: &str, argument: &KernelArgument) -> Result<Vec<u8>> {
         Ok(match argument {
             KernelArgument::Scalar(_, bytes) | KernelArgument::Bytes(bytes) => bytes.clone(),
@@ -123,7 +123,7 @@ impl BoundArguments {
     }
 
     fn encode(&self, location: &str, map: &TensorMapArgument) -> Result<Vec<u8>> {
-        let (n, field) = map.buffer;
+        let BufferIndex { argument: n, field } = map.buffer;
         let name = field.map_or_else(|| format!("arg{n}"), |m| format!("arg{n}.{m}"));
         let Some(address) = self.address(&name) else {
             let named: Vec<&str> = self.buffers.iter().map(|b| b.name.trim_start_matches("arg")).collect();
@@ -140,7 +140,13 @@ impl BoundArguments {
         let map = TensorMap::tiled(map.data_type, address, &map.dims, &map.strides, &map.box_dims, map.swizzle);
         let blob = map.and_then(|m| m.encode());
         Ok(blob
-            .map_err(|e| bad_usage(location, e, "the driver's cuTensorMapEncodeTiled would reject it too"))?
+            .map_err(|e| {
+                bad_usage(
+                    location,
+                    e,
+                    "correct the tensor map; the CUDA driver (cuTensorMapEncodeTiled) would reject it too",
+                )
+            })?
             .to_vec())
     }
 
@@ -182,7 +188,8 @@ fn stored_name(dtype: ElementType) -> &'static str {
     }
 }
 
-/// Reads the bytes of a tensor in a file, which may have any type as wide as the buffer's elements.
+/// Reads a tensor of a safetensors file as the contents of a buffer. Its type may differ from the buffer's type, but
+/// must be as wide.
 fn stored(file: &Path, tensor: &str, spec: &BufferSpec) -> Result<Vec<u8>> {
     let bytes = output::read_file(file)?;
     let all = SafeTensors::deserialize(&bytes)
@@ -195,18 +202,26 @@ fn stored(file: &Path, tensor: &str, spec: &BufferSpec) -> Result<Vec<u8>> {
         return Err(failed(location, "there is no such tensor", format!("the file has {some}{more}")));
     };
     if width(view.dtype()) != Some(spec.dtype.bytes()) {
-        let what = format!("is stored as {:?}, which is not as wide as {}", view.dtype(), spec.dtype.name());
-        return Err(failed(location, what, "give the buffer a type of the same width"));
+        let what = format!(
+            "has elements of type {:?}, which have another width than the buffer's type {}",
+            view.dtype(),
+            spec.dtype.name()
+        );
+        return Err(failed(location, what, "give the buffer a type as wide as the stored elements"));
     }
     let stored = view.data().len() / spec.dtype.bytes();
     if stored != spec.count {
         let help = format!("write buf:{}:{stored}:…", spec.dtype.name());
-        return Err(failed(location, format!("has {stored} elements, but the buffer has {}", spec.count), help));
+        return Err(failed(
+            location,
+            format!("has {stored} elements, but the buffer is declared with {}", spec.count),
+            help,
+        ));
     }
     Ok(view.data().to_vec())
 }
 
-/// Returns the size of an element in bytes; `None` if it is not a whole number.
+/// Returns the bytes per element of a type; `None` for types of less than a byte, such as 4-bit floats.
 fn width(dtype: Dtype) -> Option<usize> {
     Some(dtype.bitsize()).filter(|bits| bits % 8 == 0).map(|bits| bits / 8)
 }

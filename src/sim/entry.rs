@@ -5,8 +5,9 @@ use cpp_demangle::Symbol;
 
 use crate::fail::{UsageError, bad_usage};
 
-/// Returns the symbol that `wanted` selects; without `wanted`, the only symbol of the file.
-pub fn choose_kernel<'a>(wanted: Option<&str>, symbols: &[&'a str], file: &str) -> Result<&'a str> {
+/// Returns the symbol of the kernel that `wanted` names (see `find`); if `wanted` is `None`, the only kernel of the
+/// file.
+pub fn select_kernel_symbol<'a>(wanted: Option<&str>, symbols: &[&'a str], file: &str) -> Result<&'a str> {
     let Some(wanted) = wanted else {
         return match symbols {
             [only] => Ok(only),
@@ -24,8 +25,9 @@ pub fn choose_kernel<'a>(wanted: Option<&str>, symbols: &[&'a str], file: &str) 
     find(symbols, wanted).map_err(|e| UsageError(format!("--entry {e}")).into())
 }
 
-/// Returns the symbol that `wanted` selects: the symbol itself; in C++ `ns::kernel<3>(float*)`, `ns::kernel<3>`,
-/// `ns::kernel` or `kernel`; or a prefix of only one of them.
+/// Returns the only symbol that `wanted` selects. `wanted` is the symbol itself, or a C++ name:
+/// `ns::kernel<3>(float*)`, `ns::kernel<3>`, `ns::kernel` or `kernel`. If there is none of that name, `wanted` is the
+/// beginning of a name.
 fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     if let Some(exact) = symbols.iter().find(|s| **s == wanted) {
         return Ok(exact);
@@ -52,7 +54,7 @@ fn signature(symbol: &str) -> String {
     text.strip_prefix("void ").map_or(text.clone(), str::to_string)
 }
 
-/// Returns all names by which a symbol can be selected.
+/// Returns all names by which `--entry` can select the kernel `symbol`.
 fn names(symbol: &str) -> Vec<String> {
     let signature = signature(symbol);
     let parameters = |rest: &str| rest.starts_with('(') && !rest.starts_with("(anonymous namespace)");
@@ -67,8 +69,8 @@ fn names(symbol: &str) -> Vec<String> {
     names
 }
 
-/// Returns the positions outside of angle and round brackets at which `wanted` is true for the text that starts
-/// there.
+/// Returns the positions in `text`, outside of angle and round brackets, at which the rest of the text satisfies
+/// `wanted`.
 fn top_level<'a>(text: &'a str, wanted: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = usize> + 'a {
     let mut depth = 0;
     text.char_indices().filter_map(move |(at, c)| {
@@ -109,8 +111,8 @@ mod tests {
         assert!(e.contains("no such kernel") && e.contains("add(float*, float*, int)"), "{e}");
         assert!(find(&["_Z3addPf", "_Z3addPd"], "ad").unwrap_err().contains("use one of add(float*), add(double*)"));
         assert!(find(&[], "k").unwrap_err().contains("no kernel"));
-        assert!(choose_kernel(None, &symbols, "f.cu").unwrap_err().to_string().contains("4 kernels"));
-        assert_eq!(choose_kernel(None, &symbols[..1], "f.cu").unwrap(), "scale");
+        assert!(select_kernel_symbol(None, &symbols, "f.cu").unwrap_err().to_string().contains("4 kernels"));
+        assert_eq!(select_kernel_symbol(None, &symbols[..1], "f.cu").unwrap(), "scale");
     }
 
     #[test]

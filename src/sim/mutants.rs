@@ -26,15 +26,15 @@ pub struct SimMutantsArgs {
     run: SimRunArgs,
 }
 
-/// Number of warp instructions without progress after which a mutant counts as stuck. The unchanged kernel is known
-/// to end.
+/// A mutant counts as stuck if its warps execute this many instructions without progress. The simulator's default is
+/// higher; a lower limit is safe here because the unchanged kernel is known to end.
 const MAX_IDLE_INSTRUCTIONS: u64 = 2_000_000;
 
 impl SimMutantsArgs {
     /// Runs every mutant whose changed instruction the unchanged kernel executes.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let case = self.run.prepare_case(common)?;
-        let location = self.run.file_name();
+        let location = self.run.displayed_path();
         let whole = case.check_kernel(&case.program, case.options.clone())?;
         if let Some(first) = whole.findings.iter().flatten().next() {
             let what =

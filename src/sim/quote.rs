@@ -1,4 +1,4 @@
-//! Finds the source lines that are printed beside findings and counts.
+//! Reads the lines of CUDA or PTX source that a report quotes beside its findings and counts.
 
 use std::path::{Path, PathBuf};
 
@@ -16,8 +16,8 @@ pub struct SourceQuotes {
 }
 
 impl SourceQuotes {
-    /// Returns the source to quote: the main CUDA file of a kernel if its PTX has line information and the file
-    /// exists, else the PTX. `given` is the file that was run, `ptx` its text or the compiler's output.
+    /// Opens the source that a report quotes: the kernel's main CUDA file if its PTX has line information, else the
+    /// PTX. `given` is the file that the user named; `ptx` is its text, or the compiler's output.
     pub fn new(program: &Program, kernel: &str, given: &Path, ptx: &str) -> SourceQuotes {
         let of = |name: String, cuda: bool, text: &str| SourceQuotes {
             name,
@@ -27,7 +27,8 @@ impl SourceQuotes {
         let Some(main) = finding::main_file_name(program, kernel) else {
             return of(given.display().to_string(), false, ptx);
         };
-        // A relative name is relative to the folder in which the compiler ran, which is probably that of the PTX.
+        // The path in the line information may be relative to the folder in which the compiler ran. That is probably
+        // the folder of the PTX.
         let beside = given.parent().unwrap_or(Path::new("")).join(main);
         let found = [PathBuf::from(main), beside].into_iter().find_map(|p| std::fs::read(p).ok());
         of(main.to_string(), true, &found.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default())

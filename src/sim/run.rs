@@ -113,7 +113,7 @@ impl SimRunArgs {
         if let Some(out) = &self.out {
             case.bound.write_buffers(out, &report.memory)?;
         }
-        let location = self.file_name();
+        let location = self.displayed_path();
         let quotes = SourceQuotes::new(&case.program, &case.kernel.name, &self.file, &case.ptx);
         let shown =
             show::RunDisplay { file: &location, program: &case.program, kernel: &case.kernel, report: &report, quotes };
@@ -135,17 +135,17 @@ impl SimRunArgs {
     }
 
     /// Returns the file's path as it was given, for messages.
-    pub fn file_name(&self) -> String {
+    pub fn displayed_path(&self) -> String {
         self.file.display().to_string()
     }
 
     /// Compiles the file, allocates the arguments and describes the launch.
     pub fn prepare_case(&self, common: &CommonOptions) -> Result<SimCase> {
         let arguments = self.arguments()?;
-        let (ptx, location) = (self.ptx()?, self.file_name());
+        let (ptx, location) = (self.ptx()?, self.displayed_path());
         let help = "give complete PTX, as nvcc or NVRTC writes it";
         let program = Program::parse(&ptx).map_err(|e| failed(&location, e, help))?;
-        let symbol = entry::choose_kernel(self.entry.as_deref(), &program.kernel_names(), &location)?;
+        let symbol = entry::select_kernel_symbol(self.entry.as_deref(), &program.kernel_names(), &location)?;
         let kernel = program.kernel(symbol).map_err(|e| failed(&location, e, help))?;
         let options = ExecOptions {
             gpu: self.gpu(&program)?,
@@ -168,7 +168,8 @@ impl SimRunArgs {
 
     fn arguments(&self) -> Result<Vec<(String, KernelArgument)>> {
         let one = |text: &String| {
-            let parsed = args::parse(text).map_err(|e| crate::fail::UsageError(format!("--arg {text}: {e}")))?;
+            let parsed =
+                args::parse_kernel_argument(text).map_err(|e| crate::fail::UsageError(format!("--arg {text}: {e}")))?;
             Ok((text.clone(), parsed))
         };
         self.args.iter().map(one).collect()
@@ -192,14 +193,14 @@ impl SimRunArgs {
             .map_err(compiler_error)
     }
 
-    /// Returns the GPU model whose limits the launch must keep.
+    /// Returns the GPU model whose limits apply to the launch: that of `--arch`, else that of the PTX's target.
     fn gpu(&self, program: &Program) -> Result<GpuSpec> {
         let target = number(&program.module.target).unwrap_or(80);
         let Some(arch) = &self.arch else { return Ok(GpuSpec::for_sm(target)) };
         match number(arch) {
             Some(sm) if sm >= target => Ok(GpuSpec::for_sm(sm)),
             Some(_) => {
-                let what = format!("{arch} cannot run PTX for {}", program.module.target);
+                let what = format!("GPUs of {arch} cannot run PTX for {}", program.module.target);
                 Err(bad_usage("--arch", what, format!("use --arch {} or none", program.module.target)))
             }
             None => Err(bad_usage("--arch", format!("{arch:?} is not an architecture"), "use sm_80 or sm_90a")),
@@ -207,23 +208,24 @@ impl SimRunArgs {
     }
 }
 
-/// A kernel with its launch and memory.
+/// A kernel to simulate, with its launch configuration and initial memory.
 #[derive(Debug)]
 pub struct SimCase {
     pub ptx: String,
     pub program: Program,
     pub kernel: Kernel,
-    /// The buffers and the parameter bytes.
+    /// The allocated buffers and the bytes of the kernel's parameters.
     pub bound: BoundArguments,
     pub launch: LaunchConfig,
-    /// The options that all runs share.
+    /// The options of the simulator for every run of this kernel.
     pub options: ExecOptions,
     interleavings: u32,
     threads: usize,
 }
 
 impl SimCase {
-    /// Runs the kernel under all interleavings; `program` may be a changed copy of the case's program.
+    /// Runs the kernel once per interleaving and returns what was found. `program` is the case's program or a mutant
+    /// of it.
     pub fn check_kernel(&self, program: &Program, options: ExecOptions) -> Result<CheckReport> {
         let plan = CheckPlan {
             interleavings: self.interleavings,
@@ -248,7 +250,7 @@ fn compiler_error(e: CompileError) -> anyhow::Error {
     anyhow::Error::msg(e.compiler_log().to_string()).context(line)
 }
 
-/// Returns the number in an architecture name such as `sm_90a`.
+/// Returns the number in an architecture name: 90 for `sm_90a`.
 fn number(arch: &str) -> Option<u32> {
     let digits = arch.strip_prefix("sm_")?.trim_end_matches(|c: char| c.is_ascii_lowercase());
     digits.parse().ok().filter(|n| (50..=200).contains(n))

@@ -24,7 +24,7 @@ pub struct RunDisplay<'a> {
     pub quotes: SourceQuotes,
 }
 
-/// Number of source lines that the text shows: those with the highest counts.
+/// Number of source lines in the text report's table; the lines with the highest counts are shown.
 const MAX_COUNTED_LINES: usize = 8;
 
 impl RunDisplay<'_> {
@@ -180,8 +180,8 @@ impl RunDisplay<'_> {
     }
 }
 
-/// Returns where a line is: `k.cu:12`, with a long path shortened from the left; `ptx:12` for a PTX line without a
-/// CUDA line.
+/// Returns a line's file and number in at most 16 characters: `k.cu:12`, or `ptx:12` for a PTX line without a CUDA
+/// line. The beginning of a longer path is cut off.
 fn location(line: &LineCounts, quotes: &SourceQuotes) -> String {
     let main = if line.origin.cuda == quotes.cuda { quotes.name.rsplit('/').next().unwrap_or_default() } else { "ptx" };
     let full = format!("{}:{}", line.origin.file.as_deref().unwrap_or(main), line.origin.line);

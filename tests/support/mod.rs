@@ -11,8 +11,8 @@ pub struct FinishedRun {
     pub stderr: String,
 }
 
-/// The binary, with GPUs hidden. `REEL_TEST_BIN` selects another binary, for tests that were copied to another
-/// machine.
+/// A command that runs the built binary without GPUs. The environment variable `REEL_TEST_BIN` names another binary,
+/// for tests that were copied to another machine.
 pub fn reel() -> Command {
     let mut command = Command::new(std::env::var_os("REEL_TEST_BIN").unwrap_or(env!("CARGO_BIN_EXE_reel").into()));
     // No test downloads a model. GPUs are hidden, so that results do not depend on the machine.
@@ -20,7 +20,7 @@ pub fn reel() -> Command {
     command
 }
 
-/// The binary with the GPUs of the machine visible.
+/// A command that runs the built binary with the machine's GPUs.
 pub fn reel_on_gpu() -> Command {
     let mut command = reel();
     command.env_remove("CUDA_VISIBLE_DEVICES");
@@ -76,14 +76,16 @@ impl FinishedRun {
     }
 }
 
-/// Sends a signal (`-INT`, `-KILL`, …) with the shell's built-in `kill`: a minimal system lacks the program `kill`.
+/// Sends a signal (`-INT`, `-KILL`, …) to a process. It uses the shell's built-in `kill`, because a minimal system
+/// lacks the program `kill`.
 #[allow(dead_code)] // not every test program sends signals
 pub fn send_signal(pid: u32, name: &str) {
     let script = format!("kill {name} {pid}");
     assert!(Command::new("sh").args(["-c", &script]).status().expect("sh starts").success());
 }
 
-/// Path of `tests/golden/NAME`; `REEL_TEST_GOLDEN` replaces the folder, for tests that were copied to another machine.
+/// Path of `tests/golden/NAME`. The environment variable `REEL_TEST_GOLDEN` names another folder in place of
+/// `tests/golden`, for tests that were copied to another machine.
 pub fn golden(name: &str) -> PathBuf {
     let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     std::env::var_os("REEL_TEST_GOLDEN").map_or_else(here, PathBuf::from).join(name)

@@ -40,8 +40,8 @@ fn widen(dtype: Dtype, data: &[u8]) -> Vec<f64> {
     }
 }
 
-/// The values of these rows (indices of the first dimension), one row after the other.
-pub fn rows_of(t: &Tensor, row_indices: &[f64]) -> Vec<f64> {
+/// The values of the given rows (indices into the first dimension), concatenated.
+pub fn gathered_rows(t: &Tensor, row_indices: &[f64]) -> Vec<f64> {
     let width = t.values.len() / t.shape[0].max(1);
     row_indices.iter().flat_map(|&r| t.values[r as usize * width..(r as usize + 1) * width].iter().copied()).collect()
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::support::{finished_run, golden, read_metrics};
-use super::tensors::{assert_close, read_tensors, rows_of};
+use super::tensors::{assert_close, gathered_rows, read_tensors};
 
 /// Runs the case `tests/golden/CASE` (`train/…` or `grpo/…`) with additional options, and compares the metrics of
 /// each step and the change of the weights with the reference. Returns the hash of the final weights.
@@ -16,7 +16,7 @@ pub fn check_training_case(mut reel: Command, case: &str, more_args: &[&str]) ->
     let text = fs::read_to_string(folder.join("expected.json")).expect("expected.json");
     let expected: Value = serde_json::from_str(&text).expect("JSON");
     let path_of = |key: &str| match expected[key].as_str().expect("a path") {
-        // The cases in `grpo/` use the models in `train/`.
+        // A case in `grpo/` may use a model in `train/`: its path begins with `../`.
         shared if shared.starts_with("../") => golden("train").join(&shared[3..]),
         own => folder.join(own),
     };
@@ -49,7 +49,8 @@ pub fn check_training_case(mut reel: Command, case: &str, more_args: &[&str]) ->
             }
             let got = g[key].as_f64().unwrap_or_else(|| panic!("{case} step {}: no {key} in {g}", w["step"]));
             let relative = limit(format!("{key}_rel")).unwrap_or(1e-4);
-            // Mean rewards and clip ratios may be 0, for which a relative tolerance would be 0.
+            // Mean rewards and clip ratios may be 0, where a relative tolerance allows no difference; so they get an
+            // absolute one.
             let absolute = if ["reward", "clip_ratio"].contains(&key) { 1e-6 } else { 1e-12 };
             let off = (got - want).abs();
             let tolerance = (relative * want.abs()).max(limit(format!("{key}_abs")).unwrap_or(absolute));
@@ -64,7 +65,7 @@ pub fn check_training_case(mut reel: Command, case: &str, more_args: &[&str]) ->
     assert!(limits.len() >= 12, "{case}");
     for (name, limit) in limits {
         let which = &deltas[&format!("{prefix}rows/{name}")].values;
-        let (a, b) = (rows_of(&after[name], which), rows_of(&before[name], which));
+        let (a, b) = (gathered_rows(&after[name], which), gathered_rows(&before[name], which));
         let change: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
         let what = format!("{case}: change of {name}");
         assert_close(

@@ -38,7 +38,8 @@ struct Storage {
     name: &'static str,
     dtype: DType,
     optim: Optim,
-    /// Whether the low 16 bits of the master weights are kept between steps.
+    /// Whether the low 16 bits of each f32 master weight are kept between steps. If not, every step starts from
+    /// weights rounded to bf16.
     master: bool,
     colour: &'static str,
 }
@@ -77,16 +78,16 @@ const STORAGES: [Storage; 5] = [
 
 /// The training result of one way of storing weights.
 struct Curve {
-    /// Loss on the held-out rows before the first step and after every [`EVERY`] steps.
+    /// Pairs of a step and the loss on the held-out rows after it: step 0, then every [`EVERY`] steps.
     loss: Vec<(u64, f64)>,
-    /// L2 norm of the change of all weights over the run.
+    /// L2 distance between the weights before and after the run, over all weights.
     distance: f64,
-    /// Share of weights that the run changed, 0 to 1.
+    /// Share (0 to 1) of the weights that differ after the run.
     moved: f64,
 }
 
 fn main() -> std::result::Result<(), Box<dyn Error>> {
-    let out = PathBuf::from(std::env::args().nth(1).ok_or("give the folder to write to")?);
+    let out = PathBuf::from(std::env::args().nth(1).ok_or("give the output folder as the argument")?);
     fs::create_dir_all(&out)?;
     let location = tempfile::tempdir()?;
     let model = location.path().join("model");
@@ -111,7 +112,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The training data as JSONL: one addition for every pair of numbers below 24, in mixed order.
+/// The training data as JSONL: the sum of every pair of numbers from 0 to 23, in a fixed shuffled order.
 fn rows() -> String {
     let pairs = (0..24 * 24).map(|i| i * 227 % (24 * 24)).map(|i| (i / 24, i % 24));
     let row = |(a, b): (usize, usize)| {
@@ -124,7 +125,7 @@ fn rows() -> String {
     pairs.map(row).collect::<Vec<_>>().join("\n")
 }
 
-/// Trains with the given way of storing weights. Every call starts from the same weights and uses the same rows.
+/// Trains with one way of storing weights. Every way starts from the same weights and uses the same rows.
 fn train(way: &Storage, model: &Path, data: &Path) -> std::result::Result<Curve, Box<dyn Error>> {
     let run = RunOptions {
         model: model.display().to_string(),
@@ -184,7 +185,7 @@ fn clear_low_bits(state: &ParameterState) -> Result<()> {
     }
 }
 
-/// Mean loss over the learned tokens of rows.
+/// Mean loss over the learned tokens (those of the answers) of these rows.
 fn loss(t: &Trainer, rows: &[Sample]) -> Result<f64> {
     let packed = MicroBatchInput::new(t, rows)?;
     let cx = Cx::inference(&t.device, t.dtype);

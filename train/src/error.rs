@@ -46,7 +46,8 @@ pub enum TrainError {
 /// The crate's result.
 pub type Result<T, E = TrainError> = std::result::Result<T, E>;
 
-/// Defines, for each variant that holds a diagnostic, a constructor that takes location, problem and help as texts.
+/// Defines a constructor for each variant that holds a diagnostic. It takes the diagnostic's three texts: location,
+/// problem and help.
 macro_rules! constructors {
     ($($(#[$doc:meta])* $name:ident => $variant:ident),* $(,)?) => {
         impl TrainError {
@@ -86,8 +87,8 @@ impl TrainError {
         })
     }
 
-    /// The error of a run whose stop flag is set. The training loop replaces it by an error that says after which
-    /// step the run stopped and how to resume.
+    /// The error that an interrupted operation (Ctrl-C) returns. The training loop replaces it by an error that says
+    /// after which step the run stopped and how to resume.
     pub(crate) fn interrupted() -> Self {
         Self::Stopped(Diagnostic::new("", "interrupted", "run the command again"))
     }

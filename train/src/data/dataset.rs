@@ -1,5 +1,5 @@
-//! A data file: JSON (a list of rows) or JSONL (one row per line). It is kept as text with the byte range of each row
-//! and parsed row by row, so 100 000 rows need no more memory than the file.
+//! A data file: JSON (a list of rows) or JSONL (one row per line). Only its text and the byte range of each row are
+//! kept in memory; a row is parsed when it is used.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -26,7 +26,8 @@ pub struct Dataset {
 struct RowPosition {
     bytes: Range<usize>,
     line: usize,
-    /// Whether the row has bytes that are not UTF-8; the text has replacement characters for them.
+    /// Whether the row's line has bytes that are not UTF-8. In `text` they are replaced by U+FFFD, and using the row
+    /// is an error.
     damaged: bool,
 }
 
@@ -51,7 +52,8 @@ impl Dataset {
         Self::of_rows(path, text, rows)
     }
 
-    /// Finds the rows of a file that is not valid UTF-8. In a JSONL file only the damaged lines are unusable.
+    /// Finds the rows of a file that is not valid UTF-8. In JSONL only lines with invalid bytes are unusable; a JSON
+    /// list is refused as a whole.
     fn parse_damaged(path: &Path, bytes: &[u8]) -> Result<Self> {
         let damaged: BTreeSet<usize> = (1..)
             .zip(bytes.split(|&b| b == b'\n'))
@@ -112,7 +114,7 @@ impl Dataset {
         self.rows[index].line
     }
 
-    /// Fingerprint of the file's bytes.
+    /// Fingerprint of the file's text, by which a resumed run recognises its data.
     pub fn fingerprint(&self) -> String {
         digest::bytes_fingerprint(self.text.as_bytes())
     }
@@ -208,7 +210,8 @@ mod tests {
     }
 
     proptest! {
-        /// A JSON list and JSONL lines with equal rows are parsed to equal data, whatever characters they contain.
+        /// A JSON list and JSONL lines with the same rows are parsed to the same rows, whatever characters they
+        /// contain.
         #[test]
         fn both_layouts_hold_the_same_rows(texts in prop::collection::vec("\\PC{0,12}", 1..6), gap in "[ \n\r\t]{0,3}") {
             let rows: Vec<Value> = texts

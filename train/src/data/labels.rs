@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::options::LabelRule;
 
-/// The parts of a tokenizer that the label rules need.
+/// What the label rules need of a tokenizer: the ids of special tokens, and decoding.
 pub trait Vocabulary {
     /// The id of a special token, if the tokenizer has it.
     fn special(&self, token: &str) -> Option<u32>;
@@ -13,7 +13,7 @@ pub trait Vocabulary {
     fn text(&self, ids: &[u32]) -> String;
 }
 
-/// A label rule for one tokenizer.
+/// A label rule with the token ids of one tokenizer. It decides which tokens of a conversation are learned.
 #[derive(Clone, Debug)]
 pub struct TokenLabeler {
     rule: LabelRule,
@@ -35,7 +35,7 @@ impl TokenLabeler {
                 let (im_start, im_end) = (Some(need("<|im_start|>")?), Some(need("<|im_end|>")?));
                 return Ok(Self { rule, im_start, im_end, hidden: BTreeSet::new() });
             }
-            // Not learned: padding, and all tokens that stand for media or enclose them.
+            // These tokens are not learned: padding, and the tokens that stand for media or enclose them.
             LabelRule::Text => [
                 need("<|endoftext|>")?,
                 need("<|vision_start|>")?,
@@ -46,7 +46,7 @@ impl TokenLabeler {
             .into_iter()
             .chain(some("<|vision_pad|>"))
             .collect(),
-            // VideoRFT's script excludes further ids, but only for another processor class than Qwen2.5-VL's.
+            // VideoRFT's script excludes more token ids, but not for Qwen2.5-VL's processor.
             LabelRule::Videorft => [need("<|endoftext|>")?, need("<|image_pad|>")?].into(),
         };
         Ok(Self { rule, im_start: None, im_end: None, hidden })
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A toy tokenizer: ids below 256 are bytes, 256 is two newlines, special tokens follow.
+    /// A toy tokenizer: ids below 256 are single bytes, id 256 is two newlines, and higher ids are special tokens.
     struct Bytes;
     const SPECIALS: [&str; 8] = [
         "<|endoftext|>",
@@ -135,7 +135,8 @@ mod tests {
         }
     }
 
-    /// Ids of a text in which `{` is `<|im_start|>`, `}` is `<|im_end|>` and `#` two newlines in one token.
+    /// Encodes a text with the toy tokenizer. In the text `{` stands for `<|im_start|>`, `}` for `<|im_end|>`, and
+    /// `#` for the token of two newlines.
     fn ids(text: &str) -> Vec<u32> {
         text.chars()
             .map(|c| match c {
@@ -147,7 +148,7 @@ mod tests {
             .collect()
     }
 
-    /// The text of the learned tokens, with `.` for each other token.
+    /// Decodes the learned tokens, with `.` for each token that is not learned.
     fn learned(rule: LabelRule, ids: &[u32]) -> String {
         let targets = TokenLabeler::new(rule, &Bytes).unwrap().next_token_targets(ids, &Bytes);
         assert_eq!(targets.len(), ids.len());
@@ -202,8 +203,8 @@ mod tests {
     }
 
     proptest! {
-        /// The rule `assistant`, which works on token ids, learns the same text as a search for the markers in the
-        /// text, for any roles and contents.
+        /// The rule `assistant` works on token ids. It learns the same text as a search for the markers in the text
+        /// would, for any roles and contents.
         #[test]
         fn learned_tokens_agree_with_a_text_search(turns in prop::collection::vec(("(user|assistant|system|assistant2)", "[ab#]{0,5}"), 0..6)) {
             let text: String = turns.iter().map(|(role, words)| format!("{{{role}\n{words}}}\n")).collect();

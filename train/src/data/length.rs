@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 use reel_diagnostic::Diagnostic;
 
-use crate::data::feed::{BatchFeed, BatchOptions, DataPosition, SampleSource, is_row_error};
+use crate::data::feed::{DataPosition, MicroBatchFeed, MicroBatchOptions, SampleSource, is_row_error};
 use crate::data::order::RowOrder;
-use crate::data::quarantine::{RowCheck, ScanJournal};
+use crate::data::quarantine::{RowCheckResult, ScanJournal};
 use crate::reporting::metrics::SkippedRow;
 use crate::{Result, TrainError};
 
-/// The number of micro-batches that the data give, and the unusable rows.
+/// How many micro-batches the data give in all epochs, and which rows cannot be used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MicroBatchCount {
     /// Number of micro-batches in all epochs; 0 if they were not counted.
@@ -22,28 +22,28 @@ pub struct MicroBatchCount {
     pub skipped: Vec<SkippedRow>,
 }
 
-/// Which rows are read with their media before the first step.
+/// Which rows are read, with their images and videos, before the first step to find unusable ones.
 #[derive(Debug)]
-pub enum RowScan<'a> {
-    /// No rows: unusable rows count as if they were usable.
+pub enum RowsToScan<'a> {
+    /// No rows. The number of micro-batches is then computed as if all rows were usable.
     None,
-    /// All rows but these, which are known to be unusable.
+    /// All rows except these, which are already known to be unusable.
     AllBut(&'a [SkippedRow]),
-    /// All rows that the journal of `--check-data` does not list yet.
+    /// All rows except those that the journal of an earlier, interrupted `--check-data` lists.
     Checking(ScanJournal),
 }
 
-/// Reads the rows that `look` selects, and counts micro-batches if `count` is set. Stops early when `stop` becomes
-/// true.
+/// Reads the rows that `look` selects and finds the unusable ones; with `count`, also counts the micro-batches of all
+/// epochs. Returns an error when `stop` becomes true.
 pub fn scan_and_count_batches<S: SampleSource>(
-    batching: &BatchOptions,
+    batching: &MicroBatchOptions,
     count: bool,
-    look: RowScan,
+    look: RowsToScan,
     source: &Arc<S>,
     order: &RowOrder,
     stop: &AtomicBool,
 ) -> Result<MicroBatchCount> {
-    if matches!(look, RowScan::None) {
+    if matches!(look, RowsToScan::None) {
         let batches = batching.end.map_or(0, |end| end.div_ceil(batching.rows as u64));
         return Ok(MicroBatchCount { batches, skipped: Vec::new() });
     }
@@ -52,17 +52,17 @@ pub fn scan_and_count_batches<S: SampleSource>(
     Ok(MicroBatchCount { batches, skipped })
 }
 
-/// Token counts of the usable rows, and the list of the unusable ones.
+/// Reads the rows that `look` selects. Returns the token counts of the usable rows and the list of the unusable ones.
 fn scan_all_rows<S: SampleSource>(
-    batching: &BatchOptions,
-    look: RowScan,
+    batching: &MicroBatchOptions,
+    look: RowsToScan,
     source: &Arc<S>,
     stop: &AtomicBool,
 ) -> Result<(Lengths, Vec<SkippedRow>)> {
     let (known, journal) = match look {
-        RowScan::Checking(journal) => (&[][..], Some(journal)),
-        RowScan::AllBut(known) => (known, None),
-        RowScan::None => (&[][..], None),
+        RowsToScan::Checking(journal) => (&[][..], Some(journal)),
+        RowsToScan::AllBut(known) => (known, None),
+        RowsToScan::None => (&[][..], None),
     };
     let known: BTreeMap<usize, &SkippedRow> = known.iter().map(|bad| (bad.row, bad)).collect();
     let length = |row: usize| -> Result<usize> {
@@ -70,7 +70,7 @@ fn scan_all_rows<S: SampleSource>(
         check_length(|| source.location(row).0, tokens, batching.limit, batching.max_length)?;
         Ok(tokens)
     };
-    let looked = |row: usize| -> Result<RowCheck> {
+    let looked = |row: usize| -> Result<RowCheckResult> {
         let before = || journal.as_ref().and_then(|journal| journal.earlier_check(row).cloned());
         if let Some(looked) = known.get(&row).map(|bad| Err((*bad).clone())).or_else(before) {
             return Ok(looked);
@@ -98,7 +98,7 @@ fn scan_all_rows<S: SampleSource>(
         }
         Ok(looked)
     };
-    let all: Vec<Result<RowCheck>> = (0..source.row_count()).into_par_iter().map(looked).collect();
+    let all: Vec<Result<RowCheckResult>> = (0..source.row_count()).into_par_iter().map(looked).collect();
     let (mut lengths, mut skipped) = (BTreeMap::new(), Vec::new());
     for (row, looked) in all.into_iter().enumerate() {
         match looked? {
@@ -115,9 +115,14 @@ fn scan_all_rows<S: SampleSource>(
     }
 }
 
-fn count_batches(batching: BatchOptions, lengths: Lengths, skipped: &[SkippedRow], order: &RowOrder) -> Result<u64> {
+fn count_batches(
+    batching: MicroBatchOptions,
+    lengths: Lengths,
+    skipped: &[SkippedRow],
+    order: &RowOrder,
+) -> Result<u64> {
     let from = DataPosition { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() };
-    let mut feed = BatchFeed::new(Arc::new(lengths), order.clone(), batching, &from, 1, 64);
+    let mut feed = MicroBatchFeed::new(Arc::new(lengths), order.clone(), batching, &from, 1, 64);
     let mut count = 0;
     while feed.next_batch()?.is_some() {
         count += 1;
@@ -133,7 +138,7 @@ pub(crate) fn check_length(
     max: Option<usize>,
 ) -> Result<()> {
     let Some(max) = max.filter(|&max| tokens > max) else { return Ok(()) };
-    let what = format!("has {tokens} tokens, more than {flag} {max}");
+    let what = format!("has {tokens} tokens, more than {flag} {max} allows");
     Err(TrainError::row(location(), what, format!("raise {flag}, or remove the row")))
 }
 
@@ -142,11 +147,11 @@ pub(crate) fn no_usable_row_error(location: &str, reason: &str) -> TrainError {
     TrainError::data(
         location,
         "no row of the file can be used",
-        format!("fix the rows; the error of this row: {reason}"),
+        format!("fix the rows; this one has the error: {reason}"),
     )
 }
 
-/// Rows whose token counts alone are known, for counting micro-batches.
+/// A data source that has only the token counts of the rows; it makes counting micro-batches fast.
 struct Lengths {
     rows: usize,
     tokens: BTreeMap<usize, usize>,
@@ -193,11 +198,11 @@ mod tests {
         let mut options = SftOptions { run, ..SftOptions::default() };
         change(&mut options);
         let tokens = lengths.iter().enumerate().filter_map(|(row, n)| n.map(|n| (row, n))).collect();
-        let asked = options.fixed_steps();
+        let asked = options.requested_step_count();
         let found = scan_and_count_batches(
             &SftLoop::batching(&options, lengths.len()),
             asked.is_none(),
-            if SftLoop::must_scan_all_rows(&options) { RowScan::AllBut(&[]) } else { RowScan::None },
+            if SftLoop::must_scan_all_rows(&options) { RowsToScan::AllBut(&[]) } else { RowsToScan::None },
             &Arc::new(Lengths { rows: lengths.len(), tokens }),
             &RowOrder::file_order(lengths.len()),
             &AtomicBool::new(false),

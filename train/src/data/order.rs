@@ -1,10 +1,11 @@
-//! The order of rows: an endless stream of row numbers that goes through the data pass after pass. The order in a
-//! pass is a function of the seed and the number of the pass, so a resumed run finds its position without stored
+//! The order in which a run uses the rows: an endless sequence of row numbers, in passes over all rows. The order
+//! within a pass depends only on the seed and the number of the pass, so a resumed run continues it without stored
 //! state.
 
 use reel_kernels::philox::philox4x32_10;
 
-/// Philox stream of the row order, "orde" in ASCII. Other uses of the seed have other streams.
+/// Separates the random numbers of the row order from other uses of the seed: it is part of the Philox counter
+/// ("orde" in ASCII).
 const STREAM: u32 = 0x6f72_6465;
 
 /// An endless stream of row numbers, in file order or in a new random order for each pass.
@@ -19,17 +20,18 @@ pub struct RowOrder {
 }
 
 impl RowOrder {
-    /// A stream in which every pass has the rows in file order.
+    /// The order in which every pass goes through the rows as they are in the file.
     pub fn file_order(rows: usize) -> Self {
         Self { rows, seed: None, pass: None, order: Vec::new() }
     }
 
-    /// A stream in which every pass has the rows in a new random order.
+    /// The order in which every pass goes through the rows in a new random order.
     pub fn shuffled(rows: usize, seed: u64) -> Self {
         Self { seed: Some(seed), ..Self::file_order(rows) }
     }
 
-    /// The row at index `stream_index` of the stream, counted from 0. Computes the order of a pass at its first row.
+    /// The row number at `stream_index` of the sequence, counted from 0. At the first row of a pass, computes its
+    /// order.
     pub fn row_at(&mut self, stream_index: u64) -> usize {
         let rows = self.rows as u64;
         let (pass, location) = (stream_index / rows, (stream_index % rows) as usize);
@@ -51,7 +53,7 @@ fn permutation(n: usize, seed: u64, pass: u64) -> Vec<u32> {
     order
 }
 
-/// A random number below `n`. The bias is at most 2^-64 · n.
+/// A random number below `n` for one swap (at `position`) of the shuffle. Its bias is at most 2^-64 · n.
 fn below(n: u64, seed: u64, pass: u64, position: u64) -> u64 {
     let counter = [position as u32, (position >> 32) as u32 ^ STREAM, pass as u32, (pass >> 32) as u32];
     let [a, b, ..] = philox4x32_10(counter, [seed as u32, (seed >> 32) as u32]);

@@ -23,7 +23,7 @@ use crate::{Result, TrainError};
 pub const QUARANTINE_FILE: &str = "quarantine.jsonl";
 
 /// The result of checking a row: its token count, or why it cannot be used.
-pub type RowCheck = Result<usize, SkippedRow>;
+pub type RowCheckResult = Result<usize, SkippedRow>;
 
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
@@ -36,13 +36,13 @@ enum JournalLine {
 /// Time between two progress messages of a check.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The journal of a running `--check-data`, and the results of rows that were checked before.
+/// The journal of a running `--check-data`. It also has the results of an earlier check that was interrupted.
 #[derive(Debug)]
 pub struct ScanJournal {
     list: PathBuf,
     path: PathBuf,
-    /// Rows that an earlier, interrupted check has recorded.
-    known: BTreeMap<usize, RowCheck>,
+    /// Results that an earlier, interrupted check recorded, by row number.
+    known: BTreeMap<usize, RowCheckResult>,
     state: Mutex<ScanState>,
     quiet: bool,
 }
@@ -55,14 +55,15 @@ struct ScanState {
     last_message: Instant,
 }
 
-/// The path of the journal that belongs to a list.
+/// The path of the journal of a check that writes its unusable rows to `list`.
 pub fn journal_path(list: &Path) -> PathBuf {
     let name = list.file_name().unwrap_or_default().to_string_lossy();
     list.with_file_name(format!("{name}.journal"))
 }
 
 impl ScanJournal {
-    /// Opens the journal beside `list` to continue it if it has this `fingerprint`; otherwise starts a new one.
+    /// Opens the journal of `list`. Continues it if its fingerprint of data and options is `fingerprint`, else starts
+    /// a new one.
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -71,7 +72,7 @@ impl ScanJournal {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))?;
         }
-        let lines = metrics::read_lines(&path, |_: &JournalLine| true)?;
+        let lines = metrics::read_matching_lines(&path, |_: &JournalLine| true)?;
         let head = serde_json::json!({"scan": fingerprint}).to_string();
         let same = lines.first() == Some(&head);
         if !same && !lines.is_empty() && !quiet {
@@ -99,7 +100,7 @@ impl ScanJournal {
     }
 
     /// The result that an earlier, interrupted check recorded for a row.
-    pub fn earlier_check(&self, row: usize) -> Option<&RowCheck> {
+    pub fn earlier_check(&self, row: usize) -> Option<&RowCheckResult> {
         self.known.get(&row)
     }
 
@@ -107,7 +108,7 @@ impl ScanJournal {
     ///
     /// # Errors
     /// The journal cannot be written.
-    pub fn record(&self, row: usize, checked: &RowCheck, rows: usize) -> Result<()> {
+    pub fn record(&self, row: usize, checked: &RowCheckResult, rows: usize) -> Result<()> {
         let line = match checked {
             Ok(tokens) => JournalLine::Good { row, tokens: *tokens },
             Err(bad) => JournalLine::Bad(bad.clone()),
@@ -145,12 +146,12 @@ impl ScanJournal {
     }
 }
 
-/// Reads a list and checks it against the data: `line_of` returns the line number of a row, or `None` if there is no
-/// such row.
+/// Reads a list of unusable rows and checks that it belongs to the data: `line_of` returns the line number of a row
+/// of the data, or `None` if there is no such row.
 ///
 /// # Errors
 /// The file cannot be read, or was written for other data.
-pub fn read_list(list: &Path, line_of: impl Fn(usize) -> Option<usize>) -> Result<Vec<SkippedRow>> {
+pub fn read_quarantine_list(list: &Path, line_of: impl Fn(usize) -> Option<usize>) -> Result<Vec<SkippedRow>> {
     let text = fs::read_to_string(list).map_err(|e| TrainError::cannot_read(list, e))?;
     let mut found: BTreeMap<usize, SkippedRow> = BTreeMap::new();
     for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
@@ -165,7 +166,7 @@ pub fn read_list(list: &Path, line_of: impl Fn(usize) -> Option<usize>) -> Resul
             }
         };
         if line_of(row.row) != Some(row.line) {
-            let what = format!("lists row {} at line {}, which the data does not have", row.row, row.line);
+            let what = format!("lists row {} at line {}, but the data file has no such row there", row.row, row.line);
             return wrong(what, "check the data again with --check-data");
         }
         found.entry(row.row).or_insert(row);
@@ -199,7 +200,8 @@ mod tests {
             fs::write(&path, &bytes[..cut]).unwrap();
             let journal = ScanJournal::open(&list, "a", true).unwrap();
             let known: Vec<usize> = (0..rows.len()).filter(|&row| journal.earlier_check(row).is_some()).collect();
-            // The last line counts as complete with or without its line break.
+            // The first complete line is the fingerprint, not a row. A last line of which only the line break was cut
+            // off counts as a row, too.
             let whole = bytes[..cut].iter().filter(|b| **b == b'\n').count();
             prop_assert!(known.len() + 1 == whole.max(1) || known.len() == whole, "{} of {whole}", known.len());
             for row in 0..rows.len() {
@@ -210,7 +212,7 @@ mod tests {
             }
             let all: Vec<SkippedRow> = (0..rows.len()).filter_map(|row| checked(row).err()).collect();
             let written = journal.finish(&all).unwrap();
-            prop_assert_eq!(read_list(&written, |row| Some(2 * row + 1)).unwrap(), all);
+            prop_assert_eq!(read_quarantine_list(&written, |row| Some(2 * row + 1)).unwrap(), all);
             prop_assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         }
     }
@@ -231,7 +233,7 @@ mod tests {
         let list = dir.path().join("q.jsonl");
         let message = |text: &str| {
             fs::write(&list, text).unwrap();
-            read_list(&list, |row| (row < 4).then_some(2 * row + 1)).map_err(|e| e.to_string())
+            read_quarantine_list(&list, |row| (row < 4).then_some(2 * row + 1)).map_err(|e| e.to_string())
         };
         let line = |row| serde_json::to_string(&bad(row)).unwrap();
         assert_eq!(message(&format!("{}\n\n{}\n{0}\n", line(2), line(0))).unwrap(), [bad(0), bad(2)]);
@@ -244,7 +246,10 @@ mod tests {
             assert!(e.starts_with("--quarantine: ") && e.contains(want) && e.contains("; "), "{e}");
         }
         assert!(
-            read_list(&dir.path().join("none"), |_| None).unwrap_err().to_string().contains("there is no such file")
+            read_quarantine_list(&dir.path().join("none"), |_| None)
+                .unwrap_err()
+                .to_string()
+                .contains("there is no such file")
         );
     }
 }

@@ -18,7 +18,7 @@ use crate::options::Recipe;
 pub enum DataRow {
     /// A whole chat.
     Chat(Vec<Value>),
-    /// A prompt to complete, for reinforcement learning.
+    /// A prompt that completions are sampled for, in reinforcement learning.
     Prompt {
         /// The chat messages, or the text.
         content: PromptContent,
@@ -52,7 +52,7 @@ impl PromptContent {
         }
     }
 
-    /// The prompt as a data file has it: a JSON list of messages or a JSON string.
+    /// The prompt as JSON, as in a data file: a list of messages or a string.
     pub fn into_json(self) -> Value {
         match self {
             Self::Chat(messages) => Value::Array(messages),
@@ -109,9 +109,9 @@ impl DataRow {
         Ok(Self::Problem { problem: Problem::parse(&fields)?, columns: fields })
     }
 
-    /// The prompt to complete, and the columns from which completions are scored. Media paths stay relative to the
-    /// media folder.
-    pub fn prompt(&self, parity: Recipe) -> Result<(PromptContent, Map<String, Value>), Diagnostic> {
+    /// The prompt that completions are sampled for, and the columns that the rewards need. Media paths are returned
+    /// as written, relative to the media folder.
+    pub fn prompt_and_columns(&self, parity: Recipe) -> Result<(PromptContent, Map<String, Value>), Diagnostic> {
         match self {
             Self::Prompt { content, columns } => Ok((content.clone(), columns.clone())),
             Self::Problem { problem, columns } => {
@@ -125,7 +125,8 @@ impl DataRow {
         }
     }
 
-    /// The whole conversation for supervised fine-tuning. Media paths stay relative to the media folder.
+    /// The whole conversation, for supervised fine-tuning. Media paths are returned as written, relative to the media
+    /// folder.
     pub fn supervised_messages(&self, parity: Recipe) -> Result<Vec<Value>, Diagnostic> {
         match self {
             Self::Chat(messages) => Ok(messages.clone()),
@@ -141,7 +142,8 @@ impl DataRow {
 
 const CHAT: &str = "give a list of {\"role\", \"content\"} messages";
 
-/// Checks that a list of messages has roles and contents. The parts of a content are checked when the chat is rendered.
+/// Checks that `value` is a list of messages with roles and contents. What is in a content is checked later, when the
+/// chat template is applied.
 fn chat(field: &str, value: Value) -> Result<Vec<Value>, Diagnostic> {
     let Value::Array(messages) = value else { return Err(Diagnostic::new(field, "is not a list", CHAT)) };
     if messages.is_empty() {
@@ -206,7 +208,7 @@ impl Problem {
         ])
     }
 
-    /// The user's message: the media part, then the question in its template.
+    /// The user's message: the image or video if there is one, then the question in its template.
     pub fn user_message(&self, parity: Recipe) -> Value {
         let choices = (self.problem_type == "multiple choice").then_some(&self.options[..]);
         let kind = templates::answer_instruction(&self.problem_type).unwrap_or_default();
@@ -257,8 +259,8 @@ mod tests {
     }
 
     proptest! {
-        /// A row with any JSON value in any field is either read or refused with the name of that field. A row that
-        /// is read has its texts unchanged.
+        /// A row that has any JSON value in any field is either accepted, with its texts unchanged, or refused with
+        /// an error that names the field.
         #[test]
         fn any_value_in_any_field_is_read_or_named(
             field in prop::sample::select(vec!["problem", "data_type", "problem_type", "options", "process", "solution", "path", "messages", "prompt"]),

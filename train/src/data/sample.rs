@@ -24,18 +24,18 @@ use crate::{Result, TrainError};
 pub struct Sample {
     /// The model's inputs, S tokens.
     pub tokens: ModelInput,
-    /// `[S]`: id of the next token where it is learned, else -1.
+    /// The target of each of the S tokens: the id of the next token if that is learned, else -1.
     pub targets: Vec<i32>,
 }
 
 impl Sample {
-    /// The sequence for a packed batch.
+    /// The sample's model inputs, borrowed for a packed batch.
     pub fn sequence(&self) -> Sequence<'_> {
         self.tokens.sequence()
     }
 }
 
-/// Makes training samples of the rows of a data file.
+/// The rows of a data file as training samples for supervised fine-tuning.
 #[derive(Debug)]
 pub struct SftSource {
     /// The data file.
@@ -50,20 +50,27 @@ pub struct SftSource {
     pub media_root: PathBuf,
     /// Whose prompt templates to use.
     pub parity: Recipe,
-    /// The samples that earlier epochs have made.
+    /// The samples made so far, for later epochs.
     pub kept: SampleCache,
 }
 
-/// Maximum bytes of samples in the cache. Data that fit are decoded only once, in the first epoch.
+/// Maximum bytes of all cached samples (256 MiB). If all samples fit, media are decoded only in the first epoch.
 const MAX_KEPT: usize = 256 << 20;
 
-/// A cache of samples by row number. When it is full, no further samples are added.
+/// Samples by row number. A sample that would exceed [`MAX_KEPT`] bytes in all is not kept, and is made again in each
+/// epoch.
 #[derive(Debug, Default)]
-pub struct SampleCache(Mutex<(HashMap<usize, Arc<Sample>>, usize)>);
+pub struct SampleCache(Mutex<CachedSamples>);
+
+#[derive(Debug, Default)]
+struct CachedSamples {
+    by_row: HashMap<usize, Arc<Sample>>,
+    bytes: usize,
+}
 
 impl SampleCache {
     fn get(&self, row: usize) -> Option<Sample> {
-        let kept = self.0.lock().unwrap_or_else(|e| e.into_inner()).0.get(&row).cloned();
+        let kept = self.0.lock().unwrap_or_else(|e| e.into_inner()).by_row.get(&row).cloned();
         kept.map(Arc::unwrap_or_clone)
     }
 
@@ -72,8 +79,8 @@ impl SampleCache {
         let floats = [&t.pixel_values, &t.pixel_values_videos].map(|p| p.as_ref().map_or(0, Vec::len));
         let bytes = t.frames.total_bytes() + 4 * floats.iter().sum::<usize>() + 40 * t.len();
         let mut kept = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        if kept.1 + bytes <= MAX_KEPT && kept.0.insert(row, Arc::new(sample.clone())).is_none() {
-            kept.1 += bytes;
+        if kept.bytes + bytes <= MAX_KEPT && kept.by_row.insert(row, Arc::new(sample.clone())).is_none() {
+            kept.bytes += bytes;
         }
     }
 }
@@ -134,7 +141,8 @@ impl SampleSource for SftSource {
     }
 }
 
-/// Renders a conversation to text, loads its media and tokenizes both. Errors concern the row.
+/// Makes model inputs of a conversation: renders its text with the chat template and loads its media. An error names
+/// the row at `location`, and the run can skip that row.
 pub(crate) fn tokenize_conversation(
     bundle: &ModelFolder,
     conversation: &Conversation,
@@ -144,11 +152,12 @@ pub(crate) fn tokenize_conversation(
 ) -> Result<ModelInput> {
     let text = bundle.template.render(conversation, generation_prompt).map_err(|e| to_row_error(location, e))?;
     let media = load_media(bundle, conversation, media).map_err(|e| to_row_error(location, e))?;
-    tokenize_text(bundle, &text, media, location)
+    tokenize_text_with_media(bundle, &text, media, location)
 }
 
-/// Tokenizes a text with its media. Errors concern the row.
-pub(crate) fn tokenize_text(
+/// Makes model inputs of a rendered text and its loaded media. An error names the row at `location`, and the run can
+/// skip that row.
+pub(crate) fn tokenize_text_with_media(
     bundle: &ModelFolder,
     text: &str,
     media: LoadedMedia,
@@ -157,7 +166,8 @@ pub(crate) fn tokenize_text(
     let tokens = encode_prompt(bundle, text, media, location).map_err(|e| to_row_error(location, e))?;
     let special = &bundle.config.tokens;
     for (pad, grids) in [(special.image, &tokens.image_grid_thw), (special.video, &tokens.video_grid_thw)] {
-        // If media of this kind are present, `encode_prompt` has matched the pad tokens with them.
+        // `encode_prompt` has checked the pad tokens only of those kinds of media that the row has. Pad tokens of the
+        // other kinds must not occur.
         if grids.is_empty() && tokens.input_ids.contains(&pad) {
             let token = bundle.tokenizer.decode(&[pad], false);
             return Err(TrainError::row(
@@ -170,8 +180,8 @@ pub(crate) fn tokenize_text(
     Ok(tokens)
 }
 
-/// Turns an error of a conversation or its media into an error of its row, which can be skipped. The exception is a
-/// decoding worker that cannot be started: that is not a fault of the row.
+/// Turns an error of a conversation or its media into an error of its row, which the run can skip. A decoding worker
+/// that cannot be started is not the row's fault: that error is returned unchanged.
 pub(crate) fn to_row_error(location: &str, e: ModelError) -> TrainError {
     if matches!(e, ModelError::Media(MediaError::Worker(_))) {
         return e.into();
@@ -180,7 +190,7 @@ pub(crate) fn to_row_error(location: &str, e: ModelError) -> TrainError {
     if diagnostic.help.is_empty() {
         diagnostic = diagnostic.with_help("fix the file, or remove the row");
     }
-    // Errors of messages already begin with the row's location, because the conversation knows it.
+    // An error of the conversation's messages already begins with the row's location.
     TrainError::Row(if diagnostic.location.starts_with(location) { diagnostic } else { diagnostic.at(location) })
 }
 

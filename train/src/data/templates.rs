@@ -24,7 +24,7 @@ struct Systems {
     video_r1: String,
 }
 
-/// The file is compiled in; a test checks that it parses.
+/// The templates. The file is compiled in, and a test parses it, so parsing cannot fail at run time.
 static TEXTS: LazyLock<Texts> =
     LazyLock::new(|| toml::from_str(include_str!("templates.toml")).expect("templates.toml is part of the program"));
 
@@ -46,10 +46,10 @@ pub fn answer_instruction(problem_type: &str) -> Option<&'static str> {
     TEXTS.r#type.get(problem_type).map(String::as_str)
 }
 
-/// The text of the user's message: the question in its template, then `type_text`, the answer instruction. `video-r1`
-/// lists the options after the problem, one per line; `options` is `None` for problems without options. An empty list
+/// The text of the user's message: the question in its template, then the answer instruction. Only recipe `video-r1`
+/// adds the options, one per line under a heading; `options` is `None` if the problem type has none. An empty list
 /// still gets the heading, as in Video-R1's code.
-pub fn question_text(problem: &str, options: Option<&[String]>, type_text: &str, parity: Recipe) -> String {
+pub fn question_text(problem: &str, options: Option<&[String]>, answer_instruction: &str, parity: Recipe) -> String {
     let mut asked = problem.to_string();
     if let Some(options) = options.filter(|_| parity == Recipe::VideoR1) {
         asked.push_str(&TEXTS.options);
@@ -58,7 +58,7 @@ pub fn question_text(problem: &str, options: Option<&[String]>, type_text: &str,
             asked.push('\n');
         }
     }
-    TEXTS.question.replace("{Question}", &asked) + type_text
+    TEXTS.question.replace("{Question}", &asked) + answer_instruction
 }
 
 #[cfg(test)]

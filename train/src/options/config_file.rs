@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 
 use crate::{Result, TrainError};
 
-/// The start flags of a configuration file: whether the run overwrites an earlier one or resumes. They are not among
-/// the run's options, so `run.json` does not have them.
+/// The options of a configuration file that say how the command starts: by overwriting an earlier run, or by resuming
+/// it. They do not describe the run, so `run.json` does not have them.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct StartFlags {
@@ -41,13 +41,14 @@ impl StartFlags {
     }
 }
 
-/// The field names of [`StartFlags`].
+/// The keys of the fields of [`StartFlags`], which [`apply_config_file`] ignores.
 const START: [&str; 2] = ["overwrite", "resume_from_checkpoint"];
 
-/// Replaces the options of `parsed` that the command line did not set by the values of the file.
+/// Sets the options that the command line did not set to the values in the configuration file.
 ///
-/// `on_command_line` tells by field name (`learning_rate`) whether a flag was given. Keys may be written with `-` or
-/// `_`. An unknown key, or a value of the wrong type, is an error that names the key.
+/// `parsed` has the options of the command line; `on_command_line(name)` is true if the flag of that field
+/// (`learning_rate`) was given. Keys may be written with `-` or `_`. An unknown key, or a value of the wrong type, is
+/// an error that names the key.
 pub fn apply_config_file<T: Serialize + DeserializeOwned>(
     parsed: &T,
     file: &Path,
@@ -75,7 +76,7 @@ fn merge<T: Serialize + DeserializeOwned>(
         if field == "config" {
             return Err(TrainError::option(
                 format!("{file}: {key}"),
-                "names another file",
+                "is not allowed in a configuration file",
                 "put that file's options into this one",
             ));
         }
@@ -114,7 +115,8 @@ fn broken(file: &str, what: String) -> TrainError {
     TrainError::option(file, what, "report this as a defect")
 }
 
-/// Deserializes the options with only this value changed, so that an error can name the key of the value.
+/// Checks the type of one value: deserializes the options with only this value changed, so that an error is about its
+/// key.
 fn check_kind<T: DeserializeOwned>(
     options: &Map<String, Value>,
     file: &str,
@@ -180,7 +182,7 @@ mod tests {
     fn errors_name_the_key() {
         for (text, start) in [
             ("learning-rat = 1.0", "c.toml: learning-rat: is not an option"),
-            ("config = \"d.toml\"", "c.toml: config: names another file"),
+            ("config = \"d.toml\"", "c.toml: config: is not allowed"),
             ("max-steps = \"many\"", "c.toml: max-steps: \"many\" is not a valid value"),
             ("labels = \"all\"", "c.toml: labels: \"all\" is not a valid value"),
             ("[sft]\nlabels = \"text\"", "c.toml: sft: is not an option"),

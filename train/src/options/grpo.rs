@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{RunOptions, TrainingOptions, check, range, run};
 use crate::Result;
 
-/// How the loss averages over tokens; `reel_kernels::grpo_loss` has the formulas.
+/// How the losses of single tokens are averaged; `reel_kernels::grpo_loss` has the formulas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
@@ -70,7 +70,7 @@ pub struct GrpoOptions {
     /// Clipping range: importance ratios are clipped below 1 - epsilon and above 1 + epsilon
     #[arg(long, value_name = "E", default_value_t = 0.2)]
     pub epsilon: f64,
-    /// Clipping range of importance ratios above 1 [default: --epsilon]
+    /// Upper clipping range: importance ratios are clipped above 1 + E [default: --epsilon]
     #[arg(long, value_name = "E")]
     pub epsilon_high: Option<f64>,
     /// Weight of the KL divergence from the reference model; 0 needs no copy of the reference weights
@@ -113,7 +113,7 @@ pub struct GrpoOptions {
     /// Custom reward: a URL that scores completions
     #[arg(long, value_name = "URL")]
     pub reward_url: Option<String>,
-    /// Time limit of custom rewards for a step, in seconds
+    /// Time limit in seconds for scoring the completions of one step with custom rewards
     #[arg(long, value_name = "S", default_value_t = 300.0)]
     pub reward_timeout: f64,
     /// Weights of the rewards in the sum, NAME=WEIGHT,…: accuracy, format, temporal, semantic, length, command, url
@@ -127,7 +127,7 @@ pub struct GrpoOptions {
     /// Train on given completions instead of sampling: a JSON line per group with row, completions, rewards
     #[arg(long, value_name = "FILE")]
     pub rollouts: Option<PathBuf>,
-    /// Folder with the recorded rollouts of a run, used instead of sampling; set by `reel replay`
+    /// Folder of a run's recorded rollouts, which `reel replay` uses instead of sampling. It has no flag.
     #[arg(skip)]
     #[serde(skip)]
     pub recorded: Option<PathBuf>,
@@ -162,7 +162,7 @@ impl GrpoOptions {
         self.reward_command.is_some() || self.reward_url.is_some()
     }
 
-    /// Clipping range of importance ratios above 1: `--epsilon-high`, or `--epsilon`.
+    /// The upper clipping range of importance ratios: `--epsilon-high`, or `--epsilon` if that is not given.
     pub fn epsilon_high(&self) -> f64 {
         self.epsilon_high.unwrap_or(self.epsilon)
     }

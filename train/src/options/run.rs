@@ -21,7 +21,7 @@ pub trait TrainingOptions: Serialize + Deref<Target = RunOptions> {
     /// Checks the values of all options. The error names the first invalid one by its flag.
     fn validate_values(&self) -> Result<()>;
 
-    /// All options by name, with defaults filled in.
+    /// All options by field name, those that were not given with their defaults.
     fn resolved(&self) -> Map<String, Value> {
         match serde_json::to_value(self) {
             Ok(Value::Object(map)) => map,
@@ -36,7 +36,11 @@ pub trait TrainingOptions: Serialize + Deref<Target = RunOptions> {
         given("--data", self.data.as_os_str().is_empty(), "give a JSON or JSONL file of rows")?;
         given("--out", self.out.as_os_str().is_empty() && !self.is_check_only(), "give the output folder")?;
         let unnamed = self.is_check_only() && self.quarantine.is_none();
-        given("--quarantine", unnamed, "name the list of rows to write, or give --out to train after the check")?;
+        given(
+            "--quarantine",
+            unnamed,
+            "give a file name for the list of unusable rows, or give --out to train after the check",
+        )?;
         self.validate_values()
     }
 }
@@ -182,19 +186,20 @@ pub struct RunOptions {
     pub quarantine: Option<PathBuf>,
 }
 
-/// Parses a path that may be empty: a configuration file may give it instead of the command line.
+/// Parses a path that may be empty, which means "not given": a configuration file may give it. (The path parser of
+/// clap rejects an empty path.)
 fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-/// The options of an empty command line.
+/// The options that an empty command line gives: all defaults.
 pub(super) fn default_options<T: Args>() -> T {
     let matches = T::augment_args(clap::Command::new("options")).try_get_matches_from(["options"]);
     matches.and_then(|m| T::from_arg_matches(&m)).expect("every option has a default, which a test checks")
 }
 
-/// Gives the options of a command access to its `run` options as if they were its own, and the defaults of an empty
-/// command line.
+/// Implements two traits for the options of a training command: `Deref` to the shared options in its field `run`, and
+/// `Default` with the values of an empty command line.
 macro_rules! extends_run_options {
     ($options:ty) => {
         impl std::ops::Deref for $options {
@@ -226,7 +231,8 @@ impl Default for RunOptions {
     }
 }
 
-/// Maximum rows per micro-batch and micro-batches per step: all rows of a step are held in memory.
+/// Maximum of rows per micro-batch, and of micro-batches per step. It is limited because all rows of a step are in
+/// memory.
 const MAX_ROWS: usize = 1 << 16;
 
 impl RunOptions {
@@ -254,13 +260,14 @@ impl RunOptions {
         self.check_data && self.out.as_os_str().is_empty()
     }
 
-    /// The file with the unusable rows that `--check-data` writes.
-    pub fn quarantine_list(&self) -> PathBuf {
+    /// The path of the list of unusable rows, which `--check-data` writes and other runs read.
+    pub fn quarantine_list_path(&self) -> PathBuf {
         self.quarantine.clone().unwrap_or_else(|| self.out.join(QUARANTINE_FILE))
     }
 
-    /// `--max-steps`; `None` if it is absent, 0 or negative, which means "as many as the epochs need" in TRL.
-    pub fn fixed_steps(&self) -> Option<u64> {
+    /// The value of `--max-steps`. `None` if it is not given, or if it is 0 or negative: then the epochs determine
+    /// the number of steps, as in TRL.
+    pub fn requested_step_count(&self) -> Option<u64> {
         self.max_steps.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0)
     }
 
@@ -275,9 +282,10 @@ impl RunOptions {
         })
     }
 
-    /// Number of rows in all epochs, for a data file of `rows` rows; `None` with `--max-steps`.
+    /// Number of rows that the run uses in all epochs, if the data file has `rows` rows; `None` if `--max-steps` is
+    /// given.
     pub fn rows_in_all_epochs(&self, rows: usize) -> Option<u64> {
-        match self.fixed_steps() {
+        match self.requested_step_count() {
             Some(_) => None,
             None => Some((self.num_train_epochs * rows as f64).ceil() as u64),
         }
@@ -336,7 +344,7 @@ impl RunOptions {
         if !self.reports_to(ReportTo::Wandb) {
             return Ok(());
         }
-        // The limits of the W&B client (`wandb_settings.py`).
+        // The W&B client accepts only such project names (`wandb_settings.py`).
         let project = self.wandb_project();
         let location = if self.wandb_project.is_some() { "--wandb-project" } else { "WANDB_PROJECT" };
         let fits = project.chars().count() <= 128 && !project.contains(['/', '\\', '#', '?', '%', ':']);

@@ -80,7 +80,7 @@ mod tests {
             (1e-6, LrScheduler::Linear, 0, 0.0)
         );
         assert_eq!((o.max_grad_norm, o.per_device_train_batch_size, o.gradient_accumulation_steps), (5.0, 1, 2));
-        assert_eq!((o.num_train_epochs, o.fixed_steps(), o.gradient_checkpointing), (1.0, None, true));
+        assert_eq!((o.num_train_epochs, o.requested_step_count(), o.gradient_checkpointing), (1.0, None, true));
         assert_eq!((o.adam_beta1, o.adam_beta2, o.adam_epsilon), (0.9, 0.999, 1e-8));
         assert_eq!((o.label_rule(), o.save_steps, o.save_total_limit), (LabelRule::Assistant, 500, None));
     }
@@ -106,7 +106,7 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(
-            (o.gradient_checkpointing, o.lr_scheduler_type, o.fixed_steps()),
+            (o.gradient_checkpointing, o.lr_scheduler_type, o.requested_step_count()),
             (false, LrScheduler::ConstantWithWarmup, None)
         );
         assert!(parse(&["--gradient-checkpointing"]).unwrap().gradient_checkpointing);

@@ -18,7 +18,7 @@ use reel_model::input::{MediaFrames, ModelInput};
 use reel_model::weights::WeightSource as Weights;
 use reel_runtime::{DType, Device, MemoryUse, OpTotals};
 
-use crate::data::feed::{BatchFeed, DataPosition, SampleSource};
+use crate::data::feed::{DataPosition, MicroBatchFeed, SampleSource};
 use crate::data::length;
 use crate::data::sample::Sample;
 use crate::options::{SftOptions, TrainingOptions};
@@ -33,16 +33,16 @@ use crate::{Result, TrainError};
 /// The predicted memory and the costs of a training run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// Peak bytes by category; their sum is the `peak_bytes` of a run's metrics.
+    /// Bytes by category when the device's memory use was highest. Their sum is what a run reports as `peak_bytes`.
     pub memory: MemoryUse,
     /// Costs of the ops of all planned steps, by phase.
     pub phases: PhaseCosts,
-    /// Number of planned steps: all steps of the run, or the first ones.
+    /// Number of planned steps: all steps of the run, or only the first ones if there are too many to plan.
     pub steps: u64,
     /// Tokens of the planned steps.
     pub tokens: u64,
-    /// Bytes of a checkpoint's weights and optimizer on the disk, and of their copy in host memory while a background
-    /// thread writes it.
+    /// Bytes of the weights and optimizer state in a checkpoint: its size on disk, and the host memory that its copy
+    /// takes while it is written in the background.
     pub checkpoint: u64,
 }
 
@@ -80,7 +80,7 @@ impl PhaseCosts {
     }
 }
 
-/// Subtracts the costs in `before` from `all`, which includes them.
+/// Subtracts the costs in `before` from `all`, a later total of the same counters.
 pub fn subtract_costs(all: &mut OpCosts, before: &OpCosts) {
     for (name, before) in before {
         if let Some(op) = all.get_mut(name) {
@@ -101,15 +101,16 @@ pub struct RowShape {
     pub video_grid_thw: Vec<GridThw>,
 }
 
-/// Maximum number of rows in a plan with data: the size of a row is known only after its media are decoded.
+/// Maximum number of rows in a plan with data. More would be slow: the size of a row is known only after its media
+/// are decoded.
 const MAX_ROWS: u64 = 256;
 
-/// Maximum tokens and patches of a planned row: eight times the model's context length.
+/// Maximum tokens, and maximum patches, of a planned row: eight times the model's context length.
 const MAX_ROW_SIZE: usize = 1 << 20;
 
 impl RowShape {
-    /// A row of `tokens` tokens with one video of `patches` patches. The video has 16 frames if `patches` divides
-    /// evenly among them, else 2 frames; the frames are as square as possible.
+    /// The shape of a row of `tokens` tokens, of which one video of `patches` patches makes some. The video has 16
+    /// frames if the patches divide evenly among them, else 2 frames. Its frames are as square as possible.
     pub fn new(tokens: usize, patches: usize, config: &ModelConfig) -> Result<Self> {
         for (option, n, least) in [("--tokens", tokens, 1), ("--vision-patches", patches, 0)] {
             if !(least..=MAX_ROW_SIZE).contains(&n) {
@@ -137,7 +138,7 @@ impl RowShape {
         Ok(Self { tokens, video_grid_thw: vec![[pairs, rows * side, squares / rows * side]] })
     }
 
-    /// Black videos with the patch grids of this row.
+    /// All-black videos of the sizes that the patch grids of this row state.
     pub fn black_videos(&self, config: &ModelConfig) -> MediaFrames {
         let vision = &config.vision;
         let video = |&[t, h, w]: &GridThw| {
@@ -154,7 +155,7 @@ impl RowShape {
         MediaFrames { videos: self.video_grid_thw.iter().map(video).collect(), processor, ..MediaFrames::default() }
     }
 
-    /// A training sample of this size; all tokens but the pad tokens are learned.
+    /// A training sample of this size, with the vision tokens first. All text tokens are learned.
     fn sample(&self, config: &ModelConfig) -> Sample {
         let patches: usize = self.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
         let pads = patches / config.vision.patches_per_vision_token();
@@ -173,16 +174,16 @@ impl RowShape {
     }
 }
 
-/// The stored dtype of a model folder's weights, from the weight files or, if they are absent, from config.json.
-pub fn file_dtype(folder: &Path, config: &ModelConfig) -> StoredDType {
+/// The dtype in which a model folder stores its weights: that of its weight files or, if it has none, of config.json.
+pub fn stored_weight_dtype(folder: &Path, config: &ModelConfig) -> StoredDType {
     let stored = Checkpoint::open(folder)
         .ok()
         .and_then(|files| files.tensor("model.embed_tokens.weight").map(|view| view.dtype));
     stored.or(config.dtype).unwrap_or(StoredDType::Bf16)
 }
 
-/// Plans one step on rows of one size. `device` is a dry device.
-pub fn plan_one_size(
+/// Plans one step. All rows have the size `shape`. `device` is a dry device.
+pub fn plan_rows_of_one_size(
     options: &SftOptions,
     config: &ModelConfig,
     stored: StoredDType,
@@ -202,8 +203,9 @@ pub fn plan_one_size(
     count(&mut trainer, 1, || Ok(Some(batch.clone())))
 }
 
-/// Plans a run on its own data: all steps, or the first ones if the file is large. Counts for the device of `setup`.
-pub fn plan_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
+/// Plans a run with its own data: all steps, or the steps of the first [`MAX_ROWS`] rows. The plan is for the device
+/// of `setup`.
+pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
     let samples = Arc::new(sft::samples(setup)?);
@@ -211,13 +213,13 @@ pub fn plan_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     let rows = samples.row_count();
     let order = run::row_order(options.no_shuffle, rows, setup.seed);
     let mut batching = SftLoop::batching(options, rows);
-    let steps = match options.fixed_steps() {
+    let steps = match options.requested_step_count() {
         Some(steps) => steps.min(MAX_ROWS.div_ceil((batching.rows * options.gradient_accumulation_steps) as u64)),
         None => u64::MAX,
     };
     batching.end = batching.end.map(|end| end.min(MAX_ROWS));
     let config = samples.bundle.config.clone();
-    let mut feed = BatchFeed::new(samples, order, batching, &DataPosition { slot: 0, skipped }, 1, 2);
+    let mut feed = MicroBatchFeed::new(samples, order, batching, &DataPosition { slot: 0, skipped }, 1, 2);
     let (never, mut cursor) = (AtomicBool::new(false), BatchCursor::default());
     let mut trainer = Trainer::new(
         &setup.device.dry_like(),
@@ -229,7 +231,7 @@ pub fn plan_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     count(&mut trainer, steps, || Ok(cursor.next_batch(&mut feed, &never)?.map(|batch| batch.samples)))
 }
 
-/// Runs up to `steps` steps on the dry device and collects the result.
+/// Runs up to `steps` steps on the dry device. Returns their costs and peak memory.
 fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Option<Vec<Sample>>>) -> Result<Plan> {
     let device = trainer.device.clone();
     device.profiler().clear();

@@ -8,7 +8,7 @@ fn config() -> ModelConfig {
     ModelConfig::open(&golden("model_a")).unwrap()
 }
 
-/// A plan with these options, and the summary of a real run with them, to compare their peak bytes.
+/// The plan of a run with these options and the summary of the run itself; the tests compare the two peaks of memory.
 fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummary) {
     let dir = tempfile::tempdir().unwrap();
     let run = RunOptions {
@@ -32,7 +32,7 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummar
         quiet: true,
         stop: &AtomicBool::new(false),
     };
-    let plan = plan_data(&setup, file_dtype(&model, &config())).unwrap();
+    let plan = plan_run_on_data(&setup, stored_weight_dtype(&model, &config())).unwrap();
     (plan, sft::run(&setup).unwrap())
 }
 
@@ -74,8 +74,15 @@ fn operations_follow_the_tokens() {
             ..Default::default()
         };
         let shape = RowShape::new(tokens, patches, &config()).unwrap();
-        let plan = plan_one_size(&options, &config(), StoredDType::F32, DType::F32, &shape, &Device::dry(Kernels::Cpu))
-            .unwrap();
+        let plan = plan_rows_of_one_size(
+            &options,
+            &config(),
+            StoredDType::F32,
+            DType::F32,
+            &shape,
+            &Device::dry(Kernels::Cpu),
+        )
+        .unwrap();
         assert_eq!((plan.steps, plan.tokens as usize), (1, tokens));
         plan
     };
@@ -85,8 +92,9 @@ fn operations_follow_the_tokens() {
     };
     let per_token =
         |checkpointing| (products(&plan(400, 0, checkpointing)) - products(&plan(200, 0, checkpointing))) / 200.0;
-    // The forward pass has 2 operations per weight and token, the backward pass 4. With recomputation a layer's
-    // forward pass counts twice; the head's always does, because its logits are not kept.
+    // Per weight and token, the forward pass has 2 operations and the backward pass 4. Gradient checkpointing adds a
+    // second forward pass of the layers (8 in all). The output head has 8 in any case: its logits are always computed
+    // twice.
     let layers = 2.0 * (64.0 * (64.0 + 2.0 * 32.0) + 64.0 * 64.0 + 3.0 * 64.0 * 96.0);
     let head = 64.0 * 432.0;
     let (kept, again) = (6.0 * layers + 8.0 * head, 8.0 * (layers + head));
@@ -116,10 +124,11 @@ fn the_published_sizes_are_planned_without_memory_or_weights() {
     let config = config();
     let shape = RowShape::new(1300, 4096, &config).unwrap();
     let plan =
-        plan_one_size(&options, &config, StoredDType::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda)).unwrap();
-    // A micro-batch of 4000 tokens holds 3 rows; 2 micro-batches per step.
+        plan_rows_of_one_size(&options, &config, StoredDType::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda))
+            .unwrap();
+    // A micro-batch of at most 4000 tokens has 3 rows of 1300 tokens; a step has 2 micro-batches.
     assert_eq!(plan.tokens, 2 * 3 * 1300);
-    let e = plan_one_size(
+    let e = plan_rows_of_one_size(
         &options,
         &config,
         StoredDType::Bf16,

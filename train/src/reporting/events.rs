@@ -18,12 +18,12 @@ use crate::{Result, TrainError};
 
 /// An open event file.
 #[derive(Debug)]
-pub struct EventFile {
+pub struct TensorboardEventFile {
     path: PathBuf,
     file: File,
 }
 
-impl EventFile {
+impl TensorboardEventFile {
     /// Creates an event file in `dir`, under a name that TensorBoard finds. Each process of a run has its own file.
     pub fn create(dir: &Path) -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -74,7 +74,7 @@ fn scalars(values: &[(impl AsRef<str>, f64)]) -> ProtoMessage {
     })
 }
 
-/// A value of a summary: its tag, and `message` in the field number `field`.
+/// The protobuf message of one summary value: its tag, and `message` as its field number `field`.
 fn tagged(tag: &str, field: u32, message: ProtoMessage) -> ProtoMessage {
     ProtoMessage::default().bytes(1, tag).bytes(field, message)
 }
@@ -107,8 +107,8 @@ fn framed(message: &[u8]) -> Vec<u8> {
     [&length[..], &masked(&length), message, &masked(message)].concat()
 }
 
-/// The masked checksum of the TFRecord format: the CRC rotated, plus a constant. Masking is for records that contain
-/// checksums themselves.
+/// The checksum of the TFRecord format: a CRC-32C that is masked (rotated, plus a constant), because the CRC of data
+/// that itself contains CRCs would be weak.
 fn masked(bytes: &[u8]) -> [u8; 4] {
     crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn file_consists_of_complete_records() {
         let dir = tempfile::tempdir().unwrap();
-        let mut events = EventFile::create(dir.path()).unwrap();
+        let mut events = TensorboardEventFile::create(dir.path()).unwrap();
         events.write_scalars(1, &[("loss", 2.0), ("grad_norm", 1.0)]).unwrap();
         let strip = Some(PngImage { width: 2, height: 1, bytes: vec![1; 200] });
         events.write_preview(1, &RolloutPreview { rewards: vec![0.0, 1.0, 0.5], text: "a".into(), strip }).unwrap();

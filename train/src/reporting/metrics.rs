@@ -29,7 +29,7 @@ pub struct StepMetrics {
     pub tokens_per_second: f64,
     /// Seconds from preparing the first row of the step to its updated weights. Depends on the clock.
     pub step_seconds: f64,
-    /// Peak of the bytes in the device's buffers since the run began.
+    /// Largest number of bytes in the device's buffers since the run began.
     pub peak_bytes: u64,
     /// Fingerprint of the updated weights.
     pub hash: String,
@@ -42,14 +42,14 @@ pub struct StepMetrics {
 /// the JSON line.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GrpoMetrics {
-    /// Mean of each reward by name, before it is multiplied by its weight: `rewards/accuracy` in the JSON line is
-    /// `("accuracy", mean)` here.
+    /// Mean of each reward before its weight is applied. The pair `("accuracy", mean)` is the key `rewards/accuracy`
+    /// of the JSON line.
     #[serde(flatten, with = "rewards_by_name")]
     pub rewards: Vec<(String, f64)>,
     /// Frames that SigLIP encoded for this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frames_encoded: Option<u64>,
-    /// Groups that dynamic sampling left out because their rewards were equal.
+    /// Number of groups that dynamic sampling left out because all their completions had the same reward.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropped_groups: Option<u64>,
     /// Seconds of sampling and scoring; 0 in further steps on the same completions. Depends on the clock.
@@ -58,10 +58,10 @@ pub struct GrpoMetrics {
     /// Mean weighted reward of the completions that the step trains on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reward: Option<f64>,
-    /// Mean over groups of the standard deviation (n − 1) of their rewards.
+    /// The standard deviation (n − 1) of the rewards within a group, averaged over the groups.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reward_std: Option<f64>,
-    /// Mean of the k3 estimate of the KL divergence from the reference, over tokens.
+    /// Mean over tokens of the k3 estimate of the KL divergence between policy and reference model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl: Option<f64>,
     /// Mean tokens of a completion, the end token included.
@@ -73,7 +73,8 @@ pub struct GrpoMetrics {
     /// Mean entropy of the next-token distribution in nats.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy: Option<f64>,
-    /// Largest difference between a log-probability in sampling and in the training forward pass.
+    /// Largest difference between the log-probability of a token when it was sampled and in the training forward
+    /// pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout_drift: Option<f64>,
     /// Seconds of the forward and backward passes and the update. Depends on the clock.
@@ -81,7 +82,7 @@ pub struct GrpoMetrics {
     pub train_seconds: Option<f64>,
 }
 
-/// The keys `rewards/NAME` of a JSON line.
+/// Writes and reads the rewards of a step as the keys `rewards/NAME` of its JSON line.
 mod rewards_by_name {
     use serde::{Deserialize, Deserializer, Serializer};
     use serde_json::{Map, Value};
@@ -100,9 +101,9 @@ mod rewards_by_name {
 }
 
 impl StepMetrics {
-    /// The values of the step for TensorBoard and Weights & Biases: every number of the JSON line but `step`,
-    /// `tokens` and `step_seconds`, each named `train/NAME`.
-    pub fn named_values(&self) -> Vec<(String, f64)> {
+    /// The numbers that TensorBoard and Weights & Biases get for the step, each with its name `train/KEY`: all
+    /// numbers of the JSON line except `step`, `tokens` and `step_seconds`.
+    pub fn named_metric_values(&self) -> Vec<(String, f64)> {
         const NOT_SHOWN: [&str; 3] = ["step", "tokens", "step_seconds"];
         let Ok(Value::Object(line)) = serde_json::to_value(self) else { return Vec::new() };
         let shown = line.iter().filter(|(name, _)| !NOT_SHOWN.contains(&name.as_str()));
@@ -135,8 +136,8 @@ impl JsonlLog {
         Ok(Self { path: path.to_path_buf(), file })
     }
 
-    /// Replaces the file's content by `lines` and appends after them. The new file is complete before it replaces the
-    /// old one, so that an interruption loses no line.
+    /// Continues a log: replaces its file by one with `lines`, to which further lines are appended. The new file is
+    /// complete before it replaces the old one, so that an interruption loses no line.
     pub fn resume(path: &Path, lines: &[String]) -> Result<Self> {
         let part = path.with_extension("jsonl.part");
         let mut text = lines.join("\n");
@@ -166,9 +167,9 @@ impl JsonlLog {
     }
 }
 
-/// Reads the lines of a log that `keep` selects, up to the first damaged one: a killed run may leave half a line. A
-/// missing file has no lines.
-pub fn read_lines<T: DeserializeOwned>(path: &Path, keep: impl Fn(&T) -> bool) -> Result<Vec<String>> {
+/// Reads a log and returns its lines for which `keep` is true. Stops at the first damaged line, because a killed run
+/// may leave half a line. A missing file has no lines.
+pub fn read_matching_lines<T: DeserializeOwned>(path: &Path, keep: impl Fn(&T) -> bool) -> Result<Vec<String>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -216,7 +217,7 @@ mod tests {
         let bytes = std::fs::read(&broken).unwrap();
         for cut in [bytes.len(), bytes.len() - 1, bytes.len() - 20, bytes.len() / 4 * 3 + 1] {
             std::fs::write(&broken, &bytes[..cut]).unwrap();
-            let kept = read_lines(&broken, |m: &StepMetrics| m.step <= 2).unwrap();
+            let kept = read_matching_lines(&broken, |m: &StepMetrics| m.step <= 2).unwrap();
             assert_eq!(kept.len(), 2);
             let mut log = JsonlLog::resume(&broken, &kept).unwrap();
             (3..=5).for_each(|n| log.append(&line(n)).unwrap());
@@ -244,7 +245,7 @@ mod tests {
         let end = r#","rewards/format":0.5,"rewards/accuracy":1.0,"frames_encoded":16,"rollout_seconds":0.0,"reward":1.5,"rollout_drift":0.10000000149011612,"train_seconds":2.0}"#;
         assert_eq!(text, format!("{}{end}", want.trim_end_matches('}')));
         assert_eq!(serde_json::from_str::<StepMetrics>(&text).unwrap(), step);
-        let names: Vec<String> = step.named_values().into_iter().map(|(name, _)| name).collect();
+        let names: Vec<String> = step.named_metric_values().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names[..4], ["train/loss", "train/grad_norm", "train/learning_rate", "train/tokens_per_second"]);
         assert_eq!(names[4..7], ["train/peak_bytes", "train/rewards/format", "train/rewards/accuracy"]);
     }
@@ -252,7 +253,7 @@ mod tests {
     #[test]
     fn missing_log_is_empty_and_missing_folder_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(read_lines(&dir.path().join("x"), |_: &SkippedRow| true).unwrap().is_empty());
+        assert!(read_matching_lines(&dir.path().join("x"), |_: &SkippedRow| true).unwrap().is_empty());
         let e = JsonlLog::create(&dir.path().join("no/x")).unwrap_err().to_string();
         assert!(e.contains("cannot be written: there is no such file or folder; "), "{e}");
     }

@@ -9,7 +9,7 @@ use reel_runtime::format_bytes;
 
 use crate::reporting::metrics::StepMetrics;
 
-/// How the finished steps of a run are displayed.
+/// How a run shows its finished steps on stderr.
 #[derive(Debug)]
 pub enum Progress {
     /// `--quiet`: no output.
@@ -35,7 +35,7 @@ pub struct TimeEstimate {
 }
 
 impl TimeEstimate {
-    /// Remaining time when step `step` of `steps` has ended and this process has run for `elapsed`.
+    /// The estimated remaining time after step `step` of `steps`, if this process has run for `elapsed`.
     fn left(&self, elapsed: Duration, step: u64, steps: u64) -> Duration {
         let made = step.saturating_sub(self.done).max(1) as f64;
         Duration::from_secs_f64(elapsed.as_secs_f64() / made * steps.saturating_sub(step) as f64)
@@ -134,7 +134,7 @@ mod tests {
         let message: Vec<String> = [0, 7, 185, 3720, 100_000].map(Duration::from_secs).map(time).into();
         assert_eq!(message, ["0s", "7s", "3m 05s", "1h 02m", "27h 46m"]);
         let pace = TimeEstimate { since: Instant::now(), done: 10 };
-        // The process did 5 steps in 10 seconds after it resumed at step 10.
+        // The process resumed after step 10 and did 5 steps in 10 seconds: the remaining 25 steps take 50 seconds.
         assert_eq!(pace.left(Duration::from_secs(10), 15, 40), Duration::from_secs(50));
         assert_eq!(pace.left(Duration::from_secs(10), 40, 40), Duration::ZERO);
     }

@@ -56,9 +56,9 @@ fn varint(to: &mut Vec<u8>, mut n: u64) {
     to.push(n as u8);
 }
 
-/// The length-delimited fields of a message as (field number, bytes), in order, up to the first damaged one. Other
-/// fields are skipped.
-pub fn bytes_fields(message: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
+/// Reads the length-delimited fields of a message (strings, bytes, messages) in order, as pairs (field number,
+/// bytes). Skips fields of other wire types and stops at the first damaged field.
+pub fn length_delimited_fields(message: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     let mut rest = message;
     std::iter::from_fn(move || {
         loop {
@@ -102,28 +102,28 @@ mod tests {
 
     #[test]
     fn fields_match_the_documentation() {
-        // protobuf.dev, "Encoding": field 1 = 150 is 08 96 01, field 2 = "testing" is 12 07 and the text; a field above
-        // 15 has a tag of two bytes.
+        // Examples of protobuf.dev, "Encoding": field 1 with the number 150 is 08 96 01; field 2 with "testing" is 12
+        // 07 and the text. A field number above 15 takes two bytes.
         assert_eq!(ProtoMessage::default().varint(1, 150).as_ref(), [0x08, 0x96, 0x01]);
         assert_eq!(ProtoMessage::default().bytes(2, "testing").as_ref(), [&[0x12, 0x07][..], b"testing"].concat());
         assert_eq!(ProtoMessage::default().bytes(16, [9]).as_ref(), [0x82, 0x01, 0x01, 9]);
     }
 
     proptest! {
-        /// Length-delimited fields are read back whatever other fields lie between them.
+        /// Length-delimited fields are read back, whatever other fields are between them.
         #[test]
         fn length_delimited_fields_round_trip(all in prop::collection::vec((1u32..300, any::<u64>(), prop::collection::vec(any::<u8>(), 0..200)), 0..9)) {
             let message = all.iter().fold(ProtoMessage::default(), |m, (field, n, bytes)| {
                 m.varint(*field, *n).bytes(*field, bytes).double(7, 0.5).float(8, 0.5)
             });
             let want: Vec<(u32, &[u8])> = all.iter().map(|(field, _, bytes)| (*field, &bytes[..])).collect();
-            prop_assert_eq!(bytes_fields(message.as_ref()).collect::<Vec<_>>(), want);
+            prop_assert_eq!(length_delimited_fields(message.as_ref()).collect::<Vec<_>>(), want);
         }
 
         /// No input makes the reader panic.
         #[test]
         fn damaged_message_ends_the_iteration(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
-            prop_assert!(bytes_fields(&bytes).map(|(_, value)| value.len()).sum::<usize>() <= bytes.len());
+            prop_assert!(length_delimited_fields(&bytes).map(|(_, value)| value.len()).sum::<usize>() <= bytes.len());
         }
     }
 }

@@ -6,36 +6,40 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::options::{ReportTo, RunOptions};
-use crate::reporting::events::EventFile;
+use crate::reporting::events::TensorboardEventFile;
 use crate::reporting::metrics::{self, StepMetrics};
 use crate::reporting::wandb::{Wandb, WandbStart};
 use crate::run_folder::output;
 use crate::step::trainer::RolloutPreview;
 use crate::{Result, TrainError};
 
-/// Tag of the histogram of a step's rewards.
+/// The TensorBoard and W&B name of the histogram of a step's rewards.
 pub const REWARDS_TAG: &str = "rollouts/rewards";
-/// Tag of the text of a step's completions.
+/// The TensorBoard and W&B name of the text of a step's completions.
 pub const COMPLETIONS_TAG: &str = "rollouts/completions";
-/// Tag of the image with a step's frames.
+/// The TensorBoard and W&B name of the image of a step's frames.
 pub const FRAMES_TAG: &str = "rollouts/frames";
 
 /// The reporters of a run.
 #[derive(Debug)]
 pub struct Reporters {
-    events: Option<EventFile>,
+    events: Option<TensorboardEventFile>,
     wandb: Option<Wandb>,
 }
 
 impl Reporters {
-    /// Starts the reporters after step `step` of the run in the folder `home`. `run` is the content of run.json.
+    /// Starts the reporters. The run is in the output folder `home` and continues after step `step`; `run` is the
+    /// content of run.json.
     pub fn begin(options: &RunOptions, home: &Path, step: u64, run: &Value) -> Result<Self> {
-        let events = options.reports_to(ReportTo::Tensorboard).then(|| EventFile::create(&options.out)).transpose()?;
+        let events = options
+            .reports_to(ReportTo::Tensorboard)
+            .then(|| TensorboardEventFile::create(&options.out))
+            .transpose()?;
         if !options.reports_to(ReportTo::Wandb) {
             return Ok(Self { events, wandb: None });
         }
         let logged = |m: &StepMetrics| m.step <= step && m.step.is_multiple_of(options.logging_steps);
-        let lines = metrics::read_lines(&options.out.join(output::METRICS_FILE), logged)?;
+        let lines = metrics::read_matching_lines(&options.out.join(output::METRICS_FILE), logged)?;
         let done: Vec<StepMetrics> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let begin = WandbStart {
             out: &options.out,
@@ -56,7 +60,7 @@ impl Reporters {
 
     /// Reports a step.
     pub fn report_step(&mut self, line: &StepMetrics, preview: Option<&RolloutPreview>) -> Result<()> {
-        let points = line.named_values();
+        let points = line.named_metric_values();
         if let Some(events) = &mut self.events {
             events.write_scalars(line.step, &points)?;
             preview.map_or(Ok(()), |preview| events.write_preview(line.step, preview))?;
@@ -66,7 +70,8 @@ impl Reporters {
 
     /// Reports how the run ended.
     pub fn finish(&mut self, outcome: &Result<()>) -> Result<()> {
-        // Exit codes of the W&B client (`sdk/lib/exit_hooks.py`): 255 for an interrupted run.
+        // The exit codes of the W&B client (`sdk/lib/exit_hooks.py`): 255 if the run was interrupted, 1 after another
+        // error.
         let code = match outcome {
             Ok(()) => 0,
             Err(TrainError::Stopped(_)) => 255,

@@ -12,10 +12,10 @@ use crate::options::GrpoOptions;
 use crate::run_folder::digest;
 use crate::{Result, TrainError};
 
-/// The group of completions in one line of a `--rollouts` file.
+/// One line of a `--rollouts` file: the completions of one prompt (a group) with their rewards.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub(crate) struct RolloutLine {
-    /// The row of the data file, counted from 0.
+    /// The row of the data file that has the prompt, counted from 0.
     pub(crate) row: usize,
     pub(crate) completions: Vec<Vec<TokenId>>,
     pub(crate) rewards: Vec<f32>,
@@ -26,11 +26,11 @@ pub(crate) struct RolloutLine {
 pub(crate) struct RolloutFile {
     path: PathBuf,
     hash: String,
-    /// Each group with the number of its line in the file, counted from 1.
+    /// The groups, each with the number of its line in the file, counted from 1.
     lines: Vec<(usize, RolloutLine)>,
 }
 
-/// The help that shows the form of a line.
+/// The help of errors about a line; it shows the form of a line.
 const FORM: &str = "write one {\"row\": 0, \"completions\": [[ids], …], \"rewards\": [numbers]} per line";
 
 impl RolloutFile {
@@ -83,12 +83,12 @@ impl RolloutLine {
         let (groups, wanted) = (self.completions.len(), options.num_generations);
         if groups != wanted {
             let help = format!("give {wanted}, or --num-generations {groups}");
-            return wrong("completions", format!("are {groups} in number, but --num-generations is {wanted}"), help);
+            return wrong("completions", format!("has {groups} completions, but --num-generations is {wanted}"), help);
         }
         if self.rewards.len() != groups {
             return wrong(
                 "rewards",
-                format!("are {} in number, but there are {groups} completions", self.rewards.len()),
+                format!("has {} rewards, but there are {groups} completions", self.rewards.len()),
                 "give one reward per completion".into(),
             );
         }
@@ -113,7 +113,7 @@ impl RolloutLine {
         Ok(())
     }
 
-    /// Refuses a group whose completions are all empty; the run skips its row.
+    /// Returns an error if all completions of the group are empty; the run then skips the group's row.
     pub(crate) fn check_not_empty(&self, location: &str) -> Result<()> {
         if self.completions.iter().all(Vec::is_empty) {
             Err(TrainError::empty_completions_error(location))

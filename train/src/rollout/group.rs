@@ -21,8 +21,8 @@ use crate::{Result, TrainError};
 pub struct CompletionTokens {
     /// All token ids, the end token included.
     pub ids: Vec<TokenId>,
-    /// Number of leading tokens that the loss counts: up to and including the first end token; 0 for a completion
-    /// that is masked.
+    /// Number of tokens, from the first, that the loss counts: up to and including the first end token; 0 if
+    /// `--mask-truncated-completions` excludes the completion.
     #[serde(rename = "counted")]
     pub learned_len: usize,
     /// Log-probability of each token under the weights that sampled it; empty for completions of a `--rollouts` file.
@@ -30,8 +30,8 @@ pub struct CompletionTokens {
 }
 
 impl CompletionTokens {
-    /// The loss counts the tokens up to the first of `stop_token_ids`. Without an end token it counts all tokens, or none
-    /// with `mask_truncated`.
+    /// A completion whose loss counts the tokens up to the first of `stop_token_ids`. If it has none of them, the
+    /// loss counts all tokens or, with `mask_truncated`, none.
     pub fn new(ids: Vec<TokenId>, log_probs: Vec<f32>, stop_token_ids: &[TokenId], mask_truncated: bool) -> Self {
         let learned_len = match ids.iter().position(|id| stop_token_ids.contains(id)) {
             Some(end) => end + 1,
@@ -60,12 +60,13 @@ pub struct Group {
     pub advantages: Vec<f32>,
 }
 
-/// Groups that `--num-iterations` steps train on, and the log-probabilities that the first of these steps computed.
+/// The groups that `--num-iterations` training steps use, and the log-probabilities that the first of these steps
+/// computed.
 #[derive(Clone, Debug, Default)]
 pub struct RolloutSet {
     /// The groups.
     pub groups: Vec<Group>,
-    /// Steps already done on this set.
+    /// Number of training steps that have used this set.
     pub uses: u64,
     /// For each micro-batch, f32 `[L]`: log-probabilities of its L learned tokens under the weights at the first step
     /// on this set.
@@ -74,8 +75,8 @@ pub struct RolloutSet {
     pub ref_log_probs: Vec<Vec<f32>>,
     /// Metrics of sampling and scoring.
     pub metrics: GrpoMetrics,
-    /// A part of the rollouts for TensorBoard and Weights & Biases; taken by the first step on the set, which reports
-    /// it.
+    /// Some of the rollouts, to show in TensorBoard and Weights & Biases. The first step on the set takes it out and
+    /// reports it.
     pub preview: Option<RolloutPreview>,
 }
 
@@ -92,8 +93,8 @@ impl RolloutSet {
         Self { groups, ..Self::default() }
     }
 
-    /// Old and reference log-probabilities of a micro-batch. The old ones are absent in the first step on the set,
-    /// where they equal the policy's; the reference ones are absent with `--beta 0`.
+    /// The old and the reference log-probabilities of a micro-batch. The old ones are `None` in the first step on the
+    /// set, where they equal the policy's. The reference ones are `None` with `--beta 0`.
     pub(crate) fn old_and_ref_log_probs(&self, micro_batch: usize) -> (Option<&[f32]>, Option<&[f32]>) {
         let old = if self.uses > 0 { self.old_log_probs.get(micro_batch) } else { None };
         (old.map(Vec::as_slice), self.ref_log_probs.get(micro_batch).map(Vec::as_slice))
@@ -113,7 +114,7 @@ impl RolloutSet {
                 || g.completions.iter().any(|c| c.learned_len > c.ids.len())
             {
                 return Err(damaged(format!(
-                    "has a group of data row {} that is inconsistent or not of this data",
+                    "has an invalid group: data row {} does not exist, or the group's lists differ in length",
                     g.row
                 )));
             }
@@ -131,7 +132,7 @@ impl RolloutSet {
     }
 
     /// The rollout set as JSON, which [`Self::read`] reads.
-    pub(crate) fn to_json(&self) -> Result<Vec<u8>> {
+    pub(crate) fn to_checkpoint_json(&self) -> Result<Vec<u8>> {
         let groups = self.groups.iter().cloned().map(|g| StoredGroup {
             row: g.prompt.row,
             completions: g.completions,
@@ -143,14 +144,14 @@ impl RolloutSet {
             groups: groups.collect(),
             old_log_probs: self.old_log_probs.clone(),
             ref_log_probs: self.ref_log_probs.clone(),
-            // Further steps on a set from a checkpoint spend no time on sampling.
+            // A checkpoint's set was sampled by an earlier process: the resumed steps spend no time on sampling it.
             metrics: GrpoMetrics { rollout_seconds: None, ..self.metrics.clone() },
         };
         serde_json::to_vec(&stored).map_err(|e| TrainError::cannot_write(crate::run::grpo::ROLLOUT_SET_FILE, e.into()))
     }
 }
 
-/// The form of a [`RolloutSet`] in a checkpoint. Prompts are stored as row numbers.
+/// A [`RolloutSet`] as a checkpoint stores it: of each prompt only the row number.
 #[derive(Serialize, Deserialize)]
 struct StoredSet {
     uses: u64,
@@ -163,7 +164,7 @@ struct StoredSet {
     metrics: GrpoMetrics,
 }
 
-/// The form of a [`Group`] in a checkpoint.
+/// A [`Group`] as a checkpoint stores it.
 #[derive(Serialize, Deserialize)]
 struct StoredGroup {
     row: usize,
@@ -172,7 +173,7 @@ struct StoredGroup {
     advantages: Vec<f32>,
 }
 
-/// Groups of the completions and rewards that a `--rollouts` file gives for each prompt.
+/// Makes a group of each prompt, with the completions and rewards that the `--rollouts` file gives for it.
 pub(crate) fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, stop_token_ids: &[TokenId]) -> Vec<Group> {
     let group = |mut prompt: Prompt| {
         let line = prompt.given.take().unwrap_or_default();

@@ -13,7 +13,7 @@ use super::scorer;
 use crate::data::dataset::Dataset;
 use crate::data::feed::SampleSource;
 use crate::data::rows::PromptContent;
-use crate::data::sample::{to_row_error, tokenize_conversation, tokenize_text};
+use crate::data::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
 use crate::options::Recipe;
 use crate::run::DataSource;
 use crate::run::grpo::GrpoSetup;
@@ -33,7 +33,7 @@ pub struct Prompt {
     pub content: Value,
     /// The columns of the row, from which completions are scored: `solution`, `problem_type`, …
     pub columns: Map<String, Value>,
-    /// The completions and rewards that a line of a `--rollouts` file gives for this prompt.
+    /// With `--rollouts`: the line of that file that gives this prompt's completions and rewards.
     pub(crate) given: Option<RolloutLine>,
 }
 
@@ -44,7 +44,8 @@ impl Prompt {
     }
 }
 
-/// Makes prompts of the rows of a data file, or of the rows that the lines of a `--rollouts` file name.
+/// The data source of GRPO: makes prompts of the rows of the data file. With `--rollouts` it makes them of the rows
+/// that the lines of that file name.
 #[derive(Debug)]
 pub struct PromptSource {
     data: Dataset,
@@ -54,7 +55,7 @@ pub struct PromptSource {
     parity: Recipe,
     /// Whether the options name a reward command or a reward URL.
     custom_reward: bool,
-    /// The `--rollouts` file; if given, its lines are used instead of the rows.
+    /// The `--rollouts` file. If it is given, the run goes through its lines instead of the data rows.
     given: Option<RolloutFile>,
 }
 
@@ -80,7 +81,7 @@ impl PromptSource {
         })
     }
 
-    /// Any of these token ids ends a completion.
+    /// The token ids that end a completion (end tokens).
     pub fn stop_token_ids(&self) -> &[u32] {
         self.bundle.stop_token_ids()
     }
@@ -95,13 +96,15 @@ impl PromptSource {
     }
 
     /// Decodes the tokens of a completion, without special tokens.
-    pub(crate) fn decode(&self, ids: &[u32]) -> String {
+    pub(crate) fn decode_completion(&self, ids: &[u32]) -> String {
         self.bundle.tokenizer.decode(ids, true)
     }
 
-    /// The prompt of a row, and the columns from which its completions are scored.
+    /// The prompt of a row, and the columns that the rewards of its completions need. Checks these columns unless
+    /// `--rollouts` gives the rewards.
     fn content_and_columns(&self, row: usize) -> Result<(PromptContent, Map<String, Value>)> {
-        let (content, columns) = self.data.add_location_to_error(row, self.data.row(row)?.prompt(self.parity))?;
+        let (content, columns) =
+            self.data.add_location_to_error(row, self.data.row(row)?.prompt_and_columns(self.parity))?;
         if self.given.is_none() {
             self.data.add_location_to_error(row, scorer::check_columns(&columns, self.custom_reward))?;
         }
@@ -121,7 +124,7 @@ impl PromptSource {
         }
     }
 
-    /// The prompt of a row of the data file.
+    /// Makes the prompt of row `row` of the data file: tokenizes its text and loads its media.
     pub(crate) fn prompt(&self, row: usize) -> Result<Prompt> {
         let location = self.data.location(row);
         let (content, columns) = self.content_and_columns(row)?;
@@ -133,7 +136,9 @@ impl PromptSource {
                 &self.media,
                 &location,
             )?,
-            PromptContent::Text(text) => tokenize_text(&self.bundle, text, LoadedMedia::default(), &location)?,
+            PromptContent::Text(text) => {
+                tokenize_text_with_media(&self.bundle, text, LoadedMedia::default(), &location)?
+            }
         };
         Ok(Prompt { row, location, tokens, content: content.into_json(), columns, given: None })
     }

@@ -24,7 +24,7 @@ use super::prompts::{Prompt, PromptSource};
 use super::records::RolloutRecorder;
 use super::sampler::Sampler;
 use super::scorer::CompletionScorer;
-use crate::data::feed::BatchFeed;
+use crate::data::feed::MicroBatchFeed;
 use crate::options::GrpoOptions;
 use crate::reporting::metrics::GrpoMetrics;
 use crate::rollout::group::{CompletionTokens, Group};
@@ -80,7 +80,7 @@ impl<'a> RolloutWorker<'a> {
     pub(crate) fn next_groups(
         &mut self,
         n: u64,
-        feed: &mut BatchFeed<PromptSource>,
+        feed: &mut MicroBatchFeed<PromptSource>,
         cursor: &mut BatchCursor,
     ) -> Result<Option<RolloutBatch>> {
         let (begun, encoded_before) = (Instant::now(), self.scorer.frames_encoded());
@@ -152,7 +152,7 @@ impl<'a> RolloutWorker<'a> {
             EngineError::Interrupted => TrainError::interrupted(),
             e => e.into(),
         })?;
-        let texts = |all: &[Completion]| all.iter().map(|c| self.prompts.decode(&c.ids)).collect();
+        let texts = |all: &[Completion]| all.iter().map(|c| self.prompts.decode_completion(&c.ids)).collect();
         let rollouts = prompts.into_iter().zip(sampled).map(|(prompt, sampled)| Rollout {
             prompt,
             texts: texts(&sampled.completions),

@@ -18,7 +18,7 @@ use reel_runtime::device::MatmulLibrary;
 use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
 
-use crate::data::feed::{BatchFeed, BatchOptions, DataPosition, MicroBatch, SampleSource};
+use crate::data::feed::{DataPosition, MicroBatch, MicroBatchFeed, MicroBatchOptions, SampleSource};
 use crate::data::order::RowOrder;
 use crate::options::TrainingOptions;
 use crate::reporting::metrics::{JsonlLog, SkippedRow, StepMetrics};
@@ -99,7 +99,7 @@ pub trait TrainLoop<'a>: Sized {
     /// Opens the data.
     fn open_rows(setup: &RunSetup<'a, Self::Options>) -> Result<Self::DataSource>;
     /// How rows are grouped into micro-batches, for a data file of `rows` rows.
-    fn batching(options: &Self::Options, rows: usize) -> BatchOptions;
+    fn batching(options: &Self::Options, rows: usize) -> MicroBatchOptions;
     /// Number of training steps that `batches` batches of the data feed give.
     fn step_count(options: &Self::Options, batches: u64) -> u64;
     /// Whether every row must be read with its media before the first step.
@@ -108,7 +108,7 @@ pub trait TrainLoop<'a>: Sized {
     fn begin(
         setup: &RunSetup<'a, Self::Options>,
         rows: Arc<Self::DataSource>,
-        feed: BatchFeed<Self::DataSource>,
+        feed: MicroBatchFeed<Self::DataSource>,
         trainer: &mut Trainer,
         from: Option<&Path>,
     ) -> Result<Self>;
@@ -136,7 +136,7 @@ impl BatchCursor {
     /// [`TrainError::Stopped`] when `stop` is true, or the error of a row in a strict run.
     pub fn next_batch<S: SampleSource>(
         &mut self,
-        feed: &mut BatchFeed<S>,
+        feed: &mut MicroBatchFeed<S>,
         stop: &AtomicBool,
     ) -> Result<Option<MicroBatch<S::Sample>>> {
         loop {
@@ -236,7 +236,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             Trainer::resume(setup.device, &config, setup.model, start.checkpoint(), setup.dtype, hyperparameters)?;
         let batching = W::batching(options, rows.row_count());
         let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
-        let feed = BatchFeed::new(rows.clone(), order, batching, &state.position, threads, window);
+        let feed = MicroBatchFeed::new(rows.clone(), order, batching, &state.position, threads, window);
         let train_loop = W::begin(setup, rows.clone(), feed, &mut trainer, start.checkpoint())?;
         let (metrics, skipped) = match &start {
             RunStart::Fresh => output::fresh_logs(&options.out, setup.model, &found)?,
@@ -304,7 +304,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let RunStart::From(folder) = start else {
             let (steps, found) = measure()?;
             if options.check_data && !setup.quiet {
-                let list = options.quarantine_list();
+                let list = options.quarantine_list_path();
                 eprintln!("{} of {} rows cannot be used (see {})", found.len(), rows.row_count(), list.display());
             } else if let Some(first) = found.first().filter(|_| !setup.quiet) {
                 eprintln!("{} of {} rows are skipped; the first: {}", found.len(), rows.row_count(), first.reason);

@@ -35,10 +35,10 @@ pub struct ReplayReport {
 /// Finds the nearest checkpoint from which step `step` of the run in `out` can be repeated.
 pub fn find_start(out: &Path, step: u64) -> Result<ReplayStart> {
     let log = out.join(output::METRICS_FILE);
-    let lines = metrics::read_lines(&log, |m: &StepMetrics| m.step == step)?;
+    let lines = metrics::read_matching_lines(&log, |m: &StepMetrics| m.step == step)?;
     let recorded = lines.first().and_then(|line| serde_json::from_str::<StepMetrics>(line).ok());
     let Some(recorded) = recorded.filter(|_| step > 0) else {
-        let done = metrics::read_lines(&log, |_: &StepMetrics| true)?.len();
+        let done = metrics::read_matching_lines(&log, |_: &StepMetrics| true)?.len();
         let help = if done == 0 { "give the output folder of a run".to_string() } else { format!("give 1 to {done}") };
         return Err(TrainError::option(
             "--step",

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::{DataSource, RunSetup, TrainLoop, row_order};
 use crate::data::feed::SampleSource;
-use crate::data::length::{self, RowScan};
+use crate::data::length::{self, RowsToScan};
 use crate::data::order::RowOrder;
 use crate::data::quarantine::{self, ScanJournal};
 use crate::options::{RunOptions, TrainingOptions};
@@ -33,7 +33,7 @@ pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Res
     let rows = Arc::new(W::open_rows(setup)?);
     let order = row_order(true, rows.row_count(), setup.seed);
     let (_, bad) = plan_steps::<W>(setup, &rows, &order, Vec::new())?;
-    Ok(DataCheck { rows: rows.row_count(), bad: bad.len(), list: setup.options.quarantine_list() })
+    Ok(DataCheck { rows: rows.row_count(), bad: bad.len(), list: setup.options.quarantine_list_path() })
 }
 
 /// The rows that are known to be unusable without loading media, in file order: those of the `--quarantine` list and
@@ -41,7 +41,7 @@ pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Res
 pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Result<Vec<SkippedRow>> {
     let line_of = |row| (row < rows.row_count()).then(|| rows.location(row).1);
     let mut found = match &options.quarantine {
-        Some(list) if !options.check_data => quarantine::read_list(list, line_of)?,
+        Some(list) if !options.check_data => quarantine::read_quarantine_list(list, line_of)?,
         _ => Vec::new(),
     };
     let listed: BTreeSet<usize> = found.iter().map(|bad| bad.row).collect();
@@ -71,18 +71,18 @@ pub(super) fn plan_steps<'a, W: TrainLoop<'a>>(
 ) -> Result<(u64, Vec<SkippedRow>)> {
     let options = setup.options;
     let batching = W::batching(options, rows.row_count());
-    let fixed = options.fixed_steps();
+    let fixed = options.requested_step_count();
     let every = W::must_scan_all_rows(options);
     if every && !setup.quiet {
         eprintln!("checking {} rows", rows.row_count());
     }
     let scan = match every {
         true if options.check_data => {
-            let list = options.quarantine_list();
-            RowScan::Checking(ScanJournal::open(&list, &resume::scan_fingerprint(setup, &**rows)?, setup.quiet)?)
+            let list = options.quarantine_list_path();
+            RowsToScan::Checking(ScanJournal::open(&list, &resume::scan_fingerprint(setup, &**rows)?, setup.quiet)?)
         }
-        true => RowScan::AllBut(&known),
-        false => RowScan::None,
+        true => RowsToScan::AllBut(&known),
+        false => RowsToScan::None,
     };
     let found = length::scan_and_count_batches(&batching, fixed.is_none(), scan, rows, order, setup.stop)?;
     let skipped = if every { found.skipped } else { known };

@@ -150,7 +150,7 @@ pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> 
     fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
     checkpoint::remove_incomplete_files(out)?;
     let home = checkpoint.parent().filter(|home| !home.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let done = metrics::read_lines(&home.join(METRICS_FILE), |m: &StepMetrics| m.step <= step)?;
+    let done = metrics::read_matching_lines(&home.join(METRICS_FILE), |m: &StepMetrics| m.step <= step)?;
     if done.len() as u64 != step {
         let what = format!("has {} lines for the {step} steps up to {}", done.len(), checkpoint.display());
         return Err(TrainError::output(
@@ -162,7 +162,7 @@ pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> 
     if !lies_in(checkpoint, out) {
         clear(out, checkpoint)?;
     }
-    let mut skipped_rows = metrics::read_lines(&home.join(SKIPPED_FILE), |_: &SkippedRow| true)?;
+    let mut skipped_rows = metrics::read_matching_lines(&home.join(SKIPPED_FILE), |_: &SkippedRow| true)?;
     skipped_rows.truncate(skipped);
     Ok((JsonlLog::resume(&out.join(METRICS_FILE), &done)?, JsonlLog::resume(&out.join(SKIPPED_FILE), &skipped_rows)?))
 }

@@ -22,7 +22,7 @@ pub trait SampleSource: Send + Sync + 'static {
     fn sample(&self, row: usize) -> Result<Self::Sample>;
     /// Number of tokens of a sample.
     fn token_count(sample: &Self::Sample) -> usize;
-    /// `FILE:LINE` of a row for messages, and the line number alone.
+    /// Where a row is in its file: `FILE:LINE` for messages, and the line number alone.
     fn location(&self, row: usize) -> (String, usize);
 }
 
@@ -33,7 +33,7 @@ pub fn is_row_error(e: &TrainError) -> bool {
 
 /// How rows are grouped into micro-batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchOptions {
+pub struct MicroBatchOptions {
     /// Rows per micro-batch; ignored with packing.
     pub rows: usize,
     /// Fill each micro-batch with rows up to `max_length` tokens.
@@ -42,7 +42,7 @@ pub struct BatchOptions {
     pub max_length: Option<usize>,
     /// The name of the flag that sets `max_length`, for messages.
     pub limit: &'static str,
-    /// Number of rows after which the stream of rows ends, over all epochs; `None`: it never ends.
+    /// Number of rows of all epochs together, after which the feed ends; `None`: it never ends.
     pub end: Option<u64>,
     /// Fail at the first unusable row instead of skipping it.
     pub strict: bool,
@@ -51,13 +51,15 @@ pub struct BatchOptions {
 /// The position of a run in its data, as a checkpoint stores it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataPosition {
-    /// Index of the next row in the stream of rows of all epochs, skipped rows included.
+    /// Number of rows passed so far, over all epochs and with skipped rows. The next row has this index in the
+    /// epochs' sequence of rows.
     pub slot: u64,
     /// Unusable rows found so far, in the order in which they were found. They are not tried again.
     pub skipped: Vec<usize>,
 }
 
-/// The rows of one micro-batch and their samples. Empty if none of the last rows of the data can be used.
+/// One micro-batch: its rows and their samples. It has no rows if the data ended and all remaining rows were
+/// unusable.
 #[derive(Debug)]
 pub struct MicroBatch<S> {
     /// Row numbers in the data file, counted from 0.
@@ -66,12 +68,12 @@ pub struct MicroBatch<S> {
     pub samples: Vec<S>,
     /// Unusable rows found while this micro-batch was made.
     pub skipped: Vec<SkippedRow>,
-    /// Index of the row after this micro-batch in the stream of rows.
+    /// The data position after this micro-batch (see [`DataPosition::slot`]).
     pub slot: u64,
 }
 
 impl DataPosition {
-    /// Moves the position to the row after a micro-batch and adds the rows that the micro-batch skipped.
+    /// Moves the position behind a micro-batch, and adds the unusable rows that were found while it was made.
     pub fn advance<S>(&mut self, batch: &MicroBatch<S>) {
         self.slot = batch.slot;
         self.skipped.extend(batch.skipped.iter().map(|s| s.row));
@@ -79,19 +81,19 @@ impl DataPosition {
 }
 
 /// Iterates over the micro-batches of a run.
-pub struct BatchFeed<S: SampleSource> {
+pub struct MicroBatchFeed<S: SampleSource> {
     ahead: Prefetcher<S>,
-    batching: BatchOptions,
+    batching: MicroBatchOptions,
     slot: u64,
     bad: BTreeSet<usize>,
 }
 
-impl<S: SampleSource> BatchFeed<S> {
-    /// Starts at data position `from`. `threads` threads prepare up to `window` rows ahead.
+impl<S: SampleSource> MicroBatchFeed<S> {
+    /// Continues at data position `from`. `threads` background threads prepare rows, at most `window` rows ahead.
     pub fn new(
         source: Arc<S>,
         order: RowOrder,
-        batching: BatchOptions,
+        batching: MicroBatchOptions,
         from: &DataPosition,
         threads: usize,
         window: usize,
@@ -101,7 +103,7 @@ impl<S: SampleSource> BatchFeed<S> {
         Self { ahead, batching, slot: from.slot, bad }
     }
 
-    /// The next micro-batch; `None` at the end of the stream of rows.
+    /// Returns the next micro-batch, or `None` after the last row of the last epoch.
     pub fn next_batch(&mut self) -> Result<Option<MicroBatch<S::Sample>>> {
         let mut batch = MicroBatch { rows: Vec::new(), samples: Vec::new(), skipped: Vec::new(), slot: self.slot };
         let (mut filled, mut slot) = (0, self.slot);
@@ -133,7 +135,7 @@ impl<S: SampleSource> BatchFeed<S> {
     }
 
     fn is_full(&self, batch: &MicroBatch<S::Sample>, slot: u64, filled: usize) -> bool {
-        let BatchOptions { rows, packing, max_length, end, .. } = self.batching;
+        let MicroBatchOptions { rows, packing, max_length, end, .. } = self.batching;
         let ended = end.is_some_and(|end| slot >= end);
         ended || if packing { max_length.is_some_and(|max| filled >= max) } else { batch.rows.len() >= rows }
     }
@@ -143,7 +145,7 @@ impl<S: SampleSource> BatchFeed<S> {
     }
 
     fn check_length(&self, row: usize, sample: S::Sample) -> Result<S::Sample> {
-        let BatchOptions { limit, max_length, .. } = self.batching;
+        let MicroBatchOptions { limit, max_length, .. } = self.batching;
         length::check_length(|| self.ahead.location(row).0, S::token_count(&sample), limit, max_length)?;
         Ok(sample)
     }
@@ -158,7 +160,7 @@ impl<S: SampleSource> BatchFeed<S> {
     }
 }
 
-/// Prepares rows on background threads before they are needed, in stream order.
+/// Prepares samples on background threads before they are needed. The consumer gets them in the order of the rows.
 struct Prefetcher<S: SampleSource> {
     shared: Arc<Shared<S>>,
     order: RowOrder,
@@ -172,9 +174,9 @@ struct Shared<S: SampleSource> {
 }
 
 struct PrefetchState<T> {
-    /// Index in the stream of the row that the consumer asked for last; prepared rows before it are dropped.
+    /// Position of the row that the consumer asked for last; prepared samples before it are dropped.
     at: u64,
-    /// Index in the stream of the first row that no thread has claimed.
+    /// Position of the first row that no thread has begun to prepare.
     next: u64,
     ready: BTreeMap<u64, Result<T>>,
     bad: BTreeSet<usize>,
@@ -191,7 +193,8 @@ impl<S: SampleSource> Prefetcher<S> {
             changed: Condvar::new(),
         });
         for _ in 0..threads.max(1) {
-            // The threads are not joined: joining could wait for a media file until its decoding timeout.
+            // The threads are not joined when the feed is dropped: a thread that decodes a media file could block
+            // until the decoding timeout.
             let (shared, order) = (shared.clone(), order.clone());
             std::thread::spawn(move || shared.run_worker(order));
         }
@@ -210,7 +213,7 @@ impl<S: SampleSource> Prefetcher<S> {
         self.shared.source.location(row)
     }
 
-    /// Waits for the sample at stream index `slot`. Samples before that index are dropped.
+    /// Waits for the sample of the row at position `slot` and returns it. Samples before that position are dropped.
     fn get(&self, slot: u64) -> Result<S::Sample> {
         let mut state = self.shared.lock();
         state.at = slot;
@@ -225,14 +228,14 @@ impl<S: SampleSource> Prefetcher<S> {
                 return Err(TrainError::data(
                     location,
                     "a thread that prepares rows panicked",
-                    "report this bug with the row",
+                    "report this bug together with the row",
                 ));
             }
             state = self.shared.changed.wait(state).unwrap_or_else(|e| e.into_inner());
         }
     }
 
-    /// Puts back a sample that did not fit the packed micro-batch.
+    /// Returns a sample that did not fit into the packed micro-batch, so that the next micro-batch begins with it.
     fn put_back(&self, slot: u64, sample: S::Sample) {
         self.shared.lock().ready.insert(slot, Ok(sample));
     }
@@ -277,7 +280,8 @@ impl<S: SampleSource> Shared<S> {
     }
 }
 
-/// Closes the queue if a worker thread panics, so that the consumer does not wait forever.
+/// A guard of a worker thread: if the thread panics, it closes the prefetcher, so that the consumer does not wait
+/// forever.
 struct CloseOnPanic<'a, S: SampleSource>(&'a Shared<S>);
 
 impl<S: SampleSource> Drop for CloseOnPanic<'_, S> {

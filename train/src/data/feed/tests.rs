@@ -1,8 +1,8 @@
 use super::*;
 use proptest::prelude::*;
 
-/// A source of rows with these token counts; a row with `None` is unusable. A sample is the row number and its token
-/// count.
+/// A data source with one row per element: its token count, or `None` for an unusable row. A sample is the pair (row
+/// number, token count).
 struct DataSource(Vec<Option<usize>>);
 
 impl SampleSource for DataSource {
@@ -11,7 +11,7 @@ impl SampleSource for DataSource {
         self.0.len()
     }
     fn sample(&self, row: usize) -> Result<Self::Sample> {
-        // Rows take different times, so threads finish out of order.
+        // Preparing a row takes a time that depends on the row, so that the threads finish out of order.
         std::thread::sleep(std::time::Duration::from_micros((row as u64 * 7919) % 60));
         self.0[row].map(|n| (row, n)).ok_or_else(|| TrainError::row(format!("d:{row}"), "is broken", "fix it"))
     }
@@ -23,14 +23,19 @@ impl SampleSource for DataSource {
     }
 }
 
-const PLAIN: BatchOptions =
-    BatchOptions { rows: 2, packing: false, max_length: None, limit: "--max-length", end: None, strict: false };
+const PLAIN: MicroBatchOptions =
+    MicroBatchOptions { rows: 2, packing: false, max_length: None, limit: "--max-length", end: None, strict: false };
 
-fn feed(rows: &[Option<usize>], order: RowOrder, batching: BatchOptions, from: &DataPosition) -> BatchFeed<DataSource> {
-    BatchFeed::new(Arc::new(DataSource(rows.to_vec())), order, batching, from, 1, 3)
+fn feed(
+    rows: &[Option<usize>],
+    order: RowOrder,
+    batching: MicroBatchOptions,
+    from: &DataPosition,
+) -> MicroBatchFeed<DataSource> {
+    MicroBatchFeed::new(Arc::new(DataSource(rows.to_vec())), order, batching, from, 1, 3)
 }
 
-fn rows_of(feed: &mut BatchFeed<DataSource>, batches: usize) -> Vec<Vec<usize>> {
+fn rows_of(feed: &mut MicroBatchFeed<DataSource>, batches: usize) -> Vec<Vec<usize>> {
     (0..batches).map_while(|_| feed.next_batch().unwrap()).map(|b| b.rows).collect()
 }
 
@@ -44,7 +49,7 @@ fn batches_continue_into_the_next_epoch() {
 #[test]
 fn stream_end_limits_the_number_of_rows() {
     let rows = [Some(1); 3];
-    let ended = BatchOptions { end: Some(5), ..PLAIN };
+    let ended = MicroBatchOptions { end: Some(5), ..PLAIN };
     let got = rows_of(&mut feed(&rows, RowOrder::file_order(3), ended, &DataPosition::default()), 9);
     assert_eq!(got, [vec![0, 1], vec![2, 0], vec![1]]);
 }
@@ -52,7 +57,7 @@ fn stream_end_limits_the_number_of_rows() {
 #[test]
 fn unusable_rows_are_reported_once_and_replaced() {
     let rows = [Some(1), None, Some(9), Some(1)];
-    let limited = BatchOptions { max_length: Some(5), ..PLAIN };
+    let limited = MicroBatchOptions { max_length: Some(5), ..PLAIN };
     let mut feed = feed(&rows, RowOrder::file_order(4), limited, &DataPosition::default());
     let first = feed.next_batch().unwrap().unwrap();
     assert_eq!(first.rows, [0, 3]);
@@ -64,7 +69,7 @@ fn unusable_rows_are_reported_once_and_replaced() {
 
 #[test]
 fn unusable_rows_at_the_end_are_reported() {
-    let ended = BatchOptions { end: Some(3), ..PLAIN };
+    let ended = MicroBatchOptions { end: Some(3), ..PLAIN };
     let mut feed = feed(&[Some(1), Some(1), None], RowOrder::file_order(3), ended, &DataPosition::default());
     assert_eq!(feed.next_batch().unwrap().unwrap().rows, [0, 1]);
     let last = feed.next_batch().unwrap().unwrap();
@@ -75,14 +80,14 @@ fn unusable_rows_at_the_end_are_reported() {
 #[test]
 fn packing_fills_with_whole_rows() {
     let rows = [Some(4), Some(3), Some(3), Some(9), Some(10), Some(11), Some(1)];
-    let packed = BatchOptions { packing: true, max_length: Some(10), end: Some(7), ..PLAIN };
+    let packed = MicroBatchOptions { packing: true, max_length: Some(10), end: Some(7), ..PLAIN };
     let mut feed = feed(&rows, RowOrder::file_order(7), packed, &DataPosition::default());
     assert_eq!(rows_of(&mut feed, 9), [vec![0, 1, 2], vec![3], vec![4], vec![6]]);
 }
 
 #[test]
 fn strict_run_and_data_without_usable_rows_fail() {
-    let strict = BatchOptions { strict: true, ..PLAIN };
+    let strict = MicroBatchOptions { strict: true, ..PLAIN };
     let e = feed(&[Some(1), None], RowOrder::file_order(2), strict, &DataPosition::default()).next_batch().unwrap_err();
     assert!(e.to_string().starts_with("d:1: is broken"), "{e}");
     let e = feed(&[None, None], RowOrder::file_order(2), PLAIN, &DataPosition::default()).next_batch().unwrap_err();
@@ -105,7 +110,7 @@ proptest! {
     ) {
         prop_assume!(rows.iter().flatten().any(|&n| n <= limit));
         let order = seed.map_or_else(|| RowOrder::file_order(rows.len()), |s| RowOrder::shuffled(rows.len(), s));
-        let batching = BatchOptions { rows: batch, packing, max_length: Some(limit), limit: "--max-length", end: None, strict: false };
+        let batching = MicroBatchOptions { rows: batch, packing, max_length: Some(limit), limit: "--max-length", end: None, strict: false };
         let mut whole = feed(&rows, order.clone(), batching, &DataPosition::default());
         let (mut at, mut want) = (DataPosition::default(), Vec::new());
         for i in 0..stop + 6 {
@@ -115,7 +120,7 @@ proptest! {
             prop_assert!(b.rows.iter().zip(&b.samples).all(|(&r, s)| r == s.0));
             if i < stop { at.advance(&b) } else { want.push((b.rows, b.skipped, b.slot)) }
         }
-        let mut again = BatchFeed::new(Arc::new(DataSource(rows)), order, batching, &at, threads, window);
+        let mut again = MicroBatchFeed::new(Arc::new(DataSource(rows)), order, batching, &at, threads, window);
         for want in want {
             let b = again.next_batch().unwrap().unwrap();
             prop_assert_eq!((b.rows, b.skipped, b.slot), want);

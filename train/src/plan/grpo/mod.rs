@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::{OpCosts, PhaseCosts, Plan, RowShape};
 use crate::Result;
-use crate::data::feed::{BatchFeed, DataPosition, SampleSource};
+use crate::data::feed::{DataPosition, MicroBatchFeed, SampleSource};
 use crate::data::length;
 use crate::options::{GrpoOptions, TrainingOptions};
 use crate::rollout::group::groups_from_file;
@@ -29,16 +29,16 @@ use crate::step::grpo::step;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::Trainer;
 
-/// Maximum number of prompts that a plan counts, because every decode step of their completions runs on the dry
-/// device.
+/// Maximum number of prompts that a plan counts. More would be slow: every decode step of their completions runs on
+/// the dry device.
 const MAX_ROWS: u64 = 64;
 
-/// Maximum number of steps on one rollout set that run on the dry device. All further steps cost as much as the
-/// second, so its cost is multiplied.
+/// Maximum number of training steps per rollout set that run on the dry device. A set is used for `--num-iterations`
+/// steps; from the second on they cost the same, so the second one's cost is multiplied.
 const MAX_USES: u64 = 2;
 
-/// Plans the steps on one rollout set whose prompts have one size. `device` is a dry device.
-pub fn plan_one_size(
+/// Plans the training steps on one rollout set. All prompts have the size `shape`. `device` is a dry device.
+pub fn plan_rows_of_one_size(
     options: &GrpoOptions,
     config: &ModelConfig,
     stored: StoredDType,
@@ -50,7 +50,8 @@ pub fn plan_one_size(
     length::check_length(|| "--tokens".into(), shape.tokens, "--max-prompt-length", options.max_prompt_length)?;
     let prompt = |i: usize| {
         let mut tokens = shape.sample(config).tokens;
-        // Different videos, so that no feature cache serves two prompts.
+        // Each prompt gets a different video: otherwise the feature cache would encode one video and use it for all
+        // prompts.
         tokens.frames.videos.iter_mut().for_each(|video| video.data.fill(i as u8));
         Prompt::of_size(tokens)
     };
@@ -59,8 +60,9 @@ pub fn plan_one_size(
     counter.plan()
 }
 
-/// Plans a run on its own data: all steps, or the first ones if the file is large. Counts for the device of `setup`.
-pub fn plan_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> {
+/// Plans a run with its own data: all steps, or the steps of the first [`MAX_ROWS`] rows. The plan is for the device
+/// of `setup`.
+pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
     let prompts = Arc::new(GrpoLoop::open_rows(setup)?);
@@ -69,10 +71,10 @@ pub fn plan_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> {
     let order = run::row_order(options.no_shuffle, rows, setup.seed);
     let mut batching = GrpoLoop::batching(options, rows);
     let sets = MAX_ROWS.div_ceil(batching.rows as u64);
-    let sets = options.fixed_steps().map_or(sets, |steps| sets.min(steps.div_ceil(options.num_iterations)));
+    let sets = options.requested_step_count().map_or(sets, |steps| sets.min(steps.div_ceil(options.num_iterations)));
     batching.end = batching.end.map(|end| end.min(MAX_ROWS));
     let position = DataPosition { slot: 0, skipped };
-    let mut feed = BatchFeed::new(prompts.clone(), order, batching, &position, 1, 2);
+    let mut feed = MicroBatchFeed::new(prompts.clone(), order, batching, &position, 1, 2);
     let device = setup.device.dry_like();
     let config = prompts.config().clone();
     let mut counter = Counter::new(options, &config, stored, setup.dtype, &device, prompts.stop_token_ids())?;
@@ -84,12 +86,12 @@ pub fn plan_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> {
     counter.plan()
 }
 
-/// A run on the dry device, and the costs counted so far.
+/// Runs sampling and training steps on the dry device and sums up their costs.
 struct Counter<'a> {
     options: &'a GrpoOptions,
     trainer: Trainer,
     reference: Option<Qwen25Vl>,
-    /// Samples completions; `None` with `--rollouts`.
+    /// Samples completions; `None` with `--rollouts`, where they are given.
     sampler: Option<Sampler<'a>>,
     siglip: Option<SiglipScorer>,
     stop_token_ids: Vec<u32>,
@@ -118,8 +120,9 @@ impl<'a> Counter<'a> {
             Some(_) => None,
             None => {
                 let engine = Engine::new(&trainer.model, &Cx::inference(device, dtype))?;
-                // The engine allocates memory for banned end tokens only if completions have a minimum length. The
-                // dry device always samples token 0, so token 0 must not be an end token.
+                // The engine allocates memory for banned end tokens only if completions have a minimum length. An end
+                // token of id 0 is replaced by id 1, because the dry device samples token 0 every time, which would
+                // end every completion.
                 let banned = if options.min_completion_length > 0 { stop_token_ids } else { &[] };
                 let banned: Vec<u32> = banned.iter().map(|&id| id.max(1)).collect();
                 Some(Sampler::new(engine, options, &banned, 0))
@@ -163,7 +166,7 @@ impl<'a> Counter<'a> {
             device.profiler().record_timeline(true);
             let result = step(&mut self.trainer, self.options, self.reference.as_ref(), &mut set, 1)?;
             device.profiler().record_timeline(false);
-            // The cost of the last step that runs here stands for all remaining steps on this set.
+            // The last step that runs here stands for itself and for all further steps on this set.
             let times = if use_ == MAX_USES { self.options.num_iterations - use_ + 1 } else { 1 };
             for event in device.profiler().launch_events()? {
                 self.phases.add_launch(event.part, event.name, event.cost, times);
@@ -201,7 +204,7 @@ impl<'a> Counter<'a> {
         Ok(())
     }
 
-    /// A group with completions of the maximum length.
+    /// A group of completions that all have the maximum length, and reward 0.
     fn group(&self, prompt: Prompt) -> Group {
         let longest = self.options.max_completion_length;
         let completion =
@@ -222,7 +225,7 @@ impl<'a> Counter<'a> {
 }
 
 impl Prompt {
-    /// A prompt for a plan: tokens of a given size, without a row, a text or columns.
+    /// A prompt of which only the model inputs matter: it has no row, text or columns.
     fn of_size(tokens: reel_model::input::ModelInput) -> Self {
         Self { row: 0, location: String::new(), tokens, content: Value::Null, columns: Map::new(), given: None }
     }

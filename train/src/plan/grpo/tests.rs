@@ -6,10 +6,10 @@ use reel_runtime::Kernels;
 
 use super::*;
 use crate::options::{Optim, RunOptions};
-use crate::plan::file_dtype;
+use crate::plan::stored_weight_dtype;
 use crate::testing::golden;
 
-/// Rows with text only, a video, and an image; all completions have the maximum length.
+/// Options of a run on three rows: text only, a video, an image. All completions have the maximum length.
 fn options(dir: &Path) -> GrpoOptions {
     let frames =
         "[\"media/frames/000.png\", \"media/frames/001.png\", \"media/frames/002.png\", \"media/frames/003.png\"]";
@@ -80,7 +80,7 @@ fn plan_equals_the_peak_of_a_run() {
             stop: &never,
         };
         let config = ModelConfig::open(&model).unwrap();
-        let plan = plan_data(&setup, file_dtype(&model, &config)).unwrap();
+        let plan = plan_run_on_data(&setup, stored_weight_dtype(&model, &config)).unwrap();
         let last = crate::run::grpo::run(&setup).unwrap().last.unwrap();
         assert_eq!(plan.memory.peak as u64, last.peak_bytes, "{name}: {:?}", plan.memory);
         let parts: usize = plan.memory.at_peak.iter().map(|(_, bytes)| bytes).sum();
@@ -96,7 +96,7 @@ fn shaped(tokens: usize, patches: usize, change: impl FnOnce(&mut GrpoOptions)) 
     let mut options = GrpoOptions { max_completion_length: 32, ..Default::default() };
     change(&mut options);
     let shape = RowShape::new(tokens, patches, &config())?;
-    plan_one_size(&options, &config(), StoredDType::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda))
+    plan_rows_of_one_size(&options, &config(), StoredDType::Bf16, DType::BF16, &shape, &Device::dry(Kernels::Cuda))
 }
 
 fn flops(plan: &Plan, phase: &str) -> f64 {
@@ -114,7 +114,7 @@ fn phases_are_those_of_the_work() {
     let ratio = flops(&more, "decode") / flops(&plan, "decode");
     assert!((1.9..2.3).contains(&ratio), "{ratio}");
     assert_eq!(flops(&more, "prefill"), flops(&plan, "prefill"));
-    // Without a reference model, its memory and its forward pass are not counted.
+    // With `--beta 0` there is no reference model: the plan has neither its memory nor its forward pass.
     let alone = shaped(100, 64, |o| o.beta = 0.0).unwrap();
     assert!(!alone.phases.0.iter().any(|p| p.0 == "reference"));
     let weights = |plan: &Plan| plan.memory.at_peak[0].1;
@@ -136,7 +136,8 @@ fn steps_on_a_set_share_its_draws() {
 #[test]
 fn temporal_reward_samples_half_as_many_completions_more() {
     let [plain, temporal] = [false, true].map(|t| shaped(100, 64, |o| o.temporal = t).unwrap());
-    // Twice as many prompts are prefilled; 1.5 times as many completions are decoded.
+    // The temporal reward samples for each prompt with shuffled frames, too: twice as many prompts are prefilled, and
+    // half as many completions more are decoded.
     let ratio = flops(&temporal, "prefill") / flops(&plain, "prefill");
     assert!((1.99..=2.0).contains(&ratio), "{ratio}");
     let ratio = flops(&temporal, "decode") / flops(&plain, "decode");

@@ -1,4 +1,5 @@
-//! Reads the folders that earlier parts of a W&B run wrote. A new part copies its earlier steps from there.
+//! Reads what earlier processes of a run wrote for W&B. Each process writes its own folder (a part of the run) and
+//! copies the earlier steps into it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use crate::{Result, TrainError};
 const PREFIX: &str = "offline-run-";
 const TIME: &str = "%Y%m%d_%H%M%S";
 
-/// The folder of one part of a W&B run: what one process wrote.
+/// The start time and run id in the name of a part's folder. A part is what one process of a W&B run wrote.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct RunPart {
     /// Start time, in whole seconds.
@@ -23,7 +24,7 @@ pub(super) struct RunPart {
     pub id: String,
 }
 
-/// The values and media files that a log has for one step.
+/// What a log has about one step: its values and its media files.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct LoggedStep {
     /// Media files of the step: paths below `files/`.
@@ -49,8 +50,9 @@ impl RunPart {
         format!("run-{}.wandb", self.id)
     }
 
-    /// Whether `wandb sync` has begun to upload this folder of `wandb`. Clients leave `.synced` at the end, newer ones
-    /// `.syncstate` at the start.
+    /// Whether `wandb sync` has uploaded this part's folder, or has begun to: old clients leave a file `.synced` when
+    /// they have finished, newer ones `.syncstate` when they begin. `wandb` is the folder that contains the part's
+    /// folder.
     pub fn is_uploaded(&self, wandb: &Path) -> bool {
         ["synced", "syncstate"].iter().any(|mark| self.mark(wandb, mark).exists())
     }
@@ -59,7 +61,8 @@ impl RunPart {
         wandb.join(self.folder_name()).join(format!("{}.{mark}", self.log_file_name()))
     }
 
-    /// The hidden name that the folder has until the steps of all earlier parts are copied into it.
+    /// The folder's name while the steps of the earlier parts are copied into it. It is hidden, so that `wandb sync`
+    /// ignores it.
     pub fn hidden_folder_name(&self) -> String {
         format!(".{}.part", self.folder_name())
     }
@@ -76,13 +79,13 @@ fn names(wandb: &Path) -> Result<Vec<String>> {
     entries.map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
 }
 
-/// The newest part of a run in the folder `wandb`.
-pub(super) fn newest_part(wandb: &Path) -> Result<Option<RunPart>> {
+/// The part in the folder `wandb` that started last.
+pub(super) fn newest_run_part(wandb: &Path) -> Result<Option<RunPart>> {
     Ok(names(wandb)?.iter().filter_map(|name| RunPart::of(name)).max())
 }
 
-/// Removes the incomplete folders of killed runs and, with `complete_ones_too`, the folders of all runs.
-pub(super) fn remove_folders(wandb: &Path, complete_ones_too: bool) -> Result<()> {
+/// Removes the incomplete parts of killed processes and, if `complete_ones_too` is set, all other parts.
+pub(super) fn remove_part_folders(wandb: &Path, complete_ones_too: bool) -> Result<()> {
     for name in names(wandb)? {
         let draft = name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).and_then(RunPart::of).is_some();
         if draft || complete_ones_too && RunPart::of(&name).is_some() {
@@ -93,9 +96,9 @@ pub(super) fn remove_folders(wandb: &Path, complete_ones_too: bool) -> Result<()
     Ok(())
 }
 
-/// Marks the older folders that have the run id of `current` as uploaded, because the folder of `current` contains
-/// their steps.
-pub(super) fn mark_older_as_uploaded(wandb: &Path, current: &RunPart) -> Result<()> {
+/// Marks all older parts with the run id of `current` as uploaded. `wandb sync` then leaves them out; `current` has
+/// their steps, too.
+pub(super) fn mark_older_parts_as_uploaded(wandb: &Path, current: &RunPart) -> Result<()> {
     let others = names(wandb)?.into_iter().filter_map(|name| RunPart::of(&name));
     for part in others.filter(|part| part.id == current.id && part.folder_name() != current.folder_name()) {
         let mark = part.mark(wandb, "synced");
@@ -104,11 +107,11 @@ pub(super) fn mark_older_as_uploaded(wandb: &Path, current: &RunPart) -> Result<
     Ok(())
 }
 
-/// Reads the steps of a log file up to step `last_step`.
-pub(super) fn read_steps(log: &Path, last_step: u64) -> Result<BTreeMap<u64, LoggedStep>> {
+/// Reads the steps up to `last_step` from a log, by step number.
+pub(super) fn read_logged_steps(log: &Path, last_step: u64) -> Result<BTreeMap<u64, LoggedStep>> {
     let (mut steps, mut media) = (BTreeMap::new(), Vec::new());
     for record in log::read_records(log)?.iter().filter_map(|bytes| Record::parse(bytes)) {
-        // In the log, the file records of a step precede its history record.
+        // The records of a step's files come before its history record.
         media.extend(record.media_paths());
         let Some(values) = record.history_values() else { continue };
         let media = std::mem::take(&mut media);
@@ -126,7 +129,7 @@ mod tests {
     #[test]
     fn newest_folder_has_the_latest_start_time() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(newest_part(&dir.path().join("none")).unwrap(), None);
+        assert_eq!(newest_run_part(&dir.path().join("none")).unwrap(), None);
         for name in [
             "offline-run-20260102_000000-aaaaaaaa",
             "offline-run-20251231_235959-zzzzzzzz",
@@ -136,14 +139,14 @@ mod tests {
         ] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
-        let part = newest_part(dir.path()).unwrap().unwrap();
+        let part = newest_run_part(dir.path()).unwrap().unwrap();
         assert_eq!(
             (part.folder_name().as_str(), part.id.as_str()),
             ("offline-run-20260102_000000-aaaaaaaa", "aaaaaaaa")
         );
-        remove_folders(dir.path(), false).unwrap();
+        remove_part_folders(dir.path(), false).unwrap();
         assert_eq!(names(dir.path()).unwrap().len(), 4);
-        remove_folders(dir.path(), true).unwrap();
+        remove_part_folders(dir.path(), true).unwrap();
         let mut left = names(dir.path()).unwrap();
         left.sort();
         assert_eq!(left, ["latest-run", "offline-run-x-aaaaaaaa"]);

@@ -25,22 +25,22 @@ const LAST: u8 = 4;
 
 /// An open log file.
 #[derive(Debug)]
-pub struct LogFile {
+pub struct WandbLogFile {
     path: PathBuf,
     file: File,
-    /// Length of the file in bytes, including the records that wait in `pending`.
+    /// Length in bytes that the file has once `pending` is written.
     at: usize,
     pending: Vec<u8>,
 }
 
-impl LogFile {
+impl WandbLogFile {
     /// Creates the file. An existing file is an error.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create_new(path).map_err(|e| TrainError::cannot_write(path, e))?;
         Ok(Self { path: path.to_path_buf(), file, at: HEADER.len(), pending: HEADER.to_vec() })
     }
 
-    /// Adds a record to those that the next [`Self::flush`] writes.
+    /// Adds a record to `pending`; the next [`Self::flush`] writes it to the file.
     pub fn append(&mut self, record: &[u8]) {
         let before = self.pending.len();
         frame(self.at, record, &mut self.pending);
@@ -54,13 +54,14 @@ impl LogFile {
         Ok(())
     }
 
-    /// Stores the new path, for error messages, after the file was moved.
+    /// Changes the path that error messages name, after the file was moved.
     pub fn set_path(&mut self, path: PathBuf) {
         self.path = path;
     }
 }
 
-/// Appends the chunks of `record` to `out`. The first chunk begins at byte `at` of the file.
+/// Splits `record` into chunks and appends them to `out`. `at` is the position in the file where they will begin; it
+/// decides where a block ends.
 fn frame(mut at: usize, record: &[u8], out: &mut Vec<u8>) {
     let mut rest = record;
     let mut first = true;
@@ -103,7 +104,7 @@ pub fn read_records(path: &Path) -> Result<Vec<Vec<u8>>> {
         return Err(TrainError::output(
             path.display().to_string(),
             "is not a W&B log of a known version",
-            "move the folder of this log away; the next log of the run then lacks its steps",
+            "move the folder of this log away; the next part of the run will then lack the steps in it",
         ));
     }
     Ok(records(&bytes))
@@ -146,7 +147,7 @@ mod tests {
         !bytes.iter().fold(!0u32, |crc, &b| (0..8).fold(crc ^ u32::from(b), |c, _| bit(c)))
     }
 
-    /// An independent reader that checks every rule of the format, block by block.
+    /// Reads a log independently of [`read_records`]: block by block, with an assertion for every rule of the format.
     fn strictly(file: &[u8]) -> Vec<Vec<u8>> {
         assert_eq!(&file[..4], b":W&B");
         assert_eq!(file[4..7], [0xe1, 0xbe, 0]);
@@ -160,7 +161,7 @@ mod tests {
                 let kind = rest[6];
                 assert!(
                     (1..=4).contains(&kind) && open == (kind > 2),
-                    "a chunk of type {kind} is not allowed here (is a record incomplete: {open})"
+                    "a chunk of type {kind} cannot come here (inside a record: {open})"
                 );
                 if !open {
                     found.push(Vec::new());
@@ -178,7 +179,7 @@ mod tests {
     fn file_of(records: &[Vec<u8>]) -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.wandb");
-        let mut log = LogFile::create(&path).unwrap();
+        let mut log = WandbLogFile::create(&path).unwrap();
         for record in records {
             log.append(record);
             log.flush().unwrap();
@@ -196,7 +197,7 @@ mod tests {
 
     #[test]
     fn records_at_block_boundaries_are_read_back() {
-        // The first record ends 0 to 16 bytes before the end of the block. The next record is empty, short, or spans
+        // After the first record 0 to 16 bytes are left in the block. The record after it is empty, short, or spans
         // several blocks.
         for left in 0..=16 {
             for next in [0, 1, 10, 32761, 32762, 3 * 32768] {
@@ -245,6 +246,6 @@ mod tests {
                 Err(e) => assert!(!fine && e.to_string().contains("x.wandb: is not a W&B log"), "{e}"),
             }
         }
-        assert!(LogFile::create(&path).unwrap_err().to_string().contains("x.wandb: cannot be written"));
+        assert!(WandbLogFile::create(&path).unwrap_err().to_string().contains("x.wandb: cannot be written"));
     }
 }

@@ -35,22 +35,23 @@ use crate::reporting::watch::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TA
 use crate::step::trainer::RolloutPreview;
 use crate::{Result, TrainError};
 use earlier::{LoggedStep, RunPart};
-use log::LogFile;
-use record::{FileKind, Record};
+use log::WandbLogFile;
+use record::{Record, UploadedFileKind};
 
 /// The folder in OUT with one folder for each part of the run.
 const FOLDER: &str = "wandb";
 
-/// What a new part of a W&B run starts from: folders, checkpoint step and the metrics so far.
+/// What the W&B folder of a new process starts with: where it is, the run it continues, and the metrics up to the
+/// checkpoint.
 #[derive(Debug)]
 pub struct WandbStart<'a> {
     /// The output folder OUT.
     pub out: &'a Path,
-    /// The output folder of the run that is resumed; OUT for a fresh run.
+    /// The output folder of the run that is resumed, whose W&B steps are copied; OUT for a fresh run.
     pub home: &'a Path,
-    /// The step of the checkpoint; 0 for a fresh run.
+    /// The step of the checkpoint that the run resumes from; 0 for a fresh run.
     pub step: u64,
-    /// Metrics of all reported steps up to the checkpoint.
+    /// Metrics of the steps up to the checkpoint, as far as they are reported (every `--logging-steps`).
     pub done: &'a [StepMetrics],
     /// The W&B project.
     pub project: &'a str,
@@ -60,22 +61,22 @@ pub struct WandbStart<'a> {
     pub run: &'a Value,
 }
 
-/// Writes one part of a W&B run: the folder that one process fills.
+/// Writes the W&B folder of one process of a run (a part of the run).
 #[derive(Debug)]
 pub struct Wandb {
     folder: PathBuf,
-    log: LogFile,
+    log: WandbLogFile,
     /// Number of records written.
     records: u64,
     begun: Instant,
-    /// Duration of the earlier parts in seconds.
+    /// Seconds that the earlier processes of the run took.
     before: f64,
 }
 
-/// Removes the W&B folders in `out`.
+/// Removes all W&B parts in the output folder `out`.
 pub fn remove_run_folders(out: &Path) -> Result<()> {
     let folder = out.join(FOLDER);
-    earlier::remove_folders(&folder, true)?;
+    earlier::remove_part_folders(&folder, true)?;
     // A folder that still has other files in it is kept.
     match std::fs::remove_dir(&folder) {
         Ok(()) => Ok(()),
@@ -87,23 +88,24 @@ pub fn remove_run_folders(out: &Path) -> Result<()> {
 }
 
 impl Wandb {
-    /// Starts a part of a run. Its folder gets its final name after the steps of the earlier parts are copied.
+    /// Creates the folder of a new part and copies the steps of the earlier parts into it. The folder gets its final
+    /// name last.
     pub fn begin(begin: &WandbStart) -> Result<Self> {
         let (here, there) = (begin.out.join(FOLDER), begin.home.join(FOLDER));
         create_all(&here)?;
-        earlier::remove_folders(&here, false)?;
-        let before = if begin.step > 0 { earlier::newest_part(&there)? } else { None };
-        let newest = earlier::newest_part(&here)?;
+        earlier::remove_part_folders(&here, false)?;
+        let before = if begin.step > 0 { earlier::newest_run_part(&there)? } else { None };
+        let newest = earlier::newest_run_part(&here)?;
         let same = newest.as_ref().filter(|part| begin.step > 0 && !part.is_uploaded(&here));
         let id = same.map_or_else(new_id, |part| part.id.clone());
-        // Start times in folder names have a resolution of one second, and `wandb sync` uploads folders in the order
-        // of these times.
+        // `wandb sync` uploads folders in the order of the start times in their names, which are whole seconds. So a
+        // part starts at least one second after the part before it.
         let start = newest.map_or_else(Utc::now, |part| Utc::now().max(part.start + TimeDelta::seconds(1)));
         let part = RunPart { start, id };
 
         let draft = here.join(part.hidden_folder_name());
         create_all(&draft.join("files"))?;
-        let log = LogFile::create(&draft.join(part.log_file_name()))?;
+        let log = WandbLogFile::create(&draft.join(part.log_file_name()))?;
         let mut wandb = Self { folder: draft.clone(), log, records: 0, begun: Instant::now(), before: 0.0 };
         wandb.write_header(begin, &part)?;
         wandb.copy_earlier_steps(begin, before.map(|part| (there.join(part.folder_name()), part.log_file_name())))?;
@@ -112,7 +114,7 @@ impl Wandb {
         std::fs::rename(&draft, &folder).map_err(|e| TrainError::cannot_write(&folder, e))?;
         wandb.log.set_path(folder.join(part.log_file_name()));
         wandb.folder = folder;
-        earlier::mark_older_as_uploaded(&here, &part)?;
+        earlier::mark_older_parts_as_uploaded(&here, &part)?;
         Ok(wandb)
     }
 
@@ -145,19 +147,22 @@ impl Wandb {
             "startedAt": part.start.to_rfc3339_opts(SecondsFormat::Micros, true),
         });
         self.file("wandb-metadata.json", metadata.to_string().as_bytes())?;
-        self.add(&Record::file("wandb-metadata.json", FileKind::Own));
+        self.add(&Record::file("wandb-metadata.json", UploadedFileKind::Own));
         Ok(())
     }
 
-    /// Copies the steps of the earlier parts, with their media, from the folder of the last part.
+    /// Copies the steps before this process into its folder: their values and media from the folder of the last part,
+    /// or the metrics alone for steps that it lacks.
     fn copy_earlier_steps(&mut self, begin: &WandbStart, last: Option<(PathBuf, String)>) -> Result<()> {
         let logged = match &last {
-            Some((folder, log)) => earlier::read_steps(&folder.join(log), begin.step)?,
+            Some((folder, log)) => earlier::read_logged_steps(&folder.join(log), begin.step)?,
             None => BTreeMap::new(),
         };
         let unlogged = begin.done.iter().filter(|line| !logged.contains_key(&line.step));
         let mut steps: BTreeMap<u64, LoggedStep> = unlogged
-            .map(|line| (line.step, LoggedStep { media: Vec::new(), values: values(line.step, &line.named_values()) }))
+            .map(|line| {
+                (line.step, LoggedStep { media: Vec::new(), values: values(line.step, &line.named_metric_values()) })
+            })
             .collect();
         steps.extend(logged);
         for (step, mut seen) in steps {
@@ -197,7 +202,7 @@ impl Wandb {
     }
 
     fn step_records(&mut self, step: u64, seen: &LoggedStep) {
-        seen.media.iter().for_each(|path| self.add(&Record::file(path, FileKind::Media)));
+        seen.media.iter().for_each(|path| self.add(&Record::file(path, UploadedFileKind::Media)));
         self.add(&Record::history(step, &seen.values));
         self.add(&Record::summary(&seen.values));
     }
@@ -207,7 +212,8 @@ impl Wandb {
         self.log.append(record.with_sequence_number(self.records).as_ref());
     }
 
-    /// Adds the preview in the form of `wandb.Histogram`, `wandb.Html` and `wandb.Image` (`sdk/data_types`).
+    /// Adds the rollout preview of a step in the formats of `wandb.Histogram`, `wandb.Html` and `wandb.Image`
+    /// (`sdk/data_types`).
     fn add_preview(&mut self, step: u64, preview: &RolloutPreview, seen: &mut LoggedStep) -> Result<()> {
         if !preview.rewards.is_empty() {
             let Histogram { low, limits, counts, .. } = Histogram::new(&preview.rewards);
@@ -254,7 +260,8 @@ impl Wandb {
             .map_err(|e| TrainError::cannot_write(&path, e))
     }
 
-    /// Copies a file of another part, by a hard link if possible. Returns false if the file was removed.
+    /// Copies a media file of an earlier part into this part, by a hard link if possible. Returns false if the file
+    /// no longer exists.
     fn copy(&self, from: &Path, path: &str) -> Result<bool> {
         let (from, to) = (from.join("files").join(path), self.folder.join("files").join(path));
         create_all(to.parent().unwrap_or(&to))?;
@@ -270,13 +277,14 @@ fn create_all(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))
 }
 
-/// The values of a step by name, with `_step`.
+/// The values of a step by name; `_step` is the step number.
 fn values(step: u64, points: &[(String, f64)]) -> Map<String, Value> {
     let own = [("_step".to_string(), json!(step))];
     own.into_iter().chain(points.iter().map(|(name, x)| (name.clone(), json!(x)))).collect()
 }
 
-/// The W&B config: run.json with its options at the top level, where users expect `learning_rate`.
+/// The W&B config: the content of run.json, but with the options at the top level, where W&B users look for
+/// `learning_rate`.
 fn config(run: &Value) -> Map<String, Value> {
     let map = |value: &Value| value.as_object().cloned().unwrap_or_default();
     let mut config = map(&run["options"]);
@@ -284,13 +292,14 @@ fn config(run: &Value) -> Map<String, Value> {
     config
 }
 
-/// An HTML page that shows a plain text.
+/// An HTML page that shows `text` literally.
 fn page(text: &str) -> String {
     let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     format!("<!doctype html>\n<meta charset=\"utf-8\">\n<pre style=\"white-space: pre-wrap\">{text}</pre>\n")
 }
 
-/// A run id of 8 letters and digits, in the client's format (`sdk/lib/runid.py`). It influences no result.
+/// A random run id of 8 letters and digits, in the client's format (`sdk/lib/runid.py`). Training does not depend on
+/// it.
 fn new_id() -> String {
     const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
     let mut n = RandomState::new().hash_one((Utc::now().timestamp_micros(), std::process::id()));

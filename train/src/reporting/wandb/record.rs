@@ -15,9 +15,10 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
-use crate::reporting::protobuf::{ProtoMessage, bytes_fields};
+use crate::reporting::protobuf::{ProtoMessage, length_delimited_fields};
 
-/// A `Record` message without its sequence number.
+/// A `Record` message without its sequence number: the field number that gives its kind, and the message in that
+/// field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     kind: u32,
@@ -51,8 +52,8 @@ pub struct RunInfo<'a> {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub enum FileKind {
-    /// A file about the run that every W&B client writes, such as `wandb-metadata.json`.
+pub enum UploadedFileKind {
+    /// A file of the run itself, not of a step, such as `wandb-metadata.json`.
     Own = 1,
     /// An image or an HTML page.
     Media = 2,
@@ -83,54 +84,54 @@ impl Record {
         Self::new(RUN, body.bytes(17, start))
     }
 
-    /// The record of a file below `files/` to upload.
-    pub fn file(path: &str, kind: FileKind) -> Self {
+    /// The record that lists a file below `files/`, so that `wandb sync` uploads it.
+    pub fn file(path: &str, kind: UploadedFileKind) -> Self {
         Self::new(
             FILES,
             ProtoMessage::default().bytes(1, ProtoMessage::default().bytes(1, path).varint(3, kind as u64)),
         )
     }
 
-    /// The history record of a step, with `_step` among its values.
+    /// The history record: the values of one step. `values` contains `_step`.
     pub fn history(step: u64, values: &Map<String, Value>) -> Self {
         Self::new(HISTORY, items(values).bytes(2, ProtoMessage::default().varint(1, step)))
     }
 
-    /// The summary record: the latest values.
+    /// The summary record: the latest value of each name, which W&B shows as the run's summary.
     pub fn summary(values: &Map<String, Value>) -> Self {
         Self::new(SUMMARY, items(values))
     }
 
-    /// The exit record: exit code and duration in seconds.
+    /// The exit record: the run's exit code and its duration in seconds.
     pub fn exit(code: u8, seconds: u64) -> Self {
         Self::new(EXIT, ProtoMessage::default().varint(1, u64::from(code)).varint(2, seconds))
     }
 
-    /// The message with its sequence number, as the file stores it.
+    /// The complete message, with sequence number `num`, as the log stores it.
     pub fn with_sequence_number(&self, num: u64) -> ProtoMessage {
         ProtoMessage::default().varint(1, num).bytes(self.kind, &self.body)
     }
 
     /// Parses a record that this program wrote.
     pub fn parse(record: &[u8]) -> Option<Self> {
-        bytes_fields(record).next().map(|(kind, body)| Self { kind, body: body.to_vec() })
+        length_delimited_fields(record).next().map(|(kind, body)| Self { kind, body: body.to_vec() })
     }
 
     /// The values of a history record; `None` for other records.
     pub fn history_values(&self) -> Option<Map<String, Value>> {
         let value = |item: &[u8]| {
-            let get = |number| bytes_fields(item).find(|field| field.0 == number).map(|field| field.1);
+            let get = |number| length_delimited_fields(item).find(|field| field.0 == number).map(|field| field.1);
             let key = std::str::from_utf8(get(2)?).ok()?.to_string();
             Some((key, serde_json::from_slice(get(16)?).ok()?))
         };
-        let items = || bytes_fields(&self.body).filter(|field| field.0 == 1);
+        let items = || length_delimited_fields(&self.body).filter(|field| field.0 == 1);
         (self.kind == HISTORY).then(|| items().filter_map(|field| value(field.1)).collect())
     }
 
     /// The media files of a files record: paths below `files/`.
     pub fn media_paths(&self) -> Vec<String> {
-        let files = bytes_fields(&self.body).filter(|field| self.kind == FILES && field.0 == 1);
-        let path = |file: &[u8]| bytes_fields(file).find(|field| field.0 == 1).map(|field| field.1.to_vec());
+        let files = length_delimited_fields(&self.body).filter(|field| self.kind == FILES && field.0 == 1);
+        let path = |file: &[u8]| length_delimited_fields(file).find(|field| field.0 == 1).map(|field| field.1.to_vec());
         let paths = files.filter_map(|field| String::from_utf8(path(field.1)?).ok());
         paths.filter(|path| path.starts_with("media/") && !path.contains("..")).collect()
     }
@@ -153,14 +154,15 @@ mod tests {
 
     #[test]
     fn records_match_the_clients_bytes() {
-        // wandb_internal_pb2.Record(...).SerializeToString().hex() of wandb 0.31.0, for the same values.
+        // Expected hex: `wandb_internal_pb2.Record(...).SerializeToString().hex()` of wandb 0.31.0 for the same
+        // values.
         let hex = |record: Record| {
             record.with_sequence_number(7).as_ref().iter().map(|b| format!("{b:02x}")).collect::<String>()
         };
         let values = map(json!({"train/loss": 0.5, "_step": 300}));
         assert_eq!(hex(Record::history(300, &values)), HISTORY_HEX);
         assert_eq!(hex(Record::summary(&values)), SUMMARY_HEX);
-        assert_eq!(hex(Record::file("media/a.png", FileKind::Media)), FILES_HEX);
+        assert_eq!(hex(Record::file("media/a.png", UploadedFileKind::Media)), FILES_HEX);
         assert_eq!(hex(Record::exit(255, 9)), EXIT_HEX);
         let config = map(json!({"a": [1, "x"]}));
         let start = DateTime::from_timestamp(1_700_000_000, 5).unwrap();
@@ -184,9 +186,9 @@ mod tests {
         assert_eq!(parse(&history), history);
         assert_eq!(history.history_values(), Some(values.clone()));
         assert_eq!(Record::summary(&values).history_values(), None);
-        assert_eq!(parse(&Record::file("media/x.png", FileKind::Media)).media_paths(), ["media/x.png"]);
-        assert!(Record::file("media/../../x", FileKind::Media).media_paths().is_empty());
-        assert!(Record::file("wandb-metadata.json", FileKind::Own).media_paths().is_empty());
+        assert_eq!(parse(&Record::file("media/x.png", UploadedFileKind::Media)).media_paths(), ["media/x.png"]);
+        assert!(Record::file("media/../../x", UploadedFileKind::Media).media_paths().is_empty());
+        assert!(Record::file("wandb-metadata.json", UploadedFileKind::Own).media_paths().is_empty());
         assert!(history.media_paths().is_empty());
     }
 }

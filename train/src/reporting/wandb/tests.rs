@@ -1,4 +1,4 @@
-//! Tests of runs in several parts, by the content of their logs and folders.
+//! Tests of W&B runs that several processes write, by the content of their logs and folders.
 
 use std::fs;
 
@@ -25,15 +25,15 @@ fn preview(step: u64) -> RolloutPreview {
     RolloutPreview { rewards: vec![0.0, step as f32, 0.5], text: format!("<b>{step}</b> & so on"), strip }
 }
 
-/// Writes the part of a run in `out` that resumes after `step` of the run in `home` and does the steps up to `last`,
-/// with preview images if `pictures` is set.
+/// Writes what one process logs: it resumes after `step` of the run in `home`, does the steps up to `last` and writes
+/// to `out`. With `pictures` each step has a preview image.
 fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb {
     let run = json!({"command": "grpo", "steps": 9, "options": {"learning_rate": 0.5}});
     let done: Vec<StepMetrics> = (1..=step).map(line).collect();
     let begin = WandbStart { out, home, step, done: &done, project: "p", name: None, run: &run };
     let mut wandb = Wandb::begin(&begin).unwrap();
     for n in step + 1..=last {
-        wandb.log_step(n, &line(n).named_values(), pictures.then(|| preview(n)).as_ref()).unwrap();
+        wandb.log_step(n, &line(n).named_metric_values(), pictures.then(|| preview(n)).as_ref()).unwrap();
     }
     wandb
 }
@@ -45,7 +45,8 @@ fn records(folder: &Path) -> Vec<Record> {
     bytes.iter().map(|bytes| Record::parse(bytes).unwrap()).collect()
 }
 
-/// (step, loss, whether it has a preview image) for each step. Asserts that the media files exist.
+/// The logged steps of a run folder as (step, loss, whether it has a preview image). Asserts that the media files
+/// exist.
 fn steps(folder: &Path) -> Vec<(u64, f64, bool)> {
     let media: Vec<String> = records(folder).iter().flat_map(Record::media_paths).collect();
     for path in &media {
@@ -84,7 +85,7 @@ fn step_is_written_with_its_media() {
     let out = dir.path();
     let wandb = part(out, out, 0, 3, true);
     let folder = wandb.folder().to_path_buf();
-    // The log was not closed, as after a kill, but all steps are in it.
+    // The log was not closed, as after a kill; still it has all steps.
     assert_eq!(steps(&folder), losses(|_| true, 3));
     let before = records(&folder).len();
     wandb.finish(0).unwrap();
@@ -109,7 +110,7 @@ fn resumed_part_contains_the_whole_run_and_replaces_the_previous_folder() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     drop(part(out, out, 0, 5, true));
-    // The incomplete folder of a killed process.
+    // A killed process left an incomplete folder; the next process removes it.
     fs::create_dir_all(out.join("wandb/.offline-run-20200101_000000-abcd1234.part/files")).unwrap();
     part(out, out, 4, 6, false).finish(0).unwrap();
     let all = folders(out);
@@ -117,13 +118,13 @@ fn resumed_part_contains_the_whole_run_and_replaces_the_previous_folder() {
     assert_eq!(steps(&all[1]), losses(|n| n <= 4, 6));
     assert_eq!(id(&all[0]), id(&all[1]));
     assert!(marked(&all[0]) && !marked(&all[1]));
-    // An uploaded run folder is not changed.
+    // The folder was uploaded before the run resumes: it is not marked, and the new folder gets another run id.
     fs::write(all[1].join(format!("run-{}.wandb.syncstate", id(&all[1]))), "{}").unwrap();
     part(out, out, 5, 7, true).finish(0).unwrap();
     let all = folders(out);
     assert_eq!(steps(&all[2]), losses(|n| n <= 4 || n > 5, 7));
     assert!(id(&all[2]) != id(&all[1]) && !marked(&all[1]));
-    // The run resumes in another OUT.
+    // The run resumes with another output folder.
     let other = dir.path().join("other");
     part(&other, out, 6, 8, true).finish(0).unwrap();
     let there = folders(&other);

@@ -23,7 +23,7 @@ use reel_model::text::TextDecoder;
 use reel_model::weights::{WeightLoader, WeightSource};
 
 use crate::Result;
-use crate::data::feed::{BatchFeed, BatchOptions};
+use crate::data::feed::{MicroBatchFeed, MicroBatchOptions};
 use crate::options::GrpoOptions;
 use crate::reporting::metrics::GrpoMetrics;
 use crate::rollout::worker::RolloutWorker;
@@ -57,7 +57,7 @@ pub(crate) const ROLLOUT_SET_FILE: &str = "training/set.json";
 pub(crate) struct GrpoLoop<'a> {
     options: &'a GrpoOptions,
     rows: Arc<PromptSource>,
-    feed: BatchFeed<PromptSource>,
+    feed: MicroBatchFeed<PromptSource>,
     stop: &'a AtomicBool,
     /// The reference model for the KL term: the initial weights; `None` with `--beta 0`.
     reference: Option<Qwen25Vl>,
@@ -75,8 +75,8 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
         PromptSource::open(setup)
     }
 
-    fn batching(options: &GrpoOptions, rows: usize) -> BatchOptions {
-        BatchOptions {
+    fn batching(options: &GrpoOptions, rows: usize) -> MicroBatchOptions {
+        MicroBatchOptions {
             rows: options.groups_per_step(),
             packing: false,
             max_length: options.max_prompt_length,
@@ -97,7 +97,7 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
     fn begin(
         setup: &GrpoSetup<'a>,
         rows: Arc<PromptSource>,
-        feed: BatchFeed<PromptSource>,
+        feed: MicroBatchFeed<PromptSource>,
         trainer: &mut Trainer,
         from: Option<&Path>,
     ) -> Result<Self> {
@@ -129,7 +129,7 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
 
     fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         let unfinished = self.set.as_ref().filter(|set| set.uses < self.options.num_iterations);
-        unfinished.map(|set| Ok((ROLLOUT_SET_FILE, set.to_json()?))).into_iter().collect()
+        unfinished.map(|set| Ok((ROLLOUT_SET_FILE, set.to_checkpoint_json()?))).into_iter().collect()
     }
 }
 

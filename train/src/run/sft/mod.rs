@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use reel_model::input::{MediaOptions, ModelFolder, SecondPerGrid};
 
 use crate::data::dataset::Dataset;
-use crate::data::feed::{BatchFeed, BatchOptions};
+use crate::data::feed::{MicroBatchFeed, MicroBatchOptions};
 use crate::data::labels::TokenLabeler;
 use crate::data::sample::{SampleCache, SftSource};
 use crate::options::{Recipe, SftOptions};
@@ -39,7 +39,7 @@ pub fn replay_step(setup: &SftSetup, recorded: &Path, step: u64, want: &str) -> 
 
 /// The training loop of supervised fine-tuning.
 pub(crate) struct SftLoop<'a> {
-    feed: BatchFeed<SftSource>,
+    feed: MicroBatchFeed<SftSource>,
     stop: &'a AtomicBool,
 }
 
@@ -51,8 +51,8 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
         samples(setup)
     }
 
-    fn batching(options: &SftOptions, rows: usize) -> BatchOptions {
-        BatchOptions {
+    fn batching(options: &SftOptions, rows: usize) -> MicroBatchOptions {
+        MicroBatchOptions {
             rows: options.per_device_train_batch_size,
             packing: options.packing,
             max_length: options.max_length,
@@ -69,13 +69,13 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
     /// True with `--check-data`, and with packing, where the number of micro-batches depends on the length of every
     /// row.
     fn must_scan_all_rows(options: &SftOptions) -> bool {
-        options.check_data || options.packing && options.fixed_steps().is_none()
+        options.check_data || options.packing && options.requested_step_count().is_none()
     }
 
     fn begin(
         setup: &SftSetup<'a>,
         _: Arc<SftSource>,
-        feed: BatchFeed<SftSource>,
+        feed: MicroBatchFeed<SftSource>,
         _: &mut Trainer,
         _: Option<&Path>,
     ) -> Result<Self> {

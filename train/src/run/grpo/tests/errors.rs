@@ -63,8 +63,11 @@ fn rollouts_file_is_checked_against_options_and_data() {
     for (line, want) in [
         ("{".to_string(), "r.jsonl:2: is not a group of completions"),
         (group(1).to_string(), "r.jsonl:2: row: is 1, but the data has 1 rows"),
-        (with("completions", json!([[1], [2]])), "r.jsonl:2: completions: are 2 in number, but --num-generations is 4"),
-        (with("rewards", json!([1, 2])), "r.jsonl:2: rewards: are 2 in number, but there are 4 completions"),
+        (
+            with("completions", json!([[1], [2]])),
+            "r.jsonl:2: completions: has 2 completions, but --num-generations is 4",
+        ),
+        (with("rewards", json!([1, 2])), "r.jsonl:2: rewards: has 2 rewards, but there are 4 completions"),
         (
             with("completions", json!([[1], [2], [3], [-4]])),
             "r.jsonl:2: is not a group of completions: invalid value: integer `-4`",
