@@ -39,8 +39,8 @@ pub struct ReplayArgs {
 impl ReplayArgs {
     /// Repeats the step and prints the result; an error (exit code 1) if the weights differ.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let (command, options) = replay::recorded_options(&self.out)?;
-        let from = replay::find_start(&self.out, self.step)?;
+        let (command, options) = replay::recorded_command_and_options(&self.out)?;
+        let from = replay::find_replay_start(&self.out, self.step)?;
         let replayed = match command.as_str() {
             "sft" => self.repeat::<SftOptions>(options, common, &from, |setup| {
                 sft::replay_step(setup, &self.out, self.step, &from.hash)

@@ -9,7 +9,7 @@ use reel_media::profile::MediaProfile;
 use reel_model::input::{MediaOptions, SecondPerGrid};
 use reel_train::config_file::{self, StartFlags};
 use reel_train::options::{RunOptions, TrainingOptions};
-use reel_train::run::{DataCheck, RunSetup, RunSummary};
+use reel_train::run::{DataCheckResult, RunSetup, RunSummary};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ops::DerefMut;
@@ -98,7 +98,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     pub fn run(
         &self,
         run: impl FnOnce(&RunSetup<O>) -> reel_train::Result<RunSummary>,
-        check: impl FnOnce(&RunSetup<O>) -> reel_train::Result<DataCheck>,
+        check: impl FnOnce(&RunSetup<O>) -> reel_train::Result<DataCheckResult>,
     ) -> Result<()> {
         if self.options.is_check_only() {
             return self.check(check);
@@ -121,8 +121,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     }
 
     /// Prints the result of `--check-data`; an error (exit code 1) if rows cannot be used.
-    fn check(&self, check: impl FnOnce(&RunSetup<O>) -> reel_train::Result<DataCheck>) -> Result<()> {
-        let DataCheck { rows, bad, list } = self.with_setup(|setup| Ok(check(setup)?))?;
+    fn check(&self, check: impl FnOnce(&RunSetup<O>) -> reel_train::Result<DataCheckResult>) -> Result<()> {
+        let DataCheckResult { rows, bad, list } = self.with_setup(|setup| Ok(check(setup)?))?;
         let data = self.options.data.display();
         if self.common.json {
             output::print_json(&serde_json::json!({"rows": rows, "bad": bad, "quarantine": list}))?;

@@ -18,7 +18,7 @@ const FIRST: [&str; 8] =
 pub fn curves_html(steps: &[StepMetrics]) -> String {
     let mut curves: BTreeMap<String, Vec<(u64, f64)>> = BTreeMap::new();
     for step in steps {
-        for (name, value) in step.named_values().into_iter().filter(|(_, value)| value.is_finite()) {
+        for (name, value) in step.named_metric_values().into_iter().filter(|(_, value)| value.is_finite()) {
             curves.entry(name.trim_start_matches("train/").to_string()).or_default().push((step.step, value));
         }
     }

@@ -18,7 +18,7 @@ const STYLE: &str = include_str!("run.css");
 /// `metrics.jsonl` or a rollout file of the run cannot be read, or no step has finished.
 pub fn run_page_html(run: &Path) -> Result<String> {
     let log = run.join(METRICS_FILE);
-    let lines = metrics::read_lines(&log, |_: &StepMetrics| true)?;
+    let lines = metrics::read_matching_lines(&log, |_: &StepMetrics| true)?;
     let steps: Vec<StepMetrics> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let (Some(first), Some(last)) = (steps.first(), steps.last()) else {
         let help = "give the output folder of a run that has finished a step";

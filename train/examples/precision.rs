@@ -139,7 +139,7 @@ fn train(way: &Storage, model: &Path, data: &Path) -> std::result::Result<Curve,
     };
     let options = SftOptions { run, ..Default::default() };
     let device = Device::cpu(std::thread::available_parallelism()?.get());
-    let samples = sft::samples(&RunSetup {
+    let samples = sft::open_samples(&RunSetup {
         options: &options,
         model,
         device: &device,

@@ -11,14 +11,14 @@ use serde_json::{Map, Value};
 use crate::reporting::metrics::StepMetrics;
 use crate::run_folder::output;
 
-/// A folder below tests/golden/train.
+/// The path of `tests/golden/train/NAME`.
 pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train").join(name)
 }
 
-/// Asserts that the weights change from `model` to `out` as in a case's `expected.safetensors`. `limits` gives the
-/// allowed relative error by weight name.
-pub(crate) fn assert_changes(
+/// Asserts that the run changed the weights from those in `model` to those in `out` as a golden case expects
+/// (`expected.safetensors`). `limits` gives the allowed relative error of the change by weight name.
+pub(crate) fn assert_weight_changes(
     name: &str,
     case: &Path,
     prefix: &str,
@@ -50,7 +50,7 @@ pub(crate) fn assert_changes(
     }
 }
 
-/// All weight changes from the folder `model` to the folder `out`, one tensor after the other.
+/// The changes of all weights from the folder `model` to the folder `out`, concatenated.
 pub(crate) fn weight_changes(model: &Path, out: &Path) -> Vec<f64> {
     let (before, after) = (Checkpoint::open(model).unwrap(), Checkpoint::open(out).unwrap());
     let config = reel_model::config::ModelConfig::open(model).unwrap();
@@ -84,8 +84,8 @@ pub(crate) fn metrics_without_times(out: &Path) -> Vec<StepMetrics> {
     metrics(out).into_iter().map(without_times).collect()
 }
 
-/// All files below a folder with their bytes, except metrics (which have times), event files, run.json and
-/// trainer_state.json (which has paths).
+/// The names and bytes of all files below a folder, except those that differ between equal runs: metrics (times),
+/// event files, run.json and trainer_state.json (paths).
 pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];

@@ -15,7 +15,7 @@ use crate::{Result, TrainError};
 
 /// How many micro-batches the data give in all epochs, and which rows cannot be used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MicroBatchCount {
+pub struct RowScanResult {
     /// Number of micro-batches in all epochs; 0 if they were not counted.
     pub batches: u64,
     /// Unusable rows in file order, if every row was read.
@@ -42,14 +42,14 @@ pub fn scan_and_count_batches<S: SampleSource>(
     source: &Arc<S>,
     order: &RowOrder,
     stop: &AtomicBool,
-) -> Result<MicroBatchCount> {
+) -> Result<RowScanResult> {
     if matches!(look, RowsToScan::None) {
         let batches = batching.end.map_or(0, |end| end.div_ceil(batching.rows as u64));
-        return Ok(MicroBatchCount { batches, skipped: Vec::new() });
+        return Ok(RowScanResult { batches, skipped: Vec::new() });
     }
     let (lengths, skipped) = scan_all_rows(batching, look, source, stop)?;
     let batches = if count { count_batches(*batching, lengths, &skipped, order)? } else { 0 };
-    Ok(MicroBatchCount { batches, skipped })
+    Ok(RowScanResult { batches, skipped })
 }
 
 /// Reads the rows that `look` selects. Returns the token counts of the usable rows and the list of the unusable ones.
@@ -67,7 +67,7 @@ fn scan_all_rows<S: SampleSource>(
     let known: BTreeMap<usize, &SkippedRow> = known.iter().map(|bad| (bad.row, bad)).collect();
     let length = |row: usize| -> Result<usize> {
         let tokens = S::token_count(&source.sample(row)?);
-        check_length(|| source.location(row).0, tokens, batching.limit, batching.max_length)?;
+        check_token_count(|| source.location(row).0, tokens, batching.limit, batching.max_length)?;
         Ok(tokens)
     };
     let looked = |row: usize| -> Result<RowCheckResult> {
@@ -124,14 +124,14 @@ fn count_batches(
     let from = DataPosition { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() };
     let mut feed = MicroBatchFeed::new(Arc::new(lengths), order.clone(), batching, &from, 1, 64);
     let mut count = 0;
-    while feed.next_batch()?.is_some() {
+    while feed.next_micro_batch()?.is_some() {
         count += 1;
     }
     Ok(count)
 }
 
 /// Refuses a row with more than `max` tokens. `flag` is the flag that sets `max`, for the message.
-pub(crate) fn check_length(
+pub(crate) fn check_token_count(
     location: impl FnOnce() -> String,
     tokens: usize,
     flag: &str,

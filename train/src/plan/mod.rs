@@ -23,7 +23,7 @@ use crate::data::length;
 use crate::data::sample::Sample;
 use crate::options::{SftOptions, TrainingOptions};
 use crate::run::sft::{self, SftLoop, SftSetup};
-use crate::run::{self, BatchCursor, TrainLoop};
+use crate::run::{self, StepRowCursor, TrainLoop};
 use crate::run_folder::checkpoint::checkpoint_bytes;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::sft::step;
@@ -192,7 +192,7 @@ pub fn plan_rows_of_one_size(
     device: &Device,
 ) -> Result<Plan> {
     options.validate_values()?;
-    length::check_length(|| "--tokens".into(), shape.tokens, "--max-length", options.max_length)?;
+    length::check_token_count(|| "--tokens".into(), shape.tokens, "--max-length", options.max_length)?;
     let rows = match options.max_length {
         Some(most) if options.packing => most / shape.tokens.max(1),
         _ => options.per_device_train_batch_size,
@@ -208,7 +208,7 @@ pub fn plan_rows_of_one_size(
 pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     let options = setup.options;
     options.validate_values()?;
-    let samples = Arc::new(sft::samples(setup)?);
+    let samples = Arc::new(sft::open_samples(setup)?);
     let skipped: Vec<usize> = run::unusable_rows(options, &*samples)?.into_iter().map(|row| row.row).collect();
     let rows = samples.row_count();
     let order = run::row_order(options.no_shuffle, rows, setup.seed);
@@ -220,7 +220,7 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     batching.end = batching.end.map(|end| end.min(MAX_ROWS));
     let config = samples.bundle.config.clone();
     let mut feed = MicroBatchFeed::new(samples, order, batching, &DataPosition { slot: 0, skipped }, 1, 2);
-    let (never, mut cursor) = (AtomicBool::new(false), BatchCursor::default());
+    let (never, mut cursor) = (AtomicBool::new(false), StepRowCursor::default());
     let mut trainer = Trainer::new(
         &setup.device.dry_like(),
         &config,
@@ -228,7 +228,7 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
         setup.dtype,
         Hyperparameters::new(options, 1),
     )?;
-    count(&mut trainer, steps, || Ok(cursor.next_batch(&mut feed, &never)?.map(|batch| batch.samples)))
+    count(&mut trainer, steps, || Ok(cursor.next_micro_batch(&mut feed, &never)?.map(|batch| batch.samples)))
 }
 
 /// Runs up to `steps` steps on the dry device. Returns their costs and peak memory.

@@ -106,7 +106,7 @@ impl PromptSource {
         let (content, columns) =
             self.data.add_location_to_error(row, self.data.row(row)?.prompt_and_columns(self.parity))?;
         if self.given.is_none() {
-            self.data.add_location_to_error(row, scorer::check_columns(&columns, self.custom_reward))?;
+            self.data.add_location_to_error(row, scorer::check_reward_columns(&columns, self.custom_reward))?;
         }
         Ok((content, columns))
     }

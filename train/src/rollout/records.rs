@@ -23,26 +23,27 @@ use crate::{Result, TrainError};
 /// The folder of the recorded rollouts in OUT.
 pub const ROLLOUTS_FOLDER: &str = "rollouts";
 
-/// The folder below [`ROLLOUTS_FOLDER`] with PNG strips of frames, one for the first prompt of some steps.
+/// The folder below [`ROLLOUTS_FOLDER`] with strips: PNG images that show some frames of a step's first prompt side
+/// by side.
 pub const FRAME_STRIPS_FOLDER: &str = "strips";
-/// Maximum number of strips of frames that a run writes.
+/// Maximum number of strips that a run writes. In longer runs only every n-th step gets one.
 const MAX_STRIPS: u64 = 24;
 
 /// Writes the rollouts of each step to a file.
 pub(crate) struct RolloutRecorder {
     folder: PathBuf,
-    /// Steps between two strips of frames.
+    /// Number of steps from one strip to the next.
     every: u64,
-    /// The current step, and its lines so far.
+    /// The step that is being recorded; `text` has its lines so far.
     step: u64,
     text: String,
-    /// The file that a background thread is writing.
+    /// The path of the file that a background thread is writing, and the thread.
     writing: Option<(PathBuf, JoinHandle<io::Result<()>>)>,
 }
 
 impl Drop for RolloutRecorder {
     fn drop(&mut self) {
-        // Waits for the thread. An error here cannot be returned; `wait_until_written` has reported earlier ones.
+        // An error cannot be returned here; errors of earlier files were returned by `wait_until_written`.
         let _ = self.wait_until_written();
     }
 }
@@ -60,8 +61,8 @@ impl RolloutRecorder {
         }
     }
 
-    /// Writes a PNG strip of frames of a step's first prompt for `reel report`. Returns `None` for prompts without
-    /// media, and in most steps, which get no strip.
+    /// Writes the strip of a step: some frames of its first prompt side by side, which `reel report` shows. Returns
+    /// `None` for prompts without media and for steps that get no strip.
     pub(crate) fn write_frame_strip(&self, step: u64, rollout: &Rollout) -> Result<Option<PngImage>> {
         let frames = &rollout.prompt.tokens.frames;
         let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
@@ -74,10 +75,10 @@ impl RolloutRecorder {
         Ok(Some(strip))
     }
 
-    /// Adds the groups of one sampling round of a step. A background thread writes the step's file under another name
-    /// and renames it, so the file never ends in half a line; [`Self::wait_until_written`] waits for it. `used` tells
-    /// whether the step trains on a group with these scores.
-    pub(crate) fn add_groups(
+    /// Records the groups of one sampling round of a step; `used(scores)` tells whether the step trains on the group.
+    /// A background thread writes the file under another name and renames it, so the file never ends in half a line.
+    /// [`Self::wait_until_written`] waits for that.
+    pub(crate) fn record_groups(
         &mut self,
         step: u64,
         round: u64,
@@ -95,7 +96,7 @@ impl RolloutRecorder {
             self.text.push('\n');
         }
         self.wait_until_written()?;
-        let (path, text) = (rollouts_file(&self.folder, step), self.text.clone().into_bytes());
+        let (path, text) = (rollouts_file_path(&self.folder, step), self.text.clone().into_bytes());
         let to = path.clone();
         let write = move || {
             let part = to.with_extension("jsonl.part");
@@ -115,7 +116,7 @@ impl RolloutRecorder {
     }
 }
 
-/// The fields of a recorded group that training needs.
+/// The keys of a recorded group that a replay needs.
 #[derive(Deserialize)]
 struct Recorded {
     row: usize,
@@ -126,13 +127,13 @@ struct Recorded {
 }
 
 /// Reads the groups that a run trained on in step `step`.
-pub(crate) fn read_groups(
+pub(crate) fn read_recorded_groups(
     folder: &Path,
     step: u64,
     options: &GrpoOptions,
     prompts: &PromptSource,
 ) -> Result<Vec<Group>> {
-    let path = rollouts_file(folder, step);
+    let path = rollouts_file_path(folder, step);
     let text = fs::read_to_string(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
     let mut groups = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -146,7 +147,9 @@ pub(crate) fn read_groups(
         let r: Recorded =
             serde_json::from_str(line).map_err(|e| damaged(format!("is not a record of a group: {e}")))?;
         if r.row >= prompts.data_row_count() || r.completions.len() != r.rewards.len() {
-            return Err(damaged("has a group that is inconsistent or not of this data".into()));
+            return Err(damaged(
+                "has an invalid group: its data row does not exist, or its lists differ in length".into(),
+            ));
         }
         let mask_truncated = options.mask_truncated_completions;
         let tokens = |(ids, log_probs)| CompletionTokens::new(ids, log_probs, prompts.stop_token_ids(), mask_truncated);
@@ -163,7 +166,7 @@ pub(crate) fn read_groups(
 }
 
 /// The path of a step's file.
-pub(crate) fn rollouts_file(folder: &Path, step: u64) -> PathBuf {
+pub(crate) fn rollouts_file_path(folder: &Path, step: u64) -> PathBuf {
     folder.join(format!("{step:06}.jsonl"))
 }
 

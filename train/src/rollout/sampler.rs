@@ -12,8 +12,8 @@ use reel_model::input::ModelInput;
 use crate::Result;
 use crate::options::GrpoOptions;
 
-/// The engine with the sampling options of the run.
-pub(crate) struct Sampler<'a> {
+/// Samples completions: the generation engine with the sampling options of the run.
+pub(crate) struct CompletionSampler<'a> {
     engine: Engine<'a>,
     options: &'a GrpoOptions,
     /// Any of these token ids ends a completion.
@@ -28,7 +28,8 @@ pub(crate) struct SampledCompletions {
     pub(crate) shuffled: Vec<Completion>,
 }
 
-/// The uses of random numbers, each with its own Philox stream. The values are ASCII letters.
+/// The purposes for which random seeds are derived. Each value is part of the Philox counter (four ASCII letters), so
+/// the seeds of different purposes are independent.
 #[derive(Clone, Copy)]
 enum RandomStream {
     Completions = 0x6772_706f,
@@ -36,12 +37,12 @@ enum RandomStream {
     Frames = 0x6672_616d,
 }
 
-impl<'a> Sampler<'a> {
+impl<'a> CompletionSampler<'a> {
     pub(crate) fn new(engine: Engine<'a>, options: &'a GrpoOptions, stop_token_ids: &[u32], seed: u64) -> Self {
         Self { engine, options, stop_token_ids: stop_token_ids.to_vec(), seed }
     }
 
-    /// Samples completions for the prompts of step `n`; `round` counts the rounds of dynamic sampling. Calls
+    /// Samples completions for the prompts of step `n` in round `round` of dynamic sampling (0 without it). Calls
     /// `prefilled` once, when every completion has its first token.
     ///
     /// # Errors
@@ -94,8 +95,8 @@ impl<'a> Sampler<'a> {
         Ok(sampled)
     }
 
-    /// Frees the device memory of generation (KV cache, captured graphs), which training needs. It also keeps the
-    /// peak memory of a resumed run equal to that of an uninterrupted run.
+    /// Frees the KV cache and the captured graphs, because training needs the device memory. Without this the peak
+    /// memory of a resumed run would also differ from that of an uninterrupted run.
     pub(crate) fn release_memory(&self) {
         self.engine.release_memory();
     }
@@ -119,7 +120,7 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    /// The seed for one use (`stream`) of random numbers for one prompt in step `n`.
+    /// Derives the seed of one prompt in step `n` for the purpose `stream`.
     fn seed_of(&self, n: u64, prompt_index: u64, stream: RandomStream) -> u64 {
         let counter = [prompt_index as u32, n as u32, (n >> 32) as u32 ^ (prompt_index >> 32) as u32, stream as u32];
         let [a, b, ..] = philox4x32_10(counter, [self.seed as u32, (self.seed >> 32) as u32]);

@@ -15,17 +15,17 @@ use crate::options::GrpoOptions;
 use crate::rollout::siglip::SiglipScorer;
 use crate::run::error_if_stopped;
 
-/// Scores groups of completions with the rewards of the options.
+/// Scores groups of completions with the rewards that the options name.
 pub(crate) struct CompletionScorer<'a> {
     /// Becomes true when the run is interrupted.
     stop: &'a AtomicBool,
     rules: RewardRules,
     custom: Vec<CustomReward>,
-    /// Compares the reasoning of a completion with the frames (`--siglip`).
+    /// The semantic reward (`--siglip`): compares the reasoning of a completion with the frames.
     siglip: Option<SiglipScorer>,
 }
 
-/// The scores of one custom reward.
+/// The values of one custom reward, by group and completion.
 struct CustomScores {
     name: &'static str,
     by_group: Vec<Vec<f32>>,
@@ -68,8 +68,8 @@ impl<'a> CompletionScorer<'a> {
         self.siglip.as_ref().map(SiglipScorer::frames_encoded)
     }
 
-    /// Similarity of each completion's reasoning with the frames that the policy sees; `None` for prompts without
-    /// media.
+    /// The semantic reward of each completion: how similar its reasoning is to the frames of the prompt. `None` for
+    /// prompts without media, or without `--siglip`.
     fn semantic_rewards(&mut self, rollout: &Rollout) -> Result<Option<Vec<f32>>> {
         let frames = &rollout.prompt.tokens.frames;
         let (seen, video) = match frames.videos.is_empty() {
@@ -96,7 +96,7 @@ impl<'a> CompletionScorer<'a> {
         }
         let mut all = Vec::new();
         for custom in &mut self.custom {
-            // After an interruption, returns the error of the interruption, not the one about the missing reward.
+            // If the run was interrupted, return that error, not the error of the reward that was cut off.
             let flat =
                 custom.score_or_stop(&rows, self.stop).or_else(|e| error_if_stopped(self.stop).and(Err(e.into())))?;
             let mut rest = flat.iter().map(|&r| r as f32);
@@ -113,8 +113,8 @@ fn solution_and_type(columns: &Map<String, Value>) -> (Option<&str>, Option<&str
     (text("solution"), text("problem_type"))
 }
 
-/// Checks that completions of a row with these columns can be scored. With `custom` rewards no solution is needed.
-pub(crate) fn check_columns(columns: &Map<String, Value>, custom: bool) -> Result<(), Diagnostic> {
+/// Checks that a row has the columns that its rewards need. If `custom` rewards are given, a solution is not needed.
+pub(crate) fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -> Result<(), Diagnostic> {
     for name in ["solution", "problem_type"] {
         if columns.get(name).is_some_and(|value| !value.is_string() && !value.is_null()) {
             return Err(Diagnostic::new(name, "is not a string", "write it as a JSON string"));
@@ -126,7 +126,8 @@ pub(crate) fn check_columns(columns: &Map<String, Value>, custom: bool) -> Resul
         let missing = Diagnostic::new("solution", "is missing, and there is no custom reward", help);
         return if custom { Ok(()) } else { Err(missing) };
     };
-    // The accuracy reward compares the texts inside the tags: without tags every completion would match.
+    // The accuracy reward compares the texts in `<answer>` tags. A solution without tags has no such text, and every
+    // completion would match it.
     if rewards::extract_answer(solution).is_empty() {
         return Err(Diagnostic::new("solution", "has no answer in <answer> tags", "write <answer>…</answer>"));
     }

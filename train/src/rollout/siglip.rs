@@ -14,7 +14,7 @@ use reel_rewards::{RewardError, SemanticModel};
 use reel_runtime::{DType, Device};
 use twox_hash::XxHash3_128;
 
-/// Number of frame embeddings that the cache keeps (so400m: 4.5 KiB each).
+/// Number of frame embeddings that the cache keeps. The model so400m has 4.5 KiB per embedding.
 const MAX_CACHED_FRAMES: usize = 1024;
 
 /// A frame embedding, shared between the cache and callers.
@@ -28,7 +28,7 @@ pub struct SiglipScorer {
     encoded: u64,
 }
 
-/// A frame: u8 RGB bytes `[height, width, 3]`.
+/// A frame: its RGB bytes in the layout `[height, width, 3]`.
 struct Frame<'a> {
     data: Cow<'a, [u8]>,
     height: usize,
@@ -49,8 +49,8 @@ impl SiglipScorer {
         Self { model, cache: Cache::default(), encoded: 0 }
     }
 
-    /// Cosine similarity of each text with each frame: one list per text, in the order of the frames of all videos
-    /// and images. With `negative` every byte v of a frame is replaced by `(256 - v) % 256`, as in VideoRFT's code.
+    /// Cosine similarities between texts and frames: one list per text, with one value per frame of all `frames` in
+    /// order. With `negative` every byte v of a frame is replaced by `(256 - v) % 256`, as in VideoRFT's code.
     ///
     /// # Errors
     /// Frame data of the wrong size, embeddings that are not numbers, or a device error.
@@ -131,7 +131,7 @@ impl SiglipScorer {
     }
 }
 
-/// Similarities of texts with image files, which are opened one after the other.
+/// Opens image files one after the other and compares texts with them.
 impl SemanticModel for SiglipScorer {
     fn similarities(
         &mut self,
@@ -148,8 +148,8 @@ impl SemanticModel for SiglipScorer {
 }
 
 impl Frame<'_> {
-    /// The cache key of a frame: XXH3 (128 bits) of its bytes, size and negation. Different frames have different keys
-    /// in practice.
+    /// The cache key of a frame: the 128-bit XXH3 hash of its bytes, with its size and `negative` in the seed. Two
+    /// different frames have the same key only with negligible probability.
     fn key(&self, negative: bool) -> u128 {
         let preview = [self.height as u64, self.width as u64, negative as u64].map(u64::to_le_bytes).concat();
         let seed = twox_hash::XxHash3_64::oneshot(&preview);
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!((first.len(), first[0].len(), scorer.frames_encoded()), (8, 16, 16));
         assert!(first.iter().flatten().all(|cos| (-1.0..=1.0).contains(cos)));
         assert!(first[0].windows(2).any(|w| w[0] != w[1]) && first[0] != first[7]);
-        // Known frames in another order, with new frames added: only the new ones are encoded.
+        // The first video's frames in another order, and new frames: only the new ones are encoded.
         let mut shuffled = videos[0].clone();
         let frame = 40 * 60 * 3;
         shuffled.data.rotate_left(5 * frame);
@@ -227,7 +227,7 @@ mod tests {
         assert_eq!(scorer.frames_encoded(), 18);
         assert_eq!(again[0][..11], first[0][5..]);
         assert_eq!(again[0][11..16], first[0][..5]);
-        // Negated frames and frames of another shape have other keys.
+        // Negated frames and frames of another size are not found in the cache.
         let negative = scorer.similarities_of(&texts[..1], &videos, true).unwrap();
         assert!(negative[0] != first[0]);
         let turned = FrameBuf { height: 60, width: 40, ..videos[0].clone() };

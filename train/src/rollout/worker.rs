@@ -22,20 +22,20 @@ use reel_runtime::Cx;
 
 use super::prompts::{Prompt, PromptSource};
 use super::records::RolloutRecorder;
-use super::sampler::Sampler;
+use super::sampler::CompletionSampler;
 use super::scorer::CompletionScorer;
 use crate::data::feed::MicroBatchFeed;
 use crate::options::GrpoOptions;
 use crate::reporting::metrics::GrpoMetrics;
 use crate::rollout::group::{CompletionTokens, Group};
-use crate::run::BatchCursor;
+use crate::run::StepRowCursor;
 use crate::run::grpo::GrpoSetup;
 use crate::step::trainer::{RolloutPreview, Trainer};
 use crate::{Result, TrainError};
 
 /// Samples and scores the completions of each training step.
 pub(crate) struct RolloutWorker<'a> {
-    sampler: Sampler<'a>,
+    sampler: CompletionSampler<'a>,
     options: &'a GrpoOptions,
     prompts: Arc<PromptSource>,
     scorer: CompletionScorer<'a>,
@@ -52,14 +52,15 @@ pub(crate) struct Rollout {
     pub(crate) shuffled_texts: Vec<String>,
 }
 
-/// The groups of one step, with the metrics and the preview of their sampling.
+/// What sampling for one step gives: the groups to train on, the metrics of sampling, and the preview.
 pub(crate) struct RolloutBatch {
     pub(crate) groups: Vec<Group>,
     pub(crate) metrics: GrpoMetrics,
     pub(crate) preview: RolloutPreview,
 }
 
-/// Maximum number of batches of rows that dynamic sampling tries in one step.
+/// Maximum number of sampling rounds that dynamic sampling does in one step. Each round uses further rows of the
+/// data.
 const MAX_ROUNDS: u64 = 10;
 
 impl<'a> RolloutWorker<'a> {
@@ -67,7 +68,7 @@ impl<'a> RolloutWorker<'a> {
         let cx = Cx::inference(&trainer.device, trainer.dtype);
         let engine = Engine::new(&trainer.model, &cx)?.interrupt_flag(setup.stop);
         Ok(Self {
-            sampler: Sampler::new(engine, setup.options, prompts.stop_token_ids(), setup.seed),
+            sampler: CompletionSampler::new(engine, setup.options, prompts.stop_token_ids(), setup.seed),
             options: setup.options,
             scorer: CompletionScorer::new(setup.options, &trainer.device, trainer.dtype, setup.stop)?,
             recorder: RolloutRecorder::new(&setup.options.out, trainer.hyperparameters.schedule.max_steps),
@@ -81,7 +82,7 @@ impl<'a> RolloutWorker<'a> {
         &mut self,
         n: u64,
         feed: &mut MicroBatchFeed<PromptSource>,
-        cursor: &mut BatchCursor,
+        cursor: &mut StepRowCursor,
     ) -> Result<Option<RolloutBatch>> {
         let (begun, encoded_before) = (Instant::now(), self.scorer.frames_encoded());
         let dynamic = self.options.dynamic_sampling;
@@ -89,13 +90,13 @@ impl<'a> RolloutWorker<'a> {
         let (mut kept, mut all_scores, mut dropped, mut data_ended) = (Vec::new(), Vec::new(), 0, false);
         let mut preview = RolloutPreview::default();
         for round in 0..MAX_ROUNDS {
-            let Some(batch) = cursor.next_batch(feed, self.stop)? else {
+            let Some(batch) = cursor.next_micro_batch(feed, self.stop)? else {
                 data_ended = true;
                 break;
             };
             let rollouts = self.sample(batch.samples, n, round)?;
             let scores = self.scorer.score(&rollouts)?;
-            self.recorder.add_groups(n, round, &rollouts, &scores, is_kept)?;
+            self.recorder.record_groups(n, round, &rollouts, &scores, is_kept)?;
             preview.rewards.extend(scores.iter().flat_map(|s| &s.reward));
             if let (0, Some(rollout), Some(scores)) = (round, rollouts.first(), scores.first()) {
                 preview.text = preview_text(rollout, scores);
@@ -115,7 +116,7 @@ impl<'a> RolloutWorker<'a> {
         }
         self.sampler.release_memory();
         if kept.is_empty() {
-            // Either the data has ended, or in no group did the rewards of the completions differ.
+            // No group is left: the data has ended, or in every group all completions got the same reward.
             return if dropped == 0 || data_ended && n > 1 { Ok(None) } else { Err(equal_rewards(n, dropped)) };
         }
         kept.truncate(self.options.groups_per_step());
@@ -163,17 +164,17 @@ impl<'a> RolloutWorker<'a> {
     }
 }
 
-/// The error of a step in which the rewards of no group differ, so every advantage is 0. The run ends as after a
-/// failed reward: finished steps are saved.
+/// The error of a step in which every group has equal rewards: every advantage is 0, so there is nothing to learn. It
+/// is a reward error, after which the run saves its finished steps.
 fn equal_rewards(step: u64, groups: u64) -> TrainError {
     TrainError::Reward(RewardError::custom_reward_failed(
         "--dynamic-sampling",
-        format!("in step {step} the rewards within each of {groups} groups were all the same"),
+        format!("in step {step}, all completions of a group got the same reward, in each of {groups} groups"),
         "leave --dynamic-sampling out, raise --temperature, or give rows that the model sometimes gets right",
     ))
 }
 
-/// The location of a prompt with its completions and their rewards, as Markdown.
+/// Text of the preview, as Markdown: where the prompt is in the data file, then each completion with its rewards.
 fn preview_text(rollout: &Rollout, scores: &Scores) -> String {
     let quoted = |text: &str| text.lines().map(|line| format!("    {line}\n")).collect::<String>();
     let mut page = format!("{}\n\n", rollout.prompt.location);
@@ -184,7 +185,7 @@ fn preview_text(rollout: &Rollout, scores: &Scores) -> String {
     page
 }
 
-/// The mean of each reward over all completions that have it, by name.
+/// The mean of each reward, by its name, over the completions that have this reward.
 fn mean_rewards(all: &[Scores]) -> Vec<(String, f64)> {
     let mut sums: Vec<(String, f64, usize)> = Vec::new();
     for (name, values) in all.iter().flat_map(Scores::named_rewards) {

@@ -25,17 +25,17 @@ use crate::reporting::metrics::{JsonlLog, SkippedRow, StepMetrics};
 use crate::reporting::progress::Progress;
 use crate::reporting::watch::Reporters;
 use crate::run_folder::best;
-use crate::run_folder::checkpoint::{self, BaseModel, CheckpointWriter, Snapshot, TrainedWeights};
-use crate::run_folder::hashes::HashLog;
+use crate::run_folder::checkpoint::{self, BaseModel, CheckpointSnapshot, CheckpointWriter, TrainedWeights};
+use crate::run_folder::hashes::TensorHashLog;
 use crate::run_folder::output::{self, RunStart};
-use crate::run_folder::resume::{self, PlannedLength, RunState};
+use crate::run_folder::resume::{self, PlannedStepCount, RunState};
 use crate::step::hyperparameters::Hyperparameters;
-use crate::step::trainer::{StepResult, Trainer, fingerprint};
+use crate::step::trainer::{StepResult, Trainer, combined_fingerprint};
 use crate::{Result, TrainError};
 
-use validate::plan_steps;
+use validate::count_steps_and_unusable_rows;
 pub(crate) use validate::unusable_rows;
-pub use validate::{DataCheck, check_data};
+pub use validate::{DataCheckResult, check_data};
 
 /// The inputs of a training run.
 #[derive(Debug)]
@@ -50,9 +50,10 @@ pub struct RunSetup<'a, O> {
     pub dtype: DType,
     /// Seed of the row order and of all random numbers.
     pub seed: u64,
-    /// Frame and pixel limits. `options.parity` decides whether M-RoPE uses the seconds between frames.
+    /// Options for reading images and videos, such as pixel limits. Whether M-RoPE uses the seconds between frames is
+    /// decided by `options.parity` instead.
     pub media: &'a MediaOptions,
-    /// The JSON object of all resolved options, for `run.json`.
+    /// All options as a JSON object, for `run.json`.
     pub resolved: &'a Value,
     /// Whether only errors are printed.
     pub quiet: bool,
@@ -81,15 +82,15 @@ pub struct RunSummary {
     pub skipped: usize,
 }
 
-/// A source of samples whose data file has a fingerprint, so a resumed run can recognize it.
+/// A source of samples with a fingerprint, by which a resumed run checks that its data is the same.
 pub trait DataSource: SampleSource {
     /// Fingerprint of the data files, without media.
-    fn fingerprint(&self) -> String;
+    fn combined_fingerprint(&self) -> String;
     /// Checks the fields of a row, without loading its media.
     fn validate_row(&self, row: usize) -> Result<()>;
 }
 
-/// What a training command (`sft` or `grpo`) does in a step.
+/// What differs between the training commands (`sft` and `grpo`): their data, and what one step does.
 pub trait TrainLoop<'a>: Sized {
     /// The options of the command.
     type Options: TrainingOptions + 'a;
@@ -98,13 +99,13 @@ pub trait TrainLoop<'a>: Sized {
 
     /// Opens the data.
     fn open_rows(setup: &RunSetup<'a, Self::Options>) -> Result<Self::DataSource>;
-    /// How rows are grouped into micro-batches, for a data file of `rows` rows.
+    /// How rows are grouped into micro-batches, if the data has `rows` rows.
     fn batching(options: &Self::Options, rows: usize) -> MicroBatchOptions;
-    /// Number of training steps that `batches` batches of the data feed give.
+    /// Number of training steps that a run does if the data feed gives it `batches` batches.
     fn step_count(options: &Self::Options, batches: u64) -> u64;
     /// Whether every row must be read with its media before the first step.
     fn must_scan_all_rows(options: &Self::Options) -> bool;
-    /// Prepares the first step, resuming from the checkpoint in `from` if given.
+    /// Creates the training loop before the first step. `from` is the folder of the checkpoint if the run resumes.
     fn begin(
         setup: &RunSetup<'a, Self::Options>,
         rows: Arc<Self::DataSource>,
@@ -112,16 +113,17 @@ pub trait TrainLoop<'a>: Sized {
         trainer: &mut Trainer,
         from: Option<&Path>,
     ) -> Result<Self>;
-    /// Does step `n`, counted from 1; `None` at the end of the data.
-    fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut BatchCursor) -> Result<Option<StepResult>>;
-    /// The files that a checkpoint needs beside weights and optimizer: path in the checkpoint folder, and contents.
+    /// Does step `n`, counted from 1. Returns `None` if the data has ended.
+    fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>>;
+    /// Files that a checkpoint needs for this loop besides weights and optimizer state, as (path in the checkpoint
+    /// folder, contents).
     fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;
 }
 
-/// The rows that a step consumes, and the position in the data after them.
+/// Collects which rows one step uses, and where in the data the next step begins.
 #[derive(Debug, Default)]
-pub struct BatchCursor {
-    /// The position in the data after these rows.
+pub struct StepRowCursor {
+    /// The position in the data after the rows that the step has used so far.
     pub position: DataPosition,
     /// Rows that the step trains on.
     pub rows: Vec<usize>,
@@ -129,20 +131,20 @@ pub struct BatchCursor {
     pub skipped: Vec<SkippedRow>,
 }
 
-impl BatchCursor {
-    /// The next non-empty batch of `feed`; `None` at the end of the data.
+impl StepRowCursor {
+    /// Returns the next batch of `feed` that has usable rows; `None` at the end of the data.
     ///
     /// # Errors
     /// [`TrainError::Stopped`] when `stop` is true, or the error of a row in a strict run.
-    pub fn next_batch<S: SampleSource>(
+    pub fn next_micro_batch<S: SampleSource>(
         &mut self,
         feed: &mut MicroBatchFeed<S>,
         stop: &AtomicBool,
     ) -> Result<Option<MicroBatch<S::Sample>>> {
         loop {
             error_if_stopped(stop)?;
-            let Some(mut batch) = feed.next_batch()? else { return Ok(None) };
-            self.position.advance(&batch);
+            let Some(mut batch) = feed.next_micro_batch()? else { return Ok(None) };
+            self.position.advance_past(&batch);
             self.skipped.append(&mut batch.skipped);
             self.rows.extend(&batch.rows);
             if !batch.samples.is_empty() {
@@ -163,7 +165,7 @@ pub(crate) fn error_if_stopped(stop: &AtomicBool) -> Result<()> {
 /// Trains to the last step, or until `setup.stop` becomes true.
 pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunSummary> {
     setup.options.validate()?;
-    let start = output::find_start(setup.options)?;
+    let start = output::find_run_start(setup.options)?;
     let rows = Arc::new(W::open_rows(setup)?);
     let mut run = Run::<W>::begin(setup, start, rows)?;
     let done = run.steps();
@@ -179,14 +181,14 @@ pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<Run
     })
 }
 
-/// Repeats the steps of a recorded run up to `step` and returns the trainer with the resulting weights. `lengths` has
-/// the planned numbers of steps, on which the learning rates depend.
+/// Does the steps of a recorded run again, up to `step`, and returns the trainer with the resulting weights.
+/// `lengths` says which number of steps the run had planned at which step; the learning rate depends on it.
 pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     step: u64,
-    lengths: &[PlannedLength],
+    lengths: &[PlannedStepCount],
 ) -> Result<Trainer> {
-    let start = output::find_start(setup.options)?;
+    let start = output::find_run_start(setup.options)?;
     let mut run = Run::<W>::begin(setup, start, Arc::new(W::open_rows(setup)?))?;
     while run.state.step < step {
         if let Some(steps) = resume::planned_steps_at(lengths, run.state.step + 1) {
@@ -205,27 +207,27 @@ struct Run<'a, W: TrainLoop<'a>> {
     rows: Arc<W::DataSource>,
     trainer: Trainer,
     train_loop: W,
-    /// The model that the run started from; after a resume, with the weight files of the checkpoint.
+    /// The model that the run started from. In a resumed run its weight files are those of the checkpoint.
     base: BaseModel,
     state: RunState,
-    lengths: Vec<PlannedLength>,
+    lengths: Vec<PlannedStepCount>,
     resumed_after: u64,
     last: Option<StepMetrics>,
     metrics: JsonlLog,
-    hashes: HashLog,
+    hashes: TensorHashLog,
     skipped: JsonlLog,
     reporters: Reporters,
     progress: Progress,
-    /// The step of the checkpoint that was written or read last, so that no step is written twice.
+    /// The step of the checkpoint that was last written or resumed from; a checkpoint of it is not written again.
     saved: u64,
     writer: CheckpointWriter,
-    /// The matrix-product library and its algorithms, as run.json has them.
+    /// What run.json says about the matrix-product library and its chosen algorithms.
     products: Option<MatmulLibrary>,
 }
 
 impl<'a, W: TrainLoop<'a>> Run<'a, W> {
-    /// Prepares everything up to the first step. Nothing is written to OUT before model, data and train loop are
-    /// ready, so a run that fails to start leaves OUT as it was.
+    /// Prepares a run up to its first step. OUT is not touched before model, data and training loop are ready, so a
+    /// run that fails to start leaves it as it was.
     fn begin(setup: &RunSetup<'a, W::Options>, start: RunStart, rows: Arc<W::DataSource>) -> Result<Self> {
         let options = setup.options;
         let order = row_order(options.no_shuffle, rows.row_count(), setup.seed);
@@ -238,18 +240,18 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
         let feed = MicroBatchFeed::new(rows.clone(), order, batching, &state.position, threads, window);
         let train_loop = W::begin(setup, rows.clone(), feed, &mut trainer, start.checkpoint())?;
-        let (metrics, skipped) = match &start {
+        let output::RunLogs { metrics, skipped } = match &start {
             RunStart::Fresh => output::fresh_logs(&options.out, setup.model, &found)?,
             RunStart::From(folder) => {
-                checkpoint::load_optimizer(folder, &mut trainer, &state)?;
+                checkpoint::load_optimizer_state(folder, &mut trainer, &state)?;
                 output::resume_logs(&options.out, folder, state.step, state.position.skipped.len())?
             }
         };
         let home = start.run_folder(&options.out);
-        let hashes = HashLog::open(&options.out, home, state.step, trainer.optimizer.parameter_states().count())?;
+        let hashes = TensorHashLog::open(&options.out, home, state.step, trainer.optimizer.parameter_states().count())?;
         let lengths = match start.checkpoint() {
-            None => vec![PlannedLength { after: 0, steps: state.steps }],
-            Some(folder) => resume::planned_lengths(folder, home, &state)?,
+            None => vec![PlannedStepCount { after: 0, steps: state.steps }],
+            Some(folder) => resume::planned_step_counts(folder, home, &state)?,
         };
         let run = run_json(setup, &state, &lengths);
         output::write_run_json(&options.out, &run)?;
@@ -292,7 +294,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         })
     }
 
-    /// The run state before the first step of this process, and the rows that are already known to be unusable.
+    /// The state of the run before the first step of this process. For a fresh run, also the rows that are known to
+    /// be unusable.
     fn initial_state(
         setup: &RunSetup<'a, W::Options>,
         start: &RunStart,
@@ -300,7 +303,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         order: &RowOrder,
     ) -> Result<(RunState, Vec<SkippedRow>)> {
         let options = setup.options;
-        let measure = || plan_steps::<W>(setup, rows, order, unusable_rows(options, &**rows)?);
+        let measure = || count_steps_and_unusable_rows::<W>(setup, rows, order, unusable_rows(options, &**rows)?);
         let RunStart::From(folder) = start else {
             let (steps, found) = measure()?;
             if options.check_data && !setup.quiet {
@@ -309,9 +312,9 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             } else if let Some(first) = found.first().filter(|_| !setup.quiet) {
                 eprintln!("{} of {} rows are skipped; the first: {}", found.len(), rows.row_count(), first.reason);
             }
-            return Ok((resume::fresh_state(setup, &**rows, steps, &found)?, found));
+            return Ok((resume::fresh_run_state(setup, &**rows, steps, &found)?, found));
         };
-        let mut state = resume::resumed_state(setup, &**rows, folder, || Ok(measure()?.0))?;
+        let mut state = resume::resumed_run_state(setup, &**rows, folder, || Ok(measure()?.0))?;
         state.rewards.forget_best_if_missing(&options.out);
         Ok((state, Vec::new()))
     }
@@ -322,7 +325,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(TrainError::Stopped(_)) => return Err(self.stopped()?),
-                // A custom reward failed: the finished steps are saved before the run ends.
+                // If a custom reward fails, the finished steps are saved before the run ends.
                 Err(e @ TrainError::Reward(_)) => {
                     self.save()?;
                     self.writer.wait()?;
@@ -343,13 +346,13 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         TrainedWeights::capture(&self.trainer, self.base.clone(), false)?.write(&self.setup.options.out)
     }
 
-    /// Does one step with its logs, reports and checkpoint. Returns false at the end of the data.
+    /// Does one step, logs it, and writes a checkpoint if one is due. Returns false at the end of the data.
     fn one_step(&mut self) -> Result<bool> {
         let begun = Instant::now();
         let n = self.state.step + 1;
-        self.writer.poll()?;
+        self.writer.check_finished_job()?;
         self.trainer.device.reset_peak();
-        let mut cursor = BatchCursor { position: self.state.position.clone(), ..BatchCursor::default() };
+        let mut cursor = StepRowCursor { position: self.state.position.clone(), ..StepRowCursor::default() };
         let result = self.train_loop.step(&mut self.trainer, n, &mut cursor)?;
         cursor.skipped.iter().try_for_each(|s| self.skipped.append(s))?;
         self.state.position = cursor.position;
@@ -364,7 +367,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// Logs and reports a finished step, and writes a checkpoint if one is due.
     fn finish(&mut self, n: u64, mut result: StepResult, begun: Instant) -> Result<()> {
         let hashes = self.trainer.tensor_hashes()?;
-        let hash = fingerprint(&hashes);
+        let hash = combined_fingerprint(&hashes);
         self.hashes.append(&hashes.into_iter().map(|h| h.1).collect::<Vec<_>>())?;
         let step_seconds = begun.elapsed().as_secs_f64();
         self.state.step = n;
@@ -383,7 +386,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         };
         self.metrics.append(&line)?;
         self.progress.show_step(&line);
-        self.state.rewards.add_step(&line);
+        self.state.rewards.add_step_reward(&line);
         let options = self.setup.options;
         if n.is_multiple_of(options.logging_steps) || n == self.state.steps {
             self.reporters.report_step(&line, result.preview.as_ref())?;
@@ -400,20 +403,21 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.save()
     }
 
-    /// Writes a checkpoint of the last finished step, unless there is one. If host memory has room for a copy of
-    /// weights and optimizer, a background thread writes the copy while the next steps run.
+    /// Writes a checkpoint of the last finished step unless it has one. If host memory has room for a copy of weights
+    /// and optimizer state, a background thread writes the copy while the next steps run.
     fn save(&mut self) -> Result<()> {
         if self.saved == self.state.step {
             return Ok(());
         }
-        // At most one copy of the weights is in memory at a time.
+        // Waits for the previous checkpoint, so that at most one copy of the weights is in host memory.
         self.writer.wait()?;
         self.metrics.sync()?;
         self.skipped.sync()?;
         self.write_products()?;
-        let copy = checkpoint::has_room_for(checkpoint::checkpoint_bytes(&self.trainer));
+        let copy = checkpoint::host_memory_has_room_for(checkpoint::checkpoint_bytes(&self.trainer));
         let (base, state) = (self.base.clone(), self.state.clone());
-        let snapshot = Snapshot::capture(&self.trainer, base, state.clone(), self.train_loop.resume_files()?, copy)?;
+        let snapshot =
+            CheckpointSnapshot::capture(&self.trainer, base, state.clone(), self.train_loop.resume_files()?, copy)?;
         self.saved = state.step;
         let (out, keep) = (self.setup.options.out.clone(), self.setup.options.save_total_limit);
         let job = move || {
@@ -424,8 +428,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         if copy { self.writer.start(job) } else { job() }
     }
 
-    /// Updates run.json if the device has chosen further matrix-product algorithms, which it does when a shape is
-    /// first used. Called after the first step, with each checkpoint and at the end.
+    /// Updates run.json if the device has chosen new matrix-product algorithms, which it does for each new shape.
+    /// Called after the first step, with each checkpoint and at the end.
     fn write_products(&mut self) -> Result<()> {
         let now = self.trainer.device.matmul_library();
         if now != self.products {
@@ -463,7 +467,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     }
 }
 
-/// The name of the base model in an adapter's config: the absolute path of a folder, or a hub id.
+/// The base model's name as an adapter's config states it: the absolute path of a folder, or a Hugging Face id.
 fn base_name(model: &str) -> String {
     Path::new(model).canonicalize().map_or(model.to_string(), |path| path.display().to_string())
 }
@@ -473,13 +477,14 @@ pub(crate) fn row_order(no_shuffle: bool, rows: usize, seed: u64) -> RowOrder {
     if no_shuffle { RowOrder::file_order(rows) } else { RowOrder::shuffled(rows, seed) }
 }
 
-/// Number of threads that decode media: a quarter of the CPU cores, 1 to 8. The other cores compute.
+/// Number of threads that decode images and videos: a quarter of the CPU cores, but 1 to 8. The other cores are left
+/// for computing.
 fn decoding_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| (n.get() / 4).clamp(1, 8))
 }
 
 /// The content of `run.json`.
-fn run_json<O: TrainingOptions>(setup: &RunSetup<O>, state: &RunState, lengths: &[PlannedLength]) -> Value {
+fn run_json<O: TrainingOptions>(setup: &RunSetup<O>, state: &RunState, lengths: &[PlannedStepCount]) -> Value {
     let hardware = setup.device.hardware();
     let products =
         setup.device.matmul_library().map(|p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}));

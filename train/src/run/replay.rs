@@ -9,17 +9,17 @@ use crate::run::{self, RunSetup, TrainLoop};
 use crate::run_folder::checkpoint;
 use crate::run_folder::hashes;
 use crate::run_folder::output;
-use crate::run_folder::resume::PlannedLength;
+use crate::run_folder::resume::PlannedStepCount;
 use crate::{Result, TrainError};
 
-/// The checkpoint from which a step can be repeated.
+/// Where a replay starts, and what it must arrive at.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReplayStart {
-    /// The step of the checkpoint; 0: the start of the run.
+    /// The step of the checkpoint that the replay starts from; 0 if it starts at the beginning of the run.
     pub step: u64,
-    /// The nearest checkpoint before the step; `None`: the start of the run.
+    /// The newest checkpoint before the replayed step; `None` if the replay starts at the beginning of the run.
     pub checkpoint: Option<PathBuf>,
-    /// The recorded fingerprint of all weights after the step.
+    /// The fingerprint of all weights that the run recorded after the replayed step.
     pub hash: String,
 }
 
@@ -28,12 +28,12 @@ pub struct ReplayStart {
 pub struct ReplayReport {
     /// Whether all weights have the recorded bits.
     pub same: bool,
-    /// Name of the first tensor that differs, if the run recorded hashes of tensors.
+    /// Name of the first tensor with other bits; `None` if all are equal or the run recorded no hash per tensor.
     pub first: Option<String>,
 }
 
-/// Finds the nearest checkpoint from which step `step` of the run in `out` can be repeated.
-pub fn find_start(out: &Path, step: u64) -> Result<ReplayStart> {
+/// Finds where the replay of step `step` of the run in `out` must start: at the newest checkpoint before it.
+pub fn find_replay_start(out: &Path, step: u64) -> Result<ReplayStart> {
     let log = out.join(output::METRICS_FILE);
     let lines = metrics::read_matching_lines(&log, |m: &StepMetrics| m.step == step)?;
     let recorded = lines.first().and_then(|line| serde_json::from_str::<StepMetrics>(line).ok());
@@ -50,8 +50,9 @@ pub fn find_start(out: &Path, step: u64) -> Result<ReplayStart> {
     Ok(ReplayStart { step: nearest.as_ref().map_or(0, |n| n.0), checkpoint: nearest.map(|n| n.1), hash: recorded.hash })
 }
 
-/// Repeats the run up to `step` and compares the weights with those that the run in `recorded` left. `setup` has the
-/// options of that run, but an empty OUT of its own, the checkpoint to resume from, and no checkpoints to write.
+/// Does the steps up to `step` again and compares the weights with those of the run in `recorded`; `want` is their
+/// fingerprint. `setup` has the options of that run, but an output folder of its own, the checkpoint to resume from,
+/// and no checkpoints to write.
 pub(crate) fn replay<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     recorded: &Path,
@@ -59,19 +60,19 @@ pub(crate) fn replay<'a, W: TrainLoop<'a>>(
     want: &str,
 ) -> Result<ReplayReport> {
     debug_assert!(setup.options.save_steps == 0);
-    let lengths: Vec<PlannedLength> = serde_json::from_value(read(recorded)?["lengths"].take()).unwrap_or_default();
+    let lengths: Vec<PlannedStepCount> = serde_json::from_value(read(recorded)?["lengths"].take()).unwrap_or_default();
     let trainer = run::replay_steps::<W>(setup, step, &lengths)?;
     if trainer.weights_fingerprint()? == want {
         return Ok(ReplayReport { same: true, first: None });
     }
     let now = trainer.tensor_hashes()?;
-    let then = hashes::read_step(recorded, step, now.len())?.unwrap_or_default();
-    let first = now.iter().zip(then).find(|((_, hash), then)| hashes::low_bits(*hash) != *then);
+    let then = hashes::read_step_hashes(recorded, step, now.len())?.unwrap_or_default();
+    let first = now.iter().zip(then).find(|((_, hash), then)| hashes::low_32_bits(*hash) != *then);
     Ok(ReplayReport { same: false, first: first.map(|((name, _), _)| name.clone()) })
 }
 
 /// Reads the command and the options of a run from its `run.json`.
-pub fn recorded_options(out: &Path) -> Result<(String, Value)> {
+pub fn recorded_command_and_options(out: &Path) -> Result<(String, Value)> {
     let mut run = read(out)?;
     match (run["command"].as_str().map(String::from), run["options"].take()) {
         (Some(command), options @ Value::Object(_)) => Ok((command, options)),

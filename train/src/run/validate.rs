@@ -18,7 +18,7 @@ use crate::{Result, TrainError};
 
 /// The result of `--check-data`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DataCheck {
+pub struct DataCheckResult {
     /// Number of rows.
     pub rows: usize,
     /// Number of rows that cannot be used.
@@ -28,16 +28,16 @@ pub struct DataCheck {
 }
 
 /// Checks every row including its media and writes the list of unusable rows, without training.
-pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<DataCheck> {
+pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<DataCheckResult> {
     setup.options.validate()?;
     let rows = Arc::new(W::open_rows(setup)?);
     let order = row_order(true, rows.row_count(), setup.seed);
-    let (_, bad) = plan_steps::<W>(setup, &rows, &order, Vec::new())?;
-    Ok(DataCheck { rows: rows.row_count(), bad: bad.len(), list: setup.options.quarantine_list_path() })
+    let (_, bad) = count_steps_and_unusable_rows::<W>(setup, &rows, &order, Vec::new())?;
+    Ok(DataCheckResult { rows: rows.row_count(), bad: bad.len(), list: setup.options.quarantine_list_path() })
 }
 
-/// The rows that are known to be unusable without loading media, in file order: those of the `--quarantine` list and
-/// those with wrong fields. In a strict run the first row with wrong fields is an error.
+/// The rows, in file order, that are unusable as far as one can tell without loading media: those in the
+/// `--quarantine` list, and those with wrong fields. In a strict run the first row with wrong fields is an error.
 pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Result<Vec<SkippedRow>> {
     let line_of = |row| (row < rows.row_count()).then(|| rows.location(row).1);
     let mut found = match &options.quarantine {
@@ -61,9 +61,9 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     }
 }
 
-/// The number of steps of the run, counted from the data unless `--max-steps` gives it, and the unusable rows: the
-/// `known` ones or, if every row is scanned, all of them.
-pub(super) fn plan_steps<'a, W: TrainLoop<'a>>(
+/// Returns the run's number of steps, counted from the data unless `--max-steps` gives it, and its unusable rows.
+/// These are the `known` ones or, if the command reads every row before the first step, all of them.
+pub(super) fn count_steps_and_unusable_rows<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     rows: &Arc<W::DataSource>,
     order: &RowOrder,
@@ -79,7 +79,11 @@ pub(super) fn plan_steps<'a, W: TrainLoop<'a>>(
     let scan = match every {
         true if options.check_data => {
             let list = options.quarantine_list_path();
-            RowsToScan::Checking(ScanJournal::open(&list, &resume::scan_fingerprint(setup, &**rows)?, setup.quiet)?)
+            RowsToScan::Checking(ScanJournal::open(
+                &list,
+                &resume::data_check_fingerprint(setup, &**rows)?,
+                setup.quiet,
+            )?)
         }
         true => RowsToScan::AllBut(&known),
         false => RowsToScan::None,

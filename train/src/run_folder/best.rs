@@ -14,16 +14,16 @@ use crate::{Result, TrainError};
 /// The name of the file in OUT.
 pub const TRAINER_STATE_FILE: &str = "trainer_state.json";
 
-/// The step of a checkpoint and the mean reward that it is judged by.
+/// The step of a checkpoint, and the mean reward by which checkpoints are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BestCheckpoint {
     /// Step of the checkpoint.
     pub step: u64,
-    /// Mean reward over the steps since the previous checkpoint.
+    /// Mean reward over the steps from the previous checkpoint to this one.
     pub reward: f64,
 }
 
-/// Sums the rewards since the last checkpoint and remembers the best checkpoint.
+/// Sums up the rewards since the last scheduled checkpoint, and remembers the best checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RewardTracker {
     sum: f64,
@@ -34,13 +34,14 @@ pub struct RewardTracker {
 
 impl RewardTracker {
     /// Adds the mean reward of a step, if the step has one.
-    pub fn add_step(&mut self, m: &StepMetrics) {
+    pub fn add_step_reward(&mut self, m: &StepMetrics) {
         if let Some(reward) = m.grpo.reward {
             (self.sum, self.steps) = (self.sum + reward, self.steps + 1);
         }
     }
 
-    /// Records a scheduled checkpoint of step `step`. It becomes the best one if its mean reward is the highest so far.
+    /// To be called when the scheduled checkpoint of step `step` is written. It becomes the best one if its mean
+    /// reward is the highest so far.
     pub fn record_checkpoint(&mut self, step: u64) {
         if self.steps == 0 {
             return;
@@ -52,9 +53,9 @@ impl RewardTracker {
         (self.sum, self.steps) = (0.0, 0);
     }
 
-    /// Forgets a best checkpoint that is not in `out`, for example because it was removed.
+    /// Forgets the best checkpoint if its folder is not in `out`, for example because someone removed it.
     pub fn forget_best_if_missing(&mut self, out: &Path) {
-        self.best = self.best.filter(|best| out.join(checkpoint::folder_name(best.step)).is_dir());
+        self.best = self.best.filter(|best| out.join(checkpoint::checkpoint_folder_name(best.step)).is_dir());
     }
 }
 
@@ -65,7 +66,7 @@ pub fn write_trainer_state(out: &Path, best: Option<BestCheckpoint>, step: u64, 
     let part = out.join(format!(".{TRAINER_STATE_FILE}.part"));
     let state = json!({
         "best_metric": best.reward,
-        "best_model_checkpoint": out.join(checkpoint::folder_name(best.step)),
+        "best_model_checkpoint": out.join(checkpoint::checkpoint_folder_name(best.step)),
         "best_global_step": best.step,
         "global_step": step,
         "max_steps": steps,
@@ -98,7 +99,7 @@ mod tests {
         ) {
             let mut all = RewardTracker::default();
             for (i, &reward) in rewards.iter().enumerate() {
-                all.add_step(&step(f64::from(reward)));
+                all.add_step_reward(&step(f64::from(reward)));
                 if (i + 1).is_multiple_of(every) || i + 1 == rewards.len() {
                     all.record_checkpoint(i as u64 + 1);
                 }
@@ -123,7 +124,7 @@ mod tests {
         let mut all = RewardTracker::default();
         let mut plain = step(0.0);
         plain.grpo = GrpoMetrics::default();
-        all.add_step(&plain);
+        all.add_step_reward(&plain);
         all.record_checkpoint(1);
         assert_eq!(all, RewardTracker::default());
         let dir = tempfile::tempdir().unwrap();

@@ -11,7 +11,7 @@ use twox_hash::XxHash3_64;
 
 use crate::{Result, TrainError};
 
-/// Size of the pieces in bytes in which files and tensors are hashed in parallel.
+/// Files and tensors are hashed in parallel, in pieces of this many bytes (8 MiB).
 const PIECE: usize = 8 << 20;
 
 /// The fingerprint of bytes.
@@ -19,7 +19,8 @@ pub fn bytes_fingerprint(data: &[u8]) -> String {
     hex(fold(data.par_chunks(PIECE).map(XxHash3_64::oneshot).collect()))
 }
 
-/// The fingerprint of the files that decide how text and media become tokens: the small files of a model folder.
+/// The fingerprint of the small files of a model folder that decide how text and media become tokens (config,
+/// tokenizer, chat template).
 pub fn config_files_fingerprint(folder: &Path) -> Result<String> {
     let names = [
         "config.json",
@@ -29,7 +30,7 @@ pub fn config_files_fingerprint(folder: &Path) -> Result<String> {
         "chat_template.jinja",
         "chat_template.json",
     ];
-    let mut all = Digest::default();
+    let mut all = FingerprintBuilder::default();
     for name in names {
         match std::fs::read(folder.join(name)) {
             Ok(text) => all.add(name, XxHash3_64::oneshot(&text)),
@@ -40,26 +41,27 @@ pub fn config_files_fingerprint(folder: &Path) -> Result<String> {
     Ok(all.finish())
 }
 
-/// The bytes of a tensor in parts of 1 MiB or one row, so no full copy of an embedding table is needed.
-pub fn byte_parts(t: &Tensor) -> impl Iterator<Item = reel_runtime::Result<Vec<u8>>> + '_ {
+/// The bytes of a tensor in parts of about 1 MiB (at least one row each), so that a large tensor is never copied as a
+/// whole.
+pub fn tensor_byte_parts(t: &Tensor) -> impl Iterator<Item = reel_runtime::Result<Vec<u8>>> + '_ {
     let total = t.shape().first().copied().unwrap_or(0);
     let rows = ((1 << 20) * total / t.bytes().max(1)).max(1);
-    // The ranges lie inside the tensor, so `rows` does not fail.
+    // `rows` fails only for ranges outside of the tensor, which do not occur here.
     (0..total)
         .step_by(rows)
         .filter_map(move |start| t.rows(start, rows.min(total - start)).ok())
         .map(|part| part.read_bytes())
 }
 
-/// A fingerprint of named pieces that are added one by one. It depends on their names, contents and order.
+/// Computes one fingerprint of several named pieces of data. It depends on their names, contents and order.
 #[derive(Debug, Default)]
-pub struct Digest(Vec<u64>);
+pub struct FingerprintBuilder(Vec<u64>);
 
-impl Digest {
-    /// Adds the piece `name`; `contents` is the hash of its bytes.
-    pub fn add(&mut self, name: &str, contents: u64) {
+impl FingerprintBuilder {
+    /// Adds the piece `name`, whose bytes have the hash `content_hash`.
+    pub fn add(&mut self, name: &str, content_hash: u64) {
         self.0.push(XxHash3_64::oneshot(name.as_bytes()));
-        self.0.push(contents);
+        self.0.push(content_hash);
     }
 
     /// The fingerprint of all pieces.
@@ -130,13 +132,13 @@ mod tests {
         for shape in [&[3][..], &[1, 400_000], &[70_000, 13], &[0, 4]] {
             let data: Vec<i32> = (0..shape.iter().product::<usize>() as i32).collect();
             let t = Tensor::from_i32(&device, shape, &data).unwrap();
-            let all: Vec<Vec<u8>> = byte_parts(&t).collect::<Result<_, _>>().unwrap();
+            let all: Vec<Vec<u8>> = tensor_byte_parts(&t).collect::<Result<_, _>>().unwrap();
             assert_eq!(all.concat(), t.read_bytes().unwrap());
         }
     }
 
     fn named<const N: usize>(parts: [(&str, &[u8]); N]) -> String {
-        let mut digest = Digest::default();
+        let mut digest = FingerprintBuilder::default();
         parts.into_iter().for_each(|(name, data)| digest.add(name, XxHash3_64::oneshot(data)));
         digest.finish()
     }

@@ -11,16 +11,16 @@ use crate::{Result, TrainError};
 /// The name of the file in OUT.
 pub const HASHES_FILE: &str = "hashes.bin";
 
-/// The open `hashes.bin`; each step appends its hashes.
+/// Writes `hashes.bin`: each step appends the hashes of all trained tensors.
 #[derive(Debug)]
-pub struct HashLog {
+pub struct TensorHashLog {
     path: PathBuf,
     file: File,
 }
 
-impl HashLog {
-    /// Opens the file to continue after `step`. The records up to there come from the run in `home`, which may be
-    /// `out` itself. Missing records become zeros.
+impl TensorHashLog {
+    /// Opens the file of a run that continues after `step`. The hashes of the steps up to there are copied from the
+    /// run in `home`, which may be `out` itself. If some are missing, zeros take their place.
     pub fn open(out: &Path, home: &Path, step: u64, tensor_count: usize) -> Result<Self> {
         let path = out.join(HASHES_FILE);
         let failed = |e| TrainError::cannot_write(&path, e);
@@ -39,18 +39,18 @@ impl HashLog {
 
     /// Appends the hashes of a step.
     pub fn append(&mut self, hashes: &[u64]) -> Result<()> {
-        let bytes: Vec<u8> = hashes.iter().flat_map(|&h| low_bits(h).to_le_bytes()).collect();
+        let bytes: Vec<u8> = hashes.iter().flat_map(|&h| low_32_bits(h).to_le_bytes()).collect();
         self.file.write_all(&bytes).map_err(|e| TrainError::cannot_write(&self.path, e))
     }
 }
 
-/// The low 32 bits of a hash, which the file stores.
-pub fn low_bits(hash: u64) -> u32 {
+/// The part of a hash that the file stores: its low 32 bits.
+pub fn low_32_bits(hash: u64) -> u32 {
     hash as u32
 }
 
-/// Reads the hashes of a step, counted from 1; `None` if there are none.
-pub fn read_step(out: &Path, step: u64, tensor_count: usize) -> Result<Option<Vec<u32>>> {
+/// Reads the stored hashes of a step (counted from 1), one per tensor; `None` if the run did not record them.
+pub fn read_step_hashes(out: &Path, step: u64, tensor_count: usize) -> Result<Option<Vec<u32>>> {
     let path = out.join(HASHES_FILE);
     let mut file = match File::open(&path) {
         Ok(file) => file,
@@ -65,7 +65,7 @@ pub fn read_step(out: &Path, step: u64, tensor_count: usize) -> Result<Option<Ve
         Err(e) => return Err(TrainError::cannot_read(&path, e)),
     }
     let words: Vec<u32> = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
-    // Steps without recorded hashes have zeros.
+    // All zeros mean that the hashes of this step were missing (see [`TensorHashLog::open`]).
     Ok(words.iter().any(|&w| w != 0).then_some(words))
 }
 
@@ -76,18 +76,18 @@ mod tests {
     #[test]
     fn resumed_run_truncates_and_continues_the_hashes() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = HashLog::open(dir.path(), dir.path(), 0, 2).unwrap();
+        let mut log = TensorHashLog::open(dir.path(), dir.path(), 0, 2).unwrap();
         (1..=3).for_each(|n| log.append(&[n << 40 | n, n + 10]).unwrap());
-        assert_eq!(read_step(dir.path(), 2, 2).unwrap(), Some(vec![2, 12]));
-        assert_eq!(read_step(dir.path(), 4, 2).unwrap(), None);
-        let mut log = HashLog::open(dir.path(), dir.path(), 1, 2).unwrap();
+        assert_eq!(read_step_hashes(dir.path(), 2, 2).unwrap(), Some(vec![2, 12]));
+        assert_eq!(read_step_hashes(dir.path(), 4, 2).unwrap(), None);
+        let mut log = TensorHashLog::open(dir.path(), dir.path(), 1, 2).unwrap();
         log.append(&[7, 8]).unwrap();
-        assert_eq!(read_step(dir.path(), 1, 2).unwrap(), Some(vec![1, 11]));
-        assert_eq!(read_step(dir.path(), 2, 2).unwrap(), Some(vec![7, 8]));
-        assert_eq!(read_step(dir.path(), 3, 2).unwrap(), None);
+        assert_eq!(read_step_hashes(dir.path(), 1, 2).unwrap(), Some(vec![1, 11]));
+        assert_eq!(read_step_hashes(dir.path(), 2, 2).unwrap(), Some(vec![7, 8]));
+        assert_eq!(read_step_hashes(dir.path(), 3, 2).unwrap(), None);
         let other = tempfile::tempdir().unwrap();
-        HashLog::open(other.path(), dir.path(), 3, 2).unwrap();
-        assert_eq!(read_step(other.path(), 2, 2).unwrap(), Some(vec![7, 8]));
-        assert_eq!(read_step(other.path(), 3, 2).unwrap(), None);
+        TensorHashLog::open(other.path(), dir.path(), 3, 2).unwrap();
+        assert_eq!(read_step_hashes(other.path(), 2, 2).unwrap(), Some(vec![7, 8]));
+        assert_eq!(read_step_hashes(other.path(), 3, 2).unwrap(), None);
     }
 }

@@ -35,7 +35,7 @@ pub enum RunStart {
 }
 
 impl RunStart {
-    /// The checkpoint of a resumed run.
+    /// The folder of the checkpoint that the run resumes from; `None` for a fresh run.
     pub fn checkpoint(&self) -> Option<&Path> {
         match self {
             Self::Fresh => None,
@@ -43,17 +43,17 @@ impl RunStart {
         }
     }
 
-    /// The folder with the logs to continue: the checkpoint's run folder, or `out` for a fresh run.
+    /// The output folder whose logs the run continues: the one that contains the checkpoint; for a fresh run `out`.
     pub fn run_folder<'a>(&'a self, out: &'a Path) -> &'a Path {
         self.checkpoint().map_or(out, |folder| folder.parent().unwrap_or(Path::new("")))
     }
 }
 
-/// Decides from the options and the content of OUT where the run starts. Changes no file.
-pub fn find_start(options: &RunOptions) -> Result<RunStart> {
+/// Decides where the run starts, by its options and by what is in OUT. Changes no file.
+pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
     let out = &options.out;
     let entries = match fs::read_dir(out) {
-        // Files that an earlier --check-data left do not count.
+        // The files of an earlier --check-data may be in OUT; they do not make it count as non-empty.
         Ok(entries) => entries.filter(|entry| !entry.as_ref().is_ok_and(|entry| is_check_file(&entry.path()))).count(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
@@ -65,7 +65,7 @@ pub fn find_start(options: &RunOptions) -> Result<RunStart> {
     match options.resume_from_checkpoint.as_deref() {
         Some("last") => match checkpoint::checkpoints_by_step(out)?.pop_last() {
             Some((_, path)) => Ok(RunStart::From(path)),
-            // A run that was stopped before its first checkpoint is started again.
+            // The run was stopped before its first checkpoint, so it starts from the beginning.
             None if entries == 0 || out.join(RUN_FILE).is_file() => Ok(RunStart::Fresh),
             None => Err(not_empty(out, "holds no run to resume", "give the OUT of the run, or an empty folder")),
         },
@@ -74,7 +74,7 @@ pub fn find_start(options: &RunOptions) -> Result<RunStart> {
         }
         Some(_) => Err(not_empty(
             out,
-            "holds other files than the run of that checkpoint",
+            "has files that do not belong to the run of the checkpoint",
             "choose an empty folder, or give --overwrite",
         )),
         None if entries == 0 || options.overwrite => Ok(RunStart::Fresh),
@@ -91,10 +91,10 @@ fn is_check_file(path: &Path) -> bool {
         .is_some_and(|name| name == QUARANTINE_FILE || *name == *quarantine::journal_path(Path::new(QUARANTINE_FILE)))
 }
 
-/// Whether the checkpoint folder lies in `out`.
+/// Whether `checkpoint` is a folder directly in `out`. True if it does not exist.
 fn lies_in(checkpoint: &Path, out: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().ok();
-    // A missing checkpoint is refused later, with its own error.
+    // A missing checkpoint gets its own error later.
     real(checkpoint).is_none_or(|path| path.parent().map(Path::to_path_buf) == real(out))
 }
 
@@ -102,8 +102,8 @@ fn not_empty(out: &Path, what: &str, help: &str) -> TrainError {
     TrainError::output(format!("--out {}", out.display()), what, help)
 }
 
-/// Creates the folder, or removes the files of an earlier run from it. Refuses a folder that contains the model to
-/// train.
+/// Creates `out`, or removes from it the files of an earlier run. An error if the model to train is in `out`, because
+/// it would be removed.
 fn clear(out: &Path, model: &Path) -> Result<()> {
     fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
@@ -143,16 +143,25 @@ fn clear(out: &Path, model: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Opens `metrics.jsonl` and `skipped.jsonl` for a run that resumes after `step` with `skipped` skipped rows. Their
-/// earlier lines are copied from the folder of the checkpoint's run. If OUT is another folder, an earlier run in it
-/// is removed.
-pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> Result<(JsonlLog, JsonlLog)> {
+/// The open logs of a run: `metrics.jsonl` and `skipped.jsonl`.
+#[derive(Debug)]
+pub struct RunLogs {
+    /// One line per step.
+    pub metrics: JsonlLog,
+    /// One line per row that cannot be used.
+    pub skipped: JsonlLog,
+}
+
+/// Opens the logs of a run that resumes after `step`. Copies into them what the checkpoint's run had logged up to
+/// there: `step` lines of metrics and `skipped` lines of skipped rows. If OUT is not that run's folder, an earlier
+/// run in OUT is removed.
+pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> Result<RunLogs> {
     fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
     checkpoint::remove_incomplete_files(out)?;
     let home = checkpoint.parent().filter(|home| !home.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let done = metrics::read_matching_lines(&home.join(METRICS_FILE), |m: &StepMetrics| m.step <= step)?;
     if done.len() as u64 != step {
-        let what = format!("has {} lines for the {step} steps up to {}", done.len(), checkpoint.display());
+        let what = format!("has {} lines instead of {step}, one per step up to {}", done.len(), checkpoint.display());
         return Err(TrainError::output(
             home.join(METRICS_FILE).display().to_string(),
             what,
@@ -164,17 +173,20 @@ pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> 
     }
     let mut skipped_rows = metrics::read_matching_lines(&home.join(SKIPPED_FILE), |_: &SkippedRow| true)?;
     skipped_rows.truncate(skipped);
-    Ok((JsonlLog::resume(&out.join(METRICS_FILE), &done)?, JsonlLog::resume(&out.join(SKIPPED_FILE), &skipped_rows)?))
+    Ok(RunLogs {
+        metrics: JsonlLog::resume(&out.join(METRICS_FILE), &done)?,
+        skipped: JsonlLog::resume(&out.join(SKIPPED_FILE), &skipped_rows)?,
+    })
 }
 
-/// Opens `metrics.jsonl` and `skipped.jsonl` for a fresh run, after removing any earlier run from the folder.
-/// `unusable` are the rows that are known to be unusable.
-pub fn fresh_logs(out: &Path, model: &Path, unusable: &[SkippedRow]) -> Result<(JsonlLog, JsonlLog)> {
+/// Opens the logs of a fresh run, after removing any earlier run from the folder. The rows `unusable`, which are
+/// already known to be unusable, are logged as skipped.
+pub fn fresh_logs(out: &Path, model: &Path, unusable: &[SkippedRow]) -> Result<RunLogs> {
     clear(out, model)?;
     let (metrics, mut skipped) =
         (JsonlLog::create(&out.join(METRICS_FILE))?, JsonlLog::create(&out.join(SKIPPED_FILE))?);
     unusable.iter().try_for_each(|row| skipped.append(row))?;
-    Ok((metrics, skipped))
+    Ok(RunLogs { metrics, skipped })
 }
 
 /// Writes `run.json`: every resolved option, the version, the device and the fingerprints of model and data.
@@ -188,7 +200,7 @@ pub fn write_run_json(out: &Path, run: &Value) -> Result<()> {
 }
 
 /// The fingerprint of the model folder that a run starts from.
-pub fn model_hash(model: &Path) -> Result<String> {
+pub fn model_folder_fingerprint(model: &Path) -> Result<String> {
     digest::folder_fingerprint(model)
 }
 
@@ -209,16 +221,16 @@ mod tests {
     fn non_empty_folder_is_refused_without_overwrite() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
-        assert_eq!(find_start(&options(&out)).unwrap(), RunStart::Fresh);
+        assert_eq!(find_run_start(&options(&out)).unwrap(), RunStart::Fresh);
         touch(out.join("quarantine.jsonl"));
         touch(out.join("quarantine.jsonl.journal"));
-        assert_eq!(find_start(&options(&out)).unwrap(), RunStart::Fresh);
+        assert_eq!(find_run_start(&options(&out)).unwrap(), RunStart::Fresh);
         touch(out.join("x"));
-        let e = find_start(&options(&out)).unwrap_err().to_string();
+        let e = find_run_start(&options(&out)).unwrap_err().to_string();
         assert!(e.contains("out: is not empty; ") && e.contains("--overwrite"), "{e}");
-        assert_eq!(find_start(&RunOptions { overwrite: true, ..options(&out) }).unwrap(), RunStart::Fresh);
+        assert_eq!(find_run_start(&RunOptions { overwrite: true, ..options(&out) }).unwrap(), RunStart::Fresh);
         for file in [out.join("x"), out.join("x/below")] {
-            let e = find_start(&RunOptions { overwrite: true, ..options(&file) }).unwrap_err().to_string();
+            let e = find_run_start(&RunOptions { overwrite: true, ..options(&file) }).unwrap_err().to_string();
             assert!(
                 e.starts_with("--out ") && e.contains(": is a file, or has a file in place of a parent folder; "),
                 "{e}"
@@ -231,17 +243,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path();
         let last = || RunOptions { resume_from_checkpoint: Some("last".into()), ..options(out) };
-        assert_eq!(find_start(&last()).unwrap(), RunStart::Fresh);
+        assert_eq!(find_run_start(&last()).unwrap(), RunStart::Fresh);
         touch(out.join("x"));
-        assert!(find_start(&last()).unwrap_err().to_string().contains("holds no run to resume"));
+        assert!(find_run_start(&last()).unwrap_err().to_string().contains("holds no run to resume"));
         touch(out.join(RUN_FILE));
-        assert_eq!(find_start(&last()).unwrap(), RunStart::Fresh);
+        assert_eq!(find_run_start(&last()).unwrap(), RunStart::Fresh);
         for step in [2, 9, 10] {
             touch(out.join(format!("checkpoint-{step}/training/state.json")));
         }
         touch(out.join("checkpoint-11/config.json"));
         touch(out.join(".checkpoint-12.part/training/state.json"));
-        assert_eq!(find_start(&last()).unwrap(), RunStart::From(out.join("checkpoint-10")));
+        assert_eq!(find_run_start(&last()).unwrap(), RunStart::From(out.join("checkpoint-10")));
         checkpoint::remove_old_checkpoints(out, Some(1), Some(2)).unwrap();
         assert_eq!(checkpoint::checkpoints_by_step(out).unwrap().into_keys().collect::<Vec<_>>(), [2, 10]);
         checkpoint::remove_incomplete_files(out).unwrap();

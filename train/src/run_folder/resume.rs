@@ -16,45 +16,45 @@ use crate::run_folder::digest;
 use crate::run_folder::output;
 use crate::{Result, TrainError};
 
-/// The file of the run state in a checkpoint.
-pub const STATE_FILE: &str = "training/state.json";
+/// The file in a checkpoint that stores the run state.
+pub const RUN_STATE_FILE: &str = "training/state.json";
 
-/// A planned number of steps, and the step from which this plan holds. A resumed run may plan another number, which
+/// How many steps a run planned, and from which step on. A resumed run may plan another number of steps, which
 /// changes the learning rates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlannedLength {
-    /// The plan holds for the steps after this one.
+pub struct PlannedStepCount {
+    /// The number was planned for the steps after this one.
     pub after: u64,
     /// Planned number of steps of the whole run.
     pub steps: u64,
 }
 
-/// The planned numbers of steps of a run that resumes with `state` from the checkpoint in `folder`. `home` is the
-/// output folder of the run that wrote the checkpoint.
-pub fn planned_lengths(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<PlannedLength>> {
+/// All numbers of steps that a run has planned so far, if it resumes with `state` from the checkpoint in `folder`.
+/// `home` is the output folder of the run that wrote the checkpoint.
+pub fn planned_step_counts(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<PlannedStepCount>> {
     let run: Option<Value> =
         fs::read(home.join(output::RUN_FILE)).ok().and_then(|text| serde_json::from_slice(&text).ok());
-    let known = run.and_then(|mut run| serde_json::from_value::<Vec<PlannedLength>>(run["lengths"].take()).ok());
+    let known = run.and_then(|mut run| serde_json::from_value::<Vec<PlannedStepCount>>(run["lengths"].take()).ok());
     let mut lengths = known.unwrap_or_default();
     lengths.retain(|length| length.after < state.step);
     if lengths.is_empty() {
-        lengths.push(PlannedLength { after: 0, steps: read_state(folder)?.steps });
+        lengths.push(PlannedStepCount { after: 0, steps: read_run_state(folder)?.steps });
     }
     if lengths.last().is_some_and(|last| last.steps != state.steps) {
-        lengths.push(PlannedLength { after: state.step, steps: state.steps });
+        lengths.push(PlannedStepCount { after: state.step, steps: state.steps });
     }
     Ok(lengths)
 }
 
-/// The planned number of steps of the run that held in step `n`.
-pub fn planned_steps_at(lengths: &[PlannedLength], n: u64) -> Option<u64> {
+/// The number of steps that the run had planned when it did step `n`.
+pub fn planned_steps_at(lengths: &[PlannedStepCount], n: u64) -> Option<u64> {
     lengths.iter().rfind(|length| length.after < n).map(|length| length.steps)
 }
 
-/// The run state that a checkpoint stores in `state.json`.
+/// The state of a run after a step, as a checkpoint stores it in `state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
-    /// Version of the program that wrote the checkpoint.
+    /// Version of reel that wrote the checkpoint.
     pub version: String,
     /// Number of finished steps.
     pub step: u64,
@@ -62,23 +62,23 @@ pub struct RunState {
     pub steps: u64,
     /// Position in the data after these steps.
     pub position: DataPosition,
-    /// Peak number of bytes in the device's buffers.
+    /// Largest number of bytes in the device's buffers so far.
     pub peak_bytes: u64,
     /// Fingerprint of the model that the run started from.
     pub model_hash: String,
     /// Fingerprint of the data file.
     pub data_hash: String,
-    /// The options that influence results.
+    /// The options that influence the resulting weights.
     pub options: Map<String, Value>,
-    /// Optimizer step counts of the parameters whose count differs from `step`.
+    /// By parameter name, the number of optimizer steps of those parameters for which it is not `step`.
     pub parameter_steps: BTreeMap<String, u64>,
-    /// Sum of the rewards since the last checkpoint, and the best checkpoint.
+    /// The rewards since the last checkpoint, and the best checkpoint.
     #[serde(default)]
     pub rewards: RewardTracker,
 }
 
-/// Options that a resume does not compare: those that influence no result, and those whose content is compared
-/// instead of their name.
+/// Options that a resumed run may change. Either they do not influence the resulting weights, or they are paths and
+/// the fingerprint of the file is compared instead.
 const NOT_COMPARED: [&str; 15] = [
     "model",
     "data",
@@ -97,10 +97,10 @@ const NOT_COMPARED: [&str; 15] = [
     "rollouts",
 ];
 
-/// Options that change the length of a run; a resumed run may change them, because finished steps stay valid.
+/// Options that set the number of steps. A resumed run may change them too, because the finished steps stay valid.
 const LENGTH_OPTIONS: [&str; 2] = ["num_train_epochs", "max_steps"];
 
-/// The options of a command that influence results.
+/// The options of a command that influence the resulting weights.
 fn result_options<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value> {
     let mut all = setup.options.resolved();
     NOT_COMPARED.iter().for_each(|name| drop(all.shift_remove(*name)));
@@ -114,7 +114,7 @@ fn result_options<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value>
 
 /// The fingerprint of everything that decides whether a row can be used: data, options and tokenizer. A journal of
 /// `--check-data` is continued only if it has the same fingerprint.
-pub fn scan_fingerprint<O: TrainingOptions>(setup: &RunSetup<O>, rows: &impl DataSource) -> Result<String> {
+pub fn data_check_fingerprint<O: TrainingOptions>(setup: &RunSetup<O>, rows: &impl DataSource) -> Result<String> {
     let all = json!([
         result_options(setup),
         setup.options.strict,
@@ -126,7 +126,7 @@ pub fn scan_fingerprint<O: TrainingOptions>(setup: &RunSetup<O>, rows: &impl Dat
 }
 
 /// The state of a fresh run.
-pub fn fresh_state<O: TrainingOptions>(
+pub fn fresh_run_state<O: TrainingOptions>(
     setup: &RunSetup<O>,
     rows: &impl DataSource,
     steps: u64,
@@ -138,7 +138,7 @@ pub fn fresh_state<O: TrainingOptions>(
         steps,
         position: DataPosition { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() },
         peak_bytes: 0,
-        model_hash: output::model_hash(setup.model)?,
+        model_hash: output::model_folder_fingerprint(setup.model)?,
         data_hash: rows.fingerprint(),
         options: result_options(setup),
         parameter_steps: BTreeMap::new(),
@@ -146,20 +146,20 @@ pub fn fresh_state<O: TrainingOptions>(
     })
 }
 
-/// Reads the state of a checkpoint and checks that this command continues the same run. `measure_steps` counts the
-/// steps again if the options change the length of the run.
-pub fn resumed_state<O: TrainingOptions>(
+/// Reads the state of the checkpoint in `folder` and checks that model, data and options are those of its run. If the
+/// options set another number of steps, `measure_steps` computes it.
+pub fn resumed_run_state<O: TrainingOptions>(
     setup: &RunSetup<O>,
     rows: &impl DataSource,
     folder: &Path,
     measure_steps: impl FnOnce() -> Result<u64>,
 ) -> Result<RunState> {
-    let mut state = read_state(folder)?;
+    let mut state = read_run_state(folder)?;
     let refuse = |what: &str, why: &str| {
         let help = "give the value that the run was started with, or start a new run in another --out";
         TrainError::option(what, format!("{why} {}", folder.display()), help)
     };
-    if output::model_hash(setup.model)? != state.model_hash {
+    if output::model_folder_fingerprint(setup.model)? != state.model_hash {
         return Err(refuse("--model", "is not the model of the run that wrote"));
     }
     if rows.fingerprint() != state.data_hash {
@@ -167,8 +167,8 @@ pub fn resumed_state<O: TrainingOptions>(
     }
     if let Some(row) = state.position.skipped.iter().find(|&&row| row >= rows.row_count()) {
         return Err(TrainError::output(
-            folder.join(STATE_FILE).display().to_string(),
-            format!("lists row {row}, which the data does not have"),
+            folder.join(RUN_STATE_FILE).display().to_string(),
+            format!("lists the skipped row {row}, but the data file has fewer rows"),
             "resume from another checkpoint",
         ));
     }
@@ -194,8 +194,8 @@ pub fn resumed_state<O: TrainingOptions>(
 }
 
 /// Reads `state.json` of a checkpoint.
-pub fn read_state(folder: &Path) -> Result<RunState> {
-    let path = folder.join(STATE_FILE);
+pub fn read_run_state(folder: &Path) -> Result<RunState> {
+    let path = folder.join(RUN_STATE_FILE);
     let bytes = fs::read(&path).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => TrainError::output(
             folder.display().to_string(),

@@ -13,7 +13,7 @@ use crate::reporting::metrics::GrpoMetrics;
 use crate::rollout::group::{Group, RolloutSet};
 use crate::step::trainer::{StepResult, Trainer};
 
-/// Does step `n`, counted from 1, on the groups of `set`. `reference` is the reference model of the KL term.
+/// Does step `n`, counted from 1, on the groups of `set`. `reference` is the model of the KL term, if there is one.
 pub(crate) fn step(
     t: &mut Trainer,
     options: &GrpoOptions,
@@ -54,9 +54,9 @@ pub(crate) fn step(
     part("optimizer");
     let clip = t.norm_and_clip_factor(1.0)?; // [norm, factor]
     let loss = stats.losses.iter().map(|&x| f64::from(x)).sum();
-    let mut result = StepResult::new(loss, &clip, t.hyperparameters.learning_rate(n), stats.tokens)?;
+    let mut result = StepResult::new(loss, &clip, t.hyperparameters.decoder_learning_rate(n), stats.tokens)?;
     if result.is_finite() {
-        t.optimizer.step(&t.grads, &clip, |name| t.hyperparameters.for_parameter(name, n))?;
+        t.optimizer.step(&t.grads, &clip, |name| t.hyperparameters.adamw_params_of(name, n))?;
     }
     part("");
     result.grpo = stats.metrics(set, reference.is_some());
@@ -67,7 +67,7 @@ pub(crate) fn step(
     Ok(result)
 }
 
-/// `log softmax(logits / temperature)` of the L learned tokens, f32 `[L]`.
+/// The log-probability of each of the L learned tokens, `log softmax(logits / temperature)`: f32 `[L]`.
 fn log_probs(
     cx: &Cx,
     model: &Qwen25Vl,
@@ -79,7 +79,8 @@ fn log_probs(
     Ok(ops::linear_log_prob(cx, &rows, &model.text.lm_head, &packed.targets, 1.0 / options.temperature as f32)?)
 }
 
-/// [`log_probs`], and the entropy in nats of the distribution of each of the L learned tokens: f32 `[L]` each.
+/// The log-probability of each of the L learned tokens (see [`log_probs`]), and the entropy in nats of the
+/// distribution that it was drawn from: two tensors, f32 `[L]` each.
 fn log_probs_with_entropy(
     cx: &Cx,
     model: &Qwen25Vl,
@@ -96,7 +97,7 @@ fn mean(x: &[f64]) -> f64 {
     x.iter().sum::<f64>() / x.len().max(1) as f64
 }
 
-/// The inputs of the loss of one micro-batch beside the policy log-probabilities.
+/// What the loss of one micro-batch needs in addition to the policy's log-probabilities.
 fn grpo_inputs(
     device: &Device,
     options: &GrpoOptions,
@@ -119,7 +120,8 @@ fn grpo_inputs(
         epsilon_low: options.epsilon as f32,
         epsilon_high: options.epsilon_high() as f32,
         beta: options.beta as f32,
-        // VideoRFT's code clamps the log ratio to the reference at ±10; TRL's code does not.
+        // VideoRFT's code limits the log ratio between reference and policy to ±10 in the KL term; TRL's code does
+        // not.
         kl_limit: if options.parity == Recipe::Videorft { 10.0 } else { f32::INFINITY },
     })
 }
@@ -186,13 +188,14 @@ struct StepStats {
     clipped: Vec<f64>,
     entropy: Vec<f64>,
     tokens: usize,
-    /// Largest difference between a log-probability in sampling and in training; `None` for completions of a
-    /// `--rollouts` file.
+    /// Largest difference between the log-probability of a token when it was sampled and in training; `None` if the
+    /// completions come from a `--rollouts` file.
     drift: Option<f32>,
 }
 
 impl StepStats {
-    /// Adds the statistics of a micro-batch. `loss_stats` is `[completions, 4]` of [`ops::grpo_loss`].
+    /// Adds the statistics of a micro-batch. `loss_stats` is the second result of [`ops::grpo_loss`], `[completions,
+    /// 4]`.
     fn add(&mut self, batch: &Batch, loss: f32, loss_stats: &[f32], level: ImportanceSamplingLevel) {
         let rows: &[[f32; 4]] = loss_stats.as_chunks().0;
         let sum = |column: usize| rows.iter().map(|row| f64::from(row[column])).sum::<f64>();
@@ -208,8 +211,8 @@ impl StepStats {
         self.tokens += batch.token_count();
     }
 
-    /// Compares `now`, the training log-probabilities of the learned tokens of one completion after the other, with
-    /// the log-probabilities of sampling.
+    /// Compares the log-probabilities of the learned tokens in training (`now`, all completions concatenated) with
+    /// those recorded when the tokens were sampled.
     fn add_drift(&mut self, groups: &[Group], now: &[f32]) {
         let sampled = groups.iter().flat_map(|g| &g.completions).filter(|c| !c.log_probs.is_empty());
         let sampled: Vec<f32> = sampled.flat_map(|c| &c.log_probs[..c.learned_len]).copied().collect();
@@ -219,7 +222,7 @@ impl StepStats {
         }
     }
 
-    /// The metrics of the step, together with those of sampling its rollout set.
+    /// The metrics of the step, and those of sampling the rollout set.
     fn metrics(&self, set: &RolloutSet, with_kl: bool) -> GrpoMetrics {
         let groups = &set.groups;
         let rewards: Vec<f64> = groups.iter().flat_map(|g| g.rewards.iter().map(|&r| f64::from(r))).collect();
@@ -229,7 +232,7 @@ impl StepStats {
             let center = mean(&rewards);
             (rewards.iter().map(|r| (r - center).powi(2)).sum::<f64>() / (rewards.len() - 1).max(1) as f64).sqrt()
         };
-        // Only the first step on a sampled set has spent time on sampling.
+        // A set is sampled once; further steps on it spend no time on sampling.
         let rollout_seconds = set.metrics.rollout_seconds.filter(|_| set.uses == 0).unwrap_or(0.0);
         GrpoMetrics {
             rollout_seconds: Some(rollout_seconds),

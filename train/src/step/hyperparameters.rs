@@ -9,17 +9,17 @@ use crate::options::{LrScheduler, RunOptions};
 /// The hyperparameters of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hyperparameters {
-    /// Learning-rate schedule of the decoder. Vision tower and merger follow it with their own peak rates.
+    /// The decoder's learning rate by step. Vision tower and merger have the same schedule with their own peak rates.
     pub schedule: LearningRateSchedule,
     /// Micro-batches per step.
     pub gradient_accumulation_steps: usize,
-    /// Gradients are clipped to this L2 norm.
+    /// Maximum L2 norm of all gradients together; larger gradients are scaled down to it.
     pub max_grad_norm: f64,
     /// Gradient checkpointing: keep only layer inputs and recompute the rest in the backward pass.
     pub gradient_checkpointing: bool,
     /// Whether the vision tower and its merger stay as they are.
     pub freeze_vision: bool,
-    /// The LoRA adapter that is trained instead of the weights.
+    /// The LoRA adapter to train; `None` trains the model's own weights.
     pub lora: Option<LoraSpec>,
     /// How the optimizer stores its moments.
     pub moments: MomentFormat,
@@ -71,19 +71,19 @@ impl Hyperparameters {
         Self { seed, ..self }
     }
 
-    /// Whether the model weight of this name (original naming, before transformers 4.52) is trained. With LoRA none
-    /// is.
+    /// Whether the model weight `name` is trained; with LoRA none is. Names are in the original form, before
+    /// transformers 4.52 (`visual.…`, `model.…`).
     pub fn is_trained(&self, name: &str) -> bool {
         self.lora.is_none() && !(self.freeze_vision && name.starts_with("visual."))
     }
 
     /// Learning rate of the decoder in step `step`, counted from 1.
-    pub fn learning_rate(&self, step: u64) -> f64 {
+    pub fn decoder_learning_rate(&self, step: u64) -> f64 {
         self.schedule.learning_rate_at(step)
     }
 
     /// The AdamW hyperparameters of one parameter in step `step`.
-    pub fn for_parameter(&self, name: &str, step: u64) -> AdamWParams {
+    pub fn adamw_params_of(&self, name: &str, step: u64) -> AdamWParams {
         let peak = if name.starts_with("visual.merger.") {
             self.merger
         } else if name.starts_with("visual.") {
@@ -100,8 +100,9 @@ impl Hyperparameters {
         }
     }
 
-    /// Whether weight decay applies to the weight of this name. transformers' Trainer excludes names with bias,
-    /// layernorm or rmsnorm, which misses some norms of this model; `no_decay_norms` excludes all norms.
+    /// Whether weight decay applies to the weight `name`. transformers' Trainer excludes names with bias, layernorm
+    /// or rmsnorm; some norm weights of this model have other names and are decayed. `no_decay_norms` excludes all
+    /// norms.
     fn has_weight_decay(&self, name: &str) -> bool {
         let name = name.to_lowercase();
         let spared = ["bias", "layernorm", "rmsnorm"].iter().any(|part| name.contains(part));
@@ -130,7 +131,8 @@ mod tests {
 
     #[test]
     fn weight_decay_excludes_the_names_that_the_trainer_excludes() {
-        let decay = |hyperparameters: &Hyperparameters, name: &str| hyperparameters.for_parameter(name, 1).weight_decay;
+        let decay =
+            |hyperparameters: &Hyperparameters, name: &str| hyperparameters.adamw_params_of(name, 1).weight_decay;
         let plain = hyperparameters(|_| ());
         for name in [
             "model.layers.0.self_attn.q_proj.bias",
@@ -156,14 +158,14 @@ mod tests {
             o.learning_rate_vision = Some(0.5);
             o.learning_rate_merger = Some(2.0);
         });
-        let rate = |name: &str, step| hyperparameters.for_parameter(name, step).learning_rate;
+        let rate = |name: &str, step| hyperparameters.adamw_params_of(name, step).learning_rate;
         assert_eq!(
             (rate("visual.blocks.0.attn.qkv.weight", 1), rate("visual.blocks.0.attn.qkv.weight", 3)),
             (0.5, 0.25)
         );
         assert_eq!((rate("visual.merger.mlp.0.weight", 1), rate("visual.merger.mlp.0.weight", 3)), (2.0, 1.0));
         assert_eq!(
-            (rate("lm_head.weight", 1), rate("lm_head.weight", 3), hyperparameters.learning_rate(3)),
+            (rate("lm_head.weight", 1), rate("lm_head.weight", 3), hyperparameters.decoder_learning_rate(3)),
             (1.0, 0.5, 0.5)
         );
     }

@@ -25,7 +25,7 @@ use reel_runtime::{Device, Tensor};
 use crate::Result;
 use crate::rollout::group::Group;
 
-/// A micro-batch of groups on the device: S tokens, of which L predict a learned token.
+/// A packed micro-batch of groups on the device: S input tokens, L of which predict a learned token.
 #[derive(Debug)]
 pub(crate) struct PackedGroups {
     pub(crate) batch: Batch,
@@ -33,7 +33,7 @@ pub(crate) struct PackedGroups {
     pub(crate) positions: Tensor,
     /// i32 `[L]`: ids of the learned tokens.
     pub(crate) targets: Tensor,
-    /// For each completion, where its learned tokens begin in `targets`.
+    /// The offsets in `targets` at which each completion's learned tokens begin.
     pub(crate) completions: CuSeqlens,
 }
 
@@ -45,13 +45,13 @@ struct TokenRun {
 }
 
 impl TokenRun {
-    /// The ids and positions of a range of a prompt's tokens.
+    /// The tokens `range` of a prompt, with their positions.
     fn of_prompt(tokens: &ModelInput, range: std::ops::Range<usize>) -> Self {
         let positions = tokens.position_ids.each_ref().map(|axis| axis[range.clone()].to_vec());
         Self { ids: tokens.input_ids[range].to_vec(), positions }
     }
 
-    /// Appends tokens of a completion, which follow the prompt.
+    /// Appends tokens of a completion. Their positions continue those of the prompt.
     fn append(&mut self, prompt: &ModelInput, ids: &[TokenId]) {
         for (index, &id) in (prompt.len() as i64..).zip(ids) {
             self.ids.push(id);
@@ -59,17 +59,18 @@ impl TokenRun {
         }
     }
 
-    /// The sequence as model input. `media`: the prompt that it begins with, whose images and videos it uses.
+    /// This sequence as model input. `media` is the prompt whose images and videos are in the sequence.
     fn sequence<'a>(&'a self, media: Option<&'a ModelInput>) -> Sequence<'a> {
         let rest = media.filter(|_| !self.ids.is_empty()).map_or(Sequence::default(), ModelInput::sequence);
         Sequence { input_ids: &self.ids, position_ids: self.positions.each_ref().map(Vec::as_slice), ..rest }
     }
 }
 
-/// The sequences that one group becomes in a packed batch.
+/// The sequences of a packed batch that belong to one group.
 struct GroupSequences<'a> {
     tokens: &'a ModelInput,
-    /// The shared prefix: all tokens of the prompt except the last; `None` without a shared prefix.
+    /// The prompt without its last token, as a prefix that all completions share; `None` with `--shared-prefix
+    /// false`.
     prompt: Option<TokenRun>,
     completions: Vec<TokenRun>,
 }
@@ -99,7 +100,7 @@ impl<'a> GroupSequences<'a> {
 }
 
 impl PackedGroups {
-    /// Packs the groups of a micro-batch. With `shared`, the prompt of each group is a shared prefix.
+    /// Packs the groups of a micro-batch. With `shared` the completions of a group share their prompt as a prefix.
     pub(crate) fn new(device: &Device, config: &ModelConfig, groups: &[Group], shared: bool) -> Result<Self> {
         let all: Vec<GroupSequences> = groups.iter().map(|group| GroupSequences::new(group, shared)).collect();
         let sequences: Vec<Sequence> = all.iter().flat_map(GroupSequences::sequences).collect();

@@ -38,13 +38,13 @@ pub fn step(
         return Ok(None);
     }
     part("optimizer");
-    // Each gradient was divided by the number of micro-batches of a full step. The last step of a run may have fewer:
-    // `clip` scales its gradients up.
+    // Each gradient was divided by the number of micro-batches of a full step. The run's last step may have fewer
+    // micro-batches; then this factor makes up for it.
     let clip = t.norm_and_clip_factor(t.hyperparameters.gradient_accumulation_steps as f32 / losses.len() as f32)?; // [norm, factor]
     let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / losses.len() as f64;
-    let result = StepResult::new(loss, &clip, t.hyperparameters.learning_rate(n), tokens)?;
+    let result = StepResult::new(loss, &clip, t.hyperparameters.decoder_learning_rate(n), tokens)?;
     if result.is_finite() {
-        t.optimizer.step(&t.grads, &clip, |name| t.hyperparameters.for_parameter(name, n))?;
+        t.optimizer.step(&t.grads, &clip, |name| t.hyperparameters.adamw_params_of(name, n))?;
     }
     part("");
     Ok(Some(result))

@@ -15,7 +15,7 @@ use reel_runtime::{DType, Device, Grads, MemoryCategory, Tensor};
 
 use crate::data::sample::Sample;
 use crate::reporting::metrics::GrpoMetrics;
-use crate::run_folder::digest::Digest;
+use crate::run_folder::digest::FingerprintBuilder;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::{Result, TrainError};
 
@@ -49,23 +49,24 @@ pub struct StepResult {
     pub tokens: usize,
     /// The metrics that only GRPO has.
     pub grpo: GrpoMetrics,
-    /// A part of the step's rollouts for TensorBoard and Weights & Biases.
+    /// Some of the step's rollouts, to show in TensorBoard and Weights & Biases.
     pub preview: Option<RolloutPreview>,
 }
 
-/// A part of the rollouts of a step, for TensorBoard and Weights & Biases.
+/// Some of the rollouts of a step, to show in TensorBoard and Weights & Biases.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RolloutPreview {
     /// Rewards of all completions.
     pub rewards: Vec<f32>,
-    /// One prompt with its completions and their rewards, as Markdown.
+    /// The first prompt's completions with their rewards, as Markdown.
     pub text: String,
-    /// A strip of the frames of that prompt's video, or its image.
+    /// Frames of that prompt's video side by side, or its image.
     pub strip: Option<PngImage>,
 }
 
 impl StepResult {
-    /// `clip` is the result of [`Trainer::norm_and_clip_factor`]: gradient norm and clipping factor.
+    /// The result of a step whose [`Trainer::norm_and_clip_factor`] returned `clip`, from which the gradient norm is
+    /// taken.
     pub(crate) fn new(loss: f64, clip: &Tensor, learning_rate: f64, tokens: usize) -> Result<Self> {
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
         Ok(Self { loss, grad_norm, learning_rate, tokens, grpo: GrpoMetrics::default(), preview: None })
@@ -89,7 +90,7 @@ impl Trainer {
         Self::build(device, config, weights, None, dtype, hyperparameters)
     }
 
-    /// [`Self::new`], with the adapter of a checkpoint if one is given.
+    /// Like [`Self::new`]; with LoRA it loads the weights of `adapter` if one is given (from a checkpoint).
     fn build(
         device: &Device,
         config: &ModelConfig,
@@ -122,7 +123,7 @@ impl Trainer {
         Ok(Self { device: device.clone(), dtype, model, optimizer, grads, hyperparameters })
     }
 
-    /// [`Self::new`] from the weight files of a folder. Returns the opened files too.
+    /// Like [`Self::new`], with the weight files in `folder`. Also returns these files, opened.
     pub fn open(
         device: &Device,
         config: &ModelConfig,
@@ -135,8 +136,9 @@ impl Trainer {
         Ok((Self::new(device, config, WeightSource::Files(&files), dtype, hyperparameters)?, files))
     }
 
-    /// Opens the model of a run, or resumes from a checkpoint: a whole model, or an adapter on top of `model`.
-    /// Returns the opened weight files too.
+    /// Opens a run's weights. A fresh run takes them from the folder `model`. A resumed run takes them from the
+    /// checkpoint; with LoRA that has only the adapter, and the other weights come from `model`. Also returns the
+    /// opened weight files.
     pub fn resume(
         device: &Device,
         config: &ModelConfig,
@@ -162,8 +164,8 @@ impl Trainer {
         ForwardOptions { checkpoint: self.hyperparameters.gradient_checkpointing, ..Default::default() }
     }
 
-    /// Norm of all gradients and the factor that clips them to `max_grad_norm`: f32 `[2]`, for gradients that are
-    /// first scaled by `weight`.
+    /// Computes f32 `[2]`: the L2 norm of all gradients after scaling them by `weight`, and the factor for the
+    /// unscaled gradients that scales them and clips that norm to `max_grad_norm`.
     pub fn norm_and_clip_factor(&self, weight: f32) -> Result<Tensor> {
         let max_norm = self.hyperparameters.max_grad_norm as f32;
         let clip = self.optimizer.norm_and_clip_factor(&self.device, &self.grads, max_norm)?;
@@ -175,26 +177,26 @@ impl Trainer {
         Ok(Tensor::from_f32(&self.device, &[2], DType::F32, &pair, MemoryCategory::Workspace)?)
     }
 
-    /// Name and hash of each trained tensor, sorted by name.
+    /// The name and the 64-bit hash of each trained tensor, sorted by name.
     pub fn tensor_hashes(&self) -> Result<Vec<(String, u64)>> {
         Ok(self.optimizer.parameter_hashes()?.into_iter().map(|(name, hash)| (name.to_string(), hash)).collect())
     }
 
     /// One fingerprint of all trained weights.
     pub fn weights_fingerprint(&self) -> Result<String> {
-        Ok(fingerprint(&self.tensor_hashes()?))
+        Ok(combined_fingerprint(&self.tensor_hashes()?))
     }
 }
 
-/// Combines named hashes into one fingerprint.
-pub fn fingerprint(hashes: &[(String, u64)]) -> String {
-    let mut all = Digest::default();
+/// Combines the hashes of named tensors into one fingerprint.
+pub fn combined_fingerprint(hashes: &[(String, u64)]) -> String {
+    let mut all = FingerprintBuilder::default();
     hashes.iter().for_each(|(name, hash)| all.add(name, *hash));
     all.finish()
 }
 
-/// Refuses a checkpoint whose adapter has other layers or another scale than the options require: its files may have
-/// been replaced.
+/// Checks that a checkpoint's adapter has the layers and the scale that the options require; it may not if its files
+/// were replaced.
 fn check_adapter(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &ModelConfig) -> Result<()> {
     let mut wanted: Vec<String> =
         spec.target_layers(config).unwrap_or_default().into_iter().map(|layer| layer.name).collect();
@@ -202,11 +204,11 @@ fn check_adapter(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &Mod
     if adapter.adapted_layers().eq(wanted.iter().map(String::as_str)) && adapter.scale() == spec.scale() {
         return Ok(());
     }
-    let what = "holds an adapter on other layers, or of another scale, than this run's";
+    let what = "has an adapter for other layers, or of another scale, than this run's options require";
     Err(TrainError::output(folder.display().to_string(), what, "resume from another checkpoint"))
 }
 
-/// A micro-batch of supervised fine-tuning on the device: S tokens, of which L are learned.
+/// A packed micro-batch of supervised fine-tuning on the device: S input tokens, L of which predict a learned token.
 #[derive(Debug)]
 pub struct MicroBatchInput {
     /// The packed batch.
@@ -215,7 +217,7 @@ pub struct MicroBatchInput {
     pub positions: Tensor,
     /// i32 `[L]`: ids of the tokens to learn.
     pub targets: Tensor,
-    /// f32 `[L]`: −1/L each, so that the weighted sum of log-probabilities is the mean negative log-likelihood.
+    /// f32 `[L]`, each −1/L. The sum of the log-probabilities with these weights is the mean negative log-likelihood.
     pub weights: Tensor,
 }
 

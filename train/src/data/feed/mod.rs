@@ -74,7 +74,7 @@ pub struct MicroBatch<S> {
 
 impl DataPosition {
     /// Moves the position behind a micro-batch, and adds the unusable rows that were found while it was made.
-    pub fn advance<S>(&mut self, batch: &MicroBatch<S>) {
+    pub fn advance_past<S>(&mut self, batch: &MicroBatch<S>) {
         self.slot = batch.slot;
         self.skipped.extend(batch.skipped.iter().map(|s| s.row));
     }
@@ -104,7 +104,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
     }
 
     /// Returns the next micro-batch, or `None` after the last row of the last epoch.
-    pub fn next_batch(&mut self) -> Result<Option<MicroBatch<S::Sample>>> {
+    pub fn next_micro_batch(&mut self) -> Result<Option<MicroBatch<S::Sample>>> {
         let mut batch = MicroBatch { rows: Vec::new(), samples: Vec::new(), skipped: Vec::new(), slot: self.slot };
         let (mut filled, mut slot) = (0, self.slot);
         while !self.is_full(&batch, slot, filled) {
@@ -113,7 +113,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
                 slot += 1;
                 continue;
             }
-            match self.ahead.get(slot).and_then(|s| self.check_length(row, s)) {
+            match self.ahead.get(slot).and_then(|s| self.check_token_count(row, s)) {
                 Err(e) if is_row_error(&e) && !self.batching.strict => batch.skipped.push(self.skip(row, &e)?),
                 Err(e) => return Err(e),
                 Ok(sample) => {
@@ -144,9 +144,9 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         self.batching.packing && !batch.rows.is_empty() && self.batching.max_length.is_some_and(|m| filled > m)
     }
 
-    fn check_length(&self, row: usize, sample: S::Sample) -> Result<S::Sample> {
+    fn check_token_count(&self, row: usize, sample: S::Sample) -> Result<S::Sample> {
         let MicroBatchOptions { limit, max_length, .. } = self.batching;
-        length::check_length(|| self.ahead.location(row).0, S::token_count(&sample), limit, max_length)?;
+        length::check_token_count(|| self.ahead.location(row).0, S::token_count(&sample), limit, max_length)?;
         Ok(sample)
     }
 

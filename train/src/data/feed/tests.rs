@@ -36,7 +36,7 @@ fn feed(
 }
 
 fn rows_of(feed: &mut MicroBatchFeed<DataSource>, batches: usize) -> Vec<Vec<usize>> {
-    (0..batches).map_while(|_| feed.next_batch().unwrap()).map(|b| b.rows).collect()
+    (0..batches).map_while(|_| feed.next_micro_batch().unwrap()).map(|b| b.rows).collect()
 }
 
 #[test]
@@ -59,11 +59,11 @@ fn unusable_rows_are_reported_once_and_replaced() {
     let rows = [Some(1), None, Some(9), Some(1)];
     let limited = MicroBatchOptions { max_length: Some(5), ..PLAIN };
     let mut feed = feed(&rows, RowOrder::file_order(4), limited, &DataPosition::default());
-    let first = feed.next_batch().unwrap().unwrap();
+    let first = feed.next_micro_batch().unwrap().unwrap();
     assert_eq!(first.rows, [0, 3]);
     assert_eq!(first.skipped.iter().map(|s| (s.row, s.line)).collect::<Vec<_>>(), [(1, 2), (2, 3)]);
     assert!(first.skipped[1].reason.contains("has 9 tokens, more than --max-length 5"), "{:?}", first.skipped);
-    let second = feed.next_batch().unwrap().unwrap();
+    let second = feed.next_micro_batch().unwrap().unwrap();
     assert_eq!((second.rows, second.skipped.len(), second.slot), (vec![0, 3], 0, 8));
 }
 
@@ -71,10 +71,10 @@ fn unusable_rows_are_reported_once_and_replaced() {
 fn unusable_rows_at_the_end_are_reported() {
     let ended = MicroBatchOptions { end: Some(3), ..PLAIN };
     let mut feed = feed(&[Some(1), Some(1), None], RowOrder::file_order(3), ended, &DataPosition::default());
-    assert_eq!(feed.next_batch().unwrap().unwrap().rows, [0, 1]);
-    let last = feed.next_batch().unwrap().unwrap();
+    assert_eq!(feed.next_micro_batch().unwrap().unwrap().rows, [0, 1]);
+    let last = feed.next_micro_batch().unwrap().unwrap();
     assert_eq!((last.rows.len(), last.skipped.len(), last.slot), (0, 1, 3));
-    assert!(feed.next_batch().unwrap().is_none());
+    assert!(feed.next_micro_batch().unwrap().is_none());
 }
 
 #[test]
@@ -88,9 +88,12 @@ fn packing_fills_with_whole_rows() {
 #[test]
 fn strict_run_and_data_without_usable_rows_fail() {
     let strict = MicroBatchOptions { strict: true, ..PLAIN };
-    let e = feed(&[Some(1), None], RowOrder::file_order(2), strict, &DataPosition::default()).next_batch().unwrap_err();
+    let e = feed(&[Some(1), None], RowOrder::file_order(2), strict, &DataPosition::default())
+        .next_micro_batch()
+        .unwrap_err();
     assert!(e.to_string().starts_with("d:1: is broken"), "{e}");
-    let e = feed(&[None, None], RowOrder::file_order(2), PLAIN, &DataPosition::default()).next_batch().unwrap_err();
+    let e =
+        feed(&[None, None], RowOrder::file_order(2), PLAIN, &DataPosition::default()).next_micro_batch().unwrap_err();
     assert!(e.to_string().contains("no row of the file can be used"), "{e}");
 }
 
@@ -114,15 +117,15 @@ proptest! {
         let mut whole = feed(&rows, order.clone(), batching, &DataPosition::default());
         let (mut at, mut want) = (DataPosition::default(), Vec::new());
         for i in 0..stop + 6 {
-            let b = whole.next_batch().unwrap().unwrap();
+            let b = whole.next_micro_batch().unwrap().unwrap();
             prop_assert!(packing || b.rows.len() == batch);
             prop_assert!(!packing || b.samples.iter().map(|s| s.1).sum::<usize>() <= limit);
             prop_assert!(b.rows.iter().zip(&b.samples).all(|(&r, s)| r == s.0));
-            if i < stop { at.advance(&b) } else { want.push((b.rows, b.skipped, b.slot)) }
+            if i < stop { at.advance_past(&b) } else { want.push((b.rows, b.skipped, b.slot)) }
         }
         let mut again = MicroBatchFeed::new(Arc::new(DataSource(rows)), order, batching, &at, threads, window);
         for want in want {
-            let b = again.next_batch().unwrap().unwrap();
+            let b = again.next_micro_batch().unwrap().unwrap();
             prop_assert_eq!((b.rows, b.skipped, b.slot), want);
         }
     }

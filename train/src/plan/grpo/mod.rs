@@ -19,11 +19,11 @@ use crate::data::feed::{DataPosition, MicroBatchFeed, SampleSource};
 use crate::data::length;
 use crate::options::{GrpoOptions, TrainingOptions};
 use crate::rollout::group::groups_from_file;
-use crate::rollout::sampler::Sampler;
+use crate::rollout::sampler::CompletionSampler;
 use crate::rollout::siglip::SiglipScorer;
 use crate::rollout::{CompletionTokens, Group, Prompt, RolloutSet};
 use crate::run::grpo::{GrpoLoop, GrpoSetup};
-use crate::run::{self, BatchCursor, TrainLoop};
+use crate::run::{self, StepRowCursor, TrainLoop};
 use crate::run_folder::checkpoint::checkpoint_bytes;
 use crate::step::grpo::step;
 use crate::step::hyperparameters::Hyperparameters;
@@ -47,7 +47,7 @@ pub fn plan_rows_of_one_size(
     device: &Device,
 ) -> Result<Plan> {
     options.validate_values()?;
-    length::check_length(|| "--tokens".into(), shape.tokens, "--max-prompt-length", options.max_prompt_length)?;
+    length::check_token_count(|| "--tokens".into(), shape.tokens, "--max-prompt-length", options.max_prompt_length)?;
     let prompt = |i: usize| {
         let mut tokens = shape.sample(config).tokens;
         // Each prompt gets a different video: otherwise the feature cache would encode one video and use it for all
@@ -78,9 +78,9 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
     let device = setup.device.dry_like();
     let config = prompts.config().clone();
     let mut counter = Counter::new(options, &config, stored, setup.dtype, &device, prompts.stop_token_ids())?;
-    let (never, mut cursor) = (AtomicBool::new(false), BatchCursor::default());
+    let (never, mut cursor) = (AtomicBool::new(false), StepRowCursor::default());
     for _ in 0..sets {
-        let Some(batch) = cursor.next_batch(&mut feed, &never)? else { break };
+        let Some(batch) = cursor.next_micro_batch(&mut feed, &never)? else { break };
         counter.count_set(batch.samples)?;
     }
     counter.plan()
@@ -92,7 +92,7 @@ struct Counter<'a> {
     trainer: Trainer,
     reference: Option<Qwen25Vl>,
     /// Samples completions; `None` with `--rollouts`, where they are given.
-    sampler: Option<Sampler<'a>>,
+    sampler: Option<CompletionSampler<'a>>,
     siglip: Option<SiglipScorer>,
     stop_token_ids: Vec<u32>,
     phases: PhaseCosts,
@@ -125,7 +125,7 @@ impl<'a> Counter<'a> {
                 // end every completion.
                 let banned = if options.min_completion_length > 0 { stop_token_ids } else { &[] };
                 let banned: Vec<u32> = banned.iter().map(|&id| id.max(1)).collect();
-                Some(Sampler::new(engine, options, &banned, 0))
+                Some(CompletionSampler::new(engine, options, &banned, 0))
             }
         };
         let siglip = match (&sampler, &options.siglip) {

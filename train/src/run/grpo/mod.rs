@@ -29,7 +29,7 @@ use crate::reporting::metrics::GrpoMetrics;
 use crate::rollout::worker::RolloutWorker;
 use crate::rollout::{PromptSource, RolloutSet, group, records};
 use crate::run::replay::{self, ReplayReport};
-use crate::run::{self, BatchCursor, DataCheck, RunSummary, TrainLoop};
+use crate::run::{self, DataCheckResult, RunSummary, StepRowCursor, TrainLoop};
 use crate::step::grpo as step;
 use crate::step::trainer::{StepResult, Trainer};
 
@@ -42,7 +42,7 @@ pub fn run(setup: &GrpoSetup) -> Result<RunSummary> {
 }
 
 /// Checks every row of the data, including its media, without training.
-pub fn check_data(setup: &GrpoSetup) -> Result<DataCheck> {
+pub fn check_data(setup: &GrpoSetup) -> Result<DataCheckResult> {
     run::check_data::<GrpoLoop>(setup)
 }
 
@@ -51,7 +51,7 @@ pub fn replay_step(setup: &GrpoSetup, recorded: &Path, step: u64, want: &str) ->
     replay::replay::<GrpoLoop>(setup, recorded, step, want)
 }
 
-/// The file in a checkpoint that stores the rollout set of the following steps.
+/// The file in a checkpoint with a rollout set that further steps train on.
 pub(crate) const ROLLOUT_SET_FILE: &str = "training/set.json";
 
 pub(crate) struct GrpoLoop<'a> {
@@ -59,11 +59,11 @@ pub(crate) struct GrpoLoop<'a> {
     rows: Arc<PromptSource>,
     feed: MicroBatchFeed<PromptSource>,
     stop: &'a AtomicBool,
-    /// The reference model for the KL term: the initial weights; `None` with `--beta 0`.
+    /// The reference model of the KL term, with the weights that the run started from; `None` with `--beta 0`.
     reference: Option<Qwen25Vl>,
-    /// Samples completions; `None` with `--rollouts` and in a replay.
+    /// Samples completions; `None` where they are given: with `--rollouts`, and in a replay.
     worker: Option<RolloutWorker<'a>>,
-    /// The groups that the next step trains on.
+    /// The rollout set in use: `--num-iterations` steps train on it, then the next step replaces it.
     set: Option<RolloutSet>,
 }
 
@@ -117,7 +117,7 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
         Ok(Self { worker, options: setup.options, rows, feed, stop: setup.stop, reference, set })
     }
 
-    fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut BatchCursor) -> Result<Option<StepResult>> {
+    fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
         if self.set.as_ref().is_none_or(|set| set.uses >= self.options.num_iterations) {
             self.set = self.next_set(n, cursor)?;
         }
@@ -134,11 +134,12 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
 }
 
 impl GrpoLoop<'_> {
-    /// Samples or reads the rollout set of step `n`; `None` at the end of the data.
-    fn next_set(&mut self, n: u64, cursor: &mut BatchCursor) -> Result<Option<RolloutSet>> {
+    /// The rollout set of step `n`, sampled or read from a file; `None` at the end of the data.
+    fn next_set(&mut self, n: u64, cursor: &mut StepRowCursor) -> Result<Option<RolloutSet>> {
         if let Some(folder) = &self.options.recorded {
-            let mut groups = records::read_groups(folder, n, self.options, &self.rows)?;
-            // With dynamic sampling the recorded file may have more groups than the step trained on.
+            let mut groups = records::read_recorded_groups(folder, n, self.options, &self.rows)?;
+            // Dynamic sampling may record more usable groups than a step needs; the step trained on the first of
+            // them.
             groups.truncate(self.options.groups_per_step());
             return Ok(Some(RolloutSet::new(groups, self.options.scale_rewards)));
         }
@@ -147,7 +148,7 @@ impl GrpoLoop<'_> {
                 Some(batch) => (batch.groups, batch.metrics, Some(batch.preview)),
                 None => return Ok(None),
             },
-            None => match cursor.next_batch(&mut self.feed, self.stop)? {
+            None => match cursor.next_micro_batch(&mut self.feed, self.stop)? {
                 Some(batch) => (
                     group::groups_from_file(self.options, batch.samples, self.rows.stop_token_ids()),
                     GrpoMetrics::default(),
@@ -173,7 +174,7 @@ pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Resul
     let loader = WeightLoader { device: &trainer.device, source: weights, dtype: trainer.dtype, trainable: &|_| false };
     let mut reference = match (trainer.hyperparameters.lora.is_some(), policy.trains_vision()) {
         (true, _) => policy.without_adapter(),
-        // A frozen vision tower and its feature cache are shared by policy and reference.
+        // If the vision tower is frozen, policy and reference share it and its feature cache.
         (false, false) => Qwen25Vl { text: TextDecoder::load(&loader, config)?, ..policy.clone() },
         (false, true) => Qwen25Vl::load(&loader, config)?,
     };
@@ -181,15 +182,15 @@ pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Resul
     Ok(reference)
 }
 
-/// Bytes of host memory for the vision tokens in a feature cache.
+/// Maximum bytes of host memory for vision tokens in a feature cache (256 MiB).
 const MAX_FEATURES: usize = 256 << 20;
 
 fn features() -> Arc<FeatureCache> {
     Arc::new(FeatureCache::new(MAX_FEATURES))
 }
 
-/// Gives the policy model a feature cache if its vision tower is not trained. Must run before other models share the
-/// policy's weights.
+/// Gives the policy model a feature cache if its vision tower is not trained. Call it before other models are cloned
+/// from the policy, so that they share the cache.
 pub(crate) fn add_feature_cache(trainer: &mut Trainer) {
     trainer.model.features = (!trainer.model.trains_vision()).then(features);
 }

@@ -12,12 +12,12 @@ use crate::data::labels::TokenLabeler;
 use crate::data::sample::{SampleCache, SftSource};
 use crate::options::{Recipe, SftOptions};
 use crate::run::replay::{self, ReplayReport};
-use crate::run::{self, BatchCursor, TrainLoop};
+use crate::run::{self, StepRowCursor, TrainLoop};
 use crate::step::sft::step;
 use crate::step::trainer::{StepResult, Trainer};
 use crate::{Result, TrainError};
 
-pub use crate::run::{DataCheck, RunSummary};
+pub use crate::run::{DataCheckResult, RunSummary};
 
 /// The options, model and device of a supervised fine-tuning run.
 pub type SftSetup<'a> = run::RunSetup<'a, SftOptions>;
@@ -28,7 +28,7 @@ pub fn run(setup: &SftSetup) -> Result<RunSummary> {
 }
 
 /// Checks every row of the data, including its media, without training.
-pub fn check_data(setup: &SftSetup) -> Result<DataCheck> {
+pub fn check_data(setup: &SftSetup) -> Result<DataCheckResult> {
     run::check_data::<SftLoop>(setup)
 }
 
@@ -48,7 +48,7 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
     type DataSource = SftSource;
 
     fn open_rows(setup: &SftSetup<'a>) -> Result<SftSource> {
-        samples(setup)
+        open_samples(setup)
     }
 
     fn batching(options: &SftOptions, rows: usize) -> MicroBatchOptions {
@@ -82,18 +82,18 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
         Ok(Self { feed, stop: setup.stop })
     }
 
-    fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut BatchCursor) -> Result<Option<StepResult>> {
-        step(trainer, n, || Ok(cursor.next_batch(&mut self.feed, self.stop)?.map(|batch| batch.samples)))
+    fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
+        step(trainer, n, || Ok(cursor.next_micro_batch(&mut self.feed, self.stop)?.map(|batch| batch.samples)))
     }
 
-    /// No files: the position in the data is part of the run state.
+    /// No files: what it needs to resume, the position in the data, is already part of the run state.
     fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         Ok(Vec::new())
     }
 }
 
 /// Opens the data file as supervised training samples.
-pub fn samples(setup: &SftSetup) -> Result<SftSource> {
+pub fn open_samples(setup: &SftSetup) -> Result<SftSource> {
     let options = setup.options;
     let bundle = Arc::new(ModelFolder::open(setup.model)?);
     let labels = TokenLabeler::new(options.label_rule(), &bundle.tokenizer).map_err(|token| {

@@ -3,7 +3,7 @@
 //! `state.json`.
 //!
 //! A checkpoint is written under a hidden name and renamed when it is complete and on the disk, so a killed run or a
-//! full disk leaves earlier checkpoints intact. [`CheckpointWriter`] writes a [`Snapshot`] while the next steps run.
+//! full disk leaves earlier checkpoints intact. [`CheckpointWriter`] writes a [`CheckpointSnapshot`] while the next steps run.
 
 mod saver;
 mod snapshot;
@@ -20,22 +20,22 @@ use reel_runtime::Tensor;
 use reel_runtime::optim::ParameterState;
 use safetensors::SafeTensors;
 
-use crate::run_folder::resume::{RunState, STATE_FILE};
+use crate::run_folder::resume::{RUN_STATE_FILE, RunState};
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
-pub use saver::{CheckpointWriter, has_room_for};
-pub use snapshot::{BaseModel, Snapshot, TrainedWeights, checkpoint_bytes};
+pub use saver::{CheckpointWriter, host_memory_has_room_for};
+pub use snapshot::{BaseModel, CheckpointSnapshot, TrainedWeights, checkpoint_bytes};
 
 const PREFIX: &str = "checkpoint-";
 const OPTIMIZER: &str = "training/optimizer.safetensors";
 
-/// The folder name of a checkpoint in OUT.
-pub fn folder_name(step: u64) -> String {
+/// The name of the folder of a checkpoint: `checkpoint-STEP`.
+pub fn checkpoint_folder_name(step: u64) -> String {
     format!("{PREFIX}{step}")
 }
 
-/// The optimizer tensors of one parameter: name and dtype in the file, and the tensor.
+/// The optimizer tensors of one parameter, each as (name in the file, dtype in the file, tensor).
 fn state_tensors<'a>(
     name: &str,
     state: &'a ParameterState,
@@ -50,9 +50,9 @@ fn state_tensors<'a>(
     moments.into_iter().chain(scales).chain(state.low.as_ref().map(|low| (format!("low/{name}"), "U16", low)))
 }
 
-/// Loads the optimizer state of a checkpoint: moments, low bits of the master weights and step counts. The weights
-/// were loaded from the same folder before.
-pub fn load_optimizer(folder: &Path, t: &mut Trainer, state: &RunState) -> Result<()> {
+/// Loads the optimizer state of a checkpoint: moments, low bits of the master weights and step counts. The trainer's
+/// weights must already be those of the same checkpoint.
+pub fn load_optimizer_state(folder: &Path, t: &mut Trainer, state: &RunState) -> Result<()> {
     let path = folder.join(OPTIMIZER);
     let damaged = |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
     let mapped = reel_runtime::device::MappedFile::open(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
@@ -77,7 +77,7 @@ pub fn load_optimizer(folder: &Path, t: &mut Trainer, state: &RunState) -> Resul
     Ok(())
 }
 
-/// The checkpoint folders in `out` by step.
+/// The complete checkpoints in `out`: the path of the folder by step.
 pub fn checkpoints_by_step(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     let mut found = BTreeMap::new();
     let entries = match fs::read_dir(out) {
@@ -90,7 +90,7 @@ pub fn checkpoints_by_step(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
         let step =
             path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(PREFIX)).and_then(|n| n.parse().ok());
         if let Some(step) = step
-            && path.join(STATE_FILE).is_file()
+            && path.join(RUN_STATE_FILE).is_file()
         {
             found.insert(step, path);
         }
@@ -98,8 +98,8 @@ pub fn checkpoints_by_step(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     Ok(found)
 }
 
-/// Removes all but the newest `keep` checkpoints. The checkpoint of step `best_step` is always kept and does not
-/// count.
+/// Removes old checkpoints, so that the newest `keep` are left. The checkpoint of step `best_step` is always left, in
+/// addition to these.
 pub fn remove_old_checkpoints(out: &Path, keep: Option<usize>, best_step: Option<u64>) -> Result<()> {
     let mut found = checkpoints_by_step(out)?;
     best_step.map(|step| found.remove(&step));
@@ -107,7 +107,8 @@ pub fn remove_old_checkpoints(out: &Path, keep: Option<usize>, best_step: Option
     found.values().take(old).try_for_each(|path| remove_checkpoint(path))
 }
 
-/// Removes a checkpoint. It is renamed first, so that a kill during removal leaves no incomplete checkpoint.
+/// Removes a checkpoint. Its folder is renamed first, so that a kill during the removal leaves no damaged folder
+/// under a checkpoint's name.
 pub(crate) fn remove_checkpoint(path: &Path) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = path.with_file_name(format!(".{name}.old.part"));
@@ -115,7 +116,7 @@ pub(crate) fn remove_checkpoint(path: &Path) -> Result<()> {
     remove_dir(&aside)
 }
 
-/// Removes the incomplete files that a killed run left in `out`.
+/// Removes the hidden, incomplete files and folders that a killed run left in `out`.
 pub fn remove_incomplete_files(out: &Path) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| TrainError::cannot_read(out, e))? {
         let path = entry.map_err(|e| TrainError::cannot_read(out, e))?.path();
@@ -142,7 +143,7 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// A folder under a hidden name until it is complete. If it is dropped before [`Self::publish`], it is removed.
+/// A folder with a hidden name while it is filled. Dropping it before [`Self::publish`] removes it.
 struct FolderDraft(PathBuf);
 
 impl FolderDraft {
@@ -155,8 +156,8 @@ impl FolderDraft {
         Ok(Self(path))
     }
 
-    /// Renames the folder to `target`. An older `target` is moved aside first, so no incomplete folder ever has that
-    /// name.
+    /// Gives the complete folder its final name `target`. An existing `target` is renamed first, so an incomplete
+    /// folder never has that name.
     fn publish(self, target: &Path) -> Result<()> {
         let failed = |e| TrainError::cannot_write(target, e);
         let aside = self.0.with_extension("old.part");
@@ -176,7 +177,7 @@ impl FolderDraft {
 
 impl Drop for FolderDraft {
     fn drop(&mut self) {
-        // After `publish` no folder has this name. `drop` cannot report a failed removal.
+        // After `publish` the hidden folder no longer exists and this does nothing. `drop` cannot return an error.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -11,10 +11,10 @@ use crate::{Result, TrainError};
 pub struct CheckpointWriter(Option<JoinHandle<Result<()>>>);
 
 impl CheckpointWriter {
-    /// Waits for the previous job and starts `job`.
+    /// Starts `job` on a background thread, after waiting for the previous job.
     ///
     /// # Errors
-    /// The error of the previous job; `job` does not run then.
+    /// The error of the previous job; then `job` is not started.
     pub fn start(&mut self, job: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
         self.wait()?;
         let spawned = thread::Builder::new().name("checkpoint".into()).spawn(job);
@@ -28,18 +28,18 @@ impl CheckpointWriter {
         Ok(())
     }
 
-    /// Returns the error of a job that has finished. Does not wait.
+    /// Checks, without waiting, whether the job has ended, and returns its error if it failed.
     ///
     /// # Errors
-    /// The error of the finished job.
-    pub fn poll(&mut self) -> Result<()> {
+    /// The error of the job.
+    pub fn check_finished_job(&mut self) -> Result<()> {
         if self.0.as_ref().is_some_and(JoinHandle::is_finished) { self.wait() } else { Ok(()) }
     }
 
-    /// Waits for the job in progress.
+    /// Waits until the job has ended, if there is one.
     ///
     /// # Errors
-    /// The error of that job.
+    /// The error of the job.
     pub fn wait(&mut self) -> Result<()> {
         let Some(job) = self.0.take() else { return Ok(()) };
         let died = || TrainError::output("checkpoint", "the writing thread panicked", "report this as a defect");
@@ -49,14 +49,14 @@ impl CheckpointWriter {
 
 impl Drop for CheckpointWriter {
     fn drop(&mut self) {
-        // The run already ends with another error, which is the one that is reported.
+        // An error here is not reported: the run is already ending with another one.
         let _ = self.wait();
     }
 }
 
-/// Whether a copy of `bytes` bytes takes at most half of the free memory, of the machine and of the process's cgroup.
-/// False if the free memory is unknown.
-pub fn has_room_for(bytes: u64) -> bool {
+/// Whether `bytes` bytes are at most half of the free memory: of the machine's and, if there is a limit, of the
+/// cgroup's. False if the free memory is unknown.
+pub fn host_memory_has_room_for(bytes: u64) -> bool {
     free_memory().is_some_and(|free| bytes <= free / 2)
 }
 
@@ -70,11 +70,12 @@ fn free_memory() -> Option<u64> {
     Some(group.map_or(machine, |group| group.min(machine)))
 }
 
-/// Free bytes below the memory limit of the process's cgroup, if it has one. Cached files do not count as used.
+/// Bytes that the process's cgroup can still allocate, if it has a memory limit. The page cache does not count as
+/// used.
 fn free_in_cgroup(limit: &str, used: &str, files: &str) -> Option<u64> {
     let root = Path::new("/sys/fs/cgroup");
     let number = |name: &str| fs::read_to_string(root.join(name)).ok()?.trim().parse::<u64>().ok();
-    // Without a limit, the file contains `max`, which is not a number.
+    // Without a limit the file has the word `max`, and the result is `None`.
     let (limit, used_path) = (number(limit)?, root.join(used));
     let stat = fs::read_to_string(used_path.with_file_name("memory.stat")).ok()?;
     let files = stat.lines().find_map(|line| line.strip_prefix(files)?.trim().parse::<u64>().ok());

@@ -1,5 +1,5 @@
-//! The content of a checkpoint at one moment: copies that later steps do not change, or the tensors themselves if the
-//! checkpoint is written before the next step.
+//! What a checkpoint contains, captured after one step. It holds copies of the tensors, or the tensors themselves if
+//! the checkpoint is written before the next step changes them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,20 +15,21 @@ use reel_model::weights::widen_to_f32;
 use reel_runtime::{DType, Tensor};
 use serde_json::{Map, Value, json};
 
-use super::{FolderDraft, OPTIMIZER, PREFIX, folder_name, state_tensors, write_synced};
-use crate::run_folder::digest::byte_parts;
-use crate::run_folder::resume::{RunState, STATE_FILE};
+use super::{FolderDraft, OPTIMIZER, PREFIX, checkpoint_folder_name, state_tensors, write_synced};
+use crate::run_folder::digest::tensor_byte_parts;
+use crate::run_folder::resume::{RUN_STATE_FILE, RunState};
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
-/// The model that a run started from: the source of untrained weights and of the small files of a model folder.
+/// The model that a run started from. Saved models take from it the weights that are not trained and the small files
+/// (config, tokenizer).
 #[derive(Clone, Debug)]
 pub struct BaseModel {
     /// The model folder that the run started from.
     pub folder: PathBuf,
     /// The weight files of that folder.
     pub files: Arc<Checkpoint>,
-    /// The name of the base model in an adapter's config: an absolute path or a hub id.
+    /// The base model's name as an adapter's config states it: an absolute path, or a Hugging Face id.
     pub name: String,
 }
 
@@ -49,7 +50,7 @@ impl TensorBytes {
     fn write(&self, to: &mut dyn Write) -> io::Result<()> {
         match self {
             Self::Copy(bytes) => to.write_all(bytes),
-            Self::Tensor(t) => byte_parts(t).try_for_each(|part| to.write_all(&part.map_err(io::Error::other)?)),
+            Self::Tensor(t) => tensor_byte_parts(t).try_for_each(|part| to.write_all(&part.map_err(io::Error::other)?)),
         }
     }
 }
@@ -60,7 +61,7 @@ struct StoredTensor {
     held: TensorBytes,
 }
 
-/// Bytes of the weights and the optimizer state in a checkpoint of `t`: the size of a copy in memory.
+/// Bytes of the trained weights and the optimizer state of `t`: the memory that a copy for a checkpoint takes.
 pub fn checkpoint_bytes(t: &Trainer) -> u64 {
     let state = |(name, weights, state)| {
         let kept: usize = state_tensors(name, state).map(|(_, _, tensor)| tensor.bytes()).sum();
@@ -69,7 +70,7 @@ pub fn checkpoint_bytes(t: &Trainer) -> u64 {
     t.optimizer.parameter_states().map(state).sum()
 }
 
-/// The trained weights of a model or an adapter.
+/// The trained weights of a run, ready to be written as a model folder or an adapter folder.
 #[derive(Debug)]
 pub struct TrainedWeights {
     dtype: StoredDType,
@@ -80,7 +81,8 @@ pub struct TrainedWeights {
 }
 
 impl TrainedWeights {
-    /// Captures the weights of `t`. Without `copy` they must be written before the next step changes them.
+    /// Captures the weights of `t`. With `copy` their bytes are copied; without it, [`Self::write`] must be called
+    /// before the next step changes the weights.
     ///
     /// # Errors
     /// The device cannot read its memory.
@@ -100,7 +102,7 @@ impl TrainedWeights {
         })
     }
 
-    /// Writes a model folder in the dtype of training or, with LoRA, an adapter folder.
+    /// Writes a model folder in the dtype of training; with LoRA an adapter folder.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -136,7 +138,8 @@ impl TrainedWeights {
     }
 }
 
-/// Writes a weight that is not trained from the original file, converted to the dtype of the folder.
+/// Writes a weight that is not trained: copies it from the original weight file, converted to the dtype of the new
+/// folder.
 fn write_untrained(files: &Checkpoint, spec: &TensorSpec, to: &mut dyn Write) -> io::Result<()> {
     let missing = || io::Error::other(format!("{} is no longer in the model's files", spec.name));
     let view = files.tensor(&spec.name).ok_or_else(missing)?;
@@ -160,19 +163,21 @@ struct OptimizerTensor {
     stored: StoredTensor,
 }
 
-/// Everything that a resumed run needs.
+/// Everything that a checkpoint stores: weights, optimizer state, run state, and further files of the training loop.
 #[derive(Debug)]
-pub struct Snapshot {
+pub struct CheckpointSnapshot {
     weights: TrainedWeights,
-    /// Sorted by element size, largest first, so every tensor in the file is aligned for its type.
+    /// The tensors of the optimizer, those of large elements first: so each tensor in the file is aligned for its
+    /// type.
     optimizer: Vec<OptimizerTensor>,
     state: RunState,
-    /// The further files that the training loop needs to resume: path in the folder, and content.
+    /// Further files that the training loop needs to resume, as (path in the checkpoint folder, contents).
     files: Vec<(&'static str, Vec<u8>)>,
 }
 
-impl Snapshot {
-    /// Captures a run after the step of `state`. Without `copy` the snapshot must be written before the next step.
+impl CheckpointSnapshot {
+    /// Captures the run after step `state.step`. With `copy` the tensors are copied; without it, [`Self::write`] must
+    /// be called before the next step.
     ///
     /// # Errors
     /// The device cannot read its memory.
@@ -206,15 +211,15 @@ impl Snapshot {
     /// A file cannot be written; the incomplete checkpoint is removed.
     pub fn write(&self, out: &Path) -> Result<()> {
         let step = self.state.step;
-        let target = out.join(folder_name(step));
+        let target = out.join(checkpoint_folder_name(step));
         let draft = FolderDraft::begin(out, &format!(".{PREFIX}{step}.part"))?;
         self.weights.write(&draft.0)?;
         let training = draft.0.join("training");
         fs::create_dir(&training).map_err(|e| TrainError::cannot_write(&training, e))?;
         let failed = |file: &str, e| TrainError::cannot_write(target.join(file), e);
         self.write_optimizer(&draft.0.join(OPTIMIZER)).map_err(|e| failed(OPTIMIZER, e))?;
-        let text = serde_json::to_vec_pretty(&self.state).map_err(|e| failed(STATE_FILE, e.into()))?;
-        write_synced(&draft.0.join(STATE_FILE), &text).map_err(|e| failed(STATE_FILE, e))?;
+        let text = serde_json::to_vec_pretty(&self.state).map_err(|e| failed(RUN_STATE_FILE, e.into()))?;
+        write_synced(&draft.0.join(RUN_STATE_FILE), &text).map_err(|e| failed(RUN_STATE_FILE, e))?;
         for (file, bytes) in &self.files {
             write_synced(&draft.0.join(file), bytes).map_err(|e| failed(file, e))?;
         }

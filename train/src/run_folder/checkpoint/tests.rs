@@ -34,19 +34,19 @@ fn copied_snapshot_is_independent_of_later_steps() {
         let (now, later) = (dir.path().join("now"), dir.path().join("later"));
         let (mut trainer, origin) = trainer(dtype);
         let files = || vec![("training/set.json", b"{}".to_vec())];
-        Snapshot::capture(&trainer, origin.clone(), state(3), files(), false).unwrap().write(&now).unwrap();
-        let copy = Snapshot::capture(&trainer, origin.clone(), state(3), files(), true).unwrap();
-        let live = Snapshot::capture(&trainer, origin, state(4), files(), false).unwrap();
+        CheckpointSnapshot::capture(&trainer, origin.clone(), state(3), files(), false).unwrap().write(&now).unwrap();
+        let copy = CheckpointSnapshot::capture(&trainer, origin.clone(), state(3), files(), true).unwrap();
+        let live = CheckpointSnapshot::capture(&trainer, origin, state(4), files(), false).unwrap();
         for (_, weights, state) in trainer.optimizer.parameter_states_mut() {
             [weights, &state.m].into_iter().for_each(|t| t.write(&vec![1u8; t.bytes()]).unwrap());
         }
         copy.write(&later).unwrap();
         assert_same_files(&now, &later);
-        // A snapshot without a copy has the weights after the further step.
+        // `live` was captured without a copy, so it writes the weights as the further step left them.
         live.write(&later).unwrap();
-        let weights = |step| fs::read(later.join(folder_name(step)).join("model.safetensors")).unwrap();
+        let weights = |step| fs::read(later.join(checkpoint_folder_name(step)).join("model.safetensors")).unwrap();
         assert!(weights(3) != weights(4));
-        // The files are larger than the copy only by their headers.
+        // `checkpoint_bytes` is the size of both files without their headers, which are small.
         let size = |file: &str| fs::metadata(later.join("checkpoint-3").join(file)).unwrap().len();
         let files = size(OPTIMIZER) + size("model.safetensors");
         assert!(checkpoint_bytes(&trainer) < files && files < checkpoint_bytes(&trainer) + (1 << 18), "{files}");
@@ -66,7 +66,7 @@ fn jobs_run_in_background_one_at_a_time() {
             Ok(())
         })
         .unwrap();
-    saver.poll().unwrap();
+    saver.check_finished_job().unwrap();
     assert!(!done.load(Ordering::SeqCst), "the job was already done when the caller continued");
     go.send(()).unwrap();
     let job_done = done.clone();
@@ -89,7 +89,7 @@ fn failed_job_is_reported_by_the_next_call() {
     said(failing().start(|| panic!("it does not follow")).unwrap_err());
     let mut polled = failing();
     let e = loop {
-        if let Err(e) = polled.poll() {
+        if let Err(e) = polled.check_finished_job() {
             break e;
         }
         std::thread::yield_now();
@@ -99,5 +99,5 @@ fn failed_job_is_reported_by_the_next_call() {
     let mut dead = CheckpointWriter::default();
     dead.start(|| panic!("on purpose")).unwrap();
     assert!(dead.wait().unwrap_err().to_string().contains("panicked"));
-    assert!(has_room_for(0) && !has_room_for(u64::MAX));
+    assert!(host_memory_has_room_for(0) && !host_memory_has_room_for(u64::MAX));
 }

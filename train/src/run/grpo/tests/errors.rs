@@ -44,7 +44,8 @@ fn rows_that_cannot_be_scored_are_skipped() {
         let e = message(&case(dir.path(), "alone", &row));
         assert!(e.contains("no row of the file can be used"), "{e}");
     }
-    // With a custom reward, rows need no solution; the reward program receives the token ids, as in TRL.
+    // With a custom reward, rows need no solution. The reward program checks that it gets the token ids of the
+    // completion, as in TRL.
     let command_line = r#"while read -r x; do case $x in *'"completion_ids":['*) echo 1;; *) exit 1;; esac; done"#;
     let dir = tempfile::tempdir().unwrap();
     let own = case(dir.path(), "out", &GOOD.replace("solution", "solutions"));
@@ -113,7 +114,7 @@ fn failed_reward_program_ends_the_run_with_a_checkpoint() {
         assert!(e.contains(want), "{command}: {e}");
     }
     let dir = tempfile::tempdir().unwrap();
-    // The reward command scores two batches of four completions, then exits.
+    // The reward command scores eight completions, which is two batches, then exits.
     let command = "i=0; while [ $i -lt 8 ] && read -r x; do echo ${#x}; i=$((i+1)); done";
     let failing =
         case(dir.path(), "out", GOOD).with(|o| (o.reward_command, o.save_steps) = (Some(command.into()), 100));

@@ -33,7 +33,7 @@ pub(super) fn rows() -> String {
     .join("\n")
 }
 
-/// A run of four steps on the data rows `rows`.
+/// A run of four steps on the data rows `rows`, with output folder `out` in `dir`.
 pub(super) fn case(dir: &Path, out: &str, rows: &str) -> Case {
     let data = dir.join("rows.jsonl");
     fs::write(&data, rows).unwrap();
@@ -52,7 +52,8 @@ pub(super) fn case(dir: &Path, out: &str, rows: &str) -> Case {
     Case::new(GrpoOptions { run, num_generations: 4, max_completion_length: 12, temporal: true, ..Default::default() })
 }
 
-/// A run whose custom reward differs between completions: it is the length of the JSON row.
+/// A run with a custom reward that differs between completions: the length of the JSON row that the reward command
+/// gets.
 fn live(dir: &Path, out: &str) -> Case {
     let command = "while read -r line; do echo ${#line}; done";
     case(dir, out, &rows()).with(|o| o.reward_command = Some(command.into()))
@@ -70,7 +71,8 @@ fn sampled_log_probs_equal_trained_log_probs() {
         assert!(line.grpo.entropy.unwrap() > 0.5 && line.grpo.rewards.iter().any(|(name, _)| name == "accuracy"));
         assert!(line.grpo.completion_length.unwrap() > 0.0);
     }
-    // The weights change in each step, so the KL divergence from the initial weights grows.
+    // In the first step the policy equals the reference model (KL 0); the weights change in each step, so later KL is
+    // above 0.
     assert!(lines[0].grpo.kl == Some(0.0) && lines[3].grpo.kl.unwrap() > 0.0);
 }
 
@@ -80,7 +82,7 @@ fn recorded_rollouts_train_to_the_same_weights() {
     live(dir.path(), "drawn").with(|o| o.no_shuffle = true).run().unwrap();
     let drawn = dir.path().join("drawn");
     let all: String =
-        (1..=4).map(|n| fs::read_to_string(records::rollouts_file(&drawn.join("rollouts"), n)).unwrap()).collect();
+        (1..=4).map(|n| fs::read_to_string(records::rollouts_file_path(&drawn.join("rollouts"), n)).unwrap()).collect();
     assert!(all.lines().count() == 4 && all.contains("\"shuffled_texts\":"), "{all}");
     let rollouts = dir.path().join("rollouts.jsonl");
     fs::write(&rollouts, all).unwrap();
@@ -128,20 +130,21 @@ fn resumed_run_equals_uninterrupted_run_also_inside_a_rollout_set() {
             let drew = (line.step - 1).is_multiple_of(iterations);
             assert_eq!(line.grpo.rollout_seconds > Some(0.0), drew, "step {}", line.step);
         }
-        // Only later checkpoints are compared: the first part of the broken run was planned with fewer steps, which
-        // its checkpoints store.
+        // Checkpoints of the first part are not compared: they store the planned number of steps, and the first part
+        // was planned with fewer.
         for step in first + 1..=4 {
             let name = format!("checkpoint-{step}");
             assert_same_files(&whole.join(&name), &broken.join(&name));
         }
-        assert_eq!(resume::read_state(&broken.join("checkpoint-4")).unwrap().step, 4);
+        assert_eq!(resume::read_run_state(&broken.join("checkpoint-4")).unwrap().step, 4);
     }
 }
 
 #[test]
 fn dynamic_sampling_replaces_groups_of_equal_rewards() {
     let dir = tempfile::tempdir().unwrap();
-    // Completions of the same row about a colour all get the reward 1.
+    // The reward command gives 1 to every completion of the row about a colour, so the rewards of that row's group
+    // are equal.
     let command = "while read -r line; do case $line in *colour*) echo 1;; *) echo ${#line};; esac; done";
     let plain = live(dir.path(), "plain").with(|o| o.reward_command = Some(command.into()));
     plain.run().unwrap();
@@ -159,7 +162,9 @@ fn dynamic_sampling_replaces_groups_of_equal_rewards() {
     assert!(!e.is_usage_error(), "the options are fine");
     let e = e.to_string();
     assert!(
-        e.starts_with("--dynamic-sampling: in step 1 the rewards within each of 10 groups were all the same"),
+        e.starts_with(
+            "--dynamic-sampling: in step 1, all completions of a group got the same reward, in each of 10 groups"
+        ),
         "{e}"
     );
 }
@@ -186,8 +191,8 @@ fn siglip_encodes_each_frame_once() {
     });
     case.run().unwrap();
     let lines = metrics(&dir.path().join("out"));
-    // SigLIP encodes the four frames in the first step; later steps find them in the cache, and shuffled frames are
-    // not scored.
+    // SigLIP encodes the four frames in the first step; later steps find them in its cache. Shuffled frames get no
+    // semantic reward, so they are never encoded.
     let encoded: Vec<Option<u64>> = lines.iter().map(|m| m.grpo.frames_encoded).collect();
     assert_eq!(encoded, [Some(4), Some(0), Some(0)]);
     assert!(lines.iter().all(|m| m.grpo.rewards.iter().any(|(name, _)| name == "semantic")), "{lines:?}");
@@ -207,7 +212,8 @@ fn min_completion_length_and_mask_truncated_completions_work() {
     let masked = live(dir.path(), "masked").with(|o| {
         (o.min_completion_length, o.mask_truncated_completions, o.beta) = (12, true, 0.0);
     });
-    // No completion has an end token, so all are masked and nothing is learned.
+    // The minimum length bans end tokens, so every completion reaches the maximum length and is masked: nothing is
+    // learned.
     masked.run().unwrap();
     for line in metrics(&dir.path().join("masked")) {
         assert_eq!((line.loss, line.grad_norm), (0.0, 0.0));
@@ -223,7 +229,8 @@ fn text_prompt_is_used_without_chat_template() {
     let recorded = fs::read_to_string(dir.path().join("out/rollouts/000001.jsonl")).unwrap();
     let recorded: Value = serde_json::from_str(recorded.trim()).unwrap();
     assert_eq!(recorded["prompt"], json!("2 + 2 ="));
-    // The prompt text is used without chat template and system message.
+    // A text prompt gets no chat template and no system message: the number of trained tokens is that of the plain
+    // text and its completions.
     let words =
         reel_model::input::ModelFolder::open(&golden("model_a")).unwrap().tokenizer.encode("2 + 2 =").unwrap().len();
     let drawn: usize = recorded["completions"].as_array().unwrap().iter().map(|c| c.as_array().unwrap().len()).sum();
@@ -243,8 +250,8 @@ fn simulator_samples_the_log_probs_that_it_trains() {
     .run()
     .unwrap();
     let lines = metrics(&dir.path().join("sim"));
-    // Log-probabilities differ by rounding: the sampling kernel sums the exponentials of a row in another order than
-    // the training kernel.
+    // The log-probabilities differ by rounding: the sampling kernel and the training kernel sum the exponentials over
+    // the vocabulary in different orders.
     let drift = lines[0].grpo.rollout_drift.unwrap();
     assert!(drift <= 1e-6, "{drift:e}");
 }

@@ -18,7 +18,7 @@ use super::*;
 use crate::options::{LrScheduler, RunOptions};
 use crate::testing::*;
 
-/// The setup of a test's GRPO run: options, device, dtype.
+/// A test's GRPO run: its options, device and dtype.
 struct Case {
     options: GrpoOptions,
     device: Device,
@@ -54,7 +54,7 @@ impl Case {
     }
 }
 
-/// A golden run that writes to `out`, with its expected values.
+/// The run of a golden case, with output folder `out`, and the expected values of the case.
 fn given(name: &str, out: &Path) -> (Case, Value) {
     let case = golden("../grpo").join(name);
     let expected: Value = serde_json::from_slice(&fs::read(case.join("expected.json")).unwrap()).unwrap();

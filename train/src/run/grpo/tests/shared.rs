@@ -1,4 +1,4 @@
-//! Shared prefixes give the same loss and gradients with fewer tokens.
+//! Shared prefixes (`--shared-prefix`) give the same loss and gradients with fewer tokens.
 
 use super::*;
 use crate::rollout::{CompletionTokens, Group, Prompt};
@@ -22,8 +22,8 @@ fn shared_prefix_keeps_loss_gradient_norm_and_weight_changes() {
             assert!((s.grad_norm / p.grad_norm - 1.0).abs() <= 1e-5, "{name}: {} and {}", s.grad_norm, p.grad_norm);
             assert!(s.tokens < p.tokens, "{name}: {} and {} tokens", s.tokens, p.tokens);
         }
-        // Compares all weight changes as a whole: Adam normalizes each gradient, so tiny gradients with rounding
-        // errors move weights as much as large ones.
+        // Weight changes are compared as one vector over all weights. Adam normalises every gradient, so a single
+        // weight with a tiny gradient may differ much by rounding.
         let model = PathBuf::from(&given(name, dir.path()).0.options.model);
         let [shared, plain] = outs.each_ref().map(|out| weight_changes(&model, out));
         let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
@@ -74,7 +74,8 @@ fn shared_prefix_keeps_every_gradient() {
     }
 }
 
-/// The number of tokens in the packed batch of one group.
+/// The number of tokens that one group takes in a packed batch: a prompt of `prompt` tokens and completions of these
+/// lengths.
 fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
     let config = ModelConfig::open(&golden("model_a")).unwrap();
     let positions: Vec<i64> = (0..prompt as i64).collect();
@@ -104,7 +105,7 @@ fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
 #[test]
 fn shared_prefix_packs_a_group_of_eight_in_a_quarter_of_the_tokens() {
     let (shared, plain) = (tokens(2400, &[300; 8], true), tokens(2400, &[300; 8], false));
-    // The last token of each completion has no next token to predict, so it is not an input.
+    // The last token of each completion predicts nothing, so it is not an input.
     assert_eq!((shared, plain), (2399 + 8 * 300, 8 * (2400 + 299)));
     assert!(shared as f64 <= 0.223 * f64::from(8 * (2400 + 300)), "{shared}");
 }

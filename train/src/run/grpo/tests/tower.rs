@@ -22,19 +22,19 @@ fn passes(change: impl FnOnce(&mut GrpoOptions)) -> u64 {
 
 #[test]
 fn frozen_vision_tower_encodes_a_video_once() {
-    // A trained vision tower runs for sampling and for training in each of three steps; the reference's tower runs
-    // once.
+    // A trained vision tower encodes the video in each of three steps for sampling and again for training. The
+    // reference's tower is frozen and encodes it once.
     assert_eq!(passes(|_| ()), 3 + 3 + 1);
     assert_eq!(passes(|o| o.beta = 0.0), 3 + 3);
     assert_eq!(passes(|o| o.num_iterations = 3), 1 + 3 + 1);
     let both_towers = Some(vec!["all-linear".to_string()]);
     assert_eq!(passes(|o| (o.lora_r, o.lora_target_modules) = (2, both_towers)), 3 + 3 + 1);
-    // One pass of the frozen tower serves sampling, reference and training in all steps.
+    // A frozen vision tower encodes the video once for sampling, reference and training of all steps.
     assert_eq!(passes(|o| o.freeze_vision = true), 1);
     assert_eq!(passes(|o| o.lora_r = 2), 1);
     assert_eq!(passes(|o| (o.freeze_vision, o.shared_prefix) = (true, false)), 1);
     assert_eq!(passes(|o| (o.freeze_vision, o.per_device_train_batch_size) = (true, 8)), 1);
-    // The shuffled video of each step needs another pass.
+    // Each step also samples for the video with shuffled frames, which the tower must encode: one more pass per step.
     assert_eq!(passes(|o| (o.freeze_vision, o.temporal) = (true, true)), 1 + 3);
 }
 
@@ -68,7 +68,8 @@ fn cached_features_have_the_bits_of_one_pass() {
     for dtype in [DType::F32, DType::BF16] {
         let mut model = Qwen25Vl::open(&device, &files, &config, dtype).unwrap();
         let cx = Cx::inference(&device, dtype);
-        // The video prompt twice, with the text prompt between, then the image prompt.
+        // Four sequences: the prompt with the video, the text prompt, the prompt with the video again, and the prompt
+        // with the image.
         let sequences: Vec<_> = [0, 1, 0, 2].iter().map(|&i: &usize| tokens[i].sequence()).collect();
         let batch = reel_model::batch::Batch::new(&device, &config, &sequences, "test").unwrap();
         let input = batch.vision.as_ref().unwrap();
@@ -90,7 +91,7 @@ fn reference_keeps_the_initial_vision_tower() {
     let video = live::rows().lines().nth(1).unwrap().to_string();
     let case = live::case(dir.path(), "out", &video).with(|o| {
         o.reward_command = Some("while read -r line; do echo ${#line}; done".into());
-        // Only the vision tower is trained.
+        // The decoder's learning rate is 0, so only the vision tower changes.
         (o.learning_rate, o.learning_rate_vision, o.weight_decay) = (0.0, Some(1e-2), 0.0);
         (o.max_steps, o.temporal) = (Some(3), false);
     });

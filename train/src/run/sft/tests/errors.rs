@@ -35,7 +35,8 @@ fn row_without_its_image_is_skipped_or_stops_a_strict_run() {
     let case = on_rows(dir.path(), &rows).with(|o| (o.max_steps, o.num_train_epochs) = (None, 2.0));
     let done = case.run().unwrap();
     let out = dir.path().join("out");
-    // In two epochs of three rows, two of the six rows are the unusable one.
+    // The run has two epochs of three rows. The unusable row is skipped in both, so four of the six rows are left,
+    // one step each.
     assert_eq!((metrics(&out).len(), done.skipped), (4, 1));
     let skipped_rows = skipped(&out);
     assert_eq!((skipped_rows.len(), skipped_rows[0].row, skipped_rows[0].line), (1, 1, 2));
@@ -51,7 +52,8 @@ fn row_without_its_image_is_skipped_or_stops_a_strict_run() {
     assert_eq!(skipped(&out), skipped_rows);
 }
 
-/// Errors that are found only when a sample is made also concern one row, and --check-data finds them.
+/// Some errors of a row are found only when its sample is made. They make only this row unusable, and --check-data
+/// finds them, too.
 #[test]
 fn rows_without_a_valid_sample_are_skipped() {
     for (row, want) in [
@@ -80,7 +82,7 @@ fn check_data_can_be_interrupted() {
     let case = on_rows(dir.path(), GOOD).with(|o| o.check_data = true);
     case.stop.store(true, Ordering::Relaxed);
     assert!(message(&case).contains("rows.jsonl:1: stopped before the first step; run the command again"));
-    // Only the journal is left in OUT. It is not a run, so the next command starts fresh.
+    // OUT has only the journal of the check. That is no run, so the next command starts fresh there.
     let left: Vec<_> = fs::read_dir(dir.path().join("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["quarantine.jsonl.journal"]);
     case.stop.store(false, Ordering::Relaxed);

@@ -3,7 +3,7 @@
 use super::*;
 use clap::{Args, FromArgMatches};
 
-/// Parses a case's `args` without the options that every `reel` command has.
+/// Parses the command line `args` of a golden case, leaving out the options that every `reel` command has.
 fn options(args: &[&str]) -> SftOptions {
     let mut own = vec!["sft"];
     let mut rest = args.iter();
@@ -52,7 +52,7 @@ fn check(name: &str) {
     }
 
     let limits = want["delta_limits"].as_object().unwrap();
-    assert_changes(name, &case, &format!("{reading}/"), limits, &model, &out);
+    assert_weight_changes(name, &case, &format!("{reading}/"), limits, &model, &out);
 }
 
 #[test]

@@ -4,14 +4,15 @@ use super::*;
 use reel_model::weights::widen_to_f32;
 use safetensors::SafeTensors;
 
-/// A weight of a model folder as f32.
+/// A weight in a model folder, converted to f32.
 fn weights(folder: &Path, name: &str) -> Vec<f32> {
     let files = Checkpoint::open(folder).unwrap();
     let view = files.tensor(name).unwrap();
     widen_to_f32(view.dtype, view.bytes).unwrap()
 }
 
-/// The f32 master weight in a checkpoint: the bf16 bits and the 16 bits below them.
+/// A weight's f32 master weight in a checkpoint, put together from the bf16 weight (upper 16 bits) and the stored low
+/// 16 bits.
 fn master(folder: &Path, name: &str) -> Vec<f32> {
     let bytes = fs::read(folder.join("training/optimizer.safetensors")).unwrap();
     let stored = SafeTensors::deserialize(&bytes).unwrap();
@@ -49,9 +50,10 @@ fn small_updates_are_not_lost() {
         let want = change(&weights(&wide, name), &start);
         let got = change(&master(&narrow.join("checkpoint-4"), name), &rounded);
         let off: Vec<f64> = got.iter().zip(&want).map(|(g, w)| g - w).collect();
-        // The first Adam steps follow the sign of the gradient, which rounding of bf16 activations may flip near 0.
+        // Adam's first steps depend only on the sign of a gradient. Rounding of bf16 activations may flip it near 0,
+        // so the tolerance is wide.
         assert!(norm(&off) < 0.25 * norm(&want), "{name}: {:.3}", norm(&off) / norm(&want));
-        // The bf16 weights alone hardly moved: most have their initial bits.
+        // The updates went into the low bits: more than half of the bf16 weights still have their initial bits.
         let moved = change(&weights(&narrow, name), &rounded).iter().filter(|&&d| d != 0.0).count();
         assert!(moved * 2 < rounded.len(), "{name}: {moved} of {}", rounded.len());
     }

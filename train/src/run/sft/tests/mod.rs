@@ -22,7 +22,7 @@ use crate::run_folder::resume;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::testing::*;
 
-/// The setup of a test's run on a golden case: options, device, dtype.
+/// A test's run on a golden case: its options, device and dtype.
 struct Case {
     options: SftOptions,
     dtype: DType,

@@ -29,7 +29,7 @@ fn gradient_checkpointing_gives_the_same_bits_in_less_memory() {
     assert!(a[3].peak_bytes < b[3].peak_bytes, "{} {}", a[3].peak_bytes, b[3].peak_bytes);
 }
 
-/// Runs the first `first` steps, then resumes from the last checkpoint.
+/// Does a run in two parts: the first `first` steps, then the rest, resumed from the last checkpoint.
 fn broken(out: &Path, first: i64, change: impl Fn(&mut SftOptions) + Copy, dtype: DType) {
     let part = |steps: i64, resume: Option<String>| {
         let case = case(out).with(change).with(|o| (o.max_steps, o.resume_from_checkpoint) = (Some(steps), resume));
@@ -70,7 +70,7 @@ fn resumed_run_equals_uninterrupted_run() {
 
 /// Compares the run states and all files of two checkpoints.
 fn assert_same_weights_and_state(a: &Path, b: &Path) {
-    assert_eq!(resume::read_state(a).unwrap(), resume::read_state(b).unwrap());
+    assert_eq!(resume::read_run_state(a).unwrap(), resume::read_run_state(b).unwrap());
     assert_same_files(a, b);
 }
 
@@ -80,7 +80,8 @@ fn killed_run_resumes_from_its_last_checkpoint() {
     let [whole, killed] = ["whole", "killed"].map(|name| dir.path().join(name));
     case(&whole).run().unwrap();
     case(&killed).with(|o| o.max_steps = Some(3)).run().unwrap();
-    // A kill while checkpoint 3 is written leaves an incomplete hidden folder and half a line of metrics.
+    // Simulates a kill while checkpoint 3 is written: its folder is incomplete and hidden, and the last line of
+    // metrics is cut off.
     fs::rename(killed.join("checkpoint-3"), killed.join(".checkpoint-3.part")).unwrap();
     fs::remove_file(killed.join(".checkpoint-3.part/training/state.json")).unwrap();
     fs::write(killed.join(".model.safetensors.1.part"), "half").unwrap();
@@ -90,7 +91,8 @@ fn killed_run_resumes_from_its_last_checkpoint() {
     let done = case(&killed).with(|o| o.resume_from_checkpoint = Some("last".into())).run().unwrap();
     assert_eq!(done.resumed_after, 2);
     assert_eq!(metrics_without_times(&whole), metrics_without_times(&killed));
-    // Checkpoint 2 was written when the planned length was 3 steps.
+    // Checkpoint 2 stores the planned number of steps, which was 3 in the killed run and 4 in the other; it is not
+    // compared.
     let without_2 = |out: &Path| fs::remove_dir_all(out.join("checkpoint-2")).unwrap();
     without_2(&whole);
     without_2(&killed);
@@ -117,7 +119,7 @@ fn interrupted_run_writes_a_checkpoint() {
     asked.stop.store(true, Ordering::Relaxed);
     let e = asked.run().unwrap_err();
     assert!(matches!(e, TrainError::Stopped(_)) && e.to_string().contains("stopped after step 0; "), "{e}");
-    // Sets the stop flag when the first line of metrics is written, so the run stops inside a later step.
+    // Sets the stop flag as soon as the first line of metrics is written, so that the run stops in a later step.
     let running = case(&stopped).with(|o| (o.overwrite, o.save_steps) = (true, 100));
     let e = std::thread::scope(|scope| {
         let work = scope.spawn(|| running.run());
@@ -162,7 +164,7 @@ fn checkpoint_resumes_in_another_folder() {
     fs::create_dir(&second).unwrap();
     fs::write(second.join(output::METRICS_FILE), "of another run").unwrap();
     let e = case(&second).with(from).run().unwrap_err().to_string();
-    assert!(e.contains("second: holds other files than the run of that checkpoint; "), "{e}");
+    assert!(e.contains("second: has files that do not belong to the run of the checkpoint; "), "{e}");
     case(&second).with(from).with(|o| o.overwrite = true).run().unwrap();
     assert_eq!(metrics_without_times(&whole), metrics_without_times(&second));
     assert_same_files(&whole.join("checkpoint-4"), &second.join("checkpoint-4"));
