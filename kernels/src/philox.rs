@@ -64,7 +64,7 @@ mod tests {
         for (seed, stream, index) in
             [(2, 2, 3), (1, 3, 3), (1, 2, 4), (1 | 1 << 32, 2, 3), (1, 2 | 1 << 32, 3), (1, 2, 3 | 1 << 32)]
         {
-            assert_ne!(random_words(seed, stream_id, index), base);
+            assert_ne!(random_words(seed, stream, index), base);
         }
     }
 

@@ -301,10 +301,13 @@ mod tests {
         assert_eq!(fields.len(), 3);
         assert_eq!(fields[0], KernelArgument::Scalar(ElementType::U32, vec![5, 0, 0, 0]));
         let KernelArgument::TensorMap(map) = &fields[1] else { panic!("{fields:?}") };
-        assert_eq!((map.buffer, map.data_type, map.swizzle), ((0, None), DataType::Bf16, Swizzle::B128));
+        assert_eq!(
+            (map.buffer, map.data_type, map.swizzle),
+            (BufferIndex { argument: 0, field: None }, DataType::Bf16, Swizzle::B128)
+        );
         assert_eq!((&map.dims[..], &map.strides[..], &map.box_dims[..]), (&[64, 32][..], &[128][..], &[64, 8][..]));
         let Ok(KernelArgument::TensorMap(map)) = parse_kernel_argument("tmap:2.1:f32:64::16:none") else { panic!() };
-        assert_eq!((map.buffer, map.strides.len()), ((2, Some(1)), 0));
+        assert_eq!((map.buffer, map.strides.len()), (BufferIndex { argument: 2, field: Some(1) }, 0));
         for wrong in [
             "struct:0",
             "struct:xyz",

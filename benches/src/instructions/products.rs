@@ -66,7 +66,7 @@ pub fn sum_tolerance(elements: MatrixElementFormat, sum: MatrixElementFormat) ->
 
 fn mma(opcode: &str, span: ElementRange, lanes: usize) -> InstructionCase {
     let op = MmaOp::decode(opcode).expect("the simulator supports this form of mma");
-    let count = op.registers();
+    let count = op.registers_per_lane();
     let types: Vec<&str> = opcode.split("row.col.").nth(1).expect("row.col").split('.').collect();
     let types = if types[0] == "satfinite" { &types[1..] } else { &types[..] };
     let (sum, a, b) = (element_from_ptx(types[0]), element_from_ptx(types[1]), element_from_ptx(types[2]));

@@ -1,5 +1,5 @@
 use super::ast::*;
-use super::cfg::{reconvergence, successors};
+use super::cfg::{reconvergence_points, successors};
 use super::parse;
 
 const HEAD: &str = ".version 9.0\n.target sm_90a\n.address_size 64\n";

@@ -85,7 +85,7 @@ pub struct RunSummary {
 /// A source of samples with a fingerprint, by which a resumed run checks that its data is the same.
 pub trait DataSource: SampleSource {
     /// Fingerprint of the data files, without media.
-    fn combined_fingerprint(&self) -> String;
+    fn fingerprint(&self) -> String;
     /// Checks the fields of a row, without loading its media.
     fn validate_row(&self, row: usize) -> Result<()>;
 }

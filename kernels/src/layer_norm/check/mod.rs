@@ -134,8 +134,7 @@ fn gradient_equals_the_formula() {
             let [_, means, rstds] = forward(dtype, [&x, &w, &b], cols, 1);
             let got = backward(dtype, [&x, &w, &dy], [&means, &rstds], cols, 2);
             let given: Vec<(f64, f64)> = means.iter().zip(&rstds).map(|(&m, &r)| (m as f64, r as f64)).collect();
-            let [with, want] =
-                [formula::gradients_of_x_w_b_rounded, formula::gradients_of_x_w_b]
+            let [with, want] = [formula::gradients_of_x_w_b_rounded, formula::gradients_of_x_w_b]
                 .map(|f| f(&x.to_f64(), &w.to_f64(), &dy.to_f64(), &given));
             let name = format!("{dtype} {rows}x{cols}");
             let of_dx = rounding_factor(dtype, (mean / scale).abs());

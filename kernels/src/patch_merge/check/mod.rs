@@ -82,7 +82,8 @@ fn gradient_equals_differences_of_the_formula() {
             let ([x, w, dy], index) = (inputs(dtype, rows, cols, scale), index(rows));
             let (_, rstd) = forward(dtype, &x, &index, &w, cols);
             let [dx, dw] = backward(dtype, [&x, &w, &dy], &index, &rstd, cols);
-            let [want_dx, want_dw] = formula::gradients_of_x_w(&x.to_f64(), &index, &w.to_f64(), &dy.to_f64(), EPS as f64);
+            let [want_dx, want_dw] =
+                formula::gradients_of_x_w(&x.to_f64(), &index, &w.to_f64(), &dy.to_f64(), EPS as f64);
             assert_close(&format!("dx {dtype} {rows}x{cols}"), &dx, &want_dx, tol, f64::MAX);
             let want_dw: Vec<f64> = want_dw.iter().map(|d| d + 0.5).collect();
             assert_close(&format!("dw {dtype} {rows}x{cols}"), &dw, &want_dw, 1e-5, f64::MAX);

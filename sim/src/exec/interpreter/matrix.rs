@@ -1,7 +1,7 @@
 //! Matrix products of a warp on registers: `mma`, `wmma.mma`, and `movmatrix`.
 
 use crate::exec::context::{InstructionContext, NextAction};
-use crate::exec::operands::{mark_undefined_lanes, set_undefined};
+use crate::exec::operands::{lanes_with_undefined_register, mark_undefined_lanes};
 use crate::exec::reporter::Reporter;
 use crate::matrix::Lanes;
 use crate::matrix::ldmatrix;

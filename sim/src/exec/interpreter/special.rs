@@ -47,7 +47,6 @@ pub fn fixed_special_register(
         ConstantSpecialRegister::Tid(c) => {
             component(crate::exec::grid_context::coordinates_of_index(warp * 32 + lane, launch.block), c)
         }
-        }
         ConstantSpecialRegister::Ntid(c) => component(launch.block, c),
         ConstantSpecialRegister::Ctaid(c) => component(block.coordinates, c),
         ConstantSpecialRegister::Nctaid(c) => component(launch.grid, c),

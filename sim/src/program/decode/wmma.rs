@@ -75,7 +75,7 @@ impl Decoder<'_> {
         }
         let stride = instruction.operands.get(2).map(|o| self.o.source_slot(o, Type::B32)).transpose()?;
         let packed = fragment.is_contiguous_per_register(column_major);
-        let (at, element) = (self.sink_slot_or_predicate(2), self.sink(1));
+        let (at, element) = (self.sink_slot_or_predicate(2), self.sink_slot_or_predicate(1));
         let rows = if fragment.element_bits() == 64 { 2 } else { 1 };
         let bits = if packed {
             fragment.element_bits() * fragment.elements_per_register() as u32
