@@ -305,7 +305,7 @@ fn buffer_of_a_tensor_map_need_not_be_a_parameter() {
     let want: Vec<f64> = (0..32).map(|i| f64::from((2 + i / 8) * 16 + 8 + i % 8)).collect();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg1"), want);
     run("").refused(2, &["tmap:2", "not a buffer"]);
-    run("--arg buf:u32:192:arange --arg buf:u32:8:zeros").refused(2, &["--arg", "got 4 arguments given", "tensor"]);
+    run("--arg buf:u32:192:arange --arg buf:u32:8:zeros").refused(2, &["--arg", "got 4 arguments", "tensor"]);
     run("--arg u32:5").refused(2, &["--arg", "got 3 arguments", "tensor"]);
 }
 
@@ -318,7 +318,7 @@ fn rejects_wrong_command_lines() {
     run("k.ptx --grid 1 --block 1")
         .refused(2, &["--entry", "saxpy(float const*, float*, float, unsigned int)", "shift"]);
     run("k.ptx --entry none --grid 1 --block 1").refused(2, &["--entry", "none"]);
-    run(&format!("{shift} --block 64")).refused(2, &["--arg", "0 arguments given", "shift"]);
+    run(&format!("{shift} --block 64")).refused(2, &["--arg", "got 0 arguments", "shift"]);
     run(&format!("{shift} --block 64 --arg i32:1")).refused(2, &["i32:1", "4 bytes", "8"]);
     run(&format!("{shift} --block 64 --arg buf:f99:1")).refused(2, &["f99"]);
     run(&format!("{shift} --block 2000 --arg buf:u32:64")).refused(2, &["--block", "1024"]);

@@ -166,9 +166,9 @@ pub struct SequenceMedia {
 /// the same variant.
 #[derive(Clone, Debug)]
 pub(crate) enum PatchSource {
-    /// Pixels `[N, patch_dim]` in host memory, in processor order.
+    /// Pixels of N patches, `[N, patch_dim]` in host memory, in the order of Qwen's image processor.
     Values(Vec<f32>),
-    /// Decoded frames on the device, in processor order.
+    /// Decoded frames on the device, whose patches the kernel reads in the order of Qwen's image processor.
     Frames(Vec<ops::DeviceFrames>),
 }
 

@@ -138,7 +138,7 @@ impl Demo {
     /// The folder holds something else, a file cannot be written, or a clip cannot be encoded.
     pub fn prepare(&self) -> Result<PreparedDemo> {
         let started = Instant::now();
-        self.clear()?;
+        self.prepare_folder()?;
         let parameters = self.make_models()?;
         let held_out = trace::span("clips", || self.make_clips())?;
         Ok(PreparedDemo { started, parameters, held_out })
@@ -213,8 +213,8 @@ impl Demo {
         }
     }
 
-    /// Removes the files of an earlier demo and nothing else; then writes the .toml files.
-    fn clear(&self) -> Result<()> {
+    /// Removes the files of an earlier demo and nothing else, and writes the configuration file (.toml) of each stage.
+    fn prepare_folder(&self) -> Result<()> {
         check_output_folder(&self.folder)?;
         let cannot = |path: &Path, what: &str, e: std::io::Error, help: &str| {
             ShowcaseError::Output(Diagnostic::new(path.display().to_string(), format!("cannot be {what}: {e}"), help))

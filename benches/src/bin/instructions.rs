@@ -47,8 +47,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs all cases and prints one line for each. Returns the number of cases that disagree and the number of all
-/// cases.
+/// Runs all cases and prints one line for each. Returns the number of cases in which the GPU and the simulator
+/// disagree, and the number of all cases.
 fn report(cases: &[InstructionCase], arguments: &Arguments) -> Result<(usize, usize), String> {
     if cases.is_empty() {
         return Err(format!("--cases {}: no instruction's name contains this text", arguments.cases));

@@ -121,8 +121,7 @@ fn cache_of(var: &impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
 /// the loader would not find it there.
 pub(super) fn nvrtc_builtins_libraries(nvrtc: &Path) -> Vec<PathBuf> {
     let folder = nvrtc.parent().unwrap_or(Path::new("."));
-    let mut found =
-        children(folder, |name| name.starts_with(&format!("libnvrtc-nvrtc_builtins_libraries.so.{CUDA_MAJOR}.")));
+    let mut found = children(folder, |name| name.starts_with(&format!("libnvrtc-builtins.so.{CUDA_MAJOR}.")));
     // The shorter name comes first, `.so.13.0` before `.so.13.0.88`, because NVRTC asks for it.
     found.sort_by_key(|p| p.as_os_str().len());
     found.truncate(1);

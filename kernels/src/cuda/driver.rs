@@ -38,7 +38,7 @@ pub trait Driver: Send + Sync {
     fn reserve(&self, bytes: usize) -> Result<u64, CudaError>;
     /// Allocates physical memory and maps it to a part of a reserved range.
     unsafe fn map_memory(&self, at: u64, bytes: usize) -> Result<PhysicalMemoryHandle, CudaError>;
-    /// Unmaps physical memory from a part of a reserved range, and frees it.
+    /// Unmaps physical memory from a part of a reserved range, and frees this memory; the range stays reserved.
     unsafe fn unmap_memory(&self, at: u64, bytes: usize, backing: PhysicalMemoryHandle);
     /// Releases a reserved range to which no memory is mapped.
     unsafe fn release(&self, at: u64, bytes: usize);

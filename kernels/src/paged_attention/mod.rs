@@ -140,7 +140,8 @@ fn plan(p: &Params, rows: u32, variants: &[Variant], combine: &'static str, slic
     if p.tokens == 0 || p.seqs == 0 {
         return Vec::new();
     }
-    // A larger head_dim is a mistake of the caller, so this panics: an empty plan would leave the output unwritten.
+    // A head_dim above that of the largest variant is a mistake of the caller, so this panics: an empty plan would
+    // leave the output unwritten.
     let found = variants.iter().find(|v| p.head_dim <= v.0);
     let (_, symbols, shared) =
         found.unwrap_or_else(|| panic!("paged_attention: head_dim is {}; CUDA kernels support up to 256", p.head_dim));

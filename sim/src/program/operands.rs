@@ -129,7 +129,8 @@ impl<'a> OperandResolver<'a> {
         self.register_type(operand).is_some_and(|t| t.bits() == 64)
     }
 
-    /// Returns the first of `rows` (1, 2 or 4) register-file rows that hold `value` in every lane.
+    /// Returns the slot of a constant: the first of the `rows` (1, 2 or 4) consecutive rows of the register file that
+    /// hold `value` in every lane. Equal constants share their rows.
     pub fn constant_slot(&mut self, value: u128, rows: u8) -> Slot {
         if let Some(&slot) = self.constants.get(&(value, rows)) {
             return slot;

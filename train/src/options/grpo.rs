@@ -185,7 +185,7 @@ impl TrainingOptions for GrpoOptions {
             batch.is_multiple_of(generations),
             "--per-device-train-batch-size",
             format!("is {batch}, which is not a multiple of --num-generations {generations}"),
-            "give a multiple: the batch size counts completions, and groups are not split",
+            "give a multiple of the group size: the batch size counts completions, and groups are not split",
         )?;
         check(self.num_iterations > 0, "--num-iterations", "is 0".into(), "give 1 or more")?;
         let at_least_0 = |flag: &str, x: f64| range(flag, x, x >= 0.0, "give a number that is 0 or more");

@@ -329,8 +329,8 @@ macro_rules! thin {
             }
         }
 
-        /// Adds the products of the next `units` units along k to the sums. Of each of 16 rows of B, `columns` holds
-        /// 16 units (32 if they are bf16 that must be widened).
+        /// Adds the products of the next `units` units along k to the sums. A unit is an element, or a pair of bf16
+        /// elements (see `Unit`). `columns[i]` holds 64 bytes of row i of B: 16 units, or 32 bf16 units to widen.
         #[target_feature(enable = $features)]
         #[inline]
         unsafe fn $advance<const M: usize>(

@@ -104,7 +104,7 @@ fn column(slot: usize) -> usize {
     2 * (slot % 4) + slot / 4
 }
 
-/// Returns one row of B in slot order: the values in lane `t` of each group of four lanes.
+/// Returns row `t` of B, ordered by slots (see [`column`]): its values are in lane `t` of each group of four lanes.
 #[inline(always)]
 fn quad_thread(register: &Lanes, t: usize) -> [u32; 8] {
     let mut out = [0; 8];
