@@ -92,7 +92,7 @@ fn errors_name_missing_misshapen_and_unknown_tensors() {
     let mut changed = expected.clone();
     changed.last_mut().unwrap().1 = vec![65];
     let wrong = open(&changed);
-    assert!(wrong.contains("model.norm.weight: has shape [65], expected [64]"), "{wrong}");
+    assert!(wrong.contains("model.norm.weight: has shape [65], but config.json requires [64]"), "{wrong}");
     let mut more = expected.clone();
     more.push(("model.layers.2.input_layernorm.weight".into(), vec![64]));
     let strange = open(&more);

@@ -281,7 +281,7 @@ mod tests {
         config.text.vocab_size = 300;
         refuse(&config, "vocab_size of 300");
         config.text.vocab_size = 1000;
-        refuse(&config, "image_token_id 412");
+        refuse(&config, "image_token_id = 412");
         for (token, location) in [
             (IMAGE_PAD, &mut config.tokens.image),
             (VIDEO_PAD, &mut config.tokens.video),

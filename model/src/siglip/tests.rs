@@ -269,7 +269,7 @@ fn errors_name_the_damaged_file() {
         assert!(error.contains(&format!("{tensor}: is missing")), "{error}");
     }
     let wide = refused(changed(weights, with_tensor("text_model.head.weight", Some(vec![24, 96]))).path());
-    assert!(wide.contains("text_model.head.weight: has shape [24, 96], expected [48, 48]"), "{wide}");
+    assert!(wide.contains("text_model.head.weight: has shape [24, 96], but config.json requires [48, 48]"), "{wide}");
     // The two scalars of the training loss, logit scale and logit bias, are optional.
     let plain = changed(weights, with_tensor("logit_bias", None));
     Siglip::open(&Device::cpu(1), plain.path(), DType::F32).unwrap();
