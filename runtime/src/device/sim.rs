@@ -253,8 +253,14 @@ mod tests {
         let fresh = |shape: &[usize]| Tensor::empty(&d, shape, DType::F32, MemoryCategory::Activations).unwrap();
         fails(fresh(&[3]).to_f32(), &["host reads 12 bytes, of which byte 0 was never written"]);
         let (x, y) = (f32_tensor(&d, &[1, 2], &[1.0, 2.0]), fresh(&[1, 2]));
-        fails(d.launch(&product(&x, &y, &fresh(&[1, 1]), false)), &["matmul_fwd: b: reads 8 bytes, of which byte 0 was never written"]);
-        fails(d.launch(&product(&x, &x, &fresh(&[1, 1]), true)), &["matmul_fwd: c: reads 4 bytes, of which byte 0 was never written"]);
+        fails(
+            d.launch(&product(&x, &y, &fresh(&[1, 1]), false)),
+            &["matmul_fwd: b: reads 8 bytes, of which byte 0 was never written"],
+        );
+        fails(
+            d.launch(&product(&x, &x, &fresh(&[1, 1]), true)),
+            &["matmul_fwd: c: reads 4 bytes, of which byte 0 was never written"],
+        );
         let params = AccumulateParams { src: x.addr(), dst: y.addr(), count: 2 };
         let result = d.launch(&elementwise::accumulate(DType::F32, DType::F32, &params));
         fails(result, &["accumulate_f32", "elementwise/sm80.cu:", "uninitialized"]);
