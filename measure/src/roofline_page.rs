@@ -98,7 +98,7 @@ fn render(machine: &MachineSpec, rows: &[PageRow], measured: bool) -> String {
     let what = match measured {
         true => "Dots: measured kernels. The distance to the roof above is the possible speedup.",
         false => {
-            "Dots: modelled times, not measured: the fastest possible that a kernel's floating-point operations and memory traffic allow. operations and bytes. <code>reel kernels bench</code> measures the actual speed."
+            "Dots: modelled times, not measured: the least time that a kernel's floating-point operations and memory traffic allow. <code>reel kernels bench</code> measures the actual speed."
         }
     };
     // Writing to a String cannot fail.
