@@ -74,9 +74,9 @@ struct QueryTile {
   int part;  // which range of columns of the output
 };
 
-// Finds the block's query tile; returns false if there is none. Order of the blocks: key heads outermost, so that
-// running blocks share few keys; then tiles from the last, which has the most keys if causal, to the first; then
-// heads of the group; ranges of output columns innermost. Only thread 0 searches.
+// Finds the block's query tile; returns false if the block has no tile. Block indices count, from the slowest index to
+// the fastest: key heads (so that blocks that run together read the keys of few heads); tiles, from the last one, which
+// has the most keys if causal, to the first; query heads of the group; ranges of output columns. Only thread 0 searches.
 template <int ROWS, class P>
 __device__ __forceinline__ bool query_tile(const P& p, u32 parts, QueryTile& tile) {
   if (threadIdx.x == 0) {

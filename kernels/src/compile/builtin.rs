@@ -131,8 +131,8 @@ pub fn archive() -> Archive<'static> {
     Archive::parse(ARCHIVE).unwrap_or_default()
 }
 
-/// Returns the code in this binary for a kernel folder and a GPU's architecture; `None` if there is none for
-/// `source`.
+/// Returns the code that this binary contains for a kernel folder and a GPU's architecture; `None` if it contains no
+/// code for this folder.
 pub fn builtin_code(source: &Source, sm: &str) -> Option<BuiltinCode> {
     if ARCHIVE.is_empty() { None } else { archive().code_for_gpu(source, sm) }
 }

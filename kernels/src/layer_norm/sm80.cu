@@ -77,7 +77,7 @@ __device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][
       for_rest<T, THREADS>(cols, [&](u32 at) { add_square(load_words(x, at, cols, vector), at); });
     }
     // The sums over the row alternate between two scratch buffers. Before a thread writes to one of them again, all
-    // threads have passed the barrier that follows the write to the other, so nobody still reads the first.
+    // threads have passed the barrier that follows the write to the other. All reads of the first are complete then.
     const float rstd = rsqrtf(divide(group_sum<THREADS>(square, scratch[1]), count) + p.eps);
     if (threadIdx.x % THREADS == 0) {
       if (p.mean != 0) global<float>(p.mean)[row] = mean;

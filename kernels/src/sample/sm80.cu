@@ -300,7 +300,7 @@ __device__ __forceinline__ double log_of_sum(double sum) {
   return sum < 2.0 ? log1pf(static_cast<float>(sum - 1.0)) : logf(static_cast<float>(sum));
 }
 
-// Returns a random token among those that top-k, top-p and min-p keep; -1 if there is none.
+// Returns a random token among those that top-k, top-p and min-p keep; -1 if they keep no token.
 __device__ __forceinline__ int draw(const Params& p, const Row& row, Shared& s, int r, float top, float temperature) {
   const int k = global<const int>(p.top_k)[r];
   float least = minus_infinity();

@@ -89,7 +89,7 @@ fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: us
         let what = format!("ends at byte {end}, but the file has {file_len} bytes; the file is cut off");
         return Err(fault(path, &name, what, COPY_AGAIN));
     }
-    // An unknown dtype is no error here: the program refuses such a tensor only when it uses it.
+    // Accepts a tensor of unknown dtype: the program refuses it only when it uses it.
     if let Some(size) = element_size(&entry.dtype) {
         let needed = entry.shape.iter().try_fold(size, |product, &length| product.checked_mul(length));
         if needed != Some(end - begin) {

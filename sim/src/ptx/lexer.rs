@@ -159,8 +159,8 @@ impl<'a> Cursor<'a> {
         &self.text[start..start + length]
     }
 
-    /// Parses a word that begins with a dot, such as `.reg`, `.v4` or `.target`, and returns it without the dot;
-    /// `None` if there is none.
+    /// Parses a word that begins with a dot, such as `.reg`, `.v4` or `.target`, and returns it without the dot.
+    /// Returns `None` if the next text is not such a word.
     pub fn parse_directive(&mut self) -> Option<&'a str> {
         if self.peek() != b'.' || !is_name_byte(self.byte_at(1)) {
             return None;

@@ -111,7 +111,7 @@ impl LaunchTimeline {
         }
     }
 
-    /// Two events for a launch: a pair that is free again or, if there is none, a new pair.
+    /// Returns two events for a launch: a free pair that an earlier launch used, else a new pair.
     fn events(&mut self) -> std::result::Result<[CudaEvent; 2], CudaError> {
         if let Some(events) = self.free.pop() {
             return Ok(events);

@@ -113,7 +113,7 @@ impl BlockTable {
         Some((bytes, shadow))
     }
 
-    /// Returns the mbarrier object at a location; `None` if there is none.
+    /// Returns the mbarrier object at a location; `None` if no mbarrier was initialised there.
     pub fn mbarrier(&mut self, at: MbarrierLocation) -> Option<&mut MbarrierObject> {
         self.get_mut(at.slot)?.mbarriers.get_mut(&at.address)
     }
