@@ -84,14 +84,13 @@ params! {
         pub clip: Addr,
         /// Weights.
         pub n: u64,
-        /// The numbers of the step.
+        /// The scalars of the step.
         pub numbers: StepNumbers,
     }
 }
 
 params! {
-    /// Parameters of a step with bf16 or 8-bit moments. [`StepHyperparameters::small_moment_params`] computes the
-    /// numbers among them.
+    /// Parameters of a step with bf16 or 8-bit moments.
     pub struct SmallMomentParams {
         /// f32 `[n]`, or bf16 `[n]` (the high halves of the master weights); updated.
         pub w: Addr,
@@ -113,7 +112,7 @@ params! {
         pub seed: u64,
         /// Number of the Philox stream of the random bits. Every tensor and step uses a different stream.
         pub stream: u64,
-        /// The numbers of the step.
+        /// The scalars of the step.
         pub numbers: StepNumbers,
     }
 }
@@ -139,7 +138,7 @@ pub struct StepHyperparameters {
 }
 
 impl StepHyperparameters {
-    /// Computes the numbers of the step in f64 and rounds each to f32.
+    /// Computes the scalars of the step in f64 and rounds each to f32.
     pub fn numbers(&self) -> StepNumbers {
         let bias = |beta: f64| (1.0 - beta.powf(self.step as f64)) as f32;
         StepNumbers {
