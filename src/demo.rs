@@ -77,7 +77,7 @@ impl DemoArgs {
         let common = CommonOptions { seed: Some(seed), json: false, quiet, trace: None, ..common.clone() };
         let prepared = demo.prepare()?;
         let device = model::open_device(&common)?;
-        trace::record_launches(&device, model::activation_dtype(&common));
+        trace::start_recording_launches(&device, model::activation_dtype(&common));
         let mut sft_run = resolved(SftOptions::default(), &demo.path_in_folder("sft.toml"), &common)?;
         let mut grpo_run = resolved(GrpoOptions::default(), &demo.path_in_folder("grpo.toml"), &common)?;
         demo.set_paths_and_steps(&mut sft_run.options, "model", "sft");

@@ -48,7 +48,7 @@ impl LoadedModel {
                 None => base,
             })
         })?;
-        trace::record_launches(&device, dtype);
+        trace::start_recording_launches(&device, dtype);
         let cx = Cx::inference(&device, dtype);
         Ok(Self { weights, cx, load_seconds: begun.elapsed().as_secs_f64() })
     }

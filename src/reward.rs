@@ -96,7 +96,7 @@ impl RewardArgs {
 fn open(folder: &Path, common: &CommonOptions) -> Result<SiglipScorer> {
     let (device, dtype) = (model::open_device(common)?, model::activation_dtype(common));
     let scorer = trace::span("load", || SiglipScorer::open(&device, folder, dtype))?;
-    trace::record_launches(&device, dtype);
+    trace::start_recording_launches(&device, dtype);
     Ok(scorer)
 }
 

@@ -78,7 +78,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         self.options.validate()?;
         let folder = prompt::find_or_download_model(&self.options.model)?;
         let device = model::open_device(&self.common)?;
-        trace::record_launches(&device, model::activation_dtype(&self.common));
+        trace::start_recording_launches(&device, model::activation_dtype(&self.common));
         let stop = interrupt::stop_flag();
         f(&RunSetup {
             options: &self.options,

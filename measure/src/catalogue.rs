@@ -6,7 +6,7 @@ use reel_kernels::catalogue::{ExampleCall, FOLDERS, KernelFolder};
 use crate::error::{Result, bad_option};
 
 /// Every kernel, with its folder and an example call.
-pub fn kernels_with_folders() -> impl Iterator<Item = (&'static KernelFolder, ExampleCall)> {
+pub fn example_calls_with_folders() -> impl Iterator<Item = (&'static KernelFolder, ExampleCall)> {
     FOLDERS.iter().flat_map(|f| f.examples().into_iter().map(move |e| (f, e)))
 }
 
@@ -14,9 +14,9 @@ pub fn kernels_with_folders() -> impl Iterator<Item = (&'static KernelFolder, Ex
 ///
 /// # Errors
 /// There is no such kernel or folder; the error lists the folders.
-pub fn find_kernels_with_folders(name: &str) -> Result<Vec<(&'static KernelFolder, ExampleCall)>> {
+pub fn find_example_calls(name: &str) -> Result<Vec<(&'static KernelFolder, ExampleCall)>> {
     let found: Vec<_> =
-        kernels_with_folders().filter(|(f, e)| f.name == name || e.launch.kernel.name == name).collect();
+        example_calls_with_folders().filter(|(f, e)| f.name == name || e.launch.kernel.name == name).collect();
     if found.is_empty() {
         let folders: Vec<&str> = FOLDERS.iter().map(|f| f.name).collect();
         let help =

@@ -49,7 +49,7 @@ pub fn op_timers<'a>(
             timers.push(Box::new(move || Ok(vec![timing_device.time_product_on_gpu(&product, runs)?])));
         }
     } else {
-        let usual = catalogue::find_kernels_with_folders(name)?;
+        let usual = catalogue::find_example_calls(name)?;
         let names: Vec<&str> = usual.iter().map(|(_, e)| e.launch.kernel.name).collect();
         let all = usual[0].0.examples_with_sizes(sizes).map_err(unknown_size_error)?;
         let found = all.into_iter().filter(|e| names.contains(&e.launch.kernel.name));

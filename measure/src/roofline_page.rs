@@ -11,7 +11,7 @@ use reel_kernels::{Arch, DType, compile};
 use reel_report::html::{self, escape_html};
 use serde_json::Value;
 
-use crate::catalogue::{dtype_of_kernel, kernels_with_folders};
+use crate::catalogue::{dtype_of_kernel, example_calls_with_folders};
 use crate::error::{MeasureError, Result, failed};
 use crate::machine::MachineSpec;
 
@@ -89,7 +89,7 @@ fn rows(machine: &MachineSpec, times: Option<&BTreeMap<String, f64>>) -> Vec<Pag
             shared: resources.as_ref().map_or(0, |r| r.shared) + stage.map_or(0, |s| s.shared),
         }
     };
-    kernels_with_folders().map(row).collect()
+    example_calls_with_folders().map(row).collect()
 }
 
 fn render(machine: &MachineSpec, rows: &[PageRow], measured: bool) -> String {

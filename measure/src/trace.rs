@@ -61,7 +61,7 @@ pub fn record_span(name: &str, begun: Instant, seconds: f64, details: Value) {
 }
 
 /// Records every launch on a device from now on, if a trace was started. `dtype` is the dtype of activations.
-pub fn record_launches(device: &Device, dtype: DType) {
+pub fn start_recording_launches(device: &Device, dtype: DType) {
     if let Some(log) = log().as_mut() {
         device.profiler().record_timeline(true);
         log.device = Some((device.clone(), dtype));

@@ -71,7 +71,7 @@ pub fn measure_training(
     // Two steps more than `count`: the warm-up round and the profiled round.
     let hyperparameters = Hyperparameters::new(&options, count as u64 + 2);
     let (mut trainer, _files) = trace::span("load", || Trainer::open(device, config, folder, dtype, hyperparameters))?;
-    trace::record_launches(device, dtype);
+    trace::start_recording_launches(device, dtype);
     let samples = vec![sample(tokens); batch];
     let mut n = 0;
     let measured = time_rounds(device, dtype, count, || {

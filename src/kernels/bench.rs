@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_kernels::bench::shortest_copy_seconds;
 use reel_kernels::catalogue::ExampleCall;
-use reel_measure::catalogue::{find_kernels_with_folders, kernels_with_folders};
+use reel_measure::catalogue::{example_calls_with_folders, find_example_calls};
 use reel_measure::timing::{TimedKernel, TimingDevice};
 use serde_json::{Value, json};
 
@@ -39,8 +39,8 @@ impl KernelsBenchArgs {
         let gpu = open_gpu(name)?;
         let bandwidth = 2.0 * COPY as f64 / shortest_copy_seconds(&gpu, COPY, 10)?;
         let examples: Vec<ExampleCall> = match &self.kernel {
-            Some(name) => find_kernels_with_folders(name)?.into_iter().map(|(_, e)| e).collect(),
-            None => kernels_with_folders().map(|(_, e)| e).collect(),
+            Some(name) => find_example_calls(name)?.into_iter().map(|(_, e)| e).collect(),
+            None => example_calls_with_folders().map(|(_, e)| e).collect(),
         };
         if !common.json {
             output::print_line(format!(

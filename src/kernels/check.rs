@@ -13,7 +13,7 @@ use reel_kernels::compile::check::{CheckResult, CheckedFunction, check_machine_c
 use reel_kernels::compile::ptxas::FunctionResources;
 use reel_kernels::compile::{self, ARCHITECTURES, CompileError};
 use reel_kernels::{FOLDERS, Source};
-use reel_measure::catalogue::find_kernels_with_folders;
+use reel_measure::catalogue::find_example_calls;
 use serde_json::{Value, json};
 
 use crate::common::CommonOptions;
@@ -124,7 +124,7 @@ impl KernelsCheckArgs {
     /// Returns the source files of the selected kernels.
     fn sources(&self) -> Result<Vec<&'static Source>> {
         let Some(name) = &self.kernel else { return Ok(FOLDERS.iter().map(|f| f.source).collect()) };
-        Ok(vec![find_kernels_with_folders(name)?[0].0.source])
+        Ok(vec![find_example_calls(name)?[0].0.source])
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::Result;
 use reel_kernels::checks::suite::{CheckOutcome, run_checks, select_checks};
 use reel_kernels::checks::{CheckDevice, CheckSetup, GpuComparison};
 use reel_kernels::compile;
-use reel_measure::catalogue::find_kernels_with_folders;
+use reel_measure::catalogue::find_example_calls;
 use serde_json::{Value, json};
 
 use super::open_gpu;
@@ -21,7 +21,7 @@ const INTERLEAVINGS: u32 = 8;
 /// Runs the checks of one kernel, of a folder, or of all kernels.
 pub fn run(common: &CommonOptions, kernel: Option<&str>, compare_with_simulator: bool) -> Result<()> {
     if let Some(name) = kernel {
-        find_kernels_with_folders(name)?;
+        find_example_calls(name)?;
     }
     let device = match common.device.as_deref() {
         Some("cpu") => CheckDevice::Cpu,

@@ -5,7 +5,7 @@ use clap::Args;
 use reel_kernels::catalogue::{ExampleCall, KernelFolder};
 use reel_kernels::compile::{self, ptxas::FunctionResources};
 use reel_kernels::{Arch, Stage};
-use reel_measure::catalogue::{dtype_of_kernel, find_kernels_with_folders};
+use reel_measure::catalogue::{dtype_of_kernel, find_example_calls};
 use reel_measure::machine::MachineSpec;
 use serde_json::{Value, json};
 
@@ -42,7 +42,7 @@ struct Floor {
 
 impl KernelsShowArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let kernels = find_kernels_with_folders(&self.kernel)?;
+        let kernels = find_example_calls(&self.kernel)?;
         if common.json {
             let all = kernels.iter().map(|(f, e)| to_json(f, e)).collect::<Result<Vec<_>>>()?;
             return output::print_json(&all);

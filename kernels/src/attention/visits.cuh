@@ -49,7 +49,7 @@ struct Visits {
 
   __device__ __forceinline__ const Visit& operator[](int i) const { return slots[i % 4]; }
 
-  // Finds visits 0 and 1 in thread 0. A barrier must follow. P is BwdParams.
+  // Lets thread 0 find the first two visits (numbers 0 and 1). The caller places a barrier behind it. P is BwdParams.
   template <class P>
   __device__ __forceinline__ void start(const P& p, const SequenceTile& range, int kv_head) {
     if (threadIdx.x != 0) return;

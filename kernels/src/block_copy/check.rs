@@ -29,7 +29,7 @@ fn copies_its_pairs_and_nothing_else() {
         run(&copy(&params), 2);
         assert!(
             k == want_k && v == want_v,
-            "the caches are wrong after copying {count} pairs of blocks of {units} units"
+            "the caches are wrong after {count} copies of a block of {units} x 16 bytes"
         );
     }
 }

@@ -50,7 +50,7 @@ template <class S>
 struct SharedSums {
   // Two buffers, so that one barrier per row is enough: a thread that is one row ahead writes to the other buffer.
   S scratch[2][BWD_BLOCK / 32];
-  // Column sums of all groups but the first: HELD / 4 vectors of four f32 per thread.
+  // Column sums of every group of threads except the first: HELD / 4 vectors of four f32 per thread.
   Words<16> sums[(BWD_BLOCK - 32) * HELD / 4];
 };
 

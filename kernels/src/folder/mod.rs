@@ -114,7 +114,7 @@ pub(crate) const ACTIVATIONS_DESCRIPTION: &str = "8192 tokens of 3584 elements";
 /// `params` lists the parameter structs that `sm80.cu` uses and `headers` the folder's `.cuh` files. `headers_of`
 /// lists other folders whose headers it includes, besides those of `cuh/`. The folder's `check.rs` has the checks
 /// (`checks!`) and `examples.rs` the function `example_calls`. `traffic` names a function of `examples.rs` that returns
-/// small launches on real arrays; a test simulates them and compares the bytes that they move with their cost.
+/// small launches on allocated arrays; a test simulates them and compares the bytes that they move with their cost.
 macro_rules! kernel_folder {
     (name: $name:literal, params: [$($params:ty),*], $(headers: [$($header:literal),*],)?
      $(headers_of: [$($owner:ident),*],)? $(traffic: $traffic:ident,)?) => {

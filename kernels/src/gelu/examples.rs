@@ -15,7 +15,8 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     calls.flatten().map(|launch| ("8192 rows of 5120 elements, as in the vision tower's merger", launch)).collect()
 }
 
-/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
+/// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
+/// that the `Cost` of each launch states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let count = TRAFFIC_ELEMENTS;

@@ -17,7 +17,8 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     vec![("8 completions of 1024 tokens", grpo_loss::loss(8 * 1024, &params))]
 }
 
-/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
+/// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
+/// that the `Cost` of each launch states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use bytemuck::Zeroable;

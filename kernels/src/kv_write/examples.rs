@@ -17,7 +17,8 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     FLOAT_DTYPES.map(|t| ("8192 tokens, 4 heads of 128 elements", kv_write::write(t, &p))).into()
 }
 
-/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
+/// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
+/// that the `Cost` of each launch states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use crate::folder::HIDDEN_SIZE;

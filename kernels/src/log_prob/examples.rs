@@ -32,7 +32,8 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     [(size, log_prob::fwd(&fwd))].into_iter().chain(bwd).collect()
 }
 
-/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
+/// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
+/// that the `Cost` of each launch states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use crate::DType::{BF16, F32};

@@ -75,7 +75,7 @@ struct Part {
 #pragma unroll
     for (int i = 0; i < UNITS<T>; ++i) unit[i] = load_words(from, column_of<T>(i), d, vector);
   }
-  // Returns the dot product of the key or value with `x`, summed over the lanes that share it.
+  // Returns the dot product of this key or value with `x`. Each lane holds a part of it; their sums are added.
   __device__ __forceinline__ float dot(const float (&x)[COLUMNS]) const {
     float sum = 0.0f;
 #pragma unroll

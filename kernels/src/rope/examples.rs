@@ -13,7 +13,8 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     [(size, rope::cos_sin_table(&table))].into_iter().chain(apply).collect()
 }
 
-/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
+/// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
+/// that the `Cost` of each launch states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (tokens, heads, head_dim) = (64u32, HEADS, HEAD_DIM);

@@ -13,7 +13,8 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     calls.into_iter().flatten().map(|launch| ("8192 tokens of 18944", launch)).collect()
 }
 
-/// Returns launches on real arrays. A test compares the memory traffic that the simulator counts with the traffic that their `Cost` states.
+/// Returns launches on allocated arrays. A test compares the memory traffic that the simulator counts with the traffic
+/// that the `Cost` of each launch states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let count = TRAFFIC_ELEMENTS;

@@ -58,19 +58,19 @@ impl Comparison {
     #[inline(always)]
     pub fn write_predicates(self, r: &mut Registers, s: &OperandSlots, mask: u32, holds: u32) {
         // Compute both results before writing: a destination may also be the source predicate.
-        let (p, u) = self.combined_true_and_undefined_lanes(r, s, holds);
+        let (p, u) = self.combine_with_predicate(r, s, holds);
         if self.pair {
-            let (q, _) = self.combined_true_and_undefined_lanes(r, s, !holds);
+            let (q, _) = self.combine_with_predicate(r, s, !holds);
             set_predicate(r, s.dst[1], q, mask, u);
         }
         set_predicate(r, s.dst[0], p, mask, u);
     }
 
-    /// Takes the lanes `holds` in which the relation is true, negates them if `invert`, and combines them with the
-    /// source predicate. Returns the lanes in which the result is true, and the lanes in which it is undefined.
+    /// Takes the lanes `relation_holds` in which the relation is true, negates them if `invert`, and combines them with
+    /// the source predicate. Returns the lanes in which the result is true, and the lanes in which it is undefined.
     #[inline(always)]
-    pub fn combined_true_and_undefined_lanes(self, r: &Registers, s: &OperandSlots, holds: u32) -> (u32, u32) {
-        let x = holds ^ 0u32.wrapping_sub(self.invert as u32);
+    pub fn combine_with_predicate(self, r: &Registers, s: &OperandSlots, relation_holds: u32) -> (u32, u32) {
+        let x = relation_holds ^ 0u32.wrapping_sub(self.invert as u32);
         let u = undefined_lanes::<2>(r, s);
         if self.combine == PredicateCombination::None {
             return (x, u);

@@ -324,14 +324,14 @@ impl OutOfLineOp {
             }
             OutOfLineOp::SetpHalves(compare, low, high) => {
                 for (i, scalar) in [low, high].into_iter().enumerate() {
-                    let (p, u) = compare.combined_true_and_undefined_lanes(r, s, lanes_that_hold(scalar, r, s, mask));
+                    let (p, u) = compare.combine_with_predicate(r, s, lanes_that_hold(scalar, r, s, mask));
                     set_predicate(r, s.dst[i], p, mask, u);
                 }
             }
             OutOfLineOp::Set(compare, low, high, set) => {
-                let (p, u) = compare.combined_true_and_undefined_lanes(r, s, lanes_that_hold(low, r, s, mask));
+                let (p, u) = compare.combine_with_predicate(r, s, lanes_that_hold(low, r, s, mask));
                 let q = if set.halves {
-                    compare.combined_true_and_undefined_lanes(r, s, lanes_that_hold(high, r, s, mask)).0
+                    compare.combine_with_predicate(r, s, lanes_that_hold(high, r, s, mask)).0
                 } else {
                     0
                 };

@@ -145,10 +145,11 @@ struct Gap {
 }
 
 impl Findings {
-    /// Reports a defect at `site`. `other` is the other instruction of a race, `memory` the state space and address
-    /// of the access. `message` is called only for the first occurrence of the defect.
+    /// Adds the finding of a defect of the kernel at `site`, or counts it if it is known. `other` is the other
+    /// instruction of a race, `memory` the state space and address of the access. `message` is called only for the
+    /// first occurrence of the defect.
     #[expect(clippy::too_many_arguments, reason = "a finding has this many properties")]
-    pub fn report_defect(
+    pub fn add_kernel_defect(
         &mut self,
         program: &Program,
         kernel: &Kernel,

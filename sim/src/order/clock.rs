@@ -15,8 +15,8 @@ struct LaneException {
 }
 
 /// The epochs of the agents of one block: for each warp an epoch and the mask of lanes that have it, exceptions for
-/// other lanes, and the epochs of virtual agents. Epoch 0 means that no access of the agent happens before the
-/// clock's point.
+/// other lanes, and the epochs of virtual agents, such as mbarriers. Epoch 0 means that no access of the agent happens
+/// before the clock's point.
 #[derive(Clone, Debug, Default)]
 pub(super) struct BlockClock {
     epoch: [u32; LANES],
@@ -24,7 +24,8 @@ pub(super) struct BlockClock {
     /// Mask of the warps that have exceptions in `extra`.
     uneven: u32,
     extra: Vec<LaneException>,
-    /// Index (minus 1024) and epoch of each virtual agent, sorted by index.
+    /// The virtual agents, whose indices follow those of a block's 1024 possible threads: index - 1024 and epoch of
+    /// each, sorted by index.
     virtuals: Vec<(u16, u32)>,
 }
 

@@ -44,11 +44,11 @@ impl StartFlags {
 /// The keys of the fields of [`StartFlags`], which [`apply_config_file`] ignores.
 const START: [&str; 2] = ["overwrite", "resume_from_checkpoint"];
 
-/// Sets the options that the command line did not set to the values in the configuration file.
+/// Takes the value of each option that the command line leaves unset from the configuration file.
 ///
-/// `parsed` has the options of the command line; `on_command_line(name)` is true if the flag of that field
-/// (`learning_rate`) was given. Keys may be written with `-` or `_`. An unknown key, or a value of the wrong type, is
-/// an error that names the key.
+/// `parsed` has the options of the command line; `on_command_line(name)` is true if the command line sets the option
+/// `name`, such as `learning_rate`. Keys may be written with `-` or `_`. An unknown key, or a value of the wrong type,
+/// is an error that names the key.
 pub fn apply_config_file<T: Serialize + DeserializeOwned>(
     parsed: &T,
     file: &Path,

@@ -125,7 +125,7 @@ impl Reporter<'_> {
             m.address,
         );
         let memory = Some(("global", address));
-        dependent.findings.report_defect(launch.program, launch.kernel, FindingKind::Race, site, None, memory, || {
+        dependent.findings.add_kernel_defect(launch.program, launch.kernel, FindingKind::Race, site, None, memory, || {
             let (line, _) = line_and_inlining_chain(context.program, context.kernel, m.site.pc);
             format!(
                 "{earlier} of global memory at {address:#x} without griddepcontrol.wait before it: not ordered after the {later} at line {line} of the primary grid"

@@ -64,7 +64,7 @@ impl<'a> Reporter<'a> {
         memory: Option<(&'static str, u64)>,
         message: impl FnOnce() -> String,
     ) {
-        self.findings.report_defect(self.context.program, self.context.kernel, kind, site, other, memory, message);
+        self.findings.add_kernel_defect(self.context.program, self.context.kernel, kind, site, other, memory, message);
     }
 
     /// Adds a remark about the source line of an instruction.

@@ -41,8 +41,9 @@ impl LaneGroup {
         LaneGroup { location, lanes, offsets, consecutive }
     }
 
-    /// Creates a group of all 32 lanes if each access of `bytes` bytes is aligned and lies in `range` (its start and
-    /// end, as byte offsets from `base`, the first address of the location); else returns `None`.
+    /// Creates the group of all 32 lanes, of which lane i accesses `bytes` bytes at `addresses[i]`. Returns `None` if
+    /// an address is misaligned or an access is not inside `range`, which holds two byte offsets (start and end) from
+    /// `base`, the first address of the location.
     #[inline]
     pub fn from_all_lanes(
         location: MemoryLocation,

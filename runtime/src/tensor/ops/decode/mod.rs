@@ -168,7 +168,8 @@ impl DecodeRows {
         Ok(())
     }
 
-    /// Frees `rows` rows from `first` on. Takes effect after the launches made so far.
+    /// Marks `rows` rows of the batch, from row `first` on, as having no sequence. Takes effect after the launches made
+    /// so far.
     ///
     /// # Errors
     /// A range beyond the last row.
