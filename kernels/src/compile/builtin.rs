@@ -16,7 +16,7 @@ use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
 
 use super::cache::Cache;
-use super::{ARCHITECTURES, CompileError, compiler, cubin_unit, number_of, ptx_unit};
+use super::{ARCHITECTURES, CompileError, compile_to_cubin, compile_to_ptx, cubin_unit, number_of, ptx_unit};
 use crate::{FOLDERS, Source};
 
 /// The bytes of the archive in this binary; empty unless the variable `REEL_KERNELS` named an archive at build time.
@@ -170,8 +170,10 @@ fn take<T: Copy>(next: &AtomicUsize, all: &[T]) -> Option<(usize, T)> {
 /// Compiles a kernel folder for an architecture and returns its entry of the archive.
 fn part(source: &Source, architecture: &str) -> Result<Vec<u8>, CompileError> {
     let unit = unit(source, architecture)?;
-    let built = compiler()?.build(&unit)?;
-    let code = if architecture == PTX_ARCHITECTURE { built.ptx.into_bytes() } else { built.cubin };
+    let code = match architecture.strip_prefix("compute_") {
+        Some(number) => compile_to_ptx(source, &format!("sm_{number}"))?.into_bytes(),
+        None => compile_to_cubin(source, architecture)?.image,
+    };
     let mut out = Vec::new();
     append(&mut out, source.name, architecture, &Cache::content_hash(&unit), &code);
     Ok(out)

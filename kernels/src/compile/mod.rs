@@ -1,6 +1,14 @@
 //! Compiles CUDA C++ by NVRTC, which is opened at run time: to PTX for the simulator, and to machine code (CUBIN) for
 //! GPUs with ptxas' report of registers and memory.
 //!
+//! ```text
+//! sm80.cu --NVRTC--> PTX of compute_80 --ptxas--> CUBIN of each architecture     if ptxas is beside NVRTC
+//! sm80.cu --NVRTC--> CUBIN of each architecture                                  else
+//! ```
+//!
+//! Both ways give the same machine code. With ptxas, one translation to PTX, which takes two thirds of NVRTC's time,
+//! serves all architectures and the simulator.
+//!
 //! Results are cached on disk under `$XDG_CACHE_HOME/reel/kernels`; a cached unit is read without opening NVRTC.
 //! Source: NVIDIA's NVRTC and PTX Compiler manuals of CUDA 13.0.
 
@@ -24,6 +32,9 @@ use toolkit::Toolkit;
 
 /// The architectures that every kernel is compiled for: A100; RTX 30; RTX 40 and L40S; H100 and H200.
 pub const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
+
+/// The architecture whose PTX ptxas assembles for all architectures. A file `sm80.cu` uses only what sm_80 has.
+const BASE_ARCHITECTURE: &str = "sm_80";
 
 /// The reason why a unit was not compiled. Each message is one line.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -92,7 +103,7 @@ fn first_error(line: &str) -> Option<String> {
     Some(if place.is_empty() { text } else { format!("{place}: {text}") })
 }
 
-/// A translation unit for NVRTC.
+/// A translation unit for NVRTC or ptxas.
 #[derive(Clone, Debug)]
 struct Unit {
     /// The file name in messages and line tables.
@@ -121,9 +132,22 @@ pub fn compile_to_ptx(source: &Source, sm: &str) -> Result<String, CompileError>
 
 /// Compiles a kernel folder to machine code with ptxas' report, for an architecture such as `sm_80`.
 pub fn compile_to_cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError> {
-    let CompilerOutput { ptx, cubin, log } = compiler()?.build(&cubin_unit(source, sm)?)?;
+    let compiler = compiler()?;
+    let CompilerOutput { ptx, cubin, log } = match &compiler.ptxas {
+        Some(ptxas) => {
+            let ptx = compile_to_ptx(source, BASE_ARCHITECTURE)?;
+            compiler.assemble(ptxas, &ptxas_unit(source, sm, ptx)?)?
+        }
+        None => compiler.build(&cubin_unit(source, sm)?)?,
+    };
     let report = PtxasReport::from_log(&log);
     Ok(Cubin { image: cubin, ptx, report })
+}
+
+/// Returns the unit that ptxas assembles: the PTX is its text.
+fn ptxas_unit(source: &Source, sm: &str, ptx: String) -> Result<Unit, CompileError> {
+    let options = [format!("-arch=sm_{}", number_of(sm)?), "-v".into(), "-lineinfo".into()];
+    Ok(Unit { name: format!("{}/sm80.ptx", source.name), text: ptx, headers: Vec::new(), options: options.to_vec() })
 }
 
 fn ptx_unit(source: &Source, sm: &str) -> Result<Unit, CompileError> {
@@ -171,24 +195,47 @@ fn headers_of(text: &str, all: &[(&str, &str)]) -> Vec<(String, String)> {
     wanted.map(|((name, text), _)| (name.to_string(), text.to_string())).collect()
 }
 
-/// NVRTC with a cache of its results. The library is opened when the first unit is not in the cache.
+/// NVRTC and ptxas with a cache of their results. The library is opened when the first unit is not in the cache.
 struct Compiler {
     library: PathBuf,
+    /// The program ptxas of the installation that has the library, and so of the same version.
+    ptxas: Option<PathBuf>,
     cache: Option<Cache>,
     nvrtc: OnceLock<Result<Nvrtc, CompileError>>,
 }
 
 impl Compiler {
-    fn new(library: &Path, cache: Option<PathBuf>) -> Compiler {
-        Compiler { library: library.to_path_buf(), cache: cache.map(Cache::new), nvrtc: OnceLock::new() }
+    fn new(library: &Path, ptxas: Option<PathBuf>, cache: Option<PathBuf>) -> Compiler {
+        Compiler { library: library.to_path_buf(), ptxas, cache: cache.map(Cache::new), nvrtc: OnceLock::new() }
     }
 
     fn nvrtc(&self) -> Result<&Nvrtc, CompileError> {
         self.nvrtc.get_or_init(|| Nvrtc::open(&self.library)).as_ref().map_err(Clone::clone)
     }
 
+    /// Compiles a unit by NVRTC.
     fn build(&self, unit: &Unit) -> Result<CompilerOutput, CompileError> {
-        let key = Cache::entry_key(unit, &self.library);
+        self.cached(unit, &self.library, || {
+            let mut output = self.nvrtc()?.compile(unit)?;
+            output.ptx = with_relative_files(&output.ptx);
+            Ok(output)
+        })
+    }
+
+    /// Assembles the PTX in a unit by ptxas.
+    fn assemble(&self, ptxas: &Path, unit: &Unit) -> Result<CompilerOutput, CompileError> {
+        self.cached(unit, ptxas, || ptxas::assemble(ptxas, unit))
+    }
+
+    /// Returns the output for `unit` from the cache, or else calls `compile` and stores its result. `program` is the
+    /// file of the compiler.
+    fn cached(
+        &self,
+        unit: &Unit,
+        program: &Path,
+        compile: impl FnOnce() -> Result<CompilerOutput, CompileError>,
+    ) -> Result<CompilerOutput, CompileError> {
+        let key = Cache::entry_key(unit, program);
         let load = || self.cache.as_ref().and_then(|c| c.load(&key));
         if let Some(output) = load() {
             return Ok(output);
@@ -198,8 +245,7 @@ impl Compiler {
         if let Some(output) = load() {
             return Ok(output);
         }
-        let mut output = self.nvrtc()?.compile(unit)?;
-        output.ptx = with_relative_files(&output.ptx);
+        let output = compile()?;
         if let Some(cache) = &self.cache {
             cache.store(&key, &output);
         }
@@ -223,8 +269,9 @@ fn with_relative_files(ptx: &str) -> String {
 fn compiler() -> Result<&'static Compiler, CompileError> {
     static COMPILER: OnceLock<Option<Compiler>> = OnceLock::new();
     let find = || {
-        let library = Toolkit::from_environment().nvrtc()?;
-        Some(Compiler::new(&library, toolkit::cache_folder().map(|c| c.join("kernels"))))
+        let toolkit = Toolkit::from_environment();
+        let library = toolkit.nvrtc()?;
+        Some(Compiler::new(&library, toolkit.ptxas_of_nvrtc(), toolkit::cache_folder().map(|c| c.join("kernels"))))
     };
     COMPILER.get_or_init(find).as_ref().ok_or(CompileError::NoNvrtc)
 }

@@ -1,4 +1,27 @@
-//! Parses the report that `ptxas -v` prints for each function.
+//! Runs the program ptxas, and parses the report that `ptxas -v` prints for each function.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::nvrtc::CompilerOutput;
+use super::{CompileError, Unit};
+
+/// Assembles the PTX that is the text of `unit` by the program at path `ptxas`.
+pub(super) fn assemble(ptxas: &Path, unit: &Unit) -> Result<CompilerOutput, CompileError> {
+    let failed = |e: std::io::Error| CompileError::Unusable { path: ptxas.into(), reason: e.to_string() };
+    let scratch = tempfile::tempdir().map_err(failed)?;
+    let [input, output] = ["in.ptx", "out.cubin"].map(|name| scratch.path().join(name));
+    fs::write(&input, &unit.text).map_err(failed)?;
+    let mut command = Command::new(ptxas);
+    command.args(&unit.options).arg("-o").arg(&output).arg(&input);
+    let done = command.stdin(Stdio::null()).output().map_err(failed)?;
+    let log = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    if !done.status.success() {
+        return Err(CompileError::refused(&unit.name, &format!("ptxas: {}", done.status), log));
+    }
+    Ok(CompilerOutput { ptx: unit.text.clone(), cubin: fs::read(&output).map_err(failed)?, log })
+}
 
 /// Resources of one function on one architecture, as ptxas reports them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,7 +60,8 @@ impl PtxasReport {
         let mut report = PtxasReport::default();
         // The function that the following "N bytes stack frame" and "Used N registers" lines describe.
         let (mut function, mut entry) = (String::new(), String::new());
-        for line in log.lines().filter(|l| l.starts_with("ptxas")) {
+        // The program prints the "bytes stack frame" lines without the word ptxas, which they have in NVRTC's log.
+        for line in log.lines().filter(|l| l.starts_with("ptxas") || l.contains(" bytes stack frame")) {
             if let Some(symbol) = quoted_after(line, "Compiling entry function ") {
                 entry = symbol.to_string();
                 report.of(symbol).entry = true;
@@ -120,6 +144,7 @@ ptxas info    : Used 8 registers, used 0 barriers
 ptxas warning : Value of threads per SM for entry a is out of range.
 ";
         let report = PtxasReport::from_log(log);
+        assert_eq!(PtxasReport::from_log(&log.replace("ptxas         . ", "   ")), report, "the log of the program");
         let b = FunctionResources {
             symbol: "b".into(),
             entry: true,

@@ -50,6 +50,28 @@ fn a_cubin_comes_with_its_resources() {
     assert_eq!(cubin.report.warnings, [""; 0]);
 }
 
+/// ptxas as a program gives the machine code and the report that NVRTC gives.
+#[test]
+fn ptxas_and_nvrtc_give_the_same_machine_code() {
+    let Some(()) = skip_without_nvrtc() else { return };
+    let compiler = compiler().unwrap();
+    let Some(ptxas) = &compiler.ptxas else {
+        println!("skipped: ptxas_and_nvrtc_give_the_same_machine_code: no ptxas beside NVRTC");
+        return;
+    };
+    for sm in ARCHITECTURES {
+        let ptx = compile_to_ptx(&SOURCE, BASE_ARCHITECTURE).unwrap();
+        let assembled = compiler.assemble(ptxas, &ptxas_unit(&SOURCE, sm, ptx).unwrap()).unwrap();
+        let whole = compiler.build(&cubin_unit(&SOURCE, sm).unwrap()).unwrap();
+        assert_eq!(PtxasReport::from_log(&assembled.log), PtxasReport::from_log(&whole.log), "{sm}");
+        assert!(assembled.cubin.starts_with(b"\x7fELF"));
+        assert_eq!(assembled.ptx.replace("sm_80", sm), whole.ptx, "{sm}");
+    }
+    let unit = ptxas_unit(&SOURCE, "sm_80", "no PTX".into()).unwrap();
+    let e = compiler.assemble(ptxas, &unit).unwrap_err();
+    assert!(matches!(e, CompileError::Refused { .. }) && !e.to_string().contains('\n'), "{e}");
+}
+
 #[test]
 fn the_compiler_is_of_cuda_13() {
     let Some(()) = skip_without_nvrtc() else { return };
@@ -89,7 +111,7 @@ fn a_unit_is_compiled_once_and_read_without_nvrtc() {
     let Some(()) = skip_without_nvrtc() else { return };
     let library = Toolkit::from_environment().nvrtc().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let new = || Compiler::new(&library, Some(dir.path().to_path_buf()));
+    let new = || Compiler::new(&library, None, Some(dir.path().to_path_buf()));
     let unit = unit_of(&SOURCE, "compute_80", &[]);
     // Several threads that compile one unit at once leave one complete entry.
     let texts: Vec<String> = std::thread::scope(|s| {
@@ -112,7 +134,7 @@ fn a_unit_is_compiled_once_and_read_without_nvrtc() {
 fn a_library_that_is_none_is_an_error() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "no library").unwrap();
-    let e = Compiler::new(file.path(), None).build(&unit_of(&SOURCE, "compute_80", &[])).unwrap_err();
+    let e = Compiler::new(file.path(), None, None).build(&unit_of(&SOURCE, "compute_80", &[])).unwrap_err();
     assert!(matches!(e, CompileError::Unusable { .. }) && !e.to_string().contains('\n'), "{e}");
 }
 

@@ -63,10 +63,15 @@ impl Toolkit {
         self.places.iter().find_map(|p| p.library(&format!("libcublasLt.so.{CUDA_MAJOR}")))
     }
 
+    /// Returns the program `ptxas` of the installation that has the NVRTC library; `None` if it has none.
+    pub fn ptxas_of_nvrtc(&self) -> Option<PathBuf> {
+        let place = self.places.iter().find(|place| place.nvrtc().is_some())?;
+        place.program("ptxas")
+    }
+
     /// Returns the path of a program, for example `ptxas`.
     pub fn program(&self, name: &str) -> Option<PathBuf> {
-        let folders = self.places.iter().flat_map(|p| &p.programs);
-        folders.map(|folder| folder.join(name)).find(|p| is_program(p))
+        self.places.iter().find_map(|p| p.program(name))
     }
 
     /// Returns the header folders of the first installation that has `cuda_bf16.h`, for compiling users' kernels.
@@ -99,6 +104,10 @@ impl Place {
 
     fn nvrtc(&self) -> Option<PathBuf> {
         self.library(&format!("libnvrtc.so.{CUDA_MAJOR}"))
+    }
+
+    fn program(&self, name: &str) -> Option<PathBuf> {
+        self.programs.iter().map(|folder| folder.join(name)).find(|p| is_program(p))
     }
 
     fn library(&self, name: &str) -> Option<PathBuf> {
