@@ -1,7 +1,7 @@
 //! Exit codes, and how errors are printed: one line on stderr, `error: location: what is wrong; what to do`.
 
 use std::fmt::{Display, Write as _};
-use std::io;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -32,7 +32,9 @@ pub fn report_panics_in_one_line() {
         let text = payload.downcast_ref::<&str>().copied();
         let what = text.or(payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
         let location = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
-        eprintln!(
+        // A closed stderr (`2>&1 | head`) must not cause a second panic, which would abort the process.
+        let _ = writeln!(
+            io::stderr(),
             "error: internal: {} (at {location}); this is a defect of reel, please report it with the command",
             one_line(what)
         );
@@ -46,10 +48,10 @@ pub fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> E
     if closed_pipe(&e) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {}", one_line(&e.to_string()));
+    let _ = writeln!(io::stderr(), "error: {}", one_line(&e.to_string()));
     if verbose {
         for cause in e.chain().skip(1) {
-            eprintln!("  caused by: {}", one_line(&cause.to_string()));
+            let _ = writeln!(io::stderr(), "  caused by: {}", one_line(&cause.to_string()));
         }
     }
     let wrong_options = e.is::<UsageError>()
