@@ -372,3 +372,136 @@ fn compiles_cuda_and_reports_source_lines() {
     let dir = folder(&[("wrong.cu", "__global__ void k() { y = 1; }\n".into())]);
     sim(dir.path(), "wrong.cu --grid 1 --block 1").refused(1, &["wrong.cu:1"]);
 }
+
+/// PTX of a kernel that adds 1 to a word for ever.
+const ENDLESS: &str = "
+.visible .entry endless(.param .u64 px) {
+    .reg .b32 %r<2>; .reg .b64 %rd<2>;
+    ld.param.u64 %rd1, [px];
+AGAIN:
+    ld.global.u32 %r1, [%rd1];
+    add.u32 %r1, %r1, 1;
+    st.global.u32 [%rd1], %r1;
+    bra AGAIN;
+}";
+
+#[test]
+fn kernels_without_an_end_are_stopped_at_their_line() {
+    let text = format!("{HEAD}{ENDLESS}");
+    let first = text.lines().position(|l| l.contains("ld.global")).unwrap() + 1;
+    let dir = folder(&[("k.ptx", text)]);
+    let run = |limit: &str| sim(dir.path(), &format!("k.ptx --grid 1 --block 32 --arg buf:u32:1 {limit}"));
+    let stopped = run("--max-instructions 200000 --json");
+    stopped.refused(1, &["k.ptx", "deadlock at line"]);
+    let result: Value = serde_json::from_str(&stopped.stdout).expect("JSON");
+    let message = result["findings"][0]["message"].as_str().expect("a message");
+    assert!(message.contains(&format!("lines {first}, {}, ", first + 1)), "{message}");
+    assert_eq!(result["interleavings"], 1);
+    run("--max-seconds 0.05").refused(1, &["k.ptx:", "0.05 s", "block (0,0,0)", "--max-seconds"]);
+    run("--max-seconds -1").refused(2, &["--max-seconds"]);
+    run("--max-instructions 0").refused(2, &["--max-instructions"]);
+}
+
+#[test]
+fn memory_is_limited() {
+    let huge = format!("{HEAD}.global .b8 table[1099511627776];\n.visible .entry k(.param .u64 p) {{ ret; }}");
+    let dir = folder(&[("k.ptx", huge), ("e.ptx", format!("{HEAD}{ENDLESS}"))]);
+    let run = |line: &str| sim(dir.path(), line);
+    run("k.ptx --grid 1 --block 1 --arg buf:u8:1").refused(1, &["k.ptx", "table", "1099511627776", "--max-memory"]);
+    let two_gib = "e.ptx --grid 1 --block 1 --arg buf:u8:2147483648";
+    run(two_gib).refused(2, &["--arg", "2147483648 bytes", "1024 MiB", "--max-memory"]);
+    run("e.ptx --grid 1 --block 1 --arg buf:u8:1 --max-memory 0").refused(2, &["--max-memory"]);
+}
+
+#[test]
+fn structs_have_arrays_and_padding_and_buffers_a_constant() {
+    let dir = folder(&[("k.ptx", format!("{HEAD}{UNPACK}"))]);
+    let line = "k.ptx --grid 1 --block 1 --arg struct:u16[4]=1,2,3,4,pad=8,buf=u64:1:fill=77,u8[8]=1";
+    sim(dir.path(), &format!("{line} --arg buf:u64:4 --out r.safetensors")).ok();
+    let out = stored(dir.path(), "r.safetensors", "arg1");
+    assert_eq!(out, [0x0004_0003_0002_0001u64 as f64, 0.0, 77.0, 0x0101_0101_0101_0101u64 as f64]);
+    let wrong = line.replace("u16[4]=1,2,3,4", "u16[4]=1,2,3");
+    sim(dir.path(), &format!("{wrong} --arg buf:u64:4")).refused(2, &["u16[4]", "3 values"]);
+}
+
+#[test]
+fn messages_name_what_the_user_knows() {
+    let shift = SHIFT
+        .replace(".shared .align 4 .b8 tile[256];", "")
+        .replace(".visible", ".extern .shared .align 4 .b8 tile[];\n.visible");
+    let wait = "\n.visible .entry wait(.param .u64 px) { .reg .b32 %r<2>; .reg .pred %p; mov.u32 %r0, %tid.x;
+        setp.lt.u32 %p, %r0, 32; @%p bar.sync 1, 256; @!%p bar.sync 2, 256; ret; }";
+    let dir = folder(&[("k.ptx", format!("{HEAD}{SAXPY}{shift}{wait}"))]);
+    let run = |line: &str| sim(dir.path(), &format!("k.ptx --grid 1 {line}"));
+    // Without dynamic shared memory the message says what is missing.
+    let got = run("--entry shift --block 64 --arg buf:u32:64");
+    assert!(got.stdout.contains("--smem is missing"), "{}", got.stdout);
+    assert!(!run("--entry shift --block 64 --arg buf:u32:64 --smem 256").stdout.contains("--smem"));
+    // A unique part of the demangled name selects the kernel, and reports show that name.
+    let got = run("--entry xpy(float --block 32 --arg buf:f32:32 --arg buf:f32:32 --arg f32:1 --arg u32:32");
+    assert!(
+        got.ok().contains("k.ptx: saxpy(float const*, float*, float, unsigned int): no findings"),
+        "{}",
+        got.stdout
+    );
+    // Warps that wait for the same thing share a line.
+    let got = run("--entry wait --block 256 --arg buf:u32:1");
+    let waits: Vec<&str> = got.stdout.lines().filter(|l| l.contains("at barrier")).collect();
+    assert!(waits.len() == 2 && waits[1].contains("warps 1 to 7 wait"), "{}", got.stdout);
+    run("--entry shift --block 64 --arg buf:u32:64 --arch sm_100").refused(2, &["--arch", "sm_80"]);
+    run("--entry shift --block 64 --arg buf:u32:64 --arch sm_86").refused(2, &["--arch", "sm_80"]);
+}
+
+#[test]
+fn page_shows_source_counts_findings_and_roofline() {
+    let dir = folder(&[("k.ptx", format!("{HEAD}{SAXPY}{SHIFT}"))]);
+    sim(dir.path(), "k.ptx --entry shift --grid 1 --block 64 --arg buf:u32:64 --html k.html").refused(1, &["race"]);
+    let page = fs::read_to_string(dir.path().join("k.html")).expect("a page");
+    for part in
+        ["<title>shift: 1 finding in 8 interleavings", "st.shared.u32 [%r4], %r1;", ">race<", "H200", "class=\"bad\""]
+    {
+        assert!(page.contains(part), "no {part:?}");
+    }
+    assert!(!page.contains("http://") && !page.contains("https://"));
+    let args = "--entry saxpy --grid 1 --block 64 --arg buf:f32:64 --arg buf:f32:64 --arg f32:1 --arg u32:64";
+    sim(dir.path(), &format!("k.ptx {args} --html k.html")).ok();
+    let page = fs::read_to_string(dir.path().join("k.html")).expect("a page");
+    assert!(page.contains("<svg") && page.contains("No findings") && page.contains("saxpy(float const*"), "{page}");
+}
+
+#[test]
+fn closed_pipes_do_not_abort() {
+    let dir = folder(&[("k.ptx", format!("{HEAD}{SHIFT}"))]);
+    let mut command = support::reel();
+    command.current_dir(dir.path()).args([
+        "sim",
+        "run",
+        "k.ptx",
+        "--grid",
+        "1",
+        "--block",
+        "64",
+        "--arg",
+        "buf:u32:64",
+    ]);
+    let mut child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    assert_eq!(child.wait().expect("it ends").code(), Some(1));
+}
+
+#[test]
+fn compiler_options_reach_the_compiler() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let text = "#include \"size.h\"\n#if __cplusplus < 202002L\n#error old\n#endif\n\
+                __global__ void k(int* x) { x[threadIdx.x] = SIZE + MORE; }\n";
+    let dir = folder(&[("k.cu", text.into())]);
+    fs::create_dir(dir.path().join("inc")).unwrap();
+    fs::write(dir.path().join("inc/size.h"), "#define SIZE 40\n").unwrap();
+    let line = "k.cu --grid 1 --block 4 --arg buf:i32:4 -I inc -DMORE=2 -std=c++20 --out r.safetensors";
+    sim(dir.path(), line).ok();
+    let bytes = fs::read(dir.path().join("r.safetensors")).unwrap();
+    let all = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(all.tensor("arg0").unwrap().data()[..4], 42i32.to_le_bytes());
+    sim(dir.path(), &line.replace("c++20", "c++99")).refused(2, &["c++17"]);
+    sim(dir.path(), &line.replace("-DMORE=2", "")).refused(1, &["k.cu:5", "MORE"]);
+}

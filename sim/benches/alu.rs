@@ -79,6 +79,7 @@ fn main() {
         undefined: vec![0; 64],
         predicates: vec![0xa5a5_5a5a; 8],
         undefined_predicates: vec![0; 8],
+        ..Registers::default()
     };
     for i in 0..64 {
         for lane in 0..32 {

@@ -1,6 +1,8 @@
 //! The registers of a simulated warp. A register is one or more rows, which hold 32 bits for each of the 32 lanes; a
 //! predicate is a mask with one bit per lane. Further masks tell in which lanes a register is undefined.
 
+use std::collections::HashMap;
+
 /// A row of the register file: 32 bits for each of the 32 lanes. A 64-bit register takes two consecutive rows, which
 /// are read as `[u64; 32]`; a 128-bit register takes four.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -21,9 +23,48 @@ pub struct Registers {
     pub predicates: Vec<u32>,
     /// For each predicate, the mask of the lanes in which it is undefined.
     pub undefined_predicates: Vec<u32>,
+    /// For registers into which a load copied bytes that nothing has written, by slot and lane: which bytes, and where
+    /// they were. An entry counts only while the register is undefined in the lane.
+    pub unwritten: HashMap<(Slot, u8), UnwrittenBytes>,
+}
+
+/// Bytes of a register that a load copied from memory that nothing has written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnwrittenBytes {
+    /// Mask of the bytes of the register.
+    pub bytes: u16,
+    /// The load.
+    pub source: UnwrittenSource,
+}
+
+/// A load of bytes that nothing has written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnwrittenSource {
+    /// Index of the load instruction in the kernel.
+    pub pc: u32,
+    /// The state space that it reads: `global`, `shared` or `local`.
+    pub space: &'static str,
+    /// The address that it reads.
+    pub address: u64,
 }
 
 impl Registers {
+    /// Returns the mask of the low `width` bytes of a register that are undefined in one lane: all of them, unless a
+    /// load copied the register's value and left some bytes defined.
+    pub fn undefined_bytes(&self, slot: Slot, lane: usize, width: usize) -> u16 {
+        if self.undefined[slot as usize] >> lane & 1 == 0 {
+            return 0;
+        }
+        let all = ((1u32 << width) - 1) as u16;
+        self.unwritten.get(&(slot, lane as u8)).map_or(all, |unwritten| unwritten.bytes & all)
+    }
+
+    /// Records that a load has copied unwritten bytes into a register of one lane.
+    pub fn set_unwritten(&mut self, slot: Slot, lane: usize, bytes: u16, source: UnwrittenSource) {
+        self.undefined[slot as usize] |= 1 << lane;
+        self.unwritten.insert((slot, lane as u8), UnwrittenBytes { bytes, source });
+    }
+
     /// Returns the 32-bit register at `slot`.
     #[inline(always)]
     pub fn get(&self, slot: Slot) -> [u32; 32] {

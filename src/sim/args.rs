@@ -10,7 +10,9 @@ pub enum KernelArgument {
     /// A number: its type and bytes.
     Scalar(ElementType, Vec<u8>),
     Buffer(BufferSpec),
-    /// A struct that is passed by value, given as bytes.
+    /// An array of numbers, as a field of a struct: the type and the bytes of all elements.
+    Array(ElementType, Vec<u8>),
+    /// A struct that is passed by value, given as bytes, or padding as a field of a struct.
     Bytes(Vec<u8>),
     /// A struct that is passed by value, given as fields in C layout.
     Struct(Vec<KernelArgument>),
@@ -37,6 +39,8 @@ pub enum BufferFill {
     Arange,
     /// Normally distributed numbers.
     Random,
+    /// The same element everywhere, given as its bytes.
+    Constant(Vec<u8>),
     /// The elements of a tensor in a safetensors file: the path of the file and the name of the tensor.
     Stored(PathBuf, String),
 }
@@ -49,6 +53,17 @@ impl KernelArgument {
             KernelArgument::TensorMap(map) => map.buffer.argument == argument,
             KernelArgument::Struct(fields) => fields.iter().any(|field| field.has_tensor_map_of(argument)),
             _ => false,
+        }
+    }
+}
+
+impl KernelArgument {
+    /// Returns the bytes of the buffers that this argument asks for.
+    pub fn buffer_bytes(&self) -> u64 {
+        match self {
+            KernelArgument::Buffer(spec) => spec.count as u64 * spec.dtype.bytes() as u64,
+            KernelArgument::Struct(fields) => fields.iter().map(KernelArgument::buffer_bytes).sum(),
+            _ => 0,
         }
     }
 }
@@ -150,11 +165,13 @@ fn buffer(text: &str) -> Result<BufferSpec, String> {
         Some("uninit") => BufferFill::Uninitialized,
         Some("arange") => BufferFill::Arange,
         Some("random") => BufferFill::Random,
+        Some(constant) if constant.starts_with("fill=") => BufferFill::Constant(scalar(dtype, &constant[5..])?),
         Some(other) => match other.strip_prefix('@').and_then(|f| f.rsplit_once('#')) {
             Some((file, name)) if !file.is_empty() && !name.is_empty() => BufferFill::Stored(file.into(), name.into()),
             _ => {
                 return Err(format!(
-                    "{other:?} is not a buffer fill; use zeros, uninit, arange, random or @FILE.safetensors#NAME"
+                    "{other:?} is not a buffer fill; use zeros, uninit, arange, random, fill=VALUE or \
+                     @FILE.safetensors#NAME"
                 ));
             }
         },
@@ -166,12 +183,12 @@ fn structure(text: &str) -> Result<KernelArgument, String> {
     if !text.contains('=') {
         return hexadecimal(text).map(KernelArgument::Bytes);
     }
-    // The value of a tensor map contains commas, too: a part between commas begins a new field only if it starts with
-    // `TYPE=`, `buf=` or `tmap=`.
+    // The values of tensor maps and arrays contain commas, too: a part between commas begins a new field only if it
+    // starts with `TYPE=`, `TYPE[N]=`, `pad=`, `buf=` or `tmap=`.
     let mut fields: Vec<String> = Vec::new();
     for part in text.split(',') {
         let begins =
-            part.split_once('=').is_some_and(|(k, _)| k == "buf" || k == "tmap" || ElementType::from_name(k).is_some());
+            part.split_once('=').is_some_and(|(k, _)| matches!(k, "buf" | "tmap" | "pad") || array_type(k).is_some());
         match fields.last_mut() {
             Some(last) if !begins => *last = format!("{last},{part}"),
             _ => fields.push(part.to_string()),
@@ -179,9 +196,39 @@ fn structure(text: &str) -> Result<KernelArgument, String> {
     }
     let field = |text: &String| match text.split_once('=') {
         Some(("struct", _)) | None => Err(format!("{text:?} is not a struct field; write TYPE=VALUE, buf=… or tmap=…")),
+        Some(("pad", bytes)) => match bytes.parse::<usize>() {
+            Ok(bytes) if bytes <= MAX_FIELD_BYTES => Ok(KernelArgument::Bytes(vec![0; bytes])),
+            _ => Err(format!("{bytes:?} is not a number of padding bytes; give an integer up to {MAX_FIELD_BYTES}")),
+        },
+        Some((kind, values)) if kind.ends_with(']') => array(kind, values),
         Some((kind, value)) => parse_kernel_argument(&format!("{kind}:{value}")),
     };
     fields.iter().map(field).collect::<Result<_, _>>().map(KernelArgument::Struct)
+}
+
+/// Maximum bytes of an array or of padding in a struct: the most that CUDA passes to a kernel.
+const MAX_FIELD_BYTES: usize = 32764;
+
+/// Returns the type in the name of a struct field, `TYPE` or `TYPE[N]`, and N.
+fn array_type(name: &str) -> Option<(ElementType, Option<&str>)> {
+    match name.strip_suffix(']').and_then(|n| n.split_once('[')) {
+        Some((dtype, count)) => Some((ElementType::from_name(dtype)?, Some(count))),
+        None => Some((ElementType::from_name(name)?, None)),
+    }
+}
+
+/// Parses an array in a struct: `TYPE[N]`, and its values or the one value of all elements.
+fn array(name: &str, values: &str) -> Result<KernelArgument, String> {
+    let wrong = || format!("{name}={values}: give an array as TYPE[N]=VALUE,VALUE,… or TYPE[N]=VALUE");
+    let Some((dtype, Some(count))) = array_type(name) else { return Err(wrong()) };
+    let count: usize =
+        count.parse().ok().filter(|n| (1..=MAX_FIELD_BYTES / dtype.bytes()).contains(n)).ok_or_else(wrong)?;
+    let elements: Vec<Vec<u8>> = values.split(',').map(|value| scalar(dtype, value)).collect::<Result<_, _>>()?;
+    match elements.len() {
+        1 => Ok(KernelArgument::Array(dtype, elements[0].repeat(count))),
+        n if n == count => Ok(KernelArgument::Array(dtype, elements.concat())),
+        n => Err(format!("{name} has {n} values; give {count}, or one for all elements")),
+    }
 }
 
 fn hexadecimal(text: &str) -> Result<Vec<u8>, String> {
@@ -282,11 +329,21 @@ mod tests {
         };
         assert_eq!(of("buf:f32:7"), BufferSpec { dtype: ElementType::F32, count: 7, fill: BufferFill::Zeros });
         assert_eq!(of("buf:e4m3:0:uninit").fill, BufferFill::Uninitialized);
+        assert_eq!(of("buf:f32:64:fill=-inf").fill, BufferFill::Constant(f32::NEG_INFINITY.to_le_bytes().to_vec()));
+        assert_eq!(of("buf:i16:2:fill=-2").fill, BufferFill::Constant(vec![254, 255]));
         assert_eq!(
             of("buf:i64:3:@a:b#c.safetensors#x").fill,
             BufferFill::Stored("a:b#c.safetensors".into(), "x".into())
         );
-        for wrong in ["buf:f32", "buf:f33:1", "buf:f32:-1", "buf:f32:1:ones", "buf:f32:1:@f", "buf:u8:99999999999999"] {
+        for wrong in [
+            "buf:f32",
+            "buf:f33:1",
+            "buf:f32:-1",
+            "buf:f32:1:ones",
+            "buf:f32:1:@f",
+            "buf:u8:99999999999999",
+            "buf:u8:1:fill=256",
+        ] {
             assert!(parse_kernel_argument(wrong).unwrap_err().contains("; "), "{wrong}");
         }
     }
@@ -308,7 +365,25 @@ mod tests {
         assert_eq!((&map.dims[..], &map.strides[..], &map.box_dims[..]), (&[64, 32][..], &[128][..], &[64, 8][..]));
         let Ok(KernelArgument::TensorMap(map)) = parse_kernel_argument("tmap:2.1:f32:64::16:none") else { panic!() };
         assert_eq!((map.buffer, map.strides.len()), (BufferIndex { argument: 2, field: Some(1) }, 0));
+        let Ok(KernelArgument::Struct(fields)) =
+            parse_kernel_argument("struct:u8=1,f32[3]=1,2,3,pad=4,u16[2]=7,buf=f32:4:fill=-1")
+        else {
+            panic!()
+        };
+        let sizes: Vec<usize> = fields
+            .iter()
+            .map(|field| match field {
+                KernelArgument::Array(_, bytes) | KernelArgument::Bytes(bytes) => bytes.len(),
+                _ => 0,
+            })
+            .collect();
+        assert_eq!(sizes, [0, 12, 4, 4, 0]);
         for wrong in [
+            "struct:f32[2]=1,2,3",
+            "struct:f32[0]=1",
+            "struct:f32[x]=1",
+            "struct:pad=-1",
+            "struct:pad=99999",
             "struct:0",
             "struct:xyz",
             "struct:a=1",

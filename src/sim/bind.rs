@@ -31,7 +31,13 @@ const MAP_ALIGN: usize = 64;
 
 /// Allocates the buffers of all arguments, then lays out the kernel's parameters. There may be more arguments than
 /// parameters: a kernel may take only the tensor map of a buffer and not its pointer, and such buffers come last.
-pub fn bind_arguments(kernel: &Kernel, arguments: &[(String, KernelArgument)], seed: u64) -> Result<BoundArguments> {
+/// Their buffers may have `max_bytes` bytes together.
+pub fn bind_arguments(
+    kernel: &Kernel,
+    arguments: &[(String, KernelArgument)],
+    seed: u64,
+    max_bytes: u64,
+) -> Result<BoundArguments> {
     let (given, taken) = (arguments.len(), kernel.params.len());
     let beyond = arguments.iter().enumerate().skip(taken);
     let mapped = |n: usize| arguments.iter().any(|(_, argument)| argument.has_tensor_map_of(n));
@@ -47,6 +53,11 @@ pub fn bind_arguments(kernel: &Kernel, arguments: &[(String, KernelArgument)], s
             what,
             "give one --arg per parameter, in order; more arguments must be buffers of tensor maps",
         ));
+    }
+    let bytes: u64 = arguments.iter().map(|(_, argument)| argument.buffer_bytes()).sum();
+    if bytes > max_bytes {
+        let what = format!("the buffers have {bytes} bytes, but the limit is {} MiB", max_bytes >> 20);
+        return Err(bad_usage("--arg", what, "use smaller buffers, or raise --max-memory"));
     }
     let mut bound =
         BoundArguments { memory: SimMemory::new(), params: vec![0; kernel.param_bytes as usize], buffers: Vec::new() };
@@ -85,6 +96,7 @@ impl BoundArguments {
         let address = match &spec.fill {
             BufferFill::Uninitialized => self.memory.alloc_uninitialized(bytes),
             BufferFill::Zeros => self.memory.alloc(vec![0; bytes]),
+            BufferFill::Constant(element) => self.memory.alloc(element.repeat(spec.count)),
             BufferFill::Arange => self.memory.alloc(spec.dtype.arange_bytes(spec.count)),
             // The seed includes the buffer's number, so that each buffer gets different random numbers.
             BufferFill::Random => self
@@ -104,14 +116,21 @@ impl BoundArguments {
     /// buffer.
     fn bytes_of(&self, location: &str, name: &str, argument: &KernelArgument) -> Result<Vec<u8>> {
         Ok(match argument {
-            KernelArgument::Scalar(_, bytes) | KernelArgument::Bytes(bytes) => bytes.clone(),
+            KernelArgument::Scalar(_, bytes) | KernelArgument::Array(_, bytes) | KernelArgument::Bytes(bytes) => {
+                bytes.clone()
+            }
             KernelArgument::Buffer(_) => self.address(name).unwrap_or_default().to_le_bytes().to_vec(),
             KernelArgument::TensorMap(map) => self.encode(location, map)?,
             KernelArgument::Struct(fields) => {
                 let (mut bytes, mut largest) = (Vec::new(), 1);
                 for (m, field) in fields.iter().enumerate() {
                     let of = self.bytes_of(location, &format!("{name}.{m}"), field)?;
-                    let align = if matches!(field, KernelArgument::TensorMap(_)) { MAP_ALIGN } else { of.len().max(1) };
+                    let align = match field {
+                        KernelArgument::TensorMap(_) => MAP_ALIGN,
+                        KernelArgument::Array(dtype, _) => dtype.bytes(),
+                        KernelArgument::Bytes(_) => 1,
+                        _ => of.len().max(1),
+                    };
                     bytes.resize(bytes.len().next_multiple_of(align), 0);
                     bytes.extend(of);
                     largest = largest.max(align);

@@ -12,14 +12,11 @@ pub fn select_kernel_symbol<'a>(wanted: Option<&str>, symbols: &[&'a str], file:
         return match symbols {
             [only] => Ok(only),
             [] => Err(bad_usage(file, "has no kernel", "give a file with a __global__ function (.entry in PTX)")),
-            _ => {
-                let all: Vec<String> = symbols.iter().map(|s| signature(s)).collect();
-                Err(bad_usage(
-                    "--entry",
-                    format!("{file} has {} kernels", all.len()),
-                    format!("name one of {}", all.join(", ")),
-                ))
-            }
+            _ => Err(bad_usage(
+                "--entry",
+                format!("{file} has {} kernels", symbols.len()),
+                format!("name one of {}", short_list(symbols)),
+            )),
         };
     };
     find(symbols, wanted).map_err(|e| UsageError(format!("--entry {e}")).into())
@@ -27,7 +24,7 @@ pub fn select_kernel_symbol<'a>(wanted: Option<&str>, symbols: &[&'a str], file:
 
 /// Returns the only symbol that `wanted` selects. `wanted` is the symbol itself, or a C++ name:
 /// `ns::kernel<3>(float*)`, `ns::kernel<3>`, `ns::kernel` or `kernel`. If there is none of that name, `wanted` is the
-/// beginning of a name.
+/// beginning of a name, or else any part of the name and its parameters.
 fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     if let Some(exact) = symbols.iter().find(|s| **s == wanted) {
         return Ok(exact);
@@ -39,17 +36,57 @@ fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     if matches.is_empty() && !wanted.is_empty() {
         matches = matching(&|name| name.starts_with(wanted));
     }
-    let readable = |list: &[&str]| list.iter().map(|s| signature(s)).collect::<Vec<_>>().join(", ");
+    if matches.is_empty() && !wanted.is_empty() {
+        matches = symbols.iter().copied().filter(|s| signature(s).contains(wanted)).collect();
+    }
     match matches[..] {
         [one] => Ok(one),
         [] if symbols.is_empty() => Err(format!("{wanted}: the file has no kernel; is it `extern \"C\" __global__`?")),
-        [] => Err(format!("{wanted}: no such kernel; the file has {}", readable(symbols))),
-        _ => Err(format!("{wanted}: several kernels have this name; use one of {}", readable(&matches))),
+        [] => Err(format!("{wanted}: no such kernel; the file has {}", short_list(symbols))),
+        _ => Err(format!("{wanted}: {} kernels have this name; use one of {}", matches.len(), short_list(&matches))),
     }
 }
 
+/// Maximum number of kernels that a message lists, and of characters of each.
+const MAX_LISTED: usize = 6;
+const MAX_LISTED_CHARACTERS: usize = 100;
+
+/// Lists kernels by their C++ names: at most six, each shortened in its middle if it is long.
+fn short_list(symbols: &[&str]) -> String {
+    let shorten = |name: String| {
+        let characters: Vec<char> = name.chars().collect();
+        if characters.len() <= MAX_LISTED_CHARACTERS {
+            return name;
+        }
+        let half = MAX_LISTED_CHARACTERS / 2;
+        let (start, end) = (&characters[..half], &characters[characters.len() - half..]);
+        format!("{}…{}", start.iter().collect::<String>(), end.iter().collect::<String>())
+    };
+    let mut listed: Vec<String> = symbols.iter().take(MAX_LISTED).map(|s| shorten(signature(s))).collect();
+    if symbols.len() > MAX_LISTED {
+        listed.push(format!("… ({} in all)", symbols.len()));
+    }
+    listed.join(", ")
+}
+
+/// Replaces the mangled C++ symbols in a message by their names.
+pub fn demangle_symbols(message: &str) -> String {
+    let is_symbol = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '$';
+    let mut out = String::new();
+    let mut rest = message;
+    while let Some(start) = rest.find("_Z") {
+        let before = rest[..start].chars().next_back();
+        let end = rest[start..].find(|c| !is_symbol(c)).map_or(rest.len(), |length| start + length);
+        out += &rest[..start];
+        let symbol = &rest[start..end];
+        out += &if before.is_some_and(is_symbol) { symbol.to_string() } else { signature(symbol) };
+        rest = &rest[end..];
+    }
+    out + rest
+}
+
 /// Returns the C++ name with its parameters, or the symbol if it is not mangled.
-fn signature(symbol: &str) -> String {
+pub fn signature(symbol: &str) -> String {
     let text = Symbol::new(symbol).ok().and_then(|s| s.demangle().ok()).unwrap_or_else(|| symbol.to_string());
     text.strip_prefix("void ").map_or(text.clone(), str::to_string)
 }
@@ -104,6 +141,8 @@ mod tests {
             ("(anonymous namespace)::hidden", 3),
             ("lib::red", 2),
             ("add(float", 1),
+            ("educe<4", 2),
+            ("*, int)", 1),
         ] {
             assert_eq!(find(&symbols, wanted), Ok(symbols[found]), "{wanted}");
         }
@@ -121,5 +160,28 @@ mod tests {
         let e = find(&symbols, "k").unwrap_err();
         assert!(e.contains("k<3>") && e.contains("k<4>"), "{e}");
         assert_eq!(find(&symbols, "k<4>"), Ok(symbols[1]));
+        assert_eq!(find(&symbols, "<4"), Ok(symbols[1]));
+    }
+
+    #[test]
+    fn lists_are_short() {
+        let names: Vec<String> = (0..40).map(|n| format!("_Z1kILi{n}EEvPf")).collect();
+        let symbols: Vec<&str> = names.iter().map(String::as_str).collect();
+        let e = find(&symbols, "k").unwrap_err();
+        assert!(
+            e.contains("40 kernels") && e.contains("k<5>") && !e.contains("k<6>") && e.contains("(40 in all)"),
+            "{e}"
+        );
+        let long = format!("_Z{}{}v", 400, "x".repeat(400));
+        assert!(short_list(&[&long]).chars().count() < 120);
+    }
+
+    #[test]
+    fn messages_show_demangled_names() {
+        let text = "call of function _ZN3lib6reduceILi4EfEEvPKT0_PS1_, and x_Z1kv; no _Z.";
+        assert_eq!(
+            demangle_symbols(text),
+            "call of function lib::reduce<4, float>(float const*, float*), and x_Z1kv; no _Z."
+        );
     }
 }

@@ -2,8 +2,12 @@
 
 mod args;
 mod bind;
+mod case;
+mod compiler;
 mod entry;
+mod limits;
 mod mutants;
+mod page;
 mod quote;
 mod run;
 mod show;

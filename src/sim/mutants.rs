@@ -36,6 +36,7 @@ impl SimMutantsArgs {
         let case = self.run.prepare_case(common)?;
         let location = self.run.displayed_path();
         let whole = case.check_kernel(&case.program, case.options.clone())?;
+        self.run.refuse_stopped(&whole)?;
         if let Some(first) = whole.findings.iter().flatten().next() {
             let what =
                 format!("the unchanged kernel already has a finding: {} at line {}", first.kind.name(), first.line);
@@ -47,6 +48,7 @@ impl SimMutantsArgs {
         let options = ExecOptions { patience: MAX_IDLE_INSTRUCTIONS, until_finding: true, ..case.options.clone() };
         let verdicts = mutate::run_mutants::<anyhow::Error>(&case.program, &mutants, |program| {
             let report = case.check_kernel(program, options.clone())?;
+            self.run.refuse_stopped(&report)?;
             Ok(report.findings.iter().flatten().next().map(|f| f.kind))
         })?;
         let survivors = verdicts.iter().filter(|v| v.killed_by.is_none()).count();

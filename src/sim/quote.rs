@@ -34,6 +34,11 @@ impl SourceQuotes {
         of(main.to_string(), true, &found.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default())
     }
 
+    /// Returns all lines, as they stand in the file.
+    pub fn lines(&self) -> &[String] {
+        &self.lines
+    }
+
     /// Returns a line, numbered from 1, without surrounding white space.
     pub fn source_line(&self, number: u32) -> Option<&str> {
         self.lines.get((number as usize).checked_sub(1)?).map(|l| l.trim())

@@ -4,16 +4,19 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use reel_kernels::compile::{self, CompileError};
-use reel_sim::check::{self, CheckPlan, CheckReport};
-use reel_sim::exec::{ExecOptions, GpuSpec, LaunchConfig, LaunchError};
-use reel_sim::headers::HEADER_NAMES_AND_TEXTS;
+use reel_kernels::compile;
+use reel_sim::check::CheckReport;
+use reel_sim::exec::{ExecOptions, GpuSpec, LaunchConfig};
+use reel_sim::program::op::Op;
 use reel_sim::program::{Kernel, Program};
 
 use super::args::{self, KernelArgument};
-use super::bind::{BoundArguments, bind_arguments};
+use super::bind::bind_arguments;
+use super::case::SimCase;
+use super::compiler::CompilerOptions;
+use super::limits::LimitOptions;
 use super::quote::SourceQuotes;
-use super::{entry, show};
+use super::{entry, page, show};
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::output;
@@ -37,14 +40,20 @@ Arguments, one --arg per kernel parameter, in order:
   TYPE:VALUE           a number: i32:-5, u32:7, u64:0xff, f32:1.5, …
   buf:TYPE:COUNT:FILL  a pointer to COUNT elements. TYPE is u8, i8, u16, i16,
                        u32, i32, u64, i64, f16, bf16, f32, f64 or e4m3; FILL is
-                       zeros, uninit, arange, random (normal, of --seed) or
-                       @FILE.safetensors#NAME
-  struct:u32=5,buf=f32:64:zeros,…  a struct by value, in C's layout
+                       zeros, uninit, arange, random (normal, of --seed),
+                       fill=VALUE or @FILE.safetensors#NAME
+  struct:u32=5,buf=f32:64:zeros,…  a struct by value, in C's layout; TYPE[N]=V,V,…
+                       or TYPE[N]=V is an array, pad=N are N bytes of padding
   struct:00ff…         a struct by value, as bytes in hexadecimal
   tmap:BUF:TYPE:DIMS:STRIDES:BOX:SWIZZLE  a tensor map of argument number BUF
                        (from 0): dims and box in elements, innermost first;
                        strides in bytes from dimension 1 on; none, 32, 64 or 128.
-                       Buffers that only maps use come after the parameters";
+                       Buffers that only maps use come after the parameters
+Examples:
+  --arg buf:f32:64:fill=-inf
+  --arg 'struct:u32=5,f32[3]=1,2,3,pad=4,buf=bf16:64:random'
+  --arg tmap:1:bf16:64,32:128:64,8:128 --arg buf:bf16:2048:random
+      a 32 × 64 tensor of bf16, rows of 128 bytes, boxes of 8 × 64";
 
 /// Check a kernel of a PTX or CUDA file, and show its results, counts and estimated time bounds.
 #[derive(Args, Debug)]
@@ -52,7 +61,7 @@ pub struct SimRunArgs {
     /// PTX, or CUDA C++ (needs NVRTC or nvcc)
     #[arg(value_name = "FILE.ptx|FILE.cu")]
     file: PathBuf,
-    /// Kernel to run: its symbol or its name in the source [default: the only kernel]
+    /// Kernel to run: its symbol, its name in the source, or a part of that name [default: the only kernel]
     #[arg(long, value_name = "NAME")]
     entry: Option<String>,
     /// Blocks of the grid
@@ -68,7 +77,7 @@ pub struct SimRunArgs {
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     smem: u32,
     /// Architecture to compile for, whose limits apply [default: that of the PTX; sm_90a for CUDA]
-    #[arg(long, value_name = "sm_80|sm_90a")]
+    #[arg(long, value_name = "sm_80|sm_90a", value_parser = architecture)]
     arch: Option<String>,
     /// Kernel argument, in order; `--help` lists the forms
     #[arg(long = "arg", value_name = "ARG")]
@@ -83,12 +92,16 @@ pub struct SimRunArgs {
     /// between
     #[arg(long)]
     strict_proxy: bool,
-    /// Additional folder for `#include`
-    #[arg(long, value_name = "DIR")]
-    include: Vec<PathBuf>,
+    #[command(flatten)]
+    compiler: CompilerOptions,
+    #[command(flatten)]
+    limits: LimitOptions,
     /// Write the buffers after the first run to this file, as arg0, arg1, …
     #[arg(long, value_name = "F.safetensors")]
     out: Option<PathBuf>,
+    /// Write a page with the annotated source, the findings and the kernel on the roofline
+    #[arg(long, value_name = "F.html")]
+    html: Option<PathBuf>,
 }
 
 /// The one to three integers of `--grid`, `--block` or `--cluster`.
@@ -105,6 +118,14 @@ fn dims(text: &str) -> Result<Dimensions, String> {
     }
 }
 
+/// Parses `--arch`: an architecture that the simulator models.
+fn architecture(text: &str) -> Result<String, String> {
+    match text {
+        "sm_80" | "sm_90" | "sm_90a" => Ok(text.to_string()),
+        _ => Err("the simulator models sm_80 (A100) and sm_90a (H100, H200); use one of them".into()),
+    }
+}
+
 impl SimRunArgs {
     /// Runs the kernel and prints the report; findings make the command fail.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
@@ -115,23 +136,39 @@ impl SimRunArgs {
         }
         let location = self.displayed_path();
         let quotes = SourceQuotes::new(&case.program, &case.kernel.name, &self.file, &case.ptx);
-        let shown =
-            show::RunDisplay { file: &location, program: &case.program, kernel: &case.kernel, report: &report, quotes };
-        if common.json {
-            eprint!("{}", report.printed);
-            output::print_json(&shown.json())?;
-        } else {
-            output::print_text(&report.printed)?;
-            output::print_text(&shown.text(common.quiet))?;
+        let shown = show::RunDisplay {
+            file: &location,
+            program: &case.program,
+            kernel: &case.kernel,
+            launch: &case.launch,
+            report: &report,
+            quotes,
+        };
+        if let Some(html) = &self.html {
+            output::write_file(html, page::run_page_html(&shown).as_bytes())?;
         }
+        // A reader that closes the pipe early, such as `head`, does not change the outcome of the check.
+        let printed = if common.json {
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), report.printed.as_bytes());
+            output::print_json(&shown.json())
+        } else {
+            output::print_text(&report.printed).and_then(|()| output::print_text(&shown.text(common.quiet)))
+        };
+        self.refuse_stopped(&report)?;
         let findings = report.findings.concat();
-        let Some(first) = findings.first() else { return Ok(()) };
+        let Some(first) = findings.first() else { return printed };
         let more = match findings.len() - 1 {
             0 => String::new(),
             n => format!(", and {n} more"),
         };
         let what = format!("{} at line {}{more}", first.kind.name(), first.line);
         Err(failed(&location, what, "see the list of findings"))
+    }
+
+    /// Fails if a limit of time or memory has stopped the check.
+    pub fn refuse_stopped(&self, report: &CheckReport) -> Result<()> {
+        let error = |stop| self.limits.error_of_stop(&self.displayed_path(), stop);
+        report.stopped.as_ref().and_then(error).map_or(Ok(()), Err)
     }
 
     /// Returns the file's path as it was given, for messages.
@@ -142,7 +179,7 @@ impl SimRunArgs {
     /// Compiles the file, allocates the arguments and describes the launch.
     pub fn prepare_case(&self, common: &CommonOptions) -> Result<SimCase> {
         let arguments = self.arguments()?;
-        let (ptx, location) = (self.ptx()?, self.displayed_path());
+        let (ptx, location) = (self.compiler.ptx(&self.file, self.arch.as_deref())?, self.displayed_path());
         let help = "give complete PTX, as nvcc or NVRTC writes it";
         let program = Program::parse(&ptx).map_err(|e| failed(&location, e, help))?;
         let symbol = entry::select_kernel_symbol(self.entry.as_deref(), &program.kernel_names(), &location)?;
@@ -152,9 +189,12 @@ impl SimRunArgs {
             seed: common.seed(),
             count_only: self.count_only,
             strict_proxy: self.strict_proxy,
+            registers: registers(&ptx, &kernel),
+            patience: PATIENCE,
+            limits: self.limits.limits_from_now(),
             ..ExecOptions::default()
         };
-        let bound = bind_arguments(&kernel, &arguments, common.seed())?;
+        let bound = bind_arguments(&kernel, &arguments, common.seed(), self.limits.memory_bytes())?;
         let launch = LaunchConfig {
             grid: self.grid.0,
             block: self.block.0,
@@ -163,7 +203,17 @@ impl SimRunArgs {
             params: bound.params.clone(),
         };
         let interleavings = if self.count_only { 1 } else { self.interleavings };
-        Ok(SimCase { ptx, program, kernel, bound, launch, options, interleavings, threads: common.threads()? })
+        Ok(SimCase {
+            file: location,
+            ptx,
+            program,
+            kernel,
+            bound,
+            launch,
+            options,
+            interleavings,
+            threads: common.threads()?,
+        })
     }
 
     fn arguments(&self) -> Result<Vec<(String, KernelArgument)>> {
@@ -175,79 +225,29 @@ impl SimRunArgs {
         self.args.iter().map(one).collect()
     }
 
-    /// Returns the file's text if it is PTX; else compiles it and returns the compiler's PTX.
-    fn ptx(&self) -> Result<String> {
-        let bytes = output::read_file(&self.file)?;
-        let text = String::from_utf8_lossy(&bytes);
-        let is_ptx = match self.file.extension().and_then(|e| e.to_str()) {
-            Some("ptx") => true,
-            Some("cu" | "cuh" | "cpp" | "cc" | "h" | "hpp") => false,
-            _ => text.lines().any(|line| line.trim_start().starts_with(".version")),
-        };
-        if is_ptx {
-            return Ok(text.into_owned());
-        }
-        let sm = self.arch.as_deref().unwrap_or("sm_90a");
-        compile::compile_user_file(&self.file, sm, &self.include, HEADER_NAMES_AND_TEXTS)
-            .map(|built| built.ptx)
-            .map_err(compiler_error)
-    }
-
     /// Returns the GPU model whose limits apply to the launch: that of `--arch`, else that of the PTX's target.
     fn gpu(&self, program: &Program) -> Result<GpuSpec> {
         let target = number(&program.module.target).unwrap_or(80);
         let Some(arch) = &self.arch else { return Ok(GpuSpec::for_sm(target)) };
-        match number(arch) {
-            Some(sm) if sm >= target => Ok(GpuSpec::for_sm(sm)),
-            Some(_) => {
-                let what = format!("GPUs of {arch} cannot run PTX for {}", program.module.target);
-                Err(bad_usage("--arch", what, format!("use --arch {} or none", program.module.target)))
-            }
-            None => Err(bad_usage("--arch", format!("{arch:?} is not an architecture"), "use sm_80 or sm_90a")),
+        let sm = number(arch).unwrap_or(target);
+        if sm < target {
+            let what = format!("GPUs of {arch} cannot run PTX for {}", program.module.target);
+            return Err(bad_usage("--arch", what, format!("use --arch {} or none", program.module.target)));
         }
+        Ok(GpuSpec::for_sm(sm))
     }
 }
 
-/// A kernel to simulate, with its launch configuration and initial memory.
-#[derive(Debug)]
-pub struct SimCase {
-    pub ptx: String,
-    pub program: Program,
-    pub kernel: Kernel,
-    /// The allocated buffers and the bytes of the kernel's parameters.
-    pub bound: BoundArguments,
-    pub launch: LaunchConfig,
-    /// The options of the simulator for every run of this kernel.
-    pub options: ExecOptions,
-    interleavings: u32,
-    threads: usize,
-}
+/// Warp instructions without a memory change after which a run counts as a deadlock; lower than the simulator's default,
+/// so that a kernel that polls for ever ends within seconds.
+const PATIENCE: u64 = 10_000_000;
 
-impl SimCase {
-    /// Runs the kernel once per interleaving and returns what was found. `program` is the case's program or a mutant
-    /// of it.
-    pub fn check_kernel(&self, program: &Program, options: ExecOptions) -> Result<CheckReport> {
-        let plan = CheckPlan {
-            interleavings: self.interleavings,
-            threads: self.threads,
-            options,
-            buffers: self.bound.buffers.clone(),
-        };
-        let kernel = program.kernel(&self.kernel.name)?;
-        check::check_kernel(program, &kernel, &self.launch, &self.bound.memory, &plan).map_err(|e| {
-            let LaunchError::Invalid { what, problem } = e;
-            bad_usage(&format!("--{what}"), problem, "the CUDA driver would reject this launch too")
-        })
-    }
-}
-
-/// Converts a compiler error to a message with its first line; the whole log is shown with `-v`.
-fn compiler_error(e: CompileError) -> anyhow::Error {
-    let line = match &e {
-        CompileError::Refused { first, .. } => format!("{first}; correct the file"),
-        e => e.to_string(),
-    };
-    anyhow::Error::msg(e.compiler_log().to_string()).context(line)
+/// Returns the registers per thread that ptxas assigns, for kernels with `setmaxnreg`, whose rules depend on them.
+/// `None` if the kernel has none or ptxas is not installed.
+fn registers(ptx: &str, kernel: &Kernel) -> Option<u32> {
+    let uses_setmaxnreg =
+        kernel.functions.iter().flat_map(|code| &code.instrs).any(|i| matches!(i.op, Op::SetMaxNReg { .. }));
+    if uses_setmaxnreg { compile::registers_of_kernel(ptx, &kernel.name) } else { None }
 }
 
 /// Returns the number in an architecture name: 90 for `sm_90a`.

@@ -3,13 +3,15 @@
 use std::fmt::Write as _;
 
 use reel_sim::check;
-use reel_sim::exec::GpuSpec;
+use reel_sim::exec::{GpuSpec, LaunchConfig};
 use reel_sim::finding::Finding;
+use reel_sim::finding::FindingKind;
 use reel_sim::program::{Kernel, Program};
 use reel_sim::report::{CountReport, CountSummary, LineCounts};
 use reel_sim::roofline::{ESTIMATED_GPUS, NumberOrigin, Roofline};
 use serde_json::{Map, Value, json};
 
+use super::entry::{demangle_symbols, signature};
 use super::quote::SourceQuotes;
 
 /// A checked kernel and its report, ready to be shown.
@@ -19,6 +21,7 @@ pub struct RunDisplay<'a> {
     pub file: &'a str,
     pub program: &'a Program,
     pub kernel: &'a Kernel,
+    pub launch: &'a LaunchConfig,
     pub report: &'a check::CheckReport,
     /// The source lines that the report quotes.
     pub quotes: SourceQuotes,
@@ -28,16 +31,19 @@ pub struct RunDisplay<'a> {
 const MAX_COUNTED_LINES: usize = 8;
 
 impl RunDisplay<'_> {
-    fn findings(&self) -> impl Iterator<Item = &Finding> {
+    /// Returns the findings of all runs.
+    pub fn findings(&self) -> impl Iterator<Item = &Finding> {
         self.report.findings.iter().flatten()
     }
 
-    fn counts(&self) -> CountReport {
+    /// Returns the counts of the first run, by source line.
+    pub fn counts(&self) -> CountReport {
         let counters = self.report.counters.first().cloned().unwrap_or_default();
         CountReport::new(self.program, self.kernel, &counters)
     }
 
-    fn rooflines(&self) -> Vec<Roofline> {
+    /// Returns the roofline models of the first run, one per GPU.
+    pub fn rooflines(&self) -> Vec<Roofline> {
         let counters = self.report.counters.first().cloned().unwrap_or_default();
         ESTIMATED_GPUS.iter().map(|gpu: &GpuSpec| Roofline::new(*gpu, self.kernel, &counters)).collect()
     }
@@ -55,7 +61,7 @@ impl RunDisplay<'_> {
         json!({
             "ok": self.report.has_no_findings(),
             "findings": findings,
-            "notes": self.report.notes,
+            "notes": self.report.notes.iter().map(|note| demangle_symbols(note)).collect::<Vec<_>>(),
             "counters": { NumberOrigin::Counted.name(): total, "lines": lines, NumberOrigin::Modelled.name(): modelled },
             "interleavings": self.report.interleavings,
         })
@@ -68,7 +74,7 @@ impl RunDisplay<'_> {
             self.add_finding(&mut out, f);
         }
         for note in &self.report.notes {
-            out += &format!("note: {note}\n");
+            out += &format!("note: {}\n", demangle_symbols(note));
         }
         if quiet {
             return out;
@@ -76,17 +82,24 @@ impl RunDisplay<'_> {
         if !out.is_empty() {
             out.push('\n');
         }
-        let n = self.report.interleavings;
+        out += &format!("{}: {}: {}\n", self.file, signature(&self.kernel.name), self.verdict());
+        self.add_counts(&mut out);
+        self.add_rooflines(&mut out);
+        out
+    }
+
+    /// Returns how many findings there are in how many runs.
+    pub fn verdict(&self) -> String {
         let verdict = match self.findings().count() {
             0 => "no findings".to_string(),
             1 => "1 finding".to_string(),
             n => format!("{n} findings"),
         };
-        let runs = if n == 1 { "1 run".to_string() } else { format!("{n} interleavings") };
-        out += &format!("{}: {}: {verdict} in {runs}\n", self.file, self.kernel.name);
-        self.add_counts(&mut out);
-        self.add_rooflines(&mut out);
-        out
+        let runs = match self.report.interleavings {
+            1 => "1 run".to_string(),
+            n => format!("{n} interleavings"),
+        };
+        format!("{verdict} in {runs}")
     }
 
     fn add_finding(&self, out: &mut String, f: &Finding) {
@@ -104,7 +117,7 @@ impl RunDisplay<'_> {
         if let Some(text) = self.quotes.source_line(line) {
             *out += &format!("  {line:>5} | {text}\n");
         }
-        *out += &format!("  {}\n", f.message);
+        *out += &format!("  {}\n", readable_message(f));
     }
 
     fn add_counts(&self, out: &mut String) {
@@ -180,6 +193,13 @@ impl RunDisplay<'_> {
     }
 }
 
+/// Returns a finding's message with demangled names; the waits of a deadlock are on lines of their own.
+pub fn readable_message(f: &Finding) -> String {
+    let message = demangle_symbols(&f.message);
+    let lists_waits = f.kind == FindingKind::Deadlock || message.contains("no thread can continue: ");
+    if lists_waits { message.replace("; ", ";\n    ") } else { message }
+}
+
 /// Returns a line's file and number in at most 16 characters: `k.cu:12`, or `ptx:12` for a PTX line without a CUDA
 /// line. The beginning of a longer path is cut off.
 fn location(line: &LineCounts, quotes: &SourceQuotes) -> String {
@@ -191,7 +211,7 @@ fn location(line: &LineCounts, quotes: &SourceQuotes) -> String {
 
 fn finding_json(f: &Finding) -> Value {
     json!({
-        "kind": f.kind.name(), "message": f.message, "line": f.line, "block": f.block, "thread": f.thread,
+        "kind": f.kind.name(), "message": demangle_symbols(&f.message), "line": f.line, "block": f.block, "thread": f.thread,
         "space": f.space, "address": f.address, "count": f.count,
     })
 }

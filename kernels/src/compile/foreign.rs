@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::ptxas::PtxasReport;
 use super::toolkit::Toolkit;
 use super::{CompileError, Unit, compiler, number_of};
 
@@ -17,59 +18,116 @@ pub struct CompiledUserFile {
     pub compiler: &'static str,
 }
 
-/// Compiles the file at `path` for an architecture such as `sm_90a`. `#include` finds headers in `stand_ins` (name
-/// and text), in the file's own folder, in the folders `include`, and among the CUDA headers of this machine. If
-/// NVRTC reports errors, for example because of host code or the C++ library, nvcc compiles the file.
+/// How to compile a user's file.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UserCompilerOptions<'o> {
+    /// Folders in which `#include` looks for headers, after the file's own folder.
+    pub include: &'o [PathBuf],
+    /// Macros to define, each `NAME` or `NAME=VALUE`.
+    pub define: &'o [String],
+    /// The language standard, for example `c++20`; `None`: C++17.
+    pub standard: Option<&'o str>,
+    /// Further arguments for nvcc. If there are any, nvcc compiles the file and not NVRTC.
+    pub nvcc: &'o [String],
+    /// Replacements for headers of the C library: name and text.
+    pub stand_ins: &'o [(&'o str, &'o str)],
+}
+
+impl UserCompilerOptions<'_> {
+    fn standard(&self) -> &str {
+        self.standard.unwrap_or("c++17")
+    }
+}
+
+/// Compiles the file at `path` for an architecture such as `sm_90a`. `#include` finds headers among the stand-ins, in
+/// the file's own folder, in the folders of the options, and among the CUDA headers of this machine. If NVRTC reports
+/// errors, for example because of host code or the C++ library, nvcc compiles the file.
 pub fn compile_user_file(
     path: &Path,
     sm: &str,
-    include: &[PathBuf],
-    stand_ins: &[(&str, &str)],
+    options: &UserCompilerOptions,
 ) -> Result<CompiledUserFile, CompileError> {
     let number = number_of(sm)?;
     let bytes = fs::read(path).map_err(|e| CompileError::Unreadable { path: path.into(), reason: e.to_string() })?;
     let toolkit = Toolkit::from_environment();
     let own = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folders: Vec<&Path> = [own].into_iter().chain(include.iter().map(PathBuf::as_path)).collect();
+    let folders: Vec<&Path> = [own].into_iter().chain(options.include.iter().map(PathBuf::as_path)).collect();
 
     let unit = Unit {
         name: path.display().to_string(),
         text: String::from_utf8_lossy(&bytes).into_owned(),
-        headers: stand_ins.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect(),
-        options: options(number, &folders, &toolkit.header_folders(), stand_ins),
+        headers: options.stand_ins.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect(),
+        options: nvrtc_options(number, &folders, &toolkit.header_folders(), options),
     };
-    let refused = match compiler().and_then(|c| c.nvrtc()?.compile(&unit)) {
-        Ok(output) => return Ok(CompiledUserFile { ptx: with_main_file(&output.ptx, path), compiler: "NVRTC" }),
-        Err(e) => e,
+    let refused = if options.nvcc.is_empty() {
+        match compiler().and_then(|c| c.nvrtc()?.compile(&unit)) {
+            Ok(output) => return Ok(CompiledUserFile { ptx: with_main_file(&output.ptx, path), compiler: "NVRTC" }),
+            Err(e) => wanting_nvcc(e),
+        }
+    } else {
+        let first = "--nvcc-arg needs nvcc, which was not found; install the CUDA toolkit".to_string();
+        CompileError::Refused { first, log: String::new() }
     };
     match toolkit.program("nvcc") {
         Some(nvcc) => {
-            let ptx = run_nvcc(&nvcc, path, number, &folders)?;
+            let ptx = run_nvcc(&nvcc, path, number, &folders, options)?;
             Ok(CompiledUserFile { ptx: with_main_file(&ptx, path), compiler: "nvcc" })
         }
-        None => Err(wanting_nvcc(refused)),
+        None => Err(refused),
     }
 }
 
-fn options(number: &str, folders: &[&Path], headers: &[PathBuf], stand_ins: &[(&str, &str)]) -> Vec<String> {
-    let mut options = vec![format!("-arch=compute_{number}"), "--std=c++17".into(), "-lineinfo".into()];
+/// Returns the registers per thread that ptxas assigns to the kernel `symbol` of PTX; `None` if ptxas is not installed
+/// or does not assemble the PTX.
+pub fn registers_of_kernel(ptx: &str, symbol: &str) -> Option<u32> {
+    let ptxas = Toolkit::from_environment().program("ptxas")?;
+    let target = ptx
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix(".target")?.split([',', ' ', '\t']).find(|w| !w.is_empty()))?;
+    let scratch = tempfile::tempdir().ok()?;
+    let file = scratch.path().join("in.ptx");
+    fs::write(&file, ptx).ok()?;
+    let mut command = Command::new(ptxas);
+    command
+        .arg("-v")
+        .arg(format!("-arch={}", target.trim()))
+        .arg("-o")
+        .arg(scratch.path().join("out.cubin"))
+        .arg(&file);
+    let done = command.stdin(Stdio::null()).output().ok().filter(|done| done.status.success())?;
+    let log = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    let registers = PtxasReport::from_log(&log).resources_of_function(symbol)?.registers;
+    (registers > 0).then_some(registers)
+}
+
+fn nvrtc_options(number: &str, folders: &[&Path], headers: &[PathBuf], of: &UserCompilerOptions) -> Vec<String> {
+    let mut options = vec![format!("-arch=compute_{number}"), format!("--std={}", of.standard()), "-lineinfo".into()];
+    options.extend(of.define.iter().map(|macro_definition| format!("-D{macro_definition}")));
     let all = folders.iter().copied().chain(headers.iter().map(PathBuf::as_path));
     options.extend(all.map(|folder| format!("-I{}", folder.display())));
     // nvcc includes cuda_runtime.h before every file, and users' files rely on that.
-    if stand_ins.iter().any(|(name, _)| *name == "cuda_runtime.h") {
+    if of.stand_ins.iter().any(|(name, _)| *name == "cuda_runtime.h") {
         options.push("--pre-include=cuda_runtime.h".into());
     }
     options
 }
 
-fn run_nvcc(nvcc: &Path, path: &Path, number: &str, folders: &[&Path]) -> Result<String, CompileError> {
+fn run_nvcc(
+    nvcc: &Path,
+    path: &Path,
+    number: &str,
+    folders: &[&Path],
+    options: &UserCompilerOptions,
+) -> Result<String, CompileError> {
     let failed = |e: std::io::Error| CompileError::Unusable { path: nvcc.into(), reason: e.to_string() };
     // nvcc writes to a file and not to stdout, because it removes the output file when it fails.
     let scratch = tempfile::tempdir().map_err(failed)?;
     let out = scratch.path().join("out.ptx");
     let mut command = Command::new(nvcc);
-    command.args(["-ptx", "-std=c++17", "-lineinfo", "-o"]).arg(&out);
-    command.arg(format!("-arch=sm_{number}"));
+    command.args(["-ptx", "-lineinfo", "-o"]).arg(&out);
+    command.arg(format!("-std={}", options.standard())).arg(format!("-arch=sm_{number}"));
+    command.args(options.define.iter().map(|macro_definition| format!("-D{macro_definition}")));
+    command.args(options.nvcc);
     command.args(folders.iter().map(|folder| format!("-I{}", folder.display())));
     // `-x cu` makes nvcc accept files without the ending .cu. `./` keeps a path with a leading dash from being read
     // as an option.
@@ -151,7 +209,8 @@ mod tests {
         file(dir.path(), "mine.h", "__device__ uint32_t mine() { return 7; }\n");
         let text = "#include \"mine.h\"\n__global__ void k(uint32_t* x) {\n  x[threadIdx.x] = mine();\n}\n";
         let path = file(dir.path(), "k.cu", text);
-        let built = compile_user_file(&path, "sm_80", &[], STAND_INS).unwrap();
+        let options = UserCompilerOptions { stand_ins: STAND_INS, ..UserCompilerOptions::default() };
+        let built = compile_user_file(&path, "sm_80", &options).unwrap();
         assert_eq!(built.compiler, "NVRTC");
         assert!(built.ptx.contains(".entry _Z1kPj("), "{}", built.ptx);
         assert!(built.ptx.contains(&format!(".file\t1 \"{}\"", path.display())), "{}", built.ptx);
@@ -165,7 +224,8 @@ mod tests {
         let text =
             "#include <vector>\n__global__ void k(int* x) {\n  x[0] = 1;\n}\nint main() { k<<<1, 1>>>(nullptr); }\n";
         let path = file(dir.path(), "host", text);
-        match (Toolkit::from_environment().program("nvcc"), compile_user_file(&path, "sm_90a", &[], STAND_INS)) {
+        let options = UserCompilerOptions { stand_ins: STAND_INS, ..UserCompilerOptions::default() };
+        match (Toolkit::from_environment().program("nvcc"), compile_user_file(&path, "sm_90a", &options)) {
             (Some(_), built) => {
                 let built = built.unwrap();
                 assert_eq!(built.compiler, "nvcc");
@@ -181,12 +241,33 @@ mod tests {
         let Some(()) = skip_without_nvrtc() else { return };
         let dir = tempfile::tempdir().unwrap();
         let path = file(dir.path(), "bad.cu", "__global__ void k(int* x) {\n  x[0] = y;\n}\n");
-        let e = compile_user_file(&path, "sm_80", &[], &[]).unwrap_err().to_string();
+        let options = UserCompilerOptions::default();
+        let e = compile_user_file(&path, "sm_80", &options).unwrap_err().to_string();
         assert_eq!(e, format!("{}:2: identifier \"y\" is undefined", path.display()));
-        let e = compile_user_file(&dir.path().join("none.cu"), "sm_80", &[], &[]).unwrap_err().to_string();
+        let e = compile_user_file(&dir.path().join("none.cu"), "sm_80", &options).unwrap_err().to_string();
         assert!(e.contains("none.cu: cannot be read"), "{e}");
-        let e = compile_user_file(&path, "sm80", &[], &[]).unwrap_err();
+        let e = compile_user_file(&path, "sm80", &options).unwrap_err();
         assert!(matches!(e, CompileError::Architecture(_)));
+    }
+
+    #[test]
+    fn macros_and_the_standard_reach_the_compiler() {
+        let Some(()) = skip_without_nvrtc() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let text = "#if __cplusplus < 202002L\n#error too old\n#endif\n__global__ void k(int* x) { x[0] = SIZE; }\n";
+        let path = file(dir.path(), "k.cu", text);
+        let define = ["SIZE=77".to_string()];
+        let options =
+            UserCompilerOptions { define: &define, standard: Some("c++20"), ..UserCompilerOptions::default() };
+        let built = compile_user_file(&path, "sm_80", &options).unwrap();
+        assert!(built.ptx.contains("77"), "{}", built.ptx);
+        let old = UserCompilerOptions { standard: None, ..options };
+        assert!(compile_user_file(&path, "sm_80", &old).unwrap_err().to_string().contains("too old"));
+        // ptxas reports registers if it is installed.
+        if Toolkit::from_environment().program("ptxas").is_some() {
+            assert!(registers_of_kernel(&built.ptx, "_Z1kPi").is_some_and(|n| (4..64).contains(&n)));
+            assert_eq!(registers_of_kernel("no PTX", "_Z1kPi"), None);
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ use std::sync::OnceLock;
 
 use crate::Source;
 use cache::Cache;
-pub use foreign::{CompiledUserFile, compile_user_file};
+pub use foreign::{CompiledUserFile, UserCompilerOptions, compile_user_file, registers_of_kernel};
 use nvrtc::{CompilerOutput, Nvrtc};
 use ptxas::PtxasReport;
 use toolkit::Toolkit;

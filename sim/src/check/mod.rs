@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::counters::Counters;
-use crate::exec::{self, CompletionTiming, ExecOptions, LaunchConfig, LaunchError, SimLaunch, SimOutcome};
+use crate::exec::{self, CompletionTiming, EarlyStop, ExecOptions, LaunchConfig, LaunchError, SimLaunch, SimOutcome};
 use crate::finding::{Finding, Findings};
 use crate::memory::SimMemory;
 use crate::program::{Kernel, Program};
@@ -67,6 +67,8 @@ pub struct CheckReport {
     pub memory: SimMemory,
     /// Number of runs, one per interleaving.
     pub interleavings: u32,
+    /// Why the last run ended before its kernel did; there are no runs after it. `None` if every kernel ended.
+    pub stopped: Option<EarlyStop>,
 }
 
 impl CheckReport {
@@ -101,7 +103,8 @@ pub fn check_kernel(
 }
 
 /// Calls `run` once for each interleaving, with a clone of `memory` and the interleaving's options. `run` returns one
-/// outcome per launch that it makes, always the same number.
+/// outcome per launch that it makes, always the same number. No run starts after one that a limit has stopped, and the
+/// report covers the runs up to the first of them.
 ///
 /// # Errors
 /// The error of the first interleaving for which `run` fails.
@@ -112,21 +115,27 @@ pub fn check_interleavings<E: Send>(
 ) -> Result<CheckReport, E> {
     let runs = plan.interleavings.max(1) as usize;
     let bases: Vec<u64> = memory.iter().map(|a| a.base).collect();
-    let (next, runs_done) = (AtomicUsize::new(0), Mutex::new(Runs::new(runs)));
+    // `last` is the first run that a limit has stopped.
+    let (next, last) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
+    let runs_done = Mutex::new(Runs::new(runs));
     std::thread::scope(|scope| {
         let work = || loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
-            if i >= runs {
+            if i >= runs || i > last.load(Ordering::Relaxed) {
                 return;
             }
             let mut own = memory.clone();
             let outcome = run(&mut own, &options_of(plan, i));
+            if outcome.as_ref().is_ok_and(|launches| launches.iter().any(|launch| launch.stopped.is_some())) {
+                last.fetch_min(i, Ordering::Relaxed);
+            }
             runs_done.lock().expect("no run panics while it holds the lock").add_run(i, outcome, own, &bases, plan);
         };
         (1..plan.threads.min(runs)).for_each(|_| drop(scope.spawn(work)));
         work();
     });
-    runs_done.into_inner().expect("no run panics while it holds the lock").report()
+    let last = last.into_inner();
+    runs_done.into_inner().expect("no run panics while it holds the lock").report(last)
 }
 
 /// Returns the options of run `i`. The run's seed depends on all bits of the plan's seed; its low bits, which select
@@ -184,26 +193,33 @@ impl<E> Runs<E> {
         }
     }
 
-    fn report(self) -> Result<CheckReport, E> {
-        let interleavings = self.outcomes.len() as u32;
+    /// Reports the runs up to run `last`, which a limit has stopped.
+    fn report(self, last: usize) -> Result<CheckReport, E> {
+        let interleavings = self.outcomes.len().min(last.saturating_add(1));
         let mut findings: Vec<Findings> = Vec::new();
         let (mut counters, mut printed) = (Vec::new(), String::new());
         let mut notes = BTreeSet::new();
-        for (i, outcomes) in self.outcomes.into_iter().flatten().enumerate() {
+        let mut stopped = None;
+        for (i, outcomes) in self.outcomes.into_iter().take(interleavings).flatten().enumerate() {
             for (launch, outcome) in outcomes?.into_iter().enumerate() {
                 findings.resize(findings.len().max(launch + 1), Findings::default());
                 findings[launch].merge(outcome.findings);
                 notes.extend(outcome.notes);
+                stopped = stopped.or(outcome.stopped);
                 if i == 0 {
                     counters.push(outcome.counters);
                     printed += &outcome.printed;
                 }
             }
         }
-        let differences = self.differences.into_iter().flatten().map(|(_, text)| text);
+        // The buffers of a stopped run differ because it has not ended.
+        let complete = if stopped.is_some() { interleavings - 1 } else { interleavings };
+        let differences =
+            self.differences.into_iter().flatten().filter(|(run, _)| *run < complete).map(|(_, text)| text);
         let notes = differences.chain(notes).collect();
         let findings = findings.into_iter().map(Findings::into_list).collect();
-        Ok(CheckReport { findings, notes, counters, printed, memory: self.first.unwrap_or_default(), interleavings })
+        let (memory, interleavings) = (self.first.unwrap_or_default(), interleavings as u32);
+        Ok(CheckReport { findings, notes, counters, printed, memory, interleavings, stopped })
     }
 }
 

@@ -12,6 +12,7 @@
 //! ```
 
 use super::launch::{ExecOptions, LaunchError, SimLaunch, SimOutcome, check_launch, map_global_variables};
+use super::limits::check_memory;
 use super::machine::Machine;
 use super::reporter::DependentGrid;
 use crate::finding::Findings;
@@ -32,6 +33,9 @@ pub fn run_with_dependent_launch(
 ) -> Result<(SimOutcome, SimOutcome), LaunchError> {
     check_launch(primary.kernel, primary.launch, options)?;
     check_launch(secondary.kernel, secondary.launch, options)?;
+    for grid in [primary, secondary] {
+        check_memory(grid.program, grid.kernel, grid.launch, memory, &options.limits)?;
+    }
     map_global_variables(primary.program, memory);
     map_global_variables(secondary.program, memory);
     let blocks = |launch: SimLaunch| launch.launch.grid.iter().product::<u32>();

@@ -15,8 +15,27 @@ pub struct ProgressCounters {
     /// Number of warp instructions executed so far.
     pub executed: u64,
     /// Number of executed instructions that are typical of waiting loops: strong loads (volatile, relaxed, acquire),
-    /// atomics, `nanosleep`.
+    /// atomics, `nanosleep`, mbarrier tests that are false.
     pub waits: u64,
+    /// Number of instructions that count as executed while warps slept (`nanosleep`, a false mbarrier test).
+    pub slept: u64,
+    /// Number of steps so far, as [`super::limits::RunLimits::idle_steps`] counts them.
+    pub steps: u64,
+    /// Number of threads that have exited.
+    pub exits: u64,
+}
+
+impl ProgressCounters {
+    /// The instructions that were executed or slept through.
+    pub fn elapsed(&self) -> u64 {
+        self.executed + self.slept
+    }
+
+    /// Counts an instruction that waits: it stands for as many instructions as a sleep of about 200 ns takes.
+    pub fn count_wait(&mut self) {
+        self.waits += 1;
+        self.slept += 100;
+    }
 }
 
 /// The state of a running grid that all parts of the simulator share.

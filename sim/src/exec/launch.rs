@@ -2,6 +2,7 @@
 //! that a GPU would refuse, too.
 
 use super::gpu::GpuSpec;
+use super::limits::{EarlyStop, RunLimits};
 use crate::counters::Counters;
 use crate::finding::Findings;
 use crate::memory::SimMemory;
@@ -61,10 +62,13 @@ pub struct ExecOptions {
     pub strict_proxy: bool,
     /// Registers per thread as ptxas reports them, which limit the number of resident blocks; `None` if unknown.
     pub registers: Option<u32>,
-    /// Warp instructions without any change in memory after which the run counts as a deadlock.
+    /// Warp instructions without any change in memory after which the run counts as a deadlock. An instruction that
+    /// sleeps or polls an mbarrier counts as 100.
     pub patience: u64,
     /// Ends the run soon after its first finding, for callers that need only the verdict.
     pub until_finding: bool,
+    /// Limits of steps, time and memory.
+    pub limits: RunLimits,
 }
 
 impl Default for ExecOptions {
@@ -78,6 +82,7 @@ impl Default for ExecOptions {
             registers: None,
             patience: 50_000_000,
             until_finding: false,
+            limits: RunLimits::default(),
         }
     }
 }
@@ -93,6 +98,8 @@ pub struct SimOutcome {
     pub counters: Counters,
     /// What the kernel wrote with `printf`.
     pub printed: String,
+    /// Why the run ended before the kernel did; `None` if it did not.
+    pub stopped: Option<EarlyStop>,
 }
 
 /// Why a launch is refused.
@@ -105,6 +112,22 @@ pub enum LaunchError {
         what: &'static str,
         /// The value of the argument and the limit that it violates.
         problem: String,
+    },
+    /// The kernel cannot run on any GPU.
+    #[error("{problem}")]
+    Unsupported {
+        /// What is wrong with the kernel.
+        problem: String,
+    },
+    /// The launch needs more memory than [`RunLimits::memory_bytes`].
+    #[error("{what} take {bytes} bytes; the limit of simulated memory is {limit} bytes")]
+    Memory {
+        /// What needs the memory.
+        what: String,
+        /// The bytes that are needed.
+        bytes: u64,
+        /// The limit in bytes.
+        limit: u64,
     },
 }
 
@@ -152,7 +175,8 @@ pub(super) fn check_launch(kernel: &Kernel, launch: &LaunchConfig, options: &Exe
     if cluster.iter().product::<u32>() > 16 || cluster != [1, 1, 1] && options.gpu.sm < 90 {
         return invalid("cluster", format!("{cluster:?}: a cluster has at most 16 blocks and needs sm_90"));
     }
-    let shared = kernel.static_shared.next_multiple_of(16) + launch.dynamic_shared;
+    let aligned = kernel.static_shared.checked_next_multiple_of(16).unwrap_or(u32::MAX);
+    let shared = aligned.saturating_add(launch.dynamic_shared);
     let (limit, gpu) = (options.gpu.shared_per_block, options.gpu.name);
     if shared > limit {
         return invalid(
@@ -175,8 +199,10 @@ pub(super) fn cluster_size(kernel: &Kernel, launch: &LaunchConfig) -> [u32; 3] {
 /// Adds the module's global variables to memory, except those that are already there.
 pub(super) fn map_global_variables(program: &Program, memory: &mut SimMemory) {
     for v in &program.variables {
-        if memory.buffer_index(v.address).is_none() && !v.bytes.is_empty() {
-            memory.map_variable(v.address, v.bytes.clone(), v.constant);
+        if memory.buffer_index(v.address).is_none() && v.size > 0 {
+            let mut bytes = vec![0; v.size as usize];
+            bytes[..v.init.len()].copy_from_slice(&v.init);
+            memory.map_variable(v.address, bytes, v.constant);
         }
     }
 }

@@ -21,6 +21,7 @@ mod grid;
 mod grid_context;
 mod interpreter;
 mod launch;
+mod limits;
 mod machine;
 mod memory_system;
 mod operands;
@@ -34,6 +35,7 @@ mod sync;
 pub use dependent::run_with_dependent_launch;
 pub use gpu::GpuSpec;
 pub use launch::{CompletionTiming, ExecOptions, LaunchConfig, LaunchError, SimLaunch, SimOutcome};
+pub use limits::{EarlyStop, RunLimits, StopCause};
 pub use residency::resident_blocks;
 pub use rng::SeededRng;
 
@@ -54,6 +56,7 @@ pub fn run(
     options: &ExecOptions,
 ) -> Result<SimOutcome, LaunchError> {
     check_launch(kernel, launch, options)?;
+    limits::check_memory(program, kernel, launch, memory, &options.limits)?;
     map_global_variables(program, memory);
     let launch = SimLaunch { program, kernel, launch };
     let mut machine = Machine::new(launch, std::mem::take(memory), options, 0);

@@ -1,17 +1,15 @@
-//! How many blocks the GPU holds at once, and how many registers a thread starts with.
+//! How many blocks the GPU holds at once, and how many registers a thread has at the start of a kernel.
 
 use super::launch::{ExecOptions, LaunchConfig};
 use crate::program::Kernel;
 
-/// Returns the registers per thread at the start of a kernel: the number that ptxas reported or the kernel declares,
-/// or else the largest multiple of 8 that the launch bounds allow, at most 255.
-pub fn registers_per_thread_at_start(kernel: &Kernel, threads: u32, options: &ExecOptions) -> u32 {
-    if let Some(n) = options.registers.or(kernel.max_registers) {
-        return n;
-    }
-    let threads = kernel.max_threads.map_or(threads, |m| m.iter().map(|n| n.max(&1)).product());
-    let per_block = 65536 / kernel.min_blocks.unwrap_or(1).max(1);
-    (per_block / threads.next_multiple_of(128).max(128) / 8 * 8).min(255)
+/// Registers of a multiprocessor; a block cannot have more.
+pub const REGISTERS_PER_MULTIPROCESSOR: u32 = 65536;
+
+/// Returns the registers per thread at the start of a kernel: the number that ptxas reported or that the kernel
+/// declares with `.maxnreg`. `None` if neither is known: launch bounds only limit the number that ptxas chooses.
+pub fn registers_per_thread_at_start(kernel: &Kernel, options: &ExecOptions) -> Option<u32> {
+    options.registers.or(kernel.max_registers)
 }
 
 /// Returns how many blocks the GPU holds at once. Registers limit the number only if `options` or the kernel give the
@@ -21,8 +19,8 @@ pub fn resident_blocks(kernel: &Kernel, launch: &LaunchConfig, options: &ExecOpt
     let threads = launch.block.iter().product::<u32>().next_multiple_of(32).max(32);
     let shared = kernel.static_shared.next_multiple_of(16) + launch.dynamic_shared;
     let mut each = gpu.blocks.min(gpu.threads / threads).min(gpu.shared / (shared + 1024));
-    if let Some(registers) = options.registers.or(kernel.max_registers) {
-        each = each.min(65536 / (registers.next_multiple_of(8).max(8) * threads));
+    if let Some(registers) = registers_per_thread_at_start(kernel, options) {
+        each = each.min(REGISTERS_PER_MULTIPROCESSOR / (registers.next_multiple_of(8).max(8) * threads));
     }
     each.max(1) * gpu.multiprocessors
 }

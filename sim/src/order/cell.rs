@@ -138,6 +138,23 @@ impl InitializedBytes {
     }
 }
 
+impl InitializedBytes {
+    /// Marks the bytes of the bit mask `bits`, whose first bit stands for the byte at `offset` in the chunk, as not
+    /// initialised.
+    pub(super) fn mark_bytes_uninitialized(&mut self, offset: u64, bits: u64) {
+        if matches!(self, InitializedBytes::All) {
+            *self = InitializedBytes::Some(vec![u64::MAX; (CHUNK_BYTES / 64) as usize], 0);
+        }
+        if let InitializedBytes::Some(words, missing) = self
+            && let Some(word) = words.get_mut((offset >> 6) as usize)
+        {
+            let gone = bits << (offset & 63) & *word;
+            *word &= !gone;
+            *missing += gone.count_ones();
+        }
+    }
+}
+
 /// Splits `range` at multiples of 64 and calls `f` for each part, with the part's start and a mask with one bit per
 /// byte.
 pub(super) fn for_each_byte_mask(range: Range<u64>, mut f: impl FnMut(u64, u64)) {

@@ -358,13 +358,16 @@ pub struct VectorClock {
     /// For each state space, the epochs whose writes are visible to the async proxy; never above `seen`. `None` if no
     /// thread has executed a proxy fence whose effect reached this clock.
     fenced: [Option<ClockEpochs>; 2],
+    /// The epochs whose mbarrier initialisations are visible here although `seen` may be lower: a thread fenced them
+    /// with `fence.mbarrier_init`, and a relaxed cluster barrier or a release passed them on. `None` if there are none.
+    fenced_inits: Option<ClockEpochs>,
 }
 
 impl VectorClock {
     /// Returns the clock of a thread of `block` at the start of a launch: only the host's accesses happen before this
     /// point.
     pub fn empty(block: u32) -> VectorClock {
-        VectorClock { block, seen: ClockEpochs::default(), fenced: [None, None] }
+        VectorClock { block, seen: ClockEpochs::default(), fenced: [None, None], fenced_inits: None }
     }
 
     /// Returns true if `agent`'s accesses up to `epoch` happen before the point in time for which this clock stands.
@@ -377,6 +380,13 @@ impl VectorClock {
         agent == Agent::HOST || self.lanes_visible_to_async_proxy(space, agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
     }
 
+    /// Returns true if `agent`'s mbarrier initialisations up to `epoch` are visible here because of
+    /// `fence.mbarrier_init`.
+    pub fn includes_fenced_init(&self, agent: Agent, epoch: u32) -> bool {
+        let lanes = |inits: &ClockEpochs| inits.lanes_ordered_before_clock(self.block, agent.0 >> 5, epoch);
+        self.fenced_inits.as_ref().is_some_and(|inits| lanes(inits) >> (agent.0 & 31) & 1 != 0)
+    }
+
     /// Records that `agent`'s accesses up to `epoch` happen before the point of this clock.
     pub fn raise_epoch(&mut self, agent: Agent, epoch: u32) {
         if agent != Agent::HOST {
@@ -387,7 +397,8 @@ impl VectorClock {
     /// Sets each epoch to the maximum of both clocks. `other` may be the clock of another block.
     pub fn join(&mut self, other: &VectorClock) {
         self.seen.join(self.block, &other.seen, other.block);
-        for (mine, theirs) in self.fenced.iter_mut().zip(&other.fenced) {
+        let mine = self.fenced.iter_mut().chain([&mut self.fenced_inits]);
+        for (mine, theirs) in mine.zip(other.fenced.iter().chain([&other.fenced_inits])) {
             if let Some(theirs) = theirs {
                 mine.get_or_insert_with(ClockEpochs::default).join(self.block, theirs, other.block);
             }
@@ -424,15 +435,20 @@ impl VectorClock {
         self.fenced[space].get_or_insert_with(ClockEpochs::default).raise(self.block, key, mask, epoch);
     }
 
+    pub(super) fn raise_fenced_inits(&mut self, key: OwnerKey, mask: u32, epoch: u32) {
+        self.fenced_inits.get_or_insert_with(ClockEpochs::default).raise(self.block, key, mask, epoch);
+    }
+
     /// Returns true if both clocks are the same object. Equal clocks in different objects count as different.
     pub(super) fn is_same_object(&self, other: &VectorClock) -> bool {
-        let fenced = |a: &Option<ClockEpochs>, b: &Option<ClockEpochs>| match (a, b) {
+        let same_fenced = |a: &Option<ClockEpochs>, b: &Option<ClockEpochs>| match (a, b) {
             (Some(a), Some(b)) => a.is_same_object(b),
             (None, None) => true,
             _ => false,
         };
         self.block == other.block
             && self.seen.is_same_object(&other.seen)
-            && self.fenced.iter().zip(&other.fenced).all(|(a, b)| fenced(a, b))
+            && self.fenced.iter().zip(&other.fenced).all(|(a, b)| same_fenced(a, b))
+            && same_fenced(&self.fenced_inits, &other.fenced_inits)
     }
 }

@@ -64,6 +64,9 @@ pub struct WarpClocks {
     /// For each space and lane, the epoch up to which the lane's own writes are visible to the async proxy.
     own_async_visible: [[u32; LANES]; 2],
     has_fenced: [bool; 2],
+    /// For each lane, the epoch up to which the lane has fenced its mbarrier initialisations (`fence.mbarrier_init`).
+    own_fenced_inits: [u32; LANES],
+    has_fenced_inits: bool,
     fences: Vec<Fence>,
     pending: Vec<Pending>,
 }
@@ -83,6 +86,8 @@ impl WarpClocks {
             parts,
             own_async_visible: [[0; LANES]; 2],
             has_fenced: [false; 2],
+            own_fenced_inits: [0; LANES],
+            has_fenced_inits: false,
             fences,
             pending,
         }
@@ -115,6 +120,13 @@ impl WarpClocks {
         own || self.clock(lane).is_visible_to_async_proxy(space, agent, epoch)
     }
 
+    /// Returns true if `lane` sees the mbarrier initialisations of `agent` up to `epoch` because `agent` executed
+    /// `fence.mbarrier_init` after them.
+    pub fn sees_fenced_init(&self, lane: u32, agent: Agent, epoch: u32) -> bool {
+        let own = agent == self.agent(lane) && self.own_fenced_inits[lane as usize & 31] >= epoch;
+        own || self.clock(lane).includes_fenced_init(agent, epoch)
+    }
+
     pub(super) fn key(&self) -> OwnerKey {
         self.key
     }
@@ -145,6 +157,47 @@ impl WarpClocks {
         clock
     }
 
+    /// Relaxed arrival of `lanes` at a cluster barrier: returns the clock that threads acquire from it, or `None` if
+    /// they acquire nothing. A relaxed arrival passes on only what a fence of the arriving thread before it covers:
+    /// all accesses before a memory fence of cluster scope or wider, mbarrier initialisations before
+    /// `fence.mbarrier_init`.
+    pub fn release_fenced(&self, lanes: u32) -> Option<VectorClock> {
+        let mut released: Option<VectorClock> = None;
+        let reaches = |fence: &&Fence| fence.mask & lanes != 0 && fence.scope >= AccessStrength::Cluster;
+        for fence in self.fences.iter().filter(reaches) {
+            let mut clock = fence.clock.clone();
+            if fence.epoch > 0 {
+                self.add_own(&mut clock, fence.mask & lanes, fence.epoch);
+            }
+            match &mut released {
+                Some(all) => all.join(&clock),
+                none => *none = Some(clock),
+            }
+        }
+        if self.has_fenced_inits && self.fenced_init_lanes(lanes) != 0 {
+            let clock = released.get_or_insert_with(|| VectorClock::empty(self.block));
+            self.add_own_fenced_inits(clock, lanes);
+        }
+        released
+    }
+
+    /// Returns the lanes of `lanes` that have executed `fence.mbarrier_init`.
+    fn fenced_init_lanes(&self, lanes: u32) -> u32 {
+        (0..LANES).filter(|&lane| self.own_fenced_inits[lane] > 0).fold(0u32, |mask, lane| mask | 1 << lane) & lanes
+    }
+
+    /// Adds to `clock` the mbarrier initialisations that `lanes` have fenced.
+    fn add_own_fenced_inits(&self, clock: &mut VectorClock, lanes: u32) {
+        let mut left = self.fenced_init_lanes(lanes);
+        while left != 0 {
+            let epoch = self.own_fenced_inits[left.trailing_zeros() as usize];
+            let equal = |lane: &usize| left >> lane & 1 != 0 && self.own_fenced_inits[*lane] == epoch;
+            let same = (0..LANES).filter(equal).fold(0u32, |mask, lane| mask | 1 << lane);
+            left &= !same;
+            clock.raise_fenced_inits(self.key, self.widen_to_all_lanes(same), epoch);
+        }
+    }
+
     /// Adds to `clock` the accesses of `lanes` up to `epoch`, and which of their writes are visible to the async
     /// proxy.
     fn add_own(&self, clock: &mut VectorClock, lanes: u32, epoch: u32) {
@@ -153,6 +206,9 @@ impl WarpClocks {
             if self.has_fenced[space] {
                 self.add_own_fenced(clock, space, lanes, epoch);
             }
+        }
+        if self.has_fenced_inits {
+            self.add_own_fenced_inits(clock, lanes);
         }
     }
 
@@ -246,6 +302,15 @@ impl WarpClocks {
             }
         }
         self.change(lanes, |mine| mine.fence_proxy(shared, global));
+        self.epoch += 1;
+    }
+
+    /// Executes `fence.mbarrier_init` of `lanes`: their mbarrier initialisations become visible to the threads that a
+    /// later cluster barrier orders after them, even if the arrival is relaxed.
+    pub fn fence_mbarrier_inits(&mut self, lanes: u32) {
+        self.has_fenced_inits = true;
+        let fenced = (0..LANES).filter(|lane| lanes >> lane & 1 != 0);
+        fenced.for_each(|lane| self.own_fenced_inits[lane] = self.epoch);
         self.epoch += 1;
     }
 

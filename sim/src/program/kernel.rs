@@ -45,6 +45,7 @@ pub(super) fn decode_kernel(program: &Program, name: &str) -> Result<Kernel, Pro
         params,
         static_shared: shared.bytes,
         dynamic_shared: shared.dynamic,
+        uses_dynamic_shared: shared.uses_dynamic,
         shared_variables: shared.variables,
         group_scratch: shared.scratch,
         max_threads: function.max_threads,

@@ -4,6 +4,7 @@
 //! [`Program::parse`] reads PTX text, [`Program::kernel`] decodes one kernel. [`op`] defines the decoded
 //! instructions, `decode` produces them.
 
+mod data_flow;
 mod decode;
 mod kernel;
 pub mod op;
@@ -33,8 +34,10 @@ pub struct ModuleVariable {
     pub name: String,
     /// The variable's address.
     pub address: u64,
-    /// The variable's initial bytes.
-    pub bytes: Vec<u8>,
+    /// The variable's size in bytes.
+    pub size: u64,
+    /// The variable's first bytes, from its initialiser; the others are zero.
+    pub init: Vec<u8>,
     /// True for `.const` variables, which a kernel must not write.
     pub constant: bool,
 }
@@ -54,6 +57,8 @@ pub struct Kernel {
     pub static_shared: u32,
     /// Shared address of the first byte of dynamic shared memory.
     pub dynamic_shared: u32,
+    /// Whether the kernel declares dynamic shared memory (`extern __shared__`).
+    pub uses_dynamic_shared: bool,
     /// Start and end address of each static shared variable, ascending. The simulator leaves gaps between the
     /// variables, so that an access past the end of one is not taken for an access to the next.
     pub shared_variables: Vec<(u32, u32)>,

@@ -36,16 +36,19 @@ pub fn place_module_variables(module: &Module) -> Result<Vec<ModuleVariable>, Pr
         module.variables.iter().filter(|v| matches!(v.space, StateSpace::Global | StateSpace::Const)).collect();
     for v in &placed {
         at = at.next_multiple_of(v.align.max(16) as u64);
-        let mut bytes = v.init.clone();
-        bytes.resize(v.size as usize, 0);
-        out.push(ModuleVariable { name: v.name.clone(), address: at, bytes, constant: v.space == StateSpace::Const });
+        let mut init = v.init.clone();
+        // Relocations write into the initial bytes.
+        let relocated = v.relocations.iter().map(|r| r.at.saturating_add(8)).max().unwrap_or(0).min(v.size);
+        init.resize(init.len().max(relocated as usize).min(v.size as usize), 0);
+        let constant = v.space == StateSpace::Const;
+        out.push(ModuleVariable { name: v.name.clone(), address: at, size: v.size, init, constant });
         // Leave a gap of 1 MiB after each variable, so that an index past its end does not reach the next one.
         at += v.size + (1 << 20);
     }
     if module.functions.iter().any(|f| reads_special_register(f, "envreg1")) {
-        let bytes = [8u32.to_le_bytes(), 0u32.to_le_bytes()].concat();
+        let init = [8u32.to_le_bytes(), 0u32.to_le_bytes()].concat();
         let address = at.next_multiple_of(256);
-        out.push(ModuleVariable { name: GRID_WORKSPACE_NAME.into(), address, bytes, constant: false });
+        out.push(ModuleVariable { name: GRID_WORKSPACE_NAME.into(), address, size: 8, init, constant: false });
     }
     for (i, v) in placed.iter().enumerate() {
         for r in &v.relocations {
@@ -60,7 +63,7 @@ pub fn place_module_variables(module: &Module) -> Result<Vec<ModuleVariable>, Pr
             };
             let value = (address.wrapping_add_signed(r.addend) >> r.shift).to_le_bytes();
             let width = r.width.min(8) as usize;
-            if let Some(slot) = out[i].bytes.get_mut(r.at as usize..r.at as usize + width) {
+            if let Some(slot) = out[i].init.get_mut(r.at as usize..r.at as usize + width) {
                 slot.copy_from_slice(&value[..width]);
             }
         }
@@ -87,6 +90,8 @@ pub(super) struct SharedLayout {
     pub variables: Vec<(u32, u32)>,
     /// Start address of dynamic shared memory.
     pub dynamic: u32,
+    /// Whether the kernel declares dynamic shared memory.
+    pub uses_dynamic: bool,
     /// Start and end of [`GROUP_SCRATCH_NAME`], if the kernel uses it.
     pub scratch: Option<(u32, u32)>,
 }
@@ -125,8 +130,8 @@ pub(super) fn place_shared_variables(module: &Module, reached: &[usize], layout:
     // Leave 1 KiB between variables, so that an index past the end does not reach the next one. A multiple of 1 KiB
     // keeps each address's bank and position in swizzle patterns. Leave no gap if the variables would then need more
     // than 16 KiB: the 18-bit addresses of wgmma descriptors must still reach the end of shared memory.
-    let natural: u32 = statics().map(|v| v.size as u32 + v.align).sum();
-    let gap = if natural + 1024 * all.len() as u32 <= 16 << 10 { 1024 } else { 0 };
+    let natural: u64 = statics().map(|v| v.size + u64::from(v.align)).sum();
+    let gap = if natural + 1024 * all.len() as u64 <= 16 << 10 { 1024 } else { 0 };
     let mut at = layout::FIRST_SHARED_ADDRESS;
     for (i, v) in statics().enumerate() {
         placed.bytes = placed.bytes.next_multiple_of(v.align.max(1));
@@ -155,5 +160,6 @@ pub(super) fn place_shared_variables(module: &Module, reached: &[usize], layout:
         layout.shared.insert(v.name.clone(), dynamic);
     }
     placed.dynamic = dynamic;
+    placed.uses_dynamic = all.iter().any(|v| v.size == 0);
     placed
 }

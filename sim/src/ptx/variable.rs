@@ -9,6 +9,8 @@ use super::parser::Parser;
 const MAX_INITIALISED_BYTES: u64 = 1 << 28;
 /// Maximum size of a variable in bytes.
 const MAX_VARIABLE_BYTES: u64 = 1 << 48;
+/// Maximum size in bytes of a variable in shared, local or parameter memory, far above what a GPU has.
+const MAX_THREAD_VARIABLE_BYTES: u64 = 1 << 24;
 /// Maximum number of an array's dimensions.
 const MAX_DIMENSIONS: usize = 16;
 
@@ -131,6 +133,15 @@ impl<'a> Parser<'a> {
         size.ok_or_else(|| self.cursor.error(format!("{} is too large", declared.name)))
     }
 
+    fn size_in(&self, space: StateSpace, declarator: &Declarator, declared: &Declared) -> Result<u64> {
+        let size = self.size(declarator, declared)?;
+        let in_device_memory = matches!(space, StateSpace::Global | StateSpace::Const);
+        match in_device_memory || size <= MAX_THREAD_VARIABLE_BYTES {
+            true => Ok(size),
+            false => Err(self.cursor.error(format!("{} is too large: {size} bytes", declared.name))),
+        }
+    }
+
     /// Parses the rest of a declaration after its state space, including the `;`.
     pub(super) fn parse_variable_declarations(
         &mut self,
@@ -145,7 +156,7 @@ impl<'a> Parser<'a> {
                 name: declared.name.to_owned(),
                 space,
                 align: declarator.align(),
-                size: self.size(&declarator, &declared)?,
+                size: self.size_in(space, &declarator, &declared)?,
                 init: Vec::new(),
                 relocations: Vec::new(),
                 external,

@@ -1,5 +1,13 @@
 //! Kernels as other projects write them, reduced to small PTX. Each of them once revealed an error of the simulator.
 
+mod copies;
+mod found;
+mod groups;
+mod harness;
+mod limits;
+mod patterns;
+mod registers;
+
 use reel_sim::check::{CheckPlan, check_kernel};
 use reel_sim::exec::{ExecOptions, LaunchConfig};
 use reel_sim::memory::SimMemory;

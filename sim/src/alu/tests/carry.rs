@@ -13,6 +13,7 @@ fn sequence(program: &[(&str, u32, &[u32])], rows: &[[u32; 32]]) -> Registers {
         undefined: vec![0; rows.len()],
         predicates: vec![0x1234_5678; 2],
         undefined_predicates: vec![0; 2],
+        ..Registers::default()
     };
     for (opcode, dst, src) in program {
         let (op, wants) = decode(opcode, &register_operands(1 + src.len()), &[]).expect(opcode);

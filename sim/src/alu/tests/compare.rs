@@ -157,6 +157,7 @@ fn selection_is_undefined_only_where_the_selected_source_is() {
             undefined: vec![0, 0b0110, 0b1100, 0],
             predicates: vec![0, 0, 0, 0b1010],
             undefined_predicates: vec![0; 4],
+            ..Registers::default()
         };
         if chooser.is_some() {
             r.rows[3].0 = std::array::from_fn(|lane| if 0b1010 >> lane & 1 != 0 { 7 } else { u32::MAX });

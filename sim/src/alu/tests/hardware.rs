@@ -64,6 +64,7 @@ fn borrow_clears_the_carry_flag() {
             undefined: vec![0; 6],
             predicates: vec![0; 1],
             undefined_predicates: vec![0; 1],
+            ..Registers::default()
         };
         for (opcode, dst, src) in [(first, 4, [0, 1]), (second, 5, [2, 3])] {
             let (op, _) = decode(opcode, &register_operands(3), &[]).expect(opcode);

@@ -67,6 +67,7 @@ pub fn run_instruction(
         undefined: vec![0; 64],
         predicates: vec![0x5555_5555; 16],
         undefined_predicates: vec![0; 16],
+        ..Registers::default()
     };
     let mut r = empty;
     let mut s = OperandSlots { carry: 15, ..OperandSlots::default() };

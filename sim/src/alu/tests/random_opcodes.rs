@@ -45,6 +45,7 @@ fn random_opcodes_never_panic() {
             undefined: vec![0; 16],
             predicates: vec![random.next() as u32; 16],
             undefined_predicates: vec![0; 16],
+            ..Registers::default()
         };
         op.run(&mut r, &OperandSlots { dst: [0, 4, 8, 12], src: [12, 8, 4, 0, 4], carry: 3 }, random.next() as u32);
     }

@@ -1,7 +1,7 @@
 //! The struct of the asynchronous engine: operations in flight, their completion, and fences.
 
 use super::effects::apply_copy_effect;
-use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
+use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::grid::GridState;
 use crate::exec::launch::CompletionTiming;
 use crate::exec::memory_system::MemorySystem;
@@ -11,7 +11,7 @@ use crate::exec::state::mbarrier::MbarrierLocation;
 use crate::matrix::Lanes;
 use crate::matrix::wgmma::{SharedOperand, WgmmaTiles};
 use crate::program::op::Fence;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 /// Asynchronous operations in flight, and the state that their instructions share.
 #[derive(Debug, Default)]
@@ -20,8 +20,6 @@ pub struct AsyncEngine {
     pub(super) in_flight: VecDeque<InFlightOperation>,
     /// mbarriers that have completed a phase and whose waiting warps are still to be woken.
     pub(super) completed_mbarriers: Vec<MbarrierLocation>,
-    /// Threads that executed `fence.mbarrier_init`, as agent numbers.
-    pub(super) init_fences: HashSet<u32>,
     /// Cache: the byte ranges (offset, length) in shared memory of each wgmma operand seen so far.
     pub(super) operand_runs: HashMap<SharedOperand, Vec<(u64, u64)>>,
     /// Scratch space of wgmma: the operands, rearranged into tiles, and the accumulators.
@@ -123,7 +121,7 @@ impl AsyncEngine {
         match fence {
             Fence::Memory { scope } => order.fence(mask, scope),
             Fence::ProxyAsync { shared, global } => order.fence_proxy(mask, shared, global),
-            Fence::MbarrierInit => self.init_fences.extend(lanes_in_mask(mask).map(|lane| order.agent(lane).0)),
+            Fence::MbarrierInit => order.fence_mbarrier_inits(mask),
             Fence::TensorMap => order.fence_proxy(mask, true, true),
             Fence::Other => {}
         }

@@ -122,12 +122,17 @@ impl AsyncEngine {
                 set_state(cx, 0);
                 continue;
             }
-            // Lanes that arrive at the same mbarrier release their accesses together, with one vector clock.
+            // Lanes that arrive in the same phase of an mbarrier release their accesses together, with one vector
+            // clock. Lanes whose arrival comes after the phase is complete belong to the next one.
             let clock = match &released {
                 _ if !m.ordered => None,
                 Some((to, clock)) if *to == at => Some(clock.clone()),
                 _ => {
-                    let clock = cx.warp.order.release(lanes_where(mask, |k| addresses[k] == addresses[l]));
+                    let pending = cx.grid.blocks.mbarrier(at).map_or(1, |object| object.pending);
+                    let left = mask & (u32::MAX << lane);
+                    let arriving = lanes_in_mask(lanes_where(left, |k| addresses[k] == addresses[l]));
+                    let in_phase = arriving.take(pending.div_ceil(count.max(1)).max(1) as usize);
+                    let clock = cx.warp.order.release(in_phase.fold(0, |lanes, k| lanes | 1 << k));
                     released = Some((at, clock.clone()));
                     Some(clock)
                 }
@@ -144,6 +149,9 @@ impl AsyncEngine {
                 set_state(cx, token);
             }
             let completed = self.count_arrivals(cx.grid, at, count, clock, site);
+            if completed {
+                released = None;
+            }
             if completed && no_complete {
                 cx.report(FindingKind::Mbarrier, lane, || {
                     "an mbarrier.arrive with .noComplete completes the phase, which it must not".into()
@@ -222,6 +230,13 @@ impl AsyncEngine {
         cx.fragment.gathered = false;
         let mask = cx.mask;
         set_predicate(cx.regs_mut(), dst, done, mask);
+        if done == 0 {
+            // The warp polls, so other warps run first.
+            cx.grid.progress.count_wait();
+            cx.fragment.pc += 1;
+            cx.warp.yielded = true;
+            return NextAction::Stop;
+        }
         NextAction::Next
     }
 

@@ -113,7 +113,7 @@ impl AsyncEngine {
         let Some((agent, epoch)) = cx.grid.blocks.mbarrier(at).map(|object| object.init) else { return };
         let order = &cx.warp.order;
         if !order.is_visible_to_async_proxy(lane, MemorySpace::Shared, agent, epoch)
-            && !self.init_fences.contains(&agent.0)
+            && !order.sees_fenced_init(lane, agent, epoch)
         {
             cx.grid.reporter.add_note(
                 cx.pc,

@@ -1,7 +1,10 @@
 //! Instructions on addresses: `cvta`, `isspacep`, `mapa`, `getctarank`, `alloca`.
 
+use super::control::exit;
 use crate::exec::context::{InstructionContext, NextAction};
+use crate::exec::limits::MAX_LOCAL_BYTES;
 use crate::exec::operands::{lanes_where, mark_undefined_lanes, set_predicate};
+use crate::finding::FindingKind;
 use crate::layout;
 use crate::program::op::AddressWindow;
 
@@ -78,8 +81,16 @@ pub fn getctarank(cx: &mut InstructionContext, dst: u32, src: u32, wide: bool) -
 
 /// Executes `alloca`: allocates bytes on the stack of local memory.
 pub fn alloca(cx: &mut InstructionContext, dst: u32, size: u32) -> NextAction {
-    let bytes = cx.regs().get64(size)[cx.first_lane() as usize] as u32;
-    let base = cx.warp.grow_local_memory(bytes);
+    let bytes = cx.regs().get64(size)[cx.first_lane() as usize];
+    if bytes.saturating_add(u64::from(cx.warp.local_top)) > u64::from(MAX_LOCAL_BYTES) {
+        cx.report(FindingKind::OutOfBounds, cx.first_lane(), || {
+            format!(
+                "stack overflow: alloca of {bytes} bytes; a thread has at most {MAX_LOCAL_BYTES} bytes of local memory"
+            )
+        });
+        return exit(cx);
+    }
+    let base = cx.warp.grow_local_memory(bytes as u32);
     cx.set_register64(dst, &[base as u64; 32]);
     NextAction::Next
 }

@@ -3,12 +3,14 @@
 use super::frames::{copy_argument, enter_function};
 use super::host;
 use crate::exec::context::{InstructionContext, NextAction};
+use crate::exec::limits::{CALL_BYTES, MAX_LOCAL_BYTES, MAX_RECURSION_BYTES};
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::lanes_where;
 use crate::exec::state::warp::{NO_RECONVERGENCE_POINT, ReconvergencePoint};
 use crate::finding::FindingKind;
 use crate::layout;
-use crate::program::op::{Call, CallTarget, Op};
+use crate::program::FunctionCode;
+use crate::program::op::{Call, CallArgument, CallTarget, Op};
 
 /// Executes `brx.idx`: a branch to one of the instructions `targets`, selected by register `index`. The lanes
 /// reconverge at instruction `reconverge`.
@@ -52,10 +54,19 @@ pub fn branch_indexed(cx: &mut InstructionContext, index: u32, targets: &[u32], 
 pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call) -> NextAction {
     let function = match call.target {
         CallTarget::Function(f) => f,
-        CallTarget::Indirect(slot) => match indirect_target(cx, slot) {
-            Ok(f) => f,
-            Err(flow) => return flow,
-        },
+        CallTarget::Indirect(slot) => {
+            match indirect_target(cx, slot) {
+                Ok(f) if fits(call, &cx.grid.context.kernel.functions[f as usize]) => f,
+                Ok(f) => {
+                    let name = &cx.grid.context.kernel.functions[f as usize].name;
+                    cx.report(FindingKind::OutOfBounds, cx.first_lane(), || {
+                    format!("a call through a pointer reaches function {name}, whose parameters or results have other sizes")
+                });
+                    return exit(cx);
+                }
+                Err(flow) => return flow,
+            }
+        }
         CallTarget::Vprintf => return host::vprintf(cx, memory, call),
         CallTarget::AssertFail => return host::assert_fail(cx, memory, call),
         CallTarget::Malloc => return host::malloc(cx, memory, call),
@@ -68,6 +79,10 @@ pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call)
             return NextAction::Next;
         }
     };
+    if let Some(problem) = stack_overflow(cx, function) {
+        cx.report(FindingKind::OutOfBounds, cx.first_lane(), || problem);
+        return exit(cx);
+    }
     let (parent, next, mask, all) = (cx.fragment.frame, cx.fragment.pc + 1, cx.mask, cx.fragment.mask);
     // All lanes that execute the call reconverge at the instruction after it.
     let join = ReconvergencePoint { pc: next, frame: parent, expected: all, arrived: 0, parent: cx.fragment.join };
@@ -91,6 +106,34 @@ pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call)
     NextAction::Jumped
 }
 
+/// Returns what is wrong if a call of `function` needs more stack than a thread has. Nested calls that need more than
+/// [`MAX_RECURSION_BYTES`] are an error only if they are recursive: the driver gives other kernels the stack that they
+/// need.
+fn stack_overflow(cx: &mut InstructionContext, function: u32) -> Option<String> {
+    let code = &cx.grid.context.kernel.functions[function as usize];
+    let caller = cx.fragment.frame;
+    let depth = cx.warp.frame(caller).depth + 1;
+    let bytes = cx.warp.local_top.saturating_add(code.local_bytes).saturating_add(depth.saturating_mul(CALL_BYTES));
+    if bytes <= MAX_RECURSION_BYTES {
+        return None;
+    }
+    let mut at = Some(caller);
+    let mut recursive = false;
+    while let Some(index) = at {
+        let frame = cx.warp.frame(index);
+        recursive |= frame.function == function;
+        at = frame.parent.map(|(parent, _)| parent);
+    }
+    let name = &code.name;
+    let limit = if recursive { MAX_RECURSION_BYTES } else { MAX_LOCAL_BYTES };
+    (bytes > limit).then(|| {
+        format!(
+            "stack overflow: {depth} nested calls, the last of {name}, take about {bytes} bytes of stack per thread \
+             (CUDA gives a thread 1024 bytes unless the host raises cudaLimitStackSize); does the recursion end?"
+        )
+    })
+}
+
 /// Returns the function that the lowest lane calls in an indirect call. Lanes that call another function are split
 /// off and execute the call later. `Err` holds the interpreter's next action if the call is not executed now.
 fn indirect_target(cx: &mut InstructionContext, slot: u32) -> Result<u32, NextAction> {
@@ -112,14 +155,26 @@ fn indirect_target(cx: &mut InstructionContext, slot: u32) -> Result<u32, NextAc
         cx.report(FindingKind::OutOfBounds, cx.first_lane(), || {
             format!("call of address {first:#x}, at which there is no function")
         });
-        NextAction::Next
+        exit(cx)
     })
+}
+
+/// Returns whether the arguments and results of a call have the sizes that a function declares.
+fn fits(call: &Call, callee: &FunctionCode) -> bool {
+    let bytes = |arg: &CallArgument| match *arg {
+        CallArgument::Bytes { size, .. } => size,
+        CallArgument::Row { rows, .. } => 4 * u32::from(rows),
+        CallArgument::Predicate(_) => 1,
+    };
+    let equal = |here: &[CallArgument], there: &[CallArgument]| here.iter().map(bytes).eq(there.iter().map(bytes));
+    equal(&call.args, &callee.formals) && equal(&call.returns, &callee.returns)
 }
 
 /// Returns the index of the function at `address` in the kernel's list of functions.
 fn function_at(cx: &InstructionContext, address: u64) -> Option<u32> {
     let context = &cx.grid.context;
-    let index = address.checked_sub(layout::FUNCTION_BASE + 16)? / 16;
+    let offset = address.checked_sub(layout::FUNCTION_BASE + 16).filter(|offset| offset.is_multiple_of(16))?;
+    let index = offset / 16;
     let name = &context.program.module.functions.get(index as usize)?.name;
     context.kernel.functions.iter().position(|f| f.name == *name).map(|i| i as u32)
 }
@@ -173,6 +228,7 @@ pub fn ret(cx: &mut InstructionContext) -> NextAction {
 pub fn exit(cx: &mut InstructionContext) -> NextAction {
     let mask = cx.mask;
     cx.warp.live &= !mask;
+    cx.grid.progress.exits += u64::from(mask.count_ones());
     cx.block_mut().live -= mask.count_ones();
     cx.warp.leave_reconvergence_points(mask, cx.fragment.join, NO_RECONVERGENCE_POINT);
     cx.grid.count_memory_or_barrier_change();

@@ -7,6 +7,7 @@ use crate::exec::async_engine::{
     wait_for_bulk_groups, wgmma_commit, wgmma_fence,
 };
 use crate::exec::context::{InstructionContext, NextAction};
+use crate::exec::memory_system::copy_register;
 use crate::exec::state::warp::{FragmentState, Warp, WarpFragment};
 use crate::exec::sync::{block_barrier, cluster_barrier};
 use crate::finding::FindingKind;
@@ -28,6 +29,7 @@ impl Interpreter<'_> {
             Op::Alu { .. } | Op::Branch { .. } => unreachable!("run_fragment executes arithmetic and branches itself"),
             Op::Load(t) => memory.load(cx, t),
             Op::Store(t) => memory.store(cx, t),
+            Op::CopyRegister { dst, src, rows } => copy_register(cx, *dst, *src, *rows),
             Op::Atomic(a) => memory.atomic(cx, a),
             Op::BranchIndexed { index, targets } => control::branch_indexed(cx, *index, targets, instr.reconverge),
             Op::Call(call) => control::call(cx, memory, call),
@@ -41,7 +43,7 @@ impl Interpreter<'_> {
             Op::Yield => {
                 cx.fragment.pc += 1;
                 cx.warp.yielded = true;
-                cx.grid.progress.waits += 1;
+                cx.grid.progress.count_wait();
                 NextAction::Stop
             }
             Op::CreatePolicy { dst } => {

@@ -8,6 +8,7 @@ use crate::exec::state::block::Block;
 use crate::exec::state::warp::{CallFrame, Warp, initial_registers};
 use crate::program::PerWarpValue;
 use crate::program::op::CallArgument;
+use std::collections::HashMap;
 
 /// Adds a frame (the registers of one call of a function) for a function that `lanes` of a warp enter. `parent` is
 /// the caller's frame and the return address. Returns the index of the new frame.
@@ -39,7 +40,9 @@ pub fn enter_function(
         }
     }
     let params = vec![0; code.param_bytes as usize * 32];
-    warp.push_frame(CallFrame { function, regs, params, local_base, parent, lanes })
+    let unwritten_params = HashMap::new();
+    let depth = parent.map_or(0, |(caller, _)| warp.frame(caller).depth + 1);
+    warp.push_frame(CallFrame { function, regs, params, unwritten_params, local_base, parent, depth, lanes })
 }
 
 /// Copies an argument or a return value between frames, for the lanes of `mask`.
@@ -52,6 +55,15 @@ pub fn copy_argument(
     for lane in lanes_in_mask(mask).map(|lane| lane as usize) {
         let bytes = read_argument(warp, from_frame, from, lane);
         write_argument(warp, to_frame, to, lane, &bytes);
+        if let (CallArgument::Bytes { offset: from, size }, CallArgument::Bytes { offset: to, .. }) = (from, to)
+            && !warp.frame(from_frame).unwritten_params.is_empty()
+        {
+            for byte in 0..size {
+                if let Some(source) = warp.frame(from_frame).unwritten_params.get(&(from + byte, lane as u8)).copied() {
+                    warp.frame(to_frame).unwritten_params.insert((to + byte, lane as u8), source);
+                }
+            }
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::program::op::VaryingSpecialRegister;
 pub fn read_special_register(cx: &mut InstructionContext, dst: u32, which: VaryingSpecialRegister) -> NextAction {
     let clock = cx.warp.clock;
     // The simulator does not model time: it assumes 2 ns per instruction.
-    let nanoseconds = cx.grid.progress.executed * 2;
+    let nanoseconds = cx.grid.progress.elapsed() * 2;
     match which {
         VaryingSpecialRegister::Clock => cx.set_register(dst, &[clock as u32; 32]),
         VaryingSpecialRegister::ClockHi => cx.set_register(dst, &[(clock >> 32) as u32; 32]),
@@ -89,8 +89,11 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
         });
         return NextAction::Next;
     }
-    let now = cx.warp.max_registers;
-    if increase && count < now || !increase && count > now {
+    // Warps whose register count is unknown count as holding none, so that only a wait that no register count could
+    // end is reported.
+    let known = cx.warp.max_registers;
+    let now = known.unwrap_or(0);
+    if known.is_some() && (increase && count < now || !increase && count > now) {
         cx.report(FindingKind::Setmaxnreg, lane, || {
             let (direction, bound) = if increase { ("inc", "at least") } else { ("dec", "at most") };
             format!(
@@ -112,12 +115,15 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
         }
         cx.fragment.gathered = false;
         cx.block_mut().register_pool -= need;
-    } else {
+    } else if known.is_some() {
         let block = cx.block_mut();
         block.register_pool += (now - count) * 32;
         block.pool_grew = true;
+    } else {
+        let block = cx.block_mut();
+        block.register_pool = block.register_pool.saturating_sub(count * 32);
     }
-    cx.warp.max_registers = count;
+    cx.warp.max_registers = Some(count);
     cx.warp.setmaxnreg.push(cx.pc);
     cx.grid.count_memory_or_barrier_change();
     NextAction::Next

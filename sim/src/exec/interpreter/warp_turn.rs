@@ -4,6 +4,7 @@ use super::matrix::MatrixUnit;
 use crate::exec::async_engine::{AsyncEngine, access_wgmma_registers};
 use crate::exec::context::NextAction;
 use crate::exec::grid::GridState;
+use crate::exec::limits::additional_steps;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::state::warp::{CallFrame, FragmentState, Warp, WarpFragment};
 use crate::finding::FindingKind;
@@ -168,6 +169,7 @@ impl<'a> Interpreter<'a> {
                         warp.frames[frame_index] = Some(frame);
                         warp.clock += (used - clocked) as u64;
                         clocked = used;
+                        self.grid.progress.steps += additional_steps(&instr.op, mask.count_ones());
                         match self.execute_instruction(warp, fragment, instr, mask, kernel_pc) {
                             NextAction::Next => fragment.pc = pc + 1,
                             NextAction::Jumped => {}
@@ -192,6 +194,7 @@ impl<'a> Interpreter<'a> {
         }
         warp.clock += (used - clocked) as u64;
         self.grid.progress.executed += used as u64;
+        self.grid.progress.steps += used as u64;
         used
     }
 

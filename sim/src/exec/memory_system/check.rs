@@ -10,7 +10,9 @@ use crate::exec::state::mbarrier::MbarrierLocation;
 use crate::finding::FindingKind;
 use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::memory::SimMemory;
-use crate::order::{AccessKind, AccessStrength, AsyncOpId, CheckContext, Conflict, ShadowMemory, WarpClocks};
+use crate::order::{
+    AccessKind, AccessStrength, AsyncOpId, CheckContext, Conflict, EarlierAccess, ShadowMemory, WarpClocks,
+};
 use crate::program::op::LoadStore;
 
 impl MemorySystem {
@@ -96,7 +98,14 @@ impl MemorySystem {
         let offsets = [(at.address - FIRST_SHARED_ADDRESS) as u64; 32];
         let warp = &cx.warp.order;
         block.shadow.check_access(access, warp, 1 << lane, &offsets, 8, strength, cx.pc, &order, &mut found);
-        if let Some(conflict) = found.first() {
+        // After `fence.mbarrier_init` and a relaxed cluster barrier, the initialisation is visible although nothing
+        // else of its thread is ordered.
+        let init = block.mbarriers.get(&at.address).map(|object| object.init);
+        let is_visible_init = |conflict: &Conflict| {
+            let by_init = |(agent, epoch)| conflict.earlier.0 == agent && warp.sees_fenced_init(lane, agent, epoch);
+            conflict.earlier_kind == EarlierAccess::Write && init.is_some_and(by_init)
+        };
+        if let Some(conflict) = found.first().filter(|conflict| !is_visible_init(conflict)) {
             let other = conflict.earlier.1;
             let (site, line) = (cx.finding_site(lane), cx.grid.context.source_line(other));
             let memory = Some(("shared", at.address as u64));
@@ -201,7 +210,7 @@ impl MemorySystem {
 }
 
 /// Returns the shadow memory of a location.
-fn shadow_of<'m>(
+pub(super) fn shadow_of<'m>(
     buffers: &'m mut SimMemory,
     blocks: &'m mut BlockTable,
     location: MemoryLocation,

@@ -3,7 +3,8 @@
 use super::locate::AccessRequest;
 use super::registers::{load_registers, read_element, set_register_lanes, zero_registers};
 use super::system::MemorySystem;
-use crate::exec::context::{InstructionContext, NextAction};
+use super::unwritten::set_registers_unwritten;
+use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::operands::{lane_addresses, lanes_where, lanes_with_undefined_address};
 use crate::layout;
 use crate::order::{AccessKind, AccessStrength};
@@ -36,9 +37,13 @@ impl MemorySystem {
                         self.count_traffic(cx.grid.reporter.counts(cx.pc), group, bytes, false);
                     }
                     self.acquire_clocks(cx, group, t);
+                    let unwritten = if t.copies { self.take_unwritten(cx, group, bytes) } else { Vec::new() };
                     self.check_lane_accesses(cx, AccessKind::Read, group, bytes, access_strength(t), 0);
                     let data = self.location_bytes(&cx.grid.blocks, group.location);
                     load_registers(data, group, t, cx.warp.regs_mut(cx.fragment.frame));
+                    if !unwritten.is_empty() {
+                        self.copy_unwritten(cx, group, t, &unwritten);
+                    }
                 }
                 self.groups = groups;
                 if elsewhere != 0 {
@@ -86,7 +91,8 @@ fn load_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], base: 
     }
 }
 
-/// Loads from the `.param` space of the function, which holds the function's arguments.
+/// Loads from the `.param` space of the function, which holds the function's arguments. A register whose bytes all
+/// hold copies of unwritten memory is undefined.
 fn load_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32]) {
     let mask = cx.mask;
     let frame = cx.warp.frame(cx.fragment.frame);
@@ -98,5 +104,28 @@ fn load_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32]) 
             if offset + t.width as usize <= stride { read_element(&frame.params, l * stride + offset, t) } else { 0 }
         });
         set_register_lanes(&mut frame.regs, *slot, t.register_rows, &values, mask);
+    }
+    if frame.unwritten_params.is_empty() {
+        return;
+    }
+    let bytes = t.width as u32 * t.regs.len() as u32;
+    for lane in lanes_in_mask(mask) {
+        let at = at[lane as usize] as u32;
+        let source = |byte: u32| frame.unwritten_params.get(&(at + byte, lane as u8)).copied();
+        let unwritten = (0..bytes).filter(|&byte| source(byte).is_some()).fold(0u32, |mask, byte| mask | 1 << byte);
+        let Some(first) = (0..bytes).find_map(source) else { continue };
+        if t.copies {
+            set_registers_unwritten(&mut frame.regs, t, lane, unwritten, first);
+            continue;
+        }
+        let whole = (1u64 << t.width) - 1;
+        for (n, slot) in t.regs.iter().enumerate() {
+            if let Some(slot) = slot
+                && u64::from(unwritten) >> (n * t.width as usize) & whole == whole
+            {
+                frame.regs.undefined[*slot as usize] |= 1 << lane;
+                frame.regs.unwritten.remove(&(*slot, lane as u8));
+            }
+        }
     }
 }

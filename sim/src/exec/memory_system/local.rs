@@ -2,19 +2,25 @@
 
 use super::registers::{lane_value, read_element, set_register_lanes};
 use super::system::MemorySystem;
+use super::unwritten::set_registers_unwritten;
 use crate::exec::context::{InstructionContext, lanes_in_mask};
 use crate::finding::FindingKind;
 use crate::program::op::LoadStore;
+use crate::regs::UnwrittenSource;
 
 impl MemorySystem {
     /// Loads from local memory. `base` is the address at which local memory begins in the instruction's state space.
     pub(super) fn load_local(&self, cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], base: u64, lanes: u32) {
         let (bytes, width) = (t.width as usize * t.regs.len(), t.width as usize);
         let mut values = vec![[0u128; 32]; t.regs.len()];
+        let mut copied = Vec::new();
         for lane in lanes_in_mask(lanes) {
             let offset = at[lane as usize].wrapping_sub(base) as usize;
             let Some(start) = local_start(cx, lane, offset, bytes) else { continue };
-            if !cx.warp.local_init[start..start + bytes].iter().all(|&written| written) {
+            let unwritten = cx.warp.local_init[start..start + bytes].iter().any(|&written| !written);
+            if unwritten && t.copies {
+                copied.push((lane, start, offset as u64));
+            } else if unwritten {
                 cx.report_access(FindingKind::Uninitialized, lane, ("local", offset as u64), || {
                     format!("read of local memory at {offset:#x} that no instruction has written")
                 });
@@ -28,10 +34,15 @@ impl MemorySystem {
                 set_register_lanes(cx.regs_mut(), *slot, t.register_rows, values, lanes);
             }
         }
+        for (lane, start, address) in copied {
+            let is_unwritten = |byte: &usize| !cx.warp.local_init[start + byte];
+            let mask = (0..bytes).filter(is_unwritten).fold(0u32, |mask, byte| mask | 1 << byte);
+            let source = UnwrittenSource { pc: cx.pc, space: "local", address };
+            set_registers_unwritten(cx.regs_mut(), t, lane, mask, source);
+        }
     }
 
     /// Stores to local memory. `base` is the address at which local memory begins in the instruction's state space.
-    /// The lanes `undefined` store an undefined value.
     pub(super) fn store_local(
         &self,
         cx: &mut InstructionContext,
@@ -39,7 +50,6 @@ impl MemorySystem {
         at: &[u64; 32],
         base: u64,
         lanes: u32,
-        undefined: u32,
     ) {
         let (bytes, width) = (t.width as usize * t.regs.len(), t.width as usize);
         for lane in lanes_in_mask(lanes) {
@@ -53,8 +63,10 @@ impl MemorySystem {
                 // starts again.
                 cx.fragment.backward_branches *= u32::from(*old == value[..width]);
                 old.copy_from_slice(&value[..width]);
+                let undefined = cx.regs().undefined_bytes(*slot, lane as usize, width);
+                let written = cx.warp.local_init[from..from + width].iter_mut().enumerate();
+                written.for_each(|(byte, written)| *written = undefined >> byte & 1 == 0);
             }
-            cx.warp.local_init[start..start + bytes].fill(undefined >> lane & 1 == 0);
         }
     }
 }

@@ -22,7 +22,9 @@ mod matrix_rows;
 mod registers;
 mod store;
 mod system;
+mod unwritten;
 mod wmma;
 
 pub use locate::AccessRequest;
 pub use system::MemorySystem;
+pub use unwritten::copy_register;

@@ -4,9 +4,11 @@ use super::load::access_strength;
 use super::locate::AccessRequest;
 use super::registers::{lane_value, store_registers};
 use super::system::MemorySystem;
+use super::unwritten::lanes_with_copies;
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::operands::{lane_addresses, lanes_where, lanes_with_undefined_address, lanes_with_undefined_register};
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
+use crate::exec::state::warp::CallFrame;
 use crate::finding::FindingKind;
 use crate::layout;
 use crate::order::AccessKind;
@@ -17,16 +19,20 @@ impl MemorySystem {
         let regs = cx.regs();
         let (at, undefined) = (lane_addresses(regs, &t.addr), lanes_with_undefined_address(regs, &t.addr));
         let undefined_data = lanes_with_undefined_register(regs, t.regs.iter().flatten()) & cx.mask;
+        let copied = lanes_with_copies(regs, t, undefined_data);
         cx.drop_lanes_with_undefined_address(undefined);
         let mask = cx.mask;
-        if undefined_data & mask != 0 && t.window != AddressWindow::Local && t.window != AddressWindow::FrameParam {
-            cx.report(FindingKind::Uninitialized, (undefined_data & mask).trailing_zeros(), || {
+        if undefined_data & mask & !copied != 0
+            && t.window != AddressWindow::Local
+            && t.window != AddressWindow::FrameParam
+        {
+            cx.report(FindingKind::Uninitialized, (undefined_data & mask & !copied).trailing_zeros(), || {
                 "a store of an undefined register".into()
             });
         }
         match t.window {
             AddressWindow::FrameParam => store_frame_param(cx, t, &at),
-            AddressWindow::Local => self.store_local(cx, t, &at, 0, mask, undefined_data),
+            AddressWindow::Local => self.store_local(cx, t, &at, 0, mask),
             AddressWindow::KernelParam | AddressWindow::Const => {
                 cx.report(FindingKind::OutOfBounds, cx.first_lane(), || "a store to read-only memory".into());
             }
@@ -42,10 +48,13 @@ impl MemorySystem {
                 }
                 for group in &groups {
                     self.store_group(cx, t, group, bytes as u32);
+                    if copied & group.lanes != 0 {
+                        self.store_unwritten(cx, group, t, copied);
+                    }
                 }
                 self.groups = groups;
                 if elsewhere != 0 {
-                    self.store_elsewhere(cx, t, &at, elsewhere, undefined_data);
+                    self.store_elsewhere(cx, t, &at, elsewhere);
                 }
             }
         }
@@ -78,17 +87,10 @@ impl MemorySystem {
     }
 
     /// Executes a generic store in lanes whose address lies in local memory or in the kernel's parameters.
-    fn store_elsewhere(
-        &mut self,
-        cx: &mut InstructionContext,
-        t: &LoadStore,
-        at: &[u64; 32],
-        lanes: u32,
-        undefined_data: u32,
-    ) {
+    fn store_elsewhere(&mut self, cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], lanes: u32) {
         let local = lanes_where(lanes, |l| layout::state_space_of(at[l]) == Some(AddressWindow::Local));
         if local != 0 {
-            self.store_local(cx, t, at, layout::LOCAL_BASE, local, undefined_data);
+            self.store_local(cx, t, at, layout::LOCAL_BASE, local);
         }
         if lanes & !local != 0 {
             cx.report(FindingKind::OutOfBounds, (lanes & !local).trailing_zeros(), || {
@@ -112,7 +114,24 @@ fn store_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32])
                 && offset + width <= stride
             {
                 bytes.copy_from_slice(&value[..width]);
+                mark_param_bytes(frame, t, *slot, lane, offset as u32);
             }
         }
+    }
+}
+
+/// After a store to the `.param` space: records which of the stored bytes hold a copy of unwritten memory.
+fn mark_param_bytes(frame: &mut CallFrame, t: &LoadStore, slot: u32, lane: usize, offset: u32) {
+    let copied = frame.regs.unwritten.get(&(slot, lane as u8)).copied().filter(|_| t.copies);
+    let bytes = if copied.is_some() { frame.regs.undefined_bytes(slot, lane, t.width as usize) } else { 0 };
+    if bytes == 0 && frame.unwritten_params.is_empty() {
+        return;
+    }
+    for byte in 0..u32::from(t.width) {
+        let at = (offset + byte, lane as u8);
+        match copied.filter(|_| bytes >> byte & 1 != 0) {
+            Some(unwritten) => frame.unwritten_params.insert(at, unwritten.source),
+            None => frame.unwritten_params.remove(&at),
+        };
     }
 }

@@ -9,6 +9,9 @@ use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::memory::SimMemory;
 use crate::order::{AsyncOps, ClusterLayout, Conflict, SyncLocations};
 
+/// Maximum bytes of the device heap, so that a kernel that allocates in an endless loop gets a null pointer.
+const MAX_HEAP_BYTES: u64 = 128 << 20;
+
 /// The memory of a running grid, its asynchronous operations, and the vector clocks that synchronise through memory.
 #[derive(Debug)]
 pub struct MemorySystem {
@@ -23,6 +26,8 @@ pub struct MemorySystem {
     pub(super) last_buffer: usize,
     /// Addresses of the device heap that `malloc` returned and that were not freed.
     heap: Vec<u64>,
+    /// Bytes of the device heap that are allocated.
+    heap_bytes: u64,
     /// Start and end of each shared variable and of dynamic shared memory, as offsets in a block's shared memory.
     pub(super) shared_variables: Vec<(u64, u64)>,
     /// Scratch space of [`MemorySystem::check_shadow`], kept to avoid an allocation per access.
@@ -44,6 +49,7 @@ impl MemorySystem {
             clusters: ClusterLayout { grid: context.launch.grid, cluster: context.cluster },
             last_buffer: 0,
             heap: Vec::new(),
+            heap_bytes: 0,
             shared_variables: variables
                 .map(|v| ((v.0 - FIRST_SHARED_ADDRESS) as u64, (v.1 - FIRST_SHARED_ADDRESS) as u64))
                 .collect(),
@@ -72,9 +78,10 @@ impl MemorySystem {
     /// Allocates memory on the device heap; returns its address, or 0 if the heap has no room for it.
     pub fn malloc(&mut self, bytes: u64) -> u64 {
         // CUDA gives the device heap 8 MiB unless the host asks for more.
-        if bytes == 0 || bytes > 8 << 20 {
+        if bytes == 0 || bytes > 8 << 20 || self.heap_bytes + bytes > MAX_HEAP_BYTES {
             return 0;
         }
+        self.heap_bytes += bytes;
         let address = self.buffers.alloc_uninitialized(bytes as usize);
         self.heap.push(address);
         self.last_buffer = usize::MAX;
@@ -85,6 +92,7 @@ impl MemorySystem {
     pub fn free(&mut self, address: u64) {
         if self.heap.contains(&address) {
             self.heap.retain(|&h| h != address);
+            self.heap_bytes -= self.buffers.buffer_bytes(address).map_or(0, |bytes| bytes.len() as u64);
             self.buffers.free(address);
         }
         self.last_buffer = usize::MAX;

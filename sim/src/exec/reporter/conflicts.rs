@@ -4,6 +4,7 @@ use super::Reporter;
 use crate::exec::grid_context::coordinates_of_index;
 use crate::finding::{FindingKind, FindingSite, line_and_inlining_chain};
 use crate::order::{AccessKind, Agent, AsyncOpKind, AsyncOps, Conflict, ConflictKind, EarlierAccess};
+use crate::program::op::Op;
 
 /// A conflict of an access with earlier accesses to the same bytes, and the access itself.
 pub struct MemoryConflict<'c> {
@@ -34,7 +35,7 @@ impl Reporter<'_> {
         // Repeated conflicts are counted without a message, because a missing barrier causes a conflict at every
         // access.
         let cause = match c.kind {
-            _ if harmless_race => None,
+            _ if harmless_race || self.is_cas_loop_read(m) => None,
             ConflictKind::ProxyRead if !strict => None,
             ConflictKind::Uninitialized => Some((FindingKind::Uninitialized, None)),
             ConflictKind::Race { .. } => Some((FindingKind::Race, Some(c.earlier.1))),
@@ -82,10 +83,31 @@ impl Reporter<'_> {
         });
     }
 
-    /// Adds a note for a conflict that is not a defect: two stores of the same value, or a read that the async proxy
-    /// overwrites.
+    /// Whether a race is between an atomic operation and the plain load that reads the first expected value of a
+    /// compare-and-swap loop. If the loaded value is old, the compare-and-swap fails and the loop tries again.
+    fn is_cas_loop_read(&self, m: &MemoryConflict) -> bool {
+        let (c, kernel) = (m.conflict, self.context.kernel);
+        let load = match (c.kind, m.access, c.earlier_kind) {
+            (ConflictKind::Race { .. }, AccessKind::Read, EarlierAccess::Atomic) => m.site.pc,
+            (ConflictKind::Race { .. }, AccessKind::Atomic, EarlierAccess::Read) => c.earlier.1,
+            _ => return false,
+        };
+        let (code, index) = kernel.function_and_instruction_index(load);
+        matches!(code.instrs.get(index).map(|i| &i.op), Some(Op::Load(t)) if t.cas_read)
+    }
+
+    /// Adds a note for a conflict that is not a defect: the plain first read of a compare-and-swap loop, two stores of
+    /// the same value, or a read that the async proxy overwrites.
     fn note_conflict(&mut self, m: &MemoryConflict) {
         let space = m.space;
+        if self.is_cas_loop_read(m) {
+            let pc = if m.access == AccessKind::Read { m.site.pc } else { m.conflict.earlier.1 };
+            self.add_note(
+                pc,
+                "a plain read of a word that other threads change by atomics; the value is only the first guess of a compare-and-swap loop, so an old value costs one more iteration (a relaxed atomic load would be no race at all)",
+            );
+            return;
+        }
         if let ConflictKind::Race { .. } = m.conflict.kind {
             self.add_note(
                 m.site.pc,

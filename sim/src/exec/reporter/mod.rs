@@ -4,6 +4,7 @@ pub mod conflicts;
 
 use super::grid_context::GridContext;
 use super::launch::{SimLaunch, SimOutcome};
+use super::limits::EarlyStop;
 use crate::counters::{Counters, InstructionCounts};
 use crate::finding::{FindingKind, FindingSite, Findings};
 use std::collections::BTreeSet;
@@ -22,6 +23,8 @@ pub struct Reporter<'a> {
     printed: String,
     /// The secondary grid of a dependent launch, if this is the primary grid.
     pub dependent: Option<DependentGrid<'a>>,
+    /// The limit that ends the run before the kernel ends.
+    pub stopped: Option<EarlyStop>,
 }
 
 /// The secondary grid of a dependent launch, as the reporter of the primary grid sees it. It ran up to
@@ -46,6 +49,7 @@ impl<'a> Reporter<'a> {
             counters: Counters::new(context.kernel.instruction_count()),
             printed: String::new(),
             dependent: None,
+            stopped: None,
         }
     }
 
@@ -64,7 +68,20 @@ impl<'a> Reporter<'a> {
         memory: Option<(&'static str, u64)>,
         message: impl FnOnce() -> String,
     ) {
-        self.findings.add_kernel_defect(self.context.program, self.context.kernel, kind, site, other, memory, message);
+        let (context, launch) = (self.context, self.context.launch);
+        let without_dynamic = kind == FindingKind::OutOfBounds
+            && memory.is_some_and(|(space, _)| space == "shared")
+            && context.kernel.uses_dynamic_shared
+            && launch.dynamic_shared == 0;
+        let message = || match without_dynamic {
+            true => format!(
+                "--smem is missing: the kernel declares dynamic shared memory (extern __shared__), but the launch gives \
+                 it 0 bytes; {}",
+                message()
+            ),
+            false => message(),
+        };
+        self.findings.add_kernel_defect(context.program, context.kernel, kind, site, other, memory, message);
     }
 
     /// Adds a remark about the source line of an instruction.
@@ -102,6 +119,7 @@ impl<'a> Reporter<'a> {
             notes: self.notes.into_iter().collect(),
             counters: self.counters,
             printed: self.printed,
+            stopped: self.stopped,
         }
     }
 }

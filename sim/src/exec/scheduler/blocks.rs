@@ -88,7 +88,10 @@ fn new_block(context: &GridContext, blocks: &mut BlockTable, at: [u32; 3], rank:
         pool_grew: false,
         wgmma_issued: false,
     };
-    let max_registers = residency::registers_per_thread_at_start(kernel, threads, context.options);
+    let max_registers = residency::registers_per_thread_at_start(kernel, context.options);
+    if max_registers.is_none() {
+        block.register_pool = residency::REGISTERS_PER_MULTIPROCESSOR;
+    }
     for w in 0..warps {
         let partial = w == warps - 1 && !threads.is_multiple_of(32);
         let lanes = if partial { (1 << (threads % 32)) - 1 } else { u32::MAX };
@@ -99,7 +102,13 @@ fn new_block(context: &GridContext, blocks: &mut BlockTable, at: [u32; 3], rank:
 }
 
 /// Creates a warp whose lanes stand at the first instruction of the kernel.
-fn new_warp(context: &GridContext, block: &Block, (slot, index): (u32, u32), lanes: u32, max_registers: u32) -> Warp {
+fn new_warp(
+    context: &GridContext,
+    block: &Block,
+    (slot, index): (u32, u32),
+    lanes: u32,
+    max_registers: Option<u32>,
+) -> Warp {
     let mut warp = Warp {
         index,
         slot,
@@ -118,6 +127,8 @@ fn new_warp(context: &GridContext, block: &Block, (slot, index): (u32, u32), lan
         setmaxnreg: Vec::new(),
         clock: 0,
         yielded: false,
+        idle_turns: 0,
+        passes: 0,
     };
     enter_function(context, block, &mut warp, 0, None, lanes);
     warp.fragments.push(WarpFragment {

@@ -8,8 +8,38 @@ use crate::exec::state::mbarrier::MbarrierObject;
 use crate::exec::state::warp::{FragmentState, Warp, WarpFragment};
 use crate::finding::{FindingKind, FindingSite};
 
-/// Maximum number of waiting fragments (lanes of a warp at one instruction) that a finding lists.
-const MAX_LISTED: usize = 12;
+/// Maximum number of groups of waiting warps that a finding lists.
+const MAX_LISTED: usize = 4;
+
+/// Fragments (lanes of a warp at one instruction) that wait for the same thing at the same line.
+struct WaitGroup {
+    /// What they wait for, beginning with a verb in the singular.
+    wait: String,
+    line: u32,
+    /// Coordinates of the block and index of the warp of each fragment.
+    warps: Vec<([u32; 3], u32)>,
+    /// Number of lanes of the first fragment.
+    lanes: u32,
+}
+
+impl WaitGroup {
+    fn describe(&self) -> String {
+        let WaitGroup { wait, line, warps, lanes } = self;
+        let ([x, y, z], first) = warps[0];
+        if warps.len() == 1 {
+            return format!("block ({x},{y},{z}) warp {first} ({lanes} lanes) {wait} at line {line}");
+        }
+        let (verb, rest) = wait.split_once(' ').unwrap_or((wait, ""));
+        let wait = format!("{} {rest}", verb.strip_suffix('s').unwrap_or(verb));
+        let last = warps.iter().map(|w| w.1).max().unwrap_or(first);
+        let one_block = warps.iter().all(|w| w.0 == [x, y, z]);
+        if one_block && (last - first) as usize + 1 == warps.len() {
+            return format!("block ({x},{y},{z}) warps {first} to {last} {wait} at line {line}");
+        }
+        let n = warps.len();
+        format!("{n} warps, first block ({x},{y},{z}) warp {first}, {wait} at line {line}")
+    }
+}
 
 /// Why no thread can continue.
 enum StuckCause {
@@ -34,7 +64,7 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
     if causes.iter().any(|&kind| grid.reporter.findings().contains_kind(kind)) || report_incomplete_barriers(grid) {
         return;
     }
-    let mut waits = Vec::new();
+    let mut groups: Vec<WaitGroup> = Vec::new();
     let mut first = None;
     for (block, warp, fragment) in fragments(grid) {
         let Some((site, line)) = wait_site(grid, block, warp, fragment) else { continue };
@@ -44,10 +74,14 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
         if first.as_ref().is_none_or(|(r, _)| rank < *r) {
             first = Some((rank, site));
         }
-        if waits.len() < MAX_LISTED {
-            let (wait, [x, y, z]) = (describe_wait(block, warp, fragment.state), block.coordinates);
-            let (w, n) = (warp.index, fragment.mask.count_ones());
-            waits.push(format!("block ({x},{y},{z}) warp {w} ({n} lanes) {wait} at line {line}"));
+        let (wait, warp_of_block) = (describe_wait(block, warp, fragment.state), (block.coordinates, warp.index));
+        match groups.iter_mut().find(|group| group.wait == wait && group.line == line) {
+            Some(group) if group.warps.last() == Some(&warp_of_block) => {}
+            Some(group) => group.warps.push(warp_of_block),
+            None => {
+                let lanes = fragment.mask.count_ones();
+                groups.push(WaitGroup { wait, line, warps: vec![warp_of_block], lanes });
+            }
         }
     }
     let Some((_, site)) = first else { return };
@@ -63,7 +97,12 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
             0 => String::new(),
             n => format!("; {n} more blocks of the grid cannot become resident until a block ends"),
         };
-        format!("{cause}no thread can continue: {}{rest}", waits.join("; "))
+        let waits: Vec<String> = groups.iter().take(MAX_LISTED).map(WaitGroup::describe).collect();
+        let more = match groups.len().saturating_sub(MAX_LISTED) {
+            0 => String::new(),
+            n => format!("; {n} more groups of warps wait elsewhere"),
+        };
+        format!("{cause}no thread can continue: {}{more}{rest}", waits.join("; "))
     });
 }
 
@@ -124,9 +163,10 @@ fn stuck_cause(grid: &GridState) -> StuckCause {
         let short = match fragment.state {
             FragmentState::Wgmma => return StuckCause::MissingWarps(warp.slot),
             FragmentState::Registers => {
-                let (now, left) = (warp.max_registers, block.register_pool);
+                let left = block.register_pool;
+                let now = warp.max_registers.map_or(String::new(), |n| format!("the warp has {n} per thread, "));
                 let cause = format!(
-                    "setmaxnreg.inc waits for registers that no setmaxnreg.dec will free (the warp has {now} per thread, {left} are in the block's pool); "
+                    "setmaxnreg.inc waits for registers that no setmaxnreg.dec will free ({now}{left} are in the block's pool); "
                 );
                 return StuckCause::Resource(FindingKind::Setmaxnreg, site, cause);
             }

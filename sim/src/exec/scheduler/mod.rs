@@ -15,16 +15,19 @@
 
 mod blocks;
 mod deadlock;
+mod limit_watch;
 mod wake;
 
-use super::grid::GridState;
+use super::grid::{GridState, ProgressCounters};
 use super::interpreter::Interpreter;
 use super::launch::CompletionTiming;
+use super::limits::bytes_of_block;
 use super::residency;
 use super::state::warp::FragmentState;
 use super::sync::block_barrier::complete_barriers;
 use super::sync::cluster_barrier::complete_cluster_barrier;
 use deadlock::report_deadlock;
+use limit_watch::LimitWatch;
 
 /// Number of warp instructions without a change to memory after which all waiting fragments are woken once.
 const INSTRUCTIONS_BEFORE_WAKING_ALL: u64 = 20_000;
@@ -52,6 +55,7 @@ pub struct Scheduler {
     /// Whether the run has ended with a deadlock.
     stuck: bool,
     marks: ProgressMarks,
+    watch: LimitWatch,
 }
 
 /// Earlier values of the counters in [`super::grid::ProgressCounters`], from which the scheduler detects a lack of
@@ -60,10 +64,10 @@ pub struct Scheduler {
 struct ProgressMarks {
     /// Value of `changes` when the scheduler last compared the counters.
     changes: u64,
-    /// Values of `executed` and `waits` at the last change.
-    executed_at_change: u64,
+    /// Values of `elapsed` and `waits` at the last change.
+    elapsed_at_change: u64,
     waits_at_change: u64,
-    /// Values of `executed` when waiting loops were last woken, and when all waiting fragments were last woken.
+    /// Values of `elapsed` when waiting loops were last woken, and when all waiting fragments were last woken.
     spin_check: u64,
     wake_all: u64,
 }
@@ -73,6 +77,10 @@ impl Scheduler {
     pub fn new(grid: &mut GridState) -> Scheduler {
         let context = grid.context;
         let window = if context.options.count_only { 1 } else { 1 + grid.rng.draw_below(6) };
+        // Half of the memory is for blocks that start because the running ones wait for them.
+        let limits = &context.options.limits;
+        let bytes = bytes_of_block(context.kernel, context.launch).max(1);
+        let window = window.min((limits.memory_bytes / 2 / bytes).min(u64::from(window)).max(1) as u32);
         Scheduler {
             runnable: Vec::new(),
             queued: Vec::new(),
@@ -82,6 +90,7 @@ impl Scheduler {
             live_blocks: 0,
             stuck: false,
             marks: ProgressMarks::default(),
+            watch: LimitWatch::new(limits),
         }
     }
 
@@ -89,8 +98,8 @@ impl Scheduler {
     pub fn run(&mut self, interpreter: &mut Interpreter) {
         let options = interpreter.grid.context.options;
         let cluster_blocks = interpreter.grid.context.cluster_blocks();
-        let ProgressMarks { changes, executed_at_change, .. } = self.marks;
-        self.marks = ProgressMarks { changes, executed_at_change, ..ProgressMarks::default() };
+        let ProgressMarks { changes, elapsed_at_change, .. } = self.marks;
+        self.marks = ProgressMarks { changes, elapsed_at_change, ..ProgressMarks::default() };
         // Average number of instructions per turn of a warp. It depends on the seed, because long turns reveal other
         // defects than short ones.
         let turn = match options.seed % 4 {
@@ -122,6 +131,9 @@ impl Scheduler {
             }
             let pick = interpreter.grid.rng.draw_below(self.runnable.len() as u32) as usize;
             let (slot, w) = self.runnable[pick];
+            if passes_over_polling_warp(&mut interpreter.grid, slot, w) {
+                continue;
+            }
             if !is_ready(&interpreter.grid, slot, w) {
                 self.runnable.swap_remove(pick);
                 if let Some(queued) = self.queued.get_mut(slot as usize).and_then(|q| q.get_mut(w as usize)) {
@@ -130,7 +142,9 @@ impl Scheduler {
                 continue;
             }
             let budget = 1 + interpreter.grid.rng.draw_below(2 * turn);
+            let before = interpreter.grid.progress;
             interpreter.run_warp(slot, w, budget);
+            postpone_polling_warp(&mut interpreter.grid, slot, w, &before);
             self.settle_block(interpreter, slot);
             if options.until_finding && !interpreter.grid.reporter.findings().is_empty() {
                 return;
@@ -138,6 +152,10 @@ impl Scheduler {
             if self.is_out_of_patience(interpreter) {
                 self.stuck = true;
                 report_deadlock(&mut interpreter.grid);
+                return;
+            }
+            if self.watch.is_beyond_limit(&mut interpreter.grid) {
+                self.stuck = true;
                 return;
             }
         }
@@ -156,21 +174,21 @@ impl Scheduler {
         let marks = &mut self.marks;
         if progress.changes != marks.changes {
             marks.changes = progress.changes;
-            marks.executed_at_change = progress.executed;
+            marks.elapsed_at_change = progress.elapsed();
             marks.waits_at_change = progress.waits;
-            marks.wake_all = progress.executed;
-            if progress.executed > marks.spin_check + INSTRUCTIONS_BEFORE_SPIN_CHECK {
-                marks.spin_check = progress.executed;
+            marks.wake_all = progress.elapsed();
+            if progress.elapsed() > marks.spin_check + INSTRUCTIONS_BEFORE_SPIN_CHECK {
+                marks.spin_check = progress.elapsed();
                 self.wake_spinning_loops(&mut interpreter.grid);
             }
             return false;
         }
-        if progress.executed - marks.wake_all <= INSTRUCTIONS_BEFORE_WAKING_ALL {
+        if progress.elapsed() - marks.wake_all <= INSTRUCTIONS_BEFORE_WAKING_ALL {
             return false;
         }
-        marks.wake_all = progress.executed;
+        marks.wake_all = progress.elapsed();
         // A loop that computes may run long without a memory change; a loop that only waits for a change may not.
-        let idle = progress.executed - marks.executed_at_change;
+        let idle = progress.elapsed() - marks.elapsed_at_change;
         let waits = progress.waits - marks.waits_at_change > idle / 1000;
         self.wake_all(interpreter);
         let patience = interpreter.grid.context.options.patience;
@@ -259,6 +277,32 @@ impl Scheduler {
                 self.runnable.retain(|r| r.0 != s);
             }
         }
+    }
+}
+
+/// Maximum number of times that the scheduler passes over a polling warp before it runs again.
+const MAX_PASSES: u32 = 64;
+
+/// Whether the warp only polls and is to run later, so that the warps for which it waits run more often.
+fn passes_over_polling_warp(grid: &mut GridState, slot: u32, w: u32) -> bool {
+    let warp = grid.blocks.get_mut(slot).and_then(|block| block.warps.get_mut(w as usize)?.as_mut());
+    match warp {
+        Some(warp) if warp.passes > 0 => {
+            warp.passes -= 1;
+            true
+        }
+        _ => false,
+    }
+}
+
+/// After a turn: postpones the next turn of a warp that only polled. It polled if it executed an instruction that is
+/// typical of waiting loops and changed nothing. Each further turn of this kind doubles the pause.
+fn postpone_polling_warp(grid: &mut GridState, slot: u32, w: u32, before: &ProgressCounters) {
+    let polled = grid.progress.changes == before.changes && grid.progress.waits > before.waits;
+    let warp = grid.blocks.get_mut(slot).and_then(|block| block.warps.get_mut(w as usize)?.as_mut());
+    if let Some(warp) = warp {
+        warp.idle_turns = if polled { warp.idle_turns + 1 } else { 0 };
+        warp.passes = if polled { (1 << warp.idle_turns.min(6)).min(MAX_PASSES) } else { 0 };
     }
 }
 

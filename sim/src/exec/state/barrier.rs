@@ -14,6 +14,8 @@ pub struct BlockBarrier {
     pub expected: Option<u32>,
     /// Mask of the lanes that have arrived, by the index of their warp.
     pub lanes: BTreeMap<u32, u32>,
+    /// The barrier instruction that lanes of a warp have executed first, by the index of the warp.
+    pub first_pcs: BTreeMap<u32, u32>,
     /// Joined vector clocks of the threads that have arrived.
     pub clock: Option<VectorClock>,
     /// Fences and observed clocks of the threads that have arrived, which the waiting threads receive.

@@ -35,7 +35,9 @@ pub struct Block {
     pub live: u32,
     /// wgmma products that are not waited for, by warpgroup.
     pub warpgroups: Vec<Warpgroup>,
-    /// Number of registers in the pool that `setmaxnreg.dec` fills and `setmaxnreg.inc` takes from.
+    /// Number of registers in the pool that `setmaxnreg.dec` fills and `setmaxnreg.inc` takes from. If the registers
+    /// per thread at the start are unknown, the pool begins with all registers of the multiprocessor, and a warp takes
+    /// its registers at its first `setmaxnreg`.
     pub register_pool: u32,
     /// Barrier of the cluster; only the one in the block of rank 0 is used.
     pub cluster_barrier: ClusterBarrier,

@@ -19,7 +19,8 @@ use super::copies::WarpCopies;
 use super::wgmma::WarpWgmma;
 use crate::order::WarpClocks;
 use crate::program::FunctionCode;
-use crate::regs::Registers;
+use crate::regs::{Registers, UnwrittenSource};
+use std::collections::HashMap;
 
 /// Value of [`WarpFragment::join`] for a fragment that has no reconvergence point (join).
 pub const NO_RECONVERGENCE_POINT: u32 = u32::MAX;
@@ -33,10 +34,14 @@ pub struct CallFrame {
     pub regs: Registers,
     /// Bytes of the function's `.param` space: first all bytes of lane 0, then those of lane 1, and so on.
     pub params: Vec<u8>,
+    /// Bytes of `params` that hold a copy of bytes that nothing has written, by offset and lane.
+    pub unwritten_params: HashMap<(u32, u8), UnwrittenSource>,
     /// Offset of the function's `.local` variables in each lane's local memory.
     pub local_base: u32,
     /// The caller's frame and the instruction to return to; `None` for the kernel itself.
     pub parent: Option<(u32, u32)>,
+    /// Number of calls that led here; 0 for the kernel itself.
+    pub depth: u32,
     /// Lanes that have not returned from the function.
     pub lanes: u32,
 }
@@ -139,20 +144,31 @@ pub struct Warp {
     pub copies: WarpCopies,
     /// wgmma products of the warp and the registers that they use.
     pub wgmma: WarpWgmma,
-    /// Number of registers per thread, as `setmaxnreg` set it.
-    pub max_registers: u32,
+    /// Number of registers per thread: the number at the start of the kernel, or as `setmaxnreg` set it. `None` while
+    /// it is unknown.
+    pub max_registers: Option<u32>,
     /// Indices of the `setmaxnreg` instructions that the warp has executed, in order.
     pub setmaxnreg: Vec<u32>,
     /// Number of instructions executed, which `%clock` returns.
     pub clock: u64,
-    /// Whether the warp executed `nanosleep`, which ends its turn so that other warps run.
+    /// Whether the warp executed `nanosleep` or a false mbarrier test, which ends its turn so that other warps run.
     pub yielded: bool,
+    /// Number of consecutive turns in which the warp only polled.
+    pub idle_turns: u32,
+    /// Number of times that the scheduler passes over the warp before its next turn, because it only polls.
+    pub passes: u32,
 }
 
 impl Warp {
     /// Returns whether any fragment can run.
     pub fn is_ready(&self) -> bool {
         self.fragments.iter().any(|f| f.state == FragmentState::Ready)
+    }
+
+    /// Returns the bytes of host memory that the warp's frames and local memory take.
+    pub fn stack_bytes(&self) -> u64 {
+        let frame = |f: &CallFrame| 128 * f.regs.rows.len() as u64 + f.params.len() as u64 + 256;
+        self.frames.iter().flatten().map(|f| frame(f)).sum::<u64>() + 64 * u64::from(self.local_size)
     }
 
     pub fn frame(&mut self, index: u32) -> &mut CallFrame {
@@ -257,7 +273,9 @@ impl Warp {
         let base = self.local_top.next_multiple_of(16);
         self.local_top = base + bytes;
         if self.local_top > self.local_size {
-            let (old, new) = (self.local_size as usize, self.local_top.next_multiple_of(64) as usize);
+            // At least half as much again, so that deep recursion does not copy all frames at every call.
+            let wanted = self.local_top.max(self.local_size + self.local_size / 2);
+            let (old, new) = (self.local_size as usize, wanted.next_multiple_of(64) as usize);
             let mut local = vec![0xa5u8; new * 32];
             let mut init = vec![false; new * 32];
             for lane in 0..32 {
@@ -447,5 +465,6 @@ pub fn initial_registers(code: &FunctionCode) -> Registers {
         undefined,
         predicates: code.predicate_template.clone(),
         undefined_predicates,
+        unwritten: HashMap::new(),
     }
 }

@@ -37,6 +37,7 @@ pub fn execute_block_barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAc
         }
     }
     let site = cx.finding_site(lane);
+    let context = cx.grid.context;
     let reporter = &mut cx.grid.reporter;
     let barrier = &mut cx.grid.blocks[cx.warp.slot].barriers[id as usize];
     if barrier.arrived == 0 {
@@ -56,6 +57,18 @@ pub fn execute_block_barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAc
         });
     }
     *lanes |= mask;
+    let first_pc = *barrier.first_pcs.entry(cx.warp.index).or_insert(pc);
+    if first_pc != pc {
+        let other = context.source_line(first_pc);
+        reporter.add_note(
+            pc,
+            &format!(
+                "lanes of one warp arrive at barrier {id} from different instructions (the others at line {other}); \
+                 the CUDA programming guide asks that a barrier is in conditional code only if the condition is equal \
+                 for all threads of the block or group, so that they all reach the same sync()"
+            ),
+        );
+    }
     // If the barrier instruction gives a thread count, a whole warp counts as 32 threads, even if some of them have
     // exited.
     let whole_warp = b.count.is_some() && mask == cx.warp.live;

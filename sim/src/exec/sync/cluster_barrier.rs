@@ -7,14 +7,15 @@ use crate::exec::state::warp::FragmentState;
 use crate::finding::FindingKind;
 
 /// Executes `barrier.cluster.arrive`. With `release`, the threads that wait at the barrier see the writes that the
-/// executing threads made before.
+/// executing threads made before; without it (`.relaxed`), they see only what an earlier fence covers.
 pub fn cluster_arrive(cx: &mut InstructionContext, release: bool, aligned: bool) -> NextAction {
     if aligned && !cx.gather_lanes(u32::MAX) {
         return NextAction::Stop;
     }
     cx.fragment.gathered = false;
     let mask = cx.mask;
-    let clock = release.then(|| cx.warp.order.release(mask));
+    let order = &mut cx.warp.order;
+    let clock = if release { Some(order.release(mask)) } else { order.release_fenced(mask) };
     let cluster_barrier_slot = cx.block().cluster_barrier_slot();
     let Some(owner) = cx.grid.blocks.get_mut(cluster_barrier_slot) else { return NextAction::Next };
     let barrier = &mut owner.cluster_barrier;

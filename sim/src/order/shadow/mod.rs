@@ -68,6 +68,13 @@ impl ShadowMemory {
         });
     }
 
+    /// Marks the bytes `range` as not initialised, because a store copied uninitialised bytes there.
+    pub fn mark_uninitialized(&mut self, range: Range<u64>) {
+        for_each_byte_mask(range, |at, bits| {
+            self.init[(at >> LOG2_CHUNK_BYTES) as usize].mark_bytes_uninitialized(at & (CHUNK_BYTES - 1), bits)
+        });
+    }
+
     /// Returns true if every byte of `range` is initialised.
     pub fn is_initialized(&self, range: Range<u64>) -> bool {
         let mut all = true;

@@ -61,8 +61,23 @@ impl Decoder<'_> {
             register_rows,
             semantics,
             scope,
+            copies: self.flow.copies[self.index],
+            cas_read: self.flow.cas_reads[self.index],
         };
         Ok(if store { Op::Store(Box::new(transfer)) } else { Op::Load(Box::new(transfer)) })
+    }
+
+    /// Decodes a `mov` between registers whose value comes from memory and goes to memory.
+    pub(super) fn decode_copy_of_register(&mut self, instruction: &Instruction) -> Decoded {
+        let [to, from] = &instruction.operands[..] else { return self.alu(instruction) };
+        let (Some(to_type), Some(from_type)) = (self.o.register_type(to), self.o.register_type(from)) else {
+            return self.alu(instruction);
+        };
+        if to_type.bits() != from_type.bits() {
+            return self.alu(instruction);
+        }
+        let rows = register_row_count(to_type);
+        Ok(Op::CopyRegister { dst: self.o.register_slot(to)?, src: self.o.register_slot(from)?, rows })
     }
 
     pub(super) fn decode_prefetch(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {

@@ -12,6 +12,7 @@ mod sync;
 mod warp;
 mod wmma;
 
+use super::data_flow::DataFlow;
 use super::op::*;
 use super::operands::OperandResolver;
 use super::rows::register_row_count;
@@ -39,9 +40,12 @@ pub(super) fn decode_function(
         carry: None,
         sinks: HashMap::new(),
         volatile_is_data: super::volatile::is_volatile_data(function),
+        flow: super::data_flow::analyse(function),
+        index: 0,
     };
     for (index, instruction) in function.body.iter().enumerate() {
         decoder.o.set_line_for_errors(instruction.line);
+        decoder.index = index;
         let guard = instruction.guard.map(|(r, negated)| (decoder.o.first_row_or_predicate_index(r), negated));
         // If an operand cannot be resolved, the instruction becomes unsupported, which is reported only when it is
         // executed.
@@ -86,6 +90,9 @@ pub(super) struct Decoder<'a> {
     sinks: HashMap<u8, u32>,
     /// True if `volatile` accesses to shared memory count as weak accesses.
     volatile_is_data: bool,
+    flow: DataFlow,
+    /// Index in the function of the instruction that is being decoded.
+    index: usize,
 }
 
 type Decoded = Result<Op, ProgramError>;
@@ -142,6 +149,7 @@ impl Decoder<'_> {
             "mov" if instruction.operands.len() == 2 && matches!(instruction.operands[1], Operand::Special(_)) => {
                 self.decode_read_special(instruction)
             }
+            "mov" if self.flow.copies[self.index] => self.decode_copy_of_register(instruction),
             "shfl" | "vote" | "match" | "redux" | "elect" | "activemask" => self.decode_warp_op(instruction, &parts),
             "bar" | "barrier" => self.decode_barrier(instruction, &parts),
             "membar" | "fence" => Self::decode_fence(&parts),

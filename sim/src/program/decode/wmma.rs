@@ -91,6 +91,8 @@ impl Decoder<'_> {
             register_rows: rows,
             semantics: None,
             scope: AccessStrength::Gpu,
+            copies: false,
+            cas_read: false,
         };
         let transfers = if packed {
             regs[..fragment.distinct_register_count()].iter().map(|&slot| transfer(slot)).collect()

@@ -35,6 +35,11 @@ pub struct LoadStore {
     pub semantics: Option<MemorySemantics>,
     /// Scope, for strong accesses.
     pub scope: AccessStrength,
+    /// Whether the instruction only copies: the loaded values are only stored again, or a stored value is such a
+    /// loaded value.
+    pub copies: bool,
+    /// True for a plain load of the first expected value of a compare-and-swap on the same word.
+    pub cas_read: bool,
 }
 
 /// The arithmetic operation of an atomic instruction, or of an asynchronous copy that reduces.

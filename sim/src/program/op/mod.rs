@@ -47,6 +47,12 @@ pub enum Op {
     },
     Load(Box<LoadStore>),
     Store(Box<LoadStore>),
+    /// A `mov` of a value that a load has copied from memory; keeps track of its undefined bytes.
+    CopyRegister {
+        dst: Slot,
+        src: Slot,
+        rows: u8,
+    },
     Atomic(Box<Atomic>),
     /// Converts an address. If `to` is true: from a generic address to an address in state space `window`; otherwise
     /// the reverse.

@@ -1,0 +1,144 @@
+//! Watches the limits of a run: steps without progress, time, and memory.
+
+use crate::exec::grid::GridState;
+use crate::exec::limits::{EarlyStop, RunLimits, StopCause};
+use crate::exec::state::warp::Warp;
+use crate::finding::{FindingKind, FindingSite, source_line};
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+/// Number of scans of the counters within the limit of steps.
+const SCANS: u64 = 8;
+/// Turns of warps between two looks at the clock and at the memory.
+const TURNS_PER_CHECK: u32 = 64;
+/// Maximum number of source lines that a message lists.
+const MAX_LINES: usize = 6;
+
+/// What a grid has achieved. It is unchanged as long as all warps only repeat what they did before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Achievements {
+    /// Instructions of the kernel that any warp has executed.
+    instructions: usize,
+    /// Threads that have exited.
+    exits: u64,
+    /// Blocks that have started.
+    blocks: u64,
+}
+
+/// Notices when a run reaches one of its limits.
+#[derive(Debug)]
+pub(super) struct LimitWatch {
+    limits: RunLimits,
+    turns: u32,
+    /// Steps at the last scan, and at the last scan that found progress.
+    scanned_at: u64,
+    progress_at: u64,
+    achieved: Achievements,
+    /// Executions of each instruction at the last scan.
+    executed: Vec<u64>,
+}
+
+impl LimitWatch {
+    pub(super) fn new(limits: &RunLimits) -> LimitWatch {
+        LimitWatch {
+            limits: limits.clone(),
+            turns: 0,
+            scanned_at: 0,
+            progress_at: 0,
+            achieved: Achievements::default(),
+            executed: Vec::new(),
+        }
+    }
+
+    /// Returns whether the run has reached a limit, and records which one.
+    pub(super) fn is_beyond_limit(&mut self, grid: &mut GridState) -> bool {
+        self.turns += 1;
+        if self.turns >= TURNS_PER_CHECK {
+            self.turns = 0;
+            if self.limits.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return stop(grid, StopCause::Time);
+            }
+            if stack_bytes(grid) > self.limits.memory_bytes {
+                return stop(grid, StopCause::Memory);
+            }
+        }
+        let steps = grid.progress.steps;
+        steps - self.scanned_at > self.limits.idle_steps / SCANS && self.scan(grid, steps)
+    }
+
+    /// Looks for progress since the last scan; reports a loop without an end if there was none for too long.
+    fn scan(&mut self, grid: &mut GridState, steps: u64) -> bool {
+        let counters = &grid.reporter.counters;
+        let executed: Vec<u64> = counters.by_instruction.iter().map(|c| c.warps).collect();
+        let achieved = Achievements {
+            instructions: executed.iter().filter(|&&n| n > 0).count(),
+            exits: grid.progress.exits,
+            blocks: counters.blocks,
+        };
+        let before = std::mem::replace(&mut self.executed, executed);
+        self.scanned_at = steps;
+        if achieved != self.achieved {
+            self.achieved = achieved;
+            self.progress_at = steps;
+        }
+        let idle = steps - self.progress_at;
+        if idle <= self.limits.idle_steps {
+            return false;
+        }
+        let repeated = self.executed.iter().zip(&before).enumerate().filter(|(_, (now, before))| now > before);
+        let pcs: Vec<u32> = repeated.map(|(pc, _)| pc as u32).collect();
+        report_endless_loop(grid, &pcs, idle);
+        stop(grid, StopCause::NoProgress)
+    }
+}
+
+/// Returns the bytes of host memory that frames and local memory of all running warps take.
+fn stack_bytes(grid: &GridState) -> u64 {
+    let warps = grid.blocks.iter().flat_map(|block| block.warps.iter().flatten());
+    warps.map(|warp| warp.stack_bytes()).sum()
+}
+
+/// Records why the run stops; returns true.
+fn stop(grid: &mut GridState, cause: StopCause) -> bool {
+    if let Some((site, lanes)) = busiest_site(grid) {
+        let line = grid.context.source_line(site.pc);
+        let ([bx, by, bz], [x, y, z]) = (site.block, site.thread);
+        let place = format!("block ({bx},{by},{bz}) thread ({x},{y},{z}) and {} more of its warp", lanes - 1);
+        grid.reporter.stopped = Some(EarlyStop { cause, line, place });
+    }
+    true
+}
+
+/// Returns where the warp stands that has executed the most instructions, and how many of its lanes stand there.
+fn busiest_site(grid: &GridState) -> Option<(FindingSite, u32)> {
+    let warps = grid.blocks.iter().flat_map(|block| block.warps.iter().flatten().map(move |warp| (block, &**warp)));
+    let (block, warp): (_, &Warp) = warps.filter(|(_, warp)| warp.live != 0).max_by_key(|(_, warp)| warp.clock)?;
+    let fragment = warp.fragments.iter().max_by_key(|f| f.mask.count_ones())?;
+    let frame = warp.frames.get(fragment.frame as usize)?.as_ref()?;
+    let code = &grid.context.kernel.functions[frame.function as usize];
+    let pc = code.first + fragment.pc.min(code.instrs.len() as u32 - 1);
+    let thread = warp.index * 32 + fragment.mask.trailing_zeros();
+    Some((grid.context.finding_site(block.coordinates, thread, pc), fragment.mask.count_ones()))
+}
+
+/// Reports that the warps repeat the instructions `pcs` and nothing else.
+fn report_endless_loop(grid: &mut GridState, pcs: &[u32], steps: u64) {
+    let Some((site, _)) = busiest_site(grid) else { return };
+    let context = grid.context;
+    let lines: BTreeSet<u32> = pcs
+        .iter()
+        .map(|&pc| source_line(context.program, context.kernel, pc))
+        .filter(|l| l.file.is_none())
+        .map(|l| l.line)
+        .collect();
+    let listed: Vec<String> = lines.iter().take(MAX_LINES).map(u32::to_string).collect();
+    let more = if lines.len() > MAX_LINES { format!(" and {} more", lines.len() - MAX_LINES) } else { String::new() };
+    grid.reporter.report(FindingKind::Deadlock, site, || {
+        let lines = if lines.len() == 1 { "line" } else { "lines" };
+        format!(
+            "a loop without an end: in {steps} steps the warps only repeated the instructions of {lines} {}{more}, and \
+             no thread ended (if the loop ends, raise the limit)",
+            listed.join(", ")
+        )
+    });
+}

@@ -1,0 +1,239 @@
+//! What happens to the values that loads read, found in the text of a function without running it: which loads only
+//! copy bytes to other memory, and which read the first value of a compare-and-swap loop.
+//!
+//! The analysis does not follow the order of instructions: a register counts by all of its uses in the function.
+
+use super::uses::{collect_registers, destination_count};
+use crate::ptx::ast::{AddressBase, Function, Instruction, Operand, Type};
+use std::collections::{HashMap, HashSet};
+
+/// The result of the analysis, by instruction.
+#[derive(Debug, Default)]
+pub(super) struct DataFlow {
+    /// True for loads, stores and moves that only copy a value from memory to memory, without computing with it.
+    pub copies: Vec<bool>,
+    /// True for plain loads whose value is the first expected value of a compare-and-swap on the same word.
+    pub cas_reads: Vec<bool>,
+}
+
+/// A move between two registers: the destination, and the source.
+type Move = (u32, u32);
+
+pub(super) fn analyse(function: &Function) -> DataFlow {
+    let moves: Vec<Move> = function.body.iter().filter_map(|i| register_move(function, i)).collect();
+    DataFlow { copies: copies(function, &moves), cas_reads: cas_reads(function, &moves) }
+}
+
+/// Returns the registers of a `mov` from one register to another.
+fn register_move(function: &Function, i: &Instruction) -> Option<Move> {
+    match i.operands[..] {
+        [Operand::Register(to), Operand::Register(from)]
+            if i.opcode.starts_with("mov.") && function.registers[to as usize].ty != Type::Pred =>
+        {
+            Some((to, from))
+        }
+        _ => None,
+    }
+}
+
+/// Whether an instruction is an ordinary store (`st`).
+fn is_store(i: &Instruction) -> bool {
+    i.opcode.starts_with("st.") && !i.opcode.starts_with("st.async") && !i.opcode.starts_with("st.bulk")
+}
+
+/// Whether an instruction is an ordinary load (`ld`, `ldu`).
+fn is_load(i: &Instruction) -> bool {
+    i.opcode.starts_with("ld.") || i.opcode.starts_with("ldu.")
+}
+
+fn copies(function: &Function, moves: &[Move]) -> Vec<bool> {
+    // `stored`: registers whose value is stored. `computed`: registers that have any use besides stores and moves.
+    let (mut stored, mut computed) = (HashSet::new(), HashSet::new());
+    for i in &function.body {
+        let (mut values, mut addresses) = (Vec::new(), Vec::new());
+        let written = destination_count(i);
+        i.operands[..written].iter().for_each(|o| collect_registers(function, o, &mut Vec::new(), &mut addresses));
+        i.operands[written..].iter().for_each(|o| collect_registers(function, o, &mut values, &mut addresses));
+        computed.extend(addresses);
+        if is_store(i) {
+            stored.extend(values);
+        } else if register_move(function, i).is_none() {
+            computed.extend(values);
+        }
+    }
+    // A move passes both properties from its destination to its source.
+    loop {
+        let before = stored.len() + computed.len();
+        for (to, from) in moves {
+            stored.extend(stored.contains(to).then_some(*from));
+            computed.extend(computed.contains(to).then_some(*from));
+        }
+        if stored.len() + computed.len() == before {
+            break;
+        }
+    }
+    let only_stored = |r: &u32| stored.contains(r) && !computed.contains(r);
+    let registers = |o: Option<&Operand>| {
+        let mut list = Vec::new();
+        o.into_iter().for_each(|o| collect_registers(function, o, &mut list, &mut Vec::new()));
+        list
+    };
+    // Registers that hold a copied value.
+    let mut copied: HashSet<u32> = HashSet::new();
+    for i in function.body.iter().filter(|i| is_load(i)) {
+        let list = registers(i.operands.first());
+        copied.extend(list.iter().all(only_stored).then_some(list).into_iter().flatten());
+    }
+    loop {
+        let before = copied.len();
+        copied.extend(
+            moves
+                .iter()
+                .filter(|(to, from)| only_stored(to) && copied.contains(from))
+                .map(|(to, _)| *to)
+                .collect::<Vec<_>>(),
+        );
+        if copied.len() == before {
+            break;
+        }
+    }
+    let is_copy = |i: &Instruction| {
+        if is_load(i) {
+            let list = registers(i.operands.first());
+            !list.is_empty() && list.iter().all(only_stored)
+        } else if is_store(i) {
+            registers(i.operands.get(1)).iter().any(|r| copied.contains(r))
+        } else {
+            register_move(function, i).is_some_and(|(to, from)| copied.contains(&from) && only_stored(&to))
+        }
+    };
+    function.body.iter().map(is_copy).collect()
+}
+
+fn cas_reads(function: &Function, moves: &[Move]) -> Vec<bool> {
+    let is_cas = |i: &&Instruction| i.opcode.starts_with("atom.") && i.opcode.split('.').any(|p| p == "cas");
+    let mut found = vec![false; function.body.len()];
+    if !function.body.iter().any(|i| is_cas(&i)) {
+        return found;
+    }
+    let addresses = AddressOrigins::new(function);
+    for cas in function.body.iter().filter(is_cas) {
+        let [_, address, Operand::Register(expected), ..] = &cas.operands[..] else { continue };
+        // Registers from which moves lead to the expected value.
+        let mut sources: HashSet<u32> = [*expected].into();
+        loop {
+            let before = sources.len();
+            sources
+                .extend(moves.iter().filter(|(to, _)| sources.contains(to)).map(|(_, from)| *from).collect::<Vec<_>>());
+            if sources.len() == before {
+                break;
+            }
+        }
+        for (i, found) in function.body.iter().zip(&mut found).filter(|(i, _)| is_load(i)) {
+            let [Operand::Register(to), from] = &i.operands[..] else { continue };
+            *found |= sources.contains(to)
+                && bits_of_opcode(i) == bits_of_opcode(cas)
+                && addresses.origin(from).is_some_and(|from| addresses.origin(address) == Some(from));
+        }
+    }
+    found
+}
+
+/// Returns the number of bits of the type in which an opcode ends.
+fn bits_of_opcode(i: &Instruction) -> Option<u32> {
+    i.opcode.rsplit('.').find_map(Type::from_name).map(Type::bits)
+}
+
+/// For each register with one definition that only copies or converts an address, the register that it comes from.
+struct AddressOrigins {
+    from: HashMap<u32, u32>,
+}
+
+impl AddressOrigins {
+    fn new(function: &Function) -> AddressOrigins {
+        let (mut from, mut defined) = (HashMap::new(), HashSet::new());
+        for i in &function.body {
+            let mut written = Vec::new();
+            i.operands[..destination_count(i)]
+                .iter()
+                .for_each(|o| collect_registers(function, o, &mut written, &mut Vec::new()));
+            for to in written {
+                if !defined.insert(to) {
+                    from.remove(&to);
+                } else if let [Operand::Register(_), Operand::Register(source)] = i.operands[..]
+                    && (i.opcode.starts_with("mov.") || i.opcode.starts_with("cvta."))
+                {
+                    from.insert(to, source);
+                }
+            }
+        }
+        AddressOrigins { from }
+    }
+
+    /// Returns what an address operand is based on, and its offset.
+    fn origin(&self, operand: &Operand) -> Option<(AddressBase, i64)> {
+        let Operand::Address(base, offset) = operand else { return None };
+        let AddressBase::Register(register) = base else { return Some((base.clone(), *offset)) };
+        let mut register = *register;
+        // A register whose definition is a cycle of moves has no origin; the number of steps is bounded for it.
+        for _ in 0..self.from.len() {
+            match self.from.get(&register) {
+                Some(&next) => register = next,
+                None => break,
+            }
+        }
+        Some((AddressBase::Register(register), *offset))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow(body: &str) -> DataFlow {
+        let text = format!(
+            ".version 8.0\n.target sm_80\n.address_size 64\n.entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b64 %d<9>;
+            .reg .pred %p; {body} ret; }}"
+        );
+        analyse(&crate::ptx::parse(&text).unwrap().functions[0])
+    }
+
+    #[test]
+    fn a_copy_is_a_load_whose_value_is_only_stored() {
+        let copied = flow("ld.local.u32 %r0, [%d0]; mov.b32 %r1, %r0; st.local.u32 [%d1], %r1;");
+        assert_eq!(copied.copies[..3], [true; 3]);
+        let vector = flow("ld.shared.v2.u32 {%r0, %r1}, [%d0]; st.global.v2.u32 [%d1], {%r0, %r1};");
+        assert_eq!(vector.copies[..2], [true; 2]);
+        for computed in [
+            "ld.local.u32 %r0, [%d0]; add.u32 %r1, %r0, 1; st.local.u32 [%d1], %r1;",
+            "ld.local.u32 %r0, [%d0]; st.local.u32 [%d1], %r0; setp.eq.u32 %p, %r0, 0;",
+            "ld.local.u64 %d2, [%d0]; st.local.u64 [%d2], %d2;",
+            "ld.local.u32 %r0, [%d0]; mov.b32 %r1, %r0; mul.lo.u32 %r2, %r1, 3; st.local.u32 [%d1], %r1;",
+            "ld.local.u32 %r0, [%d0];",
+        ] {
+            assert!(!flow(computed).copies.contains(&true), "{computed}");
+        }
+    }
+
+    #[test]
+    fn the_first_read_of_a_cas_loop_is_recognised() {
+        let body = |load: &str| {
+            format!(
+                "cvta.to.global.u64 %d1, %d0; {load} mov.b32 %r2, %r0;
+                AGAIN: add.u32 %r3, %r2, 1; atom.global.cas.b32 %r4, [%d1], %r2, %r3;
+                setp.ne.u32 %p, %r4, %r2; mov.b32 %r2, %r4; @%p bra AGAIN;"
+            )
+        };
+        let reads = |load: &str| flow(&body(load)).cas_reads[1];
+        assert!(reads("ld.global.u32 %r0, [%d1];"));
+        assert!(reads("ld.u32 %r0, [%d0];"));
+        for other in [
+            "ld.global.u32 %r0, [%d1+4];",
+            "ld.global.u32 %r0, [%d2];",
+            "ld.global.u16 %r0, [%d1];",
+            "ld.global.u32 %r5, [%d1];",
+        ] {
+            assert!(!reads(other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Copies of struct padding, as `nvcc -G` compiles them, and uses of the copied padding.
+
+use super::harness::Case;
+
+/// A kernel that fills a struct `{ char c; int x; }` in local memory, copies it word by word to another struct, and
+/// then executes `then`. `%r9` is stored in the output at its end.
+fn structs(then: &str) -> Case {
+    Case::new(
+        "sm_80",
+        32,
+        &format!(
+            ".reg .b32 %r<12>; .reg .b16 %h<4>; .reg .b64 %d<4>; .reg .pred %p;
+            .local .align 4 .b8 a[8]; .local .align 4 .b8 b[8]; .shared .align 4 .b8 s[256];
+            ld.param.u64 %d0, [p]; mov.u32 %r10, %tid.x; mul.wide.u32 %d1, %r10, 8; add.u64 %d0, %d0, %d1;
+            shl.b32 %r10, %r10, 3; mov.u32 %r11, s; add.u32 %r11, %r11, %r10; mov.u32 %r9, 1;
+            mov.u32 %r0, 5; st.local.u8 [a], %r0; st.local.u32 [a+4], 7;
+            ld.local.u32 %r1, [a]; mov.b32 %r2, %r1; st.local.u32 [b], %r2;
+            ld.local.u32 %r3, [a+4]; st.local.u32 [b+4], %r3;
+            {then}
+            st.global.u32 [%d0+512], %r9;
+            ret;"
+        ),
+    )
+}
+
+#[test]
+fn copied_padding_is_no_finding_and_its_use_is() {
+    let field = "ld.local.u8 %r9, [b]; add.u32 %r9, %r9, 1;";
+    let padding = "ld.local.u8 %r9, [b+1]; add.u32 %r9, %r9, 1;";
+    assert_eq!(structs("").kinds(), [""; 0]);
+    assert_eq!(structs(field).kinds(), [""; 0]);
+    assert_eq!(structs(padding).kinds(), ["uninitialized"]);
+    // The padding of a word decides about a branch.
+    assert_eq!(structs("ld.local.u32 %r4, [b]; setp.eq.u32 %p, %r4, 5; @%p bra END; END:").kinds(), ["uninitialized"]);
+    // Byte by byte, as large structs are copied.
+    let bytes = "ld.local.u8 %r4, [a+1]; st.local.u8 [b+2], %r4; ld.local.u8 %r5, [a]; st.local.u8 [b+1], %r5;";
+    assert_eq!(structs(&format!("{bytes} {padding}")).kinds(), [""; 0]);
+    assert_eq!(structs(&format!("{bytes} ld.local.u8 %r9, [b+2]; add.u32 %r9, %r9, 1;")).kinds(), ["uninitialized"]);
+}
+
+#[test]
+fn copied_padding_stays_unwritten_in_shared_and_global_memory() {
+    for (space, base) in [("shared", "%r11"), ("global", "%d0")] {
+        let copy = format!(
+            "ld.local.u32 %r4, [b]; st.{space}.u32 [{base}], %r4; ld.local.u32 %r5, [b+4]; st.{space}.u32 [{base}+4], %r5;"
+        );
+        assert_eq!(structs(&copy).kinds(), [""; 0], "{space}");
+        let use_of = |at: u32| format!("{copy} ld.{space}.u8 %r9, [{base}+{at}]; add.u32 %r9, %r9, 1;");
+        assert_eq!(structs(&use_of(0)).kinds(), [""; 0], "{space}");
+        // The buffer was written by the host, and the padding of the struct overwrites it.
+        assert_eq!(structs(&use_of(2)).kinds(), ["uninitialized"], "{space}");
+        let back = format!("{copy} ld.{space}.u32 %r6, [{base}]; st.local.u32 [a], %r6;");
+        assert_eq!(structs(&format!("{back} ld.local.u8 %r9, [a]; add.u32 %r9, %r9, 1;")).kinds(), [""; 0]);
+        assert_eq!(structs(&format!("{back} ld.local.u8 %r9, [a+3]; add.u32 %r9, %r9, 1;")).kinds(), ["uninitialized"]);
+    }
+}
+
+#[test]
+fn unwritten_words_that_become_results_are_findings() {
+    // The whole word is unwritten, so it is no padding.
+    let word = ".local .align 4 .b8 c[4]; ld.local.u32 %r9, [c];";
+    assert_eq!(structs(word).kinds(), ["uninitialized"]);
+    let moved = ".local .align 4 .b8 c[4]; ld.local.u32 %r8, [c]; mov.b32 %r9, %r8;";
+    assert_eq!(structs(moved).kinds(), ["uninitialized"]);
+    // Shared memory is no struct of the thread.
+    assert_eq!(structs("st.shared.u8 [%r11], %r0; ld.shared.u32 %r9, [%r11];").kinds(), ["uninitialized"]);
+    // A copy within shared memory passes the unwritten bytes on.
+    let copy = "ld.shared.u32 %r4, [%r11]; st.shared.u32 [%r11+4], %r4;";
+    assert_eq!(structs(copy).kinds(), [""; 0]);
+    assert_eq!(structs(&format!("{copy} ld.shared.u32 %r9, [%r11+4];")).kinds(), ["uninitialized"]);
+}
+
+#[test]
+fn copied_padding_passes_through_arguments() {
+    let call = |byte: u32| {
+        let case = structs(
+            "{ .param .align 4 .b8 q[8]; .param .b32 result;
+            ld.local.u32 %r4, [b]; st.param.b32 [q], %r4; ld.local.u32 %r5, [b+4]; st.param.b32 [q+4], %r5;
+            call.uni (result), get, (q); ld.param.b32 %r9, [result]; }",
+        );
+        let function = format!(
+            ".func (.param .b32 out) get(.param .align 4 .b8 q[8]) {{ .reg .b32 %r<4>; .local .align 4 .b8 c[8];
+            ld.param.b32 %r0, [q]; st.local.b32 [c], %r0; ld.param.b32 %r1, [q+4]; st.local.b32 [c+4], %r1;
+            ld.local.u8 %r2, [c+{byte}]; add.u32 %r2, %r2, 1; st.param.b32 [out], %r2; ret; }}\n.visible .entry"
+        );
+        case.replace(".visible .entry", &function).kinds()
+    };
+    for byte in [0, 4, 7] {
+        assert_eq!(call(byte), [""; 0], "{byte}");
+    }
+    for byte in [1, 3] {
+        assert_eq!(call(byte), ["uninitialized"], "{byte}");
+    }
+}

@@ -1,0 +1,152 @@
+//! The reduced reproductions of `docs/found.md`: defects of public kernels, each with and without its fix.
+
+use super::harness::{Case, words};
+
+/// Copies 12 tiles through two buffers by `cp.async`; `ahead` tiles are loaded before the first is used.
+fn multi_stage(ahead: u32, barrier: &str) -> Case {
+    let body = format!(
+        "
+        .reg .b32 %r<16>; .reg .b64 %d<4>; .reg .pred %p<4>; .shared .align 16 .b8 tile[512];
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; shl.b32 %r1, %r0, 2; mov.u32 %r2, tile; add.u32 %r2, %r2, %r1;
+        xor.b32 %r9, %r1, 252; mov.u32 %r3, tile; add.u32 %r3, %r3, %r9;
+        cvt.u64.u32 %d1, %r1; add.u64 %d0, %d0, %d1; mov.u32 %r4, 0; mov.u32 %r5, 0; mov.u32 %r8, 0;
+        NEXT:
+        add.u32 %r6, %r4, {ahead};
+        LOAD:
+        setp.ge.u32 %p0, %r5, %r6;
+        @%p0 bra LOADED;
+        setp.ge.u32 %p1, %r5, 12; and.b32 %r7, %r5, 1; shl.b32 %r7, %r7, 8; add.u32 %r7, %r2, %r7;
+        mul.wide.u32 %d2, %r5, 256; add.u64 %d2, %d0, %d2;
+        @!%p1 cp.async.ca.shared.global [%r7], [%d2], 4;
+        cp.async.commit_group; add.u32 %r5, %r5, 1;
+        bra LOAD;
+        LOADED:
+        cp.async.wait_group {};
+        bar.sync 0;
+        and.b32 %r7, %r4, 1; shl.b32 %r7, %r7, 8; add.u32 %r7, %r3, %r7; ld.shared.u32 %r10, [%r7];
+        mad.lo.u32 %r8, %r8, 3, %r10;
+        {barrier}
+        add.u32 %r4, %r4, 1; setp.lt.u32 %p2, %r4, 12;
+        @%p2 bra NEXT;
+        st.global.u32 [%d0+4096], %r8;
+        ret;",
+        ahead - 1
+    );
+    Case { buffers: vec![words(0..2048)], ..Case::new("sm_80", 64, &body) }
+}
+
+#[test]
+fn cuda_samples_multi_stage_loads_one_stage_too_many() {
+    assert_eq!(multi_stage(2, "bar.sync 0;").kinds(), [""; 0]);
+    assert!(multi_stage(3, "bar.sync 0;").kinds().contains(&"async-not-waited"));
+    // With the right number of stages, the barrier before a buffer is loaded again is still needed.
+    assert!(multi_stage(2, "").kinds().contains(&"race"));
+}
+
+#[test]
+fn cuda_samples_arrive_wait_barrier_is_initialised_by_a_column_of_threads() {
+    let case = |guard: &str| {
+        let body = format!(
+            ".reg .b32 %r<4>; .reg .b64 %d; .reg .pred %p<2>; .shared .align 8 .b64 bar;
+            mov.u32 %r0, %tid.x; {guard} mov.u32 %r2, bar;
+            setp.ne.u32 %p0, %r1, 0; @%p0 bra READY;
+            mbarrier.init.shared.b64 [%r2], 64;
+            READY: bar.sync 0;
+            mbarrier.arrive.shared.b64 %d, [%r2];
+            WAIT: mbarrier.test_wait.shared.b64 %p1, [%r2], %d; @!%p1 bra WAIT;
+            ret;"
+        );
+        Case::new("sm_80", 64, &body).kinds()
+    };
+    assert_eq!(case("mov.u32 %r1, %r0;"), [""; 0]);
+    assert_eq!(case("and.b32 %r1, %r0, 15;"), ["mbarrier"]);
+}
+
+/// A block reduces twice through the same shared words; `between` separates the reductions.
+fn two_reductions(between: &str) -> Case {
+    let reduce = |n: u32| {
+        format!(
+            "@%p0 bra L{n}; st.shared.u32 [%r3], %r5; L{n}: bar.sync 0;
+            @%p1 bra M{n}; ld.shared.u32 %r6, [storage]; ld.shared.u32 %r7, [storage+4]; max.u32 %r6, %r6, %r7;
+            st.shared.u32 [storage], %r6; M{n}: bar.sync 0; ld.shared.u32 %r5, [storage];"
+        )
+    };
+    let body = format!(
+        ".reg .b32 %r<9>; .reg .b64 %d<4>; .reg .pred %p<3>; .shared .align 4 .b8 storage[8];
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; and.b32 %r1, %r0, 31; setp.ne.u32 %p0, %r1, 0;
+        shr.u32 %r2, %r0, 5; shl.b32 %r2, %r2, 2; mov.u32 %r3, storage; add.u32 %r3, %r3, %r2; setp.ne.u32 %p1, %r0, 0;
+        mov.u32 %r5, %r0; {} {between} add.u32 %r5, %r5, %r0; {}
+        mul.wide.u32 %d1, %r0, 4; add.u64 %d2, %d0, %d1; st.global.u32 [%d2], %r5; ret;",
+        reduce(1),
+        reduce(2)
+    );
+    Case::new("sm_80", 64, &body)
+}
+
+#[test]
+fn llm_c_softmax_reuses_shared_memory_without_a_barrier() {
+    assert_eq!(two_reductions("bar.sync 0;").kinds(), [""; 0]);
+    assert_eq!(two_reductions("").kinds(), ["race"]);
+}
+
+#[test]
+fn llm_c_layernorm_publishes_sums_without_a_fence() {
+    let case = |fence: &str| {
+        let body = format!(
+            ".reg .b32 %r<9>; .reg .b64 %d<4>; .reg .pred %p<3>; .shared .b32 flag;
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1;
+            red.relaxed.gpu.global.add.u32 [%d1+64], 1;
+            {fence} bar.sync 0;
+            setp.ne.u32 %p0, %r0, 0; @%p0 bra MEET;
+            atom.relaxed.gpu.global.add.u32 %r1, [%d0], 1; st.shared.u32 [flag], %r1;
+            MEET: bar.sync 0; {fence}
+            ld.shared.u32 %r2, [flag]; setp.ne.u32 %p1, %r2, 1; @%p1 bra END;
+            ld.global.u32 %r3, [%d1+64]; st.global.u32 [%d1+512], %r3;
+            END: ret;"
+        );
+        Case { blocks: 2, ..Case::new("sm_80", 64, &body) }.kinds()
+    };
+    assert_eq!(case("membar.gl;"), [""; 0]);
+    assert_eq!(case(""), ["race"]);
+}
+
+#[test]
+fn fast_cu_blocks_exit_while_their_cluster_signals_them() {
+    let case = |end: &str| {
+        let body = format!(
+            ".reg .b32 %r<6>; .reg .pred %p<2>; .shared .align 8 .b64 bar;
+            mov.u32 %r0, %tid.x; mov.u32 %r1, bar; setp.ne.u32 %p0, %r0, 0; @%p0 bra READY;
+            mbarrier.init.shared::cta.b64 [%r1], 1;
+            READY: barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
+            @%p0 bra END; mov.u32 %r2, %cluster_ctarank; xor.b32 %r2, %r2, 1; mapa.shared::cluster.u32 %r3, %r1, %r2;
+            mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r3];
+            END: {end} ret;"
+        );
+        Case { blocks: 2, cluster: 2, ..Case::new("sm_90a", 32, &body) }.kinds()
+    };
+    assert_eq!(case("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;"), [""; 0]);
+    assert_eq!(case(""), ["out-of-bounds"]);
+}
+
+/// A block writes two tiles to shared memory and stores each by a bulk copy.
+fn stored_tiles(fence: &str, last_wait: &str) -> Case {
+    let body = format!(
+        ".reg .b32 %r<6>; .reg .b64 %d<2>; .reg .pred %p<2>; .shared .align 128 .b8 tile[256];
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, tile; shl.b32 %r2, %r0, 2; add.u32 %r2, %r1, %r2;
+        setp.ne.u32 %p0, %r0, 0; mov.u32 %r3, 0;
+        TILE: @%p0 bra FREE; cp.async.bulk.wait_group.read 0; FREE: bar.sync 0;
+        st.shared.u32 [%r2], %r3; {fence} bar.sync 0; @%p0 bra STORED;
+        cp.async.bulk.global.shared::cta.bulk_group [%d0], [%r1], 256; cp.async.bulk.commit_group;
+        STORED: add.u64 %d0, %d0, 256; add.u32 %r3, %r3, 1; setp.lt.u32 %p1, %r3, 2; @%p1 bra TILE;
+        {last_wait} ret;"
+    );
+    Case::new("sm_90a", 64, &body)
+}
+
+#[test]
+fn deep_gemm_and_fast_cu_do_not_wait_for_the_last_store() {
+    let (fence, wait) = ("fence.proxy.async.shared::cta;", "cp.async.bulk.wait_group.read 0;");
+    assert_eq!(stored_tiles(fence, wait).kinds(), [""; 0]);
+    assert_eq!(stored_tiles(fence, "").kinds(), ["async-not-waited"]);
+    assert_eq!(stored_tiles("", wait).kinds(), ["async-proxy"]);
+}

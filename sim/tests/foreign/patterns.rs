@@ -1,0 +1,232 @@
+//! Synchronisation patterns of public kernels: each is right as it stands, and each mutant of it (a fence, wait, phase
+//! or count removed or changed) has a finding.
+
+use super::harness::{Case, words};
+
+/// Both blocks of a cluster initialise an mbarrier, fence the initialisation, and meet at a relaxed cluster barrier;
+/// then each block's first thread arrives at both mbarriers. CUTLASS and Triton start their pipelines like this.
+fn relaxed_cluster_barrier() -> Case {
+    let body = "
+        .reg .b32 %r<8>; .reg .b64 %d<2>; .reg .pred %p<3>; .shared .align 8 .b64 bar;
+        mov.u32 %r0, %tid.x; mov.u32 %r2, bar; setp.ne.u32 %p0, %r0, 0;
+        @%p0 bra READY;
+        mbarrier.init.shared::cta.b64 [%r2], 2;
+        fence.mbarrier_init.release.cluster; // fence
+        READY:
+        barrier.cluster.arrive.relaxed.aligned;
+        barrier.cluster.wait.acquire.aligned;
+        @%p0 bra WAIT;
+        mapa.shared::cluster.u32 %r3, %r2, 0;
+        mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r3];
+        mapa.shared::cluster.u32 %r3, %r2, 1;
+        mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r3];
+        WAIT:
+        mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p1, [%r2], 0;
+        @!%p1 bra WAIT;
+        ret;";
+    Case { blocks: 2, cluster: 2, ..Case::new("sm_90a", 64, body) }
+}
+
+#[test]
+fn a_fenced_mbarrier_initialisation_passes_a_relaxed_cluster_barrier() {
+    let case = relaxed_cluster_barrier();
+    assert_eq!(case.kinds(), [""; 0]);
+    let report = case.run();
+    assert!(report.notes.is_empty(), "{:?}", report.notes);
+    assert_eq!(case.without("fence").kinds(), ["mbarrier"]);
+    // The fence covers only initialisations before it, and only those of its own thread.
+    let init = "mbarrier.init.shared::cta.b64 [%r2], 2;";
+    let late = case.replace(init, "").replace("READY:\n", &format!("@!%p0 {init} READY:\n"));
+    assert_eq!(late.kinds(), ["mbarrier"]);
+    let elsewhere = case.without("fence").replace("READY:\n", "READY: @%p0 fence.mbarrier_init.release.cluster;\n");
+    assert_eq!(elsewhere.kinds(), ["mbarrier"]);
+    let threads_of_the_block_see_it =
+        case.replace("barrier.cluster.arrive.relaxed.aligned;", "bar.sync 0; barrier.cluster.arrive.relaxed.aligned;");
+    assert_eq!(threads_of_the_block_see_it.kinds(), [""; 0]);
+    assert_eq!(case.survivors(), Vec::<String>::new());
+}
+
+/// Threads write shared memory that the other block of the cluster reads after a relaxed cluster barrier.
+fn fenced_cluster_data() -> Case {
+    let body = "
+        .reg .b32 %r<8>; .reg .b64 %d<3>; .shared .align 4 .b8 tile[256];
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, %cluster_ctarank; shl.b32 %r2, %r0, 2;
+        mov.u32 %r3, tile; add.u32 %r3, %r3, %r2; st.shared.u32 [%r3], %r0;
+        fence.acq_rel.cluster; // fence
+        barrier.cluster.arrive.relaxed.aligned;
+        barrier.cluster.wait.acquire.aligned;
+        xor.b32 %r4, %r1, 1; mapa.shared::cluster.u32 %r5, %r3, %r4; ld.shared::cluster.u32 %r6, [%r5];
+        shl.b32 %r7, %r1, 8; add.u32 %r7, %r7, %r2; cvt.u64.u32 %d1, %r7; add.u64 %d2, %d0, %d1;
+        st.global.u32 [%d2], %r6;
+        barrier.cluster.arrive.aligned;
+        barrier.cluster.wait.aligned;
+        ret;";
+    Case { blocks: 2, cluster: 2, ..Case::new("sm_90a", 64, body) }
+}
+
+#[test]
+fn a_memory_fence_passes_data_through_a_relaxed_cluster_barrier() {
+    let case = fenced_cluster_data();
+    assert_eq!(case.kinds(), [""; 0]);
+    assert_eq!(case.without("fence").kinds(), ["race"]);
+    assert_eq!(case.replace("fence.acq_rel.cluster", "fence.acq_rel.cta").kinds(), ["race"]);
+    assert_eq!(case.replace("fence.acq_rel.cluster", "fence.mbarrier_init.release.cluster").kinds(), ["race"]);
+    assert_eq!(case.survivors(), Vec::<String>::new());
+}
+
+/// A producer warp fills two stages by bulk copies, each of them five times, and a consumer warp empties them.
+fn ring_of_stages() -> Case {
+    let body = "
+        .reg .pred %p<6>; .reg .b32 %r<24>; .reg .b64 %d<8>; .shared .align 128 .b8 tile[256];
+        .shared .align 8 .b8 full[16]; .shared .align 8 .b8 empty[16];
+        ld.param.u64 %d0, [p]; mov.u64 %d1, %d0; mov.u32 %r0, %tid.x; setp.ne.u32 %p0, %r0, 0;
+        mov.u32 %r1, full; mov.u32 %r2, empty; mov.u32 %r3, tile; mov.u32 %r4, 0; mov.u32 %r20, 0;
+        @%p0 bra READY;
+        mbarrier.init.shared::cta.b64 [%r1], 1;
+        mbarrier.init.shared::cta.b64 [%r1+8], 1;
+        mbarrier.init.shared::cta.b64 [%r2], 32;
+        mbarrier.init.shared::cta.b64 [%r2+8], 32;
+        fence.mbarrier_init.release.cluster;
+        READY:
+        bar.sync 0;
+        and.b32 %r14, %r0, 31; shl.b32 %r14, %r14, 2; setp.ge.u32 %p1, %r0, 32;
+        @%p1 bra CONSUME;
+        @%p0 bra END;
+        PRODUCE:
+        and.b32 %r5, %r4, 1; shr.u32 %r6, %r4, 1; and.b32 %r6, %r6, 1; xor.b32 %r7, %r6, 1;
+        shl.b32 %r8, %r5, 3; add.u32 %r9, %r2, %r8; add.u32 %r10, %r1, %r8; shl.b32 %r11, %r5, 7; add.u32 %r12, %r3, %r11;
+        EMPTY:
+        mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r9], %r7;
+        @!%p2 bra EMPTY;
+        mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r10], 128;
+        cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r12], [%d0], 128, [%r10];
+        add.u64 %d0, %d0, 128; add.u32 %r4, %r4, 1; setp.lt.u32 %p3, %r4, 10;
+        @%p3 bra PRODUCE;
+        bra END;
+        CONSUME:
+        and.b32 %r5, %r4, 1; shr.u32 %r6, %r4, 1; and.b32 %r6, %r6, 1;
+        shl.b32 %r8, %r5, 3; add.u32 %r9, %r2, %r8; add.u32 %r10, %r1, %r8; shl.b32 %r11, %r5, 7; add.u32 %r12, %r3, %r11;
+        add.u32 %r12, %r12, %r14;
+        FULL:
+        mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r10], %r6;
+        @!%p2 bra FULL;
+        ld.shared.u32 %r13, [%r12]; mad.lo.u32 %r20, %r20, 3, %r13;
+        mbarrier.arrive.shared::cta.b64 %d5, [%r9];
+        add.u32 %r4, %r4, 1; setp.lt.u32 %p3, %r4, 10;
+        @%p3 bra CONSUME;
+        cvt.u64.u32 %d2, %r14; add.u64 %d1, %d1, %d2; st.global.u32 [%d1+1280], %r20;
+        END: ret;";
+    Case { buffers: vec![words(0..512)], ..Case::new("sm_90a", 64, body) }
+}
+
+#[test]
+fn a_ring_of_bulk_copies_needs_every_wait_phase_and_count() {
+    let case = ring_of_stages();
+    let survivors = case.survivors();
+    // The block barrier orders the initialisation; the missing fence is a note.
+    assert!(survivors.iter().all(|m| m.contains("fence.mbarrier_init")), "{survivors:?}");
+    assert!(!case.replace("[%r2], 32", "[%r2], 31").kinds().is_empty());
+    assert!(!case.replace("xor.b32 %r7, %r6, 1;", "mov.u32 %r7, %r6;").kinds().is_empty());
+}
+
+/// Threads fill a tile twice; one thread stores it by a bulk copy each time.
+fn ordered_bulk_store() -> Case {
+    let body = "
+        .reg .pred %p<2>; .reg .b32 %r<8>; .reg .b64 %d<3>; .shared .align 128 .b8 tile[256];
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, tile; shl.b32 %r2, %r0, 2; add.u32 %r3, %r1, %r2;
+        setp.ne.u32 %p0, %r0, 0; mov.u32 %r4, 0;
+        AGAIN:
+        st.shared.u32 [%r3], %r4;
+        fence.proxy.async.shared::cta;
+        bar.sync 0;
+        @%p0 bra STORED;
+        cp.async.bulk.global.shared::cta.bulk_group [%d0], [%r1], 256;
+        cp.async.bulk.commit_group;
+        cp.async.bulk.wait_group.read 0;
+        STORED:
+        bar.sync 0;
+        add.u64 %d0, %d0, 256; add.u32 %r4, %r4, 1; setp.lt.u32 %p1, %r4, 3;
+        @%p1 bra AGAIN;
+        ret;";
+    Case::new("sm_90a", 64, body)
+}
+
+#[test]
+fn an_ordered_bulk_store_needs_fence_and_wait() {
+    let case = ordered_bulk_store();
+    assert_eq!(case.survivors(), Vec::<String>::new());
+    assert_eq!(case.replace("wait_group.read 0", "wait_group.read 1").kinds(), ["async-not-waited"]);
+}
+
+/// One warp polls an mbarrier by `test_wait` with `nanosleep`, while the other warps arrive after long loops.
+fn polling_barrier() -> Case {
+    let body = "
+        .reg .pred %p<3>; .reg .b32 %r<9>; .reg .b64 %d<4>; .shared .align 8 .b64 bar; .shared .align 4 .b8 tile[512];
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, bar; setp.ne.u32 %p0, %r0, 0;
+        shl.b32 %r2, %r0, 2; mov.u32 %r3, tile; add.u32 %r3, %r3, %r2;
+        @%p0 bra READY;
+        mbarrier.init.shared::cta.b64 [%r1], 96;
+        READY:
+        bar.sync 0;
+        setp.lt.u32 %p1, %r0, 32;
+        @%p1 bra POLL;
+        mov.u32 %r4, 0;
+        COMPUTE:
+        add.u32 %r4, %r4, 1; setp.lt.u32 %p2, %r4, 200;
+        @%p2 bra COMPUTE;
+        st.shared.u32 [%r3], %r4;
+        mbarrier.arrive.shared::cta.b64 %d3, [%r1];
+        bra END;
+        POLL:
+        mbarrier.test_wait.parity.shared::cta.b64 %p2, [%r1], 0;
+        @%p2 bra DONE;
+        nanosleep.u32 100;
+        bra POLL;
+        DONE:
+        ld.shared.u32 %r5, [%r3+128]; ld.shared.u32 %r6, [%r3+256]; add.u32 %r5, %r5, %r6;
+        cvt.u64.u32 %d1, %r2; add.u64 %d2, %d0, %d1; st.global.u32 [%d2], %r5;
+        END: ret;";
+    Case::new("sm_90a", 128, body)
+}
+
+#[test]
+fn a_polled_mbarrier_needs_its_wait_and_count() {
+    let case = polling_barrier();
+    assert_eq!(case.survivors(), Vec::<String>::new());
+    assert!(!case.replace("[%r1], 96", "[%r1], 128").kinds().is_empty());
+    assert!(!case.replace("[%r1], 96", "[%r1], 64").kinds().is_empty());
+}
+
+/// A block writes data and then a flag; the other block polls the flag and reads the data.
+fn flag_between_blocks() -> Case {
+    let body = "
+        .reg .pred %p<3>; .reg .b32 %r<9>; .reg .b64 %d<4>;
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %ctaid.x; mov.u32 %r1, %tid.x; setp.ne.u32 %p0, %r0, 0;
+        mul.wide.u32 %d1, %r1, 4; add.u64 %d2, %d0, %d1; setp.ne.u32 %p1, %r1, 0;
+        @%p0 bra READ;
+        st.global.u32 [%d2+64], %r1;
+        bar.sync 0;
+        @%p1 bra END;
+        st.release.gpu.global.u32 [%d0], 1;
+        bra END;
+        READ:
+        @%p1 bra MEET;
+        POLL:
+        ld.acquire.gpu.global.u32 %r2, [%d0]; setp.eq.u32 %p2, %r2, 0;
+        @%p2 bra POLL;
+        MEET:
+        bar.sync 0;
+        ld.global.u32 %r3, [%d2+64]; st.global.u32 [%d2+512], %r3;
+        END: ret;";
+    Case { blocks: 2, ..Case::new("sm_80", 64, body) }
+}
+
+#[test]
+fn a_flag_between_blocks_needs_release_acquire_and_barriers() {
+    let case = flag_between_blocks();
+    assert_eq!(case.survivors(), Vec::<String>::new());
+    for (from, to) in [("st.release", "st.relaxed"), ("ld.acquire", "ld.relaxed"), ("st.release.gpu", "st.release.cta")]
+    {
+        assert_eq!(case.replace(from, to).kinds(), ["race"], "{to}");
+    }
+}

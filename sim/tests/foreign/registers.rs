@@ -1,0 +1,52 @@
+//! `setmaxnreg` in kernels whose register count is known, and in kernels of which only the launch bounds are known.
+
+use super::harness::Case;
+
+/// A kernel of two warpgroups: the first changes its registers to `first`, the second to `second`.
+fn pool(bounds: &str, first: &str, second: &str) -> Case {
+    let case = Case::new(
+        "sm_90a",
+        256,
+        &format!(
+            ".reg .b32 %r<2>; .reg .pred %p; mov.u32 %r0, %tid.x; setp.ge.u32 %p, %r0, 128; @%p bra SECOND;
+            setmaxnreg.{first}; bra END;
+            SECOND: setmaxnreg.{second};
+            END: ret;"
+        ),
+    );
+    case.replace("(.param .u64 p) {", &format!("(.param .u64 p) {bounds} {{"))
+}
+
+const BOUNDS: &str = ".maxntid 256, 1, 1 .minnctapersm 1";
+
+#[test]
+fn launch_bounds_alone_give_no_setmaxnreg_finding() {
+    let dec = |n: u32| format!("dec.sync.aligned.u32 {n}");
+    let inc = |n: u32| format!("inc.sync.aligned.u32 {n}");
+    // ptxas may assign any count up to 255 to this kernel.
+    for (first, second) in [(dec(40), inc(232)), (dec(24), inc(160)), (dec(200), inc(240)), (inc(64), inc(64))] {
+        assert_eq!(pool(BOUNDS, &first, &second).kinds(), [""; 0], "{first} {second}");
+    }
+    // No register count makes room for 2 · 128 · 264 registers; but the second warpgroup alone may have 256.
+    let case = pool(".maxntid 512, 1, 1", &inc(256), &inc(256));
+    let twice = Case { threads: 384, ..case };
+    assert_eq!(twice.kinds(), ["setmaxnreg"]);
+}
+
+#[test]
+fn setmaxnreg_is_checked_against_the_register_count_of_ptxas() {
+    let with = |registers: u32, first: &str, second: &str| {
+        let mut case = pool(BOUNDS, first, second);
+        case.options.registers = Some(registers);
+        case.kinds()
+    };
+    let (dec, inc) = ("dec.sync.aligned.u32 40", "inc.sync.aligned.u32 216");
+    assert_eq!(with(128, dec, inc), [""; 0]);
+    assert_eq!(with(128, "dec.sync.aligned.u32 136", inc), ["setmaxnreg"]);
+    assert_eq!(with(128, dec, "inc.sync.aligned.u32 120"), ["setmaxnreg"]);
+    assert_eq!(with(128, "dec.sync.aligned.u32 48", inc), ["setmaxnreg"]);
+    // A directive of the kernel counts as ptxas' report does.
+    let declared = |second: &str| pool(&format!("{BOUNDS} .maxnreg 128"), dec, second).kinds();
+    assert_eq!(declared(inc), [""; 0]);
+    assert_eq!(declared("inc.sync.aligned.u32 224"), ["setmaxnreg"]);
+}

@@ -1,0 +1,51 @@
+//! A kernel with its launch and arguments, ready to be checked.
+
+use anyhow::Result;
+use reel_sim::check::{self, CheckPlan, CheckReport};
+use reel_sim::exec::{ExecOptions, LaunchConfig, LaunchError};
+use reel_sim::program::{Kernel, Program};
+
+use super::bind::BoundArguments;
+use crate::fail::{bad_usage, failed};
+
+/// A kernel to simulate, with its launch configuration and initial memory.
+#[derive(Debug)]
+pub struct SimCase {
+    /// The file's path as it was given.
+    pub file: String,
+    pub ptx: String,
+    pub program: Program,
+    pub kernel: Kernel,
+    /// The allocated buffers and the bytes of the kernel's parameters.
+    pub bound: BoundArguments,
+    pub launch: LaunchConfig,
+    /// The options of the simulator for every run of this kernel.
+    pub options: ExecOptions,
+    pub interleavings: u32,
+    /// Number of host threads.
+    pub threads: usize,
+}
+
+impl SimCase {
+    /// Runs the kernel once per interleaving and returns what was found. `program` is the case's program or a mutant
+    /// of it.
+    pub fn check_kernel(&self, program: &Program, options: ExecOptions) -> Result<CheckReport> {
+        let plan = CheckPlan {
+            interleavings: self.interleavings,
+            threads: self.threads,
+            options,
+            buffers: self.bound.buffers.clone(),
+        };
+        let kernel = program.kernel(&self.kernel.name)?;
+        check::check_kernel(program, &kernel, &self.launch, &self.bound.memory, &plan).map_err(|e| match e {
+            LaunchError::Invalid { what, problem } => {
+                bad_usage(&format!("--{what}"), problem, "the CUDA driver would reject this launch too")
+            }
+            LaunchError::Unsupported { problem } => failed(&self.file, problem, "use less local memory"),
+            LaunchError::Memory { what, bytes, limit } => {
+                let what = format!("{what} take {bytes} bytes, but the limit is {} MiB", limit >> 20);
+                failed(&self.file, what, "use smaller ones, or raise --max-memory")
+            }
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! How `reel sim` gets PTX: it reads the file, or compiles it with the user's options.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use reel_kernels::compile::{self, CompileError, UserCompilerOptions};
+use reel_sim::headers::HEADER_NAMES_AND_TEXTS;
+
+use crate::output;
+
+/// Options of the CUDA compiler.
+#[derive(Args, Debug)]
+pub struct CompilerOptions {
+    /// Additional folder for `#include`
+    #[arg(short = 'I', long, value_name = "DIR")]
+    include: Vec<PathBuf>,
+    /// Define a macro
+    #[arg(short = 'D', long, value_name = "NAME[=VALUE]")]
+    define: Vec<String>,
+    /// C++ standard, also written -std=c++20 [default: c++17]
+    // `-std=c++20` reaches clap as the option `-s` with the value `td=c++20`.
+    #[arg(short = 's', long = "std", value_name = "STANDARD", value_parser = language_standard)]
+    standard: Option<String>,
+    /// Argument for nvcc, which then compiles the file instead of NVRTC, such as --nvcc-arg=-G
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    nvcc_arg: Vec<String>,
+}
+
+fn language_standard(text: &str) -> Result<String, String> {
+    let name = text.strip_prefix("td=").unwrap_or(text);
+    match name.strip_prefix("c++") {
+        Some("11" | "14" | "17" | "20" | "23") => Ok(name.to_string()),
+        _ => Err("use c++11, c++14, c++17, c++20 or c++23".into()),
+    }
+}
+
+impl CompilerOptions {
+    /// Returns the file's text if it is PTX; else compiles it for the architecture and returns the compiler's PTX.
+    pub fn ptx(&self, file: &Path, architecture: Option<&str>) -> Result<String> {
+        let bytes = output::read_file(file)?;
+        let text = String::from_utf8_lossy(&bytes);
+        let is_ptx = match file.extension().and_then(|e| e.to_str()) {
+            Some("ptx") => true,
+            Some("cu" | "cuh" | "cpp" | "cc" | "h" | "hpp") => false,
+            _ => text.lines().any(|line| line.trim_start().starts_with(".version")),
+        };
+        if is_ptx {
+            return Ok(text.into_owned());
+        }
+        let options = UserCompilerOptions {
+            include: &self.include,
+            define: &self.define,
+            standard: self.standard.as_deref(),
+            nvcc: &self.nvcc_arg,
+            stand_ins: HEADER_NAMES_AND_TEXTS,
+        };
+        compile::compile_user_file(file, architecture.unwrap_or("sm_90a"), &options)
+            .map(|built| built.ptx)
+            .map_err(compiler_error)
+    }
+}
+
+/// Converts a compiler error to a message with its first line; the whole log is shown with `-v`.
+fn compiler_error(e: CompileError) -> anyhow::Error {
+    let line = match &e {
+        CompileError::Refused { first, .. } => format!("{first}; correct the file"),
+        e => e.to_string(),
+    };
+    anyhow::Error::msg(e.compiler_log().to_string()).context(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_standard_may_be_written_as_for_nvcc() {
+        assert_eq!(language_standard("c++20"), Ok("c++20".into()));
+        assert_eq!(language_standard("td=c++17"), Ok("c++17".into()));
+        assert!(language_standard("c11").is_err() && language_standard("c++99").is_err());
+    }
+}
