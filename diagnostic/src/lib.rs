@@ -3,11 +3,16 @@
 //! Every library error that a user can cause carries a [`Diagnostic`]. A caller that adds context (for example a file
 //! and a line before the name of a field) changes the fields of the diagnostic; it never parses the printed message.
 
+mod redact;
+
 use std::fmt;
 use std::io;
 use std::path::Path;
 
-/// A problem that the user can act on. Prints as one line: `location: what; help`.
+pub use redact::redact_urls;
+
+/// A problem that the user can act on. Prints as one line: `location: what; help`. User names, passwords and queries of
+/// URLs are not printed ([`redact_urls`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
     /// The file, line, field, flag or tensor that is wrong. If it is empty, the caller sets it with
@@ -72,14 +77,16 @@ impl Diagnostic {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = String::new();
         if !self.location.is_empty() {
-            write!(f, "{}: ", self.location)?;
+            text = format!("{}: ", self.location);
         }
-        f.write_str(&self.what)?;
-        match self.help.is_empty() {
-            true => Ok(()),
-            false => write!(f, "; {}", self.help),
+        text += &self.what;
+        if !self.help.is_empty() {
+            text += "; ";
+            text += &self.help;
         }
+        f.write_str(&redact_urls(&text))
     }
 }
 
