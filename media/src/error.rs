@@ -14,6 +14,12 @@ pub enum MediaError {
     /// A file cannot be read, or its content is not usable.
     #[error("{0}")]
     File(Diagnostic),
+    /// Decoding a file took longer than the time limit.
+    #[error("{0}")]
+    Timeout(Diagnostic),
+    /// The worker process that decodes a file was killed by a signal.
+    #[error("{0}")]
+    Killed(Diagnostic),
     /// A setting is invalid, or does not fit the video: a command-line flag, or a key in the video or image part of a
     /// chat message. The location in the diagnostic is the setting's name.
     #[error("{0}")]
@@ -50,7 +56,24 @@ impl MediaError {
     /// Location, problem and help of this error.
     pub fn diagnostic(&self) -> &Diagnostic {
         match self {
-            Self::File(diagnostic) | Self::Setting(diagnostic) | Self::Worker(diagnostic) => diagnostic,
+            Self::File(diagnostic)
+            | Self::Timeout(diagnostic)
+            | Self::Killed(diagnostic)
+            | Self::Setting(diagnostic)
+            | Self::Worker(diagnostic) => diagnostic,
+        }
+    }
+
+    /// Replaces the file that an error of a file is about, for a caller that knows a better name than its path.
+    /// Errors of settings and of the worker program stay as they are.
+    #[must_use]
+    pub fn with_file_name(self, name: &str) -> Self {
+        let rename = |diagnostic| Diagnostic { location: name.to_owned(), ..diagnostic };
+        match self {
+            Self::File(diagnostic) => Self::File(rename(diagnostic)),
+            Self::Timeout(diagnostic) => Self::Timeout(rename(diagnostic)),
+            Self::Killed(diagnostic) => Self::Killed(rename(diagnostic)),
+            other @ (Self::Setting(_) | Self::Worker(_)) => other,
         }
     }
 

@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     match args.get(1).map(String::as_str) {
         Some(worker::WORKER_ARGUMENT) => return worker::worker_main(),
         Some("__play") => return play(&args[2]),
+        Some("__fail-first") => return fail_first(&args[2]),
         Some("__decode-and-wait") => {
             let _ = DecodeWorker::new(&args[0]).probe(Path::new(&args[2]));
             return ExitCode::SUCCESS;
@@ -26,12 +27,13 @@ fn main() -> ExitCode {
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
-    let tests: [(&str, fn()); 9] = [
+    let tests: [(&str, fn()); 10] = [
         ("worker_frames_equal_in_process_frames", worker_frames_equal_in_process_frames),
         ("resized_frames_equal_torch_bicubic", resized_frames_equal_torch_bicubic),
         ("worker_errors_reach_the_caller", worker_errors_reach_the_caller),
         ("hanging_worker_is_killed_at_deadline", hanging_worker_is_killed_at_deadline),
         ("crash_is_reported_with_signal_or_exit_code", crash_is_reported_with_signal_or_exit_code),
+        ("failed_worker_is_replaced_once", failed_worker_is_replaced_once),
         ("invalid_reply_is_refused", invalid_reply_is_refused),
         ("memory_limit_is_enforced", memory_limit_is_enforced),
         ("paths_may_contain_any_bytes", paths_may_contain_any_bytes),
@@ -46,6 +48,22 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Behaves like a worker that fails as the first word of `part` says until it has been started `n` times: it counts the
+/// starts in the file that the last word names. After these it decodes.
+fn fail_first(part: &str) -> ExitCode {
+    let [how, times, path] = part.splitn(3, ' ').collect::<Vec<_>>()[..] else { return ExitCode::from(77) };
+    let starts = std::fs::read(path).unwrap_or_default().len() + 1;
+    std::fs::write(path, vec![b'x'; starts]).unwrap();
+    match how {
+        _ if starts > times.parse().unwrap() => worker::worker_main(),
+        "abort" => std::process::abort(),
+        _ => {
+            std::thread::sleep(Duration::from_secs(600));
+            ExitCode::SUCCESS
+        }
+    }
 }
 
 /// Behaves like a broken worker; `part` names the way in which it is broken.
@@ -170,6 +188,24 @@ fn crash_is_reported_with_signal_or_exit_code() {
     one_line(player("exit 3", wait).probe(&clip("vp9.webm")).unwrap_err(), &["exited with code 3", "libavcodec.so"]);
     one_line(player("panic", wait).probe(&clip("vp9.webm")).unwrap_err(), &["code 101"]);
     one_line(player("unknown", wait).probe(&clip("vp9.webm")).unwrap_err(), &["code 77"]);
+}
+
+fn failed_worker_is_replaced_once() {
+    let folder = tempfile::tempdir().unwrap();
+    for (how, timeout) in [("abort", Duration::from_secs(60)), ("sleep", Duration::from_secs(3))] {
+        for times in [1, 2] {
+            let count = folder.path().join(format!("{how}-{times}"));
+            let part = format!("{how} {times} {}", count.display());
+            let args = vec!["__fail-first".to_owned(), part];
+            let decoder = DecodeWorker { args, timeout, ..DecodeWorker::new(me()) };
+            let got = decoder.probe(&clip("vp9.webm"));
+            match (times, got) {
+                (1, got) => assert_eq!(got.unwrap(), video::probe(&clip("vp9.webm")).unwrap()),
+                (_, got) => one_line(got.unwrap_err(), &["vp9.webm", ", twice"]),
+            }
+            assert_eq!(std::fs::read(&count).unwrap().len(), 2, "{how}: a failed worker is replaced once");
+        }
+    }
 }
 
 fn invalid_reply_is_refused() {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use memmap2::Mmap;
+use reel_diagnostic::Diagnostic;
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::process::{self, WorkerCommand};
@@ -107,8 +108,19 @@ impl DecodeWorker {
         }
     }
 
-    /// Runs one worker for one job. Returns its reply and the shared memory that holds the frames.
+    /// Runs a worker for one job. Returns its reply and the shared memory that holds the frames.
+    ///
+    /// A worker that is killed or misses its deadline is replaced once by a new one. On a busy machine such a failure
+    /// can be an accident (the kernel killed the process for lack of memory, a disk was slow), and a run would lose
+    /// the row.
     fn run(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
+        match self.run_once(path, job) {
+            Err(MediaError::Timeout(_) | MediaError::Killed(_)) => self.run_once(path, job).map_err(tried_twice),
+            result => result,
+        }
+    }
+
+    fn run_once(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
         let request = WorkerRequest {
             caller_pid: std::process::id(),
             path: path_to_bytes(path),
@@ -130,6 +142,16 @@ impl DecodeWorker {
             Ok(reply) => Ok((reply, memory)),
             Err(_) => Err(invalid_reply(path)),
         }
+    }
+}
+
+/// Says in the error of a second worker that a first one failed, too.
+fn tried_twice(e: MediaError) -> MediaError {
+    let note = |d: Diagnostic| Diagnostic { what: format!("{}, twice", d.what), ..d };
+    match e {
+        MediaError::Timeout(d) => MediaError::Timeout(note(d)),
+        MediaError::Killed(d) => MediaError::Killed(note(d)),
+        other => other,
     }
 }
 

@@ -12,6 +12,8 @@
 //! kill the process group at the deadline
 //! check and seal the memfd, map it as pixels
 //! ```
+//! A worker that was killed or missed the deadline is replaced once by a new one.
+//!
 //! The worker has a process group of its own, so that Ctrl-C in a terminal reaches only the caller.
 
 #![allow(unsafe_code)]

@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use reel_diagnostic::Diagnostic;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::{MediaError, Result};
@@ -45,11 +46,11 @@ pub(super) fn run_worker(command: &WorkerCommand<'_>, path: &Path, memory: File)
     };
     let Some(status) = status else {
         worker.kill();
-        return Err(MediaError::file_error(
-            path,
+        return Err(MediaError::Timeout(Diagnostic::new(
+            path.display().to_string(),
             format!("decoding timed out after {} s", command.timeout.as_secs_f64()),
             "raise the time limit (--media-timeout), or leave the file out if it hangs the decoder",
-        ));
+        )));
     };
     if status.success() {
         return Ok(reply.unwrap_or_default());
@@ -148,11 +149,12 @@ fn worker_failed(command: &WorkerCommand<'_>, path: &Path, status: ExitStatus, s
     let first_line: String =
         stderr.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("").chars().take(200).collect();
     let detail = if first_line.is_empty() { first_line } else { format!(" ({first_line})") };
-    MediaError::file_error(
-        path,
+    let diagnostic = Diagnostic::new(
+        path.display().to_string(),
         format!("the decoding worker {how}{detail}"),
         "the file may be damaged: leave it out, or convert it",
-    )
+    );
+    if status.signal().is_some() { MediaError::Killed(diagnostic) } else { MediaError::File(diagnostic) }
 }
 
 fn signal_name(signal: i32) -> &'static str {

@@ -25,7 +25,7 @@ pub(super) struct WorkerRequest {
 }
 
 /// The work that is requested: only read properties of the video, or decode frames.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) enum WorkerJob {
     Probe,
     Decode { profile: MediaProfile, overrides: MediaOverrides, size: DecodedFrameSize },
@@ -52,7 +52,9 @@ impl From<MediaError> for WorkerFailure {
     fn from(error: MediaError) -> Self {
         match error {
             MediaError::Setting(d) => Self { setting: Some(d.location), what: d.what, help: d.help },
-            MediaError::File(d) | MediaError::Worker(d) => Self { setting: None, what: d.what, help: d.help },
+            MediaError::File(d) | MediaError::Timeout(d) | MediaError::Killed(d) | MediaError::Worker(d) => {
+                Self { setting: None, what: d.what, help: d.help }
+            }
         }
     }
 }
