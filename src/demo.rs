@@ -43,7 +43,7 @@ pub struct DemoArgs {
 impl DemoArgs {
     /// Runs the demo for every seed, writes the pages and prints the results.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        pipeline::check_output_folder(&self.out)?;
+        let _lock = pipeline::lock_output_folder(&self.out)?;
         let Some(last) = common.seed().checked_add(self.seeds - 1) else {
             let what =
                 format!("{} seeds, starting at seed {}, go beyond the largest 64-bit seed", self.seeds, common.seed());

@@ -21,7 +21,7 @@ use reel_media::frames::FrameView;
 use reel_model::checkpoint;
 use reel_model::init::{InitOptions, Preset, init, init_siglip};
 use reel_model::input::MediaOptions;
-use reel_model::save::AtomicFile;
+use reel_model::save::{AtomicFile, FOLDER_LOCK_FILE, FolderLock};
 use reel_report::run;
 use reel_runtime::Device;
 use reel_train::options::RunOptions;
@@ -304,6 +304,16 @@ fn without_temporal(config: &str) -> String {
     lines.flat_map(|line| [line, "\n"]).collect()
 }
 
+/// Locks the output folder of a demo, and checks that it may be overwritten ([`check_output_folder`]).
+///
+/// # Errors
+/// Another process writes the folder, it cannot be created, or it holds anything else.
+pub fn lock_output_folder(folder: &Path) -> Result<FolderLock> {
+    let lock = FolderLock::acquire(folder).map_err(|e| e.into_model_error(folder))?;
+    check_output_folder(folder)?;
+    Ok(lock)
+}
+
 /// Checks that a folder is new, empty, or holds a demo (or demos of several seeds) and may be overwritten.
 ///
 /// # Errors
@@ -312,7 +322,8 @@ pub fn check_output_folder(folder: &Path) -> Result<()> {
     // In every version of the demo, the first line of sft.toml ends with this text.
     let of_a_demo = |config: String| config.lines().next().is_some_and(|line| line.ends_with("(`reel sft --config`)."));
     let is_demo = |folder: &Path| fs::read_to_string(folder.join("sft.toml")).is_ok_and(of_a_demo);
-    let mut entries = fs::read_dir(folder).into_iter().flatten().flatten().peekable();
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut entries = entries.filter(|entry| entry.file_name() != FOLDER_LOCK_FILE).peekable();
     if entries.peek().is_none() || is_demo(folder) || entries.any(|entry| is_demo(&entry.path())) {
         return Ok(());
     }

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use reel_runtime::device::MappedFile;
 
 use crate::config::ModelConfig;
@@ -252,6 +253,24 @@ impl Checkpoint {
         self.check_tensor_list(&expected_tensors(config), |name| config.tie_word_embeddings && name == "lm_head.weight")
     }
 
+    /// Checks that every weight is finite. Training with a NaN weight gives a NaN loss in the first step, which would
+    /// not say why.
+    ///
+    /// # Errors
+    /// The first tensor, by name, with a value that is NaN or infinite.
+    pub fn check_values(&self) -> Result<()> {
+        for name in self.tensors.keys() {
+            let Some(view) = self.tensor(name) else { continue };
+            if let Some(index) = first_non_finite(&view) {
+                let at: String = index_in_shape(index, view.shape).iter().map(|i| format!("[{i}]")).collect();
+                let what = format!("has a value that is NaN or infinite, at {at}");
+                let help = "copy or download the weights again, or train from a model without such values";
+                return Err(fault(view.file.path(), &self.naming.from_classic_name(name), what, help));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks the files against a list of names and shapes. A tensor for which `optional` returns true may be
     /// missing, or may exist although it is not in the list.
     pub(crate) fn check_tensor_list(
@@ -271,6 +290,39 @@ impl Checkpoint {
         let file = self.tensor(first).map_or_else(|| self.folder.clone(), |view| view.file.path().to_path_buf());
         let what = format!("has tensors that the model of config.json does not have: {}{more}", shown.join(", "));
         Err(ModelError::weights(file.display().to_string(), what, "use the weights that belong to this config.json"))
+    }
+}
+
+/// The index in each dimension of the element with this index in row-major order.
+fn index_in_shape(index: usize, shape: &[usize]) -> Vec<usize> {
+    let mut rest = index;
+    let mut indices: Vec<usize> = shape
+        .iter()
+        .rev()
+        .map(|&size| {
+            let own = rest % size.max(1);
+            rest /= size.max(1);
+            own
+        })
+        .collect();
+    indices.reverse();
+    indices
+}
+
+/// The index of the first NaN or infinite element of a stored tensor.
+fn first_non_finite(view: &TensorView) -> Option<usize> {
+    // In all three formats a value is NaN or infinite if all bits of its exponent are set.
+    let f16s = |mask: u16| {
+        let is_bad = |b: &[u8; 2]| u16::from_le_bytes(*b) & mask == mask;
+        view.bytes.as_chunks::<2>().0.par_iter().position_first(is_bad)
+    };
+    match view.dtype {
+        StoredDType::Bf16 => f16s(0x7f80),
+        StoredDType::F16 => f16s(0x7c00),
+        StoredDType::F32 => {
+            let is_bad = |b: &[u8; 4]| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000;
+            view.bytes.as_chunks::<4>().0.par_iter().position_first(is_bad)
+        }
     }
 }
 

@@ -20,7 +20,9 @@ use serde_json::{Value, json};
 use crate::checkpoint::{StoredDType, TensorNaming, expected_tensors};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::save::{MAX_SHARD_BYTES, TemporaryPaths, TensorSpec, write_atomically, write_weights};
+use crate::save::{
+    FOLDER_LOCK_FILE, FolderLock, MAX_SHARD_BYTES, TemporaryPaths, TensorSpec, write_atomically, write_weights,
+};
 
 pub(crate) use bpe::{SmallTokenizer, train_small_tokenizer};
 pub use presets::Preset;
@@ -96,13 +98,15 @@ fn write_folder(
     out: &Path,
     fill: impl FnMut(&TensorSpec, &mut dyn io::Write) -> io::Result<()>,
 ) -> Result<InitReport> {
-    let is_new = make_empty(out)?;
+    let _lock = FolderLock::acquire(out).map_err(|e| e.into_model_error(out))?;
+    make_empty(out)?;
     let paths = files.iter().map(|(name, _)| out.join(name)).chain([out.join("model.safetensors")]);
-    let _unfinished = TemporaryPaths::new(paths.chain(is_new.then(|| out.to_path_buf())));
+    let _unfinished = TemporaryPaths::new(paths);
     let small = || files.iter().try_for_each(|(name, text)| write_atomically(&out.join(name), text.as_bytes()));
     let large = || write_weights(out, TensorNaming::Classic, tensors, MAX_SHARD_BYTES, fill);
     if let Err(error) = small().and_then(|()| large()) {
-        remove_all(out, files, is_new);
+        // Ignores errors, because the error that interrupted the writing is returned. The lock removes the folder.
+        files.iter().for_each(|(name, _)| drop(fs::remove_file(out.join(name))));
         return Err(error);
     }
     let bytes: u64 = tensors.iter().map(TensorSpec::bytes).sum();
@@ -110,24 +114,13 @@ fn write_folder(
     Ok(InitReport { parameters, bytes })
 }
 
-/// Removes an incomplete folder. Ignores errors, because the caller reports the error that interrupted the writing.
-fn remove_all(out: &Path, files: &[(&str, String)], is_new: bool) {
-    for (name, _) in files {
-        let _ = fs::remove_file(out.join(name));
-    }
-    if is_new {
-        let _ = fs::remove_dir(out);
-    }
-}
-
-/// Creates an empty folder. Returns whether it did not exist before.
-fn make_empty(out: &Path) -> Result<bool> {
-    let is_new = !out.exists();
+/// Creates the folder if there is none. An error if it has any file but the lock of this process.
+fn make_empty(out: &Path) -> Result<()> {
     fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
-    let mut entries = fs::read_dir(out).map_err(|e| ModelError::cannot_read(out, e))?;
-    match entries.next() {
-        None => Ok(is_new),
-        Some(_) => {
+    let entries = fs::read_dir(out).map_err(|e| ModelError::cannot_read(out, e))?;
+    match entries.flatten().all(|entry| entry.file_name() == FOLDER_LOCK_FILE) {
+        true => Ok(()),
+        false => {
             let help = "use a folder that does not exist yet, or an empty one";
             Err(ModelError::config(out.display().to_string(), "is not empty", help))
         }

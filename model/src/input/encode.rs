@@ -11,7 +11,6 @@
 
 use std::path::Path;
 
-use reel_media::MediaError;
 use reel_media::frames::FrameBuf;
 use reel_media::image::RgbImage;
 use reel_media::patches::{self, PatchProcessor};
@@ -304,7 +303,7 @@ fn video_in_memory(
     let file = file.map_err(|e| ModelError::cannot_write(&folder, e))?;
     // Replaces the temporary file's path in an error by the source of the video.
     video_file(file.path(), keys, options, processor).map_err(|error| match error {
-        ModelError::Media(MediaError::File(d)) => MediaError::file_error(name, d.what, d.help).into(),
+        ModelError::Media(e) => e.with_file_name(name).into(),
         other => other,
     })
 }

@@ -1,10 +1,12 @@
 //! Writes safetensors files and model folders, which transformers and vLLM load without conversion.
 //!
 //! Each file is written under a temporary name and renamed when it is complete. So a full disk or Ctrl-C leaves no
-//! incomplete file under a final name, and a program that has mapped the old file keeps its content.
+//! incomplete file under a final name, and a program that has mapped the old file keeps its content. A command that
+//! writes a whole folder locks it first ([`FolderLock`]).
 
 mod atomic;
 mod hub_folder;
+mod lock;
 mod tensors;
 #[cfg(test)]
 mod tests;
@@ -13,4 +15,5 @@ pub(crate) use atomic::TemporaryPaths;
 pub use atomic::{AtomicFile, remove_unfinished_files};
 pub use hub_folder::{HubFolder, MAX_SHARD_BYTES, write_hub_folder, write_weights};
 pub(crate) use hub_folder::{copy_tokenizer_and_processor_files, is_same_folder, write_atomically, write_tensor_file};
+pub use lock::{FOLDER_LOCK_FILE, FileLock, FolderLock, LockError, LockHolder};
 pub use tensors::{StoredTensor, TensorSpec, write_safetensors};
