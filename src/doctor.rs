@@ -75,10 +75,15 @@ fn processor(common: &CommonOptions) -> Result<Vec<Finding>> {
         simd::Isa::Avx512 => "AVX-512",
         simd::Isa::Avx512Bf16 => "AVX-512 with bf16 dot products",
     };
+    let name = simd::isa().name();
+    let isa = match simd::requested_isa() {
+        Ok(Some(_)) => format!("{name}: {isa}; set by {}, the best is {}", simd::ISA_VARIABLE, simd::best_isa().name()),
+        _ => format!("{name}: {isa}"),
+    };
     Ok(vec![
         Finding::new(group, "model", model.or_else(|| Some(env::consts::ARCH.to_string())), ""),
         Finding::new(group, "threads", Some(common.threads()?.to_string()), ""),
-        Finding::new(group, "instructions", Some(isa.to_string()), ""),
+        Finding::new(group, "instructions", Some(isa), ""),
     ])
 }
 

@@ -37,6 +37,7 @@ mod training;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
+use reel_kernels::simd;
 use reel_measure::trace;
 
 fn main() -> ExitCode {
@@ -51,6 +52,13 @@ fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(e) => return fail::print_usage_error(&e),
     };
+    // A wrong value is an error of every command, so that a test or a script cannot run on another instruction set
+    // than it names.
+    if let Err(what) = simd::requested_isa() {
+        let names = simd::Isa::ALL.map(simd::Isa::name).join(", ");
+        let e = fail::bad_usage(simd::ISA_VARIABLE, what, format!("give one of {names}, or unset it"));
+        return fail::print_error_and_exit_code(Err(e), cli.common.verbose);
+    }
     let command_matches = matches.subcommand().map_or(&matches, |(_, m)| m);
     let common = cli.common.clone();
     if let Some(to) = &common.trace {

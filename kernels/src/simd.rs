@@ -1,4 +1,5 @@
-//! Chooses the instruction set at run time; [`simd_fn!`](crate::simd_fn) compiles a function once for each.
+//! Chooses the instruction set at run time, the machine's best one or the one that `REEL_CPU` names;
+//! [`simd_fn!`](crate::simd_fn) compiles a function once for each.
 #![allow(unsafe_code)]
 
 use std::sync::OnceLock;
@@ -17,10 +18,57 @@ pub enum Isa {
     Avx512Bf16,
 }
 
-/// The best instruction set of this machine.
+impl Isa {
+    /// All instruction sets, from the least to the best.
+    pub const ALL: [Isa; 4] = [Isa::Plain, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+
+    /// The name in [`ISA_VARIABLE`], `run.json` and `reel doctor`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Plain => "plain",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512-bf16",
+        }
+    }
+}
+
+/// The environment variable that selects an instruction set by its name.
+pub const ISA_VARIABLE: &str = "REEL_CPU";
+
+/// The instruction set that device `cpu` uses: the one that [`ISA_VARIABLE`] names, else the best of this machine. It
+/// is chosen once per process. A program calls [`requested_isa`] at its start and refuses a wrong value; here a wrong
+/// value has no effect.
 pub fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
-    *ISA.get_or_init(detect)
+    *ISA.get_or_init(|| requested_isa().ok().flatten().unwrap_or_else(best_isa))
+}
+
+/// The best instruction set of this machine.
+pub fn best_isa() -> Isa {
+    static BEST: OnceLock<Isa> = OnceLock::new();
+    *BEST.get_or_init(detect)
+}
+
+/// The instruction set that [`ISA_VARIABLE`] names; `None` if the variable is not set or empty.
+///
+/// # Errors
+/// The text says what is wrong: the name is unknown, or this machine lacks the instruction set.
+pub fn requested_isa() -> Result<Option<Isa>, String> {
+    std::env::var_os(ISA_VARIABLE).map_or(Ok(None), |name| parse_isa(&name.to_string_lossy(), best_isa()))
+}
+
+fn parse_isa(name: &str, best: Isa) -> Result<Option<Isa>, String> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    match Isa::ALL.into_iter().find(|isa| isa.name() == name) {
+        None => Err(format!("is {name:?}, which is not the name of an instruction set")),
+        Some(isa) if isa > best => {
+            Err(format!("is {name}, which this machine does not have; its best is {}", best.name()))
+        }
+        Some(isa) => Ok(Some(isa)),
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -155,6 +203,20 @@ mod tests {
             let (got, want) = (exp(x) as f64, (x as f64).exp());
             prop_assert!((got - want).abs() <= 3.0 * f32::EPSILON as f64 * want, "{x}: {got} {want}");
         }
+    }
+
+    #[test]
+    fn only_names_of_instruction_sets_of_this_machine_are_accepted() {
+        for best in Isa::ALL {
+            for isa in Isa::ALL {
+                let parsed = parse_isa(isa.name(), best);
+                assert_eq!(parsed.is_ok(), isa <= best, "{parsed:?}");
+                assert!(parsed.is_err() || parsed == Ok(Some(isa)));
+            }
+        }
+        assert_eq!(parse_isa("", Isa::Plain), Ok(None));
+        assert!(parse_isa("AVX", Isa::Avx512).unwrap_err().contains("is \"AVX\""));
+        assert!(best_isa() >= isa());
     }
 
     #[test]

@@ -264,6 +264,12 @@ impl Device {
         self.0.backend.name()
     }
 
+    /// The instruction set of the CPU code that computes on this device: all of it on `cpu`, the matrix products on
+    /// `sim`. Two instruction sets may give other bits. `None` on devices whose bits do not depend on it.
+    pub fn instruction_set(&self) -> Option<&'static str> {
+        ["cpu", "sim"].contains(&self.name()).then(|| reel_kernels::simd::isa().name())
+    }
+
     /// Which kernels the device runs, or counts on device `dry`.
     pub fn kernels(&self) -> Kernels {
         self.0.backend.kernels()
