@@ -31,7 +31,7 @@ mod weights;
 pub use accuracy::{accuracy_reward, multiple_choice_accuracy, numerical_accuracy};
 pub use advantage::{ScaleRewards, group_advantages};
 pub use answer::extract_answer;
-pub use custom::CustomReward;
+pub use custom::{BASIC_ENVIRONMENT, CustomReward};
 pub use error::{Result, RewardError};
 pub use group::{RewardRules, Scores, ScoringGroup, SingleScores};
 pub use problem_type::ProblemType;

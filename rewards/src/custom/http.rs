@@ -34,7 +34,10 @@ impl HttpReward {
         let parsed = url.parse::<Uri>().ok();
         let is_http = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
         if !parsed.is_some_and(|uri| is_http(&uri)) {
-            let what = format!("`{}` is not an HTTP URL", shorten_for_message(url));
+            // A URL without its scheme is not recognised as one, so its password and query are removed here.
+            let shown = url.rsplit('@').next().unwrap_or_default();
+            let shown = shown.split(['?', '#']).next().unwrap_or_default();
+            let what = format!("`{}` is not an HTTP URL", shorten_for_message(shown));
             return Err(RewardError::bad_option(FLAG, what, "give http://HOST:PORT/PATH"));
         }
         let config = Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).max_redirects(0);
@@ -207,6 +210,21 @@ mod tests {
         let e =
             CustomReward::from_url(&url, LONG).unwrap().score_or_stop(&rows(1), &AtomicBool::new(true)).unwrap_err();
         assert!(e.to_string().contains("was stopped before") && began.elapsed() < LONG / 2, "{e}");
+    }
+
+    /// Passwords and queries of the URL reach no message, also where the message is cut or the server repeats them.
+    #[test]
+    fn messages_have_no_secret_of_the_url() {
+        let url = server(|_| response(500, "no such key in http://user:SECRET@x/y?key=SECRET"));
+        let host = url.strip_prefix("http://").unwrap();
+        let with_secrets = format!("http://{}:SECRET@{host}?key=SECRET#SECRET", "u".repeat(200));
+        let closed = "http://user:SECRET@127.0.0.1:1/?key=SECRET";
+        for url in [with_secrets.as_str(), closed, "user:SECRET@host?key=SECRET", "ftp://user:SECRET@host?SECRET"] {
+            let e = CustomReward::from_url(url, LONG).and_then(|mut own| own.score(&rows(1))).unwrap_err().to_string();
+            assert!(e.starts_with("--reward-url") && !e.contains("SECRET"), "{e}");
+        }
+        let e = CustomReward::from_url(&with_secrets, LONG).unwrap().score(&rows(1)).unwrap_err().to_string();
+        assert!(e.contains(host) && e.contains("status 500"), "the host stays: {e}");
     }
 
     #[test]

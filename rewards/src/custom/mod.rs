@@ -14,6 +14,8 @@
 //! stdout: 1.0
 //! stdout: 0.0
 //! ```
+//! The command inherits this process's environment, or only the variables that `--reward-env` names.
+//!
 //! At the end the command's standard input is closed; one second later the command's process group is killed. If this
 //! process is killed itself, a guard process kills the group.
 //!
@@ -35,6 +37,9 @@ use serde_json::Value;
 
 use crate::Result;
 
+/// The variables that a command always gets, as far as they are set: without them few programs run.
+pub const BASIC_ENVIRONMENT: [&str; 7] = ["PATH", "HOME", "USER", "SHELL", "LANG", "LC_ALL", "TMPDIR"];
+
 /// A custom reward, by command or HTTP.
 #[derive(Debug)]
 pub struct CustomReward(Source);
@@ -52,6 +57,16 @@ impl CustomReward {
     /// The command is empty or contains a zero byte.
     pub fn from_command(command_line: &str, timeout: Duration) -> Result<Self> {
         Ok(Self(Source::Command(command::CommandReward::new(command_line, timeout)?)))
+    }
+
+    /// The command gets only these variables of this process's environment, and those of [`BASIC_ENVIRONMENT`]. Without
+    /// this call it gets the whole environment. A server is not started by this process, so it has no effect there.
+    #[must_use]
+    pub fn with_environment(mut self, names: Vec<String>) -> Self {
+        if let Source::Command(command) = &mut self.0 {
+            command.set_environment(names);
+        }
+        self
     }
 
     /// The reward of an HTTP server at `url`. `timeout` is the deadline of each batch.

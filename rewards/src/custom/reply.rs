@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use reel_diagnostic::redact_urls;
 use serde_json::Value;
 
 use crate::RewardError;
@@ -17,9 +18,10 @@ pub(super) fn parse_reward(value: &Value) -> Result<f64, String> {
 }
 
 /// A text as one line of at most 120 characters for an error message, without control characters, which could change
-/// the terminal.
+/// the terminal, and without the passwords and queries of URLs, which a cut could make unrecognisable.
 pub(super) fn shorten_for_message(text: &str) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = redact_urls(text);
+    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
     let line: String = line.chars().filter(|c| !c.is_control()).collect();
     let short: String = line.chars().take(120).collect();
     if short.len() < line.len() { short + "…" } else { short }

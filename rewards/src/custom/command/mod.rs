@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde_json::{Value, json};
 
+use super::BASIC_ENVIRONMENT;
 use super::reply::{custom_reward_error, format_seconds, parse_reward, shorten_for_message};
 use super::wait::{NoMessageReason, STOPPED_HELP, STOPPED_PROBLEM, receive_until};
 use crate::{Result, RewardError};
@@ -47,6 +48,8 @@ const BATCH_FIELD: &str = "_batch";
 pub(super) struct CommandReward {
     command_line: String,
     timeout: Duration,
+    /// The variables that the command gets beside the basic ones; `None`: the whole environment.
+    environment: Option<Vec<String>>,
     running: Option<Running>,
 }
 
@@ -59,7 +62,12 @@ impl CommandReward {
                 "give a command for `sh -c`",
             ));
         }
-        Ok(Self { command_line: command_line.to_string(), timeout, running: None })
+        Ok(Self { command_line: command_line.to_string(), timeout, environment: None, running: None })
+    }
+
+    /// Limits the environment of the command, which must not have been started yet.
+    pub(super) fn set_environment(&mut self, names: Vec<String>) {
+        self.environment = Some(names);
     }
 
     /// Scores a batch of rows. After an error the process is killed.
@@ -68,7 +76,7 @@ impl CommandReward {
         let input = batch_lines(rows)?;
         let mut running = match self.running.take() {
             Some(running) => running,
-            None => Running::start(&self.command_line)
+            None => Running::start(&self.command_line, self.environment.as_deref())
                 .map_err(|e| self.error(format!("cannot be started: {e}"), "check that the shell `sh` is installed"))?,
         };
         let rewards = running.rewards(input, rows.len(), deadline, stop);
@@ -185,8 +193,14 @@ struct Running {
 }
 
 impl Running {
-    fn start(command_line: &str) -> std::io::Result<Self> {
-        let mut child = std::process::Command::new("sh")
+    fn start(command_line: &str, environment: Option<&[String]>) -> std::io::Result<Self> {
+        let mut command = std::process::Command::new("sh");
+        if let Some(names) = environment {
+            let given = BASIC_ENVIRONMENT.into_iter().chain(names.iter().map(String::as_str));
+            let set = given.filter_map(|name| Some((name, std::env::var_os(name)?))).collect::<Vec<_>>();
+            command.env_clear().envs(set);
+        }
+        let mut child = command
             .args(["-c", command_line])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

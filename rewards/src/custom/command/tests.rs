@@ -49,6 +49,24 @@ fn command_receives_rows_unchanged_with_batch_field() {
 }
 
 #[test]
+fn command_gets_the_environment_or_the_named_variables() {
+    // Any variable of this process that is not a basic one; cargo sets some.
+    let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+    let mut others = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let Some((name, value)) = others
+        .find(|(name, v)| is_name(name) && !BASIC_ENVIRONMENT.contains(&name.as_str()) && name != "_" && !v.is_empty())
+    else {
+        return;
+    };
+    let seen = |limit: Option<Vec<String>>| {
+        let own = command_reward(&format!("while read -r line; do echo ${{{name}:+1}}${{PATH:+1}}; done"));
+        let mut own = if let Some(names) = limit { own.with_environment(names) } else { own };
+        own.score(&rows(1)).unwrap()[0]
+    };
+    assert_eq!((seen(None), seen(Some(vec![])), seen(Some(vec![name.clone()]))), (11.0, 1.0, 11.0), "{value:?}");
+}
+
+#[test]
 fn batch_larger_than_a_pipe_does_not_deadlock() {
     // Program and test each write more than a pipe buffers; if either wrote everything before reading, both would
     // block forever.
