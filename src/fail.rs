@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, redact_urls};
 use reel_eval::EvalError;
 use reel_measure::MeasureError;
 use reel_train::TrainError;
@@ -48,10 +48,10 @@ pub fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> E
     if closed_pipe(&e) {
         return ExitCode::SUCCESS;
     }
-    let _ = writeln!(io::stderr(), "error: {}", one_line(&e.to_string()));
+    let _ = writeln!(io::stderr(), "error: {}", redact_urls(&one_line(&e.to_string())));
     if verbose {
         for cause in e.chain().skip(1) {
-            let _ = writeln!(io::stderr(), "  caused by: {}", one_line(&cause.to_string()));
+            let _ = writeln!(io::stderr(), "  caused by: {}", redact_urls(&one_line(&cause.to_string())));
         }
     }
     let wrong_options = e.is::<UsageError>()
@@ -73,7 +73,7 @@ pub fn print_usage_error(e: &clap::Error) -> ExitCode {
         let _ = e.print();
         return ExitCode::from(2);
     }
-    eprintln!("error: {}", usage_line(&e.render().to_string()));
+    eprintln!("error: {}", redact_urls(&usage_line(&e.render().to_string())));
     ExitCode::from(2)
 }
 

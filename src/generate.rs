@@ -166,7 +166,8 @@ impl GenerateArgs {
         let flag = interrupt::stop_flag();
         let engine = Engine::new(&model.weights, &model.cx)?.interrupt_flag(&flag);
         let begun = Instant::now();
-        let (completions, t) = engine.generate(vec![request], |t| on_token(t.id))?;
+        let generated = engine.generate(vec![request], |t| on_token(t.id));
+        let (completions, t) = generated.map_err(|e| model.generation_error(e))?;
         trace::record_span("prefill", begun, t.prefill_seconds, json!({"tokens": prompt.tokens.len()}));
         trace::record_span(
             "decode",

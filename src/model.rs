@@ -1,9 +1,10 @@
 //! Opens a model on the device and with the dtype that the common options name.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
+use reel_engine::EngineError;
 use reel_measure::trace;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
@@ -21,6 +22,8 @@ pub struct LoadedModel {
     pub cx: Cx,
     /// Seconds that opening the weights took.
     pub load_seconds: f64,
+    /// The folder with the weights.
+    folder: PathBuf,
 }
 
 impl LoadedModel {
@@ -50,7 +53,19 @@ impl LoadedModel {
         })?;
         trace::start_recording_launches(&device, dtype);
         let cx = Cx::inference(&device, dtype);
-        Ok(Self { weights, cx, load_seconds: begun.elapsed().as_secs_f64() })
+        Ok(Self { weights, cx, load_seconds: begun.elapsed().as_secs_f64(), folder: folder.to_path_buf() })
+    }
+
+    /// The error of a generation. If the logits are NaN because a weight is, it names the weight: that is the true
+    /// cause. All weights are read for it, so it is not checked before.
+    pub fn generation_error(&self, e: EngineError) -> anyhow::Error {
+        let cause = match e {
+            EngineError::NotANumber { .. } => {
+                Checkpoint::open(&self.folder).and_then(|files| files.check_values()).err()
+            }
+            _ => None,
+        };
+        cause.map_or_else(|| e.into(), anyhow::Error::from)
     }
 }
 

@@ -6,7 +6,8 @@ use anyhow::Result;
 use clap::Args;
 use reel_train::options::{GrpoOptions, ReportTo, RunOptions, SftOptions, TrainingOptions};
 use reel_train::replay::{self, ReplayReport, ReplayStart};
-use reel_train::run::RunSetup;
+use reel_train::run::{RunSetup, difference_in_bits};
+use reel_train::run_folder::output as output_folder;
 use reel_train::{grpo, sft};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -92,7 +93,13 @@ impl ReplayArgs {
             trace: common.trace.clone(),
             ..resolved.common
         };
-        resolved.with_setup(|setup| Ok(redo(setup)?))
+        let run = output_folder::read_run_json(&self.out)?;
+        resolved.with_setup(|setup| {
+            if let Some(warning) = difference_in_bits(&run, setup.device).filter(|_| !common.quiet && !common.json) {
+                eprintln!("warning: {}: {warning}", file.display());
+            }
+            Ok(redo(setup)?)
+        })
     }
 }
 

@@ -109,13 +109,17 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         if self.common.json {
             return output::print_json(&serde_json::json!({
                 "out": self.options.out, "steps": summary.steps, "resumed_after": summary.resumed_after,
-                "skipped": summary.skipped, "last": last,
+                "skipped": summary.skipped, "skipped_by_cause": summary.skipped_by_cause, "last": last,
             }));
         }
         let loss = last.map_or(String::new(), |l| format!(", last loss {:.4}", l.loss));
         let skipped = match summary.skipped {
             0 => String::new(),
-            n => format!(", {n} rows skipped (see {out}/skipped.jsonl)"),
+            n => {
+                let causes = summary.skipped_by_cause.iter().map(|(cause, n)| format!("{n} {}", cause.name()));
+                let causes: String = causes.map(|cause| cause + ", ").collect();
+                format!(", {n} rows skipped ({causes}see {out}/skipped.jsonl)")
+            }
         };
         output::print_line(format!("{out}: {} steps{loss}{skipped}", summary.steps))
     }

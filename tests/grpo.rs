@@ -38,6 +38,13 @@ fn grpo(out: &str, more: &[&str]) -> Vec<String> {
     own.into_iter().chain(fixed.split(' ')).chain(more.iter().copied()).map(str::to_string).collect()
 }
 
+/// The options that continue the run in `out` after a kill: from its last checkpoint, or again if it has none yet.
+fn again(out: &Path) -> &'static [&'static str] {
+    let names = if out.exists() { support::file_names_in(out) } else { Vec::new() };
+    let has_checkpoint = names.iter().any(|name| name.starts_with("checkpoint-"));
+    if has_checkpoint { &["--resume-from-checkpoint", "last"] } else { &["--overwrite"] }
+}
+
 #[test]
 fn golden_grpo_steps_match_the_reference() {
     for case in support::file_names_in(&golden("grpo")) {
@@ -57,7 +64,7 @@ fn repeatedly_killed_run_equals_uninterrupted_run() {
     // The moments at which the run is killed are spread over its whole duration, so that some hit the writing of a
     // checkpoint.
     for i in 0u32.. {
-        let resumed = grpo("broken", &[&more[..], &["--resume-from-checkpoint", "last"]].concat());
+        let resumed = grpo("broken", &[&more[..], again(&at.join("broken"))].concat());
         let mut child = reel().current_dir(at).args(resumed).stdout(Stdio::null()).spawn().expect("it starts");
         let life = if i < 20 { whole.mul_f64(0.08 + 0.013 * f64::from(i * 7 % 20)) } else { Duration::from_secs(600) };
         let born = Instant::now();
@@ -107,7 +114,7 @@ fn run_killed_while_writing_a_checkpoint_keeps_the_others() {
     // Each run is killed while it writes its first, second or third checkpoint, so that some checkpoints are
     // complete.
     for life in 0..9 {
-        let resumed = grpo("broken", &[&more[..], &["--resume-from-checkpoint", "last"]].concat());
+        let resumed = grpo("broken", &[&more[..], again(&at.join("broken"))].concat());
         let mut child = reel().current_dir(at).args(resumed).stdout(Stdio::null()).spawn().expect("it starts");
         // Incomplete checkpoints of killed runs. They do not count as checkpoints of this run, which removes them
         // when it starts.
@@ -130,7 +137,7 @@ fn run_killed_while_writing_a_checkpoint_keeps_the_others() {
         kills >= 3 && left > 0,
         "{kills} runs were killed (3 are needed), and {left} left an incomplete checkpoint (1 is needed)"
     );
-    run_in(at, grpo("broken", &[&more[..], &["--resume-from-checkpoint", "last"]].concat())).ok();
+    run_in(at, grpo("broken", &[&more[..], again(&broken)].concat())).ok();
     assert_eq!(metrics_without_times(&whole), metrics_without_times(&broken));
     assert_eq!(drafts(&broken), Vec::<String>::new());
     for file in
@@ -138,6 +145,136 @@ fn run_killed_while_writing_a_checkpoint_keeps_the_others() {
     {
         assert!(fs::read(whole.join(file)).expect(file) == fs::read(broken.join(file)).expect(file), "{file} differs");
     }
+}
+
+/// A run that is killed in its first step loses nothing of the run that it was to overwrite.
+#[test]
+fn run_killed_in_its_first_step_leaves_the_earlier_run() {
+    let folder = training_folder();
+    let at = folder.path();
+    run_in(at, grpo("out", &["--max-steps", "2", "--save-steps", "1"])).ok();
+    let out = at.join("out");
+    let (names, weights) = (support::file_names_in(&out), fs::read(out.join("model.safetensors")).expect("weights"));
+    let slow = ["--max-steps", "2", "--overwrite", "--reward-command", "touch started; sleep 600"];
+    let mut child = reel()
+        .current_dir(at)
+        .args(&grpo("out", &[])[..5])
+        .args("--data rows.jsonl --quiet".split(' '))
+        .args(slow)
+        .spawn()
+        .expect("it starts");
+    let begun = Instant::now();
+    while !at.join("started").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(120) && child.try_wait().expect("a child").is_none());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(!out.join("model.safetensors").exists(), "the earlier run is set aside");
+    // A second process is refused with the id of the first one.
+    let holder = format!("out: is in use by process {}", child.id());
+    run_in(at, grpo("out", &["--overwrite"])).refused(1, &[&holder]);
+    child.kill().expect("it is killed");
+    child.wait().expect("it ends");
+    run_in(at, grpo("out", &[])).refused(1, &["out: is not empty"]);
+    assert_eq!(support::file_names_in(&out), names);
+    assert!(fs::read(out.join("model.safetensors")).expect("weights") == weights);
+    run_in(at, grpo("out", &["--max-steps", "3", "--resume-from-checkpoint", "last"])).ok();
+}
+
+/// A reward server that gives each completion the length of its JSON row; returns its host and port.
+fn reward_server() -> std::net::SocketAddr {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut reader = BufReader::new(&stream);
+            let (mut length, mut line) = (0, String::new());
+            while reader.read_line(&mut line).is_ok() && !line.trim().is_empty() {
+                let lower = line.to_lowercase();
+                length = lower.strip_prefix("content-length:").map_or(length, |n| n.trim().parse().expect("a number"));
+                line.clear();
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).expect("a body");
+            let asked: Value = serde_json::from_slice(&body).expect("JSON");
+            let rewards: Vec<usize> =
+                asked["rows"].as_array().expect("rows").iter().map(|row| row.to_string().len()).collect();
+            let text = json!({"rewards": rewards}).to_string();
+            let _ =
+                write!(&stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}", text.len());
+        }
+    });
+    address
+}
+
+/// The texts of all files below a folder.
+fn all_texts(folder: &Path) -> Vec<(String, String)> {
+    let (mut found, mut folders) = (Vec::new(), vec![folder.to_path_buf()]);
+    while let Some(at) = folders.pop() {
+        for entry in fs::read_dir(at).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let text = String::from_utf8_lossy(&fs::read(&path).expect("a file")).into_owned();
+                found.push((path.display().to_string(), text));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn secrets_of_urls_reach_no_file_and_no_message() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = training_folder();
+    let at = folder.path();
+    let rows = fs::read_to_string(at.join("rows.jsonl")).expect("rows");
+    let image = json!({"type": "image", "image": "http://user:SECRET@127.0.0.1:1/a.png?sig=SECRET"});
+    let row = json!({"prompt": [{"role": "user", "content": [image]}], "solution": "<answer>1</answer>", "problem_type": "numerical"});
+    fs::write(at.join("rows.jsonl"), format!("{row}\n{rows}")).expect("rows");
+    let url = format!("http://user:SECRET@{}/reward?key=SECRET", reward_server());
+    let given = ["--reward-url", &url, "--report-to", "tensorboard,wandb", "--max-steps", "2", "--no-shuffle"];
+    let args = grpo("out", &given).into_iter().filter(|arg| arg != "--quiet");
+    let command = "while read -r line; do echo ${#line}; done # https://user:SECRET@host/?token=SECRET";
+    let args: Vec<String> = args.map(|arg| if arg.starts_with("while") { command.into() } else { arg }).collect();
+    let run = run_in(at, args);
+    run.ok();
+    assert!(!run.stderr.contains("SECRET") && !run.stdout.contains("SECRET"), "{}", run.stderr);
+    let out = at.join("out");
+    for (name, text) in all_texts(&out) {
+        assert!(!text.contains("SECRET"), "{name} has a secret");
+    }
+    let recorded = fs::read_to_string(out.join("run.json")).expect("run.json");
+    assert!(recorded.contains("http://127.0.0.1:") && recorded.contains("while read -r line"), "{recorded}");
+    let skipped = fs::read_to_string(out.join("skipped.jsonl")).expect("skipped.jsonl");
+    assert!(skipped.contains("http://127.0.0.1:1/a.png"), "{skipped}");
+    let logged: String = all_texts(&out.join("wandb")).into_iter().map(|(_, text)| text).collect();
+    assert!(!logged.contains("while read"), "Weights & Biases gets no command");
+    for name in ["run.json", "checkpoint-2/training/state.json"] {
+        let mode = fs::metadata(out.join(name)).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name} holds a command");
+    }
+    // An option may change its secrets, and a replay needs none.
+    let other = url.replace("SECRET", "OTHER");
+    let resumed = grpo(
+        "out",
+        &[
+            &given[2..4],
+            &["--no-shuffle", "--max-steps", "3", "--resume-from-checkpoint", "last", "--reward-url", &other],
+        ]
+        .concat(),
+    );
+    let resumed: Vec<String> =
+        resumed.into_iter().map(|arg| if arg.starts_with("while") { command.into() } else { arg }).collect();
+    run_in(at, resumed).ok();
+    assert!(run_in(at, ["replay", "out", "--step", "1"]).ok().contains("same bits"));
+    // The command gets the variables that --reward-env names, and no others.
+    let own = "while read -r line; do case $OTHER$NAMED in named) echo ${#line};; *) echo no; esac; done";
+    let args = grpo("env", &["--max-steps", "1", "--reward-env", "NAMED"]);
+    let args = args.into_iter().map(|arg| if arg.starts_with("while") { own.into() } else { arg });
+    let env = reel().current_dir(at).args(args).envs([("OTHER", "x"), ("NAMED", "named")]).output().expect("it runs");
+    support::finished_run(env).ok();
 }
 
 #[test]
@@ -186,13 +323,46 @@ fn replay_repeats_any_step_and_names_a_difference() {
         let said = replay(step).json();
         assert_eq!(said, json!({"step": step.parse::<u64>().unwrap(), "from": from, "same": true, "tensor": null}));
     }
-    // A replay computes from the recorded rollouts: with changed rewards it gives other weights.
-    let path = at.join("out/rollouts/000005.jsonl");
+    // A replay says which of the files that it reads was changed.
+    let out = at.join("out");
+    let changed = |name: &str, from: &str, to: &str, step: &str, words: &[&str]| {
+        let path = out.join(name);
+        let before = fs::read(&path).expect("a file");
+        let text = String::from_utf8_lossy(&before).replacen(from, to, 1);
+        assert!(text.as_bytes() != before, "{name} has no {from}");
+        fs::write(&path, text).expect("written");
+        replay(step).refused(1, &[&[name], words].concat());
+        fs::write(&path, before).expect("written");
+    };
+    let optimizer = "checkpoint-3/training/optimizer.safetensors";
+    let path = out.join(optimizer);
+    let before = fs::read(&path).expect("a file");
+    let mut bytes = before.clone();
+    *bytes.last_mut().expect("a byte") ^= 1;
+    fs::write(&path, bytes).expect("written");
+    replay("4").refused(1, &[optimizer, "is damaged", "remove that checkpoint to repeat the step from the one before"]);
+    assert!(replay("2").json()["same"] == true, "step 2 does not need the checkpoint of step 3");
+    fs::write(&path, before).expect("written");
+    changed("checkpoint-3/training/set.json", "\"uses\":1", "\"uses\":2", "4", &["is damaged"]);
+    changed("rollouts/000005.jsonl", "\"used\":true", "\"used\":false", "5", &["rollouts/000005.jsonl:1: is damaged"]);
+    changed("run.json", "0.001", "0.002", "5", &["is damaged"]);
+    let hash = metrics_without_times(&out)[4]["hash"].as_str().expect("a hash").to_string();
+    changed("metrics.jsonl", &hash, "0123456789abcdef", "5", &["is damaged: its hash of step 5"]);
+    let model = at.join("tiny/model.safetensors");
+    let before = fs::read(&model).expect("weights");
+    let mut bytes = before.clone();
+    *bytes.last_mut().expect("a byte") ^= 1;
+    fs::write(&model, bytes).expect("written");
+    replay("1").refused(1, &["tiny: is not the model that the run was started with"]);
+    fs::write(&model, before).expect("written");
+    // A run of an earlier version has no digests: changed rewards give other weights.
+    let path = out.join("rollouts/000005.jsonl");
     let mut line: Value = serde_json::from_str(fs::read_to_string(&path).expect("rollouts").trim()).expect("JSON");
     line["rewards"] = json!([3.0, 2.0, 1.0, 0.0]);
+    line.as_object_mut().expect("an object").remove("digest");
     fs::write(&path, line.to_string()).expect("rollouts");
     let other = replay("5");
-    other.refused(1, &["out: step 5 gives different weights", "lm_head.weight", "run.json"][..1]);
+    other.refused(1, &["out: step 5 gives different weights"]);
     let said: Value = serde_json::from_str(&other.stdout).expect("JSON");
     assert!(said["same"] == json!(false) && said["tensor"].is_string(), "{said}");
     replay("6").refused(2, &["--step: is 6", "give 1 to 5"]);
@@ -351,6 +521,7 @@ fn invalid_options_are_refused_before_files_are_written() {
         (&["--reward-weights", "beauty=1"], &["--reward-weights", "beauty"]),
         (&["--rollouts", "none.jsonl"], &["--rollouts", "gives rewards"]),
         (&["--reward-timeout", "0"], &["--reward-timeout"]),
+        (&["--reward-env", "A=B"], &["--reward-env: is \"A=B\"", "none"]),
     ] {
         run_in(at, grpo("out", more)).refused(2, words);
         assert!(!at.join("out").exists());

@@ -144,6 +144,60 @@ fn resumed_run_equals_uninterrupted_run() {
 }
 
 #[test]
+fn second_run_in_a_folder_is_refused() {
+    let w = training_folder(9);
+    let out = w.path().join("out");
+    let mut first = start_long(w.path(), "out");
+    wait_for_steps(&out, 1);
+    let holder = format!("--out out: is in use by process {}; ", first.id());
+    for more in [&["--overwrite"][..], &["--resume-from-checkpoint", "last"], &["--check-data"], &[]] {
+        sft(w.path(), "out", more).refused(1, &[&holder]);
+    }
+    let holder = format!("out: is being written by process {}; ", first.id());
+    run_in(w.path(), ["demo", "--out", "out"]).refused(1, &[&holder]);
+    run_in(w.path(), ["init", "--preset", "tiny", "--out", "out"]).refused(1, &[&holder]);
+    // The lock of a killed process is no obstacle, although its file is left.
+    first.kill().expect("killed");
+    first.wait().expect("it ends");
+    assert!(out.join(".reel.lock").exists());
+    sft(w.path(), "out", &["--max-steps", "1", "--overwrite"]).ok();
+    assert!(!out.join(".reel.lock").exists());
+}
+
+#[test]
+fn instruction_set_is_recorded_and_compared() {
+    let w = training_folder(3);
+    let run = |isa: &str, args: &[&str]| {
+        let out = reel().current_dir(w.path()).env("REEL_CPU", isa).args(args).output().expect("it runs");
+        support::finished_run(out)
+    };
+    let train = ["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", "out", "--max-steps"];
+    run("plain", &[&train[..], &["2"]].concat()).ok();
+    let recorded = |key: &str| {
+        let text = fs::read_to_string(w.path().join("out/run.json")).expect("run.json");
+        serde_json::from_str::<Value>(&text).expect("JSON")[key].clone()
+    };
+    assert_eq!(recorded("instruction_set"), "plain");
+    let doctor = run("plain", &["doctor"]);
+    assert!(
+        doctor.ok().contains("plain: no vector instructions") && doctor.stdout.contains("set by REEL_CPU"),
+        "{}",
+        doctor.stdout
+    );
+    assert!(run("plain", &["replay", "out", "--step", "2"]).ok().contains("same bits"));
+    // The best instruction set of this machine, unless that is the plain one.
+    let replayed = run("", &["replay", "out", "--step", "1"]);
+    let resumed = run("", &[&train[..], &["3", "--resume-from-checkpoint", "last"]].concat());
+    resumed.ok();
+    if recorded("instruction_set") != "plain" {
+        for said in [&replayed.stderr, &resumed.stderr] {
+            assert!(said.contains("warning: ") && said.contains("REEL_CPU=plain selects the run's"), "{said}");
+        }
+    }
+    run("sse9", &["doctor"]).refused(2, &["REEL_CPU: is \"sse9\"", "plain, avx2, avx512, avx512-bf16"]);
+}
+
+#[test]
 fn non_empty_folder_needs_overwrite() {
     let w = training_folder(2);
     sft(w.path(), "out", &["--max-steps", "1"]).ok();
@@ -201,8 +255,14 @@ fn rows_without_their_media_are_skipped_or_stop_a_strict_run() {
     fs::write(w.path().join("rows.jsonl"), format!("{good}{video}")).expect("written");
     let said = sft(w.path(), "out", &["--no-shuffle", "--num-train-epochs", "1", "--json"]).json();
     assert_eq!(said["skipped"], 1);
+    assert_eq!(said["skipped_by_cause"], serde_json::json!({"media": 1}));
     let skipped = fs::read_to_string(w.path().join("out/skipped.jsonl")).expect("skipped.jsonl");
-    assert!(skipped.lines().count() == 1 && skipped.contains("gone.mp4"), "{skipped}");
+    assert!(
+        skipped.lines().count() == 1 && skipped.contains("gone.mp4") && skipped.contains("\"cause\":\"media\""),
+        "{skipped}"
+    );
+    let said = sft(w.path(), "out", &["--no-shuffle", "--num-train-epochs", "1", "--overwrite"]);
+    assert!(said.ok().contains("1 rows skipped (1 unreadable media, see out/skipped.jsonl)"), "{}", said.stdout);
     sft(w.path(), "strict", &["--no-shuffle", "--strict", "--quiet"]).refused(1, &["gone.mp4"]);
 }
 

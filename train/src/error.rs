@@ -5,6 +5,10 @@ use std::path::Path;
 
 use reel_diagnostic::Diagnostic;
 
+use crate::reporting::metrics::SkipCause;
+use crate::run_folder::checkpoint;
+use crate::run_folder::output::RUN_FILE;
+
 /// What can go wrong between a data file and a trained model folder.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -14,15 +18,32 @@ pub enum TrainError {
     /// The data file, or one of its rows, is malformed.
     #[error("{0}")]
     Data(Diagnostic),
-    /// A row cannot be trained on: its media cannot be loaded, or it has more tokens than the limit.
+    /// A row cannot be trained on, for example because it has no token to learn.
     #[error("{0}")]
     Row(Diagnostic),
+    /// A row has more tokens than the limit.
+    #[error("{0}")]
+    TooLong(Diagnostic),
+    /// An image or a video of a row cannot be loaded.
+    #[error("{diagnostic}")]
+    Media {
+        /// Which file of which row, what is wrong with it, and what to do.
+        diagnostic: Diagnostic,
+        /// Why it cannot be loaded.
+        cause: SkipCause,
+    },
     /// The output folder, a checkpoint or a log cannot be used as requested.
     #[error("{0}")]
     Output(Diagnostic),
+    /// A file that a resume or a replay reads is missing or has other bytes than the run wrote.
+    #[error("{0}")]
+    Damaged(Diagnostic),
     /// A file could not be read or written.
     #[error("{0}")]
     Io(Diagnostic),
+    /// A file could not be written because the disk is full.
+    #[error("{0}")]
+    DiskFull(Diagnostic),
     /// The loss or the gradient norm is NaN or infinite.
     #[error("{0}")]
     NotFinite(Diagnostic),
@@ -66,6 +87,8 @@ constructors! {
     data => Data,
     /// A [`TrainError::Row`] from location, problem and help.
     row => Row,
+    /// A [`TrainError::TooLong`] from location, problem and help.
+    too_long => TooLong,
     /// A [`TrainError::Output`] from location, problem and help.
     output => Output,
 }
@@ -76,15 +99,35 @@ impl TrainError {
         Self::Io(Diagnostic::cannot_read(path, &source))
     }
 
-    /// The error of a file or folder that could not be written. With a full disk the help says how to resume the run.
+    /// The error of a file or folder that could not be written.
     pub fn cannot_write(path: impl AsRef<Path>, source: io::Error) -> Self {
         let diagnostic = Diagnostic::cannot_write(path, &source);
-        Self::Io(match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                diagnostic.with_help("free space on that disk, then resume with --resume-from-checkpoint last")
-            }
-            _ => diagnostic,
-        })
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull(diagnostic),
+            _ => Self::Io(diagnostic),
+        }
+    }
+
+    /// Says after a full disk how the run in `out` continues, which depends on whether it has a checkpoint. Other
+    /// errors stay as they are.
+    pub(crate) fn with_help_to_continue(self, out: &Path) -> Self {
+        let Self::DiskFull(diagnostic) = self else { return self };
+        let has_checkpoint = checkpoint::checkpoints_by_step(out).is_ok_and(|found| !found.is_empty());
+        Self::DiskFull(diagnostic.with_help(match (has_checkpoint, out.join(RUN_FILE).exists()) {
+            (true, _) => "free space on that disk, then resume with --resume-from-checkpoint last",
+            (false, true) => "free space on that disk, then start the run again with --overwrite",
+            (false, false) => "free space on that disk, then start the run again",
+        }))
+    }
+
+    /// Why a row with this error is skipped.
+    pub fn skip_cause(&self) -> SkipCause {
+        match self {
+            Self::Data(_) => SkipCause::Malformed,
+            Self::TooLong(_) => SkipCause::TooLong,
+            Self::Media { cause, .. } => *cause,
+            _ => SkipCause::Other,
+        }
     }
 
     /// The error that an interrupted operation (Ctrl-C) returns. The training loop replaces it by an error that says
@@ -100,5 +143,29 @@ impl TrainError {
             Self::Reward(e) => e.is_usage_error(),
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After a full disk, the help recommends a checkpoint only if there is one.
+    #[test]
+    fn full_disk_help_names_what_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path();
+        let said = |kind| {
+            let e = TrainError::cannot_write(out.join("metrics.jsonl"), io::Error::from(kind));
+            e.with_help_to_continue(out).to_string()
+        };
+        let full = || said(io::ErrorKind::StorageFull);
+        assert!(full().ends_with("the disk is full; free space on that disk, then start the run again"), "{}", full());
+        std::fs::write(out.join(RUN_FILE), "{}").unwrap();
+        assert!(full().ends_with("then start the run again with --overwrite"), "{}", full());
+        std::fs::create_dir_all(out.join("checkpoint-2/training")).unwrap();
+        std::fs::write(out.join("checkpoint-2/training/state.json"), "{}").unwrap();
+        assert!(full().ends_with("then resume with --resume-from-checkpoint last"), "{}", full());
+        assert!(!said(io::ErrorKind::PermissionDenied).contains("resume"));
     }
 }

@@ -84,8 +84,8 @@ pub(crate) fn metrics_without_times(out: &Path) -> Vec<StepMetrics> {
     metrics(out).into_iter().map(without_times).collect()
 }
 
-/// The names and bytes of all files below a folder, except those that differ between equal runs: metrics (times),
-/// event files, run.json and trainer_state.json (paths).
+/// The names and bytes of all files below a folder, except those that differ between equal runs: metrics (times) and
+/// the lists with their digests, event files, run.json and trainer_state.json (paths).
 pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -98,6 +98,7 @@ pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
             } else if ![output::METRICS_FILE, output::RUN_FILE, crate::run_folder::best::TRAINER_STATE_FILE]
                 .contains(&name.as_str())
                 && !name.starts_with("events.")
+                && !name.ends_with(crate::run_folder::digests::DIGESTS_FILE)
             {
                 found.push((name, fs::read(path).unwrap()));
             }

@@ -30,7 +30,7 @@ pub enum RowsToScan<'a> {
     /// All rows except these, which are already known to be unusable.
     AllBut(&'a [SkippedRow]),
     /// All rows except those that the journal of an earlier, interrupted `--check-data` lists.
-    Checking(ScanJournal),
+    Checking(Box<ScanJournal>),
 }
 
 /// Reads the rows that `look` selects and finds the unusable ones; with `count`, also counts the micro-batches of all
@@ -88,9 +88,7 @@ fn scan_all_rows<S: SampleSource>(
         }
         let looked = match length(row) {
             Ok(tokens) => Ok(tokens),
-            Err(e) if is_row_error(&e) && !batching.strict => {
-                Err(SkippedRow { row, line: source.location(row).1, reason: e.to_string() })
-            }
+            Err(e) if is_row_error(&e) && !batching.strict => Err(SkippedRow::new(row, source.location(row).1, &e)),
             Err(e) => return Err(e),
         };
         if let Some(journal) = &journal {
@@ -139,7 +137,7 @@ pub(crate) fn check_token_count(
 ) -> Result<()> {
     let Some(max) = max.filter(|&max| tokens > max) else { return Ok(()) };
     let what = format!("has {tokens} tokens, more than {flag} {max} allows");
-    Err(TrainError::row(location(), what, format!("raise {flag}, or remove the row")))
+    Err(TrainError::too_long(location(), what, format!("raise {flag}, or remove the row")))
 }
 
 /// The error of a data file without a usable row. `reason` is the error of the row at `location`.

@@ -15,8 +15,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use reel_model::save::FileLock;
+
 use crate::reporting::metrics::{self, JsonlLog, SkippedRow};
 use crate::run_folder::checkpoint::write_synced;
+use crate::run_folder::output;
 use crate::{Result, TrainError};
 
 /// The file in OUT that lists the unusable rows, unless `--quarantine` names another file.
@@ -45,6 +48,8 @@ pub struct ScanJournal {
     known: BTreeMap<usize, RowCheckResult>,
     state: Mutex<ScanState>,
     quiet: bool,
+    /// Keeps other processes from checking data for the same list.
+    _lock: FileLock,
 }
 
 #[derive(Debug)]
@@ -61,17 +66,24 @@ pub fn journal_path(list: &Path) -> PathBuf {
     list.with_file_name(format!("{name}.journal"))
 }
 
+/// The path of the file that is locked while data is checked for `list`.
+pub fn lock_path(list: &Path) -> PathBuf {
+    let name = list.file_name().unwrap_or_default().to_string_lossy();
+    list.with_file_name(format!(".{name}.lock"))
+}
+
 impl ScanJournal {
     /// Opens the journal of `list`. Continues it if its fingerprint of data and options is `fingerprint`, else starts
     /// a new one.
     ///
     /// # Errors
-    /// The folder cannot be written.
+    /// The folder cannot be written, or another process checks data for the same list.
     pub fn open(list: &Path, fingerprint: &str, quiet: bool) -> Result<Self> {
         let path = journal_path(list);
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))?;
         }
+        let lock = FileLock::acquire(&lock_path(list)).map_err(|e| output::lock_error(e, "--quarantine", list))?;
         let lines = metrics::read_matching_lines(&path, |_: &JournalLine| true)?;
         let head = serde_json::json!({"scan": fingerprint}).to_string();
         let same = lines.first() == Some(&head);
@@ -96,7 +108,7 @@ impl ScanJournal {
             bad: known.values().filter(|checked| checked.is_err()).count(),
             last_message: Instant::now(),
         };
-        Ok(Self { list: list.to_path_buf(), path, known, state: Mutex::new(state), quiet })
+        Ok(Self { list: list.to_path_buf(), path, known, state: Mutex::new(state), quiet, _lock: lock })
     }
 
     /// The result that an earlier, interrupted check recorded for a row.
@@ -180,7 +192,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn bad(row: usize) -> SkippedRow {
-        SkippedRow { row, line: 2 * row + 1, reason: format!("row {row} is invalid; fix it") }
+        SkippedRow { row, line: 2 * row + 1, cause: None, reason: format!("row {row} is invalid; fix it") }
     }
 
     proptest! {

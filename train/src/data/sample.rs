@@ -16,6 +16,7 @@ use crate::data::dataset::Dataset;
 use crate::data::feed::SampleSource;
 use crate::data::labels::{TokenLabeler, Vocabulary};
 use crate::options::Recipe;
+use crate::reporting::metrics::SkipCause;
 use crate::run::DataSource;
 use crate::{Result, TrainError};
 
@@ -186,12 +187,24 @@ pub(crate) fn to_row_error(location: &str, e: ModelError) -> TrainError {
     if matches!(e, ModelError::Media(MediaError::Worker(_))) {
         return e.into();
     }
+    let cause = match &e {
+        ModelError::Media(MediaError::Timeout(_)) => Some(SkipCause::DecoderTimeout),
+        ModelError::Media(MediaError::Killed(_)) => Some(SkipCause::DecoderKilled),
+        ModelError::Media(_) | ModelError::Io(_) => Some(SkipCause::Media),
+        _ => None,
+    };
     let mut diagnostic = e.into_diagnostic();
     if diagnostic.help.is_empty() {
         diagnostic = diagnostic.with_help("fix the file, or remove the row");
     }
     // An error of the conversation's messages already begins with the row's location.
-    TrainError::Row(if diagnostic.location.starts_with(location) { diagnostic } else { diagnostic.at(location) })
+    if !diagnostic.location.starts_with(location) {
+        diagnostic = diagnostic.at(location);
+    }
+    match cause {
+        Some(cause) => TrainError::Media { diagnostic, cause },
+        None => TrainError::Row(diagnostic),
+    }
 }
 
 impl Vocabulary for Tokenizer {

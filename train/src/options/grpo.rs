@@ -36,6 +36,9 @@ pub enum ImportanceSamplingLevel {
     Sequence,
 }
 
+/// The value of `--reward-env` that names no variable.
+const NO_VARIABLE: &str = "none";
+
 /// The options of `reel grpo`, including those of all training commands.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -113,6 +116,10 @@ pub struct GrpoOptions {
     /// Custom reward: a URL that scores completions
     #[arg(long, value_name = "URL")]
     pub reward_url: Option<String>,
+    /// Environment variables that --reward-command gets besides PATH, HOME, USER, SHELL, LANG, LC_ALL and TMPDIR; none
+    /// gives it only these [default: it gets the whole environment]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub reward_env: Option<Vec<String>>,
     /// Time limit in seconds for scoring the completions of one step with custom rewards
     #[arg(long, value_name = "S", default_value_t = 300.0)]
     pub reward_timeout: f64,
@@ -162,6 +169,12 @@ impl GrpoOptions {
         self.reward_command.is_some() || self.reward_url.is_some()
     }
 
+    /// The environment variables that the reward command gets besides the basic ones; `None`: all.
+    pub fn reward_environment(&self) -> Option<Vec<String>> {
+        let names = self.reward_env.as_ref()?;
+        Some(names.iter().filter(|name| *name != NO_VARIABLE).cloned().collect())
+    }
+
     /// The upper clipping range of importance ratios: `--epsilon-high`, or `--epsilon` if that is not given.
     pub fn epsilon_high(&self) -> f64 {
         self.epsilon_high.unwrap_or(self.epsilon)
@@ -198,6 +211,19 @@ impl TrainingOptions for GrpoOptions {
         check(self.max_prompt_length != Some(0), "--max-prompt-length", "is 0".into(), "give 1 or more")?;
         self.reward_weights()?;
         let timeout = self.reward_timeout;
+        let names = self.reward_env.as_deref().unwrap_or_default();
+        check(
+            names.iter().all(|name| !name.is_empty() && !name.contains(['=', '\0'])),
+            "--reward-env",
+            format!("is {:?}", names.join(",")),
+            "give names of environment variables, or none",
+        )?;
+        check(
+            self.reward_env.is_none() || self.reward_command.is_some(),
+            "--reward-env",
+            "is for --reward-command, which is not given".into(),
+            "give --reward-command too, or leave it out",
+        )?;
         range("--reward-timeout", timeout, timeout > 0.0 && timeout < 1e9, "give a number of seconds above 0")?;
         let scores_completions = self.temporal
             || self.siglip.is_some()

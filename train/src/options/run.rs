@@ -14,7 +14,7 @@ use crate::data::quarantine::QUARANTINE_FILE;
 use reel_model::lora::{ALL_LINEAR, DECODER_LINEAR_LAYERS, LoraSpec};
 
 /// The options of a training command (`sft` or `grpo`).
-pub trait TrainingOptions: Serialize + Deref<Target = RunOptions> {
+pub trait TrainingOptions: Default + Serialize + Deref<Target = RunOptions> {
     /// The name of the command: `sft` or `grpo`.
     const COMMAND: &'static str;
 

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::run_folder::digests::{LogDigest, RunningDigest};
 use crate::{Result, TrainError};
 
 /// The metrics of one finished step: one line of `metrics.jsonl`, with the keys in this order.
@@ -118,8 +119,50 @@ pub struct SkippedRow {
     pub row: usize,
     /// The line of this row in the data file, counted from 1.
     pub line: usize,
+    /// The kind of the error; `None` in lists of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<SkipCause>,
     /// The error that made the row unusable.
     pub reason: String,
+}
+
+/// Why a row is skipped. Rows of one cause are usually mended in the same way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SkipCause {
+    /// The row is not JSON, or its fields are wrong.
+    Malformed,
+    /// The row has more tokens than the limit.
+    TooLong,
+    /// An image or a video cannot be read.
+    Media,
+    /// Decoding a video took longer than `--media-timeout`, also when it was tried again.
+    DecoderTimeout,
+    /// The process that decodes a video was killed by a signal, also when it was tried again.
+    DecoderKilled,
+    /// Anything else, such as a row without a token to learn.
+    Other,
+}
+
+impl SkipCause {
+    /// The cause in a message: `2 decoder timeout`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::TooLong => "too long",
+            Self::Media => "unreadable media",
+            Self::DecoderTimeout => "decoder timeout",
+            Self::DecoderKilled => "decoder killed",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl SkippedRow {
+    /// The row `row` at line `line` of the data file, which cannot be used because of `e`.
+    pub fn new(row: usize, line: usize, e: &TrainError) -> Self {
+        Self { row, line, cause: Some(e.skip_cause()), reason: e.to_string() }
+    }
 }
 
 /// A JSON Lines file that lines are appended to.
@@ -127,19 +170,20 @@ pub struct SkippedRow {
 pub struct JsonlLog {
     path: PathBuf,
     file: File,
+    digest: RunningDigest,
 }
 
 impl JsonlLog {
     /// Creates the file, replacing an existing one.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).map_err(|e| TrainError::cannot_write(path, e))?;
-        Ok(Self { path: path.to_path_buf(), file })
+        Ok(Self { path: path.to_path_buf(), file, digest: RunningDigest::default() })
     }
 
     /// Continues a log: replaces its file by one with `lines`, to which further lines are appended. The new file is
     /// complete before it replaces the old one, so that an interruption loses no line.
     pub fn resume(path: &Path, lines: &[String]) -> Result<Self> {
-        let part = path.with_extension("jsonl.part");
+        let part = path.with_file_name(format!(".{}.part", path.file_name().unwrap_or_default().to_string_lossy()));
         let mut text = lines.join("\n");
         if !text.is_empty() {
             text.push('\n');
@@ -150,7 +194,12 @@ impl JsonlLog {
             .map_err(failed)?;
         std::fs::rename(&part, path).map_err(failed)?;
         let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
-        Ok(Self { path: path.to_path_buf(), file })
+        Ok(Self { path: path.to_path_buf(), file, digest: RunningDigest::of(text.as_bytes()) })
+    }
+
+    /// Length and fingerprint of the lines so far.
+    pub fn digest(&self) -> LogDigest {
+        self.digest.digest()
     }
 
     /// Appends a line. It is written to the file, but not synced to the disk, when this returns.
@@ -158,7 +207,9 @@ impl JsonlLog {
         let failed = |e| TrainError::cannot_write(&self.path, e);
         let mut line = serde_json::to_vec(record).map_err(|e| failed(e.into()))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(failed)
+        self.file.write_all(&line).map_err(failed)?;
+        self.digest.update(&line);
+        Ok(())
     }
 
     /// Waits until all lines are on the disk (fsync).

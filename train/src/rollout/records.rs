@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::{fs, io};
 
+use reel_diagnostic::Diagnostic;
 use reel_engine::Completion;
 use reel_media::strip::{PngImage, frame_strip};
 use reel_model::TokenId;
@@ -18,6 +19,7 @@ use super::worker::Rollout;
 use crate::options::GrpoOptions;
 use crate::rollout::group::{CompletionTokens, Group};
 use crate::run_folder::checkpoint::write_synced;
+use crate::run_folder::{digests, resume};
 use crate::{Result, TrainError};
 
 /// The folder of the recorded rollouts in OUT.
@@ -26,14 +28,41 @@ pub const ROLLOUTS_FOLDER: &str = "rollouts";
 /// The folder below [`ROLLOUTS_FOLDER`] with strips: PNG images that show some frames of a step's first prompt side
 /// by side.
 pub const FRAME_STRIPS_FOLDER: &str = "strips";
-/// Maximum number of strips that a run writes. In longer runs only every n-th step gets one.
+/// About the largest number of strips that a run writes. In longer runs only some steps get one.
 const MAX_STRIPS: u64 = 24;
+
+/// Decides which steps get a strip.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StripSchedule {
+    /// Number of steps from one strip to the next: a multiple of `--logging-steps`, so that each of these steps is
+    /// reported to TensorBoard and Weights & Biases.
+    every: u64,
+    /// Number of steps that train on the rollouts of one step (`--num-iterations`).
+    iterations: u64,
+    /// Number of steps of the run.
+    steps: u64,
+}
+
+impl StripSchedule {
+    /// The schedule of a run of `steps` steps that reports every `logging_steps` steps and samples every `iterations`
+    /// steps.
+    pub(crate) fn new(steps: u64, logging_steps: u64, iterations: u64) -> Self {
+        let every = steps.div_ceil(MAX_STRIPS).max(1).next_multiple_of(logging_steps.max(1));
+        Self { every, iterations: iterations.max(1), steps }
+    }
+
+    /// Whether the rollouts that are sampled in step `step` get a strip: those of step 1, and those that a step trains
+    /// on at which a strip is due.
+    fn has_strip(self, step: u64) -> bool {
+        let last = step + self.iterations - 1;
+        step == 1 || last / self.every > (step - 1) / self.every || (step..=last).contains(&self.steps)
+    }
+}
 
 /// Writes the rollouts of each step to a file.
 pub(crate) struct RolloutRecorder {
     folder: PathBuf,
-    /// Number of steps from one strip to the next.
-    every: u64,
+    strips: StripSchedule,
     /// The step that is being recorded; `text` has its lines so far.
     step: u64,
     text: String,
@@ -49,16 +78,10 @@ impl Drop for RolloutRecorder {
 }
 
 impl RolloutRecorder {
-    /// A recorder for a run of `steps` steps. The folder is created with the first record, so that a run that fails to
+    /// A recorder for a run with the output folder `out`. The folder is created with the first record, so that a run that fails to
     /// start leaves no files.
-    pub(crate) fn new(out: &Path, steps: u64) -> Self {
-        Self {
-            folder: out.join(ROLLOUTS_FOLDER),
-            every: steps.div_ceil(MAX_STRIPS).max(1),
-            step: 0,
-            text: String::new(),
-            writing: None,
-        }
+    pub(crate) fn new(out: &Path, strips: StripSchedule) -> Self {
+        Self { folder: out.join(ROLLOUTS_FOLDER), strips, step: 0, text: String::new(), writing: None }
     }
 
     /// Writes the strip of a step: some frames of its first prompt side by side, which `reel report` shows. Returns
@@ -66,7 +89,7 @@ impl RolloutRecorder {
     pub(crate) fn write_frame_strip(&self, step: u64, rollout: &Rollout) -> Result<Option<PngImage>> {
         let frames = &rollout.prompt.tokens.frames;
         let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
-        if !(step - 1).is_multiple_of(self.every) {
+        if !self.strips.has_strip(step) {
             return Ok(None);
         }
         let strip = frame_strip(seen, 8, 96).map_err(reel_model::ModelError::from)?;
@@ -144,8 +167,14 @@ pub(crate) fn read_recorded_groups(
                 "give the unchanged output folder of a run",
             )
         };
-        let r: Recorded =
-            serde_json::from_str(line).map_err(|e| damaged(format!("is not a record of a group: {e}")))?;
+        let not_a_record = |e| damaged(format!("is not a record of a group: {e}"));
+        let line: Value = serde_json::from_str(line).map_err(not_a_record)?;
+        if !digests::has_its_own_digest(&line) {
+            let location = format!("{}:{number}", path.display());
+            let (what, help) = ("is damaged: it is not what the run wrote", "restore the file from a copy");
+            return Err(TrainError::Damaged(Diagnostic::new(location, what, help)));
+        }
+        let r: Recorded = serde_json::from_value(line).map_err(not_a_record)?;
         if r.row >= prompts.data_row_count() || r.completions.len() != r.rewards.len() {
             return Err(damaged(
                 "has an invalid group: its data row does not exist, or its lists differ in length".into(),
@@ -176,7 +205,7 @@ fn line(step: u64, rollout: &Rollout, scores: &Scores, used: bool) -> Value {
     let mut line = Map::new();
     line.insert("step".into(), json!(step));
     line.insert("row".into(), json!(rollout.prompt.row));
-    line.insert("prompt".into(), rollout.prompt.content.clone());
+    line.insert("prompt".into(), without_secrets(rollout.prompt.content.clone()));
     line.insert("solution".into(), rollout.prompt.columns.get("solution").cloned().unwrap_or(Value::Null));
     line.insert("completions".into(), json!(each(&|c| json!(c.ids))));
     line.insert("rewards".into(), json!(scores.reward));
@@ -188,5 +217,52 @@ fn line(step: u64, rollout: &Rollout, scores: &Scores, used: bool) -> Value {
     if !rollout.shuffled_texts.is_empty() {
         line.insert("shuffled_texts".into(), json!(rollout.shuffled_texts));
     }
-    Value::Object(line)
+    digests::with_own_digest(Value::Object(line))
+}
+
+/// A prompt without the passwords and queries in the addresses of its media. Texts stay as they are.
+fn without_secrets(mut prompt: Value) -> Value {
+    let messages = prompt.as_array_mut().into_iter().flatten();
+    let parts = messages.filter_map(|message| message.get_mut("content")?.as_array_mut()).flatten();
+    for part in parts.filter_map(Value::as_object_mut) {
+        let media =
+            part.iter_mut().filter(|(key, _)| ["image", "video", "image_url", "video_url"].contains(&key.as_str()));
+        media.for_each(|(_, value)| resume::redact(value));
+    }
+    prompt
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// In a run with any options, the rollouts of step 1 and those of some reported step have a strip, and there are
+        /// not many strips.
+        #[test]
+        fn some_reported_step_has_a_strip(steps in 1u64..3000, logging_steps in 1u64..70, iterations in 1u64..9) {
+            let schedule = StripSchedule::new(steps, logging_steps, iterations);
+            let sampled: Vec<u64> = (1..=steps).step_by(iterations as usize).filter(|&n| schedule.has_strip(n)).collect();
+            prop_assert!(sampled[0] == 1 && sampled.len() as u64 <= MAX_STRIPS + 2, "{:?}", sampled);
+            // A preview is reported at the first reported step that trains on its rollouts.
+            let reported = |n: u64| n.next_multiple_of(logging_steps).min(steps) < n + iterations;
+            let shown = sampled.iter().filter(|&&n| reported(n)).count();
+            prop_assert!(shown > 0 && shown + 1 >= sampled.len(), "{:?}", sampled);
+        }
+    }
+
+    #[test]
+    fn recorded_prompts_have_no_secrets_of_urls() {
+        let url = "https://user:SECRET@host/a.mp4?sig=SECRET";
+        let part = |key: &str, value: Value| json!({"type": key, key: value});
+        let parts =
+            [part("video", json!(url)), part("image_url", json!({"url": url})), part("video", json!([url, "b.png"]))];
+        let recorded =
+            without_secrets(json!([{"role": "user", "content": parts}, {"role": "user", "content": "a://b?c"}]));
+        let text = recorded.to_string();
+        assert!(!text.contains("SECRET") && text.matches("https://host/a.mp4?…").count() == 3, "{text}");
+        assert!(text.contains("a://b?c") && text.contains("b.png"), "{text}");
+        assert_eq!(without_secrets(json!("text https://a?b")), json!("text https://a?b"));
+    }
 }

@@ -35,8 +35,11 @@ impl<'a> CompletionScorer<'a> {
     /// Loads the reward models. SigLIP computes on `device` in `dtype`.
     pub(crate) fn new(options: &GrpoOptions, device: &Device, dtype: DType, stop: &'a AtomicBool) -> Result<Self> {
         let timeout = Duration::from_secs_f64(options.reward_timeout);
-        let command =
-            options.reward_command.as_deref().map(|shell| CustomReward::from_command(shell, timeout)).transpose()?;
+        let command = options.reward_command.as_deref().map(|shell| CustomReward::from_command(shell, timeout));
+        let command = command.transpose()?.map(|command| match options.reward_environment() {
+            Some(names) => command.with_environment(names),
+            None => command,
+        });
         let url = options.reward_url.as_deref().map(|url| CustomReward::from_url(url, timeout)).transpose()?;
         let rules =
             RewardRules { recipe: options.parity, weights: options.reward_weights()?, scale: options.scale_rewards };

@@ -21,7 +21,7 @@ use reel_rewards::{RewardError, Scores};
 use reel_runtime::Cx;
 
 use super::prompts::{Prompt, PromptSource};
-use super::records::RolloutRecorder;
+use super::records::{RolloutRecorder, StripSchedule};
 use super::sampler::CompletionSampler;
 use super::scorer::CompletionScorer;
 use crate::data::feed::MicroBatchFeed;
@@ -71,7 +71,14 @@ impl<'a> RolloutWorker<'a> {
             sampler: CompletionSampler::new(engine, setup.options, prompts.stop_token_ids(), setup.seed),
             options: setup.options,
             scorer: CompletionScorer::new(setup.options, &trainer.device, trainer.dtype, setup.stop)?,
-            recorder: RolloutRecorder::new(&setup.options.out, trainer.hyperparameters.schedule.max_steps),
+            recorder: RolloutRecorder::new(
+                &setup.options.out,
+                StripSchedule::new(
+                    trainer.hyperparameters.schedule.max_steps,
+                    setup.options.logging_steps,
+                    setup.options.num_iterations,
+                ),
+            ),
             prompts,
             stop: setup.stop,
         })

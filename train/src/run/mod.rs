@@ -3,10 +3,12 @@
 //! logs, reports, interruption.
 
 pub mod grpo;
+mod record;
 pub mod replay;
 pub mod sft;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,23 +18,28 @@ use reel_diagnostic::Diagnostic;
 use reel_model::input::MediaOptions;
 use reel_runtime::device::MatmulLibrary;
 use reel_runtime::{DType, Device};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::data::feed::{DataPosition, MicroBatch, MicroBatchFeed, MicroBatchOptions, SampleSource};
 use crate::data::order::RowOrder;
 use crate::options::TrainingOptions;
-use crate::reporting::metrics::{JsonlLog, SkippedRow, StepMetrics};
+use crate::reporting::metrics::{self, JsonlLog, SkipCause, SkippedRow, StepMetrics};
 use crate::reporting::progress::Progress;
 use crate::reporting::watch::Reporters;
 use crate::run_folder::best;
 use crate::run_folder::checkpoint::{self, BaseModel, CheckpointSnapshot, CheckpointWriter, TrainedWeights};
-use crate::run_folder::hashes::TensorHashLog;
+use crate::run_folder::digests::{self, LogDigests};
+use crate::run_folder::hashes::{HASHES_FILE, TensorHashLog};
+use crate::run_folder::later_skipped;
 use crate::run_folder::output::{self, RunStart};
+use crate::run_folder::previous::PreviousRun;
 use crate::run_folder::resume::{self, PlannedStepCount, RunState};
 use crate::step::hyperparameters::Hyperparameters;
-use crate::step::trainer::{StepResult, Trainer, combined_fingerprint};
+use crate::step::trainer::{RolloutPreview, StepResult, Trainer, combined_fingerprint};
 use crate::{Result, TrainError};
 
+pub use record::difference_in_bits;
+use record::run_json;
 use validate::count_steps_and_unusable_rows;
 pub(crate) use validate::unusable_rows;
 pub use validate::{DataCheckResult, check_data};
@@ -80,6 +87,8 @@ pub struct RunSummary {
     pub last: Option<StepMetrics>,
     /// Number of skipped rows.
     pub skipped: usize,
+    /// Number of skipped rows by cause. Rows that an earlier version skipped have no cause.
+    pub skipped_by_cause: BTreeMap<SkipCause, usize>,
 }
 
 /// A source of samples with a fingerprint, by which a resumed run checks that its data is the same.
@@ -162,36 +171,73 @@ pub(crate) fn error_if_stopped(stop: &AtomicBool) -> Result<()> {
     }
 }
 
-/// Trains to the last step, or until `setup.stop` becomes true.
+/// Trains to the last step, or until `setup.stop` becomes true. OUT is locked meanwhile.
 pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunSummary> {
     setup.options.validate()?;
+    let out = &setup.options.out;
+    let _lock = output::lock(out)?;
+    train::<W>(setup).map_err(|e| e.with_help_to_continue(out))
+}
+
+fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunSummary> {
     let start = output::find_run_start(setup.options)?;
     let rows = Arc::new(W::open_rows(setup)?);
     let mut run = Run::<W>::begin(setup, start, rows)?;
     let done = run.steps();
     run.progress.finish();
-    let done = done.and_then(|()| run.write_model());
+    let done = done.and_then(|()| run.finish_folder());
     let reported = run.reporters.finish(&done);
-    done.and(reported)?;
+    if let Err(e) = done.and(reported) {
+        // A run that did not do its first step leaves OUT as it was. Its threads and files are closed first.
+        let mut previous = std::mem::replace(&mut run.previous, PreviousRun::none(&setup.options.out));
+        drop(run);
+        // If this fails, the next start in the folder tries again; the error that ended the run says more.
+        let _ = previous.put_back();
+        return Err(e);
+    }
     Ok(RunSummary {
         steps: run.state.steps,
         resumed_after: run.resumed_after,
-        last: run.last,
+        last: run.last.clone(),
         skipped: run.state.position.skipped.len(),
+        skipped_by_cause: skipped_by_cause(&setup.options.out)?,
     })
 }
 
-/// Does the steps of a recorded run again, up to `step`, and returns the trainer with the resulting weights.
-/// `lengths` says which number of steps the run had planned at which step; the learning rate depends on it.
+/// Counts the rows in `skipped.jsonl` by their cause.
+fn skipped_by_cause(out: &Path) -> Result<BTreeMap<SkipCause, usize>> {
+    let mut counts = BTreeMap::new();
+    for line in metrics::read_matching_lines(&out.join(output::SKIPPED_FILE), |row: &SkippedRow| row.cause.is_some())? {
+        let cause = serde_json::from_str::<SkippedRow>(&line).ok().and_then(|row| row.cause);
+        *counts.entry(cause.unwrap_or(SkipCause::Other)).or_insert(0) += 1;
+    }
+    Ok(counts)
+}
+
+/// Does the steps of a recorded run again, up to `step`, and returns the trainer with the resulting weights. `recorded`
+/// is the run's run.json, with the fingerprints of model and data, and the number of steps that the run had planned at
+/// which step; the learning rate depends on it.
 pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     step: u64,
-    lengths: &[PlannedStepCount],
+    recorded: &Value,
 ) -> Result<Trainer> {
+    let lengths: Vec<PlannedStepCount> = serde_json::from_value(recorded["lengths"].clone()).unwrap_or_default();
     let start = output::find_run_start(setup.options)?;
     let mut run = Run::<W>::begin(setup, start, Arc::new(W::open_rows(setup)?))?;
+    let files = [
+        ("model_hash", &run.state.model_hash, setup.model.display(), "the model"),
+        ("data_hash", &run.state.data_hash, setup.options.data.display(), "the data"),
+    ];
+    for (key, now, path, thing) in files {
+        if recorded[key].as_str().is_some_and(|then| then != now) {
+            let what = format!("is not {thing} that the run was started with: its fingerprint is {now}");
+            let help = "restore it; a step can be repeated from the run's own files only";
+            return Err(TrainError::Damaged(Diagnostic::new(path.to_string(), what, help)));
+        }
+    }
     while run.state.step < step {
-        if let Some(steps) = resume::planned_steps_at(lengths, run.state.step + 1) {
+        if let Some(steps) = resume::planned_steps_at(&lengths, run.state.step + 1) {
             run.trainer.hyperparameters.schedule = Hyperparameters::new(setup.options, steps).schedule;
         }
         if !run.one_step()? {
@@ -223,6 +269,11 @@ struct Run<'a, W: TrainLoop<'a>> {
     writer: CheckpointWriter,
     /// What run.json says about the matrix-product library and its chosen algorithms.
     products: Option<MatmulLibrary>,
+    /// The latest rollouts that were not reported yet. A step that is not reported may have sampled them.
+    preview: Option<RolloutPreview>,
+    /// What the run replaces in OUT, until its first step is done. The last field: the files of the run are closed
+    /// when it is dropped.
+    previous: PreviousRun,
 }
 
 impl<'a, W: TrainLoop<'a>> Run<'a, W> {
@@ -230,41 +281,70 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// run that fails to start leaves it as it was.
     fn begin(setup: &RunSetup<'a, W::Options>, start: RunStart, rows: Arc<W::DataSource>) -> Result<Self> {
         let options = setup.options;
+        let home = start.run_folder(&options.out);
+        let digests = start.checkpoint().map(digests::verify_checkpoint).transpose()?.flatten();
         let order = row_order(options.no_shuffle, rows.row_count(), setup.seed);
         let (state, found) = Self::initial_state(setup, &start, &rows, &order)?;
+        let recorded =
+            start.checkpoint().map(|folder| output::recorded_logs(folder, &state, digests.as_ref())).transpose()?;
+        if let Some(folder) = start.checkpoint() {
+            digests::verify_log(folder, home, HASHES_FILE, digests.as_ref())?;
+        }
         let config = reel_model::config::ModelConfig::open(setup.model)?;
         let hyperparameters = Hyperparameters::new(options, state.steps).with_seed(setup.seed);
         let (mut trainer, files) =
             Trainer::resume(setup.device, &config, setup.model, start.checkpoint(), setup.dtype, hyperparameters)?;
+        files.check_values()?;
+        if let (Some(folder), Some(recorded)) = (start.checkpoint(), &recorded) {
+            let hash = Some(&state.hash).filter(|hash| !hash.is_empty()).or(recorded.hash.as_ref());
+            if hash.is_some_and(|hash| trainer.weights_fingerprint().is_ok_and(|now| now != *hash)) {
+                let what = format!("is damaged: its weights are not those that the run had after step {}", state.step);
+                return Err(digests::damaged(folder, "", &what));
+            }
+            checkpoint::load_optimizer_state(folder, &mut trainer, &state)?;
+        }
         let batching = W::batching(options, rows.row_count());
         let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
-        let feed = MicroBatchFeed::new(rows.clone(), order, batching, &state.position, threads, window);
-        let train_loop = W::begin(setup, rows.clone(), feed, &mut trainer, start.checkpoint())?;
-        let output::RunLogs { metrics, skipped } = match &start {
-            RunStart::Fresh => output::fresh_logs(&options.out, setup.model, &found)?,
-            RunStart::From(folder) => {
-                checkpoint::load_optimizer_state(folder, &mut trainer, &state)?;
-                output::resume_logs(&options.out, folder, state.step, state.position.skipped.len())?
-            }
+        let later_skipped = match start.checkpoint() {
+            Some(_) if !options.strict => later_skipped::read(home, &state.position.skipped)?,
+            _ => Vec::new(),
         };
-        let home = start.run_folder(&options.out);
-        let hashes = TensorHashLog::open(&options.out, home, state.step, trainer.optimizer.parameter_states().count())?;
+        let feed = MicroBatchFeed::new(rows.clone(), order, batching, &state.position, threads, window);
+        let feed = feed.skip_when_reached(later_skipped.clone());
+        let train_loop = W::begin(setup, rows.clone(), feed, &mut trainer, start.checkpoint())?;
         let lengths = match start.checkpoint() {
             None => vec![PlannedStepCount { after: 0, steps: state.steps }],
             Some(folder) => resume::planned_step_counts(folder, home, &state)?,
         };
+        let earlier_run = start.checkpoint().and_then(|_| output::read_run_json(home).ok());
+
+        // From here on OUT is changed.
+        let output::RunLogs { metrics, skipped, previous } = match (&start, &recorded) {
+            (RunStart::From(folder), Some(recorded)) => {
+                output::resume_logs(&options.out, folder, recorded, &later_skipped)?
+            }
+            _ => output::fresh_logs(&options.out, setup.model, &found)?,
+        };
+        let hashes = TensorHashLog::open(&options.out, home, state.step, trainer.optimizer.parameter_states().count())?;
         let run = run_json(setup, &state, &lengths);
         output::write_run_json(&options.out, &run)?;
         let reporters = Reporters::begin(options, home, state.step, &run)?;
         best::write_trainer_state(&options.out, state.rewards.best, state.step, state.steps)?;
         let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
         if let RunStart::From(folder) = &start {
-            progress.print_line(&format!(
-                "resuming after step {} of {} from {}",
-                state.step,
-                state.steps,
-                folder.display()
-            ));
+            let (step, steps, folder) = (state.step, state.steps, folder.display());
+            progress.print_line(&format!("resuming after step {step} of {steps} from {folder}"));
+            if step == steps {
+                progress.print_line("no step is left: only the trained model is written");
+            }
+            if digests.is_none() {
+                progress.print_line(&format!(
+                    "warning: {folder} is of an earlier version: only its weights are compared with what the run recorded"
+                ));
+            }
+            if let Some(warning) = earlier_run.and_then(|run| difference_in_bits(&run, setup.device)) {
+                progress.print_line(&format!("warning: {warning}"));
+            }
         }
         if let Some(folder) = reporters.wandb_folder() {
             progress.print_line(&format!("Weights & Biases: upload with `wandb sync {}`", folder.display()));
@@ -291,6 +371,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             skipped,
             reporters,
             progress,
+            preview: None,
+            previous,
         })
     }
 
@@ -315,6 +397,12 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             return Ok((resume::fresh_run_state(setup, &**rows, steps, &found)?, found));
         };
         let mut state = resume::resumed_run_state(setup, &**rows, folder, || Ok(measure()?.0))?;
+        if state.step == state.steps && output::has_final_model(&options.out, folder)? {
+            let what = format!("{} is after the last step of a finished run", folder.display());
+            let help =
+                format!("raise --max-steps or --num-train-epochs to train on; {} has the model", options.out.display());
+            return Err(TrainError::option("--resume-from-checkpoint", what, help));
+        }
         state.rewards.forget_best_if_missing(&options.out);
         Ok((state, Vec::new()))
     }
@@ -341,9 +429,12 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.write_products()
     }
 
-    fn write_model(&mut self) -> Result<()> {
+    /// Writes the trained model after the last step.
+    fn finish_folder(&mut self) -> Result<()> {
         self.writer.wait()?;
-        TrainedWeights::capture(&self.trainer, self.base.clone(), false)?.write(&self.setup.options.out)
+        self.previous.remove()?;
+        TrainedWeights::capture(&self.trainer, self.base.clone(), false)?.write(&self.setup.options.out)?;
+        later_skipped::remove(&self.setup.options.out)
     }
 
     /// Does one step, logs it, and writes a checkpoint if one is due. Returns false at the end of the data.
@@ -371,6 +462,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.hashes.append(&hashes.into_iter().map(|h| h.1).collect::<Vec<_>>())?;
         let step_seconds = begun.elapsed().as_secs_f64();
         self.state.step = n;
+        self.state.hash.clone_from(&hash);
         self.state.peak_bytes = self.state.peak_bytes.max(self.trainer.device.memory().peak as u64);
         let line = StepMetrics {
             step: n,
@@ -385,11 +477,13 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             grpo: std::mem::take(&mut result.grpo),
         };
         self.metrics.append(&line)?;
+        self.previous.remove()?;
         self.progress.show_step(&line);
         self.state.rewards.add_step_reward(&line);
         let options = self.setup.options;
+        self.preview = result.preview.take().or(self.preview.take());
         if n.is_multiple_of(options.logging_steps) || n == self.state.steps {
-            self.reporters.report_step(&line, result.preview.as_ref())?;
+            self.reporters.report_step(&line, self.preview.take().as_ref())?;
         }
         self.last = Some(line);
         if self.products.is_none() {
@@ -413,11 +507,19 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.writer.wait()?;
         self.metrics.sync()?;
         self.skipped.sync()?;
+        self.hashes.sync()?;
+        let logs = [
+            (output::METRICS_FILE, self.metrics.digest()),
+            (output::SKIPPED_FILE, self.skipped.digest()),
+            (HASHES_FILE, self.hashes.digest()),
+        ];
+        let logs: LogDigests = logs.into_iter().map(|(name, digest)| (name.to_string(), digest)).collect();
         self.write_products()?;
         let copy = checkpoint::host_memory_has_room_for(checkpoint::checkpoint_bytes(&self.trainer));
         let (base, state) = (self.base.clone(), self.state.clone());
         let snapshot =
-            CheckpointSnapshot::capture(&self.trainer, base, state.clone(), self.train_loop.resume_files()?, copy)?;
+            CheckpointSnapshot::capture(&self.trainer, base, state.clone(), self.train_loop.resume_files()?, copy)?
+                .with_logs(logs);
         self.saved = state.step;
         let (out, keep) = (self.setup.options.out.clone(), self.setup.options.save_total_limit);
         let job = move || {
@@ -444,7 +546,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.save()?;
         self.writer.wait()?;
         let help = if self.state.step == 0 {
-            "no step was finished; start again"
+            "no step was finished, and the folder is as it was before; start again"
         } else {
             "resume with --resume-from-checkpoint last"
         };
@@ -481,25 +583,4 @@ pub(crate) fn row_order(no_shuffle: bool, rows: usize, seed: u64) -> RowOrder {
 /// for computing.
 fn decoding_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| (n.get() / 4).clamp(1, 8))
-}
-
-/// The content of `run.json`.
-fn run_json<O: TrainingOptions>(setup: &RunSetup<O>, state: &RunState, lengths: &[PlannedStepCount]) -> Value {
-    let hardware = setup.device.hardware();
-    let products =
-        setup.device.matmul_library().map(|p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}));
-    json!({
-        "command": O::COMMAND,
-        "version": env!("CARGO_PKG_VERSION"),
-        "steps": state.steps,
-        "lengths": lengths,
-        "seed": setup.seed,
-        "dtype": setup.dtype.name(),
-        "device": setup.device.name(),
-        "machine": {"name": hardware.name, "driver": hardware.driver},
-        "products": products,
-        "model_hash": state.model_hash,
-        "data_hash": state.data_hash,
-        "options": setup.resolved,
-    })
 }

@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use reel_diagnostic::Diagnostic;
 use serde_json::Value;
 
+use crate::options::RunOptions;
 use crate::reporting::metrics::{self, StepMetrics};
 use crate::run::{self, RunSetup, TrainLoop};
 use crate::run_folder::checkpoint;
-use crate::run_folder::hashes;
+use crate::run_folder::hashes::{self, HASHES_FILE};
 use crate::run_folder::output;
-use crate::run_folder::resume::PlannedStepCount;
 use crate::{Result, TrainError};
 
 /// Where a replay starts, and what it must arrive at.
@@ -60,30 +61,41 @@ pub(crate) fn replay<'a, W: TrainLoop<'a>>(
     want: &str,
 ) -> Result<ReplayReport> {
     debug_assert!(setup.options.save_steps == 0);
-    let lengths: Vec<PlannedStepCount> = serde_json::from_value(read(recorded)?["lengths"].take()).unwrap_or_default();
-    let trainer = run::replay_steps::<W>(setup, step, &lengths)?;
+    let run = output::read_run_json(recorded)?;
+    let trainer = run::replay_steps::<W>(setup, step, &run).map_err(|e| help_of_replay(e, setup.options))?;
     if trainer.weights_fingerprint()? == want {
         return Ok(ReplayReport { same: true, first: None });
     }
     let now = trainer.tensor_hashes()?;
-    let then = hashes::read_step_hashes(recorded, step, now.len())?.unwrap_or_default();
-    let first = now.iter().zip(then).find(|((_, hash), then)| hashes::low_32_bits(*hash) != *then);
-    Ok(ReplayReport { same: false, first: first.map(|((name, _), _)| name.clone()) })
+    let then = hashes::read_step_hashes(recorded, step, now.len())?;
+    let differs = |((_, hash), then): &(&(String, u64), &u32)| hashes::low_32_bits(*hash) != **then;
+    let first = now.iter().zip(then.iter().flatten()).find(differs).map(|((name, _), _)| name.clone());
+    if then.is_some() && first.is_none() {
+        let location = recorded.join(output::METRICS_FILE).display().to_string();
+        let what = format!("is damaged: its hash of step {step} is {want}, but the weights are those of {HASHES_FILE}");
+        return Err(TrainError::Damaged(Diagnostic::new(location, what, "restore the file from a copy")));
+    }
+    Ok(ReplayReport { same: false, first })
+}
+
+/// Says after a damaged checkpoint how to repeat the step without it.
+fn help_of_replay(e: TrainError, options: &RunOptions) -> TrainError {
+    match (e, &options.resume_from_checkpoint) {
+        (TrainError::Damaged(d), Some(folder)) if d.location.starts_with(folder.as_str()) => {
+            let help = "restore it from a copy, or remove that checkpoint to repeat the step from the one before";
+            TrainError::Damaged(d.with_help(help))
+        }
+        (e, _) => e,
+    }
 }
 
 /// Reads the command and the options of a run from its `run.json`.
 pub fn recorded_command_and_options(out: &Path) -> Result<(String, Value)> {
-    let mut run = read(out)?;
+    let mut run = output::read_run_json(out)?;
     match (run["command"].as_str().map(String::from), run["options"].take()) {
         (Some(command), options @ Value::Object(_)) => Ok((command, options)),
         _ => Err(damaged(&out.join(output::RUN_FILE), "lacks the command or the options of the run".into())),
     }
-}
-
-fn read(out: &Path) -> Result<Value> {
-    let path = out.join(output::RUN_FILE);
-    let text = std::fs::read(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
-    serde_json::from_slice(&text).map_err(|e| damaged(&path, format!("is not JSON: {e}")))
 }
 
 fn damaged(path: &Path, what: String) -> TrainError {

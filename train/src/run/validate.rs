@@ -47,7 +47,7 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     let listed: BTreeSet<usize> = found.iter().map(|bad| bad.row).collect();
     let all = || (0..rows.row_count()).into_par_iter().filter(|row| !listed.contains(row));
     let row_error = |row| rows.validate_row(row).err().map(|e| (row, e));
-    let skipped = |(row, e): (usize, TrainError)| SkippedRow { row, line: rows.location(row).1, reason: e.to_string() };
+    let skipped = |(row, e): (usize, TrainError)| SkippedRow::new(row, rows.location(row).1, &e);
     if options.strict {
         return all().find_map_first(row_error).map_or(Ok(found), |(_, e)| Err(e));
     }
@@ -79,11 +79,8 @@ pub(super) fn count_steps_and_unusable_rows<'a, W: TrainLoop<'a>>(
     let scan = match every {
         true if options.check_data => {
             let list = options.quarantine_list_path();
-            RowsToScan::Checking(ScanJournal::open(
-                &list,
-                &resume::data_check_fingerprint(setup, &**rows)?,
-                setup.quiet,
-            )?)
+            let fingerprint = resume::data_check_fingerprint(setup, &**rows)?;
+            RowsToScan::Checking(Box::new(ScanJournal::open(&list, &fingerprint, setup.quiet)?))
         }
         true => RowsToScan::AllBut(&known),
         false => RowsToScan::None,

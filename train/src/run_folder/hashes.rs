@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use crate::run_folder::digests::{LogDigest, RunningDigest};
 use crate::{Result, TrainError};
 
 /// The name of the file in OUT.
@@ -16,6 +17,7 @@ pub const HASHES_FILE: &str = "hashes.bin";
 pub struct TensorHashLog {
     path: PathBuf,
     file: File,
+    digest: RunningDigest,
 }
 
 impl TensorHashLog {
@@ -34,13 +36,26 @@ impl TensorHashLog {
         kept.resize(size as usize, 0);
         let part = out.join(format!(".{HASHES_FILE}.part"));
         std::fs::write(&part, &kept).and_then(|()| std::fs::rename(&part, &path)).map_err(failed)?;
-        Ok(Self { file: OpenOptions::new().append(true).open(&path).map_err(failed)?, path })
+        let file = OpenOptions::new().append(true).open(&path).map_err(failed)?;
+        Ok(Self { file, path, digest: RunningDigest::of(&kept) })
     }
 
     /// Appends the hashes of a step.
     pub fn append(&mut self, hashes: &[u64]) -> Result<()> {
         let bytes: Vec<u8> = hashes.iter().flat_map(|&h| low_32_bits(h).to_le_bytes()).collect();
-        self.file.write_all(&bytes).map_err(|e| TrainError::cannot_write(&self.path, e))
+        self.file.write_all(&bytes).map_err(|e| TrainError::cannot_write(&self.path, e))?;
+        self.digest.update(&bytes);
+        Ok(())
+    }
+
+    /// Length and fingerprint of the hashes so far.
+    pub fn digest(&self) -> LogDigest {
+        self.digest.digest()
+    }
+
+    /// Waits until all hashes are on the disk (fsync).
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| TrainError::cannot_write(&self.path, e))
     }
 }
 

@@ -4,6 +4,9 @@
 pub mod best;
 pub mod checkpoint;
 pub mod digest;
+pub mod digests;
 pub mod hashes;
+pub mod later_skipped;
 pub mod output;
+pub mod previous;
 pub mod resume;

@@ -1,21 +1,23 @@
-//! The output folder of a run (OUT): refused if it has other files, cleared of an earlier run's files with
-//! `--overwrite`.
+//! The output folder of a run (OUT): locked while a process writes it, refused if it has other files; with
+//! `--overwrite` an earlier run's files are replaced.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use reel_model::lora::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
+use reel_diagnostic::Diagnostic;
+use reel_model::save::{FOLDER_LOCK_FILE, FolderLock, LockError};
 use serde_json::Value;
 
 use crate::data::quarantine::{self, QUARANTINE_FILE};
 use crate::options::RunOptions;
 use crate::reporting::metrics::{self, JsonlLog, SkippedRow, StepMetrics};
-use crate::reporting::wandb;
-use crate::rollout::ROLLOUTS_FOLDER;
-use crate::run_folder::best::TRAINER_STATE_FILE;
-use crate::run_folder::checkpoint;
+use crate::run_folder::checkpoint::{self, write_synced_with_mode};
 use crate::run_folder::digest;
-use crate::run_folder::hashes::HASHES_FILE;
+use crate::run_folder::digests::{self, CheckpointDigests};
+use crate::run_folder::later_skipped;
+use crate::run_folder::previous::PreviousRun;
+use crate::run_folder::resume::RunState;
 use crate::{Result, TrainError};
 
 /// `metrics.jsonl` in OUT.
@@ -49,11 +51,36 @@ impl RunStart {
     }
 }
 
+/// Locks OUT for this process, until the returned lock is dropped, and restores what a killed process left half done
+/// there.
+///
+/// # Errors
+/// Another process writes OUT, or OUT cannot be created.
+pub fn lock(out: &Path) -> Result<FolderLock> {
+    let lock = FolderLock::acquire(out).map_err(|e| lock_error(e, "--out", out))?;
+    PreviousRun::recover(out)?;
+    Ok(lock)
+}
+
+/// The error of a lock for the file or folder `path` of the option `flag`.
+pub(crate) fn lock_error(e: LockError, flag: &str, path: &Path) -> TrainError {
+    let refuse = |what: String, help: &str| TrainError::output(format!("{flag} {}", path.display()), what, help);
+    match e {
+        LockError::InUse(holder) => {
+            refuse(format!("is in use by {holder}"), "wait until that process ends, or give another path")
+        }
+        LockError::Io(e) if matches!(e.kind(), ErrorKind::NotADirectory | ErrorKind::AlreadyExists) => {
+            refuse("is a file, or has a file in place of a parent folder".into(), "give a folder")
+        }
+        LockError::Io(e) => TrainError::cannot_write(path, e),
+    }
+}
+
 /// Decides where the run starts, by its options and by what is in OUT. Changes no file.
 pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
     let out = &options.out;
     let entries = match fs::read_dir(out) {
-        // The files of an earlier --check-data may be in OUT; they do not make it count as non-empty.
+        // The lock and the files of an earlier --check-data do not make OUT count as non-empty.
         Ok(entries) => entries.filter(|entry| !entry.as_ref().is_ok_and(|entry| is_check_file(&entry.path()))).count(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
@@ -65,9 +92,14 @@ pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
     match options.resume_from_checkpoint.as_deref() {
         Some("last") => match checkpoint::checkpoints_by_step(out)?.pop_last() {
             Some((_, path)) => Ok(RunStart::From(path)),
-            // The run was stopped before its first checkpoint, so it starts from the beginning.
-            None if entries == 0 || out.join(RUN_FILE).is_file() => Ok(RunStart::Fresh),
-            None => Err(not_empty(out, "holds no run to resume", "give the OUT of the run, or an empty folder")),
+            None => Err(TrainError::option(
+                "--resume-from-checkpoint",
+                format!("{} has no checkpoint", out.display()),
+                match out.join(RUN_FILE).is_file() {
+                    true => "give --overwrite instead, to start its run again from the first step",
+                    false => "leave it out to start a new run, or give the --out of the run to resume",
+                },
+            )),
         },
         Some(folder) if entries == 0 || options.overwrite || lies_in(Path::new(folder), out) => {
             Ok(RunStart::From(PathBuf::from(folder)))
@@ -87,8 +119,10 @@ pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
 }
 
 fn is_check_file(path: &Path) -> bool {
-    path.file_name()
-        .is_some_and(|name| name == QUARANTINE_FILE || *name == *quarantine::journal_path(Path::new(QUARANTINE_FILE)))
+    let list = Path::new(QUARANTINE_FILE);
+    let own =
+        [list.to_path_buf(), quarantine::journal_path(list), quarantine::lock_path(list), FOLDER_LOCK_FILE.into()];
+    path.file_name().is_some_and(|name| own.iter().any(|own| own == Path::new(name)))
 }
 
 /// Whether `checkpoint` is a folder directly in `out`. True if it does not exist.
@@ -102,45 +136,13 @@ fn not_empty(out: &Path, what: &str, help: &str) -> TrainError {
     TrainError::output(format!("--out {}", out.display()), what, help)
 }
 
-/// Creates `out`, or removes from it the files of an earlier run. An error if the model to train is in `out`, because
-/// it would be removed.
-fn clear(out: &Path, model: &Path) -> Result<()> {
-    fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
+/// Refuses a run whose model, or checkpoint to resume from, is in OUT: it would be replaced.
+fn refuse_model_inside(out: &Path, model: &Path) -> Result<()> {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    if real(model).starts_with(real(out)) {
-        return Err(not_empty(out, "holds the model to train", "choose another folder"));
+    match real(model).starts_with(real(out)) {
+        true => Err(not_empty(out, "holds the model to train", "choose another folder")),
+        false => Ok(()),
     }
-    checkpoint::remove_incomplete_files(out)?;
-    checkpoint::checkpoints_by_step(out)?.values().try_for_each(|path| checkpoint::remove_checkpoint(path))?;
-    match fs::remove_dir_all(out.join(ROLLOUTS_FOLDER)) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(TrainError::cannot_write(out.join(ROLLOUTS_FOLDER), e));
-        }
-        _ => {}
-    }
-    wandb::remove_run_folders(out)?;
-    for entry in fs::read_dir(out).map_err(|e| TrainError::cannot_read(out, e))? {
-        let path = entry.map_err(|e| TrainError::cannot_read(out, e))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let of_a_run = [
-            METRICS_FILE,
-            SKIPPED_FILE,
-            RUN_FILE,
-            TRAINER_STATE_FILE,
-            HASHES_FILE,
-            ADAPTER_CONFIG_FILE,
-            ADAPTER_WEIGHTS_FILE,
-        ]
-        .contains(&name.as_str())
-            || name.starts_with("events.out.tfevents.");
-        if of_a_run
-            || name.starts_with("model")
-                && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"))
-        {
-            fs::remove_file(&path).map_err(|e| TrainError::cannot_write(&path, e))?;
-        }
-    }
-    Ok(())
 }
 
 /// The open logs of a run: `metrics.jsonl` and `skipped.jsonl`.
@@ -150,43 +152,109 @@ pub struct RunLogs {
     pub metrics: JsonlLog,
     /// One line per row that cannot be used.
     pub skipped: JsonlLog,
+    /// What the run replaces in OUT, until its first step is done.
+    pub previous: PreviousRun,
 }
 
-/// Opens the logs of a run that resumes after `step`. Copies into them what the checkpoint's run had logged up to
-/// there: `step` lines of metrics and `skipped` lines of skipped rows. If OUT is not that run's folder, an earlier
-/// run in OUT is removed.
-pub fn resume_logs(out: &Path, checkpoint: &Path, step: u64, skipped: usize) -> Result<RunLogs> {
+/// What the checkpoint in `folder` says about the logs of its run, checked against the logs themselves.
+#[derive(Debug)]
+pub struct RecordedLogs {
+    /// The lines of `metrics.jsonl` up to the checkpoint.
+    metrics: Vec<String>,
+    /// The lines of `skipped.jsonl` up to the checkpoint.
+    skipped: Vec<String>,
+    /// The weights' fingerprint after the last of these steps, as `metrics.jsonl` has it.
+    pub hash: Option<String>,
+}
+
+/// Reads what the run that wrote the checkpoint in `folder` had logged up to there: one line of metrics per step, and
+/// the skipped rows.
+///
+/// # Errors
+/// The logs lack lines, or are not what the run wrote.
+pub fn recorded_logs(folder: &Path, state: &RunState, digests: Option<&CheckpointDigests>) -> Result<RecordedLogs> {
+    let home = home_of(folder);
+    for name in [METRICS_FILE, SKIPPED_FILE] {
+        digests::verify_log(folder, home, name, digests)?;
+    }
+    let step = state.step;
+    let metrics = metrics::read_matching_lines(&home.join(METRICS_FILE), |m: &StepMetrics| m.step <= step)?;
+    if metrics.len() as u64 != step {
+        let what = format!("has {} lines instead of {step}, one per step up to {}", metrics.len(), folder.display());
+        let file = home.join(METRICS_FILE).display().to_string();
+        return Err(TrainError::output(file, what, "put the run's own metrics.jsonl there"));
+    }
+    let mut skipped = metrics::read_matching_lines(&home.join(SKIPPED_FILE), |_: &SkippedRow| true)?;
+    skipped.truncate(state.position.skipped.len());
+    let last = metrics.last().and_then(|line| serde_json::from_str::<StepMetrics>(line).ok());
+    Ok(RecordedLogs { metrics, skipped, hash: last.map(|last| last.hash) })
+}
+
+/// The output folder of the run that wrote the checkpoint in `folder`.
+fn home_of(folder: &Path) -> &Path {
+    folder.parent().filter(|home| !home.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Opens the logs of a run that resumes from the checkpoint in `folder`, with the lines up to there. `later_skipped`
+/// are the rows that the run skipped after it. If OUT is not the folder of the checkpoint's run, an earlier run in OUT
+/// is set aside.
+///
+/// # Errors
+/// The logs cannot be written.
+pub fn resume_logs(out: &Path, folder: &Path, logs: &RecordedLogs, later_skipped: &[SkippedRow]) -> Result<RunLogs> {
     fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
     checkpoint::remove_incomplete_files(out)?;
-    let home = checkpoint.parent().filter(|home| !home.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let done = metrics::read_matching_lines(&home.join(METRICS_FILE), |m: &StepMetrics| m.step <= step)?;
-    if done.len() as u64 != step {
-        let what = format!("has {} lines instead of {step}, one per step up to {}", done.len(), checkpoint.display());
-        return Err(TrainError::output(
-            home.join(METRICS_FILE).display().to_string(),
-            what,
-            "put the run's own metrics.jsonl there",
-        ));
-    }
-    if !lies_in(checkpoint, out) {
-        clear(out, checkpoint)?;
-    }
-    let mut skipped_rows = metrics::read_matching_lines(&home.join(SKIPPED_FILE), |_: &SkippedRow| true)?;
-    skipped_rows.truncate(skipped);
+    let previous = if lies_in(folder, out) {
+        PreviousRun::none(out)
+    } else {
+        refuse_model_inside(out, folder)?;
+        PreviousRun::set_aside(out)?
+    };
+    later_skipped::write(out, later_skipped)?;
     Ok(RunLogs {
-        metrics: JsonlLog::resume(&out.join(METRICS_FILE), &done)?,
-        skipped: JsonlLog::resume(&out.join(SKIPPED_FILE), &skipped_rows)?,
+        metrics: JsonlLog::resume(&out.join(METRICS_FILE), &logs.metrics)?,
+        skipped: JsonlLog::resume(&out.join(SKIPPED_FILE), &logs.skipped)?,
+        previous,
     })
 }
 
-/// Opens the logs of a fresh run, after removing any earlier run from the folder. The rows `unusable`, which are
-/// already known to be unusable, are logged as skipped.
+/// Opens the logs of a fresh run, after setting any earlier run in OUT aside. The rows `unusable`, which are already
+/// known to be unusable, are logged as skipped.
+///
+/// # Errors
+/// The model to train is in OUT, or a file cannot be moved or written.
 pub fn fresh_logs(out: &Path, model: &Path, unusable: &[SkippedRow]) -> Result<RunLogs> {
-    clear(out, model)?;
+    fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
+    refuse_model_inside(out, model)?;
+    let previous = PreviousRun::set_aside(out)?;
     let (metrics, mut skipped) =
         (JsonlLog::create(&out.join(METRICS_FILE))?, JsonlLog::create(&out.join(SKIPPED_FILE))?);
     unusable.iter().try_for_each(|row| skipped.append(row))?;
-    Ok(RunLogs { metrics, skipped })
+    Ok(RunLogs { metrics, skipped, previous })
+}
+
+/// Whether OUT has the trained model of the run whose last step the checkpoint in `folder` is after: OUT's weights are
+/// those of the checkpoint.
+///
+/// # Errors
+/// A weight file cannot be read.
+pub fn has_final_model(out: &Path, folder: &Path) -> Result<bool> {
+    let entries = fs::read_dir(folder).map_err(|e| TrainError::cannot_read(folder, e))?;
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let weights: Vec<_> = names.filter(|name| name.to_string_lossy().ends_with(".safetensors")).collect();
+    for name in &weights {
+        let own = out.join(name);
+        if !own.exists() || digest::file_fingerprint(&own)? != digest::file_fingerprint(&folder.join(name))? {
+            return Ok(false);
+        }
+    }
+    Ok(lies_in(folder, out) && !weights.is_empty())
+}
+
+/// Whether a run's options hold a command of the user, which may contain secrets. Files with them are readable by the
+/// user alone.
+pub(crate) fn holds_commands(options: &Value) -> bool {
+    options.get("reward_command").is_some_and(Value::is_string)
 }
 
 /// Writes `run.json`: every resolved option, the version, the device and the fingerprints of model and data.
@@ -194,9 +262,29 @@ pub fn write_run_json(out: &Path, run: &Value) -> Result<()> {
     let path = out.join(RUN_FILE);
     let part = out.join(format!(".{RUN_FILE}.part"));
     let failed = |e| TrainError::cannot_write(&path, e);
-    let text = serde_json::to_string_pretty(run).map_err(|e| failed(e.into()))?;
-    fs::write(&part, text + "\n").map_err(failed)?;
+    let text = format!("{:#}\n", digests::with_own_digest(run.clone()));
+    write_synced_with_mode(&part, text.as_bytes(), holds_commands(&run["options"])).map_err(failed)?;
     fs::rename(&part, &path).map_err(failed)
+}
+
+/// Reads the `run.json` of the run in `out`.
+///
+/// # Errors
+/// The file cannot be read, is not JSON, or is not what the run wrote.
+pub fn read_run_json(out: &Path) -> Result<Value> {
+    let path = out.join(RUN_FILE);
+    let text = fs::read(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
+    let damaged =
+        |what: String, help: &str| TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help));
+    let run = serde_json::from_slice(&text)
+        .map_err(|e| damaged(format!("is not JSON: {e}"), "give the output folder of a run"))?;
+    match digests::has_its_own_digest(&run) {
+        true => Ok(run),
+        false => Err(damaged(
+            "is damaged: it is not what the run wrote".into(),
+            "restore it from a copy; without the file, a resume takes its options from the command line",
+        )),
+    }
 }
 
 /// The fingerprint of the model folder that a run starts from.
@@ -243,11 +331,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path();
         let last = || RunOptions { resume_from_checkpoint: Some("last".into()), ..options(out) };
-        assert_eq!(find_run_start(&last()).unwrap(), RunStart::Fresh);
+        let refused = |help: &str| {
+            let e = find_run_start(&last()).unwrap_err();
+            let start = format!("--resume-from-checkpoint: {} has no checkpoint; {help}", out.display());
+            assert!(e.is_usage_error() && e.to_string().starts_with(&start), "{e}");
+        };
+        refused("leave it out");
         touch(out.join("x"));
-        assert!(find_run_start(&last()).unwrap_err().to_string().contains("holds no run to resume"));
+        refused("leave it out");
         touch(out.join(RUN_FILE));
-        assert_eq!(find_run_start(&last()).unwrap(), RunStart::Fresh);
+        refused("give --overwrite");
         for step in [2, 9, 10] {
             touch(out.join(format!("checkpoint-{step}/training/state.json")));
         }
@@ -261,29 +354,28 @@ mod tests {
     }
 
     #[test]
-    fn clearing_removes_only_the_files_of_a_run() {
+    fn model_inside_out_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
-        for name in [
-            "metrics.jsonl",
-            "run.json",
-            "trainer_state.json",
-            "model.safetensors",
-            "model-00001-of-00002.safetensors",
-            "adapter_config.json",
-            "adapter_model.safetensors",
-            "notes.txt",
-            "checkpoint-3/training/state.json",
-            "wandb/offline-run-20260101_000000-abcd1234/run-abcd1234.wandb",
-            "wandb/.offline-run-20260101_000000-abcd1234.part/run-abcd1234.wandb",
-        ] {
-            touch(out.join(name));
-        }
-        clear(&out, &dir.path().join("model")).unwrap();
-        let left: Vec<_> = fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, ["notes.txt"]);
         touch(out.join("base/config.json"));
-        let e = clear(&out, &out.join("base")).unwrap_err().to_string();
+        let e = fresh_logs(&out, &out.join("base"), &[]).unwrap_err().to_string();
         assert!(e.contains("holds the model to train"), "{e}");
+    }
+
+    #[test]
+    fn run_json_is_private_where_it_holds_commands() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let mode = || fs::metadata(dir.path().join(RUN_FILE)).unwrap().permissions().mode() & 0o077;
+        let run = |command: Option<&str>| serde_json::json!({"options": {"reward_command": command}});
+        write_run_json(dir.path(), &run(None)).unwrap();
+        let plain = mode();
+        for _ in 0..2 {
+            write_run_json(dir.path(), &run(Some("curl -H 'Authorization: x'"))).unwrap();
+            assert_eq!(mode(), 0);
+        }
+        write_run_json(dir.path(), &run(None)).unwrap();
+        assert_eq!(mode(), plain);
+        assert_eq!(read_run_json(dir.path()).unwrap()["options"]["reward_command"], Value::Null);
     }
 }

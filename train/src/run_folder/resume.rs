@@ -7,6 +7,8 @@ use std::{fs, io};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use reel_diagnostic::redact_urls;
+
 use crate::data::feed::DataPosition;
 use crate::options::TrainingOptions;
 use crate::reporting::metrics::SkippedRow;
@@ -31,9 +33,12 @@ pub struct PlannedStepCount {
 
 /// All numbers of steps that a run has planned so far, if it resumes with `state` from the checkpoint in `folder`.
 /// `home` is the output folder of the run that wrote the checkpoint.
+///
+/// # Errors
+/// `run.json` is damaged.
 pub fn planned_step_counts(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<PlannedStepCount>> {
-    let run: Option<Value> =
-        fs::read(home.join(output::RUN_FILE)).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    // Without run.json, the steps up to the checkpoint count as planned with the number in the checkpoint.
+    let run = home.join(output::RUN_FILE).exists().then(|| output::read_run_json(home)).transpose()?;
     let known = run.and_then(|mut run| serde_json::from_value::<Vec<PlannedStepCount>>(run["lengths"].take()).ok());
     let mut lengths = known.unwrap_or_default();
     lengths.retain(|length| length.after < state.step);
@@ -75,11 +80,14 @@ pub struct RunState {
     /// The rewards since the last checkpoint, and the best checkpoint.
     #[serde(default)]
     pub rewards: RewardTracker,
+    /// Fingerprint of the trained weights after the step; empty in checkpoints of earlier versions.
+    #[serde(default)]
+    pub hash: String,
 }
 
 /// Options that a resumed run may change. Either they do not influence the resulting weights, or they are paths and
 /// the fingerprint of the file is compared instead.
-const NOT_COMPARED: [&str; 15] = [
+const NOT_COMPARED: [&str; 16] = [
     "model",
     "data",
     "media_root",
@@ -95,6 +103,7 @@ const NOT_COMPARED: [&str; 15] = [
     "check_data",
     "quarantine",
     "rollouts",
+    "reward_env",
 ];
 
 /// Options that set the number of steps. A resumed run may change them too, because the finished steps stay valid.
@@ -109,6 +118,28 @@ fn result_options<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value>
     all.insert("dtype".into(), json!(setup.dtype.name()));
     all.insert("profile".into(), json!(setup.media.profile));
     all.insert("media".into(), json!(setup.media.overrides));
+    all.values_mut().for_each(redact);
+    all
+}
+
+/// Removes user names, passwords and queries from the URLs in all texts of a JSON value.
+pub(crate) fn redact(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = redact_urls(text),
+        Value::Array(list) => list.iter_mut().for_each(redact),
+        Value::Object(map) => map.values_mut().for_each(redact),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// The options of a checkpoint in the form in which this version compares them: an option that the version that wrote
+/// it did not have gets its default, and URLs are redacted.
+fn stored_options<O: TrainingOptions>(stored: &Map<String, Value>, now: &Map<String, Value>) -> Map<String, Value> {
+    let mut all = O::default().resolved();
+    all.retain(|name, _| now.contains_key(name) && !stored.contains_key(name));
+    all.extend(stored.clone());
+    NOT_COMPARED.iter().for_each(|name| drop(all.shift_remove(*name)));
+    all.values_mut().for_each(redact);
     all
 }
 
@@ -143,6 +174,7 @@ pub fn fresh_run_state<O: TrainingOptions>(
         options: result_options(setup),
         parameter_steps: BTreeMap::new(),
         rewards: RewardTracker::default(),
+        hash: String::new(),
     })
 }
 
@@ -173,22 +205,29 @@ pub fn resumed_run_state<O: TrainingOptions>(
         ));
     }
     let now = result_options(setup);
-    let differs = |name: &&String| now.get(*name) != state.options.get(*name);
-    let mut different: Vec<&String> = now.keys().chain(state.options.keys()).filter(differs).collect();
+    let then = stored_options::<O>(&state.options, &now);
+    let differs = |name: &&String| now.get(*name) != then.get(*name);
+    let mut different: Vec<&String> = now.keys().chain(then.keys()).filter(differs).collect();
     let other_length = different.iter().any(|name| LENGTH_OPTIONS.contains(&name.as_str()));
     different.retain(|name| !LENGTH_OPTIONS.contains(&name.as_str()));
     if different.iter().any(|name| *name == "command") {
-        let was = state.options.get("command").and_then(Value::as_str).unwrap_or("another command");
+        let was = then.get("command").and_then(Value::as_str).unwrap_or("another command");
         return Err(refuse("--resume-from-checkpoint", &format!("belongs to a run of {was}, not of {}:", O::COMMAND)));
     }
     if let Some(name) = different.first() {
         let value = |options: &Map<String, Value>| options.get(*name).map_or("absent".to_string(), Value::to_string);
         let flag = format!("--{}", name.replace('_', "-"));
-        return Err(refuse(&flag, &format!("is {}, but was {} in", value(&now), value(&state.options))));
+        return Err(refuse(&flag, &format!("is {}, but was {} in", value(&now), value(&then))));
     }
     if other_length {
         state.steps = measure_steps()?;
         state.options = now;
+    }
+    if state.step > state.steps {
+        let flag = if setup.options.requested_step_count().is_some() { "--max-steps" } else { "--num-train-epochs" };
+        let what =
+            format!("gives a run of {} steps, but {} is after step {}", state.steps, folder.display(), state.step);
+        return Err(TrainError::option(flag, what, "raise it, or resume from an earlier checkpoint"));
     }
     Ok(state)
 }

@@ -28,7 +28,7 @@ pub trait SampleSource: Send + Sync + 'static {
 
 /// Whether an error concerns a single row. If so, the run can skip that row.
 pub fn is_row_error(e: &TrainError) -> bool {
-    matches!(e, TrainError::Row(_) | TrainError::Data(_))
+    matches!(e, TrainError::Row(_) | TrainError::TooLong(_) | TrainError::Media { .. } | TrainError::Data(_))
 }
 
 /// How rows are grouped into micro-batches.
@@ -86,6 +86,8 @@ pub struct MicroBatchFeed<S: SampleSource> {
     batching: MicroBatchOptions,
     slot: u64,
     bad: BTreeSet<usize>,
+    /// Rows that are skipped without being tried when the feed comes to them, by row number.
+    expected: BTreeMap<usize, SkippedRow>,
 }
 
 impl<S: SampleSource> MicroBatchFeed<S> {
@@ -100,7 +102,14 @@ impl<S: SampleSource> MicroBatchFeed<S> {
     ) -> Self {
         let bad: BTreeSet<usize> = from.skipped.iter().copied().collect();
         let ahead = Prefetcher::new(source, order, &bad, from.slot, threads, window);
-        Self { ahead, batching, slot: from.slot, bad }
+        Self { ahead, batching, slot: from.slot, bad, expected: BTreeMap::new() }
+    }
+
+    /// Skips these rows, with the reasons that an earlier process of the run found, when the feed comes to them.
+    pub fn skip_when_reached(mut self, rows: Vec<SkippedRow>) -> Self {
+        self.ahead.shared.lock().bad.extend(rows.iter().map(|row| row.row));
+        self.expected = rows.into_iter().map(|row| (row.row, row)).collect();
+        self
     }
 
     /// Returns the next micro-batch, or `None` after the last row of the last epoch.
@@ -113,9 +122,9 @@ impl<S: SampleSource> MicroBatchFeed<S> {
                 slot += 1;
                 continue;
             }
-            match self.ahead.get(slot).and_then(|s| self.check_token_count(row, s)) {
-                Err(e) if is_row_error(&e) && !self.batching.strict => batch.skipped.push(self.skip(row, &e)?),
-                Err(e) => return Err(e),
+            let expected = self.expected.remove(&row);
+            match expected.map_or_else(|| self.sample_or_skip(slot, row), |skipped| Ok(Err(skipped)))? {
+                Err(skipped) => batch.skipped.push(self.skip(skipped)?),
                 Ok(sample) => {
                     filled += S::token_count(&sample);
                     if self.exceeds_max_length(&batch, filled) {
@@ -144,19 +153,29 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         self.batching.packing && !batch.rows.is_empty() && self.batching.max_length.is_some_and(|m| filled > m)
     }
 
+    /// The sample of the row `row` at position `slot`, or why it is skipped.
+    fn sample_or_skip(&self, slot: u64, row: usize) -> Result<Result<S::Sample, SkippedRow>> {
+        match self.ahead.get(slot).and_then(|sample| self.check_token_count(row, sample)) {
+            Ok(sample) => Ok(Ok(sample)),
+            Err(e) if is_row_error(&e) && !self.batching.strict => {
+                Ok(Err(SkippedRow::new(row, self.ahead.location(row).1, &e)))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
     fn check_token_count(&self, row: usize, sample: S::Sample) -> Result<S::Sample> {
         let MicroBatchOptions { limit, max_length, .. } = self.batching;
         length::check_token_count(|| self.ahead.location(row).0, S::token_count(&sample), limit, max_length)?;
         Ok(sample)
     }
 
-    fn skip(&mut self, row: usize, e: &TrainError) -> Result<SkippedRow> {
-        self.bad.insert(row);
-        let (location, line) = self.ahead.location(row);
-        if self.bad.len() >= self.ahead.row_count() {
-            return Err(length::no_usable_row_error(&location, &e.to_string()));
+    fn skip(&mut self, skipped: SkippedRow) -> Result<SkippedRow> {
+        self.bad.insert(skipped.row);
+        match self.bad.len() >= self.ahead.row_count() {
+            true => Err(length::no_usable_row_error(&self.ahead.location(skipped.row).0, &skipped.reason)),
+            false => Ok(skipped),
         }
-        Ok(SkippedRow { row, line, reason: e.to_string() })
     }
 }
 

@@ -130,3 +130,19 @@ proptest! {
         }
     }
 }
+
+/// Rows that an earlier process skipped are skipped where the feed comes to them, without being prepared.
+#[test]
+fn expected_rows_are_skipped_without_being_tried() {
+    let rows = [Some(1); 4];
+    let skipped =
+        |row: usize| SkippedRow { row, line: row + 1, cause: None, reason: format!("row {row} failed before") };
+    let feed = feed(&rows, RowOrder::file_order(4), PLAIN, &DataPosition::default());
+    let mut feed = feed.skip_when_reached(vec![skipped(1), skipped(3)]);
+    let batches: Vec<_> = (0..3).map_while(|_| feed.next_micro_batch().unwrap()).collect();
+    assert_eq!(batches.iter().map(|b| b.rows.clone()).collect::<Vec<_>>(), [[0, 2], [0, 2], [0, 2]]);
+    assert_eq!(
+        batches.iter().map(|b| b.skipped.clone()).collect::<Vec<_>>(),
+        [vec![skipped(1)], vec![skipped(3)], vec![]]
+    );
+}

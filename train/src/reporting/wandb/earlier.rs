@@ -84,14 +84,23 @@ pub(super) fn newest_run_part(wandb: &Path) -> Result<Option<RunPart>> {
     Ok(names(wandb)?.iter().filter_map(|name| RunPart::of(name)).max())
 }
 
-/// Removes the incomplete parts of killed processes and, if `complete_ones_too` is set, all other parts.
-pub(super) fn remove_part_folders(wandb: &Path, complete_ones_too: bool) -> Result<()> {
-    for name in names(wandb)? {
-        let draft = name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).and_then(RunPart::of).is_some();
-        if draft || complete_ones_too && RunPart::of(&name).is_some() {
-            let path: PathBuf = wandb.join(name);
-            fs::remove_dir_all(&path).map_err(|e| TrainError::cannot_write(&path, e))?;
-        }
+/// The names of the folders of all parts in the folder `wandb`, incomplete ones included.
+pub(super) fn part_folder_names(wandb: &Path) -> Result<Vec<String>> {
+    let mut names = names(wandb)?;
+    names.retain(|name| RunPart::of(name).is_some() || is_incomplete(name));
+    Ok(names)
+}
+
+/// Whether this is the hidden folder of a part that a killed process did not complete.
+fn is_incomplete(name: &str) -> bool {
+    name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).and_then(RunPart::of).is_some()
+}
+
+/// Removes the incomplete parts of killed processes.
+pub(super) fn remove_incomplete_part_folders(wandb: &Path) -> Result<()> {
+    for name in names(wandb)?.into_iter().filter(|name| is_incomplete(name)) {
+        let path: PathBuf = wandb.join(name);
+        fs::remove_dir_all(&path).map_err(|e| TrainError::cannot_write(&path, e))?;
     }
     Ok(())
 }
@@ -144,11 +153,11 @@ mod tests {
             (part.folder_name().as_str(), part.id.as_str()),
             ("offline-run-20260102_000000-aaaaaaaa", "aaaaaaaa")
         );
-        remove_part_folders(dir.path(), false).unwrap();
+        assert_eq!(part_folder_names(dir.path()).unwrap().len(), 3);
+        remove_incomplete_part_folders(dir.path()).unwrap();
         assert_eq!(names(dir.path()).unwrap().len(), 4);
-        remove_part_folders(dir.path(), true).unwrap();
-        let mut left = names(dir.path()).unwrap();
-        left.sort();
-        assert_eq!(left, ["latest-run", "offline-run-x-aaaaaaaa"]);
+        let mut parts = part_folder_names(dir.path()).unwrap();
+        parts.sort();
+        assert_eq!(parts, ["offline-run-20251231_235959-zzzzzzzz", "offline-run-20260102_000000-aaaaaaaa"]);
     }
 }

@@ -39,7 +39,7 @@ use log::WandbLogFile;
 use record::{Record, UploadedFileKind};
 
 /// The folder in OUT with one folder for each part of the run.
-const FOLDER: &str = "wandb";
+pub(crate) const FOLDER: &str = "wandb";
 
 /// What the W&B folder of a new process starts with: where it is, the run it continues, and the metrics up to the
 /// checkpoint.
@@ -73,11 +73,14 @@ pub struct Wandb {
     before: f64,
 }
 
-/// Removes all W&B parts in the output folder `out`.
-pub fn remove_run_folders(out: &Path) -> Result<()> {
+/// The folders of all W&B parts in the output folder `out`, incomplete ones included, relative to it.
+pub(crate) fn run_folders(out: &Path) -> Result<Vec<PathBuf>> {
+    Ok(earlier::part_folder_names(&out.join(FOLDER))?.into_iter().map(|name| Path::new(FOLDER).join(name)).collect())
+}
+
+/// Removes the W&B folder in the output folder `out` if it is empty.
+pub(crate) fn remove_empty_folder(out: &Path) -> Result<()> {
     let folder = out.join(FOLDER);
-    earlier::remove_part_folders(&folder, true)?;
-    // A folder that still has other files in it is kept.
     match std::fs::remove_dir(&folder) {
         Ok(()) => Ok(()),
         Err(e) => match e.kind() {
@@ -93,7 +96,7 @@ impl Wandb {
     pub fn begin(begin: &WandbStart) -> Result<Self> {
         let (here, there) = (begin.out.join(FOLDER), begin.home.join(FOLDER));
         create_all(&here)?;
-        earlier::remove_part_folders(&here, false)?;
+        earlier::remove_incomplete_part_folders(&here)?;
         let before = if begin.step > 0 { earlier::newest_run_part(&there)? } else { None };
         let newest = earlier::newest_run_part(&here)?;
         let same = newest.as_ref().filter(|part| begin.step > 0 && !part.is_uploaded(&here));
@@ -284,10 +287,11 @@ fn values(step: u64, points: &[(String, f64)]) -> Map<String, Value> {
 }
 
 /// The W&B config: the content of run.json, but with the options at the top level, where W&B users look for
-/// `learning_rate`.
+/// `learning_rate`, and without the reward command, which may hold secrets.
 fn config(run: &Value) -> Map<String, Value> {
     let map = |value: &Value| value.as_object().cloned().unwrap_or_default();
     let mut config = map(&run["options"]);
+    config.shift_remove("reward_command");
     config.extend(map(run).into_iter().filter(|(name, _)| name != "options"));
     config
 }

@@ -4,6 +4,7 @@ use std::fs;
 
 use super::*;
 use crate::reporting::metrics::GrpoMetrics;
+use crate::run_folder::previous::PreviousRun;
 
 fn line(step: u64) -> StepMetrics {
     StepMetrics {
@@ -149,17 +150,22 @@ fn steps_missing_in_the_log_come_from_the_metrics() {
     assert_eq!(records(&last).iter().flat_map(Record::media_paths).count(), 1);
 }
 
+/// Removes the earlier run in `out`, as a fresh run does.
+fn remove_run(out: &Path) {
+    PreviousRun::set_aside(out).unwrap().remove().unwrap();
+}
+
 #[test]
 fn fresh_run_removes_only_run_folders() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
-    remove_run_folders(out).unwrap();
+    remove_run(out);
     part(out, out, 0, 1, true).finish(1).unwrap();
-    remove_run_folders(out).unwrap();
+    remove_run(out);
     assert!(!out.join(FOLDER).exists());
     part(out, out, 0, 1, true).finish(1).unwrap();
     fs::write(out.join("wandb/settings"), "").unwrap();
-    remove_run_folders(out).unwrap();
+    remove_run(out);
     assert_eq!(folders(out), [out.join("wandb/settings")]);
 }
 
@@ -168,7 +174,7 @@ fn write_errors_name_the_path() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
     fs::write(out.join(FOLDER), "a file").unwrap();
-    remove_run_folders(out).unwrap();
+    remove_run(out);
     let run = json!({});
     let begin = WandbStart { out, home: out, step: 0, done: &[], project: "p", name: None, run: &run };
     let e = Wandb::begin(&begin).unwrap_err().to_string();

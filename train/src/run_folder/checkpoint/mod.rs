@@ -1,6 +1,6 @@
 //! `OUT/checkpoint-N/`: a model folder (or adapter folder) with the weights after step N and, below `training/`, what
-//! a bit-exact resume needs: `optimizer.safetensors` (moments, their scales, low bits of the master weights) and
-//! `state.json`.
+//! a bit-exact resume needs: `optimizer.safetensors` (moments, their scales, low bits of the master weights),
+//! `state.json`, and `digests.json` with the fingerprints of all these files.
 //!
 //! A checkpoint is written under a hidden name and renamed when it is complete and on the disk, so a killed run or a
 //! full disk leaves earlier checkpoints intact. [`CheckpointWriter`] writes a [`CheckpointSnapshot`] while the next steps run.
@@ -13,6 +13,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use reel_runtime::DType;
@@ -77,6 +78,11 @@ pub fn load_optimizer_state(folder: &Path, t: &mut Trainer, state: &RunState) ->
     Ok(())
 }
 
+/// The step in the name of a checkpoint folder.
+pub fn step_of(folder: &Path) -> Option<u64> {
+    folder.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()
+}
+
 /// The complete checkpoints in `out`: the path of the folder by step.
 pub fn checkpoints_by_step(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     let mut found = BTreeMap::new();
@@ -87,9 +93,7 @@ pub fn checkpoints_by_step(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     };
     for entry in entries {
         let path = entry.map_err(|e| TrainError::cannot_read(out, e))?.path();
-        let step =
-            path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(PREFIX)).and_then(|n| n.parse().ok());
-        if let Some(step) = step
+        if let Some(step) = step_of(&path)
             && path.join(RUN_STATE_FILE).is_file()
         {
             found.insert(step, path);
@@ -138,7 +142,18 @@ fn remove_dir(path: &Path) -> Result<()> {
 }
 
 pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    write_synced_with_mode(path, bytes, false)
+}
+
+/// Writes a file; with `private`, only the user can read it (mode 0600).
+pub(crate) fn write_synced_with_mode(path: &Path, bytes: &[u8], private: bool) -> io::Result<()> {
+    // The mode counts only for a new file.
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mode = if private { 0o600 } else { 0o666 };
+    let mut file = File::options().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }

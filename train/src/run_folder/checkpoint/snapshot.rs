@@ -15,8 +15,12 @@ use reel_model::weights::widen_to_f32;
 use reel_runtime::{DType, Tensor};
 use serde_json::{Map, Value, json};
 
-use super::{FolderDraft, OPTIMIZER, PREFIX, checkpoint_folder_name, state_tensors, write_synced};
+use super::{
+    FolderDraft, OPTIMIZER, PREFIX, checkpoint_folder_name, state_tensors, write_synced, write_synced_with_mode,
+};
 use crate::run_folder::digest::tensor_byte_parts;
+use crate::run_folder::digests::{self, LogDigests};
+use crate::run_folder::output;
 use crate::run_folder::resume::{RUN_STATE_FILE, RunState};
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
@@ -173,6 +177,8 @@ pub struct CheckpointSnapshot {
     state: RunState,
     /// Further files that the training loop needs to resume, as (path in the checkpoint folder, contents).
     files: Vec<(&'static str, Vec<u8>)>,
+    /// What the logs in OUT hold after the step.
+    logs: LogDigests,
 }
 
 impl CheckpointSnapshot {
@@ -202,7 +208,14 @@ impl CheckpointSnapshot {
             .map(|(name, _, s)| (name.to_string(), s.steps))
             .collect();
         let optimizer = all.into_iter().map(kept).collect::<Result<_>>()?;
-        Ok(Self { weights: TrainedWeights::capture(t, origin, copy)?, optimizer, state, files })
+        let weights = TrainedWeights::capture(t, origin, copy)?;
+        Ok(Self { weights, optimizer, state, files, logs: LogDigests::new() })
+    }
+
+    /// Adds what the logs in OUT hold after the step, which a resume compares.
+    #[must_use]
+    pub fn with_logs(self, logs: LogDigests) -> Self {
+        Self { logs, ..self }
     }
 
     /// Writes `OUT/checkpoint-N`.
@@ -219,10 +232,12 @@ impl CheckpointSnapshot {
         let failed = |file: &str, e| TrainError::cannot_write(target.join(file), e);
         self.write_optimizer(&draft.0.join(OPTIMIZER)).map_err(|e| failed(OPTIMIZER, e))?;
         let text = serde_json::to_vec_pretty(&self.state).map_err(|e| failed(RUN_STATE_FILE, e.into()))?;
-        write_synced(&draft.0.join(RUN_STATE_FILE), &text).map_err(|e| failed(RUN_STATE_FILE, e))?;
+        let private = output::holds_commands(&Value::Object(self.state.options.clone()));
+        write_synced_with_mode(&draft.0.join(RUN_STATE_FILE), &text, private).map_err(|e| failed(RUN_STATE_FILE, e))?;
         for (file, bytes) in &self.files {
             write_synced(&draft.0.join(file), bytes).map_err(|e| failed(file, e))?;
         }
+        digests::write(&draft.0, self.logs.clone())?;
         draft.publish(&target)
     }
 

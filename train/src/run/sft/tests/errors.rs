@@ -3,7 +3,7 @@
 use super::*;
 
 /// A run on the given data rows, with the images of a golden case.
-fn on_rows(dir: &Path, rows: &str) -> Case {
+pub(super) fn on_rows(dir: &Path, rows: &str) -> Case {
     let data = dir.join("rows.jsonl");
     fs::write(&data, rows).unwrap();
     Case::new("sft_all_tokens", "model_a", &dir.join("out")).with(|o| {
@@ -13,17 +13,18 @@ fn on_rows(dir: &Path, rows: &str) -> Case {
     })
 }
 
-const GOOD: &str = r#"{"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]}"#;
-const PICTURE: &str = r#"{"messages": [{"role": "user", "content": [{"type": "image", "image": "media/a.png"}]}, {"role": "assistant", "content": "A dog."}]}"#;
-const MISSING: &str = r#"{"messages": [{"role": "user", "content": [{"type": "image", "image": "media/none.png"}]}, {"role": "assistant", "content": "?"}]}"#;
+pub(super) const GOOD: &str =
+    r#"{"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]}"#;
+pub(super) const PICTURE: &str = r#"{"messages": [{"role": "user", "content": [{"type": "image", "image": "media/a.png"}]}, {"role": "assistant", "content": "A dog."}]}"#;
+pub(super) const MISSING: &str = r#"{"messages": [{"role": "user", "content": [{"type": "image", "image": "media/none.png"}]}, {"role": "assistant", "content": "?"}]}"#;
 
-fn message(case: &Case) -> String {
+pub(super) fn message(case: &Case) -> String {
     let e = case.run().unwrap_err().to_string();
     assert!(!e.contains('\n') && e.contains("; "), "{e}");
     e
 }
 
-fn skipped(out: &Path) -> Vec<SkippedRow> {
+pub(super) fn skipped(out: &Path) -> Vec<SkippedRow> {
     let text = fs::read_to_string(out.join(output::SKIPPED_FILE)).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -107,6 +108,34 @@ fn resumed_run_skips_the_same_rows() {
     assert_eq!(metrics_without_times(&whole), metrics_without_times(&broken));
 }
 
+/// A row that failed after the checkpoint is skipped by the resumed run, too, although it would no longer fail.
+#[test]
+fn resumed_run_keeps_rows_that_failed_by_accident() {
+    let dir = tempfile::tempdir().unwrap();
+    let late = dir.path().join("late.png");
+    let rows = [GOOD, PICTURE, &MISSING.replace("media/none.png", &late.display().to_string()), GOOD].join("\n");
+    let case = |out: &Path| on_rows(dir.path(), &rows).with(|o| (o.out, o.save_steps) = (out.into(), 1));
+    let [whole, broken] = ["whole", "broken"].map(|name| dir.path().join(name));
+    for out in [&whole, &broken] {
+        let done = case(out).run().unwrap();
+        assert_eq!(done.skipped_by_cause.into_iter().collect::<Vec<_>>(), [(SkipCause::Media, 1)]);
+    }
+    fs::copy(golden("sft_all_tokens/media/a.png"), &late).unwrap();
+    let resume = |step: u64| {
+        (step + 1..=4).for_each(|n| drop(fs::remove_dir_all(broken.join(format!("checkpoint-{n}")))));
+        case(&broken).with(|o| (o.resume_from_checkpoint, o.max_steps) = (Some("last".into()), Some(4)))
+    };
+    // The first resumed process is stopped before it comes to the row again.
+    let stopped = resume(1);
+    stopped.stop.store(true, Ordering::Relaxed);
+    stopped.run().unwrap_err();
+    assert!(skipped(&broken).is_empty());
+    resume(1).run().unwrap();
+    assert_eq!(skipped(&whole), skipped(&broken));
+    assert_eq!(metrics_without_times(&whole), metrics_without_times(&broken));
+    assert_same_files(&whole, &broken);
+}
+
 #[test]
 fn malformed_rows_are_skipped_or_stop_a_strict_run() {
     for (row, want) in [
@@ -147,6 +176,33 @@ fn too_long_rows_and_rows_without_an_answer_are_skipped() {
     assert_eq!(reasons.len(), 2);
     let e = message(&on_rows(dir.path(), MISSING).with(|o| o.overwrite = true));
     assert!(e.contains("no row of the file can be used"), "{e}");
+}
+
+#[test]
+fn nan_weight_of_the_model_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    fs::create_dir(&model).unwrap();
+    for entry in fs::read_dir(golden("model_a")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, model.join(path.file_name().unwrap())).unwrap();
+    }
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let file = model.join("model.safetensors");
+    let (offset, shape) = {
+        let files = Checkpoint::open(&model).unwrap();
+        let view = files.tensor(name).unwrap();
+        (view.offset, view.shape.to_vec())
+    };
+    let mut bytes = fs::read(&file).unwrap();
+    let element = 2 * shape[1] + 3;
+    bytes[offset + 4 * element..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&file, bytes).unwrap();
+    let case = on_rows(dir.path(), GOOD).with(|o| o.model = model.display().to_string());
+    let e = message(&case);
+    let want = format!("model.safetensors: {name}: has a value that is NaN or infinite, at [2][3]; ");
+    assert!(e.contains(&want), "{e}");
+    assert!(!dir.path().join("out").exists(), "a run that never began leaves nothing behind");
 }
 
 #[test]

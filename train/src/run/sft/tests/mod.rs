@@ -1,6 +1,8 @@
-//! Tests of whole runs: golden cases, resume after interruptions, invalid input.
+//! Tests of whole runs: golden cases, resume after interruptions, damaged and used output folders, invalid input.
 
+mod damaged;
 mod errors;
+mod folder;
 mod golden;
 mod master;
 mod resumed;
@@ -15,7 +17,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::options::{LabelRule, LrScheduler, Optim, RunOptions};
-use crate::reporting::metrics::SkippedRow;
+use crate::reporting::metrics::{SkipCause, SkippedRow};
 use crate::run_folder::checkpoint;
 use crate::run_folder::output;
 use crate::run_folder::resume;

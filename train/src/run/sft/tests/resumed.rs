@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn case(out: &Path) -> Case {
+pub(super) fn case(out: &Path) -> Case {
     Case::new("sft_all_tokens", "model_a", out).with(|o| (o.save_steps, o.weight_decay) = (2, 0.1))
 }
 
@@ -100,14 +100,40 @@ fn killed_run_resumes_from_its_last_checkpoint() {
 }
 
 #[test]
-fn run_killed_before_its_first_checkpoint_starts_again() {
+fn run_killed_before_its_first_checkpoint_is_started_again() {
     let dir = tempfile::tempdir().unwrap();
     let [whole, killed] = ["whole", "killed"].map(|name| dir.path().join(name));
     case(&whole).run().unwrap();
     case(&killed).with(|o| (o.max_steps, o.save_steps) = (Some(1), 0)).run().unwrap();
-    case(&killed).with(|o| o.resume_from_checkpoint = Some("last".into())).run().unwrap();
+    let e = case(&killed).with(|o| o.resume_from_checkpoint = Some("last".into())).run().unwrap_err();
+    assert!(e.is_usage_error() && e.to_string().contains("killed has no checkpoint; give --overwrite instead"), "{e}");
+    case(&killed).with(|o| o.overwrite = true).run().unwrap();
     assert_same_files(&whole, &killed);
     assert_eq!(metrics_without_times(&whole), metrics_without_times(&killed));
+}
+
+#[test]
+fn resume_beyond_the_end_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    case(&out).run().unwrap();
+    let before = files(&out);
+    let last = |o: &mut SftOptions| o.resume_from_checkpoint = Some("last".into());
+    let refused = |case: Case, start: &str| {
+        let e = case.run().unwrap_err();
+        assert!(e.is_usage_error() && e.to_string().starts_with(start) && e.to_string().contains("; "), "{e}");
+        assert_eq!(files(&out), before);
+    };
+    refused(case(&out).with(last), "--resume-from-checkpoint: ");
+    refused(case(&out).with(last).with(|o| o.max_steps = Some(3)), "--max-steps: gives a run of 3 steps, but ");
+    let fewer = |o: &mut SftOptions| (o.max_steps, o.num_train_epochs) = (None, 0.01);
+    refused(case(&out).with(last).with(fewer), "--num-train-epochs: gives a run of 1 steps, but ");
+    // A run that was killed after its last checkpoint writes its model.
+    let model = out.join("model.safetensors");
+    let weights = fs::read(&model).unwrap();
+    fs::remove_file(&model).unwrap();
+    case(&out).with(last).run().unwrap();
+    assert!(fs::read(&model).unwrap() == weights);
 }
 
 #[test]
