@@ -231,7 +231,8 @@ fn secrets_of_urls_reach_no_file_and_no_message() {
     let at = folder.path();
     let rows = fs::read_to_string(at.join("rows.jsonl")).expect("rows");
     let image = json!({"type": "image", "image": "http://user:SECRET@127.0.0.1:1/a.png?sig=SECRET"});
-    let row = json!({"prompt": [{"role": "user", "content": [image]}], "solution": "<answer>1</answer>", "problem_type": "numerical"});
+    let prompt = json!([{"role": "user", "content": [image]}]);
+    let row = json!({"prompt": prompt, "solution": "<answer>1</answer>", "problem_type": "numerical"});
     fs::write(at.join("rows.jsonl"), format!("{row}\n{rows}")).expect("rows");
     let url = format!("http://user:SECRET@{}/reward?key=SECRET", reward_server());
     let given = ["--reward-url", &url, "--report-to", "tensorboard,wandb", "--max-steps", "2", "--no-shuffle"];

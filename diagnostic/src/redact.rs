@@ -101,7 +101,9 @@ mod tests {
     proptest! {
         /// Neither password nor query survives, wherever the URL stands in a text; redaction is idempotent.
         #[test]
-        fn no_secret_survives(before in "[ a-z\"']{0,9}", scheme in "http|https|ftp", user in "[a-z]{0,4}", after in "( [a-z ]{0,9})?") {
+        fn no_secret_survives(
+            before in "[ a-z\"']{0,9}", scheme in "http|https|ftp", user in "[a-z]{0,4}", after in "( [a-z ]{0,9})?",
+        ) {
             let text = format!("{before} {scheme}://{user}:SECRET@host/path?key=SECRET#SECRET{after}");
             let redacted = redact_urls(&text);
             prop_assert!(!redacted.contains("SECRET"), "{}", redacted);

@@ -252,6 +252,6 @@ mod tests {
                 });
             }
         });
-        assert!(got.load(Ordering::SeqCst) > 0 && !out.exists());
+        assert!(got.load(Ordering::SeqCst) > 0 && !out.join(FOLDER_LOCK_FILE).exists());
     }
 }

@@ -78,8 +78,8 @@ impl Drop for RolloutRecorder {
 }
 
 impl RolloutRecorder {
-    /// A recorder for a run with the output folder `out`. The folder is created with the first record, so that a run that fails to
-    /// start leaves no files.
+    /// A recorder for a run with the output folder `out`. The folder of rollouts is created with the first record, so
+    /// that a run that fails to start leaves no files.
     pub(crate) fn new(out: &Path, strips: StripSchedule) -> Self {
         Self { folder: out.join(ROLLOUTS_FOLDER), strips, step: 0, text: String::new(), writing: None }
     }
@@ -238,12 +238,13 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// In a run with any options, the rollouts of step 1 and those of some reported step have a strip, and there are
-        /// not many strips.
+        /// In a run with any options, the rollouts of step 1 and those of some reported step have a strip, and there
+        /// are not many strips.
         #[test]
         fn some_reported_step_has_a_strip(steps in 1u64..3000, logging_steps in 1u64..70, iterations in 1u64..9) {
             let schedule = StripSchedule::new(steps, logging_steps, iterations);
-            let sampled: Vec<u64> = (1..=steps).step_by(iterations as usize).filter(|&n| schedule.has_strip(n)).collect();
+            let sampled = (1..=steps).step_by(iterations as usize);
+            let sampled: Vec<u64> = sampled.filter(|&n| schedule.has_strip(n)).collect();
             prop_assert!(sampled[0] == 1 && sampled.len() as u64 <= MAX_STRIPS + 2, "{:?}", sampled);
             // A preview is reported at the first reported step that trains on its rollouts.
             let reported = |n: u64| n.next_multiple_of(logging_steps).min(steps) < n + iterations;

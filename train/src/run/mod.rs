@@ -28,6 +28,7 @@ use crate::reporting::progress::Progress;
 use crate::reporting::watch::Reporters;
 use crate::run_folder::best;
 use crate::run_folder::checkpoint::{self, BaseModel, CheckpointSnapshot, CheckpointWriter, TrainedWeights};
+use crate::run_folder::digest;
 use crate::run_folder::digests::{self, LogDigests};
 use crate::run_folder::hashes::{HASHES_FILE, TensorHashLog};
 use crate::run_folder::later_skipped;
@@ -225,17 +226,7 @@ pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
     let lengths: Vec<PlannedStepCount> = serde_json::from_value(recorded["lengths"].clone()).unwrap_or_default();
     let start = output::find_run_start(setup.options)?;
     let mut run = Run::<W>::begin(setup, start, Arc::new(W::open_rows(setup)?))?;
-    let files = [
-        ("model_hash", &run.state.model_hash, setup.model.display(), "the model"),
-        ("data_hash", &run.state.data_hash, setup.options.data.display(), "the data"),
-    ];
-    for (key, now, path, thing) in files {
-        if recorded[key].as_str().is_some_and(|then| then != now) {
-            let what = format!("is not {thing} that the run was started with: its fingerprint is {now}");
-            let help = "restore it; a step can be repeated from the run's own files only";
-            return Err(TrainError::Damaged(Diagnostic::new(path.to_string(), what, help)));
-        }
-    }
+    check_inputs(setup, &run.state.data_hash, recorded)?;
     while run.state.step < step {
         if let Some(steps) = resume::planned_steps_at(&lengths, run.state.step + 1) {
             run.trainer.hyperparameters.schedule = Hyperparameters::new(setup.options, steps).schedule;
@@ -246,6 +237,23 @@ pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
     }
     run.progress.finish();
     Ok(run.trainer)
+}
+
+/// Checks that model and data of a replay are those that the run recorded in its run.json.
+fn check_inputs<O: TrainingOptions>(setup: &RunSetup<O>, data_hash: &str, recorded: &Value) -> Result<()> {
+    let same_model = match recorded["model_hash"].as_str() {
+        Some(hash) => digest::has_folder_fingerprint(setup.model, hash)?,
+        None => true,
+    };
+    let same_data = recorded["data_hash"].as_str().is_none_or(|hash| hash == data_hash);
+    let (path, thing) = match (same_model, same_data) {
+        (true, true) => return Ok(()),
+        (false, _) => (setup.model, "the model"),
+        (true, false) => (&*setup.options.data, "the data"),
+    };
+    let what = format!("is not {thing} that the run was started with: it has another fingerprint");
+    let help = "restore it; a step can be repeated from the run's own files only";
+    Err(TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help)))
 }
 
 struct Run<'a, W: TrainLoop<'a>> {
@@ -296,8 +304,10 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             Trainer::resume(setup.device, &config, setup.model, start.checkpoint(), setup.dtype, hyperparameters)?;
         files.check_values()?;
         if let (Some(folder), Some(recorded)) = (start.checkpoint(), &recorded) {
+            // A checkpoint of an earlier version has no hash; the last line of metrics has it, too.
             let hash = Some(&state.hash).filter(|hash| !hash.is_empty()).or(recorded.hash.as_ref());
-            if hash.is_some_and(|hash| trainer.weights_fingerprint().is_ok_and(|now| now != *hash)) {
+            let now = trainer.weights_fingerprint()?;
+            if hash.is_some_and(|hash| now != *hash) {
                 let what = format!("is damaged: its weights are not those that the run had after step {}", state.step);
                 return Err(digests::damaged(folder, "", &what));
             }
@@ -339,7 +349,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             }
             if digests.is_none() {
                 progress.print_line(&format!(
-                    "warning: {folder} is of an earlier version: only its weights are compared with what the run recorded"
+                    "warning: {folder} is of an earlier version: only its weights are compared with the run's record"
                 ));
             }
             if let Some(warning) = earlier_run.and_then(|run| difference_in_bits(&run, setup.device)) {

@@ -43,7 +43,8 @@ pub fn difference_in_bits(run: &Value, device: &reel_runtime::Device) -> Option<
     let then = then(key).unwrap_or_default();
     Some(match (key, now) {
         ("instruction_set", Some(now)) => format!(
-            "the run used the instruction set {then} and this process uses {now}, so bits may differ; REEL_CPU={then} selects the run's"
+            "the run used the instruction set {then} and this process uses {now}, so bits may differ; \
+             REEL_CPU={then} selects the run's"
         ),
         (_, now) => {
             format!("the run used device {then} and this process uses {}, so bits may differ", now.unwrap_or("another"))

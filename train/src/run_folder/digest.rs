@@ -84,13 +84,25 @@ pub fn file_fingerprint(path: &Path) -> Result<String> {
     Ok(hex(fold(pieces.collect::<std::io::Result<_>>().map_err(failed)?)))
 }
 
-/// The fingerprint of a model folder: of each `*.safetensors` and `*.json` file in it, sorted by name.
+/// The files of a model folder that its fingerprint covers, by their extension.
+const MODEL_FILES: [&str; 3] = ["safetensors", "json", "jinja"];
+
+/// The fingerprint of a model folder: of its weights, its JSON files and its chat template, sorted by name.
 pub fn folder_fingerprint(dir: &Path) -> Result<String> {
+    fingerprint_of_files(dir, &MODEL_FILES)
+}
+
+/// Whether a model folder has the fingerprint that a run recorded. Earlier versions did not include `*.jinja` files.
+pub fn has_folder_fingerprint(dir: &Path, recorded: &str) -> Result<bool> {
+    Ok(folder_fingerprint(dir)? == recorded || fingerprint_of_files(dir, &MODEL_FILES[..2])? == recorded)
+}
+
+fn fingerprint_of_files(dir: &Path, extensions: &[&str]) -> Result<String> {
     let failed = |e| TrainError::cannot_read(dir, e);
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        if path.is_file() && path.extension().is_some_and(|e| e == "safetensors" || e == "json") {
+        if path.is_file() && path.extension().is_some_and(|e| extensions.iter().any(|own| e == *own)) {
             files.push(path);
         }
     }
@@ -158,13 +170,21 @@ mod tests {
     }
 
     #[test]
-    fn folder_hash_depends_on_weights_and_json_files() {
+    fn folder_hash_depends_on_weights_json_files_and_template() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), "{}").unwrap();
         let before = folder_fingerprint(dir.path()).unwrap();
         std::fs::write(dir.path().join("notes.txt"), "x").unwrap();
         assert_eq!(folder_fingerprint(dir.path()).unwrap(), before);
         std::fs::write(dir.path().join("model.safetensors"), "x").unwrap();
-        assert_ne!(folder_fingerprint(dir.path()).unwrap(), before);
+        let with_weights = folder_fingerprint(dir.path()).unwrap();
+        assert_ne!(with_weights, before);
+        // A run of an earlier version recorded a fingerprint without the chat template.
+        std::fs::write(dir.path().join("chat_template.jinja"), "x").unwrap();
+        let now = folder_fingerprint(dir.path()).unwrap();
+        assert_ne!(now, with_weights);
+        for (recorded, want) in [(&now, true), (&with_weights, true), (&before, false)] {
+            assert_eq!(has_folder_fingerprint(dir.path(), recorded).unwrap(), want);
+        }
     }
 }

@@ -194,9 +194,11 @@ pub(crate) fn verify_log(folder: &Path, home: &Path, name: &str, digests: Option
     Err(TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help(folder, "the file"))))
 }
 
-/// The error of the file `name` of the checkpoint `folder`, which is missing or damaged.
+/// The error of the file `name` of the checkpoint `folder`, which is missing or damaged; with an empty name, of the
+/// whole checkpoint.
 pub(crate) fn damaged(folder: &Path, name: &str, what: &str) -> TrainError {
-    TrainError::Damaged(Diagnostic::new(folder.join(name).display().to_string(), what, help(folder, "the checkpoint")))
+    let path = if name.is_empty() { folder.to_path_buf() } else { folder.join(name) };
+    TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help(folder, "the checkpoint")))
 }
 
 /// What the user can do when the checkpoint `folder` cannot be used: the checkpoint before it, if there is one.
@@ -272,8 +274,8 @@ mod tests {
             let folder = checkpoint_folder(dir.path(), 4);
             let logs = [("metrics.jsonl".to_string(), RunningDigest::of(b"{}\n").digest())];
             write(&folder, logs.into_iter().collect()).unwrap();
-            let names = ["model.safetensors", "training/optimizer.safetensors", "training/set.json", "training/state.json", DIGESTS_FILE];
-            let path = folder.join(names[file]);
+            let names = ["model.safetensors", "training/optimizer.safetensors", "training/set.json", RUN_STATE_FILE];
+            let path = folder.join(names.get(file).unwrap_or(&DIGESTS_FILE));
             let mut bytes = fs::read(&path).unwrap();
             let index = (bytes.len() as f64 * at) as usize;
             // The list is compared by its content: another white space between its values is harmless.
@@ -286,7 +288,10 @@ mod tests {
 
         /// A log may grow, but its first bytes must stay; pieces and whole have one digest.
         #[test]
-        fn log_is_checked_up_to_the_checkpoint(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 1..9), flip in any::<prop::sample::Index>()) {
+        fn log_is_checked_up_to_the_checkpoint(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 1..9),
+            flip in any::<prop::sample::Index>(),
+        ) {
             let dir = tempfile::tempdir().unwrap();
             let mut running = RunningDigest::default();
             pieces.iter().for_each(|piece| running.update(piece));

@@ -287,11 +287,6 @@ pub fn read_run_json(out: &Path) -> Result<Value> {
     }
 }
 
-/// The fingerprint of the model folder that a run starts from.
-pub fn model_folder_fingerprint(model: &Path) -> Result<String> {
-    digest::folder_fingerprint(model)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

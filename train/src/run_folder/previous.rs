@@ -258,7 +258,9 @@ mod tests {
 
         /// A kill in the middle of moving files, in either direction, or of the first step, loses nothing.
         #[test]
-        fn killed_process_loses_no_file(chosen in prop::sample::subsequence(FILES.to_vec(), 1..=FILES.len()), moved in 0usize..9, back: bool) {
+        fn killed_process_loses_no_file(
+            chosen in prop::sample::subsequence(FILES.to_vec(), 1..=FILES.len()), moved in 0usize..9, early: bool,
+        ) {
             let dir = tempfile::tempdir().unwrap();
             let out = dir.path().join("out");
             write(&out, &chosen, "old");
@@ -273,7 +275,8 @@ mod tests {
             prop_assert_eq!(&files(&killed), &before);
             // A kill during the first step, and a kill while the new run's files are removed.
             std::mem::forget(PreviousRun::set_aside(&out).unwrap());
-            write(&out, if back { &["run.json"][..] } else { &["run.json", "metrics.jsonl", "rollouts/1.jsonl"] }, "new");
+            let new = ["run.json", "metrics.jsonl", "rollouts/1.jsonl"];
+            write(&out, &new[..if early { 1 } else { 3 }], "new");
             PreviousRun::recover(&out).unwrap();
             prop_assert_eq!(&files(&out), &before);
         }

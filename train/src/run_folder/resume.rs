@@ -169,7 +169,7 @@ pub fn fresh_run_state<O: TrainingOptions>(
         steps,
         position: DataPosition { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() },
         peak_bytes: 0,
-        model_hash: output::model_folder_fingerprint(setup.model)?,
+        model_hash: digest::folder_fingerprint(setup.model)?,
         data_hash: rows.fingerprint(),
         options: result_options(setup),
         parameter_steps: BTreeMap::new(),
@@ -191,7 +191,7 @@ pub fn resumed_run_state<O: TrainingOptions>(
         let help = "give the value that the run was started with, or start a new run in another --out";
         TrainError::option(what, format!("{why} {}", folder.display()), help)
     };
-    if output::model_folder_fingerprint(setup.model)? != state.model_hash {
+    if !digest::has_folder_fingerprint(setup.model, &state.model_hash)? {
         return Err(refuse("--model", "is not the model of the run that wrote"));
     }
     if rows.fingerprint() != state.data_hash {

@@ -1,5 +1,5 @@
-//! The output folder belongs to one process at a time, and an earlier run in it stays until the first step of the new one
-//! is done.
+//! The output folder belongs to one process at a time, and an earlier run in it stays until the first step of the new
+//! one is done.
 
 use super::errors::{GOOD, MISSING, message, on_rows};
 use super::resumed::case;
