@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     match args.get(1).map(String::as_str) {
         Some(worker::WORKER_ARGUMENT) => return worker::worker_main(),
         Some("__play") => return play(&args[2]),
-        Some("__fail-first") => return fail_first(&args[2]),
+        Some("__abort-first") => return abort_first(&args[2]),
         Some("__decode-and-wait") => {
             let _ = DecodeWorker::new(&args[0]).probe(Path::new(&args[2]));
             return ExitCode::SUCCESS;
@@ -50,20 +50,13 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Behaves like a worker that fails as the first word of `part` says until it has been started `n` times: it counts the
-/// starts in the file that the last word names. After these it decodes.
-fn fail_first(part: &str) -> ExitCode {
-    let [how, times, path] = part.splitn(3, ' ').collect::<Vec<_>>()[..] else { return ExitCode::from(77) };
+/// Behaves like a worker that is killed at its first N starts and then decodes. `part` is N and the path of a file that
+/// counts the starts.
+fn abort_first(part: &str) -> ExitCode {
+    let Some((times, path)) = part.split_once(' ') else { return ExitCode::from(77) };
     let starts = std::fs::read(path).unwrap_or_default().len() + 1;
     std::fs::write(path, vec![b'x'; starts]).unwrap();
-    match how {
-        _ if starts > times.parse().unwrap() => worker::worker_main(),
-        "abort" => std::process::abort(),
-        _ => {
-            std::thread::sleep(Duration::from_secs(600));
-            ExitCode::SUCCESS
-        }
-    }
+    if starts > times.parse().unwrap() { worker::worker_main() } else { std::process::abort() }
 }
 
 /// Behaves like a broken worker; `part` names the way in which it is broken.
@@ -192,20 +185,21 @@ fn crash_is_reported_with_signal_or_exit_code() {
 
 fn failed_worker_is_replaced_once() {
     let folder = tempfile::tempdir().unwrap();
-    for (how, timeout) in [("abort", Duration::from_secs(60)), ("sleep", Duration::from_secs(3))] {
-        for times in [1, 2] {
-            let count = folder.path().join(format!("{how}-{times}"));
-            let part = format!("{how} {times} {}", count.display());
-            let args = vec!["__fail-first".to_owned(), part];
-            let decoder = DecodeWorker { args, timeout, ..DecodeWorker::new(me()) };
-            let got = decoder.probe(&clip("vp9.webm"));
-            match (times, got) {
-                (1, got) => assert_eq!(got.unwrap(), video::probe(&clip("vp9.webm")).unwrap()),
-                (_, got) => one_line(got.unwrap_err(), &["vp9.webm", ", twice"]),
-            }
-            assert_eq!(std::fs::read(&count).unwrap().len(), 2, "{how}: a failed worker is replaced once");
+    for times in [1, 2] {
+        let count = folder.path().join(times.to_string());
+        let args = vec!["__abort-first".to_owned(), format!("{times} {}", count.display())];
+        let got = DecodeWorker { args, ..DecodeWorker::new(me()) }.probe(&clip("vp9.webm"));
+        match (times, got) {
+            (1, got) => assert_eq!(got.unwrap(), video::probe(&clip("vp9.webm")).unwrap()),
+            (_, got) => one_line(got.unwrap_err(), &["vp9.webm", "signal 6", ", twice"]),
         }
+        assert_eq!(std::fs::read(&count).unwrap().len(), 2, "a killed worker is replaced once");
     }
+    let late = player("sleep", Duration::from_millis(300)).probe(&clip("vp9.webm")).unwrap_err();
+    one_line(late, &["vp9.webm", "timed out after 0.3 s, twice"]);
+    // An exit code is the worker's own word: a second worker would say the same.
+    let failed = player("exit 3", Duration::from_secs(20)).probe(&clip("vp9.webm")).unwrap_err().to_string();
+    assert!(!failed.contains("twice"), "{failed}");
 }
 
 fn invalid_reply_is_refused() {

@@ -168,7 +168,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "DIR|last", num_args = 0..=1, default_missing_value = "last")]
     #[serde(skip)]
     pub resume_from_checkpoint: Option<String>,
-    /// Replace the content of --out
+    /// Replace an earlier run in --out, which stays until the first step of the new run is done
     #[arg(long)]
     #[serde(skip)]
     pub overwrite: bool,

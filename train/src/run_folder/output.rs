@@ -282,7 +282,7 @@ pub fn read_run_json(out: &Path) -> Result<Value> {
         true => Ok(run),
         false => Err(damaged(
             "is damaged: it is not what the run wrote".into(),
-            "restore it from a copy; without the file, a resume takes its options from the command line",
+            "restore it from a copy, or remove it: a resume works without it, a replay does not",
         )),
     }
 }

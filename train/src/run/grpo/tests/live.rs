@@ -181,6 +181,23 @@ fn run_ends_normally_when_its_last_groups_have_equal_rewards() {
     assert!(dir.path().join("out/model.safetensors").is_file() && dir.path().join("out/checkpoint-3").is_dir());
 }
 
+/// The steps that sample and the steps that are reported need not be the same ones: the frames are reported anyway.
+#[test]
+fn event_file_has_frames_although_the_sampling_steps_are_not_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let video = rows().lines().nth(1).unwrap().to_string();
+    let case = case(dir.path(), "out", &video).with(|o| {
+        (o.num_iterations, o.logging_steps, o.max_steps, o.save_steps) = (2, 2, Some(3), 0);
+    });
+    case.run().unwrap();
+    let entries = fs::read_dir(dir.path().join("out")).unwrap().map(|entry| entry.unwrap().path());
+    let events =
+        entries.filter(|path| path.display().to_string().contains("tfevents")).map(|path| fs::read(path).unwrap());
+    let events = events.collect::<Vec<_>>().concat();
+    let count = |tag: &str| events.windows(tag.len()).filter(|part| *part == tag.as_bytes()).count();
+    assert_eq!((count("rollouts/frames"), count("rollouts/completions"), count("train/loss")), (2, 2, 2));
+}
+
 #[test]
 fn siglip_encodes_each_frame_once() {
     let dir = tempfile::tempdir().unwrap();
