@@ -18,11 +18,11 @@ pub trait SemanticModel {
     fn similarities(&mut self, texts: &[&str], frames: &[PathBuf], negative: bool) -> Result<Vec<Vec<f32>>>;
 }
 
-/// The text that is compared with the frames: the content of the first `<think>` tags (or the whole completion
-/// without tags), without its first sentence, which ends at the first full stop. A text without a full stop is used
-/// whole.
+/// The text that is compared with the frames: the content of the first pair of `<think>` tags without its first
+/// sentence, which ends at the first full stop; content without a full stop is used whole. A completion without such a
+/// pair is used whole and uncut, because the reference's code looks for the full stop only inside a pair.
 pub fn reasoning_text(completion: &str) -> &str {
-    let thought = text_between(completion, "<think>", "</think>").unwrap_or(completion);
+    let Some(thought) = text_between(completion, "<think>", "</think>") else { return completion };
     thought.split_once('.').map_or(thought, |(_, rest)| rest.trim_start_matches(is_space))
 }
 
@@ -46,8 +46,10 @@ mod tests {
             ("<think>3.5 m. Two</think>", "5 m. Two"),
             ("<think>a..</think>", "."),
             ("<think>a.\u{1c}\n\u{a0}b </think>", "b "),
-            ("no tags. here", "here"),
-            ("<think>open. b", "b"),
+            ("no tags. here", "no tags. here"),
+            ("<think>open. b", "<think>open. b"),
+            ("</think>One. Two<think>", "</think>One. Two<think>"),
+            (" One. Two <answer>A</answer>", " One. Two <answer>A</answer>"),
             ("<think>a</think><think>b. c</think>", "a"),
             ("", ""),
         ] {
