@@ -50,6 +50,8 @@ impl EvalArgs {
         if rows.is_empty() {
             return Err(failed(file.display(), "has no rows", "give one JSON object per line"));
         }
+        lines::warn_of_unusable_solutions(file, &rows, Prediction::check_solution, common.quiet);
+        let rows: Vec<Prediction> = rows.into_iter().map(|(_, row)| row).collect();
         let report = score_benchmark(benchmark, &rows)?;
         let mut text = serde_json::to_string_pretty(&report)?;
         text.push('\n');

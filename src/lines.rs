@@ -3,16 +3,17 @@
 use std::path::Path;
 
 use anyhow::Result;
+use reel_diagnostic::Diagnostic;
 
 use crate::fail::failed;
 use crate::output;
 
-/// Parses each line that is not blank with `parse`. Returns the first error, prefixed by the file and the line
-/// number.
+/// Parses each line that is not blank with `parse`. Returns each result with its line number, counted from 1; or the
+/// first error, prefixed by the file and the line number.
 pub fn parse_json_lines<T, E: std::error::Error + Send + Sync + 'static>(
     path: &Path,
     parse: impl Fn(&str) -> Result<T, E>,
-) -> Result<Vec<T>> {
+) -> Result<Vec<(usize, T)>> {
     let bytes = output::read_file(path)?;
     let text = match std::str::from_utf8(&bytes) {
         Ok(text) => text,
@@ -24,13 +25,33 @@ pub fn parse_json_lines<T, E: std::error::Error + Send + Sync + 'static>(
     // Skip the byte order mark with which some Windows programs begin a file.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.split('\n').enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let rows = lines.map(|(i, line)| {
-        parse(line).map_err(|e| {
+    let rows = lines.map(|(i, line)| -> Result<(usize, T)> {
+        let row = parse(line).map_err(|e| {
             let message = format!("{}: {e}", location(path, i + 1));
             anyhow::Error::from(e).context(message)
-        })
+        })?;
+        Ok((i + 1, row))
     });
     rows.collect()
+}
+
+/// Prints a warning on stderr if some rows of a file have a solution that no answer can be compared with; the scores of
+/// such rows say nothing about the answers. `check` returns the fault of a row's solution. Returns the number of such
+/// rows.
+pub fn warn_of_unusable_solutions<T>(
+    path: &Path,
+    rows: &[(usize, T)],
+    check: impl Fn(&T) -> Result<(), Diagnostic>,
+    quiet: bool,
+) -> usize {
+    let mut faults = rows.iter().filter_map(|(line, row)| Some(check(row).err()?.at(location(path, *line))));
+    let Some(first) = faults.next() else { return 0 };
+    let count = 1 + faults.count();
+    if !quiet {
+        let of = rows.len();
+        eprintln!("warning: the scores of {count} of {of} rows say nothing about their answers; the first: {first}");
+    }
+    count
 }
 
 fn location(path: &Path, line: usize) -> String {

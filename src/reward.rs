@@ -50,10 +50,11 @@ impl RewardArgs {
         if rows.is_empty() {
             return Err(failed(self.input.display(), "has no rows", "give one JSON object per line"));
         }
+        let unusable = lines::warn_of_unusable_solutions(&self.input, &rows, RewardRow::check_solution, common.quiet);
         let mut scorer = self.siglip.as_deref().map(|folder| open(folder, common)).transpose()?;
         let mut draft = AtomicFile::create(&self.output)?;
         let mut rewards = Vec::new();
-        for mut row in rows {
+        for (_, mut row) in rows {
             let single = row.is_single;
             row.frames = row.frames.iter().map(|frame| self.beside_input(frame)).collect();
             let scores = row.score(&rules, scorer.as_mut().map(|scorer| scorer as &mut dyn SemanticModel))?;
@@ -61,7 +62,7 @@ impl RewardArgs {
             rewards.push(scores.reward);
         }
         draft.commit()?;
-        self.report(common, &rewards, scorer.map(|scorer| scorer.frames_encoded()))
+        self.report(common, &rewards, unusable, scorer.map(|scorer| scorer.frames_encoded()))
     }
 
     /// Returns the path of a frame; relative paths in the input file are relative to that file's folder.
@@ -69,15 +70,22 @@ impl RewardArgs {
         self.input.parent().map_or_else(|| path.to_path_buf(), |folder| folder.join(path))
     }
 
-    /// Prints the mean reward. `frames_encoded` is the number of frames that SigLIP encoded, or `None` without
-    /// SigLIP.
-    fn report(&self, common: &CommonOptions, rewards: &[Vec<f32>], frames_encoded: Option<u64>) -> Result<()> {
+    /// Prints the mean reward. `unusable` is the number of rows with an unusable solution, `frames_encoded` the number of
+    /// frames that SigLIP encoded, or `None` without SigLIP.
+    fn report(
+        &self,
+        common: &CommonOptions,
+        rewards: &[Vec<f32>],
+        unusable: usize,
+        frames_encoded: Option<u64>,
+    ) -> Result<()> {
         let all = rewards.concat();
         let mean = all.iter().map(|&r| f64::from(r)).sum::<f64>() / all.len() as f64;
         if common.json {
             let (rows, completions) = (rewards.len(), all.len());
             let output = &self.output;
-            let mut result = json!({"rows": rows, "completions": completions, "reward": mean, "output": output});
+            let mut result = json!({"rows": rows, "completions": completions, "reward": mean,
+                "unusable_solutions": unusable, "output": output});
             if let Some(n) = frames_encoded {
                 result["frames_encoded"] = json!(n);
             }

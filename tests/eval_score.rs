@@ -61,6 +61,19 @@ fn prints_a_table_in_percent_without_json() {
 }
 
 #[test]
+fn unusable_solutions_are_counted_and_said() {
+    let row = |kind: &str, solution: &str| json!({"problem_type": kind, "solution": solution, "output": "5"});
+    let rows =
+        [row("regression", "<answer>5</answer>"), row("regression", "five"), row("numerical", "<answer>nan</answer>")];
+    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    let got = score(&text, &["--json"]);
+    assert_eq!(got.json()["unusable_solutions"], 2);
+    assert!(got.stderr.starts_with("warning: the scores of 2 of 3 rows "), "{}", got.stderr);
+    assert!(got.stderr.contains("p.jsonl:2: solution: has no answer in <answer> tags; "), "{}", got.stderr);
+    assert_eq!(score(rows[0].to_string(), &[]).stderr, "");
+}
+
+#[test]
 fn malformed_predictions_are_refused_with_line_number() {
     let good = json!({"problem_type": "regression", "solution": "<answer>1</answer>", "output": "1"});
     for (key, value) in

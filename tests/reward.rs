@@ -75,6 +75,26 @@ fn row() -> Value {
 }
 
 #[test]
+fn unusable_solutions_are_counted_and_said() {
+    let workspace = Workspace::new();
+    let kind = |kind: &str, solution: &str| json!({"problem_type": kind, "solution": solution, "completion": "<answer>5</answer>"});
+    let rows = [
+        kind("regression", "<answer>5</answer>"),
+        kind("regression", "5"),
+        kind("regression", "<answer>nan</answer>"),
+        kind("regression", "<answer>about five</answer>"),
+        kind("essay", "<answer>5</answer>"),
+    ];
+    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    let got = workspace.reward(&text, &["--json"]);
+    assert_eq!(got.json()["unusable_solutions"], 4);
+    assert!(got.stderr.starts_with("warning: the scores of 4 of 5 rows "), "{}", got.stderr);
+    assert!(got.stderr.contains("in.jsonl:2: solution: has no answer in <answer> tags; "), "{}", got.stderr);
+    assert_eq!(workspace.reward(&text, &["--quiet"]).stderr, "");
+    assert_eq!(workspace.reward(rows[0].to_string(), &[]).stderr, "");
+}
+
+#[test]
 fn output_has_only_applicable_rewards() {
     let workspace = Workspace::new();
     let mut shuffled = row();

@@ -1,8 +1,9 @@
 //! A prediction: a row of a benchmark with the output of a model, and its score.
 
+use reel_diagnostic::Diagnostic;
 use reel_rewards::{
-    ProblemType, extract_answer, multiple_choice_accuracy, numerical_accuracy, parse_json_object, parse_number,
-    strip_white_space, text_field,
+    ProblemType, check_solution, extract_answer, multiple_choice_accuracy, numerical_accuracy, parse_json_object,
+    parse_number, strip_white_space, text_field,
 };
 use serde_json::Value;
 
@@ -38,6 +39,16 @@ impl Prediction {
             },
             output: text("output")?,
         })
+    }
+
+    /// Checks that the row's solution can be compared with outputs, see [`reel_rewards::check_solution`]. Kinds of
+    /// problem that do not occur in the benchmarks have no rule.
+    ///
+    /// # Errors
+    /// Those of [`reel_rewards::check_solution`].
+    pub fn check_solution(&self) -> Result<(), Diagnostic> {
+        let is_scored = !matches!(self.problem_type, Some(ProblemType::Ocr | ProblemType::FreeForm));
+        check_solution(self.problem_type.filter(|_| is_scored), &self.solution)
     }
 
     /// Whether this is a regression problem, which is scored by the relative error of the answer.
@@ -99,6 +110,21 @@ mod tests {
         assert_eq!(score("multiple choice", "", ""), 1.0);
         assert_eq!(score("numerical", "39.56", "39.559"), 1.0);
         assert_eq!(score("free-form", "B", "B") + score("OCR", "B", "B") + score("essay", "B", "B"), 0.0);
+    }
+
+    #[test]
+    fn kinds_without_a_rule_and_unusable_solutions_are_named() {
+        let fault = |kind: &str, solution: &str| {
+            let row = json!({"problem_type": kind, "solution": solution, "output": "1"});
+            Prediction::from_json_line(&row.to_string()).unwrap().check_solution().err().map(|d| d.location)
+        };
+        assert_eq!(fault("regression", "<answer>5</answer>"), None);
+        for solution in ["5", "<answer></answer>", "<answer>nan</answer>", "<answer>five</answer>"] {
+            assert_eq!(fault("regression", solution).as_deref(), Some("solution"), "{solution}");
+        }
+        for kind in ["OCR", "free-form", "essay"] {
+            assert_eq!(fault(kind, "<answer>B</answer>").as_deref(), Some("problem_type"), "{kind}");
+        }
     }
 
     #[test]

@@ -14,6 +14,9 @@ pub struct BenchmarkReport {
     pub benchmark: &'static str,
     /// Number of rows.
     pub n: usize,
+    /// Number of rows whose solution cannot be compared with outputs ([`Prediction::check_solution`]). They count in all
+    /// means, as in the evaluation scripts.
+    pub unusable_solutions: usize,
     /// Mean score of all rows.
     pub overall: f64,
     /// Interval of `overall`.
@@ -76,6 +79,7 @@ pub fn score_benchmark(benchmark: Benchmark, predictions: &[Prediction]) -> Resu
     Ok(BenchmarkReport {
         benchmark: benchmark.name(),
         n: all.n,
+        unusable_solutions: predictions.iter().filter(|p| p.check_solution().is_err()).count(),
         overall: all.score,
         overall_ci95: all.ci95,
         mean_acc: mean(&scores_of(false)),

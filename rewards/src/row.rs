@@ -16,7 +16,8 @@ use reel_diagnostic::Diagnostic;
 use serde_json::{Map, Value};
 
 use crate::{
-    ProblemType, Result, RewardError, RewardRules, Scores, ScoringGroup, SemanticModel, reasoning_text, semantic_reward,
+    ProblemType, Result, RewardError, RewardRules, Scores, ScoringGroup, SemanticModel, check_solution, reasoning_text,
+    semantic_reward,
 };
 
 /// One row to be scored.
@@ -62,6 +63,14 @@ impl RewardRow {
             is_video: fields.is_video()?,
             frames: frames.into_iter().map(PathBuf::from).collect(),
         })
+    }
+
+    /// Checks that the row's solution can be compared with answers, see [`check_solution`].
+    ///
+    /// # Errors
+    /// Those of [`check_solution`].
+    pub fn check_solution(&self) -> Result<(), Diagnostic> {
+        check_solution(self.group.problem_type, self.group.solution.as_deref().unwrap_or_default())
     }
 
     /// Scores the row. The semantic reward needs a `model` and a row with `frames`.

@@ -129,11 +129,6 @@ pub(crate) fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -
         let missing = Diagnostic::new("solution", "is missing, and there is no custom reward", help);
         return if custom { Ok(()) } else { Err(missing) };
     };
-    // The accuracy reward compares the texts in `<answer>` tags. A solution without tags has no such text, and every
-    // completion would match it.
-    if rewards::extract_answer(solution).is_empty() {
-        return Err(Diagnostic::new("solution", "has no answer in <answer> tags", "write <answer>…</answer>"));
-    }
     let known = || ProblemType::ALL.map(ProblemType::name).join(", ");
     match problem_type {
         None => Err(Diagnostic::new("problem_type", "is missing", format!("use one of {}", known()))),
@@ -141,6 +136,7 @@ pub(crate) fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -
             let what = format!("is `{name}`, for which there is no accuracy rule");
             Err(Diagnostic::new("problem_type", what, format!("use one of {}", known())))
         }
-        Some(_) => Ok(()),
+        // Without tags, for example, every completion without tags would match the solution.
+        Some(name) => rewards::check_solution(ProblemType::parse(name).ok(), solution),
     }
 }
