@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use reel_diagnostic::{Diagnostic, redact_urls};
+use reel_diagnostic::{Diagnostic, escape_controls, redact_urls};
 use reel_eval::EvalError;
 use reel_measure::MeasureError;
 use reel_train::TrainError;
@@ -94,9 +94,9 @@ fn usage_line(rendered: &str) -> String {
     format!("{line}; {help}")
 }
 
-/// Returns the text as one line, with one space between its words.
+/// Returns the text as one line, with one space between its words and control characters escaped.
 pub fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    escape_controls(&text.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned()
 }
 
 /// Returns true if the error is that the reader closed stdout early, as `head` does; such an error is not printed.

@@ -4,26 +4,30 @@ use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, escape_controls, escape_controls_in_json, input};
 use reel_model::save::AtomicFile;
 use serde::Serialize;
 
-/// Prints a line on stdout.
+/// Prints a line on stdout, with control characters except newline and tab escaped.
 pub fn print_line(text: impl std::fmt::Display) -> Result<()> {
+    write_line(&escape_controls(&text.to_string()))
+}
+
+fn write_line(text: &str) -> Result<()> {
     writeln!(io::stdout().lock(), "{text}").context("stdout: cannot be written; check where it is redirected to")
 }
 
-/// Prints text on stdout without a line break and flushes.
+/// Prints text on stdout without a line break and flushes. Control characters except newline and tab are escaped.
 pub fn print_text(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())
+    out.write_all(escape_controls(text).as_bytes())
         .and_then(|()| out.flush())
         .context("stdout: cannot be written; check where it is redirected to")
 }
 
-/// Prints a result as one line of JSON on stdout.
+/// Prints a result as one line of JSON on stdout, with all control characters escaped as JSON does.
 pub fn print_json(value: &impl Serialize) -> Result<()> {
-    print_line(serde_json::to_string(value)?)
+    write_line(&escape_controls_in_json(&serde_json::to_string(value)?))
 }
 
 /// Returns true if stderr is a terminal, on which progress can be redrawn in place.
@@ -50,13 +54,9 @@ pub fn cannot_read(path: &Path, e: io::Error) -> anyhow::Error {
     anyhow::Error::from(e).context(message)
 }
 
-/// Reads a whole file that the user named. Refuses pipes and devices, which may never end.
+/// Reads a whole file that the user named. Refuses pipes and devices, which may never end, and files above 4 GiB.
 pub fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let facts = std::fs::metadata(path).map_err(|e| cannot_read(path, e))?;
-    if !facts.is_file() && !facts.is_dir() {
-        anyhow::bail!("{}: is not a regular file; copy its content to a file", path.display());
-    }
-    std::fs::read(path).map_err(|e| cannot_read(path, e))
+    input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| cannot_read(path, e))
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! `reel tokenize`: reads texts, prints token ids.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use reel_diagnostic::input::open_regular_file;
 use reel_model::input::tokenizer::Tokenizer;
 
 use crate::common::CommonOptions;
@@ -34,7 +34,7 @@ impl TokenizeArgs {
         let (name, lines): (_, Box<dyn BufRead>) = if self.file == Path::new("-") {
             ("stdin".to_string(), Box::new(io::stdin().lock()))
         } else {
-            let file = File::open(&self.file).map_err(|e| output::cannot_read(&self.file, e))?;
+            let file = open_regular_file(&self.file).map_err(|e| output::cannot_read(&self.file, e))?;
             (self.file.display().to_string(), Box::new(BufReader::new(file)))
         };
         let mut out = BufWriter::new(io::stdout().lock());

@@ -7,6 +7,7 @@ mod tensors;
 
 use std::path::{Path, PathBuf};
 
+use reel_diagnostic::escape_controls;
 use serde_json::Value;
 use support::{golden, run};
 use tensors::{assert_close, assert_elements_close, gathered_rows, read_tensors};
@@ -188,7 +189,10 @@ fn stop_string_ends_the_text_before_it() {
     assert_eq!(stopped["text"], text[..cut]);
     assert_eq!(stopped["finish_reason"], "stop");
     assert!(stopped["token_ids"].as_array().expect("ids").len() < whole["token_ids"].as_array().expect("ids").len());
-    // Without `--json` the text is printed while it is generated; that output ends before the stop string, too.
-    assert_eq!(run([&base[..], &["--stop", &stop]].concat()).ok(), format!("{}\n", &text[..cut]));
-    assert_eq!(run(base).ok(), format!("{text}\n"));
+    // Without `--json` the text is printed while it is generated, with control characters escaped; that output ends before
+    // the stop string, too.
+    let printed = |text: &str| format!("{}\n", escape_controls(text));
+    assert_ne!(printed(text), format!("{text}\n"), "this text has control characters");
+    assert_eq!(run([&base[..], &["--stop", &stop]].concat()).ok(), printed(&text[..cut]));
+    assert_eq!(run(base).ok(), printed(text));
 }

@@ -2,6 +2,13 @@
 //!
 //! Every library error that a user can cause carries a [`Diagnostic`]. A caller that adds context (for example a file
 //! and a line before the name of a field) changes the fields of the diagnostic; it never parses the printed message.
+//!
+//! [`input`] opens the files that a user names; [`escape_controls`] makes text of unknown origin safe to print.
+
+pub mod input;
+mod printable;
+
+pub use printable::{escape_controls, escape_controls_in_json};
 
 mod redact;
 
@@ -32,9 +39,14 @@ impl Diagnostic {
 
     /// A file or folder that could not be read.
     pub fn cannot_read(path: impl AsRef<Path>, error: &io::Error) -> Self {
+        let unsuitable = error.get_ref().and_then(|cause| cause.downcast_ref::<input::UnsuitableFile>());
+        if let Some(unsuitable) = unsuitable {
+            return Self::new(path.as_ref().display().to_string(), unsuitable.to_string(), unsuitable.help());
+        }
         let help = match error.kind() {
             io::ErrorKind::NotFound => "check the path",
             io::ErrorKind::PermissionDenied => "make it readable for this user",
+            io::ErrorKind::InvalidData => "save the file as UTF-8",
             _ => "check the file and the disk it is on",
         };
         Self::new(path.as_ref().display().to_string(), format!("cannot be read: {}", io_cause(error)), help)
@@ -77,14 +89,15 @@ impl Diagnostic {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Each of the three may quote a file, a row or a model folder.
         let mut text = String::new();
         if !self.location.is_empty() {
-            text = format!("{}: ", self.location);
+            text = format!("{}: ", escape_controls(&self.location));
         }
-        text += &self.what;
+        text += &escape_controls(&self.what);
         if !self.help.is_empty() {
             text += "; ";
-            text += &self.help;
+            text += &escape_controls(&self.help);
         }
         f.write_str(&redact_urls(&text))
     }

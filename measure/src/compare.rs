@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, input};
 use serde_json::{Value, json};
 
 use crate::error::{MeasureError, Result, failed};
@@ -163,7 +163,8 @@ fn milliseconds(seconds: f64) -> String {
 }
 
 fn read(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(|e| MeasureError::Failed(Diagnostic::cannot_read(path, &e)))?;
+    let text = input::read_text(path, input::MAX_MESSAGES_BYTES)
+        .map_err(|e| MeasureError::Failed(Diagnostic::cannot_read(path, &e)))?;
     serde_json::from_str(&text).map_err(|e| not_a_result(path, &format!("not JSON: {e}")))
 }
 

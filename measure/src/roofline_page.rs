@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, input};
 use reel_kernels::catalogue::{ExampleCall, KernelFolder};
 use reel_kernels::{Arch, DType, compile};
 use reel_report::html::{self, escape_html};
@@ -62,7 +62,8 @@ pub fn roofline_page(machine: &MachineSpec, times: Option<&Path>) -> Result<Roof
 fn read_times(path: &Path) -> Result<BTreeMap<String, f64>> {
     let wrong =
         |what: &str| failed(path.display().to_string(), what, "give a file that `reel kernels bench --json` printed");
-    let text = std::fs::read_to_string(path).map_err(|e| MeasureError::Failed(Diagnostic::cannot_read(path, &e)))?;
+    let text = input::read_text(path, input::MAX_MESSAGES_BYTES)
+        .map_err(|e| MeasureError::Failed(Diagnostic::cannot_read(path, &e)))?;
     let value: Value = serde_json::from_str(&text).map_err(|e| wrong(&format!("is not JSON: {e}")))?;
     let kernels = value["kernels"].as_array().ok_or_else(|| wrong("has no list `kernels`"))?;
     let one = |k: &Value| Some((k["kernel"].as_str()?.to_string(), k["seconds"].as_f64().filter(|s| *s > 0.0)?));

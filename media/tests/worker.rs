@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         Some("__play") => return play(&args[2]),
         Some("__abort-first") => return abort_first(&args[2]),
         Some("__decode-and-wait") => {
-            let _ = DecodeWorker::new(&args[0]).probe(Path::new(&args[2]));
+            let _ = player("real worker on a pipe", Duration::from_secs(60)).probe(Path::new(&args[2]));
             return ExitCode::SUCCESS;
         }
         // `cargo test -- --list` and other tools ask for the list of tests with this argument. The list is empty.
@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         ("resized_frames_equal_torch_bicubic", resized_frames_equal_torch_bicubic),
         ("worker_errors_reach_the_caller", worker_errors_reach_the_caller),
         ("hanging_worker_is_killed_at_deadline", hanging_worker_is_killed_at_deadline),
+        ("pipes_and_devices_are_refused_before_a_worker_starts", pipes_and_devices_are_refused_before_a_worker_starts),
         ("crash_is_reported_with_signal_or_exit_code", crash_is_reported_with_signal_or_exit_code),
         ("failed_worker_is_replaced_once", failed_worker_is_replaced_once),
         ("invalid_reply_is_refused", invalid_reply_is_refused),
@@ -62,6 +63,7 @@ fn abort_first(part: &str) -> ExitCode {
 /// Behaves like a broken worker; `part` names the way in which it is broken.
 fn play(part: &str) -> ExitCode {
     match part {
+        "real worker on a pipe" => return open_pipe(),
         "sleep" => std::thread::sleep(Duration::from_secs(600)),
         "sleep with closed output" => {
             let child = Command::new("sleep").arg("600").stdout(Stdio::null()).stderr(Stdio::null()).spawn();
@@ -93,6 +95,24 @@ fn play(part: &str) -> ExitCode {
     }
     ExitCode::SUCCESS
 }
+
+/// Answers the request as the real worker does, but for the pipe that [`PIPE`] names: a decoder that hangs. (The caller
+/// refuses pipes, so a request never names one.)
+fn open_pipe() -> ExitCode {
+    use std::io::{Read, Seek, Write};
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).unwrap();
+    let mut request: serde_json::Value = serde_json::from_str(&text).unwrap();
+    request["path"] = std::env::var(PIPE).unwrap().into_bytes().into();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(request.to_string().as_bytes()).unwrap();
+    file.rewind().unwrap();
+    rustix::stdio::dup2_stdin(&file).unwrap();
+    worker::worker_main()
+}
+
+/// The environment variable with the path of the pipe that [`open_pipe`] opens.
+const PIPE: &str = "REEL_TEST_PIPE";
 
 fn me() -> PathBuf {
     std::env::current_exe().unwrap()
@@ -166,13 +186,17 @@ fn hanging_worker_is_killed_at_deadline() {
     for part in ["sleep", "sleep with closed output", "child keeps the output", "endless"] {
         one_line(player(part, short).probe(&clip("vp9.webm")).unwrap_err(), &["vp9.webm", "0.3 s", "--media-timeout"]);
     }
-    // The real decoder can hang too: it blocks when it opens a pipe that no process writes to.
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+fn pipes_and_devices_are_refused_before_a_worker_starts() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe.mp4");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    let decoder = DecodeWorker { timeout: short, ..DecodeWorker::new(me()) };
-    one_line(decoder.probe(&pipe).unwrap_err(), &["pipe.mp4", "0.3 s"]);
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    let decoder = DecodeWorker::new("no-such-program");
+    for path in [&pipe, Path::new("/dev/zero")] {
+        one_line(decoder.probe(path).unwrap_err(), &[path.to_str().unwrap(), "is not a regular file"]);
+    }
 }
 
 fn crash_is_reported_with_signal_or_exit_code() {
@@ -256,7 +280,8 @@ fn worker_dies_with_its_caller() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe.mp4");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    let mut caller = Command::new(me()).arg("__decode-and-wait").arg(&pipe).spawn().unwrap();
+    let video = clip("vp9.webm");
+    let mut caller = Command::new(me()).arg("__decode-and-wait").arg(&video).env(PIPE, &pipe).spawn().unwrap();
     let worker = until(|| child_of(caller.id()));
     // Waits until the worker blocks on the pipe. By then it has asked the kernel to kill it when its caller ends.
     until(|| std::fs::read_to_string(format!("/proc/{worker}/wchan")).ok().filter(|w| w.contains("fifo") || w == "0"));

@@ -14,7 +14,11 @@ pub fn page_start_html(title: &str) -> String {
     )
 }
 
-/// Escapes text for HTML content and attributes.
+/// Escapes text for HTML content and attributes. Control characters of models and rows become visible.
 pub fn escape_html(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    reel_diagnostic::escape_controls(text)
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }

@@ -2,12 +2,11 @@
 //! by side with their rewards, below the frames of its video.
 
 use std::fmt::Write;
-use std::fs;
 use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, input};
 use reel_train::reporting::metrics::StepMetrics;
 use reel_train::rollout::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use serde_json::Value;
@@ -37,11 +36,14 @@ pub fn rollouts_html(run: &Path, steps: &[StepMetrics]) -> Result<String> {
     let mut page = "<h2>Rollouts over time</h2>".to_string();
     for step in shown {
         let path = folder.join(name(step) + ".jsonl");
-        let text = fs::read_to_string(&path).map_err(|e| ReportError::Run(Diagnostic::cannot_read(&path, &e)))?;
+        let text = input::read_text(&path, input::MAX_ROWS_BYTES)
+            .map_err(|e| ReportError::Run(Diagnostic::cannot_read(&path, &e)))?;
         let Some(group) = text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok()) else {
             continue;
         };
-        let strip = fs::read(folder.join(FRAME_STRIPS_FOLDER).join(name(step) + ".png")).ok();
+        let strip =
+            input::read_file(folder.join(FRAME_STRIPS_FOLDER).join(name(step) + ".png"), input::MAX_MESSAGES_BYTES)
+                .ok();
         page += &article(step, &group, strip.as_deref());
     }
     Ok(page)

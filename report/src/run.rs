@@ -1,9 +1,8 @@
 //! The page of a training run: headline, metrics as curves, sampled completions over time, and every option of the run.
 
-use std::fs;
 use std::path::Path;
 
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, input};
 use reel_train::reporting::metrics::{self, StepMetrics};
 use reel_train::run_folder::output::{METRICS_FILE, RUN_FILE};
 use serde_json::Value;
@@ -24,8 +23,10 @@ pub fn run_page_html(run: &Path) -> Result<String> {
         let help = "give the output folder of a run that has finished a step";
         return Err(ReportError::Run(Diagnostic::new(log.display().to_string(), "has no steps", help)));
     };
-    let about: Value =
-        fs::read(run.join(RUN_FILE)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    let about: Value = input::read_file(run.join(RUN_FILE), input::MAX_MESSAGES_BYTES)
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default();
     let command = about["command"].as_str().unwrap_or("training");
     let mut page = html::page_start_html(&format!("reel {command}: {}", run.display()));
     page += &format!("<style>{STYLE}</style><p>{}</p>", html::escape_html(&headline(first, last, &about)));

@@ -149,7 +149,10 @@ impl SimRunArgs {
         }
         // A reader that closes the pipe early, such as `head`, does not change the outcome of the check.
         let printed = if common.json {
-            let _ = std::io::Write::write_all(&mut std::io::stderr(), report.printed.as_bytes());
+            let _ = std::io::Write::write_all(
+                &mut std::io::stderr(),
+                reel_diagnostic::escape_controls(&report.printed).as_bytes(),
+            );
             output::print_json(&shown.json())
         } else {
             output::print_text(&report.printed).and_then(|()| output::print_text(&shown.text(common.quiet)))

@@ -54,16 +54,7 @@ impl RgbImage {
 /// The file cannot be read, is not a regular file, is too long, is damaged, or is not an image of a supported format.
 pub fn open(path: &Path) -> Result<RgbImage> {
     let cannot_read = |e| MediaError::cannot_read(path, &e);
-    let metadata = std::fs::metadata(path).map_err(cannot_read)?;
-    // Reading a pipe or a device could block or never end.
-    if !metadata.is_file() {
-        return Err(MediaError::file_error(path, "is not a regular file", "give an image file"));
-    }
-    if metadata.len() > MAX_FILE_BYTES {
-        let what = format!("is {} bytes long, above the limit of {MAX_FILE_BYTES} bytes", metadata.len());
-        return Err(MediaError::file_error(path, what, "give an image file"));
-    }
-    let bytes = std::fs::read(path).map_err(cannot_read)?;
+    let bytes = reel_diagnostic::input::read_file(path, MAX_FILE_BYTES).map_err(cannot_read)?;
     decode(&bytes, &path.display().to_string())
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use memmap2::Mmap;
 use reel_diagnostic::Diagnostic;
+use reel_diagnostic::input::UnsuitableFile;
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::process::{self, WorkerCommand};
@@ -114,6 +115,10 @@ impl DecodeWorker {
     /// can be an accident (the kernel killed the process for lack of memory, a disk was slow), and a run would lose
     /// the row.
     fn run(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
+        // FFmpeg would wait for a pipe's writer or read a device without end, until the deadline.
+        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+            return Err(MediaError::cannot_read(path, &UnsuitableFile::Special.into()));
+        }
         match self.run_once(path, job) {
             Err(MediaError::Timeout(_) | MediaError::Killed(_)) => self.run_once(path, job).map_err(tried_twice),
             result => result,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use reel_diagnostic::input;
 use serde_json::Value;
 
 use super::COPY_AGAIN;
@@ -32,7 +33,7 @@ pub(super) fn find_weight_files(folder: &Path) -> Result<WeightFiles> {
 
 fn from_index(folder: &Path, index: &Path) -> Result<WeightFiles> {
     let broken = |what: String| ModelError::weights(index.display().to_string(), what, COPY_AGAIN);
-    let text = std::fs::read_to_string(index).map_err(|e| ModelError::cannot_read(index, e))?;
+    let text = input::read_text(index, input::MAX_CONFIG_BYTES).map_err(|e| ModelError::cannot_read(index, e))?;
     let value: Value = serde_json::from_str(&text).map_err(|e| broken(format!("is not JSON ({e})")))?;
     let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
         return Err(broken("has no `weight_map` object".to_string()));

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use reel_diagnostic::input;
+
 use super::fields::JsonFields;
 use crate::error::{ModelError, Result};
 
@@ -23,13 +25,16 @@ pub struct GenerationConfig {
     pub repetition_penalty: Option<f64>,
 }
 
+/// The most end tokens. Each of them is compared with each generated token; published models have one or two.
+const MAX_END_TOKENS: usize = 256;
+
 const HELP: &str = "correct the value, or remove the key to use the default";
 
 impl GenerationConfig {
     /// Reads `generation_config.json` of a model folder; without the file, all values are absent.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("generation_config.json");
-        match std::fs::read_to_string(&path) {
+        match input::read_text(&path, input::MAX_CONFIG_BYTES) {
             Ok(text) => Self::parse(&path.display().to_string(), &text),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(e) => Err(ModelError::cannot_read(&path, e)),
@@ -43,8 +48,16 @@ impl GenerationConfig {
             Some(number) if !good(number) => Err(fields.error(key, format!("is {number}, expected {range}"))),
             found => Ok(found),
         };
+        let eos_token_ids = fields.int_or_int_list("eos_token_id")?;
+        if eos_token_ids.len() > MAX_END_TOKENS {
+            let what = format!("has {} ids, above the limit of {MAX_END_TOKENS}", eos_token_ids.len());
+            return Err(fields.error("eos_token_id", what));
+        }
+        let id = |id: usize| {
+            u32::try_from(id).map_err(|_| fields.error("eos_token_id", format!("is {id}, which is no token id")))
+        };
         Ok(Self {
-            eos_token_id: fields.int_or_int_list("eos_token_id")?.into_iter().map(|id| id as u32).collect(),
+            eos_token_id: eos_token_ids.into_iter().map(id).collect::<Result<_>>()?,
             do_sample: fields.opt_bool("do_sample")?,
             temperature: in_range("temperature", &|x| x >= 0.0, "at least 0")?,
             top_p: in_range("top_p", &|x| x > 0.0 && x <= 1.0, "above 0 and at most 1")?,

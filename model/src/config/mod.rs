@@ -12,6 +12,8 @@ pub(crate) mod tests;
 
 use std::path::Path;
 
+use reel_diagnostic::input;
+
 use crate::checkpoint::StoredDType;
 use crate::error::{ModelError, Result};
 use fields::JsonFields;
@@ -138,7 +140,7 @@ impl ModelConfig {
     /// Reads `config.json` of a model folder.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| ModelError::cannot_read(&path, e))?;
+        let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| ModelError::cannot_read(&path, e))?;
         Self::parse(&path.display().to_string(), &text)
     }
 

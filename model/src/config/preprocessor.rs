@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use reel_diagnostic::input;
+
 use super::fields::JsonFields;
 use super::{ModelConfig, VisionConfig};
 use crate::error::{ModelError, Result};
@@ -39,6 +41,12 @@ impl Default for PreprocessorConfig {
     }
 }
 
+/// The largest accepted `min_pixels`; the published value is 3136.
+const MAX_MIN_PIXELS: u64 = 1 << 24;
+
+/// The smallest accepted standard deviation of a channel; published values are above 0.2.
+const MIN_STD: f32 = 1e-3;
+
 const HELP: &str = "use the preprocessor_config.json that was published with these weights";
 
 impl PreprocessorConfig {
@@ -47,7 +55,7 @@ impl PreprocessorConfig {
     pub fn open(folder: &Path, config: &ModelConfig) -> Result<Self> {
         let path = folder.join("preprocessor_config.json");
         let file = path.display().to_string();
-        let found = match std::fs::read_to_string(&path) {
+        let found = match input::read_text(&path, input::MAX_CONFIG_BYTES) {
             Ok(text) => Self::parse(&file, &text)?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Self::default(),
             Err(e) => return Err(ModelError::cannot_read(&path, e)),
@@ -74,9 +82,13 @@ impl PreprocessorConfig {
         if min_pixels > max_pixels {
             return Err(fields.error("min_pixels", format!("is {min_pixels}, above max_pixels {max_pixels}")));
         }
+        // Every smaller image would be enlarged to this size.
+        if min_pixels > MAX_MIN_PIXELS {
+            return Err(fields.error("min_pixels", format!("is {min_pixels}, above the limit of {MAX_MIN_PIXELS}")));
+        }
         let image_std = triple(&fields, "image_std", default.image_std)?;
-        if image_std.iter().any(|&x| x <= 0.0) {
-            return Err(fields.error("image_std", "must be above 0 for every channel"));
+        if image_std.iter().any(|&x| x < MIN_STD) {
+            return Err(fields.error("image_std", format!("must be at least {MIN_STD} for every channel")));
         }
         Ok(Self {
             min_pixels,

@@ -152,9 +152,16 @@ fn generation_config_accepts_one_or_more_end_tokens() {
     let more = GenerationConfig::parse("g", r#"{"eos_token_id": [7, 8], "repetition_penalty": 1.05, "top_p": 0.001}"#)
         .unwrap();
     assert_eq!((more.eos_token_id, more.repetition_penalty), (vec![7, 8], Some(1.05)));
-    for bad in
-        [r#"{"top_p": 0}"#, r#"{"temperature": -1}"#, r#"{"eos_token_id": "x"}"#, r#"{"repetition_penalty": 0}"#, "3"]
-    {
+    let many = format!(r#"{{"eos_token_id": {:?}}}"#, [1; 300]);
+    for bad in [
+        &many[..],
+        r#"{"eos_token_id": 4294967296}"#,
+        r#"{"top_p": 0}"#,
+        r#"{"temperature": -1}"#,
+        r#"{"eos_token_id": "x"}"#,
+        r#"{"repetition_penalty": 0}"#,
+        "3",
+    ] {
         assert!(GenerationConfig::parse("g", bad).unwrap_err().to_string().starts_with("g: "), "{bad}");
     }
 }
@@ -173,6 +180,8 @@ fn preprocessor_accepts_pixels_or_size() {
     for bad in [
         r#"{"min_pixels": 5, "max_pixels": 4}"#,
         r#"{"image_std": [0, 1, 1]}"#,
+        r#"{"image_std": [0.5, 0.5, 1e-30]}"#,
+        r#"{"min_pixels": 1000000000000, "max_pixels": 1000000000000}"#,
         r#"{"image_mean": [1, 1]}"#,
         r#"{"do_rescale": false}"#,
         r#"{"resample": 2}"#,

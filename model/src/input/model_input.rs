@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 
+use reel_diagnostic::input;
 use reel_media::frames::FrameBuf;
 
 use super::media_frames::MediaFrames;
@@ -222,7 +223,7 @@ impl ModelInput {
     /// Reads a safetensors file with the inputs of a model. `input_ids` is required; missing positions are computed;
     /// unknown tensors are ignored.
     pub fn read(path: &Path, config: &ModelConfig) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| ModelError::cannot_read(path, e))?;
+        let bytes = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| ModelError::cannot_read(path, e))?;
         let location = path.display().to_string();
         let file =
             InputFile { location: &location, tensors: header::read_header(path, &bytes)?.tensors, bytes: &bytes };

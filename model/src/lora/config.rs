@@ -1,9 +1,10 @@
 //! `adapter_config.json` in the format of PEFT. Fields that change the results of an adapter are applied or rejected.
 //! Other fields (how it was initialised and trained) are ignored.
 
+use std::io;
 use std::path::Path;
-use std::{fs, io};
 
+use reel_diagnostic::input;
 use serde_json::{Map, Value, json};
 
 use super::LoraSpec;
@@ -57,7 +58,7 @@ impl AdapterConfig {
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let path = folder.join(ADAPTER_CONFIG_FILE);
         let location = path.display().to_string();
-        let text = fs::read_to_string(&path).map_err(|e| match e.kind() {
+        let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => ModelError::config(
                 folder.display().to_string(),
                 format!("is not an adapter (it has no {ADAPTER_CONFIG_FILE})"),

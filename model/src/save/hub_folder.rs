@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use reel_diagnostic::input;
 use serde_json::{Map, Value, json};
 
 use super::atomic::{AtomicFile, FinishedFile};
@@ -66,7 +67,7 @@ pub(crate) fn is_same_folder(a: &Path, b: &Path) -> bool {
 /// Copies the files of tokenizer, templates and processor settings that `source` has.
 pub(crate) fn copy_tokenizer_and_processor_files(source: &Path, out: &Path) -> Result<()> {
     for name in COMPANIONS {
-        match fs::read(source.join(name)) {
+        match input::read_file(source.join(name), input::MAX_TOKENIZER_BYTES) {
             Ok(bytes) => write_atomically(&out.join(name), &bytes)?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(ModelError::cannot_read(source.join(name), e)),
@@ -79,7 +80,7 @@ pub(crate) fn copy_tokenizer_and_processor_files(source: &Path, out: &Path) -> R
 /// `torch_dtype`).
 fn copy_config(folder: HubFolder, out: &Path) -> Result<()> {
     let path = folder.source.join("config.json");
-    let text = fs::read_to_string(&path).map_err(|e| ModelError::cannot_read(&path, e))?;
+    let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| ModelError::cannot_read(&path, e))?;
     let mut root: Value = serde_json::from_str(&text).map_err(|e| {
         ModelError::config(
             path.display().to_string(),

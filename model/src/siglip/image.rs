@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use reel_diagnostic::input;
 use reel_media::frames::FrameView;
 use reel_media::resize::pillow_bicubic;
 use reel_runtime::ops::PatchingParams;
@@ -30,7 +31,7 @@ impl SiglipProcessor {
     /// A key of the wrong type, or with an unsupported value.
     pub fn open(folder: &Path, config: &SiglipVisionConfig) -> Result<Self> {
         let path = folder.join("preprocessor_config.json");
-        match std::fs::read_to_string(&path) {
+        match input::read_text(&path, input::MAX_CONFIG_BYTES) {
             Ok(text) => Self::parse_preprocessor_config(&path.display().to_string(), &text, config),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::with_published_settings(config)),
             Err(e) => Err(ModelError::cannot_read(&path, e)),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, input};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -38,7 +38,7 @@ const LISTS: &str = "write a JSON list of objects, or JSONL: one object per line
 impl Dataset {
     /// Reads a data file. Rows of a JSONL file are parsed and checked later, by [`Self::row`].
     pub fn open(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| TrainError::cannot_read(path, e))?;
+        let bytes = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
         match String::from_utf8(bytes) {
             Ok(text) => Self::parse(path, text),
             Err(e) => Self::parse_damaged(path, e.as_bytes()),

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use reel_diagnostic::input;
 use serde::{Deserialize, Serialize};
 
 use reel_model::save::FileLock;
@@ -164,7 +165,7 @@ impl ScanJournal {
 /// # Errors
 /// The file cannot be read, or was written for other data.
 pub fn read_quarantine_list(list: &Path, line_of: impl Fn(usize) -> Option<usize>) -> Result<Vec<SkippedRow>> {
-    let text = fs::read_to_string(list).map_err(|e| TrainError::cannot_read(list, e))?;
+    let text = input::read_text(list, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(list, e))?;
     let mut found: BTreeMap<usize, SkippedRow> = BTreeMap::new();
     for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |what: String, help: &str| {

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use reel_diagnostic::input;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -23,7 +24,7 @@ pub struct StartFlags {
 impl StartFlags {
     /// Reads the start flags of a configuration file.
     pub fn read(file: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(file).map_err(|e| TrainError::cannot_read(file, e))?;
+        let text = input::read_text(file, input::MAX_CONFIG_BYTES).map_err(|e| TrainError::cannot_read(file, e))?;
         Self::parse(&file.display().to_string(), &text)
     }
 
@@ -54,7 +55,7 @@ pub fn apply_config_file<T: Serialize + DeserializeOwned>(
     file: &Path,
     on_command_line: impl Fn(&str) -> bool,
 ) -> Result<T> {
-    let text = std::fs::read_to_string(file).map_err(|e| TrainError::cannot_read(file, e))?;
+    let text = input::read_text(file, input::MAX_CONFIG_BYTES).map_err(|e| TrainError::cannot_read(file, e))?;
     merge(parsed, &file.display().to_string(), &text, on_command_line)
 }
 

@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use reel_diagnostic::escape_controls;
 use reel_runtime::format_bytes;
 
 use crate::reporting::metrics::StepMetrics;
@@ -81,8 +82,8 @@ impl Progress {
     pub fn print_line(&self, text: &str) {
         match self {
             Self::Quiet => {}
-            Self::Lines { .. } => eprintln!("{text}"),
-            Self::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
+            Self::Lines { .. } => eprintln!("{}", escape_controls(text)),
+            Self::Bar(bar) => bar.suspend(|| eprintln!("{}", escape_controls(text))),
         }
     }
 

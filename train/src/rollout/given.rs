@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use reel_diagnostic::input;
 use reel_model::TokenId;
 use reel_model::config::ModelConfig;
 use serde::Deserialize;
@@ -36,7 +37,7 @@ const FORM: &str = "write one {\"row\": 0, \"completions\": [[ids], …], \"rewa
 impl RolloutFile {
     /// Reads a file and checks each line against the options, the number of data rows and the vocabulary.
     pub(crate) fn open(path: &Path, options: &GrpoOptions, rows: usize, config: &ModelConfig) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| TrainError::cannot_read(path, e))?;
+        let text = input::read_text(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
         let mut lines = Vec::new();
         for (number, text) in (1..).zip(text.split('\n')).filter(|(_, text)| !text.trim().is_empty()) {
             let location = format!("{}:{number}", path.display());

@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use reel_diagnostic::input;
 use reel_model::TokenId;
 use reel_rewards::{ScaleRewards, group_advantages};
 use serde::{Deserialize, Serialize};
@@ -104,7 +105,7 @@ impl RolloutSet {
     pub(crate) fn read(path: &Path, prompts: &PromptSource) -> Result<Self> {
         let damaged =
             |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
-        let text = std::fs::read(path).map_err(|e| TrainError::cannot_read(path, e))?;
+        let text = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
         let stored: StoredSet = serde_json::from_slice(&text).map_err(|e| damaged(format!("is not valid: {e}")))?;
         let mut groups = Vec::new();
         for g in stored.groups {

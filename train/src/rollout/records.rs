@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::{fs, io};
 
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, input};
 use reel_engine::Completion;
 use reel_media::strip::{PngImage, frame_strip};
 use reel_model::TokenId;
@@ -157,7 +157,7 @@ pub(crate) fn read_recorded_groups(
     prompts: &PromptSource,
 ) -> Result<Vec<Group>> {
     let path = rollouts_file_path(folder, step);
-    let text = fs::read_to_string(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
+    let text = input::read_text(&path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(&path, e))?;
     let mut groups = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let damaged = |what: String| {

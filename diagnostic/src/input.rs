@@ -1,0 +1,153 @@
+//! Opens input files. Every input that a user names, or that a model folder or a row names, is opened here: a device such
+//! as `/dev/zero` never ends, opening a pipe without a writer never returns, and a file can be longer than memory.
+
+use std::fmt;
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::path::Path;
+
+/// The size limit of a JSON file of a model folder, such as config.json, in bytes.
+pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// The size limit of a tokenizer.json in bytes. That of Qwen2.5-VL has 11 MB; a vocabulary takes about ten times its bytes
+/// in memory.
+pub const MAX_TOKENIZER_BYTES: u64 = 32 << 20;
+
+/// The size limit of a file of chat messages, which may hold images as `data:` URIs, in bytes.
+pub const MAX_MESSAGES_BYTES: u64 = 256 << 20;
+
+/// The size limit of a file of rows (training data, completions, predictions, rollouts), in bytes.
+pub const MAX_ROWS_BYTES: u64 = 4 << 30;
+
+/// Why a file cannot be an input although it exists. It is inside the [`io::Error`] of [`open_regular_file`] and
+/// [`read_file`], so that [`Diagnostic::cannot_read`](crate::Diagnostic::cannot_read) can say what to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnsuitableFile {
+    /// A folder.
+    Folder,
+    /// A pipe, a socket or a device.
+    Special,
+    /// More bytes than the limit.
+    TooLong {
+        /// The file's length in bytes; at least this long if it grew while it was read.
+        bytes: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+}
+
+impl UnsuitableFile {
+    /// What the user can do about it.
+    pub fn help(self) -> &'static str {
+        match self {
+            Self::Folder => "give a file",
+            Self::Special => "copy its content to a file",
+            Self::TooLong { .. } => "check that it is the file you mean, or split it",
+        }
+    }
+}
+
+impl fmt::Display for UnsuitableFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder => f.write_str("is a folder, not a regular file"),
+            Self::Special => f.write_str("is not a regular file"),
+            Self::TooLong { bytes, limit } => {
+                write!(f, "is {bytes} bytes long, above the limit of {limit} bytes for this kind of file")
+            }
+        }
+    }
+}
+
+impl std::error::Error for UnsuitableFile {}
+
+impl From<UnsuitableFile> for io::Error {
+    fn from(why: UnsuitableFile) -> Self {
+        let kind = match why {
+            UnsuitableFile::Folder => io::ErrorKind::IsADirectory,
+            UnsuitableFile::Special => io::ErrorKind::InvalidInput,
+            UnsuitableFile::TooLong { .. } => io::ErrorKind::FileTooLarge,
+        };
+        io::Error::new(kind, why)
+    }
+}
+
+/// Opens a regular file for reading.
+///
+/// # Errors
+/// The file cannot be opened; it is a folder, a pipe, a socket or a device (an [`UnsuitableFile`]).
+pub fn open_regular_file(path: impl AsRef<Path>) -> io::Result<File> {
+    // Checked before opening, because opening a pipe without a writer blocks forever; checked again afterwards, because
+    // the name may have got another file in between.
+    check_is_regular(&std::fs::metadata(&path)?)?;
+    let file = File::open(path)?;
+    check_is_regular(&file.metadata()?)?;
+    Ok(file)
+}
+
+/// Reads a regular file of at most `limit` bytes.
+///
+/// # Errors
+/// Those of [`open_regular_file`]; the file has more than `limit` bytes; reading fails.
+pub fn read_file(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
+    let file = open_regular_file(path)?;
+    let bytes = file.metadata()?.len();
+    let too_long = |bytes| io::Error::from(UnsuitableFile::TooLong { bytes, limit });
+    if bytes > limit {
+        return Err(too_long(bytes));
+    }
+    let mut content = Vec::with_capacity(bytes as usize);
+    // Files of /proc and files that grow have more bytes than their length says.
+    file.take(limit + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > limit { Err(too_long(content.len() as u64)) } else { Ok(content) }
+}
+
+/// Reads a regular file of at most `limit` bytes as UTF-8 text.
+///
+/// # Errors
+/// Those of [`read_file`]; the content is not UTF-8.
+pub fn read_text(path: impl AsRef<Path>, limit: u64) -> io::Result<String> {
+    let bytes = read_file(path, limit)?;
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
+}
+
+fn check_is_regular(metadata: &Metadata) -> io::Result<()> {
+    if metadata.is_file() {
+        return Ok(());
+    }
+    Err(if metadata.is_dir() { UnsuitableFile::Folder } else { UnsuitableFile::Special }.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Diagnostic;
+
+    #[test]
+    fn only_regular_files_within_the_limit_are_read() {
+        let folder = std::env::temp_dir().join(format!("reel-input-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let text = folder.join("text");
+        std::fs::write(&text, "12345").unwrap();
+        assert_eq!(read_text(&text, 5).unwrap(), "12345");
+        let pipe = folder.join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let socket = folder.join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        std::fs::write(folder.join("binary"), [0xff]).unwrap();
+        for (path, expected) in [
+            (text.as_path(), "is 5 bytes long, above the limit of 4 bytes"),
+            (&pipe, ": is not a regular file; copy its content to a file"),
+            (&socket, ": is not a regular file; "),
+            (Path::new("/dev/zero"), "/dev/zero: is not a regular file; "),
+            (&folder, ": is a folder, not a regular file; give a file"),
+            (Path::new("/proc/self/status"), "above the limit of 4 bytes"),
+            (&folder.join("none"), "there is no such file"),
+            (&folder.join("binary"), "it is not UTF-8 text"),
+        ] {
+            let error = Diagnostic::cannot_read(path, &read_text(path, 4).unwrap_err()).to_string();
+            assert!(error.starts_with(&*path.to_string_lossy()) && error.contains(expected), "{error}");
+        }
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
