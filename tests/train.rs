@@ -71,6 +71,61 @@ fn same_results(a: &Path, b: &Path, checkpoint: &str) {
     assert!(weights(a) == weights(b), "the final weights differ");
 }
 
+/// Rows of LLaMA-Factory, ms-swift and TRL, with files in columns, are trained on as rows with files in their messages.
+#[test]
+fn media_columns_equal_media_in_messages() {
+    let w = training_folder(1);
+    fs::copy(golden("pixels/00_png_rgb.png"), w.path().join("a.png")).expect("copied");
+    let answer = r#"{"role": "assistant", "content": "yes"}"#;
+    let inline = format!(
+        r#"{{"messages": [{{"role": "user", "content": [{{"type": "image", "image": "a.png"}}, {{"type": "text", "text": "Red?"}}]}}, {answer}]}}"#
+    );
+    let columns =
+        format!(r#"{{"messages": [{{"role": "user", "content": "<image>Red?"}}, {answer}], "images": ["a.png"]}}"#);
+    let sharegpt = r#"{"conversations": [{"from": "human", "value": "<image>Red?"}, {"from": "gpt", "value": "yes"}], "image": "a.png"}"#;
+    let mut seen = Vec::new();
+    for (out, row) in [("inline", inline.as_str()), ("columns", &columns), ("sharegpt", sharegpt)] {
+        fs::write(w.path().join("rows.jsonl"), row).expect("written");
+        sft(w.path(), out, &["--max-steps", "1"]).ok();
+        seen.push(read_metrics(&w.path().join(out))[0]["hash"].clone());
+    }
+    assert!(seen[0].is_string() && seen[0] == seen[1] && seen[0] == seen[2], "{seen:?}");
+    for (row, field) in [
+        (columns.replace("images", "pictures"), "messages[0].content"),
+        (columns.replace("<image>", ""), "images"),
+        (columns.replace("images", "audios").replace("<image>", ""), "audios"),
+    ] {
+        fs::write(w.path().join("rows.jsonl"), row).expect("written");
+        sft(w.path(), "refused", &[]).refused(1, &["rows.jsonl:1", &format!("{field}: ")]);
+    }
+}
+
+/// A trained folder and its checkpoints are used with the frames and pixels that they were trained with.
+#[test]
+fn trained_folders_carry_their_frame_settings() {
+    let w = training_folder(2);
+    sft(w.path(), "out", &["--max-steps", "1", "--nframes", "6", "--max-pixels", "3136"]).ok();
+    let video = golden("clips/h264_709.mp4").display().to_string();
+    let messages = format!(r#"[{{"role": "user", "content": [{{"type": "video", "video": {video:?}}}]}}]"#);
+    fs::write(w.path().join("m.json"), messages).expect("written");
+    let frames = |model: &str, more: &[&str]| {
+        let args = ["preprocess", "--model", model, "--messages", "m.json", "--out", "p.safetensors"];
+        let got = run_in(w.path(), [&args[..], more].concat());
+        got.ok();
+        let tensors = tensors::read_tensors(&w.path().join("p.safetensors"));
+        (tensors["frame_indices"].shape[0], got.stderr)
+    };
+    let said = "frames and pixels as in training: --profile videorft-train --nframes 6 --max-pixels 3136 (from ";
+    for model in ["out", "out/checkpoint-1"] {
+        let (count, stderr) = frames(model, &[]);
+        assert!(count == 6 && stderr.starts_with(&format!("{said}out/run.json; flags win)")), "{count}: {stderr}");
+    }
+    assert_eq!(frames("out", &["--nframes", "4"]).0, 4);
+    let (count, stderr) = frames("out", &["--profile", "qwen"]);
+    assert!(count != 6 && stderr.is_empty(), "{count}: {stderr}");
+    assert_eq!(frames("tiny", &[]), (count, String::new()));
+}
+
 #[test]
 fn results_depend_on_the_seed_only() {
     let w = training_folder(7);

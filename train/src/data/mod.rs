@@ -5,6 +5,7 @@ pub mod dataset;
 pub mod feed;
 pub mod labels;
 pub mod length;
+mod media_columns;
 pub mod order;
 pub mod quarantine;
 pub mod rows;

@@ -1,16 +1,19 @@
-//! Parses one row of training data in any of three layouts, and makes the conversation to train on.
+//! Parses one row of training data in any of four layouts, and makes the conversation to train on.
 //!
 //! | layout | fields |
 //! |---|---|
 //! | chat | `messages`: chat messages |
+//! | ShareGPT | `conversations`: messages `{"from", "value"}`; `system`: a text (optional) |
 //! | prompt | `prompt`: chat messages up to the answer, or a text; other columns are for rewards |
 //! | problem | `problem`, `data_type`, `problem_type`, `options`, `process`, `solution`, `path` (VideoRFT's and Video-R1's data sets) |
+//!
+//! In the first three, images and videos are parts of the messages, or stand in columns ([`media_columns`]).
 
 use reel_diagnostic::Diagnostic;
 use reel_rewards::text_field;
 use serde_json::{Map, Value, json};
 
-use crate::data::templates;
+use crate::data::{media_columns, templates};
 use crate::options::Recipe;
 
 /// A row of a data file.
@@ -91,21 +94,36 @@ pub enum ProblemMedia {
     Text,
 }
 
-const LAYOUTS: &str = "give chat `messages`, or the fields problem, data_type, problem_type, process, solution, path";
+const LAYOUTS: &str = "give chat `messages`, ShareGPT `conversations`, a `prompt`, or the fields problem, data_type, problem_type, process, solution, path";
 
 impl DataRow {
     /// Parses a row and checks its fields.
     pub fn parse(value: Value) -> Result<Self, Diagnostic> {
         let Value::Object(mut fields) = value else { return Err(Diagnostic::new("", "is not an object", LAYOUTS)) };
         if let Some(messages) = fields.shift_remove("messages") {
-            return Ok(Self::Chat(chat("messages", messages)?));
+            let messages = chat("messages", messages)?;
+            return Ok(Self::Chat(media_columns::insert_media("messages", messages, &fields)?));
+        }
+        if let Some(turns) = fields.shift_remove("conversations") {
+            let messages = sharegpt_messages(turns, fields.shift_remove("system").unwrap_or_default())?;
+            return Ok(Self::Chat(media_columns::insert_media("conversations", messages, &fields)?));
         }
         if let Some(prompt) = fields.shift_remove("prompt") {
-            return Ok(Self::Prompt { content: PromptContent::parse(prompt)?, columns: fields });
+            let content = match PromptContent::parse(prompt)? {
+                PromptContent::Chat(messages) => {
+                    PromptContent::Chat(media_columns::insert_media("prompt", messages, &fields)?)
+                }
+                PromptContent::Text(text) => {
+                    media_columns::refuse_media("prompt", &text, &fields)?;
+                    PromptContent::Text(text)
+                }
+            };
+            return Ok(Self::Prompt { content, columns: fields });
         }
         if !fields.contains_key("problem") {
-            return Err(Diagnostic::new("", "has no `messages`, `prompt` or `problem`", LAYOUTS));
+            return Err(Diagnostic::new("", "has no `messages`, `conversations`, `prompt` or `problem`", LAYOUTS));
         }
+        media_columns::refuse_media_beside_path(&fields)?;
         Ok(Self::Problem { problem: Problem::parse(&fields)?, columns: fields })
     }
 
@@ -159,6 +177,40 @@ fn chat(field: &str, value: Value) -> Result<Vec<Value>, Diagnostic> {
         }
     }
     Ok(messages)
+}
+
+/// Converts the turns of a ShareGPT row to chat messages, after a system message if the row has a text for it.
+fn sharegpt_messages(turns: Value, system: Value) -> Result<Vec<Value>, Diagnostic> {
+    const TURNS: &str = "give a list of {\"from\": human, gpt or system, \"value\": text} messages";
+    let Value::Array(turns) = turns else { return Err(Diagnostic::new("conversations", "is not a list", TURNS)) };
+    if turns.is_empty() {
+        return Err(Diagnostic::new("conversations", "is empty", TURNS));
+    }
+    let system = match system {
+        Value::Null => None,
+        Value::String(text) if text.is_empty() => None,
+        Value::String(text) => Some(json!({"role": "system", "content": text})),
+        _ => return Err(Diagnostic::new("system", "is not a string", "write it as a JSON string")),
+    };
+    let turns = turns.into_iter().enumerate().map(|(i, turn)| {
+        let at = |key: &str| format!("conversations[{i}].{key}");
+        let text = |key: &str| turn.get(key).and_then(Value::as_str);
+        let from = text("from").or(text("role"));
+        let Some(from) = from else { return Err(Diagnostic::new(at("from"), "is missing or not text", TURNS)) };
+        let role = match from {
+            "human" | "user" => "user",
+            "gpt" | "assistant" | "chatgpt" | "bot" => "assistant",
+            "system" => "system",
+            other => {
+                let what = format!("is `{other}`, which is not supported");
+                return Err(Diagnostic::new(at("from"), what, TURNS));
+            }
+        };
+        let value = turn.get("value").or(turn.get("content")).filter(|value| value.is_string() || value.is_array());
+        let Some(value) = value else { return Err(Diagnostic::new(at("value"), "is missing or not text", TURNS)) };
+        Ok(json!({"role": role, "content": value}))
+    });
+    system.into_iter().map(Ok).chain(turns).collect()
 }
 
 impl Problem {
@@ -266,7 +318,12 @@ mod tests {
             field in prop::sample::select(vec!["problem", "data_type", "problem_type", "options", "process", "solution", "path", "messages", "prompt"]),
             value in anything(),
         ) {
-            let row = problem(|f| drop(f.insert(field.into(), value.clone())));
+            let row = problem(|f| {
+                if matches!(field, "messages" | "prompt") {
+                    f.shift_remove("path"); // a file that such a row would not read
+                }
+                f.insert(field.into(), value.clone());
+            });
             let turns = row.and_then(|row| row.supervised_messages(Recipe::VideoR1));
             match turns {
                 Ok(turns) if field == "messages" => prop_assert_eq!(Value::from(turns), value),
@@ -353,6 +410,48 @@ mod tests {
         assert_eq!(problem(|f| drop(f.insert("options".into(), json!([1])))).unwrap_err().location, "options");
         let row = problem(|f| drop(f.shift_remove("process"))).unwrap();
         assert_eq!(row.supervised_messages(Recipe::Paper).unwrap_err().location, "process");
+    }
+
+    #[test]
+    fn sharegpt_turns_become_messages() {
+        let row = |row: Value| DataRow::parse(row)?.supervised_messages(Recipe::Paper);
+        let turns = json!([{"from": "human", "value": "<video>Where?"}, {"from": "gpt", "value": "Here."}]);
+        let with = json!({"conversations": turns, "videos": ["a.mp4"], "system": "Be brief.", "tools": null});
+        assert_eq!(
+            Value::from(row(with).unwrap()),
+            json!([{"role": "system", "content": "Be brief."},
+                {"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "Where?"}]},
+                {"role": "assistant", "content": "Here."}])
+        );
+        for (bad, location) in [
+            (json!({"conversations": turns}), "conversations[0].content"),
+            (json!({"conversations": turns, "videos": ["a.mp4", "b.mp4"]}), "videos"),
+            (json!({"conversations": []}), "conversations"),
+            (json!({"conversations": [{"value": "x"}]}), "conversations[0].from"),
+            (json!({"conversations": [{"from": "observation", "value": "x"}]}), "conversations[0].from"),
+            (json!({"conversations": [{"from": "human", "value": 3}]}), "conversations[0].value"),
+            (json!({"conversations": [{"from": "human", "value": "x"}], "system": 3}), "system"),
+        ] {
+            assert_eq!(row(bad.clone()).unwrap_err().location, location, "{bad}");
+        }
+    }
+
+    #[test]
+    fn prompts_get_their_media_and_keep_their_columns() {
+        let ask = |content: &str| json!([{"role": "user", "content": content}]);
+        let row = json!({"prompt": ask("<image>?"), "images": ["a.png"], "solution": "<answer>b</answer>"});
+        let (content, columns) = DataRow::parse(row).unwrap().prompt_and_columns(Recipe::Paper).unwrap();
+        assert_eq!(content.into_json()[0]["content"][0], json!({"type": "image", "image": "a.png"}));
+        assert_eq!(columns.keys().collect::<Vec<_>>(), ["images", "solution"]);
+        for (bad, location) in [
+            (json!({"prompt": ask("<image>?")}), "prompt[0].content"),
+            (json!({"prompt": ask("?"), "images": ["a.png"]}), "images"),
+            (json!({"prompt": "<image>?", "images": ["a.png"]}), "prompt"),
+            (json!({"prompt": ask("?"), "video_path": "a.mp4"}), "video_path"),
+        ] {
+            assert_eq!(DataRow::parse(bad.clone()).unwrap_err().location, location, "{bad}");
+        }
+        assert_eq!(problem(|f| drop(f.insert("videos".into(), json!(["b.mp4"])))).unwrap_err().location, "videos");
     }
 
     #[test]
