@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
-    let tests: [(&str, fn()); 10] = [
+    let tests: [(&str, fn()); 11] = [
         ("worker_frames_equal_in_process_frames", worker_frames_equal_in_process_frames),
         ("resized_frames_equal_torch_bicubic", resized_frames_equal_torch_bicubic),
         ("worker_errors_reach_the_caller", worker_errors_reach_the_caller),
