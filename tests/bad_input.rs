@@ -290,6 +290,25 @@ fn failed_write_leaves_no_file() {
 
 /// SIGINT ends the program while it writes a large model. A signal that was ignored when the program was started (as
 /// `nohup` does with SIGHUP) does not end it.
+/// A weight that is NaN is the cause of NaN logits, so it is named in their place.
+#[test]
+fn nan_weight_is_named_where_it_makes_logits_nan() {
+    let w = Workspace::new();
+    w.edit_weights(|header, data| {
+        let begin = header[NORM]["data_offsets"][0].as_u64().expect("a number") as usize;
+        data[begin + 4 * 5..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    let want = [NORM, "model.safetensors", "has a value that is NaN or infinite, at [5]"];
+    let ask = ["generate", "--model", "tiny", "--prompt", "x", "--max-new-tokens", "2", "--json"];
+    run_in(w.dir.path(), ask).refused(1, &want);
+    let turn = |role: &str, text: &str| json!({"role": role, "content": text});
+    let row = json!({"messages": [turn("user", "a"), turn("assistant", "b")]});
+    fs::write(w.dir.path().join("rows.jsonl"), row.to_string()).expect("rows");
+    let train = ["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", "out", "--max-steps", "1", "--quiet"];
+    run_in(w.dir.path(), train).refused(1, &want);
+    assert!(!w.dir.path().join("out").exists());
+}
+
 #[test]
 fn interrupted_init_leaves_no_file() {
     let dir = tempfile::tempdir().expect("a folder");

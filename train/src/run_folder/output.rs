@@ -113,7 +113,10 @@ pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
         None => Err(not_empty(
             out,
             "is not empty",
-            "choose another folder, resume with --resume-from-checkpoint last, or give --overwrite",
+            match checkpoint::checkpoints_by_step(out)?.is_empty() {
+                true => "choose another folder, or give --overwrite",
+                false => "choose another folder, resume with --resume-from-checkpoint last, or give --overwrite",
+            },
         )),
     }
 }
@@ -310,7 +313,10 @@ mod tests {
         assert_eq!(find_run_start(&options(&out)).unwrap(), RunStart::Fresh);
         touch(out.join("x"));
         let e = find_run_start(&options(&out)).unwrap_err().to_string();
-        assert!(e.contains("out: is not empty; ") && e.contains("--overwrite"), "{e}");
+        assert!(e.ends_with("out: is not empty; choose another folder, or give --overwrite"), "{e}");
+        touch(out.join("checkpoint-2/training/state.json"));
+        let e = find_run_start(&options(&out)).unwrap_err().to_string();
+        assert!(e.contains("out: is not empty; ") && e.contains("resume with --resume-from-checkpoint last"), "{e}");
         assert_eq!(find_run_start(&RunOptions { overwrite: true, ..options(&out) }).unwrap(), RunStart::Fresh);
         for file in [out.join("x"), out.join("x/below")] {
             let e = find_run_start(&RunOptions { overwrite: true, ..options(&file) }).unwrap_err().to_string();
