@@ -390,7 +390,7 @@ fn kernels_without_an_end_are_stopped_at_their_line() {
     let text = format!("{HEAD}{ENDLESS}");
     let first = text.lines().position(|l| l.contains("ld.global")).unwrap() + 1;
     let dir = folder(&[("k.ptx", text)]);
-    let run = |limit: &str| sim(dir.path(), &format!("k.ptx --grid 1 --block 32 --arg buf:u32:1 {limit}"));
+    let run = |limit: &str| sim(dir.path(), &format!("k.ptx --grid 1 --block 1 --arg buf:u32:1 {limit}"));
     let stopped = run("--max-instructions 200000 --json");
     stopped.refused(1, &["k.ptx", "deadlock at line"]);
     let result: Value = serde_json::from_str(&stopped.stdout).expect("JSON");

@@ -46,6 +46,8 @@ pub struct UnwrittenSource {
     pub space: &'static str,
     /// The address that it reads.
     pub address: u64,
+    /// True if the compiler declares all of these bytes as padding.
+    pub is_padding: bool,
 }
 
 impl Registers {

@@ -103,6 +103,7 @@ fn adjust(function: &mut Function, at: usize, operand: usize, opcode: &str, by: 
                 operands: vec![Operand::Register(new), Operand::Register(old), Operand::Integer(by)],
                 location: of.location,
                 line: of.line,
+                used_bytes: None,
             };
             insert(function, at, before);
         }

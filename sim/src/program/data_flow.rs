@@ -1,5 +1,6 @@
 //! What happens to the values that loads read, found in the text of a function without running it: which loads only
-//! copy bytes to other memory, and which read the first value of a compare-and-swap loop.
+//! copy bytes to other memory, which read a word to change a bit-field in it, and which read the first value of a
+//! compare-and-swap loop.
 //!
 //! The analysis does not follow the order of instructions: a register counts by all of its uses in the function.
 
@@ -14,6 +15,8 @@ pub(super) struct DataFlow {
     pub copies: Vec<bool>,
     /// True for plain loads whose value is the first expected value of a compare-and-swap on the same word.
     pub cas_reads: Vec<bool>,
+    /// For loads and stores that together change a bit-field of a word: the mask of the bytes outside the bit-field.
+    pub kept_bytes: HashMap<usize, u32>,
 }
 
 /// A move between two registers: the destination, and the source.
@@ -21,7 +24,11 @@ type Move = (u32, u32);
 
 pub(super) fn analyse(function: &Function) -> DataFlow {
     let moves: Vec<Move> = function.body.iter().filter_map(|i| register_move(function, i)).collect();
-    DataFlow { copies: copies(function, &moves), cas_reads: cas_reads(function, &moves) }
+    DataFlow {
+        copies: copies(function, &moves),
+        cas_reads: cas_reads(function, &moves),
+        kept_bytes: bit_field_updates(function),
+    }
 }
 
 /// Returns the registers of a `mov` from one register to another.
@@ -108,6 +115,55 @@ fn copies(function: &Function, moves: &[Move]) -> Vec<bool> {
         }
     };
     function.body.iter().map(is_copy).collect()
+}
+
+/// Finds updates of bit-fields: `word = [a]; word = word & mask | bits; [a] = word`, where the word has no other use.
+fn bit_field_updates(function: &Function) -> HashMap<usize, u32> {
+    let mut found = HashMap::new();
+    let masks = |i: &Instruction| i.opcode.starts_with("and.b") && matches!(i.operands[2..], [Operand::Integer(_)]);
+    if !function.body.iter().any(|i| i.operands.len() == 3 && masks(i)) {
+        return found;
+    }
+    // For each register, its definition if it has only one, and the number of its uses.
+    let (mut definitions, mut uses): (HashMap<u32, Option<usize>>, HashMap<u32, u32>) = Default::default();
+    for (n, i) in function.body.iter().enumerate() {
+        let (mut written, mut read) = (Vec::new(), Vec::new());
+        let count = destination_count(i);
+        i.operands[..count].iter().for_each(|o| collect_registers(function, o, &mut written, &mut read));
+        let mut addresses = Vec::new();
+        i.operands[count..].iter().for_each(|o| collect_registers(function, o, &mut read, &mut addresses));
+        written.into_iter().for_each(|r| {
+            definitions.entry(r).and_modify(|one| *one = None).or_insert(Some(n));
+        });
+        read.into_iter().chain(addresses).for_each(|r| *uses.entry(r).or_default() += 1);
+    }
+    let definition = |o: &Operand| match o {
+        Operand::Register(r) => definitions.get(r).copied().flatten().map(|n| (n, &function.body[n])),
+        _ => None,
+    };
+    let addresses = AddressOrigins::new(function);
+    for (n, store) in function.body.iter().enumerate().filter(|(_, i)| is_store(i)) {
+        let [to, value @ Operand::Register(_)] = &store.operands[..] else { continue };
+        let Some((_, combined)) = definition(value) else { continue };
+        // The word is masked and then, unless the new bits are zero, combined with them.
+        let masked: Vec<&Instruction> = match combined.opcode.starts_with("or.b") {
+            true => combined.operands[1..].iter().filter_map(definition).map(|(_, i)| i).collect(),
+            false => vec![combined],
+        };
+        for and in masked.into_iter().filter(|i| i.operands.len() == 3 && masks(i)) {
+            let [_, word @ Operand::Register(register), Operand::Integer(mask)] = &and.operands[..] else { continue };
+            let Some((at, load)) = definition(word) else { continue };
+            let [Operand::Register(_), from] = &load.operands[..] else { continue };
+            let (Some(bits), true) = (bits_of_opcode(store), is_load(load)) else { continue };
+            let same_word = addresses.origin(from).is_some_and(|from| addresses.origin(to) == Some(from));
+            if same_word && bits <= 64 && bits_of_opcode(load) == Some(bits) && uses.get(register) == Some(&1) {
+                let is_kept = |byte: &u32| *mask as u64 >> (8 * byte) & 0xff == 0xff;
+                let kept = (0..bits / 8).filter(is_kept).fold(0, |kept, byte| kept | 1 << byte);
+                found.extend([(n, kept), (at, kept)]);
+            }
+        }
+    }
+    found
 }
 
 fn cas_reads(function: &Function, moves: &[Move]) -> Vec<bool> {
@@ -213,6 +269,19 @@ mod tests {
         ] {
             assert!(!flow(computed).copies.contains(&true), "{computed}");
         }
+    }
+
+    #[test]
+    fn updates_of_bit_fields_are_recognised() {
+        let update = |and: &str, to: &str| {
+            let body = format!("ld.u32 %r0, [%d0]; {and} or.b32 %r2, %r1, 6; st.u32 [{to}], %r2;");
+            flow(&body).kept_bytes
+        };
+        let expected: HashMap<usize, u32> = [(0, 0b1110), (3, 0b1110)].into();
+        assert_eq!(update("and.b32 %r1, %r0, -255;", "%d0"), expected);
+        assert!(update("and.b32 %r1, %r0, -255;", "%d0+4").is_empty());
+        assert!(update("and.b32 %r1, %r0, %r5;", "%d0").is_empty());
+        assert!(update("and.b32 %r1, %r0, -255; add.u32 %r4, %r0, 1;", "%d0").is_empty());
     }
 
     #[test]

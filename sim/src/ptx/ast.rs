@@ -225,6 +225,9 @@ pub struct Instruction {
     pub location: Option<u32>,
     /// Line in the PTX text, from 1.
     pub line: u32,
+    /// For a load: the mask of the loaded bytes whose value matters, if the pragma `used_bytes_mask` before the
+    /// instruction declares it. The other bytes are padding.
+    pub used_bytes: Option<u32>,
 }
 
 /// An operand.

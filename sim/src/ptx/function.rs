@@ -267,7 +267,8 @@ impl<'a> Parser<'a> {
             false => self.operands(is_branch(&opcode), line)?,
         };
         let location = self.line_info.current_location_index();
-        self.function.body.push(Instruction { guard, opcode, operands, location, line });
+        let used_bytes = self.used_bytes.take();
+        self.function.body.push(Instruction { guard, opcode, operands, location, line, used_bytes });
         Ok(())
     }
 

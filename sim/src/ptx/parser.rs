@@ -48,6 +48,8 @@ pub(super) struct Parser<'a> {
     pub line_info: LineInfo<'a>,
     /// The function that is being parsed.
     pub function: Function,
+    /// The mask of the pragma `used_bytes_mask` that stands before the next instruction.
+    pub used_bytes: Option<u32>,
     pub scopes: Scopes<'a>,
 }
 
@@ -119,11 +121,17 @@ impl<'a> Parser<'a> {
     }
 
     pub(super) fn parse_pragma_directive(&mut self) -> Result<()> {
-        self.cursor.parse_string()?;
-        while self.cursor.eat(b',') {
-            self.cursor.parse_string()?;
+        loop {
+            let text = self.cursor.parse_string()?;
+            if let Some(mask) = text.strip_prefix("used_bytes_mask ") {
+                let mask = mask.trim();
+                let number = mask.strip_prefix("0x").map_or(mask.parse(), |digits| u32::from_str_radix(digits, 16));
+                self.used_bytes = number.ok();
+            }
+            if !self.cursor.eat(b',') {
+                return self.cursor.expect(b';');
+            }
         }
-        self.cursor.expect(b';')
     }
 
     fn alias(&mut self) -> Result<()> {

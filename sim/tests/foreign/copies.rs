@@ -71,6 +71,50 @@ fn unwritten_words_that_become_results_are_findings() {
 }
 
 #[test]
+fn the_compiler_may_declare_bytes_as_padding() {
+    // A word that is all padding, as in `{ short; double }`: nvcc names it by a pragma.
+    let copy = |mask: &str| {
+        format!(
+            ".local .align 4 .b8 c[4];
+            .pragma \"used_bytes_mask {mask}\";
+            ld.local.u32 %r4, [c]; st.global.u32 [%d0], %r4;"
+        )
+    };
+    assert_eq!(structs(&copy("0")).kinds(), [""; 0]);
+    assert_eq!(structs(&copy("15")).kinds(), ["uninitialized"]);
+    assert_eq!(
+        structs(&format!("{} ld.global.u32 %r9, [%d0]; add.u32 %r9, %r9, 1;", copy("0"))).kinds(),
+        ["uninitialized"]
+    );
+    // The pragma belongs to the next instruction only, and to loads that compute, too.
+    let compute = |mask: &str, space: &str, base: &str| {
+        format!(
+            "st.{space}.u8 [{base}], %r0; .pragma \"used_bytes_mask {mask}\";
+            ld.{space}.u32 %r4, [{base}]; and.b32 %r9, %r4, 255;"
+        )
+    };
+    for (space, base) in [("shared", "%r11"), ("local", "c")] {
+        let declare = if space == "local" { ".local .align 4 .b8 c[4];" } else { "" };
+        assert_eq!(structs(&format!("{declare} {}", compute("0x1", space, base))).kinds(), [""; 0], "{space}");
+        assert_eq!(structs(&format!("{declare} {}", compute("3", space, base))).kinds(), ["uninitialized"], "{space}");
+    }
+}
+
+#[test]
+fn bit_fields_of_an_unwritten_word_may_be_set() {
+    for (space, base) in [("local", "c"), ("shared", "%r11")] {
+        let set = format!(
+            ".local .align 4 .b8 c[4]; ld.{space}.u32 %r4, [{base}]; and.b32 %r5, %r4, -256; or.b32 %r6, %r5, 6;
+            st.{space}.u32 [{base}], %r6;"
+        );
+        let use_of =
+            |at: u32| structs(&format!("{set} ld.{space}.u8 %r9, [{base}+{at}]; add.u32 %r9, %r9, 1;")).kinds();
+        assert_eq!(use_of(0), [""; 0], "{space}");
+        assert_eq!(use_of(1), ["uninitialized"], "{space}");
+    }
+}
+
+#[test]
 fn copied_padding_passes_through_arguments() {
     let call = |byte: u32| {
         let case = structs(

@@ -37,7 +37,11 @@ impl MemorySystem {
                         self.count_traffic(cx.grid.reporter.counts(cx.pc), group, bytes, false);
                     }
                     self.acquire_clocks(cx, group, t);
-                    let unwritten = if t.copies { self.take_unwritten(cx, group, bytes) } else { Vec::new() };
+                    let may_be_unwritten = if t.copies { u32::MAX } else { !t.used_bytes };
+                    let unwritten = match may_be_unwritten {
+                        0 => Vec::new(),
+                        wanted => self.take_unwritten(cx, group, bytes, wanted),
+                    };
                     self.check_lane_accesses(cx, AccessKind::Read, group, bytes, access_strength(t), 0);
                     let data = self.location_bytes(&cx.grid.blocks, group.location);
                     load_registers(data, group, t, cx.warp.regs_mut(cx.fragment.frame));

@@ -17,7 +17,11 @@ impl MemorySystem {
         for lane in lanes_in_mask(lanes) {
             let offset = at[lane as usize].wrapping_sub(base) as usize;
             let Some(start) = local_start(cx, lane, offset, bytes) else { continue };
-            let unwritten = cx.warp.local_init[start..start + bytes].iter().any(|&written| !written);
+            let mut loaded = cx.warp.local_init[start..start + bytes].iter().enumerate();
+            let unwritten = match t.copies {
+                true => loaded.any(|(_, &written)| !written),
+                false => loaded.any(|(byte, &written)| !written && t.used_bytes >> byte & 1 != 0),
+            };
             if unwritten && t.copies {
                 copied.push((lane, start, offset as u64));
             } else if unwritten {
@@ -37,7 +41,8 @@ impl MemorySystem {
         for (lane, start, address) in copied {
             let is_unwritten = |byte: &usize| !cx.warp.local_init[start + byte];
             let mask = (0..bytes).filter(is_unwritten).fold(0u32, |mask, byte| mask | 1 << byte);
-            let source = UnwrittenSource { pc: cx.pc, space: "local", address };
+            let is_padding = mask & t.used_bytes == 0;
+            let source = UnwrittenSource { pc: cx.pc, space: "local", address, is_padding };
             set_registers_unwritten(cx.regs_mut(), t, lane, mask, source);
         }
     }
@@ -65,6 +70,7 @@ impl MemorySystem {
                 old.copy_from_slice(&value[..width]);
                 let undefined = cx.regs().undefined_bytes(*slot, lane as usize, width);
                 let written = cx.warp.local_init[from..from + width].iter_mut().enumerate();
+                let written = written.filter(|(byte, _)| t.kept_bytes >> byte & 1 == 0);
                 written.for_each(|(byte, written)| *written = undefined >> byte & 1 == 0);
             }
         }

@@ -68,6 +68,10 @@ impl MemorySystem {
             cx.report(FindingKind::OutOfBounds, lane, || "a store to constant memory, which is read-only".into());
             return;
         }
+        let kept = match t.kept_bytes {
+            0 => Vec::new(),
+            bytes_of_word => self.take_unwritten(cx, group, bytes, bytes_of_word),
+        };
         let data = self.location_bytes_mut(&mut cx.grid.blocks, group.location);
         let stored = store_registers(data, group, t, cx.warp.regs(cx.fragment.frame));
         if stored.memory_changed {
@@ -75,6 +79,9 @@ impl MemorySystem {
         }
         self.check_mbarrier_overwrite(cx, group, bytes);
         self.check_lane_accesses(cx, AccessKind::Write, group, bytes, access_strength(t), stored.unchanged_lanes);
+        for (lane, unwritten) in kept {
+            self.mark_bytes_unwritten(cx, group.location, group.offsets[lane as usize], unwritten);
+        }
         self.release_clocks(cx, group, t);
     }
 

@@ -4,10 +4,15 @@
 //! ```text
 //! load that only copies:   its unwritten bytes become unwritten bytes of the register
 //! store of that register:  to local or shared memory, or as an argument: the stored bytes become unwritten, too
-//!                          to global memory: so does the padding of a thread's own struct (from local memory, and
-//!                          another byte of the register is written); anything else is reported, at the load
-//! any other load:          reported as before if a byte that it reads is unwritten
+//!                          to global memory: so does padding; anything else is reported, at the load
+//! any other load:          reported as before if a byte that it reads and uses is unwritten
 //! ```
+//!
+//! A load that only serves to change a bit-field (`bit_field_updates` in `program/data_flow.rs`) uses no byte; the
+//! store after it writes the bytes of the bit-field.
+//!
+//! Unwritten bytes are padding if the compiler says that the load does not use them (pragma `used_bytes_mask`), or if
+//! they come from a thread's own struct: from local memory, and another byte of the register is written.
 
 use super::check::shadow_of;
 use super::system::MemorySystem;
@@ -23,13 +28,15 @@ use crate::regs::{Registers, Slot, UnwrittenSource};
 pub(super) type UnwrittenLanes = Vec<(u32, u32)>;
 
 impl MemorySystem {
-    /// Returns which bytes a copying load of `group` reads that nothing has written, and marks them as written, so
-    /// that the race check does not report them. [`MemorySystem::copy_unwritten`] marks them as unwritten again.
+    /// Returns which bytes a load of `group` reads that nothing has written, of those in the mask `wanted`, and marks
+    /// them as written, so that the race check does not report them. [`MemorySystem::copy_unwritten`] marks them as
+    /// unwritten again.
     pub(super) fn take_unwritten(
         &mut self,
         cx: &mut InstructionContext,
         group: &LaneGroup,
         bytes: u32,
+        wanted: u32,
     ) -> UnwrittenLanes {
         let mut found = Vec::new();
         if cx.grid.context.options.count_only {
@@ -44,19 +51,21 @@ impl MemorySystem {
             let end = start + bytes as u64;
             if !shadow.is_initialized(start..end) {
                 let is_unwritten = |byte: &u32| !shadow.is_initialized(start + *byte as u64..start + *byte as u64 + 1);
-                found.push((lane, (0..bytes).filter(is_unwritten).fold(0, |mask, byte| mask | 1 << byte)));
+                let mask = (0..bytes).filter(is_unwritten).fold(0, |mask, byte| mask | 1 << byte) & wanted;
+                found.extend((mask != 0).then_some((lane, mask)));
             }
         }
         // Several lanes may read the same bytes, so they are marked after all lanes have been looked at.
-        for &(lane, _) in &found {
+        for &(lane, mask) in &found {
             let start = group.offsets[lane as usize];
-            shadow.mark_initialized(start..start + bytes as u64);
+            let unwritten = (0..32).filter(|byte| mask >> byte & 1 != 0);
+            unwritten.for_each(|byte| shadow.mark_initialized(start + byte..start + byte + 1));
         }
         found
     }
 
-    /// After a copying load: marks the bytes that [`MemorySystem::take_unwritten`] returned as unwritten again, in
-    /// memory and in the registers.
+    /// After a load: marks the bytes that [`MemorySystem::take_unwritten`] returned as unwritten again, in
+    /// memory and, if the load only copies, in the registers.
     pub(super) fn copy_unwritten(
         &mut self,
         cx: &mut InstructionContext,
@@ -73,12 +82,22 @@ impl MemorySystem {
             let start = group.offsets[lane as usize];
             self.mark_bytes_unwritten(cx, group.location, start, bytes);
             let space = group.location.state_space_name();
-            let source = UnwrittenSource { pc, space, address: base + start };
-            set_registers_unwritten(cx.regs_mut(), t, lane, bytes, source);
+            if t.copies {
+                let is_padding = bytes & t.used_bytes == 0;
+                let source = UnwrittenSource { pc, space, address: base + start, is_padding };
+                set_registers_unwritten(cx.regs_mut(), t, lane, bytes, source);
+            }
         }
     }
 
-    fn mark_bytes_unwritten(&mut self, cx: &mut InstructionContext, at: MemoryLocation, start: u64, bytes: u32) {
+    /// Marks the bytes of the mask `bytes`, from offset `start` on, as unwritten.
+    pub(super) fn mark_bytes_unwritten(
+        &mut self,
+        cx: &mut InstructionContext,
+        at: MemoryLocation,
+        start: u64,
+        bytes: u32,
+    ) {
         let Some(shadow) = shadow_of(&mut self.buffers, &mut cx.grid.blocks, at) else { return };
         for byte in (0..32).filter(|byte| bytes >> byte & 1 != 0) {
             shadow.mark_uninitialized(start + byte..start + byte + 1);
@@ -102,8 +121,8 @@ impl MemorySystem {
                     continue;
                 };
                 let source = unwritten.source;
-                let is_padding = source.space == "local" && u32::from(bytes) + 1 != 1 << width;
-                if matches!(group.location, MemoryLocation::Global(_)) && !is_padding {
+                let is_part = source.space == "local" && u32::from(bytes) + 1 != 1 << width;
+                if matches!(group.location, MemoryLocation::Global(_)) && !source.is_padding && !is_part {
                     report_unwritten(cx, lane, source);
                     continue;
                 }
@@ -147,7 +166,7 @@ pub(super) fn set_registers_unwritten(
 
 /// Reports bytes that nothing has written, where the load at `source` read them.
 fn report_unwritten(cx: &mut InstructionContext, lane: u32, source: UnwrittenSource) {
-    let UnwrittenSource { pc, space, address } = source;
+    let UnwrittenSource { pc, space, address, .. } = source;
     let site = FindingSite { pc, ..cx.finding_site(lane) };
     let writer = if space == "local" { "instruction" } else { "thread" };
     cx.grid.reporter.report_with_details(FindingKind::Uninitialized, site, None, Some((space, address)), || {

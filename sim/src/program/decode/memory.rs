@@ -52,6 +52,7 @@ impl Decoder<'_> {
         if self.volatile_is_data && window == AddressWindow::Shared && parts.contains(&"volatile") {
             semantics = None;
         }
+        let kept_bytes = self.flow.kept_bytes.get(&self.index).copied();
         let transfer = LoadStore {
             window,
             addr,
@@ -62,6 +63,9 @@ impl Decoder<'_> {
             semantics,
             scope,
             copies: self.flow.copies[self.index],
+            // A load that only serves to change a bit-field uses none of the bytes.
+            used_bytes: if kept_bytes.is_some() { 0 } else { instruction.used_bytes.unwrap_or(u32::MAX) },
+            kept_bytes: kept_bytes.unwrap_or(0),
             cas_read: self.flow.cas_reads[self.index],
         };
         Ok(if store { Op::Store(Box::new(transfer)) } else { Op::Load(Box::new(transfer)) })

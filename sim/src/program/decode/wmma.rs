@@ -92,6 +92,8 @@ impl Decoder<'_> {
             semantics: None,
             scope: AccessStrength::Gpu,
             copies: false,
+            used_bytes: u32::MAX,
+            kept_bytes: 0,
             cas_read: false,
         };
         let transfers = if packed {

@@ -38,6 +38,11 @@ pub struct LoadStore {
     /// Whether the instruction only copies: the loaded values are only stored again, or a stored value is such a
     /// loaded value.
     pub copies: bool,
+    /// For a load: mask of the loaded bytes whose value matters; the compiler declares all others as padding.
+    pub used_bytes: u32,
+    /// For a store: mask of the stored bytes that have the value that a load before has read there, because the store
+    /// changes a bit-field in the other bytes.
+    pub kept_bytes: u32,
     /// True for a plain load of the first expected value of a compare-and-swap on the same word.
     pub cas_read: bool,
 }
