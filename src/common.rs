@@ -38,12 +38,16 @@ pub struct CommonOptions {
     #[arg(long, global = true, display_order = 906)]
     #[serde(skip)]
     pub quiet: bool,
+    /// Download nothing: neither models nor media
+    #[arg(long, global = true, display_order = 907)]
+    #[serde(skip)]
+    pub offline: bool,
     /// Write a trace of where the time went (Chrome trace events, for Perfetto or chrome://tracing) to this file
-    #[arg(long, global = true, value_name = "OUT", display_order = 907)]
+    #[arg(long, global = true, value_name = "OUT", display_order = 908)]
     #[serde(skip)]
     pub trace: Option<PathBuf>,
     /// Verbose: print the causes of an error and more details
-    #[arg(short, long, global = true, display_order = 908)]
+    #[arg(short, long, global = true, display_order = 909)]
     #[serde(skip)]
     pub verbose: bool,
 }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::common::CommonOptions;
 use crate::fail::bad_usage;
-use crate::media::{MediaFlags, WorkerFlags};
+use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::training::ResolvedOptions;
 use crate::{model, output};
 
@@ -97,7 +97,8 @@ fn resolved<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + Deseria
     common: &CommonOptions,
 ) -> Result<ResolvedOptions<O>> {
     let (media, worker) = (MediaFlags::default(), WorkerFlags::default());
-    let defaults = ResolvedOptions { options, media, worker, common: common.clone() };
+    let access = MediaAccessFlags::default();
+    let defaults = ResolvedOptions { options, media, access, worker, common: common.clone() };
     let mut resolved: ResolvedOptions<O> = config_file::apply_config_file(&defaults, config, |_| false)?;
     resolved.common = common.clone();
     Ok(resolved)

@@ -114,7 +114,7 @@ impl GenerateArgs {
             return Err(bad_completion_count(self.n));
         }
         let (base, adapter) = self.model.base_model_and_adapter_folder()?;
-        let prompt = self.messages.encode_messages_or_question(&self.question, &base, common)?;
+        let prompt = self.messages.encode_messages_or_question(&self.question, &base, adapter.as_deref(), common)?;
         let model = LoadedModel::open_with_adapter(&prompt.folder, adapter.as_deref(), &prompt.bundle.config, common)?;
         let mut printer = Printer::new(&prompt.bundle, &self.sampling.stop, self.n == 1 && !common.json);
         let (completions, timing) = self.complete(&prompt, &model, common, |id| printer.push(id))?;

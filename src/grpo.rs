@@ -5,7 +5,7 @@ use clap::{ArgMatches, Args};
 use reel_train::{GrpoOptions, grpo};
 
 use crate::common::CommonOptions;
-use crate::media::{MediaFlags, WorkerFlags};
+use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::training::ResolvedOptions;
 
 /// Reinforcement learning from rewards (GRPO; T-GRPO with --temporal).
@@ -27,13 +27,15 @@ pub struct GrpoArgs {
     #[command(flatten)]
     media: MediaFlags,
     #[command(flatten)]
+    access: MediaAccessFlags,
+    #[command(flatten)]
     worker: WorkerFlags,
 }
 
 impl GrpoArgs {
     /// Merges the command line's options with those of the configuration file, if there is one.
     pub fn resolved(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<ResolvedOptions<GrpoOptions>> {
-        ResolvedOptions::new(&self.options, &self.media, &self.worker, common, matches)
+        ResolvedOptions::new(&self.options, &self.media, &self.access, &self.worker, common, matches)
     }
 
     pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {

@@ -39,12 +39,18 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches};
 use reel_kernels::simd;
 use reel_measure::trace;
+use reel_model::input::chat;
 
 fn main() -> ExitCode {
     interrupt::make_file_size_limit_an_error();
     if std::env::args_os().nth(1).is_some_and(|a| a == reel_media::worker::WORKER_ARGUMENT) {
         return reel_media::worker::worker_main();
     }
+    if std::env::args_os().nth(1).is_some_and(|a| a == chat::TEMPLATE_WORKER_ARGUMENT) {
+        return chat::worker_main();
+    }
+    // This path names the running program even if its file was replaced or deleted after the start.
+    chat::render_in_worker_process("/proc/self/exe".into());
     fail::report_panics_in_one_line();
     interrupt::watch_signals();
     let parsed = cli::Cli::command().try_get_matches().and_then(|m| Ok((cli::Cli::from_arg_matches(&m)?, m)));
@@ -61,6 +67,9 @@ fn main() -> ExitCode {
     }
     let command_matches = matches.subcommand().map_or(&matches, |(_, m)| m);
     let common = cli.common.clone();
+    if common.offline {
+        reel_model::network::forbid_downloads();
+    }
     if let Some(to) = &common.trace {
         trace::start_trace(to);
     }

@@ -1,11 +1,16 @@
 //! Options of every subcommand that reads videos or images.
 
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use reel_diagnostic::input;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::worker::{self, DecodeWorker};
+use reel_model::input::fetch::{MediaAccess, RemoteMedia};
+use reel_train::run_folder::output::RUN_FILE;
 use serde::{Deserialize, Serialize};
 
 use crate::common::CommonOptions;
@@ -61,6 +66,69 @@ impl MediaFlags {
             max_pixels: self.max_pixels,
             total_pixels: self.total_pixels,
             ..MediaOverrides::default()
+        }
+    }
+}
+
+/// The frame and pixel settings of the run that trained a model.
+#[derive(Debug)]
+pub struct TrainedMedia {
+    /// The run.json that has them.
+    pub file: PathBuf,
+    pub flags: MediaFlags,
+}
+
+impl TrainedMedia {
+    /// Reads the settings from run.json in the folder that `reel sft` or `reel grpo` wrote, or in the folder above a
+    /// checkpoint. `None` if the folder is not from a run.
+    pub fn find(folder: &Path) -> Option<Self> {
+        let is_checkpoint = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("checkpoint-"));
+        let file = if is_checkpoint { folder.parent()?.join(RUN_FILE) } else { folder.join(RUN_FILE) };
+        let text = input::read_file(&file, input::MAX_CONFIG_BYTES).ok()?;
+        let mut run: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        let flags: MediaFlags = serde_json::from_value(run.get_mut("options")?.take()).ok()?;
+        flags.profile.is_some().then_some(Self { file, flags })
+    }
+}
+
+impl fmt::Display for TrainedMedia {
+    /// The settings as they are typed on a command line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let o = &self.flags;
+        write!(f, "--profile {}", o.profile.as_deref().unwrap_or_default())?;
+        let numbers = [
+            ("nframes", o.nframes.map(|n| n as f64)),
+            ("fps", o.fps),
+            ("min-frames", o.min_frames.map(|n| n as f64)),
+            ("max-frames", o.max_frames.map(|n| n as f64)),
+            ("min-pixels", o.min_pixels.map(|n| n as f64)),
+            ("max-pixels", o.max_pixels.map(|n| n as f64)),
+            ("total-pixels", o.total_pixels.map(|n| n as f64)),
+        ];
+        numbers.iter().filter_map(|(name, n)| Some((name, (*n)?))).try_for_each(|(name, n)| write!(f, " --{name} {n}"))
+    }
+}
+
+/// Options that say where the media of rows and messages may come from.
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[command(next_help_heading = "Media options")]
+pub struct MediaAccessFlags {
+    /// Download the images and videos that rows or messages name by http or https address; addresses of private networks
+    /// and of this machine stay refused
+    #[arg(long)]
+    allow_remote_media: bool,
+    /// Refuse media files outside of --media-root, also those that a symbolic link leads to
+    #[arg(long)]
+    confine_media: bool,
+}
+
+impl MediaAccessFlags {
+    /// Returns what rows and messages may refer to, if their paths are relative to `media_root`.
+    pub fn media_access(&self, media_root: &Path) -> MediaAccess {
+        MediaAccess {
+            remote: if self.allow_remote_media { RemoteMedia::Public } else { RemoteMedia::Refused },
+            confined_to: self.confine_media.then(|| media_root.to_path_buf()),
         }
     }
 }

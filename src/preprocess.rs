@@ -33,7 +33,7 @@ pub struct PreprocessArgs {
 
 impl PreprocessArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let prompt = self.messages.encode(&self.model, common)?;
+        let prompt = self.messages.encode(&self.model, None, common)?;
         trace::span("write", || prompt.tokens.write(&self.out, &prompt.bundle.config))?;
         let tokens = prompt.tokens.len();
         if common.json {

@@ -6,18 +6,20 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
+use reel_diagnostic::escape_controls;
 use reel_measure::trace;
 use reel_media::profile::{MediaOverrides, MediaProfile};
-use reel_model::hub::{DownloadProgress, resolve};
+use reel_model::hub::{self, DownloadProgress, resolve};
 use reel_model::input::ModelInput;
 use reel_model::input::encode::{MediaOptions, ModelFolder, SecondPerGrid, encode};
+use reel_model::input::fetch::{MediaAccess, RemoteMedia};
 use reel_model::input::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
 use reel_model::lora::{ADAPTER_CONFIG_FILE, Adapter, is_adapter_folder};
 use reel_train::options::Recipe;
 
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
-use crate::media::{MediaFlags, WorkerFlags};
+use crate::media::{MediaAccessFlags, MediaFlags, TrainedMedia, WorkerFlags};
 use crate::output;
 
 /// Options that select a model and, optionally, a LoRA adapter.
@@ -42,6 +44,8 @@ pub struct MessageFlags {
     media_root: Option<PathBuf>,
     #[command(flatten)]
     media: MediaFlags,
+    #[command(flatten)]
+    access: MediaAccessFlags,
     #[command(flatten)]
     worker: WorkerFlags,
     /// Recipe (see reel sft --help); accepted for scripts that pass it to several commands; without effect here
@@ -91,11 +95,12 @@ impl ModelFlags {
             Some(base) => base.to_string(),
             None => return Err(failed(location, "is missing", help)),
         };
-        // A name that begins with `/` or `.` can only be a path, never a Hugging Face id: its folder must exist.
-        if base.starts_with(['/', '.']) && !Path::new(&base).is_dir() {
-            return Err(failed(location, format!("names {base}, which does not exist"), help));
-        }
-        Ok((base, Some(folder.to_path_buf())))
+        // The adapter may come from a stranger, so a base model that only the adapter names is never downloaded.
+        let Some(base) = hub::find_local(&base) else {
+            let what = format!("names {base}, which is neither a folder nor in the hub cache");
+            return Err(failed(location, what, help));
+        };
+        Ok((base.display().to_string(), Some(folder.to_path_buf())))
     }
 }
 
@@ -115,7 +120,7 @@ pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
             printed = Instant::now();
             let of = p.total.map_or(String::new(), |t| format!(" of {:.1}", t as f64 / 1e6));
             let end = if p.total == Some(p.done) { "\n" } else { "" };
-            eprint!("\rdownloading {}: {:.1}{of} MB{end}", p.file, p.done as f64 / 1e6);
+            eprint!("\rdownloading {}: {:.1}{of} MB{end}", escape_controls(p.file), p.done as f64 / 1e6);
         }
     };
     Ok(resolve(model, &mut progress)?)
@@ -123,9 +128,15 @@ pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
 
 impl MessageFlags {
     /// Reads the chat messages from their file (default: stdin) and encodes them for the model.
-    pub fn encode(&self, model: &str, common: &CommonOptions) -> Result<EncodedPrompt> {
+    ///
+    /// Frames and pixels are as in the run that trained the model, or its adapter in the folder `adapter`, unless flags or
+    /// messages say otherwise.
+    pub fn encode(&self, model: &str, adapter: Option<&Path>, common: &CommonOptions) -> Result<EncodedPrompt> {
         let path = self.messages.as_deref().unwrap_or(Path::new("-"));
-        self.encode_conversation(model, common, || Ok(Conversation::open(path, self.media_root.as_deref())?))
+        let own_folder = path.parent().unwrap_or(Path::new(""));
+        let access = self.access.media_access(self.media_root.as_deref().unwrap_or(own_folder));
+        let conversation = || Ok(Conversation::open(path, self.media_root.as_deref())?);
+        self.encode_conversation(model, adapter, access, common, conversation)
     }
 
     /// Encodes the messages file, or the question if there is no file.
@@ -133,17 +144,25 @@ impl MessageFlags {
         &self,
         question: &QuestionFlags,
         model: &str,
+        adapter: Option<&Path>,
         common: &CommonOptions,
     ) -> Result<EncodedPrompt> {
         match &self.messages {
-            Some(_) => self.encode(model, common),
-            None => self.encode_conversation(model, common, || Ok(question.conversation(self.media_root.as_deref()))),
+            Some(_) => self.encode(model, adapter, common),
+            None => {
+                // The user typed the file or the address, so no flag is needed to read it.
+                let access = MediaAccess { remote: RemoteMedia::Public, confined_to: None };
+                let conversation = || Ok(question.conversation(self.media_root.as_deref()));
+                self.encode_conversation(model, adapter, access, common, conversation)
+            }
         }
     }
 
     fn encode_conversation(
         &self,
         model: &str,
+        adapter: Option<&Path>,
+        access: MediaAccess,
         common: &CommonOptions,
         conversation: impl FnOnce() -> Result<Conversation>,
     ) -> Result<EncodedPrompt> {
@@ -151,10 +170,19 @@ impl MessageFlags {
         let folder = find_or_download_model(model)?;
         let bundle = trace::span("open", || ModelFolder::open(&folder))?;
         let conversation = conversation()?;
+        // A profile on the command line replaces all settings of the training run.
+        let trained = TrainedMedia::find(adapter.unwrap_or(&folder)).filter(|_| self.media.profile.is_none());
+        if let Some(trained) = trained.as_ref().filter(|_| conversation.media_parts().next().is_some() && !common.quiet)
+        {
+            let file = trained.file.display().to_string();
+            eprintln!("frames and pixels as in training: {trained} (from {}; flags win)", escape_controls(&file));
+        }
         let options = MediaOptions {
-            profile: self.media.profile(MediaProfile::Qwen)?,
+            profile: trained.as_ref().map_or(&self.media, |trained| &trained.flags).profile(MediaProfile::Qwen)?,
             overrides: self.media.overrides(),
+            trained: trained.map(|trained| trained.flags.overrides()).unwrap_or_default(),
             decoder: self.worker.decode_worker(common)?,
+            access,
             second_per_grid: SecondPerGrid::True,
         };
         let tokens = trace::span("preprocess", || encode(&bundle, &conversation, &options))?;

@@ -50,7 +50,7 @@ struct Scored {
 impl ScoreArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let (base, adapter) = self.model.base_model_and_adapter_folder()?;
-        let (folder, tokens) = self.tokens(&base, common)?;
+        let (folder, tokens) = self.tokens(&base, adapter.as_deref(), common)?;
         let config = ModelConfig::open(&folder)?;
         let model = LoadedModel::open_with_adapter(&folder, adapter.as_deref(), &config, common)?;
         let place = self.inputs.as_ref().map_or("the conversation".to_string(), |p| p.display().to_string());
@@ -71,9 +71,9 @@ impl ScoreArgs {
         Ok(())
     }
 
-    fn tokens(&self, base: &str, common: &CommonOptions) -> Result<(PathBuf, ModelInput)> {
+    fn tokens(&self, base: &str, adapter: Option<&Path>, common: &CommonOptions) -> Result<(PathBuf, ModelInput)> {
         let Some(inputs) = &self.inputs else {
-            let prompt = self.messages.encode(base, common)?;
+            let prompt = self.messages.encode(base, adapter, common)?;
             return Ok((prompt.folder, prompt.tokens));
         };
         let folder = crate::prompt::find_or_download_model(base)?;

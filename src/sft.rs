@@ -5,7 +5,7 @@ use clap::{ArgMatches, Args};
 use reel_train::{SftOptions, sft};
 
 use crate::common::CommonOptions;
-use crate::media::{MediaFlags, WorkerFlags};
+use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::training::ResolvedOptions;
 
 /// Supervised fine-tuning (SFT) on conversations about videos, images or text alone; of all weights or of a LoRA
@@ -26,13 +26,15 @@ pub struct SftArgs {
     #[command(flatten)]
     media: MediaFlags,
     #[command(flatten)]
+    access: MediaAccessFlags,
+    #[command(flatten)]
     worker: WorkerFlags,
 }
 
 impl SftArgs {
     /// Merges the command line's options with those of the configuration file, if there is one.
     pub fn resolved(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<ResolvedOptions<SftOptions>> {
-        ResolvedOptions::new(&self.options, &self.media, &self.worker, common, matches)
+        ResolvedOptions::new(&self.options, &self.media, &self.access, &self.worker, common, matches)
     }
 
     pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {

@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use reel_measure::trace;
-use reel_media::profile::MediaProfile;
+use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_model::input::{MediaOptions, SecondPerGrid};
 use reel_train::config_file::{self, StartFlags};
 use reel_train::options::{RunOptions, TrainingOptions};
@@ -16,7 +16,7 @@ use std::ops::DerefMut;
 
 use crate::common::CommonOptions;
 use crate::fail::failed;
-use crate::media::{MediaFlags, WorkerFlags};
+use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::{interrupt, model, output, prompt};
 
 /// Every option of a run, as configuration files contain them and run.json records them.
@@ -26,6 +26,8 @@ pub struct ResolvedOptions<O> {
     pub options: O,
     #[serde(flatten)]
     pub media: MediaFlags,
+    #[serde(flatten)]
+    pub access: MediaAccessFlags,
     #[serde(flatten)]
     pub worker: WorkerFlags,
     #[serde(flatten)]
@@ -37,12 +39,18 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     pub fn new(
         options: &O,
         media: &MediaFlags,
+        access: &MediaAccessFlags,
         worker: &WorkerFlags,
         common: &CommonOptions,
         matches: &ArgMatches,
     ) -> Result<Self> {
-        let parsed =
-            Self { options: options.clone(), media: media.clone(), worker: worker.clone(), common: common.clone() };
+        let parsed = Self {
+            options: options.clone(),
+            media: media.clone(),
+            access: access.clone(),
+            worker: worker.clone(),
+            common: common.clone(),
+        };
         let mut resolved = match &options.config {
             None => parsed,
             Some(file) => {
@@ -57,8 +65,9 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         run.config.clone_from(&options.config);
         run.resume_from_checkpoint = options.resume_from_checkpoint.clone().or(start.resume_from_checkpoint);
         run.overwrite = options.overwrite || start.overwrite;
-        let CommonOptions { json, quiet, verbose, .. } = *common;
-        resolved.common = CommonOptions { json, quiet, verbose, trace: common.trace.clone(), ..resolved.common };
+        let CommonOptions { json, quiet, verbose, offline, .. } = *common;
+        resolved.common =
+            CommonOptions { json, quiet, verbose, offline, trace: common.trace.clone(), ..resolved.common };
         resolved.media.profile = Some(resolved.media.profile(MediaProfile::VideorftTrain)?.name().to_string());
         Ok(resolved)
     }
@@ -68,7 +77,9 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         Ok(MediaOptions {
             profile: self.media.profile(MediaProfile::VideorftTrain)?,
             overrides: self.media.overrides(),
+            trained: MediaOverrides::default(),
             decoder: self.worker.decode_worker(&self.common)?,
+            access: self.access.media_access(&self.options.media_root()),
             second_per_grid: SecondPerGrid::default(),
         })
     }

@@ -202,13 +202,11 @@ fn files_that_are_not_videos_are_refused() {
 }
 
 #[test]
-fn video_beyond_time_or_memory_limit_is_refused() {
+fn pipes_and_videos_beyond_the_memory_limit_are_refused() {
     let dir = tempfile::tempdir().expect("a folder");
     let pipe = dir.path().join("pipe.mp4");
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo starts").success());
-    let begun = std::time::Instant::now();
-    assert_video_refused(&pipe, &["--media-timeout", "1"], &["pipe.mp4"]);
-    assert!(begun.elapsed().as_secs() < 20);
+    assert_video_refused(&pipe, &[], &["pipe.mp4: is not a regular file"]);
     assert_video_refused(&golden("clips/h264_709.mp4"), &["--media-memory", "1", "--nframes", "4"], &["h264_709.mp4"]);
 }
 
@@ -251,6 +249,138 @@ fn malformed_messages_are_refused() {
         got.refused(1, &[word]);
         assert!(!s.dir.path().join("p.safetensors").exists());
     }
+}
+
+/// A pipe without a writer, where the file `name` of the workspace was.
+fn replace_by_pipe(path: &Path) {
+    let _ = fs::remove_file(path);
+    assert!(Command::new("mkfifo").arg(path).status().expect("mkfifo starts").success());
+}
+
+/// Reading a pipe never returns, and a device never ends: no input may be one.
+#[test]
+fn pipes_devices_and_folders_are_no_inputs() {
+    let s = Workspace::new();
+    let dir = s.dir.path();
+    let zero = "/dev/zero";
+    let refused = |args: &[&str], word: &str| {
+        let said = "is not a regular file; copy its content to a file";
+        run_in(dir, args).refused(1, &[word, said]);
+    };
+    fs::write(dir.join("m.json"), "[{\"role\": \"user\", \"content\": \"x\"}]").expect("written");
+    let score = ["score", "--model", "tiny", "--out", "s.safetensors"];
+    refused(&[&score[..], &["--messages", zero]].concat(), zero);
+    refused(&[&score[..], &["--inputs", zero]].concat(), zero);
+    refused(&["tokenize", "--model", "tiny", "--file", zero], zero);
+    refused(&["reward", "--input", zero, "--output", "o.jsonl"], zero);
+    refused(&["eval", "--score-only", "--benchmark", "mmvu", "--predictions", zero, "--out", "o.json"], zero);
+    refused(&["sft", "--model", "tiny", "--data", zero, "--out", "o"], zero);
+    refused(&["sft", "--model", "tiny", "--data", "m.json", "--config", zero, "--out", "o"], zero);
+    refused(&["generate", "--model", "tiny", "--image", zero, "--prompt", "?"], zero);
+    refused(&["generate", "--model", "tiny", "--video", zero, "--prompt", "?"], zero);
+    run_in(dir, [&score[..], &["--messages", "tiny"]].concat()).refused(1, &["tiny: is a folder, not a regular file"]);
+    let files = ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json"];
+    for file in files.into_iter().chain(["tokenizer.json", "chat_template.jinja", "model.safetensors"]) {
+        let kept = fs::read(s.model(file)).ok();
+        replace_by_pipe(&s.model(file));
+        s.score().refused(1, &[file, "not a regular file"]);
+        fs::remove_file(s.model(file)).expect("removed");
+        let _ = kept.map(|bytes| fs::write(s.model(file), bytes).expect("written"));
+    }
+    assert_eq!(file_names_in(dir), ["m.json", "tiny"]);
+}
+
+/// Writes chat messages with one image, and returns what `reel preprocess` says about them.
+fn preprocess_image(s: &Workspace, image: &str, more: &[&str]) -> FinishedRun {
+    let body = json!([{"role": "user", "content": [{"type": "image", "image": image}]}]);
+    fs::write(s.dir.path().join("m.json"), body.to_string()).expect("written");
+    let args = ["preprocess", "--model", "tiny", "--messages", "m.json", "--out", "p.safetensors"];
+    run_in(s.dir.path(), [&args[..], more].concat())
+}
+
+#[test]
+fn media_of_other_networks_and_folders_are_refused() {
+    let s = Workspace::new();
+    let dir = s.dir.path();
+    let here = "http://user:password@127.0.0.1:1/x.png?key=secret";
+    let got = preprocess_image(&s, here, &[]);
+    got.refused(1, &["http://127.0.0.1:1/x.png: is an address", "only with --allow-remote-media"]);
+    assert!(!got.stderr.contains("secret") && !got.stderr.contains("password"), "{}", got.stderr);
+    let allowed = "--allow-remote-media";
+    preprocess_image(&s, here, &[allowed]).refused(1, &["127.0.0.1, which is not on the public internet"]);
+    preprocess_image(&s, "https://example.com/x.png", &[allowed, "--offline"])
+        .refused(1, &["because --offline is given"]);
+    // An address that the user types needs no option, but stays out of private networks too.
+    for flag in ["--video", "--image"] {
+        let ask = ["generate", "--model", "tiny", "--prompt", "?", flag, "http://127.0.0.1:1/x"];
+        run_in(dir, ask).refused(1, &["which is not on the public internet"]);
+    }
+    // Rows of training data are refused like messages.
+    let row = json!({"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "x"}], "images": [here]});
+    fs::write(dir.join("rows.jsonl"), row.to_string()).expect("written");
+    let sft = ["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", "o", "--device", "cpu"];
+    run_in(dir, sft).refused(1, &["rows.jsonl:1", "only with --allow-remote-media"]);
+
+    fs::create_dir(dir.join("media")).expect("a folder");
+    fs::copy(golden("pixels/00_png_rgb.png"), dir.join("media/a.png")).expect("copied");
+    fs::copy(golden("pixels/00_png_rgb.png"), dir.join("b.png")).expect("copied");
+    std::os::unix::fs::symlink(dir.join("b.png"), dir.join("media/link.png")).expect("a link");
+    let confined = ["--media-root", "media", "--confine-media"];
+    preprocess_image(&s, "a.png", &confined).ok();
+    preprocess_image(&s, "../b.png", &confined[..2]).ok();
+    fs::remove_file(dir.join("p.safetensors")).expect("removed");
+    for outside in ["../b.png", "link.png", "/etc/hostname"] {
+        preprocess_image(&s, outside, &confined).refused(1, &["lies outside of media", "--confine-media"]);
+    }
+    run_in(dir, ["score", "--model", "org/none", "--messages", "m.json", "--out", "s.safetensors"])
+        .refused(1, &["org/none", "HF_HUB_OFFLINE"]);
+    let mut offline = support::reel();
+    offline.env_remove("HF_HUB_OFFLINE").args(["tokenize", "--model", "org/none", "--offline"]);
+    support::finished_run(offline.output().expect("it starts")).refused(1, &["org/none", "because --offline is set"]);
+}
+
+/// A template or a tokenizer is a program that a model folder brings.
+#[test]
+fn hostile_templates_and_tokenizers_are_refused() {
+    let s = Workspace::new();
+    for (template, word) in [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "it takes too many steps"),
+        (
+            "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+            "it needs more than 448 MiB of memory",
+        ),
+        (&"{% if 1 %}".repeat(10_000), "nests blocks 201 deep"),
+        ("{{ raise_exception('\u{1b}[31mred') }}", "\\u{1b}[31mred"),
+    ] {
+        fs::write(s.model("chat_template.jinja"), template).expect("written");
+        let got = s.score();
+        got.refused(1, &["tiny/chat_template.jinja: ", word]);
+        assert!(!got.stderr.contains('\u{1b}'), "{:?}", got.stderr);
+    }
+    fs::remove_file(s.model("chat_template.jinja")).expect("removed");
+    s.edit("tokenizer.json", |t| t["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!("(x+x+)+(?!y)"));
+    s.score().refused(1, &["tiny/tokenizer.json: pre_tokenizer: has the regular expression `(x+x+)+(?!y)`"]);
+}
+
+/// Text of files, models and rows must not act on the terminal.
+#[test]
+fn control_characters_are_printed_escaped() {
+    let s = Workspace::new();
+    let shown = "\\u{1b}[2Jname\\u{9b}.json";
+    run_in(s.dir.path(), ["preprocess", "--model", "tiny", "--messages", "\u{1b}[2Jname\u{9b}.json", "--out", "p"])
+        .refused(1, &[shown]);
+    let usage = run(["resize", "--height", "\u{1b}[2J\u{9b}", "--width", "1"]);
+    assert!(!usage.refused(2, &["--height"]).stderr.contains(['\u{1b}', '\u{9b}']), "{:?}", usage.stderr);
+    s.edit("config.json", |c| c["model_type"] = json!("\u{1b}]0;title\u{7}"));
+    s.score().refused(1, &["\\u{1b}]0;title\\u{7}"]);
+    let row = json!({"problem_type": "numerical", "solution": "<answer>1</answer>", "output": "1", "category": "\u{1b}[1m\u{9b}"});
+    fs::write(s.dir.path().join("p.jsonl"), row.to_string()).expect("written");
+    let eval = ["eval", "--score-only", "--benchmark", "mmvu", "--predictions", "p.jsonl", "--out", "f.json"];
+    let table = run_in(s.dir.path(), eval);
+    assert!(table.ok().contains("\\u{1b}[1m\\u{9b}") && !table.stdout.contains('\u{1b}'), "{:?}", table.stdout);
+    let result = run_in(s.dir.path(), [&eval[..], &["--json"]].concat());
+    assert!(result.ok().contains("\\u001b[1m\\u009b") && !result.stdout.contains('\u{9b}'), "{:?}", result.stdout);
+    assert!(result.json()["by_category"]["\u{1b}[1m\u{9b}"].is_object());
 }
 
 #[test]

@@ -49,9 +49,13 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     assert!(before == weights(), "the commands of the page give different weights");
     // The last shell command on the page answers a question about a clip.
     let video = out.join("clips").join("held-out-001-colors.mp4").display().to_string();
-    let ask = ["generate", "--model", "demo/grpo", "--video", &video, "--nframes", "8", "--min-pixels", "3136"];
-    let more = ["--max-pixels", "3136", "--prompt", "Which colors?", "--max-new-tokens", "4", "--json"];
-    assert_eq!(run_in(dir.path(), [&ask[..], &more].concat()).json()["token_ids"].as_array().map(Vec::len), Some(4));
+    let ask =
+        ["generate", "--model", "demo/grpo", "--video", &video, "--prompt", "Which colors?", "--max-new-tokens", "4"];
+    let answer = run_in(dir.path(), [&ask[..], &["--json"]].concat());
+    assert_eq!(answer.json()["token_ids"].as_array().map(Vec::len), Some(4));
+    // The folder carries the frames and pixels that the model was trained with.
+    let settings = "--profile qwen --nframes 8 --min-pixels 3136 --max-pixels 3136";
+    assert!(answer.stderr.contains(settings), "{}", answer.stderr);
 
     // With several seeds, each has its own folder (`seed-5`); an earlier demo in that folder is replaced. Without the
     // temporal reward the second training stage is plain GRPO.

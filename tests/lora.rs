@@ -181,6 +181,11 @@ fn invalid_input_gives_one_line_errors() {
         let text = fs::read(Path::new(&golden).join(name)).expect("a file");
         fs::write(Path::new(&moved).join(name), text).expect("a file");
     }
-    ask(&["--model", &moved])
-        .refused(1, &["base_model_name_or_path: names ../../train/model_a, which does not exist", "--adapter"]);
+    ask(&["--model", &moved]).refused(
+        1,
+        &[
+            "base_model_name_or_path: names ../../train/model_a, which is neither a folder nor in the hub cache",
+            "--adapter",
+        ],
+    );
 }

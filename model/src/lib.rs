@@ -15,11 +15,13 @@ pub mod init;
 pub mod input;
 mod linear;
 pub mod lora;
+pub mod network;
 pub mod qwen2_5_vl;
 mod residual;
 pub mod save;
 pub mod siglip;
 pub mod text;
+mod tokenizer_json;
 pub mod vision;
 pub mod weights;
 

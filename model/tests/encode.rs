@@ -1,19 +1,25 @@
-//! Compares encoded conversations with transformers' processor (tests/golden/model).
+//! Compares encoded conversations with transformers' processor (tests/golden/model), and renders hostile chat templates.
 //!
-//! This program has no test harness, because it also runs as the worker process that decodes videos.
+//! This program has no test harness, because it also runs as the worker processes that decode videos and render templates.
+
+mod hostile;
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use reel_media::worker;
 use reel_model::checkpoint::Checkpoint;
+use reel_model::input::chat;
 use reel_model::input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
 use reel_model::input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid, encode};
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some(worker::WORKER_ARGUMENT) {
-        return worker::worker_main();
+    match std::env::args().nth(1).as_deref() {
+        Some(worker::WORKER_ARGUMENT) => return worker::worker_main(),
+        Some(chat::TEMPLATE_WORKER_ARGUMENT) => return chat::worker_main(),
+        _ => {}
     }
+    chat::render_in_worker_process(std::env::current_exe().unwrap());
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model");
     let mut cases: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     cases.sort();
@@ -27,6 +33,9 @@ fn main() -> ExitCode {
     rejects_an_extra_pad_token(video);
     video_in_memory_equals_video_file(video);
     println!("ok   rates, pad tokens and videos in memory");
+    hostile::hostile_templates_give_one_line_errors();
+    hostile::template_that_fails_for_some_messages_is_kept();
+    println!("ok   hostile chat templates");
     ExitCode::SUCCESS
 }
 

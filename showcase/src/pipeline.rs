@@ -289,7 +289,7 @@ impl Demo {
             run("grpo", "sft", "rl", &format!(" --siglip {out}/siglip")),
             format!("reel report {out}/grpo --out {out}/{GRPO_PAGE}"),
             format!(
-                "reel generate --model {out}/grpo --video {}/{} --nframes 8 --min-pixels 3136 --max-pixels 3136 \\\n    --prompt \"{}\"",
+                "reel generate --model {out}/grpo --video {}/{} \\\n    --prompt \"{}\"",
                 self.path_in_folder("clips").display(),
                 clip.file,
                 clip.task.question(),

@@ -12,9 +12,11 @@ mod tests;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use reel_diagnostic::input;
 use serde_json::Value;
 
 use crate::error::{ModelError, Result};
+use crate::network;
 
 /// The progress of a download.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +44,16 @@ pub fn resolve(model: &str, progress: &mut dyn FnMut(DownloadProgress)) -> Resul
     Hub::from_environment().folder(model, progress)
 }
 
+/// Returns the folder of a MODEL argument that is a folder or is complete in the local hub cache; `None` if it would have
+/// to be downloaded, or is neither a folder nor a hub id.
+pub fn find_local(model: &str) -> Option<PathBuf> {
+    let folder = Path::new(model);
+    if folder.is_dir() {
+        return Some(folder.to_path_buf());
+    }
+    is_id(model).then(|| cached(&Hub::from_environment().store(model))).flatten()
+}
+
 /// Whether a text is a hub id, `ORG/NAME`, with only the characters that the hub allows.
 fn is_id(text: &str) -> bool {
     let part = |part: &str| {
@@ -59,7 +71,8 @@ struct Hub {
     cache: PathBuf,
     endpoint: String,
     token: Option<String>,
-    offline: bool,
+    /// What forbids downloads, if anything does: an environment variable, or an option of the program.
+    offline: Option<&'static str>,
 }
 
 impl Hub {
@@ -81,22 +94,29 @@ impl Hub {
                 .trim_end_matches('/')
                 .to_string(),
             token: variable("HF_TOKEN"),
-            offline: variable("HF_HUB_OFFLINE").is_some_and(yes),
+            offline: match variable("HF_HUB_OFFLINE").is_some_and(yes) {
+                true => Some("HF_HUB_OFFLINE"),
+                false => network::is_forbidden().then_some("--offline"),
+            },
         }
+    }
+
+    /// The folder of a model in the cache.
+    fn store(&self, id: &str) -> PathBuf {
+        self.cache.join(format!("models--{}", id.replace('/', "--")))
     }
 
     /// Returns the snapshot folder of a model. Downloads the files that are missing in the cache.
     fn folder(&self, id: &str, progress: &mut dyn FnMut(DownloadProgress)) -> Result<PathBuf> {
-        let store = self.cache.join(format!("models--{}", id.replace('/', "--")));
+        let store = self.store(id);
         if let Some(snapshot) = cached(&store) {
             return Ok(snapshot);
         }
-        if self.offline {
-            let what = format!(
-                "is not complete in the hub cache {} and is not downloaded, because HF_HUB_OFFLINE is set",
-                self.cache.display()
-            );
-            return Err(ModelError::hub(id, what, "unset HF_HUB_OFFLINE, or give a model folder"));
+        if let Some(cause) = self.offline {
+            let cache = self.cache.display();
+            let what =
+                format!("is not complete in the hub cache {cache} and is not downloaded, because {cause} is set");
+            return Err(ModelError::hub(id, what, format!("remove {cause}, or give a model folder")));
         }
         self.fetch(id, &store, progress)
     }
@@ -146,7 +166,7 @@ impl Hub {
 
 /// The folder of the cached snapshot whose commit `refs/main` names, if it is complete.
 fn cached(store: &Path) -> Option<PathBuf> {
-    let commit = fs::read_to_string(store.join("refs/main")).ok()?;
+    let commit = input::read_text(store.join("refs/main"), input::MAX_CONFIG_BYTES).ok()?;
     let snapshot = store.join("snapshots").join(commit.trim());
     is_whole(&snapshot).then_some(snapshot)
 }
@@ -160,7 +180,7 @@ fn is_whole(snapshot: &Path) -> bool {
     if has("model.safetensors") {
         return true;
     }
-    let index = fs::read_to_string(snapshot.join("model.safetensors.index.json")).ok();
+    let index = input::read_text(snapshot.join("model.safetensors.index.json"), input::MAX_CONFIG_BYTES).ok();
     let index: Option<Value> = index.and_then(|text| serde_json::from_str(&text).ok());
     let map = index.as_ref().and_then(|index| index.get("weight_map")?.as_object());
     map.is_some_and(|map| !map.is_empty() && map.values().all(|file| file.as_str().is_some_and(has)))

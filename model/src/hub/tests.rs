@@ -88,7 +88,7 @@ fn files() -> BTreeMap<String, Vec<u8>> {
 fn downloads_once_and_retries_interrupted_files() {
     let cache = tempfile::tempdir().unwrap();
     let server = serve(files());
-    let hub = Hub { cache: cache.path().to_path_buf(), endpoint: server.endpoint, token: None, offline: false };
+    let hub = Hub { cache: cache.path().to_path_buf(), endpoint: server.endpoint, token: None, offline: None };
     let mut seen = Vec::new();
     let folder = hub.folder("org/model", &mut |p| seen.push((p.file.to_string(), p.done, p.total))).unwrap();
     assert_eq!(folder, cache.path().join("models--org--model/snapshots").join(COMMIT));
@@ -98,7 +98,7 @@ fn downloads_once_and_retries_interrupted_files() {
     }
     assert!(seen.contains(&("model-00001-of-00002.safetensors".to_string(), 100_000, Some(100_000))), "{seen:?}");
     let asked = server.asked.lock().unwrap().len();
-    let offline = Hub { offline: true, ..hub.clone() };
+    let offline = Hub { offline: Some("HF_HUB_OFFLINE"), ..hub.clone() };
     for hub in [&hub, &offline] {
         assert_eq!(hub.folder("org/model", &mut |_| ()).unwrap(), folder);
     }
@@ -107,6 +107,8 @@ fn downloads_once_and_retries_interrupted_files() {
     fs::remove_file(folder.join("model-00002-of-00002.safetensors")).unwrap();
     let error = offline.folder("org/model", &mut |_| ()).unwrap_err().to_string();
     assert!(error.starts_with("org/model: is not complete") && error.contains("HF_HUB_OFFLINE"), "{error}");
+    let by_option = Hub { offline: Some("--offline"), ..hub.clone() };
+    assert!(by_option.folder("org/model", &mut |_| ()).unwrap_err().to_string().contains("because --offline is set"));
     hub.folder("org/model", &mut |_| ()).unwrap();
     assert_eq!(server.asked.lock().unwrap().len(), asked + 2);
 }
@@ -115,7 +117,7 @@ fn downloads_once_and_retries_interrupted_files() {
 fn errors_are_one_line() {
     let cache = tempfile::tempdir().unwrap();
     let server = serve(files());
-    let hub = Hub { cache: cache.path().to_path_buf(), endpoint: server.endpoint, token: None, offline: false };
+    let hub = Hub { cache: cache.path().to_path_buf(), endpoint: server.endpoint, token: None, offline: None };
     let none = hub.folder("org/other", &mut |_| ()).unwrap_err().to_string();
     assert!(none.starts_with("org/other: is not a folder") && none.contains("404") && !none.contains('\n'), "{none}");
     let gone = Hub { endpoint: "http://127.0.0.1:1".into(), ..hub };

@@ -52,7 +52,7 @@ pub struct InitReport {
     pub bytes: u64,
 }
 
-const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
+pub(crate) const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
 
 /// Writes a model folder for a preset. The folder `out` must be new or empty.
 pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {

@@ -9,8 +9,10 @@
 //! positions         [3][S], see mrope.rs
 //! ```
 
+use std::io::Write;
 use std::path::Path;
 
+use reel_diagnostic::input;
 use reel_media::frames::FrameBuf;
 use reel_media::image::RgbImage;
 use reel_media::patches::{self, PatchProcessor};
@@ -18,9 +20,10 @@ use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::resize::ImagePixelLimits;
 use reel_media::video::PixelBuffer;
 use reel_media::worker::DecodeWorker;
+use tempfile::NamedTempFile;
 
 use super::chat::ChatTemplate;
-use super::fetch;
+use super::fetch::{self, MediaAccess};
 use super::media_frames::MediaFrames;
 use super::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
 use super::model_input::ModelInput;
@@ -84,8 +87,12 @@ pub struct MediaOptions {
     pub profile: MediaProfile,
     /// Command-line flags, which win over the same keys in a message's image or video part.
     pub overrides: MediaOverrides,
-    /// Decodes videos in a worker process.
+    /// The settings that the model was trained with; flags and the keys of a message's part win over them.
+    pub trained: MediaOverrides,
+    /// Decodes videos in a worker process. Its time limit is also that of a download.
     pub decoder: DecodeWorker,
+    /// Which files and addresses may be read.
+    pub access: MediaAccess,
     /// Which time between two frame pairs of a video the M-RoPE positions are computed with.
     pub second_per_grid: SecondPerGrid,
 }
@@ -95,9 +102,18 @@ impl Default for MediaOptions {
         Self {
             profile: MediaProfile::Qwen,
             overrides: MediaOverrides::default(),
+            trained: MediaOverrides::default(),
             decoder: DecodeWorker::from_this_program(),
+            access: MediaAccess::default(),
             second_per_grid: SecondPerGrid::True,
         }
+    }
+}
+
+impl MediaOptions {
+    /// The limits of an image or a video whose part sets the keys `part`.
+    fn limits(&self, part: MediaOverrides) -> MediaOverrides {
+        self.overrides.or_fallback(part).or_fallback(self.trained)
     }
 }
 
@@ -202,16 +218,21 @@ fn expand(ids: Vec<TokenId>, pad: TokenId, counts: &[usize], kind: &str, locatio
 }
 
 fn load_image(image: &ImagePart, options: &MediaOptions, processor: &PatchProcessor) -> Result<FrameBuf> {
-    let limits = ImagePixelLimits::new(options.profile, &options.overrides.or_fallback(image.overrides));
-    let rgb = open_image(&image.source)?;
+    let limits = ImagePixelLimits::new(options.profile, &options.limits(image.overrides));
+    let rgb = open_image(&image.source, options)?;
     Ok(patches::resize_image(&rgb, &limits, processor, &image.source.path_or_address())?)
 }
 
-fn open_image(source: &MediaSource) -> Result<RgbImage> {
+fn open_image(source: &MediaSource, options: &MediaOptions) -> Result<RgbImage> {
     Ok(match source {
-        MediaSource::Path(path) => reel_media::image::open(path)?,
+        MediaSource::Path(path) => reel_media::image::open(&options.access.allowed_path(path)?)?,
         MediaSource::Data(uri) => reel_media::image::from_data_uri(uri)?,
-        MediaSource::Url(url) => reel_media::image::decode(&fetch::download(url, fetch::MAX_IMAGE_BYTES)?, url)?,
+        MediaSource::Url(url) => {
+            let file = options.access.download(url, fetch::MAX_IMAGE_BYTES, options.decoder.timeout)?;
+            let bytes = input::read_file(file.path(), fetch::MAX_IMAGE_BYTES)
+                .map_err(|e| ModelError::cannot_read(file.path(), e))?;
+            reel_media::image::decode(&bytes, &source.path_or_address())?
+        }
     })
 }
 
@@ -223,17 +244,22 @@ struct LoadedVideo {
 }
 
 fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProcessor) -> Result<LoadedVideo> {
-    let keys = options.overrides.or_fallback(video.overrides);
+    let keys = options.limits(video.overrides);
     match &video.source {
         VideoSource::Frames(frames) => frame_list(frames, video, keys, options, processor),
-        VideoSource::File(MediaSource::Path(path)) => video_file(path, keys, options, processor),
         VideoSource::File(source) => {
-            let bytes = match source {
-                MediaSource::Url(url) => fetch::download(url, fetch::MAX_VIDEO_BYTES)?,
-                MediaSource::Data(uri) => fetch::decode_data_uri(uri)?,
-                MediaSource::Path(path) => std::fs::read(path).map_err(|e| ModelError::cannot_read(path, e))?,
+            // The worker reads files, so other sources become temporary files, which live until it has finished.
+            let temporary = match source {
+                MediaSource::Path(path) => {
+                    return video_file(&options.access.allowed_path(path)?, keys, options, processor);
+                }
+                MediaSource::Url(url) => {
+                    options.access.download(url, fetch::MAX_VIDEO_BYTES, options.decoder.timeout)?
+                }
+                MediaSource::Data(uri) => temporary_file(&fetch::decode_data_uri(uri)?)?,
             };
-            video_in_memory(&source.path_or_address(), &bytes, keys, options, processor)
+            video_file(temporary.path(), keys, options, processor)
+                .map_err(|error| name_source(error, &source.path_or_address()))
         }
     }
 }
@@ -255,7 +281,7 @@ fn frame_list(
             "give the frame rate of the list, in frames per second",
         ));
     }
-    let images = frames.iter().map(open_image).collect::<Result<Vec<RgbImage>>>()?;
+    let images = frames.iter().map(|frame| open_image(frame, options)).collect::<Result<Vec<RgbImage>>>()?;
     let limits = ImagePixelLimits::new(options.profile, &keys);
     let name = frames.first().map(MediaSource::path_or_address).unwrap_or_default();
     let frames = patches::resize_image_list(&images, &limits, processor, &name)?;
@@ -288,24 +314,18 @@ fn video_file(
     Ok(LoadedVideo { frames, sample_fps: read.sample_fps, frame_indices })
 }
 
-/// Writes the bytes of a video to a temporary file, because the worker reads files. Error messages use `name` instead
-/// of that file's path.
-fn video_in_memory(
-    name: &str,
-    bytes: &[u8],
-    keys: MediaOverrides,
-    options: &MediaOptions,
-    processor: &PatchProcessor,
-) -> Result<LoadedVideo> {
-    use std::io::Write;
+fn temporary_file(bytes: &[u8]) -> Result<NamedTempFile> {
     let folder = std::env::temp_dir();
-    let file = tempfile::NamedTempFile::new_in(&folder).and_then(|mut file| file.write_all(bytes).map(|()| file));
-    let file = file.map_err(|e| ModelError::cannot_write(&folder, e))?;
-    // Replaces the temporary file's path in an error by the source of the video.
-    video_file(file.path(), keys, options, processor).map_err(|error| match error {
+    let file = NamedTempFile::new_in(&folder).and_then(|mut file| file.write_all(bytes).map(|()| file));
+    file.map_err(|e| ModelError::cannot_write(&folder, e))
+}
+
+/// Replaces the temporary file's path in an error by the source of the video.
+fn name_source(error: ModelError, name: &str) -> ModelError {
+    match error {
         ModelError::Media(e) => e.with_file_name(name).into(),
         other => other,
-    })
+    }
 }
 
 impl PreprocessorConfig {

@@ -7,9 +7,11 @@
 
 use std::path::{Path, PathBuf};
 
+use reel_diagnostic::input;
 use reel_media::profile::MediaOverrides;
 use serde_json::{Map, Value, json};
 
+use super::fetch::without_secrets;
 use crate::error::{ModelError, Result};
 
 /// A list of chat messages.
@@ -109,11 +111,12 @@ impl MediaSource {
         }
     }
 
-    /// The path or address of this source, or `data: URI`, as error messages and the chat template show it.
+    /// The path or address of this source, or `data: URI`, as error messages and the chat template show it: an address
+    /// without user name, password and query.
     pub fn path_or_address(&self) -> String {
         match self {
             MediaSource::Path(path) => path.display().to_string(),
-            MediaSource::Url(url) => url.clone(),
+            MediaSource::Url(url) => without_secrets(url),
             MediaSource::Data(_) => "data: URI".to_string(),
         }
     }
@@ -126,7 +129,7 @@ impl Conversation {
     /// Reads a messages file. Relative paths in it are resolved against `media_root`, or against the folder of the
     /// file.
     pub fn open(path: &Path, media_root: Option<&Path>) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| ModelError::cannot_read(path, e))?;
+        let text = input::read_text(path, input::MAX_MESSAGES_BYTES).map_err(|e| ModelError::cannot_read(path, e))?;
         let location = path.display().to_string();
         let value = serde_json::from_str(&text).map_err(|e| {
             ModelError::messages(&location, format!("is not JSON ({e})"), "correct the JSON at that position")

@@ -4,11 +4,13 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use reel_diagnostic::input;
 use tokenizers::DecoderWrapper;
 
 use crate::TokenId;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+use crate::tokenizer_json;
 
 // The special tokens whose ids must be the same in tokenizer.json and config.json.
 const IMAGE_PAD: &str = "<|image_pad|>";
@@ -35,13 +37,16 @@ impl Tokenizer {
     /// Reads `tokenizer.json` of a model folder.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|e| ModelError::cannot_read(&path, e))?;
+        let bytes =
+            input::read_file(&path, input::MAX_TOKENIZER_BYTES).map_err(|e| ModelError::cannot_read(&path, e))?;
         Self::parse(&path.display().to_string(), &bytes)
     }
 
     /// Parses the text of a tokenizer.json; `location` names its source in error messages.
     pub fn parse(location: &str, bytes: &[u8]) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, HELP);
+        tokenizer_json::check_components(bytes)
+            .map_err(|(key, what)| ModelError::tokenizer(format!("{location}: {key}"), what, HELP))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| fault(format!("is not a readable tokenizer ({e})")))?;
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {

@@ -8,9 +8,11 @@
 
 use std::path::Path;
 
+use reel_diagnostic::input;
 use tokenizers::{Model as _, ModelWrapper, NormalizedString, Normalizer as _};
 
 use crate::error::{ModelError, Result};
+use crate::tokenizer_json;
 
 const END: &str = "</s>";
 /// Special tokens that can occur in a text.
@@ -42,7 +44,8 @@ impl SiglipTokenizer {
     /// The file cannot be read; the errors of [`SiglipTokenizer::parse`].
     pub fn open(folder: &Path, vocab_size: usize, length: usize) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|e| ModelError::cannot_read(&path, e))?;
+        let bytes =
+            input::read_file(&path, input::MAX_TOKENIZER_BYTES).map_err(|e| ModelError::cannot_read(&path, e))?;
         Self::parse(&path.display().to_string(), &bytes, vocab_size, length)
     }
 
@@ -52,6 +55,8 @@ impl SiglipTokenizer {
     /// Another kind of tokenizer; no `</s>` or `<unk>` token; an id outside the embedding table.
     pub fn parse(location: &str, bytes: &[u8], vocab_size: usize, length: usize) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, HELP);
+        tokenizer_json::check_components(bytes)
+            .map_err(|(key, what)| ModelError::tokenizer(format!("{location}: {key}"), what, HELP))?;
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| fault(format!("is not a readable tokenizer ({e})")))?;
         if !matches!(inner.get_model(), ModelWrapper::Unigram(_)) {

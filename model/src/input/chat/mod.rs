@@ -1,34 +1,51 @@
 //! The chat template of a model folder: a Jinja template, rendered as Hugging Face does, that turns a conversation into
 //! a prompt.
 //!
-//! The environment equals that of transformers' `apply_chat_template`: trimmed blocks, `raise_exception`,
-//! `strftime_now`, `break` and `continue`, `tojson` as Python's `json.dumps`, and Python's methods on strings, lists
-//! and dicts.
+//! A template is a program from whoever published the folder. `limits` checks its text, `engine` compiles and renders it
+//! with limits, and `isolation` does so in a worker process, unless the template is one of those that this program knows.
 
+mod engine;
+mod isolation;
+mod limits;
 mod python;
 #[cfg(test)]
 mod tests;
 
 use std::path::Path;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
-use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use reel_diagnostic::input;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
+use self::engine::CompiledTemplate;
+use self::isolation::{IsolatedTemplate, Setup};
 use super::messages::Conversation;
 use crate::error::{ModelError, Result};
 
-/// A compiled chat template, and the special tokens that it can use by name.
+pub use self::isolation::{TEMPLATE_WORKER_ARGUMENT, render_in_worker_process, worker_main};
+
+/// A chat template, and the special tokens that it can use by name.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    renderer: Renderer,
     location: String,
-    tokens: Map<String, Value>,
 }
 
-const NAME: &str = "chat";
+/// Where a template is rendered.
+#[derive(Debug)]
+enum Renderer {
+    InThisProcess(CompiledTemplate),
+    InWorker(IsolatedTemplate),
+}
+
 const HELP: &str = "use the chat template that was published with these weights";
+
+/// The SHA-256 digests of the templates that were published with Qwen2.5-VL (chat_template.json and
+/// tokenizer_config.json). They are rendered without a worker process, which takes some milliseconds to start.
+const PUBLISHED: [&str; 2] = [
+    "a0bc6f6fc7a29a80017a433e8f03a1cc1236e838a944a2d034295a60c4f2fddb",
+    "cd8e9439f0570856fd70470bf8889ebd8b5d1107207f67a5efb46e342330527f",
+];
 
 impl ChatTemplate {
     /// Reads the template of a model folder. It is in `chat_template.jinja`, `chat_template.json` or
@@ -63,16 +80,17 @@ impl ChatTemplate {
     /// Compiles a template. `location` names its source in error messages; `tokens` are the special tokens that the
     /// template can use by name (`eos_token`, …).
     pub fn parse(location: &str, text: String, tokens: Map<String, Value>) -> Result<Self> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        let broken =
-            |e: minijinja::Error| ModelError::template(location, format!("cannot be compiled: {}", describe(&e)), HELP);
-        environment.set_syntax(syntax.map_err(broken)?);
-        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        python::install_python_functions(&mut environment);
-        environment.add_template_owned(NAME, python::without_generation_marks(&text)).map_err(broken)?;
-        Ok(Self { environment, location: location.to_string(), tokens })
+        let refused = |what: String| ModelError::template(location, what, HELP);
+        let renderer = match isolation::worker_program() {
+            Some(program) if !is_known(&text) => {
+                Renderer::InWorker(IsolatedTemplate::compile(program, Setup { text, tokens }).map_err(refused)?)
+            }
+            _ => {
+                let is_trusted = is_known(&text);
+                Renderer::InThisProcess(CompiledTemplate::compile(&text, tokens, is_trusted).map_err(refused)?)
+            }
+        };
+        Ok(Self { renderer, location: location.to_string() })
     }
 
     /// Renders a conversation to a prompt, with one pad token for each image or video.
@@ -82,26 +100,18 @@ impl ChatTemplate {
 
     /// Renders messages given as JSON to a prompt.
     pub fn render_json(&self, messages: &Value, add_generation_prompt: bool) -> Result<String> {
-        let mut context = self.tokens.clone();
-        context.insert("messages".to_string(), messages.clone());
-        context.insert("add_generation_prompt".to_string(), Value::Bool(add_generation_prompt));
-        for absent in ["tools", "documents"] {
-            context.insert(absent.to_string(), Value::Null);
-        }
-        let render = self.environment.get_template(NAME).and_then(|template| template.render(Serde(context)));
-        render.map_err(|e| {
-            let help = "change the messages or the template";
-            ModelError::template(&self.location, format!("cannot render these messages: {}", describe(&e)), help)
-        })
+        let prompt = match &self.renderer {
+            Renderer::InThisProcess(template) => template.render(messages, add_generation_prompt),
+            Renderer::InWorker(template) => template.render(messages, add_generation_prompt),
+        };
+        prompt.map_err(|what| ModelError::template(&self.location, what, "change the messages or the template"))
     }
 }
 
-fn describe(error: &minijinja::Error) -> String {
-    let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_string);
-    match error.line() {
-        Some(line) => format!("{what} (line {line})"),
-        None => what,
-    }
+/// Whether a template is known to be harmless: that of `reel init`, or one of [`PUBLISHED`].
+fn is_known(text: &str) -> bool {
+    let digest = || Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    text == crate::init::CHAT_TEMPLATE || PUBLISHED.contains(&digest().as_str())
 }
 
 /// The template itself if `value` is a string; the one called `default` if `value` is a list of named templates.
@@ -130,7 +140,7 @@ fn named_tokens(settings: &Map<String, Value>) -> Map<String, Value> {
 }
 
 fn read(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
+    match input::read_text(path, input::MAX_CONFIG_BYTES) {
         Ok(text) => Ok(Some(text)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(ModelError::cannot_read(path, e)),

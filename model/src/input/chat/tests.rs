@@ -93,7 +93,8 @@ fn template_files_have_an_order_of_precedence() {
 
 #[test]
 fn built_in_template_renders_like_qwens() {
-    let own = template(include_str!("../../init/chat_template.jinja"));
+    let own = template(crate::init::CHAT_TEMPLATE);
+    assert!(is_known(crate::init::CHAT_TEMPLATE) && !is_known("other"));
     let cases = [
         (
             json!([{"role": "user", "content": "hi"}]),
@@ -114,9 +115,8 @@ fn built_in_template_renders_like_qwens() {
     for (messages, prompt, expected) in cases {
         assert_eq!(own.render_json(&messages, prompt).unwrap(), expected);
     }
-    let mut numbered = own.tokens.clone();
-    numbered.insert("add_vision_id".into(), json!(true));
-    let numbered = ChatTemplate { tokens: numbered, ..own };
+    let tokens = json!({"add_vision_id": true}).as_object().unwrap().clone();
+    let numbered = ChatTemplate::parse("t", crate::init::CHAT_TEMPLATE.to_string(), tokens).unwrap();
     let two = json!([{"role": "system", "content": [{"type": "image", "image": "x"}, {"type": "image", "image": "x"}, {"type": "video", "video": "y"}]}]);
     let expected = "<|im_start|>system\nPicture 1: <|vision_start|><|image_pad|><|vision_end|>Picture 2: <|vision_start|><|image_pad|><|vision_end|>Video 1: <|vision_start|><|video_pad|><|vision_end|><|im_end|>\n";
     assert_eq!(numbered.render_json(&two, false).unwrap(), expected);

@@ -1,0 +1,147 @@
+//! Compiles and renders a chat template with minijinja inside this process, with limits on steps, output and recursion.
+//!
+//! The environment equals that of transformers' `apply_chat_template`: trimmed blocks, `raise_exception`,
+//! `strftime_now`, `break` and `continue`, `tojson` as Python's `json.dumps`, and Python's methods on strings, lists
+//! and dicts.
+//!
+//! These limits stop loops without end, but a few steps can still build a value of any size (`x ~ x` doubles a text), so a
+//! template from a stranger belongs into a worker process: see [`super::isolation`].
+
+use std::error::Error as _;
+use std::io::{self, Write};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use serde_json::{Map, Value};
+
+use super::{limits, python};
+
+const NAME: &str = "chat";
+
+/// The number of steps (instructions of minijinja) that a rendering may take: for the template, and for each message
+/// beyond. Qwen2.5-VL's template takes about 100 steps per message.
+const STEPS: u64 = 1_000_000;
+const STEPS_PER_MESSAGE: u64 = 2_000;
+
+/// The size limit of a rendered prompt in bytes, beyond four times that of its messages.
+const MAX_OUTPUT_BYTES: usize = 16 << 20;
+
+/// The recursion limit of a rendering, in levels of blocks; a macro call counts as several.
+const MAX_RECURSION: usize = 200;
+
+/// The longest text of an error, in characters.
+const MAX_ERROR_CHARS: usize = 300;
+
+/// The stack of a thread that compiles or renders a template whose nesting is not known. Dropping a value that is nested
+/// as deep as the steps allow needs about 200 MB of it.
+const STACK_BYTES: usize = 256 << 20;
+
+/// A compiled chat template, and the special tokens that it can use by name.
+#[derive(Debug)]
+pub(super) struct CompiledTemplate {
+    environment: Environment<'static>,
+    tokens: Map<String, Value>,
+    is_trusted: bool,
+}
+
+impl CompiledTemplate {
+    /// Compiles a template. The error says what is wrong with it. A trusted template is rendered without a thread of its
+    /// own.
+    pub(super) fn compile(text: &str, tokens: Map<String, Value>, is_trusted: bool) -> Result<Self, String> {
+        limits::check_template_text(text)?;
+        let compile = || {
+            let mut environment = Environment::new();
+            let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+            environment.set_syntax(syntax.map_err(|e| describe(&e))?);
+            environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+            environment.set_auto_escape_callback(|_| AutoEscape::None);
+            environment.set_recursion_limit(MAX_RECURSION);
+            python::install_python_functions(&mut environment);
+            environment.add_template_owned(NAME, python::without_generation_marks(text)).map_err(|e| describe(&e))?;
+            Ok(environment)
+        };
+        let environment = if is_trusted { compile() } else { with_large_stack(compile) };
+        Ok(Self { environment: environment.map_err(|what| format!("cannot be compiled: {what}"))?, tokens, is_trusted })
+    }
+
+    /// Renders messages to a prompt. The error says what is wrong.
+    pub(super) fn render(&self, messages: &Value, add_generation_prompt: bool) -> Result<String, String> {
+        let mut context = self.tokens.clone();
+        context.insert("messages".to_string(), messages.clone());
+        context.insert("add_generation_prompt".to_string(), Value::Bool(add_generation_prompt));
+        for absent in ["tools", "documents"] {
+            context.insert(absent.to_string(), Value::Null);
+        }
+        let render = || self.render_context(messages, context);
+        let text = if self.is_trusted { render() } else { with_large_stack(render) };
+        text.map_err(|what| format!("cannot render these messages: {what}"))
+    }
+
+    fn render_context(&self, messages: &Value, context: Map<String, Value>) -> Result<String, String> {
+        let count = messages.as_array().map_or(0, Vec::len) as u64;
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(STEPS + STEPS_PER_MESSAGE * count));
+        let mut output = LimitedOutput { text: Vec::new(), limit: MAX_OUTPUT_BYTES + 4 * bytes_of(messages) };
+        let template = environment.get_template(NAME).map_err(|e| describe(&e))?;
+        template.render_captured_to(Serde(context), &mut output).map_err(|e| describe(&e))?;
+        String::from_utf8(output.text).map_err(|e| e.to_string())
+    }
+}
+
+/// The bytes of all strings in a value.
+fn bytes_of(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(list) => list.iter().map(bytes_of).sum(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + bytes_of(value)).sum(),
+        _ => 0,
+    }
+}
+
+/// Runs `work` on a thread with a stack of [`STACK_BYTES`], of which the system provides only what is used.
+fn with_large_stack<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new().name("chat template".to_string()).stack_size(STACK_BYTES);
+        let thread = builder.spawn_scoped(scope, work).map_err(|e| format!("no thread can be started: {e}"))?;
+        // A panic was printed by the panic hook; the caller reports the template.
+        thread.join().unwrap_or_else(|_| Err("the template engine panicked".to_string()))
+    })
+}
+
+fn describe(error: &minijinja::Error) -> String {
+    let what = match error.kind() {
+        minijinja::ErrorKind::OutOfFuel => "it takes too many steps".to_string(),
+        minijinja::ErrorKind::WriteFailure => error.source().map_or_else(|| error.to_string(), |e| e.to_string()),
+        kind => error.detail().map_or_else(|| kind.to_string(), str::to_string),
+    };
+    // A template chooses the text of its own errors.
+    let what = match what.char_indices().nth(MAX_ERROR_CHARS) {
+        Some((end, _)) => format!("{}…", &what[..end]),
+        None => what,
+    };
+    match error.line() {
+        Some(line) => format!("{what} (line {line})"),
+        None => what,
+    }
+}
+
+/// Collects output up to a limit.
+struct LimitedOutput {
+    text: Vec<u8>,
+    limit: usize,
+}
+
+impl Write for LimitedOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.text.len() + bytes.len() > self.limit {
+            return Err(io::Error::other(format!("the prompt would be longer than {} bytes", self.limit)));
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,190 @@
+//! Checks what a tokenizer.json brings beside its vocabulary: regular expressions and replacements that run on every
+//! text. A regular expression with lookahead or backreferences is matched by backtracking, which can take exponential
+//! time; replacements in a row can multiply the length of a text. The file is checked before the expressions are compiled.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The expressions with lookahead that published tokenizers split texts with: those of Qwen2 and later, Llama 3, GPT-2.
+/// Each of them looks ahead by one character.
+const PUBLISHED: [&str; 3] = [
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+];
+
+/// The longest regular expression in bytes, other than the published ones.
+const MAX_PATTERN_BYTES: usize = 1024;
+
+/// The most components (normalizers, pre-tokenizers, …) of a tokenizer. Published ones have up to about ten.
+const MAX_COMPONENTS: usize = 64;
+
+/// The longest text that a component inserts, in bytes, and the largest factor by which all together lengthen a text.
+const MAX_INSERTED_BYTES: usize = 64;
+const MAX_GROWTH: usize = 256;
+
+/// The components of a tokenizer.json; its vocabulary is skipped.
+#[derive(Deserialize)]
+struct Components {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    #[serde(default)]
+    decoder: Value,
+}
+
+/// Checks the components of a tokenizer.json. The error is the key and what is wrong with it. A text that is not JSON is
+/// left to the tokenizer's own parser.
+pub(crate) fn check_components(bytes: &[u8]) -> Result<(), (&'static str, String)> {
+    let Ok(parts) = serde_json::from_slice::<Components>(bytes) else { return Ok(()) };
+    let mut limits = Limits { components: 0, growth: 1 };
+    for (key, value) in [
+        ("normalizer", &parts.normalizer),
+        ("pre_tokenizer", &parts.pre_tokenizer),
+        ("post_processor", &parts.post_processor),
+        ("decoder", &parts.decoder),
+    ] {
+        limits.check(value).map_err(|what| (key, what))?;
+    }
+    Ok(())
+}
+
+/// What has been counted so far.
+struct Limits {
+    components: usize,
+    growth: usize,
+}
+
+impl Limits {
+    /// Checks a component and those inside of it.
+    fn check(&mut self, value: &Value) -> Result<(), String> {
+        match value {
+            Value::Array(list) => list.iter().try_for_each(|value| self.check(value)),
+            Value::Object(fields) => {
+                self.components += 1;
+                if self.components > MAX_COMPONENTS {
+                    return Err(format!("has more than {MAX_COMPONENTS} components"));
+                }
+                if let Some(pattern) = fields.get("Regex").and_then(Value::as_str).filter(|p| !is_linear(p)) {
+                    let shown: String = pattern.chars().take(60).collect();
+                    return Err(format!("has the regular expression `{shown}`, which can take exponential time"));
+                }
+                for name in ["content", "prepend"] {
+                    let Some(text) = fields.get(name).and_then(Value::as_str) else { continue };
+                    self.growth = self.growth.saturating_mul(text.len().max(1));
+                    if text.len() > MAX_INSERTED_BYTES || self.growth > MAX_GROWTH {
+                        return Err(format!("lengthens a text more than {MAX_GROWTH} times"));
+                    }
+                }
+                fields.values().try_for_each(|value| self.check(value))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a regular expression is matched in time linear in the text: one of [`PUBLISHED`], or without lookaround,
+/// backreferences, possessive and atomic groups, which need backtracking.
+fn is_linear(pattern: &str) -> bool {
+    if PUBLISHED.contains(&pattern) {
+        return true;
+    }
+    if pattern.len() > MAX_PATTERN_BYTES {
+        return false;
+    }
+    let mut rest = pattern.chars().peekable();
+    let (mut in_class, mut after_quantifier) = (0usize, false);
+    while let Some(c) = rest.next() {
+        let quantifies = in_class == 0 && matches!(c, '*' | '+' | '?' | '}');
+        match c {
+            '\\' => {
+                let escaped = rest.next().unwrap_or('\\');
+                if !(escaped.is_ascii_punctuation() || "pPsSdDwWrntfvxuU".contains(escaped)) {
+                    return false;
+                }
+                // The braces of `\p{L}` or `\x{41}` are no quantifier.
+                if "pPxuU".contains(escaped) && rest.next_if_eq(&'{').is_some() {
+                    rest.by_ref().find(|&c| c == '}');
+                }
+            }
+            '[' => in_class += 1,
+            ']' => in_class = in_class.saturating_sub(1),
+            '(' if in_class == 0 && rest.peek() == Some(&'?') => {
+                rest.next();
+                let flags: String = std::iter::from_fn(|| rest.next_if(|c| "imsUux".contains(*c))).collect();
+                if !matches!(rest.next(), Some(':')) && flags.is_empty() {
+                    return false;
+                }
+            }
+            // A `+` after a quantifier makes it possessive.
+            '+' if after_quantifier => return false,
+            _ => {}
+        }
+        after_quantifier = quantifies;
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_linear_expressions_are_accepted() {
+        for good in [
+            PUBLISHED[0],
+            r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]\^_`{|}~]"##,
+            r"\s+",
+            r"(?i:a|b)+|[^\r\n]{1,3}?x|\p{L}+?",
+            r"(a+)+$",
+            r"[0-9][a-z]*",
+        ] {
+            assert!(is_linear(good), "{good}");
+        }
+        let long = "a".repeat(1025);
+        for bad in [
+            r"(a+)+(?!b)",
+            r"(?=a)b",
+            r"(?<=a)b",
+            r"(?<!a)b",
+            r"(a)\1",
+            r"(?>a+)b",
+            r"a++b",
+            r"a*+",
+            r"a?+",
+            r"a{2}+",
+            r"(?P<n>a)\k<n>",
+            r"\Ga",
+            r"a\Kb",
+            r"(?(1)a|b)",
+            &long,
+        ] {
+            assert!(!is_linear(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hostile_components_are_named() {
+        let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"});
+        let replace = |by: &str| json!({"type": "Replace", "pattern": {"String": "a"}, "content": by});
+        let sequence = |parts: Vec<Value>| json!({"type": "Sequence", "normalizers": parts});
+        for (file, key) in [
+            (json!({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split(r"(a+)+(?!b)")]}}), "pre_tokenizer"),
+            (json!({"normalizer": sequence(vec![replace("aaaa"); 5])}), "normalizer"),
+            (json!({"normalizer": replace(&"a".repeat(65))}), "normalizer"),
+            (json!({"normalizer": {"type": "Prepend", "prepend": "x".repeat(1000)}}), "normalizer"),
+            (json!({"decoder": sequence(vec![json!({"type": "Fuse"}); 70])}), "decoder"),
+        ] {
+            let error = check_components(file.to_string().as_bytes()).unwrap_err();
+            assert_eq!(error.0, key, "{error:?}");
+        }
+        let good = json!({"normalizer": sequence(vec![replace(""), replace(" "), replace("▁")]), "model": {"vocab": {}},
+            "pre_tokenizer": split(PUBLISHED[0]), "post_processor": null});
+        assert_eq!(check_components(good.to_string().as_bytes()), Ok(()));
+        assert_eq!(check_components(b"{"), Ok(()));
+    }
+}
