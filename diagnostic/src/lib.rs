@@ -47,6 +47,7 @@ impl Diagnostic {
             io::ErrorKind::NotFound => "check the path",
             io::ErrorKind::PermissionDenied => "make it readable for this user",
             io::ErrorKind::InvalidData => "save the file as UTF-8",
+            _ if is_link_loop(error) => LOOP_HELP,
             _ => "check the file and the disk it is on",
         };
         Self::new(path.as_ref().display().to_string(), format!("cannot be read: {}", io_cause(error)), help)
@@ -54,6 +55,14 @@ impl Diagnostic {
 
     /// A file or folder that could not be written.
     pub fn cannot_write(path: impl AsRef<Path>, error: &io::Error) -> Self {
+        let path = path.as_ref();
+        if let Some(folder) = missing_folder(path).filter(|_| error.kind() == io::ErrorKind::NotFound) {
+            let what = format!("cannot be written: the folder {} does not exist", folder.display());
+            return Self::new(path.display().to_string(), what, "create it, or choose another folder");
+        }
+        // "File exists" for a path that cannot be followed: the true cause is why it cannot.
+        let not_followed = std::fs::metadata(path).err().filter(|_| error.kind() == io::ErrorKind::AlreadyExists);
+        let error = not_followed.as_ref().unwrap_or(error);
         let help = match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 "free space on that disk, or choose another folder"
@@ -61,9 +70,10 @@ impl Diagnostic {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 "choose a folder that this user may write"
             }
+            _ if is_link_loop(error) => LOOP_HELP,
             _ => "check the folder and the disk it is on",
         };
-        Self::new(path.as_ref().display().to_string(), format!("cannot be written: {}", io_cause(error)), help)
+        Self::new(path.display().to_string(), format!("cannot be written: {}", io_cause(error)), help)
     }
 
     /// Puts `outer` before the present location: if the location is `fps`, `at("rows.jsonl:3")` makes it
@@ -105,12 +115,28 @@ impl fmt::Display for Diagnostic {
 
 impl std::error::Error for Diagnostic {}
 
+const LOOP_HELP: &str = "remove or correct the symbolic links";
+
+/// Whether a path could not be followed because its symbolic links lead in a circle.
+fn is_link_loop(error: &io::Error) -> bool {
+    // ELOOP. The standard library's own kind for it is not stable.
+    const ELOOP: i32 = 40;
+    error.raw_os_error() == Some(ELOOP)
+}
+
+/// The folder nearest to the root that a path needs and that does not exist.
+fn missing_folder(path: &Path) -> Option<&Path> {
+    let folders = path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty());
+    folders.take_while(|folder| folder.symlink_metadata().is_err()).last()
+}
+
 /// The operating system's reason, in the same English words on every operating system.
 fn io_cause(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "there is no such file or folder".to_string(),
         io::ErrorKind::StorageFull => "the disk is full".to_string(),
         io::ErrorKind::PermissionDenied => "permission denied".to_string(),
+        _ if is_link_loop(error) => "its symbolic links lead in a circle".to_string(),
         _ => error.to_string(),
     }
 }
@@ -142,6 +168,19 @@ mod tests {
         assert_eq!(missing.to_string(), "a/b: cannot be read: there is no such file or folder; check the path");
         let full = Diagnostic::cannot_write("c", &io::Error::from(io::ErrorKind::StorageFull));
         assert_eq!(full.what, "cannot be written: the disk is full");
+    }
+
+    #[test]
+    fn errors_name_a_missing_folder_and_a_loop_of_links() {
+        let missing = Diagnostic::cannot_write("/no-such/a/b/c.json", &io::Error::from(io::ErrorKind::NotFound));
+        let wanted = "/no-such/a/b/c.json: cannot be written: the folder /no-such does not exist; \
+                      create it, or choose another folder";
+        assert_eq!(missing.to_string(), wanted);
+        let circle = Diagnostic::cannot_read("a", &io::Error::from_raw_os_error(40)).to_string();
+        assert_eq!(
+            circle,
+            "a: cannot be read: its symbolic links lead in a circle; remove or correct the symbolic links"
+        );
     }
 
     proptest! {
