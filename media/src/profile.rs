@@ -183,10 +183,111 @@ impl MediaOverrides {
             video_end: self.video_end.or(fallback.video_end),
         }
     }
+
+    /// Checks overrides that hold for every image and video of a command, before the first one is read.
+    ///
+    /// qwen-vl-utils corrects some values without a word: it takes the minimum number of frames at a rate of 0 or less,
+    /// rounds an odd number of frames to an even one, and lets the maximum win over the minimum. This check refuses
+    /// them, because the user would not notice. [`crate::selection::select_frames`] follows qwen-vl-utils.
+    ///
+    /// # Errors
+    /// The first setting that is wrong, by name.
+    pub fn validate(&self, profile: MediaProfile) -> Result<()> {
+        self.validate_frame_counts(profile)?;
+        self.validate_pixels(profile)
+    }
+
+    fn validate_frame_counts(&self, profile: MediaProfile) -> Result<()> {
+        let error = |name: &str, what: String, help: &str| Err(MediaError::setting_error(name, what, help));
+        let rule = profile.selection_rule();
+        let at_a_rate = matches!(rule, SelectionRule::Rate { .. });
+        let given = [
+            ("nframes", self.nframes.is_some(), rule != SelectionRule::Stride),
+            ("fps", self.fps.is_some(), at_a_rate),
+            ("min_frames", self.min_frames.is_some(), at_a_rate),
+            ("max_frames", self.max_frames.is_some(), at_a_rate),
+        ];
+        if let Some((name, ..)) = given.iter().find(|(_, is_given, has_effect)| *is_given && !has_effect) {
+            return error(
+                name,
+                format!("has no effect with the profile {profile}"),
+                "remove it, or use the profile qwen",
+            );
+        }
+        if self.nframes.is_some() && self.fps.is_some() {
+            return error("nframes", "cannot be given together with fps".into(), "give only one of the two");
+        }
+        if let Some(fps) = self.fps.filter(|fps| !(fps.is_finite() && *fps > 0.0)) {
+            return error("fps", format!("is {fps}, not a number of frames per second"), "give a number above 0");
+        }
+        if let Some(n) = self.nframes {
+            if n < if at_a_rate { 2 } else { 1 } {
+                let help = if at_a_rate { "give an even number, 2 or more" } else { "give 1 or more" };
+                return error("nframes", format!("is {n}, which is too few frames for a video"), help);
+            }
+            if at_a_rate && n % 2 != 0 {
+                let what = format!("is {n}, an odd number, but the profile {profile} takes frames in pairs");
+                return error("nframes", what, &format!("give {} or {}", n - 1, n.saturating_add(1)));
+            }
+        }
+        if let Some(n) = self.min_frames.filter(|n| *n < 0) {
+            return error("min_frames", format!("is {n}, a negative number of frames"), "give 0 or more");
+        }
+        if let Some(n) = self.max_frames.filter(|n| *n < 2) {
+            return error("max_frames", format!("is {n}, but a video has at least 2 frames"), "give 2 or more");
+        }
+        let (Some(min), SelectionRule::Rate { max_frames, .. }) = (self.min_frames, rule) else { return Ok(()) };
+        let max = self.max_frames.unwrap_or(max_frames);
+        // Both limits are rounded to even numbers: the minimum up, the maximum down.
+        match (min.saturating_add(min % 2) <= max - max % 2, self.max_frames) {
+            (true, _) => Ok(()),
+            (false, None) => {
+                let what = format!("is {min}, but the profile {profile} takes at most {max} frames");
+                error("min_frames", what, "lower it, or give max_frames too")
+            }
+            (false, Some(_)) if min <= max => {
+                let what = format!("is {min}, and no even number of frames lies between it and max_frames {max}");
+                error("min_frames", what, "lower it, or raise max_frames")
+            }
+            (false, Some(_)) => {
+                let what = format!("is {min}, more than max_frames {max}");
+                error("min_frames", what, "lower it, or raise max_frames")
+            }
+        }
+    }
+
+    fn validate_pixels(&self, profile: MediaProfile) -> Result<()> {
+        let error = |name: &str, what: String, help: &str| Err(MediaError::setting_error(name, what, help));
+        for (name, limit) in [("max_pixels", self.max_pixels), ("total_pixels", self.total_pixels)] {
+            if let Some(n) = limit.filter(|n| *n < TOKEN_PIXELS) {
+                let what = format!("is {n}, fewer pixels than one vision token covers (28 x 28 = {TOKEN_PIXELS})");
+                return error(name, what, &format!("give {TOKEN_PIXELS} or more"));
+            }
+        }
+        if let (Some(min), Some(max)) = (self.min_pixels, self.max_pixels)
+            && min > max
+        {
+            return error(
+                "min_pixels",
+                format!("is {min}, more than max_pixels {max}"),
+                "lower it, or raise max_pixels",
+            );
+        }
+        let min = self.min_pixels.unwrap_or(profile.pixel_limits().video_min);
+        match self.total_pixels.filter(|total| *total < min) {
+            Some(total) => {
+                let what = format!("is {total}, less than the minimum of {min} pixels of a single frame");
+                error("total_pixels", what, "raise it, or give a smaller min_pixels too")
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -210,6 +311,56 @@ mod tests {
         assert_eq!(all(MediaProfile::VideorftEval), [200_704, 200_704, 90_316_800, 3136, 200_704]);
         assert_eq!(MediaProfile::VideoR1Train.pixel_limits(), MediaProfile::VideorftTrain.pixel_limits());
         assert_eq!(MediaProfile::Stride1Fps.pixel_limits(), MediaProfile::Qwen.pixel_limits());
+    }
+
+    #[test]
+    fn settings_that_cannot_be_met_are_refused_by_name() {
+        use MediaProfile::{Qwen, Stride1Fps, Uniform16, VideorftTrain};
+        let check = |profile: MediaProfile, settings: serde_json::Value| {
+            let overrides: MediaOverrides = serde_json::from_value(settings).unwrap();
+            overrides.validate(profile).map_err(|e| e.to_string())
+        };
+        let refused = [
+            (Qwen, json!({"fps": 0.0}), "fps: is 0, "),
+            (Qwen, json!({"fps": -1.0}), "fps: is -1, "),
+            (Qwen, json!({"fps": 2.0, "nframes": 4}), "nframes: cannot be given together with fps"),
+            (Qwen, json!({"nframes": 1}), "nframes: is 1, "),
+            (Qwen, json!({"nframes": -4}), "nframes: is -4, "),
+            (Qwen, json!({"nframes": 7}), "nframes: is 7, an odd number, "),
+            (Uniform16, json!({"nframes": 0}), "nframes: is 0, "),
+            (Uniform16, json!({"fps": 1.0}), "fps: has no effect with the profile uniform-16"),
+            (Stride1Fps, json!({"nframes": 4}), "nframes: has no effect with the profile stride-1fps"),
+            (Qwen, json!({"min_frames": -1}), "min_frames: is -1, "),
+            (Qwen, json!({"max_frames": 1}), "max_frames: is 1, "),
+            (Qwen, json!({"min_frames": 8, "max_frames": 6}), "min_frames: is 8, more than max_frames 6"),
+            (Qwen, json!({"min_frames": 5, "max_frames": 5}), "min_frames: is 5, and no even number"),
+            (
+                VideorftTrain,
+                json!({"min_frames": 20}),
+                "min_frames: is 20, but the profile videorft-train takes at most 16",
+            ),
+            (Qwen, json!({"max_pixels": 1}), "max_pixels: is 1, "),
+            (Qwen, json!({"total_pixels": 783}), "total_pixels: is 783, "),
+            (Qwen, json!({"total_pixels": 50_000}), "total_pixels: is 50000, less than the minimum of 100352"),
+            (Qwen, json!({"min_pixels": 6272, "max_pixels": 3136}), "min_pixels: is 6272, more than max_pixels 3136"),
+        ];
+        for (profile, settings, start) in refused {
+            let message = check(profile, settings.clone()).expect_err(&settings.to_string());
+            assert!(message.starts_with(start) && message.contains("; "), "{settings}: {message}");
+        }
+        let nan = MediaOverrides { fps: Some(f64::NAN), ..Default::default() };
+        assert!(nan.validate(Qwen).unwrap_err().to_string().starts_with("fps: is NaN, "));
+        for (profile, settings) in [
+            (Qwen, json!({})),
+            (Qwen, json!({"fps": 0.5, "min_frames": 3, "max_frames": 5})),
+            (Uniform16, json!({"nframes": 7})),
+            (VideorftTrain, json!({"max_frames": 8})),
+            (Qwen, json!({"nframes": 2, "min_pixels": 3136, "max_pixels": 3136})),
+            (Qwen, json!({"max_pixels": 784, "total_pixels": 3136, "min_pixels": 784})),
+            (VideorftTrain, json!({"max_pixels": 401_408})),
+        ] {
+            assert_eq!(check(profile, settings.clone()), Ok(()), "{settings}");
+        }
     }
 
     #[test]
