@@ -29,16 +29,28 @@ pub(super) struct HttpReward {
     agent: Agent,
 }
 
+/// Returns the text after the host's colon if it is not a port: a number from 1 to 65535.
+fn invalid_port(uri: &Uri) -> Option<&str> {
+    let authority = uri.authority()?.as_str();
+    // The colons of an IPv6 address stand in brackets, and those of a password before an `@`.
+    let host_end = authority.rfind([']', '@']).map_or(0, |at| at + 1);
+    let (_, port) = authority[host_end..].split_once(':')?;
+    if port.parse::<u16>().is_ok_and(|number| number > 0) { None } else { Some(port) }
+}
+
 impl HttpReward {
     pub(super) fn new(url: &str, timeout: Duration) -> Result<Self> {
-        let parsed = url.parse::<Uri>().ok();
         let is_http = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
-        if !parsed.is_some_and(|uri| is_http(&uri)) {
+        let Some(parsed) = url.parse::<Uri>().ok().filter(is_http) else {
             // A URL without its scheme is not recognised as one, so its password and query are removed here.
             let shown = url.rsplit('@').next().unwrap_or_default();
             let shown = shown.split(['?', '#']).next().unwrap_or_default();
             let what = format!("`{}` is not an HTTP URL", shorten_for_message(shown));
             return Err(RewardError::bad_option(FLAG, what, "give http://HOST:PORT/PATH"));
+        };
+        if let Some(port) = invalid_port(&parsed) {
+            let what = format!("has the port {}, which is not one", shorten_for_message(port));
+            return Err(RewardError::bad_option(FLAG, what, "give a port from 1 to 65535"));
         }
         let config = Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).max_redirects(0);
         Ok(Self { url: url.to_string(), timeout, agent: config.build().into() })
@@ -149,6 +161,20 @@ mod tests {
 
     fn rows(n: usize) -> Vec<Value> {
         (0..n).map(|i| json!({"prompt": "p", "completion": "x".repeat(i)})).collect()
+    }
+
+    #[test]
+    fn invalid_ports_are_named() {
+        let new = |url: &str| HttpReward::new(url, Duration::from_secs(1)).map(drop).map_err(|e| e.to_string());
+        for url in ["http://h:99999/score", "http://h:0", "http://[::1]:65536/x"] {
+            let e = new(url).unwrap_err();
+            assert!(e.contains("has the port ") && e.contains("; give a port from 1 to 65535"), "{url}: {e}");
+        }
+        for url in ["http://h", "http://h:8000/score", "https://[::1]:1/x", "http://[::1]/x", "http://user:99999@h:80/"]
+        {
+            assert_eq!(new(url), Ok(()), "{url}");
+        }
+        assert!(new("ftp://h:1").unwrap_err().contains("is not an HTTP URL"));
     }
 
     #[test]
