@@ -14,9 +14,11 @@ const STYLE: &str = include_str!("run.css");
 /// The HTML page of the run whose output folder is `run`; the run may still be going on.
 ///
 /// # Errors
-/// `metrics.jsonl` or a rollout file of the run cannot be read, or no step has finished.
+/// The folder is not that of a run, `metrics.jsonl` or a rollout file of the run cannot be read, or no step has
+/// finished.
 pub fn run_page_html(run: &Path) -> Result<String> {
     let log = run.join(METRICS_FILE);
+    refuse_other_folders(run)?;
     let lines = metrics::read_matching_lines(&log, |_: &StepMetrics| true)?;
     let steps: Vec<StepMetrics> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let (Some(first), Some(last)) = (steps.first(), steps.last()) else {
@@ -34,6 +36,22 @@ pub fn run_page_html(run: &Path) -> Result<String> {
     page += &rollouts::rollouts_html(run, &steps)?;
     page += &options(&about);
     Ok(page + html::PAGE_END)
+}
+
+/// Refuses a folder that has neither of the files which every run writes.
+fn refuse_other_folders(run: &Path) -> Result<()> {
+    let error = |what: &str| {
+        let help = "give the --out of reel sft or reel grpo";
+        Err(ReportError::Run(Diagnostic::new(run.display().to_string(), what, help)))
+    };
+    match fs::metadata(run) {
+        Err(e) => Err(ReportError::Run(Diagnostic::cannot_read(run, &e))),
+        Ok(facts) if !facts.is_dir() => error("is not a folder"),
+        Ok(_) if !run.join(METRICS_FILE).exists() && !run.join(RUN_FILE).exists() => {
+            error("is not the output folder of a run: it has neither run.json nor metrics.jsonl")
+        }
+        Ok(_) => Ok(()),
+    }
 }
 
 /// One line about the run: steps, device, change of loss and reward, peak memory, version.
