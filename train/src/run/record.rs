@@ -28,6 +28,7 @@ pub(super) fn run_json<O: TrainingOptions>(
         "products": products,
         "model_hash": state.model_hash,
         "data_hash": state.data_hash,
+        "working_directory": std::env::current_dir().ok(),
         "options": setup.resolved,
     });
     resume::redact(&mut run);

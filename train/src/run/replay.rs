@@ -98,6 +98,12 @@ pub fn recorded_command_and_options(out: &Path) -> Result<(String, Value)> {
     }
 }
 
+/// The folder in which a run was started, which relative paths in its options are relative to; `None` if its `run.json`
+/// does not have it.
+pub fn recorded_working_directory(out: &Path) -> Result<Option<PathBuf>> {
+    Ok(output::read_run_json(out)?["working_directory"].as_str().map(PathBuf::from))
+}
+
 fn damaged(path: &Path, what: String) -> TrainError {
     TrainError::output(path.display().to_string(), what, "give the output folder of a run")
 }
