@@ -2,12 +2,12 @@
 
 use anyhow::Result;
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{ArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
 
 use crate::common::CommonOptions;
 use crate::{
-    bench, demo, doctor, eval, frames, generate, grpo, init, kernels, merge, plan, preprocess, replay, report, resize,
-    reward, score, sft, sim, tokenize,
+    arguments, bench, completions, demo, doctor, eval, frames, generate, grpo, help, init, kernels, man, merge, plan,
+    preprocess, replaced, replay, report, resize, reward, score, sft, sim, tokenize,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -21,7 +21,10 @@ const STYLES: Styles = Styles::styled()
 #[command(name = "reel", version, styles = STYLES, max_term_width = 110, subcommand_required = true)]
 #[command(arg_required_else_help = true, args_override_self = true, disable_help_subcommand = true)]
 #[command(after_help = "\
-`reel COMMAND --help` lists every option.
+`reel COMMAND --help` and `reel help COMMAND` list every option.
+
+Environment: RUST_LOG=info (or debug, trace) has the effect of --verbose.
+Exit codes: 0 done, 1 failed, 2 bad usage, 130 stopped by Ctrl-C.
 
 Example:
   reel doctor")]
@@ -39,6 +42,8 @@ pub struct Cli {
 pub enum Command {
     /// Measure throughput of prefill, decode, rollouts, training or single kernels; compare results
     Bench(bench::BenchArgs),
+    /// Print a script that completes commands and options in a shell
+    Completions(completions::CompletionsArgs),
     /// Train a tiny model on synthetic video clips in minutes and write a page with the results
     Demo(demo::DemoArgs),
     /// Check this machine: CPU, memory, FFmpeg, CUDA, GPU, model cache; say what to install
@@ -51,10 +56,14 @@ pub enum Command {
     Generate(generate::GenerateArgs),
     /// Train with reinforcement learning from rewards (GRPO, T-GRPO)
     Grpo(Box<grpo::GrpoArgs>),
+    /// Print the help text of a command
+    Help(help::HelpArgs),
     /// Create a model folder with random weights
     Init(init::InitArgs),
     /// List, show, check and time the CPU and CUDA kernels
     Kernels(kernels::KernelsArgs),
+    /// Write a manual page for each command
+    Man(man::ManArgs),
     /// Merge a LoRA adapter into the weights of its base model
     Merge(merge::MergeArgs),
     /// Predict memory and time of a command without running it and without a GPU
@@ -79,19 +88,29 @@ pub enum Command {
     Tokenize(tokenize::TokenizeArgs),
 }
 
-/// Runs the selected subcommand; `matches` are the parsed arguments of that subcommand.
-pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
+/// Returns the parser of the command line.
+pub fn command() -> clap::Command {
+    arguments::adapt(Cli::command())
+}
+
+/// Runs the subcommand `name`; `matches` are its parsed arguments.
+pub fn run(cli: Cli, name: &str, matches: &ArgMatches) -> Result<()> {
     let common = &cli.common;
+    common.validate()?;
+    replaced::refuse_replaced_inputs(name, matches)?;
     match cli.command {
         Command::Bench(c) => c.run(common),
+        Command::Completions(c) => c.run(),
         Command::Demo(c) => c.run(common),
         Command::Doctor(c) => c.run(common),
         Command::Eval(c) => c.run(common),
         Command::Frames(c) => c.run(common),
         Command::Generate(c) => c.run(common),
         Command::Grpo(c) => c.run(common, matches),
+        Command::Help(c) => c.run(),
         Command::Init(c) => c.run(common),
         Command::Kernels(c) => c.run(common),
+        Command::Man(c) => c.run(common),
         Command::Merge(c) => c.run(common),
         Command::Plan(c) => c.run(common, matches),
         Command::Preprocess(c) => c.run(common),
@@ -108,11 +127,9 @@ pub fn run(cli: Cli, matches: &ArgMatches) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn argument_definitions_are_consistent() {
-        super::Cli::command().debug_assert();
+        super::command().debug_assert();
     }
 
     /// Every subcommand at every level has an example whose lines fit a terminal; an example that the terminal breaks
@@ -127,6 +144,6 @@ mod tests {
                 check(inner, &format!("{path} {}", inner.get_name()));
             }
         }
-        check(&super::Cli::command(), "reel");
+        check(&super::command(), "reel");
     }
 }

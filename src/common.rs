@@ -57,8 +57,12 @@ pub struct CommonOptions {
 #[serde(rename_all = "lowercase")]
 pub enum DtypeName {
     // IEEE 754 single precision.
+    #[value(alias = "float32")]
+    #[serde(alias = "float32")]
     F32,
     // 16-bit brain floating point; sums are in f32.
+    #[value(alias = "bfloat16")]
+    #[serde(alias = "bfloat16")]
     Bf16,
 }
 
@@ -85,6 +89,14 @@ pub enum DeviceName {
 }
 
 impl CommonOptions {
+    /// Checks the values of the options, also for commands that do not use them.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        if self.device.is_some() {
+            self.device()?;
+        }
+        self.threads().map(drop)
+    }
+
     /// Returns the device that `--device` names; without it, the first GPU if there is one, else the CPU.
     pub fn device(&self) -> anyhow::Result<DeviceName> {
         let Some(name) = &self.device else {
@@ -98,7 +110,8 @@ impl CommonOptions {
             n => match n.strip_prefix("cuda:").map(str::parse) {
                 Some(Ok(number)) => Ok(DeviceName::Cuda(number)),
                 _ => {
-                    Err(bad_usage("--device", format!("{name}: no such device"), "give cpu, cuda, cuda:N, sim or dry"))
+                    let what = format!("is {name}, which is not a device");
+                    Err(bad_usage("--device", what, "give cpu, cuda, cuda:N, sim or dry"))
                 }
             },
         }
@@ -121,5 +134,47 @@ impl CommonOptions {
     /// Returns the seed: `--seed`, else 0.
     pub fn seed(&self) -> u64 {
         self.seed.unwrap_or(0)
+    }
+}
+
+/// Returns true if the environment variable RUST_LOG asks for details, which then has the effect of `--verbose`.
+///
+/// reel has no log with levels per module, so of a filter such as `warn,reel=debug` only the levels count: info, debug
+/// and trace ask for details; error, warn and off do not.
+pub fn rust_log_asks_for_details() -> bool {
+    std::env::var("RUST_LOG").is_ok_and(|filter| has_detail_level(&filter))
+}
+
+fn has_detail_level(filter: &str) -> bool {
+    let level = |directive: &str| directive.rsplit('=').next().unwrap_or_default().trim().to_ascii_lowercase();
+    filter.split(',').any(|directive| ["info", "debug", "trace"].contains(&level(directive).as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rust_log_levels_ask_for_details() {
+        for filter in ["info", "DEBUG", "trace", "warn,reel=debug", "reel::train=info"] {
+            assert!(has_detail_level(filter), "{filter}");
+        }
+        for filter in ["", "off", "error", "warn", "reel", "reel=warn"] {
+            assert!(!has_detail_level(filter), "{filter}");
+        }
+    }
+
+    #[test]
+    fn values_are_checked_without_a_device() {
+        let options = |device: Option<&str>, threads| CommonOptions {
+            device: device.map(String::from),
+            threads,
+            ..CommonOptions::default()
+        };
+        assert!(options(Some("cuda:3"), Some(1)).validate().is_ok());
+        for (device, threads, flag) in [(Some("nonsense"), None, "--device"), (None, Some(0), "--threads")] {
+            let e = options(device, threads).validate().unwrap_err().to_string();
+            assert!(e.starts_with(&format!("{flag}: is ")), "{e}");
+        }
     }
 }

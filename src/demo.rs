@@ -10,8 +10,9 @@ use reel_measure::trace;
 use reel_showcase::evaluation::difference_in_standard_errors;
 use reel_showcase::page::{self, duration_text};
 use reel_showcase::pipeline::{self, DemoOutcome};
+use reel_train::config_file::ConfigFile;
 use reel_train::options::{GrpoOptions, RunOptions, SftOptions, TrainingOptions};
-use reel_train::{config_file, grpo, sft};
+use reel_train::{grpo, sft};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -99,7 +100,7 @@ fn resolved<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + Deseria
     let (media, worker) = (MediaFlags::default(), WorkerFlags::default());
     let access = MediaAccessFlags::default();
     let defaults = ResolvedOptions { options, media, access, worker, common: common.clone() };
-    let mut resolved: ResolvedOptions<O> = config_file::apply_config_file(&defaults, config, |_| false)?;
+    let mut resolved: ResolvedOptions<O> = ConfigFile::read(config)?.apply(&defaults, |_| false)?;
     resolved.common = common.clone();
     Ok(resolved)
 }

@@ -4,11 +4,15 @@ use std::fmt::{Display, Write as _};
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::Command;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use reel_diagnostic::{Diagnostic, escape_controls, redact_urls};
 use reel_eval::EvalError;
 use reel_measure::MeasureError;
 use reel_train::TrainError;
+use reel_train::options::names;
+
+use crate::arguments::{self, NumberKind};
 
 /// An error in the command line: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -58,12 +62,16 @@ pub fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> E
         || e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage_error)
         || e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error)
         || e.downcast_ref::<MeasureError>().is_some_and(MeasureError::is_usage_error);
-    if wrong_options { ExitCode::from(2) } else { ExitCode::FAILURE }
+    match crate::interrupt::exit_code() {
+        Some(code) => ExitCode::from(code),
+        None if wrong_options => ExitCode::from(2),
+        None => ExitCode::FAILURE,
+    }
 }
 
 /// Prints an error of the argument parser in one line. Help and version texts are printed as they are, with exit code
 /// 0.
-pub fn print_usage_error(e: &clap::Error) -> ExitCode {
+pub fn print_usage_error(e: &clap::Error, parser: &Command) -> ExitCode {
     if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         // Ignore a failure to print: it only means that the reader has closed the pipe.
         let _ = e.print();
@@ -73,12 +81,141 @@ pub fn print_usage_error(e: &clap::Error) -> ExitCode {
         let _ = e.print();
         return ExitCode::from(2);
     }
-    eprintln!("error: {}", redact_urls(&usage_line(&e.render().to_string())));
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    eprintln!("error: {}", redact_urls(&usage_line(e, parser, words)));
     ExitCode::from(2)
 }
 
-/// Joins clap's paragraphs into one line: what is wrong, the tip if there is one, and which `--help` to read.
-fn usage_line(rendered: &str) -> String {
+/// Returns the message of a parser error in the form `location: what; help`. `words` are the words of the command line
+/// after the program's name.
+fn usage_line(e: &clap::Error, parser: &Command, words: impl Iterator<Item = String>) -> String {
+    let (command, path) = named_command(parser, words);
+    let context = |kind| match e.get(kind) {
+        Some(ContextValue::String(text)) => text.as_str(),
+        _ => "",
+    };
+    let (argument, value) = (context(ContextKind::InvalidArg), context(ContextKind::InvalidValue));
+    let line = match e.kind() {
+        ErrorKind::UnknownArgument if e.get(ContextKind::Suggested).is_none() => {
+            Some(unknown_argument_line(command, &path, argument, context(ContextKind::SuggestedArg)))
+        }
+        ErrorKind::InvalidValue if value.is_empty() => {
+            Some(format!("{}: has no value; give one after it", option_name(argument)))
+        }
+        ErrorKind::InvalidValue => {
+            let Some(ContextValue::Strings(known)) = e.get(ContextKind::ValidValue) else {
+                return joined_paragraphs(e);
+            };
+            let similar = match context(ContextKind::SuggestedValue) {
+                "" => String::new(),
+                similar => format!(" (did you mean {similar}?)"),
+            };
+            let name = option_name(argument);
+            Some(format!("{name}: is {value:?}, which it does not take; give one of {}{similar}", known.join(", ")))
+        }
+        ErrorKind::InvalidSubcommand => {
+            let similar = match e.get(ContextKind::SuggestedSubcommand) {
+                Some(ContextValue::Strings(names)) => format!("did you mean {}? ", names.join(" or ")),
+                _ => String::new(),
+            };
+            let name = context(ContextKind::InvalidSubcommand);
+            Some(format!("{name}: is not a command of {path}; {similar}see '{path} --help'"))
+        }
+        ErrorKind::MissingRequiredArgument => match e.get(ContextKind::InvalidArg) {
+            Some(ContextValue::Strings(missing)) => Some(missing_arguments_line(missing, &path)),
+            _ => None,
+        },
+        ErrorKind::ValueValidation => {
+            let reason = std::error::Error::source(e).map(ToString::to_string).unwrap_or_default();
+            let (what, help) = invalid_value_text(number_kind_of(command, option_name(argument)), value, &reason);
+            Some(format!("{}: {what}; {help}", option_name(argument)))
+        }
+        _ => None,
+    };
+    line.map_or_else(|| joined_paragraphs(e), |line| one_line(&line))
+}
+
+/// Returns the subcommand that the words name, and its name with those above it, such as `reel sim run`.
+fn named_command(parser: &Command, words: impl Iterator<Item = String>) -> (&Command, String) {
+    words.fold((parser, "reel".to_string()), |(command, path), word| match command.find_subcommand(&word) {
+        Some(inner) => (inner, format!("{path} {word}")),
+        None => (command, path),
+    })
+}
+
+/// Returns the name in the parser's text for an option, such as `--out` in `--out <DIR>`.
+fn option_name(argument: &str) -> &str {
+    argument.split([' ', '[']).next().unwrap_or(argument)
+}
+
+fn number_kind_of(command: &Command, option: &str) -> Option<NumberKind> {
+    let long = option.strip_prefix("--")?;
+    let argument = command.get_arguments().find(|a| a.get_long() == Some(long))?;
+    arguments::number_kind(argument.get_value_parser())
+}
+
+/// Returns the message about an option that a command does not have; names the option that is probably meant.
+fn unknown_argument_line(command: &Command, path: &str, argument: &str, suggested: &str) -> String {
+    if !argument.starts_with("--") {
+        let what = if argument.starts_with('-') { "is not an option of" } else { "is not an argument of" };
+        return format!("{argument}: {what} {path}; see '{path} --help'");
+    }
+    let longs: Vec<String> = command.get_arguments().filter_map(|a| Some(a.get_long()?.replace('-', "_"))).collect();
+    let spelled = |name: &str| format!("--{}", name.replace('_', "-"));
+    let is_option = |name: &str| longs.iter().any(|long| long == name);
+    if let Some(advice) = names::advice_on(&names::field_name(argument), is_option, spelled) {
+        return format!("{argument}: {}; {}", advice.what, advice.help);
+    }
+    match suggested {
+        "" => format!("{argument}: is not an option of {path}; see '{path} --help'"),
+        similar => {
+            format!(
+                "{argument}: is not an option of {path}; did you mean {}?",
+                spelled(similar.trim_start_matches('-'))
+            )
+        }
+    }
+}
+
+/// Returns the message about required arguments that are not given, such as `--out <DIR>`.
+fn missing_arguments_line(missing: &[String], path: &str) -> String {
+    let names: Vec<&str> = missing.iter().map(|argument| option_name(argument)).collect();
+    let are = if names.len() == 1 { "is" } else { "are" };
+    format!("{}: {are} missing; give {} (see '{path} --help')", names.join(", "), missing.join(" "))
+}
+
+/// Returns what is wrong with an option's value, and what to do. `reason` is the error of the value's parser.
+fn invalid_value_text(kind: Option<NumberKind>, value: &str, reason: &str) -> (String, String) {
+    let number = value.parse::<f64>().ok();
+    let range = reason.split_once(" is not in ").map(|(_, range)| range);
+    match (kind, range) {
+        (Some(_), Some(range)) => {
+            let range = range.replace("..=", " to ");
+            let help = match range.strip_suffix("..") {
+                Some(least) => format!("give {least} or more"),
+                None => format!("give {range}"),
+            };
+            (format!("is {value}"), help)
+        }
+        (Some(NumberKind::Unsigned), None) if number.is_some_and(|x| x < 0.0) => {
+            (format!("is {value}, a negative number"), "give a whole number that is not negative".into())
+        }
+        (Some(NumberKind::Unsigned | NumberKind::Signed), None) => match value.parse::<i128>() {
+            Ok(_) => (format!("is {value}, which is out of range"), "give a number nearer to 0".into()),
+            Err(_) => (format!("is {value:?}, which is not a whole number"), "give a whole number".into()),
+        },
+        (Some(NumberKind::Float), None) => {
+            (format!("is {value:?}, which is not a number"), "give a number, such as 0.5 or 1e-6".into())
+        }
+        (None, _) if reason == "value was not a boolean" => (format!("is {value:?}"), "give true or false".into()),
+        (None, _) => (format!("is {value:?}"), reason.to_string()),
+    }
+}
+
+/// Joins the paragraphs of the parser's own text into one line: what is wrong, the tip if there is one, and which
+/// `--help` to read.
+fn joined_paragraphs(e: &clap::Error) -> String {
+    let rendered = e.render().to_string();
     let mut paragraphs = rendered.split("\n\n").map(one_line);
     let what = paragraphs.next().unwrap_or_default();
     let mut line = what.trim_start_matches("error: ").trim_end_matches(':').to_string();
@@ -106,21 +243,59 @@ fn closed_pipe(e: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
 
+    fn message(line: &str) -> String {
+        let parser = crate::cli::command();
+        let words: Vec<&str> = line.split(' ').collect();
+        let all = ["reel"].into_iter().chain(words.iter().copied()).map(OsString::from);
+        let e = parser.clone().try_get_matches_from(arguments::join_negative_numbers(all)).expect_err(line);
+        usage_line(&e, &parser, words.iter().map(ToString::to_string))
+    }
+
     #[test]
-    fn parser_errors_become_one_line() {
-        let unknown = "error: unexpected argument '--hight' found\n\n  tip: a similar argument exists: '--height'\n\nUsage: \
-                       reel resize --height <H> --width <W>\n\nFor more information, try '--help'.\n";
-        assert_eq!(
-            usage_line(unknown),
-            "unexpected argument '--hight' found; a similar argument exists: '--height'; try 'reel resize --help'"
+    fn parser_errors_name_location_problem_and_help() {
+        for (line, wanted) in [
+            ("resize --hight 3", "--hight: is not an option of reel resize; did you mean --height?"),
+            ("resize --height x --width 3", "--height: is \"x\", which is not a whole number; give a whole number"),
+            ("sft --save-steps -1", "--save-steps: is -1, a negative number; give a whole number that is not negative"),
+            (
+                "sft --learning-rate x",
+                "--learning-rate: is \"x\", which is not a number; give a number, such as 0.5 or 1e-6",
+            ),
+            ("demo --seeds 0", "--seeds: is 0; give 1 to 1000"),
+            ("sft --lr 1", "--lr: is not an option of this command; use --learning-rate"),
+            ("sft --epochs 1", "--epochs: is not an option of this command; use --num-train-epochs"),
+            (
+                "grpo --batch-size 1",
+                "--batch-size: is not an option of this command; use --per-device-train-batch-size",
+            ),
+            ("grpo --use_peft", "--use_peft: is not an option of this command; use --lora-r with a rank, such as 16"),
+            (
+                "grpo --use-vllm true",
+                "--use-vllm: has no effect here: reel samples with its own engine, from the weights that it trains; leave it out",
+            ),
+            ("sim run k.ptx --gird 1", "--gird: is not an option of reel sim run; did you mean --grid?"),
+            ("resize 7", "7: is not an argument of reel resize; see 'reel resize --help'"),
+            ("resize --height 3", "--width: is missing; give --width <W> (see 'reel resize --help')"),
+            (
+                "reward",
+                "--input, --output: are missing; give --input <R.jsonl> --output <O.jsonl> (see 'reel reward --help')",
+            ),
+            ("sft --learning-rate", "--learning-rate: has no value; give one after it"),
+            ("gneerate", "gneerate: is not a command of reel; did you mean generate? see 'reel --help'"),
+        ] {
+            assert_eq!(message(line), wanted, "{line}");
+        }
+        let wrong_name = message("grpo --loss-type grppo");
+        assert!(
+            wrong_name.starts_with("--loss-type: is \"grppo\"") && wrong_name.contains("did you mean grpo?"),
+            "{wrong_name}"
         );
-        let missing = "error: the following required arguments were not provided:\n  --height <H>\n  --width <W>\n\nUsage: reel \
-                       resize --height <H> --width <W>\n";
-        assert_eq!(
-            usage_line(missing),
-            "the following required arguments were not provided: --height <H> --width <W>; try 'reel resize --help'"
+        assert!(
+            message("sim run k.ptx --grid x --block 1").starts_with("--grid: is \"x\"; give one to three integers")
         );
     }
 }

@@ -12,7 +12,7 @@ use reel_model::save::{StoredTensor, write_safetensors};
 
 use crate::common::CommonOptions;
 use crate::fail::bad_usage;
-use crate::media::{MediaFlags, WorkerFlags};
+use crate::media::{MediaFlags, WorkerFlags, setting_as_option};
 use crate::output;
 
 /// Show which frames of a video are selected, and decode them.
@@ -28,7 +28,7 @@ pub struct FramesArgs {
     #[arg(long, value_name = "N", conflicts_with = "video", requires = "video_fps")]
     total_frames: Option<u64>,
     /// Frame rate of the video in frames per second, given instead of --video
-    #[arg(long, value_name = "RATE", conflicts_with = "video", requires = "total_frames", allow_hyphen_values = true)]
+    #[arg(long, value_name = "RATE", conflicts_with = "video", requires = "total_frames")]
     video_fps: Option<f64>,
     /// Safetensors file for the decoded frames: `frames` u8 [T,H,W,3] and `indices` i64 [T]
     #[arg(long, value_name = "F.safetensors", requires = "video")]
@@ -43,13 +43,14 @@ impl FramesArgs {
     /// Selects frames, decodes them if there is a video, and prints the selection.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let profile = self.media.profile(MediaProfile::Qwen)?;
-        let overrides = self.media.overrides();
         match (&self.video, self.total_frames, self.video_fps) {
             (None, Some(total), Some(fps)) => {
-                let choice = select_frames(total, fps, profile, &overrides)?;
+                // This form shows the rules of qwen-vl-utils for any limits, so the limits are not checked beforehand.
+                let overrides = self.media.unchecked_overrides();
+                let choice = select_frames(total, fps, profile, &overrides).map_err(setting_as_option)?;
                 self.print(common, &choice.indices, choice.sample_fps)
             }
-            (Some(video), ..) => self.decode(common, video, profile, &overrides),
+            (Some(video), ..) => self.decode(common, video, profile, &self.media.overrides(profile)?),
             _ => {
                 Err(bad_usage("--video", "a video is needed", "give --video FILE, or --total-frames with --video-fps"))
             }

@@ -14,6 +14,11 @@ use crate::output;
 /// The preset of the SigLIP model that computes the semantic reward; all other presets are Qwen2.5-VL models.
 const SIGLIP_TINY: &str = "siglip-tiny";
 
+/// Maximum number of decoder layers, and of rows of the embedding table. Larger numbers are mistakes, and would fill the
+/// memory with names of tensors.
+const MAX_LAYERS: usize = 1000;
+const MAX_VOCAB: usize = 1 << 24;
+
 /// Create a model folder with random weights, in the layout of the Hugging Face hub.
 #[derive(Args, Debug)]
 #[command(mut_arg("preset", |a| {
@@ -49,6 +54,11 @@ impl ModelSizeFlags {
         let name = self.preset.as_deref().unwrap_or("tiny");
         let unknown = |_| bad_usage("--preset", format!("there is no preset `{name}`"), "choose tiny, 3b or 7b");
         let preset = Preset::parse(name).map_err(unknown)?;
+        for (flag, given, most) in [("--layers", self.layers, MAX_LAYERS), ("--vocab", self.vocab, MAX_VOCAB)] {
+            if let Some(n) = given.filter(|n| !(1..=most).contains(n)) {
+                return Err(bad_usage(flag, format!("is {n}"), format!("give 1 to {most}")));
+            }
+        }
         Ok(InitOptions { preset, layers: self.layers, vocab: self.vocab, dtype, seed: common.seed() })
     }
 }

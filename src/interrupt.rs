@@ -1,8 +1,9 @@
 //! Signals. Ctrl-C ends the process and removes incomplete files. Training and generation have safe points: they
-//! continue to the next one and stop there, and a second Ctrl-C ends the process at once. Exceeding the file size
-//! limit (`ulimit -f`) is a write error.
+//! continue to the next one and stop there, and a second Ctrl-C ends the process at once. The exit code is 128 plus the
+//! signal's number, as in a shell: 130 for SIGINT, 143 for SIGTERM. Exceeding the file size limit (`ulimit -f`) is a
+//! write error.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use reel_model::save::remove_unfinished_files;
@@ -12,22 +13,25 @@ use signal_hook::iterator::Signals;
 /// The flag by which a signal asks training or generation to stop at its next safe point; empty until such work has
 /// asked for it.
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+/// The number of the first signal that asked the process to end; 0 if there was none.
+static SIGNAL: AtomicU8 = AtomicU8::new(0);
 /// True once a signal has begun to end the process.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Starts a thread that handles SIGINT (Ctrl-C), SIGTERM and SIGHUP. Signals that the process was started to ignore (as
-/// by `nohup`) stay ignored. If no handler can be installed, the signals end the process at once.
+/// Starts a thread that handles SIGINT (Ctrl-C), SIGTERM and SIGHUP. Signals that the process was started to ignore
+/// stay ignored, as is usual on Unix: `nohup` ignores SIGHUP, and a shell ignores SIGINT in the background jobs of a
+/// script, so that Ctrl-C ends only what runs in the foreground. If no handler can be installed, the signals end the process at once.
 pub fn watch_signals() {
     let ignored = ignored_signals();
     let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
     if let Ok(mut signals) = Signals::new(wanted) {
-        let _ = std::thread::Builder::new()
-            .name("signals".into())
-            .spawn(move || signals.forever().for_each(|_| on_signal()));
+        let _ = std::thread::Builder::new().name("signals".into()).spawn(move || signals.forever().for_each(on_signal));
     }
 }
 
-fn on_signal() {
+fn on_signal(signal: i32) {
+    let number = u8::try_from(signal).unwrap_or(0);
+    let _ = SIGNAL.compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst);
     let begun = STOP.get();
     if begun.is_some_and(|stop| !stop.swap(true, Ordering::SeqCst)) {
         return;
@@ -39,7 +43,15 @@ fn on_signal() {
     }
     // Exit without running exit handlers, because those of C libraries would free memory that other threads still
     // use.
-    signal_hook::low_level::exit(if begun.is_none() { 1 } else { 130 });
+    signal_hook::low_level::exit(exit_code().map_or(1, i32::from));
+}
+
+/// Returns the exit code of a command that a signal stopped; `None` if there was no signal.
+pub fn exit_code() -> Option<u8> {
+    match SIGNAL.load(Ordering::SeqCst) {
+        0 => None,
+        signal => Some(128 | signal),
+    }
 }
 
 /// Bit mask of the signals that were ignored when this process started, bit 0 for signal 1; 0 if /proc cannot be

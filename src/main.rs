@@ -3,9 +3,11 @@
 //! Each subcommand is one file here that parses its options, calls a library and prints. [`cli`] lists them; `common`
 //! has the options that all of them take.
 
+mod arguments;
 mod bench;
 mod cli;
 mod common;
+mod completions;
 mod demo;
 mod doctor;
 mod eval;
@@ -13,10 +15,12 @@ mod fail;
 mod frames;
 mod generate;
 mod grpo;
+mod help;
 mod init;
 mod interrupt;
 mod kernels;
 mod lines;
+mod man;
 mod media;
 mod merge;
 mod model;
@@ -24,8 +28,10 @@ mod output;
 mod plan;
 mod preprocess;
 mod prompt;
+mod replaced;
 mod replay;
 mod report;
+mod request;
 mod resize;
 mod reward;
 mod score;
@@ -36,7 +42,7 @@ mod training;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::FromArgMatches;
 use reel_kernels::simd;
 use reel_measure::trace;
 use reel_model::input::chat;
@@ -53,10 +59,11 @@ fn main() -> ExitCode {
     chat::render_in_worker_process("/proc/self/exe".into());
     fail::report_panics_in_one_line();
     interrupt::watch_signals();
-    let parsed = cli::Cli::command().try_get_matches().and_then(|m| Ok((cli::Cli::from_arg_matches(&m)?, m)));
-    let (cli, matches) = match parsed {
+    let words = arguments::join_negative_numbers(std::env::args_os());
+    let parsed = cli::command().try_get_matches_from(words).and_then(|m| Ok((cli::Cli::from_arg_matches(&m)?, m)));
+    let (mut cli, matches) = match parsed {
         Ok(parsed) => parsed,
-        Err(e) => return fail::print_usage_error(&e),
+        Err(e) => return fail::print_usage_error(&e, &cli::command()),
     };
     // A wrong value is an error of every command, so that a test or a script cannot run on another instruction set
     // than it names.
@@ -65,16 +72,18 @@ fn main() -> ExitCode {
         let e = fail::bad_usage(simd::ISA_VARIABLE, what, format!("give one of {names}, or unset it"));
         return fail::print_error_and_exit_code(Err(e), cli.common.verbose);
     }
-    let command_matches = matches.subcommand().map_or(&matches, |(_, m)| m);
+    let (name, command_matches) = matches.subcommand().unwrap_or(("", &matches));
+    cli.common.verbose |= common::rust_log_asks_for_details();
     let common = cli.common.clone();
     if common.offline {
         reel_model::network::forbid_downloads();
     }
     if let Some(to) = &common.trace {
-        trace::start_trace(to);
+        // Absolute, because `reel replay` changes the working directory.
+        trace::start_trace(&std::path::absolute(to).unwrap_or_else(|_| to.clone()));
     }
     // After a panic, whose message the panic hook has printed, exit with code 1, as after any failure.
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cli::run(cli, command_matches))) {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cli::run(cli, name, command_matches))) {
         Ok(result) => fail::print_error_and_exit_code(result.and_then(|()| Ok(trace::finish_trace()?)), common.verbose),
         Err(_) => ExitCode::FAILURE,
     }

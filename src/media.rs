@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use reel_diagnostic::input;
+use reel_media::MediaError;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::worker::{self, DecodeWorker};
 use reel_model::input::fetch::{MediaAccess, RemoteMedia};
@@ -25,17 +26,17 @@ pub struct MediaFlags {
     /// videorft-train for sft and grpo, else qwen]
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
-    /// Select N frames, evenly spaced
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    /// Select N frames, evenly spaced; an even number, except with the profile uniform-16
+    #[arg(long, value_name = "N")]
     nframes: Option<i64>,
     /// Select RATE frames per second of video
-    #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
+    #[arg(long, value_name = "RATE")]
     fps: Option<f64>,
     /// Minimum number of frames with --fps
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(long, value_name = "N")]
     min_frames: Option<i64>,
     /// Maximum number of frames with --fps
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(long, value_name = "N")]
     max_frames: Option<i64>,
     /// Minimum pixels (height x width) of an image or frame after resizing
     #[arg(long, value_name = "N")]
@@ -51,12 +52,19 @@ pub struct MediaFlags {
 impl MediaFlags {
     /// Returns the profile that `--profile` names, else `default`.
     pub fn profile(&self, default: MediaProfile) -> Result<MediaProfile> {
-        Ok(self.profile.as_deref().map_or(Ok(default), MediaProfile::parse)?)
+        self.profile.as_deref().map_or(Ok(default), MediaProfile::parse).map_err(setting_as_option)
     }
 
-    /// Returns the limits that flags set. They override those of the profile and those that a chat message sets for
-    /// its image or video.
-    pub fn overrides(&self) -> MediaOverrides {
+    /// Returns the limits that flags set, after a check of their values. They override those of the profile and those
+    /// that a chat message sets for its image or video.
+    pub fn overrides(&self, profile: MediaProfile) -> Result<MediaOverrides> {
+        let overrides = self.unchecked_overrides();
+        overrides.validate(profile).map_err(setting_as_option)?;
+        Ok(overrides)
+    }
+
+    /// Returns the limits that flags set, for a command that only shows what qwen-vl-utils would do with them.
+    pub fn unchecked_overrides(&self) -> MediaOverrides {
         MediaOverrides {
             nframes: self.nframes,
             fps: self.fps,
@@ -133,6 +141,14 @@ impl MediaAccessFlags {
     }
 }
 
+/// Makes the error of a media setting one about the option of this name (exit code 2); other errors stay as they are.
+pub fn setting_as_option(e: MediaError) -> anyhow::Error {
+    match e {
+        MediaError::Setting(d) => bad_usage(&format!("--{}", d.location.replace('_', "-")), d.what, d.help),
+        other => other.into(),
+    }
+}
+
 /// Options for the limits of decoding one media file.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -160,6 +176,9 @@ impl WorkerFlags {
     pub fn decode_worker(&self, common: &CommonOptions) -> Result<DecodeWorker> {
         let mut decoder = DecodeWorker::from_this_program();
         decoder.timeout = self.timeout()?;
+        if self.media_memory == 0 {
+            return Err(bad_usage("--media-memory", "is 0, which no file can be decoded in", "give MiB, 1 or more"));
+        }
         decoder.memory_mib = self.media_memory;
         if common.threads.is_some() {
             decoder.threads = common.threads()?;

@@ -20,7 +20,8 @@ use reel_train::options::Recipe;
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::media::{MediaAccessFlags, MediaFlags, TrainedMedia, WorkerFlags};
-use crate::output;
+use crate::request::{ChatRequest, RequestSettings};
+use crate::{output, replaced};
 
 /// Options that select a model and, optionally, a LoRA adapter.
 #[derive(Args, Clone, Debug)]
@@ -36,10 +37,11 @@ pub struct ModelFlags {
 /// Options for chat messages in a file, and for reading their media.
 #[derive(Args, Clone, Debug)]
 pub struct MessageFlags {
-    /// Chat messages: a JSON list in the format of OpenAI and Qwen
+    /// Chat messages: a JSON list in the format of OpenAI and Qwen, or the body of an OpenAI chat request; - is stdin
     #[arg(long, value_name = "M.json")]
     pub messages: Option<PathBuf>,
-    /// Folder that media paths are relative to [default: the folder of the messages file]
+    /// Folder that media paths are relative to [default: the folder of the messages file; for stdin the working
+    /// directory]
     #[arg(long, value_name = "DIR")]
     media_root: Option<PathBuf>,
     #[command(flatten)]
@@ -75,6 +77,8 @@ pub struct EncodedPrompt {
     pub bundle: ModelFolder,
     /// Model inputs of the prompt.
     pub tokens: ModelInput,
+    /// The sampling fields of the messages file, if it is the body of a request.
+    pub settings: RequestSettings,
     /// Seconds that preprocessing took.
     pub seconds: f64,
 }
@@ -114,6 +118,12 @@ pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
             "give its base model, or merge the two with reel merge",
         ));
     }
+    // A path that exists but cannot be followed is not a Hugging Face id: its own error says why.
+    if let Err(e) = std::fs::metadata(model)
+        && e.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(output::cannot_read(Path::new(model), e));
+    }
     let mut printed = Instant::now();
     let mut progress = |p: DownloadProgress| {
         if output::stderr_is_terminal() && (printed.elapsed().as_millis() > 200 || p.total == Some(p.done)) {
@@ -134,9 +144,11 @@ impl MessageFlags {
     pub fn encode(&self, model: &str, adapter: Option<&Path>, common: &CommonOptions) -> Result<EncodedPrompt> {
         let path = self.messages.as_deref().unwrap_or(Path::new("-"));
         let own_folder = path.parent().unwrap_or(Path::new(""));
-        let access = self.access.media_access(self.media_root.as_deref().unwrap_or(own_folder));
-        let conversation = || Ok(Conversation::open(path, self.media_root.as_deref())?);
-        self.encode_conversation(model, adapter, access, common, conversation)
+        let root = self.media_root.as_deref().unwrap_or(own_folder);
+        self.encode_conversation(model, adapter, self.access.media_access(root), common, || {
+            let request = ChatRequest::read(path)?;
+            Ok((Conversation::from_json(&request.location, &request.messages, root)?, request.settings))
+        })
     }
 
     /// Encodes the messages file, or the question if there is no file.
@@ -152,8 +164,9 @@ impl MessageFlags {
             None => {
                 // The user typed the file or the address, so no flag is needed to read it.
                 let access = MediaAccess { remote: RemoteMedia::Public, confined_to: None };
-                let conversation = || Ok(question.conversation(self.media_root.as_deref()));
-                self.encode_conversation(model, adapter, access, common, conversation)
+                self.encode_conversation(model, adapter, access, common, || {
+                    Ok((question.conversation(self.media_root.as_deref()), RequestSettings::default()))
+                })
             }
         }
     }
@@ -164,12 +177,15 @@ impl MessageFlags {
         adapter: Option<&Path>,
         access: MediaAccess,
         common: &CommonOptions,
-        conversation: impl FnOnce() -> Result<Conversation>,
+        conversation: impl FnOnce() -> Result<(Conversation, RequestSettings)>,
     ) -> Result<EncodedPrompt> {
         let begun = Instant::now();
+        // Wrong flags are refused before a model is looked up or downloaded.
+        self.media.overrides(self.media.profile(MediaProfile::Qwen)?)?;
         let folder = find_or_download_model(model)?;
         let bundle = trace::span("open", || ModelFolder::open(&folder))?;
-        let conversation = conversation()?;
+        let (conversation, settings) = conversation()?;
+        media_files(&conversation).try_for_each(|(path, location)| replaced::refuse_if_output(path, location))?;
         // A profile on the command line replaces all settings of the training run.
         let trained = TrainedMedia::find(adapter.unwrap_or(&folder)).filter(|_| self.media.profile.is_none());
         if let Some(trained) = trained.as_ref().filter(|_| conversation.media_parts().next().is_some() && !common.quiet)
@@ -177,16 +193,40 @@ impl MessageFlags {
             let file = trained.file.display().to_string();
             eprintln!("frames and pixels as in training: {trained} (from {}; flags win)", escape_controls(&file));
         }
+        let profile = trained.as_ref().map_or(&self.media, |trained| &trained.flags).profile(MediaProfile::Qwen)?;
         let options = MediaOptions {
-            profile: trained.as_ref().map_or(&self.media, |trained| &trained.flags).profile(MediaProfile::Qwen)?,
-            overrides: self.media.overrides(),
-            trained: trained.map(|trained| trained.flags.overrides()).unwrap_or_default(),
+            profile,
+            overrides: self.media.overrides(profile)?,
+            trained: trained.map(|trained| trained.flags.overrides(profile)).transpose()?.unwrap_or_default(),
             decoder: self.worker.decode_worker(common)?,
             access,
             second_per_grid: SecondPerGrid::True,
         };
         let tokens = trace::span("preprocess", || encode(&bundle, &conversation, &options))?;
-        Ok(EncodedPrompt { folder, bundle, tokens, seconds: begun.elapsed().as_secs_f64() })
+        Ok(EncodedPrompt { folder, bundle, tokens, settings, seconds: begun.elapsed().as_secs_f64() })
+    }
+}
+
+/// The image and video files of a conversation, each with its location in the messages.
+fn media_files(conversation: &Conversation) -> impl Iterator<Item = (&Path, &str)> {
+    conversation.media_parts().flat_map(|part| {
+        let (sources, location) = media_sources(part);
+        sources.into_iter().filter_map(move |source| match source {
+            MediaSource::Path(path) => Some((path.as_path(), location)),
+            _ => None,
+        })
+    })
+}
+
+/// The sources of an image or video, and its location in the messages.
+fn media_sources(part: &ContentPart) -> (Vec<&MediaSource>, &str) {
+    match part {
+        ContentPart::Text(_) => (Vec::new(), ""),
+        ContentPart::Image(image) => (vec![&image.source], &image.location),
+        ContentPart::Video(video) => match &video.source {
+            VideoSource::File(file) => (vec![file], &video.location),
+            VideoSource::Frames(frames) => (frames.iter().collect(), &video.location),
+        },
     }
 }
 

@@ -29,7 +29,7 @@ Example:
   reel sft --model tiny --data rows.json --out run --max-steps 5
   reel replay run --step 3")]
 pub struct ReplayArgs {
-    /// Output folder of the run; call this in the folder where the run was started, since its paths may be relative
+    /// Output folder of the run
     #[arg(value_name = "OUT")]
     out: PathBuf,
     /// Step to repeat, counted from 1
@@ -40,14 +40,16 @@ pub struct ReplayArgs {
 impl ReplayArgs {
     /// Repeats the step and prints the result; an error (exit code 1) if the weights differ.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
+        let out = &std::path::absolute(&self.out).unwrap_or_else(|_| self.out.clone());
         let (command, options) = replay::recorded_command_and_options(&self.out)?;
-        let from = replay::find_replay_start(&self.out, self.step)?;
+        enter_recorded_folder(out)?;
+        let from = replay::find_replay_start(out, self.step)?;
         let replayed = match command.as_str() {
-            "sft" => self.repeat::<SftOptions>(options, common, &from, |setup| {
-                sft::replay_step(setup, &self.out, self.step, &from.hash)
+            "sft" => self.repeat::<SftOptions>(out, options, common, &from, |setup| {
+                sft::replay_step(setup, out, self.step, &from.hash)
             }),
-            _ => self.repeat::<GrpoOptions>(options, common, &from, |setup| {
-                grpo::replay_step(setup, &self.out, self.step, &from.hash)
+            _ => self.repeat::<GrpoOptions>(out, options, common, &from, |setup| {
+                grpo::replay_step(setup, out, self.step, &from.hash)
             }),
         }?;
         let ReplayReport { same, first } = &replayed;
@@ -67,18 +69,19 @@ impl ReplayArgs {
 
     fn repeat<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned + Recorded>(
         &self,
+        out: &Path,
         options: Value,
         common: &CommonOptions,
         from: &ReplayStart,
         redo: impl FnOnce(&RunSetup<O>) -> reel_train::Result<ReplayReport>,
     ) -> Result<ReplayReport> {
-        let file = self.out.join("run.json");
+        let file = out.join("run.json");
         let mut resolved: ResolvedOptions<O> = serde_json::from_value(options).map_err(|e| {
             failed(file.display(), format!("cannot be parsed: {e}"), "use the version of reel that wrote it")
         })?;
         let folder =
             tempfile::tempdir().map_err(|e| failed("temporary folder", e, "set TMPDIR to a writable folder"))?;
-        resolved.options.use_recorded_rollouts(&self.out);
+        resolved.options.use_recorded_rollouts(out);
         let run: &mut RunOptions = &mut resolved.options;
         run.out = folder.path().join("out");
         run.save_steps = 0;
@@ -100,6 +103,15 @@ impl ReplayArgs {
             }
             Ok(redo(setup)?)
         })
+    }
+}
+
+/// Makes the folder in which the run was started the working directory, because paths in its options are relative to
+/// it. If that folder is gone, paths are relative to the present working directory.
+fn enter_recorded_folder(out: &Path) -> Result<()> {
+    match replay::recorded_working_directory(out)?.filter(|folder| folder.is_dir()) {
+        Some(folder) => std::env::set_current_dir(&folder).map_err(|e| output::cannot_read(&folder, e)),
+        None => Ok(()),
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::common::CommonOptions;
 use crate::fail::failed;
-use crate::{lines, model, output};
+use crate::{lines, model, output, replaced};
 
 /// Score given completions: accuracy, format, length, temporal and semantic rewards, and advantages within a group.
 #[derive(Args, Debug)]
@@ -57,6 +57,7 @@ impl RewardArgs {
         for (_, mut row) in rows {
             let single = row.is_single;
             row.frames = row.frames.iter().map(|frame| self.beside_input(frame)).collect();
+            row.frames.iter().try_for_each(|frame| replaced::refuse_if_output(frame, "a frame of --input"))?;
             let scores = row.score(&rules, scorer.as_mut().map(|scorer| scorer as &mut dyn SemanticModel))?;
             write(&mut draft, &self.output, &scores, single)?;
             rewards.push(scores.reward);

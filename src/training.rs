@@ -7,17 +7,18 @@ use clap::parser::ValueSource;
 use reel_measure::trace;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_model::input::{MediaOptions, SecondPerGrid};
-use reel_train::config_file::{self, StartFlags};
+use reel_train::config_file::ConfigFile;
 use reel_train::options::{RunOptions, TrainingOptions};
 use reel_train::run::{DataCheckResult, RunSetup, RunSummary};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ops::DerefMut;
+use std::path::Path;
 
 use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
-use crate::{interrupt, model, output, prompt};
+use crate::{interrupt, model, output, prompt, replaced};
 
 /// Every option of a run, as configuration files contain them and run.json records them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,16 +52,15 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             worker: worker.clone(),
             common: common.clone(),
         };
-        let mut resolved = match &options.config {
+        let config = options.config.as_deref().map(ConfigFile::read).transpose()?;
+        let given = |field: &str| matches.value_source(field) == Some(ValueSource::CommandLine);
+        let mut resolved = match &config {
             None => parsed,
-            Some(file) => {
-                let given = |field: &str| matches.value_source(field) == Some(ValueSource::CommandLine);
-                config_file::apply_config_file(&parsed, file, given)?
-            }
+            Some(file) => file.apply(&parsed, given)?,
         };
         // `resume_from_checkpoint`, `overwrite` and the options for output do not describe the run, so the merge
         // above leaves them out and they are set here.
-        let start = options.config.as_deref().map(StartFlags::read).transpose()?.unwrap_or_default();
+        let start = config.map(|file| file.start_flags()).transpose()?.unwrap_or_default();
         let run: &mut RunOptions = &mut resolved.options;
         run.config.clone_from(&options.config);
         run.resume_from_checkpoint = options.resume_from_checkpoint.clone().or(start.resume_from_checkpoint);
@@ -74,9 +74,10 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 
     /// Options for reading images and videos.
     pub fn media_options(&self) -> Result<MediaOptions> {
+        let profile = self.media.profile(MediaProfile::VideorftTrain)?;
         Ok(MediaOptions {
-            profile: self.media.profile(MediaProfile::VideorftTrain)?,
-            overrides: self.media.overrides(),
+            profile,
+            overrides: self.media.overrides(profile)?,
             trained: MediaOverrides::default(),
             decoder: self.worker.decode_worker(&self.common)?,
             access: self.access.media_access(&self.options.media_root()),
@@ -87,6 +88,9 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     /// Checks the options, finds the model folder, opens the device, and calls `f` with the result.
     pub fn with_setup<T>(&self, f: impl FnOnce(&RunSetup<O>) -> Result<T>) -> Result<T> {
         self.options.validate()?;
+        self.common.validate()?;
+        let media = &self.media_options()?;
+        self.refuse_replaced_inputs()?;
         let folder = prompt::find_or_download_model(&self.options.model)?;
         let device = model::open_device(&self.common)?;
         trace::start_recording_launches(&device, model::activation_dtype(&self.common));
@@ -97,11 +101,20 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             device: &device,
             dtype: model::activation_dtype(&self.common),
             seed: self.common.seed(),
-            media: &self.media_options()?,
+            media,
             resolved: &serde_json::to_value(self)?,
             quiet: self.common.quiet || self.common.json,
             stop: &stop,
         })
+    }
+
+    /// Refuses an output folder that holds an input, as [`replaced`] does, for paths of the configuration file.
+    fn refuse_replaced_inputs(&self) -> Result<()> {
+        let run: &RunOptions = &self.options;
+        for (option, input) in [("--model", Path::new(&run.model)), ("--data", &run.data)] {
+            replaced::refuse_run_folder("--out", &run.out, option, input)?;
+        }
+        Ok(())
     }
 
     /// Trains with `run` until the end or Ctrl-C and prints the result. If `--check-data` is given without `--out`,
@@ -113,6 +126,9 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     ) -> Result<()> {
         if self.options.is_check_only() {
             return self.check(check);
+        }
+        if self.options.max_steps == Some(0) && !self.common.quiet && !self.common.json {
+            eprintln!("--max-steps 0 sets no limit, as in TRL: the number of epochs decides");
         }
         let summary = self.with_setup(|setup| Ok(run(setup)?))?;
         let out = self.options.out.display();

@@ -391,7 +391,9 @@ fn unwritable_outputs_are_refused() {
         run_in(s.dir.path(), ["score", "--model", "tiny", "--messages", "m.json", "--out", out])
     };
     score("no/such/folder/s.safetensors").refused(1, &["no/such/folder/s.safetensors"]);
-    score("tiny").refused(1, &["tiny"]);
+    score("tiny").refused(2, &["--out", "the same folder as --model"]);
+    fs::create_dir(s.dir.path().join("folder")).expect("a folder");
+    score("folder").refused(1, &["folder"]);
     run_in(s.dir.path(), ["init", "--preset", "tiny", "--out", "tiny"]).refused(1, &["tiny"]);
     run_in(s.dir.path(), ["init", "--preset", "huge", "--out", "other"])
         .refused(2, &["huge", "tiny, 3b, 7b or siglip-tiny"]);
@@ -442,6 +444,7 @@ fn nan_weight_is_named_where_it_makes_logits_nan() {
 #[test]
 fn interrupted_init_leaves_no_file() {
     let dir = tempfile::tempdir().expect("a folder");
+    support::let_children_receive_sigint();
     let script =
         format!("trap '' HUP; exec {} init --preset 3b --layers 12 --out new --threads 1", env!("CARGO_BIN_EXE_reel"));
     let mut child = Command::new("bash")
@@ -468,6 +471,76 @@ fn interrupted_init_leaves_no_file() {
         "SIGHUP ended the command, although it was started with SIGHUP ignored"
     );
     signal("-INT");
-    support::finished_run(child.wait_with_output().expect("it ends")).refused(1, &["interrupted"]);
+    support::finished_run(child.wait_with_output().expect("it ends")).refused(130, &["interrupted"]);
     assert_eq!(file_names_in(dir.path()), Vec::<String>::new());
+}
+
+/// An output that is also an input would destroy the input. The command is refused, and the input stays as it was.
+#[test]
+fn outputs_that_would_replace_an_input_are_refused() {
+    let s = Workspace::new();
+    let dir = s.dir.path();
+    let files = [
+        ("r.jsonl", r#"{"problem_type": "numerical", "solution": "<answer>4</answer>", "completion": "4"}"#),
+        (
+            "p.jsonl",
+            r#"{"problem_type": "free-form", "solution": "<answer>A</answer>", "category": "x", "output": "A"}"#,
+        ),
+        (
+            "m.json",
+            r#"[{"role": "user", "content": [{"type": "image", "image": "i.png"}, {"type": "text", "text": "?"}]}]"#,
+        ),
+    ];
+    for (name, text) in files {
+        fs::write(dir.join(name), text).expect("written");
+    }
+    fs::copy(golden("pixels/00_png_rgb.png"), dir.join("i.png")).expect("copied");
+    std::os::unix::fs::symlink("r.jsonl", dir.join("link.jsonl")).expect("a link");
+    fs::hard_link(dir.join("p.jsonl"), dir.join("hard.jsonl")).expect("a link");
+    let before: Vec<Vec<u8>> = file_names_in(dir).iter().filter_map(|name| fs::read(dir.join(name)).ok()).collect();
+    for (command, words) in [
+        ("reward --input r.jsonl --output r.jsonl", &["--output", "same file as --input"][..]),
+        ("reward --input r.jsonl --out link.jsonl", &["--output", "same file as --input"]),
+        ("eval --score-only --benchmark mmvu --predictions p.jsonl --out hard.jsonl", &["--predictions"]),
+        ("preprocess --model tiny --messages m.json --out m.json", &["same file as --messages"]),
+        ("preprocess --model tiny --messages m.json --out i.png", &["same file as m.json: message 0, part 0"]),
+        ("score --model tiny --messages m.json --out tiny/model.safetensors", &["in the folder of --model"]),
+        ("frames --video i.png --out i.png", &["same file as --video"]),
+        ("tokenize --model tiny --file r.jsonl --trace r.jsonl", &["--trace", "same file as"]),
+        ("sft --model tiny --data p.jsonl --check-data --quarantine p.jsonl", &["--quarantine", "same file as --data"]),
+        ("sft --model tiny --data p.jsonl --out tiny --overwrite", &["--out", "same folder as --model"]),
+    ] {
+        run_in(dir, command.split(' ')).refused(2, words);
+    }
+    let after: Vec<Vec<u8>> = file_names_in(dir).iter().filter_map(|name| fs::read(dir.join(name)).ok()).collect();
+    assert!(before == after, "an input changed");
+    run_in(dir, ["reward", "--input", "r.jsonl", "--output", "scores.jsonl"]).ok();
+}
+
+#[test]
+fn errors_name_the_true_cause() {
+    let s = Workspace::new();
+    let dir = s.dir.path();
+    std::os::unix::fs::symlink("loop", dir.join("loop")).expect("a link");
+    fs::write(dir.join("m.json"), r#"[{"role": "user", "content": "x"}]"#).expect("written");
+    for (command, code, words) in [
+        ("generate --model loop --prompt x", 1, &["loop: ", "symbolic links"][..]),
+        ("preprocess --model tiny --messages loop --out p", 1, &["loop: ", "symbolic links"]),
+        ("sft --model tiny --data loop --out o", 1, &["loop: ", "symbolic links"]),
+        ("sft --model tiny --data m.json --out loop", 1, &["loop", "symbolic links"]),
+        ("init --preset tiny --out loop", 1, &["loop: ", "symbolic links"]),
+        ("init --preset tiny --layers 0 --out o", 2, &["--layers: is 0; give 1 to 1000"]),
+        ("plan sft --preset 3b --layers 0 --tokens 9 --gpu h100", 2, &["--layers: is 0"]),
+        (
+            "score --model tiny --messages m.json --out a/b/s",
+            1,
+            &["a/b/s: ", "the folder a does not exist", "create it"],
+        ),
+        ("report tiny", 1, &["tiny: is not the output folder of a run", "reel sft"]),
+        ("report m.json", 1, &["m.json: is not a folder"]),
+        ("report none", 1, &["none: ", "no such file or folder"]),
+    ] {
+        run_in(dir, command.split(' ')).refused(code, words);
+    }
+    assert_eq!(file_names_in(dir), ["loop", "m.json", "tiny"]);
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use reel_kernels::compile;
-use support::{reel, run, run_in};
+use support::{golden, reel, run, run_in};
 
 #[test]
 fn version_and_help_exit_with_code_0() {
@@ -57,13 +57,26 @@ fn errors_of_unavailable_devices_name_alternatives() {
 
 #[test]
 fn rejects_invalid_sizes_and_rates() {
-    run(["resize", "--height", "0", "--width", "10"]).refused(1, &["0 x 10"]);
-    run(["resize", "--height", "10", "--width", "9000"]).refused(1, &["ratio"]);
-    run(["frames", "--total-frames", "9", "--video-fps", "nan"]).refused(1, &["fps"]);
+    run(["resize", "--height", "0", "--width", "10"]).refused(2, &["0 x 10"]);
+    run(["resize", "--height", "10", "--width", "9000"]).refused(2, &["ratio"]);
+    run(["frames", "--total-frames", "9", "--video-fps", "nan"]).refused(2, &["--video-fps"]);
     run(["frames", "--total-frames", "9", "--video-fps", "25", "--profile", "nosuch"])
-        .refused(1, &["nosuch", "videorft-eval"]);
+        .refused(2, &["--profile", "nosuch", "videorft-eval"]);
     run(["frames", "--total-frames", "99", "--video-fps", "25", "--fps", "2", "--nframes", "4"])
-        .refused(1, &["nframes"]);
+        .refused(2, &["--nframes"]);
+    // Without a video, the command shows the rules of qwen-vl-utils, which rounds an odd number and takes the minimum
+    // number of frames at a rate of 0. With one, such a value is a mistake.
+    let selected = |flag: &str, value: &str| {
+        let args = ["frames", "--total-frames", "99", "--video-fps", "25", "--json", flag, value];
+        run(args).json()["nframes"].clone()
+    };
+    assert_eq!((selected("--nframes", "9"), selected("--fps", "0")), (8.into(), 4.into()));
+    let video = golden("clips/h264_709.mp4").display().to_string();
+    for (flag, value) in
+        [("--nframes", "9"), ("--nframes", "1"), ("--fps", "0"), ("--fps", "-2"), ("--max-pixels", "9")]
+    {
+        run(["frames", "--video", &video, flag, value]).refused(2, &[&format!("{flag}: is {value}, ")]);
+    }
 }
 
 #[test]
@@ -96,6 +109,67 @@ fn closed_stdout_is_not_an_error() {
     drop(child.stdout.take());
     let done = support::finished_run(child.wait_with_output().expect("it ends"));
     assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn suggestions_know_the_field() {
+    for (command, words) in [
+        ("sft --lr 1e-5", &["--lr: ", "use --learning-rate"][..]),
+        ("sft --epochs 2", &["--epochs: ", "use --num-train-epochs"]),
+        ("grpo --batch-size 2", &["--batch-size: ", "use --per-device-train-batch-size"]),
+        ("grpo --use_peft", &["--use_peft: ", "use --lora-r"]),
+        ("grpo --use-vllm true", &["--use-vllm: has no effect here: reel samples with its own engine"]),
+        ("grpo --deepspeed zero3.json", &["--deepspeed: ", "trains on one device"]),
+        ("grpo --attn_implementation flash_attention_2", &["--attn_implementation: ", "its own kernels"]),
+        ("grpo --bf16 true", &["--bf16: ", "use --dtype bf16"]),
+        ("grpo --semantic true", &["--semantic: ", "use --siglip"]),
+        ("grpo --len_control maybe", &["--len-control: is \"maybe\"; give true or false"]),
+        ("generate --model m --question x", &["--question: ", "use --prompt"]),
+        ("plan sft --gradient-acumulation-steps 1", &["did you mean --gradient-accumulation-steps?"]),
+    ] {
+        run(command.split(' ')).refused(2, words);
+    }
+}
+
+#[test]
+fn common_options_are_checked_in_every_command() {
+    for (option, value) in [("--threads", "0"), ("--device", "nonsense"), ("--interleavings", "0"), ("--dtype", "f8")] {
+        run(["resize", "--height", "28", "--width", "28", option, value]).refused(2, &[&format!("{option}: is ")]);
+    }
+    run(["resize", "--height", "28", "--width", "28", "--device", "cpu", "--threads", "2"]).ok();
+    let help = |command: &str| run(command.split(' ').chain(["--help"])).ok().to_string();
+    assert!(!help("resize").contains("--device") && help("generate").contains("--device"));
+}
+
+#[test]
+fn help_completions_and_manual_pages_cover_every_command() {
+    assert_eq!(run(["help", "sim", "run"]).ok(), run(["sim", "run", "--help"]).ok());
+    assert_eq!(run(["help"]).ok(), run(["--help"]).ok());
+    run(["help", "frobnicate"]).refused(2, &["frobnicate", "sft"]);
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = run(["completions", shell]);
+        assert!(script.ok().contains("per-device-train-batch-size"), "{shell}");
+    }
+    run(["completions", "tcsh"]).refused(2, &["tcsh", "bash"]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let said = run_in(folder.path(), ["man", "--out", "man1", "--json"]).json();
+    let pages = support::file_names_in(&folder.path().join("man1"));
+    assert_eq!(said["pages"].as_u64(), Some(pages.len() as u64));
+    let all = ["reel.1", "reel-sft.1", "reel-sim-run.1", "reel-bench-op.1"];
+    assert!(all.iter().all(|name| pages.iter().any(|page| page == name)), "{pages:?}");
+    let page = std::fs::read_to_string(folder.path().join("man1/reel-sft.1")).expect("a page");
+    assert!(page.contains(".TH reel-sft 1") && page.contains("learning\\-rate"), "{page}");
+}
+
+#[test]
+fn rust_log_adds_details() {
+    let missing = ["tokenize", "--model", "no-model", "--file", "x"];
+    let with = |level: &str| {
+        let out = reel().args(missing).env("RUST_LOG", level).output().expect("the binary starts");
+        support::finished_run(out).stderr
+    };
+    let verbose = run(missing.into_iter().chain(["-v"])).stderr;
+    assert_eq!((with("debug"), with("warn")), (verbose, run(missing).stderr));
 }
 
 /// The help text of a subcommand.

@@ -202,14 +202,20 @@ fn commands_of_the_simulator_page_run_as_printed() {
 }
 
 #[test]
+fn commands_of_the_command_line_page_run_as_printed() {
+    run_page("docs/command-line.md");
+}
+
+#[test]
 fn commands_of_add_a_kernel_run_as_printed() {
     run_page("docs/add-a-kernel.md");
 }
 
 #[test]
 fn pages_with_commands_are_all_tested() {
-    const TESTED: [&str; 6] = [
+    const TESTED: [&str; 7] = [
         "docs/add-a-kernel.md",
+        "docs/command-line.md",
         "README.md",
         "docs/guide-research.md",
         "docs/guide-performance.md",

@@ -429,6 +429,12 @@ fn replay_repeats_sft_steps() {
     for step in ["1", "4"] {
         assert!(run_in(at, ["replay", "out", "--step", step]).ok().contains("gives the same bits"));
     }
+    // The paths of the run are relative to the folder in which it was started; the replay may start in any other one.
+    let elsewhere = at.join("elsewhere");
+    fs::create_dir(&elsewhere).expect("a folder");
+    let replayed = run_in(&elsewhere, ["replay", "../out", "--step", "3", "--trace", "trace.json"]);
+    assert!(replayed.ok().contains("gives the same bits"));
+    assert!(elsewhere.join("trace.json").exists());
 }
 
 #[test]
@@ -463,7 +469,7 @@ fn report_is_one_page_with_curves_rollouts_and_frames() {
             && !html.contains("http")
             && !html.contains("<script")
     );
-    run_in(at, ["report", "none"]).refused(1, &["none/metrics.jsonl: has no steps"]);
+    run_in(at, ["report", "none"]).refused(1, &["none: ", "no such file or folder"]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use reel_diagnostic::escape_controls;
 use serde_json::Value;
-use support::{golden, run};
+use support::{golden, run, run_in};
 use tensors::{assert_close, assert_elements_close, gathered_rows, read_tensors};
 
 /// A case of `tests/golden/model`, with a folder for outputs.
@@ -195,4 +195,46 @@ fn stop_string_ends_the_text_before_it() {
     assert_ne!(printed(text), format!("{text}\n"), "this text has control characters");
     assert_eq!(run([&base[..], &["--stop", &stop]].concat()).ok(), printed(&text[..cut]));
     assert_eq!(run(base).ok(), printed(text));
+}
+
+/// A messages file may be stdin, and the whole body of an OpenAI request: `generate` uses its sampling fields where
+/// flags are absent.
+#[test]
+fn messages_may_be_stdin_or_a_request_body() {
+    use std::io::Write as _;
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    support::tiny_model(at);
+    let messages = r#"[{"role": "user", "content": "Hello"}]"#;
+    let body = format!(
+        r#"{{"model": "x", "messages": {messages}, "temperature": 0.8, "seed": 5, "max_tokens": 6, "n": 2, "stream": true}}"#
+    );
+    std::fs::write(at.join("m.json"), messages).expect("written");
+    std::fs::write(at.join("body.json"), &body).expect("written");
+    let generate = |more: &[&str]| run_in(at, [&["generate", "--model", "tiny", "--json"][..], more].concat()).json();
+    let ids = |result: &serde_json::Value| result["token_ids"].clone();
+    let by_flags =
+        generate(&["--messages", "m.json", "--temperature", "0.8", "--seed", "5", "--max-new-tokens", "6", "--n", "2"]);
+    let by_body = generate(&["--messages", "body.json"]);
+    assert_eq!((ids(&by_body[0]), ids(&by_body[1])), (ids(&by_flags[0]), ids(&by_flags[1])));
+    // Flags win over the body.
+    let greedy = generate(&["--messages", "body.json", "--temperature", "0", "--n", "1", "--max_tokens", "3"]);
+    assert_eq!(ids(&greedy), ids(&generate(&["--messages", "m.json", "--temperature", "0", "--max-new-tokens", "3"])));
+    let mut child = support::reel()
+        .current_dir(at)
+        .args(["generate", "--model", "tiny", "--json", "--messages", "-"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    child.stdin.take().expect("a pipe").write_all(body.as_bytes()).expect("written");
+    let piped = support::finished_run(child.wait_with_output().expect("it ends")).json();
+    assert_eq!(ids(&piped[1]), ids(&by_flags[1]));
+    for (flag, value) in [("--temperature", "-1"), ("--top-p", "0"), ("--repetition-penalty", "-1e-3"), ("--n", "-1")] {
+        run_in(at, ["generate", "--model", "tiny", "--prompt", "x", flag, value])
+            .refused(2, &[&format!("{flag}: is ")]);
+    }
+    std::fs::write(at.join("bad.json"), format!(r#"{{"messages": {messages}, "logprobs": true}}"#)).expect("written");
+    run_in(at, ["generate", "--model", "tiny", "--messages", "bad.json"]).refused(1, &["bad.json: logprobs: "]);
 }

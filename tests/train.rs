@@ -176,14 +176,17 @@ fn resumed_run_equals_uninterrupted_run() {
     let mut child = start_long(w.path(), "straight");
     assert!(child.wait().expect("it ends").success());
 
-    // After Ctrl-C, the run stops at the end of a step and prints how to resume.
-    let child = start_long(w.path(), "stopped");
-    wait_for_steps(&w.path().join("stopped"), 20);
-    signal(&child, "-INT");
-    let done = support::finished_run(child.wait_with_output().expect("it ends"));
-    assert_eq!(done.code, Some(1), "{}", done.stderr);
-    let last = done.stderr.lines().last().unwrap_or_default();
-    assert!(last.starts_with("error: ") && last.contains("--resume-from-checkpoint last"), "{}", done.stderr);
+    // After Ctrl-C or SIGTERM, the run stops at the end of a step and prints how to resume.
+    support::let_children_receive_sigint();
+    for (out, name, code) in [("stopped", "-INT", 130), ("terminated", "-TERM", 143)] {
+        let child = start_long(w.path(), out);
+        wait_for_steps(&w.path().join(out), 20);
+        signal(&child, name);
+        let done = support::finished_run(child.wait_with_output().expect("it ends"));
+        assert_eq!(done.code, Some(code), "{}", done.stderr);
+        let last = done.stderr.lines().last().unwrap_or_default();
+        assert!(last.starts_with("error: ") && last.contains("--resume-from-checkpoint last"), "{}", done.stderr);
+    }
 
     // The run is killed with SIGKILL at an arbitrary moment.
     let mut child = start_long(w.path(), "killed");
@@ -282,6 +285,63 @@ fn config_file_sets_options_and_flags_win() {
     assert_eq!(read_metrics(&w.path().join("out")).len(), 3);
     let many = ["--per-device-train-batch-size", "20000000"];
     sft(w.path(), "more", &many).refused(2, &["--per-device-train-batch-size", "65536"]);
+}
+
+/// A refused option leaves nothing in the way of the corrected command.
+#[test]
+fn refused_options_leave_no_folder() {
+    let w = training_folder(2);
+    media(w.path());
+    fs::write(w.path().join("rows.jsonl"), about("video", "good.mp4")).expect("written");
+    for (options, words) in [
+        ("--fps 0", &["--fps: is 0, "][..]),
+        ("--fps -1 --profile qwen", &["--fps: is -1, "]),
+        ("--fps nan", &["--fps: is NaN, "]),
+        ("--fps 2 --nframes 4", &["--nframes: cannot be given together with fps"]),
+        ("--nframes 1", &["--nframes: is 1, "]),
+        ("--nframes 7", &["--nframes: is 7, ", "give 6 or 8"]),
+        ("--min-frames 8 --max-frames 4", &["--min-frames: is 8, "]),
+        ("--max-pixels 1", &["--max-pixels: is 1, "]),
+        ("--max-pixels -1", &["--max-pixels: is -1, "]),
+        ("--min-pixels 6272 --max-pixels 3136", &["--min-pixels: is 6272, "]),
+        ("--media-memory 0", &["--media-memory: is 0, "]),
+        ("--profile nosuch", &["--profile: ", "nosuch", "qwen"]),
+        ("--device nonsense", &["--device: is nonsense, "]),
+        ("--threads 0", &["--threads: is 0"]),
+        ("--learning-rate -1", &["--learning-rate: is -1; "]),
+    ] {
+        sft(w.path(), "out", &options.split(' ').collect::<Vec<_>>()).refused(2, words);
+        assert!(!w.path().join("out").exists(), "{options}");
+    }
+    fs::write(w.path().join("c.toml"), "nframes = 7\n").expect("written");
+    sft(w.path(), "out", &["--config", "c.toml"]).refused(2, &["--nframes: is 7, "]);
+    sft(w.path(), "out", &["--max-steps", "1", "--nframes", "4", "--max-pixels", "12544", "--quiet"]).ok();
+}
+
+#[test]
+fn config_files_may_be_yaml_or_json_with_names_of_trl() {
+    let w = training_folder(2);
+    let at = w.path();
+    let yaml = "# a run\nmodel_name_or_path: tiny\ndataset_name: rows.jsonl\noutput_dir: yaml\nmax_steps: 1\nlearning_rate: 1e-5\n\
+                report_to: none\n";
+    fs::write(at.join("c.yaml"), yaml).expect("written");
+    fs::write(at.join("c.json"), r#"{"model": "tiny", "data": "rows.jsonl", "out": "json", "max_steps": 1}"#)
+        .expect("written");
+    for out in ["yaml", "json"] {
+        run_in(at, ["sft", "--config", &format!("c.{out}"), "--quiet"]).ok();
+        assert_eq!(read_metrics(&at.join(out)).len(), 1, "{out}");
+    }
+    fs::write(at.join("bad.yaml"), "max_steps: 1\nepochs: 3\n").expect("written");
+    run_in(at, ["sft", "--config", "bad.yaml"]).refused(2, &["bad.yaml: epochs: ", "use num-train-epochs"]);
+    fs::write(at.join("bad.json"), "{\"max_steps\": }").expect("written");
+    run_in(at, ["sft", "--config", "bad.json"]).refused(2, &["bad.json:1: is not a JSON object"]);
+    let trl = "sft --model_name_or_path tiny --dataset_name rows.jsonl --output_dir trl --max_steps 1 --gradient_checkpointing true \
+               --overwrite_output_dir true --torch_dtype float32 --optim adamw_torch --quiet";
+    run_in(at, trl.split_whitespace()).ok();
+    // --max-steps 0 sets no limit, as in TRL, and the command says so.
+    let said = run_in(at, ["sft", "--config", "c.json", "--out", "zero", "--max-steps", "0"]);
+    assert!(said.stderr.contains("--max-steps 0 sets no limit") && said.code == Some(0), "{}", said.stderr);
+    assert_eq!(read_metrics(&at.join("zero")).len(), 1);
 }
 
 #[test]

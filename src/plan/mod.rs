@@ -310,9 +310,7 @@ impl PlanGenerateArgs {
                 format!("give 1 to {positions}, the maximum sequence length of the model"),
             ));
         }
-        if !(1..=generate::MAX_COMPLETIONS).contains(&self.n) {
-            return Err(generate::bad_completion_count(self.n));
-        }
+        generate::refuse_completion_count(self.n)?;
         let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;
         let device = self.sizes.device(common)?;
         let loader =

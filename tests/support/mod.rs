@@ -3,6 +3,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Once};
+
+use signal_hook::consts::SIGINT;
 
 /// Exit code and output of a finished command.
 pub struct FinishedRun {
@@ -74,6 +78,21 @@ impl FinishedRun {
         }
         self
     }
+}
+
+/// Lets children of this process receive SIGINT, also if it was started with SIGINT ignored, as a background job of a
+/// shell script is: an ignored signal stays ignored in a child, and `reel` respects that. A child does not inherit a
+/// handler, so a handler that does nothing restores the default action in children.
+pub fn let_children_receive_sigint() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("a mask of ignored signals");
+        let ignored = u64::from_str_radix(mask.trim(), 16).expect("a hexadecimal number");
+        if ignored >> (SIGINT - 1) & 1 == 1 {
+            signal_hook::flag::register(SIGINT, Arc::new(AtomicBool::new(false))).expect("a handler");
+        }
+    });
 }
 
 /// Sends a signal (`-INT`, `-KILL`, …) to a process. It uses the shell's built-in `kill`, because a minimal system

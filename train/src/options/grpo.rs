@@ -127,6 +127,9 @@ pub struct GrpoOptions {
     /// [default: 1 each]
     #[arg(long, value_name = "NAME=W,…")]
     pub reward_weights: Option<String>,
+    /// Length reward of correct answers of 320 to 512 tokens [default: true; false with custom rewards]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub len_control: Option<bool>,
     /// Dynamic sampling (DAPO): replace groups whose rewards are all equal by groups of further rows
     #[arg(long)]
     pub dynamic_sampling: bool,
@@ -156,12 +159,14 @@ impl GrpoOptions {
         self.per_device_train_batch_size / self.num_generations.max(1)
     }
 
-    /// The weight of each reward.
+    /// The weight of each reward; that of the length reward is 0 with `--len-control false`.
     ///
     /// # Errors
-    /// A name that is not a reward, or a weight that is not a number.
+    /// A name that is not a reward or is given twice, or a weight that is not a number.
     pub fn reward_weights(&self) -> Result<RewardWeights> {
-        Ok(self.reward_weights.as_deref().map(RewardWeights::parse).transpose()?.unwrap_or_default())
+        let no_length = (self.len_control == Some(false)).then_some("length=0");
+        let items: Vec<&str> = self.reward_weights.as_deref().into_iter().chain(no_length).collect();
+        if items.is_empty() { Ok(RewardWeights::default()) } else { Ok(RewardWeights::parse(&items.join(","))?) }
     }
 
     /// Whether the user gives a reward command or URL.
@@ -229,12 +234,19 @@ impl TrainingOptions for GrpoOptions {
             || self.siglip.is_some()
             || self.has_custom_reward()
             || self.reward_weights.is_some()
+            || self.len_control.is_some()
             || self.dynamic_sampling;
         check(
             self.rollouts.is_none() || !scores_completions,
             "--rollouts",
-            "gives rewards, so --temporal, --siglip, --reward-command, --reward-url, --reward-weights and --dynamic-sampling have no effect".into(),
+            "gives rewards, so --temporal, --siglip, --reward-command, --reward-url, --reward-weights, --len-control and --dynamic-sampling have no effect".into(),
             "remove --rollouts or these options",
+        )?;
+        check(
+            self.len_control != Some(true) || !self.has_custom_reward(),
+            "--len-control",
+            "is true, but custom rewards replace the length reward".into(),
+            "leave it out, or compute a length reward in your own",
         )?;
         check(
             !self.temporal || self.parity.temporal_min_ratio().is_some(),
@@ -287,8 +299,19 @@ mod tests {
     }
 
     #[test]
+    fn len_control_switches_the_length_reward() {
+        let length = |args: &[&str]| parse(args).reward_weights().unwrap().weight("length");
+        assert_eq!(length(&[]), 1.0);
+        assert_eq!(length(&["--len-control", "true"]), 1.0);
+        assert_eq!(length(&["--len-control", "false"]), 0.0);
+        assert_eq!(length(&["--len-control", "false", "--reward-weights", "format=0.5"]), 0.0);
+    }
+
+    #[test]
     fn invalid_values_are_refused_by_their_flag() {
-        let refused: [(&str, &[&str]); 11] = [
+        let refused: [(&str, &[&str]); 13] = [
+            ("--len-control", &["--len-control", "true", "--reward-command", "cat"]),
+            ("--reward-weights", &["--len-control", "false", "--reward-weights", "length=1"]),
             ("--temporal", &["--temporal", "--parity", "videorft"]),
             ("--num-generations", &["--num-generations", "1"]),
             ("--per-device-train-batch-size", &["--per-device-train-batch-size", "9"]),

@@ -3,6 +3,7 @@
 
 pub mod config_file;
 mod grpo;
+pub mod names;
 mod run;
 mod sft;
 
@@ -51,12 +52,14 @@ pub enum LrScheduler {
 pub enum Optim {
     /// f32 moments, f32 master weights
     #[default]
+    #[value(alias = "adamw_torch", alias = "adamw_torch_fused", alias = "adamw_hf")]
+    #[serde(alias = "adamw_torch", alias = "adamw_torch_fused", alias = "adamw_hf")]
     Adamw,
     /// bf16 moments with stochastic rounding, f32 master weights
     AdamwBf16,
     /// Blockwise 8-bit moments, f32 master weights
-    #[value(name = "adamw-8bit")]
-    #[serde(rename = "adamw-8bit")]
+    #[value(name = "adamw-8bit", alias = "adamw_8bit", alias = "adamw_bnb_8bit")]
+    #[serde(rename = "adamw-8bit", alias = "adamw_8bit", alias = "adamw_bnb_8bit")]
     Adamw8bit,
 }
 

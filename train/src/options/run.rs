@@ -65,7 +65,7 @@ pub struct RunOptions {
     /// Output folder: trained model, checkpoints, metrics
     #[arg(long, value_name = "DIR", default_value = "", hide_default_value = true, value_parser = path_or_none())]
     pub out: PathBuf,
-    /// TOML configuration file with any of these options; flags override it
+    /// Configuration file with any of these options, in TOML, YAML (.yaml) or JSON (.json); flags override it
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
@@ -135,7 +135,8 @@ pub struct RunOptions {
     /// Epochs: passes over the data
     #[arg(long, value_name = "N", default_value_t = 1.0)]
     pub num_train_epochs: f64,
-    /// Number of training steps, instead of epochs [default: as many as --num-train-epochs needs]
+    /// Number of training steps, instead of epochs; 0 and -1 set no limit, as in TRL [default: as many as
+    /// --num-train-epochs needs]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub max_steps: Option<i64>,
     /// Do not shuffle: use the rows in the order of the file

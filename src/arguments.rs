@@ -1,0 +1,288 @@
+//! Changes that hold for the arguments of all subcommands, made to the parser that clap derives from the structs.
+//!
+//! - An option is accepted with underscores (`--learning_rate`), and by the names of other programs for it
+//!   (`--output_dir`; `reel_train::options::names`).
+//! - A value may be a negative number ([`join_negative_numbers`]): `--fps -1` is an invalid rate, not an unknown option.
+//! - A switch of a training command may have a value, as in TRL: `--temporal true`.
+//! - `--help` of a subcommand lists those common options that have an effect there. All are accepted everywhere.
+
+use std::any::TypeId;
+use std::ffi::OsString;
+
+use clap::builder::{BoolishValueParser, ValueParser};
+use clap::{Arg, ArgAction, Command};
+use reel_train::options::names;
+
+/// Joins an option and a negative number that follows it: `--fps -1e-6` becomes `--fps=-1e-6`. The parser would take the
+/// number for an option. Nothing is changed after `--`.
+pub fn join_negative_numbers(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut joined: Vec<OsString> = Vec::new();
+    let mut only_values = false;
+    for word in words {
+        let text = word.to_str().unwrap_or_default();
+        let is_negative = text.starts_with('-') && text.parse::<f64>().is_ok();
+        let takes_value = |option: &OsString| {
+            option.to_str().is_some_and(|option| option.len() > 2 && option.starts_with("--") && !option.contains('='))
+        };
+        only_values |= text == "--";
+        match joined.last_mut().filter(|option| !only_values && is_negative && takes_value(option)) {
+            Some(option) => {
+                option.push("=");
+                option.push(&word);
+            }
+            None => joined.push(word),
+        }
+    }
+    joined
+}
+
+/// Returns the parser with these changes.
+pub fn adapt(root: Command) -> Command {
+    let common: Vec<Arg> = root.get_arguments().filter(|a| a.is_global_set()).cloned().collect();
+    let common: Vec<Arg> = common.into_iter().map(|argument| adapt_argument(argument, |_| false)).collect();
+    root.mut_args(|argument| adapt_argument(argument, |_| false)).mut_subcommands(|inner| {
+        let path = inner.get_name().to_string();
+        adapt_subcommand(inner, &path, &common)
+    })
+}
+
+/// Adapts the subcommand `path` (such as `sim run`) and those below it; `common` are the common options.
+fn adapt_subcommand(mut command: Command, path: &str, common: &[Arg]) -> Command {
+    let trains = ["sft", "grpo", "plan sft", "plan grpo"].contains(&path);
+    let options: Vec<String> = command.get_arguments().map(|a| a.get_id().to_string()).collect();
+    let is_option = |name: &str| options.iter().any(|option| option == name);
+    command = command.mut_args(|argument| {
+        let is_switch = matches!(argument.get_action(), ArgAction::SetTrue);
+        let argument = if trains && is_switch { with_optional_value(argument) } else { argument };
+        adapt_argument(argument, is_option)
+    });
+    for argument in common.iter().filter(|argument| !is_option(argument.get_id().as_str())) {
+        command = command.arg(argument.clone().hide(!has_effect(argument.get_id().as_str(), path)));
+    }
+    command.mut_subcommands(|inner| {
+        let path = format!("{path} {}", inner.get_name());
+        adapt_subcommand(inner, &path, common)
+    })
+}
+
+/// Accepts underscores in an option's name, its names in other programs unless `is_option` finds that the command has an
+/// option of that name, and the words for true and false that Python has.
+fn adapt_argument(argument: Arg, is_option: impl Fn(&str) -> bool) -> Arg {
+    let option = argument.get_id().to_string();
+    let foreign = names::aliases_of(&option).filter(|alias| !is_option(alias));
+    let own = argument.get_long().map(str::to_string);
+    let mut aliases: Vec<String> = foreign.flat_map(|name| [name.to_string(), name.replace('_', "-")]).collect();
+    aliases.extend(own.iter().map(|long| long.replace('-', "_")));
+    aliases.sort();
+    aliases.dedup();
+    aliases.retain(|alias| own.as_ref().is_some_and(|own| own != alias));
+    let argument = argument.aliases(aliases);
+    match argument.get_action() {
+        ArgAction::Set if argument.get_value_parser().type_id() == TypeId::of::<bool>() => {
+            argument.value_parser(BoolishValueParser::new()).hide_possible_values(true)
+        }
+        _ => argument,
+    }
+}
+
+/// The kind of number that an option takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum NumberKind {
+    /// A whole number, 0 or more.
+    Unsigned,
+    /// A whole number.
+    Signed,
+    /// Any number.
+    Float,
+}
+
+/// Returns the kind of number that the values of a parser are; `None` if they are no numbers.
+pub fn number_kind(parser: &ValueParser) -> Option<NumberKind> {
+    let id = parser.type_id();
+    let any = |types: &[TypeId]| types.iter().any(|of| id == *of);
+    if any(&[TypeId::of::<u16>(), TypeId::of::<u32>(), TypeId::of::<u64>(), TypeId::of::<usize>()]) {
+        Some(NumberKind::Unsigned)
+    } else if any(&[TypeId::of::<i32>(), TypeId::of::<i64>()]) {
+        Some(NumberKind::Signed)
+    } else if any(&[TypeId::of::<f32>(), TypeId::of::<f64>()]) {
+        Some(NumberKind::Float)
+    } else {
+        None
+    }
+}
+
+/// Lets a switch have a value: `--packing`, `--packing true`, `--packing false`.
+fn with_optional_value(switch: Arg) -> Arg {
+    switch
+        .action(ArgAction::Set)
+        .num_args(0..=1)
+        .value_name("BOOL")
+        .value_parser(BoolishValueParser::new())
+        .default_value("false")
+        .default_missing_value("true")
+        .hide_default_value(true)
+        .hide_possible_values(true)
+}
+
+/// Returns true if the common option `option` changes what the subcommand `path` does.
+fn has_effect(option: &str, path: &str) -> bool {
+    // Commands that compute on any device.
+    const MODEL: [&str; 13] = [
+        "generate",
+        "score",
+        "sft",
+        "grpo",
+        "reward",
+        "demo",
+        "bench prefill",
+        "bench decode",
+        "bench rollout",
+        "bench train",
+        "plan sft",
+        "plan grpo",
+        "plan generate",
+    ];
+    let one_of = |paths: &[&str]| paths.contains(&path);
+    let on_device = one_of(&MODEL) || one_of(&["bench op", "replay", "kernels check"]);
+    let plans = path.starts_with("plan");
+    match option {
+        "device" => on_device || path == "kernels bench",
+        "dtype" => one_of(&MODEL) || one_of(&["bench op", "init"]),
+        "threads" => {
+            let others = ["frames", "preprocess", "merge", "doctor", "kernels pack", "kernels report"];
+            on_device || one_of(&others) || path.starts_with("sim ")
+        }
+        "seed" => one_of(&MODEL) || one_of(&["init", "kernels check"]) || path.starts_with("sim "),
+        "interleavings" => (one_of(&MODEL) && !plans) || path == "kernels check",
+        "json" => !one_of(&["completions", "help", "man", "tokenize"]),
+        "quiet" => {
+            let others = ["frames", "preprocess", "eval", "report", "merge", "replay", "kernels check", "sim run"];
+            (one_of(&MODEL) && !plans) || one_of(&others)
+        }
+        "trace" => {
+            let others = ["frames", "preprocess", "bench op"];
+            (one_of(&MODEL) && !plans) || one_of(&others)
+        }
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::{self, Cli};
+
+    fn parse(line: &str) -> Result<clap::ArgMatches, clap::Error> {
+        cli::command().try_get_matches_from(join_negative_numbers(line.split(' ').map(OsString::from)))
+    }
+
+    /// Every option of every command, written with underscores, is the same option.
+    #[test]
+    fn underscores_are_accepted_in_every_option() {
+        fn check(command: &Command, path: &str) -> usize {
+            let options = command.get_arguments().filter_map(|a| a.get_long().map(|long| (a, long)));
+            let mut checked = 0;
+            for (argument, long) in options.filter(|(_, long)| long.contains('-')) {
+                let aliases = argument.get_all_aliases().unwrap_or_default();
+                assert!(aliases.contains(&long.replace('-', "_").as_str()), "{path} --{long}: {aliases:?}");
+                checked += 1;
+            }
+            let inner = |c: &Command| check(c, &format!("{path} {}", c.get_name()));
+            checked + command.get_subcommands().map(inner).sum::<usize>()
+        }
+        assert!(check(&cli::command(), "reel") > 150);
+        let m = parse("reel sft --learning_rate 0.5 --per_device_train_batch_size=3").unwrap();
+        let sft = m.subcommand_matches("sft").unwrap();
+        assert_eq!(sft.get_one::<f64>("learning_rate"), Some(&0.5));
+        assert_eq!(sft.get_one::<usize>("per_device_train_batch_size"), Some(&3));
+    }
+
+    #[test]
+    fn names_of_other_programs_are_accepted() {
+        let m =
+            parse("reel grpo --model_name_or_path m --output_dir o --dataset-name d --torch_dtype bfloat16").unwrap();
+        let grpo = m.subcommand_matches("grpo").unwrap();
+        assert_eq!(grpo.get_one::<String>("model").map(String::as_str), Some("m"));
+        assert_eq!(grpo.get_one::<std::path::PathBuf>("out").and_then(|p| p.to_str()), Some("o"));
+        assert_eq!(grpo.get_one::<std::path::PathBuf>("data").and_then(|p| p.to_str()), Some("d"));
+        for (value, wanted) in [("--temporal", true), ("--temporal true", true), ("--temporal false", false)] {
+            let m =
+                parse(&format!("reel grpo {value} --packing_not_given").replace(" --packing_not_given", "")).unwrap();
+            assert_eq!(m.subcommand_matches("grpo").unwrap().get_flag("temporal"), wanted, "{value}");
+        }
+    }
+
+    /// Each option that takes a number takes a negative one as its value, and then either accepts it or names itself.
+    #[test]
+    fn negative_numbers_are_values() {
+        use clap::error::ErrorKind;
+        fn check(command: &Command, checked: &mut usize) {
+            for argument in command.get_arguments() {
+                let Some(long) = argument.get_long().filter(|_| number_kind(argument.get_value_parser()).is_some())
+                else {
+                    continue;
+                };
+                for value in ["-1", "-1e-6", "-inf"] {
+                    // Other required arguments are left out, so the parser may refuse that before it reads the value.
+                    let words = ["reel".to_string(), format!("--{long}"), value.to_string()];
+                    let words = join_negative_numbers(words.into_iter().map(OsString::from));
+                    let parsed = command.clone().try_get_matches_from(words);
+                    let kinds = [ErrorKind::MissingRequiredArgument, ErrorKind::MissingSubcommand];
+                    let Err(e) = parsed.map_err(|e| (e.kind(), e.to_string())) else { continue };
+                    let named = e.0 == ErrorKind::ValueValidation && e.1.contains(&format!("--{long}"));
+                    assert!(named || kinds.contains(&e.0), "{} --{long} {value}: {e:?}", command.get_name());
+                }
+                *checked += 1;
+            }
+            command.get_subcommands().for_each(|inner| check(inner, checked));
+        }
+        let mut checked = 0;
+        check(&cli::command(), &mut checked);
+        assert!(checked > 100, "{checked}");
+    }
+
+    #[test]
+    fn only_a_negative_number_after_an_option_is_joined() {
+        let joined = |line: &str| {
+            let words = join_negative_numbers(line.split(' ').map(OsString::from));
+            words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        for (line, wanted) in [
+            ("--fps -1 --json", "--fps=-1 --json"),
+            ("--x -1e-6 --y -.5 --z -inf", "--x=-1e-6 --y=-.5 --z=-inf"),
+            ("--fps=2 -1", "--fps=2 -1"),
+            ("run -1 -v -2", "run -1 -v -2"),
+            ("--max-steps --out x", "--max-steps --out x"),
+            ("-- --fps -1", "-- --fps -1"),
+        ] {
+            assert_eq!(joined(line), wanted);
+        }
+    }
+
+    #[test]
+    fn help_lists_common_options_where_they_have_an_effect() {
+        let help = |path: &str| {
+            let line = format!("reel {path} --help");
+            parse(&line).unwrap_err().to_string()
+        };
+        for (path, shown, hidden) in [
+            ("resize", &["--json"][..], &["--device", "--seed", "--trace", "--threads", "--interleavings"][..]),
+            ("sft", &["--device", "--seed", "--trace", "--interleavings"], &[]),
+            ("init", &["--seed", "--dtype"], &["--device ", "--trace"]),
+            ("plan sft", &["--device", "--dtype"], &["--trace", "--interleavings"]),
+            ("kernels list", &["--json"], &["--device", "--seed"]),
+            ("sim run", &["--interleavings", "--seed", "--threads"], &["--device", "--dtype"]),
+        ] {
+            let text = help(path);
+            assert!(shown.iter().all(|option| text.contains(option)), "{path}: {text}");
+            assert!(hidden.iter().all(|option| !text.contains(&format!("  {option}"))), "{path}: {text}");
+        }
+        // Hidden options are accepted, before and after the name of the subcommand.
+        for line in ["reel --device cpu resize --height 1 --width 1", "reel resize --height 1 --width 1 --device cpu"] {
+            assert_eq!(parse(line).unwrap().get_one::<String>("device").map(String::as_str), Some("cpu"), "{line}");
+        }
+        Cli::command().debug_assert();
+    }
+}
