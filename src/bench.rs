@@ -10,7 +10,7 @@ use reel_engine::bench;
 use reel_kernels::catalogue::Sizes;
 use reel_measure::ceilings::Ceilings;
 use reel_measure::clocks::{ClockSampler, ClockSummary};
-use reel_measure::op::{op_timers, roofline_seconds, roofline_share, unknown_size_error};
+use reel_measure::op::{op_timers, raised_ceilings, roofline_seconds, roofline_share, unknown_size_error};
 use reel_measure::rollout::{self, RolloutShape};
 use reel_measure::rounds::{self, BenchSubject, MeasuredRounds, hardware_json};
 use reel_measure::timing::{TimedKernel, TimingDevice};
@@ -368,7 +368,7 @@ impl OpArgs {
         };
         let dtype = common.dtype.map(common::DtypeName::to_dtype);
         let timers = op_timers(&self.name, &sizes, dtype, self.runs as usize, &device, &timing_device)?;
-        let ceilings = Ceilings::measure(&device)?;
+        let mut ceilings = Ceilings::measure(&device)?;
         if !common.json {
             output::print_line(format!("{}  of roofline", TimedKernel::table_header()))?;
         }
@@ -378,6 +378,7 @@ impl OpArgs {
             match timer() {
                 Ok(timed) => {
                     for row in timed {
+                        ceilings = raised_ceilings(&row, ceilings);
                         if !common.json {
                             let share = 100.0 * roofline_share(&row, &ceilings);
                             output::print_line(format!("{}  {share:5.1} %", row.table_row()))?;

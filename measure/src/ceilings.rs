@@ -1,5 +1,15 @@
 //! Measures the ceilings of a machine: its highest rates of arithmetic and memory traffic. By the roofline model, the
 //! least time of a kernel (its floor) is the larger of operations over arithmetic rate and bytes over bandwidth.
+//!
+//! Bytes that fit into the caches may be there already, left by the launch before, so they have the bandwidth of the
+//! caches:
+//!
+//! ```text
+//! seconds of bytes = min(bytes, capacity) / bandwidth of the caches + the other bytes / bandwidth of memory
+//! ```
+//!
+//! No share of a ceiling exceeds 100 %: a launch that is faster than the measured ceilings allow raises them
+//! ([`Ceilings::raised_to`]), because it shows that they were measured too low.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +20,7 @@ use reel_runtime::{Device, MemoryCategory, OpTotals, Tensor};
 use serde::Serialize;
 
 use crate::Result;
+use crate::cache::{CacheCeiling, measure_caches};
 
 /// The highest measured or published rates of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -20,6 +31,8 @@ pub struct Ceilings {
     pub bf16: f64,
     /// Memory bandwidth in bytes per second, reads and writes.
     pub bytes: f64,
+    /// The limit of data in the caches; `None` if every byte counts as one of memory.
+    pub cache: Option<CacheCeiling>,
 }
 
 /// Name prefixes of the kernels that multiply matrices. Their least time in bf16 uses the rate of bf16 products; that
@@ -39,13 +52,19 @@ pub struct RooflineFloor {
 }
 
 impl Ceilings {
-    /// Measures the ceilings of a device; takes about 0.25 s.
+    /// Measures the ceilings of a device; takes about 0.25 s. Those of a CPU are measured on all of its cores, also if the
+    /// device uses fewer threads.
     ///
     /// # Errors
     /// The GPU has no memory for the operands, or a launch fails.
     pub fn measure(device: &Device) -> Result<Self> {
         // A device is asynchronous only if it is a GPU, whose own clock times copies and products.
-        if device.is_async() { Self::measure_gpu(device) } else { Ok(Self::measure_cpu(device.threads())) }
+        if device.is_async() {
+            return Self::measure_gpu(device);
+        }
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).max(device.threads());
+        let cache = Some(measure_caches(&Team::new(threads)));
+        Ok(Self { cache, ..Self::measure_cpu(threads) })
     }
 
     /// Measures a GPU: the best of several large copies and matrix products. The operands are random, because zeros
@@ -84,16 +103,17 @@ impl Ceilings {
             };
             Ok(launch.cost().flops / best(&Launch::Matmul(launch))?)
         };
-        Ok(Self { f32: product(DType::F32, 4096)?, bf16: product(DType::BF16, 8192)?, bytes })
+        Ok(Self { f32: product(DType::F32, 4096)?, bf16: product(DType::BF16, 8192)?, bytes, cache: None })
     }
 
-    /// Measures the CPU of this machine with this number of threads.
+    /// Measures arithmetic and memory of this machine's CPU with this number of threads.
     pub fn measure_cpu(threads: usize) -> Self {
         let team = Team::new(threads);
         Self {
             f32: limits::operations_per_second(DType::F32, &team),
             bf16: limits::operations_per_second(DType::BF16, &team),
             bytes: limits::bytes_per_second(&team),
+            cache: None,
         }
     }
 
@@ -110,16 +130,64 @@ impl Ceilings {
     /// The least time, in seconds, of all launches of the kernel `name` together. `dtype` is the dtype of
     /// activations.
     pub fn roofline_seconds_of_launches(&self, name: &str, totals: &OpTotals, dtype: DType) -> f64 {
-        self.roofline_seconds(name, totals.cost, dtype)
+        let OpTotals { launches, cost, .. } = totals;
+        (cost.flops / self.flops_per_second(name, dtype)).max(self.seconds_to_move(cost.bytes, *launches as f64))
     }
 
     /// The least time, in seconds, in which the kernel `name` can do these operations and move these bytes. `dtype`
     /// is the dtype of activations.
     pub fn roofline_seconds(&self, name: &str, cost: Cost, dtype: DType) -> f64 {
-        let products = MATRIX_KERNELS.iter().any(|p| name.starts_with(p));
-        let rate = if products && dtype == DType::BF16 { self.bf16 } else { self.f32 };
-        (cost.flops / rate).max(cost.bytes / self.bytes)
+        (cost.flops / self.flops_per_second(name, dtype)).max(self.seconds_to_move(cost.bytes, 1.0))
     }
+
+    /// The least time, in seconds, in which the kernel `name` can do these operations and move these bytes if no cache
+    /// holds any of them, as in a measurement that overwrites the caches before.
+    pub fn roofline_seconds_from_memory(&self, name: &str, cost: Cost, dtype: DType) -> f64 {
+        Self { cache: None, ..*self }.roofline_seconds(name, cost, dtype)
+    }
+
+    /// These ceilings, raised as far as they do not allow that the launches of the kernel `name` took `seconds` only.
+    #[must_use]
+    pub fn raised_to(mut self, name: &str, launches: u64, cost: Cost, dtype: DType, seconds: f64) -> Self {
+        if seconds.is_nan() || seconds <= 0.0 {
+            return self;
+        }
+        let rate = if uses_bf16_rate(name, dtype) { &mut self.bf16 } else { &mut self.f32 };
+        *rate = rate.max(cost.flops / seconds);
+        self.with_bandwidth_times(self.seconds_to_move(cost.bytes, launches as f64) / seconds)
+    }
+
+    /// These ceilings, raised as far as they do not allow that a whole round of work, whose floor is `floor`, took
+    /// `seconds` only.
+    #[must_use]
+    pub fn raised_to_round(self, floor: f64, seconds: f64) -> Self {
+        let factor = if floor > seconds && seconds > 0.0 { floor / seconds } else { 1.0 };
+        Self { f32: self.f32 * factor, bf16: self.bf16 * factor, ..self }.with_bandwidth_times(factor)
+    }
+
+    /// These ceilings with `factor` times the bandwidth of memory and caches, if that is more.
+    fn with_bandwidth_times(self, factor: f64) -> Self {
+        let factor = factor.max(1.0);
+        let cache = self.cache.map(|cache| CacheCeiling { bytes: cache.bytes * factor, ..cache });
+        Self { bytes: self.bytes * factor, cache, ..self }
+    }
+
+    fn flops_per_second(&self, name: &str, dtype: DType) -> f64 {
+        if uses_bf16_rate(name, dtype) { self.bf16 } else { self.f32 }
+    }
+
+    /// The least time, in seconds, in which this number of launches can move these bytes. The launches are taken to be
+    /// of equal size, which makes the time shortest.
+    fn seconds_to_move(&self, bytes: f64, launches: f64) -> f64 {
+        let Some(cache) = self.cache else { return bytes / self.bytes };
+        let cached = bytes.min(cache.capacity * launches);
+        cached / cache.bytes.max(self.bytes) + (bytes - cached) / self.bytes
+    }
+}
+
+/// Returns true if the least time of the kernel `name` uses the rate of bf16 products.
+fn uses_bf16_rate(name: &str, dtype: DType) -> bool {
+    dtype == DType::BF16 && MATRIX_KERNELS.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// The `i`-th pseudorandom_number number, from -1 to 1. Source: splitmix64, Steele, Lea and Flood, "Fast splittable
@@ -129,4 +197,51 @@ pub fn pseudorandom_number(i: u64) -> f32 {
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     (z >> 40) as f32 / (1 << 23) as f32 - 1.0
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MACHINE: Ceilings =
+        Ceilings { f32: 1e9, bf16: 4e9, bytes: 1e8, cache: Some(CacheCeiling { capacity: 1e6, bytes: 1e9 }) };
+
+    #[test]
+    fn bytes_in_the_caches_have_their_bandwidth() {
+        let floor = |flops, bytes, launches| {
+            let totals = OpTotals { launches, cost: Cost { flops, bytes }, seconds: 1.0 };
+            MACHINE.roofline_seconds_of_launches("add_f32", &totals, DType::F32)
+        };
+        assert_eq!(floor(0.0, 1e6, 1), 1e-3);
+        assert_eq!(floor(0.0, 2e6, 1), 1e-3 + 1e-2);
+        assert_eq!(floor(0.0, 2e6, 2), 2e-3);
+        assert_eq!(floor(1e8, 2e6, 2), 0.1);
+        assert_eq!(MACHINE.roofline_seconds_from_memory("add_f32", Cost { flops: 0.0, bytes: 1e6 }, DType::F32), 1e-2);
+    }
+
+    proptest! {
+        /// However fast a launch was: after the ceilings are raised to it, it does not exceed them.
+        #[test]
+        fn no_share_exceeds_one(
+            flops in 0.0..1e12,
+            bytes in 0.0..1e12,
+            seconds in 1e-9..10.0,
+            launches in 1u64..1000,
+            bf16: bool,
+            caches: bool,
+        ) {
+            let dtype = if bf16 { DType::BF16 } else { DType::F32 };
+            let machine = Ceilings { cache: MACHINE.cache.filter(|_| caches), ..MACHINE };
+            let cost = Cost { flops, bytes };
+            let raised = machine.raised_to("matmul_fwd", launches, cost, dtype, seconds);
+            let totals = OpTotals { launches, cost, seconds };
+            let floor = raised.roofline_seconds_of_launches("matmul_fwd", &totals, dtype);
+            prop_assert!(floor <= seconds * (1.0 + 1e-9), "{floor} {seconds}");
+            let round = machine.raised_to_round(machine.roofline_seconds_of_launches("matmul_fwd", &totals, dtype), seconds);
+            prop_assert!(round.roofline_seconds_of_launches("matmul_fwd", &totals, dtype) <= seconds * (1.0 + 1e-9));
+            prop_assert!(raised.f32 >= machine.f32 && raised.bf16 >= machine.bf16 && raised.bytes >= machine.bytes);
+        }
+    }
 }

@@ -6,6 +6,7 @@
 //! GPUs. [`timing`] times single kernels. [`compare`] tests whether two results differ by more than chance. [`page`]
 //! and [`roofline_page`] write results as HTML. [`trace`] records where the time of any command went.
 
+pub mod cache;
 pub mod catalogue;
 pub mod ceilings;
 pub mod clocks;

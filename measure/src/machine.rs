@@ -127,6 +127,7 @@ impl MachineSpec {
             f32: ACHIEVABLE_ARITHMETIC * s.f32 * 1e12,
             bf16: ACHIEVABLE_ARITHMETIC * s.bf16 * 1e12,
             bytes: ACHIEVABLE_BANDWIDTH * s.bandwidth * 1e12,
+            cache: None,
         };
         let compute_capability = s.compute_capability;
         Ok(Self { name: name.to_string(), ceilings, compute_capability, memory: Some(s.memory * 1e9), source })

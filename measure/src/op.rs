@@ -64,12 +64,20 @@ pub fn op_timers<'a>(
     Ok(timers)
 }
 
-/// The least possible seconds of a timed call on a machine with these ceilings.
+/// The least possible seconds of a timed call on a machine with these ceilings. The caches were overwritten before, so
+/// every byte comes from memory.
 pub fn roofline_seconds(kernel: &TimedKernel, ceilings: &Ceilings) -> f64 {
-    ceilings.roofline_seconds(kernel.kernel, kernel.cost, kernel.dtype)
+    ceilings.roofline_seconds_from_memory(kernel.kernel, kernel.cost, kernel.dtype)
 }
 
-/// Least possible time divided by the measured median time: 1 if the call is as fast as the roofline allows.
+/// Least possible time divided by the measured median time: 1 if the call is as fast as the roofline allows, never more.
 pub fn roofline_share(kernel: &TimedKernel, ceilings: &Ceilings) -> f64 {
-    roofline_seconds(kernel, ceilings) / kernel.timed.median_seconds()
+    (roofline_seconds(kernel, ceilings) / kernel.timed.median_seconds()).min(1.0)
+}
+
+/// The ceilings, raised as far as the timed call shows that they were measured too low.
+pub fn raised_ceilings(kernel: &TimedKernel, ceilings: Ceilings) -> Ceilings {
+    let from_memory = Ceilings { cache: None, ..ceilings };
+    let seconds = kernel.timed.median_seconds();
+    Ceilings { cache: ceilings.cache, ..from_memory.raised_to(kernel.kernel, 1, kernel.cost, kernel.dtype, seconds) }
 }

@@ -60,9 +60,9 @@ impl OpTime {
         self.bytes / self.seconds
     }
 
-    /// Least possible time divided by the measured time: 1 if the op is as fast as the roofline allows.
+    /// Least possible time divided by the measured time: 1 if the op is as fast as the roofline allows, never more.
     pub fn roofline_share(&self) -> f64 {
-        self.floor / self.seconds
+        (self.floor / self.seconds).min(1.0)
     }
 
     /// This row as `reel bench --json` prints it.
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn rows_are_sorted_by_time_and_have_their_own_floor() {
-        let ceilings = Ceilings { f32: 1e9, bf16: 4e9, bytes: 1e8 };
+        let ceilings = Ceilings { f32: 1e9, bf16: 4e9, bytes: 1e8, cache: None };
         let op = |flops, bytes, seconds| OpTotals { launches: 2, cost: Cost { flops, bytes }, seconds };
         let totals = BTreeMap::from([
             ("add_bf16", op(1e6, 4e6, 0.08)),

@@ -200,7 +200,7 @@ mod tests {
             profiled: 1.0,
             launches: (begun, Duration::from_secs(1)),
             memory: vec![sample(0, 1 << 30, 0), sample(400, 1 << 30, 1 << 29), sample(2000, 1 << 30, 0)],
-            ceilings: Ceilings { f32: 1e9, bf16: 1e9, bytes: 1e9 },
+            ceilings: Ceilings { f32: 1e9, bf16: 1e9, bytes: 1e9, cache: None },
             floor: RooflineFloor::default(),
             clocks: Some(ClockSummary {
                 readings: 4,

@@ -89,7 +89,7 @@ pub fn part_table(parts: &[PartTime], round_seconds: f64) -> String {
             100.0 * p.busy / p.seconds,
             p.launches,
             p.cost.flops / p.seconds / 1e9,
-            100.0 * p.floor / p.seconds
+            (100.0 * p.floor / p.seconds).min(100.0)
         );
     }
     text
@@ -110,7 +110,7 @@ mod tests {
             start: begun + Duration::from_millis(ms),
             seconds,
         };
-        let ceilings = Ceilings { f32: 1e9, bf16: 1e9, bytes: 1e9 };
+        let ceilings = Ceilings { f32: 1e9, bf16: 1e9, bytes: 1e9, cache: None };
         let events = [
             event("forward", 0, 0.001),
             event("forward", 2, 0.002),

@@ -121,6 +121,8 @@ impl Log {
 
     fn launch(&self, e: &LaunchEvent, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
         let share = ceilings.map(|c| c.roofline_seconds(e.name, e.cost, dtype) / e.seconds).filter(|s| s.is_finite());
+        // A launch that is faster than the ceilings allow shows that they were measured too low.
+        let share = share.map(|share| share.min(1.0));
         let mut args = json!({"flops": e.cost.flops, "bytes": e.cost.bytes, "share_of_ceiling": share});
         if !e.part.is_empty() {
             args["part"] = json!(e.part);
