@@ -2,7 +2,8 @@
 //!
 //! - An option is accepted with underscores (`--learning_rate`), and by the names of other programs for it
 //!   (`--output_dir`; `reel_train::options::names`).
-//! - A value may be a negative number ([`join_negative_numbers`]): `--fps -1` is an invalid rate, not an unknown option.
+//! - A value may be a negative number ([`join_negative_numbers`]): `--fps -1` is an invalid rate, and no unknown
+//!   option.
 //! - A switch of a training command may have a value, as in TRL: `--temporal true`.
 //! - `--help` of a subcommand lists those common options that have an effect there. All are accepted everywhere.
 
@@ -13,8 +14,8 @@ use clap::builder::{BoolishValueParser, ValueParser};
 use clap::{Arg, ArgAction, Command};
 use reel_train::options::names;
 
-/// Joins an option and a negative number that follows it: `--fps -1e-6` becomes `--fps=-1e-6`. The parser would take the
-/// number for an option. Nothing is changed after `--`.
+/// Joins an option and a negative number that follows it: `--fps -1e-6` becomes `--fps=-1e-6`. The parser would take
+/// the number for an option. Nothing is changed after `--`.
 pub fn join_negative_numbers(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut joined: Vec<OsString> = Vec::new();
     let mut only_values = false;
@@ -65,8 +66,8 @@ fn adapt_subcommand(mut command: Command, path: &str, common: &[Arg]) -> Command
     })
 }
 
-/// Accepts underscores in an option's name, its names in other programs unless `is_option` finds that the command has an
-/// option of that name, and the words for true and false that Python has.
+/// Accepts underscores in an option's name, its names in other programs unless `is_option` finds that the command has
+/// an option of that name, and the words for true and false that Python has.
 fn adapt_argument(argument: Arg, is_option: impl Fn(&str) -> bool) -> Arg {
     let option = argument.get_id().to_string();
     let foreign = names::aliases_of(&option).filter(|alias| !is_option(alias));

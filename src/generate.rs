@@ -67,7 +67,8 @@ pub struct SamplingFlags {
     stop: Vec<String>,
 }
 
-/// How the completions of a prompt are generated: flags win over a request body, which wins over generation_config.json.
+/// How the completions of a prompt are generated: flags win over a request body, which wins over
+/// generation_config.json.
 struct GenerationSettings {
     params: SamplingParams,
     max_new_tokens: usize,

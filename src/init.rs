@@ -14,8 +14,8 @@ use crate::output;
 /// The preset of the SigLIP model that computes the semantic reward; all other presets are Qwen2.5-VL models.
 const SIGLIP_TINY: &str = "siglip-tiny";
 
-/// Maximum number of decoder layers, and of rows of the embedding table. Larger numbers are mistakes, and would fill the
-/// memory with names of tensors.
+/// Maximum number of decoder layers, and of rows of the embedding table. Larger numbers are mistakes, and would fill
+/// the memory with names of tensors.
 const MAX_LAYERS: usize = 1000;
 const MAX_VOCAB: usize = 1 << 24;
 

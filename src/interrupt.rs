@@ -20,7 +20,8 @@ static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// Starts a thread that handles SIGINT (Ctrl-C), SIGTERM and SIGHUP. Signals that the process was started to ignore
 /// stay ignored, as is usual on Unix: `nohup` ignores SIGHUP, and a shell ignores SIGINT in the background jobs of a
-/// script, so that Ctrl-C ends only what runs in the foreground. If no handler can be installed, the signals end the process at once.
+/// script, so that Ctrl-C ends only what runs in the foreground. If no handler can be installed, the signals end the
+/// process at once.
 pub fn watch_signals() {
     let ignored = ignored_signals();
     let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);

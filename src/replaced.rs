@@ -74,7 +74,9 @@ fn identity(path: &Path) -> Option<Identity> {
 pub fn refuse_replaced_inputs(name: &str, matches: &ArgMatches) -> Result<()> {
     let mut given = Vec::new();
     collect(name, matches, &mut given);
-    let is_output = |option: &str| option != "quarantine" && OUTPUT_FILES.contains(&option) && !reads_out(name, option);
+    // `reel plan` takes the options of a command, but writes nothing.
+    let writes_out = |option: &str| option != "out" || !["plan", "replay"].contains(&name);
+    let is_output = |option: &str| OUTPUT_FILES.contains(&option) && writes_out(option);
     let checks_data = matches.try_get_one::<bool>("check_data").ok().flatten() == Some(&true);
     let mut outputs = Vec::new();
     for (option, value) in &given {
@@ -282,6 +284,8 @@ mod tests {
             format!("reel report {run} --out {run}/report.html"),
             format!("reel replay {run} --step 1"),
             format!("reel sft --model {model} --data {a} --out {run} --overwrite --resume-from-checkpoint {run}"),
+            format!("reel plan sft --model {model} --data {a} --out {model}"),
+            "reel plan sft --model m --data d --out no/such/folder".to_string(),
             "reel reward --input /dev/null --output /dev/null".to_string(),
         ] {
             assert_eq!(check(&line), Ok(()), "{line}");

@@ -53,7 +53,8 @@ fn prefill_and_decode_results_have_their_keys_and_can_be_compared() {
         assert!(number("/tokens_per_second") <= number("/max"));
         assert!((number("/tokens_per_second") * number("/seconds") - 32.0).abs() < 1e-6);
         assert!((number("/roofline/share") - number("/roofline/seconds") / number("/seconds")).abs() < 1e-9);
-        // The tiny model lies in the caches, whose bandwidth is a ceiling of its own. Nothing is faster than its ceiling.
+        // The tiny model lies in the caches, whose bandwidth is a ceiling of its own. Nothing is faster than its
+        // ceiling.
         assert!(number("/roofline/cache/gigabytes_per_second") > 0.0 && number("/roofline/cache/bytes") > 1e4);
         let shares = got["ops"].as_array().expect("ops").iter().map(|op| op["share_of_floor"].as_f64());
         assert!(shares.chain([Some(number("/roofline/share"))]).all(|share| share <= Some(1.0)), "{got}");

@@ -207,7 +207,7 @@ fn messages_may_be_stdin_or_a_request_body() {
     support::tiny_model(at);
     let messages = r#"[{"role": "user", "content": "Hello"}]"#;
     let body = format!(
-        r#"{{"model": "x", "messages": {messages}, "temperature": 0.8, "seed": 5, "max_tokens": 6, "n": 2, "stream": true}}"#
+        r#"{{"messages": {messages}, "temperature": 0.8, "seed": 5, "max_tokens": 6, "n": 2, "stream": true}}"#
     );
     std::fs::write(at.join("m.json"), messages).expect("written");
     std::fs::write(at.join("body.json"), &body).expect("written");

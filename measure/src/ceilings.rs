@@ -52,8 +52,8 @@ pub struct RooflineFloor {
 }
 
 impl Ceilings {
-    /// Measures the ceilings of a device; takes about 0.25 s. Those of a CPU are measured on all of its cores, also if the
-    /// device uses fewer threads.
+    /// Measures the ceilings of a device; takes about 0.25 s. Those of a CPU are measured on all of its cores, also if
+    /// the device uses fewer threads.
     ///
     /// # Errors
     /// The GPU has no memory for the operands, or a launch fails.

@@ -70,7 +70,8 @@ pub fn roofline_seconds(kernel: &TimedKernel, ceilings: &Ceilings) -> f64 {
     ceilings.roofline_seconds_from_memory(kernel.kernel, kernel.cost, kernel.dtype)
 }
 
-/// Least possible time divided by the measured median time: 1 if the call is as fast as the roofline allows, never more.
+/// Least possible time divided by the measured median time: 1 if the call is as fast as the roofline allows, never
+/// more.
 pub fn roofline_share(kernel: &TimedKernel, ceilings: &Ceilings) -> f64 {
     (roofline_seconds(kernel, ceilings) / kernel.timed.median_seconds()).min(1.0)
 }

@@ -94,8 +94,8 @@ pub fn time_rounds(
     })
 }
 
-/// Raises the ceilings as far as the profiled launches or the fastest round, in seconds, show that they were measured too
-/// low.
+/// Raises the ceilings as far as the profiled launches or the fastest round, in seconds, show that they were measured
+/// too low.
 fn ceilings_of_round(
     measured: Ceilings,
     totals: &BTreeMap<&'static str, OpTotals>,
