@@ -122,8 +122,8 @@ impl fmt::Display for TrainedMedia {
 #[serde(default)]
 #[command(next_help_heading = "Media options")]
 pub struct MediaAccessFlags {
-    /// Download the images and videos that rows or messages name by http or https address; addresses of private networks
-    /// and of this machine stay refused
+    /// Download the images and videos that rows or messages name by http or https address; addresses of private
+    /// networks and of this machine stay refused
     #[arg(long)]
     allow_remote_media: bool,
     /// Refuse media files outside of --media-root, also those that a symbolic link leads to

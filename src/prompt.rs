@@ -139,8 +139,8 @@ pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
 impl MessageFlags {
     /// Reads the chat messages from their file (default: stdin) and encodes them for the model.
     ///
-    /// Frames and pixels are as in the run that trained the model, or its adapter in the folder `adapter`, unless flags or
-    /// messages say otherwise.
+    /// Frames and pixels are as in the run that trained the model, or its adapter in the folder `adapter`, unless
+    /// flags or messages say otherwise.
     pub fn encode(&self, model: &str, adapter: Option<&Path>, common: &CommonOptions) -> Result<EncodedPrompt> {
         let path = self.messages.as_deref().unwrap_or(Path::new("-"));
         let own_folder = path.parent().unwrap_or(Path::new(""));

@@ -189,8 +189,8 @@ fn stop_string_ends_the_text_before_it() {
     assert_eq!(stopped["text"], text[..cut]);
     assert_eq!(stopped["finish_reason"], "stop");
     assert!(stopped["token_ids"].as_array().expect("ids").len() < whole["token_ids"].as_array().expect("ids").len());
-    // Without `--json` the text is printed while it is generated, with control characters escaped; that output ends before
-    // the stop string, too.
+    // Without `--json` the text is printed while it is generated, with control characters escaped; that output ends
+    // before the stop string, too.
     let printed = |text: &str| format!("{}\n", escape_controls(text));
     assert_ne!(printed(text), format!("{text}\n"), "this text has control characters");
     assert_eq!(run([&base[..], &["--stop", &stop]].concat()).ok(), printed(&text[..cut]));

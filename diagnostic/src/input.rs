@@ -1,5 +1,6 @@
-//! Opens input files. Every input that a user names, or that a model folder or a row names, is opened here: a device such
-//! as `/dev/zero` never ends, opening a pipe without a writer never returns, and a file can be longer than memory.
+//! Opens input files. Every input that a user names, or that a model folder or a row names, is opened here: a device
+//! such as `/dev/zero` never ends, opening a pipe without a writer never returns, and a file can be longer than
+//! memory.
 
 use std::fmt;
 use std::fs::{File, Metadata};
@@ -9,8 +10,8 @@ use std::path::Path;
 /// The size limit of a JSON file of a model folder, such as config.json, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
-/// The size limit of a tokenizer.json in bytes. That of Qwen2.5-VL has 11 MB; a vocabulary takes about ten times its bytes
-/// in memory.
+/// The size limit of a tokenizer.json in bytes. That of Qwen2.5-VL has 11 MB; a vocabulary takes about ten times its
+/// bytes in memory.
 pub const MAX_TOKENIZER_BYTES: u64 = 32 << 20;
 
 /// The size limit of a file of chat messages, which may hold images as `data:` URIs, in bytes.

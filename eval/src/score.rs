@@ -14,8 +14,8 @@ pub struct BenchmarkReport {
     pub benchmark: &'static str,
     /// Number of rows.
     pub n: usize,
-    /// Number of rows whose solution cannot be compared with outputs ([`Prediction::check_solution`]). They count in all
-    /// means, as in the evaluation scripts.
+    /// Number of rows whose solution cannot be compared with outputs ([`Prediction::check_solution`]). They count in
+    /// all means, as in the evaluation scripts.
     pub unusable_solutions: usize,
     /// Mean score of all rows.
     pub overall: f64,

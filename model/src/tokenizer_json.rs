@@ -1,6 +1,7 @@
 //! Checks what a tokenizer.json brings beside its vocabulary: regular expressions and replacements that run on every
 //! text. A regular expression with lookahead or backreferences is matched by backtracking, which can take exponential
-//! time; replacements in a row can multiply the length of a text. The file is checked before the expressions are compiled.
+//! time; replacements in a row can multiply the length of a text. The file is checked before the expressions are
+//! compiled.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -36,8 +37,8 @@ struct Components {
     decoder: Value,
 }
 
-/// Checks the components of a tokenizer.json. The error is the key and what is wrong with it. A text that is not JSON is
-/// left to the tokenizer's own parser.
+/// Checks the components of a tokenizer.json. The error is the key and what is wrong with it. A text that is not JSON
+/// is left to the tokenizer's own parser.
 pub(crate) fn check_components(bytes: &[u8]) -> Result<(), (&'static str, String)> {
     let Ok(parts) = serde_json::from_slice::<Components>(bytes) else { return Ok(()) };
     let mut limits = Limits { components: 0, growth: 1 };

@@ -1,6 +1,8 @@
-//! Compares encoded conversations with transformers' processor (tests/golden/model), and renders hostile chat templates.
+//! Compares encoded conversations with transformers' processor (tests/golden/model), and renders hostile chat
+//! templates.
 //!
-//! This program has no test harness, because it also runs as the worker processes that decode videos and render templates.
+//! This program has no test harness, because it also runs as the worker processes that decode videos and render
+//! templates.
 
 mod hostile;
 

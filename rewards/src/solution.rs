@@ -1,5 +1,5 @@
-//! Finds solutions that no answer can be compared with. Their rewards still follow the rules of the reference code, which
-//! gives them a number (often 0) without a word; this check is what a program tells its user about them.
+//! Finds solutions that no answer can be compared with. Their rewards still follow the rules of the reference code,
+//! which gives them a number (often 0) without a word; this check is what a program tells its user about them.
 
 use reel_diagnostic::Diagnostic;
 

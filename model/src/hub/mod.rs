@@ -44,8 +44,8 @@ pub fn resolve(model: &str, progress: &mut dyn FnMut(DownloadProgress)) -> Resul
     Hub::from_environment().folder(model, progress)
 }
 
-/// Returns the folder of a MODEL argument that is a folder or is complete in the local hub cache; `None` if it would have
-/// to be downloaded, or is neither a folder nor a hub id.
+/// Returns the folder of a MODEL argument that is a folder or is complete in the local hub cache; `None` if it would
+/// have to be downloaded, or is neither a folder nor a hub id.
 pub fn find_local(model: &str) -> Option<PathBuf> {
     let folder = Path::new(model);
     if folder.is_dir() {

@@ -1,4 +1,5 @@
-//! Chat templates that try to crash the program, hang it or fill its memory. Each must give a prompt or a one-line error.
+//! Chat templates that try to crash the program, hang it or fill its memory. Each must give a prompt or a one-line
+//! error.
 
 use reel_model::input::chat::ChatTemplate;
 use serde_json::{Map, json};

@@ -7,7 +7,7 @@
 //! | prompt | `prompt`: chat messages up to the answer, or a text; other columns are for rewards |
 //! | problem | `problem`, `data_type`, `problem_type`, `options`, `process`, `solution`, `path` (VideoRFT's and Video-R1's data sets) |
 //!
-//! In the first three, images and videos are parts of the messages, or stand in columns ([`media_columns`]).
+//! In the first three, images and videos are parts of the messages, or stand in columns (`media_columns`).
 
 use reel_diagnostic::Diagnostic;
 use reel_rewards::text_field;

@@ -4,8 +4,8 @@
 //! `strftime_now`, `break` and `continue`, `tojson` as Python's `json.dumps`, and Python's methods on strings, lists
 //! and dicts.
 //!
-//! These limits stop loops without end, but a few steps can still build a value of any size (`x ~ x` doubles a text), so a
-//! template from a stranger belongs into a worker process: see [`super::isolation`].
+//! These limits stop loops without end, but a few steps can still build a value of any size (`x ~ x` doubles a text),
+//! so a template from a stranger belongs into a worker process: see [`super::isolation`].
 
 use std::error::Error as _;
 use std::io::{self, Write};
@@ -33,8 +33,8 @@ const MAX_RECURSION: usize = 200;
 /// The longest text of an error, in characters.
 const MAX_ERROR_CHARS: usize = 300;
 
-/// The stack of a thread that compiles or renders a template whose nesting is not known. Dropping a value that is nested
-/// as deep as the steps allow needs about 200 MB of it.
+/// The stack of a thread that compiles or renders a template whose nesting is not known. Dropping a value that is
+/// nested as deep as the steps allow needs about 200 MB of it.
 const STACK_BYTES: usize = 256 << 20;
 
 /// A compiled chat template, and the special tokens that it can use by name.
@@ -46,8 +46,8 @@ pub(super) struct CompiledTemplate {
 }
 
 impl CompiledTemplate {
-    /// Compiles a template. The error says what is wrong with it. A trusted template is rendered without a thread of its
-    /// own.
+    /// Compiles a template. The error says what is wrong with it. A trusted template is rendered without a thread of
+    /// its own.
     pub(super) fn compile(text: &str, tokens: Map<String, Value>, is_trusted: bool) -> Result<Self, String> {
         limits::check_template_text(text)?;
         let compile = || {

@@ -1,6 +1,6 @@
 //! Renders chat templates in a worker process with limits on memory and processor time. A template is a program that a
-//! model folder brings: a few of its steps can fill the memory or overflow the stack, which ends the process that renders
-//! it. So the program renders every template that it does not know in a process of its own.
+//! model folder brings: a few of its steps can fill the memory or overflow the stack, which ends the process that
+//! renders it. So the program renders every template that it does not know in a process of its own.
 //!
 //! The worker is the same program with the hidden argument [`TEMPLATE_WORKER_ARGUMENT`], which calls [`worker_main`].
 //! Caller and worker exchange lines of JSON over the worker's standard input and output:
@@ -55,8 +55,8 @@ const MAX_FAILURES: usize = 3;
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
 
 /// From now on, templates that this program does not know are rendered in a worker process: `program`, started with
-/// [`TEMPLATE_WORKER_ARGUMENT`], must call [`worker_main`]. Without this call, as in a test or in another program that uses
-/// this library, they are rendered in this process.
+/// [`TEMPLATE_WORKER_ARGUMENT`], must call [`worker_main`]. Without this call, as in a test or in another program that
+/// uses this library, they are rendered in this process.
 pub fn render_in_worker_process(program: PathBuf) {
     // A second call could only name another copy of the same program.
     let _ = PROGRAM.set(program);

@@ -1,5 +1,5 @@
-//! Limits on the text of a chat template, checked before it is parsed: the parser and the compiler recurse once for each
-//! level of nesting, and a template from a stranger can nest until the stack overflows.
+//! Limits on the text of a chat template, checked before it is parsed: the parser and the compiler recurse once for
+//! each level of nesting, and a template from a stranger can nest until the stack overflows.
 
 /// The longest template, in bytes. The largest published ones have about 20 KB.
 const MAX_BYTES: usize = 256 << 10;

@@ -1,8 +1,9 @@
 //! The chat template of a model folder: a Jinja template, rendered as Hugging Face does, that turns a conversation into
 //! a prompt.
 //!
-//! A template is a program from whoever published the folder. `limits` checks its text, `engine` compiles and renders it
-//! with limits, and `isolation` does so in a worker process, unless the template is one of those that this program knows.
+//! A template is a program from whoever published the folder. `limits` checks its text, `engine` compiles and renders
+//! it with limits, and `isolation` does so in a worker process, unless the template is one of those that this program
+//! knows.
 
 mod engine;
 mod isolation;

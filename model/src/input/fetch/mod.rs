@@ -1,9 +1,9 @@
 //! Opens the files and addresses that conversations name, within the limits of [`MediaAccess`]: downloads from
 //! `http(s):` addresses to temporary files, decodes `data:` URIs, and confines paths to a folder.
 //!
-//! A row of a data set or a chat message may come from a stranger, and this program may run inside a network that trusts
-//! it. So an address is only downloaded if the user allowed it, and never from a private network: the check is on the
-//! address that the connection uses, for each redirect again, so that no host name can hide it.
+//! A row of a data set or a chat message may come from a stranger, and this program may run inside a network that
+//! trusts it. So an address is only downloaded if the user allowed it, and never from a private network: the check is
+//! on the address that the connection uses, for each redirect again, so that no host name can hide it.
 
 use std::io::{Read, Seek, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

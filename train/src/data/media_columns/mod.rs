@@ -7,8 +7,8 @@
 //!                                            {"type": "text", "text": "What happens?"}]}, …]}
 //! ```
 //! A place is the mark `<image>` or `<video>` in a text, or a part of the type `image` or `video` without a file (TRL).
-//! The n-th place of a kind gets the n-th file of that kind. A row whose files and places do not agree is refused, and so
-//! is a row with media in a column that nothing reads: training on such a row would ignore its media.
+//! The n-th place of a kind gets the n-th file of that kind. A row whose files and places do not agree is refused, and
+//! so is a row with media in a column that nothing reads: training on such a row would ignore its media.
 
 use reel_diagnostic::Diagnostic;
 use serde_json::{Map, Value, json};
@@ -140,8 +140,8 @@ fn read_files(kind: Kind, columns: &Map<String, Value>) -> Result<Files, Diagnos
     Ok(Files { kind, column, parts })
 }
 
-/// The part of one file: a path or an address; a list of image files, which are the frames of a video; or an object with
-/// the file under `image`, `video`, `path` or `url`, whose other keys, such as `max_pixels`, are kept.
+/// The part of one file: a path or an address; a list of image files, which are the frames of a video; or an object
+/// with the file under `image`, `video`, `path` or `url`, whose other keys, such as `max_pixels`, are kept.
 fn media_part(kind: Kind, location: &str, value: &Value) -> Result<Map<String, Value>, Diagnostic> {
     let is_path = |value: &Value| value.as_str().is_some_and(|path| !path.is_empty());
     let is_source = |value: &Value| match value {
@@ -279,8 +279,8 @@ fn first_mark(text: &str) -> Option<(usize, Kind)> {
 const ANSWER_COLUMNS: [&str; 8] =
     ["solution", "answer", "problem", "problem_type", "data_type", "options", "process", "question"];
 
-/// Refuses a column that holds media, by its name or its values, and that nothing reads. A column that repeats a file of
-/// the messages is accepted.
+/// Refuses a column that holds media, by its name or its values, and that nothing reads. A column that repeats a file
+/// of the messages is accepted.
 fn check_other_columns(messages: &[Value], columns: &Map<String, Value>) -> Result<(), Diagnostic> {
     let known: Vec<&str> = Kind::ALL.iter().flat_map(|kind| kind.columns()).chain(ANSWER_COLUMNS).collect();
     let mut used = Vec::new();
