@@ -88,7 +88,7 @@ impl SamplingFlags {
             ..SamplingParams::default()
         };
         given.validate().map_err(|e| match e {
-            EngineError::Request(d) => bad_usage(&format!("--{}", d.location), format!("is {}", d.what), d.help),
+            EngineError::Request(d) => bad_usage(&format!("--{}", d.location), d.what, d.help),
             other => other.into(),
         })
     }

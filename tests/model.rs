@@ -232,8 +232,7 @@ fn messages_may_be_stdin_or_a_request_body() {
     let piped = support::finished_run(child.wait_with_output().expect("it ends")).json();
     assert_eq!(ids(&piped[1]), ids(&by_flags[1]));
     for (flag, value) in [("--temperature", "-1"), ("--top-p", "0"), ("--repetition-penalty", "-1e-3"), ("--n", "-1")] {
-        run_in(at, ["generate", "--model", "tiny", "--prompt", "x", flag, value])
-            .refused(2, &[&format!("{flag}: is ")]);
+        run_in(at, ["generate", "--model", "tiny", "--prompt", "x", flag, value]).refused(2, &[&format!("{flag}: ")]);
     }
     std::fs::write(at.join("bad.json"), format!(r#"{{"messages": {messages}, "logprobs": true}}"#)).expect("written");
     run_in(at, ["generate", "--model", "tiny", "--messages", "bad.json"]).refused(1, &["bad.json: logprobs: "]);
