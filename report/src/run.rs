@@ -1,5 +1,6 @@
 //! The page of a training run: headline, metrics as curves, sampled completions over time, and every option of the run.
 
+use std::fs;
 use std::path::Path;
 
 use reel_diagnostic::{Diagnostic, input};
