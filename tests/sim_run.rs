@@ -398,7 +398,7 @@ fn kernels_without_an_end_are_stopped_at_their_line() {
     assert!(message.contains(&format!("lines {first}, {}, ", first + 1)), "{message}");
     assert_eq!(result["interleavings"], 1);
     run("--max-seconds 0.05").refused(1, &["k.ptx:", "0.05 s", "block (0,0,0)", "--max-seconds"]);
-    run("--max-seconds -1").refused(2, &["--max-seconds"]);
+    run("--max-seconds 0").refused(2, &["--max-seconds"]);
     run("--max-instructions 0").refused(2, &["--max-instructions"]);
 }
 
