@@ -150,3 +150,20 @@ fn deep_gemm_and_fast_cu_do_not_wait_for_the_last_store() {
     assert_eq!(stored_tiles(fence, "").kinds(), ["async-not-waited"]);
     assert_eq!(stored_tiles("", wait).kinds(), ["async-proxy"]);
 }
+
+#[test]
+fn cuda_samples_large_chunk_reads_b_with_the_row_length_of_a() {
+    // B has 16 rows of 4 words, A has 8 rows of 16 words.
+    let case = |row_length: u32| {
+        let body = format!(
+            ".reg .b32 %r<5>; .reg .b64 %d<4>; .shared .align 4 .b8 tile[512];
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; shr.u32 %r1, %r0, 4; and.b32 %r2, %r0, 3;
+            mad.lo.u32 %r1, %r1, {row_length}, %r2; mul.wide.u32 %d1, %r1, 4; add.u64 %d2, %d0, %d1;
+            ld.global.u32 %r3, [%d2]; shl.b32 %r4, %r0, 2; mov.u32 %r2, tile; add.u32 %r2, %r2, %r4;
+            st.shared.u32 [%r2], %r3; ret;"
+        );
+        Case { buffers: vec![words(0..64)], ..Case::new("sm_80", 128, &body) }.kinds()
+    };
+    assert_eq!(case(4), [""; 0]);
+    assert_eq!(case(16), ["out-of-bounds"]);
+}
