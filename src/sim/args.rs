@@ -219,7 +219,7 @@ fn array_type(name: &str) -> Option<(ElementType, Option<&str>)> {
 
 /// Parses an array in a struct: `TYPE[N]`, and its values or the one value of all elements.
 fn array(name: &str, values: &str) -> Result<KernelArgument, String> {
-    let wrong = || format!("{name}={values}: give an array as TYPE[N]=VALUE,VALUE,… or TYPE[N]=VALUE");
+    let wrong = || format!("{name}={values} is not an array; write TYPE[N]=VALUE,VALUE,… or TYPE[N]=VALUE");
     let Some((dtype, Some(count))) = array_type(name) else { return Err(wrong()) };
     let count: usize =
         count.parse().ok().filter(|n| (1..=MAX_FIELD_BYTES / dtype.bytes()).contains(n)).ok_or_else(wrong)?;
