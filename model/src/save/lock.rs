@@ -158,7 +158,9 @@ impl Drop for FolderLock {
 fn create_folders(folder: &Path, created: &mut Vec<PathBuf>) -> io::Result<()> {
     let missing: Vec<&Path> =
         folder.ancestors().filter(|path| !path.as_os_str().is_empty()).take_while(|path| !path.exists()).collect();
-    fs::create_dir_all(folder)?;
+    // If symbolic links lead in a circle, only reading says so; creating says that the path exists.
+    let cause = |e| fs::metadata(folder).err().filter(|read| read.kind() != io::ErrorKind::NotFound).unwrap_or(e);
+    fs::create_dir_all(folder).map_err(cause)?;
     for path in missing.into_iter().rev() {
         if !created.iter().any(|known| known == path) {
             created.push(path.to_path_buf());

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, input};
 use reel_model::save::{FOLDER_LOCK_FILE, FolderLock, LockError};
 use serde_json::Value;
 
@@ -276,7 +276,7 @@ pub fn write_run_json(out: &Path, run: &Value) -> Result<()> {
 /// The file cannot be read, is not JSON, or is not what the run wrote.
 pub fn read_run_json(out: &Path) -> Result<Value> {
     let path = out.join(RUN_FILE);
-    let text = fs::read(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
+    let text = input::read_file(&path, input::MAX_MESSAGES_BYTES).map_err(|e| TrainError::cannot_read(&path, e))?;
     let damaged =
         |what: String, help: &str| TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help));
     let run = serde_json::from_slice(&text)
