@@ -47,7 +47,8 @@ pub fn adapt(root: Command) -> Command {
     })
 }
 
-/// Adapts the subcommand `path` (such as `sim run`) and those below it; `common` are the common options.
+/// Adds the options `common` and further spellings of all options to the subcommand `path` (such as `sim run`) and to
+/// those below it.
 fn adapt_subcommand(mut command: Command, path: &str, common: &[Arg]) -> Command {
     let trains = ["sft", "grpo", "plan sft", "plan grpo"].contains(&path);
     let options: Vec<String> = command.get_arguments().map(|a| a.get_id().to_string()).collect();
@@ -66,8 +67,8 @@ fn adapt_subcommand(mut command: Command, path: &str, common: &[Arg]) -> Command
     })
 }
 
-/// Accepts underscores in an option's name, its names in other programs unless `is_option` finds that the command has
-/// an option of that name, and the words for true and false that Python has.
+/// Makes the parser accept underscores in an option's name, Python's words for true and false as its value, and the
+/// option's names in other programs, except those that are another option of the command (`is_option`).
 fn adapt_argument(argument: Arg, is_option: impl Fn(&str) -> bool) -> Arg {
     let option = argument.get_id().to_string();
     let foreign = names::aliases_of(&option).filter(|alias| !is_option(alias));
@@ -215,7 +216,8 @@ mod tests {
         }
     }
 
-    /// Each option that takes a number takes a negative one as its value, and then either accepts it or names itself.
+    /// A negative number after an option for numbers is parsed as its value, and is accepted or refused by an error
+    /// that names the option.
     #[test]
     fn negative_numbers_are_values() {
         use clap::error::ErrorKind;

@@ -12,7 +12,7 @@ use reel_model::save::{StoredTensor, write_safetensors};
 
 use crate::common::CommonOptions;
 use crate::fail::bad_usage;
-use crate::media::{MediaFlags, WorkerFlags, setting_as_option};
+use crate::media::{MediaFlags, WorkerFlags, error_naming_option};
 use crate::output;
 
 /// Show which frames of a video are selected, and decode them.
@@ -47,7 +47,7 @@ impl FramesArgs {
             (None, Some(total), Some(fps)) => {
                 // This form shows the rules of qwen-vl-utils for any limits, so the limits are not checked beforehand.
                 let overrides = self.media.unchecked_overrides();
-                let choice = select_frames(total, fps, profile, &overrides).map_err(setting_as_option)?;
+                let choice = select_frames(total, fps, profile, &overrides).map_err(error_naming_option)?;
                 self.print(common, &choice.indices, choice.sample_fps)
             }
             (Some(video), ..) => self.decode(common, video, profile, &self.media.overrides(profile)?),

@@ -52,14 +52,14 @@ pub struct MediaFlags {
 impl MediaFlags {
     /// Returns the profile that `--profile` names, else `default`.
     pub fn profile(&self, default: MediaProfile) -> Result<MediaProfile> {
-        self.profile.as_deref().map_or(Ok(default), MediaProfile::parse).map_err(setting_as_option)
+        self.profile.as_deref().map_or(Ok(default), MediaProfile::parse).map_err(error_naming_option)
     }
 
     /// Returns the limits that flags set, after a check of their values. They override those of the profile and those
     /// that a chat message sets for its image or video.
     pub fn overrides(&self, profile: MediaProfile) -> Result<MediaOverrides> {
         let overrides = self.unchecked_overrides();
-        overrides.validate(profile).map_err(setting_as_option)?;
+        overrides.validate(profile).map_err(error_naming_option)?;
         Ok(overrides)
     }
 
@@ -80,13 +80,13 @@ impl MediaFlags {
 
 /// The frame and pixel settings of the run that trained a model.
 #[derive(Debug)]
-pub struct TrainedMedia {
+pub struct TrainingMediaSettings {
     /// The run.json that has them.
     pub file: PathBuf,
     pub flags: MediaFlags,
 }
 
-impl TrainedMedia {
+impl TrainingMediaSettings {
     /// Reads the settings from run.json in the folder that `reel sft` or `reel grpo` wrote, or in the folder above a
     /// checkpoint. `None` if the folder is not from a run.
     pub fn find(folder: &Path) -> Option<Self> {
@@ -99,7 +99,7 @@ impl TrainedMedia {
     }
 }
 
-impl fmt::Display for TrainedMedia {
+impl fmt::Display for TrainingMediaSettings {
     /// The settings as they are typed on a command line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let o = &self.flags;
@@ -132,7 +132,7 @@ pub struct MediaAccessFlags {
 }
 
 impl MediaAccessFlags {
-    /// Returns what rows and messages may refer to, if their paths are relative to `media_root`.
+    /// Returns which files and addresses rows and messages may name; relative paths are relative to `media_root`.
     pub fn media_access(&self, media_root: &Path) -> MediaAccess {
         MediaAccess {
             remote: if self.allow_remote_media { RemoteMedia::Public } else { RemoteMedia::Refused },
@@ -142,7 +142,7 @@ impl MediaAccessFlags {
 }
 
 /// Makes the error of a media setting one about the option of this name (exit code 2); other errors stay as they are.
-pub fn setting_as_option(e: MediaError) -> anyhow::Error {
+pub fn error_naming_option(e: MediaError) -> anyhow::Error {
     match e {
         MediaError::Setting(d) => bad_usage(&format!("--{}", d.location.replace('_', "-")), d.what, d.help),
         other => other.into(),

@@ -19,7 +19,7 @@ use reel_train::options::Recipe;
 
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
-use crate::media::{MediaAccessFlags, MediaFlags, TrainedMedia, WorkerFlags};
+use crate::media::{MediaAccessFlags, MediaFlags, TrainingMediaSettings, WorkerFlags};
 use crate::request::{ChatRequest, RequestSettings};
 use crate::{output, replaced};
 
@@ -187,7 +187,7 @@ impl MessageFlags {
         let (conversation, settings) = conversation()?;
         media_files(&conversation).try_for_each(|(path, location)| replaced::refuse_if_output(path, location))?;
         // A profile on the command line replaces all settings of the training run.
-        let trained = TrainedMedia::find(adapter.unwrap_or(&folder)).filter(|_| self.media.profile.is_none());
+        let trained = TrainingMediaSettings::find(adapter.unwrap_or(&folder)).filter(|_| self.media.profile.is_none());
         if let Some(trained) = trained.as_ref().filter(|_| conversation.media_parts().next().is_some() && !common.quiet)
         {
             let file = trained.file.display().to_string();

@@ -96,7 +96,7 @@ impl ReplayArgs {
             trace: common.trace.clone(),
             ..resolved.common
         };
-        let run = output_folder::read_run_json(&self.out)?;
+        let run = output_folder::read_run_json(out)?;
         resolved.with_setup(|setup| {
             if let Some(warning) = difference_in_bits(&run, setup.device).filter(|_| !common.quiet && !common.json) {
                 eprintln!("warning: {}: {warning}", file.display());

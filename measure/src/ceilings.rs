@@ -157,11 +157,12 @@ impl Ceilings {
         self.with_bandwidth_times(self.seconds_to_move(cost.bytes, launches as f64) / seconds)
     }
 
-    /// These ceilings, raised as far as they do not allow that a whole round of work, whose floor is `floor`, took
-    /// `seconds` only.
+    /// These ceilings, raised until the least time of a whole round of work is at most `measured_seconds`, the time
+    /// that it took. `floor_seconds` is its least time by the present ceilings.
     #[must_use]
-    pub fn raised_to_round(self, floor: f64, seconds: f64) -> Self {
-        let factor = if floor > seconds && seconds > 0.0 { floor / seconds } else { 1.0 };
+    pub fn raised_to_measured_round(self, floor_seconds: f64, measured_seconds: f64) -> Self {
+        let is_exceeded = floor_seconds > measured_seconds && measured_seconds > 0.0;
+        let factor = if is_exceeded { floor_seconds / measured_seconds } else { 1.0 };
         Self { f32: self.f32 * factor, bf16: self.bf16 * factor, ..self }.with_bandwidth_times(factor)
     }
 
@@ -239,7 +240,8 @@ mod tests {
             let totals = OpTotals { launches, cost, seconds };
             let floor = raised.roofline_seconds_of_launches("matmul_fwd", &totals, dtype);
             prop_assert!(floor <= seconds * (1.0 + 1e-9), "{floor} {seconds}");
-            let round = machine.raised_to_round(machine.roofline_seconds_of_launches("matmul_fwd", &totals, dtype), seconds);
+            let floor = machine.roofline_seconds_of_launches("matmul_fwd", &totals, dtype);
+            let round = machine.raised_to_measured_round(floor, seconds);
             prop_assert!(round.roofline_seconds_of_launches("matmul_fwd", &totals, dtype) <= seconds * (1.0 + 1e-9));
             prop_assert!(raised.f32 >= machine.f32 && raised.bf16 >= machine.bf16 && raised.bytes >= machine.bytes);
         }

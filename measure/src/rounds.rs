@@ -106,7 +106,7 @@ fn ceilings_of_round(
         ceilings.raised_to(name, t.launches, t.cost, dtype, t.seconds)
     };
     let raised = totals.iter().fold(measured, raise);
-    raised.raised_to_round(raised.roofline_floor_of_profile(totals, dtype).seconds, fastest)
+    raised.raised_to_measured_round(raised.roofline_floor_of_profile(totals, dtype).seconds, fastest)
 }
 
 /// Which op, model, device and sizes were measured.

@@ -96,8 +96,8 @@ fn play(part: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Answers the request as the real worker does, but for the pipe that [`PIPE`] names: a decoder that hangs. (The caller
-/// refuses pipes, so a request never names one.)
+/// Answers as the real worker does, but opens the pipe that the variable [`PIPE`] names instead of the requested file,
+/// and so hangs as a decoder may. (A request cannot name a pipe, because the caller refuses it.)
 fn open_pipe() -> ExitCode {
     use std::io::{Read, Seek, Write};
     let mut text = String::new();

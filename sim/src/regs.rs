@@ -42,9 +42,9 @@ pub struct UnwrittenBytes {
 pub struct UnwrittenSource {
     /// Index of the load instruction in the kernel.
     pub pc: u32,
-    /// The state space that it reads: `global`, `shared` or `local`.
+    /// The state space that the load reads: `global`, `shared` or `local`.
     pub space: &'static str,
-    /// The address that it reads.
+    /// The address that the load reads.
     pub address: u64,
     /// True if the compiler declares all of these bytes as padding.
     pub is_padding: bool,

@@ -120,7 +120,7 @@ fn run_nvcc(
     options: &UserCompilerOptions,
 ) -> Result<String, CompileError> {
     let failed = |e: std::io::Error| CompileError::Unusable { path: nvcc.into(), reason: e.to_string() };
-    // nvcc writes to a file and not to stdout, because it removes the output file when it fails.
+    // When nvcc fails, it deletes its output file, which would be /dev/stdout; so it writes to a temporary file.
     let scratch = tempfile::tempdir().map_err(failed)?;
     let out = scratch.path().join("out.ptx");
     let mut command = Command::new(nvcc);

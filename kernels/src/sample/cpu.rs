@@ -168,8 +168,8 @@ fn draw(weights: &[f32], u: f64) -> Option<usize> {
                     }
                 }
             }
-            // The rounded sum of the block exceeds the target, but the cumulative sum of its tokens does not. This
-            // returns the block's last token of positive weight.
+            // Because of rounding, the sum of the block of tokens exceeds the target, but the running sum over its
+            // tokens does not: take the block's last token of positive weight.
             return last;
         }
         before += here;

@@ -42,14 +42,14 @@ impl HttpReward {
     pub(super) fn new(url: &str, timeout: Duration) -> Result<Self> {
         let is_http = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
         let Some(parsed) = url.parse::<Uri>().ok().filter(is_http) else {
-            // A URL without its scheme is not recognised as one, so its password and query are removed here.
+            // `redact_urls` does not recognise a URL without its scheme, so its password and query are removed here.
             let shown = url.rsplit('@').next().unwrap_or_default();
             let shown = shown.split(['?', '#']).next().unwrap_or_default();
             let what = format!("`{}` is not an HTTP URL", shorten_for_message(shown));
             return Err(RewardError::bad_option(FLAG, what, "give http://HOST:PORT/PATH"));
         };
         if let Some(port) = invalid_port(&parsed) {
-            let what = format!("has the port {}, which is not one", shorten_for_message(port));
+            let what = format!("has the port {}, which is not a port number", shorten_for_message(port));
             return Err(RewardError::bad_option(FLAG, what, "give a port from 1 to 65535"));
         }
         let config = Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).max_redirects(0);

@@ -231,7 +231,7 @@ impl AddressOrigins {
         let Operand::Address(base, offset) = operand else { return None };
         let AddressBase::Register(register) = base else { return Some((base.clone(), *offset)) };
         let mut register = *register;
-        // A register whose definition is a cycle of moves has no origin; the number of steps is bounded for it.
+        // Moves can form a cycle. Such registers have no origin, and the bound on the number of steps ends the search.
         for _ in 0..self.from.len() {
             match self.from.get(&register) {
                 Some(&next) => register = next,

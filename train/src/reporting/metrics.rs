@@ -306,6 +306,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(read_matching_lines(&dir.path().join("x"), |_: &SkippedRow| true).unwrap().is_empty());
         let e = JsonlLog::create(&dir.path().join("no/x")).unwrap_err().to_string();
-        assert!(e.contains("cannot be written: there is no such file or folder; "), "{e}");
+        assert!(e.contains("no/x: cannot be written: the folder ") && e.contains(" does not exist; "), "{e}");
     }
 }

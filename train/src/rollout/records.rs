@@ -33,7 +33,7 @@ const MAX_STRIPS: u64 = 24;
 
 /// Decides which steps get a strip.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct StripSchedule {
+pub(crate) struct FrameStripSchedule {
     /// Number of steps from one strip to the next: a multiple of `--logging-steps`, so that each of these steps is
     /// reported to TensorBoard and Weights & Biases.
     every: u64,
@@ -43,7 +43,7 @@ pub(crate) struct StripSchedule {
     steps: u64,
 }
 
-impl StripSchedule {
+impl FrameStripSchedule {
     /// The schedule of a run of `steps` steps that reports every `logging_steps` steps and samples every `iterations`
     /// steps.
     pub(crate) fn new(steps: u64, logging_steps: u64, iterations: u64) -> Self {
@@ -62,7 +62,7 @@ impl StripSchedule {
 /// Writes the rollouts of each step to a file.
 pub(crate) struct RolloutRecorder {
     folder: PathBuf,
-    strips: StripSchedule,
+    strips: FrameStripSchedule,
     /// The step that is being recorded; `text` has its lines so far.
     step: u64,
     text: String,
@@ -80,7 +80,7 @@ impl Drop for RolloutRecorder {
 impl RolloutRecorder {
     /// A recorder for a run with the output folder `out`. The folder of rollouts is created with the first record, so
     /// that a run that fails to start leaves no files.
-    pub(crate) fn new(out: &Path, strips: StripSchedule) -> Self {
+    pub(crate) fn new(out: &Path, strips: FrameStripSchedule) -> Self {
         Self { folder: out.join(ROLLOUTS_FOLDER), strips, step: 0, text: String::new(), writing: None }
     }
 
@@ -242,7 +242,7 @@ mod tests {
         /// are not many strips.
         #[test]
         fn some_reported_step_has_a_strip(steps in 1u64..3000, logging_steps in 1u64..70, iterations in 1u64..9) {
-            let schedule = StripSchedule::new(steps, logging_steps, iterations);
+            let schedule = FrameStripSchedule::new(steps, logging_steps, iterations);
             let sampled = (1..=steps).step_by(iterations as usize);
             let sampled: Vec<u64> = sampled.filter(|&n| schedule.has_strip(n)).collect();
             prop_assert!(sampled[0] == 1 && sampled.len() as u64 <= MAX_STRIPS + 2, "{:?}", sampled);

@@ -21,7 +21,7 @@ use reel_rewards::{RewardError, Scores};
 use reel_runtime::Cx;
 
 use super::prompts::{Prompt, PromptSource};
-use super::records::{RolloutRecorder, StripSchedule};
+use super::records::{FrameStripSchedule, RolloutRecorder};
 use super::sampler::CompletionSampler;
 use super::scorer::CompletionScorer;
 use crate::data::feed::MicroBatchFeed;
@@ -73,7 +73,7 @@ impl<'a> RolloutWorker<'a> {
             scorer: CompletionScorer::new(setup.options, &trainer.device, trainer.dtype, setup.stop)?,
             recorder: RolloutRecorder::new(
                 &setup.options.out,
-                StripSchedule::new(
+                FrameStripSchedule::new(
                     trainer.hyperparameters.schedule.max_steps,
                     setup.options.logging_steps,
                     setup.options.num_iterations,

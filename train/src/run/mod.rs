@@ -304,7 +304,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             Trainer::resume(setup.device, &config, setup.model, start.checkpoint(), setup.dtype, hyperparameters)?;
         files.check_values()?;
         if let (Some(folder), Some(recorded)) = (start.checkpoint(), &recorded) {
-            // A checkpoint of an earlier version has no hash; the last line of metrics has it, too.
+            // A checkpoint of an earlier version lacks the hash of the weights; the last line of the metrics has it.
             let hash = Some(&state.hash).filter(|hash| !hash.is_empty()).or(recorded.hash.as_ref());
             let now = trainer.weights_fingerprint()?;
             if hash.is_some_and(|hash| now != *hash) {
@@ -349,7 +349,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             }
             if digests.is_none() {
                 progress.print_line(&format!(
-                    "warning: {folder} is of an earlier version: only its weights are compared with the run's record"
+                    "warning: {folder} was written by an earlier version of reel: only its weights are checked"
                 ));
             }
             if let Some(warning) = earlier_run.and_then(|run| difference_in_bits(&run, setup.device)) {

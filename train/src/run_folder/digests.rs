@@ -100,7 +100,7 @@ pub(crate) fn has_its_own_digest(object: &Value) -> bool {
     object.get(OWN_DIGEST).is_none() || with_own_digest(object.clone())[OWN_DIGEST] == object[OWN_DIGEST]
 }
 
-/// Writes the list of a complete checkpoint folder.
+/// Writes the list of files with their fingerprints into a complete checkpoint folder.
 ///
 /// # Errors
 /// A file cannot be read or written.

@@ -37,7 +37,7 @@ pub struct PlannedStepCount {
 /// # Errors
 /// `run.json` is damaged.
 pub fn planned_step_counts(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<PlannedStepCount>> {
-    // Without run.json, the steps up to the checkpoint count as planned with the number in the checkpoint.
+    // Without run.json, the number of steps that the checkpoint records is taken as the plan of all steps before it.
     let run = home.join(output::RUN_FILE).exists().then(|| output::read_run_json(home)).transpose()?;
     let known = run.and_then(|mut run| serde_json::from_value::<Vec<PlannedStepCount>>(run["lengths"].take()).ok());
     let mut lengths = known.unwrap_or_default();

@@ -34,7 +34,7 @@ const MAX_RECURSION: usize = 200;
 const MAX_ERROR_CHARS: usize = 300;
 
 /// The stack of a thread that compiles or renders a template whose nesting is not known. Dropping a value that is
-/// nested as deep as the steps allow needs about 200 MB of it.
+/// nested as deep as the limit of steps allows needs about 200 MB of it.
 const STACK_BYTES: usize = 256 << 20;
 
 /// A compiled chat template, and the special tokens that it can use by name.

@@ -229,7 +229,7 @@ impl Worker {
             Some(SIGXCPU | SIGKILL) => format!("it takes more than {CPU_SECONDS} s of processor time"),
             // A stack overflow and a failed allocation both end in abort (6) or a segmentation fault (11).
             Some(_) => format!("it needs more than {} MiB of memory", MEMORY_BYTES >> 20),
-            None => "the process that renders it ended".to_string(),
+            None => "the process that renders it ended unexpectedly".to_string(),
         }
     }
 }

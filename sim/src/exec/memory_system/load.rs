@@ -40,7 +40,7 @@ impl MemorySystem {
                     let may_be_unwritten = if t.copies { u32::MAX } else { !t.used_bytes };
                     let unwritten = match may_be_unwritten {
                         0 => Vec::new(),
-                        wanted => self.take_unwritten(cx, group, bytes, wanted),
+                        wanted => self.find_unwritten_bytes(cx, group, bytes, wanted),
                     };
                     self.check_lane_accesses(cx, AccessKind::Read, group, bytes, access_strength(t), 0);
                     let data = self.location_bytes(&cx.grid.blocks, group.location);

@@ -70,7 +70,7 @@ impl MemorySystem {
         }
         let kept = match t.kept_bytes {
             0 => Vec::new(),
-            bytes_of_word => self.take_unwritten(cx, group, bytes, bytes_of_word),
+            bytes_of_word => self.find_unwritten_bytes(cx, group, bytes, bytes_of_word),
         };
         let data = self.location_bytes_mut(&mut cx.grid.blocks, group.location);
         let stored = store_registers(data, group, t, cx.warp.regs(cx.fragment.frame));

@@ -31,7 +31,7 @@ impl MemorySystem {
     /// Returns which bytes a load of `group` reads that nothing has written, of those in the mask `wanted`, and marks
     /// them as written, so that the race check does not report them. [`MemorySystem::copy_unwritten`] marks them as
     /// unwritten again.
-    pub(super) fn take_unwritten(
+    pub(super) fn find_unwritten_bytes(
         &mut self,
         cx: &mut InstructionContext,
         group: &LaneGroup,
@@ -64,7 +64,7 @@ impl MemorySystem {
         found
     }
 
-    /// After a load: marks the bytes that [`MemorySystem::take_unwritten`] returned as unwritten again, in
+    /// After a load: marks the bytes that [`MemorySystem::find_unwritten_bytes`] returned as unwritten again, in
     /// memory and, if the load only copies, in the registers.
     pub(super) fn copy_unwritten(
         &mut self,
@@ -145,8 +145,8 @@ pub(super) fn lanes_with_copies(regs: &Registers, t: &LoadStore, undefined: u32)
     lanes_in_mask(undefined).filter(is_copy).fold(0, |lanes, lane| lanes | 1 << lane)
 }
 
-/// Marks the registers of a copying load as unwritten in one lane. `bytes` is the mask of the unwritten bytes among
-/// those that the lane has read.
+/// Marks the registers of a load whose value is only copied as unwritten in one lane. `bytes` is the mask of the
+/// unwritten bytes among those that the lane has read.
 pub(super) fn set_registers_unwritten(
     regs: &mut Registers,
     t: &LoadStore,

@@ -64,7 +64,7 @@ pub struct Scheduler {
 struct ProgressMarks {
     /// Value of `changes` when the scheduler last compared the counters.
     changes: u64,
-    /// Values of `elapsed` and `waits` at the last change.
+    /// Values of `elapsed` and `waits` when `changes` last changed.
     elapsed_at_change: u64,
     waits_at_change: u64,
     /// Values of `elapsed` when waiting loops were last woken, and when all waiting fragments were last woken.

@@ -173,7 +173,7 @@ impl SharedOperand {
     /// `line` is the index along m or n, and `unit` (0 or 1) counts units along k. If it is MN-major, `line` is the
     /// index along k (0 to 15), and `unit` counts units of eight elements along m or n.
     #[inline(always)]
-    pub fn unit_address(&self, line: u32, unit: u32) -> u32 {
+    pub fn unit_shared_address(&self, line: u32, unit: u32) -> u32 {
         let pitch = self.descriptor.swizzle.span_bytes().unwrap_or(16);
         self.descriptor.swizzle.swizzled_address(self.eight(line / 8, unit) + line % 8 * pitch)
     }
@@ -194,7 +194,7 @@ impl SharedOperand {
     /// Returns the addresses, after the swizzle, of unit number `unit` in the eight lines from `line`, a multiple of
     /// 8, on.
     #[inline(always)]
-    pub fn unit_addresses(&self, line: u32, unit: u32) -> [u32; 8] {
+    pub fn unit_shared_addresses(&self, line: u32, unit: u32) -> [u32; 8] {
         let (swizzle, first) = (self.descriptor.swizzle, self.eight(line / 8, unit));
         let pitch = swizzle.span_bytes().unwrap_or(16);
         std::array::from_fn(
@@ -220,7 +220,7 @@ impl SharedOperand {
         match (self.descriptor.swizzle.span_bytes(), self.mn_major) {
             (Some(_), false) => {
                 for line in 0..self.extent {
-                    let (a, b) = (self.unit_address(line, 0), self.unit_address(line, 1));
+                    let (a, b) = (self.unit_shared_address(line, 0), self.unit_shared_address(line, 1));
                     if a ^ b == 16 {
                         add(a.min(b), 32);
                     } else {
@@ -232,7 +232,7 @@ impl SharedOperand {
             (None, false) => {
                 for unit in 0..2 {
                     for line in 0..self.extent {
-                        add(self.unit_address(line, unit), 16);
+                        add(self.unit_shared_address(line, unit), 16);
                     }
                 }
             }
@@ -243,11 +243,11 @@ impl SharedOperand {
                         // The instruction reads a whole row of the swizzle pattern; the order of its units does not
                         // matter.
                         if first + units <= all {
-                            add(self.unit_address(line, first) & !(span - 1), span);
+                            add(self.unit_shared_address(line, first) & !(span - 1), span);
                             continue;
                         }
                         for unit in first..all {
-                            add(self.unit_address(line, unit), 16);
+                            add(self.unit_shared_address(line, unit), 16);
                         }
                     }
                 }
@@ -255,7 +255,7 @@ impl SharedOperand {
             (None, true) => {
                 for unit in 0..self.extent / 8 {
                     for line in 0..K_ROWS {
-                        add(self.unit_address(line, unit), 16);
+                        add(self.unit_shared_address(line, unit), 16);
                     }
                 }
             }

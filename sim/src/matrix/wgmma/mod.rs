@@ -210,7 +210,7 @@ impl WgmmaTiles {
 #[inline(always)]
 fn matrix(operand: &SharedOperand, line: u32, unit: u32, fetch: &impl Fn(u32) -> [u8; 16]) -> Lanes {
     let mut out = [[0u8; 16]; 8];
-    for (out, address) in out.iter_mut().zip(operand.unit_addresses(line, unit)) {
+    for (out, address) in out.iter_mut().zip(operand.unit_shared_addresses(line, unit)) {
         *out = fetch(address);
     }
     let lanes: Lanes = bytemuck::cast(out);

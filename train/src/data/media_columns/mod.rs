@@ -85,7 +85,7 @@ pub(super) fn insert_media(
     Ok(messages)
 }
 
-/// Refuses media columns of a row that has a text instead of messages, which cannot hold media.
+/// Refuses media columns in a row whose prompt is a text: only messages can hold media.
 pub(super) fn refuse_media(field: &str, text: &str, columns: &Map<String, Value>) -> Result<(), Diagnostic> {
     const HELP: &str = "write it as a list of {\"role\", \"content\"} messages";
     for kind in Kind::ALL {
