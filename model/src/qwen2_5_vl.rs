@@ -76,7 +76,7 @@ impl Qwen25Vl {
         )
     }
 
-    /// The trained tensors; each has a name ([`Tensor::parameter`]).
+    /// The trained tensors; each has a name ([`Tensor::parameter_name`]).
     pub fn parameters(&self) -> impl Iterator<Item = &Tensor> {
         self.vision.tensors().chain(self.text.tensors()).filter(|t| t.parameter_name().is_some())
     }

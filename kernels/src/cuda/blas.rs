@@ -15,7 +15,7 @@ pub trait Blas: Send + Sync {
     /// Returns the library's name and version, such as `cuBLASLt 13.1.0`.
     fn version(&self) -> String;
 
-    /// Returns a summary of the algorithms used so far. The algorithm of a product depends on its [`ProductShape`],
+    /// Returns a summary of the algorithms used so far. The algorithm of a product depends on its shape and dtypes,
     /// the GPU and the library only.
     fn algorithms(&self) -> AlgorithmFingerprint;
 

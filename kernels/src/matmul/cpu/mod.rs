@@ -16,7 +16,7 @@
 //!
 //! **Data.** A unit has 4 bytes in either arithmetic. A step of the inner loop loads `nr` lanes of B and multiplies
 //! them by `mr` single units of A. Transposed and bf16 operands differ only in how they are packed. With few rows of
-//! A, reading B takes most of the time: [`Code::thin`] then transposes B inside registers and stores no packed copy.
+//! A, reading B takes most of the time: `Code::thin` then transposes B inside registers and stores no packed copy.
 #![allow(unsafe_code)]
 // Loops over constant ranges index arrays of registers: the compiler unrolls them completely.
 #![allow(clippy::needless_range_loop)]
