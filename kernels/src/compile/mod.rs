@@ -7,8 +7,8 @@
 //! ```
 //!
 //! With ptxas, one translation to PTX, which takes two thirds of NVRTC's time, serves all architectures and the
-//! simulator. The machine code need not be that of the other way: of 12 folders on four architectures it was the same in
-//! 46 of 48 cases; for sm_86 NVRTC translates `advance` and `elementwise` with other instructions.
+//! simulator. The machine code need not be that of the other way: of 12 folders on four architectures it was the same
+//! in 46 of 48 cases; for sm_86 NVRTC translates `advance` and `elementwise` with other instructions.
 //!
 //! Results are cached on disk under `$XDG_CACHE_HOME/reel/kernels`; a cached unit is read without opening NVRTC.
 //! Source: NVIDIA's NVRTC and PTX Compiler manuals of CUDA 13.0.
