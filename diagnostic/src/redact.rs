@@ -45,7 +45,7 @@ pub fn redact_urls(text: &str) -> String {
     out
 }
 
-/// The scheme of a URL at the end of `text`; empty if there is none.
+/// The scheme with which `text` ends, such as `https`; empty if `text` does not end with a scheme.
 fn scheme_at_end(text: &str) -> &str {
     let is_scheme = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.');
     &text[text.len() - text.bytes().rev().take_while(is_scheme).count()..]

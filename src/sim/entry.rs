@@ -23,8 +23,8 @@ pub fn select_kernel_symbol<'a>(wanted: Option<&str>, symbols: &[&'a str], file:
 }
 
 /// Returns the only symbol that `wanted` selects. `wanted` is the symbol itself, or a C++ name:
-/// `ns::kernel<3>(float*)`, `ns::kernel<3>`, `ns::kernel` or `kernel`. If there is none of that name, `wanted` is the
-/// beginning of a name, or else any part of the name and its parameters.
+/// `ns::kernel<3>(float*)`, `ns::kernel<3>`, `ns::kernel` or `kernel`. If no kernel has that name, the symbols are
+/// selected whose name begins with `wanted`, or else those whose name or parameters contain it.
 fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     if let Some(exact) = symbols.iter().find(|s| **s == wanted) {
         return Ok(exact);

@@ -114,7 +114,7 @@ fn write_folder(
     Ok(InitReport { parameters, bytes })
 }
 
-/// Creates the folder if there is none. An error if it has any file but the lock of this process.
+/// Creates the folder if it does not exist. Returns an error if it has a file other than the lock of this process.
 fn make_empty(out: &Path) -> Result<()> {
     fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
     let entries = fs::read_dir(out).map_err(|e| ModelError::cannot_read(out, e))?;

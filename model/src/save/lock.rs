@@ -80,7 +80,7 @@ impl LockError {
 }
 
 impl FileLock {
-    /// Creates the file at `path` if there is none, and locks it without waiting.
+    /// Locks the file at `path` without waiting. Creates the file if it does not exist.
     ///
     /// # Errors
     /// Another process holds the lock, or the file cannot be written.

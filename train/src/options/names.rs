@@ -1,7 +1,7 @@
 //! Names of options in other programs: TRL, transformers, the scripts of VideoRFT and Video-R1, vLLM, LLaMA-Factory.
 //!
 //! A name whose meaning is the same is an alias, which the command line and configuration files accept. For other known
-//! names, [`advice_on`] says which option to use instead, or why there is none.
+//! names, [`advice_on`] says which option to use instead, or why reel has no such option.
 
 /// Names that are accepted for an option, and the option's own name as in configuration files.
 const ALIASES: [(&str, &str); 13] = [

@@ -1,9 +1,9 @@
 //! The chat template of a model folder: a Jinja template, rendered as Hugging Face does, that turns a conversation into
 //! a prompt.
 //!
-//! A template is a program from whoever published the folder. `limits` checks its text, `engine` compiles and renders
-//! it with limits, and `isolation` does so in a worker process, unless the template is one of those that this program
-//! knows.
+//! A template is a program by the author of the model folder, who may be unknown. `limits` checks its text, `engine`
+//! compiles and renders it with limits, and `isolation` does so in a worker process, unless the template is one of
+//! those that this program knows.
 
 mod engine;
 mod isolation;
@@ -82,14 +82,12 @@ impl ChatTemplate {
     /// template can use by name (`eos_token`, …).
     pub fn parse(location: &str, text: String, tokens: Map<String, Value>) -> Result<Self> {
         let refused = |what: String| ModelError::template(location, what, HELP);
+        let is_trusted = is_known(&text);
         let renderer = match isolation::worker_program() {
-            Some(program) if !is_known(&text) => {
+            Some(program) if !is_trusted => {
                 Renderer::InWorker(IsolatedTemplate::compile(program, Setup { text, tokens }).map_err(refused)?)
             }
-            _ => {
-                let is_trusted = is_known(&text);
-                Renderer::InThisProcess(CompiledTemplate::compile(&text, tokens, is_trusted).map_err(refused)?)
-            }
+            _ => Renderer::InThisProcess(CompiledTemplate::compile(&text, tokens, is_trusted).map_err(refused)?),
         };
         Ok(Self { renderer, location: location.to_string() })
     }
