@@ -1,4 +1,4 @@
-//! The reduced reproductions of `docs/found.md`: defects of public kernels, each with and without its fix.
+//! Reduced kernels with the defects that `docs/found.md` describes in public kernels, each with and without its fix.
 
 use super::harness::{Case, words};
 
