@@ -113,7 +113,7 @@ fn step(device: &Device, dtype: DType, lora_r: usize) -> (Value, Vec<u8>, Value)
 #[test]
 fn training_step_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
-    for (dtype, lora_r) in [(DType::F32, 0), (DType::BF16, 0), (DType::F32, 4), (DType::BF16, 4)] {
+    for (dtype, lora_r) in [(DType::F32, 0), (DType::BF16, 0), (DType::BF16, 4)] {
         let (fake, device) = fake_cuda();
         let (got, want) = (step(&device, dtype, lora_r), step(&simulated(), dtype, lora_r));
         assert_eq!(got.0, want.0, "{dtype}, rank {lora_r}");

@@ -11,13 +11,13 @@ use support::{file_names_in, run_in};
 fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     let dir = tempfile::tempdir().expect("a folder");
     let demo = |more: &[&str]| run_in(dir.path(), [&["demo"][..], more].concat());
-    let printed = demo(&["--steps", "2", "--quiet"]);
+    let printed = demo(&["--steps", "2", "--held-out", "60", "--quiet"]);
     assert!(printed.ok().contains("after T-GRPO") && printed.stdout.contains("demo/report.html"), "{}", printed.stdout);
     assert!(printed.stderr.is_empty(), "{}", printed.stderr);
     let out = dir.path().join("demo");
     let made = "clips grpo grpo.toml held-out.jsonl model report.html rl.jsonl sft sft.jsonl sft.toml siglip";
     assert_eq!(file_names_in(&out).join(" "), made);
-    assert_eq!(file_names_in(&out.join("clips")).len(), 96 + 576 + 480);
+    assert_eq!(file_names_in(&out.join("clips")).len(), 96 + 576 + 60);
     let rows = |name: &str| fs::read_to_string(out.join(name)).expect("rows");
     let sft = rows("sft.jsonl");
     assert!(sft.lines().count() == 96 && sft.contains("<think>") && sft.contains("clips/sft-000-motion.mp4"));
@@ -62,12 +62,12 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     let seeds = dir.path().join("seeds");
     fs::create_dir(&seeds).expect("made");
     fs::rename(&out, seeds.join("seed-5")).expect("moved");
-    let more = ["--out", "seeds", "--steps", "1", "--seeds", "2", "--seed", "5", "--no-temporal", "--json"];
+    let more = ["--out", "seeds", "--steps", "1", "--held-out", "8", "--seeds", "2", "--seed", "5", "--no-temporal", "--json"];
     let result = demo(&more).json();
     for seed in result["seeds"].as_array().expect("seeds") {
         let answered = |task: &str| seed["right"][task]["n"].clone();
-        assert_eq!((answered("all"), answered("motion")), (480.into(), 240.into()));
-        assert_eq!(answered("motion, frames shuffled"), 720);
+        assert_eq!((answered("all"), answered("motion")), (8.into(), 4.into()));
+        assert_eq!(answered("motion, frames shuffled"), 12);
         assert_eq!(seed["right"]["all"]["before"], 0);
     }
     assert_eq!((&result["seeds"][0]["seed"], &result["seeds"][1]["seed"]), (&5.into(), &6.into()));
@@ -82,6 +82,7 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     let weights = |seed: &str| fs::read(seeds.join(seed).join("grpo/model.safetensors")).expect("weights");
     assert!(weights("seed-5") != weights("seed-6"));
     demo(&["--seeds", "0"]).refused(2, &["--seeds"]);
+    demo(&["--held-out", "3"]).refused(2, &["--held-out"]);
 
     fs::create_dir(dir.path().join("mine")).expect("made");
     fs::write(dir.path().join("mine/thesis.txt"), "years of work").expect("written");

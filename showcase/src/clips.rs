@@ -131,8 +131,8 @@ impl ClipSet {
         }
     }
 
-    /// The number of clips in the set.
-    pub fn clip_count(self) -> usize {
+    /// The number of clips in the set, if nobody asks for another number.
+    pub fn default_clip_count(self) -> usize {
         match self {
             Self::Sft => 96,
             Self::Rl => 576,
@@ -149,10 +149,10 @@ impl ClipSet {
     }
 }
 
-/// Draws the clips of a set. Tasks and answers alternate, so that all are equally frequent; everything else is
-/// random.
-pub fn make_clips(set: ClipSet, seed: u64) -> Vec<Clip> {
-    let (split, count) = (set.name(), set.clip_count());
+/// Draws the first `count` clips of a set. Tasks and answers alternate, so that all are equally frequent; everything
+/// else is random. A clip does not depend on `count`.
+pub fn make_clips(set: ClipSet, count: usize, seed: u64) -> Vec<Clip> {
+    let split = set.name();
     // Each set has its own stream of random numbers.
     let stream = split.bytes().fold(0, |h: u64, b| h.wrapping_mul(257).wrapping_add(u64::from(b)));
     (0..count)
@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn answers_agree_with_the_pixels() {
-        for clip in ClipSet::ALL.iter().flat_map(|set| make_clips(*set, 7).into_iter().take(48)) {
+        for clip in ClipSet::ALL.iter().flat_map(|set| make_clips(*set, 48, 7)) {
             let frames: Vec<&[u8]> = clip.frames.chunks_exact(CLIP_SIDE * CLIP_SIDE * 3).collect();
             assert_eq!(frames.len(), CLIP_FRAMES);
             let (first, last) = (centroid(frames[0]), centroid(frames[CLIP_FRAMES - 1]));
@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn sets_are_balanced_disjoint_and_reproducible() {
-        let sets = ClipSet::ALL.map(|set| make_clips(set, 0));
+        let sets = ClipSet::ALL.map(|set| make_clips(set, set.default_clip_count(), 0));
         for clips in &sets {
             let mut counts = BTreeMap::new();
             for c in clips {
@@ -372,8 +372,8 @@ mod tests {
         }
         let seen: HashSet<&[u8]> = sets.iter().flatten().map(|c| &c.frames[..]).collect();
         assert_eq!(seen.len(), sets.iter().map(Vec::len).sum::<usize>());
-        assert_eq!(make_clips(ClipSet::Rl, 0)[17].frames, sets[1][17].frames);
-        assert_ne!(make_clips(ClipSet::Rl, 1)[17].frames, sets[1][17].frames);
+        assert_eq!(make_clips(ClipSet::Rl, 18, 0)[17].frames, sets[1][17].frames);
+        assert_ne!(make_clips(ClipSet::Rl, 18, 1)[17].frames, sets[1][17].frames);
     }
 
     /// The color tells the direction in 4 of 5 motion clips for SFT and evaluation, and by chance (1 of 4) in those for
@@ -381,7 +381,8 @@ mod tests {
     #[test]
     fn color_hints_are_in_sft_and_held_out_clips_only() {
         for set in ClipSet::ALL {
-            let motions: Vec<Clip> = make_clips(set, 5).into_iter().filter(|c| c.task == ClipTask::Motion).collect();
+            let made = make_clips(set, set.default_clip_count(), 5);
+            let motions: Vec<Clip> = made.into_iter().filter(|c| c.task == ClipTask::Motion).collect();
             let hinted = motions.iter().filter(|c| {
                 let direction = ["left", "right", "up", "down"].iter().position(|d| *d == c.answer);
                 let frame = &c.frames[..CLIP_SIDE * CLIP_SIDE * 3];

@@ -268,7 +268,7 @@ mod tests {
     use serde_json::json;
 
     fn outcome(seed: u64) -> DemoOutcome {
-        let clips = clips::make_clips(ClipSet::HeldOut, 3)[..6].to_vec();
+        let clips = clips::make_clips(ClipSet::HeldOut, 6, 3);
         let noise =
             EvaluationAnswers { ordered: vec!["<b>noise & more".to_string(); 6], shuffled: vec![String::new(); 9] };
         let mut right =

@@ -85,6 +85,8 @@ pub struct Demo {
     pub folder: PathBuf,
     /// The seed of weights, clips and sampling.
     pub seed: u64,
+    /// Number of held-out clips, at least 1.
+    pub held_out: usize,
     /// Number of steps of each training stage; `None` uses the number in the stage's .toml file.
     pub steps: Option<i64>,
     /// Whether the GRPO stage has the temporal reward (T-GRPO).
@@ -253,7 +255,7 @@ impl Demo {
         let encoding = VideoEncodingOptions::new(VideoCodec::best_available_codec(), (CLIP_FPS as i32, 1));
         let mut held_out = Vec::new();
         for set in ClipSet::ALL {
-            let mut made = clips::make_clips(set, self.seed);
+            let mut made = clips::make_clips(set, self.clip_count(set), self.seed);
             let mut rows = String::new();
             for clip in &made {
                 let frames = FrameView::new(&clip.frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE)?;
@@ -267,10 +269,14 @@ impl Demo {
             made.iter_mut().skip(SHOWN_CLIP_COUNT).for_each(|clip| clip.frames = Vec::new());
             held_out = made;
         }
-        let [sft, rl, evaluated] = ClipSet::ALL.map(ClipSet::clip_count);
+        let [sft, rl, evaluated] = ClipSet::ALL.map(|set| self.clip_count(set));
         let folder = self.path_in_folder("clips");
         self.progress(format!("{}: {sft} clips for SFT, {rl} for GRPO, {evaluated} held out", folder.display()));
         Ok(held_out)
+    }
+
+    fn clip_count(&self, set: ClipSet) -> usize {
+        if set == ClipSet::HeldOut { self.held_out } else { set.default_clip_count() }
     }
 
     /// Returns shell commands that repeat the demo step by step; the last one asks a question about `clip`.

@@ -293,11 +293,6 @@ pub fn test_shapes() -> Vec<PackedBatch> {
     };
     let group =
         PackedBatch { prefix: vec![(0, 0), (0, 70), (0, 70), (0, 70)], ..case(&[70, 9, 65, 1], (4, 2), 64, true, 1.0) };
-    // With many sequences, most of them empty, the plan of the backward pass counts enough blocks to choose tiles of
-    // 128 keys.
-    let many = |lengths: &[usize], heads, head_dim, causal, spread| {
-        case(&[&[0; 120], lengths, &[0; 90]].concat(), heads, head_dim, causal, spread)
-    };
     let odd = PackedBatch { prefix: vec![(3, 20), (0, 0), (1, 40)], ..case(&[5, 43, 30], (3, 1), 80, false, 1.0) };
     vec![
         case(&[0, 1, 17, 0, 63], (6, 3), 12, true, 1.0),
@@ -318,6 +313,23 @@ pub fn test_shapes() -> Vec<PackedBatch> {
         PackedBatch { head_dim: 128, ..group.clone() },
         group,
         odd,
+        case(&[&[0; 120][..], &[64, 200], &[0; 90]].concat(), (2, 1), 20, true, 1.0),
+    ]
+}
+
+/// Batches whose gradients the tensor-core kernels compute by tiles of 128 keys: with many sequences, most of them
+/// empty, the plan of the backward pass counts enough blocks to choose these tiles.
+pub fn wide_tile_test_shapes() -> Vec<PackedBatch> {
+    let many = |lengths: &[usize], (heads, kv_heads), head_dim, causal, spread| PackedBatch {
+        lengths: [&[0; 120], lengths, &[0; 90]].concat(),
+        heads,
+        kv_heads,
+        head_dim,
+        causal,
+        spread,
+        prefix: Vec::new(),
+    };
+    vec![
         many(&[300, 0, 65], (4, 2), 128, true, 1.0),
         many(&[129, 257], (2, 1), 64, false, 1.0),
         many(&[64, 200], (2, 1), 72, true, 1.0),

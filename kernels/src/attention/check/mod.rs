@@ -2,7 +2,7 @@
 
 mod cuda;
 
-use super::{BwdParams, FwdParams, PackedBatch, bwd, fwd, test_shapes, workspace_bytes};
+use super::{BwdParams, FwdParams, PackedBatch, bwd, fwd, test_shapes, wide_tile_test_shapes, workspace_bytes};
 use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
 use crate::{Addr, DType, Launch};

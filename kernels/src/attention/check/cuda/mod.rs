@@ -1,6 +1,6 @@
 //! Checks of the attention kernels in CUDA, on the simulator or on a GPU.
 
-use super::{Given, bits, test_shapes};
+use super::{Given, bits, test_shapes, wide_tile_test_shapes};
 use crate::DType::{BF16, F32};
 use crate::attention::formula::Roundings;
 use crate::attention::plan::has_tensor_core_backward;
@@ -10,7 +10,9 @@ use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 use crate::{Addr, DType, paged_attention};
 
 fn equals_the_formula(dtype: DType) {
-    for case in test_shapes() {
+    // f32 has no tensor-core kernels.
+    let wide = if dtype == BF16 { wide_tile_test_shapes() } else { Vec::new() };
+    for case in test_shapes().into_iter().chain(wide) {
         let (given, name) = (Given::new(&case, dtype), format!("{dtype} {case:?}"));
         let rows = given.tokens() * case.heads;
         let (q, k, v, scale) = (given.q.to_f64(), given.k.to_f64(), given.v.to_f64(), given.scale as f64);
