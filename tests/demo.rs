@@ -62,7 +62,8 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     let seeds = dir.path().join("seeds");
     fs::create_dir(&seeds).expect("made");
     fs::rename(&out, seeds.join("seed-5")).expect("moved");
-    let more = ["--out", "seeds", "--steps", "1", "--held-out", "8", "--seeds", "2", "--seed", "5", "--no-temporal", "--json"];
+    let more =
+        ["--out", "seeds", "--steps", "1", "--held-out", "8", "--seeds", "2", "--seed", "5", "--no-temporal", "--json"];
     let result = demo(&more).json();
     for seed in result["seeds"].as_array().expect("seeds") {
         let answered = |task: &str| seed["right"][task]["n"].clone();

@@ -17,8 +17,9 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
         Some(worker::WORKER_ARGUMENT) => return worker::worker_main(),
-        Some("__play") => return play(&args[2]),
-        Some("__abort-first") => return abort_first(&args[2]),
+        Some("__play") => return worker::serve_jobs(|| play(&args[2])),
+        Some("__not-a-server") => return not_a_server(),
+        Some("__abort-first") => return worker::serve_jobs(|| abort_first(&args[2])),
         Some("__decode-and-wait") => {
             let _ = player("real worker on a pipe", Duration::from_secs(60)).probe(Path::new(&args[2]));
             return ExitCode::SUCCESS;
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
-    let tests: [(&str, fn()); 11] = [
+    let tests: [(&str, fn()); 12] = [
         ("worker_frames_equal_in_process_frames", worker_frames_equal_in_process_frames),
         ("resized_frames_equal_torch_bicubic", resized_frames_equal_torch_bicubic),
         ("worker_errors_reach_the_caller", worker_errors_reach_the_caller),
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         ("memory_limit_is_enforced", memory_limit_is_enforced),
         ("paths_may_contain_any_bytes", paths_may_contain_any_bytes),
         ("worker_dies_with_its_caller", worker_dies_with_its_caller),
+        ("one_server_serves_many_videos", one_server_serves_many_videos),
     ];
     let wanted = args.iter().skip(1).find(|a| !a.starts_with('-'));
     for (name, test) in tests {
@@ -53,15 +55,21 @@ fn main() -> ExitCode {
 
 /// Behaves like a worker that is killed at its first N starts and then decodes. `part` is N and the path of a file that
 /// counts the starts.
-fn abort_first(part: &str) -> ExitCode {
-    let Some((times, path)) = part.split_once(' ') else { return ExitCode::from(77) };
+fn abort_first(part: &str) -> u8 {
+    let Some((times, path)) = part.split_once(' ') else { return 77 };
     let starts = std::fs::read(path).unwrap_or_default().len() + 1;
     std::fs::write(path, vec![b'x'; starts]).unwrap();
-    if starts > times.parse().unwrap() { worker::worker_main() } else { std::process::abort() }
+    if starts > times.parse().unwrap() { worker::run_job() } else { std::process::abort() }
+}
+
+/// Ends as a program whose libraries are missing does, before it can serve.
+fn not_a_server() -> ExitCode {
+    eprintln!("libavcodec.so: cannot open shared object file");
+    ExitCode::from(127)
 }
 
 /// Behaves like a broken worker; `part` names the way in which it is broken.
-fn play(part: &str) -> ExitCode {
+fn play(part: &str) -> u8 {
     match part {
         "real worker on a pipe" => return open_pipe(),
         "sleep" => std::thread::sleep(Duration::from_secs(600)),
@@ -86,19 +94,19 @@ fn play(part: &str) -> ExitCode {
             }
         },
         "exit 3" => {
-            eprintln!("libavcodec.so: cannot open shared object file");
-            return ExitCode::from(3);
+            eprintln!("a message of its own");
+            return 3;
         }
         "abort" => std::process::abort(),
         "panic" => panic!("a bug"),
-        _ => return ExitCode::from(77),
+        _ => return 77,
     }
-    ExitCode::SUCCESS
+    0
 }
 
 /// Answers as the real worker does, but opens the pipe that the variable [`PIPE`] names instead of the requested file,
 /// and so hangs as a decoder may. (A request cannot name a pipe, because the caller refuses it.)
-fn open_pipe() -> ExitCode {
+fn open_pipe() -> u8 {
     use std::io::{Read, Seek, Write};
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).unwrap();
@@ -108,7 +116,7 @@ fn open_pipe() -> ExitCode {
     file.write_all(request.to_string().as_bytes()).unwrap();
     file.rewind().unwrap();
     rustix::stdio::dup2_stdin(&file).unwrap();
-    worker::worker_main()
+    worker::run_job()
 }
 
 /// The environment variable with the path of the pipe that [`open_pipe`] opens.
@@ -202,8 +210,14 @@ fn pipes_and_devices_are_refused_before_a_worker_starts() {
 fn crash_is_reported_with_signal_or_exit_code() {
     let wait = Duration::from_secs(20);
     one_line(player("abort", wait).probe(&clip("vp9.webm")).unwrap_err(), &["vp9.webm", "signal 6"]);
-    one_line(player("exit 3", wait).probe(&clip("vp9.webm")).unwrap_err(), &["exited with code 3", "libavcodec.so"]);
+    one_line(
+        player("exit 3", wait).probe(&clip("vp9.webm")).unwrap_err(),
+        &["exited with code 3", "a message of its own"],
+    );
     one_line(player("panic", wait).probe(&clip("vp9.webm")).unwrap_err(), &["code 101"]);
+    let not_a_server = DecodeWorker { args: vec!["__not-a-server".to_owned()], ..DecodeWorker::new(me()) };
+    let failed = not_a_server.probe(&clip("vp9.webm")).unwrap_err();
+    one_line(failed, &["vp9.webm", "exited with code 127", "libavcodec.so"]);
     one_line(player("unknown", wait).probe(&clip("vp9.webm")).unwrap_err(), &["code 77"]);
 }
 
@@ -282,13 +296,50 @@ fn worker_dies_with_its_caller() {
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let video = clip("vp9.webm");
     let mut caller = Command::new(me()).arg("__decode-and-wait").arg(&video).env(PIPE, &pipe).spawn().unwrap();
-    let worker = until(|| child_of(caller.id()));
+    let server = until(|| child_of(caller.id()));
+    let worker = until(|| child_of(server));
     // Waits until the worker blocks on the pipe. By then it has asked the kernel to kill it when its caller ends.
     until(|| std::fs::read_to_string(format!("/proc/{worker}/wchan")).ok().filter(|w| w.contains("fifo") || w == "0"));
     std::thread::sleep(Duration::from_millis(100));
     caller.kill().unwrap();
     caller.wait().unwrap();
-    until(|| (!alive(worker)).then_some(()));
+    until(|| (!alive(worker) && !alive(server)).then_some(()));
+}
+
+/// All videos of a thread have the same server, also after a worker was killed; a server that was killed while it was
+/// idle is replaced and no video notices it. After the deadline of a video there is another server.
+fn one_server_serves_many_videos() {
+    let args = vec![worker::WORKER_ARGUMENT.to_owned(), "for this test alone".to_owned()];
+    let decoder = DecodeWorker { args: args.clone(), ..DecodeWorker::new(me()) };
+    let is_mine = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.ends_with(b"for this test alone\0") && alive(*pid)
+    };
+    let servers = || children_of(std::process::id()).into_iter().filter(is_mine).collect::<Vec<_>>();
+    let probe = || assert_eq!(decoder.probe(&clip("vp9.webm")).unwrap().codec, "vp9");
+    probe();
+    let first = servers();
+    assert_eq!(first.len(), 1);
+    for _ in 0..3 {
+        probe();
+        decoder.probe(&clip("bad_zero.mp4")).unwrap_err();
+        assert_eq!(servers(), first);
+    }
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", first[0])).unwrap().count();
+    let before = open();
+    (0..20).for_each(|_| probe());
+    assert_eq!(open(), before, "the server keeps files of its jobs");
+
+    assert!(Command::new("kill").args(["-9", &first[0].to_string()]).status().unwrap().success());
+    until(|| (!alive(first[0])).then_some(()));
+    probe();
+    let second = servers();
+    assert!(second.len() == 1 && second != first);
+
+    let late = DecodeWorker { timeout: Duration::ZERO, ..decoder.clone() };
+    one_line(late.probe(&clip("vp9.webm")).unwrap_err(), &["timed out"]);
+    probe();
+    assert!(servers().len() == 1 && servers() != second);
 }
 
 fn until<T>(mut found: impl FnMut() -> Option<T>) -> T {
@@ -303,11 +354,13 @@ fn until<T>(mut found: impl FnMut() -> Option<T>) -> T {
 }
 
 fn child_of(parent: u32) -> Option<u32> {
-    let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).ok()?;
-    tasks.flatten().find_map(|task| {
-        let children = std::fs::read_to_string(task.path().join("children")).ok()?;
-        children.split_whitespace().next()?.parse().ok()
-    })
+    children_of(parent).first().copied()
+}
+
+fn children_of(parent: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+    let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    children.flat_map(|line| line.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
 /// Whether the process is running: it exists and is not a zombie.

@@ -1,4 +1,4 @@
-//! The caller's side: sends a request to a new worker process and maps the frames that it returns.
+//! The caller's side: sends a request to a worker and maps the frames that it returns.
 
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -109,9 +109,9 @@ impl DecodeWorker {
         }
     }
 
-    /// Runs a worker for one job. Returns its reply and the shared memory that holds the frames.
+    /// Has one job done by a worker. Returns its reply and the shared memory that holds the frames.
     ///
-    /// A worker that is killed or misses its deadline is replaced once by a new one. On a busy machine such a failure
+    /// If a worker is killed or misses its deadline, a new worker tries once more. On a busy machine such a failure
     /// can be an accident (the kernel killed the process for lack of memory, a disk was slow), and a run would lose
     /// the row.
     fn run(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
@@ -127,7 +127,6 @@ impl DecodeWorker {
 
     fn run_once(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
         let request = WorkerRequest {
-            caller_pid: std::process::id(),
             path: path_to_bytes(path),
             memory_bytes: self.memory_mib.saturating_mul(1 << 20),
             threads: self.threads.max(1),

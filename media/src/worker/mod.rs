@@ -1,20 +1,30 @@
 //! Decodes videos in worker processes: a file that crashes FFmpeg, hangs it or exhausts its memory gives one error
 //! message and does not harm the caller.
 //!
-//! The worker is the same program with the hidden argument [`WORKER_ARGUMENT`], which calls [`worker_main`]. Protocol:
+//! Starting a process takes ten times as long as decoding a short clip, because the dynamic linker loads FFmpeg's
+//! hundred libraries. So the caller starts a *worker server* once, which forks a *worker* for each video. The worker
+//! inherits the loaded libraries and nothing of another video. The server is the same program with the hidden argument
+//! [`WORKER_ARGUMENT`], which calls [`worker_main`]. Protocol:
 //! ```text
-//! caller                                           worker
-//! create a memfd, write a WorkerRequest (JSON)
-//! start the worker, memfd as standard input  --->  read the request
-//!                                                  limit its own address space, die with the caller
-//!                                                  decode into the memfd (the pixels replace the request)
-//! read the reply until the deadline          <---  write a WorkerReply (JSON, no pixels) to standard output, exit 0
-//! kill the process group at the deadline
+//! caller                            server                            worker (one video)
+//! start the server once        ---> wait for jobs on a socket
+//! create a memfd, write a
+//! WorkerRequest (JSON)
+//! send memfd and two pipes     ---> fork                         ---> limit its address space
+//!                                   wait for the worker               read the request from standard input (memfd)
+//!                                                                     decode into the memfd, over the request
+//! read the reply until the deadline                              <--- write a WorkerReply (JSON, no pixels), exit 0
+//! read the exit status         <--- send the exit status
 //! check and seal the memfd, map it as pixels
 //! ```
-//! A worker that was killed or missed the deadline is replaced once by a new one.
+//! At the deadline the caller kills the server together with its worker. It starts another server for the next video.
+//! A server that no video uses waits for the next one. Each server has one worker at a time; threads that decode at the
+//! same time use several servers. A worker ends when its server ends, and a server ends when the caller ends, because
+//! the socket is then closed.
 //!
-//! The worker has a process group of its own, so that Ctrl-C in a terminal reaches only the caller.
+//! If a worker was killed or missed the deadline, the video is tried once more with a new worker.
+//!
+//! A server has a process group of its own, so that Ctrl-C in a terminal reaches only the caller.
 
 #![allow(unsafe_code)]
 
@@ -24,4 +34,4 @@ mod protocol;
 mod serve;
 
 pub use caller::{DEFAULT_DECODE_MEMORY_MIB, DEFAULT_DECODE_TIMEOUT, DecodeWorker, WORKER_ARGUMENT};
-pub use serve::worker_main;
+pub use serve::{run_job, serve_jobs, worker_main};

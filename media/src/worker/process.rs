@@ -1,14 +1,18 @@
-//! Starts one worker process, waits for it until a deadline, and explains in one line how it failed.
+//! Starts worker servers, gives them jobs, waits for each job until a deadline, and explains in one line how it failed.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, IoSlice, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use reel_diagnostic::Diagnostic;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::{MediaError, Result};
@@ -18,6 +22,9 @@ const MAX_REPLY_BYTES: u64 = 16 << 20;
 
 /// A worker's standard error is read up to this many bytes.
 const MAX_STDERR_BYTES: u64 = 64 << 10;
+
+/// How long to wait for the end of the standard error of a process that has exited; a child of it may hold the pipe.
+const STDERR_GRACE: Duration = Duration::from_millis(200);
 
 /// How long to wait for a killed worker to exit. A process that waits for a broken disk can survive SIGKILL for a
 /// while.
@@ -33,39 +40,53 @@ pub(super) struct WorkerCommand<'a> {
     pub memory_mib: u64,
 }
 
+/// Servers that wait for a job, with the program and the arguments that started them.
+static IDLE_SERVERS: Mutex<Vec<(PathBuf, Vec<String>, Server)>> = Mutex::new(Vec::new());
+
 /// Runs a worker with `memory` as its standard input; returns the bytes that it wrote to its standard output.
 pub(super) fn run_worker(command: &WorkerCommand<'_>, path: &Path, memory: File) -> Result<Vec<u8>> {
     let deadline = Instant::now() + command.timeout;
-    let mut worker = Worker::start(command, memory)?;
-    let reply = read_pipe(worker.child.stdout.take(), MAX_REPLY_BYTES);
-    let stderr = read_pipe(worker.child.stderr.take(), MAX_STDERR_BYTES);
+    let cannot_start = |e: std::io::Error| MediaError::cannot_start_worker(command.exe, &e);
+    let (reply, reply_end) = std::io::pipe().map_err(cannot_start)?;
+    let (stderr, stderr_end) = std::io::pipe().map_err(cannot_start)?;
+    let mut server =
+        Server::give_job(command, [memory.as_fd(), reply_end.as_fd(), stderr_end.as_fd()]).map_err(cannot_start)?;
+    // The worker has its own copies. A pipe ends when its last copy is closed.
+    drop((memory, reply_end, stderr_end));
+    let reply = read_pipe(reply, MAX_REPLY_BYTES);
+    let stderr = read_pipe(stderr, MAX_STDERR_BYTES);
     let reply = reply.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-    let status = match reply {
-        Ok(_) => worker.wait_until(deadline),
+    let end = match reply {
+        Ok(_) => server.wait_for_job(deadline),
         Err(_) => None,
     };
-    let Some(status) = status else {
-        worker.kill();
-        return Err(MediaError::Timeout(Diagnostic::new(
-            path.display().to_string(),
-            format!("decoding timed out after {} s", command.timeout.as_secs_f64()),
-            "raise the time limit (--media-timeout), or leave the file out if it hangs the decoder",
-        )));
+    let (status, stderr) = match end {
+        Some(JobEnd::Worker(status)) => {
+            server.wait_for_next_job(command);
+            (status, stderr.recv_timeout(STDERR_GRACE).ok())
+        }
+        Some(JobEnd::Server(status)) => (status, server.stderr()),
+        None => {
+            drop(server);
+            return Err(MediaError::Timeout(Diagnostic::new(
+                path.display().to_string(),
+                format!("decoding timed out after {} s", command.timeout.as_secs_f64()),
+                "raise the time limit (--media-timeout), or leave the file out if it hangs the decoder",
+            )));
+        }
     };
-    if status.success() {
-        return Ok(reply.unwrap_or_default());
+    match reply {
+        Ok(reply) if matches!(end, Some(JobEnd::Worker(_))) && status.success() => Ok(reply),
+        _ => Err(worker_failed(command, path, status, &String::from_utf8_lossy(&stderr.unwrap_or_default()))),
     }
-    let stderr = stderr.recv_timeout(Duration::from_millis(200)).unwrap_or_default();
-    Err(worker_failed(command, path, status, &String::from_utf8_lossy(&stderr)))
 }
 
 /// Reads a pipe to its end on another thread; bytes beyond `max_bytes` are discarded.
-fn read_pipe(pipe: Option<impl Read + Send + 'static>, max_bytes: u64) -> mpsc::Receiver<Vec<u8>> {
+fn read_pipe(mut pipe: impl Read + Send + 'static, max_bytes: u64) -> mpsc::Receiver<Vec<u8>> {
     let (send, receive) = mpsc::channel();
     // If the thread cannot be created, the channel's sender is dropped, and the receiver gets an error instead of
     // bytes.
     let _ = std::thread::Builder::new().name("decoder pipe".to_owned()).spawn(move || {
-        let Some(mut pipe) = pipe else { return };
         let mut bytes = Vec::new();
         if pipe.by_ref().take(max_bytes).read_to_end(&mut bytes).is_ok() {
             let _ = std::io::copy(&mut pipe, &mut std::io::sink());
@@ -75,32 +96,94 @@ fn read_pipe(pipe: Option<impl Read + Send + 'static>, max_bytes: u64) -> mpsc::
     receive
 }
 
-/// A running worker process. When dropped, it is killed together with its children.
-struct Worker {
-    child: Child,
+/// How the wait for a job ended: with the exit status of the worker, or with that of the server, which ended itself.
+#[derive(Clone, Copy)]
+enum JobEnd {
+    Worker(ExitStatus),
+    Server(ExitStatus),
+}
+
+/// A worker server. When dropped, it is killed together with its worker.
+struct Server {
+    process: Child,
+    socket: UnixStream,
     exited: bool,
 }
 
-impl Worker {
-    fn start(command: &WorkerCommand<'_>, memory: File) -> Result<Self> {
-        let child = Command::new(command.exe)
+impl Server {
+    /// Sends a job to an idle server or to a new one. `files` become standard input, output and error of the worker.
+    fn give_job(command: &WorkerCommand<'_>, files: [BorrowedFd<'_>; 3]) -> std::io::Result<Self> {
+        while let Some(server) = Self::take_idle(command) {
+            // An idle server may have been killed since its last job.
+            if server.send(files).is_ok() {
+                return Ok(server);
+            }
+        }
+        let server = Self::start(command)?;
+        match server.send(files) {
+            // A program that ends at once closes the socket. Its exit status says more than this error.
+            Err(e) if !matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Err(e),
+            _ => Ok(server),
+        }
+    }
+
+    fn take_idle(command: &WorkerCommand<'_>) -> Option<Self> {
+        let mut idle = IDLE_SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = idle.iter().position(|(exe, args, _)| exe == command.exe && args == command.args)?;
+        Some(idle.swap_remove(at).2)
+    }
+
+    fn start(command: &WorkerCommand<'_>) -> std::io::Result<Self> {
+        let (socket, other) = UnixStream::pair()?;
+        let process = Command::new(command.exe)
             .args(command.args)
             // Each additional malloc arena reserves address space, which counts against the memory limit.
             .env("MALLOC_ARENA_MAX", "2")
-            .stdin(Stdio::from(memory))
-            .stdout(Stdio::piped())
+            .stdin(Stdio::from(OwnedFd::from(other)))
+            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .process_group(0)
-            .spawn()
-            .map_err(|e| MediaError::cannot_start_worker(command.exe, &e))?;
-        Ok(Self { child, exited: false })
+            .spawn()?;
+        Ok(Self { process, socket, exited: false })
     }
 
-    /// Waits for the worker to exit; `None` if it is still running at the deadline.
+    /// Sends a job: one byte, and with it the files.
+    fn send(&self, files: [BorrowedFd<'_>; 3]) -> std::io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut message = SendAncillaryBuffer::new(&mut space);
+        message.push(SendAncillaryMessage::ScmRights(&files));
+        sendmsg(&self.socket, &[IoSlice::new(&[1])], &mut message, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    /// Waits for the end of a job; `None` if it is still running at the deadline.
+    fn wait_for_job(&mut self, deadline: Instant) -> Option<JobEnd> {
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let mut status = [0; 4];
+        let read = self.socket.set_read_timeout(Some(left)).and_then(|()| self.socket.read_exact(&mut status));
+        match read {
+            Ok(()) => Some(JobEnd::Worker(ExitStatus::from_raw(i32::from_ne_bytes(status)))),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => None,
+            Err(_) => self.wait_until(deadline).map(JobEnd::Server),
+        }
+    }
+
+    /// Keeps the server for the next job.
+    fn wait_for_next_job(self, command: &WorkerCommand<'_>) {
+        let mut idle = IDLE_SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.push((command.exe.to_owned(), command.args.to_vec(), self));
+    }
+
+    /// What a server that has ended wrote to its standard error.
+    fn stderr(&mut self) -> Option<Vec<u8>> {
+        read_pipe(self.process.stderr.take()?, MAX_STDERR_BYTES).recv_timeout(STDERR_GRACE).ok()
+    }
+
+    /// Waits for the server to exit; `None` if it is still running at the deadline.
     fn wait_until(&mut self, deadline: Instant) -> Option<ExitStatus> {
         let mut pause = Duration::from_micros(200);
         loop {
-            if let Ok(Some(status)) = self.child.try_wait() {
+            if let Ok(Some(status)) = self.process.try_wait() {
                 self.exited = true;
                 return Some(status);
             }
@@ -111,23 +194,18 @@ impl Worker {
             pause = (pause * 2).min(Duration::from_millis(20));
         }
     }
+}
 
-    fn kill(&mut self) {
+impl Drop for Server {
+    fn drop(&mut self) {
         if self.exited {
             return;
         }
-        if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+        if let Some(group) = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw) {
             // If killing fails, the process group has already exited.
             let _ = kill_process_group(group, Signal::KILL);
         }
         self.wait_until(Instant::now() + KILL_GRACE);
-        self.exited = true;
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 

@@ -13,8 +13,6 @@ use crate::video::{DecodedFrameSize, DecodedVideo, VideoInfo};
 /// The request that the caller sends to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct WorkerRequest {
-    /// Process id of the caller; the worker ends when this process ends.
-    pub caller_pid: u32,
     /// Path of the video as bytes, because a path need not be UTF-8.
     pub path: Vec<u8>,
     /// Number of bytes that the worker may allocate.
@@ -94,7 +92,7 @@ mod tests {
             };
             let job = WorkerJob::Decode { profile: MediaProfile::Stride1Fps, overrides, size: DecodedFrameSize::Resized };
             let sent = path_to_bytes(&path_from_bytes(&path));
-            let request = WorkerRequest { caller_pid: 7, path: sent, memory_bytes: u64::MAX, threads: 3, job };
+            let request = WorkerRequest { path: sent, memory_bytes: u64::MAX, threads: 3, job };
             let got: WorkerRequest = serde_json::from_slice(&serde_json::to_vec(&request).unwrap()).unwrap();
             prop_assert_eq!(got.path, path);
             prop_assert_eq!(got.memory_bytes, u64::MAX);

@@ -1,31 +1,155 @@
-//! The worker's side: reads one request from standard input, decodes the video, and replies on standard output.
+//! The server's side: receives jobs and forks a worker for each, which decodes the video.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
 
 use memmap2::MmapMut;
-use rustix::process::{Resource, Rlimit, Signal};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, pidfd_open, waitpid};
 
 use super::protocol::{WorkerJob, WorkerReply, WorkerRequest, path_from_bytes};
 use crate::video::{DecodeLimits, DecodeRequest, decode_into, probe};
 use crate::{MediaError, Result};
 
-/// The `main` function of a worker process.
-///
-/// Errors about the video are part of the reply; the exit code says only whether a reply was written.
+/// The `main` function of a worker server. The caller's socket is its standard input. Must be called before the program
+/// starts any thread.
 pub fn worker_main() -> ExitCode {
-    match serve() {
+    serve_jobs(run_job)
+}
+
+/// Forks a worker that calls `job` for each job that comes from standard input, until the caller closes it. The result
+/// of `job` is the exit code of the worker; [`run_job`] is the job of a real worker.
+pub fn serve_jobs(job: impl Fn() -> u8) -> ExitCode {
+    match serve(&job) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("the decoding worker failed: {e}");
+            eprintln!("the decoding worker's server failed: {e}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn serve() -> std::io::Result<()> {
+fn serve(job: &impl Fn() -> u8) -> std::io::Result<()> {
+    let socket = rustix::io::dup(rustix::stdio::stdin())?;
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    while let Some(files) = receive_job(&socket)? {
+        let worker = fork_worker(files, job)?;
+        match wait_for_worker(&socket, worker)? {
+            Some(status) => rustix::io::write(&socket, &status.to_ne_bytes()).map(drop)?,
+            None => {
+                // Its parent-death signal would end the worker as well; it may not have requested the signal yet.
+                let _ = rustix::process::kill_process(worker, Signal::KILL);
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Receives the three files of a job; `None` if the caller has closed the socket.
+fn receive_job(socket: &OwnedFd) -> std::io::Result<Option<[OwnedFd; 3]>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut messages = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut messages, RecvFlags::CMSG_CLOEXEC)?;
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let files = messages.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(files) => files.collect(),
+        _ => Vec::new(),
+    });
+    match <[OwnedFd; 3]>::try_from(files.collect::<Vec<_>>()) {
+        Ok(files) => Ok(Some(files)),
+        Err(files) => Err(std::io::Error::other(format!("a job came with {} files instead of 3", files.len()))),
+    }
+}
+
+/// Forks a worker with the files as its standard input, output and error.
+fn fork_worker(files: [OwnedFd; 3], job: &impl Fn() -> u8) -> std::io::Result<Pid> {
+    let server = rustix::process::getpid();
+    // SAFETY: this process has a single thread, so the child has a copy of everything that the code below uses, and no
+    // lock in it is held.
+    match unsafe { libc::fork() } {
+        -1 => Err(std::io::Error::last_os_error()),
+        0 => {
+            let run = || become_worker(server, files).map(|()| job());
+            let code = match catch_unwind(AssertUnwindSafe(run)) {
+                Ok(Ok(code)) => code,
+                Ok(Err(e)) => {
+                    eprintln!("the decoding worker cannot start: {e}");
+                    1
+                }
+                Err(_) => PANICKED,
+            };
+            let _ = std::io::stdout().flush();
+            // SAFETY: `_exit` ends the process. `exit` would run the exit handlers of the libraries, which no result
+            // depends on.
+            unsafe { libc::_exit(code.into()) }
+        }
+        child => Pid::from_raw(child).ok_or_else(|| std::io::Error::other("fork returned an invalid process id")),
+    }
+}
+
+/// The exit code of a Rust program that panicked.
+const PANICKED: u8 = 101;
+
+/// Connects the standard files of this process, and makes it end when its server ends.
+fn become_worker(server: Pid, files: [OwnedFd; 3]) -> std::io::Result<()> {
+    let [stdin, stdout, stderr] = files;
+    rustix::stdio::dup2_stderr(stderr)?;
+    rustix::stdio::dup2_stdin(stdin)?;
+    rustix::stdio::dup2_stdout(stdout)?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // If the server ended before the signal was requested, the signal never comes; this process then has another
+    // parent.
+    match rustix::process::getppid() == Some(server) {
+        true => Ok(()),
+        false => Err(std::io::Error::other("its server has exited")),
+    }
+}
+
+/// Waits for the exit status of the worker; `None` if the caller closes the socket before.
+fn wait_for_worker(socket: &OwnedFd, worker: Pid) -> std::io::Result<Option<i32>> {
+    let ended = pidfd_open(worker, PidfdFlags::empty())?;
+    loop {
+        // No event is requested of the socket: its end is always reported.
+        let mut events =
+            [PollFd::new(&ended, PollFlags::IN), PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::empty())];
+        match poll(&mut events, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other?,
+        };
+        let [worker_ended, socket_closed] = events.map(|event| !event.revents().is_empty());
+        if worker_ended {
+            let status = waitpid(Some(worker), WaitOptions::empty())?;
+            return Ok(status.map(|(_, status)| status.as_raw()));
+        }
+        if socket_closed {
+            return Ok(None);
+        }
+    }
+}
+
+/// The job of a worker: reads one request from standard input, decodes the video, and replies on standard output.
+/// Errors about the video are part of the reply; the result, an exit code, says only whether a reply was written.
+pub fn run_job() -> u8 {
+    match decode_requested_video() {
+        Ok(()) => 0,
+        Err(e) => {
+            eprintln!("the decoding worker failed: {e}");
+            1
+        }
+    }
+}
+
+fn decode_requested_video() -> std::io::Result<()> {
     let memory: File = rustix::io::dup(rustix::stdio::stdin())?.into();
     let mut text = Vec::new();
     (&memory).read_to_end(&mut text)?;
@@ -61,15 +185,8 @@ fn map_output(path: &Path, memory: &File, bytes: usize) -> Result<MmapMut> {
     unsafe { MmapMut::map_mut(memory) }.map_err(cannot_allocate)
 }
 
-/// Makes this process end when its caller ends, and limits its address space. Runs before the video is read.
+/// Limits the address space of this process. Runs before the video is read.
 fn apply_limits(request: &WorkerRequest) -> std::io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // If the caller exited before the signal was requested, the signal never comes; this process then has another
-    // parent than the caller.
-    let parent = rustix::process::getppid().map(|p| p.as_raw_nonzero().get());
-    if parent != i32::try_from(request.caller_pid).ok() {
-        return Err(std::io::Error::other("its caller has exited"));
-    }
     let set_limit = |resource, limit: u64| {
         let Rlimit { current, maximum } = rustix::process::getrlimit(resource);
         let limit = [current, maximum].into_iter().flatten().fold(limit, u64::min);
