@@ -113,7 +113,10 @@ fn open_encoder(
         video.set_flags(flags | codec::flag::Flags::QSCALE);
         video.set_global_quality(2 * ffmpeg::ffi::FF_QP2LAMBDA);
     }
-    let options: ffmpeg::Dictionary = encoding.options.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    // libx264 0.164 reads uninitialised memory in its macroblock tree and then writes another file in each run.
+    let deterministic = (encoding.codec == VideoCodec::H264).then_some(("mbtree", "0"));
+    let given = encoding.options.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+    let options: ffmpeg::Dictionary = deterministic.into_iter().chain(given).collect();
     video.open_as_with(codec, options)
 }
 
