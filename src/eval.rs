@@ -1,9 +1,10 @@
 //! `reel eval`: scores the predictions for a video benchmark.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use reel_diagnostic::escape_controls;
 use reel_eval::{Benchmark, BenchmarkReport, Prediction, score_benchmark};
 
 use crate::common::CommonOptions;
@@ -26,8 +27,8 @@ pub struct EvalArgs {
     /// Benchmark: vsibench, videommmu, mmvu, mvbench, tempcompass or videomme
     #[arg(long, value_name = "NAME")]
     benchmark: String,
-    /// Predictions, one JSON object per line: problem_type, solution and category of the benchmark, and output of the
-    /// model
+    /// Predictions, one JSON object per line, as reel generate --data writes them: problem_type, solution and category
+    /// of the benchmark, and output of the model
     #[arg(long, value_name = "P.jsonl")]
     predictions: Option<PathBuf>,
     /// JSON file for the scores: means over all rows, over regression rows (mean relative accuracy), over other rows,
@@ -40,7 +41,11 @@ impl EvalArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if !self.score_only {
             let what = "is missing: this version does not run models over benchmarks";
-            return Err(bad_usage("--score-only", what, "generate answers elsewhere and give them as --predictions"));
+            return Err(bad_usage(
+                "--score-only",
+                what,
+                "write predictions with reel generate --data, then give --score-only --predictions",
+            ));
         }
         let benchmark = Benchmark::from_name(&self.benchmark)?;
         let Some(file) = &self.predictions else {
@@ -51,6 +56,7 @@ impl EvalArgs {
             return Err(failed(file.display(), "has no rows", "give one JSON object per line"));
         }
         lines::warn_of_unusable_solutions(file, &rows, Prediction::check_solution, common.quiet);
+        warn_of_errors(file, &rows, common.quiet);
         let rows: Vec<Prediction> = rows.into_iter().map(|(_, row)| row).collect();
         let report = score_benchmark(benchmark, &rows)?;
         let mut text = serde_json::to_string_pretty(&report)?;
@@ -61,6 +67,16 @@ impl EvalArgs {
         }
         if common.quiet { Ok(()) } else { print(&report) }
     }
+}
+
+/// Prints a warning on stderr if some rows have an error instead of an output, as `reel generate --data` writes them.
+fn warn_of_errors(file: &Path, rows: &[(usize, Prediction)], quiet: bool) {
+    let mut errors = rows.iter().filter_map(|(line, row)| Some((line, row.error.as_ref()?)));
+    let Some((line, first)) = errors.next().filter(|_| !quiet) else { return };
+    let (count, of, file, first) = (1 + errors.count(), rows.len(), file.display(), escape_controls(first));
+    eprintln!(
+        "warning: {count} of {of} rows have an error instead of an output and score 0; the first, {file}:{line}: {first}"
+    );
 }
 
 /// Prints the scores as a table, in percent.

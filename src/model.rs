@@ -38,21 +38,31 @@ impl LoadedModel {
         config: &ModelConfig,
         common: &CommonOptions,
     ) -> Result<Self> {
+        Self::open_on(&open_device(common)?, folder, adapter, config, common)
+    }
+
+    /// Like [`Self::open_with_adapter`], on a device that is already open.
+    pub fn open_on(
+        device: &Device,
+        folder: &Path,
+        adapter: Option<&Path>,
+        config: &ModelConfig,
+        common: &CommonOptions,
+    ) -> Result<Self> {
         let begun = Instant::now();
-        let device = open_device(common)?;
         let dtype = activation_dtype(common);
         let weights = trace::span("load", || -> Result<_> {
             let files = Checkpoint::open(folder)?;
             let adapter = adapter.map(Adapter::open).transpose()?;
             adapter.iter().try_for_each(|adapter| adapter.check(config))?;
-            let base = Qwen25Vl::open(&device, &files, config, dtype)?;
+            let base = Qwen25Vl::open(device, &files, config, dtype)?;
             Ok(match &adapter {
-                Some(adapter) => base.with_adapter(&device, dtype, AdapterSource::Files(adapter), false)?,
+                Some(adapter) => base.with_adapter(device, dtype, AdapterSource::Files(adapter), false)?,
                 None => base,
             })
         })?;
-        trace::start_recording_launches(&device, dtype);
-        let cx = Cx::inference(&device, dtype);
+        trace::start_recording_launches(device, dtype);
+        let cx = Cx::inference(device, dtype);
         Ok(Self { weights, cx, load_seconds: begun.elapsed().as_secs_f64(), folder: folder.to_path_buf() })
     }
 

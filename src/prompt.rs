@@ -40,7 +40,7 @@ pub struct MessageFlags {
     /// Chat messages: a JSON list in the format of OpenAI and Qwen, or the body of an OpenAI chat request; - is stdin
     #[arg(long, value_name = "M.json")]
     pub messages: Option<PathBuf>,
-    /// Folder that media paths are relative to [default: the folder of the messages file; for stdin the working
+    /// Folder that media paths are relative to [default: the folder of the messages or data file; for stdin the working
     /// directory]
     #[arg(long, value_name = "DIR")]
     media_root: Option<PathBuf>,
@@ -50,9 +50,10 @@ pub struct MessageFlags {
     access: MediaAccessFlags,
     #[command(flatten)]
     worker: WorkerFlags,
-    /// Recipe (see reel sft --help); accepted for scripts that pass it to several commands; without effect here
+    /// Recipe (see reel sft --help): paper, videorft or video-r1. It has an effect only on the prompts of generate --data;
+    /// elsewhere it is accepted for scripts that pass it to several commands
     #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
-    parity: Recipe,
+    pub parity: Recipe,
 }
 
 /// Options for a question about a video or an image, instead of a messages file.
@@ -65,7 +66,7 @@ pub struct QuestionFlags {
     #[arg(long, value_name = "FILE|URL", conflicts_with = "messages")]
     image: Option<String>,
     /// Text of the prompt
-    #[arg(long, value_name = "TEXT", conflicts_with = "messages", required_unless_present = "messages")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "messages", required_unless_present_any = ["messages", "data"])]
     prompt: Option<String>,
 }
 
@@ -181,34 +182,62 @@ impl MessageFlags {
     ) -> Result<EncodedPrompt> {
         let begun = Instant::now();
         // Wrong flags are refused before a model is looked up or downloaded.
-        self.media.overrides(self.media.profile(MediaProfile::Qwen)?)?;
+        self.validate()?;
         let folder = find_or_download_model(model)?;
         let bundle = trace::span("open", || ModelFolder::open(&folder))?;
         let (conversation, settings) = conversation()?;
         media_files(&conversation).try_for_each(|(path, location)| replaced::refuse_if_output(path, location))?;
+        let has_media = conversation.media_parts().next().is_some();
+        let options = self.media_options(adapter.unwrap_or(&folder), access, has_media && !common.quiet, common)?;
+        let tokens = trace::span("preprocess", || encode(&bundle, &conversation, &options))?;
+        Ok(EncodedPrompt { folder, bundle, tokens, settings, seconds: begun.elapsed().as_secs_f64() })
+    }
+
+    /// Refuses wrong media options, before a model is looked up or downloaded.
+    pub fn validate(&self) -> Result<()> {
+        self.media.overrides(self.media.profile(MediaProfile::Qwen)?).map(drop)
+    }
+
+    /// The folder that the media paths of the rows in a data file are relative to: that of the option, else the folder
+    /// of the data file, as in training.
+    pub fn media_root_of_rows<'a>(&'a self, data: &'a Path) -> &'a Path {
+        self.media_root.as_deref().unwrap_or(data.parent().unwrap_or(Path::new("")))
+    }
+
+    /// Where the media of rows below the folder `media_root` may come from.
+    pub fn media_access(&self, media_root: &Path) -> MediaAccess {
+        self.access.media_access(media_root)
+    }
+
+    /// How images and videos are loaded: as in the run that wrote the model or adapter in `trained_folder`, unless flags
+    /// say otherwise. With `says_so`, a line on stderr names that run.
+    pub fn media_options(
+        &self,
+        trained_folder: &Path,
+        access: MediaAccess,
+        says_so: bool,
+        common: &CommonOptions,
+    ) -> Result<MediaOptions> {
         // A profile on the command line replaces all settings of the training run.
-        let trained = TrainingMediaSettings::find(adapter.unwrap_or(&folder)).filter(|_| self.media.profile.is_none());
-        if let Some(trained) = trained.as_ref().filter(|_| conversation.media_parts().next().is_some() && !common.quiet)
-        {
+        let trained = TrainingMediaSettings::find(trained_folder).filter(|_| self.media.profile.is_none());
+        if let Some(trained) = trained.as_ref().filter(|_| says_so) {
             let file = trained.file.display().to_string();
             eprintln!("frames and pixels as in training: {trained} (from {}; flags win)", escape_controls(&file));
         }
         let profile = trained.as_ref().map_or(&self.media, |trained| &trained.flags).profile(MediaProfile::Qwen)?;
-        let options = MediaOptions {
+        Ok(MediaOptions {
             profile,
             overrides: self.media.overrides(profile)?,
             trained: trained.map(|trained| trained.flags.overrides(profile)).transpose()?.unwrap_or_default(),
             decoder: self.worker.decode_worker(common)?,
             access,
             second_per_grid: SecondPerGrid::True,
-        };
-        let tokens = trace::span("preprocess", || encode(&bundle, &conversation, &options))?;
-        Ok(EncodedPrompt { folder, bundle, tokens, settings, seconds: begun.elapsed().as_secs_f64() })
+        })
     }
 }
 
 /// The image and video files of a conversation, each with its location in the messages.
-fn media_files(conversation: &Conversation) -> impl Iterator<Item = (&Path, &str)> {
+pub fn media_files(conversation: &Conversation) -> impl Iterator<Item = (&Path, &str)> {
     conversation.media_parts().flat_map(|part| {
         let (sources, location) = media_sources(part);
         sources.into_iter().filter_map(move |source| match source {

@@ -150,7 +150,7 @@ fn spelled(option: &str) -> String {
 
 /// Refuses an output file that is the input, or that exists in the input folder. Pages in an input folder may be
 /// replaced: `reel report` writes its page into the folder of the run.
-fn refuse_file(option: &str, output: &Path, input_option: &str, input: &Path) -> Result<()> {
+pub fn refuse_file(option: &str, output: &Path, input_option: &str, input: &Path) -> Result<()> {
     let (Some(written), Some(read)) = (identity(output), identity(input)) else { return Ok(()) };
     let help = "choose another file name";
     if written == read {

@@ -1,11 +1,16 @@
-//! `reel eval --score-only`: gives the scores of the evaluation scripts, and refuses malformed input.
+//! `reel eval --score-only`: gives the scores of the evaluation scripts, and refuses malformed input. `reel generate
+//! --data` writes the predictions that it scores; a run that is killed or stopped is continued to the same bytes.
 
 mod support;
 
 use std::fs;
+use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
-use support::{FinishedRun, file_names_in, golden, run, run_in};
+use support::{
+    FinishedRun, file_names_in, finished_run, golden, let_children_receive_sigint, run, run_in, send_signal,
+};
 
 const BENCHMARKS: [&str; 6] = ["vsibench", "videommmu", "mmvu", "mvbench", "tempcompass", "videomme"];
 
@@ -96,4 +101,164 @@ fn running_a_benchmark_is_refused_with_an_explanation() {
     run(["eval", "--benchmark", "mmvu", "--out", "o"]).refused(2, &["--score-only", "does not run models"]);
     run(["eval", "--score-only", "--benchmark", "mmvu", "--out", "o"]).refused(2, &["--predictions"]);
     run(["eval", "--benchmark", "mmvu", "--model", "m", "--out", "o"]).refused(2, &["--model"]);
+}
+
+/// The first rows of a benchmark as its data file has them: without outputs. Their videos are not there, so they are
+/// about text, except the first one.
+fn benchmark_rows(benchmark: &str) -> Vec<Value> {
+    let text = fs::read_to_string(golden(&format!("rewards/eval/{benchmark}.jsonl"))).expect("rows");
+    let rows = text.lines().take(2).map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let row = |(i, mut row): (usize, Value)| {
+        row.as_object_mut().expect("an object").shift_remove("output");
+        if i == 0 && benchmark == "mmvu" {
+            row["path"] = json!("./clip.mp4");
+        } else {
+            row["data_type"] = json!("text");
+        }
+        row
+    };
+    rows.enumerate().map(row).collect()
+}
+
+fn write_lines(file: &Path, rows: &[Value]) {
+    fs::write(file, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).expect("written");
+}
+
+/// Rows of all six benchmarks become predictions in one run, which `reel eval` scores; every column of a row survives.
+#[test]
+fn generated_predictions_are_scored_for_every_benchmark() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    support::tiny_model(at);
+    fs::create_dir(at.join("media")).expect("a folder");
+    fs::copy(golden("train/sft_videorft_mp4/media/clip.mp4"), at.join("media/clip.mp4")).expect("copied");
+    let mut rows: Vec<Value> = BENCHMARKS.iter().flat_map(|benchmark| benchmark_rows(benchmark)).collect();
+    // A row whose video is missing is not dropped: it has an error, counts as wrong, and the exit code says so.
+    let mut lost = rows[0].clone();
+    (lost["path"], lost["data_type"]) = (json!("./lost.mp4"), json!("video"));
+    rows.push(lost);
+    write_lines(&at.join("rows.jsonl"), &rows);
+    let generate = ["generate", "--model", "tiny", "--data", "rows.jsonl", "--media-root", "media", "--nframes", "4"];
+    let more = ["--max-new-tokens", "6", "--temperature", "1", "--out", "all.jsonl", "--json"];
+    let done = run_in(at, generate.iter().chain(&more));
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    let last = done.stderr.lines().last().unwrap_or_default();
+    assert!(last.starts_with("error: all.jsonl: 1 of 13 rows have an error") && last.contains("lost.mp4"), "{last}");
+    let summary: Value = serde_json::from_str(&done.stdout).expect("JSON");
+    assert_eq!((&summary["rows"], &summary["errors"]), (&json!(13), &json!(1)));
+
+    let text = fs::read_to_string(at.join("all.jsonl")).expect("predictions");
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines.len(), rows.len());
+    for (line, row) in lines.iter().zip(&rows) {
+        let columns = row.as_object().expect("an object");
+        assert!(columns.iter().all(|(name, value)| line[name] == *value), "{line}");
+        assert!(line["output"].is_string());
+    }
+    assert!(lines[0].get("error").is_none() && lines[12]["error"].as_str().is_some_and(|e| e.contains("lost.mp4")));
+    for (i, benchmark) in BENCHMARKS.iter().enumerate() {
+        let own = [&lines[2 * i..2 * i + 2], &lines[12..]].concat();
+        write_lines(&at.join("p.jsonl"), &own);
+        let args = ["eval", "--score-only", "--benchmark", benchmark, "--predictions", "p.jsonl", "--out", "s.json"];
+        let scored = run_in(at, args.iter().chain(&["--json"]));
+        let report = scored.json();
+        assert_eq!((&report["n"], &report["errors"], &report["unusable_solutions"]), (&json!(3), &json!(1), &json!(0)));
+        assert!(scored.stderr.starts_with("warning: 1 of 3 rows have an error instead"), "{}", scored.stderr);
+    }
+}
+
+/// Runs `generate --data` and sends it a signal once its unfinished file has `lines` lines; None if the run ended
+/// before.
+fn generate_and_signal(at: &Path, signal: &str, lines: usize, more: &[&str]) -> Option<FinishedRun> {
+    let mut command = support::reel();
+    command.current_dir(at).args(GENERATE).args(more).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary starts");
+    loop {
+        let text = fs::read(at.join("p.jsonl.partial")).unwrap_or_default();
+        if text.iter().filter(|&&b| b == b'\n').count() >= lines && at.join("p.jsonl.partial.run.json").exists() {
+            send_signal(child.id(), signal);
+            return Some(finished_run(child.wait_with_output().expect("it ends")));
+        }
+        if child.try_wait().expect("a state").is_some() {
+            return None;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+const GENERATE: [&str; 11] = [
+    "generate",
+    "--model",
+    "tiny",
+    "--data",
+    "rows.jsonl",
+    "--out",
+    "p.jsonl",
+    "--temperature",
+    "1",
+    "--max-new-tokens",
+    "48",
+];
+
+#[test]
+fn killed_and_stopped_generation_resumes_to_the_same_bytes() {
+    let_children_receive_sigint();
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    support::tiny_model(at);
+    let row = |i: usize| json!({"prompt": [{"role": "user", "content": format!("Question {i}?")}], "id": i});
+    write_lines(&at.join("rows.jsonl"), &(0..60).map(row).collect::<Vec<_>>());
+    run_in(at, GENERATE).ok();
+    let whole = fs::read(at.join("p.jsonl")).expect("predictions");
+    fs::remove_file(at.join("p.jsonl")).expect("removed");
+    // A small batch, so that the run has not ended when the signal arrives.
+    let slow = ["--batch-size", "2", "--resume", "--threads", "1"];
+    for (signal, lines, code) in [("-KILL", 0, None), ("-KILL", 7, None), ("-INT", 9, Some(130)), ("-KILL", 30, None)] {
+        let stopped = generate_and_signal(at, signal, lines, &slow).expect("it is stopped before its end");
+        assert_eq!(stopped.code, code, "{}", stopped.stderr);
+        if code.is_some() {
+            let last = stopped.stderr.lines().last().unwrap_or_default();
+            assert!(
+                last.contains("p.jsonl.partial: stopped after ") && last.contains("; continue with --resume"),
+                "{last}"
+            );
+        }
+        assert!(!at.join("p.jsonl").exists(), "nothing incomplete has the final name");
+        let kept = fs::read(at.join("p.jsonl.partial")).expect("the lines so far");
+        assert!(kept.iter().filter(|&&b| b == b'\n').count() >= lines && whole.starts_with(&kept));
+    }
+    let refused = |more: &[&str], words: &[&str]| run_in(at, GENERATE.iter().chain(more)).refused(2, words).code;
+    refused(&["--resume", "--seed", "1"], &["--seed: is 1, but it was 0"]);
+    refused(&["--resume", "--top-p", "0.5"], &["--top-p: is 0.5"]);
+    refused(&["--resume", "--profile", "videorft-eval"], &["--profile: is \"videorft-eval\""]);
+    run_in(at, GENERATE).refused(1, &["p.jsonl.partial: is the unfinished output", "--resume"]);
+    let resumed = run_in(at, GENERATE.iter().chain(&["--resume"]));
+    assert!(resumed.ok().starts_with("p.jsonl: 60 rows") && resumed.stderr.starts_with("resuming after row "));
+    assert!(fs::read(at.join("p.jsonl")).expect("predictions") == whole, "other bytes than the unbroken run");
+    assert_eq!(file_names_in(at), ["p.jsonl", "p.jsonl.run.json", "rows.jsonl", "tiny"]);
+    // Another model, in the same folder.
+    let args = ["init", "--preset", "tiny", "--seed", "9", "--out", "other"];
+    run_in(at, args).ok();
+    refused(&["--resume", "--model", "other"], &["--model: is not the model of the run"]);
+}
+
+#[test]
+fn wrong_use_of_generate_with_data_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    write_lines(&at.join("rows.jsonl"), &[json!({"prompt": "x"})]);
+    fs::hard_link(at.join("rows.jsonl"), at.join("p.jsonl.partial")).expect("a link");
+    let refused = |line: &str, code, words: &[&str]| {
+        let words_of_line = ["generate", "--model", "none"].into_iter().chain(line.split(' '));
+        run_in(at, words_of_line).refused(code, words);
+    };
+    refused("--data rows.jsonl", 2, &["--out"]);
+    refused("--prompt x --out p.jsonl", 2, &["--data"]);
+    refused("--data rows.jsonl --out p.jsonl --prompt x", 2, &["--prompt"]);
+    refused("--data rows.jsonl --out p.jsonl --resume --overwrite", 2, &["--overwrite"]);
+    refused("--data rows.jsonl --out p.jsonl --batch-size 0", 2, &["--batch-size: is 0"]);
+    refused("--data rows.jsonl --out rows.jsonl --overwrite", 2, &["the same file as --data"]);
+    refused("--data rows.jsonl --out p.jsonl --overwrite", 2, &["the same file as --data"]);
+    refused("--data gone.jsonl --out q.jsonl", 1, &["gone.jsonl"]);
+    assert_eq!(file_names_in(at), ["p.jsonl.partial", "rows.jsonl"]);
 }

@@ -24,6 +24,10 @@ impl BlockAllocator {
         BlockAllocator { free: (0..blocks as i32).rev().collect(), ref_counts: vec![0; blocks] }
     }
 
+    pub(crate) fn free_count(&self) -> usize {
+        self.free.len()
+    }
+
     /// The number of blocks that `tokens` tokens need.
     pub(crate) fn blocks_for_tokens(tokens: usize) -> usize {
         tokens.div_ceil(KvPages::BLOCK_TOKENS)

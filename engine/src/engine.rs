@@ -3,33 +3,28 @@
 //!
 //! ```text
 //! generate(requests):
-//!     for each request: prefill the prompt once, sample the first token of each completion, add them to the scheduler
-//!     while step():
-//!         schedule      waiting sequences take free slots
-//!         run           one decode step over all slots is enqueued on the device
-//!         postprocess   tokens of the oldest enqueued step: append, finish sequences, release slots and KV blocks
+//!     for each request: add_request (run.rs)      prefill and first token of each completion
+//!     while step() {}                             one decode step for all of them
 //! ```
+//!
+//! [`Engine::continuous_batch`] adds requests while earlier ones decode. Both use the loop in `run.rs`.
 //!
 //! On an asynchronous device the host enqueues `lookahead` further steps before it reads the tokens of the oldest
 //! step.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use reel_diagnostic::Diagnostic;
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, Tensor};
 
-use crate::block_allocator::BlockAllocator;
+use crate::continuous::ContinuousBatch;
 use crate::error::{EngineError, Result};
-use crate::prefill::prefill;
 use crate::request::{Completion, GenerationRequest, GenerationTiming, TokenEvent};
-use crate::running_batch::{BatchCapacity, PendingStep, RunningBatch};
-use crate::sampler::sample_token;
-use crate::scheduler::{Scheduler, SlotMove};
-use crate::sequence::SequenceState;
+use crate::run::Run;
+use crate::running_batch::{BatchCapacity, RunningBatch};
 
 /// The default of [`Engine::max_slots`].
 const MAX_SLOTS: usize = 256;
@@ -38,12 +33,12 @@ const MAX_SLOTS: usize = 256;
 #[derive(Debug)]
 pub struct Engine<'a> {
     /// A clone that shares its weights with the caller's model.
-    model: Qwen25Vl,
-    cx: Cx,
-    suppressed: Tensor, // i32 [n]: ids that are never sampled
+    pub(crate) model: Qwen25Vl,
+    pub(crate) cx: Cx,
+    pub(crate) suppressed: Tensor, // i32 [n]: ids that are never sampled
     interrupt: Option<&'a AtomicBool>,
-    max_slots: usize,
-    lookahead: usize,
+    pub(crate) max_slots: usize,
+    pub(crate) lookahead: usize,
     capture: bool,
     /// KV cache, slots and captured graphs of the last call. The next call reuses them if they are large enough.
     batch: Mutex<Option<RunningBatch>>,
@@ -120,176 +115,69 @@ impl<'a> Engine<'a> {
         mut on_token: impl FnMut(TokenEvent),
     ) -> Result<(Vec<Completion>, GenerationTiming)> {
         let mut cached = self.cached_batch();
-        let batch = self.batch_for(&requests, &mut cached)?;
-        let capacity = batch.capacity();
-        let scheduler = Scheduler::new(capacity.slots.min(self.max_slots), BlockAllocator::new(capacity.blocks));
-        let mut run = Run { engine: self, scheduler, batch, in_flight: VecDeque::new(), on_token: &mut on_token };
+        let needed = requests.iter().fold(BatchCapacity::default(), |sum, request| sum.plus(request));
+        let batch = self.batch_for(needed.with_max_slots(self.max_slots), cached.take())?;
+        let mut run = Run::new(self, batch, self.max_slots, false);
+        let generated = self.generate_in(&mut run, requests, &mut on_token);
+        *cached = Some(run.into_batch());
+        generated
+    }
+
+    fn generate_in(
+        &self,
+        run: &mut Run,
+        requests: Vec<GenerationRequest>,
+        on_token: &mut dyn FnMut(TokenEvent),
+    ) -> Result<(Vec<Completion>, GenerationTiming)> {
         let mut timing = GenerationTiming::default();
         let start = Instant::now();
         for (index, request) in requests.into_iter().enumerate() {
             self.check_interrupt()?;
-            run.add_request(index, request)?;
+            run.add_request(index, request, on_token)?;
         }
         timing.prefill_seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        while run.step()? {}
+        while run.step(on_token)? {}
         timing.decode_seconds = start.elapsed().as_secs_f64();
-        Ok((run.scheduler.into_completions(), timing))
+        Ok((run.take_finished(), timing))
+    }
+
+    /// An empty batch, to which requests are added while earlier ones decode. Its KV cache takes at most
+    /// `max_kv_bytes` bytes, unless a single request needs more.
+    pub fn continuous_batch(&self, max_kv_bytes: u64) -> ContinuousBatch<'_, 'a> {
+        ContinuousBatch::new(self, max_kv_bytes)
     }
 
     fn cached_batch(&self) -> MutexGuard<'_, Option<RunningBatch>> {
         self.batch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns an empty running batch that is large enough for these requests: that of the last call if it is, else a
-    /// new one.
-    fn batch_for<'b>(
-        &self,
-        requests: &[GenerationRequest],
-        cached: &'b mut Option<RunningBatch>,
-    ) -> Result<&'b mut RunningBatch> {
-        let penalised = requests.iter().filter(|r| r.sampling.repetition_penalty != 1.0);
-        let with_min_tokens = requests.iter().filter(|r| r.min_new_tokens > 0);
-        let group_blocks = |r: &GenerationRequest| {
-            BlockAllocator::blocks_for_group(r.stop_conditions.len(), r.prompt.input_ids.len(), r.max_sequence_tokens())
-        };
-        let needed = BatchCapacity {
-            slots: requests.iter().map(|r| r.stop_conditions.len()).sum::<usize>().clamp(1, self.max_slots),
-            blocks_per_slot: requests
-                .iter()
-                .map(|r| BlockAllocator::blocks_for_tokens(r.max_sequence_tokens()))
-                .max()
-                .unwrap_or(0)
-                .max(1),
-            history: penalised.map(GenerationRequest::max_sequence_tokens).max().unwrap_or(0),
-            banned_tokens: with_min_tokens.map(|r| r.eos_token_ids.len()).max().unwrap_or(0),
-            blocks: requests.iter().map(group_blocks).sum(),
-        };
-        if cached.as_ref().is_some_and(|batch| !batch.covers(&needed)) {
-            // Frees the old batch before the new one is allocated.
-            *cached = None;
-        }
-        let batch = match cached {
-            Some(batch) => batch,
-            none => none.insert(RunningBatch::new(&self.model, &self.cx, &self.suppressed, needed, self.capture)?),
+    /// Returns an empty running batch of at least the capacity `needed`: `earlier` if it is large enough, else a new
+    /// one.
+    pub(crate) fn batch_for(&self, needed: BatchCapacity, earlier: Option<RunningBatch>) -> Result<RunningBatch> {
+        let batch = match earlier {
+            Some(batch) if batch.covers(&needed) => batch,
+            earlier => {
+                // Frees the earlier batch before the new one is allocated.
+                drop(earlier);
+                RunningBatch::new(&self.model, &self.cx, &self.suppressed, needed, self.capture)?
+            }
         };
         batch.clear_slots(0, batch.capacity().slots)?;
         Ok(batch)
     }
 
-    fn check_interrupt(&self) -> Result<()> {
+    /// The bytes of the keys and values of one KV block in all layers.
+    pub(crate) fn kv_block_bytes(&self) -> u64 {
+        let text = &self.model.config.text;
+        let values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * KvPages::BLOCK_TOKENS;
+        (values * self.cx.dtype().size()) as u64
+    }
+
+    pub(crate) fn check_interrupt(&self) -> Result<()> {
         match self.interrupt {
             Some(flag) if flag.load(Ordering::Relaxed) => Err(EngineError::Interrupted),
             _ => Ok(()),
         }
-    }
-}
-
-/// One call of [`Engine::generate`].
-struct Run<'r, 'a> {
-    engine: &'r Engine<'a>,
-    scheduler: Scheduler,
-    batch: &'r mut RunningBatch,
-    /// The enqueued steps, oldest first. The vector of a step names, for each slot, the sequence (by index) that gets
-    /// the slot's token.
-    in_flight: VecDeque<(Vec<Option<usize>>, PendingStep)>,
-    on_token: &'r mut dyn FnMut(TokenEvent),
-}
-
-impl Run<'_, '_> {
-    /// Prefills a request, samples the first token of each completion, and adds the sequences to the scheduler.
-    fn add_request(&mut self, index: usize, request: GenerationRequest) -> Result<()> {
-        request.validate()?;
-        let Engine { model, cx, suppressed, .. } = self.engine;
-        let (prompt, max_tokens, max_new_tokens) =
-            (request.prompt, request.max_sequence_tokens(), request.max_new_tokens);
-        let mut sequences = SequenceState::for_request(index, request);
-        if max_new_tokens > 0 && !sequences.is_empty() {
-            let blocks = self.scheduler.block_allocator();
-            let tables =
-                blocks.allocate_block_tables(sequences.len(), prompt.input_ids.len(), max_tokens).ok_or_else(|| {
-                    let help = "lower the number of completions";
-                    EngineError::Request(Diagnostic::new(
-                        "KV cache",
-                        "has too few free blocks for the completions of a request",
-                        help,
-                    ))
-                })?;
-            let logits = prefill(model, cx, self.batch.cache(), &prompt, &tables)?;
-            for (sequence, table) in sequences.iter_mut().zip(tables) {
-                sequence.block_table = table;
-                let (id, log_prob) = sample_token(cx, &logits, sequence, suppressed)?;
-                sequence.push_token(id, log_prob, self.on_token)?;
-            }
-        }
-        sequences.into_iter().for_each(|sequence| self.scheduler.add_sequence(sequence));
-        Ok(())
-    }
-
-    /// One step: schedule → run → postprocess. Returns false when all sequences are finished.
-    fn step(&mut self) -> Result<bool> {
-        self.engine.check_interrupt()?;
-        for slot in self.scheduler.fill_free_slots() {
-            self.assign(slot)?;
-        }
-        if self.scheduler.occupied_slots().any(|(_, sequence)| sequence.needs_another_step()) {
-            self.enqueue()?;
-            if self.in_flight.len() <= self.engine.lookahead {
-                return Ok(true);
-            }
-        }
-        if !self.postprocess()? {
-            return Ok(false);
-        }
-        self.shrink()?;
-        Ok(true)
-    }
-
-    /// Writes the state of the sequence that holds `slot` to the device.
-    fn assign(&self, slot: usize) -> Result<()> {
-        let Some(sequence) = self.scheduler.sequence_in_slot(slot) else { return Ok(()) };
-        let banned = sequence.banned_eos_biases();
-        self.batch.assign_slots(slot, &[sequence.slot_state()], &[sequence.sampling().with_bias(&banned)])
-    }
-
-    /// Enqueues a decode step over all slots up to the last used one.
-    fn enqueue(&mut self) -> Result<()> {
-        for (slot, sequence) in self.scheduler.occupied_slots() {
-            if sequence.next_step_lifts_eos_ban() {
-                self.batch.set_sampling(slot, &[sequence.sampling().with_bias(&[])])?;
-            }
-        }
-        let batch_size = self.batch.padded_batch_size(self.scheduler.slots_up_to_last_occupied());
-        let step = self.batch.enqueue_step(batch_size)?;
-        self.in_flight.push_back((self.scheduler.start_step_and_list_receivers(batch_size), step));
-        Ok(())
-    }
-
-    /// Waits for the oldest enqueued step and gives its tokens to their sequences. Returns false when no step is
-    /// enqueued.
-    fn postprocess(&mut self) -> Result<bool> {
-        let Some((receivers, step)) = self.in_flight.pop_front() else { return Ok(false) };
-        let (ids, log_probs) = step.wait_for_tokens()?;
-        for slot in self.scheduler.append_step_tokens(&receivers, &ids, &log_probs, self.on_token)? {
-            self.batch.clear_slots(slot, 1)?;
-        }
-        Ok(true)
-    }
-
-    /// Moves the running sequences to the first slots if no sequence waits and a smaller batch size is then enough.
-    fn shrink(&mut self) -> Result<()> {
-        let running = self.scheduler.occupied_slots().count().max(1);
-        let used = self.scheduler.slots_up_to_last_occupied();
-        if self.scheduler.has_waiting_sequences()
-            || self.batch.padded_batch_size(running) >= self.batch.padded_batch_size(used)
-        {
-            return Ok(());
-        }
-        while self.postprocess()? {}
-        for SlotMove { from, to } in self.scheduler.compact_slots() {
-            self.batch.clear_slots(from, 1)?;
-            self.assign(to)?;
-        }
-        Ok(())
     }
 }

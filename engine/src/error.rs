@@ -1,16 +1,18 @@
 //! The error type of the engine.
 
 use reel_diagnostic::Diagnostic;
+use reel_model::ModelError;
+use reel_runtime::RuntimeError;
 
 /// An error of the engine.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// An error of the model or its inputs.
     #[error(transparent)]
-    Model(#[from] reel_model::ModelError),
+    Model(#[from] ModelError),
     /// An error of the device or an op.
     #[error(transparent)]
-    Runtime(#[from] reel_runtime::RuntimeError),
+    Runtime(#[from] RuntimeError),
     /// A request has an invalid field, or more sequences than the KV cache holds.
     #[error("{0}")]
     Request(Diagnostic),
@@ -27,6 +29,14 @@ pub enum EngineError {
     /// The caller's interrupt flag was set.
     #[error("interrupted: generation was stopped before it was complete; run the command again")]
     Interrupted,
+}
+
+impl EngineError {
+    /// Whether the device had too little free memory.
+    pub fn is_out_of_memory(&self) -> bool {
+        let (Self::Runtime(cause) | Self::Model(ModelError::Runtime(cause))) = self else { return false };
+        matches!(cause, RuntimeError::OutOfMemory { .. })
+    }
 }
 
 /// Result of this crate.

@@ -18,10 +18,12 @@ use reel_runtime::device::{Download, GraphCache};
 use reel_runtime::ops::{self, DecodeRows, DecodeSlot, RotaryFrequencies, RowSampling, SampledTokens, SamplingTable};
 use reel_runtime::{Cx, Tensor};
 
+use crate::block_allocator::BlockAllocator;
 use crate::error::Result;
+use crate::request::GenerationRequest;
 
 /// How many sequences, KV blocks and tokens a running batch can hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct BatchCapacity {
     pub(crate) slots: usize,
     /// Maximum number of KV blocks of the sequence in one slot.
@@ -35,8 +37,27 @@ pub(crate) struct BatchCapacity {
 }
 
 impl BatchCapacity {
+    /// The capacity that this one and a further request need together.
+    pub(crate) fn plus(self, request: &GenerationRequest) -> BatchCapacity {
+        let (completions, tokens) = (request.stop_conditions.len(), request.max_sequence_tokens());
+        let history = if request.sampling.repetition_penalty == 1.0 { 0 } else { tokens };
+        let banned_tokens = if request.min_new_tokens > 0 { request.eos_token_ids.len() } else { 0 };
+        BatchCapacity {
+            slots: self.slots + completions,
+            blocks_per_slot: self.blocks_per_slot.max(BlockAllocator::blocks_for_tokens(tokens)),
+            history: self.history.max(history),
+            blocks: self.blocks + BlockAllocator::blocks_for_group(completions, request.prompt.input_ids.len(), tokens),
+            banned_tokens: self.banned_tokens.max(banned_tokens),
+        }
+    }
+
+    /// The capacity with 1 to `max` slots, and with at least one block per slot.
+    pub(crate) fn with_max_slots(self, max: usize) -> BatchCapacity {
+        BatchCapacity { slots: self.slots.clamp(1, max), blocks_per_slot: self.blocks_per_slot.max(1), ..self }
+    }
+
     /// Whether a batch of this capacity can serve requests that need `other`.
-    fn covers(&self, other: &BatchCapacity) -> bool {
+    pub(crate) fn covers(&self, other: &BatchCapacity) -> bool {
         // A batch that keeps earlier tokens for the repetition penalty is not used for requests without a penalty,
         // because reading the earlier tokens would cost time in every step.
         let history = if other.history == 0 { self.history == 0 } else { self.history >= other.history };

@@ -4,7 +4,7 @@
 //! steps before it has read a sequence's last token. Tokens that such steps compute for a sequence that has ended
 //! meanwhile are dropped, so completions do not depend on the lookahead.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::block_allocator::BlockAllocator;
 use crate::error::Result;
@@ -17,12 +17,16 @@ pub(crate) struct SlotMove {
     pub(crate) to: usize,
 }
 
-/// All sequences of a call of the engine, the decode slots, and the free blocks of the KV cache.
+/// All sequences of a run of the engine, the decode slots, and the free blocks of the KV cache.
 pub(crate) struct Scheduler {
-    sequences: Vec<SequenceState>,
-    /// Unfinished sequences without a slot, in order of arrival.
+    /// The sequences by their key, which counts the sequences in order of arrival.
+    sequences: BTreeMap<usize, SequenceState>,
+    next_key: usize,
+    /// The keys of finished sequences whose completions were not taken yet.
+    finished: Vec<usize>,
+    /// The keys of unfinished sequences without a slot, in order of arrival.
     waiting: VecDeque<usize>,
-    /// For each slot, the index of the sequence that holds it.
+    /// For each slot, the key of the sequence that holds it.
     slots: Vec<Option<usize>>,
     blocks: BlockAllocator,
 }
@@ -30,11 +34,34 @@ pub(crate) struct Scheduler {
 impl Scheduler {
     /// A scheduler of `slots` empty slots.
     pub(crate) fn new(slots: usize, blocks: BlockAllocator) -> Scheduler {
-        Scheduler { sequences: Vec::new(), waiting: VecDeque::new(), slots: vec![None; slots], blocks }
+        Scheduler {
+            sequences: BTreeMap::new(),
+            next_key: 0,
+            finished: Vec::new(),
+            waiting: VecDeque::new(),
+            slots: vec![None; slots],
+            blocks,
+        }
     }
 
     pub(crate) fn block_allocator(&mut self) -> &mut BlockAllocator {
         &mut self.blocks
+    }
+
+    pub(crate) fn slot_count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether the sequences of a further request, which need `blocks` KV blocks, can be added, and at least one of
+    /// them gets a slot in the next step.
+    pub(crate) fn has_room_for(&self, blocks: usize) -> bool {
+        let free = self.slots.iter().filter(|slot| slot.is_none()).count();
+        free > self.waiting.len() && self.blocks.free_count() >= blocks
+    }
+
+    /// Whether no sequence waits or holds a slot.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.slots.iter().all(Option::is_none)
     }
 
     /// Adds a sequence whose prompt is prefilled and whose first token is sampled. The sequence waits for a slot,
@@ -42,10 +69,12 @@ impl Scheduler {
     pub(crate) fn add_sequence(&mut self, mut sequence: SequenceState) {
         if sequence.is_finished() {
             self.blocks.release_block_table(&mut sequence.block_table);
+            self.finished.push(self.next_key);
         } else {
-            self.waiting.push_back(self.sequences.len());
+            self.waiting.push_back(self.next_key);
         }
-        self.sequences.push(sequence);
+        self.sequences.insert(self.next_key, sequence);
+        self.next_key += 1;
     }
 
     /// Assigns waiting sequences to free slots. Returns the slots that got a sequence.
@@ -61,7 +90,7 @@ impl Scheduler {
 
     /// The sequence that holds `slot`.
     pub(crate) fn sequence_in_slot(&self, slot: usize) -> Option<&SequenceState> {
-        self.slots[slot].map(|sequence| &self.sequences[sequence])
+        self.slots[slot].and_then(|key| self.sequences.get(&key))
     }
 
     /// The occupied slots in ascending order, each with the sequence that holds it.
@@ -78,15 +107,16 @@ impl Scheduler {
         !self.waiting.is_empty()
     }
 
-    /// Records that a step over the first `batch_size` slots is in flight. Returns, for each of these slots, the
-    /// index of the sequence that gets the slot's token.
+    /// Records that a step over the first `batch_size` slots is in flight. Returns, for each of these slots, the key
+    /// of the sequence that gets the slot's token.
     pub(crate) fn start_step_and_list_receivers(&mut self, batch_size: usize) -> Vec<Option<usize>> {
         let mut receivers = self.slots.clone();
         receivers.resize(batch_size, None);
         for receiver in &mut receivers {
-            *receiver = receiver.filter(|&sequence| self.sequences[sequence].needs_another_step());
-            if let Some(sequence) = *receiver {
-                self.sequences[sequence].in_flight += 1;
+            let sequence = receiver.and_then(|key| self.sequences.get_mut(&key));
+            match sequence.filter(|sequence| sequence.needs_another_step()) {
+                Some(sequence) => sequence.in_flight += 1,
+                None => *receiver = None,
             }
         }
         receivers
@@ -106,16 +136,20 @@ impl Scheduler {
     ) -> Result<Vec<usize>> {
         let mut freed = Vec::new();
         for (slot, receiver) in receivers.iter().enumerate() {
-            let Some(index) = *receiver else { continue };
-            let sequence = &mut self.sequences[index];
+            // A step may have been enqueued before the end of a sequence was known. The completion of such a sequence
+            // may have been taken meanwhile.
+            let Some((key, sequence)) = receiver.and_then(|key| Some((key, self.sequences.get_mut(&key)?))) else {
+                continue;
+            };
             sequence.in_flight -= 1;
             if sequence.is_finished() {
-                continue; // The step was enqueued before the sequence's end was known.
+                continue;
             }
             sequence.push_token(ids[slot], log_probs[slot], on_token)?;
             if sequence.is_finished() {
                 self.blocks.release_block_table(&mut sequence.block_table);
                 self.slots[slot] = None;
+                self.finished.push(key);
                 freed.push(slot);
             }
         }
@@ -136,8 +170,11 @@ impl Scheduler {
         moves
     }
 
-    /// The completions of all sequences, in the order in which they were added.
-    pub(crate) fn into_completions(self) -> Vec<Completion> {
-        self.sequences.into_iter().map(SequenceState::into_completion).collect()
+    /// Removes the finished sequences and returns their completions, in the order in which they were added.
+    pub(crate) fn take_finished(&mut self) -> Vec<Completion> {
+        let mut keys = std::mem::take(&mut self.finished);
+        keys.sort_unstable();
+        let sequences = keys.into_iter().filter_map(|key| self.sequences.remove(&key));
+        sequences.map(SequenceState::into_completion).collect()
     }
 }

@@ -151,6 +151,56 @@ fn completions_do_not_depend_on_other_requests() {
     }
 }
 
+/// The completions of requests that are added to a continuous batch one after the other, whenever there is room.
+fn run_continuously(engine: &Engine, kv_bytes: u64, requests: &[TestRequest], eos: &[u32]) -> Vec<Completion> {
+    let mut batch = engine.continuous_batch(kv_bytes);
+    let (mut completions, mut next) = (Vec::new(), 0);
+    while next < requests.len() || !batch.is_idle() {
+        while let Some(a) = requests.get(next) {
+            let ids: Vec<u32> = (0..a.prompt_tokens as u32).map(|i| (i * 37 + 5) % 97).collect();
+            let at: Vec<i64> = (0..a.prompt_tokens as i64).collect();
+            let request = GenerationRequest {
+                prompt: Sequence { input_ids: &ids, position_ids: [&at, &at, &at], ..Sequence::default() },
+                rope_delta: 3,
+                sampling: a.sampling,
+                max_new_tokens: a.max_new_tokens,
+                eos_token_ids: eos,
+                min_new_tokens: a.min_new_tokens,
+                stop_conditions: (0..a.completions).map(|_| StopCondition::none()).collect(),
+            };
+            if !batch.has_room_for(&request) {
+                break;
+            }
+            batch.add(next, request).unwrap();
+            next += 1;
+        }
+        completions.extend(batch.step().unwrap());
+    }
+    completions.sort_by_key(|c| (c.request, c.index));
+    completions
+}
+
+/// A finished sequence makes room for the next request, and a request that needs a larger batch gets one; completions
+/// do not depend on either.
+#[test]
+fn continuous_batch_gives_the_completions_of_requests_alone() {
+    let device = Device::cpu(2);
+    let model = model(&device, DType::F32);
+    let cx = Cx::inference(&device, DType::F32);
+    let mut requests = [test_requests(), test_requests()].concat();
+    requests.push(TestRequest { prompt_tokens: 150, completions: 5, ..test_requests()[0] });
+    requests.push(TestRequest { max_new_tokens: 0, ..test_requests()[0] });
+    let engine = || Engine::new(&model, &cx).unwrap();
+    let eos = early_end_tokens(&run(&engine(), &requests, &[]));
+    let want = run(&engine(), &requests, &eos);
+    for (slots, kv_bytes, lookahead) in
+        [(1, u64::MAX, 0), (2, 1, 1), (3, u64::MAX, 0), (5, 1 << 20, 2), (64, u64::MAX, 0)]
+    {
+        let engine = engine().max_slots(slots).lookahead(lookahead);
+        assert_eq!(run_continuously(&engine, kv_bytes, &requests, &eos), want, "{slots} slots, {kv_bytes} bytes");
+    }
+}
+
 fn simulated() -> Device {
     Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap()
 }
@@ -161,6 +211,18 @@ fn few_requests() -> Vec<TestRequest> {
         TestRequest { prompt_tokens: 3, completions: 2, max_new_tokens: 6, min_new_tokens: 2, sampling: SAMPLED },
         TestRequest { prompt_tokens: 62, completions: 1, max_new_tokens: 4, min_new_tokens: 0, sampling: PENALISED },
     ]
+}
+
+/// On a device with CUDA kernels each step computes all slots.
+#[test]
+fn continuous_batch_on_the_simulator_equals_requests_alone() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let device = simulated();
+    let (model, cx) = (model(&device, DType::BF16), Cx::inference(&device, DType::BF16));
+    let requests = few_requests();
+    let want = run(&Engine::new(&model, &cx).unwrap(), &requests, &[]);
+    let engine = Engine::new(&model, &cx).unwrap().max_slots(2).lookahead(1);
+    assert_eq!(run_continuously(&engine, 1 << 30, &requests, &[]), want);
 }
 
 #[test]

@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::{EvalError, Result};
 
-/// A row of predictions: the benchmark's `problem_type`, `solution` and `category`, and the model's `output`.
+/// A row of predictions: the benchmark's `problem_type`, `solution` and `category`, and the model's `output`, or the
+/// `error` for which there is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prediction {
     /// The kind of problem; `None` for an unknown kind.
@@ -20,6 +21,8 @@ pub struct Prediction {
     pub category: Option<String>,
     /// The output of the model.
     pub output: String,
+    /// Why there is no output; `None` for a usual row. Such a row scores 0.
+    pub error: Option<String>,
 }
 
 impl Prediction {
@@ -38,6 +41,10 @@ impl Prediction {
                 Some(_) => Some(text("category")?),
             },
             output: text("output")?,
+            error: match fields.get("error") {
+                None | Some(Value::Null) => None,
+                Some(_) => Some(text("error")?),
+            },
         })
     }
 
@@ -57,8 +64,12 @@ impl Prediction {
     }
 
     /// The score from 0 to 1. The answer is the text in the output's `<answer>` tags, or the whole output if there
-    /// are no tags or nothing in them. Kinds of problem that do not occur in the benchmarks score 0.
+    /// are no tags or nothing in them. Kinds of problem that do not occur in the benchmarks score 0, as does a row
+    /// without output.
     pub fn score(&self) -> f32 {
+        if self.error.is_some() {
+            return 0.0;
+        }
         let answer = match extract_answer(&self.output) {
             "" => strip_white_space(&self.output),
             answer => answer,
@@ -125,6 +136,14 @@ mod tests {
         for kind in ["OCR", "free-form", "essay"] {
             assert_eq!(fault(kind, "<answer>B</answer>").as_deref(), Some("problem_type"), "{kind}");
         }
+    }
+
+    #[test]
+    fn row_without_output_scores_0() {
+        let row =
+            json!({"problem_type": "multiple choice", "solution": "", "output": "", "error": "v.mp4: is missing"});
+        let row = Prediction::from_json_line(&row.to_string()).unwrap();
+        assert_eq!((row.score(), row.error.as_deref()), (0.0, Some("v.mp4: is missing")));
     }
 
     #[test]

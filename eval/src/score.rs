@@ -17,6 +17,8 @@ pub struct BenchmarkReport {
     /// Number of rows whose solution cannot be compared with outputs ([`Prediction::check_solution`]). They count in
     /// all means, as in the evaluation scripts.
     pub unusable_solutions: usize,
+    /// Number of rows without an output, because of an error ([`Prediction::error`]). They score 0.
+    pub errors: usize,
     /// Mean score of all rows.
     pub overall: f64,
     /// Interval of `overall`.
@@ -80,6 +82,7 @@ pub fn score_benchmark(benchmark: Benchmark, predictions: &[Prediction]) -> Resu
         benchmark: benchmark.name(),
         n: all.n,
         unusable_solutions: predictions.iter().filter(|p| p.check_solution().is_err()).count(),
+        errors: predictions.iter().filter(|p| p.error.is_some()).count(),
         overall: all.score,
         overall_ci95: all.ci95,
         mean_acc: mean(&scores_of(false)),

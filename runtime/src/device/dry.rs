@@ -44,6 +44,10 @@ impl Backend for Dry {
 
     fn free(&self, _addr: u64, _bytes: usize) {}
 
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+
     fn launch(&self, _launch: &Launch) -> Result<()> {
         Ok(())
     }

@@ -9,6 +9,7 @@ mod cuda;
 mod download;
 mod dry;
 mod graph_cache;
+mod host_memory;
 pub mod mapped_file;
 mod memory;
 mod nvtx;
@@ -25,6 +26,7 @@ pub use buffer::Buffer;
 pub use captured_graph::CapturedGraph;
 pub use download::Download;
 pub use graph_cache::GraphCache;
+pub use host_memory::free_host_bytes;
 pub use mapped_file::MappedFile;
 pub use memory::{MEMORY_CATEGORIES, MemoryCategory, MemorySample, MemoryUse};
 pub use nvtx::{NvtxRange, nvtx_range};
@@ -84,6 +86,10 @@ trait Backend: Send + Sync {
     /// of memory.
     fn alloc(&self, bytes: usize) -> Option<u64>;
     fn free(&self, addr: u64, bytes: usize);
+    /// The bytes that can still be allocated, if that is known.
+    fn free_bytes(&self) -> Option<u64> {
+        free_host_bytes()
+    }
     fn launch(&self, launch: &Launch) -> Result<()>;
     /// Runs several lists of launches, which may run in parallel: no list uses memory that another one writes.
     fn launch_parallel(&self, lists: &[&[Launch]]) -> Result<()> {
@@ -406,6 +412,11 @@ impl Device {
             Ok(())
         });
         failed.map_or(seconds.map_err(E::from), Err)
+    }
+
+    /// The bytes of device memory that can still be allocated; `None` if that is unknown. Other processes may take them.
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.0.backend.free_bytes()
     }
 
     /// Bytes of device memory in use, now and at the peak, by category.

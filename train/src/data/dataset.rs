@@ -93,15 +93,19 @@ impl Dataset {
         self.rows.is_empty()
     }
 
-    /// Parses row `index`, counted from 0.
+    /// Parses row `index`, counted from 0, and checks its fields.
     pub fn row(&self, index: usize) -> Result<DataRow> {
+        self.add_location_to_error(index, DataRow::parse(self.value(index)?))
+    }
+
+    /// The JSON value of row `index`, counted from 0, unchecked.
+    pub fn value(&self, index: usize) -> Result<Value> {
         let RowPosition { bytes, damaged, .. } = &self.rows[index];
         if *damaged {
             return Err(TrainError::data(self.location(index), NOT_UTF8, SAVE_UTF8));
         }
-        let value: Value = serde_json::from_str(&self.text[bytes.clone()])
-            .map_err(|e| TrainError::data(self.location(index), format!("is not JSON: {e}"), LISTS))?;
-        self.add_location_to_error(index, DataRow::parse(value))
+        serde_json::from_str(&self.text[bytes.clone()])
+            .map_err(|e| TrainError::data(self.location(index), format!("is not JSON: {e}"), LISTS))
     }
 
     /// `FILE:LINE` of row `index`, for messages.

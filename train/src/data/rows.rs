@@ -13,6 +13,7 @@ use reel_diagnostic::Diagnostic;
 use reel_rewards::text_field;
 use serde_json::{Map, Value, json};
 
+use crate::data::templates::QuestionTemplate;
 use crate::data::{media_columns, templates};
 use crate::options::Recipe;
 
@@ -133,13 +134,32 @@ impl DataRow {
         match self {
             Self::Prompt { content, columns } => Ok((content.clone(), columns.clone())),
             Self::Problem { problem, columns } => {
-                Ok((PromptContent::Chat(vec![problem.user_message(parity)]), columns.clone()))
+                let question = problem.user_message(parity, QuestionTemplate::Training);
+                Ok((PromptContent::Chat(vec![question]), columns.clone()))
             }
             Self::Chat(_) => Err(Diagnostic::new(
                 "",
                 "has complete `messages`, so no answer is left to generate",
                 "write the chat up to the answer as `prompt`, or use this file for supervised fine-tuning",
             )),
+        }
+    }
+
+    /// The prompt of an answer that is generated outside of training. Of a whole chat, the answer at its end is left
+    /// out; a problem gets the question template `template`. Media paths are returned as written.
+    pub fn generation_prompt(self, parity: Recipe, template: QuestionTemplate) -> Result<PromptContent, Diagnostic> {
+        match self {
+            Self::Prompt { content, .. } => Ok(content),
+            Self::Problem { problem, .. } => Ok(PromptContent::Chat(vec![problem.user_message(parity, template)])),
+            Self::Chat(mut messages) => {
+                while messages.last().is_some_and(|message| message["role"] == "assistant") {
+                    messages.pop();
+                }
+                match messages.is_empty() {
+                    true => Err(Diagnostic::new("", "has answers of the assistant only", CHAT)),
+                    false => Ok(PromptContent::Chat(messages)),
+                }
+            }
         }
     }
 
@@ -255,16 +275,17 @@ impl Problem {
         };
         Ok(vec![
             json!({"role": "system", "content": [{"type": "text", "text": templates::system_message(parity)}]}),
-            self.user_message(parity),
+            self.user_message(parity, QuestionTemplate::Training),
             json!({"role": "assistant", "content": [{"type": "text", "text": format!("{process}\n{}", self.solution)}]}),
         ])
     }
 
     /// The user's message: the image or video if there is one, then the question in its template.
-    pub fn user_message(&self, parity: Recipe) -> Value {
+    pub fn user_message(&self, parity: Recipe, template: QuestionTemplate) -> Value {
         let choices = (self.problem_type == "multiple choice").then_some(&self.options[..]);
         let kind = templates::answer_instruction(&self.problem_type).unwrap_or_default();
-        let asked = json!({"type": "text", "text": templates::question_text(&self.problem, choices, kind, parity)});
+        let question = templates::question_text(&self.problem, choices, kind, parity, template);
+        let asked = json!({"type": "text", "text": question});
         let key = match self.data_type {
             ProblemMedia::Text => return json!({"role": "user", "content": [asked]}),
             ProblemMedia::Image => "image",
@@ -452,6 +473,19 @@ mod tests {
             assert_eq!(DataRow::parse(bad.clone()).unwrap_err().location, location, "{bad}");
         }
         assert_eq!(problem(|f| drop(f.insert("videos".into(), json!(["b.mp4"])))).unwrap_err().location, "videos");
+    }
+
+    #[test]
+    fn generation_leaves_out_the_answer_at_the_end_of_a_chat() {
+        let prompt = |row: Value| {
+            DataRow::parse(row)?.generation_prompt(Recipe::Paper, QuestionTemplate::Evaluation).map(|p| p.into_json())
+        };
+        let (ask, answer) = (json!({"role": "user", "content": "?"}), json!({"role": "assistant", "content": "!"}));
+        assert_eq!(prompt(json!({"messages": [ask, answer]})).unwrap(), json!([ask]));
+        assert_eq!(prompt(json!({"messages": [ask, answer, ask]})).unwrap(), json!([ask, answer, ask]));
+        assert_eq!(prompt(json!({"prompt": [ask], "solution": "4"})).unwrap(), json!([ask]));
+        assert_eq!(prompt(json!({"prompt": "a text"})).unwrap(), json!("a text"));
+        assert!(prompt(json!({"messages": [answer]})).unwrap_err().what.contains("assistant only"));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use serde::Deserialize;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use crate::options::Recipe;
 
@@ -11,17 +12,45 @@ use crate::options::Recipe;
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct Texts {
-    question: String,
-    options: String,
-    system: Systems,
+    question: Questions,
+    options: ByRepository,
+    system: ByRepository,
     r#type: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Questions {
+    training: String,
+    evaluation: String,
+}
+
+/// A text that the two repositories have in different words.
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Systems {
+struct ByRepository {
     videorft: String,
     video_r1: String,
+}
+
+impl ByRepository {
+    fn of_recipe(&self, recipe: Recipe) -> &str {
+        match recipe {
+            Recipe::VideoR1 => &self.video_r1,
+            Recipe::Paper | Recipe::Videorft => &self.videorft,
+        }
+    }
+}
+
+/// For which use a question is written: the templates of VideoRFT and Video-R1 differ between training and evaluation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QuestionTemplate {
+    /// As in the evaluation scripts: multiple-choice questions with their options.
+    #[default]
+    Evaluation,
+    /// As in training.
+    Training,
 }
 
 /// The templates. The file is compiled in, and a test parses it, so parsing cannot fail at run time.
@@ -30,10 +59,7 @@ static TEXTS: LazyLock<Texts> =
 
 /// The system message for supervised fine-tuning.
 pub fn system_message(parity: Recipe) -> &'static str {
-    match parity {
-        Recipe::VideoR1 => &TEXTS.system.video_r1,
-        Recipe::Paper | Recipe::Videorft => &TEXTS.system.videorft,
-    }
+    TEXTS.system.of_recipe(parity)
 }
 
 /// The values of `problem_type` that have an answer instruction.
@@ -46,24 +72,51 @@ pub fn answer_instruction(problem_type: &str) -> Option<&'static str> {
     TEXTS.r#type.get(problem_type).map(String::as_str)
 }
 
-/// The text of the user's message: the question in its template, then the answer instruction. Only recipe `video-r1`
-/// adds the options, one per line under a heading; `options` is `None` if the problem type has none. An empty list
-/// still gets the heading, as in Video-R1's code.
-pub fn question_text(problem: &str, options: Option<&[String]>, answer_instruction: &str, parity: Recipe) -> String {
+/// The text of the user's message: the question in its template, then the answer instruction. The options follow the
+/// question, one per line under a heading, in evaluation and, with recipe `video-r1`, in training; `options` is `None`
+/// if the problem type has none. An empty list still gets the heading, as in the code of both.
+pub fn question_text(
+    problem: &str,
+    options: Option<&[String]>,
+    answer_instruction: &str,
+    parity: Recipe,
+    template: QuestionTemplate,
+) -> String {
+    let (text, shows_options) = match template {
+        QuestionTemplate::Evaluation => (&TEXTS.question.evaluation, true),
+        QuestionTemplate::Training => (&TEXTS.question.training, parity == Recipe::VideoR1),
+    };
     let mut asked = problem.to_string();
-    if let Some(options) = options.filter(|_| parity == Recipe::VideoR1) {
-        asked.push_str(&TEXTS.options);
+    if let Some(options) = options.filter(|_| shows_options) {
+        asked.push_str(TEXTS.options.of_recipe(parity));
         for option in options {
             asked.push_str(option);
             asked.push('\n');
         }
     }
-    TEXTS.question.replace("{Question}", &asked) + answer_instruction
+    text.replace("{Question}", &asked) + answer_instruction
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn question_text(problem: &str, options: Option<&[String]>, answer_instruction: &str, parity: Recipe) -> String {
+        super::question_text(problem, options, answer_instruction, parity, QuestionTemplate::Training)
+    }
+
+    #[test]
+    fn evaluation_shows_options_and_says_and() {
+        let options = ["A. left".to_string(), "B. right".to_string()];
+        let text = |recipe| super::question_text("Where?", Some(&options), " X", recipe, QuestionTemplate::Evaluation);
+        let (videorft, video_r1) = (text(Recipe::Paper), text(Recipe::VideoR1));
+        assert_eq!(videorft, text(Recipe::Videorft));
+        assert!(videorft.starts_with("Where?\nA. left\nB. right\n\nPlease think"), "{videorft}");
+        assert!(video_r1.starts_with("Where?Options:\nA. left\nB. right\n\nPlease think"), "{video_r1}");
+        assert!(videorft.ends_with(
+            " between the <think> and </think> tags, and then give your final answer between the <answer> and </answer> tags. X"
+        ));
+    }
 
     #[test]
     fn question_comes_first_and_answer_instruction_last() {

@@ -1,6 +1,7 @@
 //! Progress of a run on stderr: a progress bar on a terminal, plain lines elsewhere, nothing with `--quiet`. stdout
 //! is reserved for results.
 
+use std::cell::Cell;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -10,23 +11,35 @@ use reel_runtime::format_bytes;
 
 use crate::reporting::metrics::StepMetrics;
 
-/// How a run shows its finished steps on stderr.
+/// How a run shows its finished steps, or its finished rows, on stderr.
 #[derive(Debug)]
 pub enum Progress {
     /// `--quiet`: no output.
     Quiet,
-    /// Output is not a terminal: one line every `every` steps.
+    /// Output is not a terminal: a line every few steps or seconds.
     Lines {
-        /// Steps of the whole run.
-        steps: u64,
-        /// Steps between two lines.
-        every: u64,
+        /// Steps, or rows, of the whole run.
+        total: u64,
+        /// When a line is printed.
+        cadence: Cadence,
         /// Estimates the remaining time.
         pace: TimeEstimate,
     },
     /// Output is a terminal: a progress bar.
     Bar(ProgressBar),
 }
+
+/// When lines of progress are printed.
+#[derive(Clone, Debug)]
+pub enum Cadence {
+    /// After each multiple of this number of steps.
+    Steps(u64),
+    /// Every [`ROW_INTERVAL`] since the last line, which was printed at this time.
+    Since(Cell<Instant>),
+}
+
+/// Time between two lines of progress about rows.
+const ROW_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Estimates the remaining time from the mean seconds per step since this process began.
 #[derive(Clone, Copy, Debug)]
@@ -46,14 +59,22 @@ impl TimeEstimate {
 impl Progress {
     /// Starts the display of a run of `steps` steps that continues after the first `finished_steps`.
     pub fn new(quiet: bool, steps: u64, finished_steps: u64, steps_per_line: u64) -> Self {
+        Self::with_cadence(quiet, steps, finished_steps, Cadence::Steps(steps_per_line))
+    }
+
+    /// Starts the display of a run over `rows` rows, of which an earlier run did the first `finished_rows`.
+    pub fn rows(quiet: bool, rows: u64, finished_rows: u64) -> Self {
+        Self::with_cadence(quiet, rows, finished_rows, Cadence::Since(Cell::new(Instant::now())))
+    }
+
+    fn with_cadence(quiet: bool, total: u64, finished: u64, cadence: Cadence) -> Self {
         if quiet {
             return Self::Quiet;
         }
         if !std::io::stderr().is_terminal() {
-            let pace = TimeEstimate { since: Instant::now(), done: finished_steps };
-            return Self::Lines { steps, every: steps_per_line, pace };
+            return Self::Lines { total, cadence, pace: TimeEstimate { since: Instant::now(), done: finished } };
         }
-        let bar = ProgressBar::new(steps).with_position(finished_steps);
+        let bar = ProgressBar::new(total).with_position(finished);
         if let Ok(style) = ProgressStyle::with_template("{pos}/{len} {bar:30} {msg}  {elapsed} (eta {eta})") {
             bar.set_style(style);
         }
@@ -65,15 +86,41 @@ impl Progress {
     pub fn show_step(&self, m: &StepMetrics) {
         match self {
             Self::Quiet => {}
-            Self::Lines { steps, every, pace } => {
-                if m.step.is_multiple_of(*every) || m.step == *steps {
-                    let left = pace.left(pace.since.elapsed(), m.step, *steps);
-                    eprintln!("step {}/{steps}  {}  {} left", m.step, summary(m), time(left));
+            Self::Lines { total, cadence, pace } => {
+                let Cadence::Steps(every) = cadence else { return };
+                if m.step.is_multiple_of(*every) || m.step == *total {
+                    let left = pace.left(pace.since.elapsed(), m.step, *total);
+                    eprintln!("step {}/{total}  {}  {} left", m.step, summary(m), time(left));
                 }
             }
             Self::Bar(bar) => {
                 bar.set_message(summary(m));
                 bar.set_position(m.step);
+            }
+        }
+    }
+
+    /// Displays that the first `done` rows are written, `errors` of them without an output.
+    pub fn show_rows(&self, done: u64, tokens_per_second: f64, errors: usize) {
+        let text = |rows_per_second: f64| {
+            let failed = if errors == 0 { String::new() } else { format!("  {errors} with errors") };
+            format!("{rows_per_second:.2} rows/s  {tokens_per_second:.0} tok/s{failed}")
+        };
+        match self {
+            Self::Quiet => {}
+            Self::Lines { total, cadence, pace } => {
+                let Cadence::Since(last) = cadence else { return };
+                if last.get().elapsed() < ROW_INTERVAL && done < *total {
+                    return;
+                }
+                last.set(Instant::now());
+                let elapsed = pace.since.elapsed();
+                let rate = done.saturating_sub(pace.done) as f64 / elapsed.as_secs_f64().max(1e-9);
+                eprintln!("row {done}/{total}  {}  {} left", text(rate), time(pace.left(elapsed, done, *total)));
+            }
+            Self::Bar(bar) => {
+                bar.set_message(text(bar.per_sec()));
+                bar.set_position(done);
             }
         }
     }

@@ -591,6 +591,6 @@ pub(crate) fn row_order(no_shuffle: bool, rows: usize, seed: u64) -> RowOrder {
 
 /// Number of threads that decode images and videos: a quarter of the CPU cores, but 1 to 8. The other cores are left
 /// for computing.
-fn decoding_threads() -> usize {
+pub(crate) fn decoding_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| (n.get() / 4).clamp(1, 8))
 }

@@ -222,6 +222,10 @@ impl Backend for Cuda {
         lock(&self.pool).free(addr);
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        self.gpu.driver().memory_free().ok()
+    }
+
     fn launch(&self, launch: &Launch) -> Result<()> {
         match launch {
             // SAFETY: addresses in a launch come from live tensors of this device, whose shapes the op that made it

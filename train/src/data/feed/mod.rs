@@ -1,8 +1,10 @@
 //! Makes micro-batches of rows: chooses which rows go together, skips unusable ones, and tracks the position in the
 //! data. Threads prepare rows ahead of time. The micro-batches depend only on the rows, not on the number of threads.
 
+mod prefetch;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +12,8 @@ use crate::data::length;
 use crate::data::order::RowOrder;
 use crate::reporting::metrics::SkippedRow;
 use crate::{Result, TrainError};
+
+pub(crate) use prefetch::Prefetcher;
 
 /// A source of training samples: one sample for each row of the data. An error for which [`is_row_error`] is true
 /// concerns one row, which can be skipped.
@@ -101,13 +105,14 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         window: usize,
     ) -> Self {
         let bad: BTreeSet<usize> = from.skipped.iter().copied().collect();
-        let ahead = Prefetcher::new(source, order, &bad, from.slot, threads, window);
+        let positions = from.slot..batching.end.unwrap_or(u64::MAX);
+        let ahead = Prefetcher::new(source, order, &bad, positions, threads, window);
         Self { ahead, batching, slot: from.slot, bad, expected: BTreeMap::new() }
     }
 
     /// Skips these rows, with the reasons that an earlier process of the run found, when the feed comes to them.
     pub fn skip_when_reached(mut self, rows: Vec<SkippedRow>) -> Self {
-        self.ahead.shared.lock().bad.extend(rows.iter().map(|row| row.row));
+        self.ahead.skip_rows(rows.iter().map(|row| row.row));
         self.expected = rows.into_iter().map(|row| (row.row, row)).collect();
         self
     }
@@ -176,146 +181,6 @@ impl<S: SampleSource> MicroBatchFeed<S> {
             true => Err(length::no_usable_row_error(&self.ahead.location(skipped.row).0, &skipped.reason)),
             false => Ok(skipped),
         }
-    }
-}
-
-/// Prepares samples on background threads before they are needed. The consumer gets them in the order of the rows.
-struct Prefetcher<S: SampleSource> {
-    shared: Arc<Shared<S>>,
-    order: RowOrder,
-}
-
-struct Shared<S: SampleSource> {
-    source: Arc<S>,
-    window: u64,
-    state: Mutex<PrefetchState<S::Sample>>,
-    changed: Condvar,
-}
-
-struct PrefetchState<T> {
-    /// Position of the row that the consumer asked for last; prepared samples before it are dropped.
-    at: u64,
-    /// Position of the first row that no thread has begun to prepare.
-    next: u64,
-    ready: BTreeMap<u64, Result<T>>,
-    bad: BTreeSet<usize>,
-    closed: bool,
-}
-
-impl<S: SampleSource> Prefetcher<S> {
-    fn new(source: Arc<S>, order: RowOrder, bad: &BTreeSet<usize>, from: u64, threads: usize, window: usize) -> Self {
-        let state = PrefetchState { at: from, next: from, ready: BTreeMap::new(), bad: bad.clone(), closed: false };
-        let shared = Arc::new(Shared {
-            source,
-            window: window.max(1) as u64,
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-        });
-        for _ in 0..threads.max(1) {
-            // The threads are not joined when the feed is dropped: a thread that decodes a media file could block
-            // until the decoding timeout.
-            let (shared, order) = (shared.clone(), order.clone());
-            std::thread::spawn(move || shared.run_worker(order));
-        }
-        Self { shared, order }
-    }
-
-    fn row(&mut self, slot: u64) -> usize {
-        self.order.row_at(slot)
-    }
-
-    fn row_count(&self) -> usize {
-        self.shared.source.row_count()
-    }
-
-    fn location(&self, row: usize) -> (String, usize) {
-        self.shared.source.location(row)
-    }
-
-    /// Waits for the sample of the row at position `slot` and returns it. Samples before that position are dropped.
-    fn get(&self, slot: u64) -> Result<S::Sample> {
-        let mut state = self.shared.lock();
-        state.at = slot;
-        state.ready = state.ready.split_off(&slot);
-        self.shared.changed.notify_all();
-        loop {
-            if let Some(result) = state.ready.remove(&slot) {
-                return result;
-            }
-            if state.closed {
-                let (location, _) = self.location(self.order.clone().row_at(slot));
-                return Err(TrainError::data(
-                    location,
-                    "a thread that prepares rows panicked",
-                    "report this bug together with the row",
-                ));
-            }
-            state = self.shared.changed.wait(state).unwrap_or_else(|e| e.into_inner());
-        }
-    }
-
-    /// Returns a sample that did not fit into the packed micro-batch, so that the next micro-batch begins with it.
-    fn put_back(&self, slot: u64, sample: S::Sample) {
-        self.shared.lock().ready.insert(slot, Ok(sample));
-    }
-}
-
-impl<S: SampleSource> Shared<S> {
-    fn lock(&self) -> MutexGuard<'_, PrefetchState<S::Sample>> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    /// The loop of a worker thread: claims the next row, at most `window` rows ahead of the consumer, and prepares
-    /// it.
-    fn run_worker(&self, mut order: RowOrder) {
-        let _close = CloseOnPanic(self);
-        loop {
-            let mut state = self.lock();
-            let slot = loop {
-                if state.closed {
-                    return;
-                }
-                state.next = state.next.max(state.at);
-                if state.next < state.at + self.window {
-                    break state.next;
-                }
-                state = self.changed.wait(state).unwrap_or_else(|e| e.into_inner());
-            };
-            state.next += 1;
-            let row = order.row_at(slot);
-            let known_bad = state.bad.contains(&row);
-            drop(state);
-            if known_bad {
-                continue;
-            }
-            let result = self.source.sample(row);
-            let mut state = self.lock();
-            if result.as_ref().is_err_and(is_row_error) {
-                state.bad.insert(row);
-            }
-            state.ready.insert(slot, result);
-            self.changed.notify_all();
-        }
-    }
-}
-
-/// A guard of a worker thread: if the thread panics, it closes the prefetcher, so that the consumer does not wait
-/// forever.
-struct CloseOnPanic<'a, S: SampleSource>(&'a Shared<S>);
-
-impl<S: SampleSource> Drop for CloseOnPanic<'_, S> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.lock().closed = true;
-            self.0.changed.notify_all();
-        }
-    }
-}
-
-impl<S: SampleSource> Drop for Prefetcher<S> {
-    fn drop(&mut self) {
-        self.shared.lock().closed = true;
-        self.shared.changed.notify_all();
     }
 }
 

@@ -1,8 +1,8 @@
 //! Writes checkpoints on a background thread, one at a time, while the next steps run.
 
-use std::fs;
-use std::path::Path;
 use std::thread::{self, JoinHandle};
+
+use reel_runtime::device::free_host_bytes;
 
 use crate::{Result, TrainError};
 
@@ -57,27 +57,5 @@ impl Drop for CheckpointWriter {
 /// Whether `bytes` bytes are at most half of the free memory: of the machine's and, if there is a limit, of the
 /// cgroup's. False if the free memory is unknown.
 pub fn host_memory_has_room_for(bytes: u64) -> bool {
-    free_memory().is_some_and(|free| bytes <= free / 2)
-}
-
-fn free_memory() -> Option<u64> {
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let machine = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10;
-    let group = free_in_cgroup("memory.max", "memory.current", "inactive_file").or_else(|| {
-        free_in_cgroup("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file")
-    });
-    Some(group.map_or(machine, |group| group.min(machine)))
-}
-
-/// Bytes that the process's cgroup can still allocate, if it has a memory limit. The page cache does not count as
-/// used.
-fn free_in_cgroup(limit: &str, used: &str, files: &str) -> Option<u64> {
-    let root = Path::new("/sys/fs/cgroup");
-    let number = |name: &str| fs::read_to_string(root.join(name)).ok()?.trim().parse::<u64>().ok();
-    // Without a limit the file has the word `max`, and the result is `None`.
-    let (limit, used_path) = (number(limit)?, root.join(used));
-    let stat = fs::read_to_string(used_path.with_file_name("memory.stat")).ok()?;
-    let files = stat.lines().find_map(|line| line.strip_prefix(files)?.trim().parse::<u64>().ok());
-    Some(limit.saturating_sub(number(used)?.saturating_sub(files.unwrap_or(0))))
+    free_host_bytes().is_some_and(|free| bytes <= free / 2)
 }

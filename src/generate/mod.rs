@@ -1,0 +1,130 @@
+//! `reel generate`: generates completions of a prompt (`prompt.rs`), or of every row of a data file (`rows.rs`).
+
+mod prompt;
+mod rows;
+
+use anyhow::Result;
+use clap::Args;
+use reel_engine::{EngineError, SamplingParams};
+use reel_model::config::GenerationConfig;
+
+use crate::common::CommonOptions;
+use crate::fail::bad_usage;
+use crate::prompt::{MessageFlags, ModelFlags, QuestionFlags};
+use crate::request::RequestSettings;
+use rows::RowFlags;
+
+/// Generate an answer to a prompt about a video, an image, or text alone; or, with --data, to every row of a data file.
+///
+/// On a terminal the text of a single answer appears as it is generated. With --data, each row is written to --out with
+/// its answer in the column output, which reel eval --score-only reads. Rows are generated in batches; a row's answer
+/// does not depend on the other rows, nor on a stop and --resume.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  reel init --preset tiny --out tiny
+  reel generate --model tiny --max-new-tokens 16 --prompt \"Hello\"
+  echo '{\"prompt\": [{\"role\": \"user\", \"content\": \"2 + 2?\"}],
+    \"problem_type\": \"numerical\", \"solution\": \"<answer>4</answer>\"}' |
+    tr -d '\\n' > rows.jsonl
+  reel generate --model tiny --data rows.jsonl --out predictions.jsonl \\
+    --max-new-tokens 16")]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    model: ModelFlags,
+    #[command(flatten)]
+    question: QuestionFlags,
+    #[command(flatten)]
+    messages: MessageFlags,
+    #[command(flatten)]
+    rows: RowFlags,
+    #[command(flatten)]
+    sampling: SamplingFlags,
+    /// Number of completions; with --data, of each row [default: 1]
+    #[arg(long, value_name = "N")]
+    n: Option<usize>,
+}
+
+/// Sampling options; defaults are those of a request body given as --messages, then of the model's
+/// generation_config.json.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Sampling options")]
+pub struct SamplingFlags {
+    /// Maximum number of tokens to generate [default: 1024]
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// Sampling temperature; 0 is greedy decoding [default: generation_config.json, else greedy]
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Nucleus sampling: sample from the most likely tokens whose probabilities add up to P [default:
+    /// generation_config.json, else 1]
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Sample from the K most likely tokens; 0 is all [default: generation_config.json, else 0]
+    #[arg(long, value_name = "K")]
+    top_k: Option<u32>,
+    /// Repetition penalty; a value above 1 lowers the probability of tokens that have already occurred [default:
+    /// generation_config.json, else 1]
+    #[arg(long, value_name = "R")]
+    repetition_penalty: Option<f32>,
+    /// Stop string: end a completion before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+}
+
+impl SamplingFlags {
+    /// Checks the values of the flags, before a model is opened.
+    fn validate(&self) -> Result<()> {
+        let given = SamplingParams {
+            temperature: self.temperature.unwrap_or(0.0),
+            top_p: self.top_p.unwrap_or(1.0),
+            repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
+            ..SamplingParams::default()
+        };
+        given.validate().map_err(|e| match e {
+            EngineError::Request(d) => bad_usage(&format!("--{}", d.location), d.what, d.help),
+            other => other.into(),
+        })
+    }
+
+    /// The sampling parameters. Greedy unless generation_config.json has `do_sample`, as in transformers.
+    fn sampling_params(&self, body: &RequestSettings, config: &GenerationConfig, seed: Option<u64>) -> SamplingParams {
+        let samples = config.do_sample == Some(true);
+        let own = |value: Option<f64>| value.filter(|_| samples).map(|v| v as f32);
+        let usual = if samples { 1.0 } else { 0.0 };
+        let top_k = config.top_k.filter(|_| samples).map_or(0, |k| u32::try_from(k).unwrap_or(0));
+        let penalty = config.repetition_penalty.map_or(1.0, |p| p as f32);
+        SamplingParams {
+            temperature: self.temperature.or(body.temperature).or(own(config.temperature)).unwrap_or(usual),
+            top_p: self.top_p.or(body.top_p).or(own(config.top_p)).unwrap_or(1.0),
+            top_k: self.top_k.or(body.top_k).unwrap_or(top_k),
+            repetition_penalty: self.repetition_penalty.or(body.repetition_penalty).unwrap_or(penalty),
+            seed: seed.or(body.seed).unwrap_or(0),
+        }
+    }
+}
+
+/// Maximum number of completions in one batch.
+pub const MAX_COMPLETIONS: usize = 4096;
+
+/// Refuses an `--n` outside `1..=MAX_COMPLETIONS`.
+pub fn refuse_completion_count(n: usize) -> Result<()> {
+    match n {
+        1..=MAX_COMPLETIONS => Ok(()),
+        _ => {
+            let what = format!("is {n}, outside the possible numbers of completions");
+            Err(bad_usage("--n", what, format!("give 1 to {MAX_COMPLETIONS}")))
+        }
+    }
+}
+
+impl GenerateArgs {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
+        self.n.map_or(Ok(()), refuse_completion_count)?;
+        self.sampling.validate()?;
+        match &self.rows.data {
+            Some(data) => self.run_rows(data, common),
+            None => self.run_prompt(common),
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Prepares rows on background threads, a few rows ahead of the consumer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use super::{SampleSource, is_row_error};
+use crate::data::order::RowOrder;
+use crate::{Result, TrainError};
+
+/// Prepares samples on background threads before they are needed. The consumer gets them in the order of the rows.
+pub(crate) struct Prefetcher<S: SampleSource> {
+    shared: Arc<Shared<S>>,
+    order: RowOrder,
+}
+
+struct Shared<S: SampleSource> {
+    source: Arc<S>,
+    window: u64,
+    /// The position after the last row.
+    end: u64,
+    state: Mutex<PrefetchState<S::Sample>>,
+    changed: Condvar,
+}
+
+struct PrefetchState<T> {
+    /// Position of the row that the consumer asked for last; prepared samples before it are dropped.
+    at: u64,
+    /// Position of the first row that no thread has begun to prepare.
+    next: u64,
+    ready: BTreeMap<u64, Result<T>>,
+    bad: BTreeSet<usize>,
+    closed: bool,
+}
+
+impl<S: SampleSource> Prefetcher<S> {
+    /// Prepares the rows at the positions `positions` of `order`, in `threads` background threads, at most `window` rows
+    /// ahead of the consumer. The rows in `bad` are not prepared.
+    pub(crate) fn new(
+        source: Arc<S>,
+        order: RowOrder,
+        bad: &BTreeSet<usize>,
+        positions: Range<u64>,
+        threads: usize,
+        window: usize,
+    ) -> Self {
+        let from = positions.start;
+        let state = PrefetchState { at: from, next: from, ready: BTreeMap::new(), bad: bad.clone(), closed: false };
+        let shared = Arc::new(Shared {
+            source,
+            window: window.max(1) as u64,
+            end: positions.end,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        });
+        for _ in 0..threads.max(1) {
+            // The threads are not joined when the feed is dropped: a thread that decodes a media file could block
+            // until the decoding timeout.
+            let (shared, order) = (shared.clone(), order.clone());
+            std::thread::spawn(move || shared.run_worker(order));
+        }
+        Self { shared, order }
+    }
+
+    pub(crate) fn row(&mut self, slot: u64) -> usize {
+        self.order.row_at(slot)
+    }
+
+    pub(crate) fn row_count(&self) -> usize {
+        self.shared.source.row_count()
+    }
+
+    pub(crate) fn location(&self, row: usize) -> (String, usize) {
+        self.shared.source.location(row)
+    }
+
+    /// Adds rows that are not to be prepared.
+    pub(crate) fn skip_rows(&self, rows: impl Iterator<Item = usize>) {
+        self.shared.lock().bad.extend(rows);
+    }
+
+    /// Waits for the sample of the row at position `slot` and returns it. Samples before that position are dropped.
+    pub(crate) fn get(&self, slot: u64) -> Result<S::Sample> {
+        loop {
+            if let Some(result) = self.get_within(slot, Duration::from_secs(3600)) {
+                return result;
+            }
+        }
+    }
+
+    /// Returns the sample of the row at position `slot`, or `None` if it is not ready within `patience`. Samples before
+    /// that position are dropped.
+    pub(crate) fn get_within(&self, slot: u64, patience: Duration) -> Option<Result<S::Sample>> {
+        let begun = Instant::now();
+        let mut state = self.shared.lock();
+        if state.at < slot {
+            state.at = slot;
+            state.ready = state.ready.split_off(&slot);
+            self.shared.changed.notify_all();
+        }
+        loop {
+            if let Some(result) = state.ready.remove(&slot) {
+                return Some(result);
+            }
+            if state.closed {
+                let (location, _) = self.location(self.order.clone().row_at(slot));
+                return Some(Err(TrainError::data(
+                    location,
+                    "a thread that prepares rows panicked",
+                    "report this bug together with the row",
+                )));
+            }
+            let left = patience.checked_sub(begun.elapsed()).filter(|left| !left.is_zero())?;
+            state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(|e| e.into_inner()).0;
+        }
+    }
+
+    /// Returns a sample that did not fit into the packed micro-batch, so that the next micro-batch begins with it.
+    pub(crate) fn put_back(&self, slot: u64, sample: S::Sample) {
+        self.shared.lock().ready.insert(slot, Ok(sample));
+    }
+}
+
+impl<S: SampleSource> Shared<S> {
+    fn lock(&self) -> MutexGuard<'_, PrefetchState<S::Sample>> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The loop of a worker thread: claims the next row, at most `window` rows ahead of the consumer, and prepares
+    /// it.
+    fn run_worker(&self, mut order: RowOrder) {
+        let _close = CloseOnPanic(self);
+        loop {
+            let mut state = self.lock();
+            let slot = loop {
+                if state.closed {
+                    return;
+                }
+                state.next = state.next.max(state.at);
+                if state.next < self.end.min(state.at.saturating_add(self.window)) {
+                    break state.next;
+                }
+                state = self.changed.wait(state).unwrap_or_else(|e| e.into_inner());
+            };
+            state.next += 1;
+            let row = order.row_at(slot);
+            let known_bad = state.bad.contains(&row);
+            drop(state);
+            if known_bad {
+                continue;
+            }
+            let result = self.source.sample(row);
+            let mut state = self.lock();
+            if result.as_ref().is_err_and(is_row_error) {
+                state.bad.insert(row);
+            }
+            state.ready.insert(slot, result);
+            self.changed.notify_all();
+        }
+    }
+}
+
+/// A guard of a worker thread: if the thread panics, it closes the prefetcher, so that the consumer does not wait
+/// forever.
+struct CloseOnPanic<'a, S: SampleSource>(&'a Shared<S>);
+
+impl<S: SampleSource> Drop for CloseOnPanic<'_, S> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lock().closed = true;
+            self.0.changed.notify_all();
+        }
+    }
+}
+
+impl<S: SampleSource> Drop for Prefetcher<S> {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.changed.notify_all();
+    }
+}

@@ -1,0 +1,333 @@
+//! A predictions file while it is written: lines in the order of the rows, under a name that says that it is not
+//! complete; and how a later run continues it.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `OUT.partial` | the lines so far; renamed to `OUT` when all rows have one |
+//! | `OUT.partial.run.json`, then `OUT.run.json` | the settings, see [`PredictionSettings`] |
+//!
+//! A process may be killed at any moment: `OUT.partial` exists before its settings are written, and gets its final name
+//! before they do.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use reel_diagnostic::input;
+use reel_model::save::{AtomicFile, FileLock};
+use serde_json::{Map, Value};
+
+use super::line::remove_results;
+use super::settings::PredictionSettings;
+use crate::data::quarantine::lock_path;
+use crate::run_folder::output::lock_error;
+use crate::{Result, TrainError};
+
+/// What to do if there is a file at OUT, or an unfinished one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExistingOutput {
+    /// An error.
+    Refuse,
+    /// Continue after the last whole line.
+    Resume,
+    /// Start again. The file at OUT is replaced when the new one is complete.
+    Overwrite,
+}
+
+/// How the lines that are written relate to what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    Fresh,
+    /// After the first `bytes` bytes of `OUT.partial`, which are whole lines.
+    After {
+        bytes: u64,
+    },
+    /// All rows have a line.
+    Complete,
+}
+
+/// The predictions file of a run, locked for this process.
+#[derive(Debug)]
+pub struct PredictionFile {
+    paths: Paths,
+    settings: PredictionSettings,
+    earlier: Option<PredictionSettings>,
+    start: Start,
+    /// `None` until [`Self::begin`].
+    file: Option<File>,
+    /// Number of lines in the file: the row whose line is written next.
+    lines: usize,
+    /// Finished lines of later rows, by row.
+    waiting: BTreeMap<usize, Vec<u8>>,
+    errors: usize,
+    first_error: Option<String>,
+    _lock: FileLock,
+}
+
+#[derive(Clone, Debug)]
+struct Paths {
+    out: PathBuf,
+    settings: PathBuf,
+    partial: PathBuf,
+    partial_settings: PathBuf,
+}
+
+/// The files that a run with the output file `out` writes or replaces besides `out`.
+pub fn paths_beside(out: &Path) -> [PathBuf; 3] {
+    let Paths { settings, partial, partial_settings, .. } = Paths::of(out);
+    [settings, partial, partial_settings]
+}
+
+impl Paths {
+    fn of(out: &Path) -> Self {
+        let name = out.file_name().unwrap_or_default().to_string_lossy();
+        let beside = |suffix: &str| out.with_file_name(format!("{name}{suffix}"));
+        Self {
+            out: out.to_path_buf(),
+            settings: beside(".run.json"),
+            partial: beside(".partial"),
+            partial_settings: beside(".partial.run.json"),
+        }
+    }
+}
+
+impl PredictionFile {
+    /// Locks the output file and decides where the run starts. Changes nothing else, except that it gives the
+    /// settings of a complete file their final name. `columns` returns the columns of a row of the data, with which a
+    /// line that is already there must begin.
+    ///
+    /// # Errors
+    /// `out` exists and `existing` refuses that; another process writes it; `--resume` with other settings, or a file
+    /// that is not the result of such a run.
+    pub fn open(
+        out: &Path,
+        existing: ExistingOutput,
+        settings: PredictionSettings,
+        columns: impl Fn(usize) -> Map<String, Value>,
+    ) -> Result<Self> {
+        let paths = Paths::of(out);
+        refuse_other_kinds(out)?;
+        let lock = FileLock::acquire(&lock_path(out)).map_err(|e| lock_error(e, "--out", out))?;
+        if paths.out.exists() && !paths.partial.exists() && paths.partial_settings.exists() {
+            rename(&paths.partial_settings, &paths.settings)?;
+        }
+        let mut found = Self {
+            paths,
+            settings,
+            earlier: None,
+            start: Start::Fresh,
+            file: None,
+            lines: 0,
+            waiting: BTreeMap::new(),
+            errors: 0,
+            first_error: None,
+            _lock: lock,
+        };
+        match existing {
+            ExistingOutput::Refuse => found.refuse_existing()?,
+            ExistingOutput::Resume => found.find_resume_point(columns)?,
+            ExistingOutput::Overwrite => {}
+        }
+        Ok(found)
+    }
+
+    /// Number of rows that have a line. The run continues with this row, counted from 0.
+    pub fn lines(&self) -> usize {
+        self.lines
+    }
+
+    /// Whether an earlier run has written all rows and given the file its final name.
+    pub fn is_complete(&self) -> bool {
+        self.start == Start::Complete
+    }
+
+    /// Number of rows for which nothing could be generated, and the error of the first one.
+    pub fn errors(&self) -> (usize, Option<&str>) {
+        (self.errors, self.first_error.as_deref())
+    }
+
+    /// How this run may have other bits than the earlier one that it continues, for a warning.
+    pub fn difference_in_bits(&self, device: &reel_runtime::Device) -> Option<String> {
+        self.settings.difference_in_bits(self.earlier.as_ref()?, device)
+    }
+
+    /// Creates `OUT.partial`, or cuts an incomplete line at its end.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn begin(&mut self) -> Result<()> {
+        let Paths { partial, partial_settings, .. } = &self.paths;
+        let failed = |e| TrainError::cannot_write(partial, e);
+        let file = match self.start {
+            Start::Complete => return Ok(()),
+            Start::After { bytes } => {
+                let file = File::options().append(true).open(partial).map_err(failed)?;
+                file.set_len(bytes).map_err(failed)?;
+                file
+            }
+            Start::Fresh => {
+                remove_if_there(partial_settings)?;
+                let file = File::create(partial).map_err(failed)?;
+                let mut settings = AtomicFile::create(partial_settings)?;
+                settings
+                    .write_all(&self.settings.to_text())
+                    .map_err(|e| TrainError::cannot_write(partial_settings, e))?;
+                settings.commit()?;
+                file
+            }
+        };
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Takes the line of a row. Writes it, and lines that waited for it, if all earlier rows have one. Returns the
+    /// number of lines in the file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(super) fn put(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<usize> {
+        if let Some(error) = error {
+            self.errors += 1;
+            self.first_error.get_or_insert(error);
+        }
+        self.waiting.insert(row, line);
+        while let (Some(line), Some(file)) = (self.waiting.remove(&self.lines), &mut self.file) {
+            file.write_all(&line).map_err(|e| match TrainError::cannot_write(&self.paths.partial, e) {
+                TrainError::DiskFull(d) => {
+                    TrainError::DiskFull(d.with_help("free space on that disk, then continue with --resume"))
+                }
+                other => other,
+            })?;
+            self.lines += 1;
+        }
+        Ok(self.lines)
+    }
+
+    /// Gives the complete file its final name.
+    ///
+    /// # Errors
+    /// The files cannot be written or renamed.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        let Some(file) = self.file.take() else { return Ok(()) };
+        file.sync_all().map_err(|e| TrainError::cannot_write(&self.paths.partial, e))?;
+        rename(&self.paths.partial, &self.paths.out)?;
+        rename(&self.paths.partial_settings, &self.paths.settings)
+    }
+
+    /// The error of a run that was stopped before all rows had a line.
+    pub(super) fn stopped(&self) -> TrainError {
+        let (lines, rows) = (self.lines, self.settings.rows());
+        TrainError::Stopped(reel_diagnostic::Diagnostic::new(
+            self.paths.partial.display().to_string(),
+            format!("stopped after {lines} of {rows} rows"),
+            "continue with --resume",
+        ))
+    }
+
+    fn refuse_existing(&self) -> Result<()> {
+        let Paths { out, partial, partial_settings, .. } = &self.paths;
+        let refuse =
+            |path: &Path, what: &str, help: &str| Err(TrainError::output(path.display().to_string(), what, help));
+        if partial.exists() && partial_settings.exists() {
+            let help = "continue it with --resume, or start again with --overwrite";
+            return refuse(partial, "is the unfinished output of an earlier run", help);
+        }
+        match out.exists() {
+            true => refuse(out, "exists", "choose another file, or give --overwrite, or --resume if it is of this run"),
+            false => Ok(()),
+        }
+    }
+
+    fn find_resume_point(&mut self, columns: impl Fn(usize) -> Map<String, Value>) -> Result<()> {
+        let Paths { out, settings, partial, partial_settings } = &self.paths;
+        let (file, settings) = match (partial.exists(), out.exists()) {
+            // A process that was killed at its start has written no settings and no line.
+            (true, _) if !partial_settings.exists() && is_empty(partial) => return Ok(()),
+            (true, _) => (partial, partial_settings),
+            (false, true) => (out, settings),
+            (false, false) => return Ok(()),
+        };
+        let earlier = PredictionSettings::read(settings, file)?;
+        self.settings.check_equal(&earlier, file)?;
+        let found = read_lines(file, self.settings.rows(), columns)?;
+        self.start = if file == out { Start::Complete } else { Start::After { bytes: found.bytes } };
+        if file == out && found.lines < self.settings.rows() {
+            let what = format!("has {} of {} rows", found.lines, self.settings.rows());
+            return Err(changed(file.display().to_string(), what));
+        }
+        (self.lines, self.errors, self.first_error) = (found.lines, found.errors, found.first_error);
+        self.earlier = Some(earlier);
+        Ok(())
+    }
+}
+
+/// The whole lines of an earlier run.
+#[derive(Default)]
+struct EarlierLines {
+    lines: usize,
+    bytes: u64,
+    errors: usize,
+    first_error: Option<String>,
+}
+
+/// Reads the whole lines of a predictions file and checks that each is the line of its row.
+fn read_lines(file: &Path, rows: usize, columns: impl Fn(usize) -> Map<String, Value>) -> Result<EarlierLines> {
+    let failed = |e| TrainError::cannot_read(file, e);
+    let mut reader = BufReader::new(input::open_regular_file(file).map_err(failed)?);
+    let (mut found, mut line) = (EarlierLines::default(), Vec::new());
+    loop {
+        line.clear();
+        let bytes = reader.read_until(b'\n', &mut line).map_err(failed)?;
+        // A line without an end was cut by a kill.
+        if !line.ends_with(b"\n") {
+            return Ok(found);
+        }
+        let location = || format!("{}:{}", file.display(), found.lines + 1);
+        if found.lines == rows {
+            return Err(changed(location(), "is a line more than the data has rows".into()));
+        }
+        let Ok(mut row) = serde_json::from_slice::<Map<String, Value>>(&line) else {
+            return Err(changed(location(), "is not JSON".into()));
+        };
+        let error = row.get("error").and_then(Value::as_str).map(String::from);
+        let is_prediction = row.contains_key("output");
+        remove_results(&mut row);
+        if !is_prediction || row != columns(found.lines) {
+            return Err(changed(location(), format!("is not the prediction of row {} of the data", found.lines + 1)));
+        }
+        found.errors += usize::from(error.is_some());
+        found.first_error = found.first_error.or(error);
+        found.lines += 1;
+        found.bytes += bytes as u64;
+    }
+}
+
+fn changed(location: String, what: String) -> TrainError {
+    TrainError::output(location, what, "the file was changed: restore it, or start again with --overwrite")
+}
+
+fn is_empty(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|facts| facts.len() == 0)
+}
+
+/// Refuses an output that is a folder, a device or a pipe.
+fn refuse_other_kinds(out: &Path) -> Result<()> {
+    let kind = match fs::metadata(out) {
+        Ok(facts) if facts.is_dir() => "is a folder",
+        Ok(facts) if !facts.is_file() => "is not a regular file, so its lines could not be read again",
+        _ => return Ok(()),
+    };
+    Err(TrainError::output(format!("--out {}", out.display()), kind, "give the name of a file"))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|e| TrainError::cannot_write(to, e))
+}
+
+fn remove_if_there(file: &Path) -> Result<()> {
+    match fs::remove_file(file) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(TrainError::cannot_write(file, e)),
+        _ => Ok(()),
+    }
+}

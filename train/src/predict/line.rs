@@ -1,0 +1,62 @@
+//! The line of a row in a predictions file: the columns of the row, then the output of the model.
+
+use reel_diagnostic::escape_controls_in_json;
+use reel_engine::Completion;
+use serde_json::{Map, Value, json};
+
+/// The columns that a prediction adds to its row. They replace columns of the same names, so that a predictions file
+/// can be the data of another run.
+pub(super) const RESULT_COLUMNS: [&str; 4] = ["output", "outputs", "generation", "error"];
+
+/// What was generated for a row.
+#[derive(Clone, Debug)]
+pub(super) struct RowResult<'a> {
+    /// The completions, in the order of their seeds.
+    pub(super) completions: &'a [Completion],
+    /// The text of each completion.
+    pub(super) texts: Vec<String>,
+    pub(super) prompt_tokens: usize,
+    /// The seed of the first completion.
+    pub(super) seed: u64,
+}
+
+/// Removes the columns of an earlier prediction from a row.
+pub(super) fn remove_results(columns: &mut Map<String, Value>) {
+    RESULT_COLUMNS.iter().for_each(|name| drop(columns.shift_remove(*name)));
+}
+
+/// The line of a row with these columns: `output` is the text of the first completion. With several completions,
+/// `outputs` has all texts, and the values of `generation` that differ between completions are lists.
+pub(super) fn prediction_line(mut columns: Map<String, Value>, result: &RowResult) -> Vec<u8> {
+    let reasons: Vec<&str> = result.completions.iter().map(|c| c.finish_reason.openai_name()).collect();
+    let lengths: Vec<usize> = result.completions.iter().map(|c| c.ids.len()).collect();
+    columns.insert("output".into(), json!(result.texts.first()));
+    let (reasons, lengths) = match (&reasons[..], &lengths[..]) {
+        ([reason], [length]) => (json!(reason), json!(length)),
+        _ => {
+            columns.insert("outputs".into(), json!(result.texts));
+            (json!(reasons), json!(lengths))
+        }
+    };
+    columns.insert(
+        "generation".into(),
+        json!({
+            "finish_reason": reasons, "prompt_tokens": result.prompt_tokens, "completion_tokens": lengths,
+            "seed": result.seed,
+        }),
+    );
+    to_line(columns)
+}
+
+/// The line of a row for which nothing can be generated. Its empty `output` is scored as a wrong answer.
+pub(super) fn error_line(mut columns: Map<String, Value>, error: &str) -> Vec<u8> {
+    columns.insert("output".into(), json!(""));
+    columns.insert("error".into(), json!(error));
+    to_line(columns)
+}
+
+fn to_line(columns: Map<String, Value>) -> Vec<u8> {
+    let mut line = escape_controls_in_json(&Value::Object(columns).to_string()).into_owned().into_bytes();
+    line.push(b'\n');
+    line
+}

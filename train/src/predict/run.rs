@@ -1,0 +1,296 @@
+//! The loop of a run: rows become prompts, prompts enter the batch, finished rows become lines.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use reel_engine::{
+    Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, SamplingParams, StopCondition, TokenText,
+    completion_text,
+};
+use reel_model::input::ModelInput;
+use serde::Serialize;
+
+use super::file::PredictionFile;
+use super::line::{RowResult, error_line, prediction_line};
+use super::prompts::RowPrompts;
+use crate::data::feed::{Prefetcher, SampleSource, is_row_error};
+use crate::data::order::RowOrder;
+use crate::reporting::progress::Progress;
+use crate::{Result, TrainError};
+
+/// How long the loop waits for the media of a row before it looks again whether it was interrupted.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How the completions of each row are sampled.
+#[derive(Clone, Debug)]
+pub struct SamplingSettings {
+    /// Sampling parameters; the seed is that of the row.
+    pub params: SamplingParams,
+    /// Maximum number of tokens of a completion.
+    pub max_new_tokens: usize,
+    /// Number of completions of each row.
+    pub n: usize,
+    /// Strings that end a completion.
+    pub stop: Vec<String>,
+}
+
+/// A run over the rows of a data file.
+pub struct PredictionRun<'a> {
+    /// The rows.
+    pub prompts: Arc<RowPrompts>,
+    /// The engine; its number of slots is the maximum number of sequences that decode together.
+    pub engine: &'a Engine<'a>,
+    /// How completions are sampled.
+    pub sampling: SamplingSettings,
+    /// Maximum number of bytes of keys and values of all sequences that decode together.
+    pub max_kv_bytes: u64,
+    /// Whether the first row that cannot be used is an error.
+    pub strict: bool,
+    /// Whether only errors are printed.
+    pub quiet: bool,
+    /// Becomes true when the run is to stop (Ctrl-C).
+    pub stop: &'a AtomicBool,
+}
+
+/// The result of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PredictionSummary {
+    /// Number of rows, those of an earlier run that was continued included.
+    pub rows: usize,
+    /// Number of rows that an earlier run had written.
+    pub resumed_after: usize,
+    /// Number of rows for which nothing could be generated.
+    pub errors: usize,
+    /// The error of the first of them.
+    pub first_error: Option<String>,
+    /// Number of tokens that this process generated.
+    pub completion_tokens: u64,
+    /// Seconds of this process from its first row to the last line.
+    pub seconds: f64,
+    /// Rows of this process per second.
+    pub rows_per_second: f64,
+    /// Generated tokens per second.
+    pub tokens_per_second: f64,
+}
+
+impl PredictionSummary {
+    /// The result of a process that wrote the lines of `file` after the first `resumed_after`, with `tokens` generated
+    /// tokens, in this time.
+    fn new(file: &PredictionFile, resumed_after: usize, tokens: u64, seconds: f64) -> Self {
+        let (rows, (errors, first_error)) = (file.lines(), file.errors());
+        Self {
+            rows,
+            resumed_after,
+            errors,
+            first_error: first_error.map(String::from),
+            completion_tokens: tokens,
+            seconds,
+            rows_per_second: (rows - resumed_after) as f64 / seconds.max(1e-9),
+            tokens_per_second: tokens as f64 / seconds.max(1e-9),
+        }
+    }
+
+    /// The result if an earlier run has written all rows of the file, so that nothing is left to do.
+    pub fn of_complete_file(file: &PredictionFile) -> Option<Self> {
+        file.is_complete().then(|| Self::new(file, file.lines(), 0, 0.0))
+    }
+}
+
+impl std::fmt::Debug for PredictionRun<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PredictionRun").field("sampling", &self.sampling).finish_non_exhaustive()
+    }
+}
+
+impl PredictionRun<'_> {
+    /// Generates the completions of all rows that have no line in `file` yet, and writes their lines.
+    ///
+    /// # Errors
+    /// [`TrainError::Stopped`] when the run is interrupted; with `strict`, the error of a row; the file cannot be
+    /// written; logits that are NaN.
+    pub fn run(&self, mut file: PredictionFile) -> Result<PredictionSummary> {
+        let (begun, resumed_after) = (Instant::now(), file.lines());
+        file.begin()?;
+        let tokens = match self.generate_rows(&mut file, begun) {
+            Err(TrainError::Engine(EngineError::Interrupted) | TrainError::Stopped(_)) => return Err(file.stopped()),
+            generated => generated?,
+        };
+        file.finish()?;
+        Ok(PredictionSummary::new(&file, resumed_after, tokens, begun.elapsed().as_secs_f64()))
+    }
+
+    /// Returns the number of generated tokens.
+    fn generate_rows(&self, file: &mut PredictionFile, begun: Instant) -> Result<u64> {
+        let mut rows = RowsInProgress {
+            run: self,
+            batch: self.engine.continuous_batch(self.max_kv_bytes),
+            ahead: self.prefetcher(file.lines()),
+            next: file.lines(),
+            held: None,
+            waits_for_idle_batch: false,
+            unfinished: BTreeMap::new(),
+            stop_strings: (!self.sampling.stop.is_empty()).then(|| TokenText::new(self.prompts.bundle())),
+            tokens: 0,
+        };
+        let all = self.prompts.row_count();
+        let progress = Progress::rows(self.quiet, all as u64, file.lines() as u64);
+        while rows.next < all || !rows.unfinished.is_empty() {
+            crate::run::error_if_stopped(self.stop)?;
+            rows.add_rows_while_there_is_room(file)?;
+            for completion in rows.batch.step()? {
+                rows.finish_completion(completion, file)?;
+            }
+            let rate = rows.tokens as f64 / begun.elapsed().as_secs_f64().max(1e-9);
+            progress.show_rows(file.lines() as u64, rate, file.errors().0);
+        }
+        progress.finish();
+        Ok(rows.tokens)
+    }
+
+    fn prefetcher(&self, first: usize) -> Prefetcher<RowPrompts> {
+        let rows = self.prompts.row_count();
+        let (order, threads) = (RowOrder::file_order(rows), crate::run::decoding_threads());
+        let positions = first as u64..rows as u64;
+        // Decoded frames of a row may take 50 MB, so few rows are prepared ahead.
+        Prefetcher::new(self.prompts.clone(), order, &BTreeSet::new(), positions, threads, 2 * threads + 2)
+    }
+
+    fn request<'p>(
+        &'p self,
+        prompt: &'p ModelInput,
+        row: usize,
+        stop_strings: Option<&TokenText>,
+    ) -> GenerationRequest<'p> {
+        let SamplingSettings { params, max_new_tokens, n, stop } = &self.sampling;
+        let stop_condition = || match stop_strings {
+            None => StopCondition::none(),
+            Some(text) => StopCondition::with_strings(stop, Box::new(text.clone())),
+        };
+        GenerationRequest {
+            prompt: prompt.sequence(),
+            rope_delta: prompt.rope_delta,
+            sampling: SamplingParams { seed: self.prompts.seed(row), ..*params },
+            max_new_tokens: *max_new_tokens,
+            eos_token_ids: self.prompts.bundle().stop_token_ids(),
+            min_new_tokens: 0,
+            stop_conditions: (0..*n).map(|_| stop_condition()).collect(),
+        }
+    }
+}
+
+/// A row whose completions are not all finished.
+struct UnfinishedRow {
+    prompt_tokens: usize,
+    completions: Vec<Completion>,
+}
+
+/// The rows between the file and the data: being decoded, in the batch, or partly finished.
+struct RowsInProgress<'r, 'a> {
+    run: &'r PredictionRun<'a>,
+    batch: ContinuousBatch<'r, 'a>,
+    ahead: Prefetcher<RowPrompts>,
+    /// The next row to add to the batch.
+    next: usize,
+    /// The prompt of this row, if it is ready but the batch has no room for it.
+    held: Option<ModelInput>,
+    /// Whether the prompt did not fit into memory beside the running sequences.
+    waits_for_idle_batch: bool,
+    unfinished: BTreeMap<usize, UnfinishedRow>,
+    /// Decodes tokens to find stop strings; `None` without stop strings.
+    stop_strings: Option<TokenText>,
+    tokens: u64,
+}
+
+impl RowsInProgress<'_, '_> {
+    /// Adds rows to the batch. Waits for the media of a row only if the batch has nothing else to do.
+    fn add_rows_while_there_is_room(&mut self, file: &mut PredictionFile) -> Result<()> {
+        while self.next < self.run.prompts.row_count() && self.batch.has_free_slot() {
+            if self.waits_for_idle_batch && !self.batch.is_idle() {
+                return Ok(());
+            }
+            self.waits_for_idle_batch = false;
+            let patience = if self.batch.is_idle() { PATIENCE } else { Duration::ZERO };
+            let prompt = match self.held.take() {
+                Some(prompt) => Ok(prompt),
+                None => match self.ahead.get_within(self.next as u64, patience) {
+                    Some(prompt) => prompt,
+                    None => return Ok(()),
+                },
+            };
+            match prompt {
+                Ok(prompt) => {
+                    if !self.add_row(prompt, file)? {
+                        return Ok(());
+                    }
+                }
+                Err(e) if is_row_error(&e) => self.fail_row(e, file)?,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the next row to the batch. Returns false, and keeps the prompt, if there is no room for it.
+    fn add_row(&mut self, prompt: ModelInput, file: &mut PredictionFile) -> Result<bool> {
+        let (row, was_idle) = (self.next, self.batch.is_idle());
+        let request = self.run.request(&prompt, row, self.stop_strings.as_ref());
+        if !self.batch.has_room_for(&request) {
+            self.held = Some(prompt);
+            return Ok(false);
+        }
+        match self.batch.add(row, request) {
+            Ok(()) => {
+                let unfinished = UnfinishedRow { prompt_tokens: prompt.len(), completions: Vec::new() };
+                self.unfinished.insert(row, unfinished);
+                self.next += 1;
+                Ok(true)
+            }
+            Err(e) if e.is_out_of_memory() && !was_idle => {
+                (self.held, self.waits_for_idle_batch) = (Some(prompt), true);
+                Ok(false)
+            }
+            Err(e) if e.is_out_of_memory() || matches!(e, EngineError::Request(_)) => {
+                let location = self.run.prompts.location(row).0;
+                let e = TrainError::row(location, e.to_string(), "shorten the row, or lower --n or --max-new-tokens");
+                self.fail_row(e, file)?;
+                Ok(true)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Writes the line of the next row, which cannot be used.
+    fn fail_row(&mut self, error: TrainError, file: &mut PredictionFile) -> Result<()> {
+        if self.run.strict {
+            return Err(error);
+        }
+        let text = error.to_string();
+        let line = error_line(self.run.prompts.columns(self.next), &text);
+        file.put(self.next, line, Some(text))?;
+        self.next += 1;
+        Ok(())
+    }
+
+    /// Takes a finished completion; writes the line of its row if it was the last one.
+    fn finish_completion(&mut self, completion: Completion, file: &mut PredictionFile) -> Result<()> {
+        let row = completion.request;
+        let Some(unfinished) = self.unfinished.get_mut(&row) else { return Ok(()) };
+        self.tokens += completion.ids.len() as u64;
+        unfinished.completions.push(completion);
+        let SamplingSettings { n, stop, .. } = &self.run.sampling;
+        if unfinished.completions.len() < *n {
+            return Ok(());
+        }
+        let Some(UnfinishedRow { prompt_tokens, mut completions }) = self.unfinished.remove(&row) else {
+            return Ok(());
+        };
+        completions.sort_by_key(|completion| completion.index);
+        let prompts = &self.run.prompts;
+        let text = |c: &Completion| completion_text(&prompts.bundle().tokenizer, &c.ids, stop);
+        let texts = completions.iter().map(text).collect();
+        let result = RowResult { completions: &completions, texts, prompt_tokens, seed: prompts.seed(row) };
+        file.put(row, prediction_line(prompts.columns(row), &result), None).map(drop)
+    }
+}

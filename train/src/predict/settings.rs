@@ -1,0 +1,141 @@
+//! The settings of a predictions file, which a run that continues the file must have, too. They stand in a JSON file
+//! beside it.
+
+use std::path::Path;
+
+use reel_diagnostic::input;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::run_folder::digest;
+use crate::run_folder::resume::redact;
+use crate::{Result, TrainError};
+
+/// An input of a run: its path, and the fingerprint by which a later run recognises it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Input {
+    path: String,
+    fingerprint: String,
+}
+
+/// Everything that decides the bytes of a predictions file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PredictionSettings {
+    command: String,
+    /// Version of reel.
+    version: String,
+    model: Input,
+    adapter: Option<Input>,
+    data: Input,
+    /// Number of rows of the data.
+    rows: usize,
+    /// The options that influence the lines, by name.
+    options: Map<String, Value>,
+    /// Device and instruction set; with others the bits may differ.
+    device: String,
+    instruction_set: Option<String>,
+    /// The maximum number of sequences that decode together, on a device where bits depend on it.
+    batch_size: Option<usize>,
+}
+
+impl PredictionSettings {
+    /// The settings of a run on `device`. `data` is the data file with its fingerprint and its number of rows.
+    /// `batch_size` counts on a GPU only. User names, passwords and queries of URLs in the options are left out.
+    ///
+    /// # Errors
+    /// A file of the model or of the adapter cannot be read.
+    pub fn new(
+        model: &Path,
+        adapter: Option<&Path>,
+        data: (&Path, String, usize),
+        mut options: Map<String, Value>,
+        device: &reel_runtime::Device,
+        batch_size: usize,
+    ) -> Result<Self> {
+        let input = |path: &Path, fingerprint| Input { path: path.display().to_string(), fingerprint };
+        let folder = |path: &Path| Ok::<_, TrainError>(input(path, digest::folder_fingerprint(path)?));
+        options.values_mut().for_each(redact);
+        Ok(Self {
+            command: "generate".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            model: folder(model)?,
+            adapter: adapter.map(folder).transpose()?,
+            data: input(data.0, data.1),
+            rows: data.2,
+            options,
+            device: device.name().into(),
+            instruction_set: device.instruction_set().map(String::from),
+            batch_size: (device.kernels() == reel_runtime::Kernels::Cuda).then_some(batch_size),
+        })
+    }
+
+    /// Number of rows of the data.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Reads the settings of the predictions in the file `predictions`.
+    pub(super) fn read(file: &Path, predictions: &Path) -> Result<Self> {
+        let help = "restore it, or start again with --overwrite";
+        let text = input::read_file(file, input::MAX_CONFIG_BYTES).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                let what = format!("is missing, so the settings of {} are unknown", predictions.display());
+                TrainError::output(file.display().to_string(), what, help)
+            }
+            _ => TrainError::cannot_read(file, e),
+        })?;
+        serde_json::from_slice(&text).map_err(|e| {
+            TrainError::output(file.display().to_string(), format!("is not the settings of predictions: {e}"), help)
+        })
+    }
+
+    /// The settings as the text of their file.
+    pub(super) fn to_text(&self) -> Vec<u8> {
+        // A struct of texts and JSON values is always JSON.
+        let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
+        text.push(b'\n');
+        text
+    }
+
+    /// Refuses to continue predictions that were made with the settings `earlier`.
+    ///
+    /// # Errors
+    /// Model, adapter, data or an option differs; the error names the option.
+    pub(super) fn check_equal(&self, earlier: &Self, predictions: &Path) -> Result<()> {
+        let of = |what: &str| format!("{what} the run that --resume continues ({})", predictions.display());
+        let refuse = |option: &str, what: String| {
+            let help = "give that of the earlier run, or start again with --overwrite";
+            Err(TrainError::option(format!("--{}", option.replace('_', "-")), what, help))
+        };
+        let fingerprint = |input: &Option<Input>| input.as_ref().map(|input| input.fingerprint.clone());
+        if self.model.fingerprint != earlier.model.fingerprint {
+            return refuse("model", of("is not the model of"));
+        }
+        if fingerprint(&self.adapter) != fingerprint(&earlier.adapter) {
+            return refuse("adapter", of("is not the adapter of"));
+        }
+        if self.data.fingerprint != earlier.data.fingerprint || self.rows != earlier.rows {
+            return refuse("data", of("differs from the data of"));
+        }
+        let names = self.options.keys().chain(earlier.options.keys());
+        let value = |options: &Map<String, Value>, name: &str| options.get(name).cloned().unwrap_or_default();
+        for name in names {
+            let (now, then) = (value(&self.options, name), value(&earlier.options, name));
+            if now != then {
+                return refuse(name, format!("is {now}, but it was {then} in the run that --resume continues"));
+            }
+        }
+        Ok(())
+    }
+
+    /// How this run may have other bits than one with the settings `earlier`, for a warning.
+    pub(super) fn difference_in_bits(&self, earlier: &Self, device: &reel_runtime::Device) -> Option<String> {
+        let described = serde_json::to_value(earlier).unwrap_or_default();
+        if let Some(said) = crate::run::difference_in_bits(&described, device) {
+            return Some(said);
+        }
+        let (now, then) = (self.batch_size?, earlier.batch_size?);
+        (now != then)
+            .then(|| format!("the run used --batch-size {then} and this process uses {now}, so bits may differ"))
+    }
+}
