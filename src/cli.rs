@@ -52,7 +52,11 @@ pub enum Command {
     Eval(eval::EvalArgs),
     /// Show which frames of a video are selected, and decode them
     Frames(frames::FramesArgs),
-    /// Generate an answer to a prompt about a video, an image, or text alone
+    /// Generate an answer to a prompt about a video, an image, or text alone; or to each row of a data file
+    ///
+    /// On a terminal the text of a single answer appears as it is generated. With --data, each row is written to --out
+    /// with its answer in the column output, which reel eval --score-only reads. Rows are generated in batches; a row's
+    /// answer does not depend on the other rows, nor on a stop and --resume.
     Generate(generate::GenerateArgs),
     /// Train with reinforcement learning from rewards (GRPO, T-GRPO)
     Grpo(Box<grpo::GrpoArgs>),

@@ -167,23 +167,25 @@ fn generated_predictions_are_scored_for_every_benchmark() {
     }
 }
 
-/// Runs `generate --data` and sends it a signal once its unfinished file has `lines` lines; None if the run ended
-/// before.
+/// Runs `generate --data` and sends it a signal once it has written a line and its unfinished file has at least `lines`
+/// lines. `None` if the run ended before.
 fn generate_and_signal(at: &Path, signal: &str, lines: usize, more: &[&str]) -> Option<FinishedRun> {
+    let count = || {
+        let text = fs::read(at.join("p.jsonl.partial")).unwrap_or_default();
+        text.iter().filter(|&&b| b == b'\n').count()
+    };
+    let wanted = lines.max(count() + 1);
     let mut command = support::reel();
     command.current_dir(at).args(GENERATE).args(more).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the binary starts");
-    loop {
-        let text = fs::read(at.join("p.jsonl.partial")).unwrap_or_default();
-        if text.iter().filter(|&&b| b == b'\n').count() >= lines && at.join("p.jsonl.partial.run.json").exists() {
-            send_signal(child.id(), signal);
-            return Some(finished_run(child.wait_with_output().expect("it ends")));
-        }
+    while count() < wanted {
         if child.try_wait().expect("a state").is_some() {
             return None;
         }
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
+    send_signal(child.id(), signal);
+    Some(finished_run(child.wait_with_output().expect("it ends")))
 }
 
 const GENERATE: [&str; 11] = [
@@ -253,7 +255,12 @@ fn wrong_use_of_generate_with_data_is_refused() {
         run_in(at, words_of_line).refused(code, words);
     };
     refused("--data rows.jsonl", 2, &["--out"]);
-    refused("--prompt x --out p.jsonl", 2, &["--data"]);
+    for more in
+        ["--out p.jsonl", "--resume", "--overwrite", "--strict", "--batch-size 2", "--question-template training"]
+    {
+        let option = more.split(' ').next().unwrap_or_default();
+        refused(&format!("--prompt x {more}"), 2, &[&format!("{option}: needs --data")]);
+    }
     refused("--data rows.jsonl --out p.jsonl --prompt x", 2, &["--prompt"]);
     refused("--data rows.jsonl --out p.jsonl --resume --overwrite", 2, &["--overwrite"]);
     refused("--data rows.jsonl --out p.jsonl --batch-size 0", 2, &["--batch-size: is 0"]);

@@ -14,11 +14,7 @@ use crate::prompt::{MessageFlags, ModelFlags, QuestionFlags};
 use crate::request::RequestSettings;
 use rows::RowFlags;
 
-/// Generate an answer to a prompt about a video, an image, or text alone; or, with --data, to every row of a data file.
-///
-/// On a terminal the text of a single answer appears as it is generated. With --data, each row is written to --out with
-/// its answer in the column output, which reel eval --score-only reads. Rows are generated in batches; a row's answer
-/// does not depend on the other rows, nor on a stop and --resume.
+/// The options of `reel generate`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -124,7 +120,7 @@ impl GenerateArgs {
         self.sampling.validate()?;
         match &self.rows.data {
             Some(data) => self.run_rows(data, common),
-            None => self.run_prompt(common),
+            None => self.rows.refuse_without_data().and_then(|()| self.run_prompt(common)),
         }
     }
 }

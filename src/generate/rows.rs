@@ -38,23 +38,23 @@ pub struct RowFlags {
     pub data: Option<PathBuf>,
     /// File for the predictions: for each row a line with its columns and the answer (output). OUT.partial until all
     /// rows are done
-    #[arg(long, value_name = "OUT", requires = "data")]
+    #[arg(long, value_name = "OUT")]
     out: Option<PathBuf>,
     /// Continue OUT after its last whole line; the result has the bytes of an unbroken run
-    #[arg(long, requires = "data", conflicts_with = "overwrite")]
+    #[arg(long, conflicts_with = "overwrite")]
     resume: bool,
     /// Replace OUT when the new file is complete
-    #[arg(long, requires = "data")]
+    #[arg(long)]
     overwrite: bool,
     /// Maximum number of completions that decode together; memory may allow fewer [default: 256 on cuda, else 32]
-    #[arg(long, value_name = "N", requires = "data")]
+    #[arg(long, value_name = "N")]
     batch_size: Option<usize>,
     /// Words around the question of a row with VideoRFT's fields: evaluation (with the options of a multiple-choice
     /// question) or training [default: evaluation]
-    #[arg(long, value_enum, value_name = "USE", requires = "data", hide_possible_values = true)]
+    #[arg(long, value_enum, value_name = "USE", hide_possible_values = true)]
     question_template: Option<QuestionTemplate>,
     /// Stop at the first row that cannot be used. Without it, such a row gets a line with its error
-    #[arg(long, requires = "data")]
+    #[arg(long)]
     strict: bool,
 }
 
@@ -65,6 +65,23 @@ const MAX_FEATURES: usize = 256 << 20;
 const DEFAULT_KV_BYTES: u64 = 2 << 30;
 
 impl RowFlags {
+    /// Refuses the options for a data file if there is none. The parser does not: it asks for no option that another
+    /// given one excludes, as --prompt excludes --data.
+    pub fn refuse_without_data(&self) -> Result<()> {
+        let given = [
+            ("--out", self.out.is_some()),
+            ("--resume", self.resume),
+            ("--overwrite", self.overwrite),
+            ("--batch-size", self.batch_size.is_some()),
+            ("--question-template", self.question_template.is_some()),
+            ("--strict", self.strict),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((option, _)) => Err(bad_usage(option, "needs --data", "give a data file instead of a prompt")),
+            None => Ok(()),
+        }
+    }
+
     fn existing_output(&self) -> ExistingOutput {
         match (self.resume, self.overwrite) {
             (true, _) => ExistingOutput::Resume,

@@ -229,7 +229,8 @@ impl PredictionFile {
         let Paths { out, partial, partial_settings, .. } = &self.paths;
         let refuse =
             |path: &Path, what: &str, help: &str| Err(TrainError::output(path.display().to_string(), what, help));
-        if partial.exists() && partial_settings.exists() {
+        // An empty file without settings is what a process that was killed at its start leaves.
+        if partial.exists() && (partial_settings.exists() || !is_empty(partial)) {
             let help = "continue it with --resume, or start again with --overwrite";
             return refuse(partial, "is the unfinished output of an earlier run", help);
         }

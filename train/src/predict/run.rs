@@ -136,17 +136,14 @@ impl PredictionRun<'_> {
         };
         let all = self.prompts.row_count();
         let progress = Progress::rows(self.quiet, all as u64, file.lines() as u64);
-        while rows.next < all || !rows.unfinished.is_empty() {
-            crate::run::error_if_stopped(self.stop)?;
-            rows.add_rows_while_there_is_room(file)?;
-            for completion in rows.batch.step()? {
-                rows.finish_completion(completion, file)?;
-            }
+        let mut result = Ok(());
+        while result.is_ok() && (rows.next < all || !rows.unfinished.is_empty()) {
+            result = rows.advance(file);
             let rate = rows.tokens as f64 / begun.elapsed().as_secs_f64().max(1e-9);
             progress.show_rows(file.lines() as u64, rate, file.errors().0);
         }
         progress.finish();
-        Ok(rows.tokens)
+        result.map(|()| rows.tokens)
     }
 
     fn prefetcher(&self, first: usize) -> Prefetcher<RowPrompts> {
@@ -204,6 +201,16 @@ struct RowsInProgress<'r, 'a> {
 }
 
 impl RowsInProgress<'_, '_> {
+    /// Adds rows to the batch and does one decode step.
+    fn advance(&mut self, file: &mut PredictionFile) -> Result<()> {
+        crate::run::error_if_stopped(self.run.stop)?;
+        self.add_rows_while_there_is_room(file)?;
+        for completion in self.batch.step()? {
+            self.finish_completion(completion, file)?;
+        }
+        Ok(())
+    }
+
     /// Adds rows to the batch. Waits for the media of a row only if the batch has nothing else to do.
     fn add_rows_while_there_is_room(&mut self, file: &mut PredictionFile) -> Result<()> {
         while self.next < self.run.prompts.row_count() && self.batch.has_free_slot() {
@@ -251,10 +258,14 @@ impl RowsInProgress<'_, '_> {
                 (self.held, self.waits_for_idle_batch) = (Some(prompt), true);
                 Ok(false)
             }
-            Err(e) if e.is_out_of_memory() || matches!(e, EngineError::Request(_)) => {
-                let location = self.run.prompts.location(row).0;
-                let e = TrainError::row(location, e.to_string(), "shorten the row, or lower --n or --max-new-tokens");
-                self.fail_row(e, file)?;
+            Err(e) if e.is_out_of_memory() => {
+                let what = format!("does not fit into memory ({e})");
+                let help = "give fewer frames or pixels, or lower --n or --max-new-tokens";
+                self.fail_row(TrainError::row(self.run.prompts.location(row).0, what, help), file)?;
+                Ok(true)
+            }
+            Err(EngineError::Request(fault)) => {
+                self.fail_row(TrainError::Row(fault.at(self.run.prompts.location(row).0)), file)?;
                 Ok(true)
             }
             Err(e) => Err(e.into()),

@@ -279,6 +279,12 @@ fn output_must_be_a_file_that_nobody_else_writes() {
     let e = predict(&data, &out, OPTIONS).unwrap_err();
     assert!(matches!(e, TrainError::Output(_)) && e.to_string().contains("is in use by process"), "{e}");
     drop(lock);
+    let [_, partial, _] = paths_beside(&out);
+    fs::write(&partial, "of another program").unwrap();
+    for existing in [ExistingOutput::Refuse, ExistingOutput::Resume] {
+        assert!(predict(&data, &out, Options { existing, ..OPTIONS }).is_err());
+    }
+    assert_eq!(fs::read(&partial).unwrap(), b"of another program");
     // An earlier result stays until the new one is complete.
     fs::write(&out, "earlier").unwrap();
     fs::write(dir.path().join("bad.jsonl"), "[1]\n").unwrap();
