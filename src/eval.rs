@@ -74,9 +74,8 @@ fn warn_of_errors(file: &Path, rows: &[(usize, Prediction)], quiet: bool) {
     let mut errors = rows.iter().filter_map(|(line, row)| Some((line, row.error.as_ref()?)));
     let Some((line, first)) = errors.next().filter(|_| !quiet) else { return };
     let (count, of, file, first) = (1 + errors.count(), rows.len(), file.display(), escape_controls(first));
-    eprintln!(
-        "warning: {count} of {of} rows have an error instead of an output and score 0; the first, {file}:{line}: {first}"
-    );
+    let first = format!("{file}:{line}: {first}");
+    eprintln!("warning: {count} of {of} rows have an error instead of an output and score 0; the first: {first}");
 }
 
 /// Prints the scores as a table, in percent.

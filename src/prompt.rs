@@ -50,8 +50,8 @@ pub struct MessageFlags {
     access: MediaAccessFlags,
     #[command(flatten)]
     worker: WorkerFlags,
-    /// Recipe (see reel sft --help): paper, videorft or video-r1. It has an effect only on the prompts of generate --data;
-    /// elsewhere it is accepted for scripts that pass it to several commands
+    /// Recipe (see reel sft --help): paper, videorft or video-r1. It has an effect only on the prompts of generate
+    /// --data; elsewhere it is accepted for scripts that pass it to several commands
     #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     pub parity: Recipe,
 }
@@ -209,8 +209,8 @@ impl MessageFlags {
         self.access.media_access(media_root)
     }
 
-    /// How images and videos are loaded: as in the run that wrote the model or adapter in `trained_folder`, unless flags
-    /// say otherwise. With `says_so`, a line on stderr names that run.
+    /// How images and videos are loaded: as in the run that wrote the model or adapter in `trained_folder`, unless
+    /// flags say otherwise. With `says_so`, a line on stderr names that run.
     pub fn media_options(
         &self,
         trained_folder: &Path,

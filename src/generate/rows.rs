@@ -34,7 +34,8 @@ use crate::{interrupt, output, replaced};
 pub struct RowFlags {
     /// Data file instead of a single prompt: JSON or JSONL, rows as for sft, grpo and eval. Of a row with a whole chat,
     /// the answer at its end is left out of the prompt
-    #[arg(long, value_name = "D.jsonl", requires = "out", conflicts_with_all = ["messages", "video", "image", "prompt"])]
+    #[arg(long, value_name = "D.jsonl", requires = "out")]
+    #[arg(conflicts_with_all = ["messages", "video", "image", "prompt"])]
     pub data: Option<PathBuf>,
     /// File for the predictions: for each row a line with its columns and the answer (output). OUT.partial until all
     /// rows are done

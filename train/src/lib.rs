@@ -1,8 +1,8 @@
 //! Training of Qwen2.5-VL: supervised fine-tuning ([`sft`]) and GRPO ([`grpo`]). Rows of a data file become packed
 //! micro-batches, these give a loss and gradients, and the updated weights become a model folder. A run is a function
 //! of its options, data and seed: it can be stopped at any point, and a resumed run has the bits of an uninterrupted
-//! one. Read `step/sft.rs` and `step/grpo.rs` first, then `run/mod.rs`. [`predict`] generates completions of the rows of
-//! a data file.
+//! one. Read `step/sft.rs` and `step/grpo.rs` first, then `run/mod.rs`. [`predict`] generates completions of the rows
+//! of a data file.
 
 pub mod data;
 mod error;

@@ -414,7 +414,8 @@ impl Device {
         failed.map_or(seconds.map_err(E::from), Err)
     }
 
-    /// The bytes of device memory that can still be allocated; `None` if that is unknown. Other processes may take them.
+    /// The bytes of device memory that can still be allocated, unless other processes take them; `None` if that is
+    /// unknown.
     pub fn free_bytes(&self) -> Option<u64> {
         self.0.backend.free_bytes()
     }

@@ -1,7 +1,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use proptest::prelude::*;
 use reel_engine::{Engine, SamplingParams};
@@ -49,7 +49,11 @@ const OPTIONS: Options =
 const RESUME: Options = Options { existing: ExistingOutput::Resume, ..OPTIONS };
 const SEED: u64 = 5;
 
+/// Tests use the fixture one after the other: a device captures the graph of one decode step at a time.
+static IN_USE: Mutex<()> = Mutex::new(());
+
 fn predict(data: &Path, out: &Path, options: Options) -> Result<PredictionSummary> {
+    let _in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
     let f = &*FIXTURE;
     let rules = (Recipe::Paper, QuestionTemplate::Evaluation);
     let data_file = Dataset::open(data)?;
@@ -85,7 +89,7 @@ fn rows() -> Vec<Value> {
     let ask = |text: &str| json!([{"role": "user", "content": text}]);
     vec![
         json!({"prompt": ask("Hello"), "solution": "<answer>1</answer>", "id": 7}),
-        json!({"messages": [{"role": "user", "content": "A much longer question, so that the prompts differ in length?"},
+        json!({"messages": [{"role": "user", "content": "A longer question, so that the prompts differ in length?"},
             {"role": "assistant", "content": "left out"}]}),
         json!({"prompt": "text without a template", "output": "an old answer", "error": "an old error"}),
         json!({"problem": "Which?", "data_type": "text", "problem_type": "multiple choice", "options": ["A. x", "B. y"],

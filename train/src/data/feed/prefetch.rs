@@ -35,8 +35,8 @@ struct PrefetchState<T> {
 }
 
 impl<S: SampleSource> Prefetcher<S> {
-    /// Prepares the rows at the positions `positions` of `order`, in `threads` background threads, at most `window` rows
-    /// ahead of the consumer. The rows in `bad` are not prepared.
+    /// Prepares the rows at the positions `positions` of `order`, in `threads` background threads, at most `window`
+    /// rows ahead of the consumer. The rows in `bad` are not prepared.
     pub(crate) fn new(
         source: Arc<S>,
         order: RowOrder,
