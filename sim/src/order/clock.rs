@@ -361,13 +361,22 @@ pub struct VectorClock {
     /// The epochs whose mbarrier initialisations are visible here although `seen` may be lower: a thread fenced them
     /// with `fence.mbarrier_init`, and a relaxed cluster barrier or a release passed them on. `None` if there are none.
     fenced_inits: Option<ClockEpochs>,
+    /// The epochs whose loads are complete before this point although `seen` may be lower, because the warp executed
+    /// `wgmma.fence` after them. `None` if there are none.
+    completed_loads: Option<ClockEpochs>,
 }
 
 impl VectorClock {
     /// Returns the clock of a thread of `block` at the start of a launch: only the host's accesses happen before this
     /// point.
     pub fn empty(block: u32) -> VectorClock {
-        VectorClock { block, seen: ClockEpochs::default(), fenced: [None, None], fenced_inits: None }
+        VectorClock {
+            block,
+            seen: ClockEpochs::default(),
+            fenced: [None, None],
+            fenced_inits: None,
+            completed_loads: None,
+        }
     }
 
     /// Returns true if `agent`'s accesses up to `epoch` happen before the point in time for which this clock stands.
@@ -387,6 +396,12 @@ impl VectorClock {
         self.fenced_inits.as_ref().is_some_and(|inits| lanes(inits) >> (agent.0 & 31) & 1 != 0)
     }
 
+    /// Returns true if `agent`'s loads up to `epoch` are complete before this point because of `wgmma.fence`.
+    pub fn includes_completed_loads(&self, agent: Agent, epoch: u32) -> bool {
+        let lanes = |loads: &ClockEpochs| loads.lanes_ordered_before_clock(self.block, agent.0 >> 5, epoch);
+        self.completed_loads.as_ref().is_some_and(|loads| lanes(loads) >> (agent.0 & 31) & 1 != 0)
+    }
+
     /// Records that `agent`'s accesses up to `epoch` happen before the point of this clock.
     pub fn raise_epoch(&mut self, agent: Agent, epoch: u32) {
         if agent != Agent::HOST {
@@ -397,8 +412,9 @@ impl VectorClock {
     /// Sets each epoch to the maximum of both clocks. `other` may be the clock of another block.
     pub fn join(&mut self, other: &VectorClock) {
         self.seen.join(self.block, &other.seen, other.block);
-        let mine = self.fenced.iter_mut().chain([&mut self.fenced_inits]);
-        for (mine, theirs) in mine.zip(other.fenced.iter().chain([&other.fenced_inits])) {
+        let mine = self.fenced.iter_mut().chain([&mut self.fenced_inits, &mut self.completed_loads]);
+        let theirs = other.fenced.iter().chain([&other.fenced_inits, &other.completed_loads]);
+        for (mine, theirs) in mine.zip(theirs) {
             if let Some(theirs) = theirs {
                 mine.get_or_insert_with(ClockEpochs::default).join(self.block, theirs, other.block);
             }
@@ -439,6 +455,10 @@ impl VectorClock {
         self.fenced_inits.get_or_insert_with(ClockEpochs::default).raise(self.block, key, mask, epoch);
     }
 
+    pub(super) fn raise_completed_loads(&mut self, key: OwnerKey, mask: u32, epoch: u32) {
+        self.completed_loads.get_or_insert_with(ClockEpochs::default).raise(self.block, key, mask, epoch);
+    }
+
     /// Returns true if both clocks are the same object. Equal clocks in different objects count as different.
     pub(super) fn is_same_object(&self, other: &VectorClock) -> bool {
         let same_fenced = |a: &Option<ClockEpochs>, b: &Option<ClockEpochs>| match (a, b) {
@@ -450,5 +470,6 @@ impl VectorClock {
             && self.seen.is_same_object(&other.seen)
             && self.fenced.iter().zip(&other.fenced).all(|(a, b)| same_fenced(a, b))
             && same_fenced(&self.fenced_inits, &other.fenced_inits)
+            && same_fenced(&self.completed_loads, &other.completed_loads)
     }
 }

@@ -314,6 +314,17 @@ impl WarpClocks {
         self.epoch += 1;
     }
 
+    /// Executes `wgmma.fence` of the whole warp: all earlier loads of its lanes are complete, so writes of threads that
+    /// synchronise with any of its lanes from now on come after them. Stores are not ordered.
+    ///
+    /// PTX ISA, `wgmma.fence`: the instruction waits for all threads of the warp and orders their earlier register
+    /// accesses. A load accesses its register when it is performed, and then no later write can change its value.
+    pub fn complete_loads(&mut self) {
+        let (key, epoch) = (self.key, self.epoch);
+        self.change(u32::MAX, |mine| mine.raise_completed_loads(key, u32::MAX, epoch));
+        self.epoch += 1;
+    }
+
     /// Executes `fence.acq_rel`, `fence.sc` or `membar` of `lanes` at `scope`: acquires the clocks that their strong
     /// reads observed; their next strong writes release the present clock.
     pub fn fence(&mut self, lanes: u32, scope: AccessStrength) {

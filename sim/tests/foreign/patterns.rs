@@ -230,3 +230,48 @@ fn a_flag_between_blocks_needs_release_acquire_and_barriers() {
         assert_eq!(case.replace(from, to).kinds(), ["race"], "{to}");
     }
 }
+
+/// A warpgroup executes `access` on a tile; one lane of each warp then signals a thread, which executes `reuse`.
+fn signal_by_one_lane(access: &str, reuse: &str) -> Case {
+    let body = format!(
+        "
+        .reg .pred %p<3>; .reg .b32 %r<9>; .reg .b64 %d<4>; .shared .align 8 .b64 empty; .shared .align 8 .b64 full;
+        .shared .align 16 .b8 tile[512];
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, empty; mov.u32 %r7, full; setp.ne.u32 %p0, %r0, 128;
+        shl.b32 %r2, %r0, 2; mov.u32 %r3, tile; add.u32 %r4, %r3, %r2; and.b32 %r5, %r0, 31; setp.ne.u32 %p1, %r5, 0;
+        @%p0 bra READY;
+        mbarrier.init.shared::cta.b64 [%r1], 4; mbarrier.init.shared::cta.b64 [%r7], 1; st.shared.u32 [%r3+4], %r0;
+        READY: bar.sync 0;
+        setp.ge.u32 %p2, %r0, 128; @%p2 bra PRODUCE;
+        {access}
+        wgmma.fence.sync.aligned; // fence
+        @%p1 bra END;
+        mbarrier.arrive.shared::cta.b64 %d3, [%r1];
+        bra END;
+        PRODUCE: @%p0 bra END;
+        WAIT: mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r1], 0;
+        @!%p2 bra WAIT;
+        {reuse}
+        END: st.global.u32 [%d0], 1; ret;"
+    );
+    Case::new("sm_90a", 160, &body)
+}
+
+#[test]
+fn wgmma_fence_completes_the_loads_of_its_warp_but_not_the_stores() {
+    let (load, store) = ("ld.shared.u32 %r6, [%r3+4];", "st.shared.u32 [%r4], %r0;");
+    let bulk = "fence.proxy.async.shared::cta; mbarrier.arrive.expect_tx.shared::cta.b64 %d3, [%r7], 16;
+        cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r3], [%d0+64], 16, [%r7];
+        COPY: mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r7], 0; @!%p2 bra COPY;";
+    for reuse in ["st.shared.u32 [%r3+4], 7;", bulk] {
+        let case = signal_by_one_lane(load, reuse);
+        assert_eq!(case.kinds(), [""; 0], "{reuse}");
+        assert_eq!(case.without("fence").kinds()[0], "race", "{reuse}");
+        // The load after the fence is not complete when the lane signals.
+        let late = signal_by_one_lane("", reuse).replace("// fence", &format!("{load} // fence"));
+        assert_eq!(late.kinds()[0], "race", "{reuse}");
+    }
+    // Stores need a barrier.
+    assert_eq!(signal_by_one_lane(store, "ld.shared.u32 %r6, [%r3+8];").kinds(), ["race"]);
+    assert_eq!(signal_by_one_lane(store, "st.shared.u32 [%r3+8], 7;").kinds(), ["race"]);
+}

@@ -225,6 +225,7 @@ pub fn wgmma_fence(cx: &mut InstructionContext) -> NextAction {
         return NextAction::Stop;
     }
     cx.warp.wgmma.execute_fence();
+    cx.warp.order.complete_loads();
     NextAction::Next
 }
 

@@ -33,7 +33,7 @@ impl AccessCheck<'_> {
     /// Returns the conflict of `lane`'s access with an earlier access `old`, whose mask is not rotated:
     ///
     /// 1. `NotWaited` (if `old` is an asynchronous operation) or `Race`, if a lane of `old` is not ordered before the
-    ///    access and the two accesses are not morally strong;
+    ///    access, the two accesses are not morally strong, and `old` is no load that `wgmma.fence` has completed;
     /// 2. otherwise `Proxy`, if the access goes through the async proxy and no proxy fence follows the generic write
     ///    `old`.
     #[cold]
@@ -57,8 +57,15 @@ impl AccessCheck<'_> {
             let agent = if of_op { Agent(self.cx.ops.issuer(op).0 & !31 | lane) } else { Agent(old.key << 5 | lane) };
             Some(ConflictWithoutLane { kind, offset, earlier: (agent, old.pc), earlier_kind })
         };
-        let unknown =
-            |other: &u32| old.mask >> other & 1 != 0 && !self.is_ordered_for_lane(old.key, old.stamp, 1 << other, lane);
+        let is_completed_load = |other: u32| {
+            let agent = Agent(old.key << 5 | other);
+            earlier_kind == EarlierAccess::Read && self.clock.includes_completed_loads(agent, old.stamp.epoch())
+        };
+        let unknown = |other: &u32| {
+            old.mask >> other & 1 != 0
+                && !self.is_ordered_for_lane(old.key, old.stamp, 1 << other, lane)
+                && !is_completed_load(*other)
+        };
         if !self.is_ordered_for_lane(old.key, old.stamp, old.mask, lane)
             && let Some(other) = (0..LANES as u32).find(unknown)
         {
