@@ -200,14 +200,25 @@ fn bits_of_opcode(i: &Instruction) -> Option<u32> {
     i.opcode.rsplit('.').find_map(Type::from_name).map(Type::bits)
 }
 
-/// For each register with one definition that only copies or converts an address, the register that it comes from.
+/// What an address is computed from: a symbol, or registers whose sum it is, in ascending order; and an offset.
+#[derive(Debug, PartialEq)]
+enum Origin {
+    Symbol(AddressBase, i64),
+    Sum(Vec<u32>, i64),
+}
+
+/// Maximum number of registers in an [`Origin::Sum`]; longer sums have no origin.
+const MAX_TERMS: usize = 16;
+
+/// For each register with one definition that only copies, converts or adds: the registers and the constant whose sum
+/// it is.
 struct AddressOrigins {
-    from: HashMap<u32, u32>,
+    sums: HashMap<u32, (Vec<u32>, i64)>,
 }
 
 impl AddressOrigins {
     fn new(function: &Function) -> AddressOrigins {
-        let (mut from, mut defined) = (HashMap::new(), HashSet::new());
+        let (mut sums, mut defined) = (HashMap::new(), HashSet::new());
         for i in &function.body {
             let mut written = Vec::new();
             i.operands[..destination_count(i)]
@@ -215,30 +226,53 @@ impl AddressOrigins {
                 .for_each(|o| collect_registers(function, o, &mut written, &mut Vec::new()));
             for to in written {
                 if !defined.insert(to) {
-                    from.remove(&to);
-                } else if let [Operand::Register(_), Operand::Register(source)] = i.operands[..]
-                    && (i.opcode.starts_with("mov.") || i.opcode.starts_with("cvta."))
-                {
-                    from.insert(to, source);
+                    sums.remove(&to);
+                } else if let Some(sum) = summands(i) {
+                    sums.insert(to, sum);
                 }
             }
         }
-        AddressOrigins { from }
+        AddressOrigins { sums }
     }
 
-    /// Returns what an address operand is based on, and its offset.
-    fn origin(&self, operand: &Operand) -> Option<(AddressBase, i64)> {
+    /// Returns what an address operand is computed from.
+    fn origin(&self, operand: &Operand) -> Option<Origin> {
         let Operand::Address(base, offset) = operand else { return None };
-        let AddressBase::Register(register) = base else { return Some((base.clone(), *offset)) };
-        let mut register = *register;
-        // Moves can form a cycle. Such registers have no origin, and the bound on the number of steps ends the search.
-        for _ in 0..self.from.len() {
-            match self.from.get(&register) {
-                Some(&next) => register = next,
-                None => break,
+        let AddressBase::Register(register) = base else { return Some(Origin::Symbol(base.clone(), *offset)) };
+        let (mut terms, mut open, mut offset) = (Vec::new(), vec![*register], *offset);
+        // Definitions can form a cycle. Such registers have no origin; the bound on the number of steps ends the search.
+        for _ in 0..4 * MAX_TERMS {
+            let Some(register) = open.pop() else {
+                terms.sort_unstable();
+                return Some(Origin::Sum(terms, offset));
+            };
+            match self.sums.get(&register) {
+                Some((registers, constant)) => {
+                    open.extend(registers);
+                    offset = offset.wrapping_add(*constant);
+                }
+                None => terms.push(register),
+            }
+            if terms.len() + open.len() > MAX_TERMS {
+                return None;
             }
         }
-        Some((AddressBase::Register(register), *offset))
+        None
+    }
+}
+
+/// Returns the registers and the constant whose sum a move, conversion or 64-bit addition writes.
+fn summands(i: &Instruction) -> Option<(Vec<u32>, i64)> {
+    let is_add = i.opcode == "add.s64" || i.opcode == "add.u64";
+    match i.operands[..] {
+        [Operand::Register(_), Operand::Register(from)]
+            if i.opcode.starts_with("mov.") || i.opcode.starts_with("cvta.") =>
+        {
+            Some((vec![from], 0))
+        }
+        [Operand::Register(_), Operand::Register(a), Operand::Register(b)] if is_add => Some((vec![a, b], 0)),
+        [Operand::Register(_), Operand::Register(a), Operand::Integer(n)] if is_add => Some((vec![a], n)),
+        _ => None,
     }
 }
 
@@ -296,6 +330,20 @@ mod tests {
         let reads = |load: &str| flow(&body(load)).cas_reads[1];
         assert!(reads("ld.global.u32 %r0, [%d1];"));
         assert!(reads("ld.u32 %r0, [%d0];"));
+        // Element %d2 of an array: one address is generic, the other one global.
+        let element = |load: &str, cas: &str| {
+            let body = format!(
+                "add.s64 %d3, %d2, %d0; {load} cvta.to.global.u64 %d1, %d0; add.s64 %d4, %d1, %d2; add.s64 %d4, %d4, 8;
+                add.s64 %d5, %d1, %d2; add.s64 %d6, %d5, 8; atom.global.cas.b32 %r4, [{cas}], %r0, %r3;"
+            );
+            flow(&body).cas_reads[1]
+        };
+        assert!(element("ld.global.cg.b32 %r0, [%d3+8];", "%d6"));
+        assert!(element("ld.global.cg.b32 %r0, [%d3];", "%d5"));
+        assert!(!element("ld.global.cg.b32 %r0, [%d3];", "%d6"));
+        assert!(!element("ld.global.cg.b32 %r0, [%d0+8];", "%d6"));
+        // %d4 has two definitions.
+        assert!(!element("ld.global.cg.b32 %r0, [%d3+8];", "%d4"));
         for other in [
             "ld.global.u32 %r0, [%d1+4];",
             "ld.global.u32 %r0, [%d2];",
