@@ -29,15 +29,17 @@ fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     if let Some(exact) = symbols.iter().find(|s| **s == wanted) {
         return Ok(exact);
     }
+    let literals = without_literal_types(wanted);
     let matching = |test: &dyn Fn(&str) -> bool| -> Vec<&'a str> {
-        symbols.iter().copied().filter(|s| names(s).iter().any(|n| test(n))).collect()
+        symbols.iter().copied().filter(|s| names(s).iter().any(|n| test(&without_literal_types(n)))).collect()
     };
-    let mut matches = matching(&|name| name == wanted);
+    let mut matches = matching(&|name| name == literals);
     if matches.is_empty() && !wanted.is_empty() {
-        matches = matching(&|name| name.starts_with(wanted));
+        matches = matching(&|name| name.starts_with(&literals));
     }
     if matches.is_empty() && !wanted.is_empty() {
-        matches = symbols.iter().copied().filter(|s| signature(s).contains(wanted)).collect();
+        matches =
+            symbols.iter().copied().filter(|s| without_literal_types(&signature(s)).contains(&literals)).collect();
     }
     match matches[..] {
         [one] => Ok(one),
@@ -45,6 +47,28 @@ fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
         [] => Err(format!("{wanted}: no such kernel; the file has {}", short_list(symbols))),
         _ => Err(format!("{wanted}: {} kernels have this name; use one of {}", matches.len(), short_list(&matches))),
     }
+}
+
+/// Removes the types of integer literals in template arguments, which each demangler writes in another way: `k<8u>`,
+/// `k<8ul>` and `k<(unsigned int)8>` become `k<8>`.
+fn without_literal_types(name: &str) -> String {
+    let mut text = name.to_string();
+    for ty in ["unsigned int", "unsigned long", "unsigned long long", "long", "long long", "unsigned short", "short"] {
+        text = text.replace(&format!("({ty})"), "");
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut in_number = false;
+    for (at, c) in text.char_indices() {
+        let before = out.chars().next_back().unwrap_or(' ');
+        let rest = text[at..].trim_start_matches(['u', 'l']);
+        let is_suffix = matches!(c, 'u' | 'l') && (rest.is_empty() || rest.starts_with([',', '>']));
+        let begins = !(before.is_ascii_alphanumeric() || before == '_');
+        in_number = c.is_ascii_digit() && (in_number || begins) || in_number && is_suffix;
+        if !in_number || c.is_ascii_digit() {
+            out.push(c);
+        }
+    }
+    out
 }
 
 /// Maximum number of kernels that a message lists, and of characters of each.
@@ -161,6 +185,22 @@ mod tests {
         assert!(e.contains("k<3>") && e.contains("k<4>"), "{e}");
         assert_eq!(find(&symbols, "k<4>"), Ok(symbols[1]));
         assert_eq!(find(&symbols, "<4"), Ok(symbols[1]));
+    }
+
+    #[test]
+    fn literals_of_template_arguments_may_have_types() {
+        let symbols = ["_Z4foldIiLj8ELb1EEvPT_", "_Z4foldIiLj80ELb1EEvPT_", "_Z4foldIiLm9ELb0EEvPT_"];
+        for (wanted, found) in [
+            ("fold<int, 8u, true>", 0),
+            ("fold<int, 8, true>", 0),
+            ("fold<int, (unsigned int)80, true>(int*)", 1),
+            ("fold<int, 80u", 1),
+            ("9ul", 2),
+            ("fold<int, 9, ", 2),
+        ] {
+            assert_eq!(find(&symbols, wanted), Ok(symbols[found]), "{wanted}");
+        }
+        assert_eq!(without_literal_types("a8u<x1l, -3ul, 7l>(k<2u>*)"), "a8u<x1l, -3, 7>(k<2>*)");
     }
 
     #[test]
