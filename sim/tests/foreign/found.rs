@@ -110,6 +110,64 @@ fn llm_c_layernorm_publishes_sums_without_a_fence() {
     assert_eq!(case(""), ["race"]);
 }
 
+/// Each block stores a partial sum and takes a ticket; the block with the last ticket adds the partial sums.
+fn last_block(before: &str, after: &str) -> Case {
+    let body = format!(
+        ".reg .b32 %r<9>; .reg .b64 %d<4>; .reg .pred %p<3>; .shared .b32 last;
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; setp.ne.u32 %p0, %r0, 0;
+        mov.u32 %r1, %ctaid.x; mul.wide.u32 %d1, %r1, 4; add.u64 %d1, %d0, %d1;
+        @%p0 bra MEET;
+        st.global.u32 [%d1+64], %r1; {before} atom.global.inc.u32 %r2, [%d0], 3; {after} st.shared.u32 [last], %r2;
+        MEET: bar.sync 0;
+        ld.shared.u32 %r3, [last]; setp.ne.u32 %p1, %r3, 3; @%p1 bra END;
+        mul.wide.u32 %d2, %r0, 4; add.u64 %d2, %d0, %d2;
+        setp.gt.u32 %p2, %r0, 3; @%p2 bra END; ld.global.u32 %r4, [%d2+64]; st.global.u32 [%d2+512], %r4;
+        END: ret;"
+    );
+    Case { blocks: 4, ..Case::new("sm_80", 32, &body) }
+}
+
+#[test]
+fn cuda_samples_last_block_reads_without_a_fence() {
+    assert_eq!(last_block("membar.gl;", "membar.gl;").kinds(), [""; 0]);
+    assert_eq!(last_block("membar.gl;", "").kinds(), ["race"]);
+    assert_eq!(last_block("", "membar.gl;").kinds(), ["race"]);
+}
+
+#[test]
+fn cuda_samples_reduction_shuffles_from_lanes_that_do_not_exist() {
+    let case = |threads: u32, offset: u32| {
+        let body = format!(
+            ".reg .b32 %r<4>; .reg .b64 %d; .reg .pred %p; ld.param.u64 %d, [p]; mov.u32 %r0, %tid.x;
+            activemask.b32 %r3; shfl.sync.down.b32 %r1, %r0, {offset}, 31, %r3; add.u32 %r2, %r0, %r1;
+            setp.ne.u32 %p, %r0, 0; @%p bra END; st.global.u32 [%d], %r2; END: ret;"
+        );
+        Case::new("sm_80", threads, &body).kinds()
+    };
+    assert_eq!(case(32, 16), [""; 0]);
+    assert_eq!(case(8, 4), [""; 0]);
+    assert_eq!(case(8, 16), ["uninitialized"]);
+}
+
+#[test]
+fn llm_c_attention_clears_shared_sums_while_other_warps_write_them() {
+    let case = |between: &str| {
+        let body = format!(
+            ".reg .b32 %r<9>; .reg .b64 %d<3>; .reg .pred %p<3>; .shared .align 4 .b8 sums[128];
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, sums; and.b32 %r2, %r0, 31; shr.u32 %r3, %r0, 5;
+            setp.ne.u32 %p0, %r3, 0; setp.ne.u32 %p1, %r2, 0; shl.b32 %r4, %r2, 2; add.u32 %r4, %r1, %r4;
+            @%p0 bra CLEARED; st.shared.u32 [%r4], 0;
+            CLEARED: {between} @%p1 bra WRITTEN;
+            shl.b32 %r5, %r3, 2; add.u32 %r5, %r1, %r5; add.u32 %r6, %r3, 1; st.shared.u32 [%r5], %r6;
+            WRITTEN: bar.sync 0;
+            ld.shared.u32 %r7, [%r4]; mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1; st.global.u32 [%d1], %r7; ret;"
+        );
+        Case::new("sm_80", 96, &body).kinds()
+    };
+    assert_eq!(case("bar.sync 0;"), [""; 0]);
+    assert_eq!(case(""), ["race"]);
+}
+
 #[test]
 fn fast_cu_blocks_exit_while_their_cluster_signals_them() {
     let case = |end: &str| {
@@ -149,6 +207,13 @@ fn deep_gemm_and_fast_cu_do_not_wait_for_the_last_store() {
     assert_eq!(stored_tiles(fence, wait).kinds(), [""; 0]);
     assert_eq!(stored_tiles(fence, "").kinds(), ["async-not-waited"]);
     assert_eq!(stored_tiles("", wait).kinds(), ["async-proxy"]);
+}
+
+#[test]
+fn fast_cu_overwrites_the_source_of_a_store_that_another_thread_waits_for() {
+    let (fence, wait) = ("fence.proxy.async.shared::cta;", "cp.async.bulk.wait_group.read 0;");
+    let case = stored_tiles(fence, wait).replace("FREE: bar.sync 0;", "FREE:");
+    assert!(case.kinds().contains(&"async-not-waited"));
 }
 
 #[test]
