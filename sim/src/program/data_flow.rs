@@ -240,7 +240,7 @@ impl AddressOrigins {
         let Operand::Address(base, offset) = operand else { return None };
         let AddressBase::Register(register) = base else { return Some(Origin::Symbol(base.clone(), *offset)) };
         let (mut terms, mut open, mut offset) = (Vec::new(), vec![*register], *offset);
-        // Definitions can form a cycle. Such registers have no origin; the bound on the number of steps ends the search.
+        // Definitions can form a cycle. Such registers have no origin; the bound on the steps ends the search.
         for _ in 0..4 * MAX_TERMS {
             let Some(register) = open.pop() else {
                 terms.sort_unstable();
