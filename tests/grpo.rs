@@ -13,7 +13,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{golden, metrics_without_times, reel, run, run_in, tiny_model};
+use support::{check_page, golden, metrics_without_times, reel, run, run_in, tiny_model};
 
 /// A temporary folder with a tiny model and text rows.
 fn training_folder() -> tempfile::TempDir {
@@ -463,12 +463,29 @@ fn report_is_one_page_with_curves_rollouts_and_frames() {
     ] {
         assert!(html.contains(part), "no {part}");
     }
-    assert!(
-        html.contains("Where &lt;b&gt;does")
-            && !html.contains("<b>does")
-            && !html.contains("http")
-            && !html.contains("<script")
+    assert!(html.contains("Where &lt;b&gt;does") && !html.contains("<b>does"));
+    assert!(check_page(&html).iter().all(|chart| chart["kind"] == "lines"));
+    // Every third of three steps has a group, which the slider of the page selects.
+    assert_eq!(html.matches("<article class=\"group\" data-run=\"0\" data-step=").count(), 3);
+
+    // Two runs over each other.
+    run_in(at, grpo("two", &["--max-steps", "2", "--temporal", "--save-steps", "0", "--learning-rate", "1e-4"])).ok();
+    assert_eq!(run_in(at, ["report", "out", "two"]).ok().trim(), "compare.html");
+    let html = fs::read_to_string(at.join("compare.html")).expect("the page");
+    let losses = check_page(&html)
+        .into_iter()
+        .find(|chart| chart["name"] == "step_seconds" || chart["name"] == "tokens_per_second");
+    let series = losses.expect("a chart of speed")["series"].clone();
+    assert_eq!(
+        (&series[0]["name"], &series[1]["name"], &series[1]["x"]),
+        (&json!("out"), &json!("two"), &json!([1, 2]))
     );
+    assert!(
+        html.contains("Options that differ") && html.contains(">learning_rate</td>") && html.contains("data-run=\"1\"")
+    );
+    run_in(at, ["report", "out", "./out"]).refused(2, &["./out: is given twice"]);
+    run_in(at, ["report", "out", "two", "--out", "two/metrics.jsonl"]).refused(2, &["--out", "would be replaced"]);
+    run_in(at, ["report"]).refused(2, &["OUT"]);
     run_in(at, ["report", "none"]).refused(1, &["none: ", "no such file or folder"]);
 }
 

@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use reel_kernels::{FOLDERS, compile};
-use support::run;
+use support::{check_page, run};
 
 #[test]
 fn list_has_every_kernel_once() {
@@ -94,6 +94,12 @@ fn report_writes_a_page_with_modelled_or_measured_times() {
     run(["kernels", "report", "--out", page, "--times", times, "--gpu", "h200"]).ok();
     let html = std::fs::read_to_string(page).unwrap();
     assert!(html.contains("216.7") && html.contains("measured"));
+    // The chart has the kernels of the run only; the others are in a closed list.
+    let charts = check_page(&html);
+    assert_eq!(charts[0]["points"].as_array().map(Vec::len), Some(1));
+    let (shown, others) = html.split_once("<details>").expect("a closed list");
+    assert!(shown.contains("id=\"swiglu_fwd_bf16\"") && others.contains("id=\"attention_fwd_bf16\""));
+    assert!(!shown.contains("id=\"attention_fwd_bf16\"") && !others.contains("id=\"swiglu_fwd_bf16\""));
 
     for (bad, what) in [("{", "JSON"), ("{}", "kernels"), (r#"{"kernels": [{"kernel": "a"}]}"#, "seconds")] {
         std::fs::write(times, bad).unwrap();

@@ -9,7 +9,7 @@ use reel_kernels::compile;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use support::{FinishedRun, run_in};
+use support::{FinishedRun, check_page, run_in};
 
 const HEAD: &str = ".version 9.0\n.target sm_80\n.address_size 64\n";
 
@@ -462,11 +462,12 @@ fn page_shows_source_counts_findings_and_roofline() {
     {
         assert!(page.contains(part), "no {part:?}");
     }
-    assert!(!page.contains("http://") && !page.contains("https://"));
+    check_page(&page);
     let args = "--entry saxpy --grid 1 --block 64 --arg buf:f32:64 --arg buf:f32:64 --arg f32:1 --arg u32:64";
     sim(dir.path(), &format!("k.ptx {args} --html k.html")).ok();
     let page = fs::read_to_string(dir.path().join("k.html")).expect("a page");
-    assert!(page.contains("<svg") && page.contains("No findings") && page.contains("saxpy(float const*"), "{page}");
+    assert_eq!(check_page(&page)[0]["points"].as_array().map(Vec::len), Some(1));
+    assert!(page.contains("No findings") && page.contains("saxpy(float const*"), "{page}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ pub mod ceilings;
 pub mod clocks;
 pub mod compare;
 mod error;
+mod kernel_times;
 pub mod lm_head;
 pub mod machine;
 pub mod op;

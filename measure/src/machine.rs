@@ -87,6 +87,11 @@ fn data_sheet(full_name: &str) -> Option<&'static DataSheet> {
     DATA_SHEETS.iter().find(|s| plain.contains(s.name))
 }
 
+/// The short name of a GPU by its full name; `None` if it is not in the table.
+pub(crate) fn data_sheet_name(full_name: &str) -> Option<&'static str> {
+    data_sheet(full_name).map(|s| s.name)
+}
+
 /// Operations per second of dense bf16 products in the data sheet of a GPU, by its full name; `None` if it is not in
 /// the table.
 pub fn dense_bf16_flops_per_second(full_name: &str) -> Option<f64> {

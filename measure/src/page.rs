@@ -1,25 +1,24 @@
 //! The HTML page of a result: time by part and by op, clocks and power, memory over time.
 
-use std::fmt::Write;
-
 use reel_runtime::device::{MEMORY_CATEGORIES, MemorySample};
 use serde_json::Value;
 
-use reel_report::html::{self, escape_html};
+use reel_report::chart::{AreaSeries, Chart};
+use reel_report::html::{Page, escape_html};
+use reel_report::table::Table;
 
 use crate::clocks::{ClockSummary, READING_NAMES_AND_UNITS};
 use crate::ops::OpTime;
 use crate::parts::PartTime;
+use crate::roofline_page::{KernelPoint, roofline_chart, roofline_point};
 use crate::rounds::{MeasuredRounds, result_headline};
 
 /// The page of a measurement; `result` is its JSON.
 pub fn bench_page(measured: &MeasuredRounds, result: &Value) -> String {
     let word = |key: &str| escape_html(result.pointer(key).and_then(Value::as_str).unwrap_or_default());
-    let mut page = html::page_start_html(&format!("reel bench {}", result["op"].as_str().unwrap_or_default()));
-    // Writing to a String cannot fail.
-    let _ = write!(
-        page,
-        "<p>{}</p><p>{} on {} ({}), {}; {} tokens, batch {}, context {}; peak memory {:.3} GB.</p>",
+    let mut page = Page::new(&format!("reel bench {}", result["op"].as_str().unwrap_or_default()));
+    page.add(&format!(
+        "<p>{}</p><p>{} on {} ({}), {}; {} tokens, batch {}, context {}; peak memory {:.3} GB.</p>\n",
         escape_html(&result_headline(result)),
         word("/model"),
         word("/device"),
@@ -29,100 +28,117 @@ pub fn bench_page(measured: &MeasuredRounds, result: &Value) -> String {
         result["batch"],
         result["context"],
         measured.peak as f64 / 1e9
-    );
-    page += &parts(&measured.parts, measured.profiled);
-    page += &ops(&measured.ops, measured.profiled);
+    ));
+    add_parts(&mut page, &measured.parts, measured.profiled);
+    add_ops(&mut page, measured);
     if let Some(clocks) = &measured.clocks {
-        page += &clock_table(clocks);
+        add_clocks(&mut page, clocks);
     }
-    page += &memory(measured);
-    page + html::PAGE_END
+    add_memory(&mut page, measured);
+    page.into_html()
 }
 
-/// The table of parts, one row per part; empty if there are no parts.
-fn parts(rows: &[PartTime], round: f64) -> String {
+/// Adds the table of parts, one row per part, if there are any.
+fn add_parts(page: &mut Page, rows: &[PartTime], round: f64) {
     if rows.is_empty() {
-        return String::new();
+        return;
     }
-    let mut text = String::from(
-        "<h2>Parts</h2><table><thead><tr><th>part<th>ms<th>%<th>in launches, ms<th>launches<th>GFLOP<th>least possible ms</tr></thead><tbody>",
-    );
+    let columns = ["part", "ms", "%", "in launches, ms", "launches", "GFLOP", "least possible, ms"];
+    let mut table = Table::new(&columns);
     for p in rows {
-        let _ = write!(
-            text,
-            "<tr><td>{}<td>{:.3}<td>{:.1}<td>{:.3}<td>{}<td>{:.3}<td>{:.3}</tr>",
+        table.row(vec![
             escape_html(p.name),
-            p.seconds * 1e3,
-            100.0 * p.seconds / round,
-            p.busy * 1e3,
-            p.launches,
-            p.cost.flops / 1e9,
-            p.floor * 1e3
-        );
+            format!("{:.3}", p.seconds * 1e3),
+            format!("{:.1}", 100.0 * p.seconds / round),
+            format!("{:.3}", p.busy * 1e3),
+            p.launches.to_string(),
+            format!("{:.3}", p.cost.flops / 1e9),
+            format!("{:.3}", p.floor * 1e3),
+        ]);
     }
-    text + "</tbody></table>"
+    page.add("<h2>Parts</h2>\n");
+    page.add_table(&table);
 }
 
-/// The table of ops, one row per op with a bar for its time; the mark in the bar is the op's least time.
-fn ops(rows: &[OpTime], seconds: f64) -> String {
-    let mut text = format!(
-        "<h2>Time of {:.3} ms by op</h2><table><thead><tr><th>op<th>of the step<th>launches<th>ms<th>%<th>GFLOP/s<th>GB/s\
-         <th>least possible ms<th>of roofline</tr></thead><tbody>",
-        seconds * 1e3
-    );
+/// Adds the roofline of the ops and their table, which is sorted by the time that an op loses. An op's row has a bar
+/// for its time; the mark in the bar is the op's least time.
+fn add_ops(page: &mut Page, measured: &MeasuredRounds) {
+    let (seconds, ceilings) = (measured.profiled, &measured.ceilings);
+    let lost = |row: &OpTime| (row.seconds - row.floor).max(0.0);
+    let mut rows: Vec<&OpTime> = measured.ops.iter().collect();
+    rows.sort_by(|a, b| lost(b).total_cmp(&lost(a)).then_with(|| a.op.cmp(b.op)));
+    page.add(&format!("<h2>Time of {:.3} ms by op</h2>\n", seconds * 1e3));
+    page.add("<p>The area of a dot is the time that the op loses, which also sorts the table.</p>\n");
+    let point = |row: &&OpTime| {
+        let time = KernelPoint { flops: row.flops, bytes: row.bytes, floor: row.floor, seconds: Some(row.seconds) };
+        roofline_point(row.op, ceilings, time)
+    };
+    page.add_chart(&roofline_chart("roofline", ceilings, rows.iter().map(point).collect()));
+    let columns = [
+        "op",
+        "of the step",
+        "lost, ms",
+        "ms",
+        "%",
+        "launches",
+        "GFLOP/s",
+        "GB/s",
+        "least possible, ms",
+        "of roofline",
+    ];
+    let mut table = Table::new(&columns);
     let longest = rows.iter().map(|r| r.seconds).fold(f64::MIN_POSITIVE, f64::max);
-    for row in rows {
+    for row in &rows {
         let width = |seconds: f64| 100.0 * (seconds / longest).clamp(0.0, 1.0);
-        let _ = write!(
-            text,
-            "<tr><td>{}<td class=\"bar\"><i style=\"width:{:.2}%\"></i><b style=\"left:{:.2}%\"></b><td>{}<td>{:.3}<td>{:.1}<td>{:.1}<td>{:.1}<td>{:.3}<td>{:.1} %</tr>",
-            escape_html(row.op),
+        let bar = format!(
+            "<span class=\"bar\"><i style=\"width:{:.2}%\"></i><b style=\"left:{:.2}%\"></b></span>",
             width(row.seconds),
-            width(row.floor),
-            row.launches,
-            row.seconds * 1e3,
-            100.0 * row.share,
-            row.flops_per_second() / 1e9,
-            row.bytes_per_second() / 1e9,
-            row.floor * 1e3,
-            100.0 * row.roofline_share()
+            width(row.floor)
         );
+        let cells = vec![
+            escape_html(row.op),
+            bar,
+            format!("{:.3}", lost(row) * 1e3),
+            format!("{:.3}", row.seconds * 1e3),
+            format!("{:.1}", 100.0 * row.share),
+            row.launches.to_string(),
+            format!("{:.1}", row.flops_per_second() / 1e9),
+            format!("{:.1}", row.bytes_per_second() / 1e9),
+            format!("{:.3}", row.floor * 1e3),
+            format!("{:.1} %", 100.0 * row.roofline_share()),
+        ];
+        table.row_with(&format!(" id=\"{}\"", escape_html(row.op)), cells);
     }
     let inside: f64 = rows.iter().map(|r| r.seconds).sum();
-    let _ = write!(
-        text,
-        "<tr><td>between ops<td><td><td>{:.3}<td>{:.1}<td><td><td><td></tr></tbody></table>",
-        (seconds - inside) * 1e3,
-        100.0 * (1.0 - inside / seconds)
-    );
-    text
+    let mut between = vec![String::new(); columns.len()];
+    between[0] = "between ops".into();
+    between[3] = format!("{:.3}", (seconds - inside) * 1e3);
+    between[4] = format!("{:.1}", 100.0 * (1.0 - inside / seconds));
+    table.row(between);
+    page.add_table(&table);
 }
 
-fn clock_table(clocks: &ClockSummary) -> String {
-    let mut text = format!(
-        "<h2>Clocks and power, {} readings</h2><table><thead><tr><th>figure<th>unit<th>minimum<th>median<th>maximum</tr></thead><tbody>",
-        clocks.readings
-    );
+fn add_clocks(page: &mut Page, clocks: &ClockSummary) {
+    let mut table = Table::new(&["figure", "unit", "minimum", "median", "maximum"]).with_text_columns(2);
     for ((name, unit), figure) in READING_NAMES_AND_UNITS.iter().zip(&clocks.values) {
-        if let Some([min, median, max]) = figure {
-            let _ = write!(text, "<tr><td>{name}<td>{unit}<td>{min:.0}<td>{median:.0}<td>{max:.0}</tr>");
+        if let Some(figures) = figure {
+            let names = [name.to_string(), unit.to_string()];
+            table.row(names.into_iter().chain(figures.iter().map(|f| format!("{f:.0}"))).collect());
         }
     }
     for (reason, n) in &clocks.throttled {
-        let _ = write!(text, "<tr><td>throttled: {reason}<td>readings<td><td>{n}<td></tr>");
+        let name = format!("throttled: {reason}");
+        table.row(vec![name, "readings".into(), String::new(), n.to_string(), String::new()]);
     }
-    text + "</tbody></table>"
+    page.add(&format!("<h2>Clocks and power, {} readings</h2>\n", clocks.readings));
+    page.add_table(&table);
 }
 
-const WIDTH: f64 = 960.0;
-const HEIGHT: f64 = 260.0;
-const BOTTOM: f64 = 24.0;
-const LEFT: f64 = 64.0;
-/// Number of columns of the memory chart; each column shows the highest total in its stretch of time.
+/// Number of positions in time of the memory chart; each shows the highest total in its stretch of time.
 const COLUMNS: usize = 448;
 
-/// A stacked area chart of device memory by category over the profiled round.
-fn memory(measured: &MeasuredRounds) -> String {
+/// Adds a stacked area chart of device memory by category over the profiled round, if it used any.
+fn add_memory(page: &mut Page, measured: &MeasuredRounds) {
     let ((begun, span), samples) = (measured.launches, &measured.memory);
     let span = span.as_secs_f64().max(f64::MIN_POSITIVE);
     let mut columns = vec![None::<[usize; MEMORY_CATEGORIES.len()]>; COLUMNS];
@@ -133,49 +149,25 @@ fn memory(measured: &MeasuredRounds) -> String {
             *column = Some(*bytes);
         }
     }
-    // A chart column without a memory sample repeats the bytes of the previous column.
+    // A position without a memory sample repeats the bytes of the one before.
     let mut held = samples.first().map_or([0; MEMORY_CATEGORIES.len()], |s| s.bytes);
-    let columns: Vec<[usize; MEMORY_CATEGORIES.len()]> = columns
-        .into_iter()
-        .map(|column| {
-            held = column.unwrap_or(held);
-            held
-        })
-        .collect();
-    let max = columns.iter().map(|c| c.iter().sum::<usize>()).max().unwrap_or(0);
-    if max == 0 {
-        return String::new();
+    for column in &mut columns {
+        held = column.unwrap_or(held);
+        *column = Some(held);
     }
-    let x = |i: usize| LEFT + (WIDTH - LEFT - 8.0) * i as f64 / COLUMNS as f64;
-    let y = |bytes: usize| HEIGHT - BOTTOM - (HEIGHT - BOTTOM - 16.0) * bytes as f64 / max as f64;
-    let mut text = format!(
-        "<h2>Memory from the first launch to the last</h2><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"memory\">\
-         <text x=\"{}\" y=\"20\" text-anchor=\"end\">{:.3} GB</text><text x=\"{}\" y=\"{}\" text-anchor=\"end\">{:.3} ms</text>",
-        LEFT - 8.0,
-        max as f64 / 1e9,
-        WIDTH - 8.0,
-        HEIGHT - 6.0,
-        span * 1e3
-    );
-    let mut legend = String::from("<p>");
-    for (k, category) in MEMORY_CATEGORIES.iter().enumerate().filter(|(k, _)| columns.iter().any(|c| c[*k] > 0)) {
-        let (mut above, mut below) = (String::new(), String::new());
-        for (i, column) in columns.iter().enumerate() {
-            let base: usize = column[..k].iter().sum();
-            let _ = write!(above, "L{:.1} {:.1}H{:.1}", x(i), y(base + column[k]), x(i + 1));
-            below.insert_str(0, &format!("L{:.1} {:.1}H{:.1}", x(i + 1), y(base), x(i)));
-        }
-        let hue = k * 360 / MEMORY_CATEGORIES.len();
-        let highest = columns.iter().map(|c| c[k]).max().unwrap_or(0) as f64 / 1e9;
-        let name = category.name();
-        let _ = write!(
-            text,
-            "<path class=\"area\" style=\"--hue:{hue}\" d=\"M{}Z\"><title>{name}: up to {highest:.3} GB</title></path>",
-            (above + &below).trim_start_matches('L')
-        );
-        let _ = write!(legend, "<span class=\"key\" style=\"--hue:{hue}\"></span>{name} up to {highest:.3} GB ");
+    let columns: Vec<_> = columns.into_iter().flatten().collect();
+    let layer = |(k, name): (usize, &str)| {
+        let values: Vec<f64> = columns.iter().map(|c| c[k] as f64).collect();
+        values.iter().any(|v| *v > 0.0).then(|| AreaSeries { name: name.to_string(), values })
+    };
+    let names = MEMORY_CATEGORIES.iter().map(|category| category.name());
+    let series: Vec<AreaSeries> = names.enumerate().filter_map(layer).collect();
+    if series.is_empty() {
+        return;
     }
-    text + "</svg>" + &legend + "</p>"
+    let seconds = (0..COLUMNS).map(|i| span * i as f64 / COLUMNS as f64).collect();
+    page.add("<h2>Memory from the first launch to the last</h2>\n");
+    page.add_chart(&Chart::Area { name: "device memory by category".into(), seconds, series });
 }
 
 #[cfg(test)]
@@ -219,7 +211,12 @@ mod tests {
         {
             assert!(html.contains(part), "no {part} in {html}");
         }
-        assert_eq!((html.matches("class=\"area\"").count(), html.matches("class=\"bar\"").count()), (2, 2));
-        assert!(!html.contains("http") && !html.contains("NaN") && !html.contains("inf"), "{html}");
+        assert_eq!((html.matches("class=\"bar\"").count(), html.matches("\"weight\"").count()), (2, 2));
+        // a<b loses less time than matmul_fwd; two categories of memory were used.
+        assert!(html.find("id=\"matmul_fwd\"") < html.find("id=\"a&lt;b\"") && html.contains("lost, ms"));
+        let memory = html.split("\"kind\":\"area\"").nth(1).expect("a chart of memory");
+        let series = memory.split("</script>").next().unwrap();
+        assert_eq!(series.matches("\"name\":").count(), 3, "the chart's name and those of two categories");
+        assert!(!series.contains("null") && !html.contains("NaN %"));
     }
 }

@@ -1,39 +1,49 @@
-//! The HTML page of all kernels on the roofline of a GPU: a plot of operations per second over operations per byte,
-//! and a table.
+//! The HTML page of kernels on the roofline of a machine: operations per second over operations per byte, and a table
+//! sorted by the time that each kernel loses, which is its measured time above the least possible one.
+//!
+//! The page shows the kernels of a run; the other kernels of the catalogue stand in a closed list with their least
+//! possible times. Without a run, it shows the whole catalogue.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::path::Path;
 
-use reel_diagnostic::{Diagnostic, input};
 use reel_kernels::catalogue::{ExampleCall, KernelFolder};
-use reel_kernels::{Arch, DType, compile};
-use reel_report::html::{self, escape_html};
-use serde_json::Value;
+use reel_kernels::{Arch, Cost, DType, compile};
+use reel_report::chart::{Chart, Roof, RooflinePoint};
+use reel_report::html::{Page, escape_html};
+use reel_report::table::Table;
+use reel_runtime::OpTotals;
 
 use crate::catalogue::{dtype_of_kernel, example_calls_with_folders};
-use crate::error::{MeasureError, Result, failed};
-use crate::machine::MachineSpec;
+use crate::ceilings::Ceilings;
+use crate::error::Result;
+use crate::kernel_times::{KernelTime, KernelTimes};
+use crate::machine::{MachineSpec, data_sheet_name};
 
-/// A kernel on the roofline page.
+/// Operations per byte at which the chart shows kernels without arithmetic.
+const NO_ARITHMETIC: f64 = 0.01;
+
+/// A kernel on a roofline page; work and times are sums over its launches.
+#[derive(Clone, Debug)]
 struct PageRow {
-    kernel: &'static str,
-    folder: &'static str,
+    kernel: String,
     size: String,
+    launches: u64,
     flops: f64,
     bytes: f64,
-    /// Least seconds on the GPU.
+    /// Least seconds on the machine.
     floor: f64,
     /// Measured seconds.
     seconds: Option<f64>,
     /// Registers per thread of the kernel's first launch on sm_90a; `None` if the kernel was not compiled.
     registers: Option<u32>,
-    shared: u32,
+    /// Bytes of shared memory of that launch.
+    shared: Option<u32>,
 }
 
 impl PageRow {
-    fn intensity(&self) -> f64 {
-        self.flops / self.bytes
+    /// Measured seconds above the least possible ones.
+    fn lost(&self) -> Option<f64> {
+        self.seconds.map(|seconds| (seconds - self.floor).max(0.0))
     }
 }
 
@@ -45,205 +55,287 @@ pub struct RooflinePage {
     pub kernel_count: usize,
 }
 
-/// Returns the page of all kernels on `machine`'s roofline.
+/// Returns the page of kernels on the roofline of a machine.
 ///
-/// `times` is a file that `reel kernels bench --json` printed on that GPU; without it, the page shows only the least
-/// possible times, computed from the roofline.
+/// `times` is a file with the times of a run's kernels: the JSON of `reel kernels bench`, of `reel bench`, or a trace.
+/// Without it, the page shows the catalogue with the least possible times, computed from the roofline. The machine is
+/// the GPU `gpu`; without it, the one that the file names, with the ceilings in the file; else an H200.
 ///
 /// # Errors
-/// The file of times cannot be read, or is not such a file.
-pub fn roofline_page(machine: &MachineSpec, times: Option<&Path>) -> Result<RooflinePage> {
-    let seconds = times.map(read_times).transpose()?;
-    let rows = rows(machine, seconds.as_ref());
-    Ok(RooflinePage { html: render(machine, &rows, seconds.is_some()), kernel_count: rows.len() })
-}
-
-/// Reads the measured seconds of each kernel from a file.
-fn read_times(path: &Path) -> Result<BTreeMap<String, f64>> {
-    let wrong =
-        |what: &str| failed(path.display().to_string(), what, "give a file that `reel kernels bench --json` printed");
-    let text = input::read_text(path, input::MAX_MESSAGES_BYTES)
-        .map_err(|e| MeasureError::Failed(Diagnostic::cannot_read(path, &e)))?;
-    let value: Value = serde_json::from_str(&text).map_err(|e| wrong(&format!("is not JSON: {e}")))?;
-    let kernels = value["kernels"].as_array().ok_or_else(|| wrong("has no list `kernels`"))?;
-    let one = |k: &Value| Some((k["kernel"].as_str()?.to_string(), k["seconds"].as_f64().filter(|s| *s > 0.0)?));
-    kernels.iter().map(|k| one(k).ok_or_else(|| wrong("`kernels`: an entry lacks `kernel` or `seconds`"))).collect()
-}
-
-fn rows(machine: &MachineSpec, times: Option<&BTreeMap<String, f64>>) -> Vec<PageRow> {
-    let row = |(folder, example): (&'static KernelFolder, ExampleCall)| {
-        let (kernel, cost) = (example.launch.kernel, example.launch.cost);
-        let floor =
-            machine.ceilings.roofline_seconds(kernel.name, cost, dtype_of_kernel(kernel.name).unwrap_or(DType::F32));
-        let stage = (kernel.plan)(&example.launch.params, &Arch::H100).into_iter().next();
-        let report = compile::compile_to_cubin(kernel.source, "sm_90a").ok().map(|c| c.report);
-        let resources = stage.as_ref().and_then(|s| report.as_ref()?.resources_of_function(s.symbol).cloned());
-        PageRow {
-            kernel: kernel.name,
-            folder: folder.name,
-            size: example.size.to_string(),
-            flops: cost.flops,
-            bytes: cost.bytes,
-            floor,
-            seconds: times.and_then(|t| t.get(kernel.name).copied()),
-            registers: resources.as_ref().map(|r| r.registers),
-            shared: resources.as_ref().map_or(0, |r| r.shared) + stage.map_or(0, |s| s.shared),
-        }
+/// There is no data sheet of the GPU. The file of times cannot be read, or has no times of kernels.
+pub fn roofline_page(gpu: Option<&str>, times: Option<&Path>) -> Result<RooflinePage> {
+    let times = times.map(KernelTimes::read).transpose()?;
+    let machine = machine(gpu, times.as_ref())?;
+    let catalogue: Vec<PageRow> =
+        example_calls_with_folders().map(|example| catalogue_row(&machine, example)).collect();
+    let Some(times) = times else {
+        return Ok(RooflinePage { kernel_count: catalogue.len(), html: render(&machine, catalogue, Vec::new()) });
     };
-    example_calls_with_folders().map(row).collect()
+    let own_floors = gpu.is_none() && times.ceilings.is_some();
+    let measured: Vec<PageRow> =
+        times.kernels.iter().map(|time| measured_row(&machine, &catalogue, time, own_floors)).collect();
+    let others: Vec<PageRow> =
+        catalogue.into_iter().filter(|row| measured.iter().all(|m| m.kernel != row.kernel)).collect();
+    Ok(RooflinePage { kernel_count: measured.len(), html: render(&machine, measured, others) })
 }
 
-fn render(machine: &MachineSpec, rows: &[PageRow], measured: bool) -> String {
-    let mut page = String::new();
-    let name = machine.name.to_uppercase();
-    let what = match measured {
-        true => "Dots: measured kernels. The distance to the roof above is the possible speedup.",
+/// The machine whose roofline the page shows.
+fn machine(gpu: Option<&str>, times: Option<&KernelTimes>) -> Result<MachineSpec> {
+    if let Some(gpu) = gpu {
+        return MachineSpec::gpu_by_name(gpu);
+    }
+    let name = times.and_then(|t| t.machine.as_deref());
+    match times.and_then(|t| t.ceilings) {
+        Some(ceilings) => Ok(MachineSpec {
+            name: name.unwrap_or("the measured machine").to_string(),
+            ceilings,
+            compute_capability: 0,
+            memory: None,
+            source: "measured with the times".to_string(),
+        }),
+        None => MachineSpec::gpu_by_name(name.and_then(data_sheet_name).unwrap_or("h200")),
+    }
+}
+
+/// A kernel at the size of the catalogue, without a measured time.
+fn catalogue_row(machine: &MachineSpec, (_, example): (&'static KernelFolder, ExampleCall)) -> PageRow {
+    let (kernel, cost) = (example.launch.kernel, example.launch.cost);
+    let dtype = dtype_of_kernel(kernel.name).unwrap_or(DType::F32);
+    let stage = (kernel.plan)(&example.launch.params, &Arch::H100).into_iter().next();
+    let report = compile::compile_to_cubin(kernel.source, "sm_90a").ok().map(|c| c.report);
+    let resources = stage.as_ref().and_then(|s| report.as_ref()?.resources_of_function(s.symbol).cloned());
+    PageRow {
+        kernel: kernel.name.to_string(),
+        size: example.size.to_string(),
+        launches: 1,
+        flops: cost.flops,
+        bytes: cost.bytes,
+        floor: machine.ceilings.roofline_seconds_from_memory(kernel.name, cost, dtype),
+        seconds: None,
+        registers: resources.as_ref().map(|r| r.registers),
+        shared: resources.map(|r| r.shared + stage.map_or(0, |s| s.shared)),
+    }
+}
+
+/// A kernel of a run. What the file of times does not say about it comes from the catalogue.
+fn measured_row(machine: &MachineSpec, catalogue: &[PageRow], time: &KernelTime, own_floors: bool) -> PageRow {
+    let known = catalogue.iter().find(|row| row.kernel == time.kernel);
+    let (flops, bytes) = time.cost.or(known.map(|row| (row.flops, row.bytes))).unwrap_or_default();
+    let dtype = dtype_of_kernel(&time.kernel).unwrap_or(DType::F32);
+    let totals = OpTotals { launches: time.launches, cost: Cost { flops, bytes }, seconds: time.seconds };
+    let floor = machine.ceilings.roofline_seconds_of_launches(&time.kernel, &totals, dtype);
+    let catalogue_size = known.map(|row| row.size.clone()).filter(|_| time.cost.is_none()).unwrap_or_default();
+    PageRow {
+        kernel: time.kernel.clone(),
+        size: if time.size.is_empty() { catalogue_size } else { time.size.clone() },
+        launches: time.launches,
+        flops,
+        bytes,
+        floor: time.floor.filter(|_| own_floors).unwrap_or(floor),
+        seconds: Some(time.seconds),
+        registers: known.and_then(|row| row.registers),
+        shared: known.and_then(|row| row.shared),
+    }
+}
+
+/// The page: `rows` in the chart and in the table, `others` in a closed list.
+fn render(machine: &MachineSpec, mut rows: Vec<PageRow>, others: Vec<PageRow>) -> String {
+    let is_measured = rows.iter().any(|row| row.seconds.is_some());
+    let order = |row: &PageRow| row.lost().unwrap_or(row.floor);
+    rows.sort_by(|a, b| order(b).total_cmp(&order(a)).then_with(|| a.kernel.cmp(&b.kernel)));
+    let mut page = Page::new(&format!("Kernels on the roofline of {}", machine.name.to_uppercase()));
+    let what = match is_measured {
+        true => {
+            "Dots: measured kernels. The distance to the roof above is the possible speedup; the area of a dot is the \
+             time that the kernel loses, which also sorts the table."
+        }
         false => {
-            "Dots: modelled times, not measured: the least time that a kernel's floating-point operations and memory traffic allow. <code>reel kernels bench</code> measures the actual speed."
+            "Dots: modelled times, not measured: the least time that a kernel's floating-point operations and memory \
+             traffic allow. <code>reel kernels bench</code> measures the actual speed."
         }
     };
-    // Writing to a String cannot fail.
-    let _ = write!(
-        page,
-        "{}<p>{what} Ceilings: {}.</p>",
-        html::page_start_html(&format!("Kernels on the roofline of {name}")),
+    page.add(&format!(
+        "<p>{what} Kernels without arithmetic stand at {NO_ARITHMETIC} operations per byte. Ceilings: {}.</p>\n",
         escape_html(&machine.source)
-    );
-    page += &plot(machine, rows);
-    page += "<table><thead><tr><th>kernel<th>size<th>GFLOP<th>MB<th>FLOP/B<th>least possible &micro;s<th>measured &micro;s<th>of roofline<th>registers<th>shared, B</tr></thead><tbody>";
+    ));
+    let points = rows.iter().map(|row| {
+        let time = KernelPoint { flops: row.flops, bytes: row.bytes, floor: row.floor, seconds: row.seconds };
+        roofline_point(&row.kernel, &machine.ceilings, time)
+    });
+    page.add_chart(&roofline_chart(&machine.name.to_uppercase(), &machine.ceilings, points.collect()));
+    page.add_table(&table(&rows, is_measured));
+    if !others.is_empty() {
+        let summary = format!("{} kernels that the run does not have, with modelled times", others.len());
+        page.add(&format!("<details><summary>{summary}</summary>\n"));
+        page.add_table(&table(&others, false));
+        page.add("</details>\n");
+    }
+    page.into_html()
+}
+
+fn table(rows: &[PageRow], is_measured: bool) -> Table {
+    let microseconds = |seconds: Option<f64>| seconds.map_or("–".to_string(), |s| format!("{:.1}", s * 1e6));
+    let whole = |count: Option<u32>| count.map_or("–".to_string(), |n| n.to_string());
+    // Sums over launches of several sizes have no size.
+    let has_sizes = rows.iter().any(|row| !row.size.is_empty());
+    let mut columns = vec!["kernel"];
+    if has_sizes {
+        columns.push("size");
+    }
+    if is_measured {
+        columns.extend(["launches", "lost, µs", "measured, µs", "of roofline"]);
+    }
+    columns.extend(["least possible, µs", "operations", "bytes", "FLOP/B", "registers", "shared, B"]);
+    let mut table = Table::new(&columns).with_text_columns(1 + usize::from(has_sizes));
     for row in rows {
-        let measured = row.seconds.map_or("–".to_string(), |s| format!("{:.1}", s * 1e6));
-        let share = row.seconds.map_or("–".to_string(), |s| format!("{:.0} %", 100.0 * row.floor / s));
-        let registers = row.registers.map_or("–".to_string(), |r| r.to_string());
-        let _ = write!(
-            page,
-            "<tr id=\"{0}\"><td>{0}<td class=\"words\">{1}<td>{2:.3}<td>{3:.1}<td>{4:.2}<td>{5:.1}<td>{measured}<td>{share}<td>{registers}<td>{6}</tr>",
-            row.kernel,
-            escape_html(&row.size),
-            row.flops / 1e9,
-            row.bytes / 1e6,
-            row.intensity(),
-            row.floor * 1e6,
-            row.shared
-        );
+        let mut cells = vec![escape_html(&row.kernel)];
+        if has_sizes {
+            cells.push(escape_html(&row.size));
+        }
+        if is_measured {
+            let share = row.seconds.map_or("–".to_string(), |s| format!("{:.0} %", 100.0 * (row.floor / s).min(1.0)));
+            cells.extend([row.launches.to_string(), microseconds(row.lost()), microseconds(row.seconds), share]);
+        }
+        cells.extend([
+            microseconds(Some(row.floor)),
+            with_prefix(row.flops),
+            with_prefix(row.bytes),
+            if row.bytes > 0.0 { format!("{:.2}", row.flops / row.bytes) } else { "–".into() },
+            whole(row.registers),
+            whole(row.shared),
+        ]);
+        table.row_with(&format!(" id=\"{}\"", escape_html(&row.kernel)), cells);
     }
-    page += "</tbody></table>";
-    page += html::PAGE_END;
-    page
+    table
 }
 
-const WIDTH: f64 = 960.0;
-const HEIGHT: f64 = 520.0;
-/// Margins of the plot for the labels of its axes.
-const LEFT: f64 = 64.0;
-const BOTTOM: f64 = 44.0;
-/// Range of the x axis (operations per byte) and of the y axis (operations per second), as powers of ten.
-const X: [f64; 2] = [-2.0, 5.0];
-const Y: [f64; 2] = [9.0, 15.5];
-
-fn x_of(intensity: f64) -> f64 {
-    let at = intensity.max(1e-9).log10().clamp(X[0], X[1]);
-    LEFT + (at - X[0]) / (X[1] - X[0]) * (WIDTH - LEFT - 16.0)
+/// A count with a decimal prefix: `57.2 M`.
+fn with_prefix(count: f64) -> String {
+    match [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")].iter().find(|(factor, _)| count >= *factor) {
+        Some((factor, prefix)) => format!("{:.1} {prefix}", count / factor),
+        None => format!("{count:.0}"),
+    }
 }
 
-fn y_of(rate: f64) -> f64 {
-    let at = rate.max(1.0).log10().clamp(Y[0], Y[1]);
-    HEIGHT - BOTTOM - (at - Y[0]) / (Y[1] - Y[0]) * (HEIGHT - BOTTOM - 16.0)
+/// The work and the times of a kernel: sums over its launches.
+pub(crate) struct KernelPoint {
+    /// Floating-point operations.
+    pub flops: f64,
+    /// Bytes read and written.
+    pub bytes: f64,
+    /// Least seconds.
+    pub floor: f64,
+    /// Measured seconds; `None` for a modelled kernel, which stands at its least time.
+    pub seconds: Option<f64>,
 }
 
-/// The roofline plot: two roofs (bf16 and f32) and a dot per kernel. Kernels without arithmetic are drawn at the left
-/// edge, as if they did 0.01 operations per byte.
-fn plot(machine: &MachineSpec, rows: &[PageRow]) -> String {
-    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"roofline\">");
-    for decade in X[0] as i32..=X[1] as i32 {
-        let x = x_of(10f64.powi(decade));
-        let _ = write!(
-            svg,
-            "<path class=\"grid\" d=\"M{x:.1} 16V{:.1}\"/><text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-            HEIGHT - BOTTOM,
-            HEIGHT - BOTTOM + 18.0,
-            number(10f64.powi(decade))
-        );
+/// The place of a kernel on a roofline. Its row in the page's table has the kernel's name as its id.
+pub(crate) fn roofline_point(kernel: &str, ceilings: &Ceilings, time: KernelPoint) -> RooflinePoint {
+    let KernelPoint { flops, bytes, floor, seconds } = time;
+    let took = seconds.unwrap_or(floor);
+    // A kernel without arithmetic is drawn as if it did a little.
+    let operations = if flops > 0.0 { flops } else { bytes * NO_ARITHMETIC };
+    let is_arithmetic = [ceilings.f32, ceilings.bf16].iter().any(|r| (flops / r - floor).abs() <= 1e-6 * floor);
+    let rates = format!("{:.3} TFLOP/s, {:.0} GB/s", flops / took / 1e12, bytes / took / 1e9);
+    let text = match seconds {
+        Some(seconds) => format!(
+            "{rates}, {:.0} % of the roofline, loses {:.1} of {:.1} µs",
+            100.0 * (floor / seconds).min(1.0),
+            (seconds - floor).max(0.0) * 1e6,
+            seconds * 1e6
+        ),
+        None => format!("{rates} at the modelled time of {:.1} µs", floor * 1e6),
+    };
+    RooflinePoint {
+        name: kernel.to_string(),
+        text,
+        id: kernel.to_string(),
+        intensity: operations / bytes,
+        flops_per_second: operations / took,
+        is_bound_by_arithmetic: Some(is_arithmetic),
+        lost_seconds: (took - floor).max(0.0),
     }
-    for decade in Y[0] as i32..=Y[1] as i32 {
-        let y = y_of(10f64.powi(decade));
-        let _ = write!(
-            svg,
-            "<path class=\"grid\" d=\"M{LEFT} {y:.1}H{:.1}\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            WIDTH - 16.0,
-            LEFT - 8.0,
-            y + 4.0,
-            number(10f64.powi(decade - 12))
-        );
-    }
-    let _ = write!(
-        svg,
-        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">operations per byte</text><text x=\"{LEFT}\" y=\"12\">TFLOP/s</text>",
-        (WIDTH + LEFT) / 2.0,
-        HEIGHT - 8.0
-    );
-    let rates = &machine.ceilings;
-    for (rate, label) in [(rates.bf16, "bf16 products"), (rates.f32, "f32")] {
-        let knee = rate / rates.bytes;
-        let _ = write!(
-            svg,
-            "<path class=\"roof\" d=\"M{:.1} {:.1}L{:.1} {:.1}H{:.1}\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
-            x_of(10f64.powf(X[0])),
-            y_of(10f64.powf(X[0]) * rates.bytes),
-            x_of(knee),
-            y_of(rate),
-            WIDTH - 16.0,
-            WIDTH - 20.0,
-            y_of(rate) - 6.0
-        );
-    }
-    let mut folders: Vec<&str> = rows.iter().map(|r| r.folder).collect();
-    folders.dedup();
-    for row in rows {
-        let operations = if row.flops > 0.0 { row.flops } else { row.bytes * 10f64.powf(X[0]) };
-        let rate = operations / row.seconds.unwrap_or(row.floor);
-        let hue = folders.iter().position(|f| *f == row.folder).unwrap_or(0) * 360 / folders.len().max(1);
-        let _ = write!(
-            svg,
-            "<a href=\"#{0}\"><circle cx=\"{1:.1}\" cy=\"{2:.1}\" r=\"4.5\" style=\"--hue:{hue}\"><title>{0}: {3:.2} TFLOP/s, {4:.0} GB/s</title></circle></a>",
-            row.kernel,
-            x_of(operations / row.bytes),
-            y_of(rate),
-            row.flops / row.seconds.unwrap_or(row.floor) / 1e12,
-            row.bytes / row.seconds.unwrap_or(row.floor) / 1e9
-        );
-    }
-    svg + "</svg>"
 }
 
-/// A power of ten as short text.
-fn number(x: f64) -> String {
-    if (0.001..=100_000.0).contains(&x) { format!("{x}") } else { format!("{x:.0e}") }
+/// The chart of a machine's roofs with these kernels.
+pub(crate) fn roofline_chart(name: &str, ceilings: &Ceilings, points: Vec<RooflinePoint>) -> Chart {
+    let roof = |name: &str, flops_per_second: f64, bytes_per_second: f64| Roof {
+        name: name.to_string(),
+        flops_per_second,
+        bytes_per_second,
+    };
+    let mut roofs = vec![roof("bf16 products", ceilings.bf16, ceilings.bytes)];
+    // Machines without a fast path for bf16 have one roof.
+    if (ceilings.f32 / ceilings.bf16 - 1.0).abs() > 0.02 {
+        roofs.push(roof("f32", ceilings.f32, ceilings.bytes));
+    }
+    if let Some(cache) = ceilings.cache {
+        roofs.push(roof("in the caches", ceilings.bf16.max(ceilings.f32), cache.bytes));
+    }
+    Chart::Roofline { name: name.to_string(), roofs, points }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn page_has_every_kernel_and_both_roofs() {
-        let machine = MachineSpec::gpu_by_name("h200").unwrap();
-        let row = |kernel, flops, seconds| PageRow {
-            kernel,
-            folder: "f",
+    fn row(kernel: &str, flops: f64, seconds: Option<f64>) -> PageRow {
+        PageRow {
+            kernel: kernel.into(),
             size: "1 < 2".into(),
+            launches: 1,
             flops,
             bytes: 1e6,
             floor: 1e-6,
             seconds,
             registers: Some(32),
-            shared: 0,
-        };
-        let html = render(&machine, &[row("one", 1e9, Some(2e-6)), row("two", 0.0, None)], true);
-        for part in ["id=\"one\"", "id=\"two\"", "1 &lt; 2", "50 %", "bf16 products"] {
+            shared: None,
+        }
+    }
+
+    #[test]
+    fn page_shows_the_kernels_of_the_run_by_lost_time() {
+        let machine = MachineSpec::gpu_by_name("h200").unwrap();
+        let measured = vec![row("small", 1e9, Some(2e-6)), row("large", 0.0, Some(9e-6)), row("fast", 1e9, Some(1e-6))];
+        let html = render(&machine, measured, vec![row("unused", 1e9, None)]);
+        let place = |text: &str| html.find(text).unwrap_or_else(|| panic!("no {text}"));
+        let order = ["id=\"large\"", "id=\"small\"", "id=\"fast\"", "<details>", "id=\"unused\"", "</details>"];
+        assert!(order.windows(2).all(|two| place(two[0]) < place(two[1])), "{html}");
+        for part in ["1 &lt; 2", "50 %", ">8.0<", "bf16 products", "bound by memory traffic", "loses 8.0 of 9.0 µs"] {
             assert!(html.contains(part), "{part}");
         }
-        assert_eq!(html.matches("<circle").count(), 2);
-        assert!(!html.contains("NaN") && !html.contains("inf"));
+        assert_eq!(html.matches("\"weight\"").count(), 3, "the chart has other kernels than those of the run");
+        assert!(!html.contains("NaN") && !html.contains("\"src="));
+    }
+
+    #[test]
+    fn page_without_a_run_shows_modelled_times() {
+        let machine = MachineSpec::gpu_by_name("a100").unwrap();
+        let html = render(&machine, vec![row("one", 1e9, None), row("two", 1e9, None)], Vec::new());
+        assert!(html.contains("modelled times, not measured") && !html.contains("<details>"));
+        assert!(!html.contains("lost, µs") && html.matches("data-label=\"least possible, µs\"").count() == 2);
+    }
+
+    #[test]
+    fn ceilings_of_the_file_are_used_unless_a_gpu_is_named() {
+        let ceilings = Ceilings { f32: 1e9, bf16: 2e9, bytes: 1e9, cache: None };
+        let times = KernelTimes { machine: Some("NVIDIA H100 80GB".into()), ceilings: None, kernels: Vec::new() };
+        assert_eq!(machine(None, Some(&times)).unwrap().name, "h100");
+        let times = KernelTimes { ceilings: Some(ceilings), ..times };
+        assert_eq!(machine(None, Some(&times)).unwrap().ceilings, ceilings);
+        assert_eq!(machine(Some("a100"), Some(&times)).unwrap().name, "a100");
+        assert_eq!(machine(None, None).unwrap().name, "h200");
+        // The least time of the file, by its own ceilings, is kept.
+        let time = KernelTime {
+            kernel: "matmul_fwd".into(),
+            size: String::new(),
+            launches: 2,
+            seconds: 1.0,
+            cost: Some((1e9, 1e6)),
+            floor: Some(0.75),
+        };
+        let spec = machine(None, Some(&times)).unwrap();
+        assert_eq!(measured_row(&spec, &[], &time, true).lost(), Some(0.25));
+        assert_eq!(measured_row(&spec, &[], &time, false).floor, 1.0);
     }
 }

@@ -1,124 +1,274 @@
-//! Line charts as inline SVG: each value is a dot, the running mean is a line. Colors come from the style sheet of the
-//! page.
+//! The charts of a page. A chart is a `<figure>` with its data as JSON, which `page.js` draws with uPlot; without
+//! JavaScript a table of its first and last values takes its place.
+//!
+//! Charts have at most [`MAX_POINTS`] points per line and six significant digits per value, so that the page of a
+//! long run stays small.
 
 use std::fmt::Write;
 
-use crate::html;
+use reel_diagnostic::escape_controls;
+use serde_json::{Value, json};
 
-const LEFT: f64 = 52.0;
-const RIGHT: f64 = 12.0;
-const TOP: f64 = 12.0;
-const BOTTOM: f64 = 26.0;
-/// Maximum number of dots in a chart, and of points of its line.
-const MAX_POINTS: usize = 400;
+use crate::html::{escape_html, json_in_script};
 
-/// Size and scale of a chart.
-#[derive(Clone, Copy, Debug)]
-pub struct LineChart {
-    /// Width in units of the SVG.
-    pub width: f64,
-    /// Height in units of the SVG.
-    pub height: f64,
-    /// Whether the y axis is logarithmic; values of 0 and below are then omitted.
-    pub log: bool,
+/// Maximum number of points of a line. Of more points, the lowest and the highest in each stretch of steps are shown.
+const MAX_POINTS: usize = 2000;
+
+/// The range of values that a chart shows at first; buttons below the chart select another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum YRange {
+    /// Without spikes, which would squash the rest of the curve.
+    Robust,
+    /// Logarithmic, with all values above 0.
+    Log,
 }
 
-impl LineChart {
-    /// Draws a chart of `(step, value)` points, sorted by step. Values that are not finite are omitted; the result is
-    /// empty if no value is left.
-    pub fn to_svg(&self, points: &[(u64, f64)], label: &str) -> String {
-        let visible = |v: f64| v.is_finite() && (!self.log || v > 0.0);
-        let points: Vec<(u64, f64)> = points.iter().copied().filter(|p| visible(p.1)).collect();
-        let (Some(first), Some(last)) = (points.first(), points.last()) else { return String::new() };
-        let scaled = |v: f64| if self.log { v.log10() } else { v };
-        let over = |f: fn(f64, f64) -> f64| points.iter().map(|p| scaled(p.1)).reduce(f).unwrap_or(0.0);
-        let (low, high) = widened(over(f64::min), over(f64::max));
-        let (begin, end) = (first.0 as f64, last.0 as f64);
-        let x = |step: u64| LEFT + (self.width - LEFT - RIGHT) * (step as f64 - begin) / (end - begin).max(1.0);
-        let y = |v: f64| TOP + (self.height - TOP - BOTTOM) * (high - scaled(v).clamp(low, high)) / (high - low);
+/// The values of one run over its steps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LineSeries {
+    /// The name of the run.
+    pub name: String,
+    /// `(step, value)`, sorted by step. Values that are not finite are left out.
+    pub points: Vec<(u64, f64)>,
+}
 
-        let mut svg = format!(
-            "<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">",
-            self.width,
-            self.height,
-            html::escape_html(label)
-        );
-        for tick in if self.log { log_ticks(low, high) } else { ticks(low, high) } {
-            let at = y(tick);
-            let right = self.width - RIGHT;
-            let _ = write!(svg, "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>");
-            let (left, at) = (LEFT - 6.0, at + 4.0);
-            let _ = write!(svg, "<text x=\"{left}\" y=\"{at:.1}\" text-anchor=\"end\">{}</text>", short(tick));
+/// One layer of a stacked chart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AreaSeries {
+    /// The name of the layer.
+    pub name: String,
+    /// One value for each position on the x axis.
+    pub values: Vec<f64>,
+}
+
+/// A limit of a machine in a roofline chart: a slope of memory bandwidth up to a flat roof of arithmetic.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Roof {
+    /// What is limited, for example `bf16 products`.
+    pub name: String,
+    /// Operations per second.
+    pub flops_per_second: f64,
+    /// Bytes per second.
+    pub bytes_per_second: f64,
+}
+
+/// A kernel in a roofline chart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RooflinePoint {
+    /// The kernel's name.
+    pub name: String,
+    /// What the chart says about it beside its name.
+    pub text: String,
+    /// The `id` of its row in a table of the page.
+    pub id: String,
+    /// Operations per byte of memory traffic.
+    pub intensity: f64,
+    /// Operations per second.
+    pub flops_per_second: f64,
+    /// Whether arithmetic or memory traffic limits the kernel; `None` if neither does.
+    pub is_bound_by_arithmetic: Option<bool>,
+    /// Seconds that the kernel loses: its time above the bound. The dot's area is in proportion to it.
+    pub lost_seconds: f64,
+}
+
+/// A chart of a page.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Chart {
+    /// Lines over the steps of runs, one line per run.
+    Lines {
+        /// The name of the metric.
+        name: String,
+        /// The unit of its values: `s`, `B`, …; empty for plain numbers.
+        unit: &'static str,
+        /// The runs, in the order of their colors.
+        series: Vec<LineSeries>,
+        /// The range at first.
+        range: YRange,
+    },
+    /// Bytes over time, stacked.
+    Area {
+        /// What the chart shows.
+        name: String,
+        /// Positions on the x axis in seconds, ascending.
+        seconds: Vec<f64>,
+        /// The layers from the lowest to the highest, in bytes.
+        series: Vec<AreaSeries>,
+    },
+    /// Kernels below the roofs of a machine.
+    Roofline {
+        /// The machine's name.
+        name: String,
+        /// The limits of the machine, the usual one first.
+        roofs: Vec<Roof>,
+        /// The kernels; those without arithmetic have a small intensity of the caller's choice.
+        points: Vec<RooflinePoint>,
+    },
+}
+
+/// Whether all values of these points are equal.
+pub(crate) fn is_constant(points: &[(u64, f64)]) -> bool {
+    points.windows(2).all(|two| two[0].1 == two[1].1)
+}
+
+impl Chart {
+    /// The values of a line chart whose lines never change, as HTML; `None` for any other chart.
+    pub(crate) fn constant_values_html(&self) -> Option<String> {
+        let Chart::Lines { name, unit, series, .. } = self else { return None };
+        let values: Vec<String> = series
+            .iter()
+            .filter_map(|s| s.points.first().filter(|_| is_constant(&s.points)))
+            .map(|point| format!("{} {unit}", rounded(point.1)).trim_end().to_string())
+            .collect();
+        let text = || format!("<p>{}: {} in every step</p>\n", escape_html(name), values.join(", "));
+        (!series.is_empty() && values.len() == series.len()).then(text)
+    }
+
+    /// The chart as HTML.
+    pub(crate) fn html(&self) -> String {
+        let (name, unit) = match self {
+            Chart::Lines { name, unit, .. } => (name, *unit),
+            Chart::Area { name, .. } => (name, "B"),
+            Chart::Roofline { name, .. } => (name, "FLOP/s"),
+        };
+        let unit = if unit.is_empty() { String::new() } else { format!(" <small>{unit}</small>") };
+        format!(
+            "<figure class=\"chart\"><figcaption><b>{}</b>{unit}</figcaption>{}<div class=\"plot\"></div>\
+             <noscript>{}</noscript><script type=\"application/json\">{}</script></figure>\n",
+            escape_html(name),
+            self.legend(),
+            self.fallback(),
+            json_in_script(&self.data())
+        )
+    }
+
+    /// The data that `page.js` reads.
+    fn data(&self) -> Value {
+        match self {
+            Chart::Lines { name, unit, series, range } => {
+                let one = |(color, series): (usize, &LineSeries)| {
+                    let points = thinned(&series.points);
+                    json!({
+                        "name": escape_controls(&series.name), "color": color,
+                        "x": points.iter().map(|p| p.0).collect::<Vec<u64>>(),
+                        "y": points.iter().map(|p| rounded(p.1)).collect::<Vec<f64>>(),
+                    })
+                };
+                let with_values = series.iter().enumerate().filter(|(_, s)| s.points.iter().any(|p| p.1.is_finite()));
+                json!({
+                    "kind": "lines", "name": escape_controls(name), "x": "step", "unit": unit,
+                    "range": match range { YRange::Robust => "robust", YRange::Log => "log" },
+                    "series": with_values.map(one).collect::<Vec<Value>>(),
+                })
+            }
+            Chart::Area { name, seconds, series } => {
+                let one = |(color, s): (usize, &AreaSeries)| {
+                    let values: Vec<f64> = s.values.iter().map(|v| rounded(*v)).collect();
+                    json!({"name": escape_controls(&s.name), "color": color, "y": values})
+                };
+                json!({
+                    "kind": "area", "name": escape_controls(name), "unit": "B", "x_unit": "s",
+                    "x": seconds.iter().map(|s| rounded(*s)).collect::<Vec<f64>>(),
+                    "series": series.iter().enumerate().map(one).collect::<Vec<Value>>(),
+                })
+            }
+            Chart::Roofline { name, roofs, points } => {
+                let roof = |r: &Roof| {
+                    let (flops, bytes) = (rounded(r.flops_per_second), rounded(r.bytes_per_second));
+                    json!({"name": escape_controls(&r.name), "flops": flops, "bandwidth": bytes})
+                };
+                let point = |p: &RooflinePoint| {
+                    json!({
+                        "name": escape_controls(&p.name), "text": escape_controls(&p.text), "id": p.id,
+                        "x": rounded(p.intensity), "y": rounded(p.flops_per_second),
+                        "weight": rounded(p.lost_seconds), "color": usize::from(p.is_bound_by_arithmetic == Some(true)),
+                    })
+                };
+                json!({
+                    "kind": "roofline", "name": escape_controls(name), "unit": "FLOP/s",
+                    "x": "operations per byte of memory traffic",
+                    "roofs": roofs.iter().map(roof).collect::<Vec<Value>>(),
+                    "points": points.iter().filter(|p| p.is_drawable()).map(point).collect::<Vec<Value>>(),
+                })
+            }
         }
-        for step in [first.0, last.0] {
-            let (at, under) = (x(step), self.height - 8.0);
-            let _ = write!(svg, "<text x=\"{at:.1}\" y=\"{under}\" text-anchor=\"middle\">{step}</text>");
+    }
+
+    /// The legend of charts whose colors the data does not name by itself.
+    fn legend(&self) -> String {
+        let key = |color: usize, text: &str| {
+            format!(
+                "<span class=\"entry\"><i class=\"key\" style=\"background:var(--c{})\"></i>{text}</span>",
+                color % 8
+            )
+        };
+        let entries: String = match self {
+            Chart::Lines { .. } => return String::new(),
+            Chart::Area { series, .. } => {
+                let highest = |s: &AreaSeries| s.values.iter().copied().fold(0.0, f64::max) / 1e9;
+                let entry = |(i, s): (usize, &AreaSeries)| {
+                    key(i, &format!("{} up to {:.3} GB", escape_html(&s.name), highest(s)))
+                };
+                series.iter().enumerate().map(entry).collect()
+            }
+            Chart::Roofline { points, .. } => {
+                let is_used = |arithmetic| points.iter().any(|p| p.is_bound_by_arithmetic == Some(arithmetic));
+                let kinds = [(false, "bound by memory traffic"), (true, "bound by arithmetic")];
+                let entries = kinds.iter().filter(|(arithmetic, _)| is_used(*arithmetic));
+                entries.map(|(arithmetic, text)| key(usize::from(*arithmetic), text)).collect()
+            }
+        };
+        format!("<div class=\"legend\">{entries}</div>")
+    }
+
+    /// What a browser without JavaScript shows instead of lines. The pages' tables have the values of other charts.
+    fn fallback(&self) -> String {
+        let Chart::Lines { series, .. } = self else { return "<p>This chart needs JavaScript.</p>".into() };
+        let mut text = String::new();
+        for LineSeries { name, points } in series {
+            let (Some(first), Some(last)) = (points.first(), points.last()) else { continue };
+            // Writing to a String cannot fail.
+            let _ = write!(
+                text,
+                "<p>{} step {}: {}, step {}: {}</p>",
+                escape_html(name),
+                first.0,
+                rounded(first.1),
+                last.0,
+                rounded(last.1)
+            );
         }
-        for (step, value) in subsampled(&points) {
-            let _ = write!(svg, "<circle class=\"dot\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"1.5\"/>", x(step), y(value));
-        }
-        let mean = subsampled(&running_mean(&points));
-        let line: Vec<String> = mean.iter().map(|(s, v)| format!("{:.1},{:.1}", x(*s), y(*v))).collect();
-        let _ = write!(svg, "<polyline class=\"line\" points=\"{}\"/>", line.join(" "));
-        svg + "</svg>"
+        text
     }
 }
 
-/// The range of the y axis; widened if both ends are equal.
-fn widened(low: f64, high: f64) -> (f64, f64) {
-    if high - low > 1e-12 * high.abs().max(1e-300) {
-        return (low, high);
+impl RooflinePoint {
+    /// Whether the point has a place on logarithmic axes.
+    fn is_drawable(&self) -> bool {
+        [self.intensity, self.flops_per_second].iter().all(|v| v.is_finite() && *v > 0.0)
     }
-    let room = if high == 0.0 { 1.0 } else { 0.5 * high.abs() };
-    (low - room, high + room)
 }
 
-/// At most [`MAX_POINTS`] of these points, evenly spaced.
-fn subsampled(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
-    points.iter().copied().step_by(points.len().div_ceil(MAX_POINTS).max(1)).collect()
-}
-
-/// The mean of each value and its neighbours, over a window of 1/20 of all points.
-fn running_mean(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
-    let half = points.len() / 40;
-    // With prefix sums, the sum over a window is a difference of two of them.
-    let mut sums = vec![0.0];
-    for p in points {
-        sums.push(sums[sums.len() - 1] + p.1);
+/// The finite points; of more than [`MAX_POINTS`], the lowest and the highest of each stretch, so that spikes stay.
+fn thinned(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
+    let finite: Vec<(u64, f64)> = points.iter().copied().filter(|p| p.1.is_finite()).collect();
+    if finite.len() <= MAX_POINTS {
+        return finite;
     }
-    let mean = |i: usize| {
-        let (from, to) = (i.saturating_sub(half), (i + half + 1).min(points.len()));
-        (sums[to] - sums[from]) / (to - from) as f64
+    let stretches = finite.chunks(finite.len().div_ceil(MAX_POINTS / 2));
+    let extremes = |stretch: &[(u64, f64)]| {
+        let low = stretch.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
+        let high = stretch.iter().copied().max_by(|a, b| a.1.total_cmp(&b.1));
+        let mut both: Vec<(u64, f64)> = low.into_iter().chain(high).collect();
+        both.sort_by_key(|p| p.0);
+        both.dedup_by_key(|p| p.0);
+        both
     };
-    points.iter().enumerate().map(|(i, p)| (p.0, mean(i))).collect()
+    stretches.flat_map(extremes).collect()
 }
 
-/// Ticks of a linear axis: both ends and the middle.
-fn ticks(low: f64, high: f64) -> Vec<f64> {
-    vec![low, low + (high - low) / 2.0, high]
-}
-
-/// Ticks of a logarithmic axis, given the logarithms of its ends: 1, 2 and 5 times powers of ten, or the ends if there
-/// are none.
-fn log_ticks(low: f64, high: f64) -> Vec<f64> {
-    let decades = low.floor() as i32..=high.ceil() as i32;
-    let all = decades.flat_map(|d| [1.0, 2.0, 5.0].map(|m| m * 10f64.powi(d)));
-    let mut ticks: Vec<f64> = all.filter(|t| (low..=high).contains(&t.log10())).collect();
-    if ticks.len() > 7 {
-        ticks.retain(|t| (t.log10() - t.log10().round()).abs() < 1e-9);
-    }
-    if ticks.is_empty() { vec![10f64.powf(low), 10f64.powf(high)] } else { ticks }
-}
-
-/// A number as short text.
-fn short(value: f64) -> String {
-    match value.abs() {
-        0.0 => "0".into(),
-        v if v >= 1e6 => format!("{value:.1e}"),
-        v if v >= 100.0 => format!("{value:.0}"),
-        v if v >= 0.01 => format!("{value:.3}").trim_end_matches('0').trim_end_matches('.').into(),
-        _ => format!("{value:.1e}"),
-    }
+/// A value with six significant digits; 0 for a value that is not finite.
+fn rounded(value: f64) -> f64 {
+    if value.is_finite() { format!("{value:.5e}").parse().unwrap_or(0.0) } else { 0.0 }
 }
 
 #[cfg(test)]
@@ -126,33 +276,80 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn lines(points: Vec<(u64, f64)>) -> Value {
+        let series = vec![LineSeries { name: "a".into(), points }];
+        Chart::Lines { name: "loss".into(), unit: "", series, range: YRange::Robust }.data()
+    }
+
     proptest! {
-        /// Coordinates are finite and inside the chart, whatever the values are.
+        /// Whatever the values are, a line has few points, in the order of steps, among them the lowest and the
+        /// highest value.
         #[test]
-        fn every_point_is_inside_the_chart(values in prop::collection::vec(prop_oneof![9 => -1e9f64..1e9, 1 => Just(f64::NAN)], 1..900), log: bool) {
-            let points: Vec<(u64, f64)> = (1..).zip(values).collect();
-            let svg = LineChart { width: 360.0, height: 170.0, log }.to_svg(&points, "x");
-            prop_assert!(!svg.contains("NaN") && !svg.contains("inf"));
-            prop_assert_eq!(svg.is_empty(), points.iter().all(|p| p.1.is_nan() || log && p.1 <= 0.0));
-            for part in svg.split("cy=\"").skip(1) {
-                let y: f64 = part.split('"').next().unwrap().parse().unwrap();
-                prop_assert!((0.0..=170.0).contains(&y));
+        fn lines_are_short_and_keep_their_extremes(
+            values in prop::collection::vec(prop_oneof![9 => -1e9f64..1e9, 1 => Just(f64::NAN)], 1..6000),
+        ) {
+            let finite: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
+            let data = lines((1..).zip(values).collect());
+            let Some(series) = data["series"].as_array().and_then(|s| s.first()) else {
+                prop_assert!(finite.is_empty());
+                return Ok(());
+            };
+            let numbers = |key: &str| -> Vec<f64> {
+                series[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+            };
+            let (x, y) = (numbers("x"), numbers("y"));
+            prop_assert!(x.len() == y.len() && x.len() <= MAX_POINTS && x.windows(2).all(|two| two[0] < two[1]));
+            for extreme in [f64::min, f64::max] {
+                let of = |values: &[f64]| values.iter().copied().reduce(extreme).unwrap();
+                prop_assert!((of(&y) - of(&finite)).abs() <= 1e-5 * of(&finite).abs());
             }
         }
     }
 
     #[test]
-    fn tick_labels_are_short() {
-        let texts: Vec<String> = [0.0, 1e-6, 0.25, 12.0, 4321.0, 2.5e9].map(short).into();
-        assert_eq!(texts, ["0", "1.0e-6", "0.25", "12", "4321", "2.5e9"]);
+    fn spikes_survive_thinning() {
+        let spiky = (0..100_000).map(|i| (i, if i == 77_777 { 1e6 } else { 1.0 })).collect();
+        let data = lines(spiky);
+        let y = data["series"][0]["y"].as_array().unwrap();
+        assert!(y.len() <= MAX_POINTS && y.iter().filter(|v| v.as_f64() == Some(1e6)).count() == 1);
     }
 
     #[test]
-    fn ticks_are_round_and_inside() {
-        assert_eq!(
-            log_ticks(0.01f64.log10(), 6f64.log10()).into_iter().map(short).collect::<Vec<_>>(),
-            ["0.01", "0.1", "1"]
-        );
-        assert_eq!(log_ticks(0.9f64.log10(), 6f64.log10()), [1.0, 2.0, 5.0]);
+    fn chart_that_never_changes_is_a_sentence() {
+        let series = |values: [f64; 2]| LineSeries { name: "a".into(), points: vec![(1, values[0]), (2, values[1])] };
+        let chart = |series| Chart::Lines { name: "<kl>".into(), unit: "nats", series, range: YRange::Robust };
+        let constant = chart(vec![series([0.5, 0.5]), series([2.0, 2.0])]);
+        let text = "<p>&lt;kl&gt;: 0.5 nats, 2 nats in every step</p>\n";
+        assert_eq!(constant.constant_values_html().as_deref(), Some(text));
+        assert_eq!(chart(vec![series([0.5, 0.5]), series([2.0, 3.0])]).constant_values_html(), None);
+        assert_eq!(chart(Vec::new()).constant_values_html(), None);
+    }
+
+    #[test]
+    fn chart_shows_its_last_value_without_javascript() {
+        let series = vec![LineSeries { name: "run".into(), points: vec![(1, 3.0), (9, 0.1234567)] }];
+        let chart = Chart::Lines { name: "step_seconds".into(), unit: "s", series, range: YRange::Log };
+        let html = chart.html();
+        assert!(html.contains("<noscript><p>run step 1: 3, step 9: 0.123457</p></noscript>"), "{html}");
+        assert!(html.contains("<b>step_seconds</b> <small>s</small>") && html.contains("\"range\":\"log\""));
+    }
+
+    #[test]
+    fn kernels_without_a_place_on_the_axes_are_left_out() {
+        let point = |intensity, rate| RooflinePoint {
+            name: "k".into(),
+            text: String::new(),
+            id: "k".into(),
+            intensity,
+            flops_per_second: rate,
+            is_bound_by_arithmetic: Some(true),
+            lost_seconds: 1e-3,
+        };
+        let points = vec![point(1.0, 1e9), point(0.0, 1e9), point(1.0, f64::NAN)];
+        let roofs = vec![Roof { name: "f32".into(), flops_per_second: 1e12, bytes_per_second: 1e12 }];
+        let chart = Chart::Roofline { name: "gpu".into(), roofs, points };
+        let data = chart.data();
+        assert_eq!((data["points"].as_array().unwrap().len(), &data["points"][0]["color"]), (1, &json!(1)));
+        assert!(chart.html().contains("bound by arithmetic") && !chart.html().contains("bound by memory"));
     }
 }

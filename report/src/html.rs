@@ -1,17 +1,82 @@
-//! What all pages share: head, style sheet, title. A page loads no other files.
+//! What all pages share: head, style sheet, script and title. A page is one file that loads nothing: its security
+//! policy forbids all requests, and allows only the two scripts that are part of this crate.
 
-const STYLE: &str = include_str!("html.css");
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest, Sha256};
 
-/// The end of a page.
-pub const PAGE_END: &str = "</main></html>\n";
+use crate::chart::Chart;
+use crate::table::Table;
 
-/// The start of a page, up to and including its title.
-pub fn page_start_html(title: &str) -> String {
-    let title = escape_html(title);
-    format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-         <title>{title}</title><style>{STYLE}</style><main><h1>{title}</h1>"
-    )
+const STYLE: &str = include_str!("page.css");
+/// The chart library and the script that uses it. `report/vendor/uplot` has the library's version and licence.
+const SCRIPTS: [&str; 2] = [include_str!("../vendor/uplot/uPlot.iife.min.js"), include_str!("page.js")];
+const CHART_STYLE: &str = include_str!("../vendor/uplot/uPlot.min.css");
+
+/// An HTML page that is being written.
+#[derive(Debug)]
+pub struct Page {
+    title: String,
+    style: &'static str,
+    body: String,
+    /// Whether the page has charts or rollouts, which need the scripts.
+    interactive: bool,
+}
+
+impl Page {
+    /// An empty page with a title, which is also its headline.
+    pub fn new(title: &str) -> Page {
+        Page { title: escape_html(title), style: "", body: String::new(), interactive: false }
+    }
+
+    /// Adds rules to the style sheet of all pages.
+    #[must_use]
+    pub fn with_style(self, css: &'static str) -> Page {
+        Page { style: css, ..self }
+    }
+
+    /// Adds HTML, in which all texts are escaped already.
+    pub fn add(&mut self, html: &str) {
+        self.body += html;
+    }
+
+    /// Adds a chart; of a chart whose lines never change, only their values.
+    pub fn add_chart(&mut self, chart: &Chart) {
+        match chart.constant_values_html() {
+            Some(values) => self.body += &values,
+            None => self.add_interactive(&chart.html()),
+        }
+    }
+
+    /// Adds a table; adds nothing if it has no rows.
+    pub fn add_table(&mut self, table: &Table) {
+        self.body += &table.html();
+    }
+
+    /// Adds HTML that the script of the pages works on, such as groups of rollouts.
+    pub(crate) fn add_interactive(&mut self, html: &str) {
+        self.add(html);
+        self.interactive = true;
+    }
+
+    /// The whole page.
+    pub fn into_html(self) -> String {
+        let Page { title, style, body, interactive } = self;
+        let scripts = if interactive { &SCRIPTS[..] } else { &[] };
+        let chart_style = if interactive { CHART_STYLE } else { "" };
+        let hashes: String =
+            scripts.iter().map(|s| format!(" 'sha256-{}'", STANDARD.encode(Sha256::digest(s)))).collect();
+        let allowed = if hashes.is_empty() { " 'none'" } else { &hashes };
+        let tags: String = scripts.iter().map(|script| format!("<script>{script}</script>\n")).collect();
+        format!(
+            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+             <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
+             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; \
+             style-src 'unsafe-inline'; script-src{allowed}\">\
+             <title>{title}</title><style>{chart_style}{STYLE}{style}</style></head>\n\
+             <body><main><h1>{title}</h1>\n{body}</main>\n{tags}</body></html>\n"
+        )
+    }
 }
 
 /// Escapes text for HTML content and attributes. Control characters of models and rows become visible.
@@ -21,4 +86,76 @@ pub fn escape_html(text: &str) -> String {
         .replace('<', "&lt;")
         .replace('>', "&gt;")
         .replace('"', "&quot;")
+        .replace('\'', "&#39;")
+}
+
+/// Writes a value as JSON that may stand in a `<script>` element: nothing in it can end the element or begin a
+/// comment. Its strings must have no control characters that need to be visible.
+pub(crate) fn json_in_script(value: &serde_json::Value) -> String {
+    value
+        .to_string()
+        .replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026")
+        .replace('\u{2028}', "\\u2028")
+        .replace('\u{2029}', "\\u2029")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chart::{LineSeries, YRange};
+    use proptest::prelude::*;
+
+    /// Text with what ends elements, strings, comments and attributes.
+    fn hostile() -> impl Strategy<Value = String> {
+        let part = prop_oneof![
+            Just("</script>".to_string()),
+            Just("<!--<script>".to_string()),
+            Just("\"'>&\u{2028}\u{202e}\u{1b}\0".to_string()),
+            ".{0,6}"
+        ];
+        prop::collection::vec(part, 1..5).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        /// No text can add an element or a script to a page, and every text arrives in the script as it is shown.
+        #[test]
+        fn texts_cannot_leave_their_place(text in hostile()) {
+            let page = |text: &str| {
+                let mut page = Page::new(text);
+                let series = LineSeries { name: text.to_string(), points: vec![(1, 0.5), (2, 1.0)] };
+                let (name, series) = (text.to_string(), vec![series]);
+                page.add_chart(&Chart::Lines { name, unit: "", series, range: YRange::Robust });
+                let mut table = Table::new(&["a"]);
+                table.row(vec![escape_html(text)]);
+                page.add_table(&table);
+                page.into_html()
+            };
+            let html = page(&text);
+            let tags = |html: &str| html.matches('<').count();
+            prop_assert_eq!(tags(&html), tags(&page("plain")));
+            prop_assert!(!html.contains(|c: char| c.is_control() && c != '\n' && c != '\t'));
+            let data = html.split("<script type=\"application/json\">").nth(1).unwrap();
+            let json = data.split("</script>").next().unwrap();
+            let value: serde_json::Value = serde_json::from_str(json).unwrap();
+            prop_assert_eq!(value["name"].as_str().unwrap(), &*reel_diagnostic::escape_controls(&text));
+        }
+    }
+
+    #[test]
+    fn page_loads_nothing_and_allows_only_its_own_scripts() {
+        let mut page = Page::new("a page");
+        let plain = Page::new("b").into_html();
+        assert!(plain.contains("script-src 'none'") && !plain.contains("<script"));
+        page.add_interactive("");
+        let html = page.into_html();
+        assert_eq!(html.matches("'sha256-").count(), 2);
+        for script in SCRIPTS {
+            let hash = STANDARD.encode(Sha256::digest(script));
+            assert!(html.contains(&format!("'sha256-{hash}'")) && html.contains(&format!("<script>{script}</script>")));
+            assert!(!script.contains("</script"), "the script would end early");
+        }
+        assert!(html.contains("default-src 'none'") && !html.contains("src=\"") && !html.contains("href=\"h"));
+    }
 }

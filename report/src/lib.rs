@@ -1,8 +1,9 @@
-//! HTML pages about training runs and measurements: one shared style, line charts as SVG, and the page of a training
-//! run.
+//! HTML pages about training runs and measurements: what all pages share, and the page of training runs.
 //!
-//! A page is a single file that loads no other files. [`run::run_page_html`] reads the output folder of a run and returns
-//! its page; crates with other pages (measurements, the demo) use [`html`] and [`chart`].
+//! A page is a single file that loads no other files ([`html::Page`]). It has tables ([`table`]) and charts
+//! ([`chart`]), whose data is JSON that the page's script (`page.js`) draws with uPlot. [`run::run_page_html`] reads
+//! the output folder of a run and returns its page; crates with other pages (measurements, the demo) build theirs from
+//! the same parts.
 
 pub mod chart;
 mod curves;
@@ -10,5 +11,6 @@ mod error;
 pub mod html;
 mod rollouts;
 pub mod run;
+pub mod table;
 
 pub use error::{ReportError, Result};

@@ -1,63 +1,101 @@
 //! Shows sampled completions of a GRPO run: for some steps, evenly spaced over the run, one group of completions side
-//! by side with their rewards, below the frames of its video.
+//! by side with their rewards, below the frames of its video. The script of the page shows one step at a time and has
+//! a slider for the steps; without JavaScript all steps are shown.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::fs;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reel_diagnostic::{Diagnostic, input};
-use reel_train::reporting::metrics::StepMetrics;
 use reel_train::rollout::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use serde_json::Value;
 
-use crate::html::escape_html;
+use crate::html::{Page, escape_html};
+use crate::run::Run;
 use crate::{ReportError, Result};
 
-/// Maximum number of steps shown.
-const MAX_STEPS: usize = 12;
+/// Maximum number of steps shown per run.
+const MAX_STEPS: usize = 60;
+/// Minimum number of steps shown per run if it has so many, whatever the size of their frames.
+const MIN_STEPS: usize = 12;
+/// Maximum bytes of frames per run; fewer steps are shown instead of more bytes.
+const MAX_FRAME_BYTES: u64 = 12 << 20;
 /// Maximum number of completions shown per group.
 const MAX_COMPLETIONS: usize = 8;
 /// Maximum number of characters shown of a text.
 const MAX_CHARACTERS: usize = 600;
 
-/// The HTML of one group for each shown step; empty for a run without rollouts.
-pub fn rollouts_html(run: &Path, steps: &[StepMetrics]) -> Result<String> {
-    let folder = run.join(ROLLOUTS_FOLDER);
-    let name = |step: u64| format!("{step:06}");
-    let sampled: Vec<u64> =
-        steps.iter().map(|s| s.step).filter(|&s| folder.join(name(s) + ".jsonl").exists()).collect();
-    if sampled.is_empty() {
-        return Ok(String::new());
+/// Adds one group for each shown step of each run; nothing if no run has rollouts.
+pub fn add_rollouts(page: &mut Page, runs: &[Run]) -> Result<()> {
+    let mut html = String::new();
+    for (i, run) in runs.iter().enumerate() {
+        let groups = groups_html(run, i)?;
+        if groups.is_empty() {
+            continue;
+        }
+        if runs.len() > 1 {
+            // Writing to a String cannot fail.
+            let color = i % 8;
+            let _ = write!(
+                html,
+                "<h3><i class=\"key\" style=\"background:var(--c{color})\"></i>{}</h3>\n",
+                escape_html(&run.name)
+            );
+        }
+        html += &groups;
     }
-    let with_frames: Vec<u64> =
-        sampled.iter().copied().filter(|&s| folder.join(FRAME_STRIPS_FOLDER).join(name(s) + ".png").exists()).collect();
-    let shown = spread(if with_frames.is_empty() { &sampled } else { &with_frames });
-    let mut page = "<h2>Rollouts over time</h2>".to_string();
-    for step in shown {
-        let path = folder.join(name(step) + ".jsonl");
+    if !html.is_empty() {
+        page.add("<h2>Rollouts over time</h2>\n");
+        page.add_interactive(&format!("<div class=\"rollouts\">\n{html}</div>\n"));
+    }
+    Ok(())
+}
+
+/// The HTML of one group for each shown step of a run; empty for a run without rollouts.
+fn groups_html(run: &Run, run_index: usize) -> Result<String> {
+    let folder = run.folder.join(ROLLOUTS_FOLDER);
+    let rows = |step: u64| folder.join(format!("{step:06}.jsonl"));
+    let strip = |step: u64| folder.join(FRAME_STRIPS_FOLDER).join(format!("{step:06}.png"));
+    let sampled: Vec<u64> = run.steps.iter().map(|s| s.step).filter(|&s| rows(s).exists()).collect();
+    let with_frames: Vec<u64> = sampled.iter().copied().filter(|&s| strip(s).exists()).collect();
+    let bytes = |step: u64| fs::metadata(strip(step)).map_or(0, |facts| facts.len());
+    let mut html = String::new();
+    for step in shown_steps(if with_frames.is_empty() { &sampled } else { &with_frames }, bytes) {
+        let path = rows(step);
         let text = input::read_text(&path, input::MAX_ROWS_BYTES)
             .map_err(|e| ReportError::Run(Diagnostic::cannot_read(&path, &e)))?;
         let Some(group) = text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok()) else {
             continue;
         };
-        let strip =
-            input::read_file(folder.join(FRAME_STRIPS_FOLDER).join(name(step) + ".png"), input::MAX_MESSAGES_BYTES)
-                .ok();
-        page += &article(step, &group, strip.as_deref());
+        let strip = input::read_file(strip(step), input::MAX_MESSAGES_BYTES).ok();
+        html += &article(run_index, step, &group, strip.as_deref());
     }
-    Ok(page)
+    Ok(html)
 }
 
-/// At most [`MAX_STEPS`] of these steps, evenly spaced, including the first and the last.
-fn spread(steps: &[u64]) -> Vec<u64> {
-    let n = steps.len().min(MAX_STEPS);
-    (0..n).map(|i| steps[i * (steps.len() - 1) / (n - 1).max(1)]).collect()
+/// Evenly spaced steps, the first and the last among them: as many as [`MAX_STEPS`] and [`MAX_FRAME_BYTES`] allow.
+fn shown_steps(steps: &[u64], frame_bytes: impl Fn(u64) -> u64) -> Vec<u64> {
+    let mut count = steps.len().min(MAX_STEPS);
+    loop {
+        let shown = spread(steps, count);
+        if count <= MIN_STEPS || shown.iter().map(|&s| frame_bytes(s)).sum::<u64>() <= MAX_FRAME_BYTES {
+            return shown;
+        }
+        count -= 1;
+    }
 }
 
-fn article(step: u64, group: &Value, strip: Option<&[u8]>) -> String {
-    let mut page =
-        format!("<article class=\"group\"><h3>step {step}, row {}</h3>", escape_html(&group["row"].to_string()));
+/// `count` of these steps, evenly spaced, including the first and the last.
+fn spread(steps: &[u64], count: usize) -> Vec<u64> {
+    (0..count).map(|i| steps[i * (steps.len() - 1) / (count - 1).max(1)]).collect()
+}
+
+fn article(run: usize, step: u64, group: &Value, strip: Option<&[u8]>) -> String {
+    let mut page = format!(
+        "<article class=\"group\" data-run=\"{run}\" data-step=\"{step}\"><h4>step {step}, row {}</h4>",
+        escape_html(&group["row"].to_string())
+    );
     if let Some(png) = strip {
         let _ =
             write!(page, "<img class=\"strip\" alt=\"frames\" src=\"data:image/png;base64,{}\">", STANDARD.encode(png));
@@ -72,15 +110,18 @@ fn article(step: u64, group: &Value, strip: Option<&[u8]>) -> String {
         let parts = group["scores"].as_object().into_iter().flatten().filter(|(name, _)| *name != "reward");
         let parts: Vec<String> =
             parts.filter_map(|(name, values)| Some(format!("{name} {:.2}", values[i].as_f64()?))).collect();
-        let reward = group["rewards"][i].as_f64().unwrap_or(f64::NAN);
+        let reward = group["rewards"][i].as_f64().map_or("–".to_string(), |reward| format!("{reward:.2}"));
         let _ = write!(
             page,
-            "<div><b>{reward:.2}</b> <small>{}</small><pre>{}</pre></div>",
+            "<div><b>{reward}</b> <small>{}</small><pre>{}</pre></div>",
             escape_html(&parts.join(", ")),
             escape_html(&shortened(text.as_str().unwrap_or_default()))
         );
     }
-    page + "</div></article>"
+    if texts.len() > MAX_COMPLETIONS {
+        let _ = write!(page, "<p>and {} more completions</p>", texts.len() - MAX_COMPLETIONS);
+    }
+    page + "</div></article>\n"
 }
 
 /// The text of a prompt: of its last message if it is a chat.
@@ -110,18 +151,22 @@ mod tests {
 
     #[test]
     fn shown_steps_are_spread_from_first_to_last() {
-        let steps: Vec<u64> = (1..=100).collect();
-        let shown = spread(&steps);
-        assert_eq!((shown.len(), shown[0], shown[MAX_STEPS - 1]), (MAX_STEPS, 1, 100));
-        assert_eq!(spread(&[7]), [7]);
-        assert!(spread(&[]).is_empty());
+        let steps: Vec<u64> = (1..=1000).collect();
+        let small = shown_steps(&steps, |_| 1000);
+        assert_eq!((small.len(), small[0], small[MAX_STEPS - 1]), (MAX_STEPS, 1, 1000));
+        // Large frames leave room for fewer steps, but never for fewer than the minimum.
+        let large = shown_steps(&steps, |_| MAX_FRAME_BYTES / 20);
+        assert_eq!((large.len(), large[0], large[19]), (20, 1, 1000));
+        assert_eq!(shown_steps(&steps, |_| MAX_FRAME_BYTES).len(), MIN_STEPS);
+        assert_eq!(shown_steps(&[7], |_| 0), [7]);
+        assert!(shown_steps(&[], |_| 0).is_empty());
     }
 
     #[test]
     fn completions_are_escaped() {
         let group = serde_json::json!({"row": 3, "prompt": [{"role": "user", "content": [{"type": "text", "text": "<i>Where?"}]}],
             "texts": ["<script>"], "rewards": [0.5], "scores": {"accuracy": [0.5], "reward": [0.5]}});
-        let page = article(2, &group, None);
+        let page = article(0, 2, &group, None);
         assert!(
             page.contains("&lt;script&gt;") && page.contains("&lt;i&gt;Where?") && page.contains("accuracy 0.50"),
             "{page}"

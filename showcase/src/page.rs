@@ -9,8 +9,9 @@ use base64::engine::general_purpose::STANDARD;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use serde_json::Value;
 
-use reel_report::chart::LineChart;
-use reel_report::html::escape_html;
+use reel_report::chart::{Chart, LineSeries, YRange};
+use reel_report::html::{Page, escape_html};
+use reel_report::table::Table;
 
 use crate::Result;
 use crate::clips::{CLIP_FRAMES, CLIP_SIDE, ClipTask, extract_answer};
@@ -58,82 +59,85 @@ pub fn demo_page(outcome: &DemoOutcome, machine: &str) -> Result<String> {
         "A tiny Qwen2.5-VL with random weights learned to answer questions about video clips with a chain of thought: first by supervised \
          fine-tuning, then from rewards. Everything ran on this machine.",
     );
-    figures(&mut page, outcome);
-    results(&mut page, outcome);
+    add_figures(&mut page, outcome);
+    add_results(&mut page, outcome);
     for ((stage, took), steps) in TRAINING_STAGES.iter().zip(&outcome.took).zip(&outcome.steps) {
-        let _ = write!(
-            page,
-            "<section><h2>{}</h2><p class=\"note\">{} {} steps in {}.</p>",
+        page.add(&format!(
+            "<h2>{}</h2><p>{} {} steps in {}.</p>\n",
             stage.title,
             stage.about,
             steps.len(),
             duration_text(*took)
-        );
-        for (name, caption, log) in stage.curves {
-            let points: Vec<(u64, f64)> =
-                (1..).zip(steps).filter_map(|(n, line): (u64, &Value)| Some((n, line.get(*name)?.as_f64()?))).collect();
-            let chart = LineChart { width: 760.0, height: 200.0, log: *log }.to_svg(&points, name);
-            let _ = write!(page, "<figure><figcaption>{}</figcaption>{chart}</figure>", escape_html(caption));
-        }
-        page += "</section>";
+        ));
+        let curves = stage.curves.iter().filter_map(|(name, caption, log)| {
+            let value = |(n, line): (u64, &Value)| Some((n, line.get(*name)?.as_f64()?));
+            let points: Vec<(u64, f64)> = (1..).zip(steps).filter_map(value).collect();
+            let series = vec![LineSeries { name: String::new(), points }];
+            let range = if *log { YRange::Log } else { YRange::Robust };
+            let has_values = !series[0].points.is_empty();
+            has_values.then(|| Chart::Lines { name: caption.to_string(), unit: "", series, range })
+        });
+        curves.for_each(|chart| page.add_chart(&chart));
     }
-    let _ = write!(
-        page,
-        "<p class=\"note\"><a href=\"{GRPO_PAGE}\">Completions that {} sampled over time</a>, with frames and rewards.</p>",
+    page.add(&format!(
+        "<p><a href=\"{GRPO_PAGE}\">Completions that {} sampled over time</a>, with frames and rewards.</p>\n",
         outcome.second_stage_name()
-    );
-    gallery(&mut page, outcome)?;
+    ));
+    page.add(&gallery_html(outcome)?);
     let commands = outcome.commands.iter().map(|c| escape_html(c)).collect::<Vec<_>>().join("\n");
-    let _ = write!(page, "<section><h2>The same training as single commands</h2><pre>{commands}</pre></section>");
-    Ok(page + &end(&format!("{machine}, seed {}", outcome.seed)))
+    page.add(&format!("<h2>The same training as single commands</h2><pre class=\"commands\">{commands}</pre>\n"));
+    Ok(end(page, &format!("{machine}, seed {}", outcome.seed)))
 }
 
 /// The HTML overview of several seeds; the page of each seed is `seed-N/report.html`.
 pub fn overview_page(outcomes: &[DemoOutcome], machine: &str) -> String {
     let mut page = begin("The same training with a different seed each time: weights, clips and sampling differ.");
     let second = outcomes.first().map_or("T-GRPO", DemoOutcome::second_stage_name);
-    let _ = write!(
-        page,
-        "<section><table><thead><tr><th>Seed</th><th>Held-out clips</th><th>Before</th><th>After SFT</th><th>After {second}</th>\
-         <th>SFT, in standard errors</th><th>{second}</th></tr></thead><tbody>"
-    );
+    let (after, gain) = (format!("After {second}"), format!("{second}, in standard errors"));
+    let columns = ["Held-out clips", "Seed", "Before", "After SFT", &after, "SFT, in standard errors", &gain];
+    let mut table = Table::new(&columns);
     for outcome in outcomes {
         for row in result_rows(outcome) {
             let [a, b, c] = row.tallies;
-            let _ = write!(
-                page,
-                "<tr{}><td><a href=\"seed-{seed}/report.html\">{seed}</a></td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:+.1}</td><td>{:+.1}</td></tr>",
-                if row.name == "all" { " class=\"sum\"" } else { "" },
-                row.name,
-                share(a),
-                share(b),
-                share(c),
-                difference_in_standard_errors(a, b),
-                difference_in_standard_errors(b, c),
-                seed = outcome.seed,
+            table.row_with(
+                sum_class(&row),
+                vec![
+                    row.name.to_string(),
+                    format!("<a href=\"seed-{seed}/report.html\">{seed}</a>", seed = outcome.seed),
+                    share(a),
+                    share(b),
+                    share(c),
+                    format!("{:+.1}", difference_in_standard_errors(a, b)),
+                    format!("{:+.1}", difference_in_standard_errors(b, c)),
+                ],
             );
         }
     }
-    page + "</tbody></table></section>" + &end(machine)
+    page.add_table(&table);
+    end(page, machine)
 }
 
-fn begin(about: &str) -> String {
-    format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
-         content=\"width=device-width,initial-scale=1\"><title>reel demo</title><style>{STYLE}</style></head><body><main>\
-         <header><h1>reel demo</h1><p>{about}</p></header>"
-    )
+fn begin(about: &str) -> Page {
+    let mut page = Page::new("reel demo").with_style(STYLE);
+    page.add(&format!("<p>{about}</p>\n"));
+    page
 }
 
-fn end(machine: &str) -> String {
-    format!("<footer>{}</footer></main></body></html>\n", escape_html(machine))
+fn end(mut page: Page, machine: &str) -> String {
+    page.add(&format!("<footer>{}</footer>\n", escape_html(machine)));
+    page.into_html()
 }
 
 fn share(t: AnswerTally) -> String {
     format!("{:.1} %", 100.0 * t.accuracy())
 }
 
-fn figures(page: &mut String, outcome: &DemoOutcome) {
+/// The attribute that marks the row of all clips.
+fn sum_class(row: &ResultRow) -> &'static str {
+    if row.name == "all" { " class=\"sum\"" } else { "" }
+}
+
+fn add_figures(page: &mut Page, outcome: &DemoOutcome) {
     let all = outcome.answers.each_ref().map(|s| s.tally(&outcome.clips, None));
     let after = format!("after {}", outcome.second_stage_name());
     let figures: [(&str, String); 8] = [
@@ -146,61 +150,53 @@ fn figures(page: &mut String, outcome: &DemoOutcome) {
         (outcome.second_stage_name(), duration_text(outcome.took[1])),
         ("all", duration_text(outcome.all)),
     ];
-    *page += "<dl class=\"figures\">";
+    page.add("<dl class=\"figures\">");
     for (name, value) in figures {
-        let _ = write!(page, "<div><dt>{name}</dt><dd>{}</dd></div>", escape_html(&value));
+        page.add(&format!("<div><dt>{name}</dt><dd>{}</dd></div>", escape_html(&value)));
     }
-    *page += "</dl>";
+    page.add("</dl>\n");
 }
 
-fn results(page: &mut String, outcome: &DemoOutcome) {
+fn add_results(page: &mut Page, outcome: &DemoOutcome) {
     let second = outcome.second_stage_name();
-    let _ = write!(
-        page,
-        "<section><h2>Held-out clips answered correctly</h2><table><thead><tr><th>Task</th><th>Before</th><th>After SFT</th>\
-         <th>After {second}</th><th class=\"bar\"></th></tr></thead><tbody>"
-    );
+    let after = format!("After {second}");
+    let mut table = Table::new(&["Task", "Before", "After SFT", &after, ""]);
     for row in result_rows(outcome) {
         let [a, b, c] = row.tallies;
         let mark =
             row.guess.map_or(String::new(), |g| format!("<i style=\"left:{:.1}%\" title=\"guessing\"></i>", 100.0 * g));
-        let _ = write!(
-            page,
-            "<tr{}><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"bar\"><div><b style=\"width:{:.1}%\"></b>\
-             <u style=\"width:{:.1}%\"></u>{mark}</div></td></tr>",
-            if row.name == "all" { " class=\"sum\"" } else { "" },
-            row.name,
-            share(a),
-            share(b),
-            share(c),
+        let bar = format!(
+            "<div class=\"accuracy\"><b style=\"width:{:.1}%\"></b><u style=\"width:{:.1}%\"></u>{mark}</div>",
             100.0 * c.accuracy(),
             100.0 * b.accuracy(),
         );
+        table.row_with(sum_class(&row), vec![row.name.to_string(), share(a), share(b), share(c), bar]);
     }
-    let _ = write!(
-        page,
-        "</tbody></table><p class=\"note\">Bars: accuracy after {second}; line below the bar: after SFT; mark: random guesses. From SFT to {second} the \
+    page.add("<h2>Held-out clips answered correctly</h2>\n");
+    page.add_table(&table);
+    page.add(&format!(
+        "<p>Bars: accuracy after {second}; line below the bar: after SFT; mark: random guesses. From SFT to {second} the \
          accuracy on all clips rose by {:.1} standard errors of the difference. In four of five motion clips for SFT and for evaluation the color \
          of the shape tells the direction, so that a single frame suffices. The clips for {second} have no such hint: answers that ignore the order \
-         of frames earn less there.</p></section>",
+         of frames earn less there.</p>\n",
         difference_in_standard_errors(
             outcome.answers[1].tally(&outcome.clips, None),
             outcome.answers[2].tally(&outcome.clips, None)
         ),
-    );
+    ));
 }
 
-fn gallery(page: &mut String, outcome: &DemoOutcome) -> Result<()> {
-    let _ = write!(
-        page,
-        "<section><h2>Questions and answers</h2><p class=\"note\">The first {SHOWN_CLIP_COUNT} held-out clips with their frames in order.</p>"
+fn gallery_html(outcome: &DemoOutcome) -> Result<String> {
+    let mut page = format!(
+        "<h2>Questions and answers</h2><p>The first {SHOWN_CLIP_COUNT} held-out clips with their frames in order.</p>\n"
     );
+    // Writing to a String cannot fail.
     let [before, sft, grpo] = &outcome.answers;
     let answers = before.ordered.iter().zip(&sft.ordered).zip(&grpo.ordered);
     for (clip, ((before, sft), grpo)) in outcome.clips.iter().zip(answers).take(SHOWN_CLIP_COUNT) {
         let (class, verdict) =
             if extract_answer(grpo) == clip.answer { ("right", "correct") } else { ("wrong", "wrong") };
-        let _ = write!(page, "<article class=\"{class}\"><div class=\"strip\">");
+        let _ = write!(page, "<article class=\"{class}\"><div class=\"frames\">");
         for frame in clip.frames.chunks_exact(CLIP_SIDE * CLIP_SIDE * 3).take(CLIP_FRAMES) {
             let _ = write!(
                 page,
@@ -211,7 +207,7 @@ fn gallery(page: &mut String, outcome: &DemoOutcome) -> Result<()> {
         let _ = write!(
             page,
             "</div><h3>{}</h3><dl><dt>answer</dt><dd>{} <span>{verdict}</span></dd><dt>target</dt><dd>{}</dd><dt>SFT</dt><dd class=\"dim\">{}</dd>\
-             <dt>before</dt><dd class=\"dim\">{}</dd></dl></article>",
+             <dt>before</dt><dd class=\"dim\">{}</dd></dl></article>\n",
             clip.task.question(),
             escape_html(grpo),
             escape_html(&clip.completion()),
@@ -219,8 +215,7 @@ fn gallery(page: &mut String, outcome: &DemoOutcome) -> Result<()> {
             escape_html(&shorten(before)),
         );
     }
-    *page += "</section>";
-    Ok(())
+    Ok(page)
 }
 
 /// A duration in words: `42 s`, `3 min 20 s`.
@@ -301,8 +296,12 @@ mod tests {
             [("motion", 3, 3), ("motion, frames shuffled", 1, 9), ("colors", 1, 2), ("count", 1, 1), ("all", 5, 6)];
         assert_eq!(tallies, want);
         let page = demo_page(&outcome, "a < b")?;
-        assert!(page.contains("83.3 %") && page.contains("<polyline") && page.contains("a &lt; b, seed 1"));
-        assert!(!page.contains("http") && !page.contains("<b>noise"));
+        assert!(
+            page.contains("83.3 %")
+                && page.contains("\"x\":[1,2],\"y\":[3.0,0.5]")
+                && page.contains("a &lt; b, seed 1")
+        );
+        assert!(!page.contains("src=\"http") && !page.contains("<b>noise"));
         assert_eq!(page.matches("<img").count(), 6 * CLIP_FRAMES);
         Ok(())
     }

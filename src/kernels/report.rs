@@ -1,4 +1,4 @@
-//! `reel kernels report`: writes an HTML page with every kernel on a GPU's roofline.
+//! `reel kernels report`: writes an HTML page with the kernels of a run, or of the catalogue, on a roofline.
 
 use std::path::PathBuf;
 
@@ -12,15 +12,23 @@ use super::check::compile_all;
 use crate::common::CommonOptions;
 use crate::output;
 
-/// Write an HTML page with every kernel on a GPU's roofline: FLOP/s over arithmetic intensity.
+/// Write an HTML page with kernels on a roofline: FLOP/s over arithmetic intensity. With --times, it has the kernels of
+/// that run, sorted by the time that each loses; without, all kernels with their least possible times.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  reel kernels report --gpu h200 --out kernels.html")]
+#[command(after_help = "\
+Example:
+  reel kernels report --gpu h200 --out kernels.html
+  reel init --preset tiny --out tiny
+  reel bench prefill --model tiny --tokens 64 --rounds 2 --json > times.json
+  reel kernels report --times times.json")]
 pub struct KernelsReportArgs {
-    /// GPU: h200, h100, a100, l40s or rtx4090
-    #[arg(long, value_name = "GPU", default_value = "h200")]
-    gpu: String,
-    /// Measured times: the output of `reel kernels bench --json` on that GPU [default: none, the page shows only
-    /// computed least times]
+    /// GPU: h200, h100, a100, l40s or rtx4090 [default: the machine of --times, else h200]
+    #[arg(long, value_name = "GPU")]
+    gpu: Option<String>,
+    /// Measured times: the output of `reel kernels bench --json` or `reel bench … --json`, or a trace
+    ///
+    /// Results of `reel bench` and traces have the measured ceilings of their machine, which the page uses unless --gpu
+    /// is given.
     #[arg(long, value_name = "F.json")]
     times: Option<PathBuf>,
     /// HTML file to write
@@ -30,11 +38,12 @@ pub struct KernelsReportArgs {
 
 impl KernelsReportArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let machine = MachineSpec::gpu_by_name(&self.gpu)?;
+        // An unknown GPU is refused before the kernels are compiled.
+        self.gpu.as_deref().map(MachineSpec::gpu_by_name).transpose()?;
         // Compile all kernels in parallel beforehand: the page asks for their register counts one by one, and would
         // compile one after the other. Without NVRTC the page has no register counts.
         compile_all(&FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(), &["sm_90a".to_string()], common)?;
-        let RooflinePage { html, kernel_count: kernels } = roofline_page(&machine, self.times.as_deref())?;
+        let RooflinePage { html, kernel_count: kernels } = roofline_page(self.gpu.as_deref(), self.times.as_deref())?;
         output::write_file(&self.out, html.as_bytes())?;
         match common.json {
             true => output::print_json(&serde_json::json!({"out": self.out, "kernels": kernels})),

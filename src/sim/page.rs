@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use reel_report::html::{PAGE_END, escape_html, page_start_html};
+use reel_report::chart::{Chart, Roof, RooflinePoint};
+use reel_report::html::{Page, escape_html};
+use reel_report::table::Table;
 use reel_sim::finding::Finding;
 use reel_sim::report::{CountReport, LineCounts};
 use reel_sim::roofline::Roofline;
@@ -18,36 +20,35 @@ const CONTEXT_LINES: usize = 3;
 const MAX_WHOLE_LINES: usize = 600;
 
 /// Style of this page, besides that of all pages.
-const STYLE: &str = "<style>.code{font-family:ui-monospace,monospace;white-space:pre;font-size:12px}\
-td.n{text-align:right;color:#888;font-variant-numeric:tabular-nums}tr.bad td{background:#fdd}\
-.bar{background:#cde;display:inline-block;height:10px}.scroll{overflow-x:auto}\
-.finding{border-left:4px solid #c00;padding:4px 8px;margin:8px 0;white-space:pre-wrap}\
-@media(prefers-color-scheme:dark){tr.bad td{background:#522}.bar{background:#357}}</style>";
+const STYLE: &str = "\
+td.code{font-family:ui-monospace,monospace;white-space:pre;font-size:12px;overflow-wrap:normal}\
+td.n{color:var(--dim)}tr.bad td{background:color-mix(in srgb,var(--bad) 18%,transparent)}\
+.count{background:var(--c0);opacity:.6;display:inline-block;height:10px}\
+.finding{border-left:4px solid var(--bad);padding:4px 8px;margin:8px 0;white-space:pre-wrap;overflow-wrap:anywhere}\
+@media(max-width:640px){.source .more{display:none}td.code{white-space:pre-wrap}}";
 
 /// Returns the page of a checked kernel.
 pub fn run_page_html(run: &RunDisplay) -> String {
     let name = signature(&run.kernel.name);
-    let mut out = page_start_html(&format!("{name}: {}", run.verdict()));
-    out += STYLE;
+    let mut page = Page::new(&format!("{name}: {}", run.verdict())).with_style(STYLE);
     let ([gx, gy, gz], [bx, by, bz]) = (run.launch.grid, run.launch.block);
-    let _ = write!(
-        out,
-        "<p>{}: grid ({gx},{gy},{gz}), block ({bx},{by},{bz}), {} bytes of dynamic shared memory. The simulator counted \
-         instructions and bytes; it measures no times.</p>",
+    page.add(&format!(
+        "<p>{}: grid ({gx},{gy},{gz}), block ({bx},{by},{bz}), {} bytes of dynamic shared memory. The simulator \
+         counted instructions and bytes; it measures no times.</p>\n",
         escape_html(run.file),
         run.launch.dynamic_shared
-    );
-    add_findings(&mut out, run);
+    ));
+    page.add(&findings_html(run));
     let counts = run.counts();
-    add_roofline(&mut out, run, &counts);
-    add_source(&mut out, run, &counts);
-    out + PAGE_END
+    add_roofline(&mut page, run, &name, &counts);
+    page.add(&source_html(run, &counts));
+    page.into_html()
 }
 
-fn add_findings(out: &mut String, run: &RunDisplay) {
-    *out += "<h2>Findings</h2>";
+fn findings_html(run: &RunDisplay) -> String {
+    let mut out = String::from("<h2>Findings</h2>\n");
     if run.findings().next().is_none() {
-        *out += "<p>No findings.</p>";
+        out += "<p>No findings.</p>\n";
     }
     for f in run.findings() {
         let [[bx, by, bz], [tx, ty, tz]] = [f.block, f.thread];
@@ -63,102 +64,87 @@ fn add_findings(out: &mut String, run: &RunDisplay) {
         );
     }
     if !run.report.notes.is_empty() {
-        *out += "<h2>Notes</h2><ul>";
+        out += "<h2>Notes</h2><ul>";
         run.report.notes.iter().for_each(|note| {
             let _ = write!(out, "<li>{}</li>", escape_html(&demangle_symbols(note)));
         });
-        *out += "</ul>";
+        out += "</ul>\n";
     }
+    out
 }
 
-/// Adds the roofline of each GPU: the least time of each part, and the kernel's place by arithmetic intensity.
-fn add_roofline(out: &mut String, run: &RunDisplay, counts: &CountReport) {
-    *out += "<h2>Roofline (modelled, not measured)</h2><div class=\"scroll\"><table><tr><th>GPU</th>";
+/// Adds the roofline of each GPU: the least time by each bound, and the kernel's place by arithmetic intensity.
+fn add_roofline(page: &mut Page, run: &RunDisplay, name: &str, counts: &CountReport) {
     let rooflines = run.rooflines();
-    let names = rooflines.first().map(|r| r.bounds.map(|b| b.name)).unwrap_or_default();
-    names.iter().for_each(|name| {
-        let _ = write!(out, "<th>{name}, µs</th>");
-    });
-    *out += "<th>bound</th></tr>";
+    let names = rooflines.first().map(|r| r.bounds.map(|b| format!("{}, µs", b.name))).unwrap_or_default();
+    let columns: Vec<&str> =
+        ["GPU"].into_iter().chain(names.iter().map(String::as_str)).chain(["at least, µs", "bound"]).collect();
+    let mut table = Table::new(&columns);
     for r in &rooflines {
-        let _ = write!(out, "<tr><td>{}</td>", r.gpu.name);
-        r.bounds.iter().for_each(|b| {
-            let _ = write!(out, "<td class=\"n\">{:.3}</td>", 1e6 * b.seconds);
-        });
         let largest = r.largest_bound();
-        let _ = write!(out, "<td>{}: at least {:.3} µs</td></tr>", largest.name, 1e6 * largest.seconds);
+        let times = r.bounds.iter().chain([&largest]).map(|b| format!("{:.3}", 1e6 * b.seconds));
+        table.row([r.gpu.name.to_string()].into_iter().chain(times).chain([largest.name.to_string()]).collect());
     }
-    *out += "</table></div>";
-    if let Some(r) = rooflines.iter().find(|r| r.gpu.name == "H100") {
-        *out += &roofline_svg(r, counts);
+    page.add("<h2>Roofline (modelled, not measured)</h2>\n");
+    page.add_table(&table);
+    let Some(r) = rooflines.iter().find(|r| r.gpu.name == "H100") else { return };
+    match roofline_chart(r, name, counts) {
+        Some(chart) => page.add_chart(&chart),
+        None => page.add(
+            "<p>The kernel has no floating-point operations or no traffic, so it has no place on the roofline.</p>\n",
+        ),
     }
 }
 
-/// Draws operations per second over operations per byte, both logarithmic: the limits of the GPU and the kernel.
-fn roofline_svg(r: &Roofline, counts: &CountReport) -> String {
+/// The kernel at its least time below the limits of a GPU; `None` if it has no operations or no traffic.
+fn roofline_chart(r: &Roofline, name: &str, counts: &CountReport) -> Option<Chart> {
     let float = counts.total.executed_classes().find(|(class, _)| class.name() == "float");
     let operations = counts.total.count.matrix_flops as f64 + 2.0 * float.map_or(0.0, |(_, e)| e.threads as f64);
     let bytes = (counts.total.count.global_read + counts.total.count.global_written) as f64;
     let seconds = r.largest_bound().seconds;
     if operations == 0.0 || bytes == 0.0 || seconds == 0.0 {
-        return "<p>The kernel has no floating-point operations or no traffic, so it has no place on the roofline.</p>"
-            .into();
+        return None;
     }
-    let peak = if counts.total.count.matrix_flops > 0 { r.gpu.bf16_flops } else { r.gpu.f32_flops };
+    let roof = |name: &str, flops_per_second: f64| Roof {
+        name: name.to_string(),
+        flops_per_second,
+        bytes_per_second: r.gpu.bandwidth,
+    };
     let (intensity, rate) = (operations / bytes, operations / seconds);
-    // The plot covers 10^-3 to 10^5 operations per byte and 10^8 to 10^16 operations per second.
-    let x = |intensity: f64| 60.0 + 80.0 * (intensity.log10() + 3.0).clamp(0.0, 8.0);
-    let y = |rate: f64| 300.0 - 35.0 * (rate.log10() - 8.0).clamp(0.0, 8.0);
-    let ridge = peak / r.gpu.bandwidth;
-    let mut out = String::from("<div class=\"scroll\"><svg viewBox=\"0 0 740 340\" width=\"740\" role=\"img\">");
-    for power in -3..=5 {
-        let at = x(10f64.powi(power));
-        let _ = write!(
-            out,
-            "<text x=\"{at}\" y=\"318\" font-size=\"11\" text-anchor=\"middle\">10<tspan dy=\"-4\" font-size=\"8\">{power}</tspan></text>"
-        );
-    }
-    for power in [9, 12, 15] {
-        let (at, name) = (y(10f64.powi(power)), ["GFLOP/s", "TFLOP/s", "PFLOP/s"][(power as usize - 9) / 3]);
-        let _ = write!(out, "<text x=\"56\" y=\"{at}\" font-size=\"11\" text-anchor=\"end\">1 {name}</text>");
-    }
-    let (low, high) = (1e-3, 1e5);
-    let _ = write!(
-        out,
-        "<text x=\"380\" y=\"336\" font-size=\"12\" text-anchor=\"middle\">operations per byte of global memory</text>\
-         <polyline fill=\"none\" stroke=\"#36c\" stroke-width=\"2\" points=\"{},{} {},{} {},{}\"/>\
-         <circle cx=\"{}\" cy=\"{}\" r=\"6\" fill=\"#c30\"><title>{intensity:.3} operations per byte, at most {:.3e} \
-         operations/s on {}</title></circle></svg></div>\
-         <p>The line is the limit of {} (data sheet); the dot is the kernel at its least time: {intensity:.3} operations \
-         per byte.</p>",
-        x(low),
-        y(low * r.gpu.bandwidth),
-        x(ridge),
-        y(peak),
-        x(high),
-        y(peak),
-        x(intensity),
-        y(rate),
-        rate,
-        r.gpu.name,
-        r.gpu.name
-    );
-    out
+    let point = RooflinePoint {
+        name: name.to_string(),
+        text: format!("{intensity:.3} operations per byte, at most {rate:.3e} operations/s on {}", r.gpu.name),
+        id: String::new(),
+        intensity,
+        flops_per_second: rate,
+        is_bound_by_arithmetic: match r.largest_bound().name {
+            "tensor" | "f32" => Some(true),
+            "dram" => Some(false),
+            _ => None,
+        },
+        lost_seconds: 0.0,
+    };
+    Some(Chart::Roofline {
+        name: format!("{} (data sheet); the dot is the kernel at its least time", r.gpu.name),
+        roofs: vec![roof("bf16 products", r.gpu.bf16_flops), roof("f32", r.gpu.f32_flops)],
+        points: vec![point],
+    })
 }
 
-fn add_source(out: &mut String, run: &RunDisplay, counts: &CountReport) {
+fn source_html(run: &RunDisplay, counts: &CountReport) -> String {
     let lines = run.quotes.lines();
     if lines.is_empty() {
-        return;
+        return String::new();
     }
-    let _ = write!(out, "<h2>{}</h2>", escape_html(&run.quotes.name));
+    let mut out = format!("<h2>{}</h2>\n", escape_html(&run.quotes.name));
     let here = |l: &&LineCounts| l.origin.file.is_none() && l.origin.cuda == run.quotes.cuda;
     let counted: BTreeMap<u32, &LineCounts> = counts.lines.iter().filter(here).map(|l| (l.origin.line, l)).collect();
     let mut findings: BTreeMap<u32, Vec<&Finding>> = BTreeMap::new();
     run.findings().for_each(|f| findings.entry(f.line).or_default().push(f));
     let most = counted.values().map(|l| l.counted.count.warps).max().unwrap_or(1).max(1);
-    *out += "<div class=\"scroll\"><table><tr><th>line</th><th>warp instructions</th><th></th><th>global bytes</th>\
-             <th>sectors</th><th>bank conflicts</th><th>source</th></tr>";
+    out += "<div class=\"scroll\"><table class=\"source\"><tr><th>line</th><th>warp instructions</th>\
+            <th class=\"more\"></th><th class=\"more\">global bytes</th><th class=\"more\">sectors</th>\
+            <th class=\"more\">bank conflicts</th><th class=\"text\">source</th></tr>\n";
     let interesting = |line: u32| counted.contains_key(&line) || findings.contains_key(&line);
     let near =
         |line: usize| (line.saturating_sub(CONTEXT_LINES)..=line + CONTEXT_LINES).any(|line| interesting(line as u32));
@@ -169,7 +155,7 @@ fn add_source(out: &mut String, run: &RunDisplay, counts: &CountReport) {
             continue;
         }
         if std::mem::take(&mut skipped) {
-            *out += "<tr><td colspan=\"7\">…</td></tr>";
+            out += "<tr><td colspan=\"7\">…</td></tr>\n";
         }
         let line = number as u32;
         let class = if findings.contains_key(&line) { " class=\"bad\"" } else { "" };
@@ -180,22 +166,23 @@ fn add_source(out: &mut String, run: &RunDisplay, counts: &CountReport) {
                 let width = (60.0 * c.warps as f64 / most as f64).ceil();
                 let _ = write!(
                     out,
-                    "<td class=\"n\">{}</td><td><span class=\"bar\" style=\"width:{width}px\"></span></td>\
-                     <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>",
+                    "<td class=\"n\">{}</td>\
+                     <td class=\"text more\"><span class=\"count\" style=\"width:{width}px\"></span></td>\
+                     <td class=\"n more\">{}</td><td class=\"n more\">{}</td><td class=\"n more\">{}</td>",
                     c.warps,
                     c.global_read + c.global_written,
                     c.sectors,
                     l.counted.bank_conflict_wavefronts()
                 );
             }
-            None => *out += "<td></td><td></td><td></td><td></td><td></td>",
+            None => out += &format!("<td></td>{}", "<td class=\"more\"></td>".repeat(4)),
         }
-        let _ = write!(out, "<td class=\"code\">{}", escape_html(text));
+        let _ = write!(out, "<td class=\"text code\">{}", escape_html(text));
         for f in findings.get(&line).into_iter().flatten() {
             let _ =
                 write!(out, "<div class=\"finding\">{}: {}</div>", f.kind.name(), escape_html(&readable_message(f)));
         }
-        *out += "</td></tr>";
+        out += "</td></tr>\n";
     }
-    *out += "</table></div>";
+    out + "</table></div>\n"
 }

@@ -147,3 +147,22 @@ pub fn crc32(bytes: &[u8]) -> u32 {
     let bit = |c: u32| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 };
     !bytes.iter().fold(!0u32, |crc, &b| (0..8).fold(crc ^ u32::from(b), |c, _| bit(c)))
 }
+
+/// Checks that a page loads nothing, that its policy forbids to, and that the data of its charts is complete JSON.
+/// Returns that data.
+pub fn check_page(html: &str) -> Vec<serde_json::Value> {
+    assert!(html.starts_with("<!doctype html>") && html.ends_with("</html>\n"));
+    assert!(html.contains("default-src 'none'"), "the page may load other files");
+    for part in ["src=\"http", "href=\"http", "@import", "url("] {
+        assert!(!html.contains(part), "the page has {part}");
+    }
+    let blocks = html.split("<script type=\"application/json\">").skip(1);
+    let charts: Vec<serde_json::Value> = blocks
+        .map(|rest| rest.split("</script>").next().expect("the end of the data"))
+        .map(|json| serde_json::from_str(json).unwrap_or_else(|e| panic!("{e} in {json}")))
+        .collect();
+    for chart in &charts {
+        assert!(!chart.to_string().contains("null"), "a value is missing in {chart}");
+    }
+    charts
+}
