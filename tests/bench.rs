@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use support::{run, run_in, tiny_model};
+use support::{check_page, run, run_in, tiny_model};
 
 fn number(value: &Value, key: &str) -> f64 {
     value.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {key} in {value}"))
@@ -73,7 +73,9 @@ fn prefill_and_decode_results_have_their_keys_and_can_be_compared() {
         for part in ["matmul_fwd", "Memory from the first launch", "weights up to"] {
             assert!(page.contains(part), "no {part} in the page");
         }
-        assert!(!page.contains("http") && !page.contains("NaN"), "{page}");
+        let charts = check_page(&page);
+        assert_eq!(charts.iter().map(|c| &c["kind"]).collect::<Vec<_>>(), ["roofline", "area"]);
+        assert_eq!(charts[0]["points"].as_array().map(Vec::len), Some(ops.len()));
         fs::write(dir.path().join(format!("{op}-{dtype}.json")), got.to_string()).expect("written");
     }
     let compare = |a: &str, b: &str| run_in(dir.path(), ["bench", "--compare", a, b, "--json"]);
@@ -232,7 +234,7 @@ fn train_results_have_parts_planned_memory_and_mfu() {
     assert!(number(&small, "/peak_bytes") < number(&got, "/peak_bytes"));
     assert!(small["ops"].as_array().expect("ops").iter().any(|op| op["op"] == "adamw_bf16_moments_bf16"));
     let page = fs::read_to_string(dir.path().join("step.html")).expect("the page");
-    assert!(page.contains("<td>optimizer<td>") && page.contains("<td>backward<td>"), "{page}");
+    assert!(page.contains(">optimizer</td>") && page.contains(">backward</td>"), "{page}");
     assert!(number(&kept, "/flops") < number(&got, "/flops"));
     bench(&["--tokens", "1"]).refused(2, &["--tokens"]);
 }
@@ -337,15 +339,15 @@ fn trace_has_spans_launches_and_memory() {
     for name in ["preprocess", "load", "prefill", "decode", "matmul_fwd", "sample"] {
         assert!(events.iter().any(|e| e["name"] == name && e["dur"].as_f64() >= Some(0.0)), "no {name}");
     }
-    let sampled = events.iter().filter(|e| e["name"] == "sample").count();
+    let sampled = events.iter().filter(|e| e["name"] == "sample" && e["tid"] == 1).count();
     assert_eq!(sampled, 3);
-    // Every thread id has a name, and every event has one of these thread ids.
+    // Every track has a name, and every event is on one of these tracks.
     let row = |e: &Value| (e["pid"].as_u64().expect("pid"), e["tid"].as_u64().expect("tid"));
     let named: BTreeSet<_> = phase(events, "M").into_iter().filter(|e| e["name"] == "thread_name").map(row).collect();
     assert_eq!(named.len(), 2);
     assert!(phase(events, "M").iter().any(|e| e["name"] == "process_name" && e["args"]["name"] == "reel"));
     assert!(events.iter().all(|e| named.contains(&row(e))));
-    assert!(events.iter().all(|e| ["X", "C", "M"].contains(&e["ph"].as_str().unwrap_or_default())));
+    assert!(events.iter().all(|e| ["X", "C", "M", "s", "f"].contains(&e["ph"].as_str().unwrap_or_default())));
     // Launches do not overlap. Each launch event states its floating-point operations and the bytes that it moved.
     let launches: Vec<&Value> = phase(events, "X").into_iter().filter(|e| e["tid"] == 1).collect();
     let mut end_before = 0.0;
@@ -355,6 +357,19 @@ fn trace_has_spans_launches_and_memory() {
         end_before = ts + dur;
         assert!(number(e, "/args/bytes") > 0.0 && number(e, "/args/flops") >= 0.0);
         assert!(number(e, "/args/share_of_ceiling") > 0.0);
+    }
+    check_flows(events, &launches);
+    // Launches of the decoder know their layer, also those of a replayed decode step: one prefill, two decode steps.
+    for layer in ["decoder 0", "decoder 1", "decoder 2"] {
+        let is_here = |e: &&&Value| e["name"] == "swiglu_fwd_f32" && e["args"]["layer"] == layer;
+        assert_eq!(launches.iter().filter(is_here).count(), 3, "{layer}");
+    }
+    // Matrix products know their sizes and the op that asked for them.
+    let ops = ["linear", "matmul", "skinny_linear", "skinny_swiglu", "skinny_logits"];
+    for e in launches.iter().filter(|e| e["name"] == "matmul_fwd") {
+        let size = |key: &str| number(e, &format!("/args/shape/{key}"));
+        assert_eq!(number(e, "/args/flops"), 2.0 * size("m") * size("n") * size("k"), "{e}");
+        assert!(e["args"]["op"].as_str().is_some_and(|op| ops.contains(&op)), "{e}");
     }
     let products = launches.iter().filter(|e| e["name"] == "matmul_fwd");
     assert!(products.map(|e| number(e, "/args/flops")).sum::<f64>() > 2.0 * 0.3e6);
@@ -367,6 +382,54 @@ fn trace_has_spans_launches_and_memory() {
     let (weights, activations) = (bytes_of("weights"), bytes_of("activations"));
     assert!(weights[0] > 1e5 && weights[0] == weights[counters.len() / 2]);
     assert!(activations.iter().any(|&b| b > 0.0) && activations.contains(&0.0));
+}
+
+/// Checks that a flow leads to each launch from a slice of a host thread that begins before it and has its op's name.
+fn check_flows(events: &[Value], launches: &[&Value]) {
+    let (starts, ends) = (phase(events, "s"), phase(events, "f"));
+    assert_eq!((starts.len(), ends.len()), (launches.len(), launches.len()));
+    let slices: Vec<&Value> = phase(events, "X").into_iter().filter(|e| e["tid"] != 1).collect();
+    for ((start, end), launch) in starts.iter().zip(&ends).zip(launches) {
+        assert_eq!(
+            (&start["id"], &end["ts"], &end["tid"], &end["bp"]),
+            (&end["id"], &launch["ts"], &launch["tid"], &json!("e"))
+        );
+        assert!(number(start, "/ts") <= number(end, "/ts"), "{start} {end}");
+        let name = if launch["args"]["op"].is_null() { &launch["name"] } else { &launch["args"]["op"] };
+        let is_call = |e: &&&Value| e["ts"] == start["ts"] && e["tid"] == start["tid"] && e["name"] == *name;
+        assert!(slices.iter().any(|e| is_call(&e)), "no slice begins the flow to {launch}");
+    }
+}
+
+#[test]
+fn trace_of_training_names_ops_layers_and_directions() {
+    let dir = tempfile::tempdir().expect("a folder");
+    tiny_model(dir.path());
+    let rows = json!([{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}]);
+    fs::write(dir.path().join("rows.json"), rows.to_string()).expect("rows");
+    let args = "sft --model tiny --data rows.json --out out --max-steps 1 --gradient-accumulation-steps 1 --quiet \
+                --trace t.json";
+    run_in(dir.path(), args.split(' ')).ok();
+    let trace: Value =
+        serde_json::from_str(&fs::read_to_string(dir.path().join("t.json")).expect("the trace")).expect("JSON");
+    let events = trace["traceEvents"].as_array().expect("events");
+    let launches: Vec<&Value> = phase(events, "X").into_iter().filter(|e| e["tid"] == 1).collect();
+    check_flows(events, &launches);
+    // With gradient checkpointing, each layer runs forward twice and backward once.
+    let of = |op: &str, layer: &str| {
+        launches.iter().filter(|e| e["args"]["op"] == op && e["args"]["layer"] == layer).count()
+    };
+    for layer in ["decoder 0", "decoder 1"] {
+        assert_eq!(of("swiglu", layer), 2, "{layer}");
+        assert_eq!(of("swiglu backward", layer), 1, "{layer}");
+        assert!(of("linear backward", layer) >= 7, "{layer}");
+    }
+    // The page of kernels reads the trace.
+    let report = ["kernels", "report", "--times", "t.json", "--out", "k.html"];
+    run_in(dir.path(), report).ok();
+    let page = fs::read_to_string(dir.path().join("k.html")).expect("the page");
+    assert_eq!(check_page(&page)[0]["kind"], "roofline");
+    assert!(page.contains("id=\"swiglu_bwd_f32\"") && page.contains("kernels that the run does not have"));
 }
 
 #[test]

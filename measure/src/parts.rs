@@ -98,6 +98,7 @@ pub fn part_table(parts: &[PartTime], round_seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use reel_runtime::device::{HostCall, LaunchOrigin};
     use std::time::Duration;
 
     #[test]
@@ -106,7 +107,10 @@ mod tests {
         let event = |part, ms, seconds| LaunchEvent {
             name: "matmul_fwd",
             part,
+            origin: LaunchOrigin::default(),
+            sizes: Vec::new(),
             cost: Cost { flops: 1e6, bytes: 1.0 },
+            host: HostCall { thread: 0, start: begun, seconds: 0.0 },
             start: begun + Duration::from_millis(ms),
             seconds,
         };

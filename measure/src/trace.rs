@@ -1,7 +1,16 @@
 //! `--trace OUT`: a trace of host spans, kernel launches and memory as Chrome trace events, for chrome://tracing and
 //! Perfetto.
 //!
-//! Source: "Trace Event Format", Google: complete events (`X`), counters (`C`) and metadata (`M`).
+//! ```text
+//! track of a host thread    |--- decode ------------------------|      spans, and the ops that launch something
+//!                              |- rms_norm -|   |- linear -|
+//!                                  \\               \\                  flow events: which op made which launch
+//! track of the launches             |- rms_norm_fwd -| |- matmul_fwd -|
+//! memory                    ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+//! ```
+//!
+//! Source: "Trace Event Format", Google: complete events (`X`), flow events (`s`, `f`), counters (`C`) and metadata
+//! (`M`).
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,21 +21,41 @@ use reel_diagnostic::Diagnostic;
 use reel_kernels::DType;
 use reel_model::save::AtomicFile;
 use reel_runtime::Device;
-use reel_runtime::device::{LaunchEvent, MEMORY_CATEGORIES, MemorySample, nvtx_range};
+use reel_runtime::device::{
+    LaunchEvent, LaunchOrigin, MEMORY_CATEGORIES, MemorySample, host_thread_names, host_thread_number, nvtx_range,
+};
 use serde_json::{Map, Value, json};
 
 use crate::ceilings::Ceilings;
 use crate::{MeasureError, Result};
 
-/// Thread ids in the trace file: `HOST` for host spans, `LAUNCHES` for kernel launches. A viewer shows each as a row.
-const HOST: u32 = 0;
-const LAUNCHES: u32 = 1;
+/// Thread id of the launches in the trace file. A viewer shows each thread id as a track.
+const LAUNCHES: u64 = 1;
+/// Thread id of the first host thread, and of the memory counters.
+const FIRST_HOST: u64 = 0;
+
+/// The thread id of a host thread: 0, 2, 3, …
+fn host_track(thread: usize) -> u64 {
+    if thread == 0 { FIRST_HOST } else { LAUNCHES + thread as u64 }
+}
+
+/// A stretch of time on a track: a complete event.
+#[derive(Clone, Debug, PartialEq)]
+struct Slice {
+    name: String,
+    track: u64,
+    /// Microseconds since the start of the trace.
+    start: f64,
+    /// Microseconds since the start of the trace.
+    end: f64,
+    args: Value,
+}
 
 struct Log {
     /// The file that the trace is written to.
     to: PathBuf,
     begun: Instant,
-    spans: Vec<Value>,
+    spans: Vec<Slice>,
     /// The device whose launches are recorded, and the dtype of activations.
     device: Option<(Device, DType)>,
     ceilings: Option<Ceilings>,
@@ -40,6 +69,8 @@ fn log() -> MutexGuard<'static, Option<Log>> {
 
 /// Starts recording; [`finish_trace`] writes the trace to the file `to`.
 pub fn start_trace(to: &Path) {
+    // The thread that starts the trace is the first one.
+    host_thread_number();
     *log() = Some(Log { to: to.to_path_buf(), begun: Instant::now(), spans: Vec::new(), device: None, ceilings: None });
 }
 
@@ -52,11 +83,12 @@ pub fn span<T>(name: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Records a span whose time the caller measured; the trace shows `details` with it.
+/// Records a span of this thread whose time the caller measured; the trace shows `details` with it.
 pub fn record_span(name: &str, begun: Instant, seconds: f64, details: Value) {
     if let Some(log) = log().as_mut() {
         let args = if details.is_null() { json!({}) } else { details };
-        log.spans.push(complete(name, HOST, log.at(begun), seconds, args));
+        let span = log.slice(name, host_track(host_thread_number()), begun, seconds, args);
+        log.spans.push(span);
     }
 }
 
@@ -94,14 +126,19 @@ impl Log {
         moment.saturating_duration_since(self.begun).as_secs_f64() * 1e6
     }
 
+    fn slice(&self, name: &str, track: u64, begun: Instant, seconds: f64, args: Value) -> Slice {
+        let start = self.at(begun);
+        Slice { name: name.to_string(), track, start, end: start + seconds * 1e6, args }
+    }
+
     fn document(self) -> Result<Value> {
-        let mut events = vec![named("process_name", HOST, "reel"), named("thread_name", HOST, "host")];
+        let mut events = vec![named("process_name", FIRST_HOST, "reel")];
         let mut about = json!({"version": env!("CARGO_PKG_VERSION")});
-        events.extend_from_slice(&self.spans);
+        let (mut host, mut flows, mut launched, mut memory) = (self.spans.clone(), Vec::new(), Vec::new(), Vec::new());
         if let Some((device, dtype)) = &self.device {
             let profile = device.profiler();
             profile.record_timeline(false);
-            let (launches, memory) = (profile.launch_events()?, profile.memory_samples());
+            let launches = profile.launch_events()?;
             // Launches on the simulated GPU take no real GPU time, so they are not compared with ceilings.
             let ceilings = match self.ceilings {
                 Some(known) => Some(known),
@@ -109,25 +146,31 @@ impl Log {
                 None => Some(Ceilings::measure(device)?),
             };
             events.push(named("thread_name", LAUNCHES, &format!("launches on {}", device.name())));
-            events.extend(launches.iter().map(|e| self.launch(e, ceilings.as_ref(), *dtype)));
-            events.extend(self.counters(&memory));
+            for (id, e) in launches.iter().enumerate() {
+                let call = self.slice(&op_name(e), host_track(e.host.thread), e.host.start, e.host.seconds, json!({}));
+                let launch = self.slice(e.name, LAUNCHES, e.start, e.seconds, args(e, ceilings.as_ref(), *dtype));
+                flows.extend(flow(id, &call, &launch));
+                host.push(call);
+                launched.push(launch);
+            }
+            memory = self.counters(&profile.memory_samples());
             about["device"] = json!(device.name());
             about["machine"] = json!(device.hardware().name);
             about["dtype"] = json!(dtype.name());
             about["ceilings"] = json!(ceilings);
         }
-        Ok(json!({"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}))
-    }
-
-    fn launch(&self, e: &LaunchEvent, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
-        let share = ceilings.map(|c| c.roofline_seconds(e.name, e.cost, dtype) / e.seconds).filter(|s| s.is_finite());
-        // A launch that is faster than the ceilings allow shows that they were measured too low.
-        let share = share.map(|share| share.min(1.0));
-        let mut args = json!({"flops": e.cost.flops, "bytes": e.cost.bytes, "share_of_ceiling": share});
-        if !e.part.is_empty() {
-            args["part"] = json!(e.part);
+        let host = nested(host);
+        let mut tracks: Vec<u64> = host.iter().map(|slice| slice.track).chain([FIRST_HOST]).collect();
+        tracks.sort_unstable();
+        tracks.dedup();
+        let names = host_thread_names();
+        for (thread, name) in names.iter().enumerate().filter(|(thread, _)| tracks.contains(&host_track(*thread))) {
+            events.push(named("thread_name", host_track(thread), &format!("host: {name}")));
         }
-        complete(e.name, LAUNCHES, self.at(e.start), e.seconds, args)
+        events.extend(host.iter().chain(&launched).map(complete));
+        events.extend(flows);
+        events.extend(memory);
+        Ok(json!({"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}))
     }
 
     /// One counter event per memory sample: bytes in use for each category that was ever used.
@@ -137,19 +180,125 @@ impl Log {
         let counter = |m: &MemorySample| {
             let bytes: Map<String, Value> =
                 series.iter().map(|&i| (MEMORY_CATEGORIES[i].name().to_string(), json!(m.bytes[i]))).collect();
-            json!({"name": "memory", "ph": "C", "pid": std::process::id(), "tid": HOST, "ts": self.at(m.at), "args": bytes})
+            json!({"name": "memory", "ph": "C", "pid": pid(), "tid": FIRST_HOST, "ts": self.at(m.at), "args": bytes})
         };
         memory.iter().map(counter).collect()
     }
 }
 
-fn complete(name: &str, tid: u32, ts: f64, seconds: f64, args: Value) -> Value {
+/// The name of the op that made a launch; the kernel's name for launches outside of ops.
+fn op_name(e: &LaunchEvent) -> String {
+    match e.origin {
+        LaunchOrigin { op: "", .. } => e.name.to_string(),
+        LaunchOrigin { op, is_backward: true, .. } => format!("{op} backward"),
+        LaunchOrigin { op, .. } => op.to_string(),
+    }
+}
+
+/// What the trace shows with a launch.
+fn args(e: &LaunchEvent, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
+    let share = ceilings.map(|c| c.roofline_seconds(e.name, e.cost, dtype) / e.seconds).filter(|s| s.is_finite());
+    // A launch that is faster than the ceilings allow shows that they were measured too low.
+    let share = share.map(|share| share.min(1.0));
+    let sizes: Map<String, Value> = e.sizes.iter().map(|(name, size)| (name.to_string(), json!(size))).collect();
+    let mut args = json!({"flops": e.cost.flops, "bytes": e.cost.bytes, "share_of_ceiling": share, "shape": sizes});
+    if !e.origin.op.is_empty() {
+        args["op"] = json!(op_name(e));
+    }
+    if let Some(layer) = e.origin.layer {
+        args["layer"] = json!(format!("{} {}", layer.stack, layer.index));
+    }
+    if !e.part.is_empty() {
+        args["part"] = json!(e.part);
+    }
+    args
+}
+
+/// The two flow events that lead from the host's call to its launch.
+fn flow(id: usize, call: &Slice, launch: &Slice) -> [Value; 2] {
+    let event = |ph: &str, track: u64, ts: f64| {
+        let (name, pid) = ("launch", pid());
+        json!({"name": name, "cat": name, "ph": ph, "id": id, "pid": pid, "tid": track, "ts": ts})
+    };
+    let mut end = event("f", launch.track, launch.start);
+    // The flow ends in the slice around this moment, not in the next one.
+    end["bp"] = json!("e");
+    [event("s", call.track, call.start), end]
+}
+
+/// Sorts slices by track and start, and ends each at the latest with the slice around it: viewers show only slices
+/// that are nested. Callers measure some spans by another clock than their launches, so ends can differ by
+/// microseconds.
+fn nested(mut slices: Vec<Slice>) -> Vec<Slice> {
+    slices.sort_by(|a, b| {
+        let by_start = a.track.cmp(&b.track).then(a.start.total_cmp(&b.start));
+        by_start.then(b.end.total_cmp(&a.end))
+    });
+    // The ends of the slices around the present one, the innermost last.
+    let mut open: Vec<(u64, f64)> = Vec::new();
+    for slice in &mut slices {
+        while open.last().is_some_and(|(track, end)| *track != slice.track || *end <= slice.start) {
+            open.pop();
+        }
+        if let Some((_, end)) = open.last() {
+            slice.end = slice.end.min(*end);
+        }
+        open.push((slice.track, slice.end));
+    }
+    slices
+}
+
+fn complete(slice: &Slice) -> Value {
     json!({
-        "name": name, "ph": "X", "pid": std::process::id(), "tid": tid, "ts": ts, "dur": seconds * 1e6, "args": args,
+        "name": slice.name, "ph": "X", "pid": pid(), "tid": slice.track, "ts": slice.start,
+        "dur": slice.end - slice.start, "args": slice.args,
     })
 }
 
 /// A metadata event that gives the process (`process_name`) or a thread id (`thread_name`) its name in the viewer.
-fn named(what: &str, tid: u32, name: &str) -> Value {
-    json!({"name": what, "ph": "M", "pid": std::process::id(), "tid": tid, "args": {"name": name}})
+fn named(what: &str, track: u64, name: &str) -> Value {
+    json!({"name": what, "ph": "M", "pid": pid(), "tid": track, "args": {"name": name}})
+}
+
+fn pid() -> u32 {
+    std::process::id()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Slices of a track are disjoint or one inside the other, and none is lost, moved or longer than before.
+        #[test]
+        fn slices_nest(times in prop::collection::vec((0u64..3, 0u32..100, 0u32..40), 0..60)) {
+            let slice = |(i, &(track, start, length)): (usize, &(u64, u32, u32))| Slice {
+                name: i.to_string(),
+                track,
+                start: start.into(),
+                end: (start + length).into(),
+                args: Value::Null,
+            };
+            let before: Vec<Slice> = times.iter().enumerate().map(slice).collect();
+            let after = nested(before.clone());
+            prop_assert_eq!(after.len(), before.len());
+            for a in &after {
+                let old = &before[a.name.parse::<usize>().unwrap()];
+                prop_assert!(a.start == old.start && a.track == old.track && a.end <= old.end && a.end >= a.start);
+                for b in after.iter().filter(|b| b.track == a.track) {
+                    let disjoint = a.end <= b.start || b.end <= a.start;
+                    let inside = a.start <= b.start && b.end <= a.end || b.start <= a.start && a.end <= b.end;
+                    prop_assert!(disjoint || inside, "{a:?} {b:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tracks_of_threads_differ_from_that_of_launches() {
+        let tracks: Vec<u64> = (0..5).map(host_track).collect();
+        assert_eq!(tracks, [0, 2, 3, 4, 5]);
+        assert!(!tracks.contains(&LAUNCHES));
+    }
 }

@@ -15,6 +15,7 @@
 
 use std::sync::Arc;
 
+use reel_runtime::device::in_layer;
 use reel_runtime::ops::{self, CuSeqlens, RotaryTable};
 use reel_runtime::{Cx, MemoryCategory, Tensor};
 
@@ -28,6 +29,9 @@ use crate::weights::WeightLoader;
 
 /// Base of the rotary frequencies. It is a constant in transformers and not part of the config.
 const ROPE_THETA: f64 = 10_000.0;
+
+/// The name of the tower's blocks in profiles and traces.
+const STACK: &str = "vision";
 
 /// The vision tower with its weights.
 #[derive(Clone, Debug)]
@@ -100,6 +104,7 @@ impl VisionTower {
         let rotary = self.rotary(cx, &layout.positions)?;
         let mut residual = Residual::new(&self.embed(cx, media, &layout)?);
         for (i, block) in self.blocks.iter().enumerate() {
+            let _layer = in_layer(STACK, i);
             let seqs = if self.config.is_full_attention(i) { &layout.frames } else { &layout.windows };
             residual = if cx.is_training() {
                 // In training, the residual and the output of a block are added here instead of in the next block's
@@ -107,6 +112,7 @@ impl VisionTower {
                 // gradient of the sum needs only one tensor.
                 let (block, rotary, seqs) = (block.clone(), rotary.clone(), seqs.clone());
                 let f = move |cx: &Cx, x: &[Tensor]| {
+                    let _layer = in_layer(STACK, i);
                     let out = block.forward(cx, Residual::new(&x[0]), &rotary, &seqs);
                     out.and_then(|out| out.into_sum(cx)).map_err(into_runtime_error)
                 };

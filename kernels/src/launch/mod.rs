@@ -118,6 +118,15 @@ impl Launch {
         }
     }
 
+    /// The sizes of the launch by name: the whole numbers among a kernel's parameters that are not addresses, or m, n
+    /// and k of a matrix product.
+    pub fn sizes(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            Launch::Kernel(k) => k.kernel.fields.iter().filter_map(|f| Some((f.name, f.size_in(&k.params)?))).collect(),
+            Launch::Matmul(m) => vec![("m", m.m as u64), ("n", m.n as u64), ("k", m.k as u64)],
+        }
+    }
+
     /// The floating-point operations and bytes of memory traffic that the launch needs at least.
     pub fn cost(&self) -> Cost {
         match self {

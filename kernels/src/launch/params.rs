@@ -33,6 +33,23 @@ pub struct ParamField {
     pub address: bool,
 }
 
+impl ParamField {
+    /// The value of this field in a parameter struct if it is a size: a whole number that is not negative and no
+    /// address. Padding (`reserved`) is none.
+    pub(super) fn size_in(&self, params: &[u8]) -> Option<u64> {
+        if self.address || self.name.starts_with("reserved") {
+            return None;
+        }
+        let bytes = params.get(self.offset..)?;
+        match self.c_type {
+            <u64 as CType>::NAME => Some(u64::from_ne_bytes(*bytes.first_chunk()?)),
+            <u32 as CType>::NAME => Some(u32::from_ne_bytes(*bytes.first_chunk()?).into()),
+            <i32 as CType>::NAME => i32::from_ne_bytes(*bytes.first_chunk()?).try_into().ok(),
+            _ => None,
+        }
+    }
+}
+
 /// A Rust type that has an exact C counterpart of the same size and alignment.
 pub trait CType {
     /// The name in CUDA C++.

@@ -2,6 +2,7 @@
 //!
 //! `S` is the number of tokens of all packed sequences, `C` the width of the tower.
 
+use reel_runtime::device::in_layer;
 use reel_runtime::ops::{self, CuSeqlens};
 use reel_runtime::{Cx, Tensor};
 
@@ -99,7 +100,8 @@ impl Encoder {
 
     /// Runs all layers on x `[S, C]`. Every token attends to all tokens of its sequence, including padding.
     pub(super) fn forward(&self, cx: &Cx, mut x: Tensor, seqs: &CuSeqlens) -> Result<Tensor> {
-        for layer in &self.layers {
+        for (i, layer) in self.layers.iter().enumerate() {
+            let _layer = in_layer("siglip", i);
             x = ops::add(cx, &x, &self.attend(cx, layer, &x, seqs)?)?;
             x = ops::add(cx, &x, &layer.mlp.forward(cx, &layer.norm2.forward(cx, &x)?)?)?;
         }

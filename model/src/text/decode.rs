@@ -1,10 +1,11 @@
 //! A decode step: the forward pass of one new token per sequence, for `R` sequences. It only launches kernels and
 //! copies nothing from the host, so it can be captured as a CUDA graph and replayed.
 
+use reel_runtime::device::in_layer;
 use reel_runtime::ops::{self, DecodeRows, KvPages, RotaryFrequencies, RotaryTable};
 use reel_runtime::{Cx, Device, Tensor};
 
-use super::{KvCache, Layer, TextDecoder};
+use super::{KvCache, Layer, STACK, TextDecoder};
 use crate::error::Result;
 use crate::linear::Linear;
 use crate::vision::inverse_frequencies;
@@ -30,6 +31,7 @@ impl TextDecoder {
         let pages = rows.kv_pages();
         let mut x = ops::embedding(cx, &self.embed_tokens, &rows.ids)?;
         for (layer, (k, v)) in self.layers.iter().zip(&cache.layers) {
+            let _layer = in_layer(STACK, layer.index);
             x = layer.decode(cx, &x, &rotary, (k, v), &pages)?;
         }
         let x = ops::rms_norm(cx, &x, &self.norm, self.config.rms_norm_eps as f32)?;

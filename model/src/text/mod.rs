@@ -16,6 +16,7 @@ mod decode;
 
 use std::sync::Arc;
 
+use reel_runtime::device::in_layer;
 use reel_runtime::ops::{self, CuSeqlens, KvPages, RotaryTable};
 use reel_runtime::{Cx, DType, Device, MemoryCategory, Tensor};
 
@@ -25,6 +26,9 @@ use crate::linear::Linear;
 use crate::residual::Residual;
 use crate::vision::{into_runtime_error, inverse_frequencies};
 use crate::weights::WeightLoader;
+
+/// The name of the decoder's layers in profiles and traces.
+const STACK: &str = "decoder";
 
 /// The decoder with its weights.
 #[derive(Clone, Debug)]
@@ -146,6 +150,7 @@ impl TextDecoder {
         let rotary = self.rotary(cx, positions)?;
         let mut residual = Residual::new(x);
         for layer in &self.layers {
+            let _layer = in_layer(STACK, layer.index);
             residual = match context {
                 AttentionContext::Packed(seqs) if cx.is_training() => {
                     // In training, the residual and the layer's output are added here and not in the next norm. So
@@ -153,6 +158,7 @@ impl TextDecoder {
                     // sum needs only one tensor.
                     let (layer, rotary, seqs) = (layer.clone(), rotary.clone(), seqs.clone());
                     let f = move |cx: &Cx, x: &[Tensor]| {
+                        let _layer = in_layer(STACK, layer.index);
                         let out = layer.forward(cx, Residual::new(&x[0]), &rotary, AttentionContext::Packed(&seqs));
                         out.and_then(|out| out.into_sum(cx)).map_err(into_runtime_error)
                     };

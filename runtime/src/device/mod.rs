@@ -13,6 +13,7 @@ mod host_memory;
 pub mod mapped_file;
 mod memory;
 mod nvtx;
+mod origin;
 mod profiler;
 mod sim;
 
@@ -30,14 +31,16 @@ pub use host_memory::free_host_bytes;
 pub use mapped_file::MappedFile;
 pub use memory::{MEMORY_CATEGORIES, MemoryCategory, MemorySample, MemoryUse};
 pub use nvtx::{NvtxRange, nvtx_range};
-pub use profiler::{LaunchEvent, OpTotals, Profiler};
+pub use origin::{LaunchOrigin, LayerOrigin, OriginGuard, host_thread_names, host_thread_number, in_layer, in_op};
+pub use profiler::{HostCall, LaunchEvent, OpTotals, Profiler};
 pub use sim::SimOptions;
 
 use crate::error::{Result, RuntimeError};
 use captured_graph::CaptureState;
 use download::PendingCopy;
 use memory::MemoryCounters;
-use profiler::{ProfileData, ProfileMode, TimedLaunch};
+pub(crate) use origin::{current_origin, with_origin};
+use profiler::{LaunchRecord, ProfileData, TimedLaunch};
 
 /// Which implementation of the kernels a device runs. CPU and CUDA kernels need different workspaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,10 +114,11 @@ trait Backend: Send + Sync {
     }
     /// Runs a launch for the profiler. Returns the launches whose times are now known: on a synchronous device this
     /// launch, on an asynchronous device earlier launches.
-    fn launch_timed(&self, launch: &Launch, mode: ProfileMode) -> Result<Vec<TimedLaunch>> {
+    fn launch_timed(&self, launch: &Launch, mut record: LaunchRecord) -> Result<Vec<TimedLaunch>> {
         let start = Instant::now();
         let seconds = self.launch_and_wait(launch)?;
-        Ok(vec![mode.make_timed_launch(launch.name(), launch.cost(), start, seconds)])
+        record.host_returned();
+        Ok(vec![record.timed(start, seconds)])
     }
     /// Waits for the profiled launches whose times are not known yet, and returns them.
     fn collect_timings(&self) -> Result<Vec<TimedLaunch>> {
@@ -366,7 +370,7 @@ impl Device {
         if !profile.is_collecting() {
             return self.0.backend.launch(launch);
         }
-        let timed = self.0.backend.launch_timed(launch, profile.mode())?;
+        let timed = self.0.backend.launch_timed(launch, profile.record(launch))?;
         profile.add_timed_launches(timed);
         Ok(())
     }

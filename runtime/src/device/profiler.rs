@@ -8,8 +8,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
-use reel_kernels::Cost;
+use reel_kernels::{Cost, Launch};
 
+use super::origin::{LaunchOrigin, current_origin, host_thread_number};
 use super::{Device, MemorySample};
 use crate::error::Result;
 
@@ -27,6 +28,17 @@ pub struct OpTotals {
     pub seconds: f64,
 }
 
+/// The call on the host that enqueued or ran a launch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HostCall {
+    /// The thread, see [`super::host_thread_number`].
+    pub thread: usize,
+    /// When the call began.
+    pub start: Instant,
+    /// Seconds until it returned; the launch may run later.
+    pub seconds: f64,
+}
+
 /// One launch on the timeline.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LaunchEvent {
@@ -34,8 +46,14 @@ pub struct LaunchEvent {
     pub name: &'static str,
     /// The part of the work that the launch belongs to, see [`Profiler::set_work_part`].
     pub part: &'static str,
+    /// The op and the layer that asked for the launch.
+    pub origin: LaunchOrigin,
+    /// The sizes among the launch's parameters, by name.
+    pub sizes: Vec<(&'static str, u64)>,
     /// Operations and bytes, from the kernel's cost function.
     pub cost: Cost,
+    /// The host's call.
+    pub host: HostCall,
     /// When the launch began, on the host's clock.
     pub start: Instant,
     /// Duration in seconds.
@@ -109,24 +127,29 @@ impl Profiler<'_> {
     }
 }
 
-/// What the profiler collects about a launch (totals, timeline or both), and the part of the work that the launch
-/// belongs to.
-#[derive(Clone, Copy)]
-pub(super) struct ProfileMode {
+/// A profiled launch whose time is not known yet.
+pub(super) struct LaunchRecord {
+    /// What the profiler collects about it: totals, timeline or both. The mode of the profiler may change before the
+    /// launch's time is known.
     mode: u8,
-    part: &'static str,
+    event: LaunchEvent,
 }
 
-impl ProfileMode {
-    /// Makes the record of a launch that was profiled in this mode and took `seconds`.
-    pub(super) fn make_timed_launch(self, name: &'static str, cost: Cost, start: Instant, seconds: f64) -> TimedLaunch {
-        TimedLaunch { mode: self, event: LaunchEvent { name, part: self.part, cost, start, seconds } }
+impl LaunchRecord {
+    /// Records that the host's call has returned.
+    pub(super) fn host_returned(&mut self) {
+        self.event.host.seconds = self.event.host.start.elapsed().as_secs_f64();
+    }
+
+    /// The launch, which began at `start` and took `seconds`.
+    pub(super) fn timed(self, start: Instant, seconds: f64) -> TimedLaunch {
+        TimedLaunch { mode: self.mode, event: LaunchEvent { start, seconds, ..self.event } }
     }
 }
 
 /// A profiled launch whose time is known.
 pub(super) struct TimedLaunch {
-    mode: ProfileMode,
+    mode: u8,
     pub event: LaunchEvent,
 }
 
@@ -149,16 +172,28 @@ impl ProfileData {
         self.mode.load(Ordering::Relaxed) != 0
     }
 
-    /// What the profiler collects now. Each launch stores this mode, because the mode may change before the launch's
-    /// time is known.
-    pub(super) fn mode(&self) -> ProfileMode {
-        ProfileMode { mode: self.mode.load(Ordering::Relaxed), part: *self.part() }
+    /// Begins the record of a launch that the host is about to make.
+    pub(super) fn record(&self, launch: &Launch) -> LaunchRecord {
+        let mode = self.mode.load(Ordering::Relaxed);
+        let sizes = if mode & RECORD != 0 { launch.sizes() } else { Vec::new() };
+        let start = Instant::now();
+        let event = LaunchEvent {
+            name: launch.name(),
+            part: *self.part(),
+            origin: current_origin(),
+            sizes,
+            cost: launch.cost(),
+            host: HostCall { thread: host_thread_number(), start, seconds: 0.0 },
+            start,
+            seconds: 0.0,
+        };
+        LaunchRecord { mode, event }
     }
 
     /// Adds launches whose times have become known.
     pub(super) fn add_timed_launches(&self, known: Vec<TimedLaunch>) {
         let mut s = self.lock();
-        for TimedLaunch { mode: ProfileMode { mode, .. }, event } in known {
+        for TimedLaunch { mode, event } in known {
             if mode & COUNT != 0 {
                 let t = s.totals.entry(event.name).or_default();
                 t.launches += 1;

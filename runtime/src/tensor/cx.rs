@@ -18,7 +18,7 @@
 use reel_kernels::{DType, Launch};
 
 use super::Tensor;
-use super::tape::{BackwardContext, Grads, Tape};
+use super::tape::{BackwardContext, Grads, RECOMPUTE, Tape};
 use crate::device::{Device, MemoryCategory};
 use crate::error::Result;
 
@@ -127,7 +127,7 @@ impl Cx {
         let output = f(&self.without_tape(), &inputs)?.needing_grad();
         let (device, dtype, kept) = (self.device.clone(), self.dtype, inputs.clone());
         let refs: Vec<&Tensor> = inputs.iter().collect();
-        tape.push("recompute", &refs, &[&output], move |bw| {
+        tape.push(RECOMPUTE, &refs, &[&output], move |bw| {
             let cx = Cx::training(&device, dtype);
             let leaves: Vec<Tensor> =
                 kept.iter().map(|t| if t.needs_grad() { t.needing_grad() } else { t.clone() }).collect();

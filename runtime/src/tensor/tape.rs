@@ -20,13 +20,18 @@ use std::sync::Arc;
 use reel_kernels::{DType, Launch, elementwise};
 
 use super::Tensor;
-use crate::device::{Device, MemoryCategory};
+use crate::device::{Device, LaunchOrigin, LayerOrigin, MemoryCategory, current_origin, with_origin};
 use crate::error::{Result, RuntimeError};
 
 type BackwardFn = Box<dyn FnOnce(&mut BackwardContext<'_>) -> Result<()>>;
 
+/// The name of the node that computes the intermediate results of its ops again (gradient checkpointing).
+pub(super) const RECOMPUTE: &str = "recompute";
+
 struct Node {
     name: &'static str,
+    /// The layer that the op belongs to, for profiles of the backward pass.
+    layer: Option<LayerOrigin>,
     /// The ids of the op's output tensors on the tape. `backward` gets the gradients of the outputs in this order.
     outputs: Vec<u64>,
     /// The trained parameters among the inputs. After the backward pass each of them must have a gradient.
@@ -54,7 +59,8 @@ impl Tape {
     ) {
         let parameters = inputs.iter().filter_map(|t| t.parameter_name().map(Arc::from)).collect();
         let outputs = outputs.iter().map(|t| t.id()).collect();
-        self.0.borrow_mut().push(Node { name, outputs, parameters, backward: Box::new(backward) });
+        let layer = current_origin().layer;
+        self.0.borrow_mut().push(Node { name, layer, outputs, parameters, backward: Box::new(backward) });
     }
 
     /// Moves the recorded nodes to a new tape, which leaves this one empty.
@@ -76,6 +82,9 @@ impl Tape {
             if dys.iter().all(Option::is_none) {
                 continue;
             }
+            // The ops that gradient checkpointing computes again name themselves.
+            let op = if node.name == RECOMPUTE { "" } else { node.name };
+            let _origin = with_origin(LaunchOrigin { op, is_backward: !op.is_empty(), layer: node.layer });
             let mut bw = BackwardContext { device: &device, dys, by_id: &mut by_id, grads };
             (node.backward)(&mut bw)?;
         }

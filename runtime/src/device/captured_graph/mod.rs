@@ -20,6 +20,7 @@ use std::thread::{self, ThreadId};
 
 use reel_kernels::{Cost, Launch};
 
+use super::origin::{LaunchOrigin, current_origin, with_origin};
 use super::{Device, MemoryCategory};
 use crate::error::{Result, RuntimeError};
 
@@ -28,6 +29,8 @@ pub struct CapturedGraph {
     /// The native graph, on a device that has native graphs. Dropped before the memory that it uses.
     native: Option<NativeGraph>,
     launches: Vec<Launch>,
+    /// The op and the layer of each launch.
+    origins: Vec<LaunchOrigin>,
     memory: Arc<GraphMemory>,
     /// Owners of other memory that the launches use: weights, caches, state.
     _keep: Box<dyn Any + Send + Sync>,
@@ -136,14 +139,15 @@ pub(super) struct CaptureState {
     /// them.
     second: bool,
     launches: Vec<Launch>,
+    origins: Vec<LaunchOrigin>,
 }
 
 /// A guard for one pass of a capture: ends the pass when dropped, also after an error or a panic.
 struct CapturePass<'a>(&'a Device);
 
 impl CapturePass<'_> {
-    fn end(&self) -> Vec<Launch> {
-        self.0.current_capture().take().map_or_else(Vec::new, |r| r.launches)
+    fn end(&self) -> (Vec<Launch>, Vec<LaunchOrigin>) {
+        self.0.current_capture().take().map_or_else(Default::default, |r| (r.launches, r.origins))
     }
 }
 
@@ -174,7 +178,7 @@ impl Device {
         let done = f();
         // Ends the native capture also after an error: a stream that is still capturing refuses all other work.
         let handle = if native { Some(self.0.backend.end_capture()) } else { None };
-        let launches = second.end();
+        let (launches, origins) = second.end();
         let native = match (done, handle) {
             (Err(e), Some(Ok(handle))) => {
                 self.0.backend.destroy_graph(handle);
@@ -183,7 +187,7 @@ impl Device {
             (Err(e), _) => return Err(e),
             (Ok(()), handle) => handle.transpose()?.map(|handle| NativeGraph { device: self.clone(), handle }),
         };
-        Ok(CapturedGraph { native, launches, memory, _keep: Box::new(keep) })
+        Ok(CapturedGraph { native, launches, origins, memory, _keep: Box::new(keep) })
     }
 
     /// Enqueues the launches of a captured graph, in order.
@@ -199,7 +203,10 @@ impl Device {
         match &graph.native {
             // The profiler needs the time of each launch, which a native graph does not give.
             Some(native) if !self.0.profile.is_collecting() => self.0.backend.replay_graph(native.handle),
-            _ => graph.launches.iter().try_for_each(|launch| self.launch(launch)),
+            _ => graph.launches.iter().zip(&graph.origins).try_for_each(|(launch, origin)| {
+                let _origin = with_origin(*origin);
+                self.launch(launch)
+            }),
         }
     }
 
@@ -229,7 +236,8 @@ impl Device {
             ));
         }
         let thread = thread::current().id();
-        *capture = Some(CaptureState { thread, memory: memory.clone(), second, launches: Vec::new() });
+        *capture =
+            Some(CaptureState { thread, memory: memory.clone(), second, launches: Vec::new(), origins: Vec::new() });
         Ok(CapturePass(self))
     }
 
@@ -273,6 +281,7 @@ impl Device {
         }
         if r.second {
             r.launches.push(launch.clone());
+            r.origins.push(current_origin());
             self.0.backend.capture_launch(launch)?;
         } else {
             self.0.backend.prepare_capture(launch)?;

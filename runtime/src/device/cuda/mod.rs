@@ -24,7 +24,7 @@ use self::staging::{ParallelUploader, Staging};
 use self::timeline::{LaunchTimeline, MAX_LAUNCHES_IN_FLIGHT};
 use super::captured_graph::HandleTable;
 use super::download::PendingCopy;
-use super::profiler::{ProfileMode, TimedLaunch};
+use super::profiler::{LaunchRecord, TimedLaunch};
 use super::{Backend, Hardware, Kernels, MatmulLibrary};
 use crate::error::{Result, RuntimeError};
 
@@ -248,7 +248,7 @@ impl Backend for Cuda {
         result.and_then(|()| seconds.map_err(device_error))
     }
 
-    fn launch_timed(&self, launch: &Launch, mode: ProfileMode) -> Result<Vec<TimedLaunch>> {
+    fn launch_timed(&self, launch: &Launch, record: LaunchRecord) -> Result<Vec<TimedLaunch>> {
         let mut timeline = lock(&self.timeline);
         if timeline.is_none() {
             *timeline = Some(
@@ -257,7 +257,7 @@ impl Backend for Cuda {
             );
         }
         let timeline = timeline.as_mut().expect("it was just made");
-        timeline.launch(launch, mode, || self.launch(launch))
+        timeline.launch(record, || self.launch(launch))
     }
 
     fn collect_timings(&self) -> Result<Vec<TimedLaunch>> {

@@ -16,10 +16,9 @@ use std::time::{Duration, Instant};
 
 use reel_kernels::cuda::driver::{EventHandle as CudaEvent, StreamHandle};
 use reel_kernels::cuda::{CudaError, Driver};
-use reel_kernels::{Cost, Launch};
 
 use super::device_error;
-use crate::device::profiler::{ProfileMode, TimedLaunch};
+use crate::device::profiler::{LaunchRecord, TimedLaunch};
 use crate::error::Result;
 
 /// Maximum number of profiled launches in flight. When it is reached, the times of the older half are read while the
@@ -32,9 +31,7 @@ const ANCHOR_LIFETIME: Duration = Duration::from_secs(10);
 
 /// A profiled launch in flight, with the events around it.
 struct TimedPair {
-    name: &'static str,
-    cost: Cost,
-    mode: ProfileMode,
+    record: LaunchRecord,
     /// The events before and after the launch.
     events: [CudaEvent; 2],
 }
@@ -84,8 +81,7 @@ impl LaunchTimeline {
     /// Enqueues a launch between two events. Returns earlier launches whose times have become known.
     pub fn launch(
         &mut self,
-        launch: &Launch,
-        mode: ProfileMode,
+        mut record: LaunchRecord,
         enqueue: impl FnOnce() -> Result<()>,
     ) -> Result<Vec<TimedLaunch>> {
         if self.in_flight.is_empty() && self.anchored_at.elapsed() > ANCHOR_LIFETIME {
@@ -98,7 +94,8 @@ impl LaunchTimeline {
             self.free.push(events);
             return Err(e);
         }
-        self.in_flight.push_back(TimedPair { name: launch.name(), cost: launch.cost(), mode, events });
+        record.host_returned();
+        self.in_flight.push_back(TimedPair { record, events });
         Ok(timed)
     }
 
@@ -133,26 +130,30 @@ impl LaunchTimeline {
         unsafe { self.driver.wait(last.events[1])? }
         // The driver gives the time between two events in milliseconds as f32, which is exact for short spans only.
         // So each read makes the last event the new anchor.
-        let timed: std::result::Result<Vec<TimedLaunch>, CudaError> =
+        let times: std::result::Result<Vec<(Instant, f64)>, CudaError> =
             self.in_flight.iter().take(count).map(|pair| self.time(pair)).collect();
-        let timed = timed?;
+        let times = times?;
         // SAFETY: both events were reached.
         let span = unsafe { self.driver.elapsed(self.anchor.0, last.events[1])? };
         self.anchor.1 += positive(span);
-        self.free.extend(self.in_flight.drain(..count).map(|pair| pair.events));
+        let mut timed = Vec::with_capacity(count);
+        for (pair, (start, seconds)) in self.in_flight.drain(..count).zip(times) {
+            self.free.push(pair.events);
+            timed.push(pair.record.timed(start, seconds));
+        }
         if let Some(events) = self.free.last_mut() {
             std::mem::swap(&mut events[1], &mut self.anchor.0);
         }
         Ok(timed)
     }
 
-    fn time(&self, pair: &TimedPair) -> std::result::Result<TimedLaunch, CudaError> {
+    /// When a launch began, on the host's clock, and how many seconds it took.
+    fn time(&self, pair: &TimedPair) -> std::result::Result<(Instant, f64), CudaError> {
         let [before, after] = pair.events;
         // SAFETY: the timeline owns the events, which have been reached.
         let (since, seconds) =
             unsafe { (self.driver.elapsed(self.anchor.0, before)?, self.driver.elapsed(before, after)?) };
-        let start = self.anchor.1 + positive(since);
-        Ok(pair.mode.make_timed_launch(pair.name, pair.cost, start, seconds))
+        Ok((self.anchor.1 + positive(since), seconds))
     }
 }
 

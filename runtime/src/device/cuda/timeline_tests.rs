@@ -98,7 +98,7 @@ proptest! {
         for (which, read) in asked {
             let launch = if which { fill(&x) } else { add(&x) };
             names.push(launch.name());
-            known.extend(timeline.launch(&launch, collected.mode(), || device.launch(&launch)).unwrap());
+            known.extend(timeline.launch(collected.record(&launch), || device.launch(&launch)).unwrap());
             if read == 0 {
                 known.extend(timeline.wait_for_all().unwrap());
             }

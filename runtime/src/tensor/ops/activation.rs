@@ -4,12 +4,14 @@
 use reel_kernels::{DType, Launch, gelu as gelu_kernel, swiglu as swiglu_kernel};
 
 use super::want_alike;
+use crate::device::in_op;
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 
 /// `silu(gate) * up`, elementwise.
 pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let _op = in_op("swiglu");
     want_alike("swiglu", ("gate", "up"), gate, up)?;
     let y = cx.empty(gate.shape(), gate.dtype())?;
     let count = gate.count() as u64;
@@ -35,11 +37,13 @@ pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 /// Exact GELU, `x Φ(x)`, computed with the error function.
 pub fn gelu(cx: &Cx, x: &Tensor) -> Result<Tensor> {
+    let _op = in_op("gelu");
     gelu_form("gelu", cx, x, gelu_kernel::fwd, gelu_kernel::bwd)
 }
 
 /// The tanh approximation of GELU, `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, as SigLIP uses it.
 pub fn gelu_tanh(cx: &Cx, x: &Tensor) -> Result<Tensor> {
+    let _op = in_op("gelu_tanh");
     gelu_form("gelu_tanh", cx, x, gelu_kernel::tanh_fwd, gelu_kernel::tanh_bwd)
 }
 

@@ -3,6 +3,7 @@
 use reel_kernels::{Addr, DType, embedding as kernel};
 
 use super::{size, want_dtype, want_shape};
+use crate::device::in_op;
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
@@ -10,6 +11,7 @@ use crate::tensor::{Tensor, format_shape};
 /// Looks up `ids` (i32 `[S]`) in `table [V, H]` and casts the rows to the dtype of activations: `[S, H]`. The caller
 /// has checked that ids are below V.
 pub fn embedding(cx: &Cx, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    let _op = in_op("embedding");
     lookup("embedding", cx, table, ids, None)
 }
 
@@ -23,6 +25,7 @@ pub fn embedding_with_vision_tokens(
     vision: &Tensor,
     vision_index: &Tensor,
 ) -> Result<Tensor> {
+    let _op = in_op("embedding_with_vision_tokens");
     lookup("embedding_with", cx, table, ids, Some((vision, vision_index)))
 }
 

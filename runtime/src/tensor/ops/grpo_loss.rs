@@ -4,6 +4,7 @@ use reel_kernels::{Addr, DType, elementwise, grpo_loss as kernel, reduce};
 
 use super::attention::CuSeqlens;
 use super::{size, want_dtype, want_shape};
+use crate::device::in_op;
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
@@ -42,6 +43,7 @@ pub struct GrpoInputs {
 /// without a gradient. The statistics of a completion: its part of the loss, its sum of KL terms, its number of
 /// clipped tokens, its number of tokens that count.
 pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, inputs: &GrpoInputs) -> Result<(Tensor, Tensor)> {
+    let _op = in_op("grpo_loss");
     const OP: &str = "grpo_loss";
     let (tokens, n) = (inputs.completions.tokens(), inputs.completions.seqs());
     want_dtype(OP, "completion_lens", &inputs.completion_lens, DType::I32)?;

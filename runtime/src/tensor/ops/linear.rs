@@ -5,6 +5,7 @@ use reel_kernels::matmul::{Matmul, Operand};
 use reel_kernels::{Addr, DType, Launch, column_sum};
 
 use super::{rows_cols, size, want_dtype, want_shape};
+use crate::device::in_op;
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::BackwardContext;
@@ -32,6 +33,7 @@ fn plain(m: usize, n: usize, k: usize, a: Operand, b: Operand, c: &Tensor) -> Ma
 
 /// `x · wᵀ + b`: x `[.., K]`, w `[N, K]`, b `[N]` give `[.., N]` in the dtype of x. w may have another dtype.
 pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    let _op = in_op("linear");
     let y = product(cx, x, w, b, x.dtype())?;
     let (kx, kw, kb) = (x.clone(), w.clone(), b.cloned());
     let mut inputs = vec![x, w];
@@ -76,6 +78,7 @@ fn linear_gradients(
 /// [`linear`] with an adapter: `y = x · wᵀ + b + scale · (x · downᵀ) · upᵀ`. Rounds to the dtype of x twice: `scale ·
 /// x · downᵀ`, and `x · wᵀ + b` before the last product is added.
 pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &Lora) -> Result<Tensor> {
+    let _op = in_op("lora_linear");
     let y = product(cx, x, w, b, x.dtype())?;
     let thin = add_lora_output(cx, x, lora, &y)?; // [.., R]
     let (kx, kw, kb, lora) = (x.clone(), w.clone(), b.cloned(), lora.clone());
@@ -133,6 +136,7 @@ pub(super) fn weight_gradient_launch(dy: &Tensor, x: &Tensor, m: usize, n: usize
 /// # Errors
 /// The same as [`linear`].
 pub fn matmul(cx: &Cx, x: &Tensor, w: &Tensor, out: DType) -> Result<Tensor> {
+    let _op = in_op("matmul");
     product(cx, &x.detach(), w, None, out)
 }
 

@@ -3,6 +3,7 @@
 use reel_kernels::{Addr, DType, elementwise, log_prob as kernel, reduce};
 
 use super::{rows_cols, size, want_dtype, want_shape};
+use crate::device::in_op;
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
@@ -10,6 +11,7 @@ use crate::tensor::cx::Cx;
 /// `log softmax` of `logits` (f32 `[R, V]`) at `targets` (i32 `[R]`), and the logsumexp of each row. A row with a
 /// negative target gives 0. Has no backward rule; [`super::linear_log_prob`] has one.
 pub fn log_prob(cx: &Cx, logits: &Tensor, targets: &Tensor, inv_temperature: f32) -> Result<(Tensor, Tensor)> {
+    let _op = in_op("log_prob");
     const OP: &str = "log_prob";
     let (rows, vocab) = rows_cols(OP, "logits", logits)?;
     want_dtype(OP, "logits", logits, DType::F32)?;
@@ -36,6 +38,7 @@ pub fn log_prob(cx: &Cx, logits: &Tensor, targets: &Tensor, inv_temperature: f32
 
 /// `Σ x[i] · weights[i]`, one f32 element. x and weights are f32 of one shape; the weights get no gradient.
 pub fn weighted_sum(cx: &Cx, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    let _op = in_op("weighted_sum");
     const OP: &str = "weighted_sum";
     want_dtype(OP, "x", x, DType::F32)?;
     want_dtype(OP, "weights", weights, DType::F32)?;

@@ -8,7 +8,7 @@ use bytemuck::Zeroable;
 use reel_kernels::{Addr, DType, patch_merge as merge_kernel, rms_norm as kernel};
 
 use super::{rows_cols, size, want_alike, want_dtype, want_shape};
-use crate::device::MemoryCategory;
+use crate::device::{MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
@@ -91,6 +91,7 @@ fn addr(t: &Option<Tensor>) -> Addr {
 
 /// `x * rsqrt(mean(x²) + eps) * w` over the last dimension: x `[.., H]`, w `[H]` of x's dtype.
 pub fn rms_norm(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
+    let _op = in_op("rms_norm");
     const OP: &str = "rms_norm";
     let sizes = Sizes::new(OP, x, w, eps)?;
     let y = cx.empty(x.shape(), x.dtype())?;
@@ -112,6 +113,7 @@ pub fn rms_norm(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
 /// [`super::add`] followed by [`rms_norm`]. The gradient of s is rounded once, after the gradients of both results
 /// are added.
 pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    let _op = in_op("rms_norm_add");
     const OP: &str = "rms_norm_add";
     let sizes = Sizes::new(OP, x, w, eps)?;
     want_alike(OP, ("x", "residual"), x, residual)?;
@@ -143,6 +145,7 @@ pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32
 /// Returns the residual and its norm, `(x, rms_norm(x, w))`. The first result is x in the same memory. Unlike with
 /// [`rms_norm`], the backward kernel of the norm also adds the gradients of both results, which saves a launch.
 pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    let _op = in_op("rms_norm_branch");
     const OP: &str = "rms_norm_branch";
     let sizes = Sizes::new(OP, x, w, eps)?;
     let y = cx.empty(x.shape(), x.dtype())?;
@@ -164,6 +167,7 @@ pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Ten
 /// `[N]`, a permutation) gives for each patch in processor order its row in x; the patches of one square are
 /// consecutive.
 pub fn patch_merge(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32, group_size: usize) -> Result<Tensor> {
+    let _op = in_op("patch_merge");
     const OP: &str = "patch_merge";
     let sizes = Sizes::new(OP, x, w, eps)?;
     let Sizes { rows, cols, n_rows, n_cols, .. } = sizes;

@@ -4,7 +4,7 @@ use reel_kernels::patch_embedding::{self as kernel, Pixels};
 use reel_kernels::{Addr, DType, column_sum, patches};
 
 use super::{linear, want_dtype, want_shape};
-use crate::device::{Device, MemoryCategory};
+use crate::device::{Device, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
@@ -94,6 +94,7 @@ impl DeviceFrames {
 /// `patches · wᵀ + b` of all images and videos: w `[C, 3 · temporal · patch²]`, b `[C]` give `[N, C]` in processor
 /// order. Pixels are normalised to the dtype of activations.
 pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    let _op = in_op("patch_embedding");
     let row = frames.first().map_or(0, |f| f.pixels.elements_per_patch());
     let embed = w.shape().first().copied().unwrap_or(0);
     want_shape(OP, "weight", w, &[embed, row], "the elements of a patch")?;

@@ -4,7 +4,7 @@
 use reel_kernels::{DType, rope};
 
 use super::{size, want_dtype, want_shape};
-use crate::device::{Device, MemoryCategory};
+use crate::device::{Device, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
@@ -44,6 +44,7 @@ impl RotaryFrequencies {
 
     /// The table of cosines and sines for `positions`, i32 `[axes, S]`.
     pub fn cos_sin_table(&self, cx: &Cx, positions: &Tensor) -> Result<RotaryTable> {
+        let _op = in_op("rotary_table");
         const OP: &str = "rotary_table";
         let &[_, tokens] = positions.shape() else {
             return Err(shape_error(
@@ -74,12 +75,14 @@ impl RotaryFrequencies {
 /// S]`; `inv_freq` and `axis` have `D / 2` elements. The axes are time, height and width in the decoder (M-RoPE), row
 /// and column in the vision tower.
 pub fn rotary_table(cx: &Cx, positions: &Tensor, inv_freq: &[f32], axis: &[i32]) -> Result<RotaryTable> {
+    let _op = in_op("rotary_table");
     let axes = positions.shape().first().copied().unwrap_or(0);
     RotaryFrequencies::new(cx.device(), inv_freq, axis, axes)?.cos_sin_table(cx, positions)
 }
 
 /// Rotates x `[S, heads, D]` by the angles of the table. Elements j and `j + D/2` form a pair.
 pub fn apply_rotary(cx: &Cx, x: &Tensor, table: &RotaryTable) -> Result<Tensor> {
+    let _op = in_op("apply_rotary");
     const OP: &str = "rotary";
     let &[tokens, heads, d] = x.shape() else {
         return Err(shape_error(

@@ -4,6 +4,7 @@
 use reel_kernels::{DType, columns, rows as kernel};
 
 use super::{rows_cols, size, want_dtype};
+use crate::device::in_op;
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::fill_zero;
@@ -11,6 +12,7 @@ use crate::tensor::{Tensor, format_shape};
 
 /// Gathers the rows `index` (i32 `[m]`, all different) of x `[n, cols]`: `[m, cols]`.
 pub fn gather_rows(cx: &Cx, x: &Tensor, index: &Tensor) -> Result<Tensor> {
+    let _op = in_op("gather_rows");
     const OP: &str = "gather_rows";
     let (n, cols) = rows_cols(OP, "x", x)?;
     want_dtype(OP, "index", index, DType::I32)?;
@@ -53,6 +55,7 @@ pub fn gather_rows(cx: &Cx, x: &Tensor, index: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Widths whose sum is not the number of columns; out of memory.
 pub fn split_columns(cx: &Cx, x: &Tensor, widths: &[usize]) -> Result<Vec<Tensor>> {
+    let _op = in_op("split_columns");
     const OP: &str = "split_columns";
     let (n, cols) = rows_cols(OP, "x", x)?;
     if widths.iter().sum::<usize>() != cols {

@@ -5,7 +5,7 @@ use reel_kernels::sample as kernel;
 use reel_kernels::{Addr, DType};
 
 use super::{size, want_dtype, want_shape};
-use crate::device::{Device, Kernels, MemoryCategory};
+use crate::device::{Device, Kernels, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
@@ -247,6 +247,7 @@ pub fn sample(
     suppressed: &Tensor,
     chosen: &SampledTokens,
 ) -> Result<()> {
+    let _op = in_op("sample");
     const OP: &str = "sample";
     let &[rows, vocab] = logits.shape() else {
         return Err(shape_error(

@@ -5,7 +5,7 @@ use reel_kernels::{
 };
 
 use super::{CuSeqlens, rows_cols, size, want_dtype, want_shape};
-use crate::device::{Kernels, MemoryCategory};
+use crate::device::{Kernels, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::fill_zero;
@@ -20,6 +20,7 @@ fn addr(t: &Option<Tensor>) -> Addr {
 
 /// `(x − mean) · rsqrt(var + eps) · w + b` over the last dimension: x `[.., C]`, w and b `[C]` of x's dtype.
 pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<Tensor> {
+    let _op = in_op("layer_norm");
     const OP: &str = "layer_norm";
     let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
     for (what, t) in [("weight", w), ("bias", b)] {
@@ -81,6 +82,7 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Resu
 
 /// Adds learned position embeddings `pos [P, C]` to x `[R, C]`: row r gets row `r mod P` of pos.
 pub fn add_position_embeddings(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tensor> {
+    let _op = in_op("add_position_embeddings");
     const OP: &str = "position_add";
     let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
     let n_positions = pos.shape().first().copied().unwrap_or(0);
@@ -109,6 +111,7 @@ pub fn add_position_embeddings(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tens
 
 /// Scales the rows of x `[.., C]` to length 1. A row of zeros becomes NaN.
 pub fn normalise_rows(cx: &Cx, x: &Tensor) -> Result<Tensor> {
+    let _op = in_op("normalise_rows");
     const OP: &str = "normalise";
     let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
     let (rows, cols) = (size(OP, n_rows)?, size(OP, n_cols)?);
@@ -131,6 +134,7 @@ pub fn normalise_rows(cx: &Cx, x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Shapes that do not match; on CUDA a D above 128; out of memory.
 pub fn pool_attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, images: &CuSeqlens) -> Result<Tensor> {
+    let _op = in_op("pool_attention");
     const OP: &str = "pool_attention";
     let &[n_heads, d] = q.shape() else {
         return Err(shape_error(OP, format!("q has shape {}, expected [heads, head_dim]", format_shape(q.shape()))));

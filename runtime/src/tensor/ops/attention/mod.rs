@@ -21,7 +21,7 @@ use reel_kernels::paged_attention::BLOCK_TOKENS;
 use reel_kernels::{Addr, DType, attention as packed, kv_write as write, paged_attention as paged};
 
 use super::{size, want_dtype, want_shape};
-use crate::device::{Device, Kernels, MemoryCategory};
+use crate::device::{Device, Kernels, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
@@ -174,6 +174,7 @@ fn heads(op: &'static str, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(usize,
 /// `softmax(q kᵀ / sqrt(D)) v` within each sequence: q `[S, Hq, D]`, k and v `[S, Hkv, D]` give `[S, Hq, D]`.
 /// With `causal`, a token attends to itself and to earlier tokens.
 pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, causal: bool) -> Result<Tensor> {
+    let _op = in_op("attention");
     const OP: &str = "attention";
     let (tokens, n_heads, kv_heads, d) = heads(OP, q, k, v)?;
     if seqs.tokens() != tokens {
@@ -329,6 +330,7 @@ impl KvPages {
 /// # Errors
 /// Shapes that do not match.
 pub fn kv_write(cx: &Cx, k: &Tensor, v: &Tensor, caches: (&Tensor, &Tensor), pages: &KvPages) -> Result<()> {
+    let _op = in_op("kv_write");
     const OP: &str = "kv_write";
     let (tokens, _, kv_heads, d) = heads(OP, k, k, v)?;
     let blocks = caches.0.shape().first().copied().unwrap_or(0);
@@ -361,6 +363,7 @@ pub fn kv_write(cx: &Cx, k: &Tensor, v: &Tensor, caches: (&Tensor, &Tensor), pag
 
 /// Causal attention of new tokens q `[S, Hq, D]` to the cached keys of their sequences. Has no backward rule.
 pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &KvPages) -> Result<Tensor> {
+    let _op = in_op("paged_attention");
     const OP: &str = "paged_attention";
     let (&[tokens, n_heads, d], &[_, _, kv_heads, kd]) = (q.shape(), caches.0.shape()) else {
         return Err(shape_error(

@@ -7,7 +7,7 @@ use reel_kernels::{Addr, DType, advance as kernel};
 
 use super::attention::{CuSeqlens, KvPages};
 use super::{TokenHistory, size, want_dtype, want_shape};
-use crate::device::Device;
+use crate::device::{Device, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
@@ -184,6 +184,7 @@ impl DecodeRows {
     /// # Errors
     /// A shape that does not match.
     pub fn advance(&self, cx: &Cx, chosen: &Tensor) -> Result<()> {
+        let _op = in_op("advance");
         const OP: &str = "advance";
         want_shape(OP, "chosen", chosen, &[self.rows()], "one token for each row")?;
         want_dtype(OP, "chosen", chosen, DType::I32)?;

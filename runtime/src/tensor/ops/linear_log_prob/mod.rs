@@ -30,7 +30,7 @@ use reel_kernels::matmul::{Matmul, Operand};
 use reel_kernels::{Addr, DType, Launch, elementwise};
 
 use super::{size, want_dtype, want_shape};
-use crate::device::{Device, Kernels};
+use crate::device::{Device, Kernels, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
@@ -46,6 +46,7 @@ pub fn max_logit_rows(vocab: usize) -> usize {
 /// `log softmax(h · wᵀ · inv_temperature)[target]` of each row: h `[R, H]`, w `[V, H]`, targets i32 `[R]` give f32
 /// `[R]`. A row with a negative target gives 0 and has no gradient.
 pub fn linear_log_prob(cx: &Cx, h: &Tensor, w: &Tensor, targets: &Tensor, inv_temperature: f32) -> Result<Tensor> {
+    let _op = in_op("linear_log_prob");
     let backend = lm_head_backend(cx.device(), h.dtype(), w.dtype());
     linear_log_prob_with_backends(cx, h, w, targets, inv_temperature, [backend; 2])
 }
@@ -77,6 +78,7 @@ pub fn linear_log_prob_with_entropy(
     targets: &Tensor,
     inv_temperature: f32,
 ) -> Result<(Tensor, Tensor)> {
+    let _op = in_op("linear_log_prob_with_entropy");
     let backend = lm_head_backend(cx.device(), h.dtype(), w.dtype());
     let head = Head::new(h, w, targets, inv_temperature)?;
     let entropy = cx.empty(&[head.rows], DType::F32)?;

@@ -10,7 +10,7 @@ use reel_kernels::{Addr, DType};
 
 use super::linear::add_lora_output;
 use super::{Lora, add, linear, lora_linear, matmul, rows_cols, size, swiglu, want_dtype, want_shape};
-use crate::device::Kernels;
+use crate::device::{Kernels, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
@@ -61,6 +61,7 @@ fn product(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<(Params, Tensor)> {
 
 /// `x wᵀ + b + residual`: x `[M, K]`, w `[N, K]`, b `[N]`, residual `[M, N]` give `[M, N]`.
 pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residual: Option<&Tensor>) -> Result<Tensor> {
+    let _op = in_op("skinny_linear");
     const OP: &str = "skinny_linear";
     if let Some(r) = residual {
         let shape = [rows_cols(OP, "x", x)?.0, w.shape().first().copied().unwrap_or(0)];
@@ -91,6 +92,7 @@ pub fn skinny_lora_linear(
     lora: &Lora,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
+    let _op = in_op("skinny_lora_linear");
     if !uses_skinny_kernel(cx, x, w)? {
         let y = lora_linear(cx, x, w, b, lora)?;
         return residual.map_or(Ok(y.clone()), |r| add(cx, r, &y));
@@ -102,6 +104,7 @@ pub fn skinny_lora_linear(
 
 /// `silu(x gateᵀ) · (x upᵀ)`: x `[M, K]`, gate and up `[N, K]` give `[M, N]`.
 pub fn skinny_swiglu(cx: &Cx, x: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let _op = in_op("skinny_swiglu");
     want_shape("skinny_swiglu", "up", up, gate.shape(), "the shape of gate")?;
     if !uses_skinny_kernel(cx, x, gate)? || up.dtype() != gate.dtype() {
         return swiglu(cx, &linear(cx, x, gate, None)?, &linear(cx, x, up, None)?);
@@ -113,6 +116,7 @@ pub fn skinny_swiglu(cx: &Cx, x: &Tensor, gate: &Tensor, up: &Tensor) -> Result<
 
 /// Logits `x wᵀ`, always f32: x `[M, K]`, w `[V, K]` give `[M, V]`.
 pub fn skinny_logits(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let _op = in_op("skinny_logits");
     if !uses_skinny_kernel(cx, x, w)? {
         return matmul(cx, x, w, DType::F32);
     }
