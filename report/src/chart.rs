@@ -282,6 +282,9 @@ mod tests {
     }
 
     proptest! {
+        // Each case has thousands of values.
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         /// Whatever the values are, a line has few points, in the order of steps, among them the lowest and the
         /// highest value.
         #[test]

@@ -37,9 +37,9 @@ pub fn add_rollouts(page: &mut Page, runs: &[Run]) -> Result<()> {
         if runs.len() > 1 {
             // Writing to a String cannot fail.
             let color = i % 8;
-            let _ = write!(
+            let _ = writeln!(
                 html,
-                "<h3><i class=\"key\" style=\"background:var(--c{color})\"></i>{}</h3>\n",
+                "<h3><i class=\"key\" style=\"background:var(--c{color})\"></i>{}</h3>",
                 escape_html(&run.name)
             );
         }

@@ -204,10 +204,10 @@ fn gallery_html(outcome: &DemoOutcome) -> Result<String> {
                 STANDARD.encode(png(&downscale(frame))?)
             );
         }
-        let _ = write!(
+        let _ = writeln!(
             page,
             "</div><h3>{}</h3><dl><dt>answer</dt><dd>{} <span>{verdict}</span></dd><dt>target</dt><dd>{}</dd><dt>SFT</dt><dd class=\"dim\">{}</dd>\
-             <dt>before</dt><dd class=\"dim\">{}</dd></dl></article>\n",
+             <dt>before</dt><dd class=\"dim\">{}</dd></dl></article>",
             clip.task.question(),
             escape_html(grpo),
             escape_html(&clip.completion()),
