@@ -84,15 +84,16 @@ pub(super) fn wgmma_register_uses(
 /// Returns the number of operands that are destinations; they come first.
 pub(super) fn destination_count(i: &Instruction) -> usize {
     let base = i.opcode.split('.').next().unwrap_or("");
-    match base {
+    let count = match base {
         "st" | "red" | "stmatrix" | "bra" | "brx" | "barrier" | "membar" | "fence" | "cp" | "wgmma" | "prefetch"
         | "prefetchu" | "exit" | "ret" | "trap" | "nanosleep" | "griddepcontrol" | "setmaxnreg" | "tensormap"
         | "discard" | "applypriority" => 0,
         "wmma" => usize::from(!i.opcode.starts_with("wmma.store")),
         "bar" => usize::from(i.opcode.contains(".red")),
         "call" => usize::from(matches!(i.operands.first(), Some(Operand::List(_)))),
-        _ => i.operands.len().min(1),
-    }
+        _ => 1,
+    };
+    count.min(i.operands.len())
 }
 
 /// Returns true for a move of a 32-bit register or of a constant to a 32-bit register.

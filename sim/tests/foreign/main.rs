@@ -5,6 +5,7 @@ mod found;
 mod groups;
 mod harness;
 mod limits;
+mod operands;
 mod patterns;
 mod registers;
 

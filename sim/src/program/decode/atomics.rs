@@ -1,6 +1,6 @@
 //! Decoding of `atom` and `red`.
 
-use super::{Decoded, Decoder};
+use super::{Decoded, Decoder, nth};
 use crate::order::MemorySemantics;
 use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
@@ -35,7 +35,7 @@ impl Decoder<'_> {
         }
         let at = usize::from(is_atom);
         let window = self.window(parts)?;
-        let (addr, window) = self.o.address_operand(&instruction.operands[at], window)?;
+        let (addr, window) = self.o.address_operand(nth(&instruction.operands, at)?, window)?;
         let register_type = match ty.size() {
             2 => Type::B16,
             4 => Type::B32,
@@ -53,7 +53,7 @@ impl Decoder<'_> {
         };
         let mut dst = Vec::new();
         if is_atom {
-            for o in elements(&instruction.operands[0]) {
+            for o in elements(nth(&instruction.operands, 0)?) {
                 dst.push(self.o.destination_slot(&o)?);
             }
         }

@@ -1,6 +1,6 @@
 //! Decoding of bulk and tensor copies: `cp.async.bulk` and `cp.reduce.async.bulk`.
 
-use super::Decoder;
+use super::{Decoder, nth};
 use crate::program::ProgramError;
 use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
@@ -18,10 +18,10 @@ pub(super) fn decode_bulk_copy(d: &mut Decoder, instruction: &Instruction, parts
     let spaces: Vec<AddressWindow> = parts.iter().filter_map(|p| space(p)).collect();
     let o = &instruction.operands;
     if has("prefetch") {
-        let (src, src_window) = d.o.address_operand(first(d, o, 0)?, AddressWindow::Global)?;
+        let (src, src_window) = d.o.address_operand(nth(o, 0)?, AddressWindow::Global)?;
         let kind = if tensor { BulkCopyKind::TensorPrefetch } else { BulkCopyKind::Prefetch };
-        let coords = if tensor { coordinates(d, &o[0])? } else { Vec::new() };
-        let size = if tensor { None } else { Some(d.o.source_slot(first(d, o, 1)?, Type::B32)?) };
+        let coords = if tensor { coordinates(d, nth(o, 0)?)? } else { Vec::new() };
+        let size = if tensor { None } else { Some(d.o.source_slot(nth(o, 1)?, Type::B32)?) };
         return Ok(Op::BulkCopy(Box::new(BulkCopy {
             kind,
             dst: src,
@@ -46,11 +46,11 @@ pub(super) fn decode_bulk_copy(d: &mut Decoder, instruction: &Instruction, parts
     };
     // A tensor operand gives the address of its tensor map, which is always in the generic address space.
     let side = |w: AddressWindow, is_tensor: bool| if is_tensor { AddressWindow::Generic } else { w };
-    let (dst, dst_window) = d.o.address_operand(first(d, o, 0)?, side(to, kind == BulkCopyKind::TensorStore))?;
-    let (src, src_window) = d.o.address_operand(first(d, o, 1)?, side(from, kind == BulkCopyKind::TensorLoad))?;
+    let (dst, dst_window) = d.o.address_operand(nth(o, 0)?, side(to, kind == BulkCopyKind::TensorStore))?;
+    let (src, src_window) = d.o.address_operand(nth(o, 1)?, side(from, kind == BulkCopyKind::TensorLoad))?;
     let coords = match kind {
-        BulkCopyKind::TensorLoad => coordinates(d, &o[1])?,
-        BulkCopyKind::TensorStore => coordinates(d, &o[0])?,
+        BulkCopyKind::TensorLoad => coordinates(d, nth(o, 1)?)?,
+        BulkCopyKind::TensorStore => coordinates(d, nth(o, 0)?)?,
         _ => Vec::new(),
     };
     let mut next = 2;
@@ -101,10 +101,6 @@ pub(super) fn decode_bulk_copy(d: &mut Decoder, instruction: &Instruction, parts
         multicast,
         reduce,
     })))
-}
-
-fn first<'o>(d: &Decoder, o: &'o [Operand], index: usize) -> Result<&'o Operand, ProgramError> {
-    o.get(index).ok_or_else(|| d.o.error("an operand is missing"))
 }
 
 fn coordinates(d: &mut Decoder, operand: &Operand) -> Result<Vec<u32>, ProgramError> {

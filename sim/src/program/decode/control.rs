@@ -1,6 +1,6 @@
 //! Decoding of indexed branches, calls, and reads of special registers whose value changes while a warp runs.
 
-use super::{Decoded, Decoder};
+use super::{Decoded, Decoder, nth};
 use crate::program::ProgramError;
 use crate::program::op::*;
 use crate::program::rows::register_row_count;
@@ -70,7 +70,7 @@ impl Decoder<'_> {
     }
 
     pub(super) fn decode_read_special(&mut self, instruction: &Instruction) -> Decoded {
-        let Operand::Special(name) = &instruction.operands[1] else { return self.alu(instruction) };
+        let Operand::Special(name) = nth(&instruction.operands, 1)? else { return self.alu(instruction) };
         let which = match name.as_str() {
             "clock" => VaryingSpecialRegister::Clock,
             "clock_hi" => VaryingSpecialRegister::ClockHi,
@@ -79,11 +79,11 @@ impl Decoder<'_> {
             "globaltimer_lo" => VaryingSpecialRegister::GlobaltimerLo,
             "globaltimer_hi" => VaryingSpecialRegister::GlobaltimerHi,
             "is_explicit_cluster" => {
-                let (dst, _) = self.o.predicate_index(&instruction.operands[0])?;
+                let (dst, _) = self.o.predicate_index(nth(&instruction.operands, 0)?)?;
                 return Ok(Op::ReadSpecial { dst, which: VaryingSpecialRegister::ExplicitCluster });
             }
             _ => return self.alu(instruction),
         };
-        Ok(Op::ReadSpecial { dst: self.o.register_slot(&instruction.operands[0])?, which })
+        Ok(Op::ReadSpecial { dst: self.o.register_slot(nth(&instruction.operands, 0)?)?, which })
     }
 }

@@ -1,6 +1,6 @@
 //! Decoding of `cp.async`, `st.async`, `red.async` and `tensormap`; `cp.async.bulk` is in [`super::bulk`].
 
-use super::{Decoded, Decoder, bulk};
+use super::{Decoded, Decoder, bulk, nth};
 use crate::order::AccessStrength;
 use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
@@ -28,7 +28,7 @@ impl Decoder<'_> {
         }
         if has("mbarrier") {
             let window = self.window(parts)?;
-            let (addr, window) = self.o.address_operand(&o[0], window)?;
+            let (addr, window) = self.o.address_operand(nth(o, 0)?, window)?;
             let kind = MbarrierOperationKind::CpAsyncArrive { noinc: has("noinc") };
             return Ok(Op::Mbarrier(Box::new(Mbarrier {
                 addr,
@@ -47,8 +47,8 @@ impl Decoder<'_> {
         if has("wait_all") {
             return Ok(Op::CpAsyncWait { groups: None });
         }
-        let (dst, _) = self.o.address_operand(&o[0], AddressWindow::Shared)?;
-        let (src, window) = self.o.address_operand(&o[1], AddressWindow::Global)?;
+        let (dst, _) = self.o.address_operand(nth(o, 0)?, AddressWindow::Shared)?;
+        let (src, window) = self.o.address_operand(nth(o, 1)?, AddressWindow::Global)?;
         let Some(Operand::Integer(size @ (4 | 8 | 16))) = o.get(2) else {
             return Err(self.o.error("the size of a cp.async must be the literal 4, 8 or 16"));
         };
@@ -75,9 +75,9 @@ impl Decoder<'_> {
         if o.len() < 3 {
             return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
         }
-        let (addr, _) = self.o.address_operand(&o[0], AddressWindow::SharedCluster)?;
-        let (mbarrier, _) = self.o.address_operand(&o[2], AddressWindow::SharedCluster)?;
-        let list: Vec<Operand> = match &o[1] {
+        let (addr, _) = self.o.address_operand(nth(o, 0)?, AddressWindow::SharedCluster)?;
+        let (mbarrier, _) = self.o.address_operand(nth(o, 2)?, AddressWindow::SharedCluster)?;
+        let list: Vec<Operand> = match nth(o, 1)? {
             Operand::Vector(list) => list.clone(),
             one => vec![one.clone()],
         };
@@ -118,7 +118,7 @@ impl Decoder<'_> {
                 .find(|f| has(f))
                 .ok_or_else(|| self.o.error("the opcode lacks a field such as .rank"))?;
             let window = self.window(parts)?;
-            let (addr, window) = self.o.address_operand(&o[0], window)?;
+            let (addr, window) = self.o.address_operand(nth(o, 0)?, window)?;
             let wide = has("b64");
             let ty = if wide { Type::B64 } else { Type::B32 };
             let (ordinal, value) = match &o[1..] {
@@ -130,8 +130,8 @@ impl Decoder<'_> {
             return Ok(Op::TensorMapReplace { addr, window, field, ordinal, value, wide });
         }
         if has("cp_fenceproxy") {
-            let (dst, _) = self.o.address_operand(&o[0], AddressWindow::Global)?;
-            let (src, _) = self.o.address_operand(&o[1], AddressWindow::Shared)?;
+            let (dst, _) = self.o.address_operand(nth(o, 0)?, AddressWindow::Global)?;
+            let (src, _) = self.o.address_operand(nth(o, 1)?, AddressWindow::Shared)?;
             return Ok(Op::TensorMapCopyFence { dst, src });
         }
         Ok(Op::Unsupported(instruction.opcode.as_str().into()))

@@ -1,6 +1,6 @@
 //! Decoding of `ldmatrix`, `stmatrix`, `mma` and `wgmma`; `wmma` is in [`super::wmma`].
 
-use super::{Decoded, Decoder, flatten};
+use super::{Decoded, Decoder, flatten, nth};
 use crate::matrix::mma::{AccumulatorFormat, ElementFormat, MmaOp, MmaRegisters};
 use crate::matrix::wgmma::WgmmaOp;
 use crate::program::op::*;
@@ -14,9 +14,9 @@ impl Decoder<'_> {
         }
         let (address, data) = if store { (0, 1) } else { (1, 0) };
         let window = self.window(parts)?;
-        let (addr, window) = self.o.address_operand(&instruction.operands[address], window)?;
+        let (addr, window) = self.o.address_operand(nth(&instruction.operands, address)?, window)?;
         let mut flat = Vec::new();
-        flatten(&instruction.operands[data..=data], &mut flat);
+        flatten(std::slice::from_ref(nth(&instruction.operands, data)?), &mut flat);
         let regs = flat.iter().map(|o| self.o.source_slot(o, Type::B32)).collect::<Result<_, _>>()?;
         let trans = parts.contains(&"trans");
         Ok(Op::MatrixTransfer(Box::new(MatrixTransfer { store, addr, window, trans, regs })))
@@ -82,14 +82,14 @@ impl Decoder<'_> {
         let Some(op) = WgmmaOp::decode(&instruction.opcode, from_registers, &immediates) else {
             return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
         };
-        let d = self.row_list(&o[0], Type::B32)?;
+        let d = self.row_list(nth(o, 0)?, Type::B32)?;
         let (a, a_desc) = if from_registers {
-            (self.row_list(&o[1], Type::B32)?, None)
+            (self.row_list(nth(o, 1)?, Type::B32)?, None)
         } else {
-            (Vec::new(), Some(self.o.source_slot(&o[1], Type::B64)?))
+            (Vec::new(), Some(self.o.source_slot(nth(o, 1)?, Type::B64)?))
         };
-        let b_desc = self.o.source_slot(&o[2], Type::B64)?;
-        let scale_d = self.o.predicate_index(&o[3])?;
+        let b_desc = self.o.source_slot(nth(o, 2)?, Type::B64)?;
+        let scale_d = self.o.predicate_index(nth(o, 3)?)?;
         if d.len() != op.d_registers_per_lane() || from_registers && a.len() != 4 {
             return Err(self.o.error("the number of registers does not fit the opcode"));
         }

@@ -1,6 +1,6 @@
 //! Decoding of loads, stores, prefetches and address conversions.
 
-use super::{Decoded, Decoder};
+use super::{Decoded, Decoder, nth};
 use crate::program::op::*;
 use crate::program::rows::register_row_count;
 use crate::ptx::ast::{AddressBase, Instruction, Operand, Type};
@@ -18,7 +18,7 @@ impl Decoder<'_> {
             return Err(self.o.error("the instruction takes two operands"));
         }
         let named = self.window(parts)?;
-        let (addr, mut window) = self.o.address_operand(&operands[address], named)?;
+        let (addr, mut window) = self.o.address_operand(nth(operands, address)?, named)?;
         if named == AddressWindow::Const || named == AddressWindow::Generic && window == AddressWindow::Global {
             window = named;
         }
@@ -30,7 +30,7 @@ impl Decoder<'_> {
         {
             window = AddressWindow::KernelParam;
         }
-        let list: Vec<Operand> = match &operands[data] {
+        let list: Vec<Operand> = match nth(operands, data)? {
             Operand::Vector(list) => list.clone(),
             one => vec![one.clone()],
         };
@@ -101,8 +101,8 @@ impl Decoder<'_> {
             window = AddressWindow::KernelParam;
         }
         Ok(Op::Cvta {
-            dst: self.o.register_slot(&instruction.operands[0])?,
-            src: self.o.source_slot(&instruction.operands[1], ty)?,
+            dst: self.o.register_slot(nth(&instruction.operands, 0)?)?,
+            src: self.o.source_slot(nth(&instruction.operands, 1)?, ty)?,
             wide,
             window,
             to,

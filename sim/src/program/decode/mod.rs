@@ -119,20 +119,20 @@ impl Decoder<'_> {
             "nanosleep" => Ok(Op::Yield),
             "brkpt" | "pmevent" | "applypriority" | "discard" => Ok(Op::Nop),
             "prefetch" | "prefetchu" => self.decode_prefetch(instruction, &parts),
-            "createpolicy" => Ok(Op::CreatePolicy { dst: self.o.register_slot(&instruction.operands[0])? }),
+            "createpolicy" => Ok(Op::CreatePolicy { dst: self.o.register_slot(nth(&instruction.operands, 0)?)? }),
             "cvta" => self.decode_cvta(instruction, &parts),
             "isspacep" => {
-                let (dst, _) = self.o.predicate_index(&instruction.operands[0])?;
-                let src = self.o.source_slot(&instruction.operands[1], Type::B64)?;
+                let (dst, _) = self.o.predicate_index(nth(&instruction.operands, 0)?)?;
+                let src = self.o.source_slot(nth(&instruction.operands, 1)?, Type::B64)?;
                 Ok(Op::Isspacep { dst, src, window: self.window(&parts)? })
             }
             "mapa" => {
                 let wide = has("u64");
                 let ty = if wide { Type::B64 } else { Type::B32 };
                 Ok(Op::Mapa {
-                    dst: self.o.register_slot(&instruction.operands[0])?,
-                    src: self.o.source_slot(&instruction.operands[1], ty)?,
-                    rank: self.o.source_slot(&instruction.operands[2], Type::B32)?,
+                    dst: self.o.register_slot(nth(&instruction.operands, 0)?)?,
+                    src: self.o.source_slot(nth(&instruction.operands, 1)?, ty)?,
+                    rank: self.o.source_slot(nth(&instruction.operands, 2)?, Type::B32)?,
                     wide,
                     generic: !has("shared::cluster"),
                 })
@@ -141,8 +141,8 @@ impl Decoder<'_> {
                 let wide = has("u64");
                 let ty = if wide { Type::B64 } else { Type::B32 };
                 Ok(Op::GetCtaRank {
-                    dst: self.o.register_slot(&instruction.operands[0])?,
-                    src: self.o.source_slot(&instruction.operands[1], ty)?,
+                    dst: self.o.register_slot(nth(&instruction.operands, 0)?)?,
+                    src: self.o.source_slot(nth(&instruction.operands, 1)?, ty)?,
                     wide,
                 })
             }
@@ -158,8 +158,8 @@ impl Decoder<'_> {
             "tensormap" => self.decode_tensormap(instruction, &parts),
             "ldmatrix" | "stmatrix" => self.decode_matrix_transfer(instruction, &parts),
             "movmatrix" => Ok(Op::MovMatrix {
-                dst: self.o.register_slot(&instruction.operands[0])?,
-                src: self.o.source_slot(&instruction.operands[1], Type::B32)?,
+                dst: self.o.register_slot(nth(&instruction.operands, 0)?)?,
+                src: self.o.source_slot(nth(&instruction.operands, 1)?, Type::B32)?,
             }),
             "mma" => self.decode_mma(instruction),
             "wmma" => self.decode_wmma(instruction, &parts),
@@ -170,8 +170,8 @@ impl Decoder<'_> {
             },
             "griddepcontrol" => Ok(if has("wait") { Op::GridDepWait } else { Op::GridDepLaunch }),
             "alloca" => Ok(Op::Alloca {
-                dst: self.o.register_slot(&instruction.operands[0])?,
-                size: self.o.source_slot(&instruction.operands[1], Type::B64)?,
+                dst: self.o.register_slot(nth(&instruction.operands, 0)?)?,
+                size: self.o.source_slot(nth(&instruction.operands, 1)?, Type::B64)?,
             }),
             _ => self.alu(instruction),
         }
@@ -274,6 +274,16 @@ impl Decoder<'_> {
         flatten(std::slice::from_ref(operand), &mut flat);
         flat.iter().map(|o| self.o.source_slot(o, ty)).collect()
     }
+}
+
+/// Returns operand number `index`, from 0.
+///
+/// # Errors
+/// The instruction has fewer operands. The error has no line, because the instruction becomes one that is not
+/// supported.
+pub(super) fn nth(operands: &[Operand], index: usize) -> Result<&Operand, ProgramError> {
+    let what = || format!("operand {} is missing", index + 1);
+    operands.get(index).ok_or_else(|| ProgramError::Operand { line: 0, what: what() })
 }
 
 fn flatten(operands: &[Operand], out: &mut Vec<Operand>) {

@@ -1,6 +1,6 @@
 //! Decoding of barriers, fences and mbarriers.
 
-use super::{Decoded, Decoder};
+use super::{Decoded, Decoder, nth};
 use crate::order::AccessStrength;
 use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
@@ -23,13 +23,13 @@ impl Decoder<'_> {
         let aligned = parts[0] == "bar" || parts.contains(&"aligned");
         if parts.contains(&"red") {
             let pred = |d: &mut Self, o: &Operand| d.o.predicate_index(o);
-            let id = self.o.source_slot(&o[1], Type::B32)?;
-            let count = if o.len() > 3 { Some(self.o.source_slot(&o[2], Type::B32)?) } else { None };
+            let id = self.o.source_slot(nth(o, 1)?, Type::B32)?;
+            let count = if o.len() > 3 { Some(self.o.source_slot(nth(o, 2)?, Type::B32)?) } else { None };
             let (p, negated) = pred(self, &o[o.len() - 1])?;
             let kind = if parts.contains(&"popc") {
-                BarrierKind::Popc { dst: self.o.register_slot(&o[0])?, p, negated }
+                BarrierKind::Popc { dst: self.o.register_slot(nth(o, 0)?)?, p, negated }
             } else {
-                let (dst, _) = pred(self, &o[0])?;
+                let (dst, _) = pred(self, nth(o, 0)?)?;
                 if parts.contains(&"and") {
                     BarrierKind::And { dst, p, negated }
                 } else {
@@ -80,24 +80,24 @@ impl Decoder<'_> {
         let scope = if has("cluster") { AccessStrength::Cluster } else { AccessStrength::Cta };
         let b32 = Type::B32;
         let (kind, address) = if has("init") {
-            (MbarrierOperationKind::Init { count: self.o.source_slot(&o[1], b32)? }, 0)
+            (MbarrierOperationKind::Init { count: self.o.source_slot(nth(o, 1)?, b32)? }, 0)
         } else if has("inval") {
             (MbarrierOperationKind::Inval, 0)
         } else if has("pending_count") {
-            let (dst, state) = (self.o.register_slot(&o[0])?, self.o.source_slot(&o[1], Type::B64)?);
+            let (dst, state) = (self.o.register_slot(nth(o, 0)?)?, self.o.source_slot(nth(o, 1)?, Type::B64)?);
             let addr = AddressOperand { base: None, wide: true, offset: 0 };
             let kind = MbarrierOperationKind::PendingCount { dst, state };
             return Ok(Op::Mbarrier(Box::new(Mbarrier { addr, window: named, kind, ordered, scope })));
         } else if has("test_wait") || has("try_wait") {
-            let (dst, _) = self.o.predicate_index(&o[0])?;
+            let (dst, _) = self.o.predicate_index(nth(o, 0)?)?;
             let parity = has("parity");
-            let operand = self.o.source_slot(&o[2], if parity { b32 } else { Type::B64 })?;
+            let operand = self.o.source_slot(nth(o, 2)?, if parity { b32 } else { Type::B64 })?;
             (MbarrierOperationKind::Wait { dst, operand, parity, blocking: has("try_wait") }, 1)
         } else if has("arrive") || has("arrive_drop") {
             // The address is the first or second operand: before it there may be `_` or a destination for the state,
             // after it an arrival count or the number of expected bytes.
             let at = o.iter().position(|x| matches!(x, Operand::Address(..))).unwrap_or(0);
-            let state = if at == 1 { self.o.destination_slot(&o[0])? } else { None };
+            let state = if at == 1 { self.o.destination_slot(nth(o, 0)?)? } else { None };
             let tail = match o.get(at + 1) {
                 Some(x) => Some(self.o.source_slot(x, b32)?),
                 None => None,
@@ -106,13 +106,13 @@ impl Decoder<'_> {
             let (drop, no_complete) = (has("arrive_drop"), has("noComplete"));
             (MbarrierOperationKind::Arrive { state, count, expect, drop, no_complete }, at)
         } else if has("expect_tx") {
-            (MbarrierOperationKind::ExpectTx { bytes: self.o.source_slot(&o[1], b32)? }, 0)
+            (MbarrierOperationKind::ExpectTx { bytes: self.o.source_slot(nth(o, 1)?, b32)? }, 0)
         } else if has("complete_tx") {
-            (MbarrierOperationKind::CompleteTx { bytes: self.o.source_slot(&o[1], b32)? }, 0)
+            (MbarrierOperationKind::CompleteTx { bytes: self.o.source_slot(nth(o, 1)?, b32)? }, 0)
         } else {
             return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
         };
-        let (addr, window) = self.o.address_operand(&o[address], named)?;
+        let (addr, window) = self.o.address_operand(nth(o, address)?, named)?;
         Ok(Op::Mbarrier(Box::new(Mbarrier { addr, window, kind, ordered, scope })))
     }
 }

@@ -1,6 +1,6 @@
 //! Decoding of `shfl`, `vote`, `match`, `redux`, `elect` and `activemask`.
 
-use super::{Decoded, Decoder};
+use super::{Decoded, Decoder, nth};
 use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
 
@@ -9,14 +9,14 @@ impl Decoder<'_> {
         let o = &instruction.operands;
         if parts[0] == "activemask" {
             return Ok(Op::ReadSpecial {
-                dst: self.o.register_slot(&o[0])?,
+                dst: self.o.register_slot(nth(o, 0)?)?,
                 which: VaryingSpecialRegister::Activemask,
             });
         }
         if !parts.contains(&"sync") {
             return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
         }
-        let (first, second) = match &o[0] {
+        let (first, second) = match nth(o, 0)? {
             Operand::Pair(a, b) => ((**a).clone(), Some((**b).clone())),
             one => (one.clone(), None),
         };
@@ -37,9 +37,9 @@ impl Decoder<'_> {
                 };
                 WarpOpKind::Shfl {
                     mode,
-                    a: self.o.source_slot(&o[1], Type::B32)?,
-                    b: self.o.source_slot(&o[2], Type::B32)?,
-                    c: self.o.source_slot(&o[3], Type::B32)?,
+                    a: self.o.source_slot(nth(o, 1)?, Type::B32)?,
+                    b: self.o.source_slot(nth(o, 2)?, Type::B32)?,
+                    c: self.o.source_slot(nth(o, 3)?, Type::B32)?,
                 }
             }
             "vote" => {
@@ -54,13 +54,13 @@ impl Decoder<'_> {
                 } else {
                     dst_pred = Some(self.o.predicate_index(&first)?.0);
                 }
-                let (p, negated) = self.o.predicate_index(&o[1])?;
+                let (p, negated) = self.o.predicate_index(nth(o, 1)?)?;
                 WarpOpKind::Vote { mode, p, negated }
             }
             "match" => {
                 dst = self.o.destination_slot(&first)?;
                 let wide = parts.contains(&"b64");
-                let a = self.o.source_slot(&o[1], if wide { Type::B64 } else { Type::B32 })?;
+                let a = self.o.source_slot(nth(o, 1)?, if wide { Type::B64 } else { Type::B32 })?;
                 WarpOpKind::Match { all: parts.contains(&"all"), wide, a }
             }
             "redux" => {
@@ -72,7 +72,7 @@ impl Decoder<'_> {
                 if parts.contains(&"f32") {
                     return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
                 }
-                WarpOpKind::Redux { op, signed: parts.contains(&"s32"), a: self.o.source_slot(&o[1], Type::B32)? }
+                WarpOpKind::Redux { op, signed: parts.contains(&"s32"), a: self.o.source_slot(nth(o, 1)?, Type::B32)? }
             }
             _ => {
                 dst = self.o.destination_slot(&first)?;

@@ -1,7 +1,7 @@
 //! Decoding of `wmma`. A `wmma.load` or `wmma.store` becomes one load or store per register of the matrix fragment, a
 //! `wmma.mma` becomes several `mma` tiles.
 
-use super::Decoder;
+use super::{Decoder, nth};
 use crate::matrix::wmma::{Fragment, MatrixRole, WmmaOp, WmmaShape};
 use crate::order::AccessStrength;
 use crate::program::ProgramError;
@@ -67,9 +67,9 @@ impl Decoder<'_> {
             return Err(self.o.error("the instruction takes two operands"));
         }
         let named = self.window(parts)?;
-        let (addr, window) = self.o.address_operand(&instruction.operands[address], named)?;
+        let (addr, window) = self.o.address_operand(nth(&instruction.operands, address)?, named)?;
         let ty = if fragment.element_bits() == 64 { Type::F64 } else { Type::B32 };
-        let regs = self.row_list(&instruction.operands[data], ty)?;
+        let regs = self.row_list(nth(&instruction.operands, data)?, ty)?;
         if regs.len() != fragment.register_count() {
             return Err(self.o.error("the number of registers does not fit the opcode"));
         }
