@@ -19,7 +19,7 @@ use std::path::Path;
 pub use redact::redact_urls;
 
 /// A problem that the user can act on. Prints as one line: `location: what; help`. User names, passwords and queries of
-/// URLs are not printed ([`redact_urls`]).
+/// URLs are not printed ([`redact_urls`]), and of a text longer than 2000 characters the middle is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
     /// The file, line, field, flag or tensor that is wrong. If it is empty, the caller sets it with
@@ -102,15 +102,32 @@ impl fmt::Display for Diagnostic {
         // Each of the three may quote a file, a row or a model folder.
         let mut text = String::new();
         if !self.location.is_empty() {
-            text = format!("{}: ", escape_controls(&self.location));
+            text = printed(&self.location) + ": ";
         }
-        text += &escape_controls(&self.what);
+        text += &printed(&self.what);
         if !self.help.is_empty() {
             text += "; ";
-            text += &escape_controls(&self.help);
+            text += &printed(&self.help);
         }
-        f.write_str(&redact_urls(&text))
+        f.write_str(&text)
     }
+}
+
+/// The most characters of one text of a diagnostic that are printed. A message may quote a value of any length.
+const MAX_PRINTED_CHARS: usize = 2000;
+
+/// A text of a diagnostic as it is printed. URLs are redacted before the text is cut, because a part of a URL may not be
+/// recognised.
+fn printed(text: &str) -> String {
+    let redacted = redact_urls(text);
+    let text = escape_controls(&redacted);
+    let count = text.chars().count();
+    if count <= MAX_PRINTED_CHARS {
+        return text.into_owned();
+    }
+    let (start, end) = (MAX_PRINTED_CHARS * 3 / 4, MAX_PRINTED_CHARS / 4);
+    let part = |from: usize, chars: usize| text.chars().skip(from).take(chars).collect::<String>();
+    format!("{} […{} characters…] {}", part(0, start), count - start - end, part(count - end, end))
 }
 
 impl std::error::Error for Diagnostic {}
@@ -181,6 +198,16 @@ mod tests {
             circle,
             "a: cannot be read: its symbolic links lead in a circle; remove or correct the symbolic links"
         );
+    }
+
+    #[test]
+    fn long_texts_are_cut_in_the_middle() {
+        let long = format!("is `{}`", "é".repeat(100_000));
+        let text = Diagnostic::new("fps", long, "give a number").to_string();
+        assert!(text.starts_with("fps: is `ééé") && text.ends_with("ééé`; give a number"), "{text}");
+        assert!(text.contains(" […98005 characters…] ") && text.chars().count() < 2100, "{text}");
+        let url = format!("http://user:SECRET@host/{}?key=SECRET", "a".repeat(5000));
+        assert!(!Diagnostic::new("", url, "").to_string().contains("SECRET"));
     }
 
     proptest! {
