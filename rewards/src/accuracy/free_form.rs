@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 
+use super::MAX_COMPARED_WORDS;
 use super::porter::porter_stem;
 
 /// The mean of the F1 values of ROUGE-1, ROUGE-2 and ROUGE-L. A single word compared with itself scores 2/3, because
-/// it has no pair of words for ROUGE-2.
+/// it has no pair of words for ROUGE-2. Of each text the first [`MAX_COMPARED_WORDS`] words are compared.
 pub fn free_form_accuracy(answer: &str, truth: &str) -> f64 {
     let (answer, truth) = (rouge_words(answer), rouge_words(truth));
     (rouge_n(&answer, &truth, 1) + rouge_n(&answer, &truth, 2) + rouge_l(&answer, &truth)) / 3.0
@@ -17,6 +18,7 @@ pub fn free_form_accuracy(answer: &str, truth: &str) -> f64 {
 fn rouge_words(text: &str) -> Vec<String> {
     let lower: String = text.chars().flat_map(char::to_lowercase).collect();
     let words = lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    let words = words.take(MAX_COMPARED_WORDS);
     words.map(|word| if word.len() > 3 { porter_stem(word) } else { word.to_string() }).collect()
 }
 

@@ -1,11 +1,15 @@
 //! Accuracy of OCR answers: 1 minus the word error rate.
 
+use super::MAX_COMPARED_WORDS;
 use crate::python_text::split_words;
 
 /// `1 - WER`, at least 0. The word error rate is the edit distance in words divided by the number of words of the
-/// truth (at least 1). Words are separated by white space; case and punctuation count.
+/// truth (at least 1). Words are separated by white space; case and punctuation count. Of each text the first
+/// [`MAX_COMPARED_WORDS`] words are compared.
 pub fn ocr_accuracy(answer: &str, truth: &str) -> f64 {
-    let (answer, truth) = (split_words(answer), split_words(truth));
+    let (mut answer, mut truth) = (split_words(answer), split_words(truth));
+    answer.truncate(MAX_COMPARED_WORDS);
+    truth.truncate(MAX_COMPARED_WORDS);
     let max_errors = truth.len().max(1);
     // The distance is at least the difference in length. This shortcut keeps very long answers from taking time
     // proportional to the product of both lengths.
