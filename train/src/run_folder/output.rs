@@ -273,14 +273,17 @@ pub fn write_run_json(out: &Path, run: &Value) -> Result<()> {
 /// Reads the `run.json` of the run in `out`.
 ///
 /// # Errors
-/// The file cannot be read, is not JSON, or is not what the run wrote.
+/// The file cannot be read, is not a JSON object, or is not what the run wrote.
 pub fn read_run_json(out: &Path) -> Result<Value> {
     let path = out.join(RUN_FILE);
     let text = input::read_file(&path, input::MAX_MESSAGES_BYTES).map_err(|e| TrainError::cannot_read(&path, e))?;
     let damaged =
         |what: String, help: &str| TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help));
-    let run = serde_json::from_slice(&text)
+    let run: Value = serde_json::from_slice(&text)
         .map_err(|e| damaged(format!("is not JSON: {e}"), "give the output folder of a run"))?;
+    if !run.is_object() {
+        return Err(damaged("is not a JSON object".into(), "give the output folder of a run"));
+    }
     match digests::has_its_own_digest(&run) {
         true => Ok(run),
         false => Err(damaged(
@@ -361,6 +364,16 @@ mod tests {
         touch(out.join("base/config.json"));
         let e = fresh_logs(&out, &out.join("base"), &[]).unwrap_err().to_string();
         assert!(e.contains("holds the model to train"), "{e}");
+    }
+
+    #[test]
+    fn run_json_that_is_no_object_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in ["5", "[]", "\"x\"", "null", "{"] {
+            fs::write(dir.path().join(RUN_FILE), text).unwrap();
+            let e = read_run_json(dir.path()).unwrap_err().to_string();
+            assert!(e.contains("run.json: is not ") && e.ends_with("; give the output folder of a run"), "{e}");
+        }
     }
 
     #[test]
