@@ -3,6 +3,7 @@
 //! time; replacements in a row can multiply the length of a text. The file is checked before the expressions are
 //! compiled.
 
+use base64::Engine as _;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -16,6 +17,11 @@ const PUBLISHED: [&str; 3] = [
 
 /// The longest regular expression in bytes, other than the published ones.
 const MAX_PATTERN_BYTES: usize = 1024;
+
+/// The longest string other than a table of replacements, in bytes of the JSON text. Tokens of published vocabularies
+/// have up to a few hundred bytes. The tokenizer drops the tree of a vocabulary by recursion, one level for each byte of
+/// a token, so a long token would overflow the stack.
+const MAX_STRING_BYTES: usize = 2048;
 
 /// The most components (normalizers, pre-tokenizers, …) of a tokenizer. Published ones have up to about ten.
 const MAX_COMPONENTS: usize = 64;
@@ -37,10 +43,13 @@ struct Components {
     decoder: Value,
 }
 
-/// Checks the components of a tokenizer.json. The error is the key and what is wrong with it. A text that is not JSON
-/// is left to the tokenizer's own parser.
+/// Checks the components of a tokenizer.json. The error is the key, or `content`, and what is wrong with it.
 pub(crate) fn check_components(bytes: &[u8]) -> Result<(), (&'static str, String)> {
-    let Ok(parts) = serde_json::from_slice::<Components>(bytes) else { return Ok(()) };
+    if let Some(length) = longest_string(bytes).filter(|length| *length > MAX_STRING_BYTES) {
+        return Err(("model", format!("has a token of {length} bytes, above the limit of {MAX_STRING_BYTES}")));
+    }
+    // What cannot be checked is not given to the tokenizer's own parser, which panics at a damaged component.
+    let parts: Components = serde_json::from_slice(bytes).map_err(|e| ("content", format!("cannot be read ({e})")))?;
     let mut limits = Limits { components: 0, growth: 1 };
     for (key, value) in [
         ("normalizer", &parts.normalizer),
@@ -51,6 +60,26 @@ pub(crate) fn check_components(bytes: &[u8]) -> Result<(), (&'static str, String
         limits.check(value).map_err(|what| (key, what))?;
     }
     Ok(())
+}
+
+/// The length of the longest string in a JSON text, except for values of the key `precompiled_charsmap`, which
+/// [`longest_replacement`] checks.
+fn longest_string(json: &[u8]) -> Option<usize> {
+    let (mut longest, mut is_table, mut at) = (None, false, 0);
+    while let Some(start) = json[at..].iter().position(|&byte| byte == b'"').map(|start| at + start + 1) {
+        let mut end = start;
+        while end < json.len() && json[end] != b'"' {
+            end += if json[end] == b'\\' { 2 } else { 1 };
+        }
+        let string = &json[start..end.min(json.len())];
+        if !is_table {
+            longest = longest.max(Some(string.len()));
+        }
+        at = (end + 1).min(json.len());
+        let next = json[at..].iter().find(|byte| !byte.is_ascii_whitespace());
+        is_table = string == b"precompiled_charsmap" && next == Some(&b':');
+    }
+    longest
 }
 
 /// What has been counted so far.
@@ -75,16 +104,52 @@ impl Limits {
                 }
                 for name in ["content", "prepend"] {
                     let Some(text) = fields.get(name).and_then(Value::as_str) else { continue };
-                    self.growth = self.growth.saturating_mul(text.len().max(1));
-                    if text.len() > MAX_INSERTED_BYTES || self.growth > MAX_GROWTH {
-                        return Err(format!("lengthens a text more than {MAX_GROWTH} times"));
-                    }
+                    self.lengthen_text(text.len())?;
+                }
+                if let Some(table) = fields.get("precompiled_charsmap") {
+                    let longest = longest_replacement(table.as_str().unwrap_or_default())
+                        .ok_or("has a precompiled_charsmap that is damaged")?;
+                    self.lengthen_text(longest)?;
                 }
                 fields.values().try_for_each(|value| self.check(value))
             }
             _ => Ok(()),
         }
     }
+
+    /// Counts a component that inserts up to `bytes` for a character.
+    fn lengthen_text(&mut self, bytes: usize) -> Result<(), String> {
+        self.growth = self.growth.saturating_mul(bytes.max(1));
+        match bytes > MAX_INSERTED_BYTES || self.growth > MAX_GROWTH {
+            true => Err(format!("lengthens a text more than {MAX_GROWTH} times")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The most bytes that sentencepiece's table of replacements inserts for a character; `None` if the table is damaged,
+/// with which the tokenizer would index outside of it. The table is, in base64: the bytes of a trie (u32), the trie, and
+/// the replacements, each of which ends with a zero byte. The trie is the double array of darts-clone, whose units are
+/// u32 with bit 31 set in values, bit 8 in nodes with a value, and the offset of the children above bit 9.
+fn longest_replacement(table: &str) -> Option<usize> {
+    let bytes = base64::engine::general_purpose::STANDARD.decode(table).ok()?;
+    let (size, rest) = bytes.split_first_chunk::<4>()?;
+    let (trie, texts) = rest.split_at_checked(u32::from_le_bytes(*size) as usize / 4 * 4)?;
+    let texts = str::from_utf8(texts).ok()?;
+    let units: Vec<usize> = trie.as_chunks::<4>().0.iter().map(|unit| u32::from_le_bytes(*unit) as usize).collect();
+    let mut longest = 0;
+    // The search begins at unit 0.
+    units.first()?;
+    for (index, unit) in units.iter().enumerate().filter(|(_, unit)| *unit >> 31 == 0) {
+        let children = index ^ ((unit >> 10) << ((unit & (1 << 9)) >> 6));
+        // A child is at `children ^ byte`.
+        units.get(children | 0xff)?;
+        if unit >> 8 & 1 == 1 {
+            let text = texts.get(units[children] & 0x7fff_ffff..)?;
+            longest = longest.max(text.find('\0').unwrap_or(text.len()));
+        }
+    }
+    Some(longest)
 }
 
 /// Whether a regular expression is matched in time linear in the text: one of [`PUBLISHED`], or without lookaround,

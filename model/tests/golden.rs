@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use reel_model::config::ModelConfig;
 use reel_model::input::mrope::{MediaGrids, rope_index};
 use reel_model::input::tokenizer::Tokenizer;
 use reel_model::input::window::{GridThw, WindowOrder, patch_rows_and_columns};
+use reel_model::siglip::SiglipTokenizer;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -109,5 +112,60 @@ fn tokens_equal_transformers() {
     for row in golden.decode {
         assert_eq!(tokenizer.decode(&row.ids, false), row.text, "{:?}", row.ids);
         assert_eq!(tokenizer.decode(&row.ids, true), row.text_skip_special, "{:?}", row.ids);
+    }
+}
+
+/// The table of replacements in SigLIP's tokenizer is indexed without checks, so a damaged one is refused.
+#[test]
+fn damaged_replacement_tables_are_refused() {
+    let whole: Value = read("siglip/model/tokenizer.json");
+    let steps = whole["normalizer"]["normalizers"].as_array().unwrap();
+    let step = steps.iter().position(|step| step["type"] == "Precompiled").unwrap();
+    let parse = |table: &str| {
+        let mut changed = whole.clone();
+        changed["normalizer"]["normalizers"][step]["precompiled_charsmap"] = table.into();
+        SiglipTokenizer::parse("t", changed.to_string().as_bytes(), 40_000, 64).map(drop).map_err(|e| e.to_string())
+    };
+    let text = steps[step]["precompiled_charsmap"].as_str().unwrap();
+    assert_eq!(parse(text), Ok(()));
+    let table = STANDARD.decode(text).unwrap();
+    let changed = |at: usize, bytes: &[u8]| {
+        let mut table = table.clone();
+        table[at..at + bytes.len()].copy_from_slice(bytes);
+        STANDARD.encode(table)
+    };
+    // A component that this program cannot read is not left to the tokenizer's own parser.
+    let unreadable = whole.to_string().replace(text, "~").replacen('{', "{\"decoder\": 1e400, ", 1);
+    let error = SiglipTokenizer::parse("t", unreadable.as_bytes(), 40_000, 64).map(drop).unwrap_err().to_string();
+    assert!(error.starts_with("t: content: cannot be read ("), "{error}");
+    for damaged in [
+        String::new(),
+        "~".to_string(),
+        text[1..].to_string(),
+        STANDARD.encode(&table[..1000]),
+        // A trie beyond the end; children beyond the trie; replacements that are not UTF-8.
+        changed(0, &[0xff; 4]),
+        changed(4, &[0, 0, 0, 0x7f]),
+        changed(table.len() - 9, &[0xff]),
+    ] {
+        let shown: String = damaged.chars().take(20).collect();
+        let error = parse(&damaged).unwrap_err();
+        assert!(error.starts_with("t: normalizer: has a precompiled_charsmap that is damaged; "), "{shown}: {error}");
+    }
+}
+
+/// A vocabulary is dropped by recursion, one level for each byte of a token: a token of a megabyte would end the
+/// process.
+#[test]
+fn long_tokens_are_refused() {
+    let whole: Value = read("siglip/model/tokenizer.json");
+    for (length, fits) in [(300, true), (1 << 20, false)] {
+        let mut changed = whole.clone();
+        changed["model"]["vocab"][9][0] = "x".repeat(length).into();
+        let parsed = SiglipTokenizer::parse("t", changed.to_string().as_bytes(), 40_000, 64).map_err(|e| e.to_string());
+        match parsed {
+            Ok(_) => assert!(fits, "{length}"),
+            Err(e) => assert!(!fits && e.starts_with("t: model: has a token of 1048576 bytes"), "{e}"),
+        }
     }
 }
