@@ -14,13 +14,14 @@ use reel_model::input::ModelInput;
 use reel_model::input::encode::{MediaOptions, ModelFolder, SecondPerGrid, encode};
 use reel_model::input::fetch::{MediaAccess, RemoteMedia};
 use reel_model::input::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
+use reel_model::input::request::RequestSettings;
 use reel_model::lora::{ADAPTER_CONFIG_FILE, Adapter, is_adapter_folder};
 use reel_train::options::Recipe;
 
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::media::{MediaAccessFlags, MediaFlags, TrainingMediaSettings, WorkerFlags};
-use crate::request::{ChatRequest, RequestSettings};
+use crate::request::read_chat_request;
 use crate::{output, replaced};
 
 /// Options that select a model and, optionally, a LoRA adapter.
@@ -147,7 +148,7 @@ impl MessageFlags {
         let own_folder = path.parent().unwrap_or(Path::new(""));
         let root = self.media_root.as_deref().unwrap_or(own_folder);
         self.encode_conversation(model, adapter, self.access.media_access(root), common, || {
-            let request = ChatRequest::read(path)?;
+            let request = read_chat_request(path)?;
             Ok((Conversation::from_json(&request.location, &request.messages, root)?, request.settings))
         })
     }

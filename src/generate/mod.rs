@@ -11,7 +11,7 @@ use reel_model::config::GenerationConfig;
 use crate::common::CommonOptions;
 use crate::fail::bad_usage;
 use crate::prompt::{MessageFlags, ModelFlags, QuestionFlags};
-use crate::request::RequestSettings;
+use reel_model::input::request::RequestSettings;
 use rows::RowFlags;
 
 /// The options of `reel generate`.

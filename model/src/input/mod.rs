@@ -9,6 +9,7 @@ pub mod media_frames;
 pub mod messages;
 pub mod model_input;
 pub mod mrope;
+pub mod request;
 pub mod tokenizer;
 pub mod window;
 
