@@ -420,8 +420,6 @@ fn failed_write_leaves_no_file() {
     }
 }
 
-/// SIGINT ends the program while it writes a large model. A signal that was ignored when the program was started (as
-/// `nohup` does with SIGHUP) does not end it.
 /// A weight that is NaN is the cause of NaN logits, so it is named in their place.
 #[test]
 fn nan_weight_is_named_where_it_makes_logits_nan() {
@@ -441,6 +439,8 @@ fn nan_weight_is_named_where_it_makes_logits_nan() {
     assert!(!w.dir.path().join("out").exists());
 }
 
+/// SIGINT ends the program while it writes a large model. A signal that was ignored when the program was started (as
+/// `nohup` does with SIGHUP) does not end it.
 #[test]
 fn interrupted_init_leaves_no_file() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -1,0 +1,118 @@
+//! `reel-fuzz`: gives mutated inputs to every parser of data from outside (files of models, runs and media, rows,
+//! requests, kernels) and judges each input: no panic, no abort, at most 2 seconds, at most 512 MiB of heap, and
+//! errors that are one line without control characters.
+//!
+//! `mutate` makes the inputs, each a function of target, seed and index. `targets` has a file per group of parsers.
+//! `worker` runs the inputs of one target in a process of its own; `supervisor` starts it, and starts it again after an
+//! input that ended or stopped it.
+
+mod memory;
+mod mutate;
+mod random;
+mod supervisor;
+mod targets;
+mod verdict;
+mod worker;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use reel_model::input::chat;
+
+use crate::supervisor::Campaign;
+
+#[global_allocator]
+static ALLOCATOR: memory::CountingAllocator = memory::CountingAllocator;
+
+/// Give mutated inputs to reel's parsers, and report panics, aborts, hangs, and inputs beyond 2 seconds or 512 MiB.
+#[derive(Debug, Parser)]
+#[command(name = "fuzz")]
+struct Arguments {
+    /// Targets to run [default: all]
+    #[arg(value_name = "TARGET")]
+    targets: Vec<String>,
+    /// Seconds for each target [default: 20]
+    #[arg(long, value_name = "N", conflicts_with = "inputs")]
+    seconds: Option<u64>,
+    /// Inputs for each target, in place of a time
+    #[arg(long, value_name = "N")]
+    inputs: Option<u64>,
+    /// Seed of the inputs
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Run one input again, from the file that a failure named
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// Print the names of the targets
+    #[arg(long)]
+    list: bool,
+    /// Accept inputs that take more than 2 seconds of processor time
+    #[arg(long)]
+    any_time: bool,
+    /// Run the inputs from this one on in this process, and write the status to this folder (the supervisor's call)
+    #[arg(long, hide = true, num_args = 2, value_names = ["FOLDER", "FIRST"])]
+    worker: Option<Vec<String>>,
+}
+
+fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        Some(reel_media::worker::WORKER_ARGUMENT) => return reel_media::worker::worker_main(),
+        Some(chat::TEMPLATE_WORKER_ARGUMENT) => return chat::worker_main(),
+        _ => {}
+    }
+    match run(&Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the command; false if an input failed.
+fn run(arguments: &Arguments) -> Result<bool> {
+    if arguments.list {
+        targets::ALL.iter().for_each(|target| println!("{}", target.name));
+        return Ok(true);
+    }
+    let limit = match (arguments.inputs, arguments.seconds) {
+        (Some(inputs), _) => worker::Limit::Inputs(inputs),
+        (None, seconds) => worker::Limit::Time(Duration::from_secs(seconds.unwrap_or(20))),
+    };
+    let max_time = (!arguments.any_time).then_some(worker::MAX_TIME);
+    let plan = worker::Plan { seed: arguments.seed, first: 0, limit, max_time };
+    if let Some(worker) = &arguments.worker {
+        let [folder, first] = &worker[..] else { bail!("--worker: needs a folder and a number") };
+        let plan = worker::Plan { first: first.parse().context("--worker")?, ..plan };
+        worker::run(find(arguments.targets.first())?, plan, folder.as_ref())?;
+        return Ok(true);
+    }
+    if let Some(file) = &arguments.input {
+        let input = std::fs::read(file).with_context(|| file.display().to_string())?;
+        return worker::run_one(find(arguments.targets.first())?, input, max_time);
+    }
+    let chosen = match arguments.targets.is_empty() {
+        true => targets::ALL.iter().collect(),
+        false => arguments.targets.iter().map(|name| find(Some(name))).collect::<Result<Vec<_>>>()?,
+    };
+    let mut all_held = true;
+    println!("{}", supervisor::HEADER);
+    for target in chosen {
+        let campaign = Campaign { target, plan };
+        let report = campaign.run()?;
+        println!("{}", report.line(target.name));
+        report.failures.iter().for_each(|failure| println!("{failure}"));
+        all_held &= report.failures.is_empty();
+    }
+    Ok(all_held)
+}
+
+fn find(name: Option<&String>) -> Result<&'static targets::Target> {
+    let Some(name) = name else { bail!("TARGET: is missing; give one of {}", targets::names()) };
+    let found = targets::ALL.iter().find(|target| target.name == name);
+    found.with_context(|| format!("{name}: is not a target; give one of {}", targets::names()))
+}

@@ -1,0 +1,142 @@
+//! Makes inputs: takes a valid input (a seed) and changes it at random. Most inputs stay close to a valid one, because
+//! an input that is refused at its first byte tests nothing.
+//!
+//! An input of several files is one text: its parts are joined by [`SEPARATOR`].
+
+mod bytes;
+mod json;
+mod text;
+
+use crate::random::Random;
+
+/// Stands between the parts of an input.
+pub const SEPARATOR: &[u8] = b"\n%%%%\n";
+
+/// The size limit of an input in bytes.
+const MAX_BYTES: usize = 1 << 20;
+
+/// What a part of an input is, which decides how it is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Stays as it is.
+    Fixed,
+    /// Any bytes.
+    Bytes,
+    /// Text in lines.
+    Text,
+    /// One JSON value.
+    Json,
+    /// A JSON value per line.
+    JsonLines,
+    /// A safetensors file: its header is changed as JSON.
+    Safetensors,
+    /// A PNG file: its checksums are corrected afterwards.
+    Png,
+}
+
+/// A valid input: one or more parts.
+#[derive(Clone, Debug)]
+pub struct Seed(pub Vec<(Kind, Vec<u8>)>);
+
+impl Seed {
+    /// An input of one part.
+    pub fn new(kind: Kind, bytes: impl Into<Vec<u8>>) -> Self {
+        Self(vec![(kind, bytes.into())])
+    }
+
+    /// The same input with one more part.
+    pub fn and(mut self, kind: Kind, bytes: impl Into<Vec<u8>>) -> Self {
+        self.0.push((kind, bytes.into()));
+        self
+    }
+}
+
+/// Makes an input of one of the seeds. `words` are texts that mean something to the target.
+pub fn make_input(seeds: &[Seed], words: &[&str], random: &mut Random) -> Vec<u8> {
+    let mut parts = seeds[random.below(seeds.len())].0.clone();
+    let changeable: Vec<usize> = (0..parts.len()).filter(|&i| parts[i].0 != Kind::Fixed).collect();
+    // Some inputs stay valid; of the others, half have one change, a quarter two, and so on.
+    let changes = if random.one_in(16) { 0 } else { 1 + (random.next().trailing_ones() as usize).min(7) };
+    for _ in 0..changes {
+        let Some(&part) = changeable.get(random.below(changeable.len())) else { break };
+        let other = &seeds[random.below(seeds.len())].0;
+        let other = other.get(part).map_or(&[][..], |part| &part.1).to_vec();
+        let (kind, bytes) = &mut parts[part];
+        change(*kind, bytes, &other, words, random);
+        bytes.truncate(MAX_BYTES);
+    }
+    joined(&parts)
+}
+
+/// The input of these parts.
+pub fn joined(parts: &[(Kind, Vec<u8>)]) -> Vec<u8> {
+    let parts: Vec<&[u8]> = parts.iter().map(|part| &part.1[..]).collect();
+    parts.join(SEPARATOR)
+}
+
+/// The parts of an input.
+pub fn parts_of(input: &[u8]) -> Vec<&[u8]> {
+    let mut parts = Vec::new();
+    let mut rest = input;
+    while let Some(at) = rest.windows(SEPARATOR.len()).position(|window| window == SEPARATOR) {
+        parts.push(&rest[..at]);
+        rest = &rest[at + SEPARATOR.len()..];
+    }
+    parts.push(rest);
+    parts
+}
+
+/// Changes a part once. `other` is the same part of another seed.
+fn change(kind: Kind, bytes: &mut Vec<u8>, other: &[u8], words: &[&str], random: &mut Random) {
+    match kind {
+        Kind::Fixed => {}
+        Kind::Bytes => bytes::change(bytes, other, random),
+        Kind::Text if random.one_in(6) => bytes::change(bytes, other, random),
+        Kind::Text => text::change(bytes, other, words, random),
+        // JSON that no longer parses can only be changed as text.
+        Kind::Json if random.one_in(8) || !json::change(bytes, words, random) => {
+            text::change(bytes, other, words, random);
+        }
+        Kind::Json => {}
+        Kind::JsonLines => {
+            let mut lines: Vec<Vec<u8>> = bytes.split(|&b| b == b'\n').map(<[u8]>::to_vec).collect();
+            let at = random.below(lines.len());
+            if random.one_in(8) || !json::change(&mut lines[at], words, random) {
+                text::change(&mut lines[at], other, words, random);
+            }
+            *bytes = lines.join(&b'\n');
+        }
+        Kind::Safetensors if random.one_in(5) || !change_header(bytes, words, random) => {
+            bytes::change(bytes, other, random);
+        }
+        Kind::Safetensors => {}
+        Kind::Png => {
+            bytes::change(bytes, other, random);
+            if !random.one_in(6) {
+                bytes::correct_png_checksums(bytes);
+            }
+        }
+    }
+}
+
+/// Changes the header of a safetensors file and mostly corrects its length; false if there is none.
+fn change_header(bytes: &mut Vec<u8>, words: &[&str], random: &mut Random) -> bool {
+    let Some(length) = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length) as usize) else {
+        return false;
+    };
+    let Some(header) = bytes.get(8..).and_then(|rest| rest.get(..length)) else { return false };
+    let mut header = header.to_vec();
+    if !json::change(&mut header, words, random) {
+        return false;
+    }
+    let data = bytes[8 + length..].to_vec();
+    if !random.one_in(10) {
+        // Data begins at a multiple of eight bytes, else it is refused.
+        header.resize(header.len().next_multiple_of(8), b' ');
+        bytes[..8].copy_from_slice(&(header.len() as u64).to_le_bytes());
+    }
+    bytes.truncate(8);
+    bytes.extend(header);
+    bytes.extend(data);
+    true
+}

@@ -1,0 +1,57 @@
+//! Random numbers that depend on their seeds alone.
+
+/// A sequence of random numbers (SplitMix64).
+pub struct Random(u64);
+
+impl Random {
+    /// The sequence of some seeds.
+    pub fn new(seeds: &[u64]) -> Self {
+        let mut random = Self(0x5eed);
+        for seed in seeds {
+            random.0 ^= seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            random.next();
+        }
+        random
+    }
+
+    /// The next number.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number from 0 to `n - 1`; 0 if `n` is 0.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n.max(1) as u64) as usize
+    }
+
+    /// True once in `n` times.
+    pub fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    /// One of the values, of which there is at least one.
+    pub fn pick<'a, T: ?Sized>(&mut self, values: &[&'a T]) -> &'a T {
+        values[self.below(values.len())]
+    }
+
+    /// A length that is mostly small and at most `max`.
+    pub fn length(&mut self, max: usize) -> usize {
+        let bits = self.below(usize::BITS as usize - max.leading_zeros() as usize + 1);
+        self.below(1 << bits).min(max)
+    }
+
+    /// A part of `0..len`, mostly a short one.
+    pub fn range(&mut self, len: usize) -> std::ops::Range<usize> {
+        let start = self.below(len + 1);
+        start..start + self.length(len - start)
+    }
+}
+
+/// A number that depends on all bytes.
+pub fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}

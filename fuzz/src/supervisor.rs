@@ -1,0 +1,141 @@
+//! Runs the inputs of a target in worker processes: an input that ends its process, or does not end, is a failure, and
+//! a new process continues after it.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::targets::Target;
+use crate::worker::{self, FAILURES_FILE, Limit, Plan, Status};
+
+/// An input that does not end within this time has its process killed. Far above the time limit of an input, so that a
+/// busy machine does not fail.
+const HANG_TIME: Duration = Duration::from_secs(60);
+
+/// A target whose inputs end or stop more processes than this ends early.
+const MAX_RESTARTS: usize = 20;
+
+/// The titles of the columns of [`Report::line`].
+pub const HEADER: &str = "target             inputs  inputs/s  accepted  peak MiB  slowest ms  failures";
+
+/// All inputs of one target.
+pub struct Campaign {
+    /// The target.
+    pub target: &'static Target,
+    /// Which inputs to run.
+    pub plan: Plan,
+}
+
+/// The result of a campaign.
+#[derive(Debug, Default)]
+pub struct Report {
+    inputs: u64,
+    accepted: u64,
+    peak_bytes: u64,
+    slowest_micros: u64,
+    time: Duration,
+    /// A text for each failure.
+    pub failures: Vec<String>,
+}
+
+impl Report {
+    /// A line of the summary.
+    pub fn line(&self, name: &str) -> String {
+        format!(
+            "{name:<16} {:>8} {:>9.0} {:>8.0}% {:>9.1} {:>11.1} {:>9}",
+            self.inputs,
+            self.inputs as f64 / self.time.as_secs_f64().max(1e-9),
+            100.0 * self.accepted as f64 / self.inputs.max(1) as f64,
+            self.peak_bytes as f64 / 1048576.0,
+            self.slowest_micros as f64 / 1e3,
+            self.failures.len()
+        )
+    }
+
+    fn add(&mut self, status: Status, first: u64) {
+        self.inputs += status.index - first;
+        self.accepted += status.accepted;
+        self.peak_bytes = self.peak_bytes.max(status.peak_bytes);
+        self.slowest_micros = self.slowest_micros.max(status.slowest_micros);
+    }
+}
+
+impl Campaign {
+    /// Runs all inputs.
+    ///
+    /// # Errors
+    /// A worker cannot be started, or fails for another reason than an input.
+    pub fn run(&self) -> Result<Report> {
+        let begun = Instant::now();
+        let mut report = Report::default();
+        let mut plan = self.plan;
+        for _ in 0..MAX_RESTARTS {
+            let folder = tempfile::tempdir()?;
+            let child = self.start_worker(plan, folder.path())?;
+            let end = watch(child, folder.path())?;
+            let status = Status::read(folder.path());
+            report.add(status, plan.first);
+            let recorded = fs::read_to_string(folder.path().join(FAILURES_FILE)).unwrap_or_default();
+            if !recorded.is_empty() {
+                report.failures.push(recorded.trim_end().to_string());
+            }
+            if status.done == 1 {
+                break;
+            }
+            let problem = match end {
+                None => format!("does not end within {} s", HANG_TIME.as_secs()),
+                Some(end) if end.code() == Some(1) => bail!("{}: the worker failed; see its message", self.target.name),
+                Some(end) => format!("ends the process: {end}"),
+            };
+            let seeds = (self.target.seeds)()?;
+            let input = worker::input_of(self.target, &seeds, plan.seed, status.index);
+            report.failures.push(worker::describe_failure(self.target, plan.seed, status.index, &input, &problem)?);
+            report.inputs += 1;
+            plan.first = status.index + 1;
+            if let Limit::Time(time) = self.plan.limit {
+                plan.limit = Limit::Time(time.saturating_sub(begun.elapsed()));
+            }
+        }
+        report.time = begun.elapsed();
+        Ok(report)
+    }
+
+    fn start_worker(&self, plan: Plan, folder: &Path) -> Result<Child> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg(self.target.name).arg("--worker").arg(folder).arg(plan.first.to_string());
+        command.arg("--seed").arg(plan.seed.to_string());
+        match plan.limit {
+            Limit::Inputs(inputs) => command.arg("--inputs").arg(inputs.to_string()),
+            Limit::Time(time) => command.arg("--seconds").arg(time.as_secs().to_string()),
+        };
+        if plan.max_time.is_none() {
+            command.arg("--any-time");
+        }
+        command.stdin(Stdio::null()).env("TMPDIR", folder).spawn().context("the worker process")
+    }
+}
+
+/// Waits for the end of a worker; `None` if it had to be killed because an input did not end.
+fn watch(mut child: Child, folder: &Path) -> Result<Option<ExitStatus>> {
+    let (mut index, mut since) = (u64::MAX, Instant::now());
+    let mut pause = Duration::from_millis(2);
+    loop {
+        if let Some(end) = child.try_wait()? {
+            return Ok(Some(end));
+        }
+        let now = Status::read(folder).index;
+        if now != index {
+            (index, since) = (now, Instant::now());
+        }
+        if since.elapsed() > HANG_TIME {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,449 @@
+//! The files of a model folder: weights, configs, tokenizer, chat template, adapter.
+
+use std::fs;
+
+use anyhow::Result;
+use reel_model::checkpoint::{Checkpoint, expected_tensors};
+use reel_model::config::{GenerationConfig, ModelConfig, PreprocessorConfig};
+use reel_model::init::{InitOptions, Preset, init_without_weights, preset_config};
+use reel_model::input::ModelInput;
+use reel_model::input::chat::{self, ChatTemplate};
+use reel_model::input::tokenizer::Tokenizer;
+use reel_model::lora::{Adapter, linear_layers};
+use reel_model::siglip::{SiglipConfig, SiglipTokenizer};
+use serde_json::{Map, Value, json};
+
+use super::{Target, repository_file, scratch_folder, text_of};
+use crate::mutate::{Kind, Seed, parts_of};
+use crate::random::{self, Random};
+use crate::verdict::{accepted, require, value_of};
+
+const TINY: InitOptions = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 0 };
+
+/// The bytes of a file of the tiny model.
+fn tiny_file(name: &str) -> Result<Vec<u8>> {
+    let folder = tempfile::tempdir()?;
+    init_without_weights(&TINY, folder.path())?;
+    Ok(fs::read(folder.path().join(name))?)
+}
+
+/// A safetensors file: a header and its data.
+fn safetensors(header: Value, data: &[u8]) -> Vec<u8> {
+    let mut header = header.to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    [&(header.len() as u64).to_le_bytes()[..], &header, data].concat()
+}
+
+fn small_weights(names: [&str; 2]) -> Vec<u8> {
+    let header = json!({
+        "__metadata__": {"format": "pt"},
+        names[0]: {"dtype": "BF16", "shape": [512, 4], "data_offsets": [0, 4096]},
+        names[1]: {"dtype": "F32", "shape": [3], "data_offsets": [4096, 4108]},
+        "model.layers.0.self_attn.q_proj.bias": {"dtype": "F16", "shape": [2], "data_offsets": [4108, 4112]},
+        "empty": {"dtype": "F32", "shape": [0, 7], "data_offsets": [4112, 4112]},
+    });
+    safetensors(header, &[0x3f; 4112])
+}
+
+const TENSOR_WORDS: &[&str] = &[
+    "dtype",
+    "shape",
+    "data_offsets",
+    "__metadata__",
+    "F32",
+    "F16",
+    "BF16",
+    "I64",
+    "U8",
+    "F64",
+    "F8_E4M3",
+    "format",
+    "pt",
+    "weight_map",
+    "metadata",
+    "total_size",
+    "model.safetensors",
+    "../x",
+    "/dev/zero",
+    "model.norm.weight",
+    "input_ids",
+];
+
+/// A model's weights in one file, and prepared inputs.
+pub const SAFETENSORS: Target = Target {
+    name: "safetensors",
+    words: TENSOR_WORDS,
+    seeds: || {
+        let folder = scratch_folder()?;
+        let path = folder.join("inputs");
+        ModelInput::from_text_tokens(vec![1, 2, 3]).write(&path, &preset_config(&TINY)?)?;
+        Ok(vec![
+            Seed::new(Kind::Safetensors, small_weights(["model.embed_tokens.weight", "model.norm.weight"])),
+            Seed::new(Kind::Safetensors, fs::read(path)?),
+        ])
+    },
+    open: || {
+        let (folder, config) = (scratch_folder()?, preset_config(&TINY)?);
+        let path = folder.join("model.safetensors");
+        Ok(Box::new(move |input| {
+            fs::write(&path, input).map_err(|e| e.to_string())?;
+            let inputs = accepted(ModelInput::read(&path, &config))?;
+            let Some(weights) = value_of(Checkpoint::open(&folder))? else { return Ok(inputs) };
+            read_weights(&weights, &config)?;
+            Ok(true)
+        }))
+    },
+};
+
+/// Reads all that a model reads of its weights.
+fn read_weights(weights: &Checkpoint, config: &ModelConfig) -> Result<(), String> {
+    for name in weights.tensor_names() {
+        let tensor = weights.tensor(name).ok_or_else(|| format!("{name:?} is listed but absent"))?;
+        let sum = tensor.bytes.iter().fold(0u8, |sum, &byte| sum.wrapping_add(byte));
+        std::hint::black_box(sum);
+        accepted(weights.tensor_with_shape(name, tensor.shape))?;
+    }
+    accepted(weights.check_values())?;
+    accepted(weights.check(config))?;
+    Ok(())
+}
+
+/// The index of weights in several files.
+pub const SHARDS: Target = Target {
+    name: "shards",
+    words: TENSOR_WORDS,
+    seeds: || {
+        let index = json!({
+            "metadata": {"total_size": 64},
+            "weight_map": {
+                "model.embed_tokens.weight": "model-00001-of-00002.safetensors",
+                "model.norm.weight": "model-00001-of-00002.safetensors",
+                "model.layers.0.self_attn.q_proj.bias": "model-00001-of-00002.safetensors",
+                "empty": "model-00001-of-00002.safetensors",
+                "lm_head.weight": "model-00002-of-00002.safetensors",
+            },
+        });
+        let second = json!({"lm_head.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}});
+        let first = small_weights(["model.embed_tokens.weight", "model.norm.weight"]);
+        let all = Seed::new(Kind::Json, index.to_string()).and(Kind::Fixed, first);
+        Ok(vec![all.and(Kind::Safetensors, safetensors(second, &[0; 8]))])
+    },
+    open: || {
+        let (folder, config) = (scratch_folder()?, preset_config(&TINY)?);
+        let names =
+            ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+        Ok(Box::new(move |input| {
+            for (name, part) in names.iter().zip(parts_of(input)) {
+                fs::write(folder.join(name), part).map_err(|e| e.to_string())?;
+            }
+            let Some(weights) = value_of(Checkpoint::open(&folder))? else { return Ok(false) };
+            read_weights(&weights, &config)?;
+            Ok(true)
+        }))
+    },
+};
+
+/// config.json, generation_config.json and preprocessor_config.json, of SigLIP too.
+pub const CONFIG: Target = Target {
+    name: "config",
+    words: &[
+        "text_config",
+        "vision_config",
+        "hidden_size",
+        "num_hidden_layers",
+        "vocab_size",
+        "rope_scaling",
+        "mrope_section",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "depth",
+        "patch_size",
+        "window_size",
+        "fullatt_block_indexes",
+        "torch_dtype",
+        "dtype",
+        "bfloat16",
+        "default",
+        "mrope",
+        "eos_token_id",
+        "model_type",
+        "qwen2_5_vl",
+        "min_pixels",
+        "image_size",
+        "temporal_patch_size",
+        "spatial_merge_size",
+        "image_mean",
+        "siglip",
+        "tie_word_embeddings",
+    ],
+    seeds: || {
+        let siglip = repository_file("tests/golden/siglip/model/config.json")?;
+        let files = ["config.json", "generation_config.json", "preprocessor_config.json"].map(tiny_file);
+        let files = files.into_iter().chain([Ok(siglip)]).collect::<Result<Vec<_>>>()?;
+        Ok(files.into_iter().map(|file| Seed::new(Kind::Json, file)).collect())
+    },
+    open: || {
+        Ok(Box::new(|input| {
+            let text = text_of(input);
+            let model = value_of(ModelConfig::parse("config.json", &text))?;
+            if let Some(config) = &model {
+                let names = expected_tensors(config).len() + linear_layers(config).len();
+                require(names > 0, || "a model without tensors".to_string())?;
+            }
+            let generation = accepted(GenerationConfig::parse("generation_config.json", &text))?;
+            let preprocessor = accepted(PreprocessorConfig::parse("preprocessor_config.json", &text))?;
+            let siglip = accepted(SiglipConfig::parse("config.json", &text))?;
+            Ok(model.is_some() || generation || preprocessor || siglip)
+        }))
+    },
+};
+
+/// A LoRA adapter in the format of PEFT.
+pub const ADAPTER: Target = Target {
+    name: "adapter",
+    words: &[
+        "r",
+        "lora_alpha",
+        "target_modules",
+        "exclude_modules",
+        "use_rslora",
+        "use_dora",
+        "bias",
+        "none",
+        "peft_type",
+        "LORA",
+        "all-linear",
+        "q_proj",
+        "v_proj",
+        "base_model_name_or_path",
+        "rank_pattern",
+        "alpha_pattern",
+        "base_model.model.",
+        ".lora_A.weight",
+        ".lora_B.weight",
+        "F32",
+        "BF16",
+        "shape",
+    ],
+    seeds: || {
+        let name = |matrix: &str| format!("base_model.model.model.layers.0.self_attn.q_proj.lora_{matrix}.weight");
+        let weights = json!({
+            name("A"): {"dtype": "F32", "shape": [2, 128], "data_offsets": [0, 1024]},
+            name("B"): {"dtype": "F32", "shape": [128, 2], "data_offsets": [1024, 2048]},
+        });
+        let config = json!({
+            "peft_type": "LORA", "base_model_name_or_path": "tiny", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"],
+            "exclude_modules": null, "use_rslora": false, "bias": "none", "task_type": "CAUSAL_LM", "lora_dropout": 0.0,
+        });
+        let weights = safetensors(weights, &[0; 2048]);
+        Ok(vec![Seed::new(Kind::Json, config.to_string()).and(Kind::Safetensors, weights)])
+    },
+    open: || {
+        let (folder, config) = (scratch_folder()?, preset_config(&TINY)?);
+        Ok(Box::new(move |input| {
+            for (name, part) in ["adapter_config.json", "adapter_model.safetensors"].iter().zip(parts_of(input)) {
+                fs::write(folder.join(name), part).map_err(|e| e.to_string())?;
+            }
+            let Some(adapter) = value_of(Adapter::open(&folder))? else { return Ok(false) };
+            std::hint::black_box((adapter.base_model(), adapter.scale(), adapter.adapted_layers().count()));
+            accepted(adapter.check(&config))
+        }))
+    },
+};
+
+/// tokenizer.json of a model and of SigLIP, and texts for it.
+pub const TOKENIZER: Target = Target {
+    name: "tokenizer",
+    words: &[
+        "normalizer",
+        "pre_tokenizer",
+        "post_processor",
+        "decoder",
+        "model",
+        "vocab",
+        "merges",
+        "added_tokens",
+        "special",
+        "ByteLevel",
+        "Sequence",
+        "Split",
+        "Regex",
+        "pattern",
+        "behavior",
+        "Isolated",
+        "Removed",
+        "invert",
+        "BPE",
+        "Unigram",
+        "WordPiece",
+        "NFC",
+        "Replace",
+        "String",
+        "content",
+        "Precompiled",
+        "(a+)+b",
+        "\\p{L}+",
+        "(?!x)",
+        ".*",
+        "",
+        "Ġ",
+        "x y",
+        "TemplateProcessing",
+        "Strip",
+        "Metaspace",
+        "truncation",
+        "padding",
+        "byte_fallback",
+        "unk_token",
+        "dropout",
+    ],
+    seeds: || {
+        let siglip = repository_file("tests/golden/siglip/model/tokenizer.json")?;
+        let tiny = Seed::new(Kind::Json, tiny_file("tokenizer.json")?);
+        // SigLIP's file is large and therefore slow.
+        Ok(vec![tiny.clone(), tiny.clone(), tiny.clone(), tiny, Seed::new(Kind::Json, siglip)])
+    },
+    open: || {
+        Ok(Box::new(|input| {
+            let mut random = Random::new(&[random::hash(input)]);
+            let text = random_text(&mut random);
+            let siglip = value_of(SiglipTokenizer::parse("tokenizer.json", input, 40_000, 64))?;
+            if let Some(siglip) = &siglip {
+                accepted(siglip.encode(&text))?;
+            }
+            let Some(tokenizer) = value_of(Tokenizer::parse("tokenizer.json", input))? else {
+                return Ok(siglip.is_some());
+            };
+            let Some(mut ids) = value_of(tokenizer.encode(&text))? else { return Ok(true) };
+            ids.extend((0..8).map(|_| random.next() as u32 % 200_000));
+            ids.push(u32::MAX);
+            let whole = tokenizer.decode(&ids, random.one_in(2));
+            let mut decoder = tokenizer.streaming_decoder(true);
+            let pieces: usize = ids.iter().map(|&id| decoder.push(id).len()).sum();
+            std::hint::black_box((whole, pieces, decoder.finish()));
+            ids.iter().for_each(|&id| drop((tokenizer.token_bytes(id), tokenizer.is_special(id))));
+            Ok(true)
+        }))
+    },
+};
+
+/// A text of words, special tokens, strange characters and long runs.
+fn random_text(random: &mut Random) -> String {
+    const PIECES: &[&str] = &[
+        "Hello",
+        " world",
+        "\n\n",
+        "  ",
+        "<|im_start|>",
+        "<|image_pad|>",
+        "<|im_end|>",
+        "é",
+        "e\u{301}",
+        "日本",
+        "😀",
+        "\0",
+        "123456",
+        "'ll",
+        "İ",
+        "\u{200d}",
+        "ﷺ",
+        "a",
+        "\t",
+        "�",
+        "…",
+        "x_y",
+        "THE",
+        "</s>",
+    ];
+    let mut text = String::new();
+    for _ in 0..random.length(60) {
+        let times = if random.one_in(20) { random.length(2000) } else { 1 };
+        text.push_str(&random.pick(PIECES).repeat(times));
+    }
+    text
+}
+
+/// Chat templates with messages, rendered in the worker process that renders unknown templates.
+pub const CHAT_TEMPLATE: Target = Target {
+    name: "chat-template",
+    words: &[
+        "{{ ",
+        " }}",
+        "{% for m in messages %}",
+        "{% endfor %}",
+        "{% if x %}",
+        "{% endif %}",
+        "{% set x = ",
+        " %}",
+        "range(99)",
+        "messages",
+        "| tojson",
+        "| upper",
+        "| length",
+        "| join(',')",
+        "|replace('a','b')",
+        "~",
+        "raise_exception('x')",
+        "namespace(n=0)",
+        "loop.index",
+        ".strip()",
+        ".split('x')",
+        "{% macro f(x) %}",
+        "{% endmacro %}",
+        "f(x)",
+        "[::-1]",
+        "* 99999999",
+        "{% break %}",
+        "{%- generation -%}",
+        "strftime_now('%Y')",
+        "{# ",
+        " #}",
+        "is string",
+        "add_generation_prompt",
+        "| sort",
+        "| map('upper')",
+        "| groupby('a')",
+        "| batch(3)",
+        "'%s' % x",
+        "{{ self }}",
+        "** 9",
+        "// 0",
+        "% 0",
+        "{% filter upper %}",
+        "{% endfilter %}",
+        "| indent(9)",
+        "dict(a=1)",
+        "lipsum()",
+        "cycler(1)",
+    ],
+    seeds: || {
+        let own: Value = serde_json::from_slice(&tiny_file("chat_template.json")?)?;
+        let messages = json!([
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": [{"type": "image", "image": "x"}, {"type": "text", "text": "?"}]},
+            {"role": "assistant", "content": "a", "n": 3},
+        ]);
+        let templates = [
+            own["chat_template"].as_str().unwrap_or_default(),
+            "{% for m in messages %}{{ m.role ~ ': ' ~ m['content'] }}\n{% if loop.last and add_generation_prompt %}a: {% endif %}{% endfor %}",
+            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + m.content | length %}{% endfor %}{{ ns.n }}",
+            "{% macro f(x, y=2) %}<{{ x }}{{ y }}>{% endmacro %}{{ f(messages[0].role) | upper | replace('S', 's') }}{{ messages | tojson(indent=1) }}",
+        ];
+        let seed = |text: &&str| Seed::new(Kind::Text, *text).and(Kind::Json, messages.to_string());
+        Ok(templates.iter().map(seed).collect())
+    },
+    open: || {
+        chat::render_in_worker_process("/proc/self/exe".into());
+        Ok(Box::new(|input| {
+            let parts = parts_of(input);
+            let messages = parts.get(1).and_then(|part| serde_json::from_slice(part).ok()).unwrap_or_default();
+            let tokens = Map::from_iter([("eos_token".to_string(), "</s>".into())]);
+            let template = value_of(ChatTemplate::parse("chat_template.jinja", text_of(parts[0]), tokens))?;
+            let Some(template) = template else { return Ok(false) };
+            let prompt = value_of(template.render_json(&messages, true))?;
+            let bytes = prompt.as_ref().map_or(0, String::len);
+            require(bytes <= 32 << 20, || format!("the prompt has {bytes} bytes"))?;
+            Ok(prompt.is_some())
+        }))
+    },
+};

@@ -1,0 +1,326 @@
+//! What a user or a stranger writes: messages, requests, addresses, rows of data, configuration files.
+
+use std::fs;
+use std::path::Path;
+
+use reel_diagnostic::{escape_controls, escape_controls_in_json, redact_urls};
+use reel_media::image;
+use reel_model::input::fetch::decode_data_uri;
+use reel_model::input::messages::{Conversation, MediaSource};
+use reel_model::input::request::ChatRequest;
+use reel_train::data::dataset::Dataset;
+use reel_train::data::quarantine::{ScanJournal, journal_path, read_quarantine_list};
+use reel_train::options::{Recipe, TrainingOptions};
+use reel_train::{GrpoOptions, SftOptions, config_file::ConfigFile};
+use serde_json::{Value, json};
+
+use super::{Target, scratch_folder, text_of};
+use crate::mutate::{Kind, Seed, parts_of};
+use crate::verdict::{accepted, require, value_of};
+
+const MESSAGE_WORDS: &[&str] = &[
+    "role",
+    "content",
+    "type",
+    "text",
+    "image",
+    "video",
+    "image_url",
+    "video_url",
+    "url",
+    "user",
+    "assistant",
+    "system",
+    "fps",
+    "nframes",
+    "min_pixels",
+    "max_pixels",
+    "total_pixels",
+    "resized_height",
+    "resized_width",
+    "video_start",
+    "video_end",
+    "min_frames",
+    "max_frames",
+    "messages",
+    "temperature",
+    "top_p",
+    "top_k",
+    "n",
+    "stop",
+    "seed",
+    "max_tokens",
+    "max_completion_tokens",
+    "tools",
+    "file:///etc/passwd",
+    "http://[::1]/x",
+    "data:image/png;base64,AA==",
+    "../../x",
+    "/dev/zero",
+    "",
+    "<image>",
+    "<video>",
+    "conversations",
+    "prompt",
+    "images",
+    "videos",
+    "from",
+    "value",
+    "human",
+    "gpt",
+    "problem",
+    "problem_type",
+    "data_type",
+    "options",
+    "process",
+    "solution",
+    "path",
+    "completion",
+];
+
+fn conversation() -> Value {
+    json!([
+        {"role": "system", "content": "s"},
+        {"role": "user", "name": "n", "content": [
+            {"type": "video", "video": "a.mp4", "fps": 2.0, "max_pixels": 100352, "video_start": 0.5},
+            {"type": "video", "video": ["1.png", "2.png"], "nframes": 2},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}, "min_pixels": 784},
+            {"type": "image", "image": "https://user:SECRET@host.example/a.png?key=SECRET"},
+            {"type": "text", "text": "What?"},
+        ]},
+        {"role": "assistant", "content": "a"},
+    ])
+}
+
+/// A messages file: a list of messages, or the body of a request.
+pub const MESSAGES: Target = Target {
+    name: "messages",
+    words: MESSAGE_WORDS,
+    seeds: || {
+        let body = json!({
+            "model": "m", "messages": conversation(), "temperature": 0.5, "top_p": 0.9, "top_k": -1, "max_tokens": 7, "n": 2,
+            "stop": ["END"], "seed": 3, "stream": true, "tools": [], "logprobs": null, "presence_penalty": 0,
+        });
+        Ok(vec![Seed::new(Kind::Json, conversation().to_string()), Seed::new(Kind::Json, body.to_string())])
+    },
+    open: || {
+        Ok(Box::new(|input| {
+            let Some(request) = value_of(ChatRequest::parse("m.json", input))? else { return Ok(false) };
+            let read = value_of(Conversation::from_json("m.json", &request.messages, Path::new("/root")))?;
+            let Some(conversation) = read else { return Ok(false) };
+            std::hint::black_box((conversation.media_parts().count(), conversation.to_template_value()));
+            Ok(true)
+        }))
+    },
+};
+
+/// Addresses and text of unknown origin: what is printed has no control characters, and no password of a whole address.
+pub const URLS: Target = Target {
+    name: "urls",
+    words: &[
+        "http://",
+        "https://",
+        "file://",
+        "data:image/png;base64,",
+        "data:",
+        "base64,",
+        "@",
+        "?",
+        "#",
+        "/",
+        "//",
+        ":",
+        "%40",
+        "user:pw@",
+        "[::1]",
+        "127.0.0.1",
+        "\\",
+        "&amp;",
+        "s3://",
+        "HTTP://",
+        "?sig=",
+        ";",
+        "\"",
+        "'",
+        "<",
+        ">",
+        " ",
+        "=",
+    ],
+    seeds: || {
+        let texts = [
+            "https://user:password@host.example:8000/a/b.mp4?signature=secret&x=1#part",
+            "error: cannot read http://a@b/c?d; see file:///x/y?z, or data:text/plain;base64,SGVsbG8=",
+            "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==",
+            "a\u{1b}[31mred\u{9b}2J\r\n\0\u{7f} \u{202e}text",
+        ];
+        Ok(texts.iter().map(|text| Seed::new(Kind::Text, *text)).collect())
+    },
+    open: || {
+        Ok(Box::new(|input| {
+            let text = text_of(input);
+            let printable = escape_controls(&text);
+            let is_unsafe = |c: char| c.is_control() && c != '\n' && c != '\t';
+            require(!printable.contains(is_unsafe), || "a control character is printed".to_string())?;
+            let redacted = redact_urls(&text);
+            require(redact_urls(&redacted) == redacted, || {
+                format!("redacted again, {:?} becomes another text", redacted.chars().take(200).collect::<String>())
+            })?;
+            let quoted = json!(text).to_string();
+            let escaped: Option<String> = serde_json::from_str(&escape_controls_in_json(&quoted)).ok();
+            require(escaped.as_ref() == Some(&text), || "escaping changes the text of JSON".to_string())?;
+            std::hint::black_box(MediaSource::parse(&text, Path::new("/root")).path_or_address());
+            let decoded = accepted(decode_data_uri(&text))?;
+            Ok(accepted(image::from_data_uri(&text))? || decoded || redacted != text || printable != text)
+        }))
+    },
+};
+
+/// Rows of training data in all layouts, as JSONL and as a list.
+pub const ROWS: Target = Target {
+    name: "rows",
+    words: MESSAGE_WORDS,
+    seeds: || {
+        let turn = |role: &str, content: Value| json!({"role": role, "content": content});
+        let rows = [
+            json!({"messages": conversation()}),
+            json!({"messages": [turn("user", json!("<video>What?")), turn("assistant", json!("a"))], "videos": ["a.mp4"]}),
+            json!({"prompt": [turn("user", json!([{"type": "image"}, {"type": "text", "text": "?"}]))], "images": ["a.png"], "solution": "x"}),
+            json!({"conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "a"}], "system": "s", "image": "a.png"}),
+            json!({"prompt": "2 + 2?", "solution": "4"}),
+            json!({
+                "problem": "Which?", "data_type": "video", "problem_type": "multiple choice", "options": ["A. x", "B. y"],
+                "process": "<think>t</think>", "solution": "<answer>A</answer>", "path": "./d/a.mp4", "problem_id": 3,
+            }),
+            json!({"problem": "?", "data_type": "text", "problem_type": "numerical", "solution": "<answer>4</answer>"}),
+        ];
+        let lines = rows.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
+        Ok(vec![Seed::new(Kind::JsonLines, lines), Seed::new(Kind::Json, json!(rows).to_string())])
+    },
+    open: || {
+        let path = scratch_folder()?.join("rows.jsonl");
+        Ok(Box::new(move |input| {
+            fs::write(&path, input).map_err(|e| e.to_string())?;
+            let Some(rows) = value_of(Dataset::open(&path))? else { return Ok(false) };
+            let mut all = true;
+            for index in 0..rows.len().min(100) {
+                let Some(row) = value_of(rows.row(index))? else {
+                    all = false;
+                    continue;
+                };
+                for recipe in [Recipe::Paper, Recipe::VideoR1] {
+                    let chat = value_of(row.supervised_messages(recipe))?.map(Value::Array);
+                    let prompt = value_of(row.prompt_and_columns(recipe))?.map(|(content, _)| content.into_json());
+                    for messages in [chat, prompt].into_iter().flatten() {
+                        accepted(Conversation::from_json(&rows.location(index), &messages, Path::new("/root")))?;
+                    }
+                }
+            }
+            Ok(all)
+        }))
+    },
+};
+
+/// Configuration files of training in TOML, YAML and JSON.
+pub const RUN_CONFIG: Target = Target {
+    name: "run-config",
+    words: &[
+        "learning_rate",
+        "max-steps",
+        "report_to",
+        "lora_target_modules",
+        "overwrite",
+        "resume_from_checkpoint",
+        "true",
+        "null",
+        "[a]",
+        "[[a]]",
+        "{",
+        "}",
+        "- ",
+        ": ",
+        "&a",
+        "*a",
+        "!!binary",
+        "|",
+        ">",
+        "---",
+        "<<: *a",
+        "\"\"\"",
+        "'''",
+        "inf",
+        "nan",
+        "1979-05-27T07:32:00Z",
+        "a.b.c",
+        "beta",
+        "num_generations",
+        "loss_type",
+        "seed",
+        "labels",
+        "dapo",
+        "0x1F",
+        "1_000",
+    ],
+    seeds: || {
+        let toml = "learning-rate = 1e-5\nmax_steps = 9\nlabels = \"text\"\nno-shuffle = true\ndata = \"d.jsonl\"\nreport-to = [\"wandb\"]\n";
+        let yaml = "# a run\nmodel_name_or_path: tiny\nlearning_rate: 1e-5\nreport_to: wandb\nlora_r: 4\nlora_target_modules:\n  - q_proj\n  - v_proj\nmax_steps: 3\nlabels: null\nrun_name: >-\n  a\n  b\n";
+        let json = r#"{"learning_rate": 1e-5, "report_to": ["wandb"], "max_steps": 3, "beta": 0.1, "num_generations": 4, "overwrite": true}"#;
+        let grpo = "num-generations = 8\ntemporal = true\nreward-weights = \"semantic=0\"\nbeta = 0.04\nloss-type = \"dapo\"\ntop-p = 1.0\n";
+        Ok(vec![
+            Seed::new(Kind::Fixed, "c.toml").and(Kind::Text, toml),
+            Seed::new(Kind::Fixed, "c.toml").and(Kind::Text, grpo),
+            Seed::new(Kind::Fixed, "c.yaml").and(Kind::Text, yaml),
+            Seed::new(Kind::Fixed, "c.json").and(Kind::Json, json),
+        ])
+    },
+    open: || {
+        let folder = scratch_folder()?;
+        Ok(Box::new(move |input| {
+            let parts = parts_of(input);
+            let path = match parts[0] {
+                b"c.yaml" => folder.join("c.yaml"),
+                b"c.json" => folder.join("c.json"),
+                _ => folder.join("c.toml"),
+            };
+            fs::write(&path, parts[parts.len() - 1]).map_err(|e| e.to_string())?;
+            let Some(file) = value_of(ConfigFile::read(&path))? else { return Ok(false) };
+            let start = accepted(file.start_flags())?;
+            let sft = value_of(file.apply(&SftOptions::default(), |name| name == "seed"))?;
+            let grpo = value_of(file.apply(&GrpoOptions::default(), |_| false))?;
+            let values = [sft.map(|o| value_of(o.validate_values())), grpo.map(|o| value_of(o.validate_values()))];
+            let mut is_valid = false;
+            for value in values.into_iter().flatten() {
+                is_valid |= value?.is_some();
+            }
+            Ok(start && is_valid)
+        }))
+    },
+};
+
+/// Lists of unusable rows, and the journal of an interrupted check.
+pub const QUARANTINE: Target = Target {
+    name: "quarantine",
+    words: &["row", "line", "cause", "reason", "scan", "tokens", "media", "timeout", "killed", "fingerprint"],
+    seeds: || {
+        let list = [
+            json!({"row": 0, "line": 1, "cause": "media", "reason": "a.mp4: is damaged"}),
+            json!({"row": 2, "line": 3, "reason": "x"}),
+        ];
+        let journal = [json!({"scan": "f"}), json!({"row": 0, "tokens": 12}), list[1].clone()];
+        let lines = |rows: &[Value]| rows.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
+        Ok(vec![Seed::new(Kind::JsonLines, lines(&list)).and(Kind::JsonLines, lines(&journal) + "\n")])
+    },
+    open: || {
+        let list = scratch_folder()?.join("list.jsonl");
+        Ok(Box::new(move |input| {
+            let parts = parts_of(input);
+            fs::write(&list, parts[0]).map_err(|e| e.to_string())?;
+            let read = accepted(read_quarantine_list(&list, |row| row.checked_add(1)))?;
+            let journal = journal_path(&list);
+            fs::create_dir_all(journal.parent().unwrap_or(Path::new("."))).map_err(|e| e.to_string())?;
+            fs::write(&journal, parts[parts.len() - 1]).map_err(|e| e.to_string())?;
+            let journal = value_of(ScanJournal::open(&list, "f", true))?;
+            Ok(read && journal.is_some_and(|journal| journal.earlier_check(0).is_some()))
+        }))
+    },
+};

@@ -1,0 +1,226 @@
+//! Runs the inputs of one target in this process and judges each.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::memory;
+use crate::mutate::{self, Seed};
+use crate::random::{self, Random};
+use crate::targets::{Judge, Target};
+use crate::verdict;
+
+/// The longest processor time that an input may take, in this process and in the processes that ended while it ran. The
+/// time of day would depend on what else the machine does.
+pub const MAX_TIME: Duration = Duration::from_secs(2);
+
+/// The most bytes of heap that an input may take.
+const MAX_BYTES: usize = 512 << 20;
+
+/// The stack of the thread that runs the inputs: that of Rust's threads, on which rows are parsed in training.
+const STACK_BYTES: usize = 2 << 20;
+
+/// A target with more failures than this ends early.
+const MAX_FAILURES: usize = 10;
+
+/// The file in the worker's folder with its [`Status`], and the one with a line per failure.
+pub const STATUS_FILE: &str = "status";
+/// See [`STATUS_FILE`].
+pub const FAILURES_FILE: &str = "failures";
+
+/// When a campaign ends.
+#[derive(Clone, Copy, Debug)]
+pub enum Limit {
+    /// After this many inputs.
+    Inputs(u64),
+    /// After this time.
+    Time(Duration),
+}
+
+/// Which inputs to run, and how to judge them.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// The seed of all inputs.
+    pub seed: u64,
+    /// Index of the first input.
+    pub first: u64,
+    /// When to end.
+    pub limit: Limit,
+    /// The limit of an input's processor time; `None` accepts any.
+    pub max_time: Option<Duration>,
+}
+
+/// How far a worker is. It writes this to a file before each input, so that the supervisor knows the input that ended
+/// the process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Status {
+    /// Index of the present input, or of the one after the last.
+    pub index: u64,
+    /// Number of inputs that parsers accepted.
+    pub accepted: u64,
+    /// The most bytes of heap of an input.
+    pub peak_bytes: u64,
+    /// The longest time of an input by the clock, in microseconds.
+    pub slowest_micros: u64,
+    /// 1 when the worker has run all inputs.
+    pub done: u64,
+}
+
+impl Status {
+    fn write(&self, file: &File) -> Result<()> {
+        let fields = [self.index, self.accepted, self.peak_bytes, self.slowest_micros, self.done];
+        Ok(file.write_all_at(fields.map(u64::to_le_bytes).as_flattened(), 0)?)
+    }
+
+    /// Reads the status that a worker wrote last; all zero if it wrote none.
+    pub fn read(folder: &Path) -> Self {
+        let bytes = fs::read(folder.join(STATUS_FILE)).unwrap_or_default();
+        let mut fields = bytes.as_chunks::<8>().0.iter().map(|field| u64::from_le_bytes(*field));
+        let mut next = || fields.next().unwrap_or(0);
+        Self { index: next(), accepted: next(), peak_bytes: next(), slowest_micros: next(), done: next() }
+    }
+}
+
+/// The message and place of the last panic in any thread.
+static PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Makes input number `index` of a target.
+pub fn input_of(target: &Target, seeds: &[Seed], seed: u64, index: u64) -> Vec<u8> {
+    let mut random = Random::new(&[random::hash(target.name.as_bytes()), seed, index]);
+    mutate::make_input(seeds, target.words, &mut random)
+}
+
+/// Runs the inputs of a plan. Failures are recorded in the folder.
+pub fn run(target: &'static Target, plan: Plan, folder: &Path) -> Result<()> {
+    on_small_stack(|| {
+        let status_file = File::create(folder.join(STATUS_FILE))?;
+        let mut failures = OpenOptions::new().create(true).append(true).open(folder.join(FAILURES_FILE))?;
+        let mut status = Status { index: plan.first, ..Status::default() };
+        let seeds = (target.seeds)()?;
+        let mut judge = (target.open)()?;
+        if plan.first == 0 {
+            for (number, seed) in seeds.iter().enumerate() {
+                // Inputs that are made of a seed that is refused test little.
+                let judged = judge_once(&mut judge, &mutate::joined(&seed.0));
+                if !judged.accepted {
+                    let file =
+                        describe_failure(target, plan.seed, number as u64, &mutate::joined(&seed.0), "is refused")?;
+                    bail!("seed {number} of the target: {:?}\n{file}", judged.problem);
+                }
+            }
+        }
+        let (begun, mut failed) = (Instant::now(), 0);
+        let is_left = |index| match plan.limit {
+            Limit::Inputs(inputs) => index < inputs,
+            Limit::Time(time) => begun.elapsed() < time,
+        };
+        while is_left(status.index) && failed < MAX_FAILURES {
+            status.write(&status_file)?;
+            let input = input_of(target, &seeds, plan.seed, status.index);
+            let judged = judge_input(&mut judge, &input, plan.max_time);
+            status.accepted += u64::from(judged.accepted);
+            status.peak_bytes = status.peak_bytes.max(judged.peak_bytes as u64);
+            status.slowest_micros = status.slowest_micros.max(judged.time.as_micros() as u64);
+            if let Some(problem) = judged.problem {
+                failed += 1;
+                writeln!(failures, "{}", describe_failure(target, plan.seed, status.index, &input, &problem)?)?;
+            }
+            status.index += 1;
+        }
+        status.done = 1;
+        status.write(&status_file)
+    })
+}
+
+/// Runs one input and prints the outcome; false if it failed.
+pub fn run_one(target: &'static Target, input: Vec<u8>, max_time: Option<Duration>) -> Result<bool> {
+    verdict::PRINTS_MESSAGES.store(true, Ordering::Relaxed);
+    let judged = on_small_stack(|| Ok(judge_input(&mut (target.open)()?, &input, max_time)))?;
+    let outcome = if judged.accepted { "accepted" } else { "refused" };
+    println!("{outcome}, {:.1} ms, {:.1} MiB", judged.time.as_secs_f64() * 1e3, judged.peak_bytes as f64 / 1048576.0);
+    judged.problem.iter().for_each(|problem| println!("{problem}"));
+    Ok(judged.problem.is_none())
+}
+
+/// Writes a failing input to a file of its own. Returns the text that names it, the problem, and a command.
+pub fn describe_failure(target: &Target, seed: u64, index: u64, input: &[u8], problem: &str) -> Result<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/fuzz");
+    let name = format!("{}-{seed}-{index}", target.name);
+    let write = || fs::create_dir_all(&folder).and_then(|()| fs::write(folder.join(&name), input));
+    write().with_context(|| folder.join(&name).display().to_string())?;
+    let file = PathBuf::from("target/fuzz").join(&name);
+    let problem = problem.replace('\n', " ");
+    Ok(format!(
+        "FAILED: target {}, seed {seed}, input {index}: {problem}\n  again: ./x fuzz {} --input {}",
+        target.name,
+        target.name,
+        file.display()
+    ))
+}
+
+fn on_small_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    panic::set_hook(Box::new(|info| {
+        // Panics inside of a worker process of the product do not come here; their messages do, by its reply.
+        let _ = PANIC.lock().map(|mut last| *last = Some(info.to_string()));
+    }));
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work)?;
+        thread.join().map_err(|_| {
+            let last = PANIC.lock().ok().and_then(|last| last.clone());
+            anyhow!("the harness panicked: {}", last.unwrap_or_default())
+        })?
+    })
+}
+
+/// The outcome of an input.
+struct Judged {
+    accepted: bool,
+    peak_bytes: usize,
+    time: Duration,
+    problem: Option<String>,
+}
+
+fn judge_input(judge: &mut Judge, input: &[u8], max_time: Option<Duration>) -> Judged {
+    let before = processor_time();
+    let mut judged = judge_once(judge, input);
+    let time = processor_time().saturating_sub(before);
+    if judged.problem.is_none() && max_time.is_some_and(|limit| time > limit) {
+        judged.problem = Some(format!("takes {:.1} s of processor time", time.as_secs_f64()));
+    }
+    judged
+}
+
+/// The processor time of this process and of its children that have ended: fields 14 to 17 of /proc/self/stat, in
+/// hundredths of a second.
+fn processor_time() -> Duration {
+    let text = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The fields are counted behind the program's name, which may contain spaces.
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    let ticks: u64 = fields.skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_millis(10 * ticks)
+}
+
+fn judge_once(judge: &mut Judge, input: &[u8]) -> Judged {
+    let live = memory::start_measurement();
+    let begun = Instant::now();
+    let verdict = panic::catch_unwind(AssertUnwindSafe(|| judge(input)));
+    let time = begun.elapsed();
+    let peak_bytes = memory::peak_bytes_since(live);
+    let panicked = PANIC.lock().ok().and_then(|mut last| last.take());
+    let accepted = matches!(verdict, Ok(Ok(true)));
+    let problem = match (panicked, verdict) {
+        (Some(panic), _) => Some(panic),
+        (None, Ok(Err(complaint))) => Some(complaint),
+        (None, Err(_)) => Some("panicked without a message".to_string()),
+        (None, Ok(Ok(_))) if peak_bytes > MAX_BYTES => Some(format!("takes {} MiB of heap", peak_bytes >> 20)),
+        (None, Ok(Ok(_))) => None,
+    };
+    Judged { accepted, peak_bytes, time, problem }
+}
