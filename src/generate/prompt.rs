@@ -6,7 +6,6 @@ use anyhow::Result;
 use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition, TokenText, completion_text};
 use reel_measure::trace;
 use reel_model::input::encode::ModelFolder;
-use reel_model::input::request::RequestSettings;
 use reel_model::input::tokenizer::StreamingDecoder;
 use serde::Serialize;
 use serde_json::json;

@@ -25,8 +25,8 @@ use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::model::{self, LoadedModel};
 use crate::prompt::{find_or_download_model, media_files};
-use reel_model::input::request::RequestSettings;
 use crate::{interrupt, output, replaced};
+use reel_model::input::request::RequestSettings;
 
 /// Options for generating answers to the rows of a data file.
 #[derive(Args, Clone, Debug)]
