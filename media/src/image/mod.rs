@@ -93,14 +93,40 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
         )
     };
     let cursor = Cursor::new(bytes);
-    match ::image::guess_format(bytes).map_err(|_| unknown())? {
-        ImageFormat::Jpeg => jpeg(bytes, name),
-        ImageFormat::Png => pixels(PngDecoder::with_limits(cursor, limits()), png_is_rgba(bytes), name),
-        ImageFormat::WebP => pixels(WebPDecoder::new(cursor), true, name),
-        ImageFormat::Gif => gif(bytes, name),
-        ImageFormat::Bmp => pixels(BmpDecoder::new(cursor), true, name),
-        ImageFormat::Tiff => pixels(TiffDecoder::new(cursor), true, name),
+    let format = ::image::guess_format(bytes).map_err(|_| unknown())?;
+    let file = ImageFile { bytes: bytes.len(), format, name };
+    match format {
+        ImageFormat::Jpeg => jpeg(bytes, file),
+        ImageFormat::Png => pixels(PngDecoder::with_limits(cursor, limits()), png_is_rgba(bytes), file),
+        ImageFormat::WebP => pixels(WebPDecoder::new(cursor), true, file),
+        ImageFormat::Gif => gif(bytes, file),
+        ImageFormat::Bmp => pixels(BmpDecoder::new(cursor), true, file),
+        ImageFormat::Tiff => pixels(TiffDecoder::new(cursor), true, file),
         _ => Err(unknown()),
+    }
+}
+
+/// The file of an image: its length, format, and name for error messages.
+#[derive(Clone, Copy)]
+struct ImageFile<'a> {
+    bytes: usize,
+    format: ImageFormat,
+    name: &'a str,
+}
+
+impl ImageFile<'_> {
+    /// Whether the file is long enough for this many pixels. Decoders allocate the pixels that the header states before
+    /// they read the data, so a few damaged bytes could take a gigabyte.
+    fn can_hold(self, pixels: u64) -> bool {
+        /// Images up to this size are always tried.
+        const SMALL: u64 = 1 << 24;
+        let pixels_per_byte = match self.format {
+            // One colour, or white lines, take almost no data.
+            ImageFormat::WebP | ImageFormat::Tiff => 1 << 17,
+            // Deflate shortens to a 1032nd, and a byte holds eight black and white pixels; the others shorten less.
+            _ => 8 * 1032,
+        };
+        pixels <= SMALL || pixels <= (self.bytes as u64).saturating_mul(pixels_per_byte)
     }
 }
 
@@ -121,11 +147,12 @@ fn limits() -> Limits {
 
 /// Decodes all pixels after a check of the size in the header. With `blend`, alpha is blended over white; otherwise
 /// it is dropped.
-fn pixels(decoder: ImageResult<impl ImageDecoder>, blend: bool, name: &str) -> Result<RgbImage> {
+fn pixels(decoder: ImageResult<impl ImageDecoder>, blend: bool, file: ImageFile<'_>) -> Result<RgbImage> {
+    let name = file.name;
     let damaged = |error| damaged(name, &error);
     let mut decoder = decoder.map_err(damaged)?;
     let (width, height) = decoder.dimensions();
-    check_size(height, width, name)?;
+    check_size(height, width, file)?;
     decoder.set_limits(limits()).map_err(damaged)?;
     let data = match DynamicImage::from_decoder(decoder).map_err(damaged)? {
         DynamicImage::ImageLuma8(grey) => grey.iter().flat_map(|&v| [v; 3]).collect(),
@@ -175,7 +202,8 @@ fn divide_by_255(value: u32) -> u8 {
 
 /// Decodes the first frame of a GIF. Outside of the frame, Pillow fills the canvas with the transparent colour, or
 /// with colour 0 where there is none.
-fn gif(bytes: &[u8], name: &str) -> Result<RgbImage> {
+fn gif(bytes: &[u8], file: ImageFile<'_>) -> Result<RgbImage> {
+    let name = file.name;
     let refuse = |error: gif::DecodingError| {
         MediaError::file_error(name, format!("is damaged or cut off ({error})"), "save or download it again")
     };
@@ -183,7 +211,7 @@ fn gif(bytes: &[u8], name: &str) -> Result<RgbImage> {
     options.set_color_output(gif::ColorOutput::Indexed);
     options.set_memory_limit(gif::MemoryLimit::Bytes(GIF_FRAME_BYTES));
     let mut decoder = options.read_info(bytes).map_err(refuse)?;
-    check_size(u32::from(decoder.height()), u32::from(decoder.width()), name)?;
+    check_size(u32::from(decoder.height()), u32::from(decoder.width()), file)?;
     let (mut height, mut width) = (usize::from(decoder.height()), usize::from(decoder.width()));
     let global = decoder.global_palette().map(<[u8]>::to_vec);
     let missing = || MediaError::file_error(name, "contains no image", "save or download it again");
@@ -192,7 +220,7 @@ fn gif(bytes: &[u8], name: &str) -> Result<RgbImage> {
     // A frame that reaches beyond the canvas enlarges the canvas, as in Pillow.
     height = height.max(top + usize::from(frame.height));
     width = width.max(left + usize::from(frame.width));
-    check_size(height as u32, width as u32, name)?;
+    check_size(height as u32, width as u32, file)?;
     let palette = frame.palette.as_ref().or(global.as_ref());
     let colour = |index: u8| match palette {
         Some(palette) => palette.chunks_exact(3).nth(usize::from(index)).map_or([0; 3], |c| [c[0], c[1], c[2]]),
@@ -211,7 +239,8 @@ fn gif(bytes: &[u8], name: &str) -> Result<RgbImage> {
     Ok(RgbImage { data, height, width })
 }
 
-fn jpeg(bytes: &[u8], name: &str) -> Result<RgbImage> {
+fn jpeg(bytes: &[u8], file: ImageFile<'_>) -> Result<RgbImage> {
+    let name = file.name;
     use jpeg_decoder::{Decoder, PixelFormat};
     let refuse = |error: jpeg_decoder::Error| {
         MediaError::file_error(name, format!("is damaged or cut off ({error})"), "save or download it again")
@@ -221,7 +250,7 @@ fn jpeg(bytes: &[u8], name: &str) -> Result<RgbImage> {
     decoder.read_info().map_err(refuse)?;
     let missing = || MediaError::file_error(name, "is a JPEG file without an image", "save or download it again");
     let info = decoder.info().ok_or_else(missing)?;
-    check_size(u32::from(info.height), u32::from(info.width), name)?;
+    check_size(u32::from(info.height), u32::from(info.width), file)?;
     let samples = decoder.decode().map_err(refuse)?;
     let data = match info.pixel_format {
         PixelFormat::RGB24 => samples,
@@ -238,13 +267,18 @@ fn cmyk_to_rgb(colours: [u8; 3], black: u8) -> [u8; 3] {
     colours.map(|colour| white - divide_by_255(u32::from(colour) * u32::from(white)))
 }
 
-fn check_size(height: u32, width: u32, name: &str) -> Result<()> {
+fn check_size(height: u32, width: u32, file: ImageFile<'_>) -> Result<()> {
+    let name = file.name;
     if height == 0 || width == 0 {
         return Err(MediaError::file_error(name, "has a side of 0 pixels", "save or download it again"));
     }
     if u64::from(height) * u64::from(width) > MAX_IMAGE_PIXELS as u64 {
         let what = format!("is {height} x {width} pixels, above the limit of {MAX_IMAGE_PIXELS} pixels in total");
         return Err(MediaError::file_error(name, what, "make it smaller"));
+    }
+    if !file.can_hold(u64::from(height) * u64::from(width)) {
+        let what = format!("is damaged or cut off: {} bytes cannot hold {height} x {width} pixels", file.bytes);
+        return Err(MediaError::file_error(name, what, "save or download it again"));
     }
     Ok(())
 }

@@ -189,3 +189,13 @@ proptest! {
         prop_assert_eq!(drop_alpha(&[sample, 1, 2, alpha], false), vec![sample, 1, 2]);
     }
 }
+
+/// Decoders allocate the pixels that a header states before they read the data.
+#[test]
+fn headers_that_state_more_pixels_than_the_file_can_hold_are_refused() {
+    let mut bmp = golden("kinds/bilevel.bmp");
+    bmp[18..22].copy_from_slice(&13_000u32.to_le_bytes());
+    bmp[22..26].copy_from_slice(&13_000u32.to_le_bytes());
+    let error = decode(&bmp, "x").unwrap_err().to_string();
+    assert!(error.starts_with("x: is damaged or cut off: 130 bytes cannot hold 13000 x 13000 pixels; "), "{error}");
+}
