@@ -13,6 +13,18 @@ fn corpus(folder: &str) -> Vec<String> {
     files.map(|path| fs::read_to_string(path).unwrap()).collect()
 }
 
+/// A guard must be a predicate; another register has no entry among the predicates.
+#[test]
+fn a_guard_that_is_no_predicate_is_named() {
+    let text =
+        ".version 8.0 .target sm_90a .address_size 64 .entry k() { .reg .b32 %r<60>; @%r50 mov.u32 %r1, 1; ret; }";
+    let program = Program::parse(text).unwrap();
+    let kernel = program.kernel("k").unwrap();
+    let instruction = &kernel.functions[0].instrs[0];
+    assert!(instruction.guard.is_none());
+    assert!(format!("{:?}", instruction.op).contains("the guard is not a predicate"), "{:?}", instruction.op);
+}
+
 /// Every instruction of the corpus, which has most opcodes, is decoded with its first operands only.
 #[test]
 fn instructions_without_their_operands_are_decoded() {

@@ -46,10 +46,17 @@ pub(super) fn decode_function(
     for (index, instruction) in function.body.iter().enumerate() {
         decoder.o.set_line_for_errors(instruction.line);
         decoder.index = index;
-        let guard = instruction.guard.map(|(r, negated)| (decoder.o.first_row_or_predicate_index(r), negated));
+        let is_predicate = |register: u32| function.registers[register as usize].ty == Type::Pred;
+        let guard = instruction.guard.filter(|(r, _)| is_predicate(*r));
+        let has_invalid_guard = guard.is_none() && instruction.guard.is_some();
+        let guard = guard.map(|(r, negated)| (decoder.o.first_row_or_predicate_index(r), negated));
         // If an operand cannot be resolved, the instruction becomes unsupported, which is reported only when it is
         // executed.
-        let op = match decoder.op(instruction) {
+        let decoded = match has_invalid_guard {
+            true => Err(decoder.o.error("the guard is not a predicate")),
+            false => decoder.op(instruction),
+        };
+        let op = match decoded {
             Ok(op) => op,
             Err(ProgramError::Operand { what, .. }) => {
                 Op::Unsupported(format!("{} ({what})", instruction.opcode).into_boxed_str())
