@@ -1,11 +1,11 @@
 //! The engine's loop: prefills requests and enqueues decode steps over all running sequences.
 //!
 //! ```text
-//! add_request   prefill the prompt once, sample the first token of each completion, add them to the scheduler
+//! add_request   prefill the prompt once, sample each completion's first token, add its sequences to the scheduler
 //! step:
-//!     schedule      waiting sequences take free slots
+//!     schedule      waiting sequences are assigned to free slots
 //!     run           one decode step over all slots is enqueued on the device
-//!     postprocess   tokens of the oldest enqueued step: append, finish sequences, release slots and KV blocks
+//!     postprocess   append the tokens of the oldest enqueued step, finish sequences, release slots and KV blocks
 //! ```
 
 use std::collections::VecDeque;
@@ -28,16 +28,17 @@ pub(crate) struct Run<'e, 'a> {
     engine: &'e Engine<'a>,
     scheduler: Scheduler,
     batch: RunningBatch,
-    /// Whether each step computes all slots, also the free ones. The bits of a sequence then do not depend on how many
-    /// others are running, also on a device whose matrix products differ between batch sizes.
+    /// Whether each step computes all slots, including free ones. All steps then have the same batch size, so the bits
+    /// of a sequence do not depend on the number of other running sequences, even on a device whose matrix products
+    /// have other bits at another batch size.
     fixed_batch_size: bool,
-    /// The enqueued steps, oldest first. The vector of a step names, for each slot, the sequence (by its key) that
-    /// gets the slot's token.
+    /// The enqueued steps, oldest first. The vector of a step holds, for each slot, the key of the sequence that gets
+    /// the slot's token; `None` if no sequence gets it.
     in_flight: VecDeque<(Vec<Option<usize>>, PendingStep)>,
 }
 
 impl<'e, 'a> Run<'e, 'a> {
-    /// A run without sequences in an empty batch. At most `max_slots` of its slots are used.
+    /// Creates a run without sequences. `batch` must be empty; the run uses at most `max_slots` of its slots.
     pub(crate) fn new(engine: &'e Engine<'a>, batch: RunningBatch, max_slots: usize, fixed_batch_size: bool) -> Self {
         let capacity = batch.capacity();
         let scheduler = Scheduler::new(capacity.slots.min(max_slots), BlockAllocator::new(capacity.blocks));
@@ -139,7 +140,7 @@ impl<'e, 'a> Run<'e, 'a> {
         self.batch.assign_slots(slot, &[sequence.slot_state()], &[sequence.sampling().with_bias(&banned)])
     }
 
-    /// Enqueues a decode step over all slots up to the last used one.
+    /// Enqueues a decode step over the slots up to the last occupied one; with `fixed_batch_size`, over all slots.
     fn enqueue(&mut self) -> Result<()> {
         for (slot, sequence) in self.scheduler.occupied_slots() {
             if sequence.next_step_lifts_eos_ban() {
@@ -167,7 +168,8 @@ impl<'e, 'a> Run<'e, 'a> {
         Ok(true)
     }
 
-    /// Moves the running sequences to the first slots if no sequence waits and a smaller batch size is then enough.
+    /// Moves the running sequences to the first slots if this makes the batch size smaller and no sequence waits for a
+    /// slot.
     fn shrink(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         if self.fixed_batch_size {
             return Ok(());

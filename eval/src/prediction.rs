@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{EvalError, Result};
 
 /// A row of predictions: the benchmark's `problem_type`, `solution` and `category`, and the model's `output`, or the
-/// `error` for which there is none.
+/// `error` because of which the row has no output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prediction {
     /// The kind of problem; `None` for an unknown kind.
@@ -21,7 +21,7 @@ pub struct Prediction {
     pub category: Option<String>,
     /// The output of the model.
     pub output: String,
-    /// Why there is no output; `None` for a usual row. Such a row scores 0.
+    /// The reason why the row has no output; `None` if the row has an output. A row with an error scores 0.
     pub error: Option<String>,
 }
 
@@ -64,8 +64,8 @@ impl Prediction {
     }
 
     /// The score from 0 to 1. The answer is the text in the output's `<answer>` tags, or the whole output if there
-    /// are no tags or nothing in them. Kinds of problem that do not occur in the benchmarks score 0, as does a row
-    /// without output.
+    /// are no tags or nothing in them. Kinds of problem that do not occur in the benchmarks score 0. A row with an
+    /// `error` scores 0, too.
     pub fn score(&self) -> f32 {
         if self.error.is_some() {
             return 0.0;
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn row_without_output_scores_0() {
+    fn row_with_an_error_scores_0() {
         let row =
             json!({"problem_type": "multiple choice", "solution": "", "output": "", "error": "v.mp4: is missing"});
         let row = Prediction::from_json_line(&row.to_string()).unwrap();

@@ -62,7 +62,7 @@ fn abort_first(part: &str) -> u8 {
     if starts > times.parse().unwrap() { worker::run_job() } else { std::process::abort() }
 }
 
-/// Ends as a program whose libraries are missing does, before it can serve.
+/// Behaves like a program whose libraries are missing: prints an error and exits before it can receive a job.
 fn not_a_server() -> ExitCode {
     eprintln!("libavcodec.so: cannot open shared object file");
     ExitCode::from(127)
@@ -306,8 +306,9 @@ fn worker_dies_with_its_caller() {
     until(|| (!alive(worker) && !alive(server)).then_some(()));
 }
 
-/// All videos of a thread have the same server, also after a worker was killed; a server that was killed while it was
-/// idle is replaced and no video notices it. After the deadline of a video there is another server.
+/// One server decodes all videos of a thread, even after a video that cannot be decoded, and keeps no files open. If
+/// the idle server is killed, a new server decodes the next video without an error. After a video that missed its
+/// deadline, a new server decodes the next video, too.
 fn one_server_serves_many_videos() {
     let args = vec![worker::WORKER_ARGUMENT.to_owned(), "for this test alone".to_owned()];
     let decoder = DecodeWorker { args: args.clone(), ..DecodeWorker::new(me()) };

@@ -18,9 +18,9 @@ const PUBLISHED: [&str; 3] = [
 /// The longest regular expression in bytes, other than the published ones.
 const MAX_PATTERN_BYTES: usize = 1024;
 
-/// The longest string other than a table of replacements, in bytes of the JSON text. Tokens of published vocabularies
-/// have up to a few hundred bytes. The tokenizer drops the tree of a vocabulary by recursion, one level for each byte of
-/// a token, so a long token would overflow the stack.
+/// Maximum length of a string in bytes of the JSON text; only a table of replacements may be longer. Tokens of
+/// published vocabularies have up to a few hundred bytes. The tokenizer frees the trie of a vocabulary recursively,
+/// with one call for each byte of a token, so a long token would overflow the stack.
 const MAX_STRING_BYTES: usize = 2048;
 
 /// The most components (normalizers, pre-tokenizers, …) of a tokenizer. Published ones have up to about ten.
@@ -43,12 +43,13 @@ struct Components {
     decoder: Value,
 }
 
-/// Checks the components of a tokenizer.json. The error is the key, or `content`, and what is wrong with it.
+/// Checks the components of a tokenizer.json. The error is a pair: the key of the wrong component (`content` if the
+/// file cannot be parsed), and what is wrong with it.
 pub(crate) fn check_components(bytes: &[u8]) -> Result<(), (&'static str, String)> {
     if let Some(length) = longest_string(bytes).filter(|length| *length > MAX_STRING_BYTES) {
         return Err(("model", format!("has a token of {length} bytes, above the limit of {MAX_STRING_BYTES}")));
     }
-    // What cannot be checked is not given to the tokenizer's own parser, which panics at a damaged component.
+    // A file that cannot be parsed here must not reach the tokenizer's own parser, which panics at a damaged component.
     let parts: Components = serde_json::from_slice(bytes).map_err(|e| ("content", format!("cannot be read ({e})")))?;
     let mut limits = Limits { components: 0, growth: 1 };
     for (key, value) in [
@@ -62,8 +63,8 @@ pub(crate) fn check_components(bytes: &[u8]) -> Result<(), (&'static str, String
     Ok(())
 }
 
-/// The length of the longest string in a JSON text, except for values of the key `precompiled_charsmap`, which
-/// [`longest_replacement`] checks.
+/// Returns the length in bytes of the longest string in a JSON text; `None` if the text has no string. Ignores the
+/// values of the key `precompiled_charsmap`, which [`longest_replacement`] checks.
 fn longest_string(json: &[u8]) -> Option<usize> {
     let (mut longest, mut is_table, mut at) = (None, false, 0);
     while let Some(start) = json[at..].iter().position(|&byte| byte == b'"').map(|start| at + start + 1) {
@@ -117,7 +118,8 @@ impl Limits {
         }
     }
 
-    /// Counts a component that inserts up to `bytes` for a character.
+    /// Counts a component that replaces a character with up to `bytes` bytes. Returns an error if the components
+    /// counted so far can lengthen a text too much.
     fn lengthen_text(&mut self, bytes: usize) -> Result<(), String> {
         self.growth = self.growth.saturating_mul(bytes.max(1));
         match bytes > MAX_INSERTED_BYTES || self.growth > MAX_GROWTH {
@@ -127,10 +129,13 @@ impl Limits {
     }
 }
 
-/// The most bytes that sentencepiece's table of replacements inserts for a character; `None` if the table is damaged,
-/// with which the tokenizer would index outside of it. The table is, in base64: the bytes of a trie (u32), the trie, and
-/// the replacements, each of which ends with a zero byte. The trie is the double array of darts-clone, whose units are
-/// u32 with bit 31 set in values, bit 8 in nodes with a value, and the offset of the children above bit 9.
+/// Returns the length in bytes of the longest replacement in `table`, sentencepiece's `precompiled_charsmap`; `None` if
+/// the table is damaged. With a damaged table the tokenizer would index out of bounds.
+///
+/// The table is in base64. It holds the size of a trie in bytes (u32), the trie, and the replacements, each of which
+/// ends with a zero byte. The trie is a double array in the format of darts-clone. Its units are u32: bit 31 marks a
+/// value (the position of a replacement), bit 8 marks a node that has a value, and bits 10 to 30 are the offset to the
+/// node's children, shifted left by 8 if bit 9 is set.
 fn longest_replacement(table: &str) -> Option<usize> {
     let bytes = base64::engine::general_purpose::STANDARD.decode(table).ok()?;
     let (size, rest) = bytes.split_first_chunk::<4>()?;
@@ -138,11 +143,11 @@ fn longest_replacement(table: &str) -> Option<usize> {
     let texts = str::from_utf8(texts).ok()?;
     let units: Vec<usize> = trie.as_chunks::<4>().0.iter().map(|unit| u32::from_le_bytes(*unit) as usize).collect();
     let mut longest = 0;
-    // The search begins at unit 0.
+    // Every search begins at unit 0, so the trie must have this unit.
     units.first()?;
     for (index, unit) in units.iter().enumerate().filter(|(_, unit)| *unit >> 31 == 0) {
         let children = index ^ ((unit >> 10) << ((unit & (1 << 9)) >> 6));
-        // A child is at `children ^ byte`.
+        // The child for a byte is at index `children ^ byte`, which is at most `children | 0xff`.
         units.get(children | 0xff)?;
         if unit >> 8 & 1 == 1 {
             let text = texts.get(units[children] & 0x7fff_ffff..)?;

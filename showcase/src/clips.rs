@@ -131,7 +131,7 @@ impl ClipSet {
         }
     }
 
-    /// The number of clips in the set, if nobody asks for another number.
+    /// The number of clips in the set, unless the caller of [`make_clips`] chooses another number.
     pub fn default_clip_count(self) -> usize {
         match self {
             Self::Sft => 96,
@@ -150,7 +150,7 @@ impl ClipSet {
 }
 
 /// Draws the first `count` clips of a set. Tasks and answers alternate, so that all are equally frequent; everything
-/// else is random. A clip does not depend on `count`.
+/// else is random. A larger `count` adds clips and does not change the others.
 pub fn make_clips(set: ClipSet, count: usize, seed: u64) -> Vec<Clip> {
     let split = set.name();
     // Each set has its own stream of random numbers.
@@ -297,14 +297,14 @@ fn render_frame(shapes: &[Shape]) -> Vec<u8> {
     pixels
 }
 
-/// Whether a shape whose center is at `center` can change a pixel whose center is at `pixel`, along one axis. No shape
-/// has an edge farther from its center than its radius; the antialiased edge ends 0.5 pixels farther, at the top of a
-/// triangle 0.5 √5 = 1.12 pixels.
+/// Returns false if a shape is too far from a pixel along one axis to change it. `center` and `pixel` are the
+/// coordinates of their centers on this axis. A shape's edge is at most `radius` away from the shape's center.
+/// Antialiasing extends the shape beyond its edge by 0.5 pixels, at the top of a triangle by 0.5 √5 = 1.12 pixels.
 fn reaches(s: &Shape, center: f32, pixel: f32) -> bool {
     (pixel - center).abs() <= s.radius + 1.2
 }
 
-/// Draws a shape over the color of the pixel whose center is at (x, y).
+/// Returns the color of the pixel with center (x, y) after a shape is drawn over it; `rgb` is the color before.
 fn blend(mut rgb: [f32; 3], s: &Shape, x: f32, y: f32) -> [f32; 3] {
     let inside = (0.5 - distance(s, x, y)).clamp(0.0, 1.0);
     for (c, want) in rgb.iter_mut().zip(s.color) {
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn skipping_pixels_out_of_reach_changes_no_byte() {
+    fn skipping_shapes_that_are_far_from_a_pixel_changes_no_byte() {
         let mut random = ClipRandom { seed: 1, stream: 2, index: 0 };
         for _ in 0..12 {
             let shapes: Vec<Shape> = (0..4)

@@ -1,4 +1,4 @@
-//! `reel generate` for one prompt: prints its completions.
+//! `reel generate` without `--data`: generates and prints the completions of one prompt.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! `reel generate --data`: predictions for the rows of a data file.
+//! `reel generate --data`: generates completions for each row of a data file and writes them to a predictions file.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,8 +66,8 @@ const MAX_FEATURES: usize = 256 << 20;
 const DEFAULT_KV_BYTES: u64 = 2 << 30;
 
 impl RowFlags {
-    /// Refuses the options for a data file if there is none. The parser does not: it asks for no option that another
-    /// given one excludes, as --prompt excludes --data.
+    /// Refuses options that need `--data`, such as `--out`, if `--data` is not given. clap cannot check this: if
+    /// `--prompt` is given, which conflicts with `--data`, clap does not require `--data`.
     pub fn refuse_without_data(&self) -> Result<()> {
         let given = [
             ("--out", self.out.is_some()),
@@ -155,7 +155,8 @@ impl GenerateArgs {
             prompts: prompts.clone(),
             engine: &engine,
             sampling,
-            // The other half is for prompts: their activations, and the vision tower.
+            // Half of the free memory is for keys and values. The other half is for the prefill of prompts: the
+            // activations of the decoder and of the vision tower.
             max_kv_bytes: device.free_bytes().map_or(DEFAULT_KV_BYTES, |free| free / 2),
             strict: self.rows.strict,
             quiet: common.quiet || common.json,
@@ -165,7 +166,8 @@ impl GenerateArgs {
         report(out, &summary, common)
     }
 
-    /// The options that decide what the lines of the file are, which a run that continues the file must have, too.
+    /// Returns the options that influence the lines of the predictions file. A run that continues the file must have
+    /// the same values.
     fn compared_options(
         &self,
         sampling: &SamplingSettings,
@@ -194,8 +196,8 @@ impl GenerateArgs {
         all
     }
 
-    /// Says how many rows cannot be used; with `--strict`, one such row is an error. Refuses an output file that would
-    /// replace the media of a row.
+    /// Prints how many rows cannot be used; with `--strict`, returns the error of the first such row instead. Also
+    /// returns an error if the output file would replace an image or a video of a row.
     fn check_rows(&self, prompts: &RowPrompts, data: &Path, common: &CommonOptions) -> Result<()> {
         let unusable = prompts.find_unusable_rows();
         if let Some(first) = unusable.first {
@@ -221,7 +223,8 @@ impl GenerateArgs {
     }
 }
 
-/// What is said before a run that continues a file, or starts one though `--resume` is given.
+/// Returns the message that is printed before a run with `--resume`: the row after which it continues, or that there is
+/// no file to continue. `None` without `--resume`.
 fn describe_resume(file: &PredictionFile, flags: &RowFlags, rows: usize, device: &Device) -> Option<String> {
     let warning = file.difference_in_bits(device).map_or(String::new(), |said| format!("\nwarning: {said}"));
     match (flags.resume, file.lines()) {
@@ -238,7 +241,7 @@ fn generation_error(model: &LoadedModel, e: reel_train::TrainError) -> anyhow::E
     }
 }
 
-/// Prints the result; an error (exit code 1) if some rows have no output.
+/// Prints the summary of the run. Returns an error (exit code 1) if some rows have an error instead of an output.
 fn report(out: &Path, summary: &PredictionSummary, common: &CommonOptions) -> Result<()> {
     let PredictionSummary { rows, resumed_after, errors, first_error, .. } = summary;
     if common.json {

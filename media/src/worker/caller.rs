@@ -109,11 +109,11 @@ impl DecodeWorker {
         }
     }
 
-    /// Has one job done by a worker. Returns its reply and the shared memory that holds the frames.
+    /// Runs one job in a worker. Returns the worker's reply and the shared memory that holds the frames.
     ///
-    /// If a worker is killed or misses its deadline, a new worker tries once more. On a busy machine such a failure
-    /// can be an accident (the kernel killed the process for lack of memory, a disk was slow), and a run would lose
-    /// the row.
+    /// If the worker is killed or misses its deadline, a new worker tries the job once more. On a busy machine such a
+    /// failure can be an accident (the kernel killed the process for lack of memory, a disk was slow). Without a second
+    /// attempt, a run would lose the row.
     fn run(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
         // FFmpeg would wait for a pipe's writer or read a device without end, until the deadline.
         if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {

@@ -3,8 +3,8 @@
 //!
 //! Starting a process takes ten times as long as decoding a short clip, because the dynamic linker loads FFmpeg's
 //! hundred libraries. So the caller starts a *worker server* once, which forks a *worker* for each video. The worker
-//! inherits the loaded libraries and nothing of another video. The server is the same program with the hidden argument
-//! [`WORKER_ARGUMENT`], which calls [`worker_main`]. Protocol:
+//! inherits the loaded libraries and no data of other videos. The server is the caller's program, started with the
+//! hidden argument [`WORKER_ARGUMENT`]; the server calls [`worker_main`]. Protocol:
 //! ```text
 //! caller                            server                            worker (one video)
 //! start the server once        ---> wait for jobs on a socket
@@ -17,12 +17,12 @@
 //! read the exit status         <--- send the exit status
 //! check and seal the memfd, map it as pixels
 //! ```
-//! At the deadline the caller kills the server together with its worker. It starts another server for the next video.
-//! A server that no video uses waits for the next one. Each server has one worker at a time; threads that decode at the
-//! same time use several servers. A worker ends when its server ends, and a server ends when the caller ends, because
+//! At the deadline the caller kills the server together with its worker, and starts another server for the next video.
+//! An idle server waits for the next video. Each server has one worker at a time; threads that decode at the same time
+//! use several servers. The kernel kills a worker when its server exits. A server exits when the caller exits, because
 //! the socket is then closed.
 //!
-//! If a worker was killed or missed the deadline, the video is tried once more with a new worker.
+//! If a worker is killed or misses the deadline, a new worker tries to decode the video once more.
 //!
 //! A server has a process group of its own, so that Ctrl-C in a terminal reaches only the caller.
 

@@ -1,4 +1,4 @@
-//! Starts worker servers, gives them jobs, waits for each job until a deadline, and explains in one line how it failed.
+//! Starts worker servers, gives them jobs, waits for each job until a deadline, and describes a failed job in one line.
 
 use std::fs::File;
 use std::io::{ErrorKind, IoSlice, Read};
@@ -20,10 +20,11 @@ use crate::{MediaError, Result};
 /// Maximum length of a worker's reply in bytes: enough for 2^20 frame indices of 7 digits and the other JSON fields.
 const MAX_REPLY_BYTES: u64 = 16 << 20;
 
-/// A worker's standard error is read up to this many bytes.
+/// Maximum number of bytes that are kept of a worker's standard error.
 const MAX_STDERR_BYTES: u64 = 64 << 10;
 
-/// How long to wait for the end of the standard error of a process that has exited; a child of it may hold the pipe.
+/// How long to wait for the end of the standard error of a process that has exited: a child of the process may still
+/// hold the pipe open.
 const STDERR_GRACE: Duration = Duration::from_millis(200);
 
 /// How long to wait for a killed worker to exit. A process that waits for a broken disk can survive SIGKILL for a
@@ -51,7 +52,8 @@ pub(super) fn run_worker(command: &WorkerCommand<'_>, path: &Path, memory: File)
     let (stderr, stderr_end) = std::io::pipe().map_err(cannot_start)?;
     let mut server =
         Server::give_job(command, [memory.as_fd(), reply_end.as_fd(), stderr_end.as_fd()]).map_err(cannot_start)?;
-    // The worker has its own copies. A pipe ends when its last copy is closed.
+    // The worker has its own copies of these files. A reader sees the end of a pipe only after all copies of the
+    // pipe's write end are closed.
     drop((memory, reply_end, stderr_end));
     let reply = read_pipe(reply, MAX_REPLY_BYTES);
     let stderr = read_pipe(stderr, MAX_STDERR_BYTES);
@@ -96,7 +98,8 @@ fn read_pipe(mut pipe: impl Read + Send + 'static, max_bytes: u64) -> mpsc::Rece
     receive
 }
 
-/// How the wait for a job ended: with the exit status of the worker, or with that of the server, which ended itself.
+/// How a job ended: the worker exited, or the server exited before it reported that the worker had. Holds the exit
+/// status of the one that exited.
 #[derive(Clone, Copy)]
 enum JobEnd {
     Worker(ExitStatus),
@@ -121,7 +124,8 @@ impl Server {
         }
         let server = Self::start(command)?;
         match server.send(files) {
-            // A program that ends at once closes the socket. Its exit status says more than this error.
+            // If the program exits at once, its end of the socket is closed, and sending fails. The caller of this
+            // function then finds the program's exit status, which says more than the error of sending.
             Err(e) if !matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Err(e),
             _ => Ok(server),
         }
@@ -147,7 +151,7 @@ impl Server {
         Ok(Self { process, socket, exited: false })
     }
 
-    /// Sends a job: one byte, and with it the files.
+    /// Sends a job: one byte with three file descriptors attached (`SCM_RIGHTS`).
     fn send(&self, files: [BorrowedFd<'_>; 3]) -> std::io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut message = SendAncillaryBuffer::new(&mut space);
@@ -168,13 +172,13 @@ impl Server {
         }
     }
 
-    /// Keeps the server for the next job.
+    /// Puts the server, which has no worker now, into [`IDLE_SERVERS`] for the next job.
     fn wait_for_next_job(self, command: &WorkerCommand<'_>) {
         let mut idle = IDLE_SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
         idle.push((command.exe.to_owned(), command.args.to_vec(), self));
     }
 
-    /// What a server that has ended wrote to its standard error.
+    /// Returns what the server, which has exited, wrote to its standard error.
     fn stderr(&mut self) -> Option<Vec<u8>> {
         read_pipe(self.process.stderr.take()?, MAX_STDERR_BYTES).recv_timeout(STDERR_GRACE).ok()
     }
@@ -209,7 +213,7 @@ impl Drop for Server {
     }
 }
 
-/// Explains the failure of a worker that sent no reply.
+/// Describes the failure of a job: its worker or its server exited with `status`.
 fn worker_failed(command: &WorkerCommand<'_>, path: &Path, status: ExitStatus, stderr: &str) -> MediaError {
     let out_of_memory = stderr.contains("memory allocation of") || stderr.contains("capacity overflow");
     if out_of_memory {

@@ -1,4 +1,4 @@
-//! The server's side: receives jobs and forks a worker for each, which decodes the video.
+//! The server's side: receives jobs and forks a worker for each job. The worker decodes the video.
 
 use std::fs::File;
 use std::io::{IoSliceMut, Read, Write};
@@ -17,14 +17,14 @@ use super::protocol::{WorkerJob, WorkerReply, WorkerRequest, path_from_bytes};
 use crate::video::{DecodeLimits, DecodeRequest, decode_into, probe};
 use crate::{MediaError, Result};
 
-/// The `main` function of a worker server. The caller's socket is its standard input. Must be called before the program
-/// starts any thread.
+/// The `main` function of a worker server. Standard input is the socket to the caller. Call this function before the
+/// program starts any thread, because the server forks.
 pub fn worker_main() -> ExitCode {
     serve_jobs(run_job)
 }
 
-/// Forks a worker that calls `job` for each job that comes from standard input, until the caller closes it. The result
-/// of `job` is the exit code of the worker; [`run_job`] is the job of a real worker.
+/// Receives jobs from the socket at standard input until the caller closes the socket. For each job, forks a worker
+/// that calls `job` and exits with the returned code. A real worker calls [`run_job`]; tests use other functions.
 pub fn serve_jobs(job: impl Fn() -> u8) -> ExitCode {
     match serve(&job) {
         Ok(()) => ExitCode::SUCCESS,
@@ -43,7 +43,8 @@ fn serve(job: &impl Fn() -> u8) -> std::io::Result<()> {
         match wait_for_worker(&socket, worker)? {
             Some(status) => rustix::io::write(&socket, &status.to_ne_bytes()).map(drop)?,
             None => {
-                // Its parent-death signal would end the worker as well; it may not have requested the signal yet.
+                // When this server exits, the parent-death signal kills the worker, but only if the worker has already
+                // requested that signal.
                 let _ = rustix::process::kill_process(worker, Signal::KILL);
                 return Ok(());
             }
@@ -74,8 +75,8 @@ fn receive_job(socket: &OwnedFd) -> std::io::Result<Option<[OwnedFd; 3]>> {
 /// Forks a worker with the files as its standard input, output and error.
 fn fork_worker(files: [OwnedFd; 3], job: &impl Fn() -> u8) -> std::io::Result<Pid> {
     let server = rustix::process::getpid();
-    // SAFETY: this process has a single thread, so the child has a copy of everything that the code below uses, and no
-    // lock in it is held.
+    // SAFETY: this process has a single thread, so no other thread holds a lock or changes memory at the fork. The
+    // child gets a consistent copy of all memory that the code below uses.
     match unsafe { libc::fork() } {
         -1 => Err(std::io::Error::last_os_error()),
         0 => {
@@ -100,7 +101,8 @@ fn fork_worker(files: [OwnedFd; 3], job: &impl Fn() -> u8) -> std::io::Result<Pi
 /// The exit code of a Rust program that panicked.
 const PANICKED: u8 = 101;
 
-/// Connects the standard files of this process, and makes it end when its server ends.
+/// Makes `files` the standard input, output and error of this process, and requests from the kernel that this process
+/// is killed when its server exits.
 fn become_worker(server: Pid, files: [OwnedFd; 3]) -> std::io::Result<()> {
     let [stdin, stdout, stderr] = files;
     rustix::stdio::dup2_stderr(stderr)?;
@@ -115,11 +117,11 @@ fn become_worker(server: Pid, files: [OwnedFd; 3]) -> std::io::Result<()> {
     }
 }
 
-/// Waits for the exit status of the worker; `None` if the caller closes the socket before.
+/// Waits for the exit status of the worker; `None` if the caller closes the socket before the worker exits.
 fn wait_for_worker(socket: &OwnedFd, worker: Pid) -> std::io::Result<Option<i32>> {
     let ended = pidfd_open(worker, PidfdFlags::empty())?;
     loop {
-        // No event is requested of the socket: its end is always reported.
+        // No event is requested for the socket: `poll` always reports that the other end was closed.
         let mut events =
             [PollFd::new(&ended, PollFlags::IN), PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::empty())];
         match poll(&mut events, None) {
@@ -138,7 +140,7 @@ fn wait_for_worker(socket: &OwnedFd, worker: Pid) -> std::io::Result<Option<i32>
 }
 
 /// The job of a worker: reads one request from standard input, decodes the video, and replies on standard output.
-/// Errors about the video are part of the reply; the result, an exit code, says only whether a reply was written.
+/// Errors about the video are part of the reply. Returns the exit code: 0 if a reply was written, else 1.
 pub fn run_job() -> u8 {
     match decode_requested_video() {
         Ok(()) => 0,

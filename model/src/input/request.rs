@@ -21,13 +21,13 @@ pub struct ChatRequest {
 pub struct RequestSettings {
     /// The sampling temperature; 0 is greedy.
     pub temperature: Option<f32>,
-    /// Nucleus sampling: the share of probability to sample from.
+    /// Nucleus sampling: the total probability of the most likely tokens that are sampled from.
     pub top_p: Option<f32>,
-    /// The number of tokens to sample from; 0 for all.
+    /// The number of most likely tokens that are sampled from; 0 means all tokens.
     pub top_k: Option<u32>,
-    /// Divides the logits of tokens that occurred; 1 for none.
+    /// Lowers the logits of tokens that have already occurred; 1 means no penalty.
     pub repetition_penalty: Option<f32>,
-    /// `max_completion_tokens`, or `max_tokens`.
+    /// Maximum number of tokens to generate: the field `max_completion_tokens`, else `max_tokens`.
     pub max_new_tokens: Option<usize>,
     /// Number of completions.
     pub n: Option<usize>,
@@ -41,7 +41,8 @@ impl ChatRequest {
     /// Parses the bytes of a messages file. `location` names it in error messages.
     ///
     /// # Errors
-    /// The bytes are not JSON, or neither a list nor a request; a field of the request is unknown or has the wrong type.
+    /// The bytes are not JSON, or the JSON is neither a list nor a request; a field of the request is unknown or has
+    /// the wrong type.
     pub fn parse(location: &str, bytes: &[u8]) -> Result<Self> {
         let value: Value = serde_json::from_slice(bytes).map_err(|e| {
             ModelError::messages(location, format!("is not JSON ({e})"), "correct the JSON at that position")
@@ -64,7 +65,7 @@ impl RequestSettings {
     /// Reads the fields of a request body other than `messages`. A field that is null counts as absent.
     ///
     /// # Errors
-    /// A field that reel does not know or cannot follow, or a value of the wrong type.
+    /// A field is unknown to reel or not supported, or its value has the wrong type.
     fn from_body(location: &str, body: &Map<String, Value>) -> Result<Self> {
         let mut settings = Self::default();
         for (name, value) in body.iter().filter(|(_, value)| !value.is_null()) {
@@ -91,7 +92,7 @@ impl RequestSettings {
                 "n" => settings.n = Some(count()?),
                 "seed" => settings.seed = Some(whole()?),
                 "stop" => settings.stop = stop_strings(value).ok_or_else(|| wrong("a string or a list of strings"))?,
-                // These do not change the answer. The model is the one of --model.
+                // These fields do not change the answer. The field `model` is ignored: --model names the model.
                 "model" | "stream" | "stream_options" | "user" | "metadata" | "store" | "service_tier" => {}
                 _ if has_no_effect(name, value) => {}
                 _ => {
@@ -112,7 +113,7 @@ fn stop_strings(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// Returns true if the field has the value that it has by default, which asks for nothing.
+/// Returns true if the field has its default value, so that it does not change the answer.
 fn has_no_effect(name: &str, value: &Value) -> bool {
     match name {
         "presence_penalty" | "frequency_penalty" | "min_p" | "min_tokens" => value.as_f64() == Some(0.0),

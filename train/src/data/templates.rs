@@ -25,7 +25,7 @@ struct Questions {
     evaluation: String,
 }
 
-/// A text that the two repositories have in different words.
+/// A text whose wording differs between the repositories of VideoRFT and Video-R1.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct ByRepository {
@@ -42,7 +42,8 @@ impl ByRepository {
     }
 }
 
-/// For which use a question is written: the templates of VideoRFT and Video-R1 differ between training and evaluation.
+/// The use that a question is written for: the templates of VideoRFT and Video-R1 differ between training and
+/// evaluation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum QuestionTemplate {
@@ -72,9 +73,10 @@ pub fn answer_instruction(problem_type: &str) -> Option<&'static str> {
     TEXTS.r#type.get(problem_type).map(String::as_str)
 }
 
-/// The text of the user's message: the question in its template, then the answer instruction. The options follow the
-/// question, one per line under a heading, in evaluation and, with recipe `video-r1`, in training; `options` is `None`
-/// if the problem type has none. An empty list still gets the heading, as in the code of both.
+/// Returns the text of the user's message: the question in its template, then the answer instruction. The template for
+/// evaluation puts the options after the question, one per line under a heading; the template for training does so
+/// only with recipe `video-r1`. `options` is `None` if the problem type has no options. An empty list still gets the
+/// heading, as in the code of VideoRFT and Video-R1.
 pub fn question_text(
     problem: &str,
     options: Option<&[String]>,
@@ -106,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn evaluation_shows_options_and_says_and() {
+    fn evaluation_template_shows_options_and_has_its_own_last_sentence() {
         let options = ["A. left".to_string(), "B. right".to_string()];
         let text = |recipe| super::question_text("Where?", Some(&options), " X", recipe, QuestionTemplate::Evaluation);
         let (videorft, video_r1) = (text(Recipe::Paper), text(Recipe::VideoR1));

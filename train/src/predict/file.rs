@@ -1,13 +1,14 @@
-//! A predictions file while it is written: lines in the order of the rows, under a name that says that it is not
-//! complete; and how a later run continues it.
+//! Writes a predictions file. Its lines have the order of the rows of the data. The name of the file ends in `.partial`
+//! until the file is complete, and a later run can continue an incomplete file.
 //!
 //! | file | contents |
 //! |---|---|
-//! | `OUT.partial` | the lines so far; renamed to `OUT` when all rows have one |
+//! | `OUT.partial` | the lines written so far; renamed to `OUT` when each row has a line |
 //! | `OUT.partial.run.json`, then `OUT.run.json` | the settings, see [`PredictionSettings`] |
 //!
-//! A process may be killed at any moment: `OUT.partial` exists before its settings are written, and gets its final name
-//! before they do.
+//! A process may be killed at any moment, so a run takes these steps in a fixed order: create `OUT.partial`, write its
+//! settings, write the lines, rename `OUT.partial` to `OUT`, rename the settings. From the files that exist, a later
+//! run knows which of the steps were taken.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,30 +25,29 @@ use crate::data::quarantine::lock_path;
 use crate::run_folder::output::lock_error;
 use crate::{Result, TrainError};
 
-/// What to do if there is a file at OUT, or an unfinished one.
+/// What a run does if `OUT` or `OUT.partial` exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExistingOutput {
-    /// An error.
+    /// Return an error.
     Refuse,
-    /// Continue after the last whole line.
+    /// Continue after the last complete line.
     Resume,
-    /// Start again. The file at OUT is replaced when the new one is complete.
+    /// Start again with the first row. `OUT` is replaced when the new file is complete.
     Overwrite,
 }
 
-/// How the lines that are written relate to what is there.
+/// Where a run starts, given the files of an earlier run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Start {
+    /// At the first row.
     Fresh,
-    /// After the first `bytes` bytes of `OUT.partial`, which are whole lines.
-    After {
-        bytes: u64,
-    },
-    /// All rows have a line.
+    /// After the first `bytes` bytes of `OUT.partial`, which are complete lines.
+    After { bytes: u64 },
+    /// Nowhere: `OUT` has a line for each row.
     Complete,
 }
 
-/// The predictions file of a run, locked for this process.
+/// The predictions file of a run. A lock keeps other processes from writing it.
 #[derive(Debug)]
 pub struct PredictionFile {
     paths: Paths,
@@ -56,9 +56,9 @@ pub struct PredictionFile {
     start: Start,
     /// `None` until [`Self::begin`].
     file: Option<File>,
-    /// Number of lines in the file: the row whose line is written next.
+    /// Number of lines in the file. It is also the index of the row whose line is written next.
     lines: usize,
-    /// Finished lines of later rows, by row.
+    /// Lines that are ready but wait for the line of an earlier row, by row.
     waiting: BTreeMap<usize, Vec<u8>>,
     errors: usize,
     first_error: Option<String>,
@@ -93,13 +93,13 @@ impl Paths {
 }
 
 impl PredictionFile {
-    /// Locks the output file and decides where the run starts. Changes nothing else, except that it gives the
-    /// settings of a complete file their final name. `columns` returns the columns of a row of the data, with which a
-    /// line that is already there must begin.
+    /// Locks the output file and decides where the run starts. Does not change the file; if an earlier run was killed
+    /// before its last rename, renames the settings of the complete file. `columns` returns the columns of a row of the
+    /// data. With [`ExistingOutput::Resume`], each line of an earlier run must begin with the columns of its row.
     ///
     /// # Errors
-    /// `out` exists and `existing` refuses that; another process writes it; `--resume` with other settings, or a file
-    /// that is not the result of such a run.
+    /// `out` or its `.partial` file exists and `existing` is [`ExistingOutput::Refuse`]; another process has locked
+    /// `out`; with [`ExistingOutput::Resume`], the earlier run had other settings, or its file was changed.
     pub fn open(
         out: &Path,
         existing: ExistingOutput,
@@ -132,7 +132,7 @@ impl PredictionFile {
         Ok(found)
     }
 
-    /// Number of rows that have a line. The run continues with this row, counted from 0.
+    /// Number of rows that have a line. It is also the index (from 0) of the row that the run continues with.
     pub fn lines(&self) -> usize {
         self.lines
     }
@@ -147,12 +147,13 @@ impl PredictionFile {
         (self.errors, self.first_error.as_deref())
     }
 
-    /// How this run may have other bits than the earlier one that it continues, for a warning.
+    /// Returns a warning if this run may compute other bits than the earlier run that it continues.
     pub fn difference_in_bits(&self, device: &reel_runtime::Device) -> Option<String> {
         self.settings.difference_in_bits(self.earlier.as_ref()?, device)
     }
 
-    /// Creates `OUT.partial`, or cuts an incomplete line at its end.
+    /// Creates `OUT.partial`. If the run continues an earlier one, opens `OUT.partial` and removes an incomplete last
+    /// line.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -181,8 +182,8 @@ impl PredictionFile {
         Ok(())
     }
 
-    /// Takes the line of a row. Writes it, and lines that waited for it, if all earlier rows have one. Returns the
-    /// number of lines in the file.
+    /// Accepts the line of a row; rows may come in any order. Writes all accepted lines up to the first row without a
+    /// line. Returns the number of lines in the file.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -229,7 +230,7 @@ impl PredictionFile {
         let Paths { out, partial, partial_settings, .. } = &self.paths;
         let refuse =
             |path: &Path, what: &str, help: &str| Err(TrainError::output(path.display().to_string(), what, help));
-        // An empty file without settings is what a process that was killed at its start leaves.
+        // A process that was killed at its start leaves an empty file without settings. Such a file may be replaced.
         if partial.exists() && (partial_settings.exists() || !is_empty(partial)) {
             let help = "continue it with --resume, or start again with --overwrite";
             return refuse(partial, "is the unfinished output of an earlier run", help);
@@ -263,7 +264,7 @@ impl PredictionFile {
     }
 }
 
-/// The whole lines of an earlier run.
+/// Counts of the complete lines in the file of an earlier run.
 #[derive(Default)]
 struct EarlierLines {
     lines: usize,
@@ -272,7 +273,7 @@ struct EarlierLines {
     first_error: Option<String>,
 }
 
-/// Reads the whole lines of a predictions file and checks that each is the line of its row.
+/// Reads the complete lines of a predictions file and checks that each line has the columns of its row.
 fn read_lines(file: &Path, rows: usize, columns: impl Fn(usize) -> Map<String, Value>) -> Result<EarlierLines> {
     let failed = |e| TrainError::cannot_read(file, e);
     let mut reader = BufReader::new(input::open_regular_file(file).map_err(failed)?);
@@ -280,7 +281,7 @@ fn read_lines(file: &Path, rows: usize, columns: impl Fn(usize) -> Map<String, V
     loop {
         line.clear();
         let bytes = reader.read_until(b'\n', &mut line).map_err(failed)?;
-        // A line without an end was cut by a kill.
+        // A last line without a line break is incomplete: the process was killed while it wrote the line.
         if !line.ends_with(b"\n") {
             return Ok(found);
         }

@@ -25,7 +25,7 @@ pub(super) fn remove_results(columns: &mut Map<String, Value>) {
     RESULT_COLUMNS.iter().for_each(|name| drop(columns.shift_remove(*name)));
 }
 
-/// The line of a row with these columns: `output` is the text of the first completion. With several completions,
+/// Returns the line of a row: `columns`, then `output`, the text of the first completion. With several completions,
 /// `outputs` has all texts, and the values of `generation` that differ between completions are lists.
 pub(super) fn prediction_line(mut columns: Map<String, Value>, result: &RowResult) -> Vec<u8> {
     let reasons: Vec<&str> = result.completions.iter().map(|c| c.finish_reason.openai_name()).collect();
@@ -48,7 +48,7 @@ pub(super) fn prediction_line(mut columns: Map<String, Value>, result: &RowResul
     to_line(columns)
 }
 
-/// The line of a row for which nothing can be generated. Its empty `output` is scored as a wrong answer.
+/// Returns the line of a row for which nothing can be generated. `output` is empty and is scored as a wrong answer.
 pub(super) fn error_line(mut columns: Map<String, Value>, error: &str) -> Vec<u8> {
     columns.insert("output".into(), json!(""));
     columns.insert("error".into(), json!(error));

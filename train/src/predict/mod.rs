@@ -1,15 +1,17 @@
 //! Predictions: completions of every row of a data file, written to a file that `reel eval --score-only` reads.
 //!
 //! ```text
-//! for each row, in file order, while the batch has room:     media are decoded ahead of time by other threads
-//!     add the row's prompt to the batch
-//! one decode step; for each row whose completions are all finished:
-//!     the row with its output becomes a line of the file, once the lines of all earlier rows are written
+//! until each row has a line:
+//!     for each next row in file order, while the batch has room and other threads have decoded the row's media:
+//!         add the row's prompt to the batch
+//!     do one decode step over the batch
+//!     for each row whose completions are all finished:
+//!         write the row with its output to the file, as soon as all earlier rows are written
 //! ```
 //!
-//! A row's line depends on the row, the model and the options only: not on the other rows, nor on a kill and a resume.
-//! [`RowPrompts`] makes prompts, [`PredictionFile`] writes lines and continues an unfinished file, [`PredictionRun`] is
-//! the loop.
+//! A row's line depends only on the row, the model and the options. It does not depend on the other rows of the batch,
+//! and a run that was killed and resumed writes the same line. [`RowPrompts`] makes prompts, [`PredictionFile`] writes
+//! lines and continues an unfinished file, [`PredictionRun`] is the loop.
 
 mod file;
 mod line;

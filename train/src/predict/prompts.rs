@@ -1,4 +1,4 @@
-//! The rows of a data file as prompts, with the seed of each row.
+//! Makes a prompt and a random seed for each row of a data file.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use crate::{Result, TrainError};
 /// Separates the random numbers of predictions from other uses of the seed ("pred" in ASCII).
 const STREAM: u32 = 0x7072_6564;
 
-/// The rows of a data file, which become prompts.
+/// The rows of a data file, with all that is needed to make prompts of them.
 #[derive(Debug)]
 pub struct RowPrompts {
     data: Dataset,
@@ -37,15 +37,16 @@ pub struct RowPrompts {
 /// The rows whose fields are wrong, found without opening their media.
 #[derive(Debug, Default)]
 pub struct UnusableRows {
-    /// Their number.
+    /// Number of these rows.
     pub count: usize,
-    /// The error of the first one.
+    /// The error of the first of these rows.
     pub first: Option<TrainError>,
 }
 
 impl RowPrompts {
-    /// Prompts of the rows in `data`, for the model in `bundle`. A problem (VideoRFT's fields) is asked in the words of
-    /// `recipe` and `template`. Relative media paths are relative to `media_root`. `seed` is the seed of the run.
+    /// Makes prompts of the rows in `data` for the model in `bundle`. For a row with VideoRFT's fields (`problem`, …),
+    /// `recipe` and `template` choose the words around the question. Relative media paths are relative to `media_root`.
+    /// `seed` is the seed of the run.
     pub fn new(
         data: Dataset,
         bundle: Arc<ModelFolder>,
@@ -55,7 +56,8 @@ impl RowPrompts {
         seed: u64,
     ) -> Self {
         let seeds = row_seeds(&data, seed);
-        // Training with the code of VideoRFT or Video-R1 has one second between frame pairs, also for its rollouts.
+        // The training code of VideoRFT and Video-R1 computes M-RoPE positions with one second between frame pairs,
+        // whatever the true time is, also for its rollouts.
         let true_times = template == QuestionTemplate::Evaluation || recipe == Recipe::Paper;
         let second_per_grid = if true_times { SecondPerGrid::True } else { SecondPerGrid::One };
         let media = MediaOptions { second_per_grid, ..media };
@@ -72,13 +74,13 @@ impl RowPrompts {
         &self.bundle
     }
 
-    /// The columns of a row without those of an earlier prediction; empty if the row is no JSON object.
+    /// The columns of a row without those of an earlier prediction; empty if the row is not a JSON object.
     pub fn columns(&self, row: usize) -> Map<String, Value> {
         columns(&self.data, row)
     }
 
     /// The seed of a row's first completion. It depends on the run's seed and the row's columns; the second of two
-    /// equal rows has another seed than the first. It is below 2^53, so that any JSON reader keeps it.
+    /// equal rows has another seed than the first. The seed is below 2^53, so that every JSON parser reads it exactly.
     pub fn seed(&self, row: usize) -> u64 {
         self.seeds[row]
     }
@@ -150,7 +152,7 @@ impl SampleSource for RowPrompts {
     }
 }
 
-/// The columns of a row without those of an earlier prediction; empty if the row is no JSON object.
+/// The columns of a row without those of an earlier prediction; empty if the row is not a JSON object.
 fn columns(data: &Dataset, row: usize) -> Map<String, Value> {
     let Ok(Value::Object(mut columns)) = data.value(row) else { return Map::new() };
     remove_results(&mut columns);

@@ -1,4 +1,4 @@
-//! The loop of a run: rows become prompts, prompts enter the batch, finished rows become lines.
+//! The loop of a prediction run: adds the prompts of rows to the running batch and writes a line for each finished row.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,13 +20,13 @@ use crate::data::order::RowOrder;
 use crate::reporting::progress::Progress;
 use crate::{Result, TrainError};
 
-/// How long the loop waits for the media of a row before it looks again whether it was interrupted.
+/// How long the loop waits for the media of a row before it checks again whether the run was interrupted.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How the completions of each row are sampled.
 #[derive(Clone, Debug)]
 pub struct SamplingSettings {
-    /// Sampling parameters; the seed is that of the row.
+    /// Sampling parameters. Their seed is not used: each row has its own seed.
     pub params: SamplingParams,
     /// Maximum number of tokens of a completion.
     pub max_new_tokens: usize,
@@ -36,7 +36,7 @@ pub struct SamplingSettings {
     pub stop: Vec<String>,
 }
 
-/// A run over the rows of a data file.
+/// A run that generates completions for the rows of a data file.
 pub struct PredictionRun<'a> {
     /// The rows.
     pub prompts: Arc<RowPrompts>,
@@ -46,9 +46,9 @@ pub struct PredictionRun<'a> {
     pub sampling: SamplingSettings,
     /// Maximum number of bytes of keys and values of all sequences that decode together.
     pub max_kv_bytes: u64,
-    /// Whether the first row that cannot be used is an error.
+    /// Whether the first row that cannot be used ends the run with an error.
     pub strict: bool,
-    /// Whether only errors are printed.
+    /// Whether the run prints no progress.
     pub quiet: bool,
     /// Becomes true when the run is to stop (Ctrl-C).
     pub stop: &'a AtomicBool,
@@ -57,27 +57,27 @@ pub struct PredictionRun<'a> {
 /// The result of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PredictionSummary {
-    /// Number of rows, those of an earlier run that was continued included.
+    /// Number of rows that have a line, including rows of an earlier run that this run continued.
     pub rows: usize,
     /// Number of rows that an earlier run had written.
     pub resumed_after: usize,
     /// Number of rows for which nothing could be generated.
     pub errors: usize,
-    /// The error of the first of them.
+    /// The error of the first of these rows.
     pub first_error: Option<String>,
     /// Number of tokens that this process generated.
     pub completion_tokens: u64,
-    /// Seconds of this process from its first row to the last line.
+    /// Seconds from the start of this process's loop to its last line.
     pub seconds: f64,
     /// Rows of this process per second.
     pub rows_per_second: f64,
-    /// Generated tokens per second.
+    /// Tokens that this process generated per second.
     pub tokens_per_second: f64,
 }
 
 impl PredictionSummary {
-    /// The result of a process that wrote the lines of `file` after the first `resumed_after`, with `tokens` generated
-    /// tokens, in this time.
+    /// The summary of a process that found `resumed_after` lines in `file`, wrote the lines after them, and generated
+    /// `tokens` tokens in `seconds`.
     fn new(file: &PredictionFile, resumed_after: usize, tokens: u64, seconds: f64) -> Self {
         let (rows, (errors, first_error)) = (file.lines(), file.errors());
         Self {
@@ -92,7 +92,7 @@ impl PredictionSummary {
         }
     }
 
-    /// The result if an earlier run has written all rows of the file, so that nothing is left to do.
+    /// Returns the summary if an earlier run has written all rows, so that nothing is left to do; else `None`.
     pub fn of_complete_file(file: &PredictionFile) -> Option<Self> {
         file.is_complete().then(|| Self::new(file, file.lines(), 0, 0.0))
     }
@@ -108,8 +108,8 @@ impl PredictionRun<'_> {
     /// Generates the completions of all rows that have no line in `file` yet, and writes their lines.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] when the run is interrupted; with `strict`, the error of a row; the file cannot be
-    /// written; logits that are NaN.
+    /// [`TrainError::Stopped`] if the run is interrupted; with `strict`, the error of a row; the file cannot be
+    /// written; a logit is NaN.
     pub fn run(&self, mut file: PredictionFile) -> Result<PredictionSummary> {
         let (begun, resumed_after) = (Instant::now(), file.lines());
         file.begin()?;
@@ -121,7 +121,7 @@ impl PredictionRun<'_> {
         Ok(PredictionSummary::new(&file, resumed_after, tokens, begun.elapsed().as_secs_f64()))
     }
 
-    /// Returns the number of generated tokens.
+    /// Generates and writes all rows that have no line in `file` yet. Returns the number of generated tokens.
     fn generate_rows(&self, file: &mut PredictionFile, begun: Instant) -> Result<u64> {
         let mut rows = RowsInProgress {
             run: self,
@@ -183,16 +183,18 @@ struct UnfinishedRow {
     completions: Vec<Completion>,
 }
 
-/// The rows between the file and the data: being decoded, in the batch, or partly finished.
+/// The rows that are being processed and have no line yet: other threads decode their media, they wait for room in the
+/// batch, or some of their completions are not finished.
 struct RowsInProgress<'r, 'a> {
     run: &'r PredictionRun<'a>,
     batch: ContinuousBatch<'r, 'a>,
     ahead: Prefetcher<RowPrompts>,
     /// The next row to add to the batch.
     next: usize,
-    /// The prompt of this row, if it is ready but the batch has no room for it.
+    /// The prompt of row `next`, if the prompt is ready but the batch has no room for it.
     held: Option<ModelInput>,
-    /// Whether the prompt did not fit into memory beside the running sequences.
+    /// Whether the prompt in `held` did not fit into memory beside the running sequences. The prompt is then added when
+    /// no sequence is running.
     waits_for_idle_batch: bool,
     unfinished: BTreeMap<usize, UnfinishedRow>,
     /// Decodes tokens to find stop strings; `None` without stop strings.
@@ -239,7 +241,8 @@ impl RowsInProgress<'_, '_> {
         Ok(())
     }
 
-    /// Adds the next row to the batch. Returns false, and keeps the prompt, if there is no room for it.
+    /// Adds the next row to the batch, or writes a line with its error. If the batch has no room yet, keeps the prompt
+    /// in `held` and returns false.
     fn add_row(&mut self, prompt: ModelInput, file: &mut PredictionFile) -> Result<bool> {
         let (row, was_idle) = (self.next, self.batch.is_idle());
         let request = self.run.request(&prompt, row, self.stop_strings.as_ref());
@@ -272,7 +275,7 @@ impl RowsInProgress<'_, '_> {
         }
     }
 
-    /// Writes the line of the next row, which cannot be used.
+    /// Writes a line with `error` for the next row, which cannot be used. With `strict`, returns the error instead.
     fn fail_row(&mut self, error: TrainError, file: &mut PredictionFile) -> Result<()> {
         if self.run.strict {
             return Err(error);
@@ -284,7 +287,7 @@ impl RowsInProgress<'_, '_> {
         Ok(())
     }
 
-    /// Takes a finished completion; writes the line of its row if it was the last one.
+    /// Accepts a finished completion. Writes the line of its row if all completions of the row are then finished.
     fn finish_completion(&mut self, completion: Completion, file: &mut PredictionFile) -> Result<()> {
         let row = completion.request;
         let Some(unfinished) = self.unfinished.get_mut(&row) else { return Ok(()) };

@@ -1,5 +1,5 @@
-//! The settings of a predictions file, which a run that continues the file must have, too. They stand in a JSON file
-//! beside it.
+//! The settings of the run that writes a predictions file. A run that continues the file must have the same settings,
+//! which are stored in a JSON file beside it.
 
 use std::path::Path;
 
@@ -31,16 +31,16 @@ pub struct PredictionSettings {
     rows: usize,
     /// The options that influence the lines, by name.
     options: Map<String, Value>,
-    /// Device and instruction set; with others the bits may differ.
+    /// Device and instruction set. On another device or with another instruction set, the bits may differ.
     device: String,
     instruction_set: Option<String>,
-    /// The maximum number of sequences that decode together, on a device where bits depend on it.
+    /// The maximum number of sequences that decode together; `None` on a device where bits do not depend on it.
     batch_size: Option<usize>,
 }
 
 impl PredictionSettings {
     /// The settings of a run on `device`. `data` is the data file with its fingerprint and its number of rows.
-    /// `batch_size` counts on a GPU only. User names, passwords and queries of URLs in the options are left out.
+    /// `batch_size` is stored for a GPU only. User names, passwords and queries of URLs in the options are left out.
     ///
     /// # Errors
     /// A file of the model or of the adapter cannot be read.
@@ -91,7 +91,7 @@ impl PredictionSettings {
 
     /// The settings as the text of their file.
     pub(super) fn to_text(&self) -> Vec<u8> {
-        // A struct of texts and JSON values is always JSON.
+        // Serialization cannot fail: all fields are strings, numbers or JSON values.
         let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
         text.push(b'\n');
         text
@@ -128,7 +128,7 @@ impl PredictionSettings {
         Ok(())
     }
 
-    /// How this run may have other bits than one with the settings `earlier`, for a warning.
+    /// Returns a warning if a run with these settings may compute other bits than a run with the settings `earlier`.
     pub(super) fn difference_in_bits(&self, earlier: &Self, device: &reel_runtime::Device) -> Option<String> {
         let described = serde_json::to_value(earlier).unwrap_or_default();
         if let Some(said) = crate::run::difference_in_bits(&described, device) {

@@ -18,7 +18,7 @@ use crate::data::templates::QuestionTemplate;
 use crate::options::Recipe;
 use crate::{Result, TrainError};
 
-/// A small model, and how its completions are generated.
+/// A small model with its tokenizer, and the device on which it generates completions.
 struct Fixture {
     folder: PathBuf,
     bundle: Arc<ModelFolder>,
@@ -120,7 +120,7 @@ fn sorted_lines(bytes: &[u8]) -> Vec<String> {
     lines
 }
 
-/// Turns a finished result into that of a run that was killed after `bytes` bytes of its lines.
+/// Turns the files of a complete run into the files of a run that was killed after it wrote `bytes` bytes of lines.
 fn kill_after(out: &Path, bytes: usize) {
     let lines = fs::read(out).unwrap();
     let [settings, partial, partial_settings] = paths_beside(out);
@@ -134,7 +134,7 @@ proptest! {
     /// The bytes of a row's line depend on the row alone: not on the number of sequences that decode together, the
     /// memory for them, the order of the rows, or where a run was killed and resumed.
     #[test]
-    fn lines_do_not_depend_on_batch_order_or_resume(
+    fn lines_do_not_depend_on_batch_size_row_order_or_resume(
         slots in 1usize..6, resumed_slots in 1usize..6, small_memory: bool, cut in 0.0f64..1.0,
         order in Just((0..6).collect::<Vec<usize>>()).prop_shuffle(),
     ) {
@@ -177,7 +177,7 @@ fn line_has_the_columns_of_its_row_and_the_completions() {
     }
     assert_ne!(lines[4]["generation"]["seed"], lines[5]["generation"]["seed"], "equal rows have seeds of their own");
     assert_ne!(lines[4]["outputs"], lines[5]["outputs"]);
-    // A single completion has no lists.
+    // The line of a row with a single completion has no lists.
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (dir.path().join("rows.jsonl"), dir.path().join("out.jsonl"));
     write_rows(&data, &rows()[..1]);
@@ -216,12 +216,12 @@ fn rows_that_cannot_be_used_get_a_line_with_their_error() {
 }
 
 #[test]
-fn only_the_same_run_is_resumed() {
+fn resume_requires_the_same_settings_and_unchanged_lines() {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (dir.path().join("rows.jsonl"), dir.path().join("out.jsonl"));
     let [settings, partial, partial_settings] = paths_beside(&out);
     write_rows(&data, &rows());
-    // Nothing is there: the run starts with the first row.
+    // No output exists: the run starts with the first row.
     assert_eq!(predict(&data, &out, RESUME).unwrap().resumed_after, 0);
     let refused = |options: Options, words: &[&str]| {
         let e = predict(&data, &out, options).unwrap_err();
@@ -230,7 +230,7 @@ fn only_the_same_run_is_resumed() {
         e
     };
     refused(OPTIONS, &["out.jsonl: exists"]);
-    // A complete file is left as it is.
+    // A complete file is not changed.
     assert_eq!(predict(&data, &out, RESUME).unwrap().resumed_after, 6);
     kill_after(&out, EXPECTED.len() / 2);
     refused(OPTIONS, &["out.jsonl.partial: is the unfinished output", "--resume"]);
@@ -239,7 +239,7 @@ fn only_the_same_run_is_resumed() {
     refused(Options { n: 3, ..RESUME }, &["--n: is 3, but it was 2"]);
     let kept = fs::read(&partial).unwrap();
     assert_eq!(kept, EXPECTED[..EXPECTED.len() / 2]);
-    // Lines that are not those of the rows before them.
+    // Each change makes a line differ from the line that the earlier run wrote for its row.
     let text = String::from_utf8(kept.clone()).unwrap();
     for (changed, words) in [
         (text.replacen("\"id\":7", "\"id\":8", 1), "partial:1: is not the prediction of row 1"),
@@ -260,7 +260,8 @@ fn only_the_same_run_is_resumed() {
     write_rows(&data, &rows());
     predict(&data, &out, RESUME).unwrap();
     assert_eq!(fs::read(&out).unwrap(), *EXPECTED);
-    // A kill between the last two renames, and one before the settings were written.
+    // The files of a process that was killed between the last two renames; below, the files of a process that was
+    // killed before it wrote the settings.
     fs::rename(&settings, &partial_settings).unwrap();
     assert_eq!(predict(&data, &out, RESUME).unwrap().resumed_after, 6);
     fs::remove_file(&out).unwrap();
@@ -271,7 +272,7 @@ fn only_the_same_run_is_resumed() {
 }
 
 #[test]
-fn output_must_be_a_file_that_nobody_else_writes() {
+fn output_must_be_a_regular_file_that_no_other_process_writes() {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (dir.path().join("rows.jsonl"), dir.path().join("out.jsonl"));
     write_rows(&data, &rows()[..1]);
@@ -289,7 +290,7 @@ fn output_must_be_a_file_that_nobody_else_writes() {
         assert!(predict(&data, &out, Options { existing, ..OPTIONS }).is_err());
     }
     assert_eq!(fs::read(&partial).unwrap(), b"of another program");
-    // An earlier result stays until the new one is complete.
+    // An earlier output file stays until the new output file is complete.
     fs::write(&out, "earlier").unwrap();
     fs::write(dir.path().join("bad.jsonl"), "[1]\n").unwrap();
     let overwrite = Options { existing: ExistingOutput::Overwrite, strict: true, ..OPTIONS };

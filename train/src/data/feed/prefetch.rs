@@ -35,7 +35,7 @@ struct PrefetchState<T> {
 }
 
 impl<S: SampleSource> Prefetcher<S> {
-    /// Prepares the rows at the positions `positions` of `order`, in `threads` background threads, at most `window`
+    /// Prepares the rows at the positions `positions` of `order`, on `threads` background threads, at most `window`
     /// rows ahead of the consumer. The rows in `bad` are not prepared.
     pub(crate) fn new(
         source: Arc<S>,
@@ -55,7 +55,7 @@ impl<S: SampleSource> Prefetcher<S> {
             changed: Condvar::new(),
         });
         for _ in 0..threads.max(1) {
-            // The threads are not joined when the feed is dropped: a thread that decodes a media file could block
+            // The threads are not joined when the prefetcher is dropped: a thread that decodes a media file could block
             // until the decoding timeout.
             let (shared, order) = (shared.clone(), order.clone());
             std::thread::spawn(move || shared.run_worker(order));
@@ -75,7 +75,7 @@ impl<S: SampleSource> Prefetcher<S> {
         self.shared.source.location(row)
     }
 
-    /// Adds rows that are not to be prepared.
+    /// Marks rows that the threads must not prepare.
     pub(crate) fn skip_rows(&self, rows: impl Iterator<Item = usize>) {
         self.shared.lock().bad.extend(rows);
     }
@@ -116,7 +116,7 @@ impl<S: SampleSource> Prefetcher<S> {
         }
     }
 
-    /// Returns a sample that did not fit into the packed micro-batch, so that the next micro-batch begins with it.
+    /// Puts back a sample that did not fit into the packed micro-batch, so that the next micro-batch begins with it.
     pub(crate) fn put_back(&self, slot: u64, sample: S::Sample) {
         self.shared.lock().ready.insert(slot, Ok(sample));
     }
