@@ -7,11 +7,11 @@ use anyhow::Result;
 use clap::Args;
 use reel_engine::{EngineError, SamplingParams};
 use reel_model::config::GenerationConfig;
+use reel_model::input::request::RequestSettings;
 
 use crate::common::CommonOptions;
 use crate::fail::bad_usage;
 use crate::prompt::{MessageFlags, ModelFlags, QuestionFlags};
-use reel_model::input::request::RequestSettings;
 use rows::RowFlags;
 
 /// The options of `reel generate`.

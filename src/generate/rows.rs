@@ -11,6 +11,7 @@ use reel_measure::trace;
 use reel_model::features::FeatureCache;
 use reel_model::input::MediaOptions;
 use reel_model::input::encode::ModelFolder;
+use reel_model::input::request::RequestSettings;
 use reel_runtime::{Device, Kernels};
 use reel_train::data::dataset::Dataset;
 use reel_train::data::templates::QuestionTemplate;
@@ -26,7 +27,6 @@ use crate::fail::{bad_usage, failed};
 use crate::model::{self, LoadedModel};
 use crate::prompt::{find_or_download_model, media_files};
 use crate::{interrupt, output, replaced};
-use reel_model::input::request::RequestSettings;
 
 /// Options for generating answers to the rows of a data file.
 #[derive(Args, Clone, Debug)]
@@ -260,6 +260,6 @@ fn report(out: &Path, summary: &PredictionSummary, common: &CommonOptions) -> Re
     }
     let Some(first) = first_error else { return Ok(()) };
     let what = format!("{errors} of {rows} rows have an error instead of an output; the first: {first}");
-    let help = "lines with `error` can be the --data of another run, once their cause is mended";
+    let help = "remove the cause, then give the lines with `error` as --data of another run";
     Err(failed(out.display(), what, help))
 }
