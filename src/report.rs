@@ -1,4 +1,4 @@
-//! `reel report`: writes the HTML page of one training run, or of several runs over each other.
+//! `reel report`: writes the HTML page of one training run, or of several runs with their curves in the same charts.
 
 use std::path::{Path, PathBuf};
 
@@ -10,9 +10,9 @@ use crate::common::CommonOptions;
 use crate::fail::bad_usage;
 use crate::output;
 
-/// The page of several runs, if --out does not name it.
+/// File name of the page of several runs if `--out` is not given.
 const COMPARISON_PAGE: &str = "compare.html";
-/// Maximum number of runs on a page: more lines in a chart have no colors of their own.
+/// Maximum number of runs on a page: charts have eight colors for lines.
 const MAX_RUNS: usize = 8;
 
 /// Write an HTML page about a training run: its metrics as curves, and sampled completions with their rewards. Several
@@ -55,7 +55,7 @@ impl ReportArgs {
     }
 }
 
-/// Refuses more runs than a chart can show, and a run that is given twice, whatever its path is.
+/// Refuses more runs than a chart has colors, and a run that is given twice, even by two different paths.
 fn refuse_repeated_runs(runs: &[PathBuf]) -> Result<()> {
     if runs.len() > MAX_RUNS {
         let what = format!("{} runs are too many for one page", runs.len());

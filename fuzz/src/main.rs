@@ -1,10 +1,10 @@
-//! `reel-fuzz`: gives mutated inputs to every parser of data from outside (files of models, runs and media, rows,
-//! requests, kernels) and judges each input: no panic, no abort, at most 2 seconds, at most 512 MiB of heap, and
-//! errors that are one line without control characters.
+//! `reel-fuzz`: gives mutated inputs to every parser that reads data from outside the program (files of models, runs
+//! and media, rows, requests, kernels). An input fails if the parser panics, aborts, takes more than 2 seconds or
+//! 512 MiB of heap, or returns an error message that is not one line without control characters.
 //!
-//! `mutate` makes the inputs, each a function of target, seed and index. `targets` has a file per group of parsers.
-//! `worker` runs the inputs of one target in a process of its own; `supervisor` starts it, and starts it again after an
-//! input that ended or stopped it.
+//! `mutate` makes the inputs: the same target, seed and index always give the same input. `targets` has a file per
+//! group of parsers. `worker` runs the inputs of one target in a process of its own; `supervisor` starts this process,
+//! and starts a new one after an input that ended the process or did not end.
 
 mod memory;
 mod mutate;
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the command; false if an input failed.
+/// Runs the command. Returns false if an input failed.
 fn run(arguments: &Arguments) -> Result<bool> {
     if arguments.list {
         targets::ALL.iter().for_each(|target| println!("{}", target.name));

@@ -1,5 +1,5 @@
-//! An allocator that counts the bytes of the heap, so that the memory that an input takes can be judged. It refuses
-//! what a small machine would not have, because an input must not be able to ask for all memory of a large one.
+//! An allocator that counts the bytes of the heap, from which the fuzzer knows how much memory an input takes. The
+//! allocator refuses allocations beyond 2 GiB: otherwise a faulty parser could take all memory of a large machine.
 
 #![allow(unsafe_code)]
 
@@ -8,7 +8,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// The size limit of the heap in bytes. An allocation beyond it fails, which ends the process unless the code handles
-/// it.
+/// the failure.
 const MAX_HEAP_BYTES: usize = 2 << 30;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
@@ -17,7 +17,7 @@ static PEAK: AtomicUsize = AtomicUsize::new(0);
 /// The system's allocator with counters.
 pub struct CountingAllocator;
 
-/// Counts `bytes` more; false, with nothing counted, if the heap would exceed its limit.
+/// Adds `bytes` to the counters. Returns false, and adds nothing, if the heap would exceed its limit.
 fn add(bytes: usize) -> bool {
     let before = LIVE.fetch_add(bytes, Relaxed);
     match before.checked_add(bytes) {
@@ -32,7 +32,7 @@ fn add(bytes: usize) -> bool {
     }
 }
 
-// SAFETY: every block is one of `System`, with the layout of the caller; the counters do not touch it.
+// SAFETY: `System` allocates and frees every block with the caller's layout; the counters do not touch the block.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if !add(layout.size()) {
@@ -51,7 +51,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`; the block is one of `System`.
+        // SAFETY: the caller keeps the contract of `dealloc`; `System` allocated the block.
         unsafe { System.dealloc(block, layout) };
         LIVE.fetch_sub(layout.size(), Relaxed);
     }
@@ -60,21 +60,21 @@ unsafe impl GlobalAlloc for CountingAllocator {
         if !add(size) {
             return ptr::null_mut();
         }
-        // SAFETY: the caller keeps the contract of `realloc`; the block is one of `System`.
+        // SAFETY: the caller keeps the contract of `realloc`; `System` allocated the block.
         let moved = unsafe { System.realloc(block, layout, size) };
         LIVE.fetch_sub(if moved.is_null() { size } else { layout.size() }, Relaxed);
         moved
     }
 }
 
-/// Starts a measurement: returns the present bytes of the heap, from which [`peak_bytes_since`] counts.
+/// Starts a measurement of the heap. Returns the bytes that are allocated now, the argument of [`peak_bytes_since`].
 pub fn start_measurement() -> usize {
     let live = LIVE.load(Relaxed);
     PEAK.store(live, Relaxed);
     live
 }
 
-/// The most bytes that the heap had since the measurement started, beyond the `live` ones of its start.
+/// Returns the peak of allocated bytes since the measurement started, less the `live` bytes allocated at its start.
 pub fn peak_bytes_since(live: usize) -> usize {
     PEAK.load(Relaxed).saturating_sub(live)
 }

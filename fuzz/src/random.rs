@@ -1,10 +1,10 @@
-//! Random numbers that depend on their seeds alone.
+//! Pseudo-random numbers that depend on their seeds alone.
 
 /// A sequence of random numbers (SplitMix64).
 pub struct Random(u64);
 
 impl Random {
-    /// The sequence of some seeds.
+    /// Returns the sequence that these seeds determine.
     pub fn new(seeds: &[u64]) -> Self {
         let mut random = Self(0x5eed);
         for seed in seeds {
@@ -28,30 +28,30 @@ impl Random {
         (self.next() % n.max(1) as u64) as usize
     }
 
-    /// True once in `n` times.
+    /// Returns true with the probability 1/`n`.
     pub fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
 
-    /// One of the values, of which there is at least one.
+    /// Returns one of the values, of which there must be at least one.
     pub fn pick<'a, T: ?Sized>(&mut self, values: &[&'a T]) -> &'a T {
         values[self.below(values.len())]
     }
 
-    /// A length that is mostly small and at most `max`.
+    /// Returns a length from 0 to `max`, in most cases a small one.
     pub fn length(&mut self, max: usize) -> usize {
         let bits = self.below(usize::BITS as usize - max.leading_zeros() as usize + 1);
         self.below(1 << bits).min(max)
     }
 
-    /// A part of `0..len`, mostly a short one.
+    /// Returns a range within `0..len`, in most cases a short one.
     pub fn range(&mut self, len: usize) -> std::ops::Range<usize> {
         let start = self.below(len + 1);
         start..start + self.length(len - start)
     }
 }
 
-/// A number that depends on all bytes.
+/// Returns a hash of all bytes (FNV-1a).
 pub fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }

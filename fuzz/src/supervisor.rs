@@ -1,5 +1,5 @@
-//! Runs the inputs of a target in worker processes: an input that ends its process, or does not end, is a failure, and
-//! a new process continues after it.
+//! Runs the inputs of a target in worker processes. An input that ends its process, or that does not end, is a failure;
+//! a new process then continues with the next input.
 
 use std::fs;
 use std::path::Path;
@@ -11,17 +11,17 @@ use anyhow::{Context, Result, bail};
 use crate::targets::Target;
 use crate::worker::{self, FAILURES_FILE, Limit, Plan, Status};
 
-/// An input that does not end within this time has its process killed. Far above the time limit of an input, so that a
-/// busy machine does not fail.
+/// Time after which the process of an input that does not end is killed. It is far above the time limit of an input, so
+/// that an input on a busy machine does not reach it.
 const HANG_TIME: Duration = Duration::from_secs(60);
 
-/// A target whose inputs end or stop more processes than this ends early.
+/// Maximum number of worker processes that a target may use; its campaign ends early when its inputs have ended them.
 const MAX_RESTARTS: usize = 20;
 
 /// The titles of the columns of [`Report::line`].
 pub const HEADER: &str = "target             inputs  inputs/s  accepted  peak MiB  slowest ms  failures";
 
-/// All inputs of one target.
+/// The work of the supervisor: one target and the inputs to run.
 pub struct Campaign {
     /// The target.
     pub target: &'static Target,
@@ -42,7 +42,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// A line of the summary.
+    /// Returns the target's line of the summary; [`HEADER`] has the titles of its columns.
     pub fn line(&self, name: &str) -> String {
         format!(
             "{name:<16} {:>8} {:>9.0} {:>8.0}% {:>9.1} {:>11.1} {:>9}",
@@ -67,7 +67,7 @@ impl Campaign {
     /// Runs all inputs.
     ///
     /// # Errors
-    /// A worker cannot be started, or fails for another reason than an input.
+    /// A worker process cannot be started, or fails for another reason than an input.
     pub fn run(&self) -> Result<Report> {
         let begun = Instant::now();
         let mut report = Report::default();
@@ -118,7 +118,7 @@ impl Campaign {
     }
 }
 
-/// Waits for the end of a worker; `None` if it had to be killed because an input did not end.
+/// Waits for the end of a worker process. Kills the process and returns `None` if an input does not end.
 fn watch(mut child: Child, folder: &Path) -> Result<Option<ExitStatus>> {
     let (mut index, mut since) = (u64::MAX, Instant::now());
     let mut pause = Duration::from_millis(2);

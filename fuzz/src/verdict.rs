@@ -1,18 +1,19 @@
-//! What a target says about an input.
+//! The outcome of an input: whether a parser accepted it, or what the parser did wrong.
 
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether the parser accepted an input, or what is wrong with how it treated the input.
+/// `Ok` with whether the parser accepted the input (both are fine), or `Err` with what the parser did wrong.
 pub type Verdict = Result<bool, String>;
 
-/// The longest error message in characters. A message that quotes a whole file hides what is wrong.
+/// Maximum length of an error message in characters. A message that quotes a whole file hides what is wrong.
 const MAX_MESSAGE_CHARS: usize = 7_000;
 
-/// Whether the error messages of refused inputs are printed, for one input that is run again.
+/// Whether the error messages of refused inputs are printed; true when a single input is run again (`--input`).
 pub static PRINTS_MESSAGES: AtomicBool = AtomicBool::new(false);
 
-/// The value of a result; `None` for an error, whose message must be one line that is safe to print.
+/// Returns the value of a parser's result, or `None` for an error. Fails if the error's message is not safe to print,
+/// see [`check_message`].
 pub fn value_of<T, E: Display>(result: Result<T, E>) -> Result<Option<T>, String> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -20,12 +21,12 @@ pub fn value_of<T, E: Display>(result: Result<T, E>) -> Result<Option<T>, String
     }
 }
 
-/// Whether a result has a value; see [`value_of`].
+/// Returns whether a parser's result has a value. Fails as [`value_of`] does.
 pub fn accepted<T, E: Display>(result: Result<T, E>) -> Verdict {
     Ok(value_of(result)?.is_some())
 }
 
-/// Checks the message of an error.
+/// Checks that an error's message is short, has no control characters except tabs, and does not quote a panic.
 pub fn check_message(text: &str) -> Result<(), String> {
     let start: String = text.chars().take(200).collect();
     if PRINTS_MESSAGES.load(Ordering::Relaxed) {
@@ -44,7 +45,7 @@ pub fn check_message(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Returns the complaint if a condition does not hold.
+/// Fails with `complaint` if the condition `holds` is false.
 pub fn require(holds: bool, complaint: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(complaint()) }
 }

@@ -17,22 +17,22 @@ use crate::random::{self, Random};
 use crate::targets::{Judge, Target};
 use crate::verdict;
 
-/// The longest processor time that an input may take, in this process and in the processes that ended while it ran. The
-/// time of day would depend on what else the machine does.
+/// Maximum processor time of an input, in this process and in child processes that ended while the input ran. Elapsed
+/// time would depend on what else the machine does.
 pub const MAX_TIME: Duration = Duration::from_secs(2);
 
-/// The most bytes of heap that an input may take.
+/// Maximum heap bytes that an input may take.
 const MAX_BYTES: usize = 512 << 20;
 
-/// The stack of the thread that runs the inputs: that of Rust's threads, on which rows are parsed in training.
+/// Stack size of the thread that runs the inputs: the default of Rust's threads, on which training parses rows.
 const STACK_BYTES: usize = 2 << 20;
 
-/// A target with more failures than this ends early.
+/// Number of failed inputs after which a worker ends early.
 const MAX_FAILURES: usize = 10;
 
-/// The file in the worker's folder with its [`Status`], and the one with a line per failure.
+/// The file in the worker's folder that holds its [`Status`].
 pub const STATUS_FILE: &str = "status";
-/// See [`STATUS_FILE`].
+/// The file in the worker's folder that holds a text for each failure.
 pub const FAILURES_FILE: &str = "failures";
 
 /// When a campaign ends.
@@ -40,7 +40,7 @@ pub const FAILURES_FILE: &str = "failures";
 pub enum Limit {
     /// After this many inputs.
     Inputs(u64),
-    /// After this time.
+    /// After this elapsed time.
     Time(Duration),
 }
 
@@ -57,19 +57,19 @@ pub struct Plan {
     pub max_time: Option<Duration>,
 }
 
-/// How far a worker is. It writes this to a file before each input, so that the supervisor knows the input that ended
-/// the process.
+/// The progress of a worker. The worker writes it to a file before each input, so that the supervisor knows which input
+/// ended the process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Status {
-    /// Index of the present input, or of the one after the last.
+    /// Index of the input that runs now; after the last input, its index plus 1.
     pub index: u64,
     /// Number of inputs that parsers accepted.
     pub accepted: u64,
-    /// The most bytes of heap of an input.
+    /// Heap bytes of the input that took the most.
     pub peak_bytes: u64,
-    /// The longest time of an input by the clock, in microseconds.
+    /// Elapsed time of the slowest input, in microseconds.
     pub slowest_micros: u64,
-    /// 1 when the worker has run all inputs.
+    /// 1 when the worker has finished its plan, else 0.
     pub done: u64,
 }
 
@@ -88,7 +88,7 @@ impl Status {
     }
 }
 
-/// The message and place of the last panic in any thread.
+/// The message and the source location of the last panic of any thread.
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
 /// Makes input number `index` of a target.
@@ -97,7 +97,7 @@ pub fn input_of(target: &Target, seeds: &[Seed], seed: u64, index: u64) -> Vec<u
     mutate::make_input(seeds, target.words, &mut random)
 }
 
-/// Runs the inputs of a plan. Failures are recorded in the folder.
+/// Runs the inputs of a plan. Writes its status and its failures to files in `folder`.
 pub fn run(target: &'static Target, plan: Plan, folder: &Path) -> Result<()> {
     on_small_stack(|| {
         let status_file = File::create(folder.join(STATUS_FILE))?;
@@ -107,7 +107,7 @@ pub fn run(target: &'static Target, plan: Plan, folder: &Path) -> Result<()> {
         let mut judge = (target.open)()?;
         if plan.first == 0 {
             for (number, seed) in seeds.iter().enumerate() {
-                // Inputs that are made of a seed that is refused test little.
+                // A seed must be valid: inputs made from a seed that the parser refuses test little.
                 let judged = judge_once(&mut judge, &mutate::joined(&seed.0));
                 if !judged.accepted {
                     let file =
@@ -139,7 +139,7 @@ pub fn run(target: &'static Target, plan: Plan, folder: &Path) -> Result<()> {
     })
 }
 
-/// Runs one input and prints the outcome; false if it failed.
+/// Runs one input and prints the outcome. Returns false if the input failed.
 pub fn run_one(target: &'static Target, input: Vec<u8>, max_time: Option<Duration>) -> Result<bool> {
     verdict::PRINTS_MESSAGES.store(true, Ordering::Relaxed);
     let judged = on_small_stack(|| Ok(judge_input(&mut (target.open)()?, &input, max_time)))?;
@@ -149,7 +149,8 @@ pub fn run_one(target: &'static Target, input: Vec<u8>, max_time: Option<Duratio
     Ok(judged.problem.is_none())
 }
 
-/// Writes a failing input to a file of its own. Returns the text that names it, the problem, and a command.
+/// Writes a failing input to a file. Returns a text with the target, the seed, the index of the input, the problem, and
+/// the command that runs the input again.
 pub fn describe_failure(target: &Target, seed: u64, index: u64, input: &[u8], problem: &str) -> Result<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/fuzz");
     let name = format!("{}-{seed}-{index}", target.name);
@@ -167,7 +168,8 @@ pub fn describe_failure(target: &Target, seed: u64, index: u64, input: &[u8], pr
 
 fn on_small_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     panic::set_hook(Box::new(|info| {
-        // Panics inside of a worker process of the product do not come here; their messages do, by its reply.
+        // Panics in a decoding or template worker do not reach this hook. The worker's error message quotes the panic,
+        // and `check_message` refuses this message.
         let _ = PANIC.lock().map(|mut last| *last = Some(info.to_string()));
     }));
     std::thread::scope(|scope| {
@@ -179,7 +181,7 @@ fn on_small_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T>
     })
 }
 
-/// The outcome of an input.
+/// The outcome of an input and what the input took.
 struct Judged {
     accepted: bool,
     peak_bytes: usize,
@@ -201,7 +203,7 @@ fn judge_input(judge: &mut Judge, input: &[u8], max_time: Option<Duration>) -> J
 /// hundredths of a second.
 fn processor_time() -> Duration {
     let text = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The fields are counted behind the program's name, which may contain spaces.
+    // The program's name, field 2, may contain spaces: the fields are counted from the one after it.
     let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
     let ticks: u64 = fields.skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum();
     Duration::from_millis(10 * ticks)

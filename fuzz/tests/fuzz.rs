@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-/// Gives the first `inputs` inputs of a target to its parser. Time is not judged, because the tests run beside others;
-/// an input that does not end is a failure all the same.
+/// Checks that none of the first `inputs` inputs of a target fails. Their processor time is not limited, because other
+/// tests run at the same time; an input that does not end still fails.
 #[track_caller]
 fn holds(target: &str, inputs: u32) {
     let mut fuzz = Command::new(env!("CARGO_BIN_EXE_reel-fuzz"));
@@ -13,7 +13,7 @@ fn holds(target: &str, inputs: u32) {
     assert!(out.status.success(), "{text}");
 }
 
-/// Declares a test per target, with its number of inputs, and a test that no target is missing.
+/// Declares one test for each target, with its number of inputs, and one test that every target has a test.
 macro_rules! targets {
     ($($name:ident: $target:literal $inputs:literal,)*) => {
         $(#[test]

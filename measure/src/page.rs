@@ -60,8 +60,8 @@ fn add_parts(page: &mut Page, rows: &[PartTime], round: f64) {
     page.add_table(&table);
 }
 
-/// Adds the roofline of the ops and their table, which is sorted by the time that an op loses. An op's row has a bar
-/// for its time; the mark in the bar is the op's least time.
+/// Adds a roofline chart of the ops and a table of them, sorted by their lost time. The row of an op has a bar for its
+/// time; the mark in the bar is the op's least possible time.
 fn add_ops(page: &mut Page, measured: &MeasuredRounds) {
     let (seconds, ceilings) = (measured.profiled, &measured.ceilings);
     let lost = |row: &OpTime| (row.seconds - row.floor).max(0.0);
@@ -137,7 +137,7 @@ fn add_clocks(page: &mut Page, clocks: &ClockSummary) {
 /// Number of positions in time of the memory chart; each shows the highest total in its stretch of time.
 const COLUMNS: usize = 448;
 
-/// Adds a stacked area chart of device memory by category over the profiled round, if it used any.
+/// Adds a stacked area chart of device memory by category over the profiled round, if the round used device memory.
 fn add_memory(page: &mut Page, measured: &MeasuredRounds) {
     let ((begun, span), samples) = (measured.launches, &measured.memory);
     let span = span.as_secs_f64().max(f64::MIN_POSITIVE);
@@ -149,7 +149,7 @@ fn add_memory(page: &mut Page, measured: &MeasuredRounds) {
             *column = Some(*bytes);
         }
     }
-    // A position without a memory sample repeats the bytes of the one before.
+    // A position without a memory sample repeats the bytes of the position before it.
     let mut held = samples.first().map_or([0; MEMORY_CATEGORIES.len()], |s| s.bytes);
     for column in &mut columns {
         held = column.unwrap_or(held);
@@ -212,7 +212,7 @@ mod tests {
             assert!(html.contains(part), "no {part} in {html}");
         }
         assert_eq!((html.matches("class=\"bar\"").count(), html.matches("\"weight\"").count()), (2, 2));
-        // a<b loses less time than matmul_fwd; two categories of memory were used.
+        // The op `a<b` loses less time than `matmul_fwd`; the round used two categories of memory.
         assert!(html.find("id=\"matmul_fwd\"") < html.find("id=\"a&lt;b\"") && html.contains("lost, ms"));
         let memory = html.split("\"kind\":\"area\"").nth(1).expect("a chart of memory");
         let series = memory.split("</script>").next().unwrap();

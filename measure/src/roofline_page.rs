@@ -36,12 +36,12 @@ struct PageRow {
     seconds: Option<f64>,
     /// Registers per thread of the kernel's first launch on sm_90a; `None` if the kernel was not compiled.
     registers: Option<u32>,
-    /// Bytes of shared memory of that launch.
+    /// Bytes of shared memory of the same launch; `None` if the kernel was not compiled.
     shared: Option<u32>,
 }
 
 impl PageRow {
-    /// Measured seconds above the least possible ones.
+    /// Lost time in seconds: the measured time above the least possible one.
     fn lost(&self) -> Option<f64> {
         self.seconds.map(|seconds| (seconds - self.floor).max(0.0))
     }
@@ -59,7 +59,8 @@ pub struct RooflinePage {
 ///
 /// `times` is a file with the times of a run's kernels: the JSON of `reel kernels bench`, of `reel bench`, or a trace.
 /// Without it, the page shows the catalogue with the least possible times, computed from the roofline. The machine is
-/// the GPU `gpu`; without it, the one that the file names, with the ceilings in the file; else an H200.
+/// the GPU `gpu`. Without `gpu`, it is the machine that the file names, with the ceilings in the file; without both, it
+/// is an H200.
 ///
 /// # Errors
 /// There is no data sheet of the GPU. The file of times cannot be read, or has no times of kernels.
@@ -97,7 +98,7 @@ fn machine(gpu: Option<&str>, times: Option<&KernelTimes>) -> Result<MachineSpec
     }
 }
 
-/// A kernel at the size of the catalogue, without a measured time.
+/// Returns the row of a kernel at its example size in the catalogue, without a measured time.
 fn catalogue_row(machine: &MachineSpec, (_, example): (&'static KernelFolder, ExampleCall)) -> PageRow {
     let (kernel, cost) = (example.launch.kernel, example.launch.cost);
     let dtype = dtype_of_kernel(kernel.name).unwrap_or(DType::F32);
@@ -117,7 +118,8 @@ fn catalogue_row(machine: &MachineSpec, (_, example): (&'static KernelFolder, Ex
     }
 }
 
-/// A kernel of a run. What the file of times does not say about it comes from the catalogue.
+/// Returns the row of a kernel of a run. What the file of times does not state about the kernel comes from the
+/// catalogue. `own_floors` keeps the least times that the file states.
 fn measured_row(machine: &MachineSpec, catalogue: &[PageRow], time: &KernelTime, own_floors: bool) -> PageRow {
     let known = catalogue.iter().find(|row| row.kernel == time.kernel);
     let (flops, bytes) = time.cost.or(known.map(|row| (row.flops, row.bytes))).unwrap_or_default();
@@ -138,7 +140,7 @@ fn measured_row(machine: &MachineSpec, catalogue: &[PageRow], time: &KernelTime,
     }
 }
 
-/// The page: `rows` in the chart and in the table, `others` in a closed list.
+/// Returns the page: it shows `rows` in the chart and in the table, and `others` in a closed list.
 fn render(machine: &MachineSpec, mut rows: Vec<PageRow>, others: Vec<PageRow>) -> String {
     let is_measured = rows.iter().any(|row| row.seconds.is_some());
     let order = |row: &PageRow| row.lost().unwrap_or(row.floor);
@@ -176,7 +178,7 @@ fn render(machine: &MachineSpec, mut rows: Vec<PageRow>, others: Vec<PageRow>) -
 fn table(rows: &[PageRow], is_measured: bool) -> Table {
     let microseconds = |seconds: Option<f64>| seconds.map_or("–".to_string(), |s| format!("{:.1}", s * 1e6));
     let whole = |count: Option<u32>| count.map_or("–".to_string(), |n| n.to_string());
-    // Sums over launches of several sizes have no size.
+    // A row that sums up launches of several sizes has no size.
     let has_sizes = rows.iter().any(|row| !row.size.is_empty());
     let mut columns = vec!["kernel"];
     if has_sizes {
@@ -223,17 +225,17 @@ pub(crate) struct KernelPoint {
     pub flops: f64,
     /// Bytes read and written.
     pub bytes: f64,
-    /// Least seconds.
+    /// Least possible seconds.
     pub floor: f64,
     /// Measured seconds; `None` for a modelled kernel, which stands at its least time.
     pub seconds: Option<f64>,
 }
 
-/// The place of a kernel on a roofline. Its row in the page's table has the kernel's name as its id.
+/// Returns the dot of a kernel on a roofline. Its row in the page's table has the kernel's name as its id.
 pub(crate) fn roofline_point(kernel: &str, ceilings: &Ceilings, time: KernelPoint) -> RooflinePoint {
     let KernelPoint { flops, bytes, floor, seconds } = time;
     let took = seconds.unwrap_or(floor);
-    // A kernel without arithmetic is drawn as if it did a little.
+    // The axis is logarithmic, so a kernel without arithmetic is drawn at `NO_ARITHMETIC` operations per byte.
     let operations = if flops > 0.0 { flops } else { bytes * NO_ARITHMETIC };
     let is_arithmetic = [ceilings.f32, ceilings.bf16].iter().any(|r| (flops / r - floor).abs() <= 1e-6 * floor);
     let rates = format!("{:.3} TFLOP/s, {:.0} GB/s", flops / took / 1e12, bytes / took / 1e9);
@@ -257,7 +259,7 @@ pub(crate) fn roofline_point(kernel: &str, ceilings: &Ceilings, time: KernelPoin
     }
 }
 
-/// The chart of a machine's roofs with these kernels.
+/// Returns the chart of a machine's roofs with these kernels.
 pub(crate) fn roofline_chart(name: &str, ceilings: &Ceilings, points: Vec<RooflinePoint>) -> Chart {
     let roof = |name: &str, flops_per_second: f64, bytes_per_second: f64| Roof {
         name: name.to_string(),
@@ -265,7 +267,7 @@ pub(crate) fn roofline_chart(name: &str, ceilings: &Ceilings, points: Vec<Roofli
         bytes_per_second,
     };
     let mut roofs = vec![roof("bf16 products", ceilings.bf16, ceilings.bytes)];
-    // Machines without a fast path for bf16 have one roof.
+    // A machine without a fast path for bf16 has one roof for bf16 and f32.
     if (ceilings.f32 / ceilings.bf16 - 1.0).abs() > 0.02 {
         roofs.push(roof("f32", ceilings.f32, ceilings.bytes));
     }
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn page_shows_the_kernels_of_the_run_by_lost_time() {
+    fn page_sorts_the_kernels_of_the_run_by_lost_time() {
         let machine = MachineSpec::gpu_by_name("h200").unwrap();
         let measured = vec![row("small", 1e9, Some(2e-6)), row("large", 0.0, Some(9e-6)), row("fast", 1e9, Some(1e-6))];
         let html = render(&machine, measured, vec![row("unused", 1e9, None)]);
@@ -325,7 +327,7 @@ mod tests {
         assert_eq!(machine(None, Some(&times)).unwrap().ceilings, ceilings);
         assert_eq!(machine(Some("a100"), Some(&times)).unwrap().name, "a100");
         assert_eq!(machine(None, None).unwrap().name, "h200");
-        // The least time of the file, by its own ceilings, is kept.
+        // If no GPU is named, the least time that the file states is kept.
         let time = KernelTime {
             kernel: "matmul_fwd".into(),
             size: String::new(),

@@ -34,7 +34,7 @@ const LAUNCHES: u64 = 1;
 /// Thread id of the first host thread, and of the memory counters.
 const FIRST_HOST: u64 = 0;
 
-/// The thread id of a host thread: 0, 2, 3, …
+/// Returns the thread id of a host thread in the trace: 0, 2, 3, …; 1 is the thread id of the launches.
 fn host_track(thread: usize) -> u64 {
     if thread == 0 { FIRST_HOST } else { LAUNCHES + thread as u64 }
 }
@@ -69,7 +69,7 @@ fn log() -> MutexGuard<'static, Option<Log>> {
 
 /// Starts recording; [`finish_trace`] writes the trace to the file `to`.
 pub fn start_trace(to: &Path) {
-    // The thread that starts the trace is the first one.
+    // The thread that starts the trace gets its number before the threads that it starts, and is shown above them.
     host_thread_number();
     *log() = Some(Log { to: to.to_path_buf(), begun: Instant::now(), spans: Vec::new(), device: None, ceilings: None });
 }
@@ -195,10 +195,10 @@ fn op_name(e: &LaunchEvent) -> String {
     }
 }
 
-/// What the trace shows with a launch.
+/// Returns what the trace shows with a launch: its work, its share of the ceiling, sizes, op, layer and part.
 fn args(e: &LaunchEvent, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
     let share = ceilings.map(|c| c.roofline_seconds(e.name, e.cost, dtype) / e.seconds).filter(|s| s.is_finite());
-    // A launch that is faster than the ceilings allow shows that they were measured too low.
+    // A launch is faster than the ceilings allow if the ceilings were measured too low; its share is then 1.
     let share = share.map(|share| share.min(1.0));
     let sizes: Map<String, Value> = e.sizes.iter().map(|(name, size)| (name.to_string(), json!(size))).collect();
     let mut args = json!({"flops": e.cost.flops, "bytes": e.cost.bytes, "share_of_ceiling": share, "shape": sizes});
@@ -221,20 +221,20 @@ fn flow(id: usize, call: &Slice, launch: &Slice) -> [Value; 2] {
         json!({"name": name, "cat": name, "ph": ph, "id": id, "pid": pid, "tid": track, "ts": ts})
     };
     let mut end = event("f", launch.track, launch.start);
-    // The flow ends in the slice around this moment, not in the next one.
+    // With `bp: e` the flow ends in the slice around this moment, not in the next slice.
     end["bp"] = json!("e");
     [event("s", call.track, call.start), end]
 }
 
-/// Sorts slices by track and start, and ends each at the latest with the slice around it: viewers show only slices
-/// that are nested. Callers measure some spans by another clock than their launches, so ends can differ by
-/// microseconds.
+/// Sorts slices by track and start, and shortens each slice that ends after the slice around it: viewers show only
+/// slices that are nested. Callers measure some spans by another clock than the launches in them, so a launch can end
+/// microseconds after its span.
 fn nested(mut slices: Vec<Slice>) -> Vec<Slice> {
     slices.sort_by(|a, b| {
         let by_start = a.track.cmp(&b.track).then(a.start.total_cmp(&b.start));
         by_start.then(b.end.total_cmp(&a.end))
     });
-    // The ends of the slices around the present one, the innermost last.
+    // Track and end of each slice around the present one, the innermost last.
     let mut open: Vec<(u64, f64)> = Vec::new();
     for slice in &mut slices {
         while open.last().is_some_and(|(track, end)| *track != slice.track || *end <= slice.start) {
@@ -270,9 +270,9 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Slices of a track are disjoint or one inside the other, and none is lost, moved or longer than before.
+        /// Two slices of a track are disjoint, or one lies inside the other. No slice is lost, moved or made longer.
         #[test]
-        fn slices_nest(times in prop::collection::vec((0u64..3, 0u32..100, 0u32..40), 0..60)) {
+        fn slices_of_a_track_are_nested(times in prop::collection::vec((0u64..3, 0u32..100, 0u32..40), 0..60)) {
             let slice = |(i, &(track, start, length)): (usize, &(u64, u32, u32))| Slice {
                 name: i.to_string(),
                 track,
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn tracks_of_threads_differ_from_that_of_launches() {
+    fn host_threads_and_launches_have_different_tracks() {
         let tracks: Vec<u64> = (0..5).map(host_track).collect();
         assert_eq!(tracks, [0, 2, 3, 4, 5]);
         assert!(!tracks.contains(&LAUNCHES));

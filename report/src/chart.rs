@@ -1,5 +1,5 @@
-//! The charts of a page. A chart is a `<figure>` with its data as JSON, which `page.js` draws with uPlot; without
-//! JavaScript a table of its first and last values takes its place.
+//! The charts of a page. A chart is a `<figure>` with its data as JSON, which `page.js` draws with uPlot. Without
+//! JavaScript, a page shows the first and the last values of its line charts as text.
 //!
 //! Charts have at most [`MAX_POINTS`] points per line and six significant digits per value, so that the page of a
 //! long run stays small.
@@ -11,19 +11,20 @@ use serde_json::{Value, json};
 
 use crate::html::{escape_html, json_in_script};
 
-/// Maximum number of points of a line. Of more points, the lowest and the highest in each stretch of steps are shown.
+/// Maximum number of points of a line. A line with more points is cut into stretches of steps, and shows the lowest and
+/// the highest point of each.
 const MAX_POINTS: usize = 2000;
 
-/// The range of values that a chart shows at first; buttons below the chart select another one.
+/// The range of values that a chart shows when the page opens; buttons in the chart's caption select another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum YRange {
-    /// Without spikes, which would squash the rest of the curve.
+    /// The range without spikes: with them, the rest of the curve would be nearly flat.
     Robust,
-    /// Logarithmic, with all values above 0.
+    /// A logarithmic range with all values above 0.
     Log,
 }
 
-/// The values of one run over its steps.
+/// One line of a chart: the values of one run over its steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LineSeries {
     /// The name of the run.
@@ -41,7 +42,8 @@ pub struct AreaSeries {
     pub values: Vec<f64>,
 }
 
-/// A limit of a machine in a roofline chart: a slope of memory bandwidth up to a flat roof of arithmetic.
+/// A roof of a roofline chart: a line that rises with the machine's memory bandwidth up to its rate of arithmetic, and
+/// stays flat from there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Roof {
     /// What is limited, for example `bf16 products`.
@@ -57,9 +59,9 @@ pub struct Roof {
 pub struct RooflinePoint {
     /// The kernel's name.
     pub name: String,
-    /// What the chart says about it beside its name.
+    /// What the chart shows about the kernel beside its name.
     pub text: String,
-    /// The `id` of its row in a table of the page.
+    /// The HTML `id` of the kernel's row in a table of the page; empty if it has no row.
     pub id: String,
     /// Operations per byte of memory traffic.
     pub intensity: f64,
@@ -67,14 +69,14 @@ pub struct RooflinePoint {
     pub flops_per_second: f64,
     /// Whether arithmetic or memory traffic limits the kernel; `None` if neither does.
     pub is_bound_by_arithmetic: Option<bool>,
-    /// Seconds that the kernel loses: its time above the bound. The dot's area is in proportion to it.
+    /// The kernel's lost time in seconds: its measured time above its floor. The larger it is, the larger is the dot.
     pub lost_seconds: f64,
 }
 
 /// A chart of a page.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Chart {
-    /// Lines over the steps of runs, one line per run.
+    /// A metric over the steps of training runs, one line per run.
     Lines {
         /// The name of the metric.
         name: String,
@@ -82,10 +84,10 @@ pub enum Chart {
         unit: &'static str,
         /// The runs, in the order of their colors.
         series: Vec<LineSeries>,
-        /// The range at first.
+        /// The range of values when the page opens.
         range: YRange,
     },
-    /// Bytes over time, stacked.
+    /// Bytes over time, as stacked layers.
     Area {
         /// What the chart shows.
         name: String,
@@ -98,9 +100,9 @@ pub enum Chart {
     Roofline {
         /// The machine's name.
         name: String,
-        /// The limits of the machine, the usual one first.
+        /// The roofs of the machine, the most important one first.
         roofs: Vec<Roof>,
-        /// The kernels; those without arithmetic have a small intensity of the caller's choice.
+        /// The kernels. For kernels without arithmetic, the caller chooses a small intensity above 0.
         points: Vec<RooflinePoint>,
     },
 }
@@ -111,7 +113,8 @@ pub(crate) fn is_constant(points: &[(u64, f64)]) -> bool {
 }
 
 impl Chart {
-    /// The values of a line chart whose lines never change, as HTML; `None` for any other chart.
+    /// Returns a sentence with the values of a line chart whose lines are all constant, as HTML; `None` for any other
+    /// chart.
     pub(crate) fn constant_values_html(&self) -> Option<String> {
         let Chart::Lines { name, unit, series, .. } = self else { return None };
         let values: Vec<String> = series
@@ -193,7 +196,7 @@ impl Chart {
         }
     }
 
-    /// The legend of charts whose colors the data does not name by itself.
+    /// Returns the legend of an area or roofline chart. `page.js` makes the legend of a line chart.
     fn legend(&self) -> String {
         let key = |color: usize, text: &str| {
             format!(
@@ -220,7 +223,8 @@ impl Chart {
         format!("<div class=\"legend\">{entries}</div>")
     }
 
-    /// What a browser without JavaScript shows instead of lines. The pages' tables have the values of other charts.
+    /// What a browser without JavaScript shows: the first and the last value of each line of a line chart, and a notice
+    /// in place of other charts.
     fn fallback(&self) -> String {
         let Chart::Lines { series, .. } = self else { return "<p>This chart needs JavaScript.</p>".into() };
         let mut text = String::new();
@@ -248,7 +252,8 @@ impl RooflinePoint {
     }
 }
 
-/// The finite points; of more than [`MAX_POINTS`], the lowest and the highest of each stretch, so that spikes stay.
+/// Returns the finite points. If there are more than [`MAX_POINTS`], returns the lowest and the highest point of each
+/// stretch of them, so that spikes stay.
 fn thinned(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     let finite: Vec<(u64, f64)> = points.iter().copied().filter(|p| p.1.is_finite()).collect();
     if finite.len() <= MAX_POINTS {
@@ -282,11 +287,10 @@ mod tests {
     }
 
     proptest! {
-        // Each case has thousands of values.
+        // Few cases, because each has thousands of values.
         #![proptest_config(ProptestConfig::with_cases(32))]
 
-        /// Whatever the values are, a line has few points, in the order of steps, among them the lowest and the
-        /// highest value.
+        /// A line has at most [`MAX_POINTS`] points, sorted by step; the lowest and the highest value are among them.
         #[test]
         fn lines_are_short_and_keep_their_extremes(
             values in prop::collection::vec(prop_oneof![9 => -1e9f64..1e9, 1 => Just(f64::NAN)], 1..6000),
@@ -318,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn chart_that_never_changes_is_a_sentence() {
+    fn line_chart_with_constant_values_is_a_sentence() {
         let series = |values: [f64; 2]| LineSeries { name: "a".into(), points: vec![(1, values[0]), (2, values[1])] };
         let chart = |series| Chart::Lines { name: "<kl>".into(), unit: "nats", series, range: YRange::Robust };
         let constant = chart(vec![series([0.5, 0.5]), series([2.0, 2.0])]);
@@ -338,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn kernels_without_a_place_on_the_axes_are_left_out() {
+    fn kernels_with_zero_or_nan_coordinates_are_not_drawn() {
         let point = |intensity, rate| RooflinePoint {
             name: "k".into(),
             text: String::new(),

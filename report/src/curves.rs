@@ -1,5 +1,5 @@
-//! The curves of training runs: a chart per metric over the steps, with one line per run. Metrics that never change
-//! are a table instead.
+//! The curves of training runs: a chart per metric over the steps, with one line per run. Metrics that are constant in
+//! every run stand in a table instead.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ const FIRST: [&str; 8] =
 
 /// Adds a chart for each numeric metric of the runs' steps.
 pub fn add_curves(page: &mut Page, runs: &[Run]) {
-    // The points of each metric, by run.
+    // For each metric, the points of each run.
     let mut metrics: BTreeMap<String, Vec<Vec<(u64, f64)>>> = BTreeMap::new();
     for (i, run) in runs.iter().enumerate() {
         for step in &run.steps {
@@ -45,7 +45,7 @@ pub fn add_curves(page: &mut Page, runs: &[Run]) {
     }
 }
 
-/// Adds the metrics that have one value in all steps of a run, as a table that is closed at first.
+/// Adds a table of the metrics that have the same value in all steps of a run. The table is closed when the page opens.
 fn add_constants(page: &mut Page, runs: &[Run], metrics: Vec<(&String, Vec<Option<f64>>)>) {
     let columns: Vec<&str> = match runs {
         [_] => vec!["metric", "value"],
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_that_never_change_are_a_table() {
+    fn metrics_with_constant_values_stand_in_a_table() {
         let mut page = Page::new("x");
         add_curves(&mut page, &[run("<a>", &[(3.0, 1.0), (2.0, 1.0)]), run("b", &[(4.0, 1.0), (4.0, 1.0)])]);
         let html = page.into_html();

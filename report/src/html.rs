@@ -1,5 +1,5 @@
-//! What all pages share: head, style sheet, script and title. A page is one file that loads nothing: its security
-//! policy forbids all requests, and allows only the two scripts that are part of this crate.
+//! What all pages share: head, style sheet, scripts and title. A page is one file that loads no other files: its
+//! Content Security Policy forbids all requests, and allows only the two scripts that are part of this crate.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -35,12 +35,12 @@ impl Page {
         Page { style: css, ..self }
     }
 
-    /// Adds HTML, in which all texts are escaped already.
+    /// Adds HTML. The caller has escaped all texts in it.
     pub fn add(&mut self, html: &str) {
         self.body += html;
     }
 
-    /// Adds a chart; of a chart whose lines never change, only their values.
+    /// Adds a chart. In place of a line chart whose lines are all constant, adds a sentence with their values.
     pub fn add_chart(&mut self, chart: &Chart) {
         match chart.constant_values_html() {
             Some(values) => self.body += &values,
@@ -53,13 +53,13 @@ impl Page {
         self.body += &table.html();
     }
 
-    /// Adds HTML that the script of the pages works on, such as groups of rollouts.
+    /// Adds HTML that `page.js` makes interactive, such as groups of rollouts.
     pub(crate) fn add_interactive(&mut self, html: &str) {
         self.add(html);
         self.interactive = true;
     }
 
-    /// The whole page.
+    /// Returns the whole page as HTML.
     pub fn into_html(self) -> String {
         let Page { title, style, body, interactive } = self;
         let scripts = if interactive { &SCRIPTS[..] } else { &[] };
@@ -89,8 +89,8 @@ pub fn escape_html(text: &str) -> String {
         .replace('\'', "&#39;")
 }
 
-/// Writes a value as JSON that may stand in a `<script>` element: nothing in it can end the element or begin a
-/// comment. Its strings must have no control characters that need to be visible.
+/// Writes a value as JSON that may stand in a `<script>` element: no string of it can end the element or begin a
+/// comment. The caller has made control characters in the strings visible (`escape_controls`).
 pub(crate) fn json_in_script(value: &serde_json::Value) -> String {
     value
         .to_string()
@@ -107,7 +107,7 @@ mod tests {
     use crate::chart::{LineSeries, YRange};
     use proptest::prelude::*;
 
-    /// Text with what ends elements, strings, comments and attributes.
+    /// Returns texts with the characters that end elements, strings, comments and attributes.
     fn hostile() -> impl Strategy<Value = String> {
         let part = prop_oneof![
             Just("</script>".to_string()),
@@ -119,9 +119,10 @@ mod tests {
     }
 
     proptest! {
-        /// No text can add an element or a script to a page, and every text arrives in the script as it is shown.
+        /// No text can add an element or a script to a page, and the chart's JSON has every text with its control
+        /// characters made visible.
         #[test]
-        fn texts_cannot_leave_their_place(text in hostile()) {
+        fn texts_cannot_add_elements_to_a_page(text in hostile()) {
             let page = |text: &str| {
                 let mut page = Page::new(text);
                 let series = LineSeries { name: text.to_string(), points: vec![(1, 0.5), (2, 1.0)] };

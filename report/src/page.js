@@ -1,9 +1,9 @@
-// The script of all pages of reel. It draws the charts with uPlot and steps through rollouts.
+// The script of all pages of reel. It draws the charts with uPlot and shows the rollouts of one step at a time.
 //
 // Rust writes each chart as <figure class="chart"> with its data as JSON inside (chart.rs documents the fields):
 //
 //   lines     values over steps, one line per run, with a running mean
-//   area      values over time, stacked
+//   area      values over time, as stacked layers
 //   roofline  dots of kernels below the roofs of a machine, both axes logarithmic
 //
 // Texts from models and files reach the page by textContent only, never as HTML.
@@ -34,16 +34,16 @@
     [1e-6, "µ"],
     [1e-9, "n"],
   ];
-  // Units that take a prefix. Seconds take only the small ones: nobody reads kiloseconds.
+  // Units that take a decimal prefix. Seconds take only m, µ and n: kiloseconds are not in use.
   const PREFIXED = ["B", "s", "tokens", "tokens/s", "FLOP/s", "FLOP"];
 
-  // The factor and the suffix with which numbers of about this size are written.
+  // Returns the factor and the suffix for numbers of this size: 5e9 bytes have the factor 1e9 and the suffix " GB".
   function notation(size, unit) {
     if (!size || !isFinite(size)) return { factor: 1, suffix: unit && ` ${unit}` };
     if (PREFIXED.includes(unit)) {
       const known = PREFIXES.filter(([factor]) => unit !== "s" || factor <= 1);
       const [factor, prefix] = known.find(([f]) => size >= f * 0.9999999) ?? known[known.length - 1];
-      // GB, but k tokens/s: units that are words keep a space before them.
+      // A unit that is a word has a space between the prefix and itself: `GB`, but `k tokens/s`.
       return { factor, suffix: ` ${prefix}${prefix && /^[a-z]{3}/.test(unit) ? " " : ""}${unit}` };
     }
     const suffix = unit && ` ${unit}`;
@@ -58,19 +58,19 @@
     return Number((value / factor).toPrecision(5)) + suffix;
   }
 
-  // The labels of an axis: all in one notation, with as many decimals as the tick that needs most.
+  // The labels of an axis. All have the same factor and suffix, and as many decimals as the tick that needs the most.
   function tickTexts(ticks, unit) {
     const { factor, suffix } = notation(Math.max(...ticks.map(Math.abs)), unit);
     const exact = (digits) =>
       ticks.every((t) => Math.abs(t / factor - Number((t / factor).toFixed(digits))) < 1e-6 * 10 ** -digits);
     let digits = 0;
     while (digits < 6 && !exact(digits)) digits++;
-    // A long unit stands in the caption only.
+    // Labels leave out a long unit: the chart's caption names it.
     const short = suffix.length <= 5 ? suffix : suffix.slice(0, suffix.length - unit.length).trimEnd();
     return ticks.map((t) => (t / factor).toFixed(digits) + (t === 0 && suffix.startsWith("e") ? "" : short));
   }
 
-  // The ticks of a logarithmic axis: powers of ten, with 2 and 5 between them where there are few.
+  // The ticks of a logarithmic axis: powers of ten; on an axis of at most three powers also their multiples by 2 and 5.
   function logTicks(low, high) {
     const ticks = [];
     const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
@@ -85,7 +85,7 @@
     return ticks;
   }
 
-  // Round ticks of a linear axis.
+  // About `most` ticks of a linear axis, at multiples of a step that is 1, 2 or 5 times a power of ten.
   function linearTicks(low, high, most) {
     const rough = (high - low) / most;
     const power = 10 ** Math.floor(Math.log10(rough));
@@ -98,8 +98,8 @@
 
   // ---- Ranges -----------------------------------------------------------------------------------------------------
 
-  // The lowest and the highest of the values that are not spikes: spikes lie farther outside of the spread of the
-  // middle 96 % of the values than half of this spread. `values` is not empty.
+  // The robust range: the range of the middle 96 % of the values, widened by half of its width on both sides, but not
+  // beyond the lowest and the highest value. For fewer than 20 values it is the range of all. `values` is not empty.
   function robustEnds(values) {
     const sorted = Float64Array.from(values).sort();
     const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
@@ -109,7 +109,7 @@
     return sorted.length >= 20 && room > 0 ? [Math.max(min, inner - room), Math.min(max, outer + room)] : [min, max];
   }
 
-  // The range of an axis for these values, which are not empty.
+  // The range of an axis that shows these values. `values` is not empty.
   function valueRange(values, mode) {
     const ends = values.reduce(([low, high], v) => [Math.min(low, v), Math.max(high, v)], [Infinity, -Infinity]);
     if (mode === "log") return [ends[0] / 1.15, ends[1] * 1.15];
@@ -119,7 +119,7 @@
     return [low >= 0 && lower < 0 ? 0 : lower, high + 0.06 * spread];
   }
 
-  // The mean of each value and its neighbours; `share` of all values lies in the window.
+  // For each value, the mean over a window around it. The window has the fraction `share` of all values.
   function runningMean(values, share) {
     const half = Math.floor((share * values.length) / 2);
     const sums = [0];
@@ -180,12 +180,13 @@
       },
     );
 
-  // Charts follow the width of their figure.
+  // Resizes a chart when the width of its figure changes.
   const sizes = new ResizeObserver((entries) => {
     for (const { target, contentRect } of entries) target.resize?.(Math.floor(contentRect.width));
   });
 
-  // Keeps a chart in `plot`; `make(width)` creates it. Returns a function that creates it anew.
+  // Creates a chart in the element `plot` by `make(width)`, and resizes and recolors it with the page. Returns a
+  // function that creates the chart again.
   function mount(plot, make) {
     let chart = null;
     const create = () => {
@@ -212,7 +213,7 @@
     return made;
   };
 
-  // A group of buttons of which one is pressed.
+  // Creates a group of buttons. A click calls `choose` with the button's name; `press` marks one button as pressed.
   function choice(label, options, chosen, choose) {
     const group = element("span", { className: "choice", role: "group", ariaLabel: label });
     const press = (name) =>
@@ -261,7 +262,7 @@
     }
     figure.append(legend, note);
 
-    // Shows the values at x, or the last ones.
+    // Writes each run's value at x into the legend; the last value if x is null.
     const read = (x) => {
       for (const run of runs) {
         const i = x === null ? run.x.length - 1 : nearest(run.x, x);
@@ -270,7 +271,8 @@
       }
     };
 
-    // The range of the y axis for the steps in view, which uPlot knows before the scale of the x axis has changed.
+    // The range of the y axis for the steps in view. uPlot calls this before it changes the scale of the x axis, so the
+    // steps come from `idxs` and not from that scale.
     const range = (u) => {
       const [first, last] = u.series[0].idxs ?? [];
       const leftmost = u.data[0][first ?? 0] ?? -Infinity;
@@ -291,14 +293,15 @@
     const create = mount(plot, (width) => {
       for (const run of runs) {
         if (mode === "log") {
-          // On a logarithmic axis the mean is that of the logarithms: a spike would lift its whole window.
+          // On a logarithmic axis the mean is taken of the logarithms: a spike would lift a plain mean in its whole
+          // window.
           const logs = runningMean(
             run.y.map((y) => Math.log(Math.max(y, Number.MIN_VALUE))),
             smoothing,
           );
           run.mean = logs.map(Math.exp);
         } else {
-          // In a robust range a spike counts as the end of the range, for the same reason.
+          // In the robust range, the mean takes a spike as the end of the range, for the same reason.
           const [low, high] = mode === "robust" ? robustEnds(run.y) : [-Infinity, Infinity];
           run.mean = runningMean(
             run.y.map((y) => Math.min(Math.max(y, low), high)),
@@ -364,7 +367,7 @@
     charts.push({ set, create });
   }
 
-  // The controls of all curves of a page: range and smoothing.
+  // Adds the controls for all curves of a page: range and smoothing.
   function toolbar(curves) {
     if (!curves || charts.length < 2) return;
     const { group, press } = choice("range of all charts", RANGES, "", (name) => {
@@ -392,7 +395,8 @@
   // ---- Stacked areas ----------------------------------------------------------------------------------------------
 
   function area(figure, data) {
-    // Each area is drawn from its upper edge down to 0, the highest first, so that lower ones cover it.
+    // Each layer is drawn from its upper edge down to 0, the highest layer first, so that lower layers cover the part
+    // below their own edges.
     let below = data.x.map(() => 0);
     const tops = data.series.map((s) => (below = below.map((sum, i) => sum + s.y[i])));
     const order = data.series.map((_, i) => i).reverse();
@@ -456,7 +460,7 @@
       [left, knees[i], right],
       [left * bandwidth, flops, flops],
     ]);
-    // The area of a dot shows the kernel's weight: the time that it loses.
+    // A kernel's weight is its lost time: the larger it is, the larger is the kernel's dot.
     const heaviest = Math.max(...data.points.map((p) => p.weight), 1e-30);
     const radius = (point) => 3.5 + 8 * Math.sqrt(point.weight / heaviest);
     const readout = element("small", { className: "note" });
@@ -474,7 +478,8 @@
       ctx.textAlign = "right";
       ctx.fillStyle = color("--ink");
       data.roofs.forEach((roof, i) => {
-        // Roofs of equal height differ in their slopes, where their names then stand.
+        // The name of a roof stands at its flat part. Roofs of equal height share this part, so all but the first have
+        // their names at their slopes.
         const isLower = data.roofs.findIndex((other) => other.flops === roof.flops) < i;
         const [x, y] = isLower
           ? [Math.sqrt(left * knees[i]), roof.bandwidth * Math.sqrt(left * knees[i])]
@@ -548,7 +553,8 @@
       made.over.addEventListener("click", () => {
         const row = near?.id && document.getElementById(near.id);
         if (!row) return;
-        // The hash marks the row; a closed list around it opens.
+        // Opens the closed list that contains the row. The hash of the address then makes the browser highlight the
+        // row.
         row.closest("details")?.setAttribute("open", "");
         location.hash = encodeURIComponent(near.id);
         row.scrollIntoView({ block: "center" });
@@ -559,7 +565,7 @@
 
   // ---- Rollouts ---------------------------------------------------------------------------------------------------
 
-  // Shows one step at a time: for each run the group of that step, or of the last step before it that has one.
+  // Shows one step at a time: for each run, the group of that step, or else of the last step before it with a group.
   function rollouts(section) {
     const groups = [...section.querySelectorAll("article[data-step]")];
     const steps = [...new Set(groups.map((g) => Number(g.dataset.step)))].sort((a, b) => a - b);
@@ -605,7 +611,7 @@
     try {
       KINDS[data.kind](figure, data);
     } catch (error) {
-      // The other charts and the tables are still of use.
+      // An error in one chart must not stop the others.
       figure.querySelector(".plot").textContent = `This chart cannot be drawn: ${error.message}`;
     }
   }

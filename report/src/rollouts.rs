@@ -17,16 +17,16 @@ use crate::{ReportError, Result};
 
 /// Maximum number of steps shown per run.
 const MAX_STEPS: usize = 60;
-/// Minimum number of steps shown per run if it has so many, whatever the size of their frames.
+/// Minimum number of steps shown per run, whatever the size of their frames. A run with fewer steps shows all.
 const MIN_STEPS: usize = 12;
-/// Maximum bytes of frames per run; fewer steps are shown instead of more bytes.
+/// Maximum bytes of frame images per run; to stay below it, fewer steps are shown.
 const MAX_FRAME_BYTES: u64 = 12 << 20;
 /// Maximum number of completions shown per group.
 const MAX_COMPLETIONS: usize = 8;
 /// Maximum number of characters shown of a text.
 const MAX_CHARACTERS: usize = 600;
 
-/// Adds one group for each shown step of each run; nothing if no run has rollouts.
+/// Adds one group of completions for each shown step of each run. Adds nothing if no run has rollouts.
 pub fn add_rollouts(page: &mut Page, runs: &[Run]) -> Result<()> {
     let mut html = String::new();
     for (i, run) in runs.iter().enumerate() {
@@ -52,7 +52,7 @@ pub fn add_rollouts(page: &mut Page, runs: &[Run]) -> Result<()> {
     Ok(())
 }
 
-/// The HTML of one group for each shown step of a run; empty for a run without rollouts.
+/// Returns the HTML of one group for each shown step of a run; empty for a run without rollouts.
 fn groups_html(run: &Run, run_index: usize) -> Result<String> {
     let folder = run.folder.join(ROLLOUTS_FOLDER);
     let rows = |step: u64| folder.join(format!("{step:06}.jsonl"));
@@ -74,7 +74,8 @@ fn groups_html(run: &Run, run_index: usize) -> Result<String> {
     Ok(html)
 }
 
-/// Evenly spaced steps, the first and the last among them: as many as [`MAX_STEPS`] and [`MAX_FRAME_BYTES`] allow.
+/// Returns evenly spaced steps that include the first and the last: as many as [`MAX_STEPS`] and [`MAX_FRAME_BYTES`]
+/// allow, but at least [`MIN_STEPS`].
 fn shown_steps(steps: &[u64], frame_bytes: impl Fn(u64) -> u64) -> Vec<u64> {
     let mut count = steps.len().min(MAX_STEPS);
     loop {
@@ -86,7 +87,7 @@ fn shown_steps(steps: &[u64], frame_bytes: impl Fn(u64) -> u64) -> Vec<u64> {
     }
 }
 
-/// `count` of these steps, evenly spaced, including the first and the last.
+/// Returns `count` of these steps, evenly spaced, including the first and the last.
 fn spread(steps: &[u64], count: usize) -> Vec<u64> {
     (0..count).map(|i| steps[i * (steps.len() - 1) / (count - 1).max(1)]).collect()
 }

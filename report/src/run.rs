@@ -1,5 +1,5 @@
 //! The page of training runs: headline, metrics as curves, sampled completions over time, and every option. Several
-//! runs share one page, with their curves over each other.
+//! runs share one page, with their curves in the same charts.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::html::{Page, escape_html};
 use crate::table::Table;
 use crate::{ReportError, Result, curves, rollouts};
 
-/// What a page shows of a run.
+/// A run as the page shows it: its name and the files that were read from its folder.
 #[derive(Debug, Default)]
 pub(crate) struct Run {
     /// The output folder as the user wrote it.
@@ -36,10 +36,10 @@ pub fn run_page_html(run: &Path) -> Result<String> {
     runs_page_html(&[run])
 }
 
-/// The HTML page of one run, or of several runs with their curves over each other.
+/// The HTML page of one run, or of several runs with their curves in the same charts.
 ///
 /// # Errors
-/// Those of [`run_page_html`], for each of the runs.
+/// A folder is not that of a run, `metrics.jsonl` or a rollout file cannot be read, or a run has finished no step.
 pub fn runs_page_html(folders: &[&Path]) -> Result<String> {
     let runs = folders.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<Run>>>()?;
     let title = match &runs[..] {
@@ -82,7 +82,7 @@ impl Run {
         self.about[key].as_str().unwrap_or("?")
     }
 
-    /// The finished steps, and of how many: `40 of 100`.
+    /// The number of the last finished step and the planned number of steps: `40 of 100`.
     fn progress(&self) -> String {
         let of = self.about["steps"].as_u64().map_or(String::new(), |n| format!(" of {n}"));
         format!("{}{of}", self.steps.last().map_or(0, |last| last.step))
@@ -152,7 +152,8 @@ fn add_overview(page: &mut Page, runs: &[Run]) {
     page.add_table(&table);
 }
 
-/// Adds the options of the runs: those of one run as a list; of several runs those that differ as a table.
+/// Adds the options of the runs. For one run, adds a list; for several runs, a table of the options that differ and a
+/// closed list of the others.
 fn add_options(page: &mut Page, runs: &[Run]) {
     let value = |run: &Run, name: &str| match &run.about["options"][name] {
         Value::Null => String::new(),
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn page_of_two_runs_has_their_lines_and_what_differs() {
+    fn page_of_two_runs_has_both_lines_and_the_options_that_differ() {
         let folder = tempfile::tempdir().unwrap();
         let a = run(folder.path(), "a", json!({"lr": 0.5, "seed": 1}));
         let b = run(folder.path(), "b&b", json!({"lr": 0.25, "seed": 1, "lora_r": 8}));

@@ -1,5 +1,5 @@
-//! Tables that fit narrow screens: there, a table with many columns shows each row as a card, with the name of the
-//! column beside each value.
+//! HTML tables that fit narrow screens. On a narrow screen, a table with many columns shows each row as a card: a block
+//! that has the name of the column beside each value.
 
 use std::fmt::Write;
 
@@ -12,7 +12,7 @@ const MAX_NARROW_COLUMNS: usize = 3;
 #[derive(Debug)]
 pub struct Table {
     columns: Vec<String>,
-    /// Number of columns, from the first, whose values are texts and not numbers.
+    /// The first `text_columns` columns have texts, the others numbers.
     text_columns: usize,
     rows: Vec<(String, Vec<String>)>,
 }
@@ -29,7 +29,7 @@ impl Table {
         Table { text_columns: count, ..self }
     }
 
-    /// Adds a row of cells, which are HTML: their texts are escaped already.
+    /// Adds a row of cells. A cell is HTML: the caller has escaped the texts in it.
     pub fn row(&mut self, cells: Vec<String>) {
         self.row_with("", cells);
     }
@@ -40,7 +40,7 @@ impl Table {
         self.rows.push((attributes.to_string(), cells));
     }
 
-    /// The table as HTML; empty without rows.
+    /// Returns the table as HTML; empty if it has no rows.
     pub fn html(&self) -> String {
         if self.rows.is_empty() {
             return String::new();
@@ -57,7 +57,7 @@ impl Table {
         for (attributes, cells) in &self.rows {
             let _ = write!(html, "<tr{attributes}>");
             for (i, (cell, column)) in cells.iter().zip(&self.columns).enumerate() {
-                // A card shows no cell without content.
+                // A card hides empty cells; its first cell is its title and needs no label.
                 let label = match !is_wide || column.is_empty() || cell.is_empty() || i == 0 {
                     true => String::new(),
                     false => format!(" data-label=\"{}\"", escape_html(column)),
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wide_tables_become_cards() {
+    fn tables_with_many_columns_become_cards() {
         let mut narrow = Table::new(&["a", "b"]);
         assert_eq!(narrow.html(), "");
         narrow.row(vec!["1".into(), "2".into()]);

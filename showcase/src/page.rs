@@ -132,7 +132,7 @@ fn share(t: AnswerTally) -> String {
     format!("{:.1} %", 100.0 * t.accuracy())
 }
 
-/// The attribute that marks the row of all clips.
+/// The HTML attribute of the table row for all clips together; empty for the other rows.
 fn sum_class(row: &ResultRow) -> &'static str {
     if row.name == "all" { " class=\"sum\"" } else { "" }
 }

@@ -49,8 +49,8 @@ fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     }
 }
 
-/// Removes the types of integer literals in template arguments, which each demangler writes in another way: `k<8u>`,
-/// `k<8ul>` and `k<(unsigned int)8>` become `k<8>`.
+/// Removes the types of integer literals in template arguments, because demanglers write these types in different ways:
+/// `k<8u>`, `k<8ul>` and `k<(unsigned int)8>` become `k<8>`.
 fn without_literal_types(name: &str) -> String {
     let mut text = name.to_string();
     for ty in ["unsigned int", "unsigned long", "unsigned long long", "long", "long long", "unsigned short", "short"] {

@@ -73,7 +73,8 @@ fn findings_html(run: &RunDisplay) -> String {
     out
 }
 
-/// Adds the roofline of each GPU: the least time by each bound, and the kernel's place by arithmetic intensity.
+/// Adds a table with the kernel's least time by each bound on each GPU, and a chart with the kernel on the roofline of
+/// the H100.
 fn add_roofline(page: &mut Page, run: &RunDisplay, name: &str, counts: &CountReport) {
     let rooflines = run.rooflines();
     let names = rooflines.first().map(|r| r.bounds.map(|b| format!("{}, µs", b.name))).unwrap_or_default();
@@ -96,7 +97,8 @@ fn add_roofline(page: &mut Page, run: &RunDisplay, name: &str, counts: &CountRep
     }
 }
 
-/// The kernel at its least time below the limits of a GPU; `None` if it has no operations or no traffic.
+/// Returns a chart with a GPU's roofs and the kernel at its least time; `None` if the kernel has no floating-point
+/// operations or no memory traffic.
 fn roofline_chart(r: &Roofline, name: &str, counts: &CountReport) -> Option<Chart> {
     let float = counts.total.executed_classes().find(|(class, _)| class.name() == "float");
     let operations = counts.total.count.matrix_flops as f64 + 2.0 * float.map_or(0.0, |(_, e)| e.threads as f64);

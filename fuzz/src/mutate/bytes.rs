@@ -1,8 +1,9 @@
-//! Changes of any bytes.
+//! Random changes of inputs that may be any bytes.
 
 use crate::random::Random;
 
-/// Changes bytes once: flips bits, writes extreme numbers, cuts, repeats, inserts, or takes a piece of `other`.
+/// Makes one random change: flips bits, writes an extreme number, removes or repeats a piece, fills a piece with one
+/// value, or replaces a piece by a piece of `other`.
 pub fn change(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     let len = bytes.len();
     if len == 0 {
@@ -39,7 +40,7 @@ pub fn change(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     }
 }
 
-/// Writes a number at the limits of its type over 1 to 8 bytes, in either byte order.
+/// Overwrites up to 8 bytes with an integer, often one at the limits of its type, little-endian or big-endian.
 fn write_number(bytes: &mut [u8], random: &mut Random) {
     let width = [1, 2, 4, 8][random.below(4)].min(bytes.len());
     let at = random.below(bytes.len() - width + 1);
@@ -64,7 +65,8 @@ fn write_number(bytes: &mut [u8], random: &mut Random) {
     bytes[at..at + width].copy_from_slice(&field);
 }
 
-/// Writes the right checksum into each chunk of a PNG file, so that its decoder reads on after a change.
+/// Writes the right checksum into each chunk of a PNG file, so that a decoder reads a changed chunk and does not
+/// refuse it for its checksum.
 pub fn correct_png_checksums(bytes: &mut [u8]) {
     let mut at = 8;
     while let Some(length) = bytes.get(at..at + 4) {

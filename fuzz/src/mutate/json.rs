@@ -1,17 +1,19 @@
-//! Changes of JSON: one node of the tree is replaced, removed, repeated, renamed, nested or given an extreme value.
+//! Random changes of JSON: a node of the tree is replaced, removed, repeated, renamed, nested, or gets an extreme
+//! value.
 
 use serde_json::{Map, Value};
 
 use super::text;
 use crate::random::Random;
 
-/// Marks a string whose text is written without quotes: numbers that [`Value`] cannot hold, and deep nesting.
+/// First character of a string that [`write`] writes without quotes: a number that [`Value`] cannot hold, or lists that
+/// are nested deeply.
 const RAW: char = '\u{10fffd}';
 
-/// Marks a key that is written without this character, so that an object can have a key twice.
+/// First character of a key that [`write`] writes without this character, so that an object can have a key twice.
 const TWICE: char = '\u{10fffc}';
 
-/// Changes JSON once; false if the bytes are no JSON.
+/// Makes one random change to JSON. Returns false if the bytes are not JSON.
 pub fn change(bytes: &mut Vec<u8>, words: &[&str], random: &mut Random) -> bool {
     let Ok(mut value) = serde_json::from_slice::<Value>(bytes) else { return false };
     let at = random.below(count(&value));
@@ -24,7 +26,7 @@ pub fn change(bytes: &mut Vec<u8>, words: &[&str], random: &mut Random) -> bool 
     true
 }
 
-/// Number of nodes of a tree.
+/// Returns the number of nodes of a JSON tree.
 fn count(value: &Value) -> usize {
     1 + match value {
         Value::Array(list) => list.iter().map(count).sum(),
@@ -33,7 +35,7 @@ fn count(value: &Value) -> usize {
     }
 }
 
-/// Node number `at` of a tree, in the order of its text.
+/// Returns node number `at` of a JSON tree, from 0 in the order of the text. The search counts `at` down to 0.
 fn node<'a>(value: &'a mut Value, at: &mut usize) -> Option<&'a mut Value> {
     if *at == 0 {
         return Some(value);
@@ -128,7 +130,8 @@ fn extreme(words: &[&str], random: &mut Random) -> Value {
     }
 }
 
-/// Puts a value into lists or objects, some of them deeper than parsers recurse.
+/// Puts a value into nested lists and objects. In one of three cases, returns empty lists instead, which are nested up
+/// to 100,000 deep: deeper than parsers recurse.
 fn nested(value: Value, random: &mut Random) -> Value {
     if random.one_in(3) {
         let depth = 1 + random.length(100_000);
@@ -140,7 +143,7 @@ fn nested(value: Value, random: &mut Random) -> Value {
     })
 }
 
-/// The text of a value, with its raw strings and repeated keys.
+/// Writes a value as text; [`RAW`] and [`TWICE`] mark the strings and keys that are written in another way.
 fn write(value: &Value) -> String {
     let text = value.to_string().replace(TWICE, "");
     let mut out = String::new();

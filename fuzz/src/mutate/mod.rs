@@ -1,7 +1,7 @@
 //! Makes inputs: takes a valid input (a seed) and changes it at random. Most inputs stay close to a valid one, because
-//! an input that is refused at its first byte tests nothing.
+//! an input that a parser refuses at its first byte tests nothing.
 //!
-//! An input of several files is one text: its parts are joined by [`SEPARATOR`].
+//! The parts of an input, one for each of its files, are joined by [`SEPARATOR`].
 
 mod bytes;
 mod json;
@@ -15,10 +15,10 @@ pub const SEPARATOR: &[u8] = b"\n%%%%\n";
 /// The size limit of an input in bytes.
 const MAX_BYTES: usize = 1 << 20;
 
-/// What a part of an input is, which decides how it is changed.
+/// The format of a part of an input, which decides how the part is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Stays as it is.
+    /// A part that is never changed.
     Fixed,
     /// Any bytes.
     Bytes,
@@ -26,11 +26,11 @@ pub enum Kind {
     Text,
     /// One JSON value.
     Json,
-    /// A JSON value per line.
+    /// One JSON value per line.
     JsonLines,
     /// A safetensors file: its header is changed as JSON.
     Safetensors,
-    /// A PNG file: its checksums are corrected afterwards.
+    /// A PNG file: after most changes, its checksums are corrected.
     Png,
 }
 
@@ -51,11 +51,11 @@ impl Seed {
     }
 }
 
-/// Makes an input of one of the seeds. `words` are texts that mean something to the target.
+/// Makes an input from one of the seeds. `words` are texts that the target's parser knows, such as field names.
 pub fn make_input(seeds: &[Seed], words: &[&str], random: &mut Random) -> Vec<u8> {
     let mut parts = seeds[random.below(seeds.len())].0.clone();
     let changeable: Vec<usize> = (0..parts.len()).filter(|&i| parts[i].0 != Kind::Fixed).collect();
-    // Some inputs stay valid; of the others, half have one change, a quarter two, and so on.
+    // One input in 16 is a valid seed; of the others, half have one change, a quarter two, and so on.
     let changes = if random.one_in(16) { 0 } else { 1 + (random.next().trailing_ones() as usize).min(7) };
     for _ in 0..changes {
         let Some(&part) = changeable.get(random.below(changeable.len())) else { break };
@@ -68,13 +68,13 @@ pub fn make_input(seeds: &[Seed], words: &[&str], random: &mut Random) -> Vec<u8
     joined(&parts)
 }
 
-/// The input of these parts.
+/// Joins parts to an input.
 pub fn joined(parts: &[(Kind, Vec<u8>)]) -> Vec<u8> {
     let parts: Vec<&[u8]> = parts.iter().map(|part| &part.1[..]).collect();
     parts.join(SEPARATOR)
 }
 
-/// The parts of an input.
+/// Splits an input into its parts.
 pub fn parts_of(input: &[u8]) -> Vec<&[u8]> {
     let mut parts = Vec::new();
     let mut rest = input;
@@ -86,7 +86,7 @@ pub fn parts_of(input: &[u8]) -> Vec<&[u8]> {
     parts
 }
 
-/// Changes a part once. `other` is the same part of another seed.
+/// Makes one random change to a part. `other` is the same part of another seed.
 fn change(kind: Kind, bytes: &mut Vec<u8>, other: &[u8], words: &[&str], random: &mut Random) {
     match kind {
         Kind::Fixed => {}
@@ -119,7 +119,8 @@ fn change(kind: Kind, bytes: &mut Vec<u8>, other: &[u8], words: &[&str], random:
     }
 }
 
-/// Changes the header of a safetensors file and mostly corrects its length; false if there is none.
+/// Changes the header of a safetensors file and, in nine of ten cases, corrects the header's length field. Returns
+/// false if the file has no header that is JSON.
 fn change_header(bytes: &mut Vec<u8>, words: &[&str], random: &mut Random) -> bool {
     let Some(length) = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length) as usize) else {
         return false;
@@ -131,7 +132,7 @@ fn change_header(bytes: &mut Vec<u8>, words: &[&str], random: &mut Random) -> bo
     }
     let data = bytes[8 + length..].to_vec();
     if !random.one_in(10) {
-        // Data begins at a multiple of eight bytes, else it is refused.
+        // A file is refused unless its data begins at a multiple of 8 bytes.
         header.resize(header.len().next_multiple_of(8), b' ');
         bytes[..8].copy_from_slice(&(header.len() as u64).to_le_bytes());
     }

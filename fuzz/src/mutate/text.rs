@@ -1,8 +1,8 @@
-//! Changes of text: lines, words, numbers and characters.
+//! Random changes of text: lines, words, numbers and characters.
 
 use crate::random::Random;
 
-/// Numbers at which code goes wrong.
+/// Numbers that parsers often treat wrongly: limits of types, and unusual spellings.
 pub const NUMBERS: &[&str] = &[
     "0",
     "-0",
@@ -53,7 +53,7 @@ pub const NUMBERS: &[&str] = &[
     "+4",
 ];
 
-/// Characters and bytes that code may not expect.
+/// Characters and bytes that parsers may not expect.
 const STRANGE: &[&[u8]] = &[
     b"\0",
     b"\x1b[2J",
@@ -98,7 +98,8 @@ const STRANGE: &[&[u8]] = &[
     b"#",
 ];
 
-/// Changes text once. `words` mean something to the target.
+/// Makes one random change to text. `words` are texts that the target's parser knows; `other` is the text of another
+/// seed.
 pub fn change(text: &mut Vec<u8>, other: &[u8], words: &[&str], random: &mut Random) {
     match random.below(12) {
         0 | 1 if replace_number(text, random) => {}
@@ -132,7 +133,7 @@ pub fn change(text: &mut Vec<u8>, other: &[u8], words: &[&str], random: &mut Ran
     }
 }
 
-/// Replaces one of the numbers in a text; false if it has none.
+/// Replaces one of the numbers in a text. Returns false if the text has no number.
 fn replace_number(text: &mut Vec<u8>, random: &mut Random) -> bool {
     let is_part = |byte: u8| byte.is_ascii_digit() || byte == b'.';
     let starts: Vec<usize> =
@@ -146,7 +147,7 @@ fn replace_number(text: &mut Vec<u8>, random: &mut Random) -> bool {
     true
 }
 
-/// Removes, repeats, swaps or replaces lines.
+/// Removes, repeats, swaps, replaces or inserts lines; an inserted line comes from `other`.
 fn change_line(text: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     let mut lines: Vec<Vec<u8>> = text.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
     let (a, b) = (random.below(lines.len()), random.below(lines.len()));

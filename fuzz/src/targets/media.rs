@@ -1,4 +1,4 @@
-//! Images and videos.
+//! Targets for image and video files.
 
 use reel_media::image;
 
@@ -6,7 +6,7 @@ use super::{Target, repository_file};
 use crate::mutate::{Kind, Seed};
 use crate::verdict::{require, value_of};
 
-/// Images in every format, small ones with every kind of pixels.
+/// Image files. The seeds are small images of every format and every kind of pixels.
 pub const IMAGE: Target = Target {
     name: "image",
     words: &[],
@@ -32,7 +32,7 @@ pub const IMAGE: Target = Target {
     },
 };
 
-/// Videos, decoded in the worker process.
+/// Video files, which a decoding worker decodes.
 #[cfg(feature = "ffmpeg")]
 pub const VIDEO: Target = Target {
     name: "video",

@@ -1,5 +1,5 @@
-//! The targets: for each parser of data from outside, valid inputs (seeds), words that mean something to it, and the
-//! function that gives it an input and looks at the outcome.
+//! The fuzz targets. Each target tests a parser of data from outside the program: it has valid inputs (seeds), words
+//! that the parser knows, and the function that gives the parser an input and checks the outcome.
 
 mod media;
 mod model;
@@ -16,18 +16,18 @@ use anyhow::{Context, Result};
 use crate::mutate::Seed;
 use crate::verdict::Verdict;
 
-/// Gives an input to a parser.
+/// Gives an input to a parser and checks the outcome.
 pub type Judge = Box<dyn FnMut(&[u8]) -> Verdict>;
 
 /// A fuzz target.
 pub struct Target {
     /// The name on the command line.
     pub name: &'static str,
-    /// Texts that changes insert.
+    /// Texts that the parser knows, such as field names. Random changes insert them.
     pub words: &'static [&'static str],
-    /// Makes the seeds, always the same ones.
+    /// Makes the seeds: the same ones at each call.
     pub seeds: fn() -> Result<Vec<Seed>>,
-    /// Prepares what all inputs share and returns the judge.
+    /// Prepares what all inputs share, such as a folder, and returns the function that judges an input.
     pub open: fn() -> Result<Judge>,
 }
 
@@ -63,18 +63,19 @@ pub fn names() -> String {
     ALL.iter().map(|target| target.name).collect::<Vec<_>>().join(", ")
 }
 
-/// A file of the repository.
+/// Reads a file of the repository.
 fn repository_file(name: &str) -> Result<Vec<u8>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
     fs::read(&path).with_context(|| path.display().to_string())
 }
 
-/// A folder for the files of an input, which exists as long as the process.
+/// Makes a folder for the files of inputs. The worker process does not delete it; the supervisor deletes the temporary
+/// folder that contains it.
 fn scratch_folder() -> Result<PathBuf> {
     Ok(tempfile::tempdir()?.keep())
 }
 
-/// The text of an input; bytes that are not UTF-8 are replaced, as by code that reads text leniently.
+/// Returns an input as text, in which U+FFFD replaces bytes that are not UTF-8.
 fn text_of(input: &[u8]) -> String {
     String::from_utf8_lossy(input).into_owned()
 }

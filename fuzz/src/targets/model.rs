@@ -1,4 +1,4 @@
-//! The files of a model folder: weights, configs, tokenizer, chat template, adapter.
+//! Targets for the files of a model folder: weights, configs, tokenizer, chat template, adapter.
 
 use std::fs;
 
@@ -20,14 +20,14 @@ use crate::verdict::{accepted, require, value_of};
 
 const TINY: InitOptions = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 0 };
 
-/// The bytes of a file of the tiny model.
+/// Returns the bytes of a file in the model folder of the preset `tiny`.
 fn tiny_file(name: &str) -> Result<Vec<u8>> {
     let folder = tempfile::tempdir()?;
     init_without_weights(&TINY, folder.path())?;
     Ok(fs::read(folder.path().join(name))?)
 }
 
-/// A safetensors file: a header and its data.
+/// Returns the bytes of a safetensors file with this header and this data.
 fn safetensors(header: Value, data: &[u8]) -> Vec<u8> {
     let mut header = header.to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
@@ -69,7 +69,7 @@ const TENSOR_WORDS: &[&str] = &[
     "input_ids",
 ];
 
-/// A model's weights in one file, and prepared inputs.
+/// Safetensors files: a model's weights in one file, and a prepared model input ([`ModelInput`]).
 pub const SAFETENSORS: Target = Target {
     name: "safetensors",
     words: TENSOR_WORDS,
@@ -95,7 +95,7 @@ pub const SAFETENSORS: Target = Target {
     },
 };
 
-/// Reads all that a model reads of its weights.
+/// Reads every tensor and checks the weights, as the loading of a model does.
 fn read_weights(weights: &Checkpoint, config: &ModelConfig) -> Result<(), String> {
     for name in weights.tensor_names() {
         let tensor = weights.tensor(name).ok_or_else(|| format!("{name:?} is listed but absent"))?;
@@ -108,7 +108,7 @@ fn read_weights(weights: &Checkpoint, config: &ModelConfig) -> Result<(), String
     Ok(())
 }
 
-/// The index of weights in several files.
+/// Weights in several files, and the index that names the file of each tensor.
 pub const SHARDS: Target = Target {
     name: "shards",
     words: TENSOR_WORDS,
@@ -143,7 +143,7 @@ pub const SHARDS: Target = Target {
     },
 };
 
-/// config.json, generation_config.json and preprocessor_config.json, of SigLIP too.
+/// config.json of a model and of SigLIP, generation_config.json and preprocessor_config.json.
 pub const CONFIG: Target = Target {
     name: "config",
     words: &[
@@ -251,7 +251,7 @@ pub const ADAPTER: Target = Target {
     },
 };
 
-/// tokenizer.json of a model and of SigLIP, and texts for it.
+/// tokenizer.json of a model and of SigLIP. An accepted tokenizer encodes a random text and decodes random ids.
 pub const TOKENIZER: Target = Target {
     name: "tokenizer",
     words: &[
@@ -300,7 +300,7 @@ pub const TOKENIZER: Target = Target {
     seeds: || {
         let siglip = repository_file("tests/golden/siglip/model/tokenizer.json")?;
         let tiny = Seed::new(Kind::Json, tiny_file("tokenizer.json")?);
-        // SigLIP's file is large and therefore slow.
+        // SigLIP's file is large and slow to parse, so it is only one of five seeds.
         Ok(vec![tiny.clone(), tiny.clone(), tiny.clone(), tiny, Seed::new(Kind::Json, siglip)])
     },
     open: || {
@@ -327,7 +327,7 @@ pub const TOKENIZER: Target = Target {
     },
 };
 
-/// A text of words, special tokens, strange characters and long runs.
+/// Returns a random text of words, special tokens and unusual characters, some of which it repeats many times.
 fn random_text(random: &mut Random) -> String {
     const PIECES: &[&str] = &[
         "Hello",
@@ -363,7 +363,7 @@ fn random_text(random: &mut Random) -> String {
     text
 }
 
-/// Chat templates with messages, rendered in the worker process that renders unknown templates.
+/// Chat templates and messages. A template worker renders the messages, as for any template that reel does not know.
 pub const CHAT_TEMPLATE: Target = Target {
     name: "chat-template",
     words: &[

@@ -1,4 +1,4 @@
-//! What a user or a stranger writes: messages, requests, addresses, rows of data, configuration files.
+//! Targets for what users and clients write: messages, requests, addresses, rows of data, configuration files.
 
 use std::fs;
 use std::path::Path;
@@ -92,7 +92,7 @@ fn conversation() -> Value {
     ])
 }
 
-/// A messages file: a list of messages, or the body of a request.
+/// A messages file: a list of messages, or the body of a chat request.
 pub const MESSAGES: Target = Target {
     name: "messages",
     words: MESSAGE_WORDS,
@@ -114,7 +114,8 @@ pub const MESSAGES: Target = Target {
     },
 };
 
-/// Addresses and text of unknown origin: what is printed has no control characters, and no password of a whole address.
+/// Addresses and other text of unknown origin. Escaped text has no control characters, escaping JSON keeps its strings,
+/// and hiding the secrets of addresses a second time changes nothing.
 pub const URLS: Target = Target {
     name: "urls",
     words: &[
@@ -176,7 +177,7 @@ pub const URLS: Target = Target {
     },
 };
 
-/// Rows of training data in all layouts, as JSONL and as a list.
+/// Rows of training data in all layouts, as JSONL and as a JSON list.
 pub const ROWS: Target = Target {
     name: "rows",
     words: MESSAGE_WORDS,
@@ -297,7 +298,7 @@ pub const RUN_CONFIG: Target = Target {
     },
 };
 
-/// Lists of unusable rows, and the journal of an interrupted check.
+/// A list of unusable rows, and the journal from which an interrupted check of a data file continues.
 pub const QUARANTINE: Target = Target {
     name: "quarantine",
     words: &["row", "line", "cause", "reason", "scan", "tokens", "media", "timeout", "killed", "fingerprint"],

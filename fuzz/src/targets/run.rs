@@ -1,5 +1,5 @@
-//! The files of a run's output folder, and results of measurements: a folder may come from another machine, and a
-//! file may be cut or damaged.
+//! Targets for the files of a run's output folder and for the results of measurements. A folder may come from another
+//! machine, and a file may be cut or damaged.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ const RUN_FILES: [&str; 6] = [
     "hashes.bin",
 ];
 
-/// The folder of a run: what `report`, `replay` and a resume read of it.
+/// The output folder of a run: the files that `reel report`, `reel replay` and a resumed run read.
 pub const RUN_FOLDER: Target = Target {
     name: "run-folder",
     words: &[
@@ -107,7 +107,7 @@ pub const RUN_FOLDER: Target = Target {
     },
 };
 
-/// Two results of `reel bench --json`.
+/// Two results of `reel bench --json`, which are compared with each other.
 pub const BENCH_RESULT: Target = Target {
     name: "bench-result",
     words: &[
@@ -162,7 +162,7 @@ pub const BENCH_RESULT: Target = Target {
     },
 };
 
-/// The W&B folder of the run that a resumed run copies its steps from.
+/// The Weights & Biases log (`.wandb`) of an earlier run. The run that continues it copies the steps of this log.
 pub const WANDB: Target = Target {
     name: "wandb",
     words: &["_step", "train/loss", "media", "path", ":W&B"],
@@ -179,13 +179,13 @@ pub const WANDB: Target = Target {
             let start = WandbStart { out: &out, home: &home, step: 2, done: &[], project: "p", name: None, run: &run };
             let copied = value_of(copy_steps(&start))?;
             fs::remove_dir_all(&out).or_else(|e| if out.exists() { Err(e) } else { Ok(()) }).map_err(complaint)?;
-            // The log of one process without steps has about 3.5 KB.
+            // A log without steps has about 3.5 KB: a larger log has copied steps.
             Ok(copied.is_some_and(|bytes| bytes > 5_000))
         }))
     },
 };
 
-/// Starts a W&B folder that continues an earlier one. Returns the bytes of its log.
+/// Starts the W&B folder of a run that continues an earlier one. Returns the size of the new log in bytes.
 fn copy_steps(start: &WandbStart) -> Result<u64> {
     let wandb = Wandb::begin(start)?;
     let logs: Vec<PathBuf> = fs::read_dir(wandb.folder())?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
@@ -195,8 +195,8 @@ fn copy_steps(start: &WandbStart) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Writes the right checksum into each record of a `.wandb` file of one block, so that its reader reads on after a
-/// change. A record is checksum (u32), length (u16), type (u8) and its bytes.
+/// Writes the right checksum into each record of a `.wandb` file that has a single block, so that the reader does not
+/// refuse a changed record for its checksum. A record is checksum (u32), length (u16), type (u8) and data.
 fn correct_record_checksums(input: &[u8]) -> Vec<u8> {
     let mut bytes = input.to_vec();
     let mut at = 7;

@@ -1,4 +1,5 @@
-//! Scores of completions: predictions of benchmarks, rows of rewards, and what a user's own reward program prints.
+//! Targets for the scoring of completions: predictions of benchmarks, rows of `reel reward`, and what a custom reward
+//! command prints.
 
 use std::fs;
 use std::time::Duration;
@@ -61,7 +62,7 @@ const WORDS: &[&str] = &[
 
 const KINDS: [&str; 6] = ["multiple choice", "numerical", "OCR", "free-form", "regression", "math"];
 
-/// Completions and their truths, one pair for each kind of problem.
+/// A completion and its solution for each of [`KINDS`].
 const ANSWERS: [[&str; 2]; 6] = [
     ["<think>It is B.</think><answer>B</answer>", "<answer>B</answer>"],
     ["<think>2 + 2</think>\n<answer>4.00</answer>", "<answer>4</answer>"],
@@ -74,7 +75,7 @@ const ANSWERS: [[&str; 2]; 6] = [
     ["x <answer> sqrt(2) </answer>", "<answer>1.41</answer>"],
 ];
 
-/// The file of predictions of `reel eval --score-only`.
+/// The file of predictions that `reel eval --score-only` reads.
 pub const PREDICTIONS: Target = Target {
     name: "predictions",
     words: WORDS,
@@ -114,7 +115,7 @@ pub const PREDICTIONS: Target = Target {
     },
 };
 
-/// The rows of `reel reward`, and the texts of completions in all reward functions.
+/// The rows that `reel reward` reads. The text of each completion is also scored as every kind of problem.
 pub const REWARDS: Target = Target {
     name: "rewards",
     words: WORDS,
@@ -154,7 +155,7 @@ pub const REWARDS: Target = Target {
     },
 };
 
-/// Compares a text with itself and with others, as each kind of problem.
+/// Extracts the answer of a text, and checks the accuracy reward of the text as each kind of problem.
 fn score_text(text: &str) -> Result<(), String> {
     let start: String = text.chars().take(4_000).collect();
     std::hint::black_box((extract_answer(text), reasoning_text(text), strip_white_space(text), parse_number(text)));
@@ -168,7 +169,7 @@ fn score_text(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What a reward program prints.
+/// What a custom reward command (`--reward-command`) prints.
 pub const REWARD_COMMAND: Target = Target {
     name: "reward-command",
     words: &["reward", "{\"reward\": 1}", "nan", "1e400", "null", "[1]", "-1"],

@@ -1,4 +1,4 @@
-//! The simulator: PTX, launches of it, and tensor maps.
+//! Targets for the simulator: PTX text, launches of kernels in PTX, and tensor maps.
 
 use reel_diagnostic::Diagnostic;
 use reel_sim::check::{CheckPlan, check_kernel};
@@ -80,7 +80,7 @@ const WORDS: &[&str] = &[
     "nanosleep.u32 100;",
 ];
 
-/// Any PTX: parsed, and every kernel decoded.
+/// PTX text, which is parsed; then each of its kernels is decoded.
 pub const PTX: Target = Target {
     name: "ptx",
     words: WORDS,
@@ -103,12 +103,12 @@ pub const PTX: Target = Target {
     },
 };
 
-/// The error as `reel sim run` prints it.
+/// Returns the error as `reel sim run` prints it.
 fn diagnostic(e: ProgramError) -> Diagnostic {
     Diagnostic::new("k.ptx", e.to_string(), "give complete PTX")
 }
 
-/// A whole module around the body of a kernel with one parameter, a pointer.
+/// Returns a PTX module with one kernel, which has this body and one parameter, a pointer.
 fn module(body: &str) -> String {
     let registers = ".reg .b32 %r<24>; .reg .b64 %d<12>; .reg .pred %p<6>; .reg .f32 %f<8>;";
     format!(
@@ -119,7 +119,7 @@ fn module(body: &str) -> String {
     )
 }
 
-/// Small kernels, each with another part of the simulator.
+/// Small kernels, each of which uses another part of the simulator.
 fn kernels() -> impl Iterator<Item = String> {
     let bodies = [
         "ld.global.u32 %r1, [%d3];\nmul.lo.u32 %r2, %r1, 3;\nadd.u32 %r2, %r2, %r0;\nst.global.u32 [%d3], %r2;",
@@ -147,7 +147,7 @@ fn kernels() -> impl Iterator<Item = String> {
     bodies.into_iter().map(module)
 }
 
-/// Small kernels, run with limits of steps and memory and without a limit of time.
+/// Small kernels, which the simulator runs with limits of steps and memory but without a deadline.
 pub const PTX_RUN: Target = Target {
     name: "ptx-run",
     words: WORDS,
@@ -171,7 +171,7 @@ pub const PTX_RUN: Target = Target {
                 dynamic_shared: if kernel.uses_dynamic_shared { 1024 } else { 0 },
                 params,
             };
-            // As `reel sim run` does, but with fewer steps.
+            // The limits are those of `reel sim run`, but with fewer steps.
             let limits = RunLimits { idle_steps: 500_000, deadline: None, memory_bytes: 256 << 20 };
             let options = ExecOptions { seed: random.next(), patience: 200_000, limits, ..ExecOptions::default() };
             let plan = CheckPlan { interleavings: 2, threads: 1, options, buffers: Vec::new() };
@@ -184,7 +184,8 @@ pub const PTX_RUN: Target = Target {
     },
 };
 
-/// Tensor maps: encoded, changed by `tensormap.replace`, decoded, and used.
+/// Tensor maps. A valid map is encoded, the input changes its fields as `tensormap.replace` does, and the result is
+/// decoded and used for a copy.
 pub const TENSOR_MAP: Target = Target {
     name: "tensor-map",
     words: &[],

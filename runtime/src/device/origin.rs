@@ -1,5 +1,5 @@
-//! Where a launch comes from: the op that asked for it, the layer of the model, and the thread of the host. Profiles
-//! and traces show it beside the launch.
+//! The origin of a launch: the op and the layer of the model that the launch belongs to. Profiles and traces show it
+//! beside the launch, together with the number of the host thread.
 //!
 //! Ops, layers and the tape set the origin of the launches that follow on their thread, until a guard is dropped:
 //!
@@ -37,7 +37,7 @@ thread_local! {
     static THREAD: OnceCell<usize> = const { OnceCell::new() };
 }
 
-/// The names of the host's threads that have a number.
+/// The names of the host threads that have a number, at the index of their number.
 static THREADS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Restores the earlier origin of this thread's launches when it is dropped.
@@ -50,7 +50,7 @@ impl Drop for OriginGuard {
     }
 }
 
-/// The origin of launches on this thread now.
+/// Returns the origin that launches on this thread have now.
 pub(crate) fn current_origin() -> LaunchOrigin {
     CURRENT.get()
 }
@@ -61,21 +61,21 @@ pub(crate) fn with_origin(origin: LaunchOrigin) -> OriginGuard {
     OriginGuard(CURRENT.replace(origin))
 }
 
-/// Launches on this thread belong to this layer until the guard is dropped.
+/// Sets the layer of this thread's launches until the guard is dropped.
 #[must_use]
 pub fn in_layer(stack: &'static str, index: usize) -> OriginGuard {
     with_origin(LaunchOrigin { layer: Some(LayerOrigin { stack, index }), ..current_origin() })
 }
 
-/// Launches on this thread belong to this op until the guard is dropped. An op that another op calls is part of the
-/// other one.
+/// Sets the op of this thread's launches until the guard is dropped. If an op calls another op, the launches of both
+/// belong to the calling op.
 #[must_use]
 pub fn in_op(op: &'static str) -> OriginGuard {
     let outer = current_origin();
     with_origin(if outer.op.is_empty() { LaunchOrigin { op, ..outer } } else { outer })
 }
 
-/// The number of this thread, from 0 in the order of first calls.
+/// Returns the number of this thread. Threads have the numbers 0, 1, … in the order of their first calls.
 pub fn host_thread_number() -> usize {
     THREAD.with(|number| {
         *number.get_or_init(|| {
@@ -88,7 +88,7 @@ pub fn host_thread_number() -> usize {
     })
 }
 
-/// The names of the threads that have called [`host_thread_number`], by their number.
+/// Returns the names of the threads that have called [`host_thread_number`], at the index of their number.
 pub fn host_thread_names() -> Vec<String> {
     threads().clone()
 }

@@ -35,7 +35,7 @@ pub struct HostCall {
     pub thread: usize,
     /// When the call began.
     pub start: Instant,
-    /// Seconds until it returned; the launch may run later.
+    /// Seconds until the call returned; the launch may run later.
     pub seconds: f64,
 }
 
@@ -46,13 +46,13 @@ pub struct LaunchEvent {
     pub name: &'static str,
     /// The part of the work that the launch belongs to, see [`Profiler::set_work_part`].
     pub part: &'static str,
-    /// The op and the layer that asked for the launch.
+    /// The op and the layer that the launch belongs to.
     pub origin: LaunchOrigin,
     /// The sizes among the launch's parameters, by name.
     pub sizes: Vec<(&'static str, u64)>,
     /// Operations and bytes, from the kernel's cost function.
     pub cost: Cost,
-    /// The host's call.
+    /// The call on the host that made the launch.
     pub host: HostCall,
     /// When the launch began, on the host's clock.
     pub start: Instant,
@@ -129,19 +129,19 @@ impl Profiler<'_> {
 
 /// A profiled launch whose time is not known yet.
 pub(super) struct LaunchRecord {
-    /// What the profiler collects about it: totals, timeline or both. The mode of the profiler may change before the
-    /// launch's time is known.
+    /// What the profiler collects about the launch: totals, timeline or both. The record keeps it, because the mode of
+    /// the profiler may change before the launch's time is known.
     mode: u8,
     event: LaunchEvent,
 }
 
 impl LaunchRecord {
-    /// Records that the host's call has returned.
+    /// Records that the call on the host has returned.
     pub(super) fn host_returned(&mut self) {
         self.event.host.seconds = self.event.host.start.elapsed().as_secs_f64();
     }
 
-    /// The launch, which began at `start` and took `seconds`.
+    /// Returns the launch with its time: it began at `start` and took `seconds`.
     pub(super) fn timed(self, start: Instant, seconds: f64) -> TimedLaunch {
         TimedLaunch { mode: self.mode, event: LaunchEvent { start, seconds, ..self.event } }
     }

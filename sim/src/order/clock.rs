@@ -361,8 +361,8 @@ pub struct VectorClock {
     /// The epochs whose mbarrier initialisations are visible here although `seen` may be lower: a thread fenced them
     /// with `fence.mbarrier_init`, and a relaxed cluster barrier or a release passed them on. `None` if there are none.
     fenced_inits: Option<ClockEpochs>,
-    /// The epochs whose loads are complete before this point although `seen` may be lower, because the warp executed
-    /// `wgmma.fence` after them. `None` if there are none.
+    /// The epochs whose loads are complete before this point although `seen` may be lower, because the loading warp
+    /// executed `wgmma.fence` after the loads. `None` if there are no such epochs.
     completed_loads: Option<ClockEpochs>,
 }
 

@@ -200,18 +200,19 @@ fn bits_of_opcode(i: &Instruction) -> Option<u32> {
     i.opcode.rsplit('.').find_map(Type::from_name).map(Type::bits)
 }
 
-/// What an address is computed from: a symbol, or registers whose sum it is, in ascending order; and an offset.
+/// What an address is computed from: a symbol plus an offset, or a sum of registers plus an offset. The registers
+/// are in ascending order.
 #[derive(Debug, PartialEq)]
 enum Origin {
     Symbol(AddressBase, i64),
     Sum(Vec<u32>, i64),
 }
 
-/// Maximum number of registers in an [`Origin::Sum`]; longer sums have no origin.
+/// Maximum number of registers in an [`Origin::Sum`]. An address that is a longer sum has no origin.
 const MAX_TERMS: usize = 16;
 
-/// For each register with one definition that only copies, converts or adds: the registers and the constant whose sum
-/// it is.
+/// The registers and the constant whose sum a register holds, for each register that only one instruction writes, if
+/// this instruction is a move, an address conversion (`cvta`) or a 64-bit addition.
 struct AddressOrigins {
     sums: HashMap<u32, (Vec<u32>, i64)>,
 }
@@ -235,12 +236,13 @@ impl AddressOrigins {
         AddressOrigins { sums }
     }
 
-    /// Returns what an address operand is computed from.
+    /// Returns what an address operand is computed from; `None` if this is unknown.
     fn origin(&self, operand: &Operand) -> Option<Origin> {
         let Operand::Address(base, offset) = operand else { return None };
         let AddressBase::Register(register) = base else { return Some(Origin::Symbol(base.clone(), *offset)) };
         let (mut terms, mut open, mut offset) = (Vec::new(), vec![*register], *offset);
-        // Definitions can form a cycle. Such registers have no origin; the bound on the steps ends the search.
+        // Registers can be computed from each other in a cycle. The limit of steps then ends the search, and the
+        // address has no origin.
         for _ in 0..4 * MAX_TERMS {
             let Some(register) = open.pop() else {
                 terms.sort_unstable();
@@ -330,7 +332,8 @@ mod tests {
         let reads = |load: &str| flow(&body(load)).cas_reads[1];
         assert!(reads("ld.global.u32 %r0, [%d1];"));
         assert!(reads("ld.u32 %r0, [%d0];"));
-        // Element %d2 of an array: one address is generic, the other one global.
+        // The load and the compare-and-swap access an array at offset %d2. The load computes its address from the
+        // generic address %d0 of the array, the compare-and-swap from the global address %d1.
         let element = |load: &str, cas: &str| {
             let body = format!(
                 "add.s64 %d3, %d2, %d0; {load} cvta.to.global.u64 %d1, %d0; add.s64 %d4, %d1, %d2; add.s64 %d4, %d4, 8;
@@ -342,7 +345,7 @@ mod tests {
         assert!(element("ld.global.cg.b32 %r0, [%d3];", "%d5"));
         assert!(!element("ld.global.cg.b32 %r0, [%d3];", "%d6"));
         assert!(!element("ld.global.cg.b32 %r0, [%d0+8];", "%d6"));
-        // %d4 has two definitions.
+        // Two instructions write %d4, so its origin is unknown.
         assert!(!element("ld.global.cg.b32 %r0, [%d3+8];", "%d4"));
         for other in [
             "ld.global.u32 %r0, [%d1+4];",

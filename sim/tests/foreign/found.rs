@@ -110,7 +110,8 @@ fn llm_c_layernorm_publishes_sums_without_a_fence() {
     assert_eq!(case(""), ["race"]);
 }
 
-/// Each block stores a partial sum and takes a ticket; the block with the last ticket adds the partial sums.
+/// Each block stores a partial sum and takes a ticket by an atomic; the block with the last ticket reads all partial
+/// sums. `before` and `after` are instructions before and after the atomic.
 fn last_block(before: &str, after: &str) -> Case {
     let body = format!(
         ".reg .b32 %r<9>; .reg .b64 %d<4>; .reg .pred %p<3>; .shared .b32 last;

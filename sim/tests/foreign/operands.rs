@@ -1,11 +1,11 @@
-//! Instructions with fewer operands than their opcode needs, in PTX that is cut or written by hand: each becomes an
-//! instruction that is not supported, which is reported where it is executed.
+//! Instructions with too few operands or with a wrong guard, as in PTX that was cut or written by hand. The decoder
+//! turns each into an unsupported instruction, which the simulator reports when it executes it.
 
 use reel_sim::program::Program;
 use std::fs;
 use std::path::Path;
 
-/// The PTX files in a folder of the tests.
+/// Returns the texts of the PTX files in a folder of this crate.
 fn corpus(folder: &str) -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -13,9 +13,9 @@ fn corpus(folder: &str) -> Vec<String> {
     files.map(|path| fs::read_to_string(path).unwrap()).collect()
 }
 
-/// A guard must be a predicate; another register has no entry among the predicates.
+/// The guard of an instruction must be a predicate register; %r50 is a register of another type.
 #[test]
-fn a_guard_that_is_no_predicate_is_named() {
+fn guard_that_is_not_a_predicate_makes_an_instruction_unsupported() {
     let text =
         ".version 8.0 .target sm_90a .address_size 64 .entry k() { .reg .b32 %r<60>; @%r50 mov.u32 %r1, 1; ret; }";
     let program = Program::parse(text).unwrap();
@@ -25,9 +25,10 @@ fn a_guard_that_is_no_predicate_is_named() {
     assert!(format!("{:?}", instruction.op).contains("the guard is not a predicate"), "{:?}", instruction.op);
 }
 
-/// Every instruction of the corpus, which has most opcodes, is decoded with its first operands only.
+/// The decoder must not panic on any instruction of the test PTX, which has most opcodes, if the instruction has only
+/// its first 0 to 3 operands.
 #[test]
-fn instructions_without_their_operands_are_decoded() {
+fn decoder_does_not_panic_on_too_few_operands() {
     let texts: Vec<String> = ["tests/corpus_async", "src/ptx/testdata"].into_iter().flat_map(corpus).collect();
     assert!(texts.len() > 8);
     for kept in 0..4 {
@@ -38,7 +39,7 @@ fn instructions_without_their_operands_are_decoded() {
             }
             let Ok(program) = Program::from_module(module) else { continue };
             for name in program.kernel_names() {
-                // A function that is not called by name cannot be found; everything else decodes.
+                // A `call` that has lost the name of its function is an error; every other instruction is decoded.
                 if let Err(e) = program.kernel(name) {
                     assert!(!e.to_string().is_empty());
                 }
@@ -48,7 +49,7 @@ fn instructions_without_their_operands_are_decoded() {
 }
 
 #[test]
-fn one_missing_operand_is_named() {
+fn unsupported_instruction_names_its_missing_operand() {
     for (instruction, missing) in
         [("cp.async.ca.shared.global", 1), ("mbarrier.init.shared.b64 [%r0]", 2), ("mapa.u32 %r0", 2)]
     {

@@ -267,11 +267,11 @@ fn wgmma_fence_completes_the_loads_of_its_warp_but_not_the_stores() {
         let case = signal_by_one_lane(load, reuse);
         assert_eq!(case.kinds(), [""; 0], "{reuse}");
         assert_eq!(case.without("fence").kinds()[0], "race", "{reuse}");
-        // The load after the fence is not complete when the lane signals.
+        // A load after the fence may not be complete when the lane signals.
         let late = signal_by_one_lane("", reuse).replace("// fence", &format!("{load} // fence"));
         assert_eq!(late.kinds()[0], "race", "{reuse}");
     }
-    // Stores need a barrier.
+    // `wgmma.fence` does not order stores, so these accesses race: they need a barrier.
     assert_eq!(signal_by_one_lane(store, "ld.shared.u32 %r6, [%r3+8];").kinds(), ["race"]);
     assert_eq!(signal_by_one_lane(store, "st.shared.u32 [%r3+8], 7;").kinds(), ["race"]);
 }
