@@ -68,7 +68,7 @@ fn add_ops(page: &mut Page, measured: &MeasuredRounds) {
     let mut rows: Vec<&OpTime> = measured.ops.iter().collect();
     rows.sort_by(|a, b| lost(b).total_cmp(&lost(a)).then_with(|| a.op.cmp(b.op)));
     page.add(&format!("<h2>Time of {:.3} ms by op</h2>\n", seconds * 1e3));
-    page.add("<p>The area of a dot is the time that the op loses, which also sorts the table.</p>\n");
+    page.add("<p>The larger a dot, the more time its op loses. The lost time also sorts the table.</p>\n");
     let point = |row: &&OpTime| {
         let time = KernelPoint { flops: row.flops, bytes: row.bytes, floor: row.floor, seconds: Some(row.seconds) };
         roofline_point(row.op, ceilings, time)

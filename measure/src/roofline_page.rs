@@ -148,8 +148,8 @@ fn render(machine: &MachineSpec, mut rows: Vec<PageRow>, others: Vec<PageRow>) -
     let mut page = Page::new(&format!("Kernels on the roofline of {}", machine.name.to_uppercase()));
     let what = match is_measured {
         true => {
-            "Dots: measured kernels. The distance to the roof above is the possible speedup; the area of a dot is the \
-             time that the kernel loses, which also sorts the table."
+            "Dots: measured kernels. The distance to the roof above is the possible speedup; the larger a dot, \
+             the more time its kernel loses. The lost time also sorts the table."
         }
         false => {
             "Dots: modelled times, not measured: the least time that a kernel's floating-point operations and memory \
