@@ -25,7 +25,7 @@ Example:
     {\"role\": \"assistant\", \"content\": \"4\"}]}]' > rows.json
   reel sft --model tiny --data rows.json --out run --max-steps 5
   reel report run
-  reel sft --model tiny --data rows.json --out run2 --max-steps 5 --learning-rate 1e-4
+  reel sft --model tiny --data rows.json --out run2 --max-steps 5 --seed 1
   reel report run run2 --out compare.html")]
 pub struct ReportArgs {
     /// Output folder of the run (its --out); the run may still be going on. Up to 8 runs share one page

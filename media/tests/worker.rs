@@ -298,8 +298,9 @@ fn worker_dies_with_its_caller() {
     let mut caller = Command::new(me()).arg("__decode-and-wait").arg(&video).env(PIPE, &pipe).spawn().unwrap();
     let server = until(|| child_of(caller.id()));
     let worker = until(|| child_of(server));
-    // Waits until the worker blocks on the pipe. By then it has asked the kernel to kill it when its caller ends.
-    until(|| std::fs::read_to_string(format!("/proc/{worker}/wchan")).ok().filter(|w| w.contains("fifo") || w == "0"));
+    // Waits until the worker sleeps, because it opens the pipe. By then it has asked the kernel to kill it when its
+    // server ends.
+    until(|| (state(worker) == Some('S')).then_some(()));
     std::thread::sleep(Duration::from_millis(100));
     caller.kill().unwrap();
     caller.wait().unwrap();
@@ -366,6 +367,11 @@ fn children_of(parent: u32) -> Vec<u32> {
 
 /// Whether the process is running: it exists and is not a zombie.
 fn alive(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+    state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// The letter of a process's state in /proc: R (running), S (sleeping), Z (zombie), …; `None` if it does not exist.
+fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(") ").next()?.chars().next()
 }

@@ -256,6 +256,6 @@ mod tests {
         let good = json!({"normalizer": sequence(vec![replace(""), replace(" "), replace("▁")]), "model": {"vocab": {}},
             "pre_tokenizer": split(PUBLISHED[0]), "post_processor": null});
         assert_eq!(check_components(good.to_string().as_bytes()), Ok(()));
-        assert_eq!(check_components(b"{"), Ok(()));
+        assert_eq!(check_components(b"{").unwrap_err().0, "content");
     }
 }
