@@ -202,17 +202,25 @@ fn bank_use(addresses: &[u32], lanes: u32, bytes: u32) -> BankUse {
     if taken.count_ones() as usize == n {
         return BankUse { passes: 1, words: n as u64 };
     }
-    words.sort_unstable();
-    let mut banks = [0u8; 32];
-    let (mut distinct, mut last) = (0, u32::MAX);
-    for &mut word in words {
-        if word != last {
-            banks[(word % 32) as usize] += 1;
-            distinct += 1;
-            last = word;
+    // For each bank, a list of its different words: `newest` is the index of the last one in `words`, `older[i]` the
+    // index of the one before `words[i]`.
+    const NONE: u8 = u8::MAX;
+    let (mut newest, mut older, mut counts) = ([NONE; 32], [NONE; 32], [0u8; 32]);
+    for i in 0..n {
+        let bank = (words[i] % 32) as usize;
+        let mut at = newest[bank];
+        while at != NONE && words[at as usize] != words[i] {
+            at = older[at as usize];
+        }
+        if at == NONE {
+            older[i] = newest[bank];
+            newest[bank] = i as u8;
+            counts[bank] += 1;
         }
     }
-    BankUse { passes: banks.iter().copied().max().unwrap_or(0) as u64, words: distinct }
+    let (passes, distinct) =
+        counts.iter().fold((0, 0), |(most, all), &count| (most.max(count), all + u64::from(count)));
+    BankUse { passes: u64::from(passes), words: distinct }
 }
 
 #[cfg(test)]
@@ -250,5 +258,17 @@ mod tests {
         assert_eq!(counts(&row(&|l| 4 * (l ^ 33)), u32::MAX, 4), (1, 1));
         assert_eq!(counts(&row(&|l| 4 * (l ^ 5) + 128 * (l / 16)), 0xffff_0fff, 4), (1, 1));
         assert_eq!(counts(&row(&|l| 8 * (l ^ 1)), u32::MAX, 4), (2, 1));
+    }
+    proptest::proptest! {
+        #[test]
+        fn a_bank_needs_one_pass_for_each_of_its_words(words in proptest::collection::vec(0u32..100, 32), lanes: u32) {
+            let accessed: std::collections::BTreeSet<u32> =
+                (0..32).filter(|lane| lanes >> lane & 1 == 1).map(|lane| words[lane as usize]).collect();
+            let in_bank = |bank| accessed.iter().filter(|&word| word % 32 == bank).count() as u64;
+            let addresses: Vec<u32> = words.iter().map(|word| 4 * word).collect();
+            let counted = bank_use(&addresses, lanes, 4);
+            proptest::prop_assert_eq!(counted.words, accessed.len() as u64);
+            proptest::prop_assert_eq!(counted.passes, (0..32).map(in_bank).max().unwrap_or(0).max(u64::from(lanes == 0)));
+        }
     }
 }
