@@ -1,14 +1,24 @@
 //! Assigns PTX registers to rows of a call frame (a row holds 32 bits for each lane). Compilers use a new register
-//! for nearly every value, thousands per function. Registers that are used in only one basic block share rows, so
-//! that a simulated warp's registers fit into the CPU's caches.
+//! for nearly every value, thousands per function. Registers that are not live at the same time share rows, so that a
+//! simulated warp's registers fit into the CPU's caches.
 //!
-//! A register shares rows only if an unguarded write comes before every use in its block. Reads of registers that
-//! were never written are therefore still detected, and each register keeps its value in every lane until its last
-//! use.
+//! A register is live at an instruction if some path from there reads it before an unguarded write.
+//!
+//! ```text
+//! liveness of the basic blocks                        # live_in = read first | live_out & !written
+//! life of a register = from the first to the last instruction at which it is live or used
+//! for each instruction in order: take a free row for each life that begins here; free the rows of those that end
+//! ```
+//!
+//! A register that is live at the function's entry may be read before it is written; it keeps its row alone, so that
+//! such reads are detected. All other registers are written before each read, on every path, so each keeps its value
+//! in every lane until its last use: a row's lanes are only written by their own lane, and a lane follows one path.
 
 use super::uses::{collect_registers, destination_count, is_register_copy};
-use crate::ptx::ast::{Function, Operand, Type};
+use crate::ptx::ast::{Function, Instruction, Operand, Type};
+use crate::ptx::cfg::successors;
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// Returns the number of register-file rows (32 bits per lane) that a register of type `ty` takes.
 pub fn register_row_count(ty: Type) -> u8 {
@@ -19,14 +29,12 @@ pub fn register_row_count(ty: Type) -> u8 {
     }
 }
 
-/// The range of instructions in which a register is used.
+/// Where a register must keep its value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Life {
-    /// Not used so far.
-    Unseen,
-    /// Used in basic block `block` only, from instruction `first` to instruction `last`.
-    Within { block: usize, first: usize, last: usize },
-    /// Used in several basic blocks, by a call or by an asynchronous wgmma: must not share its rows.
+    /// From instruction `first` to instruction `last`.
+    Range { first: usize, last: usize },
+    /// In the whole function: the register is unused, live at the entry, or used by a call or by an asynchronous wgmma.
     Own,
 }
 
@@ -50,11 +58,11 @@ pub(super) fn assign_rows(function: &Function) -> RowAssignment {
     let (mut begin, mut end) = (vec![Vec::new(); function.body.len()], vec![Vec::new(); function.body.len()]);
     for r in (0..lives.len()).filter(|&r| is_row(r)) {
         match lives[r] {
-            Life::Within { first, last, .. } => {
+            Life::Range { first, last } => {
                 begin[first].push(r);
                 end[last].push(r);
             }
-            Life::Unseen | Life::Own => rows[r] = fresh(width(r)),
+            Life::Own => rows[r] = fresh(width(r)),
         }
     }
     let mut free: HashMap<u8, Vec<u32>> = HashMap::new();
@@ -70,35 +78,150 @@ pub(super) fn assign_rows(function: &Function) -> RowAssignment {
 }
 
 fn lives(function: &Function) -> Vec<Life> {
-    let mut lives = vec![Life::Unseen; function.registers.len()];
+    let uses: Vec<RegisterUses> = function.body.iter().map(|i| RegisterUses::new(function, i)).collect();
+    let blocks = basic_blocks(function);
+    let count = function.registers.len();
+    let mut own = vec![false; count];
     for p in function.params.iter().chain(&function.returns) {
-        p.register.into_iter().for_each(|r| lives[r as usize] = Life::Own);
+        p.register.into_iter().for_each(|r| own[r as usize] = true);
     }
-    let leads = begins_basic_block(function);
     let wgmma = function.body.iter().any(|i| i.opcode.starts_with("wgmma."));
-    let mut block = 0;
-    for (at, i) in function.body.iter().enumerate() {
-        block += usize::from(leads[at]);
+    // The first and the last instruction that use a register.
+    let mut ranges: Vec<Option<(usize, usize)>> = vec![None; count];
+    for (at, (i, uses)) in function.body.iter().zip(&uses).enumerate() {
+        // A call writes its results when the callee returns, and wgmma accesses registers asynchronously.
+        let named =
+            i.opcode.starts_with("call") || wgmma && (i.opcode.starts_with("wgmma.") || is_register_copy(function, i));
+        for &r in uses.reads.iter().chain(&uses.writes) {
+            own[r as usize] |= named;
+            let (first, _) = ranges[r as usize].unwrap_or((at, at));
+            ranges[r as usize] = Some((first, at));
+        }
+    }
+    let liveness = Liveness::new(function, &uses, &blocks, &own);
+    for (block, range) in blocks.iter().enumerate() {
+        for r in registers_in(&liveness.live_in[block], &liveness.candidates) {
+            own[r] |= block == 0;
+            extend(&mut ranges[r], range.start);
+        }
+        for r in registers_in(&liveness.live_out[block], &liveness.candidates) {
+            extend(&mut ranges[r], range.end - 1);
+        }
+    }
+    let life = |(range, own): (Option<(usize, usize)>, bool)| match range {
+        Some((first, last)) if !own => Life::Range { first, last },
+        _ => Life::Own,
+    };
+    ranges.into_iter().zip(own).map(life).collect()
+}
+
+/// Extends a range of instructions so that it contains `at`.
+fn extend(range: &mut Option<(usize, usize)>, at: usize) {
+    let (first, last) = range.unwrap_or((at, at));
+    *range = Some((first.min(at), last.max(at)));
+}
+
+/// The registers that an instruction uses, without predicates.
+struct RegisterUses {
+    reads: Vec<u32>,
+    writes: Vec<u32>,
+    /// True if the writes happen in every lane that is at the instruction.
+    is_unguarded: bool,
+}
+
+impl RegisterUses {
+    fn new(function: &Function, i: &Instruction) -> RegisterUses {
         let (mut reads, mut writes) = (Vec::new(), Vec::new());
         let written = destination_count(i);
         i.operands[..written].iter().for_each(|o| collect_registers(function, o, &mut writes, &mut reads));
         let mut addresses = Vec::new();
         i.operands[written..].iter().for_each(|o| collect_registers(function, o, &mut reads, &mut addresses));
         reads.append(&mut addresses);
-        // A call writes its results when the callee returns, and wgmma accesses registers asynchronously, so these
-        // registers must not share rows.
-        let named =
-            i.opcode.starts_with("call") || wgmma && (i.opcode.starts_with("wgmma.") || is_register_copy(function, i));
-        for (r, writes) in reads.iter().map(|r| (*r, false)).chain(writes.iter().map(|r| (*r, true))) {
-            let life = &mut lives[r as usize];
-            *life = match *life {
-                Life::Unseen if writes && i.guard.is_none() && !named => Life::Within { block, first: at, last: at },
-                Life::Within { block: b, first, .. } if b == block && !named => Life::Within { block, first, last: at },
-                _ => Life::Own,
-            };
-        }
+        RegisterUses { reads, writes, is_unguarded: i.guard.is_none() }
     }
-    lives
+}
+
+/// A set of registers: bit n stands for the n-th candidate.
+type RegisterSet = Vec<u64>;
+
+/// Returns the registers of a set.
+fn registers_in<'a>(set: &'a RegisterSet, candidates: &'a [usize]) -> impl Iterator<Item = usize> + 'a {
+    candidates.iter().enumerate().filter(|(n, _)| set[n / 64] >> (n % 64) & 1 == 1).map(|(_, &register)| register)
+}
+
+/// Which registers are live at the start and at the end of each basic block.
+struct Liveness {
+    /// The registers that may be live at the start of a block: the others are written before each use in their only
+    /// block.
+    candidates: Vec<usize>,
+    live_in: Vec<RegisterSet>,
+    live_out: Vec<RegisterSet>,
+}
+
+impl Liveness {
+    /// Computes the liveness of all registers except those in `own`.
+    fn new(function: &Function, uses: &[RegisterUses], blocks: &[Range<usize>], own: &[bool]) -> Liveness {
+        const NONE: usize = usize::MAX;
+        let mut block_of_uses = vec![NONE; own.len()];
+        let mut is_candidate = vec![false; own.len()];
+        for (block, range) in blocks.iter().enumerate() {
+            for uses in &uses[range.clone()] {
+                let first_is_write = |r: &u32| uses.is_unguarded && !uses.reads.contains(r);
+                for r in uses.reads.iter().chain(&uses.writes) {
+                    let (r, defined) = (*r as usize, first_is_write(r));
+                    is_candidate[r] |= match block_of_uses[r] {
+                        NONE => !defined,
+                        other => other != block,
+                    };
+                    block_of_uses[r] = block;
+                }
+            }
+        }
+        let candidates: Vec<usize> = (0..own.len()).filter(|&r| is_candidate[r] && !own[r]).collect();
+        let mut index = vec![NONE; own.len()];
+        candidates.iter().enumerate().for_each(|(n, &r)| index[r] = n);
+
+        let empty = || vec![vec![0u64; candidates.len().div_ceil(64)]; blocks.len()];
+        let (mut live_in, mut live_out, mut written) = (empty(), empty(), empty());
+        for (block, range) in blocks.iter().enumerate() {
+            for uses in &uses[range.clone()] {
+                let known = |r: &u32| Some(index[*r as usize]).filter(|&n| n != NONE);
+                for n in uses.reads.iter().filter_map(known) {
+                    live_in[block][n / 64] |= !written[block][n / 64] & 1 << (n % 64);
+                }
+                for n in uses.writes.iter().filter_map(known).filter(|_| uses.is_unguarded) {
+                    written[block][n / 64] |= 1 << (n % 64);
+                }
+            }
+        }
+        let block_at: HashMap<usize, usize> = blocks.iter().enumerate().map(|(n, range)| (range.start, n)).collect();
+        let after = |range: &Range<usize>| successors(function, range.end as u32 - 1);
+        let successors: Vec<Vec<usize>> = blocks
+            .iter()
+            .map(|range| after(range).into_iter().filter_map(|at| block_at.get(&(at as usize)).copied()).collect())
+            .collect();
+        let mut changed = true;
+        while changed {
+            changed = false;
+            for block in (0..blocks.len()).rev() {
+                for word in 0..live_in[block].len() {
+                    let out = successors[block].iter().fold(0, |out, &next| out | live_in[next][word]);
+                    let before = live_in[block][word] | out & !written[block][word];
+                    changed |= before != live_in[block][word];
+                    (live_in[block][word], live_out[block][word]) = (before, out);
+                }
+            }
+        }
+        Liveness { candidates, live_in, live_out }
+    }
+}
+
+/// Returns the instructions of each basic block, in order.
+fn basic_blocks(function: &Function) -> Vec<Range<usize>> {
+    let leads = begins_basic_block(function);
+    let mut starts: Vec<usize> = (0..function.body.len()).filter(|&at| leads[at]).collect();
+    starts.push(function.body.len());
+    starts.windows(2).map(|pair| pair[0]..pair[1]).collect()
 }
 
 /// Returns, for each instruction, whether it begins a basic block.
@@ -150,7 +273,16 @@ mod tests {
     }
 
     #[test]
-    fn registers_that_may_be_undefined_or_leave_the_block_do_not_share_rows() {
+    fn registers_share_rows_across_blocks_once_their_values_are_read() {
+        let [a, b, c, d] = rows(
+            "mov.b32 %r1, 1;\n@%p1 bra L;\nadd.s32 %r1, %r1, 1;\nL:\nadd.s32 %r2, %r1, 1;\n@%p1 bra M;\nadd.s32 %r2, %r2, 1;\n\
+             M:\nadd.s32 %r3, %r2, 1;\n@%p1 bra N;\nadd.s32 %r3, %r3, 1;\nN:\nadd.s32 %r4, %r3, 1;",
+        );
+        assert!(a != b && b != c && a == c && b == d);
+    }
+
+    #[test]
+    fn registers_that_may_be_undefined_or_hold_a_value_do_not_share_rows() {
         let distinct = |body: &str| {
             let mut all = rows(body).to_vec();
             all.sort_unstable();
@@ -158,8 +290,10 @@ mod tests {
             assert_eq!(all.len(), 4, "{body}");
         };
         // Registers that must not share rows, one case per line: a guarded first write, a read before the write, a
-        // use in another basic block, a loop.
-        distinct("@%p1 mov.b32 %r1, 1;\nadd.s32 %r2, %r1, 1;\n@%p1 mov.b32 %r3, 1;\n@%p1 mov.b32 %r4, %r3;");
+        // write that some path leaves out, a loop that reads the value of the round before.
+        distinct(
+            "@%p1 mov.b32 %r1, 1;\nadd.s32 %r2, %r1, 1;\n@%p1 mov.b32 %r3, 1;\n@%p1 mov.b32 %r4, %r3;\nadd.s32 %r5, %r2, %r4;",
+        );
         distinct("add.s32 %r1, %r1, 1;\nadd.s32 %r2, %r2, 1;\nadd.s32 %r3, %r3, 1;\nadd.s32 %r4, %r4, 1;");
         distinct(
             "mov.b32 %r1, 1;\nmov.b32 %r2, 1;\n@%p1 bra L;\nmov.b32 %r3, %r1;\nmov.b32 %r4, %r2;\nL:\nadd.s32 %r5, %r3, %r4;",
@@ -170,14 +304,20 @@ mod tests {
     }
 
     proptest! {
-        /// In random code with labels, two registers never share a row while both hold a value that is still to be
-        /// read.
+        /// On a random path through random code, two registers never share a row while both hold a value that is still
+        /// to be read.
         #[test]
-        fn no_row_holds_two_live_values(code in prop::collection::vec((0u32..9, 0u32..9, 0u32..5, 0u32..5, 0u32..8), 1..40)) {
+        fn no_row_holds_two_live_values(
+            code in prop::collection::vec((0u32..9, 0u32..9, 0u32..5, 0u32..5, 0u32..8), 1..40),
+            taken in prop::collection::vec(any::<bool>(), 200),
+        ) {
             let mut body = String::new();
             for (n, (to, from, wide, other, what)) in code.iter().enumerate() {
+                if n.is_multiple_of(4) {
+                    body += &format!("L{n}:\n");
+                }
                 body += &match what {
-                    0 => format!("@%p1 bra L{n};\nL{n}:\n"),
+                    0 => format!("@%p1 bra L{};\n", *to as usize * 4 % code.len().next_multiple_of(4)),
                     1 => format!("@%p1 mov.b32 %r{to}, %r{from};\n"),
                     2 => format!("cvt.u64.u32 %d{wide}, %r{from};\n"),
                     3 => format!("add.s64 %d{wide}, %d{other}, 1;\n"),
@@ -187,10 +327,11 @@ mod tests {
             }
             let function = function(&body);
             let RowAssignment { first_rows: rows, total_rows: total } = assign_rows(&function);
-            // For each register-file row, the register whose write it holds when the code runs straight through,
-            // without a taken branch.
+            // For each register-file row, the register whose write it holds.
             let mut holds: Vec<Option<u32>> = vec![None; total as usize];
-            for i in &function.body {
+            let mut at = 0;
+            for taken in taken {
+                let Some(i) = function.body.get(at as usize) else { break };
                 let (mut reads, mut writes, mut none) = (Vec::new(), Vec::new(), Vec::new());
                 let written = destination_count(i);
                 i.operands[..written].iter().for_each(|o| collect_registers(&function, o, &mut writes, &mut none));
@@ -205,9 +346,14 @@ mod tests {
                         prop_assert!(writes.iter().all(|&w| w == r || !places(w).contains(&row)), "{body}");
                     }
                 }
-                for w in writes {
-                    places(w).for_each(|row| holds[row as usize] = Some(w));
+                if i.guard.is_none() || taken {
+                    for w in writes {
+                        places(w).for_each(|row| holds[row as usize] = Some(w));
+                    }
                 }
+                let next = successors(&function, at);
+                let Some(first) = next.first() else { break };
+                at = if taken { *first } else { *next.last().expect("it has a first element") };
             }
         }
     }
