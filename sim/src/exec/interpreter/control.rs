@@ -89,7 +89,7 @@ pub fn call(cx: &mut InstructionContext, memory: &mut MemorySystem, call: &Call)
     let mut rest = *cx.fragment;
     let join = cx.warp.push_reconvergence_point(join);
     let block = &cx.grid.blocks[cx.warp.slot];
-    let frame = enter_function(&cx.grid.context, block, cx.warp, function, Some((parent, next)), mask);
+    let frame = enter_function(&cx.grid.context, block, cx.warp, function, Some((parent, next)), mask, None);
     let callee = &cx.grid.context.kernel.functions[function as usize];
     for (from, to) in call.args.iter().zip(&callee.formals) {
         copy_argument(cx.warp, (parent, *from), (frame, *to), mask);

@@ -8,10 +8,12 @@ use crate::exec::state::block::Block;
 use crate::exec::state::warp::{CallFrame, Warp, initial_registers};
 use crate::program::PerWarpValue;
 use crate::program::op::CallArgument;
+use crate::regs::Registers;
 use std::collections::HashMap;
 
 /// Adds a frame (the registers of one call of a function) for a function that `lanes` of a warp enter. `parent` is
-/// the caller's frame and the return address. Returns the index of the new frame.
+/// the caller's frame and the return address. `spare` are registers of an earlier frame of the same function. Returns
+/// the index of the new frame.
 pub fn enter_function(
     context: &GridContext,
     block: &Block,
@@ -19,10 +21,11 @@ pub fn enter_function(
     function: u32,
     parent: Option<(u32, u32)>,
     lanes: u32,
+    spare: Option<Registers>,
 ) -> u32 {
     let code = &context.kernel.functions[function as usize];
     let local_base = warp.grow_local_memory(code.local_bytes);
-    let mut regs = initial_registers(code);
+    let mut regs = initial_registers(code, spare);
     for value in &code.per_warp_values {
         match *value {
             PerWarpValue::Special { slot, which, wide } => {

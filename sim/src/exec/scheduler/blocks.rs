@@ -6,10 +6,11 @@ use crate::exec::grid_context::{GridContext, coordinates_of_index};
 use crate::exec::interpreter::enter_function;
 use crate::exec::residency;
 use crate::exec::state::barrier::{BlockBarrier, ClusterBarrier};
-use crate::exec::state::block::{Block, BlockTable};
+use crate::exec::state::block::{Block, BlockTable, SpareMemory};
 use crate::exec::state::warp::{FragmentState, NO_RECONVERGENCE_POINT, Warp, WarpFragment};
 use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::order::{MemorySpace, ShadowMemory, VectorClock, WarpClocks};
+use crate::regs::Registers;
 use std::collections::BTreeMap;
 
 impl Scheduler {
@@ -59,9 +60,12 @@ fn new_block(context: &GridContext, blocks: &mut BlockTable, at: [u32; 3], rank:
     let [gx, gy, _] = launch.grid;
     let index = context.first_block + at[0] + gx * (at[1] + gy * at[2]);
     let shared_bytes = (kernel.dynamic_shared - FIRST_SHARED_ADDRESS + launch.dynamic_shared) as usize;
-    let (mut shared, mut shadow) = blocks.take_spare_memory().unwrap_or_else(|| {
-        (vec![0xa5; shared_bytes], ShadowMemory::new(MemorySpace::Shared, shared_bytes as u64, false))
-    });
+    let SpareMemory { mut shared, mut shadow, mut registers } =
+        blocks.take_spare_memory().unwrap_or_else(|| SpareMemory {
+            shared: vec![0xa5; shared_bytes],
+            shadow: ShadowMemory::new(MemorySpace::Shared, shared_bytes as u64, false),
+            registers: Vec::new(),
+        });
     if let Some((start, end)) = kernel.group_scratch {
         let [start, end] = [start, end].map(|address| address - FIRST_SHARED_ADDRESS);
         shared[start as usize..end as usize].fill(0);
@@ -95,19 +99,21 @@ fn new_block(context: &GridContext, blocks: &mut BlockTable, at: [u32; 3], rank:
     for w in 0..warps {
         let partial = w == warps - 1 && !threads.is_multiple_of(32);
         let lanes = if partial { (1 << (threads % 32)) - 1 } else { u32::MAX };
-        let warp = new_warp(context, &block, (slot, w), lanes, max_registers);
+        let warp = new_warp(context, &block, (slot, w), lanes, max_registers, registers.pop());
         block.warps.push(Some(Box::new(warp)));
     }
     block
 }
 
-/// Creates a warp whose lanes stand at the first instruction of the kernel.
+/// Creates a warp whose lanes stand at the first instruction of the kernel. `spare` are registers of a warp that has
+/// ended.
 fn new_warp(
     context: &GridContext,
     block: &Block,
     (slot, index): (u32, u32),
     lanes: u32,
     max_registers: Option<u32>,
+    spare: Option<Registers>,
 ) -> Warp {
     let mut warp = Warp {
         index,
@@ -130,7 +136,7 @@ fn new_warp(
         idle_turns: 0,
         passes: 0,
     };
-    enter_function(context, block, &mut warp, 0, None, lanes);
+    enter_function(context, block, &mut warp, 0, None, lanes, spare);
     warp.fragments.push(WarpFragment {
         pc: 0,
         mask: lanes,

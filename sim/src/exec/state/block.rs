@@ -5,6 +5,7 @@ use super::mbarrier::{MbarrierLocation, MbarrierObject};
 use super::warp::Warp;
 use super::wgmma::Warpgroup;
 use crate::order::ShadowMemory;
+use crate::regs::Registers;
 use std::collections::BTreeMap;
 use std::ops::{Index, IndexMut};
 
@@ -61,8 +62,18 @@ impl Block {
 #[derive(Debug, Default)]
 pub struct BlockTable {
     slots: Vec<Option<Box<Block>>>,
-    /// Shared memory and shadow memory of blocks that have ended, for reuse by later blocks.
-    spare: Vec<(Vec<u8>, ShadowMemory)>,
+    spare: Vec<SpareMemory>,
+}
+
+/// Memory of a block that has ended, for reuse by a later block.
+#[derive(Debug)]
+pub struct SpareMemory {
+    /// The bytes of shared memory.
+    pub shared: Vec<u8>,
+    /// Shadow memory of the shared memory, all of it marked as unwritten.
+    pub shadow: ShadowMemory,
+    /// Registers of the kernel's frames, one entry per warp at most. They have the values of the ended block.
+    pub registers: Vec<Registers>,
 }
 
 impl BlockTable {
@@ -104,15 +115,17 @@ impl BlockTable {
         if let Some(block) = self.slots[slot as usize].take()
             && self.spare.len() < 8
         {
-            self.spare.push((block.shared, block.shadow));
+            let kernel_frame = |mut warp: Box<Warp>| Some(warp.frames.first_mut()?.take()?.regs);
+            let registers = block.warps.into_iter().flatten().filter_map(kernel_frame).collect();
+            self.spare.push(SpareMemory { shared: block.shared, shadow: block.shadow, registers });
         }
     }
 
-    /// Returns shared memory and shadow memory of a block that has ended, all of it marked as unwritten.
-    pub fn take_spare_memory(&mut self) -> Option<(Vec<u8>, ShadowMemory)> {
-        let (bytes, mut shadow) = self.spare.pop()?;
-        shadow.reset(false);
-        Some((bytes, shadow))
+    /// Returns the memory of a block that has ended.
+    pub fn take_spare_memory(&mut self) -> Option<SpareMemory> {
+        let mut memory = self.spare.pop()?;
+        memory.shadow.reset(false);
+        Some(memory)
     }
 
     /// Returns the mbarrier object at a location; `None` if no mbarrier was initialised there.

@@ -19,7 +19,7 @@ use super::copies::WarpCopies;
 use super::wgmma::WarpWgmma;
 use crate::order::WarpClocks;
 use crate::program::FunctionCode;
-use crate::regs::{Registers, UnwrittenSource};
+use crate::regs::{RegisterRow, Registers, UnwrittenSource};
 use std::collections::HashMap;
 
 /// Value of [`WarpFragment::join`] for a fragment that has no reconvergence point (join).
@@ -454,17 +454,29 @@ impl Warp {
     }
 }
 
-/// Creates the registers of a new frame: constants have their values, all other registers are undefined.
-pub fn initial_registers(code: &FunctionCode) -> Registers {
-    let mut undefined = vec![0u32; code.template.len()];
-    undefined[..code.register_rows as usize].fill(u32::MAX);
-    let mut undefined_predicates = vec![0u32; code.predicate_template.len()];
-    undefined_predicates[..code.register_predicates as usize].fill(u32::MAX);
-    Registers {
-        rows: code.template.clone(),
-        undefined,
-        predicates: code.predicate_template.clone(),
-        undefined_predicates,
-        unwritten: HashMap::new(),
-    }
+/// Creates the registers of a new frame: constants have their values; all other registers are zero and undefined.
+/// Uses the memory of `spare`, the registers of an earlier frame of the same function: a large frame then needs no new
+/// memory, and its constants are in place, because no instruction writes them.
+pub fn initial_registers(code: &FunctionCode, spare: Option<Registers>) -> Registers {
+    let register_rows = code.register_rows as usize;
+    let mut regs = match spare {
+        Some(mut spare) => {
+            spare.rows[..register_rows].fill(RegisterRow([0; 32]));
+            spare.unwritten.clear();
+            spare
+        }
+        None => Registers {
+            rows: code.template.clone(),
+            undefined: vec![0; code.template.len()],
+            undefined_predicates: vec![0; code.predicate_template.len()],
+            ..Registers::default()
+        },
+    };
+    regs.predicates.clone_from(&code.predicate_template);
+    regs.undefined[..register_rows].fill(u32::MAX);
+    regs.undefined[register_rows..].fill(0);
+    let register_predicates = code.register_predicates as usize;
+    regs.undefined_predicates[..register_predicates].fill(u32::MAX);
+    regs.undefined_predicates[register_predicates..].fill(0);
+    regs
 }
