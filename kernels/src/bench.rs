@@ -9,6 +9,7 @@
 use crate::catalogue::ExampleCall;
 use crate::cuda::blas::{Blas, WORKSPACE_BYTES};
 use crate::cuda::{Buffer, CudaError, Gpu};
+use crate::large_pages::LargeArray;
 use crate::launch::{KernelLaunch, ParamField};
 use crate::matmul::Matmul;
 use crate::{Addr, Team, linear_log_prob, matmul, paged_attention};
@@ -139,11 +140,11 @@ pub fn time_call_on_cpu(team: &Team, example: &ExampleCall, runs: usize) -> RunT
 /// Times `runs` calls of `work` after one warm-up call and returns their seconds, shortest first. Caches are
 /// overwritten before each call.
 fn each_run_on_cpu(runs: usize, mut work: impl FnMut()) -> Vec<f64> {
-    let mut flush = vec![0u8; FLUSH];
+    let mut flush = LargeArray::zeroed(FLUSH).expect("the system has 256 MiB for a measurement");
     let mut seconds = Vec::new();
     for run in 0..runs + 1 {
         flush.fill(std::hint::black_box(run as u8));
-        std::hint::black_box(&flush);
+        std::hint::black_box(&*flush);
         let begun = Instant::now();
         work();
         if run > 0 {

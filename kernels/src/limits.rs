@@ -5,6 +5,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use crate::large_pages::LargeArray;
 use crate::simd::{Isa, isa};
 use crate::{DType, Team};
 
@@ -32,7 +33,10 @@ pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
 
 /// Measures the bytes per second that all threads together read from memory.
 pub fn bytes_per_second(team: &Team) -> f64 {
-    let data: Vec<u32> = (0..MEMORY as u32 / 4).collect();
+    let mut array = LargeArray::zeroed(MEMORY).expect("the system has 256 MiB for a measurement");
+    let data: &mut [u32] = bytemuck::cast_slice_mut(&mut array);
+    data.iter_mut().zip(0..).for_each(|(word, i)| *word = i);
+    let data = &*data;
     let part = data.len() / 256;
     let read = || {
         team.run(256, |t| {
