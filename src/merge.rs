@@ -1,6 +1,6 @@
 //! `reel merge`: merges a LoRA adapter into the weights of its base model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
@@ -9,6 +9,7 @@ use reel_runtime::Device;
 use serde_json::json;
 
 use crate::common::CommonOptions;
+use crate::media::TrainingMediaSettings;
 use crate::{output, prompt};
 
 /// Merge a LoRA adapter into the weights of its base model: W + (alpha / r) B A in f32, rounded once to the dtype of W.
@@ -28,7 +29,8 @@ pub struct MergeArgs {
     /// Folder of the LoRA adapter, as reel sft --lora-r or PEFT writes it
     #[arg(long, value_name = "DIR")]
     adapter: PathBuf,
-    /// Model folder to write: the merged weights and all other files of the base model
+    /// Model folder to write: the merged weights, all other files of the base model, and the record of the adapter's
+    /// training run (run.json)
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
@@ -36,7 +38,11 @@ pub struct MergeArgs {
 impl MergeArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let base = prompt::find_or_download_model(&self.model)?;
-        let merged = lora::merge(&base, &self.adapter, &self.out, &Device::cpu(common.threads()?))?;
+        // `generate`, `score` and `eval` read the frame and pixel settings of the adapter's training in its run.json.
+        let trained = TrainingMediaSettings::find(&self.adapter).map(|settings| settings.file);
+        let more_files: Vec<&Path> = trained.iter().map(PathBuf::as_path).collect();
+        let device = Device::cpu(common.threads()?);
+        let merged = lora::merge(&base, &self.adapter, &self.out, &more_files, &device)?;
         if common.json {
             return output::print_json(&json!({"out": self.out, "layers": merged.layers, "bytes": merged.bytes}));
         }

@@ -107,6 +107,8 @@ fn adapter_is_trained_used_and_merged() {
     let merged = p.path("merged");
     run(["merge", "--model", &p.base, "--adapter", &whole, "--out", &merged]).ok();
     assert_close("merged", &p.score(&["--model", &merged]), &own, 1e-6);
+    // The merged model has the frame and pixel settings of the adapter's training.
+    assert_eq!(bytes(&merged, "run.json"), bytes(&whole, "run.json"));
     let ask = |model: &str| {
         let args = ["generate", "--model", model, "--prompt", "Hello", "--max-new-tokens", "12", "--temperature", "0"];
         run([&args[..], &["--dtype", "f32", "--json"]].concat()).json()["token_ids"].clone()

@@ -26,12 +26,12 @@ pub struct MergeReport {
 }
 
 /// Merges `adapter` into the model folder `base` and writes the model folder `out`, which must be new or empty.
-/// Weights keep dtype and name. The other files of `base` are copied, but not its sub-folders. The folder has a
-/// temporary name until it is complete.
+/// Weights keep dtype and name. The other files of `base` are copied, but not its sub-folders; then `more_files`, which
+/// replace files of the same name. The folder has a temporary name until it is complete.
 ///
 /// # Errors
 /// An adapter that does not belong to the model; a folder that cannot be read or written.
-pub fn merge(base: &Path, adapter: &Path, out: &Path, device: &Device) -> Result<MergeReport> {
+pub fn merge(base: &Path, adapter: &Path, out: &Path, more_files: &[&Path], device: &Device) -> Result<MergeReport> {
     let adapter = Adapter::open(adapter)?;
     let config = ModelConfig::open(base)?;
     let files = Checkpoint::open(base)?;
@@ -39,6 +39,7 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, device: &Device) -> Result
     adapter.check(&config)?;
     let draft = Draft::begin(out)?;
     copy_others(base, &draft.path)?;
+    more_files.iter().try_for_each(|file| copy_into(file, &draft.path))?;
     let specs: Vec<TensorSpec> = files
         .tensor_names()
         .filter_map(|name| files.tensor(name).map(|view| (name, view)))
@@ -113,9 +114,15 @@ fn copy_others(base: &Path, out: &Path) -> Result<()> {
         if weights || name.starts_with('.') || !path.is_file() {
             continue;
         }
-        fs::copy(&path, out.join(&name)).map_err(|e| ModelError::cannot_write(out.join(&name), e))?;
+        copy_into(&path, out)?;
     }
     Ok(())
+}
+
+/// Copies a file into a folder, under its own name.
+fn copy_into(file: &Path, folder: &Path) -> Result<()> {
+    let to = folder.join(file.file_name().unwrap_or_default());
+    fs::copy(file, &to).map(drop).map_err(|e| ModelError::cannot_write(to, e))
 }
 
 /// A folder that is written under a hidden temporary name next to its final path. If it is dropped before it gets its
