@@ -334,6 +334,15 @@ fn rejects_wrong_command_lines() {
     run("/dev/zero --grid 1 --block 1").refused(1, &["/dev/zero", "regular file"]);
 }
 
+/// PTX names its source file, which a finding quotes. A name that is no regular file has no end, or blocks.
+#[test]
+fn a_device_as_source_file_is_not_read() {
+    let located = SHIFT.replace("    ld.shared", "    .loc 1 1 1\n    ld.shared");
+    let dir = folder(&[("k.ptx", format!("{HEAD}.file 1 \"/dev/zero\"\n{located}"))]);
+    let got = sim(dir.path(), "k.ptx --grid 1 --block 64 --arg buf:u32:64");
+    assert!(got.stdout.contains("race: /dev/zero:1: block (0,0,0)"), "{}", got.stdout);
+}
+
 #[test]
 fn count_only_makes_one_run() {
     let dir = folder(&[("k.ptx", format!("{HEAD}{SHIFT}"))]);

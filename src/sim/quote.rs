@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use reel_diagnostic::input;
 use reel_sim::finding;
 use reel_sim::program::Program;
 
@@ -30,7 +31,8 @@ impl SourceQuotes {
         // The path in the line information may be relative to the folder in which the compiler ran. That is probably
         // the folder of the PTX.
         let beside = given.parent().unwrap_or(Path::new("")).join(main);
-        let found = [PathBuf::from(main), beside].into_iter().find_map(|p| std::fs::read(p).ok());
+        let read = |path| input::read_file(path, input::MAX_ROWS_BYTES).ok();
+        let found = [PathBuf::from(main), beside].into_iter().find_map(read);
         of(main.to_string(), true, &found.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default())
     }
 

@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
+use reel_diagnostic::input;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -221,7 +222,7 @@ impl JsonlLog {
 /// Reads a log and returns its lines for which `keep` is true. Stops at the first damaged line, because a killed run
 /// may leave half a line. A missing file has no lines.
 pub fn read_matching_lines<T: DeserializeOwned>(path: &Path, keep: impl Fn(&T) -> bool) -> Result<Vec<String>> {
-    let file = match File::open(path) {
+    let file = match input::open_regular_file(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(TrainError::cannot_read(path, e)),
@@ -275,6 +276,12 @@ mod tests {
             log.sync().unwrap();
             assert_eq!(std::fs::read(&broken).unwrap(), std::fs::read(&whole).unwrap());
         }
+    }
+
+    #[test]
+    fn a_device_in_place_of_a_log_is_refused() {
+        let error = read_matching_lines(Path::new("/dev/zero"), |_: &StepMetrics| true).unwrap_err().to_string();
+        assert!(error.starts_with("/dev/zero: is not a regular file"), "{error}");
     }
 
     #[test]

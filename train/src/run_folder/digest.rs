@@ -1,11 +1,11 @@
 //! Short fingerprints of weights and files: XXH3 in 16 hex digits. They detect changes, but do not protect against
 //! manipulation.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rayon::prelude::*;
+use reel_diagnostic::input;
 use reel_runtime::Tensor;
 use twox_hash::XxHash3_64;
 
@@ -32,7 +32,7 @@ pub fn config_files_fingerprint(folder: &Path) -> Result<String> {
     ];
     let mut all = FingerprintBuilder::default();
     for name in names {
-        match std::fs::read(folder.join(name)) {
+        match input::read_file(folder.join(name), input::MAX_TOKENIZER_BYTES) {
             Ok(text) => all.add(name, XxHash3_64::oneshot(&text)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(TrainError::cannot_read(folder.join(name), e)),
@@ -73,7 +73,7 @@ impl FingerprintBuilder {
 /// The fingerprint of a file: equal to [`bytes_fingerprint`] of its contents.
 pub fn file_fingerprint(path: &Path) -> Result<String> {
     let failed = |e| TrainError::cannot_read(path, e);
-    let file = File::open(path).map_err(failed)?;
+    let file = input::open_regular_file(path).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
     let pieces = (0..length.div_ceil(PIECE as u64)).into_par_iter().map(|i| {
         let start = i * PIECE as u64;

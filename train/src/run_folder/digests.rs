@@ -8,12 +8,12 @@
 //! | `digest` | the fingerprint of this list without this key |
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::hash::Hasher;
 use std::io::{self, Read};
 use std::path::Path;
 
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, input};
 use reel_model::lora::ADAPTER_CONFIG_FILE;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -143,7 +143,7 @@ fn files_of_a_resume(folder: &Path) -> Result<Vec<String>> {
 /// The folder is no checkpoint, or a file is missing or has other bytes than the run wrote.
 pub(crate) fn verify_checkpoint(folder: &Path) -> Result<Option<CheckpointDigests>> {
     let path = folder.join(DIGESTS_FILE);
-    let text = match fs::read(&path) {
+    let text = match input::read_file(&path, input::MAX_ROWS_BYTES) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return match resume::read_run_state(folder)?.hash.is_empty() {
@@ -181,7 +181,7 @@ pub(crate) fn verify_log(folder: &Path, home: &Path, name: &str, digests: Option
     let Some(digest) = digests.and_then(|list| list.logs.get(name)) else { return Ok(()) };
     let path = home.join(name);
     let mut bytes = Vec::new();
-    match File::open(&path).and_then(|file| file.take(digest.bytes).read_to_end(&mut bytes)) {
+    match input::open_regular_file(&path).and_then(|file| file.take(digest.bytes).read_to_end(&mut bytes)) {
         Ok(_) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(TrainError::cannot_read(&path, e)),

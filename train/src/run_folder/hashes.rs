@@ -6,6 +6,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use reel_diagnostic::input;
+
 use crate::run_folder::digests::{LogDigest, RunningDigest};
 use crate::{Result, TrainError};
 
@@ -28,7 +30,7 @@ impl TensorHashLog {
         let failed = |e| TrainError::cannot_write(&path, e);
         let size = step * 4 * tensor_count as u64;
         let mut kept = Vec::new();
-        match File::open(home.join(HASHES_FILE)) {
+        match input::open_regular_file(home.join(HASHES_FILE)) {
             Ok(file) => drop(file.take(size).read_to_end(&mut kept).map_err(|e| TrainError::cannot_read(home, e))?),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(TrainError::cannot_read(home.join(HASHES_FILE), e)),
@@ -67,7 +69,7 @@ pub fn low_32_bits(hash: u64) -> u32 {
 /// Reads the stored hashes of a step (counted from 1), one per tensor; `None` if the run did not record them.
 pub fn read_step_hashes(out: &Path, step: u64, tensor_count: usize) -> Result<Option<Vec<u32>>> {
     let path = out.join(HASHES_FILE);
-    let mut file = match File::open(&path) {
+    let mut file = match input::open_regular_file(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(TrainError::cannot_read(&path, e)),

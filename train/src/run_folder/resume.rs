@@ -1,13 +1,13 @@
 //! Resuming: the state that a checkpoint stores, and the check that a command's options, model and data match it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
-use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use reel_diagnostic::redact_urls;
+use reel_diagnostic::{input, redact_urls};
 
 use crate::data::feed::DataPosition;
 use crate::options::TrainingOptions;
@@ -235,7 +235,7 @@ pub fn resumed_run_state<O: TrainingOptions>(
 /// Reads `state.json` of a checkpoint.
 pub fn read_run_state(folder: &Path) -> Result<RunState> {
     let path = folder.join(RUN_STATE_FILE);
-    let bytes = fs::read(&path).map_err(|e| match e.kind() {
+    let bytes = input::read_file(&path, input::MAX_ROWS_BYTES).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => TrainError::output(
             folder.display().to_string(),
             "is not a checkpoint of a run (it has no training/state.json)",

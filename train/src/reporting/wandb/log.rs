@@ -12,6 +12,8 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use reel_diagnostic::input;
+
 use crate::{Result, TrainError};
 
 const HEADER: [u8; 7] = *b":W&B\xe1\xbe\x00";
@@ -99,7 +101,7 @@ fn checksum(kind: u8, payload: &[u8]) -> u32 {
 
 /// Reads the records of a file up to the first damaged or incomplete one: a killed run may leave part of a record.
 pub fn read_records(path: &Path) -> Result<Vec<Vec<u8>>> {
-    let bytes = std::fs::read(path).map_err(|e| TrainError::cannot_read(path, e))?;
+    let bytes = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
     if !bytes.starts_with(&HEADER[..bytes.len().min(HEADER.len())]) {
         return Err(TrainError::output(
             path.display().to_string(),
