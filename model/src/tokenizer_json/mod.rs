@@ -3,9 +3,13 @@
 //! time; replacements in a row can multiply the length of a text. The file is checked before the expressions are
 //! compiled.
 
+mod merges;
+
 use base64::Engine as _;
 use serde::Deserialize;
 use serde_json::Value;
+
+use merges::Merges;
 
 /// The expressions with lookahead that published tokenizers split texts with: those of Qwen2 and later, Llama 3, GPT-2.
 /// Each of them looks ahead by one character.
@@ -30,9 +34,11 @@ const MAX_COMPONENTS: usize = 64;
 const MAX_INSERTED_BYTES: usize = 64;
 const MAX_GROWTH: usize = 256;
 
-/// The components of a tokenizer.json; its vocabulary is skipped.
+/// The components of a tokenizer.json.
 #[derive(Deserialize)]
 struct Components {
+    #[serde(default)]
+    model: Merges,
     #[serde(default)]
     normalizer: Value,
     #[serde(default)]
@@ -51,6 +57,7 @@ pub(crate) fn check_components(bytes: &[u8]) -> Result<(), (&'static str, String
     }
     // A file that cannot be parsed here must not reach the tokenizer's own parser, which panics at a damaged component.
     let parts: Components = serde_json::from_slice(bytes).map_err(|e| ("content", format!("cannot be read ({e})")))?;
+    parts.model.check().map_err(|what| ("model", what))?;
     let mut limits = Limits { components: 0, growth: 1 };
     for (key, value) in [
         ("normalizer", &parts.normalizer),
