@@ -8,7 +8,10 @@ use super::access_check::{AccessCheck, ConflictWithoutLane};
 use super::access_lists::AccessRecord;
 use super::cell::{CHUNK_BYTES, InitializedBytes, LOG2_CHUNK_BYTES, chunk_without_row_cells};
 use super::transition_cache::TransitionCache;
-use super::{AccessStamp, AccessStrength, AsyncOpId, CheckContext, Conflict, NO_AGENT, ShadowMemory, WarpClocks};
+use super::{
+    AccessStamp, AccessStrength, AsyncOpId, AsyncOpKind, AsyncOps, CheckContext, Conflict, FIRST_OP_KEY, NO_AGENT,
+    ShadowMemory, WarpClocks,
+};
 
 /// The last writes to an operand's bytes: one record per writing warp and instruction, with the first offset of the
 /// operand at which it was found.
@@ -121,6 +124,12 @@ impl ShadowMemory {
 }
 
 impl OperandWriters {
+    /// Whether all bytes of the operand that were written were last written by tensor copies.
+    pub fn are_tensor_copies(&self, ops: &AsyncOps) -> bool {
+        let is_tensor_copy = |key| key >= FIRST_OP_KEY && ops.kind(AsyncOpId::from_key(key)) == AsyncOpKind::TensorCopy;
+        self.0.iter().all(|(entry, _)| is_tensor_copy(entry.key))
+    }
+
     /// Records a write, or merges its lanes into the record of the same warp and instruction; returns the record's
     /// index.
     fn add(&mut self, entry: AccessRecord, offset: u64) -> usize {

@@ -5,7 +5,7 @@
 //! a wider span than the rows of the box, each row still occupies a whole span, and the bytes in between are not
 //! accessed (CUDA programming guide: shared memory has to accommodate the full swizzle width).
 
-use super::{DataType, Interleave, InvalidTensorMap, MAX_RANK, Swizzle, TensorMap};
+use super::{Interleave, InvalidTensorMap, MAX_RANK, Swizzle, TensorMap};
 
 /// A part of a box copy whose bytes are contiguous both in shared and in global memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl TensorMap {
     ///
     /// # Errors
     /// Returns an error for a wrong number of coordinates, a shared address that is not a multiple of 128,
-    /// interleaved maps, and element types that a copy converts (f32 with flushing, tf32).
+    /// and interleaved maps.
     pub fn box_copy_at(&self, coordinates: &[i32], shared: u32) -> Result<BoxCopy<'_>, InvalidTensorMap> {
         if coordinates.len() != self.rank as usize {
             let what = format!("have {} elements, but the rank of the map is {}", coordinates.len(), self.rank);
@@ -42,12 +42,6 @@ impl TensorMap {
         }
         if self.interleave != Interleave::None {
             return Err(InvalidTensorMap::new("interleave", "is not none, and interleaved copies are not supported"));
-        }
-        if matches!(self.data_type, DataType::F32Ftz | DataType::Tf32 | DataType::Tf32Ftz) {
-            return Err(InvalidTensorMap::new(
-                "tensorDataType",
-                "is a type to which copies convert elements, which is not supported",
-            ));
         }
         if !shared.is_multiple_of(128) {
             return Err(InvalidTensorMap::new("shared address", format!("{shared:#x} is not a multiple of 128")));

@@ -53,6 +53,27 @@ pub enum DataType {
 }
 
 impl DataType {
+    /// Converts an element, given by its bits, as a load to shared memory does: the types with `Ftz` flush subnormals to
+    /// zero, and tf32 rounds to 10 bits of mantissa. The rounding is not documented; to nearest, with ties away from
+    /// zero, is that of `cvt.rna.tf32`. Other types keep their bits.
+    pub fn converted_bits(self, bits: u32) -> u32 {
+        let is_subnormal = bits & 0x7f80_0000 == 0;
+        let flushed = if is_subnormal { bits & 0x8000_0000 } else { bits };
+        let is_finite = bits & 0x7f80_0000 != 0x7f80_0000;
+        let rounded = |bits: u32| if is_finite { bits.wrapping_add(0x1000) & !0x1fff } else { bits };
+        match self {
+            Self::F32Ftz => flushed,
+            Self::Tf32 => rounded(bits),
+            Self::Tf32Ftz => rounded(flushed),
+            _ => bits,
+        }
+    }
+
+    /// Whether [`Self::converted_bits`] can change elements of this type.
+    pub fn is_converted(self) -> bool {
+        matches!(self, Self::F32Ftz | Self::Tf32 | Self::Tf32Ftz)
+    }
+
     /// All types, in the driver's order.
     pub const ALL: [Self; 13] = [
         Self::U8,

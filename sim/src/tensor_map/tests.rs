@@ -255,12 +255,25 @@ fn extreme_coordinates_match_the_reference() {
 }
 
 #[test]
+fn loads_of_tf32_round_and_those_with_ftz_flush() {
+    let subnormal = 0x8000_1001;
+    // 1 + 2^-11 is halfway between two tf32 numbers; 1 + 2^-11 - 2^-23 is below the middle.
+    for (bits, rounded) in [(0x3f80_1000, 0x3f80_2000), (0x3f80_0fff, 0x3f80_0000), (0x7f80_0000, 0x7f80_0000)] {
+        for data_type in [DataType::Tf32, DataType::Tf32Ftz] {
+            assert_eq!(data_type.converted_bits(bits), rounded, "{data_type:?} {bits:#x}");
+        }
+        assert_eq!([DataType::F32, DataType::F32Ftz].map(|t| t.converted_bits(bits)), [bits; 2]);
+    }
+    let types = [DataType::F32, DataType::F32Ftz, DataType::Tf32, DataType::Tf32Ftz];
+    let converted = types.map(|t| t.converted_bits(subnormal));
+    assert_eq!(converted, [subnormal, 0x8000_0000, 0x8000_2000, 0x8000_0000]);
+}
+
+#[test]
 fn rejects_unsupported_copies() {
     let map = matrix(Swizzle::B128);
     assert_eq!(map.box_copy_at(&[0], 0).unwrap_err().field, "coordinates");
     assert_eq!(map.box_copy_at(&[0, 0], 64).unwrap_err().field, "shared address");
-    let tf32 = TensorMap::tiled(DataType::Tf32, 0, &[64, 8], &[256], &[32, 8], Swizzle::B128).unwrap();
-    assert_eq!(tf32.box_copy_at(&[0, 0], 0).unwrap_err().field, "tensorDataType");
     let mut interleaved =
         TensorMap::tiled(DataType::Bf16, 0, &[64, 8, 8], &[128, 1024], &[8, 8, 8], Swizzle::None).unwrap();
     interleaved.interleave = Interleave::B16;

@@ -10,8 +10,8 @@ fn blob(map: &TensorMap) -> [u8; 128] {
     map.encode().expect("a good map")
 }
 
-/// Runs a kernel that loads a box of f32 at coordinates `at`, and checks that shared memory holds the swizzled box.
-fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
+/// Runs a kernel that loads a box of 32-bit elements of type `data_type` at coordinates `at`, and checks that shared memory holds the swizzled box.
+fn load_elements(data_type: DataType, dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
     let count: u64 = dims.iter().product();
     let mut strides = vec![4 * dims[0]];
     (1..dims.len()).for_each(|i| strides.push(strides[i - 1] * dims[i]));
@@ -19,7 +19,7 @@ fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
     let bytes: u32 = 4 * box_dims.iter().product::<u32>();
     let setup = |memory: &mut SimMemory| {
         let tensor = memory.alloc(le_bytes(&distinct_words(count as usize)));
-        let map = TensorMap::tiled(DataType::F32, tensor, dims, &strides, box_dims, swizzle).expect("a good map");
+        let map = TensorMap::tiled(data_type, tensor, dims, &strides, box_dims, swizzle).expect("a good map");
         let out = memory.alloc_uninitialized(bytes as usize);
         let coordinates = memory.alloc(at.iter().flat_map(|c| c.to_le_bytes()).collect());
         let params = Params::default()
@@ -48,11 +48,22 @@ fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
         };
         let byte = 4 * i;
         let place = byte ^ (byte >> 7 & bits) << 4;
-        want[place / 4] = if inside { tensor[index as usize] } else { 0 };
+        want[place / 4] = if inside { data_type.converted_bits(tensor[index as usize]) } else { 0 };
     }
     assert_no_finding(FILE, &format!("load_{}", dims.len()), &setup, &|memory| {
         assert_eq!(buffer_words(memory, 1), want);
     });
+}
+
+fn load(dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
+    load_elements(DataType::F32, dims, box_dims, swizzle, at);
+}
+
+#[test]
+fn tensor_loads_convert_elements() {
+    for data_type in [DataType::F32Ftz, DataType::Tf32, DataType::Tf32Ftz] {
+        load_elements(data_type, &[40, 20], &[32, 16], Swizzle::B128, &[-3, 13]);
+    }
 }
 
 #[test]

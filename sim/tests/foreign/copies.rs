@@ -70,6 +70,28 @@ fn unwritten_words_that_become_results_are_findings() {
     assert_eq!(structs(&format!("{copy} ld.shared.u32 %r9, [%r11+4];")).kinds(), ["uninitialized"]);
 }
 
+/// Lane 0 writes the first word of an array in local memory; all lanes load the word, pass it to `%r9` by `exchange`
+/// and store `%r9`.
+fn array_set_by_one_lane(exchange: &str) -> Vec<&'static str> {
+    structs(&format!(
+        ".local .align 4 .b8 c[4]; setp.ne.u32 %p, %r10, 0; @%p bra SET; st.local.u32 [c], 3;
+        SET: ld.local.u32 %r8, [c]; {exchange}"
+    ))
+    .kinds()
+}
+
+#[test]
+fn lanes_may_pass_unwritten_array_elements_that_no_lane_uses() {
+    // Every lane takes the word of lane 0.
+    assert_eq!(array_set_by_one_lane("shfl.sync.idx.b32 %r9, %r8, 0, 31, -1;"), [""; 0]);
+    assert_eq!(array_set_by_one_lane("mov.b32 %r7, %r8; shfl.sync.idx.b32 %r9, %r7, 0, 31, -1;"), [""; 0]);
+    // Lanes that take the word of another lane use an unwritten value.
+    assert_eq!(array_set_by_one_lane("shfl.sync.bfly.b32 %r9, %r8, 1, 31, -1;"), ["uninitialized"]);
+    // The load has a use besides the shuffle.
+    let computed = "add.u32 %r7, %r8, 1; shfl.sync.idx.b32 %r9, %r8, 0, 31, -1;";
+    assert_eq!(array_set_by_one_lane(computed), ["uninitialized"]);
+}
+
 #[test]
 fn the_compiler_may_declare_bytes_as_padding() {
     // A word that is all padding, as in `{ short; double }`: nvcc names it by a pragma.

@@ -233,3 +233,151 @@ fn cuda_samples_large_chunk_reads_b_with_the_row_length_of_a() {
     assert_eq!(case(4), [""; 0]);
     assert_eq!(case(16), ["out-of-bounds"]);
 }
+
+#[test]
+fn llm_c_classifier_overwrites_the_logit_that_another_thread_reads() {
+    let case = |between: &str| {
+        let body = format!(
+            ".reg .b32 %r<4>; .reg .b64 %d<3>; .reg .pred %p; ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x;
+            mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1; setp.ne.u32 %p, %r0, 0; @%p bra REST;
+            ld.global.u32 %r1, [%d0+160]; st.global.u32 [%d0+512], %r1;
+            REST: {between} ld.global.u32 %r2, [%d1]; add.u32 %r2, %r2, 1; st.global.u32 [%d1], %r2; ret;"
+        );
+        Case::new("sm_80", 64, &body).kinds()
+    };
+    assert_eq!(case("bar.sync 0;"), [""; 0]);
+    assert_eq!(case(""), ["race"]);
+}
+
+#[test]
+fn deep_gemm_reads_prefix_sums_of_other_lanes_without_a_warp_barrier() {
+    let case = |between: &str| {
+        let body = format!(
+            ".reg .b32 %r<6>; .reg .b64 %d<3>; .shared .align 4 .b8 sums[128]; ld.param.u64 %d0, [p];
+            mov.u32 %r0, %tid.x; mov.u32 %r1, sums; shl.b32 %r2, %r0, 2; add.u32 %r3, %r1, %r2;
+            st.shared.u32 [%r3], %r0;
+            shfl.sync.idx.b32 %r5, %r0, 31, 31, -1;
+            {between} xor.b32 %r4, %r2, 64; add.u32 %r4, %r1, %r4; ld.shared.u32 %r4, [%r4]; add.u32 %r4, %r4, %r5;
+            cvt.u64.u32 %d1, %r2; add.u64 %d1, %d0, %d1; st.global.u32 [%d1], %r4; ret;"
+        );
+        Case::new("sm_80", 32, &body).kinds()
+    };
+    assert_eq!(case("bar.warp.sync -1;"), [""; 0]);
+    assert_eq!(case(""), ["race"]);
+}
+
+#[test]
+fn deep_gemm_changes_the_register_count_of_one_lane() {
+    let case = |guard: &str| {
+        let body = format!(
+            ".maxnreg 168\n{{ .reg .b32 %r; .reg .pred %p; mov.u32 %r, %tid.x; setp.ne.u32 %p, %r, 0; {guard}
+            setmaxnreg.dec.sync.aligned.u32 40; END: ret; }}"
+        );
+        let case = Case::new("sm_90a", 128, "");
+        let ptx = case.ptx.replace("{\n\n}", &body);
+        Case { ptx, ..case }.kinds()
+    };
+    assert_eq!(case(""), [""; 0]);
+    assert_eq!(case("@%p bra END;"), ["setmaxnreg"]);
+}
+
+/// Warp 1 fills a tile three times; each time, warp 0 stores it by a bulk copy and waits at `end` of the iteration.
+fn tile_read_by_another_warp(end: &str) -> Case {
+    let body = format!(
+        ".reg .b32 %r<5>; .reg .b64 %d; .reg .pred %p<3>; .shared .align 128 .b8 tile[128];
+        ld.param.u64 %d, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, tile; and.b32 %r2, %r0, 31; shl.b32 %r2, %r2, 2;
+        add.u32 %r2, %r1, %r2; setp.lt.u32 %p0, %r0, 32; setp.ne.u32 %p1, %r0, 0; mov.u32 %r3, 0;
+        AGAIN: @%p0 bra FILLED; st.shared.u32 [%r2], %r3; fence.proxy.async.shared::cta;
+        FILLED: bar.sync 0; @%p1 bra STORED;
+        cp.async.bulk.global.shared::cta.bulk_group [%d], [%r1], 128; cp.async.bulk.commit_group;
+        cp.async.bulk.wait_group.read 0;
+        STORED: {end} add.u64 %d, %d, 128; add.u32 %r3, %r3, 1; setp.lt.u32 %p2, %r3, 3; @%p2 bra AGAIN; ret;"
+    );
+    Case::new("sm_90a", 64, &body)
+}
+
+#[test]
+fn thunder_kittens_overwrites_a_tile_that_another_warpgroup_reads() {
+    assert_eq!(tile_read_by_another_warp("bar.sync 0;").kinds(), [""; 0]);
+    assert!(tile_read_by_another_warp("").kinds().contains(&"async-not-waited"));
+}
+
+#[test]
+fn thunder_kittens_exits_before_its_last_load_arrives() {
+    let case = |wait: &str| {
+        let body = format!(
+            ".reg .b32 %r<4>; .reg .b64 %d; .reg .pred %p<2>;
+            .shared .align 16 .b8 tile[128]; .shared .align 8 .b64 bar;
+            ld.param.u64 %d, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, tile; mov.u32 %r2, bar; setp.ne.u32 %p0, %r0, 0;
+            @%p0 bra END; mbarrier.init.shared::cta.b64 [%r2], 1; fence.mbarrier_init.release.cluster;
+            mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r2], 128;
+            cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%d], 128, [%r2];
+            {wait} END: ret;"
+        );
+        Case::new("sm_90a", 32, &body).kinds()
+    };
+    assert_eq!(case("WAIT: mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r2], 0; @!%p1 bra WAIT;"), [""; 0]);
+    assert_eq!(case(""), ["async-not-waited"]);
+}
+
+#[test]
+fn thunder_kittens_initialises_mbarriers_in_all_lanes_of_a_warp() {
+    let case = |thread: &str| {
+        let body = format!(
+            ".reg .b32 %r<3>; .reg .b64 %d; .reg .pred %p<2>; .shared .align 8 .b64 bar; mov.u32 %r0, %tid.x;
+            mov.u32 %r1, bar; {thread} @%p0 bra READY; mbarrier.init.shared::cta.b64 [%r1], 64;
+            READY: bar.sync 0; mbarrier.arrive.shared::cta.b64 %d, [%r1];
+            WAIT: mbarrier.try_wait.shared::cta.b64 %p1, [%r1], %d; @!%p1 bra WAIT; ret;"
+        );
+        Case::new("sm_90a", 64, &body).kinds()
+    };
+    assert_eq!(case("setp.ne.u32 %p0, %r0, 0;"), [""; 0]);
+    assert_eq!(case("setp.ge.u32 %p0, %r0, 32;"), ["mbarrier"]);
+}
+
+#[test]
+fn thunder_kittens_signals_before_the_other_lanes_have_loaded() {
+    let case = |before: &str| {
+        let body = format!(
+            ".reg .b32 %r<6>; .reg .b64 %d<3>; .reg .pred %p<3>;
+            .shared .align 8 .b64 empty; .shared .align 4 .b8 tile[128];
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, empty; mov.u32 %r2, tile; shl.b32 %r3, %r0, 2;
+            setp.ge.u32 %p0, %r0, 32; @%p0 bra READY; add.u32 %r4, %r2, %r3; st.shared.u32 [%r4], %r0;
+            setp.ne.u32 %p1, %r0, 0; @%p1 bra READY; mbarrier.init.shared::cta.b64 [%r1], 1;
+            READY: bar.sync 0; @%p0 bra PRODUCE; ld.shared.u32 %r5, [%r4];
+            {before} @%p1 bra STORE; mbarrier.arrive.shared::cta.b64 %d2, [%r1];
+            STORE: cvt.u64.u32 %d1, %r3; add.u64 %d1, %d0, %d1; st.global.u32 [%d1], %r5; ret;
+            PRODUCE: mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r1], 0; @!%p2 bra PRODUCE;
+            add.u32 %r4, %r2, %r3; st.shared.u32 [%r4+-128], 7; ret;"
+        );
+        Case::new("sm_90a", 64, &body).kinds()
+    };
+    assert_eq!(case("bar.warp.sync -1;"), [""; 0]);
+    assert_eq!(case(""), ["race"]);
+}
+
+#[test]
+fn thunder_kittens_polls_phases_that_two_later_phases_hide() {
+    // Warp 0 completes a phase of `done` per iteration; warps 1 and 2 poll every phase, and the one whose turn it is
+    // lets warp 0 continue. Without `meet`, a warp may still poll phase n when phase n + 1 is complete: both have
+    // the same parity as the current phase, so it polls for ever.
+    let case = |meet: &str| {
+        let body = format!(
+            ".reg .b32 %r<8>; .reg .b64 %d; .reg .pred %p<4>; .shared .align 8 .b64 done; .shared .align 8 .b64 go;
+            mov.u32 %r0, %tid.x; mov.u32 %r1, done; mov.u32 %r2, go; mov.u32 %r3, 0; setp.ne.u32 %p0, %r0, 0;
+            @%p0 bra READY; mbarrier.init.shared::cta.b64 [%r1], 1; mbarrier.init.shared::cta.b64 [%r2], 1;
+            READY: bar.sync 0; shr.u32 %r4, %r0, 5; and.b32 %r7, %r0, 31; setp.ne.u32 %p3, %r7, 0;
+            NEXT: and.b32 %r5, %r3, 1; setp.ne.u32 %p1, %r4, 0; @%p1 bra POLL;
+            @%p3 bra PASS; mbarrier.arrive.shared::cta.b64 %d, [%r1];
+            PASS: mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r2], %r5; @!%p2 bra PASS;
+            bra ADVANCE;
+            POLL: mbarrier.test_wait.parity.shared::cta.b64 %p2, [%r1], %r5; @%p2 bra SEEN; nanosleep.u32 10; bra POLL;
+            SEEN: {meet} add.u32 %r6, %r5, 1; setp.ne.u32 %p1, %r4, %r6; @%p1 bra ADVANCE; @%p3 bra ADVANCE;
+            mbarrier.arrive.shared::cta.b64 %d, [%r2];
+            ADVANCE: add.u32 %r3, %r3, 1; setp.lt.u32 %p1, %r3, 30; @%p1 bra NEXT; ret;"
+        );
+        Case::new("sm_90a", 96, &body).kinds()
+    };
+    assert_eq!(case("bar.sync 1, 64;"), [""; 0]);
+    assert_eq!(case(""), ["deadlock"]);
+}

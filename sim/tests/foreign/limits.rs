@@ -55,6 +55,26 @@ fn long_loops_that_end_are_no_findings() {
 }
 
 #[test]
+fn blocks_that_only_compute_end_before_others_start() {
+    // All blocks together execute more instructions than the limit allows without progress.
+    let body = ".reg .b32 %r<3>; .reg .pred %p; mov.u32 %r0, 0; AGAIN: add.u32 %r0, %r0, 1;
+        setp.lt.u32 %p, %r0, 3000; @%p bra AGAIN; ret;";
+    let case = Case { blocks: 40, ..limited(64, body) };
+    let report = case.run();
+    assert!(report.has_no_findings() && report.stopped.is_none(), "{:?}", report.findings);
+}
+
+#[test]
+fn an_endless_loop_in_a_header_is_named_by_its_file() {
+    let body = ".loc 2 3 0\n .reg .b32 %r; mov.u32 %r, 0;\n.loc 1 80 0\n AGAIN: add.u32 %r, %r, 1; bra AGAIN; ret;";
+    let case = limited(32, body);
+    let case = Case { ptx: format!("{}.file 1 \"loop.cuh\"\n.file 2 \"main.cu\"\n", case.ptx), ..case };
+    let report = case.run();
+    let message = &report.findings[0][0].message;
+    assert!(message.contains("the instructions of line loop.cuh:80,"), "{message}");
+}
+
+#[test]
 fn the_deadline_and_the_memory_limit_stop_a_run() {
     let mut late = limited(1, ".reg .b32 %r; mov.u32 %r, 0; AGAIN: add.u32 %r, %r, 1; bra AGAIN; ret;");
     late.options.limits.deadline = Some(Instant::now() - Duration::from_secs(1));

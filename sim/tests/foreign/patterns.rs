@@ -158,6 +158,52 @@ fn an_ordered_bulk_store_needs_fence_and_wait() {
     assert_eq!(case.replace("wait_group.read 0", "wait_group.read 1").kinds(), ["async-not-waited"]);
 }
 
+#[test]
+fn lanes_may_issue_the_same_bulk_store() {
+    let lanes = "setp.ne.u32 %p0, %r0, 0;";
+    let case = ordered_bulk_store().replace(lanes, "setp.ge.u32 %p0, %r0, 32;");
+    let report = case.run();
+    assert_eq!(report.findings.concat(), []);
+    assert!(report.notes.iter().any(|n| n.contains("one elected lane is enough")), "{:?}", report.notes);
+    // The copies of all lanes read the tile, so each lane must wait for its own.
+    let wait = "cp.async.bulk.wait_group.read 0;";
+    let one_waits = format!("setp.ne.u32 %p1, %r0, 0; @%p1 bra STORED; {wait}");
+    assert_eq!(case.replace(wait, &one_waits).kinds(), ["async-not-waited"]);
+    // Stores of different bytes to one place.
+    let store = "cp.async.bulk.global.shared::cta.bulk_group [%d0], [%r1], 256;";
+    let pieces = "and.b32 %r5, %r0, 15; shl.b32 %r5, %r5, 4; add.u32 %r5, %r1, %r5;
+        cp.async.bulk.global.shared::cta.bulk_group [%d0], [%r5], 16;";
+    assert_eq!(case.replace(store, pieces).kinds(), ["async-not-waited"]);
+}
+
+/// Warp 1 writes a shared word and then executes `leave`; warp 0 waits at `barrier` and reads the word.
+fn early_exit(leave: &str, barrier: &str) -> Case {
+    let body = format!(
+        ".reg .b32 %r<5>; .reg .b64 %d<3>; .reg .pred %p; .shared .b32 word;
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; setp.lt.u32 %p, %r0, 32; @%p bra READ;
+        setp.ne.u32 %p, %r0, 32; @%p bra LEAVE; st.shared.u32 [word], %r0;
+        LEAVE: {leave}
+        READ: {barrier}
+        ld.shared.u32 %r1, [word]; mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1; st.global.u32 [%d1], %r1; ret;"
+    );
+    Case::new("sm_80", 64, &body)
+}
+
+#[test]
+fn a_barrier_that_an_exit_completes_is_a_note() {
+    let report = early_exit("ret;", "bar.sync 0;").run();
+    // Warp 0 may pass the barrier only after warp 1 has exited, so it always reads the word.
+    assert_eq!(report.findings.concat(), []);
+    assert!(report.notes.iter().any(|n| n.contains("threads that have exited")), "{:?}", report.notes);
+    // Without a barrier, warp 0 may read before warp 1 writes.
+    assert!(early_exit("ret;", "").kinds().contains(&"race"));
+    // A barrier of 32 threads does not wait for warp 1.
+    assert!(early_exit("ret;", "bar.sync 0, 32;").kinds().contains(&"race"));
+    // With all threads at the barrier there is no note.
+    let both = early_exit("bar.sync 0; ret;", "bar.sync 0;").run();
+    assert!(both.has_no_findings() && both.notes.is_empty(), "{:?}", both.notes);
+}
+
 /// One warp polls an mbarrier by `test_wait` with `nanosleep`, while the other warps arrive after long loops.
 fn polling_barrier() -> Case {
     let body = "

@@ -34,6 +34,16 @@ pub(super) struct BulkRequest {
     /// Cluster ranks of the destination blocks of a multicast copy; without multicast a single `None`, which means
     /// the block that the destination address names.
     pub ranks: Vec<Option<u32>>,
+    /// Whether an earlier lane issues the same store with this instruction.
+    pub repeats_store: bool,
+}
+
+impl BulkRequest {
+    /// Whether both requests copy the same bytes to the same destination.
+    fn is_same_copy(&self, other: &BulkRequest) -> bool {
+        let operands = |r: &BulkRequest| (r.to, r.from, r.size);
+        operands(self) == operands(other) && self.coordinates == other.coordinates
+    }
 }
 
 /// Operands of `st.async` and `red.async`.
@@ -64,9 +74,11 @@ impl AsyncEngine {
             | lanes_with_undefined_register(regs, b.size.iter().chain(&b.multicast).chain(&b.coords))
             | b.mbarrier.map_or(0, |m| lanes_with_undefined_address(regs, &m));
         cx.drop_lanes_with_undefined_address(undefined);
+        let mut stores: Vec<BulkRequest> = Vec::new();
+        let is_store = matches!(b.kind, BulkCopyKind::Store | BulkCopyKind::TensorStore) && b.reduce.is_none();
         for lane in lanes_in_mask(cx.mask) {
             let l = lane as usize;
-            let request = BulkRequest {
+            let mut request = BulkRequest {
                 lane,
                 to: to[l],
                 from: from[l],
@@ -74,7 +86,14 @@ impl AsyncEngine {
                 coordinates: coordinates.iter().map(|c| c[l] as i32).collect(),
                 mbarrier: mbarriers.map(|m| m[l]),
                 ranks: multicast_ranks(multicast.map(|m| m[l] as u16)),
+                repeats_store: false,
             };
+            request.repeats_store = is_store && stores.iter().any(|store| store.is_same_copy(&request));
+            if request.repeats_store {
+                cx.grid
+                    .reporter
+                    .add_note(cx.pc, "several lanes of a warp issue the same bulk store; one elected lane is enough");
+            }
             match b.kind {
                 BulkCopyKind::Prefetch | BulkCopyKind::TensorPrefetch => {}
                 BulkCopyKind::Load | BulkCopyKind::SharedToShared => self.bulk_load(cx, memory, b, &request),
@@ -82,6 +101,7 @@ impl AsyncEngine {
                 BulkCopyKind::Store => self.bulk_store(cx, memory, b, &request),
                 BulkCopyKind::TensorStore => self.tensor_store(cx, memory, b, &request),
             }
+            stores.extend(is_store.then_some(request));
         }
         cx.fragment.backward_branches = 0;
         NextAction::Next
@@ -134,7 +154,10 @@ impl AsyncEngine {
         let reading = memory.ops.start(kind, &cx.warp.order, 1 << lane, cx.pc);
         let writing = memory.ops.start(kind, &cx.warp.order, 1 << lane, cx.pc);
         memory.check_async_runs(cx, (reading, lane), source.0, &[(source.1, bytes)], None);
-        memory.check_async_runs(cx, (writing, lane), location, &[(offset, bytes)], Some(strength));
+        // Stores of the same bytes by several lanes do not race with each other.
+        if !r.repeats_store {
+            memory.check_async_runs(cx, (writing, lane), location, &[(offset, bytes)], Some(strength));
+        }
         count_global_bytes(cx, bytes, true);
         let pieces = vec![ByteRangeCopy { to: location, to_offset: offset, from: Some(source), bytes: r.size }];
         let effect = CopyEffect { pieces, reduce, ..CopyEffect::default() };

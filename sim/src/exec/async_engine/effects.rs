@@ -73,6 +73,7 @@ pub fn move_cp_async_bytes(blocks: &mut BlockTable, memory: &mut MemorySystem, r
 fn move_box(buffers: &SimMemory, load: &TensorBoxLoad, shared: &mut [u8]) {
     let Ok(copy) = load.map.box_copy_at(&load.coordinates, load.shared) else { return };
     let fill = load.map.out_of_bounds_fill_bytes();
+    let is_converted = load.map.data_type.is_converted();
     let mut buffer: Option<&Allocation> = None;
     copy.for_each_contiguous_part(|run| {
         let (at, bytes) = ((run.shared - FIRST_SHARED_ADDRESS) as usize, run.bytes as usize);
@@ -90,6 +91,12 @@ fn move_box(buffers: &SimMemory, load: &TensorBoxLoad, shared: &mut [u8]) {
                 match (<&mut [u8; 16]>::try_from(&mut *target), <&[u8; 16]>::try_from(source)) {
                     (Ok(target), Ok(source)) => *target = *source,
                     _ => target.copy_from_slice(source),
+                }
+                if is_converted {
+                    for element in target.chunks_exact_mut(4) {
+                        let bits = u32::from_le_bytes([element[0], element[1], element[2], element[3]]);
+                        element.copy_from_slice(&load.map.data_type.converted_bits(bits).to_le_bytes());
+                    }
                 }
             }
         }

@@ -25,6 +25,8 @@ struct BoxCopy<'b> {
     writing: AsyncOpId,
     /// Whether the copy goes from global to shared memory.
     load: bool,
+    /// Whether an earlier lane issues the same store with this instruction.
+    repeats_store: bool,
     /// Whether the writes to global memory are weak or strong, and the scope of strong ones.
     strength: AccessStrength,
 }
@@ -48,6 +50,7 @@ impl AsyncEngine {
                 reading: op,
                 writing: op,
                 load: true,
+                repeats_store: false,
                 strength: AccessStrength::Weak,
             };
             let Some((MemoryLocation::Shared(slot), _, n)) = self.check_box(cx, memory, &copy) else { return };
@@ -70,6 +73,12 @@ impl AsyncEngine {
     ) {
         let lane = r.lane;
         let Some(map) = tensor_map_at(cx, memory, lane, r.to) else { return };
+        if map.data_type.is_converted() {
+            cx.report(FindingKind::Unsupported, lane, || {
+                format!("tensor stores of elements of type {:?} are not supported", map.data_type)
+            });
+            return;
+        }
         let reduce = match b.reduce {
             Some(BulkReduction::Mapped(op)) => match Reduction::for_tensor_map(op, map.data_type) {
                 Some(reduction) => Some(reduction),
@@ -89,7 +98,9 @@ impl AsyncEngine {
         let reading = memory.ops.start(kind, &cx.warp.order, 1 << lane, cx.pc);
         let writing = memory.ops.start(kind, &cx.warp.order, 1 << lane, cx.pc);
         let coordinates = &r.coordinates[..];
-        let copy = BoxCopy { map: &map, coordinates, shared: r.from, lane, reading, writing, load: false, strength };
+        let (shared, repeats_store) = (r.from, r.repeats_store);
+        let copy =
+            BoxCopy { map: &map, coordinates, shared, lane, reading, writing, load: false, repeats_store, strength };
         let Some((location, base, _)) = self.check_box(cx, memory, &copy) else { return };
         let start = layout::split_shared_address(r.from as u32).offset;
         let pieces = store_pieces(memory, &copy, start, location, base);
@@ -153,13 +164,16 @@ impl AsyncEngine {
             if let Some(before) = buffer.replace(row_buffer)
                 && before != row_buffer
             {
-                memory.check_async_runs(cx, (global_op, b.lane), before, &runs, global_write);
+                if !b.repeats_store {
+                    memory.check_async_runs(cx, (global_op, b.lane), before, &runs, global_write);
+                }
                 runs.clear();
             }
             runs.push((at, n as u64));
             bytes += n as u64;
         }
-        if let Some(buffer) = buffer.filter(|_| in_bounds) {
+        // Stores of the same bytes by several lanes do not race with each other.
+        if let Some(buffer) = buffer.filter(|_| in_bounds && !b.repeats_store) {
             memory.check_async_runs(cx, (global_op, b.lane), buffer, &runs, global_write);
         }
         (self.runs, self.box_rows) = (runs, rows);

@@ -181,6 +181,15 @@ impl AsyncEngine {
             }
         });
         self.runs = runs;
+        let misplaced = a.iter().chain(Some(&b)).find_map(|operand| operand.check_pattern().err());
+        match misplaced.filter(|_| !known) {
+            Some(e) if writers.are_tensor_copies(&memory.ops) => cx.grid.reporter.add_note(
+                pc,
+                &format!("{e}; the product is right here, because tensor copies swizzle the bytes by their addresses"),
+            ),
+            Some(e) => cx.report(FindingKind::Wgmma, lane, || e.to_string()),
+            None => {}
+        }
         cx.block_mut().warpgroups[group].products[index].writers = writers;
     }
 

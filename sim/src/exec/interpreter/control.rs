@@ -2,7 +2,7 @@
 
 use super::frames::{copy_argument, enter_function};
 use super::host;
-use crate::exec::context::{InstructionContext, NextAction};
+use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::limits::{CALL_BYTES, MAX_LOCAL_BYTES, MAX_RECURSION_BYTES};
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::lanes_where;
@@ -229,7 +229,12 @@ pub fn exit(cx: &mut InstructionContext) -> NextAction {
     let mask = cx.mask;
     cx.warp.live &= !mask;
     cx.grid.progress.exits += u64::from(mask.count_ones());
-    cx.block_mut().live -= mask.count_ones();
+    let first = cx.warp.index * 32;
+    let block = cx.block_mut();
+    block.live -= mask.count_ones();
+    for lane in lanes_in_mask(mask) {
+        block.barriers_at_exit[(first + lane) as usize] = block.block_barriers;
+    }
     cx.warp.leave_reconvergence_points(mask, cx.fragment.join, NO_RECONVERGENCE_POINT);
     cx.grid.count_memory_or_barrier_change();
     cx.fragment.mask &= !mask;

@@ -11,7 +11,7 @@ use crate::finding::FindingKind;
 use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::memory::SimMemory;
 use crate::order::{
-    AccessKind, AccessStrength, AsyncOpId, CheckContext, Conflict, EarlierAccess, ShadowMemory, WarpClocks,
+    AccessKind, AccessStrength, Agent, AsyncOpId, CheckContext, Conflict, EarlierAccess, ShadowMemory, WarpClocks,
 };
 use crate::program::op::LoadStore;
 
@@ -140,7 +140,11 @@ impl MemorySystem {
             }
             let same_value = same_value >> conflict.lane & 1 != 0;
             let (site, space) = (cx.finding_site(conflict.lane), location.state_space_name());
-            let conflict = MemoryConflict { site, access, space, address, conflict, same_value };
+            let (agent, block) = (conflict.earlier.0, cx.block());
+            let after_exit = agent != Agent::HOST
+                && agent.block() == block.index
+                && agent.thread_index().is_some_and(|thread| block.met_since_exit(thread));
+            let conflict = MemoryConflict { site, access, space, address, conflict, same_value, after_exit };
             cx.grid.reporter.report_conflict(&conflict, &self.ops);
         }
     }

@@ -4,6 +4,7 @@ use super::registers::{lane_value, read_element, set_register_lanes};
 use super::system::MemorySystem;
 use super::unwritten::set_registers_unwritten;
 use crate::exec::context::{InstructionContext, lanes_in_mask};
+use crate::exec::operands::mark_undefined_lanes;
 use crate::finding::FindingKind;
 use crate::program::op::LoadStore;
 use crate::regs::UnwrittenSource;
@@ -14,6 +15,7 @@ impl MemorySystem {
         let (bytes, width) = (t.width as usize * t.regs.len(), t.width as usize);
         let mut values = vec![[0u128; 32]; t.regs.len()];
         let mut copied = Vec::new();
+        let mut undefined = vec![0u32; t.regs.len()];
         for lane in lanes_in_mask(lanes) {
             let offset = at[lane as usize].wrapping_sub(base) as usize;
             let Some(start) = local_start(cx, lane, offset, bytes) else { continue };
@@ -24,6 +26,12 @@ impl MemorySystem {
             };
             if unwritten && t.copies {
                 copied.push((lane, start, offset as u64));
+            } else if unwritten && t.shuffled && elements_are_whole(cx, start, bytes, width) {
+                // A lane may pass an unwritten value to a shuffle if no lane uses it, for example an array of which
+                // each lane has set some elements.
+                for (n, undefined) in undefined.iter_mut().enumerate() {
+                    *undefined |= u32::from(!cx.warp.local_init[start + n * width]) << lane;
+                }
             } else if unwritten {
                 cx.report_access(FindingKind::Uninitialized, lane, ("local", offset as u64), || {
                     format!("read of local memory at {offset:#x} that no instruction has written")
@@ -33,9 +41,14 @@ impl MemorySystem {
                 value[lane as usize] = read_element(&cx.warp.local, start + n * width, t);
             }
         }
-        for (slot, values) in t.regs.iter().zip(&values) {
-            if let Some(slot) = slot {
-                set_register_lanes(cx.regs_mut(), *slot, t.register_rows, values, lanes);
+        for ((slot, values), undefined) in t.regs.iter().zip(&values).zip(undefined) {
+            if let Some(slot) = *slot {
+                let regs = cx.regs_mut();
+                set_register_lanes(regs, slot, t.register_rows, values, lanes);
+                mark_undefined_lanes(regs, slot, undefined, undefined);
+                for lane in lanes_in_mask(undefined) {
+                    regs.unwritten.remove(&(slot, lane as u8));
+                }
             }
         }
         for (lane, start, address) in copied {
@@ -75,6 +88,13 @@ impl MemorySystem {
             }
         }
     }
+}
+
+/// Whether each element of `width` bytes, of `bytes` bytes of local memory from `start` on, is written or unwritten as a
+/// whole.
+fn elements_are_whole(cx: &InstructionContext, start: usize, bytes: usize, width: usize) -> bool {
+    let mut elements = cx.warp.local_init[start..start + bytes].chunks(width);
+    elements.all(|element| element.iter().all(|&written| written == element[0]))
 }
 
 /// Returns where `bytes` bytes at a lane's local address `offset` begin in [`crate::exec::state::warp::Warp::local`].

@@ -20,6 +20,8 @@ pub struct MemoryConflict<'c> {
     pub conflict: &'c Conflict,
     /// Whether the access stored the value that memory already held.
     pub same_value: bool,
+    /// Whether the thread of the earlier access exited before a barrier that the thread of this access waited at.
+    pub after_exit: bool,
 }
 
 impl Reporter<'_> {
@@ -31,7 +33,10 @@ impl Reporter<'_> {
         let (context, strict) = (self.context, self.context.options.strict_proxy);
         let c = m.conflict;
         let (site, space, address, memory) = (m.site, m.space, m.address, Some((m.space, m.address)));
-        let harmless_race = m.same_value && matches!(c.kind, ConflictKind::Race { two_stores: true });
+        let harmless_race = match c.kind {
+            ConflictKind::Race { two_stores } => m.after_exit || m.same_value && two_stores,
+            _ => false,
+        };
         // Repeated conflicts are counted without a message, because a missing barrier causes a conflict at every
         // access.
         let cause = match c.kind {
@@ -96,8 +101,9 @@ impl Reporter<'_> {
         matches!(code.instrs.get(index).map(|i| &i.op), Some(Op::Load(t)) if t.cas_read)
     }
 
-    /// Adds a note for a conflict that is not a defect: the plain first read of a compare-and-swap loop, two stores of
-    /// the same value, or a read that the async proxy overwrites.
+    /// Adds a note for a conflict that is not a defect: the plain first read of a compare-and-swap loop, an access of a
+    /// thread that exits instead of waiting at a barrier, two stores of the same value, or a read that the async proxy
+    /// overwrites.
     fn note_conflict(&mut self, m: &MemoryConflict) {
         let space = m.space;
         if self.is_cas_loop_read(m) {
@@ -105,6 +111,20 @@ impl Reporter<'_> {
             self.add_note(
                 pc,
                 "a plain read of a word that other threads change by atomics; the value is only the first guess of a compare-and-swap loop, so an old value costs one more iteration (a relaxed atomic load would be no race at all)",
+            );
+            return;
+        }
+        if let ConflictKind::Race { .. } = m.conflict.kind
+            && m.after_exit
+        {
+            let line = self.context.source_line(m.conflict.earlier.1);
+            self.add_note(
+                m.site.pc,
+                &format!(
+                    "{space} memory that line {line} accesses in threads that then exit; a barrier of the block does not \
+                     wait for threads that have exited, but the CUDA programming guide promises that only the \
+                     accesses of threads that reach __syncthreads() are visible after it"
+                ),
             );
             return;
         }

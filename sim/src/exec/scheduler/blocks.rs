@@ -85,6 +85,8 @@ fn new_block(context: &GridContext, blocks: &mut BlockTable, at: [u32; 3], rank:
         mbarriers: BTreeMap::new(),
         virtual_agents: 0,
         live: threads,
+        block_barriers: 0,
+        barriers_at_exit: vec![u32::MAX; threads as usize],
         warpgroups: Vec::new(),
         register_pool: 0,
         cluster_barrier: ClusterBarrier::default(),

@@ -125,13 +125,15 @@ fn busiest_site(grid: &GridState) -> Option<(FindingSite, u32)> {
 fn report_endless_loop(grid: &mut GridState, pcs: &[u32], steps: u64) {
     let Some((site, _)) = busiest_site(grid) else { return };
     let context = grid.context;
-    let lines: BTreeSet<u32> = pcs
-        .iter()
-        .map(|&pc| source_line(context.program, context.kernel, pc))
-        .filter(|l| l.file.is_none())
-        .map(|l| l.line)
-        .collect();
-    let listed: Vec<String> = lines.iter().take(MAX_LINES).map(u32::to_string).collect();
+    let lines = pcs.iter().map(|&pc| source_line(context.program, context.kernel, pc));
+    let (own, other): (BTreeSet<_>, BTreeSet<_>) = lines.map(|l| (l.file, l.line)).partition(|l| l.0.is_none());
+    // Lines of headers are listed only if the loop has no line of the main file.
+    let lines = if own.is_empty() { other } else { own };
+    let name = |(file, line): &(Option<String>, u32)| match file {
+        Some(file) => format!("{file}:{line}"),
+        None => line.to_string(),
+    };
+    let listed: Vec<String> = lines.iter().take(MAX_LINES).map(name).collect();
     let more = if lines.len() > MAX_LINES { format!(" and {} more", lines.len() - MAX_LINES) } else { String::new() };
     grid.reporter.report(FindingKind::Deadlock, site, || {
         let lines = if lines.len() == 1 { "line" } else { "lines" };

@@ -35,6 +35,10 @@ const INSTRUCTIONS_BEFORE_WAKING_ALL: u64 = 20_000;
 const INSTRUCTIONS_BEFORE_SPIN_CHECK: u64 = 4096;
 /// Loops that compute may run this many times longer without a memory change than loops that wait.
 const COMPUTE_PATIENCE: u64 = 40;
+/// If the running warps only compute, another block starts after this number of warp instructions without a change to
+/// memory. It is much larger than [`INSTRUCTIONS_BEFORE_WAKING_ALL`]: in a long loop without stores, every further
+/// block would postpone the end of the running ones.
+const COMPUTE_INSTRUCTIONS_BEFORE_NEXT_BLOCK: u64 = 1_000_000;
 
 /// The warps that can run, and the blocks that are to start.
 #[derive(Debug)]
@@ -70,6 +74,8 @@ struct ProgressMarks {
     /// Values of `elapsed` when waiting loops were last woken, and when all waiting fragments were last woken.
     spin_check: u64,
     wake_all: u64,
+    /// Value of `elapsed` when blocks last started because nothing changed.
+    block_start: u64,
 }
 
 impl Scheduler {
@@ -190,17 +196,26 @@ impl Scheduler {
         // A loop that computes may run long without a memory change; a loop that only waits for a change may not.
         let idle = progress.elapsed() - marks.elapsed_at_change;
         let waits = progress.waits - marks.waits_at_change > idle / 1000;
-        self.wake_all(interpreter);
+        let since_start = progress.elapsed() - marks.elapsed_at_change.max(marks.block_start);
+        let starts_blocks = waits || since_start > COMPUTE_INSTRUCTIONS_BEFORE_NEXT_BLOCK;
+        if starts_blocks {
+            marks.block_start = progress.elapsed();
+        }
+        self.wake_all(interpreter, starts_blocks);
         let patience = interpreter.grid.context.options.patience;
         idle > patience.saturating_mul(if waits { 1 } else { COMPUTE_PATIENCE })
     }
 
     /// Wakes everything that might continue, after many instructions without a memory change: some loops wait in ways
-    /// that the interpreter does not recognise, and the threads that they wait for must get a chance to run.
-    fn wake_all(&mut self, interpreter: &mut Interpreter) {
+    /// that the interpreter does not recognise, and the threads that they wait for must get a chance to run. Starts
+    /// blocks, too, if `starts_blocks` is true.
+    fn wake_all(&mut self, interpreter: &mut Interpreter, starts_blocks: bool) {
         self.wake_spinning_loops(&mut interpreter.grid);
         self.give_up_reconvergence(&mut interpreter.grid);
         self.complete_operation(interpreter);
+        if !starts_blocks {
+            return;
+        }
         let cluster_blocks = interpreter.grid.context.cluster_blocks();
         for _ in 0..=self.live_blocks / cluster_blocks {
             if !self.has_room(cluster_blocks) || !self.start_cluster(&mut interpreter.grid) {

@@ -34,6 +34,10 @@ pub struct Block {
     pub virtual_agents: u32,
     /// Number of threads that have not exited.
     pub live: u32,
+    /// Number of completed barriers that all live threads of the block took part in.
+    pub block_barriers: u32,
+    /// For each thread that has exited, the value of `block_barriers` at its exit; `u32::MAX` for live threads.
+    pub barriers_at_exit: Vec<u32>,
     /// wgmma products that are not waited for, by warpgroup.
     pub warpgroups: Vec<Warpgroup>,
     /// Number of registers in the pool that `setmaxnreg.dec` fills and `setmaxnreg.inc` takes from. If the registers
@@ -55,6 +59,11 @@ impl Block {
     /// Returns the slot of the cluster's block of rank 0, which holds the barrier of the cluster.
     pub fn cluster_barrier_slot(&self) -> u32 {
         self.cluster[0]
+    }
+
+    /// Whether a barrier of all live threads has completed since the thread with the linear index `thread` exited.
+    pub fn met_since_exit(&self, thread: u32) -> bool {
+        self.barriers_at_exit.get(thread as usize).is_some_and(|&barriers| barriers < self.block_barriers)
     }
 }
 

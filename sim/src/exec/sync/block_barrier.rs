@@ -110,6 +110,7 @@ pub fn complete_barriers(grid: &mut GridState, block_slot: u32) -> Vec<u32> {
             continue;
         }
         let barrier = std::mem::take(&mut block.barriers[id as usize]);
+        block.block_barriers += u32::from(barrier.expected.is_none());
         if let Some(expected) = barrier.expected.filter(|&n| barrier.arrived > n) {
             overfull.push((id, barrier.pc, barrier.arrived, expected));
         }

@@ -146,10 +146,6 @@ impl SharedOperand {
         let descriptor = Descriptor::decode(bits)?;
         let start = descriptor.start;
         if let Some(span) = descriptor.swizzle.span_bytes() {
-            let row = start / span % 8;
-            if row != 0 {
-                return Err(DescriptorError::Pattern { start, row, span, pattern: 8 * span });
-            }
             let bytes = if mn_major { (2 * extent).min(span) } else { 32 };
             let left = span - start % span;
             if left < bytes {
@@ -162,6 +158,16 @@ impl SharedOperand {
     /// Returns true if elements are contiguous along m or n.
     pub fn is_mn_major(&self) -> bool {
         self.mn_major
+    }
+
+    /// Checks that the operand begins where the swizzle pattern begins, which is at multiples of eight rows. An operand
+    /// that begins elsewhere is right only if its bytes were swizzled by their addresses, as tensor copies do.
+    pub fn check_pattern(&self) -> Result<(), DescriptorError> {
+        let start = self.descriptor.start;
+        match self.descriptor.swizzle.span_bytes().map(|span| (span, start / span % 8)) {
+            Some((span, row)) if row != 0 => Err(DescriptorError::Pattern { start, row, span, pattern: 8 * span }),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the number of A's rows or of B's columns.

@@ -400,10 +400,13 @@ fn rejects_invalid_descriptors() {
         DescriptorError::BaseOffset { base_offset: 3 }
     );
     let shifted = Descriptor { start: 4096 + 256, ..good };
-    assert!(matches!(error(shifted, false, 64), DescriptorError::Pattern { row: 2, pattern: 1024, .. }));
-    assert!(matches!(error(shifted, true, 64), DescriptorError::Pattern { .. }));
+    // The swizzle follows the address, so a tile may begin within the pattern.
+    let operand = SharedOperand::new(shifted.encode(), false, 64).unwrap();
+    assert_eq!(operand.unit_shared_address(0, 0), 4096 + 256 + 2 * 16);
+    assert!(matches!(operand.check_pattern(), Err(DescriptorError::Pattern { row: 2, pattern: 1024, .. })));
+    assert!(SharedOperand::new(good.encode(), false, 64).unwrap().check_pattern().is_ok());
     let half = Descriptor { start: 4096 + 512, swizzle: Swizzle::B64, ..good };
-    assert!(SharedOperand::new(half.encode(), false, 64).is_ok());
+    assert!(SharedOperand::new(half.encode(), false, 64).unwrap().check_pattern().is_ok());
     let late = Descriptor { start: 4096 + 112, ..good };
     assert!(matches!(error(late, false, 64), DescriptorError::Row { left: 16, bytes: 32, .. }));
     let inside = Descriptor { start: 4096 + 32, ..good };
@@ -415,7 +418,7 @@ fn rejects_invalid_descriptors() {
     let end = 4096 + 8 * 1024 - 16;
     assert!(matches!(operand.check_within_shared_memory(0, end), Err(DescriptorError::Range { .. })));
     assert!(matches!(operand.check_within_shared_memory(4112, 1 << 20), Err(DescriptorError::Range { .. })));
-    assert!(error(shifted, false, 64).to_string().contains("0x1100"));
+    assert!(error(late, false, 64).to_string().contains("0x1070"));
 }
 
 #[test]
