@@ -1,6 +1,6 @@
 //! What happens to the values that loads read, found in the text of a function without running it: which loads only
-//! copy bytes to other memory, which only pass a value to other lanes, which read a word to change a bit-field in it, and which read the first value of a
-//! compare-and-swap loop.
+//! copy bytes to other memory, which only pass a value to other lanes, which read a word to change a bit-field in it,
+//! and which read the first value of a compare-and-swap loop.
 //!
 //! The analysis does not follow the order of instructions: a register counts by all of its uses in the function.
 
