@@ -53,7 +53,7 @@ pub const TRAINING_STAGES: [TrainingStage; 2] = [
         config: include_str!("sft.toml"),
         title: "Supervised fine-tuning (SFT)",
         about: "The model learns to reproduce a chain of thought and an answer for each clip.",
-        curves: &[("loss", "loss of each step and its running mean, logarithmic", true)],
+        curves: &[("loss", "loss of each step and its running mean", true)],
     },
     TrainingStage {
         name: "grpo",
