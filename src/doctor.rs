@@ -74,16 +74,23 @@ fn processor(common: &CommonOptions) -> Result<Vec<Finding>> {
         simd::Isa::Avx2 => "AVX2 with FMA",
         simd::Isa::Avx512 => "AVX-512",
         simd::Isa::Avx512Bf16 => "AVX-512 with bf16 dot products",
+        simd::Isa::Amx => "AVX-512, and AMX for bf16 products",
     };
-    let name = simd::isa().name();
+    let (name, default) = (simd::isa().name(), simd::default_isa());
     let isa = match simd::requested_isa() {
-        Ok(Some(_)) => format!("{name}: {isa}; set by {}, the best is {}", simd::ISA_VARIABLE, simd::best_isa().name()),
-        _ => format!("{name}: {isa}"),
+        Ok(Some(_)) => format!(
+            "{name}: {isa}; set by {}, the default is {}: {}",
+            simd::ISA_VARIABLE,
+            default.isa.name(),
+            default.reason
+        ),
+        _ => format!("{name}: {isa}; {}", default.reason),
     };
     Ok(vec![
         Finding::new(group, "model", model.or_else(|| Some(env::consts::ARCH.to_string())), ""),
         Finding::new(group, "threads", Some(common.threads()?.to_string()), ""),
         Finding::new(group, "instructions", Some(isa), ""),
+        Finding::new(group, "bf16 products", Some(simd::isa().bf16_unit().to_string()), ""),
     ])
 }
 

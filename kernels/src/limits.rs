@@ -15,20 +15,26 @@ const CHAINS: usize = 12;
 /// Multiply-adds of each accumulator in one timing. Together they take some milliseconds, so that the time until a
 /// thread has woken up is negligible.
 const STEPS: usize = 1_000_000;
+/// Steps of the loop that times the tiles of AMX. They take some milliseconds, too.
+const TILE_STEPS: usize = 100_000;
+/// Operations of a step of that loop: four tiles of 16 × 16 sums, 32 multiply-adds each.
+const TILE_OPERATIONS: usize = 4 * 16 * 16 * 32 * 2;
 /// Bytes read in one timing: more than any cache holds.
 const MEMORY: usize = 256 << 20;
 
 /// Measures the floating-point operations per second of all threads together; a multiply-add counts as two
-/// operations. For bf16 it times the processor's bf16 dot product; without that instruction, f32 multiply-adds.
+/// operations. For bf16 it times the unit that multiplies bf16 matrices: the tiles of AMX or the bf16 dot product of
+/// AVX-512; without both, f32 multiply-adds.
 pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
-    let bf16 = dtype == DType::BF16 && isa() == Isa::Avx512Bf16;
-    let lanes = match isa() {
-        Isa::Avx512Bf16 | Isa::Avx512 => 16,
-        Isa::Avx2 => 8,
-        Isa::Plain => 4,
+    let bf16 = dtype == DType::BF16;
+    let operations = match isa() {
+        Isa::Amx if bf16 => TILE_STEPS * TILE_OPERATIONS,
+        Isa::Avx512Bf16 if bf16 => STEPS * CHAINS * 16 * 4,
+        Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => STEPS * CHAINS * 16 * 2,
+        Isa::Avx2 => STEPS * CHAINS * 8 * 2,
+        Isa::Plain => STEPS * CHAINS * 4 * 2,
     };
-    let operations = (STEPS * team.threads() * CHAINS * lanes * if bf16 { 4 } else { 2 }) as f64;
-    best(8, || at_once(team, |_| multiply_add(bf16)), operations)
+    best(8, || at_once(team, |_| multiply_add(bf16)), (operations * team.threads()) as f64)
 }
 
 /// Measures the bytes per second that all threads together read from memory.
@@ -89,8 +95,9 @@ fn chains(bf16: bool, seed: f32) -> f32 {
     // SAFETY: `isa` found the features that each function needs.
     unsafe {
         match isa() {
+            Isa::Amx if bf16 => x86::run_amx_tiles(seed, TILE_STEPS),
             Isa::Avx512Bf16 if bf16 => x86::run_avx512_bf16_dot_products(seed),
-            Isa::Avx512Bf16 | Isa::Avx512 => x86::run_avx512_multiply_adds(seed),
+            Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => x86::run_avx512_multiply_adds(seed),
             Isa::Avx2 => x86::run_avx2_multiply_adds(seed),
             Isa::Plain => plain_multiply_adds(seed),
         }
@@ -115,7 +122,48 @@ fn plain_multiply_adds(seed: f32) -> f32 {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{CHAINS, STEPS};
+    use crate::simd::amx::Tiles;
+    use std::arch::asm;
     use std::arch::x86_64::*;
+
+    /// Returns one of the sums: in each step, 32 products of `seed` rounded to bf16 are added to it.
+    ///
+    /// # Safety
+    /// The process may use AMX, or the emulator of the tests is installed. `steps` is at least 1.
+    pub(super) unsafe fn run_amx_tiles(seed: f32, steps: usize) -> f32 {
+        let operand = [[seed.to_bits() >> 16 << 16 | seed.to_bits() >> 16; 16]; 16];
+        let mut sums = [[0.0f32; 16]; 16];
+        // SAFETY: the process may use AMX; the loads and the store access 16 rows of 64 bytes each.
+        unsafe {
+            let _tiles = Tiles::configure();
+            asm!(
+                "tileloadd tmm4, [{operand} + {line}*1]",
+                "tileloadd tmm5, [{operand} + {line}*1]",
+                "tileloadd tmm6, [{operand} + {line}*1]",
+                "tileloadd tmm7, [{operand} + {line}*1]",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "2:",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {steps}",
+                "jnz 2b",
+                "tilestored [{sums} + {line}*1], tmm3",
+                operand = in(reg) operand.as_ptr(),
+                sums = in(reg) sums.as_mut_ptr(),
+                line = in(reg) 64usize,
+                steps = inout(reg) steps => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+        sums[15][15]
+    }
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub(super) fn run_avx512_bf16_dot_products(seed: f32) -> f32 {
@@ -162,6 +210,17 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[test]
+    fn every_step_of_the_tiles_is_computed() {
+        if !crate::simd::amx_emulator::install() {
+            return println!("skipped: the processor has no AVX-512");
+        }
+        // SAFETY: AMX or its emulator is installed.
+        let sum = unsafe { x86::run_amx_tiles(1.5, 7) };
+        assert_eq!(sum, 7.0 * 32.0 * 1.5 * 1.5);
+    }
 
     #[test]
     fn limits_are_plausible() {

@@ -5,10 +5,11 @@
 //! contiguous. A linear layer is `A = x, B = weight`; the gradient of its input is `A = dy, B = weight` stored `[k,
 //! n]`; that of its weight is `A = dy` stored `[k, m]`, `B = x` stored `[k, n]`.
 //!
-//! Numerics on the CPU: products and sums in f32 (bf16 × bf16 uses the processor's bf16 dot product where it has one:
-//! pairs of k, denormals as zero), then scale, bias, the old C, and one rounding at the store. The order of summation
-//! over k depends on k alone: not on m, n, the element's position, the threads or the storage of the operands
-//! (`cpu/mod.rs` has the details). Bound by arithmetic for large m, by reading B from memory for small m.
+//! Numerics on the CPU: products and sums in f32 (bf16 × bf16 uses the tiles of AMX or the bf16 dot product where the
+//! processor has them and they are faster, see [`crate::simd`]: pairs of k, denormals as zero), then scale, bias, the
+//! old C, and one rounding at the store. The order of summation over k depends on k alone: not on m, n, the element's
+//! position, the threads or the storage of the operands (`cpu/mod.rs` has the details). Bound by arithmetic for large
+//! m, by reading B from memory for small m.
 
 pub mod cpu;
 #[cfg(test)]

@@ -71,7 +71,7 @@ pub trait VectorCode {
 pub unsafe fn dispatch<W: VectorCode>(isa: Isa, work: W) {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => enter_avx512(work),
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => enter_avx512(work),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => enter_avx2(work),
         _ => work.run::<PlainVector>(),

@@ -155,7 +155,7 @@ tile!(tile_direct, "avx512f,avx512bw", f32, stride);
 /// Transposes 16 rows of 16 words.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
+pub(super) fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
     let mut q = [_mm512_setzero_si512(); 16];
     for g in 0..4 {
         // After this step the 128-bit lane c of q[4 g + j] holds column 4 c + j of rows 4 g .. 4 g + 4.
@@ -202,7 +202,7 @@ unsafe fn load(at: *const u8, stride: usize) -> [__m512i; 16] {
 /// Each of `rows` rows has `bytes` readable bytes from `at`; rows are `stride` bytes apart.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-unsafe fn load_some(at: *const u8, stride: usize, rows: usize, bytes: usize) -> [__m512i; 16] {
+pub(super) unsafe fn load_some(at: *const u8, stride: usize, rows: usize, bytes: usize) -> [__m512i; 16] {
     let mask = if bytes >= 64 { !0 } else { (1u32 << (bytes / 2)) - 1 };
     let mut r = [_mm512_setzero_si512(); 16];
     for i in 0..16 {
@@ -215,7 +215,7 @@ unsafe fn load_some(at: *const u8, stride: usize, rows: usize, bytes: usize) -> 
 
 /// # Safety
 /// The processor has AVX-512 F and BW; the part lies inside the source, and `dst` has room for `[part.units][width]`.
-unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
+pub(super) unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
     for lane in (0..width).step_by(16) {
         let rows = part.rows.saturating_sub(lane).min(16);
         let part = Part { row: part.row + lane, rows, ..part };

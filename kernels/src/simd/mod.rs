@@ -1,96 +1,14 @@
-//! Chooses the instruction set at run time, the machine's best one or the one that `REEL_CPU` names;
-//! [`simd_fn!`](crate::simd_fn) compiles a function once for each.
+//! Code for the instruction sets of a processor: [`isa()`] is the one in use, chosen at run time or named by
+//! `REEL_CPU`; [`simd_fn!`](crate::simd_fn) compiles a function once for each. `amx` gives access to tiles.
 #![allow(unsafe_code)]
 
-use std::sync::OnceLock;
-
-/// Instruction sets for which the code of device `cpu` is compiled. Two instruction sets may add up a sum in
-/// different orders; one always uses the same order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Isa {
-    /// The compilation target's baseline instruction set.
-    Plain,
-    /// AVX2 and FMA.
-    Avx2,
-    /// AVX-512 F, BW, VL, DQ.
-    Avx512,
-    /// AVX-512 F, BW, VL, DQ and the bf16 dot product.
-    Avx512Bf16,
-}
-
-impl Isa {
-    /// All instruction sets, from the least to the best.
-    pub const ALL: [Isa; 4] = [Isa::Plain, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
-
-    /// The name in [`ISA_VARIABLE`], `run.json` and `reel doctor`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Isa::Plain => "plain",
-            Isa::Avx2 => "avx2",
-            Isa::Avx512 => "avx512",
-            Isa::Avx512Bf16 => "avx512-bf16",
-        }
-    }
-}
-
-/// The environment variable that selects an instruction set by its name.
-pub const ISA_VARIABLE: &str = "REEL_CPU";
-
-/// The instruction set that device `cpu` uses: the one that [`ISA_VARIABLE`] names, else the best of this machine. It
-/// is chosen once per process. A program calls [`requested_isa`] at its start and refuses a wrong value; here a wrong
-/// value has no effect.
-pub fn isa() -> Isa {
-    static ISA: OnceLock<Isa> = OnceLock::new();
-    *ISA.get_or_init(|| requested_isa().ok().flatten().unwrap_or_else(best_isa))
-}
-
-/// The best instruction set of this machine.
-pub fn best_isa() -> Isa {
-    static BEST: OnceLock<Isa> = OnceLock::new();
-    *BEST.get_or_init(detect)
-}
-
-/// The instruction set that [`ISA_VARIABLE`] names; `None` if the variable is not set or empty.
-///
-/// # Errors
-/// The text says what is wrong: the name is unknown, or this machine lacks the instruction set.
-pub fn requested_isa() -> Result<Option<Isa>, String> {
-    std::env::var_os(ISA_VARIABLE).map_or(Ok(None), |name| parse_isa(&name.to_string_lossy(), best_isa()))
-}
-
-fn parse_isa(name: &str, best: Isa) -> Result<Option<Isa>, String> {
-    if name.is_empty() {
-        return Ok(None);
-    }
-    match Isa::ALL.into_iter().find(|isa| isa.name() == name) {
-        None => Err(format!("is {name:?}, which is not the name of an instruction set")),
-        Some(isa) if isa > best => {
-            Err(format!("is {name}, which this machine does not have; its best is {}", best.name()))
-        }
-        Some(isa) => Ok(Some(isa)),
-    }
-}
-
 #[cfg(target_arch = "x86_64")]
-fn detect() -> Isa {
-    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-    let avx512 = avx2
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512dq");
-    match (avx2, avx512, is_x86_feature_detected!("avx512bf16")) {
-        (_, true, true) => Isa::Avx512Bf16,
-        (_, true, false) => Isa::Avx512,
-        (true, _, _) => Isa::Avx2,
-        _ => Isa::Plain,
-    }
-}
+pub(crate) mod amx;
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+pub(crate) mod amx_emulator;
+mod isa;
 
-#[cfg(not(target_arch = "x86_64"))]
-fn detect() -> Isa {
-    Isa::Plain
-}
+pub use isa::{DefaultIsa, ISA_VARIABLE, Isa, best_isa, default_isa, isa, requested_isa};
 
 /// Compiles a function for each instruction set; calls use the best one of this machine: `simd_fn! { pub fn double<T:
 /// Element>(x: &mut [T]) { … } }`. Write the body as plain loops over arrays, which the compiler turns into vector
@@ -114,9 +32,11 @@ macro_rules! simd_fn {
                 fn avx2 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 #[allow(unsafe_code)]
                 match $crate::simd::isa() {
+                    $crate::simd::Isa::Avx512 | $crate::simd::Isa::Avx512Bf16 | $crate::simd::Isa::Amx => {
+                        // SAFETY: `isa` found these features on this machine.
+                        return unsafe { avx512($($arg),*) };
+                    }
                     // SAFETY: `isa` found these features on this machine.
-                    $crate::simd::Isa::Avx512 | $crate::simd::Isa::Avx512Bf16 => return unsafe { avx512($($arg),*) },
-                    // SAFETY: as above.
                     $crate::simd::Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::simd::Isa::Plain => {}
                 }
@@ -203,20 +123,6 @@ mod tests {
             let (got, want) = (exp(x) as f64, (x as f64).exp());
             prop_assert!((got - want).abs() <= 3.0 * f32::EPSILON as f64 * want, "{x}: {got} {want}");
         }
-    }
-
-    #[test]
-    fn only_names_of_instruction_sets_of_this_machine_are_accepted() {
-        for best in Isa::ALL {
-            for isa in Isa::ALL {
-                let parsed = parse_isa(isa.name(), best);
-                assert_eq!(parsed.is_ok(), isa <= best, "{parsed:?}");
-                assert!(parsed.is_err() || parsed == Ok(Some(isa)));
-            }
-        }
-        assert_eq!(parse_isa("", Isa::Plain), Ok(None));
-        assert!(parse_isa("AVX", Isa::Avx512).unwrap_err().contains("is \"AVX\""));
-        assert!(best_isa() >= isa());
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! Compares the CPU code of each instruction set of this machine with the formula, and compares its results bit for
-//! bit between different tiles, operand storage and numbers of threads.
+//! bit between different tiles, operand storage and numbers of threads. On a machine without AMX the emulator executes
+//! its instructions.
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 
 use super::{Matmul, Operand, cpu, formula};
 use crate::DType::{self, BF16, F32};
 use crate::checks::{TestArray, normal_numbers};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, check_close, check_rounded};
-use crate::simd::{Isa, isa};
+use crate::simd::{Isa, best_isa, isa};
 use crate::{Addr, Team};
 use proptest::prelude::*;
 
@@ -45,7 +49,15 @@ struct Case {
 const SCALES: [f32; 3] = [1.0, 0.7, -16.0];
 
 fn isas() -> Vec<Isa> {
-    [Isa::Plain, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|&i| i <= isa()).collect()
+    Isa::ALL.into_iter().filter(|&isa| isa <= best_isa() || isa == Isa::Amx && amx_works()).collect()
+}
+
+/// Whether the instructions of AMX can be executed, by the processor or by the emulator.
+fn amx_works() -> bool {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    return crate::simd::amx_emulator::install();
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    false
 }
 
 fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
@@ -55,6 +67,13 @@ fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 /// Runs the product of a test case on A `[m, k]`, B `[n, k]`, the bias and the old C, and returns C.
 #[allow(unsafe_code)]
 fn product(isa: Isa, c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], threads: usize) -> Vec<f32> {
+    // SAFETY: `with_arrays` passes arrays that live and have the shapes of the case; `isas` returns instruction sets
+    // that work on this machine only.
+    with_arrays(c, a, b, bias, old, |p| unsafe { cpu::run_on(isa, p, &Team::new(threads)) })
+}
+
+/// Stores A `[m, k]`, B `[n, k]`, the bias and the old C as the test case says, runs the product, and returns C.
+fn with_arrays(c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], run: impl FnOnce(&Matmul)) -> Vec<f32> {
     let stored = |x: &[f32], rows, dtype, transposed| {
         TestArray::new(dtype, &if transposed { transpose(x, rows, c.k) } else { x.to_vec() })
     };
@@ -73,8 +92,7 @@ fn product(isa: Isa, c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], 
         accumulate: c.accumulate,
         scale: c.scale,
     };
-    // SAFETY: the arrays live and have the shapes of the case; `isas` returns instruction sets of this machine only.
-    unsafe { cpu::run_on(isa, &p, &Team::new(threads)) };
+    run(&p);
     out.values()
 }
 
@@ -214,6 +232,10 @@ fn equals_the_formula() {
 fn no_bit_depends_on_the_company() {
     for isa in isas() {
         for (i, (m, n, k)) in test_cases_m_n_k().into_iter().enumerate() {
+            // Each instruction takes microseconds on the emulator, and every case is computed 26 times.
+            if isa == Isa::Amx && k > 4000 {
+                continue;
+            }
             for dtypes in &COMBINATIONS[..4] {
                 let (bias, accumulate) = (i % 2 == 1, i % 3 == 1);
                 let c =

@@ -1,0 +1,479 @@
+//! Products of two bf16 matrices on the tiles of AMX ([`crate::simd::amx`]): blocks of 32 × 32 sums in four tiles.
+//!
+//! `tdpbf16ps` multiplies a tile of *rows* (16 rows of 32 elements along k) with a tile of *pairs* (16 columns; each
+//! row of the tile has one pair of neighbouring k of every column). Rows are what lies in memory if k is the last
+//! dimension; pairs have to be packed. The operand whose rows are read as they lie is B, the weight:
+//!
+//! ```text
+//! B is [n, k]  (forward):   rows = B in place,               pairs = A, packed once per call      sums are [n, m]
+//! B is [k, n]  (gradients): rows = A, packed once per call,  pairs = B, packed block by block     sums are [m, n]
+//!
+//! for each block of k (512 elements), panel of 32 columns of C, and 32 rows of C:      # a task has up to 8 panels
+//!     tiles 0..3 = 0, or the sums of the block of k before
+//!     for each 32 elements of k:  load tiles 4, 5 (rows) and 6, 7 (pairs); four tdpbf16ps
+//!     store tiles 0..3; after the last block of k:  C = round(scale * sums + bias (+ old C))
+//! ```
+//!
+//! **Order.** k is taken in steps of 32 from 0 on, with one `tdpbf16ps` each; zeros complete the last step. Each step
+//! adds one f32 to the sum: its products over even k plus those over odd k. A product of bf16 numbers commutes, and a
+//! partial sum that is stored and continued is the same f32, so the order depends on k alone: not on m, on which
+//! operand has the rows, on tile, block or thread. It is another order than that of the other instruction sets.
+//!
+//! **Cost.** A step of a block loads 4 KiB for 65 536 operations. 32 rows of a block of k fill 32 KiB, which stay in
+//! the first-level cache while 512 rows of A (512 KiB per block of k) stream from the second. With up to 32 rows of A,
+//! all of k is one block, and B is read from memory once, with prefetching: the arithmetic of 32 rows takes less time
+//! than that at the rates in `simd/isa.rs`. A is packed so that a tile is 1 KiB without gaps: rows that are a multiple
+//! of 4 KiB apart would compete for the same few sets of the caches. B's rows are copied block by block if they are so
+//! far apart. Sizes of blocks follow a prototype in C; the speed of this code has not been measured.
+
+mod pack;
+mod tiles;
+
+use super::avx512::transpose;
+use super::{LAUNCH, PACK_ALONE, Packed, Scratch, Source, TASK, THIN_BYTES, Unit, runs};
+use crate::matmul::{Matmul, Operand};
+use crate::simd::amx::Tiles;
+use crate::view::{OutputArray, slice_at};
+use crate::{DType, Element, Team};
+use half::bf16;
+use pack::{copy_rows, load_lanes, pack_pairs, pack_rows_as_pairs, pack_transposed_rows, store_lanes};
+use std::arch::x86_64::*;
+use std::ops::Range;
+use std::ptr::null;
+use tiles::{Prefetch, TileCall, multiply_in_place, multiply_packed, thin_one, thin_two};
+
+/// Rows of a tile, and columns of a tile of sums.
+const SIDE: usize = 16;
+/// Rows and columns of C that four tiles of sums cover.
+const BLOCK: usize = 2 * SIDE;
+/// Elements along k that one instruction takes.
+const STEP: usize = 32;
+/// Words (4 bytes) of a tile.
+const TILE: usize = 256;
+/// Words of the four tiles of sums.
+const SUMS: usize = 4 * TILE;
+/// Maximum number of panels (32 columns of C) of a task.
+const MAX_PANELS: usize = 8;
+/// Steps that a product with few rows of A prefetches ahead.
+const AHEAD: usize = 16;
+
+/// Sizes of blocks. No bit of a result depends on them.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::matmul) struct Blocking {
+    /// Maximum number of steps along k of a block.
+    pub(in crate::matmul) steps: usize,
+    /// Maximum number of blocks of 32 rows of A that are multiplied with a panel of B before the next panel.
+    pub(in crate::matmul) row_blocks: usize,
+    /// Maximum number of panels of a task, at most [`MAX_PANELS`].
+    pub(in crate::matmul) panels: usize,
+    /// Maximum number of words of A that are packed at a time, if these are at least 128 rows.
+    pub(in crate::matmul) packed_words: usize,
+    /// Whether a product with up to 32 rows of A has code of its own.
+    pub(in crate::matmul) thin: bool,
+}
+
+impl Blocking {
+    /// The sizes for caches of 48 KiB and 2 MiB per core.
+    pub(in crate::matmul) const USUAL: Blocking =
+        Blocking { steps: 16, row_blocks: 16, panels: MAX_PANELS, packed_words: super::PACKED_A / 4, thin: true };
+}
+
+/// Computes the product of two bf16 operands.
+///
+/// # Safety
+/// The process may use AMX, or the emulator of the tests is installed, and the processor has AVX-512 F, BW and VL; the
+/// addresses cover the shapes that [`Matmul`] documents, and nothing else uses C.
+pub(in crate::matmul) unsafe fn run(p: &Matmul, team: &Team, blocking: &Blocking) {
+    if p.m == 0 || p.n == 0 {
+        return;
+    }
+    LAUNCH.with_borrow_mut(|scratch| {
+        // SAFETY: the conditions of this function.
+        unsafe {
+            match p.c_dtype {
+                DType::F32 => Product::<f32>::new(p, team, blocking).run(scratch),
+                _ => Product::<bf16>::new(p, team, blocking).run(scratch),
+            }
+        }
+    });
+}
+
+/// A product in progress.
+struct Product<'a, T> {
+    m: usize,
+    n: usize,
+    k: usize,
+    /// Steps of 32 elements along k.
+    steps: usize,
+    a: Source,
+    b: Source,
+    c: OutputArray<T>,
+    bias: &'a [T],
+    accumulate: bool,
+    scale: f32,
+    team: &'a Team,
+    blocking: &'a Blocking,
+}
+
+/// The part of B that a task multiplies with rows of A: one panel and one block of k.
+#[derive(Clone, Copy)]
+struct Panel {
+    /// The two tiles of the first step.
+    tiles: [*const u8; 2],
+    /// True if the tiles are rows of B where they lie; else they are packed tiles, one after the other.
+    in_place: bool,
+    /// Steps of full tiles.
+    steps: usize,
+    /// The two tiles of an incomplete last step of rows in place; else null.
+    tail: *const u8,
+}
+
+impl<'a, T: Element> Product<'a, T> {
+    unsafe fn new(p: &Matmul, team: &'a Team, blocking: &'a Blocking) -> Self {
+        let source = |x: &Operand, rows| Source {
+            base: x.addr.0 as *const u8,
+            unit: Unit::Pair,
+            transposed: x.transposed,
+            rows,
+            k: p.k,
+        };
+        // SAFETY: c has `[m, n]` elements of T; bias has `[n]` of them, or is null and read as empty.
+        let (c, bias) =
+            unsafe { (OutputArray::new(p.c, p.m * p.n), slice_at(p.bias, if p.bias.is_null() { 0 } else { p.n })) };
+        let (a, b) = (source(&p.a, p.m), source(&p.b, p.n));
+        let (accumulate, scale, steps) = (p.accumulate, p.scale, p.k.div_ceil(STEP));
+        Product { m: p.m, n: p.n, k: p.k, steps, a, b, c, bias, accumulate, scale, team, blocking }
+    }
+
+    /// Words of 32 packed rows of A.
+    fn words_per_row_block(&self) -> usize {
+        2 * self.steps * TILE
+    }
+
+    unsafe fn run(&self, scratch: &mut Scratch) {
+        if self.m <= BLOCK && !self.b.transposed && self.blocking.thin {
+            // SAFETY: the operands are valid as `Matmul` documents; A has few enough rows, and B's rows lie along k.
+            return unsafe { self.thin(scratch) };
+        }
+        let row_blocks = (self.blocking.packed_words / self.words_per_row_block().max(1)).max(4);
+        for row in (0..self.m).step_by(row_blocks * BLOCK) {
+            // SAFETY: the operands are valid as `Matmul` documents; the rows lie inside A.
+            unsafe { self.rows(row, (row_blocks * BLOCK).min(self.m - row), scratch) }
+        }
+    }
+
+    /// Packs `rows` rows of A from `row` on, and computes these rows of C.
+    unsafe fn rows(&self, row: usize, rows: usize, scratch: &mut Scratch) {
+        let row_blocks = rows.div_ceil(BLOCK);
+        let words = self.words_per_row_block();
+        let packed = Packed(scratch.words(row_blocks * words));
+        let pack = |i: usize| {
+            // SAFETY: blocks do not overlap, and `packed` has room for them.
+            unsafe { self.pack_a(row + i * BLOCK, BLOCK.min(rows - i * BLOCK), packed.at(i * words)) }
+        };
+        if row_blocks * words < PACK_ALONE {
+            (0..row_blocks).for_each(pack);
+        } else {
+            self.team.run(row_blocks, pack);
+        }
+        let (panels, threads) = (self.n.div_ceil(BLOCK), self.team.threads());
+        let columns = panels.div_ceil(self.blocking.panels).next_multiple_of(threads).min(panels);
+        // Partial sums of a task have to fit into its second-level cache; without them a task may have all rows.
+        let least = if self.steps <= self.blocking.steps { 1 } else { row_blocks.div_ceil(self.blocking.row_blocks) };
+        let wanted = if threads == 1 { 1 } else { (2 * threads).div_ceil(columns) };
+        let parts = least.max(wanted).min(row_blocks);
+        self.team.run(columns * parts, |task| {
+            let (part, column) = (task / columns, task % columns);
+            let row_blocks = part * row_blocks / parts..(part + 1) * row_blocks / parts;
+            let panels = column * panels / columns..(column + 1) * panels / columns;
+            // SAFETY: tasks own disjoint blocks of C, and A's rows are packed.
+            TASK.with_borrow_mut(|s| unsafe { self.task(row, packed, row_blocks, panels, s) });
+        });
+    }
+
+    /// Multiplies the given blocks of 32 packed rows of A with the given panels of B. Block 0 begins at row
+    /// `first_row`.
+    unsafe fn task(
+        &self,
+        first_row: usize,
+        a: Packed,
+        row_blocks: Range<usize>,
+        panels: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        // SAFETY: the process may use AMX.
+        let _tiles = unsafe { Tiles::configure() };
+        let blocks = self.steps.div_ceil(self.blocking.steps).max(1);
+        let step = self.steps.div_ceil(blocks);
+        let panel_words = 2 * step * TILE;
+        let stored = if blocks == 1 { 1 } else { row_blocks.len() * panels.len() };
+        let b = scratch.words(panels.len() * panel_words + stored * SUMS);
+        // SAFETY: `b` has room for the packed panels and the sums.
+        let sums = unsafe { b.add(panels.len() * panel_words).cast::<f32>() };
+        let copied = self.competing_rows() && row_blocks.len() >= 4;
+        let mut ready = [Panel { tiles: [null(); 2], in_place: false, steps: 0, tail: null() }; MAX_PANELS];
+        for block in 0..blocks {
+            let first = block * step;
+            let (count, last) = (step.min(self.steps - first), block + 1 == blocks);
+            for (i, panel) in panels.clone().enumerate() {
+                // SAFETY: the panel and the steps exist, and `b` has room for them.
+                ready[i] = unsafe { self.prepare(panel, first..first + count, copied, b.add(i * panel_words)) };
+            }
+            for part in row_blocks.clone().step_by(self.blocking.row_blocks) {
+                let part = part..row_blocks.end.min(part + self.blocking.row_blocks);
+                for (i, panel) in panels.clone().enumerate() {
+                    // The panel and the step that are prefetched meanwhile, and the blocks of rows that share the lines.
+                    let next = match (self.b.transposed, last, panel + 1 < panels.end) {
+                        (true, false, _) => (panel, first + count),
+                        (true, true, _) => (panel + panels.len(), 0),
+                        (false, _, true) => (panel + 1, first),
+                        (false, false, false) => (panels.start, first + count),
+                        (false, true, false) => (panels.end, 0),
+                    };
+                    let sharing = if self.b.transposed { &row_blocks } else { &part };
+                    for row_block in part.clone() {
+                        let at = if blocks == 1 { 0 } else { (row_block - row_blocks.start) * panels.len() + i };
+                        // SAFETY: the offsets lie inside packed A and inside the sums.
+                        unsafe {
+                            let sums = sums.add(at * SUMS);
+                            let a = a.at(row_block * self.words_per_row_block()).add(first * TILE).cast::<u8>();
+                            let tiles = [a.cast_const(), a.add(self.steps * TILE * 4).cast_const()];
+                            let lines = lines_of(row_block - sharing.start, sharing.len());
+                            let prefetch = self.prefetch(next, lines);
+                            self.multiply(&ready[i], tiles, sums, block > 0, prefetch);
+                            if last {
+                                self.finish(sums, first_row + row_block * BLOCK, panel * BLOCK);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds the products of one panel with 32 packed rows of A to the sums, or stores them if `add` is false.
+    unsafe fn multiply(&self, panel: &Panel, a: [*const u8; 2], sums: *mut f32, add: bool, prefetch: Prefetch) {
+        let (rows, pairs) = if self.b.transposed { (a, panel.tiles) } else { (panel.tiles, a) };
+        let call = TileCall {
+            rows,
+            row_stride: if panel.in_place { self.row_bytes() } else { 64 },
+            pairs,
+            steps: panel.steps,
+            tail: panel.tail,
+            sums,
+            add: add.into(),
+            prefetch,
+        };
+        // SAFETY: the tiles exist for all steps, the sums are four tiles, and the tiles of this thread are configured.
+        unsafe { if panel.in_place { multiply_in_place(&call) } else { multiply_packed(&call) } }
+    }
+
+    /// Bytes of a row of B that lies along k.
+    fn row_bytes(&self) -> usize {
+        2 * self.k
+    }
+
+    /// Whether 32 rows of B that lie along k have their elements of one k in one or two sets of the first-level cache
+    /// (64 sets of lines of 64 bytes), which then cannot hold them.
+    fn competing_rows(&self) -> bool {
+        self.row_bytes().is_multiple_of(2048)
+    }
+
+    /// Packs `rows` rows of A (at most 32) from `row` on, as tiles of rows or of pairs: first all steps of 16 of them,
+    /// then all steps of the others. What stands in the place of missing rows has no effect on C.
+    unsafe fn pack_a(&self, row: usize, rows: usize, dst: *mut u32) {
+        // SAFETY: the rows exist, and `dst` has room for two rows of tiles.
+        unsafe {
+            let halves = [dst, dst.add(self.steps * TILE)];
+            match (self.b.transposed, self.a.transposed) {
+                (true, true) => pack_transposed_rows(&self.a, row, rows, self.steps, halves),
+                (false, true) => pack_pairs(&self.a, row..row + rows, 0..self.steps, halves),
+                (_, false) => {
+                    for (first, half) in (0..rows).step_by(SIDE).zip(halves) {
+                        let (row, rows) = (row + first, SIDE.min(rows - first));
+                        if self.b.transposed {
+                            copy_rows(&self.a, row, rows, 0..self.steps, half);
+                        } else {
+                            pack_rows_as_pairs(&self.a, row, rows, self.steps, half);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes a panel of B ready for some steps along k: packs pairs, or finds rows, copying what lies in place only in
+    /// part. `dst` has room for two tiles: of each step, or of one step if whole rows of B may stay in place.
+    unsafe fn prepare(&self, panel: usize, steps: Range<usize>, copied: bool, dst: *mut u32) -> Panel {
+        let (row, rows) = (panel * BLOCK, BLOCK.min(self.n - panel * BLOCK));
+        let halves = [dst, dst.wrapping_add(steps.len() * TILE)];
+        let packed = |halves: [*mut u32; 2], steps: usize| Panel {
+            tiles: halves.map(|half| half.cast::<u8>().cast_const()),
+            in_place: false,
+            steps,
+            tail: null(),
+        };
+        if self.b.transposed {
+            // SAFETY: the columns exist, and `dst` has room for them.
+            unsafe { pack_pairs(&self.b, row..row + rows, steps.clone(), halves) };
+            return packed(halves, steps.len());
+        }
+        if rows < BLOCK || copied {
+            for (first, half) in (0..rows).step_by(SIDE).zip(halves) {
+                // SAFETY: the rows exist, and `dst` has room for them.
+                unsafe { copy_rows(&self.b, row + first, SIDE.min(rows - first), steps.clone(), half) };
+            }
+            return packed(halves, steps.len());
+        }
+        let full = steps.len().min(self.k / STEP - steps.start);
+        let tail = if full == steps.len() {
+            null()
+        } else {
+            for i in 0..2 {
+                // SAFETY: the rows exist; `dst` has room for two tiles of at least one step.
+                unsafe { copy_rows(&self.b, row + i * SIDE, SIDE, steps.end - 1..steps.end, dst.add(i * TILE)) };
+            }
+            dst.cast::<u8>().cast_const()
+        };
+        let at = |row: usize| self.b.base.wrapping_add(row * self.row_bytes() + steps.start * 64);
+        Panel { tiles: [at(row), at(row + SIDE)], in_place: true, steps: full, tail }
+    }
+
+    /// What to prefetch while a block of rows of A is multiplied: some of the 32 lines of a panel of B that each step
+    /// along k has, beginning with a step. In a panel of rows the lines of a step are those of 32 columns of C; else,
+    /// of 32 k.
+    fn prefetch(&self, (panel, step): (usize, usize), lines: Range<usize>) -> Prefetch {
+        if panel * BLOCK >= self.n {
+            return Prefetch::NONE;
+        }
+        let (row, column, stride) = if self.b.transposed {
+            (step * STEP + lines.start, panel * BLOCK, 2 * self.n)
+        } else {
+            (panel * BLOCK + lines.start, step * STEP, self.row_bytes())
+        };
+        let at = self.b.base.wrapping_add(row * stride + column * 2);
+        let advance = if self.b.transposed { STEP * stride } else { 2 * STEP };
+        Prefetch { at, stride, lines: lines.len(), advance, ..Prefetch::NONE }
+    }
+
+    /// Computes a product with up to 32 rows of A. B is read once; each task reads a range of its rows.
+    unsafe fn thin(&self, scratch: &mut Scratch) {
+        let a = Packed(scratch.words(self.words_per_row_block()));
+        // SAFETY: `a` has room for 32 rows.
+        unsafe { self.pack_a(0, self.m, a.at(0)) };
+        let panels = self.n.div_ceil(BLOCK);
+        let panel_bytes = BLOCK * self.row_bytes();
+        let runs = runs(panels, (THIN_BYTES / panel_bytes.max(1)).max(1), self.team.threads());
+        self.team.run(runs, |run| {
+            // SAFETY: `a` holds two rows of tiles.
+            let tiles = unsafe { [a.at(0), a.at(self.steps * TILE)].map(|tile| tile.cast::<u8>().cast_const()) };
+            TASK.with_borrow_mut(|scratch| {
+                let dst = scratch.words(2 * self.blocking.steps * TILE + SUMS);
+                // SAFETY: the process may use AMX; `dst` has room for a block of a panel and for the sums.
+                unsafe {
+                    let sums = dst.add(2 * self.blocking.steps * TILE).cast::<f32>();
+                    let _amx = Tiles::configure();
+                    for panel in run * panels / runs..(run + 1) * panels / runs {
+                        if self.n - panel * BLOCK >= BLOCK {
+                            self.thin_in_place(panel, tiles, dst, sums);
+                        } else {
+                            self.thin_copied(panel, tiles, dst, sums);
+                        }
+                        self.finish(sums, 0, panel * BLOCK);
+                    }
+                }
+            });
+        });
+    }
+
+    /// Multiplies all of k of a panel of 32 rows of B with up to 32 packed rows of A, and prefetches.
+    unsafe fn thin_in_place(&self, panel: usize, a: [*const u8; 2], dst: *mut u32, sums: *mut f32) {
+        // SAFETY: the panel exists; `dst` has room for two tiles.
+        let ready = unsafe { self.prepare(panel, 0..self.steps, false, dst) };
+        let next = ready.tiles[0].wrapping_add(BLOCK * self.row_bytes());
+        let prefetch = Prefetch {
+            // AHEAD steps further in the same rows; near their end, in the next rows.
+            at: if ready.steps > AHEAD {
+                ready.tiles[0].wrapping_add(AHEAD * 64)
+            } else {
+                next.wrapping_add((AHEAD - ready.steps) * 64)
+            },
+            stride: self.row_bytes(),
+            lines: BLOCK,
+            advance: 64,
+            change: AHEAD,
+            next,
+        };
+        let call = TileCall {
+            rows: ready.tiles,
+            row_stride: self.row_bytes(),
+            pairs: a,
+            steps: ready.steps,
+            tail: ready.tail,
+            sums,
+            add: 0,
+            prefetch,
+        };
+        // SAFETY: the tiles exist for all steps, the sums are four tiles, and the tiles of this thread are configured.
+        unsafe { if self.m > SIDE { thin_two(&call) } else { thin_one(&call) } }
+    }
+
+    /// Multiplies all of k of a last, incomplete panel of B with up to 32 packed rows of A.
+    unsafe fn thin_copied(&self, panel: usize, a: [*const u8; 2], dst: *mut u32, sums: *mut f32) {
+        for first in (0..self.steps.max(1)).step_by(self.blocking.steps) {
+            let steps = first..self.steps.min(first + self.blocking.steps);
+            // SAFETY: the panel and the steps exist, and `dst` has room for them.
+            unsafe {
+                let ready = self.prepare(panel, steps, false, dst);
+                let a = a.map(|tile| tile.wrapping_add(first * TILE * 4));
+                self.multiply(&ready, a, sums, first > 0, Prefetch::NONE);
+            }
+        }
+    }
+
+    /// Multiplies sums by the scale, adds bias and old C, rounds once, and stores to C. The sums are those of up to
+    /// 32 rows from `row` on and up to 32 columns from `column` on.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn finish(&self, sums: *const f32, row: usize, column: usize) {
+        let scale = _mm512_set1_ps(self.scale);
+        for (i, j) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let (row, column) = (row + i * SIDE, column + j * SIDE);
+            if row >= self.m || column >= self.n {
+                continue;
+            }
+            let columns = SIDE.min(self.n - column);
+            let mask = ((1u32 << columns) - 1) as u16;
+            // The tiles of sums are ordered by rows of the instruction: those of C, or its columns.
+            let tile = if self.b.transposed { 2 * i + j } else { 2 * j + i };
+            let mut lines = [_mm512_setzero_si512(); SIDE];
+            for (x, line) in lines.iter_mut().enumerate() {
+                // SAFETY: inside the sums.
+                *line = unsafe { _mm512_loadu_si512(sums.add(tile * TILE + x * SIDE).cast()) };
+            }
+            if !self.b.transposed {
+                lines = transpose(lines);
+            }
+            let bias = if self.bias.is_empty() { None } else { Some(&self.bias[column..column + columns]) };
+            for (x, line) in lines.into_iter().enumerate().take(self.m - row) {
+                // SAFETY: tasks own disjoint parts of C; the mask selects the columns of the part and of the bias.
+                unsafe {
+                    let c = self.c.part((row + x) * self.n + column, columns);
+                    let mut sum = _mm512_mul_ps(_mm512_castsi512_ps(line), scale);
+                    if let Some(bias) = bias {
+                        sum = _mm512_add_ps(sum, load_lanes(bias.as_ptr(), mask));
+                    }
+                    if self.accumulate {
+                        sum = _mm512_add_ps(load_lanes(c.as_ptr(), mask), sum);
+                    }
+                    store_lanes(c.as_mut_ptr(), mask, sum);
+                }
+            }
+        }
+    }
+}
+
+/// Lines (of 32) that block `index` of `count` blocks prefetches at each step.
+fn lines_of(index: usize, count: usize) -> Range<usize> {
+    let each = BLOCK.div_ceil(count);
+    (index * each).min(BLOCK)..((index + 1) * each).min(BLOCK)
+}

@@ -1,0 +1,187 @@
+//! Tests of the code for AMX alone: sizes of blocks, shapes of the vision tower, the ends of the operands.
+#![allow(unsafe_code)]
+
+use super::*;
+use crate::matmul::cpu::amx::{self, Blocking};
+
+/// Runs a product with given sizes of blocks.
+fn blocked(c: &Case, x: &Inputs, blocking: &Blocking, threads: usize) -> Vec<f32> {
+    // SAFETY: the arrays live and have the shapes of the case; the callers have installed the emulator.
+    with_arrays(c, &x.a, &x.b, &x.bias, &x.old, |p| unsafe { amx::run(p, &Team::new(threads), blocking) })
+}
+
+fn any_blocking() -> impl Strategy<Value = Blocking> {
+    (1..4usize, 1..3usize, 1..4usize, any::<bool>()).prop_map(|(steps, row_blocks, panels, thin)| {
+        // One word is the least: A is then packed in groups of 128 rows.
+        Blocking { steps, row_blocks, panels, packed_words: 1, thin }
+    })
+}
+
+fn any_bf16_case() -> impl Strategy<Value = Case> {
+    let size = |most: usize| prop_oneof![1..=4usize, 1..=most];
+    let of_storage = (any::<[bool; 2]>(), any::<bool>(), any::<bool>(), any::<bool>(), 0..3usize);
+    ((size(200), size(150), size(150)), of_storage).prop_map(
+        |((m, n, k), (transposed, bias, accumulate, f32, scale))| Case {
+            m,
+            n,
+            k,
+            dtypes: [BF16, BF16, if f32 { F32 } else { BF16 }],
+            transposed,
+            bias,
+            accumulate,
+            scale: SCALES[scale],
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn no_bit_depends_on_the_sizes_of_blocks(
+        c in any_bf16_case(),
+        blocking in any_blocking(),
+        threads in 1..4usize,
+        seed in 0..1000u64,
+    ) {
+        prop_assume!(amx_works());
+        let x = inputs(&c, seed);
+        let usual = blocked(&c, &x, &Blocking::USUAL, 1);
+        let got = blocked(&c, &x, &blocking, threads);
+        same(&format!("{c:?} {blocking:?}"), &usual, &got).map_err(TestCaseError::fail)?;
+    }
+}
+
+#[test]
+fn shapes_of_the_vision_tower_are_computed_by_tiles() {
+    if !amx_works() {
+        return println!("skipped: the processor has no AVX-512");
+    }
+    // 3420 and 1712 are multiples of 4 and of 16 and not of 32; 1176 is the length of a patch, 2048 puts rows of B
+    // into the same sets of a cache.
+    for (i, (m, n, k)) in
+        [(3, 3420, 40), (70, 33, 1712), (40, 50, 3420), (1, 65, 1176), (130, 32, 2048)].into_iter().enumerate()
+    {
+        for transposed in [[false, false], [false, true], [true, true]] {
+            let dtypes = [BF16, BF16, if i % 2 == 0 { BF16 } else { F32 }];
+            let c = Case { m, n, k, dtypes, transposed, bias: i % 2 == 0, accumulate: i % 2 == 1, scale: 1.0 };
+            check(Isa::Amx, &c, 3 + i as u64).unwrap();
+        }
+    }
+}
+
+#[test]
+fn large_products_on_tiles_cross_every_block() {
+    if !amx_works() {
+        return println!("skipped: the processor has no AVX-512");
+    }
+    // More rows than a task multiplies with a panel before the next one, two blocks of k, several panels.
+    for transposed in [[false, false], [true, true]] {
+        let c = Case {
+            m: 530,
+            n: 70,
+            k: 600,
+            dtypes: [BF16, BF16, F32],
+            transposed,
+            bias: true,
+            accumulate: true,
+            scale: 0.7,
+        };
+        let x = inputs(&c, 1);
+        let whole = product(Isa::Amx, &c, &x.a, &x.b, &x.bias, &x.old, 2);
+        for at in (0..c.m * c.n).step_by(1911) {
+            let got = alone(Isa::Amx, &c, &x, at / c.n, at % c.n);
+            same(&format!("{c:?}, element {at} alone"), &whole[at..=at], &[got]).unwrap();
+        }
+    }
+}
+
+/// Memory whose last bytes are followed by a page that cannot be accessed.
+struct Guarded {
+    base: *mut u8,
+    bytes: usize,
+}
+
+const PAGE: usize = 4096;
+
+impl Guarded {
+    fn new(bytes: usize) -> Guarded {
+        let whole = bytes.next_multiple_of(PAGE) + PAGE;
+        // SAFETY: the call maps new memory.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                whole,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(base, libc::MAP_FAILED);
+        // SAFETY: the last page of the new memory.
+        assert_eq!(unsafe { libc::mprotect(base.byte_add(whole - PAGE), PAGE, libc::PROT_NONE) }, 0);
+        Guarded { base: base.cast(), bytes }
+    }
+
+    /// The address of the last `bytes` bytes before the guard page.
+    fn addr(&self) -> Addr {
+        Addr(self.base as u64 + (self.bytes.next_multiple_of(PAGE) - self.bytes) as u64)
+    }
+
+    fn bytes(&self) -> &mut [u8] {
+        // SAFETY: these bytes are mapped, and no other reference to them lives.
+        unsafe { std::slice::from_raw_parts_mut(self.addr().0 as *mut u8, self.bytes) }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: the memory that `new` has mapped.
+        unsafe { libc::munmap(self.base.cast(), self.bytes.next_multiple_of(PAGE) + PAGE) };
+    }
+}
+
+/// Reads and writes beyond an operand would end the process.
+#[test]
+fn nothing_beyond_the_operands_is_accessed() {
+    if !amx_works() {
+        return println!("skipped: the processor has no AVX-512");
+    }
+    for (m, n, k) in [(1, 1, 1), (1, 33, 31), (17, 32, 33), (33, 47, 65), (40, 64, 1025)] {
+        for transposed in [[false, false], [false, true], [true, false], [true, true]] {
+            for c_dtype in [F32, BF16] {
+                let arrays = [m * k * 2, n * k * 2, n * c_dtype.size(), m * n * c_dtype.size()].map(Guarded::new);
+                let one = half::bf16::ONE.to_bits().to_le_bytes();
+                for operand in &arrays[..2] {
+                    operand.bytes().chunks_exact_mut(2).for_each(|x| x.copy_from_slice(&one));
+                }
+                let operand = |i: usize| Operand { addr: arrays[i].addr(), dtype: BF16, transposed: transposed[i] };
+                let p = Matmul {
+                    m,
+                    n,
+                    k,
+                    a: operand(0),
+                    b: operand(1),
+                    c: arrays[3].addr(),
+                    c_dtype,
+                    bias: arrays[2].addr(),
+                    accumulate: true,
+                    scale: 1.0,
+                };
+                // SAFETY: the arrays have the sizes of the product; the emulator is installed.
+                unsafe { amx::run(&p, &Team::new(2), &Blocking::USUAL) };
+                let k_rounded = <half::bf16 as crate::Element>::from_f32(k as f32).to_f32();
+                let (bytes, want) = (arrays[3].bytes(), if c_dtype == F32 { k as f32 } else { k_rounded });
+                let got: Vec<f32> = match c_dtype {
+                    F32 => bytes.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect(),
+                    _ => bytes
+                        .chunks_exact(2)
+                        .map(|x| half::bf16::from_le_bytes(x.try_into().unwrap()).to_f32())
+                        .collect(),
+                };
+                assert!(got.iter().all(|&x| x == want), "{m} {n} {k} {transposed:?} {c_dtype}: {got:?}");
+            }
+        }
+    }
+}
