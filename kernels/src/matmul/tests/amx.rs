@@ -129,7 +129,7 @@ impl Guarded {
         Addr(self.base as u64 + (self.bytes.next_multiple_of(PAGE) - self.bytes) as u64)
     }
 
-    fn bytes(&self) -> &mut [u8] {
+    fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: these bytes are mapped, and no other reference to them lives.
         unsafe { std::slice::from_raw_parts_mut(self.addr().0 as *mut u8, self.bytes) }
     }
@@ -151,9 +151,9 @@ fn nothing_beyond_the_operands_is_accessed() {
     for (m, n, k) in [(1, 1, 1), (1, 33, 31), (17, 32, 33), (33, 47, 65), (40, 64, 1025)] {
         for transposed in [[false, false], [false, true], [true, false], [true, true]] {
             for c_dtype in [F32, BF16] {
-                let arrays = [m * k * 2, n * k * 2, n * c_dtype.size(), m * n * c_dtype.size()].map(Guarded::new);
+                let mut arrays = [m * k * 2, n * k * 2, n * c_dtype.size(), m * n * c_dtype.size()].map(Guarded::new);
                 let one = half::bf16::ONE.to_bits().to_le_bytes();
-                for operand in &arrays[..2] {
+                for operand in &mut arrays[..2] {
                     operand.bytes().chunks_exact_mut(2).for_each(|x| x.copy_from_slice(&one));
                 }
                 let operand = |i: usize| Operand { addr: arrays[i].addr(), dtype: BF16, transposed: transposed[i] };

@@ -84,7 +84,7 @@ impl TileState {
         if self.config.0[0] != 1 || size.rows == 0 || size.row_bytes == 0 {
             return Err("the tile is not configured");
         }
-        if size.row_bytes % 4 != 0 { Err("a row is not a whole number of words") } else { Ok(size) }
+        if size.row_bytes.is_multiple_of(4) { Ok(size) } else { Err("a row is not a whole number of words") }
     }
 
     /// Checks and takes over the operand of `ldtilecfg`.
