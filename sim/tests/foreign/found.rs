@@ -90,6 +90,22 @@ fn llm_c_softmax_reuses_shared_memory_without_a_barrier() {
 }
 
 #[test]
+fn llm_c_softmax_shuffles_from_threads_that_have_exited() {
+    // The first `threads` lanes of a warp continue and shuffle with all 32 lanes named.
+    let case = |threads: u32| {
+        let body = format!(
+            ".reg .b32 %r<4>; .reg .b64 %d<2>; .reg .pred %p<2>;
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; setp.ge.u32 %p0, %r0, {threads}; @%p0 bra END;
+            shfl.sync.down.b32 %r1, %r0, 16, 31, -1; setp.gt.u32 %p1, %r1, %r0;
+            mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1; @!%p1 bra END; st.global.u32 [%d1], %r0; END: ret;"
+        );
+        Case::new("sm_80", 32, &body).kinds()
+    };
+    assert_eq!(case(32), [""; 0]);
+    assert_eq!(case(20), ["uninitialized"]);
+}
+
+#[test]
 fn llm_c_layernorm_publishes_sums_without_a_fence() {
     let case = |fence: &str| {
         let body = format!(
