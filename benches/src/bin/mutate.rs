@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     let start = Instant::now();
     for folder in FOLDERS.iter().filter(|f| arguments.kernel.as_deref().is_none_or(|k| k == f.name)) {
         let start = Instant::now();
-        let subject = match MutationSubject::new(folder) {
+        let subject = match MutationSubject::new(folder, usize::MAX) {
             Ok(subject) => subject,
             Err(e) => {
                 eprintln!("error: {}: {e}", folder.name);

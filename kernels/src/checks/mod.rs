@@ -193,11 +193,17 @@ pub(crate) fn run(launch: &Launch, threads: usize) {
     }
 }
 
-/// Runs a launch under one interleaving, for checks that compare many launches with each other.
+/// Runs a launch on one CPU thread or under one interleaving, for checks that compare many launches with each other.
 pub(crate) fn run_once(launch: &Launch) {
+    with_one_interleaving(|| run(launch, 1));
+}
+
+/// Calls `body`, whose launches run under one interleaving each. It is for checks that compare launches with each
+/// other; a kernel's other checks compare its interleavings.
+pub(crate) fn with_one_interleaving(body: impl FnOnce()) {
     let set = |n| RUNNING.with_borrow_mut(|r| std::mem::replace(&mut r.setup.interleavings, n));
     let before = set(1);
-    run(launch, 1);
+    body();
     set(before);
 }
 

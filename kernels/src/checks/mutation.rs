@@ -9,7 +9,7 @@ use crate::simulate::{self, PtxModule, SimulateError};
 use reel_sim::exec::ExecOptions;
 use reel_sim::finding::FindingKind;
 use reel_sim::mutate::{self, Mutant};
-use std::collections::{BTreeMap, BTreeSet};
+use reel_sim::ptx::ast::Module;
 use std::sync::{Arc, OnceLock};
 
 /// A recorded launch of a check.
@@ -61,6 +61,14 @@ pub struct MutationTarget {
     reached_by: Vec<usize>,
 }
 
+impl MutationTarget {
+    fn new(module: &Module, mutant: Mutant) -> MutationTarget {
+        let function = &module.functions[mutant.function];
+        let places = places(module, function.body[mutant.instruction].location);
+        MutationTarget { mutant, function: function.name.clone(), places, reached_by: Vec::new() }
+    }
+}
+
 /// The result of running a mutant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MutantVerdict {
@@ -75,54 +83,41 @@ pub enum MutantVerdict {
 }
 
 impl MutationSubject {
-    /// Runs the folder's checks once on the simulator and records their launches. An error is one line.
-    pub fn new(folder: &'static KernelFolder) -> Result<MutationSubject, String> {
-        let setup = CheckSetup { interleavings: 1, record: true, ..CheckSetup::new(CheckDevice::Sim) };
-        let mut recorded = Vec::new();
-        for check in folder.checks {
-            recorded.extend(record(check, &setup)?);
-        }
-        // Drops the launches of other folders' kernels, which are tested with their own folder.
-        recorded.retain(|r| r.launch.kernel.source.name == folder.name);
+    /// Runs the folder's checks once on the simulator and records their launches, until `enough` launches execute each
+    /// mutant's instruction or all checks have run. An error is one line.
+    pub fn new(folder: &'static KernelFolder, enough: usize) -> Result<MutationSubject, String> {
         let unit = PtxModule::of_source(folder.source, Arch::A100.sm).map_err(|e| e.to_string())?;
-        let mut subject = MutationSubject { folder: folder.name, unit, cases: Vec::new(), targets: Vec::new() };
-        subject.find_targets(recorded).map_err(|e| e.to_string())?;
-        Ok(subject)
+        let module = &unit.program().module;
+        let mut targets: Vec<MutationTarget> =
+            mutate::all_mutants(module).into_iter().map(|mutant| MutationTarget::new(module, mutant)).collect();
+        let setup = CheckSetup { interleavings: 1, record: true, ..CheckSetup::new(CheckDevice::Sim) };
+        let mut cases = Vec::new();
+        for check in folder.checks {
+            if targets.iter().all(|target| target.reached_by.len() >= enough) {
+                break;
+            }
+            for recorded in record(check, &setup)? {
+                // Launches of other folders' kernels are tested with their own folder.
+                if recorded.launch.kernel.source.name == folder.name {
+                    for target in &mut targets {
+                        if executes(&unit, &recorded, target).map_err(|e| e.to_string())? {
+                            target.reached_by.push(cases.len());
+                        }
+                    }
+                    let cost = recorded.stages.iter().map(|(_, counters)| counters.total().warps).sum();
+                    cases.push(RecordedCase { recorded, cost, clean: OnceLock::new() });
+                }
+            }
+        }
+        for target in &mut targets {
+            target.reached_by.sort_by_key(|&n| cases[n].cost);
+        }
+        Ok(MutationSubject { folder: folder.name, unit, cases, targets })
     }
 
     /// Returns every mutant of the folder's kernels.
     pub fn targets(&self) -> &[MutationTarget] {
         &self.targets
-    }
-
-    fn find_targets(&mut self, recorded: Vec<RecordedLaunch>) -> Result<(), SimulateError> {
-        // For each function name and instruction index, the launches that execute the instruction.
-        let mut executed: BTreeMap<(String, usize), BTreeSet<usize>> = BTreeMap::new();
-        for recorded in recorded {
-            let (mut cost, number) = (0, self.cases.len());
-            for (symbol, counters) in &recorded.stages {
-                cost += counters.total().warps;
-                let kernel = self.unit.kernel(symbol)?;
-                for code in &kernel.functions {
-                    for i in 0..code.instrs.len() {
-                        if counters.by_instruction[code.first as usize + i].warps > 0 {
-                            executed.entry((code.name.clone(), i)).or_default().insert(number);
-                        }
-                    }
-                }
-            }
-            self.cases.push(RecordedCase { recorded, cost, clean: OnceLock::new() });
-        }
-        let program = self.unit.program();
-        for mutant in mutate::all_mutants(&program.module) {
-            let function = &program.module.functions[mutant.function];
-            let reached = executed.get(&(function.name.clone(), mutant.instruction));
-            let mut reached_by: Vec<usize> = reached.into_iter().flatten().copied().collect();
-            reached_by.sort_by_key(|&n| self.cases[n].cost);
-            let places = places(&program.module, function.body[mutant.instruction].location);
-            self.targets.push(MutationTarget { mutant, function: function.name.clone(), places, reached_by });
-        }
-        Ok(())
     }
 
     /// Runs a mutant on at most `max_launches` of the launches that execute the changed instruction. They range from
@@ -141,7 +136,7 @@ impl MutationSubject {
                 return Ok(MutantVerdict::Killed(kind));
             }
         }
-        Ok(match self.reason(target) {
+        Ok(match self.redundancy_reason(target) {
             Some(reason) => MutantVerdict::Redundant(reason),
             None => MutantVerdict::Survived,
         })
@@ -159,7 +154,7 @@ impl MutationSubject {
     }
 
     /// Returns the text of a comment `// redundant: …` on one of the target's source lines or on the line before it.
-    fn reason(&self, target: &MutationTarget) -> Option<String> {
+    pub fn redundancy_reason(&self, target: &MutationTarget) -> Option<String> {
         target.places.iter().find_map(|place| {
             let (file, line) = place.rsplit_once(':')?;
             let text = text_of(self.folder, file)?;
@@ -169,6 +164,18 @@ impl MutationSubject {
             says(line.checked_sub(1)?).or_else(|| says(line.checked_sub(2)?))
         })
     }
+}
+
+/// Whether a recorded launch executes the instruction that a mutant changes.
+fn executes(unit: &PtxModule, recorded: &RecordedLaunch, target: &MutationTarget) -> Result<bool, SimulateError> {
+    for (symbol, counters) in &recorded.stages {
+        for code in unit.kernel(symbol)?.functions.iter().filter(|code| code.name == target.function) {
+            if counters.by_instruction[code.first as usize + target.mutant.instruction].warps > 0 {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Runs a check and returns its recorded launches.
@@ -191,7 +198,7 @@ fn spread(all: &[usize], count: usize) -> Vec<usize> {
     (0..count).map(|i| all[i * (all.len() - 1) / (count - 1).max(1)]).collect()
 }
 
-fn places(module: &reel_sim::ptx::ast::Module, place: Option<u32>) -> Vec<String> {
+fn places(module: &Module, place: Option<u32>) -> Vec<String> {
     let mut out = Vec::new();
     let mut next = place.map(|p| &module.source_locations[p as usize]);
     while let Some(place) = next {

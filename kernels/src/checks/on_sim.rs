@@ -66,7 +66,7 @@ fn nothing_found(launch: &KernelLaunch, staged: &[SimulatedStage], seed: u64) {
 }
 
 /// A launch that executes more warp instructions than this is large, see [`run_interleavings`].
-const LARGE_LAUNCH: u64 = 1 << 18;
+const LARGE_LAUNCH: u64 = 1 << 16;
 
 /// Runs a launch on the simulator under several interleavings, on all processors; the results must agree bit for bit.
 ///

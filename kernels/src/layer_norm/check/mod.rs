@@ -1,7 +1,7 @@
 use super::{BwdParams, FwdParams, bwd, formula, fwd, row_block_count, test_cases_rows_cols_scale_mean};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::{self, unrounded};
-use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 use crate::{Addr, DType};
 
@@ -153,17 +153,19 @@ fn a_row_of_equal_elements_gives_the_bias() {
 }
 
 fn threads_and_other_rows_change_nothing() {
-    let (rows, cols) = (131, 515);
-    for dtype in [F32, BF16] {
-        let [x, w, b, dy] = inputs(dtype, (rows, cols, 1.0, 0.3));
-        let all = forward(dtype, [&x, &w, &b], cols, 1);
-        assert_eq!(forward(dtype, [&x, &w, &b], cols, 4), all);
-        let row = |d: &[f32]| d[70 * cols..71 * cols].to_vec();
-        let alone = forward(dtype, [&TestArray::new(dtype, &row(&x.values())), &w, &b], cols, 1);
-        assert_eq!(alone[0], row(&all[0]));
-        let one = backward(dtype, [&x, &w, &dy], [&all[1], &all[2]], cols, 1);
-        assert_eq!(backward(dtype, [&x, &w, &dy], [&all[1], &all[2]], cols, 4), one);
-    }
+    with_one_interleaving(|| {
+        let (rows, cols) = (131, 515);
+        for dtype in [F32, BF16] {
+            let [x, w, b, dy] = inputs(dtype, (rows, cols, 1.0, 0.3));
+            let all = forward(dtype, [&x, &w, &b], cols, 1);
+            assert_eq!(forward(dtype, [&x, &w, &b], cols, 4), all);
+            let row = |d: &[f32]| d[70 * cols..71 * cols].to_vec();
+            let alone = forward(dtype, [&TestArray::new(dtype, &row(&x.values())), &w, &b], cols, 1);
+            assert_eq!(alone[0], row(&all[0]));
+            let one = backward(dtype, [&x, &w, &dy], [&all[1], &all[2]], cols, 1);
+            assert_eq!(backward(dtype, [&x, &w, &dy], [&all[1], &all[2]], cols, 4), one);
+        }
+    });
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 use super::{BwdParams, FwdParams, bwd, formula, fwd, test_cases_rows_cols_scale};
 use crate::DType::{self, BF16, F32};
-use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 
 checks!(
@@ -76,19 +76,21 @@ fn a_row_of_zeros_gives_nan() {
 }
 
 fn threads_and_other_rows_change_nothing() {
-    let (rows, cols) = (37, 515);
-    for dtype in [F32, BF16] {
-        let (values, d_values) = (normal_numbers(rows * cols, 1, 1.0), normal_numbers(rows * cols, 2, 1.0));
-        let (x, dy) = (TestArray::new(dtype, &values), TestArray::new(dtype, &d_values));
-        let (y, norm) = forward(dtype, &x, cols, 1);
-        let dx = backward(dtype, &x, &dy, &norm, cols, 4);
-        for row in [0, 20, 36] {
-            let at = row * cols..(row + 1) * cols;
-            let (x, dy) = (TestArray::new(dtype, &values[at.clone()]), TestArray::new(dtype, &d_values[at.clone()]));
-            assert_eq!(forward(dtype, &x, cols, 2), (y[at.clone()].to_vec(), vec![norm[row]]));
-            assert_eq!(backward(dtype, &x, &dy, &norm[row..=row], cols, 1), dx[at]);
+    with_one_interleaving(|| {
+        let (rows, cols) = (37, 515);
+        for dtype in [F32, BF16] {
+            let (values, d_values) = (normal_numbers(rows * cols, 1, 1.0), normal_numbers(rows * cols, 2, 1.0));
+            let (x, dy) = (TestArray::new(dtype, &values), TestArray::new(dtype, &d_values));
+            let (y, norm) = forward(dtype, &x, cols, 1);
+            let dx = backward(dtype, &x, &dy, &norm, cols, 4);
+            for row in [0, 20, 36] {
+                let at = row * cols..(row + 1) * cols;
+                let (x, dy) = (TestArray::new(dtype, &values[at.clone()]), TestArray::new(dtype, &d_values[at.clone()]));
+                assert_eq!(forward(dtype, &x, cols, 2), (y[at.clone()].to_vec(), vec![norm[row]]));
+                assert_eq!(backward(dtype, &x, &dy, &norm[row..=row], cols, 1), dx[at]);
+            }
         }
-    }
+    });
 }
 
 #[cfg(test)]

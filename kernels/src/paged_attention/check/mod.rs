@@ -216,19 +216,19 @@ fn equals_the_formula() {
             let tokens: Vec<Tokens> =
                 lengths.iter().enumerate().map(|(n, l)| Tokens::new(&model, l.0, (7 * i + n) as u64)).collect();
             let batch: Vec<(&Tokens, usize, usize)> = tokens.iter().zip(lengths).map(|(t, l)| (t, l.0, l.1)).collect();
+            let formulas: Vec<_> = tokens.iter().zip(lengths).map(|(t, (_, new))| formulas(&model, t, *new)).collect();
             for seed in [3 * i, 3 * i + 1] {
                 let got = paged(&model, &batch, 2, seed);
                 let mut first = 0;
-                for (t, (keys, new)) in tokens.iter().zip(lengths) {
-                    let [with, want] = formulas(&model, t, *new);
+                for ([with, want], (keys, _)) in formulas.iter().zip(lengths) {
                     let got = values(&got[first..first + want.len()]);
                     let rounding_factor = if dtype == F32 { ROUNDING_FACTOR_F32 } else { DEFAULT_ROUNDING_FACTOR };
                     assert_rounded(
                         &format!("{model:?} {keys} keys, seed {seed}"),
                         dtype,
                         &got,
-                        &with,
-                        &want,
+                        with,
+                        want,
                         rounding_factor,
                     );
                     first += want.len();

@@ -1,7 +1,7 @@
 use super::{BwdParams, FwdParams, bwd, formula, fwd, row_block_count, test_cases_rows_cols_scale};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::{self, unrounded};
-use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 use crate::{Addr, DType};
 use bytemuck::Zeroable;
@@ -163,20 +163,22 @@ fn gradient_equals_the_formula() {
 }
 
 fn threads_and_other_rows_change_nothing() {
-    let (rows, cols) = (131, 515);
-    for dtype in [F32, BF16] {
-        let values = normal_numbers(rows * cols, 1, 1.0);
-        let (x, w) = (TestArray::new(dtype, &values), TestArray::new(dtype, &normal_numbers(cols, 2, 1.0)));
-        let dy = TestArray::new(dtype, &normal_numbers(rows * cols, 3, 1.0));
-        let (y, rstd) = forward(dtype, &x, &w, rows, cols, 1);
-        assert_eq!(forward(dtype, &x, &w, rows, cols, 4), (y.clone(), rstd.clone()));
-        let one = backward(dtype, &x, &w, &dy, &rstd, cols, 1);
-        assert_eq!(backward(dtype, &x, &w, &dy, &rstd, cols, 4), one);
-        for row in [0, 77, 130] {
-            let alone = TestArray::new(dtype, &values[row * cols..][..cols]);
-            assert_eq!(forward(dtype, &alone, &w, 1, cols, 2).0, y[row * cols..][..cols]);
+    with_one_interleaving(|| {
+        let (rows, cols) = (131, 515);
+        for dtype in [F32, BF16] {
+            let values = normal_numbers(rows * cols, 1, 1.0);
+            let (x, w) = (TestArray::new(dtype, &values), TestArray::new(dtype, &normal_numbers(cols, 2, 1.0)));
+            let dy = TestArray::new(dtype, &normal_numbers(rows * cols, 3, 1.0));
+            let (y, rstd) = forward(dtype, &x, &w, rows, cols, 1);
+            assert_eq!(forward(dtype, &x, &w, rows, cols, 4), (y.clone(), rstd.clone()));
+            let one = backward(dtype, &x, &w, &dy, &rstd, cols, 1);
+            assert_eq!(backward(dtype, &x, &w, &dy, &rstd, cols, 4), one);
+            for row in [0, 77, 130] {
+                let alone = TestArray::new(dtype, &values[row * cols..][..cols]);
+                assert_eq!(forward(dtype, &alone, &w, 1, cols, 2).0, y[row * cols..][..cols]);
+            }
         }
-    }
+    });
 }
 
 /// Runs the forward launch with a residual and returns y and rstd. The sum is written to the address `sum`, which may
