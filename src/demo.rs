@@ -34,7 +34,7 @@ pub struct DemoArgs {
     /// Repeat the demo with N seeds, starting at --seed; the results of seed S are in DIR/seed-S
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
-    /// Training steps of each stage [default: 360 for SFT, 1200 for GRPO]
+    /// Training steps of each stage [default: 600 for SFT, 800 for GRPO]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
     steps: Option<i64>,
     /// Number of held-out clips. The first N are the same for every N; with fewer clips the evaluation takes less time

@@ -17,10 +17,10 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     let out = dir.path().join("demo");
     let made = "clips grpo grpo.toml held-out.jsonl model report.html rl.jsonl sft sft.jsonl sft.toml siglip";
     assert_eq!(file_names_in(&out).join(" "), made);
-    assert_eq!(file_names_in(&out.join("clips")).len(), 96 + 576 + 60);
+    assert_eq!(file_names_in(&out.join("clips")).len(), 192 + 576 + 60);
     let rows = |name: &str| fs::read_to_string(out.join(name)).expect("rows");
     let sft = rows("sft.jsonl");
-    assert!(sft.lines().count() == 96 && sft.contains("<think>") && sft.contains("clips/sft-000-motion.mp4"));
+    assert!(sft.lines().count() == 192 && sft.contains("<think>") && sft.contains("clips/sft-000-motion.mp4"));
     let rl = rows("rl.jsonl");
     assert!(rl.lines().count() == 576 && !rl.contains("<think>") && rl.contains("\"problem_type\":\"numerical\""));
     let page = fs::read_to_string(out.join("report.html")).expect("the page");

@@ -134,7 +134,7 @@ impl ClipSet {
     /// The number of clips in the set, unless the caller of [`make_clips`] chooses another number.
     pub fn default_clip_count(self) -> usize {
         match self {
-            Self::Sft => 96,
+            Self::Sft => 192,
             Self::Rl => 576,
             Self::HeldOut => 480,
         }
