@@ -85,7 +85,8 @@ fn threads_and_other_rows_change_nothing() {
             let dx = backward(dtype, &x, &dy, &norm, cols, 4);
             for row in [0, 20, 36] {
                 let at = row * cols..(row + 1) * cols;
-                let (x, dy) = (TestArray::new(dtype, &values[at.clone()]), TestArray::new(dtype, &d_values[at.clone()]));
+                let (x, dy) =
+                    (TestArray::new(dtype, &values[at.clone()]), TestArray::new(dtype, &d_values[at.clone()]));
                 assert_eq!(forward(dtype, &x, cols, 2), (y[at.clone()].to_vec(), vec![norm[row]]));
                 assert_eq!(backward(dtype, &x, &dy, &norm[row..=row], cols, 1), dx[at]);
             }

@@ -3,7 +3,9 @@ use super::{PHILOX_STREAM_NUMBER, Params, formula, sample, workspace_bytes};
 use crate::Addr;
 use crate::DType::F32;
 use crate::checks::rounding::{ULP, approximate};
-use crate::checks::{RandomChoices, TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code, with_one_interleaving};
+use crate::checks::{
+    RandomChoices, TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code, with_one_interleaving,
+};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::log_prob::formula::{log_prob, lse_rounded};
 use crate::philox;
@@ -244,8 +246,12 @@ fn a_row_does_not_depend_on_its_batch() {
     with_one_interleaving(|| {
         let (rows, vocab) = (5, 2003);
         let s = Settings { top_p: 0.95, history: vec![3, 8], penalty: 1.2, ..settings() };
-        let batch =
-            Batch { logits: normal_numbers(rows * vocab, 9, 2.0), settings: s, seed: 77, positions: vec![4, 0, 9, 4, 1] };
+        let batch = Batch {
+            logits: normal_numbers(rows * vocab, 9, 2.0),
+            settings: s,
+            seed: 77,
+            positions: vec![4, 0, 9, 4, 1],
+        };
         let all = batch.run(1);
         assert_eq!(batch.run(4), all);
         for r in 0..rows {
