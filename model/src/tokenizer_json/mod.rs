@@ -114,7 +114,12 @@ impl Limits {
                     let Some(text) = fields.get(name).and_then(Value::as_str) else { continue };
                     self.lengthen_text(text.len())?;
                 }
-                if let Some(table) = fields.get("precompiled_charsmap") {
+                let table = fields.get("precompiled_charsmap");
+                // The tokenizer's parser panics at a normalizer of this type without a table.
+                if table.is_none() && fields.get("type").and_then(Value::as_str) == Some("Precompiled") {
+                    return Err("has no precompiled_charsmap".to_string());
+                }
+                if let Some(table) = table {
                     let longest = longest_replacement(table.as_str().unwrap_or_default())
                         .ok_or("has a precompiled_charsmap that is damaged")?;
                     self.lengthen_text(longest)?;
@@ -255,6 +260,11 @@ mod tests {
             (json!({"normalizer": sequence(vec![replace("aaaa"); 5])}), "normalizer"),
             (json!({"normalizer": replace(&"a".repeat(65))}), "normalizer"),
             (json!({"normalizer": {"type": "Prepend", "prepend": "x".repeat(1000)}}), "normalizer"),
+            (json!({"normalizer": {"type": "Precompiled"}}), "normalizer"),
+            (
+                json!({"normalizer": sequence(vec![json!({"type": "Precompiled", "precompiled_charsmap": null})])}),
+                "normalizer",
+            ),
             (json!({"decoder": sequence(vec![json!({"type": "Fuse"}); 70])}), "decoder"),
         ] {
             let error = check_components(file.to_string().as_bytes()).unwrap_err();
