@@ -9,40 +9,77 @@ fn ends_url(c: char) -> bool {
 }
 
 /// Removes user information, query and fragment from each URL in `text`: `https://user:key@host/a?token=b` becomes
-/// `https://host/a?…`. Everything else stays, also `file:` URLs, which are paths.
+/// `https://host/a?…`. Everything else stays, also `file:` URLs, which are paths. Takes time linear in the text's
+/// length, also where a URL has many others in its path.
 pub fn redact_urls(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(found) = rest.find("://") {
-        let scheme = scheme_at_end(&rest[..found]);
-        let (before, after) = rest.split_at(found + "://".len());
-        out.push_str(before);
-        rest = after;
+    let mut marks = UrlMarks { end: 0, query: 0, last_at: None };
+    // The first byte of `text` that has not been read.
+    let mut next = 0;
+    while let Some(found) = text[next..].find("://").map(|found| next + found) {
+        let scheme = scheme_at_end(&text[next..found]);
+        let mut start = found + "://".len();
+        out.push_str(&text[next..start]);
+        next = start;
         if scheme.is_empty() || scheme.eq_ignore_ascii_case("file") {
             continue;
         }
-        let end = rest.find(ends_url).unwrap_or(rest.len());
-        let mut url = &rest[..end];
-        while let Some(user) = user_len(url) {
-            url = &url[user..];
+        marks.move_to(text, start);
+        while let Some(user) = user_len(&text[start..marks.end], marks.last_at.and_then(|at| at.checked_sub(start))) {
+            start += user;
         }
-        let query = url.find(['?', '#']).unwrap_or(url.len());
+        let query = marks.query_from(text, start);
         // A URL can have another one in its path (a proxy's do). Then the loop continues there.
-        let inner = url[..query]
+        let inner = text[start..query]
             .find("://")
-            .map(|at| at - scheme_at_end(&url[..at]).len())
-            .filter(|at| !url[*at..].starts_with("://"));
+            .map(|at| start + at - scheme_at_end(&text[start..start + at]).len())
+            .filter(|at| !text[*at..].starts_with("://"));
         if let Some(inner) = inner {
-            out.push_str(&url[..inner]);
-            rest = &rest[end - url.len() + inner..];
+            out.push_str(&text[start..inner]);
+            next = inner;
             continue;
         }
-        out.push_str(&url[..query]);
-        out.push_str(if query < url.len() { REMOVED } else { "" });
-        rest = &rest[end..];
+        out.push_str(&text[start..query]);
+        out.push_str(if query < marks.end { REMOVED } else { "" });
+        next = marks.end;
     }
-    out.push_str(rest);
+    out.push_str(&text[next..]);
     out
+}
+
+/// Positions in a text that belong to a URL and to those in its path. They are searched for once per outer URL.
+struct UrlMarks {
+    /// The end of the URL.
+    end: usize,
+    /// The position of a `?` or `#`, the first one after the place of the last search; `end` if there is none.
+    query: usize,
+    /// The position of the last `@` before the end.
+    last_at: Option<usize>,
+}
+
+impl UrlMarks {
+    /// Searches for the marks of the URL that begins (after its scheme) at `start`, unless it is in the path of the
+    /// URL before.
+    fn move_to(&mut self, text: &str, start: usize) {
+        if self.end == 0 || start > self.end {
+            let end = text[start..].find(ends_url).map_or(text.len(), |end| start + end);
+            let last_at = text[start..end].rfind('@').map(|at| start + at);
+            *self = Self { end, query: start, last_at };
+            self.query = self.search_query(text, start);
+        }
+    }
+
+    /// The position of the first `?` or `#` from `start` on, or the end of the URL.
+    fn query_from(&mut self, text: &str, start: usize) -> usize {
+        if self.query < start {
+            self.query = self.search_query(text, start);
+        }
+        self.query
+    }
+
+    fn search_query(&self, text: &str, start: usize) -> usize {
+        text[start..self.end].find(['?', '#']).map_or(self.end, |query| start + query)
+    }
 }
 
 /// The scheme with which `text` ends, such as `https`; empty if `text` does not end with a scheme.
@@ -51,14 +88,15 @@ fn scheme_at_end(text: &str) -> &str {
     &text[text.len() - text.bytes().rev().take_while(is_scheme).count()..]
 }
 
-/// Length of the user information at the start of a URL without its scheme, `@` included.
-fn user_len(url: &str) -> Option<usize> {
+/// Length of the user information at the start of a URL without its scheme, `@` included. `last_at` is the position of
+/// the last `@` in the URL.
+fn user_len(url: &str, last_at: Option<usize>) -> Option<usize> {
     // The authority ends at the first of these characters (RFC 3986).
     let authority = &url[..url.find(['/', '?', '#']).unwrap_or(url.len())];
     match authority.rfind('@') {
         Some(at) => Some(at + 1),
         // A password may contain one of these characters unescaped, by mistake: `user:pa/ss@host`.
-        None if has_password(authority) => url.rfind('@').map(|at| at + 1),
+        None if has_password(authority) => last_at.map(|at| at + 1),
         None => None,
     }
 }
@@ -95,6 +133,15 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(redact_urls(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_url_with_many_others_in_its_path_takes_linear_time() {
+        for part in ["a://b:c/", "a://b:c?/", "a://b@c/", "a://", "://"] {
+            let text = part.repeat(200_000);
+            let redacted = redact_urls(&text);
+            assert!(redacted.len() <= text.len() + REMOVED.len());
         }
     }
 
