@@ -10,7 +10,7 @@ use tokenizers::DecoderWrapper;
 use crate::TokenId;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::tokenizer_json;
+use crate::tokenizer_json::{self, BytePairTokenizer};
 
 // The special tokens whose ids must be the same in tokenizer.json and config.json.
 const IMAGE_PAD: &str = "<|image_pad|>";
@@ -22,7 +22,7 @@ const HELP: &str = "use the tokenizer.json that was published with these weights
 
 /// The tokenizer of a model folder.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: BytePairTokenizer,
     special: HashSet<TokenId>,
     location: String,
 }
@@ -45,17 +45,11 @@ impl Tokenizer {
     /// Parses the text of a tokenizer.json; `location` names its source in error messages.
     pub fn parse(location: &str, bytes: &[u8]) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, HELP);
-        tokenizer_json::check_components(bytes)
+        let inner = tokenizer_json::parse_byte_pair(bytes)
             .map_err(|(key, what)| ModelError::tokenizer(format!("{location}: {key}"), what, HELP))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| fault(format!("is not a readable tokenizer ({e})")))?;
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(fault("is not a byte-level tokenizer, as Qwen2.5-VL's is".to_string()));
         }
-        // tokenizer.json may ask for truncation and padding. These are settings of a training script; applied here,
-        // they would change the ids.
-        inner.with_truncation(None).map_err(|e| fault(e.to_string()))?;
-        inner.with_padding(None);
         let added = inner.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
         Ok(Self { inner, special, location: location.to_string() })
@@ -82,18 +76,15 @@ impl Tokenizer {
     }
 
     fn check_inside(&self, vocab_size: u32) -> Result<()> {
-        // If as many ids below `vocab_size` have a token as there are tokens, no id is larger. Counting is several
-        // times faster than the list of all tokens, which is needed only to name the token at fault.
-        let count = || (0..vocab_size).filter(|&id| self.inner.id_to_token(id).is_some()).count();
-        if vocab_size < 1 << 20 && count() == self.vocab_size() {
-            return Ok(());
-        }
-        match self.inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id) {
-            Some((token, id)) if id >= vocab_size => {
+        let added = self.inner.get_added_tokens_decoder();
+        let largest = added.keys().copied().chain(self.inner.get_model().largest_id()).max();
+        match largest.filter(|&id| id >= vocab_size) {
+            Some(id) => {
+                let token = self.inner.id_to_token(id).unwrap_or_default();
                 let what = format!("gives `{token}` the id {id}, but config.json has a vocab_size of {vocab_size}");
                 Err(ModelError::tokenizer(&self.location, what, HELP))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 

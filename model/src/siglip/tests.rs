@@ -283,7 +283,7 @@ fn errors_name_the_damaged_file() {
         ("config.json", "\"patch_size\": 14", "\"patch_size\": 16", "patch_embedding.weight: has shape"),
         ("config.json", "\"vocab_size\": 340", "\"vocab_size\": 339", "vocab_size of 339"),
         ("config.json", "\"siglip\"", "\"siglip2\"", "model_type: is `siglip2`"),
-        ("tokenizer.json", "\"Unigram\"", "\"BPE\"", "tokenizer.json: is not a"),
+        ("tokenizer.json", "\"Unigram\"", "\"BPE\"", "tokenizer.json: model: has the type `BPE`"),
         ("tokenizer.json", "\"unk_id\": 2", "\"unk_id\": null", "tokenizer.json: has no unknown token"),
         (
             "tokenizer.json",

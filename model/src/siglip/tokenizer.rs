@@ -9,7 +9,7 @@
 use std::path::Path;
 
 use reel_diagnostic::input;
-use tokenizers::{Model as _, ModelWrapper, NormalizedString, Normalizer as _};
+use tokenizers::{Model as _, NormalizedString, Normalizer as _};
 
 use crate::error::{ModelError, Result};
 use crate::tokenizer_json;
@@ -55,13 +55,10 @@ impl SiglipTokenizer {
     /// Another kind of tokenizer; no `</s>` or `<unk>` token; an id outside the embedding table.
     pub fn parse(location: &str, bytes: &[u8], vocab_size: usize, length: usize) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, HELP);
-        tokenizer_json::check_components(bytes)
+        tokenizer_json::check_unigram(bytes)
             .map_err(|(key, what)| ModelError::tokenizer(format!("{location}: {key}"), what, HELP))?;
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| fault(format!("is not a readable tokenizer ({e})")))?;
-        if !matches!(inner.get_model(), ModelWrapper::Unigram(_)) {
-            return Err(fault("is not a unigram tokenizer, as SigLIP's is".to_string()));
-        }
         match inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id) {
             Some((token, id)) if id as usize >= vocab_size => {
                 let what = format!("gives `{token}` the id {id}, but config.json has a vocab_size of {vocab_size}");

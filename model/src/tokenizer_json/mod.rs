@@ -1,15 +1,29 @@
-//! Checks what a tokenizer.json brings beside its vocabulary: regular expressions and replacements that run on every
-//! text. A regular expression with lookahead or backreferences is matched by backtracking, which can take exponential
-//! time; replacements in a row can multiply the length of a text. The file is checked before the expressions are
+//! Parses tokenizer.json, and checks what it brings beside its vocabulary: regular expressions and replacements that
+//! run on every text. A regular expression with lookahead or backreferences is matched by backtracking, which can take
+//! exponential time; replacements in a row can multiply the length of a text. Both are checked before an expression is
 //! compiled.
 
-mod merges;
+mod byte_pair;
+mod vocabulary;
+
+use std::borrow::Cow;
 
 use base64::Engine as _;
 use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+};
 
-use merges::Merges;
+pub(crate) use byte_pair::BytePairModel;
+
+/// A tokenizer whose model is a byte-pair encoding.
+pub(crate) type BytePairTokenizer =
+    TokenizerImpl<BytePairModel, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+
+/// What is wrong with a tokenizer.json: the key at fault (`content` if the file cannot be parsed), and the fault.
+pub(crate) type Fault = (&'static str, String);
 
 /// The expressions with lookahead that published tokenizers split texts with: those of Qwen2 and later, Llama 3, GPT-2.
 /// Each of them looks ahead by one character.
@@ -34,11 +48,14 @@ const MAX_COMPONENTS: usize = 64;
 const MAX_INSERTED_BYTES: usize = 64;
 const MAX_GROWTH: usize = 256;
 
-/// The components of a tokenizer.json.
+/// The content of a tokenizer.json with a model of type `M`. The keys `truncation` and `padding` are ignored: they are
+/// settings of a training script, and would change the ids.
 #[derive(Deserialize)]
-struct Components {
+struct Content<M> {
     #[serde(default)]
-    model: Merges,
+    version: Option<String>,
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
     #[serde(default)]
     normalizer: Value,
     #[serde(default)]
@@ -47,27 +64,91 @@ struct Components {
     post_processor: Value,
     #[serde(default)]
     decoder: Value,
+    model: M,
 }
 
-/// Checks the components of a tokenizer.json. The error is a pair: the key of the wrong component (`content` if the
-/// file cannot be parsed), and what is wrong with it.
-pub(crate) fn check_components(bytes: &[u8]) -> Result<(), (&'static str, String)> {
+impl<M> Content<M> {
+    /// Parses a tokenizer.json and checks its components.
+    fn parse<'de>(bytes: &'de [u8]) -> Result<Self, Fault>
+    where
+        M: Deserialize<'de>,
+    {
+        let content: Self = serde_json::from_slice(bytes).map_err(|e| ("content", format!("cannot be read ({e})")))?;
+        if let Some(version) = content.version.as_ref().filter(|version| *version != "1.0") {
+            return Err(("version", format!("is `{version}`, not `1.0`")));
+        }
+        let too_long = |token: &&AddedToken| token.content.len() > MAX_STRING_BYTES;
+        if let Some(token) = content.added_tokens.iter().find(too_long) {
+            return Err(("added_tokens", oversized_token(token.content.len())));
+        }
+        let mut limits = Limits { components: 0, growth: 1 };
+        for (key, value) in [
+            ("normalizer", &content.normalizer),
+            ("pre_tokenizer", &content.pre_tokenizer),
+            ("post_processor", &content.post_processor),
+            ("decoder", &content.decoder),
+        ] {
+            limits.check(value).map_err(|what| (key, what))?;
+        }
+        Ok(content)
+    }
+}
+
+/// Parses a tokenizer.json whose model is a byte-pair encoding.
+pub(crate) fn parse_byte_pair(bytes: &[u8]) -> Result<BytePairTokenizer, Fault> {
+    fn component<T: DeserializeOwned>(key: &'static str, value: Value) -> Result<Option<T>, Fault> {
+        serde_json::from_value(value).map_err(|e| (key, format!("cannot be read ({e})")))
+    }
+    let content: Content<BytePairModel> = Content::parse(bytes)?;
+    let mut tokenizer = BytePairTokenizer::new(content.model);
+    let pre_tokenizer: Option<PreTokenizerWrapper> = component("pre_tokenizer", content.pre_tokenizer)?;
+    let post_processor: Option<PostProcessorWrapper> = component("post_processor", content.post_processor)?;
+    let decoder: Option<DecoderWrapper> = component("decoder", content.decoder)?;
+    let normalizer: Option<NormalizerWrapper> = component("normalizer", content.normalizer)?;
+    tokenizer.with_pre_tokenizer(pre_tokenizer).with_post_processor(post_processor).with_decoder(decoder);
+    tokenizer.with_normalizer(normalizer).map_err(|e| ("normalizer", e.to_string()))?;
+    tokenizer.add_tokens(content.added_tokens).map_err(|e| ("added_tokens", e.to_string()))?;
+    Ok(tokenizer)
+}
+
+/// Checks a tokenizer.json whose model is a unigram model, before the crate `tokenizers` parses it. That crate's parser
+/// panics at some damaged files.
+pub(crate) fn check_unigram(bytes: &[u8]) -> Result<(), Fault> {
+    /// The key `model`.
+    #[derive(Deserialize)]
+    struct Model {
+        #[serde(rename = "type")]
+        kind: String,
+        #[serde(rename = "vocab")]
+        _vocab: IgnoredAny,
+    }
     if let Some(length) = longest_string(bytes).filter(|length| *length > MAX_STRING_BYTES) {
-        return Err(("model", format!("has a token of {length} bytes, above the limit of {MAX_STRING_BYTES}")));
+        return Err(("model", oversized_token(length)));
     }
-    // A file that cannot be parsed here must not reach the tokenizer's own parser, which panics at a damaged component.
-    let parts: Components = serde_json::from_slice(bytes).map_err(|e| ("content", format!("cannot be read ({e})")))?;
-    parts.model.check().map_err(|what| ("model", what))?;
-    let mut limits = Limits { components: 0, growth: 1 };
-    for (key, value) in [
-        ("normalizer", &parts.normalizer),
-        ("pre_tokenizer", &parts.pre_tokenizer),
-        ("post_processor", &parts.post_processor),
-        ("decoder", &parts.decoder),
-    ] {
-        limits.check(value).map_err(|what| (key, what))?;
+    match Content::<Model>::parse(bytes)?.model.kind.as_str() {
+        "Unigram" => Ok(()),
+        other => Err(("model", format!("has the type `{other}`; that of SigLIP is `Unigram`"))),
     }
-    Ok(())
+}
+
+fn oversized_token(length: usize) -> String {
+    format!("has a token of {length} bytes, above the limit of {MAX_STRING_BYTES}")
+}
+
+/// A string of the file; only one with escapes is copied.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'a> From<&'a str> for Text<'a> {
+    fn from(text: &'a str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl Text<'_> {
+    fn into_owned<'a>(self) -> Text<'a> {
+        Text(self.0.into_owned().into())
+    }
 }
 
 /// Returns the length in bytes of the longest string in a JSON text; `None` if the text has no string. Ignores the
@@ -252,9 +333,14 @@ mod tests {
 
     #[test]
     fn hostile_components_are_named() {
-        let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"});
+        let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
         let replace = |by: &str| json!({"type": "Replace", "pattern": {"String": "a"}, "content": by});
         let sequence = |parts: Vec<Value>| json!({"type": "Sequence", "normalizers": parts});
+        let added = |text: &str| {
+            json!({"id": 1, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true})
+        };
+        let model = json!({"vocab": {"a": 0}, "merges": []});
         for (file, key) in [
             (json!({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split(r"(a+)+(?!b)")]}}), "pre_tokenizer"),
             (json!({"normalizer": sequence(vec![replace("aaaa"); 5])}), "normalizer"),
@@ -266,13 +352,18 @@ mod tests {
                 "normalizer",
             ),
             (json!({"decoder": sequence(vec![json!({"type": "Fuse"}); 70])}), "decoder"),
+            (json!({"decoder": {"type": "Loud"}}), "decoder"),
+            (json!({"version": "2.0"}), "version"),
+            (json!({"added_tokens": [added(&"x".repeat(2049))]}), "added_tokens"),
         ] {
-            let error = check_components(file.to_string().as_bytes()).unwrap_err();
+            let mut file = file;
+            file["model"] = model.clone();
+            let error = parse_byte_pair(file.to_string().as_bytes()).err().unwrap();
             assert_eq!(error.0, key, "{error:?}");
         }
-        let good = json!({"normalizer": sequence(vec![replace(""), replace(" "), replace("▁")]), "model": {"vocab": {}},
-            "pre_tokenizer": split(PUBLISHED[0]), "post_processor": null});
-        assert_eq!(check_components(good.to_string().as_bytes()), Ok(()));
-        assert_eq!(check_components(b"{").unwrap_err().0, "content");
+        let good = json!({"normalizer": sequence(vec![replace(""), replace(" "), replace("▁")]), "model": model,
+            "pre_tokenizer": split(PUBLISHED[0]), "post_processor": null, "added_tokens": []});
+        assert_eq!(parse_byte_pair(good.to_string().as_bytes()).err(), None);
+        assert_eq!(parse_byte_pair(b"{").err().unwrap().0, "content");
     }
 }
