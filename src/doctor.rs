@@ -57,7 +57,8 @@ impl DoctorArgs {
                 group = f.group;
             }
             let mark = if f.found { "yes" } else { "no " };
-            let what = f.install.unwrap_or(&f.what);
+            let what = [f.what.as_str(), f.install.unwrap_or_default()];
+            let what = what.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ");
             output::print_line(format!("  {mark}  {:width$}  {what}", f.name))?;
         }
         Ok(())
@@ -117,17 +118,19 @@ fn memory_and_disk() -> Vec<Finding> {
 
 /// FFmpeg's libraries and the codecs that reel reads and writes.
 fn ffmpeg() -> Vec<Finding> {
-    if libraries::ffmpeg_library_names_and_versions().is_empty() {
-        return vec![Finding::new(
-            "FFmpeg",
-            "FFmpeg",
-            None,
-            "this build of reel was compiled without FFmpeg and cannot read videos; use a build with the feature `ffmpeg`",
-        )];
-    }
-    let versions = libraries::ffmpeg_library_names_and_versions()
-        .into_iter()
-        .map(|(name, v)| Finding::new("FFmpeg", name, Some(v), ""));
+    let missing = |help: &'static str| Finding::new("FFmpeg", "FFmpeg", None, help);
+    let versions = match libraries::ffmpeg_library_names_and_versions() {
+        Ok(versions) if versions.is_empty() => {
+            return vec![missing(
+                "this build of reel was compiled without FFmpeg and cannot read videos; use a build with the feature `ffmpeg`",
+            )];
+        }
+        Ok(versions) => versions.into_iter().map(|(name, v)| Finding::new("FFmpeg", name, Some(v), "")),
+        Err(what) => {
+            let install = missing("to read videos, install the FFmpeg libraries of this version, or build reel here");
+            return vec![Finding { what: what.to_string(), ..install }];
+        }
+    };
     let missing_codec = "this FFmpeg was built without this codec; install the distribution's full FFmpeg libraries";
     let decoders = [
         ("reads H.264", &["h264"][..]),

@@ -88,6 +88,44 @@ fn json_output_is_one_line_and_nothing_else() {
     assert!(run(["doctor", "--json"]).json()["findings"].as_array().is_some_and(|f| f.len() > 5));
 }
 
+/// Loading FFmpeg's libraries takes longer than most commands.
+#[test]
+#[cfg(all(feature = "ffmpeg", target_arch = "x86_64"))]
+fn ffmpeg_is_not_loaded_at_the_start() {
+    // With this variable, glibc's dynamic linker writes the libraries that it loads to standard error.
+    let loaded = |args: &[&str]| {
+        let done =
+            support::finished_run(reel().env("LD_DEBUG", "libs").args(args).output().expect("the binary starts"));
+        done.ok();
+        done.stderr
+    };
+    let at_start = loaded(&["--version"]);
+    assert!(at_start.contains("libc.so"), "{at_start}");
+    assert!(!at_start.contains("libav") && !at_start.contains("libsw"), "{at_start}");
+    assert!(loaded(&["doctor"]).contains("libavformat"));
+}
+
+#[test]
+#[cfg(all(feature = "ffmpeg", target_arch = "x86_64"))]
+fn without_ffmpeg_only_videos_are_refused() {
+    let clip = golden("clips/h264_709.mp4").display().to_string();
+    let findings = run(["doctor", "--json"]).json();
+    let version = findings["findings"].as_array().and_then(|all| {
+        let of_avutil = all.iter().find(|f| f["name"] == "libavutil")?;
+        of_avutil["what"].as_str()?.split('.').next().map(str::to_string)
+    });
+    let library = format!("libavutil.so.{}", version.expect("a version of libavutil"));
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join(&library), "damaged").expect("a file");
+    let run = |args: &[&str]| {
+        let output = reel().env("LD_LIBRARY_PATH", folder.path()).args(args).output();
+        support::finished_run(output.expect("the binary starts"))
+    };
+    run(&["frames", "--video", &clip]).refused(1, &["h264_709.mp4", &library, "install the FFmpeg libraries"]);
+    assert!(run(&["doctor"]).ok().contains(&library));
+    run(&["frames", "--total-frames", "9", "--video-fps", "3"]).ok();
+}
+
 #[test]
 fn verbose_adds_causes_of_an_error() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -26,6 +26,9 @@ pub fn worker_main() -> ExitCode {
 /// Receives jobs from the socket at standard input until the caller closes the socket. For each job, forks a worker
 /// that calls `job` and exits with the returned code. A real worker calls [`run_job`]; tests use other functions.
 pub fn serve_jobs(job: impl Fn() -> u8) -> ExitCode {
+    // Loaded here, the libraries are in the memory of every worker. If they are missing, each worker replies so.
+    #[cfg(feature = "ffmpeg")]
+    let _ = crate::libraries::load();
     match serve(&job) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

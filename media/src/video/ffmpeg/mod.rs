@@ -13,6 +13,7 @@ use std::path::Path;
 
 use super::types::{DecodeRequest, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo, frames_too_large_error};
 use crate::Result;
+use crate::libraries::load_for;
 use crate::resize::VideoPixelLimits;
 use crate::selection::select_frames;
 
@@ -21,6 +22,7 @@ use crate::selection::select_frames;
 /// # Errors
 /// The file cannot be read, is not a video of a supported container, is truncated, or has no frames or no frame rate.
 pub fn probe(path: &Path) -> Result<VideoInfo> {
+    load_for(path)?;
     demux::VideoFile::read_container(path, 0).map(|video| video.video_info())
 }
 
@@ -34,6 +36,7 @@ pub fn decode_into<B: AsMut<[u8]>>(
     allocate: impl FnOnce(usize) -> Result<B>,
 ) -> Result<(DecodedVideo, B)> {
     let limits = request.limits;
+    load_for(request.path)?;
     let video = demux::VideoFile::read_container(request.path, limits.memory_bytes / 4)?;
     let selection = select_frames(video.total_frames(), video.video_fps, request.profile, &request.overrides)?;
     let count = selection.indices.len();
