@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{ArgAction, Args, Subcommand};
-use reel_engine::bench;
+use reel_engine::bench::{self, Prompt, VideoShape};
 use reel_kernels::catalogue::Sizes;
 use reel_measure::ceilings::Ceilings;
 use reel_measure::clocks::{ClockSampler, ClockSummary};
@@ -16,7 +16,8 @@ use reel_measure::rounds::{self, BenchSubject, MeasuredRounds, hardware_json};
 use reel_measure::timing::{TimedKernel, TimingDevice};
 use reel_measure::train::{self, TrainShape};
 use reel_measure::{compare, page};
-use reel_model::config::ModelConfig;
+use reel_media::patches::PatchProcessor;
+use reel_model::config::{ModelConfig, PreprocessorConfig};
 use reel_runtime::Device;
 use reel_train::options::Optim;
 use serde_json::{Map, Value, json};
@@ -55,6 +56,9 @@ pub struct BenchArgs {
 #[derive(Subcommand, Debug)]
 enum What {
     /// Prefill: the forward pass over prompts, up to the logits of the last token of each
+    ///
+    /// With --frames, a video is in front of the text of each prompt. The time then includes the vision tower, and
+    /// tokens/s counts the video's tokens as well. Decoding and resizing of a video are not timed.
     Prefill(PrefillArgs),
     /// Decode: sampling one token after the other
     Decode(DecodeArgs),
@@ -131,9 +135,15 @@ Example:
 struct PrefillArgs {
     #[command(flatten)]
     rounds: RoundsArgs,
-    /// Tokens of each prompt
+    /// Tokens of text in each prompt
     #[arg(long, value_name = "N", default_value_t = 512)]
     tokens: usize,
+    /// Frames of a video of arbitrary pixels, before the text
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    frames: Option<u16>,
+    /// Size of a frame in pixels; both sides are multiples of 28
+    #[arg(long, value_name = "HEIGHTxWIDTH", requires = "frames", default_value = "224x224", value_parser = frame_size)]
+    frame_size: (u16, u16),
 }
 
 /// Measure decoding: sampling one token after the other.
@@ -224,13 +234,38 @@ impl PrefillArgs {
         let RoundsArgs { batch, rounds, .. } = self.rounds;
         not_zero(&[("--tokens", self.tokens), ("--batch", batch), ("--rounds", rounds)])?;
         self.rounds.check_sizes(self.tokens, 0)?;
-        if batch.saturating_mul(self.tokens) > MAX_PREFILL_TOKENS {
-            let what = format!("{batch} prompts of {} tokens do not fit into one forward pass", self.tokens);
+        let prompt = self.prompt()?;
+        let tokens = prompt.tokens();
+        self.rounds.check_sizes(tokens, 0)?;
+        if batch.saturating_mul(tokens) > MAX_PREFILL_TOKENS {
+            let what = format!("{batch} prompts of {tokens} tokens do not fit into one forward pass");
             return Err(bad_usage("--batch", what, format!("give at most {MAX_PREFILL_TOKENS} tokens in all")));
         }
-        self.rounds.measure(common, "prefill", self.tokens, 0, |model| {
-            Ok(bench::time_prefill(&model.weights, &model.cx, self.tokens, batch, 1)?.iter().sum())
+        self.rounds.measure(common, "prefill", tokens, 0, |model| {
+            Ok(bench::time_prefill(&model.weights, &model.cx, &prompt, batch, 1)?.iter().sum())
         })
+    }
+
+    /// The prompt that is measured.
+    fn prompt(&self) -> Result<Prompt> {
+        let folder = prompt::find_or_download_model(&self.rounds.model)?;
+        let config = ModelConfig::open(&folder)?;
+        let Some(frames) = self.frames else {
+            return Ok(Prompt::new(&config, PatchProcessor::default(), self.tokens, None)?);
+        };
+        let processor = PreprocessorConfig::open(&folder, &config)?.patch_processor();
+        let (height, width) = (usize::from(self.frame_size.0), usize::from(self.frame_size.1));
+        let side = processor.patch_size * processor.merge_size;
+        if !height.is_multiple_of(side) || !width.is_multiple_of(side) || height * width == 0 {
+            let what = format!("{height}x{width} pixels cannot be divided into blocks of {side} x {side} pixels");
+            return Err(bad_usage("--frame-size", what, format!("give multiples of {side}")));
+        }
+        if usize::from(frames) * height * width > MAX_PREFILL_PIXELS {
+            let what = format!("{frames} frames of {height} x {width} pixels do not fit into one forward pass");
+            return Err(bad_usage("--frames", what, format!("give at most {MAX_PREFILL_PIXELS} pixels in all")));
+        }
+        let video = VideoShape { frames: frames.into(), height, width };
+        Ok(Prompt::new(&config, processor, self.tokens, Some(video))?)
     }
 }
 
@@ -288,6 +323,9 @@ fn not_zero(amounts: &[(&str, usize)]) -> Result<()> {
 /// before the device allocates anything.
 const MAX_PREFILL_TOKENS: usize = 1 << 22;
 
+/// Maximum number of pixels in the frames of one prompt, as many as in 1000 frames of 1280 x 720.
+const MAX_PREFILL_PIXELS: usize = 1000 * 1280 * 720;
+
 impl RoundsArgs {
     /// Refuses batches above [`MAX_COMPLETIONS`] and sequences longer than the model's positions.
     fn check_sizes(&self, tokens: usize, context: usize) -> Result<()> {
@@ -338,6 +376,11 @@ impl RoundsArgs {
             output::print_line(rounds::result_summary(measured, result))
         }
     }
+}
+
+fn frame_size(text: &str) -> Result<(u16, u16), String> {
+    let sides = text.split_once('x').and_then(|(height, width)| Some((height.parse().ok()?, width.parse().ok()?)));
+    sides.ok_or_else(|| format!("{text:?} is not HEIGHTxWIDTH, such as 224x420"))
 }
 
 fn size(text: &str) -> Result<(String, u64), String> {

@@ -37,6 +37,27 @@ fn check_ops(result: &Value) -> Vec<String> {
 }
 
 #[test]
+fn prefill_with_a_video_counts_its_tokens_and_runs_the_vision_tower() {
+    let dir = tempfile::tempdir().expect("a folder");
+    tiny_model(dir.path());
+    let bench = |more: &[&str]| {
+        let args = ["bench", "prefill", "--model", "tiny", "--tokens", "16", "--rounds", "1", "--batch", "2"];
+        run_in(dir.path(), [&args[..], more].concat())
+    };
+    let got = bench(&["--frames", "3", "--frame-size", "56x84", "--json"]).json();
+    // Three frames are two pairs; a pair of 4 x 6 patches becomes 2 x 3 tokens. Two tokens mark the video's ends.
+    assert_eq!(number(&got, "/tokens"), 16.0 + 2.0 + 2.0 * 2.0 * 3.0);
+    let ops = check_ops(&got);
+    assert!(ops.iter().any(|op| op.starts_with("patch_embed")), "{ops:?}");
+    bench(&["--frames", "3", "--frame-size", "56x80"]).refused(2, &["--frame-size", "56x80", "28"]);
+    bench(&["--frames", "3", "--frame-size", "0x28"]).refused(2, &["--frame-size", "0x28"]);
+    bench(&["--frames", "3", "--frame-size", "56"]).refused(2, &["--frame-size", "HEIGHTxWIDTH"]);
+    bench(&["--frames", "60000", "--frame-size", "1400x1400"]).refused(2, &["--frames", "pixels in all"]);
+    bench(&["--frames", "0"]).refused(2, &["--frames", "0"]);
+    bench(&["--frame-size", "56x56"]).refused(2, &["--frames"]);
+}
+
+#[test]
 fn prefill_and_decode_results_have_their_keys_and_can_be_compared() {
     let dir = tempfile::tempdir().expect("a folder");
     tiny_model(dir.path());

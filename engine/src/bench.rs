@@ -4,8 +4,14 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use reel_media::frames::FrameBuf;
+use reel_media::patches::PatchProcessor;
 use reel_model::TokenId;
 use reel_model::batch::{Batch, Sequence};
+use reel_model::config::ModelConfig;
+use reel_model::input::MediaFrames;
+use reel_model::input::mrope::{MediaGrids, rope_index};
+use reel_model::input::window::GridThw;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
 use reel_runtime::ops::{DecodeSlot, KvPages, RowSampling, SequencePages};
@@ -29,12 +35,79 @@ fn block_tables(sequences: usize, blocks: usize) -> Vec<Vec<i32>> {
     (0..sequences).map(|i| ((i * blocks) as i32..((i + 1) * blocks) as i32).collect()).collect()
 }
 
-/// Times `rounds` forward passes over `batch` prompts of `tokens` tokens, with the logits of each prompt's last token.
-/// Returns the seconds of each pass.
-pub fn time_prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
-    let (ids, positions) = arbitrary_prompt(tokens);
-    let prompt =
-        Sequence { input_ids: &ids, position_ids: [&positions, &positions, &positions], ..Sequence::default() };
+/// A video of arbitrary pixels.
+#[derive(Clone, Copy, Debug)]
+pub struct VideoShape {
+    /// Number of frames.
+    pub frames: usize,
+    /// Height of a frame in pixels, a multiple of the model's patch size times its merge size.
+    pub height: usize,
+    /// Width of a frame in pixels, a multiple of the same size.
+    pub width: usize,
+}
+
+/// A prompt of arbitrary tokens, after a video of arbitrary pixels if the shape has one.
+pub struct Prompt {
+    ids: Vec<TokenId>,
+    positions: [Vec<i64>; 3],
+    frames: MediaFrames,
+    grids: Vec<GridThw>,
+}
+
+impl Prompt {
+    /// Creates a prompt with `tokens` tokens of text for a model; `processor` cuts the frames into patches.
+    ///
+    /// # Errors
+    /// The height or the width of the video is not a multiple of the model's patch size times its merge size.
+    pub fn new(
+        config: &ModelConfig,
+        processor: PatchProcessor,
+        tokens: usize,
+        video: Option<VideoShape>,
+    ) -> Result<Self> {
+        let (text, positions) = arbitrary_prompt(tokens);
+        let mut prompt = Self {
+            ids: text,
+            positions: [positions.clone(), positions.clone(), positions],
+            frames: MediaFrames { processor, ..MediaFrames::default() },
+            grids: Vec::new(),
+        };
+        let Some(VideoShape { frames, height, width }) = video else { return Ok(prompt) };
+        // The time does not depend on the pixels, so any that differ from each other will do.
+        let data = (0..frames * height * width * 3).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3]);
+        let video = FrameBuf { data: data.collect(), frames, height, width };
+        let grid = prompt.frames.grid_thw(&video)?;
+        prompt.frames.videos.push(video);
+        prompt.grids.push(grid);
+        let pads = grid.iter().product::<usize>() / config.vision.patches_per_vision_token();
+        let of_video =
+            [vec![config.tokens.vision_start], vec![config.tokens.video; pads], vec![config.tokens.vision_end]];
+        prompt.ids.splice(0..0, of_video.concat());
+        let grids = MediaGrids { video_grid_thw: &prompt.grids, ..MediaGrids::default() };
+        prompt.positions = rope_index(config, &prompt.ids, grids, "bench")?.position_ids;
+        Ok(prompt)
+    }
+
+    /// The number of tokens, those of the video included.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    fn sequence(&self) -> Sequence<'_> {
+        Sequence {
+            input_ids: &self.ids,
+            position_ids: std::array::from_fn(|axis| &self.positions[axis][..]),
+            video_grid_thw: &self.grids,
+            frames: Some(&self.frames),
+            ..Sequence::default()
+        }
+    }
+}
+
+/// Times `rounds` forward passes over `batch` equal prompts, with the logits of each prompt's last token. The time
+/// includes copying the frames to the device and the vision tower. Returns the seconds of each pass.
+pub fn time_prefill(model: &Qwen25Vl, cx: &Cx, prompt: &Prompt, batch: usize, rounds: usize) -> Result<Vec<f64>> {
+    let tokens = prompt.tokens();
     let blocks = BlockAllocator::blocks_for_tokens(tokens);
     let tables = block_tables(batch, blocks);
     let sequences: Vec<SequencePages> =
@@ -43,7 +116,7 @@ pub fn time_prefill(model: &Qwen25Vl, cx: &Cx, tokens: usize, batch: usize, roun
     (0..rounds)
         .map(|_| {
             let start = Instant::now();
-            let packed = Batch::new(cx.device(), &model.config, &vec![prompt; batch], "bench")?;
+            let packed = Batch::new(cx.device(), &model.config, &vec![prompt.sequence(); batch], "bench")?;
             let pages = KvPages::new(cx.device(), &sequences)?;
             let options = ForwardOptions { cache: Some((&cache, &pages)), ..Default::default() };
             let hidden = model.forward(cx, &packed, options)?;
