@@ -1,12 +1,20 @@
 #!/usr/bin/env python3
-"""Compares prefill and decode speed of a 0.5 B decoder on the CPU: `reel` and transformers in alternation, in one run.
+"""Compares the speed of a 0.5 B decoder on the CPU: `reel` beside transformers, and beside OpenVINO GenAI, in alternation.
 
-    python3 benches/peers/cpu.py --reel target/release/reel [--rounds 7] [--threads N] [--folder DIR] [--out RECORD.json]
+    python3 benches/peers/cpu.py --reel target/release/reel [--only WORK,WORK] [--rounds 5] [--threads N] [--folder DIR]
+                                 [--openvino PYTHON] [--out RECORD.json]
 
-Needs numpy, torch 2.7.1, transformers 4.51.3 and safetensors. Each round measures the limits of the CPU, transformers and reel
-one after the other with the same number of threads. Results are medians of the ratios of the rounds, so that slow periods of
-the machine affect both sides. The script creates the model from a seed: hidden 896, 24 layers, 14 heads, 2 KV heads,
-intermediate 4864, vocabulary 151936, tied embeddings, bf16.
+Needs numpy, torch 2.7.1, transformers 4.51.3 and safetensors. With --openvino, PYTHON is the interpreter of an environment that also has
+openvino-genai and optimum-intel. The script creates the model from a seed: hidden 896, 24 layers, 14 heads, 2 KV heads, intermediate
+4864, vocabulary 151936, tied embeddings, bf16, and a vision tower of 8 layers of the published width (1280, intermediate 3420).
+
+Works: prefill_f32, prefill_bf16 (a prompt of 512 tokens), decode_bf16_1, _8, _32 (sequences with 64 tokens before), video_f32, video_bf16
+(16 frames of 224 x 224 and 64 tokens of text: vision tower and prefill), train_f32, train_bf16 (steps of 512 tokens with AdamW, no
+gradient checkpointing; reel's bf16 has f32 masters; the peers are autocast of an f32 model, and a bf16 model without masters).
+
+Each round of a work measures every peer and reel, one after the other, with the same number of threads. Results are medians of the
+ratios of the rounds, so that slow periods of the machine affect both sides. Each peer runs in a process of its own, which loads the
+model once; a first round does not count.
 """
 import argparse
 import json
@@ -21,15 +29,30 @@ import time
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A library of transformers has the name of a file in this folder, so the folder must not be on the import path.
+sys.path = [p for p in sys.path if os.path.abspath(p or ".") != os.path.dirname(os.path.abspath(__file__))]
 
-PREFILL, CONTEXT, STEPS = 512, 512, 8
+PREFILL, CONTEXT, STEPS, FRAMES, SIDE, TEXT = 512, 64, 8, 16, 224, 64
 SHAPE = dict(hidden_size=896, num_hidden_layers=24, max_window_layers=24, num_attention_heads=14, num_key_value_heads=2,
              intermediate_size=4864, vocab_size=151936, tie_word_embeddings=True, torch_dtype="bfloat16",
              rope_scaling={"type": "mrope", "mrope_section": [8, 12, 12]})
+VISION = dict(depth=8, hidden_size=1280, num_heads=16, intermediate_size=3420, window_size=112, fullatt_block_indexes=[7],
+              out_hidden_size=896)
+# Each work: reel's dtype, what `reel bench` measures with which options, and the peers.
+WORKS = {
+    **{f"prefill_{d}": (d, ["prefill", "--tokens", str(PREFILL)], ["transformers", "openvino"]) for d in ("f32", "bf16")},
+    **{f"decode_bf16_{b}": ("bf16", ["decode", "--batch", str(b), "--tokens", str(STEPS), "--context", str(CONTEXT)],
+                            ["transformers", "openvino"]) for b in (1, 8, 32)},
+    **{f"video_{d}": (d, ["prefill", "--tokens", str(TEXT), "--frames", str(FRAMES), "--frame-size", f"{SIDE}x{SIDE}"],
+                      ["transformers"]) for d in ("f32", "bf16")},
+    "train_f32": ("f32", ["train", "--tokens", str(PREFILL), "--gradient-checkpointing", "false"], ["transformers"]),
+    "train_bf16": ("bf16", ["train", "--tokens", str(PREFILL), "--gradient-checkpointing", "false"],
+                   ["transformers_autocast", "transformers_bf16"]),
+}
 
 
 def make_model(reel, folder):
-    """Writes a model folder: tokenizer and vision tower of the preset `tiny`, the decoder described above, normal random weights."""
+    """Writes a model folder: tokenizer of the preset `tiny`, decoder and vision tower as described above, normal random weights."""
     import torch
     from safetensors.torch import save_file
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -37,10 +60,8 @@ def make_model(reel, folder):
     subprocess.run([reel, "init", "--preset", "tiny", "--seed", "0", "--out", folder], check=True, stdout=subprocess.DEVNULL)
     path = os.path.join(folder, "config.json")
     config = json.load(open(path))
-    text = config["text_config"] if "text_config" in config else config
-    text.update(SHAPE)
-    config["tie_word_embeddings"], config["torch_dtype"] = True, "bfloat16"
-    config["vision_config"]["out_hidden_size"] = SHAPE["hidden_size"]
+    config.update(SHAPE)
+    config["vision_config"].update(VISION)
     json.dump(config, open(path, "w"), indent=2)
     with torch.device("meta"):
         shapes = {n: p.shape for n, p in Qwen2_5_VLForConditionalGeneration(
@@ -53,113 +74,201 @@ def make_model(reel, folder):
     save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
 
 
-class Peer:
-    """Prefill and decode with transformers."""
+class Transformers:
+    """Does a work with transformers; each call of `once` returns tokens per second."""
 
-    def __init__(self, folder, threads):
+    def __init__(self, kind, work, folder, threads):
         import torch
         from transformers import Qwen2_5_VLForConditionalGeneration as Model
         torch.set_num_threads(threads)
-        self.torch = torch
-        self.models = {"f32": Model.from_pretrained(folder, torch_dtype=torch.float32).eval(),
-                       "bf16": Model.from_pretrained(folder, torch_dtype=torch.bfloat16).eval()}
+        self.torch, self.work, self.kind = torch, work, kind
+        bf16 = kind != "transformers_autocast" and "bf16" in work
+        self.model = Model.from_pretrained(folder, torch_dtype=torch.bfloat16 if bf16 else torch.float32).eval()
         self.ids = (torch.arange(PREFILL)[None] * 37) % 97
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6) if work.startswith("train") else None
 
-    def prefill(self, dtype):
-        model = self.models[dtype]
-        with self.torch.inference_mode():
-            start = time.perf_counter()
-            hidden = model.model(input_ids=self.ids, use_cache=True).last_hidden_state
-            model.lm_head(hidden[:, -1:])
-            return time.perf_counter() - start
+    def once(self):
+        with self.torch.inference_mode(mode=not self.optimizer):
+            return getattr(self, self.work.split("_")[0])()
 
-    def decode(self, dtype):
-        model = self.models[dtype]
-        with self.torch.inference_mode():
-            cache = model.model(input_ids=self.ids[:, :CONTEXT], use_cache=True).past_key_values
-            times = []
-            for i in range(STEPS):
-                one, at = self.ids[:, :1], self.torch.full((3, 1, 1), CONTEXT + i)
-                start = time.perf_counter()
-                hidden = model.model(input_ids=one, position_ids=at, past_key_values=cache, use_cache=True).last_hidden_state
-                model.lm_head(hidden[:, -1:])
-                times.append(time.perf_counter() - start)
-        return statistics.median(times)
-
-
-def limits(torch):
-    """Measures with torch what the machine can do in this round: GFLOP/s of square matrix products, GB/s of a long read."""
-    out = {}
-    for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = torch.randn(1024, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
-        best = 1e9
-        for _ in range(4):
-            start = time.perf_counter()
-            a @ b
-            best = min(best, time.perf_counter() - start)
-        out[f"torch_product_{name}_gflops"] = 2 * 1024**3 / best / 1e9
-    x = torch.ones(64 * 1024 * 1024)
-    best = 1e9
-    for _ in range(3):
+    def prefill(self):
         start = time.perf_counter()
-        x.sum()
-        best = min(best, time.perf_counter() - start)
-    out["torch_read_gb_s"] = x.numel() * 4 / best / 1e9
-    return out
+        hidden = self.model.model(input_ids=self.ids, use_cache=True).last_hidden_state
+        self.model.lm_head(hidden[:, -1:])
+        return PREFILL / (time.perf_counter() - start)
+
+    def decode(self):
+        batch = int(self.work.rsplit("_", 1)[1])
+        ids = self.ids[:, :CONTEXT].expand(batch, -1)
+        cache = self.model.model(input_ids=ids, use_cache=True).past_key_values
+        times = []
+        for i in range(STEPS):
+            one, at = ids[:, :1], self.torch.full((3, batch, 1), CONTEXT + i)
+            start = time.perf_counter()
+            hidden = self.model.model(input_ids=one, position_ids=at, past_key_values=cache, use_cache=True).last_hidden_state
+            self.model.lm_head(hidden[:, -1:])
+            times.append(time.perf_counter() - start)
+        return batch / statistics.median(times)
+
+    def video(self):
+        torch, config = self.torch, self.model.config
+        grid = torch.tensor([[FRAMES // 2, SIDE // 14, SIDE // 14]])
+        patches, pads = int(grid.prod()), int(grid.prod()) // 4
+        ids = torch.cat([torch.tensor([config.vision_start_token_id]), torch.full((pads,), config.video_token_id),
+                         torch.tensor([config.vision_end_token_id]), self.ids[0, :TEXT]])[None]
+        if not hasattr(self, "pixels"):
+            torch.manual_seed(0)
+            self.pixels = torch.randn(patches, 3 * 2 * 14 * 14)
+        start = time.perf_counter()
+        # `num_logits_to_keep` does not exist in every version, and all logits would be unfair: embed, then run the decoder.
+        embeds = self.model.model.embed_tokens(ids)
+        features = self.model.visual(self.pixels.to(self.model.visual.dtype), grid_thw=grid)
+        embeds = embeds.masked_scatter((ids == config.video_token_id)[..., None], features.to(embeds.dtype))
+        at, _ = self.model.get_rope_index(ids, None, grid, torch.ones(1))
+        hidden = self.model.model(inputs_embeds=embeds, position_ids=at, use_cache=True).last_hidden_state
+        self.model.lm_head(hidden[:, -1:])
+        return ids.shape[1] / (time.perf_counter() - start)
+
+    def train(self):
+        self.model.train()
+        start = time.perf_counter()
+        with self.torch.autocast("cpu", self.torch.bfloat16, enabled=self.kind == "transformers_autocast"):
+            loss = self.model(input_ids=self.ids, labels=self.ids, use_cache=False).loss
+        loss.backward()
+        self.torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return PREFILL / (time.perf_counter() - start)
 
 
-def bench(reel, what, folder, dtype, threads):
-    cmd = [reel, "bench", what, "--model", folder, "--dtype", dtype, "--device", "cpu", "--threads", str(threads), "--json"]
-    cmd += ["--tokens", str(PREFILL), "--rounds", "2"] if what == "prefill" else [
-        "--tokens", str(STEPS), "--context", str(CONTEXT), "--batch", "1", "--rounds", "2"]
-    return json.loads(subprocess.run(cmd, check=True, stdout=subprocess.PIPE).stdout)
+class OpenVino:
+    """Does a work with OpenVINO GenAI: LLMPipeline with continuous batching, random weights of the decoder's shape."""
+
+    def __init__(self, kind, work, folder, threads):
+        import numpy
+        import openvino
+        import openvino_genai as genai
+        self.work, self.genai, self.numpy, self.ov = work, genai, numpy, openvino
+        exported = folder + "-openvino"
+        if not os.path.exists(os.path.join(exported, "openvino_model.xml")):
+            export_to_openvino(folder, exported)
+        scheduler = genai.SchedulerConfig()
+        scheduler.cache_size, scheduler.enable_prefix_caching = 2, False
+        hint = "bf16" if "bf16" in work else "f32"
+        self.pipe = genai.LLMPipeline(exported, "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=threads,
+                                      INFERENCE_PRECISION_HINT=hint)
+
+    def seconds(self, batch, tokens, new):
+        """Seconds to sample `new` tokens for each of `batch` prompts of `tokens` tokens."""
+        ids = self.numpy.array([[(i * 37 + 11 * row) % 97 for i in range(tokens)] for row in range(batch)], dtype="int64")
+        options = self.genai.GenerationConfig(max_new_tokens=new, ignore_eos=True, do_sample=False)
+        start = time.perf_counter()
+        self.pipe.generate(self.genai.TokenizedInputs(self.ov.Tensor(ids), self.ov.Tensor(self.numpy.ones_like(ids))), options)
+        return time.perf_counter() - start
+
+    def once(self):
+        if self.work.startswith("prefill"):
+            return PREFILL / self.seconds(1, PREFILL, 1)
+        batch = int(self.work.rsplit("_", 1)[1])
+        # The difference of a long and a short run is the time of the decode steps alone.
+        return batch * (2 * STEPS) / (self.seconds(batch, CONTEXT, 1 + 2 * STEPS) - self.seconds(batch, CONTEXT, 1))
+
+
+def export_to_openvino(folder, exported):
+    """Exports a Qwen2ForCausalLM of the decoder's shape with the folder's tokenizer."""
+    import torch
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    plain = folder + "-qwen2"
+    own = {k: v for k, v in SHAPE.items() if k not in ("torch_dtype", "rope_scaling")}
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(**own)).to(torch.bfloat16).save_pretrained(plain)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=os.path.join(folder, "tokenizer.json"))
+    tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.save_pretrained(plain)
+    cli = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", plain, "--task",
+           "text-generation-with-past", "--weight-format", "fp16", exported]
+    subprocess.run(cli, check=True, stdout=sys.stderr)
+
+
+class PeerProcess:
+    """A peer in a process of its own: measures once for each line that it is sent."""
+
+    def __init__(self, python, kind, work, folder, threads):
+        self.kind = kind
+        command = [python, os.path.abspath(__file__), "--peer", kind, work, folder, str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def once(self):
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+            return float(self.process.stdout.readline())
+        except (BrokenPipeError, ValueError):
+            sys.exit(f"{self.kind} ended without a result; its message is above")
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def serve_peer(kind, work, folder, threads):
+    peer = (OpenVino if kind == "openvino" else Transformers)(kind, work, folder, int(threads))
+    for _ in sys.stdin:
+        print(peer.once(), flush=True)
+
+
+def bench(reel, folder, dtype, options, threads):
+    command = [reel, "bench", *options, "--model", folder, "--dtype", dtype, "--device", "cpu", "--threads", str(threads), "--rounds", "2", "--json"]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def measure(work, a, folder):
+    """Measures one work in rounds. Returns its medians, its ratios by peer, and the rounds."""
+    dtype, options, kinds = WORKS[work]
+    kinds = [k for k in kinds if k != "openvino" or a.openvino]
+    peers = {k: PeerProcess(a.openvino if k == "openvino" else sys.executable, k, work, folder, a.threads) for k in kinds}
+    rounds = []
+    try:
+        for n in range(a.rounds + 1):
+            row = {k: peer.once() for k, peer in peers.items()}
+            ours = bench(a.reel, folder, dtype, options, a.threads)
+            row["reel"], row["roofline_share"] = ours["tokens_per_second"], ours["roofline"]["share"]
+            if n > 0:
+                rounds.append(row)
+                print(work, json.dumps(row), file=sys.stderr, flush=True)
+    finally:
+        for peer in peers.values():
+            peer.close()
+    spread = lambda values: {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {"tokens_per_second": {k: statistics.median(r[k] for r in rounds) for k in [*kinds, "reel"]},
+            "roofline_share": statistics.median(r["roofline_share"] for r in rounds),
+            "ratios": {k: spread([r["reel"] / r[k] for r in rounds]) for k in kinds}, "rounds": rounds}
 
 
 def main():
+    if sys.argv[1:2] == ["--peer"]:
+        return serve_peer(*sys.argv[2:])
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--reel", required=True)
-    p.add_argument("--rounds", type=int, default=7)
+    p.add_argument("--only", help="works, separated by commas [default: all]")
+    p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--threads", type=int, default=os.cpu_count())
     p.add_argument("--folder", help="model folder, created if absent [default: a temporary folder]")
+    p.add_argument("--openvino", metavar="PYTHON", help="also measure OpenVINO GenAI, with this Python interpreter")
     p.add_argument("--out")
     a = p.parse_args()
     a.reel = os.path.abspath(a.reel)
-    tmp = None
-    folder = a.folder
-    if folder is None:
-        tmp = folder = os.path.join(tempfile.mkdtemp(), "model")
+    folder = os.path.abspath(a.folder) if a.folder else os.path.join(tempfile.mkdtemp(), "model")
     if not os.path.exists(os.path.join(folder, "model.safetensors")):
         make_model(a.reel, folder)
     try:
-        peer = Peer(folder, a.threads)
-        rounds = []
-        for n in range(a.rounds + 1):
-            row = limits(peer.torch)
-            for dtype in ("f32", "bf16"):
-                row[f"peer_prefill_{dtype}"] = PREFILL / peer.prefill(dtype)
-                ours = bench(a.reel, "prefill", folder, dtype, a.threads)
-                row[f"reel_prefill_{dtype}"] = ours["tokens_per_second"]
-                row[f"roofline_{dtype}"] = ours.get("roofline")
-            row["peer_decode_bf16"] = 1 / peer.decode("bf16")
-            ours = bench(a.reel, "decode", folder, "bf16", a.threads)
-            row["reel_decode_bf16"], row["roofline_decode"] = ours["tokens_per_second"], ours.get("roofline")
-            if n == 0:
-                continue  # caches, pages and thread pools of both sides are warm from here on
-            rounds.append(row)
-            print(json.dumps(row), file=sys.stderr, flush=True)
+        works = {work: measure(work, a, folder) for work in (a.only.split(",") if a.only else WORKS)}
     finally:
-        if tmp:
-            shutil.rmtree(os.path.dirname(tmp), ignore_errors=True)
+        if not a.folder:
+            shutil.rmtree(os.path.dirname(folder), ignore_errors=True)
     result = {"machine": cpu_name(), "threads": a.threads, "command": "benches/peers/cpu.py", "date": time.strftime("%Y-%m-%d"),
-              "commit": commit(), "model": SHAPE, "prefill_tokens": PREFILL, "decode_context": CONTEXT,
-              "ratios": {}, "medians": {}, "rounds": rounds}
-    for what in ("prefill_f32", "prefill_bf16", "decode_bf16"):
-        ratios = [r[f"reel_{what}"] / r[f"peer_{what}"] for r in rounds]
-        result["ratios"][what] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-        for side in ("peer", "reel"):
-            result["medians"][f"{side}_{what}"] = statistics.median(r[f"{side}_{what}"] for r in rounds)
-    text = json.dumps({k: v for k, v in result.items() if k != "rounds"}, indent=2)
-    print(text)
+              "commit": commit(), "decoder": SHAPE, "vision": VISION, "works": works}
+    print(json.dumps({w: {k: v for k, v in r.items() if k != "rounds"} for w, r in works.items()}, indent=2))
     if a.out:
         with open(a.out, "w", encoding="utf-8") as f:
             json.dump(result, f, indent=1)
