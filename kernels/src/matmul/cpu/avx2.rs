@@ -164,7 +164,7 @@ unsafe fn thin_rows<const M: usize, const WIDENED: bool>(
     for c in 0..stride.div_ceil(32) {
         for i in 0..8 {
             // Prefetches the next 8 rows. A prefetch may name any address.
-            _mm_prefetch::<_MM_HINT_T0>(base.wrapping_add((8 + i) * stride + c * 32).cast());
+            _mm_prefetch::<_MM_HINT_T1>(base.wrapping_add((8 + i) * stride + c * 32).cast());
         }
         // SAFETY: `stride - c * 32` bytes are left in each of the `rows` rows.
         let columns = unsafe { transpose(load(base.wrapping_add(c * 32), stride, rows, stride - c * 32)) };

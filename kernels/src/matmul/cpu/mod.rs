@@ -42,8 +42,8 @@ use std::cell::RefCell;
 const UNITS: usize = 1024;
 /// Maximum number of rows of A that one task multiplies with its block of B.
 const TASK_ROWS: usize = 512;
-/// Maximum number of units (f32 elements) per row for which A is read without packing. Longer rows would compete for
-/// the same few sets of the cache.
+/// Maximum number of units (f32 elements) per row for which A is always read without packing. Longer rows may compete
+/// for the same few sets of the cache: see [`Product::direct`].
 const DIRECT_UNITS: usize = 512;
 /// If each thread has at least this many tiles of A to compute, every thread gets its own rows of A.
 const OWN_TILES: usize = 4;
@@ -54,8 +54,11 @@ const PACKED_A: usize = 16 << 20;
 const THIN_BYTES: usize = 2048 << 10;
 /// Number of rows of B that a product with few rows of A reads at a time.
 const THIN_ROWS: usize = 16;
-/// The largest number of rows of A for which an instruction set has a [`Thin`] function.
-const THIN_MOST: usize = 12;
+/// The largest number of rows of A that a [`Thin`] function multiplies at a time.
+const THIN_MOST: usize = 24;
+/// How many times a product with few rows of A calls the [`Thin`] function for the same rows of B, which are then in a
+/// cache. With more rows of A, packed copies of B pay off.
+const THIN_PASSES: usize = 3;
 /// If A has fewer units than this, one thread packs all of them.
 const PACK_ALONE: usize = 16 << 10;
 
@@ -130,8 +133,8 @@ struct Code {
     /// Tile functions for rows of A that need no packing: f32, not transposed.
     direct: Option<&'static [Direct]>,
     pack: Pack,
-    /// The function for products with few rows of A and a B that is not transposed, and the maximum number of these
-    /// rows (at most [`THIN_MOST`]).
+    /// The function for products with few rows of A and a B that is not transposed, and the maximum number of rows of
+    /// A in one call (at most [`THIN_MOST`]).
     thin: Option<(usize, Thin)>,
 }
 
@@ -255,11 +258,11 @@ impl<'a, T: Element> Product<'a, T> {
 
     unsafe fn run(&self, scratch: &mut Scratch) {
         if let Some((most, thin)) = self.code.thin
-            && self.m <= most
+            && self.m <= THIN_PASSES * most
             && !self.b.transposed
         {
             // SAFETY: the operands are valid as `Matmul` documents; B is not transposed, and A has few enough rows.
-            return unsafe { self.thin(thin, scratch) };
+            return unsafe { self.thin(most, thin, scratch) };
         }
         let mr = self.code.mr;
         let rows = (PACKED_A / 4 / self.units.max(1)).max(4 * mr) / mr * mr;
@@ -308,9 +311,12 @@ impl<'a, T: Element> Product<'a, T> {
         });
     }
 
-    /// Returns the tile functions that read A unpacked, if A allows it.
+    /// Returns the tile functions that read A unpacked, if A allows it: the dozen rows of a tile must not lie in the
+    /// same few of the 64 sets of the first-level cache. Rows that are 2^i cache lines apart lie in 64 / 2^i sets.
     fn direct(&self) -> Option<&'static [Direct]> {
-        let fits = self.a.unit == Unit::F32 && !self.a.transposed && self.units <= DIRECT_UNITS;
+        let row_bytes = self.a.k * 4;
+        let is_spread = row_bytes % 64 != 0 || (row_bytes / 64).trailing_zeros() <= 4;
+        let fits = self.a.unit == Unit::F32 && !self.a.transposed && (self.units <= DIRECT_UNITS || is_spread);
         self.code.direct.filter(|_| fits)
     }
 
@@ -373,23 +379,32 @@ impl<'a, T: Element> Product<'a, T> {
         }
     }
 
-    /// Computes a product with few rows of A. B is read once and not packed; each task reads a range of its rows.
-    unsafe fn thin(&self, thin: Thin, scratch: &mut Scratch) {
+    /// Computes a product with few rows of A. B is read from memory once and not packed; each task reads a range of its
+    /// rows. More than `most` rows of A are divided into passes, which all read 16 rows of B before the next 16 rows.
+    unsafe fn thin(&self, most: usize, thin: Thin, scratch: &mut Scratch) {
         let a = Packed(scratch.words(self.m * self.units));
-        let part = Part { row: 0, rows: self.m, unit: 0, units: self.units };
-        // SAFETY: `a` has room for `m` rows of all units.
-        unsafe { (self.code.pack)(&self.a, part, self.m, a.at(0)) };
+        let passes = self.m.div_ceil(most);
+        let rows_of = |pass: usize| pass * self.m / passes..(pass + 1) * self.m / passes;
+        for rows in (0..passes).map(rows_of) {
+            let part = Part { row: rows.start, rows: rows.len(), unit: 0, units: self.units };
+            // SAFETY: `a` has room for `m` rows of all units.
+            unsafe { (self.code.pack)(&self.a, part, rows.len(), a.at(rows.start * self.units)) };
+        }
         let groups = self.n.div_ceil(THIN_ROWS);
         let group_bytes = THIN_ROWS * self.b.k * self.b.unit.element();
         let runs = runs(groups, (THIN_BYTES / group_bytes.max(1)).max(1), self.team.threads());
         self.team.run(runs, |run| {
             let mut acc = [0.0f32; THIN_MOST * THIN_ROWS];
-            let acc = &mut acc[..self.m * THIN_ROWS];
             for group in run * groups / runs..(run + 1) * groups / runs {
-                let (row, rows) = (group * THIN_ROWS, THIN_ROWS.min(self.n - group * THIN_ROWS));
-                // SAFETY: the rows of B exist, and `acc` has room for their sums.
-                unsafe { thin(self.m, a.at(0), &self.b, row, rows, acc.as_mut_ptr()) };
-                self.finish(acc, THIN_ROWS, 0, row);
+                let (row, count) = (group * THIN_ROWS, THIN_ROWS.min(self.n - group * THIN_ROWS));
+                for rows in (0..passes).map(rows_of) {
+                    let acc = &mut acc[..rows.len() * THIN_ROWS];
+                    // SAFETY: the rows of B exist, and `acc` has room for their sums.
+                    unsafe {
+                        thin(rows.len(), a.at(rows.start * self.units), &self.b, row, count, acc.as_mut_ptr());
+                    }
+                    self.finish(acc, THIN_ROWS, rows.start, row);
+                }
             }
         });
     }
