@@ -315,7 +315,7 @@ impl<'a, T: Element> Product<'a, T> {
     /// same few of the 64 sets of the first-level cache. Rows that are 2^i cache lines apart lie in 64 / 2^i sets.
     fn direct(&self) -> Option<&'static [Direct]> {
         let row_bytes = self.a.k * 4;
-        let is_spread = row_bytes % 64 != 0 || (row_bytes / 64).trailing_zeros() <= 4;
+        let is_spread = !row_bytes.is_multiple_of(64) || (row_bytes / 64).trailing_zeros() <= 4;
         let fits = self.a.unit == Unit::F32 && !self.a.transposed && (self.units <= DIRECT_UNITS || is_spread);
         self.code.direct.filter(|_| fits)
     }
