@@ -28,6 +28,9 @@ fn test_cases_m_n_k() -> Vec<(usize, usize, usize)> {
         (1, 3, 8191),
         (14, 5, 8191),
         (64, 96, 160),
+        (73, 33, 96),
+        // Rows of f32 that lie in the same sets of a cache.
+        (26, 20, 1024),
     ]
 }
 
@@ -183,7 +186,7 @@ fn check_bits(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
         same(&format!("{isa:?} {c:?} with operands stored {transposed:?}"), &whole, &run(&c, 2))?;
     }
     // Computes only the first `rows` rows of C. Small values of `rows` use the functions for few rows of A.
-    for rows in (1..=c.m.min(14)).chain([c.m / 2 + 1]) {
+    for rows in (1..=c.m.min(14)).chain((15..c.m).step_by(9)) {
         let part = Case { m: rows, ..*c };
         let got = product(isa, &part, &x.a[..rows * c.k], &x.b, &x.bias, &x.old[..rows * c.n], 2);
         same(&format!("{isa:?} {c:?}, {rows} rows alone"), &whole[..rows * c.n], &got)?;
