@@ -414,26 +414,37 @@ impl<'a, T: Element> Product<'a, T> {
     fn finish(&self, acc: &[f32], width: usize, row: usize, column: usize) {
         let columns = width.min(self.n - column);
         let bias = if self.bias.is_empty() { &[] } else { &self.bias[column..column + columns] };
-        for (i, acc) in acc.chunks_exact(width).enumerate() {
-            // SAFETY: tasks own disjoint parts of C.
-            let c = unsafe { self.c.part((row + i) * self.n + column, columns) };
-            store(&acc[..columns], self.scale, bias, self.accumulate, c);
-        }
+        let to = Destination { c: &self.c, start: row * self.n + column, stride: self.n, columns };
+        store(acc, width, self.scale, bias, self.accumulate, to);
     }
 }
 
+/// The part of C that sums are stored to: `columns` elements of each row. The first row's begin at index `start`, and
+/// rows are `stride` elements apart. The caller of [`store`] owns this part.
+struct Destination<'a, T> {
+    c: &'a OutputArray<T>,
+    start: usize,
+    stride: usize,
+    columns: usize,
+}
+
 simd_fn! {
-    fn store<T: Element>(acc: &[f32], scale: f32, bias: &[T], accumulate: bool, c: &mut [T]) {
-        let acc = acc.iter().map(|x| x * scale);
-        match (bias.is_empty(), accumulate) {
-            (true, false) => acc.zip(c).for_each(|(x, c)| *c = T::from_f32(x)),
-            (true, true) => acc.zip(c).for_each(|(x, c)| *c = T::from_f32(c.to_f32() + x)),
-            (false, false) => {
-                acc.zip(bias).zip(c).for_each(|((x, b), c)| *c = T::from_f32(x + b.to_f32()));
+    /// Stores rows of `width` sums; those beyond the columns of `to` are left out.
+    fn store<T: Element>(acc: &[f32], width: usize, scale: f32, bias: &[T], accumulate: bool, to: Destination<T>) {
+        for (i, acc) in acc.chunks_exact(width).enumerate() {
+            // SAFETY: tasks own disjoint parts of C.
+            let c = unsafe { to.c.part(to.start + i * to.stride, to.columns) };
+            let acc = acc.iter().map(|x| x * scale);
+            match (bias.is_empty(), accumulate) {
+                (true, false) => acc.zip(c).for_each(|(x, c)| *c = T::from_f32(x)),
+                (true, true) => acc.zip(c).for_each(|(x, c)| *c = T::from_f32(c.to_f32() + x)),
+                (false, false) => {
+                    acc.zip(bias).zip(c).for_each(|((x, b), c)| *c = T::from_f32(x + b.to_f32()));
+                }
+                (false, true) => acc.zip(bias).zip(c).for_each(|((x, b), c)| {
+                    *c = T::from_f32(c.to_f32() + (x + b.to_f32()));
+                }),
             }
-            (false, true) => acc.zip(bias).zip(c).for_each(|((x, b), c)| {
-                *c = T::from_f32(c.to_f32() + (x + b.to_f32()));
-            }),
         }
     }
 }
