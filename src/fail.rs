@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use reel_diagnostic::{Diagnostic, escape_controls, redact_urls};
+use reel_diagnostic::{Diagnostic, escape_controls, panic_is_caught, redact_urls};
 use reel_eval::EvalError;
 use reel_measure::MeasureError;
 use reel_train::TrainError;
@@ -29,9 +29,13 @@ pub fn failed(location: impl Display, what: impl Display, help: impl Display) ->
     Diagnostic::new(location.to_string(), what.to_string(), help.to_string()).into()
 }
 
-/// Installs a panic hook that reports a panic in one line with its source location, as a defect of reel.
+/// Installs a panic hook that reports a panic in one line with its source location, as a defect of reel. It prints
+/// nothing about a panic that becomes an error ([`reel_diagnostic::catch_panic`]).
 pub fn report_panics_in_one_line() {
     std::panic::set_hook(Box::new(|info| {
+        if panic_is_caught() {
+            return;
+        }
         let payload = info.payload();
         let text = payload.downcast_ref::<&str>().copied();
         let what = text.or(payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
@@ -253,6 +257,27 @@ mod tests {
         let all = ["reel"].into_iter().chain(words.iter().copied()).map(OsString::from);
         let e = parser.clone().try_get_matches_from(arguments::join_negative_numbers(all)).expect_err(line);
         usage_line(&e, &parser, words.iter().map(ToString::to_string))
+    }
+
+    /// Run by [`the_panic_hook_prints_each_panic_once`] in a process of its own, since the panic hook is the process's.
+    #[test]
+    #[ignore = "another test runs it"]
+    fn panics_for_the_hook() {
+        report_panics_in_one_line();
+        assert_eq!(reel_diagnostic::catch_panic(|| panic!("caught")), Err::<(), _>("caught".into()));
+        std::thread::spawn(|| panic!("a thread's")).join().expect_err("it panics");
+    }
+
+    #[test]
+    fn the_panic_hook_prints_each_panic_once() {
+        let mut child = std::process::Command::new(std::env::current_exe().expect("this program"));
+        let child = child.args(["--exact", "fail::tests::panics_for_the_hook", "--ignored", "--nocapture"]);
+        let done = child.output().expect("it starts");
+        let (stdout, stderr) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        assert!(done.status.success() && stdout.contains("1 passed"), "{stdout}{stderr}");
+        let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert!(errors.len() == 1 && errors[0].starts_with("error: internal: a thread's (at "), "{stderr}");
+        assert!(!stderr.contains("caught"), "{stderr}");
     }
 
     #[test]

@@ -10,15 +10,13 @@ use tokenizers::DecoderWrapper;
 use crate::TokenId;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::tokenizer_json::{self, BytePairTokenizer};
+use crate::tokenizer_json::{self, BytePairTokenizer, HELP, guarded};
 
 // The special tokens whose ids must be the same in tokenizer.json and config.json.
 const IMAGE_PAD: &str = "<|image_pad|>";
 const VIDEO_PAD: &str = "<|video_pad|>";
 const VISION_START: &str = "<|vision_start|>";
 const VISION_END: &str = "<|vision_end|>";
-
-const HELP: &str = "use the tokenizer.json that was published with these weights";
 
 /// The tokenizer of a model folder.
 pub struct Tokenizer {
@@ -44,6 +42,10 @@ impl Tokenizer {
 
     /// Parses the text of a tokenizer.json; `location` names its source in error messages.
     pub fn parse(location: &str, bytes: &[u8]) -> Result<Self> {
+        guarded(location, || Self::parse_with_library(location, bytes))
+    }
+
+    fn parse_with_library(location: &str, bytes: &[u8]) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, HELP);
         let inner = tokenizer_json::parse_byte_pair(bytes)
             .map_err(|(key, what)| ModelError::tokenizer(format!("{location}: {key}"), what, HELP))?;
@@ -57,6 +59,10 @@ impl Tokenizer {
 
     /// Checks that all ids are inside the embedding table, and that the pad tokens have the ids of the config.
     pub fn check_fits(&self, config: &ModelConfig) -> Result<()> {
+        guarded(&self.location, || self.check_ids(config))
+    }
+
+    fn check_ids(&self, config: &ModelConfig) -> Result<()> {
         self.check_inside(config.text.vocab_size as u32)?;
         let tokens = &config.tokens;
         for (token, key, wanted) in [
@@ -90,10 +96,13 @@ impl Tokenizer {
 
     /// Encodes a text. Special tokens in it become their ids.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>> {
-        let encoding = self.inner.encode_fast(text, true).map_err(|e| {
-            ModelError::tokenizer(&self.location, format!("cannot encode a text of {} bytes ({e})", text.len()), HELP)
-        })?;
-        Ok(encoding.get_ids().to_vec())
+        guarded(&self.location, || {
+            let encoding = self.inner.encode_fast(text, true).map_err(|e| {
+                let what = format!("cannot encode a text of {} bytes ({e})", text.len());
+                ModelError::tokenizer(&self.location, what, HELP)
+            })?;
+            Ok(encoding.get_ids().to_vec())
+        })
     }
 
     /// Decodes ids. Bytes that are not UTF-8 become U+FFFD. Ids without a token are skipped.

@@ -12,15 +12,13 @@ use reel_diagnostic::input;
 use tokenizers::{Model as _, NormalizedString, Normalizer as _};
 
 use crate::error::{ModelError, Result};
-use crate::tokenizer_json;
+use crate::tokenizer_json::{self, HELP, guarded};
 
 const END: &str = "</s>";
 /// Special tokens that can occur in a text.
 const SPECIAL: [&str; 2] = [END, "<unk>"];
 /// The character that represents a space in sentencepiece.
 const SPACE: char = '▁';
-
-const HELP: &str = "use the tokenizer.json that was published with these weights";
 
 /// The tokenizer of a SigLIP folder.
 pub struct SiglipTokenizer {
@@ -54,6 +52,10 @@ impl SiglipTokenizer {
     /// # Errors
     /// Another kind of tokenizer; no `</s>` or `<unk>` token; an id outside the embedding table.
     pub fn parse(location: &str, bytes: &[u8], vocab_size: usize, length: usize) -> Result<Self> {
+        guarded(location, || Self::parse_with_library(location, bytes, vocab_size, length))
+    }
+
+    fn parse_with_library(location: &str, bytes: &[u8], vocab_size: usize, length: usize) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, HELP);
         tokenizer_json::check_unigram(bytes)
             .map_err(|(key, what)| ModelError::tokenizer(format!("{location}: {key}"), what, HELP))?;
@@ -87,6 +89,10 @@ impl SiglipTokenizer {
     /// # Errors
     /// An error of the tokenizer library.
     pub fn encode(&self, text: &str) -> Result<Vec<i32>> {
+        guarded(&self.location, || self.encode_with_library(text))
+    }
+
+    fn encode_with_library(&self, text: &str) -> Result<Vec<i32>> {
         let spaced = |c: char| if c == SPACE { ' ' } else { c };
         let lower: String = text.chars().map(spaced).flat_map(char::to_lowercase).collect();
         let mut ids = Vec::with_capacity(self.length);

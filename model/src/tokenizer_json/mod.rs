@@ -1,7 +1,7 @@
 //! Parses tokenizer.json, and checks what it brings beside its vocabulary: regular expressions and replacements that
 //! run on every text. A regular expression with lookahead or backreferences is matched by backtracking, which can take
 //! exponential time; replacements in a row can multiply the length of a text. Both are checked before an expression is
-//! compiled.
+//! compiled. A defect of the tokenizer library at a file that passes becomes an error ([`guarded`]).
 
 mod byte_pair;
 mod vocabulary;
@@ -18,12 +18,17 @@ use tokenizers::{
 
 pub(crate) use byte_pair::BytePairModel;
 
+use crate::error::ModelError;
+
 /// A tokenizer whose model is a byte-pair encoding.
 pub(crate) type BytePairTokenizer =
     TokenizerImpl<BytePairModel, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 /// What is wrong with a tokenizer.json: the key at fault (`content` if the file cannot be parsed), and the fault.
 pub(crate) type Fault = (&'static str, String);
+
+/// What a user does about a wrong tokenizer.json.
+pub(crate) const HELP: &str = "use the tokenizer.json that was published with these weights";
 
 /// The expressions with lookahead that published tokenizers split texts with: those of Qwen2 and later, Llama 3, GPT-2.
 /// Each of them looks ahead by one character.
@@ -47,6 +52,15 @@ const MAX_COMPONENTS: usize = 64;
 /// The longest text that a component inserts, in bytes, and the largest factor by which all together lengthen a text.
 const MAX_INSERTED_BYTES: usize = 64;
 const MAX_GROWTH: usize = 256;
+
+/// Runs calls of the tokenizer library on what the file `location` brought. The library panics at some damaged files;
+/// such a panic becomes an error of the file.
+pub(crate) fn guarded<T>(location: &str, calls: impl FnOnce() -> crate::error::Result<T>) -> crate::error::Result<T> {
+    reel_diagnostic::catch_panic(calls).unwrap_or_else(|panic| {
+        let what = format!("is damaged in a way that the tokenizer library does not expect (it panicked: {panic})");
+        Err(ModelError::tokenizer(location, what, HELP))
+    })
+}
 
 /// The content of a tokenizer.json with a model of type `M`. The keys `truncation` and `padding` are ignored: they are
 /// settings of a training script, and would change the ids.
@@ -365,5 +379,21 @@ mod tests {
             "pre_tokenizer": split(PUBLISHED[0]), "post_processor": null, "added_tokens": []});
         assert_eq!(parse_byte_pair(good.to_string().as_bytes()).err(), None);
         assert_eq!(parse_byte_pair(b"{").err().unwrap().0, "content");
+    }
+
+    /// The check refuses each file that is known to make the library panic. So this test gives such a file to the
+    /// library alone.
+    #[test]
+    fn panics_of_the_library_are_errors_of_the_file() {
+        let damaged = json!({"version": "1.0", "normalizer": {"type": "Precompiled"},
+            "model": {"type": "BPE", "vocab": {}, "merges": []}});
+        let error = guarded("t.json", || {
+            tokenizers::Tokenizer::from_bytes(damaged.to_string())
+                .map_err(|e| ModelError::tokenizer("t.json", format!("is refused ({e})"), HELP))
+        });
+        let error = error.map(|_| ()).unwrap_err().to_string();
+        assert!(error.starts_with("t.json: is damaged in a way ") && error.contains("it panicked: "), "{error}");
+        assert!(error.ends_with(HELP) && error.lines().count() == 1, "{error}");
+        assert!(guarded("t.json", || Ok(1)).is_ok());
     }
 }
