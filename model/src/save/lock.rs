@@ -3,6 +3,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::TemporaryPaths;
 use crate::error::ModelError;
@@ -11,8 +12,12 @@ use crate::error::ModelError;
 /// name of its machine.
 pub const FOLDER_LOCK_FILE: &str = ".reel.lock";
 
-/// How often [`FileLock::acquire`] tries again when another process removes the lock file or the folder meanwhile.
+/// How often [`FileLock::acquire`] tries again when another process removes the lock file or the folder meanwhile, or
+/// holds the lock and has not written its id yet.
 const MAX_ATTEMPTS: usize = 100;
+
+/// How long [`FileLock::acquire`] waits for the id of the process that holds the lock, before each further attempt.
+const WAIT_FOR_ID: Duration = Duration::from_millis(10);
 
 /// An exclusively locked file, whose name stands for what the lock protects.
 ///
@@ -65,6 +70,13 @@ impl std::fmt::Display for LockHolder {
     }
 }
 
+impl LockHolder {
+    /// Whether the file names a process, and this machine has that process or cannot know.
+    fn is_running(&self) -> bool {
+        self.pid.is_some_and(|pid| self.machine.is_some() || Path::new(&format!("/proc/{pid}")).exists())
+    }
+}
+
 impl LockError {
     /// The error of a command that cannot lock `folder`.
     pub fn into_model_error(self, folder: &Path) -> ModelError {
@@ -85,12 +97,21 @@ impl FileLock {
     /// # Errors
     /// Another process holds the lock, or the file cannot be written.
     pub fn acquire(path: &Path) -> Result<Self, LockError> {
+        let mut holder = LockHolder::default();
         for _ in 0..MAX_ATTEMPTS {
             let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
             let file = options.map_err(LockError::Io)?;
             match file.try_lock() {
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Err(LockError::InUse(read_holder(file))),
+                Err(TryLockError::WouldBlock) => {
+                    holder = read_holder(file);
+                    // The file of a killed process has its id until the new holder writes its own.
+                    if holder.is_running() {
+                        break;
+                    }
+                    std::thread::sleep(WAIT_FOR_ID);
+                    continue;
+                }
                 // Some network file systems have no locks. Writing there is possible, but it is not protected.
                 Err(TryLockError::Error(e)) if has_no_locks(&e) => {
                     let path = path.display();
@@ -109,7 +130,7 @@ impl FileLock {
             let unfinished = TemporaryPaths::new([path.to_path_buf()]);
             return Ok(Self { path: path.to_path_buf(), _file: file, _unfinished: unfinished });
         }
-        Err(LockError::InUse(LockHolder::default()))
+        Err(LockError::InUse(holder))
     }
 }
 
@@ -192,7 +213,6 @@ fn write_holder(mut file: &File) -> io::Result<()> {
 
 fn read_holder(mut file: File) -> LockHolder {
     let mut text = String::new();
-    // A holder that has not written its id yet is named "another process".
     let _ = Read::by_ref(&mut file).take(4096).read_to_string(&mut text);
     let mut lines = text.lines();
     let pid = lines.next().and_then(|line| line.parse().ok());
@@ -231,6 +251,28 @@ mod tests {
         assert!(text.starts_with(&format!("{}\n", std::process::id())), "{text}");
         drop(lock);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    /// A process locks the file first and then writes its id into it: until then the file is empty, or has the id of a
+    /// killed process.
+    #[test]
+    fn id_of_the_holder_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FOLDER_LOCK_FILE);
+        for text in ["", "4294967295\n"] {
+            fs::write(&path, text).unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            file.lock().unwrap();
+            let holder = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(3 * WAIT_FOR_ID);
+                    write_holder(&file).unwrap();
+                });
+                let Err(LockError::InUse(holder)) = FileLock::acquire(&path) else { panic!("two locks at a time") };
+                holder
+            });
+            assert_eq!(holder.pid, Some(std::process::id()), "the file had {text:?}");
+        }
     }
 
     /// Of many threads that lock and release one folder, never two hold the lock at a time.
