@@ -272,6 +272,19 @@ fn non_empty_folder_needs_overwrite() {
     sft(w.path(), "out", &["--resume-from-checkpoint", "out/checkpoint-7"]).refused(1, &["checkpoint-7"]);
 }
 
+/// A file of the base model that was changed since the run started is named by a resume and by a replay.
+#[test]
+fn changed_file_of_the_base_model_is_named() {
+    let w = training_folder(3);
+    sft(w.path(), "out", &["--max-steps", "1"]).ok();
+    let file = w.path().join("tiny/vocab.json");
+    let changed = fs::read_to_string(&file).expect("a vocabulary").replace("\"!\":", "\"?!\":");
+    fs::write(&file, changed).expect("written");
+    let resumed = sft(w.path(), "out", &["--max-steps", "2", "--resume-from-checkpoint", "last"]);
+    resumed.refused(2, &["--model: is not the model of the run that wrote out/checkpoint-1 (vocab.json differs)"]);
+    run_in(w.path(), ["replay", "out", "--step", "1"]).refused(1, &["tiny: is not the model", "(vocab.json differs)"]);
+}
+
 #[test]
 fn config_file_sets_options_and_flags_win() {
     let w = training_folder(4);

@@ -7,7 +7,7 @@ use reel_diagnostic::input;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::run_folder::digest;
+use crate::run_folder::digest::ModelFiles;
 use crate::run_folder::resume::redact;
 use crate::{Result, TrainError};
 
@@ -16,6 +16,9 @@ use crate::{Result, TrainError};
 pub struct Input {
     path: String,
     fingerprint: String,
+    /// The files of a model folder; empty for a data file.
+    #[serde(default, skip_serializing_if = "ModelFiles::is_empty")]
+    files: ModelFiles,
 }
 
 /// Everything that decides the bytes of a predictions file.
@@ -52,15 +55,18 @@ impl PredictionSettings {
         device: &reel_runtime::Device,
         batch_size: usize,
     ) -> Result<Self> {
-        let input = |path: &Path, fingerprint| Input { path: path.display().to_string(), fingerprint };
-        let folder = |path: &Path| Ok::<_, TrainError>(input(path, digest::folder_fingerprint(path)?));
+        let input = |path: &Path, fingerprint, files| Input { path: path.display().to_string(), fingerprint, files };
+        let folder = |path: &Path| {
+            let files = ModelFiles::read(path)?;
+            Ok::<_, TrainError>(input(path, files.fingerprint(), files))
+        };
         options.values_mut().for_each(redact);
         Ok(Self {
             command: "generate".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             model: folder(model)?,
             adapter: adapter.map(folder).transpose()?,
-            data: input(data.0, data.1),
+            data: input(data.0, data.1, ModelFiles::default()),
             rows: data.2,
             options,
             device: device.name().into(),
@@ -108,11 +114,14 @@ impl PredictionSettings {
             Err(TrainError::option(format!("--{}", option.replace('_', "-")), what, help))
         };
         let fingerprint = |input: &Option<Input>| input.as_ref().map(|input| input.fingerprint.clone());
+        let files = |input: &Option<Input>| input.as_ref().map(|input| input.files.clone()).unwrap_or_default();
         if self.model.fingerprint != earlier.model.fingerprint {
-            return refuse("model", of("is not the model of"));
+            let which = self.model.files.differences_from(&earlier.model.files);
+            return refuse("model", of("is not the model of") + &which);
         }
         if fingerprint(&self.adapter) != fingerprint(&earlier.adapter) {
-            return refuse("adapter", of("is not the adapter of"));
+            let which = files(&self.adapter).differences_from(&files(&earlier.adapter));
+            return refuse("adapter", of("is not the adapter of") + &which);
         }
         if self.data.fingerprint != earlier.data.fingerprint || self.rows != earlier.rows {
             return refuse("data", of("differs from the data of"));

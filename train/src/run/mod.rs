@@ -28,7 +28,7 @@ use crate::reporting::progress::Progress;
 use crate::reporting::watch::Reporters;
 use crate::run_folder::best;
 use crate::run_folder::checkpoint::{self, BaseModel, CheckpointSnapshot, CheckpointWriter, TrainedWeights};
-use crate::run_folder::digest;
+use crate::run_folder::digest::ModelFiles;
 use crate::run_folder::digests::{self, LogDigests};
 use crate::run_folder::hashes::{HASHES_FILE, TensorHashLog};
 use crate::run_folder::later_skipped;
@@ -241,17 +241,18 @@ pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
 
 /// Checks that model and data of a replay are those that the run recorded in its run.json.
 fn check_inputs<O: TrainingOptions>(setup: &RunSetup<O>, data_hash: &str, recorded: &Value) -> Result<()> {
-    let same_model = match recorded["model_hash"].as_str() {
-        Some(hash) => digest::has_folder_fingerprint(setup.model, hash)?,
-        None => true,
-    };
+    let model = ModelFiles::read(setup.model)?;
+    let same_model = recorded["model_hash"].as_str().is_none_or(|hash| model.have_fingerprint(hash));
     let same_data = recorded["data_hash"].as_str().is_none_or(|hash| hash == data_hash);
-    let (path, thing) = match (same_model, same_data) {
+    let (path, thing, which) = match (same_model, same_data) {
         (true, true) => return Ok(()),
-        (false, _) => (setup.model, "the model"),
-        (true, false) => (&*setup.options.data, "the data"),
+        (false, _) => {
+            let files = serde_json::from_value(recorded["model_files"].clone()).unwrap_or_default();
+            (setup.model, "the model", model.differences_from(&files))
+        }
+        (true, false) => (&*setup.options.data, "the data", String::new()),
     };
-    let what = format!("is not {thing} that the run was started with: it has another fingerprint");
+    let what = format!("is not {thing} that the run was started with: it has another fingerprint{which}");
     let help = "restore it; a step can be repeated from the run's own files only";
     Err(TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help)))
 }

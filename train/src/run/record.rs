@@ -27,6 +27,7 @@ pub(super) fn run_json<O: TrainingOptions>(
         "machine": {"name": hardware.name, "driver": hardware.driver},
         "products": products,
         "model_hash": state.model_hash,
+        "model_files": state.model_files,
         "data_hash": state.data_hash,
         "working_directory": std::env::current_dir().ok(),
         "options": setup.resolved,

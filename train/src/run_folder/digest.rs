@@ -1,12 +1,14 @@
 //! Short fingerprints of weights and files: XXH3 in 16 hex digits. They detect changes, but do not protect against
 //! manipulation.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rayon::prelude::*;
 use reel_diagnostic::input;
 use reel_runtime::Tensor;
+use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use crate::{Result, TrainError};
@@ -87,31 +89,73 @@ pub fn file_fingerprint(path: &Path) -> Result<String> {
 /// The files of a model folder that its fingerprint covers, by their extension.
 const MODEL_FILES: [&str; 3] = ["safetensors", "json", "jinja"];
 
-/// The fingerprint of a model folder: of its weights, its JSON files and its chat template, sorted by name.
-pub fn folder_fingerprint(dir: &Path) -> Result<String> {
-    fingerprint_of_files(dir, &MODEL_FILES)
-}
+/// How many files a message names.
+const MAX_NAMED_FILES: usize = 3;
 
-/// Whether a model folder has the fingerprint that a run recorded. Earlier versions did not include `*.jinja` files.
-pub fn has_folder_fingerprint(dir: &Path, recorded: &str) -> Result<bool> {
-    Ok(folder_fingerprint(dir)? == recorded || fingerprint_of_files(dir, &MODEL_FILES[..2])? == recorded)
-}
+/// The fingerprints of the files of a model folder by file name: its weights, its JSON files and its chat template. A
+/// run records them, so that a later process can name the file that was changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ModelFiles(BTreeMap<String, String>);
 
-fn fingerprint_of_files(dir: &Path, extensions: &[&str]) -> Result<String> {
-    let failed = |e| TrainError::cannot_read(dir, e);
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path.is_file() && path.extension().is_some_and(|e| extensions.iter().any(|own| e == *own)) {
-            files.push(path);
+impl ModelFiles {
+    /// Reads the files of a model folder.
+    ///
+    /// # Errors
+    /// The folder or a file in it cannot be read.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let failed = |e| TrainError::cannot_read(dir, e);
+        let mut files = BTreeMap::new();
+        for entry in std::fs::read_dir(dir).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if path.is_file() && MODEL_FILES.iter().any(|extension| has_extension(&name, extension)) {
+                files.insert(name, file_fingerprint(&path)?);
+            }
         }
+        Ok(Self(files))
     }
-    files.sort();
-    let mut all = String::new();
-    for path in &files {
-        all += &format!("{} {}\n", path.file_name().unwrap_or_default().to_string_lossy(), file_fingerprint(path)?);
+
+    /// True if there are no files, as in a record of an earlier version.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
-    Ok(bytes_fingerprint(all.as_bytes()))
+
+    /// One fingerprint of all files.
+    pub fn fingerprint(&self) -> String {
+        self.fingerprint_without(None)
+    }
+
+    /// Whether these files have the fingerprint that a run recorded. Earlier versions did not include `*.jinja` files.
+    pub fn have_fingerprint(&self, recorded: &str) -> bool {
+        self.fingerprint() == recorded || self.fingerprint_without(Some("jinja")) == recorded
+    }
+
+    fn fingerprint_without(&self, extension: Option<&str>) -> String {
+        let counts = |name: &str| extension.is_none_or(|left_out| !has_extension(name, left_out));
+        let files = self.0.iter().filter(|(name, _)| counts(name));
+        let all: String = files.map(|(name, fingerprint)| format!("{name} {fingerprint}\n")).collect();
+        bytes_fingerprint(all.as_bytes())
+    }
+
+    /// Says which files differ from those that a run recorded, such as ` (vocab.json differs)`; empty if the record has
+    /// no files.
+    pub fn differences_from(&self, recorded: &Self) -> String {
+        let names: BTreeSet<&String> = self.0.keys().chain(recorded.0.keys()).collect();
+        let mut different: Vec<&str> =
+            names.into_iter().filter(|name| self.0.get(*name) != recorded.0.get(*name)).map(String::as_str).collect();
+        if recorded.is_empty() || different.is_empty() {
+            return String::new();
+        }
+        let verb = if different.len() == 1 { "differs" } else { "differ" };
+        let more = different.split_off(different.len().min(MAX_NAMED_FILES)).len();
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        format!(" ({}{more} {verb})", different.join(", "))
+    }
+}
+
+fn has_extension(name: &str, extension: &str) -> bool {
+    Path::new(name).extension().is_some_and(|e| e == extension)
 }
 
 fn fold(pieces: Vec<u64>) -> u64 {
@@ -172,6 +216,7 @@ mod tests {
     #[test]
     fn folder_hash_depends_on_weights_json_files_and_template() {
         let dir = tempfile::tempdir().unwrap();
+        let folder_fingerprint = |dir: &Path| ModelFiles::read(dir).map(|files| files.fingerprint());
         std::fs::write(dir.path().join("config.json"), "{}").unwrap();
         let before = folder_fingerprint(dir.path()).unwrap();
         std::fs::write(dir.path().join("notes.txt"), "x").unwrap();
@@ -184,7 +229,22 @@ mod tests {
         let now = folder_fingerprint(dir.path()).unwrap();
         assert_ne!(now, with_weights);
         for (recorded, want) in [(&now, true), (&with_weights, true), (&before, false)] {
-            assert_eq!(has_folder_fingerprint(dir.path(), recorded).unwrap(), want);
+            assert_eq!(ModelFiles::read(dir.path()).unwrap().have_fingerprint(recorded), want);
         }
+    }
+
+    #[test]
+    fn changed_files_of_a_model_are_named() {
+        let files = |names: &[(&str, &str)]| {
+            ModelFiles(names.iter().map(|(name, hash)| (name.to_string(), hash.to_string())).collect())
+        };
+        let was = files(&[("a.json", "1"), ("b.json", "1"), ("c.json", "1"), ("d.json", "1")]);
+        assert_eq!(was.differences_from(&was), "");
+        assert_eq!(was.differences_from(&ModelFiles::default()), "");
+        let now = files(&[("a.json", "1"), ("b.json", "2"), ("c.json", "1"), ("d.json", "1")]);
+        assert_eq!(now.differences_from(&was), " (b.json differs)");
+        let now = files(&[("b.json", "1"), ("c.json", "2"), ("d.json", "1"), ("e.json", "1")]);
+        assert_eq!(now.differences_from(&was), " (a.json, c.json, e.json differ)");
+        assert_eq!(files(&[]).differences_from(&was), " (a.json, b.json, c.json and 1 more differ)");
     }
 }

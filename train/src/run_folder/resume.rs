@@ -14,7 +14,7 @@ use crate::options::TrainingOptions;
 use crate::reporting::metrics::SkippedRow;
 use crate::run::{DataSource, RunSetup};
 use crate::run_folder::best::RewardTracker;
-use crate::run_folder::digest;
+use crate::run_folder::digest::{self, ModelFiles};
 use crate::run_folder::output;
 use crate::{Result, TrainError};
 
@@ -71,6 +71,9 @@ pub struct RunState {
     pub peak_bytes: u64,
     /// Fingerprint of the model that the run started from.
     pub model_hash: String,
+    /// Fingerprints of the files of that model; empty in checkpoints of earlier versions.
+    #[serde(default)]
+    pub model_files: ModelFiles,
     /// Fingerprint of the data file.
     pub data_hash: String,
     /// The options that influence the resulting weights.
@@ -163,13 +166,15 @@ pub fn fresh_run_state<O: TrainingOptions>(
     steps: u64,
     skipped: &[SkippedRow],
 ) -> Result<RunState> {
+    let model_files = ModelFiles::read(setup.model)?;
     Ok(RunState {
         version: env!("CARGO_PKG_VERSION").to_string(),
         step: 0,
         steps,
         position: DataPosition { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() },
         peak_bytes: 0,
-        model_hash: digest::folder_fingerprint(setup.model)?,
+        model_hash: model_files.fingerprint(),
+        model_files,
         data_hash: rows.fingerprint(),
         options: result_options(setup),
         parameter_steps: BTreeMap::new(),
@@ -191,8 +196,12 @@ pub fn resumed_run_state<O: TrainingOptions>(
         let help = "give the value that the run was started with, or start a new run in another --out";
         TrainError::option(what, format!("{why} {}", folder.display()), help)
     };
-    if !digest::has_folder_fingerprint(setup.model, &state.model_hash)? {
-        return Err(refuse("--model", "is not the model of the run that wrote"));
+    let model = ModelFiles::read(setup.model)?;
+    if !model.have_fingerprint(&state.model_hash) {
+        let which = model.differences_from(&state.model_files);
+        let what = format!("is not the model of the run that wrote {}{which}", folder.display());
+        let help = "give the model that the run was started with, unchanged, or start a new run in another --out";
+        return Err(TrainError::option("--model", what, help));
     }
     if rows.fingerprint() != state.data_hash {
         return Err(refuse("--data", "differs from the data of the run that wrote"));
