@@ -102,16 +102,19 @@ impl DataRow {
     pub fn parse(value: Value) -> Result<Self, Diagnostic> {
         let Value::Object(mut fields) = value else { return Err(Diagnostic::new("", "is not an object", LAYOUTS)) };
         if let Some(messages) = fields.shift_remove("messages") {
-            let messages = chat("messages", messages)?;
+            let messages = with_system_column(chat("messages", messages)?, &fields)?;
+            refuse_tools(&fields)?;
             return Ok(Self::Chat(media_columns::insert_media("messages", messages, &fields)?));
         }
         if let Some(turns) = fields.shift_remove("conversations") {
-            let messages = sharegpt_messages(turns, fields.shift_remove("system").unwrap_or_default())?;
+            let messages = with_system_column(sharegpt_messages(turns)?, &fields)?;
+            refuse_tools(&fields)?;
             return Ok(Self::Chat(media_columns::insert_media("conversations", messages, &fields)?));
         }
         if let Some(prompt) = fields.shift_remove("prompt") {
             let content = match PromptContent::parse(prompt)? {
                 PromptContent::Chat(messages) => {
+                    let messages = with_system_column(messages, &fields)?;
                     PromptContent::Chat(media_columns::insert_media("prompt", messages, &fields)?)
                 }
                 PromptContent::Text(text) => {
@@ -199,19 +202,46 @@ fn chat(field: &str, value: Value) -> Result<Vec<Value>, Diagnostic> {
     Ok(messages)
 }
 
-/// Converts the turns of a ShareGPT row to chat messages, after a system message if the row has a text for it.
-fn sharegpt_messages(turns: Value, system: Value) -> Result<Vec<Value>, Diagnostic> {
+/// Puts the text of the column `system`, as LLaMA-Factory and ms-swift have it, before the messages of a row.
+fn with_system_column(messages: Vec<Value>, fields: &Map<String, Value>) -> Result<Vec<Value>, Diagnostic> {
+    let fault = |what: &str, help: &str| Err(Diagnostic::new("system", what, help));
+    let text = match fields.get("system") {
+        None | Some(Value::Null) => return Ok(messages),
+        Some(Value::String(text)) if text.is_empty() => return Ok(messages),
+        Some(Value::String(text)) => text,
+        Some(_) => return fault("is not a string", "write it as a JSON string"),
+    };
+    match messages.first().filter(|first| first["role"] == "system") {
+        Some(own) if own["content"] == text.as_str() => Ok(messages),
+        Some(_) => fault("is another text than the system message of the chat", "keep one of the two"),
+        None => Ok([json!({"role": "system", "content": text})].into_iter().chain(messages).collect()),
+    }
+}
+
+/// Refuses a row with descriptions of tools. The chat template of Qwen2.5-VL has no place for them, so the model would
+/// learn to call tools that it is not told of.
+fn refuse_tools(fields: &Map<String, Value>) -> Result<(), Diagnostic> {
+    let none = match fields.get("tools") {
+        None | Some(Value::Null) => true,
+        Some(Value::String(text)) => ["", "[]"].contains(&text.trim()),
+        Some(Value::Array(list)) => list.is_empty(),
+        Some(_) => false,
+    };
+    let help = "write the tools into the system message, or remove the column";
+    if none {
+        Ok(())
+    } else {
+        Err(Diagnostic::new("tools", "is not supported: the chat template does not show it", help))
+    }
+}
+
+/// Converts the turns of a ShareGPT row to chat messages.
+fn sharegpt_messages(turns: Value) -> Result<Vec<Value>, Diagnostic> {
     const TURNS: &str = "give a list of {\"from\": human, gpt or system, \"value\": text} messages";
     let Value::Array(turns) = turns else { return Err(Diagnostic::new("conversations", "is not a list", TURNS)) };
     if turns.is_empty() {
         return Err(Diagnostic::new("conversations", "is empty", TURNS));
     }
-    let system = match system {
-        Value::Null => None,
-        Value::String(text) if text.is_empty() => None,
-        Value::String(text) => Some(json!({"role": "system", "content": text})),
-        _ => return Err(Diagnostic::new("system", "is not a string", "write it as a JSON string")),
-    };
     let turns = turns.into_iter().enumerate().map(|(i, turn)| {
         let at = |key: &str| format!("conversations[{i}].{key}");
         let text = |key: &str| turn.get(key).and_then(Value::as_str);
@@ -230,7 +260,7 @@ fn sharegpt_messages(turns: Value, system: Value) -> Result<Vec<Value>, Diagnost
         let Some(value) = value else { return Err(Diagnostic::new(at("value"), "is missing or not text", TURNS)) };
         Ok(json!({"role": role, "content": value}))
     });
-    system.into_iter().map(Ok).chain(turns).collect()
+    turns.collect()
 }
 
 impl Problem {
@@ -452,6 +482,36 @@ mod tests {
             (json!({"conversations": [{"from": "observation", "value": "x"}]}), "conversations[0].from"),
             (json!({"conversations": [{"from": "human", "value": 3}]}), "conversations[0].value"),
             (json!({"conversations": [{"from": "human", "value": "x"}], "system": 3}), "system"),
+        ] {
+            assert_eq!(row(bad.clone()).unwrap_err().location, location, "{bad}");
+        }
+    }
+
+    /// A text that a row has beside its chat is used or refused, never left out in silence.
+    #[test]
+    fn system_column_is_used_and_tools_are_refused() {
+        let (ask, answer) = (json!({"role": "user", "content": "?"}), json!({"role": "assistant", "content": "!"}));
+        let system = json!({"role": "system", "content": "Be brief."});
+        let row = |row: Value| DataRow::parse(row)?.supervised_messages(Recipe::Paper).map(Value::from);
+        let with = |chat: Value, more: (&str, Value)| json!({"messages": chat, more.0: more.1});
+        let whole = json!([system, ask, answer]);
+        for chat in [json!([ask, answer]), whole.clone()] {
+            assert_eq!(row(with(chat, ("system", json!("Be brief.")))).unwrap(), whole);
+        }
+        for none in [json!(null), json!("")] {
+            assert_eq!(row(with(json!([ask, answer]), ("system", none))).unwrap(), json!([ask, answer]));
+        }
+        let prompt = DataRow::parse(json!({"prompt": [ask], "system": "Be brief.", "solution": "4"})).unwrap();
+        assert_eq!(prompt.prompt_and_columns(Recipe::Paper).unwrap().0.into_json(), json!([system, ask]));
+        for none in [json!(null), json!([]), json!("[]"), json!("")] {
+            assert!(row(with(json!([ask, answer]), ("tools", none.clone()))).is_ok(), "{none}");
+        }
+        for (bad, location) in [
+            (with(whole, ("system", json!("Be long."))), "system"),
+            (with(json!([ask, answer]), ("system", json!(3))), "system"),
+            (with(json!([ask, answer]), ("tools", json!([{"name": "f"}]))), "tools"),
+            (with(json!([ask, answer]), ("tools", json!("[{\"name\": \"f\"}]"))), "tools"),
+            (json!({"conversations": [{"from": "human", "value": "x"}], "tools": "f"}), "tools"),
         ] {
             assert_eq!(row(bad.clone()).unwrap_err().location, location, "{bad}");
         }
