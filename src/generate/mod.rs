@@ -71,6 +71,13 @@ pub struct SamplingFlags {
 impl SamplingFlags {
     /// Checks the values of the flags, before a model is opened.
     fn validate(&self) -> Result<()> {
+        if self.stop.iter().any(String::is_empty) {
+            return Err(bad_usage(
+                "--stop",
+                "is an empty text, which every completion has",
+                "give a text, or leave it out",
+            ));
+        }
         let given = SamplingParams {
             temperature: self.temperature.unwrap_or(0.0),
             top_p: self.top_p.unwrap_or(1.0),
@@ -100,8 +107,7 @@ impl SamplingFlags {
     }
 }
 
-/// Maximum number of completions in one batch.
-pub const MAX_COMPLETIONS: usize = 4096;
+pub use reel_model::input::request::MAX_COMPLETIONS;
 
 /// Refuses an `--n` outside `1..=MAX_COMPLETIONS`.
 pub fn refuse_completion_count(n: usize) -> Result<()> {

@@ -5,6 +5,9 @@ use serde_json::{Map, Value};
 
 use crate::error::{ModelError, Result};
 
+/// Maximum number of completions of one request.
+pub const MAX_COMPLETIONS: usize = 4096;
+
 /// The content of a messages file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatRequest {
@@ -65,33 +68,44 @@ impl RequestSettings {
     /// Reads the fields of a request body other than `messages`. A field that is null counts as absent.
     ///
     /// # Errors
-    /// A field is unknown to reel or not supported, or its value has the wrong type.
+    /// A field is unknown to reel or not supported, or its value has the wrong type or is out of range.
     fn from_body(location: &str, body: &Map<String, Value>) -> Result<Self> {
         let mut settings = Self::default();
         for (name, value) in body.iter().filter(|(_, value)| !value.is_null()) {
             let wrong = |wanted: &str| {
                 ModelError::messages(format!("{location}: {name}"), format!("is {value}"), format!("give {wanted}"))
             };
-            let real = || value.as_f64().map(|x| x as f32).ok_or_else(|| wrong("a number"));
+            let real = |range: &str, is_in_range: fn(f32) -> bool| {
+                let number = value.as_f64().map(|x| x as f32).filter(|x| x.is_finite() && is_in_range(*x));
+                number.ok_or_else(|| wrong(range))
+            };
             let whole = || value.as_u64().ok_or_else(|| wrong("a whole number that is not negative"));
             let count = || whole().and_then(|n| usize::try_from(n).map_err(|_| wrong("a smaller number")));
             match name.as_str() {
-                "temperature" => settings.temperature = Some(real()?),
-                "top_p" => settings.top_p = Some(real()?),
+                "temperature" => settings.temperature = Some(real("a number that is 0 or more", |x| x >= 0.0)?),
+                "top_p" => settings.top_p = Some(real("a number above 0, up to 1", |x| x > 0.0 && x <= 1.0)?),
                 // vLLM's -1 stands for all tokens, as 0 does.
                 "top_k" if value.as_i64() == Some(-1) => settings.top_k = Some(0),
                 "top_k" => {
                     settings.top_k =
                         Some(whole().and_then(|k| u32::try_from(k).map_err(|_| wrong("a smaller number")))?);
                 }
-                "repetition_penalty" => settings.repetition_penalty = Some(real()?),
+                "repetition_penalty" => settings.repetition_penalty = Some(real("a number above 0", |x| x > 0.0)?),
                 // max_completion_tokens replaces the older name max_tokens.
                 "max_completion_tokens" => settings.max_new_tokens = Some(count()?),
                 "max_tokens" if body.get("max_completion_tokens").is_some_and(|other| !other.is_null()) => {}
                 "max_tokens" => settings.max_new_tokens = Some(count()?),
-                "n" => settings.n = Some(count()?),
+                "n" => {
+                    let n = count()?;
+                    let is_possible = (1..=MAX_COMPLETIONS).contains(&n);
+                    settings.n =
+                        Some(is_possible.then_some(n).ok_or_else(|| wrong(&format!("1 to {MAX_COMPLETIONS}")))?);
+                }
                 "seed" => settings.seed = Some(whole()?),
-                "stop" => settings.stop = stop_strings(value).ok_or_else(|| wrong("a string or a list of strings"))?,
+                "stop" => {
+                    settings.stop =
+                        stop_strings(value).ok_or_else(|| wrong("a text or a list of texts, none of them empty"))?
+                }
                 // These fields do not change the answer. The field `model` is ignored: --model names the model.
                 "model" | "stream" | "stream_options" | "user" | "metadata" | "store" | "service_tier" => {}
                 _ if has_no_effect(name, value) => {}
@@ -106,7 +120,7 @@ impl RequestSettings {
 }
 
 fn stop_strings(value: &Value) -> Option<Vec<String>> {
-    let text = |value: &Value| value.as_str().map(String::from);
+    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(String::from);
     match value {
         Value::Array(list) => list.iter().map(text).collect(),
         value => Some(vec![text(value)?]),
@@ -168,6 +182,15 @@ mod tests {
             ("temprature", json!(1)),
             ("temperature", json!("hot")),
             ("n", json!(-1)),
+            ("n", json!(0)),
+            ("n", json!(100_000_000)),
+            ("temperature", json!(-0.5)),
+            ("temperature", json!(1e300)),
+            ("top_p", json!(0)),
+            ("top_p", json!(1.5)),
+            ("repetition_penalty", json!(0)),
+            ("stop", json!("")),
+            ("stop", json!(["a", ""])),
             ("stop", json!([1])),
             ("logprobs", json!(true)),
             ("response_format", json!({"type": "json_object"})),
