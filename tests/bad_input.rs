@@ -351,6 +351,7 @@ fn hostile_templates_and_tokenizers_are_refused() {
         ),
         (&"{% if 1 %}".repeat(10_000), "nests blocks 201 deep"),
         ("{{ raise_exception('\u{1b}[31mred') }}", "\\u{1b}[31mred"),
+        ("{{ 'a' * 70000 }}", "the prompt would be longer than 65"),
     ] {
         fs::write(s.model("chat_template.jinja"), template).expect("written");
         let got = s.score();

@@ -24,8 +24,9 @@ const NAME: &str = "chat";
 const STEPS: u64 = 1_000_000;
 const STEPS_PER_MESSAGE: u64 = 2_000;
 
-/// The size limit of a rendered prompt in bytes, beyond four times that of its messages.
-const MAX_OUTPUT_BYTES: usize = 16 << 20;
+/// The size limit of a rendered prompt in bytes, beyond four times that of its messages. What published templates add
+/// to the messages is a few hundred bytes, at most some thousand; tokenizing and computing a longer text takes seconds.
+const MAX_OUTPUT_BYTES: usize = 64 << 10;
 
 /// The recursion limit of a rendering, in levels of blocks; a macro call counts as several.
 const MAX_RECURSION: usize = 200;
