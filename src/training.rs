@@ -124,6 +124,15 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         run: impl FnOnce(&RunSetup<O>) -> reel_train::Result<RunSummary>,
         check: impl FnOnce(&RunSetup<O>) -> reel_train::Result<DataCheckResult>,
     ) -> Result<()> {
+        let media_root = self.options.media_root.as_deref().filter(|folder| !folder.is_dir());
+        if let Some(folder) = media_root {
+            let what = format!("is {}, which is not a folder", folder.display());
+            return Err(failed(
+                "--media-root",
+                what,
+                "give the folder that the media paths in the data are relative to",
+            ));
+        }
         if self.options.is_check_only() {
             return self.check(check);
         }

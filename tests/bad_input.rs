@@ -363,6 +363,31 @@ fn hostile_templates_and_tokenizers_are_refused() {
     s.score().refused(1, &["tiny/tokenizer.json: pre_tokenizer: has the regular expression `(x+x+)+(?!y)`"]);
 }
 
+/// What makes a command fail is said before the work that would be lost.
+#[test]
+fn faults_of_the_model_folder_are_found_before_the_work() {
+    let s = Workspace::new();
+    let dir = s.dir.path();
+    let row = r#"{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}"#;
+    fs::write(dir.join("rows.jsonl"), row).expect("written");
+    let sft = "sft --model tiny --data rows.jsonl --out out --max-steps 1";
+    // A file that only the first save reads.
+    std::os::unix::fs::symlink("/dev/zero", s.model("added_tokens.json")).expect("a link");
+    run_in(dir, sft.split(' ')).refused(1, &["tiny/added_tokens.json: is not a regular file"]);
+    assert!(!dir.join("out").exists());
+    fs::remove_file(s.model("added_tokens.json")).expect("removed");
+    run_in(dir, format!("{sft} --media-root none").split(' '))
+        .refused(1, &["--media-root: is none, which is not a folder"]);
+    s.edit("config.json", |config| {
+        config["max_position_embeddings"] = json!(20);
+        if let Some(text) = config.get_mut("text_config") {
+            text["max_position_embeddings"] = json!(20);
+        }
+    });
+    run_in(dir, ["generate", "--model", "tiny", "--prompt", "x"])
+        .refused(1, &["the prompt: has ", "the model's 20 positions"]);
+}
+
 /// Text of files, models and rows must not act on the terminal.
 #[test]
 fn control_characters_are_printed_escaped() {

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::{GenerateArgs, refuse_completion_count};
 use crate::common::CommonOptions;
+use crate::fail::failed;
 use crate::model::LoadedModel;
 use crate::prompt::EncodedPrompt;
 use crate::{interrupt, output};
@@ -45,6 +46,15 @@ impl GenerateArgs {
         let prompt = self.messages.encode_messages_or_question(&self.question, &base, adapter.as_deref(), common)?;
         let settings = self.settings(&prompt, common);
         refuse_completion_count(settings.n)?;
+        let (tokens, positions) = (prompt.tokens.len(), prompt.bundle.config.text.max_position_embeddings);
+        if tokens > positions {
+            let what = format!("has {tokens} tokens, more than the model's {positions} positions");
+            return Err(failed(
+                "the prompt",
+                what,
+                "shorten it, or take fewer frames or pixels (--nframes, --max-pixels)",
+            ));
+        }
         let model = LoadedModel::open_with_adapter(&prompt.folder, adapter.as_deref(), &prompt.bundle.config, common)?;
         let mut printer = Printer::new(&prompt.bundle, &settings.stop, settings.n == 1 && !common.json);
         let (completions, timing) = complete(&prompt, &model, &settings, |id| printer.push(id))?;

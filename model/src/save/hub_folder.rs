@@ -67,13 +67,28 @@ pub(crate) fn is_same_folder(a: &Path, b: &Path) -> bool {
 /// Copies the files of tokenizer, templates and processor settings that `source` has.
 pub(crate) fn copy_tokenizer_and_processor_files(source: &Path, out: &Path) -> Result<()> {
     for name in COMPANIONS {
-        match input::read_file(source.join(name), input::MAX_TOKENIZER_BYTES) {
-            Ok(bytes) => write_atomically(&out.join(name), &bytes)?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(ModelError::cannot_read(source.join(name), e)),
+        if let Some(bytes) = read_companion(source, name)? {
+            write_atomically(&out.join(name), &bytes)?;
         }
     }
     Ok(())
+}
+
+/// Checks that the files that [`write_hub_folder`] copies from a model folder can be read. A training command calls it
+/// before the first step, so that no file makes the first save fail, after hours.
+///
+/// # Errors
+/// A file cannot be read, is not a regular file, or is too long; the error names it.
+pub fn check_files_to_copy(source: &Path) -> Result<()> {
+    COMPANIONS.iter().try_for_each(|name| read_companion(source, name).map(drop))
+}
+
+fn read_companion(source: &Path, name: &str) -> Result<Option<Vec<u8>>> {
+    match input::read_file(source.join(name), input::MAX_TOKENIZER_BYTES) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(ModelError::cannot_read(source.join(name), e)),
+    }
 }
 
 /// Copies config.json. Its dtype becomes that of the weights, under the key that the source uses (`dtype` or

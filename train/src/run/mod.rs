@@ -304,6 +304,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let (mut trainer, files) =
             Trainer::resume(setup.device, &config, setup.model, start.checkpoint(), setup.dtype, hyperparameters)?;
         files.check_values()?;
+        reel_model::save::check_files_to_copy(setup.model)?;
         if let (Some(folder), Some(recorded)) = (start.checkpoint(), &recorded) {
             // A checkpoint of an earlier version lacks the hash of the weights; the last line of the metrics has it.
             let hash = Some(&state.hash).filter(|hash| !hash.is_empty()).or(recorded.hash.as_ref());
