@@ -74,13 +74,14 @@ fn main() -> ExitCode {
     }
     let (name, command_matches) = matches.subcommand().unwrap_or(("", &matches));
     cli.common.verbose |= common::rust_log_asks_for_details();
+    // Absolute, because `reel replay` changes the working directory.
+    cli.common.trace = cli.common.trace.map(|to| std::path::absolute(&to).unwrap_or(to));
     let common = cli.common.clone();
     if common.offline {
         reel_model::network::forbid_downloads();
     }
     if let Some(to) = &common.trace {
-        // Absolute, because `reel replay` changes the working directory.
-        trace::start_trace(&std::path::absolute(to).unwrap_or_else(|_| to.clone()));
+        trace::start_trace(to);
     }
     // After a panic, whose message the panic hook has printed, exit with code 1, as after any failure.
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cli::run(cli, name, command_matches))) {

@@ -1,15 +1,18 @@
-//! Refuses a command whose output would replace one of its inputs.
+//! Refuses a command whose output would replace one of its inputs or another of its outputs.
 //!
-//! Paths are compared by the file that they lead to, so links of both kinds and different spellings of a path are
+//! Pages, traces and lists of unusable rows replace only a file of their own kind, since not every input is known at the
+//! start: media, for example, are named by the rows of a data file. Paths are compared by the file that they lead to, so links of both kinds and different spellings of a path are
 //! noticed. Options are classified by their name in the parser; a test checks that every path option has a class.
 
 use std::fs;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
 use clap::ArgMatches;
+use reel_diagnostic::input;
 
 use crate::fail::{bad_usage, failed};
 
@@ -46,15 +49,30 @@ const INPUTS: [&str; 19] = [
 const RUN_FILES: [&str; 6] =
     ["metrics.jsonl", "skipped.jsonl", "run.json", "trainer_state.json", "hashes.bin", "rollouts"];
 
-/// A file that the command is going to replace, with the option that names it.
-#[derive(Debug)]
+/// Files of a model folder beside its weights. Training commands, `merge` and `init` write them into their folder.
+const MODEL_FILES: [&str; 10] = [
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+    "adapter_config.json",
+];
+
+/// What the command is going to write, with the option that names it.
+#[derive(Clone, Debug)]
 struct Output {
     option: String,
     path: PathBuf,
+    is_folder: bool,
 }
 
-/// The outputs of this command that exist already, for inputs that are only known later.
-static OUTPUTS: OnceLock<Vec<Output>> = OnceLock::new();
+/// The output files of this command, for inputs that are only known later.
+static OUTPUTS: Mutex<Vec<Output>> = Mutex::new(Vec::new());
 
 /// A file or folder on disk, whatever path leads to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,22 +87,29 @@ fn identity(path: &Path) -> Option<Identity> {
     Some(Identity { device: facts.dev(), inode: facts.ino() })
 }
 
-/// Refuses the command `name` if one of its outputs is one of its inputs, or if the folder of an output file is
-/// missing. `matches` are its parsed arguments.
+/// Refuses the command `name` if one of its outputs is one of its inputs or another output, or if the folder of an
+/// output file is missing. `matches` are its parsed arguments.
 pub fn refuse_replaced_inputs(name: &str, matches: &ArgMatches) -> Result<()> {
     let mut given = Vec::new();
     collect(name, matches, &mut given);
+    let checks_data = matches.try_get_one::<bool>("check_data").ok().flatten() == Some(&true);
+    refuse_replaced_files(name, &given, checks_data)
+}
+
+/// Refuses the command `name` as [`refuse_replaced_inputs`] does. `given` are the names of its options and their values,
+/// those of its configuration file included; `checks_data` is the value of `--check-data`.
+pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data: bool) -> Result<()> {
     // `reel plan` takes the options of a command, but writes nothing.
     let writes_out = |option: &str| option != "out" || !["plan", "replay"].contains(&name);
     let is_output = |option: &str| OUTPUT_FILES.contains(&option) && writes_out(option);
-    let checks_data = matches.try_get_one::<bool>("check_data").ok().flatten() == Some(&true);
-    let mut outputs = Vec::new();
-    for (option, value) in &given {
+    let mut outputs: Vec<Output> = Vec::new();
+    for (option, value) in given {
         let path = PathBuf::from(value);
         let is_list = option == "quarantine" && checks_data;
         if !is_output(option) && !is_list {
             continue;
         }
+        refuse_stdout(&spelled(option), &path)?;
         let is_folder = option == "out" && WRITES_FOLDER.contains(&name);
         if !is_folder && !is_list {
             refuse_missing_folder(&path)?;
@@ -97,22 +122,27 @@ pub fn refuse_replaced_inputs(name: &str, matches: &ArgMatches) -> Result<()> {
                 false => refuse_file(&spelled(option), &path, &spelled(input), &source)?,
             }
         }
+        let output = Output { option: spelled(option), path, is_folder };
         if !is_folder {
-            outputs.push(Output { option: spelled(option), path });
+            refuse_folder(&output.path)?;
+            refuse_other_kind(&output, FileKind::of(name, option))?;
         }
+        outputs.push(output);
     }
-    // Empty before: a process runs one command.
-    let _ = OUTPUTS.set(outputs);
+    // A message names the main output second.
+    outputs.sort_by_key(|output| !["--out", "--output"].contains(&output.option.as_str()));
+    for (i, output) in outputs.iter().enumerate() {
+        outputs[..i].iter().try_for_each(|other| refuse_same_output(output, other))?;
+    }
+    outputs.retain(|output| !output.is_folder);
+    *OUTPUTS.lock().unwrap_or_else(PoisonError::into_inner) = outputs;
     Ok(())
 }
 
 /// Refuses an input file that is known only now, such as a video in a messages file, if this command would replace it.
 pub fn refuse_if_output(input: &Path, location: &str) -> Result<()> {
-    OUTPUTS
-        .get()
-        .into_iter()
-        .flatten()
-        .try_for_each(|output| refuse_file(&output.option, &output.path, location, input))
+    let outputs = OUTPUTS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    outputs.iter().try_for_each(|output| refuse_file(&output.option, &output.path, location, input))
 }
 
 /// Returns true if the command reads what its argument `out` names: `reel replay OUT`.
@@ -174,7 +204,8 @@ pub fn refuse_run_folder(option: &str, folder: &Path, input_option: &str, input:
     }
     let (Some(written), Some(read)) = (identity(folder), identity(input)) else { return Ok(()) };
     if written == read {
-        let what = format!("is {}, the same folder as {input_option}", folder.display());
+        let kind = if folder.is_dir() { "folder" } else { "file" };
+        let what = format!("is {}, the same {kind} as {input_option}", folder.display());
         return Err(bad_usage(option, what, "choose another folder"));
     }
     let (Ok(folder), Ok(input)) = (folder.canonicalize(), input.canonicalize()) else { return Ok(()) };
@@ -185,6 +216,107 @@ pub fn refuse_run_folder(option: &str, folder: &Path, input_option: &str, input:
         return Err(bad_usage(option, what, "choose another folder"));
     }
     Ok(())
+}
+
+/// Kinds of files that do not replace files of another kind.
+#[derive(Clone, Copy, Debug)]
+enum FileKind {
+    Trace,
+    Page,
+    RowList,
+}
+
+impl FileKind {
+    fn of(command: &str, option: &str) -> Option<Self> {
+        match option {
+            "trace" => Some(Self::Trace),
+            "html" => Some(Self::Page),
+            "out" if command == "report" => Some(Self::Page),
+            "quarantine" => Some(Self::RowList),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Trace => "a trace",
+            Self::Page => "an HTML page",
+            Self::RowList => "a list of unusable rows",
+        }
+    }
+
+    /// Whether a file that begins with `start` can be of this kind.
+    fn begins_with(self, start: &[u8]) -> bool {
+        let text = start.trim_ascii_start();
+        let begins = |prefix: &[u8]| text.get(..prefix.len()).is_some_and(|own| own.eq_ignore_ascii_case(prefix));
+        match self {
+            Self::Trace => begins(b"{\"traceEvents\""),
+            Self::Page => begins(b"<!doctype html") || begins(b"<html"),
+            Self::RowList => begins(b"{\"row\""),
+        }
+    }
+}
+
+/// Refuses an output file that would replace a file of another kind. An empty file and what cannot be read have none.
+fn refuse_other_kind(output: &Output, kind: Option<FileKind>) -> Result<()> {
+    let (Some(kind), Ok(file)) = (kind, input::open_regular_file(&output.path)) else { return Ok(()) };
+    let mut start = Vec::new();
+    let read = file.take(256).read_to_end(&mut start);
+    if read.is_err() || start.is_empty() || kind.begins_with(&start) {
+        return Ok(());
+    }
+    let what = format!("is {}, which exists and is not {}", output.path.display(), kind.name());
+    Err(bad_usage(&output.option, what, "choose another file name, or remove that file"))
+}
+
+/// Refuses the output `output` if the command writes the same file as `other`.
+fn refuse_same_output(output: &Output, other: &Output) -> Result<()> {
+    let (folder, file) = match (output.is_folder, other.is_folder) {
+        (true, false) => (output, other),
+        (false, true) => (other, output),
+        _ if location(&output.path).is_some_and(|own| Some(own) == location(&other.path)) => {
+            let what = format!("is {}, as {} is", output.path.display(), other.option);
+            return Err(bad_usage(&output.option, what, "give each its own name"));
+        }
+        _ => return Ok(()),
+    };
+    let (Some(root), Some(path)) = (location(&folder.path), location(&file.path)) else { return Ok(()) };
+    let Some(first) = path.strip_prefix(&root).ok().and_then(|rest| rest.components().next()) else { return Ok(()) };
+    let first = first.as_os_str().to_string_lossy();
+    let own = RUN_FILES.contains(&&*first) || MODEL_FILES.contains(&&*first) || first.ends_with(".safetensors");
+    if own || first.starts_with("checkpoint-") {
+        let what = format!("is {}, which the command writes itself ({})", file.path.display(), folder.option);
+        return Err(bad_usage(&file.option, what, "choose another file name"));
+    }
+    Ok(())
+}
+
+/// The one path of a file or folder, which need not exist; `None` for a device or a pipe, and if its folder is missing.
+fn location(path: &Path) -> Option<PathBuf> {
+    if path.exists() {
+        return identity(path).and_then(|_| path.canonicalize().ok());
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Some(folder.canonicalize().ok()?.join(path.file_name()?))
+}
+
+/// Refuses `-`, which other programs take for stdout.
+fn refuse_stdout(option: &str, path: &Path) -> Result<()> {
+    match path == Path::new("-") {
+        false => Ok(()),
+        true => {
+            let help = "give the name of a file; ./- is a file of this name";
+            Err(bad_usage(option, "is -, but this command does not write its output to stdout", help))
+        }
+    }
+}
+
+/// Refuses a folder in place of an output file, before the work that would be lost.
+fn refuse_folder(file: &Path) -> Result<()> {
+    match file.is_dir() {
+        true => Err(crate::output::cannot_write(file, ErrorKind::IsADirectory.into())),
+        false => Ok(()),
+    }
 }
 
 /// Refuses an output file whose folder does not exist, before the work that would be lost.
@@ -231,6 +363,53 @@ mod tests {
         refuse_replaced_inputs(name, matches).map_err(|e| e.to_string())
     }
 
+    /// Two outputs never go to one file, and a page, a trace or a list does not replace a file of another kind.
+    #[test]
+    fn outputs_that_replace_each_other_or_something_else_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        fs::create_dir_all(at("run")).unwrap();
+        for (name, text) in [
+            ("a.mp4", "\0\0\0 ftyp"),
+            ("page.html", "<!DOCTYPE html>"),
+            ("trace.json", "{\"traceEvents\":[]}"),
+            ("list.jsonl", "{\"row\":3}"),
+            ("empty", ""),
+        ] {
+            fs::write(at(name), text).unwrap();
+        }
+        std::os::unix::fs::symlink(dir.path(), at("link")).unwrap();
+        let score = "reel score --model m --messages m";
+        let sft = format!("reel sft --model m --data d --out {}", at("run"));
+        for (line, words) in [
+            (format!("{score} --out {} --trace {}", at("new"), at("link/new")), "as --out is"),
+            (format!("{score} --out {} --trace {}", at("trace.json"), at("trace.json")), "as --out is"),
+            (format!("{score} --out - --trace {}", at("new")), "--out: is -, "),
+            (format!("{score} --out {}", at("run")), "run: cannot be written: it is a folder"),
+            (format!("{score} --out {} --trace {}", at("new"), at("a.mp4")), "is not a trace"),
+            (format!("reel bench prefill --model m --html {}", at("a.mp4")), "is not an HTML page"),
+            (format!("reel report {} --out {}", at("run"), at("a.mp4")), "is not an HTML page"),
+            (format!("{sft} --check-data --quarantine {}", at("a.mp4")), "is not a list of unusable rows"),
+            (format!("{sft} --check-data --quarantine {}", at("run/skipped.jsonl")), "writes itself (--out)"),
+            (format!("{sft} --trace {}", at("run/model.safetensors")), "writes itself (--out)"),
+            (format!("{sft} --trace {}", at("run/../run/config.json")), "writes itself (--out)"),
+        ] {
+            let message = check(&line).expect_err(&line);
+            assert!(message.contains(words) && message.contains("; "), "{line}: {message}");
+        }
+        for line in [
+            format!("{score} --out {} --trace {}", at("new"), at("new.json")),
+            format!("{score} --out /dev/null --trace /dev/null"),
+            format!("{score} --out {} --trace {}", at("a.mp4"), at("trace.json")),
+            format!("{score} --out {} --trace {}", at("a.mp4"), at("empty")),
+            format!("reel report {} --out {}", at("run"), at("page.html")),
+            format!("{sft} --trace {} --check-data --quarantine {}", at("run/trace.json"), at("list.jsonl")),
+            format!("{sft} --quarantine {}", at("list.jsonl")),
+        ] {
+            assert_eq!(check(&line), Ok(()), "{line}");
+        }
+    }
+
     #[test]
     fn outputs_that_are_inputs_are_refused() {
         let dir = tempfile::tempdir().unwrap();
@@ -242,7 +421,7 @@ mod tests {
         fs::create_dir_all(at("run/rollouts")).unwrap();
         fs::write(at("model/model.safetensors"), "x").unwrap();
         fs::write(at("run/rollouts/step.jsonl"), "x").unwrap();
-        fs::write(at("run/report.html"), "x").unwrap();
+        fs::write(at("run/report.html"), "<!doctype html>").unwrap();
         fs::write(at("run/metrics.jsonl"), "x").unwrap();
         std::os::unix::fs::symlink(at("a.jsonl"), at("soft")).unwrap();
         fs::hard_link(at("a.jsonl"), at("hard")).unwrap();

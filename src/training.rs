@@ -13,7 +13,6 @@ use reel_train::run::{DataCheckResult, RunSetup, RunSummary};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ops::DerefMut;
-use std::path::Path;
 
 use crate::common::CommonOptions;
 use crate::fail::failed;
@@ -108,13 +107,18 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         })
     }
 
-    /// Refuses an output folder that holds an input, as [`replaced`] does, for paths of the configuration file.
+    /// Refuses outputs that are inputs, as [`replaced`] does, for the paths of flags and configuration file together.
     fn refuse_replaced_inputs(&self) -> Result<()> {
         let run: &RunOptions = &self.options;
-        for (option, input) in [("--model", Path::new(&run.model)), ("--data", &run.data)] {
-            replaced::refuse_run_folder("--out", &run.out, option, input)?;
+        let all = serde_json::to_value(self)?;
+        let texts = all.as_object().into_iter().flatten().filter_map(|(name, value)| Some((name, value.as_str()?)));
+        let mut given: Vec<(String, String)> =
+            texts.filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name.clone(), text.to_string())).collect();
+        // These do not describe the run, so they are not among its options.
+        for (name, path) in [("config", &run.config), ("trace", &self.common.trace)] {
+            given.extend(path.iter().map(|path| (name.to_string(), path.display().to_string())));
         }
-        Ok(())
+        replaced::refuse_replaced_files(O::COMMAND, &given, run.check_data)
     }
 
     /// Trains with `run` until the end or Ctrl-C and prints the result. If `--check-data` is given without `--out`,

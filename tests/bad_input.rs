@@ -540,6 +540,37 @@ fn outputs_that_would_replace_an_input_are_refused() {
     }
     let after: Vec<Vec<u8>> = file_names_in(dir).iter().filter_map(|name| fs::read(dir.join(name)).ok()).collect();
     assert!(before == after, "an input changed");
+    // Inputs that only a configuration file or a row names, and outputs of the same command.
+    let row = r#"{"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "!"}], "images": ["i.png"]}"#;
+    fs::write(dir.join("rows.jsonl"), row).expect("written");
+    let config = |out: &str, more: &str| {
+        fs::write(dir.join("c.toml"), format!("model = \"tiny\"\ndata = \"rows.jsonl\"\nout = \"{out}\"\n{more}"))
+            .expect("written");
+    };
+    for (out, more, command, words) in [
+        (
+            "o",
+            "quarantine = \"c.toml\"\ncheck-data = true",
+            "sft --config c.toml",
+            &["--quarantine", "as --config"][..],
+        ),
+        ("o", "quarantine = \"rows.jsonl\"\ncheck-data = true", "sft --config c.toml", &["same file as --data"]),
+        ("o", "", "sft --config c.toml --trace rows.jsonl", &["--trace", "rows.jsonl"]),
+        ("o", "", "sft --config c.toml --trace i.png", &["--trace: is i.png, which exists and is not a trace"]),
+        ("o", "", "sft --config c.toml --check-data --quarantine i.png", &["is not a list of unusable rows"]),
+        ("old", "", "sft --config c.toml --overwrite --trace old/model.safetensors", &["writes itself (--out)"]),
+        ("c.toml", "", "sft --config c.toml", &["--out: is c.toml, the same file as --config"]),
+        ("o", "", "score --model tiny --messages m.json --out s --trace s", &["--trace: is ", "as --out is"]),
+        ("o", "", "preprocess --model tiny --messages m.json --out -", &["--out: is -, ", "./-"]),
+    ] {
+        config(out, more);
+        fs::create_dir_all(dir.join("old")).expect("a folder");
+        let kept = |name: &str| fs::read(dir.join(name)).expect("a file");
+        let before = ["c.toml", "rows.jsonl", "i.png"].map(kept);
+        run_in(dir, command.split(' ')).refused(2, words);
+        assert!(before == ["c.toml", "rows.jsonl", "i.png"].map(kept), "{command}: an input changed");
+        assert!(!dir.join("o").exists() && !dir.join("s").exists() && !dir.join("-").exists(), "{command}");
+    }
     run_in(dir, ["reward", "--input", "r.jsonl", "--output", "scores.jsonl"]).ok();
 }
 
