@@ -101,7 +101,9 @@ fn usage_line(e: &clap::Error, parser: &Command, words: impl Iterator<Item = Str
     let (argument, value) = (context(ContextKind::InvalidArg), context(ContextKind::InvalidValue));
     let line = match e.kind() {
         ErrorKind::UnknownArgument if e.get(ContextKind::Suggested).is_none() => {
-            Some(unknown_argument_line(command, &path, argument, context(ContextKind::SuggestedArg)))
+            let other = option_of_other_command(parser, &path, argument);
+            let line = || unknown_argument_line(command, &path, argument, context(ContextKind::SuggestedArg));
+            Some(other.unwrap_or_else(line))
         }
         ErrorKind::InvalidValue if value.is_empty() => {
             Some(format!("{}: has no value; give one after it", option_name(argument)))
@@ -116,6 +118,11 @@ fn usage_line(e: &clap::Error, parser: &Command, words: impl Iterator<Item = Str
             };
             let name = option_name(argument);
             Some(format!("{name}: is {value:?}, which it does not take; give one of {}{similar}", known.join(", ")))
+        }
+        ErrorKind::InvalidSubcommand if command_for(context(ContextKind::InvalidSubcommand)).is_some() => {
+            let name = context(ContextKind::InvalidSubcommand);
+            let advice = command_for(name).unwrap_or_default();
+            Some(format!("{name}: is not a command of {path}; {advice} (see 'reel --help')"))
         }
         ErrorKind::InvalidSubcommand => {
             let similar = match e.get(ContextKind::SuggestedSubcommand) {
@@ -137,6 +144,42 @@ fn usage_line(e: &clap::Error, parser: &Command, words: impl Iterator<Item = Str
         _ => None,
     };
     line.map_or_else(|| joined_paragraphs(e), |line| one_line(&line))
+}
+
+/// Returns what to use in place of a command that other programs have and reel has not.
+fn command_for(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "train" | "finetune" | "fine-tune" | "fit" => "use sft or grpo",
+        "dpo" | "ppo" | "rl" | "rlhf" => "use grpo for reinforcement learning from rewards",
+        "chat" | "infer" | "inference" | "predict" | "run" | "complete" => "use generate",
+        "evaluate" => "use eval",
+        "export" | "merge-lora" | "merge_and_unload" => "use merge",
+        "serve" | "server" | "api" => "this version has no server; use generate, with --data for many prompts",
+        "curate" => "this version does not make data sets; use sft --check-data to check one",
+        "env" | "info" | "status" => "use doctor",
+        "version" => "use --version",
+        _ => return None,
+    })
+}
+
+/// Returns the message about an option of the other training command, or about one that `reel eval` would need to run a
+/// model.
+fn option_of_other_command(parser: &Command, path: &str, argument: &str) -> Option<String> {
+    let name = names::field_name(argument);
+    let other = match path {
+        "reel sft" => "grpo",
+        "reel grpo" => "sft",
+        "reel eval" if ["model", "endpoint", "data", "media_root"].contains(&&*name) => {
+            return Some(format!(
+                "{argument}: is not an option of reel eval, which runs no model in this version; write predictions with \
+                 reel generate --data, then give --score-only --predictions"
+            ));
+        }
+        _ => return None,
+    };
+    let command = parser.find_subcommand(other)?;
+    let has = command.get_arguments().filter_map(|a| a.get_long()).any(|long| long.replace('-', "_") == name);
+    has.then(|| format!("{argument}: is an option of reel {other}, not of {path}; leave it out"))
 }
 
 /// Returns the subcommand that the words name, and its name with those above it, such as `reel sim run`.
@@ -310,6 +353,17 @@ mod tests {
                 "--input, --output: are missing; give --input <R.jsonl> --output <O.jsonl> (see 'reel reward --help')",
             ),
             ("sft --learning-rate", "--learning-rate: has no value; give one after it"),
+            ("train", "train: is not a command of reel; use sft or grpo (see 'reel --help')"),
+            (
+                "serve",
+                "serve: is not a command of reel; this version has no server; use generate, with --data for many prompts (see 'reel --help')",
+            ),
+            ("sft --num_generations 4", "--num_generations: is an option of reel grpo, not of reel sft; leave it out"),
+            ("grpo --packing", "--packing: is an option of reel sft, not of reel grpo; leave it out"),
+            (
+                "eval --model m",
+                "--model: is not an option of reel eval, which runs no model in this version; write predictions with reel generate --data, then give --score-only --predictions",
+            ),
             ("gneerate", "gneerate: is not a command of reel; did you mean generate? see 'reel --help'"),
         ] {
             assert_eq!(message(line), wanted, "{line}");

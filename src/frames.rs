@@ -11,7 +11,7 @@ use reel_media::video::DecodedFrameSize;
 use reel_model::save::{StoredTensor, write_safetensors};
 
 use crate::common::CommonOptions;
-use crate::fail::bad_usage;
+use crate::fail::{bad_usage, failed};
 use crate::media::{MediaFlags, WorkerFlags, error_naming_option};
 use crate::output;
 
@@ -39,6 +39,12 @@ pub struct FramesArgs {
     worker: WorkerFlags,
 }
 
+/// Whether a path is an http or https address.
+fn is_address(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme))
+}
+
 impl FramesArgs {
     /// Selects frames, decodes them if there is a video, and prints the selection.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
@@ -49,6 +55,9 @@ impl FramesArgs {
                 let overrides = self.media.unchecked_overrides();
                 let choice = select_frames(total, fps, profile, &overrides).map_err(error_naming_option)?;
                 self.print(common, &choice.indices, choice.sample_fps)
+            }
+            (Some(video), ..) if is_address(video) => {
+                Err(failed(video.display(), "is an address, but reel frames reads files", "download the video first"))
             }
             (Some(video), ..) => self.decode(common, video, profile, &self.media.overrides(profile)?),
             _ => {
@@ -71,7 +80,7 @@ impl FramesArgs {
             self.worker
                 .decode_worker(common)?
                 .decode_at_size(video, profile, overrides, size)
-                .map_err(anyhow::Error::from)
+                .map_err(error_naming_option)
         })?;
         if let Some(to) = &self.out {
             let indices: Vec<u8> = frames.indices.iter().flat_map(|&i| (i as i64).to_le_bytes()).collect();

@@ -596,6 +596,12 @@ fn errors_name_the_true_cause() {
         ("report tiny", 1, &["tiny: is not the output folder of a run", "reel sft"]),
         ("report m.json", 1, &["m.json: is not a folder"]),
         ("report none", 1, &["none: ", "no such file or folder"]),
+        ("replay tiny --step 1", 1, &["tiny: is not the output folder of a run: it has no run.json"]),
+        ("init --preset tiny --out m.json", 1, &["m.json: cannot be written: a file of this name exists"]),
+        ("score --model tiny --messages m.json --out .", 1, &[".: cannot be written: it is a folder"]),
+        ("frames --video http://127.0.0.1:1/v.mp4", 1, &["is an address, but reel frames reads files"]),
+        ("frames --video m.json", 1, &["m.json: ", "FFmpeg finds no video in it"]),
+        ("generate --model tiny --prompt x --stop=", 2, &["--stop: is an empty text"]),
     ] {
         run_in(dir, command.split(' ')).refused(code, words);
     }

@@ -367,7 +367,8 @@ fn replay_repeats_any_step_and_names_a_difference() {
     let said: Value = serde_json::from_str(&other.stdout).expect("JSON");
     assert!(said["same"] == json!(false) && said["tensor"].is_string(), "{said}");
     replay("6").refused(2, &["--step: is 6", "give 1 to 5"]);
-    run_in(at, ["replay", "none", "--step", "1"]).refused(1, &["none/run.json", "check the path"]);
+    run_in(at, ["replay", "none", "--step", "1"])
+        .refused(1, &["none: is not the output folder of a run", "give the --out"]);
     fs::remove_file(&path).expect("removed");
     replay("5").refused(1, &["000005.jsonl"]);
 }

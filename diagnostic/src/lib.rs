@@ -73,6 +73,8 @@ impl Diagnostic {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 "choose a folder that this user may write"
             }
+            io::ErrorKind::IsADirectory => "give the name of a file",
+            io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => "choose another name",
             _ if is_link_loop(error) => LOOP_HELP,
             _ => "check the folder and the disk it is on",
         };
@@ -156,6 +158,9 @@ fn io_cause(error: &io::Error) -> String {
         io::ErrorKind::NotFound => "there is no such file or folder".to_string(),
         io::ErrorKind::StorageFull => "the disk is full".to_string(),
         io::ErrorKind::PermissionDenied => "permission denied".to_string(),
+        io::ErrorKind::IsADirectory => "it is a folder".to_string(),
+        io::ErrorKind::AlreadyExists => "a file of this name exists".to_string(),
+        io::ErrorKind::NotADirectory => "a file has the name of one of its folders".to_string(),
         _ if is_link_loop(error) => "its symbolic links lead in a circle".to_string(),
         _ => error.to_string(),
     }
@@ -192,6 +197,18 @@ mod tests {
 
     #[test]
     fn errors_name_a_missing_folder_and_a_loop_of_links() {
+        for (kind, wanted) in [
+            (io::ErrorKind::IsADirectory, "c: cannot be written: it is a folder; give the name of a file"),
+            (io::ErrorKind::AlreadyExists, "c: cannot be written: a file of this name exists; choose another name"),
+            (
+                io::ErrorKind::NotADirectory,
+                "c: cannot be written: a file has the name of one of its folders; choose another name",
+            ),
+        ] {
+            // The path is one that exists, since the cause of a path that does not is said instead.
+            let said = Diagnostic::cannot_write("/", &io::Error::from(kind)).to_string();
+            assert_eq!(said.replacen('/', "c", 1), wanted);
+        }
         let missing = Diagnostic::cannot_write("/no-such/a/b/c.json", &io::Error::from(io::ErrorKind::NotFound));
         let wanted = "/no-such/a/b/c.json: cannot be written: the folder /no-such does not exist; \
                       create it, or choose another folder";

@@ -276,7 +276,13 @@ pub fn write_run_json(out: &Path, run: &Value) -> Result<()> {
 /// The file cannot be read, is not a JSON object, or is not what the run wrote.
 pub fn read_run_json(out: &Path) -> Result<Value> {
     let path = out.join(RUN_FILE);
-    let text = input::read_file(&path, input::MAX_MESSAGES_BYTES).map_err(|e| TrainError::cannot_read(&path, e))?;
+    let text = input::read_file(&path, input::MAX_MESSAGES_BYTES).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => {
+            let what = format!("is not the output folder of a run: it has no {RUN_FILE}");
+            TrainError::output(out.display().to_string(), what, "give the --out of reel sft or reel grpo")
+        }
+        _ => TrainError::cannot_read(&path, e),
+    })?;
     let damaged =
         |what: String, help: &str| TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help));
     let run: Value = serde_json::from_slice(&text)

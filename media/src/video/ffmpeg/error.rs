@@ -18,9 +18,7 @@ pub(super) fn ffmpeg_error(path: &Path, operation: &str, error: ffmpeg::Error) -
             format!("{operation} exceeded the decoder's memory limit"),
             "raise the memory limit (--media-memory), or use a video with fewer pixels",
         ),
-        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EINVAL => {
-            failed("FFmpeg rejects the parameters of the video")
-        }
+        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EINVAL => failed("FFmpeg finds no video in it"),
         ffmpeg::Error::Other { errno } => MediaError::cannot_read(path, &std::io::Error::from_raw_os_error(errno)),
         ffmpeg::Error::InvalidData => failed("the data are damaged, truncated or not a video"),
         ffmpeg::Error::DecoderNotFound => MediaError::file_error(
