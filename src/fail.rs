@@ -171,8 +171,8 @@ fn option_of_other_command(parser: &Command, path: &str, argument: &str) -> Opti
         "reel grpo" => "sft",
         "reel eval" if ["model", "endpoint", "data", "media_root"].contains(&&*name) => {
             return Some(format!(
-                "{argument}: is not an option of reel eval, which runs no model in this version; write predictions with \
-                 reel generate --data, then give --score-only --predictions"
+                "{argument}: is not an option of reel eval, which runs no model in this version; write predictions \
+                 with reel generate --data, then give --score-only --predictions"
             ));
         }
         _ => return None,

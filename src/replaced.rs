@@ -1,8 +1,9 @@
 //! Refuses a command whose output would replace one of its inputs or another of its outputs.
 //!
-//! Pages, traces and lists of unusable rows replace only a file of their own kind, since not every input is known at the
-//! start: media, for example, are named by the rows of a data file. Paths are compared by the file that they lead to, so links of both kinds and different spellings of a path are
-//! noticed. Options are classified by their name in the parser; a test checks that every path option has a class.
+//! Pages, traces and lists of unusable rows replace only a file of their own kind, since not every input is known at
+//! the start: media, for example, are named by the rows of a data file. Paths are compared by the file that they lead
+//! to, so links of both kinds and different spellings of a path are noticed. Options are classified by their name in
+//! the parser; a test checks that every path option has a class.
 
 use std::fs;
 use std::io::{ErrorKind, Read};
@@ -96,8 +97,8 @@ pub fn refuse_replaced_inputs(name: &str, matches: &ArgMatches) -> Result<()> {
     refuse_replaced_files(name, &given, checks_data)
 }
 
-/// Refuses the command `name` as [`refuse_replaced_inputs`] does. `given` are the names of its options and their values,
-/// those of its configuration file included; `checks_data` is the value of `--check-data`.
+/// Refuses the command `name` as [`refuse_replaced_inputs`] does. `given` are the names of its options and their
+/// values, those of its configuration file included; `checks_data` is the value of `--check-data`.
 pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data: bool) -> Result<()> {
     // `reel plan` takes the options of a command, but writes nothing.
     let writes_out = |option: &str| option != "out" || !["plan", "replay"].contains(&name);
