@@ -74,6 +74,11 @@ impl InstructionContext<'_, '_> {
         self.grid.reporter.report(kind, site, message);
     }
 
+    /// Reports that this instruction uses an undefined register of a lane in a way that matters.
+    pub fn report_undefined(&mut self, lane: u32, message: impl FnOnce() -> String) {
+        self.grid.report_undefined(self.warp, lane, self.pc, message);
+    }
+
     /// Reports a defect of a lane at this instruction, which accesses `address` in the state space `space`.
     pub fn report_access(
         &mut self,
@@ -90,9 +95,7 @@ impl InstructionContext<'_, '_> {
     pub fn drop_lanes_with_undefined_address(&mut self, undefined: u32) {
         let undefined = undefined & self.mask;
         if undefined != 0 {
-            self.report(FindingKind::Uninitialized, undefined.trailing_zeros(), || {
-                "an address depends on an undefined register".into()
-            });
+            self.report_undefined(undefined.trailing_zeros(), || "an address depends on an undefined register".into());
             self.mask &= !undefined;
         }
     }

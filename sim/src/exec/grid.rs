@@ -5,7 +5,9 @@ use super::grid_context::GridContext;
 use super::reporter::Reporter;
 use super::rng::SeededRng;
 use super::state::block::BlockTable;
-use crate::finding::FindingSite;
+use super::state::warp::Warp;
+use crate::finding::{FindingKind, FindingSite};
+use crate::regs::UnwrittenSource;
 
 /// Counters by which the scheduler decides whether the grid makes progress or only waits.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,6 +73,29 @@ impl<'a> GridState<'a> {
     /// Returns the location for a finding: the thread of `lane` of a warp, and the instruction `pc`.
     pub fn finding_site(&self, block_slot: u32, warp: u32, lane: u32, pc: u32) -> FindingSite {
         self.context.finding_site(self.blocks[block_slot].coordinates, warp * 32 + lane, pc)
+    }
+
+    /// Reports that the instruction `pc` uses an undefined register of a lane in a way that matters; at the load, if the
+    /// value may come from shared memory that nothing has written.
+    #[cold]
+    pub fn report_undefined(&mut self, warp: &Warp, lane: u32, pc: u32, message: impl FnOnce() -> String) {
+        let site = self.finding_site(warp.slot, warp.index, lane, pc);
+        match warp.unwritten_load(lane) {
+            None => self.reporter.report(FindingKind::Uninitialized, site, message),
+            Some(source) => self.report_unwritten(site, source),
+        }
+    }
+
+    /// Reports bytes that nothing has written, where the load at `source` read them. `site` is the use of their value.
+    pub fn report_unwritten(&mut self, site: FindingSite, source: UnwrittenSource) {
+        let UnwrittenSource { pc, space, address, .. } = source;
+        let writer = if space == "local" { "instruction" } else { "thread" };
+        let [line, line_of_use] = [pc, site.pc].map(|pc| self.context.source_line(pc));
+        let site = FindingSite { pc, ..site };
+        self.reporter.report_with_details(FindingKind::Uninitialized, site, None, Some((space, address)), || {
+            let used = if line == line_of_use { String::new() } else { format!("; line {line_of_use} uses the value") };
+            format!("read of {space} memory at {address:#x} that no {writer} has written{used}")
+        });
     }
 
     /// Counts a change to memory or barriers, which may end a loop that waits for it.

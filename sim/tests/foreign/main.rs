@@ -6,6 +6,7 @@ mod groups;
 mod harness;
 mod limits;
 mod operands;
+mod partial_tiles;
 mod patterns;
 mod registers;
 

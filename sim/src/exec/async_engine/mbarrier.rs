@@ -174,7 +174,7 @@ impl AsyncEngine {
         let operands: [u64; 32] = if parity { regs.get(operand).map(u64::from) } else { regs.get64(operand) };
         let undefined = regs.undefined[operand as usize] & cx.mask;
         if undefined != 0 {
-            cx.report(FindingKind::Uninitialized, undefined.trailing_zeros(), || {
+            cx.report_undefined(undefined.trailing_zeros(), || {
                 "the phase or parity register of an mbarrier wait is undefined".into()
             });
         }

@@ -77,7 +77,7 @@ impl AsyncEngine {
             }
         };
         if undefined_inputs {
-            cx.report(FindingKind::Uninitialized, lane, || "wgmma reads undefined registers".into());
+            cx.report_undefined(lane, || "wgmma reads undefined registers".into());
         }
         let products = &mut cx.grid.blocks[cx.warp.slot].warpgroups[group].products;
         if index == products.len() {

@@ -46,8 +46,11 @@ impl MatrixUnit {
             counts.threads += 32 * again;
             counts.matrix_flops += op.flops();
             let undefined = lanes_with_undefined_register(regs, p.a.iter().chain(&p.b).chain(&p.c));
-            let spoiled = if undefined != 0 { u32::MAX } else { 0 };
-            p.d.iter().for_each(|&s| regs.undefined[s as usize] = spoiled);
+            if undefined == 0 {
+                p.d.iter().for_each(|&s| regs.undefined[s as usize] = 0);
+            } else {
+                mark_dependent_results(regs, &op, [&p.a, &p.b, &p.c, &p.d], u32::MAX);
+            }
         }
         if !count_only {
             self.fragments.multiply_add_sequence(&op, bytemuck::cast_slice_mut(&mut regs.rows), products);
@@ -82,7 +85,11 @@ pub fn mma(cx: &mut InstructionContext, m: &Mma) -> NextAction {
             _ => mma_of_any_shape(m, regs, mask),
         }
     }
-    mark_results_undefined(regs, &m.d, undefined, mask);
+    if undefined == 0 {
+        mark_results_undefined(regs, &m.d, undefined, mask);
+    } else {
+        mark_dependent_results(regs, &m.op, [&m.a, &m.b, &m.c, &m.d], mask);
+    }
     NextAction::Next
 }
 
@@ -119,6 +126,14 @@ pub fn movmatrix(cx: &mut InstructionContext, dst: u32, src: u32) -> NextAction 
     regs.set(dst, &value, mask);
     mark_results_undefined(regs, &[dst], undefined, mask);
     NextAction::Next
+}
+
+/// Marks the elements of an `mma`'s result D as undefined that depend on undefined registers of A, B and C.
+#[cold]
+fn mark_dependent_results(regs: &mut Registers, op: &MmaOp, [a, b, c, d]: [&[u32]; 4], mask: u32) {
+    let lanes = |slots: &[u32]| -> Vec<u32> { slots.iter().map(|&s| regs.undefined[s as usize] & mask).collect() };
+    let results = op.undefined_results(&lanes(a), &lanes(b), &lanes(c));
+    d.iter().zip(results).for_each(|(&slot, undefined)| mark_undefined_lanes(regs, slot, undefined & mask, mask));
 }
 
 /// Marks all elements of a result as undefined if any input element is undefined. This is coarse: an input element

@@ -7,7 +7,6 @@ use crate::exec::grid::GridState;
 use crate::exec::limits::additional_steps;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::state::warp::{CallFrame, FragmentState, Warp, WarpFragment};
-use crate::finding::FindingKind;
 use crate::program::op::{DecodedInstruction, Op};
 
 /// The parts of the machine that execute instructions.
@@ -215,10 +214,8 @@ impl<'a> Interpreter<'a> {
             Op::Branch { .. } => "a branch depends",
             _ => "the guard of an instruction depends",
         };
-        let site = self.grid.finding_site(warp.slot, warp.index, lanes.trailing_zeros(), pc);
-        self.grid
-            .reporter
-            .report(FindingKind::Uninitialized, site, || format!("{consequence} on an undefined register"));
+        let lane = lanes.trailing_zeros();
+        self.grid.report_undefined(warp, lane, pc, || format!("{consequence} on an undefined register"));
         frame.regs.undefined_predicates[p as usize] &= !lanes;
     }
 }

@@ -21,7 +21,7 @@ impl MemorySystem {
         cx.drop_lanes_with_undefined_address(undefined);
         cx.grid.progress.waits += 1;
         if undefined_data & cx.mask != 0 {
-            cx.report(FindingKind::Uninitialized, (undefined_data & cx.mask).trailing_zeros(), || {
+            cx.report_undefined((undefined_data & cx.mask).trailing_zeros(), || {
                 "an atomic operation with an undefined operand register".into()
             });
         }

@@ -11,9 +11,10 @@ use crate::finding::FindingKind;
 use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::memory::SimMemory;
 use crate::order::{
-    AccessKind, AccessStrength, Agent, AsyncOpId, CheckContext, Conflict, EarlierAccess, ShadowMemory, WarpClocks,
+    AccessKind, AccessStrength, Agent, AsyncOpId, CheckContext, Conflict, ConflictKind, EarlierAccess, ShadowMemory,
+    WarpClocks,
 };
-use crate::program::op::LoadStore;
+use crate::program::op::{LoadStore, Op};
 
 impl MemorySystem {
     /// Runs `check` on the shadow memory of a location and reports the conflicts that it finds. `same_value` is the
@@ -130,12 +131,17 @@ impl MemorySystem {
         // Conflicts in the scratch memory of cooperative groups are not reported: the CUDA library orders those
         // accesses by a shuffle.
         let scratch = cx.grid.context.kernel.group_scratch.filter(|_| matches!(location, MemoryLocation::Shared(_)));
+        let defers = matches!(location, MemoryLocation::Shared(_)) && defers_unwritten(cx);
         for conflict in found {
             let address = match location {
                 MemoryLocation::Global(index) => self.buffers.buffer(index).base + conflict.offset,
                 MemoryLocation::Shared(_) => conflict.offset + FIRST_SHARED_ADDRESS as u64,
             };
             if scratch.is_some_and(|(start, end)| (start as u64..end as u64).contains(&address)) {
+                continue;
+            }
+            if defers && conflict.kind == ConflictKind::Uninitialized {
+                self.unwritten_lanes |= 1 << conflict.lane;
                 continue;
             }
             let same_value = same_value >> conflict.lane & 1 != 0;
@@ -210,6 +216,17 @@ impl MemorySystem {
                 1 << 63 | (block as u64) << 32 | offset
             }
         }
+    }
+}
+
+/// Whether the instruction is a load that makes its registers undefined if it reads unwritten shared memory, so that
+/// only a use of the value is reported.
+fn defers_unwritten(cx: &InstructionContext) -> bool {
+    let (code, index) = cx.grid.context.kernel.function_and_instruction_index(cx.pc);
+    match code.instrs.get(index).map(|i| &i.op) {
+        Some(Op::Load(_)) => true,
+        Some(Op::MatrixTransfer(t)) => !t.store,
+        _ => false,
     }
 }
 

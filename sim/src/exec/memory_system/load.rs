@@ -45,6 +45,9 @@ impl MemorySystem {
                     self.check_lane_accesses(cx, AccessKind::Read, group, bytes, access_strength(t), 0);
                     let data = self.location_bytes(&cx.grid.blocks, group.location);
                     load_registers(data, group, t, cx.warp.regs_mut(cx.fragment.frame));
+                    if self.unwritten_lanes != 0 {
+                        self.set_loaded_registers_undefined(cx, group, t);
+                    }
                     if !unwritten.is_empty() {
                         self.copy_unwritten(cx, group, t, &unwritten);
                     }

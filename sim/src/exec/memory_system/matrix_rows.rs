@@ -6,7 +6,6 @@ use crate::counters;
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::operands::{lane_addresses, lanes_with_undefined_address};
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
-use crate::finding::FindingKind;
 use crate::layout;
 use crate::matrix::{Lanes, ldmatrix};
 use crate::order::{AccessKind, AccessStrength};
@@ -34,9 +33,7 @@ impl MemorySystem {
         let at = lane_addresses(cx.regs(), &t.addr);
         let undefined = lanes_with_undefined_address(cx.regs(), &t.addr) & suppliers;
         if undefined != 0 {
-            cx.report(FindingKind::Uninitialized, undefined.trailing_zeros(), || {
-                "an address depends on an undefined register".into()
-            });
+            cx.report_undefined(undefined.trailing_zeros(), || "an address depends on an undefined register".into());
         }
         let mut groups = std::mem::take(&mut self.groups);
         groups.clear();
@@ -63,7 +60,7 @@ impl MemorySystem {
         let (regs, mask) = (cx.regs(), cx.mask);
         let values: Vec<Lanes> = t.regs.iter().map(|&r| regs.get(r)).collect();
         if t.regs.iter().any(|&r| regs.undefined[r as usize] & mask != 0) {
-            cx.report(FindingKind::Uninitialized, cx.first_lane(), || "stmatrix stores an undefined register".into());
+            cx.report_undefined(cx.first_lane(), || "stmatrix stores an undefined register".into());
         }
         ldmatrix::store(&values, t.trans, &mut bytes[..rows]);
         for group in groups {
@@ -80,6 +77,7 @@ impl MemorySystem {
     fn load_rows(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer, groups: &[LaneGroup]) {
         let mut bytes = [[0u8; 16]; 32];
         let (count, pc) = (t.regs.len(), cx.pc);
+        let mut unwritten = Vec::new();
         for group in groups {
             self.count_traffic(cx.grid.reporter.counts(pc), group, 16, false);
             self.check_shadow(cx, group.location, AccessKind::Read, 0, |shadow, warp, order, found| {
@@ -89,11 +87,15 @@ impl MemorySystem {
             for lane in lanes_in_mask(group.lanes).map(|lane| lane as usize) {
                 bytes[lane].copy_from_slice(&data[group.offsets[lane] as usize..][..16]);
             }
+            unwritten.push(std::mem::take(&mut self.unwritten_lanes));
         }
         let mut values = [[0u32; 32]; 4];
         ldmatrix::load(&bytes[..8 * count], t.trans, &mut values[..count]);
         for (slot, value) in t.regs.iter().zip(&values) {
             cx.set_register(*slot, value);
+        }
+        for (group, rows) in groups.iter().zip(unwritten).filter(|(_, rows)| *rows != 0) {
+            self.set_loaded_fragments_undefined(cx, group.location, &group.offsets, rows, t);
         }
     }
 
@@ -101,7 +103,7 @@ impl MemorySystem {
     /// nothing, if an address is undefined, out of bounds, misaligned or in another state space.
     #[inline(always)]
     fn load_own_rows(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer) -> bool {
-        let (rows, frame, pc, slot) = (8 * t.regs.len(), cx.fragment.frame, cx.pc, cx.warp.slot);
+        let (rows, frame, pc, own) = (8 * t.regs.len(), cx.fragment.frame, cx.pc, cx.warp.slot);
         let regs = cx.regs();
         let (AddressWindow::Shared, false, Some(base), 0) =
             (t.window, t.addr.wide, t.addr.base, lanes_with_undefined_address(regs, &t.addr))
@@ -122,7 +124,7 @@ impl MemorySystem {
         counts.wavefronts_least += wavefronts.without_conflicts;
         self.check_shadow(
             cx,
-            MemoryLocation::Shared(slot),
+            MemoryLocation::Shared(own),
             AccessKind::Read,
             0,
             #[inline(always)]
@@ -130,7 +132,7 @@ impl MemorySystem {
                 shadow.check_matrix_row_reads(warp, lanes, &offsets.map(u64::from), pc, order, found);
             },
         );
-        let shared = &cx.grid.blocks[slot].shared;
+        let shared = &cx.grid.blocks[own].shared;
         let regs = cx.warp.regs_mut(frame);
         for (&slot, offsets) in t.regs.iter().zip(offsets.chunks_exact(8)) {
             // Copies each row straight into the register. Through a separate buffer the row would be loaded twice,
@@ -142,6 +144,11 @@ impl MemorySystem {
             }
             ldmatrix::rows_to_fragment(matrix, t.trans);
             regs.undefined[slot as usize] = 0;
+        }
+        let unwritten = std::mem::take(&mut self.unwritten_lanes);
+        if unwritten != 0 {
+            let at = MemoryLocation::Shared(own);
+            self.set_loaded_fragments_undefined(cx, at, &offsets.map(u64::from), unwritten, t);
         }
         true
     }

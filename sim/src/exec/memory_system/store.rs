@@ -22,13 +22,10 @@ impl MemorySystem {
         let copied = lanes_with_copies(regs, t, undefined_data);
         cx.drop_lanes_with_undefined_address(undefined);
         let mask = cx.mask;
-        if undefined_data & mask & !copied != 0
-            && t.window != AddressWindow::Local
-            && t.window != AddressWindow::FrameParam
-        {
-            cx.report(FindingKind::Uninitialized, (undefined_data & mask & !copied).trailing_zeros(), || {
-                "a store of an undefined register".into()
-            });
+        // Lanes whose store of an undefined register is reported.
+        let mut reported = undefined_data & mask & !copied;
+        if matches!(t.window, AddressWindow::Local | AddressWindow::FrameParam) && cx.warp.unwritten_loads.is_empty() {
+            reported = 0;
         }
         match t.window {
             AddressWindow::FrameParam => store_frame_param(cx, t, &at),
@@ -51,12 +48,18 @@ impl MemorySystem {
                     if copied & group.lanes != 0 {
                         self.store_unwritten(cx, group, t, copied);
                     }
+                    if reported & group.lanes != 0 && self.store_undefined(cx, group, t, reported) {
+                        reported &= !group.lanes;
+                    }
                 }
                 self.groups = groups;
                 if elsewhere != 0 {
                     self.store_elsewhere(cx, t, &at, elsewhere);
                 }
             }
+        }
+        if reported != 0 {
+            cx.report_undefined(reported.trailing_zeros(), || "a store of an undefined register".into());
         }
         NextAction::Next
     }

@@ -32,6 +32,9 @@ pub struct MemorySystem {
     pub(super) shared_variables: Vec<(u64, u64)>,
     /// Scratch space of [`MemorySystem::check_shadow`], kept to avoid an allocation per access.
     pub(super) conflicts: Vec<Conflict>,
+    /// Lanes in which the load that runs read unwritten shared memory, for `ldmatrix`: lanes whose matrix row is
+    /// unwritten. The load makes registers undefined, and sets this to zero.
+    pub(super) unwritten_lanes: u32,
     /// Scratch space of loads and stores: lanes grouped by location.
     pub(super) groups: Vec<LaneGroup>,
 }
@@ -54,6 +57,7 @@ impl MemorySystem {
                 .map(|v| ((v.0 - FIRST_SHARED_ADDRESS) as u64, (v.1 - FIRST_SHARED_ADDRESS) as u64))
                 .collect(),
             conflicts: Vec::new(),
+            unwritten_lanes: 0,
             groups: Vec::new(),
         }
     }

@@ -5,7 +5,16 @@
 //! load that only copies:   its unwritten bytes become unwritten bytes of the register
 //! store of that register:  to local or shared memory, or as an argument: the stored bytes become unwritten, too
 //!                          to global memory: so does padding; anything else is reported, at the load
-//! any other load:          reported as before if a byte that it reads and uses is unwritten
+//! any other load:          reported if a byte that it reads and uses is unwritten, except from shared memory
+//! ```
+//!
+//! Computing with unwritten shared memory is no defect, either, if the results do not matter: kernels multiply matrices
+//! whose last rows nothing has written, and do not store the rows of the product that depend on them.
+//!
+//! ```text
+//! other loads, `ldmatrix`, from shared memory:  the register becomes undefined; the warp remembers the load
+//! store of an undefined register to shared memory:  the bytes become unwritten; the block remembers the load
+//! other uses (address, branch, argument, store to global or local memory):  reported, at the load
 //! ```
 //!
 //! A load that only serves to change a bit-field (`bit_field_updates` in `program/data_flow.rs`) uses no byte; the
@@ -17,11 +26,11 @@
 use super::check::shadow_of;
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
-use crate::exec::operands::mark_undefined_lanes;
+use crate::exec::operands::{lanes_where, mark_undefined_lanes};
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
-use crate::finding::{FindingKind, FindingSite};
 use crate::layout::FIRST_SHARED_ADDRESS;
-use crate::program::op::LoadStore;
+use crate::matrix::ldmatrix;
+use crate::program::op::{LoadStore, MatrixTransfer};
 use crate::regs::{Registers, Slot, UnwrittenSource};
 
 /// The lanes of a copying load that read unwritten bytes: the lane, and the mask of these bytes.
@@ -73,18 +82,12 @@ impl MemorySystem {
         t: &LoadStore,
         unwritten: &UnwrittenLanes,
     ) {
-        let pc = cx.pc;
-        let base = match group.location {
-            MemoryLocation::Global(index) => self.buffers.buffer(index).base,
-            MemoryLocation::Shared(_) => FIRST_SHARED_ADDRESS as u64,
-        };
         for &(lane, bytes) in unwritten {
             let start = group.offsets[lane as usize];
             self.mark_bytes_unwritten(cx, group.location, start, bytes);
-            let space = group.location.state_space_name();
             if t.copies {
                 let is_padding = bytes & t.used_bytes == 0;
-                let source = UnwrittenSource { pc, space, address: base + start, is_padding };
+                let source = UnwrittenSource { is_padding, ..self.unwritten_source(cx, group.location, start) };
                 set_registers_unwritten(cx.regs_mut(), t, lane, bytes, source);
             }
         }
@@ -123,13 +126,127 @@ impl MemorySystem {
                 let source = unwritten.source;
                 let is_part = source.space == "local" && u32::from(bytes) + 1 != 1 << width;
                 if matches!(group.location, MemoryLocation::Global(_)) && !source.is_padding && !is_part {
-                    report_unwritten(cx, lane, source);
+                    let site = cx.finding_site(lane);
+                    cx.grid.report_unwritten(site, source);
                     continue;
                 }
                 let start = group.offsets[lane as usize] + (n * width) as u64;
                 self.mark_bytes_unwritten(cx, group.location, start, bytes.into());
             }
         }
+    }
+}
+
+impl MemorySystem {
+    /// Returns the origin of unwritten bytes that the current instruction loads at an offset: an earlier load, if a store
+    /// put a value there that depends on it, else the current instruction.
+    fn unwritten_source(&self, cx: &InstructionContext, at: MemoryLocation, offset: u64) -> UnwrittenSource {
+        let (base, stored) = match at {
+            MemoryLocation::Global(index) => (self.buffers.buffer(index).base, None),
+            MemoryLocation::Shared(slot) => (
+                FIRST_SHARED_ADDRESS as u64,
+                cx.grid.blocks.get(slot).and_then(|block| block.undefined_words.get(&(offset / 4))),
+            ),
+        };
+        let space = at.state_space_name();
+        let here = UnwrittenSource { pc: cx.pc, space, address: base + offset, is_padding: false };
+        stored.copied().unwrap_or(here)
+    }
+
+    /// Returns which of the first `bytes` bytes from an offset on are unwritten.
+    fn unwritten_bytes(&mut self, cx: &mut InstructionContext, at: MemoryLocation, offset: u64, bytes: u32) -> u32 {
+        let Some(shadow) = shadow_of(&mut self.buffers, &mut cx.grid.blocks, at) else { return 0 };
+        let is_unwritten = |byte: &u32| !shadow.is_initialized(offset + *byte as u64..offset + *byte as u64 + 1);
+        (0..bytes).filter(is_unwritten).fold(0, |mask, byte| mask | 1 << byte)
+    }
+
+    /// After a load that read unwritten shared memory: makes the registers undefined that hold its bytes.
+    #[cold]
+    pub(super) fn set_loaded_registers_undefined(
+        &mut self,
+        cx: &mut InstructionContext,
+        group: &LaneGroup,
+        t: &LoadStore,
+    ) {
+        let width = t.width as u32;
+        for lane in lanes_in_mask(std::mem::take(&mut self.unwritten_lanes)) {
+            let start = group.offsets[lane as usize];
+            let unwritten = self.unwritten_bytes(cx, group.location, start, width * t.regs.len() as u32);
+            let source = self.unwritten_source(cx, group.location, start + u64::from(unwritten.trailing_zeros()));
+            cx.warp.record_unwritten_load(lane, source);
+            let regs = cx.regs_mut();
+            for (n, slot) in t.regs.iter().enumerate() {
+                let of_element = u64::from(unwritten) >> (n as u32 * width) & ((1 << width) - 1);
+                let Some(slot) = slot.filter(|_| of_element != 0) else { continue };
+                regs.undefined[slot as usize] |= 1 << lane;
+                regs.unwritten.remove(&(slot, lane as u8));
+            }
+        }
+    }
+
+    /// After an `ldmatrix` that read unwritten rows: makes the registers undefined in the lanes that hold their
+    /// elements. `offsets` are the offsets of the rows, `rows` is the mask of those that have unwritten bytes.
+    #[cold]
+    pub(super) fn set_loaded_fragments_undefined(
+        &mut self,
+        cx: &mut InstructionContext,
+        at: MemoryLocation,
+        offsets: &[u64; 32],
+        rows: u32,
+        t: &MatrixTransfer,
+    ) {
+        let mut unwritten_rows = [[0u8; 16]; 32];
+        let mut source = None;
+        for row in lanes_in_mask(rows).map(|row| row as usize) {
+            let bytes = self.unwritten_bytes(cx, at, offsets[row], 16);
+            let marks = unwritten_rows[row].iter_mut().enumerate();
+            marks.for_each(|(byte, mark)| *mark = if bytes >> byte & 1 != 0 { 0xff } else { 0 });
+            source = Some(self.unwritten_source(cx, at, offsets[row] + u64::from(bytes.trailing_zeros())));
+        }
+        let Some(source) = source else { return };
+        // The marks of the bytes move to lanes in the same way as the bytes do.
+        let mut marks = [[0u32; 32]; 4];
+        let count = t.regs.len();
+        ldmatrix::load(&unwritten_rows[..8 * count], t.trans, &mut marks[..count]);
+        for (&slot, marks) in t.regs.iter().zip(&marks) {
+            let lanes = lanes_where(cx.mask, |lane| marks[lane] != 0);
+            cx.regs_mut().undefined[slot as usize] |= lanes;
+            for lane in lanes_in_mask(lanes) {
+                cx.warp.record_unwritten_load(lane, source);
+                cx.regs_mut().unwritten.remove(&(slot, lane as u8));
+            }
+        }
+    }
+
+    /// After a store of `group` of which some lanes (in `undefined`) stored undefined registers: if the location is
+    /// shared memory, and a lane of the warp has loaded unwritten shared memory, makes the stored bytes unwritten and
+    /// returns true. Then only a use of the stored value is reported.
+    #[cold]
+    pub(super) fn store_undefined(
+        &mut self,
+        cx: &mut InstructionContext,
+        group: &LaneGroup,
+        t: &LoadStore,
+        undefined: u32,
+    ) -> bool {
+        let MemoryLocation::Shared(slot) = group.location else { return false };
+        let width = u64::from(t.width);
+        for lane in lanes_in_mask(group.lanes & undefined) {
+            let Some(source) = cx.warp.unwritten_load(lane) else { return false };
+            for (n, register) in t.regs.iter().enumerate() {
+                let is_undefined = |slot: &Slot| cx.regs().undefined[*slot as usize] >> lane & 1 != 0;
+                if !register.as_ref().is_some_and(is_undefined) {
+                    continue;
+                }
+                let start = group.offsets[lane as usize] + n as u64 * width;
+                self.mark_bytes_unwritten(cx, group.location, start, ((1u64 << width) - 1) as u32);
+                if let Some(block) = cx.grid.blocks.get_mut(slot) {
+                    let words = start / 4..(start + width).div_ceil(4);
+                    block.undefined_words.extend(words.map(|word| (word, source)));
+                }
+            }
+        }
+        true
     }
 }
 
@@ -162,16 +279,6 @@ pub(super) fn set_registers_unwritten(
         let extension = if t.signed && top_is_unwritten { !(((1u32 << width) - 1) as u16) } else { 0 };
         regs.set_unwritten(slot, lane as usize, of_element | extension, source);
     }
-}
-
-/// Reports bytes that nothing has written, where the load at `source` read them.
-fn report_unwritten(cx: &mut InstructionContext, lane: u32, source: UnwrittenSource) {
-    let UnwrittenSource { pc, space, address, .. } = source;
-    let site = FindingSite { pc, ..cx.finding_site(lane) };
-    let writer = if space == "local" { "instruction" } else { "thread" };
-    cx.grid.reporter.report_with_details(FindingKind::Uninitialized, site, None, Some((space, address)), || {
-        format!("read of {space} memory at {address:#x} that no {writer} has written")
-    });
 }
 
 /// Executes [`crate::program::op::Op::CopyRegister`].

@@ -21,7 +21,7 @@ impl MemorySystem {
         let defined = undefined & mask == 0;
         let lane = cx.first_lane();
         if !defined {
-            cx.report(FindingKind::Uninitialized, lane, || "an address depends on an undefined register".into());
+            cx.report_undefined(lane, || "an address depends on an undefined register".into());
         }
         // A misaligned matrix is reported once, not for each of its elements.
         let (start, step) = (base[lane as usize], strides[lane as usize] as u64 * form.element_bits() as u64);

@@ -93,6 +93,7 @@ fn new_block(context: &GridContext, blocks: &mut BlockTable, at: [u32; 3], rank:
         ended: false,
         pool_grew: false,
         wgmma_issued: false,
+        undefined_words: BTreeMap::new(),
     };
     let max_registers = residency::registers_per_thread_at_start(kernel, context.options);
     if max_registers.is_none() {
@@ -131,6 +132,7 @@ fn new_warp(
         local_top: 0,
         copies: Default::default(),
         wgmma: Default::default(),
+        unwritten_loads: Vec::new(),
         max_registers,
         setmaxnreg: Vec::new(),
         clock: 0,

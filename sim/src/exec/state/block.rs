@@ -5,7 +5,7 @@ use super::mbarrier::{MbarrierLocation, MbarrierObject};
 use super::warp::Warp;
 use super::wgmma::Warpgroup;
 use crate::order::ShadowMemory;
-use crate::regs::Registers;
+use crate::regs::{Registers, UnwrittenSource};
 use std::collections::BTreeMap;
 use std::ops::{Index, IndexMut};
 
@@ -53,6 +53,9 @@ pub struct Block {
     /// Whether, in this turn, the last of the four warps of a warpgroup issued a wgmma product; after the turn, warps
     /// that wait for the product are woken.
     pub wgmma_issued: bool,
+    /// Words of shared memory (offset divided by 4) into which a store put a value that depends on unwritten shared
+    /// memory, and the load of that memory. An entry counts only while shadow memory has unwritten bytes in the word.
+    pub undefined_words: BTreeMap<u64, UnwrittenSource>,
 }
 
 impl Block {

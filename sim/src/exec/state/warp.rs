@@ -149,6 +149,9 @@ pub struct Warp {
     pub max_registers: Option<u32>,
     /// Indices of the `setmaxnreg` instructions that the warp has executed, in order.
     pub setmaxnreg: Vec<u32>,
+    /// For each lane, the last load of shared memory that nothing has written: the origin of undefined registers. Empty
+    /// if no lane has executed such a load.
+    pub unwritten_loads: Vec<Option<UnwrittenSource>>,
     /// Number of instructions executed, which `%clock` returns.
     pub clock: u64,
     /// Whether the warp executed `nanosleep` or a false mbarrier test, which ends its turn so that other warps run.
@@ -163,6 +166,19 @@ impl Warp {
     /// Returns whether any fragment can run.
     pub fn is_ready(&self) -> bool {
         self.fragments.iter().any(|f| f.state == FragmentState::Ready)
+    }
+
+    /// Records that `lane` has loaded shared memory that nothing has written.
+    pub fn record_unwritten_load(&mut self, lane: u32, source: UnwrittenSource) {
+        self.unwritten_loads.resize(32, None);
+        self.unwritten_loads[lane as usize] = Some(source);
+    }
+
+    /// Returns the load from which an undefined register of `lane` may come: the lane's own last load of unwritten
+    /// shared memory, or that of another lane, whose value a shuffle or a matrix product may have passed on.
+    pub fn unwritten_load(&self, lane: u32) -> Option<UnwrittenSource> {
+        let own = self.unwritten_loads.get(lane as usize).copied().flatten();
+        own.or_else(|| self.unwritten_loads.iter().find_map(|source| *source))
     }
 
     /// Returns the bytes of host memory that the warp's frames and local memory take.

@@ -22,6 +22,7 @@ mod product;
 mod sequence;
 #[cfg(test)]
 mod tests;
+mod undefined;
 
 pub use super::format::{AccumulatorFormat, ElementFormat};
 pub use op::{BitOp, MmaOp, RegisterCounts};

@@ -91,6 +91,53 @@ fn b_place(op: &MmaOp, lane: usize, i: usize) -> (usize, usize) {
     (row, g)
 }
 
+/// Returns (row, column) of value `i` of C and D in a lane.
+fn c_place(lane: usize, i: usize) -> (usize, usize) {
+    (lane / 4 + 8 * (i >> 1), 2 * (lane % 4) + (i & 1))
+}
+
+#[test]
+fn undefined_registers_spread_along_rows_of_a_and_columns_of_b() {
+    let mut random = Random::new(7);
+    for opcode in forms() {
+        let op = MmaOp::decode(&opcode).unwrap();
+        let counts = op.registers_per_lane();
+        let per_register = |bits: u32| if op.a == ElementFormat::F64 { 1 } else { 32 / bits as usize };
+        let values = if op.accumulator == AccumulatorFormat::F16 { 2 } else { 1 };
+        // One undefined lane in one register of each operand, or in none.
+        let mut one_lane = |count: usize| {
+            let mut masks = vec![0u32; count];
+            masks[random.next() as usize % count] = 1u32.wrapping_shl(random.next()) & random.next();
+            masks
+        };
+        for _ in 0..8 {
+            let (a, b, c) = (one_lane(counts.a), one_lane(counts.b), one_lane(counts.c));
+            let places = |masks: &[u32], per: usize, place: &dyn Fn(usize, usize) -> (usize, usize)| {
+                let mut found = Vec::new();
+                for (register, &lanes) in masks.iter().enumerate() {
+                    for lane in (0..32).filter(|lane| lanes >> lane & 1 != 0) {
+                        found.extend((register * per..(register + 1) * per).map(|i| place(lane, i)));
+                    }
+                }
+                found
+            };
+            let of_a = places(&a, per_register(op.a.bits()), &|lane, i| a_place(&op, lane, i));
+            let of_b = places(&b, per_register(op.b.bits()), &|lane, i| b_place(&op, lane, i));
+            let of_c = places(&c, values, &c_place);
+            let depends = |place: (usize, usize)| {
+                of_a.iter().any(|a| a.0 == place.0) || of_b.iter().any(|b| b.1 == place.1) || of_c.contains(&place)
+            };
+            let expected: Vec<u32> = (0..counts.c)
+                .map(|r| {
+                    let bad = |lane: &usize| (r * values..(r + 1) * values).any(|i| depends(c_place(*lane, i)));
+                    (0..32).filter(bad).fold(0, |lanes, lane| lanes | 1 << lane)
+                })
+                .collect();
+            assert_eq!(op.undefined_results(&a, &b, &c), expected, "{opcode}");
+        }
+    }
+}
+
 /// Returns the bits of element `i` of a fragment in one lane.
 fn element_bits(rows: &[Lanes], bits: usize, lane: usize, i: usize) -> u64 {
     if bits == 64 {
