@@ -397,3 +397,49 @@ fn thunder_kittens_polls_phases_that_two_later_phases_hide() {
     assert_eq!(case("bar.sync 1, 64;"), [""; 0]);
     assert_eq!(case(""), ["deadlock"]);
 }
+
+#[test]
+fn cutlass_multiplies_tiles_that_cp_async_wrote_without_a_proxy_fence() {
+    // Warpgroup 1 copies a 64×16 and a 16×8 tile of bf16; warpgroup 0 waits for the copies and multiplies the tiles.
+    let case = |fence: &str| {
+        let body = format!(
+            ".reg .b32 %r<6>; .reg .b64 %d<6>; .reg .f32 %f<4>; .reg .pred %p<4>;
+            .shared .align 128 .b8 tiles[2304]; .shared .align 8 .b64 full;
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, tiles; mov.u32 %r2, full;
+            setp.ne.u32 %p0, %r0, 0; @%p0 bra READY; mbarrier.init.shared::cta.b64 [%r2], 128;
+            READY: bar.sync 0; setp.lt.u32 %p1, %r0, 128; @%p1 bra MULTIPLY;
+            sub.u32 %r3, %r0, 128; shl.b32 %r4, %r3, 4; cvt.u64.u32 %d1, %r4; add.u64 %d1, %d0, %d1;
+            add.u32 %r4, %r1, %r4; cp.async.cg.shared.global [%r4], [%d1], 16;
+            setp.lt.u32 %p2, %r3, 16; @%p2 cp.async.cg.shared.global [%r4+2048], [%d1+2048], 16;
+            cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%r2]; ret;
+            MULTIPLY: mbarrier.try_wait.parity.shared::cta.b64 %p3, [%r2], 0; @!%p3 bra MULTIPLY;
+            {fence} shr.u32 %r5, %r1, 4; cvt.u64.u32 %d2, %r5; or.b64 %d2, %d2, 0x1000080000; add.u64 %d3, %d2, 128;
+            setp.gt.u32 %p2, %r0, 999; wgmma.fence.sync.aligned;
+            wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{%f0, %f1, %f2, %f3}}, %d2, %d3, %p2, 1, 1, 0, 0;
+            wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;
+            mul.wide.u32 %d4, %r0, 16; add.u64 %d4, %d0, %d4;
+            st.global.v4.f32 [%d4+4096], {{%f0, %f1, %f2, %f3}}; ret;"
+        );
+        Case { buffers: vec![vec![0; 8192]], ..Case::new("sm_90a", 256, &body) }.kinds()
+    };
+    assert_eq!(case("fence.proxy.async.shared::cta;"), [""; 0]);
+    assert_eq!(case(""), ["async-proxy"]);
+}
+
+#[test]
+fn thunder_kittens_layernorm_stores_elements_that_other_lanes_write() {
+    // Each lane adds to its own elements of a row in shared memory, one in 32, then stores four consecutive ones.
+    let case = |between: &str| {
+        let body = format!(
+            ".reg .b32 %r<9>; .reg .b64 %d<2>; .shared .align 16 .b8 row[512];
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, row; shl.b32 %r2, %r0, 2; add.u32 %r2, %r1, %r2;
+            st.shared.u32 [%r2], %r0; st.shared.u32 [%r2+128], %r0; st.shared.u32 [%r2+256], %r0;
+            st.shared.u32 [%r2+384], %r0; {between} shl.b32 %r3, %r0, 4; add.u32 %r4, %r1, %r3;
+            ld.shared.v4.u32 {{%r5, %r6, %r7, %r8}}, [%r4]; cvt.u64.u32 %d1, %r3; add.u64 %d1, %d0, %d1;
+            st.global.v4.u32 [%d1], {{%r5, %r6, %r7, %r8}}; ret;"
+        );
+        Case::new("sm_80", 32, &body).kinds()
+    };
+    assert_eq!(case("bar.warp.sync -1;"), [""; 0]);
+    assert_eq!(case(""), ["race"]);
+}
