@@ -443,3 +443,27 @@ fn thunder_kittens_layernorm_stores_elements_that_other_lanes_write() {
     assert_eq!(case("bar.warp.sync -1;"), [""; 0]);
     assert_eq!(case(""), ["race"]);
 }
+
+#[test]
+fn cute_multiplies_tiles_that_other_threads_still_copy() {
+    // A warpgroup copies a 64×16 and a 16×8 tile of bf16; each thread waits for its own copies, then all multiply.
+    let case = |after_wait: &str| {
+        let body = format!(
+            ".reg .b32 %r<4>; .reg .b64 %d<5>; .reg .f32 %f<4>; .reg .pred %p<2>; .shared .align 128 .b8 tiles[2304];
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, tiles; shl.b32 %r2, %r0, 4;
+            cvt.u64.u32 %d1, %r2; add.u64 %d1, %d0, %d1; add.u32 %r2, %r1, %r2;
+            cp.async.cg.shared.global [%r2], [%d1], 16; setp.lt.u32 %p0, %r0, 16;
+            @%p0 cp.async.cg.shared.global [%r2+2048], [%d1+2048], 16;
+            cp.async.commit_group; cp.async.wait_group 0; {after_wait}
+            shr.u32 %r3, %r1, 4; cvt.u64.u32 %d2, %r3; or.b64 %d2, %d2, 0x1000080000; add.u64 %d3, %d2, 128;
+            setp.gt.u32 %p1, %r0, 999; wgmma.fence.sync.aligned;
+            wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{%f0, %f1, %f2, %f3}}, %d2, %d3, %p1, 1, 1, 0, 0;
+            wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;
+            st.global.v4.f32 [%d1+4096], {{%f0, %f1, %f2, %f3}}; ret;"
+        );
+        Case { buffers: vec![vec![0; 8192]], ..Case::new("sm_90a", 128, &body) }.kinds()
+    };
+    assert_eq!(case("fence.proxy.async.shared::cta; bar.sync 0;"), [""; 0]);
+    assert!(case("fence.proxy.async.shared::cta;").contains(&"async-not-waited"));
+    assert_eq!(case("bar.sync 0;"), ["async-proxy"]);
+}

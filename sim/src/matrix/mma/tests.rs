@@ -98,7 +98,7 @@ fn c_place(lane: usize, i: usize) -> (usize, usize) {
 
 #[test]
 fn undefined_registers_spread_along_rows_of_a_and_columns_of_b() {
-    let mut random = Random::new(7);
+    let mut random = Random(7);
     for opcode in forms() {
         let op = MmaOp::decode(&opcode).unwrap();
         let counts = op.registers_per_lane();
