@@ -467,3 +467,18 @@ fn cute_multiplies_tiles_that_other_threads_still_copy() {
     assert!(case("fence.proxy.async.shared::cta;").contains(&"async-not-waited"));
     assert_eq!(case("bar.sync 0;"), ["async-proxy"]);
 }
+
+#[test]
+fn cutlass_reference_multiplies_unwritten_elements_by_zero() {
+    // D = X + beta·C, where beta is zero, and C is the buffer of D, which nothing has written.
+    let case = |load: &str| {
+        let body = format!(
+            ".reg .b32 %r; .reg .f32 %f<4>; .reg .b64 %d<2>; ld.param.u64 %d0, [p]; mov.u32 %r, %tid.x;
+            mul.wide.u32 %d1, %r, 4; add.u64 %d1, %d0, %d1; cvt.rn.f32.u32 %f0, %r; mov.f32 %f1, 0f00000000; {load}
+            fma.rn.f32 %f2, %f1, 0f00000000, %f0; st.global.f32 [%d1], %f2; ret;"
+        );
+        Case { unwritten: true, ..Case::new("sm_80", 32, &body) }.kinds()
+    };
+    assert_eq!(case(""), [""; 0]);
+    assert_eq!(case("ld.global.f32 %f1, [%d1];"), ["uninitialized"]);
+}

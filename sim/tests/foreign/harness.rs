@@ -17,6 +17,8 @@ pub struct Case {
     pub cluster: u32,
     /// The contents of the buffers before the launch.
     pub buffers: Vec<Vec<u8>>,
+    /// True if nothing has written the buffers, which then only have the sizes of `buffers`.
+    pub unwritten: bool,
     pub options: ExecOptions,
 }
 
@@ -27,7 +29,7 @@ impl Case {
             ".version 8.0\n.target {target}\n.address_size 64\n.visible .entry k(.param .u64 p) {{\n{body}\n}}\n"
         );
         let options = ExecOptions { patience: 200_000, ..ExecOptions::default() };
-        Case { ptx, blocks: 1, threads, cluster: 1, buffers: vec![vec![0; 1024]], options }
+        Case { ptx, blocks: 1, threads, cluster: 1, buffers: vec![vec![0; 1024]], unwritten: false, options }
     }
 
     /// Returns the case without the lines that end in `// mark`.
@@ -58,7 +60,11 @@ impl Case {
     fn run_program(&self, program: &Program, interleavings: u32) -> CheckReport {
         let kernel = program.kernel("k").unwrap();
         let mut memory = SimMemory::new();
-        let addresses: Vec<u64> = self.buffers.iter().map(|bytes| memory.alloc(bytes.clone())).collect();
+        let mut allocate = |bytes: &Vec<u8>| match self.unwritten {
+            true => memory.alloc_uninitialized(bytes.len()),
+            false => memory.alloc(bytes.clone()),
+        };
+        let addresses: Vec<u64> = self.buffers.iter().map(&mut allocate).collect();
         let launch = LaunchConfig {
             grid: [self.blocks, 1, 1],
             block: [self.threads, 1, 1],
