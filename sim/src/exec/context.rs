@@ -100,7 +100,8 @@ impl InstructionContext<'_, '_> {
         }
     }
 
-    /// Returns whether all live lanes in `member_mask` are at this instruction; if not, makes the fragment wait for them.
+    /// Returns whether all live lanes in `member_mask` are at this instruction; if not, makes the fragment wait for
+    /// them.
     pub fn gather_lanes(&mut self, member_mask: u32) -> bool {
         if self.fragment.gathered {
             self.fragment.gathered = false;

@@ -75,8 +75,8 @@ impl<'a> GridState<'a> {
         self.context.finding_site(self.blocks[block_slot].coordinates, warp * 32 + lane, pc)
     }
 
-    /// Reports that the instruction `pc` uses an undefined register of a lane in a way that matters; at the load, if the
-    /// value may come from shared memory that nothing has written.
+    /// Reports that the instruction `pc` uses an undefined register of a lane in a way that matters; at the load, if
+    /// the value may come from shared memory that nothing has written.
     #[cold]
     pub fn report_undefined(&mut self, warp: &Warp, lane: u32, pc: u32, message: impl FnOnce() -> String) {
         let site = self.finding_site(warp.slot, warp.index, lane, pc);

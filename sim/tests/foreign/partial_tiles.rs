@@ -54,8 +54,8 @@ fn product(extent: Extent, trans: bool, then: &str) -> Case {
         ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%a0, %a1, %a2, %a3}}, [%r9];
         {load_b}
         mov.f32 %f4, 0f00000000;
-        mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {{%f0, %f1, %f2, %f3}}, {{%a0, %a1, %a2, %a3}}, {{%b0, %b1}},
-            {{%f4, %f4, %f4, %f4}};
+        mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {{%f0, %f1, %f2, %f3}}, {{%a0, %a1, %a2, %a3}},
+            {{%b0, %b1}}, {{%f4, %f4, %f4, %f4}};
         add.f32 %f0, %f0, %f0; add.f32 %f1, %f1, %f1; add.f32 %f2, %f2, %f2; add.f32 %f3, %f3, %f3;
         shl.b32 %r12, %r0, 3; add.u32 %r12, %r12, c;
         st.shared.v2.f32 [%r12], {{%f0, %f1}}; st.shared.v2.f32 [%r12+256], {{%f2, %f3}};

@@ -138,8 +138,8 @@ impl MemorySystem {
 }
 
 impl MemorySystem {
-    /// Returns the origin of unwritten bytes that the current instruction loads at an offset: an earlier load, if a store
-    /// put a value there that depends on it, else the current instruction.
+    /// Returns the origin of unwritten bytes that the current instruction loads at an offset: an earlier load, if a
+    /// store put a value there that depends on it, else the current instruction.
     fn unwritten_source(&self, cx: &InstructionContext, at: MemoryLocation, offset: u64) -> UnwrittenSource {
         let (base, stored) = match at {
             MemoryLocation::Global(index) => (self.buffers.buffer(index).base, None),
