@@ -1,5 +1,6 @@
 //! Kernels as other projects write them, reduced to small PTX. Each of them once revealed an error of the simulator.
 
+mod atomics;
 mod copies;
 mod found;
 mod groups;

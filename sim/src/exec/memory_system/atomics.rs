@@ -29,6 +29,7 @@ impl MemorySystem {
         let mut groups = Vec::new();
         let request = AccessRequest { window: a.window, addresses: &at, lanes: cx.mask, bytes: bytes as u64 };
         let elsewhere = self.locate_lanes(cx, request, &mut groups);
+        a.dst.iter().flatten().for_each(|&d| cx.regs_mut().undefined[d as usize] &= !wanted);
         if elsewhere != 0 {
             cx.report(FindingKind::OutOfBounds, elsewhere.trailing_zeros(), || {
                 "an atomic operation on an address that is neither in global nor in shared memory".into()
@@ -37,8 +38,6 @@ impl MemorySystem {
         for group in &groups {
             self.atomic_group(cx, a, group, bytes);
         }
-        let regs = cx.regs_mut();
-        a.dst.iter().flatten().for_each(|&d| regs.undefined[d as usize] &= !wanted);
         NextAction::Next
     }
 
@@ -50,6 +49,9 @@ impl MemorySystem {
                 "an atomic operation on constant memory, which is read-only".into()
             });
             return;
+        }
+        if a.op == AtomicOp::Exch {
+            self.mark_exchanged_unwritten(cx, a, group, bytes);
         }
         self.check_lane_accesses(cx, AccessKind::Atomic, group, bytes, a.scope, 0);
         self.check_mbarrier_overwrite(cx, group, bytes);
@@ -66,6 +68,29 @@ impl MemorySystem {
                 cx.record_memory_change();
             }
             self.sync_vars.on_strong_write(key, &mut cx.warp.order, lane, semantics, a.scope, true, &self.clusters);
+        }
+    }
+
+    /// For an exchange of bytes that nothing has written: marks the destination registers as undefined. The exchange
+    /// itself is a store of these bytes, and no defect unless the program uses the old value. If several lanes
+    /// exchange the same bytes, the first one gets the undefined value.
+    fn mark_exchanged_unwritten(&mut self, cx: &mut InstructionContext, a: &Atomic, group: &LaneGroup, bytes: u32) {
+        let size = a.ty.size() as u32;
+        let mut exchanged = Vec::new();
+        for (lane, unwritten) in self.find_unwritten_bytes(cx, group, bytes, u32::MAX) {
+            let start = group.offsets[lane as usize];
+            if exchanged.contains(&start) {
+                continue;
+            }
+            exchanged.push(start);
+            for (n, dst) in a.dst.iter().enumerate() {
+                let is_unwritten = unwritten >> (n as u32 * size) & ((1 << size) - 1) != 0;
+                if let Some(dst) = dst.filter(|_| is_unwritten) {
+                    let regs = cx.regs_mut();
+                    regs.undefined[dst as usize] |= 1 << lane;
+                    regs.unwritten.remove(&(dst, lane as u8));
+                }
+            }
         }
     }
 

@@ -1,0 +1,42 @@
+//! Atomic operations on bytes that nothing has written.
+
+use super::harness::Case;
+
+/// All threads exchange a shared variable for zero, meet at `barrier`, and add to it; `after` follows the exchange.
+fn cleared_by_exchange(exchange: &str, after: &str, barrier: &str) -> Case {
+    let body = format!(
+        ".reg .b32 %r<6>; .reg .b64 %d<6>; .reg .pred %p; .shared .align 16 .b8 s[16];
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1; mov.u64 %d2, 0;
+        {exchange} {after}
+        {barrier}
+        red.shared.add.u32 [s], 1; bar.sync 0; ld.shared.u32 %r2, [s]; st.global.u32 [%d1], %r2; ret;"
+    );
+    Case::new("sm_90", 64, &body)
+}
+
+#[test]
+fn exchange_clears_memory_that_nothing_has_written() {
+    let kinds = |exchange: &str, after: &str, barrier: &str| cleared_by_exchange(exchange, after, barrier).kinds();
+    let (exchange, barrier) = ("atom.shared.exch.b32 %r1, [s], 0;", "bar.sync 0;");
+    assert_eq!(kinds(exchange, "", barrier), [""; 0]);
+    assert_eq!(kinds("atom.shared.exch.b64 %d3, [s], %d2;", "", barrier), [""; 0]);
+    // The old value is used: in a result, in a branch, in an address. One thread reads an undefined one.
+    assert_eq!(kinds(exchange, "st.global.u32 [%d1+512], %r1;", barrier), ["uninitialized"]);
+    assert_eq!(
+        kinds(exchange, "setp.eq.u32 %p, %r1, 0; @%p bra L; add.u32 %r3, %r1, 1; L:", barrier),
+        ["uninitialized"]
+    );
+    let address = "cvt.u64.u32 %d4, %r1; add.u64 %d4, %d0, %d4; st.global.u32 [%d4], %r0;";
+    assert!(kinds(exchange, address, barrier).contains(&"uninitialized"));
+    // Threads after the first one exchange what another thread has written.
+    let others = "@!%p bra L; st.global.u32 [%d1+512], %r1; L:";
+    let later = format!("setp.ne.u32 %p, %r0, 0; @%p bra M; {exchange} M: bar.sync 0; @!%p bra N; {exchange} N:");
+    assert_eq!(kinds(&later, others, barrier), [""; 0]);
+    // Other operations compute with the old value.
+    assert_eq!(kinds("atom.shared.add.u32 %r1, [s], 0;", "", barrier), ["uninitialized"]);
+    assert_eq!(kinds("atom.shared.cas.b32 %r1, [s], 0, 0;", "", barrier), ["uninitialized"]);
+    // The exchange is a write: an ordinary read needs a barrier after it.
+    let read = "ld.shared.u32 %r4, [s]; st.global.u32 [%d1+512], %r4;";
+    assert_eq!(kinds(exchange, &format!("{barrier} {read}"), barrier), [""; 0]);
+    assert_eq!(kinds(exchange, read, barrier), ["race"]);
+}
