@@ -25,6 +25,10 @@ pub struct ProgressCounters {
     pub steps: u64,
     /// Number of threads that have exited.
     pub exits: u64,
+    /// Number of reads of a clock (`%clock`, `%globaltimer`) so far.
+    pub clock_reads: u64,
+    /// Cycles by which the clocks have been advanced while the grid only waited for time to pass.
+    pub clock_lead: u64,
 }
 
 impl ProgressCounters {

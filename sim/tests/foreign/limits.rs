@@ -54,6 +54,52 @@ fn long_loops_that_end_are_no_findings() {
     assert!(report.has_no_findings() && report.stopped.is_none(), "{:?}", report.findings);
 }
 
+/// One thread waits until `clock` has advanced by 20 million; `pause` is an instruction of the loop.
+fn wait_for_time(clock: &str, pause: &str) -> Case {
+    let body = format!(
+        ".reg .b64 %d<4>; .reg .pred %p; ld.param.u64 %d3, [p]; mov.u64 %d0, {clock};
+        AGAIN: mov.u64 %d1, {clock}; {pause} sub.u64 %d2, %d1, %d0; setp.lt.u64 %p, %d2, 20000000; @%p bra AGAIN; ret;"
+    );
+    limited(1, &body)
+}
+
+#[test]
+fn waiting_for_a_clock_ends() {
+    // Instructions that change nothing, that sleep, and that change memory in each iteration.
+    for pause in ["", "nanosleep.u32 100;", "st.global.u64 [%d3], %d1;"] {
+        for clock in ["%clock64", "%globaltimer"] {
+            let mut case = wait_for_time(clock, pause);
+            (case.options.patience, case.options.limits.idle_steps) = (10_000_000, 2_000_000);
+            let report = case.run();
+            assert!(report.has_no_findings() && report.stopped.is_none(), "{clock} {pause} {:?}", report.findings);
+        }
+    }
+    let endless = wait_for_time("%clock64", "").replace("@%p bra", "bra");
+    assert_eq!(endless.kinds(), ["deadlock"]);
+}
+
+/// A warp gives up (`trap`) if it has waited for a flag for `cycles`. The other warp computes without a store before
+/// it sets the flag.
+#[test]
+fn computing_warps_are_not_given_up_early() {
+    let kinds = |cycles: u64, flag: &str| {
+        let body = format!(
+            ".reg .b64 %d<4>; .reg .b32 %r<4>; .reg .pred %p<3>; ld.param.u64 %d3, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, 0;
+            setp.lt.u32 %p0, %r0, 32; @%p0 bra COMPUTE; mov.u64 %d0, %clock64;
+            AGAIN: ld.acquire.gpu.global.u32 %r2, [%d3]; setp.ne.u32 %p1, %r2, 0; @%p1 bra END;
+            mov.u64 %d1, %clock64; sub.u64 %d2, %d1, %d0; setp.lt.u64 %p2, %d2, {cycles}; @%p2 bra AGAIN; trap;
+            COMPUTE: add.u32 %r1, %r1, 1; setp.lt.u32 %p1, %r1, 100000; @%p1 bra COMPUTE;
+            st.release.gpu.global.u32 [%d3], {flag};
+            END: ret;"
+        );
+        let mut case = limited(64, &body);
+        (case.options.patience, case.options.limits.idle_steps) = (10_000_000, 60_000_000);
+        case.kinds()
+    };
+    assert_eq!(kinds(2_000_000_000, "1"), [""; 0]);
+    assert_eq!(kinds(2_000_000, "0"), ["trap"]);
+}
+
 #[test]
 fn blocks_that_only_compute_end_before_others_start() {
     // All blocks together execute more instructions than the limit allows without progress.

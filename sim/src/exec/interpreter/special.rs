@@ -12,9 +12,13 @@ use crate::program::op::VaryingSpecialRegister;
 
 /// Executes a read of a special register that changes while the warp runs.
 pub fn read_special_register(cx: &mut InstructionContext, dst: u32, which: VaryingSpecialRegister) -> NextAction {
-    let clock = cx.warp.clock;
-    // The simulator does not model time: it assumes 2 ns per instruction.
-    let nanoseconds = cx.grid.progress.elapsed() * 2;
+    // The simulator does not model time: it assumes one cycle and 2 ns per instruction, until `clock_advance.rs`
+    // advances the clocks.
+    let lead = cx.grid.progress.clock_lead;
+    let clock = cx.warp.clock.wrapping_add(lead);
+    let nanoseconds = (cx.grid.progress.elapsed() * 2).wrapping_add(lead);
+    let is_clock = !matches!(which, VaryingSpecialRegister::Activemask | VaryingSpecialRegister::ExplicitCluster);
+    cx.grid.progress.clock_reads += u64::from(is_clock);
     match which {
         VaryingSpecialRegister::Clock => cx.set_register(dst, &[clock as u32; 32]),
         VaryingSpecialRegister::ClockHi => cx.set_register(dst, &[(clock >> 32) as u32; 32]),

@@ -32,6 +32,8 @@ impl Interpreter<'_> {
         let mut add = |word: u64| hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
         // The hash includes the number of memory changes: the loop may not have read the latest change yet.
         add(changes);
+        // A loop that reads a clock may wait for time to pass, which this loop sees in its next turn.
+        add(self.grid.progress.clock_reads);
         for row in &regs.rows {
             row.0.chunks_exact(2).for_each(|c| add(c[0] as u64 | (c[1] as u64) << 32));
         }

@@ -1,5 +1,6 @@
 //! Watches the limits of a run: steps without progress, time, and memory.
 
+use super::clock_advance::ClockAdvance;
 use crate::exec::grid::GridState;
 use crate::exec::limits::{EarlyStop, RunLimits, StopCause};
 use crate::exec::state::warp::Warp;
@@ -36,6 +37,7 @@ pub(super) struct LimitWatch {
     achieved: Achievements,
     /// Executions of each instruction at the last scan.
     executed: Vec<u64>,
+    clocks: ClockAdvance,
 }
 
 impl LimitWatch {
@@ -47,6 +49,7 @@ impl LimitWatch {
             progress_at: 0,
             achieved: Achievements::default(),
             executed: Vec::new(),
+            clocks: ClockAdvance::default(),
         }
     }
 
@@ -80,6 +83,9 @@ impl LimitWatch {
         if achieved != self.achieved {
             self.achieved = achieved;
             self.progress_at = steps;
+            self.clocks.restart(&grid.progress);
+        } else {
+            self.clocks.advance(&mut grid.progress);
         }
         let idle = steps - self.progress_at;
         if idle <= self.limits.idle_steps {

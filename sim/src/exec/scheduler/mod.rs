@@ -14,6 +14,7 @@
 //! Every choice comes from the seeded generator of the grid, so a seed always gives the same interleaving.
 
 mod blocks;
+mod clock_advance;
 mod deadlock;
 mod limit_watch;
 mod wake;
@@ -26,6 +27,7 @@ use super::residency;
 use super::state::warp::FragmentState;
 use super::sync::block_barrier::complete_barriers;
 use super::sync::cluster_barrier::complete_cluster_barrier;
+use clock_advance::ClockAdvance;
 use deadlock::report_deadlock;
 use limit_watch::LimitWatch;
 
@@ -59,6 +61,7 @@ pub struct Scheduler {
     /// Whether the run has ended with a deadlock.
     stuck: bool,
     marks: ProgressMarks,
+    clocks: ClockAdvance,
     watch: LimitWatch,
 }
 
@@ -96,6 +99,7 @@ impl Scheduler {
             live_blocks: 0,
             stuck: false,
             marks: ProgressMarks::default(),
+            clocks: ClockAdvance::default(),
             watch: LimitWatch::new(limits),
         }
     }
@@ -183,12 +187,14 @@ impl Scheduler {
             marks.elapsed_at_change = progress.elapsed();
             marks.waits_at_change = progress.waits;
             marks.wake_all = progress.elapsed();
+            self.clocks.restart(&progress);
             if progress.elapsed() > marks.spin_check + INSTRUCTIONS_BEFORE_SPIN_CHECK {
                 marks.spin_check = progress.elapsed();
                 self.wake_spinning_loops(&mut interpreter.grid);
             }
             return false;
         }
+        self.clocks.advance_if_due(&mut interpreter.grid.progress);
         if progress.elapsed() - marks.wake_all <= INSTRUCTIONS_BEFORE_WAKING_ALL {
             return false;
         }
