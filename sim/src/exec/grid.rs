@@ -96,6 +96,12 @@ impl<'a> GridState<'a> {
         let writer = if space == "local" { "instruction" } else { "thread" };
         let [line, line_of_use] = [pc, site.pc].map(|pc| self.context.source_line(pc));
         let site = FindingSite { pc, ..site };
+        if space == "param" {
+            self.reporter.report_with_details(FindingKind::Uninitialized, site, None, None, || {
+                "an undefined register is passed to or from a function, and then stored".into()
+            });
+            return;
+        }
         self.reporter.report_with_details(FindingKind::Uninitialized, site, None, Some((space, address)), || {
             let used = if line == line_of_use { String::new() } else { format!("; line {line_of_use} uses the value") };
             format!("read of {space} memory at {address:#x} that no {writer} has written{used}")

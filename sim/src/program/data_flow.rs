@@ -1,6 +1,6 @@
 //! What happens to the values that loads read, found in the text of a function without running it: which loads only
-//! copy bytes to other memory, which only pass a value to other lanes, which read a word to change a bit-field in it,
-//! and which read the first value of a compare-and-swap loop.
+//! copy bytes to other memory, which read a word to change a bit-field in it, and which read the first value of a
+//! compare-and-swap loop.
 //!
 //! The analysis does not follow the order of instructions: a register counts by all of its uses in the function.
 
@@ -13,8 +13,6 @@ use std::collections::{HashMap, HashSet};
 pub(super) struct DataFlow {
     /// True for loads, stores and moves that only copy a value from memory to memory, without computing with it.
     pub copies: Vec<bool>,
-    /// True for loads whose value is only passed to other lanes by `shfl`.
-    pub shuffled: Vec<bool>,
     /// True for plain loads whose value is the first expected value of a compare-and-swap on the same word.
     pub cas_reads: Vec<bool>,
     /// For loads and stores that together change a bit-field of a word: the mask of the bytes outside the bit-field.
@@ -28,7 +26,6 @@ pub(super) fn analyse(function: &Function) -> DataFlow {
     let moves: Vec<Move> = function.body.iter().filter_map(|i| register_move(function, i)).collect();
     DataFlow {
         copies: copies(function, &moves),
-        shuffled: shuffled_loads(function, &moves),
         cas_reads: cas_reads(function, &moves),
         kept_bytes: bit_field_updates(function),
     }
@@ -118,43 +115,6 @@ fn copies(function: &Function, moves: &[Move]) -> Vec<bool> {
         }
     };
     function.body.iter().map(is_copy).collect()
-}
-
-/// Finds loads whose registers are used only as the data operand of `shfl`, or moved to such registers.
-fn shuffled_loads(function: &Function, moves: &[Move]) -> Vec<bool> {
-    let (mut exchanged, mut other) = (HashSet::new(), HashSet::new());
-    if !function.body.iter().any(|i| i.opcode.starts_with("shfl.")) {
-        return vec![false; function.body.len()];
-    }
-    for i in &function.body {
-        let written = destination_count(i);
-        for (n, operand) in i.operands.iter().enumerate() {
-            let (mut values, mut addresses) = (Vec::new(), Vec::new());
-            collect_registers(function, operand, &mut values, &mut addresses);
-            other.extend(addresses);
-            if n == written && i.opcode.starts_with("shfl.") {
-                exchanged.extend(values);
-            } else if n >= written && register_move(function, i).is_none() {
-                other.extend(values);
-            }
-        }
-    }
-    loop {
-        let before = exchanged.len() + other.len();
-        for (to, from) in moves {
-            exchanged.extend(exchanged.contains(to).then_some(*from));
-            other.extend(other.contains(to).then_some(*from));
-        }
-        if exchanged.len() + other.len() == before {
-            break;
-        }
-    }
-    let is_shuffled = |i: &Instruction| {
-        let mut list = Vec::new();
-        i.operands.first().into_iter().for_each(|o| collect_registers(function, o, &mut list, &mut Vec::new()));
-        is_load(i) && !list.is_empty() && list.iter().all(|r| exchanged.contains(r) && !other.contains(r))
-    };
-    function.body.iter().map(is_shuffled).collect()
 }
 
 /// Finds updates of bit-fields: `word = [a]; word = word & mask | bits; [a] = word`, where the word has no other use.

@@ -87,9 +87,17 @@ fn lanes_may_pass_unwritten_array_elements_that_no_lane_uses() {
     assert_eq!(array_set_by_one_lane("mov.b32 %r7, %r8; shfl.sync.idx.b32 %r9, %r7, 0, 31, -1;"), [""; 0]);
     // Lanes that take the word of another lane use an unwritten value.
     assert_eq!(array_set_by_one_lane("shfl.sync.bfly.b32 %r9, %r8, 1, 31, -1;"), ["uninitialized"]);
-    // The load has a use besides the shuffle.
-    let computed = "add.u32 %r7, %r8, 1; shfl.sync.idx.b32 %r9, %r8, 0, 31, -1;";
-    assert_eq!(array_set_by_one_lane(computed), ["uninitialized"]);
+    // The value has a use besides the shuffle.
+    let branch = "setp.eq.u32 %p, %r8, 3; shfl.sync.idx.b32 %r9, %r8, 0, 31, -1; @%p bra END; END:";
+    assert_eq!(array_set_by_one_lane(branch), ["uninitialized"]);
+}
+
+#[test]
+fn variables_may_be_loaded_ahead_of_the_branch_that_decides_on_their_use() {
+    assert_eq!(array_set_by_one_lane("selp.b32 %r9, 9, %r8, %p;"), [""; 0]);
+    assert_eq!(array_set_by_one_lane("add.u32 %r8, %r8, 1; selp.b32 %r9, 9, %r8, %p;"), [""; 0]);
+    assert_eq!(array_set_by_one_lane("selp.b32 %r9, %r8, 9, %p;"), ["uninitialized"]);
+    assert_eq!(array_set_by_one_lane("add.u32 %r9, %r8, 1;"), ["uninitialized"]);
 }
 
 #[test]
@@ -157,4 +165,29 @@ fn copied_padding_passes_through_arguments() {
     for byte in [1, 3] {
         assert_eq!(call(byte), ["uninitialized"], "{byte}");
     }
+}
+
+/// A block of 64 threads exchanges values through shared memory, as sorting libraries do, but only 40 threads have
+/// loaded one. `use_of` follows the load of the other thread's value, for threads that `%p` does not exclude.
+fn exchange_of_a_part_of_a_tile(use_of: &str) -> Vec<&'static str> {
+    let body = format!(
+        ".reg .b32 %r<8>; .reg .b64 %d<4>; .reg .pred %p<2>; .shared .align 8 .b8 tile[256];
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1;
+        setp.ge.u32 %p0, %r0, 40; @%p0 bra STORE; ld.global.u32 %r1, [%d1];
+        STORE: shl.b32 %r2, %r0, 2; mov.u32 %r3, tile; add.u32 %r4, %r3, %r2; st.shared.u32 [%r4], %r1; bar.sync 0;
+        xor.b32 %r5, %r2, 252; add.u32 %r5, %r3, %r5; ld.shared.u32 %r6, [%r5]; setp.lt.u32 %p0, %r0, 24;
+        {use_of}
+        END: ret;"
+    );
+    Case::new("sm_80", 64, &body).kinds()
+}
+
+#[test]
+fn undefined_registers_pass_through_shared_memory_until_they_are_used() {
+    let store = "st.global.u32 [%d1+512], %r6;";
+    assert_eq!(exchange_of_a_part_of_a_tile(&format!("@%p0 bra END; {store}")), [""; 0]);
+    assert_eq!(exchange_of_a_part_of_a_tile(store), ["uninitialized"]);
+    let branch = format!("setp.eq.u32 %p1, %r6, 7; @%p1 bra END; @!%p0 {store}");
+    assert_eq!(exchange_of_a_part_of_a_tile(&branch), ["uninitialized"]);
+    assert_eq!(exchange_of_a_part_of_a_tile("st.global.u32 [%d1+512], %r1;"), ["uninitialized"]);
 }

@@ -26,9 +26,9 @@ impl MemorySystem {
             };
             if unwritten && t.copies {
                 copied.push((lane, start, offset as u64));
-            } else if unwritten && t.shuffled && elements_are_whole(cx, start, bytes, width) {
-                // A lane may pass an unwritten value to a shuffle if no lane uses it, for example an array of which
-                // each lane has set some elements.
+            } else if unwritten && elements_are_whole(cx, start, bytes, width) {
+                // Only a use of the value is a defect. Compilers load a local variable ahead of the branch that
+                // decides whether its value is used, and lanes pass values that no lane uses to shuffles.
                 for (n, undefined) in undefined.iter_mut().enumerate() {
                     *undefined |= u32::from(!cx.warp.local_init[start + n * width]) << lane;
                 }

@@ -13,6 +13,7 @@ use crate::finding::FindingKind;
 use crate::layout;
 use crate::order::AccessKind;
 use crate::program::op::{AddressWindow, LoadStore};
+use crate::regs::UnwrittenSource;
 
 impl MemorySystem {
     pub fn store(&mut self, cx: &mut InstructionContext, t: &LoadStore) -> NextAction {
@@ -22,11 +23,6 @@ impl MemorySystem {
         let copied = lanes_with_copies(regs, t, undefined_data);
         cx.drop_lanes_with_undefined_address(undefined);
         let mask = cx.mask;
-        // Lanes whose store of an undefined register is reported.
-        let mut reported = undefined_data & mask & !copied;
-        if matches!(t.window, AddressWindow::Local | AddressWindow::FrameParam) && cx.warp.unwritten_loads.is_empty() {
-            reported = 0;
-        }
         match t.window {
             AddressWindow::FrameParam => store_frame_param(cx, t, &at),
             AddressWindow::Local => self.store_local(cx, t, &at, 0, mask),
@@ -48,8 +44,9 @@ impl MemorySystem {
                     if copied & group.lanes != 0 {
                         self.store_unwritten(cx, group, t, copied);
                     }
-                    if reported & group.lanes != 0 && self.store_undefined(cx, group, t, reported) {
-                        reported &= !group.lanes;
+                    let undefined = undefined_data & !copied & group.lanes;
+                    if undefined != 0 {
+                        self.store_undefined(cx, group, t, undefined);
                     }
                 }
                 self.groups = groups;
@@ -57,9 +54,6 @@ impl MemorySystem {
                     self.store_elsewhere(cx, t, &at, elsewhere);
                 }
             }
-        }
-        if reported != 0 {
-            cx.report_undefined(reported.trailing_zeros(), || "a store of an undefined register".into());
         }
         NextAction::Next
     }
@@ -112,7 +106,7 @@ impl MemorySystem {
 
 /// Stores arguments of a call to the `.param` space of the function. Bytes out of bounds are ignored.
 fn store_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32]) {
-    let mask = cx.mask;
+    let (mask, pc) = (cx.mask, cx.pc);
     let frame = cx.warp.frame(cx.fragment.frame);
     let (stride, width) = (frame.params.len() / 32, t.width as usize);
     for (n, slot) in t.regs.iter().flatten().enumerate() {
@@ -124,24 +118,25 @@ fn store_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32])
                 && offset + width <= stride
             {
                 bytes.copy_from_slice(&value[..width]);
-                mark_param_bytes(frame, t, *slot, lane, offset as u32);
+                mark_param_bytes(frame, t, pc, *slot, lane, offset as u32);
             }
         }
     }
 }
 
-/// After a store to the `.param` space: records which of the stored bytes hold a copy of unwritten memory.
-fn mark_param_bytes(frame: &mut CallFrame, t: &LoadStore, slot: u32, lane: usize, offset: u32) {
-    let copied = frame.regs.unwritten.get(&(slot, lane as u8)).copied().filter(|_| t.copies);
-    let bytes = if copied.is_some() { frame.regs.undefined_bytes(slot, lane, t.width as usize) } else { 0 };
+/// After a store to the `.param` space by the instruction `pc`: records which of the stored bytes are undefined.
+fn mark_param_bytes(frame: &mut CallFrame, t: &LoadStore, pc: u32, slot: u32, lane: usize, offset: u32) {
+    let bytes = frame.regs.undefined_bytes(slot, lane, t.width as usize);
     if bytes == 0 && frame.unwritten_params.is_empty() {
         return;
     }
+    let copied = frame.regs.unwritten.get(&(slot, lane as u8)).filter(|_| t.copies).map(|unwritten| unwritten.source);
+    let source = copied.unwrap_or(UnwrittenSource { pc, space: "param", address: offset.into(), is_padding: false });
     for byte in 0..u32::from(t.width) {
         let at = (offset + byte, lane as u8);
-        match copied.filter(|_| bytes >> byte & 1 != 0) {
-            Some(unwritten) => frame.unwritten_params.insert(at, unwritten.source),
-            None => frame.unwritten_params.remove(&at),
+        match bytes >> byte & 1 {
+            0 => frame.unwritten_params.remove(&at),
+            _ => frame.unwritten_params.insert(at, source),
         };
     }
 }

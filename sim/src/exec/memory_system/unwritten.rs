@@ -14,7 +14,8 @@
 //! ```text
 //! other loads, `ldmatrix`, from shared memory:  the register becomes undefined; the warp remembers the load
 //! store of an undefined register to shared memory:  the bytes become unwritten; the block remembers the load
-//! other uses (address, branch, argument, store to global or local memory):  reported, at the load
+//! store to local memory, argument:  the bytes become unwritten
+//! other uses (address, branch, atomic, store to global memory):  reported, at the load
 //! ```
 //!
 //! A load that only serves to change a bit-field (`bit_field_updates` in `program/data_flow.rs`) uses no byte; the
@@ -218,9 +219,9 @@ impl MemorySystem {
         }
     }
 
-    /// After a store of `group` of which some lanes (in `undefined`) stored undefined registers: if the location is
-    /// shared memory, and a lane of the warp has loaded unwritten shared memory, makes the stored bytes unwritten and
-    /// returns true. Then only a use of the stored value is reported.
+    /// After a store of `group` with undefined registers in the lanes `undefined`: reports a store to global memory,
+    /// which makes the registers a result of the kernel. Shared memory becomes unwritten, as local memory does, and the
+    /// block remembers from which load of unwritten shared memory the value may come.
     #[cold]
     pub(super) fn store_undefined(
         &mut self,
@@ -228,25 +229,24 @@ impl MemorySystem {
         group: &LaneGroup,
         t: &LoadStore,
         undefined: u32,
-    ) -> bool {
-        let MemoryLocation::Shared(slot) = group.location else { return false };
-        let width = u64::from(t.width);
-        for lane in lanes_in_mask(group.lanes & undefined) {
-            let Some(source) = cx.warp.unwritten_load(lane) else { return false };
+    ) {
+        let MemoryLocation::Shared(slot) = group.location else {
+            cx.report_undefined(undefined.trailing_zeros(), || "a store of an undefined register".into());
+            return;
+        };
+        let width = t.width as usize;
+        for lane in lanes_in_mask(undefined) {
+            let source = cx.warp.unwritten_load(lane);
             for (n, register) in t.regs.iter().enumerate() {
-                let is_undefined = |slot: &Slot| cx.regs().undefined[*slot as usize] >> lane & 1 != 0;
-                if !register.as_ref().is_some_and(is_undefined) {
-                    continue;
-                }
-                let start = group.offsets[lane as usize] + n as u64 * width;
-                self.mark_bytes_unwritten(cx, group.location, start, ((1u64 << width) - 1) as u32);
-                if let Some(block) = cx.grid.blocks.get_mut(slot) {
-                    let words = start / 4..(start + width).div_ceil(4);
+                let bytes = register.map_or(0, |register| cx.regs().undefined_bytes(register, lane as usize, width));
+                let start = group.offsets[lane as usize] + (n * width) as u64;
+                self.mark_bytes_unwritten(cx, group.location, start, bytes.into());
+                if let (Some(source), Some(block)) = (source.filter(|_| bytes != 0), cx.grid.blocks.get_mut(slot)) {
+                    let words = start / 4..(start + width as u64).div_ceil(4);
                     block.undefined_words.extend(words.map(|word| (word, source)));
                 }
             }
         }
-        true
     }
 }
 

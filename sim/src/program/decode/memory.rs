@@ -63,7 +63,6 @@ impl Decoder<'_> {
             semantics,
             scope,
             copies: self.flow.copies[self.index],
-            shuffled: self.flow.shuffled[self.index],
             // A load that only serves to change a bit-field uses none of the bytes.
             used_bytes: if kept_bytes.is_some() { 0 } else { instruction.used_bytes.unwrap_or(u32::MAX) },
             kept_bytes: kept_bytes.unwrap_or(0),

@@ -92,7 +92,6 @@ impl Decoder<'_> {
             semantics: None,
             scope: AccessStrength::Gpu,
             copies: false,
-            shuffled: false,
             used_bytes: u32::MAX,
             kept_bytes: 0,
             cas_read: false,

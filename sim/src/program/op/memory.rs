@@ -38,8 +38,6 @@ pub struct LoadStore {
     /// Whether the instruction only copies: the loaded values are only stored again, or a stored value is such a
     /// loaded value.
     pub copies: bool,
-    /// True for a load whose value is only passed to other lanes by `shfl`.
-    pub shuffled: bool,
     /// For a load: mask of the loaded bytes whose value matters; the compiler declares all others as padding.
     pub used_bytes: u32,
     /// For a store: mask of the stored bytes that have the value that a load before has read there, because the store
