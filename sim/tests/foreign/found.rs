@@ -482,3 +482,127 @@ fn cutlass_reference_multiplies_unwritten_elements_by_zero() {
     assert_eq!(case(""), [""; 0]);
     assert_eq!(case("ld.global.f32 %f1, [%d1];"), ["uninitialized"]);
 }
+
+#[test]
+fn cuda_samples_cache_test_polls_a_counter_that_other_threads_increment() {
+    // Threads increment words of an array that depend on their numbers, until a shared counter reaches 500.
+    let case = |load: &str, update: &str| {
+        let body = format!(
+            ".reg .b32 %r<6>; .reg .b64 %d<4>; .reg .pred %p; .shared .b32 hit;
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; atom.shared.exch.b32 %r1, [hit], 0; bar.sync 0;
+            AGAIN: {load} %r2, [hit]; setp.ge.u32 %p, %r2, 500; @%p bra END;
+            mad.lo.u32 %r0, %r0, 5, 3; and.b32 %r3, %r0, 31; mul.wide.u32 %d1, %r3, 4; add.u64 %d2, %d0, %d1;
+            {update} red.shared.add.u32 [hit], 1; bra AGAIN;
+            END: ret;"
+        );
+        Case::new("sm_80", 64, &body).kinds()
+    };
+    let plain = "ld.global.u32 %r4, [%d2]; add.u32 %r4, %r4, 1; st.global.u32 [%d2], %r4;";
+    let (relaxed, atomic) = ("ld.relaxed.cta.shared.u32", "red.global.add.u32 [%d2], 1;");
+    assert_eq!(case(relaxed, atomic), [""; 0]);
+    assert_eq!(case("ld.shared.u32", atomic), ["race"]);
+    assert_eq!(case(relaxed, plain), ["race"]);
+}
+
+#[test]
+fn cuda_samples_scan_reads_sums_of_warps_that_do_not_exist() {
+    // Lane 31 of each warp stores a sum; the first `reading` lanes of warp 0 replace the stored sums.
+    let case = |threads: u32, reading: u32| {
+        let body = format!(
+            ".reg .b32 %r<6>; .reg .b64 %d<3>; .reg .pred %p<3>; .shared .align 4 .b8 sums[128];
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; and.b32 %r1, %r0, 31; shr.u32 %r2, %r0, 5; mov.u32 %r5, sums;
+            setp.ne.u32 %p0, %r1, 31; shl.b32 %r3, %r2, 2; add.u32 %r3, %r5, %r3; @!%p0 st.shared.u32 [%r3], %r0;
+            bar.sync 0;
+            setp.ge.u32 %p1, %r0, {reading}; @%p1 bra MEET;
+            shl.b32 %r4, %r1, 2; add.u32 %r4, %r5, %r4; ld.shared.u32 %r1, [%r4]; add.u32 %r1, %r1, 1;
+            st.shared.u32 [%r4], %r1;
+            MEET: bar.sync 0;
+            setp.eq.u32 %p2, %r2, 0; @%p2 bra END; ld.shared.u32 %r1, [%r3+-4];
+            mul.wide.u32 %d1, %r0, 4; add.u64 %d2, %d0, %d1; st.global.u32 [%d2], %r1; END: ret;"
+        );
+        Case { buffers: vec![vec![0; 4096]], ..Case::new("sm_80", threads, &body) }.kinds()
+    };
+    assert_eq!(case(120, 3), [""; 0]);
+    assert_eq!(case(1024, 32), [""; 0]);
+    assert_eq!(case(120, 32), ["uninitialized"]);
+}
+
+#[test]
+fn cuda_samples_stencil_adds_values_that_no_thread_has_loaded() {
+    // The first 40 of 64 threads load a value; all store it in the tile, and `readers` of them add their neighbour's.
+    // `first` initialises the value.
+    let case = |first: &str, readers: u32| {
+        let body = format!(
+            ".reg .b32 %r<6>; .reg .b64 %d<3>; .reg .pred %p; .shared .align 4 .b8 tile[256];
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1; {first}
+            setp.ge.u32 %p, %r0, 40; @%p bra STORE; ld.global.u32 %r1, [%d1];
+            STORE: shl.b32 %r2, %r0, 2; mov.u32 %r3, tile; add.u32 %r3, %r3, %r2; st.shared.u32 [%r3], %r1; bar.sync 0;
+            setp.ge.u32 %p, %r0, {readers}; @%p bra END; ld.shared.u32 %r4, [%r3+4]; add.u32 %r5, %r4, %r1;
+            setp.ge.u32 %p, %r0, 39; @%p bra END; st.global.u32 [%d1+512], %r5; END: ret;"
+        );
+        Case::new("sm_80", 64, &body).kinds()
+    };
+    assert_eq!(case("mov.u32 %r1, 0;", 63), [""; 0]);
+    assert_eq!(case("", 39), [""; 0]);
+    assert_eq!(case("", 63), ["uninitialized"]);
+}
+
+#[test]
+fn cuda_samples_vector_tests_its_size_without_an_atomic_load() {
+    // Thread 0 sets the index of the last element; every thread takes an element if there is one.
+    let case = |load: &str| {
+        let body = format!(
+            ".reg .b32 %r<6>; .reg .b64 %d<3>; .reg .pred %p<2>; .shared .b32 top;
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1;
+            setp.ne.u32 %p0, %r0, 0; @!%p0 st.shared.u32 [top], 9; bar.sync 0;
+            {load} %r1, [top]; setp.lt.s32 %p1, %r1, 0; @%p1 bra END;
+            atom.shared.add.u32 %r2, [top], -1; setp.lt.s32 %p1, %r2, 0; @%p1 bra END; st.global.u32 [%d1], %r2;
+            END: ret;"
+        );
+        Case::new("sm_80", 64, &body).kinds()
+    };
+    assert_eq!(case("ld.relaxed.cta.shared.u32"), [""; 0]);
+    assert_eq!(case("ld.shared.u32"), ["race"]);
+}
+
+#[test]
+fn cuda_samples_mandelbrot_compares_pixels_that_other_threads_overwrite() {
+    // Each thread compares its pixel with the next one and changes it if they differ; `out` is the offset of the result.
+    let case = |out: u32| {
+        let pixels = words((0..64).map(|n| n / 3));
+        let body = format!(
+            ".reg .b32 %r<4>; .reg .b64 %d<3>; .reg .pred %p<2>;
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; setp.ge.u32 %p0, %r0, 63; @%p0 bra END;
+            mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1; ld.global.u32 %r1, [%d1]; ld.global.u32 %r2, [%d1+4];
+            setp.eq.u32 %p1, %r1, %r2; @%p1 bra END; add.u32 %r3, %r1, %r0; st.global.u32 [%d1+{out}], %r3; END: ret;"
+        );
+        Case { buffers: vec![[pixels, vec![0; 768]].concat()], ..Case::new("sm_80", 64, &body) }.kinds()
+    };
+    assert_eq!(case(512), [""; 0]);
+    assert_eq!(case(0), ["race"]);
+}
+
+#[test]
+fn cuda_samples_colour_sums_rely_on_lanes_that_run_in_step() {
+    // 16 lanes add their neighbours' sums in place; `read` separates the read of a step from its write.
+    let case = |read: &str| {
+        let steps: String = [32, 16, 8, 4]
+            .iter()
+            .map(|distance| {
+                format!(
+                    "xor.b32 %r4, %r2, {distance}; ld.shared.u32 %r5, [%r4]; ld.shared.u32 %r6, [%r2];
+                    add.u32 %r6, %r5, %r6; {read} st.shared.u32 [%r2], %r6; bar.warp.sync 0xffff;"
+                )
+            })
+            .collect();
+        let body = format!(
+            ".reg .b32 %r<8>; .reg .b64 %d<3>; .shared .align 64 .b8 sums[64];
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; shl.b32 %r1, %r0, 2; mov.u32 %r2, sums; add.u32 %r2, %r2, %r1;
+            st.shared.u32 [%r2], %r0; bar.warp.sync 0xffff; {steps} ld.shared.u32 %r7, [%r2];
+            cvt.u64.u32 %d1, %r1; add.u64 %d2, %d0, %d1; st.global.u32 [%d2], %r7; ret;"
+        );
+        Case::new("sm_80", 16, &body).kinds()
+    };
+    assert_eq!(case("bar.warp.sync 0xffff;"), [""; 0]);
+    assert_eq!(case(""), ["race"]);
+}
