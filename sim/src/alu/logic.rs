@@ -42,8 +42,15 @@ pub fn run_predicate_logic(
     let (value, u) = match logic {
         PredicateLogic::Copy => (a, ua),
         PredicateLogic::Not => (!a, ua),
-        PredicateLogic::And => (a & source(1, not1).0, ua | source(1, not1).1),
-        PredicateLogic::Or => (a | source(1, not1).0, ua | source(1, not1).1),
+        // One operand may decide the result, so that it is defined although the other operand is not.
+        PredicateLogic::And => {
+            let (b, ub) = source(1, not1);
+            (a & b, ua & (b | ub) | ub & (a | ua))
+        }
+        PredicateLogic::Or => {
+            let (b, ub) = source(1, not1);
+            (a | b, ua & (!b | ub) | ub & (!a | ua))
+        }
         PredicateLogic::Xor => (a ^ source(1, not1).0, ua | source(1, not1).1),
     };
     set_predicate(r, s.dst[0], value, mask, u);

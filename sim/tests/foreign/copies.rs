@@ -97,6 +97,14 @@ fn variables_may_be_loaded_ahead_of_the_branch_that_decides_on_their_use() {
     assert_eq!(array_set_by_one_lane("selp.b32 %r9, 9, %r8, %p;"), [""; 0]);
     assert_eq!(array_set_by_one_lane("add.u32 %r8, %r8, 1; selp.b32 %r9, 9, %r8, %p;"), [""; 0]);
     assert_eq!(array_set_by_one_lane("selp.b32 %r9, %r8, 9, %p;"), ["uninitialized"]);
+    // `if (lane == 0 && c == 3)` and `if (lane != 0 || c == 3)`: only lane 0, where %p is false, uses the variable.
+    let test = |combine: &str| {
+        array_set_by_one_lane(&format!(".reg .pred %q<3>; setp.eq.s32 %q0, %r8, 3; {combine} @%q1 bra END; END:"))
+    };
+    assert_eq!(test("not.pred %q2, %p; and.pred %q1, %q2, %q0;"), [""; 0]);
+    assert_eq!(test("and.pred %q1, %q0, %q0;"), ["uninitialized"]);
+    assert_eq!(test("or.pred %q1, %q0, %p;"), [""; 0]);
+    assert_eq!(test("and.pred %q1, %p, %q0;"), ["uninitialized"]);
     assert_eq!(array_set_by_one_lane("add.u32 %r9, %r8, 1;"), ["uninitialized"]);
 }
 

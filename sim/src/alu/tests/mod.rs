@@ -54,7 +54,7 @@ pub struct WarpRun {
 /// Runs an instruction on the values that `source` returns for each source and lane.
 ///
 /// Also checks that a partial mask leaves the other lanes unchanged, and that an undefined lane of any source makes
-/// the result undefined in exactly that lane (except for selections).
+/// the result undefined in exactly that lane (unless another source decides the result).
 pub fn run_instruction(
     opcode: &str,
     operands: &[Operand],
@@ -99,7 +99,8 @@ pub fn run_instruction(
             assert_eq!(lanes[lane], expected, "{opcode}: lane {lane} under a mask");
         }
     }
-    if !opcode.starts_with("selp") && !opcode.starts_with("slct") {
+    let one_source_may_decide = ["selp", "slct", "and.pred", "or.pred"].iter().any(|o| opcode.starts_with(o));
+    if !one_source_may_decide {
         // The table operand of `lop3` is an immediate and always defined.
         let registers = if opcode.starts_with("lop3") { 3 } else { wants.src.len() };
         for (i, want) in wants.src[..registers].iter().enumerate() {

@@ -75,7 +75,7 @@ impl MemorySystem {
     /// itself is a store of these bytes, and no defect unless the program uses the old value. If several lanes
     /// exchange the same bytes, the first one gets the undefined value.
     fn mark_exchanged_unwritten(&mut self, cx: &mut InstructionContext, a: &Atomic, group: &LaneGroup, bytes: u32) {
-        let size = a.ty.size() as u32;
+        let size = a.ty.size();
         let mut exchanged = Vec::new();
         for (lane, unwritten) in self.find_unwritten_bytes(cx, group, bytes, u32::MAX) {
             let start = group.offsets[lane as usize];
