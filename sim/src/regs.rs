@@ -42,7 +42,7 @@ pub struct UnwrittenBytes {
 pub struct UnwrittenSource {
     /// Index of the load instruction in the kernel.
     pub pc: u32,
-    /// The state space that the load reads: `global`, `shared` or `local`; `param` if the instruction is the store of an
+    /// The state space that the load reads: `global`, `shared` or `local`; `param` if the instruction stores an
     /// undefined register in an argument or return value.
     pub space: &'static str,
     /// The address that the load reads.

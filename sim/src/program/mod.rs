@@ -10,6 +10,7 @@ mod kernel;
 pub mod op;
 mod operands;
 mod rows;
+mod speculation;
 mod symbols;
 pub mod uses;
 mod volatile;

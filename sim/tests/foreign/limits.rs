@@ -84,8 +84,8 @@ fn waiting_for_a_clock_ends() {
 fn computing_warps_are_not_given_up_early() {
     let kinds = |cycles: u64, flag: &str| {
         let body = format!(
-            ".reg .b64 %d<4>; .reg .b32 %r<4>; .reg .pred %p<3>; ld.param.u64 %d3, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, 0;
-            setp.lt.u32 %p0, %r0, 32; @%p0 bra COMPUTE; mov.u64 %d0, %clock64;
+            ".reg .b64 %d<4>; .reg .b32 %r<4>; .reg .pred %p<3>; ld.param.u64 %d3, [p]; mov.u32 %r0, %tid.x;
+            mov.u32 %r1, 0; setp.lt.u32 %p0, %r0, 32; @%p0 bra COMPUTE; mov.u64 %d0, %clock64;
             AGAIN: ld.acquire.gpu.global.u32 %r2, [%d3]; setp.ne.u32 %p1, %r2, 0; @%p1 bra END;
             mov.u64 %d1, %clock64; sub.u64 %d2, %d1, %d0; setp.lt.u64 %p2, %d2, {cycles}; @%p2 bra AGAIN; trap;
             COMPUTE: add.u32 %r1, %r1, 1; setp.lt.u32 %p1, %r1, 100000; @%p1 bra COMPUTE;

@@ -321,3 +321,36 @@ fn wgmma_fence_completes_the_loads_of_its_warp_but_not_the_stores() {
     assert_eq!(signal_by_one_lane(store, "ld.shared.u32 %r6, [%r3+8];").kinds(), ["race"]);
     assert_eq!(signal_by_one_lane(store, "st.shared.u32 [%r3+8], 7;").kinds(), ["race"]);
 }
+
+/// Lane 0 of warp 0 sets a shared variable, which only warp 0 uses. The compiler has moved the load ahead of the test
+/// of the warp (`%p1` is true in warp 0); `use_of` uses the value.
+fn variable_of_one_warp(use_of: &str) -> Case {
+    let body = format!(
+        ".reg .b32 %r<8>; .reg .b64 %d<3>; .reg .pred %p<5>; .shared .align 4 .b32 s;
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mul.wide.u32 %d1, %r0, 4; add.u64 %d2, %d0, %d1;
+        setp.ne.u32 %p0, %r0, 0; @%p0 bra READY; st.shared.u32 [s], 5;
+        READY: bar.warp.sync -1;
+        ld.shared.u32 %r1, [s]; setp.lt.u32 %p1, %r0, 32; {use_of} END: ret;"
+    );
+    Case::new("sm_80", 64, &body)
+}
+
+#[test]
+fn loads_ahead_of_a_branch_count_only_where_the_value_is_used() {
+    let select = variable_of_one_warp("selp.b32 %r2, %r1, 7, %p1; st.global.u32 [%d2], %r2;");
+    let both = "setp.eq.u32 %p2, %r1, 5; and.pred %p3, %p2, %p1; @%p3 bra END; st.global.u32 [%d2], 1;";
+    let either = "setp.eq.u32 %p2, %r1, 5; setp.ge.u32 %p4, %r0, 32; or.pred %p3, %p4, %p2; @%p3 bra END; trap;";
+    for case in [select.clone(), variable_of_one_warp(both), variable_of_one_warp(either)] {
+        assert_eq!(case.kinds(), [""; 0], "{}", case.ptx);
+        // Warp 0 needs the barrier.
+        assert_eq!(case.replace("bar.warp.sync -1;", "").kinds()[0], "race");
+    }
+    // Warp 1 uses the value.
+    for wrong in
+        [select.replace("%r1, 7, %p1", "7, %r1, %p1"), variable_of_one_warp(&both.replace("%p2, %p1", "%p2, !%p1"))]
+    {
+        assert_eq!(wrong.kinds()[0], "race", "{}", wrong.ptx);
+    }
+    let also = variable_of_one_warp("selp.b32 %r2, %r1, 7, %p1; st.global.u32 [%d2], %r1;");
+    assert_eq!(also.kinds()[0], "race");
+}

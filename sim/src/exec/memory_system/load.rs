@@ -6,9 +6,12 @@ use super::system::MemorySystem;
 use super::unwritten::set_registers_unwritten;
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::operands::{lane_addresses, lanes_where, lanes_with_undefined_address};
+use crate::exec::state::location::LaneGroup;
 use crate::layout;
 use crate::order::{AccessKind, AccessStrength};
 use crate::program::op::{AddressWindow, LoadStore};
+use crate::regs::Registers;
+use std::borrow::Cow;
 
 impl MemorySystem {
     pub fn load(&mut self, cx: &mut InstructionContext, t: &LoadStore) -> NextAction {
@@ -37,12 +40,16 @@ impl MemorySystem {
                         self.count_traffic(cx.grid.reporter.counts(cx.pc), group, bytes, false);
                     }
                     self.acquire_clocks(cx, group, t);
+                    // Lanes that do not use the value are not checked.
+                    let checked = used_lanes(cx.regs(), group, t);
                     let may_be_unwritten = if t.copies { u32::MAX } else { !t.used_bytes };
                     let unwritten = match may_be_unwritten {
                         0 => Vec::new(),
-                        wanted => self.find_unwritten_bytes(cx, group, bytes, wanted),
+                        wanted => self.find_unwritten_bytes(cx, &checked, bytes, wanted),
                     };
-                    self.check_lane_accesses(cx, AccessKind::Read, group, bytes, access_strength(t), 0);
+                    if checked.lanes != 0 {
+                        self.check_lane_accesses(cx, AccessKind::Read, &checked, bytes, access_strength(t), 0);
+                    }
                     let data = self.location_bytes(&cx.grid.blocks, group.location);
                     load_registers(data, group, t, cx.warp.regs_mut(cx.fragment.frame));
                     if self.unwritten_lanes != 0 {
@@ -72,6 +79,17 @@ impl MemorySystem {
             load_param(cx, t, at, layout::PARAM_BASE, param);
         }
     }
+}
+
+/// Returns the lanes of a group that use the value which they load.
+fn used_lanes<'g>(regs: &Registers, group: &'g LaneGroup, t: &LoadStore) -> Cow<'g, LaneGroup> {
+    let Some((predicate, negated)) = t.used_where else { return Cow::Borrowed(group) };
+    let used = regs.predicates[predicate as usize] ^ 0u32.wrapping_sub(u32::from(negated));
+    Cow::Owned(LaneGroup {
+        lanes: group.lanes & used,
+        consecutive: group.consecutive && used == u32::MAX,
+        ..group.clone()
+    })
 }
 
 /// Returns the strength of a load or store: weak, or strong at its scope.

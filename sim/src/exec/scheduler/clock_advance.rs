@@ -23,7 +23,7 @@ pub(super) struct ClockAdvance {
     due: u64,
     /// Whether the clocks have advanced since the last progress.
     advanced: bool,
-    /// Values of [`ProgressCounters::clock_reads`] at the last advance or progress, and of `exits` at the last progress.
+    /// Value of [`ProgressCounters::clock_reads`] at the last advance or progress, and of `exits` at the last progress.
     reads: u64,
     exits: u64,
 }

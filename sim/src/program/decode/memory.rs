@@ -67,6 +67,10 @@ impl Decoder<'_> {
             used_bytes: if kept_bytes.is_some() { 0 } else { instruction.used_bytes.unwrap_or(u32::MAX) },
             kept_bytes: kept_bytes.unwrap_or(0),
             cas_read: self.flow.cas_reads[self.index],
+            used_where: self
+                .used_where
+                .get(&self.index)
+                .map(|&(predicate, negated)| (self.o.first_row_or_predicate_index(predicate), negated)),
         };
         Ok(if store { Op::Store(Box::new(transfer)) } else { Op::Load(Box::new(transfer)) })
     }

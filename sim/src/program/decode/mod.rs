@@ -16,6 +16,7 @@ use super::data_flow::DataFlow;
 use super::op::*;
 use super::operands::OperandResolver;
 use super::rows::register_row_count;
+use super::speculation::UsedWhere;
 use super::symbols::SymbolAddresses;
 use super::{FunctionCode, Program, ProgramError};
 use crate::alu;
@@ -30,7 +31,8 @@ pub(super) fn decode_function(
     layout: &SymbolAddresses,
     unknown: &mut Vec<String>,
 ) -> Result<FunctionCode, ProgramError> {
-    let function = &program.module.functions[index];
+    let (function, used_where) = super::speculation::delay_loads(&program.module.functions[index]);
+    let function = &*function;
     let reconvergence = crate::ptx::cfg::reconvergence_points(function);
     let mut decoder = Decoder {
         o: OperandResolver::new(function, layout),
@@ -41,6 +43,7 @@ pub(super) fn decode_function(
         sinks: HashMap::new(),
         volatile_is_data: super::volatile::is_volatile_data(function),
         flow: super::data_flow::analyse(function),
+        used_where,
         index: 0,
     };
     for (index, instruction) in function.body.iter().enumerate() {
@@ -98,6 +101,8 @@ pub(super) struct Decoder<'a> {
     /// True if `volatile` accesses to shared memory count as weak accesses.
     volatile_is_data: bool,
     flow: DataFlow,
+    /// For loads whose value not all threads use: where it is used.
+    used_where: HashMap<usize, UsedWhere>,
     /// Index in the function of the instruction that is being decoded.
     index: usize,
 }

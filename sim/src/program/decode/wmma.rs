@@ -95,6 +95,7 @@ impl Decoder<'_> {
             used_bytes: u32::MAX,
             kept_bytes: 0,
             cas_read: false,
+            used_where: None,
         };
         let transfers = if packed {
             regs[..fragment.distinct_register_count()].iter().map(|&slot| transfer(slot)).collect()

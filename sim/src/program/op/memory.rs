@@ -45,6 +45,9 @@ pub struct LoadStore {
     pub kept_bytes: u32,
     /// True for a plain load of the first expected value of a compare-and-swap on the same word.
     pub cas_read: bool,
+    /// For a load that the compiler has moved ahead of a branch: the predicate that decides whether a thread uses the
+    /// value, and whether it must be false.
+    pub used_where: Option<(u32, bool)>,
 }
 
 /// The arithmetic operation of an atomic instruction, or of an asynchronous copy that reduces.
