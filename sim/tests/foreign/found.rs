@@ -567,7 +567,7 @@ fn cuda_samples_vector_tests_its_size_without_an_atomic_load() {
 
 #[test]
 fn cuda_samples_mandelbrot_compares_pixels_that_other_threads_overwrite() {
-    // Each thread compares its pixel with the next one and changes it if they differ; `out` is the offset of the result.
+    // Each thread compares its pixel with the next one and stores a new one `out` bytes further if they differ.
     let case = |out: u32| {
         let pixels = words((0..64).map(|n| n / 3));
         let body = format!(
@@ -605,4 +605,43 @@ fn cuda_samples_colour_sums_rely_on_lanes_that_run_in_step() {
     };
     assert_eq!(case("bar.warp.sync 0xffff;"), [""; 0]);
     assert_eq!(case(""), ["race"]);
+}
+
+#[test]
+fn cuda_samples_bisection_scans_flags_that_inactive_threads_have_not_set() {
+    // Active threads set their flags; a scan then adds pairs of `scanned` flags.
+    let case = |active: u32, scanned: u32| {
+        let body = format!(
+            ".reg .b32 %r<8>; .reg .b64 %d<3>; .reg .pred %p<3>; .shared .align 8 .b8 flags[256];
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, flags; shl.b32 %r2, %r0, 2; add.u32 %r3, %r1, %r2;
+            setp.ge.u32 %p0, %r0, {active}; @!%p0 st.shared.u32 [%r3], %r0; bar.sync 0;
+            setp.ge.u32 %p1, %r0, {}; @%p1 bra MEET; shl.b32 %r4, %r0, 3; add.u32 %r4, %r1, %r4;
+            ld.shared.u32 %r5, [%r4]; ld.shared.u32 %r6, [%r4+4]; add.u32 %r5, %r5, %r6; st.shared.u32 [%r4+4], %r5;
+            MEET: bar.sync 0; @%p0 bra END; ld.shared.u32 %r7, [%r3]; cvt.u64.u32 %d1, %r2; add.u64 %d2, %d0, %d1;
+            st.global.u32 [%d2], %r7; END: ret;",
+            scanned / 2
+        );
+        Case::new("sm_80", 64, &body).kinds()
+    };
+    assert_eq!(case(16, 16), [""; 0]);
+    assert_eq!(case(10, 16), ["uninitialized"]);
+}
+
+#[test]
+fn cuda_samples_segmentation_removes_cycles_while_other_threads_follow_them() {
+    // Each vertex follows its successor's successor; of two that point at each other, the lower one becomes a root.
+    // The new successor is stored `out` bytes further.
+    let case = |out: u32| {
+        let successors = words((0..64).map(|n| n ^ 1));
+        let body = format!(
+            ".reg .b32 %r<4>; .reg .b64 %d<5>; .reg .pred %p<2>;
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mul.wide.u32 %d1, %r0, 4; add.u64 %d2, %d0, %d1;
+            ld.global.u32 %r1, [%d2]; mul.wide.u32 %d3, %r1, 4; add.u64 %d4, %d0, %d3; ld.global.u32 %r2, [%d4];
+            setp.ne.u32 %p0, %r2, %r0; @%p0 bra END; setp.gt.u32 %p1, %r0, %r1; @%p1 bra END;
+            st.global.u32 [%d2+{out}], %r0; END: ret;"
+        );
+        Case { buffers: vec![[successors, vec![0; 768]].concat()], ..Case::new("sm_80", 64, &body) }.kinds()
+    };
+    assert_eq!(case(512), [""; 0]);
+    assert_eq!(case(0), ["race"]);
 }
