@@ -505,49 +505,6 @@ fn cuda_samples_cache_test_polls_a_counter_that_other_threads_increment() {
 }
 
 #[test]
-fn cuda_samples_scan_reads_sums_of_warps_that_do_not_exist() {
-    // Lane 31 of each warp stores a sum; the first `reading` lanes of warp 0 replace the stored sums.
-    let case = |threads: u32, reading: u32| {
-        let body = format!(
-            ".reg .b32 %r<6>; .reg .b64 %d<3>; .reg .pred %p<3>; .shared .align 4 .b8 sums[128];
-            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; and.b32 %r1, %r0, 31; shr.u32 %r2, %r0, 5; mov.u32 %r5, sums;
-            setp.ne.u32 %p0, %r1, 31; shl.b32 %r3, %r2, 2; add.u32 %r3, %r5, %r3; @!%p0 st.shared.u32 [%r3], %r0;
-            bar.sync 0;
-            setp.ge.u32 %p1, %r0, {reading}; @%p1 bra MEET;
-            shl.b32 %r4, %r1, 2; add.u32 %r4, %r5, %r4; ld.shared.u32 %r1, [%r4]; add.u32 %r1, %r1, 1;
-            st.shared.u32 [%r4], %r1;
-            MEET: bar.sync 0;
-            setp.eq.u32 %p2, %r2, 0; @%p2 bra END; ld.shared.u32 %r1, [%r3+-4];
-            mul.wide.u32 %d1, %r0, 4; add.u64 %d2, %d0, %d1; st.global.u32 [%d2], %r1; END: ret;"
-        );
-        Case { buffers: vec![vec![0; 4096]], ..Case::new("sm_80", threads, &body) }.kinds()
-    };
-    assert_eq!(case(120, 3), [""; 0]);
-    assert_eq!(case(1024, 32), [""; 0]);
-    assert_eq!(case(120, 32), ["uninitialized"]);
-}
-
-#[test]
-fn cuda_samples_stencil_adds_values_that_no_thread_has_loaded() {
-    // The first 40 of 64 threads load a value; all store it in the tile, and `readers` of them add their neighbour's.
-    // `first` initialises the value.
-    let case = |first: &str, readers: u32| {
-        let body = format!(
-            ".reg .b32 %r<6>; .reg .b64 %d<3>; .reg .pred %p; .shared .align 4 .b8 tile[256];
-            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1; {first}
-            setp.ge.u32 %p, %r0, 40; @%p bra STORE; ld.global.u32 %r1, [%d1];
-            STORE: shl.b32 %r2, %r0, 2; mov.u32 %r3, tile; add.u32 %r3, %r3, %r2; st.shared.u32 [%r3], %r1; bar.sync 0;
-            setp.ge.u32 %p, %r0, {readers}; @%p bra END; ld.shared.u32 %r4, [%r3+4]; add.u32 %r5, %r4, %r1;
-            setp.ge.u32 %p, %r0, 39; @%p bra END; st.global.u32 [%d1+512], %r5; END: ret;"
-        );
-        Case::new("sm_80", 64, &body).kinds()
-    };
-    assert_eq!(case("mov.u32 %r1, 0;", 63), [""; 0]);
-    assert_eq!(case("", 39), [""; 0]);
-    assert_eq!(case("", 63), ["uninitialized"]);
-}
-
-#[test]
 fn cuda_samples_vector_tests_its_size_without_an_atomic_load() {
     // Thread 0 sets the index of the last element; every thread takes an element if there is one.
     let case = |load: &str| {
@@ -605,26 +562,6 @@ fn cuda_samples_colour_sums_rely_on_lanes_that_run_in_step() {
     };
     assert_eq!(case("bar.warp.sync 0xffff;"), [""; 0]);
     assert_eq!(case(""), ["race"]);
-}
-
-#[test]
-fn cuda_samples_bisection_scans_flags_that_inactive_threads_have_not_set() {
-    // Active threads set their flags; a scan then adds pairs of `scanned` flags.
-    let case = |active: u32, scanned: u32| {
-        let body = format!(
-            ".reg .b32 %r<8>; .reg .b64 %d<3>; .reg .pred %p<3>; .shared .align 8 .b8 flags[256];
-            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, flags; shl.b32 %r2, %r0, 2; add.u32 %r3, %r1, %r2;
-            setp.ge.u32 %p0, %r0, {active}; @!%p0 st.shared.u32 [%r3], %r0; bar.sync 0;
-            setp.ge.u32 %p1, %r0, {}; @%p1 bra MEET; shl.b32 %r4, %r0, 3; add.u32 %r4, %r1, %r4;
-            ld.shared.u32 %r5, [%r4]; ld.shared.u32 %r6, [%r4+4]; add.u32 %r5, %r5, %r6; st.shared.u32 [%r4+4], %r5;
-            MEET: bar.sync 0; @%p0 bra END; ld.shared.u32 %r7, [%r3]; cvt.u64.u32 %d1, %r2; add.u64 %d2, %d0, %d1;
-            st.global.u32 [%d2], %r7; END: ret;",
-            scanned / 2
-        );
-        Case::new("sm_80", 64, &body).kinds()
-    };
-    assert_eq!(case(16, 16), [""; 0]);
-    assert_eq!(case(10, 16), ["uninitialized"]);
 }
 
 #[test]
