@@ -156,7 +156,12 @@ fn collect(name: &str, matches: &ArgMatches, given: &mut Vec<(String, String)>) 
     for id in matches.ids().map(|id| id.as_str()) {
         let values = matches.try_get_raw(id).ok().flatten().into_iter().flatten();
         let texts = values.map(|value| value.to_string_lossy().into_owned()).filter(|text| !text.is_empty());
-        given.extend(texts.map(|text| (id.to_string(), text)));
+        for option in texts.map(|text| (id.to_string(), text)) {
+            // A common option of `reel bench prefill` is among the options of `bench`, too.
+            if !given.contains(&option) {
+                given.push(option);
+            }
+        }
     }
     if let Some((inner, matches)) = matches.subcommand() {
         collect(&format!("{name} {inner}"), matches, given);
