@@ -14,7 +14,7 @@ gradient checkpointing; reel's bf16 has f32 masters; the peers are autocast of a
 
 Each round of a work measures every peer and reel, one after the other, with the same number of threads. Results are medians of the
 ratios of the rounds, so that slow periods of the machine affect both sides. Each peer runs in a process of its own, which loads the
-model once; a first round does not count.
+model once (for training, once a round, because two training processes need 23 GB); a first round does not count.
 """
 import argparse
 import json
@@ -226,11 +226,21 @@ def measure(work, a, folder):
     """Measures one work in rounds. Returns its medians, its ratios by peer, and the rounds."""
     dtype, options, kinds = WORKS[work]
     kinds = [k for k in kinds if k != "openvino" or a.openvino]
-    peers = {k: PeerProcess(a.openvino if k == "openvino" else sys.executable, k, work, folder, a.threads) for k in kinds}
+    start = lambda k: PeerProcess(a.openvino if k == "openvino" else sys.executable, k, work, folder, a.threads)
+    # Two training processes do not fit into memory together, so these peers are started anew for each round.
+    is_training = work.startswith("train")
+    peers = {} if is_training else {k: start(k) for k in kinds}
     rounds = []
     try:
         for n in range(a.rounds + 1):
-            row = {k: peer.once() for k, peer in peers.items()}
+            row = {}
+            for k in kinds:
+                if is_training:
+                    peers[k] = start(k)
+                    peers[k].once()
+                row[k] = peers[k].once()
+                if is_training:
+                    peers.pop(k).close()
             ours = bench(a.reel, folder, dtype, options, a.threads)
             row["reel"], row["roofline_share"] = ours["tokens_per_second"], ours["roofline"]["share"]
             if n > 0:

@@ -184,7 +184,7 @@ pub(super) fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
 /// Loads a cache line into the second-level cache, for a read that comes thousands of instructions later; `at` may be
 /// any address. Only explicit prefetches keep the memory busy here: the processor's own ones do not follow 16 rows of
 /// a kilobyte or two. On Zen 4 a prefetch into the first-level cache, whose few slots for misses the loads need as
-/// well, reads rows of 896 bf16 at less than half of the speed (benches/results/amd-epyc).
+/// well, reads rows of 896 bf16 at less than half of the speed (benches/results/amd-epyc/2026-11-22-weights-read.json).
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn prefetch(at: *const u8) {
