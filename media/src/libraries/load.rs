@@ -3,9 +3,9 @@
 //! FFmpeg brings about a hundred other libraries. The dynamic linker needs 40 ms for them, which every command would
 //! pay, most of them for nothing. A program that loads them itself also starts on a machine that has no FFmpeg.
 //!
-//! The crate `ffmpeg-sys-next` calls FFmpeg's functions by their names, as if the program were linked with them. So this
-//! file defines a function of each of these names. It consists of one jump, to an address that [`load`] looks up and
-//! stores:
+//! The crate `ffmpeg-sys-next` calls FFmpeg's functions by their names, as if the program were linked with them. So
+//! this file defines a function of each of these names. It consists of one jump, to an address that [`load`] looks up
+//! and stores:
 //! ```text
 //! av_read_frame:  jmp [ADDRESS of av_read_frame]     before `load`: the function `not_loaded`, which aborts
 //! ```

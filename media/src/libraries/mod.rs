@@ -13,8 +13,8 @@ use std::path::Path;
 /// Name of this program's FFmpeg in error messages about a missing codec.
 pub const FFMPEG_BUILD_NAME: &str = if cfg!(feature = "ffmpeg") { "this FFmpeg" } else { "this build without FFmpeg" };
 
-/// Loads the FFmpeg libraries unless they are loaded. Must be called before any function of FFmpeg. The error says which
-/// library is missing.
+/// Loads the FFmpeg libraries unless they are loaded. Must be called before any function of FFmpeg. The error says
+/// which library is missing.
 #[cfg(all(feature = "ffmpeg", target_arch = "x86_64"))]
 pub(crate) fn load() -> Result<(), &'static str> {
     load::load()
