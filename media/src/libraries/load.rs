@@ -107,9 +107,9 @@ pub(super) fn load() -> Result<(), &'static str> {
             let library = unsafe { Library::open(Some(&file), RTLD_LAZY | RTLD_LOCAL) };
             let library = library.map_err(|e| format!("{file} cannot be loaded ({e})"))?;
             for function in *functions {
-                let name = || String::from_utf8_lossy(function.name.trim_ascii_end()).into_owned();
-                // SAFETY: only the address is taken. The crate `ffmpeg-sys-next` declares the function as the headers of
-                // this version do.
+                let name = || String::from_utf8_lossy(&function.name[..function.name.len() - 1]).into_owned();
+                // SAFETY: only the address is taken. The crate `ffmpeg-sys-next` declares the function as the headers
+                // of this version do.
                 let found = unsafe { library.get::<*mut c_void>(function.name) };
                 let found = found.map_err(|e| format!("{file} has no function {} ({e})", name()))?.into_raw();
                 if found == function.jump as *mut c_void {
