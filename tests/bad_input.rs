@@ -376,8 +376,8 @@ fn faults_of_the_model_folder_are_found_before_the_work() {
     run_in(dir, sft.split(' ')).refused(1, &["tiny/added_tokens.json: is not a regular file"]);
     assert!(!dir.join("out").exists());
     fs::remove_file(s.model("added_tokens.json")).expect("removed");
-    run_in(dir, format!("{sft} --media-root none").split(' '))
-        .refused(1, &["--media-root: is none, which is not a folder"]);
+    run_in(dir, format!("{sft} --media-root no-such-folder").split(' '))
+        .refused(1, &["--media-root: is no-such-folder, which is not a folder"]);
     s.edit("config.json", |config| {
         config["max_position_embeddings"] = json!(20);
         if let Some(text) = config.get_mut("text_config") {

@@ -51,7 +51,7 @@ pub fn redact_urls(text: &str) -> String {
 struct UrlMarks {
     /// The end of the URL.
     end: usize,
-    /// The next `?` or `#` in the URL, as of the last search; `end` if there is none.
+    /// The position of the `?` or `#` that the last search found in the URL. If it found none: `end`.
     query: usize,
     /// The position of the last `@` before the end.
     last_at: Option<usize>,
@@ -77,7 +77,7 @@ impl UrlMarks {
     }
 }
 
-/// The position of the first `?` or `#` from `start` to `end`; `end` if there is none.
+/// Finds the first `?` or `#` in `text[start..end]`. Returns its position in `text`; without one: `end`.
 fn next_query(text: &str, start: usize, end: usize) -> usize {
     text[start..end].find(['?', '#']).map_or(end, |query| start + query)
 }

@@ -17,8 +17,8 @@ use crate::{MediaError, Result, libraries};
 /// file gets its name only when it is complete. Uses one thread, so that equal frames give equal bytes.
 ///
 /// # Errors
-/// FFmpeg is missing or lacks the encoder, the frame rate is not positive, `times_ms` is not ascending or does not have one time
-/// per frame, a side is odd for a codec that needs even ones, or the file cannot be written.
+/// FFmpeg is missing or lacks the encoder, the frame rate is not positive, `times_ms` is not ascending or does not have
+/// one time per frame, a side is odd for a codec that needs even ones, or the file cannot be written.
 pub fn encode_video(path: &Path, frames: FrameView<'_>, encoding: &VideoEncodingOptions) -> Result<()> {
     #[cfg(feature = "ffmpeg")]
     libraries::load_for(path)?;
