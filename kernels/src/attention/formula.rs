@@ -23,7 +23,7 @@ fn row(q: &[f64], k: &[f64], v: &[f64], keys: &[usize], scale: f64) -> (Vec<f64>
 
 /// Returns, for every query row in order, its index and the keys that it sees, each as the index of its first
 /// element.
-fn rows(case: &PackedBatch) -> impl Iterator<Item = (usize, Vec<usize>)> {
+pub(super) fn rows(case: &PackedBatch) -> impl Iterator<Item = (usize, Vec<usize>)> {
     let (heads, kv_heads, d) = (case.heads, case.kv_heads, case.head_dim);
     (0..case.lengths.len()).flat_map(move |n| {
         let (first, tokens) = (case.first_token(n), case.visible_tokens(n));
