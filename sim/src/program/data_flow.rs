@@ -1,9 +1,10 @@
 //! What happens to the values that loads read, found in the text of a function without running it: which loads only
-//! copy bytes to other memory, which read a word to change a bit-field in it, and which read the first value of a
-//! compare-and-swap loop.
+//! copy bytes to other memory, which read a word to change a bit-field in it, which read the first value of a
+//! compare-and-swap loop, and which bytes of a loaded word are used (see [`demanded_bits`]).
 //!
 //! The analysis does not follow the order of instructions: a register counts by all of its uses in the function.
 
+use super::demanded_bits;
 use super::uses::{collect_registers, destination_count};
 use crate::ptx::ast::{AddressBase, Function, Instruction, Operand, Type};
 use std::collections::{HashMap, HashSet};
@@ -17,6 +18,8 @@ pub(super) struct DataFlow {
     pub cas_reads: Vec<bool>,
     /// For loads and stores that together change a bit-field of a word: the mask of the bytes outside the bit-field.
     pub kept_bytes: HashMap<usize, u32>,
+    /// For loads: the mask of the bytes that can change what the function does.
+    pub used_bytes: Vec<u32>,
 }
 
 /// A move between two registers: the destination, and the source.
@@ -28,6 +31,7 @@ pub(super) fn analyse(function: &Function) -> DataFlow {
         copies: copies(function, &moves),
         cas_reads: cas_reads(function, &moves),
         kept_bytes: bit_field_updates(function),
+        used_bytes: demanded_bits::used_bytes(function),
     }
 }
 
@@ -44,12 +48,12 @@ fn register_move(function: &Function, i: &Instruction) -> Option<Move> {
 }
 
 /// Whether an instruction is an ordinary store (`st`).
-fn is_store(i: &Instruction) -> bool {
+pub(super) fn is_store(i: &Instruction) -> bool {
     i.opcode.starts_with("st.") && !i.opcode.starts_with("st.async") && !i.opcode.starts_with("st.bulk")
 }
 
 /// Whether an instruction is an ordinary load (`ld`, `ldu`).
-fn is_load(i: &Instruction) -> bool {
+pub(super) fn is_load(i: &Instruction) -> bool {
     i.opcode.starts_with("ld.") || i.opcode.starts_with("ldu.")
 }
 

@@ -6,6 +6,7 @@
 
 mod data_flow;
 mod decode;
+mod demanded_bits;
 mod kernel;
 pub mod op;
 mod operands;

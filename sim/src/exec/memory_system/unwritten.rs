@@ -18,6 +18,9 @@
 //! other uses (address, branch, atomic, store to global memory):  reported, at the load
 //! ```
 //!
+//! A load uses only the bytes that its function does not drop later by a conversion, a mask or a shift
+//! (`program/demanded_bits.rs`).
+//!
 //! A load that only serves to change a bit-field (`bit_field_updates` in `program/data_flow.rs`) uses no byte; the
 //! store after it writes the bytes of the bit-field.
 //!

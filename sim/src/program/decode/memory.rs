@@ -53,6 +53,7 @@ impl Decoder<'_> {
             semantics = None;
         }
         let kept_bytes = self.flow.kept_bytes.get(&self.index).copied();
+        let declared_bytes = instruction.used_bytes.unwrap_or(u32::MAX);
         let transfer = LoadStore {
             window,
             addr,
@@ -64,7 +65,7 @@ impl Decoder<'_> {
             scope,
             copies: self.flow.copies[self.index],
             // A load that only serves to change a bit-field uses none of the bytes.
-            used_bytes: if kept_bytes.is_some() { 0 } else { instruction.used_bytes.unwrap_or(u32::MAX) },
+            used_bytes: if kept_bytes.is_some() { 0 } else { declared_bytes & self.flow.used_bytes[self.index] },
             kept_bytes: kept_bytes.unwrap_or(0),
             cas_read: self.flow.cas_reads[self.index],
             used_where: self

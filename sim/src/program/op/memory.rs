@@ -38,7 +38,8 @@ pub struct LoadStore {
     /// Whether the instruction only copies: the loaded values are only stored again, or a stored value is such a
     /// loaded value.
     pub copies: bool,
-    /// For a load: mask of the loaded bytes whose value matters; the compiler declares all others as padding.
+    /// For a load: mask of the loaded bytes whose value matters. The compiler declares the others as padding, or the
+    /// function drops them.
     pub used_bytes: u32,
     /// For a store: mask of the stored bytes that have the value that a load before has read there, because the store
     /// changes a bit-field in the other bytes.
