@@ -154,7 +154,7 @@ impl BackwardContext<'_> {
             return Ok(());
         }
         if x.parameter_name().is_some() {
-            let sum = self.grads.buffer(x)?;
+            let sum = self.grads.sum(x)?;
             return accumulate(self.device, &grad, &sum);
         }
         let Some(sum) = self.by_id.remove(&x.id()) else {
@@ -179,7 +179,17 @@ impl BackwardContext<'_> {
 
     /// The f32 buffer that collects the gradient of parameter `x`; `None` if `x` is not a trained parameter.
     pub fn parameter_grad(&mut self, x: &Tensor) -> Result<Option<Tensor>> {
-        if x.parameter_name().is_none() { Ok(None) } else { self.grads.buffer(x).map(Some) }
+        if x.parameter_name().is_none() { Ok(None) } else { self.grads.sum(x).map(Some) }
+    }
+
+    /// [`BackwardContext::parameter_grad`] for launches that write every element of the buffer, together with whether
+    /// they must add to what it holds. The first gradient of a step need not be added to zeros.
+    pub fn parameter_grad_to_write(&mut self, x: &Tensor) -> Result<Option<(Tensor, bool)>> {
+        if x.parameter_name().is_none() {
+            return Ok(None);
+        }
+        let (sum, is_first) = self.grads.buffer(x)?;
+        Ok(Some((sum, !is_first)))
     }
 
     pub(super) fn grads(&mut self) -> &mut Grads {
@@ -235,7 +245,18 @@ impl Grads {
         self.reached.contains(name)
     }
 
-    fn buffer(&mut self, parameter: &Tensor) -> Result<Tensor> {
+    /// The buffer to which a gradient of the parameter is added. Starts at zero in every step.
+    fn sum(&mut self, parameter: &Tensor) -> Result<Tensor> {
+        let (sum, is_first) = self.buffer(parameter)?;
+        if is_first {
+            fill_zero(&sum)?;
+        }
+        Ok(sum)
+    }
+
+    /// The buffer of the parameter's gradient, and whether this is the first use of it in this step. Then it holds
+    /// the gradient of an earlier step.
+    fn buffer(&mut self, parameter: &Tensor) -> Result<(Tensor, bool)> {
         let name: Arc<str> = parameter.parameter_name().unwrap_or_default().into();
         let sum = match self.buffers.get(&name) {
             Some(t) => t.clone(),
@@ -245,10 +266,7 @@ impl Grads {
                 t
             }
         };
-        if self.reached.insert(name) {
-            fill_zero(&sum)?;
-        }
-        Ok(sum)
+        Ok((sum, self.reached.insert(name)))
     }
 }
 

@@ -63,9 +63,7 @@ fn linear_gradients(
         }
         false => None,
     };
-    if let Some(dw) = bw.parameter_grad(w)? {
-        bw.launch(&weight_gradient_launch(dy, x, m, n, k, &dw))?;
-    }
+    weight_gradient(bw, w, dy, x, [m, n, k])?;
     if let Some(b) = b
         && let Some(db) = bw.parameter_grad(b)?
     {
@@ -90,15 +88,11 @@ pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &L
         let (m, k) = rows_cols("lora_linear", "x", &kx)?;
         let [n, r] = [kw.shape()[0], lora.down.shape()[0]];
         let dx = linear_gradients(bw, &dy, &kx, &kw, kb.as_ref())?;
-        if let Some(dup) = bw.parameter_grad(&lora.up)? {
-            bw.launch(&weight_gradient_launch(&dy, &thin, m, n, r, &dup))?;
-        }
+        weight_gradient(bw, &lora.up, &dy, &thin, [m, n, r])?;
         let dthin = bw.empty_like(&thin)?;
         let through_up = plain(m, r, n, operand(&dy, false), operand(&lora.up, true), &dthin);
         bw.launch(&Launch::Matmul(Matmul { scale: lora.scale, ..through_up }))?;
-        if let Some(ddown) = bw.parameter_grad(&lora.down)? {
-            bw.launch(&weight_gradient_launch(&dthin, &kx, m, r, k, &ddown))?;
-        }
+        weight_gradient(bw, &lora.down, &dthin, &kx, [m, r, k])?;
         let Some(dx) = dx else { return Ok(()) };
         let through_down = plain(m, k, r, operand(&dthin, false), operand(&lora.down, true), &dx);
         bw.launch(&Launch::Matmul(Matmul { accumulate: true, ..through_down }))?;
@@ -125,10 +119,30 @@ pub(super) fn add_lora_output(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> R
     Ok(thin)
 }
 
-/// The launch that adds a weight gradient: `dw [n, k] += dyᵀ · x` with `dy [m, n]`, `x [m, k]`.
-pub(super) fn weight_gradient_launch(dy: &Tensor, x: &Tensor, m: usize, n: usize, k: usize, dw: &Tensor) -> Launch {
+/// Adds `dyᵀ · x` to the gradient of weight w `[n, k]` if w is trained: dy `[m, n]`, x `[m, k]`.
+fn weight_gradient(
+    bw: &mut BackwardContext<'_>,
+    w: &Tensor,
+    dy: &Tensor,
+    x: &Tensor,
+    [m, n, k]: [usize; 3],
+) -> Result<()> {
+    match bw.parameter_grad_to_write(w)? {
+        Some((dw, adds)) => bw.launch(&weight_gradient_launch(dy, x, [m, n, k], &dw, adds)),
+        None => Ok(()),
+    }
+}
+
+/// The launch of a weight gradient: `dw [n, k] = dyᵀ · x` with dy `[m, n]`, x `[m, k]`, plus the old dw if `adds`.
+pub(super) fn weight_gradient_launch(
+    dy: &Tensor,
+    x: &Tensor,
+    [m, n, k]: [usize; 3],
+    dw: &Tensor,
+    adds: bool,
+) -> Launch {
     let product = plain(n, k, m, operand(dy, true), operand(x, true), dw);
-    Launch::Matmul(Matmul { c_dtype: DType::F32, accumulate: true, ..product })
+    Launch::Matmul(Matmul { c_dtype: DType::F32, accumulate: adds, ..product })
 }
 
 /// `x · wᵀ` with a result of dtype `out`, for example f32 logits of bf16 rows. Has no backward rule.

@@ -49,7 +49,7 @@ impl Head {
 
     pub(super) fn fused_backward(&self, bw: &mut BackwardContext, lse: &Tensor, d_lp: &Tensor) -> Result<()> {
         let dtype = self.h.dtype();
-        let dw = bw.parameter_grad(&self.w)?;
+        let dw = self.weight_gradient(bw)?;
         // Chunks are summed in f32: a sum rounded to bf16 after each chunk would lose the small terms of later chunks.
         let dh = match self.h.needs_grad() {
             true => Some(bw.empty(&[self.rows, self.hidden], DType::F32, MemoryCategory::Activations)?),
@@ -81,9 +81,9 @@ impl Head {
                     let w = self.w.rows(first, count)?;
                     bw.launch(&self.row_gradient(&d_logits, &w, (n, count), &dh.rows(start, n)?, first > 0))?;
                 }
-                if let Some(dw) = &dw {
-                    let (h, dw) = (self.h.rows(start, n)?, dw.rows(first, count)?);
-                    bw.launch(&weight_gradient_launch(&d_logits, &h, n, count, self.hidden, &dw))?;
+                if let Some((dw, adds)) = &dw {
+                    let (h, dw, adds) = (self.h.rows(start, n)?, dw.rows(first, count)?, *adds || start > 0);
+                    bw.launch(&weight_gradient_launch(&d_logits, &h, [n, count, self.hidden], &dw, adds))?;
                 }
             }
         }

@@ -1,12 +1,12 @@
 //! The product backend. For each tile of rows and columns, a matrix product writes the logits and the kernels of
-//! `reel_kernels::log_prob` read them; the next tile overwrites them.
+//! `reel_kernels::log_prob` read them. The next tile overwrites them, unless they are kept for the backward pass.
 
 use reel_kernels::matmul::{Matmul, Operand};
 use reel_kernels::{Addr, DType, Launch, log_prob as kernel};
 
 use super::super::linear::weight_gradient_launch;
 use super::{Head, narrow, parts};
-use crate::device::MemoryCategory;
+use crate::device::{Device, Kernels, MemoryCategory};
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
@@ -15,7 +15,7 @@ use crate::tensor::tape::BackwardContext;
 /// Widths of tiles are rounded to a multiple of this number of columns, with which matrix products are fastest.
 const ALIGNED: usize = 128;
 
-/// The size of a tile of logits: its rows, and its columns of the vocabulary. Only one tile is in memory at a time.
+/// The size of a tile of logits: its rows, and its columns of the vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LogitTile {
     pub(super) rows: usize,
@@ -66,23 +66,49 @@ impl Head {
         }))
     }
 
+    /// The tiles of the backward pass, which holds the logits of a tile and their gradient.
+    fn backward_tile(&self) -> LogitTile {
+        LogitTile::new(DType::F32.size() + self.h.dtype().size(), self.vocab, self.limit)
+    }
+
+    /// The tiles of the forward pass. The CPU uses those of the backward pass, which can then use logits that the
+    /// forward pass has kept.
+    fn forward_tile(&self, device: &Device) -> LogitTile {
+        match device.kernels() {
+            Kernels::Cpu => self.backward_tile(),
+            Kernels::Cuda => LogitTile::new(DType::F32.size(), self.vocab, self.limit),
+        }
+    }
+
     /// The forward pass: for each tile of rows, goes over the tiles of columns. `state` carries each row's maximum
-    /// and sums, which the log-softmax needs, from tile to tile.
+    /// and sums, which the log-softmax needs, from tile to tile. Returns the logits of the first tiles, as many as fit
+    /// into `keep` bytes.
     pub(super) fn forward_by_matrix_products(
         &self,
         cx: &Cx,
         lp: &Tensor,
         entropy: Option<&Tensor>,
         lse: &Tensor,
-    ) -> Result<()> {
-        let tile = LogitTile::new(DType::F32.size(), self.vocab, self.limit);
+        keep: usize,
+    ) -> Result<Vec<Tensor>> {
+        let tile = self.forward_tile(cx.device());
         let max_rows = tile.rows.min(self.rows);
-        let room = |elements| Tensor::empty(cx.device(), &[elements], DType::F32, MemoryCategory::Workspace);
-        let (logits, state) =
-            (room(max_rows * tile.columns)?, room(max_rows * kernel::STATE_BYTES_PER_ROW / DType::F32.size())?);
+        let room = |elements, category| Tensor::empty(cx.device(), &[elements], DType::F32, category);
+        let state = room(max_rows * kernel::STATE_BYTES_PER_ROW / DType::F32.size(), MemoryCategory::Workspace)?;
+        let (mut kept, mut left, mut overwritten) = (Vec::new(), keep, None);
         for (start, n) in parts(self.rows, tile.rows) {
             let at = |t: &Tensor| t.rows(start, n).map(|t| t.addr());
             for (first, columns) in parts(self.vocab, tile.columns) {
+                let bytes = n * columns * DType::F32.size();
+                let logits = match &overwritten {
+                    Some(logits) => Tensor::clone(logits),
+                    None if bytes <= left => {
+                        left -= bytes;
+                        kept.push(room(n * columns, MemoryCategory::Activations)?);
+                        kept[kept.len() - 1].clone()
+                    }
+                    None => overwritten.insert(room(max_rows * tile.columns, MemoryCategory::Workspace)?).clone(),
+                };
                 cx.launch(&self.logits((start, n), (first, columns), &logits)?)?;
                 cx.launch(&kernel::fwd(&kernel::FwdParams {
                     logits: logits.addr(),
@@ -100,25 +126,26 @@ impl Head {
                 }))?;
             }
         }
-        Ok(())
+        Ok(kept)
     }
 
-    /// The backward pass: for each tile, computes the logits again, then their gradient, then the two matrix products
-    /// of this gradient with w and with h. The gradient of h is summed in f32 over the tiles of the same rows:
+    /// The backward pass: for each tile, computes the logits again unless they are `kept`, then their gradient, then
+    /// the two matrix products of this gradient with w and with h. The gradient of h is summed in f32 over the tiles of the same rows:
     /// rounding the sum to bf16 after each tile would lose the small terms of later tiles. The gradient of w is
     /// summed in its own f32 buffer.
     pub(super) fn backward_by_matrix_products(
         &self,
         bw: &mut BackwardContext,
         lse: &Tensor,
+        kept: Vec<Tensor>,
         d_lp: &Tensor,
     ) -> Result<()> {
         let dtype = self.h.dtype();
-        let dw = bw.parameter_grad(&self.w)?;
+        let dw = self.weight_gradient(bw)?;
         let dh = if self.h.needs_grad() { Some(bw.empty_like(&self.h)?) } else { None };
-        let tile = LogitTile::new(DType::F32.size() + dtype.size(), self.vocab, self.limit);
+        let tile = self.backward_tile();
         let max_rows = tile.rows.min(self.rows);
-        let logits = bw.empty(&[max_rows * tile.columns], DType::F32, MemoryCategory::Workspace)?;
+        let (mut kept, mut overwritten) = (kept.into_iter(), None);
         let d_logits = bw.empty(&[max_rows * tile.columns], dtype, MemoryCategory::Workspace)?;
         let sums = match dtype != DType::F32 && tile.columns < self.vocab && dh.is_some() {
             true => Some(bw.empty(&[max_rows, self.hidden], DType::F32, MemoryCategory::Workspace)?),
@@ -129,7 +156,17 @@ impl Head {
             let dh = dh.as_ref().map(|dh| dh.rows(start, n)).transpose()?;
             let sums = sums.as_ref().map(|sums| sums.rows(0, n)).transpose()?;
             for (first, columns) in parts(self.vocab, tile.columns) {
-                bw.launch(&self.logits((start, n), (first, columns), &logits)?)?;
+                let logits = match (kept.next(), &overwritten) {
+                    (Some(logits), _) => logits,
+                    (None, Some(logits)) => Tensor::clone(logits),
+                    (None, None) => {
+                        let elements = max_rows * tile.columns;
+                        overwritten.insert(bw.empty(&[elements], DType::F32, MemoryCategory::Workspace)?).clone()
+                    }
+                };
+                if overwritten.is_some() {
+                    bw.launch(&self.logits((start, n), (first, columns), &logits)?)?;
+                }
                 let p = kernel::BwdParams {
                     logits: logits.addr(),
                     targets: at(&self.targets)?,
@@ -150,16 +187,16 @@ impl Head {
                     let (w, to) = (self.w.rows(first, columns)?, sums.as_ref().unwrap_or(dh));
                     bw.launch(&self.row_gradient(&d_logits, &w, (n, columns), to, first > 0))?;
                 }
-                if let Some(dw) = &dw {
-                    let (h, dw) = (self.h.rows(start, n)?, dw.rows(first, columns)?);
-                    bw.launch(&weight_gradient_launch(&d_logits, &h, n, columns, self.hidden, &dw))?;
+                if let Some((dw, adds)) = &dw {
+                    let (h, dw, adds) = (self.h.rows(start, n)?, dw.rows(first, columns)?, *adds || start > 0);
+                    bw.launch(&weight_gradient_launch(&d_logits, &h, [n, columns, self.hidden], &dw, adds))?;
                 }
             }
             if let (Some(sums), Some(dh)) = (&sums, &dh) {
                 bw.launch(&narrow(sums, dh))?;
             }
         }
-        drop((logits, d_logits, sums));
+        drop((overwritten, d_logits, sums));
         match dh {
             Some(dh) => bw.add(&self.h, dh),
             None => Ok(()),

@@ -16,6 +16,8 @@ struct Case {
     dtype: DType,
     weight: DType,
     entropy: bool,
+    /// Maximum bytes of logits that the forward pass keeps.
+    keep: usize,
     seed: u32,
 }
 
@@ -35,7 +37,7 @@ fn results(device: &Device, a: Case, backend: LmHeadBackend, limit: usize) -> Re
     // `linear_log_prob` gets a view of parameter h, because a view counts as an activation, as the hidden states of a
     // model do.
     let rows = h.reshape(h.shape()).unwrap();
-    let head = Head { limit, ..Head::new(&rows, &w, &targets, 0.7).unwrap() };
+    let head = Head { limit, keep: a.keep, ..Head::new(&rows, &w, &targets, 0.7).unwrap() };
     let entropy = Tensor::empty(device, &[a.rows], DType::F32, MemoryCategory::Activations).unwrap();
     let y = head.log_prob(&cx, [backend; 2], Some(&entropy).filter(|_| a.entropy)).unwrap();
     let weights =
@@ -75,12 +77,16 @@ proptest! {
         side in 1usize..12,
         bf16: bool,
         entropy: bool,
+        keep in 0usize..120,
         seed in 1u32..1000,
     ) {
         let dtype = if bf16 { DType::BF16 } else { DType::F32 };
-        let a = Case { rows, vocab, hidden, dtype, weight: dtype, entropy, seed };
+        let a = Case { rows, vocab, hidden, dtype, weight: dtype, entropy, keep: 0, seed };
         let device = Device::cpu(2);
         let tiles = results(&device, a, Products, squares_of(side));
+        // Of the logits, some are kept, or none, or all.
+        let some = Case { keep: keep * rows * vocab * 4 / 100, ..a };
+        prop_assert_eq!(&tiles, &results(&device, some, Products, squares_of(side)));
         agree(&tiles, &results(&device, a, Products, MAX_LOGITS_BYTES), a, "one tile");
         agree(&tiles, &results(&device, a, Fused, MAX_LOGITS_BYTES), a, "fused");
         prop_assert_eq!(&tiles, &results(&Device::cpu(1), a, Products, squares_of(side)));
@@ -88,7 +94,7 @@ proptest! {
 
     #[test]
     fn bits_of_a_row_do_not_depend_on_later_rows(rows in 2usize..40, few in 1usize..40, side in 1usize..12, entropy: bool, seed in 1u32..1000) {
-        let all = Case { rows, vocab: 70, hidden: 9, dtype: DType::F32, weight: DType::F32, entropy, seed };
+        let all = Case { rows, vocab: 70, hidden: 9, dtype: DType::F32, weight: DType::F32, entropy, keep: 0, seed };
         let few = Case { rows: few.min(rows), ..all };
         let device = Device::cpu(2);
         let [of_all, of_few] = [all, few].map(|a| results(&device, a, Products, squares_of(side)));
@@ -120,7 +126,8 @@ fn tile_size_at_8192_rows_and_152064_words() {
 fn f32_rows_times_a_bf16_weight() {
     let device = Device::cpu(2);
     for entropy in [false, true] {
-        let a = Case { rows: 19, vocab: 67, hidden: 12, dtype: DType::F32, weight: DType::BF16, entropy, seed: 5 };
+        let a =
+            Case { rows: 19, vocab: 67, hidden: 12, dtype: DType::F32, weight: DType::BF16, entropy, keep: 0, seed: 5 };
         agree(
             &results(&device, a, Products, squares_of(7)),
             &results(&device, a, Products, MAX_LOGITS_BYTES),
@@ -136,7 +143,7 @@ fn sim_equals_cpu() {
     let options = SimOptions { threads: 1, interleavings: 3, ..Default::default() };
     let (cpu, sim) = (Device::cpu(1), Device::sim(options).unwrap());
     for (dtype, entropy) in [(DType::F32, true), (DType::BF16, false), (DType::BF16, true)] {
-        let a = Case { rows: 21, vocab: 150, hidden: 16, dtype, weight: dtype, entropy, seed: 4 };
+        let a = Case { rows: 21, vocab: 150, hidden: 16, dtype, weight: dtype, entropy, keep: 0, seed: 4 };
         // Tiles of 8 columns, and of 61 columns, which is not a multiple of a vector's width.
         for limit in [squares_of(8), squares_of(61)] {
             agree(&results(&sim, a, Products, limit), &results(&cpu, a, Products, limit), a, "sim");
