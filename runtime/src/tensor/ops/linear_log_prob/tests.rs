@@ -189,6 +189,39 @@ fn entropies_do_not_change_the_log_probabilities() {
     assert!(entropy.to_f32().unwrap().iter().any(|&e| e > 1.0));
 }
 
+/// Returns the operations of the backward pass and the bytes of a training step of the head on the CPU.
+fn step_of(rows: usize) -> (f64, usize) {
+    let device = Device::dry(Kernels::Cpu);
+    let (vocab, hidden) = (152_064, 64);
+    let tensor = |shape: &[usize]| Tensor::empty(&device, shape, DType::F32, MemoryCategory::Weights).unwrap();
+    let (h, w) = (tensor(&[rows, hidden]).needing_grad(), tensor(&[vocab, hidden]).into_parameter("w").unwrap());
+    let targets = Tensor::empty(&device, &[rows], DType::I32, MemoryCategory::Inputs).unwrap();
+    let weights = Tensor::empty(&device, &[rows], DType::F32, MemoryCategory::Inputs).unwrap();
+    let mut grads = Grads::new();
+    grads.reserve([&w]).unwrap();
+    let before = device.memory().current;
+    device.reset_peak();
+    let cx = Cx::training(&device, DType::F32);
+    let y = linear_log_prob(&cx, &h, &w, &targets, 1.0).unwrap();
+    let products = |profile: Profiler| {
+        let totals = profile.totals().unwrap();
+        totals.iter().filter(|(name, _)| name.starts_with("matmul")).map(|(_, t)| t.cost.flops).sum::<f64>()
+    };
+    let forward = products(device.profiler());
+    cx.backward(&weighted_sum(&cx, &y, &weights).unwrap(), 1.0, &mut grads).unwrap();
+    ((products(device.profiler()) - forward) / (2 * rows * vocab * hidden) as f64, device.memory().peak - before)
+}
+
+#[test]
+fn the_cpu_keeps_at_most_512_mib_of_logits() {
+    // Two products per row and word, and three for those of which the logits are not kept.
+    let (few, bytes) = step_of(800);
+    assert!((1.999..2.001).contains(&few) && bytes < (512 << 20), "{few} {bytes}");
+    let (many, bytes) = step_of(2000);
+    let kept = (512 << 20) as f64 / (2000 * 152_064 * 4) as f64;
+    assert!((many - (3.0 - kept)).abs() < 0.05 && bytes < (640 << 20), "{many}, kept {kept} {bytes}");
+}
+
 /// Computes the times that the documentation of [`lm_head_backend`] names.
 #[test]
 fn least_time_of_products_on_an_h200() {
