@@ -2,10 +2,12 @@
 //! least time of a kernel (its floor) is the larger of operations over arithmetic rate and bytes over bandwidth.
 //!
 //! Bytes that fit into the caches may be there already, left by the launch before, so they have the bandwidth of the
-//! caches:
+//! caches. The weights of a model that is larger than the caches are not: between two reads of a weight lie those of
+//! all others ([`OperandReads`]).
 //!
 //! ```text
-//! seconds of bytes = min(bytes, capacity) / bandwidth of the caches + the other bytes / bandwidth of memory
+//! bytes from memory = max(bytes - capacity, bytes of weights that the caches cannot have kept, 0)
+//! seconds of bytes = the other bytes / bandwidth of the caches + bytes from memory / bandwidth of memory
 //! ```
 //!
 //! No share of a ceiling exceeds 100 %: a launch that is faster than the measured ceilings allow raises them
@@ -16,6 +18,7 @@ use std::collections::BTreeMap;
 use reel_kernels::elementwise::{self, CopyParams};
 use reel_kernels::matmul::{Matmul, Operand};
 use reel_kernels::{Addr, Cost, DType, Launch, Team, limits};
+use reel_runtime::device::{LaunchEvent, OperandReads};
 use reel_runtime::{Device, MemoryCategory, OpTotals, Tensor};
 use serde::Serialize;
 
@@ -130,14 +133,23 @@ impl Ceilings {
     /// The least time, in seconds, of all launches of the kernel `name` together. `dtype` is the dtype of
     /// activations.
     pub fn roofline_seconds_of_launches(&self, name: &str, totals: &OpTotals, dtype: DType) -> f64 {
-        let OpTotals { launches, cost, .. } = totals;
-        (cost.flops / self.flops_per_second(name, dtype)).max(self.seconds_to_move(cost.bytes, *launches as f64))
+        (totals.cost.flops / self.flops_per_second(name, dtype)).max(self.seconds_to_move_bytes_of(totals))
+    }
+
+    /// The least time, in seconds, of one launch of a profile. `dtype` is the dtype of activations.
+    pub fn roofline_seconds_of_launch(&self, launch: &LaunchEvent, dtype: DType) -> f64 {
+        let LaunchEvent { name, cost, operand, .. } = launch;
+        let mut operands = OperandReads::default();
+        operand.iter().for_each(|operand| operands.add(operand));
+        let totals = OpTotals { launches: 1, cost: *cost, operands, seconds: 0.0 };
+        self.roofline_seconds_of_launches(name, &totals, dtype)
     }
 
     /// The least time, in seconds, in which the kernel `name` can do these operations and move these bytes. `dtype`
     /// is the dtype of activations.
     pub fn roofline_seconds(&self, name: &str, cost: Cost, dtype: DType) -> f64 {
-        (cost.flops / self.flops_per_second(name, dtype)).max(self.seconds_to_move(cost.bytes, 1.0))
+        let totals = OpTotals { launches: 1, cost, ..OpTotals::default() };
+        self.roofline_seconds_of_launches(name, &totals, dtype)
     }
 
     /// The least time, in seconds, in which the kernel `name` can do these operations and move these bytes if no cache
@@ -146,15 +158,17 @@ impl Ceilings {
         Self { cache: None, ..*self }.roofline_seconds(name, cost, dtype)
     }
 
-    /// These ceilings, raised as far as they do not allow that the launches of the kernel `name` took `seconds` only.
+    /// These ceilings, raised as far as they do not allow that the launches of the kernel `name` took
+    /// `totals.seconds` only.
     #[must_use]
-    pub fn raised_to(mut self, name: &str, launches: u64, cost: Cost, dtype: DType, seconds: f64) -> Self {
+    pub fn raised_to(mut self, name: &str, totals: &OpTotals, dtype: DType) -> Self {
+        let seconds = totals.seconds;
         if seconds.is_nan() || seconds <= 0.0 {
             return self;
         }
         let rate = if uses_bf16_rate(name, dtype) { &mut self.bf16 } else { &mut self.f32 };
-        *rate = rate.max(cost.flops / seconds);
-        self.with_bandwidth_times(self.seconds_to_move(cost.bytes, launches as f64) / seconds)
+        *rate = rate.max(totals.cost.flops / seconds);
+        self.with_bandwidth_times(self.seconds_to_move_bytes_of(totals) / seconds)
     }
 
     /// These ceilings, raised until the least time of a whole round of work is at most `measured_seconds`, the time
@@ -177,12 +191,14 @@ impl Ceilings {
         if uses_bf16_rate(name, dtype) { self.bf16 } else { self.f32 }
     }
 
-    /// The least time, in seconds, in which this number of launches can move these bytes. The launches are taken to be
-    /// of equal size, which makes the time shortest.
-    fn seconds_to_move(&self, bytes: f64, launches: f64) -> f64 {
+    /// The least time, in seconds, in which these launches can move their bytes. The launches are taken to be of equal
+    /// size, which makes the time shortest.
+    fn seconds_to_move_bytes_of(&self, totals: &OpTotals) -> f64 {
+        let OpTotals { launches, cost: Cost { bytes, .. }, operands, .. } = totals;
         let Some(cache) = self.cache else { return bytes / self.bytes };
-        let cached = bytes.min(cache.capacity * launches);
-        cached / cache.bytes.max(self.bytes) + (bytes - cached) / self.bytes
+        let beyond_one_launch = bytes - cache.capacity * *launches as f64;
+        let from_memory = operands.bytes_from_memory(cache.capacity).max(beyond_one_launch).clamp(0.0, *bytes);
+        (bytes - from_memory) / cache.bytes.max(self.bytes) + from_memory / self.bytes
     }
 }
 
@@ -203,6 +219,7 @@ pub fn pseudorandom_number(i: u64) -> f32 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use reel_runtime::device::OperandRead;
 
     use super::*;
 
@@ -212,7 +229,7 @@ mod tests {
     #[test]
     fn bytes_in_the_caches_have_their_bandwidth() {
         let floor = |flops, bytes, launches| {
-            let totals = OpTotals { launches, cost: Cost { flops, bytes }, seconds: 1.0 };
+            let totals = OpTotals { launches, cost: Cost { flops, bytes }, ..OpTotals::default() };
             MACHINE.roofline_seconds_of_launches("add_f32", &totals, DType::F32)
         };
         assert_eq!(floor(0.0, 1e6, 1), 1e-3);
@@ -222,12 +239,26 @@ mod tests {
         assert_eq!(MACHINE.roofline_seconds_from_memory("add_f32", Cost { flops: 0.0, bytes: 1e6 }, DType::F32), 1e-2);
     }
 
+    #[test]
+    fn weights_of_a_large_model_come_from_memory() {
+        // A model of 10 MB and caches of 1 MB: at least nine tenths of each weight come from memory, although the
+        // caches could hold the weight of one launch.
+        let mut operands = OperandReads::default();
+        operands.add(&OperandRead { bytes: 1e5, cycle: 1e7 });
+        let cost = Cost { flops: 0.0, bytes: 1.5e5 };
+        let totals = OpTotals { launches: 1, cost, operands, seconds: 0.0 };
+        let floor = MACHINE.roofline_seconds_of_launches("matmul_fwd", &totals, DType::F32);
+        assert!((floor - (9e4 / 1e8 + 6e4 / 1e9)).abs() < 1e-12, "{floor}");
+    }
+
     proptest! {
         /// However fast a launch was: after the ceilings are raised to it, it does not exceed them.
         #[test]
         fn no_share_exceeds_one(
             flops in 0.0..1e12,
             bytes in 0.0..1e12,
+            weights in 0.0..1.0,
+            cycle in 1.0..1e12,
             seconds in 1e-9..10.0,
             launches in 1u64..1000,
             bf16: bool,
@@ -236,8 +267,10 @@ mod tests {
             let dtype = if bf16 { DType::BF16 } else { DType::F32 };
             let machine = Ceilings { cache: MACHINE.cache.filter(|_| caches), ..MACHINE };
             let cost = Cost { flops, bytes };
-            let raised = machine.raised_to("matmul_fwd", launches, cost, dtype, seconds);
-            let totals = OpTotals { launches, cost, seconds };
+            let mut operands = OperandReads::default();
+            operands.add(&OperandRead { bytes: bytes * weights, cycle });
+            let totals = OpTotals { launches, cost, operands, seconds };
+            let raised = machine.raised_to("matmul_fwd", &totals, dtype);
             let floor = raised.roofline_seconds_of_launches("matmul_fwd", &totals, dtype);
             prop_assert!(floor <= seconds * (1.0 + 1e-9), "{floor} {seconds}");
             let floor = machine.roofline_seconds_of_launches("matmul_fwd", &totals, dtype);

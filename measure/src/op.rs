@@ -2,7 +2,7 @@
 
 use reel_kernels::DType;
 use reel_kernels::catalogue::{SizeError, Sizes, example_products};
-use reel_runtime::Device;
+use reel_runtime::{Device, OpTotals};
 
 use crate::ceilings::Ceilings;
 use crate::error::{MeasureError, Result, bad_option};
@@ -79,6 +79,7 @@ pub fn roofline_share(kernel: &TimedKernel, ceilings: &Ceilings) -> f64 {
 /// The ceilings, raised as far as the timed call shows that they were measured too low.
 pub fn raised_ceilings(kernel: &TimedKernel, ceilings: Ceilings) -> Ceilings {
     let from_memory = Ceilings { cache: None, ..ceilings };
-    let seconds = kernel.timed.median_seconds();
-    Ceilings { cache: ceilings.cache, ..from_memory.raised_to(kernel.kernel, 1, kernel.cost, kernel.dtype, seconds) }
+    let (cost, seconds) = (kernel.cost, kernel.timed.median_seconds());
+    let totals = OpTotals { launches: 1, cost, seconds, ..OpTotals::default() };
+    Ceilings { cache: ceilings.cache, ..from_memory.raised_to(kernel.kernel, &totals, kernel.dtype) }
 }

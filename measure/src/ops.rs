@@ -107,7 +107,12 @@ mod tests {
     #[test]
     fn rows_are_sorted_by_time_and_have_their_own_floor() {
         let ceilings = Ceilings { f32: 1e9, bf16: 4e9, bytes: 1e8, cache: None };
-        let op = |flops, bytes, seconds| OpTotals { launches: 2, cost: Cost { flops, bytes }, seconds };
+        let op = |flops, bytes, seconds| OpTotals {
+            launches: 2,
+            cost: Cost { flops, bytes },
+            seconds,
+            ..OpTotals::default()
+        };
         let totals = BTreeMap::from([
             ("add_bf16", op(1e6, 4e6, 0.08)),
             ("matmul_fwd", op(4e9, 1e6, 2.0)),

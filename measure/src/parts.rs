@@ -53,7 +53,7 @@ pub fn part_times(events: &[LaunchEvent], ceilings: &Ceilings, dtype: DType) -> 
             one.busy += event.seconds;
             one.launches += 1;
             one.cost += event.cost;
-            one.floor += ceilings.roofline_seconds(event.name, event.cost, dtype);
+            one.floor += ceilings.roofline_seconds_of_launch(event, dtype);
         }
     }
     if parts.iter().all(|p| p.name.is_empty()) { Vec::new() } else { parts }
@@ -110,6 +110,7 @@ mod tests {
             origin: LaunchOrigin::default(),
             sizes: Vec::new(),
             cost: Cost { flops: 1e6, bytes: 1.0 },
+            operand: None,
             host: HostCall { thread: 0, start: begun, seconds: 0.0 },
             start: begun + Duration::from_millis(ms),
             seconds,

@@ -124,7 +124,8 @@ fn measured_row(machine: &MachineSpec, catalogue: &[PageRow], time: &KernelTime,
     let known = catalogue.iter().find(|row| row.kernel == time.kernel);
     let (flops, bytes) = time.cost.or(known.map(|row| (row.flops, row.bytes))).unwrap_or_default();
     let dtype = dtype_of_kernel(&time.kernel).unwrap_or(DType::F32);
-    let totals = OpTotals { launches: time.launches, cost: Cost { flops, bytes }, seconds: time.seconds };
+    let (launches, cost, seconds) = (time.launches, Cost { flops, bytes }, time.seconds);
+    let totals = OpTotals { launches, cost, seconds, ..OpTotals::default() };
     let floor = machine.ceilings.roofline_seconds_of_launches(&time.kernel, &totals, dtype);
     let catalogue_size = known.map(|row| row.size.clone()).filter(|_| time.cost.is_none()).unwrap_or_default();
     PageRow {

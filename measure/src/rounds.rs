@@ -102,9 +102,7 @@ fn ceilings_of_round(
     dtype: DType,
     fastest: f64,
 ) -> Ceilings {
-    let raise = |ceilings: Ceilings, (name, t): (&&'static str, &OpTotals)| {
-        ceilings.raised_to(name, t.launches, t.cost, dtype, t.seconds)
-    };
+    let raise = |ceilings: Ceilings, (name, t): (&&'static str, &OpTotals)| ceilings.raised_to(name, t, dtype);
     let raised = totals.iter().fold(measured, raise);
     raised.raised_to_measured_round(raised.roofline_floor_of_profile(totals, dtype).seconds, fastest)
 }

@@ -197,7 +197,7 @@ fn op_name(e: &LaunchEvent) -> String {
 
 /// Returns what the trace shows with a launch: its work, its share of the ceiling, sizes, op, layer and part.
 fn args(e: &LaunchEvent, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
-    let share = ceilings.map(|c| c.roofline_seconds(e.name, e.cost, dtype) / e.seconds).filter(|s| s.is_finite());
+    let share = ceilings.map(|c| c.roofline_seconds_of_launch(e, dtype) / e.seconds).filter(|s| s.is_finite());
     // A launch is faster than the ceilings allow if the ceilings were measured too low; its share is then 1.
     let share = share.map(|share| share.min(1.0));
     let sizes: Map<String, Value> = e.sizes.iter().map(|(name, size)| (name.to_string(), json!(size))).collect();

@@ -67,6 +67,11 @@ impl Matmul {
         }
     }
 
+    /// Returns the address and the bytes of the right operand, B. In a model it is mostly a weight.
+    pub fn right_operand(&self) -> (Addr, f64) {
+        (self.b.addr, self.n as f64 * self.k as f64 * self.b.dtype.size() as f64)
+    }
+
     /// Returns the cost: 2·m·n·k operations, and the bytes of each operand once (of C twice if the product is added
     /// to it).
     pub fn cost(&self) -> Cost {

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use reel_kernels::{Cost, Launch};
 
+use super::operand_reads::{OperandHistory, OperandRead, OperandReads};
 use super::origin::{LaunchOrigin, current_origin, host_thread_number};
 use super::{Device, MemorySample};
 use crate::error::Result;
@@ -24,6 +25,8 @@ pub struct OpTotals {
     pub launches: u64,
     /// Operations and bytes, from the kernel's cost function.
     pub cost: Cost,
+    /// The right operands of matrix products, which are among the bytes of `cost`.
+    pub operands: OperandReads,
     /// Seconds that the launches took.
     pub seconds: f64,
 }
@@ -52,6 +55,8 @@ pub struct LaunchEvent {
     pub sizes: Vec<(&'static str, u64)>,
     /// Operations and bytes, from the kernel's cost function.
     pub cost: Cost,
+    /// For a matrix product: its right operand, whose bytes are among those of `cost`.
+    pub operand: Option<OperandRead>,
     /// The call on the host that made the launch.
     pub host: HostCall,
     /// When the launch began, on the host's clock.
@@ -93,19 +98,23 @@ impl Profiler<'_> {
         let mut s = self.collected().lock();
         s.totals.clear();
         s.events.clear();
+        *self.collected().operands() = OperandHistory::default();
         self.0.0.memory.clear_samples();
     }
 
     /// Waits for the launches in flight and returns the totals by kernel name.
     pub fn totals(&self) -> Result<BTreeMap<&'static str, OpTotals>> {
         self.read()?;
-        Ok(self.collected().lock().totals.clone())
+        let (mut totals, cycle) = (self.collected().lock().totals.clone(), self.collected().operands().bytes());
+        totals.values_mut().for_each(|t| t.operands.close_cycle(cycle));
+        Ok(totals)
     }
 
     /// Waits for the launches in flight and returns the timeline, ordered by start time.
     pub fn launch_events(&self) -> Result<Vec<LaunchEvent>> {
         self.read()?;
-        let mut events = self.collected().lock().events.clone();
+        let (mut events, cycle) = (self.collected().lock().events.clone(), self.collected().operands().bytes());
+        events.iter_mut().filter_map(|e| e.operand.as_mut()).for_each(|operand| operand.close_cycle(cycle));
         events.sort_by_key(|e| e.start);
         Ok(events)
     }
@@ -164,6 +173,7 @@ struct State {
 pub(super) struct ProfileData {
     mode: AtomicU8,
     part: Mutex<&'static str>,
+    operands: Mutex<OperandHistory>,
     state: Mutex<State>,
 }
 
@@ -176,6 +186,10 @@ impl ProfileData {
     pub(super) fn record(&self, launch: &Launch) -> LaunchRecord {
         let mode = self.mode.load(Ordering::Relaxed);
         let sizes = if mode & RECORD != 0 { launch.sizes() } else { Vec::new() };
+        let operand = match launch {
+            Launch::Matmul(product) => Some(self.operands().read(product.right_operand())),
+            Launch::Kernel(_) => None,
+        };
         let start = Instant::now();
         let event = LaunchEvent {
             name: launch.name(),
@@ -183,6 +197,7 @@ impl ProfileData {
             origin: current_origin(),
             sizes,
             cost: launch.cost(),
+            operand,
             host: HostCall { thread: host_thread_number(), start, seconds: 0.0 },
             start,
             seconds: 0.0,
@@ -198,6 +213,7 @@ impl ProfileData {
                 let t = s.totals.entry(event.name).or_default();
                 t.launches += 1;
                 t.cost += event.cost;
+                event.operand.iter().for_each(|operand| t.operands.add(operand));
                 t.seconds += event.seconds;
             }
             if mode & RECORD != 0 {
@@ -216,6 +232,10 @@ impl ProfileData {
 
     fn part(&self) -> std::sync::MutexGuard<'_, &'static str> {
         self.part.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn operands(&self) -> std::sync::MutexGuard<'_, OperandHistory> {
+        self.operands.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
