@@ -142,7 +142,8 @@ mod tests {
             addresses in prop::collection::vec(0u64..12, 1..200),
             capacity in 1usize..14,
         ) {
-            let (mut history, mut reads, mut cache, mut misses) = (OperandHistory::default(), OperandReads::default(), Vec::new(), 0);
+            let (mut history, mut reads) = (OperandHistory::default(), OperandReads::default());
+            let (mut cache, mut misses) = (Vec::new(), 0);
             // The second of two equal rounds counts, as in a profile after a round that warms up.
             for round in 0..2 {
                 for &address in &addresses {

@@ -130,9 +130,9 @@ impl Head {
     }
 
     /// The backward pass: for each tile, computes the logits again unless they are `kept`, then their gradient, then
-    /// the two matrix products of this gradient with w and with h. The gradient of h is summed in f32 over the tiles of the same rows:
-    /// rounding the sum to bf16 after each tile would lose the small terms of later tiles. The gradient of w is
-    /// summed in its own f32 buffer.
+    /// the two matrix products of this gradient with w and with h. The gradient of h is summed in f32 over the tiles
+    /// of the same rows: rounding the sum to bf16 after each tile would lose the small terms of later tiles. The
+    /// gradient of w is summed in its own f32 buffer.
     pub(super) fn backward_by_matrix_products(
         &self,
         bw: &mut BackwardContext,
