@@ -190,11 +190,13 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
             let s = &visit.gradient.sequence;
             for row in (s.first_query_row_that_sees(visit.start)..s.query_row_count()).step_by(QUERY_ROWS_PER_CHUNK) {
                 let rows = QUERY_ROWS_PER_CHUNK.min(s.query_row_count() - row);
+                // No row of the chunk sees more keys than the last one.
+                let keys = visit.keys.min(s.visible_key_count(row + rows - 1) - visit.start);
                 load_rows::<V, T>(&visit.gradient, row, rows, &scratch);
-                scores::<V, T>(&visit.gradient, row, rows, visit.start, visit.keys, &scratch);
+                scores::<V, T>(&visit.gradient, row, rows, visit.start, keys, &scratch);
                 for (a, b, c) in [(scratch.p, scratch.d_o, dv.add(to)), (scratch.ds, scratch.q, dk.add(to))] {
                     V::product(&SmallProduct {
-                        rows: visit.keys,
+                        rows: keys,
                         a,
                         a_row: 1,
                         a_inner: BLOCK_KEYS,
