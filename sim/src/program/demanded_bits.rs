@@ -115,7 +115,7 @@ fn sources(function: &Function, i: &Instruction) -> Vec<(RegisterIndex, Used)> {
 fn rules(function: &Function, i: &Instruction) -> Option<Vec<(RegisterIndex, Used)>> {
     let parts: Vec<&str> = i.opcode.split('.').collect();
     let ty = parts.last().and_then(|name| Type::from_name(name)).filter(|ty| ty.bits() <= 64)?;
-    let (bits, is_float) = (ty.bits(), matches!(ty, Type::F16 | Type::BF16 | Type::F16x2 | Type::F32 | Type::F64));
+    let (bits, is_integer) = (ty.bits(), integer_type(parts.last()?).is_some());
     let is_wide = |r: RegisterIndex| function.registers[r as usize].ty.bits() > 64;
     if ty == Type::Pred || i.operands.iter().any(|o| matches!(o, Operand::Register(r) if is_wide(*r))) {
         return None;
@@ -167,7 +167,7 @@ fn rules(function: &Function, i: &Instruction) -> Option<Vec<(RegisterIndex, Use
             list.extend(each(rest, all).into_iter().map(|(r, _)| (r, Used::Bits(u64::MAX))));
             list
         }
-        (["add" | "sub", _], [_, _]) | (["mul", "lo", _], [_, _]) | (["mad", "lo", _], [_, _, _]) if !is_float => {
+        (["add" | "sub", _], [_, _]) | (["mul", "lo", _], [_, _]) | (["mad", "lo", _], [_, _, _]) if is_integer => {
             each(&i.operands[1..], Rule { carries: true, ..all })
         }
         (["shl", _], [value, Operand::Integer(_)]) => {
