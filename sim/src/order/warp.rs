@@ -325,6 +325,17 @@ impl WarpClocks {
         self.epoch += 1;
     }
 
+    /// Returns these clocks for a store that the warp's lanes execute together (`stmatrix`, `wmma.store`): all earlier
+    /// loads of its lanes come before the store. Other stores and other threads are not ordered.
+    ///
+    /// The store waits for all lanes, and the rows that it writes consist of registers of several lanes, which the
+    /// loads of a tile must have filled before. So a warp may load a tile, change it and store it in place.
+    pub fn with_completed_loads(&self) -> WarpClocks {
+        let mut clocks = self.clone();
+        clocks.change(u32::MAX, |mine| mine.raise_completed_loads(self.key, u32::MAX, self.epoch));
+        clocks
+    }
+
     /// Executes `fence.acq_rel`, `fence.sc` or `membar` of `lanes` at `scope`: acquires the clocks that their strong
     /// reads observed; their next strong writes release the present clock.
     pub fn fence(&mut self, lanes: u32, scope: AccessStrength) {

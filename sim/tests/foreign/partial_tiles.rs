@@ -133,3 +133,27 @@ fn unwritten_words_that_no_result_depends_on_may_be_added() {
     assert_eq!(kinds(20), [""; 0]);
     assert_eq!(kinds(21), ["uninitialized"]);
 }
+
+#[test]
+fn a_warp_stores_a_tile_in_place_after_loading_it() {
+    // Lanes load a matrix together, change it, and store it to the same bytes: lane 0 stores bytes that lanes 1 to 3
+    // loaded. A store by single lanes still needs a barrier.
+    let case = |store: &str, between: &str| {
+        let body = format!(
+            ".reg .b32 %r<9>; .reg .b64 %d<3>; .shared .align 16 .b8 tile[128]; ld.param.u64 %d0, [p];
+            mov.u32 %r0, %tid.x; mov.u32 %r1, tile; shl.b32 %r2, %r0, 2; add.u32 %r3, %r1, %r2; st.shared.u32 [%r3], %r0;
+            and.b32 %r4, %r0, 7; shl.b32 %r4, %r4, 4; add.u32 %r4, %r1, %r4; bar.warp.sync -1;
+            ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%r5}}, [%r4]; add.u32 %r5, %r5, 1; {between} {store}
+            bar.warp.sync -1; ld.shared.u32 %r6, [%r3]; cvt.u64.u32 %d1, %r2; add.u64 %d1, %d0, %d1;
+            st.global.u32 [%d1], %r6; ret;"
+        );
+        Case::new("sm_90a", 32, &body).kinds()
+    };
+    let together = "stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r4], {%r5};";
+    assert_eq!(case(together, ""), [""; 0]);
+    let lane_by_lane = "xor.b32 %r7, %r2, 4; add.u32 %r7, %r1, %r7; st.shared.u32 [%r7], %r5;";
+    assert_eq!(case(lane_by_lane, "bar.warp.sync -1;"), [""; 0]);
+    assert_eq!(case(lane_by_lane, ""), ["race"]);
+    // What single lanes store before must still be ordered.
+    assert_eq!(case(together, "st.shared.u32 [%r3], %r0;"), ["race"]);
+}

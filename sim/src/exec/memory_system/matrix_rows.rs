@@ -45,7 +45,7 @@ impl MemorySystem {
             }
         }
         if t.store {
-            self.store_rows(cx, t, &groups);
+            after_own_loads(cx, |cx| self.store_rows(cx, t, &groups));
             cx.record_memory_change();
         } else {
             self.load_rows(cx, t, &groups);
@@ -152,6 +152,15 @@ impl MemorySystem {
         }
         true
     }
+}
+
+/// Runs `store`, which stores for all lanes of the warp together, after the earlier loads of these lanes.
+pub(super) fn after_own_loads<T>(cx: &mut InstructionContext, store: impl FnOnce(&mut InstructionContext) -> T) -> T {
+    let completed = cx.warp.order.with_completed_loads();
+    let own = std::mem::replace(&mut cx.warp.order, completed);
+    let done = store(cx);
+    cx.warp.order = own;
+    done
 }
 
 /// Returns all matrix rows of an access as one group if they are aligned and lie in the block's own shared memory;

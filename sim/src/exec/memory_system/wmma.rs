@@ -1,5 +1,6 @@
 //! `wmma.load` and `wmma.store`: fragments of matrices between registers and memory.
 
+use super::matrix_rows::after_own_loads;
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::operands::{lane_addresses, lanes_with_undefined_address};
@@ -42,6 +43,24 @@ impl MemorySystem {
             }
             return NextAction::Next;
         }
+        if t.store {
+            after_own_loads(cx, |cx| self.wmma_registers(cx, t, &base, &strides));
+            return NextAction::Next;
+        }
+        self.wmma_registers(cx, t, &base, &strides);
+        // Some matrix fragments hold each element in several registers: the remaining registers are copies of the
+        // distinct ones.
+        let (distinct, copies) = t.regs.split_at(form.distinct_register_count());
+        for (&to, &from) in copies.iter().zip(distinct.iter().cycle()) {
+            let value = cx.regs().get(from);
+            cx.set_register(to, &value);
+        }
+        NextAction::Next
+    }
+
+    /// Moves all registers of a fragment, for the matrix at `base` with a row stride of `strides` elements in each lane.
+    fn wmma_registers(&mut self, cx: &mut InstructionContext, t: &WmmaTransfer, base: &[u64; 32], strides: &[u32; 32]) {
+        let form = &t.fragment;
         for register in 0..form.distinct_register_count() {
             let addresses_of = |element: usize| -> [u64; 32] {
                 std::array::from_fn(|l| {
@@ -57,18 +76,6 @@ impl MemorySystem {
             }
             self.wmma_unpacked(cx, t, t.regs[register], addresses_of);
         }
-        if !t.store {
-            // Some matrix fragments hold each element in several registers: the remaining registers are copies of the
-            // distinct ones.
-            for (&to, &from) in t.regs[form.distinct_register_count()..]
-                .iter()
-                .zip(t.regs[..form.distinct_register_count()].iter().cycle())
-            {
-                let value = cx.regs().get(from);
-                cx.set_register(to, &value);
-            }
-        }
-        NextAction::Next
     }
 
     /// Moves the elements of a register one at a time: they are narrower than the register and not consecutive in
