@@ -3,6 +3,7 @@
 mod atomics;
 mod copies;
 mod found;
+mod found_libraries;
 mod groups;
 mod harness;
 mod limits;

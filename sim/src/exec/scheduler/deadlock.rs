@@ -161,7 +161,7 @@ fn stuck_cause(grid: &GridState) -> StuckCause {
         let thread = warp.index * 32 + fragment.mask.trailing_zeros();
         let site = grid.context.finding_site(block.coordinates, thread, pc);
         let short = match fragment.state {
-            FragmentState::Wgmma => return StuckCause::MissingWarps(warp.slot),
+            FragmentState::Wgmma if !group_polls(block, warp) => return StuckCause::MissingWarps(warp.slot),
             FragmentState::Registers => {
                 let left = block.register_pool;
                 let now = warp.max_registers.map_or(String::new(), |n| format!("the warp has {n} per thread, "));
@@ -191,6 +191,15 @@ fn stuck_cause(grid: &GridState) -> StuckCause {
         }
     }
     short_of_bytes.unwrap_or(StuckCause::Unknown)
+}
+
+/// Returns whether a warp of the warpgroup of `warp` waits for an mbarrier or polls memory: then it may be on its way to
+/// the wgmma that `warp` executes, and what it waits for is the cause.
+fn group_polls(block: &Block, warp: &Warp) -> bool {
+    let mut group = block.warps.iter().flatten().filter(|other| other.index / 4 == warp.index / 4);
+    let polls =
+        |state| matches!(state, FragmentState::Mbarrier { .. } | FragmentState::Spin { .. } | FragmentState::Ready);
+    group.any(|other| other.fragments.iter().any(|fragment| polls(fragment.state)))
 }
 
 /// Describes what a fragment waits for.
