@@ -26,6 +26,10 @@ pub struct Registers {
     /// For registers into which a load copied bytes that nothing has written, by slot and lane: which bytes, and where
     /// they were. An entry counts only while the register is undefined in the lane.
     pub unwritten: HashMap<(Slot, u8), UnwrittenBytes>,
+    /// For registers into which an instruction packed two halves of which only one is defined: the lanes in which the
+    /// low half is defined, and those in which the high half is. Counts only in lanes in which the register is
+    /// undefined.
+    pub defined_halves: HashMap<Slot, [u32; 2]>,
 }
 
 /// Bytes of a register that a load copied from memory that nothing has written.
@@ -52,19 +56,74 @@ pub struct UnwrittenSource {
 }
 
 impl Registers {
+    /// Marks the register at `slot` as undefined in `lanes`.
+    #[inline(always)]
+    pub fn mark_undefined(&mut self, slot: Slot, lanes: u32) {
+        self.undefined[slot as usize] |= lanes;
+        if lanes != 0 && !self.defined_halves.is_empty() {
+            self.forget_halves(slot, lanes);
+        }
+    }
+
+    #[cold]
+    fn forget_halves(&mut self, slot: Slot, lanes: u32) {
+        if let Some(halves) = self.defined_halves.get_mut(&slot) {
+            *halves = halves.map(|defined| defined & !lanes);
+        }
+    }
+
+    /// After an instruction that packed two halves into the register at `slot` in the lanes of `mask`: records in which
+    /// lanes each half is undefined, low half first.
+    #[cold]
+    pub fn set_undefined_halves(&mut self, slot: Slot, mask: u32, undefined: [u32; 2]) {
+        let halves = self.defined_halves.entry(slot).or_default();
+        for (defined, undefined) in halves.iter_mut().zip(undefined) {
+            *defined = *defined & !mask | mask & !undefined;
+        }
+    }
+
+    /// Forgets everything that is recorded of single bytes and halves, for registers that are all written anew.
+    pub fn forget_parts(&mut self) {
+        self.unwritten.clear();
+        self.defined_halves.clear();
+    }
+
+    /// Returns true if some register was packed from a defined and an undefined half.
+    #[inline(always)]
+    pub fn has_defined_halves(&self) -> bool {
+        !self.defined_halves.is_empty()
+    }
+
+    /// Returns the lanes in which the low half (`half` 0) or the high half (1) of a 32-bit register is undefined.
+    pub fn undefined_half(&self, slot: Slot, half: usize) -> u32 {
+        let undefined = self.undefined[slot as usize];
+        if undefined == 0 || self.defined_halves.is_empty() {
+            return undefined;
+        }
+        let defined = self.defined_halves.get(&slot).map_or(0, |halves| halves[half]);
+        undefined & !defined
+    }
+
     /// Returns the mask of the low `width` bytes of a register that are undefined in one lane: all of them, unless a
-    /// load copied the register's value and left some bytes defined.
+    /// load copied the register's value and left some bytes defined, or only one of two packed halves is undefined.
     pub fn undefined_bytes(&self, slot: Slot, lane: usize, width: usize) -> u16 {
         if self.undefined[slot as usize] >> lane & 1 == 0 {
             return 0;
         }
         let all = ((1u32 << width) - 1) as u16;
+        if self.has_defined_halves() && width <= 4 {
+            let is_undefined = |half| self.undefined_half(slot, half) >> lane & 1 != 0;
+            let of_halves = u16::from(is_undefined(0)) * 0b11 | u16::from(is_undefined(1)) * 0b1100;
+            if of_halves != 0b1111 {
+                return of_halves & all;
+            }
+        }
         self.unwritten.get(&(slot, lane as u8)).map_or(all, |unwritten| unwritten.bytes & all)
     }
 
     /// Records that a load has copied unwritten bytes into a register of one lane.
     pub fn set_unwritten(&mut self, slot: Slot, lane: usize, bytes: u16, source: UnwrittenSource) {
-        self.undefined[slot as usize] |= 1 << lane;
+        self.mark_undefined(slot, 1 << lane);
         self.unwritten.insert((slot, lane as u8), UnwrittenBytes { bytes, source });
     }
 

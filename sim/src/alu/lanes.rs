@@ -47,8 +47,37 @@ impl LaneValue for u64 {
 /// else as defined.
 #[inline(always)]
 pub fn mark_undefined_lanes(r: &mut Registers, slot: Slot, mask: u32, undefined: u32) {
-    let u = &mut r.undefined[slot as usize];
-    *u = *u & !mask | undefined & mask;
+    r.undefined[slot as usize] &= !mask;
+    r.mark_undefined(slot, undefined & mask);
+}
+
+/// Computes `dst = f(src0, src1)`, which packs two halves into a register: `halves` are the indices of the sources of
+/// the low and of the high half. Each half of a result lane is undefined where its source is.
+#[inline(always)]
+pub fn pack_halves(r: &mut Registers, s: &OperandSlots, mask: u32, halves: [usize; 2], f: impl Fn(u32, u32) -> u32) {
+    let undefined = halves.map(|half| r.undefined[s.src[half] as usize]);
+    map_lanes_binary(r, s, mask, f);
+    if (undefined[0] ^ undefined[1]) & mask != 0 {
+        r.set_undefined_halves(s.dst[0], mask, undefined);
+    }
+}
+
+/// Runs an instruction with one destination whose result may depend on only one half of a source. `undefined` returns
+/// the lanes in which the result is undefined if some registers have one defined half.
+#[inline(always)]
+pub fn run_on_half(
+    r: &mut Registers,
+    s: &OperandSlots,
+    mask: u32,
+    undefined: impl FnOnce(&Registers) -> u32,
+    run: impl FnOnce(&mut Registers),
+) {
+    if !r.has_defined_halves() {
+        return run(r);
+    }
+    let undefined = undefined(r);
+    run(r);
+    mark_undefined_lanes(r, s.dst[0], mask, undefined);
 }
 
 /// Writes a predicate, and which of its lanes are undefined, in the lanes of `mask`.

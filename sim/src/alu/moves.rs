@@ -18,11 +18,13 @@ pub struct VectorMove {
     pub count: u8,
 }
 
+/// Splits a register into two; `undefined` are the lanes in which its low and its high half are undefined.
 #[inline(always)]
 pub fn unpack<A: LaneValue>(
     r: &mut Registers,
     s: &OperandSlots,
     mask: u32,
+    undefined: [u32; 2],
     low_part: impl Fn(A) -> u32,
     high_part: impl Fn(A) -> u32,
 ) {
@@ -32,11 +34,10 @@ pub fn unpack<A: LaneValue>(
         low[i] = low_part(a[i]);
         high[i] = high_part(a[i]);
     }
-    let u = r.undefined[s.src[0] as usize];
     r.set(s.dst[0], &low, mask);
     r.set(s.dst[1], &high, mask);
-    mark_undefined_lanes(r, s.dst[0], mask, u);
-    mark_undefined_lanes(r, s.dst[1], mask, u);
+    mark_undefined_lanes(r, s.dst[0], mask, undefined[0]);
+    mark_undefined_lanes(r, s.dst[1], mask, undefined[1]);
 }
 
 impl VectorMove {

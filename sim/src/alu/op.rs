@@ -10,7 +10,8 @@ use super::compare::{Comparison, PredicateCombination, SetResultFormat, lane_mas
 use super::f32_math::{self, exp2, f32_from_operand_bits, f32_to_result_bits};
 use super::half::HalfOp;
 use super::lanes::{
-    map_lanes_binary, map_lanes_ternary, map_lanes_unary, mark_undefined_lanes, set_predicate, undefined_lanes,
+    map_lanes_binary, map_lanes_ternary, map_lanes_unary, mark_undefined_lanes, pack_halves, run_on_half,
+    set_predicate, undefined_lanes,
 };
 use super::logic::{PredicateLogic, lop3, lop3_value, prmt, run_predicate_logic};
 use super::moves::{VectorMove, load_128bit_lanes, store_128bit_lanes, unpack};
@@ -139,7 +140,18 @@ impl Op {
             }
             Op::MulHiU32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| ((a as u64 * b as u64) >> 32) as u32),
             Op::Shl32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| if b < 32 { a << (b & 31) } else { 0 }),
-            Op::ShrU32 => map_lanes_binary(r, s, mask, |a: u32, b: u32| if b < 32 { a >> (b & 31) } else { 0 }),
+            Op::ShrU32 => run_on_half(
+                r,
+                s,
+                mask,
+                |r| {
+                    let drops_low_half =
+                        r.get(s.src[1]).iter().rev().fold(0, |lanes, &by| lanes << 1 | u32::from(by >= 16));
+                    let whole = r.undefined[s.src[0] as usize] & !drops_low_half;
+                    whole | r.undefined_half(s.src[0], 1) | r.undefined[s.src[1] as usize]
+                },
+                |r| map_lanes_binary(r, s, mask, |a: u32, b: u32| if b < 32 { a >> (b & 31) } else { 0 }),
+            ),
             Op::ShrS32 => {
                 map_lanes_binary(r, s, mask, |a: u32, b: u32| (a as i32 >> if b < 31 { b } else { 31 }) as u32)
             }
@@ -198,7 +210,7 @@ impl Op {
                 map_lanes_unary(r, s, mask, |a: u32| f32_to_result_bits(exp2(f32_from_operand_bits(a, ftz)), ftz))
             }
             Op::CvtBf16x2 => {
-                map_lanes_binary(r, s, mask, |a: u32, b: u32| f32_math::f32_to_bf16(a) << 16 | f32_math::f32_to_bf16(b))
+                pack_halves(r, s, mask, [1, 0], |a, b| f32_math::f32_to_bf16(a) << 16 | f32_math::f32_to_bf16(b))
             }
             Op::CvtBf16 => map_lanes_unary(r, s, mask, f32_math::f32_to_bf16),
             Op::CvtF32Bf16 => map_lanes_unary(r, s, mask, |a: u32| f32_to_result_bits(f32::from_bits(a << 16), false)),
@@ -211,7 +223,7 @@ impl Op {
                 map_lanes_unary(r, s, mask, |a: u32| f32_math::f32_to_u32(f32_from_operand_bits(a, ftz)))
             }
             Op::CvtF16x2 => {
-                map_lanes_binary(r, s, mask, |a: u32, b: u32| f32_math::f32_to_f16(a) << 16 | f32_math::f32_to_f16(b))
+                pack_halves(r, s, mask, [1, 0], |a, b| f32_math::f32_to_f16(a) << 16 | f32_math::f32_to_f16(b))
             }
             Op::CvtF16 => map_lanes_unary(r, s, mask, f32_math::f32_to_f16),
             Op::CvtF32F16 => map_lanes_unary(r, s, mask, f32_math::f16_to_f32),
@@ -246,7 +258,13 @@ impl Op {
             Op::CvtS64S32 => map_lanes_unary(r, s, mask, |a: u32| a as i32 as i64 as u64),
             Op::CvtU64U32 => map_lanes_unary(r, s, mask, |a: u32| a as u64),
             Op::CvtLow32 => map_lanes_unary(r, s, mask, |a: u64| a as u32),
-            Op::CvtU16 => map_lanes_unary(r, s, mask, |a: u32| a & 0xffff),
+            Op::CvtU16 => run_on_half(
+                r,
+                s,
+                mask,
+                |r| r.undefined_half(s.src[0], 0),
+                |r| map_lanes_unary(r, s, mask, |a: u32| a & 0xffff),
+            ),
             Op::CvtS32S16 => map_lanes_unary(r, s, mask, |a: u32| a as i16 as i32 as u32),
             Op::Lop3 => lop3(r, s, mask),
             Op::Prmt => prmt(r, s, mask),
@@ -263,11 +281,16 @@ impl Op {
                 let kept = ((x << (drop & 31)) as i32 >> (drop & 31)) as u32;
                 if len == 0 { 0 } else { kept }
             }),
-            Op::Pack32 => map_lanes_binary(r, s, mask, |low: u32, high: u32| low & 0xffff | high << 16),
+            Op::Pack32 => pack_halves(r, s, mask, [0, 1], |low, high| low & 0xffff | high << 16),
             Op::Pack64 => map_lanes_binary(r, s, mask, |low: u32, high: u32| low as u64 | (high as u64) << 32),
-            Op::Unpack32 => unpack::<u32>(r, s, mask, |a| a & 0xffff, |a| a >> 16),
+            Op::Unpack32 => {
+                let halves = [0, 1].map(|half| r.undefined_half(s.src[0], half));
+                unpack::<u32>(r, s, mask, halves, |a| a & 0xffff, |a| a >> 16)
+            }
             Op::OutOfLine(ref rare) => rare.run(r, s, mask),
-            Op::Unpack64 => unpack::<u64>(r, s, mask, |a| a as u32, |a| (a >> 32) as u32),
+            Op::Unpack64 => {
+                unpack::<u64>(r, s, mask, [r.undefined[s.src[0] as usize]; 2], |a| a as u32, |a| (a >> 32) as u32)
+            }
         }
     }
 }

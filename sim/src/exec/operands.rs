@@ -32,8 +32,8 @@ pub fn lanes_with_undefined_register<'s>(regs: &Registers, slots: impl IntoItera
 
 /// In a register, marks the lanes `undefined` as undefined and the other lanes of `mask` as defined.
 pub fn mark_undefined_lanes(regs: &mut Registers, register: u32, undefined: u32, mask: u32) {
-    let lanes = &mut regs.undefined[register as usize];
-    *lanes = *lanes & !mask | undefined;
+    regs.undefined[register as usize] &= !mask;
+    regs.mark_undefined(register, undefined);
 }
 
 /// Sets a predicate to `value` in the lanes of `mask`.

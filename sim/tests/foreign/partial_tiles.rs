@@ -157,3 +157,45 @@ fn a_warp_stores_a_tile_in_place_after_loading_it() {
     // What single lanes store before must still be ordered.
     assert_eq!(case(together, "st.shared.u32 [%r3], %r0;"), ["race"]);
 }
+
+#[test]
+fn the_halves_of_a_packed_register_are_defined_one_by_one() {
+    // A compiler packs two elements of a tile into one register and stores each half if its element is in the matrix.
+    let case = |uses: &str| {
+        let body = format!(
+            ".reg .b16 %h<3>; .reg .b32 %r<6>; .reg .f32 %f<3>; .reg .b64 %d<2>; .shared .align 4 .b8 tile[256];
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mov.u32 %r1, tile; shl.b32 %r2, %r0, 2; add.u32 %r3, %r1, %r2;
+            cvt.u64.u32 %d1, %r2; add.u64 %d1, %d0, %d1; st.shared.u32 [%r3], %r0;
+            ld.shared.f32 %f0, [%r3]; add.f32 %f0, %f0, %f0; ld.shared.f32 %f1, [%r3+128]; add.f32 %f1, %f1, %f1;
+            {uses} ret;"
+        );
+        Case::new("sm_80", 32, &body).kinds()
+    };
+    let low_is_defined = ["cvt.rn.bf16x2.f32 %r4, %f1, %f0;", "cvt.rn.f16x2.f32 %r4, %f1, %f0;"];
+    let high_is_defined = ["cvt.rn.bf16x2.f32 %r4, %f0, %f1;", "cvt.rn.f16x2.f32 %r4, %f0, %f1;"];
+    let low = [
+        "cvt.u16.u32 %h0, %r4; st.global.u16 [%d1], %h0;",
+        "mov.b32 {%h0, %h1}, %r4; st.global.u16 [%d1], %h0;",
+        "mov.b32 {%h0, %h1}, %r4; mov.b32 %r4, {%h0, %h1}; cvt.u16.u32 %h2, %r4; st.global.u16 [%d1], %h2;",
+    ];
+    let high = [
+        "shr.u32 %r5, %r4, 16; st.global.u16 [%d1], %r5;",
+        "mov.b32 {%h0, %h1}, %r4; st.global.u16 [%d1], %h1;",
+        "mov.b32 {%h0, %h1}, %r4; mov.b32 %r4, {%h1, %h0}; cvt.u16.u32 %h2, %r4; st.global.u16 [%d1], %h2;",
+    ];
+    for (defined, undefined, packs) in [(low, high, low_is_defined), (high, low, high_is_defined)] {
+        for pack in packs {
+            for store in defined {
+                assert_eq!(case(&format!("{pack} {store}")), [""; 0], "{pack} {store}");
+            }
+            for store in undefined.into_iter().chain(["st.global.u32 [%d1], %r4;"]) {
+                assert_eq!(case(&format!("{pack} {store}")), ["uninitialized"], "{pack} {store}");
+            }
+            // What was packed says nothing about a later value of the register.
+            for store in low {
+                let again = format!("{pack} mov.b32 %r4, %f1; add.u32 %r4, %r4, 1; {store}");
+                assert_eq!(case(&again), ["uninitialized"], "{again}");
+            }
+        }
+    }
+}

@@ -87,7 +87,7 @@ impl MemorySystem {
                 let is_unwritten = unwritten >> (n as u32 * size) & ((1 << size) - 1) != 0;
                 if let Some(dst) = dst.filter(|_| is_unwritten) {
                     let regs = cx.regs_mut();
-                    regs.undefined[dst as usize] |= 1 << lane;
+                    regs.mark_undefined(dst, 1 << lane);
                     regs.unwritten.remove(&(dst, lane as u8));
                 }
             }

@@ -148,7 +148,7 @@ fn load_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32]) 
             if let Some(slot) = slot
                 && u64::from(unwritten) >> (n * t.width as usize) & whole == whole
             {
-                frame.regs.undefined[*slot as usize] |= 1 << lane;
+                frame.regs.mark_undefined(*slot, 1 << lane);
                 frame.regs.unwritten.remove(&(*slot, lane as u8));
             }
         }

@@ -13,13 +13,13 @@ use crate::finding::FindingKind;
 use crate::layout;
 use crate::order::AccessKind;
 use crate::program::op::{AddressWindow, LoadStore};
-use crate::regs::UnwrittenSource;
+use crate::regs::{Registers, UnwrittenSource};
 
 impl MemorySystem {
     pub fn store(&mut self, cx: &mut InstructionContext, t: &LoadStore) -> NextAction {
         let regs = cx.regs();
         let (at, undefined) = (lane_addresses(regs, &t.addr), lanes_with_undefined_address(regs, &t.addr));
-        let undefined_data = lanes_with_undefined_register(regs, t.regs.iter().flatten()) & cx.mask;
+        let undefined_data = lanes_with_undefined_data(regs, t) & cx.mask;
         let copied = lanes_with_copies(regs, t, undefined_data);
         cx.drop_lanes_with_undefined_address(undefined);
         let mask = cx.mask;
@@ -122,6 +122,18 @@ fn store_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32])
             }
         }
     }
+}
+
+/// Returns the lanes in which a byte that a store writes is undefined.
+fn lanes_with_undefined_data(regs: &Registers, t: &LoadStore) -> u32 {
+    let undefined = lanes_with_undefined_register(regs, t.regs.iter().flatten());
+    if undefined == 0 || !regs.has_defined_halves() {
+        return undefined;
+    }
+    let stores_undefined = |lane: &u32| {
+        t.regs.iter().flatten().any(|slot| regs.undefined_bytes(*slot, *lane as usize, t.width as usize) != 0)
+    };
+    lanes_in_mask(undefined).filter(stores_undefined).fold(0, |lanes, lane| lanes | 1 << lane)
 }
 
 /// After a store to the `.param` space by the instruction `pc`: records which of the stored bytes are undefined.

@@ -182,7 +182,7 @@ impl MemorySystem {
             for (n, slot) in t.regs.iter().enumerate() {
                 let of_element = u64::from(unwritten) >> (n as u32 * width) & ((1 << width) - 1);
                 let Some(slot) = slot.filter(|_| of_element != 0) else { continue };
-                regs.undefined[slot as usize] |= 1 << lane;
+                regs.mark_undefined(slot, 1 << lane);
                 regs.unwritten.remove(&(slot, lane as u8));
             }
         }
@@ -214,7 +214,7 @@ impl MemorySystem {
         ldmatrix::load(&unwritten_rows[..8 * count], t.trans, &mut marks[..count]);
         for (&slot, marks) in t.regs.iter().zip(&marks) {
             let lanes = lanes_where(cx.mask, |lane| marks[lane] != 0);
-            cx.regs_mut().undefined[slot as usize] |= lanes;
+            cx.regs_mut().mark_undefined(slot, lanes);
             for lane in lanes_in_mask(lanes) {
                 cx.warp.record_unwritten_load(lane, source);
                 cx.regs_mut().unwritten.remove(&(slot, lane as u8));
