@@ -9,8 +9,8 @@ fn thunder_kittens_gives_two_warpgroups_the_same_barrier() {
     let case = |barrier: &str| {
         let body = format!(
             ".reg .b32 %r<6>; .reg .b64 %d<3>; .shared .align 4 .b8 tiles[1024]; ld.param.u64 %d0, [p];
-            mov.u32 %r0, %tid.x; mov.u32 %r1, tiles; shl.b32 %r2, %r0, 2; add.u32 %r3, %r1, %r2; st.shared.u32 [%r3], %r0;
-            shr.u32 %r4, %r0, 7; {barrier} bar.sync %r5, 128;
+            mov.u32 %r0, %tid.x; mov.u32 %r1, tiles; shl.b32 %r2, %r0, 2; add.u32 %r3, %r1, %r2;
+            st.shared.u32 [%r3], %r0; shr.u32 %r4, %r0, 7; {barrier} bar.sync %r5, 128;
             xor.b32 %r2, %r2, 256; add.u32 %r3, %r1, %r2; ld.shared.u32 %r4, [%r3];
             cvt.u64.u32 %d1, %r2; add.u64 %d1, %d0, %d1; st.global.u32 [%d1], %r4; ret;"
         );
@@ -313,4 +313,21 @@ fn cutlass_reference_multiplies_unwritten_elements_by_zero() {
     };
     assert_eq!(case(""), [""; 0]);
     assert_eq!(case("ld.global.f32 %f1, [%d1];"), ["uninitialized"]);
+}
+
+#[test]
+fn cutlass_enables_the_loads_after_the_last_tile_again() {
+    // A loop over four tiles loads two tiles ahead. It stops when no tile is left, but only in that iteration.
+    let case = |is_over: &str| {
+        let body = format!(
+            ".reg .b32 %r<6>; .reg .b64 %d<3>; .reg .pred %p<2>; ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x;
+            mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1; mov.u32 %r1, 0; mov.u32 %r4, 0;
+            NEXT: sub.s32 %r2, 2, %r1; setp.{is_over}.s32 %p0, %r2, 0; mul.wide.u32 %d2, %r1, 256;
+            add.u64 %d2, %d1, %d2; mov.u32 %r3, 0; @!%p0 ld.global.u32 %r3, [%d2+512]; add.u32 %r4, %r4, %r3;
+            add.u32 %r1, %r1, 1; setp.lt.u32 %p1, %r1, 4; @%p1 bra NEXT; st.global.u32 [%d1], %r4; ret;"
+        );
+        Case::new("sm_80", 64, &body).kinds()
+    };
+    assert_eq!(case("le"), [""; 0]);
+    assert_eq!(case("eq"), ["out-of-bounds"]);
 }

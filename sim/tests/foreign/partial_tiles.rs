@@ -141,8 +141,8 @@ fn a_warp_stores_a_tile_in_place_after_loading_it() {
     let case = |store: &str, between: &str| {
         let body = format!(
             ".reg .b32 %r<9>; .reg .b64 %d<3>; .shared .align 16 .b8 tile[128]; ld.param.u64 %d0, [p];
-            mov.u32 %r0, %tid.x; mov.u32 %r1, tile; shl.b32 %r2, %r0, 2; add.u32 %r3, %r1, %r2; st.shared.u32 [%r3], %r0;
-            and.b32 %r4, %r0, 7; shl.b32 %r4, %r4, 4; add.u32 %r4, %r1, %r4; bar.warp.sync -1;
+            mov.u32 %r0, %tid.x; mov.u32 %r1, tile; shl.b32 %r2, %r0, 2; add.u32 %r3, %r1, %r2;
+            st.shared.u32 [%r3], %r0; and.b32 %r4, %r0, 7; shl.b32 %r4, %r4, 4; add.u32 %r4, %r1, %r4; bar.warp.sync -1;
             ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%r5}}, [%r4]; add.u32 %r5, %r5, 1; {between} {store}
             bar.warp.sync -1; ld.shared.u32 %r6, [%r3]; cvt.u64.u32 %d1, %r2; add.u64 %d1, %d0, %d1;
             st.global.u32 [%d1], %r6; ret;"

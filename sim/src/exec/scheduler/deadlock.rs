@@ -193,8 +193,8 @@ fn stuck_cause(grid: &GridState) -> StuckCause {
     short_of_bytes.unwrap_or(StuckCause::Unknown)
 }
 
-/// Returns whether a warp of the warpgroup of `warp` waits for an mbarrier or polls memory: then it may be on its way to
-/// the wgmma that `warp` executes, and what it waits for is the cause.
+/// Returns whether a warp of the warpgroup of `warp` waits for an mbarrier or polls memory: then it may be on its way
+/// to the wgmma that `warp` executes, and what it waits for is the cause.
 fn group_polls(block: &Block, warp: &Warp) -> bool {
     let mut group = block.warps.iter().flatten().filter(|other| other.index / 4 == warp.index / 4);
     let polls =
