@@ -78,7 +78,7 @@ impl Registers {
     pub fn set_undefined_halves(&mut self, slot: Slot, mask: u32, undefined: [u32; 2]) {
         let halves = self.defined_halves.entry(slot).or_default();
         for (defined, undefined) in halves.iter_mut().zip(undefined) {
-            *defined = *defined & !mask | mask & !undefined;
+            *defined = (*defined & !mask) | (mask & !undefined);
         }
     }
 
@@ -113,7 +113,7 @@ impl Registers {
         let all = ((1u32 << width) - 1) as u16;
         if self.has_defined_halves() && width <= 4 {
             let is_undefined = |half| self.undefined_half(slot, half) >> lane & 1 != 0;
-            let of_halves = u16::from(is_undefined(0)) * 0b11 | u16::from(is_undefined(1)) * 0b1100;
+            let of_halves = (u16::from(is_undefined(0)) * 0b11) | (u16::from(is_undefined(1)) * 0b1100);
             if of_halves != 0b1111 {
                 return of_halves & all;
             }
