@@ -362,7 +362,8 @@ pub struct VectorClock {
     /// with `fence.mbarrier_init`, and a relaxed cluster barrier or a release passed them on. `None` if there are none.
     fenced_inits: Option<ClockEpochs>,
     /// The epochs whose loads are complete before this point although `seen` may be lower, because the loading warp
-    /// executed `wgmma.fence` after the loads or now stores as a whole (`stmatrix`). `None` if there are no such epochs.
+    /// executed `wgmma.fence` after the loads or now stores as a whole (`stmatrix`). `None` if there are no such
+    /// epochs.
     completed_loads: Option<ClockEpochs>,
 }
 
@@ -396,7 +397,8 @@ impl VectorClock {
         self.fenced_inits.as_ref().is_some_and(|inits| lanes(inits) >> (agent.0 & 31) & 1 != 0)
     }
 
-    /// Returns true if `agent`'s loads up to `epoch` are complete before this point because of `wgmma.fence` or `stmatrix`.
+    /// Returns true if `agent`'s loads up to `epoch` are complete before this point because of `wgmma.fence` or
+    /// `stmatrix`.
     pub fn includes_completed_loads(&self, agent: Agent, epoch: u32) -> bool {
         let lanes = |loads: &ClockEpochs| loads.lanes_ordered_before_clock(self.block, agent.0 >> 5, epoch);
         self.completed_loads.as_ref().is_some_and(|loads| lanes(loads) >> (agent.0 & 31) & 1 != 0)

@@ -33,7 +33,8 @@ impl AccessCheck<'_> {
     /// Returns the conflict of `lane`'s access with an earlier access `old`, whose mask is not rotated:
     ///
     /// 1. `NotWaited` (if `old` is an asynchronous operation) or `Race`, if a lane of `old` is not ordered before the
-    ///    access, the two accesses are not morally strong, and `old` is no load that `wgmma.fence` or `stmatrix` has completed;
+    ///    access, the two accesses are not morally strong, and `old` is no load that `wgmma.fence` or `stmatrix` has
+    ///    completed;
     /// 2. otherwise `Proxy`, if the access goes through the async proxy and no proxy fence follows the generic write
     ///    `old`.
     #[cold]
