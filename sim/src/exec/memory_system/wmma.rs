@@ -58,7 +58,8 @@ impl MemorySystem {
         NextAction::Next
     }
 
-    /// Moves all registers of a fragment of the matrix at `base`, whose rows are `strides` elements apart, in each lane.
+    /// Moves all registers of a fragment of the matrix at `base`, whose rows are `strides` elements apart, in each
+    /// lane.
     fn wmma_registers(&mut self, cx: &mut InstructionContext, t: &WmmaTransfer, base: &[u64; 32], strides: &[u32; 32]) {
         let form = &t.fragment;
         for register in 0..form.distinct_register_count() {
