@@ -38,6 +38,10 @@ SHAPE = dict(hidden_size=896, num_hidden_layers=24, max_window_layers=24, num_at
              rope_scaling={"type": "mrope", "mrope_section": [8, 12, 12]})
 VISION = dict(depth=8, hidden_size=1280, num_heads=16, intermediate_size=3420, window_size=112, fullatt_block_indexes=[7],
               out_hidden_size=896)
+# The C library keeps freed memory, and torch asks for large pages. Otherwise a training step of torch spends much of its time on
+# page faults: every large tensor is mapped and zeroed anew.
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20),
+               "THP_MEM_ALLOC_ENABLE": "1"}
 # Each work: reel's dtype, what `reel bench` measures with which options, and the peers.
 WORKS = {
     **{f"prefill_{d}": (d, ["prefill", "--tokens", str(PREFILL)], ["transformers", "openvino"]) for d in ("f32", "bf16")},
@@ -196,7 +200,8 @@ class PeerProcess:
     def __init__(self, python, kind, work, folder, threads):
         self.kind = kind
         command = [python, os.path.abspath(__file__), "--peer", kind, work, folder, str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = {**os.environ, **KEEP_MEMORY}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     def once(self):
         try:
