@@ -8,6 +8,7 @@
 //! ```
 //!
 //! Only right operands count. Other data that is read in between makes the true cycle longer, so this is a lower bound.
+//! Two operands that overlap but begin at different addresses count as two, as if both were in memory.
 
 use std::collections::BTreeMap;
 
@@ -74,10 +75,10 @@ impl OperandReads {
 /// The right operands of all products so far, each with the time of its last read.
 #[derive(Debug, Default)]
 pub(super) struct OperandHistory {
-    /// For each address: the number of the last read, and the largest operand that was read there.
+    /// For each address: the number of the last read, and the bytes of the largest operand that was read there.
     last: BTreeMap<u64, (u64, f64)>,
-    /// The addresses by the number of their last read.
-    order: BTreeMap<u64, u64>,
+    /// These bytes by the number of the last read.
+    order: BTreeMap<u64, f64>,
     reads: u64,
 }
 
@@ -94,13 +95,13 @@ impl OperandHistory {
         let (cycle, largest) = match self.last.get(&address.0).copied() {
             None => (f64::INFINITY, bytes),
             Some((before, largest)) => {
-                let later: f64 = self.order.range(before + 1..).map(|(_, address)| self.last[address].1).sum();
+                let later: f64 = self.order.range(before + 1..).map(|(_, bytes)| bytes).sum();
                 self.order.remove(&before);
                 (later + bytes, largest.max(bytes))
             }
         };
         self.last.insert(address.0, (number, largest));
-        self.order.insert(number, address.0);
+        self.order.insert(number, largest);
         OperandRead { bytes, cycle }
     }
 }
