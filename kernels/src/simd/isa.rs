@@ -16,6 +16,7 @@
 //! | processor | f32 multiply-adds | bf16 dot products | AMX |
 //! |---|---|---|---|
 //! | Intel, Sapphire Rapids family | 235–238 | 117–120 | 3410–3730 |
+//! | Intel, Emerald Rapids | 178 | 177 | not available |
 //! | AMD EPYC, Zen 4 | 255 | 475–505 | – |
 
 use std::sync::OnceLock;
@@ -92,16 +93,18 @@ pub fn default_isa() -> DefaultIsa {
     choose(best_isa(), amx_support().err(), intel_family_and_model())
 }
 
-/// Intel processors on which the bf16 dot product of AVX-512 is slower than f32 multiply-adds.
+/// Intel processors on which products with the bf16 dot product of AVX-512 are slower than with f32 multiply-adds.
 struct SlowDotProduct {
     family: u32,
     models: &'static [u32],
     name: &'static str,
 }
 
-/// Measured on Sapphire Rapids: one `vdpbf16ps` every two cycles, which is half the rate of f32 multiply-adds. Emerald
-/// Rapids and Granite Rapids have successors of the same core and were not measured. Cooper Lake has the instruction,
-/// too; it was not measured and is not listed. Ice Lake does not have it.
+/// Measured on Sapphire Rapids: one `vdpbf16ps` every two cycles, which is half the rate of f32 multiply-adds. On
+/// Emerald Rapids both have the same rate from registers, but matrix products of 128 rows and more take 1.5 to 1.7 times
+/// as long with dot products (benches/results/intel-xeon/2026-11-22-bf16-unit.json). Granite Rapids has a successor of
+/// the same core and was not measured. Cooper Lake has the instruction, too; it was not measured and is not listed. Ice
+/// Lake does not have it.
 const SLOW_DOT_PRODUCTS: [SlowDotProduct; 3] = [
     SlowDotProduct { family: 6, models: &[0x8f], name: "Sapphire Rapids" },
     SlowDotProduct { family: 6, models: &[0xcf], name: "Emerald Rapids" },

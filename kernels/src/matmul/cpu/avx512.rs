@@ -254,17 +254,22 @@ unsafe fn pack_rows(source: &Source, part: Part, width: usize, lanes: usize, dst
     let row = unsafe { source.base.add(part.row * stride) };
     let chunk = 64 / unit.bytes();
     let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-    for u in (0..part.units).step_by(chunk) {
-        let at = (part.unit + u) * unit.bytes();
-        let full = part.rows == 16 && end - at >= 64;
-        for i in 0..part.rows {
-            // Prefetches the same bytes of the next 16 rows.
-            prefetch(row.wrapping_add((16 + i) * stride + at));
+    let bytes = end - part.unit * unit.bytes();
+    let whole = if part.rows == 16 && lanes == 16 { (bytes / 64).min(part.units / chunk) } else { 0 };
+    for c in 0..whole {
+        // SAFETY: 16 rows have 64 bytes from here on, and `dst` has room for their units.
+        unsafe {
+            let (at, dst) = (row.add(part.unit * unit.bytes() + c * 64), dst.add(c * chunk * width));
+            match unit {
+                Unit::Widened => pack_whole::<true>(at, stride, width, dst),
+                _ => pack_whole::<false>(at, stride, width, dst),
+            }
         }
+    }
+    for u in (whole * chunk..part.units).step_by(chunk) {
+        let at = (part.unit + u) * unit.bytes();
         // SAFETY: reads bytes `at .. end` of rows that exist.
-        let columns = transpose(unsafe {
-            if full { load(row.add(at), stride) } else { load_some(row.add(at), stride, part.rows, end - at) }
-        });
+        let columns = transpose(unsafe { load_some(row.add(at), stride, part.rows, end - at) });
         let left = part.units - u;
         // SAFETY: `dst` has room for `part.units` units, and `u` is below that.
         let dst = unsafe { dst.add(u * width) };
@@ -276,6 +281,34 @@ unsafe fn pack_rows(source: &Source, part: Part, width: usize, lanes: usize, dst
                     // SAFETY: unit `first + j` is below `left`, and the mask selects this part's lanes.
                     unsafe { _mm512_mask_storeu_epi32(dst.add((first + j) * width).cast(), mask, x) };
                 }
+            }
+        }
+    }
+}
+
+/// Packs 64 bytes of 16 rows as `[16][width]`, or with WIDENED as `[32][width]`; prefetches the same bytes of the
+/// next 16 rows.
+///
+/// # Safety
+/// All 16 rows are readable from `at`, `stride` bytes apart; `dst` has room for 16 lanes of each unit.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+unsafe fn pack_whole<const WIDENED: bool>(at: *const u8, stride: usize, width: usize, dst: *mut u32) {
+    let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+    for i in 0..16 {
+        prefetch(at.wrapping_add((16 + i) * stride));
+    }
+    // SAFETY: the 16 rows are readable.
+    let columns = transpose(unsafe { load(at, stride) });
+    for i in 0..16 {
+        // SAFETY: `dst` has room for 16 lanes of each unit.
+        unsafe {
+            if WIDENED {
+                let low = _mm512_slli_epi32::<16>(columns[i]);
+                _mm512_storeu_si512(dst.add(2 * i * width).cast(), low);
+                _mm512_storeu_si512(dst.add((2 * i + 1) * width).cast(), _mm512_and_si512(columns[i], high));
+            } else {
+                _mm512_storeu_si512(dst.add(i * width).cast(), columns[i]);
             }
         }
     }
