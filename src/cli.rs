@@ -7,7 +7,7 @@ use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
 use crate::common::CommonOptions;
 use crate::{
     arguments, bench, completions, demo, doctor, eval, frames, generate, grpo, help, init, kernels, man, merge, plan,
-    preprocess, replaced, replay, report, resize, reward, score, sft, sim, tokenize,
+    preprocess, replaced, replay, report, resize, reward, score, serve, sft, sim, tokenize,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -84,6 +84,8 @@ pub enum Command {
     Reward(reward::RewardArgs),
     /// Run one forward pass and write logits, log-probabilities and vision embeddings
     Score(score::ScoreArgs),
+    /// Answer requests over HTTP with OpenAI's API
+    Serve(serve::ServeArgs),
     /// Fine-tune on conversations about videos, images or text alone (SFT, LoRA)
     Sft(Box<sft::SftArgs>),
     /// Run CUDA kernels on a simulator that finds races, bad accesses and missing synchronization
@@ -123,6 +125,7 @@ pub fn run(cli: Cli, name: &str, matches: &ArgMatches) -> Result<()> {
         Command::Resize(c) => c.run(common),
         Command::Reward(c) => c.run(common),
         Command::Score(c) => c.run(common),
+        Command::Serve(c) => c.run(common),
         Command::Sft(c) => c.run(common, matches),
         Command::Sim(c) => c.run(common),
         Command::Tokenize(c) => c.run(common),

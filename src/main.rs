@@ -35,6 +35,7 @@ mod request;
 mod resize;
 mod reward;
 mod score;
+mod serve;
 mod sft;
 mod sim;
 mod tokenize;

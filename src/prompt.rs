@@ -219,22 +219,35 @@ impl MessageFlags {
         says_so: bool,
         common: &CommonOptions,
     ) -> Result<MediaOptions> {
-        // A profile on the command line replaces all settings of the training run.
-        let trained = TrainingMediaSettings::find(trained_folder).filter(|_| self.media.profile.is_none());
-        if let Some(trained) = trained.as_ref().filter(|_| says_so) {
-            let file = trained.file.display().to_string();
-            eprintln!("frames and pixels as in training: {trained} (from {}; flags win)", escape_controls(&file));
-        }
-        let profile = trained.as_ref().map_or(&self.media, |trained| &trained.flags).profile(MediaProfile::Qwen)?;
-        Ok(MediaOptions {
-            profile,
-            overrides: self.media.overrides(profile)?,
-            trained: trained.map(|trained| trained.flags.overrides(profile)).transpose()?.unwrap_or_default(),
-            decoder: self.worker.decode_worker(common)?,
-            access,
-            second_per_grid: SecondPerGrid::True,
-        })
+        media_options(&self.media, &self.worker, trained_folder, access, says_so, common)
     }
+}
+
+/// How images and videos are loaded: as in the run that wrote the model or adapter in `trained_folder`, unless flags
+/// say otherwise. With `says_so`, a line on stderr names that run.
+pub fn media_options(
+    media: &MediaFlags,
+    worker: &WorkerFlags,
+    trained_folder: &Path,
+    access: MediaAccess,
+    says_so: bool,
+    common: &CommonOptions,
+) -> Result<MediaOptions> {
+    // A profile on the command line replaces all settings of the training run.
+    let trained = TrainingMediaSettings::find(trained_folder).filter(|_| media.profile.is_none());
+    if let Some(trained) = trained.as_ref().filter(|_| says_so) {
+        let file = trained.file.display().to_string();
+        eprintln!("frames and pixels as in training: {trained} (from {}; flags win)", escape_controls(&file));
+    }
+    let profile = trained.as_ref().map_or(media, |trained| &trained.flags).profile(MediaProfile::Qwen)?;
+    Ok(MediaOptions {
+        profile,
+        overrides: media.overrides(profile)?,
+        trained: trained.map(|trained| trained.flags.overrides(profile)).transpose()?.unwrap_or_default(),
+        decoder: worker.decode_worker(common)?,
+        access,
+        second_per_grid: SecondPerGrid::True,
+    })
 }
 
 /// The image and video files of a conversation, each with its location in the messages.

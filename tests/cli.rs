@@ -242,6 +242,7 @@ fn why_not_run(command: &str, line: &str) -> Option<&'static str> {
     let compiles = compile::check_nvrtc().is_ok();
     match command {
         "demo" => Some("trains for minutes; tests/demo.rs runs it with --steps"),
+        "serve" => Some("runs until a signal; tests/serve.rs starts it"),
         "kernels pack" => Some("compiles every kernel for every architecture, which takes minutes"),
         "kernels report" => Some("compiles every kernel; tests/kernels.rs runs it"),
         _ if line.contains("--device cuda") => Some("needs an NVIDIA GPU"),

@@ -5,6 +5,7 @@
 //! loop:
 //!     while has_room_for(next request): add(next request)
 //!     for each completion in step(): write it
+//!     cancel(request) if nobody waits for its completions any more
 //! ```
 //!
 //! A sequence gets all its KV blocks when its request is added, so a running sequence never has to wait or to be
@@ -15,7 +16,7 @@ use reel_runtime::Kernels;
 use crate::block_allocator::BlockAllocator;
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::request::{Completion, GenerationRequest};
+use crate::request::{Completion, GenerationRequest, TokenEvent};
 use crate::run::Run;
 use crate::running_batch::BatchCapacity;
 
@@ -66,34 +67,49 @@ impl<'e, 'a> ContinuousBatch<'e, 'a> {
     }
 
     /// Prefills a request and samples the first token of each of its completions. `index` becomes
-    /// [`Completion::request`]. After an error the batch can go on with other requests.
+    /// [`Completion::request`]; `on_token` is called with each token. After an error the batch can go on with other
+    /// requests.
     ///
     /// # Errors
     /// An invalid request; a request for which there is no room; out of memory; logits that are NaN.
-    pub fn add(&mut self, index: usize, request: GenerationRequest) -> Result<()> {
+    pub fn add(
+        &mut self,
+        index: usize,
+        request: GenerationRequest,
+        on_token: &mut dyn FnMut(TokenEvent),
+    ) -> Result<()> {
         request.validate()?;
         self.engine.check_interrupt()?;
         if self.is_idle() {
             self.fit_batch_to(&request)?;
         }
         match &mut self.run {
-            Some(run) => run.add_request(index, request, &mut |_| {}),
+            Some(run) => run.add_request(index, request, on_token),
             None => Ok(()),
         }
     }
 
-    /// Does one decode step over all running sequences. Returns the completions that are finished, in the order in
-    /// which their requests were added.
+    /// Does one decode step over all running sequences, and calls `on_token` with each token. Returns the completions
+    /// that are finished, in the order in which their requests were added.
     ///
     /// # Errors
     /// Logits that are NaN; the interrupt flag is set; a device error.
-    pub fn step(&mut self) -> Result<Vec<Completion>> {
+    pub fn step(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<Vec<Completion>> {
         let mut finished = std::mem::take(&mut self.finished);
         if let Some(run) = &mut self.run {
-            run.step(&mut |_| {})?;
+            run.step(on_token)?;
             finished.append(&mut run.take_finished());
         }
         Ok(finished)
+    }
+
+    /// Drops all completions of a request, finished or not, and frees their slots and KV blocks.
+    ///
+    /// # Errors
+    /// A device error.
+    pub fn cancel(&mut self, request: usize) -> Result<()> {
+        self.finished.retain(|completion| completion.request != request);
+        self.run.as_mut().map_or(Ok(()), |run| run.cancel(request))
     }
 
     /// Replaces the idle running batch by a larger one if the request does not fit into it.

@@ -26,4 +26,4 @@ pub use error::{EngineError, Result};
 pub use request::{Completion, FinishReason, GenerationRequest, GenerationTiming, TokenEvent};
 pub use sampler::SamplingParams;
 pub use stop::{Detokenizer, StopCondition};
-pub use token_text::{TokenText, completion_text};
+pub use token_text::{CompletionStream, TokenText, completion_text};

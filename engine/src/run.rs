@@ -62,6 +62,14 @@ impl<'e, 'a> Run<'e, 'a> {
         self.scheduler.take_finished()
     }
 
+    /// Drops the sequences of a request.
+    pub(crate) fn cancel(&mut self, request: usize) -> Result<()> {
+        for slot in self.scheduler.cancel(request) {
+            self.batch.clear_slots(slot, 1)?;
+        }
+        Ok(())
+    }
+
     /// Prefills a request, samples the first token of each completion, and adds the sequences to the scheduler. After
     /// an error, the KV blocks of the request are free again.
     pub(crate) fn add_request(

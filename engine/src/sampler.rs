@@ -1,6 +1,8 @@
 //! Sampling parameters of a request, and the sampling of a completion's first token from the logits of the prefill.
 
 use reel_diagnostic::Diagnostic;
+use reel_model::config::GenerationConfig;
+use reel_model::input::request::RequestSettings;
 use reel_runtime::ops::{self, RowSampling, SampledTokens, SamplingTable};
 use reel_runtime::{Cx, Tensor};
 
@@ -31,6 +33,23 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
+    /// The parameters that a request sets; those that it leaves out come from generation_config.json. Greedy unless
+    /// the request sets a temperature or the file has `do_sample`, as in transformers.
+    pub fn from_settings(settings: &RequestSettings, config: &GenerationConfig) -> SamplingParams {
+        let samples = config.do_sample == Some(true);
+        let own = |value: Option<f64>| value.filter(|_| samples).map(|v| v as f32);
+        let usual = if samples { 1.0 } else { 0.0 };
+        let top_k = config.top_k.filter(|_| samples).map_or(0, |k| u32::try_from(k).unwrap_or(0));
+        let penalty = config.repetition_penalty.map_or(1.0, |p| p as f32);
+        SamplingParams {
+            temperature: settings.temperature.or(own(config.temperature)).unwrap_or(usual),
+            top_p: settings.top_p.or(own(config.top_p)).unwrap_or(1.0),
+            top_k: settings.top_k.unwrap_or(top_k),
+            repetition_penalty: settings.repetition_penalty.unwrap_or(penalty),
+            seed: settings.seed.unwrap_or(0),
+        }
+    }
+
     /// Refuses values that are out of range.
     ///
     /// # Errors

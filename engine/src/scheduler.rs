@@ -77,6 +77,24 @@ impl Scheduler {
         self.next_key += 1;
     }
 
+    /// Removes the sequences of a request, finished or not, and releases their blocks and slots. Returns the slots that
+    /// became free. Tokens of steps in flight are dropped.
+    pub(crate) fn cancel(&mut self, request: usize) -> Vec<usize> {
+        let of_request = |sequence: &SequenceState| sequence.request() == request;
+        let keys: Vec<usize> = self.sequences.iter().filter(|(_, s)| of_request(s)).map(|(&key, _)| key).collect();
+        for key in &keys {
+            if let Some(mut sequence) = self.sequences.remove(key) {
+                self.blocks.release_block_table(&mut sequence.block_table);
+            }
+        }
+        self.waiting.retain(|key| !keys.contains(key));
+        self.finished.retain(|key| !keys.contains(key));
+        let is_freed = |holder: &Option<usize>| holder.is_some_and(|key| keys.contains(&key));
+        let freed: Vec<usize> = (0..self.slots.len()).filter(|&slot| is_freed(&self.slots[slot])).collect();
+        freed.iter().for_each(|&slot| self.slots[slot] = None);
+        freed
+    }
+
     /// Assigns waiting sequences to free slots. Returns the slots that got a sequence.
     pub(crate) fn fill_free_slots(&mut self) -> Vec<usize> {
         let mut assigned = Vec::new();

@@ -63,6 +63,11 @@ impl SequenceState {
         request.stop_conditions.into_iter().enumerate().map(sequence).collect()
     }
 
+    /// The index of the sequence's request.
+    pub(crate) fn request(&self) -> usize {
+        self.request
+    }
+
     pub(crate) fn sampling(&self) -> SamplingParams {
         self.sampling
     }

@@ -5,6 +5,9 @@
 pub trait Detokenizer {
     /// Returns the text that `id` adds; empty while the bytes of a character are incomplete.
     fn push(&mut self, id: u32) -> String;
+
+    /// Ends the text. Returns what was held back; an incomplete character becomes U+FFFD.
+    fn finish(&mut self) -> String;
 }
 
 /// The stop strings of one completion, and its text so far.
@@ -67,6 +70,10 @@ mod tests {
     impl Detokenizer for CharacterDetokenizer {
         fn push(&mut self, id: u32) -> String {
             char::from_u32(id).map(String::from).unwrap_or_default()
+        }
+
+        fn finish(&mut self) -> String {
+            String::new()
         }
     }
 

@@ -171,10 +171,10 @@ fn run_continuously(engine: &Engine, kv_bytes: u64, requests: &[TestRequest], eo
             if !batch.has_room_for(&request) {
                 break;
             }
-            batch.add(next, request).unwrap();
+            batch.add(next, request, &mut |_| {}).unwrap();
             next += 1;
         }
-        completions.extend(batch.step().unwrap());
+        completions.extend(batch.step(&mut |_| {}).unwrap());
     }
     completions.sort_by_key(|c| (c.request, c.index));
     completions

@@ -90,20 +90,17 @@ impl SamplingFlags {
         })
     }
 
-    /// The sampling parameters. Greedy unless generation_config.json has `do_sample`, as in transformers.
+    /// The sampling parameters: flags win over a request body, which wins over generation_config.json.
     fn sampling_params(&self, body: &RequestSettings, config: &GenerationConfig, seed: Option<u64>) -> SamplingParams {
-        let samples = config.do_sample == Some(true);
-        let own = |value: Option<f64>| value.filter(|_| samples).map(|v| v as f32);
-        let usual = if samples { 1.0 } else { 0.0 };
-        let top_k = config.top_k.filter(|_| samples).map_or(0, |k| u32::try_from(k).unwrap_or(0));
-        let penalty = config.repetition_penalty.map_or(1.0, |p| p as f32);
-        SamplingParams {
-            temperature: self.temperature.or(body.temperature).or(own(config.temperature)).unwrap_or(usual),
-            top_p: self.top_p.or(body.top_p).or(own(config.top_p)).unwrap_or(1.0),
-            top_k: self.top_k.or(body.top_k).unwrap_or(top_k),
-            repetition_penalty: self.repetition_penalty.or(body.repetition_penalty).unwrap_or(penalty),
-            seed: seed.or(body.seed).unwrap_or(0),
-        }
+        let settings = RequestSettings {
+            temperature: self.temperature.or(body.temperature),
+            top_p: self.top_p.or(body.top_p),
+            top_k: self.top_k.or(body.top_k),
+            repetition_penalty: self.repetition_penalty.or(body.repetition_penalty),
+            seed: seed.or(body.seed),
+            ..RequestSettings::default()
+        };
+        SamplingParams::from_settings(&settings, config)
     }
 }
 

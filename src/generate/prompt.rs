@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition, TokenText, completion_text};
+use reel_engine::{
+    Completion, CompletionStream, Engine, GenerationRequest, SamplingParams, StopCondition, TokenText, completion_text,
+};
 use reel_measure::trace;
 use reel_model::input::encode::ModelFolder;
 use reel_model::input::tokenizer::StreamingDecoder;
@@ -160,59 +162,28 @@ fn print_completions_as_json(
     }
 }
 
-/// Prints a completion while it is generated. Holds back text at the end that may be the start of a stop string.
+/// Prints a completion while it is generated.
 struct Printer<'a> {
-    stream: Option<StreamingDecoder<'a>>,
-    stops: &'a [String],
-    held: String,
-    done: bool,
+    stream: Option<CompletionStream<StreamingDecoder<'a>>>,
     result: Result<()>,
 }
 
 impl<'a> Printer<'a> {
-    fn new(bundle: &'a ModelFolder, stops: &'a [String], on: bool) -> Self {
-        let stream = if on { Some(bundle.tokenizer.streaming_decoder(true)) } else { None };
-        Self { stream, stops, held: String::new(), done: false, result: Ok(()) }
+    fn new(bundle: &'a ModelFolder, stops: &[String], on: bool) -> Self {
+        let stream = || CompletionStream::new(bundle.tokenizer.streaming_decoder(true), stops);
+        Self { stream: on.then(stream), result: Ok(()) }
     }
 
     fn push(&mut self, id: u32) {
         let Some(stream) = &mut self.stream else { return };
-        let piece = stream.push(id);
-        self.take(&piece);
-    }
-
-    fn take(&mut self, piece: &str) {
-        if self.done || self.result.is_err() {
-            return;
-        }
-        self.held.push_str(piece);
-        let mut printable = self.held.len() - self.stop_prefix_len();
-        if let Some(at) = StopCondition::first_match(&self.held, self.stops) {
-            (printable, self.done) = (at, true);
-        }
-        if printable > 0 {
-            self.result = output::print_text(&self.held[..printable]);
-            self.held.drain(..printable);
+        let text = stream.push(id);
+        if self.result.is_ok() && !text.is_empty() {
+            self.result = output::print_text(&text);
         }
     }
 
-    /// Returns the length in bytes of the longest suffix of the held-back text that may be the start of a stop
-    /// string.
-    fn stop_prefix_len(&self) -> usize {
-        let begins = |n: usize| {
-            let from = self.held.len() - n;
-            self.held.is_char_boundary(from)
-                && self.stops.iter().any(|s| s.len() > n && s.starts_with(&self.held[from..]))
-        };
-        (1..=self.held.len()).rev().find(|&n| begins(n)).unwrap_or(0)
-    }
-
-    fn finish(mut self) -> Result<()> {
-        let Some(stream) = self.stream.take() else { return Ok(()) };
-        let rest = stream.finish();
-        self.take(&rest);
+    fn finish(self) -> Result<()> {
         self.result?;
-        let rest = if self.done { "" } else { &self.held };
-        output::print_line(rest)
+        self.stream.map_or(Ok(()), |stream| output::print_line(stream.finish()))
     }
 }

@@ -182,9 +182,9 @@ impl StreamingDecoder<'_> {
         text
     }
 
-    /// Ends the stream. An incomplete character becomes U+FFFD.
-    pub fn finish(self) -> String {
-        String::from_utf8_lossy(&self.pending).into_owned()
+    /// Ends the text. Returns what was held back; an incomplete character becomes U+FFFD.
+    pub fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }
 }
 

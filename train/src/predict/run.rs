@@ -207,7 +207,7 @@ impl RowsInProgress<'_, '_> {
     fn advance(&mut self, file: &mut PredictionFile) -> Result<()> {
         crate::run::error_if_stopped(self.run.stop)?;
         self.add_rows_while_there_is_room(file)?;
-        for completion in self.batch.step()? {
+        for completion in self.batch.step(&mut |_| {})? {
             self.finish_completion(completion, file)?;
         }
         Ok(())
@@ -250,7 +250,7 @@ impl RowsInProgress<'_, '_> {
             self.held = Some(prompt);
             return Ok(false);
         }
-        match self.batch.add(row, request) {
+        match self.batch.add(row, request, &mut |_| {}) {
             Ok(()) => {
                 let unfinished = UnfinishedRow { prompt_tokens: prompt.len(), completions: Vec::new() };
                 self.unfinished.insert(row, unfinished);

@@ -1,0 +1,92 @@
+//! The endpoints, and the error object that they share.
+
+pub(crate) mod chat;
+pub(crate) mod health;
+pub(crate) mod models;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Json;
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+/// An error in the form of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`.
+#[derive(Clone, Debug)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    message: String,
+    param: Option<String>,
+    code: &'static str,
+}
+
+impl ApiError {
+    /// The request is wrong; `param` names the field.
+    pub(crate) fn bad_request(message: impl Into<String>, param: Option<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, message: message.into(), param, code: "invalid_request" }
+    }
+
+    /// The prompt and the answer do not fit into the model's positions.
+    pub(crate) fn too_long(message: impl Into<String>) -> Self {
+        Self { code: "context_length_exceeded", ..Self::bad_request(message, Some("messages".into())) }
+    }
+
+    /// The server takes no further requests now.
+    pub(crate) fn busy(message: &str) -> Self {
+        let (status, message) = (StatusCode::SERVICE_UNAVAILABLE, message.into());
+        Self { status, message, param: None, code: "unavailable" }
+    }
+
+    /// The request carries no valid key.
+    pub(crate) fn wrong_key() -> Self {
+        let message = "this server needs an API key; send it as `Authorization: Bearer KEY`".into();
+        Self { status: StatusCode::UNAUTHORIZED, message, param: None, code: "invalid_api_key" }
+    }
+
+    pub(crate) fn not_found(message: String, param: Option<String>) -> Self {
+        Self { status: StatusCode::NOT_FOUND, message, param, code: "not_found" }
+    }
+
+    /// The server failed.
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        let (status, message) = (StatusCode::INTERNAL_SERVER_ERROR, message.into());
+        Self { status, message, param: None, code: "internal_error" }
+    }
+
+    /// The error object.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        json!({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.to_json())).into_response()
+    }
+}
+
+/// The answer to a path that does not exist.
+pub(crate) async fn unknown_path(uri: Uri) -> ApiError {
+    let known = "this server has /v1/chat/completions, /v1/models, /health and /ready";
+    ApiError::not_found(format!("{}: there is no such path; {known}", uri.path()), None)
+}
+
+/// The answer to a method that a path does not have.
+pub(crate) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    let message = format!("{}: does not take {method}; use POST to generate, GET to read", uri.path());
+    ApiError {
+        status: StatusCode::METHOD_NOT_ALLOWED,
+        code: "method_not_allowed",
+        ..ApiError::bad_request(message, None)
+    }
+}
+
+/// Seconds since the start of 1970.
+pub(crate) fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}

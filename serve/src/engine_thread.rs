@@ -1,0 +1,246 @@
+//! The thread that owns the engine: it takes requests from the queue, and sends each token to the request's channel.
+//!
+//! ```text
+//! loop:
+//!     take new requests from the queue; if nothing runs and none waits, sleep until one comes
+//!     cancel requests whose channel is closed
+//!     while the first waiting request fits: prefill it
+//!     one decode step; send tokens and finished completions
+//! ```
+//!
+//! Waiting requests start in the order of their arrival. A request that does not fit yet lets no later one pass, so
+//! none waits forever.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use reel_engine::{
+    Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, SamplingParams, StopCondition, TokenEvent,
+    TokenText,
+};
+use reel_model::TokenId;
+use reel_model::input::ModelInput;
+use reel_runtime::Cx;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::{Limits, ServedModel};
+
+/// What the engine tells the handler of a request.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A token of the completion with this index.
+    Token {
+        /// The index of the completion.
+        index: usize,
+        /// The token.
+        id: TokenId,
+    },
+    /// All tokens of a completion were sent.
+    Finished(Completion),
+    /// The request failed; nothing follows.
+    Failed(EngineError),
+}
+
+/// A request with everything that the engine needs.
+#[derive(Debug)]
+pub(crate) struct Job {
+    /// The prompt.
+    pub(crate) prompt: ModelInput,
+    /// How tokens are sampled.
+    pub(crate) sampling: SamplingParams,
+    /// Maximum number of tokens of a completion.
+    pub(crate) max_new_tokens: usize,
+    /// Number of completions.
+    pub(crate) n: usize,
+    /// Strings that end a completion.
+    pub(crate) stop: Vec<String>,
+    /// Where the events go.
+    pub(crate) events: UnboundedSender<Event>,
+}
+
+/// The queue to the engine's thread.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineQueue {
+    jobs: mpsc::Sender<Job>,
+    alive: Arc<AtomicBool>,
+}
+
+impl EngineQueue {
+    /// Whether the engine's thread runs.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::SeqCst)
+    }
+
+    /// Adds a request to the queue. If the engine's thread has ended, the request's channel closes without an event.
+    pub(crate) fn send(&self, job: Job) {
+        // The error returns the job; dropping it closes its channel.
+        let _ = self.jobs.send(job);
+    }
+}
+
+/// Clears a flag when it is dropped, also by a panic.
+struct AliveFlag(Arc<AtomicBool>);
+
+impl Drop for AliveFlag {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Starts the engine's thread. It ends once all clones of the queue are dropped.
+///
+/// # Errors
+/// The thread cannot be created.
+pub(crate) fn start(
+    model: Arc<ServedModel>,
+    text: TokenText,
+    limits: Limits,
+) -> std::io::Result<(EngineQueue, JoinHandle<Result<(), EngineError>>)> {
+    let (jobs, queue) = mpsc::channel();
+    let alive = Arc::new(AtomicBool::new(true));
+    let flag = AliveFlag(alive.clone());
+    let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
+        let _alive = flag;
+        run(&model, &text, limits, &queue)
+    })?;
+    Ok((EngineQueue { jobs, alive }, thread))
+}
+
+fn run(model: &ServedModel, text: &TokenText, limits: Limits, queue: &mpsc::Receiver<Job>) -> Result<(), EngineError> {
+    let cx = Cx::inference(&model.device, model.dtype);
+    let engine = Engine::new(&model.weights, &cx)?.max_slots(limits.batch);
+    let batch = engine.continuous_batch(limits.kv_bytes);
+    let waiting = VecDeque::new();
+    let eos_token_ids = model.folder.stop_token_ids();
+    let mut requests =
+        Requests { engine: &engine, limits, text, eos_token_ids, batch, waiting, running: BTreeMap::new(), next: 0 };
+    while requests.take_new(queue) {
+        requests.cancel_abandoned();
+        requests.admit();
+        requests.step();
+    }
+    Ok(())
+}
+
+/// A running request: its channel, and the number of completions that are not finished.
+struct Running {
+    events: UnboundedSender<Event>,
+    unfinished: usize,
+}
+
+struct Requests<'e> {
+    engine: &'e Engine<'e>,
+    limits: Limits,
+    text: &'e TokenText,
+    eos_token_ids: &'e [TokenId],
+    batch: ContinuousBatch<'e, 'e>,
+    waiting: VecDeque<Job>,
+    /// The running requests by the number that the batch knows them by.
+    running: BTreeMap<usize, Running>,
+    next: usize,
+}
+
+impl Requests<'_> {
+    /// Takes all jobs that are in the queue. Waits for one if there is nothing else to do. Returns false once the queue
+    /// is closed and no request is left.
+    fn take_new(&mut self, queue: &mpsc::Receiver<Job>) -> bool {
+        if self.running.is_empty() && self.waiting.is_empty() {
+            match queue.recv() {
+                Ok(job) => self.waiting.push_back(job),
+                Err(mpsc::RecvError) => return false,
+            }
+        }
+        self.waiting.extend(queue.try_iter());
+        true
+    }
+
+    /// Drops the requests that nobody waits for.
+    fn cancel_abandoned(&mut self) {
+        self.waiting.retain(|job| !job.events.is_closed());
+        let abandoned = |(&request, running): (&usize, &Running)| running.events.is_closed().then_some(request);
+        let abandoned: Vec<usize> = self.running.iter().filter_map(abandoned).collect();
+        for request in abandoned {
+            self.running.remove(&request);
+            if let Err(e) = self.batch.cancel(request) {
+                return self.fail_running(e);
+            }
+        }
+    }
+
+    /// Prefills waiting requests as long as the first of them fits.
+    fn admit(&mut self) {
+        while let Some(job) = self.waiting.front() {
+            if !self.batch.has_room_for(&request(job, self.text, self.eos_token_ids)) {
+                return;
+            }
+            let Some(job) = self.waiting.pop_front() else { return };
+            let (events, number) = (job.events.clone(), self.next);
+            self.next += 1;
+            let request = request(&job, self.text, self.eos_token_ids);
+            let added = self.batch.add(number, request, &mut |token| send_token(&events, token));
+            match added {
+                Ok(()) => drop(self.running.insert(number, Running { events, unfinished: job.n })),
+                Err(e) => drop(events.send(Event::Failed(e))),
+            }
+        }
+    }
+
+    /// Does one decode step for all running requests.
+    fn step(&mut self) {
+        let running = &self.running;
+        let mut on_token = |token: TokenEvent| {
+            if let Some(running) = running.get(&token.request) {
+                send_token(&running.events, token);
+            }
+        };
+        match self.batch.step(&mut on_token) {
+            Ok(finished) => finished.into_iter().for_each(|completion| self.finish(completion)),
+            Err(e) => self.fail_running(e),
+        }
+    }
+
+    fn finish(&mut self, completion: Completion) {
+        let number = completion.request;
+        let Some(running) = self.running.get_mut(&number) else { return };
+        // A closed channel has no reader; the request is removed below or by `cancel_abandoned`.
+        let _ = running.events.send(Event::Finished(completion));
+        running.unfinished -= 1;
+        if running.unfinished == 0 {
+            self.running.remove(&number);
+        }
+    }
+
+    /// Answers all running requests with an error, and starts with an empty batch. A step fails for all sequences.
+    fn fail_running(&mut self, e: EngineError) {
+        let message = e.to_string();
+        for running in std::mem::take(&mut self.running).into_values() {
+            let copy = EngineError::Request(reel_diagnostic::Diagnostic::new("engine", message.clone(), "try again"));
+            let _ = running.events.send(Event::Failed(copy));
+        }
+        self.batch = self.engine.continuous_batch(self.limits.kv_bytes);
+    }
+}
+
+/// The engine's form of a request. `text` decodes tokens to find stop strings.
+fn request<'a>(job: &'a Job, text: &TokenText, eos_token_ids: &'a [TokenId]) -> GenerationRequest<'a> {
+    let stop = || match &job.stop[..] {
+        [] => StopCondition::none(),
+        strings => StopCondition::with_strings(strings, Box::new(text.clone())),
+    };
+    GenerationRequest {
+        prompt: job.prompt.sequence(),
+        rope_delta: job.prompt.rope_delta,
+        sampling: job.sampling,
+        max_new_tokens: job.max_new_tokens,
+        eos_token_ids,
+        min_new_tokens: 0,
+        stop_conditions: (0..job.n).map(|_| stop()).collect(),
+    }
+}
+
+fn send_token(events: &UnboundedSender<Event>, token: TokenEvent) {
+    // A closed channel has no reader; the request is cancelled before the next step.
+    let _ = events.send(Event::Token { index: token.index, id: token.id });
+}

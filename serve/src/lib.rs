@@ -1,0 +1,101 @@
+//! An HTTP server with OpenAI's API, over the engine that also generates rollouts and predictions.
+//!
+//! ```text
+//! request ──► check (api/) ──► encode on a blocking thread ──► queue ──► engine thread: add, step, cancel
+//! answer  ◄── text of tokens, stop strings (api/chat.rs) ◄────────────── tokens and completions
+//! ```
+//!
+//! One thread owns the model and runs the engine's continuous batch (`engine_thread.rs`). Requests reach it through a
+//! queue, in the order in which they were encoded. Each request has a channel for its tokens; if its receiver is gone
+//! (the client has closed the connection), the engine drops the request before its next step.
+
+mod api;
+mod engine_thread;
+mod server;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use reel_model::input::encode::{MediaOptions, ModelFolder};
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::{DType, Device};
+
+pub use server::serve;
+
+/// The model that a server answers with.
+#[derive(Debug)]
+pub struct ServedModel {
+    /// The name of the model in answers and in `/v1/models`.
+    pub name: String,
+    /// The tokenizer, chat template and configuration.
+    pub folder: ModelFolder,
+    /// The weights.
+    pub weights: Qwen25Vl,
+    /// The device that holds the weights.
+    pub device: Device,
+    /// The dtype of activations.
+    pub dtype: DType,
+}
+
+/// How images and videos of requests are read.
+#[derive(Debug)]
+pub struct RequestMedia {
+    /// Limits, decoder and access.
+    pub options: MediaOptions,
+    /// The folder that paths of requests are relative to; `None`: requests may name no files.
+    pub root: Option<PathBuf>,
+}
+
+/// Limits of the server and of one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Maximum number of sequences that decode together.
+    pub batch: usize,
+    /// Maximum number of requests that are being answered or wait; further ones are refused with status 503.
+    pub requests: usize,
+    /// Maximum bytes of a request's body.
+    pub body_bytes: usize,
+    /// Maximum bytes of keys and values of all running sequences.
+    pub kv_bytes: u64,
+    /// Number of tokens to generate at most if a request does not say.
+    pub new_tokens: usize,
+}
+
+/// Where and how a server runs.
+#[derive(Debug)]
+pub struct ServeOptions {
+    /// The address to listen on; port 0 takes a free port.
+    pub address: SocketAddr,
+    /// A request must carry one of these keys as `Authorization: Bearer KEY`; empty: none is needed.
+    pub api_keys: Vec<String>,
+    /// Limits.
+    pub limits: Limits,
+    /// Media of requests.
+    pub media: RequestMedia,
+    /// Once this is set, new requests are refused, and the server ends when the running ones are answered.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// Why a server ended or did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be used.
+    #[error("{address}: cannot be listened on: {cause}; give another --port or --host")]
+    Address {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        cause: std::io::Error,
+    },
+    /// The runtime of the server cannot start, or accepting connections failed.
+    #[error("server: {0}; check the limits of this user (ulimit -a)")]
+    Io(#[from] std::io::Error),
+    /// The engine cannot start.
+    #[error(transparent)]
+    Engine(#[from] reel_engine::EngineError),
+    /// The engine's thread has ended before the server.
+    #[error("engine: its thread has panicked; requests were answered with errors; start the server again")]
+    EnginePanicked,
+}
