@@ -154,7 +154,7 @@ fn command_for(name: &str) -> Option<&'static str> {
         "chat" | "infer" | "inference" | "predict" | "run" | "complete" => "use generate",
         "evaluate" => "use eval",
         "export" | "merge-lora" | "merge_and_unload" => "use merge",
-        "serve" | "server" | "api" => "this version has no server; use generate, with --data for many prompts",
+        "server" | "api" => "use serve",
         "curate" => "this version does not make data sets; use sft --check-data to check one",
         "env" | "info" | "status" => "use doctor",
         "version" => "use --version",
@@ -354,10 +354,7 @@ mod tests {
             ),
             ("sft --learning-rate", "--learning-rate: has no value; give one after it"),
             ("train", "train: is not a command of reel; use sft or grpo (see 'reel --help')"),
-            (
-                "serve",
-                "serve: is not a command of reel; this version has no server; use generate, with --data for many prompts (see 'reel --help')",
-            ),
+            ("server", "server: is not a command of reel; use serve (see 'reel --help')"),
             ("sft --num_generations 4", "--num_generations: is an option of reel grpo, not of reel sft; leave it out"),
             ("grpo --packing", "--packing: is an option of reel sft, not of reel grpo; leave it out"),
             (

@@ -230,6 +230,10 @@ fn samples_stop_strings_and_several_completions_as_generate_does() {
         list.as_array().unwrap().iter().map(|one| one.pointer(path).unwrap().as_str().unwrap().to_string()).collect()
     };
     assert_eq!(texts(&answer["choices"], "/message/content"), texts(&wanted, "/text"));
+    // Without a seed, other random numbers are drawn each time.
+    let unseeded = json!({"messages": messages, "temperature": 1.5, "max_tokens": 24});
+    let answers = [server.chat(&unseeded).ok(), server.chat(&unseeded).ok()];
+    assert_ne!(answers[0]["choices"][0]["message"], answers[1]["choices"][0]["message"]);
     // A stop string that appears inside of the first completion.
     let whole = &texts(&wanted, "/text")[0];
     let stop: String = whole.chars().skip(whole.chars().count() / 2).take(2).collect();
@@ -281,7 +285,7 @@ fn wrong_requests_get_openai_errors_and_the_server_goes_on() {
     }
     let send = |method: &str, path: &str, body: &str| server.send(method, path, "", body);
     send("POST", "/v1/chat/completions", "{").error(400);
-    send("POST", "/v1/chat/completions", &"x".repeat(2 << 20)).error(400);
+    send("POST", "/v1/chat/completions", &"x".repeat(2 << 20)).error(413);
     send("GET", "/v1/chat/completions", "").error(405);
     send("POST", "/v2/nothing", "").error(404);
     send("GET", "/v1/models/other", "").error(404);

@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     /// One permit for each request that may be answered or wait.
     pub(crate) permits: Arc<Semaphore>,
     /// One permit for each request that may be encoded at the same time: decoding videos takes memory.
-    pub(crate) encoders: Semaphore,
+    pub(crate) encoders: Arc<Semaphore>,
     /// Seconds since 1970 at the start of the server.
     pub(crate) started: u64,
     api_keys: Vec<String>,
@@ -81,7 +81,7 @@ pub fn serve(
         limits: options.limits,
         engine,
         permits: Arc::new(Semaphore::new(options.limits.requests)),
-        encoders: Semaphore::new(encoders),
+        encoders: Arc::new(Semaphore::new(encoders)),
         started: api::seconds_since_1970(),
         api_keys: options.api_keys,
         stop: options.stop,

@@ -8,6 +8,7 @@
 //! ```
 
 use std::convert::Infallible;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -77,7 +78,7 @@ pub(crate) async fn complete(
     State(shared): State<Arc<Shared>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let body = body.map_err(|e| ApiError::bad_request(format!("{LOCATION}: {}", e.body_text()), None))?;
+    let body = body.map_err(|e| ApiError::unreadable(e.status(), format!("{LOCATION}: {}", e.body_text())))?;
     let fields: AnswerFields = serde_json::from_slice(&body).map_err(|e| {
         ApiError::bad_request(format!("{LOCATION}: is not a request of this API ({e}); correct its JSON"), None)
     })?;
@@ -107,7 +108,9 @@ async fn enqueue(shared: &Arc<Shared>, request: ChatRequest) -> Result<Queued, A
     let permit = shared.permits.clone().try_acquire_owned().map_err(|_| {
         ApiError::busy("too many requests are being answered or wait; try again later, or raise --max-requests")
     })?;
-    let settings = request.settings.clone();
+    let mut settings = request.settings.clone();
+    // Without a seed, every request draws other random numbers.
+    settings.seed.get_or_insert_with(random_seed);
     let n = settings.n.unwrap_or(1);
     if n > MAX_COMPLETIONS {
         return Err(ApiError::bad_request(format!("n: is {n}; give 1 to {MAX_COMPLETIONS}"), Some("n".into())));
@@ -149,9 +152,11 @@ fn new_tokens(shared: &Shared, prompt_tokens: usize, asked: Option<usize>) -> Re
 
 async fn encode_on_blocking_thread(shared: &Arc<Shared>, request: ChatRequest) -> Result<ModelInput, ApiError> {
     // A semaphore that is never closed always gives a permit.
-    let _permit = shared.encoders.acquire().await;
+    let permit = shared.encoders.clone().acquire_owned().await;
     let shared = shared.clone();
     let encoding = tokio::task::spawn_blocking(move || {
+        // The thread goes on if the client is gone meanwhile, so it holds the permit itself.
+        let _permit = permit;
         let root = shared.media.root.clone().unwrap_or_default();
         let conversation = Conversation::from_json(LOCATION, &request.messages, &root).map_err(wrong_request)?;
         if shared.media.root.is_none() {
@@ -307,6 +312,11 @@ impl Answer {
         }
         object
     }
+}
+
+/// A random number from the system's source.
+fn random_seed() -> u64 {
+    RandomState::new().hash_one(())
 }
 
 /// A number for each answer of this server.

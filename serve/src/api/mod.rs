@@ -26,6 +26,11 @@ impl ApiError {
         Self { status: StatusCode::BAD_REQUEST, message: message.into(), param, code: "invalid_request" }
     }
 
+    /// The body cannot be read: it is too large, or the client has not sent all of it.
+    pub(crate) fn unreadable(status: StatusCode, message: String) -> Self {
+        Self { status, ..Self::bad_request(message, None) }
+    }
+
     /// The prompt and the answer do not fit into the model's positions.
     pub(crate) fn too_long(message: impl Into<String>) -> Self {
         Self { code: "context_length_exceeded", ..Self::bad_request(message, Some("messages".into())) }
