@@ -10,10 +10,13 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device, SimOptions};
+use reel_runtime::{Cx, DType, Device, Kernels, SimOptions};
 
 use crate::common::{self, CommonOptions};
 use crate::fail::bad_usage;
+
+/// Bytes for keys and values if the free memory of the device is unknown (2 GiB).
+const DEFAULT_KV_BYTES: u64 = 2 << 30;
 
 /// A model with its weights on a device.
 pub struct LoadedModel {
@@ -96,6 +99,17 @@ pub fn open_device(common: &CommonOptions) -> Result<Device> {
             "run reel plan, which predicts memory and time on this device",
         )),
     }
+}
+
+/// The number of completions that decode together if no option says it.
+pub fn default_batch_size(device: &Device) -> usize {
+    if device.kernels() == Kernels::Cuda { 256 } else { 32 }
+}
+
+/// Bytes for the keys and values of all sequences: half of the free memory. The other half is for the prefill of
+/// prompts: the activations of the decoder and of the vision tower.
+pub fn kv_bytes(device: &Device) -> u64 {
+    device.free_bytes().map_or(DEFAULT_KV_BYTES, |free| free / 2)
 }
 
 /// Returns the dtype of activations: `--dtype`, else bf16 on cuda and f32 on other devices.

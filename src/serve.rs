@@ -8,7 +8,6 @@ use clap::Args;
 use reel_diagnostic::input;
 use reel_model::input::encode::ModelFolder;
 use reel_model::input::fetch::{MediaAccess, RemoteMedia};
-use reel_runtime::Kernels;
 use reel_serve::{Limits, RequestMedia, ServeOptions, ServedModel};
 
 use crate::common::CommonOptions;
@@ -96,8 +95,6 @@ struct LimitFlags {
 
 /// Maximum bytes of a file with API keys (1 MiB).
 const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
-/// Bytes for keys and values if the free memory of the device is unknown (2 GiB).
-const DEFAULT_KV_BYTES: u64 = 2 << 30;
 
 impl ServeArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
@@ -114,11 +111,10 @@ impl ServeArgs {
             address: SocketAddr::new(self.listen.host, self.listen.port),
             api_keys,
             limits: Limits {
-                batch: self.limits.batch_size.map_or_else(|| default_batch(device.kernels()), usize::from),
+                batch: self.limits.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from),
                 requests: self.limits.max_requests.into(),
                 body_bytes: usize::from(self.limits.max_body) << 20,
-                // Half of the free memory is for keys and values, the other half for prefills.
-                kv_bytes: device.free_bytes().map_or(DEFAULT_KV_BYTES, |free| free / 2),
+                kv_bytes: model::kv_bytes(&device),
                 new_tokens: self.limits.max_new_tokens as usize,
             },
             media,
@@ -172,13 +168,6 @@ impl ListenFlags {
             ));
         }
         Ok(keys)
-    }
-}
-
-fn default_batch(kernels: Kernels) -> usize {
-    match kernels {
-        Kernels::Cuda => 256,
-        Kernels::Cpu => 32,
     }
 }
 

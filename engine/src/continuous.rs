@@ -5,7 +5,7 @@
 //! loop:
 //!     while has_room_for(next request): add(next request)
 //!     for each completion in step(): write it
-//!     cancel(request) if nobody waits for its completions any more
+//!     cancel(request) if its client is gone
 //! ```
 //!
 //! A sequence gets all its KV blocks when its request is added, so a running sequence never has to wait or to be

@@ -156,7 +156,7 @@ impl Requests<'_> {
         true
     }
 
-    /// Drops the requests that nobody waits for.
+    /// Drops the requests whose channel is closed.
     fn cancel_abandoned(&mut self) {
         self.waiting.retain(|job| !job.events.is_closed());
         let abandoned = |(&request, running): (&usize, &Running)| running.events.is_closed().then_some(request);

@@ -43,11 +43,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// Whether new requests are answered.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.is_stopping() && self.engine.is_alive()
-    }
-
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.stop.load(Ordering::SeqCst)
+        !self.stop.load(Ordering::SeqCst) && self.engine.is_alive()
     }
 
     /// Whether a request may be answered: it carries a valid key, or none is needed. The comparison takes the same

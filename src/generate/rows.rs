@@ -12,7 +12,7 @@ use reel_model::features::FeatureCache;
 use reel_model::input::MediaOptions;
 use reel_model::input::encode::ModelFolder;
 use reel_model::input::request::RequestSettings;
-use reel_runtime::{Device, Kernels};
+use reel_runtime::Device;
 use reel_train::data::dataset::Dataset;
 use reel_train::data::templates::QuestionTemplate;
 use reel_train::predict::{
@@ -62,9 +62,6 @@ pub struct RowFlags {
 /// Maximum bytes of vision tokens that are kept for later rows about the same images and videos (256 MiB).
 const MAX_FEATURES: usize = 256 << 20;
 
-/// Bytes for keys and values if the free memory of the device is unknown (2 GiB).
-const DEFAULT_KV_BYTES: u64 = 2 << 30;
-
 impl RowFlags {
     /// Refuses options that need `--data`, such as `--out`, if `--data` is not given. clap cannot check this: if
     /// `--prompt` is given, which conflicts with `--data`, clap does not require `--data`.
@@ -99,7 +96,7 @@ impl RowFlags {
                 Err(bad_usage("--batch-size", format!("is {n}"), format!("give 1 to {most}")))
             }
             Some(n) => Ok(n),
-            None => Ok(if device.kernels() == Kernels::Cuda { 256 } else { 32 }),
+            None => Ok(model::default_batch_size(device)),
         }
     }
 }
@@ -155,9 +152,7 @@ impl GenerateArgs {
             prompts: prompts.clone(),
             engine: &engine,
             sampling,
-            // Half of the free memory is for keys and values. The other half is for the prefill of prompts: the
-            // activations of the decoder and of the vision tower.
-            max_kv_bytes: device.free_bytes().map_or(DEFAULT_KV_BYTES, |free| free / 2),
+            max_kv_bytes: model::kv_bytes(&device),
             strict: self.rows.strict,
             quiet: common.quiet || common.json,
             stop: &stop,
