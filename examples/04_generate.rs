@@ -30,13 +30,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // Three answers to one prompt; they share the KV cache of the prompt.
     let request = GenerationRequest {
-        prompt: prompt.sequence(),
-        rope_delta: prompt.rope_delta,
         sampling: SamplingParams { temperature: 1.0, seed: 7, ..SamplingParams::default() },
         max_new_tokens: 12,
-        eos_token_ids: bundle.stop_token_ids(),
-        min_new_tokens: 0,
+        eos_token_ids: bundle.stop_token_ids().to_vec(),
         stop_conditions: (0..3).map(|_| StopCondition::none()).collect(),
+        ..GenerationRequest::new(&prompt)
     };
     let (completions, timing) = engine.generate(vec![request], |_| {})?;
     for completion in &completions {

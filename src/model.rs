@@ -18,6 +18,9 @@ use crate::fail::bad_usage;
 /// Bytes for keys and values if the free memory of the device is unknown (2 GiB).
 const DEFAULT_KV_BYTES: u64 = 2 << 30;
 
+/// Bytes for keys and values on the simulator (64 MiB), which keeps a record of every byte.
+const SIMULATED_KV_BYTES: u64 = 64 << 20;
+
 /// A model with its weights on a device.
 pub struct LoadedModel {
     pub weights: Qwen25Vl,
@@ -109,7 +112,10 @@ pub fn default_batch_size(device: &Device) -> usize {
 /// Bytes for the keys and values of all sequences: half of the free memory. The other half is for the prefill of
 /// prompts: the activations of the decoder and of the vision tower.
 pub fn kv_bytes(device: &Device) -> u64 {
-    device.free_bytes().map_or(DEFAULT_KV_BYTES, |free| free / 2)
+    match device.is_simulated() {
+        true => SIMULATED_KV_BYTES,
+        false => device.free_bytes().map_or(DEFAULT_KV_BYTES, |free| free / 2),
+    }
 }
 
 /// Returns the dtype of activations: `--dtype`, else bf16 on cuda and f32 on other devices.

@@ -134,8 +134,7 @@ pub fn time_prefill(model: &Qwen25Vl, cx: &Cx, prompt: &Prompt, batch: usize, ro
 pub fn time_decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let (device, limit) = (cx.device(), context + WARM_UP_STEPS + rounds + 1);
     let blocks = BlockAllocator::blocks_for_tokens(limit);
-    let capacity =
-        BatchCapacity { slots: batch, blocks_per_slot: blocks, history: 0, blocks: blocks * batch, banned_tokens: 0 };
+    let capacity = BatchCapacity { slots: batch, blocks_per_slot: blocks, blocks: blocks * batch };
     let mut running = RunningBatch::new(model, cx, &Tensor::from_i32(device, &[0], &[])?, capacity, true)?;
     // The context is not prefilled, so its keys and values are set to 0: decode steps read them and need finite
     // numbers.

@@ -1,31 +1,57 @@
-//! Allocates the blocks of a KV cache to sequences. The sequences of one prompt share the blocks that the prompt
-//! fills.
+//! Allocates the blocks of a KV cache to sequences, and keeps blocks of earlier sequences for prompts that begin with
+//! the same tokens (the prefix cache).
+//!
+//! A block is free, in use by one or more sequences (its reference count), or cached: full of keys and values that no
+//! sequence uses now, found by the hash of all tokens up to its end. A cached block is given away when no free block
+//! is left, the least recently used one first.
 //!
 //! ```text
-//! prompt of 150 tokens, 64 tokens per block, 3 sequences of up to 200 tokens:
+//! prompt of 150 tokens, 64 tokens per block, 3 completions of up to 200 tokens:
 //!     sequence 0:  0  1  2  3      blocks 0 and 1 are full of prompt tokens: shared by all, reference count 3
 //!     sequence 1:  0  1  4  5      block 2 holds the prompt's last 22 tokens; sequences 1 and 2 copy these into
 //!     sequence 2:  0  1  6  7      blocks 4 and 6, because each sequence appends its own tokens there
+//! later a prompt that begins with the same 128 tokens: finds 0 and 1 by their hashes
 //! ```
+
+use std::collections::{BTreeMap, HashMap};
 
 use reel_runtime::ops::KvPages;
 
-/// The free blocks of a KV cache, and for each block in use the number of sequences that hold it.
+use crate::block_hash::BlockHash;
+
+/// What a block that no sequence uses is good for.
+#[derive(Clone, Copy, Debug, Default)]
+struct BlockState {
+    /// The number of sequences that hold the block.
+    references: u32,
+    /// The hash by which the block is found, if it is full and the first one with this content.
+    hash: Option<BlockHash>,
+    /// The key of the block in `cached`, while it is there.
+    released_at: u64,
+}
+
+/// The blocks of a KV cache.
 #[derive(Debug)]
 pub(crate) struct BlockAllocator {
-    /// Free blocks; the last one is allocated next.
+    /// Blocks without content; the last one is allocated next.
     free: Vec<i32>,
-    ref_counts: Vec<u32>,
+    states: Vec<BlockState>,
+    by_hash: HashMap<BlockHash, i32>,
+    /// Blocks that no sequence holds but that have a hash, by the time of their release.
+    cached: BTreeMap<u64, i32>,
+    clock: u64,
 }
 
 impl BlockAllocator {
     /// An allocator of `blocks` free blocks.
     pub(crate) fn new(blocks: usize) -> BlockAllocator {
-        BlockAllocator { free: (0..blocks as i32).rev().collect(), ref_counts: vec![0; blocks] }
-    }
-
-    pub(crate) fn free_count(&self) -> usize {
-        self.free.len()
+        BlockAllocator {
+            free: (0..blocks as i32).rev().collect(),
+            states: vec![BlockState::default(); blocks],
+            by_hash: HashMap::new(),
+            cached: BTreeMap::new(),
+            clock: 0,
+        }
     }
 
     /// The number of blocks that `tokens` tokens need.
@@ -33,75 +59,208 @@ impl BlockAllocator {
         tokens.div_ceil(KvPages::BLOCK_TOKENS)
     }
 
-    /// The number of blocks that [`Self::allocate_block_tables`] takes for these sequences.
+    /// The number of blocks that sequences with one prompt need together, if each gets blocks for `max_tokens` tokens.
     pub(crate) fn blocks_for_group(sequences: usize, prompt_tokens: usize, max_tokens: usize) -> usize {
         let shared = prompt_tokens / KvPages::BLOCK_TOKENS;
         if sequences == 0 { 0 } else { shared + sequences * (BlockAllocator::blocks_for_tokens(max_tokens) - shared) }
     }
 
-    /// Allocates one block table for each of `sequences` sequences with the same prompt, for up to `max_tokens`
-    /// tokens each, prompt included. Returns None if too few blocks are free. A sequence gets all its blocks at once,
-    /// because decode steps on the device go on to its next block without asking the host.
-    pub(crate) fn allocate_block_tables(
-        &mut self,
-        sequences: usize,
-        prompt_tokens: usize,
-        max_tokens: usize,
-    ) -> Option<Vec<Vec<i32>>> {
-        if self.free.len() < BlockAllocator::blocks_for_group(sequences, prompt_tokens, max_tokens) {
-            return None;
-        }
-        let shared_blocks = prompt_tokens / KvPages::BLOCK_TOKENS;
-        let mut tables: Vec<Vec<i32>> = Vec::with_capacity(sequences);
-        for _ in 0..sequences {
-            let mut table = tables.first().map_or_else(Vec::new, |first| first[..shared_blocks].to_vec());
-            while table.len() < BlockAllocator::blocks_for_tokens(max_tokens) {
-                table.push(self.free.pop()?);
-            }
-            table.iter().for_each(|&block| self.ref_counts[block as usize] += 1);
-            tables.push(table);
-        }
-        Some(tables)
+    /// The number of all blocks.
+    pub(crate) fn block_count(&self) -> usize {
+        self.states.len()
     }
 
-    /// Releases the blocks of a finished sequence and empties its block table. A block becomes free when no other
-    /// sequence holds it.
-    pub(crate) fn release_block_table(&mut self, table: &mut Vec<i32>) {
-        for block in table.drain(..).rev() {
-            self.ref_counts[block as usize] -= 1;
-            if self.ref_counts[block as usize] == 0 {
-                self.free.push(block);
+    /// The number of blocks that [`Self::allocate`] can give: free and cached ones.
+    pub(crate) fn available(&self) -> usize {
+        self.free.len() + self.cached.len()
+    }
+
+    /// How many of the cached blocks [`Self::find`] would take for this chain of hashes, and how many blocks in all.
+    pub(crate) fn peek(&self, hashes: &[BlockHash]) -> (usize, usize) {
+        let found = hashes.iter().map_while(|hash| self.by_hash.get(hash));
+        let (mut unused, mut all) = (0, 0);
+        for &block in found {
+            all += 1;
+            unused += usize::from(self.states[block as usize].references == 0);
+        }
+        (unused, all)
+    }
+
+    /// Finds the blocks of the longest known prefix of a chain of hashes, and takes a reference to each.
+    pub(crate) fn find(&mut self, hashes: &[BlockHash]) -> Vec<i32> {
+        let found: Vec<i32> = hashes.iter().map_while(|hash| self.by_hash.get(hash).copied()).collect();
+        self.share(&found);
+        found
+    }
+
+    /// Takes a further reference to each of the blocks.
+    pub(crate) fn share(&mut self, blocks: &[i32]) {
+        for &block in blocks {
+            let state = &mut self.states[block as usize];
+            if state.references == 0 {
+                self.cached.remove(&state.released_at);
+            }
+            state.references += 1;
+        }
+    }
+
+    /// Allocates `count` blocks with one reference each; `None` if fewer are available. Blocks of the prefix cache are
+    /// forgotten for it, the least recently used ones first.
+    pub(crate) fn allocate(&mut self, count: usize) -> Option<Vec<i32>> {
+        if self.available() < count {
+            return None;
+        }
+        let blocks: Vec<i32> = (0..count).filter_map(|_| self.free.pop().or_else(|| self.evict())).collect();
+        blocks.iter().for_each(|&block| self.states[block as usize].references = 1);
+        Some(blocks)
+    }
+
+    fn evict(&mut self) -> Option<i32> {
+        let (_, block) = self.cached.pop_first()?;
+        if let Some(hash) = self.states[block as usize].hash.take() {
+            self.by_hash.remove(&hash);
+        }
+        Some(block)
+    }
+
+    /// Makes full blocks of a sequence known by their hashes, so that later prompts find them. A block whose content is
+    /// known already stays without a hash.
+    pub(crate) fn remember(&mut self, blocks: &[i32], hashes: &[BlockHash]) {
+        for (&block, &hash) in blocks.iter().zip(hashes) {
+            if self.states[block as usize].hash.is_none() && !self.by_hash.contains_key(&hash) {
+                self.states[block as usize].hash = Some(hash);
+                self.by_hash.insert(hash, block);
             }
         }
+    }
+
+    /// Gives back the blocks of a sequence and empties its block table. The last blocks of the table are the first to
+    /// be forgotten, because a prefix is of use without them.
+    pub(crate) fn release(&mut self, table: &mut Vec<i32>) {
+        for block in table.drain(..).rev() {
+            let state = &mut self.states[block as usize];
+            state.references -= 1;
+            if state.references > 0 {
+                continue;
+            }
+            match state.hash {
+                None => self.free.push(block),
+                Some(_) => {
+                    self.clock += 1;
+                    state.released_at = self.clock;
+                    self.cached.insert(self.clock, block);
+                }
+            }
+        }
+    }
+
+    /// Forgets the content of all blocks: no later prompt finds them.
+    pub(crate) fn forget_all(&mut self) {
+        self.by_hash.clear();
+        self.states.iter_mut().for_each(|state| state.hash = None);
+        self.free.extend(std::mem::take(&mut self.cached).into_values());
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn hash(n: u8) -> BlockHash {
+        BlockHash::of_bytes(&[n])
+    }
 
     #[test]
     fn released_blocks_are_allocated_again() {
         let mut blocks = BlockAllocator::new(3);
-        let mut a = blocks.allocate_block_tables(1, 1, 65).unwrap().remove(0);
-        let mut b = blocks.allocate_block_tables(1, 1, 64).unwrap().remove(0);
+        let mut a = blocks.allocate(2).unwrap();
+        let mut b = blocks.allocate(1).unwrap();
         assert_eq!((&a[..], &b[..]), (&[0, 1][..], &[2][..]));
-        assert_eq!(blocks.allocate_block_tables(1, 1, 1), None);
-        blocks.release_block_table(&mut a);
-        assert_eq!(blocks.allocate_block_tables(1, 1, 65), Some(vec![vec![0, 1]]));
-        blocks.release_block_table(&mut b);
-        assert_eq!(blocks.allocate_block_tables(1, 1, 1), Some(vec![vec![2]]));
-        assert_eq!(blocks.allocate_block_tables(0, 500, 600), Some(vec![]));
+        assert_eq!(blocks.allocate(1), None);
+        blocks.release(&mut a);
+        assert_eq!(blocks.allocate(2), Some(vec![0, 1]));
+        blocks.release(&mut b);
+        assert_eq!(blocks.allocate(1), Some(vec![2]));
     }
 
     #[test]
-    fn shared_block_is_free_after_its_last_sequence() {
+    fn cached_blocks_are_found_until_their_memory_is_needed() {
         let mut blocks = BlockAllocator::new(4);
-        let mut tables = blocks.allocate_block_tables(2, 65, 66).unwrap();
-        assert_eq!((tables.clone(), BlockAllocator::blocks_for_group(2, 65, 66)), (vec![vec![0, 1], vec![0, 2]], 3));
-        blocks.release_block_table(&mut tables[0]);
-        assert_eq!(blocks.allocate_block_tables(1, 1, 130), None, "sequence 1 still holds block 0");
-        blocks.release_block_table(&mut tables[1]);
-        assert_eq!(blocks.allocate_block_tables(1, 1, 256).unwrap()[0].len(), 4);
+        let chain = [hash(1), hash(2), hash(3)];
+        let mut table = blocks.allocate(3).unwrap();
+        blocks.remember(&table, &chain);
+        blocks.release(&mut table);
+        assert_eq!((blocks.available(), blocks.peek(&chain)), (4, (3, 3)));
+        // The free block goes first, then the last block of the chain.
+        assert_eq!(blocks.allocate(2), Some(vec![3, 2]));
+        assert_eq!(blocks.find(&chain), vec![0, 1]);
+        assert_eq!(blocks.available(), 0);
+        blocks.forget_all();
+        assert_eq!(blocks.find(&chain), Vec::<i32>::new());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Action {
+        /// Start a sequence with this prefix of a chain of hashes and so many further blocks.
+        Start(Vec<u8>, usize),
+        /// End the sequence with this number, modulo their count.
+        End(usize),
+        ForgetAll,
+    }
+
+    fn action() -> impl Strategy<Value = Action> {
+        prop_oneof![
+            6 => (prop::collection::vec(0u8..2, 0..4), 0usize..4).prop_map(|(chain, more)| Action::Start(chain, more)),
+            5 => (0usize..8).prop_map(Action::End),
+            1 => Just(Action::ForgetAll),
+        ]
+    }
+
+    proptest! {
+        /// Blocks are never lost, never given to two sequences unless both have the same content up to there, and a
+        /// found block holds what it was remembered with.
+        #[test]
+        fn every_block_is_free_cached_or_in_use(actions in prop::collection::vec(action(), 1..60), count in 1usize..12) {
+            let mut blocks = BlockAllocator::new(count);
+            let mut running: Vec<(Vec<i32>, usize)> = Vec::new();
+            // What the memory of each block holds: the chain up to its end.
+            let mut content: Vec<Option<Vec<u8>>> = vec![None; count];
+            for action in actions {
+                match action {
+                    Action::Start(chain, more) => {
+                        let hashes: Vec<BlockHash> =
+                            (1..=chain.len()).map(|n| BlockHash::of_bytes(&chain[..n])).collect();
+                        let (unused, found) = blocks.peek(&hashes);
+                        if blocks.available() - unused < chain.len() - found + more {
+                            continue;
+                        }
+                        let mut table = blocks.find(&hashes);
+                        for (i, &block) in table.iter().enumerate() {
+                            prop_assert_eq!(content[block as usize].as_deref(), Some(&chain[..=i]));
+                        }
+                        let new = blocks.allocate(chain.len() - table.len() + more).unwrap();
+                        for &block in &new {
+                            prop_assert!(running.iter().all(|(table, _)| !table.contains(&block)));
+                            content[block as usize] = None;
+                        }
+                        table.extend(new);
+                        for i in 0..chain.len() {
+                            content[table[i] as usize] = Some(chain[..=i].to_vec());
+                        }
+                        blocks.remember(&table, &hashes);
+                        running.push((table, chain.len()));
+                    }
+                    Action::End(_) if running.is_empty() => {}
+                    Action::End(i) => blocks.release(&mut running.remove(i % running.len()).0.clone()),
+                    Action::ForgetAll => blocks.forget_all(),
+                }
+                let used: BTreeSet<i32> = running.iter().flat_map(|(table, _)| table).copied().collect();
+                prop_assert_eq!(blocks.available(), count - used.len());
+            }
+        }
     }
 }

@@ -1,33 +1,35 @@
-//! The engine: prefills prompts, then generates all completions together; each decode step adds one token to each
+//! The engine: computes prompts, and generates all completions together; each decode step adds one token to each
 //! running sequence.
 //!
 //! ```text
 //! generate(requests):
-//!     for each request: add_request (run.rs)      prefill and first token of each completion
-//!     while step() {}                             one decode step for all of them
+//!     for each request: add_request (run.rs)
+//!     while step() {}                             all prompts first, then decode steps for all completions
 //! ```
 //!
-//! [`Engine::continuous_batch`] adds requests while earlier ones decode. Both use the loop in `run.rs`.
+//! [`Engine::continuous_batch`] takes requests while earlier ones decode. Both use the loop in `run.rs`.
 //!
 //! On an asynchronous device the host enqueues `lookahead` further steps before it reads the tokens of the oldest
 //! step.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::ops::KvPages;
-use reel_runtime::{Cx, Tensor};
+use reel_runtime::{Cx, Kernels, Tensor};
 
 use crate::continuous::ContinuousBatch;
 use crate::error::{EngineError, Result};
-use crate::request::{Completion, GenerationRequest, GenerationTiming, TokenEvent};
-use crate::run::Run;
+use crate::request::{Completion, GenerationRequest, GenerationTiming, StepOutput, TokenEvent};
+use crate::run::{Run, RunOptions};
 use crate::running_batch::{BatchCapacity, RunningBatch};
 
 /// The default of [`Engine::max_slots`].
 const MAX_SLOTS: usize = 256;
+
+/// The defaults of [`Engine::chunk_tokens`]: a GPU needs more rows than a CPU to be busy.
+const CHUNK_TOKENS: [usize; 2] = [512, 4096];
 
 /// Generates completions with a model that is loaded on a device.
 #[derive(Debug)]
@@ -39,6 +41,7 @@ pub struct Engine<'a> {
     interrupt: Option<&'a AtomicBool>,
     pub(crate) max_slots: usize,
     pub(crate) lookahead: usize,
+    pub(crate) chunk_tokens: usize,
     capture: bool,
     /// KV cache, slots and captured graphs of the last call. The next call reuses them if they are large enough.
     batch: Mutex<Option<RunningBatch>>,
@@ -61,6 +64,7 @@ impl<'a> Engine<'a> {
             interrupt: None,
             max_slots: MAX_SLOTS,
             lookahead: usize::from(cx.device().is_async()),
+            chunk_tokens: CHUNK_TOKENS[usize::from(cx.device().kernels() == Kernels::Cuda)],
             capture: true,
             batch: Mutex::default(),
         })
@@ -77,6 +81,14 @@ impl<'a> Engine<'a> {
     /// default is 1 on an asynchronous device, else 0. The generated completions do not depend on this number.
     pub fn lookahead(mut self, steps: usize) -> Engine<'a> {
         self.lookahead = steps;
+        self
+    }
+
+    /// Sets the maximum number of tokens of prompts that one forward pass computes. 0 counts as 1. The default is 512,
+    /// on a GPU 4096. In a continuous batch this is also the number per step, between two decode steps. On device `cpu`
+    /// the generated completions do not depend on this number.
+    pub fn chunk_tokens(mut self, tokens: usize) -> Engine<'a> {
+        self.chunk_tokens = tokens.max(1);
         self
     }
 
@@ -109,42 +121,32 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// An invalid request; out of memory; logits that are NaN; the interrupt flag is set.
-    pub fn generate(
+    pub fn generate<'r>(
         &self,
-        requests: Vec<GenerationRequest>,
+        requests: Vec<GenerationRequest<'r>>,
         mut on_token: impl FnMut(TokenEvent),
     ) -> Result<(Vec<Completion>, GenerationTiming)> {
         let mut cached = self.cached_batch();
         let needed = requests.iter().fold(BatchCapacity::default(), |sum, request| sum.plus(request));
         let batch = self.batch_for(needed.with_max_slots(self.max_slots), cached.take())?;
-        let mut run = Run::new(self, batch, self.max_slots, false);
-        let generated = self.generate_in(&mut run, requests, &mut on_token);
+        let options = RunOptions {
+            max_slots: self.max_slots,
+            fixed_batch_size: false,
+            // All prompts first: decode steps with few sequences would take longer in all.
+            prefill_tokens_per_step: usize::MAX,
+        };
+        let mut run = Run::new(self, batch, options);
+        let generated = generate_in(&mut run, requests, &mut on_token);
         *cached = Some(run.into_batch());
         generated
     }
 
-    fn generate_in(
-        &self,
-        run: &mut Run,
-        requests: Vec<GenerationRequest>,
-        on_token: &mut dyn FnMut(TokenEvent),
-    ) -> Result<(Vec<Completion>, GenerationTiming)> {
-        let mut timing = GenerationTiming::default();
-        let start = Instant::now();
-        for (index, request) in requests.into_iter().enumerate() {
-            self.check_interrupt()?;
-            run.add_request(index, request, on_token)?;
-        }
-        timing.prefill_seconds = start.elapsed().as_secs_f64();
-        let start = Instant::now();
-        while run.step(on_token)? {}
-        timing.decode_seconds = start.elapsed().as_secs_f64();
-        Ok((run.take_finished(), timing))
-    }
-
     /// An empty batch, to which requests are added while earlier ones decode. Its KV cache takes at most
-    /// `max_kv_bytes` bytes, unless a single request needs more.
-    pub fn continuous_batch(&self, max_kv_bytes: u64) -> ContinuousBatch<'_, 'a> {
+    /// `max_kv_bytes` bytes, and has room for at least one block.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn continuous_batch<'r>(&self, max_kv_bytes: u64) -> Result<ContinuousBatch<'_, 'a, 'r>> {
         ContinuousBatch::new(self, max_kv_bytes)
     }
 
@@ -174,10 +176,39 @@ impl<'a> Engine<'a> {
         (values * self.cx.dtype().size()) as u64
     }
 
+    /// Whether one forward pass may compute several prompts. On a GPU the bits of a matrix product depend on its number
+    /// of rows, so a prompt would depend on the other ones.
+    pub(crate) fn packs_prompts(&self) -> bool {
+        self.cx.device().has_batch_invariant_products()
+    }
+
     pub(crate) fn check_interrupt(&self) -> Result<()> {
         match self.interrupt {
             Some(flag) if flag.load(Ordering::Relaxed) => Err(EngineError::Interrupted),
             _ => Ok(()),
+        }
+    }
+}
+
+fn generate_in<'r>(
+    run: &mut Run<'_, '_, 'r>,
+    requests: Vec<GenerationRequest<'r>>,
+    on_token: &mut dyn FnMut(TokenEvent),
+) -> Result<(Vec<Completion>, GenerationTiming)> {
+    for (index, request) in requests.into_iter().enumerate() {
+        run.add_request(index, request)?;
+    }
+    let mut completions = Vec::new();
+    loop {
+        let is_busy = run.step(on_token)?;
+        let StepOutput { completions: mut finished, failed } = run.take_output();
+        if let Some((_, e)) = failed.into_iter().next() {
+            return Err(e);
+        }
+        completions.append(&mut finished);
+        if !is_busy {
+            completions.sort_by_key(|completion| (completion.request, completion.index));
+            return Ok((completions, run.timing()));
         }
     }
 }

@@ -26,6 +26,9 @@ pub enum EngineError {
         /// The index of the generated token within the completion.
         token: usize,
     },
+    /// The deadline of a request is over.
+    #[error("request: its time is over before it was complete; give it more time, or ask for fewer tokens")]
+    DeadlineExceeded,
     /// The caller's interrupt flag was set.
     #[error("interrupted: generation was stopped before it was complete; run the command again")]
     Interrupted,

@@ -1,12 +1,14 @@
 //! Generates completions for prompts. Rollouts, evaluation and the command line use this one engine.
 //!
-//! Requests go in, completions come out: [`Engine::generate`], or [`Engine::continuous_batch`] for more requests than
-//! fit into memory at a time. The loop `schedule → run → postprocess` is in `run.rs`. The scheduler (`scheduler.rs`)
-//! decides which sequence holds which decode slot and KV blocks; the running batch (`running_batch.rs`) holds what the
-//! device needs for a decode step.
+//! Requests go in, completions come out: [`Engine::generate`] for requests that are all known, or
+//! [`Engine::continuous_batch`] for requests that arrive over time. The loop `schedule → run → postprocess` is in
+//! `run.rs`. The scheduler (`scheduler.rs`) decides which prompts are computed, and which sequence holds which decode
+//! slot and KV blocks (`block_allocator.rs`, with the prefix cache); `prefill.rs` computes chunks of prompts; the
+//! running batch (`running_batch.rs`) holds what the device needs for a decode step.
 
 pub mod bench;
 mod block_allocator;
+mod block_hash;
 mod continuous;
 mod engine;
 mod error;
@@ -17,13 +19,18 @@ mod running_batch;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod stats;
 mod stop;
 mod token_text;
 
 pub use continuous::ContinuousBatch;
 pub use engine::Engine;
 pub use error::{EngineError, Result};
-pub use request::{Completion, FinishReason, GenerationRequest, GenerationTiming, TokenEvent};
+pub use request::{
+    Completion, FinishReason, GenerationRequest, GenerationTiming, MAX_BIASED_TOKENS, MAX_TOP_LOG_PROBS, PromptInput,
+    StepOutput, TokenEvent, TokenLogProbs,
+};
 pub use sampler::SamplingParams;
+pub use stats::EngineStats;
 pub use stop::{Detokenizer, StopCondition};
 pub use token_text::{CompletionStream, TokenText, completion_text};

@@ -1,45 +1,127 @@
 //! Prefill: the forward pass over a prompt, which fills its KV blocks and gives the logits of the first token.
+//!
+//! A prompt is computed in chunks, one or more per step, so that running sequences go on decoding meanwhile. Tokens
+//! whose blocks are in the prefix cache are skipped. A preempted sequence comes back in the same way: its prompt and
+//! all tokens but the last are computed again.
+
+use std::ops::Range;
 
 use reel_kernels::elementwise;
-use reel_model::batch::{Batch, Sequence};
-use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::chunked_prompt::PromptChunk;
 use reel_model::text::KvCache;
-use reel_runtime::ops::{KvPages, SequencePages};
+use reel_runtime::ops::{self, KvPages, SequencePages};
 use reel_runtime::{Cx, Tensor};
 
-use crate::block_allocator::BlockAllocator;
+use crate::block_hash::BlockHash;
+use crate::engine::Engine;
 use crate::error::Result;
+use crate::sampler::sample_tokens;
+use crate::sequence::{SampledToken, SequenceState};
 
-/// Computes a prompt once for all of its completions. `tables` are their block tables (see
-/// [`BlockAllocator::allocate_block_tables`]). The prompt's keys and values are written to the blocks of the first
-/// table, and its last block, if partly filled, is copied to a block of each other table. Returns the logits `[1,
-/// vocab]` of the token after the prompt.
-pub(crate) fn prefill(
-    model: &Qwen25Vl,
-    cx: &Cx,
-    cache: &KvCache,
-    prompt: &Sequence,
-    tables: &[Vec<i32>],
-) -> Result<Tensor> {
-    let tokens = prompt.input_ids.len();
-    let blocks = &tables[0][..BlockAllocator::blocks_for_tokens(tokens)];
-    let batch = Batch::new(cx.device(), &model.config, &[*prompt], "prompt")?;
-    let pages = KvPages::new(cx.device(), &[SequencePages { cached_tokens: 0, new_tokens: tokens, blocks }])?;
-    let options = ForwardOptions { cache: Some((cache, &pages)), ..Default::default() };
-    let last_hidden = model.forward(cx, &batch, options)?.rows(tokens - 1, 1)?;
-    let logits = model.logits(cx, &last_hidden)?;
-    let (full_blocks, rest) = (tokens / KvPages::BLOCK_TOKENS, tokens % KvPages::BLOCK_TOKENS);
-    if rest > 0 {
-        for table in &tables[1..] {
-            copy_block(cx, cache, blocks[full_blocks], table[full_blocks], rest)?;
+/// Rows of logits that are computed at a time.
+const LOGIT_ROWS: usize = 64;
+
+/// Tokens whose keys and values must be computed before sequences can decode.
+#[derive(Debug)]
+pub(crate) struct PrefillJob {
+    /// The keys of the sequences that continue from these tokens: all completions of a new request, or one sequence
+    /// after a preemption.
+    pub(crate) keys: Vec<usize>,
+    /// The number of tokens.
+    pub(crate) tokens: usize,
+    /// The number of tokens that are computed or were found in the prefix cache.
+    pub(crate) computed: usize,
+    /// The KV blocks of the tokens; `None` until the job has got them.
+    pub(crate) block_table: Option<Vec<i32>>,
+    /// The hashes of the full blocks.
+    pub(crate) hashes: Vec<BlockHash>,
+    /// The vision tokens of the prompt, from the first chunk on that has some.
+    pub(crate) vision: Option<Tensor>,
+}
+
+impl PrefillJob {
+    pub(crate) fn new(keys: Vec<usize>, tokens: usize) -> PrefillJob {
+        PrefillJob { keys, tokens, computed: 0, block_table: None, hashes: Vec::new(), vision: None }
+    }
+
+    /// The input of the forward pass over a range of the job's tokens, which are those of `sequence`.
+    pub(crate) fn chunk<'j>(&'j self, sequence: &SequenceState, range: Range<usize>) -> PromptChunk<'j> {
+        let tokens = sequence.tokens();
+        let vision_index = match tokens.prompt.has_vision_tokens(range.clone()) {
+            true => range.clone().map(|i| tokens.prompt.vision_index.get(i).copied().unwrap_or(-1)).collect(),
+            false => Vec::new(),
+        };
+        PromptChunk {
+            ids: tokens.ids[range.clone()].to_vec(),
+            positions: [0, 1, 2].map(|axis| range.clone().map(|i| tokens.position(axis, i)).collect()),
+            vision_index,
+            vision: self.vision.as_ref(),
+            pages: SequencePages {
+                cached_tokens: range.start,
+                new_tokens: range.len(),
+                blocks: self.block_table.as_deref().unwrap_or_default(),
+            },
         }
     }
-    Ok(logits)
+}
+
+/// Computes chunks of prompts in one forward pass. Returns the hidden states `[ends, H]` of the chunks' last tokens
+/// whose indices among the chunks are `ends`.
+pub(crate) fn compute_chunks(
+    engine: &Engine,
+    cache: &KvCache,
+    chunks: &[PromptChunk],
+    ends: &[usize],
+) -> Result<Option<Tensor>> {
+    let cx = &engine.cx;
+    let hidden = engine.model.forward_chunks(cx, cache, chunks)?;
+    let mut next = 0;
+    let last_rows: Vec<usize> = chunks
+        .iter()
+        .map(|chunk| {
+            next += chunk.ids.len();
+            next - 1
+        })
+        .collect();
+    let rows: Vec<usize> = ends.iter().map(|&chunk| last_rows[chunk]).collect();
+    Ok(match rows[..] {
+        [] => None,
+        [row] => Some(hidden.rows(row, 1)?),
+        _ => Some(select_rows(cx, &hidden, &rows)?),
+    })
+}
+
+fn select_rows(cx: &Cx, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+    let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+    Ok(ops::gather_rows(cx, x, &Tensor::from_i32(cx.device(), &[rows.len()], &rows)?)?)
+}
+
+/// Samples the first token of each sequence, whose prompt ends with row `row` of `hidden` `[ends, H]`.
+pub(crate) fn sample_first_tokens(
+    engine: &Engine,
+    hidden: &Tensor,
+    sequences: &[(usize, &SequenceState)],
+) -> Result<Vec<SampledToken>> {
+    let Engine { model, cx, suppressed, .. } = engine;
+    let mut tokens = Vec::with_capacity(sequences.len());
+    for part in sequences.chunks(LOGIT_ROWS) {
+        // The sequences of one prompt are neighbours, and share a row of logits.
+        let mut ends: Vec<usize> = part.iter().map(|(row, _)| *row).collect();
+        ends.dedup();
+        let logits = model.logits(cx, &hidden.rows(ends[0], ends.len())?)?;
+        let logits = match ends.len() == part.len() {
+            true => logits,
+            false => select_rows(cx, &logits, &part.iter().map(|(row, _)| row - ends[0]).collect::<Vec<_>>())?,
+        };
+        let sequences: Vec<&SequenceState> = part.iter().map(|(_, sequence)| *sequence).collect();
+        tokens.extend(sample_tokens(cx, &logits, &sequences, suppressed)?);
+    }
+    Ok(tokens)
 }
 
 /// Copies the keys and values of the first `tokens` tokens of a KV block. The rest of the block is not copied,
 /// because it is not initialised.
-fn copy_block(cx: &Cx, cache: &KvCache, from: i32, to: i32, tokens: usize) -> Result<()> {
+pub(crate) fn copy_block(cx: &Cx, cache: &KvCache, from: i32, to: i32, tokens: usize) -> Result<()> {
     for tensor in cache.tensors() {
         let (src, dst) = (tensor.rows(from as usize, 1)?, tensor.rows(to as usize, 1)?);
         let bytes = (src.bytes() / KvPages::BLOCK_TOKENS * tokens) as u64;

@@ -1,44 +1,163 @@
 //! The engine's input and output: requests, completions and token events.
 
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Instant;
+
 use reel_diagnostic::Diagnostic;
 use reel_model::TokenId;
-use reel_model::batch::Sequence;
+use reel_model::config::GenerationConfig;
+use reel_model::input::ModelInput;
+use reel_model::input::request::RequestSettings;
 
 use crate::error::{EngineError, Result};
 use crate::sampler::SamplingParams;
-use crate::stop::StopCondition;
+use crate::stop::{Detokenizer, StopCondition};
+
+/// Maximum of [`GenerationRequest::top_log_probs`].
+pub const MAX_TOP_LOG_PROBS: usize = 20;
+
+/// A prompt with its media. The engine reads it until all completions of the request are finished.
+#[derive(Clone, Debug)]
+pub enum PromptInput<'r> {
+    /// The caller keeps the prompt.
+    Borrowed(&'r ModelInput),
+    /// The engine keeps the prompt.
+    Shared(Arc<ModelInput>),
+}
+
+impl Deref for PromptInput<'_> {
+    type Target = ModelInput;
+
+    fn deref(&self) -> &ModelInput {
+        match self {
+            PromptInput::Borrowed(input) => input,
+            PromptInput::Shared(input) => input,
+        }
+    }
+}
+
+impl<'r> From<&'r ModelInput> for PromptInput<'r> {
+    fn from(input: &'r ModelInput) -> Self {
+        PromptInput::Borrowed(input)
+    }
+}
+
+impl From<ModelInput> for PromptInput<'_> {
+    fn from(input: ModelInput) -> Self {
+        PromptInput::Shared(Arc::new(input))
+    }
+}
+
+impl From<Arc<ModelInput>> for PromptInput<'_> {
+    fn from(input: Arc<ModelInput>) -> Self {
+        PromptInput::Shared(input)
+    }
+}
 
 /// A prompt with its sampling parameters and limits.
 #[derive(Debug)]
-pub struct GenerationRequest<'a> {
+pub struct GenerationRequest<'r> {
     /// The prompt, with its media.
-    pub prompt: Sequence<'a>,
-    /// The offset from a token's index to its rotary position, for tokens after the prompt (see `rope_index`).
-    pub rope_delta: i64,
+    pub prompt: PromptInput<'r>,
     /// How tokens are sampled.
     pub sampling: SamplingParams,
+    /// Numbers that are added to the logits of tokens, at most [`MAX_BIASED_TOKENS`]; an id that occurs twice gets the
+    /// last number.
+    pub logit_bias: Vec<(TokenId, f32)>,
     /// Maximum number of tokens of a completion.
     pub max_new_tokens: usize,
     /// Ids that end a completion. The id that ends a completion becomes its last token.
-    pub eos_token_ids: &'a [TokenId],
+    pub eos_token_ids: Vec<TokenId>,
     /// Minimum number of tokens of a completion: until it has that many, `eos_token_ids` are never sampled.
     pub min_new_tokens: usize,
     /// One stop condition per completion: the length of this vector is the number of completions of the prompt.
     /// Completion i samples with the seed of the sampling parameters plus i.
     pub stop_conditions: Vec<StopCondition>,
+    /// With a number, each token comes with its log-probability under softmax(logits), and with this many of the most
+    /// likely tokens, at most [`MAX_TOP_LOG_PROBS`].
+    pub top_log_probs: Option<usize>,
+    /// Requests with a lower number start earlier and are preempted later. Among equal ones the first to arrive comes
+    /// first.
+    pub priority: i32,
+    /// The request fails with [`EngineError::DeadlineExceeded`] if it is not finished by then.
+    pub deadline: Option<Instant>,
 }
 
-impl GenerationRequest<'_> {
-    /// The number of tokens of the prompt plus those of a completion of maximum length.
-    pub(crate) fn max_sequence_tokens(&self) -> usize {
-        self.prompt.input_ids.len() + self.max_new_tokens
+/// Maximum number of tokens in [`GenerationRequest::logit_bias`].
+pub const MAX_BIASED_TOKENS: usize = 1024;
+
+impl<'r> GenerationRequest<'r> {
+    /// A request for one greedy completion of one token, which no id ends.
+    pub fn new(prompt: impl Into<PromptInput<'r>>) -> GenerationRequest<'r> {
+        GenerationRequest {
+            prompt: prompt.into(),
+            sampling: SamplingParams::default(),
+            logit_bias: Vec::new(),
+            max_new_tokens: 1,
+            eos_token_ids: Vec::new(),
+            min_new_tokens: 0,
+            stop_conditions: vec![StopCondition::none()],
+            top_log_probs: None,
+            priority: 0,
+            deadline: None,
+        }
     }
 
-    /// Refuses an empty prompt and sampling parameters that are out of range, with an error that says which.
+    /// A request with the settings of an OpenAI request. What these leave out comes from the model's
+    /// generation_config.json; `eos_token_ids` are the model's. `detokenizer` decodes tokens to find stop strings.
+    /// Without a limit of tokens in the settings, the request has `max_new_tokens`.
+    pub fn from_settings<D: Detokenizer + Clone + 'static>(
+        prompt: impl Into<PromptInput<'r>>,
+        settings: &RequestSettings,
+        config: &GenerationConfig,
+        eos_token_ids: &[TokenId],
+        max_new_tokens: usize,
+        detokenizer: &D,
+    ) -> GenerationRequest<'r> {
+        let eos = if settings.ignore_eos { &[] } else { eos_token_ids };
+        let stop = || match &settings.stop[..] {
+            [] => StopCondition::none(),
+            strings => StopCondition::with_strings(strings, Box::new(detokenizer.clone())),
+        };
+        GenerationRequest {
+            prompt: prompt.into(),
+            sampling: SamplingParams::from_settings(settings, config),
+            logit_bias: settings.logit_bias.clone(),
+            max_new_tokens: settings.max_new_tokens.unwrap_or(max_new_tokens),
+            eos_token_ids: [eos, &settings.stop_token_ids].concat(),
+            min_new_tokens: settings.min_new_tokens,
+            stop_conditions: (0..settings.n.unwrap_or(1)).map(|_| stop()).collect(),
+            top_log_probs: settings.top_log_probs,
+            priority: settings.priority,
+            deadline: None,
+        }
+    }
+
+    /// The number of tokens of the prompt plus those of a completion of maximum length.
+    pub(crate) fn max_sequence_tokens(&self) -> usize {
+        self.prompt.input_ids.len().saturating_add(self.max_new_tokens)
+    }
+
+    /// Refuses an empty prompt and parameters that are out of range, with an error that says which.
     pub(crate) fn validate(&self) -> Result<()> {
         self.sampling.validate()?;
+        let invalid = |location: &str, what: String, help: String| {
+            Err(EngineError::Request(Diagnostic::new(location, what, help)))
+        };
         if self.prompt.input_ids.is_empty() {
-            return Err(EngineError::Request(Diagnostic::new("prompt", "has no tokens", "give it some text")));
+            return invalid("prompt", "has no tokens".into(), "give it some text".into());
+        }
+        if let Some(asked) = self.top_log_probs.filter(|&n| n > MAX_TOP_LOG_PROBS) {
+            let help = format!("give 0 to {MAX_TOP_LOG_PROBS}");
+            return invalid("top_logprobs", format!("is {asked}"), help);
+        }
+        if self.logit_bias.len() > MAX_BIASED_TOKENS {
+            let what = format!("has {} tokens", self.logit_bias.len());
+            return invalid("logit_bias", what, format!("give at most {MAX_BIASED_TOKENS}"));
+        }
+        if let Some((id, bias)) = self.logit_bias.iter().find(|(_, bias)| bias.is_nan() || *bias == f32::INFINITY) {
+            return invalid("logit_bias", format!("adds {bias} to token {id}"), "give a number".into());
         }
         Ok(())
     }
@@ -75,19 +194,41 @@ pub struct Completion {
     /// For each id, `log softmax(logits / temperature)` over the whole vocabulary: top-p, top-k and penalties do not
     /// change it. At temperature 0, `log softmax(logits)`.
     pub log_probs: Vec<f32>,
+    /// For each id, what [`GenerationRequest::top_log_probs`] asked for; else empty.
+    pub token_log_probs: Vec<TokenLogProbs>,
     /// Why the completion ended.
     pub finish_reason: FinishReason,
 }
 
+/// The log-probabilities of a generated token and of the most likely tokens at its place, under softmax(logits).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenLogProbs {
+    /// The log-probability of the token.
+    pub log_prob: f32,
+    /// The most likely tokens in descending order.
+    pub top: Vec<(TokenId, f32)>,
+}
+
 /// A token that was just generated.
 #[derive(Clone, Copy, Debug)]
-pub struct TokenEvent {
+pub struct TokenEvent<'a> {
     /// The index of the request in the call of the engine.
     pub request: usize,
     /// The index of the completion in its request.
     pub index: usize,
     /// The token's id.
     pub id: TokenId,
+    /// Its log-probabilities, if the request asked for them.
+    pub log_probs: Option<&'a TokenLogProbs>,
+}
+
+/// What a step of the engine has ended.
+#[derive(Debug, Default)]
+pub struct StepOutput {
+    /// The completions that are finished, in the order in which their requests were added.
+    pub completions: Vec<Completion>,
+    /// The requests that failed, each with its error. The engine has dropped their other completions.
+    pub failed: Vec<(usize, EngineError)>,
 }
 
 /// The durations of the two phases of a call of the engine.

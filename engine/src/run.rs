@@ -1,65 +1,82 @@
-//! The engine's loop: prefills requests and enqueues decode steps over all running sequences.
+//! The engine's loop.
 //!
 //! ```text
-//! add_request   prefill the prompt once, sample each completion's first token, add its sequences to the scheduler
 //! step:
-//!     schedule      waiting sequences are assigned to free slots
-//!     run           one decode step over all slots is enqueued on the device
+//!     schedule      jobs of the queue get KV blocks, ready sequences get slots, running ones get their next block
+//!     run           chunks of prompts are computed; a decode step over all slots is enqueued on the device
 //!     postprocess   append the tokens of the oldest enqueued step, finish sequences, release slots and KV blocks
 //! ```
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
-use reel_diagnostic::Diagnostic;
-use reel_model::batch::Sequence;
+use reel_runtime::ops::KvPages;
 
-use crate::block_allocator::BlockAllocator;
 use crate::engine::Engine;
 use crate::error::{EngineError, Result};
-use crate::prefill::prefill;
-use crate::request::{Completion, GenerationRequest, TokenEvent};
+use crate::prefill::{compute_chunks, copy_block, sample_first_tokens};
+use crate::request::{GenerationRequest, GenerationTiming, StepOutput, TokenEvent};
 use crate::running_batch::{PendingStep, RunningBatch};
-use crate::sampler::sample_token;
-use crate::scheduler::{Scheduler, SlotMove};
-use crate::sequence::SequenceState;
+use crate::scheduler::{ChunkPlan, Rank, Scheduler, SlotMove};
+use crate::sequence::{SampledToken, SequenceState};
 
 /// The sequences that are being generated, with the running batch that holds them on the device.
-pub(crate) struct Run<'e, 'a> {
+pub(crate) struct Run<'e, 'a, 'r> {
     engine: &'e Engine<'a>,
-    scheduler: Scheduler,
+    scheduler: Scheduler<'r>,
     batch: RunningBatch,
-    /// Whether each step computes all slots, including free ones. All steps then have the same batch size, so the bits
-    /// of a sequence do not depend on the number of other running sequences, even on a device whose matrix products
-    /// have other bits at another batch size.
-    fixed_batch_size: bool,
+    options: RunOptions,
     /// The enqueued steps, oldest first. The vector of a step holds, for each slot, the key of the sequence that gets
     /// the slot's token; `None` if no sequence gets it.
     in_flight: VecDeque<(Vec<Option<usize>>, PendingStep)>,
+    /// Slots whose state is written to the device before the next step.
+    to_write: Vec<usize>,
+    failed: Vec<(usize, EngineError)>,
+    timing: GenerationTiming,
 }
 
-impl<'e, 'a> Run<'e, 'a> {
-    /// Creates a run without sequences. `batch` must be empty; the run uses at most `max_slots` of its slots.
-    pub(crate) fn new(engine: &'e Engine<'a>, batch: RunningBatch, max_slots: usize, fixed_batch_size: bool) -> Self {
-        let capacity = batch.capacity();
-        let scheduler = Scheduler::new(capacity.slots.min(max_slots), BlockAllocator::new(capacity.blocks));
-        Run { engine, scheduler, batch, fixed_batch_size, in_flight: VecDeque::new() }
+/// How a run schedules.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunOptions {
+    /// Maximum number of slots that the run uses.
+    pub(crate) max_slots: usize,
+    /// Whether each step computes all slots, including free ones. All steps then have the same batch size, so the bits
+    /// of a sequence do not depend on the number of other running sequences, even on a device whose matrix products
+    /// have other bits at another batch size.
+    pub(crate) fixed_batch_size: bool,
+    /// Maximum number of tokens of prompts that one step computes besides decoding.
+    pub(crate) prefill_tokens_per_step: usize,
+}
+
+impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
+    /// Creates a run without sequences. `batch` must be empty.
+    pub(crate) fn new(engine: &'e Engine<'a>, batch: RunningBatch, options: RunOptions) -> Self {
+        let scheduler = Scheduler::new(batch.capacity(), options.max_slots);
+        let (in_flight, to_write, failed) = (VecDeque::new(), Vec::new(), Vec::new());
+        Run { engine, scheduler, batch, options, in_flight, to_write, failed, timing: GenerationTiming::default() }
     }
 
     pub(crate) fn into_batch(self) -> RunningBatch {
         self.batch
     }
 
-    pub(crate) fn batch(&self) -> &RunningBatch {
-        &self.batch
-    }
-
-    pub(crate) fn scheduler(&self) -> &Scheduler {
+    pub(crate) fn scheduler(&self) -> &Scheduler<'r> {
         &self.scheduler
     }
 
-    /// Removes and returns the completions that are finished, in the order in which their requests were added.
-    pub(crate) fn take_finished(&mut self) -> Vec<Completion> {
-        self.scheduler.take_finished()
+    /// The durations of the phases so far.
+    pub(crate) fn timing(&self) -> GenerationTiming {
+        self.timing
+    }
+
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// An invalid request; one that needs more KV blocks than there are.
+    pub(crate) fn add_request(&mut self, index: usize, request: GenerationRequest<'r>) -> Result<()> {
+        let max_tokens = request.max_sequence_tokens();
+        let sequences = SequenceState::for_request(index, request, &self.engine.model.config)?;
+        self.scheduler.add(sequences, max_tokens)
     }
 
     /// Drops the sequences of a request.
@@ -70,64 +87,125 @@ impl<'e, 'a> Run<'e, 'a> {
         Ok(())
     }
 
-    /// Prefills a request, samples the first token of each completion, and adds the sequences to the scheduler. After
-    /// an error, the KV blocks of the request are free again.
-    pub(crate) fn add_request(
-        &mut self,
-        index: usize,
-        request: GenerationRequest,
-        on_token: &mut dyn FnMut(TokenEvent),
-    ) -> Result<()> {
-        request.validate()?;
-        let (prompt, max_tokens, max_new_tokens) =
-            (request.prompt, request.max_sequence_tokens(), request.max_new_tokens);
-        let mut sequences = SequenceState::for_request(index, request);
-        if max_new_tokens > 0 && !sequences.is_empty() {
-            let blocks = self.scheduler.block_allocator();
-            let tables =
-                blocks.allocate_block_tables(sequences.len(), prompt.input_ids.len(), max_tokens).ok_or_else(|| {
-                    let help = "lower the number of completions";
-                    EngineError::Request(Diagnostic::new(
-                        "KV cache",
-                        "has too few free blocks for the completions of a request",
-                        help,
-                    ))
-                })?;
-            for (sequence, table) in sequences.iter_mut().zip(tables) {
-                sequence.block_table = table;
-            }
-            if let Err(e) = self.sample_first_tokens(&prompt, &mut sequences, on_token) {
-                let blocks = self.scheduler.block_allocator();
-                sequences.iter_mut().for_each(|sequence| blocks.release_block_table(&mut sequence.block_table));
-                return Err(e);
-            }
-        }
-        sequences.into_iter().for_each(|sequence| self.scheduler.add_sequence(sequence));
-        Ok(())
+    /// Removes and returns what is finished.
+    pub(crate) fn take_output(&mut self) -> StepOutput {
+        let (completions, failed) = (self.scheduler.take_finished(), std::mem::take(&mut self.failed));
+        StepOutput { completions, failed }
     }
 
-    fn sample_first_tokens(
-        &self,
-        prompt: &Sequence,
-        sequences: &mut [SequenceState],
-        on_token: &mut dyn FnMut(TokenEvent),
-    ) -> Result<()> {
-        let Engine { model, cx, suppressed, .. } = self.engine;
-        let tables: Vec<Vec<i32>> = sequences.iter().map(|sequence| sequence.block_table.clone()).collect();
-        let logits = prefill(model, cx, self.batch.cache(), prompt, &tables)?;
-        for sequence in sequences {
-            let (id, log_prob) = sample_token(cx, &logits, sequence, suppressed)?;
-            sequence.push_token(id, log_prob, on_token)?;
-        }
-        Ok(())
-    }
-
-    /// One step: schedule → run → postprocess. Returns false when all sequences are finished.
+    /// One step: schedule → run → postprocess. Returns false when nothing is left to do.
+    ///
+    /// # Errors
+    /// The interrupt flag is set, or the device fails. Errors of a single request are part of the output.
     pub(crate) fn step(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<bool> {
         self.engine.check_interrupt()?;
-        for slot in self.scheduler.fill_free_slots() {
-            self.assign(slot)?;
+        for request in self.scheduler.late_requests() {
+            self.fail(request, EngineError::DeadlineExceeded)?;
         }
+        let begun = Instant::now();
+        self.prefill(on_token)?;
+        self.timing.prefill_seconds += begun.elapsed().as_secs_f64();
+        let begun = Instant::now();
+        let is_busy = self.decode(on_token)?;
+        self.timing.decode_seconds += begun.elapsed().as_secs_f64();
+        Ok(is_busy)
+    }
+
+    /// Computes chunks of queued prompts, as many as the step's share of tokens allows.
+    fn prefill(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
+        let mut left = self.options.prefill_tokens_per_step;
+        loop {
+            let most = left.min(self.engine.chunk_tokens);
+            let chunks = self.scheduler.next_chunks(most, self.engine.packs_prompts());
+            if chunks.is_empty() {
+                return Ok(());
+            }
+            left -= chunks.iter().map(|chunk| chunk.range.len()).sum::<usize>();
+            match self.forward(&chunks) {
+                Ok(first_tokens) => self.finish_chunks(&chunks, first_tokens, on_token)?,
+                Err(EngineError::Interrupted) => return Err(EngineError::Interrupted),
+                Err(e) if chunks.len() == 1 => self.fail_job(chunks[0].job, e)?,
+                // The error does not say whose fault it was, so each prompt is computed alone.
+                Err(_) => chunks.chunks(1).try_for_each(|chunk| match self.forward(chunk) {
+                    Ok(first_tokens) => self.finish_chunks(chunk, first_tokens, on_token),
+                    Err(e) => self.fail_job(chunk[0].job, e),
+                })?,
+            }
+            self.engine.check_interrupt()?;
+        }
+    }
+
+    /// Computes chunks in one forward pass. Returns the first token of each completion whose prompt is then complete,
+    /// with the sequence's key.
+    fn forward(&mut self, chunks: &[ChunkPlan]) -> Result<Vec<(usize, SampledToken)>> {
+        for chunk in chunks {
+            let Some((job, sequence)) = self.scheduler.job(chunk.job) else { continue };
+            if job.vision.is_none() && sequence.request.prompt.has_vision_tokens(chunk.range.clone()) {
+                let prompt = sequence.request.input.sequence();
+                let vision = self.engine.model.prompt_vision_tokens(&self.engine.cx, &prompt)?;
+                self.scheduler.set_vision(chunk.job, vision);
+            }
+        }
+        let (mut inputs, mut ends, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
+        // A preempted sequence whose blocks are all in the prefix cache has nothing to compute.
+        for chunk in chunks.iter().filter(|chunk| !chunk.range.is_empty()) {
+            let Some((job, sequence)) = self.scheduler.job(chunk.job) else { continue };
+            if chunk.range.end == job.tokens && sequence.generated() == 0 {
+                receivers.extend(job.keys.iter().map(|&key| (ends.len(), key)));
+                ends.push(inputs.len());
+            }
+            inputs.push(job.chunk(sequence, chunk.range.clone()));
+        }
+        if inputs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Some(hidden) = compute_chunks(self.engine, self.batch.cache(), &inputs, &ends)? else {
+            return Ok(Vec::new());
+        };
+        let sequences: Vec<(usize, &SequenceState)> =
+            receivers.iter().filter_map(|&(row, key)| Some((row, self.scheduler.sequence(key)?))).collect();
+        let tokens = sample_first_tokens(self.engine, &hidden, &sequences)?;
+        Ok(receivers.into_iter().map(|(_, key)| key).zip(tokens).collect())
+    }
+
+    /// Records that chunks are computed, and makes the sequences of complete jobs ready to decode.
+    fn finish_chunks(
+        &mut self,
+        chunks: &[ChunkPlan],
+        first_tokens: Vec<(usize, SampledToken)>,
+        on_token: &mut dyn FnMut(TokenEvent),
+    ) -> Result<()> {
+        let failed = self.scheduler.push_first_tokens(first_tokens, on_token);
+        for chunk in chunks {
+            let Some(job) = self.scheduler.finish_chunk(chunk) else { continue };
+            let in_last_block = job.tokens % KvPages::BLOCK_TOKENS;
+            for (from, to) in self.scheduler.start_sequences(job) {
+                copy_block(&self.engine.cx, self.batch.cache(), from, to, in_last_block)?;
+            }
+        }
+        failed.into_iter().try_for_each(|(request, e)| self.fail(request, e))
+    }
+
+    /// Fails the request of a job.
+    fn fail_job(&mut self, job: Rank, e: EngineError) -> Result<()> {
+        match self.scheduler.job(job).map(|(_, sequence)| sequence.request.index) {
+            Some(request) => self.fail(request, e),
+            None => Err(e),
+        }
+    }
+
+    /// Drops a request and keeps its error for the output.
+    fn fail(&mut self, request: usize, e: EngineError) -> Result<()> {
+        self.failed.push((request, e));
+        self.cancel(request)
+    }
+
+    /// Enqueues a decode step over all running sequences, and takes the tokens of the oldest enqueued one.
+    fn decode(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<bool> {
+        let mut assigned = std::mem::take(&mut self.to_write);
+        assigned.extend(self.scheduler.fill_free_slots());
+        self.grow_block_tables(&assigned, on_token)?;
+        self.write_slots(&assigned, on_token)?;
         if self.scheduler.occupied_slots().any(|(_, sequence)| sequence.needs_another_step()) {
             self.enqueue()?;
             if self.in_flight.len() <= self.engine.lookahead {
@@ -135,27 +213,67 @@ impl<'e, 'a> Run<'e, 'a> {
             }
         }
         if !self.postprocess(on_token)? {
-            return Ok(false);
+            return Ok(!self.scheduler.is_idle());
         }
         self.shrink(on_token)?;
         Ok(true)
     }
 
+    /// Gives running sequences the KV blocks that the next step needs. If there are too few, takes those of the
+    /// sequences with the last rank.
+    fn grow_block_tables(&mut self, assigned: &[usize], on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
+        loop {
+            let (growths, are_enough) = self.scheduler.grow_block_tables();
+            for growth in growths {
+                // A slot that was assigned in this step gets its whole block table later.
+                if !assigned.contains(&growth.slot) {
+                    self.batch.set_blocks(growth.slot, growth.index, &growth.blocks)?;
+                }
+            }
+            // A sequence that ends in a step in flight may make room.
+            if are_enough || self.postprocess(on_token)? {
+                match are_enough {
+                    true => return Ok(()),
+                    false => continue,
+                }
+            }
+            if let Some(slot) = self.scheduler.preempt_last() {
+                self.batch.clear_slots(slot, 1)?;
+            }
+        }
+    }
+
+    /// Writes the state of the sequences in the slots `assigned` to the device. If they need something for which there is
+    /// no memory yet, all slots are written again.
+    fn write_slots(&mut self, assigned: &[usize], on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
+        let needs = self.scheduler.step_needs();
+        let grows = self.batch.must_grow_for(needs);
+        if grows {
+            while self.postprocess(on_token)? {}
+        }
+        self.batch.provide(needs)?;
+        let slots: Vec<usize> = match grows {
+            true => self.scheduler.occupied_slots().map(|(slot, _)| slot).collect(),
+            false => assigned.to_vec(),
+        };
+        slots.into_iter().try_for_each(|slot| self.assign(slot))
+    }
+
     /// Writes the state of the sequence that holds `slot` to the device.
     fn assign(&self, slot: usize) -> Result<()> {
         let Some(sequence) = self.scheduler.sequence_in_slot(slot) else { return Ok(()) };
-        let banned = sequence.banned_eos_biases();
-        self.batch.assign_slots(slot, &[sequence.slot_state()], &[sequence.sampling().with_bias(&banned)])
+        let biases = sequence.logit_biases();
+        self.batch.assign_slots(slot, &[sequence.slot_state()], &[sequence.row_sampling(&biases)])
     }
 
     /// Enqueues a decode step over the slots up to the last occupied one; with `fixed_batch_size`, over all slots.
     fn enqueue(&mut self) -> Result<()> {
         for (slot, sequence) in self.scheduler.occupied_slots() {
             if sequence.next_step_lifts_eos_ban() {
-                self.batch.set_sampling(slot, &[sequence.sampling().with_bias(&[])])?;
+                self.batch.set_sampling(slot, &[sequence.row_sampling(&sequence.logit_biases())])?;
             }
         }
-        let used = match self.fixed_batch_size {
+        let used = match self.options.fixed_batch_size {
             true => self.scheduler.slot_count(),
             false => self.scheduler.slots_up_to_last_occupied(),
         };
@@ -169,17 +287,18 @@ impl<'e, 'a> Run<'e, 'a> {
     /// enqueued.
     fn postprocess(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<bool> {
         let Some((receivers, step)) = self.in_flight.pop_front() else { return Ok(false) };
-        let (ids, log_probs) = step.wait_for_tokens()?;
-        for slot in self.scheduler.append_step_tokens(&receivers, &ids, &log_probs, on_token)? {
+        let (freed, failed) = self.scheduler.append_step_tokens(&receivers, step.wait_for_tokens()?, on_token);
+        for slot in freed {
             self.batch.clear_slots(slot, 1)?;
         }
+        failed.into_iter().try_for_each(|(request, e)| self.fail(request, e))?;
         Ok(true)
     }
 
     /// Moves the running sequences to the first slots if this makes the batch size smaller and no sequence waits for a
     /// slot.
     fn shrink(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
-        if self.fixed_batch_size {
+        if self.options.fixed_batch_size {
             return Ok(());
         }
         let running = self.scheduler.occupied_slots().count().max(1);
@@ -192,8 +311,21 @@ impl<'e, 'a> Run<'e, 'a> {
         while self.postprocess(on_token)? {}
         for SlotMove { from, to } in self.scheduler.compact_slots() {
             self.batch.clear_slots(from, 1)?;
-            self.assign(to)?;
+            self.to_write.push(to);
         }
+        Ok(())
+    }
+
+    /// Makes all running sequences compute their keys and values again, and forgets those of earlier prompts. To be
+    /// called after the weights have changed.
+    pub(crate) fn recompute_after_weights_changed(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
+        while self.postprocess(on_token)? {}
+        while self.scheduler.has_started_sequences() {
+            if let Some(slot) = self.scheduler.preempt_last() {
+                self.batch.clear_slots(slot, 1)?;
+            }
+        }
+        self.scheduler.forget_prefixes();
         Ok(())
     }
 }

@@ -10,44 +10,41 @@
 //!        advance: ids = sampled; positions += 1; lengths += 1
 //! ```
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::{KvCache, TextDecoder};
 use reel_runtime::device::{Download, GraphCache};
-use reel_runtime::ops::{self, DecodeRows, DecodeSlot, RotaryFrequencies, RowSampling, SampledTokens, SamplingTable};
+use reel_runtime::ops::{
+    self, DecodeRows, DecodeSlot, KvPages, RotaryFrequencies, RowSampling, SampledTokens, SamplingTable,
+};
 use reel_runtime::{Cx, Tensor};
 
 use crate::block_allocator::BlockAllocator;
 use crate::error::Result;
-use crate::request::GenerationRequest;
+use crate::request::{GenerationRequest, MAX_TOP_LOG_PROBS, TokenLogProbs};
+use crate::sampler::SamplingFeatures;
+use crate::sequence::SampledToken;
 
-/// How many sequences, KV blocks and tokens a running batch can hold.
+/// How many sequences and KV blocks a running batch can hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct BatchCapacity {
     pub(crate) slots: usize,
-    /// Maximum number of KV blocks of the sequence in one slot.
+    /// Number of KV blocks of the sequence in one slot; it grows with the longest sequence.
     pub(crate) blocks_per_slot: usize,
-    /// Maximum number of earlier tokens per slot, which the repetition penalty reads; 0 if no sequence has a penalty.
-    pub(crate) history: usize,
     /// KV blocks of all sequences together.
     pub(crate) blocks: usize,
-    /// Maximum number of banned tokens of one slot.
-    pub(crate) banned_tokens: usize,
 }
 
 impl BatchCapacity {
     /// The capacity that this one and a further request need together.
     pub(crate) fn plus(self, request: &GenerationRequest) -> BatchCapacity {
         let (completions, tokens) = (request.stop_conditions.len(), request.max_sequence_tokens());
-        let history = if request.sampling.repetition_penalty == 1.0 { 0 } else { tokens };
-        let banned_tokens = if request.min_new_tokens > 0 { request.eos_token_ids.len() } else { 0 };
         BatchCapacity {
             slots: self.slots + completions,
             blocks_per_slot: self.blocks_per_slot.max(BlockAllocator::blocks_for_tokens(tokens)),
-            history: self.history.max(history),
             blocks: self.blocks + BlockAllocator::blocks_for_group(completions, request.prompt.input_ids.len(), tokens),
-            banned_tokens: self.banned_tokens.max(banned_tokens),
         }
     }
 
@@ -58,23 +55,31 @@ impl BatchCapacity {
 
     /// Whether a batch of this capacity can serve requests that need `other`.
     pub(crate) fn covers(&self, other: &BatchCapacity) -> bool {
-        // A batch that keeps earlier tokens for the repetition penalty is not used for requests without a penalty,
-        // because reading the earlier tokens would cost time in every step.
-        let history = if other.history == 0 { self.history == 0 } else { self.history >= other.history };
-        let slots = self.slots >= other.slots && self.blocks_per_slot >= other.blocks_per_slot;
-        slots && history && self.blocks >= other.blocks && self.banned_tokens >= other.banned_tokens
+        self.slots >= other.slots && self.blocks_per_slot >= other.blocks_per_slot && self.blocks >= other.blocks
     }
 
-    /// Rounds slots, blocks per slot and history up to powers of two, so captured graphs serve later calls with
-    /// slightly larger requests.
+    /// Rounds slots and blocks per slot up to powers of two, so captured graphs serve later calls with slightly larger
+    /// requests.
     fn rounded(&self) -> BatchCapacity {
-        BatchCapacity {
-            slots: self.slots.next_power_of_two(),
-            blocks_per_slot: self.blocks_per_slot.next_power_of_two(),
-            history: if self.history == 0 { 0 } else { self.history.next_power_of_two() },
-            ..*self
-        }
+        let BatchCapacity { slots, blocks_per_slot, blocks } = *self;
+        BatchCapacity { slots: slots.next_power_of_two(), blocks_per_slot: blocks_per_slot.next_power_of_two(), blocks }
     }
+}
+
+/// What the sequences in the slots need from a decode step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StepNeeds {
+    pub(crate) features: SamplingFeatures,
+    /// The longest block table that a sequence may get.
+    pub(crate) blocks_per_slot: usize,
+}
+
+/// Which of the batch's sampling features a decode step computes. Each variant of the step has its own graphs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct StepVariant {
+    history: bool,
+    bias: bool,
+    likeliest: bool,
 }
 
 /// Everything that a decode step reads and writes, for all slots or for a range of them.
@@ -97,6 +102,21 @@ impl StepState {
         Ok(rows.advance(cx, &sampled.ids)?)
     }
 
+    /// The state without the features that the variant does not compute.
+    fn variant(&self, variant: StepVariant) -> Result<StepState> {
+        let mut state = self.clone();
+        if !variant.history {
+            state.rows = state.rows.without_history();
+        }
+        if !variant.bias {
+            state.sampling = state.sampling.without_bias()?;
+        }
+        if !variant.likeliest {
+            state.sampled = state.sampled.ids_and_log_probs();
+        }
+        Ok(state)
+    }
+
     /// The state of slots `first .. first + slots`, in the same memory.
     fn slice(&self, first: usize, slots: usize) -> Result<StepState> {
         Ok(StepState {
@@ -108,29 +128,64 @@ impl StepState {
     }
 }
 
-/// The token ids and log-probabilities of an enqueued decode step, which are being copied to the host.
+/// The sampled tokens of an enqueued step, which are being copied to the host.
 #[derive(Debug)]
 pub(crate) struct PendingStep {
     ids: Download,
     log_probs: Download,
+    /// The log-probabilities under softmax(logits), and the most likely tokens of each row with theirs.
+    likeliest: Option<[Download; 3]>,
 }
 
 impl PendingStep {
-    /// Waits until the step has finished. Returns the ids of the sampled tokens and their log-probabilities, one per
-    /// slot.
-    pub(crate) fn wait_for_tokens(self) -> Result<(Vec<i32>, Vec<f32>)> {
-        Ok((self.ids.wait()?, self.log_probs.wait()?))
+    /// Starts to copy the tokens to the host.
+    pub(crate) fn download(sampled: &SampledTokens) -> Result<PendingStep> {
+        let likeliest = match (&sampled.raw_log_prob, &sampled.tops) {
+            (Some(raw), Some((ids, log_probs))) => {
+                Some([raw.download_async()?, ids.download_async()?, log_probs.download_async()?])
+            }
+            _ => None,
+        };
+        Ok(PendingStep { ids: sampled.ids.download_async()?, log_probs: sampled.log_prob.download_async()?, likeliest })
     }
+
+    /// Waits until the step has finished. Returns the sampled tokens, one per row.
+    pub(crate) fn wait_for_tokens(self) -> Result<Vec<SampledToken>> {
+        let (ids, log_probs): (Vec<i32>, Vec<f32>) = (self.ids.wait()?, self.log_probs.wait()?);
+        let mut likeliest = match self.likeliest {
+            Some([raw, ids, log_probs]) => likeliest_tokens(&raw.wait()?, &ids.wait()?, &log_probs.wait()?),
+            None => vec![None; ids.len()],
+        };
+        let tokens = ids.into_iter().zip(log_probs).zip(&mut likeliest);
+        Ok(tokens.map(|((id, log_prob), top)| SampledToken { id, log_prob, likeliest: top.take() }).collect())
+    }
+}
+
+/// The log-probabilities of each row's token, and its most likely tokens. The kernel marks what does not exist by a
+/// negative id.
+fn likeliest_tokens(raw: &[f32], ids: &[i32], log_probs: &[f32]) -> Vec<Option<TokenLogProbs>> {
+    let per_row = ids.len() / raw.len().max(1);
+    let row = |(i, &log_prob): (usize, &f32)| {
+        let range = i * per_row..(i + 1) * per_row;
+        let top = ids[range.clone()].iter().zip(&log_probs[range]).filter(|(id, _)| **id >= 0);
+        Some(TokenLogProbs { log_prob, top: top.map(|(&id, &value)| (id as u32, value)).collect() })
+    };
+    raw.iter().enumerate().map(row).collect()
 }
 
 /// The decode slots and the KV cache on the device.
 #[derive(Debug)]
 pub(crate) struct RunningBatch {
     // The first field, because fields are dropped in order: graphs must be dropped before the memory that they use.
-    graphs: GraphCache,
+    graphs: BTreeMap<StepVariant, GraphCache>,
     cx: Cx,
     capacity: BatchCapacity,
+    capture: bool,
+    /// The state with every feature that any sequence has needed so far.
     state: StepState,
+    features: SamplingFeatures,
+    /// What the sequences in the slots need together.
+    needed: SamplingFeatures,
 }
 
 impl RunningBatch {
@@ -147,14 +202,16 @@ impl RunningBatch {
         let cache = Arc::new(KvCache::new(device, &model.config.text, cx.dtype(), capacity.blocks)?);
         let state = StepState {
             decoder: model.text.clone(),
-            rows: DecodeRows::new(device, capacity.slots, capacity.blocks_per_slot, capacity.history)?,
-            sampling: SamplingTable::new(device, capacity.slots, capacity.banned_tokens, None)?,
+            rows: DecodeRows::new(device, capacity.slots, capacity.blocks_per_slot, 0)?,
+            sampling: SamplingTable::new(device, capacity.slots, 0, None)?,
             sampled: SampledTokens::new(device, capacity.slots, false, 0)?,
             cache,
             rotary_frequencies: model.text.text_rotary_frequencies(device)?,
             suppressed: suppressed.clone(),
         };
-        Ok(RunningBatch { graphs: GraphCache::new(device, capture), cx: cx.without_tape(), capacity, state })
+        let (features, needed) = (SamplingFeatures::default(), SamplingFeatures::default());
+        let graphs = BTreeMap::new();
+        Ok(RunningBatch { graphs, cx: cx.without_tape(), capacity, capture, state, features, needed })
     }
 
     pub(crate) fn covers(&self, needed: &BatchCapacity) -> bool {
@@ -171,13 +228,49 @@ impl RunningBatch {
 
     /// How many decode steps were captured as graphs so far.
     pub(crate) fn graph_capture_count(&self) -> usize {
-        self.graphs.capture_count()
+        self.graphs.values().map(GraphCache::capture_count).sum()
     }
 
     /// The number of slots that a step computes if the first `used_slots` slots are in use. On a GPU it is rounded up
     /// to a power of two, so that few graphs serve all batch sizes.
     pub(crate) fn padded_batch_size(&self, used_slots: usize) -> usize {
         self.cx.device().padded_decode_batch_size(used_slots, self.capacity.slots)
+    }
+
+    /// Whether [`Self::provide`] would allocate memory. No step may be in flight then, and all slots must be assigned
+    /// again after it.
+    pub(crate) fn must_grow_for(&self, needs: StepNeeds) -> bool {
+        self.features.union(needs.features) != self.features || needs.blocks_per_slot > self.capacity.blocks_per_slot
+    }
+
+    /// Makes the next steps compute what the sequences in the slots need.
+    pub(crate) fn provide(&mut self, needs: StepNeeds) -> Result<()> {
+        self.needed = needs.features;
+        let mut grown = self.features.union(needs.features);
+        let is_wider = needs.blocks_per_slot > self.capacity.blocks_per_slot;
+        if is_wider {
+            self.capacity.blocks_per_slot = needs.blocks_per_slot.next_power_of_two();
+        }
+        let (device, BatchCapacity { slots, blocks_per_slot, .. }) = (self.cx.device(), self.capacity);
+        if is_wider {
+            // The captured graphs use the former tensors.
+            self.graphs.clear();
+            self.state.rows = DecodeRows::new(device, slots, blocks_per_slot, 0)?;
+        }
+        if grown.history && (is_wider || !self.features.history) {
+            self.state.rows.keep_history(device, blocks_per_slot * KvPages::BLOCK_TOKENS)?;
+        }
+        if grown.biased_tokens != self.features.biased_tokens {
+            grown.biased_tokens = grown.biased_tokens.next_power_of_two();
+            self.graphs.clear();
+            self.state.sampling = SamplingTable::new(device, slots, grown.biased_tokens, None)?;
+        }
+        if grown.likeliest != self.features.likeliest {
+            self.graphs.clear();
+            self.state.sampled = SampledTokens::new(device, slots, true, MAX_TOP_LOG_PROBS)?;
+        }
+        self.features = grown;
+        Ok(())
     }
 
     /// Assigns sequences to the slots `first`, `first + 1` and so on, from the next enqueued step on.
@@ -191,6 +284,11 @@ impl RunningBatch {
         Ok(self.state.sampling.set_rows(first, sampling)?)
     }
 
+    /// Appends blocks to the block table of a slot, from entry `index` on, from the next enqueued step on.
+    pub(crate) fn set_blocks(&self, slot: usize, index: usize, blocks: &[i32]) -> Result<()> {
+        Ok(self.state.rows.set_blocks(slot, index, blocks)?)
+    }
+
     /// Empties the slots `first .. first + slots`, from the next enqueued step on.
     pub(crate) fn clear_slots(&self, first: usize, slots: usize) -> Result<()> {
         Ok(self.state.rows.clear(first, slots)?)
@@ -198,9 +296,12 @@ impl RunningBatch {
 
     /// Enqueues a decode step over the first `batch_size` slots.
     pub(crate) fn enqueue_step(&mut self, batch_size: usize) -> Result<PendingStep> {
-        let (state, cx) = (&self.state, &self.cx);
-        self.graphs.run(batch_size, |first, slots| state.slice(first, slots), |slice| slice.launch(cx))?;
-        let sampled = state.sampled.row_range(0, batch_size)?;
-        Ok(PendingStep { ids: sampled.ids.download_async()?, log_probs: sampled.log_prob.download_async()? })
+        let SamplingFeatures { history, biased_tokens, likeliest } = self.needed;
+        let variant = StepVariant { history, bias: biased_tokens > 0, likeliest };
+        let state = self.state.variant(variant)?;
+        let (cx, capture) = (&self.cx, self.capture);
+        let graphs = self.graphs.entry(variant).or_insert_with(|| GraphCache::new(cx.device(), capture));
+        graphs.run(batch_size, |first, slots| state.slice(first, slots), |slice| slice.launch(cx))?;
+        PendingStep::download(&state.sampled.row_range(0, batch_size)?)
     }
 }

@@ -1,13 +1,15 @@
-//! Sampling parameters of a request, and the sampling of a completion's first token from the logits of the prefill.
+//! Sampling parameters of a request, and the sampling of completions' first tokens from the logits of the prefill.
 
 use reel_diagnostic::Diagnostic;
 use reel_model::config::GenerationConfig;
 use reel_model::input::request::RequestSettings;
-use reel_runtime::ops::{self, RowSampling, SampledTokens, SamplingTable};
-use reel_runtime::{Cx, Tensor};
+use reel_runtime::ops::{self, SampledTokens, SamplingTable};
+use reel_runtime::{Cx, Device, Tensor};
 
 use crate::error::{EngineError, Result};
-use crate::sequence::SequenceState;
+use crate::request::MAX_TOP_LOG_PROBS;
+use crate::running_batch::PendingStep;
+use crate::sequence::{SampledToken, SequenceState};
 
 /// How the tokens of a completion are sampled. Names and meanings are those of transformers' generation_config.json.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,8 +21,14 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Samples only from the `top_k` most likely tokens; 0 keeps all tokens.
     pub top_k: u32,
+    /// Samples only from tokens of at least this share of the most likely token's probability; 0 keeps all tokens.
+    pub min_p: f32,
     /// Values above 1 make tokens of the prompt and of the completion so far less likely.
     pub repetition_penalty: f32,
+    /// Subtracted from the logits of tokens that occur in the completion.
+    pub presence_penalty: f32,
+    /// Subtracted from the logit of a token once for each time that it occurs in the completion.
+    pub frequency_penalty: f32,
     /// Seed of the random numbers. The random number of a token depends only on the seed and the token's index, so a
     /// completion is the same in any batch.
     pub seed: u64,
@@ -28,11 +36,23 @@ pub struct SamplingParams {
 
 impl Default for SamplingParams {
     fn default() -> SamplingParams {
-        SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 }
+        SamplingParams::GREEDY
     }
 }
 
 impl SamplingParams {
+    /// Greedy decoding without penalties.
+    pub const GREEDY: SamplingParams = SamplingParams {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        seed: 0,
+    };
+
     /// The parameters that a request sets; those that it leaves out come from generation_config.json. Greedy unless
     /// the request sets a temperature or the file has `do_sample`, as in transformers.
     pub fn from_settings(settings: &RequestSettings, config: &GenerationConfig) -> SamplingParams {
@@ -45,6 +65,9 @@ impl SamplingParams {
             temperature: settings.temperature.or(own(config.temperature)).unwrap_or(usual),
             top_p: settings.top_p.or(own(config.top_p)).unwrap_or(1.0),
             top_k: settings.top_k.unwrap_or(top_k),
+            min_p: settings.min_p.unwrap_or(0.0),
+            presence_penalty: settings.presence_penalty.unwrap_or(0.0),
+            frequency_penalty: settings.frequency_penalty.unwrap_or(0.0),
             repetition_penalty: settings.repetition_penalty.unwrap_or(penalty),
             seed: settings.seed.unwrap_or(0),
         }
@@ -68,47 +91,83 @@ impl SamplingParams {
             let what = format!("{} is not above 0", self.repetition_penalty);
             return invalid("repetition-penalty", what, "1 has no effect");
         }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return invalid("min_p", format!("{} is not in [0, 1]", self.min_p), "0 keeps all tokens");
+        }
+        for (name, value) in
+            [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
+        {
+            if !value.is_finite() {
+                return invalid(name, format!("{value} is not a number"), "0 has no effect");
+            }
+        }
         Ok(())
     }
 
-    /// The parameters in the form that the sampling kernel takes. `bias` has pairs of a token id and the number that
-    /// is added to the logit of that token.
-    pub(crate) fn with_bias<'b>(&self, bias: &'b [(i32, f32)]) -> RowSampling<'b> {
-        RowSampling {
-            bias,
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            repetition_penalty: self.repetition_penalty,
-            seed: self.seed,
-            ..RowSampling::default()
+    /// Whether sampling depends on the tokens before.
+    pub(crate) fn has_penalty(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+}
+
+/// What the sampling of a sequence needs beyond temperature, top-p, top-k and min-p. A decode step computes only what
+/// one of its sequences needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SamplingFeatures {
+    /// Penalties, which read the tokens before.
+    pub(crate) history: bool,
+    /// The number of tokens whose logits are changed.
+    pub(crate) biased_tokens: usize,
+    /// The most likely tokens with their log-probabilities.
+    pub(crate) likeliest: bool,
+}
+
+impl SamplingFeatures {
+    /// What both need together.
+    pub(crate) fn union(self, other: SamplingFeatures) -> SamplingFeatures {
+        SamplingFeatures {
+            history: self.history || other.history,
+            biased_tokens: self.biased_tokens.max(other.biased_tokens),
+            likeliest: self.likeliest || other.likeliest,
         }
     }
 }
 
-/// Returns logit biases that ban the tokens `ids`: −∞ for each.
-pub(crate) fn logit_biases_that_ban(ids: &[u32]) -> Vec<(i32, f32)> {
-    ids.iter().map(|&id| (id as i32, f32::NEG_INFINITY)).collect()
-}
-
-/// Samples the next token of a sequence from logits `[1, vocab]`, never one of `suppressed` (i32 `[n]`). Returns the
-/// token and its log-probability.
-pub(crate) fn sample_token(
+/// Samples the next token of each sequence from its row of the logits `[sequences, vocab]`, never one of `suppressed`
+/// (i32 `[n]`).
+pub(crate) fn sample_tokens(
     cx: &Cx,
     logits: &Tensor,
-    sequence: &SequenceState,
+    sequences: &[&SequenceState],
     suppressed: &Tensor,
-) -> Result<(i32, f32)> {
-    let device = cx.device();
-    let banned = sequence.banned_eos_biases();
-    let sampling = SamplingTable::new(device, 1, banned.len(), None)?;
-    sampling.set_rows(0, &[sequence.sampling().with_bias(&banned)])?;
-    let ids = sequence.penalty_history();
-    let history = Tensor::from_i32(device, &[1, ids.len()], ids)?;
-    let history_len = Tensor::from_i32(device, &[1], &[ids.len() as i32])?;
-    let draw_number = Tensor::from_i32(device, &[1], &[sequence.next_draw_number()])?;
-    let sampled = SampledTokens::new(device, 1, false, 0)?;
-    let history = (!ids.is_empty()).then_some((&history, &history_len));
-    ops::sample(cx, logits, &sampling, &draw_number, history, suppressed, &sampled)?;
-    Ok((sampled.ids.to_i32()?[0], sampled.log_prob.to_f32()?[0]))
+) -> Result<Vec<SampledToken>> {
+    let (device, rows) = (cx.device(), sequences.len());
+    let features = sequences.iter().map(|s| s.sampling_features()).reduce(SamplingFeatures::union).unwrap_or_default();
+    let biases: Vec<Vec<(i32, f32)>> = sequences.iter().map(|s| s.logit_biases()).collect();
+    let sampling: Vec<_> = sequences.iter().zip(&biases).map(|(s, bias)| s.row_sampling(bias)).collect();
+    let table = SamplingTable::new(device, rows, biases.iter().map(Vec::len).max().unwrap_or(0), None)?;
+    table.set_rows(0, &sampling)?;
+    let draws: Vec<i32> = sequences.iter().map(|s| s.next_draw_number()).collect();
+    let history = match features.history {
+        true => Some(histories(device, sequences)?),
+        false => None,
+    };
+    let tops = if features.likeliest { MAX_TOP_LOG_PROBS } else { 0 };
+    let sampled = SampledTokens::new(device, rows, features.likeliest, tops)?;
+    let history = history.as_ref().map(|(ids, lens)| (ids, lens));
+    ops::sample(cx, logits, &table, &Tensor::from_i32(device, &[rows], &draws)?, history, suppressed, &sampled)?;
+    PendingStep::download(&sampled)?.wait_for_tokens()
+}
+
+/// The tokens of all sequences with a penalty, i32 `[sequences, longest]`, and their numbers, i32 `[sequences]`.
+fn histories(device: &Device, sequences: &[&SequenceState]) -> Result<(Tensor, Tensor)> {
+    let histories: Vec<&[i32]> = sequences.iter().map(|s| s.penalty_history()).collect();
+    let longest = histories.iter().map(|ids| ids.len()).max().unwrap_or(0);
+    let mut all = vec![0; sequences.len() * longest];
+    for (row, ids) in histories.iter().enumerate() {
+        all[row * longest..][..ids.len()].copy_from_slice(ids);
+    }
+    let lens: Vec<i32> = histories.iter().map(|ids| ids.len() as i32).collect();
+    let rows = sequences.len();
+    Ok((Tensor::from_i32(device, &[rows, longest], &all)?, Tensor::from_i32(device, &[rows], &lens)?))
 }

@@ -1,15 +1,47 @@
-//! Decides which sequence holds which decode slot and which KV blocks. It runs on the host only.
+//! Decides which prompts are computed next, and which sequence holds which decode slot and which KV blocks. It runs on
+//! the host only.
 //!
-//! A sequence first waits, then holds a slot, then is finished. On an asynchronous device the host enqueues further
-//! steps before it has read a sequence's last token. Tokens that such steps compute for a sequence that has ended
-//! meanwhile are dropped, so completions do not depend on the lookahead.
+//! ```text
+//! add → queue (prefill jobs by rank) → ready (prompt computed) → slot (decodes) → finished
+//!         ↑                                                        │
+//!         └──────────── preempted: its blocks were needed ─────────┘
+//! ```
+//!
+//! The rank of a sequence is its priority, then its arrival. Jobs start in the order of rank, and none passes one that
+//! waits for blocks, so no request starves within its priority. A running sequence gets its blocks one by one; if none
+//! is left, the sequence with the last rank gives up its blocks and is computed again later. The sequence with the
+//! first rank is never preempted for another one, so the engine always makes progress.
+//!
+//! On an asynchronous device the host enqueues further steps before it has read a sequence's last token. Tokens that
+//! such steps compute for a sequence that has ended meanwhile are dropped, so completions do not depend on the
+//! lookahead.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::time::Instant;
+
+use reel_diagnostic::Diagnostic;
+use reel_runtime::Tensor;
+use reel_runtime::ops::KvPages;
 
 use crate::block_allocator::BlockAllocator;
-use crate::error::Result;
+use crate::error::{EngineError, Result};
+use crate::prefill::PrefillJob;
 use crate::request::{Completion, TokenEvent};
-use crate::sequence::SequenceState;
+use crate::running_batch::{BatchCapacity, StepNeeds};
+use crate::sampler::SamplingFeatures;
+use crate::sequence::{SampledToken, SequenceState};
+use crate::stats::EngineStats;
+
+/// The order in which sequences get what is scarce: priority, then key, which counts the sequences in order of arrival.
+pub(crate) type Rank = (i32, usize);
+
+/// A range of the tokens of a prefill job, to be computed in the next forward pass.
+#[derive(Debug)]
+pub(crate) struct ChunkPlan {
+    pub(crate) job: Rank,
+    pub(crate) range: Range<usize>,
+}
 
 /// A sequence's move from one decode slot to another.
 pub(crate) struct SlotMove {
@@ -17,77 +49,355 @@ pub(crate) struct SlotMove {
     pub(crate) to: usize,
 }
 
-/// All sequences of a run of the engine, the decode slots, and the free blocks of the KV cache.
-pub(crate) struct Scheduler {
-    /// The sequences by their key, which counts the sequences in order of arrival.
-    sequences: BTreeMap<usize, SequenceState>,
-    next_key: usize,
-    /// The keys of finished sequences whose completions were not taken yet.
-    finished: Vec<usize>,
-    /// The keys of unfinished sequences without a slot, in order of arrival.
-    waiting: VecDeque<usize>,
-    /// For each slot, the key of the sequence that holds it.
-    slots: Vec<Option<usize>>,
-    blocks: BlockAllocator,
+/// Blocks to write into the block table of a slot, from entry `index` on.
+pub(crate) struct TableGrowth {
+    pub(crate) slot: usize,
+    pub(crate) index: usize,
+    pub(crate) blocks: Vec<i32>,
 }
 
-impl Scheduler {
-    /// A scheduler of `slots` empty slots.
-    pub(crate) fn new(slots: usize, blocks: BlockAllocator) -> Scheduler {
+/// All sequences of a run of the engine, the decode slots, and the blocks of the KV cache.
+pub(crate) struct Scheduler<'r> {
+    /// The sequences by their key.
+    sequences: BTreeMap<usize, SequenceState<'r>>,
+    next_key: usize,
+    queue: BTreeMap<Rank, PrefillJob>,
+    /// Sequences whose prompt is computed and that have no slot.
+    ready: BTreeSet<Rank>,
+    /// For each slot, the key of the sequence that holds it.
+    slots: Vec<Option<usize>>,
+    /// The keys of finished sequences whose completions were not taken yet.
+    finished: Vec<usize>,
+    blocks: BlockAllocator,
+    stats: EngineStats,
+}
+
+impl<'r> Scheduler<'r> {
+    /// A scheduler of at most `slots` empty slots.
+    pub(crate) fn new(capacity: BatchCapacity, slots: usize) -> Scheduler<'r> {
         Scheduler {
             sequences: BTreeMap::new(),
             next_key: 0,
+            queue: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            slots: vec![None; capacity.slots.min(slots)],
             finished: Vec::new(),
-            waiting: VecDeque::new(),
-            slots: vec![None; slots],
-            blocks,
+            blocks: BlockAllocator::new(capacity.blocks),
+            stats: EngineStats::default(),
         }
-    }
-
-    pub(crate) fn block_allocator(&mut self) -> &mut BlockAllocator {
-        &mut self.blocks
     }
 
     pub(crate) fn slot_count(&self) -> usize {
         self.slots.len()
     }
 
-    /// Whether the sequences of a further request, which need `blocks` KV blocks, can be added, and at least one of
-    /// them gets a slot in the next step.
-    pub(crate) fn has_room_for(&self, blocks: usize) -> bool {
-        let free = self.slots.iter().filter(|slot| slot.is_none()).count();
-        free > self.waiting.len() && self.blocks.free_count() >= blocks
-    }
-
-    /// Whether no sequence waits or holds a slot.
+    /// Whether no sequence waits, is computed, or holds a slot.
     pub(crate) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.slots.iter().all(Option::is_none)
+        self.queue.is_empty() && self.ready.is_empty() && self.slots.iter().all(Option::is_none)
     }
 
-    /// Adds a sequence whose prompt is prefilled and whose first token is sampled. The sequence waits for a slot,
-    /// unless its first token has already ended it.
-    pub(crate) fn add_sequence(&mut self, mut sequence: SequenceState) {
-        if sequence.is_finished() {
-            self.blocks.release_block_table(&mut sequence.block_table);
-            self.finished.push(self.next_key);
-        } else {
-            self.waiting.push_back(self.next_key);
+    /// Whether a sequence or a job holds KV blocks.
+    pub(crate) fn has_started_sequences(&self) -> bool {
+        let has_begun = |job: &PrefillJob| job.block_table.is_some();
+        !self.ready.is_empty() || self.slots.iter().any(Option::is_some) || self.queue.values().any(has_begun)
+    }
+
+    /// The number of sequences that are not finished.
+    pub(crate) fn unfinished(&self) -> usize {
+        self.sequences.len() - self.finished.len()
+    }
+
+    /// What the engine has done so far, and what it does now.
+    pub(crate) fn stats(&self) -> EngineStats {
+        let running = self.slots.iter().flatten().count();
+        EngineStats {
+            running,
+            waiting: self.unfinished() - running,
+            blocks: self.blocks.block_count(),
+            blocks_in_use: self.blocks.block_count() - self.blocks.available(),
+            ..self.stats
         }
-        self.sequences.insert(self.next_key, sequence);
-        self.next_key += 1;
+    }
+
+    /// Adds the sequences of a request.
+    ///
+    /// # Errors
+    /// A sequence may need more KV blocks than there are.
+    pub(crate) fn add(&mut self, sequences: Vec<SequenceState<'r>>, max_tokens: usize) -> Result<()> {
+        let (needed, most) = (BlockAllocator::blocks_for_tokens(max_tokens), self.blocks.block_count());
+        let is_computed = sequences.first().is_some_and(|sequence| !sequence.is_finished());
+        if is_computed && needed > most {
+            let what = format!("has room for {} tokens, prompt and completion need {max_tokens}", most * BLOCK);
+            let help = "shorten the prompt, lower the number of new tokens, or give the KV cache more memory";
+            return Err(EngineError::Request(Diagnostic::new("KV cache", what, help)));
+        }
+        let first = self.next_key;
+        let keys: Vec<usize> = (first..first + sequences.len()).collect();
+        self.next_key += sequences.len();
+        if let Some(sequence) = sequences.first().filter(|_| is_computed) {
+            let job = PrefillJob::new(keys.clone(), sequence.prefill_tokens());
+            self.queue.insert((sequence.request.priority, first), job);
+        } else {
+            self.finished.extend(&keys);
+        }
+        self.sequences.extend(keys.into_iter().zip(sequences));
+        Ok(())
+    }
+
+    /// Plans the next forward pass over at most `max_tokens` tokens of queued jobs; jobs without blocks get them, as far
+    /// as there are enough. `pack`: the pass may compute several jobs.
+    pub(crate) fn next_chunks(&mut self, max_tokens: usize, pack: bool) -> Vec<ChunkPlan> {
+        let (mut chunks, mut left, mut has_vision, mut is_blocked) = (Vec::new(), max_tokens, false, false);
+        for rank in self.queue.keys().copied().collect::<Vec<_>>() {
+            if left == 0 || !pack && !chunks.is_empty() {
+                break;
+            }
+            // No job passes one that waits for blocks; one that has begun goes on, because it will give its blocks back.
+            is_blocked = is_blocked || !self.admit(rank);
+            let job = &self.queue[&rank];
+            if job.block_table.is_none() {
+                continue;
+            }
+            let range = job.computed..job.tokens.min(job.computed + left);
+            let vision = self.sequences[&job.keys[0]].request.prompt.has_vision_tokens(range.clone());
+            if vision && has_vision {
+                break;
+            }
+            has_vision |= vision;
+            left -= range.len();
+            chunks.push(ChunkPlan { job: rank, range });
+        }
+        chunks
+    }
+
+    /// Gives a job its KV blocks: those that the prefix cache knows, and new ones. Returns false if there are too few,
+    /// or if none of its sequences would get a slot.
+    fn admit(&mut self, rank: Rank) -> bool {
+        let Some(job) = self.queue.get(&rank) else { return false };
+        if job.block_table.is_some() {
+            return true;
+        }
+        let started = self.queue.values().filter(|job| job.block_table.is_some());
+        let claimed: Vec<usize> =
+            started.flat_map(|job| &job.keys).copied().chain(self.ready.iter().map(|(_, key)| *key)).collect();
+        let running: Vec<usize> = self.slots.iter().flatten().copied().collect();
+        if self.slots.len() - running.len() <= claimed.len() {
+            return false;
+        }
+        // Each sequence that has begun may soon need a block, and each completion after the first one needs its own
+        // copy of the last block of the prompt.
+        let grow = running.iter().chain(self.ready.iter().map(|(_, key)| key));
+        let growing = grow.map(|key| &self.sequences[key]).filter(|s| s.max_blocks() > s.block_table.len()).count();
+        let jobs = self.queue.values().filter_map(|job| Some((job, job.block_table.as_ref()?.len())));
+        let copies = |job: &PrefillJob| match self.sequences[&job.keys[0]].max_blocks() > job.tokens / BLOCK {
+            true => job.keys.len() - 1,
+            false => 0,
+        };
+        let of_job = |(job, blocks): (&PrefillJob, usize)| {
+            copies(job) + usize::from(self.sequences[&job.keys[0]].max_blocks() > blocks)
+        };
+        let reserved = growing + jobs.map(of_job).sum::<usize>() + copies(job);
+        let reserved = if running.is_empty() && claimed.is_empty() { 0 } else { reserved };
+        let sequence = &self.sequences[&job.keys[0]];
+        let mut hashes = Vec::new();
+        sequence.tokens().extend_block_hashes(&mut hashes, job.tokens);
+        // The last token of a prompt is computed in any case, because its logits are needed.
+        let skippable = job.tokens - usize::from(sequence.generated() == 0);
+        let known = &hashes[..skippable / BLOCK];
+        let (unused, found) = self.blocks.peek(known);
+        let new = BlockAllocator::blocks_for_tokens(job.tokens) - found;
+        if self.blocks.available() - unused < new + reserved {
+            return false;
+        }
+        let mut table = self.blocks.find(known);
+        let Some(new) = self.blocks.allocate(new) else {
+            self.blocks.release(&mut table);
+            return false;
+        };
+        table.extend(new);
+        self.stats.prefix_tokens_queried += job.tokens as u64;
+        self.stats.prefix_tokens_found += (found * BLOCK) as u64;
+        if let Some(job) = self.queue.get_mut(&rank) {
+            (job.computed, job.block_table, job.hashes) = (found * BLOCK, Some(table), hashes);
+        }
+        true
+    }
+
+    /// The job with this rank and the first of its sequences.
+    pub(crate) fn job(&self, rank: Rank) -> Option<(&PrefillJob, &SequenceState<'r>)> {
+        let job = self.queue.get(&rank)?;
+        Some((job, self.sequences.get(job.keys.first()?)?))
+    }
+
+    /// Gives a job the vision tokens of its prompt.
+    pub(crate) fn set_vision(&mut self, rank: Rank, vision: Option<Tensor>) {
+        if let Some(job) = self.queue.get_mut(&rank) {
+            job.vision = vision;
+        }
+    }
+
+    /// Records that a chunk is computed, and makes its full blocks known. If its job is then complete, removes it from
+    /// the queue and returns it.
+    pub(crate) fn finish_chunk(&mut self, chunk: &ChunkPlan) -> Option<PrefillJob> {
+        let job = self.queue.get_mut(&chunk.job)?;
+        self.stats.prefill_tokens += chunk.range.len() as u64;
+        job.computed = chunk.range.end;
+        let full = job.computed / BLOCK;
+        if let Some(table) = &job.block_table {
+            self.blocks.remember(&table[..full], &job.hashes[..full]);
+        }
+        if job.computed < job.tokens { None } else { self.queue.remove(&chunk.job) }
+    }
+
+    /// Appends the first token of each sequence. Returns the requests that failed.
+    pub(crate) fn push_first_tokens(
+        &mut self,
+        tokens: Vec<(usize, SampledToken)>,
+        on_token: &mut dyn FnMut(TokenEvent),
+    ) -> Vec<(usize, EngineError)> {
+        let mut failed = Vec::new();
+        for (key, token) in tokens {
+            let Some(sequence) = self.sequences.get_mut(&key) else { continue };
+            if let Err(e) = sequence.push_token(token, on_token) {
+                failed.push((sequence.request.index, e));
+            }
+        }
+        failed
+    }
+
+    pub(crate) fn sequence(&self, key: usize) -> Option<&SequenceState<'r>> {
+        self.sequences.get(&key)
+    }
+
+    /// Makes the sequences of a complete job ready for a slot; those that their first token has ended are finished. The
+    /// sequences share the full blocks. Returns the blocks to copy as (from, to): each sequence but one has its own copy
+    /// of the last, partly filled block. A sequence for which no block is left is queued again.
+    pub(crate) fn start_sequences(&mut self, job: PrefillJob) -> Vec<(i32, i32)> {
+        let PrefillJob { keys, tokens, block_table, hashes, .. } = job;
+        let (mut table, full) = (block_table.unwrap_or_default(), tokens / BLOCK);
+        let (mut copies, mut owner) = (Vec::new(), None);
+        for key in keys {
+            let Some(sequence) = self.sequences.get_mut(&key) else { continue };
+            let rank = (sequence.request.priority, key);
+            if sequence.is_finished() {
+                self.finished.push(key);
+                continue;
+            }
+            sequence.hashes.clone_from(&hashes);
+            if owner.is_none() {
+                owner = Some(key);
+                sequence.block_table = table.clone();
+            } else {
+                let Some(own) = self.blocks.allocate(table.len() - full) else {
+                    let tokens = sequence.prefill_tokens();
+                    sequence.hashes.clear();
+                    self.queue.insert(rank, PrefillJob::new(vec![key], tokens));
+                    continue;
+                };
+                self.blocks.share(&table[..full]);
+                copies.extend(table[full..].iter().copied().zip(own.iter().copied()));
+                sequence.block_table = [&table[..full], &own[..]].concat();
+            }
+            self.ready.insert(rank);
+        }
+        if owner.is_none() {
+            self.blocks.release(&mut table);
+        }
+        copies
+    }
+
+    /// Assigns ready sequences to free slots, in the order of rank. Returns the slots that got a sequence.
+    pub(crate) fn fill_free_slots(&mut self) -> Vec<usize> {
+        let mut assigned = Vec::new();
+        for (slot, holder) in self.slots.iter_mut().enumerate().filter(|(_, holder)| holder.is_none()) {
+            let Some((_, key)) = self.ready.pop_first() else { break };
+            *holder = Some(key);
+            assigned.push(slot);
+        }
+        assigned
+    }
+
+    /// Gives each running sequence the blocks that its next step needs, in the order of rank. The flag says whether
+    /// there were enough.
+    pub(crate) fn grow_block_tables(&mut self) -> (Vec<TableGrowth>, bool) {
+        let mut growths = Vec::new();
+        let holders = self.slots.iter().enumerate().filter_map(|(slot, holder)| Some((slot, (*holder)?)));
+        let mut ranked: Vec<(Rank, usize)> =
+            holders.map(|(slot, key)| ((self.sequences[&key].request.priority, key), slot)).collect();
+        ranked.sort_unstable();
+        for ((_, key), slot) in ranked {
+            let Some(sequence) = self.sequences.get_mut(&key).filter(|s| s.needs_another_step()) else { continue };
+            let needed = BlockAllocator::blocks_for_tokens(sequence.keys_after_next_step());
+            let index = sequence.block_table.len();
+            if needed <= index {
+                continue;
+            }
+            let Some(blocks) = self.blocks.allocate(needed - index) else { return (growths, false) };
+            sequence.block_table.extend(&blocks);
+            growths.push(TableGrowth { slot, index, blocks });
+        }
+        (growths, true)
+    }
+
+    /// Takes the blocks of the sequence with the last rank away and queues it again. Returns its slot, if it had one.
+    /// No step may be in flight.
+    pub(crate) fn preempt_last(&mut self) -> Option<usize> {
+        let rank = |key: usize| (self.sequences[&key].request.priority, key);
+        let running = self.slots.iter().flatten().map(|&key| rank(key)).max();
+        let ready = self.ready.last().copied();
+        let started = self.queue.iter().rev().find(|(_, job)| job.block_table.is_some()).map(|(rank, _)| *rank);
+        let last = running.max(ready).max(started)?;
+        self.stats.preemptions += 1;
+        if started == Some(last) {
+            if let Some(job) = self.queue.get_mut(&last) {
+                self.blocks.release(&mut job.block_table.take().unwrap_or_default());
+                *job = PrefillJob::new(std::mem::take(&mut job.keys), job.tokens);
+            }
+            return None;
+        }
+        let (_, key) = last;
+        self.ready.remove(&last);
+        let slot = self.slots.iter().position(|holder| *holder == Some(key));
+        if let Some(slot) = slot {
+            self.slots[slot] = None;
+        }
+        self.release_blocks(key);
+        let tokens = self.sequences[&key].prefill_tokens();
+        self.queue.insert(last, PrefillJob::new(vec![key], tokens));
+        slot
+    }
+
+    /// Gives back the blocks of a sequence. Its full blocks stay known until their memory is needed.
+    fn release_blocks(&mut self, key: usize) {
+        let Some(sequence) = self.sequences.get_mut(&key) else { return };
+        let mut hashes = std::mem::take(&mut sequence.hashes);
+        let mut table = std::mem::take(&mut sequence.block_table);
+        let tokens = sequence.cached_tokens().min(table.len() * BLOCK);
+        sequence.tokens().extend_block_hashes(&mut hashes, tokens);
+        let full = tokens / BLOCK;
+        self.blocks.remember(&table[..full], &hashes[..full]);
+        self.blocks.release(&mut table);
     }
 
     /// Removes the sequences of a request, finished or not, and releases their blocks and slots. Returns the slots that
     /// became free. Tokens of steps in flight are dropped.
     pub(crate) fn cancel(&mut self, request: usize) -> Vec<usize> {
-        let of_request = |sequence: &SequenceState| sequence.request() == request;
-        let keys: Vec<usize> = self.sequences.iter().filter(|(_, s)| of_request(s)).map(|(&key, _)| key).collect();
-        for key in &keys {
-            if let Some(mut sequence) = self.sequences.remove(key) {
-                self.blocks.release_block_table(&mut sequence.block_table);
+        let is_of = |sequence: &SequenceState| sequence.request.index == request;
+        let keys: BTreeSet<usize> = self.sequences.iter().filter(|(_, s)| is_of(s)).map(|(&key, _)| key).collect();
+        let jobs: Vec<Rank> =
+            self.queue.iter().filter(|(_, job)| keys.contains(&job.keys[0])).map(|(rank, _)| *rank).collect();
+        for rank in jobs {
+            if let Some(PrefillJob { block_table: Some(mut table), .. }) = self.queue.remove(&rank) {
+                self.blocks.release(&mut table);
             }
         }
-        self.waiting.retain(|key| !keys.contains(key));
+        for &key in &keys {
+            if !self.sequences[&key].block_table.is_empty() {
+                self.release_blocks(key);
+            }
+            self.sequences.remove(&key);
+        }
+        self.ready.retain(|(_, key)| !keys.contains(key));
         self.finished.retain(|key| !keys.contains(key));
         let is_freed = |holder: &Option<usize>| holder.is_some_and(|key| keys.contains(&key));
         let freed: Vec<usize> = (0..self.slots.len()).filter(|&slot| is_freed(&self.slots[slot])).collect();
@@ -95,25 +405,31 @@ impl Scheduler {
         freed
     }
 
-    /// Assigns waiting sequences to free slots. Returns the slots that got a sequence.
-    pub(crate) fn fill_free_slots(&mut self) -> Vec<usize> {
-        let mut assigned = Vec::new();
-        for (slot, holder) in self.slots.iter_mut().enumerate().filter(|(_, holder)| holder.is_none()) {
-            let Some(sequence) = self.waiting.pop_front() else { break };
-            *holder = Some(sequence);
-            assigned.push(slot);
-        }
-        assigned
+    /// The requests whose deadline is over.
+    pub(crate) fn late_requests(&self) -> Vec<usize> {
+        let late = self.sequences.values().filter(|s| !s.is_finished()).filter_map(|s| {
+            let deadline = s.request.deadline?;
+            (deadline <= Instant::now()).then_some(s.request.index)
+        });
+        late.collect::<BTreeSet<usize>>().into_iter().collect()
     }
 
     /// The sequence that holds `slot`.
-    pub(crate) fn sequence_in_slot(&self, slot: usize) -> Option<&SequenceState> {
+    pub(crate) fn sequence_in_slot(&self, slot: usize) -> Option<&SequenceState<'r>> {
         self.slots[slot].and_then(|key| self.sequences.get(&key))
     }
 
     /// The occupied slots in ascending order, each with the sequence that holds it.
-    pub(crate) fn occupied_slots(&self) -> impl DoubleEndedIterator<Item = (usize, &SequenceState)> {
+    pub(crate) fn occupied_slots(&self) -> impl DoubleEndedIterator<Item = (usize, &SequenceState<'r>)> {
         (0..self.slots.len()).filter_map(|slot| Some((slot, self.sequence_in_slot(slot)?)))
+    }
+
+    /// What the sequences in the slots need.
+    pub(crate) fn step_needs(&self) -> StepNeeds {
+        let sequences = || self.occupied_slots().map(|(_, sequence)| sequence);
+        let features = sequences().map(SequenceState::sampling_features).reduce(SamplingFeatures::union);
+        let blocks_per_slot = sequences().map(SequenceState::max_blocks).max().unwrap_or(0);
+        StepNeeds { features: features.unwrap_or_default(), blocks_per_slot }
     }
 
     /// The number of slots up to the last occupied one, including it and any free slots before it.
@@ -122,7 +438,7 @@ impl Scheduler {
     }
 
     pub(crate) fn has_waiting_sequences(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.ready.is_empty() || !self.queue.is_empty()
     }
 
     /// Records that a step over the first `batch_size` slots is in flight. Returns, for each of these slots, the key
@@ -141,19 +457,15 @@ impl Scheduler {
     }
 
     /// Appends the tokens of a finished step to their sequences, and releases the blocks and slots of sequences that
-    /// end. Returns the slots that became free.
-    ///
-    /// # Errors
-    /// `EngineError::NotANumber` if the logits of a sequence are NaN.
+    /// end. Returns the slots that became free, and the requests that failed.
     pub(crate) fn append_step_tokens(
         &mut self,
         receivers: &[Option<usize>],
-        ids: &[i32],
-        log_probs: &[f32],
+        tokens: Vec<SampledToken>,
         on_token: &mut dyn FnMut(TokenEvent),
-    ) -> Result<Vec<usize>> {
-        let mut freed = Vec::new();
-        for (slot, receiver) in receivers.iter().enumerate() {
+    ) -> (Vec<usize>, Vec<(usize, EngineError)>) {
+        let (mut freed, mut failed) = (Vec::new(), Vec::new());
+        for (slot, (receiver, token)) in receivers.iter().zip(tokens).enumerate() {
             // A step may have been enqueued before the end of a sequence was known. The completion of such a sequence
             // may have been taken meanwhile.
             let Some((key, sequence)) = receiver.and_then(|key| Some((key, self.sequences.get_mut(&key)?))) else {
@@ -163,15 +475,19 @@ impl Scheduler {
             if sequence.is_finished() {
                 continue;
             }
-            sequence.push_token(ids[slot], log_probs[slot], on_token)?;
+            if let Err(e) = sequence.push_token(token, on_token) {
+                failed.push((sequence.request.index, e));
+                continue;
+            }
+            self.stats.generated_tokens += 1;
             if sequence.is_finished() {
-                self.blocks.release_block_table(&mut sequence.block_table);
+                self.release_blocks(key);
                 self.slots[slot] = None;
                 self.finished.push(key);
                 freed.push(slot);
             }
         }
-        Ok(freed)
+        (freed, failed)
     }
 
     /// Moves sequences from the last slots to free slots before them, so that a step computes fewer slots. Returns
@@ -195,4 +511,12 @@ impl Scheduler {
         let sequences = keys.into_iter().filter_map(|key| self.sequences.remove(&key));
         sequences.map(SequenceState::into_completion).collect()
     }
+
+    /// Makes the prefix cache forget everything, because the weights have changed. No sequence may hold blocks.
+    pub(crate) fn forget_prefixes(&mut self) {
+        self.blocks.forget_all();
+    }
 }
+
+/// Tokens of a KV block.
+const BLOCK: usize = KvPages::BLOCK_TOKENS;

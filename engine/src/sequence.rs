@@ -1,109 +1,218 @@
 //! One sequence that is being generated: its tokens, its KV blocks, and when it ends.
 
 use std::rc::Rc;
+use std::time::Instant;
 
-use reel_runtime::ops::DecodeSlot;
+use reel_model::TokenId;
+use reel_model::chunked_prompt::PromptTokens;
+use reel_model::config::ModelConfig;
+use reel_runtime::ops::{DecodeSlot, RowSampling};
 
+use crate::block_allocator::BlockAllocator;
+use crate::block_hash::{BlockHash, SequenceTokens};
 use crate::error::{EngineError, Result};
-use crate::request::{Completion, FinishReason, GenerationRequest, TokenEvent};
-use crate::sampler::{SamplingParams, logit_biases_that_ban};
+use crate::request::{Completion, FinishReason, GenerationRequest, PromptInput, TokenEvent, TokenLogProbs};
+use crate::sampler::{SamplingFeatures, SamplingParams};
 use crate::stop::StopCondition;
 
-/// The limits that all completions of a request share.
+/// What all completions of a request share.
 #[derive(Debug)]
-struct RequestLimits {
+pub(crate) struct RequestState<'r> {
+    /// The index of the request in the call of the engine.
+    pub(crate) index: usize,
+    pub(crate) input: PromptInput<'r>,
+    pub(crate) prompt: PromptTokens,
+    pub(crate) priority: i32,
+    pub(crate) deadline: Option<Instant>,
     max_new_tokens: usize,
     min_new_tokens: usize,
-    eos_token_ids: Vec<u32>,
-    rope_delta: i64,
+    eos_token_ids: Vec<TokenId>,
+    logit_bias: Vec<(i32, f32)>,
+    top_log_probs: Option<usize>,
+}
+
+/// A sampled token, as the device gives it.
+#[derive(Debug)]
+pub(crate) struct SampledToken {
+    /// -1 if the logits were not numbers.
+    pub(crate) id: i32,
+    pub(crate) log_prob: f32,
+    /// The log-probability under softmax(logits) and the most likely tokens, if the step computed them.
+    pub(crate) likeliest: Option<TokenLogProbs>,
 }
 
 /// A completion that is being generated, with its prompt.
 #[derive(Debug)]
-pub(crate) struct SequenceState {
-    request: usize,
+pub(crate) struct SequenceState<'r> {
+    pub(crate) request: Rc<RequestState<'r>>,
     index: usize,
-    limits: Rc<RequestLimits>,
     sampling: SamplingParams,
     stop: StopCondition,
     /// The token ids of the prompt, followed by those of the completion so far.
     ids: Vec<i32>,
-    prompt_tokens: usize,
     log_probs: Vec<f32>,
+    token_log_probs: Vec<TokenLogProbs>,
     /// The KV blocks of the sequence, in the order of its tokens.
     pub(crate) block_table: Vec<i32>,
+    /// The hashes of the first full blocks.
+    pub(crate) hashes: Vec<BlockHash>,
     /// The number of enqueued decode steps whose token for this sequence the host has not read yet.
     pub(crate) in_flight: usize,
     finish_reason: Option<FinishReason>,
 }
 
-impl SequenceState {
+impl<'r> SequenceState<'r> {
     /// One sequence for each completion of the request with this index. The sequences have no KV blocks yet.
-    pub(crate) fn for_request(request_index: usize, request: GenerationRequest) -> Vec<SequenceState> {
-        let ids: Vec<i32> = request.prompt.input_ids.iter().map(|&id| id as i32).collect();
-        let limits = Rc::new(RequestLimits {
-            max_new_tokens: request.max_new_tokens,
+    ///
+    /// # Errors
+    /// A prompt that does not fit the model; parameters that are out of range.
+    pub(crate) fn for_request(
+        index: usize,
+        request: GenerationRequest<'r>,
+        config: &ModelConfig,
+    ) -> Result<Vec<SequenceState<'r>>> {
+        request.validate()?;
+        let prompt = PromptTokens::new(config, &request.prompt.sequence(), "prompt")?;
+        let ids = prompt.ids.clone();
+        let GenerationRequest { sampling, max_new_tokens, stop_conditions, .. } = request;
+        let mut logit_bias: Vec<(i32, f32)> = Vec::with_capacity(request.logit_bias.len());
+        for (id, bias) in request.logit_bias {
+            // The sampling kernel takes each token at most once.
+            logit_bias.retain(|(other, _)| *other != id as i32);
+            logit_bias.push((id as i32, bias));
+        }
+        let request = Rc::new(RequestState {
+            index,
+            input: request.prompt,
+            prompt,
+            priority: request.priority,
+            deadline: request.deadline,
+            max_new_tokens,
             min_new_tokens: request.min_new_tokens,
-            eos_token_ids: request.eos_token_ids.to_vec(),
-            rope_delta: request.rope_delta,
+            eos_token_ids: request.eos_token_ids,
+            logit_bias,
+            top_log_probs: request.top_log_probs,
         });
         let sequence = |(index, stop): (usize, StopCondition)| SequenceState {
-            request: request_index,
+            request: request.clone(),
             index,
-            limits: limits.clone(),
-            sampling: SamplingParams { seed: request.sampling.seed.wrapping_add(index as u64), ..request.sampling },
+            sampling: SamplingParams { seed: sampling.seed.wrapping_add(index as u64), ..sampling },
             stop,
             ids: ids.clone(),
-            prompt_tokens: ids.len(),
             log_probs: Vec::new(),
+            token_log_probs: Vec::new(),
             block_table: Vec::new(),
+            hashes: Vec::new(),
             in_flight: 0,
-            finish_reason: if request.max_new_tokens == 0 { Some(FinishReason::Length) } else { None },
+            finish_reason: if max_new_tokens == 0 { Some(FinishReason::Length) } else { None },
         };
-        request.stop_conditions.into_iter().enumerate().map(sequence).collect()
+        Ok(stop_conditions.into_iter().enumerate().map(sequence).collect())
     }
 
-    /// The index of the sequence's request.
-    pub(crate) fn request(&self) -> usize {
-        self.request
-    }
-
-    pub(crate) fn sampling(&self) -> SamplingParams {
-        self.sampling
+    /// All tokens so far.
+    pub(crate) fn tokens(&self) -> SequenceTokens<'_> {
+        let RequestState { prompt, input, .. } = &*self.request;
+        SequenceTokens { prompt, ids: &self.ids, rope_delta: input.rope_delta }
     }
 
     pub(crate) fn is_finished(&self) -> bool {
         self.finish_reason.is_some()
     }
 
+    fn prompt_tokens(&self) -> usize {
+        self.request.prompt.ids.len()
+    }
+
     /// The number of generated tokens that the host has read.
-    fn generated(&self) -> usize {
-        self.ids.len() - self.prompt_tokens
+    pub(crate) fn generated(&self) -> usize {
+        self.ids.len() - self.prompt_tokens()
+    }
+
+    /// The number of tokens whose keys and values a prefill must compute before the sequence can go on: those of the
+    /// prompt; after a preemption all but the last one, whose keys the next decode step writes.
+    pub(crate) fn prefill_tokens(&self) -> usize {
+        if self.generated() == 0 { self.ids.len() } else { self.ids.len() - 1 }
+    }
+
+    /// The number of tokens whose keys and values are in the cache, as far as the host knows, while the sequence
+    /// decodes: all but the last one.
+    pub(crate) fn cached_tokens(&self) -> usize {
+        self.ids.len() - 1
+    }
+
+    /// Maximum number of keys: the last token of the longest completion is never read.
+    fn max_keys(&self) -> usize {
+        self.prompt_tokens() + self.request.max_new_tokens - 1
+    }
+
+    /// The number of KV blocks that the sequence has in the end if no token ends it early.
+    pub(crate) fn max_blocks(&self) -> usize {
+        BlockAllocator::blocks_for_tokens(self.max_keys())
+    }
+
+    /// The number of keys for which the next decode step needs blocks: it writes the key of its input token, and finds
+    /// the place of the key after that one.
+    pub(crate) fn keys_after_next_step(&self) -> usize {
+        (self.ids.len() + self.in_flight + 1).min(self.max_keys())
     }
 
     /// Whether the sequence still needs tokens after those of all steps in flight.
     pub(crate) fn needs_another_step(&self) -> bool {
-        !self.is_finished() && self.generated() + self.in_flight < self.limits.max_new_tokens
+        !self.is_finished() && self.generated() + self.in_flight < self.request.max_new_tokens
     }
 
-    /// The logit biases that ban the end-of-sequence ids; empty once the completion has its minimum number of tokens.
-    pub(crate) fn banned_eos_biases(&self) -> Vec<(i32, f32)> {
-        match self.generated() < self.limits.min_new_tokens {
-            true => logit_biases_that_ban(&self.limits.eos_token_ids),
-            false => Vec::new(),
+    /// The numbers that are added to logits: the request's own, and −∞ for end tokens until the completion has its
+    /// minimum number of tokens.
+    pub(crate) fn logit_biases(&self) -> Vec<(i32, f32)> {
+        let request = &self.request;
+        if self.generated() + self.in_flight >= request.min_new_tokens {
+            return request.logit_bias.clone();
+        }
+        let is_end = |id: i32| request.eos_token_ids.contains(&(id as u32));
+        let own = request.logit_bias.iter().filter(|(id, _)| !is_end(*id)).copied();
+        own.chain(request.eos_token_ids.iter().map(|&id| (id as i32, f32::NEG_INFINITY))).collect()
+    }
+
+    /// The sampling parameters in the form that the kernel takes; `bias` is [`Self::logit_biases`].
+    pub(crate) fn row_sampling<'b>(&self, bias: &'b [(i32, f32)]) -> RowSampling<'b> {
+        let SamplingParams { temperature, top_p, top_k, min_p, repetition_penalty, .. } = self.sampling;
+        let SamplingParams { presence_penalty, frequency_penalty, seed, .. } = self.sampling;
+        RowSampling {
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            counted_from: self.prompt_tokens(),
+            seed,
+            bias,
+            allowed: &[],
+        }
+    }
+
+    /// What the sampling of this sequence's tokens needs beyond temperature, top-p, top-k and min-p.
+    pub(crate) fn sampling_features(&self) -> SamplingFeatures {
+        let request = &self.request;
+        let banned = if self.generated() < request.min_new_tokens { request.eos_token_ids.len() } else { 0 };
+        SamplingFeatures {
+            history: self.sampling.has_penalty(),
+            biased_tokens: banned + request.logit_bias.len(),
+            likeliest: request.top_log_probs.is_some(),
         }
     }
 
     /// Whether the step that is about to be enqueued is the first one whose token may be an end-of-sequence id.
     pub(crate) fn next_step_lifts_eos_ban(&self) -> bool {
         let enqueued = self.generated() + self.in_flight;
-        enqueued > 0 && enqueued == self.limits.min_new_tokens
+        enqueued > 0 && enqueued == self.request.min_new_tokens
     }
 
-    /// The ids of prompt and completion so far, which the repetition penalty reads. Empty without a penalty, so that
-    /// no ids are copied to the device.
+    /// The ids of prompt and completion so far, which penalties read. Empty without a penalty, so that no ids are
+    /// copied to the device.
     pub(crate) fn penalty_history(&self) -> &[i32] {
-        if self.sampling.repetition_penalty == 1.0 { &[] } else { &self.ids }
+        if self.sampling.has_penalty() { &self.ids } else { &[] }
     }
 
     /// The number that selects the sequence's next random number under its seed: the index of the next token in the
@@ -118,9 +227,9 @@ impl SequenceState {
         let keys = self.ids.len();
         DecodeSlot {
             id: self.ids.last().copied().unwrap_or(0),
-            position: (keys as i64 - 1 + self.limits.rope_delta) as i32,
+            position: self.tokens().position(0, keys - 1),
             keys,
-            limit: self.prompt_tokens + self.limits.max_new_tokens - 1,
+            limit: self.max_keys(),
             blocks: &self.block_table,
             draw: self.next_draw_number(),
             history: self.penalty_history(),
@@ -131,16 +240,21 @@ impl SequenceState {
     ///
     /// # Errors
     /// [`EngineError::NotANumber`] for a negative id, which the sampling kernel gives where all logits are NaN.
-    pub(crate) fn push_token(&mut self, id: i32, log_prob: f32, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
-        let Ok(token) = u32::try_from(id) else {
+    pub(crate) fn push_token(&mut self, sampled: SampledToken, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
+        let Ok(id) = u32::try_from(sampled.id) else {
             return Err(EngineError::NotANumber { completion: self.index, token: self.generated() });
         };
-        self.ids.push(id);
-        self.log_probs.push(log_prob);
-        on_token(TokenEvent { request: self.request, index: self.index, id: token });
-        if self.limits.eos_token_ids.contains(&token) || self.stop.push_and_match(token) {
+        self.ids.push(sampled.id);
+        self.log_probs.push(sampled.log_prob);
+        if let (Some(wanted), Some(mut likeliest)) = (self.request.top_log_probs, sampled.likeliest) {
+            likeliest.top.truncate(wanted);
+            self.token_log_probs.push(likeliest);
+        }
+        let log_probs = self.token_log_probs.last();
+        on_token(TokenEvent { request: self.request.index, index: self.index, id, log_probs });
+        if self.request.eos_token_ids.contains(&id) || self.stop.push_and_match(id) {
             self.finish_reason = Some(FinishReason::Stop);
-        } else if self.generated() >= self.limits.max_new_tokens {
+        } else if self.generated() >= self.request.max_new_tokens {
             self.finish_reason = Some(FinishReason::Length);
         }
         Ok(())
@@ -148,10 +262,11 @@ impl SequenceState {
 
     pub(crate) fn into_completion(self) -> Completion {
         Completion {
-            request: self.request,
+            request: self.request.index,
             index: self.index,
-            ids: self.ids[self.prompt_tokens..].iter().map(|&id| id as u32).collect(),
+            ids: self.ids[self.prompt_tokens()..].iter().map(|&id| id as u32).collect(),
             log_probs: self.log_probs,
+            token_log_probs: self.token_log_probs,
             finish_reason: self.finish_reason.unwrap_or(FinishReason::Length),
         }
     }

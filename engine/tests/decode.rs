@@ -1,61 +1,20 @@
 //! Completions do not depend on captured graphs, the lookahead, the number of slots, the other sequences of the batch,
 //! or the device's driver.
 
-use std::path::{Path, PathBuf};
+mod support;
+
 use std::sync::Arc;
 
-use reel_engine::{Completion, Engine, FinishReason, GenerationRequest, SamplingParams, StopCondition, bench};
+use reel_engine::{Completion, Engine, FinishReason, SamplingParams, bench};
 use reel_kernels::cuda::Gpu;
 use reel_kernels::cuda::fake::FakeDriver;
 use reel_kernels::{Arch, compile};
-use reel_model::batch::Sequence;
-use reel_model::checkpoint::{Checkpoint, StoredDType, TensorNaming};
-use reel_model::config::ModelConfig;
+use reel_model::checkpoint::{StoredDType, TensorNaming};
 use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::save::TensorSpec;
-use reel_runtime::{Cx, DType, Device, SimOptions};
-
-/// A model folder with bf16 weights, which the skinny GEMM kernels of decode steps need.
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model/image_hd128_bf16/model")
-}
-
-fn model(device: &Device, dtype: DType) -> Qwen25Vl {
-    let (folder, config) = (folder(), ModelConfig::open(&folder()).unwrap());
-    Qwen25Vl::open(device, &Checkpoint::open(&folder).unwrap(), &config, dtype).unwrap()
-}
-
-/// A request: the length of its prompt, and how its completions are generated.
-#[derive(Clone, Copy, Debug)]
-struct TestRequest {
-    prompt_tokens: usize,
-    completions: usize,
-    max_new_tokens: usize,
-    min_new_tokens: usize,
-    sampling: SamplingParams,
-}
-
-const SAMPLED: SamplingParams =
-    SamplingParams { temperature: 1.0, top_p: 0.95, top_k: 40, repetition_penalty: 1.0, seed: 7 };
-const PENALISED: SamplingParams = SamplingParams { repetition_penalty: 1.3, seed: 11, ..SAMPLED };
-
-/// Generates the completions of the requests, with `eos` as end tokens.
-fn run(engine: &Engine, requests: &[TestRequest], eos: &[u32]) -> Vec<Completion> {
-    let ids: Vec<Vec<u32>> =
-        requests.iter().map(|a| (0..a.prompt_tokens as u32).map(|i| (i * 37 + 5) % 97).collect()).collect();
-    let at: Vec<Vec<i64>> = requests.iter().map(|a| (0..a.prompt_tokens as i64).collect()).collect();
-    let generation = requests.iter().zip(ids.iter().zip(&at)).map(|(a, (ids, at))| GenerationRequest {
-        prompt: Sequence { input_ids: ids, position_ids: [at, at, at], ..Sequence::default() },
-        rope_delta: 3,
-        sampling: a.sampling,
-        max_new_tokens: a.max_new_tokens,
-        eos_token_ids: eos,
-        min_new_tokens: a.min_new_tokens,
-        stop_conditions: (0..a.completions).map(|_| StopCondition::none()).collect(),
-    });
-    engine.generate(generation.collect(), |_| {}).unwrap().0
-}
+use reel_runtime::{Cx, DType, Device};
+use support::{PENALISED, SAMPLED, TestRequest, folder, model, run, run_continuously, simulated};
 
 /// Returns ids that, used as end tokens, make some of these completions end early: the middle id of every second one.
 fn early_end_tokens(completions: &[Completion]) -> Vec<u32> {
@@ -151,37 +110,7 @@ fn completions_do_not_depend_on_other_requests() {
     }
 }
 
-/// The completions of requests that are added to a continuous batch one after the other, whenever there is room.
-fn run_continuously(engine: &Engine, kv_bytes: u64, requests: &[TestRequest], eos: &[u32]) -> Vec<Completion> {
-    let mut batch = engine.continuous_batch(kv_bytes);
-    let (mut completions, mut next) = (Vec::new(), 0);
-    while next < requests.len() || !batch.is_idle() {
-        while let Some(a) = requests.get(next) {
-            let ids: Vec<u32> = (0..a.prompt_tokens as u32).map(|i| (i * 37 + 5) % 97).collect();
-            let at: Vec<i64> = (0..a.prompt_tokens as i64).collect();
-            let request = GenerationRequest {
-                prompt: Sequence { input_ids: &ids, position_ids: [&at, &at, &at], ..Sequence::default() },
-                rope_delta: 3,
-                sampling: a.sampling,
-                max_new_tokens: a.max_new_tokens,
-                eos_token_ids: eos,
-                min_new_tokens: a.min_new_tokens,
-                stop_conditions: (0..a.completions).map(|_| StopCondition::none()).collect(),
-            };
-            if !batch.has_room_for(&request) {
-                break;
-            }
-            batch.add(next, request, &mut |_| {}).unwrap();
-            next += 1;
-        }
-        completions.extend(batch.step(&mut |_| {}).unwrap());
-    }
-    completions.sort_by_key(|c| (c.request, c.index));
-    completions
-}
-
-/// A finished sequence makes room for the next request, and a request that needs a larger batch gets one; completions
-/// do not depend on either.
+/// A finished sequence makes room for the next request; completions do not depend on it.
 #[test]
 fn continuous_batch_gives_the_completions_of_requests_alone() {
     let device = Device::cpu(2);
@@ -194,15 +123,11 @@ fn continuous_batch_gives_the_completions_of_requests_alone() {
     let eos = early_end_tokens(&run(&engine(), &requests, &[]));
     let want = run(&engine(), &requests, &eos);
     for (slots, kv_bytes, lookahead) in
-        [(1, u64::MAX, 0), (2, 1, 1), (3, u64::MAX, 0), (5, 1 << 20, 2), (64, u64::MAX, 0)]
+        [(1, 1 << 30, 0), (2, 1 << 20, 1), (3, 1 << 30, 0), (5, 1 << 20, 2), (64, 1 << 30, 0)]
     {
         let engine = engine().max_slots(slots).lookahead(lookahead);
         assert_eq!(run_continuously(&engine, kv_bytes, &requests, &eos), want, "{slots} slots, {kv_bytes} bytes");
     }
-}
-
-fn simulated() -> Device {
-    Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap()
 }
 
 /// Requests with few tokens, because the simulator is slow.

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use reel_engine::{Completion, Engine, EngineError, FinishReason, GenerationRequest, SamplingParams, StopCondition};
-use reel_model::batch::Sequence;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
@@ -45,13 +44,11 @@ fn numbers(list: &serde_json::Value) -> Vec<u32> {
 impl Case {
     fn request(&self, sampling: SamplingParams, max_new_tokens: usize, n: usize) -> GenerationRequest<'_> {
         GenerationRequest {
-            prompt: self.tokens.sequence(),
-            rope_delta: self.tokens.rope_delta,
             sampling,
             max_new_tokens,
-            eos_token_ids: &self.eos,
-            min_new_tokens: 0,
+            eos_token_ids: self.eos.clone(),
             stop_conditions: (0..n).map(|_| StopCondition::none()).collect(),
+            ..GenerationRequest::new(&self.tokens)
         }
     }
 
@@ -62,8 +59,14 @@ impl Case {
     }
 }
 
-const SAMPLED: SamplingParams =
-    SamplingParams { temperature: 1.0, top_p: 0.95, top_k: 50, repetition_penalty: 1.1, seed: 7 };
+const SAMPLED: SamplingParams = SamplingParams {
+    temperature: 1.0,
+    top_p: 0.95,
+    top_k: 50,
+    repetition_penalty: 1.1,
+    seed: 7,
+    ..SamplingParams::GREEDY
+};
 
 #[test]
 fn greedy_completions_equal_transformers() {
@@ -122,8 +125,8 @@ fn shared_prompt_blocks_do_not_change_completions() {
     for length in [63usize, 64, 65, 150] {
         let ids: Vec<u32> = (0..length as u32).map(|i| i * 7 % 60).collect();
         let at: Vec<i64> = (0..length as i64).collect();
-        let prompt = Sequence { input_ids: &ids, position_ids: [&at, &at, &at], ..Sequence::default() };
-        let ask = |sampling, max, n| GenerationRequest { prompt, rope_delta: 0, ..case.request(sampling, max, n) };
+        let prompt = ModelInput { input_ids: ids, position_ids: [at.clone(), at.clone(), at], ..ModelInput::default() };
+        let ask = |sampling, max, n| GenerationRequest { prompt: (&prompt).into(), ..case.request(sampling, max, n) };
         let together = case.run(&device, vec![ask(SAMPLED, 70, 3), ask(SAMPLED, 3, 2)]);
         for c in &together[..3] {
             let sampling = SamplingParams { seed: SAMPLED.seed + c.index as u64, ..SAMPLED };

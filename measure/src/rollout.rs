@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_model::TokenId;
-use reel_model::batch::Sequence;
+use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 
@@ -30,16 +30,15 @@ pub struct RolloutShape {
 /// The engine fails, or a completion ends before its last token.
 pub fn time_rollout(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f64> {
     let (ids, at): (Vec<TokenId>, Vec<i64>) = (0..shape.context as u32).map(|i| ((i * 37) % 97, i64::from(i))).unzip();
+    let prompt = ModelInput { input_ids: ids, position_ids: [at.clone(), at.clone(), at], ..ModelInput::default() };
     let engine = Engine::new(model, cx)?;
     let request = GenerationRequest {
-        prompt: Sequence { input_ids: &ids, position_ids: [&at, &at, &at], ..Sequence::default() },
-        rope_delta: 0,
         sampling: SamplingParams { temperature: 1.0, ..SamplingParams::default() },
         max_new_tokens: shape.tokens,
-        min_new_tokens: 0,
         // No token ends a completion, so all rounds do the same work.
-        eos_token_ids: &[],
+        eos_token_ids: Vec::new(),
         stop_conditions: (0..shape.completions).map(|_| StopCondition::none()).collect(),
+        ..GenerationRequest::new(prompt)
     };
     let profile = cx.device().profiler();
     profile.set_work_part("prefill");

@@ -9,9 +9,11 @@ use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
 use reel_runtime::ops::{self, CuSeqlens};
 use reel_runtime::{Device, Tensor};
+use sha2::{Digest, Sha256};
 use twox_hash::xxhash3_128;
 
 use crate::TokenId;
+use crate::chunked_prompt::MediaHash;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::input::MediaFrames;
@@ -40,8 +42,8 @@ pub struct Sequence<'a> {
 
 /// All images of a sequence, or all its videos.
 #[derive(Clone, Copy)]
-struct MediaOfKind<'a> {
-    grids: &'a [GridThw],
+pub(crate) struct MediaOfKind<'a> {
+    pub(crate) grids: &'a [GridThw],
     values: &'a [f32],
     frames: &'a [FrameBuf],
     /// The object that holds `frames`, and the settings for cutting them into patches.
@@ -53,7 +55,7 @@ struct MediaOfKind<'a> {
 }
 
 impl<'a> Sequence<'a> {
-    fn media_kinds(&self, config: &ModelConfig) -> [MediaOfKind<'a>; 2] {
+    pub(crate) fn media_kinds(&self, config: &ModelConfig) -> [MediaOfKind<'a>; 2] {
         let (images, videos) = self.frames.map_or((&[][..], &[][..]), |f| (&f.images[..], &f.videos[..]));
         let kind = |grids, values: &'a [f32], frames, pad_id, name| {
             let frames: &[FrameBuf] = if values.is_empty() { frames } else { &[] };
@@ -101,6 +103,31 @@ impl MediaOfKind<'_> {
             return Err(ModelError::inputs(location, what, "give the token ids and the media of the same sequence"));
         }
         Ok(())
+    }
+
+    /// A collision-resistant hash of each image or video: its kind, grid and pixels. Items that are given as one array
+    /// of pixels in processor order have consecutive ranges of it.
+    pub(crate) fn item_hashes(&self, config: &ModelConfig) -> Vec<MediaHash> {
+        let (mut values, mut hashes) = (self.values, Vec::with_capacity(self.grids.len()));
+        for (i, grid) in self.grids.iter().enumerate() {
+            let mut hash = Sha256::new();
+            hash.update(self.name.as_bytes());
+            grid.iter().for_each(|side| hash.update((*side as u64).to_le_bytes()));
+            match self.frames.get(i) {
+                Some(f) => {
+                    [f.frames, f.height, f.width].iter().for_each(|n| hash.update((*n as u64).to_le_bytes()));
+                    hash.update(&f.data);
+                }
+                None => {
+                    let len = grid.iter().product::<usize>() * config.vision.patch_dim();
+                    let (own, rest) = values.split_at(len.min(values.len()));
+                    hash.update(bytemuck::cast_slice::<f32, u8>(own));
+                    values = rest;
+                }
+            }
+            hashes.push(hash.finalize().into());
+        }
+        hashes
     }
 
     /// The grid of each image or video in `frames`.
@@ -217,7 +244,7 @@ impl Batch {
     }
 }
 
-fn checked_id(id: TokenId, config: &ModelConfig, location: &str) -> Result<i32> {
+pub(crate) fn checked_id(id: TokenId, config: &ModelConfig, location: &str) -> Result<i32> {
     if (id as usize) < config.text.vocab_size {
         return Ok(id as i32);
     }
@@ -227,28 +254,18 @@ fn checked_id(id: TokenId, config: &ModelConfig, location: &str) -> Result<i32> 
 
 impl VisionInput {
     /// The media of all `sequences`; `None` if no sequence has an image or video.
-    fn new(
+    pub(crate) fn new(
         device: &Device,
         config: &ModelConfig,
         sequences: &[Sequence],
         location: &str,
     ) -> Result<Option<VisionInput>> {
-        let tokens = sequences.iter().map(|s| s.input_ids.len()).sum::<usize>();
-        let (mut vision_index, mut next) = (vec![-1; tokens], 0);
+        let mut vision_index = Vec::with_capacity(sequences.iter().map(|s| s.input_ids.len()).sum());
+        let mut next = 0;
         let mut all_kinds = Vec::with_capacity(sequences.len());
-        let mut start = 0;
         for s in sequences {
             let kinds = s.media_kinds(config);
-            for kind in &kinds {
-                let first = next;
-                let of_tokens = vision_index[start..].iter_mut().zip(s.input_ids);
-                for (index, _) in of_tokens.filter(|(_, id)| **id == kind.pad_id) {
-                    *index = next;
-                    next += 1;
-                }
-                kind.check(config, (next - first) as usize, &format!("{location}: {}", kind.name))?;
-            }
-            start += s.input_ids.len();
+            next = append_vision_indices(&mut vision_index, s, &kinds, next, config, location)?;
             all_kinds.push(kinds);
         }
         if next == 0 {
@@ -257,8 +274,39 @@ impl VisionInput {
         let as_values = all_kinds.iter().flatten().any(|kind| !kind.values.is_empty());
         let with_media = all_kinds.iter().filter(|kinds| kinds.iter().any(|kind| !kind.grids.is_empty()));
         let media = with_media.map(|kinds| SequenceMedia::new(device, kinds, as_values)).collect::<Result<_>>()?;
-        Ok(Some(VisionInput { vision_index: Tensor::from_i32(device, &[tokens], &vision_index)?, sequences: media }))
+        Ok(Some(VisionInput {
+            vision_index: Tensor::from_i32(device, &[vision_index.len()], &vision_index)?,
+            sequences: media,
+        }))
     }
+}
+
+/// Appends the index of the vision token that replaces the embedding of each token of `s`, or -1 for text. The vision
+/// tokens of the sequence are numbered from `first` on: those of all images, then those of all videos. Returns the
+/// number after the last one.
+///
+/// # Errors
+/// Pixels or pad tokens whose number does not match the grids.
+pub(crate) fn append_vision_indices(
+    to: &mut Vec<i32>,
+    s: &Sequence,
+    kinds: &[MediaOfKind],
+    first: i32,
+    config: &ModelConfig,
+    location: &str,
+) -> Result<i32> {
+    let start = to.len();
+    to.resize(start + s.input_ids.len(), -1);
+    let mut next = first;
+    for kind in kinds {
+        let first = next;
+        for (index, _) in to[start..].iter_mut().zip(s.input_ids).filter(|(_, id)| **id == kind.pad_id) {
+            *index = next;
+            next += 1;
+        }
+        kind.check(config, (next - first) as usize, &format!("{location}: {}", kind.name))?;
+    }
+    Ok(next)
 }
 
 impl SequenceMedia {

@@ -7,6 +7,7 @@
 
 pub mod batch;
 pub mod checkpoint;
+pub mod chunked_prompt;
 pub mod config;
 pub mod error;
 pub mod features;

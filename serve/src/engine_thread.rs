@@ -2,23 +2,19 @@
 //!
 //! ```text
 //! loop:
-//!     take new requests from the queue; if nothing runs and none waits, sleep until one comes
+//!     take new requests from the queue and give them to the batch; if nothing is to do, sleep until one comes
 //!     cancel requests whose channel is closed
-//!     while the first waiting request fits: prefill it
-//!     one decode step; send tokens and finished completions
+//!     one step of the batch; send tokens, finished completions and errors
 //! ```
-//!
-//! Waiting requests start in the order of their arrival. A request that does not fit yet lets no later one pass, so
-//! none waits forever.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use reel_engine::{
-    Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, SamplingParams, StopCondition, TokenEvent,
-    TokenText,
+    Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, SamplingParams, StepOutput, StopCondition,
+    TokenEvent, TokenText,
 };
 use reel_model::TokenId;
 use reel_model::input::ModelInput;
@@ -111,94 +107,81 @@ pub(crate) fn start(
 fn run(model: &ServedModel, text: &TokenText, limits: Limits, queue: &mpsc::Receiver<Job>) -> Result<(), EngineError> {
     let cx = Cx::inference(&model.device, model.dtype);
     let engine = Engine::new(&model.weights, &cx)?.max_slots(limits.batch);
-    let batch = engine.continuous_batch(limits.kv_bytes);
-    let waiting = VecDeque::new();
+    let batch = engine.continuous_batch(limits.kv_bytes)?;
     let eos_token_ids = model.folder.stop_token_ids();
-    let mut requests =
-        Requests { engine: &engine, limits, text, eos_token_ids, batch, waiting, running: BTreeMap::new(), next: 0 };
+    let mut requests = Requests { text, eos_token_ids, batch, running: BTreeMap::new(), next: 0 };
     while requests.take_new(queue) {
-        requests.cancel_abandoned();
-        requests.admit();
-        requests.step();
+        requests.cancel_abandoned()?;
+        requests.step()?;
     }
     Ok(())
 }
 
-/// A running request: its channel, and the number of completions that are not finished.
+/// A request that the batch has: its channel, and the number of completions that are not finished.
 struct Running {
     events: UnboundedSender<Event>,
     unfinished: usize,
 }
 
 struct Requests<'e> {
-    engine: &'e Engine<'e>,
-    limits: Limits,
     text: &'e TokenText,
     eos_token_ids: &'e [TokenId],
-    batch: ContinuousBatch<'e, 'e>,
-    waiting: VecDeque<Job>,
-    /// The running requests by the number that the batch knows them by.
+    batch: ContinuousBatch<'e, 'e, 'static>,
+    /// The requests by the number that the batch knows them by.
     running: BTreeMap<usize, Running>,
     next: usize,
 }
 
 impl Requests<'_> {
-    /// Takes all jobs that are in the queue. Waits for one if there is nothing else to do. Returns false once the queue
-    /// is closed and no request is left.
+    /// Gives all jobs that are in the queue to the batch. Waits for one if there is nothing else to do. Returns false
+    /// once the queue is closed and no request is left.
     fn take_new(&mut self, queue: &mpsc::Receiver<Job>) -> bool {
-        if self.running.is_empty() && self.waiting.is_empty() {
+        if self.running.is_empty() {
             match queue.recv() {
-                Ok(job) => self.waiting.push_back(job),
+                Ok(job) => self.add(job),
                 Err(mpsc::RecvError) => return false,
             }
         }
-        self.waiting.extend(queue.try_iter());
+        queue.try_iter().for_each(|job| self.add(job));
         true
     }
 
+    fn add(&mut self, job: Job) {
+        let (events, unfinished, number) = (job.events.clone(), job.n, self.next);
+        self.next += 1;
+        match self.batch.add(number, request(job, self.text, self.eos_token_ids)) {
+            Ok(()) => drop(self.running.insert(number, Running { events, unfinished })),
+            // A closed channel has no reader.
+            Err(e) => drop(events.send(Event::Failed(e))),
+        }
+    }
+
     /// Drops the requests whose channel is closed.
-    fn cancel_abandoned(&mut self) {
-        self.waiting.retain(|job| !job.events.is_closed());
+    fn cancel_abandoned(&mut self) -> Result<(), EngineError> {
         let abandoned = |(&request, running): (&usize, &Running)| running.events.is_closed().then_some(request);
         let abandoned: Vec<usize> = self.running.iter().filter_map(abandoned).collect();
-        for request in abandoned {
+        abandoned.into_iter().try_for_each(|request| {
             self.running.remove(&request);
-            if let Err(e) = self.batch.cancel(request) {
-                return self.fail_running(e);
-            }
-        }
+            self.batch.cancel(request)
+        })
     }
 
-    /// Prefills waiting requests as long as the first of them fits.
-    fn admit(&mut self) {
-        while let Some(job) = self.waiting.front() {
-            if !self.batch.has_room_for(&request(job, self.text, self.eos_token_ids)) {
-                return;
-            }
-            let Some(job) = self.waiting.pop_front() else { return };
-            let (events, number) = (job.events.clone(), self.next);
-            self.next += 1;
-            let request = request(&job, self.text, self.eos_token_ids);
-            let added = self.batch.add(number, request, &mut |token| send_token(&events, token));
-            match added {
-                Ok(()) => drop(self.running.insert(number, Running { events, unfinished: job.n })),
-                Err(e) => drop(events.send(Event::Failed(e))),
-            }
-        }
-    }
-
-    /// Does one decode step for all running requests.
-    fn step(&mut self) {
+    /// Does one step for all requests. An error is one of the device: the server ends.
+    fn step(&mut self) -> Result<(), EngineError> {
         let running = &self.running;
         let mut on_token = |token: TokenEvent| {
             if let Some(running) = running.get(&token.request) {
                 send_token(&running.events, token);
             }
         };
-        match self.batch.step(&mut on_token) {
-            Ok(finished) => finished.into_iter().for_each(|completion| self.finish(completion)),
-            Err(e) => self.fail_running(e),
+        let StepOutput { completions, failed } = self.batch.step(&mut on_token)?;
+        completions.into_iter().for_each(|completion| self.finish(completion));
+        for (request, e) in failed {
+            if let Some(running) = self.running.remove(&request) {
+                let _ = running.events.send(Event::Failed(e));
+            }
         }
+        Ok(())
     }
 
     fn finish(&mut self, completion: Completion) {
@@ -211,32 +194,20 @@ impl Requests<'_> {
             self.running.remove(&number);
         }
     }
-
-    /// Answers all running requests with an error, and starts with an empty batch. A step fails for all sequences.
-    fn fail_running(&mut self, e: EngineError) {
-        let message = e.to_string();
-        for running in std::mem::take(&mut self.running).into_values() {
-            let copy = EngineError::Request(reel_diagnostic::Diagnostic::new("engine", message.clone(), "try again"));
-            let _ = running.events.send(Event::Failed(copy));
-        }
-        self.batch = self.engine.continuous_batch(self.limits.kv_bytes);
-    }
 }
 
 /// The engine's form of a request. `text` decodes tokens to find stop strings.
-fn request<'a>(job: &'a Job, text: &TokenText, eos_token_ids: &'a [TokenId]) -> GenerationRequest<'a> {
+fn request(job: Job, text: &TokenText, eos_token_ids: &[TokenId]) -> GenerationRequest<'static> {
     let stop = || match &job.stop[..] {
         [] => StopCondition::none(),
         strings => StopCondition::with_strings(strings, Box::new(text.clone())),
     };
     GenerationRequest {
-        prompt: job.prompt.sequence(),
-        rope_delta: job.prompt.rope_delta,
         sampling: job.sampling,
         max_new_tokens: job.max_new_tokens,
-        eos_token_ids,
-        min_new_tokens: 0,
+        eos_token_ids: eos_token_ids.to_vec(),
         stop_conditions: (0..job.n).map(|_| stop()).collect(),
+        ..GenerationRequest::new(job.prompt)
     }
 }
 

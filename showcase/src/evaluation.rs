@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
+use reel_engine::{Engine, GenerationRequest};
 use reel_media::profile::MediaOverrides;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::input::ModelInput;
@@ -144,13 +144,9 @@ impl ClipEvaluation {
             let mut answers = Vec::new();
             for questions in questions.chunks(BATCH) {
                 let requests = questions.iter().map(|q| GenerationRequest {
-                    prompt: q.sequence(),
-                    rope_delta: q.rope_delta,
-                    sampling: SamplingParams::default(),
                     max_new_tokens: MAX_ANSWER_TOKENS,
-                    eos_token_ids: self.bundle.stop_token_ids(),
-                    min_new_tokens: 0,
-                    stop_conditions: vec![StopCondition::none()],
+                    eos_token_ids: self.bundle.stop_token_ids().to_vec(),
+                    ..GenerationRequest::new(q)
                 });
                 let (completions, _) = engine.generate(requests.collect(), |_| {})?;
                 answers.extend(completions.iter().map(|c| self.bundle.tokenizer.decode(&c.ids, true)));

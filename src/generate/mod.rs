@@ -90,17 +90,18 @@ impl SamplingFlags {
         })
     }
 
-    /// The sampling parameters: flags win over a request body, which wins over generation_config.json.
-    fn sampling_params(&self, body: &RequestSettings, config: &GenerationConfig, seed: Option<u64>) -> SamplingParams {
-        let settings = RequestSettings {
+    /// The settings of a generation: flags win over a request body. `seed` is that of `--seed`.
+    fn settings(&self, body: &RequestSettings, seed: Option<u64>) -> RequestSettings {
+        RequestSettings {
             temperature: self.temperature.or(body.temperature),
             top_p: self.top_p.or(body.top_p),
             top_k: self.top_k.or(body.top_k),
             repetition_penalty: self.repetition_penalty.or(body.repetition_penalty),
             seed: seed.or(body.seed),
-            ..RequestSettings::default()
-        };
-        SamplingParams::from_settings(&settings, config)
+            max_new_tokens: self.max_new_tokens.or(body.max_new_tokens),
+            stop: if self.stop.is_empty() { body.stop.clone() } else { self.stop.clone() },
+            ..body.clone()
+        }
     }
 }
 

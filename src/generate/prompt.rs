@@ -3,11 +3,10 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use reel_engine::{
-    Completion, CompletionStream, Engine, GenerationRequest, SamplingParams, StopCondition, TokenText, completion_text,
-};
+use reel_engine::{Completion, CompletionStream, Engine, GenerationRequest, TokenLogProbs, TokenText, completion_text};
 use reel_measure::trace;
 use reel_model::input::encode::ModelFolder;
+use reel_model::input::request::RequestSettings;
 use reel_model::input::tokenizer::StreamingDecoder;
 use serde::Serialize;
 use serde_json::json;
@@ -19,16 +18,8 @@ use crate::model::LoadedModel;
 use crate::prompt::EncodedPrompt;
 use crate::{interrupt, output};
 
-/// How the completions of a prompt are generated: flags win over a request body, which wins over
-/// generation_config.json.
-struct GenerationSettings {
-    params: SamplingParams,
-    max_new_tokens: usize,
-    /// Number of completions.
-    n: usize,
-    /// Strings that end a completion.
-    stop: Vec<String>,
-}
+/// The number of tokens of an answer if no option says it.
+const MAX_NEW_TOKENS: usize = 1024;
 
 /// Seconds of each stage of a generation, and its throughput.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -46,8 +37,10 @@ impl GenerateArgs {
     pub(super) fn run_prompt(&self, common: &CommonOptions) -> Result<()> {
         let (base, adapter) = self.model.base_model_and_adapter_folder()?;
         let prompt = self.messages.encode_messages_or_question(&self.question, &base, adapter.as_deref(), common)?;
-        let settings = self.settings(&prompt, common);
-        refuse_completion_count(settings.n)?;
+        let settings = self.sampling.settings(&prompt.settings, common.seed);
+        let n = self.n.or(settings.n).unwrap_or(1);
+        refuse_completion_count(n)?;
+        let settings = RequestSettings { n: Some(n), ..settings };
         let (tokens, positions) = (prompt.tokens.len(), prompt.bundle.config.text.max_position_embeddings);
         if tokens > positions {
             let what = format!("has {tokens} tokens, more than the model's {positions} positions");
@@ -58,7 +51,7 @@ impl GenerateArgs {
             ));
         }
         let model = LoadedModel::open_with_adapter(&prompt.folder, adapter.as_deref(), &prompt.bundle.config, common)?;
-        let mut printer = Printer::new(&prompt.bundle, &settings.stop, settings.n == 1 && !common.json);
+        let mut printer = Printer::new(&prompt.bundle, &settings.stop, n == 1 && !common.json);
         let (completions, timing) = complete(&prompt, &model, &settings, |id| printer.push(id))?;
         printer.finish()?;
         let texts: Vec<String> =
@@ -66,7 +59,7 @@ impl GenerateArgs {
         if common.json {
             return print_completions_as_json(&prompt, &completions, &texts, timing);
         }
-        if settings.n > 1 {
+        if n > 1 {
             for (i, text) in texts.iter().enumerate() {
                 output::print_line(format!("[{}] {text}", i + 1))?;
             }
@@ -85,38 +78,18 @@ impl GenerateArgs {
         }
         Ok(())
     }
-
-    fn settings(&self, prompt: &EncodedPrompt, common: &CommonOptions) -> GenerationSettings {
-        let (flags, body) = (&self.sampling, &prompt.settings);
-        GenerationSettings {
-            params: flags.sampling_params(body, &prompt.bundle.generation, common.seed),
-            max_new_tokens: flags.max_new_tokens.or(body.max_new_tokens).unwrap_or(1024),
-            n: self.n.or(body.n).unwrap_or(1),
-            stop: if flags.stop.is_empty() { body.stop.clone() } else { flags.stop.clone() },
-        }
-    }
 }
 
 /// Generates the completions; calls `on_token` with each token id as it is sampled.
 fn complete(
     prompt: &EncodedPrompt,
     model: &LoadedModel,
-    settings: &GenerationSettings,
+    settings: &RequestSettings,
     mut on_token: impl FnMut(u32),
 ) -> Result<(Vec<Completion>, Timing)> {
-    let stop = || match &settings.stop[..] {
-        [] => StopCondition::none(),
-        strings => StopCondition::with_strings(strings, Box::new(TokenText::new(&prompt.bundle))),
-    };
-    let request = GenerationRequest {
-        prompt: prompt.tokens.sequence(),
-        rope_delta: prompt.tokens.rope_delta,
-        sampling: settings.params,
-        max_new_tokens: settings.max_new_tokens,
-        eos_token_ids: prompt.bundle.stop_token_ids(),
-        min_new_tokens: 0,
-        stop_conditions: (0..settings.n).map(|_| stop()).collect(),
-    };
+    let (bundle, text) = (&prompt.bundle, TokenText::new(&prompt.bundle));
+    let (config, eos) = (&bundle.generation, bundle.stop_token_ids());
+    let request = GenerationRequest::from_settings(&prompt.tokens, settings, config, eos, MAX_NEW_TOKENS, &text);
     let flag = interrupt::stop_flag();
     let engine = Engine::new(&model.weights, &model.cx)?.interrupt_flag(&flag);
     let begun = Instant::now();
@@ -150,10 +123,15 @@ fn print_completions_as_json(
     timing: Timing,
 ) -> Result<()> {
     let result = |(c, text): (&Completion, &String)| {
-        json!({
+        let mut result = json!({
             "text": text, "token_ids": c.ids, "prompt_tokens": prompt.tokens.len(),
             "finish_reason": c.finish_reason.openai_name(), "timing": timing,
-        })
+        });
+        if prompt.settings.top_log_probs.is_some() {
+            let of_token = |t: &TokenLogProbs| json!({"logprob": t.log_prob, "top_logprobs": t.top});
+            result["logprobs"] = c.token_log_probs.iter().map(of_token).collect();
+        }
+        result
     };
     let results: Vec<_> = completions.iter().zip(texts).map(result).collect();
     match &results[..] {

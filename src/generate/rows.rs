@@ -119,7 +119,10 @@ impl GenerateArgs {
         let access = self.messages.media_access(media_root);
         let media = self.messages.media_options(adapter.unwrap_or(&folder), access, !common.quiet, common)?;
         let sampling = SamplingSettings {
-            params: self.sampling.sampling_params(&RequestSettings::default(), &bundle.generation, common.seed),
+            params: SamplingParams::from_settings(
+                &self.sampling.settings(&RequestSettings::default(), common.seed),
+                &bundle.generation,
+            ),
             max_new_tokens: self.sampling.max_new_tokens.unwrap_or(1024),
             n: self.n.unwrap_or(1),
             stop: self.sampling.stop.clone(),

@@ -7,12 +7,12 @@ mod table;
 
 use anyhow::Result;
 use clap::{ArgMatches, Args, Subcommand};
-use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
+use reel_engine::{Engine, GenerationRequest, StopCondition};
 use reel_measure::machine::MachineSpec;
-use reel_model::batch::Sequence;
 use reel_model::checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::init::{init_without_weights, preset_config};
+use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::{Cx, DType, Device, Kernels};
@@ -356,21 +356,17 @@ fn generate_on(
     let patches: usize = shape.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
     let mut ids = vec![0; shape.tokens];
     ids[..patches / config.vision.patches_per_vision_token()].fill(config.tokens.video);
-    let (positions, frames) = (vec![0; shape.tokens], shape.black_videos(config));
+    let prompt = ModelInput {
+        input_ids: ids,
+        position_ids: std::array::from_fn(|_| vec![0; shape.tokens]),
+        frames: shape.black_videos(config),
+        video_grid_thw: shape.video_grid_thw.clone(),
+        ..ModelInput::default()
+    };
     let request = GenerationRequest {
-        prompt: Sequence {
-            input_ids: &ids,
-            position_ids: [&positions; 3],
-            frames: Some(&frames),
-            video_grid_thw: &shape.video_grid_thw,
-            ..Sequence::default()
-        },
-        rope_delta: 0,
-        sampling: SamplingParams::default(),
         max_new_tokens: new,
-        eos_token_ids: &[],
-        min_new_tokens: 0,
         stop_conditions: (0..n).map(|_| StopCondition::none()).collect(),
+        ..GenerationRequest::new(prompt)
     };
     Engine::new(weights, &Cx::inference(device, dtype))?.generate(vec![request], |_| {})?;
     Ok(())

@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::TokenId;
 use crate::error::{ModelError, Result};
 
 /// Maximum number of completions of one request.
@@ -28,6 +29,12 @@ pub struct RequestSettings {
     pub top_p: Option<f32>,
     /// The number of most likely tokens that are sampled from; 0 means all tokens.
     pub top_k: Option<u32>,
+    /// The least probability of a token that is sampled from, as a share of the most likely token's; 0 means all.
+    pub min_p: Option<f32>,
+    /// Subtracted from the logits of tokens that occur in the completion.
+    pub presence_penalty: Option<f32>,
+    /// Subtracted from a token's logit once for each time that it occurs in the completion.
+    pub frequency_penalty: Option<f32>,
     /// Lowers the logits of tokens that have already occurred; 1 means no penalty.
     pub repetition_penalty: Option<f32>,
     /// Maximum number of tokens to generate: the field `max_completion_tokens`, else `max_tokens`.
@@ -38,7 +45,23 @@ pub struct RequestSettings {
     pub seed: Option<u64>,
     /// Strings that end a completion.
     pub stop: Vec<String>,
+    /// Further token ids that end a completion.
+    pub stop_token_ids: Vec<TokenId>,
+    /// Whether end-of-sequence tokens do not end a completion.
+    pub ignore_eos: bool,
+    /// Minimum number of tokens of a completion before a token may end it: the field `min_tokens`.
+    pub min_new_tokens: usize,
+    /// Numbers that are added to the logits of tokens.
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// With a number, the answer has the log-probability of each token and this many of the most likely tokens: the
+    /// fields `logprobs` and `top_logprobs`.
+    pub top_log_probs: Option<usize>,
+    /// Requests with a lower number come first.
+    pub priority: i32,
 }
+
+/// Maximum of the field `top_logprobs`, as in OpenAI's API.
+pub const MAX_TOP_LOG_PROBS: u64 = 20;
 
 impl ChatRequest {
     /// Parses the bytes of a messages file. `location` names it in error messages.
@@ -80,6 +103,7 @@ impl RequestSettings {
                 number.ok_or_else(|| wrong(range))
             };
             let whole = || value.as_u64().ok_or_else(|| wrong("a whole number that is not negative"));
+            let truth = || value.as_bool().ok_or_else(|| wrong("true or false"));
             let count = || whole().and_then(|n| usize::try_from(n).map_err(|_| wrong("a smaller number")));
             match name.as_str() {
                 "temperature" => settings.temperature = Some(real("a number that is 0 or more", |x| x >= 0.0)?),
@@ -90,6 +114,9 @@ impl RequestSettings {
                     settings.top_k =
                         Some(whole().and_then(|k| u32::try_from(k).map_err(|_| wrong("a smaller number")))?);
                 }
+                "min_p" => settings.min_p = Some(real("a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?),
+                "presence_penalty" => settings.presence_penalty = Some(real(PENALTY, is_penalty)?),
+                "frequency_penalty" => settings.frequency_penalty = Some(real(PENALTY, is_penalty)?),
                 "repetition_penalty" => settings.repetition_penalty = Some(real("a number above 0", |x| x > 0.0)?),
                 // max_completion_tokens replaces the older name max_tokens.
                 "max_completion_tokens" => settings.max_new_tokens = Some(count()?),
@@ -105,6 +132,26 @@ impl RequestSettings {
                 "stop" => {
                     settings.stop =
                         stop_strings(value).ok_or_else(|| wrong("a text or a list of texts, none of them empty"))?
+                }
+                "stop_token_ids" => {
+                    settings.stop_token_ids = token_ids(value).ok_or_else(|| wrong("a list of token ids"))?
+                }
+                "ignore_eos" => settings.ignore_eos = truth()?,
+                "min_tokens" => settings.min_new_tokens = count()?,
+                "logit_bias" => {
+                    let help = "an object that maps token ids to numbers from -100 to 100";
+                    settings.logit_bias = logit_bias(value).ok_or_else(|| wrong(help))?
+                }
+                "logprobs" if truth()? => settings.top_log_probs = Some(top_log_probs(location, body)?),
+                "logprobs" => {}
+                "top_logprobs" if value.as_u64() == Some(0) || body.get("logprobs") == Some(&Value::Bool(true)) => {}
+                "top_logprobs" => {
+                    let help = "set logprobs to true, or remove it";
+                    return Err(ModelError::messages(format!("{location}: {name}"), "needs logprobs", help));
+                }
+                "priority" => {
+                    let priority = value.as_i64().and_then(|n| i32::try_from(n).ok());
+                    settings.priority = priority.ok_or_else(|| wrong("a whole number"))?;
                 }
                 // These fields do not change the answer. The field `model` is ignored: --model names the model.
                 "model" | "stream" | "stream_options" | "user" | "metadata" | "store" | "service_tier" => {}
@@ -127,13 +174,43 @@ fn stop_strings(value: &Value) -> Option<Vec<String>> {
     }
 }
 
+/// What the two penalties of OpenAI's API may be.
+const PENALTY: &str = "a number from -2 to 2";
+
+fn is_penalty(x: f32) -> bool {
+    (-2.0..=2.0).contains(&x)
+}
+
+fn token_ids(value: &Value) -> Option<Vec<TokenId>> {
+    let id = |value: &Value| value.as_u64().and_then(|id| TokenId::try_from(id).ok());
+    value.as_array()?.iter().map(id).collect()
+}
+
+/// OpenAI's form: an object whose keys are token ids as texts.
+fn logit_bias(value: &Value) -> Option<Vec<(TokenId, f32)>> {
+    let bias = |(id, bias): (&String, &Value)| {
+        let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias))?;
+        Some((id.parse().ok()?, bias as f32))
+    };
+    value.as_object()?.iter().map(bias).collect()
+}
+
+/// The field `top_logprobs`; 0 if the request has none.
+fn top_log_probs(location: &str, body: &Map<String, Value>) -> Result<usize> {
+    match body.get("top_logprobs") {
+        None | Some(Value::Null) => Ok(0),
+        Some(value) => value.as_u64().filter(|&n| n <= MAX_TOP_LOG_PROBS).map(|n| n as usize).ok_or_else(|| {
+            let help = format!("give 0 to {MAX_TOP_LOG_PROBS}");
+            ModelError::messages(format!("{location}: top_logprobs"), format!("is {value}"), help)
+        }),
+    }
+}
+
 /// Returns true if the field has its default value, so that it does not change the answer.
 fn has_no_effect(name: &str, value: &Value) -> bool {
     match name {
-        "presence_penalty" | "frequency_penalty" | "min_p" | "min_tokens" => value.as_f64() == Some(0.0),
-        "logprobs" | "echo" | "ignore_eos" => *value == Value::Bool(false),
-        "tools" | "functions" | "stop_token_ids" => value.as_array().is_some_and(Vec::is_empty),
-        "logit_bias" => value.as_object().is_some_and(Map::is_empty),
+        "echo" => *value == Value::Bool(false),
+        "tools" | "functions" => value.as_array().is_some_and(Vec::is_empty),
         "tool_choice" => value == "none" || value == "auto",
         "response_format" => value["type"] == "text",
         _ => false,
@@ -155,7 +232,8 @@ mod tests {
         let body = json!({
             "model": "gpt-4o", "messages": [{"role": "user", "content": "x"}], "temperature": 0.5, "top_p": 0.9, "top_k": -1,
             "max_tokens": 7, "max_completion_tokens": 5, "n": 2, "stop": "END", "seed": 3, "stream": true, "tools": [],
-            "presence_penalty": 0, "logprobs": null,
+            "presence_penalty": 0.5, "frequency_penalty": -1, "min_p": 0.1, "logprobs": true, "top_logprobs": 4,
+            "logit_bias": {"7": -100, "8": 1.5}, "stop_token_ids": [3], "ignore_eos": true, "min_tokens": 2, "priority": -1,
         });
         let request = read(&body.to_string()).unwrap();
         assert_eq!(request.messages, body["messages"]);
@@ -163,11 +241,20 @@ mod tests {
             temperature: Some(0.5),
             top_p: Some(0.9),
             top_k: Some(0),
+            min_p: Some(0.1),
+            presence_penalty: Some(0.5),
+            frequency_penalty: Some(-1.0),
             repetition_penalty: None,
             max_new_tokens: Some(5),
             n: Some(2),
             seed: Some(3),
             stop: vec!["END".into()],
+            stop_token_ids: vec![3],
+            ignore_eos: true,
+            min_new_tokens: 2,
+            logit_bias: vec![(7, -100.0), (8, 1.5)],
+            top_log_probs: Some(4),
+            priority: -1,
         };
         assert_eq!(request.settings, wanted);
         let list = read("[{\"role\": \"user\", \"content\": \"x\"}]").unwrap();
@@ -178,7 +265,16 @@ mod tests {
     fn unknown_and_wrong_fields_are_refused_by_name() {
         for (field, value) in [
             ("tools", json!([{"type": "function"}])),
-            ("presence_penalty", json!(0.5)),
+            ("presence_penalty", json!(2.5)),
+            ("frequency_penalty", json!("high")),
+            ("min_p", json!(-0.1)),
+            ("logit_bias", json!({"x": 1})),
+            ("logit_bias", json!({"1": 101})),
+            ("stop_token_ids", json!([-1])),
+            ("min_tokens", json!(-1)),
+            ("ignore_eos", json!(1)),
+            ("top_logprobs", json!(3)),
+            ("priority", json!(0.5)),
             ("temprature", json!(1)),
             ("temperature", json!("hot")),
             ("n", json!(-1)),
@@ -192,7 +288,7 @@ mod tests {
             ("stop", json!("")),
             ("stop", json!(["a", ""])),
             ("stop", json!([1])),
-            ("logprobs", json!(true)),
+            ("logprobs", json!(3)),
             ("response_format", json!({"type": "json_object"})),
         ] {
             let mut body = json!({"messages": []});

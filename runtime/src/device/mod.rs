@@ -287,6 +287,12 @@ impl Device {
         self.0.backend.kernels()
     }
 
+    /// Whether a row of a matrix product has the same bits whatever the number of rows. On a GPU, cuBLASLt chooses its
+    /// algorithm by that number.
+    pub fn has_batch_invariant_products(&self) -> bool {
+        self.kernels() == Kernels::Cpu || self.is_simulated()
+    }
+
     /// The compute capability of the GPU that runs, simulates or plans launches, for example 90; 0 for the CPU.
     pub fn compute_capability(&self) -> u32 {
         self.0.backend.compute_capability()

@@ -1,13 +1,13 @@
 //! The loop of a prediction run: adds the prompts of rows to the running batch and writes a line for each finished row.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use reel_engine::{
-    Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, SamplingParams, StopCondition, TokenText,
-    completion_text,
+    Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, SamplingParams, StepOutput, StopCondition,
+    TokenText, completion_text,
 };
 use reel_model::input::ModelInput;
 use serde::Serialize;
@@ -125,11 +125,11 @@ impl PredictionRun<'_> {
     fn generate_rows(&self, file: &mut PredictionFile, begun: Instant) -> Result<u64> {
         let mut rows = RowsInProgress {
             run: self,
-            batch: self.engine.continuous_batch(self.max_kv_bytes),
+            batch: self.engine.continuous_batch(self.max_kv_bytes)?,
             ahead: self.prefetcher(file.lines()),
             next: file.lines(),
-            held: None,
-            waits_for_idle_batch: false,
+            held: VecDeque::new(),
+            alone: None,
             unfinished: BTreeMap::new(),
             stop_strings: (!self.sampling.stop.is_empty()).then(|| TokenText::new(self.prompts.bundle())),
             tokens: 0,
@@ -137,7 +137,7 @@ impl PredictionRun<'_> {
         let all = self.prompts.row_count();
         let progress = Progress::rows(self.quiet, all as u64, file.lines() as u64);
         let mut result = Ok(());
-        while result.is_ok() && (rows.next < all || !rows.unfinished.is_empty()) {
+        while result.is_ok() && (rows.next < all || !rows.unfinished.is_empty() || !rows.held.is_empty()) {
             result = rows.advance(file);
             let rate = rows.tokens as f64 / begun.elapsed().as_secs_f64().max(1e-9);
             progress.show_rows(file.lines() as u64, rate, file.errors().0);
@@ -154,32 +154,25 @@ impl PredictionRun<'_> {
         Prefetcher::new(self.prompts.clone(), order, &BTreeSet::new(), positions, threads, 2 * threads + 2)
     }
 
-    fn request<'p>(
-        &'p self,
-        prompt: &'p ModelInput,
-        row: usize,
-        stop_strings: Option<&TokenText>,
-    ) -> GenerationRequest<'p> {
-        let SamplingSettings { params, max_new_tokens, n, stop } = &self.sampling;
-        let stop_condition = || match stop_strings {
+    fn request(&self, prompt: Arc<ModelInput>, row: usize, stop: Option<&TokenText>) -> GenerationRequest<'static> {
+        let SamplingSettings { params, max_new_tokens, n, stop: strings } = &self.sampling;
+        let stop_condition = || match stop {
             None => StopCondition::none(),
-            Some(text) => StopCondition::with_strings(stop, Box::new(text.clone())),
+            Some(text) => StopCondition::with_strings(strings, Box::new(text.clone())),
         };
         GenerationRequest {
-            prompt: prompt.sequence(),
-            rope_delta: prompt.rope_delta,
             sampling: SamplingParams { seed: self.prompts.seed(row), ..*params },
             max_new_tokens: *max_new_tokens,
-            eos_token_ids: self.prompts.bundle().stop_token_ids(),
-            min_new_tokens: 0,
+            eos_token_ids: self.prompts.bundle().stop_token_ids().to_vec(),
             stop_conditions: (0..*n).map(|_| stop_condition()).collect(),
+            ..GenerationRequest::new(prompt)
         }
     }
 }
 
 /// A row whose completions are not all finished.
 struct UnfinishedRow {
-    prompt_tokens: usize,
+    prompt: Arc<ModelInput>,
     completions: Vec<Completion>,
 }
 
@@ -187,15 +180,14 @@ struct UnfinishedRow {
 /// batch, or some of their completions are not finished.
 struct RowsInProgress<'r, 'a> {
     run: &'r PredictionRun<'a>,
-    batch: ContinuousBatch<'r, 'a>,
+    batch: ContinuousBatch<'r, 'a, 'static>,
     ahead: Prefetcher<RowPrompts>,
     /// The next row to add to the batch.
     next: usize,
-    /// The prompt of row `next`, if the prompt is ready but the batch has no room for it.
-    held: Option<ModelInput>,
-    /// Whether the prompt in `held` did not fit into memory beside the running sequences. The prompt is then added when
-    /// no sequence is running.
-    waits_for_idle_batch: bool,
+    /// Rows that did not fit into memory beside others. Each is computed again alone.
+    held: VecDeque<(usize, Arc<ModelInput>)>,
+    /// The row that is computed alone now.
+    alone: Option<usize>,
     unfinished: BTreeMap<usize, UnfinishedRow>,
     /// Decodes tokens to find stop strings; `None` without stop strings.
     stop_strings: Option<TokenText>,
@@ -203,88 +195,82 @@ struct RowsInProgress<'r, 'a> {
 }
 
 impl RowsInProgress<'_, '_> {
-    /// Adds rows to the batch and does one decode step.
+    /// Adds rows to the batch and does one step.
     fn advance(&mut self, file: &mut PredictionFile) -> Result<()> {
         crate::run::error_if_stopped(self.run.stop)?;
         self.add_rows_while_there_is_room(file)?;
-        for completion in self.batch.step(&mut |_| {})? {
-            self.finish_completion(completion, file)?;
+        let StepOutput { completions, failed } = self.batch.step(&mut |_| {})?;
+        for (row, e) in failed {
+            self.fail_running_row(row, e, file)?;
         }
-        Ok(())
+        completions.into_iter().try_for_each(|completion| self.finish_completion(completion, file))
     }
 
     /// Adds rows to the batch. Waits for the media of a row only if the batch has nothing else to do.
     fn add_rows_while_there_is_room(&mut self, file: &mut PredictionFile) -> Result<()> {
-        while self.next < self.run.prompts.row_count() && self.batch.has_free_slot() {
-            if self.waits_for_idle_batch && !self.batch.is_idle() {
-                return Ok(());
-            }
-            self.waits_for_idle_batch = false;
+        if self.alone.is_some() {
+            return Ok(());
+        }
+        if self.batch.is_idle()
+            && let Some((row, prompt)) = self.held.pop_front()
+        {
+            self.alone = Some(row);
+            return self.add_row(row, prompt, file);
+        }
+        while self.held.is_empty() && self.next < self.run.prompts.row_count() && self.batch.has_free_slot() {
             let patience = if self.batch.is_idle() { PATIENCE } else { Duration::ZERO };
-            let prompt = match self.held.take() {
-                Some(prompt) => Ok(prompt),
-                None => match self.ahead.get_within(self.next as u64, patience) {
-                    Some(prompt) => prompt,
-                    None => return Ok(()),
-                },
-            };
+            let Some(prompt) = self.ahead.get_within(self.next as u64, patience) else { return Ok(()) };
+            let row = self.next;
             match prompt {
-                Ok(prompt) => {
-                    if !self.add_row(prompt, file)? {
-                        return Ok(());
-                    }
-                }
-                Err(e) if is_row_error(&e) => self.fail_row(e, file)?,
+                Ok(prompt) => self.add_row(row, Arc::new(prompt), file)?,
+                Err(e) if is_row_error(&e) => self.fail_row(row, e, file)?,
                 Err(e) => return Err(e),
             }
+            self.next += 1;
         }
         Ok(())
     }
 
-    /// Adds the next row to the batch, or writes a line with its error. If the batch has no room yet, keeps the prompt
-    /// in `held` and returns false.
-    fn add_row(&mut self, prompt: ModelInput, file: &mut PredictionFile) -> Result<bool> {
-        let (row, was_idle) = (self.next, self.batch.is_idle());
-        let request = self.run.request(&prompt, row, self.stop_strings.as_ref());
-        if !self.batch.has_room_for(&request) {
-            self.held = Some(prompt);
-            return Ok(false);
-        }
-        match self.batch.add(row, request, &mut |_| {}) {
+    /// Adds a row to the batch, or writes a line with its error.
+    fn add_row(&mut self, row: usize, prompt: Arc<ModelInput>, file: &mut PredictionFile) -> Result<()> {
+        let request = self.run.request(prompt.clone(), row, self.stop_strings.as_ref());
+        match self.batch.add(row, request) {
             Ok(()) => {
-                let unfinished = UnfinishedRow { prompt_tokens: prompt.len(), completions: Vec::new() };
-                self.unfinished.insert(row, unfinished);
-                self.next += 1;
-                Ok(true)
-            }
-            Err(e) if e.is_out_of_memory() && !was_idle => {
-                (self.held, self.waits_for_idle_batch) = (Some(prompt), true);
-                Ok(false)
-            }
-            Err(e) if e.is_out_of_memory() => {
-                let what = format!("does not fit into memory ({e})");
-                let help = "give fewer frames or pixels, or lower --n or --max-new-tokens";
-                self.fail_row(TrainError::row(self.run.prompts.location(row).0, what, help), file)?;
-                Ok(true)
+                self.unfinished.insert(row, UnfinishedRow { prompt, completions: Vec::new() });
+                Ok(())
             }
             Err(EngineError::Request(fault)) => {
-                self.fail_row(TrainError::Row(fault.at(self.run.prompts.location(row).0)), file)?;
-                Ok(true)
+                self.fail_row(row, TrainError::Row(fault.at(self.run.prompts.location(row).0)), file)
             }
             Err(e) => Err(e.into()),
         }
     }
 
-    /// Writes a line with `error` for the next row, which cannot be used. With `strict`, returns the error instead.
-    fn fail_row(&mut self, error: TrainError, file: &mut PredictionFile) -> Result<()> {
+    /// Accepts the error of a row that the batch has dropped. A row that does not fit into memory beside others is
+    /// computed again alone.
+    fn fail_running_row(&mut self, row: usize, e: EngineError, file: &mut PredictionFile) -> Result<()> {
+        let Some(unfinished) = self.unfinished.remove(&row) else { return Ok(()) };
+        if !e.is_out_of_memory() {
+            return Err(e.into());
+        }
+        if self.alone != Some(row) {
+            self.held.push_back((row, unfinished.prompt));
+            return Ok(());
+        }
+        self.alone = None;
+        let what = format!("does not fit into memory ({e})");
+        let help = "give fewer frames or pixels, or lower --n or --max-new-tokens";
+        self.fail_row(row, TrainError::row(self.run.prompts.location(row).0, what, help), file)
+    }
+
+    /// Writes a line with `error` for a row that cannot be used. With `strict`, returns the error instead.
+    fn fail_row(&self, row: usize, error: TrainError, file: &mut PredictionFile) -> Result<()> {
         if self.run.strict {
             return Err(error);
         }
         let text = error.to_string();
-        let line = error_line(self.run.prompts.columns(self.next), &text);
-        file.put(self.next, line, Some(text))?;
-        self.next += 1;
-        Ok(())
+        let line = error_line(self.run.prompts.columns(row), &text);
+        file.put(row, line, Some(text)).map(drop)
     }
 
     /// Accepts a finished completion. Writes the line of its row if all completions of the row are then finished.
@@ -297,14 +283,14 @@ impl RowsInProgress<'_, '_> {
         if unfinished.completions.len() < *n {
             return Ok(());
         }
-        let Some(UnfinishedRow { prompt_tokens, mut completions }) = self.unfinished.remove(&row) else {
-            return Ok(());
-        };
+        let Some(UnfinishedRow { prompt, mut completions }) = self.unfinished.remove(&row) else { return Ok(()) };
+        self.alone = self.alone.filter(|&alone| alone != row);
         completions.sort_by_key(|completion| completion.index);
         let prompts = &self.run.prompts;
         let text = |c: &Completion| completion_text(&prompts.bundle().tokenizer, &c.ids, stop);
         let texts = completions.iter().map(text).collect();
-        let result = RowResult { completions: &completions, texts, prompt_tokens, seed: prompts.seed(row) };
+        let result =
+            RowResult { completions: &completions, texts, prompt_tokens: prompt.len(), seed: prompts.seed(row) };
         file.put(row, prediction_line(prompts.columns(row), &result), None).map(drop)
     }
 }

@@ -101,22 +101,21 @@ impl<'a> CompletionSampler<'a> {
         self.engine.release_memory();
     }
 
-    fn request<'b>(&'b self, tokens: &'b ModelInput, completions: usize, seed: u64) -> GenerationRequest<'b> {
+    fn request<'b>(&self, tokens: &'b ModelInput, completions: usize, seed: u64) -> GenerationRequest<'b> {
         let o = self.options;
         GenerationRequest {
-            prompt: tokens.sequence(),
-            rope_delta: tokens.rope_delta,
             sampling: SamplingParams {
                 temperature: o.temperature as f32,
                 top_p: o.top_p as f32,
                 top_k: o.top_k,
-                repetition_penalty: 1.0,
                 seed,
+                ..SamplingParams::default()
             },
             max_new_tokens: o.max_completion_length,
             min_new_tokens: o.min_completion_length,
-            eos_token_ids: &self.stop_token_ids,
+            eos_token_ids: self.stop_token_ids.clone(),
             stop_conditions: (0..completions).map(|_| StopCondition::none()).collect(),
+            ..GenerationRequest::new(tokens)
         }
     }
 

@@ -123,6 +123,17 @@ impl SamplingTable {
         })
     }
 
+    /// The same table for steps in which no row has a bias.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn without_bias(&self) -> Result<SamplingTable> {
+        let rows = self.temperature.count();
+        let (ids, bias) = (self.bias_ids.reshape(&[self.bias_ids.count()])?, self.bias.reshape(&[self.bias.count()])?);
+        let none = |t: Tensor| t.rows(0, 0)?.reshape(&[rows, 0]);
+        Ok(SamplingTable { bias_ids: none(ids)?, bias: none(bias)?, ..self.clone() })
+    }
+
     /// Sets the parameters of the rows from `first` on. Takes effect after the launches made so far.
     ///
     /// # Errors
@@ -213,6 +224,11 @@ impl SampledTokens {
             raw_log_prob: if raw_log_probs { Some(one(&[rows], DType::F32)?) } else { None },
             tops: if tops > 0 { Some(likeliest()?) } else { None },
         })
+    }
+
+    /// The same results without the most likely tokens and the log-probabilities under softmax(logits).
+    pub fn ids_and_log_probs(&self) -> SampledTokens {
+        SampledTokens { raw_log_prob: None, tops: None, ..self.clone() }
     }
 
     /// Rows `first .. first + rows`, in the same memory.

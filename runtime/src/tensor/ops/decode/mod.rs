@@ -23,7 +23,8 @@ pub struct DecodeSlot<'a> {
     pub keys: usize,
     /// Maximum number of keys of the sequence. Once it has this many keys, the token sampled next is its last.
     pub limit: usize,
-    /// The cache blocks of the sequence; they cover `limit` keys.
+    /// The cache blocks of the sequence. They cover one key more than `keys`, or `limit` keys; later ones are added by
+    /// [`DecodeRows::set_blocks`].
     pub blocks: &'a [i32],
     /// The index of the row's next random draw. The same seed and index always give the same random number.
     pub draw: i32,
@@ -65,6 +66,18 @@ impl DecodeRows {
             history: if max_history > 0 { Some((zeros(&[rows, max_history])?, zeros(&[rows])?)) } else { None },
             seqs: CuSeqlens::from_lengths(device, &vec![1; rows])?,
         })
+    }
+
+    /// Keeps a history of at most `max_history` tokens per row for penalties. All rows must be assigned again.
+    pub fn keep_history(&mut self, device: &Device, max_history: usize) -> Result<()> {
+        let zeros = |shape: &[usize]| Tensor::from_i32(device, shape, &vec![0; shape.iter().product()]);
+        self.history = Some((zeros(&[self.rows(), max_history])?, zeros(&[self.rows()])?));
+        Ok(())
+    }
+
+    /// The same rows for steps that neither read nor extend the histories.
+    pub fn without_history(&self) -> DecodeRows {
+        DecodeRows { history: None, ..self.clone() }
     }
 
     /// The number of rows.
@@ -125,17 +138,18 @@ impl DecodeRows {
         let (n, width, longest) = (slots.len(), self.max_blocks(), self.max_history());
         let (mut tables, mut history) = (vec![0i32; n * width], vec![0i32; n * longest]);
         for (row, s) in slots.iter().enumerate() {
-            let blocks = s.limit.div_ceil(BLOCK_TOKENS);
-            if s.keys == 0 || s.keys > s.limit || blocks > width || s.blocks.len() < blocks {
+            let (most, needed) = (s.limit.div_ceil(BLOCK_TOKENS), (s.keys + 1).min(s.limit).div_ceil(BLOCK_TOKENS));
+            if s.keys == 0 || s.keys > s.limit || most > width || s.blocks.len() < needed {
                 let what = format!(
-                    "{} keys (maximum {}) in {} cache blocks: a row needs 1 to maximum keys, and blocks for the \
-                     maximum, at most {width}",
+                    "{} keys (maximum {}) in {} cache blocks: a row needs 1 to maximum keys, and {needed} blocks for \
+                     them and the next one; the maximum needs {most} blocks, at most {width}",
                     s.keys,
                     s.limit,
                     s.blocks.len()
                 );
                 return Err(shape_error(OP, what));
             }
+            let blocks = s.blocks.len().min(most);
             tables[row * width..][..blocks].copy_from_slice(&s.blocks[..blocks]);
             if longest > 0 {
                 let to = history[row * longest..][..longest].get_mut(..s.history.len());
@@ -166,6 +180,21 @@ impl DecodeRows {
             tokens.rows(first, n)?.write(&history)?;
         }
         Ok(())
+    }
+
+    /// Writes cache blocks into the block table of a row, from entry `index` on. Takes effect after the launches made so
+    /// far.
+    ///
+    /// # Errors
+    /// A row or an entry beyond the last one.
+    pub fn set_blocks(&self, row: usize, index: usize, blocks: &[i32]) -> Result<()> {
+        let width = self.max_blocks();
+        if row >= self.rows() || index + blocks.len() > width {
+            let what = format!("{} cache blocks from entry {index} of row {row}", blocks.len());
+            return Err(shape_error("decode rows", format!("{what}; there are {} rows of {width}", self.rows())));
+        }
+        let entries = self.tables.reshape(&[self.rows() * width])?;
+        entries.rows(row * width + index, blocks.len())?.write(blocks)
     }
 
     /// Marks `rows` rows of the batch, from row `first` on, as having no sequence. Takes effect after the launches made

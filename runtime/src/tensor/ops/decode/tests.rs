@@ -51,7 +51,7 @@ fn rejects_slots_that_exceed_a_row() {
         (0, slot(1, 0, 5, &blocks)),
         (0, slot(1, 6, 5, &blocks)),
         (0, slot(1, 1, 129, &blocks)),
-        (0, slot(1, 1, 65, &blocks[..1])),
+        (0, slot(1, 64, 65, &blocks[..1])),
         (0, DecodeSlot { history: &[1, 2, 3, 4], ..slot(1, 1, 5, &blocks) }),
         (2, slot(1, 1, 5, &blocks)),
     ] {

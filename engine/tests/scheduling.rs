@@ -1,0 +1,370 @@
+//! Completions do not depend on how the scheduler computes them: chunks, prefix cache, preemption, other requests.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use reel_engine::{
+    Completion, ContinuousBatch, Engine, EngineError, EngineStats, GenerationRequest, SamplingParams, StopCondition,
+};
+use reel_kernels::compile;
+use reel_model::features::FeatureCache;
+use reel_model::input::ModelInput;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::{Cx, DType, Device};
+use support::{PENALISED, SAMPLED, TestRequest, folder, model, run, simulated};
+
+/// Bytes of a KV block of the test model in f32: keys and values, 2 layers, 64 tokens, 1 head of 128.
+const BLOCK_BYTES: u64 = 2 * 2 * 64 * 128 * 4;
+
+/// 16 requests of different lengths, each with a prompt of its own, some sampled.
+fn strangers() -> Vec<GenerationRequest<'static>> {
+    let request = |i: usize| {
+        let ids: Vec<u32> = (0..(17 + 23 * i) as u32).map(|t| (t * 31 + 7 * i as u32) % 97).collect();
+        let sampling = [SamplingParams::GREEDY, SAMPLED, PENALISED, SamplingParams { min_p: 0.05, ..SAMPLED }][i % 4];
+        GenerationRequest {
+            sampling: SamplingParams { seed: i as u64, ..sampling },
+            max_new_tokens: 5 + 9 * (i % 5),
+            stop_conditions: (0..1 + usize::from(i % 6 == 1)).map(|_| StopCondition::none()).collect(),
+            ..GenerationRequest::new(text_prompt(ids))
+        }
+    };
+    (0..16).map(request).collect()
+}
+
+fn text_prompt(ids: Vec<u32>) -> ModelInput {
+    let at: Vec<i64> = (0..ids.len() as i64).collect();
+    ModelInput { input_ids: ids, position_ids: [at.clone(), at.clone(), at], ..ModelInput::default() }
+}
+
+/// The prompt of the golden case with an image.
+fn image_prompt(model: &Qwen25Vl) -> Arc<ModelInput> {
+    let file = folder().parent().map(|case| case.join("inputs.safetensors")).unwrap();
+    Arc::new(ModelInput::read(Path::new(&file), &model.config).unwrap())
+}
+
+/// Steps until the batch is idle, and returns its completions in the order of requests.
+fn finish(batch: &mut ContinuousBatch) -> Vec<Completion> {
+    let mut completions = Vec::new();
+    while !batch.is_idle() {
+        let output = batch.step(&mut |_| {}).unwrap();
+        assert!(output.failed.is_empty(), "{:?}", output.failed);
+        completions.extend(output.completions);
+    }
+    completions.sort_by_key(|c| (c.request, c.index));
+    completions
+}
+
+/// The completions of all requests together in a batch, added `per_step` at a time; and what the engine did.
+fn together(engine: &Engine, kv_bytes: u64, per_step: usize) -> (Vec<Completion>, EngineStats) {
+    let mut batch = engine.continuous_batch(kv_bytes).unwrap();
+    let (mut completions, mut requests) = (Vec::new(), strangers().into_iter().enumerate().peekable());
+    while requests.peek().is_some() {
+        requests.by_ref().take(per_step).for_each(|(i, request)| batch.add(i, request).unwrap());
+        completions.extend(batch.step(&mut |_| {}).unwrap().completions);
+    }
+    completions.extend(finish(&mut batch));
+    completions.sort_by_key(|c| (c.request, c.index));
+    assert_eq!((batch.stats().running, batch.stats().waiting, batch.stats().blocks_in_use), (0, 0, 0));
+    (completions, batch.stats())
+}
+
+/// The completions of each request alone.
+fn alone(engine: &Engine) -> Vec<Completion> {
+    let of_request = |(i, request): (usize, GenerationRequest<'static>)| {
+        let completions = engine.generate(vec![request], |_| {}).unwrap().0;
+        completions.into_iter().map(move |c| Completion { request: i, ..c })
+    };
+    strangers().into_iter().enumerate().flat_map(of_request).collect()
+}
+
+#[test]
+fn completions_have_the_same_bits_in_chunks_and_after_preemption() {
+    for dtype in [DType::F32, DType::BF16] {
+        let device = Device::cpu(2);
+        let (model, cx) = (model(&device, dtype), Cx::inference(&device, dtype));
+        let engine = || Engine::new(&model, &cx).unwrap();
+        let (want, mut preempted) = (alone(&engine()), Vec::new());
+        for (chunk, slots, blocks, per_step) in
+            [(512, 32, 400, 16), (1, 4, 400, 3), (7, 16, 400, 2), (512, 16, 14, 16), (7, 16, 9, 1), (64, 3, 7, 16)]
+        {
+            let engine = engine().chunk_tokens(chunk).max_slots(slots);
+            let (got, stats) =
+                together(&engine, blocks * BLOCK_BYTES / if dtype == DType::BF16 { 2 } else { 1 }, per_step);
+            assert_eq!(got, want, "{dtype}: chunks of {chunk}, {slots} slots, {blocks} blocks");
+            preempted.push(stats.preemptions > 0);
+        }
+        assert_eq!(preempted, [false, false, false, false, true, true]);
+    }
+}
+
+#[test]
+fn completions_on_the_simulator_do_not_depend_on_the_schedule() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let device = simulated();
+    let (model, cx) = (model(&device, DType::BF16), Cx::inference(&device, DType::BF16));
+    let request = |i: usize| TestRequest {
+        prompt_tokens: [3, 70, 66][i],
+        completions: 1,
+        max_new_tokens: [4, 3, 62][i].min(4),
+        min_new_tokens: 0,
+        sampling: [SamplingParams::GREEDY, SAMPLED, SamplingParams::GREEDY][i],
+    };
+    let requests: Vec<TestRequest> = (0..3).map(request).collect();
+    let want = run(&Engine::new(&model, &cx).unwrap(), &requests, &[]);
+    let ids = |completions: &[Completion]| completions.iter().map(|c| c.ids.clone()).collect::<Vec<_>>();
+    for (chunk, blocks) in [(7, 100), (512, 4)] {
+        let engine = Engine::new(&model, &cx).unwrap().chunk_tokens(chunk).max_slots(4);
+        let mut batch = engine.continuous_batch(blocks * BLOCK_BYTES / 2).unwrap();
+        for round in 0..2 {
+            (0..3).for_each(|i| batch.add(i, requests[i].request(&[])).unwrap());
+            assert_eq!(ids(&finish(&mut batch)), ids(&want), "chunks of {chunk}, round {round}");
+        }
+        assert!(batch.stats().prefix_tokens_found > 0, "{:?}", batch.stats());
+    }
+}
+
+#[test]
+fn a_known_prompt_is_not_computed_again() {
+    let device = Device::cpu(2);
+    let (model, cx) = (model(&device, DType::F32), Cx::inference(&device, DType::F32));
+    let engine = Engine::new(&model, &cx).unwrap();
+    let mut batch = engine.continuous_batch(400 * BLOCK_BYTES).unwrap();
+    let ask = |batch: &mut ContinuousBatch| {
+        strangers().into_iter().enumerate().for_each(|(i, request)| batch.add(i, request).unwrap());
+        finish(batch)
+    };
+    let cold = ask(&mut batch);
+    assert_eq!(cold, alone(&engine));
+    let before = batch.stats();
+    assert_eq!(before.prefix_tokens_found, 0);
+    assert_eq!(ask(&mut batch), cold);
+    let (found, computed) = (
+        batch.stats().prefix_tokens_found - before.prefix_tokens_found,
+        batch.stats().prefill_tokens - before.prefill_tokens,
+    );
+    // All full blocks but one that ends with the last token of a prompt.
+    let blocks = |tokens: usize| (tokens - 1) / 64 * 64;
+    let want: usize = strangers().iter().map(|request| blocks(request.prompt.input_ids.len())).sum();
+    let all: usize = strangers().iter().map(|request| request.prompt.input_ids.len()).sum();
+    assert_eq!((found as usize, computed as usize), (want, all - want));
+    // Changed weights make it forget.
+    batch.weights_changed(&mut |_| {}).unwrap();
+    let before = batch.stats().prefix_tokens_found;
+    assert_eq!(ask(&mut batch), cold);
+    assert_eq!(batch.stats().prefix_tokens_found, before);
+}
+
+/// A conversation goes on from the blocks of its earlier answer.
+#[test]
+fn generated_tokens_are_found_as_part_of_a_later_prompt() {
+    let device = Device::cpu(1);
+    let (model, cx) = (model(&device, DType::F32), Cx::inference(&device, DType::F32));
+    let engine = Engine::new(&model, &cx).unwrap();
+    let mut batch = engine.continuous_batch(100 * BLOCK_BYTES).unwrap();
+    let first = || GenerationRequest {
+        max_new_tokens: 100,
+        ..GenerationRequest::new(text_prompt((0..50).map(|i| i % 90).collect()))
+    };
+    batch.add(0, first()).unwrap();
+    let answer = finish(&mut batch).remove(0).ids;
+    let longer: Vec<u32> = (0..50).map(|i| i % 90).chain(answer.iter().copied()).chain([5, 6, 7]).collect();
+    let second = || GenerationRequest { max_new_tokens: 20, ..GenerationRequest::new(text_prompt(longer.clone())) };
+    batch.add(1, second()).unwrap();
+    let got = finish(&mut batch).remove(0);
+    assert_eq!(batch.stats().prefix_tokens_found, 128, "blocks 0 and 1 of 153 tokens");
+    assert_eq!(got.ids, engine.generate(vec![second()], |_| {}).unwrap().0[0].ids);
+}
+
+/// Two prompts that differ only in the pixels of their image share nothing from the image on; with the same image the
+/// vision tower does not run.
+#[test]
+fn media_count_in_the_prefix_cache() {
+    let device = Device::cpu(2);
+    let (mut model, cx) = (model(&device, DType::F32), Cx::inference(&device, DType::F32));
+    let prompt = image_prompt(&model);
+    let mut other = ModelInput::clone(&prompt);
+    other.frames.images.iter_mut().for_each(|image| image.data.iter_mut().for_each(|byte| *byte = 255 - *byte));
+    if let Some(values) = &mut other.pixel_values {
+        values.iter_mut().for_each(|value| *value = -*value);
+    }
+    let other = Arc::new(other);
+    model.features = Some(Arc::new(FeatureCache::new(1 << 20)));
+    let engine = Engine::new(&model, &cx).unwrap().chunk_tokens(10);
+    // More text after the prompt, so that blocks after the image are full.
+    let request = |prompt: &Arc<ModelInput>| {
+        let mut long = ModelInput::clone(prompt);
+        for i in 0..130u32 {
+            long.input_ids.push(i % 90);
+            let next = long.position_ids[0].len() as i64 + long.rope_delta;
+            long.position_ids.iter_mut().for_each(|axis| axis.push(next));
+        }
+        GenerationRequest { max_new_tokens: 12, ..GenerationRequest::new(long) }
+    };
+    let alone = |prompt| engine.generate(vec![request(prompt)], |_| {}).unwrap().0.remove(0);
+    let (want, want_other) = (alone(&prompt), alone(&other));
+    assert_ne!(want.log_probs, want_other.log_probs, "the image has no effect");
+    let mut batch = engine.continuous_batch(100 * BLOCK_BYTES).unwrap();
+    let mut ask = |prompt| {
+        batch.add(0, request(prompt)).unwrap();
+        let found = batch.stats().prefix_tokens_found;
+        let completion = finish(&mut batch).remove(0);
+        (completion, batch.stats().prefix_tokens_found - found)
+    };
+    assert_eq!(ask(&prompt), (want.clone(), 0));
+    let first_pad = prompt.input_ids.iter().position(|&id| id == model.config.tokens.image).unwrap();
+    assert_eq!(ask(&other), (want_other, first_pad as u64 / 64 * 64));
+    device.profiler().collect_totals(true);
+    let (again, found) = ask(&prompt);
+    assert_eq!((again, found > first_pad as u64), (want, true));
+    let totals = device.profiler().totals().unwrap();
+    assert!(!totals.contains_key("patch_embedding"), "the vision tower ran again: {:?}", totals.keys());
+}
+
+#[test]
+fn requests_start_by_priority_and_arrival() {
+    let device = Device::cpu(1);
+    let (model, cx) = (model(&device, DType::F32), Cx::inference(&device, DType::F32));
+    let engine = Engine::new(&model, &cx).unwrap().max_slots(1);
+    let mut batch = engine.continuous_batch(100 * BLOCK_BYTES).unwrap();
+    for (i, priority) in [0, 5, 0, -1, 5, -1].into_iter().enumerate() {
+        let prompt = text_prompt((0..70).map(|t| (t + i as u32) % 90).collect());
+        batch.add(i, GenerationRequest { priority, max_new_tokens: 3, ..GenerationRequest::new(prompt) }).unwrap();
+    }
+    let mut order = Vec::new();
+    while !batch.is_idle() {
+        order.extend(batch.step(&mut |_| {}).unwrap().completions.iter().map(|c| c.request));
+    }
+    assert_eq!(order, [3, 5, 0, 2, 1, 4]);
+}
+
+/// A long prompt does not stop the others from decoding: each step computes a chunk of it and one token of theirs.
+#[test]
+fn running_sequences_decode_while_a_long_prompt_is_computed() {
+    let device = Device::cpu(1);
+    let (model, cx) = (model(&device, DType::F32), Cx::inference(&device, DType::F32));
+    let engine = Engine::new(&model, &cx).unwrap().chunk_tokens(16);
+    let mut batch = engine.continuous_batch(100 * BLOCK_BYTES).unwrap();
+    let short = GenerationRequest { max_new_tokens: 40, ..GenerationRequest::new(text_prompt(vec![1, 2, 3])) };
+    batch.add(0, short).unwrap();
+    batch.step(&mut |_| {}).unwrap();
+    let long = GenerationRequest { max_new_tokens: 2, ..GenerationRequest::new(text_prompt(vec![4; 320])) };
+    batch.add(1, long).unwrap();
+    let mut tokens: Vec<usize> = Vec::new();
+    while tokens.iter().filter(|&&request| request == 1).count() == 0 {
+        batch.step(&mut |token| tokens.push(token.request)).unwrap();
+    }
+    let before_first = tokens.iter().filter(|&&request| request == 0).count();
+    assert!((19..=20).contains(&before_first), "{before_first} tokens during 20 chunks");
+}
+
+#[test]
+fn cancelled_and_late_requests_free_their_blocks_at_once() {
+    let device = Device::cpu(1);
+    let (model, cx) = (model(&device, DType::F32), Cx::inference(&device, DType::F32));
+    let engine = Engine::new(&model, &cx).unwrap().max_slots(4).chunk_tokens(64);
+    let mut batch = engine.continuous_batch(100 * BLOCK_BYTES).unwrap();
+    let request = |tokens: usize, deadline| GenerationRequest {
+        max_new_tokens: 1000,
+        stop_conditions: (0..3).map(|_| StopCondition::none()).collect(),
+        deadline,
+        ..GenerationRequest::new(text_prompt(vec![4; tokens]))
+    };
+    // One that decodes, one whose prompt is being computed, one that waits.
+    for (i, tokens) in [10, 300, 20].into_iter().enumerate() {
+        batch.add(i, request(tokens, None)).unwrap();
+    }
+    batch.step(&mut |_| {}).unwrap();
+    assert!(batch.stats().blocks_in_use >= 7 && batch.stats().waiting > 0, "{:?}", batch.stats());
+    (0..3).for_each(|i| batch.cancel(i).unwrap());
+    assert_eq!((batch.stats().blocks_in_use, batch.is_idle()), (0, true));
+    batch.add(3, request(10, Some(Instant::now() + Duration::from_millis(30)))).unwrap();
+    let failed = loop {
+        let output = batch.step(&mut |_| {}).unwrap();
+        if !output.failed.is_empty() {
+            break output.failed;
+        }
+    };
+    assert!(matches!(failed[..], [(3, EngineError::DeadlineExceeded)]), "{failed:?}");
+    assert_eq!((batch.stats().blocks_in_use, batch.is_idle()), (0, true));
+}
+
+#[test]
+fn requests_that_can_never_fit_are_refused() {
+    let device = Device::cpu(1);
+    let (model, cx) = (model(&device, DType::F32), Cx::inference(&device, DType::F32));
+    let engine = Engine::new(&model, &cx).unwrap();
+    let mut batch = engine.continuous_batch(3 * BLOCK_BYTES).unwrap();
+    let request =
+        |tokens| GenerationRequest { max_new_tokens: tokens, ..GenerationRequest::new(text_prompt(vec![4; 100])) };
+    let e = batch.add(0, request(93)).unwrap_err().to_string();
+    assert!(e.starts_with("KV cache: has room for 192 tokens, prompt and completion need 193"), "{e}");
+    batch.add(1, request(92)).unwrap();
+    assert_eq!(finish(&mut batch)[0].ids.len(), 92);
+}
+
+/// What happens between two steps.
+#[derive(Clone, Debug)]
+enum Arrival {
+    Add { stranger: usize, priority: i32 },
+    Cancel(usize),
+    Nothing,
+}
+
+fn arrival() -> impl Strategy<Value = Arrival> {
+    prop_oneof![
+        4 => (0usize..16, -1i32..2).prop_map(|(stranger, priority)| Arrival::Add { stranger, priority }),
+        1 => (0usize..20).prop_map(Arrival::Cancel),
+        3 => Just(Arrival::Nothing),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Whatever arrives when, with any limits: each request that is not cancelled gets its completions, with the bits
+    /// of the request alone, and all blocks are free in the end.
+    #[test]
+    fn any_order_of_events_gives_the_completions_of_requests_alone(
+        arrivals in prop::collection::vec(arrival(), 1..40),
+        chunk in 1usize..200,
+        slots in 1usize..9,
+        blocks in 8u64..40,
+    ) {
+        let device = Device::cpu(1);
+        let (model, cx) = (model(&device, DType::F32), Cx::inference(&device, DType::F32));
+        let want = alone(&Engine::new(&model, &cx).unwrap());
+        let engine = Engine::new(&model, &cx).unwrap().chunk_tokens(chunk).max_slots(slots);
+        let mut batch = engine.continuous_batch(blocks * BLOCK_BYTES).unwrap();
+        let (mut got, mut added) = (Vec::new(), BTreeMap::new());
+        for (i, arrival) in arrivals.into_iter().enumerate() {
+            match arrival {
+                Arrival::Add { stranger, priority } => {
+                    let request = strangers().swap_remove(stranger);
+                    batch.add(i, GenerationRequest { priority, ..request }).unwrap();
+                    added.insert(i, stranger);
+                }
+                Arrival::Cancel(request) => {
+                    batch.cancel(request).unwrap();
+                    added.remove(&request);
+                    got.retain(|c: &Completion| c.request != request);
+                }
+                Arrival::Nothing => {}
+            }
+            got.extend(batch.step(&mut |_| {}).unwrap().completions);
+        }
+        got.extend(finish(&mut batch));
+        got.sort_by_key(|c| (c.request, c.index));
+        let of = |(&request, &stranger): (&usize, &usize)| {
+            let of_stranger = want.iter().filter(move |c| c.request == stranger);
+            of_stranger.map(move |c| Completion { request, ..c.clone() })
+        };
+        let expected: Vec<Completion> = added.iter().flat_map(of).collect();
+        prop_assert_eq!(got, expected);
+        prop_assert_eq!((batch.stats().running, batch.stats().waiting, batch.stats().blocks_in_use), (0, 0, 0));
+    }
+}

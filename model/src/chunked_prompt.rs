@@ -1,0 +1,135 @@
+//! A prompt that is computed in chunks: the forward pass over a range of its tokens, with the keys and values of
+//! earlier tokens in the KV cache.
+//!
+//! [`PromptTokens`] is the checked prompt in host memory. [`Qwen25Vl::forward_chunks`] computes ranges of several
+//! prompts at once. The vision tokens of a prompt are computed once, by [`Qwen25Vl::prompt_vision_tokens`], for all of
+//! its chunks.
+
+use reel_runtime::ops::{CuSeqlens, KvPages, SequencePages};
+use reel_runtime::{Cx, Tensor};
+
+use crate::batch::{Batch, Sequence, VisionInput, append_vision_indices, checked_id};
+use crate::config::ModelConfig;
+use crate::error::{ModelError, Result};
+use crate::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use crate::text::KvCache;
+
+/// The tokens of a prompt, checked against the model, in host memory.
+#[derive(Clone, Debug)]
+pub struct PromptTokens {
+    /// Token ids `[S]`.
+    pub ids: Vec<i32>,
+    /// M-RoPE positions `[3][S]`: time, height, width.
+    pub positions: [Vec<i32>; 3],
+    /// For each token, the index of the vision token that replaces its embedding; -1 for text. `[S]`, or empty if the
+    /// prompt has no media.
+    pub vision_index: Vec<i32>,
+    /// For each image and video, in the order of the vision tokens: its first vision token, and a hash of its content.
+    pub media: Vec<(i32, MediaHash)>,
+}
+
+/// A collision-resistant hash (SHA-256) of the kind, the grid and the pixels of an image or video.
+pub type MediaHash = [u8; 32];
+
+impl PromptTokens {
+    /// Checks a prompt. `location` names it in error messages.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary; positions, pad tokens or pixels whose number does not match.
+    pub fn new(config: &ModelConfig, prompt: &Sequence, location: &str) -> Result<PromptTokens> {
+        let ids = prompt.input_ids.iter().map(|&id| checked_id(id, config, location)).collect::<Result<Vec<i32>>>()?;
+        if let Some(axis) = prompt.position_ids.iter().find(|axis| axis.len() != ids.len()) {
+            let what = format!("has {} M-RoPE positions for {} token ids", axis.len(), ids.len());
+            let help = "give one position for each token id on each axis";
+            return Err(ModelError::inputs(format!("{location}: position_ids"), what, help));
+        }
+        let kinds = prompt.media_kinds(config);
+        let mut vision_index = Vec::new();
+        let tokens = append_vision_indices(&mut vision_index, prompt, &kinds, 0, config, location)?;
+        if tokens == 0 {
+            vision_index = Vec::new();
+        }
+        let per_token = config.vision.patches_per_vision_token();
+        let (mut media, mut first) = (Vec::new(), 0);
+        for kind in &kinds {
+            for (grid, hash) in kind.grids.iter().zip(kind.item_hashes(config)) {
+                media.push((first, hash));
+                first += (grid.iter().product::<usize>() / per_token) as i32;
+            }
+        }
+        let positions = prompt.position_ids.map(|axis| axis.iter().map(|&p| p as i32).collect());
+        Ok(PromptTokens { ids, positions, vision_index, media })
+    }
+
+    /// Whether a token of the range is replaced by a vision token.
+    pub fn has_vision_tokens(&self, range: std::ops::Range<usize>) -> bool {
+        let end = range.end.min(self.vision_index.len());
+        self.vision_index.get(range.start..end).is_some_and(|index| index.iter().any(|&i| i >= 0))
+    }
+}
+
+/// A range of the tokens of one sequence, for [`Qwen25Vl::forward_chunks`].
+#[derive(Clone, Debug)]
+pub struct PromptChunk<'a> {
+    /// Token ids `[s]`.
+    pub ids: Vec<i32>,
+    /// M-RoPE positions `[3][s]`.
+    pub positions: [Vec<i32>; 3],
+    /// The index of each token's vision token, -1 for text: `[s]`, or empty if there is none.
+    pub vision_index: Vec<i32>,
+    /// The vision tokens `[M, H]` of the sequence; needed if `vision_index` is not empty.
+    pub vision: Option<&'a Tensor>,
+    /// The tokens before the range, which are in the KV cache, and the sequence's cache blocks.
+    pub pages: SequencePages<'a>,
+}
+
+impl Qwen25Vl {
+    /// Computes the vision tokens `[M, H]` of a prompt's images and videos, or takes them from the feature cache.
+    /// `None` if the prompt has none.
+    pub fn prompt_vision_tokens(&self, cx: &Cx, prompt: &Sequence) -> Result<Option<Tensor>> {
+        let input = VisionInput::new(cx.device(), &self.config, std::slice::from_ref(prompt), "prompt")?;
+        input.map(|input| self.vision_tokens(cx, &input, false)).transpose()
+    }
+
+    /// Computes hidden states `[S, H]` after the last norm for the tokens of all `chunks`, one chunk after the other,
+    /// and adds their keys and values to the KV cache. At most one chunk may have vision tokens.
+    ///
+    /// # Errors
+    /// Several chunks with vision tokens; too few cache blocks; out of memory.
+    pub fn forward_chunks(&self, cx: &Cx, cache: &KvCache, chunks: &[PromptChunk]) -> Result<Tensor> {
+        let device = cx.device();
+        let ids: Vec<i32> = chunks.iter().flat_map(|c| &c.ids).copied().collect();
+        let positions: Vec<i32> =
+            (0..3).flat_map(|axis| chunks.iter().flat_map(move |c| &c.positions[axis])).copied().collect();
+        let lengths: Vec<usize> = chunks.iter().map(|c| c.ids.len()).collect();
+        let vision = match chunks.iter().filter(|c| !c.vision_index.is_empty()).collect::<Vec<_>>()[..] {
+            [] => None,
+            [chunk] => chunk.vision,
+            _ => {
+                let what = "several chunks of one forward pass have vision tokens";
+                return Err(ModelError::inputs("prompt chunks", what, "compute them one after the other"));
+            }
+        };
+        let vision_index = || {
+            let of_chunk = |c: &PromptChunk| match c.vision_index.is_empty() {
+                true => vec![-1; c.ids.len()],
+                false => c.vision_index.clone(),
+            };
+            let index: Vec<i32> = chunks.iter().flat_map(of_chunk).collect();
+            Tensor::from_i32(device, &[index.len()], &index)
+        };
+        let vision_input = match vision {
+            Some(_) => Some(VisionInput { vision_index: vision_index()?, sequences: Vec::new() }),
+            None => None,
+        };
+        let pages: Vec<SequencePages> = chunks.iter().map(|c| c.pages).collect();
+        let pages = KvPages::new(device, &pages)?;
+        let batch = Batch {
+            positions: Tensor::from_i32(device, &[3, ids.len()], &positions)?,
+            ids: Tensor::from_i32(device, &[ids.len()], &ids)?,
+            seqs: CuSeqlens::from_lengths(device, &lengths)?,
+            vision: vision_input,
+        };
+        self.forward(cx, &batch, ForwardOptions { vision, cache: Some((cache, &pages)), checkpoint: false })
+    }
+}
