@@ -12,6 +12,7 @@ mod block_hash;
 mod continuous;
 mod engine;
 mod error;
+mod grammar;
 mod prefill;
 mod request;
 mod run;
@@ -26,6 +27,7 @@ mod token_text;
 pub use continuous::ContinuousBatch;
 pub use engine::Engine;
 pub use error::{EngineError, Result};
+pub use grammar::{Grammar, GrammarCompiler, GrammarSpec};
 pub use request::{
     Completion, FinishReason, GenerationRequest, GenerationTiming, MAX_BIASED_TOKENS, MAX_TOP_LOG_PROBS, PromptInput,
     StepOutput, TokenEvent, TokenLogProbs,

@@ -11,6 +11,7 @@ use reel_model::input::ModelInput;
 use reel_model::input::request::RequestSettings;
 
 use crate::error::{EngineError, Result};
+use crate::grammar::Grammar;
 use crate::sampler::SamplingParams;
 use crate::stop::{Detokenizer, StopCondition};
 
@@ -77,6 +78,8 @@ pub struct GenerationRequest<'r> {
     /// With a number, each token comes with its log-probability under softmax(logits), and with this many of the most
     /// likely tokens, at most [`MAX_TOP_LOG_PROBS`].
     pub top_log_probs: Option<usize>,
+    /// What each completion must look like.
+    pub grammar: Option<Grammar>,
     /// Requests with a lower number start earlier and are preempted later. Among equal ones the first to arrive comes
     /// first.
     pub priority: i32,
@@ -99,6 +102,7 @@ impl<'r> GenerationRequest<'r> {
             min_new_tokens: 0,
             stop_conditions: vec![StopCondition::none()],
             top_log_probs: None,
+            grammar: None,
             priority: 0,
             deadline: None,
         }
@@ -129,6 +133,7 @@ impl<'r> GenerationRequest<'r> {
             min_new_tokens: settings.min_new_tokens,
             stop_conditions: (0..settings.n.unwrap_or(1)).map(|_| stop()).collect(),
             top_log_probs: settings.top_log_probs,
+            grammar: None,
             priority: settings.priority,
             deadline: None,
         }

@@ -202,6 +202,9 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
 
     /// Enqueues a decode step over all running sequences, and takes the tokens of the oldest enqueued one.
     fn decode(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<bool> {
+        if self.scheduler.has_grammars() {
+            while self.postprocess(on_token)? {}
+        }
         let mut assigned = std::mem::take(&mut self.to_write);
         assigned.extend(self.scheduler.fill_free_slots());
         self.grow_block_tables(&assigned, on_token)?;
@@ -269,7 +272,8 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     /// Enqueues a decode step over the slots up to the last occupied one; with `fixed_batch_size`, over all slots.
     fn enqueue(&mut self) -> Result<()> {
         for (slot, sequence) in self.scheduler.occupied_slots() {
-            if sequence.next_step_lifts_eos_ban() {
+            let follows_grammar = !sequence.allowed_tokens().is_empty();
+            if sequence.next_step_lifts_eos_ban() || follows_grammar {
                 self.batch.set_sampling(slot, &[sequence.row_sampling(&sequence.logit_biases())])?;
             }
         }

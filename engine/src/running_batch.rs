@@ -80,6 +80,7 @@ struct StepVariant {
     history: bool,
     bias: bool,
     likeliest: bool,
+    grammar: bool,
 }
 
 /// Everything that a decode step reads and writes, for all slots or for a range of them.
@@ -110,6 +111,9 @@ impl StepState {
         }
         if !variant.bias {
             state.sampling = state.sampling.without_bias()?;
+        }
+        if !variant.grammar {
+            state.sampling = state.sampling.without_masks();
         }
         if !variant.likeliest {
             state.sampled = state.sampled.ids_and_log_probs();
@@ -260,10 +264,15 @@ impl RunningBatch {
         if grown.history && (is_wider || !self.features.history) {
             self.state.rows.keep_history(device, blocks_per_slot * KvPages::BLOCK_TOKENS)?;
         }
-        if grown.biased_tokens != self.features.biased_tokens {
-            grown.biased_tokens = grown.biased_tokens.next_power_of_two();
+        if (grown.biased_tokens, grown.grammar) != (self.features.biased_tokens, self.features.grammar) {
+            grown.biased_tokens = match grown.biased_tokens {
+                0 => 0,
+                tokens => tokens.next_power_of_two(),
+            };
             self.graphs.clear();
-            self.state.sampling = SamplingTable::new(device, slots, grown.biased_tokens, None)?;
+            let vocab = self.state.decoder.embed_tokens.shape()[0];
+            self.state.sampling =
+                SamplingTable::new(device, slots, grown.biased_tokens, grown.grammar.then_some(vocab))?;
         }
         if grown.likeliest != self.features.likeliest {
             self.graphs.clear();
@@ -296,8 +305,8 @@ impl RunningBatch {
 
     /// Enqueues a decode step over the first `batch_size` slots.
     pub(crate) fn enqueue_step(&mut self, batch_size: usize) -> Result<PendingStep> {
-        let SamplingFeatures { history, biased_tokens, likeliest } = self.needed;
-        let variant = StepVariant { history, bias: biased_tokens > 0, likeliest };
+        let SamplingFeatures { history, biased_tokens, grammar, likeliest } = self.needed;
+        let variant = StepVariant { history, bias: biased_tokens > 0, likeliest, grammar };
         let state = self.state.variant(variant)?;
         let (cx, capture) = (&self.cx, self.capture);
         let graphs = self.graphs.entry(variant).or_insert_with(|| GraphCache::new(cx.device(), capture));

@@ -118,6 +118,8 @@ pub(crate) struct SamplingFeatures {
     pub(crate) history: bool,
     /// The number of tokens whose logits are changed.
     pub(crate) biased_tokens: usize,
+    /// A grammar, which allows some tokens only.
+    pub(crate) grammar: bool,
     /// The most likely tokens with their log-probabilities.
     pub(crate) likeliest: bool,
 }
@@ -128,6 +130,7 @@ impl SamplingFeatures {
         SamplingFeatures {
             history: self.history || other.history,
             biased_tokens: self.biased_tokens.max(other.biased_tokens),
+            grammar: self.grammar || other.grammar,
             likeliest: self.likeliest || other.likeliest,
         }
     }
@@ -145,7 +148,8 @@ pub(crate) fn sample_tokens(
     let features = sequences.iter().map(|s| s.sampling_features()).reduce(SamplingFeatures::union).unwrap_or_default();
     let biases: Vec<Vec<(i32, f32)>> = sequences.iter().map(|s| s.logit_biases()).collect();
     let sampling: Vec<_> = sequences.iter().zip(&biases).map(|(s, bias)| s.row_sampling(bias)).collect();
-    let table = SamplingTable::new(device, rows, biases.iter().map(Vec::len).max().unwrap_or(0), None)?;
+    let vocab = logits.shape().last().copied().filter(|_| features.grammar);
+    let table = SamplingTable::new(device, rows, biases.iter().map(Vec::len).max().unwrap_or(0), vocab)?;
     table.set_rows(0, &sampling)?;
     let draws: Vec<i32> = sequences.iter().map(|s| s.next_draw_number()).collect();
     let history = match features.history {

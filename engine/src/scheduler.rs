@@ -424,6 +424,11 @@ impl<'r> Scheduler<'r> {
         (0..self.slots.len()).filter_map(|slot| Some((slot, self.sequence_in_slot(slot)?)))
     }
 
+    /// Whether a running sequence follows a grammar: its next step needs the token of the step before.
+    pub(crate) fn has_grammars(&self) -> bool {
+        self.occupied_slots().any(|(_, sequence)| !sequence.allowed_tokens().is_empty())
+    }
+
     /// What the sequences in the slots need.
     pub(crate) fn step_needs(&self) -> StepNeeds {
         let sequences = || self.occupied_slots().map(|(_, sequence)| sequence);

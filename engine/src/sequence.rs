@@ -11,6 +11,7 @@ use reel_runtime::ops::{DecodeSlot, RowSampling};
 use crate::block_allocator::BlockAllocator;
 use crate::block_hash::{BlockHash, SequenceTokens};
 use crate::error::{EngineError, Result};
+use crate::grammar::Grammar;
 use crate::request::{Completion, FinishReason, GenerationRequest, PromptInput, TokenEvent, TokenLogProbs};
 use crate::sampler::{SamplingFeatures, SamplingParams};
 use crate::stop::StopCondition;
@@ -48,6 +49,7 @@ pub(crate) struct SequenceState<'r> {
     index: usize,
     sampling: SamplingParams,
     stop: StopCondition,
+    grammar: Option<Grammar>,
     /// The token ids of the prompt, followed by those of the completion so far.
     ids: Vec<i32>,
     log_probs: Vec<f32>,
@@ -74,7 +76,7 @@ impl<'r> SequenceState<'r> {
         request.validate()?;
         let prompt = PromptTokens::new(config, &request.prompt.sequence(), "prompt")?;
         let ids = prompt.ids.clone();
-        let GenerationRequest { sampling, max_new_tokens, stop_conditions, .. } = request;
+        let GenerationRequest { sampling, max_new_tokens, stop_conditions, grammar, .. } = request;
         let mut logit_bias: Vec<(i32, f32)> = Vec::with_capacity(request.logit_bias.len());
         for (id, bias) in request.logit_bias {
             // The sampling kernel takes each token at most once.
@@ -98,6 +100,7 @@ impl<'r> SequenceState<'r> {
             index,
             sampling: SamplingParams { seed: sampling.seed.wrapping_add(index as u64), ..sampling },
             stop,
+            grammar: grammar.as_ref().map(Grammar::fork),
             ids: ids.clone(),
             log_probs: Vec::new(),
             token_log_probs: Vec::new(),
@@ -165,7 +168,9 @@ impl<'r> SequenceState<'r> {
     /// minimum number of tokens.
     pub(crate) fn logit_biases(&self) -> Vec<(i32, f32)> {
         let request = &self.request;
-        if self.generated() + self.in_flight >= request.min_new_tokens {
+        // A complete grammar allows end tokens only.
+        let must_end = self.grammar.as_ref().is_some_and(Grammar::is_complete);
+        if self.generated() + self.in_flight >= request.min_new_tokens || must_end {
             return request.logit_bias.clone();
         }
         let is_end = |id: i32| request.eos_token_ids.contains(&(id as u32));
@@ -174,7 +179,7 @@ impl<'r> SequenceState<'r> {
     }
 
     /// The sampling parameters in the form that the kernel takes; `bias` is [`Self::logit_biases`].
-    pub(crate) fn row_sampling<'b>(&self, bias: &'b [(i32, f32)]) -> RowSampling<'b> {
+    pub(crate) fn row_sampling<'b>(&'b self, bias: &'b [(i32, f32)]) -> RowSampling<'b> {
         let SamplingParams { temperature, top_p, top_k, min_p, repetition_penalty, .. } = self.sampling;
         let SamplingParams { presence_penalty, frequency_penalty, seed, .. } = self.sampling;
         RowSampling {
@@ -188,8 +193,13 @@ impl<'r> SequenceState<'r> {
             counted_from: self.prompt_tokens(),
             seed,
             bias,
-            allowed: &[],
+            allowed: self.allowed_tokens(),
         }
+    }
+
+    /// The mask of the tokens that the grammar allows next; empty without a grammar.
+    pub(crate) fn allowed_tokens(&self) -> &[u32] {
+        self.grammar.as_ref().map_or(&[], Grammar::allowed)
     }
 
     /// What the sampling of this sequence's tokens needs beyond temperature, top-p, top-k and min-p.
@@ -199,6 +209,7 @@ impl<'r> SequenceState<'r> {
         SamplingFeatures {
             history: self.sampling.has_penalty(),
             biased_tokens: banned + request.logit_bias.len(),
+            grammar: self.grammar.is_some(),
             likeliest: request.top_log_probs.is_some(),
         }
     }
@@ -239,7 +250,8 @@ impl<'r> SequenceState<'r> {
     /// Appends a generated token, reports it to `on_token`, and finishes the sequence if the token ends it.
     ///
     /// # Errors
-    /// [`EngineError::NotANumber`] for a negative id, which the sampling kernel gives where all logits are NaN.
+    /// [`EngineError::NotANumber`] for a negative id, which the sampling kernel gives where all logits are NaN; a grammar
+    /// for which the tokens that may follow take too long to find.
     pub(crate) fn push_token(&mut self, sampled: SampledToken, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         let Ok(id) = u32::try_from(sampled.id) else {
             return Err(EngineError::NotANumber { completion: self.index, token: self.generated() });
@@ -256,6 +268,11 @@ impl<'r> SequenceState<'r> {
             self.finish_reason = Some(FinishReason::Stop);
         } else if self.generated() >= self.request.max_new_tokens {
             self.finish_reason = Some(FinishReason::Length);
+        } else if let Some(grammar) = &mut self.grammar {
+            grammar.accept(id)?;
+            if self.request.eos_token_ids.is_empty() && grammar.is_complete() {
+                self.finish_reason = Some(FinishReason::Stop);
+            }
         }
         Ok(())
     }

@@ -6,7 +6,6 @@ mod rows;
 use anyhow::Result;
 use clap::Args;
 use reel_engine::{EngineError, SamplingParams};
-use reel_model::config::GenerationConfig;
 use reel_model::input::request::RequestSettings;
 
 use crate::common::CommonOptions;

@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use reel_engine::{Completion, CompletionStream, Engine, GenerationRequest, TokenLogProbs, TokenText, completion_text};
+use reel_engine::{
+    Completion, CompletionStream, Engine, GenerationRequest, GrammarCompiler, TokenLogProbs, TokenText, completion_text,
+};
 use reel_measure::trace;
 use reel_model::input::encode::ModelFolder;
 use reel_model::input::request::RequestSettings;
@@ -90,6 +92,11 @@ fn complete(
     let (bundle, text) = (&prompt.bundle, TokenText::new(&prompt.bundle));
     let (config, eos) = (&bundle.generation, bundle.stop_token_ids());
     let request = GenerationRequest::from_settings(&prompt.tokens, settings, config, eos, MAX_NEW_TOKENS, &text);
+    let grammar = match &settings.grammar {
+        Some(spec) => Some(GrammarCompiler::new(bundle)?.compile(spec)?),
+        None => None,
+    };
+    let request = GenerationRequest { grammar, ..request };
     let flag = interrupt::stop_flag();
     let engine = Engine::new(&model.weights, &model.cx)?.interrupt_flag(&flag);
     let begun = Instant::now();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::Args;
 use reel_diagnostic::escape_controls;
-use reel_engine::Engine;
+use reel_engine::{Engine, SamplingParams};
 use reel_measure::trace;
 use reel_model::features::FeatureCache;
 use reel_model::input::MediaOptions;

@@ -1,7 +1,7 @@
 //! Parses what a messages file may hold: a JSON list of chat messages, or the whole body of an OpenAI chat request with
 //! its sampling fields.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::TokenId;
 use crate::error::{ModelError, Result};
@@ -56,8 +56,23 @@ pub struct RequestSettings {
     /// With a number, the answer has the log-probability of each token and this many of the most likely tokens: the
     /// fields `logprobs` and `top_logprobs`.
     pub top_log_probs: Option<usize>,
+    /// What a completion must look like: `response_format`, `guided_json` and so on, or `structured_outputs`.
+    pub grammar: Option<GrammarSpec>,
     /// Requests with a lower number come first.
     pub priority: i32,
+}
+
+/// What a completion must look like.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GrammarSpec {
+    /// A JSON value that satisfies a JSON schema, without white space between its parts.
+    JsonSchema(Value),
+    /// A text that matches a regular expression of Rust's `regex` crate as a whole.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A text that llguidance's dialect of Lark derives from `start`.
+    Lark(String),
 }
 
 /// Maximum of the field `top_logprobs`, as in OpenAI's API.
@@ -149,6 +164,15 @@ impl RequestSettings {
                     let help = "set logprobs to true, or remove it";
                     return Err(ModelError::messages(format!("{location}: {name}"), "needs logprobs", help));
                 }
+                "response_format" | "structured_outputs" | "guided_json" | "guided_regex" | "guided_choice"
+                | "guided_grammar" => {
+                    let grammar = grammar(name, value).ok_or_else(|| wrong(GRAMMAR_HELP))?;
+                    if grammar.is_some() && settings.grammar.is_some() {
+                        let what = "is a second rule for the answer's form";
+                        return Err(ModelError::messages(format!("{location}: {name}"), what, "give one"));
+                    }
+                    settings.grammar = settings.grammar.or(grammar);
+                }
                 "priority" => {
                     let priority = value.as_i64().and_then(|n| i32::try_from(n).ok());
                     settings.priority = priority.ok_or_else(|| wrong("a whole number"))?;
@@ -206,21 +230,58 @@ fn top_log_probs(location: &str, body: &Map<String, Value>) -> Result<usize> {
     }
 }
 
+/// What the fields that set a grammar may be.
+const GRAMMAR_HELP: &str = "a JSON schema, a regular expression, a list of texts, or a grammar as this field takes it; \
+    response_format: {\"type\": \"text\"}, {\"type\": \"json_object\"} or {\"type\": \"json_schema\", \"json_schema\": \
+    {\"schema\": ...}}; structured_outputs: one of json, regex, choice, grammar";
+
+/// The grammar of a field; `Some(None)` if the field asks for plain text, `None` if its value is wrong. OpenAI's API has
+/// `response_format`, vLLM's the others.
+fn grammar(name: &str, value: &Value) -> Option<Option<GrammarSpec>> {
+    let text = |value: &Value| value.as_str().map(String::from);
+    Some(Some(match name {
+        "response_format" => match value["type"].as_str()? {
+            "text" => return Some(None),
+            "json_object" => GrammarSpec::JsonSchema(json!({"type": "object"})),
+            "json_schema" => json_schema(&value["json_schema"]["schema"])?,
+            _ => return None,
+        },
+        "structured_outputs" => {
+            let fields = value.as_object()?;
+            let (name, value) = fields.iter().next().filter(|_| fields.len() == 1)?;
+            return match name.as_str() {
+                "json" | "regex" | "choice" | "grammar" => grammar(&format!("guided_{name}"), value),
+                _ => None,
+            };
+        }
+        "guided_json" => json_schema(value)?,
+        "guided_regex" => GrammarSpec::Regex(text(value)?),
+        "guided_choice" => GrammarSpec::Choice(value.as_array()?.iter().map(text).collect::<Option<_>>()?),
+        _ => GrammarSpec::Lark(text(value)?),
+    }))
+}
+
+/// A JSON schema as an object, or as a text that holds one.
+fn json_schema(value: &Value) -> Option<GrammarSpec> {
+    let schema = match value {
+        Value::String(text) => serde_json::from_str(text).ok()?,
+        value => value.clone(),
+    };
+    schema.is_object().then_some(GrammarSpec::JsonSchema(schema))
+}
+
 /// Returns true if the field has its default value, so that it does not change the answer.
 fn has_no_effect(name: &str, value: &Value) -> bool {
     match name {
         "echo" => *value == Value::Bool(false),
         "tools" | "functions" => value.as_array().is_some_and(Vec::is_empty),
         "tool_choice" => value == "none" || value == "auto",
-        "response_format" => value["type"] == "text",
         _ => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn read(text: &str) -> Result<ChatRequest> {
@@ -234,6 +295,7 @@ mod tests {
             "max_tokens": 7, "max_completion_tokens": 5, "n": 2, "stop": "END", "seed": 3, "stream": true, "tools": [],
             "presence_penalty": 0.5, "frequency_penalty": -1, "min_p": 0.1, "logprobs": true, "top_logprobs": 4,
             "logit_bias": {"7": -100, "8": 1.5}, "stop_token_ids": [3], "ignore_eos": true, "min_tokens": 2, "priority": -1,
+            "guided_regex": "a|b", "response_format": {"type": "text"},
         });
         let request = read(&body.to_string()).unwrap();
         assert_eq!(request.messages, body["messages"]);
@@ -254,11 +316,33 @@ mod tests {
             min_new_tokens: 2,
             logit_bias: vec![(7, -100.0), (8, 1.5)],
             top_log_probs: Some(4),
+            grammar: Some(GrammarSpec::Regex("a|b".into())),
             priority: -1,
         };
         assert_eq!(request.settings, wanted);
         let list = read("[{\"role\": \"user\", \"content\": \"x\"}]").unwrap();
         assert_eq!((list.settings, &list.messages), (RequestSettings::default(), &body["messages"]));
+    }
+
+    #[test]
+    fn grammars_have_the_names_of_openai_and_vllm() {
+        let schema = json!({"type": "integer"});
+        let wanted = GrammarSpec::JsonSchema(schema.clone());
+        for (field, value, wanted) in [
+            ("response_format", json!({"type": "json_schema", "json_schema": {"schema": schema}}), wanted.clone()),
+            ("response_format", json!({"type": "json_object"}), GrammarSpec::JsonSchema(json!({"type": "object"}))),
+            ("guided_json", schema.clone(), wanted.clone()),
+            ("guided_json", json!(schema.to_string()), wanted.clone()),
+            ("structured_outputs", json!({"json": schema}), wanted),
+            ("structured_outputs", json!({"grammar": "start: \"a\""}), GrammarSpec::Lark("start: \"a\"".into())),
+            ("guided_choice", json!(["a", "b"]), GrammarSpec::Choice(vec!["a".into(), "b".into()])),
+        ] {
+            let mut body = json!({"messages": []});
+            body[field] = value;
+            assert_eq!(read(&body.to_string()).unwrap().settings.grammar, Some(wanted), "{body}");
+        }
+        let both = json!({"messages": [], "guided_regex": "a", "guided_choice": ["a"]});
+        assert!(read(&both.to_string()).unwrap_err().to_string().contains("second rule"));
     }
 
     #[test]
@@ -289,7 +373,12 @@ mod tests {
             ("stop", json!(["a", ""])),
             ("stop", json!([1])),
             ("logprobs", json!(3)),
-            ("response_format", json!({"type": "json_object"})),
+            ("response_format", json!({"type": "yaml"})),
+            ("response_format", json!({"type": "json_schema", "json_schema": {}})),
+            ("guided_json", json!([1])),
+            ("guided_choice", json!("a")),
+            ("structured_outputs", json!({"regex": "a", "choice": ["b"]})),
+            ("structured_outputs", json!({"lark": "a"})),
         ] {
             let mut body = json!({"messages": []});
             body[field] = value;

@@ -134,6 +134,11 @@ impl SamplingTable {
         Ok(SamplingTable { bias_ids: none(ids)?, bias: none(bias)?, ..self.clone() })
     }
 
+    /// The same table for steps in which no row has a mask.
+    pub fn without_masks(&self) -> SamplingTable {
+        SamplingTable { allowed: None, ..self.clone() }
+    }
+
     /// Sets the parameters of the rows from `first` on. Takes effect after the launches made so far.
     ///
     /// # Errors
