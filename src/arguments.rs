@@ -154,11 +154,21 @@ fn has_effect(option: &str, path: &str) -> bool {
             let others = ["frames", "preprocess", "merge", "doctor", "kernels pack", "kernels report"];
             on_device || one_of(&others) || path.starts_with("sim ")
         }
-        "seed" => one_of(&MODEL) || one_of(&["init", "kernels check"]) || path.starts_with("sim "),
+        "seed" => one_of(&MODEL) || one_of(&["init", "kernels check", "bench serve"]) || path.starts_with("sim "),
         "interleavings" => (one_of(&MODEL) && !plans) || path == "kernels check",
         "json" => !one_of(&["completions", "help", "man", "tokenize"]),
         "quiet" => {
-            let others = ["frames", "preprocess", "eval", "report", "merge", "replay", "kernels check", "sim run"];
+            let others = [
+                "frames",
+                "preprocess",
+                "eval",
+                "report",
+                "merge",
+                "replay",
+                "kernels check",
+                "sim run",
+                "bench serve",
+            ];
             (one_of(&MODEL) && !plans) || one_of(&others)
         }
         "trace" => {

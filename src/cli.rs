@@ -40,7 +40,7 @@ pub struct Cli {
 /// All subcommands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Measure throughput of prefill, decode, rollouts, training or single kernels; compare results
+    /// Measure throughput of prefill, decode, rollouts, training, single kernels or a server; compare results
     Bench(bench::BenchArgs),
     /// Print a script that completes commands and options in a shell
     Completions(completions::CompletionsArgs),

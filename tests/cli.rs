@@ -243,6 +243,7 @@ fn why_not_run(command: &str, line: &str) -> Option<&'static str> {
     match command {
         "demo" => Some("trains for minutes; tests/demo.rs runs it with --steps"),
         "serve" => Some("runs until a signal; tests/serve.rs starts it"),
+        "bench serve" => Some("needs a running server; tests/bench_serve.rs starts one"),
         "kernels pack" => Some("compiles every kernel for every architecture, which takes minutes"),
         "kernels report" => Some("compiles every kernel; tests/kernels.rs runs it"),
         _ if line.contains("--device cuda") => Some("needs an NVIDIA GPU"),

@@ -1,5 +1,7 @@
-//! `reel bench`: measures throughput of a model or of single kernels against the limits of this machine, and compares
-//! two results.
+//! `reel bench`: measures throughput of a model or of single kernels against the limits of this machine, or of a server,
+//! and compares two results.
+
+mod serve;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,8 +31,8 @@ use crate::kernels::open_gpu;
 use crate::model::{self, LoadedModel};
 use crate::{output, prompt};
 
-/// Measure throughput (tokens/s) of prefill, decode, rollouts or training, or the speed of single kernels; compare two
-/// results.
+/// Measure throughput (tokens/s) of prefill, decode, rollouts, training or a server, or the speed of single kernels;
+/// compare two results.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -79,6 +81,11 @@ enum What {
     Train(TrainArgs),
     /// One kernel, the kernels of a folder, matrix products, or the output layer, on cpu or cuda
     Op(OpArgs),
+    /// A running server with OpenAI's API: requests/s, tokens/s and latency under load
+    ///
+    /// Sends prompts of random words, streams the answers, and prints throughput, time to first token, time per output
+    /// token, inter-token latency and end-to-end latency, defined as by vllm bench serve.
+    Serve(Box<serve::ServeArgs>),
 }
 
 impl BenchArgs {
@@ -90,14 +97,14 @@ impl BenchArgs {
             (None, Some(What::Rollout(c))) => c.run(common),
             (None, Some(What::Train(c))) => c.run(common),
             (None, Some(What::Op(c))) => c.run(common),
+            (None, Some(What::Serve(c))) => c.run(common),
             (Some(_), Some(_)) => Err(bad_usage(
                 "--compare",
                 "only compares two result files and cannot be combined with a measurement",
                 "leave out the measurement's name and options",
             )),
             (None, None) => {
-                let help =
-                    "name what to measure (prefill, decode, rollout, train or op), or give --compare A.json B.json";
+                let help = "name what to measure (prefill, decode, rollout, train, op or serve), or give --compare A.json B.json";
                 Err(bad_usage("bench", "nothing to measure", help))
             }
         }

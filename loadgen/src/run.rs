@@ -1,0 +1,200 @@
+//! A run: warm-up, then requests at their arrival times, at most so many at once, until the number or the time is
+//! reached.
+
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Builder;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{sleep_until, timeout_at};
+
+use crate::answer::Answer;
+use crate::arrivals::Arrivals;
+use crate::client::Client;
+use crate::error::{Failure, LoadError};
+use crate::prompts::RequestBodies;
+use crate::report::LoadReport;
+use crate::{Amount, LoadSettings};
+
+/// Numbers of the warm-up requests begin here, so that their prompts are none of the measured ones.
+const FIRST_WARMUP: u64 = 1 << 62;
+/// Maximum of all times that a user gives; with much longer ones, the clock's numbers would overflow.
+const MAX_TIME: Duration = Duration::from_secs(10 * 365 * 86400);
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Requests that are being answered.
+    pub running: usize,
+    /// The highest number of them so far.
+    pub peak_running: usize,
+    /// Complete answers.
+    pub answered: usize,
+    /// Failed requests.
+    pub failed: usize,
+}
+
+/// Called after each request of the measurement; it must return soon, since it delays the times of others.
+pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// Sends the requests that `settings` describes, and measures their answers. Blocks until all are answered.
+///
+/// # Errors
+/// An option is wrong, or a request before the measurement failed: the list of models, or a warm-up. Failures of
+/// measured requests are part of the report.
+pub fn run(settings: &LoadSettings, on_progress: OnProgress) -> Result<LoadReport, LoadError> {
+    check(settings)?;
+    let client = Client::new(settings.api_key.as_deref(), settings.timeout)?;
+    // One thread: see the crate's documentation.
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let report = runtime.block_on(async {
+        let model = match &settings.model {
+            Some(model) => model.clone(),
+            None => first_model(&client, settings).await?,
+        };
+        let sender = Arc::new(Sender {
+            client,
+            address: settings.url.v1(settings.endpoint.path()),
+            bodies: RequestBodies::new(settings, &model)?,
+            progress: Mutex::default(),
+            on_progress,
+        });
+        warm_up(&sender, settings).await?;
+        let begun = Instant::now();
+        let results = send_all(&sender, settings, begun).await?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let peak_concurrency = sender.progress().peak_running;
+        Ok(LoadReport::new(settings, model, seconds, peak_concurrency, results))
+    });
+    // A name that is being resolved must not delay the end.
+    runtime.shutdown_background();
+    report
+}
+
+/// Refuses settings with which a run would not end or would send nothing.
+fn check(settings: &LoadSettings) -> Result<(), LoadError> {
+    let wrong = |option, what: &str, help| Err(LoadError::Setting { option, what: what.to_string(), help });
+    match settings.amount {
+        Amount::Requests(0) => wrong("--num-prompts", "is 0", "give 1 or more"),
+        Amount::Time(time) if time.is_zero() || time > MAX_TIME => {
+            wrong("--duration", "is not between 0 seconds and ten years", "give another time")
+        }
+        Amount::Time(_) if settings.request_rate.is_none() && settings.max_concurrency.is_none() => {
+            wrong("--duration", "has no limit of requests", "give --max-concurrency or --request-rate")
+        }
+        _ if settings.timeout.is_zero() || settings.timeout > MAX_TIME => {
+            wrong("--timeout", "is not between 0 seconds and ten years", "give another time")
+        }
+        _ if settings.max_concurrency == Some(0) => wrong("--max-concurrency", "is 0", "give 1 or more"),
+        _ => Arrivals::new(settings.request_rate, settings.burstiness, settings.seed).map(drop),
+    }
+}
+
+/// The name of the first model that the server lists.
+async fn first_model(client: &Client, settings: &LoadSettings) -> Result<String, LoadError> {
+    let address = settings.url.v1("models");
+    let list = client.get_json(&address).await;
+    let list = list.map_err(|failure| LoadError::FirstRequest { address: address.clone(), failure })?;
+    let name = list.pointer("/data/0/id").and_then(serde_json::Value::as_str);
+    name.map(String::from).ok_or(LoadError::NoModel { address })
+}
+
+/// Sends requests and counts them.
+struct Sender {
+    client: Client,
+    address: String,
+    bodies: RequestBodies,
+    progress: Mutex<Progress>,
+    on_progress: OnProgress,
+}
+
+impl Sender {
+    fn progress(&self) -> Progress {
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Progress)) -> Progress {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut progress);
+        *progress
+    }
+
+    /// Sends the measured request with this number; the permit is held until it is answered.
+    async fn send(self: Arc<Self>, number: u64, permit: Option<OwnedSemaphorePermit>) -> Result<Answer, Failure> {
+        let body = self.bodies.body(number);
+        self.update(|progress| {
+            progress.running += 1;
+            progress.peak_running = progress.peak_running.max(progress.running);
+        });
+        let result = self.client.stream_answer(&self.address, body).await;
+        drop(permit);
+        let progress = self.update(|progress| {
+            progress.running -= 1;
+            match &result {
+                Ok(_) => progress.answered += 1,
+                Err(_) => progress.failed += 1,
+            }
+        });
+        (self.on_progress)(progress);
+        result
+    }
+}
+
+/// The most requests at the same time, within what a semaphore can count.
+fn at_once(settings: &LoadSettings) -> Option<usize> {
+    settings.max_concurrency.map(|n| n.min(Semaphore::MAX_PERMITS))
+}
+
+/// Sends the warm-up requests, as many at once as in the measurement.
+async fn warm_up(sender: &Arc<Sender>, settings: &LoadSettings) -> Result<(), LoadError> {
+    let slots = Arc::new(Semaphore::new(at_once(settings).unwrap_or(Semaphore::MAX_PERMITS)));
+    let mut requests = JoinSet::new();
+    for i in 0..settings.warmup {
+        let (sender, slots) = (sender.clone(), slots.clone());
+        requests.spawn(async move {
+            // A semaphore that is never closed always gives a permit.
+            let _permit = slots.acquire_owned().await;
+            let body = sender.bodies.body(FIRST_WARMUP + i as u64);
+            sender.client.stream_answer(&sender.address, body).await
+        });
+    }
+    while let Some(done) = requests.join_next().await {
+        let result = done.unwrap_or_else(|e| resume_unwind(e.into_panic()));
+        result.map_err(|failure| LoadError::FirstRequest { address: sender.address.clone(), failure })?;
+    }
+    Ok(())
+}
+
+/// Sends the measured requests. Returns their results in the order in which they ended.
+async fn send_all(
+    sender: &Arc<Sender>,
+    settings: &LoadSettings,
+    begun: Instant,
+) -> Result<Vec<Result<Answer, Failure>>, LoadError> {
+    let (most, deadline) = match settings.amount {
+        Amount::Requests(n) => (n as u64, begun + MAX_TIME),
+        Amount::Time(time) => (u64::MAX, begun + time),
+    };
+    let slots = at_once(settings).map(|n| Arc::new(Semaphore::new(n)));
+    let arrivals = Arrivals::new(settings.request_rate, settings.burstiness, settings.seed)?;
+    let mut requests = JoinSet::new();
+    for (number, offset) in (0..most).zip(arrivals) {
+        sleep_until((begun + offset).min(deadline).into()).await;
+        let permit = match &slots {
+            None => None,
+            // A request that finds no place waits here, and so do those after it.
+            Some(slots) => timeout_at(deadline.into(), slots.clone().acquire_owned()).await.ok().and_then(Result::ok),
+        };
+        if Instant::now() >= deadline {
+            break;
+        }
+        requests.spawn(sender.clone().send(number, permit));
+    }
+    let mut results = Vec::with_capacity(requests.len());
+    while let Some(done) = requests.join_next().await {
+        results.push(done.unwrap_or_else(|e| resume_unwind(e.into_panic())));
+    }
+    Ok(results)
+}
