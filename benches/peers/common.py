@@ -1,9 +1,17 @@
-"""Helpers of the peer benchmarks: imports, timing with a cold cache, and records of one line of JSON."""
+"""Helpers of the peer benchmarks: imports, timing with a cold cache, peers in processes of their own, and records."""
 
 import importlib
 import json
+import os
+import platform
+import subprocess
 import sys
 import time
+
+# The C library keeps freed memory, and torch asks for large pages. Otherwise a training step of torch spends much of its time on
+# page faults: every large tensor is mapped and zeroed anew.
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20),
+               "THP_MEM_ALLOC_ENABLE": "1"}
 
 
 def need(*modules):
@@ -59,3 +67,40 @@ def spread(seconds):
     n = len(ordered)
     median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
     return {"seconds": median, "least": ordered[0], "most": ordered[-1], "n": n, "samples": seconds}
+
+
+class PeerProcess:
+    """A peer in a process of its own: measures once for each line that it is sent, and answers with a line."""
+
+    def __init__(self, kind, command):
+        self.kind = kind
+        environment = {**os.environ, **KEEP_MEMORY}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def once(self, line=""):
+        try:
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        answer = self.process.stdout.readline()
+        if not answer:
+            sys.exit(f"{self.kind} ended without a result; its message is above")
+        return answer
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def cpu_name():
+    for line in open("/proc/cpuinfo", encoding="utf-8"):
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def commit():
+    here = os.path.dirname(os.path.abspath(__file__))
+    p = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True)
+    return p.stdout.strip() or None

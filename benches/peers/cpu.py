@@ -19,7 +19,6 @@ model once (for training, once a round, because two training processes need 23 G
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -27,21 +26,15 @@ import sys
 import tempfile
 import time
 
+from common import PeerProcess, commit, cpu_name
+from decoder import SHAPE, VISION, export_to_openvino, make_model
+
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A library of transformers has the name of a file in this folder, so the folder must not be on the import path.
 sys.path = [p for p in sys.path if os.path.abspath(p or ".") != os.path.dirname(os.path.abspath(__file__))]
 
 PREFILL, CONTEXT, STEPS, FRAMES, SIDE, TEXT = 512, 64, 8, 16, 224, 64
-SHAPE = dict(hidden_size=896, num_hidden_layers=24, max_window_layers=24, num_attention_heads=14, num_key_value_heads=2,
-             intermediate_size=4864, vocab_size=151936, tie_word_embeddings=True, torch_dtype="bfloat16",
-             rope_scaling={"type": "mrope", "mrope_section": [8, 12, 12]})
-VISION = dict(depth=8, hidden_size=1280, num_heads=16, intermediate_size=3420, window_size=112, fullatt_block_indexes=[7],
-              out_hidden_size=896)
-# The C library keeps freed memory, and torch asks for large pages. Otherwise a training step of torch spends much of its time on
-# page faults: every large tensor is mapped and zeroed anew.
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20),
-               "THP_MEM_ALLOC_ENABLE": "1"}
 # Each work: reel's dtype, what `reel bench` measures with which options, and the peers.
 WORKS = {
     **{f"prefill_{d}": (d, ["prefill", "--tokens", str(PREFILL)], ["transformers", "openvino"]) for d in ("f32", "bf16")},
@@ -53,29 +46,6 @@ WORKS = {
     "train_bf16": ("bf16", ["train", "--tokens", str(PREFILL), "--gradient-checkpointing", "false"],
                    ["transformers_autocast", "transformers_bf16"]),
 }
-
-
-def make_model(reel, folder):
-    """Writes a model folder: tokenizer of the preset `tiny`, decoder and vision tower as described above, normal random weights."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    subprocess.run([reel, "init", "--preset", "tiny", "--seed", "0", "--out", folder], check=True, stdout=subprocess.DEVNULL)
-    path = os.path.join(folder, "config.json")
-    config = json.load(open(path))
-    config.update(SHAPE)
-    config["vision_config"].update(VISION)
-    json.dump(config, open(path, "w"), indent=2)
-    with torch.device("meta"):
-        shapes = {n: p.shape for n, p in Qwen2_5_VLForConditionalGeneration(
-            Qwen2_5_VLConfig.from_pretrained(folder)).named_parameters() if n != "lm_head.weight"}
-    torch.manual_seed(0)
-    weights = {n: (torch.ones(s) if len(s) == 1 and "bias" not in n else torch.randn(s) * 0.02).bfloat16() for n, s in shapes.items()}
-    for f in os.listdir(folder):
-        if f.endswith(".safetensors") or f.endswith(".index.json"):
-            os.remove(os.path.join(folder, f))
-    save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
 
 
 class Transformers:
@@ -178,44 +148,6 @@ class OpenVino:
         return batch * (2 * STEPS) / (self.seconds(batch, CONTEXT, 1 + 2 * STEPS) - self.seconds(batch, CONTEXT, 1))
 
 
-def export_to_openvino(folder, exported):
-    """Exports a Qwen2ForCausalLM of the decoder's shape with the folder's tokenizer."""
-    import torch
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-    plain = folder + "-qwen2"
-    own = {k: v for k, v in SHAPE.items() if k not in ("torch_dtype", "rope_scaling")}
-    torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(**own)).to(torch.bfloat16).save_pretrained(plain)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=os.path.join(folder, "tokenizer.json"))
-    tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
-    tokenizer.save_pretrained(plain)
-    cli = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", plain, "--task",
-           "text-generation-with-past", "--weight-format", "fp16", exported]
-    subprocess.run(cli, check=True, stdout=sys.stderr)
-
-
-class PeerProcess:
-    """A peer in a process of its own: measures once for each line that it is sent."""
-
-    def __init__(self, python, kind, work, folder, threads):
-        self.kind = kind
-        command = [python, os.path.abspath(__file__), "--peer", kind, work, folder, str(threads)]
-        environment = {**os.environ, **KEEP_MEMORY}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-
-    def once(self):
-        try:
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
-            return float(self.process.stdout.readline())
-        except (BrokenPipeError, ValueError):
-            sys.exit(f"{self.kind} ended without a result; its message is above")
-
-    def close(self):
-        self.process.kill()
-        self.process.wait()
-
-
 def serve_peer(kind, work, folder, threads):
     peer = (OpenVino if kind == "openvino" else Transformers)(kind, work, folder, int(threads))
     for _ in sys.stdin:
@@ -231,7 +163,8 @@ def measure(work, a, folder):
     """Measures one work in rounds. Returns its medians, its ratios by peer, and the rounds."""
     dtype, options, kinds = WORKS[work]
     kinds = [k for k in kinds if k != "openvino" or a.openvino]
-    start = lambda k: PeerProcess(a.openvino if k == "openvino" else sys.executable, k, work, folder, a.threads)
+    python = lambda k: a.openvino if k == "openvino" else sys.executable
+    start = lambda k: PeerProcess(k, [python(k), os.path.abspath(__file__), "--peer", k, work, folder, str(a.threads)])
     # Two training processes do not fit into memory together, so these peers are started anew for each round.
     is_training = work.startswith("train")
     peers = {} if is_training else {k: start(k) for k in kinds}
@@ -242,8 +175,8 @@ def measure(work, a, folder):
             for k in kinds:
                 if is_training:
                     peers[k] = start(k)
-                    peers[k].once()
-                row[k] = peers[k].once()
+                    float(peers[k].once())
+                row[k] = float(peers[k].once())
                 if is_training:
                     peers.pop(k).close()
             ours = bench(a.reel, folder, dtype, options, a.threads)
@@ -288,19 +221,6 @@ def main():
         with open(a.out, "w", encoding="utf-8") as f:
             json.dump(result, f, indent=1)
             f.write("\n")
-
-
-def cpu_name():
-    for line in open("/proc/cpuinfo", encoding="utf-8"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
-def commit():
-    here = os.path.dirname(os.path.abspath(__file__))
-    p = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True)
-    return p.stdout.strip() or None
 
 
 if __name__ == "__main__":
