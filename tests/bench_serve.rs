@@ -214,11 +214,11 @@ fn times_are_those_of_the_events() {
     let got = bench(&url, &[&settings[..], &["--output-tokens", "4"]].concat()).json();
     assert_eq!((number(&got, "completed"), number(&got, "max_concurrent_requests")), (4.0, 2.0));
     assert_eq!((number(&got, "total_input_tokens"), number(&got, "total_output_tokens")), (36.0, 16.0));
-    // A busy machine makes times longer, never shorter.
+    // A busy machine makes times longer, never shorter; the upper bound notices a wrong unit.
     let step = STEP.as_secs_f64() * 1e3;
     let between = |key: &str, least: f64| {
         let got = number(&got, key);
-        assert!(least * 0.95 <= got && got < least + 10.0 * step, "{key}: {got} ms, expected {least} ms");
+        assert!(least * 0.95 <= got && got < least + 100.0 * step, "{key}: {got} ms, expected {least} ms");
     };
     between("median_ttft_ms", step);
     between("mean_tpot_ms", step);
@@ -359,7 +359,6 @@ fn without_a_server_and_with_wrong_options_nothing_is_measured() {
     bench(&nobody.replace("http", "https"), &[]).refused(1, &["cannot connect"]);
     let tls = scripted(|_, _| ());
     bench(&tls.replace("http", "https"), &[]).refused(1, &["cannot connect"]);
-    bench("http://no-such-host.invalid", &[]).refused(1, &["cannot connect"]);
     for url in ["127.0.0.1:8000", "ftp://127.0.0.1", "http://", "", "http://a:b@host"] {
         bench(url, &[]).refused(2, &["--url"]);
     }
