@@ -24,7 +24,7 @@ const OUTPUT_FILES: [&str; 4] = ["out", "output", "html", "trace"];
 const WRITES_FOLDER: [&str; 6] = ["demo", "grpo", "init", "man", "merge", "sft"];
 
 /// Options and arguments that name files or folders to read.
-const INPUTS: [&str; 20] = [
+const INPUTS: [&str; 22] = [
     "model",
     "adapter",
     "messages",
@@ -45,6 +45,8 @@ const INPUTS: [&str; 20] = [
     "args",
     "resume_from_checkpoint",
     "api_key_file",
+    "tls_cert",
+    "tls_key",
 ];
 
 /// Files and folders that a training command writes into its output folder, beside weights and checkpoints.

@@ -2,13 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
 use reel_diagnostic::input;
 use reel_model::input::encode::ModelFolder;
 use reel_model::input::fetch::{MediaAccess, RemoteMedia};
-use reel_serve::{Limits, RequestMedia, ServeOptions, ServedModel};
+use reel_serve::{ConnectionLimits, Limits, RequestMedia, ServeOptions, ServedModel, Tls};
 
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
@@ -36,6 +37,8 @@ pub struct ServeArgs {
     listen: ListenFlags,
     #[command(flatten)]
     limits: LimitFlags,
+    #[command(flatten)]
+    connections: ConnectionFlags,
     /// Answer requests that name files, if the files lie in this folder; without it requests carry their media as data:
     /// URIs
     #[arg(long, value_name = "DIR", help_heading = "Media options")]
@@ -73,6 +76,20 @@ struct ListenFlags {
     /// Name of the model in requests and answers [default: the name of its folder]
     #[arg(long, value_name = "NAME")]
     served_model_name: Option<String>,
+    /// Certificate chain (PEM) for encrypted connections; needs --tls-key
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Private key (PEM) of the certificate; needs --tls-cert
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Let web pages of this origin, such as https://example.org, use the server; may be given several times; * is
+    /// every page
+    #[arg(long, value_name = "ORIGIN")]
+    allow_origin: Vec<String>,
+    /// Write a line of JSON to stderr for each request: time, request id, path, status, duration, tokens; never texts
+    /// or keys
+    #[arg(long)]
+    access_log: bool,
 }
 
 /// Options that limit requests.
@@ -93,12 +110,30 @@ struct LimitFlags {
     max_new_tokens: u32,
 }
 
+/// Options that limit connections.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Server options")]
+struct ConnectionFlags {
+    /// Maximum number of open connections; further clients wait until one is closed
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_connections: u32,
+    /// Seconds for the header of a request, and for which a connection may be idle or a body make no progress
+    #[arg(long, value_name = "S", default_value_t = 30.0)]
+    read_timeout: f64,
+    /// Seconds for which a client may read nothing of its answer; then the connection is closed and the request dropped
+    #[arg(long, value_name = "S", default_value_t = 60.0)]
+    write_timeout: f64,
+}
+
 /// Maximum bytes of a file with API keys (1 MiB).
 const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
 
 impl ServeArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let api_keys = self.listen.api_keys()?;
+        let tls = self.listen.tls()?;
+        let allowed_origins = self.listen.allowed_origins()?;
+        let connections = self.connections.limits()?;
         let (base, adapter) = self.model.base_model_and_adapter_folder()?;
         let folder = find_or_download_model(&base)?;
         let media = self.media(adapter.as_deref().unwrap_or(&folder), common)?;
@@ -117,14 +152,19 @@ impl ServeArgs {
                 kv_bytes: model::kv_bytes(&device),
                 new_tokens: self.limits.max_new_tokens as usize,
             },
+            connections,
+            tls,
+            allowed_origins,
+            access_log: self.listen.access_log,
             media,
             stop: interrupt::stop_flag(),
         };
         let dtype = model::activation_dtype(common);
         let served = ServedModel { name: name.clone(), folder: bundle, weights: loaded.weights, device, dtype };
+        let scheme = if options.tls.is_some() { "https" } else { "http" };
         let listening = |address| {
             // A closed stdout does not end a server.
-            let _ = output::print_line(format!("{name}: listening on http://{address}"));
+            let _ = output::print_line(format!("{name}: listening on {scheme}://{address}"));
         };
         Ok(reel_serve::serve(served, options, listening)?)
     }
@@ -169,7 +209,57 @@ impl ListenFlags {
         }
         Ok(keys)
     }
+
+    /// The certificate and key, read before the model is loaded.
+    fn tls(&self) -> Result<Option<Tls>> {
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => {
+                Tls::open(certificate, key).map(Some).map_err(|e| failed(e.location, e.what, e.help))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The origins of web pages. Refuses what no browser sends as an origin, which would have no effect.
+    fn allowed_origins(&self) -> Result<Vec<String>> {
+        let is_origin = |origin: &str| match origin.split_once("://") {
+            Some((scheme, host)) => {
+                let is_host = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.:[]".contains(c);
+                ["http", "https"].contains(&scheme) && !host.is_empty() && host.chars().all(is_host)
+            }
+            None => origin == "*",
+        };
+        match self.allow_origin.iter().find(|origin| !is_origin(origin)) {
+            None => Ok(self.allow_origin.clone()),
+            Some(origin) => Err(bad_usage(
+                "--allow-origin",
+                format!("{origin:?} is not an origin"),
+                "give scheme and host in small letters without a path, such as https://example.org, or *",
+            )),
+        }
+    }
 }
+
+impl ConnectionFlags {
+    fn limits(&self) -> Result<ConnectionLimits> {
+        let seconds = |option: &str, value: f64| {
+            Duration::try_from_secs_f64(value)
+                .ok()
+                .filter(|duration| !duration.is_zero() && *duration <= MAX_TIMEOUT)
+                .ok_or_else(|| {
+                    bad_usage(option, format!("{value} is not a time limit"), "give seconds, 0.001 to 86400")
+                })
+        };
+        Ok(ConnectionLimits {
+            connections: self.max_connections as usize,
+            read_timeout: seconds("--read-timeout", self.read_timeout)?,
+            write_timeout: seconds("--write-timeout", self.write_timeout)?,
+        })
+    }
+}
+
+/// The longest time limit of a connection: a day.
+const MAX_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 /// The last part of a folder's path; the whole path if it has none.
 fn folder_name(folder: &PathBuf) -> String {

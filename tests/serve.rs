@@ -1,171 +1,17 @@
 //! `reel serve`: answers equal those of `reel generate`, also in a batch and streamed; errors have OpenAI's form; a
 //! client that is gone frees its request; a signal ends the server after the running requests.
 
+#[path = "support/server.rs"]
+mod server;
 mod support;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{reel, run};
+use server::{PATIENCE, Reply, Server, question, serve_command, text, write_request};
+use support::reel;
 use tempfile::TempDir;
-
-/// Time in which every request of these tests is answered.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A running server; it is killed when it is dropped.
-struct Server {
-    child: Child,
-    address: SocketAddr,
-    _folder: TempDir,
-    model: PathBuf,
-}
-
-/// The status and the body of an answer.
-struct Reply {
-    status: u16,
-    body: String,
-}
-
-impl Server {
-    fn start(args: &[&str]) -> Server {
-        let folder = TempDir::new().unwrap();
-        let model = folder.path().join("tiny");
-        run(["init", "--preset", "tiny", "--seed", "3", "--out", text(&model)]).ok();
-        Server::start_with(folder, model, args)
-    }
-
-    fn start_with(folder: TempDir, model: PathBuf, args: &[&str]) -> Server {
-        let mut child = serve_command(&model, args).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().rsplit("http://").next().and_then(|address| address.parse().ok());
-        let address = address.unwrap_or_else(|| panic!("the server said {line:?}"));
-        Server { child, address, _folder: folder, model }
-    }
-
-    /// Sends a request with these header lines, and reads the whole answer.
-    fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Reply {
-        let mut stream = self.connect();
-        write_request(&mut stream, method, path, headers, body);
-        read_reply(&mut stream)
-    }
-
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream
-    }
-
-    fn chat(&self, body: &Value) -> Reply {
-        self.send("POST", "/v1/chat/completions", "", &body.to_string())
-    }
-
-    /// What `reel generate` answers to the messages file `messages` with the options `args`.
-    fn generated(&self, messages: &Value, args: &[&str]) -> Value {
-        let file = self.model.with_extension("messages.json");
-        std::fs::write(&file, messages.to_string()).unwrap();
-        let all = ["generate", "--model", text(&self.model), "--messages", text(&file), "--device", "cpu", "--json"];
-        serde_json::from_str(run(all.iter().chain(args)).ok()).unwrap()
-    }
-
-    fn stop(mut self, signal: i32) -> Option<i32> {
-        let number = format!("-{signal}");
-        assert!(Command::new("kill").args([&number, &self.child.id().to_string()]).status().unwrap().success());
-        wait(&mut self.child)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn serve_command(model: &Path, args: &[&str]) -> Command {
-    let mut command = reel();
-    command.args(["serve", "--model", text(model), "--device", "cpu", "--port", "0"]).args(args);
-    command
-}
-
-fn wait(child: &mut Child) -> Option<i32> {
-    let begun = Instant::now();
-    while begun.elapsed() < PATIENCE {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status.code();
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    panic!("the server does not end")
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn write_request(stream: &mut TcpStream, method: &str, path: &str, headers: &str, body: &str) {
-    let length = body.len();
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n"
-    );
-    stream.write_all(head.as_bytes()).unwrap();
-    // The server may refuse a request before it has read the body.
-    let _ = stream.write_all(body.as_bytes());
-}
-
-fn read_reply(stream: &mut TcpStream) -> Reply {
-    let mut bytes = Vec::new();
-    let _ = stream.read_to_end(&mut bytes);
-    let all = String::from_utf8(bytes).unwrap();
-    let (head, body) = all.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no header in {all:?}"));
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap();
-    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-    Reply { status, body: if chunked { without_chunk_sizes(body) } else { body.to_string() } }
-}
-
-/// The body of a chunked answer: each chunk is a line with its size in hexadecimal digits, its bytes, and a line end.
-fn without_chunk_sizes(mut body: &str) -> String {
-    let mut whole = String::new();
-    while let Some((size, rest)) = body.split_once("\r\n") {
-        let size = usize::from_str_radix(size, 16).unwrap();
-        whole.push_str(&rest[..size]);
-        body = &rest[size..][2.min(rest.len() - size)..];
-    }
-    whole
-}
-
-impl Reply {
-    #[track_caller]
-    fn ok(&self) -> Value {
-        assert_eq!(self.status, 200, "{}", self.body);
-        serde_json::from_str(&self.body).unwrap()
-    }
-
-    /// The error object, after a check of the status.
-    #[track_caller]
-    fn error(&self, status: u16) -> Value {
-        assert_eq!(self.status, status, "{}", self.body);
-        let mut body: Value = serde_json::from_str(&self.body).unwrap();
-        let error = body["error"].take();
-        assert!(error["message"].as_str().is_some_and(|text| !text.is_empty()) && error["type"].is_string(), "{error}");
-        error
-    }
-
-    /// The data of the server-sent events.
-    #[track_caller]
-    fn events(&self) -> Vec<String> {
-        assert_eq!(self.status, 200, "{}", self.body);
-        self.body.lines().filter_map(|line| line.strip_prefix("data: ")).map(String::from).collect()
-    }
-}
-
-fn question(text: &str) -> Value {
-    json!([{"role": "user", "content": text}])
-}
 
 #[test]
 fn answers_equal_those_of_generate_alone_in_a_batch_and_streamed() {
@@ -177,8 +23,9 @@ fn answers_equal_those_of_generate_alone_in_a_batch_and_streamed() {
         .map(|(i, prompt)| server.generated(&question(prompt), &["--max-new-tokens", &format!("{}", 3 + 2 * i)]))
         .collect();
     let body = |i: usize, stream: bool| {
+        let options = if stream { json!({"include_usage": true}) } else { Value::Null };
         json!({"model": "tiny", "messages": question(&prompts[i]), "max_tokens": 3 + 2 * i, "stream": stream,
-            "stream_options": {"include_usage": true}})
+            "stream_options": options})
     };
     let first = server.chat(&body(0, false)).ok();
     assert_eq!(first["object"], "chat.completion");
@@ -259,10 +106,14 @@ fn wrong_requests_get_openai_errors_and_the_server_goes_on() {
         (json!({"messages": messages, "n": 129}), 400, Some("n")),
         (json!({"messages": messages, "model": "gpt-4o"}), 404, Some("model")),
         (json!({"messages": messages, "max_tokens": 1u64 << 40}), 400, Some("messages")),
-        (json!({"messages": messages, "stream": "yes"}), 400, None),
+        (json!({"messages": messages, "stream": "yes"}), 400, Some("stream")),
+        (json!({"messages": messages, "stream_options": {"include_usage": true}}), 400, Some("stream_options")),
+        (json!({"messages": messages, "max_tokens": 0}), 400, Some("max_completion_tokens")),
+        (json!({"messages": messages, "logprobs": true}), 400, Some("logprobs")),
+        (json!({"messages": messages, "response_format": {"type": "json_object"}}), 400, Some("response_format")),
         (json!({"messages": []}), 400, None),
         (json!({"messages": [{"role": "user"}]}), 400, None),
-        (json!({"temperature": 1}), 400, None),
+        (json!({"temperature": 1}), 400, Some("messages")),
         (json!([1, 2]), 400, None),
         (json!({"messages": [{"role": "user", "content": [{"type": "image", "image": "/etc/passwd"}]}]}), 400, None),
         (

@@ -1,8 +1,9 @@
 //! An HTTP server with OpenAI's API, over the engine that also generates rollouts and predictions.
 //!
 //! ```text
-//! request ──► check (api/) ──► encode on a blocking thread ──► queue ──► engine thread: add, step, cancel
-//! answer  ◄── text of tokens, stop strings (api/chat.rs) ◄────────────── tokens and completions
+//! client  ──► connection: limits, TLS, request id, access log (http/) ──► key (server.rs)
+//! request ──► check (api/) ──► encode on a blocking thread (api/encode.rs) ──► queue ──► engine thread
+//! answer  ◄── text of tokens, stop strings (api/answer.rs, stream.rs) ◄── tokens and completions (api/events.rs)
 //! ```
 //!
 //! One thread owns the model and runs the engine's continuous batch (`engine_thread.rs`). Requests reach it through a
@@ -11,6 +12,9 @@
 
 mod api;
 mod engine_thread;
+mod histogram;
+mod http;
+mod metrics;
 mod server;
 
 use std::net::SocketAddr;
@@ -22,6 +26,8 @@ use reel_model::input::encode::{MediaOptions, ModelFolder};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{DType, Device};
 
+pub use http::{ConnectionLimits, Tls};
+pub use metrics::EngineGauges;
 pub use server::serve;
 
 /// The model that a server answers with.
@@ -72,6 +78,14 @@ pub struct ServeOptions {
     pub api_keys: Vec<String>,
     /// Limits.
     pub limits: Limits,
+    /// Limits of connections.
+    pub connections: ConnectionLimits,
+    /// The certificate and key of encrypted connections; `None`: connections are not encrypted.
+    pub tls: Option<Tls>,
+    /// The origins of web pages that browsers may let use this server; `*` is any.
+    pub allowed_origins: Vec<String>,
+    /// Whether each request writes a line to stderr.
+    pub access_log: bool,
     /// Media of requests.
     pub media: RequestMedia,
     /// Once this is set, new requests are refused, and the server ends when the running ones are answered.

@@ -6,19 +6,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use reel_engine::TokenText;
+use reel_model::TokenId;
 use subtle::ConstantTimeEq;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::api::{self, ApiError};
 use crate::engine_thread::{self, EngineQueue};
-use crate::{Limits, RequestMedia, ServeError, ServeOptions, ServedModel};
+use crate::http::{AccessLog, BodyMemory, observe_request, serve_connections, usable_connections};
+use crate::metrics::Metrics;
+use crate::{ConnectionLimits, Limits, RequestMedia, ServeError, ServeOptions, ServedModel};
 
 /// How often the server looks whether it should stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
@@ -29,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) text: TokenText,
     pub(crate) media: RequestMedia,
     pub(crate) limits: Limits,
+    pub(crate) bodies: BodyMemory,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) engine: EngineQueue,
     /// One permit for each request that may be answered or wait.
     pub(crate) permits: Arc<Semaphore>,
@@ -46,10 +53,36 @@ impl Shared {
         !self.stop.load(Ordering::SeqCst) && self.engine.is_alive()
     }
 
+    /// The number of positions for prompt and answer.
+    pub(crate) fn positions(&self) -> usize {
+        self.model.folder.config.text.max_position_embeddings
+    }
+
+    /// Counts `n` requests among those that run or wait, until the permit is dropped.
+    pub(crate) fn request_permits(&self, n: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let n = u32::try_from(n).unwrap_or(u32::MAX);
+        self.permits.clone().try_acquire_many_owned(n).map_err(|_| {
+            ApiError::busy("too many requests are being answered or wait; try again later, or raise --max-requests")
+        })
+    }
+
+    /// Refuses ids that the model does not have; `field` has them.
+    pub(crate) fn check_ids(&self, field: &str, ids: &[TokenId]) -> Result<(), ApiError> {
+        let size = self.model.folder.config.text.vocab_size;
+        match ids.iter().find(|&&id| id as usize >= size) {
+            None => Ok(()),
+            Some(id) => {
+                let what = format!("{field}: has the id {id}, and the model has {size} ids; give ids below {size}");
+                Err(ApiError::bad_request(what, Some(field.into())))
+            }
+        }
+    }
+
     /// Whether a request may be answered: it carries a valid key, or none is needed. The comparison takes the same
     /// time for every wrong key of the right length.
     fn accepts(&self, authorization: Option<&str>) -> bool {
-        let given = authorization.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+        let parts = authorization.and_then(|value| value.split_once(' '));
+        let given = parts.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer")).map_or("", |(_, key)| key.trim());
         let is_given = |key: &String| bool::from(key.as_bytes().ct_eq(given.as_bytes()));
         self.api_keys.is_empty() || self.api_keys.iter().filter(|key| is_given(key)).count() > 0
     }
@@ -70,11 +103,16 @@ pub fn serve(
     let (engine, thread) = engine_thread::start(model.clone(), text.clone(), options.limits)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let encoders = std::thread::available_parallelism().map_or(1, usize::from);
+    let log = if options.access_log { Some(AccessLog::start()?) } else { None };
+    let positions = model.folder.config.text.max_position_embeddings;
+    let metrics = Arc::new(Metrics::new(&model.name, positions));
     let shared = Arc::new(Shared {
         model,
         text,
         media: options.media,
         limits: options.limits,
+        bodies: BodyMemory::new(options.limits.body_bytes, options.connections.read_timeout),
+        metrics,
         engine,
         permits: Arc::new(Semaphore::new(options.limits.requests)),
         encoders: Arc::new(Semaphore::new(encoders)),
@@ -82,24 +120,52 @@ pub fn serve(
         api_keys: options.api_keys,
         stop: options.stop,
     });
-    let served = runtime.block_on(listen(options.address, shared, on_listening));
+    let routes = routes(shared.clone())
+        .layer(middleware::from_fn_with_state(log.as_ref().map(AccessLog::sender), observe_request))
+        .layer(cors(&options.allowed_origins));
+    let served = runtime.block_on(async {
+        let cannot_listen = |cause| ServeError::Address { address: options.address, cause };
+        let listener = TcpListener::bind(options.address).await.map_err(cannot_listen)?;
+        let limits = reported_limits(options.connections);
+        on_listening(listener.local_addr()?);
+        serve_connections(listener, routes, limits, options.tls, wait_for_stop(shared)).await;
+        Ok::<(), ServeError>(())
+    });
     // Ends what is left of the handlers, and with them the last clones of the queue; then the engine's thread ends.
     runtime.shutdown_timeout(STOP_INTERVAL);
     let engine = thread.join().map_err(|_| ServeError::EnginePanicked)?;
+    if let Some(log) = log {
+        log.finish();
+    }
     served?;
     Ok(engine?)
 }
 
-async fn listen(
-    address: SocketAddr,
-    shared: Arc<Shared>,
-    on_listening: impl FnOnce(SocketAddr),
-) -> Result<(), ServeError> {
-    let cannot_listen = |cause| ServeError::Address { address, cause };
-    let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
-    on_listening(listener.local_addr()?);
-    let stopped = wait_for_stop(shared.clone());
-    Ok(axum::serve(listener, routes(shared)).with_graceful_shutdown(stopped).await?)
+/// The limits that the system allows; says so if they are lower than wanted.
+fn reported_limits(wanted: ConnectionLimits) -> ConnectionLimits {
+    let connections = usable_connections(wanted.connections);
+    if connections < wanted.connections {
+        let wanted = wanted.connections;
+        eprintln!(
+            "--max-connections: is {wanted}, and this user may open files for {connections}; raise ulimit -n for more"
+        );
+    }
+    ConnectionLimits { connections, ..wanted }
+}
+
+/// Lets web pages of these origins use the server.
+fn cors(origins: &[String]) -> CorsLayer {
+    let origins: Vec<HeaderValue> = origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
+    let origin = match origins.iter().any(|origin| origin == "*") {
+        true => AllowOrigin::any(),
+        false => AllowOrigin::list(origins),
+    };
+    // Keys are sent in a header that the page sets, not as credentials of the browser.
+    CorsLayer::new()
+        .allow_origin(origin)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([HeaderName::from_static("x-request-id")])
 }
 
 /// Ends when the server is asked to stop, or when the engine's thread has ended.
@@ -109,16 +175,23 @@ async fn wait_for_stop(shared: Arc<Shared>) {
     }
 }
 
+/// The endpoints. As in vLLM, those that show neither texts nor the model's answers need no key.
 fn routes(shared: Arc<Shared>) -> Router {
     let with_key = Router::new()
         .route("/v1/models", get(api::models::list))
         .route("/v1/models/{*name}", get(api::models::one))
         .route("/v1/chat/completions", post(api::chat::complete))
-        .layer(DefaultBodyLimit::max(shared.limits.body_bytes))
+        .route("/v1/completions", post(api::completions::complete))
+        .route("/tokenize", post(api::tokenize::tokenize))
+        .route("/detokenize", post(api::tokenize::detokenize))
         .layer(middleware::from_fn_with_state(shared.clone(), check_key));
     Router::new()
         .route("/health", get(api::health::health))
         .route("/ready", get(api::health::ready))
+        .route("/version", get(api::health::version))
+        .route("/metrics", get(api::health::metrics))
+        .route("/openapi.json", get(api::document::json))
+        .route("/docs", get(api::document::page))
         .merge(with_key)
         .fallback(api::unknown_path)
         .method_not_allowed_fallback(api::wrong_method)

@@ -1,11 +1,16 @@
-//! `/health`: the process answers. `/ready`: requests are answered.
+//! `/health`: the process answers. `/ready`: requests are answered. `/version`, `/metrics`.
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use serde_json::{Value, json};
 
 use super::ApiError;
+use super::queue::refuse_if_stopping;
 use crate::server::Shared;
 
 /// Always status 200.
@@ -15,8 +20,15 @@ pub(crate) async fn health() -> StatusCode {
 
 /// Status 200, or 503 while the server stops or after the engine has failed.
 pub(crate) async fn ready(State(shared): State<Arc<Shared>>) -> Result<StatusCode, ApiError> {
-    match shared.is_ready() {
-        true => Ok(StatusCode::OK),
-        false => Err(ApiError::busy("the server is stopping")),
-    }
+    refuse_if_stopping(&shared).map(|()| StatusCode::OK)
+}
+
+/// The version of this program.
+pub(crate) async fn version() -> Json<Value> {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// The metrics in the text format of Prometheus.
+pub(crate) async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shared.metrics.text())
 }

@@ -1,15 +1,28 @@
 //! The endpoints, and the error object that they share.
 
+mod answer;
 pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod document;
+mod encode;
+mod events;
+mod fields;
 pub(crate) mod health;
 pub(crate) mod models;
+mod queue;
+mod stream;
+pub(crate) mod tokenize;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use reel_model::ModelError;
 use serde_json::json;
+
+/// What error messages call the body of a request.
+pub(crate) const LOCATION: &str = "request";
 
 /// An error in the form of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`.
 #[derive(Clone, Debug)]
@@ -31,9 +44,9 @@ impl ApiError {
         Self { status, ..Self::bad_request(message, None) }
     }
 
-    /// The prompt and the answer do not fit into the model's positions.
-    pub(crate) fn too_long(message: impl Into<String>) -> Self {
-        Self { code: "context_length_exceeded", ..Self::bad_request(message, Some("messages".into())) }
+    /// The prompt, which is in the field `param`, and the answer do not fit into the model's positions.
+    pub(crate) fn too_long(message: impl Into<String>, param: &str) -> Self {
+        Self { code: "context_length_exceeded", ..Self::bad_request(message, Some(param.into())) }
     }
 
     /// The server takes no further requests now.
@@ -77,7 +90,7 @@ impl IntoResponse for ApiError {
 
 /// The answer to a path that does not exist.
 pub(crate) async fn unknown_path(uri: Uri) -> ApiError {
-    let known = "this server has /v1/chat/completions, /v1/models, /health and /ready";
+    let known = "/docs lists those of this server";
     ApiError::not_found(format!("{}: there is no such path; {known}", uri.path()), None)
 }
 
@@ -89,6 +102,16 @@ pub(crate) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
         code: "method_not_allowed",
         ..ApiError::bad_request(message, None)
     }
+}
+
+/// The error of a request that cannot be encoded. A failure of the device is not the request's fault.
+pub(crate) fn wrong_request(e: ModelError) -> ApiError {
+    if matches!(e, ModelError::Runtime(_)) {
+        return ApiError::internal(e.to_string());
+    }
+    let diagnostic = e.into_diagnostic();
+    let param = diagnostic.location.strip_prefix(LOCATION).map(|field| field.trim_start_matches(": ").to_string());
+    ApiError::bad_request(diagnostic.to_string(), param.filter(|field| !field.is_empty()))
 }
 
 /// Seconds since the start of 1970.

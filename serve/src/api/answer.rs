@@ -1,0 +1,138 @@
+//! The objects of an answer: whole, or one chunk for each piece of text.
+
+use reel_engine::{Completion, FinishReason, completion_text};
+use reel_model::input::tokenizer::Tokenizer;
+use serde_json::{Value, json};
+
+use super::fields::StreamFields;
+
+/// Which API an answer belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Text,
+}
+
+impl Form {
+    /// The first part of the ids of answers.
+    pub(crate) fn id_prefix(self) -> &'static str {
+        match self {
+            Form::Chat => "chatcmpl",
+            Form::Text => "cmpl",
+        }
+    }
+
+    /// The field that has the prompt, which errors name.
+    pub(crate) fn prompt_field(self) -> &'static str {
+        match self {
+            Form::Chat => "messages",
+            Form::Text => "prompt",
+        }
+    }
+
+    fn object(self) -> &'static str {
+        match self {
+            Form::Chat => "chat.completion",
+            Form::Text => "text_completion",
+        }
+    }
+
+    fn chunk_object(self) -> &'static str {
+        match self {
+            Form::Chat => "chat.completion.chunk",
+            Form::Text => "text_completion",
+        }
+    }
+}
+
+/// What all parts of an answer have in common.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) form: Form,
+    pub(crate) id: String,
+    /// Seconds since 1970.
+    pub(crate) created: u64,
+    pub(crate) model: String,
+    /// The number of tokens of all prompts.
+    pub(crate) prompt_tokens: usize,
+    /// Strings before which a completion is cut.
+    pub(crate) stop: Vec<String>,
+    pub(crate) stream: StreamFields,
+}
+
+impl Answer {
+    fn object(&self, kind: &str, choices: Value) -> Value {
+        json!({"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices})
+    }
+
+    fn usage(&self, tokens: usize) -> Value {
+        let prompt = self.prompt_tokens;
+        json!({"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens})
+    }
+
+    /// The answer as one object; the completions are in the order of the choices.
+    pub(crate) fn whole(&self, tokenizer: &Tokenizer, completions: &[Completion]) -> Value {
+        let choice = |(index, completion): (usize, &Completion)| {
+            let text = completion_text(tokenizer, &completion.ids, &self.stop);
+            let reason = completion.finish_reason.openai_name();
+            match self.form {
+                Form::Chat => json!({
+                    "index": index, "message": {"role": "assistant", "content": text}, "logprobs": null,
+                    "finish_reason": reason,
+                }),
+                Form::Text => json!({"index": index, "text": text, "logprobs": null, "finish_reason": reason}),
+            }
+        };
+        let mut object = self.object(self.form.object(), completions.iter().enumerate().map(choice).collect());
+        object["usage"] = self.usage(completions.iter().map(|completion| completion.ids.len()).sum());
+        object
+    }
+
+    /// The first chunk of a choice, which names the role; the API for texts has none.
+    pub(crate) fn first_chunk(&self, index: usize) -> Option<Value> {
+        match self.form {
+            Form::Chat => Some(self.chunk(index, json!({"role": "assistant", "content": ""}), None, 0)),
+            Form::Text => None,
+        }
+    }
+
+    /// A piece of text. `tokens` is the number of tokens that were generated so far, of all choices.
+    pub(crate) fn text_chunk(&self, index: usize, text: &str, tokens: usize) -> Value {
+        match self.form {
+            Form::Chat => self.chunk(index, json!({"content": text}), None, tokens),
+            Form::Text => self.chunk(index, json!(text), None, tokens),
+        }
+    }
+
+    /// The end of a choice.
+    pub(crate) fn last_chunk(&self, index: usize, reason: FinishReason, tokens: usize) -> Value {
+        match self.form {
+            Form::Chat => self.chunk(index, json!({}), Some(reason), tokens),
+            Form::Text => self.chunk(index, json!(""), Some(reason), tokens),
+        }
+    }
+
+    /// The chunk with the usage, after all others.
+    pub(crate) fn usage_chunk(&self, tokens: usize) -> Value {
+        let mut object = self.object(self.form.chunk_object(), json!([]));
+        object["usage"] = self.usage(tokens);
+        object
+    }
+
+    /// `content` is the delta of a message, or a text.
+    fn chunk(&self, index: usize, content: Value, reason: Option<FinishReason>, tokens: usize) -> Value {
+        let key = if self.form == Form::Chat { "delta" } else { "text" };
+        let reason = reason.map(FinishReason::openai_name);
+        let choices = json!([{"index": index, key: content, "logprobs": null, "finish_reason": reason}]);
+        let mut object = self.object(self.form.chunk_object(), choices);
+        if self.stream.continuous_usage {
+            object["usage"] = self.usage(tokens);
+        } else if self.stream.include_usage {
+            // The last chunk has the usage; the others say that they have none.
+            object["usage"] = Value::Null;
+        }
+        object
+    }
+}

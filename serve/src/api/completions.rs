@@ -1,0 +1,111 @@
+//! `POST /v1/completions`: continues texts, without a chat template.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use reel_model::TokenId;
+use reel_model::input::ModelInput;
+use serde::Deserialize;
+
+use super::answer::Form;
+use super::fields::{Fields, wrong_field};
+use super::queue::{Checked, refuse_if_stopping};
+use super::{ApiError, LOCATION, encode, wrong_request};
+use crate::http::{RequestLog, read_body};
+use crate::server::Shared;
+
+/// Maximum number of new tokens of a request that does not say, as in OpenAI's API.
+const DEFAULT_NEW_TOKENS: usize = 16;
+
+/// The field `prompt`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Prompts {
+    Text(String),
+    Ids(Vec<TokenId>),
+    Texts(Vec<String>),
+    IdLists(Vec<Vec<TokenId>>),
+}
+
+/// One prompt.
+#[derive(Debug)]
+enum Prompt {
+    Text(String),
+    Ids(Vec<TokenId>),
+}
+
+impl Prompts {
+    fn into_list(self) -> Vec<Prompt> {
+        match self {
+            Prompts::Text(text) => vec![Prompt::Text(text)],
+            Prompts::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
+            Prompts::Ids(ids) => vec![Prompt::Ids(ids)],
+            Prompts::IdLists(lists) => lists.into_iter().map(Prompt::Ids).collect(),
+        }
+    }
+}
+
+impl Prompt {
+    /// The model's input. A prompt of this API has no media.
+    fn encode(self, shared: &Shared) -> Result<ModelInput, ApiError> {
+        let wrong = |what: &str, help: &str| Err(wrong_field("prompt", what, help));
+        let input = match self {
+            Prompt::Text(text) => encode::text(shared, &text)?,
+            Prompt::Ids(ids) => {
+                shared.check_ids("prompt", &ids)?;
+                ModelInput::from_text_tokens(ids)
+            }
+        };
+        let tokens = &shared.model.folder.config.tokens;
+        if input.is_empty() {
+            return wrong("has no tokens", "give it some text");
+        }
+        if input.input_ids.iter().any(|id| [tokens.image, tokens.video].contains(id)) {
+            return wrong("has tokens that stand for images or videos", "send media to /v1/chat/completions");
+        }
+        input.check(&shared.model.folder.config, LOCATION).map_err(wrong_request)?;
+        Ok(input)
+    }
+}
+
+/// `POST /v1/completions`
+pub(crate) async fn complete(
+    State(shared): State<Arc<Shared>>,
+    Extension(log): Extension<Arc<RequestLog>>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    refuse_if_stopping(&shared)?;
+    let body = read_body(&shared.bodies, body).await?;
+    let mut fields = Fields::parse(&shared, &body.bytes)?;
+    let wanted = "a text, a list of texts, a list of token ids, or a list of such lists";
+    let Some(prompts) = fields.take::<Prompts>("prompt", wanted)? else {
+        return Err(wrong_field("prompt", "is missing", &format!("give {wanted}")));
+    };
+    let prompts = prompts.into_list();
+    if prompts.is_empty() {
+        return Err(wrong_field("prompt", "is an empty list", &format!("give {wanted}")));
+    }
+    let stream = fields.take_stream()?;
+    take_without_effect(&mut fields)?;
+    let checked = Checked::new(&shared, Form::Text, stream, fields.into_settings()?, prompts.len())?;
+    let prompts = encode::on_blocking_thread(&shared, move |shared| {
+        let _body = body;
+        prompts.into_iter().map(|prompt| prompt.encode(shared)).collect::<Result<Vec<_>, ApiError>>()
+    });
+    let prompts = prompts.await?;
+    checked.answer(&shared, log, prompts, DEFAULT_NEW_TOKENS).await
+}
+
+/// Takes out the fields that only this API has, if their values have no effect.
+fn take_without_effect(fields: &mut Fields) -> Result<(), ApiError> {
+    if fields.take::<String>("suffix", "a text")?.is_some_and(|suffix| !suffix.is_empty()) {
+        return Err(wrong_field("suffix", "is not supported", "remove it"));
+    }
+    if fields.take::<u64>("best_of", "a whole number")?.is_some_and(|best_of| best_of != 1) {
+        return Err(wrong_field("best_of", "is not supported", "remove it; n gives several completions"));
+    }
+    Ok(())
+}

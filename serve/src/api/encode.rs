@@ -1,0 +1,74 @@
+//! Encodes prompts on blocking threads: chat templates, media and tokens.
+
+use std::sync::Arc;
+
+use reel_model::input::ModelInput;
+use reel_model::input::encode::{LoadedMedia, encode_prompt, load_media};
+use reel_model::input::messages::{ContentPart, Conversation, MediaSource, VideoSource};
+use serde_json::Value;
+
+use super::{ApiError, LOCATION, wrong_request};
+use crate::server::Shared;
+
+/// Encodes chat messages. `add_generation_prompt`: `None` adds it unless the last message is the assistant's.
+pub(crate) fn messages(
+    shared: &Shared,
+    messages: &Value,
+    add_generation_prompt: Option<bool>,
+) -> Result<ModelInput, ApiError> {
+    let root = shared.media.root.clone().unwrap_or_default();
+    let conversation = Conversation::from_json(LOCATION, messages, &root).map_err(wrong_request)?;
+    if shared.media.root.is_none() {
+        refuse_files(&conversation)?;
+    }
+    let folder = &shared.model.folder;
+    let add = add_generation_prompt.unwrap_or(!conversation.ends_with_assistant());
+    let text = folder.template.render(&conversation, add).map_err(wrong_request)?;
+    let media = load_media(folder, &conversation, &shared.media.options).map_err(wrong_request)?;
+    encode_prompt(folder, &text, media, LOCATION).map_err(wrong_request)
+}
+
+/// Encodes a text as it is, without a chat template.
+pub(crate) fn text(shared: &Shared, text: &str) -> Result<ModelInput, ApiError> {
+    encode_prompt(&shared.model.folder, text, LoadedMedia::default(), LOCATION).map_err(wrong_request)
+}
+
+/// Runs `encode` on a blocking thread. At most as many run at the same time as the machine has cores, because decoding
+/// videos takes memory.
+pub(crate) async fn on_blocking_thread<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    encode: impl FnOnce(&Shared) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    // A semaphore that is never closed always gives a permit.
+    let permit = shared.encoders.clone().acquire_owned().await;
+    let shared = shared.clone();
+    let encoding = tokio::task::spawn_blocking(move || {
+        // The thread goes on if the client is gone meanwhile, so it holds the permit itself.
+        let _permit = permit;
+        encode(&shared)
+    });
+    encoding
+        .await
+        .map_err(|_| ApiError::internal("encoding the request has panicked; its text is in the server's log"))?
+}
+
+/// Refuses a conversation that names files.
+fn refuse_files(conversation: &Conversation) -> Result<(), ApiError> {
+    let is_file = |source: &MediaSource| matches!(source, MediaSource::Path(_));
+    let names_file = |part: &ContentPart| match part {
+        ContentPart::Text(_) => false,
+        ContentPart::Image(image) => is_file(&image.source),
+        ContentPart::Video(video) => match &video.source {
+            VideoSource::File(source) => is_file(source),
+            VideoSource::Frames(frames) => frames.iter().any(is_file),
+        },
+    };
+    match conversation.media_parts().any(names_file) {
+        false => Ok(()),
+        true => Err(ApiError::bad_request(
+            "messages: name a file, and this server reads none; send the media as a data: URI, or start the server with \
+             --media-root DIR",
+            Some("messages".into()),
+        )),
+    }
+}

@@ -1,0 +1,160 @@
+//! The events of all prompts of a request, in the order in which they come, with their record in metrics and log.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use reel_engine::Completion;
+use reel_model::TokenId;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::ApiError;
+use crate::engine_thread::Event;
+use crate::http::RequestLog;
+use crate::metrics::{Metrics, Outcome};
+
+/// An event of one of the completions of a request. Completion j of prompt i is choice `i * n + j`.
+#[derive(Debug)]
+pub(crate) enum ChoiceEvent {
+    /// A token was generated.
+    Token { choice: usize, id: TokenId },
+    /// All tokens of a completion were generated.
+    Finished { choice: usize, completion: Completion },
+}
+
+/// A prompt in the engine's queue.
+#[derive(Debug)]
+pub(crate) struct QueuedPrompt {
+    /// The number of its tokens.
+    pub(crate) tokens: usize,
+    /// Its events. Dropping the receiver makes the engine drop the prompt.
+    pub(crate) events: UnboundedReceiver<Event>,
+}
+
+/// The events of a request. Dropping it makes the engine drop what is not finished.
+#[derive(Debug)]
+pub(crate) struct RequestEvents {
+    prompts: Vec<QueuedPrompt>,
+    n: usize,
+    /// The state of each choice.
+    choices: Vec<Choice>,
+    /// The prompt that is asked first for its next event, so that none is asked last always.
+    next: usize,
+    begun: Instant,
+    metrics: Arc<Metrics>,
+    log: Arc<RequestLog>,
+    /// The number of permits limits the requests of the server.
+    _permit: OwnedSemaphorePermit,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Choice {
+    tokens: usize,
+    last_token: Option<Instant>,
+    is_finished: bool,
+}
+
+impl RequestEvents {
+    /// The events of prompts with `n` completions each, of a request that came at `begun`.
+    pub(crate) fn new(
+        prompts: Vec<QueuedPrompt>,
+        n: usize,
+        begun: Instant,
+        metrics: Arc<Metrics>,
+        log: Arc<RequestLog>,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        let choices = vec![Choice::default(); prompts.len() * n];
+        Self { prompts, n, choices, next: 0, begun, metrics, log, _permit: permit }
+    }
+
+    /// The number of completions that are not finished.
+    pub(crate) fn unfinished(&self) -> usize {
+        self.choices.iter().filter(|choice| !choice.is_finished).count()
+    }
+
+    /// Waits for the next event.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub(crate) async fn recv(&mut self) -> Result<ChoiceEvent, ApiError> {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// As [`RequestEvents::recv`].
+    pub(crate) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<ChoiceEvent, ApiError>> {
+        let count = self.prompts.len();
+        for prompt in (0..count).map(|i| (self.next + i) % count) {
+            // A prompt without unfinished choices has closed its channel.
+            if self.choices[prompt * self.n..(prompt + 1) * self.n].iter().all(|choice| choice.is_finished) {
+                continue;
+            }
+            if let Poll::Ready(event) = self.prompts[prompt].events.poll_recv(cx) {
+                self.next = prompt + 1;
+                return Poll::Ready(self.take(prompt, event));
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Records an event of a prompt.
+    fn take(&mut self, prompt: usize, event: Option<Event>) -> Result<ChoiceEvent, ApiError> {
+        match event {
+            Some(Event::Token { index, id }) => {
+                let choice = prompt * self.n + index;
+                self.record_token(prompt, choice);
+                Ok(ChoiceEvent::Token { choice, id })
+            }
+            Some(Event::Finished(completion)) => {
+                let choice = prompt * self.n + completion.index;
+                self.end(choice, Outcome::Finished(completion.finish_reason));
+                Ok(ChoiceEvent::Finished { choice, completion })
+            }
+            Some(Event::Failed(e)) => Err(self.fail(ApiError::internal(e.to_string()))),
+            None => Err(self.fail(ApiError::internal("the engine has ended; start the server again"))),
+        }
+    }
+
+    fn record_token(&mut self, prompt: usize, choice: usize) {
+        let (now, tokens) = (Instant::now(), self.prompts[prompt].tokens);
+        let of_prompt = &self.choices[prompt * self.n..(prompt + 1) * self.n];
+        if of_prompt.iter().all(|choice| choice.tokens == 0) {
+            self.metrics.first_token(tokens, (now - self.begun).as_secs_f64());
+        }
+        let choice = &mut self.choices[choice];
+        choice.tokens += 1;
+        let last = choice.last_token.replace(now);
+        self.metrics.token(last.map(|last| (now - last).as_secs_f64()));
+        self.log.add_completion_token();
+    }
+
+    /// Records the end of a choice.
+    fn end(&mut self, choice: usize, outcome: Outcome) {
+        let prompt_tokens = self.prompts[choice / self.n].tokens;
+        let choice = &mut self.choices[choice];
+        choice.is_finished = true;
+        self.metrics.completion(outcome, prompt_tokens, choice.tokens, self.begun.elapsed().as_secs_f64());
+    }
+
+    fn fail(&mut self, e: ApiError) -> ApiError {
+        self.end_unfinished(Outcome::Error);
+        e
+    }
+
+    fn end_unfinished(&mut self, outcome: Outcome) {
+        for choice in 0..self.choices.len() {
+            if !self.choices[choice].is_finished {
+                self.end(choice, outcome);
+            }
+        }
+    }
+}
+
+impl Drop for RequestEvents {
+    fn drop(&mut self) {
+        // What is unfinished here has no reader any more.
+        self.end_unfinished(Outcome::Abort);
+    }
+}

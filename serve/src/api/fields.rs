@@ -1,0 +1,111 @@
+//! The fields of a request's body. What no endpoint takes out is a sampling field, and is checked and refused in one
+//! place, [`Fields::into_settings`].
+
+use reel_diagnostic::Diagnostic;
+use reel_model::input::request::{ChatRequest, RequestSettings};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::{ApiError, LOCATION, models, wrong_request};
+use crate::server::Shared;
+
+/// The fields that are not taken yet.
+#[derive(Debug)]
+pub(crate) struct Fields(Map<String, Value>);
+
+/// How an answer is sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StreamFields {
+    /// As server-sent events.
+    pub(crate) stream: bool,
+    /// The last chunk has the usage.
+    pub(crate) include_usage: bool,
+    /// Every chunk has the usage so far.
+    pub(crate) continuous_usage: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+    continuous_usage_stats: Option<bool>,
+    /// OpenAI pads chunks to hide the length of tokens; here they are never padded.
+    #[serde(rename = "include_obfuscation")]
+    _include_obfuscation: Option<bool>,
+}
+
+impl Fields {
+    /// Parses a body, which must be a JSON object. A field that is null counts as absent.
+    ///
+    /// # Errors
+    /// The body is no JSON object; its `model` is not the one of this server.
+    pub(crate) fn parse(shared: &Shared, body: &[u8]) -> Result<Self, ApiError> {
+        let parsed: Map<String, Value> = serde_json::from_slice(body).map_err(|e| {
+            let message = format!("is not a JSON object ({e})");
+            ApiError::bad_request(Diagnostic::new(LOCATION, message, "correct its JSON").to_string(), None)
+        })?;
+        let mut fields = Self(parsed.into_iter().filter(|(_, value)| !value.is_null()).collect());
+        match fields.take::<String>("model", "the name of a model")? {
+            Some(name) if name != shared.model.name => Err(models::unknown_model(shared, &name)),
+            _ => Ok(fields),
+        }
+    }
+
+    /// Takes out a field. `wanted` says what its value should be.
+    ///
+    /// # Errors
+    /// Its value has the wrong type.
+    pub(crate) fn take<T: DeserializeOwned>(&mut self, name: &str, wanted: &str) -> Result<Option<T>, ApiError> {
+        let Some(value) = self.take_any(name) else { return Ok(None) };
+        T::deserialize(&value)
+            .map(Some)
+            .map_err(|_| wrong_field(name, &format!("is {value}"), &format!("give {wanted}")))
+    }
+
+    /// Takes out a field of any type.
+    pub(crate) fn take_any(&mut self, name: &str) -> Option<Value> {
+        // The order of the other fields has no meaning.
+        self.0.swap_remove(name)
+    }
+
+    /// Takes out `stream` and `stream_options`.
+    pub(crate) fn take_stream(&mut self) -> Result<StreamFields, ApiError> {
+        let stream = self.take("stream", "true or false")?.unwrap_or(false);
+        let wanted = "{\"include_usage\": true or false, \"continuous_usage_stats\": true or false}";
+        let options: Option<StreamOptions> = self.take("stream_options", wanted)?;
+        if options.is_some() && !stream {
+            return Err(wrong_field("stream_options", "has no meaning without `stream`", "remove it, or set stream"));
+        }
+        let options = options.unwrap_or_default();
+        let include_usage = options.include_usage == Some(true);
+        let continuous_usage = include_usage && options.continuous_usage_stats == Some(true);
+        Ok(StreamFields { stream, include_usage, continuous_usage })
+    }
+
+    /// Reads the sampling fields, which must be all that is left. A field that reel does not support is refused, unless
+    /// its value has no effect.
+    ///
+    /// # Errors
+    /// A field is unknown or not supported, or its value has the wrong type or is out of range.
+    pub(crate) fn into_settings(mut self) -> Result<RequestSettings, ApiError> {
+        // The model's parser reads a whole chat request; the messages are parsed elsewhere.
+        self.0.insert("messages".into(), Value::Array(Vec::new()));
+        let request = ChatRequest::parse(LOCATION, Value::Object(self.0).to_string().as_bytes());
+        Ok(request.map_err(wrong_request)?.settings)
+    }
+
+    /// Refuses every field that is left.
+    pub(crate) fn refuse_others(self) -> Result<(), ApiError> {
+        match self.0.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(wrong_field(name, "is not a field of this request", "remove it")),
+        }
+    }
+}
+
+/// The error of a field.
+pub(crate) fn wrong_field(name: &str, what: &str, help: &str) -> ApiError {
+    let diagnostic = Diagnostic::new(format!("{LOCATION}: {name}"), what, help);
+    ApiError::bad_request(diagnostic.to_string(), Some(name.to_string()))
+}

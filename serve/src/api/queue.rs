@@ -1,0 +1,171 @@
+//! What all endpoints that generate have in common: checks, encoding, the engine's queue, and the answer.
+//!
+//! ```text
+//! check     fields, model, limits of the server                      status 400, 404, 503
+//! encode    chat template, media, tokens, on a blocking thread       status 400
+//! engine    Job → Token, …, Finished | Failed
+//! answer    one object, or with `stream` one server-sent event per piece of text
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use reel_engine::{Completion, SamplingParams};
+use reel_model::input::ModelInput;
+use reel_model::input::request::RequestSettings;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::unbounded_channel;
+
+use super::answer::{Answer, Form};
+use super::events::{ChoiceEvent, QueuedPrompt, RequestEvents};
+use super::fields::{StreamFields, wrong_field};
+use super::{ApiError, seconds_since_1970, stream};
+use crate::engine_thread::Job;
+use crate::http::{RequestLog, random_number};
+use crate::server::Shared;
+
+/// Maximum number of completions of one request, as in OpenAI's API.
+const MAX_COMPLETIONS: usize = 128;
+
+/// A request whose fields are checked.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    form: Form,
+    stream: StreamFields,
+    settings: RequestSettings,
+    begun: Instant,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Checked {
+    /// Checks the settings of a request with `prompts` prompts, and counts it among those of the server.
+    ///
+    /// # Errors
+    /// The server is stopping or has too many requests; the settings are out of range.
+    pub(crate) fn new(
+        shared: &Shared,
+        form: Form,
+        stream: StreamFields,
+        settings: RequestSettings,
+        prompts: usize,
+    ) -> Result<Self, ApiError> {
+        refuse_if_stopping(shared)?;
+        let n = settings.n.unwrap_or(1);
+        if n > MAX_COMPLETIONS {
+            return Err(wrong_field("n", &format!("is {n}"), &format!("give 1 to {MAX_COMPLETIONS}")));
+        }
+        if n * prompts > MAX_COMPLETIONS.min(shared.limits.requests.max(n)) {
+            let what = format!("has {prompts} prompts with {n} completions each");
+            let most = MAX_COMPLETIONS.min(shared.limits.requests.max(n)) / n;
+            return Err(wrong_field(form.prompt_field(), &what, &format!("give {most} prompts or fewer at a time")));
+        }
+        let sampling = SamplingParams::from_settings(&settings, &shared.model.folder.generation);
+        sampling.validate().map_err(|e| ApiError::bad_request(e.to_string(), None))?;
+        let begun = Instant::now();
+        Ok(Self { form, stream, settings, begun, permit: shared.request_permits(prompts)? })
+    }
+
+    /// Puts the encoded prompts into the engine's queue, and answers with their completions. A request without a limit
+    /// gets `default_tokens` new tokens.
+    pub(crate) async fn answer(
+        self,
+        shared: &Shared,
+        log: Arc<RequestLog>,
+        prompts: Vec<ModelInput>,
+        default_tokens: usize,
+    ) -> Result<Response, ApiError> {
+        let Self { form, stream, settings, begun, permit } = self;
+        let n = settings.n.unwrap_or(1);
+        let prompt_tokens = prompts.iter().map(ModelInput::len).sum();
+        let limit =
+            |prompt: &ModelInput| new_tokens(shared, form, prompt.len(), settings.max_new_tokens, default_tokens);
+        let limits = prompts.iter().map(limit).collect::<Result<Vec<usize>, ApiError>>()?;
+        log.add_prompt_tokens(prompt_tokens);
+        let queued: Vec<QueuedPrompt> =
+            prompts.into_iter().zip(limits).map(|(prompt, limit)| enqueue(shared, &settings, prompt, limit)).collect();
+        let choices = n * queued.len();
+        let answer = Answer {
+            form,
+            id: next_id(shared, form),
+            created: seconds_since_1970(),
+            model: shared.model.name.clone(),
+            prompt_tokens,
+            stop: settings.stop,
+            stream,
+        };
+        let mut events = RequestEvents::new(queued, n, begun, shared.metrics.clone(), log, permit);
+        if stream.stream {
+            // The status of an answer is sent before its text, so the first event decides it.
+            let first = events.recv().await?;
+            return Ok(stream::stream(answer, &shared.text, choices, first, events));
+        }
+        let completions = collect(events, choices).await?;
+        Ok(Json(answer.whole(&shared.model.folder.tokenizer, &completions)).into_response())
+    }
+}
+
+/// The error of a server that takes no further requests.
+pub(crate) fn refuse_if_stopping(shared: &Shared) -> Result<(), ApiError> {
+    match shared.is_ready() {
+        true => Ok(()),
+        false => Err(ApiError::busy("the server is stopping and takes no further requests; try another one")),
+    }
+}
+
+fn enqueue(shared: &Shared, settings: &RequestSettings, prompt: ModelInput, max_new_tokens: usize) -> QueuedPrompt {
+    // Without a seed, every prompt draws other random numbers.
+    let seed = Some(settings.seed.unwrap_or_else(random_number));
+    let settings = RequestSettings { seed, ..settings.clone() };
+    let sampling = SamplingParams::from_settings(&settings, &shared.model.folder.generation);
+    let (sender, events) = unbounded_channel();
+    let tokens = prompt.len();
+    let n = settings.n.unwrap_or(1);
+    shared.engine.send(Job { prompt, sampling, max_new_tokens, n, stop: settings.stop, events: sender });
+    QueuedPrompt { tokens, events }
+}
+
+/// The number of tokens to generate at most: what the request asks for, else the default, as far as there are positions
+/// after the prompt.
+fn new_tokens(
+    shared: &Shared,
+    form: Form,
+    prompt_tokens: usize,
+    asked: Option<usize>,
+    default_tokens: usize,
+) -> Result<usize, ApiError> {
+    let positions = shared.positions();
+    let left = positions.saturating_sub(prompt_tokens);
+    let too_long = |message: String| Err(ApiError::too_long(message, form.prompt_field()));
+    match asked {
+        _ if left == 0 => too_long(format!(
+            "the prompt has {prompt_tokens} tokens, and the model has {positions} positions for prompt and answer; \
+             shorten the prompt, or take fewer frames or pixels"
+        )),
+        Some(asked) if asked > left => too_long(format!(
+            "the prompt has {prompt_tokens} tokens, and {asked} more are asked for, but the model has {positions} \
+             positions; shorten the prompt, or lower max_completion_tokens to {left}"
+        )),
+        asked => Ok(asked.unwrap_or(default_tokens).min(left)),
+    }
+}
+
+/// Waits for all completions of a request; returns them in the order of the choices.
+async fn collect(mut events: RequestEvents, choices: usize) -> Result<Vec<Completion>, ApiError> {
+    let mut completions = vec![None; choices];
+    while events.unfinished() > 0 {
+        if let ChoiceEvent::Finished { choice, completion } = events.recv().await? {
+            completions[choice] = Some(completion);
+        }
+    }
+    Ok(completions.into_iter().flatten().collect())
+}
+
+/// A number for each answer of this server.
+fn next_id(shared: &Shared, form: Form) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("{}-{:x}-{number:x}", form.id_prefix(), shared.started)
+}

@@ -1,0 +1,64 @@
+//! `POST /tokenize` and `POST /detokenize`, with vLLM's fields.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use reel_model::TokenId;
+use reel_model::input::ModelInput;
+use serde_json::{Value, json};
+
+use super::fields::{Fields, wrong_field};
+use super::{ApiError, encode};
+use crate::http::read_body;
+use crate::server::Shared;
+
+/// `POST /tokenize`: the tokens of a text, or of chat messages. Messages with media have one token for each vision token,
+/// as `usage.prompt_tokens` counts them.
+pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
+    let body = read_body(&shared.bodies, body).await?;
+    let mut fields = Fields::parse(&shared, &body.bytes)?;
+    let (prompt, messages) = (fields.take::<String>("prompt", "a text")?, fields.take_any("messages"));
+    let with_texts = fields.take("return_token_strs", "true or false")?.unwrap_or(false);
+    let add_generation_prompt = fields.take::<bool>("add_generation_prompt", "true or false")?;
+    // The tokenizers of Qwen2.5-VL add no special tokens, so both values give the same.
+    fields.take::<bool>("add_special_tokens", "true or false")?;
+    if fields.take("continue_final_message", "true or false")? == Some(true) {
+        return Err(wrong_field("continue_final_message", "is not supported", "remove it"));
+    }
+    fields.refuse_others()?;
+    // Encoding may decode videos, so it counts as a request.
+    let permit = shared.request_permits(1)?;
+    let tokens = encode::on_blocking_thread(&shared, move |shared| {
+        let (_body, _permit) = (body, permit);
+        let input: ModelInput = match (prompt, messages) {
+            (Some(text), None) => encode::text(shared, &text)?,
+            (None, Some(messages)) => encode::messages(shared, &messages, add_generation_prompt)?,
+            _ => return Err(wrong_field("prompt", "or `messages` is needed", "give one of them")),
+        };
+        Ok(input.input_ids)
+    });
+    let tokens = tokens.await?;
+    let decode = |id: &TokenId| shared.model.folder.tokenizer.decode(&[*id], false);
+    let texts: Option<Vec<String>> = with_texts.then(|| tokens.iter().map(decode).collect());
+    Ok(Json(json!({
+        "count": tokens.len(), "max_model_len": shared.positions(), "tokens": tokens, "token_strs": texts,
+    })))
+}
+
+/// `POST /detokenize`: the text of tokens, special tokens included.
+pub(crate) async fn detokenize(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
+    let body = read_body(&shared.bodies, body).await?;
+    let mut fields = Fields::parse(&shared, &body.bytes)?;
+    let Some(ids) = fields.take::<Vec<TokenId>>("tokens", "a list of token ids")? else {
+        return Err(wrong_field("tokens", "is missing", "give a list of token ids"));
+    };
+    fields.refuse_others()?;
+    shared.check_ids("tokens", &ids)?;
+    let text = encode::on_blocking_thread(&shared, move |shared| {
+        let _body = body;
+        Ok(shared.model.folder.tokenizer.decode(&ids, false))
+    });
+    Ok(Json(json!({"prompt": text.await?})))
+}

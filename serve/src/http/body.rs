@@ -1,0 +1,97 @@
+//! Reads the body of a request within limits of size, time and memory.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::http::StatusCode;
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::stall::StallBudget;
+use crate::api::{ApiError, LOCATION};
+
+/// How many bodies of maximum size are in memory at the same time.
+const MAX_BODIES: usize = 16;
+
+/// The memory for bodies that are being read or encoded.
+#[derive(Clone, Debug)]
+pub(crate) struct BodyMemory {
+    max_bytes: usize,
+    read_timeout: Duration,
+    /// One permit for each KiB.
+    free_kib: Arc<Semaphore>,
+}
+
+/// The body of a request. Its memory is counted until it is dropped.
+#[derive(Debug)]
+pub(crate) struct RequestBody {
+    pub(crate) bytes: Vec<u8>,
+    _memory: Option<OwnedSemaphorePermit>,
+}
+
+impl BodyMemory {
+    /// Memory for 16 bodies of at most `max_bytes` bytes, each of which may make no progress for `read_timeout`.
+    pub(crate) fn new(max_bytes: usize, read_timeout: Duration) -> Self {
+        let kib = (max_bytes >> 10).max(1).saturating_mul(MAX_BODIES).min(Semaphore::MAX_PERMITS);
+        Self { max_bytes, read_timeout, free_kib: Arc::new(Semaphore::new(kib)) }
+    }
+
+    fn too_large(&self) -> ApiError {
+        let message = format!(
+            "{LOCATION}: its body is larger than {} bytes; send less media, or raise --max-body",
+            self.max_bytes
+        );
+        ApiError::unreadable(StatusCode::PAYLOAD_TOO_LARGE, message)
+    }
+}
+
+/// Reads the whole body of a request. A body whose announced length is too large is refused before it is read.
+///
+/// # Errors
+/// The body is too large, too slow or incomplete, or other bodies take all the memory.
+pub(crate) async fn read_body(memory: &BodyMemory, mut body: Body) -> Result<RequestBody, ApiError> {
+    if body.size_hint().lower() > memory.max_bytes as u64 {
+        return Err(memory.too_large());
+    }
+    let mut budget = StallBudget::new(memory.read_timeout);
+    let mut read = RequestBody { bytes: Vec::new(), _memory: None };
+    loop {
+        let begun = Instant::now();
+        let Ok(frame) = timeout(budget.left(), body.frame()).await else {
+            let message = format!("{LOCATION}: its body makes no progress; send it faster than 1 KiB/s");
+            return Err(ApiError::unreadable(StatusCode::REQUEST_TIMEOUT, message));
+        };
+        let Some(frame) = frame else { return Ok(read) };
+        let frame = frame.map_err(|e| {
+            let message = format!("{LOCATION}: its body is incomplete or damaged ({e}); send it again");
+            ApiError::unreadable(StatusCode::BAD_REQUEST, message)
+        })?;
+        // Trailers, the only other kind of frame, have no meaning here.
+        let Ok(data) = frame.into_data() else { continue };
+        budget.record(begun.elapsed(), data.len());
+        if read.bytes.len() + data.len() > memory.max_bytes {
+            return Err(memory.too_large());
+        }
+        read.append(&data, &memory.free_kib)?;
+    }
+}
+
+impl RequestBody {
+    fn append(&mut self, data: &[u8], free_kib: &Arc<Semaphore>) -> Result<(), ApiError> {
+        let length = self.bytes.len() + data.len();
+        let held = self._memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let missing = length.div_ceil(1024).saturating_sub(held);
+        let more = u32::try_from(missing).ok().and_then(|n| free_kib.clone().try_acquire_many_owned(n).ok());
+        let more =
+            more.ok_or_else(|| ApiError::busy("too much data of other requests is being read; try again later"))?;
+        match &mut self._memory {
+            Some(memory) => memory.merge(more),
+            None => self._memory = Some(more),
+        }
+        self.bytes.extend_from_slice(data);
+        Ok(())
+    }
+}

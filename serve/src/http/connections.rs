@@ -1,0 +1,139 @@
+//! Accepts connections, serves HTTP/1.1 on each of them, and closes them at the end.
+//!
+//! ```text
+//! accept:   at most `connections` at a time; further clients wait in the system's listen backlog
+//! serve:    TLS handshake and request header within `read_timeout`; writes by `limited_stream.rs`; bodies by `body.rs`
+//! stop:     idle connections are closed, and busy ones after their present answer; new clients get one answer,
+//!           which is status 503, until the last of the old connections is closed
+//! ```
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{sleep, timeout};
+
+use super::limited_stream::LimitedStream;
+use super::{ConnectionLimits, Tls};
+
+/// The pause after a connection could not be accepted, because the process has no free descriptor.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// The time for the answers with status 503 that are being sent when the last old connection closes.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
+
+/// Kept for the life of a connection.
+type Permit = Result<OwnedSemaphorePermit, AcquireError>;
+
+/// What all connections share.
+struct Server {
+    router: Router,
+    limits: ConnectionLimits,
+    tls: Option<Tls>,
+}
+
+/// Serves `router` on all connections of `listener` until `stopped` ends and all requests that came before are answered.
+pub(crate) async fn serve_connections(
+    listener: TcpListener,
+    router: Router,
+    limits: ConnectionLimits,
+    tls: Option<Tls>,
+    stopped: impl Future<Output = ()>,
+) {
+    let permits = Arc::new(Semaphore::new(limits.connections));
+    let server = Arc::new(Server { router, limits, tls });
+    let (running, on_stop) = watch::channel(());
+    let mut stopped = pin!(stopped);
+    loop {
+        tokio::select! {
+            (stream, permit) = accept(&listener, &permits) => {
+                tokio::spawn(server.clone().handle(stream, permit, on_stop.clone(), true));
+            }
+            () = &mut stopped => break,
+        }
+    }
+    drop(on_stop);
+    running.send_replace(());
+    let (refused, on_end) = watch::channel(());
+    loop {
+        tokio::select! {
+            () = running.closed() => break,
+            (stream, permit) = accept(&listener, &permits) => {
+                tokio::spawn(server.clone().handle(stream, permit, on_end.clone(), false));
+            }
+        }
+    }
+    drop((listener, on_end));
+    refused.send_replace(());
+    let _ = timeout(LAST_ANSWERS, refused.closed()).await;
+}
+
+/// Waits for a permit, then for a connection.
+async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream, Permit) {
+    let permit = permits.clone().acquire_owned().await;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return (stream, permit),
+            // The client is gone already, or this process has no free descriptor.
+            Err(_) => sleep(ACCEPT_RETRY).await,
+        }
+    }
+}
+
+impl Server {
+    /// Serves one connection. `stop` changes when the server stops, and its last clone is dropped at the last
+    /// connection's end. Without `keep_alive` the connection ends after one answer.
+    async fn handle(
+        self: Arc<Self>,
+        stream: TcpStream,
+        permit: Permit,
+        mut stop: watch::Receiver<()>,
+        keep_alive: bool,
+    ) {
+        let _permit = permit;
+        // Pieces of a streamed answer are small and must not wait for each other. An error means the client is gone.
+        let _ = stream.set_nodelay(true);
+        match &self.tls {
+            None => self.serve(stream, stop, keep_alive).await,
+            Some(tls) => {
+                let handshake = timeout(self.limits.read_timeout, tls.acceptor().accept(stream));
+                let accepted = tokio::select! {
+                    accepted = handshake => accepted,
+                    _ = stop.changed() => return,
+                };
+                if let Ok(Ok(stream)) = accepted {
+                    self.serve(stream, stop, keep_alive).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        mut stop: watch::Receiver<()>,
+        keep_alive: bool,
+    ) {
+        let stream = TokioIo::new(LimitedStream::new(stream, self.limits.write_timeout));
+        let service = TowerToHyperService::new(self.router.clone());
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.read_timeout)
+            .keep_alive(keep_alive)
+            .serve_connection(stream, service);
+        let mut connection = pin!(connection);
+        // The errors of a connection are its client's: gone, too slow, or not HTTP.
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            _ = stop.changed() => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = connection.await;
+    }
+}

@@ -1,0 +1,29 @@
+//! The HTTP layer below the endpoints: connections and their limits, TLS, request ids and the access log.
+
+mod access_log;
+mod body;
+mod connections;
+mod descriptors;
+mod limited_stream;
+mod stall;
+mod tls;
+
+pub(crate) use access_log::{AccessLog, RequestLog, observe_request, random_number};
+pub(crate) use body::{BodyMemory, read_body};
+pub(crate) use connections::serve_connections;
+pub(crate) use descriptors::usable_connections;
+pub use tls::Tls;
+
+use std::time::Duration;
+
+/// What clients may hold up.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// Maximum number of open connections; further ones wait in the listen backlog of the system.
+    pub connections: usize,
+    /// The time for a TLS handshake, for the header of a request, for an idle connection, and for a body that makes no
+    /// progress.
+    pub read_timeout: Duration,
+    /// The time for which a client may read nothing of its answer.
+    pub write_timeout: Duration,
+}

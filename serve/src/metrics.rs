@@ -1,0 +1,272 @@
+//! What `/metrics` tells, in the text format of Prometheus. Names and bounds are those of vLLM where the meaning is the
+//! same, so that its dashboards work here.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use reel_engine::FinishReason;
+
+use crate::histogram::Histogram;
+
+/// Upper bounds of the time to the first token, in seconds.
+const FIRST_TOKEN_SECONDS: [f64; 22] = [
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
+];
+/// Upper bounds of the time between two tokens, in seconds.
+const TOKEN_SECONDS: [f64; 19] =
+    [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0];
+/// Upper bounds of the duration of a request, in seconds.
+const REQUEST_SECONDS: [f64; 21] = [
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
+];
+
+/// What only the engine knows. The engine's thread calls the setters after each step; `/metrics` leaves out what was
+/// never set.
+#[derive(Debug)]
+pub struct EngineGauges {
+    running: AtomicU64,
+    waiting: AtomicU64,
+    kv_blocks_used: AtomicU64,
+    kv_blocks_total: AtomicU64,
+    prefix_tokens_queried: AtomicU64,
+    prefix_tokens_hit: AtomicU64,
+    preemptions: AtomicU64,
+}
+
+/// The value of a gauge that was never set.
+const UNSET: u64 = u64::MAX;
+
+impl Default for EngineGauges {
+    fn default() -> Self {
+        let unset = || AtomicU64::new(UNSET);
+        Self {
+            running: unset(),
+            waiting: unset(),
+            kv_blocks_used: unset(),
+            kv_blocks_total: unset(),
+            prefix_tokens_queried: unset(),
+            prefix_tokens_hit: unset(),
+            preemptions: unset(),
+        }
+    }
+}
+
+impl EngineGauges {
+    /// Sets how many requests are in the batch, and how many wait for a place in it.
+    pub fn set_requests(&self, running: usize, waiting: usize) {
+        set(&self.running, running);
+        set(&self.waiting, waiting);
+    }
+
+    /// Sets how many KV blocks hold keys and values, and how many there are.
+    pub fn set_kv_blocks(&self, used: usize, total: usize) {
+        set(&self.kv_blocks_used, used);
+        set(&self.kv_blocks_total, total);
+    }
+
+    /// Sets how many prompt tokens were looked up in the prefix cache since the start, and how many of them were there.
+    pub fn set_prefix_cache(&self, queried_tokens: usize, hit_tokens: usize) {
+        set(&self.prefix_tokens_queried, queried_tokens);
+        set(&self.prefix_tokens_hit, hit_tokens);
+    }
+
+    /// Sets how often since the start a running sequence had to give its KV blocks to another one.
+    pub fn set_preemptions(&self, total: usize) {
+        set(&self.preemptions, total);
+    }
+
+    /// The share of KV blocks that are used, from 0 to 1.
+    fn kv_usage(&self) -> Option<f64> {
+        let (used, total) = (get(&self.kv_blocks_used)?, get(&self.kv_blocks_total)?);
+        Some(used as f64 / total.max(1) as f64)
+    }
+}
+
+fn set(gauge: &AtomicU64, value: usize) {
+    gauge.store(value as u64, Ordering::Relaxed);
+}
+
+fn get(gauge: &AtomicU64) -> Option<u64> {
+    Some(gauge.load(Ordering::Relaxed)).filter(|&value| value != UNSET)
+}
+
+/// How a completion ended, as the label `finished_reason` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It is complete.
+    Finished(FinishReason),
+    /// Its client is gone.
+    Abort,
+    /// The engine failed.
+    Error,
+}
+
+impl Outcome {
+    const ALL: [Outcome; 4] = [
+        Outcome::Finished(FinishReason::Stop),
+        Outcome::Finished(FinishReason::Length),
+        Outcome::Abort,
+        Outcome::Error,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Outcome::Finished(reason) => reason.openai_name(),
+            Outcome::Abort => "abort",
+            Outcome::Error => "error",
+        }
+    }
+}
+
+/// The counters and histograms of a server.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    /// The label `model_name="…"` of all series.
+    labels: String,
+    /// What the engine reports.
+    pub(crate) engine: Arc<EngineGauges>,
+    prompt_tokens: AtomicU64,
+    generation_tokens: AtomicU64,
+    outcomes: [AtomicU64; Outcome::ALL.len()],
+    request_prompt_tokens: Histogram,
+    request_generation_tokens: Histogram,
+    first_token_seconds: Histogram,
+    token_seconds: Histogram,
+    request_seconds: Histogram,
+}
+
+impl Metrics {
+    /// Metrics of a model with this name and number of positions.
+    pub(crate) fn new(model: &str, positions: usize) -> Self {
+        let escaped = model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        Self {
+            labels: format!("model_name=\"{escaped}\""),
+            engine: Arc::default(),
+            prompt_tokens: AtomicU64::new(0),
+            generation_tokens: AtomicU64::new(0),
+            outcomes: Default::default(),
+            request_prompt_tokens: Histogram::up_to(positions),
+            request_generation_tokens: Histogram::up_to(positions),
+            first_token_seconds: Histogram::new(&FIRST_TOKEN_SECONDS),
+            token_seconds: Histogram::new(&TOKEN_SECONDS),
+            request_seconds: Histogram::new(&REQUEST_SECONDS),
+        }
+    }
+
+    /// Records a prompt of `tokens` tokens whose first token was generated `seconds` after the request came.
+    pub(crate) fn first_token(&self, tokens: usize, seconds: f64) {
+        self.prompt_tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+        self.first_token_seconds.observe(seconds);
+    }
+
+    /// Records a generated token, and the time since the one before it in its completion.
+    pub(crate) fn token(&self, seconds: Option<f64>) {
+        self.generation_tokens.fetch_add(1, Ordering::Relaxed);
+        if let Some(seconds) = seconds {
+            self.token_seconds.observe(seconds);
+        }
+    }
+
+    /// Records the end of a completion of `tokens` tokens, `seconds` after the request came.
+    pub(crate) fn completion(&self, outcome: Outcome, prompt_tokens: usize, tokens: usize, seconds: f64) {
+        for (count, other) in self.outcomes.iter().zip(Outcome::ALL) {
+            count.fetch_add(u64::from(other == outcome), Ordering::Relaxed);
+        }
+        if matches!(outcome, Outcome::Finished(_)) {
+            self.request_prompt_tokens.observe(prompt_tokens as f64);
+            self.request_generation_tokens.observe(tokens as f64);
+            self.request_seconds.observe(seconds);
+        }
+    }
+
+    /// All metrics as text.
+    pub(crate) fn text(&self) -> String {
+        let (mut out, labels, engine) = (String::new(), &self.labels, &*self.engine);
+        let mut family = |name: &str, kind: &str, help: &str, value: Option<f64>| {
+            let Some(value) = value else { return };
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{{{labels}}} {value}");
+        };
+        let reported = |gauge: &AtomicU64| get(gauge).map(|value| value as f64);
+        let counted = |counter: &AtomicU64| Some(counter.load(Ordering::Relaxed) as f64);
+        family("vllm:num_requests_running", "gauge", "Requests in the batch.", reported(&engine.running));
+        family("vllm:num_requests_waiting", "gauge", "Requests that wait.", reported(&engine.waiting));
+        family("vllm:kv_cache_usage_perc", "gauge", "Used share of the KV blocks, 0 to 1.", engine.kv_usage());
+        let (queried, hit) = (reported(&engine.prefix_tokens_queried), reported(&engine.prefix_tokens_hit));
+        family("vllm:prefix_cache_queries_total", "counter", "Tokens looked up in the prefix cache.", queried);
+        family("vllm:prefix_cache_hits_total", "counter", "Tokens found in the prefix cache.", hit);
+        let preemptions = reported(&engine.preemptions);
+        family("vllm:num_preemptions_total", "counter", "Sequences that lost their KV blocks.", preemptions);
+        family("vllm:prompt_tokens_total", "counter", "Prompt tokens.", counted(&self.prompt_tokens));
+        family("vllm:generation_tokens_total", "counter", "Generated tokens.", counted(&self.generation_tokens));
+        let name = "vllm:request_success_total";
+        let _ = writeln!(out, "# HELP {name} Completions by how they ended.\n# TYPE {name} counter");
+        for (count, outcome) in self.outcomes.iter().zip(Outcome::ALL) {
+            let (reason, count) = (outcome.name(), count.load(Ordering::Relaxed));
+            let _ = writeln!(out, "{name}{{finished_reason=\"{reason}\",{labels}}} {count}");
+        }
+        for (histogram, name, help) in [
+            (&self.request_prompt_tokens, "vllm:request_prompt_tokens", "Prompt tokens of a completion."),
+            (&self.request_generation_tokens, "vllm:request_generation_tokens", "Generated tokens of a completion."),
+            (&self.first_token_seconds, "vllm:time_to_first_token_seconds", "Seconds to the first token of a prompt."),
+            (&self.token_seconds, "vllm:inter_token_latency_seconds", "Seconds between two tokens of a completion."),
+            (&self.request_seconds, "vllm:e2e_request_latency_seconds", "Seconds of a whole completion."),
+        ] {
+            histogram.write(&mut out, name, help, labels);
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gauges_appear_once_the_engine_has_set_them() {
+        let metrics = Metrics::new("a\"b", 100);
+        let before = metrics.text();
+        assert!(!before.contains("vllm:num_requests_running") && !before.contains("vllm:kv_cache_usage_perc"));
+        metrics.engine.set_requests(3, 7);
+        metrics.engine.set_kv_blocks(1, 4);
+        metrics.engine.set_prefix_cache(100, 60);
+        metrics.engine.set_preemptions(2);
+        let text = metrics.text();
+        for line in [
+            "vllm:num_requests_running{model_name=\"a\\\"b\"} 3",
+            "vllm:num_requests_waiting{model_name=\"a\\\"b\"} 7",
+            "vllm:kv_cache_usage_perc{model_name=\"a\\\"b\"} 0.25",
+            "vllm:prefix_cache_queries_total{model_name=\"a\\\"b\"} 100",
+            "vllm:prefix_cache_hits_total{model_name=\"a\\\"b\"} 60",
+            "vllm:num_preemptions_total{model_name=\"a\\\"b\"} 2",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn completions_are_counted_by_how_they_ended() {
+        let metrics = Metrics::new("m", 100);
+        metrics.first_token(5, 0.02);
+        metrics.token(None);
+        metrics.token(Some(0.03));
+        metrics.completion(Outcome::Finished(FinishReason::Length), 5, 2, 0.4);
+        metrics.completion(Outcome::Abort, 5, 1, 0.4);
+        let text = metrics.text();
+        for line in [
+            "vllm:prompt_tokens_total{model_name=\"m\"} 5",
+            "vllm:generation_tokens_total{model_name=\"m\"} 2",
+            "vllm:request_success_total{finished_reason=\"length\",model_name=\"m\"} 1",
+            "vllm:request_success_total{finished_reason=\"abort\",model_name=\"m\"} 1",
+            "vllm:request_success_total{finished_reason=\"stop\",model_name=\"m\"} 0",
+            "vllm:time_to_first_token_seconds_bucket{model_name=\"m\",le=\"0.02\"} 1",
+            "vllm:inter_token_latency_seconds_count{model_name=\"m\"} 1",
+            "vllm:e2e_request_latency_seconds_count{model_name=\"m\"} 1",
+            "vllm:request_generation_tokens_sum{model_name=\"m\"} 2",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line} is not in {text}");
+        }
+    }
+}
