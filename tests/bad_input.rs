@@ -330,7 +330,7 @@ fn media_of_other_networks_and_folders_are_refused() {
     preprocess_image(&s, "../b.png", &confined[..2]).ok();
     fs::remove_file(dir.join("p.safetensors")).expect("removed");
     for outside in ["../b.png", "link.png", "/etc/hostname"] {
-        preprocess_image(&s, outside, &confined).refused(1, &["lies outside of media", "--confine-media"]);
+        preprocess_image(&s, outside, &confined).refused(1, &["lies outside of media", "--media-root"]);
     }
     run_in(dir, ["score", "--model", "org/none", "--messages", "m.json", "--out", "s.safetensors"])
         .refused(1, &["org/none", "HF_HUB_OFFLINE"]);

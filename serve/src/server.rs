@@ -15,7 +15,7 @@ use axum::routing::{get, post};
 use reel_engine::TokenText;
 use reel_model::TokenId;
 use subtle::ConstantTimeEq;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
@@ -27,6 +27,9 @@ use crate::{ConnectionLimits, Limits, RequestMedia, ServeError, ServeOptions, Se
 
 /// How often the server looks whether it should stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Clients that may wait to be accepted. The system allows fewer if net.core.somaxconn is lower.
+const BACKLOG: u32 = 4096;
 
 /// What all handlers share.
 pub(crate) struct Shared {
@@ -120,12 +123,15 @@ pub fn serve(
         api_keys: options.api_keys,
         stop: options.stop,
     });
-    let routes = routes(shared.clone())
-        .layer(middleware::from_fn_with_state(log.as_ref().map(AccessLog::sender), observe_request))
-        .layer(cors(&options.allowed_origins));
+    let observe = middleware::from_fn_with_state(log.as_ref().map(AccessLog::sender), observe_request);
+    let mut routes = routes(shared.clone());
+    if !options.allowed_origins.is_empty() {
+        routes = routes.layer(cors(&options.allowed_origins));
+    }
+    let routes = routes.layer(observe);
     let served = runtime.block_on(async {
         let cannot_listen = |cause| ServeError::Address { address: options.address, cause };
-        let listener = TcpListener::bind(options.address).await.map_err(cannot_listen)?;
+        let listener = listen(options.address).map_err(cannot_listen)?;
         let limits = reported_limits(options.connections);
         on_listening(listener.local_addr()?);
         serve_connections(listener, routes, limits, options.tls, wait_for_stop(shared)).await;
@@ -139,6 +145,14 @@ pub fn serve(
     }
     served?;
     Ok(engine?)
+}
+
+/// Listens on an address, also on a port whose connections of an earlier server have not timed out yet.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// The limits that the system allows; says so if they are lower than wanted.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{reel, run};
+use crate::support::{reel, run, tiny_model};
 
 /// Time in which every request of these tests is answered.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,8 +39,22 @@ impl Server {
         Server::start_with(folder, model, args)
     }
 
+    /// A server whose stderr the test reads.
+    pub fn start_logged(args: &[&str]) -> Server {
+        let folder = TempDir::new().unwrap();
+        let model = tiny_model(folder.path());
+        let mut command = serve_command(&model, args);
+        command.stderr(Stdio::piped());
+        Server::spawn(folder, model, command)
+    }
+
     pub fn start_with(folder: TempDir, model: PathBuf, args: &[&str]) -> Server {
-        let mut child = serve_command(&model, args).stdout(Stdio::piped()).spawn().unwrap();
+        let command = serve_command(&model, args);
+        Server::spawn(folder, model, command)
+    }
+
+    fn spawn(folder: TempDir, model: PathBuf, mut command: Command) -> Server {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().rsplit("://").next().and_then(|address| address.parse().ok());
@@ -108,7 +122,7 @@ pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-pub fn write_request(stream: &mut TcpStream, method: &str, path: &str, headers: &str, body: &str) {
+pub fn write_request(stream: &mut impl Write, method: &str, path: &str, headers: &str, body: &str) {
     let length = body.len();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n"
@@ -118,7 +132,7 @@ pub fn write_request(stream: &mut TcpStream, method: &str, path: &str, headers: 
     let _ = stream.write_all(body.as_bytes());
 }
 
-pub fn read_reply(stream: &mut TcpStream) -> Reply {
+pub fn read_reply(stream: &mut impl Read) -> Reply {
     let mut bytes = Vec::new();
     let _ = stream.read_to_end(&mut bytes);
     let all = String::from_utf8(bytes).unwrap();

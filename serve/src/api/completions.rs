@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::answer::Form;
 use super::fields::{Fields, wrong_field};
 use super::queue::{Checked, refuse_if_stopping};
-use super::{ApiError, LOCATION, encode, wrong_request};
+use super::{ApiError, encode};
 use crate::http::{RequestLog, read_body};
 use crate::server::Shared;
 
@@ -51,23 +51,14 @@ impl Prompts {
 impl Prompt {
     /// The model's input. A prompt of this API has no media.
     fn encode(self, shared: &Shared) -> Result<ModelInput, ApiError> {
-        let wrong = |what: &str, help: &str| Err(wrong_field("prompt", what, help));
         let input = match self {
             Prompt::Text(text) => encode::text(shared, &text)?,
-            Prompt::Ids(ids) => {
-                shared.check_ids("prompt", &ids)?;
-                ModelInput::from_text_tokens(ids)
-            }
+            Prompt::Ids(ids) => encode::ids(shared, "prompt", ids)?,
         };
-        let tokens = &shared.model.folder.config.tokens;
-        if input.is_empty() {
-            return wrong("has no tokens", "give it some text");
+        match input.is_empty() {
+            true => Err(wrong_field("prompt", "has no tokens", "give it some text")),
+            false => Ok(input),
         }
-        if input.input_ids.iter().any(|id| [tokens.image, tokens.video].contains(id)) {
-            return wrong("has tokens that stand for images or videos", "send media to /v1/chat/completions");
-        }
-        input.check(&shared.model.folder.config, LOCATION).map_err(wrong_request)?;
-        Ok(input)
     }
 }
 

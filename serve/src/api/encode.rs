@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use reel_model::TokenId;
 use reel_model::input::ModelInput;
 use reel_model::input::encode::{LoadedMedia, encode_prompt, load_media};
 use reel_model::input::messages::{ContentPart, Conversation, MediaSource, VideoSource};
 use serde_json::Value;
 
+use super::fields::wrong_field;
 use super::{ApiError, LOCATION, wrong_request};
 use crate::server::Shared;
 
@@ -25,12 +27,33 @@ pub(crate) fn messages(
     let add = add_generation_prompt.unwrap_or(!conversation.ends_with_assistant());
     let text = folder.template.render(&conversation, add).map_err(wrong_request)?;
     let media = load_media(folder, &conversation, &shared.media.options).map_err(wrong_request)?;
-    encode_prompt(folder, &text, media, LOCATION).map_err(wrong_request)
+    let input = encode_prompt(folder, &text, media, LOCATION).map_err(wrong_request)?;
+    refuse_pads_without_media(shared, "messages", input)
 }
 
 /// Encodes a text as it is, without a chat template.
 pub(crate) fn text(shared: &Shared, text: &str) -> Result<ModelInput, ApiError> {
-    encode_prompt(&shared.model.folder, text, LoadedMedia::default(), LOCATION).map_err(wrong_request)
+    let input = encode_prompt(&shared.model.folder, text, LoadedMedia::default(), LOCATION).map_err(wrong_request)?;
+    refuse_pads_without_media(shared, "prompt", input)
+}
+
+/// The input of given ids. `field` has them.
+pub(crate) fn ids(shared: &Shared, field: &str, ids: Vec<TokenId>) -> Result<ModelInput, ApiError> {
+    shared.check_ids(field, &ids)?;
+    refuse_pads_without_media(shared, field, ModelInput::from_text_tokens(ids))
+}
+
+/// Refuses tokens that stand for images or videos in a prompt that has none: the model could not compute them.
+fn refuse_pads_without_media(shared: &Shared, field: &str, input: ModelInput) -> Result<ModelInput, ApiError> {
+    let tokens = &shared.model.folder.config.tokens;
+    let kinds = [(tokens.image, &input.image_grid_thw), (tokens.video, &input.video_grid_thw)];
+    match kinds.iter().any(|(pad, grids)| grids.is_empty() && input.input_ids.contains(pad)) {
+        false => Ok(input),
+        true => {
+            let what = "has tokens that stand for an image or a video, and none is given";
+            Err(wrong_field(field, what, "remove <|image_pad|> and <|video_pad|> from the texts"))
+        }
+    }
 }
 
 /// Runs `encode` on a blocking thread. At most as many run at the same time as the machine has cores, because decoding

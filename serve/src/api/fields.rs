@@ -89,8 +89,10 @@ impl Fields {
     /// # Errors
     /// A field is unknown or not supported, or its value has the wrong type or is out of range.
     pub(crate) fn into_settings(mut self) -> Result<RequestSettings, ApiError> {
-        // The model's parser reads a whole chat request; the messages are parsed elsewhere.
-        self.0.insert("messages".into(), Value::Array(Vec::new()));
+        // The model's parser reads a whole chat request, whose messages are taken out already.
+        if self.0.insert("messages".into(), Value::Array(Vec::new())).is_some() {
+            return Err(wrong_field("messages", "is not a field of this request", "remove it"));
+        }
         let request = ChatRequest::parse(LOCATION, Value::Object(self.0).to_string().as_bytes());
         Ok(request.map_err(wrong_request)?.settings)
     }

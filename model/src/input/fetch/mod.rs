@@ -60,16 +60,18 @@ impl MediaAccess {
         let Some(root) = &self.confined_to else { return Ok(path.to_path_buf()) };
         // The folder of a data file that is given by its name alone is the current folder, whose path is empty.
         let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
-        let canonical = path.canonicalize().map_err(|e| ModelError::cannot_read(path, e))?;
         let folder = root.canonicalize().map_err(|e| ModelError::cannot_read(root, e))?;
-        match canonical.starts_with(&folder) {
-            true => Ok(canonical),
-            false => Err(ModelError::messages(
-                path.display().to_string(),
-                format!("lies outside of {}, in which --confine-media keeps all media", root.display()),
-                "move the file there, or give another --media-root",
-            )),
+        // A path that leads outside gets the same error whether or not there is a file, so that nobody can ask which
+        // files this machine has.
+        let existing = path.ancestors().find_map(|ancestor| ancestor.canonicalize().ok());
+        if existing.is_some_and(|existing| existing.starts_with(&folder)) {
+            return path.canonicalize().map_err(|e| ModelError::cannot_read(path, e));
         }
+        Err(ModelError::messages(
+            path.display().to_string(),
+            format!("lies outside of {}, where all media must lie", root.display()),
+            "move the file there, or give another --media-root",
+        ))
     }
 
     /// Downloads at most `max_bytes` from an `http:` or `https:` address to a temporary file, within `timeout`.

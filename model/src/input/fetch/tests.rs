@@ -175,9 +175,15 @@ fn confined_paths_cannot_leave_the_folder() {
     for good in ["sub/a.png", "inside/a.png", "sub/../sub/a.png"] {
         assert_eq!(confined.allowed_path(&root.join(good)).unwrap(), root.canonicalize().unwrap().join("sub/a.png"));
     }
+    std::os::unix::fs::symlink(folder.path(), root.join("up")).unwrap();
     for bad in [root.join("link.png"), root.join("../secret.png"), outside, root.join("../media2/a.png")] {
         let error = confined.allowed_path(&bad).unwrap_err().to_string();
-        assert!(error.contains("--confine-media") && error.contains("; "), "{error}");
+        assert!(error.contains("lies outside of") && error.contains("; "), "{error}");
+    }
+    // The error of a path that leads outside does not tell whether there is a file.
+    for none in ["../none.png", "../none/a.png", "up/none.png", "up/none/../none.png"] {
+        let error = confined.allowed_path(&root.join(none)).unwrap_err().to_string();
+        assert!(error.contains("lies outside of"), "{none}: {error}");
     }
     assert!(confined.allowed_path(&root.join("none.png")).unwrap_err().to_string().contains("no such file"));
     let anywhere = Path::new("/etc/../x");

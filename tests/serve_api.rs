@@ -1,0 +1,405 @@
+//! `reel serve`: text completions, tokens, usage, the OpenAPI document, request ids, log, metrics, CORS and TLS.
+
+#[path = "support/server.rs"]
+mod server;
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use serde_json::{Value, json};
+use server::{PATIENCE, Reply, Server, question, read_reply, serve_command, text, write_request};
+use tempfile::TempDir;
+
+fn chunks(reply: &Reply) -> Vec<Value> {
+    let mut events = reply.events();
+    assert_eq!(events.pop().as_deref(), Some("[DONE]"));
+    events.iter().map(|event| serde_json::from_str(event).unwrap()).collect()
+}
+
+#[test]
+fn texts_and_token_ids_are_continued_alone_together_and_streamed() {
+    let server = Server::start(&[]);
+    let complete = |body: &Value| server.send("POST", "/v1/completions", "", &body.to_string());
+    let tokens =
+        |text: &str| server.send("POST", "/tokenize", "", &json!({"prompt": text}).to_string()).ok()["tokens"].clone();
+    let texts = |answer: &Value| -> Vec<String> {
+        let choices = answer["choices"].as_array().unwrap();
+        assert!(choices.iter().enumerate().all(|(i, choice)| choice["index"] == i && choice["logprobs"].is_null()));
+        choices.iter().map(|choice| choice["text"].as_str().unwrap().to_string()).collect()
+    };
+    let base = json!({"temperature": 1.2, "seed": 4, "max_tokens": 12});
+    let with = |fields: Value| {
+        let mut body = base.clone();
+        fields.as_object().unwrap().iter().for_each(|(key, value)| body[key] = value.clone());
+        body
+    };
+    let one = complete(&with(json!({"prompt": "Once upon", "n": 2}))).ok();
+    assert_eq!((&one["object"], &one["model"]), (&json!("text_completion"), &json!("tiny")));
+    let other = complete(&with(json!({"prompt": "a time", "n": 2}))).ok();
+    let (one_texts, other_texts) = (texts(&one), texts(&other));
+    assert!(one_texts.len() == 2 && one_texts[0] != one_texts[1] && one_texts != other_texts);
+    // Both prompts together, as texts and as ids; completion j of prompt i is choice 2 i + j.
+    let wanted = [one_texts.clone(), other_texts].concat();
+    let both = complete(&with(json!({"prompt": ["Once upon", "a time"], "n": 2}))).ok();
+    assert_eq!(texts(&both), wanted);
+    let sum = |field: &str| one["usage"][field].as_u64().unwrap() + other["usage"][field].as_u64().unwrap();
+    assert_eq!(both["usage"]["prompt_tokens"], sum("prompt_tokens"));
+    assert_eq!(both["usage"]["completion_tokens"], sum("completion_tokens"));
+    let ids = json!([tokens("Once upon"), tokens("a time")]);
+    assert_eq!(texts(&complete(&with(json!({"prompt": ids, "n": 2}))).ok()), wanted);
+    assert_eq!(texts(&complete(&with(json!({"prompt": ids[0], "n": 2}))).ok()), one_texts);
+    // Streamed.
+    let reply = complete(&with(json!({"prompt": ["Once upon", "a time"], "n": 2, "stream": true})));
+    let mut streamed = vec![String::new(); 4];
+    let mut reasons = vec![Value::Null; 4];
+    for chunk in chunks(&reply) {
+        assert!(chunk["object"] == "text_completion" && chunk.get("usage").is_none(), "{chunk}");
+        let choice = &chunk["choices"][0];
+        let index = choice["index"].as_u64().unwrap() as usize;
+        streamed[index].push_str(choice["text"].as_str().unwrap());
+        reasons[index] = choice["finish_reason"].clone();
+    }
+    let wanted_reasons: Vec<Value> =
+        both["choices"].as_array().unwrap().iter().map(|choice| choice["finish_reason"].clone()).collect();
+    assert_eq!((streamed, reasons), (wanted, wanted_reasons));
+    // As in OpenAI's API, 16 tokens are the default; greedy decoding with this model samples no end token.
+    let usual = complete(&json!({"prompt": "x", "temperature": 0})).ok();
+    assert_eq!(
+        (&usual["usage"]["completion_tokens"], &usual["choices"][0]["finish_reason"]),
+        (&json!(16), &json!("length"))
+    );
+    // A stop string of the first completion.
+    let stop: String = one_texts[0].chars().skip(3).take(2).collect();
+    let cut = one_texts[0].find(&stop).unwrap();
+    let stopped = complete(&with(json!({"prompt": "Once upon", "stop": stop}))).ok();
+    assert_eq!(stopped["choices"][0]["text"], one_texts[0][..cut]);
+}
+
+#[test]
+fn wrong_text_completions_name_their_field() {
+    let server = Server::start(&["--max-requests", "4"]);
+    let pad = "<|image_pad|>";
+    for (body, param) in [
+        (json!({}), "prompt"),
+        (json!({"prompt": []}), "prompt"),
+        (json!({"prompt": ""}), "prompt"),
+        (json!({"prompt": [""]}), "prompt"),
+        (json!({"prompt": 3}), "prompt"),
+        (json!({"prompt": [1, "a"]}), "prompt"),
+        (json!({"prompt": [[]]}), "prompt"),
+        (json!({"prompt": [-1]}), "prompt"),
+        (json!({"prompt": [4_000_000_000u32]}), "prompt"),
+        (json!({"prompt": pad}), "prompt"),
+        (json!({"prompt": vec!["x"; 129]}), "prompt"),
+        (json!({"prompt": vec!["x"; 5]}), "prompt"),
+        (json!({"prompt": "x ".repeat(200_000)}), "prompt"),
+        (json!({"prompt": "x", "max_tokens": 1u64 << 40}), "prompt"),
+        (json!({"prompt": "x", "echo": true}), "echo"),
+        (json!({"prompt": "x", "logprobs": 3}), "logprobs"),
+        (json!({"prompt": "x", "best_of": 3}), "best_of"),
+        (json!({"prompt": "x", "suffix": "y"}), "suffix"),
+        (json!({"prompt": "x", "messages": []}), "messages"),
+        (json!({"prompt": "x", "stream_options": {"include_usage": true}}), "stream_options"),
+        (json!({"prompt": "x", "stream": true, "stream_options": {"usage": true}}), "stream_options"),
+    ] {
+        let error = server.send("POST", "/v1/completions", "", &body.to_string()).error(400);
+        assert_eq!(error["param"], param, "{error}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("; ") && message.len() < 3000 && message.lines().count() == 1, "{message}");
+    }
+    server.send("POST", "/v1/completions", "", "{\"prompt\": \"x\"}").ok();
+    // A chat message has no image either.
+    assert_eq!(server.chat(&json!({"messages": question(pad), "max_tokens": 2})).error(400)["param"], "messages");
+}
+
+#[test]
+fn usage_comes_at_the_end_or_with_each_chunk() {
+    let server = Server::start(&[]);
+    for (path, prompt, value) in
+        [("/v1/chat/completions", "messages", question("Hi")), ("/v1/completions", "prompt", json!("Hi"))]
+    {
+        let streamed = |options: Value| {
+            let body = json!({prompt: value, "temperature": 0, "max_tokens": 6, "n": 2, "stream": true,
+                "stream_options": options});
+            chunks(&server.send("POST", path, "", &body.to_string()))
+        };
+        let without = streamed(json!({"continuous_usage_stats": true}));
+        assert!(without.iter().all(|chunk| chunk.get("usage").is_none()), "{without:?}");
+        let mut at_end = streamed(json!({"include_usage": true}));
+        let last = at_end.pop().unwrap();
+        assert_eq!((&last["choices"], &last["usage"]["completion_tokens"]), (&json!([]), &json!(12)));
+        assert!(at_end.iter().all(|chunk| chunk["usage"].is_null() && chunk.get("usage").is_some()));
+        let each = streamed(json!({"include_usage": true, "continuous_usage_stats": true}));
+        let counts: Vec<u64> = each.iter().map(|c| c["usage"]["completion_tokens"].as_u64().unwrap()).collect();
+        assert!(counts.is_sorted() && counts.last() == Some(&12) && counts[counts.len() / 2] > 0, "{counts:?}");
+        for chunk in &each {
+            let usage = &chunk["usage"];
+            let number = |name: &str| usage[name].as_u64().unwrap();
+            assert_eq!(number("total_tokens"), number("prompt_tokens") + number("completion_tokens"), "{usage}");
+            assert_eq!(usage["prompt_tokens"], last["usage"]["prompt_tokens"]);
+        }
+    }
+}
+
+#[test]
+fn tokens_of_texts_and_messages_and_back() {
+    let server = Server::start(&[]);
+    let post = |path: &str, body: Value| server.send("POST", path, "", &body.to_string());
+    let made = post("/tokenize", json!({"prompt": "Hello <|im_end|> wörld", "return_token_strs": true})).ok();
+    let ids = made["tokens"].as_array().unwrap();
+    assert_eq!((&made["count"], ids.len()), (&json!(ids.len()), made["token_strs"].as_array().unwrap().len()));
+    assert!(made["max_model_len"].as_u64().unwrap() > 1000);
+    assert!(made["token_strs"].as_array().unwrap().contains(&json!("<|im_end|>")));
+    assert_eq!(post("/detokenize", json!({"tokens": ids})).ok()["prompt"], "Hello <|im_end|> wörld");
+    // Messages have the tokens of the chat prompt.
+    let messages = question("Hi");
+    let count = |extra: Value| {
+        let mut body = json!({"messages": messages});
+        extra.as_object().unwrap().iter().for_each(|(key, value)| body[key] = value.clone());
+        post("/tokenize", body).ok()["count"].as_u64().unwrap()
+    };
+    let answer = server.chat(&json!({"messages": messages, "max_tokens": 1})).ok();
+    assert_eq!(answer["usage"]["prompt_tokens"], count(json!({})));
+    assert_eq!(count(json!({})), count(json!({"add_generation_prompt": true})));
+    assert!(count(json!({"add_generation_prompt": false})) < count(json!({})));
+    for (path, body, param) in [
+        ("/tokenize", json!({}), "prompt"),
+        ("/tokenize", json!({"prompt": "x", "messages": messages}), "prompt"),
+        ("/tokenize", json!({"prompt": ["x"]}), "prompt"),
+        ("/tokenize", json!({"prompt": "x", "temperature": 1}), "temperature"),
+        ("/tokenize", json!({"prompt": "x", "continue_final_message": true}), "continue_final_message"),
+        ("/detokenize", json!({}), "tokens"),
+        ("/detokenize", json!({"tokens": "x"}), "tokens"),
+        ("/detokenize", json!({"tokens": [u32::MAX]}), "tokens"),
+    ] {
+        assert_eq!(post(path, body).error(400)["param"], param, "{path}");
+    }
+    let version = server.send("GET", "/version", "", "").ok();
+    assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn every_example_of_the_document_is_accepted_and_no_other_field() {
+    let server = Server::start(&[]);
+    let document = server.send("GET", "/openapi.json", "", "").ok();
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    for (path, needed, schema) in [
+        ("/v1/chat/completions", json!({"messages": question("x"), "max_tokens": 1}), "ChatRequest"),
+        ("/v1/completions", json!({"prompt": "x", "max_tokens": 1}), "TextRequest"),
+        ("/tokenize", json!({"prompt": "x"}), "TokenizeRequest"),
+        ("/detokenize", json!({"tokens": [1]}), "DetokenizeRequest"),
+    ] {
+        let schema = &document["components"]["schemas"][schema];
+        for (name, field) in schema["properties"].as_object().unwrap() {
+            let field = field["$ref"].as_str().map_or(field, |path| document.pointer(&path[1..]).unwrap());
+            for example in field["examples"].as_array().into_iter().flatten() {
+                let mut body = needed.clone();
+                body[name] = example.clone();
+                if name == "stream_options" {
+                    body["stream"] = json!(true);
+                }
+                let reply = server.send("POST", path, "", &body.to_string());
+                assert_eq!(reply.status, 200, "{path}: {name}: {}", reply.body);
+            }
+            let has_example = field["examples"].is_array() || ["model", "messages"].contains(&name.as_str());
+            assert!(has_example, "{path}: {name} has no example");
+        }
+        let mut body = needed;
+        body["surprise"] = json!(1);
+        assert_eq!(server.send("POST", path, "", &body.to_string()).error(400)["param"], "surprise");
+    }
+    let page = server.send("GET", "/docs", "", "");
+    assert!(page.status == 200 && page.head.contains("default-src 'none'"), "{}", page.head);
+}
+
+#[test]
+fn requests_have_ids_and_lines_in_the_log_without_texts() {
+    let mut server = Server::start_logged(&["--access-log", "--api-key", "SECRETKEY"]);
+    let key = "Authorization: bearer SECRETKEY\r\n";
+    let body = json!({"messages": question("SECRETWORD"), "max_tokens": 5, "temperature": 0});
+    let send = |headers: &str, body: &Value| server.send("POST", "/v1/chat/completions", headers, &body.to_string());
+    let id_of = |reply: &Reply| {
+        let line = reply.head.lines().find_map(|line| line.strip_prefix("x-request-id: "));
+        line.unwrap_or_else(|| panic!("{}", reply.head)).to_string()
+    };
+    let own = send(&format!("{key}X-Request-Id: mine-1\r\n"), &body);
+    assert_eq!(id_of(&own), "mine-1");
+    let tokens = own.ok()["usage"]["prompt_tokens"].clone();
+    let made = send(&format!("{key}X-Request-Id: not \"sane\"\r\n"), &body);
+    assert!(id_of(&made).len() == 32, "{}", made.head);
+    assert_eq!(id_of(&send("X-Request-Id: stranger\r\n", &body)), "stranger");
+    let mut streamed = body.clone();
+    streamed["stream"] = json!(true);
+    send(&format!("{key}X-Request-Id: streamed\r\n"), &streamed);
+    let none = server.send("GET", "/none?token=SECRETQUERY", "X-Request-Id: nowhere\r\n", "");
+    assert_eq!((none.status, id_of(&none).as_str()), (404, "nowhere"));
+    let mut stderr = server.child.stderr.take().unwrap();
+    assert_eq!(server.stop(15), Some(0));
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    assert!(!log.contains("SECRET"), "{log}");
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 5, "{log}");
+    let line = |id: &str| lines.iter().find(|line| line["request_id"] == id).unwrap();
+    for (id, path, status, prompt, completion) in [
+        ("mine-1", "/v1/chat/completions", 200, tokens.clone(), 5),
+        ("streamed", "/v1/chat/completions", 200, tokens.clone(), 5),
+        ("stranger", "/v1/chat/completions", 401, json!(0), 0),
+        ("nowhere", "/none", 404, json!(0), 0),
+    ] {
+        let line = line(id);
+        assert_eq!((&line["path"], &line["status"]), (&json!(path), &json!(status)), "{line}");
+        assert_eq!((&line["prompt_tokens"], &line["completion_tokens"]), (&prompt, &json!(completion)), "{line}");
+        assert!(line["complete"] == true && line["milliseconds"].as_f64().unwrap() > 0.0, "{line}");
+    }
+}
+
+#[test]
+fn metrics_count_tokens_ends_and_times() {
+    let server = Server::start(&["--api-key", "k"]);
+    let key = "Authorization: Bearer k\r\n";
+    let value = |name: &str| -> f64 {
+        let reply = server.send("GET", "/metrics", "", "");
+        assert!(reply.status == 200 && reply.head.contains("text/plain; version=0.0.4"), "{}", reply.head);
+        let line = reply.body.lines().find(|line| line.starts_with(name) && !line.starts_with('#'));
+        line.unwrap_or_else(|| panic!("{name} is not in {}", reply.body)).rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let body = json!({"messages": question("x"), "max_tokens": 5, "temperature": 0, "n": 2});
+    let answer = server.send("POST", "/v1/chat/completions", key, &body.to_string()).ok();
+    let mut streamed = body.clone();
+    streamed["stream"] = json!(true);
+    assert_eq!(server.send("POST", "/v1/chat/completions", key, &streamed.to_string()).status, 200);
+    assert_eq!(value("vllm:prompt_tokens_total"), 2.0 * answer["usage"]["prompt_tokens"].as_f64().unwrap());
+    assert_eq!(value("vllm:generation_tokens_total"), 20.0);
+    assert_eq!(value("vllm:request_success_total{finished_reason=\"length\""), 4.0);
+    assert_eq!(value("vllm:request_success_total{finished_reason=\"abort\""), 0.0);
+    assert_eq!(value("vllm:time_to_first_token_seconds_count"), 2.0);
+    assert_eq!(value("vllm:inter_token_latency_seconds_count"), 16.0);
+    assert_eq!(value("vllm:e2e_request_latency_seconds_count"), 4.0);
+    assert_eq!(value("vllm:request_generation_tokens_sum"), 20.0);
+    // A client that goes away aborts its completions.
+    let mut stream = server.connect();
+    let long = json!({"messages": question("x"), "max_tokens": 100_000, "temperature": 0, "stream": true});
+    write_request(&mut stream, "POST", "/v1/chat/completions", key, &long.to_string());
+    stream.read_exact(&mut [0; 64]).unwrap();
+    drop(stream);
+    let begun = Instant::now();
+    while value("vllm:request_success_total{finished_reason=\"abort\"") != 1.0 {
+        assert!(begun.elapsed() < PATIENCE, "the request of a client that is gone still runs");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn pages_of_allowed_origins_may_use_the_server_and_others_not() {
+    let server =
+        Server::start(&["--api-key", "k", "--allow-origin", "https://a.example", "--allow-origin", "http://b"]);
+    let asked = |origin: &str| {
+        let headers = format!(
+            "Origin: {origin}\r\nAccess-Control-Request-Method: POST\r\n\
+             Access-Control-Request-Headers: authorization,content-type\r\n"
+        );
+        server.send("OPTIONS", "/v1/chat/completions", &headers, "").head.to_ascii_lowercase()
+    };
+    for origin in ["https://a.example", "http://b"] {
+        let head = asked(origin);
+        assert!(head.starts_with("http/1.1 200"), "{head}");
+        assert!(head.contains(&format!("access-control-allow-origin: {origin}\r\n")), "{head}");
+        assert!(head.contains("access-control-allow-headers: authorization,content-type"), "{head}");
+    }
+    assert!(!asked("https://evil.example").contains("access-control-allow-origin"));
+    // Also answers and errors carry the header, so that a page can read them.
+    let models = server.send("GET", "/v1/models", "Origin: http://b\r\n", "");
+    assert!(models.status == 401 && models.head.contains("access-control-allow-origin: http://b"), "{}", models.head);
+    let closed = Server::start(&[]);
+    let head = closed.send("GET", "/v1/models", "Origin: http://b\r\n", "").head;
+    assert!(!head.to_ascii_lowercase().contains("access-control"), "{head}");
+    for origin in ["example.org", "https://a/b", "https://A", "null", ""] {
+        let run = support::finished_run(serve_command(&server.model, &["--allow-origin", origin]).output().unwrap());
+        run.refused(2, &["--allow-origin", "is not an origin"]);
+    }
+}
+
+/// A self-signed certificate for `localhost` and its key, as PEM files.
+struct Pair {
+    folder: TempDir,
+    certificate: CertificateDer<'static>,
+}
+
+impl Pair {
+    fn new() -> Pair {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+        let folder = TempDir::new().unwrap();
+        std::fs::write(folder.path().join("cert.pem"), made.cert.pem()).unwrap();
+        std::fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        Pair { certificate: made.cert.der().clone(), folder }
+    }
+
+    fn path(&self, name: &str) -> String {
+        text(&self.folder.path().join(name)).to_string()
+    }
+}
+
+#[test]
+fn connections_are_encrypted_with_a_certificate() {
+    let pair = Pair::new();
+    let server = Server::start(&["--tls-cert", &pair.path("cert.pem"), "--tls-key", &pair.path("key.pem")]);
+    let mut roots = RootCertStore::empty();
+    roots.add(pair.certificate.clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
+    let connect = || {
+        let client = ClientConnection::new(config.clone(), ServerName::try_from("localhost").unwrap()).unwrap();
+        StreamOwned::new(client, server.connect())
+    };
+    for stream in [false, true] {
+        let mut connection = connect();
+        let body = json!({"messages": question("x"), "max_tokens": 300, "temperature": 0, "stream": stream});
+        write_request(&mut connection, "POST", "/v1/chat/completions", "", &body.to_string());
+        let reply = read_reply(&mut connection);
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        assert!(!stream || reply.body.contains("data: [DONE]"), "{}", reply.body);
+    }
+    // Plain HTTP, noise, and clients that send nothing end their own connections only.
+    let _silent: Vec<TcpStream> = (0..20).map(|_| server.connect()).collect();
+    for bytes in ["GET /health HTTP/1.1\r\nHost: x\r\n\r\n", "\u{16}\u{3}\u{1}noise"] {
+        let mut plain = server.connect();
+        plain.write_all(bytes.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        let _ = plain.read_to_end(&mut answer);
+        assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    }
+    let mut connection = connect();
+    write_request(&mut connection, "GET", "/health", "", "");
+    assert_eq!(read_reply(&mut connection).status, 200);
+    assert_eq!(server.stop(15), Some(0));
+}
+
+#[test]
+fn wrong_certificates_are_refused_by_the_name_of_their_file() {
+    let (pair, other) = (Pair::new(), Pair::new());
+    std::fs::write(pair.folder.path().join("empty.pem"), "").unwrap();
+    std::fs::write(pair.folder.path().join("cut.pem"), "-----BEGIN CERTIFICATE-----\nAAAA\n").unwrap();
+    let model = support::tiny_model(pair.folder.path());
+    let run = |certificate: &str, key: &str| {
+        let mut command = serve_command(&model, &["--tls-cert", certificate, "--tls-key", key]);
+        support::finished_run(command.stdin(Stdio::null()).output().unwrap())
+    };
+    let (certificate, key) = (pair.path("cert.pem"), pair.path("key.pem"));
+    run("/no/cert.pem", &key).refused(1, &["/no/cert.pem"]);
+    run(&certificate, "/no/key.pem").refused(1, &["/no/key.pem"]);
+    run(&pair.path("empty.pem"), &key).refused(1, &["empty.pem: has no certificate"]);
+    run(&pair.path("cut.pem"), &key).refused(1, &["cut.pem: is not PEM"]);
+    run(&certificate, &pair.path("empty.pem")).refused(1, &["empty.pem: has no private key"]);
+    run(&certificate, &certificate).refused(1, &["cert.pem: has no private key"]);
+    run(&certificate, &other.path("key.pem")).refused(1, &["cert.pem: and ", "cannot be used together"]);
+    let mut alone = serve_command(&model, &["--tls-cert", &certificate]);
+    support::finished_run(alone.output().unwrap()).refused(2, &["--tls-key"]);
+}

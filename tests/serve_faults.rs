@@ -1,0 +1,441 @@
+//! `reel serve` and what goes wrong: clients that are slow, gone, many or hostile, bodies and media that are not what
+//! they claim, and signals under load. Each server answers a plain request at the end of its test.
+
+#[path = "support/server.rs"]
+mod server;
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::set_socket_recv_buffer_size;
+use serde_json::{Value, json};
+use server::{PATIENCE, Server, question, read_reply, serve_command, text, wait, write_request};
+use tempfile::TempDir;
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// The server answers a plain request in time.
+#[track_caller]
+fn answers(server: &Server) {
+    let begun = Instant::now();
+    server.chat(&json!({"messages": question("x"), "max_tokens": 2})).ok();
+    assert!(begun.elapsed() < Duration::from_secs(20), "an answer took {:?}", begun.elapsed());
+}
+
+/// Reads until the server closes the connection, within `limit`.
+#[track_caller]
+fn closed_within(stream: &mut TcpStream, limit: Duration) -> String {
+    stream.set_read_timeout(Some(limit)).unwrap();
+    let (begun, mut bytes) = (Instant::now(), Vec::new());
+    let ended = stream.read_to_end(&mut bytes);
+    let is_open = ended.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock);
+    assert!(!is_open && begun.elapsed() < limit, "the connection is still open after {:?}", begun.elapsed());
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn image(address: &str) -> Value {
+    json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": address}}]}],
+        "max_tokens": 2})
+}
+
+fn data_uri(kind: &str, bytes: &[u8]) -> String {
+    format!("data:{kind};base64,{}", base64(bytes))
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for part in bytes.chunks(3) {
+        let bits = part.iter().fold(0u32, |bits, &byte| bits << 8 | u32::from(byte)) << (8 * (3 - part.len()));
+        let digit = |i: usize| char::from(DIGITS[(bits >> (18 - 6 * i) & 63) as usize]);
+        text.extend((0..4).map(|i| if i <= part.len() { digit(i) } else { '=' }));
+    }
+    text
+}
+
+/// A chunk of a PNG file.
+fn png_chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    let checked = [kind, data].concat();
+    [&(data.len() as u32).to_be_bytes()[..], &checked, &support::crc32(&checked).to_be_bytes()].concat()
+}
+
+/// A PNG file that says it is `side` x `side` pixels, with compressed data `data`.
+fn png(side: u32, data: &[u8]) -> Vec<u8> {
+    let header = [&side.to_be_bytes()[..], &side.to_be_bytes(), &[8, 0, 0, 0, 0]].concat();
+    let signature = b"\x89PNG\r\n\x1a\n".to_vec();
+    [signature, png_chunk(b"IHDR", &header), png_chunk(b"IDAT", data), png_chunk(b"IEND", b"")].concat()
+}
+
+#[test]
+fn bodies_that_are_no_request_are_refused() {
+    let server = Server::start(&[]);
+    let deep = "[".repeat(100_000);
+    let bodies: [&[u8]; 12] = [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"\"x\"",
+        b"{\"messages\": [}",
+        b"{\"messages\": [{\"role\": \"user\", \"content\": \"\\ud800\"}]}",
+        b"{\"messages\": [{\"role\": \"user\", \"content\": \"\xff\xfe\"}]}",
+        b"{\"messages\": 1e999}",
+        b"{} {}",
+        b"\x00\x00\x00",
+        deep.as_bytes(),
+    ];
+    for path in [CHAT, "/v1/completions", "/tokenize", "/detokenize"] {
+        for body in bodies {
+            let mut stream = server.connect();
+            let head =
+                format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}", body.len());
+            stream.write_all(format!("{head}\r\n\r\n").as_bytes()).unwrap();
+            stream.write_all(body).unwrap();
+            let error = read_reply(&mut stream).error(400);
+            let message = error["message"].as_str().unwrap();
+            assert!(message.starts_with("request: ") && message.contains("; "), "{message}");
+        }
+    }
+    // Not HTTP at all, or damaged HTTP.
+    for bytes in ["\r\n\r\n\r\n\r\n", "GET\r\n\r\n", "POST / HTTP/9.9\r\n\r\n", "\u{0}\u{1}\u{2}\r\n\r\n"] {
+        let mut stream = server.connect();
+        stream.write_all(bytes.as_bytes()).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        closed_within(&mut stream, PATIENCE);
+    }
+    answers(&server);
+}
+
+#[test]
+fn a_body_above_the_limit_is_refused_announced_or_not() {
+    let server = Server::start(&["--max-body", "1"]);
+    // Announced: refused before a byte of it is sent.
+    let mut stream = server.connect();
+    let head = format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
+    stream.write_all(format!("{head}Content-Length: {}\r\n\r\n", 1u64 << 30).as_bytes()).unwrap();
+    let error = read_reply(&mut stream).error(413);
+    assert!(error["message"].as_str().unwrap().contains("--max-body"), "{error}");
+    // Not announced: refused after 1 MiB, and the answer is read although the client goes on sending.
+    let mut stream = server.connect();
+    stream.write_all(format!("{head}Transfer-Encoding: chunked\r\n\r\n").as_bytes()).unwrap();
+    let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+    let sent = (0..64).take_while(|_| stream.write_all(chunk.as_bytes()).is_ok()).count();
+    assert!(sent > 16, "{sent}");
+    read_reply(&mut stream).error(413);
+    // Chunks that are damaged.
+    for damage in ["zz\r\nabc\r\n", "fffffffffffffffff\r\n", "5\r\nab"] {
+        let mut stream = server.connect();
+        stream.write_all(format!("{head}Transfer-Encoding: chunked\r\n\r\n{damage}").as_bytes()).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let answer = closed_within(&mut stream, PATIENCE);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
+    }
+    answers(&server);
+}
+
+#[test]
+fn clients_that_send_slowly_are_given_up() {
+    let server = Server::start(&["--read-timeout", "1"]);
+    // Nothing, a part of a header, a part of a body: closed after a second, or the last with status 408.
+    let mut silent = server.connect();
+    let mut header = server.connect();
+    header.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A").unwrap();
+    let mut body = server.connect();
+    let head = format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n");
+    body.write_all(head.as_bytes()).unwrap();
+    body.write_all(b"{\"messages\"").unwrap();
+    assert_eq!(closed_within(&mut silent, Duration::from_secs(10)), "");
+    assert_eq!(closed_within(&mut header, Duration::from_secs(10)), "");
+    let answer = closed_within(&mut body, Duration::from_secs(10));
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("makes no progress"), "{answer}");
+    // One byte each 0.2 s is progress, but too slow.
+    for start in ["POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A: ", &head] {
+        let mut stream = server.connect();
+        stream.write_all(start.as_bytes()).unwrap();
+        let begun = Instant::now();
+        while stream.write_all(b"x").is_ok() {
+            assert!(begun.elapsed() < Duration::from_secs(15), "a slow client is still served");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+    // An idle connection after an answer is closed as well.
+    let mut idle = server.connect();
+    idle.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    assert!(closed_within(&mut idle, Duration::from_secs(10)).starts_with("HTTP/1.1 200"));
+    answers(&server);
+}
+
+/// Starts a long streamed answer that the client does not read.
+fn unread_stream(server: &Server) -> TcpStream {
+    let mut stream = server.connect();
+    // A small window, so that the buffers of both sides are full soon.
+    set_socket_recv_buffer_size(&stream, 4096).unwrap();
+    let body = json!({"messages": question("x"), "max_tokens": 100_000, "temperature": 0, "stream": true, "n": 8});
+    write_request(&mut stream, "POST", CHAT, "", &body.to_string());
+    stream
+}
+
+#[test]
+fn a_client_that_reads_nothing_is_given_up_and_frees_its_request() {
+    let server = Server::start(&["--write-timeout", "1", "--max-requests", "1"]);
+    let mut stream = unread_stream(&server);
+    stream.read_exact(&mut [0; 64]).unwrap();
+    let short = json!({"messages": question("x"), "max_tokens": 2});
+    server.chat(&short).error(503);
+    let begun = Instant::now();
+    while server.chat(&short).status != 200 {
+        assert!(begun.elapsed() < PATIENCE, "the request of a client that reads nothing still runs");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    drop(stream);
+}
+
+#[test]
+fn a_signal_ends_the_server_although_clients_read_nothing_or_send_slowly() {
+    let server = Server::start(&["--write-timeout", "1", "--read-timeout", "2"]);
+    let mut unread = unread_stream(&server);
+    unread.read_exact(&mut [0; 64]).unwrap();
+    let idle = server.connect();
+    let mut header = server.connect();
+    header.write_all(b"POST / HTTP/1.1\r\nX-A: ").unwrap();
+    let mut body = server.connect();
+    body.write_all(format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{").as_bytes()).unwrap();
+    let begun = Instant::now();
+    assert_eq!(server.stop(15), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+    drop((unread, idle, header, body));
+}
+
+#[test]
+fn a_signal_under_load_answers_what_runs_and_refuses_what_comes() {
+    let server = Server::start(&["--batch-size", "4"]);
+    let body = json!({"messages": question("x"), "max_tokens": 200, "temperature": 0}).to_string();
+    let mut running: Vec<TcpStream> = (0..12)
+        .map(|_| {
+            let mut stream = server.connect();
+            write_request(&mut stream, "POST", CHAT, "", &body);
+            stream
+        })
+        .collect();
+    // The server has read all requests once as many run or wait.
+    std::thread::sleep(Duration::from_millis(500));
+    support::send_signal(server.child.id(), "-TERM");
+    std::thread::sleep(Duration::from_millis(200));
+    if let Ok(mut late) = TcpStream::connect(server.address) {
+        late.set_read_timeout(Some(PATIENCE)).unwrap();
+        write_request(&mut late, "POST", CHAT, "", &body);
+        read_reply(&mut late).error(503);
+    }
+    for stream in &mut running {
+        assert_eq!(read_reply(stream).ok()["usage"]["completion_tokens"], 200);
+    }
+    let mut server = server;
+    assert_eq!(wait(&mut server.child), Some(0));
+}
+
+#[test]
+fn a_killed_server_can_start_again_at_the_same_port() {
+    let first = Server::start(&[]);
+    let mut stream = first.connect();
+    let body = json!({"messages": question("x"), "max_tokens": 100_000, "temperature": 0, "stream": true});
+    write_request(&mut stream, "POST", CHAT, "", &body.to_string());
+    stream.read_exact(&mut [0; 64]).unwrap();
+    let (port, folder) = (first.address.port().to_string(), TempDir::new().unwrap());
+    let model = support::tiny_model(folder.path());
+    assert_eq!(first.stop(9), None);
+    let _ = stream.read_to_end(&mut Vec::new());
+    answers(&Server::start_with(folder, model, &["--port", &port]));
+}
+
+#[test]
+fn idle_connections_do_not_hinder_requests() {
+    let server = Server::start(&["--max-connections", "3000"]);
+    let idle: Vec<TcpStream> = (0..2000).map(|_| server.connect()).collect();
+    answers(&server);
+    drop(idle);
+    answers(&server);
+}
+
+/// Needs 20 500 descriptors in this process and in the server.
+#[test]
+#[ignore = "needs ulimit -n 20500"]
+fn ten_thousand_idle_connections_do_not_hinder_requests() {
+    let server = Server::start(&["--max-connections", "12000"]);
+    let idle: Vec<TcpStream> = (0..10_000).map(|_| server.connect()).collect();
+    answers(&server);
+    drop(idle);
+    answers(&server);
+}
+
+#[test]
+fn clients_above_the_limit_wait_until_a_connection_is_closed() {
+    let server = Server::start(&["--max-connections", "4", "--read-timeout", "2"]);
+    let _idle: Vec<TcpStream> = (0..20).map(|_| server.connect()).collect();
+    let begun = Instant::now();
+    answers(&server);
+    assert!(begun.elapsed() > Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_thousand_requests_are_answered_or_refused() {
+    let server = Server::start(&["--max-requests", "900"]);
+    let body = json!({"messages": question("x"), "max_tokens": 4, "temperature": 0}).to_string();
+    let mut streams: Vec<TcpStream> = (0..1000).map(|_| server.connect()).collect();
+    streams.iter_mut().for_each(|stream| write_request(stream, "POST", CHAT, "", &body));
+    let replies = streams.iter_mut().map(read_reply);
+    let (mut answered, mut refused) = (0, 0);
+    for reply in replies {
+        match reply.status {
+            200 => answered += usize::from(reply.ok()["usage"]["completion_tokens"] == 4),
+            _ => refused += usize::from(reply.error(503)["code"] == "unavailable"),
+        }
+    }
+    assert_eq!(answered + refused, 1000);
+    assert!(answered >= 900, "{answered}");
+    answers(&server);
+}
+
+#[test]
+fn media_that_are_not_what_they_claim_are_refused_without_much_memory() {
+    let server = Server::start(&[]);
+    let peak_mib = || -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+    };
+    answers(&server);
+    let before = peak_mib();
+    // 60 000 x 60 000 pixels of zeros: a few bytes for each MiB of pixels, and a header that lies about no data at all.
+    let gif =
+        [&b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\x02"[..], &[0xff; 64]].concat();
+    for address in [
+        "data:image/png;base64,!!!".to_string(),
+        "data:image/png;base64,".to_string(),
+        "data:image/png,plain".to_string(),
+        "data:".to_string(),
+        data_uri("image/png", b"not an image"),
+        data_uri("image/png", &png(60_000, &[0x78, 0x9c, 0xed, 0xc1, 1])),
+        data_uri("image/png", &png(16_000, &zeros_of_zlib(256 << 20))),
+        data_uri("image/gif", &gif),
+        data_uri("image/png", &png(0, &[])),
+    ] {
+        let error = server.chat(&image(&address)).error(400);
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("; ") && message.len() < 3000, "{message}");
+    }
+    assert!(peak_mib() - before < 1500, "{} MiB after {before} MiB", peak_mib());
+    answers(&server);
+}
+
+/// A zlib stream of stored blocks that repeat zeros; cut off after 1 MiB.
+fn zeros_of_zlib(bytes: usize) -> Vec<u8> {
+    let block = [&[0u8, 0xff, 0xff, 0, 0][..], &[0; 0xffff]].concat();
+    [&[0x78, 0x9c][..], &block.repeat((bytes >> 16).min(16))].concat()
+}
+
+#[test]
+fn a_prompt_beyond_the_context_is_refused() {
+    let server = Server::start(&[]);
+    let long = json!({"messages": question(&"word ".repeat(300_000)), "max_tokens": 2});
+    let error = server.chat(&long).error(400);
+    assert_eq!((&error["code"], &error["param"]), (&json!("context_length_exceeded"), &json!("messages")));
+    answers(&server);
+}
+
+#[test]
+fn files_outside_the_media_root_and_addresses_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let root = folder.path().join("root");
+    std::fs::create_dir_all(root.join("inner")).unwrap();
+    let dog = support::golden("model/two_images_sharded/media/dog.png");
+    std::fs::copy(&dog, root.join("dog.png")).unwrap();
+    std::fs::copy(&dog, folder.path().join("secret.png")).unwrap();
+    std::os::unix::fs::symlink(folder.path().join("secret.png"), root.join("link.png")).unwrap();
+    std::os::unix::fs::symlink(folder.path(), root.join("inner/up")).unwrap();
+    let made = Command::new("mkfifo").arg(root.join("pipe.png")).status();
+    let server = Server::start(&["--media-root", text(&root)]);
+    for address in ["dog.png", "file://dog.png", "inner/../dog.png"] {
+        server.chat(&image(address)).ok();
+    }
+    let secret = folder.path().join("secret.png");
+    let outside = [
+        text(&secret).to_string(),
+        format!("file://{}", text(&secret)),
+        "../secret.png".to_string(),
+        "file://../secret.png".to_string(),
+        "link.png".to_string(),
+        "inner/up/secret.png".to_string(),
+        // Whether there is such a file is not told.
+        "../none.png".to_string(),
+        "/etc/none/none.png".to_string(),
+    ];
+    for address in &outside {
+        let error = server.chat(&image(address)).error(400);
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("lies outside of") && !message.contains("--confine-media"), "{message}");
+    }
+    for address in ["/etc/passwd", "none.png", "", "root\u{0}.png", "inner", "/proc/self/environ", "/dev/zero"] {
+        server.chat(&image(address)).error(400);
+    }
+    if made.is_ok_and(|status| status.success()) {
+        server.chat(&image("pipe.png")).error(400);
+    }
+    // Frames of a video are files, too.
+    let frames =
+        json!({"messages": [{"role": "user", "content": [{"type": "video", "video": ["dog.png", "link.png"]}]}]});
+    assert!(server.chat(&frames).error(400)["message"].as_str().unwrap().contains("lies outside of"));
+    let remote = server.chat(&image("http://example.org/x.png")).error(400);
+    assert!(remote["message"].as_str().unwrap().contains("--allow-remote-media"), "{remote}");
+    let no_files = Server::start(&[]);
+    for address in &outside {
+        assert!(no_files.chat(&image(address)).error(400)["message"].as_str().unwrap().contains("--media-root"));
+    }
+    answers(&server);
+}
+
+#[test]
+fn addresses_of_this_machine_are_never_downloaded() {
+    let server = Server::start(&["--allow-remote-media"]);
+    let port = server.address.port();
+    for host in [
+        format!("127.0.0.1:{port}"),
+        // A name that resolves to this machine.
+        format!("localhost:{port}"),
+        format!("[::1]:{port}"),
+        format!("[::ffff:127.0.0.1]:{port}"),
+        format!("0.0.0.0:{port}"),
+        format!("2130706433:{port}"),
+        "169.254.169.254".to_string(),
+        "10.0.0.1".to_string(),
+    ] {
+        let error = server.chat(&image(&format!("http://{host}/v1/models"))).error(400);
+        let message = error["message"].as_str().unwrap();
+        assert!(
+            message.contains("not on the public internet") || message.contains("cannot be downloaded"),
+            "{message}"
+        );
+        assert!(!host.contains("127.0.0.1") || message.contains("not on the public internet"), "{message}");
+    }
+    for address in ["ftp://127.0.0.1/x", "gopher://127.0.0.1/x", "http://", "http://user:SECRET@127.0.0.1/?SECRET"] {
+        let error = server.chat(&image(address)).error(400);
+        assert!(!error.to_string().contains("SECRET"), "{error}");
+    }
+    answers(&server);
+}
+
+#[test]
+fn time_limits_and_numbers_of_connections_are_checked() {
+    let folder = TempDir::new().unwrap();
+    let model = support::tiny_model(folder.path());
+    for (args, words) in [
+        (["--read-timeout", "0"], "--read-timeout: 0 is not a time limit"),
+        (["--write-timeout", "-1"], "--write-timeout: -1 is not a time limit"),
+        (["--write-timeout", "nan"], "--write-timeout: NaN is not a time limit"),
+        (["--max-connections", "0"], "--max-connections"),
+    ] {
+        support::finished_run(serve_command(&model, &args).output().unwrap()).refused(2, &[words]);
+    }
+}
