@@ -44,7 +44,7 @@ mod tests {
             trickle.record(second, 1);
             steady.record(second, 2048);
         }
-        assert!(trickle.left().is_zero());
+        assert!(trickle.left() < Duration::from_millis(2));
         assert_eq!(steady.left(), 10 * second);
     }
 }
