@@ -316,6 +316,7 @@ fn pages_of_allowed_origins_may_use_the_server_and_others_not() {
     assert!(!asked("https://evil.example").contains("access-control-allow-origin"));
     // Also answers and errors carry the header, so that a page can read them.
     let models = server.send("GET", "/v1/models", "Origin: http://b\r\n", "");
+    assert!(models.head.to_ascii_lowercase().contains("www-authenticate: bearer"), "{}", models.head);
     assert!(models.status == 401 && models.head.contains("access-control-allow-origin: http://b"), "{}", models.head);
     let closed = Server::start(&[]);
     let head = closed.send("GET", "/v1/models", "Origin: http://b\r\n", "").head;

@@ -23,19 +23,19 @@ pub(crate) async fn complete(
 ) -> Result<Response, ApiError> {
     refuse_if_stopping(&shared)?;
     let body = read_body(&shared.bodies, body).await?;
-    let mut fields = Fields::parse(&shared, &body.bytes)?;
+    let mut fields = Fields::parse(&shared, body)?;
     let Some(messages) = fields.take_any("messages") else {
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };
-    let stream = fields.take_stream()?;
+    let (memory, stream) = (fields.take_memory(), fields.take_stream()?);
     let settings = fields.into_settings()?;
     if settings.max_new_tokens == Some(0) {
         return Err(wrong_field("max_completion_tokens", "is 0", "give 1 or more"));
     }
     let checked = Checked::new(&shared, Form::Chat, stream, settings, 1)?;
     let prompt = encode::on_blocking_thread(&shared, move |shared| {
-        // The memory of the body is free once the prompt is encoded.
-        let (_body, messages): (_, Value) = (body, messages);
+        // The memory of the messages is free once the prompt is encoded.
+        let (_memory, messages): (_, Value) = (memory, messages);
         encode::messages(shared, &messages, None)
     });
     let prompt = prompt.await?;

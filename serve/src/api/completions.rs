@@ -70,7 +70,7 @@ pub(crate) async fn complete(
 ) -> Result<Response, ApiError> {
     refuse_if_stopping(&shared)?;
     let body = read_body(&shared.bodies, body).await?;
-    let mut fields = Fields::parse(&shared, &body.bytes)?;
+    let mut fields = Fields::parse(&shared, body)?;
     let wanted = "a text, a list of texts, a list of token ids, or a list of such lists";
     let Some(prompts) = fields.take::<Prompts>("prompt", wanted)? else {
         return Err(wrong_field("prompt", "is missing", &format!("give {wanted}")));
@@ -79,11 +79,11 @@ pub(crate) async fn complete(
     if prompts.is_empty() {
         return Err(wrong_field("prompt", "is an empty list", &format!("give {wanted}")));
     }
-    let stream = fields.take_stream()?;
+    let (memory, stream) = (fields.take_memory(), fields.take_stream()?);
     take_without_effect(&mut fields)?;
     let checked = Checked::new(&shared, Form::Text, stream, fields.into_settings()?, prompts.len())?;
     let prompts = encode::on_blocking_thread(&shared, move |shared| {
-        let _body = body;
+        let _memory = memory;
         prompts.into_iter().map(|prompt| prompt.encode(shared)).collect::<Result<Vec<_>, ApiError>>()
     });
     let prompts = prompts.await?;

@@ -23,12 +23,24 @@ pub(crate) fn messages(
     if shared.media.root.is_none() {
         refuse_files(&conversation)?;
     }
+    let encoded = encode_conversation(shared, &conversation, add_generation_prompt);
+    // Clients need not know where on this machine the folder of the media is.
+    let folders = [Some(root.clone()), root.canonicalize().ok()].into_iter().flatten();
+    let folders = folders.map(|folder| folder.display().to_string()).filter(|folder| !folder.is_empty());
+    let hide = |e: ApiError| folders.fold(e, |e, folder| e.hide(&folder, "MEDIA_ROOT"));
+    refuse_pads_without_media(shared, "messages", encoded.map_err(hide)?)
+}
+
+fn encode_conversation(
+    shared: &Shared,
+    conversation: &Conversation,
+    add_generation_prompt: Option<bool>,
+) -> Result<ModelInput, ApiError> {
     let folder = &shared.model.folder;
     let add = add_generation_prompt.unwrap_or(!conversation.ends_with_assistant());
-    let text = folder.template.render(&conversation, add).map_err(wrong_request)?;
-    let media = load_media(folder, &conversation, &shared.media.options).map_err(wrong_request)?;
-    let input = encode_prompt(folder, &text, media, LOCATION).map_err(wrong_request)?;
-    refuse_pads_without_media(shared, "messages", input)
+    let text = folder.template.render(conversation, add).map_err(wrong_request)?;
+    let media = load_media(folder, conversation, &shared.media.options).map_err(wrong_request)?;
+    encode_prompt(folder, &text, media, LOCATION).map_err(wrong_request)
 }
 
 /// Encodes a text as it is, without a chat template.

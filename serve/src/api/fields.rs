@@ -6,13 +6,18 @@ use reel_model::input::request::{ChatRequest, RequestSettings};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{ApiError, LOCATION, models, wrong_request};
+use crate::http::RequestBody;
 use crate::server::Shared;
 
 /// The fields that are not taken yet.
 #[derive(Debug)]
-pub(crate) struct Fields(Map<String, Value>);
+pub(crate) struct Fields {
+    fields: Map<String, Value>,
+    memory: Option<OwnedSemaphorePermit>,
+}
 
 /// How an answer is sent.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,16 +45,22 @@ impl Fields {
     ///
     /// # Errors
     /// The body is no JSON object; its `model` is not the one of this server.
-    pub(crate) fn parse(shared: &Shared, body: &[u8]) -> Result<Self, ApiError> {
-        let parsed: Map<String, Value> = serde_json::from_slice(body).map_err(|e| {
+    pub(crate) fn parse(shared: &Shared, body: RequestBody) -> Result<Self, ApiError> {
+        let parsed: Map<String, Value> = serde_json::from_slice(&body.bytes).map_err(|e| {
             let message = format!("is not a JSON object ({e})");
             ApiError::bad_request(Diagnostic::new(LOCATION, message, "correct its JSON").to_string(), None)
         })?;
-        let mut fields = Self(parsed.into_iter().filter(|(_, value)| !value.is_null()).collect());
+        let fields = parsed.into_iter().filter(|(_, value)| !value.is_null()).collect();
+        let mut fields = Self { fields, memory: body.memory };
         match fields.take::<String>("model", "the name of a model")? {
             Some(name) if name != shared.model.name => Err(models::unknown_model(shared, &name)),
             _ => Ok(fields),
         }
+    }
+
+    /// Takes out what counts the memory of the fields, which the caller drops together with them.
+    pub(crate) fn take_memory(&mut self) -> Option<OwnedSemaphorePermit> {
+        self.memory.take()
     }
 
     /// Takes out a field. `wanted` says what its value should be.
@@ -66,7 +77,7 @@ impl Fields {
     /// Takes out a field of any type.
     pub(crate) fn take_any(&mut self, name: &str) -> Option<Value> {
         // The order of the other fields has no meaning.
-        self.0.swap_remove(name)
+        self.fields.swap_remove(name)
     }
 
     /// Takes out `stream` and `stream_options`.
@@ -90,16 +101,16 @@ impl Fields {
     /// A field is unknown or not supported, or its value has the wrong type or is out of range.
     pub(crate) fn into_settings(mut self) -> Result<RequestSettings, ApiError> {
         // The model's parser reads a whole chat request, whose messages are taken out already.
-        if self.0.insert("messages".into(), Value::Array(Vec::new())).is_some() {
+        if self.fields.insert("messages".into(), Value::Array(Vec::new())).is_some() {
             return Err(wrong_field("messages", "is not a field of this request", "remove it"));
         }
-        let request = ChatRequest::parse(LOCATION, Value::Object(self.0).to_string().as_bytes());
+        let request = ChatRequest::parse(LOCATION, Value::Object(self.fields).to_string().as_bytes());
         Ok(request.map_err(wrong_request)?.settings)
     }
 
     /// Refuses every field that is left.
     pub(crate) fn refuse_others(self) -> Result<(), ApiError> {
-        match self.0.keys().next() {
+        match self.fields.keys().next() {
             None => Ok(()),
             Some(name) => Err(wrong_field(name, "is not a field of this request", "remove it")),
         }

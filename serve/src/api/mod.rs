@@ -16,7 +16,8 @@ pub(crate) mod tokenize;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::header::WWW_AUTHENTICATE;
+use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use reel_model::ModelError;
 use serde_json::json;
@@ -71,6 +72,11 @@ impl ApiError {
         Self { status, message, param: None, code: "internal_error" }
     }
 
+    /// Replaces a text in the message by another, for names that clients should not learn.
+    pub(crate) fn hide(self, text: &str, shown: &str) -> Self {
+        Self { message: self.message.replace(text, shown), ..self }
+    }
+
     /// The error object.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         let kind = match self.status {
@@ -84,7 +90,11 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(self.to_json())).into_response()
+        let mut response = (self.status, Json(self.to_json())).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
     }
 }
 

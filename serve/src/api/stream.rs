@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use axum::http::HeaderName;
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use reel_engine::{CompletionStream, TokenText};
@@ -32,7 +33,9 @@ pub(crate) fn stream(
     let ready = (0..choices).filter_map(|choice| answer.first_chunk(choice)).map(|chunk| chunk.to_string()).collect();
     let mut stream = AnswerStream { answer, texts, tokens: 0, ready, events: Some(events) };
     stream.take(first);
-    Sse::new(stream).keep_alive(KeepAlive::default()).into_response()
+    // nginx passes on the pieces at once, also where its configuration does not say so.
+    let unbuffered = [(HeaderName::from_static("x-accel-buffering"), "no")];
+    (unbuffered, Sse::new(stream).keep_alive(KeepAlive::default())).into_response()
 }
 
 struct AnswerStream {

@@ -18,7 +18,8 @@ use crate::server::Shared;
 /// as `usage.prompt_tokens` counts them.
 pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
     let body = read_body(&shared.bodies, body).await?;
-    let mut fields = Fields::parse(&shared, &body.bytes)?;
+    let mut fields = Fields::parse(&shared, body)?;
+    let memory = fields.take_memory();
     let (prompt, messages) = (fields.take::<String>("prompt", "a text")?, fields.take_any("messages"));
     let with_texts = fields.take("return_token_strs", "true or false")?.unwrap_or(false);
     let add_generation_prompt = fields.take::<bool>("add_generation_prompt", "true or false")?;
@@ -31,7 +32,7 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> R
     // Encoding may decode videos, so it counts as a request.
     let permit = shared.request_permits(1)?;
     let tokens = encode::on_blocking_thread(&shared, move |shared| {
-        let (_body, _permit) = (body, permit);
+        let (_memory, _permit) = (memory, permit);
         let input: ModelInput = match (prompt, messages) {
             (Some(text), None) => encode::text(shared, &text)?,
             (None, Some(messages)) => encode::messages(shared, &messages, add_generation_prompt)?,
@@ -50,14 +51,15 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> R
 /// `POST /detokenize`: the text of tokens, special tokens included.
 pub(crate) async fn detokenize(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
     let body = read_body(&shared.bodies, body).await?;
-    let mut fields = Fields::parse(&shared, &body.bytes)?;
+    let mut fields = Fields::parse(&shared, body)?;
+    let memory = fields.take_memory();
     let Some(ids) = fields.take::<Vec<TokenId>>("tokens", "a list of token ids")? else {
         return Err(wrong_field("tokens", "is missing", "give a list of token ids"));
     };
     fields.refuse_others()?;
     shared.check_ids("tokens", &ids)?;
     let text = encode::on_blocking_thread(&shared, move |shared| {
-        let _body = body;
+        let _memory = memory;
         Ok(shared.model.folder.tokenizer.decode(&ids, false))
     });
     Ok(Json(json!({"prompt": text.await?})))

@@ -24,6 +24,8 @@ use serde_json::json;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Maximum length of a request id that a client gives.
 const MAX_ID_BYTES: usize = 128;
+/// Maximum length of a path in the log; the rest is left out.
+const MAX_PATH_CHARS: usize = 256;
 /// Lines that may wait for a reader of stderr; further ones are left out, so that a full pipe delays no request.
 const MAX_WAITING_LINES: usize = 4096;
 /// How long the end of the server waits until all lines are written.
@@ -126,7 +128,7 @@ pub(crate) async fn observe_request(
         begun: Instant::now(),
         id: id.clone(),
         method: request.method().to_string(),
-        path: request.uri().path().to_string(),
+        path: request.uri().path().chars().take(MAX_PATH_CHARS).collect(),
         status: AtomicU16::new(CLIENT_CLOSED),
         complete: AtomicU16::new(0),
         prompt_tokens: AtomicU64::new(0),

@@ -25,11 +25,12 @@ pub(crate) struct BodyMemory {
     free_kib: Arc<Semaphore>,
 }
 
-/// The body of a request. Its memory is counted until it is dropped.
+/// The body of a request.
 #[derive(Debug)]
 pub(crate) struct RequestBody {
     pub(crate) bytes: Vec<u8>,
-    _memory: Option<OwnedSemaphorePermit>,
+    /// Counts the memory of the body, or of what is made of it, until it is dropped.
+    pub(crate) memory: Option<OwnedSemaphorePermit>,
 }
 
 impl BodyMemory {
@@ -57,7 +58,7 @@ pub(crate) async fn read_body(memory: &BodyMemory, mut body: Body) -> Result<Req
         return Err(memory.too_large());
     }
     let mut budget = StallBudget::new(memory.read_timeout);
-    let mut read = RequestBody { bytes: Vec::new(), _memory: None };
+    let mut read = RequestBody { bytes: Vec::new(), memory: None };
     loop {
         let begun = Instant::now();
         let Ok(frame) = timeout(budget.left(), body.frame()).await else {
@@ -82,14 +83,14 @@ pub(crate) async fn read_body(memory: &BodyMemory, mut body: Body) -> Result<Req
 impl RequestBody {
     fn append(&mut self, data: &[u8], free_kib: &Arc<Semaphore>) -> Result<(), ApiError> {
         let length = self.bytes.len() + data.len();
-        let held = self._memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let held = self.memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let missing = length.div_ceil(1024).saturating_sub(held);
         let more = u32::try_from(missing).ok().and_then(|n| free_kib.clone().try_acquire_many_owned(n).ok());
         let more =
             more.ok_or_else(|| ApiError::busy("too much data of other requests is being read; try again later"))?;
-        match &mut self._memory {
+        match &mut self.memory {
             Some(memory) => memory.merge(more),
-            None => self._memory = Some(more),
+            None => self.memory = Some(more),
         }
         self.bytes.extend_from_slice(data);
         Ok(())

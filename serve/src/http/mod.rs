@@ -9,7 +9,7 @@ mod stall;
 mod tls;
 
 pub(crate) use access_log::{AccessLog, RequestLog, observe_request, random_number};
-pub(crate) use body::{BodyMemory, read_body};
+pub(crate) use body::{BodyMemory, RequestBody, read_body};
 pub(crate) use connections::serve_connections;
 pub(crate) use descriptors::usable_connections;
 pub use tls::Tls;
