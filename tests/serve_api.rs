@@ -1,20 +1,14 @@
-//! `reel serve`: text completions, tokens, usage, the OpenAPI document, request ids, log, metrics, CORS and TLS.
+//! `reel serve`: text completions, tokens, usage, the OpenAPI document, request ids, log, metrics and CORS.
 
 #[path = "support/server.rs"]
 mod server;
 mod support;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::process::Stdio;
-use std::sync::Arc;
+use std::io::Read;
 use std::time::{Duration, Instant};
 
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
-use server::{PATIENCE, Reply, Server, question, read_reply, serve_command, text, write_request};
-use tempfile::TempDir;
+use server::{PATIENCE, Reply, Server, question, serve_command, write_request};
 
 fn chunks(reply: &Reply) -> Vec<Value> {
     let mut events = reply.events();
@@ -325,82 +319,4 @@ fn pages_of_allowed_origins_may_use_the_server_and_others_not() {
         let run = support::finished_run(serve_command(&server.model, &["--allow-origin", origin]).output().unwrap());
         run.refused(2, &["--allow-origin", "is not an origin"]);
     }
-}
-
-/// A self-signed certificate for `localhost` and its key, as PEM files.
-struct Pair {
-    folder: TempDir,
-    certificate: CertificateDer<'static>,
-}
-
-impl Pair {
-    fn new() -> Pair {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
-        let folder = TempDir::new().unwrap();
-        std::fs::write(folder.path().join("cert.pem"), made.cert.pem()).unwrap();
-        std::fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
-        Pair { certificate: made.cert.der().clone(), folder }
-    }
-
-    fn path(&self, name: &str) -> String {
-        text(&self.folder.path().join(name)).to_string()
-    }
-}
-
-#[test]
-fn connections_are_encrypted_with_a_certificate() {
-    let pair = Pair::new();
-    let server = Server::start(&["--tls-cert", &pair.path("cert.pem"), "--tls-key", &pair.path("key.pem")]);
-    let mut roots = RootCertStore::empty();
-    roots.add(pair.certificate.clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
-    let connect = || {
-        let client = ClientConnection::new(config.clone(), ServerName::try_from("localhost").unwrap()).unwrap();
-        StreamOwned::new(client, server.connect())
-    };
-    for stream in [false, true] {
-        let mut connection = connect();
-        let body = json!({"messages": question("x"), "max_tokens": 300, "temperature": 0, "stream": stream});
-        write_request(&mut connection, "POST", "/v1/chat/completions", "", &body.to_string());
-        let reply = read_reply(&mut connection);
-        assert_eq!(reply.status, 200, "{}", reply.body);
-        assert!(!stream || reply.body.contains("data: [DONE]"), "{}", reply.body);
-    }
-    // Plain HTTP, noise, and clients that send nothing end their own connections only.
-    let _silent: Vec<TcpStream> = (0..20).map(|_| server.connect()).collect();
-    for bytes in ["GET /health HTTP/1.1\r\nHost: x\r\n\r\n", "\u{16}\u{3}\u{1}noise"] {
-        let mut plain = server.connect();
-        plain.write_all(bytes.as_bytes()).unwrap();
-        let mut answer = Vec::new();
-        let _ = plain.read_to_end(&mut answer);
-        assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
-    }
-    let mut connection = connect();
-    write_request(&mut connection, "GET", "/health", "", "");
-    assert_eq!(read_reply(&mut connection).status, 200);
-    assert_eq!(server.stop(15), Some(0));
-}
-
-#[test]
-fn wrong_certificates_are_refused_by_the_name_of_their_file() {
-    let (pair, other) = (Pair::new(), Pair::new());
-    std::fs::write(pair.folder.path().join("empty.pem"), "").unwrap();
-    std::fs::write(pair.folder.path().join("cut.pem"), "-----BEGIN CERTIFICATE-----\nAAAA\n").unwrap();
-    let model = support::tiny_model(pair.folder.path());
-    let run = |certificate: &str, key: &str| {
-        let mut command = serve_command(&model, &["--tls-cert", certificate, "--tls-key", key]);
-        support::finished_run(command.stdin(Stdio::null()).output().unwrap())
-    };
-    let (certificate, key) = (pair.path("cert.pem"), pair.path("key.pem"));
-    run("/no/cert.pem", &key).refused(1, &["/no/cert.pem"]);
-    run(&certificate, "/no/key.pem").refused(1, &["/no/key.pem"]);
-    run(&pair.path("empty.pem"), &key).refused(1, &["empty.pem: has no certificate"]);
-    run(&pair.path("cut.pem"), &key).refused(1, &["cut.pem: is not PEM"]);
-    run(&certificate, &pair.path("empty.pem")).refused(1, &["empty.pem: has no private key"]);
-    run(&certificate, &certificate).refused(1, &["cert.pem: has no private key"]);
-    run(&certificate, &other.path("key.pem")).refused(1, &["cert.pem: and ", "cannot be used together"]);
-    let mut alone = serve_command(&model, &["--tls-cert", &certificate]);
-    support::finished_run(alone.output().unwrap()).refused(2, &["--tls-key"]);
 }

@@ -79,6 +79,14 @@ impl Server {
         self.send("POST", "/v1/chat/completions", "", &body.to_string())
     }
 
+    /// Checks that the server answers a plain request in time.
+    #[track_caller]
+    pub fn answers(&self) {
+        let begun = Instant::now();
+        self.chat(&json!({"messages": question("x"), "max_tokens": 2})).ok();
+        assert!(begun.elapsed() < Duration::from_secs(20), "an answer took {:?}", begun.elapsed());
+    }
+
     /// What `reel generate` answers to the messages file `messages` with the options `args`.
     pub fn generated(&self, messages: &Value, args: &[&str]) -> Value {
         let file = self.model.with_extension("messages.json");
