@@ -233,13 +233,29 @@ fn requests_have_ids_and_lines_in_the_log_without_texts() {
     send(&format!("{key}X-Request-Id: streamed\r\n"), &streamed);
     let none = server.send("GET", "/none?token=SECRETQUERY", "X-Request-Id: nowhere\r\n", "");
     assert_eq!((none.status, id_of(&none).as_str()), (404, "nowhere"));
+    // Clients that leave before there is an answer, and in the middle of one.
+    for (id, stream) in [("left", false), ("stopped", true)] {
+        let long = json!({"messages": question("x"), "max_tokens": 100_000, "temperature": 0, "stream": stream});
+        let mut connection = server.connect();
+        write_request(
+            &mut connection,
+            "POST",
+            "/v1/chat/completions",
+            &format!("{key}X-Request-Id: {id}\r\n"),
+            &long.to_string(),
+        );
+        match stream {
+            true => connection.read_exact(&mut [0; 64]).unwrap(),
+            false => std::thread::sleep(Duration::from_millis(300)),
+        }
+    }
     let mut stderr = server.child.stderr.take().unwrap();
     assert_eq!(server.stop(15), Some(0));
     let mut log = String::new();
     stderr.read_to_string(&mut log).unwrap();
     assert!(!log.contains("SECRET"), "{log}");
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(lines.len(), 5, "{log}");
+    assert_eq!(lines.len(), 7, "{log}");
     let line = |id: &str| lines.iter().find(|line| line["request_id"] == id).unwrap();
     for (id, path, status, prompt, completion) in [
         ("mine-1", "/v1/chat/completions", 200, tokens.clone(), 5),
@@ -252,6 +268,9 @@ fn requests_have_ids_and_lines_in_the_log_without_texts() {
         assert_eq!((&line["prompt_tokens"], &line["completion_tokens"]), (&prompt, &json!(completion)), "{line}");
         assert!(line["complete"] == true && line["milliseconds"].as_f64().unwrap() > 0.0, "{line}");
     }
+    let (left, stopped) = (line("left"), line("stopped"));
+    assert_eq!((&left["status"], &left["complete"]), (&json!(499), &json!(false)), "{left}");
+    assert_eq!((&stopped["status"], &stopped["complete"]), (&json!(200), &json!(false)), "{stopped}");
 }
 
 #[test]

@@ -24,6 +24,9 @@ use tokio::time::{sleep, timeout};
 use super::limited_stream::LimitedStream;
 use super::{ConnectionLimits, Tls};
 
+/// Maximum bytes of a request's header, and of an answer that waits for the client. Thousands of connections may have as
+/// much each.
+const MAX_BUFFER_BYTES: usize = 64 << 10;
 /// The pause after a connection could not be accepted, because the process has no free descriptor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// The time for the answers with status 503 that are being sent when the last old connection closes.
@@ -127,6 +130,7 @@ impl Server {
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.read_timeout)
             .keep_alive(keep_alive)
+            .max_buf_size(MAX_BUFFER_BYTES)
             .serve_connection(stream, service);
         let mut connection = pin!(connection);
         // The errors of a connection are its client's: gone, too slow, or not HTTP.
