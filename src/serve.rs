@@ -2,11 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
 use reel_diagnostic::input;
+use reel_model::features::FeatureCache;
 use reel_model::input::encode::ModelFolder;
 use reel_model::input::fetch::{MediaAccess, RemoteMedia};
 use reel_serve::{ConnectionLimits, Limits, RequestMedia, ServeOptions, ServedModel, Tls};
@@ -108,6 +110,9 @@ struct LimitFlags {
     /// Maximum number of tokens of an answer if the request does not say
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     max_new_tokens: u32,
+    /// Seconds after which a request that is not answered fails [default: no limit]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    request_timeout: Option<u32>,
 }
 
 /// Options that limit connections.
@@ -124,6 +129,9 @@ struct ConnectionFlags {
     #[arg(long, value_name = "S", default_value_t = 60.0)]
     write_timeout: f64,
 }
+
+/// Host memory for the vision tokens of images and videos (1 GiB).
+const VISION_CACHE_BYTES: usize = 1 << 30;
 
 /// Maximum bytes of a file with API keys (1 MiB).
 const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
@@ -151,6 +159,7 @@ impl ServeArgs {
                 body_bytes: usize::from(self.limits.max_body) << 20,
                 kv_bytes: model::kv_bytes(&device),
                 new_tokens: self.limits.max_new_tokens as usize,
+                request_time: self.limits.request_timeout.map(|seconds| Duration::from_secs(seconds.into())),
             },
             connections,
             tls,
@@ -160,7 +169,10 @@ impl ServeArgs {
             stop: interrupt::stop_flag(),
         };
         let dtype = model::activation_dtype(common);
-        let served = ServedModel { name: name.clone(), folder: bundle, weights: loaded.weights, device, dtype };
+        let mut weights = loaded.weights;
+        // A video that is asked about again is not computed again.
+        weights.features = Some(Arc::new(FeatureCache::new(VISION_CACHE_BYTES)));
+        let served = ServedModel { name: name.clone(), folder: bundle, weights, device, dtype };
         let scheme = if options.tls.is_some() { "https" } else { "http" };
         let listening = |address| {
             // A closed stdout does not end a server.

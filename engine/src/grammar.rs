@@ -97,9 +97,9 @@ impl std::fmt::Debug for Grammar {
     }
 }
 
-impl Grammar {
+impl Clone for Grammar {
     /// A copy that advances on its own.
-    pub(crate) fn fork(&self) -> Grammar {
+    fn clone(&self) -> Grammar {
         Grammar {
             matcher: self.matcher.deep_clone(),
             end_token_ids: self.end_token_ids.clone(),
@@ -107,7 +107,9 @@ impl Grammar {
             allowed: self.allowed.clone(),
         }
     }
+}
 
+impl Grammar {
     /// The tokens that may come next: bit `id % 32` of word `id / 32`.
     pub(crate) fn allowed(&self) -> &[u32] {
         &self.allowed

@@ -100,7 +100,7 @@ impl<'r> SequenceState<'r> {
             index,
             sampling: SamplingParams { seed: sampling.seed.wrapping_add(index as u64), ..sampling },
             stop,
-            grammar: grammar.as_ref().map(Grammar::fork),
+            grammar: grammar.clone(),
             ids: ids.clone(),
             log_probs: Vec::new(),
             token_log_probs: Vec::new(),

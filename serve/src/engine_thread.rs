@@ -11,16 +11,19 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use reel_engine::{
-    Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, SamplingParams, StepOutput, StopCondition,
-    TokenEvent, TokenText,
+    Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, Grammar, StepOutput, TokenEvent,
+    TokenLogProbs, TokenText,
 };
 use reel_model::TokenId;
 use reel_model::input::ModelInput;
+use reel_model::input::request::RequestSettings;
 use reel_runtime::Cx;
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::metrics::EngineGauges;
 use crate::{Limits, ServedModel};
 
 /// What the engine tells the handler of a request.
@@ -32,6 +35,8 @@ pub(crate) enum Event {
         index: usize,
         /// The token.
         id: TokenId,
+        /// Its log-probabilities, if the request asked for them.
+        log_probs: Option<TokenLogProbs>,
     },
     /// All tokens of a completion were sent.
     Finished(Completion),
@@ -44,14 +49,12 @@ pub(crate) enum Event {
 pub(crate) struct Job {
     /// The prompt.
     pub(crate) prompt: ModelInput,
-    /// How tokens are sampled.
-    pub(crate) sampling: SamplingParams,
-    /// Maximum number of tokens of a completion.
-    pub(crate) max_new_tokens: usize,
-    /// Number of completions.
-    pub(crate) n: usize,
-    /// Strings that end a completion.
-    pub(crate) stop: Vec<String>,
+    /// How tokens are sampled, and how many; with a limit of tokens.
+    pub(crate) settings: RequestSettings,
+    /// What a completion must look like.
+    pub(crate) grammar: Option<Grammar>,
+    /// When the request fails if it is not finished.
+    pub(crate) deadline: Option<Instant>,
     /// Where the events go.
     pub(crate) events: UnboundedSender<Event>,
 }
@@ -93,26 +96,33 @@ pub(crate) fn start(
     model: Arc<ServedModel>,
     text: TokenText,
     limits: Limits,
+    gauges: Arc<EngineGauges>,
 ) -> std::io::Result<(EngineQueue, JoinHandle<Result<(), EngineError>>)> {
     let (jobs, queue) = mpsc::channel();
     let alive = Arc::new(AtomicBool::new(true));
     let flag = AliveFlag(alive.clone());
     let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
         let _alive = flag;
-        run(&model, &text, limits, &queue)
+        run(&model, &text, limits, &gauges, &queue)
     })?;
     Ok((EngineQueue { jobs, alive }, thread))
 }
 
-fn run(model: &ServedModel, text: &TokenText, limits: Limits, queue: &mpsc::Receiver<Job>) -> Result<(), EngineError> {
+fn run(
+    model: &ServedModel,
+    text: &TokenText,
+    limits: Limits,
+    gauges: &EngineGauges,
+    queue: &mpsc::Receiver<Job>,
+) -> Result<(), EngineError> {
     let cx = Cx::inference(&model.device, model.dtype);
     let engine = Engine::new(&model.weights, &cx)?.max_slots(limits.batch);
     let batch = engine.continuous_batch(limits.kv_bytes)?;
-    let eos_token_ids = model.folder.stop_token_ids();
-    let mut requests = Requests { text, eos_token_ids, batch, running: BTreeMap::new(), next: 0 };
+    let mut requests = Requests { model, text, batch, running: BTreeMap::new(), next: 0 };
     while requests.take_new(queue) {
         requests.cancel_abandoned()?;
         requests.step()?;
+        gauges.set(requests.batch.stats());
     }
     Ok(())
 }
@@ -124,8 +134,8 @@ struct Running {
 }
 
 struct Requests<'e> {
+    model: &'e ServedModel,
     text: &'e TokenText,
-    eos_token_ids: &'e [TokenId],
     batch: ContinuousBatch<'e, 'e, 'static>,
     /// The requests by the number that the batch knows them by.
     running: BTreeMap<usize, Running>,
@@ -147,9 +157,13 @@ impl Requests<'_> {
     }
 
     fn add(&mut self, job: Job) {
-        let (events, unfinished, number) = (job.events.clone(), job.n, self.next);
+        let Job { prompt, settings, grammar, deadline, events } = job;
+        let (unfinished, number) = (settings.n.unwrap_or(1), self.next);
         self.next += 1;
-        match self.batch.add(number, request(job, self.text, self.eos_token_ids)) {
+        let (generation, eos) = (&self.model.folder.generation, self.model.folder.stop_token_ids());
+        // The server has set the limit of new tokens.
+        let request = GenerationRequest::from_settings(prompt, &settings, generation, eos, 0, self.text);
+        match self.batch.add(number, GenerationRequest { grammar, deadline, ..request }) {
             Ok(()) => drop(self.running.insert(number, Running { events, unfinished })),
             // A closed channel has no reader.
             Err(e) => drop(events.send(Event::Failed(e))),
@@ -196,22 +210,8 @@ impl Requests<'_> {
     }
 }
 
-/// The engine's form of a request. `text` decodes tokens to find stop strings.
-fn request(job: Job, text: &TokenText, eos_token_ids: &[TokenId]) -> GenerationRequest<'static> {
-    let stop = || match &job.stop[..] {
-        [] => StopCondition::none(),
-        strings => StopCondition::with_strings(strings, Box::new(text.clone())),
-    };
-    GenerationRequest {
-        sampling: job.sampling,
-        max_new_tokens: job.max_new_tokens,
-        eos_token_ids: eos_token_ids.to_vec(),
-        stop_conditions: (0..job.n).map(|_| stop()).collect(),
-        ..GenerationRequest::new(job.prompt)
-    }
-}
-
 fn send_token(events: &UnboundedSender<Event>, token: TokenEvent) {
+    let log_probs = token.log_probs.cloned();
     // A closed channel has no reader; the request is cancelled before the next step.
-    let _ = events.send(Event::Token { index: token.index, id: token.id });
+    let _ = events.send(Event::Token { index: token.index, id: token.id, log_probs });
 }

@@ -21,13 +21,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use reel_model::input::encode::{MediaOptions, ModelFolder};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{DType, Device};
 
 pub use http::{ConnectionLimits, Tls};
-pub use metrics::EngineGauges;
 pub use server::serve;
 
 /// The model that a server answers with.
@@ -67,6 +67,8 @@ pub struct Limits {
     pub kv_bytes: u64,
     /// Number of tokens to generate at most if a request does not say.
     pub new_tokens: usize,
+    /// The time after which a request that is not answered fails.
+    pub request_time: Option<Duration>,
 }
 
 /// Where and how a server runs.

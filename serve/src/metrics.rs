@@ -2,10 +2,10 @@
 //! same, so that its dashboards work here.
 
 use std::fmt::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use reel_engine::FinishReason;
+use reel_engine::{EngineStats, FinishReason};
 
 use crate::histogram::Histogram;
 
@@ -23,74 +23,19 @@ const REQUEST_SECONDS: [f64; 21] = [
     1920.0, 7680.0,
 ];
 
-/// What only the engine knows. The engine's thread calls the setters after each step; `/metrics` leaves out what was
-/// never set.
-#[derive(Debug)]
-pub struct EngineGauges {
-    running: AtomicU64,
-    waiting: AtomicU64,
-    kv_blocks_used: AtomicU64,
-    kv_blocks_total: AtomicU64,
-    prefix_tokens_queried: AtomicU64,
-    prefix_tokens_hit: AtomicU64,
-    preemptions: AtomicU64,
-}
-
-/// The value of a gauge that was never set.
-const UNSET: u64 = u64::MAX;
-
-impl Default for EngineGauges {
-    fn default() -> Self {
-        let unset = || AtomicU64::new(UNSET);
-        Self {
-            running: unset(),
-            waiting: unset(),
-            kv_blocks_used: unset(),
-            kv_blocks_total: unset(),
-            prefix_tokens_queried: unset(),
-            prefix_tokens_hit: unset(),
-            preemptions: unset(),
-        }
-    }
-}
+/// What only the engine knows. Its thread sets it after each step.
+#[derive(Debug, Default)]
+pub(crate) struct EngineGauges(Mutex<Option<EngineStats>>);
 
 impl EngineGauges {
-    /// Sets how many requests are in the batch, and how many wait for a place in it.
-    pub fn set_requests(&self, running: usize, waiting: usize) {
-        set(&self.running, running);
-        set(&self.waiting, waiting);
+    /// Replaces the statistics of the engine.
+    pub(crate) fn set(&self, stats: EngineStats) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(stats);
     }
 
-    /// Sets how many KV blocks hold keys and values, and how many there are.
-    pub fn set_kv_blocks(&self, used: usize, total: usize) {
-        set(&self.kv_blocks_used, used);
-        set(&self.kv_blocks_total, total);
+    fn get(&self) -> Option<EngineStats> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Sets how many prompt tokens were looked up in the prefix cache since the start, and how many of them were there.
-    pub fn set_prefix_cache(&self, queried_tokens: usize, hit_tokens: usize) {
-        set(&self.prefix_tokens_queried, queried_tokens);
-        set(&self.prefix_tokens_hit, hit_tokens);
-    }
-
-    /// Sets how often since the start a running sequence had to give its KV blocks to another one.
-    pub fn set_preemptions(&self, total: usize) {
-        set(&self.preemptions, total);
-    }
-
-    /// The share of KV blocks that are used, from 0 to 1.
-    fn kv_usage(&self) -> Option<f64> {
-        let (used, total) = (get(&self.kv_blocks_used)?, get(&self.kv_blocks_total)?);
-        Some(used as f64 / total.max(1) as f64)
-    }
-}
-
-fn set(gauge: &AtomicU64, value: usize) {
-    gauge.store(value as u64, Ordering::Relaxed);
-}
-
-fn get(gauge: &AtomicU64) -> Option<u64> {
-    Some(gauge.load(Ordering::Relaxed)).filter(|&value| value != UNSET)
 }
 
 /// How a completion ended, as the label `finished_reason` names it.
@@ -184,21 +129,33 @@ impl Metrics {
 
     /// All metrics as text.
     pub(crate) fn text(&self) -> String {
-        let (mut out, labels, engine) = (String::new(), &self.labels, &*self.engine);
+        let (mut out, labels, engine) = (String::new(), &self.labels, self.engine.get());
         let mut family = |name: &str, kind: &str, help: &str, value: Option<f64>| {
             let Some(value) = value else { return };
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{{{labels}}} {value}");
         };
-        let reported = |gauge: &AtomicU64| get(gauge).map(|value| value as f64);
         let counted = |counter: &AtomicU64| Some(counter.load(Ordering::Relaxed) as f64);
-        family("vllm:num_requests_running", "gauge", "Requests in the batch.", reported(&engine.running));
-        family("vllm:num_requests_waiting", "gauge", "Requests that wait.", reported(&engine.waiting));
-        family("vllm:kv_cache_usage_perc", "gauge", "Used share of the KV blocks, 0 to 1.", engine.kv_usage());
-        let (queried, hit) = (reported(&engine.prefix_tokens_queried), reported(&engine.prefix_tokens_hit));
-        family("vllm:prefix_cache_queries_total", "counter", "Tokens looked up in the prefix cache.", queried);
-        family("vllm:prefix_cache_hits_total", "counter", "Tokens found in the prefix cache.", hit);
-        let preemptions = reported(&engine.preemptions);
-        family("vllm:num_preemptions_total", "counter", "Sequences that lost their KV blocks.", preemptions);
+        if let Some(EngineStats { running, waiting, blocks, blocks_in_use, .. }) = engine {
+            let used = blocks_in_use as f64 / blocks.max(1) as f64;
+            family("vllm:num_requests_running", "gauge", "Completions that decode.", Some(running as f64));
+            family("vllm:num_requests_waiting", "gauge", "Completions that wait.", Some(waiting as f64));
+            family("vllm:kv_cache_usage_perc", "gauge", "Used share of the KV blocks, 0 to 1.", Some(used));
+        }
+        for (name, help, value) in [
+            (
+                "vllm:prefix_cache_queries_total",
+                "Tokens looked up in the prefix cache.",
+                engine.map(|e| e.prefix_tokens_queried),
+            ),
+            (
+                "vllm:prefix_cache_hits_total",
+                "Tokens found in the prefix cache.",
+                engine.map(|e| e.prefix_tokens_found),
+            ),
+            ("vllm:num_preemptions_total", "Sequences that lost their KV blocks.", engine.map(|e| e.preemptions)),
+        ] {
+            family(name, "counter", help, value.map(|value| value as f64));
+        }
         family("vllm:prompt_tokens_total", "counter", "Prompt tokens.", counted(&self.prompt_tokens));
         family("vllm:generation_tokens_total", "counter", "Generated tokens.", counted(&self.generation_tokens));
         let name = "vllm:request_success_total";
@@ -229,10 +186,16 @@ mod tests {
         let metrics = Metrics::new("a\"b", 100);
         let before = metrics.text();
         assert!(!before.contains("vllm:num_requests_running") && !before.contains("vllm:kv_cache_usage_perc"));
-        metrics.engine.set_requests(3, 7);
-        metrics.engine.set_kv_blocks(1, 4);
-        metrics.engine.set_prefix_cache(100, 60);
-        metrics.engine.set_preemptions(2);
+        metrics.engine.set(EngineStats {
+            running: 3,
+            waiting: 7,
+            blocks: 4,
+            blocks_in_use: 1,
+            prefix_tokens_queried: 100,
+            prefix_tokens_found: 60,
+            preemptions: 2,
+            ..EngineStats::default()
+        });
         let text = metrics.text();
         for line in [
             "vllm:num_requests_running{model_name=\"a\\\"b\"} 3",

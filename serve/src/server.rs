@@ -1,8 +1,8 @@
 //! The server: its state, its routes, and its end.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -12,7 +12,7 @@ use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use reel_engine::TokenText;
+use reel_engine::{GrammarCompiler, TokenText};
 use reel_model::TokenId;
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpSocket};
@@ -35,6 +35,8 @@ const BACKLOG: u32 = 4096;
 pub(crate) struct Shared {
     pub(crate) model: Arc<ServedModel>,
     pub(crate) text: TokenText,
+    /// Made for the first request with a grammar.
+    pub(crate) grammars: OnceLock<GrammarCompiler>,
     pub(crate) media: RequestMedia,
     pub(crate) limits: Limits,
     pub(crate) bodies: BodyMemory,
@@ -103,15 +105,16 @@ pub fn serve(
 ) -> Result<(), ServeError> {
     let model = Arc::new(model);
     let text = TokenText::new(&model.folder);
-    let (engine, thread) = engine_thread::start(model.clone(), text.clone(), options.limits)?;
+    let positions = model.folder.config.text.max_position_embeddings;
+    let metrics = Arc::new(Metrics::new(&model.name, positions));
+    let (engine, thread) = engine_thread::start(model.clone(), text.clone(), options.limits, metrics.engine.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let encoders = std::thread::available_parallelism().map_or(1, usize::from);
     let log = if options.access_log { Some(AccessLog::start()?) } else { None };
-    let positions = model.folder.config.text.max_position_embeddings;
-    let metrics = Arc::new(Metrics::new(&model.name, positions));
     let shared = Arc::new(Shared {
         model,
         text,
+        grammars: OnceLock::new(),
         media: options.media,
         limits: options.limits,
         bodies: BodyMemory::new(options.limits.body_bytes, options.connections.read_timeout),

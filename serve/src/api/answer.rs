@@ -1,8 +1,9 @@
 //! The objects of an answer: whole, or one chunk for each piece of text.
 
-use reel_engine::{Completion, FinishReason, completion_text};
+use reel_engine::{Completion, FinishReason, TokenLogProbs, completion_text};
+use reel_model::TokenId;
 use reel_model::input::tokenizer::Tokenizer;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::fields::StreamFields;
 
@@ -77,12 +78,15 @@ impl Answer {
         let choice = |(index, completion): (usize, &Completion)| {
             let text = completion_text(tokenizer, &completion.ids, &self.stop);
             let reason = completion.finish_reason.openai_name();
+            let tokens: Vec<(TokenId, TokenLogProbs)> =
+                completion.ids.iter().copied().zip(completion.token_log_probs.iter().cloned()).collect();
+            let (log_probs, _) = self.log_probs(tokenizer, &tokens, 0);
             match self.form {
                 Form::Chat => json!({
-                    "index": index, "message": {"role": "assistant", "content": text}, "logprobs": null,
+                    "index": index, "message": {"role": "assistant", "content": text}, "logprobs": log_probs,
                     "finish_reason": reason,
                 }),
-                Form::Text => json!({"index": index, "text": text, "logprobs": null, "finish_reason": reason}),
+                Form::Text => json!({"index": index, "text": text, "logprobs": log_probs, "finish_reason": reason}),
             }
         };
         let mut object = self.object(self.form.object(), completions.iter().enumerate().map(choice).collect());
@@ -90,27 +94,70 @@ impl Answer {
         object
     }
 
+    /// The log-probabilities of tokens in the form of the API; null if there are none. `offset` is the number of
+    /// characters of the tokens before; also returns that number after the last token.
+    pub(crate) fn log_probs(
+        &self,
+        tokenizer: &Tokenizer,
+        tokens: &[(TokenId, TokenLogProbs)],
+        offset: usize,
+    ) -> (Value, usize) {
+        let text = |id: TokenId| String::from_utf8_lossy(&tokenizer.token_bytes(id)).into_owned();
+        let lengths = tokens.iter().map(|(id, _)| text(*id).chars().count());
+        let end = offset + lengths.clone().sum::<usize>();
+        if tokens.is_empty() {
+            return (Value::Null, end);
+        }
+        let value = match self.form {
+            Form::Chat => {
+                let one = |id: TokenId, log_prob: f32| json!({"token": text(id), "logprob": log_prob, "bytes": tokenizer.token_bytes(id)});
+                let token = |(id, token): &(TokenId, TokenLogProbs)| {
+                    let mut object = one(*id, token.log_prob);
+                    object["top_logprobs"] = token.top.iter().map(|&(id, log_prob)| one(id, log_prob)).collect();
+                    object
+                };
+                json!({"content": tokens.iter().map(token).collect::<Value>()})
+            }
+            Form::Text => {
+                let offsets = lengths.scan(offset, |at, length| {
+                    *at += length;
+                    Some(*at - length)
+                });
+                let top = |(_, token): &(TokenId, TokenLogProbs)| -> Map<String, Value> {
+                    token.top.iter().map(|&(id, log_prob)| (text(id), json!(log_prob))).collect()
+                };
+                json!({
+                    "tokens": tokens.iter().map(|(id, _)| text(*id)).collect::<Vec<_>>(),
+                    "token_logprobs": tokens.iter().map(|(_, token)| token.log_prob).collect::<Vec<_>>(),
+                    "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
+                    "text_offset": offsets.collect::<Vec<_>>(),
+                })
+            }
+        };
+        (value, end)
+    }
+
     /// The first chunk of a choice, which names the role; the API for texts has none.
     pub(crate) fn first_chunk(&self, index: usize) -> Option<Value> {
         match self.form {
-            Form::Chat => Some(self.chunk(index, json!({"role": "assistant", "content": ""}), None, 0)),
+            Form::Chat => Some(self.chunk(index, json!({"role": "assistant", "content": ""}), Value::Null, None, 0)),
             Form::Text => None,
         }
     }
 
     /// A piece of text. `tokens` is the number of tokens that were generated so far, of all choices.
-    pub(crate) fn text_chunk(&self, index: usize, text: &str, tokens: usize) -> Value {
+    pub(crate) fn text_chunk(&self, index: usize, text: &str, log_probs: Value, tokens: usize) -> Value {
         match self.form {
-            Form::Chat => self.chunk(index, json!({"content": text}), None, tokens),
-            Form::Text => self.chunk(index, json!(text), None, tokens),
+            Form::Chat => self.chunk(index, json!({"content": text}), log_probs, None, tokens),
+            Form::Text => self.chunk(index, json!(text), log_probs, None, tokens),
         }
     }
 
     /// The end of a choice.
     pub(crate) fn last_chunk(&self, index: usize, reason: FinishReason, tokens: usize) -> Value {
         match self.form {
-            Form::Chat => self.chunk(index, json!({}), Some(reason), tokens),
-            Form::Text => self.chunk(index, json!(""), Some(reason), tokens),
+            Form::Chat => self.chunk(index, json!({}), Value::Null, Some(reason), tokens),
+            Form::Text => self.chunk(index, json!(""), Value::Null, Some(reason), tokens),
         }
     }
 
@@ -122,10 +169,17 @@ impl Answer {
     }
 
     /// `content` is the delta of a message, or a text.
-    fn chunk(&self, index: usize, content: Value, reason: Option<FinishReason>, tokens: usize) -> Value {
+    fn chunk(
+        &self,
+        index: usize,
+        content: Value,
+        log_probs: Value,
+        reason: Option<FinishReason>,
+        tokens: usize,
+    ) -> Value {
         let key = if self.form == Form::Chat { "delta" } else { "text" };
         let reason = reason.map(FinishReason::openai_name);
-        let choices = json!([{"index": index, key: content, "logprobs": null, "finish_reason": reason}]);
+        let choices = json!([{"index": index, key: content, "logprobs": log_probs, "finish_reason": reason}]);
         let mut object = self.object(self.form.chunk_object(), choices);
         if self.stream.continuous_usage {
             object["usage"] = self.usage(tokens);

@@ -6,8 +6,10 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
+use reel_engine::MAX_TOP_LOG_PROBS;
 use reel_model::TokenId;
 use reel_model::input::ModelInput;
+use reel_model::input::request::RequestSettings;
 use serde::Deserialize;
 
 use super::answer::Form;
@@ -81,7 +83,14 @@ pub(crate) async fn complete(
     }
     let (memory, stream) = (fields.take_memory(), fields.take_stream()?);
     take_without_effect(&mut fields)?;
-    let checked = Checked::new(&shared, Form::Text, stream, fields.into_settings()?, prompts.len())?;
+    let top_log_probs = match fields.take::<usize>("logprobs", "a number from 0 to 20")? {
+        Some(asked) if asked > MAX_TOP_LOG_PROBS => {
+            return Err(wrong_field("logprobs", &format!("is {asked}"), &format!("give 0 to {MAX_TOP_LOG_PROBS}")));
+        }
+        asked => asked,
+    };
+    let settings = RequestSettings { top_log_probs, ..fields.into_settings()? };
+    let checked = Checked::new(&shared, Form::Text, stream, settings, prompts.len())?;
     let prompts = encode::on_blocking_thread(&shared, move |shared| {
         let _memory = memory;
         prompts.into_iter().map(|prompt| prompt.encode(shared)).collect::<Result<Vec<_>, ApiError>>()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use reel_engine::Completion;
+use reel_engine::{Completion, TokenLogProbs};
 use reel_model::TokenId;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -19,7 +19,7 @@ use crate::metrics::{Metrics, Outcome};
 #[derive(Debug)]
 pub(crate) enum ChoiceEvent {
     /// A token was generated.
-    Token { choice: usize, id: TokenId },
+    Token { choice: usize, id: TokenId, log_probs: Option<TokenLogProbs> },
     /// All tokens of a completion were generated.
     Finished { choice: usize, completion: Completion },
 }
@@ -102,17 +102,17 @@ impl RequestEvents {
     /// Records an event of a prompt.
     fn take(&mut self, prompt: usize, event: Option<Event>) -> Result<ChoiceEvent, ApiError> {
         match event {
-            Some(Event::Token { index, id }) => {
+            Some(Event::Token { index, id, log_probs }) => {
                 let choice = prompt * self.n + index;
                 self.record_token(prompt, choice);
-                Ok(ChoiceEvent::Token { choice, id })
+                Ok(ChoiceEvent::Token { choice, id, log_probs })
             }
             Some(Event::Finished(completion)) => {
                 let choice = prompt * self.n + completion.index;
                 self.end(choice, Outcome::Finished(completion.finish_reason));
                 Ok(ChoiceEvent::Finished { choice, completion })
             }
-            Some(Event::Failed(e)) => Err(self.fail(ApiError::internal(e.to_string()))),
+            Some(Event::Failed(e)) => Err(self.fail(ApiError::of_engine(&e))),
             None => Err(self.fail(ApiError::internal("the engine has ended; start the server again"))),
         }
     }

@@ -19,6 +19,7 @@ use axum::Json;
 use axum::http::header::WWW_AUTHENTICATE;
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use reel_engine::EngineError;
 use reel_model::ModelError;
 use serde_json::json;
 
@@ -70,6 +71,17 @@ impl ApiError {
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         let (status, message) = (StatusCode::INTERNAL_SERVER_ERROR, message.into());
         Self { status, message, param: None, code: "internal_error" }
+    }
+
+    /// The engine has not answered a request.
+    pub(crate) fn of_engine(e: &EngineError) -> Self {
+        match e {
+            EngineError::Request(_) => Self::bad_request(e.to_string(), None),
+            EngineError::DeadlineExceeded => {
+                Self { status: StatusCode::GATEWAY_TIMEOUT, code: "timeout", ..Self::internal(e.to_string()) }
+            }
+            e => Self::internal(e.to_string()),
+        }
     }
 
     /// Replaces a text in the message by another, for names that clients should not learn.

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use reel_engine::{Completion, SamplingParams};
+use reel_engine::{Completion, Grammar, GrammarCompiler, GrammarSpec, SamplingParams};
 use reel_model::input::ModelInput;
 use reel_model::input::request::RequestSettings;
 use tokio::sync::OwnedSemaphorePermit;
@@ -22,7 +22,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use super::answer::{Answer, Form};
 use super::events::{ChoiceEvent, QueuedPrompt, RequestEvents};
 use super::fields::{StreamFields, wrong_field};
-use super::{ApiError, seconds_since_1970, stream};
+use super::{ApiError, encode, seconds_since_1970, stream};
 use crate::engine_thread::Job;
 use crate::http::{RequestLog, random_number};
 use crate::server::Shared;
@@ -72,20 +72,31 @@ impl Checked {
     /// gets `default_tokens` new tokens.
     pub(crate) async fn answer(
         self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         log: Arc<RequestLog>,
         prompts: Vec<ModelInput>,
         default_tokens: usize,
     ) -> Result<Response, ApiError> {
-        let Self { form, stream, settings, begun, permit } = self;
+        let Self { form, stream, mut settings, begun, permit } = self;
+        let grammar = match settings.grammar.take() {
+            Some(spec) => Some(encode::on_blocking_thread(shared, move |shared| compile(shared, &spec)).await?),
+            None => None,
+        };
+        let deadline = shared.limits.request_time.map(|time| begun + time);
         let n = settings.n.unwrap_or(1);
         let prompt_tokens = prompts.iter().map(ModelInput::len).sum();
         let limit =
             |prompt: &ModelInput| new_tokens(shared, form, prompt.len(), settings.max_new_tokens, default_tokens);
         let limits = prompts.iter().map(limit).collect::<Result<Vec<usize>, ApiError>>()?;
         log.add_prompt_tokens(prompt_tokens);
-        let queued: Vec<QueuedPrompt> =
-            prompts.into_iter().zip(limits).map(|(prompt, limit)| enqueue(shared, &settings, prompt, limit)).collect();
+        let queued: Vec<QueuedPrompt> = prompts
+            .into_iter()
+            .zip(limits)
+            .map(|(prompt, limit)| {
+                let settings = RequestSettings { max_new_tokens: Some(limit), ..settings.clone() };
+                enqueue(shared, prompt, settings, grammar.clone(), deadline)
+            })
+            .collect();
         let choices = n * queued.len();
         let answer = Answer {
             form,
@@ -100,7 +111,7 @@ impl Checked {
         if stream.stream {
             // The status of an answer is sent before its text, so the first event decides it.
             let first = events.recv().await?;
-            return Ok(stream::stream(answer, &shared.text, choices, first, events));
+            return Ok(stream::stream(answer, shared, choices, first, events));
         }
         let completions = collect(events, choices).await?;
         Ok(Json(answer.whole(&shared.model.folder.tokenizer, &completions)).into_response())
@@ -115,16 +126,33 @@ pub(crate) fn refuse_if_stopping(shared: &Shared) -> Result<(), ApiError> {
     }
 }
 
-fn enqueue(shared: &Shared, settings: &RequestSettings, prompt: ModelInput, max_new_tokens: usize) -> QueuedPrompt {
+fn enqueue(
+    shared: &Shared,
+    prompt: ModelInput,
+    settings: RequestSettings,
+    grammar: Option<Grammar>,
+    deadline: Option<Instant>,
+) -> QueuedPrompt {
     // Without a seed, every prompt draws other random numbers.
     let seed = Some(settings.seed.unwrap_or_else(random_number));
-    let settings = RequestSettings { seed, ..settings.clone() };
-    let sampling = SamplingParams::from_settings(&settings, &shared.model.folder.generation);
+    let settings = RequestSettings { seed, ..settings };
     let (sender, events) = unbounded_channel();
     let tokens = prompt.len();
-    let n = settings.n.unwrap_or(1);
-    shared.engine.send(Job { prompt, sampling, max_new_tokens, n, stop: settings.stop, events: sender });
+    shared.engine.send(Job { prompt, settings, grammar, deadline, events: sender });
     QueuedPrompt { tokens, events }
+}
+
+/// Compiles the grammar of a request.
+fn compile(shared: &Shared, spec: &GrammarSpec) -> Result<Grammar, ApiError> {
+    let compiler = match shared.grammars.get() {
+        Some(compiler) => compiler,
+        // Two requests may make it at the same time; one of the two is kept.
+        None => {
+            let made = GrammarCompiler::new(&shared.model.folder).map_err(|e| ApiError::internal(e.to_string()))?;
+            shared.grammars.get_or_init(|| made)
+        }
+    };
+    compiler.compile(spec).map_err(|e| ApiError::bad_request(e.to_string(), None))
 }
 
 /// The number of tokens to generate at most: what the request asks for, else the default, as far as there are positions

@@ -7,16 +7,21 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use axum::http::HeaderName;
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use reel_engine::{CompletionStream, TokenText};
+use reel_engine::{CompletionStream, TokenLogProbs, TokenText};
+use reel_model::TokenId;
+use serde_json::Value;
 use tokio_stream::Stream;
 
 use super::answer::Answer;
 use super::events::{ChoiceEvent, RequestEvents};
+use crate::ServedModel;
+use crate::server::Shared;
 
 /// The last event of a streamed answer.
 const DONE: &str = "[DONE]";
@@ -24,24 +29,49 @@ const DONE: &str = "[DONE]";
 /// The answer with the events of a request, of which `first` has come already.
 pub(crate) fn stream(
     answer: Answer,
-    text: &TokenText,
+    shared: &Shared,
     choices: usize,
     first: ChoiceEvent,
     events: RequestEvents,
 ) -> Response {
-    let texts = (0..choices).map(|_| Some(CompletionStream::new(text.clone(), &answer.stop))).collect();
+    let choice = |_| StreamedChoice {
+        text: Some(CompletionStream::new(shared.text.clone(), &answer.stop)),
+        log_probs: Vec::new(),
+        offset: 0,
+    };
+    let states = (0..choices).map(choice).collect();
     let ready = (0..choices).filter_map(|choice| answer.first_chunk(choice)).map(|chunk| chunk.to_string()).collect();
-    let mut stream = AnswerStream { answer, texts, tokens: 0, ready, events: Some(events) };
+    let mut stream =
+        AnswerStream { answer, model: shared.model.clone(), choices: states, tokens: 0, ready, events: Some(events) };
     stream.take(first);
     // nginx passes on the pieces at once, also where its configuration does not say so.
     let unbuffered = [(HeaderName::from_static("x-accel-buffering"), "no")];
     (unbuffered, Sse::new(stream).keep_alive(KeepAlive::default())).into_response()
 }
 
+/// A choice while it is generated.
+struct StreamedChoice {
+    /// `None` once the choice is finished.
+    text: Option<CompletionStream<TokenText>>,
+    /// The log-probabilities of tokens whose text is not sent yet.
+    log_probs: Vec<(TokenId, TokenLogProbs)>,
+    /// The number of characters of the tokens whose log-probabilities are sent.
+    offset: usize,
+}
+
+impl StreamedChoice {
+    fn take_log_probs(&mut self, answer: &Answer, model: &ServedModel) -> Value {
+        let tokens = std::mem::take(&mut self.log_probs);
+        let (value, offset) = answer.log_probs(&model.folder.tokenizer, &tokens, self.offset);
+        self.offset = offset;
+        value
+    }
+}
+
 struct AnswerStream {
     answer: Answer,
-    /// The text of each choice that is not finished.
-    texts: Vec<Option<CompletionStream<TokenText>>>,
+    model: Arc<ServedModel>,
+    choices: Vec<StreamedChoice>,
     /// The number of tokens of all choices so far.
     tokens: usize,
     /// The data of events that are to be sent.
@@ -74,19 +104,24 @@ impl Stream for AnswerStream {
 impl AnswerStream {
     /// Adds the chunks of an event to those that are to be sent.
     fn take(&mut self, event: ChoiceEvent) {
-        let Self { answer, texts, tokens, ready, events } = self;
+        let Self { answer, model, choices, tokens, ready, events } = self;
         match event {
-            ChoiceEvent::Token { choice, id } => {
+            ChoiceEvent::Token { choice, id, log_probs } => {
                 *tokens += 1;
-                let piece = texts[choice].as_mut().map_or(String::new(), |text| text.push(id));
+                let state = &mut choices[choice];
+                state.log_probs.extend(log_probs.map(|log_probs| (id, log_probs)));
+                let piece = state.text.as_mut().map_or(String::new(), |text| text.push(id));
                 if !piece.is_empty() {
-                    ready.push_back(answer.text_chunk(choice, &piece, *tokens).to_string());
+                    let log_probs = state.take_log_probs(answer, model);
+                    ready.push_back(answer.text_chunk(choice, &piece, log_probs, *tokens).to_string());
                 }
             }
             ChoiceEvent::Finished { choice, completion } => {
-                let rest = texts[choice].take().map_or(String::new(), CompletionStream::finish);
-                if !rest.is_empty() {
-                    ready.push_back(answer.text_chunk(choice, &rest, *tokens).to_string());
+                let state = &mut choices[choice];
+                let rest = state.text.take().map_or(String::new(), CompletionStream::finish);
+                if !rest.is_empty() || !state.log_probs.is_empty() {
+                    let log_probs = state.take_log_probs(answer, model);
+                    ready.push_back(answer.text_chunk(choice, &rest, log_probs, *tokens).to_string());
                 }
                 ready.push_back(answer.last_chunk(choice, completion.finish_reason, *tokens).to_string());
             }
