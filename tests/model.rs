@@ -234,6 +234,6 @@ fn messages_may_be_stdin_or_a_request_body() {
     for (flag, value) in [("--temperature", "-1"), ("--top-p", "0"), ("--repetition-penalty", "-1e-3"), ("--n", "-1")] {
         run_in(at, ["generate", "--model", "tiny", "--prompt", "x", flag, value]).refused(2, &[&format!("{flag}: ")]);
     }
-    std::fs::write(at.join("bad.json"), format!(r#"{{"messages": {messages}, "logprobs": true}}"#)).expect("written");
+    std::fs::write(at.join("bad.json"), format!(r#"{{"messages": {messages}, "logprobs": 3}}"#)).expect("written");
     run_in(at, ["generate", "--model", "tiny", "--messages", "bad.json"]).refused(1, &["bad.json: logprobs: "]);
 }

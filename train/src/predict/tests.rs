@@ -147,7 +147,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let (data, out) = (dir.path().join("rows.jsonl"), dir.path().join("out.jsonl"));
         // Little memory has room for the longest row alone.
-        let kv_bytes = if small_memory { 4 * block_bytes() } else { 1 << 30 };
+        let kv_bytes = if small_memory { 5 * block_bytes() } else { 1 << 30 };
         write_rows(&data, &rows());
         predict(&data, &out, Options { slots, kv_bytes, ..OPTIONS }).unwrap();
         prop_assert_eq!(&fs::read(&out).unwrap(), &*EXPECTED);
