@@ -11,6 +11,7 @@ use reel_diagnostic::input;
 use reel_model::features::FeatureCache;
 use reel_model::input::encode::ModelFolder;
 use reel_model::input::fetch::{MediaAccess, RemoteMedia};
+use reel_runtime::Device;
 use reel_serve::{ConnectionLimits, Limits, RequestMedia, ServeOptions, ServedModel, Tls};
 
 use crate::common::CommonOptions;
@@ -107,6 +108,10 @@ struct LimitFlags {
     /// Maximum size of a request in MiB, with its media
     #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     max_body: u16,
+    /// Maximum number of requests whose images and videos are decoded at the same time [default: one per core, as far as
+    /// half of the free memory has 2 GiB for each]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    max_encoders: Option<u16>,
     /// Maximum number of tokens of an answer if the request does not say
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     max_new_tokens: u32,
@@ -156,6 +161,7 @@ impl ServeArgs {
             limits: Limits {
                 batch: self.limits.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from),
                 requests: self.limits.max_requests.into(),
+                encoders: self.limits.max_encoders.map_or_else(default_encoders, usize::from),
                 body_bytes: usize::from(self.limits.max_body) << 20,
                 kv_bytes: model::kv_bytes(&device),
                 new_tokens: self.limits.max_new_tokens as usize,
@@ -272,6 +278,17 @@ impl ConnectionFlags {
 
 /// The longest time limit of a connection: a day.
 const MAX_TIMEOUT: Duration = Duration::from_secs(86_400);
+
+/// The memory that decoding the media of one request may take: images and videos above it are refused.
+const ENCODER_BYTES: u64 = 2 << 30;
+
+/// One encoder per core, as far as half of the free memory is enough.
+fn default_encoders() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let free = Device::cpu(1).free_bytes();
+    let by_memory = free.map_or(cores, |free| usize::try_from(free / 2 / ENCODER_BYTES).unwrap_or(cores));
+    cores.min(by_memory).max(1)
+}
 
 /// The last part of a folder's path; the whole path if it has none.
 fn folder_name(folder: &PathBuf) -> String {

@@ -46,7 +46,7 @@ fn png(side: u32, data: &[u8]) -> Vec<u8> {
 
 #[test]
 fn media_that_are_not_what_they_claim_are_refused_without_much_memory() {
-    let server = Server::start(&[]);
+    let server = Server::start(&["--max-encoders", "1"]);
     let peak_mib = || -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

@@ -63,6 +63,8 @@ pub struct Limits {
     pub requests: usize,
     /// Maximum bytes of a request's body.
     pub body_bytes: usize,
+    /// Maximum number of requests whose media are decoded at the same time.
+    pub encoders: usize,
     /// Maximum bytes of keys and values of all running sequences.
     pub kv_bytes: u64,
     /// Number of tokens to generate at most if a request does not say.

@@ -109,7 +109,6 @@ pub fn serve(
     let metrics = Arc::new(Metrics::new(&model.name, positions));
     let (engine, thread) = engine_thread::start(model.clone(), text.clone(), options.limits, metrics.engine.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let encoders = std::thread::available_parallelism().map_or(1, usize::from);
     let log = if options.access_log { Some(AccessLog::start()?) } else { None };
     let shared = Arc::new(Shared {
         model,
@@ -121,7 +120,7 @@ pub fn serve(
         metrics,
         engine,
         permits: Arc::new(Semaphore::new(options.limits.requests)),
-        encoders: Arc::new(Semaphore::new(encoders)),
+        encoders: Arc::new(Semaphore::new(options.limits.encoders)),
         started: api::seconds_since_1970(),
         api_keys: options.api_keys,
         stop: options.stop,

@@ -68,8 +68,8 @@ fn refuse_pads_without_media(shared: &Shared, field: &str, input: ModelInput) ->
     }
 }
 
-/// Runs `encode` on a blocking thread. At most as many run at the same time as the machine has cores, because decoding
-/// videos takes memory.
+/// Runs `encode` on a blocking thread. The number of those that run at the same time is limited, because decoding images
+/// and videos takes memory.
 pub(crate) async fn on_blocking_thread<T: Send + 'static>(
     shared: &Arc<Shared>,
     encode: impl FnOnce(&Shared) -> Result<T, ApiError> + Send + 'static,
