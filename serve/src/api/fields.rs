@@ -7,10 +7,14 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::block_in_place;
 
 use super::{ApiError, LOCATION, models, wrong_request};
 use crate::http::RequestBody;
 use crate::server::Shared;
+
+/// Bodies above this size are parsed on a thread of their own.
+const LARGE_BODY_BYTES: usize = 1 << 20;
 
 /// The fields that are not taken yet.
 #[derive(Debug)]
@@ -46,7 +50,10 @@ impl Fields {
     /// # Errors
     /// The body is no JSON object; its `model` is not the one of this server.
     pub(crate) fn parse(shared: &Shared, body: RequestBody) -> Result<Self, ApiError> {
-        let parsed: Map<String, Value> = serde_json::from_slice(&body.bytes).map_err(|e| {
+        let parse = || serde_json::from_slice::<Map<String, Value>>(&body.bytes);
+        // Parsing many MiB must not hold back the answers to others.
+        let parsed = if body.bytes.len() > LARGE_BODY_BYTES { block_in_place(parse) } else { parse() };
+        let parsed = parsed.map_err(|e| {
             let message = format!("is not a JSON object ({e})");
             ApiError::bad_request(Diagnostic::new(LOCATION, message, "correct its JSON").to_string(), None)
         })?;

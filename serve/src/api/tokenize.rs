@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use reel_model::TokenId;
 use reel_model::input::ModelInput;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::fields::{Fields, wrong_field};
@@ -14,9 +15,18 @@ use super::{ApiError, encode};
 use crate::http::read_body;
 use crate::server::Shared;
 
+/// The answer of `/tokenize`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Tokens {
+    count: usize,
+    max_model_len: usize,
+    tokens: Vec<TokenId>,
+    token_strs: Option<Vec<String>>,
+}
+
 /// `POST /tokenize`: the tokens of a text, or of chat messages. Messages with media have one token for each vision token,
 /// as `usage.prompt_tokens` counts them.
-pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Tokens>, ApiError> {
     let body = read_body(&shared.bodies, body).await?;
     let mut fields = Fields::parse(&shared, body)?;
     let memory = fields.take_memory();
@@ -38,14 +48,12 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> R
             (None, Some(messages)) => encode::messages(shared, &messages, add_generation_prompt)?,
             _ => return Err(wrong_field("prompt", "or `messages` is needed", "give one of them")),
         };
-        Ok(input.input_ids)
+        let tokens = input.input_ids;
+        let decode = |id: &TokenId| shared.model.folder.tokenizer.decode(&[*id], false);
+        let token_strs = with_texts.then(|| tokens.iter().map(decode).collect());
+        Ok(Tokens { count: tokens.len(), max_model_len: shared.positions(), tokens, token_strs })
     });
-    let tokens = tokens.await?;
-    let decode = |id: &TokenId| shared.model.folder.tokenizer.decode(&[*id], false);
-    let texts: Option<Vec<String>> = with_texts.then(|| tokens.iter().map(decode).collect());
-    Ok(Json(json!({
-        "count": tokens.len(), "max_model_len": shared.positions(), "tokens": tokens, "token_strs": texts,
-    })))
+    Ok(Json(tokens.await?))
 }
 
 /// `POST /detokenize`: the text of tokens, special tokens included.
