@@ -57,6 +57,10 @@ fn bodies_that_are_no_request_are_refused() {
             assert!(message.starts_with("request: ") && message.contains("; "), "{message}");
         }
     }
+    // Many short values would take a hundred times the memory of the body.
+    let many = format!("{{\"prompt\": [{}[1]]}}", "[1],".repeat(1 << 19));
+    let error = server.send("POST", "/v1/completions", "", &many).error(400);
+    assert!(error["message"].as_str().unwrap().contains("more than 1048576 JSON values"), "{error}");
     // Not HTTP at all, or damaged HTTP.
     for bytes in ["\r\n\r\n\r\n\r\n", "GET\r\n\r\n", "POST / HTTP/9.9\r\n\r\n", "\u{0}\u{1}\u{2}\r\n\r\n"] {
         let mut stream = server.connect();
@@ -289,6 +293,17 @@ fn a_prompt_beyond_the_context_is_refused() {
     let long = json!({"messages": question(&"word ".repeat(300_000)), "max_tokens": 2});
     let error = server.chat(&long).error(400);
     assert_eq!((&error["code"], &error["param"]), (&json!("context_length_exceeded"), &json!("messages")));
+    // A text that cannot fit is not tokenized, which would take minutes.
+    let (longer, begun) = ("word ".repeat(8_000_000), Instant::now());
+    for (path, body) in [
+        (CHAT, json!({"messages": question(&longer)})),
+        ("/v1/completions", json!({"prompt": longer})),
+        ("/tokenize", json!({"prompt": longer})),
+    ] {
+        let error = server.send("POST", path, "", &body.to_string()).error(400);
+        assert!(error["message"].as_str().unwrap().contains("bytes of text"), "{error}");
+    }
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
     server.answers();
 }
 

@@ -46,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) permits: Arc<Semaphore>,
     /// One permit for each request that may be encoded at the same time: decoding videos takes memory.
     pub(crate) encoders: Arc<Semaphore>,
+    /// The length of the longest token: a text has at least as many tokens as it has parts of this length.
+    pub(crate) longest_token_bytes: usize,
     /// Seconds since 1970 at the start of the server.
     pub(crate) started: u64,
     api_keys: Vec<String>,
@@ -107,6 +109,9 @@ pub fn serve(
     let text = TokenText::new(&model.folder);
     let positions = model.folder.config.text.max_position_embeddings;
     let metrics = Arc::new(Metrics::new(&model.name, positions));
+    let tokenizer = &model.folder.tokenizer;
+    let token_lengths = (0..model.folder.config.text.vocab_size as u32).map(|id| tokenizer.token_bytes(id).len());
+    let longest_token_bytes = token_lengths.max().unwrap_or(0).max(1);
     let (engine, thread) = engine_thread::start(model.clone(), text.clone(), options.limits, metrics.engine.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let log = if options.access_log { Some(AccessLog::start()?) } else { None };
@@ -118,6 +123,7 @@ pub fn serve(
         limits: options.limits,
         bodies: BodyMemory::new(options.limits.body_bytes, options.connections.read_timeout),
         metrics,
+        longest_token_bytes,
         engine,
         permits: Arc::new(Semaphore::new(options.limits.requests)),
         encoders: Arc::new(Semaphore::new(options.limits.encoders)),

@@ -39,14 +39,33 @@ fn encode_conversation(
     let folder = &shared.model.folder;
     let add = add_generation_prompt.unwrap_or(!conversation.ends_with_assistant());
     let text = folder.template.render(conversation, add).map_err(wrong_request)?;
+    refuse_long_text(shared, &text, "messages")?;
     let media = load_media(folder, conversation, &shared.media.options).map_err(wrong_request)?;
     encode_prompt(folder, &text, media, LOCATION).map_err(wrong_request)
 }
 
 /// Encodes a text as it is, without a chat template.
 pub(crate) fn text(shared: &Shared, text: &str) -> Result<ModelInput, ApiError> {
+    refuse_long_text(shared, text, "prompt")?;
     let input = encode_prompt(&shared.model.folder, text, LoadedMedia::default(), LOCATION).map_err(wrong_request)?;
     refuse_pads_without_media(shared, "prompt", input)
+}
+
+/// Refuses a text that cannot fit into the model's positions, however it is tokenized: tokenizing many MiB takes time and
+/// memory. `field` has it.
+fn refuse_long_text(shared: &Shared, text: &str, field: &str) -> Result<(), ApiError> {
+    let positions = shared.positions();
+    match text.len() > positions.saturating_mul(shared.longest_token_bytes) {
+        false => Ok(()),
+        true => {
+            let message = format!(
+                "the prompt has {} bytes of text, and the model has {positions} positions for prompt and answer; shorten \
+                 the prompt",
+                text.len()
+            );
+            Err(ApiError::too_long(message, field))
+        }
+    }
 }
 
 /// The input of given ids. `field` has them.

@@ -16,6 +16,10 @@ use crate::server::Shared;
 /// Bodies above this size are parsed on a thread of their own.
 const LARGE_BODY_BYTES: usize = 1 << 20;
 
+/// Maximum number of values in a body. A value takes up to 200 bytes of memory, so a body of short ones would take a
+/// hundred times its length.
+const MAX_VALUES: usize = 1 << 20;
+
 /// The fields that are not taken yet.
 #[derive(Debug)]
 pub(crate) struct Fields {
@@ -50,14 +54,10 @@ impl Fields {
     /// # Errors
     /// The body is no JSON object; its `model` is not the one of this server.
     pub(crate) fn parse(shared: &Shared, body: RequestBody) -> Result<Self, ApiError> {
-        let parse = || serde_json::from_slice::<Map<String, Value>>(&body.bytes);
+        let parse = || parse_object(&body.bytes);
         // Parsing many MiB must not hold back the answers to others.
         let parsed = if body.bytes.len() > LARGE_BODY_BYTES { block_in_place(parse) } else { parse() };
-        let parsed = parsed.map_err(|e| {
-            let message = format!("is not a JSON object ({e})");
-            ApiError::bad_request(Diagnostic::new(LOCATION, message, "correct its JSON").to_string(), None)
-        })?;
-        let fields = parsed.into_iter().filter(|(_, value)| !value.is_null()).collect();
+        let fields = parsed?.into_iter().filter(|(_, value)| !value.is_null()).collect();
         let mut fields = Self { fields, memory: body.memory };
         match fields.take::<String>("model", "the name of a model")? {
             Some(name) if name != shared.model.name => Err(models::unknown_model(shared, &name)),
@@ -124,8 +124,56 @@ impl Fields {
     }
 }
 
+/// Parses a JSON object of at most [`MAX_VALUES`] values.
+fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
+    let wrong =
+        |what: String, help: &str| ApiError::bad_request(Diagnostic::new(LOCATION, what, help).to_string(), None);
+    if value_count(bytes) > MAX_VALUES {
+        return Err(wrong(
+            format!("has more than {MAX_VALUES} JSON values"),
+            "send fewer messages or tokens at a time",
+        ));
+    }
+    serde_json::from_slice(bytes).map_err(|e| wrong(format!("is not a JSON object ({e})"), "correct its JSON"))
+}
+
+/// The number of values in a JSON text, counted by what comes before them: a comma or an opening bracket.
+fn value_count(json: &[u8]) -> usize {
+    let (mut count, mut bytes) = (0, json.iter());
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b',' | b'[' | b'{' => count += 1,
+            b'"' => {
+                // Skips a string; a backslash is followed by a character that does not end it.
+                while let Some(byte) = bytes.next() {
+                    match byte {
+                        b'\\' => drop(bytes.next()),
+                        b'"' => break,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    count
+}
+
 /// The error of a field.
 pub(crate) fn wrong_field(name: &str, what: &str, help: &str) -> ApiError {
     let diagnostic = Diagnostic::new(format!("{LOCATION}: {name}"), what, help);
     ApiError::bad_request(diagnostic.to_string(), Some(name.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_counted_outside_of_strings() {
+        assert_eq!(value_count(br#"{"a": [1, 2, [3]], "b": "[,\\\"{,"}"#), 6);
+        assert_eq!(value_count(br#"{"a": "\\", "b": [1]}"#), 3);
+        assert_eq!(value_count(b"\"[[[["), 0);
+        assert_eq!(value_count(b"\"[\\"), 0);
+    }
 }
