@@ -1,5 +1,6 @@
 //! Encodes prompts on blocking threads: chat templates, media and tokens.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use reel_model::TokenId;
@@ -25,10 +26,14 @@ pub(crate) fn messages(
     }
     let encoded = encode_conversation(shared, &conversation, add_generation_prompt);
     // Clients need not know where on this machine the folder of the media is.
-    let folders = [Some(root.clone()), root.canonicalize().ok()].into_iter().flatten();
-    let folders = folders.map(|folder| folder.display().to_string()).filter(|folder| !folder.is_empty());
-    let hide = |e: ApiError| folders.fold(e, |e, folder| e.hide(&folder, "MEDIA_ROOT"));
+    let hide = |e: ApiError| secret_folders(&root).iter().fold(e, |e, folder| e.hide(folder, "MEDIA_ROOT"));
     refuse_pads_without_media(shared, "messages", encoded.map_err(hide)?)
+}
+
+/// The absolute names of a folder. A relative name such as `.` tells nothing, and is part of other words.
+fn secret_folders(folder: &Path) -> Vec<String> {
+    let names = [Some(folder.to_path_buf()), folder.canonicalize().ok()].into_iter().flatten();
+    names.filter(|name| name.is_absolute() && name.parent().is_some()).map(|name| name.display().to_string()).collect()
 }
 
 fn encode_conversation(
@@ -124,5 +129,18 @@ fn refuse_files(conversation: &Conversation) -> Result<(), ApiError> {
              --media-root DIR",
             Some("messages".into()),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relative_folders_and_the_root_are_not_hidden() {
+        assert_eq!(secret_folders(Path::new("/")), [""; 0]);
+        assert_eq!(secret_folders(Path::new("/none/here")), ["/none/here"]);
+        let here = secret_folders(Path::new("."));
+        assert!(here.len() == 1 && Path::new(&here[0]).is_absolute(), "{here:?}");
     }
 }
