@@ -1,4 +1,4 @@
-//! Draws frames side by side into one small PNG image, for logs and reports.
+//! Small PNG images of frames: several side by side, for logs and reports, or one of them.
 
 use std::io::Cursor;
 
@@ -41,11 +41,26 @@ pub fn frame_strip(frames: &FrameBuf, max_frames: usize, max_height: usize) -> R
             pixels[start..start + width * 3].copy_from_slice(row);
         }
     }
+    encode_png(&pixels, height, width * count)
+}
+
+/// Draws one frame, u8 RGB `[height, width, 3]`, shrunk so that neither side exceeds `max_side` pixels.
+///
+/// # Errors
+/// `frame` does not have the length that `height` and `width` state, or memory runs out.
+pub fn thumbnail(frame: &[u8], (height, width): (usize, usize), max_side: usize) -> Result<PngImage> {
+    let longer = height.max(width).max(1);
+    let shrunk = |side: usize| if longer > max_side { (side * max_side / longer).max(1) } else { side };
+    let small = pillow_bicubic(FrameView::new(frame, 1, height, width)?, (shrunk(height), shrunk(width)))?;
+    encode_png(&small.data, small.height, small.width)
+}
+
+/// Encodes u8 RGB pixels `[height, width, 3]` as PNG.
+fn encode_png(pixels: &[u8], height: usize, width: usize) -> Result<PngImage> {
     let mut bytes = Cursor::new(Vec::new());
-    let width = width * count;
     PngEncoder::new(&mut bytes)
-        .write_image(&pixels, width as u32, height as u32, ExtendedColorType::Rgb8)
-        .map_err(|e| MediaError::file_error("frame strip", e.to_string(), "report this as a bug"))?;
+        .write_image(pixels, width as u32, height as u32, ExtendedColorType::Rgb8)
+        .map_err(|e| MediaError::file_error("PNG image", e.to_string(), "report this as a bug"))?;
     Ok(PngImage { width, height, bytes: bytes.into_inner() })
 }
 
@@ -55,6 +70,24 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #[test]
+        fn thumbnail_fits_and_keeps_the_aspect_ratio_and_pixels(h in 1usize..60, w in 1usize..60, side in 1usize..50) {
+            let frame: Vec<u8> = (0..h * w * 3).map(|i| (i % 251) as u8).collect();
+            let png = thumbnail(&frame, (h, w), side).unwrap();
+            let read = crate::image::decode(&png.bytes, "thumbnail").unwrap();
+            let view = read.view().unwrap();
+            prop_assert_eq!(view.height_and_width(), (png.height, png.width));
+            if h.max(w) <= side {
+                prop_assert_eq!(view.data(), &frame[..]);
+            } else {
+                let scale = side as f64 / h.max(w) as f64;
+                for (to, from) in [(png.height, h), (png.width, w)] {
+                    prop_assert!(to <= side && (to as f64 - from as f64 * scale).abs() <= 1.0);
+                }
+            }
+            prop_assert!(thumbnail(&frame[1..], (h, w), side).is_err());
+        }
+
         #[test]
         fn png_has_stated_size_with_first_frame_left_and_last_frame_right(
             frames in 1usize..9, h in 1usize..40, w in 1usize..40, max_frames in 1usize..6, max_height in 1usize..30,

@@ -156,6 +156,7 @@ pub fn load_media(folder: &ModelFolder, conversation: &Conversation, options: &M
                 let mut loaded = load_video(video, options, &processor)?;
                 media.video_grid_thw.push(media.frames.grid_thw(&loaded.frames)?);
                 media.frames.videos.push(loaded.frames);
+                media.frames.video_times.push(loaded.times);
                 media.second_per_grid_ts.push(match options.second_per_grid {
                     SecondPerGrid::True => (processor.temporal_patch_size as f64 / loaded.sample_fps) as f32,
                     SecondPerGrid::One => 1.0,
@@ -241,6 +242,8 @@ struct LoadedVideo {
     frames: FrameBuf,
     sample_fps: f64,
     frame_indices: Vec<i64>,
+    /// The time of each frame in seconds.
+    times: Vec<f64>,
 }
 
 fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProcessor) -> Result<LoadedVideo> {
@@ -285,7 +288,8 @@ fn frame_list(
     let limits = ImagePixelLimits::new(options.profile, &keys);
     let name = frames.first().map(MediaSource::path_or_address).unwrap_or_default();
     let frames = patches::resize_image_list(&images, &limits, processor, &name)?;
-    Ok(LoadedVideo { frames, sample_fps, frame_indices: even((0..images.len() as i64).collect()) })
+    let times = (0..images.len()).map(|i| i as f64 / sample_fps).collect();
+    Ok(LoadedVideo { frames, sample_fps, frame_indices: even((0..images.len() as i64).collect()), times })
 }
 
 /// Repeats the last index if the number of indices is odd, because frames are used in pairs.
@@ -311,7 +315,8 @@ fn video_file(
     // The second resize is that of the image processor. Most frames already have the size that it gives.
     let frames = patches::processor_resize(frames, processor)?;
     let frame_indices = even(read.indices.iter().map(|&i| i as i64).collect());
-    Ok(LoadedVideo { frames, sample_fps: read.sample_fps, frame_indices })
+    let times = read.indices.iter().map(|&i| i as f64 / read.video_fps).collect();
+    Ok(LoadedVideo { frames, sample_fps: read.sample_fps, frame_indices, times })
 }
 
 fn temporary_file(bytes: &[u8]) -> Result<NamedTempFile> {
