@@ -206,6 +206,7 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/v1/completions", post(api::completions::complete))
         .route("/tokenize", post(api::tokenize::tokenize))
         .route("/detokenize", post(api::tokenize::detokenize))
+        .route("/v1/preview", post(api::preview::preview))
         .layer(middleware::from_fn_with_state(shared.clone(), check_key));
     Router::new()
         .route("/health", get(api::health::health))
@@ -214,6 +215,7 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/metrics", get(api::health::metrics))
         .route("/openapi.json", get(api::document::json))
         .route("/docs", get(api::document::page))
+        .merge(api::page::routes())
         .merge(with_key)
         .fallback(api::unknown_path)
         .method_not_allowed_fallback(api::wrong_method)

@@ -9,6 +9,8 @@ mod events;
 mod fields;
 pub(crate) mod health;
 pub(crate) mod models;
+pub(crate) mod page;
+pub(crate) mod preview;
 mod queue;
 mod stream;
 pub(crate) mod tokenize;

@@ -1,0 +1,399 @@
+//! The page of `reel serve`: its files and their policy, and, if there is a browser, what it shows and does.
+//!
+//! The browser is the program in REEL_CHROMIUM, else chromium, chromium-headless-shell or google-chrome in PATH.
+//! Without one these tests are skipped.
+
+#[path = "support/browser.rs"]
+mod browser;
+#[path = "support/scripted_server.rs"]
+mod scripted_server;
+#[path = "support/serving.rs"]
+mod serving;
+mod support;
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use browser::{Browser, find_browser};
+use scripted_server::{ScriptedServer, Step};
+use serde_json::{Value, json};
+use serving::{CHAT, PIXEL, PREVIEW, Server, agent, data_uri, reply, user, write_clip};
+
+#[test]
+fn the_page_and_all_its_files_are_served_with_a_policy() {
+    let server = Server::start(&["--api-key", "secret", "--max-body", "3"]);
+    let html = server.get("/");
+    let (mut waiting, mut seen) = (vec!["/".to_string()], BTreeSet::new());
+    while let Some(path) = waiting.pop() {
+        if !seen.insert(path.clone()) {
+            continue;
+        }
+        let file = server.get(&path);
+        assert_eq!(file.status, 200, "{path}");
+        let wanted = match path.rsplit_once('.').map(|(_, end)| end) {
+            Some("js") => "text/javascript; charset=utf-8",
+            Some("css") => "text/css; charset=utf-8",
+            _ => "text/html; charset=utf-8",
+        };
+        assert_eq!(file.header("content-type"), wanted, "{path}");
+        assert_eq!(file.header("x-content-type-options"), "nosniff");
+        let policy = file.header("content-security-policy");
+        for part in
+            ["default-src 'none'", "script-src 'self'", "style-src 'self'", "require-trusted-types-for 'script'"]
+        {
+            assert!(policy.contains(part), "{path}: {policy}");
+        }
+        assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
+        // Nothing comes from another server; the only addresses are names of XML.
+        let foreign = file.body.replace("http://www.w3.org/2000/svg", "");
+        assert!(!foreign.contains("http:") && !foreign.contains("https:") && !foreign.contains("innerHTML"), "{path}");
+        for (mark, end) in [("src=\"", '"'), ("href=\"", '"'), (" from './", '\'')] {
+            let names = file.body.split(mark).skip(1).filter_map(|rest| rest.split(end).next());
+            let names = names.filter(|name| !name.starts_with("data:"));
+            waiting.extend(names.map(|name| format!("/page/{}", name.trim_start_matches("page/"))));
+        }
+    }
+    assert!(seen.len() > 10, "{seen:?}");
+    // The policy refuses inline scripts and styles, so there are none.
+    assert!(!html.body.contains("<script>") && !html.body.contains("style=") && !html.body.contains("<style"));
+    assert!(!html.body.contains(" onclick="));
+    let limits: Value = serde_json::from_str(&server.get("/page/limits.json").body).unwrap();
+    assert_eq!(limits["max_body_bytes"], 3 << 20);
+    server.get("/page/none.js").error(404);
+    server.post("/", "{}").error(405);
+    // The page needs no key, what it asks for does.
+    server.post(PREVIEW, &user(json!("x")).to_string()).error(401);
+    let with_key = agent().post(format!("{}{PREVIEW}", server.address)).header("Authorization", "Bearer secret");
+    assert_eq!(reply(with_key.send(user(json!("x")).to_string())).status, 200);
+}
+
+/// A browser with a window of 1200 × 800, or none; then says so.
+fn browser(test: &str) -> Option<Browser> {
+    let found = find_browser();
+    if found.is_none() {
+        println!(
+            "skipped: {test}: no browser; install Debian's chromium-headless-shell, or set REEL_CHROMIUM to a Chromium"
+        );
+    }
+    found.map(|program| Browser::start(&program, 1200, 800))
+}
+
+/// Types a question and sends it.
+fn ask(page: &mut Browser, question: &str) {
+    page.eval("document.getElementById('question').focus()");
+    page.type_text(question);
+    page.press("Enter", false);
+}
+
+/// Waits until no answer streams.
+#[track_caller]
+fn wait_for_end(page: &mut Browser) {
+    page.wait("!document.querySelector('[aria-busy=true]') && document.getElementById('stop').hidden");
+}
+
+/// Sets a field of the settings.
+fn set(page: &mut Browser, field: &str, value: &str) {
+    let input = format!("document.getElementById('set-{field}')");
+    page.eval(&format!("{input}.value = '{value}'; {input}.dispatchEvent(new Event('input')); 0"));
+}
+
+/// Checks that no script has failed and the policy has refused nothing. The browser also reports each answer with an
+/// error status; `statuses` lists those that the test provokes.
+#[track_caller]
+fn check_errors(page: &mut Browser, statuses: &[&str]) {
+    page.eval("0");
+    let is_expected = |error: &&String| !statuses.iter().any(|status| error.contains(&format!("status of {status}")));
+    let errors: Vec<&String> = page.errors.iter().filter(is_expected).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+}
+
+#[test]
+fn a_video_is_asked_about_in_the_browser() {
+    let Some(mut page) = browser("a_video_is_asked_about_in_the_browser") else { return };
+    let server = Server::start(&[]);
+    let clip = server.file("it's $HOME`x`.mp4");
+    write_clip(&clip);
+    page.open(&format!("{}/", server.address));
+    page.wait("document.getElementById('model').textContent === 'tiny'");
+
+    // A dropped clip: its frames with their times, before anything is asked.
+    page.drop_file(&clip);
+    page.wait("document.querySelectorAll('.attached .frames img').length === 4");
+    page.wait("[...document.querySelectorAll('.attached .frames img')].every((image) => image.naturalWidth > 0)");
+    assert_eq!(page.text(".attached .frames li:nth-child(2) figcaption"), "0.50 s");
+    // Other settings give other frames.
+    set(&mut page, "nframes", "8");
+    page.wait("document.querySelectorAll('.attached .frames img').length === 8");
+    assert_eq!(page.text(".attached .frames li:nth-child(2) figcaption"), "0.25 s");
+    set(&mut page, "max_completion_tokens", "400");
+    set(&mut page, "temperature", "0");
+
+    // Shift and Enter is a new line, Enter sends; the answer grows while it streams.
+    page.eval("document.getElementById('question').focus()");
+    page.type_text("What");
+    page.press("Enter", true);
+    page.type_text("is this?");
+    page.press("Enter", false);
+    page.wait("document.querySelector('.answer[aria-busy=true] .parts')?.textContent.length > 5");
+    let begun = page.text(".parts").len();
+    page.wait(&format!("document.querySelector('.parts').innerText.length > {}", begun + 20));
+    assert!(page.count(".answer[aria-busy=true]") == 1, "the answer was shown as a whole, not as it streamed");
+    wait_for_end(&mut page);
+    assert_eq!(page.text(".question"), "What\nis this?");
+    assert_eq!(page.count(".exchange .frames img"), 8);
+    let shown = page.text(".measures");
+    let body = json!({"messages": [{"role": "user", "content": [
+        {"type": "video_url", "video_url": {"url": data_uri(&clip)}, "nframes": 8},
+        {"type": "text", "text": "What\nis this?"}]}], "max_completion_tokens": 400, "temperature": 0});
+    let wanted = server.ok(CHAT, &body);
+    let raw = page.eval("document.querySelector('.actions button:nth-child(3)').click()").is_null();
+    assert!(raw && page.text(".raw").trim() == wanted["choices"][0]["message"]["content"].as_str().unwrap().trim());
+    for name in ["prompt", "completion"] {
+        let tokens = wanted["usage"][format!("{name}_tokens")].to_string();
+        assert!(shown.contains(&format!("{tokens} tokens")), "{name}: {tokens}, shown {shown}");
+    }
+    assert!(shown.contains("first token") && shown.contains("tokens/s"), "{shown}");
+    check_curl(&mut page, &server, &wanted);
+
+    // An error of the API is shown in place; the question is not part of the conversation, and can be asked again.
+    set(&mut page, "temperature", "-1");
+    ask(&mut page, "And now?");
+    wait_for_end(&mut page);
+    let error = page.text(".exchange:last-child .error");
+    assert!(error.contains("temperature") && error.contains("status 400"), "{error}");
+    set(&mut page, "temperature", "0");
+    set(&mut page, "max_completion_tokens", "3");
+    page.click(".exchange:last-child .actions button:nth-child(4)");
+    wait_for_end(&mut page);
+    assert_eq!(page.count(".exchange"), 2);
+    assert_eq!(page.eval("document.querySelectorAll('.error:not([hidden])').length"), 0);
+    assert!(page.text(".exchange:last-child .measures").contains("cut at max tokens"));
+
+    // The conversation is there after a reload, with its frames, and goes on with its video.
+    page.open("about:blank");
+    page.open(&format!("{}/", server.address));
+    page.wait("document.querySelectorAll('#conversations li').length === 1");
+    page.click("#conversations .open");
+    page.wait("document.querySelectorAll('.exchange').length === 2");
+    assert_eq!(page.count(".exchange .frames img"), 8);
+    let before = page.text(".exchange:last-child .measures");
+    ask(&mut page, "Go on");
+    wait_for_end(&mut page);
+    assert_eq!(page.count(".exchange"), 3);
+    assert!(prompt_tokens(&page.text(".exchange:last-child .measures")) > prompt_tokens(&before));
+
+    // Files that are no media, and a broken video.
+    let notes = server.file("notes.txt");
+    std::fs::write(&notes, "no video").unwrap();
+    page.choose_files("#file", &[&notes]);
+    page.wait("document.getElementById('notice').textContent.includes('notes.txt is neither')");
+    let broken = server.file("broken.mp4");
+    std::fs::write(&broken, "no video either").unwrap();
+    page.choose_files("#file", &[&broken]);
+    page.wait("document.querySelector('.attached .error')?.textContent.length > 10");
+    page.click(".attached .head button");
+    page.wait("!document.querySelector('.attached .medium')");
+    // A pasted image.
+    let paste = format!(
+        "const bytes = Uint8Array.from(atob('{PIXEL}'), (c) => c.charCodeAt(0)); const data = new DataTransfer();
+        data.items.add(new File([bytes], 'grey.png', {{type: 'image/png'}}));
+        document.dispatchEvent(new ClipboardEvent('paste', {{clipboardData: data, cancelable: true}}));"
+    );
+    page.eval(&paste);
+    page.wait("document.querySelectorAll('.attached .frames img').length === 1");
+
+    // Edit puts the newest question and its media back into the field.
+    ask(&mut page, "How grey?");
+    wait_for_end(&mut page);
+    page.click(".exchange:last-child .actions button:nth-child(5)");
+    page.wait("document.querySelectorAll('.exchange').length === 3");
+    assert_eq!(page.eval("document.getElementById('question').value"), "How grey?");
+    assert_eq!(page.count(".attached .frames img"), 1);
+
+    // A click on a frame moves the player to its time.
+    page.eval("document.querySelector('.exchange .frames li:nth-child(5) button').click()");
+    page.wait("document.querySelector('.exchange video')?.currentTime === 1");
+
+    check_names(&mut page);
+    check_layout(&mut page);
+    // Everything can be deleted.
+    page.resize(1200, 800);
+    page.click("#clear");
+    page.click("#clear");
+    page.wait("document.querySelectorAll('#conversations li, .exchange').length === 0");
+    check_errors(&mut page, &["400"]);
+}
+
+/// The number of prompt tokens that the page shows.
+fn prompt_tokens(shown: &str) -> u64 {
+    let after = shown.split_once("prompt").unwrap_or_else(|| panic!("{shown:?}")).1;
+    let digits = after.split_once("tokens").unwrap().0.chars().filter(char::is_ascii_digit);
+    digits.collect::<String>().parse().unwrap()
+}
+
+/// The curl command of the first exchange gives the answer that the page has shown.
+fn check_curl(page: &mut Browser, server: &Server, wanted: &Value) {
+    page.eval("navigator.clipboard.writeText = async (text) => { window.copied = text; }");
+    page.click(".exchange .actions button:nth-child(2)");
+    page.wait("window.copied");
+    let command = page.eval("window.copied");
+    let out = Command::new("sh").args(["-c", command.as_str().unwrap()]).current_dir(server.folder.path()).output();
+    let out = out.unwrap();
+    if out.status.code() == Some(127) {
+        return println!("skipped: the copied command: no curl; install curl");
+    }
+    let answer: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e} {out:?} {command}"));
+    assert_eq!((&answer["choices"], &answer["usage"]), (&wanted["choices"], &wanted["usage"]), "{command}");
+}
+
+/// Everything that can be operated has a name for assistive technology.
+fn check_names(page: &mut Browser) {
+    let tree = page.call("Accessibility.getFullAXTree", json!({}));
+    let nodes = tree["nodes"].as_array().unwrap().iter().filter(|node| node["ignored"] == false);
+    let roles = ["button", "textbox", "spinbutton", "Video", "image", "region", "list", "DisclosureTriangle"];
+    let operated: Vec<&Value> = nodes.filter(|node| roles.iter().any(|role| node["role"]["value"] == *role)).collect();
+    assert!(operated.len() > 40, "{}", operated.len());
+    let nameless: Vec<&&Value> = operated.iter().filter(|node| node["name"]["value"] == "").collect();
+    assert!(nameless.is_empty(), "{nameless:#?}");
+}
+
+/// At 390 pixels nothing is cut off at the right, in any state; colours follow the system and the button.
+fn check_layout(page: &mut Browser) {
+    let color = "getComputedStyle(document.body).backgroundColor";
+    let (light, dark) = ("rgb(251, 251, 250)", "rgb(16, 18, 22)");
+    page.prefer_colors("dark");
+    assert_eq!(page.eval(color), dark);
+    page.resize(390, 844);
+    let widths = "[document.documentElement.scrollWidth, document.body.scrollWidth,
+        document.getElementById('thread').scrollWidth - document.getElementById('thread').clientWidth]";
+    assert_eq!(page.eval(widths), json!([390, 390, 0]));
+    // Everything that is shown lies inside of the window, or inside of something that scrolls.
+    let outside = "[...document.querySelectorAll('body *')].filter((e) => e.checkVisibility({visibilityProperty: true})
+        && e.getBoundingClientRect().right > 390.5 && !e.closest('.frames')).map((e) => e.outerHTML.slice(0, 80))";
+    assert_eq!(page.eval(outside), json!([]));
+    for panel in ["history", "settings"] {
+        page.click(&format!("#open-{panel}"));
+        page.wait(&format!("getComputedStyle(document.getElementById('{panel}')).visibility === 'visible'"));
+        assert_eq!((page.eval(widths), page.eval(outside)), (json!([390, 390, 0]), json!([])), "{panel}");
+        page.press("Escape", false);
+        page.wait(&format!("getComputedStyle(document.getElementById('{panel}')).visibility === 'hidden'"));
+    }
+    page.click("#theme");
+    assert_eq!(page.eval(color), light, "the button chooses light");
+    page.click("#theme");
+    page.prefer_colors("light");
+    assert_eq!(page.eval(color), dark, "the button chooses dark");
+    page.click("#theme");
+    assert_eq!(page.eval(color), light, "the button chooses the system's colours");
+}
+
+/// A tiny model writes no `<think>`, so a scripted server answers the chat requests of this test.
+#[test]
+fn thinking_is_folded_and_text_stays_text_in_the_browser() {
+    let Some(mut page) = browser("thinking_is_folded_and_text_stays_text_in_the_browser") else { return };
+    let real = Server::start(&[]);
+    let server = ScriptedServer::start(&real.address);
+    page.open(&format!("{}/", server.address));
+    page.wait("document.getElementById('model').textContent === 'tiny'");
+    page.eval(
+        "document.getElementById('system').value = 'Be brief.'; \
+        document.getElementById('system').dispatchEvent(new Event('input')); 0",
+    );
+
+    let markup = "<img src=x onerror='window.hacked=1'>";
+    ask(&mut page, markup);
+    let body = server.next_chat();
+    assert_eq!(
+        body["messages"],
+        json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": markup}])
+    );
+    // The thinking is open while it streams. A tag of which only a part has come is not shown.
+    server.step(Step::Piece("<think>The ball starts"));
+    page.wait("document.querySelector('.think[open] .prose')?.textContent === 'The ball starts'");
+    server.step(Step::Piece(" left <b>.</thi"));
+    page.wait("document.querySelector('.think[open] .prose').textContent === 'The ball starts left <b>.'");
+    server.step(Step::Piece("nk><answ"));
+    page.wait("document.querySelector('.think:not([open]) summary')?.textContent.includes('5 words')");
+    assert_eq!(page.count(".final"), 0);
+    server.step(Step::Piece("er>right <i onmouseover='window.hacked=1'>x</i><script>window.hacked=1</script>"));
+    page.wait("document.querySelector('.final')?.textContent.includes('right')");
+    server.step(Step::Piece("\n```py\na < b\n```\n</answer>"));
+    server.step(Step::End);
+    wait_for_end(&mut page);
+    assert_eq!(page.text(".final p"), "right <i onmouseover='window.hacked=1'>x</i><script>window.hacked=1</script>");
+    assert_eq!(page.text(".final pre"), "a < b");
+    assert_eq!(page.count(".final i, .final script, .question img"), 0);
+    assert_eq!(page.text(".question"), markup);
+    assert_eq!(page.eval("window.hacked === undefined"), true);
+    let shown = page.text(".measures");
+    assert!(shown.contains("7 tokens") && shown.contains("5 tokens") && shown.contains("first token"), "{shown}");
+    assert!(page.text(".context").starts_with("12 / "));
+    page.click(".think summary");
+    page.wait("document.querySelector('.think').open");
+
+    // Esc ends the request: the server sees a closed connection. The text so far stays.
+    ask(&mut page, "And then?");
+    let body = server.next_chat();
+    let earlier: Vec<&str> = body["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
+    assert_eq!(earlier, ["system", "user", "assistant", "user"]);
+    assert!(body["messages"][2]["content"].as_str().unwrap().starts_with("<think>The ball starts left"));
+    server.step(Step::Piece("It goes"));
+    page.wait("document.querySelector('.exchange:last-child .parts').textContent === 'It goes'");
+    assert!(page.eval("document.getElementById('send').hidden") == true);
+    page.press("Escape", false);
+    server.wait_until_gone();
+    wait_for_end(&mut page);
+    assert!(page.text(".exchange:last-child .measures").contains("stopped"));
+    assert_eq!(page.text(".exchange:last-child .parts"), "It goes");
+    // The button does the same, also before the first token.
+    ask(&mut page, "And?");
+    server.next_chat();
+    page.wait("!document.getElementById('stop').hidden");
+    page.click("#stop");
+    server.wait_until_gone();
+    wait_for_end(&mut page);
+
+    // Errors while an answer streams.
+    ask(&mut page, "Fail");
+    server.next_chat();
+    server.step(Step::Piece("half"));
+    server.step(Step::Error("the engine has <b>ended</b>"));
+    wait_for_end(&mut page);
+    assert!(page.text(".exchange:last-child .error").starts_with("the engine has <b>ended</b>"));
+    assert_eq!(page.text(".exchange:last-child .parts"), "half");
+    ask(&mut page, "Break");
+    server.next_chat();
+    server.step(Step::Piece("half"));
+    server.step(Step::Hang);
+    wait_for_end(&mut page);
+    assert!(page.text(".exchange:last-child .error").starts_with("the connection ended"));
+    check_errors(&mut page, &[]);
+}
+
+#[test]
+fn the_page_asks_for_the_api_key_and_refuses_large_files_in_the_browser() {
+    let name = "the_page_asks_for_the_api_key_and_refuses_large_files_in_the_browser";
+    let Some(mut page) = browser(name) else { return };
+    let server = Server::start(&["--api-key", "secret", "--max-body", "1"]);
+    page.open(&format!("{}/", server.address));
+    page.wait("!document.getElementById('key-form').hidden");
+    for (key, works) in [("wrong", false), ("secret", true)] {
+        page.eval("document.getElementById('key-now').focus()");
+        page.type_text(key);
+        page.press("Enter", false);
+        page.wait(&format!("(document.getElementById('model').textContent === 'tiny') === {works}"));
+        page.wait(&format!("document.getElementById('key-form').hidden === {works}"));
+    }
+    set(&mut page, "max_completion_tokens", "4");
+    ask(&mut page, "Hello");
+    page.wait("document.querySelector('.measures')?.textContent.includes('4 tokens')");
+    // The key is not stored beyond the session of the tab.
+    assert_eq!(page.eval("JSON.stringify(localStorage).includes('secret')"), false);
+    // The page does not send what the server would not read.
+    let large = server.file("large.mp4");
+    std::fs::write(&large, vec![0; 1 << 20]).unwrap();
+    page.choose_files("#file", &[&large]);
+    page.wait("document.querySelector('.attached .error')?.textContent.includes('1.3 MiB')");
+    assert!(page.text(".attached .error").contains("--max-body"));
+    check_errors(&mut page, &["401"]);
+}

@@ -1,0 +1,240 @@
+//! Drives a headless Chromium through the Chrome DevTools Protocol: JSON messages over two pipes, each followed by a
+//! zero byte.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Time in which a page shows what a test waits for.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Time in which a browser ends by itself.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Names of the program, of which the first one in PATH is used.
+const PROGRAMS: [&str; 3] = ["chromium", "chromium-headless-shell", "google-chrome"];
+
+/// The path of a browser: that in REEL_CHROMIUM, else one in PATH.
+pub fn find_browser() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("REEL_CHROMIUM") {
+        return Some(named.into());
+    }
+    let path = std::env::var_os("PATH")?;
+    let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    PROGRAMS.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name))).find(|file| file.is_file())
+}
+
+/// A browser with one page. It ends when it is dropped.
+pub struct Browser {
+    child: Child,
+    commands: ChildStdin,
+    answers: Receiver<Value>,
+    session: Option<String>,
+    next: u64,
+    /// Uncaught errors of scripts, and errors in the console: files that do not load, refusals by the page's policy.
+    pub errors: Vec<String>,
+    _profile: TempDir,
+}
+
+/// Starts a program that reads the protocol from file descriptor 3 and writes it to 4: those of this shell's input and
+/// output.
+const SHELL: &str = r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null 2>/dev/null"#;
+
+impl Browser {
+    /// Starts the program with an empty profile and opens a page of `width` × `height`.
+    pub fn start(program: &Path, width: u32, height: u32) -> Browser {
+        let profile = TempDir::new().unwrap();
+        let mut child = Command::new("sh")
+            .args(["-c", SHELL])
+            .arg(program)
+            // Chromium's sandbox does not start as root, as whom tests in containers run. The only page is ours.
+            .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe"])
+            .arg(format!("--user-data-dir={}", profile.path().display()))
+            .arg("about:blank")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let commands = child.stdin.take().unwrap();
+        let answers = read_messages(child.stdout.take().unwrap());
+        let mut browser =
+            Browser { child, commands, answers, session: None, next: 0, errors: Vec::new(), _profile: profile };
+        let page = browser.call("Target.createTarget", json!({"url": "about:blank"}));
+        let target = json!({"targetId": page["targetId"], "flatten": true});
+        let attached = browser.call("Target.attachToTarget", target);
+        browser.session = attached["sessionId"].as_str().map(String::from);
+        for domain in ["Page", "Runtime", "Log", "DOM"] {
+            browser.call(&format!("{domain}.enable"), json!({}));
+        }
+        browser.resize(width, height);
+        browser
+    }
+
+    /// Calls a method of the protocol and returns its result.
+    #[track_caller]
+    pub fn call(&mut self, method: &str, params: Value) -> Value {
+        self.next += 1;
+        let mut message = json!({"id": self.next, "method": method, "params": params});
+        if let Some(session) = &self.session {
+            message["sessionId"] = json!(session);
+        }
+        self.commands.write_all(format!("{message}\0").as_bytes()).unwrap_or_else(|e| panic!("{method}: {e}"));
+        loop {
+            let mut answer = self
+                .answers
+                .recv_timeout(PATIENCE)
+                .unwrap_or_else(|e| panic!("{method}: no answer of the browser: {e}"));
+            if answer["id"] == self.next {
+                assert!(answer["error"].is_null(), "{method}: {}", answer["error"]);
+                return answer["result"].take();
+            }
+            self.note_error(&answer);
+        }
+    }
+
+    fn note_error(&mut self, event: &Value) {
+        let params = &event["params"];
+        match event["method"].as_str() {
+            Some("Runtime.exceptionThrown") => self.errors.push(params["exceptionDetails"].to_string()),
+            Some("Log.entryAdded") if params["entry"]["level"] == "error" => {
+                let entry = &params["entry"];
+                self.errors.push(format!("{} {}", entry["text"], entry["url"]));
+            }
+            _ => {}
+        }
+    }
+
+    /// Opens an address and waits until it has loaded.
+    #[track_caller]
+    pub fn open(&mut self, address: &str) {
+        let opened = self.call("Page.navigate", json!({"url": address}));
+        assert!(opened["errorText"].is_null(), "{opened}");
+        self.wait(&format!("location.href === '{address}' && document.readyState === 'complete'"));
+    }
+
+    /// The value of a JavaScript expression.
+    #[track_caller]
+    pub fn eval(&mut self, expression: &str) -> Value {
+        let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
+        let mut answer = self.call("Runtime.evaluate", params);
+        assert!(answer["exceptionDetails"].is_null(), "{expression}: {}", answer["exceptionDetails"]);
+        answer["result"]["value"].take()
+    }
+
+    /// The text of the first element that the selector finds, as it is shown. Fails if the element is hidden.
+    #[track_caller]
+    pub fn text(&mut self, selector: &str) -> String {
+        let find = format!("const e = document.querySelector({});", json!(selector));
+        let text = self.eval(&format!("(() => {{ {find} return e?.checkVisibility() ? e.innerText : null; }})()"));
+        text.as_str().unwrap_or_else(|| panic!("no {selector} is shown")).to_string()
+    }
+
+    /// The number of elements that the selector finds.
+    #[track_caller]
+    pub fn count(&mut self, selector: &str) -> u64 {
+        self.eval(&format!("document.querySelectorAll({}).length", json!(selector))).as_u64().unwrap()
+    }
+
+    /// Waits until a JavaScript expression is true.
+    #[track_caller]
+    pub fn wait(&mut self, condition: &str) {
+        let begun = Instant::now();
+        while self.eval(&format!("Boolean({condition})")) != true {
+            if begun.elapsed() > PATIENCE {
+                let page = self.eval("document.body.innerText");
+                panic!("not true in time: {condition}\nerrors: {:#?}\npage: {page}", self.errors);
+            }
+            std::thread::sleep(Duration::from_millis(15));
+        }
+    }
+
+    /// Clicks in the middle of an element.
+    #[track_caller]
+    pub fn click(&mut self, selector: &str) {
+        let middle = "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]";
+        let find = format!("const e = document.querySelector({}); e.scrollIntoViewIfNeeded();", json!(selector));
+        let place = self.eval(&format!("(() => {{ {find} {middle} }})()"));
+        for kind in ["mousePressed", "mouseReleased"] {
+            let click = json!({"type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1});
+            self.call("Input.dispatchMouseEvent", click);
+        }
+    }
+
+    /// Puts text into the element that has the focus, as if typed.
+    pub fn type_text(&mut self, text: &str) {
+        self.call("Input.insertText", json!({"text": text}));
+    }
+
+    /// Presses a key: `Enter`, `Escape`, or with `shift` Shift and the key.
+    pub fn press(&mut self, key: &str, shift: bool) {
+        let (code, text) = if key == "Enter" { (13, "\r") } else { (27, "") };
+        for (kind, text) in [("keyDown", text), ("keyUp", "")] {
+            let mut event = json!({"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code,
+                "modifiers": if shift { 8 } else { 0 }});
+            if !text.is_empty() {
+                event["text"] = json!(text);
+            }
+            self.call("Input.dispatchKeyEvent", event);
+        }
+    }
+
+    /// Chooses files in a file input.
+    pub fn choose_files(&mut self, selector: &str, files: &[&Path]) {
+        let document = self.call("DOM.getDocument", json!({}));
+        let find = json!({"nodeId": document["root"]["nodeId"], "selector": selector});
+        let input = self.call("DOM.querySelector", find);
+        self.call("DOM.setFileInputFiles", json!({"nodeId": input["nodeId"], "files": files}));
+    }
+
+    /// Drops a file onto the middle of the page.
+    pub fn drop_file(&mut self, file: &Path) {
+        let data = json!({"items": [], "files": [file], "dragOperationsMask": 1});
+        for kind in ["dragEnter", "dragOver", "drop"] {
+            self.call("Input.dispatchDragEvent", json!({"type": kind, "x": 200, "y": 200, "data": data}));
+        }
+    }
+
+    /// Sets the size of the page.
+    pub fn resize(&mut self, width: u32, height: u32) {
+        let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
+        self.call("Emulation.setDeviceMetricsOverride", size);
+    }
+
+    /// Sets the colour scheme that the system asks for.
+    pub fn prefer_colors(&mut self, scheme: &str) {
+        let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        self.call("Emulation.setEmulatedMedia", json!({"features": features}));
+    }
+}
+
+impl Drop for Browser {
+    /// Ends the browser and waits for its end, since it would write into its profile after that was removed. Killing it
+    /// is not enough: Debian's program is a script that starts the browser.
+    fn drop(&mut self) {
+        let close = json!({"id": self.next + 1, "method": "Browser.close"});
+        let _ = self.commands.write_all(format!("{close}\0").as_bytes());
+        let begun = Instant::now();
+        while begun.elapsed() < CLOSE_TIMEOUT && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads messages on a thread of their own, so that a wait for one can end.
+fn read_messages(output: ChildStdout) -> Receiver<Value> {
+    let (sender, messages) = channel();
+    std::thread::spawn(move || {
+        for message in BufReader::new(output).split(0).map_while(Result::ok) {
+            let Ok(message) = serde_json::from_slice(&message) else { return };
+            if sender.send(message).is_err() {
+                return;
+            }
+        }
+    });
+    messages
+}

@@ -1,0 +1,170 @@
+//! A server whose chat completions a test writes piece by piece. It forwards all other requests to a real `reel serve`,
+//! so that the page, its policy and the previews are the real ones.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::serving::{agent, reply};
+
+/// Time in which the page sends or ends a request.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the server does next with the answer that it streams.
+pub enum Step {
+    /// Sends a piece of text.
+    Piece(&'static str),
+    /// Sends the end of the answer, with a usage of 7 prompt tokens and 5 completion tokens.
+    End,
+    /// Sends an error with this message, as `reel serve` does if the engine fails.
+    Error(&'static str),
+    /// Closes the connection in the middle of the answer.
+    Hang,
+}
+
+/// What the server has seen.
+#[derive(Debug)]
+pub enum Seen {
+    /// A chat request with this body.
+    Chat(Value),
+    /// The client has closed the connection before the end of the answer.
+    Gone,
+}
+
+pub struct ScriptedServer {
+    /// `http://ADDRESS`
+    pub address: String,
+    steps: Sender<Step>,
+    seen: Receiver<Seen>,
+}
+
+impl ScriptedServer {
+    /// Starts the server; `real` is the address of the real one.
+    pub fn start(real: &str) -> ScriptedServer {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let (steps, script) = channel();
+        let (sender, seen) = channel();
+        let script = Arc::new(Mutex::new(script));
+        let real = real.to_string();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (real, script, sender) = (real.clone(), script.clone(), sender.clone());
+                // An error is a client that is gone.
+                std::thread::spawn(move || answer(stream, &real, &script, &sender).ok());
+            }
+        });
+        ScriptedServer { address, steps, seen }
+    }
+
+    /// Does the next step.
+    pub fn step(&self, step: Step) {
+        self.steps.send(step).unwrap();
+    }
+
+    /// The next chat request.
+    #[track_caller]
+    pub fn next_chat(&self) -> Value {
+        match self.seen.recv_timeout(PATIENCE) {
+            Ok(Seen::Chat(body)) => body,
+            other => panic!("no chat request: {other:?}"),
+        }
+    }
+
+    /// Waits until the client has closed the connection.
+    #[track_caller]
+    pub fn wait_until_gone(&self) {
+        let seen = self.seen.recv_timeout(PATIENCE);
+        assert!(matches!(seen, Ok(Seen::Gone)), "the client still listens: {seen:?}");
+    }
+}
+
+fn answer(
+    mut stream: TcpStream,
+    real: &str,
+    script: &Mutex<Receiver<Step>>,
+    seen: &Sender<Seen>,
+) -> std::io::Result<()> {
+    let (first, body) = read_request(&stream)?;
+    let mut words = first.split(' ');
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    if path == "/v1/chat/completions" {
+        let _ = seen.send(Seen::Chat(serde_json::from_str(&body).unwrap()));
+        return stream_answer(&mut stream, &script.lock().unwrap(), seen);
+    }
+    let url = format!("{real}{path}");
+    let forwarded = reply(if method == "POST" { agent().post(url).send(&body) } else { agent().get(url).call() });
+    let mut head = format!("HTTP/1.1 {} Forwarded\r\nConnection: close\r\n", forwarded.status);
+    for name in ["content-type", "content-security-policy"] {
+        head += &format!("{name}: {}\r\n", forwarded.header(name));
+    }
+    head += &format!("Content-Length: {}\r\n\r\n", forwarded.body.len());
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(forwarded.body.as_bytes())
+}
+
+/// The first line and the body of a request.
+fn read_request(stream: &TcpStream) -> std::io::Result<(String, String)> {
+    let mut reader = BufReader::new(stream);
+    let mut first = String::new();
+    reader.read_line(&mut first)?;
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        if line.trim().is_empty() {
+            break;
+        }
+        if let Some((_, value)) = line.split_once(':').filter(|(name, _)| name.eq_ignore_ascii_case("content-length")) {
+            length = value.trim().parse().unwrap();
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    Ok((first, String::from_utf8(body).unwrap()))
+}
+
+/// Streams an answer as the script says.
+fn stream_answer(stream: &mut TcpStream, script: &Receiver<Step>, seen: &Sender<Seen>) -> std::io::Result<()> {
+    stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/event-stream\r\n\r\n")?;
+    stream.set_read_timeout(Some(Duration::from_millis(1)))?;
+    let choice = |delta: Value, reason: Value| {
+        let choice = json!({"index": 0, "delta": delta, "finish_reason": reason});
+        json!({"choices": [choice], "usage": null})
+    };
+    send(stream, &choice(json!({"role": "assistant", "content": ""}), Value::Null))?;
+    loop {
+        match script.recv_timeout(Duration::from_millis(20)) {
+            Ok(Step::Piece(text)) => send(stream, &choice(json!({"content": text}), Value::Null))?,
+            Ok(Step::End) => {
+                send(stream, &choice(json!({}), json!("stop")))?;
+                let usage = json!({"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12});
+                send(stream, &json!({"choices": [], "usage": usage}))?;
+                return stream.write_all(DONE);
+            }
+            Ok(Step::Error(message)) => {
+                let error = json!({"message": message, "type": "server_error", "code": "internal_error"});
+                send(stream, &json!({"error": error}))?;
+                return stream.write_all(DONE);
+            }
+            Ok(Step::Hang) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        // A closed connection reads as its end; an open one has nothing to read.
+        if matches!(stream.peek(&mut [0]), Ok(0)) {
+            let _ = seen.send(Seen::Gone);
+            return Ok(());
+        }
+    }
+}
+
+/// The last event of an answer.
+const DONE: &[u8] = b"data: [DONE]\n\n";
+
+fn send(stream: &mut TcpStream, data: &Value) -> std::io::Result<()> {
+    stream.write_all(format!("data: {data}\n\n").as_bytes())
+}

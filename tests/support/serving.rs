@@ -1,0 +1,137 @@
+//! Starts `reel serve` with a tiny model, and sends requests to it. Makes media for them.
+#![allow(dead_code, reason = "no test program uses all of this module")]
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
+use reel_media::frames::FrameView;
+use reel_showcase::clips::{CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, Clip, ClipSet, make_clips};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::support::{reel, tiny_model};
+
+/// Path of the chat endpoint.
+pub const CHAT: &str = "/v1/chat/completions";
+/// Path of the endpoint that shows what the model sees.
+pub const PREVIEW: &str = "/v1/preview";
+
+/// A running server with a tiny model; it is killed when it is dropped.
+pub struct Server {
+    child: Child,
+    /// `http://ADDRESS`
+    pub address: String,
+    /// A folder for the test's files; the model is in it.
+    pub folder: TempDir,
+}
+
+/// Status, headers and body of an answer.
+pub struct Reply {
+    pub status: u16,
+    pub headers: ureq::http::HeaderMap,
+    pub body: String,
+}
+
+impl Server {
+    /// Starts a server with these options.
+    pub fn start(args: &[&str]) -> Server {
+        let folder = TempDir::new().unwrap();
+        let model = tiny_model(folder.path());
+        let mut command = reel();
+        command.arg("serve").arg("--model").arg(model).args(["--device", "cpu", "--port", "0"]).args(args);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let (_, address) = line.trim().split_once("listening on ").unwrap_or_else(|| panic!("{line:?}"));
+        Server { child, address: address.to_string(), folder }
+    }
+
+    /// The path of a file in the folder of the test.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `GET path`
+    pub fn get(&self, path: &str) -> Reply {
+        reply(agent().get(format!("{}{path}", self.address)).call())
+    }
+
+    /// `POST path` with this body.
+    pub fn post(&self, path: &str, body: &str) -> Reply {
+        reply(agent().post(format!("{}{path}", self.address)).send(body))
+    }
+
+    /// The answer to a request that must succeed.
+    #[track_caller]
+    pub fn ok(&self, path: &str, body: &Value) -> Value {
+        let reply = self.post(path, &body.to_string());
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        serde_json::from_str(&reply.body).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Reply {
+    /// The value of a header; empty if there is none.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// The error object, after a check of the status.
+    #[track_caller]
+    pub fn error(&self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.body);
+        let mut body: Value = serde_json::from_str(&self.body).unwrap();
+        assert!(body["error"]["message"].as_str().is_some_and(|text| !text.is_empty()), "{body}");
+        body["error"].take()
+    }
+}
+
+/// A client that returns answers of every status.
+pub fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).build().into()
+}
+
+/// Reads a whole answer.
+pub fn reply(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Reply {
+    let mut answer = answer.unwrap();
+    let body = answer.body_mut().with_config().limit(1 << 30).read_to_string().unwrap();
+    Reply { status: answer.status().into(), headers: answer.headers().clone(), body }
+}
+
+/// A PNG of one grey pixel.
+pub const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==";
+
+/// A synthetic clip of the demo, 8 frames of 224 × 224 pixels at 4 frames per second, written to `path`.
+pub fn write_clip(path: &Path) -> Clip {
+    let clip = make_clips(ClipSet::Sft, 2, 0).remove(1);
+    let frames = FrameView::new(&clip.frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE).unwrap();
+    let encoding = VideoEncodingOptions::new(VideoCodec::best_available_codec(), (CLIP_FPS as i32, 1));
+    encode_video(path, frames, &encoding).unwrap();
+    clip
+}
+
+/// A video file as a `data:` URI.
+pub fn data_uri(path: &Path) -> String {
+    format!("data:video/mp4;base64,{}", STANDARD.encode(std::fs::read(path).unwrap()))
+}
+
+/// A request for one token with one user message.
+pub fn user(content: Value) -> Value {
+    json!({"messages": [{"role": "user", "content": content}], "max_tokens": 1, "temperature": 0})
+}
+
+/// A content part with a PNG file in base64.
+pub fn image_part(data: &str) -> Value {
+    json!({"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{data}")}})
+}
