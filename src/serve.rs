@@ -108,8 +108,8 @@ struct LimitFlags {
     /// Maximum size of a request in MiB, with its media
     #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     max_body: u16,
-    /// Maximum number of requests whose images and videos are decoded at the same time [default: one per core, as far as
-    /// half of the free memory has 2 GiB for each]
+    /// Maximum number of requests whose images and videos are decoded at the same time [default: one per core, as far
+    /// as half of the free memory has 2 GiB for each]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     max_encoders: Option<u16>,
     /// Maximum number of tokens of an answer if the request does not say

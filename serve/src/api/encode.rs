@@ -56,8 +56,8 @@ pub(crate) fn text(shared: &Shared, text: &str) -> Result<ModelInput, ApiError> 
     refuse_pads_without_media(shared, "prompt", input)
 }
 
-/// Refuses a text that cannot fit into the model's positions, however it is tokenized: tokenizing many MiB takes time and
-/// memory. `field` has it.
+/// Refuses a text that cannot fit into the model's positions, however it is tokenized: tokenizing many MiB takes time
+/// and memory. `field` has it.
 fn refuse_long_text(shared: &Shared, text: &str, field: &str) -> Result<(), ApiError> {
     let positions = shared.positions();
     match text.len() > positions.saturating_mul(shared.longest_token_bytes) {
@@ -92,8 +92,8 @@ fn refuse_pads_without_media(shared: &Shared, field: &str, input: ModelInput) ->
     }
 }
 
-/// Runs `encode` on a blocking thread. The number of those that run at the same time is limited, because decoding images
-/// and videos takes memory.
+/// Runs `encode` on a blocking thread. The number of those that run at the same time is limited, because decoding
+/// images and videos takes memory.
 pub(crate) async fn on_blocking_thread<T: Send + 'static>(
     shared: &Arc<Shared>,
     encode: impl FnOnce(&Shared) -> Result<T, ApiError> + Send + 'static,

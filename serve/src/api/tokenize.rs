@@ -24,8 +24,8 @@ pub(crate) struct Tokens {
     token_strs: Option<Vec<String>>,
 }
 
-/// `POST /tokenize`: the tokens of a text, or of chat messages. Messages with media have one token for each vision token,
-/// as `usage.prompt_tokens` counts them.
+/// `POST /tokenize`: the tokens of a text, or of chat messages. Messages with media have one token for each vision
+/// token, as `usage.prompt_tokens` counts them.
 pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Tokens>, ApiError> {
     let body = read_body(&shared.bodies, body).await?;
     let mut fields = Fields::parse(&shared, body)?;

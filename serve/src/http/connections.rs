@@ -24,8 +24,8 @@ use tokio::time::{sleep, timeout};
 use super::limited_stream::LimitedStream;
 use super::{ConnectionLimits, Tls};
 
-/// Maximum bytes of a request's header, and of an answer that waits for the client. Thousands of connections may have as
-/// much each.
+/// Maximum bytes of a request's header, and of an answer that waits for the client. Each of thousands of connections
+/// may have as much.
 const MAX_BUFFER_BYTES: usize = 64 << 10;
 /// The pause after a connection could not be accepted, because the process has no free descriptor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -42,7 +42,8 @@ struct Server {
     tls: Option<Tls>,
 }
 
-/// Serves `router` on all connections of `listener` until `stopped` ends and all requests that came before are answered.
+/// Serves `router` on all connections of `listener` until `stopped` ends and all requests that came before are
+/// answered.
 pub(crate) async fn serve_connections(
     listener: TcpListener,
     router: Router,
