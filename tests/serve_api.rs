@@ -95,7 +95,7 @@ fn wrong_text_completions_name_their_field() {
         (json!({"prompt": "x ".repeat(200_000)}), "prompt"),
         (json!({"prompt": "x", "max_tokens": 1u64 << 40}), "prompt"),
         (json!({"prompt": "x", "echo": true}), "echo"),
-        (json!({"prompt": "x", "logprobs": 3}), "logprobs"),
+        (json!({"prompt": "x", "logprobs": 21}), "logprobs"),
         (json!({"prompt": "x", "best_of": 3}), "best_of"),
         (json!({"prompt": "x", "suffix": "y"}), "suffix"),
         (json!({"prompt": "x", "messages": []}), "messages"),
@@ -296,6 +296,7 @@ fn metrics_count_tokens_ends_and_times() {
     assert_eq!(value("vllm:inter_token_latency_seconds_count"), 16.0);
     assert_eq!(value("vllm:e2e_request_latency_seconds_count"), 4.0);
     assert_eq!(value("vllm:request_generation_tokens_sum"), 20.0);
+    assert!(value("vllm:prefix_cache_queries_total") > 0.0 && value("vllm:num_preemptions_total") == 0.0);
     // A client that goes away aborts its completions.
     let mut stream = server.connect();
     let long = json!({"messages": question("x"), "max_tokens": 100_000, "temperature": 0, "stream": true});
@@ -338,4 +339,86 @@ fn pages_of_allowed_origins_may_use_the_server_and_others_not() {
         let run = support::finished_run(serve_command(&server.model, &["--allow-origin", origin]).output().unwrap());
         run.refused(2, &["--allow-origin", "is not an origin"]);
     }
+}
+
+#[test]
+fn log_probabilities_have_the_form_of_each_api() {
+    let server = Server::start(&[]);
+    let body = json!({"messages": question("x"), "max_tokens": 6, "temperature": 0, "logprobs": true, "top_logprobs": 3,
+        "ignore_eos": true});
+    let answer = server.chat(&body).ok();
+    let tokens = answer["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
+    assert_eq!(tokens.len(), 6);
+    for token in &tokens {
+        let top = token["top_logprobs"].as_array().unwrap();
+        assert_eq!((top.len(), &top[0]["token"], &top[0]["logprob"]), (3, &token["token"], &token["logprob"]));
+        assert!(token["logprob"].as_f64().is_some_and(|value| value <= 0.0) && token["bytes"].is_array(), "{token}");
+    }
+    let mut streamed = body.clone();
+    streamed["stream"] = json!(true);
+    let reply = server.chat(&streamed);
+    let of_chunk = |chunk: Value| chunk["choices"][0]["logprobs"]["content"].as_array().cloned().unwrap_or_default();
+    assert_eq!(chunks(&reply).into_iter().flat_map(of_chunk).collect::<Vec<_>>(), tokens);
+    let plain = server.chat(&json!({"messages": question("x"), "max_tokens": 6, "temperature": 0, "ignore_eos": true}));
+    assert_eq!(plain.ok()["choices"][0]["message"], answer["choices"][0]["message"]);
+    let body = json!({"prompt": "Once", "max_tokens": 5, "temperature": 0, "logprobs": 2, "ignore_eos": true});
+    let text = server.send("POST", "/v1/completions", "", &body.to_string()).ok();
+    let log_probs = &text["choices"][0]["logprobs"];
+    for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(log_probs[list].as_array().map(Vec::len), Some(5), "{list}: {log_probs}");
+    }
+    assert_eq!(log_probs["text_offset"][0], 0);
+}
+
+#[test]
+fn answers_have_the_form_that_the_request_asks_for() {
+    let server = Server::start(&[]);
+    let schema = json!({"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99},
+        "unit": {"enum": ["m", "km"]}}, "required": ["n", "unit"], "additionalProperties": false});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "size", "schema": schema}});
+    let ask = |fields: Value| {
+        let mut body = json!({"messages": question("x"), "max_tokens": 100, "temperature": 1, "seed": 5});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        body
+    };
+    // With others at the same time, some streamed.
+    std::thread::scope(|scope| {
+        for seed in 0..6 {
+            let (server, body) =
+                (&server, ask(json!({"response_format": format, "seed": seed, "stream": seed % 2 == 0})));
+            scope.spawn(move || {
+                let reply = server.chat(&body);
+                let text = match seed % 2 {
+                    0 => {
+                        let piece = |chunk: Value| chunk["choices"][0]["delta"]["content"].as_str().map(String::from);
+                        chunks(&reply).into_iter().filter_map(piece).collect::<String>()
+                    }
+                    _ => reply.ok()["choices"][0]["message"]["content"].as_str().unwrap().to_string(),
+                };
+                let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{text}: {e}"));
+                assert!(value["n"].as_u64().is_some_and(|n| n <= 99), "{value}");
+                assert!(value["unit"] == "m" || value["unit"] == "km", "{value}");
+            });
+        }
+        scope.spawn(|| server.chat(&ask(json!({"max_tokens": 30}))).ok());
+    });
+    let text = |fields: Value| {
+        server.chat(&ask(fields)).ok()["choices"][0]["message"]["content"].as_str().unwrap().to_string()
+    };
+    assert!(["yes", "no"].contains(&text(json!({"guided_choice": ["yes", "no"]})).as_str()));
+    assert!(text(json!({"structured_outputs": {"regex": "[ab]{2}"}})).chars().all(|c| c == 'a' || c == 'b'));
+    assert!(server.chat(&ask(json!({"logit_bias": {"70": 100}, "max_tokens": 3, "logprobs": true}))).ok()["choices"][0]
+        ["logprobs"]["content"]
+        .as_array()
+        .unwrap()
+        .windows(2)
+        .all(|pair| pair[0]["token"] == pair[1]["token"]));
+}
+
+#[test]
+fn a_request_that_takes_too_long_fails_by_itself() {
+    let server = Server::start(&["--request-timeout", "1"]);
+    let body = json!({"messages": question("x"), "max_tokens": 100_000, "temperature": 0, "ignore_eos": true});
+    assert_eq!(server.chat(&body).error(504)["code"], "timeout");
+    server.chat(&json!({"messages": question("x"), "max_tokens": 2})).ok();
 }
