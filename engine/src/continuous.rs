@@ -43,6 +43,7 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
         let options = RunOptions {
             max_slots: slots,
             fixed_batch_size: engine.cx.device().kernels() == Kernels::Cuda,
+            prefix_cache: true,
             prefill_tokens_per_step: engine.chunk_tokens,
         };
         Ok(ContinuousBatch { run: Run::new(engine, engine.batch_for(capacity, None)?, options) })

@@ -132,6 +132,8 @@ impl<'a> Engine<'a> {
         let options = RunOptions {
             max_slots: self.max_slots,
             fixed_batch_size: false,
+            // The prompts of one call share little, and a plan of memory and time counts each of them whole.
+            prefix_cache: false,
             // All prompts first: decode steps with few sequences would take longer in all.
             prefill_tokens_per_step: usize::MAX,
         };

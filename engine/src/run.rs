@@ -44,6 +44,8 @@ pub(crate) struct RunOptions {
     /// of a sequence do not depend on the number of other running sequences, even on a device whose matrix products
     /// have other bits at another batch size.
     pub(crate) fixed_batch_size: bool,
+    /// Whether prompts are looked up in the prefix cache, and blocks are kept for it.
+    pub(crate) prefix_cache: bool,
     /// Maximum number of tokens of prompts that one step computes besides decoding.
     pub(crate) prefill_tokens_per_step: usize,
 }
@@ -51,7 +53,7 @@ pub(crate) struct RunOptions {
 impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     /// Creates a run without sequences. `batch` must be empty.
     pub(crate) fn new(engine: &'e Engine<'a>, batch: RunningBatch, options: RunOptions) -> Self {
-        let scheduler = Scheduler::new(batch.capacity(), options.max_slots);
+        let scheduler = Scheduler::new(batch.capacity(), options);
         let (in_flight, to_write, failed) = (VecDeque::new(), Vec::new(), Vec::new());
         Run { engine, scheduler, batch, options, in_flight, to_write, failed, timing: GenerationTiming::default() }
     }
@@ -75,7 +77,8 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     /// An invalid request; one that needs more KV blocks than there are.
     pub(crate) fn add_request(&mut self, index: usize, request: GenerationRequest<'r>) -> Result<()> {
         let max_tokens = request.max_sequence_tokens();
-        let sequences = SequenceState::for_request(index, request, &self.engine.model.config)?;
+        let with_hashes = self.options.prefix_cache;
+        let sequences = SequenceState::for_request(index, request, &self.engine.model.config, with_hashes)?;
         self.scheduler.add(sequences, max_tokens)
     }
 

@@ -28,6 +28,7 @@ use crate::block_allocator::BlockAllocator;
 use crate::error::{EngineError, Result};
 use crate::prefill::PrefillJob;
 use crate::request::{Completion, TokenEvent};
+use crate::run::RunOptions;
 use crate::running_batch::{BatchCapacity, StepNeeds};
 use crate::sampler::SamplingFeatures;
 use crate::sequence::{SampledToken, SequenceState};
@@ -69,20 +70,22 @@ pub(crate) struct Scheduler<'r> {
     /// The keys of finished sequences whose completions were not taken yet.
     finished: Vec<usize>,
     blocks: BlockAllocator,
+    prefix_cache: bool,
     stats: EngineStats,
 }
 
 impl<'r> Scheduler<'r> {
-    /// A scheduler of at most `slots` empty slots.
-    pub(crate) fn new(capacity: BatchCapacity, slots: usize) -> Scheduler<'r> {
+    /// A scheduler without sequences.
+    pub(crate) fn new(capacity: BatchCapacity, options: RunOptions) -> Scheduler<'r> {
         Scheduler {
             sequences: BTreeMap::new(),
             next_key: 0,
             queue: BTreeMap::new(),
             ready: BTreeSet::new(),
-            slots: vec![None; capacity.slots.min(slots)],
+            slots: vec![None; capacity.slots.min(options.max_slots)],
             finished: Vec::new(),
             blocks: BlockAllocator::new(capacity.blocks),
+            prefix_cache: options.prefix_cache,
             stats: EngineStats::default(),
         }
     }
@@ -200,10 +203,12 @@ impl<'r> Scheduler<'r> {
         let reserved = if running.is_empty() && claimed.is_empty() { 0 } else { reserved };
         let sequence = &self.sequences[&job.keys[0]];
         let mut hashes = Vec::new();
-        sequence.tokens().extend_block_hashes(&mut hashes, job.tokens);
+        if self.prefix_cache {
+            sequence.tokens().extend_block_hashes(&mut hashes, job.tokens);
+        }
         // The last token of a prompt is computed in any case, because its logits are needed.
         let skippable = job.tokens - usize::from(sequence.generated() == 0);
-        let known = &hashes[..skippable / BLOCK];
+        let known = &hashes[..hashes.len().min(skippable / BLOCK)];
         let (unused, found) = self.blocks.peek(known);
         let new = BlockAllocator::blocks_for_tokens(job.tokens) - found;
         if self.blocks.available() - unused < new + reserved {
@@ -242,8 +247,8 @@ impl<'r> Scheduler<'r> {
         let job = self.queue.get_mut(&chunk.job)?;
         self.stats.prefill_tokens += chunk.range.len() as u64;
         job.computed = chunk.range.end;
-        let full = job.computed / BLOCK;
         if let Some(table) = &job.block_table {
+            let full = job.hashes.len().min(job.computed / BLOCK);
             self.blocks.remember(&table[..full], &job.hashes[..full]);
         }
         if job.computed < job.tokens { None } else { self.queue.remove(&chunk.job) }
@@ -372,10 +377,12 @@ impl<'r> Scheduler<'r> {
         let Some(sequence) = self.sequences.get_mut(&key) else { return };
         let mut hashes = std::mem::take(&mut sequence.hashes);
         let mut table = std::mem::take(&mut sequence.block_table);
-        let tokens = sequence.cached_tokens().min(table.len() * BLOCK);
-        sequence.tokens().extend_block_hashes(&mut hashes, tokens);
-        let full = tokens / BLOCK;
-        self.blocks.remember(&table[..full], &hashes[..full]);
+        if self.prefix_cache {
+            let tokens = sequence.cached_tokens().min(table.len() * BLOCK);
+            sequence.tokens().extend_block_hashes(&mut hashes, tokens);
+            let full = tokens / BLOCK;
+            self.blocks.remember(&table[..full], &hashes[..full]);
+        }
         self.blocks.release(&mut table);
     }
 

@@ -65,6 +65,7 @@ pub(crate) struct SequenceState<'r> {
 
 impl<'r> SequenceState<'r> {
     /// One sequence for each completion of the request with this index. The sequences have no KV blocks yet.
+    /// `with_hashes`: the prompt is for the prefix cache.
     ///
     /// # Errors
     /// A prompt that does not fit the model; parameters that are out of range.
@@ -72,9 +73,10 @@ impl<'r> SequenceState<'r> {
         index: usize,
         request: GenerationRequest<'r>,
         config: &ModelConfig,
+        with_hashes: bool,
     ) -> Result<Vec<SequenceState<'r>>> {
         request.validate()?;
-        let prompt = PromptTokens::new(config, &request.prompt.sequence(), "prompt")?;
+        let prompt = PromptTokens::new(config, &request.prompt.sequence(), with_hashes, "prompt")?;
         let ids = prompt.ids.clone();
         let GenerationRequest { sampling, max_new_tokens, stop_conditions, grammar, .. } = request;
         let mut logit_bias: Vec<(i32, f32)> = Vec::with_capacity(request.logit_bias.len());

@@ -32,11 +32,12 @@ pub struct PromptTokens {
 pub type MediaHash = [u8; 32];
 
 impl PromptTokens {
-    /// Checks a prompt. `location` names it in error messages.
+    /// Checks a prompt. With `with_hashes`, hashes its media: `media` is empty without. `location` names the prompt in
+    /// error messages.
     ///
     /// # Errors
     /// Ids outside the vocabulary; positions, pad tokens or pixels whose number does not match.
-    pub fn new(config: &ModelConfig, prompt: &Sequence, location: &str) -> Result<PromptTokens> {
+    pub fn new(config: &ModelConfig, prompt: &Sequence, with_hashes: bool, location: &str) -> Result<PromptTokens> {
         let ids = prompt.input_ids.iter().map(|&id| checked_id(id, config, location)).collect::<Result<Vec<i32>>>()?;
         if let Some(axis) = prompt.position_ids.iter().find(|axis| axis.len() != ids.len()) {
             let what = format!("has {} M-RoPE positions for {} token ids", axis.len(), ids.len());
@@ -51,7 +52,7 @@ impl PromptTokens {
         }
         let per_token = config.vision.patches_per_vision_token();
         let (mut media, mut first) = (Vec::new(), 0);
-        for kind in &kinds {
+        for kind in kinds.iter().filter(|_| with_hashes) {
             for (grid, hash) in kind.grids.iter().zip(kind.item_hashes(config)) {
                 media.push((first, hash));
                 first += (grid.iter().product::<usize>() / per_token) as i32;
