@@ -1,4 +1,4 @@
-"""Helpers of the peer benchmarks: imports, timing with a cold cache, peers in processes of their own, and records."""
+"""Helpers of the peer benchmarks: imports, timing with a cold cache, peers in processes of their own, records."""
 
 import importlib
 import json

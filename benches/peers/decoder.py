@@ -12,7 +12,7 @@ VISION = dict(depth=8, hidden_size=1280, num_heads=16, intermediate_size=3420, w
 
 
 def make_model(reel, folder):
-    """Writes a model folder: tokenizer of the preset `tiny`, decoder and vision tower as described above, normal random weights."""
+    """Writes a model folder: tokenizer of the preset `tiny`, SHAPE and VISION, normal random weights."""
     import torch
     from safetensors.torch import save_file
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -50,13 +50,13 @@ def export_to_openvino(folder, exported):
     subprocess.run(cli, check=True, stdout=sys.stderr)
 
 
-def write_gguf(folder, path):
-    """Writes the decoder of a model folder as GGUF: bf16 matrices, f32 vectors, no tokenizer (prompts are token ids)."""
+def write_gguf(folder, path, is_f16=False):
+    """Writes the decoder of a model folder as GGUF: matrices in bf16 or f16, f32 vectors, no tokenizer."""
     import gguf
     import numpy
     config = json.load(open(os.path.join(folder, "config.json"), encoding="utf-8"))
     writer = gguf.GGUFWriter(path + ".part", "qwen2")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if is_f16 else gguf.LlamaFileType.MOSTLY_BF16)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -72,8 +72,9 @@ def write_gguf(folder, path):
         if "visual." in name:
             continue
         name = names.get_name(name.replace("language_model.", ""), try_suffixes=(".weight", ".bias"))
-        if len(shape) == 1:
-            writer.add_tensor(name, (bits.astype(numpy.uint32) << 16).view(numpy.float32))
+        if len(shape) == 1 or is_f16:
+            values = (bits.astype(numpy.uint32) << 16).view(numpy.float32).reshape(shape)
+            writer.add_tensor(name, values if len(shape) == 1 else values.astype(numpy.float16))
         else:
             rows = bits.reshape(shape).view(numpy.uint8)
             writer.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType.BF16)
@@ -85,7 +86,7 @@ def write_gguf(folder, path):
 
 
 def bf16_tensors(path):
-    """Name, shape and 16-bit patterns of each tensor of a safetensors file, which must all be bf16: numpy has no such type."""
+    """Name, shape and bits of each tensor of a safetensors file. All must be bf16, a type that numpy lacks."""
     import numpy
     with open(path, "rb") as f:
         header = json.loads(f.read(int.from_bytes(f.read(8), "little")))

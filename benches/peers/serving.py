@@ -1,24 +1,28 @@
 #!/usr/bin/env python3
-"""Compares serving on a CPU: `reel serve` beside OpenVINO GenAI and llama.cpp, with 1, 8 and 32 concurrent requests, in alternation.
+"""Compares serving on a CPU: `reel serve` beside OpenVINO GenAI and llama.cpp, with 1, 8 and 32 concurrent requests.
 
-    python3 benches/peers/serving.py --reel target/release/reel [--openvino PYTHON] [--llama-cpp PYTHON] [--only WORK,WORK]
-                                     [--rounds 5] [--threads 2] [--folder DIR] [--out RECORD.json]
+    python3 benches/peers/serving.py --reel target/release/reel [--openvino PYTHON] [--llama-cpp PYTHON]
+                                     [--only WORK,WORK] [--rounds 5] [--threads 2] [--folder DIR] [--out RECORD.json]
 
-Needs numpy, torch 2.7.1, transformers 4.51.3, safetensors and pillow. --openvino and --llama-cpp name the interpreters of environments
-with openvino-genai, optimum-intel and torch, and with llama-cpp-python, gguf and numpy; a peer without its option is left out. The
-model is that of cpu.py (decoder.py); llama.cpp and reel have the same weights, OpenVINO has others of the same shape. All use bf16.
+Needs numpy, torch 2.7.1, transformers 4.51.3, safetensors and pillow. --openvino and --llama-cpp name the interpreters
+of environments with openvino-genai, optimum-intel and torch, and with llama-cpp-python, gguf and numpy; a peer without
+its option is left out. The model is that of cpu.py (decoder.py); llama.cpp and reel have the same weights, OpenVINO has
+others of the same shape. All use bf16; llama.cpp is also measured with weights in f16.
 
 Works:
-  clients_1, _8, _32  Output tokens per second with so many requests at any time, prompts of 64 tokens and answers of 64, from the first
-                      request to the last token (prefill included). reel: by HTTP with streaming, measured by `reel bench serve`. Peers:
-                      in process, by their own continuous batching, without HTTP (serving_peers.py).
+  clients_1, _8, _32  Output tokens per second with so many requests at any time, prompts of 64 tokens and answers of
+                      64, from the first request to the last token (prefill included). reel: by HTTP with streaming,
+                      measured by `reel bench serve`. Peers: in process, by their own continuous batching, without HTTP
+                      (serving_peers.py).
   batch               reel bench decode: tokens/s at batch 8 over batch 1.
-  overhead            Seconds of a decode step with 32 clients of the server, beside reel bench decode at batch 32 and the same context.
-                      A step is the difference of a long and a short run by the difference of their tokens: prefill cancels out.
+  overhead            Time of a decode step with 32 clients of the server, beside reel bench decode at batch 32 and the
+                      same context. A step of the server is the difference of the times of a long and a short run by the
+                      difference of their tokens, so that prefill cancels out.
   completions         Eight completions (n = 8) of a prompt of 1000 tokens, beside one prefill of such a prompt.
-  clip                The first token for a clip of 16 frames (640 x 360, 4 s), and for another question about the same clip.
+  clip                The first token for a clip of 16 frames (640 x 360, 4 s), and for another question about the clip.
 
-Each round of a work measures everything once, one after the other; results are medians over the rounds. A first round does not count.
+Each round of a work measures everything once, one after the other; results are medians over the rounds. A first round
+does not count.
 """
 import argparse
 import json
@@ -34,7 +38,7 @@ from clip import write_clip
 from common import PeerProcess, commit, cpu_name
 from decoder import SHAPE, VISION, make_model
 
-# A library of transformers has the name of a file in this folder, so the folder must not be on the import path.
+# A library of transformers has the name of a file in this folder, so it must not be on the import path.
 sys.path = [p for p in sys.path if os.path.abspath(p or ".") != os.path.dirname(os.path.abspath(__file__))]
 
 PROMPT, TOKENS, LONG_PROMPT = 64, 64, 1000
@@ -43,8 +47,9 @@ CLIENTS = (1, 8, 32)
 NOTES = {
     "reel": "HTTP, streamed, prompts through the chat template; client and server share the machine",
     "openvino": "in process: ContinuousBatchingPipeline.add_request and step; no HTTP, no tokenizer",
-    "llama_cpp": "in process: llama_decode over all sequences; no HTTP, no tokenizer. The server of llama-cpp-python computes one request "
-                 "at a time, and the package has no program llama-server",
+    **{kind: f"in process: llama_decode over all sequences, weights in {dtype}; no HTTP, no tokenizer. The server of llama-cpp-python "
+             "computes one request at a time, and the package has no program llama-server"
+       for kind, dtype in (("llama_cpp", "bf16"), ("llama_cpp_f16", "f16"))},
 }
 
 
@@ -61,7 +66,8 @@ class Server:
             sys.exit(f"{' '.join(command)}: does not listen; its message is above")
         self.url = "http://" + line.strip().rsplit("http://", 1)[1]
         self.seed = 0
-        # A server that does not know ignore_eos: with random weights greedy decoding meets no end token, which `bench` checks.
+        # For a server that does not know ignore_eos: with random weights, greedy decoding meets no end token. `bench`
+        # checks that.
         self.options = ["--ignore-eos", "--extra-body", '{"temperature": 0}']
         if not self.succeeds(*self.options):
             self.options = self.options[1:]
@@ -76,7 +82,7 @@ class Server:
         return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
     def bench(self, words, tokens, *options):
-        """Measures answers of `tokens` tokens to prompts of `words` words; all must succeed and have all their tokens."""
+        """Measures answers of `tokens` tokens to prompts of `words` words; all must have all their tokens."""
         command = self.command("--prompt-tokens", words, "--output-tokens", tokens, "--warmup", 0, *options)
         if "--extra-body" not in options:
             command += self.options
@@ -199,7 +205,8 @@ def main():
     if not os.path.exists(os.path.join(folder, "model.safetensors")):
         make_model(a.reel, folder)
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "serving_peers.py")
-    pythons = {kind: python for kind, python in (("openvino", a.openvino), ("llama_cpp", a.llama_cpp)) if python}
+    pythons = {"openvino": a.openvino, "llama_cpp": a.llama_cpp, "llama_cpp_f16": a.llama_cpp}
+    pythons = {kind: python for kind, python in pythons.items() if python}
     needs_peers = any(work.startswith("clients") for work in works)
     peers = {k: PeerProcess(k, [python, script, k, folder, str(a.threads)]) for k, python in pythons.items() if needs_peers}
     server = None
@@ -224,7 +231,7 @@ def main():
 
 def versions(reel, pythons):
     text = lambda command: subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    packages = {"openvino": "openvino-genai", "llama_cpp": "llama-cpp-python"}
+    packages = {"openvino": "openvino-genai", "llama_cpp": "llama-cpp-python", "llama_cpp_f16": "llama-cpp-python"}
     of = lambda package: f"import importlib.metadata as m; print(m.version({package!r}))"
     return {"reel": text([reel, "--version"]), **{k: text([python, "-c", of(packages[k])]) for k, python in pythons.items()}}
 

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""The peers of serving.py, each in a process of its own: python3 serving_peers.py openvino|llama_cpp FOLDER THREADS.
+"""The peers of serving.py, each in a process of its own.
 
-Reads lines with a workload in JSON, {"clients", "requests", "prompt", "tokens"}, and answers each with {"output_throughput"}: tokens
-per second from the first request to the last token. The loop is closed: `clients` requests run at any time, and the next one is added
-when one ends, until `requests` have run. Prompts are `prompt` token ids, each another sequence; each answer has `tokens` tokens.
+    python3 benches/peers/serving_peers.py openvino|llama_cpp|llama_cpp_f16 FOLDER THREADS
+
+Reads lines with a workload in JSON, {"clients", "requests", "prompt", "tokens"}, and answers each with
+{"output_throughput"}: tokens per second from the first request to the last token. The loop is closed: `clients`
+requests run at any time, and the next one is added when one ends, until `requests` have run. Prompts are `prompt` token
+ids, each another sequence; each answer has `tokens` tokens.
 """
 import json
 import os
@@ -12,7 +15,7 @@ import time
 
 from decoder import export_to_openvino, write_gguf
 
-# A library of transformers has the name of a file in this folder, so the folder must not be on the import path.
+# A library of transformers has the name of a file in this folder, so it must not be on the import path.
 sys.path = [p for p in sys.path if os.path.abspath(p or ".") != os.path.dirname(os.path.abspath(__file__))]
 
 MAX_CLIENTS, MAX_TOKENS = 32, 1024
@@ -23,7 +26,7 @@ def prompt_ids(request, tokens):
 
 
 class OpenVino:
-    """OpenVINO GenAI: ContinuousBatchingPipeline with add_request and step, bf16, random weights of the decoder's shape."""
+    """OpenVINO GenAI: ContinuousBatchingPipeline with add_request and step, bf16, random weights."""
 
     def __init__(self, folder, threads):
         import numpy
@@ -56,14 +59,17 @@ class OpenVino:
 
 
 class LlamaCpp:
-    """llama.cpp by the C interface of llama-cpp-python: one llama_decode per step for all sequences and new prompts, bf16, greedy."""
+    """llama.cpp by its C interface: one llama_decode per step for all sequences and new prompts, greedy."""
 
-    def __init__(self, folder, threads):
+    def __init__(self, folder, threads, is_f16=False):
         import llama_cpp
         self.api = llama_cpp
-        path = folder + ".gguf"
+        path = folder + ("-f16.gguf" if is_f16 else ".gguf")
         if not os.path.exists(path):
-            write_gguf(folder, path)
+            write_gguf(folder, path, is_f16)
+        # Only errors (level 4) are printed. The object keeps the callback, which C calls as long as it lives.
+        self.log = llama_cpp.llama_log_callback(lambda level, text, _: level == 4 and print(text.decode(), file=sys.stderr))
+        llama_cpp.llama_log_set(self.log, None)
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
         options = llama_cpp.llama_context_default_params()
@@ -90,10 +96,13 @@ class LlamaCpp:
         while waiting or running:
             self.batch.n_tokens = 0
             row = {}
-            for sequence, ids in running.items():
+            # llama.cpp computes sequences together only if their numbers ascend.
+            for sequence in sorted(running):
+                ids = running[sequence]
                 row[sequence] = self.add(ids[-1], prompt + len(ids) - 1, sequence, True)
             while waiting and free and self.batch.n_tokens + prompt <= 2048:
-                sequence, ids = free.pop(), waiting.pop()
+                sequence, ids = min(free), waiting.pop()
+                free.remove(sequence)
                 running[sequence] = []
                 for i, token in enumerate(ids):
                     row[sequence] = self.add(token, i, sequence, i == prompt - 1)
@@ -108,12 +117,16 @@ class LlamaCpp:
         return generated
 
 
+# llama.cpp computes with weights in f16 by other code than in bf16, which may be faster.
+PEERS = {"openvino": OpenVino, "llama_cpp": LlamaCpp, "llama_cpp_f16": lambda *options: LlamaCpp(*options, is_f16=True)}
+
+
 def main():
     kind, folder, threads = sys.argv[1:]
     # Libraries print to stdout, which is for results.
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    peer = {"openvino": OpenVino, "llama_cpp": LlamaCpp}[kind](folder, int(threads))
+    peer = PEERS[kind](folder, int(threads))
     for line in sys.stdin:
         work = json.loads(line)
         begun = time.perf_counter()

@@ -1,5 +1,7 @@
 //! Images and videos that are sent with each prompt, as data URIs.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -19,7 +21,7 @@ pub struct Media {
     /// Its kind.
     pub kind: MediaKind,
     /// The file's bytes.
-    pub bytes: Vec<u8>,
+    pub bytes: Arc<[u8]>,
 }
 
 impl Media {
@@ -62,7 +64,7 @@ mod tests {
             (MediaKind::Video, b"\0\0\0 ftyp", "data:video/mp4;base64,AAAAIGZ0eXA="),
             (MediaKind::Video, b"", "data:application/octet-stream;base64,"),
         ] {
-            let part = Media { kind, bytes: bytes.to_vec() }.message_part();
+            let part = Media { kind, bytes: bytes.into() }.message_part();
             let field = if kind == MediaKind::Image { "image_url" } else { "video_url" };
             assert_eq!((&part["type"], &part[field]["url"]), (&field.into(), &uri.into()));
         }

@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn media_come_before_the_text_and_completions_have_a_prompt() {
-        let image = Media { kind: MediaKind::Image, bytes: b"BM".to_vec() };
+        let image = Media { kind: MediaKind::Image, bytes: b"BM".as_slice().into() };
         let settings = LoadSettings { media: vec![image.clone(), image], ignore_eos: true, ..settings() };
         let body = parsed(&RequestBodies::new(&settings, "m").unwrap(), 0);
         let parts = body["messages"][0]["content"].as_array().unwrap();

@@ -168,7 +168,7 @@ impl ServeArgs {
         let mut media = Vec::new();
         for (kind, files) in [(MediaKind::Image, &request.image), (MediaKind::Video, &request.video)] {
             for file in files {
-                media.push(Media { kind, bytes: output::read_file(file)? });
+                media.push(Media { kind, bytes: output::read_file(file)?.into() });
             }
         }
         Ok(LoadSettings {
