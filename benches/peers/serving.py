@@ -42,7 +42,9 @@ from decoder import SHAPE, VISION, make_model
 sys.path = [p for p in sys.path if os.path.abspath(p or ".") != os.path.dirname(os.path.abspath(__file__))]
 
 PROMPT, TOKENS, LONG_PROMPT = 64, 64, 1000
-SHORT_RUN, LONG_RUN = 17, 81
+# Tokens of the two runs of `overhead`. The short one is longer than the server takes to admit 32 requests one after the
+# other, so that in both runs all of them decode together for a while and the further steps are steps of the full batch.
+SHORT_RUN, LONG_RUN = 40, 104
 CLIENTS = (1, 8, 32)
 NOTES = {
     "reel": "HTTP, streamed, prompts through the chat template; client and server share the machine",
