@@ -41,6 +41,7 @@ fn tokens(config: &ModelConfig, image: bool, videos: &[[usize; 3]], odd: bool, s
             images: if image { vec![noise(still, true, &processor, seed + 1)] } else { Vec::new() },
             videos: grids.iter().map(|&grid| noise(grid, odd, &processor, seed)).collect(),
             processor,
+            ..MediaFrames::default()
         },
         image_grid_thw: if image { vec![still] } else { Vec::new() },
         second_per_grid_ts: vec![1.0; grids.len()],
