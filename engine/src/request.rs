@@ -8,15 +8,13 @@ use reel_diagnostic::Diagnostic;
 use reel_model::TokenId;
 use reel_model::config::GenerationConfig;
 use reel_model::input::ModelInput;
+pub use reel_model::input::request::MAX_TOP_LOG_PROBS;
 use reel_model::input::request::RequestSettings;
 
 use crate::error::{EngineError, Result};
 use crate::grammar::Grammar;
 use crate::sampler::SamplingParams;
 use crate::stop::{Detokenizer, StopCondition};
-
-/// Maximum of [`GenerationRequest::top_log_probs`].
-pub const MAX_TOP_LOG_PROBS: usize = 20;
 
 /// A prompt with its media. The engine reads it until all completions of the request are finished.
 #[derive(Clone, Debug)]

@@ -116,14 +116,16 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
 
     /// Computes chunks of queued prompts, as many as the step's share of tokens allows.
     fn prefill(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
-        let mut left = self.options.prefill_tokens_per_step;
-        loop {
-            let most = left.min(self.engine.chunk_tokens);
-            let chunks = self.scheduler.next_chunks(most, self.engine.packs_prompts());
+        let (mut left, packs) = (self.options.prefill_tokens_per_step, self.engine.packs_prompts());
+        while left > 0 {
+            // Where bits depend on the number of rows, the chunks of a prompt must not depend on the other prompts.
+            let most = if packs { left.min(self.engine.chunk_tokens) } else { self.engine.chunk_tokens };
+            let chunks = self.scheduler.next_chunks(most, packs);
             if chunks.is_empty() {
                 return Ok(());
             }
-            left -= chunks.iter().map(|chunk| chunk.range.len()).sum::<usize>();
+            let computed = chunks.iter().map(|chunk| chunk.range.len()).sum::<usize>();
+            left = left.saturating_sub(computed);
             match self.forward(&chunks) {
                 Ok(first_tokens) => self.finish_chunks(&chunks, first_tokens, on_token)?,
                 Err(EngineError::Interrupted) => return Err(EngineError::Interrupted),
@@ -136,6 +138,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             }
             self.engine.check_interrupt()?;
         }
+        Ok(())
     }
 
     /// Computes chunks in one forward pass. Returns the first token of each completion whose prompt is then complete,

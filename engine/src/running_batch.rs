@@ -11,6 +11,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
@@ -177,11 +178,18 @@ fn likeliest_tokens(raw: &[f32], ids: &[i32], log_probs: &[f32]) -> Vec<Option<T
     raw.iter().enumerate().map(row).collect()
 }
 
+/// A variant of the decode step: its captured graphs, and the state that they use.
+#[derive(Debug)]
+struct DecodeStep {
+    graphs: GraphCache,
+    state: StepState,
+}
+
 /// The decode slots and the KV cache on the device.
 #[derive(Debug)]
 pub(crate) struct RunningBatch {
     // The first field, because fields are dropped in order: graphs must be dropped before the memory that they use.
-    graphs: BTreeMap<StepVariant, GraphCache>,
+    steps: BTreeMap<StepVariant, DecodeStep>,
     cx: Cx,
     capacity: BatchCapacity,
     capture: bool,
@@ -214,8 +222,8 @@ impl RunningBatch {
             suppressed: suppressed.clone(),
         };
         let (features, needed) = (SamplingFeatures::default(), SamplingFeatures::default());
-        let graphs = BTreeMap::new();
-        Ok(RunningBatch { graphs, cx: cx.without_tape(), capacity, capture, state, features, needed })
+        let steps = BTreeMap::new();
+        Ok(RunningBatch { steps, cx: cx.without_tape(), capacity, capture, state, features, needed })
     }
 
     pub(crate) fn covers(&self, needed: &BatchCapacity) -> bool {
@@ -232,7 +240,7 @@ impl RunningBatch {
 
     /// How many decode steps were captured as graphs so far.
     pub(crate) fn graph_capture_count(&self) -> usize {
-        self.graphs.values().map(GraphCache::capture_count).sum()
+        self.steps.values().map(|step| step.graphs.capture_count()).sum()
     }
 
     /// The number of slots that a step computes if the first `used_slots` slots are in use. On a GPU it is rounded up
@@ -258,7 +266,7 @@ impl RunningBatch {
         let (device, BatchCapacity { slots, blocks_per_slot, .. }) = (self.cx.device(), self.capacity);
         if is_wider {
             // The captured graphs use the former tensors.
-            self.graphs.clear();
+            self.steps.clear();
             self.state.rows = DecodeRows::new(device, slots, blocks_per_slot, 0)?;
         }
         if grown.history && (is_wider || !self.features.history) {
@@ -269,13 +277,13 @@ impl RunningBatch {
                 0 => 0,
                 tokens => tokens.next_power_of_two(),
             };
-            self.graphs.clear();
+            self.steps.clear();
             let vocab = self.state.decoder.embed_tokens.shape()[0];
             self.state.sampling =
                 SamplingTable::new(device, slots, grown.biased_tokens, grown.grammar.then_some(vocab))?;
         }
         if grown.likeliest != self.features.likeliest {
-            self.graphs.clear();
+            self.steps.clear();
             self.state.sampled = SampledTokens::new(device, slots, true, MAX_TOP_LOG_PROBS)?;
         }
         self.features = grown;
@@ -307,9 +315,14 @@ impl RunningBatch {
     pub(crate) fn enqueue_step(&mut self, batch_size: usize) -> Result<PendingStep> {
         let SamplingFeatures { history, biased_tokens, grammar, likeliest } = self.needed;
         let variant = StepVariant { history, bias: biased_tokens > 0, likeliest, grammar };
-        let state = self.state.variant(variant)?;
         let (cx, capture) = (&self.cx, self.capture);
-        let graphs = self.graphs.entry(variant).or_insert_with(|| GraphCache::new(cx.device(), capture));
+        let DecodeStep { graphs, state } = match self.steps.entry(variant) {
+            Entry::Occupied(step) => step.into_mut(),
+            Entry::Vacant(step) => {
+                let graphs = GraphCache::new(cx.device(), capture);
+                step.insert(DecodeStep { graphs, state: self.state.variant(variant)? })
+            }
+        };
         graphs.run(batch_size, |first, slots| state.slice(first, slots), |slice| slice.launch(cx))?;
         PendingStep::download(&state.sampled.row_range(0, batch_size)?)
     }

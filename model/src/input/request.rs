@@ -76,7 +76,7 @@ pub enum GrammarSpec {
 }
 
 /// Maximum of the field `top_logprobs`, as in OpenAI's API.
-pub const MAX_TOP_LOG_PROBS: u64 = 20;
+pub const MAX_TOP_LOG_PROBS: usize = 20;
 
 impl ChatRequest {
     /// Parses the bytes of a messages file. `location` names it in error messages.
@@ -223,7 +223,7 @@ fn logit_bias(value: &Value) -> Option<Vec<(TokenId, f32)>> {
 fn top_log_probs(location: &str, body: &Map<String, Value>) -> Result<usize> {
     match body.get("top_logprobs") {
         None | Some(Value::Null) => Ok(0),
-        Some(value) => value.as_u64().filter(|&n| n <= MAX_TOP_LOG_PROBS).map(|n| n as usize).ok_or_else(|| {
+        Some(value) => value.as_u64().map(|n| n as usize).filter(|&n| n <= MAX_TOP_LOG_PROBS).ok_or_else(|| {
             let help = format!("give 0 to {MAX_TOP_LOG_PROBS}");
             ModelError::messages(format!("{location}: top_logprobs"), format!("is {value}"), help)
         }),
