@@ -353,10 +353,10 @@ fn a_server_that_does_not_answer_is_given_up() {
 #[test]
 fn without_a_server_and_with_wrong_options_nothing_is_measured() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let nobody = format!("http://{free}");
-    bench(&nobody, &[]).refused(1, &["/v1/models: cannot connect", "--url"]);
-    bench(&nobody, &["--model", "m"]).refused(1, &["/v1/chat/completions: cannot connect", "--url"]);
-    bench(&nobody.replace("http", "https"), &[]).refused(1, &["cannot connect"]);
+    let unused = format!("http://{free}");
+    bench(&unused, &[]).refused(1, &["/v1/models: cannot connect", "--url"]);
+    bench(&unused, &["--model", "m"]).refused(1, &["/v1/chat/completions: cannot connect", "--url"]);
+    bench(&unused.replace("http", "https"), &[]).refused(1, &["cannot connect"]);
     let tls = scripted(|_, _| ());
     bench(&tls.replace("http", "https"), &[]).refused(1, &["cannot connect"]);
     for url in ["127.0.0.1:8000", "ftp://127.0.0.1", "http://", "", "http://a:b@host"] {
@@ -380,12 +380,12 @@ fn without_a_server_and_with_wrong_options_nothing_is_measured() {
         (&["--extra-body", "{\"stream\": false}", "--model", "m"], &["--extra-body", "\"stream\""]),
         (&["--endpoint", "embeddings"], &["--endpoint", "completions"]),
     ] {
-        bench(&nobody, args).refused(2, words);
+        bench(&unused, args).refused(2, words);
     }
-    bench(&nobody, &["--out", "no/such/folder/x.json"]).refused(1, &["no/such/folder"]);
+    bench(&unused, &["--out", "no/such/folder/x.json"]).refused(1, &["no/such/folder"]);
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("empty"), "\n \n").unwrap();
-    let in_folder = |args: &[&str]| run_in(folder.path(), ["bench", "serve", "--url", &nobody].iter().chain(args));
+    let in_folder = |args: &[&str]| run_in(folder.path(), ["bench", "serve", "--url", &unused].iter().chain(args));
     in_folder(&["--api-key-file", "empty"]).refused(1, &["empty: has no API key"]);
     in_folder(&["--api-key-file", "none"]).refused(1, &["none: cannot be read"]);
     in_folder(&["--image", "none.png"]).refused(1, &["none.png: cannot be read"]);

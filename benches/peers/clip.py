@@ -11,11 +11,11 @@ def write_clip(path, seed):
     from PIL import Image
     random = numpy.random.default_rng(seed)
     coarse = random.integers(0, 256, (HEIGHT // 20, WIDTH // 20, 3), dtype=numpy.uint8)
-    picture = numpy.asarray(Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+    image = numpy.asarray(Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
     frames = []
     for i in range(RATE * SECONDS):
         jpeg = io.BytesIO()
-        Image.fromarray(numpy.roll(picture, 3 * i, axis=1)).save(jpeg, "JPEG", quality=85)
+        Image.fromarray(numpy.roll(image, 3 * i, axis=1)).save(jpeg, "JPEG", quality=85)
         frames.append(jpeg.getvalue())
     with open(path, "wb") as f:
         f.write(avi(frames))
@@ -30,8 +30,8 @@ def avi(frames):
     largest = max(map(len, frames))
     main = struct.pack("<14I", 1000000 // RATE, largest * RATE, 0, 0x10, len(frames), 0, 1, largest, WIDTH, HEIGHT, 0, 0, 0, 0)
     stream = b"vidsMJPG" + struct.pack("<IHHIIIIIIII4H", 0, 0, 0, 0, 1, RATE, 0, len(frames), largest, 0xFFFFFFFF, 0, 0, 0, WIDTH, HEIGHT)
-    picture = struct.pack("<IiiHH4sIiiII", 40, WIDTH, HEIGHT, 1, 24, b"MJPG", 3 * WIDTH * HEIGHT, 0, 0, 0, 0)
-    streams = chunk(b"LIST", b"strl" + chunk(b"strh", stream) + chunk(b"strf", picture))
+    image_format = struct.pack("<IiiHH4sIiiII", 40, WIDTH, HEIGHT, 1, 24, b"MJPG", 3 * WIDTH * HEIGHT, 0, 0, 0, 0)
+    streams = chunk(b"LIST", b"strl" + chunk(b"strh", stream) + chunk(b"strf", image_format))
     headers = chunk(b"LIST", b"hdrl" + chunk(b"avih", main) + streams)
     movie, index = b"movi", b""
     for frame in frames:

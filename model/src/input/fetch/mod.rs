@@ -61,7 +61,7 @@ impl MediaAccess {
         // The folder of a data file that is given by its name alone is the current folder, whose path is empty.
         let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
         let folder = root.canonicalize().map_err(|e| ModelError::cannot_read(root, e))?;
-        // A path that leads outside gets the same error whether or not there is a file, so that nobody can ask which
+        // A path that leads outside gets the same error whether or not there is a file: clients must not learn which
         // files this machine has.
         let existing = path.ancestors().find_map(|ancestor| ancestor.canonicalize().ok());
         if existing.is_some_and(|existing| existing.starts_with(&folder)) {
