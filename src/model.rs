@@ -76,7 +76,7 @@ impl LoadedModel {
     /// cause. All weights are read for it, so it is not checked before.
     pub fn generation_error(&self, e: EngineError) -> anyhow::Error {
         let cause = match e {
-            EngineError::NotANumber { .. } => {
+            EngineError::NotANumber { .. } | EngineError::NotANumberInPrompt => {
                 Checkpoint::open(&self.folder).and_then(|files| files.check_values()).err()
             }
             _ => None,

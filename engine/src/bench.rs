@@ -148,6 +148,7 @@ pub fn time_decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, roun
         blocks,
         draw: context as i32 + 1,
         history: &[],
+        adapter: -1,
     };
     let sampling = |i: usize| RowSampling { temperature: 1.0, seed: i as u64, ..RowSampling::default() };
     let (slots, samplings): (Vec<DecodeSlot>, Vec<RowSampling>) =

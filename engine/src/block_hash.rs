@@ -4,12 +4,16 @@
 //! hash(block i) = SHA-256(hash(block i - 1), ids, M-RoPE positions and media of the 64 tokens of block i)
 //! ```
 //!
+//! Before block 0 stands the id of the LoRA adapter.
+//!
 //! The media of a token is the content hash of the image or video that it stands for; which of its vision tokens it is
 //! follows from the tokens before. So equal hashes mean equal keys and values, as long as the weights are the same.
 
 use reel_model::chunked_prompt::PromptTokens;
 use reel_runtime::ops::KvPages;
 use sha2::{Digest, Sha256};
+
+use crate::adapters::AdapterId;
 
 /// The hash of all tokens of a sequence up to the end of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +34,8 @@ pub(crate) struct SequenceTokens<'a> {
     pub(crate) ids: &'a [i32],
     /// The offset from a generated token's index to its position, on each axis.
     pub(crate) rope_delta: i64,
+    /// The LoRA adapter that computes the keys and values.
+    pub(crate) adapter: Option<AdapterId>,
 }
 
 impl SequenceTokens<'_> {
@@ -44,7 +50,10 @@ impl SequenceTokens<'_> {
         const N: usize = KvPages::BLOCK_TOKENS;
         for block in hashes.len()..tokens / N {
             let mut hash = Sha256::new();
-            hash.update(hashes.last().map_or([0; 32], |parent| parent.0));
+            match hashes.last() {
+                Some(parent) => hash.update(parent.0),
+                None => hash.update(self.adapter.map_or(0, |id| id.0).to_le_bytes()),
+            }
             let range = block * N..(block + 1) * N;
             hash.update(bytemuck::cast_slice::<i32, u8>(&self.ids[range.clone()]));
             for axis in 0..3 {
@@ -71,7 +80,7 @@ mod tests {
 
     fn hashes(prompt: &PromptTokens, ids: &[i32], rope_delta: i64) -> Vec<BlockHash> {
         let mut hashes = Vec::new();
-        SequenceTokens { prompt, ids, rope_delta }.extend_block_hashes(&mut hashes, ids.len());
+        SequenceTokens { prompt, ids, rope_delta, adapter: None }.extend_block_hashes(&mut hashes, ids.len());
         hashes
     }
 
@@ -116,6 +125,21 @@ mod tests {
         after.media[1].1 = [3; 32];
         let (a, b) = (hashes(&before, &before.ids, 0), hashes(&after, &after.ids, 0));
         assert_eq!([a[0] == b[0], a[1] == b[1], a[2] == b[2]], [true, false, false]);
+    }
+
+    #[test]
+    fn adapters_have_hashes_of_their_own() {
+        let prompt = prompt(192);
+        let of = |adapter| {
+            let mut hashes = Vec::new();
+            let tokens = SequenceTokens { prompt: &prompt, ids: &prompt.ids, rope_delta: 0, adapter };
+            tokens.extend_block_hashes(&mut hashes, 192);
+            hashes
+        };
+        let (base, first, second) = (of(None), of(Some(AdapterId(1))), of(Some(AdapterId(2))));
+        for block in 0..3 {
+            assert!(base[block] != first[block] && base[block] != second[block] && first[block] != second[block]);
+        }
     }
 
     #[test]

@@ -8,8 +8,10 @@
 //!     cancel(request) if its client is gone
 //! ```
 
+use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Kernels;
 
+use crate::adapters::AdapterId;
 use crate::block_allocator::BlockAllocator;
 use crate::engine::Engine;
 use crate::error::Result;
@@ -89,6 +91,24 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
     /// A device error.
     pub fn cancel(&mut self, request: usize) -> Result<()> {
         self.run.cancel(request)
+    }
+
+    /// Loads a LoRA adapter: requests can name it from now on. `model` is the engine's model with the adapter
+    /// ([`Qwen25Vl::with_adapter`]). Running requests go on with the bits that they would have had.
+    ///
+    /// # Errors
+    /// Out of memory; then nothing has changed. A device error.
+    pub fn load_adapter(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<AdapterId> {
+        self.run.load_adapter(model, on_token)
+    }
+
+    /// Unloads an adapter: new requests cannot name it, running ones go on. Its memory is freed now if no request uses
+    /// it, else when another adapter is loaded or unloaded after its last request.
+    ///
+    /// # Errors
+    /// A device error.
+    pub fn unload_adapter(&mut self, id: AdapterId, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
+        self.run.unload_adapter(id, on_token)
     }
 
     /// Makes unfinished requests go on with changed weights: their keys and values are computed again, and the prefix

@@ -26,6 +26,9 @@ pub enum EngineError {
         /// The index of the generated token within the completion.
         token: usize,
     },
+    /// The logits of a prompt's tokens are NaN.
+    #[error("logits: not a number within the prompt; the weights are damaged, or the dtype overflows: try --dtype f32")]
+    NotANumberInPrompt,
     /// The deadline of a request is over.
     #[error("request: its time is over before it was complete; give it more time, or ask for fewer tokens")]
     DeadlineExceeded,

@@ -6,6 +6,7 @@
 //! slot and KV blocks (`block_allocator.rs`, with the prefix cache); `prefill.rs` computes chunks of prompts; the
 //! running batch (`running_batch.rs`) holds what the device needs for a decode step.
 
+mod adapters;
 pub mod bench;
 mod block_allocator;
 mod block_hash;
@@ -14,6 +15,7 @@ mod engine;
 mod error;
 mod grammar;
 mod prefill;
+mod prompt_log_probs;
 mod request;
 mod run;
 mod running_batch;
@@ -24,10 +26,12 @@ mod stats;
 mod stop;
 mod token_text;
 
+pub use adapters::AdapterId;
 pub use continuous::ContinuousBatch;
 pub use engine::Engine;
 pub use error::{EngineError, Result};
 pub use grammar::{Grammar, GrammarCompiler, GrammarSpec};
+pub use prompt_log_probs::PromptTokenLogProbs;
 pub use request::{
     Completion, FinishReason, GenerationRequest, GenerationTiming, MAX_BIASED_TOKENS, MAX_TOP_LOG_PROBS, PromptInput,
     StepOutput, TokenEvent, TokenLogProbs,

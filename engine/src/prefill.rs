@@ -6,20 +6,19 @@
 
 use std::ops::Range;
 
-use reel_kernels::elementwise;
 use reel_model::chunked_prompt::PromptChunk;
-use reel_model::text::KvCache;
-use reel_runtime::ops::{self, KvPages, SequencePages};
+use reel_runtime::ops::{self, SequencePages};
 use reel_runtime::{Cx, Tensor};
 
 use crate::block_hash::BlockHash;
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::sampler::sample_tokens;
 use crate::sequence::{SampledToken, SequenceState};
 
 /// Rows of logits that are computed at a time.
-const LOGIT_ROWS: usize = 64;
+pub(crate) const LOGIT_ROWS: usize = 64;
 
 /// Tokens whose keys and values must be computed before sequences can decode.
 #[derive(Debug)]
@@ -37,11 +36,14 @@ pub(crate) struct PrefillJob {
     pub(crate) hashes: Vec<BlockHash>,
     /// The vision tokens of the prompt, from the first chunk on that has some.
     pub(crate) vision: Option<Tensor>,
+    /// The log-probabilities of the computed tokens, if the request asked for them.
+    pub(crate) log_probs: Vec<PromptTokenLogProbs>,
 }
 
 impl PrefillJob {
     pub(crate) fn new(keys: Vec<usize>, tokens: usize) -> PrefillJob {
-        PrefillJob { keys, tokens, computed: 0, block_table: None, hashes: Vec::new(), vision: None }
+        let (hashes, log_probs) = (Vec::new(), Vec::new());
+        PrefillJob { keys, tokens, computed: 0, block_table: None, hashes, vision: None, log_probs }
     }
 
     /// The input of the forward pass over a range of the job's tokens, which are those of `sequence`.
@@ -65,30 +67,21 @@ impl PrefillJob {
     }
 }
 
-/// Computes chunks of prompts in one forward pass. Returns the hidden states `[ends, H]` of the chunks' last tokens
-/// whose indices among the chunks are `ends`.
-pub(crate) fn compute_chunks(
-    engine: &Engine,
-    cache: &KvCache,
-    chunks: &[PromptChunk],
-    ends: &[usize],
-) -> Result<Option<Tensor>> {
-    let cx = &engine.cx;
-    let hidden = engine.model.forward_chunks(cx, cache, chunks)?;
-    let mut next = 0;
-    let last_rows: Vec<usize> = chunks
-        .iter()
-        .map(|chunk| {
-            next += chunk.ids.len();
-            next - 1
-        })
-        .collect();
-    let rows: Vec<usize> = ends.iter().map(|&chunk| last_rows[chunk]).collect();
-    Ok(match rows[..] {
-        [] => None,
-        [row] => Some(hidden.rows(row, 1)?),
-        _ => Some(select_rows(cx, &hidden, &rows)?),
-    })
+/// The row of each chunk's first token among the rows of all chunks, and the number of all rows.
+pub(crate) fn first_rows(chunks: &[PromptChunk]) -> Vec<usize> {
+    let mut first = vec![0];
+    for chunk in chunks {
+        first.push(first[first.len() - 1] + chunk.ids.len());
+    }
+    first
+}
+
+/// The rows of `x` `[S, H]` with these numbers, which ascend.
+pub(crate) fn rows(cx: &Cx, x: &Tensor, numbers: &[usize]) -> Result<Tensor> {
+    match numbers {
+        &[row] => Ok(x.rows(row, 1)?),
+        _ => select_rows(cx, x, numbers),
+    }
 }
 
 fn select_rows(cx: &Cx, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
@@ -117,16 +110,4 @@ pub(crate) fn sample_first_tokens(
         tokens.extend(sample_tokens(cx, &logits, &sequences, suppressed)?);
     }
     Ok(tokens)
-}
-
-/// Copies the keys and values of the first `tokens` tokens of a KV block. The rest of the block is not copied,
-/// because it is not initialised.
-pub(crate) fn copy_block(cx: &Cx, cache: &KvCache, from: i32, to: i32, tokens: usize) -> Result<()> {
-    for tensor in cache.tensors() {
-        let (src, dst) = (tensor.rows(from as usize, 1)?, tensor.rows(to as usize, 1)?);
-        let bytes = (src.bytes() / KvPages::BLOCK_TOKENS * tokens) as u64;
-        let params = elementwise::CopyParams { src: src.addr(), dst: dst.addr(), bytes };
-        cx.launch(&elementwise::copy(&params))?;
-    }
-    Ok(())
 }

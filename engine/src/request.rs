@@ -11,8 +11,10 @@ use reel_model::input::ModelInput;
 pub use reel_model::input::request::MAX_TOP_LOG_PROBS;
 use reel_model::input::request::RequestSettings;
 
+use crate::adapters::AdapterId;
 use crate::error::{EngineError, Result};
 use crate::grammar::Grammar;
+use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::sampler::SamplingParams;
 use crate::stop::{Detokenizer, StopCondition};
 
@@ -76,8 +78,13 @@ pub struct GenerationRequest<'r> {
     /// With a number, each token comes with its log-probability under softmax(logits), and with this many of the most
     /// likely tokens, at most [`MAX_TOP_LOG_PROBS`].
     pub top_log_probs: Option<usize>,
+    /// With a number, the completions come with the log-probabilities of the prompt's tokens, each with this many of the
+    /// most likely ones, at most [`MAX_TOP_LOG_PROBS`]. The whole prompt is computed then.
+    pub prompt_log_probs: Option<usize>,
     /// What each completion must look like.
     pub grammar: Option<Grammar>,
+    /// The LoRA adapter, one of those of the batch; `None`: the model alone.
+    pub adapter: Option<AdapterId>,
     /// Requests with a lower number start earlier and are preempted later. Among equal ones the first to arrive comes
     /// first.
     pub priority: i32,
@@ -100,7 +107,9 @@ impl<'r> GenerationRequest<'r> {
             min_new_tokens: 0,
             stop_conditions: vec![StopCondition::none()],
             top_log_probs: None,
+            prompt_log_probs: None,
             grammar: None,
+            adapter: None,
             priority: 0,
             deadline: None,
         }
@@ -131,7 +140,9 @@ impl<'r> GenerationRequest<'r> {
             min_new_tokens: settings.min_new_tokens,
             stop_conditions: (0..settings.n.unwrap_or(1)).map(|_| stop()).collect(),
             top_log_probs: settings.top_log_probs,
+            prompt_log_probs: settings.prompt_log_probs,
             grammar: None,
+            adapter: None,
             priority: settings.priority,
             deadline: None,
         }
@@ -151,9 +162,14 @@ impl<'r> GenerationRequest<'r> {
         if self.prompt.input_ids.is_empty() {
             return invalid("prompt", "has no tokens".into(), "give it some text".into());
         }
-        if let Some(asked) = self.top_log_probs.filter(|&n| n > MAX_TOP_LOG_PROBS) {
-            let help = format!("give 0 to {MAX_TOP_LOG_PROBS}");
-            return invalid("top_logprobs", format!("is {asked}"), help);
+        for (name, number) in [("top_logprobs", self.top_log_probs), ("prompt_logprobs", self.prompt_log_probs)] {
+            if let Some(asked) = number.filter(|&n| n > MAX_TOP_LOG_PROBS) {
+                return invalid(name, format!("is {asked}"), format!("give 0 to {MAX_TOP_LOG_PROBS}"));
+            }
+        }
+        if self.prompt_log_probs.is_some() && self.max_new_tokens == 0 {
+            let help = "ask for one token or more";
+            return invalid("prompt_logprobs", "needs a completion".into(), help.into());
         }
         if self.logit_bias.len() > MAX_BIASED_TOKENS {
             let what = format!("has {} tokens", self.logit_bias.len());
@@ -199,6 +215,8 @@ pub struct Completion {
     pub log_probs: Vec<f32>,
     /// For each id, what [`GenerationRequest::top_log_probs`] asked for; else empty.
     pub token_log_probs: Vec<TokenLogProbs>,
+    /// What [`GenerationRequest::prompt_log_probs`] asked for, of all tokens of the prompt but the first; else empty.
+    pub prompt_log_probs: Arc<[PromptTokenLogProbs]>,
     /// Why the completion ended.
     pub finish_reason: FinishReason,
 }

@@ -10,11 +10,15 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use reel_diagnostic::Diagnostic;
+use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::ops::KvPages;
 
+use crate::adapters::{AdapterId, Adapters};
 use crate::engine::Engine;
 use crate::error::{EngineError, Result};
-use crate::prefill::{compute_chunks, copy_block, sample_first_tokens};
+use crate::prefill::{first_rows, rows, sample_first_tokens};
+use crate::prompt_log_probs::prompt_log_probs;
 use crate::request::{GenerationRequest, GenerationTiming, StepOutput, TokenEvent};
 use crate::running_batch::{PendingStep, RunningBatch};
 use crate::scheduler::{ChunkPlan, Rank, Scheduler, SlotMove};
@@ -24,6 +28,7 @@ use crate::sequence::{SampledToken, SequenceState};
 pub(crate) struct Run<'e, 'a, 'r> {
     engine: &'e Engine<'a>,
     scheduler: Scheduler<'r>,
+    adapters: Adapters,
     batch: RunningBatch,
     options: RunOptions,
     /// The enqueued steps, oldest first. The vector of a step holds, for each slot, the key of the sequence that gets
@@ -55,7 +60,8 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     pub(crate) fn new(engine: &'e Engine<'a>, batch: RunningBatch, options: RunOptions) -> Self {
         let scheduler = Scheduler::new(batch.capacity(), options);
         let (in_flight, to_write, failed) = (VecDeque::new(), Vec::new(), Vec::new());
-        Run { engine, scheduler, batch, options, in_flight, to_write, failed, timing: GenerationTiming::default() }
+        let (adapters, timing) = (Adapters::default(), GenerationTiming::default());
+        Run { engine, scheduler, adapters, batch, options, in_flight, to_write, failed, timing }
     }
 
     pub(crate) fn into_batch(self) -> RunningBatch {
@@ -74,8 +80,12 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     /// Queues a request.
     ///
     /// # Errors
-    /// An invalid request; one that needs more KV blocks than there are.
+    /// An invalid request; one that needs more KV blocks than there are; an adapter that is not loaded.
     pub(crate) fn add_request(&mut self, index: usize, request: GenerationRequest<'r>) -> Result<()> {
+        if request.adapter.is_some_and(|id| !self.adapters.is_available(id)) {
+            let help = "load the adapter into this batch, or leave it out";
+            return Err(EngineError::Request(Diagnostic::new("adapter", "is not loaded", help)));
+        }
         let max_tokens = request.max_sequence_tokens();
         let with_hashes = self.options.prefix_cache;
         let sequences = SequenceState::for_request(index, request, &self.engine.model.config, with_hashes)?;
@@ -148,11 +158,12 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             let Some((job, sequence)) = self.scheduler.job(chunk.job) else { continue };
             if job.vision.is_none() && sequence.request.prompt.has_vision_tokens(chunk.range.clone()) {
                 let prompt = sequence.request.input.sequence();
-                let vision = self.engine.model.prompt_vision_tokens(&self.engine.cx, &prompt)?;
+                let vision = self.model_of(sequence).prompt_vision_tokens(&self.engine.cx, &prompt)?;
                 self.scheduler.set_vision(chunk.job, vision);
             }
         }
         let (mut inputs, mut ends, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut model = &self.engine.model;
         // A preempted sequence whose blocks are all in the prefix cache has nothing to compute.
         for chunk in chunks.iter().filter(|chunk| !chunk.range.is_empty()) {
             let Some((job, sequence)) = self.scheduler.job(chunk.job) else { continue };
@@ -160,18 +171,41 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
                 receivers.extend(job.keys.iter().map(|&key| (ends.len(), key)));
                 ends.push(inputs.len());
             }
+            model = self.model_of(sequence);
             inputs.push(job.chunk(sequence, chunk.range.clone()));
         }
         if inputs.is_empty() {
             return Ok(Vec::new());
         }
-        let Some(hidden) = compute_chunks(self.engine, self.batch.cache(), &inputs, &ends)? else {
+        let cx = &self.engine.cx;
+        let hidden = model.forward_chunks(cx, self.batch.cache(), &inputs)?;
+        let first_rows = first_rows(&inputs);
+        let mut of_prompts = Vec::new();
+        for (&row, chunk) in first_rows.iter().zip(chunks.iter().filter(|chunk| !chunk.range.is_empty())) {
+            let Some((_, sequence)) = self.scheduler.job(chunk.job) else { continue };
+            let Some(top) = sequence.wanted_prompt_log_probs() else { continue };
+            // Each row belongs to the token after it; the last token of the prompt has none.
+            let ids = &sequence.request.prompt.ids;
+            let tokens = &ids[chunk.range.start + 1..ids.len().min(chunk.range.end + 1)];
+            let rows = hidden.rows(row, chunk.range.len())?;
+            of_prompts.push((chunk.job, prompt_log_probs(cx, model, &rows, tokens, top)?));
+        }
+        if ends.is_empty() {
+            of_prompts.into_iter().for_each(|(job, log_probs)| self.scheduler.add_prompt_log_probs(job, log_probs));
             return Ok(Vec::new());
-        };
+        }
+        let last_rows: Vec<usize> = ends.iter().map(|&chunk| first_rows[chunk + 1] - 1).collect();
+        let hidden = rows(cx, &hidden, &last_rows)?;
         let sequences: Vec<(usize, &SequenceState)> =
             receivers.iter().filter_map(|&(row, key)| Some((row, self.scheduler.sequence(key)?))).collect();
         let tokens = sample_first_tokens(self.engine, &hidden, &sequences)?;
+        of_prompts.into_iter().for_each(|(job, log_probs)| self.scheduler.add_prompt_log_probs(job, log_probs));
         Ok(receivers.into_iter().map(|(_, key)| key).zip(tokens).collect())
+    }
+
+    /// The model that computes a sequence's prompt: the engine's, or the one with the sequence's adapter.
+    fn model_of(&self, sequence: &SequenceState) -> &Qwen25Vl {
+        sequence.request.adapter.and_then(|id| self.adapters.model(id)).unwrap_or(&self.engine.model)
     }
 
     /// Records that chunks are computed, and makes the sequences of complete jobs ready to decode.
@@ -185,8 +219,9 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         for chunk in chunks {
             let Some(job) = self.scheduler.finish_chunk(chunk) else { continue };
             let in_last_block = job.tokens % KvPages::BLOCK_TOKENS;
-            for (from, to) in self.scheduler.start_sequences(job) {
-                copy_block(&self.engine.cx, self.batch.cache(), from, to, in_last_block)?;
+            let copies = self.scheduler.start_sequences(job);
+            if !copies.is_empty() {
+                self.batch.cache().copy_blocks(&self.engine.cx, &copies, in_last_block)?;
             }
         }
         failed.into_iter().try_for_each(|(request, e)| self.fail(request, e))
@@ -272,7 +307,8 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     fn assign(&self, slot: usize) -> Result<()> {
         let Some(sequence) = self.scheduler.sequence_in_slot(slot) else { return Ok(()) };
         let biases = sequence.logit_biases();
-        self.batch.assign_slots(slot, &[sequence.slot_state()], &[sequence.row_sampling(&biases)])
+        let state = sequence.slot_state(self.adapters.number(sequence.request.adapter));
+        self.batch.assign_slots(slot, &[state], &[sequence.row_sampling(&biases)])
     }
 
     /// Enqueues a decode step over the slots up to the last occupied one; with `fixed_batch_size`, over all slots.
@@ -323,6 +359,35 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             self.batch.clear_slots(from, 1)?;
             self.to_write.push(to);
         }
+        Ok(())
+    }
+
+    /// Loads an adapter: requests can name it from now on. `model` is the engine's model with the adapter.
+    pub(crate) fn load_adapter(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<AdapterId> {
+        while self.postprocess(on_token)? {}
+        let (adapters, id) = self.adapters.with(model, &self.scheduler.adapters_in_use());
+        self.set_adapters(adapters)?;
+        Ok(id)
+    }
+
+    /// Refuses new requests with an adapter, and drops it once no request uses it: now, or with a later call.
+    pub(crate) fn unload_adapter(&mut self, id: AdapterId, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
+        while self.postprocess(on_token)? {}
+        self.adapters.retire(id);
+        let left = self.adapters.without_unused(&self.scheduler.adapters_in_use());
+        match left.len() < self.adapters.len() {
+            true => self.set_adapters(left),
+            false => Ok(()),
+        }
+    }
+
+    /// Replaces the adapters. No step may be in flight. If this fails, the former ones stay.
+    fn set_adapters(&mut self, adapters: Adapters) -> Result<()> {
+        let model = adapters.decode_model(self.engine)?;
+        self.batch.set_decoder(&model.text, adapters.len() > 0)?;
+        self.adapters = adapters;
+        // The numbers of adapters may have changed.
+        self.to_write = self.scheduler.occupied_slots().map(|(slot, _)| slot).collect();
         Ok(())
     }
 

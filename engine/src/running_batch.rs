@@ -198,6 +198,7 @@ pub(crate) struct RunningBatch {
     features: SamplingFeatures,
     /// What the sequences in the slots need together.
     needed: SamplingFeatures,
+    row_adapters: bool,
 }
 
 impl RunningBatch {
@@ -223,7 +224,16 @@ impl RunningBatch {
         };
         let (features, needed) = (SamplingFeatures::default(), SamplingFeatures::default());
         let steps = BTreeMap::new();
-        Ok(RunningBatch { steps, cx: cx.without_tape(), capacity, capture, state, features, needed })
+        Ok(RunningBatch {
+            steps,
+            cx: cx.without_tape(),
+            capacity,
+            capture,
+            state,
+            features,
+            needed,
+            row_adapters: false,
+        })
     }
 
     pub(crate) fn covers(&self, needed: &BatchCapacity) -> bool {
@@ -249,6 +259,19 @@ impl RunningBatch {
         self.cx.device().padded_decode_batch_size(used_slots, self.capacity.slots)
     }
 
+    /// Makes the next steps use another decoder. With `row_adapters`, each slot has the number of its adapter. No step may
+    /// be in flight, and all slots must be assigned again.
+    pub(crate) fn set_decoder(&mut self, decoder: &TextDecoder, row_adapters: bool) -> Result<()> {
+        // The captured graphs use the former weights.
+        self.steps.clear();
+        self.state.decoder = decoder.clone();
+        self.row_adapters = row_adapters;
+        if row_adapters && self.state.rows.adapters().is_none() {
+            self.state.rows.keep_adapters(self.cx.device())?;
+        }
+        Ok(())
+    }
+
     /// Whether [`Self::provide`] would allocate memory. No step may be in flight then, and all slots must be assigned
     /// again after it.
     pub(crate) fn must_grow_for(&self, needs: StepNeeds) -> bool {
@@ -268,6 +291,9 @@ impl RunningBatch {
             // The captured graphs use the former tensors.
             self.steps.clear();
             self.state.rows = DecodeRows::new(device, slots, blocks_per_slot, 0)?;
+            if self.row_adapters {
+                self.state.rows.keep_adapters(device)?;
+            }
         }
         if grown.history && (is_wider || !self.features.history) {
             self.state.rows.keep_history(device, blocks_per_slot * KvPages::BLOCK_TOKENS)?;

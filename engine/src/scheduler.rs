@@ -24,9 +24,11 @@ use reel_diagnostic::Diagnostic;
 use reel_runtime::Tensor;
 use reel_runtime::ops::KvPages;
 
+use crate::adapters::AdapterId;
 use crate::block_allocator::BlockAllocator;
 use crate::error::{EngineError, Result};
 use crate::prefill::PrefillJob;
+use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::request::{Completion, TokenEvent};
 use crate::run::RunOptions;
 use crate::running_batch::{BatchCapacity, StepNeeds};
@@ -151,6 +153,7 @@ impl<'r> Scheduler<'r> {
     /// as there are enough. `pack`: the pass may compute several jobs.
     pub(crate) fn next_chunks(&mut self, max_tokens: usize, pack: bool) -> Vec<ChunkPlan> {
         let (mut chunks, mut left, mut has_vision, mut is_blocked) = (Vec::new(), max_tokens, false, false);
+        let mut adapter = None;
         for rank in self.queue.keys().copied().collect::<Vec<_>>() {
             if left == 0 || !pack && !chunks.is_empty() {
                 break;
@@ -162,8 +165,10 @@ impl<'r> Scheduler<'r> {
                 continue;
             }
             let range = job.computed..job.tokens.min(job.computed + left);
-            let vision = self.sequences[&job.keys[0]].request.prompt.has_vision_tokens(range.clone());
-            if vision && has_vision {
+            let request = &self.sequences[&job.keys[0]].request;
+            let vision = request.prompt.has_vision_tokens(range.clone());
+            // One forward pass has one adapter.
+            if vision && has_vision || *adapter.get_or_insert(request.adapter) != request.adapter {
                 break;
             }
             has_vision |= vision;
@@ -207,7 +212,10 @@ impl<'r> Scheduler<'r> {
             sequence.tokens().extend_block_hashes(&mut hashes, job.tokens);
         }
         // The last token of a prompt is computed in any case, because its logits are needed.
-        let skippable = job.tokens - usize::from(sequence.generated() == 0);
+        let skippable = match sequence.wanted_prompt_log_probs() {
+            Some(_) => 0,
+            None => job.tokens - usize::from(sequence.generated() == 0),
+        };
         let known = &hashes[..hashes.len().min(skippable / BLOCK)];
         let (unused, found) = self.blocks.peek(known);
         let new = BlockAllocator::blocks_for_tokens(job.tokens) - found;
@@ -241,6 +249,13 @@ impl<'r> Scheduler<'r> {
         }
     }
 
+    /// Adds the log-probabilities of tokens that a chunk has computed to a job's.
+    pub(crate) fn add_prompt_log_probs(&mut self, rank: Rank, log_probs: Vec<PromptTokenLogProbs>) {
+        if let Some(job) = self.queue.get_mut(&rank) {
+            job.log_probs.extend(log_probs);
+        }
+    }
+
     /// Records that a chunk is computed, and makes its full blocks known. If its job is then complete, removes it from
     /// the queue and returns it.
     pub(crate) fn finish_chunk(&mut self, chunk: &ChunkPlan) -> Option<PrefillJob> {
@@ -251,7 +266,14 @@ impl<'r> Scheduler<'r> {
             let full = job.hashes.len().min(job.computed / BLOCK);
             self.blocks.remember(&table[..full], &job.hashes[..full]);
         }
-        if job.computed < job.tokens { None } else { self.queue.remove(&chunk.job) }
+        if job.computed < job.tokens {
+            return None;
+        }
+        let job = self.queue.remove(&chunk.job)?;
+        if let Some(sequence) = self.sequences.get(&job.keys[0]).filter(|s| s.wanted_prompt_log_probs().is_some()) {
+            sequence.set_prompt_log_probs(job.log_probs.clone());
+        }
+        Some(job)
     }
 
     /// Appends the first token of each sequence. Returns the requests that failed.
@@ -442,6 +464,11 @@ impl<'r> Scheduler<'r> {
         let features = sequences().map(SequenceState::sampling_features).reduce(SamplingFeatures::union);
         let blocks_per_slot = sequences().map(SequenceState::max_blocks).max().unwrap_or(0);
         StepNeeds { features: features.unwrap_or_default(), blocks_per_slot }
+    }
+
+    /// The adapters of the unfinished sequences.
+    pub(crate) fn adapters_in_use(&self) -> BTreeSet<AdapterId> {
+        self.sequences.values().filter(|s| !s.is_finished()).filter_map(|s| s.request.adapter).collect()
     }
 
     /// The number of slots up to the last occupied one, including it and any free slots before it.

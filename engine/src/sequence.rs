@@ -1,6 +1,8 @@
 //! One sequence that is being generated: its tokens, its KV blocks, and when it ends.
 
+use std::cell::OnceCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use reel_model::TokenId;
@@ -8,10 +10,12 @@ use reel_model::chunked_prompt::PromptTokens;
 use reel_model::config::ModelConfig;
 use reel_runtime::ops::{DecodeSlot, RowSampling};
 
+use crate::adapters::AdapterId;
 use crate::block_allocator::BlockAllocator;
 use crate::block_hash::{BlockHash, SequenceTokens};
 use crate::error::{EngineError, Result};
 use crate::grammar::Grammar;
+use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::request::{Completion, FinishReason, GenerationRequest, PromptInput, TokenEvent, TokenLogProbs};
 use crate::sampler::{SamplingFeatures, SamplingParams};
 use crate::stop::StopCondition;
@@ -23,6 +27,7 @@ pub(crate) struct RequestState<'r> {
     pub(crate) index: usize,
     pub(crate) input: PromptInput<'r>,
     pub(crate) prompt: PromptTokens,
+    pub(crate) adapter: Option<AdapterId>,
     pub(crate) priority: i32,
     pub(crate) deadline: Option<Instant>,
     max_new_tokens: usize,
@@ -30,6 +35,10 @@ pub(crate) struct RequestState<'r> {
     eos_token_ids: Vec<TokenId>,
     logit_bias: Vec<(i32, f32)>,
     top_log_probs: Option<usize>,
+    /// How many of the most likely tokens come with each token of the prompt.
+    top_prompt_log_probs: Option<usize>,
+    /// The log-probabilities of the prompt's tokens, once they are computed.
+    prompt_log_probs: OnceCell<Arc<[PromptTokenLogProbs]>>,
 }
 
 /// A sampled token, as the device gives it.
@@ -89,6 +98,7 @@ impl<'r> SequenceState<'r> {
             index,
             input: request.prompt,
             prompt,
+            adapter: request.adapter,
             priority: request.priority,
             deadline: request.deadline,
             max_new_tokens,
@@ -96,6 +106,8 @@ impl<'r> SequenceState<'r> {
             eos_token_ids: request.eos_token_ids,
             logit_bias,
             top_log_probs: request.top_log_probs,
+            top_prompt_log_probs: request.prompt_log_probs,
+            prompt_log_probs: OnceCell::new(),
         });
         let sequence = |(index, stop): (usize, StopCondition)| SequenceState {
             request: request.clone(),
@@ -116,8 +128,8 @@ impl<'r> SequenceState<'r> {
 
     /// All tokens so far.
     pub(crate) fn tokens(&self) -> SequenceTokens<'_> {
-        let RequestState { prompt, input, .. } = &*self.request;
-        SequenceTokens { prompt, ids: &self.ids, rope_delta: input.rope_delta }
+        let RequestState { prompt, input, adapter, .. } = &*self.request;
+        SequenceTokens { prompt, ids: &self.ids, rope_delta: input.rope_delta, adapter: *adapter }
     }
 
     pub(crate) fn is_finished(&self) -> bool {
@@ -137,6 +149,18 @@ impl<'r> SequenceState<'r> {
     /// prompt; after a preemption all but the last one, whose keys the next decode step writes.
     pub(crate) fn prefill_tokens(&self) -> usize {
         if self.generated() == 0 { self.ids.len() } else { self.ids.len() - 1 }
+    }
+
+    /// How many of the most likely tokens come with each token of the prompt, if their log-probabilities are wanted and
+    /// not known yet.
+    pub(crate) fn wanted_prompt_log_probs(&self) -> Option<usize> {
+        let is_known = self.request.prompt_log_probs.get().is_some();
+        self.request.top_prompt_log_probs.filter(|_| !is_known)
+    }
+
+    /// Keeps the log-probabilities of the prompt's tokens for all completions of the request.
+    pub(crate) fn set_prompt_log_probs(&self, log_probs: Vec<PromptTokenLogProbs>) {
+        self.request.prompt_log_probs.get_or_init(|| log_probs.into());
     }
 
     /// The number of tokens whose keys and values are in the cache, as far as the host knows, while the sequence
@@ -235,8 +259,8 @@ impl<'r> SequenceState<'r> {
     }
 
     /// The state that a decode slot needs to continue the sequence. Its KV cache is complete except for the last
-    /// token, which the next step writes.
-    pub(crate) fn slot_state(&self) -> DecodeSlot<'_> {
+    /// token, which the next step writes. `adapter` is the number of the sequence's adapter in decode steps.
+    pub(crate) fn slot_state(&self, adapter: i32) -> DecodeSlot<'_> {
         let keys = self.ids.len();
         DecodeSlot {
             id: self.ids.last().copied().unwrap_or(0),
@@ -246,6 +270,7 @@ impl<'r> SequenceState<'r> {
             blocks: &self.block_table,
             draw: self.next_draw_number(),
             history: self.penalty_history(),
+            adapter,
         }
     }
 
@@ -286,6 +311,7 @@ impl<'r> SequenceState<'r> {
             ids: self.ids[self.prompt_tokens()..].iter().map(|&id| id as u32).collect(),
             log_probs: self.log_probs,
             token_log_probs: self.token_log_probs,
+            prompt_log_probs: self.request.prompt_log_probs.get().cloned().unwrap_or_default(),
             finish_reason: self.finish_reason.unwrap_or(FinishReason::Length),
         }
     }

@@ -9,12 +9,10 @@ use reel_engine::{Completion, Engine, FinishReason, SamplingParams, bench};
 use reel_kernels::cuda::Gpu;
 use reel_kernels::cuda::fake::FakeDriver;
 use reel_kernels::{Arch, compile};
-use reel_model::checkpoint::{StoredDType, TensorNaming};
-use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
+use reel_model::lora;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::save::TensorSpec;
 use reel_runtime::{Cx, DType, Device};
-use support::{PENALISED, SAMPLED, TestRequest, folder, model, run, run_continuously, simulated};
+use support::{PENALISED, SAMPLED, TestAdapter, TestRequest, model, run, run_continuously, simulated, with_adapter};
 
 /// Returns ids that, used as end tokens, make some of these completions end early: the middle id of every second one.
 fn early_end_tokens(completions: &[Completion]) -> Vec<u32> {
@@ -173,37 +171,9 @@ fn cuda_graphs_keep_driver_rules_and_equal_sim() {
     }
 }
 
-/// The model with a LoRA adapter on every layer, with nonzero B.
+/// The model with a LoRA adapter on every layer.
 fn adapted(device: &Device, dtype: DType) -> Qwen25Vl {
-    let base = model(device, dtype);
-    let spec = LoraSpec { r: 3, alpha: 2.0, targets: vec![lora::ALL_LINEAR.into()], vision: true };
-    let spec_of = |layer: &LinearLayer| {
-        let of = |part: &str, shape: Vec<usize>| TensorSpec {
-            name: format!("{}.{part}.weight", layer.name),
-            dtype: StoredDType::Bf16,
-            shape,
-        };
-        [of("lora_A", vec![3, layer.inner]), of("lora_B", vec![layer.out, 3])]
-    };
-    let tensors: Vec<TensorSpec> = lora::linear_layers(&base.config).iter().flat_map(spec_of).collect();
-    let dir = tempfile::tempdir().unwrap();
-    let (source, naming) = (folder(), TensorNaming::Classic);
-    lora::save(
-        dir.path(),
-        AdapterFolder { spec: &spec, base: "base", source: &source, naming },
-        &tensors,
-        |spec, to| {
-            let salt = spec.name.bytes().fold(7u32, |a, b| a.wrapping_mul(31).wrapping_add(b.into()));
-            let number = |i: u32| ((i ^ salt).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
-            let n = spec.shape.iter().product::<usize>() as u32;
-            // Writes the upper 16 bits of each f32, which are a bf16.
-            (0..n).try_for_each(|i| to.write_all(&(0.3 * number(i)).to_le_bytes()[2..]))
-        },
-    )
-    .unwrap();
-    let adapter = Adapter::open(dir.path()).unwrap();
-    adapter.check(&base.config).unwrap();
-    base.with_adapter(device, dtype, AdapterSource::Files(&adapter), false).unwrap()
+    with_adapter(&model(device, dtype), device, dtype, &TestAdapter { rank: 3, targets: &[lora::ALL_LINEAR], seed: 7 })
 }
 
 #[test]

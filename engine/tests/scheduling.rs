@@ -3,7 +3,6 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,50 +13,11 @@ use reel_engine::{
 use reel_kernels::compile;
 use reel_model::features::FeatureCache;
 use reel_model::input::ModelInput;
-use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device};
-use support::{PENALISED, SAMPLED, TestRequest, folder, model, run, simulated};
+use support::{SAMPLED, TestRequest, finish, image_prompt, model, run, simulated, strangers, text_prompt};
 
 /// Bytes of a KV block of the test model in f32: keys and values, 2 layers, 64 tokens, 1 head of 128.
 const BLOCK_BYTES: u64 = 2 * 2 * 64 * 128 * 4;
-
-/// 16 requests of different lengths, each with a prompt of its own, some sampled.
-fn strangers() -> Vec<GenerationRequest<'static>> {
-    let request = |i: usize| {
-        let ids: Vec<u32> = (0..(17 + 23 * i) as u32).map(|t| (t * 31 + 7 * i as u32) % 97).collect();
-        let sampling = [SamplingParams::GREEDY, SAMPLED, PENALISED, SamplingParams { min_p: 0.05, ..SAMPLED }][i % 4];
-        GenerationRequest {
-            sampling: SamplingParams { seed: i as u64, ..sampling },
-            max_new_tokens: 5 + 9 * (i % 5),
-            stop_conditions: (0..1 + usize::from(i % 6 == 1)).map(|_| StopCondition::none()).collect(),
-            ..GenerationRequest::new(text_prompt(ids))
-        }
-    };
-    (0..16).map(request).collect()
-}
-
-fn text_prompt(ids: Vec<u32>) -> ModelInput {
-    let at: Vec<i64> = (0..ids.len() as i64).collect();
-    ModelInput { input_ids: ids, position_ids: [at.clone(), at.clone(), at], ..ModelInput::default() }
-}
-
-/// The prompt of the golden case with an image.
-fn image_prompt(model: &Qwen25Vl) -> Arc<ModelInput> {
-    let file = folder().parent().map(|case| case.join("inputs.safetensors")).unwrap();
-    Arc::new(ModelInput::read(Path::new(&file), &model.config).unwrap())
-}
-
-/// Steps until the batch is idle, and returns its completions in the order of requests.
-fn finish(batch: &mut ContinuousBatch) -> Vec<Completion> {
-    let mut completions = Vec::new();
-    while !batch.is_idle() {
-        let output = batch.step(&mut |_| {}).unwrap();
-        assert!(output.failed.is_empty(), "{:?}", output.failed);
-        completions.extend(output.completions);
-    }
-    completions.sort_by_key(|c| (c.request, c.index));
-    completions
-}
 
 /// The completions of all requests together in a batch, added `per_step` at a time; and what the engine did.
 fn together(engine: &Engine, kv_bytes: u64, per_step: usize) -> (Vec<Completion>, EngineStats) {
@@ -321,6 +281,48 @@ fn arrival() -> impl Strategy<Value = Arrival> {
         1 => (0usize..20).prop_map(Arrival::Cancel),
         3 => Just(Arrival::Nothing),
     ]
+}
+
+/// The tokens of a greedy completion have the same log-probabilities as part of a later prompt, whatever the chunks, the
+/// prefix cache and the other requests.
+#[test]
+fn log_probabilities_of_a_prompt_are_those_of_its_generation() {
+    let device = Device::cpu(2);
+    let (model, cx) = (model(&device, DType::F32), Cx::inference(&device, DType::F32));
+    let ids: Vec<u32> = (0..150).map(|t| (t * 31 + 3) % 97).collect();
+    let generated = {
+        let prompt = GenerationRequest::new(text_prompt(ids.clone()));
+        let request = GenerationRequest { max_new_tokens: 60, top_log_probs: Some(4), ..prompt };
+        Engine::new(&model, &cx).unwrap().generate(vec![request], |_| {}).unwrap().0.remove(0)
+    };
+    let whole = [&ids[..], &generated.ids].concat();
+    let mut results = Vec::new();
+    for (chunk, strangers_beside) in [(1, 0), (7, 5), (64, 0), (512, 16)] {
+        let engine = Engine::new(&model, &cx).unwrap().chunk_tokens(chunk).max_slots(8);
+        let mut batch = engine.continuous_batch(60 * BLOCK_BYTES).unwrap();
+        for round in 0..2 {
+            let request = GenerationRequest {
+                prompt_log_probs: Some(4),
+                stop_conditions: vec![StopCondition::none(), StopCondition::none()],
+                ..GenerationRequest::new(text_prompt(whole.clone()))
+            };
+            strangers().into_iter().take(strangers_beside).enumerate().for_each(|(i, r)| batch.add(i + 1, r).unwrap());
+            batch.add(0, request).unwrap();
+            let completions = finish(&mut batch);
+            assert_eq!(completions[0].prompt_log_probs, completions[1].prompt_log_probs);
+            assert!(completions[2..].iter().all(|c| c.prompt_log_probs.is_empty()));
+            results.push((format!("chunks of {chunk}, round {round}"), completions[0].prompt_log_probs.clone()));
+        }
+    }
+    for (name, tokens) in &results {
+        assert_eq!(tokens, &results[0].1, "{name}");
+        assert_eq!(tokens.iter().map(|t| t.id).collect::<Vec<_>>(), whole[1..]);
+    }
+    for (token, wanted) in results[0].1[ids.len() - 1..].iter().zip(&generated.token_log_probs) {
+        assert!((token.log_prob - wanted.log_prob).abs() < 1e-5 && token.rank == 1, "{token:?} {wanted:?}");
+        let ids = |top: &[(u32, f32)]| top.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+        assert_eq!(ids(&token.top), ids(&wanted.top));
+    }
 }
 
 proptest! {

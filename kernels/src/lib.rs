@@ -57,6 +57,7 @@ kernels! {
     layer_norm
     linear_log_prob
     log_prob
+    lora_rows
     normalise
     paged_attention
     patch_embedding

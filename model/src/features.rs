@@ -63,6 +63,11 @@ impl FeatureCache {
         FeatureCache { max_bytes, state: Mutex::default() }
     }
 
+    /// An empty cache of the same size.
+    pub(crate) fn empty_copy(&self) -> FeatureCache {
+        FeatureCache::new(self.max_bytes)
+    }
+
     pub(crate) fn get(&self, key: u128) -> Option<Arc<VisionFeatures>> {
         let mut state = self.lock();
         state.now += 1;

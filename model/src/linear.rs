@@ -1,8 +1,8 @@
-//! A linear layer: weight, optional bias, and optional LoRA adapter.
+//! A linear layer: weight, optional bias, and optional LoRA adapters.
 
 use std::sync::Arc;
 
-use reel_runtime::ops::{self, Lora};
+use reel_runtime::ops::{self, Lora, LoraStack, RowAdapters};
 use reel_runtime::{Cx, Tensor};
 
 use crate::error::Result;
@@ -16,6 +16,8 @@ pub(crate) struct Linear {
     weight: Tensor,       // [out, in]
     bias: Option<Tensor>, // [out]
     pub(crate) adapter: Option<Lora>,
+    /// The adapters that rows of a decode step may have instead.
+    pub(crate) row_adapters: Option<LoraStack>,
 }
 
 impl Linear {
@@ -30,7 +32,7 @@ impl Linear {
             from.load(&format!("{name}.weight"), &[out_features, in_features], &[out_features, in_features])?;
         let bias =
             if has_bias { Some(from.load(&format!("{name}.bias"), &[out_features], &[out_features])?) } else { None };
-        Ok(Linear { name: name.into(), weight, bias, adapter: None })
+        Ok(Linear { name: name.into(), weight, bias, adapter: None, row_adapters: None })
     }
 
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
@@ -38,20 +40,40 @@ impl Linear {
         std::iter::once(&self.weight).chain(&self.bias).chain(adapter)
     }
 
-    /// The forward pass of a decode step for up to 16 rows; adds `residual` to the output if it is given. Has no
-    /// backward rule.
-    pub(crate) fn forward_skinny(&self, cx: &Cx, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
-        Ok(match &self.adapter {
-            Some(lora) => ops::skinny_lora_linear(cx, x, &self.weight, self.bias.as_ref(), lora, residual)?,
-            None => ops::skinny_linear(cx, x, &self.weight, self.bias.as_ref(), residual)?,
+    /// The forward pass of a decode step, for few rows; adds `residual` to the output if it is given. `rows` i32 `[R]` has
+    /// the number of each row's adapter, if the rows may have different ones. Has no backward rule.
+    pub(crate) fn forward_skinny(
+        &self,
+        cx: &Cx,
+        x: &Tensor,
+        rows: Option<&Tensor>,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let (weight, bias) = (&self.weight, self.bias.as_ref());
+        Ok(match (&self.adapter, self.row_adapters(rows)) {
+            (_, Some(adapters)) => ops::skinny_linear_with_row_adapters(cx, x, weight, bias, adapters, residual)?,
+            (Some(lora), None) => ops::skinny_lora_linear(cx, x, weight, bias, lora, residual)?,
+            (None, None) => ops::skinny_linear(cx, x, weight, bias, residual)?,
         })
     }
 
+    /// The adapters of the rows of a decode step, if this layer has any.
+    fn row_adapters<'a>(&'a self, rows: Option<&'a Tensor>) -> Option<RowAdapters<'a>> {
+        Some(RowAdapters { stack: self.row_adapters.as_ref()?, numbers: rows? })
+    }
+
     /// `silu(gate(x)) · up(x)` of a decode step, for layers without bias. Has no backward rule.
-    pub(crate) fn swiglu_skinny(cx: &Cx, x: &Tensor, gate: &Linear, up: &Linear) -> Result<Tensor> {
-        Ok(match (&gate.adapter, &up.adapter) {
-            (None, None) => ops::skinny_swiglu(cx, x, &gate.weight, &up.weight)?,
-            _ => ops::swiglu(cx, &gate.forward_skinny(cx, x, None)?, &up.forward_skinny(cx, x, None)?)?,
+    pub(crate) fn swiglu_skinny(
+        cx: &Cx,
+        x: &Tensor,
+        rows: Option<&Tensor>,
+        gate: &Linear,
+        up: &Linear,
+    ) -> Result<Tensor> {
+        let is_adapted = |layer: &Linear| layer.adapter.is_some() || layer.row_adapters(rows).is_some();
+        Ok(match is_adapted(gate) || is_adapted(up) {
+            false => ops::skinny_swiglu(cx, x, &gate.weight, &up.weight)?,
+            true => ops::swiglu(cx, &gate.forward_skinny(cx, x, rows, None)?, &up.forward_skinny(cx, x, rows, None)?)?,
         })
     }
 

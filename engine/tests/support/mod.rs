@@ -4,12 +4,15 @@
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition};
-use reel_model::checkpoint::Checkpoint;
+use reel_engine::{Completion, ContinuousBatch, Engine, GenerationRequest, SamplingParams, StopCondition};
+use reel_model::checkpoint::{Checkpoint, StoredDType, TensorNaming};
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
+use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::save::TensorSpec;
 use reel_runtime::{DType, Device, SimOptions};
 
 /// A model folder with bf16 weights, which the skinny GEMM kernels of decode steps need.
@@ -20,6 +23,49 @@ pub fn folder() -> PathBuf {
 pub fn model(device: &Device, dtype: DType) -> Qwen25Vl {
     let (folder, config) = (folder(), ModelConfig::open(&folder()).unwrap());
     Qwen25Vl::open(device, &Checkpoint::open(&folder).unwrap(), &config, dtype).unwrap()
+}
+
+/// A LoRA adapter with nonzero matrices.
+#[derive(Clone, Copy, Debug)]
+pub struct TestAdapter {
+    pub rank: usize,
+    /// The target layers, or [`lora::ALL_LINEAR`].
+    pub targets: &'static [&'static str],
+    pub seed: u32,
+}
+
+/// The model with an adapter that was written to a folder and read again.
+pub fn with_adapter(base: &Qwen25Vl, device: &Device, dtype: DType, adapter: &TestAdapter) -> Qwen25Vl {
+    let TestAdapter { rank, targets, seed } = *adapter;
+    let targets = targets.iter().map(|target| target.to_string()).collect();
+    let spec = LoraSpec { r: rank, alpha: 2.0, targets, vision: true };
+    let spec_of = |layer: &LinearLayer| {
+        let of = |part: &str, shape: Vec<usize>| TensorSpec {
+            name: format!("{}.{part}.weight", layer.name),
+            dtype: StoredDType::Bf16,
+            shape,
+        };
+        [of("lora_A", vec![rank, layer.inner]), of("lora_B", vec![layer.out, rank])]
+    };
+    let tensors: Vec<TensorSpec> = spec.target_layers(&base.config).unwrap().iter().flat_map(spec_of).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let (source, naming) = (folder(), TensorNaming::Classic);
+    lora::save(
+        dir.path(),
+        AdapterFolder { spec: &spec, base: "base", source: &source, naming },
+        &tensors,
+        |spec, to| {
+            let salt = spec.name.bytes().fold(seed, |a, b| a.wrapping_mul(31).wrapping_add(b.into()));
+            let number = |i: u32| ((i ^ salt).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
+            let n = spec.shape.iter().product::<usize>() as u32;
+            // Writes the upper 16 bits of each f32, which are a bf16.
+            (0..n).try_for_each(|i| to.write_all(&(0.3 * number(i)).to_le_bytes()[2..]))
+        },
+    )
+    .unwrap();
+    let adapter = Adapter::open(dir.path()).unwrap();
+    adapter.check(&base.config).unwrap();
+    base.clone().with_adapter(device, dtype, AdapterSource::Files(&adapter), false).unwrap()
 }
 
 /// A request: the length of its prompt, and how its completions are generated.
@@ -81,4 +127,42 @@ pub fn run_continuously(engine: &Engine, kv_bytes: u64, requests: &[TestRequest]
 
 pub fn simulated() -> Device {
     Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap()
+}
+
+/// 16 requests of different lengths, each with a prompt of its own, some sampled.
+pub fn strangers() -> Vec<GenerationRequest<'static>> {
+    let request = |i: usize| {
+        let ids: Vec<u32> = (0..(17 + 23 * i) as u32).map(|t| (t * 31 + 7 * i as u32) % 97).collect();
+        let sampling = [SamplingParams::GREEDY, SAMPLED, PENALISED, SamplingParams { min_p: 0.05, ..SAMPLED }][i % 4];
+        GenerationRequest {
+            sampling: SamplingParams { seed: i as u64, ..sampling },
+            max_new_tokens: 5 + 9 * (i % 5),
+            stop_conditions: (0..1 + usize::from(i % 6 == 1)).map(|_| StopCondition::none()).collect(),
+            ..GenerationRequest::new(text_prompt(ids))
+        }
+    };
+    (0..16).map(request).collect()
+}
+
+pub fn text_prompt(ids: Vec<u32>) -> ModelInput {
+    let at: Vec<i64> = (0..ids.len() as i64).collect();
+    ModelInput { input_ids: ids, position_ids: [at.clone(), at.clone(), at], ..ModelInput::default() }
+}
+
+/// The prompt of the golden case with an image.
+pub fn image_prompt(model: &Qwen25Vl) -> Arc<ModelInput> {
+    let file = folder().parent().map(|case| case.join("inputs.safetensors")).unwrap();
+    Arc::new(ModelInput::read(Path::new(&file), &model.config).unwrap())
+}
+
+/// Steps until the batch is idle, and returns its completions in the order of requests.
+pub fn finish(batch: &mut ContinuousBatch) -> Vec<Completion> {
+    let mut completions = Vec::new();
+    while !batch.is_idle() {
+        let output = batch.step(&mut |_| {}).unwrap();
+        assert!(output.failed.is_empty(), "{:?}", output.failed);
+        completions.extend(output.completions);
+    }
+    completions.sort_by_key(|c| (c.request, c.index));
+    completions
 }

@@ -5,7 +5,8 @@ checks!(copies_its_pairs_and_nothing_else);
 
 fn copies_its_pairs_and_nothing_else() {
     let blocks = 11;
-    for (count, units, seed) in [(0, 5, 1), (1, 1, 2), (3, 16, 3), (5, 1024, 4), (2, 1025, 5), (4, 2999, 6)] {
+    let cases = [(0, 5, 5, 1), (1, 1, 1, 2), (3, 16, 9, 3), (5, 1024, 1024, 4), (2, 1100, 1025, 5), (4, 2999, 2048, 6)];
+    for (count, units, copied, seed) in cases {
         // Block indices in the order of a permutation: the first `count` are sources, the next `count` destinations.
         let place = |i: usize| ((i * 7 + seed) % blocks) as i32;
         let pairs: Vec<[i32; 2]> = (0..count).map(|i| [place(i), place(5 + i)]).collect();
@@ -16,8 +17,8 @@ fn copies_its_pairs_and_nothing_else() {
         let (mut want_k, mut want_v) = (k.clone(), v.clone());
         for &[from, to] in &pairs {
             let (from, to) = (from as usize * units, to as usize * units);
-            want_k.copy_within(from..from + units, to);
-            want_v.copy_within(from..from + units, to);
+            want_k.copy_within(from..from + copied, to);
+            want_v.copy_within(from..from + copied, to);
         }
         let params = Params {
             k_cache: addr_mut(&mut k),
@@ -25,11 +26,13 @@ fn copies_its_pairs_and_nothing_else() {
             pairs: addr(&pairs),
             count: count as u32,
             units: units as u32,
+            copied: copied as u32,
+            reserved: 0,
         };
         run(&copy(&params), 2);
         assert!(
             k == want_k && v == want_v,
-            "the caches are wrong after {count} copies of a block of {units} x 16 bytes"
+            "the caches are wrong after {count} copies of {copied} x 16 bytes of a block of {units}"
         );
     }
 }

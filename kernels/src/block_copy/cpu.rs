@@ -9,7 +9,7 @@ use crate::view::{OutputArray, slice_at};
 /// The addresses cover the shapes that [`Params`] documents. Destination blocks are all different, and none is a
 /// source.
 pub unsafe fn copy(p: &Params, team: &Team) {
-    let (count, units) = (p.count as usize, p.units as usize);
+    let [count, units, copied] = [p.count, p.units, p.copied].map(|size| size as usize);
     // SAFETY: `pairs` covers `count` pairs.
     let pairs = unsafe { slice_at::<[i32; 2]>(p.pairs, count) };
     let blocks = pairs.iter().flatten().map(|&b| b as usize + 1).max().unwrap_or(0);
@@ -19,7 +19,7 @@ pub unsafe fn copy(p: &Params, team: &Team) {
         // SAFETY: both caches cover the copied blocks, and no written block is part of another pair.
         unsafe {
             let cache = OutputArray::<[u64; 2]>::new(cache, blocks * units);
-            cache.part(to, units).copy_from_slice(cache.part(from, units));
+            cache.part(to, copied).copy_from_slice(cache.part(from, copied));
         }
     });
 }

@@ -6,7 +6,7 @@ use crate::folder::{HEAD_DIM, KV_HEADS, LabeledLaunches, Sizes, placeholder_para
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     // A block of 64 tokens with 4 heads of 128 elements in bf16, in units of 16 bytes.
     let units = 64 * KV_HEADS * HEAD_DIM * 2 / 16;
-    let p = block_copy::Params { count: 64, units, ..placeholder_params() };
+    let p = block_copy::Params { count: 64, units, copied: units, ..placeholder_params() };
     vec![("64 blocks of 64 tokens, 4 heads of 128 in bf16", block_copy::copy(&p))]
 }
 
@@ -15,5 +15,5 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let [k_cache, v_cache] = [(); 2].map(|()| arrays.elements(8 * 4096, 16));
     let pairs = arrays.ids([0, 5, 1, 6, 2, 7]);
-    allow_one_tenth_more([block_copy::copy(&block_copy::Params { k_cache, v_cache, pairs, count: 3, units: 4096 })])
+    allow_one_tenth_more([block_copy::copy(&block_copy::Params { k_cache, v_cache, pairs, count: 3, units: 4096, copied: 4000, reserved: 0 })])
 }

@@ -1,9 +1,9 @@
 //! Copies blocks of a key cache and a value cache: gives a sequence its own copy of a shared block before it writes
 //! to it.
 //!
-//! Block `pairs[i, 0]` is copied to block `pairs[i, 1]`, in both caches. No block is written twice, and no written
-//! block is read. Blocks are contiguous and their size is a multiple of 16 bytes. Numerics: bits are copied. Bound:
-//! memory, each byte read and written once.
+//! The first `copied` units of block `pairs[i, 0]` are copied to block `pairs[i, 1]`, in both caches; the rest of a
+//! block need not be initialised. No block is written twice, and no written block is read. Blocks are contiguous and
+//! their size is a multiple of 16 bytes. Numerics: bits are copied. Bound: memory, each byte read and written once.
 
 pub(crate) mod check;
 mod cpu;
@@ -25,6 +25,10 @@ params! {
         pub count: u32,
         /// Size of a block of one cache, in units of 16 bytes.
         pub units: u32,
+        /// Units of a block to copy, at most `units`.
+        pub copied: u32,
+        /// 0
+        pub reserved: u32,
     }
 }
 
@@ -36,9 +40,9 @@ kernel_folder! {
 
 kernel!(pub COPY, "block_copy", Params, cpu::copy, &SOURCE, geometry);
 
-/// For each pair and each cache, one thread block per 1024 units (of 16 bytes) of a cache block.
+/// For each pair and each cache, one thread block per 1024 units (of 16 bytes) to copy.
 fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
-    match p.count * 2 * p.units.div_ceil(1024) {
+    match p.count * 2 * p.copied.div_ceil(1024) {
         0 => Vec::new(),
         blocks => vec![Stage::one_dimensional("block_copy", blocks, 256)],
     }
@@ -46,6 +50,6 @@ fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
 
 /// Launches the copy of all pairs in both caches.
 pub fn copy(params: &Params) -> Launch {
-    let bytes = 2.0 * 2.0 * 16.0 * params.count as f64 * params.units as f64 + 8.0 * params.count as f64;
+    let bytes = 2.0 * 2.0 * 16.0 * params.count as f64 * params.copied as f64 + 8.0 * params.count as f64;
     Launch::kernel(&COPY, params, Cost { flops: 0.0, bytes })
 }

@@ -12,7 +12,7 @@ constexpr int PER_THREAD = 4;
 constexpr u32 CHUNK = THREADS * PER_THREAD;  // units of 16 bytes
 
 extern "C" __global__ void __launch_bounds__(THREADS) block_copy(const __grid_constant__ Params p) {
-  const u32 chunks = ceil_div(p.units, CHUNK);
+  const u32 chunks = ceil_div(p.copied, CHUNK);
   const u32 chunk = blockIdx.x % chunks, pair = blockIdx.x / chunks / 2;
   Words<16>* cache = global<Words<16>>(blockIdx.x / chunks % 2 == 0 ? p.k_cache : p.v_cache);
   const int* blocks = global<const int>(p.pairs) + 2 * static_cast<u64>(pair);
@@ -22,11 +22,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) block_copy(const __grid_co
 #pragma unroll
   for (int i = 0; i < PER_THREAD; ++i) {
     const u32 at = chunk * CHUNK + i * THREADS + threadIdx.x;
-    if (at < p.units) words[i] = from[at];
+    if (at < p.copied) words[i] = from[at];
   }
 #pragma unroll
   for (int i = 0; i < PER_THREAD; ++i) {
     const u32 at = chunk * CHUNK + i * THREADS + threadIdx.x;
-    if (at < p.units) to[at] = words[i];
+    if (at < p.copied) to[at] = words[i];
   }
 }

@@ -56,6 +56,9 @@ pub struct RequestSettings {
     /// With a number, the answer has the log-probability of each token and this many of the most likely tokens: the
     /// fields `logprobs` and `top_logprobs`.
     pub top_log_probs: Option<usize>,
+    /// With a number, the answer has the log-probability of each token of the prompt and this many of the most likely
+    /// tokens there: the field `prompt_logprobs`.
+    pub prompt_log_probs: Option<usize>,
     /// What a completion must look like: `response_format`, `guided_json` and so on, or `structured_outputs`.
     pub grammar: Option<GrammarSpec>,
     /// Requests with a lower number come first.
@@ -163,6 +166,11 @@ impl RequestSettings {
                 "top_logprobs" => {
                     let help = "set logprobs to true, or remove it";
                     return Err(ModelError::messages(format!("{location}: {name}"), "needs logprobs", help));
+                }
+                "prompt_logprobs" => {
+                    let help = format!("0 to {MAX_TOP_LOG_PROBS}");
+                    let number = value.as_u64().map(|n| n as usize).filter(|&n| n <= MAX_TOP_LOG_PROBS);
+                    settings.prompt_log_probs = Some(number.ok_or_else(|| wrong(&help))?);
                 }
                 "response_format" | "structured_outputs" | "guided_json" | "guided_regex" | "guided_choice"
                 | "guided_grammar" => {
@@ -295,7 +303,7 @@ mod tests {
             "max_tokens": 7, "max_completion_tokens": 5, "n": 2, "stop": "END", "seed": 3, "stream": true, "tools": [],
             "presence_penalty": 0.5, "frequency_penalty": -1, "min_p": 0.1, "logprobs": true, "top_logprobs": 4,
             "logit_bias": {"7": -100, "8": 1.5}, "stop_token_ids": [3], "ignore_eos": true, "min_tokens": 2, "priority": -1,
-            "guided_regex": "a|b", "response_format": {"type": "text"},
+            "guided_regex": "a|b", "prompt_logprobs": 3, "response_format": {"type": "text"},
         });
         let request = read(&body.to_string()).unwrap();
         assert_eq!(request.messages, body["messages"]);
@@ -316,6 +324,7 @@ mod tests {
             min_new_tokens: 2,
             logit_bias: vec![(7, -100.0), (8, 1.5)],
             top_log_probs: Some(4),
+            prompt_log_probs: Some(3),
             grammar: Some(GrammarSpec::Regex("a|b".into())),
             priority: -1,
         };

@@ -10,8 +10,11 @@
 mod config;
 mod folder;
 mod merge;
+mod stack;
 #[cfg(test)]
 mod tests;
+
+use std::sync::Arc;
 
 use reel_kernels::philox;
 use reel_runtime::ops::Lora;
@@ -191,6 +194,7 @@ impl Qwen25Vl {
         source: AdapterSource,
         trained: bool,
     ) -> Result<Qwen25Vl> {
+        let changed_tower = self.vision.linear_layers_mut().any(|linear| linear.adapter.is_some());
         for linear in self.linear_layers_mut() {
             let name = linear.name.clone();
             let part = |t: Tensor, part: &str| -> Result<Tensor> {
@@ -203,14 +207,25 @@ impl Qwen25Vl {
                 None => None,
             };
         }
+        self.forget_features_if(changed_tower);
         Ok(self)
     }
 
     /// Returns the model without an adapter. Copies no weights.
     pub fn without_adapter(&self) -> Qwen25Vl {
         let mut base = self.clone();
+        let changed_tower = base.vision.linear_layers_mut().any(|linear| linear.adapter.take().is_some());
         base.linear_layers_mut().for_each(|linear| linear.adapter = None);
+        base.forget_features_if(changed_tower);
         base
+    }
+
+    /// Gives the model an empty cache of vision tokens if its tower had an adapter, or has one: the cache that it shares
+    /// with other models has the vision tokens of another tower.
+    fn forget_features_if(&mut self, changed_tower: bool) {
+        if changed_tower || self.vision.linear_layers_mut().any(|linear| linear.adapter.is_some()) {
+            self.features = self.features.take().map(|cache| Arc::new(cache.empty_copy()));
+        }
     }
 
     fn linear_layers_mut(&mut self) -> impl Iterator<Item = &mut Linear> {

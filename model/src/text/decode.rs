@@ -32,7 +32,7 @@ impl TextDecoder {
         let mut x = ops::embedding(cx, &self.embed_tokens, &rows.ids)?;
         for (layer, (k, v)) in self.layers.iter().zip(&cache.layers) {
             let _layer = in_layer(STACK, layer.index);
-            x = layer.decode(cx, &x, &rotary, (k, v), &pages)?;
+            x = layer.decode(cx, &x, rows.adapters(), &rotary, (k, v), &pages)?;
         }
         let x = ops::rms_norm(cx, &x, &self.norm, self.config.rms_norm_eps as f32)?;
         Ok(ops::skinny_logits(cx, &x, &self.lm_head)?)
@@ -51,6 +51,7 @@ impl Layer {
         &self,
         cx: &Cx,
         x: &Tensor,
+        adapters: Option<&Tensor>,
         rotary: &RotaryTable,
         caches: (&Tensor, &Tensor),
         pages: &KvPages,
@@ -58,15 +59,16 @@ impl Layer {
         let r = x.shape()[0];
         let (heads, kv_heads) = ([r, self.heads, self.head_dim], [r, self.kv_heads, self.head_dim]);
         let normed = ops::rms_norm(cx, x, &self.input_norm, self.eps)?;
-        let q = ops::apply_rotary(cx, &self.q.forward_skinny(cx, &normed, None)?.reshape(&heads)?, rotary)?;
-        let k = ops::apply_rotary(cx, &self.k.forward_skinny(cx, &normed, None)?.reshape(&kv_heads)?, rotary)?;
-        let v = self.v.forward_skinny(cx, &normed, None)?.reshape(&kv_heads)?;
+        let of_normed = |layer: &Linear| layer.forward_skinny(cx, &normed, adapters, None);
+        let q = ops::apply_rotary(cx, &of_normed(&self.q)?.reshape(&heads)?, rotary)?;
+        let k = ops::apply_rotary(cx, &of_normed(&self.k)?.reshape(&kv_heads)?, rotary)?;
+        let v = of_normed(&self.v)?.reshape(&kv_heads)?;
         ops::kv_write(cx, &k, &v, caches, pages)?;
         let o = ops::paged_attention(cx, &q, caches, pages)?.reshape(&[r, self.heads * self.head_dim])?;
         drop((normed, q, k, v));
-        let x = self.o.forward_skinny(cx, &o, Some(x))?;
+        let x = self.o.forward_skinny(cx, &o, adapters, Some(x))?;
         let normed = ops::rms_norm(cx, &x, &self.post_norm, self.eps)?;
-        let inner = Linear::swiglu_skinny(cx, &normed, &self.gate, &self.up)?;
-        self.down.forward_skinny(cx, &inner, Some(&x))
+        let inner = Linear::swiglu_skinny(cx, &normed, adapters, &self.gate, &self.up)?;
+        self.down.forward_skinny(cx, &inner, adapters, Some(&x))
     }
 }

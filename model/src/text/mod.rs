@@ -83,6 +83,14 @@ impl KvCache {
         self.layers.iter().flat_map(|(k, v)| [k, v])
     }
 
+    /// Copies the keys and values of the first `tokens` tokens of blocks, given as (from, to). No block may be written
+    /// twice, or both read and written.
+    pub fn copy_blocks(&self, cx: &Cx, pairs: &[(i32, i32)], tokens: usize) -> Result<()> {
+        let blocks: Vec<i32> = pairs.iter().flat_map(|&(from, to)| [from, to]).collect();
+        let pairs = Tensor::from_i32(cx.device(), &[pairs.len(), 2], &blocks)?;
+        self.layers.iter().try_for_each(|(k, v)| Ok(ops::copy_kv_blocks(cx, (k, v), &pairs, tokens)?))
+    }
+
     /// The number of blocks in each layer.
     pub fn block_count(&self) -> usize {
         self.blocks
@@ -123,13 +131,18 @@ impl TextDecoder {
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let head = (self.lm_head.id() != self.embed_tokens.id()).then_some(&self.lm_head);
         let layers = self.layers.iter().flat_map(|layer| {
-            let linears = [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down];
-            [&layer.input_norm, &layer.post_norm].into_iter().chain(linears.into_iter().flat_map(Linear::tensors))
+            let linears = layer.linear_layers().into_iter().flat_map(Linear::tensors);
+            [&layer.input_norm, &layer.post_norm].into_iter().chain(linears)
         });
         [&self.embed_tokens, &self.norm].into_iter().chain(head).chain(layers)
     }
 
     /// The linear layers, all of which can have LoRA adapters.
+    pub(crate) fn linear_layers(&self) -> impl Iterator<Item = &Linear> {
+        self.layers.iter().flat_map(|layer| layer.linear_layers())
+    }
+
+    /// The layers of [`Self::linear_layers`], to be changed.
     pub(crate) fn linear_layers_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.layers.iter_mut().flat_map(|layer| {
             let l = Arc::make_mut(layer);
@@ -203,6 +216,10 @@ impl Layer {
             head_dim: config.head_dim,
             eps: config.rms_norm_eps as f32,
         })
+    }
+
+    fn linear_layers(&self) -> [&Linear; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
     }
 
     fn forward(

@@ -13,6 +13,7 @@ mod embedding;
 mod grpo_loss;
 mod linear;
 mod linear_log_prob;
+mod lora_rows;
 mod loss;
 mod norm;
 mod patch_embedding;
@@ -27,7 +28,7 @@ mod tests;
 pub use super::tape::fill_zero;
 pub use activation::{gelu, gelu_tanh, swiglu};
 pub use add::add;
-pub use attention::{CuSeqlens, KvPages, SequencePages, attention, kv_write, paged_attention};
+pub use attention::{CuSeqlens, KvPages, SequencePages, attention, copy_kv_blocks, kv_write, paged_attention};
 pub use decode::{DecodeRows, DecodeSlot};
 pub use embedding::{embedding, embedding_with_vision_tokens};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
@@ -36,6 +37,7 @@ pub use linear_log_prob::{
     LmHeadBackend, linear_log_prob, linear_log_prob_with_backends, linear_log_prob_with_entropy, lm_head_backend,
     max_logit_rows,
 };
+pub use lora_rows::{LoraStack, RowAdapters};
 pub use loss::{log_prob, weighted_sum};
 pub use norm::{patch_merge, rms_norm, rms_norm_add, rms_norm_branch};
 pub use patch_embedding::{DeviceFrames, PatchingParams, patch_embedding};
@@ -43,7 +45,7 @@ pub use rotary::{RotaryFrequencies, RotaryTable, apply_rotary, rotary_table};
 pub use rows::{gather_rows, split_columns};
 pub use sampling::{RowSampling, SampledTokens, SamplingTable, TokenHistory, sample};
 pub use siglip::{add_position_embeddings, layer_norm, normalise_rows, pool_attention};
-pub use skinny::{skinny_linear, skinny_logits, skinny_lora_linear, skinny_swiglu};
+pub use skinny::{skinny_linear, skinny_linear_with_row_adapters, skinny_logits, skinny_lora_linear, skinny_swiglu};
 
 use super::{Tensor, format_shape};
 use crate::error::{Result, shape_error};

@@ -18,9 +18,9 @@
 use std::sync::Arc;
 
 use reel_kernels::paged_attention::BLOCK_TOKENS;
-use reel_kernels::{Addr, DType, attention as packed, kv_write as write, paged_attention as paged};
+use reel_kernels::{Addr, DType, attention as packed, block_copy, kv_write as write, paged_attention as paged};
 
-use super::{size, want_dtype, want_shape};
+use super::{size, want_alike, want_dtype, want_shape};
 use crate::device::{Device, Kernels, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
@@ -359,6 +359,34 @@ pub fn kv_write(cx: &Cx, k: &Tensor, v: &Tensor, caches: (&Tensor, &Tensor), pag
         reserved: 0,
     };
     cx.launch(&write::write(k.dtype(), &p))
+}
+
+/// Copies the keys and values of the first `tokens` tokens of blocks of the cache: for each row of `pairs` i32 `[N, 2]`
+/// from its first block to its second one. No block may be written twice, or both read and written. The numbers of
+/// blocks are not checked.
+pub fn copy_kv_blocks(cx: &Cx, caches: (&Tensor, &Tensor), pairs: &Tensor, tokens: usize) -> Result<()> {
+    const UNIT: usize = 16;
+    let _op = in_op("copy_kv_blocks");
+    const OP: &str = "copy_kv_blocks";
+    let blocks = caches.0.shape().first().copied().unwrap_or(0);
+    want_alike(OP, ("key cache", "value cache"), caches.0, caches.1)?;
+    let count = pairs.shape().first().copied().unwrap_or(0);
+    want_shape(OP, "pairs", pairs, &[count, 2], "source and destination of each copy")?;
+    want_dtype(OP, "pairs", pairs, DType::I32)?;
+    if tokens > BLOCK_TOKENS {
+        return Err(shape_error(OP, format!("{tokens} tokens of each block, which has {BLOCK_TOKENS}")));
+    }
+    let block_bytes = caches.0.bytes() / blocks.max(1);
+    let p = block_copy::Params {
+        k_cache: caches.0.addr(),
+        v_cache: caches.1.addr(),
+        pairs: pairs.addr(),
+        count: size(OP, count)?,
+        units: size(OP, block_bytes / UNIT)?,
+        copied: size(OP, (block_bytes / BLOCK_TOKENS * tokens).div_ceil(UNIT))?,
+        reserved: 0,
+    };
+    cx.launch(&block_copy::copy(&p))
 }
 
 /// Causal attention of new tokens q `[S, Hq, D]` to the cached keys of their sequences. Has no backward rule.

@@ -30,6 +30,8 @@ pub struct DecodeSlot<'a> {
     pub draw: i32,
     /// All tokens of the sequence so far, for penalties. Ignored if the rows were allocated without a history.
     pub history: &'a [i32],
+    /// The number of the sequence's LoRA adapter, -1 for none. Ignored if the rows keep no adapter numbers.
+    pub adapter: i32,
 }
 
 /// The `R` rows of a decode step. A row without a sequence is computed, too, but has no effect.
@@ -47,6 +49,7 @@ pub struct DecodeRows {
     tables: Tensor,                    // i32 [R, max_blocks]
     slots: Tensor,                     // i32 [R]
     history: Option<(Tensor, Tensor)>, // i32 [R, longest], i32 [R]
+    adapters: Option<Tensor>,          // i32 [R]
     seqs: CuSeqlens,
 }
 
@@ -64,6 +67,7 @@ impl DecodeRows {
             tables: zeros(&[rows, max_blocks])?,
             slots: Tensor::from_i32(device, &[rows], &vec![-1; rows])?,
             history: if max_history > 0 { Some((zeros(&[rows, max_history])?, zeros(&[rows])?)) } else { None },
+            adapters: None,
             seqs: CuSeqlens::from_lengths(device, &vec![1; rows])?,
         })
     }
@@ -73,6 +77,17 @@ impl DecodeRows {
         let zeros = |shape: &[usize]| Tensor::from_i32(device, shape, &vec![0; shape.iter().product()]);
         self.history = Some((zeros(&[self.rows(), max_history])?, zeros(&[self.rows()])?));
         Ok(())
+    }
+
+    /// Keeps the number of each row's LoRA adapter. All rows must be assigned again.
+    pub fn keep_adapters(&mut self, device: &Device) -> Result<()> {
+        self.adapters = Some(Tensor::from_i32(device, &[self.rows()], &vec![-1; self.rows()])?);
+        Ok(())
+    }
+
+    /// i32 `[R]`: the number of each row's LoRA adapter, -1 for none; `None` if the rows keep no adapter numbers.
+    pub fn adapters(&self) -> Option<&Tensor> {
+        self.adapters.as_ref()
     }
 
     /// The same rows for steps that neither read nor extend the histories.
@@ -117,6 +132,7 @@ impl DecodeRows {
             tables: part(&self.tables)?,
             slots: part(&self.slots)?,
             history: self.history.as_ref().map(history).transpose()?,
+            adapters: self.adapters.as_ref().map(part).transpose()?,
             // Every row has one new token.
             seqs: self.seqs.first_sequences(rows)?,
         })
@@ -175,6 +191,9 @@ impl DecodeRows {
         write(&self.kv_limits, &|s| s.limit as i32)?;
         write(&self.slots, &last)?;
         self.tables.rows(first, n)?.write(&tables)?;
+        if let Some(adapters) = &self.adapters {
+            write(adapters, &|s| s.adapter)?;
+        }
         if let Some((tokens, lens)) = &self.history {
             write(lens, &|s| s.history.len() as i32)?;
             tokens.rows(first, n)?.write(&history)?;

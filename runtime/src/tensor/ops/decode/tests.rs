@@ -11,7 +11,7 @@ fn devices() -> Vec<Device> {
 }
 
 fn slot(id: i32, keys: usize, limit: usize, blocks: &[i32]) -> DecodeSlot<'_> {
-    DecodeSlot { id, position: keys as i32 + 10, keys, limit, blocks, draw: keys as i32, history: &[] }
+    DecodeSlot { id, position: keys as i32 + 10, keys, limit, blocks, draw: keys as i32, history: &[], adapter: -1 }
 }
 
 #[test]

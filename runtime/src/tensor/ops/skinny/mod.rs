@@ -9,6 +9,7 @@ use reel_kernels::skinny::{self, Params, WeightFormat};
 use reel_kernels::{Addr, DType};
 
 use super::linear::add_lora_output;
+use super::lora_rows::{RowAdapters, add_row_adapters};
 use super::{Lora, add, linear, lora_linear, matmul, rows_cols, size, swiglu, want_dtype, want_shape};
 use crate::device::{Kernels, in_op};
 use crate::error::{Result, shape_error};
@@ -99,6 +100,27 @@ pub fn skinny_lora_linear(
     }
     let y = skinny_linear(cx, x, w, b, residual)?;
     add_lora_output(cx, x, lora, &y)?;
+    Ok(y)
+}
+
+/// [`skinny_linear`] with a LoRA adapter of its own for each row. A row has the bits that [`skinny_lora_linear`] gives it
+/// with its adapter, and those of [`skinny_linear`] without one.
+pub fn skinny_linear_with_row_adapters(
+    cx: &Cx,
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    adapters: RowAdapters,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    let _op = in_op("skinny_linear_with_row_adapters");
+    if !uses_skinny_kernel(cx, x, w)? {
+        let y = linear(cx, x, w, b)?;
+        add_row_adapters(cx, x, adapters, &y)?;
+        return residual.map_or(Ok(y.clone()), |r| add(cx, r, &y));
+    }
+    let y = skinny_linear(cx, x, w, b, residual)?;
+    add_row_adapters(cx, x, adapters, &y)?;
     Ok(y)
 }
 

@@ -3,6 +3,7 @@ use reel_kernels::compile;
 
 use super::*;
 use crate::device::{Device, MemoryCategory, SimOptions};
+use crate::tensor::ops::LoraStack;
 use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};
 
 /// The results of `skinny_linear` with bias and residual, `skinny_swiglu`, `skinny_logits`, and `skinny_lora_linear`.
@@ -60,6 +61,67 @@ proptest! {
         let all = skinny_linear(&cx, &x, &w, None, None).unwrap().to_f32().unwrap();
         let last = skinny_linear(&cx, &x.rows(m - 1, 1).unwrap(), &w, None, None).unwrap().to_f32().unwrap();
         prop_assert!(all[(m - 1) * n..] == last);
+    }
+}
+
+/// The products of rows with adapters 1, none and 0, and those that each row has alone, with its adapter.
+fn products_with_row_adapters(device: &Device, dtype: DType, [n, k]: [usize; 2], seed: u32) -> [Vec<f32>; 2] {
+    let cx = Cx::inference(device, dtype);
+    let (ranks, most) = ([3, 5], 8);
+    let numbers = |count, salt: u32| pseudo_random_numbers(count, seed ^ salt);
+    let put = |shape: &[usize], dtype, values: &[f32]| {
+        Tensor::from_f32(device, shape, dtype, values, MemoryCategory::Weights).unwrap()
+    };
+    let (x, w) = (put(&[3, k], dtype, &numbers(3 * k, 1)), put(&[n, k], DType::BF16, &numbers(n * k, 2)));
+    let (b, r) = (put(&[n], dtype, &numbers(n, 3)), put(&[3, n], dtype, &numbers(3 * n, 4)));
+    let matrices =
+        [5, 6].map(|salt| (numbers(ranks[salt - 5] * k, salt as u32), numbers(n * ranks[salt - 5], 9 + salt as u32)));
+    let (mut down, mut up) = (Vec::new(), Vec::new());
+    for ((small_down, small_up), rank) in matrices.iter().zip(ranks) {
+        down.extend([&small_down[..], &vec![0.0; (most - rank) * k]].concat());
+        up.extend(small_up.chunks_exact(rank).flat_map(|row| [row, &vec![0.0; most - rank]].concat()));
+    }
+    let stack = LoraStack {
+        down: put(&[2, most, k], dtype, &down),
+        up: put(&[2, n, most], dtype, &up),
+        scale: put(&[2], DType::F32, &[0.6, 1.7]),
+    };
+    let order = Tensor::from_i32(device, &[3], &[1, -1, 0]).unwrap();
+    let together = RowAdapters { stack: &stack, numbers: &order };
+    let together = skinny_linear_with_row_adapters(&cx, &x, &w, Some(&b), together, Some(&r)).unwrap();
+    let alone = [Some(1), None, Some(0)].into_iter().enumerate().flat_map(|(row, adapter)| {
+        let (x, r) = (x.rows(row, 1).unwrap(), r.rows(row, 1).unwrap());
+        let y = match adapter {
+            Some(a) => {
+                let (down, up) = &matrices[a];
+                let lora = Lora {
+                    down: put(&[ranks[a], k], dtype, down),
+                    up: put(&[n, ranks[a]], dtype, up),
+                    scale: [0.6, 1.7][a],
+                };
+                skinny_lora_linear(&cx, &x, &w, Some(&b), &lora, Some(&r))
+            }
+            None => skinny_linear(&cx, &x, &w, Some(&b), Some(&r)),
+        };
+        y.unwrap().to_f32().unwrap()
+    });
+    [together.to_f32().unwrap(), alone.collect()]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    #[test]
+    fn rows_with_different_adapters_are_as_alone(n in 1usize..70, k in 1usize..150, seed: u32) {
+        for dtype in [DType::F32, DType::BF16] {
+            let [together, alone] = products_with_row_adapters(&Device::cpu(2), dtype, [n, k], seed);
+            prop_assert_eq!(&together, &alone, "{} {} {}", dtype, n, k);
+            if compile::skip_without_nvrtc().is_some() {
+                let sim = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap();
+                let [on_sim, _] = products_with_row_adapters(&sim, dtype, [n, k], seed);
+                let (off, limit) = (relative_distance(&on_sim, &together), if dtype == DType::BF16 { 2e-2 } else { 1e-5 });
+                prop_assert!(off <= limit, "{} {} {}: relative L2 {:.2e}", dtype, n, k, off);
+            }
+        }
     }
 }
 

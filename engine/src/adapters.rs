@@ -1,0 +1,83 @@
+//! The LoRA adapters that the requests of a batch can name. A prompt is computed by a model with its adapter; a decode
+//! step computes all rows together, each with its own adapter.
+
+use std::collections::BTreeSet;
+
+use reel_model::qwen2_5_vl::Qwen25Vl;
+
+use crate::engine::Engine;
+use crate::error::Result;
+
+/// A loaded adapter. An id is never used again, so the prefix cache does not mix up two adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AdapterId(pub(crate) u64);
+
+#[derive(Clone, Debug)]
+struct LoadedAdapter {
+    id: AdapterId,
+    /// The engine's model with this adapter.
+    model: Qwen25Vl,
+    /// Whether new requests can name it. One that is not available stays until no sequence uses it.
+    is_available: bool,
+}
+
+/// The adapters of a run, in the order of their numbers in decode steps.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Adapters {
+    loaded: Vec<LoadedAdapter>,
+    last_id: u64,
+}
+
+impl Adapters {
+    /// Whether new requests can name the adapter.
+    pub(crate) fn is_available(&self, id: AdapterId) -> bool {
+        self.loaded.iter().any(|adapter| adapter.id == id && adapter.is_available)
+    }
+
+    /// The model that computes prompts with this adapter.
+    pub(crate) fn model(&self, id: AdapterId) -> Option<&Qwen25Vl> {
+        self.loaded.iter().find(|adapter| adapter.id == id).map(|adapter| &adapter.model)
+    }
+
+    /// The adapter's number in decode steps; -1 for none.
+    pub(crate) fn number(&self, id: Option<AdapterId>) -> i32 {
+        let position = |id| self.loaded.iter().position(|adapter| adapter.id == id);
+        id.and_then(position).map_or(-1, |number| number as i32)
+    }
+
+    /// The same adapters and one more, whose model is `model`. Those that are neither available nor in use are left out.
+    pub(crate) fn with(&self, model: Qwen25Vl, in_use: &BTreeSet<AdapterId>) -> (Adapters, AdapterId) {
+        let mut adapters = self.without_unused(in_use);
+        adapters.last_id += 1;
+        let id = AdapterId(adapters.last_id);
+        adapters.loaded.push(LoadedAdapter { id, model, is_available: true });
+        (adapters, id)
+    }
+
+    /// Makes an adapter unavailable for new requests.
+    pub(crate) fn retire(&mut self, id: AdapterId) {
+        for adapter in self.loaded.iter_mut().filter(|adapter| adapter.id == id) {
+            adapter.is_available = false;
+        }
+    }
+
+    /// The adapters that are available or in use.
+    pub(crate) fn without_unused(&self, in_use: &BTreeSet<AdapterId>) -> Adapters {
+        let mut adapters = self.clone();
+        adapters.loaded.retain(|adapter| adapter.is_available || in_use.contains(&adapter.id));
+        adapters
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.loaded.len()
+    }
+
+    /// The model for decode steps. Without adapters it is the engine's own.
+    pub(crate) fn decode_model(&self, engine: &Engine) -> Result<Qwen25Vl> {
+        let models: Vec<&Qwen25Vl> = self.loaded.iter().map(|adapter| &adapter.model).collect();
+        match models[..] {
+            [] => Ok(engine.model.clone()),
+            _ => Ok(engine.model.with_row_adapters(engine.cx.device(), engine.cx.dtype(), &models)?),
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Rows with adapters on device `cpu`: the rows of each adapter are gathered, multiplied by [`matmul`] together, and
+//! scattered.
+#![allow(unsafe_code)]
+
+use super::Params;
+use crate::matmul::{self, Matmul, Operand};
+use crate::view::{OutputArray, slice_at};
+use crate::{Addr, Element, Team};
+
+/// Computes y for the rows of each adapter: `scale[a] · x · w[a]ᵀ`, added to y if `accumulate`.
+///
+/// # Safety
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+unsafe fn rows_by_adapter<T: Element>(p: &Params, accumulate: bool, team: &Team) {
+    let [m, n, k, adapters] = [p.m, p.n, p.k, p.adapters].map(|size| size as usize);
+    // SAFETY: x has `[m, k]` elements, adapter `[m]`.
+    let (x, adapter) = unsafe { (slice_at::<T>(p.x, m * k), slice_at::<i32>(p.adapter, m)) };
+    // SAFETY: scale has `[adapters]` elements, or is null and read as empty.
+    let scale = unsafe { slice_at::<f32>(p.scale, if p.scale.is_null() { 0 } else { adapters }) };
+    // SAFETY: y has `[m, n]` elements.
+    let y = unsafe { OutputArray::<T>::new(p.y, m * n) };
+    // SAFETY: this thread alone writes y, and the product below writes to an array of its own.
+    let y = unsafe { y.part(0, m * n) };
+    let of = |i: usize| usize::try_from(adapter[i]).ok().filter(|&a| a < adapters);
+    if !accumulate {
+        (0..m).filter(|&i| of(i).is_none()).for_each(|i| y[i * n..][..n].fill(T::from_f32(0.0)));
+    }
+    for a in 0..adapters {
+        let rows: Vec<usize> = (0..m).filter(|&i| of(i) == Some(a)).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let inputs: Vec<T> = rows.iter().flat_map(|i| &x[i * k..][..k]).copied().collect();
+        let mut outputs: Vec<T> = rows.iter().flat_map(|i| &y[i * n..][..n]).copied().collect();
+        let product = Matmul {
+            m: rows.len(),
+            n,
+            k,
+            a: Operand { addr: Addr(inputs.as_ptr() as u64), dtype: T::DTYPE, transposed: false },
+            b: Operand { addr: Addr(p.w.0 + (a * n * k * size_of::<T>()) as u64), dtype: T::DTYPE, transposed: false },
+            c: Addr(outputs.as_mut_ptr() as u64),
+            c_dtype: T::DTYPE,
+            bias: Addr::NULL,
+            accumulate,
+            scale: scale.get(a).copied().unwrap_or(1.0),
+        };
+        // SAFETY: `inputs` has `[rows, k]` elements, `outputs` `[rows, n]`, and w `[adapters, n, k]`.
+        unsafe { matmul::cpu::run(&product, team) }
+        for (i, row) in rows.into_iter().zip(outputs.chunks_exact(n)) {
+            y[i * n..][..n].copy_from_slice(row);
+        }
+    }
+}
+
+/// # Safety
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+pub unsafe fn down<T: Element>(p: &Params, team: &Team) {
+    // SAFETY: the caller promises what the function needs.
+    unsafe { rows_by_adapter::<T>(p, false, team) }
+}
+
+/// # Safety
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+pub unsafe fn up<T: Element>(p: &Params, team: &Team) {
+    // SAFETY: the caller promises what the function needs.
+    unsafe { rows_by_adapter::<T>(p, true, team) }
+}

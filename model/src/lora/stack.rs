@@ -1,0 +1,63 @@
+//! Several adapters in one decode step: each row of the batch has its own.
+//!
+//! A prompt is computed by a model with its adapter alone ([`Qwen25Vl::with_adapter`]). For decode steps, the matrices
+//! of all adapters of a layer are copied into one tensor each, and a kernel picks those of each row
+//! ([`reel_kernels::lora_rows`]).
+
+use reel_runtime::ops::{Lora, LoraStack};
+use reel_runtime::{DType, Device, MemoryCategory, Tensor};
+
+use crate::error::Result;
+use crate::linear::Linear;
+use crate::qwen2_5_vl::Qwen25Vl;
+
+/// The rank of a stack is a multiple of this, so that the kernel can load 16 bytes at a time.
+const RANK_STEP: usize = 8;
+
+impl Qwen25Vl {
+    /// Returns the model for decode steps whose rows have different adapters: number i of a row stands for the adapter
+    /// of `adapted[i]`, as far as it changes the decoder. The models must have this model's base weights.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn with_row_adapters(&self, device: &Device, dtype: DType, adapted: &[&Qwen25Vl]) -> Result<Qwen25Vl> {
+        let mut model = self.without_adapter();
+        let mut layers: Vec<_> = adapted.iter().map(|model| model.text.linear_layers()).collect();
+        for linear in model.text.linear_layers_mut() {
+            let of_layer: Vec<Option<&Linear>> = layers.iter_mut().map(Iterator::next).collect();
+            let adapters: Vec<Option<&Lora>> = of_layer.into_iter().map(|layer| layer?.adapter.as_ref()).collect();
+            linear.row_adapters = stack(device, dtype, &adapters)?;
+        }
+        Ok(model)
+    }
+}
+
+/// The matrices of a layer's adapters, filled up with zeros to one rank; `None` if no adapter changes the layer.
+fn stack(device: &Device, dtype: DType, adapters: &[Option<&Lora>]) -> Result<Option<LoraStack>> {
+    let Some(first) = adapters.iter().flatten().next() else { return Ok(None) };
+    let (k, n) = (first.down.shape()[1], first.up.shape()[0]);
+    let ranks = adapters.iter().flatten().map(|lora| lora.down.shape()[0]);
+    let rank = ranks.max().unwrap_or(0).next_multiple_of(RANK_STEP);
+    let mut down = Vec::with_capacity(adapters.len() * rank * k);
+    let mut up = vec![0.0; adapters.len() * n * rank];
+    for (lora, up) in adapters.iter().zip(up.chunks_exact_mut(n * rank)) {
+        let end = down.len() + rank * k;
+        if let Some(lora) = lora {
+            down.extend(lora.down.to_f32()?);
+            let values = lora.up.to_f32()?;
+            for (to, from) in up.chunks_exact_mut(rank).zip(values.chunks_exact(lora.down.shape()[0])) {
+                to[..from.len()].copy_from_slice(from);
+            }
+        }
+        down.resize(end, 0.0);
+    }
+    let scale: Vec<f32> = adapters.iter().map(|lora| lora.map_or(0.0, |lora| lora.scale)).collect();
+    let put = |shape: &[usize], dtype, values: &[f32]| {
+        Tensor::from_f32(device, shape, dtype, values, MemoryCategory::Weights)
+    };
+    Ok(Some(LoraStack {
+        down: put(&[adapters.len(), rank, k], dtype, &down)?,
+        up: put(&[adapters.len(), n, rank], dtype, &up)?,
+        scale: put(&[adapters.len()], DType::F32, &scale)?,
+    }))
+}
