@@ -9,13 +9,13 @@ use clap::Args;
 use reel_diagnostic::escape_controls;
 use reel_measure::trace;
 use reel_media::profile::{MediaOverrides, MediaProfile};
-use reel_model::hub::{self, DownloadProgress, resolve};
+use reel_model::hub::{DownloadProgress, resolve};
 use reel_model::input::ModelInput;
 use reel_model::input::encode::{MediaOptions, ModelFolder, SecondPerGrid, encode};
 use reel_model::input::fetch::{MediaAccess, RemoteMedia};
 use reel_model::input::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
 use reel_model::input::request::RequestSettings;
-use reel_model::lora::{ADAPTER_CONFIG_FILE, Adapter, is_adapter_folder};
+use reel_model::lora::{Adapter, is_adapter_folder};
 use reel_train::options::Recipe;
 
 use crate::common::CommonOptions;
@@ -95,17 +95,8 @@ impl ModelFlags {
         if self.adapter.is_some() {
             return Err(bad_usage("--model", "is an adapter itself", "give a base model, or omit --adapter"));
         }
-        let location = format!("{}: base_model_name_or_path", folder.join(ADAPTER_CONFIG_FILE).display());
         let help = format!("give --model BASE --adapter {}", folder.display());
-        let base = match Adapter::open(folder)?.base_model() {
-            Some(base) => base.to_string(),
-            None => return Err(failed(location, "is missing", help)),
-        };
-        // The adapter may come from a stranger, so a base model that only the adapter names is never downloaded.
-        let Some(base) = hub::find_local(&base) else {
-            let what = format!("names {base}, which is neither a folder nor in the hub cache");
-            return Err(failed(location, what, help));
-        };
+        let base = Adapter::open(folder)?.local_base_model(folder, &help)?;
         Ok((base.display().to_string(), Some(folder.to_path_buf())))
     }
 }

@@ -12,7 +12,7 @@ use reel_model::features::FeatureCache;
 use reel_model::input::encode::ModelFolder;
 use reel_model::input::fetch::{MediaAccess, RemoteMedia};
 use reel_runtime::Device;
-use reel_serve::{ConnectionLimits, Limits, RequestMedia, ServeOptions, ServedModel, Tls};
+use reel_serve::{ConnectionLimits, Limits, RequestMedia, ServeOptions, ServedModel, ServedWeights, Tls, folder_name};
 
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
@@ -178,13 +178,14 @@ impl ServeArgs {
         let mut weights = loaded.weights;
         // A video that is asked about again is not computed again.
         weights.features = Some(Arc::new(FeatureCache::new(VISION_CACHE_BYTES)));
-        let served = ServedModel { name: name.clone(), folder: bundle, weights, device, dtype };
+        let served = ServedModel { name: name.clone(), folder: bundle, device, dtype };
+        let weights = ServedWeights { weights, folder: adapter.unwrap_or(folder) };
         let scheme = if options.tls.is_some() { "https" } else { "http" };
         let listening = |address| {
             // A closed stdout does not end a server.
             let _ = output::print_line(format!("{name}: listening on {scheme}://{address}"));
         };
-        Ok(reel_serve::serve(served, options, listening)?)
+        Ok(reel_serve::serve(served, weights, options, listening)?)
     }
 
     fn media(&self, trained_folder: &Path, common: &CommonOptions) -> Result<RequestMedia> {
@@ -288,11 +289,4 @@ fn default_encoders() -> usize {
     let free = Device::cpu(1).free_bytes();
     let by_memory = free.map_or(cores, |free| usize::try_from(free / 2 / ENCODER_BYTES).unwrap_or(cores));
     cores.min(by_memory).max(1)
-}
-
-/// The last part of a folder's path; the whole path if it has none.
-fn folder_name(folder: &PathBuf) -> String {
-    let canonical = folder.canonicalize();
-    let name = canonical.as_ref().unwrap_or(folder).file_name();
-    name.map_or_else(|| folder.display().to_string(), |name| name.to_string_lossy().into_owned())
 }

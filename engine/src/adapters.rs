@@ -2,10 +2,12 @@
 //! step computes all rows together, each with its own adapter.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::text::TextDecoder;
+use reel_runtime::Cx;
 
-use crate::engine::Engine;
 use crate::error::Result;
 
 /// A loaded adapter. An id is never used again, so the prefix cache does not mix up two adapters.
@@ -16,7 +18,7 @@ pub struct AdapterId(pub(crate) u64);
 struct LoadedAdapter {
     id: AdapterId,
     /// The engine's model with this adapter.
-    model: Qwen25Vl,
+    model: Arc<Qwen25Vl>,
     /// Whether new requests can name it. One that is not available stays until no sequence uses it.
     is_available: bool,
 }
@@ -35,8 +37,8 @@ impl Adapters {
     }
 
     /// The model that computes prompts with this adapter.
-    pub(crate) fn model(&self, id: AdapterId) -> Option<&Qwen25Vl> {
-        self.loaded.iter().find(|adapter| adapter.id == id).map(|adapter| &adapter.model)
+    pub(crate) fn model(&self, id: AdapterId) -> Option<Arc<Qwen25Vl>> {
+        self.loaded.iter().find(|adapter| adapter.id == id).map(|adapter| adapter.model.clone())
     }
 
     /// The adapter's number in decode steps; -1 for none.
@@ -50,7 +52,7 @@ impl Adapters {
         let mut adapters = self.without_unused(in_use);
         adapters.last_id += 1;
         let id = AdapterId(adapters.last_id);
-        adapters.loaded.push(LoadedAdapter { id, model, is_available: true });
+        adapters.loaded.push(LoadedAdapter { id, model: Arc::new(model), is_available: true });
         (adapters, id)
     }
 
@@ -72,12 +74,21 @@ impl Adapters {
         self.loaded.len()
     }
 
-    /// The model for decode steps. Without adapters it is the engine's own.
-    pub(crate) fn decode_model(&self, engine: &Engine) -> Result<Qwen25Vl> {
-        let models: Vec<&Qwen25Vl> = self.loaded.iter().map(|adapter| &adapter.model).collect();
+    /// The same adapters of a model with other weights.
+    pub(crate) fn of_model(&self, base: &Qwen25Vl) -> Adapters {
+        let mut adapters = self.clone();
+        for adapter in &mut adapters.loaded {
+            adapter.model = Arc::new(base.with_adapter_of(&adapter.model));
+        }
+        adapters
+    }
+
+    /// The decoder for decode steps; without adapters it is that of the model.
+    pub(crate) fn decoder(&self, base: &Qwen25Vl, cx: &Cx) -> Result<TextDecoder> {
+        let models: Vec<&Qwen25Vl> = self.loaded.iter().map(|adapter| &*adapter.model).collect();
         match models[..] {
-            [] => Ok(engine.model.clone()),
-            _ => Ok(engine.model.with_row_adapters(engine.cx.device(), engine.cx.dtype(), &models)?),
+            [] => Ok(base.text.clone()),
+            _ => Ok(base.with_row_adapters(cx.device(), cx.dtype(), &models)?.text),
         }
     }
 }

@@ -38,7 +38,7 @@ impl std::fmt::Debug for ContinuousBatch<'_, '_, '_> {
 impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
     pub(crate) fn new(engine: &'e Engine<'a>, max_kv_bytes: u64) -> Result<Self> {
         let slots = engine.max_slots;
-        let longest = BlockAllocator::blocks_for_tokens(engine.model.config.text.max_position_embeddings);
+        let longest = BlockAllocator::blocks_for_tokens(engine.model().config.text.max_position_embeddings);
         let affordable = usize::try_from(max_kv_bytes / engine.kv_block_bytes().max(1)).unwrap_or(usize::MAX);
         let blocks = slots.saturating_mul(longest).min(affordable).max(1);
         let capacity = BatchCapacity { slots, blocks_per_slot: 1, blocks };
@@ -118,5 +118,15 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
     /// A device error.
     pub fn weights_changed(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         self.run.recompute_after_weights_changed(on_token)
+    }
+
+    /// Replaces the model's weights, for unfinished and later requests, as [`ContinuousBatch::weights_changed`] does for
+    /// weights that changed in place. The prefix cache and the model's feature cache are emptied; `model` gets that
+    /// feature cache. Returns the number of unfinished requests whose keys and values are computed again.
+    ///
+    /// # Errors
+    /// `model` has another architecture, and nothing has changed; a device error, after which the batch cannot be used.
+    pub fn replace_weights(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<usize> {
+        self.run.replace_weights(model, on_token)
     }
 }

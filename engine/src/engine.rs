@@ -13,7 +13,7 @@
 //! step.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::ops::KvPages;
@@ -34,8 +34,8 @@ const CHUNK_TOKENS: [usize; 2] = [512, 4096];
 /// Generates completions with a model that is loaded on a device.
 #[derive(Debug)]
 pub struct Engine<'a> {
-    /// A clone that shares its weights with the caller's model.
-    pub(crate) model: Qwen25Vl,
+    /// A clone that shares its weights with the caller's model, until [`ContinuousBatch::replace_weights`].
+    model: Mutex<Arc<Qwen25Vl>>,
     pub(crate) cx: Cx,
     pub(crate) suppressed: Tensor, // i32 [n]: ids that are never sampled
     interrupt: Option<&'a AtomicBool>,
@@ -58,7 +58,7 @@ impl<'a> Engine<'a> {
         let media = [t.vision_start, t.vision_end, t.image, t.video].map(|id| id as i32);
         let suppressed = Tensor::from_i32(cx.device(), &[media.len()], &media)?;
         Ok(Engine {
-            model: model.clone(),
+            model: Mutex::new(Arc::new(model.clone())),
             cx: cx.without_tape(),
             suppressed,
             interrupt: None,
@@ -152,6 +152,17 @@ impl<'a> Engine<'a> {
         ContinuousBatch::new(self, max_kv_bytes)
     }
 
+    /// The model with the present weights.
+    pub(crate) fn model(&self) -> Arc<Qwen25Vl> {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the weights for all later steps, and empties the model's cache of vision tokens.
+    pub(crate) fn set_model(&self, model: Qwen25Vl) {
+        model.features.iter().for_each(|features| features.clear());
+        *self.model.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(model);
+    }
+
     fn cached_batch(&self) -> MutexGuard<'_, Option<RunningBatch>> {
         self.batch.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -164,7 +175,7 @@ impl<'a> Engine<'a> {
             earlier => {
                 // Frees the earlier batch before the new one is allocated.
                 drop(earlier);
-                RunningBatch::new(&self.model, &self.cx, &self.suppressed, needed, self.capture)?
+                RunningBatch::new(&self.model(), &self.cx, &self.suppressed, needed, self.capture)?
             }
         };
         batch.clear_slots(0, batch.capacity().slots)?;
@@ -173,7 +184,8 @@ impl<'a> Engine<'a> {
 
     /// The bytes of the keys and values of one KV block in all layers.
     pub(crate) fn kv_block_bytes(&self) -> u64 {
-        let text = &self.model.config.text;
+        let model = self.model();
+        let text = &model.config.text;
         let values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * KvPages::BLOCK_TOKENS;
         (values * self.cx.dtype().size()) as u64
     }

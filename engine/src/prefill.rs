@@ -95,7 +95,8 @@ pub(crate) fn sample_first_tokens(
     hidden: &Tensor,
     sequences: &[(usize, &SequenceState)],
 ) -> Result<Vec<SampledToken>> {
-    let Engine { model, cx, suppressed, .. } = engine;
+    let Engine { cx, suppressed, .. } = engine;
+    let model = engine.model();
     let mut tokens = Vec::with_capacity(sequences.len());
     for part in sequences.chunks(LOGIT_ROWS) {
         // The sequences of one prompt are neighbours, and share a row of logits.

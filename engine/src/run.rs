@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Instant;
 
 use reel_diagnostic::Diagnostic;
@@ -88,7 +89,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         }
         let max_tokens = request.max_sequence_tokens();
         let with_hashes = self.options.prefix_cache;
-        let sequences = SequenceState::for_request(index, request, &self.engine.model.config, with_hashes)?;
+        let sequences = SequenceState::for_request(index, request, &self.engine.model().config, with_hashes)?;
         self.scheduler.add(sequences, max_tokens)
     }
 
@@ -163,7 +164,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             }
         }
         let (mut inputs, mut ends, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
-        let mut model = &self.engine.model;
+        let mut model = self.engine.model();
         // A preempted sequence whose blocks are all in the prefix cache has nothing to compute.
         for chunk in chunks.iter().filter(|chunk| !chunk.range.is_empty()) {
             let Some((job, sequence)) = self.scheduler.job(chunk.job) else { continue };
@@ -188,7 +189,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             let ids = &sequence.request.prompt.ids;
             let tokens = &ids[chunk.range.start + 1..ids.len().min(chunk.range.end + 1)];
             let rows = hidden.rows(row, chunk.range.len())?;
-            of_prompts.push((chunk.job, prompt_log_probs(cx, model, &rows, tokens, top)?));
+            of_prompts.push((chunk.job, prompt_log_probs(cx, &model, &rows, tokens, top)?));
         }
         if ends.is_empty() {
             of_prompts.into_iter().for_each(|(job, log_probs)| self.scheduler.add_prompt_log_probs(job, log_probs));
@@ -204,8 +205,8 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     }
 
     /// The model that computes a sequence's prompt: the engine's, or the one with the sequence's adapter.
-    fn model_of(&self, sequence: &SequenceState) -> &Qwen25Vl {
-        sequence.request.adapter.and_then(|id| self.adapters.model(id)).unwrap_or(&self.engine.model)
+    fn model_of(&self, sequence: &SequenceState) -> Arc<Qwen25Vl> {
+        sequence.request.adapter.and_then(|id| self.adapters.model(id)).unwrap_or_else(|| self.engine.model())
     }
 
     /// Records that chunks are computed, and makes the sequences of complete jobs ready to decode.
@@ -383,8 +384,8 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
 
     /// Replaces the adapters. No step may be in flight. If this fails, the former ones stay.
     fn set_adapters(&mut self, adapters: Adapters) -> Result<()> {
-        let model = adapters.decode_model(self.engine)?;
-        self.batch.set_decoder(&model.text, adapters.len() > 0)?;
+        let decoder = adapters.decoder(&self.engine.model(), &self.engine.cx)?;
+        self.batch.set_decoder(decoder, adapters.len() > 0)?;
         self.adapters = adapters;
         // The numbers of adapters may have changed.
         self.to_write = self.scheduler.occupied_slots().map(|(slot, _)| slot).collect();
@@ -402,5 +403,26 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         }
         self.scheduler.forget_prefixes();
         Ok(())
+    }
+
+    /// Replaces the weights, and makes all running sequences compute their keys and values again. Returns the number of
+    /// requests that had begun.
+    pub(crate) fn replace_weights(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<usize> {
+        if let Some((field, other, own)) = self.engine.model().config.first_difference(&model.config) {
+            let what = format!("is {other}, and the model in service has {own}");
+            let help = "use weights of the same architecture";
+            return Err(EngineError::Request(Diagnostic::new(field, what, help)));
+        }
+        let model = Qwen25Vl { features: self.engine.model().features.clone(), ..model };
+        let adapters = self.adapters.of_model(&model);
+        let decoder = adapters.decoder(&model, &self.engine.cx)?;
+        // The tokens of the steps in flight may end requests.
+        while self.postprocess(on_token)? {}
+        let begun = self.scheduler.started_requests();
+        self.recompute_after_weights_changed(on_token)?;
+        self.batch.set_decoder(decoder, adapters.len() > 0)?;
+        self.adapters = adapters;
+        self.engine.set_model(model);
+        Ok(begun)
     }
 }

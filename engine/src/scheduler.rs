@@ -107,6 +107,14 @@ impl<'r> Scheduler<'r> {
         !self.ready.is_empty() || self.slots.iter().any(Option::is_some) || self.queue.values().any(has_begun)
     }
 
+    /// The number of requests with a sequence or a job that holds KV blocks.
+    pub(crate) fn started_requests(&self) -> usize {
+        let of_jobs = self.queue.values().filter(|job| job.block_table.is_some()).flat_map(|job| &job.keys);
+        let started = of_jobs.chain(self.slots.iter().flatten()).chain(self.ready.iter().map(|(_, key)| key));
+        let requests = started.filter_map(|key| Some(self.sequences.get(key)?.request.index));
+        requests.collect::<BTreeSet<usize>>().len()
+    }
+
     /// The number of sequences that are not finished.
     pub(crate) fn unfinished(&self) -> usize {
         self.sequences.len() - self.finished.len()

@@ -11,8 +11,12 @@ use reel_engine::{
     Completion, ContinuousBatch, Engine, EngineError, EngineStats, GenerationRequest, SamplingParams, StopCondition,
 };
 use reel_kernels::compile;
+use reel_model::checkpoint::Checkpoint;
+use reel_model::config::ModelConfig;
 use reel_model::features::FeatureCache;
+use reel_model::init::{InitOptions, Preset, init};
 use reel_model::input::ModelInput;
+use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device};
 use support::{SAMPLED, TestRequest, finish, image_prompt, model, run, simulated, strangers, text_prompt};
 
@@ -117,6 +121,58 @@ fn a_known_prompt_is_not_computed_again() {
     let before = batch.stats().prefix_tokens_found;
     assert_eq!(ask(&mut batch), cold);
     assert_eq!(batch.stats().prefix_tokens_found, before);
+}
+
+/// The model of a preset with random weights of a seed.
+fn random_model(device: &Device, seed: u64) -> Qwen25Vl {
+    let folder = tempfile::tempdir().unwrap();
+    let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed };
+    init(&options, folder.path()).unwrap();
+    let config = ModelConfig::open(folder.path()).unwrap();
+    Qwen25Vl::open(device, &Checkpoint::open(folder.path()).unwrap(), &config, DType::F32).unwrap()
+}
+
+/// Requests that run while the weights are replaced go on as if their tokens so far were part of a prompt of the new
+/// model; later ones are those of the new model; the old weights are freed.
+#[test]
+fn replaced_weights_continue_running_requests() {
+    let device = Device::cpu(1);
+    let (old, new) = (random_model(&device, 1), random_model(&device, 2));
+    let cx = Cx::inference(&device, DType::F32);
+    let engine_of = |model: &Qwen25Vl| Engine::new(model, &cx).unwrap().max_slots(4);
+    let request = |i: u32, ids: &[u32], tokens: usize| {
+        let prompt: Vec<u32> = (0..80).map(|t| (t * 7 + i * 31) % 250).chain(ids.iter().copied()).collect();
+        GenerationRequest { max_new_tokens: tokens, ..GenerationRequest::new(text_prompt(prompt)) }
+    };
+    let engine = engine_of(&old);
+    drop(old);
+    let mut batch = engine.continuous_batch(100 * BLOCK_BYTES).unwrap();
+    // Six requests for four slots: some wait while the weights are replaced.
+    (0..6).for_each(|i| batch.add(i as usize, request(i, &[], 30)).unwrap());
+    let mut so_far: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
+    for _ in 0..12 {
+        let output = batch.step(&mut |token| so_far.entry(token.request).or_default().push(token.id)).unwrap();
+        assert!(output.completions.is_empty());
+    }
+    assert_eq!(so_far.len(), 4);
+    let other = model(&device, DType::F32);
+    let refused = batch.replace_weights(other, &mut |_| {}).unwrap_err().to_string();
+    assert!(refused.starts_with("vocab_size: is ") && refused.contains("; use weights"), "{refused}");
+    assert_eq!(batch.replace_weights(new.clone(), &mut |_| {}).unwrap(), 4);
+    let completions = finish(&mut batch);
+    let fresh = engine_of(&new);
+    let alone =
+        |ids: &[u32], i: u32, tokens| fresh.generate(vec![request(i, ids, tokens)], |_| {}).unwrap().0.remove(0);
+    for completion in &completions {
+        let before = so_far.get(&completion.request).cloned().unwrap_or_default();
+        let after = alone(&before, completion.request as u32, 30 - before.len());
+        assert_eq!(completion.ids, [&before[..], &after.ids].concat(), "request {}", completion.request);
+    }
+    // The old weights would have given other tokens.
+    let restarted = alone(&[], 0, 30);
+    assert_ne!(completions[0].ids, restarted.ids);
+    batch.add(0, request(0, &[], 30)).unwrap();
+    assert_eq!(finish(&mut batch).remove(0).ids, restarted.ids);
 }
 
 /// A conversation goes on from the blocks of its earlier answer.

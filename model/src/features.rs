@@ -96,6 +96,13 @@ impl FeatureCache {
         }
     }
 
+    /// Removes all entries, because the weights of the vision tower have changed.
+    pub fn clear(&self) {
+        let mut state = self.lock();
+        state.entries.clear();
+        state.bytes = 0;
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

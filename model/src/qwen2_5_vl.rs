@@ -31,7 +31,7 @@ pub struct Qwen25Vl {
     pub vision: VisionTower,
     /// The decoder.
     pub text: TextDecoder,
-    /// The cache of vision tokens. It can be used only if the weights of the vision tower do not change.
+    /// The cache of vision tokens. It must be emptied when the weights of the vision tower change.
     pub features: Option<Arc<FeatureCache>>,
 }
 

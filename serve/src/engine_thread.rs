@@ -1,8 +1,10 @@
-//! The thread that owns the engine: it takes requests from the queue, and sends each token to the request's channel.
+//! The thread that owns the engine: it takes commands from the queue, and sends each token to its request's channel.
 //!
 //! ```text
 //! loop:
-//!     take new requests from the queue and give them to the batch; if nothing is to do, sleep until one comes
+//!     take the commands in the queue, or sleep until one comes if nothing is to do:
+//!         a request: give it to the batch
+//!         new weights: load them; if that succeeds, all requests go on with them
 //!     cancel requests whose channel is closed
 //!     one step of the batch; send tokens, finished completions and errors
 //! ```
@@ -17,11 +19,13 @@ use reel_engine::{
     Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, Grammar, StepOutput, TokenEvent,
     TokenLogProbs, TokenText,
 };
-use reel_model::TokenId;
 use reel_model::input::ModelInput;
 use reel_model::input::request::RequestSettings;
-use reel_runtime::Cx;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::{ModelError, TokenId};
+use reel_runtime::{Cx, DType, Device};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 
 use crate::metrics::EngineGauges;
 use crate::{Limits, ServedModel};
@@ -59,10 +63,27 @@ pub(crate) struct Job {
     pub(crate) events: UnboundedSender<Event>,
 }
 
+/// Loads weights onto a device for activations of a dtype. It runs on the engine's thread, so that no step of the engine
+/// is captured or launched meanwhile; what can be checked is checked before.
+pub(crate) type LoadWeights = Box<dyn FnOnce(&Device, DType) -> Result<Qwen25Vl, ModelError> + Send>;
+
+/// A command to replace the weights.
+pub(crate) struct NewWeights {
+    /// Loads them. If it fails, the old ones stay.
+    pub(crate) load: LoadWeights,
+    /// Gets the number of unfinished requests that go on with the new weights.
+    pub(crate) done: oneshot::Sender<Result<usize, EngineError>>,
+}
+
+enum Command {
+    Generate(Job),
+    ReplaceWeights(NewWeights),
+}
+
 /// The queue to the engine's thread.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct EngineQueue {
-    jobs: mpsc::Sender<Job>,
+    commands: mpsc::Sender<Command>,
     alive: Arc<AtomicBool>,
 }
 
@@ -75,7 +96,13 @@ impl EngineQueue {
     /// Adds a request to the queue. If the engine's thread has ended, the request's channel closes without an event.
     pub(crate) fn send(&self, job: Job) {
         // The error returns the job; dropping it closes its channel.
-        let _ = self.jobs.send(job);
+        let _ = self.commands.send(Command::Generate(job));
+    }
+
+    /// Replaces the weights once the engine's thread has taken the commands before this one. If the thread has ended,
+    /// `done` closes without a result.
+    pub(crate) fn replace_weights(&self, weights: NewWeights) {
+        let _ = self.commands.send(Command::ReplaceWeights(weights));
     }
 }
 
@@ -94,32 +121,36 @@ impl Drop for AliveFlag {
 /// The thread cannot be created.
 pub(crate) fn start(
     model: Arc<ServedModel>,
+    weights: Qwen25Vl,
     text: TokenText,
     limits: Limits,
     gauges: Arc<EngineGauges>,
 ) -> std::io::Result<(EngineQueue, JoinHandle<Result<(), EngineError>>)> {
-    let (jobs, queue) = mpsc::channel();
+    let (commands, queue) = mpsc::channel();
     let alive = Arc::new(AtomicBool::new(true));
     let flag = AliveFlag(alive.clone());
     let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
         let _alive = flag;
-        run(&model, &text, limits, &gauges, &queue)
+        run(&model, weights, &text, limits, &gauges, &queue)
     })?;
-    Ok((EngineQueue { jobs, alive }, thread))
+    Ok((EngineQueue { commands, alive }, thread))
 }
 
 fn run(
     model: &ServedModel,
+    weights: Qwen25Vl,
     text: &TokenText,
     limits: Limits,
     gauges: &EngineGauges,
-    queue: &mpsc::Receiver<Job>,
+    queue: &mpsc::Receiver<Command>,
 ) -> Result<(), EngineError> {
     let cx = Cx::inference(&model.device, model.dtype);
-    let engine = Engine::new(&model.weights, &cx)?.max_slots(limits.batch);
+    let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);
+    // Only the engine holds the weights, so that replacing them frees their memory.
+    drop(weights);
     let batch = engine.continuous_batch(limits.kv_bytes)?;
     let mut requests = Requests { model, text, batch, running: BTreeMap::new(), next: 0 };
-    while requests.take_new(queue) {
+    while requests.take_new(queue)? {
         requests.cancel_abandoned()?;
         requests.step()?;
         gauges.set(requests.batch.stats());
@@ -143,17 +174,46 @@ struct Requests<'e> {
 }
 
 impl Requests<'_> {
-    /// Gives all jobs that are in the queue to the batch. Waits for one if there is nothing else to do. Returns false
-    /// once the queue is closed and no request is left.
-    fn take_new(&mut self, queue: &mpsc::Receiver<Job>) -> bool {
+    /// Takes all commands that are in the queue. Waits for one if there is nothing else to do. Returns false once the
+    /// queue is closed and no request is left.
+    fn take_new(&mut self, queue: &mpsc::Receiver<Command>) -> Result<bool, EngineError> {
         if self.running.is_empty() {
             match queue.recv() {
-                Ok(job) => self.add(job),
-                Err(mpsc::RecvError) => return false,
+                Ok(command) => self.take(command)?,
+                Err(mpsc::RecvError) => return Ok(false),
             }
         }
-        queue.try_iter().for_each(|job| self.add(job));
-        true
+        queue.try_iter().try_for_each(|command| self.take(command))?;
+        Ok(true)
+    }
+
+    fn take(&mut self, command: Command) -> Result<(), EngineError> {
+        match command {
+            Command::Generate(job) => self.add(job),
+            Command::ReplaceWeights(weights) => self.replace_weights(weights)?,
+        }
+        Ok(())
+    }
+
+    /// Loads weights and goes on with them. An error of loading leaves the old ones; one after it is of the device.
+    fn replace_weights(&mut self, weights: NewWeights) -> Result<(), EngineError> {
+        let NewWeights { load, done } = weights;
+        let loaded = match load(&self.model.device, self.model.dtype) {
+            Ok(loaded) => loaded,
+            Err(e) => {
+                let _ = done.send(Err(e.into()));
+                return Ok(());
+            }
+        };
+        let running = &self.running;
+        let replaced = self.batch.replace_weights(loaded, &mut |token| send_event(running, token));
+        let replaced = match replaced {
+            Err(e @ EngineError::Request(_)) => Err(e),
+            other => Ok(other?),
+        };
+        // A closed channel has no reader.
+        let _ = done.send(replaced);
+        Ok(())
     }
 
     fn add(&mut self, job: Job) {
@@ -183,12 +243,7 @@ impl Requests<'_> {
     /// Does one step for all requests. An error is one of the device: the server ends.
     fn step(&mut self) -> Result<(), EngineError> {
         let running = &self.running;
-        let mut on_token = |token: TokenEvent| {
-            if let Some(running) = running.get(&token.request) {
-                send_token(&running.events, token);
-            }
-        };
-        let StepOutput { completions, failed } = self.batch.step(&mut on_token)?;
+        let StepOutput { completions, failed } = self.batch.step(&mut |token| send_event(running, token))?;
         completions.into_iter().for_each(|completion| self.finish(completion));
         for (request, e) in failed {
             if let Some(running) = self.running.remove(&request) {
@@ -210,8 +265,9 @@ impl Requests<'_> {
     }
 }
 
-fn send_token(events: &UnboundedSender<Event>, token: TokenEvent) {
+fn send_event(requests: &BTreeMap<usize, Running>, token: TokenEvent) {
+    let Some(running) = requests.get(&token.request) else { return };
     let log_probs = token.log_probs.cloned();
     // A closed channel has no reader; the request is cancelled before the next step.
-    let _ = events.send(Event::Token { index: token.index, id: token.id, log_probs });
+    let _ = running.events.send(Event::Token { index: token.index, id: token.id, log_probs });
 }

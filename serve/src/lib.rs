@@ -15,6 +15,7 @@ mod engine_thread;
 mod histogram;
 mod http;
 mod metrics;
+mod new_weights;
 mod server;
 
 use std::net::SocketAddr;
@@ -28,21 +29,28 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{DType, Device};
 
 pub use http::{ConnectionLimits, Tls};
-pub use server::serve;
+pub use server::{folder_name, serve};
 
-/// The model that a server answers with.
+/// The model that a server answers with, without its weights, which the engine's thread owns.
 #[derive(Debug)]
 pub struct ServedModel {
     /// The name of the model in answers and in `/v1/models`.
     pub name: String,
     /// The tokenizer, chat template and configuration.
     pub folder: ModelFolder,
-    /// The weights.
-    pub weights: Qwen25Vl,
     /// The device that holds the weights.
     pub device: Device,
     /// The dtype of activations.
     pub dtype: DType,
+}
+
+/// Weights of a model, and where they come from.
+#[derive(Debug)]
+pub struct ServedWeights {
+    /// The weights, on the model's device.
+    pub weights: Qwen25Vl,
+    /// The folder that they were loaded from.
+    pub folder: PathBuf,
 }
 
 /// How images and videos of requests are read.

@@ -75,6 +75,7 @@ pub(crate) struct Metrics {
     pub(crate) engine: Arc<EngineGauges>,
     prompt_tokens: AtomicU64,
     generation_tokens: AtomicU64,
+    weight_replacements: AtomicU64,
     outcomes: [AtomicU64; Outcome::ALL.len()],
     request_prompt_tokens: Histogram,
     request_generation_tokens: Histogram,
@@ -92,6 +93,7 @@ impl Metrics {
             engine: Arc::default(),
             prompt_tokens: AtomicU64::new(0),
             generation_tokens: AtomicU64::new(0),
+            weight_replacements: AtomicU64::new(0),
             outcomes: Default::default(),
             request_prompt_tokens: Histogram::up_to(positions),
             request_generation_tokens: Histogram::up_to(positions),
@@ -113,6 +115,11 @@ impl Metrics {
         if let Some(seconds) = seconds {
             self.token_seconds.observe(seconds);
         }
+    }
+
+    /// Counts a replacement of the weights.
+    pub(crate) fn weights_replaced(&self) {
+        self.weight_replacements.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Records the end of a completion of `tokens` tokens, `seconds` after the request came.
@@ -158,6 +165,8 @@ impl Metrics {
         }
         family("vllm:prompt_tokens_total", "counter", "Prompt tokens.", counted(&self.prompt_tokens));
         family("vllm:generation_tokens_total", "counter", "Generated tokens.", counted(&self.generation_tokens));
+        let replacements = counted(&self.weight_replacements);
+        family("reel:weight_replacements_total", "counter", "Replacements of the weights.", replacements);
         let name = "vllm:request_success_total";
         let _ = writeln!(out, "# HELP {name} Completions by how they ended.\n# TYPE {name} counter");
         for (count, outcome) in self.outcomes.iter().zip(Outcome::ALL) {
@@ -213,6 +222,7 @@ mod tests {
     fn completions_are_counted_by_how_they_ended() {
         let metrics = Metrics::new("m", 100);
         metrics.first_token(5, 0.02);
+        metrics.weights_replaced();
         metrics.token(None);
         metrics.token(Some(0.03));
         metrics.completion(Outcome::Finished(FinishReason::Length), 5, 2, 0.4);
@@ -221,6 +231,7 @@ mod tests {
         for line in [
             "vllm:prompt_tokens_total{model_name=\"m\"} 5",
             "vllm:generation_tokens_total{model_name=\"m\"} 2",
+            "reel:weight_replacements_total{model_name=\"m\"} 1",
             "vllm:request_success_total{finished_reason=\"length\",model_name=\"m\"} 1",
             "vllm:request_success_total{finished_reason=\"abort\",model_name=\"m\"} 1",
             "vllm:request_success_total{finished_reason=\"stop\",model_name=\"m\"} 0",

@@ -1,8 +1,9 @@
 //! The server: its state, its routes, and its end.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -23,7 +24,7 @@ use crate::api::{self, ApiError};
 use crate::engine_thread::{self, EngineQueue};
 use crate::http::{AccessLog, BodyMemory, observe_request, serve_connections, usable_connections};
 use crate::metrics::Metrics;
-use crate::{ConnectionLimits, Limits, RequestMedia, ServeError, ServeOptions, ServedModel};
+use crate::{ConnectionLimits, Limits, RequestMedia, ServeError, ServeOptions, ServedModel, ServedWeights};
 
 /// How often the server looks whether it should stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
@@ -42,6 +43,10 @@ pub(crate) struct Shared {
     pub(crate) bodies: BodyMemory,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) engine: EngineQueue,
+    /// One permit, for the request that replaces the weights.
+    pub(crate) weight_replacements: Arc<Semaphore>,
+    /// The name of the folder of the weights in service, and the seconds since 1970 when they were loaded.
+    weights: Mutex<(String, u64)>,
     /// One permit for each request that may be answered or wait.
     pub(crate) permits: Arc<Semaphore>,
     /// One permit for each request that may be encoded at the same time: decoding videos takes memory.
@@ -73,6 +78,16 @@ impl Shared {
         })
     }
 
+    /// The name of the folder of the weights in service, and the seconds since 1970 when they were loaded.
+    pub(crate) fn weights(&self) -> (String, u64) {
+        self.weights.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Records that the weights in service are now those of `folder`.
+    pub(crate) fn set_weights(&self, folder: &Path) {
+        *self.weights.lock().unwrap_or_else(PoisonError::into_inner) = (folder_name(folder), api::seconds_since_1970());
+    }
+
     /// Refuses ids that the model does not have; `field` has them.
     pub(crate) fn check_ids(&self, field: &str, ids: &[TokenId]) -> Result<(), ApiError> {
         let size = self.model.folder.config.text.vocab_size;
@@ -102,8 +117,19 @@ impl Shared {
 /// The address cannot be listened on; the engine cannot start; the engine's thread has panicked.
 pub fn serve(
     model: ServedModel,
+    weights: ServedWeights,
     options: ServeOptions,
     on_listening: impl FnOnce(SocketAddr),
+) -> Result<(), ServeError> {
+    serve_with_queue(model, weights, options, |address, _| on_listening(address))
+}
+
+/// As [`serve`], and gives `on_listening` the queue to the engine's thread.
+pub(crate) fn serve_with_queue(
+    model: ServedModel,
+    weights: ServedWeights,
+    options: ServeOptions,
+    on_listening: impl FnOnce(SocketAddr, EngineQueue),
 ) -> Result<(), ServeError> {
     let model = Arc::new(model);
     let text = TokenText::new(&model.folder);
@@ -112,7 +138,9 @@ pub fn serve(
     let tokenizer = &model.folder.tokenizer;
     let token_lengths = (0..model.folder.config.text.vocab_size as u32).map(|id| tokenizer.token_bytes(id).len());
     let longest_token_bytes = token_lengths.max().unwrap_or(0).max(1);
-    let (engine, thread) = engine_thread::start(model.clone(), text.clone(), options.limits, metrics.engine.clone())?;
+    let in_service = (folder_name(&weights.folder), api::seconds_since_1970());
+    let (engine, thread) =
+        engine_thread::start(model.clone(), weights.weights, text.clone(), options.limits, metrics.engine.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let log = if options.access_log { Some(AccessLog::start()?) } else { None };
     let shared = Arc::new(Shared {
@@ -125,6 +153,8 @@ pub fn serve(
         metrics,
         longest_token_bytes,
         engine,
+        weight_replacements: Arc::new(Semaphore::new(1)),
+        weights: Mutex::new(in_service),
         permits: Arc::new(Semaphore::new(options.limits.requests)),
         encoders: Arc::new(Semaphore::new(options.limits.encoders)),
         started: api::seconds_since_1970(),
@@ -141,18 +171,25 @@ pub fn serve(
         let cannot_listen = |cause| ServeError::Address { address: options.address, cause };
         let listener = listen(options.address).map_err(cannot_listen)?;
         let limits = reported_limits(options.connections);
-        on_listening(listener.local_addr()?);
+        on_listening(listener.local_addr()?, shared.engine.clone());
         serve_connections(listener, routes, limits, options.tls, wait_for_stop(shared)).await;
         Ok::<(), ServeError>(())
     });
     // Ends what is left of the handlers, and with them the last clones of the queue; then the engine's thread ends.
     runtime.shutdown_timeout(STOP_INTERVAL);
-    let engine = thread.join().map_err(|_| ServeError::EnginePanicked)?;
+    let engine = thread.join();
     if let Some(log) = log {
         log.finish();
     }
     served?;
-    Ok(engine?)
+    Ok(engine.map_err(|_| ServeError::EnginePanicked)??)
+}
+
+/// The last part of a folder's path, which tells clients nothing about the rest; the whole path if it has none.
+pub fn folder_name(folder: &Path) -> String {
+    let canonical = folder.canonicalize();
+    let name = canonical.as_deref().unwrap_or(folder).file_name();
+    name.map_or_else(|| folder.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Listens on an address, also on a port whose connections of an earlier server have not timed out yet.
@@ -208,6 +245,11 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/detokenize", post(api::tokenize::detokenize))
         .route("/v1/preview", post(api::preview::preview))
         .layer(middleware::from_fn_with_state(shared.clone(), check_key));
+    let local = Router::new()
+        .route("/admin/weights", post(api::admin::weights))
+        .layer(middleware::from_fn_with_state(shared.clone(), check_key))
+        // The outer layer: a client of another machine learns nothing about its key.
+        .layer(middleware::from_fn(api::admin::only_local));
     Router::new()
         .route("/health", get(api::health::health))
         .route("/ready", get(api::health::ready))
@@ -217,6 +259,7 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/docs", get(api::document::page))
         .merge(api::page::routes())
         .merge(with_key)
+        .merge(local)
         .fallback(api::unknown_path)
         .method_not_allowed_fallback(api::wrong_method)
         .with_state(shared)

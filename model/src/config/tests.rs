@@ -206,3 +206,48 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn the_first_difference_names_its_key() {
+    type Change = fn(&mut ModelConfig);
+    let changes: [(&str, Change); 29] = [
+        ("vocab_size", |c| c.text.vocab_size += 1),
+        ("hidden_size", |c| c.text.hidden_size += 1),
+        ("intermediate_size", |c| c.text.intermediate_size += 1),
+        ("num_hidden_layers", |c| c.text.num_hidden_layers += 1),
+        ("num_attention_heads", |c| c.text.num_attention_heads += 1),
+        ("num_key_value_heads", |c| c.text.num_key_value_heads += 1),
+        ("rms_norm_eps", |c| c.text.rms_norm_eps *= 2.0),
+        ("rope_theta", |c| c.text.rope_theta *= 2.0),
+        ("rope_scaling.mrope_section", |c| c.text.mrope_section[0] += 1),
+        ("max_position_embeddings", |c| c.text.max_position_embeddings += 1),
+        ("tie_word_embeddings", |c| c.tie_word_embeddings = !c.tie_word_embeddings),
+        ("vision_config.depth", |c| c.vision.depth += 1),
+        ("vision_config.hidden_size", |c| c.vision.hidden_size += 1),
+        ("vision_config.intermediate_size", |c| c.vision.intermediate_size += 1),
+        ("vision_config.num_heads", |c| c.vision.num_heads += 1),
+        ("vision_config.in_channels", |c| c.vision.in_channels += 1),
+        ("vision_config.patch_size", |c| c.vision.patch_size += 1),
+        ("vision_config.temporal_patch_size", |c| c.vision.temporal_patch_size += 1),
+        ("vision_config.spatial_merge_size", |c| c.vision.spatial_merge_size += 1),
+        ("vision_config.window_size", |c| c.vision.window_size += 1),
+        ("vision_config.fullatt_block_indexes", |c| c.vision.fullatt_block_indexes.push(9)),
+        ("vision_config.out_hidden_size", |c| c.vision.out_hidden_size += 1),
+        ("vision_config.tokens_per_second", |c| c.vision.tokens_per_second += 1.0),
+        ("bos_token_id", |c| c.tokens.bos = Some(77)),
+        ("eos_token_id", |c| c.tokens.eos.push(77)),
+        ("vision_start_token_id", |c| c.tokens.vision_start += 1),
+        ("vision_end_token_id", |c| c.tokens.vision_end += 1),
+        ("image_token_id", |c| c.tokens.image += 1),
+        ("video_token_id", |c| c.tokens.video += 1),
+    ];
+    let own = tiny_config();
+    for (key, change) in changes {
+        let mut other = own.clone();
+        change(&mut other);
+        let (found, theirs, ours) = own.first_difference(&other).unwrap();
+        assert!(found == key && theirs != ours, "{key}: {found} {theirs} {ours}");
+    }
+    let other = ModelConfig { dtype: Some(StoredDType::F16), ..own.clone() };
+    assert_eq!(own.first_difference(&other), None);
+}

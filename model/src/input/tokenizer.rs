@@ -118,6 +118,21 @@ impl Tokenizer {
         StreamingDecoder { tokenizer: self, skip_special_tokens, pending: Vec::new() }
     }
 
+    /// The first id that stands for other text in another tokenizer, or is special in only one of them: the id, the
+    /// other tokenizer's token, this tokenizer's token. A missing token is an empty text. How texts are split into tokens
+    /// is not compared.
+    pub fn first_difference(&self, other: &Tokenizer) -> Option<(TokenId, String, String)> {
+        let ids = self.vocab_size().max(other.vocab_size()) as u32;
+        let added = |tokenizer: &Tokenizer| tokenizer.inner.get_added_tokens_decoder().keys().copied().max();
+        let end = ids.max(added(self).max(added(other)).map_or(0, |id| id.saturating_add(1)));
+        let name = |tokenizer: &Tokenizer, id: u32| tokenizer.inner.id_to_token(id).unwrap_or_default();
+        (0..end).find_map(|id| {
+            let (own, others) = (name(self, id), name(other, id));
+            let differs = own != others || self.is_special(id) != other.is_special(id);
+            differs.then_some((id, others, own))
+        })
+    }
+
     /// The id of the token with exactly this text.
     pub fn token_to_id(&self, token: &str) -> Option<TokenId> {
         self.inner.token_to_id(token)
@@ -274,6 +289,36 @@ mod tests {
         assert_eq!(ids[ids.len() - 2..], [id("<|image_pad|>"); 2]);
         assert_eq!(TOKENIZER.decode(&ids, true), "a\n");
         assert_eq!(TOKENIZER.decode(&ids, false), "<|im_start|>a<|im_end|>\n<|image_pad|><|image_pad|>");
+    }
+
+    #[test]
+    fn the_first_difference_names_id_and_tokens() {
+        let json = train_small_tokenizer(None).json;
+        let parse = |text: &str| Tokenizer::parse("t", text.as_bytes()).unwrap();
+        assert_eq!(TOKENIZER.first_difference(&parse(&json.to_string())), None);
+        let renamed = parse(&json.to_string().replace("<|im_start|>", "<|im_begin|>"));
+        let id = TOKENIZER.token_to_id("<|im_start|>").unwrap();
+        let difference = (id, "<|im_begin|>".to_string(), "<|im_start|>".to_string());
+        assert_eq!(TOKENIZER.first_difference(&renamed), Some(difference));
+        // A tokenizer that has one token more, a token less, or a token that is not special.
+        let mut more = json.clone();
+        let added = more["added_tokens"].as_array_mut().unwrap();
+        let mut last = added.last().unwrap().clone();
+        let next = last["id"].as_u64().unwrap() + 40;
+        (last["id"], last["content"]) = (next.into(), "<|one more|>".into());
+        added.push(last);
+        let more = parse(&more.to_string());
+        let difference = (next as u32, "<|one more|>".to_string(), String::new());
+        assert_eq!(
+            TOKENIZER.first_difference(&more).map(|(_, other, own)| (other, own)),
+            Some((difference.1, difference.2))
+        );
+        assert_eq!(more.first_difference(&TOKENIZER).map(|(_, other, _)| other), Some(String::new()));
+        let mut plain = json.clone();
+        let first = &mut plain["added_tokens"][0];
+        let (id, name) = (first["id"].as_u64().unwrap() as u32, first["content"].as_str().unwrap().to_string());
+        first["special"] = false.into();
+        assert_eq!(TOKENIZER.first_difference(&parse(&plain.to_string())), Some((id, name.clone(), name)));
     }
 
     #[test]

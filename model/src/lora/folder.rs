@@ -15,6 +15,7 @@ use crate::checkpoint::header::{self, HeaderTensor};
 use crate::checkpoint::{StoredDType, TensorNaming};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+use crate::hub;
 use crate::save::{
     TensorSpec, copy_tokenizer_and_processor_files, is_same_folder, write_atomically, write_tensor_file,
 };
@@ -83,6 +84,23 @@ impl Adapter {
     /// The base model that the config names: a folder or a hub id.
     pub fn base_model(&self) -> Option<&str> {
         self.config.base.as_deref()
+    }
+
+    /// The folder of the base model that the config names, as far as it is on this machine: a folder, or a complete model
+    /// of the hub cache. `folder` is that of the adapter; `help` says what to do if there is none.
+    ///
+    /// # Errors
+    /// The config names no base model, or one that would have to be downloaded. The adapter may come from a stranger, so
+    /// a base model that only the adapter names is never downloaded.
+    pub fn local_base_model(&self, folder: &Path, help: &str) -> Result<PathBuf> {
+        let location = format!("{}: base_model_name_or_path", folder.join(ADAPTER_CONFIG_FILE).display());
+        let Some(base) = self.base_model() else {
+            return Err(ModelError::config(location, "is missing", help));
+        };
+        hub::find_local(base).ok_or_else(|| {
+            let what = format!("names {base}, which is neither a folder nor in the hub cache");
+            ModelError::config(location, what, help)
+        })
     }
 
     /// The factor by which `B A x` is multiplied: alpha / r, or alpha / √r with rsLoRA.

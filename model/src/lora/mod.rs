@@ -220,6 +220,16 @@ impl Qwen25Vl {
         base
     }
 
+    /// Returns the model with the adapter of another model of the same architecture. Copies no weights.
+    pub fn with_adapter_of(&self, other: &Qwen25Vl) -> Qwen25Vl {
+        let (mut model, mut other) = (self.without_adapter(), other.clone());
+        for (linear, from) in model.linear_layers_mut().zip(other.linear_layers_mut()) {
+            linear.adapter = from.adapter.take();
+        }
+        model.forget_features_if(false);
+        model
+    }
+
     /// Gives the model an empty cache of vision tokens if its tower had an adapter, or has one: the cache that it shares
     /// with other models has the vision tokens of another tower.
     fn forget_features_if(&mut self, changed_tower: bool) {

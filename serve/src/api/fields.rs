@@ -54,15 +54,23 @@ impl Fields {
     /// # Errors
     /// The body is no JSON object; its `model` is not the one of this server.
     pub(crate) fn parse(shared: &Shared, body: RequestBody) -> Result<Self, ApiError> {
-        let parse = || parse_object(&body.bytes);
-        // Parsing many MiB must not hold back the answers to others.
-        let parsed = if body.bytes.len() > LARGE_BODY_BYTES { block_in_place(parse) } else { parse() };
-        let fields = parsed?.into_iter().filter(|(_, value)| !value.is_null()).collect();
-        let mut fields = Self { fields, memory: body.memory };
+        let mut fields = Self::of_object(body)?;
         match fields.take::<String>("model", "the name of a model")? {
             Some(name) if name != shared.model.name => Err(models::unknown_model(shared, &name)),
             _ => Ok(fields),
         }
+    }
+
+    /// Parses a body as [`Fields::parse`] does, whose field `model` is not the name of a model.
+    ///
+    /// # Errors
+    /// The body is no JSON object.
+    pub(crate) fn of_object(body: RequestBody) -> Result<Self, ApiError> {
+        let parse = || parse_object(&body.bytes);
+        // Parsing many MiB must not hold back the answers to others.
+        let parsed = if body.bytes.len() > LARGE_BODY_BYTES { block_in_place(parse) } else { parse() };
+        let fields = parsed?.into_iter().filter(|(_, value)| !value.is_null()).collect();
+        Ok(Self { fields, memory: body.memory })
     }
 
     /// Takes out what counts the memory of the fields, which the caller drops together with them.

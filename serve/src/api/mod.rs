@@ -1,5 +1,6 @@
 //! The endpoints, and the error object that they share.
 
+pub(crate) mod admin;
 mod answer;
 pub(crate) mod chat;
 pub(crate) mod completions;
@@ -65,6 +66,16 @@ impl ApiError {
         Self { status: StatusCode::UNAUTHORIZED, message, param: None, code: "invalid_api_key" }
     }
 
+    /// The client may not do this, whatever key it carries.
+    pub(crate) fn forbidden(message: String) -> Self {
+        Self { status: StatusCode::FORBIDDEN, message, param: None, code: "forbidden" }
+    }
+
+    /// The request cannot be answered while another one runs.
+    pub(crate) fn conflict(message: &str) -> Self {
+        Self { status: StatusCode::CONFLICT, message: message.into(), param: None, code: "conflict" }
+    }
+
     pub(crate) fn not_found(message: String, param: Option<String>) -> Self {
         Self { status: StatusCode::NOT_FOUND, message, param, code: "not_found" }
     }
@@ -95,6 +106,7 @@ impl ApiError {
     pub(crate) fn to_json(&self) -> serde_json::Value {
         let kind = match self.status {
             StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         };

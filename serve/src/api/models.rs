@@ -10,8 +10,9 @@ use super::ApiError;
 use crate::server::Shared;
 
 fn model(shared: &Shared) -> Value {
+    let (root, created) = shared.weights();
     json!({
-        "id": shared.model.name, "object": "model", "created": shared.started, "owned_by": "reel",
+        "id": shared.model.name, "object": "model", "created": created, "owned_by": "reel", "root": root,
         "max_model_len": shared.model.folder.config.text.max_position_embeddings,
     })
 }

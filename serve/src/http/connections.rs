@@ -8,12 +8,16 @@
 //! ```
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -31,6 +35,11 @@ const MAX_BUFFER_BYTES: usize = 64 << 10;
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// The time for the answers with status 503 that are being sent when the last old connection closes.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
+
+/// The address of the other end of a connection; handlers find it among the extensions of a request. It is that of a
+/// proxy if there is one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
 
 /// Kept for the life of a connection.
 type Permit = Result<OwnedSemaphorePermit, AcquireError>;
@@ -57,8 +66,8 @@ pub(crate) async fn serve_connections(
     let mut stopped = pin!(stopped);
     loop {
         tokio::select! {
-            (stream, permit) = accept(&listener, &permits) => {
-                tokio::spawn(server.clone().handle(stream, permit, on_stop.clone(), true));
+            (stream, peer, permit) = accept(&listener, &permits) => {
+                tokio::spawn(server.clone().handle(stream, peer, permit, on_stop.clone(), true));
             }
             () = &mut stopped => break,
         }
@@ -69,8 +78,8 @@ pub(crate) async fn serve_connections(
     loop {
         tokio::select! {
             () = running.closed() => break,
-            (stream, permit) = accept(&listener, &permits) => {
-                tokio::spawn(server.clone().handle(stream, permit, on_end.clone(), false));
+            (stream, peer, permit) = accept(&listener, &permits) => {
+                tokio::spawn(server.clone().handle(stream, peer, permit, on_end.clone(), false));
             }
         }
     }
@@ -80,11 +89,11 @@ pub(crate) async fn serve_connections(
 }
 
 /// Waits for a permit, then for a connection.
-async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream, Permit) {
+async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream, Peer, Permit) {
     let permit = permits.clone().acquire_owned().await;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, permit),
+            Ok((stream, address)) => return (stream, Peer(address), permit),
             // The client is gone already, or this process has no free descriptor.
             Err(_) => sleep(ACCEPT_RETRY).await,
         }
@@ -97,6 +106,7 @@ impl Server {
     async fn handle(
         self: Arc<Self>,
         stream: TcpStream,
+        peer: Peer,
         permit: Permit,
         mut stop: watch::Receiver<()>,
         keep_alive: bool,
@@ -105,7 +115,7 @@ impl Server {
         // Pieces of a streamed answer are small and must not wait for each other. An error means the client is gone.
         let _ = stream.set_nodelay(true);
         match &self.tls {
-            None => self.serve(stream, stop, keep_alive).await,
+            None => self.serve(stream, peer, stop, keep_alive).await,
             Some(tls) => {
                 let handshake = timeout(self.limits.read_timeout, tls.acceptor().accept(stream));
                 let accepted = tokio::select! {
@@ -113,7 +123,7 @@ impl Server {
                     _ = stop.changed() => return,
                 };
                 if let Ok(Ok(stream)) = accepted {
-                    self.serve(stream, stop, keep_alive).await;
+                    self.serve(stream, peer, stop, keep_alive).await;
                 }
             }
         }
@@ -122,11 +132,16 @@ impl Server {
     async fn serve(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: Peer,
         mut stop: watch::Receiver<()>,
         keep_alive: bool,
     ) {
         let stream = TokioIo::new(LimitedStream::new(stream, self.limits.write_timeout));
-        let service = TowerToHyperService::new(self.router.clone());
+        let router = TowerToHyperService::new(self.router.clone());
+        let service = service_fn(|mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            router.call(request)
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.read_timeout)

@@ -10,7 +10,7 @@ mod tls;
 
 pub(crate) use access_log::{AccessLog, RequestLog, observe_request, random_number};
 pub(crate) use body::{BodyMemory, RequestBody, read_body};
-pub(crate) use connections::serve_connections;
+pub(crate) use connections::{Peer, serve_connections};
 pub(crate) use descriptors::usable_connections;
 pub use tls::Tls;
 

@@ -1,0 +1,133 @@
+//! `POST /admin/weights`: replaces the weights in service by those of another folder, without a restart.
+//!
+//! ```text
+//! check    local client, key, one replacement at a time           status 403, 401, 409
+//! files    config, tokenizer, all weights, on a blocking thread    status 400; requests go on meanwhile
+//! engine   loads the weights, then goes on with them               the old weights stay if this fails
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use reel_engine::EngineError;
+use reel_model::ModelError;
+use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::ApiError;
+use super::fields::{Fields, wrong_field};
+use super::queue::refuse_if_stopping;
+use crate::engine_thread::NewWeights;
+use crate::http::{Peer, read_body};
+use crate::new_weights::CheckedFiles;
+use crate::server::Shared;
+
+/// Headers that a proxy adds, or a browser for the page of another server.
+const HEADERS_OF_OTHERS: [&str; 7] =
+    ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via", "origin"];
+
+/// Refuses requests that do not come from a program on this machine, whatever keys they carry.
+pub(crate) async fn only_local(request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Peer>();
+    match refusal(peer, request.headers()) {
+        None => next.run(request).await,
+        Some(what) => ApiError::forbidden(format!("{}: {what}", request.uri().path())).into_response(),
+    }
+}
+
+/// Why a request counts as one of another machine or of a web page, if it does.
+fn refusal(peer: Option<&Peer>, headers: &HeaderMap) -> Option<String> {
+    // A server that listens on an IPv6 address sees IPv4 clients as ::ffff:a.b.c.d.
+    if !peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback()) {
+        let what = "is only for clients on the server's machine; send the request there, to 127.0.0.1 or ::1";
+        return Some(what.to_string());
+    }
+    let header = HEADERS_OF_OTHERS.into_iter().find(|name| headers.contains_key(*name))?;
+    Some(format!("takes no request with the header {header}; send it directly, not through a proxy or a web page"))
+}
+
+/// `POST /admin/weights`
+pub(crate) async fn weights(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
+    let begun = Instant::now();
+    refuse_if_stopping(&shared)?;
+    let body = read_body(&shared.bodies, body).await?;
+    let mut fields = Fields::of_object(body)?;
+    let Some(folder) = fields.take::<PathBuf>("model", "the path of a folder")? else {
+        return Err(wrong_field("model", "is missing", "give the folder of a model or of a checkpoint"));
+    };
+    fields.refuse_others()?;
+    let Ok(turn) = shared.weight_replacements.clone().try_acquire_owned() else {
+        return Err(ApiError::conflict("the weights are being replaced already; try again when that is done"));
+    };
+    // A task of its own, so that a client that leaves does not stop the replacement half-way.
+    let replacing = tokio::spawn(replace(shared, folder.clone(), turn));
+    let requests = replacing.await.map_err(|_| ApiError::internal("replacing the weights has panicked"))??;
+    Ok(Json(json!({
+        "model": folder, "seconds": begun.elapsed().as_secs_f64(), "requests_recomputed": requests,
+    })))
+}
+
+/// Returns the number of unfinished requests that go on with the new weights.
+async fn replace(shared: Arc<Shared>, folder: PathBuf, turn: OwnedSemaphorePermit) -> Result<usize, ApiError> {
+    let _turn = turn;
+    let (path, model) = (folder.clone(), shared.model.clone());
+    let checked = tokio::task::spawn_blocking(move || CheckedFiles::open(&path, &model));
+    let checked = checked.await.map_err(|_| ApiError::internal("checking the files has panicked"))?;
+    let files = checked.map_err(|e| wrong_files(EngineError::Model(e)))?;
+    let (done, replaced) = oneshot::channel();
+    shared.engine.replace_weights(NewWeights { load: Box::new(move |device, dtype| files.load(device, dtype)), done });
+    let ended = || ApiError::internal("the engine has ended; start the server again");
+    let requests = replaced.await.map_err(|_| ended())?.map_err(wrong_files)?;
+    shared.set_weights(&folder);
+    shared.metrics.weights_replaced();
+    Ok(requests)
+}
+
+/// The error of weights that cannot be loaded. The old ones stay in service.
+fn wrong_files(e: EngineError) -> ApiError {
+    match e {
+        EngineError::Model(e) if !matches!(e, ModelError::Runtime(_)) => {
+            ApiError::bad_request(e.to_string(), Some("model".into()))
+        }
+        e => ApiError::of_engine(&e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn refused(address: &str, header: Option<&str>) -> Option<String> {
+        let value = (HeaderValue::from_static("x"), header.map(|name| name.parse::<HeaderName>().unwrap()));
+        let headers = value.1.map(|name| (name, value.0)).into_iter().collect();
+        refusal(Some(&Peer((address.parse::<std::net::IpAddr>().unwrap(), 5).into())), &headers)
+    }
+
+    #[test]
+    fn only_loopback_addresses_are_local() {
+        for local in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+            assert_eq!(refused(local, None), None, "{local}");
+            assert_eq!(refused(local, Some("user-agent")), None, "{local}");
+        }
+        for other in ["10.0.0.1", "192.168.1.2", "0.0.0.0", "::", "fe80::1", "::ffff:10.0.0.1", "128.0.0.1"] {
+            assert!(refused(other, None).is_some_and(|what| what.contains("server's machine")), "{other}");
+        }
+        assert!(refusal(None, &HeaderMap::new()).is_some(), "a client without an address");
+    }
+
+    #[test]
+    fn what_a_proxy_or_a_web_page_sends_is_refused() {
+        for name in HEADERS_OF_OTHERS {
+            assert!(refused("127.0.0.1", Some(name)).is_some_and(|what| what.contains(name)), "{name}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Weights that replace those in service: what is checked before the engine's thread loads them.
+
+use std::path::Path;
+
+use reel_diagnostic::Diagnostic;
+use reel_model::ModelError;
+use reel_model::checkpoint::Checkpoint;
+use reel_model::config::ModelConfig;
+use reel_model::input::tokenizer::Tokenizer;
+use reel_model::lora::{Adapter, AdapterSource, is_adapter_folder};
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::{DType, Device};
+
+use crate::ServedModel;
+
+const HELP: &str = "give a model of the same architecture with the same tokenizer";
+
+/// The files of a model folder, or of an adapter and its base model, which fit the model in service.
+#[derive(Debug)]
+pub(crate) struct CheckedFiles {
+    config: ModelConfig,
+    files: Checkpoint,
+    adapter: Option<Adapter>,
+}
+
+impl CheckedFiles {
+    /// Checks the files of `folder`: config.json and tokenizer.json fit those of `served`, the weight files have exactly
+    /// the tensors of config.json, and every value is finite. Reading all values also brings the files into memory, so
+    /// that loading them takes less time.
+    ///
+    /// # Errors
+    /// A file is missing, damaged, or does not fit; the error names the file and the field or tensor.
+    pub(crate) fn open(folder: &Path, served: &ServedModel) -> Result<Self, ModelError> {
+        let (base, adapter) = match is_adapter_folder(folder) {
+            true => {
+                let adapter = Adapter::open(folder)?;
+                (adapter.local_base_model(folder, "merge the adapter with its base (reel merge)")?, Some(adapter))
+            }
+            false => (folder.to_path_buf(), None),
+        };
+        let config = ModelConfig::open(&base)?;
+        if let Some((key, other, own)) = served.folder.config.first_difference(&config) {
+            let location = format!("{}: {key}", base.join("config.json").display());
+            return Err(ModelError::Config(Diagnostic::new(location, differs(&other, &own), HELP)));
+        }
+        let tokenizer = Tokenizer::open(&base)?;
+        tokenizer.check_fits(&config)?;
+        if let Some((id, other, own)) = served.folder.tokenizer.first_difference(&tokenizer) {
+            let location = format!("{}: token {id}", base.join("tokenizer.json").display());
+            let what = differs(&format!("{other:?}"), &format!("{own:?}"));
+            return Err(ModelError::Tokenizer(Diagnostic::new(location, what, HELP)));
+        }
+        let files = Checkpoint::open(&base)?;
+        files.check(&config)?;
+        files.check_values()?;
+        adapter.iter().try_for_each(|adapter| adapter.check(&config))?;
+        Ok(Self { config, files, adapter })
+    }
+
+    /// Loads the weights.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub(crate) fn load(&self, device: &Device, dtype: DType) -> Result<Qwen25Vl, ModelError> {
+        let base = Qwen25Vl::open(device, &self.files, &self.config, dtype)?;
+        match &self.adapter {
+            Some(adapter) => base.with_adapter(device, dtype, AdapterSource::Files(adapter), false),
+            None => Ok(base),
+        }
+    }
+}
+
+/// Says that a value differs from that of the model in service.
+fn differs(other: &str, own: &str) -> String {
+    match other == own {
+        true => format!("is {other}, and is a special token in only one of this model and the model in service"),
+        false => format!("is {other}, and the model in service has {own}"),
+    }
+}
