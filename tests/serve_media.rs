@@ -1,18 +1,25 @@
-//! `reel serve` and the media of strangers: images that are not what they claim, files outside of the media folder, and
-//! addresses of this machine.
+//! `reel serve` and the media of strangers: images that are not what they claim, a video that takes too long, files
+//! outside of the media folder, and addresses of this machine.
 
 #[path = "support/server.rs"]
 mod server;
 mod support;
 
+use std::collections::BTreeSet;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use server::{Server, text};
+use server::{PATIENCE, Server, text};
 use tempfile::TempDir;
 
 fn image(address: &str) -> Value {
     json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": address}}]}],
+        "max_tokens": 2})
+}
+
+fn video(address: &str) -> Value {
+    json!({"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": address}}]}],
         "max_tokens": 2})
 }
 
@@ -164,5 +171,67 @@ fn addresses_of_this_machine_are_never_downloaded() {
         let error = server.chat(&image(address)).error(400);
         assert!(!error.to_string().contains("SECRET"), "{error}");
     }
+    server.answers();
+}
+
+/// An animated GIF of 1 x 1 pixel frames on a canvas of `side` x `side` pixels. FFmpeg copies the canvas for each frame,
+/// so a few hundred KiB take minutes to decode.
+fn animated_gif(side: u16, frames: usize) -> Vec<u8> {
+    let [low, high] = side.to_le_bytes();
+    let header = [&b"GIF89a"[..], &[low, high, low, high, 0x80, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff]].concat();
+    let control = [0x21, 0xf9, 4, 4, 10, 0, 0, 0];
+    let frame = [&control[..], b",", &[0, 0, 0, 0, 1, 0, 1, 0, 0], &[2, 2, 0x44, 1, 0]].concat();
+    [header, frame.repeat(frames), b";".to_vec()].concat()
+}
+
+/// The processes that `parent` has started, and those that they have started.
+fn descendants(parent: u32) -> BTreeSet<u32> {
+    let parents: Vec<(u32, u32)> = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| {
+            let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // The name of the program, in parentheses, may have spaces; the state and the parent come after it.
+            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+            Some((pid, parent))
+        })
+        .collect();
+    let mut found = BTreeSet::from([parent]);
+    while let Some((pid, _)) = parents.iter().find(|(pid, parent)| found.contains(parent) && !found.contains(pid)) {
+        found.insert(*pid);
+    }
+    found.remove(&parent);
+    found
+}
+
+#[test]
+fn a_video_that_does_not_end_is_given_up_and_hinders_no_one() {
+    let server = Server::start(&["--media-timeout", "2", "--max-encoders", "2"]);
+    server.chat(&video(&data_uri("video/mp4", &animated_gif(64, 8)))).ok();
+    let endless = video(&data_uri("video/mp4", &animated_gif(4000, 40_000)));
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| server.chat(&endless));
+        let mut decoders = BTreeSet::new();
+        let mut answered = 0;
+        while !asked.is_finished() {
+            server.answers();
+            answered += usize::from(!asked.is_finished());
+            decoders.extend(descendants(server.child.id()));
+        }
+        let error = asked.join().unwrap().error(400);
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("timed out after 2 s") && message.contains("--media-timeout"), "{message}");
+        // The worker is replaced once, because a machine may be busy.
+        assert!(begun.elapsed() > Duration::from_secs(4), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+        assert!(answered >= 3, "{answered} other requests were answered meanwhile");
+        assert!(!decoders.is_empty(), "no process decoded the video");
+        while !decoders.is_disjoint(&descendants(server.child.id())) {
+            assert!(begun.elapsed() < PATIENCE, "the process of the video still runs");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    server.chat(&video(&data_uri("video/mp4", &animated_gif(64, 8)))).ok();
     server.answers();
 }

@@ -16,6 +16,8 @@ mod histogram;
 mod http;
 mod metrics;
 mod new_weights;
+#[cfg(test)]
+mod panic_tests;
 mod server;
 
 use std::net::SocketAddr;
