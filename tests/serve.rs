@@ -114,7 +114,7 @@ fn wrong_requests_get_openai_errors_and_the_server_goes_on() {
         (json!({"messages": messages, "response_format": {"type": "yaml"}}), 400, Some("response_format")),
         (json!({"messages": messages, "guided_regex": "["}), 400, None),
         (json!({"messages": messages, "guided_json": {"type": "colour"}}), 400, None),
-        (json!({"messages": messages, "tools": [{"type": "function"}]}), 400, Some("tools")),
+        (json!({"messages": messages, "tools": [{"type": "function"}]}), 400, Some("tools[0].function")),
         (json!({"messages": []}), 400, None),
         (json!({"messages": [{"role": "user"}]}), 400, None),
         (json!({"temperature": 1}), 400, Some("messages")),

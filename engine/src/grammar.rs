@@ -14,9 +14,11 @@ use reel_diagnostic::Diagnostic;
 use reel_model::TokenId;
 use reel_model::input::encode::ModelFolder;
 pub use reel_model::input::request::GrammarSpec;
+use reel_model::input::request::ToolCallGrammar;
 use serde_json::{Value, json};
 
 use crate::error::{EngineError, Result};
+use crate::tool_calls;
 
 /// Compiles grammars for the vocabulary of a model.
 pub struct GrammarCompiler {
@@ -69,10 +71,14 @@ impl GrammarCompiler {
                 TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
             }
             GrammarSpec::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
+            GrammarSpec::ToolCalls(calls) => TopLevelGrammar::from_lark(tool_calls::lark_grammar(calls)),
         };
         let matcher = Matcher::new(self.factory.create_parser(grammar));
         match matcher.get_error() {
-            Some(e) => Err(refused(one_line(&e), "correct the grammar, or use a simpler one")),
+            Some(e) => match spec {
+                GrammarSpec::ToolCalls(calls) => Err(self.wrong_tool(calls, &e)),
+                _ => Err(refused(one_line(&e), "correct the grammar, or use a simpler one")),
+            },
             None => {
                 let (end_token_ids, mask_words) = (self.end_token_ids.clone(), self.mask_words);
                 let mut grammar = Grammar { matcher, end_token_ids, mask_words, allowed: Vec::new() };
@@ -80,6 +86,19 @@ impl GrammarCompiler {
                 Ok(grammar)
             }
         }
+    }
+}
+
+impl GrammarCompiler {
+    /// The error of a rule for tools, with the name of the first function whose parameters cannot be compiled.
+    fn wrong_tool(&self, calls: &ToolCallGrammar, e: &str) -> EngineError {
+        let error_of = |(name, schema): &(String, Value)| {
+            let grammar = TopLevelGrammar::from_json_schema(schema.clone());
+            let e = Matcher::new(self.factory.create_parser(grammar)).get_error()?;
+            Some(format!("the parameters of {name}: {}", one_line(&e)))
+        };
+        let what = calls.functions.iter().find_map(error_of).unwrap_or_else(|| one_line(e));
+        EngineError::Request(Diagnostic::new("tools", what, "correct the schema, or use a simpler one"))
     }
 }
 

@@ -25,6 +25,7 @@ mod sequence;
 mod stats;
 mod stop;
 mod token_text;
+mod tool_calls;
 
 pub use adapters::AdapterId;
 pub use continuous::ContinuousBatch;

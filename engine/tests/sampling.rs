@@ -10,6 +10,7 @@ use reel_engine::{
 use reel_model::checkpoint::Checkpoint;
 use reel_model::input::ModelInput;
 use reel_model::input::encode::ModelFolder;
+use reel_model::input::request::{OtherAnswer, ToolCallGrammar};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device};
 use serde_json::{Value, json};
@@ -103,6 +104,73 @@ fn regular_expressions_and_lark_grammars_are_followed() {
     let lark = "start: \"<think>\" /[a-z ]{1,8}/ \"</think>\" \"<answer>\" (\"A\" | \"B\") \"</answer>\"";
     let got = text(&complete(vec![with_grammar(&GrammarSpec::Lark(lark.into()), SAMPLED)])[0]);
     assert!(got.starts_with("<think>") && got.ends_with("</answer>"), "{got:?}");
+}
+
+/// Functions `speed` and `stop`, with schemas that small models can follow to the end.
+fn functions() -> Vec<(String, Value)> {
+    let speed = json!({
+        "type": "object",
+        "properties": {"value": {"type": "integer", "minimum": 0, "maximum": 9}, "unit": {"enum": ["m/s", "km/h"]}},
+        "required": ["value", "unit"],
+        "additionalProperties": false,
+    });
+    let stop = json!({"type": "object", "properties": {}, "additionalProperties": false});
+    vec![("speed".into(), speed), ("stop".into(), stop)]
+}
+
+/// Checks that a text is calls of the two functions, and returns the names of the called ones.
+fn called(mut text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    while let Some(rest) = text.strip_prefix("<tool_call>\n") {
+        let (call, rest) = rest.split_once("\n</tool_call>").unwrap_or_else(|| panic!("{rest:?}"));
+        let call: Value = serde_json::from_str(call).unwrap();
+        let arguments = &call["arguments"];
+        match call["name"].as_str().unwrap() {
+            "stop" => assert_eq!(arguments, &json!({})),
+            "speed" => assert!(
+                arguments["value"].as_u64().is_some_and(|value| value <= 9)
+                    && ["m/s", "km/h"].contains(&arguments["unit"].as_str().unwrap()),
+                "{call}"
+            ),
+            name => panic!("{name}"),
+        }
+        names.push(call["name"].as_str().unwrap().to_string());
+        text = rest.strip_prefix('\n').unwrap_or(rest);
+    }
+    assert_eq!(text, "");
+    names
+}
+
+#[test]
+fn forced_calls_follow_the_schemas_of_their_functions() {
+    let rule = |functions: Vec<(String, Value)>, several: bool| {
+        GrammarSpec::ToolCalls(ToolCallGrammar { functions, several, otherwise: OtherAnswer::None })
+    };
+    let sampled = |seed| SamplingParams { seed, temperature: 20.0, ..SAMPLED };
+    let one = (0..16).map(|seed| with_grammar(&rule(functions(), false), sampled(seed)));
+    let named = (0..4).map(|seed| with_grammar(&rule(functions()[..1].to_vec(), false), sampled(seed)));
+    let mut calls: Vec<String> = Vec::new();
+    for (i, completion) in complete(one.chain(named).collect()).iter().enumerate() {
+        let names = called(&text(completion));
+        assert!(names.len() == 1 && (i < 16 || names[0] == "speed"), "{names:?}");
+        calls.extend(names);
+    }
+    assert!(["speed", "stop"].iter().all(|name| calls[..16].iter().any(|called| called == name)), "{calls:?}");
+    // Several calls: a completion of random weights goes on with them until its tokens are used up.
+    let several = with_grammar(&rule(functions(), true), sampled(1));
+    let completion = complete(vec![GenerationRequest { max_new_tokens: 400, ..several }]).remove(0);
+    let got = FOLDER.tokenizer.decode(&completion.ids, true);
+    let whole = got.rfind("\n</tool_call>").map_or("", |at| &got[..at + "\n</tool_call>".len()]);
+    assert!(called(whole).len() > 1, "{got:?}");
+}
+
+#[test]
+fn a_tool_whose_parameters_cannot_be_compiled_is_named() {
+    let mut functions = functions();
+    functions.push(("paint".into(), json!({"type": "object", "properties": {"c": {"type": "colour"}}})));
+    let rule = ToolCallGrammar { functions, several: false, otherwise: OtherAnswer::None };
+    let e = COMPILER.compile(&GrammarSpec::ToolCalls(rule)).unwrap_err().to_string();
+    assert!(e.starts_with("tools: the parameters of paint: ") && e.contains("colour") && !e.contains('\n'), "{e}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use reel_media::profile::MediaOverrides;
 use serde_json::{Map, Value, json};
 
 use super::fetch::without_secrets;
+use super::tool_messages::read_tool_calls;
 use crate::error::{ModelError, Result};
 
 /// A list of chat messages.
@@ -21,6 +22,8 @@ pub struct Conversation {
     pub location: String,
     /// The messages in order; at least one.
     pub messages: Vec<Message>,
+    /// The tools that the model may call, as JSON for the chat template.
+    pub tools: Vec<Value>,
 }
 
 /// One message of a conversation.
@@ -30,7 +33,7 @@ pub struct Message {
     pub role: String,
     /// The text of the message, or its parts.
     pub content: MessageContent,
-    /// All other keys of the message, unchanged.
+    /// All other keys of the message, unchanged except for the arguments of tool calls, which are objects.
     pub others: Map<String, Value>,
 }
 
@@ -151,14 +154,14 @@ impl Conversation {
             .iter()
             .enumerate()
             .map(|(i, message)| read_message(&format!("{location}: message {i}"), message, root));
-        Ok(Self { location: location.to_string(), messages: messages.collect::<Result<_>>()? })
+        Ok(Self { location: location.to_string(), messages: messages.collect::<Result<_>>()?, tools: Vec::new() })
     }
 
     /// A conversation of one user message with images, videos and a text, as `--video V --prompt TEXT` gives it.
     pub fn from_user_message(parts: Vec<ContentPart>, text: &str) -> Self {
         let parts = parts.into_iter().chain([ContentPart::Text(text.to_string())]).collect();
         let message = Message { role: "user".to_string(), content: MessageContent::Parts(parts), others: Map::new() };
-        Self { location: "--prompt".to_string(), messages: vec![message] }
+        Self { location: "--prompt".to_string(), messages: vec![message], tools: Vec::new() }
     }
 
     /// Whether the last message is from the assistant; then no generation prompt is added.
@@ -221,7 +224,10 @@ fn read_message(location: &str, message: &Value, root: &Path) -> Result<Message>
     let Some(role) = map.get("role").and_then(Value::as_str) else {
         return Err(ModelError::messages(location, "has no `role`", SHAPE));
     };
+    let has_calls = map.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty());
     let content = match map.get("content") {
+        // A message of calls may have no text.
+        None | Some(Value::Null) if role == "assistant" && has_calls => MessageContent::Text(String::new()),
         Some(Value::String(text)) => MessageContent::Text(text.clone()),
         Some(Value::Array(parts)) => {
             let parts =
@@ -238,7 +244,8 @@ fn read_message(location: &str, message: &Value, root: &Path) -> Result<Message>
         None => return Err(ModelError::messages(location, "has no `content`", SHAPE)),
     };
     let others = map.iter().filter(|(key, _)| *key != "role" && *key != "content").map(|(k, v)| (k.clone(), v.clone()));
-    Ok(Message { role: role.to_string(), content, others: others.collect() })
+    let others = read_tool_calls(location, role, others.collect())?;
+    Ok(Message { role: role.to_string(), content, others })
 }
 
 #[derive(Clone, Copy)]

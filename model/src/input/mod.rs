@@ -11,6 +11,8 @@ pub mod model_input;
 pub mod mrope;
 pub mod request;
 pub mod tokenizer;
+mod tool_messages;
+pub mod tools;
 pub mod window;
 
 pub use encode::{MediaOptions, ModelFolder, SecondPerGrid, encode};

@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::tools::ToolRequest;
 use crate::TokenId;
 use crate::error::{ModelError, Result};
 
@@ -18,6 +19,8 @@ pub struct ChatRequest {
     pub messages: Value,
     /// The sampling fields of a request body; all absent if the file is a list.
     pub settings: RequestSettings,
+    /// The tools that the model may call; none if the file is a list.
+    pub tools: ToolRequest,
 }
 
 /// The fields of an OpenAI or vLLM chat request that decide how its answers are sampled.
@@ -76,6 +79,28 @@ pub enum GrammarSpec {
     Choice(Vec<String>),
     /// A text that llguidance's dialect of Lark derives from `start`.
     Lark(String),
+    /// Calls of tools.
+    ToolCalls(ToolCallGrammar),
+}
+
+/// The rule that calls of tools follow; see [`super::tools`] for the form of a call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ToolCallGrammar {
+    /// The name and the JSON schema of the arguments of each function that may be called; at least one.
+    pub functions: Vec<(String, Value)>,
+    /// Whether several calls may follow each other.
+    pub several: bool,
+    /// What the answer may be instead.
+    pub otherwise: OtherAnswer,
+}
+
+/// What an answer may be instead of calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherAnswer {
+    /// Nothing: it must be calls.
+    None,
+    /// Any text, also before, between and after calls.
+    Text,
 }
 
 /// Maximum of the field `top_logprobs`, as in OpenAI's API.
@@ -93,20 +118,24 @@ impl ChatRequest {
         })?;
         let location = location.to_string();
         let Value::Object(mut body) = value else {
-            return Ok(Self { location, messages: value, settings: RequestSettings::default() });
+            let (settings, tools) = Default::default();
+            return Ok(Self { location, messages: value, settings, tools });
         };
         let Some(messages) = body.remove("messages") else {
             let help = "give a JSON list of messages, or a request {\"messages\": [...]}";
             let what = "is neither a list of messages nor a request that has `messages`";
             return Err(ModelError::messages(location, what, help));
         };
-        let settings = RequestSettings::from_body(&location, &body)?;
-        Ok(Self { location, messages, settings })
+        let mut settings = RequestSettings::from_body(&location, &body)?;
+        let tools = ToolRequest::from_body(&location, &body)?;
+        settings.grammar = tools.grammar(&location, settings.grammar.take())?;
+        Ok(Self { location, messages, settings, tools })
     }
 }
 
 impl RequestSettings {
-    /// Reads the fields of a request body other than `messages`. A field that is null counts as absent.
+    /// Reads the fields of a request body other than `messages` and those of tools. A field that is null counts as
+    /// absent.
     ///
     /// # Errors
     /// A field is unknown to reel or not supported, or its value has the wrong type or is out of range.
@@ -187,6 +216,7 @@ impl RequestSettings {
                 }
                 // These fields do not change the answer. The field `model` is ignored: --model names the model.
                 "model" | "stream" | "stream_options" | "user" | "metadata" | "store" | "service_tier" => {}
+                name if ToolRequest::FIELDS.contains(&name) => {}
                 _ if has_no_effect(name, value) => {}
                 _ => {
                     let what = "is a field of the request that reel does not support";
@@ -282,8 +312,7 @@ fn json_schema(value: &Value) -> Option<GrammarSpec> {
 fn has_no_effect(name: &str, value: &Value) -> bool {
     match name {
         "echo" => *value == Value::Bool(false),
-        "tools" | "functions" => value.as_array().is_some_and(Vec::is_empty),
-        "tool_choice" => value == "none" || value == "auto",
+        "functions" => value.as_array().is_some_and(Vec::is_empty),
         _ => false,
     }
 }
@@ -357,7 +386,7 @@ mod tests {
     #[test]
     fn unknown_and_wrong_fields_are_refused_by_name() {
         for (field, value) in [
-            ("tools", json!([{"type": "function"}])),
+            ("tools", json!({"type": "function"})),
             ("presence_penalty", json!(2.5)),
             ("frequency_penalty", json!("high")),
             ("min_p", json!(-0.1)),

@@ -19,12 +19,12 @@ use super::{limits, python};
 
 const NAME: &str = "chat";
 
-/// The number of steps (instructions of minijinja) that a rendering may take: for the template, and for each message
-/// beyond. Qwen2.5-VL's template takes about 100 steps per message.
+/// The number of steps (instructions of minijinja) that a rendering may take: for the template, and for each message and
+/// tool beyond. Qwen2.5-VL's template takes about 100 steps per message.
 const STEPS: u64 = 1_000_000;
 const STEPS_PER_MESSAGE: u64 = 2_000;
 
-/// The size limit of a rendered prompt in bytes, beyond four times that of its messages. What published templates add
+/// The size limit of a rendered prompt in bytes, beyond four times that of its messages and tools. What published templates add
 /// to the messages is a few hundred bytes, at most some thousand; tokenizing and computing a longer text takes seconds.
 const MAX_OUTPUT_BYTES: usize = 64 << 10;
 
@@ -66,37 +66,44 @@ impl CompiledTemplate {
         Ok(Self { environment: environment.map_err(|what| format!("cannot be compiled: {what}"))?, tokens, is_trusted })
     }
 
-    /// Renders messages to a prompt. The error says what is wrong.
-    pub(super) fn render(&self, messages: &Value, add_generation_prompt: bool) -> Result<String, String> {
+    /// Renders messages to a prompt. `tools` is null if there are none. The error says what is wrong.
+    pub(super) fn render(
+        &self,
+        messages: &Value,
+        tools: &Value,
+        add_generation_prompt: bool,
+    ) -> Result<String, String> {
         let mut context = self.tokens.clone();
         context.insert("messages".to_string(), messages.clone());
+        context.insert("tools".to_string(), tools.clone());
         context.insert("add_generation_prompt".to_string(), Value::Bool(add_generation_prompt));
-        for absent in ["tools", "documents"] {
-            context.insert(absent.to_string(), Value::Null);
-        }
-        let render = || self.render_context(messages, context);
+        context.insert("documents".to_string(), Value::Null);
+        let count = |value: &Value| value.as_array().map_or(0, Vec::len) as u64;
+        let steps = STEPS + STEPS_PER_MESSAGE * (count(messages) + count(tools));
+        let limit = MAX_OUTPUT_BYTES + 4 * (bytes_of(messages) + bytes_of(tools));
+        let render = || self.render_context(context, steps, limit);
         let text = if self.is_trusted { render() } else { with_large_stack(render) };
         text.map_err(|what| format!("cannot render these messages: {what}"))
     }
 
-    fn render_context(&self, messages: &Value, context: Map<String, Value>) -> Result<String, String> {
-        let count = messages.as_array().map_or(0, Vec::len) as u64;
+    /// Renders with at most `steps` steps to at most `limit` bytes.
+    fn render_context(&self, context: Map<String, Value>, steps: u64, limit: usize) -> Result<String, String> {
         let mut environment = self.environment.clone();
-        environment.set_fuel(Some(STEPS + STEPS_PER_MESSAGE * count));
-        let mut output = LimitedOutput { text: Vec::new(), limit: MAX_OUTPUT_BYTES + 4 * bytes_of(messages) };
+        environment.set_fuel(Some(steps));
+        let mut output = LimitedOutput { text: Vec::new(), limit };
         let template = environment.get_template(NAME).map_err(|e| describe(&e))?;
         template.render_captured_to(Serde(context), &mut output).map_err(|e| describe(&e))?;
         String::from_utf8(output.text).map_err(|e| e.to_string())
     }
 }
 
-/// The bytes of all strings in a value.
+/// The bytes of a value: those of its strings and names, and some for each other value, which a template may print.
 fn bytes_of(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),
-        Value::Array(list) => list.iter().map(bytes_of).sum(),
-        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + bytes_of(value)).sum(),
-        _ => 0,
+        Value::Array(list) => list.iter().map(|value| 2 + bytes_of(value)).sum(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| 6 + name.len() + bytes_of(value)).sum(),
+        _ => 8,
     }
 }
 

@@ -9,7 +9,7 @@
 //! start the worker                            ---> limit its own memory and processor time
 //! {"text": …, "tokens": …}                    ---> compile the template
 //!                                             <--- {"Ok": ""} or {"Err": what}
-//! {"messages": …, "add_generation_prompt": …} ---> render
+//! {"messages": …, "tools": …, …}              ---> render
 //!                                             <--- {"Ok": prompt} or {"Err": what}
 //! …                                                (one worker renders many conversations)
 //! close its standard input                    ---> exit
@@ -79,6 +79,7 @@ pub(super) struct Setup {
 #[derive(Debug, Serialize, Deserialize)]
 struct Request {
     messages: Value,
+    tools: Value,
     add_generation_prompt: bool,
 }
 
@@ -115,9 +116,14 @@ impl IsolatedTemplate {
         Ok(Self { program, setup, state: Mutex::new(State { worker: Some(worker), failures: 0 }) })
     }
 
-    /// Renders messages to a prompt. The error says what is wrong.
-    pub(super) fn render(&self, messages: &Value, add_generation_prompt: bool) -> Result<String, String> {
-        let request = Request { messages: messages.clone(), add_generation_prompt };
+    /// Renders messages to a prompt. `tools` is null if there are none. The error says what is wrong.
+    pub(super) fn render(
+        &self,
+        messages: &Value,
+        tools: &Value,
+        add_generation_prompt: bool,
+    ) -> Result<String, String> {
+        let request = Request { messages: messages.clone(), tools: tools.clone(), add_generation_prompt };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.failures >= MAX_FAILURES {
             return Err(format!("cannot render messages: it exceeded the limits {MAX_FAILURES} times in a row"));
@@ -266,7 +272,7 @@ fn serve() -> std::io::Result<()> {
     };
     reply(&Ok(""))?;
     while let Some(request) = read_message::<Request>(&mut input)? {
-        let text = template.render(&request.messages, request.add_generation_prompt);
+        let text = template.render(&request.messages, &request.tools, request.add_generation_prompt);
         reply(&text.as_deref().map_err(String::as_str))?;
     }
     Ok(())

@@ -13,6 +13,7 @@ mod python;
 mod tests;
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use reel_diagnostic::input;
 use serde_json::{Map, Value};
@@ -28,6 +29,32 @@ pub use self::isolation::{TEMPLATE_WORKER_ARGUMENT, render_in_worker_process, wo
 /// A chat template, and the special tokens that it can use by name.
 #[derive(Debug)]
 pub struct ChatTemplate {
+    main: Template,
+    tools: ToolsTemplate,
+}
+
+/// Which template renders conversations with tools.
+#[derive(Debug)]
+enum ToolsTemplate {
+    /// The one that renders the others.
+    Main,
+    /// Another one, which is compiled when it is first needed.
+    Other { source: Source, compiled: OnceLock<Template> },
+    /// None.
+    Missing,
+}
+
+/// The text of a template, and what names it in errors.
+#[derive(Clone, Debug)]
+struct Source {
+    location: String,
+    text: String,
+    tokens: Map<String, Value>,
+}
+
+/// A compiled template.
+#[derive(Debug)]
+struct Template {
     renderer: Renderer,
     location: String,
 }
@@ -40,6 +67,8 @@ enum Renderer {
 }
 
 const HELP: &str = "use the chat template that was published with these weights";
+const NO_TOOLS: &str = "has no chat template that mentions `tools`, and the conversation has tools or calls of tools";
+const NO_TOOLS_HELP: &str = "add the tokenizer_config.json that was published with these weights, or remove the tools";
 
 /// The SHA-256 digests of the templates that were published with Qwen2.5-VL (chat_template.json and
 /// tokenizer_config.json). They are rendered without a worker process, which takes some milliseconds to start.
@@ -48,40 +77,124 @@ const PUBLISHED: [&str; 2] = [
     "cd8e9439f0570856fd70470bf8889ebd8b5d1107207f67a5efb46e342330527f",
 ];
 
+/// What a message's content has for an image and for a video where a template takes texts only; Qwen2.5-VL's template
+/// writes the same for an image or video part.
+const IMAGE_TEXT: &str = "<|vision_start|><|image_pad|><|vision_end|>";
+const VIDEO_TEXT: &str = "<|vision_start|><|video_pad|><|vision_end|>";
+
 impl ChatTemplate {
     /// Reads the template of a model folder. It is in `chat_template.jinja`, `chat_template.json` or
     /// `tokenizer_config.json`; the first file that has a template is used.
+    ///
+    /// A conversation with tools is rendered by the same template if it mentions `tools`, else by the first one of the
+    /// other files that does. Qwen2.5-VL's chat_template.json knows media and no tools; its tokenizer_config.json has
+    /// a template for tools, in which the content of a message is a text. A file with several templates may have one
+    /// with the name `tool_use`, which comes first.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = folder.join("tokenizer_config.json");
         let settings = read_json(&config)?.unwrap_or_default();
         let tokens = named_tokens(&settings);
+        let source = |path: &Path, text: &str| Source {
+            location: path.display().to_string(),
+            text: text.to_string(),
+            tokens: tokens.clone(),
+        };
+        let mut found: Vec<Source> = Vec::new();
+        let mut for_tools: Vec<Source> = Vec::new();
         let jinja = folder.join("chat_template.jinja");
-        if let Some(text) = read(&jinja)? {
-            return Self::parse(&jinja.display().to_string(), text, tokens);
-        }
+        found.extend(read(&jinja)?.map(|text| source(&jinja, &text)));
         let json = folder.join("chat_template.json");
-        for (path, object) in [(&json, read_json(&json)?.unwrap_or_default()), (&config, settings)] {
-            if let Some(value) = object.get("chat_template").filter(|value| !value.is_null()) {
-                let location = path.display().to_string();
-                let Some(text) = default_template(value) else {
+        // The files after the one that is used are read for their tools only, so their errors do not matter here.
+        let read_unless = |is_found: bool| match read_json(&json) {
+            Err(_) if is_found => Ok(None),
+            read => read,
+        };
+        let json_object = read_unless(!found.is_empty())?.unwrap_or_default();
+        for (path, object) in [(&json, json_object), (&config, settings)] {
+            let Some(value) = object.get("chat_template").filter(|value| !value.is_null()) else { continue };
+            match template_named(value, "default") {
+                Some(text) => found.push(source(path, text)),
+                None if found.is_empty() => {
                     return Err(ModelError::template(
-                        location,
+                        path.display().to_string(),
                         "has a chat_template that is neither a string nor a list of named strings",
                         HELP,
                     ));
-                };
-                return Self::parse(&location, text.to_string(), tokens);
+                }
+                None => {}
             }
+            let named = if value.is_string() { None } else { template_named(value, "tool_use") };
+            for_tools.extend(named.map(|text| source(path, text)));
         }
-        let what =
-            "has no chat template (chat_template.jinja, chat_template.json, or chat_template in tokenizer_config.json)";
-        Err(ModelError::template(folder.display().to_string(), what, HELP))
+        let Some(main) = found.first().cloned() else {
+            let what = "has no chat template (chat_template.jinja, chat_template.json, or chat_template in \
+                tokenizer_config.json)";
+            return Err(ModelError::template(folder.display().to_string(), what, HELP));
+        };
+        let own = for_tools.iter().position(|source| source.location == main.location);
+        let is_main = own.is_none() && mentions_tools(&main.text);
+        let other = || match own {
+            Some(i) => Some(for_tools.swap_remove(i)),
+            None => for_tools.into_iter().chain(found).find(|source| mentions_tools(&source.text)),
+        };
+        let tools = if is_main { ToolsTemplate::Main } else { ToolsTemplate::other(other()) };
+        Ok(Self { main: main.compile()?, tools })
     }
 
     /// Compiles a template. `location` names its source in error messages; `tokens` are the special tokens that the
     /// template can use by name (`eos_token`, …).
     pub fn parse(location: &str, text: String, tokens: Map<String, Value>) -> Result<Self> {
-        let refused = |what: String| ModelError::template(location, what, HELP);
+        let tools = if mentions_tools(&text) { ToolsTemplate::Main } else { ToolsTemplate::Missing };
+        Ok(Self { main: Source { location: location.to_string(), text, tokens }.compile()?, tools })
+    }
+
+    /// Renders a conversation to a prompt, with one pad token for each image or video.
+    ///
+    /// # Errors
+    /// The conversation has tools or tool calls, and no template knows them; the template refuses the messages.
+    pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
+        let tools = match &conversation.tools[..] {
+            [] => Value::Null,
+            tools => Value::from(tools),
+        };
+        let messages = || conversation.to_template_value();
+        if !conversation.needs_tools_template() {
+            return self.main.render(&messages(), &tools, add_generation_prompt);
+        }
+        match &self.tools {
+            ToolsTemplate::Main => self.main.render(&messages(), &tools, add_generation_prompt),
+            ToolsTemplate::Other { source, compiled } => {
+                let template = match compiled.get() {
+                    Some(template) => template,
+                    // Two threads may compile it at the same time; one of the two is kept.
+                    None => {
+                        let made = source.clone().compile()?;
+                        compiled.get_or_init(|| made)
+                    }
+                };
+                let messages = conversation.to_text_template_value(IMAGE_TEXT, VIDEO_TEXT);
+                template.render(&messages, &tools, add_generation_prompt)
+            }
+            ToolsTemplate::Missing => Err(ModelError::template(&self.main.location, NO_TOOLS, NO_TOOLS_HELP)),
+        }
+    }
+
+    /// Renders messages given as JSON to a prompt.
+    pub fn render_json(&self, messages: &Value, add_generation_prompt: bool) -> Result<String> {
+        self.main.render(messages, &Value::Null, add_generation_prompt)
+    }
+}
+
+impl ToolsTemplate {
+    fn other(source: Option<Source>) -> Self {
+        source.map_or(Self::Missing, |source| Self::Other { source, compiled: OnceLock::new() })
+    }
+}
+
+impl Source {
+    fn compile(self) -> Result<Template> {
+        let Source { location, text, tokens } = self;
+        let refused = |what: String| ModelError::template(&location, what, HELP);
         let is_trusted = is_known(&text);
         let renderer = match isolation::worker_program() {
             Some(program) if !is_trusted => {
@@ -89,22 +202,28 @@ impl ChatTemplate {
             }
             _ => Renderer::InThisProcess(CompiledTemplate::compile(&text, tokens, is_trusted).map_err(refused)?),
         };
-        Ok(Self { renderer, location: location.to_string() })
+        Ok(Template { renderer, location })
     }
+}
 
-    /// Renders a conversation to a prompt, with one pad token for each image or video.
-    pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
-        self.render_json(&conversation.to_template_value(), add_generation_prompt)
-    }
-
-    /// Renders messages given as JSON to a prompt.
-    pub fn render_json(&self, messages: &Value, add_generation_prompt: bool) -> Result<String> {
+impl Template {
+    /// Renders messages to a prompt. `tools` is null if there are none.
+    fn render(&self, messages: &Value, tools: &Value, add_generation_prompt: bool) -> Result<String> {
         let prompt = match &self.renderer {
-            Renderer::InThisProcess(template) => template.render(messages, add_generation_prompt),
-            Renderer::InWorker(template) => template.render(messages, add_generation_prompt),
+            Renderer::InThisProcess(template) => template.render(messages, tools, add_generation_prompt),
+            Renderer::InWorker(template) => template.render(messages, tools, add_generation_prompt),
         };
         prompt.map_err(|what| ModelError::template(&self.location, what, "change the messages or the template"))
     }
+}
+
+/// Whether a template uses the variable `tools`.
+fn mentions_tools(text: &str) -> bool {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices("tools").any(|(at, word)| {
+        let (before, after) = (&text[..at], &text[at + word.len()..]);
+        !before.ends_with(is_name) && !after.starts_with(is_name)
+    })
 }
 
 /// Whether a template is known to be harmless: that of `reel init`, or one of [`PUBLISHED`].
@@ -113,13 +232,13 @@ fn is_known(text: &str) -> bool {
     text == crate::init::CHAT_TEMPLATE || PUBLISHED.contains(&digest().as_str())
 }
 
-/// The template itself if `value` is a string; the one called `default` if `value` is a list of named templates.
-fn default_template(value: &Value) -> Option<&str> {
+/// The template itself if `value` is a string; the one called `name` if `value` is a list of named templates.
+fn template_named<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
     match value {
         Value::String(text) => Some(text),
-        Value::Object(named) => named.get("default")?.as_str(),
+        Value::Object(named) => named.get(name)?.as_str(),
         Value::Array(named) => {
-            let called = |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
+            let called = |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some(name);
             named.iter().find(called)?.get("template")?.as_str()
         }
         _ => None,

@@ -78,7 +78,7 @@ fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Writes JSON on one line with a space after each comma and colon, like Python's `json.dumps`.
+/// Writes JSON on one line with a space after each comma and colon, and numbers, like Python's `json.dumps`.
 struct Spaced;
 
 impl Formatter for Spaced {
@@ -92,5 +92,23 @@ impl Formatter for Spaced {
 
     fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
         writer.write_all(b": ")
+    }
+
+    fn write_f64<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, value: f64) -> std::io::Result<()> {
+        writer.write_all(repr(value).as_bytes())
+    }
+}
+
+/// Python's `repr` of a finite number: the shortest digits that give the number again, with an exponent of at least two
+/// digits below 1e-4 and from 1e16 on.
+fn repr(value: f64) -> String {
+    let scientific = format!("{value:e}");
+    let Some((digits, exponent)) = scientific.split_once('e') else { return scientific };
+    match exponent.parse::<i32>() {
+        Ok(exponent) if exponent < -4 || exponent >= 16 => {
+            let sign = if exponent < 0 { '-' } else { '+' };
+            format!("{digits}e{sign}{:02}", exponent.unsigned_abs())
+        }
+        _ => format!("{value:?}"),
     }
 }

@@ -21,6 +21,11 @@ fn renders_like_transformers() {
         ("{{ messages[0]['role'].startswith('us') }} {{ tools }} {{ add_generation_prompt }}", "True None True"),
         ("{{ messages[0] | tojson }}", r#"{"role": "user", "content": " hi ", "n": 3}"#),
         ("{{ ['é', 1.5, none, {}, []] | tojson }}", r#"["é", 1.5, null, {}, []]"#),
+        // As `json.dumps` of Python 3.12.
+        (
+            "{{ [1.0, -0.0, 1e15, 1e16, 1.5e300, 1e-4, 1.25e-5, 123456789, '\t\x01\x7f<\u{2028}\"'] | tojson }}",
+            "[1.0, -0.0, 1000000000000000.0, 1e+16, 1.5e+300, 0.0001, 1.25e-05, 123456789, \"\\t\\u0001\u{7f}<\u{2028}\\\"\"]",
+        ),
         ("{{ {'a': [1, 2]} | tojson(indent=2) }}", "{\n  \"a\": [\n    1,\n    2\n  ]\n}"),
         (
             "{% for m in messages %}\n{% if loop.first %}{% continue %}{% endif %}\n{{ m.role }}\n{% break %}\n{% endfor %}",
@@ -89,6 +94,72 @@ fn template_files_have_an_order_of_precedence() {
         let error = ChatTemplate::open(folder.path()).unwrap_err().to_string();
         assert!(error.contains("chat_template.json: "), "{error}");
     }
+}
+
+/// A conversation with one tool.
+fn with_tool(messages: Value) -> Conversation {
+    let tools = vec![json!({"type": "function", "function": {"name": "f", "parameters": {"b": 1, "a": "é"}}})];
+    Conversation::from_json("m", &messages, Path::new("")).unwrap().with_tools(tools)
+}
+
+#[test]
+fn conversations_with_tools_have_a_template_that_knows_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    let image = json!([{"role": "user", "content": [{"type": "image", "image": "x"}, {"type": "text", "text": "?"}]}]);
+    let render = |conversation: &Conversation| ChatTemplate::open(folder.path()).unwrap().render(conversation, false);
+    let asked = || render(&with_tool(image.clone())).unwrap();
+    let result = json!([{"role": "tool", "content": "42"}]);
+    put("chat_template.json", r#"{"chat_template": "media {{ messages[0].content is string }} no_tools"}"#);
+    for refused in [with_tool(image.clone()), Conversation::from_json("m", &result, Path::new("")).unwrap()] {
+        let error = render(&refused).unwrap_err().to_string();
+        assert!(error.contains("chat_template.json: has no chat template that mentions `tools`"), "{error}");
+    }
+    put("tokenizer_config.json", r#"{"chat_template": "{{ tools | tojson }} {{ messages[0].content }}"}"#);
+    let tool = r#"[{"type": "function", "function": {"name": "f", "parameters": {"b": 1, "a": "é"}}}]"#;
+    assert_eq!(asked(), format!("{tool} {IMAGE_TEXT}?"));
+    // Other conversations have the first template, those with results of tools this one.
+    assert_eq!(render(&Conversation::from_json("m", &image, Path::new("")).unwrap()).unwrap(), "media False no_tools");
+    assert_eq!(render(&Conversation::from_json("m", &result, Path::new("")).unwrap()).unwrap(), "null 42");
+    // A template that is wrong is found when it is needed.
+    put("tokenizer_config.json", r#"{"chat_template": "{% tools %}"}"#);
+    let error = render(&with_tool(image.clone())).unwrap_err().to_string();
+    assert!(error.contains("tokenizer_config.json: cannot be compiled"), "{error}");
+    // The template of the first file comes first, and one with the name `tool_use` before it.
+    put("chat_template.json", r#"{"chat_template": "{{ tools | length }} {{ messages[0].content | length }}"}"#);
+    assert_eq!(asked(), "1 2");
+    let named = r#"{"chat_template": {"default": "{{ tools }}", "tool_use": "use {{ messages[0].content }}"}}"#;
+    put("chat_template.json", named);
+    assert_eq!(asked(), format!("use {IMAGE_TEXT}?"));
+}
+
+#[test]
+fn built_in_template_writes_tools_calls_and_results() {
+    let messages = json!([
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": null, "tool_calls": [
+            {"id": "1", "type": "function", "function": {"arguments": "{\"x\":[1,2]}", "name": "f"}},
+            {"id": "2", "type": "function", "function": {"name": "g", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "one"},
+        {"role": "tool", "tool_call_id": "2", "content": [{"type": "text", "text": "two"}]},
+        {"role": "assistant", "content": "a", "tool_calls": [{"id": "3", "function": {"name": "f"}}]},
+        {"role": "tool", "tool_call_id": "3", "content": "three"},
+    ]);
+    let own = template(crate::init::CHAT_TEMPLATE);
+    let text = own.render(&with_tool(messages), true).unwrap();
+    let (system, rest) = text.split_once("<|im_end|>\n").unwrap();
+    let tool = r#"{"type": "function", "function": {"name": "f", "parameters": {"b": 1, "a": "é"}}}"#;
+    assert!(system.starts_with("<|im_start|>system\ns\n\n") && system.contains(&format!("<tools>\n{tool}\n</tools>")));
+    let wanted = "<|im_start|>user\nu<|im_end|>\n\
+        <|im_start|>assistant\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": [1, 2]}}\n</tool_call>\n\
+        <tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call><|im_end|>\n\
+        <|im_start|>user\n<tool_response>\none\n</tool_response>\n<tool_response>\ntwo\n</tool_response><|im_end|>\n\
+        <|im_start|>assistant\na\n<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call><|im_end|>\n\
+        <|im_start|>user\n<tool_response>\nthree\n</tool_response><|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(rest, wanted);
+    let question = own.render(&with_tool(json!([{"role": "user", "content": "u"}])), false).unwrap();
+    assert!(question.starts_with("<|im_start|>system\nYou are a helpful assistant.\n\n"), "{question}");
 }
 
 #[test]
