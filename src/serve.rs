@@ -11,6 +11,7 @@ use reel_diagnostic::input;
 use reel_model::features::FeatureCache;
 use reel_model::input::encode::ModelFolder;
 use reel_model::input::fetch::{MediaAccess, RemoteMedia};
+use reel_model::lora::{ADAPTER_CONFIG_FILE, is_adapter_folder};
 use reel_runtime::Device;
 use reel_serve::{ConnectionLimits, Limits, RequestMedia, ServeOptions, ServedModel, ServedWeights, Tls, folder_name};
 
@@ -79,6 +80,10 @@ struct ListenFlags {
     /// Name of the model in requests and answers [default: the name of its folder]
     #[arg(long, value_name = "NAME")]
     served_model_name: Option<String>,
+    /// Serve a LoRA adapter of the model, too, under a name of its own that requests give as their model; may be given
+    /// several times
+    #[arg(long, value_name = "NAME=DIR")]
+    lora: Vec<String>,
     /// Certificate chain (PEM) for encrypted connections; needs --tls-key
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -102,6 +107,10 @@ struct LimitFlags {
     /// Maximum number of completions that decode together [default: 256 on cuda, else 32]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
+    /// Maximum memory for the keys and values of all requests and of earlier prompts, in MiB [default: half of the free
+    /// memory]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    kv_memory: Option<u32>,
     /// Maximum number of requests that run or wait; further ones get status 503
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(1..))]
     max_requests: u16,
@@ -148,6 +157,7 @@ impl ServeArgs {
         let allowed_origins = self.listen.allowed_origins()?;
         let connections = self.connections.limits()?;
         let (base, adapter) = self.model.base_model_and_adapter_folder()?;
+        let adapters = self.listen.adapters(adapter.as_deref())?;
         let folder = find_or_download_model(&base)?;
         let media = self.media(adapter.as_deref().unwrap_or(&folder), common)?;
         let bundle = ModelFolder::open(&folder)?;
@@ -158,12 +168,13 @@ impl ServeArgs {
         let options = ServeOptions {
             address: SocketAddr::new(self.listen.host, self.listen.port),
             api_keys,
+            adapters,
             limits: Limits {
                 batch: self.limits.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from),
                 requests: self.limits.max_requests.into(),
                 encoders: self.limits.max_encoders.map_or_else(default_encoders, usize::from),
                 body_bytes: usize::from(self.limits.max_body) << 20,
-                kv_bytes: model::kv_bytes(&device),
+                kv_bytes: self.limits.kv_bytes(&device),
                 new_tokens: self.limits.max_new_tokens as usize,
                 request_time: self.limits.request_timeout.map(|seconds| Duration::from_secs(seconds.into())),
             },
@@ -203,7 +214,32 @@ impl ServeArgs {
     }
 }
 
+impl LimitFlags {
+    fn kv_bytes(&self, device: &Device) -> u64 {
+        self.kv_memory.map_or_else(|| model::kv_bytes(device), |mib| u64::from(mib) << 20)
+    }
+}
+
 impl ListenFlags {
+    /// The names and folders of LoRA adapters. Refuses them beside an adapter that the served model itself has.
+    fn adapters(&self, of_model: Option<&Path>) -> Result<Vec<(String, PathBuf)>> {
+        let option = |lora: &String| match lora.split_once('=') {
+            Some((name, folder)) if is_adapter_folder(Path::new(folder)) => Ok((name.to_string(), folder.into())),
+            Some((_, folder)) => {
+                let what = format!("{folder} is not the folder of an adapter: it has no {ADAPTER_CONFIG_FILE}");
+                Err(bad_usage("--lora", what, "give a folder that reel sft, reel grpo or PEFT has written"))
+            }
+            None => Err(bad_usage("--lora", format!("{lora} has no name"), "give NAME=DIR")),
+        };
+        match of_model {
+            Some(adapter) if !self.lora.is_empty() => {
+                let what = format!("the served model has the adapter {} itself", adapter.display());
+                Err(bad_usage("--lora", what, "serve the base model and give each adapter by --lora"))
+            }
+            _ => self.lora.iter().map(option).collect(),
+        }
+    }
+
     /// The API keys. Refuses an address that other machines can reach if there is no key.
     fn api_keys(&self) -> Result<Vec<String>> {
         let mut keys = self.api_key.clone();

@@ -422,3 +422,36 @@ fn a_request_that_takes_too_long_fails_by_itself() {
     assert_eq!(server.chat(&body).error(504)["code"], "timeout");
     server.chat(&json!({"messages": question("x"), "max_tokens": 2})).ok();
 }
+
+#[test]
+fn log_probabilities_of_the_prompt_come_in_vllms_form() {
+    let server = Server::start(&[]);
+    let body = |stream: bool, n: u32| json!({"messages": question("Hello there"), "max_tokens": 2, "prompt_logprobs": 2, "stream": stream, "n": n});
+    let answer = server.chat(&body(false, 2)).ok();
+    let (tokens, count) = (&answer["prompt_logprobs"], &answer["usage"]["prompt_tokens"]);
+    let tokens = tokens.as_array().unwrap();
+    assert!(tokens[0].is_null() && json!(tokens.len()) == *count, "{answer}");
+    let ids = server.send("POST", "/tokenize", "", &json!({"messages": question("Hello there")}).to_string()).ok();
+    for (token, id) in tokens.iter().zip(ids["tokens"].as_array().unwrap()).skip(1) {
+        let entries = token.as_object().unwrap();
+        let own = &entries[&id.to_string()];
+        let (log_prob, rank) = (own["logprob"].as_f64().unwrap(), own["rank"].as_u64().unwrap());
+        assert!(log_prob < 0.0 && own["decoded_token"].is_string(), "{token}");
+        assert_eq!(entries.len(), if rank <= 2 { 2 } else { 3 }, "{token}");
+        let better = entries.values().filter(|other| other["logprob"].as_f64().unwrap() > log_prob).count() as u64;
+        assert_eq!(better, (rank - 1).min(2), "{token}");
+    }
+    let texts = json!({"prompt": ["one", "two words"], "max_tokens": 1, "prompt_logprobs": 0});
+    let texts = server.send("POST", "/v1/completions", "", &texts.to_string()).ok();
+    for (i, choice) in texts["choices"].as_array().unwrap().iter().enumerate() {
+        let tokens = choice["prompt_logprobs"].as_array().unwrap();
+        assert!(tokens.len() > i && tokens[0].is_null(), "{choice}");
+        assert!(tokens[1..].iter().all(|token| token.as_object().unwrap().len() == 1), "{choice}");
+    }
+    let streamed = server.chat(&body(true, 1));
+    assert!(
+        streamed.status == 400 && streamed.body.contains("prompt_logprobs: cannot be streamed"),
+        "{}",
+        streamed.body
+    );
+}

@@ -93,11 +93,16 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
         self.run.cancel(request)
     }
 
+    /// The model with the present weights, without the adapters that were loaded.
+    pub fn model(&self) -> Qwen25Vl {
+        Qwen25Vl::clone(&self.run.engine().model())
+    }
+
     /// Loads a LoRA adapter: requests can name it from now on. `model` is the engine's model with the adapter
     /// ([`Qwen25Vl::with_adapter`]). Running requests go on with the bits that they would have had.
     ///
     /// # Errors
-    /// Out of memory; then nothing has changed. A device error.
+    /// The engine's model has an adapter already, or out of memory; then nothing has changed. A device error.
     pub fn load_adapter(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<AdapterId> {
         self.run.load_adapter(model, on_token)
     }

@@ -69,6 +69,10 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         self.batch
     }
 
+    pub(crate) fn engine(&self) -> &'e Engine<'a> {
+        self.engine
+    }
+
     pub(crate) fn scheduler(&self) -> &Scheduler<'r> {
         &self.scheduler
     }
@@ -363,8 +367,21 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         Ok(())
     }
 
+    /// Refuses a base model that has an adapter itself: a layer has one adapter.
+    fn check_base(&self, base: &Qwen25Vl) -> Result<()> {
+        match base.has_adapter() {
+            false => Ok(()),
+            true => {
+                let what = "cannot be loaded beside the adapter that the served model itself has";
+                let help = "serve the base model, or merge its adapter (reel merge)";
+                Err(EngineError::Request(Diagnostic::new("adapter", what, help)))
+            }
+        }
+    }
+
     /// Loads an adapter: requests can name it from now on. `model` is the engine's model with the adapter.
     pub(crate) fn load_adapter(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<AdapterId> {
+        self.check_base(&self.engine.model())?;
         while self.postprocess(on_token)? {}
         let (adapters, id) = self.adapters.with(model, &self.scheduler.adapters_in_use());
         self.set_adapters(adapters)?;
@@ -412,6 +429,9 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             let what = format!("is {other}, and the model in service has {own}");
             let help = "use weights of the same architecture";
             return Err(EngineError::Request(Diagnostic::new(field, what, help)));
+        }
+        if self.adapters.len() > 0 {
+            self.check_base(&model)?;
         }
         let model = Qwen25Vl { features: self.engine.model().features.clone(), ..model };
         let adapters = self.adapters.of_model(&model);

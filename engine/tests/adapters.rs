@@ -14,7 +14,7 @@ use reel_model::features::FeatureCache;
 use reel_model::lora;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device};
-use support::{TestAdapter, finish, image_prompt, model, simulated, strangers, with_adapter};
+use support::{TestAdapter, finish, image_prompt, model, random_model, simulated, strangers, with_adapter};
 
 /// Bytes of a KV block of the test model in f32: keys and values, 2 layers, 64 tokens, 1 head of 128.
 const BLOCK_BYTES: u64 = 2 * 2 * 64 * 128 * 4;
@@ -145,6 +145,31 @@ fn an_unloaded_adapter_serves_its_requests_to_the_end() {
     let want = [(3, 3), (5, 1), (9, 1)].map(|(i, m)| alone(&models[m], &cx, |stranger| stranger == i)).concat();
     assert_eq!(finish(&mut batch), want);
     assert!(Some(again) != ids[1] && Some(again) != ids[3]);
+}
+
+#[test]
+fn adapters_stay_when_the_weights_are_replaced() {
+    let (device, dtype) = (Device::cpu(1), DType::F32);
+    let cx = Cx::inference(&device, dtype);
+    let [old, new] = [1, 2].map(|seed| random_model(&device, seed));
+    let engine = Engine::new(&old, &cx).unwrap();
+    let mut batch = engine.continuous_batch(400 * BLOCK_BYTES).unwrap();
+    let id = batch.load_adapter(with_adapter(&old, &device, dtype, &ADAPTERS[1]), &mut |_| {}).unwrap();
+    let add = |batch: &mut ContinuousBatch| {
+        for (i, adapter) in [None, Some(id)].into_iter().enumerate() {
+            batch.add(i, GenerationRequest { adapter, ..strangers().swap_remove(9) }).unwrap();
+        }
+    };
+    let want = |base: &Qwen25Vl| -> Vec<Completion> {
+        let models = [base.clone(), with_adapter(base, &device, dtype, &ADAPTERS[1])];
+        let completions = models.iter().map(|model| alone(model, &cx, |i| i == 9).remove(0));
+        completions.enumerate().map(|(request, c)| Completion { request, ..c }).collect()
+    };
+    add(&mut batch);
+    assert_eq!(finish(&mut batch), want(&old));
+    batch.replace_weights(new.clone(), &mut |_| {}).unwrap();
+    add(&mut batch);
+    assert_eq!(finish(&mut batch), want(&new));
 }
 
 proptest! {

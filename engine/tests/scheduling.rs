@@ -123,15 +123,6 @@ fn a_known_prompt_is_not_computed_again() {
     assert_eq!(batch.stats().prefix_tokens_found, before);
 }
 
-/// The model of a preset with random weights of a seed.
-fn random_model(device: &Device, seed: u64) -> Qwen25Vl {
-    let folder = tempfile::tempdir().unwrap();
-    let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed };
-    init(&options, folder.path()).unwrap();
-    let config = ModelConfig::open(folder.path()).unwrap();
-    Qwen25Vl::open(device, &Checkpoint::open(folder.path()).unwrap(), &config, DType::F32).unwrap()
-}
-
 /// Requests that run while the weights are replaced go on as if their tokens so far were part of a prompt of the new
 /// model; later ones are those of the new model; the old weights are freed.
 #[test]

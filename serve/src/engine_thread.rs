@@ -5,6 +5,7 @@
 //!     take the commands in the queue, or sleep until one comes if nothing is to do:
 //!         a request: give it to the batch
 //!         new weights: load them; if that succeeds, all requests go on with them
+//!         a LoRA adapter: load or unload it
 //!     cancel requests whose channel is closed
 //!     one step of the batch; send tokens, finished completions and errors
 //! ```
@@ -16,11 +17,12 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use reel_engine::{
-    Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, Grammar, StepOutput, TokenEvent,
+    AdapterId, Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, Grammar, StepOutput, TokenEvent,
     TokenLogProbs, TokenText,
 };
 use reel_model::input::ModelInput;
 use reel_model::input::request::RequestSettings;
+use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::{ModelError, TokenId};
 use reel_runtime::{Cx, DType, Device};
@@ -57,10 +59,10 @@ pub(crate) struct Job {
     pub(crate) settings: RequestSettings,
     /// What a completion must look like.
     pub(crate) grammar: Option<Grammar>,
+    /// The LoRA adapter.
+    pub(crate) adapter: Option<AdapterId>,
     /// When the request fails if it is not finished.
     pub(crate) deadline: Option<Instant>,
-    /// Where the events go.
-    pub(crate) events: UnboundedSender<Event>,
 }
 
 /// Loads weights onto a device for activations of a dtype. It runs on the engine's thread, so that no step of the engine
@@ -75,9 +77,20 @@ pub(crate) struct NewWeights {
     pub(crate) done: oneshot::Sender<Result<usize, EngineError>>,
 }
 
+/// A command to load a LoRA adapter.
+pub(crate) struct NewAdapter {
+    /// The adapter, which fits the model.
+    pub(crate) adapter: Adapter,
+    /// Gets the adapter's id.
+    pub(crate) done: oneshot::Sender<Result<AdapterId, EngineError>>,
+}
+
 enum Command {
-    Generate(Job),
+    /// A request, and where its events go.
+    Generate(Job, UnboundedSender<Event>),
     ReplaceWeights(NewWeights),
+    LoadAdapter(NewAdapter),
+    UnloadAdapter(AdapterId),
 }
 
 /// The queue to the engine's thread.
@@ -94,9 +107,19 @@ impl EngineQueue {
     }
 
     /// Adds a request to the queue. If the engine's thread has ended, the request's channel closes without an event.
-    pub(crate) fn send(&self, job: Job) {
-        // The error returns the job; dropping it closes its channel.
-        let _ = self.commands.send(Command::Generate(job));
+    pub(crate) fn send(&self, job: Job, events: UnboundedSender<Event>) {
+        // The error returns the command; dropping it closes the channel.
+        let _ = self.commands.send(Command::Generate(job, events));
+    }
+
+    /// Loads an adapter. If the engine's thread has ended, `done` closes without a result.
+    pub(crate) fn load_adapter(&self, adapter: NewAdapter) {
+        let _ = self.commands.send(Command::LoadAdapter(adapter));
+    }
+
+    /// Unloads an adapter. Its requests that are in the queue or run are answered.
+    pub(crate) fn unload_adapter(&self, id: AdapterId) {
+        let _ = self.commands.send(Command::UnloadAdapter(id));
     }
 
     /// Replaces the weights once the engine's thread has taken the commands before this one. If the thread has ended,
@@ -189,9 +212,31 @@ impl Requests<'_> {
 
     fn take(&mut self, command: Command) -> Result<(), EngineError> {
         match command {
-            Command::Generate(job) => self.add(job),
+            Command::Generate(job, events) => self.add(job, events),
             Command::ReplaceWeights(weights) => self.replace_weights(weights)?,
+            Command::LoadAdapter(adapter) => self.load_adapter(adapter)?,
+            Command::UnloadAdapter(id) => {
+                let running = &self.running;
+                self.batch.unload_adapter(id, &mut |token| send_event(running, token))?;
+            }
         }
+        Ok(())
+    }
+
+    /// Loads an adapter. An error that concerns this adapter alone is its answer; one of the device ends the server.
+    fn load_adapter(&mut self, adapter: NewAdapter) -> Result<(), EngineError> {
+        let NewAdapter { adapter, done } = adapter;
+        let ServedModel { device, dtype, .. } = self.model;
+        let source = AdapterSource::Files(&adapter);
+        let running = &self.running;
+        let adapted = self.batch.model().with_adapter(device, *dtype, source, false).map_err(EngineError::Model);
+        let loaded = adapted.and_then(|model| self.batch.load_adapter(model, &mut |token| send_event(running, token)));
+        let loaded = match loaded {
+            Err(e) if matches!(e, EngineError::Request(_) | EngineError::Model(_)) || e.is_out_of_memory() => Err(e),
+            other => Ok(other?),
+        };
+        // A closed channel has no reader.
+        let _ = done.send(loaded);
         Ok(())
     }
 
@@ -216,14 +261,14 @@ impl Requests<'_> {
         Ok(())
     }
 
-    fn add(&mut self, job: Job) {
-        let Job { prompt, settings, grammar, deadline, events } = job;
+    fn add(&mut self, job: Job, events: UnboundedSender<Event>) {
+        let Job { prompt, settings, grammar, adapter, deadline } = job;
         let (unfinished, number) = (settings.n.unwrap_or(1), self.next);
         self.next += 1;
         let (generation, eos) = (&self.model.folder.generation, self.model.folder.stop_token_ids());
         // The server has set the limit of new tokens.
         let request = GenerationRequest::from_settings(prompt, &settings, generation, eos, 0, self.text);
-        match self.batch.add(number, GenerationRequest { grammar, deadline, ..request }) {
+        match self.batch.add(number, GenerationRequest { grammar, adapter, deadline, ..request }) {
             Ok(()) => drop(self.running.insert(number, Running { events, unfinished })),
             // A closed channel has no reader.
             Err(e) => drop(events.send(Event::Failed(e))),

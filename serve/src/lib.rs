@@ -10,6 +10,7 @@
 //! queue, in the order in which they were encoded. Each request has a channel for its tokens; if its receiver is gone
 //! (the client has closed the connection), the engine drops the request before its next step.
 
+mod adapters;
 mod api;
 mod engine_thread;
 mod histogram;
@@ -90,6 +91,8 @@ pub struct ServeOptions {
     pub address: SocketAddr,
     /// A request must carry one of these keys as `Authorization: Bearer KEY`; empty: none is needed.
     pub api_keys: Vec<String>,
+    /// The LoRA adapters that requests can name as their model: names and folders.
+    pub adapters: Vec<(String, PathBuf)>,
     /// Limits.
     pub limits: Limits,
     /// Limits of connections.
@@ -120,6 +123,14 @@ pub enum ServeError {
     /// The runtime of the server cannot start, or accepting connections failed.
     #[error("server: {0}; check the limits of this user (ulimit -a)")]
     Io(#[from] std::io::Error),
+    /// A LoRA adapter cannot be loaded.
+    #[error("--lora {name}: {cause}")]
+    Adapter {
+        /// The adapter's name.
+        name: String,
+        /// Why.
+        cause: String,
+    },
     /// The engine cannot start.
     #[error(transparent)]
     Engine(#[from] reel_engine::EngineError),

@@ -29,6 +29,7 @@ const CHAT: &str = "/v1/chat/completions";
 
 fn options() -> ServeOptions {
     ServeOptions {
+        adapters: Vec::new(),
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         api_keys: Vec::new(),
         limits: Limits {

@@ -20,6 +20,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
+use crate::adapters::{self, AdapterNames};
 use crate::api::{self, ApiError};
 use crate::engine_thread::{self, EngineQueue};
 use crate::http::{AccessLog, BodyMemory, observe_request, serve_connections, usable_connections};
@@ -28,6 +29,9 @@ use crate::{ConnectionLimits, Limits, RequestMedia, ServeError, ServeOptions, Se
 
 /// How often the server looks whether it should stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Blocking threads beside those that decode media: they encode texts and compile grammars.
+const SPARE_THREADS: usize = 2;
 
 /// Clients that may wait to be accepted. The system allows fewer if net.core.somaxconn is lower.
 const BACKLOG: u32 = 4096;
@@ -43,8 +47,10 @@ pub(crate) struct Shared {
     pub(crate) bodies: BodyMemory,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) engine: EngineQueue,
-    /// One permit, for the request that replaces the weights.
-    pub(crate) weight_replacements: Arc<Semaphore>,
+    /// The LoRA adapters that requests can name.
+    pub(crate) adapters: AdapterNames,
+    /// One permit, for the request that replaces the weights or loads an adapter.
+    pub(crate) weight_changes: Arc<Semaphore>,
     /// The name of the folder of the weights in service, and the seconds since 1970 when they were loaded.
     weights: Mutex<(String, u64)>,
     /// One permit for each request that may be answered or wait.
@@ -141,7 +147,12 @@ pub(crate) fn serve_with_queue(
     let in_service = (folder_name(&weights.folder), api::seconds_since_1970());
     let (engine, thread) =
         engine_thread::start(model.clone(), weights.weights, text.clone(), options.limits, metrics.engine.clone())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        // Each thread keeps memory of the largest request that it encoded.
+        .max_blocking_threads(options.limits.encoders + SPARE_THREADS)
+        .enable_all()
+        .build()?;
     let log = if options.access_log { Some(AccessLog::start()?) } else { None };
     let shared = Arc::new(Shared {
         model,
@@ -153,7 +164,8 @@ pub(crate) fn serve_with_queue(
         metrics,
         longest_token_bytes,
         engine,
-        weight_replacements: Arc::new(Semaphore::new(1)),
+        adapters: AdapterNames::default(),
+        weight_changes: Arc::new(Semaphore::new(1)),
         weights: Mutex::new(in_service),
         permits: Arc::new(Semaphore::new(options.limits.requests)),
         encoders: Arc::new(Semaphore::new(options.limits.encoders)),
@@ -170,6 +182,10 @@ pub(crate) fn serve_with_queue(
     let served = runtime.block_on(async {
         let cannot_listen = |cause| ServeError::Address { address: options.address, cause };
         let listener = listen(options.address).map_err(cannot_listen)?;
+        for (name, folder) in &options.adapters {
+            let loaded = adapters::load(&shared, name, folder, false).await;
+            loaded.map_err(|cause| ServeError::Adapter { name: name.clone(), cause: cause.message().into() })?;
+        }
         let limits = reported_limits(options.connections);
         on_listening(listener.local_addr()?, shared.engine.clone());
         serve_connections(listener, routes, limits, options.tls, wait_for_stop(shared)).await;
@@ -247,6 +263,8 @@ fn routes(shared: Arc<Shared>) -> Router {
         .layer(middleware::from_fn_with_state(shared.clone(), check_key));
     let local = Router::new()
         .route("/admin/weights", post(api::admin::weights))
+        .route("/v1/load_lora_adapter", post(api::adapters::load))
+        .route("/v1/unload_lora_adapter", post(api::adapters::unload))
         .layer(middleware::from_fn_with_state(shared.clone(), check_key))
         // The outer layer: a client of another machine learns nothing about its key.
         .layer(middleware::from_fn(api::admin::only_local));

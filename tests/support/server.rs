@@ -95,6 +95,12 @@ impl Server {
         serde_json::from_str(run(all.iter().chain(args)).ok()).unwrap()
     }
 
+    /// What `reel generate` answers to the request `body` with the LoRA adapter in `adapter`.
+    pub fn generated_by(&self, adapter: &Path, body: &Value) -> Value {
+        let adapter = ["--adapter", text(adapter)];
+        self.generated(body, &adapter)
+    }
+
     pub fn stop(mut self, signal: i32) -> Option<i32> {
         let number = format!("-{signal}");
         assert!(Command::new("kill").args([&number, &self.child.id().to_string()]).status().unwrap().success());

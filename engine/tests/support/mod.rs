@@ -166,3 +166,12 @@ pub fn finish(batch: &mut ContinuousBatch) -> Vec<Completion> {
     completions.sort_by_key(|c| (c.request, c.index));
     completions
 }
+
+/// The model of a preset with random weights of a seed.
+pub fn random_model(device: &Device, seed: u64) -> Qwen25Vl {
+    let folder = tempfile::tempdir().unwrap();
+    let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed };
+    init(&options, folder.path()).unwrap();
+    let config = ModelConfig::open(folder.path()).unwrap();
+    Qwen25Vl::open(device, &Checkpoint::open(folder.path()).unwrap(), &config, DType::F32).unwrap()
+}

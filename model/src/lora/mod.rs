@@ -220,6 +220,12 @@ impl Qwen25Vl {
         base
     }
 
+    /// Whether a layer of the model has an adapter.
+    pub fn has_adapter(&self) -> bool {
+        let mut model = self.clone();
+        model.linear_layers_mut().any(|linear| linear.adapter.is_some())
+    }
+
     /// Returns the model with the adapter of another model of the same architecture. Copies no weights.
     pub fn with_adapter_of(&self, other: &Qwen25Vl) -> Qwen25Vl {
         let (mut model, mut other) = (self.without_adapter(), other.clone());

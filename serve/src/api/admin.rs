@@ -63,8 +63,10 @@ pub(crate) async fn weights(State(shared): State<Arc<Shared>>, body: Body) -> Re
         return Err(wrong_field("model", "is missing", "give the folder of a model or of a checkpoint"));
     };
     fields.refuse_others()?;
-    let Ok(turn) = shared.weight_replacements.clone().try_acquire_owned() else {
-        return Err(ApiError::conflict("the weights are being replaced already; try again when that is done"));
+    let Ok(turn) = shared.weight_changes.clone().try_acquire_owned() else {
+        return Err(ApiError::conflict(
+            "the weights or an adapter are being changed already; try again when that is done",
+        ));
     };
     // A task of its own, so that a client that leaves does not stop the replacement half-way.
     let replacing = tokio::spawn(replace(shared, folder.clone(), turn));
@@ -80,21 +82,21 @@ async fn replace(shared: Arc<Shared>, folder: PathBuf, turn: OwnedSemaphorePermi
     let (path, model) = (folder.clone(), shared.model.clone());
     let checked = tokio::task::spawn_blocking(move || CheckedFiles::open(&path, &model));
     let checked = checked.await.map_err(|_| ApiError::internal("checking the files has panicked"))?;
-    let files = checked.map_err(|e| wrong_files(EngineError::Model(e)))?;
+    let files = checked.map_err(|e| wrong_files(EngineError::Model(e), "model"))?;
     let (done, replaced) = oneshot::channel();
     shared.engine.replace_weights(NewWeights { load: Box::new(move |device, dtype| files.load(device, dtype)), done });
     let ended = || ApiError::internal("the engine has ended; start the server again");
-    let requests = replaced.await.map_err(|_| ended())?.map_err(wrong_files)?;
+    let requests = replaced.await.map_err(|_| ended())?.map_err(|e| wrong_files(e, "model"))?;
     shared.set_weights(&folder);
     shared.metrics.weights_replaced();
     Ok(requests)
 }
 
-/// The error of weights that cannot be loaded. The old ones stay in service.
-fn wrong_files(e: EngineError) -> ApiError {
+/// The error of weights that cannot be loaded; `field` named them. The old ones stay in service.
+pub(crate) fn wrong_files(e: EngineError, field: &str) -> ApiError {
     match e {
         EngineError::Model(e) if !matches!(e, ModelError::Runtime(_)) => {
-            ApiError::bad_request(e.to_string(), Some("model".into()))
+            ApiError::bad_request(e.to_string(), Some(field.into()))
         }
         e => ApiError::of_engine(&e),
     }

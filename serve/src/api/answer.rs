@@ -6,6 +6,7 @@ use reel_model::input::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
 use super::fields::StreamFields;
+use super::prompt_log_probs;
 
 /// Which API an answer belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub(crate) struct Answer {
     /// Strings before which a completion is cut.
     pub(crate) stop: Vec<String>,
     pub(crate) stream: StreamFields,
+    /// Whether the log-probabilities of the prompt's tokens are part of the answer.
+    pub(crate) prompt_log_probs: bool,
 }
 
 impl Answer {
@@ -89,7 +92,22 @@ impl Answer {
                 Form::Text => json!({"index": index, "text": text, "logprobs": log_probs, "finish_reason": reason}),
             }
         };
-        let mut object = self.object(self.form.object(), completions.iter().enumerate().map(choice).collect());
+        let mut choices: Vec<Value> = completions.iter().enumerate().map(choice).collect();
+        let mut of_prompt = None;
+        if self.prompt_log_probs {
+            let mut of_prompts = completions.iter().map(|c| prompt_log_probs::value(tokenizer, &c.prompt_log_probs));
+            match self.form {
+                // All choices have one prompt.
+                Form::Chat => of_prompt = of_prompts.next(),
+                Form::Text => {
+                    choices.iter_mut().zip(of_prompts).for_each(|(choice, value)| choice["prompt_logprobs"] = value);
+                }
+            }
+        }
+        let mut object = self.object(self.form.object(), choices.into());
+        if let Some(value) = of_prompt {
+            object["prompt_logprobs"] = value;
+        }
         object["usage"] = self.usage(completions.iter().map(|completion| completion.ids.len()).sum());
         object
     }

@@ -27,12 +27,12 @@ pub(crate) async fn complete(
     let Some(messages) = fields.take_any("messages") else {
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };
-    let (memory, stream) = (fields.take_memory(), fields.take_stream()?);
+    let (model, memory, stream) = (fields.take_model(), fields.take_memory(), fields.take_stream()?);
     let settings = fields.into_settings()?;
     if settings.max_new_tokens == Some(0) {
         return Err(wrong_field("max_completion_tokens", "is 0", "give 1 or more"));
     }
-    let checked = Checked::new(&shared, Form::Chat, stream, settings, 1)?;
+    let checked = Checked::new(&shared, Form::Chat, model, stream, settings, 1)?;
     let prompt = encode::on_blocking_thread(&shared, move |shared| {
         // The memory of the messages is free once the prompt is encoded.
         let (_memory, messages): (_, Value) = (memory, messages);

@@ -81,7 +81,7 @@ pub(crate) async fn complete(
     if prompts.is_empty() {
         return Err(wrong_field("prompt", "is an empty list", &format!("give {wanted}")));
     }
-    let (memory, stream) = (fields.take_memory(), fields.take_stream()?);
+    let (model, memory, stream) = (fields.take_model(), fields.take_memory(), fields.take_stream()?);
     take_without_effect(&mut fields)?;
     let top_log_probs = match fields.take::<usize>("logprobs", "a number from 0 to 20")? {
         Some(asked) if asked > MAX_TOP_LOG_PROBS => {
@@ -90,7 +90,7 @@ pub(crate) async fn complete(
         asked => asked,
     };
     let settings = RequestSettings { top_log_probs, ..fields.into_settings()? };
-    let checked = Checked::new(&shared, Form::Text, stream, settings, prompts.len())?;
+    let checked = Checked::new(&shared, Form::Text, model, stream, settings, prompts.len())?;
     let prompts = encode::on_blocking_thread(&shared, move |shared| {
         let _memory = memory;
         prompts.into_iter().map(|prompt| prompt.encode(shared)).collect::<Result<Vec<_>, ApiError>>()

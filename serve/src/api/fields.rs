@@ -25,6 +25,8 @@ const MAX_VALUES: usize = 1 << 20;
 pub(crate) struct Fields {
     fields: Map<String, Value>,
     memory: Option<OwnedSemaphorePermit>,
+    /// The name of the model that the request names; that of the server's own model if it names none.
+    model: String,
 }
 
 /// How an answer is sent.
@@ -52,13 +54,13 @@ impl Fields {
     /// Parses a body, which must be a JSON object. A field that is null counts as absent.
     ///
     /// # Errors
-    /// The body is no JSON object; its `model` is not the one of this server.
+    /// The body is no JSON object; its `model` is not one of this server.
     pub(crate) fn parse(shared: &Shared, body: RequestBody) -> Result<Self, ApiError> {
         let mut fields = Self::of_object(body)?;
-        match fields.take::<String>("model", "the name of a model")? {
-            Some(name) if name != shared.model.name => Err(models::unknown_model(shared, &name)),
-            _ => Ok(fields),
-        }
+        let name = fields.take::<String>("model", "the name of a model")?;
+        let model = name.unwrap_or_else(|| shared.model.name.clone());
+        models::adapter_of(shared, &model)?;
+        Ok(Self { model, ..fields })
     }
 
     /// Parses a body as [`Fields::parse`] does, whose field `model` is not the name of a model.
@@ -70,7 +72,12 @@ impl Fields {
         // Parsing many MiB must not hold back the answers to others.
         let parsed = if body.bytes.len() > LARGE_BODY_BYTES { block_in_place(parse) } else { parse() };
         let fields = parsed?.into_iter().filter(|(_, value)| !value.is_null()).collect();
-        Ok(Self { fields, memory: body.memory })
+        Ok(Self { fields, memory: body.memory, model: String::new() })
+    }
+
+    /// Takes out the name of the model.
+    pub(crate) fn take_model(&mut self) -> String {
+        std::mem::take(&mut self.model)
     }
 
     /// Takes out what counts the memory of the fields, which the caller drops together with them.

@@ -1,5 +1,6 @@
 //! The endpoints, and the error object that they share.
 
+pub(crate) mod adapters;
 pub(crate) mod admin;
 mod answer;
 pub(crate) mod chat;
@@ -7,11 +8,12 @@ pub(crate) mod completions;
 pub(crate) mod document;
 mod encode;
 mod events;
-mod fields;
+pub(crate) mod fields;
 pub(crate) mod health;
 pub(crate) mod models;
 pub(crate) mod page;
 pub(crate) mod preview;
+mod prompt_log_probs;
 mod queue;
 mod stream;
 pub(crate) mod tokenize;
@@ -95,6 +97,11 @@ impl ApiError {
             }
             e => Self::internal(e.to_string()),
         }
+    }
+
+    /// What is wrong, and what to do.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     /// Replaces a text in the message by another, for names that clients should not learn.

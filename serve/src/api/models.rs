@@ -1,37 +1,66 @@
-//! `/v1/models`: the model that the server answers with.
+//! `/v1/models`: the model that the server answers with, and its LoRA adapters.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use reel_engine::AdapterId;
 use serde_json::{Value, json};
 
 use super::ApiError;
-use crate::server::Shared;
+use crate::adapters::NamedAdapter;
+use crate::server::{Shared, folder_name};
 
-fn model(shared: &Shared) -> Value {
-    let (root, created) = shared.weights();
+/// The adapter that requests for this model have; `None` for the server's own model.
+///
+/// # Errors
+/// The server has no model or adapter with this name.
+pub(crate) fn adapter_of(shared: &Shared, model: &str) -> Result<Option<AdapterId>, ApiError> {
+    match shared.adapters.get(model) {
+        _ if model == shared.model.name => Ok(None),
+        Some(adapter) => Ok(Some(adapter.id)),
+        None => Err(unknown_model(shared, model)),
+    }
+}
+
+fn entry(shared: &Shared, name: &str, root: &str, created: u64) -> Value {
     json!({
-        "id": shared.model.name, "object": "model", "created": created, "owned_by": "reel", "root": root,
+        "id": name, "object": "model", "created": created, "owned_by": "reel", "root": root,
         "max_model_len": shared.model.folder.config.text.max_position_embeddings,
     })
 }
 
+fn own_model(shared: &Shared) -> Value {
+    let (root, created) = shared.weights();
+    entry(shared, &shared.model.name, &root, created)
+}
+
+fn adapter(shared: &Shared, name: &str, adapter: &NamedAdapter) -> Value {
+    let mut entry = entry(shared, name, &folder_name(&adapter.folder), adapter.created);
+    entry["parent"] = shared.model.name.clone().into();
+    entry
+}
+
 /// `GET /v1/models`
 pub(crate) async fn list(State(shared): State<Arc<Shared>>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [model(&shared)]}))
+    let adapters = shared.adapters.all();
+    let adapters = adapters.iter().map(|(name, named)| adapter(&shared, name, named));
+    Json(json!({"object": "list", "data": std::iter::once(own_model(&shared)).chain(adapters).collect::<Vec<_>>()}))
 }
 
 /// `GET /v1/models/NAME`
 pub(crate) async fn one(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    match name == shared.model.name {
-        true => Ok(Json(model(&shared))),
-        false => Err(unknown_model(&shared, &name)),
+    match shared.adapters.get(&name) {
+        _ if name == shared.model.name => Ok(Json(own_model(&shared))),
+        Some(named) => Ok(Json(adapter(&shared, &name, &named))),
+        None => Err(unknown_model(&shared, &name)),
     }
 }
 
 /// The error of a request that names another model.
 pub(crate) fn unknown_model(shared: &Shared, name: &str) -> ApiError {
-    let message = format!("model: there is no model {name:?} here; this server has {:?}", shared.model.name);
+    let names: Vec<String> = shared.adapters.all().into_iter().map(|(name, _)| format!(", {name:?}")).collect();
+    let own = &shared.model.name;
+    let message = format!("model: there is no model {name:?} here; this server has {own:?}{}", names.concat());
     ApiError::not_found(message, Some("model".into()))
 }

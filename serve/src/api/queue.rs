@@ -22,7 +22,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use super::answer::{Answer, Form};
 use super::events::{ChoiceEvent, QueuedPrompt, RequestEvents};
 use super::fields::{StreamFields, wrong_field};
-use super::{ApiError, encode, seconds_since_1970, stream};
+use super::{ApiError, encode, models, seconds_since_1970, stream};
 use crate::engine_thread::Job;
 use crate::http::{RequestLog, random_number};
 use crate::server::Shared;
@@ -34,6 +34,7 @@ const MAX_COMPLETIONS: usize = 128;
 #[derive(Debug)]
 pub(crate) struct Checked {
     form: Form,
+    model: String,
     stream: StreamFields,
     settings: RequestSettings,
     begun: Instant,
@@ -48,11 +49,15 @@ impl Checked {
     pub(crate) fn new(
         shared: &Shared,
         form: Form,
+        model: String,
         stream: StreamFields,
         settings: RequestSettings,
         prompts: usize,
     ) -> Result<Self, ApiError> {
         refuse_if_stopping(shared)?;
+        if stream.stream && settings.prompt_log_probs.is_some() {
+            return Err(wrong_field("prompt_logprobs", "cannot be streamed", "remove it, or set stream to false"));
+        }
         let n = settings.n.unwrap_or(1);
         if n > MAX_COMPLETIONS {
             return Err(wrong_field("n", &format!("is {n}"), &format!("give 1 to {MAX_COMPLETIONS}")));
@@ -65,7 +70,7 @@ impl Checked {
         let sampling = SamplingParams::from_settings(&settings, &shared.model.folder.generation);
         sampling.validate().map_err(|e| ApiError::bad_request(e.to_string(), None))?;
         let begun = Instant::now();
-        Ok(Self { form, stream, settings, begun, permit: shared.request_permits(prompts)? })
+        Ok(Self { form, model, stream, settings, begun, permit: shared.request_permits(prompts)? })
     }
 
     /// Puts the encoded prompts into the engine's queue, and answers with their completions. A request without a limit
@@ -77,7 +82,7 @@ impl Checked {
         prompts: Vec<ModelInput>,
         default_tokens: usize,
     ) -> Result<Response, ApiError> {
-        let Self { form, stream, mut settings, begun, permit } = self;
+        let Self { form, model, stream, mut settings, begun, permit } = self;
         let grammar = match settings.grammar.take() {
             Some(spec) => Some(encode::on_blocking_thread(shared, move |shared| compile(shared, &spec)).await?),
             None => None,
@@ -89,12 +94,14 @@ impl Checked {
             |prompt: &ModelInput| new_tokens(shared, form, prompt.len(), settings.max_new_tokens, default_tokens);
         let limits = prompts.iter().map(limit).collect::<Result<Vec<usize>, ApiError>>()?;
         log.add_prompt_tokens(prompt_tokens);
+        // The adapter may have been loaded again or unloaded meanwhile.
+        let adapter = models::adapter_of(shared, &model)?;
         let queued: Vec<QueuedPrompt> = prompts
             .into_iter()
             .zip(limits)
             .map(|(prompt, limit)| {
                 let settings = RequestSettings { max_new_tokens: Some(limit), ..settings.clone() };
-                enqueue(shared, prompt, settings, grammar.clone(), deadline)
+                enqueue(shared, Job { prompt, settings, adapter, grammar: grammar.clone(), deadline })
             })
             .collect();
         let choices = n * queued.len();
@@ -102,8 +109,9 @@ impl Checked {
             form,
             id: next_id(shared, form),
             created: seconds_since_1970(),
-            model: shared.model.name.clone(),
+            model,
             prompt_tokens,
+            prompt_log_probs: settings.prompt_log_probs.is_some(),
             stop: settings.stop,
             stream,
         };
@@ -126,19 +134,13 @@ pub(crate) fn refuse_if_stopping(shared: &Shared) -> Result<(), ApiError> {
     }
 }
 
-fn enqueue(
-    shared: &Shared,
-    prompt: ModelInput,
-    settings: RequestSettings,
-    grammar: Option<Grammar>,
-    deadline: Option<Instant>,
-) -> QueuedPrompt {
+fn enqueue(shared: &Shared, job: Job) -> QueuedPrompt {
     // Without a seed, every prompt draws other random numbers.
-    let seed = Some(settings.seed.unwrap_or_else(random_number));
-    let settings = RequestSettings { seed, ..settings };
+    let seed = Some(job.settings.seed.unwrap_or_else(random_number));
+    let settings = RequestSettings { seed, ..job.settings };
     let (sender, events) = unbounded_channel();
-    let tokens = prompt.len();
-    shared.engine.send(Job { prompt, settings, grammar, deadline, events: sender });
+    let tokens = job.prompt.len();
+    shared.engine.send(Job { settings, ..job }, sender);
     QueuedPrompt { tokens, events }
 }
 

@@ -1,0 +1,63 @@
+//! `POST /v1/load_lora_adapter` and `POST /v1/unload_lora_adapter`, whose fields are those of vLLM.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use super::ApiError;
+use super::fields::{Fields, wrong_field};
+use super::models::unknown_model;
+use super::queue::refuse_if_stopping;
+use crate::adapters;
+use crate::http::read_body;
+use crate::server::Shared;
+
+/// `POST /v1/load_lora_adapter`
+pub(crate) async fn load(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
+    let begun = Instant::now();
+    refuse_if_stopping(&shared)?;
+    let mut fields = Fields::of_object(read_body(&shared.bodies, body).await?)?;
+    let name = take_name(&mut fields)?;
+    let Some(folder) = fields.take::<PathBuf>("lora_path", "the path of a folder")? else {
+        return Err(wrong_field("lora_path", "is missing", "give the folder of an adapter"));
+    };
+    let replace = fields.take("load_inplace", "true or false")?.unwrap_or(false);
+    fields.refuse_others()?;
+    let (loading, path, of) = (shared.clone(), folder.clone(), name.clone());
+    // A task of its own, so that a client that leaves does not stop it half-way.
+    let loaded = tokio::spawn(async move {
+        // The semaphore is never closed.
+        let _turn = loading.weight_changes.acquire().await;
+        adapters::load(&loading, &of, &path, replace).await
+    });
+    loaded.await.map_err(|_| ApiError::internal("loading the adapter has panicked"))??;
+    let seconds = begun.elapsed().as_secs_f64();
+    Ok(Json(json!({"lora_name": name, "lora_path": folder, "seconds": seconds})))
+}
+
+/// `POST /v1/unload_lora_adapter`
+pub(crate) async fn unload(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
+    refuse_if_stopping(&shared)?;
+    let mut fields = Fields::of_object(read_body(&shared.bodies, body).await?)?;
+    let name = take_name(&mut fields)?;
+    // vLLM's number of an adapter; here the name is enough.
+    fields.take_any("lora_int_id");
+    fields.refuse_others()?;
+    match shared.adapters.remove(&name) {
+        Some(adapter) => {
+            shared.engine.unload_adapter(adapter.id);
+            Ok(Json(json!({"lora_name": name, "lora_path": adapter.folder})))
+        }
+        None => Err(ApiError { param: Some("lora_name".into()), ..unknown_model(&shared, &name) }),
+    }
+}
+
+fn take_name(fields: &mut Fields) -> Result<String, ApiError> {
+    let name = fields.take::<String>("lora_name", "the name of an adapter")?;
+    name.ok_or_else(|| wrong_field("lora_name", "is missing", "give the name that requests use as their model"))
+}
