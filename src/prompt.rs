@@ -140,7 +140,8 @@ impl MessageFlags {
         let root = self.media_root.as_deref().unwrap_or(own_folder);
         self.encode_conversation(model, adapter, self.access.media_access(root), common, || {
             let request = read_chat_request(path)?;
-            Ok((Conversation::from_json(&request.location, &request.messages, root)?, request.settings))
+            let conversation = Conversation::from_json(&request.location, &request.messages, root)?;
+            Ok((conversation.with_tools(request.tools.definitions), request.settings))
         })
     }
 

@@ -7,6 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::fields::StreamFields;
 use super::prompt_log_probs;
+use super::tool_calls::{Piece, ToolCallParser};
+use crate::http::random_number;
 
 /// Which API an answer belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +51,15 @@ impl Form {
     }
 }
 
+/// How calls of tools are found in an answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CallRules {
+    /// Calls after the first one are left out.
+    pub(crate) one_call: bool,
+    /// The request names the function. As in OpenAI's API, the finish reason is then `stop`.
+    pub(crate) is_named: bool,
+}
+
 /// What all parts of an answer have in common.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -61,6 +72,8 @@ pub(crate) struct Answer {
     pub(crate) prompt_tokens: usize,
     /// Strings before which a completion is cut.
     pub(crate) stop: Vec<String>,
+    /// `None` if an answer is text only.
+    pub(crate) calls: Option<CallRules>,
     pub(crate) stream: StreamFields,
     /// Whether the log-probabilities of the prompt's tokens are part of the answer.
     pub(crate) prompt_log_probs: bool,
@@ -80,16 +93,19 @@ impl Answer {
     pub(crate) fn whole(&self, tokenizer: &Tokenizer, completions: &[Completion]) -> Value {
         let choice = |(index, completion): (usize, &Completion)| {
             let text = completion_text(tokenizer, &completion.ids, &self.stop);
-            let reason = completion.finish_reason.openai_name();
             let tokens: Vec<(TokenId, TokenLogProbs)> =
                 completion.ids.iter().copied().zip(completion.token_log_probs.iter().cloned()).collect();
             let (log_probs, _) = self.log_probs(tokenizer, &tokens, 0);
             match self.form {
-                Form::Chat => json!({
-                    "index": index, "message": {"role": "assistant", "content": text}, "logprobs": log_probs,
-                    "finish_reason": reason,
-                }),
-                Form::Text => json!({"index": index, "text": text, "logprobs": log_probs, "finish_reason": reason}),
+                Form::Chat => {
+                    let message = self.message(text);
+                    let reason = self.finish_reason(completion.finish_reason, message.get("tool_calls").is_some());
+                    json!({"index": index, "message": message, "logprobs": log_probs, "finish_reason": reason})
+                }
+                Form::Text => {
+                    let reason = completion.finish_reason.openai_name();
+                    json!({"index": index, "text": text, "logprobs": log_probs, "finish_reason": reason})
+                }
             }
         };
         let mut choices: Vec<Value> = completions.iter().enumerate().map(choice).collect();
@@ -110,6 +126,34 @@ impl Answer {
         }
         object["usage"] = self.usage(completions.iter().map(|completion| completion.ids.len()).sum());
         object
+    }
+
+    /// The message of a text, with the calls in it.
+    fn message(&self, text: String) -> Value {
+        let Some(rules) = self.calls else { return json!({"role": "assistant", "content": text}) };
+        let mut parser = ToolCallParser::new(rules.one_call);
+        let pieces = parser.push(&text).into_iter().chain(parser.finish());
+        let (mut content, mut calls) = (None, Vec::<(String, String)>::new());
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => content.get_or_insert_with(String::new).push_str(&text),
+                Piece::Call { name, .. } => calls.push((name, String::new())),
+                Piece::Arguments { index, text } => calls[index].1.push_str(&text),
+            }
+        }
+        if calls.is_empty() {
+            return json!({"role": "assistant", "content": text});
+        }
+        let call = |(name, arguments): &(String, String)| json!({"id": call_id(), "type": "function", "function": {"name": name, "arguments": arguments}});
+        json!({"role": "assistant", "content": content, "tool_calls": calls.iter().map(call).collect::<Value>()})
+    }
+
+    /// The finish reason of a choice.
+    fn finish_reason(&self, reason: FinishReason, has_calls: bool) -> &'static str {
+        match (reason, self.calls) {
+            (FinishReason::Stop, Some(rules)) if has_calls && !rules.is_named => "tool_calls",
+            _ => reason.openai_name(),
+        }
     }
 
     /// The log-probabilities of tokens in the form of the API; null if there are none. `offset` is the number of
@@ -157,22 +201,40 @@ impl Answer {
 
     /// The first chunk of a choice, which names the role; the API for texts has none.
     pub(crate) fn first_chunk(&self, index: usize) -> Option<Value> {
+        // An answer of calls has no text.
+        let content = if self.calls.is_some() { Value::Null } else { json!("") };
         match self.form {
-            Form::Chat => Some(self.chunk(index, json!({"role": "assistant", "content": ""}), Value::Null, None, 0)),
+            Form::Chat => {
+                Some(self.chunk(index, json!({"role": "assistant", "content": content}), Value::Null, None, 0))
+            }
             Form::Text => None,
         }
     }
 
-    /// A piece of text. `tokens` is the number of tokens that were generated so far, of all choices.
-    pub(crate) fn text_chunk(&self, index: usize, text: &str, log_probs: Value, tokens: usize) -> Value {
-        match self.form {
-            Form::Chat => self.chunk(index, json!({"content": text}), log_probs, None, tokens),
-            Form::Text => self.chunk(index, json!(text), log_probs, None, tokens),
-        }
+    /// A piece of an answer; `None` is only for log-probabilities. `tokens` is the number of tokens that were generated so
+    /// far, of all choices.
+    pub(crate) fn piece_chunk(&self, index: usize, piece: Option<Piece>, log_probs: Value, tokens: usize) -> Value {
+        let call = |call: Value| json!({"tool_calls": [call]});
+        let content = match (self.form, piece) {
+            (Form::Chat, None) if self.calls.is_some() => json!({}),
+            (Form::Chat, None) => json!({"content": ""}),
+            (Form::Chat, Some(Piece::Text(text))) => json!({"content": text}),
+            (Form::Text, Some(Piece::Text(text))) => json!(text),
+            (Form::Text, _) => json!(""),
+            (Form::Chat, Some(Piece::Call { index, name })) => {
+                let function = json!({"name": name, "arguments": ""});
+                call(json!({"index": index, "id": call_id(), "type": "function", "function": function}))
+            }
+            (Form::Chat, Some(Piece::Arguments { index, text })) => {
+                call(json!({"index": index, "function": {"arguments": text}}))
+            }
+        };
+        self.chunk(index, content, log_probs, None, tokens)
     }
 
-    /// The end of a choice.
-    pub(crate) fn last_chunk(&self, index: usize, reason: FinishReason, tokens: usize) -> Value {
+    /// The end of a choice. `has_calls`: calls of tools were found in it.
+    pub(crate) fn last_chunk(&self, index: usize, reason: FinishReason, has_calls: bool, tokens: usize) -> Value {
+        let reason = self.finish_reason(reason, has_calls);
         match self.form {
             Form::Chat => self.chunk(index, json!({}), Value::Null, Some(reason), tokens),
             Form::Text => self.chunk(index, json!(""), Value::Null, Some(reason), tokens),
@@ -187,16 +249,8 @@ impl Answer {
     }
 
     /// `content` is the delta of a message, or a text.
-    fn chunk(
-        &self,
-        index: usize,
-        content: Value,
-        log_probs: Value,
-        reason: Option<FinishReason>,
-        tokens: usize,
-    ) -> Value {
+    fn chunk(&self, index: usize, content: Value, log_probs: Value, reason: Option<&str>, tokens: usize) -> Value {
         let key = if self.form == Form::Chat { "delta" } else { "text" };
-        let reason = reason.map(FinishReason::openai_name);
         let choices = json!([{"index": index, key: content, "logprobs": log_probs, "finish_reason": reason}]);
         let mut object = self.object(self.form.chunk_object(), choices);
         if self.stream.continuous_usage {
@@ -207,4 +261,9 @@ impl Answer {
         }
         object
     }
+}
+
+/// A random id for a call, which its result names.
+fn call_id() -> String {
+    format!("call_{:016x}", random_number())
 }

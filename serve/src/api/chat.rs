@@ -6,9 +6,10 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
+use reel_model::input::tools::ToolChoice;
 use serde_json::Value;
 
-use super::answer::Form;
+use super::answer::{CallRules, Form};
 use super::fields::{Fields, wrong_field};
 use super::queue::{Checked, refuse_if_stopping};
 use super::{ApiError, encode};
@@ -28,15 +29,17 @@ pub(crate) async fn complete(
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };
     let (model, memory, stream) = (fields.take_model(), fields.take_memory(), fields.take_stream()?);
-    let settings = fields.into_settings()?;
+    let (settings, tools) = fields.into_chat_settings()?;
     if settings.max_new_tokens == Some(0) {
         return Err(wrong_field("max_completion_tokens", "is 0", "give 1 or more"));
     }
-    let checked = Checked::new(&shared, Form::Chat, model, stream, settings, 1)?;
+    let rules = CallRules { one_call: tools.one_call, is_named: matches!(tools.choice, ToolChoice::Function(_)) };
+    let calls = tools.has_calls().then_some(rules);
+    let checked = Checked::new(&shared, Form::Chat, model, stream, settings, 1)?.with_calls(calls);
     let prompt = encode::on_blocking_thread(&shared, move |shared| {
         // The memory of the messages is free once the prompt is encoded.
         let (_memory, messages): (_, Value) = (memory, messages);
-        encode::messages(shared, &messages, None)
+        encode::messages(shared, &messages, tools.definitions, None)
     });
     let prompt = prompt.await?;
     checked.answer(&shared, log, vec![prompt], shared.limits.new_tokens).await

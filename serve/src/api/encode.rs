@@ -13,14 +13,17 @@ use super::fields::wrong_field;
 use super::{ApiError, LOCATION, wrong_request};
 use crate::server::Shared;
 
-/// Encodes chat messages. `add_generation_prompt`: `None` adds it unless the last message is the assistant's.
+/// Encodes chat messages with the tools that the model may call. `add_generation_prompt`: `None` adds it unless the last
+/// message is the assistant's.
 pub(crate) fn messages(
     shared: &Shared,
     messages: &Value,
+    tools: Vec<Value>,
     add_generation_prompt: Option<bool>,
 ) -> Result<ModelInput, ApiError> {
     let root = shared.media.root.clone().unwrap_or_default();
-    let conversation = Conversation::from_json(LOCATION, messages, &root).map_err(wrong_request)?;
+    let conversation = Conversation::from_json(LOCATION, messages, &root).map_err(wrong_request)?.with_tools(tools);
+    conversation.check_tool_results().map_err(wrong_request)?;
     if shared.media.root.is_none() {
         refuse_files(&conversation)?;
     }

@@ -3,6 +3,7 @@
 
 use reel_diagnostic::Diagnostic;
 use reel_model::input::request::{ChatRequest, RequestSettings};
+use reel_model::input::tools::ToolRequest;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -116,18 +117,41 @@ impl Fields {
         Ok(StreamFields { stream, include_usage, continuous_usage })
     }
 
-    /// Reads the sampling fields, which must be all that is left. A field that reel does not support is refused, unless
-    /// its value has no effect.
+    /// Takes out `tools`, for an endpoint that only encodes them.
+    ///
+    /// # Errors
+    /// They are wrong.
+    pub(crate) fn take_tools(&mut self) -> Result<Vec<Value>, ApiError> {
+        let field = self.take_any("tools").map(|tools| ("tools".to_string(), tools));
+        let request = ToolRequest::from_body(LOCATION, &field.into_iter().collect()).map_err(wrong_request)?;
+        Ok(request.definitions)
+    }
+
+    /// Reads the sampling fields of a request without tools, which must be all that is left.
+    ///
+    /// # Errors
+    /// As [`Fields::into_chat_settings`].
+    pub(crate) fn into_settings(self) -> Result<RequestSettings, ApiError> {
+        let (settings, tools) = self.into_chat_settings()?;
+        match tools.definitions.is_empty() {
+            true => Ok(settings),
+            false => Err(wrong_field("tools", "is not a field of this request", "use /v1/chat/completions")),
+        }
+    }
+
+    /// Reads the sampling fields and those of tools, which must be all that is left. A field that reel does not support
+    /// is refused, unless its value has no effect.
     ///
     /// # Errors
     /// A field is unknown or not supported, or its value has the wrong type or is out of range.
-    pub(crate) fn into_settings(mut self) -> Result<RequestSettings, ApiError> {
+    pub(crate) fn into_chat_settings(mut self) -> Result<(RequestSettings, ToolRequest), ApiError> {
         // The model's parser reads a whole chat request, whose messages are taken out already.
         if self.fields.insert("messages".into(), Value::Array(Vec::new())).is_some() {
             return Err(wrong_field("messages", "is not a field of this request", "remove it"));
         }
         let request = ChatRequest::parse(LOCATION, Value::Object(self.fields).to_string().as_bytes());
-        Ok(request.map_err(wrong_request)?.settings)
+        let ChatRequest { settings, tools, .. } = request.map_err(wrong_request)?;
+        Ok((settings, tools))
     }
 
     /// Refuses every field that is left.

@@ -17,6 +17,7 @@ mod prompt_log_probs;
 mod queue;
 mod stream;
 pub(crate) mod tokenize;
+mod tool_calls;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -46,14 +46,14 @@ pub(crate) async fn preview(State(shared): State<Arc<Shared>>, body: Body) -> Re
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };
     let memory = fields.take_memory();
-    // Checks the fields that do not change what the model sees.
+    // Checks the fields that do not change what the model sees; tools do.
     fields.take_stream()?;
-    fields.into_settings()?;
+    let (_, tools) = fields.into_chat_settings()?;
     // A preview counts as a request while it is encoded.
     let permit = shared.request_permits(1)?;
     let described = encode::on_blocking_thread(&shared, move |shared| {
         let (_memory, _permit): (_, _) = (memory, permit);
-        let input = encode::messages(shared, &messages, None)?;
+        let input = encode::messages(shared, &messages, tools.definitions, None)?;
         describe(&shared.model, &input)
     });
     described.await

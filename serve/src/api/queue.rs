@@ -19,7 +19,7 @@ use reel_model::input::request::RequestSettings;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::answer::{Answer, Form};
+use super::answer::{Answer, CallRules, Form};
 use super::events::{ChoiceEvent, QueuedPrompt, RequestEvents};
 use super::fields::{StreamFields, wrong_field};
 use super::{ApiError, encode, models, seconds_since_1970, stream};
@@ -37,6 +37,7 @@ pub(crate) struct Checked {
     model: String,
     stream: StreamFields,
     settings: RequestSettings,
+    calls: Option<CallRules>,
     begun: Instant,
     permit: OwnedSemaphorePermit,
 }
@@ -70,7 +71,12 @@ impl Checked {
         let sampling = SamplingParams::from_settings(&settings, &shared.model.folder.generation);
         sampling.validate().map_err(|e| ApiError::bad_request(e.to_string(), None))?;
         let begun = Instant::now();
-        Ok(Self { form, model, stream, settings, begun, permit: shared.request_permits(prompts)? })
+        Ok(Self { form, model, stream, settings, calls: None, begun, permit: shared.request_permits(prompts)? })
+    }
+
+    /// The same request; with rules, calls of tools are found in its answers.
+    pub(crate) fn with_calls(self, calls: Option<CallRules>) -> Self {
+        Self { calls, ..self }
     }
 
     /// Puts the encoded prompts into the engine's queue, and answers with their completions. A request without a limit
@@ -82,7 +88,7 @@ impl Checked {
         prompts: Vec<ModelInput>,
         default_tokens: usize,
     ) -> Result<Response, ApiError> {
-        let Self { form, model, stream, mut settings, begun, permit } = self;
+        let Self { form, model, stream, mut settings, calls, begun, permit } = self;
         let grammar = match settings.grammar.take() {
             Some(spec) => Some(encode::on_blocking_thread(shared, move |shared| compile(shared, &spec)).await?),
             None => None,
@@ -113,6 +119,7 @@ impl Checked {
             prompt_tokens,
             prompt_log_probs: settings.prompt_log_probs.is_some(),
             stop: settings.stop,
+            calls,
             stream,
         };
         let mut events = RequestEvents::new(queued, n, begun, shared.metrics.clone(), log, permit);
@@ -154,7 +161,8 @@ fn compile(shared: &Shared, spec: &GrammarSpec) -> Result<Grammar, ApiError> {
             shared.grammars.get_or_init(|| made)
         }
     };
-    compiler.compile(spec).map_err(|e| ApiError::bad_request(e.to_string(), None))
+    let param = matches!(spec, GrammarSpec::ToolCalls(_)).then(|| "tools".to_string());
+    compiler.compile(spec).map_err(|e| ApiError::bad_request(e.to_string(), param))
 }
 
 /// The number of tokens to generate at most: what the request asks for, else the default, as far as there are positions

@@ -20,6 +20,7 @@ use tokio_stream::Stream;
 
 use super::answer::Answer;
 use super::events::{ChoiceEvent, RequestEvents};
+use super::tool_calls::{Piece, ToolCallParser};
 use crate::ServedModel;
 use crate::server::Shared;
 
@@ -36,6 +37,7 @@ pub(crate) fn stream(
 ) -> Response {
     let choice = |_| StreamedChoice {
         text: Some(CompletionStream::new(shared.text.clone(), &answer.stop)),
+        calls: answer.calls.map(|rules| ToolCallParser::new(rules.one_call)),
         log_probs: Vec::new(),
         offset: 0,
     };
@@ -53,6 +55,8 @@ pub(crate) fn stream(
 struct StreamedChoice {
     /// `None` once the choice is finished.
     text: Option<CompletionStream<TokenText>>,
+    /// `None` if the answer is text only.
+    calls: Option<ToolCallParser>,
     /// The log-probabilities of tokens whose text is not sent yet.
     log_probs: Vec<(TokenId, TokenLogProbs)>,
     /// The number of characters of the tokens whose log-probabilities are sent.
@@ -60,6 +64,28 @@ struct StreamedChoice {
 }
 
 impl StreamedChoice {
+    /// What a text adds to the answer.
+    fn push(&mut self, text: String) -> Vec<Piece> {
+        match &mut self.calls {
+            Some(parser) => parser.push(&text),
+            None if text.is_empty() => Vec::new(),
+            None => vec![Piece::Text(text)],
+        }
+    }
+
+    /// Ends the choice. Returns what was held back.
+    fn finish(&mut self) -> Vec<Piece> {
+        let rest = self.text.take().map_or(String::new(), CompletionStream::finish);
+        let mut pieces = self.push(rest);
+        if let Some(parser) = &mut self.calls {
+            pieces.extend(parser.finish());
+            // An empty answer is an empty text.
+            let empty = parser.is_empty().then(|| Piece::Text(String::new()));
+            pieces.extend(empty);
+        }
+        pieces
+    }
+
     fn take_log_probs(&mut self, answer: &Answer, model: &ServedModel) -> Value {
         let tokens = std::mem::take(&mut self.log_probs);
         let (value, offset) = answer.log_probs(&model.folder.tokenizer, &tokens, self.offset);
@@ -110,20 +136,25 @@ impl AnswerStream {
                 *tokens += 1;
                 let state = &mut choices[choice];
                 state.log_probs.extend(log_probs.map(|log_probs| (id, log_probs)));
-                let piece = state.text.as_mut().map_or(String::new(), |text| text.push(id));
-                if !piece.is_empty() {
+                let text = state.text.as_mut().map_or(String::new(), |text| text.push(id));
+                for piece in state.push(text) {
                     let log_probs = state.take_log_probs(answer, model);
-                    ready.push_back(answer.text_chunk(choice, &piece, log_probs, *tokens).to_string());
+                    ready.push_back(answer.piece_chunk(choice, Some(piece), log_probs, *tokens).to_string());
                 }
             }
             ChoiceEvent::Finished { choice, completion } => {
                 let state = &mut choices[choice];
-                let rest = state.text.take().map_or(String::new(), CompletionStream::finish);
-                if !rest.is_empty() || !state.log_probs.is_empty() {
-                    let log_probs = state.take_log_probs(answer, model);
-                    ready.push_back(answer.text_chunk(choice, &rest, log_probs, *tokens).to_string());
+                let mut pieces: Vec<Option<Piece>> = state.finish().into_iter().map(Some).collect();
+                if pieces.is_empty() && !state.log_probs.is_empty() {
+                    pieces.push(None);
                 }
-                ready.push_back(answer.last_chunk(choice, completion.finish_reason, *tokens).to_string());
+                for piece in pieces {
+                    let log_probs = state.take_log_probs(answer, model);
+                    ready.push_back(answer.piece_chunk(choice, piece, log_probs, *tokens).to_string());
+                }
+                let has_calls = state.calls.as_ref().is_some_and(ToolCallParser::has_calls);
+                let reason = completion.finish_reason;
+                ready.push_back(answer.last_chunk(choice, reason, has_calls, *tokens).to_string());
             }
         }
         if events.as_ref().is_some_and(|events| events.unfinished() == 0) {

@@ -31,6 +31,7 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> R
     let mut fields = Fields::parse(&shared, body)?;
     let memory = fields.take_memory();
     let (prompt, messages) = (fields.take::<String>("prompt", "a text")?, fields.take_any("messages"));
+    let tools = fields.take_tools()?;
     let with_texts = fields.take("return_token_strs", "true or false")?.unwrap_or(false);
     let add_generation_prompt = fields.take::<bool>("add_generation_prompt", "true or false")?;
     // The tokenizers of Qwen2.5-VL add no special tokens, so both values give the same.
@@ -44,8 +45,9 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> R
     let tokens = encode::on_blocking_thread(&shared, move |shared| {
         let (_memory, _permit) = (memory, permit);
         let input: ModelInput = match (prompt, messages) {
-            (Some(text), None) => encode::text(shared, &text)?,
-            (None, Some(messages)) => encode::messages(shared, &messages, add_generation_prompt)?,
+            (Some(text), None) if tools.is_empty() => encode::text(shared, &text)?,
+            (None, Some(messages)) => encode::messages(shared, &messages, tools, add_generation_prompt)?,
+            (Some(_), None) => return Err(wrong_field("tools", "need `messages`", "remove them")),
             _ => return Err(wrong_field("prompt", "or `messages` is needed", "give one of them")),
         };
         let tokens = input.input_ids;
