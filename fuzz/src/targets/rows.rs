@@ -52,6 +52,17 @@ const MESSAGE_WORDS: &[&str] = &[
     "max_tokens",
     "max_completion_tokens",
     "tools",
+    "tool_choice",
+    "tool_calls",
+    "tool_call_id",
+    "tool",
+    "function",
+    "name",
+    "arguments",
+    "parameters",
+    "strict",
+    "required",
+    "{\"a\": 1}",
     "file:///etc/passwd",
     "http://[::1]/x",
     "data:image/png;base64,AA==",
@@ -88,6 +99,9 @@ fn conversation() -> Value {
             {"type": "image", "image": "https://user:SECRET@host.example/a.png?key=SECRET"},
             {"type": "text", "text": "What?"},
         ]},
+        {"role": "assistant", "content": null, "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "42"},
         {"role": "assistant", "content": "a"},
     ])
 }
@@ -99,16 +113,23 @@ pub const MESSAGES: Target = Target {
     seeds: || {
         let body = json!({
             "model": "m", "messages": conversation(), "temperature": 0.5, "top_p": 0.9, "top_k": -1, "max_tokens": 7, "n": 2,
-            "stop": ["END"], "seed": 3, "stream": true, "tools": [], "logprobs": null, "presence_penalty": 0,
+            "stop": ["END"], "seed": 3, "stream": true, "logprobs": null, "presence_penalty": 0,
         });
-        Ok(vec![Seed::new(Kind::Json, conversation().to_string()), Seed::new(Kind::Json, body.to_string())])
+        let mut with_tools = body.clone();
+        with_tools["tools"] =
+            json!([{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]);
+        with_tools["tool_choice"] = json!({"type": "function", "function": {"name": "f"}});
+        let seeds = [conversation(), body, with_tools];
+        Ok(seeds.iter().map(|seed| Seed::new(Kind::Json, seed.to_string())).collect())
     },
     open: || {
         Ok(Box::new(|input| {
             let Some(request) = value_of(ChatRequest::parse("m.json", input))? else { return Ok(false) };
             let read = value_of(Conversation::from_json("m.json", &request.messages, Path::new("/root")))?;
             let Some(conversation) = read else { return Ok(false) };
-            std::hint::black_box((conversation.media_parts().count(), conversation.to_template_value()));
+            let conversation = conversation.with_tools(request.tools.definitions);
+            let is_answered = conversation.check_tool_results().is_ok();
+            std::hint::black_box((conversation.media_parts().count(), conversation.to_template_value(), is_answered));
             Ok(true)
         }))
     },

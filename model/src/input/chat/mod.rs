@@ -91,54 +91,23 @@ impl ChatTemplate {
     /// a template for tools, in which the content of a message is a text. A file with several templates may have one
     /// with the name `tool_use`, which comes first.
     pub fn open(folder: &Path) -> Result<Self> {
-        let config = folder.join("tokenizer_config.json");
-        let settings = read_json(&config)?.unwrap_or_default();
-        let tokens = named_tokens(&settings);
-        let source = |path: &Path, text: &str| Source {
-            location: path.display().to_string(),
-            text: text.to_string(),
-            tokens: tokens.clone(),
-        };
-        let mut found: Vec<Source> = Vec::new();
-        let mut for_tools: Vec<Source> = Vec::new();
-        let jinja = folder.join("chat_template.jinja");
-        found.extend(read(&jinja)?.map(|text| source(&jinja, &text)));
-        let json = folder.join("chat_template.json");
-        // The files after the one that is used are read for their tools only, so their errors do not matter here.
-        let read_unless = |is_found: bool| match read_json(&json) {
-            Err(_) if is_found => Ok(None),
-            read => read,
-        };
-        let json_object = read_unless(!found.is_empty())?.unwrap_or_default();
-        for (path, object) in [(&json, json_object), (&config, settings)] {
-            let Some(value) = object.get("chat_template").filter(|value| !value.is_null()) else { continue };
-            match template_named(value, "default") {
-                Some(text) => found.push(source(path, text)),
-                None if found.is_empty() => {
-                    return Err(ModelError::template(
-                        path.display().to_string(),
-                        "has a chat_template that is neither a string nor a list of named strings",
-                        HELP,
-                    ));
-                }
-                None => {}
-            }
-            let named = if value.is_string() { None } else { template_named(value, "tool_use") };
-            for_tools.extend(named.map(|text| source(path, text)));
-        }
-        let Some(main) = found.first().cloned() else {
+        let templates = FolderTemplates::read(folder)?;
+        let Some(main) = templates.default.first() else {
             let what = "has no chat template (chat_template.jinja, chat_template.json, or chat_template in \
                 tokenizer_config.json)";
             return Err(ModelError::template(folder.display().to_string(), what, HELP));
         };
-        let own = for_tools.iter().position(|source| source.location == main.location);
-        let is_main = own.is_none() && mentions_tools(&main.text);
-        let other = || match own {
-            Some(i) => Some(for_tools.swap_remove(i)),
-            None => for_tools.into_iter().chain(found).find(|source| mentions_tools(&source.text)),
+        let other = |source: &Source| ToolsTemplate::Other { source: source.clone(), compiled: OnceLock::new() };
+        let own = templates.tool_use.iter().find(|source| source.location == main.location);
+        let tools = match own {
+            Some(source) => other(source),
+            None if mentions_tools(&main.text) => ToolsTemplate::Main,
+            None => {
+                let mut others = templates.tool_use.iter().chain(&templates.default);
+                others.find(|source| mentions_tools(&source.text)).map_or(ToolsTemplate::Missing, other)
+            }
         };
-        let tools = if is_main { ToolsTemplate::Main } else { ToolsTemplate::other(other()) };
-        Ok(Self { main: main.compile()?, tools })
+        Ok(Self { main: main.clone().compile()?, tools })
     }
 
     /// Compiles a template. `location` names its source in error messages; `tokens` are the special tokens that the
@@ -185,9 +154,44 @@ impl ChatTemplate {
     }
 }
 
-impl ToolsTemplate {
-    fn other(source: Option<Source>) -> Self {
-        source.map_or(Self::Missing, |source| Self::Other { source, compiled: OnceLock::new() })
+/// The templates in the files of a model folder, in the order of the files.
+#[derive(Default)]
+struct FolderTemplates {
+    /// The only template of a file, or its template with the name `default`.
+    default: Vec<Source>,
+    /// Templates with the name `tool_use`.
+    tool_use: Vec<Source>,
+}
+
+impl FolderTemplates {
+    fn read(folder: &Path) -> Result<Self> {
+        let [jinja, json, config] =
+            ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"].map(|name| folder.join(name));
+        let settings = read_json(&config)?.unwrap_or_default();
+        let tokens = named_tokens(&settings);
+        let source = |path: &Path, text: &str| {
+            let location = path.display().to_string();
+            Source { location, text: text.to_string(), tokens: tokens.clone() }
+        };
+        let mut found = Self::default();
+        found.default.extend(read(&jinja)?.map(|text| source(&jinja, &text)));
+        let json_object = match read_json(&json) {
+            // A file after the one that is used may have a template for tools; if it is wrong, it has none.
+            Err(_) if !found.default.is_empty() => None,
+            object => object?,
+        };
+        for (path, object) in [(&json, json_object.unwrap_or_default()), (&config, settings)] {
+            let Some(value) = object.get("chat_template").filter(|value| !value.is_null()) else { continue };
+            let default = template_named(value, "default");
+            if default.is_none() && found.default.is_empty() {
+                let what = "has a chat_template that is neither a string nor a list of named strings";
+                return Err(ModelError::template(path.display().to_string(), what, HELP));
+            }
+            found.default.extend(default.map(|text| source(path, text)));
+            let tool_use = if value.is_string() { None } else { template_named(value, "tool_use") };
+            found.tool_use.extend(tool_use.map(|text| source(path, text)));
+        }
+        Ok(found)
     }
 }
 
