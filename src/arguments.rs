@@ -129,7 +129,7 @@ fn with_optional_value(switch: Arg) -> Arg {
 /// Returns true if the common option `option` changes what the subcommand `path` does.
 fn has_effect(option: &str, path: &str) -> bool {
     // Commands that compute on any device.
-    const MODEL: [&str; 13] = [
+    const MODEL: [&str; 14] = [
         "generate",
         "score",
         "sft",
@@ -143,6 +143,7 @@ fn has_effect(option: &str, path: &str) -> bool {
         "plan sft",
         "plan grpo",
         "plan generate",
+        "plan serve",
     ];
     let one_of = |paths: &[&str]| paths.contains(&path);
     let on_device = one_of(&MODEL) || one_of(&["bench op", "replay", "kernels check"]);

@@ -114,8 +114,13 @@ pub fn default_batch_size(device: &Device) -> usize {
 pub fn kv_bytes(device: &Device) -> u64 {
     match device.is_simulated() {
         true => SIMULATED_KV_BYTES,
-        false => device.free_bytes().map_or(DEFAULT_KV_BYTES, |free| free / 2),
+        false => kv_bytes_of(device.free_bytes()),
     }
+}
+
+/// As [`kv_bytes`], for a device with so much free memory, if it is known.
+pub fn kv_bytes_of(free: Option<u64>) -> u64 {
+    free.map_or(DEFAULT_KV_BYTES, |free| free / 2)
 }
 
 /// Returns the dtype of activations: `--dtype`, else bf16 on cuda and f32 on other devices.

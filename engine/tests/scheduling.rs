@@ -11,14 +11,12 @@ use reel_engine::{
     Completion, ContinuousBatch, Engine, EngineError, EngineStats, GenerationRequest, SamplingParams, StopCondition,
 };
 use reel_kernels::compile;
-use reel_model::checkpoint::Checkpoint;
-use reel_model::config::ModelConfig;
 use reel_model::features::FeatureCache;
-use reel_model::init::{InitOptions, Preset, init};
 use reel_model::input::ModelInput;
-use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device};
-use support::{SAMPLED, TestRequest, finish, image_prompt, model, run, simulated, strangers, text_prompt};
+use reel_runtime::{Cx, DType, Device, Kernels};
+use support::{
+    PENALISED, SAMPLED, TestRequest, finish, image_prompt, model, random_model, run, simulated, strangers, text_prompt,
+};
 
 /// Bytes of a KV block of the test model in f32: keys and values, 2 layers, 64 tokens, 1 head of 128.
 const BLOCK_BYTES: u64 = 2 * 2 * 64 * 128 * 4;
@@ -164,6 +162,72 @@ fn replaced_weights_continue_running_requests() {
     assert_ne!(completions[0].ids, restarted.ids);
     batch.add(0, request(0, &[], 30)).unwrap();
     assert_eq!(finish(&mut batch).remove(0).ids, restarted.ids);
+}
+
+/// The golden model with other signs of its weights.
+fn changed_model(device: &Device, dtype: DType) -> Qwen25Vl {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(folder()).unwrap() {
+        let entry = entry.unwrap();
+        let mut bytes = std::fs::read(entry.path()).unwrap();
+        if entry.path().extension().is_some_and(|end| end == "safetensors") {
+            let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            bytes[header..].iter_mut().skip(3).step_by(12).for_each(|byte| *byte ^= 0x80);
+        }
+        std::fs::write(copy.path().join(entry.file_name()), bytes).unwrap();
+    }
+    let config = ModelConfig::open(copy.path()).unwrap();
+    Qwen25Vl::open(device, &Checkpoint::open(copy.path()).unwrap(), &config, dtype).unwrap()
+}
+
+/// As on a GPU, decode steps are captured graphs, which hold addresses of the old weights.
+#[test]
+fn replaced_weights_are_those_of_captured_steps() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let device = simulated();
+    let cx = Cx::inference(&device, DType::BF16);
+    let request = |ids: &[u32], tokens: usize| {
+        let prompt: Vec<u32> = (0..20).map(|t| t * 3 % 97).chain(ids.iter().copied()).collect();
+        GenerationRequest { max_new_tokens: tokens, ..GenerationRequest::new(text_prompt(prompt)) }
+    };
+    let engine = Engine::new(&model(&device, DType::BF16), &cx).unwrap().max_slots(2);
+    let mut batch = engine.continuous_batch(8 * BLOCK_BYTES).unwrap();
+    let weights = |device: &Device| device.memory().now.iter().find(|(name, _)| *name == "weights").copied();
+    let before = weights(&device);
+    batch.add(0, request(&[], 6)).unwrap();
+    let mut so_far = Vec::new();
+    while so_far.len() < 3 {
+        batch.step(&mut |token| so_far.push(token.id)).unwrap();
+    }
+    assert_eq!(
+        batch.replace_weights(changed_model(&device, DType::BF16), &mut |token| so_far.push(token.id)).unwrap(),
+        1
+    );
+    assert_eq!(weights(&device), before, "the old weights are not freed");
+    let got = finish(&mut batch).remove(0).ids;
+    let fresh = Engine::new(&changed_model(&device, DType::BF16), &cx).unwrap().max_slots(2);
+    let alone = |ids: &[u32], tokens| fresh.generate(vec![request(ids, tokens)], |_| {}).unwrap().0.remove(0).ids;
+    assert_eq!(got, [&so_far[..], &alone(&so_far, 6 - so_far.len())].concat());
+    assert_ne!(got, alone(&[], 6), "both weights give the same tokens");
+}
+
+/// `reel plan serve` counts the memory of a server on device `dry`.
+#[test]
+fn a_batch_takes_the_same_memory_on_device_dry() {
+    let use_of = |device: &Device| {
+        let (model, cx) = (model(device, DType::F32), Cx::inference(device, DType::F32));
+        let engine = Engine::new(&model, &cx).unwrap().max_slots(5).chunk_tokens(100);
+        let mut batch = engine.continuous_batch(40 * BLOCK_BYTES + 1).unwrap();
+        for i in 0..7 {
+            let prompt = text_prompt((0..150).map(|t| (t * 7 + i * 3) % 97).collect());
+            batch.add(i as usize, GenerationRequest { max_new_tokens: 70, ..GenerationRequest::new(prompt) }).unwrap();
+        }
+        finish(&mut batch);
+        let memory = device.memory();
+        assert!(memory.now.contains(&("kv_cache", 40 * BLOCK_BYTES as usize)), "{memory:?}");
+        (batch.stats().blocks, memory)
+    };
+    assert_eq!(use_of(&Device::cpu(1)), use_of(&Device::dry(Kernels::Cpu)));
 }
 
 /// A conversation goes on from the blocks of its earlier answer.

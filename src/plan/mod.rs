@@ -3,6 +3,7 @@
 //! It runs the code of the command itself on device `dry`, which counts allocations, floating-point operations
 //! and the bytes that kernels read and write, and computes nothing.
 
+mod serve;
 mod table;
 
 use anyhow::Result;
@@ -20,6 +21,7 @@ use reel_train::options::{RunOptions, TrainingOptions};
 use reel_train::plan::{self, PhaseCosts, RowShape};
 use reel_train::run::RunSetup;
 use serde::de::DeserializeOwned;
+use serve::PlanServeArgs;
 use std::ops::DerefMut;
 use table::{DryRunCounts, print_plan};
 use tempfile::TempDir;
@@ -40,7 +42,8 @@ Example:
   reel plan sft --preset 3b --tokens 2048 --vision-patches 4096 --gpu h200
   reel plan grpo --preset 7b --tokens 2048 --vision-patches 4096 --gpu h200 \\
     --optim adamw-bf16
-  reel plan generate --preset 7b --tokens 2048 --gpu h100")]
+  reel plan generate --preset 7b --tokens 2048 --gpu h100
+  reel plan serve --preset 7b --tokens 2048 --gpu h100")]
 pub struct PlanArgs {
     #[command(subcommand)]
     what: What,
@@ -59,6 +62,9 @@ enum What {
     /// Plan `reel generate`
     #[command(after_help = "Example:\n  reel plan generate --preset 7b --tokens 2048 --gpu h100")]
     Generate(PlanGenerateArgs),
+    /// Plan `reel serve`: the sequences that fit, and the latency of a prompt and of a token
+    #[command(after_help = "Example:\n  reel plan serve --preset 7b --tokens 4096 --vision-patches 8192 --gpu h200")]
+    Serve(PlanServeArgs),
 }
 
 /// Options that all plans share: the machine, the model's size, and the size of the rows (training examples or
@@ -117,6 +123,7 @@ impl PlanArgs {
             What::Sft(p) => (&p.sizes, p.count(common, matches)?),
             What::Grpo(p) => (&p.sizes, p.count(common, matches)?),
             What::Generate(p) => (&p.sizes, p.count(common)?),
+            What::Serve(p) => return p.run(common),
         };
         print_plan(common, &counted, &sizes.machine(common)?)
     }
@@ -139,6 +146,11 @@ impl Sizes {
                 }
             },
         }
+    }
+
+    /// The number of tokens of a prompt, which must be given.
+    fn prompt_tokens(&self) -> Result<usize> {
+        self.tokens.ok_or_else(|| bad_usage("--tokens", "is missing", "give the number of tokens of the prompt"))
     }
 
     /// Opens device `dry` with the kernels that the planned machine would run.
@@ -297,19 +309,9 @@ impl PlanGenerateArgs {
     fn count(&self, common: &CommonOptions) -> Result<DryRunCounts> {
         let dtype = self.sizes.dtype(common);
         let (config, files, name) = self.sizes.config(self.model.as_deref(), common)?;
-        let Some(tokens) = self.sizes.tokens else {
-            return Err(bad_usage("--tokens", "is missing", "give the number of tokens of the prompt"));
-        };
-        // Limit the number of tokens, because device `dry` runs one forward pass per token.
-        let positions = config.text.max_position_embeddings;
-        if !(1..=positions).contains(&self.max_new_tokens) {
-            let what = format!("is {}", self.max_new_tokens);
-            return Err(bad_usage(
-                "--max-new-tokens",
-                what,
-                format!("give 1 to {positions}, the maximum sequence length of the model"),
-            ));
-        }
+        let tokens = self.sizes.prompt_tokens()?;
+        // Device `dry` runs one forward pass per token.
+        refuse_new_tokens(self.max_new_tokens, &config)?;
         generate::refuse_completion_count(self.n)?;
         let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;
         let device = self.sizes.device(common)?;
@@ -342,17 +344,21 @@ impl PlanGenerateArgs {
     }
 }
 
-/// Runs the inference engine on device `dry`: samples `n` completions of `new` tokens for a prompt of the size
-/// `shape`.
-fn generate_on(
-    device: &Device,
-    weights: &Qwen25Vl,
-    dtype: DType,
-    shape: &RowShape,
-    new: usize,
-    n: usize,
-) -> Result<()> {
-    let config = &weights.config;
+/// Refuses a number of new tokens that the model has no positions for.
+fn refuse_new_tokens(tokens: usize, config: &ModelConfig) -> Result<()> {
+    let positions = config.text.max_position_embeddings;
+    match (1..=positions).contains(&tokens) {
+        true => Ok(()),
+        false => Err(bad_usage(
+            "--max-new-tokens",
+            format!("is {tokens}"),
+            format!("give 1 to {positions}, the maximum sequence length of the model"),
+        )),
+    }
+}
+
+/// A request for `n` completions of `new` tokens for a prompt of the size `shape`.
+fn request(config: &ModelConfig, shape: &RowShape, new: usize, n: usize) -> GenerationRequest<'static> {
     let patches: usize = shape.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
     let mut ids = vec![0; shape.tokens];
     ids[..patches / config.vision.patches_per_vision_token()].fill(config.tokens.video);
@@ -363,11 +369,24 @@ fn generate_on(
         video_grid_thw: shape.video_grid_thw.clone(),
         ..ModelInput::default()
     };
-    let request = GenerationRequest {
+    GenerationRequest {
         max_new_tokens: new,
         stop_conditions: (0..n).map(|_| StopCondition::none()).collect(),
         ..GenerationRequest::new(prompt)
-    };
+    }
+}
+
+/// Runs the inference engine on device `dry`: samples `n` completions of `new` tokens for a prompt of the size
+/// `shape`.
+fn generate_on(
+    device: &Device,
+    weights: &Qwen25Vl,
+    dtype: DType,
+    shape: &RowShape,
+    new: usize,
+    n: usize,
+) -> Result<()> {
+    let request = request(&weights.config, shape, new, n);
     Engine::new(weights, &Cx::inference(device, dtype))?.generate(vec![request], |_| {})?;
     Ok(())
 }

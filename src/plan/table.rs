@@ -6,7 +6,7 @@ use anyhow::Result;
 use reel_measure::machine::MachineSpec;
 use reel_runtime::{DType, MemoryUse};
 use reel_train::plan::PhaseCosts;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common::CommonOptions;
 use crate::output;
@@ -55,41 +55,47 @@ fn lines<'a>(counts: &'a DryRunCounts, machine: &MachineSpec) -> Vec<Line<'a>> {
     lines
 }
 
+/// The least seconds of each phase, per step or call.
+pub fn phase_seconds(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<(&'static str, f64)> {
+    let lines = lines(counts, machine);
+    let seconds = |phase: &str| lines.iter().filter(|l| l.phase == phase).map(|l| l.seconds).sum::<f64>();
+    counts.phases.0.iter().map(|(name, _)| (*name, seconds(name))).collect()
+}
+
+/// Whether the peak memory fits the machine; `None` if the machine's memory is unknown.
+pub fn fits(counts: &DryRunCounts, machine: &MachineSpec) -> Option<bool> {
+    machine.memory.map(|all| counts.memory.peak as f64 <= all)
+}
+
+/// The table of ops as JSON.
+pub fn ops_json(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Value> {
+    let line = |l: &Line| json!({"phase": l.phase, "op": l.op, "launches": l.launches, "flops": l.flops, "bytes": l.bytes, "seconds": l.seconds, "bound": l.bound});
+    lines(counts, machine).iter().map(line).collect()
+}
+
+/// The ceilings that times follow from, as JSON.
+pub fn ceilings_json(machine: &MachineSpec) -> Value {
+    json!({"flops_f32": machine.ceilings.f32, "flops_bf16": machine.ceilings.bf16, "bytes_per_second": machine.ceilings.bytes, "source": machine.source})
+}
+
 pub fn print_plan(common: &CommonOptions, counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
     let lines = lines(counts, machine);
     let sum = |f: fn(&Line) -> f64| lines.iter().map(f).sum::<f64>();
     let (flops, bytes, seconds) = (sum(|l| l.flops), sum(|l| l.bytes), sum(|l| l.seconds));
     let tokens = counts.tokens as f64 / counts.units as f64;
-    let fits = machine.memory.map(|all| counts.memory.peak as f64 <= all);
-    let phase = |name: &str| lines.iter().filter(|l| l.phase == name).map(|l| l.seconds).sum::<f64>();
-    let phases: Vec<(&str, f64)> = counts.phases.0.iter().map(|(name, _)| (*name, phase(name))).collect();
+    let phases = phase_seconds(counts, machine);
     if common.json {
         let phases: BTreeMap<&str, f64> = phases.into_iter().collect();
-        let ops: Vec<_> = lines
-            .iter()
-            .map(|l| {
-                json!({"phase": l.phase, "op": l.op, "launches": l.launches, "flops": l.flops, "bytes": l.bytes, "seconds": l.seconds, "bound": l.bound})
-            })
-            .collect();
         return output::print_json(&json!({
             "command": counts.command, "subject": counts.subject, "dtype": counts.dtype.name(), "device": machine.name,
             "peak_bytes": counts.memory.peak, "memory": counts.memory.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
-            "capacity_bytes": machine.memory, "fits": fits,
+            "capacity_bytes": machine.memory, "fits": fits(counts, machine),
             "checkpoint_bytes": counts.checkpoint, "tokens": tokens, "flops": flops, "bytes": bytes, "seconds": seconds, "phases": phases,
-            "tokens_per_second": tokens / seconds, "ops": ops,
-            "ceilings": {"flops_f32": machine.ceilings.f32, "flops_bf16": machine.ceilings.bf16, "bytes_per_second": machine.ceilings.bytes, "source": machine.source},
+            "tokens_per_second": tokens / seconds, "ops": ops_json(counts, machine),
+            "ceilings": ceilings_json(machine),
         }));
     }
-    output::print_line(format!("reel {} in {}: {}", counts.command, counts.dtype, counts.subject))?;
-    let verdict = match (machine.memory, fits) {
-        (Some(all), Some(true)) => format!(" of {:.1} GB: fits", all / 1e9),
-        (Some(all), _) => format!(" of {:.1} GB: DOES NOT FIT", all / 1e9),
-        _ => String::new(),
-    };
-    output::print_line(format!("\npeak memory {:.3} GB{verdict}", counts.memory.peak as f64 / 1e9))?;
-    for (name, bytes) in counts.memory.at_peak.iter().filter(|(_, b)| *b > 0) {
-        output::print_line(format!("  {name:12} {:>11.3} GB", *bytes as f64 / 1e9))?;
-    }
+    print_memory(counts, machine)?;
     if let Some(bytes) = counts.checkpoint {
         let bytes = bytes as f64 / 1e9;
         output::print_line(format!(
@@ -109,6 +115,26 @@ pub fn print_plan(common: &CommonOptions, counts: &DryRunCounts, machine: &Machi
         let texts: Vec<String> = phases.iter().map(|(name, s)| format!("{name} {}", duration(*s))).collect();
         output::print_line(format!("of which {}", texts.join(", ")))?;
     }
+    print_ops(counts, machine)
+}
+
+/// Prints what is planned, and the peak memory by category.
+pub fn print_memory(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
+    output::print_line(format!("reel {} in {}: {}", counts.command, counts.dtype, counts.subject))?;
+    let verdict = match (machine.memory, fits(counts, machine)) {
+        (Some(all), Some(true)) => format!(" of {:.1} GB: fits", all / 1e9),
+        (Some(all), _) => format!(" of {:.1} GB: DOES NOT FIT", all / 1e9),
+        _ => String::new(),
+    };
+    output::print_line(format!("\npeak memory {:.3} GB{verdict}", counts.memory.peak as f64 / 1e9))?;
+    for (name, bytes) in counts.memory.at_peak.iter().filter(|(_, b)| *b > 0) {
+        output::print_line(format!("  {name:12} {:>11.3} GB", *bytes as f64 / 1e9))?;
+    }
+    Ok(())
+}
+
+/// Prints the ceilings and the table of ops.
+pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
     output::print_line(format!(
         "ceilings: {:.1} TFLOP/s bf16, {:.1} TFLOP/s f32, {:.3} TB/s ({})",
         machine.ceilings.bf16 / 1e12,
@@ -120,7 +146,7 @@ pub fn print_plan(common: &CommonOptions, counts: &DryRunCounts, machine: &Machi
         "\n  {:8} {:34} {:>9} {:>12} {:>11} {:>10}  bound by",
         "phase", "op", "launches", "TFLOP", "GB", "time"
     ))?;
-    for l in &lines {
+    for l in &lines(counts, machine) {
         output::print_line(format!(
             "  {:9} {:34} {:>9.0} {:>12.4} {:>11.4} {:>10}  {}",
             l.phase,
@@ -135,7 +161,8 @@ pub fn print_plan(common: &CommonOptions, counts: &DryRunCounts, machine: &Machi
     Ok(())
 }
 
-fn duration(seconds: f64) -> String {
+/// A duration in a unit that suits it.
+pub fn duration(seconds: f64) -> String {
     match seconds {
         s if s >= 1.0 => format!("{s:.2} s"),
         s if s >= 1e-3 => format!("{:.2} ms", s * 1e3),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use reel_engine::{Completion, ContinuousBatch, Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_model::checkpoint::{Checkpoint, StoredDType, TensorNaming};
 use reel_model::config::ModelConfig;
+use reel_model::init::{InitOptions, Preset, init};
 use reel_model::input::ModelInput;
 use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;

@@ -1,0 +1,174 @@
+//! `reel plan serve`: memory, the number of sequences that fit, and the least latency of a server.
+//!
+//! ```text
+//! weights                                 as files store them
+//! KV blocks                               half of the memory that the weights leave, as reel serve takes
+//! a prompt, alone                         → time to first token
+//! a decode step of all that decode        → inter-token latency, in the middle of answers
+//! ```
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use clap::Args;
+use reel_engine::Engine;
+use reel_model::config::TextConfig;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::weights::{WeightLoader, WeightSource};
+use reel_runtime::ops::KvPages;
+use reel_runtime::{Cx, DType, Device};
+use reel_train::plan::{OpCosts, PhaseCosts, RowShape};
+use serde_json::json;
+
+use super::table::{self, DryRunCounts, duration};
+use super::{Sizes, refuse_new_tokens, request};
+use crate::common::CommonOptions;
+use crate::fail::bad_usage;
+use crate::{model, output};
+
+/// The category of keys and values in reports of memory.
+const KV_CATEGORY: &str = "kv_cache";
+
+/// Tokens that the requests of the plan generate at least: the first one comes from the prompt, and the costs of a
+/// decode step are those of the second step.
+const MIN_NEW_TOKENS: usize = 4;
+
+#[derive(Args, Debug)]
+pub struct PlanServeArgs {
+    /// Model folder, or Hugging Face model id
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// Maximum number of completions that decode together [default: 256 on cuda, else 32]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch_size: Option<u16>,
+    /// Tokens of each answer
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    max_new_tokens: usize,
+    #[command(flatten)]
+    sizes: Sizes,
+}
+
+/// What a server on device `dry` has room for.
+struct ServingPlan {
+    batch: usize,
+    kv_bytes: usize,
+    blocks: usize,
+    /// Sequences of prompt and answer whose KV blocks fit at the same time.
+    sequences: usize,
+    /// Sequences of the decode step whose costs are counted.
+    decoding: usize,
+}
+
+impl PlanServeArgs {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
+        let machine = self.sizes.machine(common)?;
+        let (counts, plan) = self.count(common, machine.memory)?;
+        let seconds: BTreeMap<&str, f64> = table::phase_seconds(&counts, &machine).into_iter().collect();
+        let (prompt, step) = (seconds["prefill"], seconds["decode"]);
+        let rate = plan.decoding as f64 / step;
+        let ServingPlan { batch, kv_bytes, blocks, sequences, decoding } = plan;
+        if common.json {
+            return output::print_json(&json!({
+                "command": "serve", "subject": counts.subject, "dtype": counts.dtype.name(), "device": machine.name,
+                "peak_bytes": counts.memory.peak,
+                "memory": counts.memory.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
+                "capacity_bytes": machine.memory, "fits": table::fits(&counts, &machine),
+                "kv_bytes": kv_bytes, "kv_blocks": blocks, "kv_tokens": blocks * KvPages::BLOCK_TOKENS,
+                "batch_size": batch, "sequences_that_fit": sequences, "decoding": decoding,
+                "time_to_first_token_seconds": prompt, "inter_token_seconds": step, "tokens_per_second": rate,
+                "ops": table::ops_json(&counts, &machine), "ceilings": table::ceilings_json(&machine),
+            }));
+        }
+        table::print_memory(&counts, &machine)?;
+        output::print_line("host memory: up to 1 GiB of vision tokens that are kept for media that come again")?;
+        output::print_line(format!(
+            "\nKV cache: {blocks} blocks of {} tokens; room for {sequences} such sequences, of which {decoding} decode \
+             together (--batch-size {batch})",
+            KvPages::BLOCK_TOKENS
+        ))?;
+        output::print_line(format!(
+            "time to first token of one request at least {}; between two tokens of {decoding} at least {} in the middle of \
+             their answers: at most \
+             {rate:.0} tokens/s",
+            duration(prompt),
+            duration(step),
+        ))?;
+        table::print_ops(&counts, &machine)
+    }
+
+    /// Runs the engine of a server on device `dry`, for a machine with `memory` bytes.
+    fn count(&self, common: &CommonOptions, memory: Option<f64>) -> Result<(DryRunCounts, ServingPlan)> {
+        let Self { sizes, max_new_tokens: new, .. } = self;
+        let dtype = sizes.dtype(common);
+        let (config, files, name) = sizes.config(self.model.as_deref(), common)?;
+        let tokens = sizes.prompt_tokens()?;
+        refuse_new_tokens(*new, &config)?;
+        let positions = config.text.max_position_embeddings;
+        if tokens + new > positions {
+            let what = format!("is {new}, and the prompt has {tokens} of the model's {positions} positions");
+            return Err(bad_usage("--max-new-tokens", what, "lower it, or lower --tokens"));
+        }
+        let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
+        let device = sizes.device(common)?;
+        let loader =
+            WeightLoader { device: &device, source: WeightSource::Uninitialised(files), dtype, trainable: &|_| false };
+        let weights = Qwen25Vl::load(&loader, &config)?;
+        let batch = self.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from);
+        let free = memory.map(|all| (all as u64).saturating_sub(device.memory().current as u64));
+        let engine = Engine::new(&weights, &Cx::inference(&device, dtype))?.max_slots(batch);
+        let mut running = engine.continuous_batch(model::kv_bytes_of(free))?;
+        let (blocks, kv_bytes) = (running.stats().blocks, bytes_now(&device, KV_CATEGORY));
+        let planned = (*new).max(MIN_NEW_TOKENS);
+        // The last token of an answer is never read.
+        let sequences = blocks / (tokens + planned - 1).div_ceil(KvPages::BLOCK_TOKENS);
+        let decoding = batch.min(sequences).max(1);
+        device.profiler().clear();
+        running.add(0, request(&config, &shape, 1, 1))?;
+        while !running.is_idle() {
+            running.step(&mut |_| {})?;
+        }
+        let prefill = device.profiler().totals()?;
+        // Completions of one prompt decode as those of different prompts do.
+        running.add(1, request(&config, &shape, planned, decoding))?;
+        while running.stats().running < decoding && !running.is_idle() {
+            running.step(&mut |_| {})?;
+        }
+        device.profiler().clear();
+        running.step(&mut |_| {})?;
+        let mut decode = device.profiler().totals()?;
+        let keys = decoding as f64 * (tokens as f64 + *new as f64 / 2.0);
+        count_keys(&mut decode, &config.text, dtype, keys);
+        let counts = DryRunCounts {
+            command: "serve",
+            subject: format!("{name}, prompts of {tokens} tokens, answers of {new} tokens"),
+            dtype,
+            memory: device.memory(),
+            phases: PhaseCosts(vec![("prefill", prefill), ("decode", decode)]),
+            units: 1,
+            unit: "prompt and decode step",
+            tokens: (tokens + decoding) as u64,
+            checkpoint: None,
+        };
+        Ok((counts, ServingPlan { batch, kv_bytes, blocks, sequences, decoding }))
+    }
+}
+
+/// Makes the attention of a decode step count `keys` keys, of all sequences together. Device `dry` does not know how
+/// long sequences are, because their lengths are in device memory: it counts the whole block table of every slot.
+fn count_keys(decode: &mut OpCosts, text: &TextConfig, dtype: DType, keys: f64) {
+    let layers = text.num_hidden_layers as f64;
+    let (flops_per_key, bytes_per_key) = (
+        4.0 * layers * (text.num_attention_heads * text.head_dim) as f64,
+        2.0 * layers * (text.num_key_value_heads * text.head_dim * dtype.size()) as f64,
+    );
+    for totals in decode.iter_mut().filter(|(op, _)| op.starts_with("paged_attention")).map(|(_, totals)| totals) {
+        let counted = totals.cost.flops / flops_per_key;
+        totals.cost.flops = keys * flops_per_key;
+        totals.cost.bytes -= (counted - keys) * bytes_per_key;
+    }
+}
+
+/// The bytes of a category of memory that are in use now.
+fn bytes_now(device: &Device, category: &str) -> usize {
+    device.memory().now.iter().filter(|(name, _)| *name == category).map(|(_, bytes)| bytes).sum()
+}

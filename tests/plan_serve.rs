@@ -1,0 +1,85 @@
+//! `reel plan serve`: its numbers fit each other and the model, more tokens mean fewer sequences, and wrong sizes are
+//! refused.
+
+mod support;
+
+use serde_json::Value;
+use support::run;
+
+fn plan(line: &str) -> Value {
+    run(format!("plan serve {line} --json").split(' ')).json()
+}
+
+fn number(plan: &Value, path: &str) -> f64 {
+    plan.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {path} in {plan}"))
+}
+
+#[test]
+fn numbers_of_a_plan_fit_each_other() {
+    // Qwen2.5-VL 3B has 36 layers with 2 heads of 128 for keys and values each; a block has 64 tokens.
+    let block_bytes = (2 * 36 * 2 * 128 * 64 * 2) as f64;
+    let plan = plan("--preset 3b --tokens 2048 --vision-patches 4096 --gpu h200");
+    let of = |path: &str| number(&plan, path);
+    assert_eq!(of("/kv_bytes"), of("/kv_blocks") * block_bytes);
+    assert_eq!(of("/kv_tokens"), of("/kv_blocks") * 64.0);
+    let half = (of("/capacity_bytes") - of("/memory/weights")) / 2.0;
+    assert!((of("/kv_bytes") - half).abs() <= block_bytes, "{plan}");
+    let parts: f64 = plan["memory"].as_object().unwrap().values().filter_map(Value::as_f64).sum();
+    assert_eq!(parts, of("/peak_bytes"));
+    assert_eq!(plan["fits"], true);
+    assert_eq!(of("/memory/kv_cache"), of("/kv_bytes"));
+    // 2048 tokens of the prompt and 1023 of the answer are read: 48 blocks.
+    assert_eq!(of("/sequences_that_fit"), (of("/kv_blocks") / 48.0).floor());
+    assert_eq!((of("/batch_size"), of("/decoding")), (256.0, 256.0));
+    assert_eq!(of("/tokens_per_second"), of("/decoding") / of("/inter_token_seconds"));
+    // A decode step reads at least the weights of the decoder, 3.09 billion parameters in bf16.
+    let step = of("/inter_token_seconds");
+    assert!(step > 2.0 * 3.08e9 / of("/ceilings/bytes_per_second") && step < 0.1, "{step}");
+    // In the middle of answers, each of 256 sequences reads the keys and values of 2048 + 512 tokens.
+    let ops = plan["ops"].as_array().unwrap();
+    let reads = |op: &&Value| op["phase"] == "decode" && op["op"].as_str().is_some_and(|op| op.starts_with("paged_"));
+    let read = ops.iter().find(reads).and_then(|op| op["bytes"].as_f64()).unwrap();
+    let keys = 256.0 * 2560.0 * block_bytes / 64.0;
+    assert!(read >= keys && read < 1.01 * keys, "{read} {keys}");
+    let prompt = of("/time_to_first_token_seconds");
+    assert!(prompt > 2.0 * 3.08e9 * 2000.0 / of("/ceilings/flops_bf16") && prompt < 1.0, "{prompt}");
+    for (phase, total) in [("prefill", prompt), ("decode", step)] {
+        let ops = ops.iter().filter(|op| op["phase"] == phase).filter_map(|op| op["seconds"].as_f64());
+        assert!((ops.sum::<f64>() / total - 1.0).abs() < 1e-9, "{phase}");
+    }
+}
+
+#[test]
+fn longer_prompts_leave_room_for_fewer_sequences() {
+    let short = plan("--preset 7b --tokens 1000 --max-new-tokens 24 --gpu rtx4090 --batch-size 4");
+    let long = plan("--preset 7b --tokens 4000 --max-new-tokens 96 --gpu rtx4090 --batch-size 4");
+    assert_eq!(number(&short, "/kv_blocks"), number(&long, "/kv_blocks"));
+    let (few, many) = (number(&long, "/sequences_that_fit"), number(&short, "/sequences_that_fit"));
+    assert!((few - (many / 4.0).floor()).abs() <= 1.0 && few >= 1.0, "{few} {many}");
+    assert_eq!(number(&short, "/decoding"), 4.0);
+    assert_eq!(number(&long, "/decoding"), few.min(4.0));
+    for path in ["/time_to_first_token_seconds", "/inter_token_seconds"] {
+        assert!(number(&long, path) > number(&short, path), "{path}");
+    }
+    let table = run("plan serve --preset tiny --tokens 40 --device cpu --batch-size 3".split(' ')).ok().to_string();
+    for words in
+        ["reel serve in f32: tiny, prompts of 40 tokens", "kv_cache", "(--batch-size 3)", "time to first token"]
+    {
+        assert!(table.contains(words), "{words} is not in {table}");
+    }
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_refused() {
+    for (line, code, words) in [
+        ("--preset tiny --gpu h100", 2, "--tokens: is missing"),
+        ("--tokens 9 --gpu h100", 2, "--model: is missing"),
+        ("--preset tiny --tokens 9 --max-new-tokens 0 --gpu h100", 2, "--max-new-tokens: is 0"),
+        ("--preset tiny --tokens 9 --batch-size 0 --gpu h100", 2, "--batch-size"),
+        ("--preset 3b --tokens 127990 --gpu h100", 2, "--max-new-tokens: is 1024"),
+        ("--preset tiny --tokens 9 --device sim", 2, "--device"),
+        ("--preset 7b --tokens 100000 --gpu rtx4090", 1, "KV cache"),
+    ] {
+        run(format!("plan serve {line}").split(' ')).refused(code, &[words]);
+    }
+}
