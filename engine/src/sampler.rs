@@ -1,5 +1,7 @@
 //! Sampling parameters of a request, and the sampling of completions' first tokens from the logits of the prefill.
 
+use std::ops::RangeInclusive;
+
 use reel_diagnostic::Diagnostic;
 use reel_model::config::GenerationConfig;
 use reel_model::input::request::RequestSettings;
@@ -11,10 +13,16 @@ use crate::request::MAX_TOP_LOG_PROBS;
 use crate::running_batch::PendingStep;
 use crate::sequence::{SampledToken, SequenceState};
 
+/// The repetition penalties that are accepted: beyond them, logits may overflow, and all of them become NaN.
+const REPETITION_PENALTIES: RangeInclusive<f32> = 1e-3..=1e3;
+
+/// Lower temperatures count as 0.
+const MIN_TEMPERATURE: f32 = 1e-20;
+
 /// How the tokens of a completion are sampled. Names and meanings are those of transformers' generation_config.json.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// Divides the logits. 0 is greedy decoding: always the most likely token.
+    /// Divides the logits. 0, or less than 1e-20, is greedy decoding: always the most likely token.
     pub temperature: f32,
     /// Samples only from the fewest most likely tokens whose probabilities add up to at least `top_p`; 1 keeps all
     /// tokens.
@@ -23,7 +31,7 @@ pub struct SamplingParams {
     pub top_k: u32,
     /// Samples only from tokens of at least this share of the most likely token's probability; 0 keeps all tokens.
     pub min_p: f32,
-    /// Values above 1 make tokens of the prompt and of the completion so far less likely.
+    /// Values above 1 make tokens of the prompt and of the completion so far less likely; 0.001 to 1000.
     pub repetition_penalty: f32,
     /// Subtracted from the logits of tokens that occur in the completion.
     pub presence_penalty: f32,
@@ -87,8 +95,8 @@ impl SamplingParams {
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return invalid("top-p", format!("{} is not in (0, 1]", self.top_p), "1 keeps all tokens");
         }
-        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            let what = format!("{} is not above 0", self.repetition_penalty);
+        if !REPETITION_PENALTIES.contains(&self.repetition_penalty) {
+            let what = format!("{} is not in [0.001, 1000]", self.repetition_penalty);
             return invalid("repetition-penalty", what, "1 has no effect");
         }
         if !(0.0..=1.0).contains(&self.min_p) {
@@ -102,6 +110,12 @@ impl SamplingParams {
             }
         }
         Ok(())
+    }
+
+    /// The temperature that the kernel divides logits by. Below 1e-20, at which all but equal logits are infinitely far
+    /// apart already, it is 0: the division would overflow.
+    pub(crate) fn kernel_temperature(&self) -> f32 {
+        if self.temperature < MIN_TEMPERATURE { 0.0 } else { self.temperature }
     }
 
     /// Whether sampling depends on the tokens before.

@@ -206,10 +206,10 @@ impl<'r> SequenceState<'r> {
 
     /// The sampling parameters in the form that the kernel takes; `bias` is [`Self::logit_biases`].
     pub(crate) fn row_sampling<'b>(&'b self, bias: &'b [(i32, f32)]) -> RowSampling<'b> {
-        let SamplingParams { temperature, top_p, top_k, min_p, repetition_penalty, .. } = self.sampling;
+        let SamplingParams { top_p, top_k, min_p, repetition_penalty, .. } = self.sampling;
         let SamplingParams { presence_penalty, frequency_penalty, seed, .. } = self.sampling;
         RowSampling {
-            temperature,
+            temperature: self.sampling.kernel_temperature(),
             top_p,
             top_k,
             min_p,

@@ -182,9 +182,21 @@ fn refuses_invalid_parameters_and_stops_when_interrupted() {
         SamplingParams { top_p: 0.0, ..SAMPLED },
         SamplingParams { top_p: 1.5, ..SAMPLED },
         SamplingParams { repetition_penalty: 0.0, ..SAMPLED },
+        SamplingParams { repetition_penalty: 1e-45, ..SAMPLED },
+        SamplingParams { repetition_penalty: 1e30, ..SAMPLED },
     ] {
         let e = engine.generate(vec![case.request(bad, 3, 1)], |_| {});
         assert!(matches!(e, Err(EngineError::Request(_))), "{bad:?}");
+    }
+    // Parameters at the ends of their ranges overflow nothing.
+    let ids = |sampling| engine.generate(vec![case.request(sampling, 3, 1)], |_| {}).unwrap().0.remove(0).ids;
+    let greedy = ids(SamplingParams { temperature: 0.0, ..SAMPLED });
+    for temperature in [1e-45, 1e-20, 1e-9] {
+        assert_eq!(ids(SamplingParams { temperature, ..SAMPLED }), greedy, "{temperature}");
+    }
+    for (temperature, repetition_penalty) in [(f32::MAX, 1.0), (1e-20, 1e-3), (1e-20, 1e3), (f32::MAX, 1e3)] {
+        let extreme = SamplingParams { temperature, repetition_penalty, min_p: 1e-45, top_p: 1e-45, ..SAMPLED };
+        assert_eq!(ids(extreme).len(), 3);
     }
     let flag = AtomicBool::new(true);
     let engine = Engine::new(&model, &cx).unwrap().interrupt_flag(&flag);

@@ -164,7 +164,10 @@ impl RequestSettings {
                 "min_p" => settings.min_p = Some(real("a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?),
                 "presence_penalty" => settings.presence_penalty = Some(real(PENALTY, is_penalty)?),
                 "frequency_penalty" => settings.frequency_penalty = Some(real(PENALTY, is_penalty)?),
-                "repetition_penalty" => settings.repetition_penalty = Some(real("a number above 0", |x| x > 0.0)?),
+                "repetition_penalty" => {
+                    let is_possible = |x: f32| (1e-3..=1e3).contains(&x);
+                    settings.repetition_penalty = Some(real("a number from 0.001 to 1000", is_possible)?);
+                }
                 // max_completion_tokens replaces the older name max_tokens.
                 "max_completion_tokens" => settings.max_new_tokens = Some(count()?),
                 "max_tokens" if body.get("max_completion_tokens").is_some_and(|other| !other.is_null()) => {}
@@ -407,6 +410,8 @@ mod tests {
             ("top_p", json!(0)),
             ("top_p", json!(1.5)),
             ("repetition_penalty", json!(0)),
+            ("repetition_penalty", json!(1e-45)),
+            ("repetition_penalty", json!(1e30)),
             ("stop", json!("")),
             ("stop", json!(["a", ""])),
             ("stop", json!([1])),
