@@ -11,11 +11,14 @@ use reel_engine::{
     Completion, ContinuousBatch, Engine, EngineError, EngineStats, GenerationRequest, SamplingParams, StopCondition,
 };
 use reel_kernels::compile;
+use reel_model::checkpoint::Checkpoint;
+use reel_model::config::ModelConfig;
 use reel_model::features::FeatureCache;
 use reel_model::input::ModelInput;
+use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device, Kernels};
 use support::{
-    PENALISED, SAMPLED, TestRequest, finish, image_prompt, model, random_model, run, simulated, strangers, text_prompt,
+    SAMPLED, TestRequest, finish, folder, image_prompt, model, random_model, run, simulated, strangers, text_prompt,
 };
 
 /// Bytes of a KV block of the test model in f32: keys and values, 2 layers, 64 tokens, 1 head of 128.
