@@ -97,7 +97,7 @@ struct CompletionState {
 
 /// Reads the body of one answer.
 #[derive(Debug, Default)]
-pub(crate) struct AnswerReader {
+pub struct AnswerReader {
     parser: EventParser,
     completions: HashMap<u64, CompletionState>,
     first_part: Option<f64>,
@@ -114,7 +114,7 @@ impl AnswerReader {
     ///
     /// # Errors
     /// An event is not one of the API, or is the server's error.
-    pub(crate) fn push(&mut self, bytes: &[u8], seconds: f64) -> Result<bool, Failure> {
+    pub fn push(&mut self, bytes: &[u8], seconds: f64) -> Result<bool, Failure> {
         let events = self.parser.push(bytes);
         let events = events.map_err(|_| Failure::new(FailureKind::Malformed, "an event is longer than 16 MiB"))?;
         for data in events {
@@ -157,7 +157,7 @@ impl AnswerReader {
     ///
     /// # Errors
     /// The body ended too early.
-    pub(crate) fn finish(self) -> Result<Answer, Failure> {
+    pub fn finish(self) -> Result<Answer, Failure> {
         let is_complete = self.is_done || self.completions.values().all(|state| state.is_finished);
         let Some(first_part) = self.first_part.filter(|_| is_complete) else {
             return Err(match self.is_done || self.first_part.is_none() {
@@ -209,6 +209,12 @@ mod tests {
     const EMPTY: &str = r#"{"choices":[{"index":0,"delta":{"content":""}}]}"#;
     const END: &str = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"length"}]}"#;
     const USAGE: &str = r#"{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13}}"#;
+
+    #[test]
+    fn failures_quote_the_server_without_control_characters() {
+        let failure = read(&["\u{1b}[2J{\u{7f}\0"]).unwrap_err();
+        assert!(failure.message.contains("\\u{1b}[2J{") && !failure.message.contains(char::is_control), "{failure}");
+    }
 
     #[test]
     fn times_are_those_of_token_events() {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use reel_diagnostic::one_line;
+use reel_diagnostic::{escape_controls, one_line};
 
 /// Why nothing was measured. The text is one line: location, what is wrong, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +92,7 @@ impl fmt::Display for FailureKind {
 pub struct Failure {
     /// Its kind.
     pub kind: FailureKind,
-    /// What happened, in one line. Text of the server is cut after 300 characters.
+    /// What happened, in one line without control characters. Text of the server is cut after 300 characters.
     pub message: String,
 }
 
@@ -101,7 +101,7 @@ const MAX_MESSAGE_CHARS: usize = 300;
 
 impl Failure {
     pub(crate) fn new(kind: FailureKind, message: impl AsRef<str>) -> Self {
-        let message = one_line(message);
+        let message = escape_controls(&one_line(message)).into_owned();
         let cut = message.char_indices().nth(MAX_MESSAGE_CHARS).map(|(at, _)| format!("{}…", &message[..at]));
         Self { kind, message: cut.unwrap_or(message) }
     }

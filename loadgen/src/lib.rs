@@ -25,12 +25,13 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-pub use answer::Answer;
+pub use answer::{Answer, AnswerReader};
 pub use client::ServerUrl;
 pub use error::{Failure, FailureKind, LoadError};
 pub use media::{Media, MediaKind};
 pub use report::{FailureGroup, LoadReport};
 pub use run::{OnProgress, Progress, run};
+pub use sse::{EventParser, EventTooLong};
 pub use statistics::Distribution;
 
 /// Which of OpenAI's APIs is measured.

@@ -9,7 +9,7 @@ const MAX_EVENT_BYTES: usize = 16 << 20;
 
 /// Splits bytes into events.
 #[derive(Debug, Default)]
-pub(crate) struct EventParser {
+pub struct EventParser {
     /// The current line as far as it was received, without its end.
     line: Vec<u8>,
     /// The data lines of the current event, each followed by LF.
@@ -21,16 +21,16 @@ pub(crate) struct EventParser {
     has_begun: bool,
 }
 
-/// An event is longer than [`MAX_EVENT_BYTES`].
+/// An event is longer than 16 MiB.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct EventTooLong;
+pub struct EventTooLong;
 
 impl EventParser {
     /// Adds bytes, and returns the data of each event that they complete.
     ///
     /// # Errors
     /// A line or the data of an event has more than 16 MiB.
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<Vec<String>, EventTooLong> {
+    pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<String>, EventTooLong> {
         let mut events = Vec::new();
         let mut rest = bytes;
         if self.after_cr && !rest.is_empty() {

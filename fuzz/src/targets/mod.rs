@@ -6,7 +6,9 @@ mod model;
 mod rows;
 mod run;
 mod scoring;
+mod serve;
 mod sim;
+mod template;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,6 +52,9 @@ pub const ALL: &[Target] = &[
     scoring::PREDICTIONS,
     scoring::REWARDS,
     scoring::REWARD_COMMAND,
+    serve::REQUEST,
+    template::TEMPLATE_VALUES,
+    serve::EVENTS,
     sim::PTX,
     sim::PTX_RUN,
     sim::TENSOR_MAP,

@@ -18,10 +18,12 @@ use crate::mutate::{Kind, Seed, parts_of};
 use crate::random::{self, Random};
 use crate::verdict::{accepted, require, value_of};
 
-const TINY: InitOptions = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 0 };
+/// The options of the model folder that targets use.
+pub(super) const TINY: InitOptions =
+    InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 0 };
 
 /// Returns the bytes of a file in the model folder of the preset `tiny`.
-fn tiny_file(name: &str) -> Result<Vec<u8>> {
+pub(super) fn tiny_file(name: &str) -> Result<Vec<u8>> {
     let folder = tempfile::tempdir()?;
     init_without_weights(&TINY, folder.path())?;
     Ok(fs::read(folder.path().join(name))?)
