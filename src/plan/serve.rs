@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! weights                                 as files store them
-//! KV blocks                               half of the memory that the weights leave, as reel serve takes
+//! KV blocks                               half of the memory that the weights leave, as reel serve takes, or --kv-memory
 //! a prompt, alone                         → time to first token
 //! a decode step of all that decode        → inter-token latency, in the middle of answers
 //! ```
@@ -41,6 +41,9 @@ pub struct PlanServeArgs {
     /// Maximum number of completions that decode together [default: 256 on cuda, else 32]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
+    /// Maximum memory for keys and values, in MiB [default: half of the memory that the weights leave]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    kv_memory: Option<u32>,
     /// Tokens of each answer
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_new_tokens: usize,
@@ -98,7 +101,7 @@ impl PlanServeArgs {
 
     /// Runs the engine of a server on device `dry`, for a machine with `memory` bytes.
     fn count(&self, common: &CommonOptions, memory: Option<f64>) -> Result<(DryRunCounts, ServingPlan)> {
-        let Self { sizes, max_new_tokens: new, .. } = self;
+        let Self { sizes, max_new_tokens: new, kv_memory, .. } = self;
         let dtype = sizes.dtype(common);
         let (config, files, name) = sizes.config(self.model.as_deref(), common)?;
         let tokens = sizes.prompt_tokens()?;
@@ -116,7 +119,8 @@ impl PlanServeArgs {
         let batch = self.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from);
         let free = memory.map(|all| (all as u64).saturating_sub(device.memory().current as u64));
         let engine = Engine::new(&weights, &Cx::inference(&device, dtype))?.max_slots(batch);
-        let mut running = engine.continuous_batch(model::kv_bytes_of(free))?;
+        let mut running =
+            engine.continuous_batch(kv_memory.map_or_else(|| model::kv_bytes_of(free), |mib| u64::from(mib) << 20))?;
         let (blocks, kv_bytes) = (running.stats().blocks, bytes_now(&device, KV_CATEGORY));
         let planned = (*new).max(MIN_NEW_TOKENS);
         // The last token of an answer is never read.

@@ -36,7 +36,7 @@ pub(crate) async fn complete(
     let rules = CallRules { one_call: tools.one_call, is_named: matches!(tools.choice, ToolChoice::Function(_)) };
     let calls = tools.has_calls().then_some(rules);
     let checked = Checked::new(&shared, Form::Chat, model, stream, settings, 1)?.with_calls(calls);
-    let prompt = encode::on_blocking_thread(&shared, move |shared| {
+    let prompt = encode::messages_on_blocking_thread(&shared, messages, move |shared, messages| {
         // The memory of the messages is free once the prompt is encoded.
         let (_memory, messages): (_, Value) = (memory, messages);
         encode::messages(shared, &messages, tools.definitions, None)

@@ -95,20 +95,39 @@ fn refuse_pads_without_media(shared: &Shared, field: &str, input: ModelInput) ->
     }
 }
 
-/// Runs `encode` on a blocking thread. The number of those that run at the same time is limited, because decoding
-/// images and videos takes memory.
+/// Encodes messages on a blocking thread, as [`on_blocking_thread`]. The number of those with images and videos that run
+/// at the same time is limited, because decoding takes memory; messages of text never wait for them.
+pub(crate) async fn messages_on_blocking_thread<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    messages: Value,
+    encode: impl FnOnce(&Shared, Value) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let permit = match may_have_media(&messages) {
+        // A semaphore that is never closed always gives a permit.
+        true => shared.encoders.clone().acquire_owned().await.ok(),
+        false => None,
+    };
+    on_blocking_thread(shared, move |shared| {
+        // The thread goes on if the client is gone meanwhile, so it holds the permit itself.
+        let _permit = permit;
+        encode(shared, messages)
+    })
+    .await
+}
+
+/// Whether a part of a message is something else than text.
+fn may_have_media(messages: &Value) -> bool {
+    let parts = messages.as_array().into_iter().flatten().filter_map(|message| message["content"].as_array());
+    parts.flatten().any(|part| part["type"] != "text")
+}
+
+/// Runs `encode` on a blocking thread.
 pub(crate) async fn on_blocking_thread<T: Send + 'static>(
     shared: &Arc<Shared>,
     encode: impl FnOnce(&Shared) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    // A semaphore that is never closed always gives a permit.
-    let permit = shared.encoders.clone().acquire_owned().await;
     let shared = shared.clone();
-    let encoding = tokio::task::spawn_blocking(move || {
-        // The thread goes on if the client is gone meanwhile, so it holds the permit itself.
-        let _permit = permit;
-        encode(&shared)
-    });
+    let encoding = tokio::task::spawn_blocking(move || encode(&shared));
     encoding
         .await
         .map_err(|_| ApiError::internal("encoding the request has panicked; its text is in the server's log"))?
@@ -138,6 +157,20 @@ fn refuse_files(conversation: &Conversation) -> Result<(), ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_of_text_wait_for_no_decoder() {
+        let of = |content: Value| may_have_media(&serde_json::json!([{"role": "user", "content": content}]));
+        assert!(
+            !of("text".into())
+                && !of(serde_json::json!([{"type": "text", "text": "x"}]))
+                && !may_have_media(&Value::Null)
+        );
+        for part in ["image", "image_url", "video", "video_url", "unknown"] {
+            assert!(of(serde_json::json!([{"type": "text", "text": "x"}, {"type": part}])), "{part}");
+        }
+        assert!(of(serde_json::json!([{"image": "x"}])));
+    }
 
     #[test]
     fn relative_folders_and_the_root_are_not_hidden() {

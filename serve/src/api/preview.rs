@@ -51,7 +51,7 @@ pub(crate) async fn preview(State(shared): State<Arc<Shared>>, body: Body) -> Re
     let (_, tools) = fields.into_chat_settings()?;
     // A preview counts as a request while it is encoded.
     let permit = shared.request_permits(1)?;
-    let described = encode::on_blocking_thread(&shared, move |shared| {
+    let described = encode::messages_on_blocking_thread(&shared, messages, move |shared, messages| {
         let (_memory, _permit): (_, _) = (memory, permit);
         let input = encode::messages(shared, &messages, tools.definitions, None)?;
         describe(&shared.model, &input)

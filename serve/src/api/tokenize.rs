@@ -42,9 +42,10 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> R
     fields.refuse_others()?;
     // Encoding may decode videos, so it counts as a request.
     let permit = shared.request_permits(1)?;
-    let tokens = encode::on_blocking_thread(&shared, move |shared| {
+    let messages = messages.unwrap_or_default();
+    let tokens = encode::messages_on_blocking_thread(&shared, messages, move |shared, messages| {
         let (_memory, _permit) = (memory, permit);
-        let input: ModelInput = match (prompt, messages) {
+        let input: ModelInput = match (prompt, Some(messages).filter(|messages| !messages.is_null())) {
             (Some(text), None) if tools.is_empty() => encode::text(shared, &text)?,
             (None, Some(messages)) => encode::messages(shared, &messages, tools, add_generation_prompt)?,
             (Some(_), None) => return Err(wrong_field("tools", "need `messages`", "remove them")),
