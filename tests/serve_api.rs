@@ -441,6 +441,12 @@ fn log_probabilities_of_the_prompt_come_in_vllms_form() {
         let better = entries.values().filter(|other| other["logprob"].as_f64().unwrap() > log_prob).count() as u64;
         assert_eq!(better, (rank - 1).min(2), "{token}");
     }
+    let generated = server.generated(&body(false, 1), &[]);
+    for (served, token) in tokens[1..].iter().zip(generated["prompt_logprobs"].as_array().unwrap()) {
+        let entry = &served[token["token_id"].to_string()];
+        assert_eq!((&entry["logprob"], &entry["rank"]), (&token["logprob"], &token["rank"]));
+        assert_eq!(token["top_logprobs"].as_array().unwrap().len(), 2);
+    }
     let texts = json!({"prompt": ["one", "two words"], "max_tokens": 1, "prompt_logprobs": 0});
     let texts = server.send("POST", "/v1/completions", "", &texts.to_string()).ok();
     for (i, choice) in texts["choices"].as_array().unwrap().iter().enumerate() {

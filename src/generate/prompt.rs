@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use reel_engine::{
-    Completion, CompletionStream, Engine, GenerationRequest, GrammarCompiler, TokenLogProbs, TokenText, completion_text,
+    Completion, CompletionStream, Engine, GenerationRequest, GrammarCompiler, PromptTokenLogProbs, TokenLogProbs,
+    TokenText, completion_text,
 };
 use reel_measure::trace;
 use reel_model::input::encode::ModelFolder;
@@ -137,6 +138,10 @@ fn print_completions_as_json(
         if prompt.settings.top_log_probs.is_some() {
             let of_token = |t: &TokenLogProbs| json!({"logprob": t.log_prob, "top_logprobs": t.top});
             result["logprobs"] = c.token_log_probs.iter().map(of_token).collect();
+        }
+        if prompt.settings.prompt_log_probs.is_some() {
+            let of_token = |t: &PromptTokenLogProbs| json!({"token_id": t.id, "logprob": t.log_prob, "rank": t.rank, "top_logprobs": t.top});
+            result["prompt_logprobs"] = c.prompt_log_probs.iter().map(of_token).collect();
         }
         result
     };
