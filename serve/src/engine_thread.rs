@@ -87,9 +87,9 @@ pub(crate) struct NewAdapter {
 
 enum Command {
     /// A request, and where its events go.
-    Generate(Job, UnboundedSender<Event>),
+    Generate(Box<Job>, UnboundedSender<Event>),
     ReplaceWeights(NewWeights),
-    LoadAdapter(NewAdapter),
+    LoadAdapter(Box<NewAdapter>),
     UnloadAdapter(AdapterId),
 }
 
@@ -109,12 +109,12 @@ impl EngineQueue {
     /// Adds a request to the queue. If the engine's thread has ended, the request's channel closes without an event.
     pub(crate) fn send(&self, job: Job, events: UnboundedSender<Event>) {
         // The error returns the command; dropping it closes the channel.
-        let _ = self.commands.send(Command::Generate(job, events));
+        let _ = self.commands.send(Command::Generate(Box::new(job), events));
     }
 
     /// Loads an adapter. If the engine's thread has ended, `done` closes without a result.
     pub(crate) fn load_adapter(&self, adapter: NewAdapter) {
-        let _ = self.commands.send(Command::LoadAdapter(adapter));
+        let _ = self.commands.send(Command::LoadAdapter(Box::new(adapter)));
     }
 
     /// Unloads an adapter. Its requests that are in the queue or run are answered.
@@ -212,9 +212,9 @@ impl Requests<'_> {
 
     fn take(&mut self, command: Command) -> Result<(), EngineError> {
         match command {
-            Command::Generate(job, events) => self.add(job, events),
+            Command::Generate(job, events) => self.add(*job, events),
             Command::ReplaceWeights(weights) => self.replace_weights(weights)?,
-            Command::LoadAdapter(adapter) => self.load_adapter(adapter)?,
+            Command::LoadAdapter(adapter) => self.load_adapter(*adapter)?,
             Command::UnloadAdapter(id) => {
                 let running = &self.running;
                 self.batch.unload_adapter(id, &mut |token| send_event(running, token))?;
