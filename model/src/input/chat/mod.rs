@@ -39,7 +39,7 @@ enum ToolsTemplate {
     /// The one that renders the others.
     Main,
     /// Another one, which is compiled when it is first needed.
-    Other { source: Source, compiled: OnceLock<Template> },
+    Other { source: Source, compiled: Box<OnceLock<Template>> },
     /// None.
     Missing,
 }
@@ -97,7 +97,7 @@ impl ChatTemplate {
                 tokenizer_config.json)";
             return Err(ModelError::template(folder.display().to_string(), what, HELP));
         };
-        let other = |source: &Source| ToolsTemplate::Other { source: source.clone(), compiled: OnceLock::new() };
+        let other = |source: &Source| ToolsTemplate::Other { source: source.clone(), compiled: Box::default() };
         let own = templates.tool_use.iter().find(|source| source.location == main.location);
         let tools = match own {
             Some(source) => other(source),
