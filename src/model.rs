@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
+use clap::{Args, ValueEnum};
 use reel_engine::EngineError;
 use reel_measure::trace;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::weight::Quantization;
 use reel_runtime::{Cx, DType, Device, Kernels, SimOptions};
 
 use crate::common::{self, CommonOptions};
@@ -20,6 +22,36 @@ const DEFAULT_KV_BYTES: u64 = 2 << 30;
 
 /// Bytes for keys and values on the simulator (64 MiB), which keeps a record of every byte.
 const SIMULATED_KV_BYTES: u64 = 64 << 20;
+
+/// The option of commands that load a model only to generate.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct QuantizeFlag {
+    /// Quantise the weights of the decoder's linear layers and of the output layer while loading: int8, half the bytes of
+    /// bf16. The vision tower, embeddings, norms and adapters keep their dtype
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    quantize: Option<QuantizeName>,
+}
+
+/// A format of quantised weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum QuantizeName {
+    // Signed bytes, with one f32 scale for each row of a weight.
+    Int8,
+}
+
+impl QuantizeFlag {
+    /// The name of the format, if the weights are quantised.
+    pub fn name(self) -> Option<&'static str> {
+        self.quantize.map(|QuantizeName::Int8| "int8")
+    }
+
+    pub fn quantization(self) -> Quantization {
+        match self.quantize {
+            Some(QuantizeName::Int8) => Quantization::Int8,
+            None => Quantization::None,
+        }
+    }
+}
 
 /// A model with its weights on a device.
 pub struct LoadedModel {
@@ -33,8 +65,13 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    pub fn open(folder: &Path, config: &ModelConfig, common: &CommonOptions) -> Result<Self> {
-        Self::open_with_adapter(folder, None, config, common)
+    pub fn open(
+        folder: &Path,
+        config: &ModelConfig,
+        quantization: Quantization,
+        common: &CommonOptions,
+    ) -> Result<Self> {
+        Self::open_with_adapter(folder, None, config, quantization, common)
     }
 
     /// Opens the model in `folder`, with the LoRA adapter in the folder `adapter` if there is one.
@@ -42,9 +79,10 @@ impl LoadedModel {
         folder: &Path,
         adapter: Option<&Path>,
         config: &ModelConfig,
+        quantization: Quantization,
         common: &CommonOptions,
     ) -> Result<Self> {
-        Self::open_on(&open_device(common)?, folder, adapter, config, common)
+        Self::open_on(&open_device(common)?, folder, adapter, config, quantization, common)
     }
 
     /// Like [`Self::open_with_adapter`], on a device that is already open.
@@ -53,6 +91,7 @@ impl LoadedModel {
         folder: &Path,
         adapter: Option<&Path>,
         config: &ModelConfig,
+        quantization: Quantization,
         common: &CommonOptions,
     ) -> Result<Self> {
         let begun = Instant::now();
@@ -61,7 +100,7 @@ impl LoadedModel {
             let files = Checkpoint::open(folder)?;
             let adapter = adapter.map(Adapter::open).transpose()?;
             adapter.iter().try_for_each(|adapter| adapter.check(config))?;
-            let base = Qwen25Vl::open(device, &files, config, dtype)?;
+            let base = Qwen25Vl::open_quantized(device, &files, config, dtype, quantization)?;
             Ok(match &adapter {
                 Some(adapter) => base.with_adapter(device, dtype, AdapterSource::Files(adapter), false)?,
                 None => base,

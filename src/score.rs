@@ -12,6 +12,7 @@ use reel_model::input::ModelInput;
 use reel_model::input::window::GridThw;
 use reel_model::qwen2_5_vl::ForwardOptions;
 use reel_model::save::AtomicFile;
+use reel_model::weight::Quantization;
 use reel_runtime::{Tensor, ops};
 
 use crate::common::CommonOptions;
@@ -52,7 +53,7 @@ impl ScoreArgs {
         let (base, adapter) = self.model.base_model_and_adapter_folder()?;
         let (folder, tokens) = self.tokens(&base, adapter.as_deref(), common)?;
         let config = ModelConfig::open(&folder)?;
-        let model = LoadedModel::open_with_adapter(&folder, adapter.as_deref(), &config, common)?;
+        let model = LoadedModel::open_with_adapter(&folder, adapter.as_deref(), &config, Quantization::None, common)?;
         let place = self.inputs.as_ref().map_or("the conversation".to_string(), |p| p.display().to_string());
         let scored = trace::span("forward", || forward(&model, &tokens, &place))?;
         let mean = trace::span("logits", || self.write(&model, &tokens, &scored))?;

@@ -18,7 +18,7 @@ use reel_serve::{ConnectionLimits, Limits, RequestMedia, ServeOptions, ServedMod
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::media::{MediaFlags, WorkerFlags};
-use crate::model::{self, LoadedModel};
+use crate::model::{self, LoadedModel, QuantizeFlag};
 use crate::prompt::{ModelFlags, find_or_download_model, media_options};
 use crate::{interrupt, output};
 
@@ -37,6 +37,8 @@ Example:
 pub struct ServeArgs {
     #[command(flatten)]
     model: ModelFlags,
+    #[command(flatten)]
+    quantize: QuantizeFlag,
     #[command(flatten)]
     listen: ListenFlags,
     #[command(flatten)]
@@ -162,7 +164,8 @@ impl ServeArgs {
         let media = self.media(adapter.as_deref().unwrap_or(&folder), common)?;
         let bundle = ModelFolder::open(&folder)?;
         let device = model::open_device(common)?;
-        let loaded = LoadedModel::open_on(&device, &folder, adapter.as_deref(), &bundle.config, common)?;
+        let quantization = self.quantize.quantization();
+        let loaded = LoadedModel::open_on(&device, &folder, adapter.as_deref(), &bundle.config, quantization, common)?;
         let name =
             self.listen.served_model_name.clone().unwrap_or_else(|| folder_name(adapter.as_ref().unwrap_or(&folder)));
         let options = ServeOptions {
@@ -189,7 +192,8 @@ impl ServeArgs {
         let mut weights = loaded.weights;
         // A video that is asked about again is not computed again.
         weights.features = Some(Arc::new(FeatureCache::new(VISION_CACHE_BYTES)));
-        let served = ServedModel { name: name.clone(), folder: bundle, device, dtype };
+        let quantization = self.quantize.quantization();
+        let served = ServedModel { name: name.clone(), folder: bundle, device, dtype, quantization };
         let weights = ServedWeights { weights, folder: adapter.unwrap_or(folder) };
         let scheme = if options.tls.is_some() { "https" } else { "http" };
         let listening = |address| {

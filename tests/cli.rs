@@ -34,6 +34,14 @@ fn bad_usage_is_one_line_and_exit_code_2() {
     }
     run(["plan", "generate", "--preset", "tiny", "--tokens", "9", "--max-new-tokens", "999999999"])
         .refused(2, &["--max-new-tokens", "999999999"]);
+    for format in ["int4", "", "INT8 "] {
+        run(["generate", "--model", "m", "--prompt", "x", "--quantize", format]).refused(2, &["--quantize", "int8"]);
+        run(["serve", "--model", "m", "--quantize", format]).refused(2, &["--quantize", "int8"]);
+    }
+    // Quantised weights cannot be trained.
+    for train in ["sft", "grpo"] {
+        run([train, "--model", "m", "--data", "d", "--out", "o", "--quantize", "int8"]).refused(2, &["--quantize"]);
+    }
     // If an option is given twice, the last value wins.
     assert_eq!(run(["resize", "--height", "1", "--width", "56", "--height", "28"]).ok(), "56 x 84\n");
 }

@@ -176,6 +176,59 @@ fn completions_depend_on_their_seed_only() {
     assert_eq!(sample("1", "6"), three[1..2]);
 }
 
+/// With int8 weights a row's answer does not depend on the number of threads or on the batch, and repeats.
+#[test]
+fn int8_completions_do_not_depend_on_threads_or_batch() {
+    let c = case("text_multiturn");
+    let rows: String = (0..5)
+        .map(|i| {
+            let text = "word ".repeat(1 + 7 * i);
+            format!(
+                "{{\"prompt\": [{{\"role\": \"user\", \"content\": \"{text}\"}}], \"problem_type\": \"numerical\", \
+                 \"solution\": \"<answer>{i}</answer>\"}}\n"
+            )
+        })
+        .collect();
+    let data = c.out.path().join("rows.jsonl");
+    std::fs::write(&data, rows).expect("a file");
+    let predictions = |name: &str, more: &[&str]| {
+        let out = c.out.path().join(name);
+        let (model, data, to) = (c.path("model"), data.display().to_string(), out.display().to_string());
+        let base = [
+            "generate",
+            "--model",
+            &model,
+            "--data",
+            &data,
+            "--out",
+            &to,
+            "--max-new-tokens",
+            "9",
+            "--temperature",
+            "0",
+        ];
+        run([&base[..], more].concat()).ok();
+        let text = std::fs::read_to_string(out).expect("predictions");
+        let output = |line: &str| serde_json::from_str::<Value>(line).expect("JSON")["output"].clone();
+        text.lines().map(output).collect::<Vec<_>>()
+    };
+    for dtype in ["f32", "bf16"] {
+        let int8 = ["--quantize", "int8", "--dtype", dtype];
+        let of = |name: &str, more: &[&str]| predictions(&format!("{dtype}-{name}"), &[&int8[..], more].concat());
+        let want = of("1", &["--threads", "1", "--batch-size", "1"]);
+        assert!(want.len() == 5 && want.iter().all(|output| output.is_string()), "{want:?}");
+        assert_eq!(want, of("2", &["--threads", "2"]));
+        assert_eq!(want, of("3", &["--threads", "3", "--batch-size", "3"]));
+    }
+    // Predictions of quantised and other weights do not go into one file.
+    let out = c.out.path().join("f32-1").display().to_string();
+    let (model, data) = (c.path("model"), data.display().to_string());
+    let base = ["generate", "--model", &model, "--data", &data, "--out", &out, "--max-new-tokens", "9"];
+    run([&base[..], &["--temperature", "0", "--threads", "1", "--batch-size", "1", "--dtype", "f32", "--resume"]]
+        .concat())
+    .refused(1, &["quantize"]);
+}
+
 #[test]
 fn stop_string_ends_the_text_before_it() {
     let c = case("text_multiturn");

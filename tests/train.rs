@@ -576,4 +576,12 @@ fn plan_of_a_preset_needs_no_weights() {
     let plan = run("plan generate --preset 3b --tokens 512 --max-new-tokens 16 --gpu h100 --json".split(' ')).json();
     let (prefill, decode) = (plan["phases"]["prefill"].as_f64(), plan["phases"]["decode"].as_f64());
     assert!(prefill > Some(0.0) && decode > prefill, "{prefill:?} {decode:?}");
+    let int8 =
+        run("plan generate --preset 3b --tokens 512 --max-new-tokens 16 --gpu h100 --quantize int8 --json".split(' '));
+    let (int8, weights) = (int8.json(), |plan: &Value| plan["memory"]["weights"].as_f64().expect("bytes"));
+    // 2.77e9 weights of linear layers take one byte less each. With tied embeddings the output layer has an int8 copy
+    // of its own, 0.31e9 bytes.
+    let saved = weights(&plan) - weights(&int8);
+    assert!((saved - 2.46e9).abs() < 0.02e9, "{saved}");
+    assert!(int8["phases"]["decode"].as_f64() < decode.map(|seconds| 0.65 * seconds), "{int8}");
 }

@@ -18,11 +18,15 @@ use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device, Kernels};
 use support::{
-    SAMPLED, TestRequest, finish, folder, image_prompt, model, random_model, run, simulated, strangers, text_prompt,
+    SAMPLED, TestRequest, finish, folder, image_prompt, int8_model, model, random_model, run, simulated, strangers,
+    text_prompt,
 };
 
 /// Bytes of a KV block of the test model in f32: keys and values, 2 layers, 64 tokens, 1 head of 128.
 const BLOCK_BYTES: u64 = 2 * 2 * 64 * 128 * 4;
+
+/// Opens the test model on a device.
+type Model = fn(&Device, DType) -> Qwen25Vl;
 
 /// The completions of all requests together in a batch, added `per_step` at a time; and what the engine did.
 fn together(engine: &Engine, kv_bytes: u64, per_step: usize) -> (Vec<Completion>, EngineStats) {
@@ -49,7 +53,9 @@ fn alone(engine: &Engine) -> Vec<Completion> {
 
 #[test]
 fn completions_have_the_same_bits_in_chunks_and_after_preemption() {
-    for dtype in [DType::F32, DType::BF16] {
+    for (dtype, model) in
+        [(DType::F32, model as Model), (DType::BF16, model), (DType::F32, int8_model), (DType::BF16, int8_model)]
+    {
         let device = Device::cpu(2);
         let (model, cx) = (model(&device, dtype), Cx::inference(&device, dtype));
         let engine = || Engine::new(&model, &cx).unwrap();
@@ -70,6 +76,12 @@ fn completions_have_the_same_bits_in_chunks_and_after_preemption() {
 #[test]
 fn completions_on_the_simulator_do_not_depend_on_the_schedule() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
+    for model in [model as Model, int8_model] {
+        independent_of_the_schedule(model);
+    }
+}
+
+fn independent_of_the_schedule(model: Model) {
     let device = simulated();
     let (model, cx) = (model(&device, DType::BF16), Cx::inference(&device, DType::BF16));
     let request = |i: usize| TestRequest {

@@ -5,7 +5,7 @@
 //! ```text
 //! threads 2                                     uses two threads from now on
 //! product bf16 bf16 bf16 512 4864 896 24 10     dtypes of A, B and C; m, n, k; copies of B, used in turn; calls
-//!                                               (bf16t, f32t: the matrix is stored transposed)
+//!                                               (bf16t, f32t: stored transposed; i8: B with scales)
 //! limit f32 | limit bf16                        time of 1e9 operations on registers, on all threads
 //! read                                          time to read 1e9 bytes from memory
 //! launch                                        time of an empty launch with one task per thread
@@ -52,7 +52,8 @@ fn dtype(s: &str) -> Result<(DType, bool), String> {
     match s.trim_end_matches('t') {
         "f32" => Ok((DType::F32, s != "f32")),
         "bf16" => Ok((DType::BF16, s != "bf16")),
-        _ => Err(format!("{s}: unknown dtype; give f32, f32t, bf16 or bf16t")),
+        "i8" => Ok((DType::I8, false)),
+        _ => Err(format!("{s}: unknown dtype; give f32, f32t, bf16, bf16t or i8 (B)")),
     }
 }
 
@@ -75,7 +76,8 @@ fn array(bytes: usize) -> Vec<u32> {
 fn product(dtypes: [(DType, bool); 3], [m, n, k]: [usize; 3], copies: usize, calls: usize, team: &Team) -> Vec<f64> {
     let addr = |x: &[u32]| Addr(x.as_ptr() as u64);
     let a = array(m * k * dtypes[0].0.size());
-    let b: Vec<_> = (0..copies).map(|_| array(n * k * dtypes[1].0.size())).collect();
+    let b: Vec<_> = (0..copies).map(|_| array(n.next_multiple_of(16) * k * dtypes[1].0.size())).collect();
+    let scales = array(n * 4);
     let c = array(m * n * dtypes[2].0.size());
     let call = |i: usize| {
         let operand = |x: &[u32], (dtype, transposed)| Operand { addr: addr(x), dtype, transposed };
@@ -85,6 +87,7 @@ fn product(dtypes: [(DType, bool); 3], [m, n, k]: [usize; 3], copies: usize, cal
             k,
             a: operand(&a, dtypes[0]),
             b: operand(&b[i % copies], dtypes[1]),
+            b_scale: if dtypes[1].0 == DType::I8 { addr(&scales) } else { Addr::NULL },
             c: addr(&c),
             c_dtype: dtypes[2].0,
             bias: Addr::NULL,

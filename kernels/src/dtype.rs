@@ -15,6 +15,8 @@ pub enum DType {
     U16,
     /// Unsigned byte: pixel values of frames, codes of 8-bit optimizer moments.
     U8,
+    /// Signed byte: elements of a quantised weight.
+    I8,
 }
 
 impl DType {
@@ -23,7 +25,7 @@ impl DType {
         match self {
             DType::F32 | DType::I32 => 4,
             DType::BF16 | DType::U16 => 2,
-            DType::U8 => 1,
+            DType::U8 | DType::I8 => 1,
         }
     }
 
@@ -35,6 +37,7 @@ impl DType {
             DType::I32 => "i32",
             DType::U16 => "u16",
             DType::U8 => "u8",
+            DType::I8 => "i8",
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod cuda;
 pub mod cuh;
 pub mod dtype;
 pub mod folder;
+pub mod int8;
 mod large_pages;
 pub mod launch;
 pub mod limits;

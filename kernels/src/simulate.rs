@@ -173,13 +173,14 @@ pub fn run_matmul(m: &Matmul, memory: &mut SimMemory, team: &Team) -> Result<(),
     }
     let count = m.m * m.n;
     let a = if m.k == 0 { Vec::new() } else { read("a", m.a.addr, m.a.dtype, m.m * m.k)? };
-    let b = if m.k == 0 { Vec::new() } else { read("b", m.b.addr, m.b.dtype, m.n * m.k)? };
+    let b = if m.k == 0 { Vec::new() } else { read("b", m.b.addr, m.b.dtype, m.elements_of_b())? };
+    let b_scale = if m.b_scale.is_null() { Vec::new() } else { read("b_scale", m.b_scale, DType::F32, m.n)? };
     let bias = if m.bias.is_null() { Vec::new() } else { read("bias", m.bias, m.c_dtype, m.n)? };
     let bytes = count * m.c_dtype.size();
     let mut c = if m.accumulate { read("c", m.c, m.c_dtype, count)? } else { vec![0; bytes.div_ceil(8)] };
     let here = |words: &[u64]| if words.is_empty() { Addr::NULL } else { Addr(words.as_ptr() as u64) };
     let mut copy = *m;
-    (copy.a.addr, copy.b.addr, copy.bias) = (here(&a), here(&b), here(&bias));
+    (copy.a.addr, copy.b.addr, copy.bias, copy.b_scale) = (here(&a), here(&b), here(&bias), here(&b_scale));
     copy.c = Addr(c.as_mut_ptr() as u64);
     // SAFETY: the operands are live copies of the sizes that the product has, and no other thread uses `c`.
     unsafe { run_on_cpu(&Launch::Matmul(copy), team) };

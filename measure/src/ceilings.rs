@@ -98,6 +98,7 @@ impl Ceilings {
                 k,
                 a: operand,
                 b: operand,
+                b_scale: Addr::NULL,
                 c: c.addr(),
                 c_dtype: dtype,
                 bias: Addr::NULL,

@@ -197,6 +197,7 @@ fn differences(a: &Value, b: &Value) -> Vec<String> {
         ("driver", "/machine/driver"),
         ("device", "/device"),
         ("dtype", "/dtype"),
+        ("quantize", "/quantize"),
         ("model", "/model"),
         ("threads", "/threads"),
         ("gradient checkpointing", "/gradient_checkpointing"),

@@ -24,6 +24,7 @@ pub mod siglip;
 pub mod text;
 mod tokenizer_json;
 pub mod vision;
+pub mod weight;
 pub mod weights;
 
 pub use error::{ModelError, Result};

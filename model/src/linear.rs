@@ -6,6 +6,7 @@ use reel_runtime::ops::{self, Lora, LoraStack, RowAdapters};
 use reel_runtime::{Cx, Tensor};
 
 use crate::error::Result;
+use crate::weight::{LayerAdapter, Weight};
 use crate::weights::WeightLoader;
 
 /// `y = x · weightᵀ + bias`, with weight `[out, in]`. An adapter adds `scale · up · down · x`.
@@ -13,7 +14,7 @@ use crate::weights::WeightLoader;
 pub(crate) struct Linear {
     /// The classic name without `.weight`, such as `model.layers.0.self_attn.q_proj`.
     pub(crate) name: Arc<str>,
-    weight: Tensor,       // [out, in]
+    weight: Weight,       // [out, in]
     bias: Option<Tensor>, // [out]
     pub(crate) adapter: Option<Lora>,
     /// The adapters that rows of a decode step may have instead.
@@ -28,8 +29,30 @@ impl Linear {
         in_features: usize,
         has_bias: bool,
     ) -> Result<Linear> {
-        let weight =
-            from.load(&format!("{name}.weight"), &[out_features, in_features], &[out_features, in_features])?;
+        let shape = [out_features, in_features];
+        let weight = Weight::Dense(from.load(&format!("{name}.weight"), &shape, &shape)?);
+        Self::with_weight(from, name, weight, out_features, has_bias)
+    }
+
+    /// [`Linear::load`] for a layer that is quantised if the loader says so.
+    pub(crate) fn load_quantized(
+        from: &WeightLoader,
+        name: &str,
+        out_features: usize,
+        in_features: usize,
+        has_bias: bool,
+    ) -> Result<Linear> {
+        let weight = Weight::load(from, &format!("{name}.weight"), [out_features, in_features])?;
+        Self::with_weight(from, name, weight, out_features, has_bias)
+    }
+
+    fn with_weight(
+        from: &WeightLoader,
+        name: &str,
+        weight: Weight,
+        out_features: usize,
+        has_bias: bool,
+    ) -> Result<Linear> {
         let bias =
             if has_bias { Some(from.load(&format!("{name}.bias"), &[out_features], &[out_features])?) } else { None };
         Ok(Linear { name: name.into(), weight, bias, adapter: None, row_adapters: None })
@@ -37,7 +60,7 @@ impl Linear {
 
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let adapter = self.adapter.iter().flat_map(|lora| [&lora.down, &lora.up]);
-        std::iter::once(&self.weight).chain(&self.bias).chain(adapter)
+        self.weight.tensors().chain(&self.bias).chain(adapter)
     }
 
     /// The forward pass of a decode step, for few rows; adds `residual` to the output if it is given. `rows` i32 `[R]` has
@@ -49,17 +72,16 @@ impl Linear {
         rows: Option<&Tensor>,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let (weight, bias) = (&self.weight, self.bias.as_ref());
-        Ok(match (&self.adapter, self.row_adapters(rows)) {
-            (_, Some(adapters)) => ops::skinny_linear_with_row_adapters(cx, x, weight, bias, adapters, residual)?,
-            (Some(lora), None) => ops::skinny_lora_linear(cx, x, weight, bias, lora, residual)?,
-            (None, None) => ops::skinny_linear(cx, x, weight, bias, residual)?,
-        })
+        self.weight.linear_skinny(cx, x, self.bias.as_ref(), self.adapter_of(rows), residual)
     }
 
-    /// The adapters of the rows of a decode step, if this layer has any.
-    fn row_adapters<'a>(&'a self, rows: Option<&'a Tensor>) -> Option<RowAdapters<'a>> {
-        Some(RowAdapters { stack: self.row_adapters.as_ref()?, numbers: rows? })
+    /// The adapter of a decode step: one for each row, if this layer has such and `rows` has their numbers, else its own.
+    fn adapter_of<'a>(&'a self, rows: Option<&'a Tensor>) -> LayerAdapter<'a> {
+        match (&self.row_adapters, rows, &self.adapter) {
+            (Some(stack), Some(numbers), _) => LayerAdapter::OfRows(RowAdapters { stack, numbers }),
+            (_, _, Some(lora)) => LayerAdapter::One(lora),
+            _ => LayerAdapter::None,
+        }
     }
 
     /// `silu(gate(x)) · up(x)` of a decode step, for layers without bias. Has no backward rule.
@@ -70,17 +92,15 @@ impl Linear {
         gate: &Linear,
         up: &Linear,
     ) -> Result<Tensor> {
-        let is_adapted = |layer: &Linear| layer.adapter.is_some() || layer.row_adapters(rows).is_some();
-        Ok(match is_adapted(gate) || is_adapted(up) {
-            false => ops::skinny_swiglu(cx, x, &gate.weight, &up.weight)?,
-            true => ops::swiglu(cx, &gate.forward_skinny(cx, x, rows, None)?, &up.forward_skinny(cx, x, rows, None)?)?,
-        })
+        let fused = match (gate.adapter_of(rows), up.adapter_of(rows)) {
+            (LayerAdapter::None, LayerAdapter::None) => Weight::swiglu_skinny(cx, x, &gate.weight, &up.weight)?,
+            _ => None,
+        };
+        let of_x = |layer: &Linear| layer.forward_skinny(cx, x, rows, None);
+        fused.map_or_else(|| Ok(ops::swiglu(cx, &of_x(gate)?, &of_x(up)?)?), Ok)
     }
 
     pub(crate) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
-        Ok(match &self.adapter {
-            Some(lora) => ops::lora_linear(cx, x, &self.weight, self.bias.as_ref(), lora)?,
-            None => ops::linear(cx, x, &self.weight, self.bias.as_ref())?,
-        })
+        self.weight.linear(cx, x, self.bias.as_ref(), self.adapter.as_ref())
     }
 }

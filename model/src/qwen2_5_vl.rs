@@ -20,6 +20,7 @@ use crate::error::Result;
 use crate::features::{FeatureCache, VisionFeatures};
 use crate::text::{AttentionContext, KvCache, TextDecoder};
 use crate::vision::VisionTower;
+use crate::weight::Quantization;
 use crate::weights::{WeightLoader, WeightSource};
 
 /// The model with its weights on a device.
@@ -69,11 +70,23 @@ impl Qwen25Vl {
     /// # Errors
     /// The errors of [`Qwen25Vl::load`]; weights that do not match the config.
     pub fn open(device: &Device, files: &Checkpoint, config: &ModelConfig, dtype: DType) -> Result<Qwen25Vl> {
+        Qwen25Vl::open_quantized(device, files, config, dtype, Quantization::None)
+    }
+
+    /// [`Qwen25Vl::open`], with the weights of the decoder's linear layers and of the output layer quantised.
+    ///
+    /// # Errors
+    /// The errors of [`Qwen25Vl::open`]; a NaN or an infinity in a weight that would be quantised.
+    pub fn open_quantized(
+        device: &Device,
+        files: &Checkpoint,
+        config: &ModelConfig,
+        dtype: DType,
+        quantization: Quantization,
+    ) -> Result<Qwen25Vl> {
         files.check(config)?;
-        Qwen25Vl::load(
-            &WeightLoader { device, source: WeightSource::Files(files), dtype, trainable: &|_| false },
-            config,
-        )
+        let source = WeightSource::Files(files);
+        Qwen25Vl::load(&WeightLoader { device, source, dtype, quantization, trainable: &|_| false }, config)
     }
 
     /// The trained tensors; each has a name ([`Tensor::parameter_name`]).
@@ -142,6 +155,6 @@ impl Qwen25Vl {
 
     /// Computes logits, f32 `[R, V]`, of hidden states `[R, H]`. Has no backward rule.
     pub fn logits(&self, cx: &Cx, hidden: &Tensor) -> Result<Tensor> {
-        Ok(ops::matmul(cx, hidden, &self.text.lm_head, DType::F32)?)
+        self.text.head.logits(cx, hidden, false)
     }
 }

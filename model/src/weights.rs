@@ -6,6 +6,7 @@ use reel_runtime::{DType, Device, MemoryCategory, Tensor};
 
 use crate::checkpoint::{Checkpoint, StoredDType};
 use crate::error::{ModelError, Result};
+use crate::weight::Quantization;
 
 /// Where weights come from.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +27,8 @@ pub struct WeightLoader<'a> {
     pub source: WeightSource<'a>,
     /// The dtype of activations, F32 or BF16. Vectors (norms, biases) and trained tensors always have it.
     pub dtype: DType,
+    /// How the weights of the decoder's linear layers are stored. Quantised weights cannot be trained.
+    pub quantization: Quantization,
     /// Whether a parameter is trained, by its classic name, which is the name on the Hugging Face hub.
     pub trainable: &'a dyn Fn(&str) -> bool,
 }

@@ -2,15 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
+use reel_kernels::int8::quantize_row;
 use reel_model::batch::{Batch, Sequence};
-use reel_model::checkpoint::Checkpoint;
+use reel_model::checkpoint::{Checkpoint, StoredDType, expected_tensors};
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
+use reel_model::weight::Quantization;
+use reel_model::weights::{WeightLoader, WeightSource, widen_to_f32};
 use reel_runtime::ops::{KvPages, SequencePages};
-use reel_runtime::{Cx, DType, Device};
-use safetensors::SafeTensors;
+use reel_runtime::{Cx, DType, Device, Kernels};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 
 fn cases() -> Vec<PathBuf> {
     let folder = std::env::var("REEL_GOLDEN_MODEL")
@@ -70,8 +74,8 @@ fn relative(got: &[f32], want: &[f32]) -> f64 {
 }
 
 /// Logits `[S, V]` of a forward pass over packed sequences.
-fn packed(case: &Case, device: &Device, dtype: DType) -> Vec<f32> {
-    let model = Qwen25Vl::open(device, &case.files, &case.config, dtype).unwrap();
+fn packed(case: &Case, device: &Device, dtype: DType, quantization: Quantization) -> Vec<f32> {
+    let model = Qwen25Vl::open_quantized(device, &case.files, &case.config, dtype, quantization).unwrap();
     let cx = Cx::inference(device, dtype);
     let batch = Batch::new(device, &case.config, &[case.sequence()], "case").unwrap();
     let hidden = model.forward(&cx, &batch, ForwardOptions::default()).unwrap();
@@ -84,7 +88,7 @@ fn logits_equal_transformers() {
         let case = Case::open(&folder);
         let vocab = case.config.text.vocab_size;
         for (dtype, key) in [(DType::F32, "logits_rel"), (DType::BF16, "logits_rel_bf16")] {
-            let logits = packed(&case, &Device::cpu(2), dtype);
+            let logits = packed(&case, &Device::cpu(2), dtype, Quantization::None);
             let got: Vec<f32> =
                 case.rows().iter().flat_map(|&r| logits[r * vocab..(r + 1) * vocab].iter().copied()).collect();
             let off = relative(&got, &case.expected("logits"));
@@ -99,13 +103,19 @@ fn logits_equal_transformers() {
 fn bits_do_not_depend_on_threads_batch_or_cache() {
     for folder in cases() {
         let case = Case::open(&folder);
-        for dtype in [DType::F32, DType::BF16] {
-            let want = packed(&case, &Device::cpu(1), dtype);
-            assert_eq!(want, packed(&case, &Device::cpu(2), dtype), "{}: 2 threads", case.name);
+        for (dtype, quantization) in [
+            (DType::F32, Quantization::None),
+            (DType::BF16, Quantization::None),
+            (DType::F32, Quantization::Int8),
+            (DType::BF16, Quantization::Int8),
+        ] {
+            let packed = |device: &Device| packed(&case, device, dtype, quantization);
+            let want = packed(&Device::cpu(1));
+            assert_eq!(want, packed(&Device::cpu(2)), "{}: 2 threads", case.name);
             let device = Device::cpu(3);
-            assert_eq!(want, packed(&case, &device, dtype), "{}: 3 threads", case.name);
+            assert_eq!(want, packed(&device), "{}: 3 threads", case.name);
             let vocab = case.config.text.vocab_size;
-            let model = Qwen25Vl::open(&device, &case.files, &case.config, dtype).unwrap();
+            let model = Qwen25Vl::open_quantized(&device, &case.files, &case.config, dtype, quantization).unwrap();
             let cx = Cx::inference(&device, dtype);
 
             // Computes the sequence twice in one batch, between two copies of another sequence.
@@ -152,4 +162,107 @@ fn bits_do_not_depend_on_threads_batch_or_cache() {
             }
         }
     }
+}
+
+/// The layers whose weights are quantised.
+fn is_quantised(name: &str) -> bool {
+    let linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    name == "lm_head.weight"
+        || (name.starts_with("model.layers.") && linear.iter().any(|layer| name.ends_with(&format!("{layer}.weight"))))
+}
+
+/// Writes a copy of the model of a case, with f32 weights that `change` may change: name, shape, elements.
+fn changed_copy(case: &Case, folder: &Path, change: impl Fn(&str, &[usize], &mut [f32])) -> Checkpoint {
+    let stored: Vec<(String, Vec<usize>, Vec<u8>)> = expected_tensors(&case.config)
+        .into_iter()
+        .map(|(name, shape)| {
+            let view = case.files.tensor_with_shape(&name, &shape).unwrap();
+            let mut values = widen_to_f32(view.dtype, view.bytes).unwrap();
+            change(&name, &shape, &mut values);
+            (name, shape, values.iter().flat_map(|x| x.to_le_bytes()).collect())
+        })
+        .collect();
+    let views = stored
+        .iter()
+        .map(|(name, shape, bytes)| (name.clone(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+    safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
+    Checkpoint::open(folder).unwrap()
+}
+
+/// A quantised model computes what a model with the rounded weights computes.
+#[test]
+fn int8_equals_a_model_with_rounded_weights() {
+    let untied: Vec<Case> =
+        cases().iter().map(|folder| Case::open(folder)).filter(|case| !case.config.tie_word_embeddings).collect();
+    assert!(untied.len() >= 2);
+    for case in untied {
+        let folder = tempfile::tempdir().unwrap();
+        let rounded = changed_copy(&case, folder.path(), |name, shape, values| {
+            if is_quantised(name) {
+                for row in values.chunks_exact_mut(shape[1]) {
+                    let mut q = vec![0; row.len()];
+                    let scale = quantize_row(row, &mut q).unwrap();
+                    row.iter_mut().zip(q).for_each(|(x, q)| *x = q as f32 * scale);
+                }
+            }
+        });
+        let device = Device::cpu(2);
+        let int8 = packed(&case, &device, DType::F32, Quantization::Int8);
+        let dense = packed(&case, &device, DType::F32, Quantization::None);
+        let name = case.name.clone();
+        let want = packed(&Case { files: rounded, ..case }, &device, DType::F32, Quantization::None);
+        let (off, changed) = (relative(&int8, &want), relative(&int8, &dense));
+        assert!(off < 1e-5, "{name}: logits differ by {off:.2e} from those with rounded weights");
+        assert!((1e-4..0.1).contains(&changed), "{name}: int8 changes logits by {changed:.2e}");
+    }
+}
+
+#[test]
+fn weights_that_int8_cannot_store_are_refused_by_name() {
+    let case = Case::open(&cases()[0]);
+    for (bad, tensor) in
+        [(f32::NAN, "model.layers.1.mlp.up_proj.weight"), (f32::INFINITY, "model.layers.0.self_attn.k_proj.weight")]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let files = changed_copy(&case, folder.path(), |name, shape, values| {
+            if name == tensor {
+                values[2 * shape[1] + 1] = bad;
+            }
+        });
+        let open =
+            |quantization| Qwen25Vl::open_quantized(&Device::cpu(1), &files, &case.config, DType::F32, quantization);
+        let e = open(Quantization::Int8).unwrap_err().to_string();
+        assert!(e.contains(tensor) && e.contains("row 2 has a NaN or an infinity") && !e.contains('\n'), "{e}");
+        open(Quantization::None).unwrap();
+    }
+}
+
+/// The layer of logits of a quantised model has no log-probabilities for training.
+#[test]
+fn a_quantised_head_is_refused_where_training_needs_it() {
+    let case = Case::open(&cases()[0]);
+    let open = |quantization| {
+        Qwen25Vl::open_quantized(&Device::cpu(1), &case.files, &case.config, DType::F32, quantization).unwrap()
+    };
+    assert!(open(Quantization::None).text.lm_head().is_ok());
+    let e = open(Quantization::Int8).text.lm_head().unwrap_err().to_string();
+    assert!(e.contains("is quantised to int8"), "{e}");
+}
+
+#[test]
+fn int8_takes_half_the_memory_of_bf16() {
+    let case = Case::open(&cases()[0]);
+    let weights = |quantization| {
+        let device = Device::dry(Kernels::Cpu);
+        let source = WeightSource::Uninitialised(StoredDType::Bf16);
+        let from = WeightLoader { device: &device, source, dtype: DType::BF16, quantization, trainable: &|_| false };
+        let _model = Qwen25Vl::load(&from, &case.config).unwrap();
+        device.memory().current
+    };
+    let quantised = expected_tensors(&case.config).into_iter().filter(|(name, _)| is_quantised(name));
+    let (mut elements, mut tensors) = (0, 0);
+    quantised.for_each(|(_, shape)| (elements, tensors) = (elements + shape[0] * shape[1], tensors + 1));
+    let saved = weights(Quantization::None) - weights(Quantization::Int8);
+    // A scale of 4 bytes for each row, rows up to a multiple of 16, and the device rounds sizes up.
+    assert!(saved <= elements && saved + elements / 4 + tensors * 1024 >= elements, "{saved} of {elements}");
 }

@@ -10,6 +10,7 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::{MediaFrames, ModelInput};
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::weight::Quantization;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::{Cx, DType, Device, Grads, MemoryCategory, Tensor, ops};
 
@@ -74,7 +75,13 @@ fn pass(dtype: DType, all: &[&ModelInput]) -> (Vec<f32>, Vec<f32>) {
     let (config, files) = (ModelConfig::open(&folder()).unwrap(), Checkpoint::open(&folder()).unwrap());
     let device = Device::cpu(2);
     let trainable = |name: &str| name == NAME;
-    let from = WeightLoader { device: &device, source: WeightSource::Files(&files), dtype, trainable: &trainable };
+    let from = WeightLoader {
+        device: &device,
+        source: WeightSource::Files(&files),
+        dtype,
+        quantization: Quantization::None,
+        trainable: &trainable,
+    };
     let model = Qwen25Vl::load(&from, &config).unwrap();
     let cx = Cx::training(&device, dtype);
     let sequences: Vec<_> = all.iter().map(|t| t.sequence()).collect();
@@ -82,7 +89,7 @@ fn pass(dtype: DType, all: &[&ModelInput]) -> (Vec<f32>, Vec<f32>) {
     let hidden = model.forward(&cx, &batch, ForwardOptions::default()).unwrap();
     let n = hidden.shape()[0];
     let targets = Tensor::from_i32(&device, &[n], &(0..n as i32).map(|i| i % 7).collect::<Vec<_>>()).unwrap();
-    let lp = ops::linear_log_prob(&cx, &hidden, &model.text.lm_head, &targets, 1.0).unwrap();
+    let lp = ops::linear_log_prob(&cx, &hidden, model.text.lm_head().unwrap(), &targets, 1.0).unwrap();
     let one = Tensor::from_f32(&device, &[n], DType::F32, &vec![1.0; n], MemoryCategory::Inputs).unwrap();
     let mut grads = Grads::new();
     cx.backward(&ops::weighted_sum(&cx, &lp, &one).unwrap(), 1.0, &mut grads).unwrap();

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use reel_model::input::encode::{MediaOptions, ModelFolder};
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::weight::Quantization;
 use reel_runtime::{DType, Device};
 
 pub use http::{ConnectionLimits, Tls};
@@ -45,6 +46,8 @@ pub struct ServedModel {
     pub device: Device,
     /// The dtype of activations.
     pub dtype: DType,
+    /// How the decoder's weights are stored.
+    pub quantization: Quantization,
 }
 
 /// Weights of a model, and where they come from.

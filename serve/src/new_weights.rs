@@ -9,6 +9,7 @@ use reel_model::config::ModelConfig;
 use reel_model::input::tokenizer::Tokenizer;
 use reel_model::lora::{Adapter, AdapterSource, is_adapter_folder};
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::weight::Quantization;
 use reel_runtime::{DType, Device};
 
 use crate::ServedModel;
@@ -21,6 +22,7 @@ pub(crate) struct CheckedFiles {
     config: ModelConfig,
     files: Checkpoint,
     adapter: Option<Adapter>,
+    quantization: Quantization,
 }
 
 impl CheckedFiles {
@@ -54,7 +56,7 @@ impl CheckedFiles {
         files.check(&config)?;
         files.check_values()?;
         adapter.iter().try_for_each(|adapter| adapter.check(&config))?;
-        Ok(Self { config, files, adapter })
+        Ok(Self { config, files, adapter, quantization: served.quantization })
     }
 
     /// Loads the weights.
@@ -62,7 +64,7 @@ impl CheckedFiles {
     /// # Errors
     /// The device is out of memory.
     pub(crate) fn load(&self, device: &Device, dtype: DType) -> Result<Qwen25Vl, ModelError> {
-        let base = Qwen25Vl::open(device, &self.files, &self.config, dtype)?;
+        let base = Qwen25Vl::open_quantized(device, &self.files, &self.config, dtype, self.quantization)?;
         match &self.adapter {
             Some(adapter) => base.with_adapter(device, dtype, AdapterSource::Files(adapter), false),
             None => Ok(base),

@@ -14,6 +14,7 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::init::{InitOptions, Preset, init};
 use reel_model::input::encode::{MediaOptions, ModelFolder};
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::weight::Quantization;
 use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -57,7 +58,13 @@ fn serve_tiny(folder: &Path, on_listening: impl FnOnce(SocketAddr, EngineQueue))
     let (device, bundle) = (Device::cpu(1), ModelFolder::open(folder).unwrap());
     let files = Checkpoint::open(folder).unwrap();
     let weights = Qwen25Vl::open(&device, &files, &bundle.config, DType::F32).unwrap();
-    let model = ServedModel { name: "tiny".into(), folder: bundle, device, dtype: DType::F32 };
+    let model = ServedModel {
+        name: "tiny".into(),
+        folder: bundle,
+        device,
+        dtype: DType::F32,
+        quantization: Quantization::None,
+    };
     let weights = ServedWeights { weights, folder: folder.to_path_buf() };
     serve_with_queue(model, weights, options(), on_listening)
 }

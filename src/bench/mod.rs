@@ -28,7 +28,7 @@ use crate::common::{self, CommonOptions};
 use crate::fail::{bad_usage, failed};
 use crate::generate::MAX_COMPLETIONS;
 use crate::kernels::open_gpu;
-use crate::model::{self, LoadedModel};
+use crate::model::{self, LoadedModel, QuantizeFlag};
 use crate::{output, prompt};
 
 /// Measure throughput (tokens/s) of prefill, decode, rollouts, training or a server, or the speed of single kernels;
@@ -142,6 +142,8 @@ Example:
 struct PrefillArgs {
     #[command(flatten)]
     rounds: RoundsArgs,
+    #[command(flatten)]
+    quantize: QuantizeFlag,
     /// Tokens of text in each prompt
     #[arg(long, value_name = "N", default_value_t = 512)]
     tokens: usize,
@@ -162,6 +164,8 @@ Example:
 struct DecodeArgs {
     #[command(flatten)]
     rounds: RoundsArgs,
+    #[command(flatten)]
+    quantize: QuantizeFlag,
     /// Tokens to sample for each sequence
     #[arg(long, value_name = "N", default_value_t = 32)]
     tokens: usize,
@@ -182,6 +186,8 @@ Example:
 struct RolloutArgs {
     #[command(flatten)]
     rounds: RoundsArgs,
+    #[command(flatten)]
+    quantize: QuantizeFlag,
     /// Tokens of each completion
     #[arg(long, value_name = "N", default_value_t = 32)]
     tokens: usize,
@@ -248,7 +254,7 @@ impl PrefillArgs {
             let what = format!("{batch} prompts of {tokens} tokens do not fit into one forward pass");
             return Err(bad_usage("--batch", what, format!("give at most {MAX_PREFILL_TOKENS} tokens in all")));
         }
-        self.rounds.measure(common, "prefill", tokens, 0, |model| {
+        self.rounds.measure(common, self.quantize, "prefill", tokens, 0, |model| {
             Ok(bench::time_prefill(&model.weights, &model.cx, &prompt, batch, 1)?.iter().sum())
         })
     }
@@ -281,7 +287,7 @@ impl DecodeArgs {
         let RoundsArgs { batch, rounds, .. } = self.rounds;
         not_zero(&[("--tokens", self.tokens), ("--context", self.context), ("--batch", batch), ("--rounds", rounds)])?;
         self.rounds.check_sizes(self.tokens, self.context)?;
-        self.rounds.measure(common, "decode", self.tokens, self.context, |model| {
+        self.rounds.measure(common, self.quantize, "decode", self.tokens, self.context, |model| {
             Ok(bench::time_decode(&model.weights, &model.cx, self.context, batch, self.tokens)?.iter().sum())
         })
     }
@@ -293,7 +299,7 @@ impl RolloutArgs {
         not_zero(&[("--tokens", self.tokens), ("--context", self.context), ("--batch", batch), ("--rounds", rounds)])?;
         self.rounds.check_sizes(self.tokens, self.context)?;
         let shape = RolloutShape { context: self.context, completions: batch, tokens: self.tokens };
-        self.rounds.measure(common, "rollout", self.tokens, self.context, |model| {
+        self.rounds.measure(common, self.quantize, "rollout", self.tokens, self.context, |model| {
             rollout::time_rollout(&model.weights, &model.cx, shape)
         })
     }
@@ -357,6 +363,7 @@ impl RoundsArgs {
     fn measure(
         &self,
         common: &CommonOptions,
+        quantize: QuantizeFlag,
         op: &'static str,
         tokens: usize,
         context: usize,
@@ -364,12 +371,14 @@ impl RoundsArgs {
     ) -> Result<()> {
         let folder = prompt::find_or_download_model(&self.model)?;
         let config = ModelConfig::open(&folder)?;
-        let model = LoadedModel::open(&folder, &config, common)?;
+        let model = LoadedModel::open(&folder, &config, quantize.quantization(), common)?;
         let (device, dtype) = (model.cx.device(), model.cx.dtype());
         let measured = rounds::time_rounds(device, dtype, self.rounds, || round(&model))?;
         let model = folder.display().to_string();
         let subject = BenchSubject { op, model, device, dtype, tokens, batch: self.batch, context };
-        self.print(common, &measured, &measured.json(&subject, Map::new()))
+        let mut more = Map::new();
+        more.extend(quantize.name().map(|format| ("quantize".to_string(), Value::from(format))));
+        self.print(common, &measured, &measured.json(&subject, more))
     }
 
     /// Prints a benchmark's result and, with `--html`, writes its page.

@@ -10,6 +10,7 @@ use reel_model::input::request::RequestSettings;
 
 use crate::common::CommonOptions;
 use crate::fail::bad_usage;
+use crate::model::QuantizeFlag;
 use crate::prompt::{MessageFlags, ModelFlags, QuestionFlags};
 use rows::RowFlags;
 
@@ -27,6 +28,8 @@ Example:
 pub struct GenerateArgs {
     #[command(flatten)]
     model: ModelFlags,
+    #[command(flatten)]
+    quantize: QuantizeFlag,
     #[command(flatten)]
     question: QuestionFlags,
     #[command(flatten)]

@@ -53,7 +53,8 @@ impl GenerateArgs {
                 "shorten it, or take fewer frames or pixels (--nframes, --max-pixels)",
             ));
         }
-        let model = LoadedModel::open_with_adapter(&prompt.folder, adapter.as_deref(), &prompt.bundle.config, common)?;
+        let (config, quantization) = (&prompt.bundle.config, self.quantize.quantization());
+        let model = LoadedModel::open_with_adapter(&prompt.folder, adapter.as_deref(), config, quantization, common)?;
         let mut printer = Printer::new(&prompt.bundle, &settings.stop, n == 1 && !common.json);
         let (completions, timing) = complete(&prompt, &model, &settings, |id| printer.push(id))?;
         printer.finish()?;

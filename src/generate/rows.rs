@@ -147,7 +147,8 @@ impl GenerateArgs {
         if let Some(said) = describe_resume(&file, &self.rows, rows.len(), &device).filter(|_| !common.quiet) {
             eprintln!("{said}");
         }
-        let mut model = LoadedModel::open_on(&device, &folder, adapter, &prompts.bundle().config, common)?;
+        let (config, quantization) = (&prompts.bundle().config, self.quantize.quantization());
+        let mut model = LoadedModel::open_on(&device, &folder, adapter, config, quantization, common)?;
         model.weights.features = Some(Arc::new(FeatureCache::new(MAX_FEATURES)));
         let stop = interrupt::stop_flag();
         let engine = Engine::new(&model.weights, &model.cx)?.max_slots(batch_size).interrupt_flag(&stop);
@@ -188,6 +189,9 @@ impl GenerateArgs {
             "question_template": template,
             "profile": media.profile.name(),
         });
+        if let Some(format) = self.quantize.name() {
+            options["quantize"] = json!(format);
+        }
         let limits = json!(media.overrides.or_fallback(media.trained));
         let mut all = options.as_object_mut().map(std::mem::take).unwrap_or_default();
         all.extend(limits.as_object().cloned().unwrap_or_default().into_iter().filter(|(_, value)| !value.is_null()));

@@ -30,6 +30,7 @@ use crate::common::{self, CommonOptions};
 use crate::fail::{bad_usage, failed};
 use crate::grpo::GrpoArgs;
 use crate::init::ModelSizeFlags;
+use crate::model::QuantizeFlag;
 use crate::sft::SftArgs;
 use crate::training::ResolvedOptions;
 use crate::{generate, model, prompt};
@@ -112,6 +113,8 @@ struct PlanGenerateArgs {
     /// Number of completions
     #[arg(long, value_name = "N", default_value_t = 1)]
     n: usize,
+    #[command(flatten)]
+    quantize: QuantizeFlag,
     #[command(flatten)]
     sizes: Sizes,
 }
@@ -315,8 +318,13 @@ impl PlanGenerateArgs {
         generate::refuse_completion_count(self.n)?;
         let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;
         let device = self.sizes.device(common)?;
-        let loader =
-            WeightLoader { device: &device, source: WeightSource::Uninitialised(files), dtype, trainable: &|_| false };
+        let loader = WeightLoader {
+            device: &device,
+            source: WeightSource::Uninitialised(files),
+            dtype,
+            quantization: self.quantize.quantization(),
+            trainable: &|_| false,
+        };
         let weights = Qwen25Vl::load(&loader, &config)?;
         let count = |new: usize| -> Result<plan::OpCosts> {
             device.profiler().clear();

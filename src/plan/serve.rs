@@ -1,7 +1,7 @@
 //! `reel plan serve`: memory, the number of sequences that fit, and the least latency of a server.
 //!
 //! ```text
-//! weights                                 as files store them
+//! weights                                 as files store them, or int8 (--quantize)
 //! KV blocks                               half of the memory that the weights leave, as reel serve takes, or --kv-memory
 //! a prompt, alone                         → time to first token
 //! a decode step of all that decode        → inter-token latency, in the middle of answers
@@ -24,6 +24,7 @@ use super::table::{self, DryRunCounts, duration};
 use super::{Sizes, refuse_new_tokens, request};
 use crate::common::CommonOptions;
 use crate::fail::bad_usage;
+use crate::model::QuantizeFlag;
 use crate::{model, output};
 
 /// The category of keys and values in reports of memory.
@@ -47,6 +48,8 @@ pub struct PlanServeArgs {
     /// Tokens of each answer
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_new_tokens: usize,
+    #[command(flatten)]
+    quantize: QuantizeFlag,
     #[command(flatten)]
     sizes: Sizes,
 }
@@ -113,8 +116,13 @@ impl PlanServeArgs {
         }
         let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
         let device = sizes.device(common)?;
-        let loader =
-            WeightLoader { device: &device, source: WeightSource::Uninitialised(files), dtype, trainable: &|_| false };
+        let loader = WeightLoader {
+            device: &device,
+            source: WeightSource::Uninitialised(files),
+            dtype,
+            quantization: self.quantize.quantization(),
+            trainable: &|_| false,
+        };
         let weights = Qwen25Vl::load(&loader, &config)?;
         let batch = self.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from);
         let free = memory.map(|all| (all as u64).saturating_sub(device.memory().current as u64));

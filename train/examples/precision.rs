@@ -191,7 +191,7 @@ fn loss(t: &Trainer, rows: &[Sample]) -> Result<f64> {
     let cx = Cx::inference(&t.device, t.dtype);
     let hidden = t.model.forward(&cx, &packed.batch, t.forward_options())?;
     let learned = ops::gather_rows(&cx, &hidden, &packed.positions)?;
-    let log_probs = ops::linear_log_prob(&cx, &learned, &t.model.text.lm_head, &packed.targets, 1.0)?.to_f32()?;
+    let log_probs = ops::linear_log_prob(&cx, &learned, t.model.text.lm_head()?, &packed.targets, 1.0)?.to_f32()?;
     Ok(-log_probs.iter().map(|&x| f64::from(x)).sum::<f64>() / log_probs.len() as f64)
 }
 

@@ -14,6 +14,7 @@ use reel_model::input::ModelInput;
 use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::save::TensorSpec;
+use reel_model::weight::Quantization;
 use reel_runtime::{DType, Device, SimOptions};
 
 /// A model folder with bf16 weights, which the skinny GEMM kernels of decode steps need.
@@ -24,6 +25,13 @@ pub fn folder() -> PathBuf {
 pub fn model(device: &Device, dtype: DType) -> Qwen25Vl {
     let (folder, config) = (folder(), ModelConfig::open(&folder()).unwrap());
     Qwen25Vl::open(device, &Checkpoint::open(&folder).unwrap(), &config, dtype).unwrap()
+}
+
+/// [`model`] with int8 weights.
+pub fn int8_model(device: &Device, dtype: DType) -> Qwen25Vl {
+    let (folder, config) = (folder(), ModelConfig::open(&folder()).unwrap());
+    let files = Checkpoint::open(&folder).unwrap();
+    Qwen25Vl::open_quantized(device, &files, &config, dtype, Quantization::Int8).unwrap()
 }
 
 /// A LoRA adapter with nonzero matrices.

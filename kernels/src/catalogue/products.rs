@@ -36,8 +36,19 @@ fn all(s: &Sizes) -> Vec<ExampleProduct> {
         let operand = |transposed| Operand { addr: PLACEHOLDER_ADDRESS, dtype, transposed };
         let c_dtype = if accumulate { F32 } else { dtype };
         let (a, b) = (operand(a), operand(b));
-        let product =
-            Matmul { m, n, k, a, b, c: PLACEHOLDER_ADDRESS, c_dtype, bias: Addr::NULL, accumulate, scale: 1.0 };
+        let product = Matmul {
+            m,
+            n,
+            k,
+            a,
+            b,
+            b_scale: Addr::NULL,
+            c: PLACEHOLDER_ADDRESS,
+            c_dtype,
+            bias: Addr::NULL,
+            accumulate,
+            scale: 1.0,
+        };
         ExampleProduct { name, size: size.clone(), dtype, product }
     };
     let both = |[fwd, dx, dw]: [&'static str; 3], dtype| {

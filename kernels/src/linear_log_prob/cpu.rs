@@ -96,6 +96,7 @@ impl Output {
             k: self.width,
             a: operand(self.hidden, row),
             b: operand(self.weight, column),
+            b_scale: Addr::NULL,
             c: Addr(logits.as_mut_ptr() as u64),
             c_dtype: DType::F32,
             bias: Addr::NULL,

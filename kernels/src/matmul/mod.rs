@@ -10,6 +10,11 @@
 //! old C, and one rounding at the store. The order of summation over k depends on k alone: not on m, n, the element's
 //! position, the threads or the storage of the operands (`cpu/mod.rs` has the details). Bound by arithmetic for large
 //! m, by reading B from memory for small m.
+//!
+//! B may be int8 with one scale for each of its rows: `C[i, j] = scale · b_scale[j] · Σ A[i, k] B[j, k]`. It is stored
+//! in groups of [`INT8_GROUP`] rows, `[n / 16][k][16]`, so that the CPU's vectors need no transposition; [`int8_groups`]
+//! arranges it. An int8 is exact in bf16 and in f32, so the sum has the bits of a product whose B holds the same
+//! numbers as bf16. Device `cuda` computes such products by [`crate::skinny`] instead, with B `[n, k]`.
 
 pub mod cpu;
 #[cfg(test)]
@@ -19,12 +24,34 @@ mod tests;
 
 use crate::{Addr, Cost, DType};
 
+/// Rows of a group of an int8 operand.
+pub const INT8_GROUP: usize = 16;
+
+/// Arranges a matrix `[n, k]` of int8 as the operand B of a product: `[n / 16][k][16]`. Rows that are missing in the last
+/// group are 0.
+pub fn int8_groups(rows: &[i8], n: usize, k: usize) -> Vec<i8> {
+    const COLUMNS: usize = 512;
+    let mut groups = vec![0; n.next_multiple_of(INT8_GROUP) * k];
+    if k > 0 {
+        for (group, rows) in groups.chunks_exact_mut(INT8_GROUP * k).zip(rows.chunks(INT8_GROUP * k)) {
+            // Blocks of columns stay in the first-level cache while the rows are written side by side.
+            for (block, group) in group.chunks_mut(INT8_GROUP * COLUMNS).enumerate() {
+                for (lane, row) in rows.chunks_exact(k).enumerate() {
+                    let row = row[block * COLUMNS..].iter().take(COLUMNS);
+                    group.chunks_exact_mut(INT8_GROUP).zip(row).for_each(|(at, x)| at[lane] = *x);
+                }
+            }
+        }
+    }
+    groups
+}
+
 /// A matrix operand.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Operand {
     /// Where it lies.
     pub addr: Addr,
-    /// F32 or BF16.
+    /// F32 or BF16; B may be I8.
     pub dtype: DType,
     /// True if the operand is stored transposed: k is the first dimension in memory.
     pub transposed: bool,
@@ -41,8 +68,10 @@ pub struct Matmul {
     pub k: usize,
     /// `[m, k]`, or `[k, m]` if transposed.
     pub a: Operand,
-    /// `[n, k]`, or `[k, n]` if transposed.
+    /// `[n, k]`, or `[k, n]` if transposed; I8: `[n / 16][k][16]`, never transposed.
     pub b: Operand,
+    /// f32 `[n]`, the scales of an I8 B; otherwise null.
+    pub b_scale: Addr,
     /// `[m, n]`, written.
     pub c: Addr,
     /// F32 or BF16.
@@ -69,7 +98,7 @@ impl Matmul {
 
     /// Returns the address and the bytes of the right operand, B. In a model it is mostly a weight.
     pub fn right_operand(&self) -> (Addr, f64) {
-        (self.b.addr, self.n as f64 * self.k as f64 * self.b.dtype.size() as f64)
+        (self.b.addr, self.n as f64 * self.k as f64 * self.b.dtype.size() as f64 + self.scale_bytes())
     }
 
     /// Returns the cost: 2·m·n·k operations, and the bytes of each operand once (of C twice if the product is added
@@ -79,7 +108,17 @@ impl Matmul {
         let c = m * n * self.c_dtype.size() as f64 * if self.accumulate { 2.0 } else { 1.0 };
         Cost {
             flops: 2.0 * m * n * k,
-            bytes: m * k * self.a.dtype.size() as f64 + n * k * self.b.dtype.size() as f64 + c,
+            bytes: m * k * self.a.dtype.size() as f64 + n * k * self.b.dtype.size() as f64 + self.scale_bytes() + c,
         }
+    }
+
+    fn scale_bytes(&self) -> f64 {
+        if self.b_scale.is_null() { 0.0 } else { 4.0 * self.n as f64 }
+    }
+
+    /// Returns the number of elements of B in memory: an I8 B has rows of zeros up to a whole group.
+    pub fn elements_of_b(&self) -> usize {
+        let rows = if self.b.dtype == DType::I8 { self.n.next_multiple_of(INT8_GROUP) } else { self.n };
+        rows * self.k
     }
 }

@@ -13,6 +13,7 @@ use crate::checkpoint::{Checkpoint, TensorNaming};
 use crate::input::ModelInput;
 use crate::qwen2_5_vl::ForwardOptions;
 use crate::save::{TensorSpec, write_tensor_file};
+use crate::weight::Quantization;
 use crate::weights::widen_to_f32;
 
 fn golden(name: &str) -> PathBuf {
@@ -74,6 +75,23 @@ fn logits_with_peft_adapters_equal_peft() {
     for name in PEFTS {
         let off = off(&logits(&device, &with_peft(&device, name, false)), &expected(name));
         assert!(off <= 1e-5, "{name}: off by {off:.2e}");
+    }
+}
+
+/// An adapter stays exact on top of int8 weights: the logits are off by no more than those of the quantised base model.
+#[test]
+fn adapters_work_with_an_int8_base() {
+    let device = Device::cpu(2);
+    let files = Checkpoint::open(&base()).unwrap();
+    let int8 = || Qwen25Vl::open_quantized(&device, &files, &config(), DType::F32, Quantization::Int8).unwrap();
+    let rounding = off(&logits(&device, &int8()), &expected("base"));
+    assert!((1e-4..0.05).contains(&rounding), "{rounding:.2e}");
+    for name in PEFTS {
+        let adapter = Adapter::open(&golden("lora").join(name)).unwrap();
+        let adapted = int8().with_adapter(&device, DType::F32, AdapterSource::Files(&adapter), false).unwrap();
+        let got = logits(&device, &adapted);
+        let (from_peft, from_base) = (off(&got, &expected(name)), off(&got, &expected("base")));
+        assert!(from_peft < 3.0 * rounding && from_peft < 0.3 * from_base, "{name}: {from_peft:.2e}, {from_base:.2e}");
     }
 }
 
@@ -139,7 +157,7 @@ fn gradients_equal_finite_differences_of_the_loss() {
     let targets = Tensor::from_i32(&device, &[next.len()], &next).unwrap();
     let loss = |cx: &Cx, checkpoint: bool| {
         let hidden = model.forward(cx, &batch, ForwardOptions { checkpoint, ..Default::default() }).unwrap();
-        let log_probs = ops::linear_log_prob(cx, &hidden, &model.text.lm_head, &targets, 1.0).unwrap();
+        let log_probs = ops::linear_log_prob(cx, &hidden, model.text.lm_head().unwrap(), &targets, 1.0).unwrap();
         let each = vec![-1.0; next.len()];
         let each = Tensor::from_f32(&device, &[next.len()], DType::F32, &each, MemoryCategory::Inputs).unwrap();
         ops::weighted_sum(cx, &log_probs, &each).unwrap()

@@ -22,6 +22,7 @@ use reel_runtime::{Cx, DType, Device, Tensor, ops};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{ModelError, Result};
+use crate::weight::Quantization;
 use crate::weights::{WeightLoader, WeightSource};
 
 pub use config::SiglipConfig;
@@ -64,7 +65,13 @@ impl Siglip {
         let processor = SiglipProcessor::open(folder, &config.vision)?;
         let files = Checkpoint::open(folder)?;
         files.check_tensor_list(&expected_tensors(&config), is_optional_tensor)?;
-        let from = WeightLoader { device, source: WeightSource::Files(&files), dtype, trainable: &|_| false };
+        let from = WeightLoader {
+            device,
+            source: WeightSource::Files(&files),
+            dtype,
+            quantization: Quantization::None,
+            trainable: &|_| false,
+        };
         Ok(Siglip {
             text: SiglipText::load(&from, &config.text)?,
             vision: SiglipVision::load(&from, &config.vision)?,

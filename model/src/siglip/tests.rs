@@ -190,7 +190,13 @@ fn so400m_fits_and_takes_little() {
         (Kernels::Cuda, DType::BF16, StoredDType::F32),
     ] {
         let device = &Device::dry(kernels);
-        let from = WeightLoader { device, source: WeightSource::Uninitialised(stored), dtype, trainable: &|_| false };
+        let from = WeightLoader {
+            device,
+            source: WeightSource::Uninitialised(stored),
+            dtype,
+            quantization: Quantization::None,
+            trainable: &|_| false,
+        };
         let (text, vision) =
             (SiglipText::load(&from, &config.text).unwrap(), SiglipVision::load(&from, &config.vision).unwrap());
         let weights = device.memory().current;

@@ -35,7 +35,7 @@ impl TextDecoder {
             x = layer.decode(cx, &x, rows.adapters(), &rotary, (k, v), &pages)?;
         }
         let x = ops::rms_norm(cx, &x, &self.norm, self.config.rms_norm_eps as f32)?;
-        Ok(ops::skinny_logits(cx, &x, &self.lm_head)?)
+        self.head.logits(cx, &x, true)
     }
 }
 

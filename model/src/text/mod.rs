@@ -21,10 +21,11 @@ use reel_runtime::ops::{self, CuSeqlens, KvPages, RotaryTable};
 use reel_runtime::{Cx, DType, Device, MemoryCategory, Tensor};
 
 use crate::config::{ModelConfig, TextConfig};
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 use crate::linear::Linear;
 use crate::residual::Residual;
 use crate::vision::{into_runtime_error, inverse_frequencies};
+use crate::weight::{Quantization, Weight};
 use crate::weights::WeightLoader;
 
 /// The name of the decoder's layers in profiles and traces.
@@ -38,8 +39,8 @@ pub struct TextDecoder {
     pub embed_tokens: Tensor,
     layers: Vec<Arc<Layer>>,
     norm: Tensor, // [H]
-    /// The weight of the output layer, `[V, H]`; with tied embeddings this is the embedding table.
-    pub lm_head: Tensor,
+    /// The weight of the output layer, `[V, H]`; with tied embeddings this is the embedding table, or its int8 copy.
+    pub(crate) head: Weight,
 }
 
 #[derive(Clone, Debug)]
@@ -121,15 +122,35 @@ impl TextDecoder {
                 .map(|i| Layer::load(from, text, i).map(Arc::new))
                 .collect::<Result<_>>()?,
             norm: from.load("model.norm.weight", &[text.hidden_size], &[text.hidden_size])?,
-            lm_head: if tied { embed_tokens.clone() } else { from.load("lm_head.weight", &table, &table)? },
+            head: match (tied, from.quantization) {
+                (true, Quantization::None) => Weight::Dense(embed_tokens.clone()),
+                (true, Quantization::Int8) => Weight::load(from, "model.embed_tokens.weight", table)?,
+                (false, _) => Weight::load(from, "lm_head.weight", table)?,
+            },
             embed_tokens,
             config: text.clone(),
         })
     }
 
+    /// The weight of the output layer in the dtype of the model, `[V, H]`; with tied embeddings this is the embedding
+    /// table.
+    ///
+    /// # Errors
+    /// The layer is quantised.
+    pub fn lm_head(&self) -> Result<&Tensor> {
+        match &self.head {
+            Weight::Dense(w) => Ok(w),
+            Weight::Int8(_) => Err(ModelError::weights(
+                "lm_head",
+                "is quantised to int8, which only generation supports",
+                "load the model without quantisation",
+            )),
+        }
+    }
+
     /// All weights and LoRA matrices of the decoder, each once.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        let head = (self.lm_head.id() != self.embed_tokens.id()).then_some(&self.lm_head);
+        let head = self.head.tensors().filter(|t| t.id() != self.embed_tokens.id());
         let layers = self.layers.iter().flat_map(|layer| {
             let linears = layer.linear_layers().into_iter().flat_map(Linear::tensors);
             [&layer.input_norm, &layer.post_norm].into_iter().chain(linears)
@@ -204,13 +225,13 @@ impl Layer {
             index,
             input_norm: from.load(&name("input_layernorm.weight"), &[h], &[h])?,
             post_norm: from.load(&name("post_attention_layernorm.weight"), &[h], &[h])?,
-            q: Linear::load(from, &name("self_attn.q_proj"), q_dim, h, true)?,
-            k: Linear::load(from, &name("self_attn.k_proj"), kv_dim, h, true)?,
-            v: Linear::load(from, &name("self_attn.v_proj"), kv_dim, h, true)?,
-            o: Linear::load(from, &name("self_attn.o_proj"), h, q_dim, false)?,
-            gate: Linear::load(from, &name("mlp.gate_proj"), inner, h, false)?,
-            up: Linear::load(from, &name("mlp.up_proj"), inner, h, false)?,
-            down: Linear::load(from, &name("mlp.down_proj"), h, inner, false)?,
+            q: Linear::load_quantized(from, &name("self_attn.q_proj"), q_dim, h, true)?,
+            k: Linear::load_quantized(from, &name("self_attn.k_proj"), kv_dim, h, true)?,
+            v: Linear::load_quantized(from, &name("self_attn.v_proj"), kv_dim, h, true)?,
+            o: Linear::load_quantized(from, &name("self_attn.o_proj"), h, q_dim, false)?,
+            gate: Linear::load_quantized(from, &name("mlp.gate_proj"), inner, h, false)?,
+            up: Linear::load_quantized(from, &name("mlp.up_proj"), inner, h, false)?,
+            down: Linear::load_quantized(from, &name("mlp.down_proj"), h, inner, false)?,
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,

@@ -50,6 +50,24 @@ impl MappedFile {
         self.map.is_empty()
     }
 
+    /// Lets the system drop the pages of a range from this process's memory. They are read from the file again if they
+    /// are needed. Has no effect on systems other than Linux.
+    pub fn forget_pages(&self, offset: usize, len: usize) {
+        #[cfg(target_os = "linux")]
+        {
+            const PAGE: usize = 4096;
+            let (begin, end) = (offset.next_multiple_of(PAGE), (offset + len).min(self.len()) / PAGE * PAGE);
+            if begin < end {
+                // SAFETY: the mapping is of a file and only read, so that its pages can be read again with the same
+                // content. Whole pages inside of the mapping are named. An error means that the pages stay.
+                let _ =
+                    unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, begin, end - begin) };
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (offset, len);
+    }
+
     /// The path as it was given to [`Self::open`].
     pub fn path(&self) -> &Path {
         &self.path
@@ -70,6 +88,20 @@ mod tests {
         std::fs::rename(folder.path().join("b"), &path).unwrap();
         assert!(mapped.as_bytes() == [7u8; 10_000] && mapped.len() == 10_000);
         assert_eq!(MappedFile::open(&path).unwrap().as_bytes(), [8u8; 3]);
+    }
+
+    #[test]
+    fn forgotten_pages_are_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let bytes: Vec<u8> = (0..50_000).map(|i| (i % 253) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let mapped = MappedFile::open(&path).unwrap();
+        for (offset, len) in [(0, 50_000), (1, 4096), (4095, 8193), (49_999, 1), (0, 0), (40_000, 1 << 20), (60_000, 5)]
+        {
+            mapped.forget_pages(offset, len);
+            assert_eq!(mapped.as_bytes(), bytes);
+        }
     }
 
     #[test]

@@ -280,7 +280,7 @@ pub fn fill_zero(t: &Tensor) -> Result<()> {
         dtype @ (DType::F32 | DType::BF16) => fill(t, dtype, t.count()),
         DType::I32 => fill(t, DType::F32, t.count()),
         DType::U16 => fill(t, DType::BF16, t.count()),
-        DType::U8 => {
+        DType::U8 | DType::I8 => {
             // There is no fill kernel for bytes: fills them as f32 elements, and copies the last few bytes from the
             // host.
             let (flat, words) = (t.reshape(&[t.count()])?, t.count() / 4);

@@ -76,7 +76,7 @@ fn log_probs(
     options: &GrpoOptions,
 ) -> Result<Tensor> {
     let rows = ops::gather_rows(cx, hidden, &packed.positions)?; // [L, H]
-    Ok(ops::linear_log_prob(cx, &rows, &model.text.lm_head, &packed.targets, 1.0 / options.temperature as f32)?)
+    Ok(ops::linear_log_prob(cx, &rows, model.text.lm_head()?, &packed.targets, 1.0 / options.temperature as f32)?)
 }
 
 /// The log-probability of each of the L learned tokens (see [`log_probs`]), and the entropy in nats of the
@@ -90,7 +90,7 @@ fn log_probs_with_entropy(
 ) -> Result<(Tensor, Tensor)> {
     let rows = ops::gather_rows(cx, hidden, &packed.positions)?; // [L, H]
     let inverse = 1.0 / options.temperature as f32;
-    Ok(ops::linear_log_prob_with_entropy(cx, &rows, &model.text.lm_head, &packed.targets, inverse)?)
+    Ok(ops::linear_log_prob_with_entropy(cx, &rows, model.text.lm_head()?, &packed.targets, inverse)?)
 }
 
 fn mean(x: &[f64]) -> f64 {

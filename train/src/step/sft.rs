@@ -27,7 +27,7 @@ pub fn step(
         let cx = Cx::training(&t.device, t.dtype);
         let hidden = t.model.forward(&cx, &packed.batch, t.forward_options())?; // [S, H]
         let learned = ops::gather_rows(&cx, &hidden, &packed.positions)?; // [L, H]
-        let log_probs = ops::linear_log_prob(&cx, &learned, &t.model.text.lm_head, &packed.targets, 1.0)?; // [L]
+        let log_probs = ops::linear_log_prob(&cx, &learned, t.model.text.lm_head()?, &packed.targets, 1.0)?; // [L]
         let loss = ops::weighted_sum(&cx, &log_probs, &packed.weights)?; // −1/L · Σ log p
         part("backward");
         cx.backward(&loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32, &mut t.grads)?;

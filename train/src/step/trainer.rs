@@ -9,6 +9,7 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::lora::{Adapter, AdapterSource, LoraSpec};
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::weight::Quantization;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::optim::AdamW;
 use reel_runtime::{DType, Device, Grads, MemoryCategory, Tensor};
@@ -100,8 +101,10 @@ impl Trainer {
         hyperparameters: Hyperparameters,
     ) -> Result<Self> {
         let trainable = |name: &str| hyperparameters.is_trained(name);
-        let mut model =
-            Qwen25Vl::load(&WeightLoader { device, source: weights, dtype, trainable: &trainable }, config)?;
+        let mut model = Qwen25Vl::load(
+            &WeightLoader { device, source: weights, dtype, quantization: Quantization::None, trainable: &trainable },
+            config,
+        )?;
         if let Some(spec) = &hyperparameters.lora {
             let layers = spec.target_layers(config).map_err(|unknown| {
                 let what = format!("{} is not a linear layer of this model", unknown.target);

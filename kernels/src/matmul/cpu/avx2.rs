@@ -2,7 +2,7 @@
 //! 16 registers, and functions that transpose B in registers.
 
 use super::portable::{self, multiply_tile};
-use super::{Code, Part, Source, Tile, Unit};
+use super::{Code, Part, Source, THIN_ROWS, Thin, Tile, Unit, int8};
 use std::arch::x86_64::*;
 
 /// f32 arithmetic.
@@ -15,7 +15,9 @@ pub(super) static F32: Code = Code {
     },
     direct: None,
     pack,
-    thin: Some((4, thin)),
+    pack_int8: int8::avx2::pack,
+    thin: Some(&Thin { most: 4, rows: THIN_ROWS, multiply: thin }),
+    thin_int8: Some(&int8::avx2::THIN_F32),
 };
 
 #[target_feature(enable = "avx2,fma")]

@@ -1,7 +1,7 @@
 //! Matrix products with AVX-512, with and without the bf16 dot product: tiles of 12 × 32 results, which occupy 24 of
 //! the 32 registers.
 
-use super::{Code, Direct, Part, Source, Tile, Unit};
+use super::{Code, Direct, Part, Source, THIN_ROWS, Thin, Tile, Unit, int8};
 use std::arch::x86_64::*;
 
 /// f32 arithmetic.
@@ -43,7 +43,9 @@ pub(super) static F32: Code = Code {
         tiles
     }),
     pack,
-    thin: Some((16, thin)),
+    pack_int8: int8::avx512::pack,
+    thin: Some(&Thin { most: 16, rows: THIN_ROWS, multiply: thin }),
+    thin_int8: Some(&int8::avx512::THIN_F32),
 };
 
 /// The functions that multiply with the processor's dot product of bf16 pairs.
@@ -69,7 +71,9 @@ pub(super) static BF16: Code = Code {
     },
     direct: None,
     pack,
-    thin: Some((24, thin_bf16)),
+    pack_int8: int8::avx512::pack,
+    thin: Some(&Thin { most: 24, rows: THIN_ROWS, multiply: thin_bf16 }),
+    thin_int8: Some(&int8::avx512::THIN_BF16),
 };
 
 /// Returns `acc + b * a` for every lane; `a` is the same unit in all lanes. Every sum is a chain of this one
@@ -337,6 +341,7 @@ unsafe fn pack_columns(source: &Source, part: Part, width: usize, lanes: usize, 
                     let high = _mm256_maskz_loadu_epi16(second, at(k).wrapping_add(2 * source.rows).cast());
                     _mm512_or_si512(low, _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)))
                 }
+                Unit::Int8 | Unit::Int8Pair => unreachable!("int8 operands have their own packing"),
             }
         };
         // SAFETY: `dst` has room for `part.units` units; the mask selects this part's lanes.

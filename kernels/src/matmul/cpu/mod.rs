@@ -28,14 +28,17 @@ pub(super) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod int8;
 mod portable;
+mod store;
 
 use super::{Matmul, Operand};
 use crate::simd::{Isa, isa};
 use crate::view::{OutputArray, slice_at};
-use crate::{DType, Element, Team, simd_fn};
+use crate::{DType, Element, Team};
 use half::bf16;
 use std::cell::RefCell;
+use store::{Destination, scale_columns, store};
 
 /// Maximum number of units along k (elements, or pairs of bf16) that are packed at a time. 64 packed rows of B of
 /// this length fill a quarter of a second-level cache.
@@ -54,8 +57,8 @@ const PACKED_A: usize = 16 << 20;
 const THIN_BYTES: usize = 2048 << 10;
 /// Number of rows of B that a product with few rows of A reads at a time.
 const THIN_ROWS: usize = 16;
-/// The largest number of rows of A that a [`Thin`] function multiplies at a time.
-const THIN_MOST: usize = 24;
+/// Sums that a [`Thin`] function computes in one call: at most 24 rows of A by 16 of B, or 12 by 64.
+const THIN_SUMS: usize = 768;
 /// How many times a product with few rows of A calls the [`Thin`] function for the same rows of B, which are then in a
 /// cache. With more rows of A, packed copies of B pay off.
 const THIN_PASSES: usize = 3;
@@ -72,22 +75,38 @@ enum Unit {
     Widened,
     /// Two neighbouring bf16 of one row; if k is odd, the last one is paired with a zero.
     Pair,
+    /// An int8 that is packed as an f32, in groups of 16 rows (`int8`).
+    Int8,
+    /// Two neighbouring int8 of one row that are packed as a pair of bf16, in groups of 16 rows.
+    Int8Pair,
 }
 
 impl Unit {
     /// Returns the number of units in a row of `k` elements.
     fn count(self, k: usize) -> usize {
-        if self == Unit::Pair { k.div_ceil(2) } else { k }
+        if matches!(self, Unit::Pair | Unit::Int8Pair) { k.div_ceil(2) } else { k }
     }
 
     /// Bytes of one unit in memory.
     fn bytes(self) -> usize {
-        if self == Unit::Widened { 2 } else { 4 }
+        match self {
+            Unit::F32 | Unit::Pair => 4,
+            Unit::Widened | Unit::Int8Pair => 2,
+            Unit::Int8 => 1,
+        }
     }
 
     /// Bytes of one element in memory.
     fn element(self) -> usize {
-        if self == Unit::F32 { 4 } else { 2 }
+        match self {
+            Unit::F32 => 4,
+            Unit::Widened | Unit::Pair => 2,
+            Unit::Int8 | Unit::Int8Pair => 1,
+        }
+    }
+
+    fn is_int8(self) -> bool {
+        matches!(self, Unit::Int8 | Unit::Int8Pair)
     }
 }
 
@@ -120,9 +139,18 @@ type Direct = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, bool);
 /// `pack(source, part, width, dst)`: `dst[u][i]` is unit `u` of row `i` of the part; lanes `part.rows .. width` are
 /// 0.
 type Pack = unsafe fn(&Source, Part, usize, *mut u32);
-/// `thin(m, a, b, row, rows, acc)`: multiplies `m` packed rows of A with `rows` (at most [`THIN_ROWS`]) unpacked rows
-/// of B from `row` on; `acc` is `[m][THIN_ROWS]`.
-type Thin = unsafe fn(usize, *const u32, &Source, usize, usize, *mut f32);
+/// `multiply(m, a, b, row, rows, acc)`: multiplies `m` packed rows of A with `rows` (at most [`Thin::rows`]) unpacked
+/// rows of B from `row` on; `acc` is `[m][Thin::rows]`.
+type MultiplyThin = unsafe fn(usize, *const u32, &Source, usize, usize, *mut f32);
+
+/// A function for products with few rows of A.
+struct Thin {
+    /// Maximum number of rows of A in one call; `most * rows` is at most [`THIN_SUMS`].
+    most: usize,
+    /// Maximum number of rows of B in one call, a multiple of [`THIN_ROWS`].
+    rows: usize,
+    multiply: MultiplyThin,
+}
 
 /// The functions for one instruction set and one kind of unit.
 struct Code {
@@ -133,9 +161,12 @@ struct Code {
     /// Tile functions for rows of A that need no packing: f32, not transposed.
     direct: Option<&'static [Direct]>,
     pack: Pack,
-    /// The function for products with few rows of A and a B that is not transposed, and the maximum number of rows of
-    /// A in one call (at most [`THIN_MOST`]).
-    thin: Option<(usize, Thin)>,
+    /// Packs an int8 B.
+    pack_int8: Pack,
+    /// The function for products with few rows of A and a B that is not transposed.
+    thin: Option<&'static Thin>,
+    /// The function for products with few rows of A and an int8 B.
+    thin_int8: Option<&'static Thin>,
 }
 
 /// A buffer that grows and never shrinks; its first byte is aligned to a cache line.
@@ -192,7 +223,8 @@ pub unsafe fn run(p: &Matmul, team: &Team) {
 
 /// [`run`] with the code of instruction set `isa`, which this machine must have.
 pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
-    let both_bf16 = p.a.dtype == DType::BF16 && p.b.dtype == DType::BF16;
+    // An int8 is exact in bf16, too.
+    let both_bf16 = p.a.dtype == DType::BF16 && p.b.dtype != DType::F32;
     let (code, pairs): (&Code, bool) = match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the operands are valid as `Matmul` documents, and the machine has AMX.
@@ -208,6 +240,8 @@ pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
     let source = |x: &Operand, rows| Source {
         base: x.addr.0 as *const u8,
         unit: match (pairs, x.dtype) {
+            (true, DType::I8) => Unit::Int8Pair,
+            (false, DType::I8) => Unit::Int8,
             (true, _) => Unit::Pair,
             (false, DType::BF16) => Unit::Widened,
             _ => Unit::F32,
@@ -241,6 +275,8 @@ struct Product<'a, T> {
     b: Source,
     c: OutputArray<T>,
     bias: &'a [T],
+    /// The scales of an int8 B; else empty.
+    b_scale: &'a [f32],
     accumulate: bool,
     scale: f32,
     code: &'static Code,
@@ -252,17 +288,19 @@ impl<'a, T: Element> Product<'a, T> {
         // SAFETY: c has `[m, n]` elements of T; bias has `[n]` of them, or is null and read as empty.
         let (c, bias) =
             unsafe { (OutputArray::new(p.c, p.m * p.n), slice_at(p.bias, if p.bias.is_null() { 0 } else { p.n })) };
+        // SAFETY: `b_scale` has `[n]` elements, or is null and read as empty.
+        let b_scale = unsafe { slice_at(p.b_scale, if p.b_scale.is_null() { 0 } else { p.n }) };
         let (units, accumulate, scale) = (a.unit.count(p.k), p.accumulate, p.scale);
-        Product { m: p.m, n: p.n, units, a, b, c, bias, accumulate, scale, code, team }
+        Product { m: p.m, n: p.n, units, a, b, c, bias, b_scale, accumulate, scale, code, team }
     }
 
     unsafe fn run(&self, scratch: &mut Scratch) {
-        if let Some((most, thin)) = self.code.thin
-            && self.m <= THIN_PASSES * most
+        if let Some(thin) = if self.b.unit.is_int8() { self.code.thin_int8 } else { self.code.thin }
+            && self.m <= THIN_PASSES * thin.most
             && !self.b.transposed
         {
             // SAFETY: the operands are valid as `Matmul` documents; B is not transposed, and A has few enough rows.
-            return unsafe { self.thin(most, thin, scratch) };
+            return unsafe { self.thin(thin, scratch) };
         }
         let mr = self.code.mr;
         let rows = (PACKED_A / 4 / self.units.max(1)).max(4 * mr) / mr * mr;
@@ -337,6 +375,7 @@ impl<'a, T: Element> Product<'a, T> {
         // 32 units are a whole number of cache lines, so the blocks of a row of B start at cache lines if the row
         // does.
         let step = self.units.div_ceil(blocks).next_multiple_of(32);
+        let pack_b = if self.b.unit.is_int8() { self.code.pack_int8 } else { self.code.pack };
         let area = mr * nr;
         let b_words = panels.len() * step * nr;
         let sums = if blocks == 1 { area } else { area * tiles.len() * panels.len() };
@@ -349,7 +388,7 @@ impl<'a, T: Element> Product<'a, T> {
             for (i, panel) in panels.clone().enumerate() {
                 let part = Part { row: panel * nr, rows: nr.min(self.n - panel * nr), unit, units };
                 // SAFETY: `b` has room for `panels.len()` panels of `step` units.
-                unsafe { (self.code.pack)(&self.b, part, nr, b.add(i * step * nr)) };
+                unsafe { pack_b(&self.b, part, nr, b.add(i * step * nr)) };
             }
             for (t, tile) in tiles.clone().enumerate() {
                 let tile_rows = mr.min(rows - tile * mr);
@@ -369,10 +408,10 @@ impl<'a, T: Element> Product<'a, T> {
                             }
                             None => self.code.tiles[tile_rows - 1](units, a, b, acc, block > 0),
                         }
-                        std::slice::from_raw_parts(acc, tile_rows * nr)
+                        std::slice::from_raw_parts_mut(acc, tile_rows * nr)
                     };
                     if block + 1 == blocks {
-                        self.finish(acc, nr, row + tile * mr, panel * nr);
+                        self.finish(acc, nr, row + tile * mr, panel * nr..self.n.min((panel + 1) * nr));
                     }
                 }
             }
@@ -380,72 +419,50 @@ impl<'a, T: Element> Product<'a, T> {
     }
 
     /// Computes a product with few rows of A. B is read from memory once and not packed; each task reads a range of its
-    /// rows. More than `most` rows of A are divided into passes, which all read 16 rows of B before the next 16 rows.
-    unsafe fn thin(&self, most: usize, thin: Thin, scratch: &mut Scratch) {
+    /// rows. More than `thin.most` rows of A are divided into passes, which all read a group of rows of B before the
+    /// next group.
+    unsafe fn thin(&self, thin: &Thin, scratch: &mut Scratch) {
         let a = Packed(scratch.words(self.m * self.units));
-        let passes = self.m.div_ceil(most);
+        let passes = self.m.div_ceil(thin.most);
         let rows_of = |pass: usize| pass * self.m / passes..(pass + 1) * self.m / passes;
         for rows in (0..passes).map(rows_of) {
             let part = Part { row: rows.start, rows: rows.len(), unit: 0, units: self.units };
             // SAFETY: `a` has room for `m` rows of all units.
             unsafe { (self.code.pack)(&self.a, part, rows.len(), a.at(rows.start * self.units)) };
         }
-        let groups = self.n.div_ceil(THIN_ROWS);
-        let group_bytes = THIN_ROWS * self.b.k * self.b.unit.element();
+        // The largest groups of which each thread gets one.
+        let has_groups = |rows: &usize| self.n.div_ceil(*rows) >= self.team.threads();
+        let group_rows = [thin.rows, thin.rows / 2].into_iter().find(has_groups).unwrap_or(THIN_ROWS).max(THIN_ROWS);
+        let groups = self.n.div_ceil(group_rows);
+        let group_bytes = group_rows * self.b.k * self.b.unit.element();
         let runs = runs(groups, (THIN_BYTES / group_bytes.max(1)).max(1), self.team.threads());
         self.team.run(runs, |run| {
-            let mut acc = [0.0f32; THIN_MOST * THIN_ROWS];
+            let mut acc = [0.0f32; THIN_SUMS];
             for group in run * groups / runs..(run + 1) * groups / runs {
-                let (row, count) = (group * THIN_ROWS, THIN_ROWS.min(self.n - group * THIN_ROWS));
+                let (row, count) = (group * group_rows, group_rows.min(self.n - group * group_rows));
                 for rows in (0..passes).map(rows_of) {
-                    let acc = &mut acc[..rows.len() * THIN_ROWS];
+                    let acc = &mut acc[..rows.len() * thin.rows];
                     // SAFETY: the rows of B exist, and `acc` has room for their sums.
                     unsafe {
-                        thin(rows.len(), a.at(rows.start * self.units), &self.b, row, count, acc.as_mut_ptr());
+                        let a = a.at(rows.start * self.units);
+                        (thin.multiply)(rows.len(), a, &self.b, row, count, acc.as_mut_ptr());
                     }
-                    self.finish(acc, THIN_ROWS, rows.start, row);
+                    self.finish(acc, thin.rows, rows.start, row..row + count);
                 }
             }
         });
     }
 
-    /// Multiplies sums by the scale, adds bias and old C, rounds once, and stores to C. `acc` has rows of `width`
-    /// sums; the first sum belongs to element `[row, column]` of C.
-    fn finish(&self, acc: &[f32], width: usize, row: usize, column: usize) {
-        let columns = width.min(self.n - column);
-        let bias = if self.bias.is_empty() { &[] } else { &self.bias[column..column + columns] };
-        let to = Destination { c: &self.c, start: row * self.n + column, stride: self.n, columns };
-        store(acc, width, self.scale, bias, self.accumulate, to);
-    }
-}
-
-/// The part of C that sums are stored to: `columns` elements of each row. The first row's begin at index `start`, and
-/// rows are `stride` elements apart. The caller of [`store`] owns this part.
-struct Destination<'a, T> {
-    c: &'a OutputArray<T>,
-    start: usize,
-    stride: usize,
-    columns: usize,
-}
-
-simd_fn! {
-    /// Stores rows of `width` sums; those beyond the columns of `to` are left out.
-    fn store<T: Element>(acc: &[f32], width: usize, scale: f32, bias: &[T], accumulate: bool, to: Destination<T>) {
-        for (i, acc) in acc.chunks_exact(width).enumerate() {
-            // SAFETY: tasks own disjoint parts of C.
-            let c = unsafe { to.c.part(to.start + i * to.stride, to.columns) };
-            let acc = acc.iter().map(|x| x * scale);
-            match (bias.is_empty(), accumulate) {
-                (true, false) => acc.zip(c).for_each(|(x, c)| *c = T::from_f32(x)),
-                (true, true) => acc.zip(c).for_each(|(x, c)| *c = T::from_f32(c.to_f32() + x)),
-                (false, false) => {
-                    acc.zip(bias).zip(c).for_each(|((x, b), c)| *c = T::from_f32(x + b.to_f32()));
-                }
-                (false, true) => acc.zip(bias).zip(c).for_each(|((x, b), c)| {
-                    *c = T::from_f32(c.to_f32() + (x + b.to_f32()));
-                }),
-            }
+    /// Multiplies sums by the scales, adds bias and old C, rounds once, and stores to C. `acc` has rows of `width`
+    /// sums; those of the first row belong to row `row` and the given columns of C.
+    fn finish(&self, acc: &mut [f32], width: usize, row: usize, columns: std::ops::Range<usize>) {
+        if !self.b_scale.is_empty() {
+            scale_columns(acc, width, &self.b_scale[columns.clone()]);
         }
+        let bias = if self.bias.is_empty() { &[] } else { &self.bias[columns.clone()] };
+        let start = row * self.n + columns.start;
+        let to = Destination { c: &self.c, start, stride: self.n, columns: columns.len() };
+        store(acc, width, self.scale, bias, self.accumulate, to);
     }
 }
 

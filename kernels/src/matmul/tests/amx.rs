@@ -163,6 +163,7 @@ fn nothing_beyond_the_operands_is_accessed() {
                     k,
                     a: operand(0),
                     b: operand(1),
+                    b_scale: Addr::NULL,
                     c: arrays[3].addr(),
                     c_dtype,
                     bias: arrays[2].addr(),

@@ -4,10 +4,11 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
+mod int8;
 
-use super::{Matmul, Operand, cpu, formula};
-use crate::DType::{self, BF16, F32};
-use crate::checks::{TestArray, normal_numbers};
+use super::{Matmul, Operand, cpu, formula, int8_groups};
+use crate::DType::{self, BF16, F32, I8};
+use crate::checks::{TestArray, addr, normal_numbers};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, check_close, check_rounded};
 use crate::simd::{Isa, best_isa, isa};
 use crate::{Addr, Team};
@@ -76,11 +77,16 @@ fn product(isa: Isa, c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], 
 }
 
 /// Stores A `[m, k]`, B `[n, k]`, the bias and the old C as the test case says, runs the product, and returns C.
+/// An int8 B has the scales of [`scales_of_b`].
 fn with_arrays(c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], run: impl FnOnce(&Matmul)) -> Vec<f32> {
+    let int8 = c.dtypes[1] == I8;
+    let groups = int8_groups(&b.iter().map(|&x| x as i8).collect::<Vec<_>>(), if int8 { c.n } else { 0 }, c.k);
+    let b_scale = scales_of_b(b, c);
     let stored = |x: &[f32], rows, dtype, transposed| {
         TestArray::new(dtype, &if transposed { transpose(x, rows, c.k) } else { x.to_vec() })
     };
-    let (a, b) = (stored(a, c.m, c.dtypes[0], c.transposed[0]), stored(b, c.n, c.dtypes[1], c.transposed[1]));
+    let b_dtype = if int8 { BF16 } else { c.dtypes[1] };
+    let (a, b) = (stored(a, c.m, c.dtypes[0], c.transposed[0]), stored(b, c.n, b_dtype, c.transposed[1]));
     let (bias, out) = (TestArray::new(c.dtypes[2], bias), TestArray::new(c.dtypes[2], old));
     let operand = |x: &TestArray, i: usize| Operand { addr: x.addr(), dtype: c.dtypes[i], transposed: c.transposed[i] };
     let p = Matmul {
@@ -88,7 +94,8 @@ fn with_arrays(c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], run: i
         n: c.n,
         k: c.k,
         a: operand(&a, 0),
-        b: operand(&b, 1),
+        b: if int8 { Operand { addr: addr(&groups), ..operand(&b, 1) } } else { operand(&b, 1) },
+        b_scale: if int8 { addr(&b_scale) } else { Addr::NULL },
         c: out.addr(),
         c_dtype: c.dtypes[2],
         bias: if c.bias { bias.addr() } else { Addr::NULL },
@@ -108,7 +115,10 @@ struct Inputs {
 
 /// Returns pseudo-random inputs, already rounded to the dtypes in which the case stores them.
 fn inputs(c: &Case, seed: u64) -> Inputs {
-    let data = |dtype, count, seed| TestArray::new(dtype, &normal_numbers(count, seed, 1.0)).values();
+    let data = |dtype, count, seed| match dtype {
+        I8 => normal_numbers(count, seed, 50.0).iter().map(|x| x.round().clamp(-128.0, 127.0)).collect(),
+        _ => TestArray::new(dtype, &normal_numbers(count, seed, 1.0)).values(),
+    };
     let old = if c.accumulate { data(c.dtypes[2], c.m * c.n, seed + 3) } else { vec![f32::NAN; c.m * c.n] };
     Inputs {
         a: data(c.dtypes[0], c.m * c.k, seed),
@@ -116,6 +126,14 @@ fn inputs(c: &Case, seed: u64) -> Inputs {
         bias: data(c.dtypes[2], c.n, seed + 2),
         old,
     }
+}
+
+/// The scale of each row of an int8 B `[n, k]`, a function of the row alone. Scales of other operands are 1.
+fn scales_of_b(b: &[f32], c: &Case) -> Vec<f32> {
+    if c.dtypes[1] != I8 || c.k == 0 {
+        return vec![1.0; c.n];
+    }
+    b.chunks_exact(c.k).map(|row| 0.003 + 1e-5 * row[0].abs() + 1e-6 * row[c.k - 1].abs()).collect()
 }
 
 /// Returns the elements of C by the formula, and the tolerance of each. An f32 sum of k products is off by at most k
@@ -127,12 +145,14 @@ fn expected(c: &Case, x: &Inputs) -> (Vec<f64>, Vec<f64>) {
     let mut sum = formula::product(c.m, c.n, c.k, &wide(&x.a), &wide(&x.b));
     let mut bound = formula::product(c.m, c.n, c.k, &size(&x.a), &size(&x.b));
     let eps = f32::EPSILON as f64 / 2.0;
+    let b_scale = scales_of_b(&x.b, c);
     let rounding = if c.dtypes[2] == BF16 { 2f64.powi(-8) } else { eps };
     for (i, (sum, bound)) in sum.iter_mut().zip(&mut bound).enumerate() {
         let more = if c.bias { x.bias[i % c.n] as f64 } else { 0.0 };
         let more2 = if c.accumulate { x.old[i] as f64 } else { 0.0 };
-        *sum = *sum * c.scale as f64 + more + more2;
-        *bound = (*bound * c.scale.abs() as f64 + more.abs() + more2.abs()) * eps * (c.k as f64 / 4.0 + 4.0)
+        let scale = c.scale as f64 * b_scale[i % c.n] as f64;
+        *sum = *sum * scale + more + more2;
+        *bound = (*bound * scale.abs() + more.abs() + more2.abs()) * eps * (c.k as f64 / 4.0 + 4.0)
             + sum.abs() * rounding
             + 1e-36;
     }
@@ -182,6 +202,9 @@ fn check_bits(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
         same(&format!("{isa:?} {c:?} with {threads} threads"), &whole, &run(c, threads))?;
     }
     for transposed in [[false, false], [true, false], [false, true], [true, true]] {
+        if c.dtypes[1] == I8 && transposed[1] {
+            continue;
+        }
         let c = Case { transposed, ..*c };
         same(&format!("{isa:?} {c:?} with operands stored {transposed:?}"), &whole, &run(&c, 2))?;
     }
@@ -198,16 +221,27 @@ fn check_bits(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
     Ok(())
 }
 
-const COMBINATIONS: [[DType; 3]; 8] = [
+const COMBINATIONS: [[DType; 3]; 12] = [
     [F32, F32, F32],
     [F32, BF16, F32],
     [BF16, BF16, BF16],
     [BF16, BF16, F32],
+    [BF16, I8, F32],
+    [F32, I8, F32],
     [BF16, F32, F32],
     [F32, F32, BF16],
     [F32, BF16, BF16],
     [BF16, F32, BF16],
+    [BF16, I8, BF16],
+    [F32, I8, BF16],
 ];
+/// How many of the combinations differ in their sums; the others store C in another dtype.
+const SUMS: usize = 6;
+
+/// Where an operand B of this dtype may be transposed.
+fn transposed(wanted: [bool; 2], dtypes: [DType; 3]) -> [bool; 2] {
+    [wanted[0], wanted[1] && dtypes[1] != I8]
+}
 
 #[test]
 fn equals_the_formula() {
@@ -220,7 +254,7 @@ fn equals_the_formula() {
                     n,
                     k,
                     dtypes,
-                    transposed: [i % 5 == 0, i % 4 == 0],
+                    transposed: transposed([i % 5 == 0, i % 4 == 0], dtypes),
                     bias,
                     accumulate,
                     scale: SCALES[i % 3],
@@ -239,7 +273,7 @@ fn no_bit_depends_on_the_company() {
             if isa == Isa::Amx && k > 4000 {
                 continue;
             }
-            for dtypes in &COMBINATIONS[..4] {
+            for dtypes in &COMBINATIONS[..SUMS] {
                 let (bias, accumulate) = (i % 2 == 1, i % 3 == 1);
                 let c =
                     Case { m, n, k, dtypes: *dtypes, transposed: [false; 2], bias, accumulate, scale: SCALES[i % 3] };
@@ -252,14 +286,17 @@ fn no_bit_depends_on_the_company() {
 #[test]
 fn nan_infinity_and_negative_zero() {
     for isa in isas() {
-        for dtypes in &COMBINATIONS[..4] {
+        for dtypes in &COMBINATIONS[..SUMS] {
             let (m, n, k) = (15, 35, 37);
             let c =
                 Case { m, n, k, dtypes: *dtypes, transposed: [false; 2], bias: false, accumulate: false, scale: 1.0 };
             let mut x = inputs(&c, 3);
             x.a[k + 36] = f32::NAN;
             x.a[2 * k] = f32::INFINITY;
-            x.b[34 * k + 36] = f32::NEG_INFINITY;
+            let int8 = dtypes[1] == I8;
+            if !int8 {
+                x.b[34 * k + 36] = f32::NEG_INFINITY;
+            }
             x.b[3 * k..][..k].fill(0.0);
             x.a[14 * k..][..k].fill(-0.0);
             let (want, _) = expected(&c, &x);
@@ -272,7 +309,9 @@ fn nan_infinity_and_negative_zero() {
                 );
                 assert!(got[2 * n + 3].is_nan(), "{isa:?}: infinity times zero must be NaN");
                 assert_eq!(got[4 * n + 3], 0.0, "{isa:?}");
-                assert_eq!(got.iter().filter(|x| x.is_nan()).count(), n + 2, "{isa:?}: number of NaN elements in C");
+                // An int8 may be 0, which gives another NaN in the row with the infinity.
+                let nans = if int8 { want.iter().filter(|x| x.is_nan()).count() } else { n + 2 };
+                assert_eq!(got.iter().filter(|x| x.is_nan()).count(), nans, "{isa:?}: number of NaN elements in C");
             }
             check_bits(isa, &Case { m: 15, n: 35, k: 37, ..c }, 3).unwrap();
         }
@@ -317,18 +356,24 @@ fn large_products_cross_every_block() {
 
 fn any_case() -> impl Strategy<Value = Case> {
     let size = |most: usize| prop_oneof![1..=4usize, 1..=most];
-    ((size(40), size(80), size(300)), 0..8usize, any::<[bool; 2]>(), any::<bool>(), any::<bool>(), 0..3usize).prop_map(
-        |((m, n, k), dtypes, transposed, bias, accumulate, scale)| Case {
+    (
+        (size(40), size(80), size(300)),
+        0..COMBINATIONS.len(),
+        any::<[bool; 2]>(),
+        any::<bool>(),
+        any::<bool>(),
+        0..3usize,
+    )
+        .prop_map(|((m, n, k), dtypes, stored, bias, accumulate, scale)| Case {
             m,
             n,
             k,
             dtypes: COMBINATIONS[dtypes],
-            transposed,
+            transposed: transposed(stored, COMBINATIONS[dtypes]),
             bias,
             accumulate,
             scale: SCALES[scale],
-        },
-    )
+        })
 }
 
 proptest! {

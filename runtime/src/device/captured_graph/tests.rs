@@ -170,8 +170,19 @@ fn product_of_f32_and_bf16_can_be_captured() {
         let y = numbers(&d, &[0.0; 6]);
         let operand = |t: &Tensor| Operand { addr: t.addr(), dtype: t.dtype(), transposed: false };
         let (a, b, c) = (operand(&x), operand(&w), y.addr());
-        let product =
-            Matmul { m: 2, n: 3, k: 2, a, b, c, c_dtype: DType::F32, bias: Addr::NULL, accumulate: false, scale: 1.0 };
+        let product = Matmul {
+            m: 2,
+            n: 3,
+            k: 2,
+            a,
+            b,
+            b_scale: Addr::NULL,
+            c,
+            c_dtype: DType::F32,
+            bias: Addr::NULL,
+            accumulate: false,
+            scale: 1.0,
+        };
         let graph = d.capture((x.clone(), w.clone(), y.clone()), || d.launch(&Launch::Matmul(product))).unwrap();
         let others: Vec<Tensor> = (0..4).map(|_| numbers(&d, &[5.0; 6])).collect();
         d.replay(&graph).unwrap();

@@ -31,6 +31,7 @@ pub(in crate::device) fn matrix_product(a: &Tensor, b: &Tensor, c: &Tensor) -> M
         k: a.shape()[1],
         a: operand(a),
         b: operand(b),
+        b_scale: Addr::NULL,
         c: c.addr(),
         c_dtype: c.dtype(),
         bias: Addr::NULL,

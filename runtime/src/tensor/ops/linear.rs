@@ -28,7 +28,19 @@ fn operand(x: &Tensor, transposed: bool) -> Operand {
 
 /// The matrix product `c [m, n] = a · bᵀ` with a `[m, k]` and b `[n, k]`, without bias, scale or accumulation.
 fn plain(m: usize, n: usize, k: usize, a: Operand, b: Operand, c: &Tensor) -> Matmul {
-    Matmul { m, n, k, a, b, c: c.addr(), c_dtype: c.dtype(), bias: Addr::NULL, accumulate: false, scale: 1.0 }
+    Matmul {
+        m,
+        n,
+        k,
+        a,
+        b,
+        b_scale: Addr::NULL,
+        c: c.addr(),
+        c_dtype: c.dtype(),
+        bias: Addr::NULL,
+        accumulate: false,
+        scale: 1.0,
+    }
 }
 
 /// `x · wᵀ + b`: x `[.., K]`, w `[N, K]`, b `[N]` give `[.., N]` in the dtype of x. w may have another dtype.

@@ -11,6 +11,7 @@ mod attention;
 mod decode;
 mod embedding;
 mod grpo_loss;
+mod int8;
 mod linear;
 mod linear_log_prob;
 mod lora_rows;
@@ -32,6 +33,7 @@ pub use attention::{CuSeqlens, KvPages, SequencePages, attention, copy_kv_blocks
 pub use decode::{DecodeRows, DecodeSlot};
 pub use embedding::{embedding, embedding_with_vision_tokens};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
+pub use int8::{Int8Weight, int8_linear, int8_linear_with_row_adapters, int8_logits, int8_lora_linear, int8_swiglu};
 pub use linear::{Lora, linear, lora_linear, matmul};
 pub use linear_log_prob::{
     LmHeadBackend, linear_log_prob, linear_log_prob_with_backends, linear_log_prob_with_entropy, lm_head_backend,

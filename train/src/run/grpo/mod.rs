@@ -20,6 +20,7 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::features::FeatureCache;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::TextDecoder;
+use reel_model::weight::Quantization;
 use reel_model::weights::{WeightLoader, WeightSource};
 
 use crate::Result;
@@ -171,7 +172,13 @@ fn first_weights(setup: &GrpoSetup, trainer: &Trainer) -> Result<Qwen25Vl> {
 /// the model without its adapter.
 pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Result<Qwen25Vl> {
     let (policy, config) = (&trainer.model, &trainer.model.config);
-    let loader = WeightLoader { device: &trainer.device, source: weights, dtype: trainer.dtype, trainable: &|_| false };
+    let loader = WeightLoader {
+        device: &trainer.device,
+        source: weights,
+        dtype: trainer.dtype,
+        quantization: Quantization::None,
+        trainable: &|_| false,
+    };
     let mut reference = match (trainer.hyperparameters.lora.is_some(), policy.trains_vision()) {
         (true, _) => policy.without_adapter(),
         // If the vision tower is frozen, policy and reference share it and its feature cache.

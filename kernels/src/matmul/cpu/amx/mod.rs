@@ -8,6 +8,8 @@
 //! B is [n, k]  (forward):   rows = B in place,               pairs = A, packed once per call      sums are [n, m]
 //! B is [k, n]  (gradients): rows = A, packed once per call,  pairs = B, packed block by block     sums are [m, n]
 //!
+//! B is int8 (forward):      like B [k, n]; a block is widened while it is packed
+//!
 //! for each block of k (512 elements), panel of 32 columns of C, and 32 rows of C:      # a task has up to 8 panels
 //!     tiles 0..3 = 0, or the sums of the block of k before
 //!     for each 32 elements of k:  load tiles 4, 5 (rows) and 6, 7 (pairs); four tdpbf16ps
@@ -30,7 +32,7 @@ mod pack;
 mod tiles;
 
 use super::avx512::transpose;
-use super::{LAUNCH, PACK_ALONE, Packed, Scratch, Source, TASK, THIN_BYTES, Unit, runs};
+use super::{LAUNCH, PACK_ALONE, Packed, Part, Scratch, Source, TASK, THIN_BYTES, Unit, int8, runs};
 use crate::matmul::{Matmul, Operand};
 use crate::simd::amx::Tiles;
 use crate::view::{OutputArray, slice_at};
@@ -109,6 +111,8 @@ struct Product<'a, T> {
     b: Source,
     c: OutputArray<T>,
     bias: &'a [T],
+    /// The scales of an int8 B; else empty.
+    b_scale: &'a [f32],
     accumulate: bool,
     scale: f32,
     team: &'a Team,
@@ -132,17 +136,20 @@ impl<'a, T: Element> Product<'a, T> {
     unsafe fn new(p: &Matmul, team: &'a Team, blocking: &'a Blocking) -> Self {
         let source = |x: &Operand, rows| Source {
             base: x.addr.0 as *const u8,
-            unit: Unit::Pair,
-            transposed: x.transposed,
+            unit: if x.dtype == DType::I8 { Unit::Int8Pair } else { Unit::Pair },
+            // Int8 has to be packed as well.
+            transposed: x.transposed || x.dtype == DType::I8,
             rows,
             k: p.k,
         };
         // SAFETY: c has `[m, n]` elements of T; bias has `[n]` of them, or is null and read as empty.
         let (c, bias) =
             unsafe { (OutputArray::new(p.c, p.m * p.n), slice_at(p.bias, if p.bias.is_null() { 0 } else { p.n })) };
+        // SAFETY: `b_scale` has `[n]` elements, or is null and read as empty.
+        let b_scale = unsafe { slice_at(p.b_scale, if p.b_scale.is_null() { 0 } else { p.n }) };
         let (a, b) = (source(&p.a, p.m), source(&p.b, p.n));
         let (accumulate, scale, steps) = (p.accumulate, p.scale, p.k.div_ceil(STEP));
-        Product { m: p.m, n: p.n, k: p.k, steps, a, b, c, bias, accumulate, scale, team, blocking }
+        Product { m: p.m, n: p.n, k: p.k, steps, a, b, c, bias, b_scale, accumulate, scale, team, blocking }
     }
 
     /// Words of 32 packed rows of A.
@@ -313,6 +320,15 @@ impl<'a, T: Element> Product<'a, T> {
             steps,
             tail: null(),
         };
+        if self.b.unit == Unit::Int8Pair {
+            for (i, half) in halves.into_iter().enumerate() {
+                let part =
+                    Part { row: row + i * SIDE, rows: SIDE, unit: steps.start * SIDE, units: steps.len() * SIDE };
+                // SAFETY: `dst` has room for both halves.
+                unsafe { int8::avx512::pack(&self.b, part, SIDE, half) };
+            }
+            return packed(halves, steps.len());
+        }
         if self.b.transposed {
             // SAFETY: the columns exist, and `dst` has room for them.
             unsafe { pack_pairs(&self.b, row..row + rows, steps.clone(), halves) };
@@ -343,7 +359,8 @@ impl<'a, T: Element> Product<'a, T> {
     /// along k has, beginning with a step. In a panel of rows the lines of a step are those of 32 columns of C; else,
     /// of 32 k.
     fn prefetch(&self, (panel, step): (usize, usize), lines: Range<usize>) -> Prefetch {
-        if panel * BLOCK >= self.n {
+        // Int8 lies in few streams of neighbouring lines, which the processor prefetches.
+        if panel * BLOCK >= self.n || self.b.unit == Unit::Int8Pair {
             return Prefetch::NONE;
         }
         let (row, column, stride) = if self.b.transposed {
@@ -453,12 +470,17 @@ impl<'a, T: Element> Product<'a, T> {
             if !self.b.transposed {
                 lines = transpose(lines);
             }
+            let b_scale = if self.b_scale.is_empty() { None } else { Some(&self.b_scale[column..column + columns]) };
             let bias = if self.bias.is_empty() { None } else { Some(&self.bias[column..column + columns]) };
             for (x, line) in lines.into_iter().enumerate().take(self.m - row) {
                 // SAFETY: tasks own disjoint parts of C; the mask selects the columns of the part and of the bias.
                 unsafe {
                     let c = self.c.part((row + x) * self.n + column, columns);
-                    let mut sum = _mm512_mul_ps(_mm512_castsi512_ps(line), scale);
+                    let mut sum = _mm512_castsi512_ps(line);
+                    if let Some(b_scale) = b_scale {
+                        sum = _mm512_mul_ps(sum, load_lanes(b_scale.as_ptr(), mask));
+                    }
+                    sum = _mm512_mul_ps(sum, scale);
                     if let Some(bias) = bias {
                         sum = _mm512_add_ps(sum, load_lanes(bias.as_ptr(), mask));
                     }

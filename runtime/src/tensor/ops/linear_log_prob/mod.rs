@@ -225,6 +225,7 @@ impl Head {
             k: columns,
             a: Operand { addr: d_logits.addr(), dtype: d_logits.dtype(), transposed: false },
             b: Operand { addr: w.addr(), dtype: w.dtype(), transposed: true },
+            b_scale: Addr::NULL,
             c: dh.addr(),
             c_dtype: dh.dtype(),
             bias: Addr::NULL,

@@ -58,6 +58,7 @@ impl Head {
             k: self.hidden,
             a: of(&self.h, rows)?,
             b: of(&self.w, columns)?,
+            b_scale: Addr::NULL,
             c: to.addr(),
             c_dtype: DType::F32,
             bias: Addr::NULL,

@@ -142,15 +142,21 @@ pub fn skinny_logits(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<Tensor> {
     if !uses_skinny_kernel(cx, x, w)? {
         return matmul(cx, x, w, DType::F32);
     }
-    // Widening bf16 rows to f32 is exact; for so few rows it takes little time compared with reading the weight.
-    let wide = if x.dtype() == DType::F32 { x.clone() } else { cx.empty(x.shape(), DType::F32)? };
-    if x.dtype() != DType::F32 {
-        let params = CastParams { src: x.addr(), dst: wide.addr(), count: x.count() as u64 };
-        cx.launch(&elementwise::cast(x.dtype(), DType::F32, &params))?;
-    }
+    let wide = widened(cx, x)?;
     let (params, y) = product(cx, &wide, w)?;
     cx.launch(&skinny::linear(DType::F32, WeightFormat::Bf16, &params))?;
     Ok(y)
+}
+
+/// x as f32, which is exact. For few rows it takes little time compared with reading a weight.
+pub(super) fn widened(cx: &Cx, x: &Tensor) -> Result<Tensor> {
+    if x.dtype() == DType::F32 {
+        return Ok(x.clone());
+    }
+    let wide = cx.empty(x.shape(), DType::F32)?;
+    let params = CastParams { src: x.addr(), dst: wide.addr(), count: x.count() as u64 };
+    cx.launch(&elementwise::cast(x.dtype(), DType::F32, &params))?;
+    Ok(wide)
 }
 
 #[cfg(test)]

@@ -1,0 +1,359 @@
+//! Int8 operands B, which are stored in groups of 16 rows, `[n / 16][k][16]`. This file packs them for the tile
+//! functions, which serve products with many rows of A, and has the loops for products with few rows of A:
+//!
+//! ```text
+//! for each 1 to 4 groups of B:                       # 16 to 64 columns of C
+//!     for each unit u of k:
+//!         b[g] = widen(16 bytes of group g)          # one unit of 16 rows, in one register
+//!         for each row i of A:  sums[i][g] = fma(a[u][i], b[g], sums[i][g])
+//! ```
+//!
+//! A sum has the same order as in the tile functions. Several groups at a time give independent sums, so that the
+//! processor need not wait for one before the next.
+
+use super::{Part, Source, Thin, Unit};
+use crate::matmul::INT8_GROUP;
+
+/// Columns of C that a call of a [`Thin`] function has room for.
+pub(super) const THIN_ROWS: usize = 64;
+/// Bytes from a read to what is prefetched meanwhile in the same group.
+const AHEAD: usize = 2048;
+/// Units of f32 in a cache line of a group.
+const LINE: usize = 4;
+
+/// Returns the address of unit `unit` (an element along k) of the group of rows that has row `row`.
+fn group_at(source: &Source, row: usize, k: usize) -> *const u8 {
+    source.base.wrapping_add((row / INT8_GROUP * source.k + k) * INT8_GROUP)
+}
+
+/// Whether the operand stores row `row`, as one of its rows or as a row of zeros.
+fn is_stored(source: &Source, row: usize) -> bool {
+    row < source.rows.next_multiple_of(INT8_GROUP)
+}
+
+/// Packs a block of an int8 operand, each element as one f32.
+///
+/// # Safety
+/// The operand is int8; `dst` has room for `[part.units][width]`.
+pub(super) unsafe fn pack_plain(source: &Source, part: Part, width: usize, dst: *mut u32) {
+    // SAFETY: `dst` has room for `[part.units][width]`.
+    let dst = unsafe { std::slice::from_raw_parts_mut(dst, part.units * width) };
+    for (u, unit) in dst.chunks_exact_mut(width).enumerate() {
+        for (lane, word) in unit.iter_mut().enumerate() {
+            let row = part.row + lane;
+            *word = if lane < part.rows && is_stored(source, row) {
+                // SAFETY: the group is stored, and the unit is one of its k.
+                let x = unsafe { *group_at(source, row, part.unit + u).add(row % INT8_GROUP) } as i8;
+                (x as f32).to_bits()
+            } else {
+                0
+            };
+        }
+    }
+}
+
+/// The bytes of `G` neighbouring groups.
+#[derive(Clone, Copy)]
+struct Groups {
+    /// The first byte of the first group.
+    base: *const u8,
+    /// Elements along k.
+    k: usize,
+}
+
+impl Groups {
+    /// The 16 bytes of element `k` of group `group`.
+    fn at(&self, group: usize, k: usize) -> *const u8 {
+        self.base.wrapping_add((group * self.k + k) * INT8_GROUP)
+    }
+
+    /// What to prefetch in each of `count` groups while element `k` is read: bytes of the same group, or near its end
+    /// bytes of the group that the same loop reads next, as an offset from the element.
+    fn ahead(&self, count: usize, k: usize) -> usize {
+        let ends = k * INT8_GROUP + AHEAD >= self.k * INT8_GROUP;
+        AHEAD + if ends { (count - 1) * self.k * INT8_GROUP } else { 0 }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512 {
+    use super::*;
+    use std::arch::x86_64::*;
+
+    /// f32 multiply-adds.
+    pub(in super::super) static THIN_F32: Thin = Thin { most: 12, rows: THIN_ROWS, multiply: thin_f32 };
+    /// bf16 dot products.
+    pub(in super::super) static THIN_BF16: Thin = Thin { most: 12, rows: THIN_ROWS, multiply: thin_bf16 };
+
+    /// Reads one element of 16 rows as f32.
+    ///
+    /// # Safety
+    /// 16 bytes are readable.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline]
+    unsafe fn widen(at: *const u8) -> __m512 {
+        // SAFETY: 16 bytes are readable.
+        _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(at.cast()) }))
+    }
+
+    /// Reads two neighbouring elements along k of 16 rows as pairs of bf16. The second is 0 if `both` is false.
+    ///
+    /// # Safety
+    /// 32 bytes are readable; 16 if `both` is false.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline]
+    unsafe fn widen_pair(at: *const u8, both: bool) -> __m512i {
+        // SAFETY: as many bytes are readable.
+        let (even, odd) = unsafe { (widen(at), if both { widen(at.add(INT8_GROUP)) } else { _mm512_setzero_ps() }) };
+        let high = _mm512_and_si512(_mm512_castps_si512(odd), _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        _mm512_or_si512(_mm512_srli_epi32::<16>(_mm512_castps_si512(even)), high)
+    }
+
+    /// Packs a block of an int8 operand as f32 or as pairs of bf16, as its [`Unit`] says; `width` is a multiple of 16,
+    /// and the block begins with a group. Units beyond the end of k are 0.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 F and BW; the operand is int8; `dst` has room for `[part.units][width]`.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(in super::super) unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
+        for lane in (0..width).step_by(INT8_GROUP) {
+            let row = part.row + lane;
+            for u in 0..part.units {
+                let unit = part.unit + u;
+                let k = if source.unit == Unit::Int8Pair { 2 * unit } else { unit };
+                let words = if !is_stored(source, row) || k >= source.k {
+                    _mm512_setzero_si512()
+                } else {
+                    // SAFETY: the group is stored and has element `k`; the one after it is read only if it exists.
+                    unsafe {
+                        match source.unit {
+                            Unit::Int8Pair => widen_pair(group_at(source, row, k), k + 1 < source.k),
+                            _ => _mm512_castps_si512(widen(group_at(source, row, k))),
+                        }
+                    }
+                };
+                // SAFETY: `dst` has room for `[part.units][width]`.
+                unsafe { _mm512_storeu_si512(dst.add(u * width + lane).cast(), words) };
+            }
+        }
+    }
+
+    /// Adds the products of one unit to all sums.
+    macro_rules! step {
+        (f32, $sums:ident, $a:expr, $b:ident, $k:ident, $both:expr) => {{
+            let mut b = [_mm512_setzero_ps(); G];
+            for g in 0..G {
+                b[g] = widen($b.at(g, $k));
+            }
+            for m in 0..M {
+                let a = _mm512_set1_ps(f32::from_bits(*$a.add(m)));
+                for g in 0..G {
+                    $sums[m][g] = _mm512_fmadd_ps(b[g], a, $sums[m][g]);
+                }
+            }
+        }};
+        (bf16, $sums:ident, $a:expr, $b:ident, $k:ident, $both:expr) => {{
+            let mut b = [_mm512_setzero_si512(); G];
+            for g in 0..G {
+                b[g] = widen_pair($b.at(g, $k), $both);
+            }
+            for m in 0..M {
+                let a = _mm512_set1_epi32(*$a.add(m) as i32);
+                for g in 0..G {
+                    // Both types have 512 bits, and every bit pattern is valid.
+                    let (b, a) =
+                        (std::mem::transmute::<__m512i, __m512bh>(b[g]), std::mem::transmute::<__m512i, __m512bh>(a));
+                    $sums[m][g] = _mm512_dpbf16_ps($sums[m][g], b, a);
+                }
+            }
+        }};
+    }
+
+    macro_rules! thin {
+        ($name:ident, $sweep:ident, $groups:ident, $features:literal, $unit:ident, $each:literal) => {
+            /// # Safety
+            /// The processor has the named features; `a` holds `[units][m]` with `m` of 1 to 12; the groups with rows
+            /// `row .. row + rows` are stored, and `row` begins one; `acc` is `[m][THIN_ROWS]`.
+            unsafe fn $name(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+                // SAFETY: the conditions of this function are those of `$sweep`.
+                unsafe {
+                    match m {
+                        1 => $sweep::<1, 4>(a, b, row, rows, acc),
+                        2 => $sweep::<2, 4>(a, b, row, rows, acc),
+                        3 => $sweep::<3, 4>(a, b, row, rows, acc),
+                        4 => $sweep::<4, 4>(a, b, row, rows, acc),
+                        5 => $sweep::<5, 4>(a, b, row, rows, acc),
+                        6 => $sweep::<6, 4>(a, b, row, rows, acc),
+                        7 => $sweep::<7, 2>(a, b, row, rows, acc),
+                        8 => $sweep::<8, 2>(a, b, row, rows, acc),
+                        9 => $sweep::<9, 2>(a, b, row, rows, acc),
+                        10 => $sweep::<10, 2>(a, b, row, rows, acc),
+                        11 => $sweep::<11, 2>(a, b, row, rows, acc),
+                        _ => $sweep::<12, 2>(a, b, row, rows, acc),
+                    }
+                }
+            }
+
+            /// Computes M rows of C, G groups of columns at a time.
+            #[target_feature(enable = $features)]
+            unsafe fn $sweep<const M: usize, const G: usize>(
+                a: *const u32,
+                b: &Source,
+                row: usize,
+                rows: usize,
+                acc: *mut f32,
+            ) {
+                let (count, mut group) = (rows.div_ceil(INT8_GROUP), 0);
+                while group < count {
+                    let at = Groups { base: group_at(b, row + group * INT8_GROUP, 0), k: b.k };
+                    // SAFETY: the groups from `group` on are stored, and their columns lie inside `acc`.
+                    unsafe {
+                        let acc = acc.add(group * INT8_GROUP);
+                        match count - group {
+                            left if left >= G => {
+                                $groups::<M, G>(a, at, acc);
+                                group += G;
+                            }
+                            2.. => {
+                                $groups::<M, 2>(a, at, acc);
+                                group += 2;
+                            }
+                            _ => {
+                                $groups::<M, 1>(a, at, acc);
+                                group += 1;
+                            }
+                        }
+                    }
+                }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn $groups<const M: usize, const G: usize>(a: *const u32, b: Groups, acc: *mut f32) {
+                let mut sums = [[_mm512_setzero_ps(); G]; M];
+                let whole = b.k / LINE * LINE;
+                for first in (0..whole).step_by(LINE) {
+                    let ahead = b.ahead(G, first);
+                    for g in 0..G {
+                        _mm_prefetch::<_MM_HINT_T0>(b.at(g, first).wrapping_add(ahead).cast());
+                    }
+                    for k in (first..first + LINE).step_by($each) {
+                        // SAFETY: each of the G groups has elements `k .. k + $each`, and `a` holds their units.
+                        unsafe { step!($unit, sums, a.add(k / $each * M), b, k, true) };
+                    }
+                }
+                for k in (whole..b.k).step_by($each) {
+                    // SAFETY: each of the G groups has element `k`, and `a` holds its unit.
+                    unsafe { step!($unit, sums, a.add(k / $each * M), b, k, k + 1 < b.k) };
+                }
+                for m in 0..M {
+                    for g in 0..G {
+                        // SAFETY: row `m` of `acc` has room for G groups of columns.
+                        unsafe { _mm512_storeu_ps(acc.add(m * THIN_ROWS + g * INT8_GROUP), sums[m][g]) };
+                    }
+                }
+            }
+        };
+    }
+
+    thin!(thin_f32, sweep_f32, groups_f32, "avx512f,avx512bw", f32, 1);
+    thin!(thin_bf16, sweep_bf16, groups_bf16, "avx512f,avx512bw,avx512bf16", bf16, 2);
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx2 {
+    use super::*;
+    use std::arch::x86_64::*;
+
+    /// f32 multiply-adds.
+    pub(in super::super) static THIN_F32: Thin = Thin { most: 4, rows: THIN_ROWS, multiply: thin };
+
+    /// Reads one element of 8 rows as f32.
+    ///
+    /// # Safety
+    /// 8 bytes are readable.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    unsafe fn widen(at: *const u8) -> __m256 {
+        // SAFETY: 8 bytes are readable.
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(at.cast()) }))
+    }
+
+    /// Packs a block of an int8 operand as f32; `width` is 16, and the block begins with a group.
+    ///
+    /// # Safety
+    /// The processor has AVX2; the operand is int8; `dst` has room for `[part.units][width]`.
+    #[target_feature(enable = "avx2,fma")]
+    pub(in super::super) unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
+        if width != INT8_GROUP || !is_stored(source, part.row) {
+            // SAFETY: the conditions of this function.
+            return unsafe { pack_plain(source, part, width, dst) };
+        }
+        for u in 0..part.units {
+            for half in [0, 8] {
+                // SAFETY: the group is stored and has this element; `dst` has room for it.
+                unsafe {
+                    let x = widen(group_at(source, part.row, part.unit + u).add(half));
+                    _mm256_storeu_ps(dst.add(u * width + half).cast(), x);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The processor has AVX2 and FMA; `a` holds `[units][m]` with `m` of 1 to 4; the groups with rows `row .. row +
+    /// rows` are stored, and `row` begins one; `acc` is `[m][THIN_ROWS]`.
+    unsafe fn thin(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+        let count = rows.div_ceil(INT8_GROUP);
+        let at_once = match m {
+            1 => 4,
+            2 => 2,
+            _ => 1,
+        };
+        let mut group = 0;
+        while group < count {
+            let at = Groups { base: group_at(b, row + group * INT8_GROUP, 0), k: b.k };
+            let now = if count - group >= at_once { at_once } else { 1 };
+            // SAFETY: the groups from `group` on are stored, and their columns lie inside `acc`.
+            unsafe {
+                let acc = acc.add(group * INT8_GROUP);
+                match (m, now) {
+                    (1, 4) => groups::<1, 4, 8>(a, at, acc),
+                    (1, _) => groups::<1, 1, 2>(a, at, acc),
+                    (2, 2) => groups::<2, 2, 4>(a, at, acc),
+                    (2, _) => groups::<2, 1, 2>(a, at, acc),
+                    (3, _) => groups::<3, 1, 2>(a, at, acc),
+                    (_, _) => groups::<4, 1, 2>(a, at, acc),
+                }
+            }
+            group += now;
+        }
+    }
+
+    /// Computes M rows of C for G groups of columns, which are HALVES = 2 G vectors of 8.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn groups<const M: usize, const G: usize, const HALVES: usize>(a: *const u32, b: Groups, acc: *mut f32) {
+        let mut sums = [[_mm256_setzero_ps(); HALVES]; M];
+        for k in 0..b.k {
+            if k % LINE == 0 {
+                for g in 0..G {
+                    _mm_prefetch::<_MM_HINT_T0>(b.at(g, k).wrapping_add(b.ahead(G, k)).cast());
+                }
+            }
+            for h in 0..HALVES {
+                // SAFETY: group `h / 2` has element `k` of 16 rows, and `a` holds `[k][M]`.
+                unsafe {
+                    let b = widen(b.at(h / 2, k).add(h % 2 * 8));
+                    for m in 0..M {
+                        sums[m][h] = _mm256_fmadd_ps(_mm256_set1_ps(f32::from_bits(*a.add(k * M + m))), b, sums[m][h]);
+                    }
+                }
+            }
+        }
+        for m in 0..M {
+            for h in 0..HALVES {
+                // SAFETY: row `m` of `acc` has room for G groups of columns.
+                unsafe { _mm256_storeu_ps(acc.add(m * THIN_ROWS + h * 8), sums[m][h]) };
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The weight of a linear layer of the decoder, in the dtype of the model or quantised to int8.
+
+use rayon::prelude::*;
+use reel_kernels::int8::{quantize_bf16_row, quantize_row};
+use reel_runtime::ops::{self, Int8Weight, Lora, RowAdapters};
+use reel_runtime::{Cx, DType, Device, Tensor};
+
+use crate::checkpoint::{Checkpoint, StoredDType};
+use crate::error::{ModelError, Result};
+use crate::weights::{WeightLoader, WeightSource, widen_to_f32};
+
+/// How the weights of the decoder's linear layers and of the output layer are stored. The vision tower, embeddings,
+/// norms, biases and LoRA adapters always have the dtype of the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Quantization {
+    /// In the dtype of the model.
+    #[default]
+    None,
+    /// int8 with one scale for each row: symmetric, rounded to nearest. For inference only.
+    Int8,
+}
+
+/// The LoRA adapters of a layer in a decode step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LayerAdapter<'a> {
+    None,
+    /// All rows have this one.
+    One(&'a Lora),
+    /// Each row has its own, or none.
+    OfRows(RowAdapters<'a>),
+}
+
+/// A weight `[out, in]`.
+#[derive(Clone, Debug)]
+pub(crate) enum Weight {
+    /// f32 or bf16.
+    Dense(Tensor),
+    /// int8 with one scale for each row.
+    Int8(Int8Weight),
+}
+
+impl Weight {
+    /// Loads tensor `name`, and quantises it if the loader says so.
+    ///
+    /// # Errors
+    /// The tensor is missing or has another shape, or has a NaN or an infinity that would have to be quantised; out of
+    /// memory.
+    pub(crate) fn load(from: &WeightLoader, name: &str, shape: [usize; 2]) -> Result<Weight> {
+        Ok(match (from.quantization, from.source) {
+            (Quantization::None, _) => Weight::Dense(from.load(name, &shape, &shape)?),
+            (Quantization::Int8, WeightSource::Files(files)) => {
+                Weight::Int8(quantize(from.device, files, name, shape)?)
+            }
+            (Quantization::Int8, WeightSource::Uninitialised(_)) => {
+                Weight::Int8(Int8Weight::uninitialised(from.device, shape)?)
+            }
+        })
+    }
+
+    /// The tensors that hold the weight.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let (dense, int8) = match self {
+            Weight::Dense(w) => (Some(w), None),
+            Weight::Int8(w) => (None, Some(w.tensors())),
+        };
+        dense.into_iter().chain(int8.into_iter().flatten())
+    }
+
+    /// `x · weightᵀ + bias`, with the output of an adapter.
+    pub(crate) fn linear(&self, cx: &Cx, x: &Tensor, bias: Option<&Tensor>, adapter: Option<&Lora>) -> Result<Tensor> {
+        Ok(match (self, adapter) {
+            (Weight::Dense(w), None) => ops::linear(cx, x, w, bias)?,
+            (Weight::Dense(w), Some(lora)) => ops::lora_linear(cx, x, w, bias, lora)?,
+            (Weight::Int8(w), None) => ops::int8_linear(cx, x, w, bias, None)?,
+            (Weight::Int8(w), Some(lora)) => ops::int8_lora_linear(cx, x, w, bias, lora, None)?,
+        })
+    }
+
+    /// [`Weight::linear`] of a decode step, plus `residual`. Has no backward rule.
+    pub(crate) fn linear_skinny(
+        &self,
+        cx: &Cx,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        adapter: LayerAdapter,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        use LayerAdapter as A;
+        Ok(match (self, adapter) {
+            (Weight::Dense(w), A::None) => ops::skinny_linear(cx, x, w, bias, residual)?,
+            (Weight::Dense(w), A::One(lora)) => ops::skinny_lora_linear(cx, x, w, bias, lora, residual)?,
+            (Weight::Dense(w), A::OfRows(a)) => ops::skinny_linear_with_row_adapters(cx, x, w, bias, a, residual)?,
+            (Weight::Int8(w), A::None) => ops::int8_linear(cx, x, w, bias, residual)?,
+            (Weight::Int8(w), A::One(lora)) => ops::int8_lora_linear(cx, x, w, bias, lora, residual)?,
+            (Weight::Int8(w), A::OfRows(a)) => ops::int8_linear_with_row_adapters(cx, x, w, bias, a, residual)?,
+        })
+    }
+
+    /// `silu(x · gateᵀ) · (x · upᵀ)` of a decode step; `None` if the two weights are stored in different ways. Has no
+    /// backward rule.
+    pub(crate) fn swiglu_skinny(cx: &Cx, x: &Tensor, gate: &Weight, up: &Weight) -> Result<Option<Tensor>> {
+        Ok(match (gate, up) {
+            (Weight::Dense(gate), Weight::Dense(up)) => Some(ops::skinny_swiglu(cx, x, gate, up)?),
+            (Weight::Int8(gate), Weight::Int8(up)) => Some(ops::int8_swiglu(cx, x, gate, up)?),
+            _ => None,
+        })
+    }
+
+    /// Logits `x · weightᵀ` in f32, for a decode step if `skinny`. Has no backward rule.
+    pub(crate) fn logits(&self, cx: &Cx, x: &Tensor, skinny: bool) -> Result<Tensor> {
+        Ok(match self {
+            Weight::Dense(w) if skinny => ops::skinny_logits(cx, x, w)?,
+            Weight::Dense(w) => ops::matmul(cx, x, w, DType::F32)?,
+            Weight::Int8(w) => ops::int8_logits(cx, x, w)?,
+        })
+    }
+}
+
+/// Rows that a thread quantises at a time: few enough to stay in its second-level cache as f32.
+const ROWS_AT_ONCE: usize = 4 * Int8Weight::ROWS;
+
+/// Bytes of a file that are quantised before their pages are given back (16 MiB).
+const BYTES_AT_ONCE: usize = 16 << 20;
+
+/// Quantises a stored tensor. The pages of the file that it has read leave the process's memory.
+fn quantize(device: &Device, files: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<Int8Weight> {
+    let view = files.tensor_with_shape(name, &shape)?;
+    let weight = Int8Weight::uninitialised(device, shape)?;
+    let part_bytes = (ROWS_AT_ONCE * shape[1] * view.dtype.element_bytes()).max(1);
+    let parts = BYTES_AT_ONCE.div_ceil(part_bytes);
+    for (i, block) in view.bytes.chunks(parts * part_bytes).enumerate() {
+        block.par_chunks(part_bytes).enumerate().try_for_each(|(part, stored)| {
+            let first = (i * parts + part) * ROWS_AT_ONCE;
+            let (elements, scales) =
+                quantize_stored_rows(view.dtype, stored, shape[1]).map_err(|row| not_finite(name, first + row))?;
+            Ok::<(), ModelError>(weight.write_rows(first, &elements, &scales)?)
+        })?;
+        view.file.forget_pages(view.offset + i * parts * part_bytes, block.len());
+    }
+    Ok(weight)
+}
+
+/// int8 elements `[R, K]` and scales `[R]` of some rows; or the index of a row with a NaN or an infinity.
+type QuantizedRows = Result<(Vec<i8>, Vec<f32>), usize>;
+
+/// Quantises rows of `k` stored elements.
+fn quantize_stored_rows(dtype: StoredDType, stored: &[u8], k: usize) -> QuantizedRows {
+    match (dtype, bytemuck::try_cast_slice(stored), bytemuck::try_cast_slice(stored)) {
+        (StoredDType::Bf16, Ok(rows), _) => quantize_rows(rows, k, quantize_bf16_row),
+        (StoredDType::F32, _, Ok(rows)) => quantize_rows(rows, k, quantize_row),
+        // The checkpoint has checked that the bytes are whole elements.
+        _ => quantize_rows(&widen_to_f32(dtype, stored).unwrap_or_default(), k, quantize_row),
+    }
+}
+
+fn quantize_rows<T>(rows: &[T], k: usize, quantize_row: fn(&[T], &mut [i8]) -> Option<f32>) -> QuantizedRows {
+    let mut elements = vec![0; rows.len()];
+    let rows = rows.chunks_exact(k).zip(elements.chunks_exact_mut(k)).enumerate();
+    let scales = rows.map(|(i, (row, elements))| quantize_row(row, elements).ok_or(i)).collect::<Result<_, _>>()?;
+    Ok((elements, scales))
+}
+
+fn not_finite(name: &str, row: usize) -> ModelError {
+    ModelError::weights(
+        name,
+        format!("row {row} has a NaN or an infinity, which int8 cannot store"),
+        "copy or download the file again; a model that trained to NaN cannot be used",
+    )
+}

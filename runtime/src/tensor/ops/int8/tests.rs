@@ -1,0 +1,181 @@
+use proptest::prelude::*;
+use reel_kernels::compile;
+use reel_kernels::int8::quantize_row;
+
+use super::*;
+use crate::device::SimOptions;
+use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};
+
+/// A random weight `[n, k]`: its int8 elements and its scales.
+fn quantised([n, k]: [usize; 2], seed: u32) -> (Vec<i8>, Vec<f32>) {
+    let mut elements = vec![0; n * k];
+    let rows = pseudo_random_numbers(n * k, seed);
+    let scales =
+        rows.chunks_exact(k).zip(elements.chunks_exact_mut(k)).map(|(row, q)| quantize_row(row, q).unwrap()).collect();
+    (elements, scales)
+}
+
+fn weight(device: &Device, shape: [usize; 2], seed: u32) -> Int8Weight {
+    let (elements, scales) = quantised(shape, seed);
+    let w = Int8Weight::uninitialised(device, shape).unwrap();
+    // Two calls, in the wrong order.
+    let first = shape[0] / 2 / Int8Weight::ROWS * Int8Weight::ROWS;
+    w.write_rows(first, &elements[first * shape[1]..], &scales[first..]).unwrap();
+    w.write_rows(0, &elements[..first * shape[1]], &scales[..first]).unwrap();
+    w
+}
+
+fn tensor(device: &Device, shape: &[usize], dtype: DType, seed: u32) -> Tensor {
+    let values = pseudo_random_numbers(shape.iter().product(), seed);
+    Tensor::from_f32(device, shape, dtype, &values, MemoryCategory::Weights).unwrap()
+}
+
+/// The results of all ops: `int8_linear` with bias and residual, `int8_swiglu`, `int8_logits` and `int8_lora_linear`.
+fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<f32>; 4] {
+    let cx = Cx::inference(device, dtype);
+    let of = |shape: &[usize], salt| tensor(device, shape, dtype, seed ^ salt);
+    let (w, up) = (weight(device, [n, k], seed ^ 2), weight(device, [n, k], seed ^ 3));
+    let (x, b, r) = (of(&[m, k], 1), of(&[n], 4), of(&[m, n], 5));
+    let lora = Lora { down: of(&[3, k], 6), up: of(&[n, 3], 7), scale: 0.6 };
+    let all = [
+        int8_linear(&cx, &x, &w, Some(&b), Some(&r)).unwrap(),
+        int8_swiglu(&cx, &x, &w, &up).unwrap(),
+        int8_logits(&cx, &x, &w).unwrap(),
+        int8_lora_linear(&cx, &x, &w, Some(&b), &lora, Some(&r)).unwrap(),
+    ];
+    let dtypes = [dtype, dtype, DType::F32, dtype];
+    assert!(all.iter().zip(dtypes).all(|(t, dtype)| t.shape() == [m, n] && t.dtype() == dtype));
+    all.map(|t| t.to_f32().unwrap())
+}
+
+/// The same results in f64, from the same rounded inputs; and for each result the sum of its terms' magnitudes.
+fn formulas(dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<(f64, f64)>; 4] {
+    let cpu = Device::cpu(1);
+    let of = |shape: &[usize], salt| -> Vec<f64> {
+        tensor(&cpu, shape, dtype, seed ^ salt).to_f32().unwrap().into_iter().map(f64::from).collect()
+    };
+    let (x, b, r, down, up_factor) = (of(&[m, k], 1), of(&[n], 4), of(&[m, n], 5), of(&[3, k], 6), of(&[n, 3], 7));
+    let product = |salt: u32| -> Vec<(f64, f64)> {
+        let (q, scales) = quantised([n, k], seed ^ salt);
+        let terms = |row: usize, column: usize| {
+            let (x, q) = (&x[row * k..][..k], &q[column * k..][..k]);
+            let scale = scales[column] as f64;
+            x.iter().zip(q).map(|(x, &q)| x * q as f64 * scale).fold((0.0, 0.0), |(s, a), t| (s + t, a + t.abs()))
+        };
+        (0..m * n).map(|i| terms(i / n, i % n)).collect()
+    };
+    let (gate, up) = (product(2), product(3));
+    let with = |more: &dyn Fn(usize) -> (f64, f64)| -> Vec<(f64, f64)> {
+        gate.iter().enumerate().map(|(i, (y, size))| (y + more(i).0, size + more(i).1)).collect()
+    };
+    let sum = |i: usize| (b[i % n] + r[i], b[i % n].abs() + r[i].abs());
+    let adapter = |i: usize| {
+        let (row, column) = (i / n, i % n);
+        let thin = |j: usize| x[row * k..][..k].iter().zip(&down[j * k..][..k]).map(|(a, b)| a * b).sum::<f64>();
+        let y: f64 = (0..3).map(|j| 0.6 * thin(j) * up_factor[column * 3 + j]).sum();
+        // The sum over k of the adapter has at most k terms below 1, which 3 factors below 1 multiply.
+        (y + sum(i).0, 3.0 * k as f64 + sum(i).1)
+    };
+    let gated = gate.iter().zip(&up).map(|((g, gate_size), (u, up_size))| {
+        let silu = g / (1.0 + (-g).exp());
+        (silu * u, 1.1 * gate_size * u.abs() + silu.abs() * up_size)
+    });
+    [with(&sum), gated.collect(), gate.clone(), with(&adapter)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// The bound: k roundings of f32 to each sum of magnitudes, and four roundings of the result to its dtype.
+    #[test]
+    fn products_equal_the_formula(m in 1usize..40, n in 1usize..70, k in 1usize..200, seed: u32) {
+        for dtype in [DType::F32, DType::BF16] {
+            let got = products(&Device::cpu(2), dtype, [m, n, k], seed);
+            let want = formulas(dtype, [m, n, k], seed);
+            for (which, (got, want)) in got.iter().zip(&want).enumerate() {
+                let rounding = if dtype == DType::BF16 && which != 2 { 2f64.powi(-8) } else { 2f64.powi(-24) };
+                for (i, (got, (want, size))) in got.iter().zip(want).enumerate() {
+                    let bound = size * ((k + 8) as f64 * 2f64.powi(-24) + 4.0 * rounding) + 1e-30;
+                    prop_assert!((*got as f64 - want).abs() <= bound, "{dtype} product {which} [{i}]: {got}, want {want}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bits_of_a_row_do_not_depend_on_other_rows(m in 2usize..60, n in 1usize..90, k in 1usize..90, seed: u32) {
+        for dtype in [DType::F32, DType::BF16] {
+            let device = Device::cpu(2);
+            let cx = Cx::inference(&device, dtype);
+            let (x, w) = (tensor(&device, &[m, k], dtype, seed), weight(&device, [n, k], seed ^ 1));
+            let all = int8_linear(&cx, &x, &w, None, None).unwrap().to_f32().unwrap();
+            for row in [0, m / 2, m - 1] {
+                let alone = int8_linear(&cx, &x.rows(row, 1).unwrap(), &w, None, None).unwrap().to_f32().unwrap();
+                prop_assert_eq!(&all[row * n..][..n], &alone[..]);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(6))]
+
+    /// The GPU's kernel on the simulator. It sums in another order than the CPU, and rounds a sum once where the CPU
+    /// rounds twice.
+    #[test]
+    fn simulator_is_near_the_cpu_and_batch_invariant(m in 1usize..36, n in 1usize..50, k in 1usize..100, seed: u32) {
+        let Some(()) = compile::skip_without_nvrtc() else { return Ok(()) };
+        let sim = Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap();
+        for dtype in [DType::F32, DType::BF16] {
+            let (got, want) = (products(&sim, dtype, [m, n, k], seed), products(&Device::cpu(1), dtype, [m, n, k], seed));
+            for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                let limit = if dtype == DType::BF16 && i != 2 { 1.5e-2 } else { 1e-5 };
+                let off = relative_distance(got, want);
+                prop_assert!(off <= limit, "{dtype} {m} {n} {k}, product {i}: relative L2 {off:.2e}");
+            }
+            let cx = Cx::inference(&sim, dtype);
+            let (x, w) = (tensor(&sim, &[m, k], dtype, seed), weight(&sim, [n, k], seed ^ 1));
+            let all = int8_linear(&cx, &x, &w, None, None).unwrap().to_f32().unwrap();
+            let last = int8_linear(&cx, &x.rows(m - 1, 1).unwrap(), &w, None, None).unwrap().to_f32().unwrap();
+            prop_assert_eq!(&all[(m - 1) * n..], &last[..]);
+        }
+    }
+}
+
+#[test]
+fn takes_one_byte_for_each_element() {
+    for device in [Device::cpu(1), Device::dry(Kernels::Cpu), Device::dry(Kernels::Cuda)] {
+        let before = device.memory().current;
+        let w = Int8Weight::uninitialised(&device, [64, 48]).unwrap();
+        assert_eq!(w.tensors().map(Tensor::bytes), [64 * 48, 4 * 64]);
+        assert!(device.memory().current - before >= 64 * 48 + 4 * 64);
+    }
+}
+
+#[test]
+fn rejects_operands_that_do_not_match() {
+    for device in [Device::cpu(1), Device::dry(Kernels::Cuda)] {
+        let cx = Cx::inference(&device, DType::F32);
+        let of = |shape: &[usize]| Tensor::empty(&device, shape, DType::F32, MemoryCategory::Weights).unwrap();
+        let int8 = |shape| Int8Weight::uninitialised(&device, shape).unwrap();
+        let fails = |r: Result<Tensor>, words: &str| {
+            let e = r.unwrap_err().to_string();
+            assert!(e.contains(words), "{words} in {e}");
+        };
+        let (x, w, short) = (of(&[2, 4]), int8([3, 4]), int8([3, 5]));
+        fails(int8_linear(&cx, &x, &short, None, None), "weight has shape [3, 5], but the last dimension of x is 4");
+        fails(int8_logits(&cx, &x, &short), "weight has shape [3, 5], but the last dimension of x is 4");
+        fails(int8_linear(&cx, &x, &w, Some(&of(&[4])), None), "bias has shape [4], expected [3]");
+        fails(int8_linear(&cx, &x, &w, None, Some(&of(&[2, 4]))), "expected [2, 3]");
+        fails(int8_swiglu(&cx, &x, &w, &short), "up has shape [3, 5], expected [3, 4]");
+        let training = Cx::training(&device, DType::F32);
+        fails(int8_linear(&training, &x.needing_grad(), &w, None, None), "x needs a gradient");
+        let large = int8([40, 2]);
+        for (first, elements, scales) in [(0, 6, 1), (0, 4, 2), (8, 64, 32), (16, 32, 16), (16, 50, 25), (48, 32, 16)] {
+            let done = large.write_rows(first, &vec![0; elements], &vec![1.0; scales]);
+            // Only the fourth one is right.
+            assert_eq!(done.is_ok(), (first, elements, scales) == (16, 32, 16), "{first} {elements} {scales}");
+            assert!(done.is_ok() || done.unwrap_err().to_string().contains(&format!("rows {first} .. ")));
+        }
+    }
+}
