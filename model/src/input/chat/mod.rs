@@ -38,10 +38,17 @@ pub struct ChatTemplate {
 enum ToolsTemplate {
     /// The one that renders the others.
     Main,
-    /// Another one, which is compiled when it is first needed.
-    Other { source: Source, compiled: Box<OnceLock<Template>> },
+    /// Another one.
+    Other(Box<LazyTemplate>),
     /// None.
     Missing,
+}
+
+/// A template that is compiled when it is first needed.
+#[derive(Debug)]
+struct LazyTemplate {
+    source: Source,
+    compiled: OnceLock<Template>,
 }
 
 /// The text of a template, and what names it in errors.
@@ -97,7 +104,10 @@ impl ChatTemplate {
                 tokenizer_config.json)";
             return Err(ModelError::template(folder.display().to_string(), what, HELP));
         };
-        let other = |source: &Source| ToolsTemplate::Other { source: source.clone(), compiled: Box::default() };
+        let other = |source: &Source| {
+            let lazy = LazyTemplate { source: source.clone(), compiled: OnceLock::new() };
+            ToolsTemplate::Other(Box::new(lazy))
+        };
         let own = templates.tool_use.iter().find(|source| source.location == main.location);
         let tools = match own {
             Some(source) => other(source),
@@ -132,17 +142,9 @@ impl ChatTemplate {
         }
         match &self.tools {
             ToolsTemplate::Main => self.main.render(&messages(), &tools, add_generation_prompt),
-            ToolsTemplate::Other { source, compiled } => {
-                let template = match compiled.get() {
-                    Some(template) => template,
-                    // Two threads may compile it at the same time; one of the two is kept.
-                    None => {
-                        let made = source.clone().compile()?;
-                        compiled.get_or_init(|| made)
-                    }
-                };
+            ToolsTemplate::Other(lazy) => {
                 let messages = conversation.to_text_template_value(IMAGE_TEXT, VIDEO_TEXT);
-                template.render(&messages, &tools, add_generation_prompt)
+                lazy.compiled()?.render(&messages, &tools, add_generation_prompt)
             }
             ToolsTemplate::Missing => Err(ModelError::template(&self.main.location, NO_TOOLS, NO_TOOLS_HELP)),
         }
@@ -192,6 +194,19 @@ impl FolderTemplates {
             found.tool_use.extend(tool_use.map(|text| source(path, text)));
         }
         Ok(found)
+    }
+}
+
+impl LazyTemplate {
+    fn compiled(&self) -> Result<&Template> {
+        match self.compiled.get() {
+            Some(template) => Ok(template),
+            // Two threads may compile it at the same time; one of the two is kept.
+            None => {
+                let made = self.source.clone().compile()?;
+                Ok(self.compiled.get_or_init(|| made))
+            }
+        }
     }
 }
 
