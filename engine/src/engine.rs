@@ -157,8 +157,10 @@ impl<'a> Engine<'a> {
         self.model.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Replaces the weights for all later steps, and empties the model's cache of vision tokens.
+    /// Replaces the weights for all later steps, and empties the model's cache of vision tokens. The memory that
+    /// [`Engine::generate`] keeps is freed, because its steps have the old weights.
     pub(crate) fn set_model(&self, model: Qwen25Vl) {
+        self.release_memory();
         model.features.iter().for_each(|features| features.clear());
         *self.model.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(model);
     }

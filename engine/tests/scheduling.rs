@@ -150,6 +150,8 @@ fn replaced_weights_continue_running_requests() {
     };
     let engine = engine_of(&old);
     drop(old);
+    let generated = |i| engine.generate(vec![request(i, &[], 30)], |_| {}).unwrap().0.remove(0).ids;
+    let before_all = generated(0);
     let mut batch = engine.continuous_batch(100 * BLOCK_BYTES).unwrap();
     // Six requests for four slots: some wait while the weights are replaced.
     (0..6).for_each(|i| batch.add(i as usize, request(i, &[], 30)).unwrap());
@@ -177,6 +179,8 @@ fn replaced_weights_continue_running_requests() {
     assert_ne!(completions[0].ids, restarted.ids);
     batch.add(0, request(0, &[], 30)).unwrap();
     assert_eq!(finish(&mut batch).remove(0).ids, restarted.ids);
+    // So does the batch that the engine keeps for `generate`.
+    assert!(generated(0) == restarted.ids && before_all != restarted.ids);
 }
 
 /// The golden model with other signs of its weights.

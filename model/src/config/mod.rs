@@ -4,6 +4,7 @@
 //! `dtype`, and vision keys left out where they equal the defaults of `Qwen2_5_VLVisionConfig`. Unsupported values are
 //! rejected here, so the rest of the program does not check them again.
 
+mod difference;
 pub(crate) mod fields;
 mod generation;
 mod preprocessor;
@@ -166,56 +167,6 @@ impl ModelConfig {
         };
         let dtype = dtype(&root, fields)?;
         Ok(Self { text, vision, tokens, tie_word_embeddings, dtype })
-    }
-}
-
-/// A key of config.json with two values that differ.
-type Difference = (&'static str, String, String);
-
-/// The first of the named keys whose value in `$other` differs from that in `$own`: (key, other value, own value).
-macro_rules! first_difference {
-    ($own:expr, $other:expr; $($key:literal => $($field:ident).+),* $(,)?) => {
-        [$(($own.$($field).+ != $other.$($field).+).then(|| {
-            ($key, format!("{:?}", $other.$($field).+), format!("{:?}", $own.$($field).+))
-        })),*].into_iter().flatten().next()
-    };
-}
-
-impl ModelConfig {
-    /// The first key of config.json in which another model has another architecture or other special tokens: the key,
-    /// the other model's value, this model's value. The dtype of the weights may differ.
-    pub fn first_difference(&self, other: &ModelConfig) -> Option<Difference> {
-        first_difference!(self, other;
-            "vocab_size" => text.vocab_size,
-            "hidden_size" => text.hidden_size,
-            "intermediate_size" => text.intermediate_size,
-            "num_hidden_layers" => text.num_hidden_layers,
-            "num_attention_heads" => text.num_attention_heads,
-            "num_key_value_heads" => text.num_key_value_heads,
-            "rms_norm_eps" => text.rms_norm_eps,
-            "rope_theta" => text.rope_theta,
-            "rope_scaling.mrope_section" => text.mrope_section,
-            "max_position_embeddings" => text.max_position_embeddings,
-            "tie_word_embeddings" => tie_word_embeddings,
-            "vision_config.depth" => vision.depth,
-            "vision_config.hidden_size" => vision.hidden_size,
-            "vision_config.intermediate_size" => vision.intermediate_size,
-            "vision_config.num_heads" => vision.num_heads,
-            "vision_config.in_channels" => vision.in_channels,
-            "vision_config.patch_size" => vision.patch_size,
-            "vision_config.temporal_patch_size" => vision.temporal_patch_size,
-            "vision_config.spatial_merge_size" => vision.spatial_merge_size,
-            "vision_config.window_size" => vision.window_size,
-            "vision_config.fullatt_block_indexes" => vision.fullatt_block_indexes,
-            "vision_config.out_hidden_size" => vision.out_hidden_size,
-            "vision_config.tokens_per_second" => vision.tokens_per_second,
-            "bos_token_id" => tokens.bos,
-            "eos_token_id" => tokens.eos,
-            "vision_start_token_id" => tokens.vision_start,
-            "vision_end_token_id" => tokens.vision_end,
-            "image_token_id" => tokens.image,
-            "video_token_id" => tokens.video,
-        )
     }
 }
 
