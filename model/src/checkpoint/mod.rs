@@ -314,16 +314,25 @@ fn first_non_finite(view: &TensorView) -> Option<usize> {
     // In all three formats a value is NaN or infinite if all bits of its exponent are set.
     let f16s = |mask: u16| {
         let is_bad = |b: &[u8; 2]| u16::from_le_bytes(*b) & mask == mask;
-        view.bytes.as_chunks::<2>().0.par_iter().position_first(is_bad)
+        first_position(view.bytes.as_chunks::<2>().0, is_bad)
     };
     match view.dtype {
         StoredDType::Bf16 => f16s(0x7f80),
         StoredDType::F16 => f16s(0x7c00),
         StoredDType::F32 => {
             let is_bad = |b: &[u8; 4]| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000;
-            view.bytes.as_chunks::<4>().0.par_iter().position_first(is_bad)
+            first_position(view.bytes.as_chunks::<4>().0, is_bad)
         }
     }
+}
+
+/// The index of the first bad value. Whole blocks are examined without a branch for each value, so that the compiler
+/// vectorises them.
+fn first_position<T: Sync>(values: &[T], is_bad: impl Fn(&T) -> bool + Sync) -> Option<usize> {
+    const BLOCK: usize = 1 << 16;
+    let has_bad = |block: &[T]| block.iter().fold(false, |any, value| any | is_bad(value));
+    let begin = values.par_chunks(BLOCK).position_first(has_bad)? * BLOCK;
+    values[begin..].iter().position(is_bad).map(|index| begin + index)
 }
 
 /// Whether a weight file may have this tensor although the model has no such weight: old versions of transformers

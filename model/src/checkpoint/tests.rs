@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::tests::tiny_config;
+use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use std::fs;
 
@@ -186,5 +187,16 @@ proptest::proptest! {
                 proptest::prop_assert_eq!(view.bytes.as_ptr() as usize % view.dtype.element_bytes(), 0);
             }
         }
+    }
+}
+
+proptest! {
+    /// The first value that is not finite is found in any block.
+    #[test]
+    fn the_first_bad_value_is_found(length in 0usize..200_000, bad in proptest::collection::vec(0usize..200_000, 0..4)) {
+        let mut values = vec![0u16; length];
+        bad.iter().filter(|&&index| index < length).for_each(|&index| values[index] = 0x7f80);
+        let wanted = bad.iter().copied().filter(|&index| index < length).min();
+        prop_assert_eq!(first_position(&values, |value| value & 0x7f80 == 0x7f80), wanted);
     }
 }
