@@ -226,7 +226,7 @@ fn int8_completions_do_not_depend_on_threads_or_batch() {
     let base = ["generate", "--model", &model, "--data", &data, "--out", &out, "--max-new-tokens", "9"];
     run([&base[..], &["--temperature", "0", "--threads", "1", "--batch-size", "1", "--dtype", "f32", "--resume"]]
         .concat())
-    .refused(1, &["quantize"]);
+    .refused(2, &["--quantize: is null, but it was \"int8\""]);
 }
 
 #[test]
