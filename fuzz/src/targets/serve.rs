@@ -14,6 +14,7 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::init::init;
 use reel_model::input::encode::{MediaOptions, ModelFolder};
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::weight::Quantization;
 use reel_runtime::{DType, Device};
 use reel_serve::{ConnectionLimits, Limits, RequestMedia, ServeOptions, ServedModel, ServedWeights};
 use serde_json::{Value, json};
@@ -149,6 +150,7 @@ fn start_server() -> Result<SocketAddr> {
     let weights = Qwen25Vl::open(&device, &Checkpoint::open(&folder)?, &bundle.config, DType::F32)?;
     let decoder = DecodeWorker { timeout: Duration::from_secs(1), ..DecodeWorker::from_this_program() };
     let options = ServeOptions {
+        adapters: Vec::new(),
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         api_keys: Vec::new(),
         limits: Limits {
@@ -167,7 +169,13 @@ fn start_server() -> Result<SocketAddr> {
         media: RequestMedia { options: MediaOptions { decoder, ..MediaOptions::default() }, root: None },
         stop: Arc::new(AtomicBool::new(false)),
     };
-    let model = ServedModel { name: "tiny".into(), folder: bundle, device, dtype: DType::F32 };
+    let model = ServedModel {
+        name: "tiny".into(),
+        folder: bundle,
+        device,
+        dtype: DType::F32,
+        quantization: Quantization::None,
+    };
     let (listening, address) = mpsc::channel();
     std::thread::spawn(move || {
         let served = reel_serve::serve(model, ServedWeights { weights, folder }, options, |address| {
