@@ -449,7 +449,9 @@ fn log_probabilities_of_a_prompt_are_those_of_its_generation() {
         assert_eq!(tokens.iter().map(|t| t.id).collect::<Vec<_>>(), whole[1..]);
     }
     for (token, wanted) in results[0].1[ids.len() - 1..].iter().zip(&generated.token_log_probs) {
-        assert!((token.log_prob - wanted.log_prob).abs() < 1e-5 && token.rank == 1, "{token:?} {wanted:?}");
+        assert!((token.log_prob - wanted.log_prob).abs() < 1e-5, "{token:?} {wanted:?}");
+        // Tokens that stand for media are never sampled, and may be more likely.
+        assert_eq!(wanted.top[token.rank - 1].0, token.id, "{token:?} {wanted:?}");
         let ids = |top: &[(u32, f32)]| top.iter().map(|(id, _)| *id).collect::<Vec<_>>();
         assert_eq!(ids(&token.top), ids(&wanted.top));
     }

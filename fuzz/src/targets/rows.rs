@@ -99,7 +99,7 @@ fn conversation() -> Value {
             {"type": "image", "image": "https://user:SECRET@host.example/a.png?key=SECRET"},
             {"type": "text", "text": "What?"},
         ]},
-        {"role": "assistant", "content": null, "tool_calls": [
+        {"role": "assistant", "content": "", "tool_calls": [
             {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]},
         {"role": "tool", "tool_call_id": "1", "content": "42"},
         {"role": "assistant", "content": "a"},

@@ -64,8 +64,7 @@ __device__ __forceinline__ void down(const Params& p) {
     unpack<T>(load_words(x, at, p.k, vector), of_x);
 #pragma unroll
     for (int c = 0; c < COLUMNS; ++c) {
-      if (first + c >= p.n) break;
-      sums[c] = add_products(sums[c], of_x, w + static_cast<u64>(c) * p.k, at, p.k, vector);
+      if (first + c < p.n) sums[c] = add_products(sums[c], of_x, w + static_cast<u64>(c) * p.k, at, p.k, vector);
     }
   }
 #pragma unroll
