@@ -107,9 +107,10 @@ fn requests_in_flight_finish_with_the_new_weights() {
     let folder = TempDir::new().unwrap();
     let (one, two) = (tiny(folder.path(), 1), tiny(folder.path(), 2));
     let server = Server::start_with(TempDir::new().unwrap(), one, &["--batch-size", "2"]);
-    let body = json!({"messages": question("x"), "max_tokens": 1500, "temperature": 0, "stream": true, "ignore_eos": true,
+    let body =
+        json!({"messages": question("x"), "max_tokens": 1500, "temperature": 0, "stream": true, "ignore_eos": true,
         "stream_options": {"include_usage": true}})
-    .to_string();
+        .to_string();
     // Three requests for two slots.
     let mut streams: Vec<TcpStream> = (0..3)
         .map(|_| {
