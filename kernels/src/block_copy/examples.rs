@@ -15,5 +15,13 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let [k_cache, v_cache] = [(); 2].map(|()| arrays.elements(8 * 4096, 16));
     let pairs = arrays.ids([0, 5, 1, 6, 2, 7]);
-    allow_one_tenth_more([block_copy::copy(&block_copy::Params { k_cache, v_cache, pairs, count: 3, units: 4096, copied: 4000, reserved: 0 })])
+    allow_one_tenth_more([block_copy::copy(&block_copy::Params {
+        k_cache,
+        v_cache,
+        pairs,
+        count: 3,
+        units: 4096,
+        copied: 4000,
+        reserved: 0,
+    })])
 }

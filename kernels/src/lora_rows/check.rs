@@ -72,8 +72,7 @@ fn rows_are_multiplied_by_the_matrix_of_their_adapter() {
         let scaled = |sums: Vec<f64>| sums.iter().zip(&scale).map(|(sum, scale)| sum * scale).collect::<Vec<f64>>();
         let y = TestArray::output(dtype, given.y.len());
         run(&down(dtype, &given.params(&y)), 2);
-        let (with, want, sizes) =
-            (scaled(rows.products_rounded()), scaled(rows.products()), scaled(rows.sizes()));
+        let (with, want, sizes) = (scaled(rows.products_rounded()), scaled(rows.products()), scaled(rows.sizes()));
         let factor = rounding_factor(dtype, &sizes, &want);
         assert_rounded(&format!("down {case:?}"), dtype, &y.values(), &with, &want, factor);
 
