@@ -53,9 +53,20 @@ impl QuantizeFlag {
     }
 }
 
+/// Where the weights of an unquantised model are on a CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WeightPlace {
+    /// In their files, which are memory-mapped: ready at once, and shared with other processes
+    Mapped,
+    /// In memory of the process, on large pages: decoding reads them faster
+    Copied,
+}
+
 /// A model with its weights on a device.
 pub struct LoadedModel {
     pub weights: Qwen25Vl,
+    /// Whether the weights are a copy in memory of the process.
+    pub is_copied: bool,
     /// Context for inference without gradients, in the dtype of `--dtype`.
     pub cx: Cx,
     /// Seconds that opening the weights took.
@@ -65,15 +76,6 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    pub fn open(
-        folder: &Path,
-        config: &ModelConfig,
-        quantization: Quantization,
-        common: &CommonOptions,
-    ) -> Result<Self> {
-        Self::open_with_adapter(folder, None, config, quantization, common)
-    }
-
     /// Opens the model in `folder`, with the LoRA adapter in the folder `adapter` if there is one.
     pub fn open_with_adapter(
         folder: &Path,
@@ -82,22 +84,30 @@ impl LoadedModel {
         quantization: Quantization,
         common: &CommonOptions,
     ) -> Result<Self> {
-        Self::open_on(&open_device(common)?, folder, adapter, config, quantization, common)
+        Self::open_on(&open_device(common)?, folder, adapter, config, quantization, Some(WeightPlace::Mapped), common)
     }
 
-    /// Like [`Self::open_with_adapter`], on a device that is already open.
+    /// Like [`Self::open_with_adapter`], on a device that is already open. Without a place, weights are copied if the
+    /// files take at most half of the device's free memory.
     pub fn open_on(
         device: &Device,
         folder: &Path,
         adapter: Option<&Path>,
         config: &ModelConfig,
         quantization: Quantization,
+        place: Option<WeightPlace>,
         common: &CommonOptions,
     ) -> Result<Self> {
         let begun = Instant::now();
         let dtype = activation_dtype(common);
+        let mut is_copied = false;
         let weights = trace::span("load", || -> Result<_> {
             let files = Checkpoint::open(folder)?;
+            is_copied = match place {
+                Some(place) => place == WeightPlace::Copied,
+                None => device.free_bytes().is_some_and(|free| files.bytes() <= free / 2),
+            };
+            let files = files.copied(is_copied);
             let adapter = adapter.map(Adapter::open).transpose()?;
             adapter.iter().try_for_each(|adapter| adapter.check(config))?;
             let base = Qwen25Vl::open_quantized(device, &files, config, dtype, quantization)?;
@@ -108,7 +118,7 @@ impl LoadedModel {
         })?;
         trace::start_recording_launches(device, dtype);
         let cx = Cx::inference(device, dtype);
-        Ok(Self { weights, cx, load_seconds: begun.elapsed().as_secs_f64(), folder: folder.to_path_buf() })
+        Ok(Self { weights, is_copied, cx, load_seconds: begun.elapsed().as_secs_f64(), folder: folder.to_path_buf() })
     }
 
     /// The error of a generation. If the logits are NaN because a weight is, it names the weight: that is the true

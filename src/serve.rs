@@ -18,7 +18,7 @@ use reel_serve::{ConnectionLimits, Limits, RequestMedia, ServeOptions, ServedMod
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::media::{MediaFlags, WorkerFlags};
-use crate::model::{self, LoadedModel, QuantizeFlag};
+use crate::model::{self, LoadedModel, QuantizeFlag, WeightPlace};
 use crate::prompt::{ModelFlags, find_or_download_model, media_options};
 use crate::{interrupt, output};
 
@@ -39,6 +39,9 @@ pub struct ServeArgs {
     model: ModelFlags,
     #[command(flatten)]
     quantize: QuantizeFlag,
+    /// Where the weights are on a CPU [default: copied, if their files take at most half of the free memory]
+    #[arg(long, value_name = "PLACE", value_enum)]
+    weights: Option<WeightPlace>,
     #[command(flatten)]
     listen: ListenFlags,
     #[command(flatten)]
@@ -165,7 +168,15 @@ impl ServeArgs {
         let bundle = ModelFolder::open(&folder)?;
         let device = model::open_device(common)?;
         let quantization = self.quantize.quantization();
-        let loaded = LoadedModel::open_on(&device, &folder, adapter.as_deref(), &bundle.config, quantization, common)?;
+        let loaded = LoadedModel::open_on(
+            &device,
+            &folder,
+            adapter.as_deref(),
+            &bundle.config,
+            quantization,
+            self.weights,
+            common,
+        )?;
         let name =
             self.listen.served_model_name.clone().unwrap_or_else(|| folder_name(adapter.as_ref().unwrap_or(&folder)));
         let options = ServeOptions {
@@ -192,8 +203,8 @@ impl ServeArgs {
         let mut weights = loaded.weights;
         // A video that is asked about again is not computed again.
         weights.features = Some(Arc::new(FeatureCache::new(VISION_CACHE_BYTES)));
-        let quantization = self.quantize.quantization();
-        let served = ServedModel { name: name.clone(), folder: bundle, device, dtype, quantization };
+        let is_copied = loaded.is_copied;
+        let served = ServedModel { name: name.clone(), folder: bundle, device, dtype, quantization, is_copied };
         let weights = ServedWeights { weights, folder: adapter.unwrap_or(folder) };
         let scheme = if options.tls.is_some() { "https" } else { "http" };
         let listening = |address| {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use server::{PATIENCE, Reply, Server, question, serve_command, text, write_request};
-use support::reel;
+use support::{reel, run};
 use tempfile::TempDir;
 
 #[test]
@@ -230,4 +230,19 @@ fn a_signal_lets_running_requests_finish() {
     let mut rest = String::new();
     stream.read_to_string(&mut rest).unwrap();
     assert!(rest.contains("\"finish_reason\":\"") && rest.contains("data: [DONE]"), "{rest}");
+}
+
+#[test]
+fn answers_do_not_depend_on_where_the_weights_are() {
+    let folder = TempDir::new().unwrap();
+    let model = folder.path().join("tiny");
+    run(["init", "--preset", "tiny", "--dtype", "bf16", "--out", text(&model)]).ok();
+    let body = json!({"messages": question("Hello"), "max_tokens": 12, "temperature": 0, "logprobs": true});
+    let answers = [&["--weights", "mapped"][..], &["--weights", "copied"], &[]].map(|args| {
+        let all = [args, &["--dtype", "bf16"]].concat();
+        let server = Server::start_with(TempDir::new().unwrap(), model.clone(), &all);
+        server.chat(&body).ok()["choices"].take()
+    });
+    assert!(answers[0] == answers[1] && answers[1] == answers[2], "{answers:?}");
+    run(["serve", "--model", text(&model), "--weights", "lent"]).refused(2, &["--weights", "lent"]);
 }

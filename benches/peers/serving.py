@@ -111,7 +111,7 @@ def mean_prompt(record):
 
 
 def decode_bench(a, folder, batch, context, tokens):
-    command = [a.reel, "bench", "decode", "--model", folder, "--dtype", "bf16", "--device", "cpu", "--threads", str(a.threads), "--batch",
+    command = [a.reel, "bench", "decode", "--model", folder, "--dtype", "bf16", "--device", "cpu", "--threads", str(a.threads), "--weights", "copied", "--batch",
                str(batch), "--context", str(context), "--tokens", str(tokens), "--rounds", "2", "--json"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 

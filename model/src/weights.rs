@@ -75,7 +75,7 @@ impl WeightLoader<'_> {
     ) -> Result<Tensor> {
         let view = files.tensor_with_shape(name, file_shape)?;
         match self.kept_dtype(view.dtype, shape, trained) {
-            Some(dtype) if trained => {
+            Some(dtype) if trained || files.is_copied() => {
                 Ok(Tensor::from_slice(self.device, shape, dtype, view.bytes, MemoryCategory::Weights)?)
             }
             Some(dtype) => {

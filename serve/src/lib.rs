@@ -48,6 +48,8 @@ pub struct ServedModel {
     pub dtype: DType,
     /// How the decoder's weights are stored.
     pub quantization: Quantization,
+    /// Whether a CPU's weights are a copy in memory, instead of being read in place from their files.
+    pub is_copied: bool,
 }
 
 /// Weights of a model, and where they come from.

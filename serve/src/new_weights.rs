@@ -52,7 +52,7 @@ impl CheckedFiles {
             let what = differs(&format!("{other:?}"), &format!("{own:?}"));
             return Err(ModelError::Tokenizer(Diagnostic::new(location, what, HELP)));
         }
-        let files = Checkpoint::open(&base)?;
+        let files = Checkpoint::open(&base)?.copied(served.is_copied);
         files.check(&config)?;
         files.check_values()?;
         adapter.iter().try_for_each(|adapter| adapter.check(&config))?;

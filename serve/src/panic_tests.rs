@@ -64,6 +64,7 @@ fn serve_tiny(folder: &Path, on_listening: impl FnOnce(SocketAddr, EngineQueue))
         device,
         dtype: DType::F32,
         quantization: Quantization::None,
+        is_copied: false,
     };
     let weights = ServedWeights { weights, folder: folder.to_path_buf() };
     serve_with_queue(model, weights, options(), on_listening)

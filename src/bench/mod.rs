@@ -28,7 +28,7 @@ use crate::common::{self, CommonOptions};
 use crate::fail::{bad_usage, failed};
 use crate::generate::MAX_COMPLETIONS;
 use crate::kernels::open_gpu;
-use crate::model::{self, LoadedModel, QuantizeFlag};
+use crate::model::{self, LoadedModel, QuantizeFlag, WeightPlace};
 use crate::{output, prompt};
 
 /// Measure throughput (tokens/s) of prefill, decode, rollouts, training or a server, or the speed of single kernels;
@@ -128,6 +128,9 @@ struct RoundsArgs {
     /// Timed rounds; one warm-up round comes before them, one profiled round after them
     #[arg(long, value_name = "N", default_value_t = 7)]
     rounds: usize,
+    /// Where the weights are on a CPU; reel serve copies them
+    #[arg(long, value_name = "PLACE", value_enum, default_value_t = WeightPlace::Mapped)]
+    weights: WeightPlace,
     /// Also write an HTML page: time by op, GPU clocks and power, memory over time
     #[arg(long, value_name = "OUT.html")]
     html: Option<PathBuf>,
@@ -371,7 +374,8 @@ impl RoundsArgs {
     ) -> Result<()> {
         let folder = prompt::find_or_download_model(&self.model)?;
         let config = ModelConfig::open(&folder)?;
-        let model = LoadedModel::open(&folder, &config, quantize.quantization(), common)?;
+        let (device, quantization) = (model::open_device(common)?, quantize.quantization());
+        let model = LoadedModel::open_on(&device, &folder, None, &config, quantization, Some(self.weights), common)?;
         let (device, dtype) = (model.cx.device(), model.cx.dtype());
         let measured = rounds::time_rounds(device, dtype, self.rounds, || round(&model))?;
         let model = folder.display().to_string();

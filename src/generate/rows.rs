@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 use super::GenerateArgs;
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
-use crate::model::{self, LoadedModel};
+use crate::model::{self, LoadedModel, WeightPlace};
 use crate::prompt::{find_or_download_model, media_files};
 use crate::{interrupt, output, replaced};
 
@@ -148,7 +148,8 @@ impl GenerateArgs {
             eprintln!("{said}");
         }
         let (config, quantization) = (&prompts.bundle().config, self.quantize.quantization());
-        let mut model = LoadedModel::open_on(&device, &folder, adapter, config, quantization, common)?;
+        let mut model =
+            LoadedModel::open_on(&device, &folder, adapter, config, quantization, Some(WeightPlace::Mapped), common)?;
         model.weights.features = Some(Arc::new(FeatureCache::new(MAX_FEATURES)));
         let stop = interrupt::stop_flag();
         let engine = Engine::new(&model.weights, &model.cx)?.max_slots(batch_size).interrupt_flag(&stop);

@@ -175,6 +175,7 @@ fn start_server() -> Result<SocketAddr> {
         device,
         dtype: DType::F32,
         quantization: Quantization::None,
+        is_copied: false,
     };
     let (listening, address) = mpsc::channel();
     std::thread::spawn(move || {

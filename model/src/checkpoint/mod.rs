@@ -137,6 +137,7 @@ pub struct Checkpoint {
     shards: Vec<Arc<MappedFile>>,
     tensors: BTreeMap<String, Entry>,
     naming: TensorNaming,
+    is_copied: bool,
 }
 
 const COPY_AGAIN: &str = "copy or download the file again";
@@ -151,12 +152,28 @@ impl Checkpoint {
             shards: Vec::new(),
             tensors: BTreeMap::new(),
             naming: TensorNaming::Classic,
+            is_copied: false,
         };
         for path in &listing.files {
             checkpoint.add_shard(path)?;
         }
         checkpoint.check_index(&listing)?;
         Ok(checkpoint)
+    }
+
+    /// Says whether weights are copied to the device's own memory even if it could read them in place. On a CPU the copy
+    /// lies on large pages, where decoding reads it faster than the pages of a mapped file.
+    pub fn copied(self, is_copied: bool) -> Self {
+        Self { is_copied, ..self }
+    }
+
+    pub(crate) fn is_copied(&self) -> bool {
+        self.is_copied
+    }
+
+    /// The bytes of all weight files.
+    pub fn bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.as_bytes().len() as u64).sum()
     }
 
     fn add_shard(&mut self, path: &Path) -> Result<()> {
