@@ -9,9 +9,9 @@ use reel_engine::EngineError;
 use reel_measure::trace;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
+use reel_model::linear_weight::Quantization;
 use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::weight::Quantization;
 use reel_runtime::{Cx, DType, Device, Kernels, SimOptions};
 
 use crate::common::{self, CommonOptions};

@@ -10,9 +10,9 @@ use reel_model::batch::Batch;
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
 use reel_model::input::window::GridThw;
+use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::ForwardOptions;
 use reel_model::save::AtomicFile;
-use reel_model::weight::Quantization;
 use reel_runtime::{Tensor, ops};
 
 use crate::common::CommonOptions;

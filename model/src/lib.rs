@@ -15,6 +15,7 @@ pub mod hub;
 pub mod init;
 pub mod input;
 mod linear;
+pub mod linear_weight;
 pub mod lora;
 pub mod network;
 pub mod qwen2_5_vl;
@@ -24,7 +25,6 @@ pub mod siglip;
 pub mod text;
 mod tokenizer_json;
 pub mod vision;
-pub mod weight;
 pub mod weights;
 
 pub use error::{ModelError, Result};

@@ -6,7 +6,7 @@ use reel_runtime::ops::{self, Lora, LoraStack, RowAdapters};
 use reel_runtime::{Cx, Tensor};
 
 use crate::error::Result;
-use crate::weight::{LayerAdapter, Weight};
+use crate::linear_weight::{LayerAdapter, Weight};
 use crate::weights::WeightLoader;
 
 /// `y = x · weightᵀ + bias`, with weight `[out, in]`. An adapter adds `scale · up · down · x`.

@@ -18,9 +18,9 @@ use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::features::{FeatureCache, VisionFeatures};
+use crate::linear_weight::Quantization;
 use crate::text::{AttentionContext, KvCache, TextDecoder};
 use crate::vision::VisionTower;
-use crate::weight::Quantization;
 use crate::weights::{WeightLoader, WeightSource};
 
 /// The model with its weights on a device.

@@ -6,7 +6,7 @@ use reel_runtime::{DType, Device, MemoryCategory, Tensor};
 
 use crate::checkpoint::{Checkpoint, StoredDType};
 use crate::error::{ModelError, Result};
-use crate::weight::Quantization;
+use crate::linear_weight::Quantization;
 
 /// Where weights come from.
 #[derive(Clone, Copy, Debug)]

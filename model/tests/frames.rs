@@ -9,8 +9,8 @@ use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::{MediaFrames, ModelInput};
+use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
-use reel_model::weight::Quantization;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::{Cx, DType, Device, Grads, MemoryCategory, Tensor, ops};
 

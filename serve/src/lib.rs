@@ -28,8 +28,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use reel_model::input::encode::{MediaOptions, ModelFolder};
+use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::weight::Quantization;
 use reel_runtime::{DType, Device};
 
 pub use http::{ConnectionLimits, Tls};

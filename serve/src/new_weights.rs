@@ -7,9 +7,9 @@ use reel_model::ModelError;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::tokenizer::Tokenizer;
+use reel_model::linear_weight::Quantization;
 use reel_model::lora::{Adapter, AdapterSource, is_adapter_folder};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::weight::Quantization;
 use reel_runtime::{DType, Device};
 
 use crate::ServedModel;

@@ -11,10 +11,10 @@ use reel_model::checkpoint::{Checkpoint, StoredDType, TensorNaming};
 use reel_model::config::ModelConfig;
 use reel_model::init::{InitOptions, Preset, init};
 use reel_model::input::ModelInput;
+use reel_model::linear_weight::Quantization;
 use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::save::TensorSpec;
-use reel_model::weight::Quantization;
 use reel_runtime::{DType, Device, SimOptions};
 
 /// A model folder with bf16 weights, which the skinny GEMM kernels of decode steps need.

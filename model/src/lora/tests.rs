@@ -11,9 +11,9 @@ use super::*;
 use crate::batch::Batch;
 use crate::checkpoint::{Checkpoint, TensorNaming};
 use crate::input::ModelInput;
+use crate::linear_weight::Quantization;
 use crate::qwen2_5_vl::ForwardOptions;
 use crate::save::{TensorSpec, write_tensor_file};
-use crate::weight::Quantization;
 use crate::weights::widen_to_f32;
 
 fn golden(name: &str) -> PathBuf {

@@ -22,7 +22,7 @@ use reel_runtime::{Cx, DType, Device, Tensor, ops};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{ModelError, Result};
-use crate::weight::Quantization;
+use crate::linear_weight::Quantization;
 use crate::weights::{WeightLoader, WeightSource};
 
 pub use config::SiglipConfig;

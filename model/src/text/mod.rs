@@ -23,9 +23,9 @@ use reel_runtime::{Cx, DType, Device, MemoryCategory, Tensor};
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::{ModelError, Result};
 use crate::linear::Linear;
+use crate::linear_weight::{Quantization, Weight};
 use crate::residual::Residual;
 use crate::vision::{into_runtime_error, inverse_frequencies};
-use crate::weight::{Quantization, Weight};
 use crate::weights::WeightLoader;
 
 /// The name of the decoder's layers in profiles and traces.
