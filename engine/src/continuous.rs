@@ -130,7 +130,8 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
     /// feature cache. Returns the number of unfinished requests whose keys and values are computed again.
     ///
     /// # Errors
-    /// `model` has another architecture, and nothing has changed; a device error, after which the batch cannot be used.
+    /// `model` has another architecture, or an adapter beside those that are loaded; out of memory; then the former weights
+    /// stay. A device error, after which the batch cannot be used.
     pub fn replace_weights(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<usize> {
         self.run.replace_weights(model, on_token)
     }

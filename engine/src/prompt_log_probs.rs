@@ -53,7 +53,8 @@ fn of_row(logits: &[f32], id: usize, top: usize) -> Option<PromptTokenLogProbs> 
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
     let sum: f64 = logits.iter().map(|&logit| (logit as f64 - largest).exp()).sum();
     let log_prob = |logit: f32| (logit as f64 - largest - sum.ln()) as f32;
-    let mut order: Vec<usize> = (0..logits.len()).collect();
+    let candidates = if top == 0 { 0 } else { logits.len() };
+    let mut order: Vec<usize> = (0..candidates).collect();
     let by_logit = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
     if (1..order.len()).contains(&top) {
         order.select_nth_unstable_by(top - 1, by_logit);

@@ -277,9 +277,9 @@ impl<'r> Scheduler<'r> {
         if job.computed < job.tokens {
             return None;
         }
-        let job = self.queue.remove(&chunk.job)?;
+        let mut job = self.queue.remove(&chunk.job)?;
         if let Some(sequence) = self.sequences.get(&job.keys[0]).filter(|s| s.wanted_prompt_log_probs().is_some()) {
-            sequence.set_prompt_log_probs(job.log_probs.clone());
+            sequence.set_prompt_log_probs(std::mem::take(&mut job.log_probs));
         }
         Some(job)
     }

@@ -253,7 +253,8 @@ impl Requests<'_> {
         let running = &self.running;
         let replaced = self.batch.replace_weights(loaded, &mut |token| send_event(running, token));
         let replaced = match replaced {
-            Err(e @ EngineError::Request(_)) => Err(e),
+            // Nothing has changed then.
+            Err(e) if matches!(e, EngineError::Request(_)) || e.is_out_of_memory() => Err(e),
             other => Ok(other?),
         };
         // A closed channel has no reader.

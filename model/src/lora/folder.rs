@@ -86,8 +86,8 @@ impl Adapter {
         self.config.base.as_deref()
     }
 
-    /// The folder of the base model that the config names, as far as it is on this machine: a folder, or a complete model
-    /// of the hub cache. `folder` is that of the adapter; `help` says what to do if there is none.
+    /// The folder of the base model that the config names, if it is on this machine: a folder, or a complete model of the
+    /// hub cache. `folder` is the adapter's folder; the error for a missing base model ends with `help`.
     ///
     /// # Errors
     /// The config names no base model, or one that would have to be downloaded. The adapter may come from a stranger, so
