@@ -40,6 +40,7 @@ mod sft;
 mod sim;
 mod tokenize;
 mod training;
+mod training_server;
 
 use std::process::ExitCode;
 

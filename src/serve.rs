@@ -205,7 +205,7 @@ impl ServeArgs {
         weights.features = Some(Arc::new(FeatureCache::new(VISION_CACHE_BYTES)));
         let is_copied = loaded.is_copied;
         let served = ServedModel { name: name.clone(), folder: bundle, device, dtype, quantization, is_copied };
-        let weights = ServedWeights { weights, folder: adapter.unwrap_or(folder) };
+        let weights = ServedWeights { weights, name: folder_name(&adapter.unwrap_or(folder)) };
         let scheme = if options.tls.is_some() { "https" } else { "http" };
         let listening = |address| {
             // A closed stdout does not end a server.
@@ -335,7 +335,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(86_400);
 const ENCODER_BYTES: u64 = 2 << 30;
 
 /// One encoder per core, as far as half of the free memory is enough.
-fn default_encoders() -> usize {
+pub fn default_encoders() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let free = Device::cpu(1).free_bytes();
     let by_memory = free.map_or(cores, |free| usize::try_from(free / 2 / ENCODER_BYTES).unwrap_or(cores));

@@ -9,7 +9,7 @@ use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_model::input::{MediaOptions, SecondPerGrid};
 use reel_train::config_file::ConfigFile;
 use reel_train::options::{RunOptions, TrainingOptions};
-use reel_train::run::{DataCheckResult, RunSetup, RunSummary};
+use reel_train::run::{DataCheckResult, LiveServer, RunSetup, RunSummary};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ops::DerefMut;
@@ -17,6 +17,7 @@ use std::ops::DerefMut;
 use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
+use crate::training_server::RunServer;
 use crate::{interrupt, model, output, prompt, replaced};
 
 /// Every option of a run, as configuration files contain them and run.json records them.
@@ -94,17 +95,23 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let device = model::open_device(&self.common)?;
         trace::start_recording_launches(&device, model::activation_dtype(&self.common));
         let stop = interrupt::stop_flag();
-        f(&RunSetup {
+        let quiet = self.common.quiet || self.common.json;
+        let dtype = model::activation_dtype(&self.common);
+        let server = RunServer::new(&self.options, &folder, &device, dtype, media, quiet)?;
+        let done = f(&RunSetup {
             options: &self.options,
             model: &folder,
             device: &device,
-            dtype: model::activation_dtype(&self.common),
+            dtype,
             seed: self.common.seed(),
             media,
             resolved: &serde_json::to_value(self)?,
-            quiet: self.common.quiet || self.common.json,
+            quiet,
             stop: &stop,
-        })
+            server: server.as_ref().map(|server| server as &dyn LiveServer),
+        });
+        server.iter().for_each(RunServer::finish);
+        done
     }
 
     /// Refuses outputs that are inputs, as [`replaced`] does, for the paths of flags and configuration file together.

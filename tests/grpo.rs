@@ -1,6 +1,8 @@
 //! `reel grpo` and `reel replay` through the binary: resume of killed runs, replay of steps, planned memory, invalid
 //! input.
 
+#[path = "support/grpo_run.rs"]
+mod grpo_run;
 mod support;
 #[path = "support/tensors.rs"]
 mod tensors;
@@ -12,31 +14,9 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use grpo_run::{grpo, training_folder};
 use serde_json::{Value, json};
-use support::{check_page, golden, metrics_without_times, reel, run, run_in, tiny_model};
-
-/// A temporary folder with a tiny model and text rows.
-fn training_folder() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().expect("a folder");
-    tiny_model(folder.path());
-    let row = |i: usize| {
-        let asked = json!([{"role": "user", "content": format!("What is {i} + {i}?")}]);
-        json!({"prompt": asked, "solution": format!("<answer>{}</answer>", 2 * i), "problem_type": "numerical"})
-            .to_string()
-    };
-    let rows: Vec<String> = (0..7).map(row).collect();
-    fs::write(folder.path().join("rows.jsonl"), rows.join("\n")).expect("rows");
-    folder
-}
-
-/// The arguments of a run that rewards each completion by the length of its JSON line.
-fn grpo(out: &str, more: &[&str]) -> Vec<String> {
-    let own =
-        ["grpo", "--model", "tiny", "--out", out, "--reward-command", "while read -r line; do echo ${#line}; done"];
-    let fixed = "--data rows.jsonl --num-generations 4 --per-device-train-batch-size 4 --max-completion-length 8 \
-                 --learning-rate 1e-3 --threads 1 --quiet";
-    own.into_iter().chain(fixed.split(' ')).chain(more.iter().copied()).map(str::to_string).collect()
-}
+use support::{check_page, golden, metrics_without_times, reel, run, run_in};
 
 /// The options that continue the run in `out` after a kill: from its last checkpoint, or again if it has none yet.
 fn again(out: &Path) -> &'static [&'static str] {

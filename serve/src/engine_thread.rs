@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! loop:
-//!     take the commands in the queue, or sleep until one comes if nothing is to do:
+//!     sleep until a command comes if nothing is to do
+//!     if the device is shared with a training run, wait for a turn on it; recompute if the weights have changed
+//!     take the commands in the queue:
 //!         a request: give it to the batch
 //!         new weights: load them; if that succeeds, all requests go on with them
 //!         a LoRA adapter: load or unload it
@@ -29,6 +31,7 @@ use reel_runtime::{Cx, DType, Device};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
+use crate::device_turns::Borrower;
 use crate::metrics::EngineGauges;
 use crate::{Limits, ServedModel};
 
@@ -138,7 +141,8 @@ impl Drop for AliveFlag {
     }
 }
 
-/// Starts the engine's thread. It ends once all clones of the queue are dropped.
+/// Starts the engine's thread. It ends once all clones of the queue are dropped. With `turns` it uses the device only
+/// in the turns that it gets.
 ///
 /// # Errors
 /// The thread cannot be created.
@@ -148,13 +152,14 @@ pub(crate) fn start(
     text: TokenText,
     limits: Limits,
     gauges: Arc<EngineGauges>,
+    turns: Option<Borrower>,
 ) -> std::io::Result<(EngineQueue, JoinHandle<Result<(), EngineError>>)> {
     let (commands, queue) = mpsc::channel();
     let alive = Arc::new(AtomicBool::new(true));
     let flag = AliveFlag(alive.clone());
     let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
         let _alive = flag;
-        run(&model, weights, &text, limits, &gauges, &queue)
+        run(&model, weights, &text, limits, &gauges, &queue, turns)
     })?;
     Ok((EngineQueue { commands, alive }, thread))
 }
@@ -166,17 +171,37 @@ fn run(
     limits: Limits,
     gauges: &EngineGauges,
     queue: &mpsc::Receiver<Command>,
+    turns: Option<Borrower>,
 ) -> Result<(), EngineError> {
+    let mut version = turns.as_ref().map(Borrower::enter);
     let cx = Cx::inference(&model.device, model.dtype);
     let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);
     // Only the engine holds the weights, so that replacing them frees their memory.
     drop(weights);
     let batch = engine.continuous_batch(limits.kv_bytes)?;
     let mut requests = Requests { model, text, batch, running: BTreeMap::new(), next: 0 };
-    while requests.take_new(queue)? {
+    loop {
+        let mut first = None;
+        if requests.running.is_empty() {
+            turns.iter().for_each(Borrower::leave);
+            match queue.recv() {
+                Ok(command) => first = Some(command),
+                Err(mpsc::RecvError) => break,
+            }
+        }
+        let now = turns.as_ref().map(Borrower::enter);
+        if now != version {
+            requests.weights_changed()?;
+            version = now;
+        }
+        first.into_iter().chain(queue.try_iter()).try_for_each(|command| requests.take(command))?;
         requests.cancel_abandoned()?;
         requests.step()?;
         gauges.set(requests.batch.stats());
+    }
+    // The device is in use while its memory is freed.
+    if let Some(turns) = &turns {
+        turns.enter();
     }
     Ok(())
 }
@@ -197,17 +222,14 @@ struct Requests<'e> {
 }
 
 impl Requests<'_> {
-    /// Takes all commands that are in the queue. Waits for one if there is nothing else to do. Returns false once the
-    /// queue is closed and no request is left.
-    fn take_new(&mut self, queue: &mpsc::Receiver<Command>) -> Result<bool, EngineError> {
-        if self.running.is_empty() {
-            match queue.recv() {
-                Ok(command) => self.take(command)?,
-                Err(mpsc::RecvError) => return Ok(false),
-            }
+    /// Makes running requests go on with weights that were changed in place.
+    fn weights_changed(&mut self) -> Result<(), EngineError> {
+        let running = &self.running;
+        let model = self.batch.model();
+        if model.trains_vision() {
+            model.features.iter().for_each(|features| features.clear());
         }
-        queue.try_iter().try_for_each(|command| self.take(command))?;
-        Ok(true)
+        self.batch.weights_changed(&mut |token| send_event(running, token))
     }
 
     fn take(&mut self, command: Command) -> Result<(), EngineError> {

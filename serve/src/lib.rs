@@ -8,10 +8,12 @@
 //!
 //! One thread owns the model and runs the engine's continuous batch (`engine_thread.rs`). Requests reach it through a
 //! queue, in the order in which they were encoded. Each request has a channel for its tokens; if its receiver is gone
-//! (the client has closed the connection), the engine drops the request before its next step.
+//! (the client has closed the connection), the engine drops the request before its next step. A training run can serve
+//! the model that it trains (`training_server.rs`): its thread lends the device to the engine's.
 
 mod adapters;
 mod api;
+mod device_turns;
 mod engine_thread;
 mod histogram;
 mod http;
@@ -20,6 +22,7 @@ mod new_weights;
 #[cfg(test)]
 mod panic_tests;
 mod server;
+mod training_server;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,6 +37,7 @@ use reel_runtime::{DType, Device};
 
 pub use http::{ConnectionLimits, Tls};
 pub use server::{folder_name, serve};
+pub use training_server::TrainingServer;
 
 /// The model that a server answers with, without its weights, which the engine's thread owns.
 #[derive(Debug)]
@@ -57,8 +61,8 @@ pub struct ServedModel {
 pub struct ServedWeights {
     /// The weights, on the model's device.
     pub weights: Qwen25Vl,
-    /// The folder that they were loaded from.
-    pub folder: PathBuf,
+    /// The name of the folder that they were loaded from, which clients see.
+    pub name: String,
 }
 
 /// How images and videos of requests are read.

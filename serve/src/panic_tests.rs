@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::engine_thread::{EngineQueue, NewWeights};
-use crate::server::serve_with_queue;
+use crate::server::serve_in_turns;
 use crate::{ConnectionLimits, Limits, RequestMedia, ServeError, ServeOptions, ServedModel, ServedWeights};
 
 /// The time in which everything in this test happens.
@@ -66,8 +66,8 @@ fn serve_tiny(folder: &Path, on_listening: impl FnOnce(SocketAddr, EngineQueue))
         quantization: Quantization::None,
         is_copied: false,
     };
-    let weights = ServedWeights { weights, folder: folder.to_path_buf() };
-    serve_with_queue(model, weights, options(), on_listening)
+    let weights = ServedWeights { weights, name: "tiny".into() };
+    serve_in_turns(model, weights, options(), None, |address, shared| on_listening(address, shared.engine.clone()))
 }
 
 /// A connection with a request whose answer has `max_tokens` tokens.

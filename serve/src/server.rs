@@ -22,6 +22,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::adapters::{self, AdapterNames};
 use crate::api::{self, ApiError};
+use crate::device_turns::Borrower;
 use crate::engine_thread::{self, EngineQueue};
 use crate::http::{AccessLog, BodyMemory, observe_request, serve_connections, usable_connections};
 use crate::metrics::Metrics;
@@ -53,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) weight_changes: Arc<Semaphore>,
     /// The name of the folder of the weights in service, and the seconds since 1970 when they were loaded.
     weights: Mutex<(String, u64)>,
+    /// Whether the weights are those of a training run, which alone changes them.
+    is_training: bool,
     /// One permit for each request that may be answered or wait.
     pub(crate) permits: Arc<Semaphore>,
     /// One permit for each request that may be encoded at the same time: decoding videos takes memory.
@@ -89,9 +92,19 @@ impl Shared {
         self.weights.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Records that the weights in service are now those of `folder`.
-    pub(crate) fn set_weights(&self, folder: &Path) {
-        *self.weights.lock().unwrap_or_else(PoisonError::into_inner) = (folder_name(folder), api::seconds_since_1970());
+    /// Records that the weights in service are now those with this name.
+    pub(crate) fn set_weights(&self, name: String) {
+        *self.weights.lock().unwrap_or_else(PoisonError::into_inner) = (name, api::seconds_since_1970());
+    }
+
+    /// Refuses to change the weights if they are those of a training run.
+    pub(crate) fn refuse_if_training(&self) -> Result<(), ApiError> {
+        match self.is_training {
+            true => Err(ApiError::conflict(
+                "the weights are those of a training run, which alone changes them; use reel serve for others",
+            )),
+            false => Ok(()),
+        }
     }
 
     /// Refuses ids that the model does not have; `field` has them.
@@ -127,15 +140,17 @@ pub fn serve(
     options: ServeOptions,
     on_listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
-    serve_with_queue(model, weights, options, |address, _| on_listening(address))
+    serve_in_turns(model, weights, options, None, |address, _| on_listening(address))
 }
 
-/// As [`serve`], and gives `on_listening` the queue to the engine's thread.
-pub(crate) fn serve_with_queue(
+/// As [`serve`], and gives `on_listening` what the handlers share. With `turns` the engine's thread uses the device only
+/// in its turns, and the weights are those of a training run.
+pub(crate) fn serve_in_turns(
     model: ServedModel,
     weights: ServedWeights,
     options: ServeOptions,
-    on_listening: impl FnOnce(SocketAddr, EngineQueue),
+    turns: Option<Borrower>,
+    on_listening: impl FnOnce(SocketAddr, &Arc<Shared>),
 ) -> Result<(), ServeError> {
     let model = Arc::new(model);
     let text = TokenText::new(&model.folder);
@@ -144,9 +159,10 @@ pub(crate) fn serve_with_queue(
     let tokenizer = &model.folder.tokenizer;
     let token_lengths = (0..model.folder.config.text.vocab_size as u32).map(|id| tokenizer.token_bytes(id).len());
     let longest_token_bytes = token_lengths.max().unwrap_or(0).max(1);
-    let in_service = (folder_name(&weights.folder), api::seconds_since_1970());
+    let in_service = (weights.name, api::seconds_since_1970());
+    let (gauges, is_training) = (metrics.engine.clone(), turns.is_some());
     let (engine, thread) =
-        engine_thread::start(model.clone(), weights.weights, text.clone(), options.limits, metrics.engine.clone())?;
+        engine_thread::start(model.clone(), weights.weights, text.clone(), options.limits, gauges, turns)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         // Each thread keeps memory of the largest request that it encoded.
@@ -167,6 +183,7 @@ pub(crate) fn serve_with_queue(
         adapters: AdapterNames::default(),
         weight_changes: Arc::new(Semaphore::new(1)),
         weights: Mutex::new(in_service),
+        is_training,
         permits: Arc::new(Semaphore::new(options.limits.requests)),
         encoders: Arc::new(Semaphore::new(options.limits.encoders)),
         started: api::seconds_since_1970(),
@@ -187,7 +204,7 @@ pub(crate) fn serve_with_queue(
             loaded.map_err(|cause| ServeError::Adapter { name: name.clone(), cause: cause.message().into() })?;
         }
         let limits = reported_limits(options.connections);
-        on_listening(listener.local_addr()?, shared.engine.clone());
+        on_listening(listener.local_addr()?, &shared);
         serve_connections(listener, routes, limits, options.tls, wait_for_stop(shared)).await;
         Ok::<(), ServeError>(())
     });

@@ -254,6 +254,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                     resolved: &serde_json::Value::Null,
                     quiet: true,
                     stop: &std::sync::atomic::AtomicBool::new(false),
+                    server: None,
                 };
                 let tokenizer =
                     if preset.is_some() { " (text tokenized with the small tokenizer of the preset)" } else { "" };

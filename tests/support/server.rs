@@ -57,8 +57,17 @@ impl Server {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().rsplit("://").next().and_then(|address| address.parse().ok());
-        let address = address.unwrap_or_else(|| panic!("the server said {line:?}"));
+        let address = address_in(&line).unwrap_or_else(|| panic!("the server said {line:?}"));
+        Server { child, address, _folder: folder, model }
+    }
+
+    /// The server of a training run with `--serve`, whose first lines on stderr have its address.
+    pub fn of_run(folder: TempDir, model: PathBuf, mut command: Command) -> Server {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let address = lines.by_ref().find_map(|line| address_in(&line)).expect("the run has said where it listens");
+        // A full pipe would hold up the run.
+        std::thread::spawn(move || lines.for_each(drop));
         Server { child, address, _folder: folder, model }
     }
 
@@ -113,6 +122,11 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The address at the end of a line.
+fn address_in(line: &str) -> Option<SocketAddr> {
+    line.trim().rsplit_once("://")?.1.parse().ok()
 }
 
 pub fn serve_command(model: &Path, args: &[&str]) -> Command {

@@ -179,7 +179,7 @@ fn start_server() -> Result<SocketAddr> {
     };
     let (listening, address) = mpsc::channel();
     std::thread::spawn(move || {
-        let served = reel_serve::serve(model, ServedWeights { weights, folder }, options, |address| {
+        let served = reel_serve::serve(model, ServedWeights { weights, name: "tiny".into() }, options, |address| {
             let _ = listening.send(address);
         });
         served.err().into_iter().for_each(|e| eprintln!("the server has ended: {e}"));

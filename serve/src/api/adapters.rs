@@ -21,6 +21,7 @@ use crate::server::Shared;
 pub(crate) async fn load(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
     let begun = Instant::now();
     refuse_if_stopping(&shared)?;
+    shared.refuse_if_training()?;
     let mut fields = Fields::of_object(read_body(&shared.bodies, body).await?)?;
     let name = take_name(&mut fields)?;
     let Some(folder) = fields.take::<PathBuf>("lora_path", "the path of a folder")? else {
@@ -43,6 +44,7 @@ pub(crate) async fn load(State(shared): State<Arc<Shared>>, body: Body) -> Resul
 /// `POST /v1/unload_lora_adapter`
 pub(crate) async fn unload(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
     refuse_if_stopping(&shared)?;
+    shared.refuse_if_training()?;
     let mut fields = Fields::of_object(read_body(&shared.bodies, body).await?)?;
     let name = take_name(&mut fields)?;
     // vLLM's number of an adapter; here the name is enough.

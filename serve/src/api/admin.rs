@@ -27,7 +27,7 @@ use super::queue::refuse_if_stopping;
 use crate::engine_thread::NewWeights;
 use crate::http::{Peer, read_body};
 use crate::new_weights::CheckedFiles;
-use crate::server::Shared;
+use crate::server::{Shared, folder_name};
 
 /// Headers that a proxy adds, or a browser for the page of another server.
 const HEADERS_OF_OTHERS: [&str; 7] =
@@ -57,6 +57,7 @@ fn refusal(peer: Option<&Peer>, headers: &HeaderMap) -> Option<String> {
 pub(crate) async fn weights(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
     let begun = Instant::now();
     refuse_if_stopping(&shared)?;
+    shared.refuse_if_training()?;
     let body = read_body(&shared.bodies, body).await?;
     let mut fields = Fields::of_object(body)?;
     let Some(folder) = fields.take::<PathBuf>("model", "the path of a folder")? else {
@@ -87,7 +88,7 @@ async fn replace(shared: Arc<Shared>, folder: PathBuf, turn: OwnedSemaphorePermi
     shared.engine.replace_weights(NewWeights { load: Box::new(move |device, dtype| files.load(device, dtype)), done });
     let ended = || ApiError::internal("the engine has ended; start the server again");
     let requests = replaced.await.map_err(|_| ended())?.map_err(|e| wrong_files(e, "model"))?;
-    shared.set_weights(&folder);
+    shared.set_weights(folder_name(&folder));
     shared.metrics.weights_replaced();
     Ok(requests)
 }

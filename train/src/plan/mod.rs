@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use reel_engine::Engine;
 use reel_kernels::Cost;
 use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
@@ -15,15 +16,16 @@ use reel_model::checkpoint::{Checkpoint, StoredDType};
 use reel_model::config::ModelConfig;
 use reel_model::input::window::GridThw;
 use reel_model::input::{MediaFrames, ModelInput};
+use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::WeightSource as Weights;
-use reel_runtime::{DType, Device, MemoryUse, OpTotals};
+use reel_runtime::{Cx, DType, Device, MemoryUse, OpTotals};
 
 use crate::data::feed::{DataPosition, MicroBatchFeed, SampleSource};
 use crate::data::length;
 use crate::data::sample::Sample;
-use crate::options::{SftOptions, TrainingOptions};
+use crate::options::{RunOptions, SftOptions, TrainingOptions};
 use crate::run::sft::{self, SftLoop, SftSetup};
-use crate::run::{self, StepRowCursor, TrainLoop};
+use crate::run::{self, SERVED_BATCH, StepRowCursor, TrainLoop};
 use crate::run_folder::checkpoint::checkpoint_bytes;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::sft::step;
@@ -200,7 +202,7 @@ pub fn plan_rows_of_one_size(
     let mut trainer =
         Trainer::new(device, config, Weights::Uninitialised(stored), dtype, Hyperparameters::new(options, 1))?;
     let batch = vec![shape.sample(config); rows];
-    count(&mut trainer, 1, || Ok(Some(batch.clone())))
+    with_server(options, &trainer.model.clone(), device, dtype, || count(&mut trainer, 1, || Ok(Some(batch.clone()))))
 }
 
 /// Plans a run with its own data: all steps, or the steps of the first [`MAX_ROWS`] rows. The plan is for the device
@@ -221,14 +223,29 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     let config = samples.bundle.config.clone();
     let mut feed = MicroBatchFeed::new(samples, order, batching, &DataPosition { slot: 0, skipped }, 1, 2);
     let (never, mut cursor) = (AtomicBool::new(false), StepRowCursor::default());
-    let mut trainer = Trainer::new(
-        &setup.device.dry_like(),
-        &config,
-        Weights::Uninitialised(stored),
-        setup.dtype,
-        Hyperparameters::new(options, 1),
-    )?;
-    count(&mut trainer, steps, || Ok(cursor.next_micro_batch(&mut feed, &never)?.map(|batch| batch.samples)))
+    let device = setup.device.dry_like();
+    let hyperparameters = Hyperparameters::new(options, 1);
+    let mut trainer = Trainer::new(&device, &config, Weights::Uninitialised(stored), setup.dtype, hyperparameters)?;
+    with_server(options, &trainer.model.clone(), &device, setup.dtype, || {
+        count(&mut trainer, steps, || Ok(cursor.next_micro_batch(&mut feed, &never)?.map(|batch| batch.samples)))
+    })
+}
+
+/// Plans with `plan` while the KV cache of `--serve` is allocated, if the run serves. The activations of requests are
+/// not counted: they are computed where the run holds none, and the peak of a step is higher.
+pub(super) fn with_server(
+    options: &RunOptions,
+    model: &Qwen25Vl,
+    device: &Device,
+    dtype: DType,
+    plan: impl FnOnce() -> Result<Plan>,
+) -> Result<Plan> {
+    if options.serve.is_none() {
+        return plan();
+    }
+    let engine = Engine::new(model, &Cx::inference(device, dtype))?.max_slots(SERVED_BATCH);
+    let _cache = engine.continuous_batch(u64::from(options.serve_kv_memory) << 20)?;
+    plan()
 }
 
 /// Runs up to `steps` steps on the dry device. Returns their costs and peak memory.

@@ -31,6 +31,7 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummar
         resolved: &serde_json::Value::Null,
         quiet: true,
         stop: &AtomicBool::new(false),
+        server: None,
     };
     let plan = plan_run_on_data(&setup, stored_weight_dtype(&model, &config())).unwrap();
     (plan, sft::run(&setup).unwrap())

@@ -11,6 +11,7 @@ use reel_model::input::ModelInput;
 
 use crate::Result;
 use crate::options::GrpoOptions;
+use crate::run::DeviceLender;
 
 /// Samples completions: the generation engine with the sampling options of the run.
 pub(crate) struct CompletionSampler<'a> {
@@ -19,6 +20,7 @@ pub(crate) struct CompletionSampler<'a> {
     /// Any of these token ids ends a completion.
     stop_token_ids: Vec<u32>,
     seed: u64,
+    lender: DeviceLender<'a>,
 }
 
 #[derive(Default)]
@@ -38,8 +40,15 @@ enum RandomStream {
 }
 
 impl<'a> CompletionSampler<'a> {
-    pub(crate) fn new(engine: Engine<'a>, options: &'a GrpoOptions, stop_token_ids: &[u32], seed: u64) -> Self {
-        Self { engine, options, stop_token_ids: stop_token_ids.to_vec(), seed }
+    /// A sampler whose engine has the model in training. `lender` lends the device to a server after each token.
+    pub(crate) fn new(
+        engine: Engine<'a>,
+        options: &'a GrpoOptions,
+        stop_token_ids: &[u32],
+        seed: u64,
+        lender: DeviceLender<'a>,
+    ) -> Self {
+        Self { engine, options, stop_token_ids: stop_token_ids.to_vec(), seed, lender }
     }
 
     /// Samples completions for the prompts of step `n` in round `round` of dynamic sampling (0 without it). Calls
@@ -77,6 +86,7 @@ impl<'a> CompletionSampler<'a> {
             if first_tokens == all {
                 prefilled();
             }
+            self.lender.lend();
         })?;
         let mut by_request: Vec<Vec<Completion>> = Vec::new();
         for c in completions {

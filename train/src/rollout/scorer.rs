@@ -13,7 +13,7 @@ use super::worker::Rollout;
 use crate::Result;
 use crate::options::GrpoOptions;
 use crate::rollout::siglip::SiglipScorer;
-use crate::run::error_if_stopped;
+use crate::run::{DeviceLender, error_if_stopped};
 
 /// Scores groups of completions with the rewards that the options name.
 pub(crate) struct CompletionScorer<'a> {
@@ -23,6 +23,7 @@ pub(crate) struct CompletionScorer<'a> {
     custom: Vec<CustomReward>,
     /// The semantic reward (`--siglip`): compares the reasoning of a completion with the frames.
     siglip: Option<SiglipScorer>,
+    lender: DeviceLender<'a>,
 }
 
 /// The values of one custom reward, by group and completion.
@@ -32,8 +33,15 @@ struct CustomScores {
 }
 
 impl<'a> CompletionScorer<'a> {
-    /// Loads the reward models. SigLIP computes on `device` in `dtype`.
-    pub(crate) fn new(options: &GrpoOptions, device: &Device, dtype: DType, stop: &'a AtomicBool) -> Result<Self> {
+    /// Loads the reward models. SigLIP computes on `device` in `dtype`. `lender` lends the device while custom rewards
+    /// compute.
+    pub(crate) fn new(
+        options: &GrpoOptions,
+        device: &Device,
+        dtype: DType,
+        stop: &'a AtomicBool,
+        lender: DeviceLender<'a>,
+    ) -> Result<Self> {
         let timeout = Duration::from_secs_f64(options.reward_timeout);
         let command = options.reward_command.as_deref().map(|shell| CustomReward::from_command(shell, timeout));
         let command = command.transpose()?.map(|command| match options.reward_environment() {
@@ -44,7 +52,7 @@ impl<'a> CompletionScorer<'a> {
         let rules =
             RewardRules { recipe: options.parity, weights: options.reward_weights()?, scale: options.scale_rewards };
         let siglip = options.siglip.as_deref().map(|dir| SiglipScorer::open(device, dir, dtype)).transpose()?;
-        Ok(Self { stop, rules, custom: command.into_iter().chain(url).collect(), siglip })
+        Ok(Self { stop, rules, custom: command.into_iter().chain(url).collect(), siglip, lender })
     }
 
     pub(crate) fn score(&mut self, rollouts: &[Rollout]) -> Result<Vec<Scores>> {
@@ -98,10 +106,11 @@ impl<'a> CompletionScorer<'a> {
             }
         }
         let mut all = Vec::new();
+        let (stop, lender) = (self.stop, self.lender);
         for custom in &mut self.custom {
+            let scored = lender.during(|| custom.score_or_stop(&rows, stop));
             // If the run was interrupted, return that error, not the error of the reward that was cut off.
-            let flat =
-                custom.score_or_stop(&rows, self.stop).or_else(|e| error_if_stopped(self.stop).and(Err(e.into())))?;
+            let flat = scored.or_else(|e| error_if_stopped(stop).and(Err(e.into())))?;
             let mut rest = flat.iter().map(|&r| r as f32);
             let by_group = rollouts.iter().map(|r| rest.by_ref().take(r.completions.len()).collect()).collect();
             all.push(CustomScores { name: custom.name(), by_group });

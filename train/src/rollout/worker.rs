@@ -28,8 +28,8 @@ use crate::data::feed::MicroBatchFeed;
 use crate::options::GrpoOptions;
 use crate::reporting::metrics::GrpoMetrics;
 use crate::rollout::group::{CompletionTokens, Group};
-use crate::run::StepRowCursor;
 use crate::run::grpo::GrpoSetup;
+use crate::run::{DeviceLender, StepRowCursor};
 use crate::step::trainer::{RolloutPreview, Trainer};
 use crate::{Result, TrainError};
 
@@ -41,6 +41,7 @@ pub(crate) struct RolloutWorker<'a> {
     scorer: CompletionScorer<'a>,
     recorder: RolloutRecorder,
     stop: &'a AtomicBool,
+    lender: DeviceLender<'a>,
 }
 
 /// A prompt with the completions that were sampled for it.
@@ -67,10 +68,11 @@ impl<'a> RolloutWorker<'a> {
     pub(crate) fn new(setup: &GrpoSetup<'a>, prompts: Arc<PromptSource>, trainer: &Trainer) -> Result<Self> {
         let cx = Cx::inference(&trainer.device, trainer.dtype);
         let engine = Engine::new(&trainer.model, &cx)?.interrupt_flag(setup.stop);
+        let lender = DeviceLender(setup.server);
         Ok(Self {
-            sampler: CompletionSampler::new(engine, setup.options, prompts.stop_token_ids(), setup.seed),
+            sampler: CompletionSampler::new(engine, setup.options, prompts.stop_token_ids(), setup.seed, lender),
             options: setup.options,
-            scorer: CompletionScorer::new(setup.options, &trainer.device, trainer.dtype, setup.stop)?,
+            scorer: CompletionScorer::new(setup.options, &trainer.device, trainer.dtype, setup.stop, lender)?,
             recorder: RolloutRecorder::new(
                 &setup.options.out,
                 FrameStripSchedule::new(
@@ -81,6 +83,7 @@ impl<'a> RolloutWorker<'a> {
             ),
             prompts,
             stop: setup.stop,
+            lender,
         })
     }
 
@@ -97,7 +100,7 @@ impl<'a> RolloutWorker<'a> {
         let (mut kept, mut all_scores, mut dropped, mut data_ended) = (Vec::new(), Vec::new(), 0, false);
         let mut preview = RolloutPreview::default();
         for round in 0..MAX_ROUNDS {
-            let Some(batch) = cursor.next_micro_batch(feed, self.stop)? else {
+            let Some(batch) = self.lender.during(|| cursor.next_micro_batch(feed, self.stop))? else {
                 data_ended = true;
                 break;
             };

@@ -3,6 +3,7 @@
 //! logs, reports, interruption.
 
 pub mod grpo;
+mod live_server;
 mod record;
 pub mod replay;
 pub mod sft;
@@ -39,6 +40,8 @@ use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::{RolloutPreview, StepResult, Trainer, combined_fingerprint};
 use crate::{Result, TrainError};
 
+pub(crate) use live_server::DeviceLender;
+pub use live_server::{LiveServer, SERVED_BATCH};
 pub use record::difference_in_bits;
 use record::run_json;
 use validate::count_steps_and_unusable_rows;
@@ -67,6 +70,8 @@ pub struct RunSetup<'a, O> {
     pub quiet: bool,
     /// Becomes true when the run is to stop (Ctrl-C).
     pub stop: &'a AtomicBool,
+    /// Answers requests with the model in training, if given.
+    pub server: Option<&'a dyn LiveServer>,
 }
 
 impl<O> Clone for RunSetup<'_, O> {
@@ -324,6 +329,9 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let feed = MicroBatchFeed::new(rows.clone(), order, batching, &state.position, threads, window);
         let feed = feed.skip_when_reached(later_skipped.clone());
         let train_loop = W::begin(setup, rows.clone(), feed, &mut trainer, start.checkpoint())?;
+        if let Some(server) = setup.server {
+            server.start(&trainer.model, state.step)?;
+        }
         let lengths = match start.checkpoint() {
             None => vec![PlannedStepCount { after: 0, steps: state.steps }],
             Some(folder) => resume::planned_step_counts(folder, home, &state)?,
@@ -462,6 +470,9 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let Some(result) = result else { return Ok(false) };
         if !result.is_finite() {
             return Err(self.not_finite(n, &result, &cursor.rows));
+        }
+        if let Some(server) = self.setup.server {
+            server.weights_changed(n);
         }
         self.finish(n, result, begun)?;
         Ok(true)

@@ -90,7 +90,7 @@ pub struct RunState {
 
 /// Options that a resumed run may change. Either they do not influence the resulting weights, or they are paths and
 /// the fingerprint of the file is compared instead.
-const NOT_COMPARED: [&str; 16] = [
+const NOT_COMPARED: [&str; 19] = [
     "model",
     "data",
     "media_root",
@@ -107,6 +107,9 @@ const NOT_COMPARED: [&str; 16] = [
     "quarantine",
     "rollouts",
     "reward_env",
+    "serve",
+    "serve_kv_memory",
+    "serve_share",
 ];
 
 /// Options that set the number of steps. A resumed run may change them too, because the finished steps stay valid.

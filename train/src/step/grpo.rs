@@ -11,15 +11,18 @@ use crate::Result;
 use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType, Recipe};
 use crate::reporting::metrics::GrpoMetrics;
 use crate::rollout::group::{Group, RolloutSet};
+use crate::run::DeviceLender;
 use crate::step::trainer::{StepResult, Trainer};
 
 /// Does step `n`, counted from 1, on the groups of `set`. `reference` is the model of the KL term, if there is one.
+/// `lender` lends the device to a server before each micro-batch.
 pub(crate) fn step(
     t: &mut Trainer,
     options: &GrpoOptions,
     reference: Option<&Qwen25Vl>,
     set: &mut RolloutSet,
     n: u64,
+    lender: DeviceLender,
 ) -> Result<StepResult> {
     t.grads.clear();
     let device = t.device.clone();
@@ -27,6 +30,7 @@ pub(crate) fn step(
     let (first, begun, mut stats) = (set.uses == 0, Instant::now(), StepStats::default());
     let loss_weights = LossWeights::new(options, &set.groups);
     for (i, groups) in set.groups.chunks(options.groups_per_micro_batch()).enumerate() {
+        lender.lend();
         let packed = PackedGroups::new(&t.device, &t.model.config, groups, options.shared_prefix)?; // S tokens
         part("reference");
         if let Some(model) = reference.filter(|_| first) {

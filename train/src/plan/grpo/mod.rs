@@ -23,7 +23,7 @@ use crate::rollout::sampler::CompletionSampler;
 use crate::rollout::siglip::SiglipScorer;
 use crate::rollout::{CompletionTokens, Group, Prompt, RolloutSet};
 use crate::run::grpo::{GrpoLoop, GrpoSetup};
-use crate::run::{self, StepRowCursor, TrainLoop};
+use crate::run::{self, DeviceLender, StepRowCursor, TrainLoop};
 use crate::run_folder::checkpoint::checkpoint_bytes;
 use crate::step::grpo::step;
 use crate::step::hyperparameters::Hyperparameters;
@@ -56,8 +56,10 @@ pub fn plan_rows_of_one_size(
         Prompt::of_size(tokens)
     };
     let mut counter = Counter::new(options, config, stored, dtype, device, &[])?;
-    counter.count_set((0..options.groups_per_step()).map(prompt).collect())?;
-    counter.plan()
+    super::with_server(options, &counter.trainer.model.clone(), device, dtype, || {
+        counter.count_set((0..options.groups_per_step()).map(prompt).collect())?;
+        counter.plan()
+    })
 }
 
 /// Plans a run with its own data: all steps, or the steps of the first [`MAX_ROWS`] rows. The plan is for the device
@@ -79,11 +81,13 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
     let config = prompts.config().clone();
     let mut counter = Counter::new(options, &config, stored, setup.dtype, &device, prompts.stop_token_ids())?;
     let (never, mut cursor) = (AtomicBool::new(false), StepRowCursor::default());
-    for _ in 0..sets {
-        let Some(batch) = cursor.next_micro_batch(&mut feed, &never)? else { break };
-        counter.count_set(batch.samples)?;
-    }
-    counter.plan()
+    super::with_server(options, &counter.trainer.model.clone(), &device, setup.dtype, || {
+        for _ in 0..sets {
+            let Some(batch) = cursor.next_micro_batch(&mut feed, &never)? else { break };
+            counter.count_set(batch.samples)?;
+        }
+        counter.plan()
+    })
 }
 
 /// Runs sampling and training steps on the dry device and sums up their costs.
@@ -125,7 +129,7 @@ impl<'a> Counter<'a> {
                 // end every completion.
                 let banned = if options.min_completion_length > 0 { stop_token_ids } else { &[] };
                 let banned: Vec<u32> = banned.iter().map(|&id| id.max(1)).collect();
-                Some(CompletionSampler::new(engine, options, &banned, 0))
+                Some(CompletionSampler::new(engine, options, &banned, 0, DeviceLender::default()))
             }
         };
         let siglip = match (&sampler, &options.siglip) {
@@ -164,7 +168,8 @@ impl<'a> Counter<'a> {
         for use_ in 1..=self.options.num_iterations.min(MAX_USES) {
             device.profiler().clear();
             device.profiler().record_timeline(true);
-            let result = step(&mut self.trainer, self.options, self.reference.as_ref(), &mut set, 1)?;
+            let (options, reference) = (self.options, self.reference.as_ref());
+            let result = step(&mut self.trainer, options, reference, &mut set, 1, DeviceLender::default())?;
             device.profiler().record_timeline(false);
             // The last step that runs here stands for itself and for all further steps on this set.
             let times = if use_ == MAX_USES { self.options.num_iterations - use_ + 1 } else { 1 };

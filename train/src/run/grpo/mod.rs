@@ -30,7 +30,7 @@ use crate::reporting::metrics::GrpoMetrics;
 use crate::rollout::worker::RolloutWorker;
 use crate::rollout::{PromptSource, RolloutSet, group, records};
 use crate::run::replay::{self, ReplayReport};
-use crate::run::{self, DataCheckResult, RunSummary, StepRowCursor, TrainLoop};
+use crate::run::{self, DataCheckResult, DeviceLender, RunSummary, StepRowCursor, TrainLoop};
 use crate::step::grpo as step;
 use crate::step::trainer::{StepResult, Trainer};
 
@@ -60,6 +60,7 @@ pub(crate) struct GrpoLoop<'a> {
     rows: Arc<PromptSource>,
     feed: MicroBatchFeed<PromptSource>,
     stop: &'a AtomicBool,
+    lender: DeviceLender<'a>,
     /// The reference model of the KL term, with the weights that the run started from; `None` with `--beta 0`.
     reference: Option<Qwen25Vl>,
     /// Samples completions; `None` where they are given: with `--rollouts`, and in a replay.
@@ -115,7 +116,8 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
             (Some(_), _) | (_, Some(_)) => None,
             (None, None) => Some(RolloutWorker::new(setup, rows.clone(), trainer)?),
         };
-        Ok(Self { worker, options: setup.options, rows, feed, stop: setup.stop, reference, set })
+        let lender = DeviceLender(setup.server);
+        Ok(Self { worker, options: setup.options, rows, feed, stop: setup.stop, lender, reference, set })
     }
 
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
@@ -123,7 +125,7 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
             self.set = self.next_set(n, cursor)?;
         }
         let Some(set) = &mut self.set else { return Ok(None) };
-        let result = step::step(trainer, self.options, self.reference.as_ref(), set, n)?;
+        let result = step::step(trainer, self.options, self.reference.as_ref(), set, n, self.lender)?;
         self.worker.as_mut().map_or(Ok(()), RolloutWorker::wait_for_records)?;
         Ok(Some(result))
     }
@@ -149,7 +151,7 @@ impl GrpoLoop<'_> {
                 Some(batch) => (batch.groups, batch.metrics, Some(batch.preview)),
                 None => return Ok(None),
             },
-            None => match cursor.next_micro_batch(&mut self.feed, self.stop)? {
+            None => match self.lender.during(|| cursor.next_micro_batch(&mut self.feed, self.stop))? {
                 Some(batch) => (
                     group::groups_from_file(self.options, batch.samples, self.rows.stop_token_ids()),
                     GrpoMetrics::default(),

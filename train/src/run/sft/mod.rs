@@ -12,7 +12,7 @@ use crate::data::labels::TokenLabeler;
 use crate::data::sample::{SampleCache, SftSource};
 use crate::options::{Recipe, SftOptions};
 use crate::run::replay::{self, ReplayReport};
-use crate::run::{self, StepRowCursor, TrainLoop};
+use crate::run::{self, DeviceLender, StepRowCursor, TrainLoop};
 use crate::step::sft::step;
 use crate::step::trainer::{StepResult, Trainer};
 use crate::{Result, TrainError};
@@ -41,6 +41,7 @@ pub fn replay_step(setup: &SftSetup, recorded: &Path, step: u64, want: &str) -> 
 pub(crate) struct SftLoop<'a> {
     feed: MicroBatchFeed<SftSource>,
     stop: &'a AtomicBool,
+    lender: DeviceLender<'a>,
 }
 
 impl<'a> TrainLoop<'a> for SftLoop<'a> {
@@ -79,11 +80,15 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
         _: &mut Trainer,
         _: Option<&Path>,
     ) -> Result<Self> {
-        Ok(Self { feed, stop: setup.stop })
+        Ok(Self { feed, stop: setup.stop, lender: DeviceLender(setup.server) })
     }
 
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
-        step(trainer, n, || Ok(cursor.next_micro_batch(&mut self.feed, self.stop)?.map(|batch| batch.samples)))
+        step(trainer, n, || {
+            self.lender.lend();
+            let batch = self.lender.during(|| cursor.next_micro_batch(&mut self.feed, self.stop))?;
+            Ok(batch.map(|batch| batch.samples))
+        })
     }
 
     /// No files: what it needs to resume, the position in the data, is already part of the run state.

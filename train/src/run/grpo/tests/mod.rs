@@ -50,6 +50,7 @@ impl Case {
             resolved: &serde_json::to_value(&self.options).unwrap(),
             quiet: true,
             stop: &self.stop,
+            server: None,
         })
     }
 }

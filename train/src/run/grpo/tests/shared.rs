@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::rollout::{CompletionTokens, Group, Prompt};
+use crate::run::DeviceLender;
 use crate::step::packing::PackedGroups;
 use crate::testing::weight_changes;
 use reel_model::config::ModelConfig;
@@ -47,6 +48,7 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
         resolved: &Value::Null,
         quiet: true,
         stop: &case.stop,
+        server: None,
     };
     let prompts = PromptSource::open(&setup).unwrap();
     let samples = (0..options.groups_per_step())
@@ -58,7 +60,7 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
     let hyperparameters = crate::step::hyperparameters::Hyperparameters::new(options, 1);
     let (mut trainer, _files) = Trainer::open(&case.device, &config, &model, DType::F32, hyperparameters).unwrap();
     let reference = (options.beta > 0.0).then(|| first_weights(&setup, &trainer).unwrap());
-    step::step(&mut trainer, options, reference.as_ref(), &mut set, 1).unwrap();
+    step::step(&mut trainer, options, reference.as_ref(), &mut set, 1, DeviceLender::default()).unwrap();
     trainer.grads.iter().flat_map(|(_, g)| g.to_f32().unwrap()).collect()
 }
 

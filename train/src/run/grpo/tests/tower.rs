@@ -53,6 +53,7 @@ fn prompts(dir: &Path) -> Vec<ModelInput> {
         resolved: &Value::Null,
         quiet: true,
         stop: &case.stop,
+        server: None,
     };
     let prompts = PromptSource::open(&setup).unwrap();
     [1, 0, 2].map(|row| prompts.prompt(row).unwrap().tokens).into()

@@ -69,6 +69,7 @@ impl Case {
             resolved: &serde_json::to_value(&self.options).unwrap(),
             quiet: true,
             stop: &self.stop,
+            server: None,
         })
     }
 }

@@ -1,0 +1,238 @@
+//! Turns on a device that two threads use: one trains, the other answers requests with the model in training.
+//!
+//! ```text
+//! training:  work │ lend(time) │ work │ begin_host_work … end_host_work │ work
+//! engine:          │ steps      │      │ steps while there are requests  │
+//! ```
+//!
+//! The training thread owns the device and lends it between its launches; the engine's thread enters only then. Without
+//! requests, lending takes no time.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Says which of two threads may use a device.
+#[derive(Debug, Default)]
+pub(crate) struct DeviceTurns {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    access: Access,
+    /// The borrower waits for the device.
+    is_wanted: bool,
+    /// The borrower uses the device.
+    is_used: bool,
+    /// The borrower's thread has ended: it neither waits for the device nor uses it.
+    is_gone: bool,
+    /// How often the owner has changed the weights.
+    version: u64,
+}
+
+/// What the borrower may do.
+#[derive(Clone, Copy, Debug, Default)]
+enum Access {
+    #[default]
+    None,
+    /// Begin a turn of this length. It has at least one step, however late the borrower's thread wakes up.
+    Turn(Duration),
+    /// Go on until then.
+    Until(Instant),
+    /// Go on: the owner does not use the device.
+    Free,
+}
+
+/// The borrower's end. Dropping it, also by a panic, gives the device back for good.
+#[derive(Debug)]
+pub(crate) struct Borrower(pub(crate) std::sync::Arc<DeviceTurns>);
+
+impl DeviceTurns {
+    /// Lets the borrower use the device for about `time` if it waits for it. Returns the time that this took.
+    pub(crate) fn lend(&self, time: Duration) -> Duration {
+        let mut state = self.lock();
+        if !state.is_wanted || state.is_gone {
+            return Duration::ZERO;
+        }
+        let begun = Instant::now();
+        state.access = Access::Turn(time);
+        self.changed.notify_all();
+        while !matches!(state.access, Access::None) && !state.is_gone {
+            state = self.wait(state);
+        }
+        begun.elapsed()
+    }
+
+    /// Lets the borrower use the device until [`DeviceTurns::end_host_work`].
+    pub(crate) fn begin_host_work(&self) {
+        self.lock().access = Access::Free;
+        self.changed.notify_all();
+    }
+
+    /// Waits until the borrower has done its present step, and takes the device back.
+    pub(crate) fn end_host_work(&self) {
+        let mut state = self.lock();
+        state.access = Access::None;
+        while state.is_used && !state.is_gone {
+            state = self.wait(state);
+        }
+    }
+
+    /// Tells the borrower that the weights have changed since its last turn.
+    pub(crate) fn weights_changed(&self) {
+        self.lock().version += 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Borrower {
+    /// Waits until the device may be used for one more step. Returns how often the weights have changed so far.
+    pub(crate) fn enter(&self) -> u64 {
+        let turns = &*self.0;
+        let mut state = turns.lock();
+        state.is_used = false;
+        state.is_wanted = true;
+        loop {
+            match state.access {
+                Access::Turn(time) => {
+                    state.access = Access::Until(Instant::now() + time);
+                    break;
+                }
+                Access::Until(end) if Instant::now() < end => break,
+                Access::Free => break,
+                Access::Until(_) => state.access = Access::None,
+                Access::None => {}
+            }
+            turns.changed.notify_all();
+            state = turns.wait(state);
+        }
+        state.is_used = true;
+        state.version
+    }
+
+    /// Gives the device back before the end of the turn, because there is nothing to do.
+    pub(crate) fn leave(&self) {
+        let mut state = self.0.lock();
+        (state.is_used, state.is_wanted) = (false, false);
+        if !matches!(state.access, Access::Free) {
+            state.access = Access::None;
+        }
+        self.0.changed.notify_all();
+    }
+}
+
+impl Drop for Borrower {
+    fn drop(&mut self) {
+        self.leave();
+        self.0.lock().is_gone = true;
+        self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+    const SHORT: Duration = Duration::from_micros(200);
+
+    /// Starts a borrower that does `steps` steps, each of which `step` does, and leaves after each `burst` of them.
+    fn borrow(
+        turns: &Arc<DeviceTurns>,
+        steps: usize,
+        burst: usize,
+        step: impl Fn(u64) + Send + 'static,
+    ) -> std::thread::JoinHandle<()> {
+        let borrower = Borrower(turns.clone());
+        std::thread::spawn(move || {
+            for i in 1..=steps {
+                step(borrower.enter());
+                if i % burst == 0 {
+                    borrower.leave();
+                }
+            }
+        })
+    }
+
+    #[test]
+    fn only_one_thread_uses_the_device_and_both_get_on() {
+        for (host_work, burst) in [(false, 1), (false, 7), (true, 1), (true, 7)] {
+            let turns = Arc::new(DeviceTurns::default());
+            let (in_use, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+            let use_device = |in_use: &AtomicBool| {
+                assert!(!in_use.swap(true, Ordering::SeqCst), "two threads use the device");
+                std::thread::sleep(SHORT / 10);
+                in_use.store(false, Ordering::SeqCst);
+            };
+            let (used, counted) = (in_use.clone(), done.clone());
+            let thread = borrow(&turns, 200, burst, move |_| {
+                use_device(&used);
+                counted.fetch_add(1, Ordering::SeqCst);
+            });
+            while done.load(Ordering::SeqCst) < 200 {
+                use_device(&in_use);
+                if host_work {
+                    turns.begin_host_work();
+                    std::thread::sleep(SHORT);
+                    turns.end_host_work();
+                } else {
+                    turns.lend(SHORT);
+                }
+            }
+            thread.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn lending_takes_no_time_without_a_borrower_that_waits() {
+        let turns = Arc::new(DeviceTurns::default());
+        assert_eq!(turns.lend(LONG), Duration::ZERO, "nobody has come yet");
+        let (entered, begun) = std::sync::mpsc::channel();
+        turns.begin_host_work();
+        let thread = borrow(&turns, 1, 1, move |_| entered.send(()).unwrap());
+        begun.recv_timeout(LONG).unwrap();
+        thread.join().unwrap();
+        turns.end_host_work();
+        assert_eq!(turns.lend(LONG), Duration::ZERO, "the borrower is gone");
+    }
+
+    #[test]
+    fn a_turn_has_a_step_even_if_its_time_is_zero_and_tells_of_new_weights() {
+        let turns = Arc::new(DeviceTurns::default());
+        let (entered, steps) = std::sync::mpsc::channel();
+        let thread = borrow(&turns, 3, 9, move |version| entered.send(version).unwrap());
+        for version in 0..3 {
+            // The borrower may not have begun to wait.
+            while turns.lend(Duration::ZERO) == Duration::ZERO {
+                std::thread::yield_now();
+            }
+            assert_eq!(steps.recv_timeout(LONG).unwrap(), version);
+            turns.weights_changed();
+        }
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_borrower_that_panics_gives_the_device_back() {
+        let turns = Arc::new(DeviceTurns::default());
+        let thread = borrow(&turns, 1, 9, |_| panic!("wanted by this test"));
+        while turns.lend(LONG) == Duration::ZERO && !thread.is_finished() {
+            std::thread::yield_now();
+        }
+        assert!(thread.join().is_err());
+        turns.begin_host_work();
+        turns.end_host_work();
+        assert_eq!(turns.lend(LONG), Duration::ZERO);
+    }
+}

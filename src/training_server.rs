@@ -1,0 +1,130 @@
+//! `--serve` of `reel sft` and `reel grpo`: a server that answers with the weights in training.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::Result;
+use reel_model::input::MediaOptions;
+use reel_model::input::encode::ModelFolder;
+use reel_model::input::fetch::{MediaAccess, RemoteMedia};
+use reel_model::linear_weight::Quantization;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::{DType, Device};
+use reel_serve::{
+    ConnectionLimits, Limits, RequestMedia, ServeError, ServeOptions, ServedModel, TrainingServer, folder_name,
+};
+use reel_train::TrainError;
+use reel_train::options::RunOptions;
+use reel_train::run::{LiveServer, SERVED_BATCH};
+
+use crate::serve::default_encoders;
+
+/// The limits of `reel serve` that these commands have no options for.
+const REQUESTS: usize = 256;
+const CONNECTIONS: usize = 256;
+const BODY_BYTES: usize = 64 << 20;
+const NEW_TOKENS: usize = 1024;
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The server of one run.
+#[derive(Debug)]
+pub struct RunServer {
+    server: TrainingServer,
+    /// The name of the model in requests.
+    name: String,
+    quiet: bool,
+}
+
+impl RunServer {
+    /// The server of a run with these options that starts from the model in `folder`; `None` without `--serve`. It
+    /// listens once the run starts it. Requests carry their media; they name no files and no addresses.
+    pub fn new(
+        options: &RunOptions,
+        folder: &Path,
+        device: &Device,
+        dtype: DType,
+        media: &MediaOptions,
+        quiet: bool,
+    ) -> Result<Option<Self>> {
+        let Some(port) = options.serve.filter(|_| !options.is_check_only()) else { return Ok(None) };
+        let name = folder_name(&options.out);
+        let model = ServedModel {
+            name: name.clone(),
+            folder: ModelFolder::open(folder)?,
+            device: device.clone(),
+            dtype,
+            quantization: Quantization::None,
+            is_copied: false,
+        };
+        let access = MediaAccess { remote: RemoteMedia::Refused, confined_to: None };
+        let serve = ServeOptions {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            api_keys: Vec::new(),
+            adapters: Vec::new(),
+            limits: Limits {
+                batch: SERVED_BATCH,
+                requests: REQUESTS,
+                encoders: default_encoders(),
+                body_bytes: BODY_BYTES,
+                kv_bytes: u64::from(options.serve_kv_memory) << 20,
+                new_tokens: NEW_TOKENS,
+                request_time: None,
+            },
+            connections: ConnectionLimits {
+                connections: CONNECTIONS,
+                read_timeout: READ_TIMEOUT,
+                write_timeout: WRITE_TIMEOUT,
+            },
+            tls: None,
+            allowed_origins: Vec::new(),
+            access_log: false,
+            media: RequestMedia { options: MediaOptions { access, ..media.clone() }, root: None },
+            // A signal stops the run first, which then ends the server.
+            stop: Arc::new(AtomicBool::new(false)),
+        };
+        Ok(Some(Self { server: TrainingServer::new(model, serve, options.serve_share), name, quiet }))
+    }
+
+    /// Ends the server after the run. Its error is a warning, because the run has done its work.
+    pub fn finish(&self) {
+        if let Err(e) = self.server.finish() {
+            eprintln!("warning: --serve: {e}");
+        }
+    }
+}
+
+impl LiveServer for RunServer {
+    fn start(&self, model: &Qwen25Vl, step: u64) -> reel_train::Result<()> {
+        let address = self.server.start(model, step).map_err(|e| match e {
+            ServeError::Engine(e) => e.into(),
+            ServeError::Address { address, cause } => {
+                TrainError::option("--serve", format!("{address} cannot be listened on: {cause}"), "give another port")
+            }
+            e => TrainError::option("--serve", e.to_string(), "leave it out, or start again"),
+        })?;
+        if !self.quiet {
+            eprintln!("{}: listening on http://{address}", self.name);
+        }
+        Ok(())
+    }
+
+    fn lend_device(&self) {
+        self.server.lend_device();
+    }
+
+    fn begin_host_work(&self) {
+        self.server.begin_host_work();
+    }
+
+    fn end_host_work(&self) {
+        self.server.end_host_work();
+    }
+
+    fn weights_changed(&self, step: u64) {
+        self.server.weights_changed(step);
+    }
+}

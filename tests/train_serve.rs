@@ -1,0 +1,174 @@
+//! `--serve` of `reel grpo` and `reel sft`: answers come from the weights in training, and the run computes what it
+//! computes without requests.
+
+#[path = "support/grpo_run.rs"]
+mod grpo_run;
+#[path = "support/server.rs"]
+mod server;
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+
+use grpo_run::{grpo, training_folder};
+use serde_json::{Value, json};
+use server::{Server, question, text, wait, write_request};
+use support::{golden, metrics_without_times, reel, run, run_in};
+use tempfile::TempDir;
+
+/// A command that starts in `folder`.
+fn command_in(folder: &Path, args: impl IntoIterator<Item = String>) -> Command {
+    let mut command = reel();
+    // Without --quiet the run says where it listens.
+    command.current_dir(folder).args(args.into_iter().filter(|arg| arg != "--quiet"));
+    command
+}
+
+/// The GRPO run of these tests with a reward that takes a while, in which the server has the device.
+fn slow_grpo(out: &str, more: &[&str]) -> Vec<String> {
+    let mut args = grpo(out, more);
+    let reward = args.iter().position(|arg| arg == "--reward-command").expect("a reward") + 1;
+    args[reward] = format!("sleep 0.1; {}", args[reward]);
+    args
+}
+
+/// The step whose weights are in service, as `/v1/models` says it.
+fn step_in_service(server: &Server) -> Option<u64> {
+    let model = server.send("GET", "/v1/models", "", "").ok()["data"][0].take();
+    model["root"].as_str()?.rsplit_once("/step-")?.1.parse().ok()
+}
+
+fn ask(server: &Server) -> Value {
+    let body = json!({"messages": question("What is 2 + 2?"), "max_tokens": 2, "temperature": 0, "logprobs": true});
+    server.chat(&body).ok()["choices"][0].take()
+}
+
+/// Metrics of a run without times and without the peak of memory, which requests raise.
+fn metrics(out: &Path) -> Vec<Value> {
+    let mut lines = metrics_without_times(out);
+    lines.iter_mut().filter_map(Value::as_object_mut).for_each(|line| drop(line.remove("peak_bytes")));
+    lines
+}
+
+#[test]
+fn answers_are_those_of_the_checkpoints_and_change_no_step() {
+    let folder = training_folder();
+    let at = folder.path().to_path_buf();
+    let more = ["--max-steps", "25", "--save-steps", "1"];
+    run_in(&at, grpo("alone", &more)).ok();
+    let more = [&more[..], &["--serve", "0", "--serve-kv-memory", "16"]].concat();
+    let mut server = Server::of_run(folder, at.join("tiny"), command_in(&at, slow_grpo("served", &more)));
+    let mut answers: BTreeMap<u64, Value> = BTreeMap::new();
+    while server.child.try_wait().unwrap().is_none() && answers.len() < 5 {
+        let before = step_in_service(&server);
+        let answer = ask(&server);
+        let after = step_in_service(&server);
+        // In between, the weights did not change.
+        if let Some(step) = before.filter(|&step| step > 0 && after == before) {
+            answers.insert(step, answer);
+        }
+    }
+    assert!(answers.len() >= 3, "requests were answered in {} steps only", answers.len());
+    assert_eq!(wait(&mut server.child), Some(0), "the run ends");
+    assert_eq!(metrics(&at.join("served")), metrics(&at.join("alone")), "requests have changed a step");
+    let weights = |out: &str| fs::read(at.join(out).join("model.safetensors")).unwrap();
+    assert!(weights("served") == weights("alone"));
+    for (step, answer) in &answers {
+        let checkpoint = at.join(format!("served/checkpoint-{step}"));
+        let wanted = ask(&Server::start_with(TempDir::new().unwrap(), checkpoint, &["--threads", "1"]));
+        assert_eq!(*answer, wanted, "step {step}");
+    }
+    assert!(answers.values().any(|answer| *answer != answers[answers.keys().next().unwrap()]), "no step shows");
+}
+
+#[test]
+fn a_request_goes_on_over_steps_and_finishes_after_the_run_was_stopped() {
+    let folder = training_folder();
+    let at = folder.path().to_path_buf();
+    let more = ["--max-steps", "100000", "--serve", "0"];
+    let mut server = Server::of_run(folder, at.join("tiny"), command_in(&at, slow_grpo("out", &more)));
+    let body = json!({"messages": question("x"), "max_tokens": 5_000, "temperature": 0, "stream": true,
+        "ignore_eos": true, "stream_options": {"include_usage": true}});
+    let mut stream = server.connect();
+    write_request(&mut stream, "POST", "/v1/chat/completions", "", &body.to_string());
+    let mut start = [0; 600];
+    stream.read_exact(&mut start).unwrap();
+    let begun = step_in_service(&server);
+    while step_in_service(&server) <= begun {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    for path in ["/admin/weights", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"] {
+        let error = server.send("POST", path, "", &json!({"model": at.join("tiny")}).to_string()).error(409);
+        assert!(error["message"].as_str().unwrap().contains("training run"), "{error}");
+    }
+    assert!(Command::new("kill").args(["-TERM", &server.child.id().to_string()]).status().unwrap().success());
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    let tail = &rest[rest.len().saturating_sub(600)..];
+    assert!(rest.contains("\"completion_tokens\":5000") && rest.contains("data: [DONE]"), "{tail}");
+    assert_eq!(wait(&mut server.child), Some(143));
+    assert!(support::file_names_in(&at.join("out")).iter().any(|name| name.starts_with("checkpoint-")));
+}
+
+#[test]
+fn fine_tuning_serves_too() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path().to_path_buf();
+    let (base, data) = (golden("train/model_a"), golden("train/sft_all_tokens/data.jsonl"));
+    let sft = |out: &str, more: &[&str]| {
+        let args = ["sft", "--model", text(&base), "--data", text(&data), "--out", out, "--labels", "text"];
+        let fixed = "--learning-rate 1e-3 --max-steps 300 --save-steps 0 --dtype f32 --threads 1 --quiet";
+        args.into_iter().chain(fixed.split(' ')).chain(more.iter().copied()).map(String::from).collect::<Vec<_>>()
+    };
+    let more = ["--serve", "0", "--serve-share", "0.9"];
+    let mut server = Server::of_run(folder, base.clone(), command_in(&at, sft("served", &more)));
+    let answered = (0..3).filter(|_| ask(&server)["finish_reason"].is_string()).count();
+    assert_eq!(answered, 3);
+    assert_eq!(wait(&mut server.child), Some(0));
+    run(sft(text(&at.join("alone")), &[])).ok();
+    assert_eq!(metrics(&at.join("served")), metrics(&at.join("alone")));
+}
+
+#[test]
+fn wrong_options_are_refused_before_the_run_begins() {
+    let folder = training_folder();
+    let at = folder.path();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let refused = [
+        (vec!["--serve", &port], "error: --serve: 127.0.0.1:"),
+        (vec!["--serve", "0", "--serve-share", "1"], "error: --serve-share: is 1"),
+        (vec!["--serve", "0", "--serve-share", "0"], "error: --serve-share: is 0"),
+        (vec!["--serve", "0", "--serve-kv-memory", "0"], "error: --serve-kv-memory: is 0"),
+    ];
+    for (more, wanted) in refused {
+        let output = command_in(at, grpo("out", &more)).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {said}");
+        assert!(said.lines().any(|line| line.starts_with(wanted)), "{more:?}: {said}");
+        let written = if at.join("out").exists() { support::file_names_in(&at.join("out")) } else { Vec::new() };
+        assert!(written.iter().all(|name| name.contains("lock")), "{written:?}");
+    }
+    drop(taken);
+}
+
+#[test]
+fn the_plan_counts_the_memory_of_a_server_without_requests() {
+    let folder = training_folder();
+    let at = folder.path();
+    let more = ["--max-steps", "1", "--serve", "0", "--serve-kv-memory", "3"];
+    run_in(at, grpo("out", &more)).ok();
+    let planned = |more: &[&str]| {
+        let args = grpo("out", more);
+        let plan = run_in(at, [&["plan".to_string()], &args[..], &["--json".to_string()]].concat());
+        serde_json::from_str::<Value>(plan.ok()).unwrap()["peak_bytes"].as_u64().unwrap()
+    };
+    let peak = support::read_metrics(&at.join("out"))[0]["peak_bytes"].as_u64().unwrap();
+    assert_eq!(peak, planned(&more));
+    let cache = peak - planned(&more[..2]);
+    assert!((2 << 20..4 << 20).contains(&cache), "the KV cache of 3 MiB has {cache} bytes");
+}
