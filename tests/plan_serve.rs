@@ -50,6 +50,33 @@ fn numbers_of_a_plan_fit_each_other() {
 }
 
 #[test]
+fn a_decode_step_has_eight_launches_a_layer() {
+    let launches = |layers: f64, more: &str| {
+        let plan = plan(&format!("--preset 7b --tokens 100 --gpu h200 {more}"));
+        let ops = plan["ops"].as_array().unwrap().iter().filter(|op| op["phase"] == "decode");
+        let all: f64 = ops.filter_map(|op| op["launches"].as_f64()).sum();
+        // Besides the layers: embedding, angles, the last norm, the output layer, sampling, and the advance of positions.
+        assert!(all - 8.0 * layers <= 7.0, "{all} launches in {layers} layers {more}");
+        all - 8.0 * layers
+    };
+    let (bf16, int8) = (launches(28.0, "--batch-size 16"), launches(28.0, "--batch-size 16 --quantize int8"));
+    assert!(bf16 >= 6.0 && int8 >= 6.0, "{bf16} {int8}");
+}
+
+#[test]
+fn a_plan_of_generation_counts_the_keys_that_exist() {
+    let args = "plan generate --preset 3b --tokens 100 --max-new-tokens 3 --n 2 --gpu h200 --json";
+    let plan = run(args.split(' ')).json();
+    let ops = plan["ops"].as_array().unwrap();
+    let reads = |op: &&Value| op["phase"] == "decode" && op["op"].as_str().is_some_and(|op| op.starts_with("paged_"));
+    let read = ops.iter().find(reads).and_then(|op| op["bytes"].as_f64()).unwrap();
+    // The second and the third token of each completion read the keys and values of 101 and 102 tokens.
+    let keys = 2.0 * (101.0 + 102.0) * (2 * 36 * 2 * 128 * 2) as f64;
+    // Queries and results are some per cent of so few keys.
+    assert!(read >= keys && read < 1.1 * keys, "{read} {keys}");
+}
+
+#[test]
 fn longer_prompts_leave_room_for_fewer_sequences() {
     let short = plan("--preset 7b --tokens 1000 --max-new-tokens 24 --gpu rtx4090 --batch-size 4");
     let long = plan("--preset 7b --tokens 4000 --max-new-tokens 96 --gpu rtx4090 --batch-size 4");

@@ -54,7 +54,6 @@ kernels! {
     fingerprint
     gelu
     grpo_loss
-    kv_write
     layer_norm
     linear_log_prob
     log_prob
@@ -69,6 +68,7 @@ kernels! {
     reduce
     rms_norm
     rope
+    rope_kv_write
     rows
     sample
     skinny

@@ -84,6 +84,22 @@ impl Linear {
         }
     }
 
+    /// The outputs of three layers for the same x in a decode step. Has no backward rule.
+    pub(crate) fn forward_joined(
+        cx: &Cx,
+        x: &Tensor,
+        rows: Option<&Tensor>,
+        layers: [&Linear; 3],
+    ) -> Result<[Tensor; 3]> {
+        let have_adapters = layers.iter().any(|layer| !matches!(layer.adapter_of(rows), LayerAdapter::None));
+        let joined = match have_adapters {
+            false => Weight::linear_joined(cx, x, layers.map(|layer| (&layer.weight, layer.bias.as_ref())))?,
+            true => None,
+        };
+        let [q, k, v] = layers.map(|layer| move || layer.forward_skinny(cx, x, rows, None));
+        joined.map_or_else(|| Ok([q()?, k()?, v()?]), Ok)
+    }
+
     /// `silu(gate(x)) · up(x)` of a decode step, for layers without bias. Has no backward rule.
     pub(crate) fn swiglu_skinny(
         cx: &Cx,

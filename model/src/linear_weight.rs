@@ -96,6 +96,24 @@ impl Weight {
         })
     }
 
+    /// Three products of a decode step, `x · weightᵀ + bias` each; `None` if the weights are stored in different ways. Has
+    /// no backward rule.
+    pub(crate) fn linear_joined(
+        cx: &Cx,
+        x: &Tensor,
+        layers: [(&Weight, Option<&Tensor>); 3],
+    ) -> Result<Option<[Tensor; 3]>> {
+        Ok(match layers {
+            [(Weight::Dense(q), a), (Weight::Dense(k), b), (Weight::Dense(v), c)] => {
+                Some(ops::skinny_linear_joined(cx, x, [(q, a), (k, b), (v, c)])?)
+            }
+            [(Weight::Int8(q), a), (Weight::Int8(k), b), (Weight::Int8(v), c)] => {
+                Some(ops::int8_linear_joined(cx, x, [(q, a), (k, b), (v, c)])?)
+            }
+            _ => None,
+        })
+    }
+
     /// `silu(x · gateᵀ) · (x · upᵀ)` of a decode step; `None` if the two weights are stored in different ways. Has no
     /// backward rule.
     pub(crate) fn swiglu_skinny(cx: &Cx, x: &Tensor, gate: &Weight, up: &Weight) -> Result<Option<Tensor>> {

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! So the host can enqueue a step before it has read the tokens of the previous step. A row that has ended costs
-//! almost nothing: [`crate::kv_write`] skips slot −1, and [`crate::paged_attention`] skips sequences without keys.
+//! almost nothing: [`crate::rope_kv_write`] skips slot −1, and [`crate::paged_attention`] skips sequences without keys.
 //! Rows not in use keep their state. All numbers are exact integers. Bound: latency; a few words per row.
 
 pub(crate) mod check;

@@ -1,7 +1,7 @@
 //! Causal attention of new tokens over keys and values in a paged KV cache: prefill, chunked prefill and decode.
 //!
 //! Sequence `n` has the new tokens `cu_seqlens[n] .. cu_seqlens[n + 1]` and `kv_lens[n]` keys, including those of the
-//! new tokens (which [`crate::kv_write`] has written). Key `j` is in slot `j % page` of page `block_tables[n, j /
+//! new tokens (which [`crate::rope_kv_write`] has written). Key `j` is in slot `j % page` of page `block_tables[n, j /
 //! page]`. New token `i` of `m` sees the keys `0 ..= kv_len - m + i`. Formula and order of summation are those of
 //! [`crate::attention`]. A sequence without keys is padding: it has at most one new token, whose output is zero.
 //!

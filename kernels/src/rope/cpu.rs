@@ -49,7 +49,7 @@ simd_fn! {
 
 simd_fn! {
     /// Rotates the heads of one token.
-    fn rotate<T: Element>(heads: &mut [T], cos: &[f32], sin: &[f32], sign: f32) {
+    pub(crate) fn rotate<T: Element>(heads: &mut [T], cos: &[f32], sin: &[f32], sign: f32) {
         for head in heads.chunks_exact_mut(2 * cos.len()) {
             let (a, b) = head.split_at_mut(cos.len());
             for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {

@@ -15,7 +15,7 @@
 //! element, 8 of them written.
 
 pub(crate) mod check;
-mod cpu;
+pub(crate) mod cpu;
 mod examples;
 mod formula;
 

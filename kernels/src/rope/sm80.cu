@@ -12,7 +12,7 @@
 // other half, for up to HEADS heads of a token, so that it reads cosine and sine once. It reads both vectors before
 // it writes them, because y may be x. Memory-bound; the table is bound by arithmetic on GPUs with few f64 units.
 
-#include "cuh/base.cuh"
+#include "cuh/rotary.cuh"
 
 constexpr int THREADS = 256;
 constexpr int TOKENS = 8;
@@ -79,18 +79,7 @@ __device__ __forceinline__ void rotate(const ApplyParams& p, u64 thread) {
   }
   u64 at = (token * p.heads + head) * p.head_dim + i;
   for (u32 h = head; h < end; ++h, at += p.head_dim) {
-    const T* x = global<const T>(p.x) + at;
-    T* y = global<T>(p.y) + at;
-    float a[V], b[V], low[V], high[V];
-    load_vector(x, a);
-    load_vector(x + half, b);
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      low[j] = a[j] * cosine[j] - b[j] * sine[j];
-      high[j] = b[j] * cosine[j] + a[j] * sine[j];
-    }
-    store_vector(y, low);
-    store_vector(y + half, high);
+    rotate_pair<V>(global<const T>(p.x) + at, global<T>(p.y) + at, half, cosine, sine);
   }
 }
 

@@ -1,7 +1,7 @@
 //! Skinny GEMM on the CPU: [`matmul`] for bf16 weights; for int8 weights, tasks of 32 weight rows each.
 #![allow(unsafe_code)]
 
-use super::Params;
+use super::{JoinedParams, Params};
 use crate::matmul::{self, Matmul, Operand};
 use crate::simd::{LANES, exp, sum_lanes};
 use crate::view::{OutputArray, slice_at};
@@ -64,6 +64,24 @@ pub unsafe fn linear<T: Element>(p: &Params, team: &Team) {
     }
     // SAFETY: the addresses are valid as `Params` documents; y has `[m, n]` elements of T.
     unsafe { product::<T>(p, p.w, p.bias, (p.y, T::DTYPE), !p.residual.is_null(), team) }
+}
+
+/// # Safety
+/// Every address in [`JoinedParams`] is valid for the shape and dtype that its field documents.
+pub unsafe fn joined<T: Element>(p: &JoinedParams, team: &Team) {
+    for product in p.products().iter().filter(|product| product.n > 0) {
+        // SAFETY: the caller promises it.
+        unsafe { linear::<T>(product, team) }
+    }
+}
+
+/// # Safety
+/// Every address in [`JoinedParams`] is valid for the shape and dtype that its field documents.
+pub unsafe fn joined_int8<T: Element>(p: &JoinedParams, team: &Team) {
+    for product in p.products().iter().filter(|product| product.n > 0) {
+        // SAFETY: the caller promises it.
+        unsafe { linear_int8::<T>(product, team) }
+    }
 }
 
 /// # Safety

@@ -1,8 +1,8 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 use crate::folder::{
-    BATCH_SIZE, FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER_ADDRESS, Sizes,
-    placeholder_params,
+    BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HIDDEN_SIZE, INTERMEDIATE_SIZE, KV_HEADS, LabeledLaunches, PLACEHOLDER_ADDRESS,
+    Sizes, placeholder_params,
 };
 use crate::{Addr, skinny};
 
@@ -25,7 +25,27 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         };
         if gated { skinny::swiglu(t, weight, &p) } else { skinny::linear(t, weight, &p) }
     };
+    // The projections to queries, keys and values.
+    let joined = |t, weight: WeightFormat| {
+        let scale = if matches!(weight, WeightFormat::Int8) { PLACEHOLDER_ADDRESS } else { Addr::NULL };
+        let (n0, n) = (HIDDEN_SIZE, KV_HEADS * HEAD_DIM);
+        let p = skinny::JoinedParams {
+            scale0: scale,
+            scale1: scale,
+            scale2: scale,
+            m,
+            n0,
+            n1: n,
+            n2: n,
+            k: HIDDEN_SIZE,
+            ..placeholder_params()
+        };
+        skinny::joined(t, weight, &p)
+    };
+    let projections = "16 rows times matrices of 3584, 512 and 512 rows of 3584";
+    let joined = FLOAT_DTYPES.map(|t| [joined(t, WeightFormat::Bf16), joined(t, WeightFormat::Int8)]);
     let calls =
         FLOAT_DTYPES.map(|t| [false, true].map(|g| [call(t, WeightFormat::Bf16, g), call(t, WeightFormat::Int8, g)]));
-    calls.into_iter().flatten().flatten().map(|launch| (size, launch)).collect()
+    let joined = joined.into_iter().flatten().map(|launch| (projections, launch));
+    calls.into_iter().flatten().flatten().map(|launch| (size, launch)).chain(joined).collect()
 }

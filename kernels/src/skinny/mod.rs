@@ -1,6 +1,7 @@
 //! Skinny GEMM for decoding: multiplies a few rows of x by a weight, which is read once.
 //!
 //! - `linear`: `y = x · wᵀ (· scale) (+ bias) (+ residual)`
+//! - `joined`: up to three `linear` products of the same x with different weights, without residual, in one launch
 //! - `swiglu`: `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))` with `silu(z) = z / (1 + e^−z)`
 //!
 //! The weight is bf16, or int8 with one scale for each of its rows (output channels).
@@ -58,6 +59,75 @@ params! {
     }
 }
 
+params! {
+    /// Parameters of `joined`: three products, of which the last ones may have no columns.
+    pub struct JoinedParams {
+        /// f32 or bf16 `[m, k]`
+        pub x: Addr,
+        /// bf16 or int8 `[n0, k]`
+        pub w0: Addr,
+        /// bf16 or int8 `[n1, k]`
+        pub w1: Addr,
+        /// bf16 or int8 `[n2, k]`
+        pub w2: Addr,
+        /// f32 `[n0]`, scales of an int8 weight; otherwise null.
+        pub scale0: Addr,
+        /// f32 `[n1]`, scales of an int8 weight; otherwise null.
+        pub scale1: Addr,
+        /// f32 `[n2]`, scales of an int8 weight; otherwise null.
+        pub scale2: Addr,
+        /// f32 or bf16 `[n0]`; null: no bias.
+        pub bias0: Addr,
+        /// f32 or bf16 `[n1]`; null: no bias.
+        pub bias1: Addr,
+        /// f32 or bf16 `[n2]`; null: no bias.
+        pub bias2: Addr,
+        /// f32 or bf16 `[m, n0]`, written.
+        pub y0: Addr,
+        /// f32 or bf16 `[m, n1]`, written.
+        pub y1: Addr,
+        /// f32 or bf16 `[m, n2]`, written.
+        pub y2: Addr,
+        /// Rows of x.
+        pub m: u32,
+        /// Rows of the first weight.
+        pub n0: u32,
+        /// Rows of the second weight.
+        pub n1: u32,
+        /// Rows of the third weight.
+        pub n2: u32,
+        /// Length of the sums.
+        pub k: u32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+impl JoinedParams {
+    /// The parameters of each product alone.
+    pub fn products(&self) -> [Params; 3] {
+        [
+            (self.w0, self.scale0, self.bias0, self.y0, self.n0),
+            (self.w1, self.scale1, self.bias1, self.y1, self.n1),
+            (self.w2, self.scale2, self.bias2, self.y2, self.n2),
+        ]
+        .map(|(w, scale, bias, y, n)| Params {
+            x: self.x,
+            w,
+            w2: Addr::NULL,
+            scale,
+            scale2: Addr::NULL,
+            bias,
+            residual: Addr::NULL,
+            y,
+            m: self.m,
+            n,
+            k: self.k,
+            reserved: 0,
+        })
+    }
+}
+
 /// How a weight is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightFormat {
@@ -69,7 +139,7 @@ pub enum WeightFormat {
 
 kernel_folder! {
     name: "skinny",
-    params: [Params],
+    params: [Params, JoinedParams],
 }
 
 /// Declares the kernels. An entry has the constant's name, the symbol, the symbol of a variant whose blocks have
@@ -91,6 +161,39 @@ kernels! {
     SWIGLU_INT8_F32, "skinny_swiglu_int8_f32", None, 16, cpu::swiglu_int8::<f32>;
 }
 
+/// Declares the kernels of `joined`: the constant's name, the symbol and the CPU function.
+macro_rules! joined_kernels {
+    ($($id:ident, $symbol:literal, $cpu:expr;)*) => {
+        $(kernel!(pub $id, $symbol, JoinedParams, $cpu, &SOURCE, |p, _| joined_geometry(p, $symbol));)*
+    };
+}
+joined_kernels! {
+    JOINED_BF16, "skinny_joined_bf16", cpu::joined::<half::bf16>;
+    JOINED_F32, "skinny_joined_f32", cpu::joined::<f32>;
+    JOINED_INT8_BF16, "skinny_joined_int8_bf16", cpu::joined_int8::<half::bf16>;
+    JOINED_INT8_F32, "skinny_joined_int8_f32", cpu::joined_int8::<f32>;
+}
+
+/// Columns of y of a block of `linear` and `joined`.
+const COLUMNS: u32 = 16;
+
+/// Plans the blocks of all products, one product after the other.
+fn joined_geometry(p: &JoinedParams, symbol: &'static str) -> Vec<Stage> {
+    let blocks: u32 = [p.n0, p.n1, p.n2].iter().map(|n| n.div_ceil(COLUMNS) * p.m.div_ceil(ROWS)).sum();
+    if blocks == 0 {
+        return Vec::new();
+    }
+    vec![Stage { shared: shared_bytes(2), ..Stage::one_dimensional(symbol, blocks, 256) }]
+}
+
+/// Rows of x of a block.
+const ROWS: u32 = 16;
+
+/// Bytes of shared memory for the partial sums from each of 8 warps, for `tiles` tiles of 8 weight rows.
+fn shared_bytes(tiles: u32) -> u32 {
+    8 * ROWS * (8 * tiles + 8) * 4
+}
+
 /// Plans a grid with one block for each 16 rows of x and `columns` columns of y. The blocks of kernel `wide` have
 /// twice as many columns; it is used if its grid still has at least two blocks per multiprocessor.
 fn geometry(p: &Params, arch: &Arch, narrow: &'static str, wide: Option<&'static str>, columns: u32) -> Vec<Stage> {
@@ -102,9 +205,8 @@ fn geometry(p: &Params, arch: &Arch, narrow: &'static str, wide: Option<&'static
         Some(_) => (narrow, columns, 2),
         None => (narrow, columns, 4),
     };
-    // Shared memory for 16 rows of partial sums from each of 8 warps.
-    let shared = 8 * 16 * (8 * tiles + 8) * 4;
-    vec![Stage { shared, ..Stage::one_dimensional(symbol, p.n.div_ceil(columns) * p.m.div_ceil(16), 256) }]
+    let blocks = p.n.div_ceil(columns) * p.m.div_ceil(ROWS);
+    vec![Stage { shared: shared_bytes(tiles), ..Stage::one_dimensional(symbol, blocks, 256) }]
 }
 
 /// Returns the launch that computes `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `dtype` is the type of x, bias,
@@ -131,7 +233,31 @@ pub fn swiglu(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
     launch(kernel, dtype, weight, params, 2.0)
 }
 
+/// Returns the launch that computes the three products of [`JoinedParams`], each with the bits of [`linear`]; `dtype` is
+/// the type of x, the biases and the results, F32 or BF16.
+pub fn joined(dtype: DType, weight: WeightFormat, params: &JoinedParams) -> Launch {
+    let kernel = match (dtype, weight) {
+        (DType::F32, WeightFormat::Bf16) => &JOINED_F32,
+        (_, WeightFormat::Bf16) => &JOINED_BF16,
+        (DType::F32, WeightFormat::Int8) => &JOINED_INT8_F32,
+        (_, WeightFormat::Int8) => &JOINED_INT8_BF16,
+    };
+    let x_bytes = params.m as f64 * params.k as f64 * dtype.size() as f64;
+    let products = params.products().into_iter().filter(|p| p.n > 0);
+    let costs = products.map(|p| cost(dtype, weight, &p, 1.0));
+    let Cost { flops, bytes } = costs.fold(Cost { flops: 0.0, bytes: x_bytes }, |all, one| Cost {
+        flops: all.flops + one.flops,
+        bytes: all.bytes + one.bytes - x_bytes,
+    });
+    Launch::kernel(kernel, params, Cost { flops, bytes })
+}
+
 fn launch(kernel: &'static Kernel, dtype: DType, weight: WeightFormat, p: &Params, weights: f64) -> Launch {
+    Launch::kernel(kernel, p, cost(dtype, weight, p, weights))
+}
+
+/// The cost of the product with one weight, or with two (swiglu).
+fn cost(dtype: DType, weight: WeightFormat, p: &Params, weights: f64) -> Cost {
     let (m, n, k, size) = (p.m as f64, p.n as f64, p.k as f64, dtype.size() as f64);
     let (bytes_of_weight, scales) = match weight {
         WeightFormat::Bf16 => (2.0, 0.0),
@@ -140,7 +266,7 @@ fn launch(kernel: &'static Kernel, dtype: DType, weight: WeightFormat, p: &Param
     let bias = if p.bias.is_null() { 0.0 } else { n * size };
     let residual = if p.residual.is_null() { 0.0 } else { m * n * size };
     let bytes = weights * n * (k * bytes_of_weight + scales) + size * (m * k + m * n) + bias + residual;
-    Launch::kernel(kernel, p, Cost { flops: weights * 2.0 * m * n * k, bytes })
+    Cost { flops: weights * 2.0 * m * n * k, bytes }
 }
 
 /// Sizes (m, n, k) that tests and benches share. Some values of k are not a multiple of the 16-byte units that lanes

@@ -6,6 +6,8 @@
 // then hold consecutive k, where the instruction expects others. This changes no sum, because x is loaded in the same
 // permutation.
 //
+// The blocks of joined products come one product after the other.
+//
 //   for each group of k of this warp: load w (UNROLL * TILES times 16 bytes per lane), x; sums += x w^T
 //   shared[warp] = sums; barrier; y = epilogue(sum over warps)
 //
@@ -130,10 +132,10 @@ __device__ __forceinline__ const W* weight_row(u64 weight, u32 row, u32 rows, u3
   return global<const W>(weight) + static_cast<u64>(row < rows ? row : 0) * k;
 }
 
-// T: type of x and y. W: type of the weight. TILES: number of tiles of 8 weight rows per block. PAIR: the first half
+// The product of block `block` of the grid. T: type of x and y. W: type of the weight. TILES: number of tiles of 8 weight rows per block. PAIR: the first half
 // of the tiles belongs to the first weight, the other half to the second weight (swiglu).
 template <class T, class W, int TILES, bool PAIR>
-__device__ __forceinline__ void skinny(const Params& p) {
+__device__ __forceinline__ void skinny(const Params& p, u32 block) {
   constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT;
   constexpr int WEIGHTS = PAIR ? 2 : 1, COLUMNS = 8 * TILES / WEIGHTS, PITCH = 8 * TILES + 8;
   using X = Parts<T>;
@@ -141,7 +143,7 @@ __device__ __forceinline__ void skinny(const Params& p) {
   // three bf16 parts of x need many registers.
   constexpr int UNROLL = (X::COUNT > 1 && TILES == 4 && !PAIR ? 4 : 8) / TILES;
   const u32 column_blocks = ceil_div<u32>(p.n, COLUMNS);
-  const u32 first_column = blockIdx.x % column_blocks * COLUMNS, first_row = blockIdx.x / column_blocks * ROWS;
+  const u32 first_column = block % column_blocks * COLUMNS, first_row = block / column_blocks * ROWS;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int k = p.k;
   const u64 row_bytes = static_cast<u64>(k) * sizeof(W);
@@ -249,8 +251,38 @@ __device__ __forceinline__ void skinny(const Params& p) {
 
 #define KERNEL(SYMBOL, T, W, TILES, PAIR)                                                             \
   extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) { \
-    skinny<T, W, TILES, PAIR>(p);                                                                     \
+    skinny<T, W, TILES, PAIR>(p, blockIdx.x);                                                         \
   }
+// One of up to three products of x. TILES as in `skinny`.
+template <class T, class W, int TILES>
+__device__ __forceinline__ void joined(const JoinedParams& p) {
+  const u32 row_blocks = ceil_div<u32>(p.m, ROWS);
+  const u32 blocks0 = ceil_div<u32>(p.n0, 8 * TILES) * row_blocks;
+  const u32 blocks1 = ceil_div<u32>(p.n1, 8 * TILES) * row_blocks;
+  Params one = {};
+  one.x = p.x;
+  one.m = p.m;
+  one.k = p.k;
+  u32 block = blockIdx.x;
+  if (block < blocks0) {
+    one.w = p.w0, one.scale = p.scale0, one.bias = p.bias0, one.y = p.y0, one.n = p.n0;
+  } else if (block -= blocks0; block < blocks1) {
+    one.w = p.w1, one.scale = p.scale1, one.bias = p.bias1, one.y = p.y1, one.n = p.n1;
+  } else {
+    block -= blocks1;
+    one.w = p.w2, one.scale = p.scale2, one.bias = p.bias2, one.y = p.y2, one.n = p.n2;
+  }
+  skinny<T, W, TILES, false>(one, block);
+}
+
+#define JOINED(SYMBOL, T, W)                                                                                \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ JoinedParams p) { \
+    joined<T, W, 2>(p);                                                                                     \
+  }
+JOINED(skinny_joined_bf16, bf16, bf16)
+JOINED(skinny_joined_f32, float, bf16)
+JOINED(skinny_joined_int8_bf16, bf16, i8)
+JOINED(skinny_joined_int8_f32, float, i8)
 KERNEL(skinny_linear_bf16, bf16, bf16, 2, false)
 KERNEL(skinny_linear_bf16_wide, bf16, bf16, 4, false)
 KERNEL(skinny_linear_f32, float, bf16, 2, false)

@@ -59,11 +59,9 @@ impl Layer {
         let r = x.shape()[0];
         let (heads, kv_heads) = ([r, self.heads, self.head_dim], [r, self.kv_heads, self.head_dim]);
         let normed = ops::rms_norm(cx, x, &self.input_norm, self.eps)?;
-        let of_normed = |layer: &Linear| layer.forward_skinny(cx, &normed, adapters, None);
-        let q = ops::apply_rotary(cx, &of_normed(&self.q)?.reshape(&heads)?, rotary)?;
-        let k = ops::apply_rotary(cx, &of_normed(&self.k)?.reshape(&kv_heads)?, rotary)?;
-        let v = of_normed(&self.v)?.reshape(&kv_heads)?;
-        ops::kv_write(cx, &k, &v, caches, pages)?;
+        let [q, k, v] = Linear::forward_joined(cx, &normed, adapters, [&self.q, &self.k, &self.v])?;
+        let (q, k, v) = (q.reshape(&heads)?, k.reshape(&kv_heads)?, v.reshape(&kv_heads)?);
+        let q = ops::rotate_and_cache(cx, q, (&k, &v), rotary, caches, pages)?;
         let o = ops::paged_attention(cx, &q, caches, pages)?.reshape(&[r, self.heads * self.head_dim])?;
         drop((normed, q, k, v));
         let x = self.o.forward_skinny(cx, &o, adapters, Some(x))?;

@@ -253,20 +253,23 @@ impl Layer {
         let s = residual.row_count();
         let (heads, kv_heads) = ([s, self.heads, self.head_dim], [s, self.kv_heads, self.head_dim]);
         let (x, normed) = residual.sum_and_norm(cx, &self.input_norm, self.eps)?;
-        let q = ops::apply_rotary(cx, &self.q.forward(cx, &normed)?.reshape(&heads)?, rotary)?;
-        let k = ops::apply_rotary(cx, &self.k.forward(cx, &normed)?.reshape(&kv_heads)?, rotary)?;
+        let q = self.q.forward(cx, &normed)?.reshape(&heads)?;
+        let k = self.k.forward(cx, &normed)?.reshape(&kv_heads)?;
         let v = self.v.forward(cx, &normed)?.reshape(&kv_heads)?;
         drop(normed);
         let o = match context {
-            AttentionContext::Packed(seqs) => ops::attention(cx, &q, &k, &v, seqs, true)?,
+            AttentionContext::Packed(seqs) => {
+                let rotated = |x: Tensor| ops::apply_rotary(cx, &x, rotary);
+                ops::attention(cx, &rotated(q)?, &rotated(k)?, &v, seqs, true)?
+            }
             AttentionContext::Cached(cache, pages) => {
                 let (keys, values) = &cache.layers[self.index];
                 let caches = (keys, values);
-                ops::kv_write(cx, &k, &v, caches, pages)?;
+                let q = ops::rotate_and_cache(cx, q, (&k, &v), rotary, caches, pages)?;
+                drop((k, v));
                 ops::paged_attention(cx, &q, caches, pages)?
             }
         };
-        drop((q, k, v));
         let o = self.o.forward(cx, &o.reshape(&[s, self.heads * self.head_dim])?)?;
         let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.post_norm, self.eps)?;
         let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);

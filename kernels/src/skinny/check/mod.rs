@@ -1,4 +1,4 @@
-use super::{Params, WeightFormat, formula, linear, swiglu, test_cases_m_n_k};
+use super::{JoinedParams, Params, WeightFormat, formula, joined, linear, swiglu, test_cases_m_n_k};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
 use crate::checks::{TestArray, addr, checks, normal_numbers, run, with_one_interleaving};
@@ -10,6 +10,7 @@ checks!(
     a_residual_may_be_the_output,
     swiglu_equals_the_formula,
     a_row_does_not_know_its_batch,
+    joined_products_have_the_bits_of_single_ones,
 );
 
 /// A random weight, stored both as bf16 and as int8 with scales. `kind` is the format that the kernel gets.
@@ -183,6 +184,57 @@ fn a_row_does_not_know_its_batch() {
                 assert_eq!(bits(&whole.values()[..n]), bits(&alone.values()), "{dtype} {kind:?} {case:?}");
             }
         });
+    });
+}
+
+fn joined_products_have_the_bits_of_single_ones() {
+    with_one_interleaving(|| {
+        for dtype in [F32, BF16] {
+            for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
+                for (m, [n0, n1, n2], k) in [(1, [64, 16, 16], 72), (5, [33, 1, 20], 40), (17, [16, 7, 0], 31)] {
+                    let given = [n0, n1, n2].map(|n| Given::new(dtype, kind, (m, n, k)));
+                    let apart = [n0, n1, n2].map(|n| TestArray::output(dtype, m * n));
+                    let together = [n0, n1, n2].map(|n| TestArray::output(dtype, m * n));
+                    // Only the first and the last product have a bias.
+                    let single = |i: usize, y: &[TestArray; 3]| Params {
+                        x: given[0].x.addr(),
+                        w2: Addr::NULL,
+                        scale2: Addr::NULL,
+                        bias: if i == 1 { Addr::NULL } else { given[i].bias.addr() },
+                        ..given[i].params(&y[i], m)
+                    };
+                    for i in (0..3).filter(|&i| given[i].n > 0) {
+                        run(&linear(dtype, kind, &single(i, &apart)), 1);
+                    }
+                    let [a, b, c] = [0, 1, 2].map(|i| single(i, &together));
+                    let params = JoinedParams {
+                        x: a.x,
+                        w0: a.w,
+                        w1: b.w,
+                        w2: c.w,
+                        scale0: a.scale,
+                        scale1: b.scale,
+                        scale2: c.scale,
+                        bias0: a.bias,
+                        bias1: b.bias,
+                        bias2: c.bias,
+                        y0: a.y,
+                        y1: b.y,
+                        y2: c.y,
+                        m: a.m,
+                        n0: a.n,
+                        n1: b.n,
+                        n2: c.n,
+                        k: a.k,
+                        reserved: 0,
+                    };
+                    run(&joined(dtype, kind, &params), 2);
+                    for (got, want) in together.iter().zip(&apart) {
+                        assert_eq!(got.values(), want.values(), "{dtype} {kind:?} {m} {k}");
+                    }
+                }
+            }
+        }
     });
 }
 

@@ -29,11 +29,14 @@ mod tests;
 pub use super::tape::fill_zero;
 pub use activation::{gelu, gelu_tanh, swiglu};
 pub use add::add;
-pub use attention::{CuSeqlens, KvPages, SequencePages, attention, copy_kv_blocks, kv_write, paged_attention};
+pub use attention::{CuSeqlens, KvPages, SequencePages, attention, copy_kv_blocks, paged_attention, rotate_and_cache};
 pub use decode::{DecodeRows, DecodeSlot};
 pub use embedding::{embedding, embedding_with_vision_tokens};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
-pub use int8::{Int8Weight, int8_linear, int8_linear_with_row_adapters, int8_logits, int8_lora_linear, int8_swiglu};
+pub use int8::{
+    Int8Weight, int8_linear, int8_linear_joined, int8_linear_with_row_adapters, int8_logits, int8_lora_linear,
+    int8_swiglu,
+};
 pub use linear::{Lora, linear, lora_linear, matmul};
 pub use linear_log_prob::{
     LmHeadBackend, linear_log_prob, linear_log_prob_with_backends, linear_log_prob_with_entropy, lm_head_backend,
@@ -47,7 +50,10 @@ pub use rotary::{RotaryFrequencies, RotaryTable, apply_rotary, rotary_table};
 pub use rows::{gather_rows, split_columns};
 pub use sampling::{RowSampling, SampledTokens, SamplingTable, TokenHistory, sample};
 pub use siglip::{add_position_embeddings, layer_norm, normalise_rows, pool_attention};
-pub use skinny::{skinny_linear, skinny_linear_with_row_adapters, skinny_logits, skinny_lora_linear, skinny_swiglu};
+pub use skinny::{
+    skinny_linear, skinny_linear_joined, skinny_linear_with_row_adapters, skinny_logits, skinny_lora_linear,
+    skinny_swiglu,
+};
 
 use super::{Tensor, format_shape};
 use crate::error::{Result, shape_error};

@@ -24,6 +24,13 @@ pub struct RotaryFrequencies {
     axes: usize,
 }
 
+impl RotaryTable {
+    /// Cosines and sines, f32 `[S, D / 2]` each.
+    pub(super) fn cos_and_sin(&self) -> [&Tensor; 2] {
+        [&self.cos, &self.sin]
+    }
+}
+
 impl RotaryFrequencies {
     /// The frequencies of the angles `positions[axis[j], t] * inv_freq[j]` of token t: frequency j multiplies the
     /// position on axis `axis[j]`, one of `axes` axes.

@@ -18,9 +18,9 @@
 use std::sync::Arc;
 
 use reel_kernels::paged_attention::BLOCK_TOKENS;
-use reel_kernels::{Addr, DType, attention as packed, block_copy, kv_write as write, paged_attention as paged};
+use reel_kernels::{Addr, DType, attention as packed, block_copy, paged_attention as paged, rope_kv_write};
 
-use super::{size, want_alike, want_dtype, want_shape};
+use super::{RotaryTable, size, want_alike, want_dtype, want_shape};
 use crate::device::{Device, Kernels, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
@@ -324,15 +324,23 @@ impl KvPages {
     }
 }
 
-/// Writes the keys and values `[S, Hkv, D]` of the new tokens into the caches `[blocks, BLOCK_TOKENS, Hkv, D]`. Has no
+/// Rotates queries `[S, H, D]` and keys `[S, Hkv, D]` of the new tokens by the angles of the table, and writes keys and
+/// values into the caches `[blocks, BLOCK_TOKENS, Hkv, D]`. Returns the rotated queries, in the memory of `q`. Has no
 /// backward rule.
 ///
 /// # Errors
 /// Shapes that do not match.
-pub fn kv_write(cx: &Cx, k: &Tensor, v: &Tensor, caches: (&Tensor, &Tensor), pages: &KvPages) -> Result<()> {
-    let _op = in_op("kv_write");
-    const OP: &str = "kv_write";
-    let (tokens, _, kv_heads, d) = heads(OP, k, k, v)?;
+pub fn rotate_and_cache(
+    cx: &Cx,
+    q: Tensor,
+    (k, v): (&Tensor, &Tensor),
+    table: &RotaryTable,
+    caches: (&Tensor, &Tensor),
+    pages: &KvPages,
+) -> Result<Tensor> {
+    let _op = in_op("rotate_and_cache");
+    const OP: &str = "rotate_and_cache";
+    let (tokens, query_heads, kv_heads, d) = heads(OP, &q, k, v)?;
     let blocks = caches.0.shape().first().copied().unwrap_or(0);
     for cache in [caches.0, caches.1] {
         want_shape(
@@ -345,20 +353,26 @@ pub fn kv_write(cx: &Cx, k: &Tensor, v: &Tensor, caches: (&Tensor, &Tensor), pag
         want_dtype(OP, "cache", cache, k.dtype())?;
     }
     want_shape(OP, "slots", &pages.slots, &[tokens], "one slot for each new token")?;
-    let p = write::Params {
+    let [cos, sin] = table.cos_and_sin();
+    want_shape(OP, "table", cos, &[tokens, d / 2], "[tokens, head_dim / 2]")?;
+    let p = rope_kv_write::Params {
+        q: q.addr(),
         k: k.addr(),
         v: v.addr(),
+        cos: cos.addr(),
+        sin: sin.addr(),
         k_cache: caches.0.addr(),
         v_cache: caches.1.addr(),
         slots: pages.slots.addr(),
         tokens: size(OP, tokens)?,
+        heads: size(OP, query_heads)?,
         kv_heads: size(OP, kv_heads)?,
         head_dim: size(OP, d)?,
         pages: size(OP, blocks)?,
         page: BLOCK_TOKENS as u32,
-        reserved: 0,
     };
-    cx.launch(&write::write(k.dtype(), &p))
+    cx.launch(&rope_kv_write::write(k.dtype(), &p))?;
+    Ok(q)
 }
 
 /// Copies the keys and values of the first `tokens` tokens of blocks of the cache: for each row of `pairs` i32 `[N, 2]`

@@ -11,7 +11,7 @@ use reel_kernels::{Addr, DType, Launch};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
-use super::skinny::widened;
+use super::skinny::{joined_params, products_of, widened};
 use super::{Lora, add, rows_cols, size, swiglu, want_dtype, want_shape};
 use crate::device::{Device, Kernels, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
@@ -117,6 +117,26 @@ pub fn int8_linear(
     }
     cx.launch(&Launch::Matmul(Matmul { bias: address(b), ..product(OP, x, w, &y)? }))?;
     residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
+}
+
+/// Three products of the same x, each with the bits of [`int8_linear`]: weights `[Ni, K]` and biases `[Ni]` give `[..,
+/// Ni]` each. On a GPU they are one launch.
+pub fn int8_linear_joined(cx: &Cx, x: &Tensor, layers: [(&Int8Weight, Option<&Tensor>); 3]) -> Result<[Tensor; 3]> {
+    let _op = in_op("int8_linear_joined");
+    const OP: &str = "int8_linear_joined";
+    if cx.device().kernels() == Kernels::Cpu {
+        return products_of(layers, |(w, b)| int8_linear(cx, x, w, b, None));
+    }
+    let products = products_of(layers, |(w, b)| {
+        let y = cx.empty(&check(cx, OP, x, w)?, x.dtype())?;
+        if let Some(b) = b {
+            want_shape(OP, "bias", b, &w.shape[..1], "the rows of the weight")?;
+            want_dtype(OP, "bias", b, x.dtype())?;
+        }
+        Ok((Params { bias: b.map_or(Addr::NULL, Tensor::addr), ..params(OP, x, w, &y)? }, y))
+    })?;
+    cx.launch(&skinny::joined(x.dtype(), WeightFormat::Int8, &joined_params(products.each_ref().map(|(p, _)| *p))))?;
+    Ok(products.map(|(_, y)| y))
 }
 
 /// [`int8_linear`] with a LoRA adapter in the dtype of x: adds `scale · (x · downᵀ) · upᵀ`.

@@ -5,7 +5,7 @@
 //! call [`super::linear`]. No op here has a backward rule.
 
 use reel_kernels::elementwise::{self, CastParams};
-use reel_kernels::skinny::{self, Params, WeightFormat};
+use reel_kernels::skinny::{self, JoinedParams, Params, WeightFormat};
 use reel_kernels::{Addr, DType};
 
 use super::linear::add_lora_output;
@@ -82,6 +82,58 @@ pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residu
     let params = Params { bias: address(b), residual: address(residual), ..params };
     cx.launch(&skinny::linear(x.dtype(), WeightFormat::Bf16, &params))?;
     Ok(y)
+}
+
+/// Three products of the same x, each with the bits of [`skinny_linear`]: weights `[Ni, K]` and biases `[Ni]` give
+/// `[M, Ni]` each. On a GPU they are one launch.
+pub fn skinny_linear_joined(cx: &Cx, x: &Tensor, layers: [(&Tensor, Option<&Tensor>); 3]) -> Result<[Tensor; 3]> {
+    let _op = in_op("skinny_linear_joined");
+    const OP: &str = "skinny_linear_joined";
+    let fits = layers.iter().map(|(w, _)| uses_skinny_kernel(cx, x, w)).collect::<Result<Vec<_>>>()?;
+    if fits.contains(&false) {
+        return products_of(layers, |(w, b)| linear(cx, x, w, b));
+    }
+    let products = products_of(layers, |(w, b)| {
+        if let Some(b) = b {
+            want_shape(OP, "bias", b, &w.shape()[..1], "the rows of the weight")?;
+            want_dtype(OP, "bias", b, x.dtype())?;
+        }
+        let (params, y) = product(cx, x, w)?;
+        Ok((Params { bias: b.map_or(Addr::NULL, Tensor::addr), ..params }, y))
+    })?;
+    cx.launch(&skinny::joined(x.dtype(), WeightFormat::Bf16, &joined_params(products.each_ref().map(|(p, _)| *p))))?;
+    Ok(products.map(|(_, y)| y))
+}
+
+/// Calls `f` with each layer until it fails.
+pub(super) fn products_of<L, T>(layers: [L; 3], mut f: impl FnMut(L) -> Result<T>) -> Result<[T; 3]> {
+    let [a, b, c] = layers;
+    Ok([f(a)?, f(b)?, f(c)?])
+}
+
+/// The parameters of three products of the same x.
+pub(super) fn joined_params([a, b, c]: [Params; 3]) -> JoinedParams {
+    JoinedParams {
+        x: a.x,
+        w0: a.w,
+        w1: b.w,
+        w2: c.w,
+        scale0: a.scale,
+        scale1: b.scale,
+        scale2: c.scale,
+        bias0: a.bias,
+        bias1: b.bias,
+        bias2: c.bias,
+        y0: a.y,
+        y1: b.y,
+        y2: c.y,
+        m: a.m,
+        n0: a.n,
+        n1: b.n,
+        n2: c.n,
+        k: a.k,
+        reserved: 0,
+    }
 }
 
 /// [`skinny_linear`] with a LoRA adapter. On the CPU it equals [`lora_linear`] followed by the residual addition.

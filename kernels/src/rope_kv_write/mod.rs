@@ -1,0 +1,97 @@
+//! Rotates the queries and keys of new tokens, and writes their keys and values to a paged KV cache, in one launch.
+//!
+//! - `q[t, h] = rotate(q[t, h], angles[t])`, in place
+//! - `k_cache[slots[t]] = rotate(k[t], angles[t])`, `v_cache[slots[t]] = v[t]`
+//!
+//! The rotation is [`crate::rope`], bit for bit. Token `t` goes to row `slots[t] % page` of cache block `slots[t] /
+//! page`; no two tokens share a slot. A token with a negative slot is padding, whose key and value are not written.
+//!
+//! Shapes: q `[tokens, heads, head_dim]`, k, v `[tokens, kv_heads, head_dim]`, caches `[pages, page, kv_heads,
+//! head_dim]`, all f32 or all bf16; cos, sin f32 `[tokens, head_dim / 2]`; a cache block ("page") has 16, 32, 64, 128 or
+//! 256 tokens, as [`crate::paged_attention`] reads them.
+//! Numerics: the rotation in f32, rounded once; bits of v are copied. Memory-bound: each element is read and written
+//! once.
+
+pub(crate) mod check;
+mod cpu;
+mod examples;
+mod formula;
+
+use crate::folder::kernel_folder;
+use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
+
+params! {
+    /// Parameters of the kernel.
+    pub struct Params {
+        /// `[tokens, heads, head_dim]`, rotated in place.
+        pub q: Addr,
+        /// `[tokens, kv_heads, head_dim]`
+        pub k: Addr,
+        /// `[tokens, kv_heads, head_dim]`
+        pub v: Addr,
+        /// f32 `[tokens, head_dim / 2]`
+        pub cos: Addr,
+        /// f32 `[tokens, head_dim / 2]`
+        pub sin: Addr,
+        /// `[pages, page, kv_heads, head_dim]`, written at the tokens' slots.
+        pub k_cache: Addr,
+        /// `[pages, page, kv_heads, head_dim]`, written at the tokens' slots.
+        pub v_cache: Addr,
+        /// i32 `[tokens]`: the slot of each token, `cache block * page + row of the block`. Slots are different and
+        /// within the cache. The key and value of a token with a negative slot are not written.
+        pub slots: Addr,
+        /// New tokens.
+        pub tokens: u32,
+        /// Query heads.
+        pub heads: u32,
+        /// Key and value heads.
+        pub kv_heads: u32,
+        /// Elements of a head, even.
+        pub head_dim: u32,
+        /// Pages of the cache.
+        pub pages: u32,
+        /// Tokens of a cache block: 16, 32, 64, 128 or 256.
+        pub page: u32,
+    }
+}
+
+kernel_folder! {
+    name: "rope_kv_write",
+    params: [Params],
+    traffic: traffic_launches,
+}
+
+kernel!(pub WRITE_F32, "rope_kv_write_f32", Params, cpu::write::<f32>, &SOURCE, |p, _| plan_write("rope_kv_write_f32", p, 4));
+kernel!(pub WRITE_BF16, "rope_kv_write_bf16", Params, cpu::write::<half::bf16>, &SOURCE, |p, _| plan_write("rope_kv_write_bf16", p, 8));
+
+/// Threads of a block, as in sm80.cu.
+const THREADS: u32 = 256;
+
+/// Tokens from which a thread takes [`HEADS`] heads, so that it reads cosine and sine once for them. With fewer tokens, as
+/// in a decode step, it takes one, because then the threads are few and the time is that of one thread.
+const MANY_TOKENS: u32 = 64;
+
+/// Heads of a thread if there are many tokens.
+const HEADS: u32 = 8;
+
+/// Plans the grid; `vector` is the number of elements in 16 bytes. The second dimension has the groups of heads.
+fn plan_write(symbol: &'static str, p: &Params, vector: u32) -> Vec<Stage> {
+    let half = p.head_dim / 2;
+    let chunks = if half.is_multiple_of(vector) { half / vector } else { half };
+    let heads = p.heads + 2 * p.kv_heads;
+    let per_thread = if p.tokens >= MANY_TOKENS { HEADS } else { 1 };
+    let blocks = (u64::from(p.tokens) * u64::from(chunks)).div_ceil(u64::from(THREADS));
+    let mut stages = cuh::plan_blocks(symbol, blocks, THREADS);
+    stages.iter_mut().for_each(|stage| stage.grid[1] = heads.div_ceil(per_thread));
+    stages.retain(|stage| stage.grid[1] > 0);
+    stages
+}
+
+/// Returns the launch; `dtype` is that of q, k, v and caches, F32 or BF16.
+pub fn write(dtype: DType, params: &Params) -> Launch {
+    let kernel = if dtype == DType::F32 { &WRITE_F32 } else { &WRITE_BF16 };
+    let head = params.tokens as f64 * params.head_dim as f64;
+    let (rotated, moved) = (params.heads + params.kv_heads, params.heads + 2 * params.kv_heads);
+    let bytes = 2.0 * head * moved as f64 * dtype.size() as f64 + 4.0 * head + 4.0 * params.tokens as f64;
+    Launch::kernel(kernel, params, Cost { flops: 3.0 * head * rotated as f64, bytes })
+}
