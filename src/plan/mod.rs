@@ -360,7 +360,7 @@ impl PlanGenerateArgs {
 
 /// Makes the attention of decode steps count `keys` keys, of all sequences and steps together. Device `dry` does not know how
 /// long sequences are, because their lengths are in device memory: it counts the whole block table of every slot.
-fn count_keys(decode: &mut OpCosts, text: &TextConfig, dtype: DType, keys: f64) {
+fn count_keys(decode: &mut plan::OpCosts, text: &TextConfig, dtype: DType, keys: f64) {
     let layers = text.num_hidden_layers as f64;
     let (flops_per_key, bytes_per_key) = (
         4.0 * layers * (text.num_attention_heads * text.head_dim) as f64,
