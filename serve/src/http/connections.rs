@@ -1,7 +1,8 @@
-//! Accepts connections, serves HTTP/1.1 on each of them, and closes them at the end.
+//! Accepts connections, serves HTTP/1.1 or HTTP/2 (`http2.rs`) on each of them, and closes them at the end.
 //!
 //! ```text
 //! accept:   at most `connections` at a time; further clients wait in the system's listen backlog
+//! protocol: HTTP/2 if TLS has chosen it, or if a connection without TLS begins with its preface; else HTTP/1.1
 //! serve:    TLS handshake and request header within `read_timeout`; writes by `limited_stream.rs`; bodies by `body.rs`
 //! stop:     idle connections are closed, and busy ones after their present answer; new clients get one answer,
 //!           which is status 503, until the last of the old connections is closed
@@ -26,11 +27,14 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use super::limited_stream::LimitedStream;
-use super::{ConnectionLimits, Tls};
+use super::{ConnectionLimits, Tls, http2, tls};
 
 /// Maximum bytes of a request's header, and of an answer that waits for the client. Each of thousands of connections
 /// may have as much.
-const MAX_BUFFER_BYTES: usize = 64 << 10;
+pub(super) const MAX_BUFFER_BYTES: usize = 64 << 10;
+/// The open requests that all HTTP/2 connections together may have at least, however few connections there may be: one
+/// proxy may carry them all.
+const MIN_STREAMS: usize = 1024;
 /// The pause after a connection could not be accepted, because the process has no free descriptor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// The time for the answers with status 503 that are being sent when the last old connection closes.
@@ -45,10 +49,12 @@ pub(crate) struct Peer(pub(crate) SocketAddr);
 type Permit = Result<OwnedSemaphorePermit, AcquireError>;
 
 /// What all connections share.
-struct Server {
-    router: Router,
-    limits: ConnectionLimits,
+pub(super) struct Server {
+    pub(super) router: Router,
+    pub(super) limits: ConnectionLimits,
     tls: Option<Tls>,
+    /// One permit for each open request of an HTTP/2 connection.
+    pub(super) streams: Arc<Semaphore>,
 }
 
 /// Serves `router` on all connections of `listener` until `stopped` ends and all requests that came before are
@@ -61,7 +67,8 @@ pub(crate) async fn serve_connections(
     stopped: impl Future<Output = ()>,
 ) {
     let permits = Arc::new(Semaphore::new(limits.connections));
-    let server = Arc::new(Server { router, limits, tls });
+    let streams = Arc::new(Semaphore::new(limits.connections.max(MIN_STREAMS)));
+    let server = Arc::new(Server { router, limits, tls, streams });
     let (running, on_stop) = watch::channel(());
     let mut stopped = pin!(stopped);
     loop {
@@ -114,29 +121,41 @@ impl Server {
         let _permit = permit;
         // Pieces of a streamed answer are small and must not wait for each other. An error means the client is gone.
         let _ = stream.set_nodelay(true);
-        match &self.tls {
-            None => self.serve(stream, peer, stop, keep_alive).await,
-            Some(tls) => {
-                let handshake = timeout(self.limits.read_timeout, tls.acceptor().accept(stream));
-                let accepted = tokio::select! {
-                    accepted = handshake => accepted,
-                    _ = stop.changed() => return,
-                };
-                if let Ok(Ok(stream)) = accepted {
-                    self.serve(stream, peer, stop, keep_alive).await;
-                }
+        let Some(tls) = &self.tls else {
+            let mut stream = LimitedStream::new(stream, self.limits.write_timeout);
+            let begin = timeout(self.limits.read_timeout, stream.begins_with(http2::PREFACE));
+            let begin = tokio::select! {
+                begin = begin => begin,
+                _ = stop.changed() => return,
+            };
+            match begin {
+                Ok(Ok(true)) => self.serve_http2(stream, peer, stop, keep_alive).await,
+                Ok(Ok(false)) => self.serve_http1(stream, peer, stop, keep_alive).await,
+                _ => {}
             }
+            return;
+        };
+        let handshake = timeout(self.limits.read_timeout, tls.acceptor().accept(stream));
+        let accepted = tokio::select! {
+            accepted = handshake => accepted,
+            _ = stop.changed() => return,
+        };
+        let Ok(Ok(stream)) = accepted else { return };
+        let is_http2 = tls::is_http2(&stream);
+        let stream = LimitedStream::new(stream, self.limits.write_timeout);
+        match is_http2 {
+            true => self.serve_http2(stream, peer, stop, keep_alive).await,
+            false => self.serve_http1(stream, peer, stop, keep_alive).await,
         }
     }
 
-    async fn serve(
+    async fn serve_http1(
         &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        stream: LimitedStream<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>,
         peer: Peer,
         mut stop: watch::Receiver<()>,
         keep_alive: bool,
     ) {
-        let stream = TokioIo::new(LimitedStream::new(stream, self.limits.write_timeout));
         let router = TowerToHyperService::new(self.router.clone());
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer);
@@ -147,7 +166,7 @@ impl Server {
             .header_read_timeout(self.limits.read_timeout)
             .keep_alive(keep_alive)
             .max_buf_size(MAX_BUFFER_BYTES)
-            .serve_connection(stream, service);
+            .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         // The errors of a connection are its client's: gone, too slow, or not HTTP.
         tokio::select! {

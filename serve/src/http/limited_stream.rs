@@ -1,7 +1,10 @@
 //! A connection whose peer must read what it is sent.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -22,16 +25,49 @@ const LINGER: Duration = Duration::from_secs(1);
 /// that is too large comes while the client still sends it.
 pub(super) struct LimitedStream<S> {
     inner: S,
+    /// Bytes that were read ahead to tell the protocol, and not taken yet.
+    ahead: Vec<u8>,
     budget: StallBudget,
     /// Set while a write waits: when the wait began, and its end.
     waiting: Option<(Instant, Pin<Box<Sleep>>)>,
+    /// Whether a write waits, for others than the owner of the stream.
+    is_waiting: Arc<AtomicBool>,
     /// Set once the write side is closed.
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> LimitedStream<S> {
     pub(super) fn new(inner: S, write_timeout: Duration) -> Self {
-        Self { inner, budget: StallBudget::new(write_timeout), waiting: None, lingering: None }
+        Self {
+            inner,
+            ahead: Vec::new(),
+            budget: StallBudget::new(write_timeout),
+            waiting: None,
+            is_waiting: Arc::default(),
+            lingering: None,
+        }
+    }
+
+    /// A flag that is set while a write waits for the peer.
+    pub(super) fn is_waiting(&self) -> Arc<AtomicBool> {
+        self.is_waiting.clone()
+    }
+
+    /// Whether the first bytes from the peer are `text`. Waits for as many as that takes; they stay to be read.
+    ///
+    /// # Errors
+    /// The connection cannot be read.
+    pub(super) async fn begins_with(&mut self, text: &[u8]) -> io::Result<bool> {
+        let mut room = vec![0; text.len()];
+        while self.ahead.len() < text.len() && text.starts_with(&self.ahead) {
+            let mut buffer = ReadBuf::new(&mut room[self.ahead.len()..]);
+            poll_fn(|cx| Pin::new(&mut self.inner).poll_read(cx, &mut buffer)).await?;
+            if buffer.filled().is_empty() {
+                break;
+            }
+            self.ahead.extend_from_slice(buffer.filled());
+        }
+        Ok(self.ahead == text)
     }
 
     /// Passes on the result of a write of `bytes(result)` bytes; makes it an error if the time is used up.
@@ -44,9 +80,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LimitedStream<S> {
         let Poll::Ready(result) = polled else {
             let left = self.budget.left();
             let (_, end) = self.waiting.get_or_insert_with(|| (Instant::now(), Box::pin(sleep(left))));
+            self.is_waiting.store(true, Ordering::Relaxed);
             ready!(end.as_mut().poll(cx));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         };
+        self.is_waiting.store(false, Ordering::Relaxed);
         let waited = self.waiting.take().map_or(Duration::ZERO, |(begun, _)| begun.elapsed());
         self.budget.record(waited, result.as_ref().map_or(0, bytes));
         Poll::Ready(result)
@@ -69,7 +107,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LimitedStream<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for LimitedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buffer)
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(cx, buffer);
+        }
+        let count = self.ahead.len().min(buffer.remaining());
+        buffer.put_slice(&self.ahead[..count]);
+        self.ahead.drain(..count);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -108,8 +152,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for LimitedStream<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
     use super::*;
 
     async fn write(stream: &mut LimitedStream<tokio::io::DuplexStream>, bytes: &[u8]) -> io::Result<usize> {
@@ -143,5 +185,25 @@ mod tests {
         let begun = Instant::now();
         poll_fn(|cx| Pin::new(&mut stream).poll_shutdown(cx)).await.unwrap();
         assert_eq!(begun.elapsed().as_secs(), 1);
+    }
+    #[tokio::test]
+    async fn the_first_bytes_are_told_and_stay_to_be_read() {
+        for (sent, is_text) in [("PRI * rest", true), ("PRI", false), ("POST /", false), ("", false)] {
+            let (end, mut peer) = tokio::io::duplex(64);
+            let mut stream = LimitedStream::new(end, Duration::from_secs(5));
+            poll_fn(|cx| Pin::new(&mut peer).poll_write(cx, sent.as_bytes())).await.unwrap();
+            drop(peer);
+            assert_eq!(stream.begins_with(b"PRI * ").await.unwrap(), is_text, "{sent}");
+            let (mut read, mut room) = (Vec::new(), [0; 4]);
+            loop {
+                let mut buffer = ReadBuf::new(&mut room);
+                poll_fn(|cx| Pin::new(&mut stream).poll_read(cx, &mut buffer)).await.unwrap();
+                if buffer.filled().is_empty() {
+                    break;
+                }
+                read.extend_from_slice(buffer.filled());
+            }
+            assert_eq!(read, sent.as_bytes());
+        }
     }
 }

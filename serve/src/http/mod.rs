@@ -4,6 +4,7 @@ mod access_log;
 mod body;
 mod connections;
 mod descriptors;
+mod http2;
 mod limited_stream;
 mod stall;
 mod tls;
@@ -19,7 +20,8 @@ use std::time::Duration;
 /// What clients may hold up.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Maximum number of open connections; further ones wait in the listen backlog of the system.
+    /// Maximum number of open connections; further ones wait in the listen backlog of the system. If it is more than
+    /// 1024, it is also the maximum number of open streams of all HTTP/2 connections together.
     pub connections: usize,
     /// The time for a TLS handshake, for the header of a request, for an idle connection, and for a body that makes no
     /// progress.
