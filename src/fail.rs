@@ -2,6 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::Command;
@@ -49,12 +50,24 @@ pub fn report_panics_in_one_line() {
     }));
 }
 
-/// Prints the error of a command, if `result` is one, and returns the process's exit code.
-pub fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> ExitCode {
-    let Err(e) = result else { return ExitCode::SUCCESS };
+/// The exit code of a process that has done its work.
+const SUCCESS: u8 = 0;
+/// The exit code after a failure.
+const FAILURE: u8 = 1;
+/// The exit code after an error in the command line.
+const WRONG_OPTIONS: u8 = 2;
+
+/// Runs a command, prints its error, and returns the process's exit code.
+pub fn run_and_exit_code(command: impl FnOnce() -> anyhow::Result<()>, verbose: bool) -> u8 {
+    // After a panic, whose message the panic hook has printed, the exit code is that of any failure.
+    catch_unwind(AssertUnwindSafe(command)).map_or(FAILURE, |result| print_error_and_exit_code(result, verbose))
+}
+
+fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> u8 {
+    let Err(e) = result else { return SUCCESS };
     crate::interrupt::wait_if_ending();
     if closed_pipe(&e) {
-        return ExitCode::SUCCESS;
+        return SUCCESS;
     }
     let _ = writeln!(io::stderr(), "error: {}", redact_urls(&one_line(&e.to_string())));
     if verbose {
@@ -66,11 +79,7 @@ pub fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> E
         || e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage_error)
         || e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error)
         || e.downcast_ref::<MeasureError>().is_some_and(MeasureError::is_usage_error);
-    match crate::interrupt::exit_code() {
-        Some(code) => ExitCode::from(code),
-        None if wrong_options => ExitCode::from(2),
-        None => ExitCode::FAILURE,
-    }
+    crate::interrupt::exit_code().unwrap_or(if wrong_options { WRONG_OPTIONS } else { FAILURE })
 }
 
 /// Prints an error of the argument parser in one line. Help and version texts are printed as they are, with exit code
@@ -83,11 +92,11 @@ pub fn print_usage_error(e: &clap::Error, parser: &Command) -> ExitCode {
     }
     if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = e.print();
-        return ExitCode::from(2);
+        return ExitCode::from(WRONG_OPTIONS);
     }
     let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
     eprintln!("error: {}", redact_urls(&usage_line(e, parser, words)));
-    ExitCode::from(2)
+    ExitCode::from(WRONG_OPTIONS)
 }
 
 /// Returns the message of a parser error in the form `location: what; help`. `words` are the words of the command line
@@ -312,11 +321,41 @@ mod tests {
         std::thread::spawn(|| panic!("a thread's")).join().expect_err("it panics");
     }
 
+    /// The outcome of an ignored test of this module that runs in a process of its own.
+    fn run_in_process(test: &str) -> std::process::Output {
+        let mut child = std::process::Command::new(std::env::current_exe().expect("this program"));
+        let name = format!("fail::tests::{test}");
+        child.args(["--exact", &name, "--ignored", "--nocapture"]).output().expect("it starts")
+    }
+
+    /// Run by [`a_panic_of_the_engine_of_a_server_ends_the_process_with_code_1`]: what `main` does when the thread of
+    /// the engine panics. `reel_serve::serve` then returns this error (its own tests check that).
+    #[test]
+    #[ignore = "another test runs it"]
+    fn panics_as_the_engine_of_a_server() {
+        report_panics_in_one_line();
+        let command = || {
+            let engine = std::thread::spawn(|| panic!("a step failed"));
+            Ok(engine.join().map_err(|_| reel_serve::ServeError::EnginePanicked)?)
+        };
+        std::process::exit(run_and_exit_code(command, false).into());
+    }
+
+    #[test]
+    fn a_panic_of_the_engine_of_a_server_ends_the_process_with_code_1() {
+        let done = run_in_process("panics_as_the_engine_of_a_server");
+        let stderr = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{stderr}");
+        let [panic, error] = stderr.lines().collect::<Vec<_>>()[..] else { panic!("{stderr}") };
+        assert!(panic.starts_with("error: internal: a step failed (at "), "{stderr}");
+        let wanted =
+            "error: engine: its thread has panicked; requests were answered with errors; start the server again";
+        assert_eq!(error, wanted);
+    }
+
     #[test]
     fn the_panic_hook_prints_each_panic_once() {
-        let mut child = std::process::Command::new(std::env::current_exe().expect("this program"));
-        let child = child.args(["--exact", "fail::tests::panics_for_the_hook", "--ignored", "--nocapture"]);
-        let done = child.output().expect("it starts");
+        let done = run_in_process("panics_for_the_hook");
         let (stdout, stderr) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
         assert!(done.status.success() && stdout.contains("1 passed"), "{stdout}{stderr}");
         let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();

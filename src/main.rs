@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     if let Err(what) = simd::requested_isa() {
         let names = simd::Isa::ALL.map(simd::Isa::name).join(", ");
         let e = fail::bad_usage(simd::ISA_VARIABLE, what, format!("give one of {names}, or unset it"));
-        return fail::print_error_and_exit_code(Err(e), cli.common.verbose);
+        return ExitCode::from(fail::run_and_exit_code(|| Err(e), cli.common.verbose));
     }
     let (name, command_matches) = matches.subcommand().unwrap_or(("", &matches));
     cli.common.verbose |= common::rust_log_asks_for_details();
@@ -85,9 +85,6 @@ fn main() -> ExitCode {
     if let Some(to) = &common.trace {
         trace::start_trace(to);
     }
-    // After a panic, whose message the panic hook has printed, exit with code 1, as after any failure.
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cli::run(cli, name, command_matches))) {
-        Ok(result) => fail::print_error_and_exit_code(result.and_then(|()| Ok(trace::finish_trace()?)), common.verbose),
-        Err(_) => ExitCode::FAILURE,
-    }
+    let run = || cli::run(cli, name, command_matches).and_then(|()| Ok(trace::finish_trace()?));
+    ExitCode::from(fail::run_and_exit_code(run, common.verbose))
 }
