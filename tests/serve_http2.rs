@@ -195,6 +195,8 @@ fn streams_at_once_have_the_answers_that_they_have_alone() {
         assert!(header("date").is_some_and(|date| date.ends_with(" GMT")) && header("x-request-id").is_some());
         assert_eq!(read(client.send("GET", "/none", "").await).await.unwrap().0, 404);
         assert_eq!(read(client.send("HEAD", "/health", "").await).await.unwrap(), (200, String::new()));
+        // The server knows that this client is on its machine.
+        assert_eq!(read(client.send("POST", "/admin/weights", "{}").await).await.unwrap().0, 400);
         let (status, error) = read(client.send("POST", CHAT, "{").await).await.unwrap();
         assert!(status == 400 && error.contains("\"error\""), "{status} {error}");
         // A body above the limit is refused, announced or not, and one below it is read whole.
