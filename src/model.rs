@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use reel_engine::EngineError;
 use reel_measure::trace;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::config::ModelConfig;
+use reel_model::config::{ModelConfig, TextConfig};
 use reel_model::linear_weight::Quantization;
 use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
@@ -19,6 +19,9 @@ use crate::fail::bad_usage;
 
 /// Bytes for keys and values if the free memory of the device is unknown (2 GiB).
 const DEFAULT_KV_BYTES: u64 = 2 << 30;
+
+/// Tokens whose keys and values a server on a CPU keeps for each of the completions that decode together.
+const SERVED_TOKENS_PER_COMPLETION: usize = 4096;
 
 /// Bytes for keys and values on the simulator (64 MiB), which keeps a record of every byte.
 const SIMULATED_KV_BYTES: u64 = 64 << 20;
@@ -167,6 +170,20 @@ pub fn kv_bytes(device: &Device) -> u64 {
     }
 }
 
+/// Bytes for the keys and values of a server's requests and of earlier prompts, if no option says it. `free` is the free
+/// memory of the device, if it is known. On a GPU it is half of that. On other devices, whose memory is not the server's
+/// alone, it is at most that of 4096 tokens for each of the `batch` completions that decode together, or of one request
+/// of maximum length.
+pub fn serving_kv_bytes(device: &Device, free: Option<u64>, text: &TextConfig, dtype: DType, batch: usize) -> u64 {
+    let half = if device.is_simulated() { SIMULATED_KV_BYTES } else { kv_bytes_of(free) };
+    if device.kernels() == Kernels::Cuda {
+        return half;
+    }
+    let token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * dtype.size();
+    let tokens = (batch * SERVED_TOKENS_PER_COMPLETION).max(text.max_position_embeddings);
+    half.min((tokens * token) as u64)
+}
+
 /// As [`kv_bytes`], for a device with so much free memory, if it is known.
 pub fn kv_bytes_of(free: Option<u64>) -> u64 {
     free.map_or(DEFAULT_KV_BYTES, |free| free / 2)
@@ -179,5 +196,26 @@ pub fn activation_dtype(common: &CommonOptions) -> DType {
         Some(common::DtypeName::F32) => DType::F32,
         None if matches!(common.device(), Ok(common::DeviceName::Cuda(_))) => DType::BF16,
         None => DType::F32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use reel_model::init::{InitOptions, Preset, preset_config};
+
+    use super::*;
+
+    #[test]
+    fn a_server_on_a_cpu_takes_a_limited_memory_and_one_on_a_gpu_half() {
+        let (cpu, gib) = (Device::cpu(1), 1u64 << 30);
+        let options = InitOptions { preset: Preset::B3, layers: None, vocab: None, dtype: None, seed: 0 };
+        let text = preset_config(&options).unwrap().text;
+        let bytes = |device, free: u64, batch| serving_kv_bytes(device, Some(free), &text, DType::BF16, batch);
+        // 36 layers with 2 heads of 128 for keys and for values: 36 KiB a token.
+        assert_eq!(bytes(&cpu, 1000 * gib, 32), (32 * 4096 * 36) << 10);
+        assert_eq!(bytes(&cpu, 4 * gib, 32), 2 * gib);
+        // One request of maximum length fits.
+        assert_eq!(bytes(&cpu, 1000 * gib, 1), (128_000 * 36) << 10);
+        assert_eq!(bytes(&Device::dry(Kernels::Cuda), 1000 * gib, 32), 500 * gib);
     }
 }

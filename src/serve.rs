@@ -112,8 +112,8 @@ struct LimitFlags {
     /// Maximum number of completions that decode together [default: 256 on cuda, else 32]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
-    /// Maximum memory for the keys and values of all requests and of earlier prompts, in MiB [default: half of the free
-    /// memory]
+    /// Memory for the keys and values of all requests and of earlier prompts, in MiB [default: half of the free memory;
+    /// on a CPU at most 4096 tokens for each of --batch-size]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     kv_memory: Option<u32>,
     /// Maximum number of requests that run or wait; further ones get status 503
@@ -177,6 +177,10 @@ impl ServeArgs {
             self.weights,
             common,
         )?;
+        let dtype = model::activation_dtype(common);
+        let batch = self.limits.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from);
+        let default_kv_bytes =
+            || model::serving_kv_bytes(&device, device.free_bytes(), &bundle.config.text, dtype, batch);
         let name =
             self.listen.served_model_name.clone().unwrap_or_else(|| folder_name(adapter.as_ref().unwrap_or(&folder)));
         let options = ServeOptions {
@@ -184,11 +188,11 @@ impl ServeArgs {
             api_keys,
             adapters,
             limits: Limits {
-                batch: self.limits.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from),
+                batch,
                 requests: self.limits.max_requests.into(),
                 encoders: self.limits.max_encoders.map_or_else(default_encoders, usize::from),
                 body_bytes: usize::from(self.limits.max_body) << 20,
-                kv_bytes: self.limits.kv_bytes(&device),
+                kv_bytes: self.limits.kv_memory.map_or_else(default_kv_bytes, |mib| u64::from(mib) << 20),
                 new_tokens: self.limits.max_new_tokens as usize,
                 request_time: self.limits.request_timeout.map(|seconds| Duration::from_secs(seconds.into())),
             },
@@ -199,7 +203,6 @@ impl ServeArgs {
             media,
             stop: interrupt::stop_flag(),
         };
-        let dtype = model::activation_dtype(common);
         let mut weights = loaded.weights;
         // A video that is asked about again is not computed again.
         weights.features = Some(Arc::new(FeatureCache::new(VISION_CACHE_BYTES)));
@@ -226,12 +229,6 @@ impl ServeArgs {
         };
         let options = media_options(&self.media, &self.worker, trained_folder, access, !common.quiet, common)?;
         Ok(RequestMedia { options, root: self.media_root.clone() })
-    }
-}
-
-impl LimitFlags {
-    fn kv_bytes(&self, device: &Device) -> u64 {
-        self.kv_memory.map_or_else(|| model::kv_bytes(device), |mib| u64::from(mib) << 20)
     }
 }
 

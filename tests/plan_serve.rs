@@ -88,6 +88,9 @@ fn longer_prompts_leave_room_for_fewer_sequences() {
     for path in ["/time_to_first_token_seconds", "/inter_token_seconds"] {
         assert!(number(&long, path) > number(&short, path), "{path}");
     }
+    // On a CPU: 4096 tokens for each of the completions, 3 layers with 64 values for keys and for values in f32 a token.
+    let on_cpu = plan("--preset tiny --tokens 40 --device cpu --batch-size 64");
+    assert_eq!(number(&on_cpu, "/kv_tokens"), 64.0 * 4096.0);
     let table = run("plan serve --preset tiny --tokens 40 --device cpu --batch-size 3".split(' ')).ok().to_string();
     for words in
         ["reel serve in f32: tiny, prompts of 40 tokens", "kv_cache", "(--batch-size 3)", "time to first token"]

@@ -96,6 +96,22 @@ fn samples_stop_strings_and_several_completions_as_generate_does() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn the_memory_of_keys_and_values_is_taken_at_the_start() {
+    let server = Server::start(&["--kv-memory", "200"]);
+    let resident_kib = || -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+    };
+    let begun = Instant::now();
+    while resident_kib() < 200 << 10 {
+        assert!(begun.elapsed() < PATIENCE, "{} KiB are resident", resident_kib());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
 fn wrong_requests_get_openai_errors_and_the_server_goes_on() {
     let server = Server::start(&["--max-body", "1"]);
     let messages = question("x");

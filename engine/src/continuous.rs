@@ -51,6 +51,18 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
         Ok(ContinuousBatch { run: Run::new(engine, engine.batch_for(capacity, None)?, options) })
     }
 
+    /// Starts a thread that makes the system provide the memory of all KV blocks, if so much is free. So the memory of
+    /// the process does not grow with the number of blocks that were ever used, and steps do not wait for pages.
+    pub fn populate_kv_blocks(&self) {
+        let cache = self.run.kv_cache().clone();
+        let bytes = cache.tensors().map(|tensor| tensor.bytes() as u64).sum::<u64>();
+        let free = cache.tensors().next().and_then(|tensor| tensor.device().free_bytes());
+        if free.is_some_and(|free| bytes <= free) {
+            // Without the thread, blocks get their memory when they are used.
+            let _ = std::thread::Builder::new().name("kv memory".into()).spawn(move || cache.populate());
+        }
+    }
+
     /// Whether no request is unfinished.
     pub fn is_idle(&self) -> bool {
         self.run.scheduler().is_idle()

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use reel_diagnostic::Diagnostic;
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::text::KvCache;
 use reel_runtime::ops::KvPages;
 
 use crate::adapters::{AdapterId, Adapters};
@@ -71,6 +72,11 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
 
     pub(crate) fn engine(&self) -> &'e Engine<'a> {
         self.engine
+    }
+
+    /// The keys and values of all blocks.
+    pub(crate) fn kv_cache(&self) -> &Arc<KvCache> {
+        self.batch.cache()
     }
 
     pub(crate) fn scheduler(&self) -> &Scheduler<'r> {

@@ -244,7 +244,7 @@ impl RunningBatch {
         self.capacity
     }
 
-    pub(crate) fn cache(&self) -> &KvCache {
+    pub(crate) fn cache(&self) -> &Arc<KvCache> {
         &self.state.cache
     }
 

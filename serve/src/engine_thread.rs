@@ -179,6 +179,7 @@ fn run(
     // Only the engine holds the weights, so that replacing them frees their memory.
     drop(weights);
     let batch = engine.continuous_batch(limits.kv_bytes)?;
+    batch.populate_kv_blocks();
     let mut requests = Requests { model, text, batch, running: BTreeMap::new(), next: 0 };
     loop {
         let mut first = None;

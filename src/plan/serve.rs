@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! weights                                 as files store them, or int8 (--quantize)
-//! KV blocks                               half of the memory that the weights leave, as reel serve takes, or --kv-memory
+//! KV blocks                               as reel serve takes of the memory that the weights leave, or --kv-memory
 //! a prompt, alone                         → time to first token
 //! a decode step of all that decode        → inter-token latency, in the middle of answers
 //! ```
@@ -41,7 +41,7 @@ pub struct PlanServeArgs {
     /// Maximum number of completions that decode together [default: 256 on cuda, else 32]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
-    /// Maximum memory for keys and values, in MiB [default: half of the memory that the weights leave]
+    /// Maximum memory for keys and values, in MiB [default: as reel serve takes of the memory that the weights leave]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     kv_memory: Option<u32>,
     /// Tokens of each answer
@@ -125,9 +125,10 @@ impl PlanServeArgs {
         let weights = Qwen25Vl::load(&loader, &config)?;
         let batch = self.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from);
         let free = memory.map(|all| (all as u64).saturating_sub(device.memory().current as u64));
+        let default_kv_bytes = || model::serving_kv_bytes(&device, free, &config.text, dtype, batch);
         let engine = Engine::new(&weights, &Cx::inference(&device, dtype))?.max_slots(batch);
         let mut running =
-            engine.continuous_batch(kv_memory.map_or_else(|| model::kv_bytes_of(free), |mib| u64::from(mib) << 20))?;
+            engine.continuous_batch(kv_memory.map_or_else(default_kv_bytes, |mib| u64::from(mib) << 20))?;
         let (blocks, kv_bytes) = (running.stats().blocks, bytes_now(&device, KV_CATEGORY));
         let planned = (*new).max(MIN_NEW_TOKENS);
         // The last token of an answer is never read.

@@ -79,6 +79,11 @@ impl KvCache {
         Ok(KvCache { layers, blocks })
     }
 
+    /// Makes the system provide the memory of all blocks now; see [`Tensor::populate`].
+    pub fn populate(&self) {
+        self.tensors().for_each(Tensor::populate);
+    }
+
     /// The keys and the values of each layer: `[blocks, BLOCK_TOKENS, Hkv, D]`.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         self.layers.iter().flat_map(|(k, v)| [k, v])

@@ -64,6 +64,14 @@ impl Buffer {
         self.file.is_none()
     }
 
+    /// Makes the system provide the memory now. Without it, a CPU gets each page at the first access. Contents do not
+    /// change, so other threads may use the buffer meanwhile.
+    pub fn populate(&self) {
+        if self.is_writable() {
+            self.device.0.backend.populate(self.addr, self.bytes);
+        }
+    }
+
     /// Copies bytes from the host to the buffer, from byte `offset` on.
     ///
     /// # Errors

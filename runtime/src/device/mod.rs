@@ -95,6 +95,9 @@ trait Backend: Send + Sync {
     fn free_bytes(&self) -> Option<u64> {
         free_host_bytes()
     }
+    /// Makes the system provide the memory of a live range now, if it would do so only at the first access to each
+    /// page. Contents do not change, so others may use the memory meanwhile.
+    fn populate(&self, _addr: u64, _bytes: usize) {}
     fn launch(&self, launch: &Launch) -> Result<()>;
     /// Runs several lists of launches, which may run in parallel: no list uses memory that another one writes.
     fn launch_parallel(&self, lists: &[&[Launch]]) -> Result<()> {

@@ -67,6 +67,12 @@ impl Tensor {
         Ok(Tensor::build(shape, dtype, Arc::new(device.alloc(bytes, category)?), 0, Grad::None))
     }
 
+    /// Makes the system provide the tensor's memory now. Without it, a CPU gets each page at the first access. Contents
+    /// do not change, so other threads may use the tensor meanwhile.
+    pub fn populate(&self) {
+        self.0.buffer.populate();
+    }
+
     /// A tensor over a whole buffer that already has contents (a mapped weight file).
     ///
     /// # Errors
