@@ -14,7 +14,7 @@ use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, DType, Device, Tensor, ops};
 
 use crate::batch::{Batch, VisionInput};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, StoredDType};
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::features::{FeatureCache, VisionFeatures};
@@ -86,6 +86,22 @@ impl Qwen25Vl {
     ) -> Result<Qwen25Vl> {
         files.check(config)?;
         let source = WeightSource::Files(files);
+        Qwen25Vl::load(&WeightLoader { device, source, dtype, quantization, trainable: &|_| false }, config)
+    }
+
+    /// A model whose weights are uninitialised memory, of the sizes that they would have if files stored the dtype
+    /// `stored`. For device `dry`.
+    ///
+    /// # Errors
+    /// The errors of [`Qwen25Vl::load`].
+    pub fn uninitialised(
+        device: &Device,
+        stored: StoredDType,
+        config: &ModelConfig,
+        dtype: DType,
+        quantization: Quantization,
+    ) -> Result<Qwen25Vl> {
+        let source = WeightSource::Uninitialised(stored);
         Qwen25Vl::load(&WeightLoader { device, source, dtype, quantization, trainable: &|_| false }, config)
     }
 

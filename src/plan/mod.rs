@@ -15,7 +15,6 @@ use reel_model::config::{ModelConfig, TextConfig};
 use reel_model::init::{init_without_weights, preset_config};
 use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::{Cx, DType, Device, Kernels};
 use reel_train::options::{RunOptions, TrainingOptions};
 use reel_train::plan::{self, PhaseCosts, RowShape};
@@ -319,14 +318,7 @@ impl PlanGenerateArgs {
         generate::refuse_completion_count(self.n)?;
         let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;
         let device = self.sizes.device(common)?;
-        let loader = WeightLoader {
-            device: &device,
-            source: WeightSource::Uninitialised(files),
-            dtype,
-            quantization: self.quantize.quantization(),
-            trainable: &|_| false,
-        };
-        let weights = Qwen25Vl::load(&loader, &config)?;
+        let weights = Qwen25Vl::uninitialised(&device, files, &config, dtype, self.quantize.quantization())?;
         let count = |new: usize| -> Result<plan::OpCosts> {
             device.profiler().clear();
             device.reset_peak();

@@ -13,7 +13,6 @@ use anyhow::Result;
 use clap::Args;
 use reel_engine::Engine;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, Device};
 use reel_train::plan::{PhaseCosts, RowShape};
@@ -115,14 +114,7 @@ impl PlanServeArgs {
         }
         let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
         let device = sizes.device(common)?;
-        let loader = WeightLoader {
-            device: &device,
-            source: WeightSource::Uninitialised(files),
-            dtype,
-            quantization: self.quantize.quantization(),
-            trainable: &|_| false,
-        };
-        let weights = Qwen25Vl::load(&loader, &config)?;
+        let weights = Qwen25Vl::uninitialised(&device, files, &config, dtype, self.quantize.quantization())?;
         let batch = self.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from);
         let free = memory.map(|all| (all as u64).saturating_sub(device.memory().current as u64));
         let default_kv_bytes = || model::serving_kv_bytes(&device, free, &config.text, dtype, batch);
