@@ -25,11 +25,13 @@ mod server;
 mod training_server;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use reel_model::ModelError;
+use reel_model::checkpoint::Checkpoint;
 use reel_model::input::encode::{MediaOptions, ModelFolder};
 use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
@@ -54,6 +56,21 @@ pub struct ServedModel {
     pub quantization: Quantization,
     /// Whether a CPU's weights are a copy in memory, instead of being read in place from their files.
     pub is_copied: bool,
+}
+
+impl ServedModel {
+    /// Opens the model in `folder` on one thread of the CPU, in f32, with weights that are read in place. Its name is that
+    /// of the folder.
+    ///
+    /// # Errors
+    /// The folder is not that of a model.
+    pub fn open_on_cpu(folder: &Path) -> Result<(ServedModel, ServedWeights), ModelError> {
+        let (device, bundle, dtype) = (Device::cpu(1), ModelFolder::open(folder)?, DType::F32);
+        let weights = Qwen25Vl::open(&device, &Checkpoint::open(folder)?, &bundle.config, dtype)?;
+        let (name, quantization) = (folder_name(folder), Quantization::None);
+        let weights = ServedWeights { weights, name: name.clone() };
+        Ok((ServedModel { name, folder: bundle, device, dtype, quantization, is_copied: false }, weights))
+    }
 }
 
 /// Weights of a model, and where they come from.
@@ -116,6 +133,25 @@ pub struct ServeOptions {
     pub media: RequestMedia,
     /// Once this is set, new requests are refused, and the server ends when the running ones are answered.
     pub stop: Arc<AtomicBool>,
+}
+
+impl ServeOptions {
+    /// The options of a server for programs on this machine: at a free port, without keys, encryption and access log.
+    /// Requests may name no files.
+    pub fn local(limits: Limits, connections: ConnectionLimits, media: MediaOptions) -> ServeOptions {
+        ServeOptions {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            api_keys: Vec::new(),
+            adapters: Vec::new(),
+            limits,
+            connections,
+            tls: None,
+            allowed_origins: Vec::new(),
+            access_log: false,
+            media: RequestMedia { options: media, root: None },
+            stop: Arc::new(AtomicBool::new(false)),
+        }
+    }
 }
 
 /// Why a server ended or did not start.

@@ -5,69 +5,40 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use reel_model::checkpoint::Checkpoint;
 use reel_model::init::{InitOptions, Preset, init};
-use reel_model::input::encode::{MediaOptions, ModelFolder};
-use reel_model::linear_weight::Quantization;
-use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{DType, Device};
+use reel_model::input::encode::MediaOptions;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::engine_thread::{EngineQueue, NewWeights};
 use crate::server::serve_in_turns;
-use crate::{ConnectionLimits, Limits, RequestMedia, ServeError, ServeOptions, ServedModel, ServedWeights};
+use crate::{ConnectionLimits, Limits, ServeError, ServeOptions, ServedModel};
 
 /// The time in which everything in this test happens.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const CHAT: &str = "/v1/chat/completions";
 
-fn options() -> ServeOptions {
-    ServeOptions {
-        adapters: Vec::new(),
-        address: SocketAddr::from(([127, 0, 0, 1], 0)),
-        api_keys: Vec::new(),
-        limits: Limits {
-            batch: 4,
-            requests: 16,
-            body_bytes: 1 << 20,
-            encoders: 1,
-            kv_bytes: 256 << 20,
-            new_tokens: 16,
-            request_time: None,
-        },
-        connections: ConnectionLimits { connections: 16, read_timeout: PATIENCE, write_timeout: PATIENCE },
-        tls: None,
-        allowed_origins: Vec::new(),
-        access_log: false,
-        media: RequestMedia { options: MediaOptions::default(), root: None },
-        stop: Arc::new(AtomicBool::new(false)),
-    }
-}
-
 /// Serves a tiny model with random weights; `on_listening` gets the address and the queue to the engine.
 fn serve_tiny(folder: &Path, on_listening: impl FnOnce(SocketAddr, EngineQueue)) -> Result<(), ServeError> {
     let init_options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 3 };
     init(&init_options, folder).unwrap();
-    let (device, bundle) = (Device::cpu(1), ModelFolder::open(folder).unwrap());
-    let files = Checkpoint::open(folder).unwrap();
-    let weights = Qwen25Vl::open(&device, &files, &bundle.config, DType::F32).unwrap();
-    let model = ServedModel {
-        name: "tiny".into(),
-        folder: bundle,
-        device,
-        dtype: DType::F32,
-        quantization: Quantization::None,
-        is_copied: false,
+    let (model, weights) = ServedModel::open_on_cpu(folder).unwrap();
+    let limits = Limits {
+        batch: 4,
+        requests: 16,
+        body_bytes: 1 << 20,
+        encoders: 1,
+        kv_bytes: 256 << 20,
+        new_tokens: 16,
+        request_time: None,
     };
-    let weights = ServedWeights { weights, name: "tiny".into() };
-    serve_in_turns(model, weights, options(), None, |address, shared| on_listening(address, shared.engine.clone()))
+    let connections = ConnectionLimits { connections: 16, read_timeout: PATIENCE, write_timeout: PATIENCE };
+    let options = ServeOptions::local(limits, connections, MediaOptions::default());
+    serve_in_turns(model, weights, options, None, |address, shared| on_listening(address, shared.engine.clone()))
 }
 
 /// A connection with a request whose answer has `max_tokens` tokens.

@@ -2,21 +2,15 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use reel_loadgen::{AnswerReader, EventParser};
 use reel_media::worker::DecodeWorker;
-use reel_model::checkpoint::Checkpoint;
 use reel_model::init::init;
-use reel_model::input::encode::{MediaOptions, ModelFolder};
-use reel_model::linear_weight::Quantization;
-use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{DType, Device};
-use reel_serve::{ConnectionLimits, Limits, RequestMedia, ServeOptions, ServedModel, ServedWeights};
+use reel_model::input::encode::MediaOptions;
+use reel_serve::{ConnectionLimits, Limits, ServeOptions, ServedModel};
 use serde_json::{Value, json};
 
 use super::model::TINY;
@@ -146,40 +140,22 @@ pub const REQUEST: Target = Target {
 fn start_server() -> Result<SocketAddr> {
     let folder = scratch_folder()?.join("tiny");
     init(&TINY, &folder)?;
-    let (device, bundle) = (Device::cpu(1), ModelFolder::open(&folder)?);
-    let weights = Qwen25Vl::open(&device, &Checkpoint::open(&folder)?, &bundle.config, DType::F32)?;
+    let (model, weights) = ServedModel::open_on_cpu(&folder)?;
+    let limits = Limits {
+        batch: 4,
+        requests: 64,
+        body_bytes: 2 << 20,
+        encoders: 1,
+        kv_bytes: 8 << 20,
+        new_tokens: 4,
+        request_time: Some(Duration::from_millis(500)),
+    };
+    let connections = ConnectionLimits { connections: 8, read_timeout: PATIENCE, write_timeout: PATIENCE };
     let decoder = DecodeWorker { timeout: Duration::from_secs(1), ..DecodeWorker::from_this_program() };
-    let options = ServeOptions {
-        adapters: Vec::new(),
-        address: SocketAddr::from(([127, 0, 0, 1], 0)),
-        api_keys: Vec::new(),
-        limits: Limits {
-            batch: 4,
-            requests: 64,
-            body_bytes: 2 << 20,
-            encoders: 1,
-            kv_bytes: 8 << 20,
-            new_tokens: 4,
-            request_time: Some(Duration::from_millis(500)),
-        },
-        connections: ConnectionLimits { connections: 8, read_timeout: PATIENCE, write_timeout: PATIENCE },
-        tls: None,
-        allowed_origins: Vec::new(),
-        access_log: false,
-        media: RequestMedia { options: MediaOptions { decoder, ..MediaOptions::default() }, root: None },
-        stop: Arc::new(AtomicBool::new(false)),
-    };
-    let model = ServedModel {
-        name: "tiny".into(),
-        folder: bundle,
-        device,
-        dtype: DType::F32,
-        quantization: Quantization::None,
-        is_copied: false,
-    };
+    let options = ServeOptions::local(limits, connections, MediaOptions { decoder, ..MediaOptions::default() });
     let (listening, address) = mpsc::channel();
     std::thread::spawn(move || {
-        let served = reel_serve::serve(model, ServedWeights { weights, name: "tiny".into() }, options, |address| {
+        let served = reel_serve::serve(model, weights, options, |address| {
             let _ = listening.send(address);
         });
         served.err().into_iter().for_each(|e| eprintln!("the server has ended: {e}"));
