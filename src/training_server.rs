@@ -2,8 +2,6 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,9 +11,7 @@ use reel_model::input::fetch::{MediaAccess, RemoteMedia};
 use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{DType, Device};
-use reel_serve::{
-    ConnectionLimits, Limits, RequestMedia, ServeError, ServeOptions, ServedModel, TrainingServer, folder_name,
-};
+use reel_serve::{ConnectionLimits, Limits, ServeError, ServeOptions, ServedModel, TrainingServer, folder_name};
 use reel_train::TrainError;
 use reel_train::options::RunOptions;
 use reel_train::run::{LiveServer, SERVED_BATCH};
@@ -61,30 +57,21 @@ impl RunServer {
             is_copied: false,
         };
         let access = MediaAccess { remote: RemoteMedia::Refused, confined_to: None };
+        let limits = Limits {
+            batch: SERVED_BATCH,
+            requests: REQUESTS,
+            encoders: default_encoders(),
+            body_bytes: BODY_BYTES,
+            kv_bytes: u64::from(options.serve_kv_memory) << 20,
+            new_tokens: NEW_TOKENS,
+            request_time: None,
+        };
+        let connections =
+            ConnectionLimits { connections: CONNECTIONS, read_timeout: READ_TIMEOUT, write_timeout: WRITE_TIMEOUT };
+        // A signal stops the run first, which then ends the server: it does not share the run's flag.
         let serve = ServeOptions {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-            api_keys: Vec::new(),
-            adapters: Vec::new(),
-            limits: Limits {
-                batch: SERVED_BATCH,
-                requests: REQUESTS,
-                encoders: default_encoders(),
-                body_bytes: BODY_BYTES,
-                kv_bytes: u64::from(options.serve_kv_memory) << 20,
-                new_tokens: NEW_TOKENS,
-                request_time: None,
-            },
-            connections: ConnectionLimits {
-                connections: CONNECTIONS,
-                read_timeout: READ_TIMEOUT,
-                write_timeout: WRITE_TIMEOUT,
-            },
-            tls: None,
-            allowed_origins: Vec::new(),
-            access_log: false,
-            media: RequestMedia { options: MediaOptions { access, ..media.clone() }, root: None },
-            // A signal stops the run first, which then ends the server.
-            stop: Arc::new(AtomicBool::new(false)),
+            ..ServeOptions::local(limits, connections, MediaOptions { access, ..media.clone() })
         };
         Ok(Some(Self { server: TrainingServer::new(model, serve, options.serve_share), name, quiet }))
     }
