@@ -12,7 +12,7 @@ use crate::cuda::{Buffer, CudaError, Gpu};
 use crate::large_pages::LargeArray;
 use crate::launch::{KernelLaunch, ParamField};
 use crate::matmul::Matmul;
-use crate::{Addr, Team, linear_log_prob, matmul, paged_attention};
+use crate::{Addr, Team, adamw, linear_log_prob, matmul, paged_attention};
 use std::time::Instant;
 
 /// The measured times of one call.
@@ -40,8 +40,8 @@ const FLUSH: usize = 256 << 20;
 /// Times an example call on a GPU: `runs` runs after two warm-up runs.
 pub fn time_call_on_gpu(gpu: &Gpu, example: &ExampleCall, runs: usize) -> Result<RunTimes, CudaError> {
     let mut buffers = Vec::new();
-    let params = with_operands(&example.launch, |field| {
-        let buffer = operand(gpu, &example.launch, field)?;
+    let params = with_operands(&example.launch, |operand| {
+        let buffer = buffer_of(gpu, &example.launch, operand)?;
         let at = buffer.address();
         buffers.push(buffer);
         Ok::<u64, CudaError>(at)
@@ -110,15 +110,15 @@ pub fn time_product_on_cpu(team: &Team, product: &Matmul, runs: usize) -> RunTim
 /// An upper bound on the bytes that [`time_call_on_gpu`] and [`time_call_on_cpu`] allocate for a call.
 pub fn max_allocated_bytes(example: &ExampleCall) -> f64 {
     let each = numbers(&example.launch);
-    present(&example.launch).count() as f64 * each + FLUSH as f64
+    example.launch.operands().count() as f64 * each + FLUSH as f64
 }
 
 /// Times an example call on the processor: `runs` runs after one warm-up run.
 pub fn time_call_on_cpu(team: &Team, example: &ExampleCall, runs: usize) -> RunTimes {
     let tile = normal_tile();
     let mut buffers: Vec<Vec<Line>> = Vec::new();
-    let placed: Result<Vec<u8>, std::convert::Infallible> = with_operands(&example.launch, |field| {
-        let (bytes, contents) = sized(&example.launch, field);
+    let placed: Result<Vec<u8>, std::convert::Infallible> = with_operands(&example.launch, |operand| {
+        let (bytes, contents) = sized(&example.launch, operand);
         let mut buffer = match contents {
             Contents::Numbers => numbers_on_cpu(&tile, bytes),
             Contents::Words(words) => {
@@ -168,19 +168,33 @@ fn numbers_on_cpu(tile: &[u8], bytes: usize) -> Vec<Line> {
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// Returns the address parameters of a call whose address is not null.
-fn present(launch: &KernelLaunch) -> impl Iterator<Item = &'static ParamField> + '_ {
-    launch.kernel.fields.iter().filter(|f| f.address && launch.params[f.offset..f.offset + 8] != [0; 8])
+/// An operand of a call.
+enum Operand {
+    /// The array that the parameter with this name points to.
+    Named(&'static str),
+    /// An array of numbers that a table lists.
+    Listed,
+    /// A table with these bytes, whose addresses are those of the operands that it lists.
+    Table(Vec<u8>),
 }
 
-/// Returns the call's parameters with each non-null address replaced by `address(field)`.
-fn with_operands<E>(
-    launch: &KernelLaunch,
-    mut address: impl FnMut(&'static ParamField) -> Result<u64, E>,
-) -> Result<Vec<u8>, E> {
+/// Returns the call's parameters with each non-null address replaced by `address(operand)`. The operands that a table
+/// lists come before the table.
+fn with_operands<E>(launch: &KernelLaunch, mut address: impl FnMut(Operand) -> Result<u64, E>) -> Result<Vec<u8>, E> {
     let mut params = launch.params.to_vec();
-    for field in present(launch) {
-        params[field.offset..field.offset + 8].copy_from_slice(&address(field)?.to_le_bytes());
+    let is_present = |f: &&ParamField| f.address && launch.params[f.offset..f.offset + 8] != [0; 8];
+    for field in launch.kernel.fields.iter().filter(is_present) {
+        let operand = match launch.table_of(field) {
+            None => Operand::Named(field.name),
+            Some(table) => {
+                let mut bytes = table.bytes().to_vec();
+                for (at, _) in table.addresses() {
+                    bytes[at..at + 8].copy_from_slice(&address(Operand::Listed)?.to_le_bytes());
+                }
+                Operand::Table(bytes)
+            }
+        };
+        params[field.offset..field.offset + 8].copy_from_slice(&address(operand)?.to_le_bytes());
     }
     Ok(params)
 }
@@ -198,8 +212,13 @@ pub fn shortest_copy_seconds(gpu: &Gpu, bytes: usize, runs: usize) -> Result<f64
 
 /// Returns an operand's contents and the bytes to allocate for it, which are at least its size. For floating-point
 /// operands the size is that of [`numbers`].
-fn sized(launch: &KernelLaunch, field: &ParamField) -> (usize, Contents) {
-    match contents(launch, field.name) {
+fn sized(launch: &KernelLaunch, operand: Operand) -> (usize, Contents) {
+    let contents = match operand {
+        Operand::Named(name) => contents(launch, name),
+        Operand::Listed => Contents::Numbers,
+        Operand::Table(bytes) => Contents::Words(bytes.as_chunks().0.iter().map(|w| u32::from_le_bytes(*w)).collect()),
+    };
+    match contents {
         Contents::Words(words) => ((4 * words.len()).max(1 << 20), Contents::Words(words)),
         Contents::Numbers => ((numbers(launch) as usize).next_multiple_of(TILE), Contents::Numbers),
     }
@@ -228,8 +247,8 @@ fn workspace(launch: &KernelLaunch) -> usize {
 }
 
 /// A GPU buffer for an operand, with suitable contents.
-fn operand(gpu: &Gpu, launch: &KernelLaunch, field: &ParamField) -> Result<Buffer, CudaError> {
-    match sized(launch, field) {
+fn buffer_of(gpu: &Gpu, launch: &KernelLaunch, operand: Operand) -> Result<Buffer, CudaError> {
+    match sized(launch, operand) {
         (bytes, Contents::Words(words)) => {
             let buffer = gpu.alloc(bytes)?;
             gpu.fill(&buffer, 0)?;
@@ -296,6 +315,10 @@ fn contents(launch: &KernelLaunch, name: &str) -> Contents {
         "lse" => list(product(rows, field("heads").max(1)), &|_| 9.5f32.to_bits()),
         // Gradient norm and clipping factor, both 1.
         "clip" => list(2, &|_| 1f32.to_bits()),
+        // All chunks of one array: pairs of array and index.
+        "chunks" => list(product(2, field("chunk_count")), &|i| i % 2 * (i / 2)),
+        // A small Adam step of one parameter.
+        "steps" => Contents::Words(adamw::example_step_words()),
         _ => Contents::Numbers,
     }
 }

@@ -1,12 +1,15 @@
-//! AdamW on the CPU: each task updates a block of weights. A block of split weights is joined to f32 on the stack
-//! first.
+//! AdamW on the CPU: each task updates a chunk of the weights of one parameter. Split weights are joined to f32 on the
+//! stack first.
 #![allow(unsafe_code)]
 
-use super::{JoinParams, Params, SplitParams, SplitWeightHighHalf, StepNumbers};
+use super::{
+    JoinParams, ParameterEntry, Params, SplitParams, SplitWeightHighHalf, StepEntry, StepNumbers, WEIGHTS_PER_CHUNK,
+};
+use crate::launch::{ArrayEntry, Chunk};
 use crate::view::{OutputArray, slice_at};
-use crate::{Team, simd_fn};
+use crate::{Addr, Team, simd_fn};
 
-/// Weights that one task updates.
+/// Weights that one task splits or joins.
 const BLOCK: usize = 8192;
 
 /// Number of split weights that a task joins to f32 on the stack at a time.
@@ -59,53 +62,124 @@ simd_fn! {
     }
 }
 
-/// # Safety
-/// The address is null or covers two f32.
-unsafe fn clip_factor(p: &Params) -> f32 {
-    // SAFETY: `clip` is null (then no elements are read) or covers two f32.
-    let clip = unsafe { slice_at::<f32>(p.clip, if p.clip.is_null() { 0 } else { 2 }) };
-    clip.get(1).copied().unwrap_or(1.0)
+/// A chunk of a parameter that a task updates.
+pub(super) struct Task {
+    /// The parameter.
+    pub parameter: ParameterEntry,
+    /// f32 `[n]`, the gradient.
+    pub gradient: Addr,
+    /// The scalars of the step, and the stream of random bits.
+    pub step: StepEntry,
+    /// The clipping factor.
+    pub factor: f32,
+    /// The first weight of the chunk.
+    pub at: usize,
+    /// The number of weights in the chunk.
+    pub len: usize,
 }
 
+/// Calls `update` for each chunk of the parameters that have a gradient and whose weights are split, or are not.
+///
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
-pub unsafe fn step_f32(p: &Params, team: &Team) {
-    let n = p.n as usize;
+/// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field
+/// documents.
+pub(super) unsafe fn for_each_chunk(p: &Params, split: bool, team: &Team, update: impl Fn(&Task) + Sync) {
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (g, factor) = unsafe { (slice_at::<f32>(p.g, n), clip_factor(p)) };
-    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (w, m, v) =
-        unsafe { (OutputArray::<f32>::new(p.w, n), OutputArray::<f32>::new(p.m, n), OutputArray::<f32>::new(p.v, n)) };
-    team.run(n.div_ceil(BLOCK), |task| {
-        let (at, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
-        // SAFETY: blocks do not overlap.
-        let (w, m, v) = unsafe { (w.part(at, len), m.part(at, len), v.part(at, len)) };
-        step_block(&p.numbers, factor, w, m, v, &g[at..at + len]);
+    let chunks = unsafe { slice_at::<Chunk>(p.chunks, p.chunk_count as usize) };
+    // The tables may have more entries, of empty parameters.
+    let count = chunks.iter().map(|chunk| chunk.array as usize + 1).max().unwrap_or(0);
+    // SAFETY: the tables have an entry for each parameter in a chunk.
+    let (parameters, gradients) =
+        unsafe { (slice_at::<ParameterEntry>(p.parameters, count), slice_at::<ArrayEntry>(p.gradients, count)) };
+    // SAFETY: the steps have an entry for each parameter in a chunk. `clip` is null (then no elements are read) or
+    // covers two f32.
+    let (steps, clip) = unsafe {
+        (slice_at::<StepEntry>(p.steps, count), slice_at::<f32>(p.clip, if p.clip.is_null() { 0 } else { 2 }))
+    };
+    let factor = clip.get(1).copied().unwrap_or(1.0);
+    team.run(chunks.len(), |task| {
+        let (array, at) = (chunks[task].array as usize, chunks[task].index as usize * WEIGHTS_PER_CHUNK);
+        let (parameter, gradient) = (parameters[array], gradients[array].x);
+        if gradient.is_null() || split == parameter.low.is_null() {
+            return;
+        }
+        let len = WEIGHTS_PER_CHUNK.min(parameter.n as usize - at);
+        update(&Task { parameter, gradient, step: steps[array], factor, at, len });
     });
 }
 
-/// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
-pub unsafe fn step_bf16(p: &Params, team: &Team) {
-    let n = p.n as usize;
-    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (g, factor) = unsafe { (slice_at::<f32>(p.g, n), clip_factor(p)) };
-    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (hi, low) = unsafe { (OutputArray::<SplitWeightHighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n)) };
-    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (m, v) = unsafe { (OutputArray::<f32>::new(p.m, n), OutputArray::<f32>::new(p.v, n)) };
-    team.run(n.div_ceil(BLOCK), |task| {
+/// The representation of the weights of a step.
+pub(super) trait Weights {
+    /// Whether the weights are split into halves.
+    const SPLIT: bool;
+
+    /// Updates the weights of a chunk, with f32 moments.
+    ///
+    /// # Safety
+    /// The addresses of the task's parameter are valid, and no other thread accesses the chunk.
+    unsafe fn update(task: &Task, m: &mut [f32], v: &mut [f32], g: &[f32]);
+}
+
+/// Weights in f32.
+pub(super) struct PlainWeights;
+
+impl Weights for PlainWeights {
+    const SPLIT: bool = false;
+
+    unsafe fn update(task: &Task, m: &mut [f32], v: &mut [f32], g: &[f32]) {
+        // SAFETY: `w` covers `n` weights, and no other thread accesses the chunk.
+        let w = unsafe { OutputArray::<f32>::new(task.parameter.w, task.parameter.n as usize) };
+        // SAFETY: no other thread accesses the chunk.
+        step_block(&task.step.numbers, task.factor, unsafe { w.part(task.at, task.len) }, m, v, g);
+    }
+}
+
+/// Weights whose f32 is split into a bf16 and 16 low bits.
+pub(super) struct SplitWeights;
+
+impl Weights for SplitWeights {
+    const SPLIT: bool = true;
+
+    unsafe fn update(task: &Task, m: &mut [f32], v: &mut [f32], g: &[f32]) {
+        let (n, p) = (task.parameter.n as usize, &task.parameter);
+        // SAFETY: `w` and `low` cover `n` weights, and no other thread accesses the chunk.
+        let (hi, low) = unsafe { (OutputArray::<SplitWeightHighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n)) };
+        // SAFETY: no other thread accesses the chunk.
+        let (hi, low) = unsafe { (hi.part(task.at, task.len), low.part(task.at, task.len)) };
         let mut joined = [0.0; JOINED];
-        for at in (task * BLOCK..n.min((task + 1) * BLOCK)).step_by(JOINED) {
-            let len = JOINED.min(n - at);
-            // SAFETY: blocks do not overlap.
-            let (hi, low, m, v) = unsafe { (hi.part(at, len), low.part(at, len), m.part(at, len), v.part(at, len)) };
-            let w = &mut joined[..len];
+        for at in (0..task.len).step_by(JOINED) {
+            let part = at..task.len.min(at + JOINED);
+            let (hi, low, w) = (&mut hi[part.clone()], &mut low[part.clone()], &mut joined[..part.len()]);
             join_block(hi, low, w);
-            step_block(&p.numbers, factor, w, m, v, &g[at..at + len]);
+            step_block(
+                &task.step.numbers,
+                task.factor,
+                w,
+                &mut m[part.clone()],
+                &mut v[part.clone()],
+                &g[part.clone()],
+            );
             split_block(w, hi, low);
         }
-    });
+    }
+}
+
+/// # Safety
+/// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field
+/// documents.
+pub unsafe fn step<W: Weights>(p: &Params, team: &Team) {
+    let update = |task: &Task| {
+        let (n, at, len) = (task.parameter.n as usize, task.at, task.len);
+        // SAFETY: the addresses of a parameter cover `n` elements.
+        let (m, v) =
+            unsafe { (OutputArray::<f32>::new(task.parameter.m, n), OutputArray::<f32>::new(task.parameter.v, n)) };
+        // SAFETY: chunks do not overlap.
+        let (m, v) = unsafe { (m.part(at, len), v.part(at, len)) };
+        // SAFETY: the gradient covers `n` elements; chunks do not overlap.
+        unsafe { W::update(task, m, v, &slice_at::<f32>(task.gradient, n)[at..at + len]) };
+    };
+    // SAFETY: the caller's promise.
+    unsafe { for_each_chunk(p, W::SPLIT, team, update) };
 }
 
 /// # Safety

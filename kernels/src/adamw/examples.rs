@@ -1,27 +1,37 @@
-use crate::DType::{BF16, F32};
+use crate::DType::BF16;
+use crate::adamw::{Moments, ParameterEntry, StepTables};
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::folder::{
     FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER_ADDRESS, Sizes, WEIGHTS_DESCRIPTION,
     placeholder_params,
 };
-use crate::{Addr, adamw};
+#[cfg(test)]
+use crate::launch::chunks;
+use crate::launch::{AddressTable, ArrayEntry};
+use crate::{Addr, DType, Launch, adamw};
+
+const ALL_MOMENTS: [Moments; 3] = [Moments::F32, Moments::Bf16, Moments::Int8];
+
+/// A step of one parameter of `n` weights at placeholder addresses.
+fn example_step(dtype: DType, moments: Moments, n: u64) -> Launch {
+    let entry: ParameterEntry = ParameterEntry { n, ..placeholder_params() };
+    let low = if dtype == BF16 { entry.low } else { Addr::NULL };
+    let scales = if moments == Moments::Int8 { entry.scales } else { Addr::NULL };
+    let tables = StepTables {
+        parameters: AddressTable::new(&[ParameterEntry { low, scales, ..entry }]),
+        gradients: AddressTable::new(&[ArrayEntry { x: PLACEHOLDER_ADDRESS, len: n }]),
+    };
+    let chunk_count = n.div_ceil(adamw::WEIGHTS_PER_CHUNK as u64);
+    adamw::step(dtype, moments, &adamw::Params { chunk_count, ..placeholder_params() }, tables, n)
+}
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let n = s.get_u64("count", INTERMEDIATE_SIZE as u64 * HIDDEN_SIZE as u64);
-    let step = adamw::Params { low: Addr::NULL, n, ..placeholder_params() };
     let split = adamw::SplitParams { n, ..placeholder_params() };
-    let mut all = vec![
-        (WEIGHTS_DESCRIPTION, adamw::step(F32, &step)),
-        (WEIGHTS_DESCRIPTION, adamw::step(BF16, &adamw::Params { low: PLACEHOLDER_ADDRESS, ..step })),
-        (WEIGHTS_DESCRIPTION, adamw::join_master(&adamw::JoinParams { n, ..placeholder_params() })),
-    ];
-    let small = adamw::SmallMomentParams { low: Addr::NULL, scales: Addr::NULL, n, ..placeholder_params() };
-    let blocks = adamw::SmallMomentParams { scales: PLACEHOLDER_ADDRESS, ..small };
-    for (t, low) in [(F32, Addr::NULL), (BF16, PLACEHOLDER_ADDRESS)] {
-        all.push((WEIGHTS_DESCRIPTION, adamw::step_bf16_moments(t, &adamw::SmallMomentParams { low, ..small })));
-        all.push((WEIGHTS_DESCRIPTION, adamw::step_8bit(t, &adamw::SmallMomentParams { low, ..blocks })));
-    }
+    let steps = ALL_MOMENTS.into_iter().flat_map(|moments| FLOAT_DTYPES.map(|dtype| example_step(dtype, moments, n)));
+    let mut all: LabeledLaunches = steps.map(|step| (WEIGHTS_DESCRIPTION, step)).collect();
+    all.push((WEIGHTS_DESCRIPTION, adamw::join_master(&adamw::JoinParams { n, ..placeholder_params() })));
     all.extend(FLOAT_DTYPES.map(|t| (WEIGHTS_DESCRIPTION, adamw::split_master(t, &split))));
     all
 }
@@ -30,25 +40,29 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (n, count) = (TRAFFIC_ELEMENTS, TRAFFIC_ELEMENTS as usize);
-    let low = arrays.elements(count, 2);
-    let clip = arrays.f32(2usize);
-    use bytemuck::Zeroable;
     let scalars =
         adamw::StepHyperparameters { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 2 };
-    let numbers = scalars.numbers();
-    let [w, m, v, g] = [(); 4].map(|()| arrays.f32(count));
-    let step = adamw::Params { w, m, v, g, clip, n, numbers, low: Addr::NULL };
-    let scales = arrays.f32(2 * count.div_ceil(adamw::WEIGHTS_PER_SCALE));
-    let small = adamw::SmallMomentParams { w, m, v, g, clip, n, numbers, ..Zeroable::zeroed() };
-    let mut all = vec![
-        adamw::step(F32, &step),
-        adamw::step(BF16, &adamw::Params { low, ..step }),
-        adamw::join_master(&adamw::JoinParams { w, low, dst: m, n }),
-    ];
-    for (dtype, low) in [(F32, Addr::NULL), (BF16, low)] {
-        all.push(adamw::step_bf16_moments(dtype, &adamw::SmallMomentParams { low, ..small }));
-        all.push(adamw::step_8bit(dtype, &adamw::SmallMomentParams { low, scales, ..small }));
+    let steps = arrays.structs(&[adamw::StepEntry { stream: 0, numbers: scalars.numbers() }; 2]);
+    let clip = arrays.f32(2usize);
+    let chunks = chunks([count, count], adamw::WEIGHTS_PER_CHUNK);
+    let (chunks, chunk_count) = (arrays.structs(&chunks), chunks.len() as u64);
+    let gradients = [(); 2].map(|()| ArrayEntry { x: arrays.f32(count), len: n });
+    let gradients = (arrays.structs(&gradients), AddressTable::new(&gradients));
+    let mut all = Vec::new();
+    for (dtype, moments) in FLOAT_DTYPES.into_iter().flat_map(|dtype| ALL_MOMENTS.map(|moments| (dtype, moments))) {
+        let entries = [(); 2].map(|()| {
+            let [w, m, v] = [(); 3].map(|()| arrays.f32(count));
+            let low = if dtype == BF16 { arrays.elements(count, 2) } else { Addr::NULL };
+            ParameterEntry { w, low, m, v, scales: arrays.f32(2 * count.div_ceil(adamw::WEIGHTS_PER_SCALE)), n }
+        });
+        let parameters = arrays.structs(&entries);
+        let params = adamw::Params { parameters, gradients: gradients.0, steps, chunks, clip, seed: 3, chunk_count };
+        let tables = StepTables { parameters: AddressTable::new(&entries), gradients: gradients.1.clone() };
+        all.push((adamw::step(dtype, moments, &params, tables, 2 * n), 1.05));
     }
-    all.extend(FLOAT_DTYPES.map(|t| adamw::split_master(t, &adamw::SplitParams { src: g, w, low, n })));
-    allow_one_tenth_more(all)
+    let (low, [w, m, g]) = (arrays.elements(count, 2), [(); 3].map(|()| arrays.f32(count)));
+    let join = adamw::join_master(&adamw::JoinParams { w, low, dst: m, n });
+    let split = FLOAT_DTYPES.map(|t| adamw::split_master(t, &adamw::SplitParams { src: g, w, low, n }));
+    all.extend(allow_one_tenth_more(split.into_iter().chain([join])));
+    all
 }

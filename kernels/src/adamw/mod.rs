@@ -21,6 +21,9 @@
 //! Numerics: every operation of the first formula rounds to f32 once, as do decay, step size and √bias2, which are
 //! computed in f64. Stochastic rounding has no bias: over 2²⁰ samples the mean equals the number within 4σ.
 //!
+//! One launch updates all parameters: tables have the addresses of their weights, moments and gradients, and a list has
+//! their chunks of [`WEIGHTS_PER_CHUNK`] weights (`launch/table.rs`).
+//!
 //! Bound: memory; 28 bytes per weight, 20 with bf16 moments, 16 with 8-bit moments.
 
 pub(crate) mod check;
@@ -32,7 +35,7 @@ mod small;
 pub use cpu::{from_bf16_and_remainder, to_bf16_and_remainder};
 
 use crate::folder::kernel_folder;
-use crate::launch::{CType, kernel_for_dtype};
+use crate::launch::{AddressTable, ArrayEntry, CType, Chunk, kernel_for_dtype};
 use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 use half::bf16;
 
@@ -68,54 +71,57 @@ impl CType for StepNumbers {
 }
 
 params! {
-    /// Parameters of a step.
-    pub struct Params {
+    /// An entry of the table of parameters: the weights and the optimizer state of one parameter.
+    pub struct ParameterEntry {
         /// f32 `[n]`, or bf16 `[n]` (the high halves of the master weights); updated.
         pub w: Addr,
         /// i16 `[n]`, the low halves of the master weights, updated; null with f32 weights.
         pub low: Addr,
-        /// f32 `[n]`, first moment, updated.
+        /// First moment: f32, bf16 or i8 `[n]`, updated.
         pub m: Addr,
-        /// f32 `[n]`, second moment, updated.
+        /// Second moment: f32, bf16 or u8 `[n]`, updated.
         pub v: Addr,
-        /// f32 `[n]`, gradient.
-        pub g: Addr,
-        /// f32 `[2]`: gradient norm and clipping factor, as `reduce::clip` writes them; null: factor 1.
-        pub clip: Addr,
+        /// f32 `[ceil(n / WEIGHTS_PER_SCALE), 2]`, scales of m and v, updated; null without 8-bit moments.
+        pub scales: Addr,
         /// Weights.
         pub n: u64,
+    }
+}
+
+params! {
+    /// What differs from step to step for one parameter.
+    pub struct StepEntry {
+        /// Number of the Philox stream of the random bits of stochastic rounding. Every parameter and step uses a
+        /// different stream.
+        pub stream: u64,
         /// The scalars of the step.
         pub numbers: StepNumbers,
     }
 }
 
 params! {
-    /// Parameters of a step with bf16 or 8-bit moments.
-    pub struct SmallMomentParams {
-        /// f32 `[n]`, or bf16 `[n]` (the high halves of the master weights); updated.
-        pub w: Addr,
-        /// i16 `[n]`, the low halves of the master weights, updated; null with f32 weights.
-        pub low: Addr,
-        /// bf16 or i8 `[n]`, first moment, updated.
-        pub m: Addr,
-        /// bf16 or u8 `[n]`, second moment, updated.
-        pub v: Addr,
-        /// f32 `[ceil(n / WEIGHTS_PER_SCALE), 2]`, scales of m and v, updated; null with bf16 moments.
-        pub scales: Addr,
-        /// f32 `[n]`, gradient.
-        pub g: Addr,
+    /// Parameters of a step of all parameters.
+    pub struct Params {
+        /// [`ParameterEntry`] `[parameters]`, a table.
+        pub parameters: Addr,
+        /// [`ArrayEntry`] `[parameters]`, a table: the gradients, f32 `[n]` each. A parameter whose gradient is null
+        /// does not change.
+        pub gradients: Addr,
+        /// [`StepEntry`] `[parameters]`
+        pub steps: Addr,
+        /// [`Chunk`](crate::launch::Chunk) `[chunk_count]`: the parameters in chunks of [`WEIGHTS_PER_CHUNK`] weights.
+        pub chunks: Addr,
         /// f32 `[2]`: gradient norm and clipping factor, as `reduce::clip` writes them; null: factor 1.
         pub clip: Addr,
-        /// Weights.
-        pub n: u64,
         /// Seed of the random bits that stochastic rounding uses.
         pub seed: u64,
-        /// Number of the Philox stream of the random bits. Every tensor and step uses a different stream.
-        pub stream: u64,
-        /// The scalars of the step.
-        pub numbers: StepNumbers,
+        /// Number of chunks.
+        pub chunk_count: u64,
     }
 }
+
+/// Number of weights of a chunk, which one block of threads updates.
+pub const WEIGHTS_PER_CHUNK: usize = 16 * 1024;
 
 /// Number of weights whose 8-bit moments share a scale.
 pub const WEIGHTS_PER_SCALE: usize = 256;
@@ -186,39 +192,53 @@ params! {
 
 kernel_folder! {
     name: "adamw",
-    params: [StepNumbers, Params, SmallMomentParams, SplitParams, JoinParams],
+    params: [StepNumbers, ParameterEntry, ArrayEntry, StepEntry, Chunk, Params, SplitParams, JoinParams],
     traffic: traffic_launches,
 }
 
-kernel!(pub STEP_F32, "adamw_f32", Params, cpu::step_f32, &SOURCE, |p, _| cuh::plan_elementwise("adamw_f32", p.n));
-kernel!(pub STEP_BF16, "adamw_bf16", Params, cpu::step_bf16, &SOURCE, |p, _| cuh::plan_elementwise("adamw_bf16", p.n));
-kernel!(pub STEP_BF16_MOMENTS_F32, "adamw_bf16_moments_f32", SmallMomentParams, small::step_bf16_moments::<small::PlainWeights>, &SOURCE, |p, _| cuh::plan_elementwise("adamw_bf16_moments_f32", p.n));
-kernel!(pub STEP_BF16_MOMENTS_BF16, "adamw_bf16_moments_bf16", SmallMomentParams, small::step_bf16_moments::<small::SplitWeights>, &SOURCE, |p, _| cuh::plan_elementwise("adamw_bf16_moments_bf16", p.n));
-kernel!(pub STEP_8BIT_F32, "adamw_8bit_f32", SmallMomentParams, small::step_8bit::<small::PlainWeights>, &SOURCE, |p, _| cuh::plan_elementwise("adamw_8bit_f32", p.n));
-kernel!(pub STEP_8BIT_BF16, "adamw_8bit_bf16", SmallMomentParams, small::step_8bit::<small::SplitWeights>, &SOURCE, |p, _| cuh::plan_elementwise("adamw_8bit_bf16", p.n));
+kernel!(pub STEP_F32, "adamw_f32", Params, cpu::step::<cpu::PlainWeights>, &SOURCE, |p, _| cuh::plan_chunks("adamw_f32", p.chunk_count));
+kernel!(pub STEP_BF16, "adamw_bf16", Params, cpu::step::<cpu::SplitWeights>, &SOURCE, |p, _| cuh::plan_chunks("adamw_bf16", p.chunk_count));
+kernel!(pub STEP_BF16_MOMENTS_F32, "adamw_bf16_moments_f32", Params, small::step_bf16_moments::<small::PlainWeights>, &SOURCE, |p, _| cuh::plan_chunks("adamw_bf16_moments_f32", p.chunk_count));
+kernel!(pub STEP_BF16_MOMENTS_BF16, "adamw_bf16_moments_bf16", Params, small::step_bf16_moments::<small::SplitWeights>, &SOURCE, |p, _| cuh::plan_chunks("adamw_bf16_moments_bf16", p.chunk_count));
+kernel!(pub STEP_8BIT_F32, "adamw_8bit_f32", Params, small::step_8bit::<small::PlainWeights>, &SOURCE, |p, _| cuh::plan_chunks("adamw_8bit_f32", p.chunk_count));
+kernel!(pub STEP_8BIT_BF16, "adamw_8bit_bf16", Params, small::step_8bit::<small::SplitWeights>, &SOURCE, |p, _| cuh::plan_chunks("adamw_8bit_bf16", p.chunk_count));
 kernel!(pub SPLIT_F32, "split_master_f32", SplitParams, cpu::split_f32, &SOURCE, |p, _| cuh::plan_elementwise("split_master_f32", p.n));
 kernel!(pub SPLIT_BF16, "split_master_bf16", SplitParams, cpu::split_bf16, &SOURCE, |p, _| cuh::plan_elementwise("split_master_bf16", p.n));
 kernel!(pub JOIN, "join_master", JoinParams, cpu::join_to_f32, &SOURCE, |p, _| cuh::plan_elementwise("join_master", p.n));
 
-/// Launches one step with f32 moments. `dtype` is that of the weights: F32, or BF16 with the low halves in `low`.
-pub fn step(dtype: DType, params: &Params) -> Launch {
-    let n = params.n as f64;
-    Launch::kernel(kernel_for_dtype(dtype, &STEP_F32, &STEP_BF16), params, Cost { flops: 16.0 * n, bytes: 28.0 * n })
+/// The tables of a step.
+#[derive(Clone, Debug)]
+pub struct StepTables {
+    /// The table of parameters, of [`ParameterEntry`].
+    pub parameters: AddressTable,
+    /// The table of gradients, of [`ArrayEntry`].
+    pub gradients: AddressTable,
 }
 
-/// Launches one step with bf16 moments. `dtype` is that of the weights: F32, or BF16 with the low halves in `low`.
-pub fn step_bf16_moments(dtype: DType, params: &SmallMomentParams) -> Launch {
-    let n = params.n as f64;
-    let kernel = kernel_for_dtype(dtype, &STEP_BF16_MOMENTS_F32, &STEP_BF16_MOMENTS_BF16);
-    Launch::kernel(kernel, params, Cost { flops: 16.0 * n, bytes: 20.0 * n })
+/// The storage type of the moments that a step reads and writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moments {
+    /// f32
+    F32,
+    /// bf16
+    Bf16,
+    /// 8-bit codes with scales.
+    Int8,
 }
 
-/// Launches one step with 8-bit moments. `dtype` is that of the weights: F32, or BF16 with the low halves in `low`.
-pub fn step_8bit(dtype: DType, params: &SmallMomentParams) -> Launch {
-    let n = params.n as f64;
-    let kernel = kernel_for_dtype(dtype, &STEP_8BIT_F32, &STEP_8BIT_BF16);
-    let scales = 16.0 * params.n.div_ceil(WEIGHTS_PER_SCALE as u64) as f64;
-    Launch::kernel(kernel, params, Cost { flops: 40.0 * n, bytes: 16.0 * n + scales })
+/// Launches one step of all parameters whose weights have this dtype: F32, or BF16 with low halves. Others, and those
+/// without a gradient, do not change. `weights` is the number of weights that change.
+pub fn step(dtype: DType, moments: Moments, params: &Params, tables: StepTables, weights: u64) -> Launch {
+    let n = weights as f64;
+    let (kernel, flops, bytes) = match moments {
+        Moments::F32 => (kernel_for_dtype(dtype, &STEP_F32, &STEP_BF16), 16.0, 28.0),
+        Moments::Bf16 => (kernel_for_dtype(dtype, &STEP_BF16_MOMENTS_F32, &STEP_BF16_MOMENTS_BF16), 16.0, 20.0),
+        Moments::Int8 => {
+            (kernel_for_dtype(dtype, &STEP_8BIT_F32, &STEP_8BIT_BF16), 40.0, 16.0 + 16.0 / WEIGHTS_PER_SCALE as f64)
+        }
+    };
+    let tables = vec![("parameters", tables.parameters), ("gradients", tables.gradients)];
+    Launch::kernel_with_tables(kernel, params, Cost { flops: flops * n, bytes: bytes * n }, tables)
 }
 
 /// Splits f32 or bf16 weights (`src` is their dtype) into bf16 high halves and 16-bit low halves. The low halves of
@@ -231,6 +251,12 @@ pub fn split_master(src: DType, params: &SplitParams) -> Launch {
 /// Joins split weights to their f32 master copy.
 pub fn join_master(params: &JoinParams) -> Launch {
     Launch::kernel(&JOIN, params, Cost { flops: 0.0, bytes: 8.0 * params.n as f64 })
+}
+
+/// 32-bit words of a [`StepEntry`] for benchmarks.
+pub(crate) fn example_step_words() -> Vec<u32> {
+    let scalars = StepHyperparameters { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 2 };
+    bytemuck::cast_slice(&[StepEntry { stream: 0, numbers: scalars.numbers() }]).to_vec()
 }
 
 /// Numbers of weights that the checks use.

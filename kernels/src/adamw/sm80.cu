@@ -8,9 +8,10 @@
 //   split: hi = (bits + 0x8000) >> 16, low = bits & 0xffff;  join: bits = (hi << 16) + (signed) low
 //
 // Shapes and limits: mod.rs. Numerics: every operation above rounds to f32 once, none is fused, so the bits equal the
-// CPU's. Grid: 2048 weights per block (map.cuh). An access has 16 bytes of m, v, g or f32 weights, or 8 bytes of a
-// half of split weights. 8-bit moments: a warp owns a block of 256 weights and a lane eight of them, so that one
-// Philox call serves one lane. Bound: memory.
+// CPU's. Grid of a step: a block of threads per chunk of CHUNK weights, 2048 of them at a time (map.cuh). Its first
+// thread reads the tables: chunk -> addresses, length, scalars. An access has 16 bytes of m, v, g or f32 weights, or 8
+// bytes of a half of split weights. 8-bit moments: a warp owns a block of 256 weights and a lane eight of them, so that
+// one Philox call serves one lane. Bound: memory.
 
 #include "cuh/map.cuh"
 #include "cuh/math.cuh"
@@ -93,20 +94,23 @@ struct SplitWeights {
   }
 };
 
-// The scalars of a step, which are the same for all weights.
+// Number of weights of a chunk; equals WEIGHTS_PER_CHUNK of mod.rs.
+constexpr u64 CHUNK = 16 * 1024;
+
+// The scalars of a step, which are the same for all weights of a parameter.
 struct Rule {
   float factor, decay, step_size, root_bias2, rest1, beta2, rest2, eps;
 
-  template <class P>
-  __device__ __forceinline__ explicit Rule(const P& p)
-      : factor(p.clip == 0 ? 1.0f : global<const float>(p.clip)[1]),
-        decay(static_cast<float>(__dsub_rn(1.0, __dmul_rn(p.numbers.lr, p.numbers.weight_decay)))),
-        step_size(static_cast<float>(static_cast<double>(p.numbers.lr) / p.numbers.bias1)),
-        root_bias2(static_cast<float>(sqrt(static_cast<double>(p.numbers.bias2)))),
-        rest1(p.numbers.rest1),
-        beta2(p.numbers.beta2),
-        rest2(p.numbers.rest2),
-        eps(p.numbers.eps) {}
+  __device__ __forceinline__ void set(const Params& p, const StepNumbers& s) {
+    factor = p.clip == 0 ? 1.0f : global<const float>(p.clip)[1];
+    decay = static_cast<float>(__dsub_rn(1.0, __dmul_rn(s.lr, s.weight_decay)));
+    step_size = static_cast<float>(static_cast<double>(s.lr) / s.bias1);
+    root_bias2 = static_cast<float>(sqrt(static_cast<double>(s.bias2)));
+    rest1 = s.rest1;
+    beta2 = s.beta2;
+    rest2 = s.rest2;
+    eps = s.eps;
+  }
 
   __device__ __forceinline__ void apply(float& w, float& m, float& v, float gradient) const {
     const float g = mul(gradient, factor);
@@ -116,6 +120,33 @@ struct Rule {
     w = add(mul(w, decay), -mul(step_size, __fdiv_rn(m, root)));
   }
 };
+
+// The work of a block of threads: the weights first .. end of a parameter.
+struct Task {
+  ParameterEntry parameter;
+  u64 gradient, seed, stream, first, end;
+  Rule rule;
+};
+
+// Reads the task of this block. It is empty if the parameter has no gradient, or if its weights are not SPLIT as the
+// kernel's are.
+template <bool SPLIT>
+__device__ __forceinline__ void begin(const Params& p, Task& task) {
+  if (threadIdx.x == 0) {
+    const Chunk chunk = global<const Chunk>(p.chunks)[blockIdx.x];
+    const ParameterEntry parameter = global<const ParameterEntry>(p.parameters)[chunk.array];
+    const StepEntry step = global<const StepEntry>(p.steps)[chunk.array];
+    task.parameter = parameter;
+    task.gradient = global<const ArrayEntry>(p.gradients)[chunk.array].x;
+    task.seed = p.seed;
+    task.stream = step.stream;
+    task.rule.set(p, step.numbers);
+    task.first = chunk.index * CHUNK;
+    const bool updates = task.gradient != 0 && (parameter.low != 0) == SPLIT;
+    task.end = updates ? min(task.first + CHUNK, parameter.n) : task.first;
+  }
+  __syncthreads();
+}
 
 template <class Weights>
 struct Step {
@@ -153,8 +184,8 @@ struct Step {
 struct Draws {
   PhiloxWords words;
 
-  __device__ __forceinline__ Draws(const SmallMomentParams& p, u64 group, u32 moment)
-      : words(philox(p.seed, p.stream, 2 * group + moment)) {}
+  __device__ __forceinline__ Draws(const Task& task, u64 group, u32 moment)
+      : words(philox(task.seed, task.stream, 2 * group + moment)) {}
 
   __device__ __forceinline__ u32 operator[](u32 j) const {
     // Selects the word with conditions. An index that is not a constant would put the words into local memory.
@@ -171,7 +202,7 @@ struct StepBf16 {
   bf16 *m, *v;
   const float* g;
   Rule rule;
-  const SmallMomentParams& p;
+  const Task& task;
 
   template <int V>
   struct Values {
@@ -188,7 +219,7 @@ struct StepBf16 {
 
   template <int V>
   __device__ __forceinline__ void store_moment(bf16* to, u64 at, const float (&x)[V], u32 moment) const {
-    const Draws draws(p, at / 8, moment);
+    const Draws draws(task, at / 8, moment);
     u32 half[V];
 #pragma unroll
     for (int j = 0; j < V; ++j) {
@@ -296,18 +327,17 @@ __device__ __forceinline__ void store_bytes(u8* p, u32 count, bool vector, const
   }
 }
 
-// Loads and stores 8-bit moments: a warp owns a block of 256 weights, each lane eight neighbours.
+// Loads and stores a block of 256 8-bit moments with one warp, each lane eight neighbours. `block` is the block's number
+// in the parameter.
 template <class Weights>
-__device__ __forceinline__ void step_8bit(const SmallMomentParams& p, const Weights& weights, bool vector) {
+__device__ __forceinline__ void step_8bit(const Task& task, u64 block, const Weights& weights, bool vector) {
   constexpr int V = 8;
-  const u64 block = static_cast<u64>(blockIdx.x) * (MAP_THREADS / 32) + threadIdx.x / 32;
   const u64 at = block * 256 + threadIdx.x % 32 * V;
-  if (block * 256 >= p.n) return;
-  const u32 count = at < p.n ? static_cast<u32>(min(p.n - at, static_cast<u64>(V))) : 0;
-  u8 *ms = global<u8>(p.m) + at, *vs = global<u8>(p.v) + at;
-  const float* gs = global<const float>(p.g) + at;
-  float* scales = global<float>(p.scales) + 2 * block;
-  const Rule rule(p);
+  const u32 count = at < task.end ? static_cast<u32>(min(task.end - at, static_cast<u64>(V))) : 0;
+  u8 *ms = global<u8>(task.parameter.m) + at, *vs = global<u8>(task.parameter.v) + at;
+  const float* gs = global<const float>(task.gradient) + at;
+  float* scales = global<float>(task.parameter.scales) + 2 * block;
+  const Rule& rule = task.rule;
 
   u32 m_code[V], v_code[V];
   float w[V], g[V], m[V], v[V];
@@ -325,7 +355,7 @@ __device__ __forceinline__ void step_8bit(const SmallMomentParams& p, const Weig
       g[j] = j < count ? gs[j] : 0.0f;
     }
   }
-  float m_scale = scales[0], v_scale = scales[1];
+  float m_scale = load_for_warp(scales), v_scale = load_for_warp(scales + 1);
 #pragma unroll
   for (int j = 0; j < V; ++j) {
     m[j] = mul(m_scale, First::value(static_cast<signed char>(m_code[j])));
@@ -352,13 +382,12 @@ __device__ __forceinline__ void step_8bit(const SmallMomentParams& p, const Weig
   }
   m_scale = warp_max_nan(m_scale);
   v_scale = warp_max_nan(v_scale);
-  // All lanes must have read the old scales before one lane writes the new ones.
-  __syncwarp();
+  // Only this lane has read the old scales.
   if (threadIdx.x % 32 == 0) {
     scales[0] = m_scale;
     scales[1] = v_scale;
   }
-  const Draws for_m(p, at / 8, 0), for_v(p, at / 8, 1);
+  const Draws for_m(task, at / 8, 0), for_v(task, at / 8, 1);
   const Scale of_m(m_scale), of_v(v_scale);
 #pragma unroll
   for (int j = 0; j < V; ++j) {
@@ -368,6 +397,13 @@ __device__ __forceinline__ void step_8bit(const SmallMomentParams& p, const Weig
   }
   store_bytes(ms, count, vector, m_code);
   store_bytes(vs, count, vector, v_code);
+}
+
+template <class Weights>
+__device__ __forceinline__ void step_8bit_blocks(const Task& task, const Weights& weights, bool vector) {
+  // The blocks of 256 that begin before the end of the chunk; each warp takes every eighth.
+#pragma unroll 1
+  for (u64 at = task.first + threadIdx.x / 32 * 256; at < task.end; at += MAP_BLOCK) step_8bit(task, at / 256, weights, vector);
 }
 
 // Copies weights from one representation to another: f32, bf16 or split.
@@ -419,31 +455,44 @@ struct SplitBf16 {
 
 #define KERNEL(NAME, PARAMS) extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME(const __grid_constant__ PARAMS p)
 
-KERNEL(adamw_f32, Params) {
-  const Step<PlainWeights> op{PlainWeights{global<float>(p.w)}, global<float>(p.m), global<float>(p.v), global<const float>(p.g), Rule(p)};
-  map(p.n, aligned16(p.w, p.m, p.v, p.g), op);
+// The weights of a task.
+__device__ __forceinline__ PlainWeights plain(const ParameterEntry& p) { return {global<float>(p.w)}; }
+__device__ __forceinline__ SplitWeights halves(const ParameterEntry& p) { return {global<u16>(p.w), global<u16>(p.low)}; }
+
+template <class Weights>
+__device__ __forceinline__ void step(const Task& task, const Weights& weights) {
+  const ParameterEntry& p = task.parameter;
+  const Step<Weights> op{weights, global<float>(p.m), global<float>(p.v), global<const float>(task.gradient), task.rule};
+  map_range(task.first, task.end, aligned16(p.w, p.low, p.m, p.v, task.gradient), op);
 }
-KERNEL(adamw_bf16, Params) {
-  const Step<SplitWeights> op{SplitWeights{global<u16>(p.w), global<u16>(p.low)}, global<float>(p.m), global<float>(p.v),
-                        global<const float>(p.g), Rule(p)};
-  map(p.n, aligned16(p.w, p.low, p.m, p.v, p.g), op);
+
+template <class Weights>
+__device__ __forceinline__ void step_bf16_moments(const Task& task, const Weights& weights) {
+  const ParameterEntry& p = task.parameter;
+  const StepBf16<Weights> op{weights, global<bf16>(p.m), global<bf16>(p.v), global<const float>(task.gradient), task.rule, task};
+  map_range(task.first, task.end, aligned16(p.w, p.low, p.m, p.v, task.gradient), op);
 }
-KERNEL(adamw_bf16_moments_f32, SmallMomentParams) {
-  const StepBf16<PlainWeights> op{PlainWeights{global<float>(p.w)}, global<bf16>(p.m),     global<bf16>(p.v),
-                           global<const float>(p.g),  Rule(p), p};
-  map(p.n, aligned16(p.w, p.m, p.v, p.g), op);
+
+template <class Weights>
+__device__ __forceinline__ void step_8bit(const Task& task, const Weights& weights) {
+  const ParameterEntry& p = task.parameter;
+  step_8bit_blocks(task, weights, aligned16(p.w, p.low, p.m, p.v, task.gradient));
 }
-KERNEL(adamw_bf16_moments_bf16, SmallMomentParams) {
-  const StepBf16<SplitWeights> op{SplitWeights{global<u16>(p.w), global<u16>(p.low)}, global<bf16>(p.m), global<bf16>(p.v),
-                            global<const float>(p.g), Rule(p), p};
-  map(p.n, aligned16(p.w, p.low, p.m, p.v, p.g), op);
-}
-KERNEL(adamw_8bit_f32, SmallMomentParams) {
-  step_8bit(p, PlainWeights{global<float>(p.w)}, aligned16(p.w, p.m, p.v, p.g));
-}
-KERNEL(adamw_8bit_bf16, SmallMomentParams) {
-  step_8bit(p, SplitWeights{global<u16>(p.w), global<u16>(p.low)}, aligned16(p.w, p.low, p.m, p.v, p.g));
-}
+
+// A step of the parameters with f32 weights (`plain`) or with split weights (`halves`).
+#define STEP(NAME, STEP_OF, WEIGHTS, SPLIT) \
+  KERNEL(NAME, Params) {                    \
+    __shared__ Task task;                   \
+    begin<SPLIT>(p, task);                  \
+    STEP_OF(task, WEIGHTS(task.parameter)); \
+  }
+STEP(adamw_f32, step, plain, false)
+STEP(adamw_bf16, step, halves, true)
+STEP(adamw_bf16_moments_f32, step_bf16_moments, plain, false)
+STEP(adamw_bf16_moments_bf16, step_bf16_moments, halves, true)
+STEP(adamw_8bit_f32, step_8bit, plain, false)
+STEP(adamw_8bit_bf16, step_8bit, halves, true)
+
 KERNEL(split_master_f32, SplitParams) {
   const Convert<PlainWeights, SplitWeights> op{PlainWeights{global<float>(p.src)}, SplitWeights{global<u16>(p.w), global<u16>(p.low)}};
   map(p.n, aligned16(p.src, p.w, p.low), op);

@@ -1,45 +1,44 @@
-//! AdamW with bf16 or 8-bit moments on the CPU: each task updates whole blocks of weights.
+//! AdamW with bf16 or 8-bit moments on the CPU: each task updates a chunk of the weights of one parameter.
 #![allow(unsafe_code)]
 
+use super::cpu::{Task, for_each_chunk};
 use super::{
-    SmallMomentParams, SplitWeightHighHalf, WEIGHTS_PER_SCALE, from_bf16_and_remainder, to_bf16_and_remainder,
+    ParameterEntry, Params, SplitWeightHighHalf, StepNumbers, WEIGHTS_PER_SCALE, from_bf16_and_remainder,
+    to_bf16_and_remainder,
 };
 use crate::Team;
 use crate::philox::random_words;
 use crate::view::{OutputArray, slice_at};
 use half::bf16;
 
-/// Weights that one task updates: a whole number of blocks.
-const TASK: usize = 32 * WEIGHTS_PER_SCALE;
-
-/// The scalars of a step, and its parameters, which include the seed and stream of the random bits.
+/// The scalars of a step, and the seed and stream of its random bits.
 struct Step {
     factor: f32,
     decay: f32,
     step_size: f32,
     root_bias2: f32,
-    p: SmallMomentParams,
+    numbers: StepNumbers,
+    seed: u64,
+    stream: u64,
 }
 
 impl Step {
-    /// # Safety
-    /// `clip` is null or covers two f32.
-    unsafe fn new(p: &SmallMomentParams) -> Step {
-        // SAFETY: `clip` is null (then no elements are read) or covers two f32.
-        let clip = unsafe { slice_at::<f32>(p.clip, if p.clip.is_null() { 0 } else { 2 }) };
-        let numbers = &p.numbers;
+    fn new(p: &Params, task: &Task) -> Step {
+        let numbers = task.step.numbers;
         Step {
-            factor: clip.get(1).copied().unwrap_or(1.0),
+            factor: task.factor,
             decay: (1.0 - numbers.lr as f64 * numbers.weight_decay as f64) as f32,
             step_size: (numbers.lr as f64 / numbers.bias1 as f64) as f32,
             root_bias2: (numbers.bias2 as f64).sqrt() as f32,
-            p: *p,
+            numbers,
+            seed: p.seed,
+            stream: task.step.stream,
         }
     }
 
     /// w, m and v after the step.
     fn apply(&self, [w, m, v]: [f32; 3], g: f32) -> [f32; 3] {
-        let (p, g) = (&self.p.numbers, g * self.factor);
+        let (p, g) = (&self.numbers, g * self.factor);
         let m = m + p.rest1 * (g - m);
         let v = p.beta2 * v + p.rest2 * (g * g);
         [w * self.decay - self.step_size * (m / (v.sqrt() / self.root_bias2 + p.eps)), m, v]
@@ -48,7 +47,7 @@ impl Step {
     /// Returns 16 random bits for m and 16 for v of each of the weights `8 * group .. 8 * group + 8`.
     fn draws(&self, group: usize) -> [[u16; 8]; 2] {
         [0, 1].map(|moment| {
-            let words = random_words(self.p.seed, self.p.stream, 2 * group as u64 + moment);
+            let words = random_words(self.seed, self.stream, 2 * group as u64 + moment);
             std::array::from_fn(|j| (words[j / 2] >> (16 * (j % 2))) as u16)
         })
     }
@@ -99,9 +98,11 @@ fn largest(x: &[f32]) -> f32 {
 
 /// Access to f32 weights or to the two halves of split weights.
 pub(super) trait Weights: Copy + Send + Sync {
+    /// Whether the weights are split into halves.
+    const SPLIT: bool;
     /// # Safety
-    /// The addresses cover `n` weights.
-    unsafe fn new(p: &SmallMomentParams, n: usize) -> Self;
+    /// The addresses of the parameter cover `n` weights.
+    unsafe fn new(p: &ParameterEntry, n: usize) -> Self;
     /// # Safety
     /// No other thread accesses the weights `at .. at + len` meanwhile.
     unsafe fn update(&self, at: usize, len: usize, step: impl FnMut(usize, f32) -> f32);
@@ -112,7 +113,9 @@ pub(super) trait Weights: Copy + Send + Sync {
 pub(super) struct PlainWeights(OutputArray<f32>);
 
 impl Weights for PlainWeights {
-    unsafe fn new(p: &SmallMomentParams, n: usize) -> PlainWeights {
+    const SPLIT: bool = false;
+
+    unsafe fn new(p: &ParameterEntry, n: usize) -> PlainWeights {
         // SAFETY: `p.w` covers `n` weights.
         PlainWeights(unsafe { OutputArray::new(p.w, n) })
     }
@@ -129,7 +132,9 @@ impl Weights for PlainWeights {
 pub(super) struct SplitWeights(OutputArray<SplitWeightHighHalf>, OutputArray<i16>);
 
 impl Weights for SplitWeights {
-    unsafe fn new(p: &SmallMomentParams, n: usize) -> SplitWeights {
+    const SPLIT: bool = true;
+
+    unsafe fn new(p: &ParameterEntry, n: usize) -> SplitWeights {
         // SAFETY: `p.w` and `p.low` cover `n` weights.
         unsafe { SplitWeights(OutputArray::new(p.w, n), OutputArray::new(p.low, n)) }
     }
@@ -145,17 +150,18 @@ impl Weights for SplitWeights {
 }
 
 /// # Safety
-/// Every address in [`SmallMomentParams`] is valid for the shape and dtype that its field documents.
-pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &SmallMomentParams, team: &Team) {
-    let n = p.n as usize;
-    // SAFETY: `p`'s addresses cover the shapes that [`SmallMomentParams`] documents.
-    let (g, step, weights) = unsafe { (slice_at::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
-    // SAFETY: `p`'s addresses cover the shapes that [`SmallMomentParams`] documents.
-    let (ms, vs) = unsafe { (OutputArray::<bf16>::new(p.m, n), OutputArray::<bf16>::new(p.v, n)) };
-    team.run(n.div_ceil(TASK), |task| {
-        let (at, len) = (task * TASK, TASK.min(n - task * TASK));
-        // SAFETY: tasks do not overlap.
-        let (m, v) = unsafe { (ms.part(at, len), vs.part(at, len)) };
+/// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field
+/// documents.
+pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &Params, team: &Team) {
+    let update = |task: &Task| {
+        let (parameter, n, at, len) = (&task.parameter, task.parameter.n as usize, task.at, task.len);
+        // SAFETY: the addresses of a parameter cover `n` elements.
+        let (weights, ms, vs) = unsafe {
+            (W::new(parameter, n), OutputArray::<bf16>::new(parameter.m, n), OutputArray::<bf16>::new(parameter.v, n))
+        };
+        // SAFETY: chunks do not overlap; the gradient covers `n` elements.
+        let (m, v, g) = unsafe { (ms.part(at, len), vs.part(at, len), slice_at::<f32>(task.gradient, n)) };
+        let step = Step::new(p, task);
         let mut draws = [[0; 8]; 2];
         let one = |i: usize, w: f32| {
             if i.is_multiple_of(8) {
@@ -166,39 +172,52 @@ pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &SmallMomentParams, team: 
             v[i] = round_stochastically_to_bf16(v_new, draws[1][i % 8]);
             w
         };
-        // SAFETY: tasks do not overlap.
+        // SAFETY: chunks do not overlap.
         unsafe { weights.update(at, len, one) };
-    });
+    };
+    // SAFETY: the caller's promise.
+    unsafe { for_each_chunk(p, W::SPLIT, team, update) };
 }
 
 /// # Safety
-/// Every address in [`SmallMomentParams`] is valid for the shape and dtype that its field documents.
-pub(super) unsafe fn step_8bit<W: Weights>(p: &SmallMomentParams, team: &Team) {
-    let n = p.n as usize;
-    // SAFETY: `p`'s addresses cover the shapes that [`SmallMomentParams`] documents.
-    let (g, step, weights) = unsafe { (slice_at::<f32>(p.g, n), Step::new(p), W::new(p, n)) };
-    // SAFETY: `p`'s addresses cover the shapes that [`SmallMomentParams`] documents.
-    let (ms, vs) = unsafe { (OutputArray::<i8>::new(p.m, n), OutputArray::<u8>::new(p.v, n)) };
-    // SAFETY: `p`'s addresses cover the shapes that [`SmallMomentParams`] documents.
-    let scales = unsafe { OutputArray::<f32>::new(p.scales, 2 * n.div_ceil(WEIGHTS_PER_SCALE)) };
-    team.run(n.div_ceil(WEIGHTS_PER_SCALE), |block| {
-        let (at, len) = (block * WEIGHTS_PER_SCALE, WEIGHTS_PER_SCALE.min(n - block * WEIGHTS_PER_SCALE));
-        // SAFETY: blocks do not overlap.
-        let (m, v, scale) = unsafe { (ms.part(at, len), vs.part(at, len), scales.part(2 * block, 2)) };
-        let (mut new_m, mut new_v) = ([0.0; WEIGHTS_PER_SCALE], [0.0; WEIGHTS_PER_SCALE]);
-        let one = |i: usize, w: f32| {
-            let [w, m, v] =
-                step.apply([w, scale[0] * decode_first_moment(m[i]), scale[1] * decode_second_moment(v[i])], g[at + i]);
-            (new_m[i], new_v[i]) = (m, v);
-            w
+/// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field
+/// documents.
+pub(super) unsafe fn step_8bit<W: Weights>(p: &Params, team: &Team) {
+    let update = |task: &Task| {
+        let (parameter, n) = (&task.parameter, task.parameter.n as usize);
+        // SAFETY: the addresses of a parameter cover `n` elements.
+        let (weights, ms, vs) = unsafe {
+            (W::new(parameter, n), OutputArray::<i8>::new(parameter.m, n), OutputArray::<u8>::new(parameter.v, n))
         };
-        // SAFETY: blocks do not overlap.
-        unsafe { weights.update(at, len, one) };
-        scale.copy_from_slice(&[largest(&new_m[..len]), largest(&new_v[..len])]);
-        for i in 0..len {
-            let [for_m, for_v] = step.draws((at + i) / 8);
-            m[i] = encode_first_moment(new_m[i], scale[0], for_m[i % 8]);
-            v[i] = encode_second_moment(new_v[i], scale[1], for_v[i % 8]);
+        // SAFETY: `scales` has two elements for each block; the gradient covers `n` elements.
+        let (scales, g) = unsafe {
+            let scales = OutputArray::<f32>::new(parameter.scales, 2 * n.div_ceil(WEIGHTS_PER_SCALE));
+            (scales, slice_at::<f32>(task.gradient, n))
+        };
+        let step = Step::new(p, task);
+        // A chunk has a whole number of blocks, unless the parameter ends in it.
+        for at in (task.at..task.at + task.len).step_by(WEIGHTS_PER_SCALE) {
+            let len = WEIGHTS_PER_SCALE.min(task.at + task.len - at);
+            // SAFETY: blocks do not overlap.
+            let (m, v, scale) =
+                unsafe { (ms.part(at, len), vs.part(at, len), scales.part(2 * (at / WEIGHTS_PER_SCALE), 2)) };
+            let (mut new_m, mut new_v) = ([0.0; WEIGHTS_PER_SCALE], [0.0; WEIGHTS_PER_SCALE]);
+            let one = |i: usize, w: f32| {
+                let old = [w, scale[0] * decode_first_moment(m[i]), scale[1] * decode_second_moment(v[i])];
+                let [w, m, v] = step.apply(old, g[at + i]);
+                (new_m[i], new_v[i]) = (m, v);
+                w
+            };
+            // SAFETY: blocks do not overlap.
+            unsafe { weights.update(at, len, one) };
+            scale.copy_from_slice(&[largest(&new_m[..len]), largest(&new_v[..len])]);
+            for i in 0..len {
+                let [for_m, for_v] = step.draws((at + i) / 8);
+                m[i] = encode_first_moment(new_m[i], scale[0], for_m[i % 8]);
+                v[i] = encode_second_moment(new_v[i], scale[1], for_v[i % 8]);
+            }
         }
-    });
+    };
+    // SAFETY: the caller's promise.
+    unsafe { for_each_chunk(p, W::SPLIT, team, update) };
 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::Addr;
-use crate::launch::KernelLaunch;
+use crate::launch::{AddressTable, KernelLaunch};
 use reel_sim::memory::SimMemory;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -51,38 +51,44 @@ pub fn addr_mut<T>(x: &mut [T]) -> Addr {
     at
 }
 
-/// An address parameter of a launch that points into a registered array.
+/// An address in a launch's parameters, or in a table that they point to, that points into a registered array.
 pub struct ArrayOperand {
-    /// Byte offset of the parameter among the launch's parameters.
-    pub param_offset: usize,
+    /// Byte offset of the address among the launch's parameters, or in the table.
+    pub offset: usize,
     pub array: CheckArray,
-    /// Byte offset of the address in the array.
+    /// Byte offset in the array of the element that the address points to.
     pub array_offset: usize,
+}
+
+impl ArrayOperand {
+    /// The operand whose address is stored at `offset`. `None` if the address is in no registered array, as null.
+    fn new(offset: usize, address: Addr) -> Option<ArrayOperand> {
+        ARRAYS.with_borrow(|arrays| {
+            let (_, array) = arrays.range(..=address.0).next_back()?;
+            let inside = address.0 < array.at + array.bytes as u64 || array.bytes == 0;
+            let array_offset = (address.0 - array.at) as usize;
+            (!address.is_null() && inside).then_some(ArrayOperand { offset, array: *array, array_offset })
+        })
+    }
 }
 
 /// Returns the registered array behind each non-null address in a launch's parameters.
 pub fn array_operands(launch: &KernelLaunch) -> Vec<ArrayOperand> {
+    let address = |offset: usize| bytemuck::pod_read_unaligned(&launch.params[offset..offset + 8]);
     let fields = launch.kernel.fields.iter().filter(|f| f.address);
-    let of = |offset: usize| -> Option<ArrayOperand> {
-        let bytes: [u8; 8] = launch.params[offset..offset + 8].try_into().expect("eight bytes");
-        let address = u64::from_le_bytes(bytes);
-        ARRAYS.with_borrow(|arrays| {
-            let (_, array) = arrays.range(..=address).next_back()?;
-            let inside = address < array.at + array.bytes as u64 || array.bytes == 0;
-            (address != 0 && inside).then_some(ArrayOperand {
-                param_offset: offset,
-                array: *array,
-                array_offset: (address - array.at) as usize,
-            })
-        })
-    };
-    fields.filter_map(|f| of(f.offset)).collect()
+    fields.filter_map(|f| ArrayOperand::new(f.offset, address(f.offset))).collect()
 }
 
-/// Returns the arrays that a launch's parameters point to, without repetition.
+/// Returns the registered array behind each non-null address in a table.
+pub fn table_operands(table: &AddressTable) -> Vec<ArrayOperand> {
+    table.addresses().filter_map(|(offset, address)| ArrayOperand::new(offset, address)).collect()
+}
+
+/// Returns the arrays that a launch's parameters and tables point to, without repetition.
 pub fn arrays_of(launch: &KernelLaunch) -> Vec<CheckArray> {
     let mut found: Vec<CheckArray> = Vec::new();
-    for ArrayOperand { array, .. } in array_operands(launch) {
+    let nested = launch.tables.iter().flat_map(|(_, table)| table_operands(table));
+    for ArrayOperand { array, .. } in array_operands(launch).into_iter().chain(nested) {
         if !found.contains(&array) {
             found.push(array);
         }

@@ -1,7 +1,7 @@
 //! Runs launches of checks on a GPU, and compares their results with the simulator's.
 #![allow(unsafe_code)]
 
-use super::arrays::{ArrayOperand, CheckArray, array_operands, arrays_of};
+use super::arrays::{ArrayOperand, CheckArray, array_operands, arrays_of, table_operands};
 use super::{RUNNING, on_sim};
 use crate::cuda::{Buffer, CudaError, Gpu};
 use crate::launch::KernelLaunch;
@@ -87,16 +87,38 @@ pub fn run(gpu: &Gpu, launch: &KernelLaunch) {
 
 fn on_gpu(gpu: &Gpu, launch: &KernelLaunch, arrays: &[CheckArray]) -> Result<Vec<Vec<u8>>, CudaError> {
     let placed = arrays.iter().map(|a| Placed::new(gpu, *a)).collect::<Result<Vec<_>, _>>()?;
-    let mut params = launch.params.to_vec();
-    for ArrayOperand { param_offset: offset, array, array_offset: inside } in array_operands(launch) {
-        let place = placed.iter().find(|p| p.array == array).expect("the GPU has a copy of every operand's array");
-        let address = place.buffer.address() + (place.start + inside) as u64;
-        params[offset..offset + 8].copy_from_slice(&address.to_le_bytes());
+    let place = |array: &CheckArray| {
+        placed.iter().find(|p| p.array == *array).expect("the GPU has a copy of every operand's array")
+    };
+    let with_addresses_of_copies = |mut bytes: Vec<u8>, operands: Vec<ArrayOperand>| {
+        for ArrayOperand { offset, array, array_offset } in operands {
+            let place = place(&array);
+            let address = place.buffer.address() + (place.start + array_offset) as u64;
+            bytes[offset..offset + 8].copy_from_slice(&address.to_le_bytes());
+        }
+        bytes
+    };
+    let operands = array_operands(launch);
+    let mut tables = Vec::new();
+    for operand in &operands {
+        let field = launch.kernel.fields.iter().find(|f| f.offset == operand.offset);
+        if let Some(table) = field.and_then(|f| launch.table_of(f)) {
+            let bytes = with_addresses_of_copies(table.bytes().to_vec(), table_operands(table));
+            let to = place(&operand.array);
+            gpu.upload(&to.buffer, to.start + operand.array_offset, &bytes)?;
+            tables.push(operand.array);
+        }
     }
+    let params = with_addresses_of_copies(launch.params.to_vec(), operands);
     // SAFETY: the addresses point to GPU copies of the check's arrays, which live until after the wait.
     unsafe { gpu.launch(launch.kernel, &params)? }
     gpu.synchronize()?;
-    placed.iter().map(|p| p.result(gpu, launch.kernel.name)).collect()
+    // A kernel does not write its tables; on the GPU they have other addresses than the host's.
+    let result = |p: &Placed| {
+        let bytes = p.result(gpu, launch.kernel.name)?;
+        Ok(if tables.contains(&p.array) { p.array.read() } else { bytes })
+    };
+    placed.iter().map(result).collect()
 }
 
 fn compare_all(kernel: &'static str, arrays: &[CheckArray], got: &[Vec<u8>], want: &[Vec<u8>]) -> GpuComparison {

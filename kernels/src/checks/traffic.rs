@@ -42,6 +42,15 @@ impl TrafficArrays {
         addr(&self.numbers[self.numbers.len() - 1])
     }
 
+    /// Allocates an array of these structs.
+    pub(crate) fn structs<T: bytemuck::Pod>(&mut self, entries: &[T]) -> Addr {
+        let bytes: &[u8] = bytemuck::cast_slice(entries);
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        self.numbers.push(words);
+        addr(&self.numbers[self.numbers.len() - 1])
+    }
+
     /// Allocates an f32 array with values from 0.5 to 1.
     pub(crate) fn f32(&mut self, count: impl TryInto<usize>) -> Addr {
         self.elements(count, 4)

@@ -11,13 +11,12 @@
 constexpr int MAP_THREADS = 256;
 constexpr int MAP_BLOCK = 2048;
 
-// Runs an operation on n elements. `vector` promises that all arrays of the operation are aligned for accesses of V
-// elements.
+// Runs an operation on the MAP_BLOCK elements from `first` on, of n elements. `vector` promises that all arrays of the
+// operation are aligned for accesses of V elements.
 template <class Op>
-__device__ __forceinline__ void map(u64 n, bool vector, const Op& op) {
+__device__ __forceinline__ void map_block(u64 first, u64 n, bool vector, const Op& op) {
   constexpr int V = Op::V;
   constexpr int STEPS = MAP_BLOCK / (MAP_THREADS * V);
-  const u64 first = static_cast<u64>(blockIdx.x) * MAP_BLOCK;
   if (vector && first + MAP_BLOCK <= n) {
     typename Op::template Values<V> values[STEPS];
 #pragma unroll
@@ -34,6 +33,19 @@ __device__ __forceinline__ void map(u64 n, bool vector, const Op& op) {
     op.load(at, values);
     op.store(at, values);
   }
+}
+
+// Runs an operation on n elements: each block of threads on MAP_BLOCK of them.
+template <class Op>
+__device__ __forceinline__ void map(u64 n, bool vector, const Op& op) {
+  map_block(static_cast<u64>(blockIdx.x) * MAP_BLOCK, n, vector, op);
+}
+
+// Runs an operation on the elements first .. end with one block of threads. `first` is a multiple of MAP_BLOCK.
+template <class Op>
+__device__ __forceinline__ void map_range(u64 first, u64 end, bool vector, const Op& op) {
+#pragma unroll 1
+  for (; first < end; first += MAP_BLOCK) map_block(first, end, vector, op);
 }
 
 // An operation whose results at one index depend on the operands at the same index only: f(x, y) computes the results

@@ -15,6 +15,12 @@ pub(crate) fn plan_elementwise(symbol: &'static str, count: u64) -> Vec<Stage> {
     plan_blocks(symbol, count.div_ceil(MAP_BLOCK), MAP_THREADS)
 }
 
+/// Plans the launch of an element-by-element kernel of which each block computes one of `chunks` chunks (`map_range` of
+/// `map.cuh`).
+pub(crate) fn plan_chunks(symbol: &'static str, chunks: u64) -> Vec<Stage> {
+    plan_blocks(symbol, chunks, MAP_THREADS)
+}
+
 /// Plans a one-dimensional launch of `blocks` blocks. Returns no launch for 0 blocks.
 pub(crate) fn plan_blocks(symbol: &'static str, blocks: u64, threads_per_block: u32) -> Vec<Stage> {
     // 2^31 blocks would need more elements than the memory of a GPU holds.

@@ -1,12 +1,32 @@
-use super::{Params, fingerprint, formula, partial_sum_count, test_byte_counts};
+use super::{BYTES_PER_CHUNK, Params, SUMS_PER_CHUNK, fingerprint, formula, test_byte_counts};
 use crate::checks::{addr, addr_mut, checks, run};
+use crate::launch::{AddressTable, ArrayEntry, chunks};
 
 checks!(equals_the_formula, any_bit_shows);
 
+/// The hashes of the first bytes of arrays, computed by one launch.
+fn of_all(arrays: &[(&[u128], usize)], threads: usize) -> Vec<u64> {
+    let entries: Vec<ArrayEntry> = arrays.iter().map(|&(x, n)| ArrayEntry { x: addr(x), len: n as u64 }).collect();
+    let chunks = chunks(arrays.iter().map(|array| array.1), BYTES_PER_CHUNK);
+    let mut sums = vec![u64::MAX; chunks.len() * SUMS_PER_CHUNK];
+    let params = Params {
+        arrays: addr(&entries),
+        chunks: addr(&chunks),
+        sums: addr_mut(&mut sums),
+        chunk_count: chunks.len() as u64,
+    };
+    let bytes = arrays.iter().map(|array| array.1 as u64).sum();
+    run(&fingerprint(&params, AddressTable::new(&entries), bytes), threads);
+    let mut hashes = vec![0u64; arrays.len()];
+    for (chunk, sums) in chunks.iter().zip(sums.chunks(SUMS_PER_CHUNK)) {
+        let hash = &mut hashes[chunk.array as usize];
+        *hash = sums.iter().fold(*hash, |a, b| a.wrapping_add(*b));
+    }
+    hashes
+}
+
 fn of(bytes: &[u128], n: usize, threads: usize) -> u64 {
-    let mut parts = vec![u64::MAX; partial_sum_count(n)];
-    run(&fingerprint(&Params { x: addr(bytes), sums: addr_mut(&mut parts), bytes: n as u64 }), threads);
-    parts.into_iter().fold(0, u64::wrapping_add)
+    of_all(&[(bytes, n)], threads)[0]
 }
 
 /// Returns at least `n` pseudo-random bytes, aligned to 16 bytes.
@@ -15,11 +35,14 @@ fn bytes(n: usize) -> Vec<u128> {
 }
 
 fn equals_the_formula() {
-    for n in test_byte_counts() {
-        let x = bytes(n);
-        let want = formula::fingerprint(&bytemuck::cast_slice(&x)[..n]);
-        assert_eq!(of(&x, n, 1), want, "{n} bytes");
-        assert_eq!(of(&x, n, 4), want, "{n} bytes, more threads");
+    let arrays: Vec<(Vec<u128>, usize)> = test_byte_counts().into_iter().map(|n| (bytes(n), n)).collect();
+    let want: Vec<u64> = arrays.iter().map(|(x, n)| formula::fingerprint(&bytemuck::cast_slice(x)[..*n])).collect();
+    let arrays: Vec<(&[u128], usize)> = arrays.iter().map(|(x, n)| (&x[..], *n)).collect();
+    for threads in [1, 4] {
+        assert_eq!(of_all(&arrays, threads), want, "{threads} threads");
+    }
+    for ((x, n), want) in arrays.into_iter().zip(want) {
+        assert_eq!(of(x, n, 2), want, "{n} bytes alone");
     }
 }
 

@@ -1,7 +1,8 @@
-//! Hash of a tensor's bits on the CPU: each task hashes one part.
+//! Hashes of tensors' bits on the CPU: each task hashes one chunk of a tensor.
 #![allow(unsafe_code)]
 
-use super::{BYTES_PER_PIECE, Params, SUMS_PER_PIECE, partial_sum_count};
+use super::{BYTES_PER_CHUNK, Params, SUMS_PER_CHUNK};
+use crate::launch::{ArrayEntry, Chunk};
 use crate::view::{OutputArray, slice_at};
 use crate::{Team, simd_fn};
 
@@ -43,16 +44,23 @@ simd_fn! {
 }
 
 /// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+/// Every address in [`Params`], and in the table that it points to, is valid for the shape and dtype that its field
+/// documents.
 pub unsafe fn fingerprint(p: &Params, team: &Team) {
-    let bytes = p.bytes as usize;
+    let n = p.chunk_count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (x, out) = unsafe { (slice_at::<u8>(p.x, bytes), OutputArray::<u64>::new(p.sums, partial_sum_count(bytes))) };
-    team.run(bytes.div_ceil(BYTES_PER_PIECE), |i| {
-        // SAFETY: parts of different tasks do not overlap.
-        let sums = unsafe { out.part(i * SUMS_PER_PIECE, SUMS_PER_PIECE) };
-        let own = &x[i * BYTES_PER_PIECE..bytes.min((i + 1) * BYTES_PER_PIECE)];
+    let (chunks, out) =
+        unsafe { (slice_at::<Chunk>(p.chunks, n), OutputArray::<u64>::new(p.sums, n * SUMS_PER_CHUNK)) };
+    let count = chunks.iter().map(|chunk| chunk.array as usize + 1).max().unwrap_or(0);
+    // SAFETY: the table has an entry for each array that a chunk names.
+    let arrays = unsafe { slice_at::<ArrayEntry>(p.arrays, count) };
+    team.run(n, |i| {
+        let (array, first) = (&arrays[chunks[i].array as usize], chunks[i].index as usize * BYTES_PER_CHUNK);
+        // SAFETY: the table has the size of each array.
+        let x = unsafe { slice_at::<u8>(array.x, array.len as usize) };
+        // SAFETY: the sums of different chunks do not overlap.
+        let sums = unsafe { out.part(i * SUMS_PER_CHUNK, SUMS_PER_CHUNK) };
         sums.fill(0);
-        sums[0] = partial_hash(own, (i * BYTES_PER_PIECE / 8) as u64);
+        sums[0] = partial_hash(&x[first..x.len().min(first + BYTES_PER_CHUNK)], (first / 8) as u64);
     });
 }

@@ -1,11 +1,12 @@
-//! A hash of a tensor's bits. Every device computes the same number, in any order of summation.
+//! Hashes of tensors' bits. Every device computes the same number, in any order of summation.
 //!
 //! The bytes are little-endian 64-bit words `x_j`, the last one padded with zeros. The hash is the sum over j, modulo
 //! 2⁶⁴, of `mix(x_j + (j + 1) · 0x9e3779b97f4a7c15)`, where `mix(z)` applies `z ← (z xor z ≫ 32) ·
 //! 0xd6e8feb86659fd93` twice, then `z xor z ≫ 32` (the mixer of T. Degski). `mix` is invertible, so a change in a
 //! single word always changes the hash. It is not a cryptographic hash.
 //!
-//! A launch writes partial sums, which the caller adds. Exact. Memory-bound: each byte read once.
+//! One launch hashes all tensors of a table (`launch/table.rs`). It writes partial sums for each chunk of
+//! [`BYTES_PER_CHUNK`] bytes, which the caller adds for each tensor. Exact. Memory-bound: each byte read once.
 
 pub(crate) mod check;
 mod cpu;
@@ -13,47 +14,42 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
+use crate::launch::{AddressTable, ArrayEntry, Chunk};
 use crate::{Addr, Cost, Launch, cuh, kernel, params};
 
 params! {
     /// Parameters of the kernel.
     pub struct Params {
-        /// `[bytes]`, 16-byte aligned.
-        pub x: Addr,
-        /// u64 `[partial_sum_count(bytes)]`, written: partial sums of the hash.
+        /// [`ArrayEntry`] `[arrays]`, a table of arrays, 16-byte aligned, with their sizes in bytes.
+        pub arrays: Addr,
+        /// [`Chunk`](crate::launch::Chunk) `[chunk_count]`: the arrays in chunks of [`BYTES_PER_CHUNK`] bytes.
+        pub chunks: Addr,
+        /// u64 `[chunk_count, SUMS_PER_CHUNK]`, written: partial sums of the hashes.
         pub sums: Addr,
-        /// Bytes.
-        pub bytes: u64,
+        /// Number of chunks.
+        pub chunk_count: u64,
     }
 }
 
 kernel_folder! {
     name: "fingerprint",
-    params: [Params],
+    params: [ArrayEntry, Chunk, Params],
 }
 
 kernel!(pub FINGERPRINT, "fingerprint", Params, cpu::fingerprint, &SOURCE, |p, _| {
-    cuh::plan_blocks("fingerprint", p.bytes.div_ceil(BYTES_PER_PIECE as u64), 256)
+    cuh::plan_blocks("fingerprint", p.chunk_count, 256)
 });
 
-/// Size in bytes of the piece of a tensor that one CUDA block, or one CPU task, hashes.
-const BYTES_PER_PIECE: usize = 512 * 1024;
-/// Number of partial sums per piece of the tensor: one for each warp of the CUDA block that hashes the piece.
-const SUMS_PER_PIECE: usize = 8;
+/// Size in bytes of a chunk, the part of a tensor that one CUDA block, or one CPU task, hashes.
+pub const BYTES_PER_CHUNK: usize = 512 * 1024;
+/// Number of partial sums per chunk: one for each warp of the CUDA block that hashes it.
+pub const SUMS_PER_CHUNK: usize = 8;
 
-/// Number of partial sums that a launch over `bytes` bytes writes.
-pub const fn partial_sum_count(bytes: usize) -> usize {
-    bytes.div_ceil(BYTES_PER_PIECE) * SUMS_PER_PIECE
-}
-
-/// Returns the launch of the hash of a tensor.
-pub fn fingerprint(params: &Params) -> Launch {
-    let bytes = params.bytes as f64;
-    Launch::kernel(
-        &FINGERPRINT,
-        params,
-        Cost { flops: 0.0, bytes: bytes + 8.0 * partial_sum_count(params.bytes as usize) as f64 },
-    )
+/// Returns the launch of the hashes of all tensors of a table, which have `bytes` bytes together.
+pub fn fingerprint(params: &Params, arrays: AddressTable, bytes: u64) -> Launch {
+    let sums = 8.0 * (SUMS_PER_CHUNK as u64 * params.chunk_count) as f64;
+    let cost = Cost { flops: 0.0, bytes: bytes as f64 + sums };
+    Launch::kernel_with_tables(&FINGERPRINT, params, cost, vec![("arrays", arrays)])
 }
 
 /// Tensor sizes in bytes that the checks use.
@@ -67,9 +63,9 @@ pub fn test_byte_counts() -> Vec<usize> {
         16,
         17,
         4095,
-        BYTES_PER_PIECE - 2,
-        BYTES_PER_PIECE,
-        BYTES_PER_PIECE + 6,
-        2 * BYTES_PER_PIECE + 40,
+        BYTES_PER_CHUNK - 2,
+        BYTES_PER_CHUNK,
+        BYTES_PER_CHUNK + 6,
+        2 * BYTES_PER_CHUNK + 40,
     ]
 }

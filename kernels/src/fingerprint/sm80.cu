@@ -1,8 +1,8 @@
-// A hash of the bits of a tensor: the sum of mixed words. Formula and shapes: mod.rs.
+// Hashes of the bits of tensors: sums of mixed words. Formula and shapes: mod.rs.
 //
-// A block hashes a part of 65536 words; a thread loads two words (16 bytes) at a time, four loads in flight.
+// A block hashes a chunk of 65536 words of one tensor; a thread loads two words (16 bytes) at a time, four loads in flight.
 //
-//   for each word j of the part: sum += mix(x[j] + (j + 1) * GOLDEN)      sums[part][warp] = sum over the warp
+//   for each word j of the chunk: sum += mix(x[j] + (j + 1) * GOLDEN)      sums[chunk][warp] = sum over the warp
 //
 // Exact: the sum is modulo 2^64, in any order. The last words of a tensor whose size is not a multiple of 16 bytes
 // are assembled from bytes. Memory-bound: each byte read once; two 64-bit multiplications per word.
@@ -10,7 +10,7 @@
 
 constexpr int THREADS = 256;
 constexpr int AHEAD = 4;
-constexpr u64 PART = 65536;  // words
+constexpr u64 CHUNK = 65536;  // words; equals BYTES_PER_CHUNK of mod.rs
 
 __device__ __forceinline__ u64 mixed(u64 word, u64 at) {
   u64 z = word + (at + 1) * 0x9e3779b97f4a7c15ull;
@@ -36,9 +36,13 @@ __device__ __forceinline__ u64 ends(const u8* x, u64 at, u64 bytes) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) fingerprint(const __grid_constant__ Params p) {
-  const u8* bytes = global<const u8>(p.x);
-  const Words<16>* pairs = global<const Words<16>>(p.x);
-  const u64 first = blockIdx.x * PART, end = min(first + PART, p.bytes / 8);
+  // The two words of the chunk, then those of its tensor's entry in the table.
+  const u64 chunk = load_for_warp(global<const u64>(p.chunks) + blockIdx.x);
+  const u64* entry = global<const u64>(p.arrays) + 2 * static_cast<u32>(chunk);
+  const u64 array = load_for_warp(entry), size = load_for_warp(entry + 1);
+  const u8* bytes = global<const u8>(array);
+  const Words<16>* pairs = global<const Words<16>>(array);
+  const u64 first = (chunk >> 32) * CHUNK, end = min(first + CHUNK, size / 8);
   constexpr u64 STEP = 2 * THREADS;
   u64 sum = 0, at = first + 2 * threadIdx.x;
   for (; at + (AHEAD - 1) * STEP + 2 <= end; at += AHEAD * STEP) {
@@ -50,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) fingerprint(const __grid_c
   }
   for (; at + 2 <= end; at += STEP) sum += both(pairs[at / 2], at);
   // If the tensor ends within the 16 bytes from word `at` on, this thread hashes what is left of them.
-  if (at < first + PART && at * 8 < p.bytes) sum += ends(bytes, at, p.bytes);
+  if (at < first + CHUNK && at * 8 < size) sum += ends(bytes, at, size);
   sum = warp_sum(sum);
   if (threadIdx.x % 32 == 0) global<u64>(p.sums)[blockIdx.x * (THREADS / 32) + threadIdx.x / 32] = sum;
 }

@@ -8,10 +8,12 @@
 mod params;
 mod source;
 mod stage;
+mod table;
 
 pub use params::{Addr, CType, ParamField, Params, TensorMapSlot};
 pub use source::Source;
 pub use stage::{Arch, Stage, TensorMapError};
+pub use table::{AddressTable, ArrayEntry, Chunk, chunks};
 
 use crate::matmul::Matmul;
 use crate::{Cost, DType, Team};
@@ -92,6 +94,23 @@ pub struct KernelLaunch {
     pub params: Box<[u8]>,
     /// The floating-point operations and bytes of memory traffic that the call needs at least.
     pub cost: Cost,
+    /// The operands that are tables of further operands: the names of their parameters, and their contents.
+    pub tables: Vec<(&'static str, AddressTable)>,
+}
+
+impl KernelLaunch {
+    /// The addresses of all operands that are not null: those in the parameters, then those in the tables.
+    pub fn operands(&self) -> impl Iterator<Item = Addr> + '_ {
+        let address = |f: &ParamField| Some(bytemuck::pod_read_unaligned(self.params.get(f.offset..f.offset + 8)?));
+        let direct = self.kernel.fields.iter().filter(|f| f.address).filter_map(address);
+        let direct = direct.filter(|address: &Addr| !address.is_null());
+        direct.chain(self.tables.iter().flat_map(|(_, table)| table.addresses().map(|(_, address)| address)))
+    }
+
+    /// The table that this parameter points to, if it is one.
+    pub fn table_of(&self, param: &ParamField) -> Option<&AddressTable> {
+        self.tables.iter().find(|(name, _)| *name == param.name).map(|(_, table)| table)
+    }
 }
 
 /// A launch that a device executes.
@@ -106,8 +125,19 @@ pub enum Launch {
 impl Launch {
     /// Makes a launch of `kernel` with `params`.
     pub fn kernel<P: Params>(kernel: &'static Kernel, params: &P, cost: Cost) -> Launch {
+        Launch::kernel_with_tables(kernel, params, cost, Vec::new())
+    }
+
+    /// Makes a launch of `kernel` with `params`, some of which are addresses of `tables`: names of parameters, and the
+    /// contents of the tables that they point to.
+    pub fn kernel_with_tables<P: Params>(
+        kernel: &'static Kernel,
+        params: &P,
+        cost: Cost,
+        tables: Vec<(&'static str, AddressTable)>,
+    ) -> Launch {
         debug_assert_eq!(kernel.params_size, size_of::<P>(), "{}", kernel.name);
-        Launch::Kernel(KernelLaunch { kernel, params: bytemuck::bytes_of(params).into(), cost })
+        Launch::Kernel(KernelLaunch { kernel, params: bytemuck::bytes_of(params).into(), cost, tables })
     }
 
     /// The name of the launched kernel or matrix product in profiles.

@@ -1,19 +1,29 @@
 use super::{
-    ClipParams, SumSquaresParams, WeightedSumParams, clip, formula, partial_sum_count, sum_squares,
+    ClipParams, ELEMENTS_PER_CHUNK, SumSquaresParams, WeightedSumParams, clip, formula, sum_squares,
     test_element_counts, weighted_sum,
 };
-use crate::DType;
-use crate::DType::{BF16, F32};
+use crate::Addr;
+use crate::DType::F32;
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
+use crate::launch::{AddressTable, ArrayEntry, chunks};
 
 checks!(weighted_sums, norms_of_many_tensors, elements_that_are_not_finite_show_in_the_norm);
 
-fn partials(dtype: DType, x: &TestArray, n: usize, threads: usize) -> Vec<f64> {
-    let mut partial = vec![f64::NAN; partial_sum_count(n)];
-    let params = SumSquaresParams { x: x.addr(), partial: addr_mut(&mut partial), n: n as u64 };
-    run(&sum_squares(dtype, &params), threads);
-    partial
+/// The partial sums of all arrays; those without an address are left out.
+fn partials(arrays: &[(Addr, usize)], threads: usize) -> Vec<f64> {
+    let entries: Vec<ArrayEntry> = arrays.iter().map(|&(x, len)| ArrayEntry { x, len: len as u64 }).collect();
+    let chunks = chunks(arrays.iter().map(|array| array.1), ELEMENTS_PER_CHUNK);
+    let mut partials = vec![f64::NAN; chunks.len()];
+    let params = SumSquaresParams {
+        arrays: addr(&entries),
+        chunks: addr(&chunks),
+        partials: addr_mut(&mut partials),
+        chunk_count: chunks.len() as u64,
+    };
+    let elements = arrays.iter().map(|array| array.1 as u64).sum();
+    run(&sum_squares(&params, AddressTable::new(&entries), elements), threads);
+    partials
 }
 
 fn norm_and_factor(partials: &[f64], max_norm: f32) -> [f32; 2] {
@@ -40,14 +50,17 @@ fn weighted_sums() {
 }
 
 fn norms_of_many_tensors() {
-    for dtype in [F32, BF16] {
-        let tensors: Vec<TestArray> =
-            test_element_counts().iter().map(|&n| TestArray::new(dtype, &normal_numbers(n, n as u64, 0.01))).collect();
-        let of = |threads| -> Vec<f64> {
-            tensors.iter().zip(test_element_counts()).flat_map(|(x, n)| partials(dtype, x, n, threads)).collect()
-        };
+    let counts = test_element_counts();
+    let tensors: Vec<TestArray> =
+        counts.iter().map(|&n| TestArray::new(F32, &normal_numbers(n, n as u64, 0.01))).collect();
+    // All arrays, then all but two.
+    for left_out in [vec![], vec![1, 5]] {
+        let is_in = |i: &usize| !left_out.contains(i);
+        let arrays: Vec<(Addr, usize)> =
+            (0..counts.len()).map(|i| (if is_in(&i) { tensors[i].addr() } else { Addr::NULL }, counts[i])).collect();
+        let of = |threads| partials(&arrays, threads);
         assert_eq!(of(1), of(4));
-        let all: Vec<f64> = tensors.iter().flat_map(|x| x.to_f64()).collect();
+        let all: Vec<f64> = (0..counts.len()).filter(is_in).flat_map(|i| tensors[i].to_f64()).collect();
         for max_norm in [0.01, 5.0, 1e6, f32::INFINITY] {
             let (norm, factor) = formula::norm_and_clip_factor(&all, max_norm as f64);
             let got = norm_and_factor(&of(2), max_norm);
@@ -58,19 +71,17 @@ fn norms_of_many_tensors() {
 }
 
 fn elements_that_are_not_finite_show_in_the_norm() {
+    let of = |x: &[f32]| partials(&[(addr(x), x.len())], 2);
     for (poison, seen) in [(f32::NAN, f32::NAN), (f32::INFINITY, f32::INFINITY), (f32::NEG_INFINITY, f32::INFINITY)] {
-        for dtype in [F32, BF16] {
-            for at in [0, 8190] {
-                let mut x = normal_numbers(8191, 1, 1.0);
-                x[at] = poison;
-                let [norm, factor] = norm_and_factor(&partials(dtype, &TestArray::new(dtype, &x), 8191, 2), 1.0);
-                assert!(norm == seen || norm.is_nan() && seen.is_nan(), "{poison} {dtype}: norm {norm}");
-                assert!(factor.is_nan() || factor == 0.0, "{poison} {dtype}: factor {factor}");
-            }
+        for at in [0, 8190] {
+            let mut x = normal_numbers(8191, 1, 1.0);
+            x[at] = poison;
+            let [norm, factor] = norm_and_factor(&of(&x), 1.0);
+            assert!(norm == seen || norm.is_nan() && seen.is_nan(), "{poison}: norm {norm}");
+            assert!(factor.is_nan() || factor == 0.0, "{poison}: factor {factor}");
         }
     }
     // Squares larger than f32 can hold do not become infinite.
-    let large = TestArray::new(F32, &[3e30, 4e30]);
-    assert_eq!(norm_and_factor(&partials(F32, &large, 2, 1), 1.0)[0], 5e30);
+    assert_eq!(norm_and_factor(&of(&[3e30, 4e30]), 1.0)[0], 5e30);
     assert_eq!(norm_and_factor(&[], 1.0), [0.0, 1.0]);
 }

@@ -1,10 +1,11 @@
-//! Sums to one number on device `cpu`. Each block of 64 Ki elements is summed in 16 f64 lanes, then the sums of the
-//! blocks are added.
+//! Sums to one number on device `cpu`. Each chunk of 64 Ki elements is summed in 16 f64 lanes, then the sums of the
+//! chunks are added.
 #![allow(unsafe_code)]
 
-use super::{ClipParams, ELEMENTS_PER_PARTIAL_SUM, SumSquaresParams, WeightedSumParams, partial_sum_count};
+use super::{ClipParams, ELEMENTS_PER_CHUNK, SumSquaresParams, WeightedSumParams};
+use crate::launch::{ArrayEntry, Chunk};
 use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team, simd_fn};
+use crate::{Team, simd_fn};
 
 /// Number of f64 partial sums in a vector loop.
 const LANES: usize = 16;
@@ -30,17 +31,17 @@ simd_fn! {
 }
 
 simd_fn! {
-    fn squares<T: Element>(x: &[T]) -> f64 {
+    fn squares(x: &[f32]) -> f64 {
         let mut lanes = [0.0f64; LANES];
         let (x, rest) = x.as_chunks::<LANES>();
         for x in x {
             for i in 0..LANES {
-                let x = x[i].to_f32() as f64;
+                let x = x[i] as f64;
                 lanes[i] += x * x;
             }
         }
         for (i, x) in rest.iter().enumerate() {
-            let x = x.to_f32() as f64;
+            let x = *x as f64;
             lanes[i] += x * x;
         }
         sum(lanes)
@@ -61,16 +62,23 @@ pub unsafe fn weighted_sum(p: &WeightedSumParams, _: &Team) {
 }
 
 /// # Safety
-/// Every address in [`SumSquaresParams`] is valid for the shape and dtype that its field documents.
-pub unsafe fn sum_squares<T: Element>(p: &SumSquaresParams, team: &Team) {
-    let n = p.n as usize;
+/// Every address in [`SumSquaresParams`], and in the table that it points to, is valid for the shape and dtype that its
+/// field documents.
+pub unsafe fn sum_squares(p: &SumSquaresParams, team: &Team) {
+    let n = p.chunk_count as usize;
     // SAFETY: `p`'s addresses cover the shapes that [`SumSquaresParams`] documents.
-    let (x, partial) = unsafe { (slice_at::<T>(p.x, n), OutputArray::<f64>::new(p.partial, partial_sum_count(n))) };
-    team.run(partial_sum_count(n), |part| {
-        let x = &x[part * ELEMENTS_PER_PARTIAL_SUM..n.min((part + 1) * ELEMENTS_PER_PARTIAL_SUM)];
-        // SAFETY: each part has an element of its own.
-        let one = unsafe { partial.part(part, 1) };
-        one[0] = squares(x);
+    let (chunks, partials) = unsafe { (slice_at::<Chunk>(p.chunks, n), OutputArray::<f64>::new(p.partials, n)) };
+    let count = chunks.iter().map(|chunk| chunk.array as usize + 1).max().unwrap_or(0);
+    // SAFETY: the table has an entry for each array that a chunk names.
+    let arrays = unsafe { slice_at::<ArrayEntry>(p.arrays, count) };
+    team.run(n, |task| {
+        let array = &arrays[chunks[task].array as usize];
+        // SAFETY: the table has the length of each array; an array that is left out has no elements here.
+        let x = unsafe { slice_at::<f32>(array.x, if array.x.is_null() { 0 } else { array.len as usize }) };
+        let first = x.len().min(chunks[task].index as usize * ELEMENTS_PER_CHUNK);
+        // SAFETY: each chunk has an element of its own.
+        let one = unsafe { partials.part(task, 1) };
+        one[0] = squares(&x[first..x.len().min(first + ELEMENTS_PER_CHUNK)]);
     });
 }
 

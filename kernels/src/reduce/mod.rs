@@ -1,9 +1,9 @@
 //! Sums to one number: a weighted sum, sums of squares of tensors, and from those the norm of a gradient and the
 //! factor that clips it.
 //!
-//! `sum_squares` writes one partial sum for each 64 Ki elements. The partial sums of many tensors are stored one
-//! after the other, and `clip` adds them in that order (in CUDA, thread i of 1024 first adds the partial sums i, i +
-//! 1024, …). A NaN or infinity in any element gives a NaN or infinite norm. Numerics: f64, rounded to f32 once; the
+//! One launch of `sum_squares` writes a partial sum for each chunk of 64 Ki elements of all arrays of a table
+//! (`launch/table.rs`); the chunks of an array that is left out have the sum 0. `clip` adds the partial sums in order
+//! (in CUDA, thread i of 1024 first adds the partial sums i, i + 1024, …). A NaN or infinity in any element gives a NaN or infinite norm. Numerics: f64, rounded to f32 once; the
 //! order depends on the length alone. Memory-bound.
 
 pub(crate) mod check;
@@ -12,8 +12,8 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::kernel_for_dtype;
-use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
+use crate::launch::{AddressTable, ArrayEntry, Chunk};
+use crate::{Addr, Cost, Launch, cuh, kernel, params};
 
 params! {
     /// Parameters of the weighted sum, `out = Σ x · w`.
@@ -30,14 +30,16 @@ params! {
 }
 
 params! {
-    /// Parameters of the sums of squares: `partial[i] = Σ x²` over the i-th block of 64 Ki elements.
+    /// Parameters of the sums of squares: `partials[i] = Σ x²` over chunk i.
     pub struct SumSquaresParams {
-        /// T `[n]`
-        pub x: Addr,
-        /// f64 `[partial_sum_count(n)]`, written.
-        pub partial: Addr,
-        /// Number of elements.
-        pub n: u64,
+        /// [`ArrayEntry`] `[arrays]`, a table of f32 arrays with their numbers of elements.
+        pub arrays: Addr,
+        /// [`Chunk`](crate::launch::Chunk) `[chunk_count]`: the arrays in chunks of [`ELEMENTS_PER_CHUNK`] elements.
+        pub chunks: Addr,
+        /// f64 `[chunk_count]`, written.
+        pub partials: Addr,
+        /// Number of chunks.
+        pub chunk_count: u64,
     }
 }
 
@@ -59,22 +61,16 @@ params! {
 
 kernel_folder! {
     name: "reduce",
-    params: [WeightedSumParams, SumSquaresParams, ClipParams],
+    params: [WeightedSumParams, ArrayEntry, Chunk, SumSquaresParams, ClipParams],
     traffic: traffic_launches,
 }
 
 kernel!(pub WEIGHTED_SUM, "weighted_sum", WeightedSumParams, cpu::weighted_sum, &SOURCE, |_, _| cuh::plan_blocks("weighted_sum", 1, 1024));
-kernel!(pub SUM_SQUARES_F32, "sum_squares_f32", SumSquaresParams, cpu::sum_squares::<f32>, &SOURCE, |p, _| cuh::plan_blocks("sum_squares_f32", p.n.div_ceil(ELEMENTS_PER_PARTIAL_SUM as u64), 256));
-kernel!(pub SUM_SQUARES_BF16, "sum_squares_bf16", SumSquaresParams, cpu::sum_squares::<half::bf16>, &SOURCE, |p, _| cuh::plan_blocks("sum_squares_bf16", p.n.div_ceil(ELEMENTS_PER_PARTIAL_SUM as u64), 256));
+kernel!(pub SUM_SQUARES, "sum_squares", SumSquaresParams, cpu::sum_squares, &SOURCE, |p, _| cuh::plan_blocks("sum_squares", p.chunk_count, 256));
 kernel!(pub CLIP, "clip", ClipParams, cpu::clip, &SOURCE, |_, _| cuh::plan_blocks("clip", 1, 1024));
 
-/// Number of elements that are summed to one partial sum of squares.
-pub const ELEMENTS_PER_PARTIAL_SUM: usize = 64 * 1024;
-
-/// Number of partial sums that `sum_squares` writes for this many elements.
-pub const fn partial_sum_count(elements: usize) -> usize {
-    elements.div_ceil(ELEMENTS_PER_PARTIAL_SUM)
-}
+/// Number of elements of a chunk, which are summed to one partial sum of squares.
+pub const ELEMENTS_PER_CHUNK: usize = 64 * 1024;
 
 /// Returns the launch of the weighted sum.
 pub fn weighted_sum(params: &WeightedSumParams) -> Launch {
@@ -82,11 +78,12 @@ pub fn weighted_sum(params: &WeightedSumParams) -> Launch {
     Launch::kernel(&WEIGHTED_SUM, params, Cost { flops: 2.0 * n, bytes: 8.0 * n })
 }
 
-/// Returns the launch of the partial sums of squares; `dtype` is that of x, F32 or BF16.
-pub fn sum_squares(dtype: DType, params: &SumSquaresParams) -> Launch {
-    let n = params.n as f64;
-    let cost = Cost { flops: 2.0 * n, bytes: n * dtype.size() as f64 };
-    Launch::kernel(kernel_for_dtype(dtype, &SUM_SQUARES_F32, &SUM_SQUARES_BF16), params, cost)
+/// Returns the launch of the partial sums of squares. `arrays` are the entries of the table, and `elements` is the
+/// number of elements of the arrays that are not left out.
+pub fn sum_squares(params: &SumSquaresParams, arrays: AddressTable, elements: u64) -> Launch {
+    let n = elements as f64;
+    let cost = Cost { flops: 2.0 * n, bytes: 4.0 * n };
+    Launch::kernel_with_tables(&SUM_SQUARES, params, cost, vec![("arrays", arrays)])
 }
 
 /// Returns the launch that computes the norm and the clip factor.
@@ -97,5 +94,5 @@ pub fn clip(params: &ClipParams) -> Launch {
 
 /// Numbers of elements that the checks use.
 pub fn test_element_counts() -> Vec<usize> {
-    vec![0, 1, 17, 8191, ELEMENTS_PER_PARTIAL_SUM, ELEMENTS_PER_PARTIAL_SUM * 2 + 3]
+    vec![0, 1, 17, 8191, ELEMENTS_PER_CHUNK, ELEMENTS_PER_CHUNK * 2 + 3]
 }

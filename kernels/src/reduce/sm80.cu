@@ -1,11 +1,11 @@
 // Sums to one number: a weighted sum, sums of squares of parts, and from those the norm and the clip factor.
 //
-//   weighted_sum: out = sum of x * w             sum_squares: partial[i] = sum of x^2 over part i of PART elements
+//   weighted_sum: out = sum of x * w             sum_squares: partials[i] = sum of x^2 over chunk i
 //   clip: norm = sqrt(sum of partials), factor = min(1, max_norm / (norm + 1e-6)), NaN if the norm is NaN
 //
 // Shapes and limits: mod.rs. Numerics: products and sums in f64 (a square of f32 is exact), the result rounded to f32
 // once. Order: each thread sums its elements, then the lanes of a warp are added, then the warps in order; it depends
-// on the length alone. Grid: weighted_sum and clip have one block; sum_squares has one block per part. Memory-bound.
+// on the length alone. Grid: weighted_sum and clip have one block; sum_squares has one block per chunk. Memory-bound.
 // The kernels with one block are bound by one multiprocessor's bandwidth; they read only one number per token or per
 // 64 Ki weights.
 
@@ -13,7 +13,7 @@
 
 constexpr int ONE = 1024;
 constexpr int THREADS = 256;
-constexpr u64 PART = 64 * 1024;
+constexpr u64 CHUNK = 64 * 1024;  // elements; equals ELEMENTS_PER_CHUNK of mod.rs
 
 extern "C" __global__ void __launch_bounds__(ONE) weighted_sum(const __grid_constant__ WeightedSumParams p) {
   __shared__ double scratch[ONE / 32];
@@ -25,13 +25,16 @@ extern "C" __global__ void __launch_bounds__(ONE) weighted_sum(const __grid_cons
   if (threadIdx.x == 0) *global<float>(p.out) = static_cast<float>(sum);
 }
 
-template <class T>
-__device__ __forceinline__ void sum_squares(const SumSquaresParams& p) {
-  constexpr int V = VECTOR<T>, AHEAD = 4, STEP = THREADS * V;
+extern "C" __global__ void __launch_bounds__(THREADS) sum_squares(const __grid_constant__ SumSquaresParams p) {
+  constexpr int V = VECTOR<float>, AHEAD = 4, STEP = THREADS * V;
   __shared__ double scratch[THREADS / 32];
-  const u64 first = blockIdx.x * PART, n = min(PART, p.n - first);
-  const T* x = global<const T>(p.x) + first;
-  const bool vector = aligned16(p.x);
+  // The two words of the chunk, then those of its array's entry in the table.
+  const u64 chunk = load_for_warp(global<const u64>(p.chunks) + blockIdx.x);
+  const u64* entry = global<const u64>(p.arrays) + 2 * static_cast<u32>(chunk);
+  const u64 array = load_for_warp(entry), len = load_for_warp(entry + 1);
+  const u64 first = (chunk >> 32) * CHUNK, n = array == 0 ? 0 : min(CHUNK, len - first);
+  const float* x = global<const float>(array) + first;
+  const bool vector = aligned16(array);
   double sum = 0.0;
   float e[V];
   const auto add = [&] {
@@ -46,7 +49,7 @@ __device__ __forceinline__ void sum_squares(const SumSquaresParams& p) {
       for (int k = 0; k < AHEAD; ++k) words[k] = *reinterpret_cast<const Words<16>*>(x + at + k * STEP);
 #pragma unroll
       for (int k = 0; k < AHEAD; ++k) {
-        unpack<T>(words[k], e);
+        unpack<float>(words[k], e);
         add();
       }
     }
@@ -56,14 +59,7 @@ __device__ __forceinline__ void sum_squares(const SumSquaresParams& p) {
     add();
   }
   sum = block_sum<THREADS>(sum, scratch);
-  if (threadIdx.x == 0) global<double>(p.partial)[blockIdx.x] = sum;
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) sum_squares_f32(const __grid_constant__ SumSquaresParams p) {
-  sum_squares<float>(p);
-}
-extern "C" __global__ void __launch_bounds__(THREADS) sum_squares_bf16(const __grid_constant__ SumSquaresParams p) {
-  sum_squares<bf16>(p);
+  if (threadIdx.x == 0) global<double>(p.partials)[blockIdx.x] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(ONE) clip(const __grid_constant__ ClipParams p) {

@@ -58,7 +58,8 @@ impl Sim {
     /// finding.
     fn kernel(&self, launch: &KernelLaunch) -> Result<()> {
         let mut memory = self.memory();
-        let mut part = memory.split_off(addresses(launch));
+        check_tables(launch, &memory)?;
+        let mut part = memory.split_off(launch.operands().map(|address| address.0));
         let result = self.interleave(launch, &mut part);
         memory.merge(part);
         result
@@ -98,10 +99,19 @@ impl Sim {
     }
 }
 
-/// The device addresses in a launch's parameters.
-fn addresses(launch: &KernelLaunch) -> impl Iterator<Item = u64> + '_ {
-    let fields = launch.kernel.fields.iter().filter(|f| f.address);
-    fields.filter_map(|f| Some(bytemuck::pod_read_unaligned(launch.params.get(f.offset..f.offset + 8)?)))
+/// Checks that the tables of addresses in device memory are those that the launch lists, by which the device chooses the
+/// buffers that the launch may access.
+fn check_tables(launch: &KernelLaunch, memory: &SimMemory) -> Result<()> {
+    for field in launch.kernel.fields.iter().filter(|f| f.address) {
+        let Some(table) = launch.table_of(field).filter(|table| !table.bytes().is_empty()) else { continue };
+        let at: u64 = bytemuck::pod_read_unaligned(&launch.params[field.offset..field.offset + 8]);
+        if !memory.read(at, table.bytes().len()).is_ok_and(|bytes| bytes == table.bytes()) {
+            let (name, param) = (launch.kernel.name, field.name);
+            let what = "is not the table that the launch lists; write the table before the launch";
+            return Err(RuntimeError::Device(format!("{name}: {param} {what}")));
+        }
+    }
+    Ok(())
 }
 
 /// Returns the first finding as an error, with kernel, location in its source, kind and message.

@@ -104,6 +104,32 @@ fn operations_follow_the_tokens() {
     assert!(products(&plan(2000, 4096, true)) > products(&plan(2000, 0, true)));
 }
 
+/// The launches of one step on a GPU, by kernel: one row of 400 tokens, 64 patches of a video among them.
+fn launches_of_a_step(optim: Optim, dtype: DType, lora_r: usize) -> BTreeMap<&'static str, u64> {
+    let options = SftOptions {
+        run: RunOptions { optim, lora_r, gradient_accumulation_steps: 1, ..Default::default() },
+        ..Default::default()
+    };
+    let (shape, device) = (RowShape::new(400, 64, &config()).unwrap(), Device::dry(Kernels::Cuda));
+    let plan = plan_rows_of_one_size(&options, &config(), StoredDType::Bf16, dtype, &shape, &device).unwrap();
+    plan.phases.0[0].1.iter().map(|(name, op)| (*name, op.launches)).collect()
+}
+
+#[test]
+fn the_optimizer_has_three_launches_for_any_number_of_tensors() {
+    for optim in [Optim::Adamw, Optim::AdamwBf16, Optim::Adamw8bit] {
+        for (dtype, lora_r) in [(DType::F32, 0), (DType::BF16, 0), (DType::BF16, 4)] {
+            let launches = launches_of_a_step(optim, dtype, lora_r);
+            let is_of_optimizer = |name: &str| name.starts_with("adamw") || ["sum_squares", "clip"].contains(&name);
+            let optimizer: Vec<_> = launches.iter().filter(|(name, _)| is_of_optimizer(name)).collect();
+            assert!(
+                optimizer.len() == 3 && optimizer.iter().all(|(_, n)| **n == 1),
+                "{optim:?} {dtype}: {optimizer:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn planned_videos_have_even_sides_and_all_patches() {
     for patches in [4, 8, 32, 4096, 16 * 52, 4 * 97] {

@@ -169,7 +169,7 @@ impl Trainer {
 
     /// Computes f32 `[2]`: the L2 norm of all gradients after scaling them by `weight`, and the factor for the
     /// unscaled gradients that scales them and clips that norm to `max_grad_norm`.
-    pub fn norm_and_clip_factor(&self, weight: f32) -> Result<Tensor> {
+    pub fn norm_and_clip_factor(&mut self, weight: f32) -> Result<Tensor> {
         let max_norm = self.hyperparameters.max_grad_norm as f32;
         let clip = self.optimizer.norm_and_clip_factor(&self.device, &self.grads, max_norm)?;
         if weight == 1.0 {

@@ -1,11 +1,13 @@
 mod small;
 
 use super::{
-    JoinParams, Params, SplitParams, StepHyperparameters, formula, join_master, split_master, step, test_weight_counts,
+    JoinParams, Moments, ParameterEntry, Params, SplitParams, StepEntry, StepHyperparameters, StepTables,
+    WEIGHTS_PER_CHUNK, formula, join_master, split_master, step, test_weight_counts,
 };
 use crate::DType::{BF16, F32};
 use crate::checks::{addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
+use crate::launch::{AddressTable, ArrayEntry, chunks};
 use crate::{Addr, DType, Element};
 use half::bf16;
 use small::{
@@ -19,6 +21,7 @@ checks!(
     equals_torch,
     a_split_master_takes_the_same_steps_bit_for_bit,
     a_gradient_that_is_not_finite_shows,
+    parameters_of_one_launch_step_as_each_alone,
     bf16_weights_split_in_place,
     a_step_with_bf16_moments_is_close_to_the_formula,
     a_step_with_8_bit_moments_is_close_to_the_formula,
@@ -30,7 +33,33 @@ checks!(
 const SCALARS: StepHyperparameters =
     StepHyperparameters { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
 
+/// Launches a step of several parameters: for each its state, its gradient (f32 `[n]`, or null), and its scalars.
+fn run_step(
+    dtype: DType,
+    moments: Moments,
+    parameters: &[(ParameterEntry, Addr, StepEntry)],
+    clip: Addr,
+    threads: usize,
+) {
+    let entries: Vec<ParameterEntry> = parameters.iter().map(|p| p.0).collect();
+    let gradients: Vec<ArrayEntry> = parameters.iter().map(|p| ArrayEntry { x: p.1, len: p.0.n }).collect();
+    let steps: Vec<StepEntry> = parameters.iter().map(|p| p.2).collect();
+    let chunks = chunks(entries.iter().map(|p| p.n as usize), WEIGHTS_PER_CHUNK);
+    let params = Params {
+        parameters: addr(&entries),
+        gradients: addr(&gradients),
+        steps: addr(&steps),
+        chunks: addr(&chunks),
+        clip,
+        seed: 7,
+        chunk_count: chunks.len() as u64,
+    };
+    let tables = StepTables { parameters: AddressTable::new(&entries), gradients: AddressTable::new(&gradients) };
+    run(&step(dtype, moments, &params, tables, entries.iter().map(|p| p.n).sum()), threads);
+}
+
 /// Test data of one optimizer state: weights (f32, or bf16 with low halves) and both f32 moments.
+#[derive(Clone, Debug, PartialEq)]
 struct Weights {
     f32: Vec<f32>,
     hi: Vec<bf16>,
@@ -48,14 +77,18 @@ impl Weights {
         Weights { f32: w.to_vec(), hi, low, m: vec![0.0; n], v: vec![0.0; n] }
     }
 
-    fn step(&mut self, dtype: DType, scalars: &StepHyperparameters, g: &[f32], clip: Addr, threads: usize) {
+    fn entry(&mut self, dtype: DType) -> ParameterEntry {
         let (w, low) = match dtype {
             F32 => (addr_mut(&mut self.f32), Addr::NULL),
             _ => (addr_mut(&mut self.hi), addr_mut(&mut self.low)),
         };
         let (m, v) = (addr_mut(&mut self.m), addr_mut(&mut self.v));
-        let params = Params { w, low, m, v, g: addr(g), clip, n: g.len() as u64, numbers: scalars.numbers() };
-        run(&step(dtype, &params), threads);
+        ParameterEntry { w, low, m, v, scales: Addr::NULL, n: self.f32.len() as u64 }
+    }
+
+    fn step(&mut self, dtype: DType, scalars: &StepHyperparameters, g: &[f32], clip: Addr, threads: usize) {
+        let step = StepEntry { stream: 0, numbers: scalars.numbers() };
+        run_step(dtype, Moments::F32, &[(self.entry(dtype), addr(g), step)], clip, threads);
     }
 
     /// Returns `[w, m, v]` of each weight, widened to f64.
@@ -152,6 +185,42 @@ fn a_gradient_that_is_not_finite_shows() {
     let mut weights = Weights::new(&[1.0, 2.0]);
     weights.step(F32, &SCALARS, &[1.0, 1.0], addr(&[f32::NAN, f32::NAN]), 1);
     assert!(weights.f32.iter().all(|w| w.is_nan()));
+}
+
+fn parameters_of_one_launch_step_as_each_alone() {
+    let clip = [3.0f32, 0.7];
+    let mut counts = test_weight_counts();
+    counts.extend([WEIGHTS_PER_CHUNK, 5, WEIGHTS_PER_CHUNK + 1]);
+    let start: Vec<Weights> =
+        counts.iter().zip(1..).map(|(&n, seed)| Weights::new(&normal_numbers(n, seed, 0.1))).collect();
+    let gradients: Vec<Vec<f32>> = counts.iter().zip(20..).map(|(&n, seed)| normal_numbers(n, seed, 1.0)).collect();
+    // Scalars and the representation of the weights differ from parameter to parameter, and two have no gradient.
+    let scalars = |i: usize| StepHyperparameters {
+        lr: 1e-3 * (i + 1) as f64,
+        weight_decay: if i.is_multiple_of(3) { 0.0 } else { 0.1 },
+        step: 1 + i as u64,
+        ..SCALARS
+    };
+    let dtype_of = |i: usize| if i % 3 == 1 { BF16 } else { F32 };
+    let has_gradient = |i: usize| i != 2 && i != 6;
+    let mut alone = start.clone();
+    for (i, weights) in alone.iter_mut().enumerate().filter(|(i, _)| has_gradient(*i)) {
+        weights.step(dtype_of(i), &scalars(i), &gradients[i], addr(&clip), 1);
+    }
+    let mut together = start;
+    for dtype in [F32, BF16] {
+        let parameters: Vec<_> = together
+            .iter_mut()
+            .enumerate()
+            .map(|(i, weights)| {
+                let gradient = if has_gradient(i) { addr(&gradients[i]) } else { Addr::NULL };
+                let step = StepEntry { stream: i as u64, numbers: scalars(i).numbers() };
+                (weights.entry(dtype_of(i)), gradient, step)
+            })
+            .collect();
+        run_step(dtype, Moments::F32, &parameters, addr(&clip), 3);
+    }
+    assert_eq!(together, alone);
 }
 
 fn bf16_weights_split_in_place() {

@@ -3,15 +3,23 @@
 //! Moments are f32, or bf16 or 8-bit with stochastic rounding. A bf16 weight has an exact f32 master weight: its own 16
 //! bits and 16 low bits that the optimizer keeps. A parameter without a gradient in a step does not change, and neither
 //! does its step count.
+//!
+//! The gradient norm, the step and the hashes of the weights take one launch each (a step, one per dtype of the
+//! weights), whatever the number of parameters: tables in device memory list them (`tables.rs`).
+
+mod tables;
 
 use std::collections::BTreeMap;
 
+use bytemuck::Zeroable;
+use reel_kernels::launch::ArrayEntry;
 use reel_kernels::{Addr, DType, adamw as kernel, fingerprint, reduce};
 
 use crate::device::{Device, MemoryCategory};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::tape::{Grads, fill_zero};
+use tables::ParameterTables;
 
 /// The AdamW hyperparameters of one parameter in one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,6 +58,14 @@ impl MomentFormat {
             MomentFormat::Int8 => DType::U8,
         }
     }
+
+    fn of_kernel(self) -> kernel::Moments {
+        match self {
+            MomentFormat::F32 => kernel::Moments::F32,
+            MomentFormat::Bf16 => kernel::Moments::Bf16,
+            MomentFormat::Int8 => kernel::Moments::Int8,
+        }
+    }
 }
 
 /// The optimizer state of one parameter.
@@ -73,6 +89,8 @@ pub struct AdamW {
     moments: MomentFormat,
     seed: u64,
     parameters: BTreeMap<String, (Tensor, ParameterState)>,
+    /// The tables of the parameters; `None` if there are no parameters.
+    tables: Option<ParameterTables>,
 }
 
 impl AdamW {
@@ -105,7 +123,11 @@ impl AdamW {
             }
             all.insert(name.to_string(), (p.clone(), ParameterState { m, v, scales, low, steps: 0 }));
         }
-        Ok(AdamW { moments, seed, parameters: all })
+        let tables = match all.first_key_value() {
+            Some((_, (first, _))) => Some(ParameterTables::new(first.device(), all.values())?),
+            None => None,
+        };
+        Ok(AdamW { moments, seed, parameters: all, tables })
     }
 
     /// All parameters with their optimizer states, in the order of their names.
@@ -113,34 +135,50 @@ impl AdamW {
         self.parameters.iter().map(|(name, (p, s))| (name.as_str(), p, s))
     }
 
-    /// All parameters with their mutable optimizer states, to set the step counts of a resumed run. Moments are
-    /// written with [`Tensor::write`].
-    pub fn parameter_states_mut(&mut self) -> impl Iterator<Item = (&str, &Tensor, &mut ParameterState)> {
-        self.parameters.iter_mut().map(|(name, (p, s))| (name.as_str(), &*p, s))
+    /// Sets the step count of each parameter, as in a resumed run. Moments are written with [`Tensor::write`].
+    pub fn set_step_counts(&mut self, steps: impl Fn(&str) -> u64) {
+        self.parameters.iter_mut().for_each(|(name, (_, state))| state.steps = steps(name));
+    }
+
+    /// Writes the addresses of this step's gradients to their table, and returns the number of their elements.
+    ///
+    /// # Errors
+    /// A gradient of a tensor that is not among the optimizer's parameters.
+    fn set_gradients(&mut self, grads: &Grads) -> Result<u64> {
+        if let Some((name, _)) = grads.iter().find(|(name, _)| !self.parameters.contains_key(*name)) {
+            let what = format!("{name} has a gradient, but it is none of the optimizer's parameters");
+            return Err(shape_error("adamw", format!("{what}; make the optimizer with all of them")));
+        }
+        let entry = |(name, (p, _)): (&String, &(Tensor, ParameterState))| ArrayEntry {
+            x: grads.get(name).map_or(Addr::NULL, Tensor::addr),
+            len: p.count() as u64,
+        };
+        let entries: Vec<ArrayEntry> = self.parameters.iter().map(entry).collect();
+        self.tables.iter_mut().try_for_each(|tables| tables.gradients.replace(&entries))?;
+        Ok(entries.iter().filter(|entry| !entry.x.is_null()).map(|entry| entry.len).sum())
     }
 
     /// The L2 norm of all gradients, and the factor `min(1, max_norm / (norm + 1e-6))` that clips them: f32 `[2]` on
     /// the device.
-    pub fn norm_and_clip_factor(&self, device: &Device, grads: &Grads, max_norm: f32) -> Result<Tensor> {
-        let counts: Vec<usize> = grads.iter().map(|(_, g)| reduce::partial_sum_count(g.count())).collect();
-        let total: usize = counts.iter().sum();
+    ///
+    /// # Errors
+    /// A gradient of a tensor that is not among the optimizer's parameters; a device error.
+    pub fn norm_and_clip_factor(&mut self, device: &Device, grads: &Grads, max_norm: f32) -> Result<Tensor> {
+        let elements = self.set_gradients(grads)?;
+        let count = self.tables.as_ref().map_or(0, |tables| tables.norm_chunks.count);
         // Each f64 partial sum takes two f32 elements.
-        let partials = Tensor::empty(device, &[total, 2], DType::F32, MemoryCategory::Workspace)?;
-        let mut at = 0;
-        for ((_, g), n) in grads.iter().zip(&counts) {
-            let partial = partials.addr().offset(8 * at);
-            let params = reduce::SumSquaresParams { x: g.addr(), partial, n: g.count() as u64 };
-            device.launch(&reduce::sum_squares(g.dtype(), &params))?;
-            at += n;
+        let partials = Tensor::empty(device, &[count as usize, 2], DType::F32, MemoryCategory::Workspace)?;
+        if let Some(tables) = &self.tables {
+            let params = reduce::SumSquaresParams {
+                arrays: tables.gradients.addr(),
+                chunks: tables.norm_chunks.addr(),
+                partials: partials.addr(),
+                chunk_count: count,
+            };
+            device.launch(&reduce::sum_squares(&params, tables.gradients.contents(), elements))?;
         }
         let out = Tensor::empty(device, &[2], DType::F32, MemoryCategory::Workspace)?;
-        let params = reduce::ClipParams {
-            partials: partials.addr(),
-            out: out.addr(),
-            count: total as u64,
-            max_norm,
-            reserved: 0,
-        };
+        let params = reduce::ClipParams { partials: partials.addr(), out: out.addr(), count, max_norm, reserved: 0 };
         device.launch(&reduce::clip(&params))?;
         Ok(out)
     }
@@ -149,10 +187,18 @@ impl AdamW {
     /// [`Self::norm_and_clip_factor`]). `hyper` returns the hyperparameters of a parameter by its name.
     ///
     /// # Errors
-    /// A launch fails.
+    /// A gradient of a tensor that is not among the optimizer's parameters; a device error.
     pub fn step(&mut self, grads: &Grads, clip: &Tensor, hyper: impl Fn(&str) -> AdamWParams) -> Result<()> {
+        self.set_gradients(grads)?;
+        let Some(tables) = &self.tables else { return Ok(()) };
+        let mut steps = Vec::with_capacity(self.parameters.len());
+        // The numbers of f32 and of bf16 weights that change.
+        let mut weights = [(DType::F32, 0), (DType::BF16, 0)];
         for (index, (name, (p, state))) in (0u64..).zip(&mut self.parameters) {
-            let Some(g) = grads.get(name) else { continue };
+            if grads.get(name).is_none() {
+                steps.push(kernel::StepEntry::zeroed());
+                continue;
+            }
             state.steps += 1;
             let h = hyper(name);
             let scalars = kernel::StepHyperparameters {
@@ -163,28 +209,24 @@ impl AdamW {
                 weight_decay: h.weight_decay,
                 step: state.steps,
             };
-            let numbers = scalars.numbers();
-            let at = |t: &Option<Tensor>| t.as_ref().map_or(Addr::NULL, Tensor::addr);
-            let (w, m, v, g, clip) = (p.addr(), state.m.addr(), state.v.addr(), g.addr(), clip.addr());
-            let (low, n) = (at(&state.low), p.count() as u64);
-            let small = kernel::SmallMomentParams {
-                w,
-                low,
-                m,
-                v,
-                scales: at(&state.scales),
-                g,
-                clip,
-                n,
-                seed: self.seed,
-                stream: rounding_stream(state.steps, index),
-                numbers,
-            };
-            p.device().launch(&match self.moments {
-                MomentFormat::F32 => kernel::step(p.dtype(), &kernel::Params { w, low, m, v, g, clip, n, numbers }),
-                MomentFormat::Bf16 => kernel::step_bf16_moments(p.dtype(), &small),
-                MomentFormat::Int8 => kernel::step_8bit(p.dtype(), &small),
-            })?;
+            let stream = rounding_stream(state.steps, index);
+            steps.push(kernel::StepEntry { stream, numbers: scalars.numbers() });
+            weights.iter_mut().filter(|(dtype, _)| *dtype == p.dtype()).for_each(|(_, n)| *n += p.count() as u64);
+        }
+        tables.steps.write(&steps)?;
+        let params = kernel::Params {
+            parameters: tables.parameters.addr(),
+            gradients: tables.gradients.addr(),
+            steps: tables.steps.addr(),
+            chunks: tables.step_chunks.addr(),
+            clip: clip.addr(),
+            seed: self.seed,
+            chunk_count: tables.step_chunks.count,
+        };
+        for (dtype, weights) in weights.into_iter().filter(|(_, weights)| *weights > 0) {
+            let (parameters, gradients) = (tables.parameters.contents(), tables.gradients.contents());
+            let tables = kernel::StepTables { parameters, gradients };
+            clip.device().launch(&kernel::step(dtype, self.moments.of_kernel(), &params, tables, weights))?;
         }
         Ok(())
     }
@@ -197,23 +239,24 @@ impl AdamW {
     /// # Errors
     /// The device is out of memory, or a launch fails.
     pub fn parameter_hashes(&self) -> Result<Vec<(&str, u64)>> {
-        let Some((_, (first, _))) = self.parameters.first_key_value() else { return Ok(Vec::new()) };
-        let device = first.device();
-        let counts: Vec<usize> =
-            self.parameters.values().map(|(p, _)| fingerprint::partial_sum_count(p.bytes())).collect();
+        let (Some(tables), Some((_, (first, _)))) = (&self.tables, self.parameters.first_key_value()) else {
+            return Ok(Vec::new());
+        };
+        let (device, chunk_count) = (first.device(), tables.hash_chunks.count);
         // Each u64 sum takes two i32 elements.
-        let sums = Tensor::empty(device, &[counts.iter().sum(), 2], DType::I32, MemoryCategory::Workspace)?;
-        let mut at = 0;
-        for ((p, _), count) in self.parameters.values().zip(&counts) {
-            let (x, bytes) = (p.addr(), p.bytes() as u64);
-            let params = fingerprint::Params { x, sums: sums.addr().offset(8 * at), bytes };
-            device.launch(&fingerprint::fingerprint(&params))?;
-            at += count;
-        }
+        let shape = [chunk_count as usize * fingerprint::SUMS_PER_CHUNK, 2];
+        let sums = Tensor::empty(device, &shape, DType::I32, MemoryCategory::Workspace)?;
+        let (arrays, chunks) = (tables.weights.addr(), tables.hash_chunks.addr());
+        let params = fingerprint::Params { arrays, chunks, sums: sums.addr(), chunk_count };
+        let bytes = self.parameters.values().map(|(p, _)| p.bytes() as u64).sum();
+        device.launch(&fingerprint::fingerprint(&params, tables.weights.contents(), bytes))?;
         let words = sums.read_bytes()?;
         let mut rest = words.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
-        let sum = |count: &usize| rest.by_ref().take(*count).fold(0, u64::wrapping_add);
-        Ok(self.parameters.keys().map(String::as_str).zip(counts.iter().map(sum).collect::<Vec<_>>()).collect())
+        let mut hash = |p: &Tensor| {
+            let count = p.bytes().div_ceil(fingerprint::BYTES_PER_CHUNK) * fingerprint::SUMS_PER_CHUNK;
+            rest.by_ref().take(count).fold(0, u64::wrapping_add)
+        };
+        Ok(self.parameters.iter().map(|(name, (p, _))| (name.as_str(), hash(p))).collect())
     }
 }
 

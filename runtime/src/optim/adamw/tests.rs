@@ -117,10 +117,15 @@ fn stochastic_rounding_depends_on_the_seed_only() {
     assert_eq!(streams.len(), 2500);
 }
 
+/// Device `sim`; `None` without NVRTC.
+fn sim() -> Option<Device> {
+    reel_kernels::compile::skip_without_nvrtc()?;
+    Some(Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap())
+}
+
 #[test]
 fn optimizer_on_sim_is_close_to_cpu() {
-    let Some(()) = reel_kernels::compile::skip_without_nvrtc() else { return };
-    let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
+    let Some(sim) = sim() else { return };
     for moments in ALL {
         for (dtype, n) in [(DType::F32, 1), (DType::BF16, 257), (DType::F32, 515)] {
             let (got, want) = [&sim, &Device::cpu(1)].map(|d| run(d, dtype, moments, 9, n, 2).0).into();
@@ -140,8 +145,115 @@ fn optimizer_memory_matches_the_documented_bytes() {
             let p = Tensor::empty(&device, &[10, 100], dtype, MemoryCategory::Weights).unwrap();
             let before = device.memory().current;
             let optimizer = AdamW::new(&[p.into_parameter("p").unwrap()], moments, 0).unwrap();
-            assert_eq!(device.memory().current - before, bytes + low, "{moments:?} {dtype}");
+            // Four tables with one entry each, and three lists of one chunk.
+            let tables = size_of::<kernel::ParameterEntry>()
+                + 2 * size_of::<ArrayEntry>()
+                + size_of::<kernel::StepEntry>()
+                + 3 * size_of::<reel_kernels::launch::Chunk>();
+            assert_eq!(device.memory().current - before, bytes + low + tables, "{moments:?} {dtype}");
             drop(optimizer);
+        }
+    }
+}
+
+/// The gradients of a loss that is linear in each of `parameters`, f32 `[n]`, with slopes 1, 2, …
+fn linear_loss_grads(device: &Device, parameters: &[Tensor]) -> Grads {
+    let (cx, mut grads) = (Cx::training(device, DType::F32), Grads::new());
+    let mut loss: Option<Tensor> = None;
+    for (p, slope) in parameters.iter().zip(1u8..) {
+        let slopes = vec![f32::from(slope); p.count()];
+        let slopes = Tensor::from_f32(device, p.shape(), DType::F32, &slopes, MemoryCategory::Inputs).unwrap();
+        let term = ops::weighted_sum(&cx, p, &slopes).unwrap();
+        loss = Some(loss.map_or_else(|| term.clone(), |sum| ops::add(&cx, &sum, &term).unwrap()));
+    }
+    cx.backward(&loss.unwrap(), 1.0, &mut grads).unwrap();
+    grads
+}
+
+fn parameter(device: &Device, name: &str, n: usize) -> Tensor {
+    let t = Tensor::from_f32(device, &[n], DType::F32, &numbers(n, 5), MemoryCategory::Weights).unwrap();
+    t.into_parameter(name).unwrap()
+}
+
+#[test]
+fn a_parameter_without_a_gradient_does_not_change() {
+    for device in [Some(Device::cpu(2)), sim()].into_iter().flatten() {
+        for moments in ALL {
+            let [a, b, c] = ["a", "b", "c"].map(|name| parameter(&device, name, 300));
+            let mut optimizer = AdamW::new(&[a.clone(), b.clone(), c.clone()], moments, 0).unwrap();
+            let mut step = |trained: &[Tensor]| {
+                let grads = linear_loss_grads(&device, trained);
+                let clip = optimizer.norm_and_clip_factor(&device, &grads, 1e9).unwrap();
+                optimizer.step(&grads, &clip, |_| HYPER).unwrap();
+                (clip.to_f32().unwrap()[0], bits(&optimizer))
+            };
+            let of_b = |state: &[Vec<u8>]| state[state.len() / 3..2 * state.len() / 3].to_vec();
+            let (norm, first) = step(&[a.clone(), c.clone()]);
+            assert_eq!(norm, (300.0f32 * (1.0 + 4.0)).sqrt());
+            assert!(of_b(&first).iter().flatten().all(|&byte| byte == 0), "{moments:?}");
+            assert_eq!(b.to_f32().unwrap(), numbers(300, 5));
+            assert_ne!(a.to_f32().unwrap(), numbers(300, 5));
+            // In another step other parameters may have a gradient.
+            let (norm, second) = step(std::slice::from_ref(&b));
+            assert_eq!(norm, 300.0f32.sqrt());
+            assert_ne!(of_b(&first), of_b(&second));
+            assert_eq!(first[..first.len() / 3], second[..second.len() / 3], "{moments:?}: a had no gradient");
+            let counts: Vec<u64> = optimizer.parameter_states().map(|(_, _, state)| state.steps).collect();
+            assert_eq!(counts, [1, 1, 1]);
+        }
+    }
+}
+
+#[test]
+fn a_gradient_of_another_parameter_is_refused() {
+    let device = Device::cpu(1);
+    let [a, b] = ["a", "b"].map(|name| parameter(&device, name, 3));
+    let mut optimizer = AdamW::new(std::slice::from_ref(&a), MomentFormat::F32, 0).unwrap();
+    let grads = linear_loss_grads(&device, &[a, b]);
+    let e = optimizer.norm_and_clip_factor(&device, &grads, 1.0).unwrap_err();
+    assert!(e.to_string().contains("b has a gradient"), "{e}");
+}
+
+#[test]
+fn launches_do_not_grow_with_the_number_of_parameters() {
+    for dtype in [DType::F32, DType::BF16] {
+        for (moments, count) in ALL.into_iter().flat_map(|moments| [1, 100].map(|count| (moments, count))) {
+            let device = Device::dry(crate::device::Kernels::Cuda);
+            let parameters: Vec<Tensor> = (0..count)
+                .map(|i| {
+                    let t = Tensor::empty(&device, &[1000 + i], dtype, MemoryCategory::Weights).unwrap();
+                    t.into_parameter(&format!("p{i}")).unwrap()
+                })
+                .collect();
+            let mut optimizer = AdamW::new(&parameters, moments, 0).unwrap();
+            let mut grads = Grads::new();
+            grads.reserve(&parameters).unwrap();
+            let cx = Cx::training(&device, dtype);
+            let as_column = |p: &Tensor| p.reshape(&[p.count(), 1]).unwrap();
+            let mut outputs = parameters.iter().map(|p| ops::linear(&cx, &ones(&device, dtype), &as_column(p), None));
+            let x = outputs.next().unwrap().unwrap();
+            let rest: Vec<Tensor> = outputs.map(Result::unwrap).collect();
+            // Each parameter has a gradient: the outputs are leaves of one op.
+            let y = Tensor::empty(&device, &[1], DType::F32, MemoryCategory::Inputs).unwrap();
+            let inputs: Vec<Tensor> = std::iter::once(x).chain(rest).collect();
+            let all: Vec<&Tensor> = inputs.iter().collect();
+            let leaves = inputs.clone();
+            let loss = cx.record("sum", &all, y, move |bw| {
+                leaves.iter().try_for_each(|x| {
+                    let dx = bw.empty_like(x)?;
+                    bw.add(x, dx)
+                })
+            });
+            cx.backward(&loss, 1.0, &mut grads).unwrap();
+            device.profiler().clear();
+            let clip = optimizer.norm_and_clip_factor(&device, &grads, 1.0).unwrap();
+            optimizer.step(&grads, &clip, |_| HYPER).unwrap();
+            optimizer.parameter_hashes().unwrap();
+            let totals = device.profiler().totals().unwrap();
+            let launches: Vec<(&str, u64)> = totals.iter().map(|(name, op)| (*name, op.launches)).collect();
+            assert!(launches.len() == 4 && launches.iter().all(|(_, n)| *n == 1), "{launches:?}");
+            let weights: usize = parameters.iter().map(Tensor::count).sum();
+            assert_eq!(totals["sum_squares"].cost.bytes, 4.0 * weights as f64);
         }
     }
 }

@@ -59,8 +59,8 @@ pub fn load_optimizer_state(folder: &Path, t: &mut Trainer, state: &RunState) ->
     let mapped = reel_runtime::device::MappedFile::open(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
     let stored = SafeTensors::deserialize(mapped.as_bytes()).map_err(|e| damaged(format!("is damaged: {e}")))?;
     let mut read = 0;
-    for (name, _, own) in t.optimizer.parameter_states_mut() {
-        own.steps = state.parameter_steps.get(name).copied().unwrap_or(state.step);
+    t.optimizer.set_step_counts(|name| state.parameter_steps.get(name).copied().unwrap_or(state.step));
+    for (name, _, own) in t.optimizer.parameter_states() {
         for (key, dtype, tensor) in state_tensors(name, own) {
             let view = stored.tensor(&key).map_err(|_| damaged(format!("lacks {key}")))?;
             if view.dtype().to_string() != dtype || view.shape() != tensor.shape() {

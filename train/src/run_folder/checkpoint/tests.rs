@@ -32,12 +32,12 @@ fn copied_snapshot_is_independent_of_later_steps() {
     for dtype in [DType::F32, DType::BF16] {
         let dir = tempfile::tempdir().unwrap();
         let (now, later) = (dir.path().join("now"), dir.path().join("later"));
-        let (mut trainer, origin) = trainer(dtype);
+        let (trainer, origin) = trainer(dtype);
         let files = || vec![("training/set.json", b"{}".to_vec())];
         CheckpointSnapshot::capture(&trainer, origin.clone(), state(3), files(), false).unwrap().write(&now).unwrap();
         let copy = CheckpointSnapshot::capture(&trainer, origin.clone(), state(3), files(), true).unwrap();
         let live = CheckpointSnapshot::capture(&trainer, origin, state(4), files(), false).unwrap();
-        for (_, weights, state) in trainer.optimizer.parameter_states_mut() {
+        for (_, weights, state) in trainer.optimizer.parameter_states() {
             [weights, &state.m].into_iter().for_each(|t| t.write(&vec![1u8; t.bytes()]).unwrap());
         }
         copy.write(&later).unwrap();

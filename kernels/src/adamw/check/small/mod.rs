@@ -1,15 +1,14 @@
-use super::SCALARS;
+use super::{SCALARS, run_step};
 use crate::Addr;
 use crate::DType;
 use crate::DType::{BF16, F32};
 use crate::adamw::small::{decode_first_moment, decode_second_moment};
 use crate::adamw::{
-    SmallMomentParams, StepHyperparameters, WEIGHTS_PER_SCALE, formula, from_bf16_and_remainder, step_8bit,
-    step_bf16_moments, test_weight_counts,
+    Moments, ParameterEntry, StepEntry, StepHyperparameters, WEIGHTS_PER_SCALE, formula, from_bf16_and_remainder,
+    test_weight_counts,
 };
-use crate::checks::{addr, addr_mut, normal_numbers, run, run_once};
+use crate::checks::{addr, addr_mut, normal_numbers, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use bytemuck::Zeroable;
 use half::bf16;
 
 /// Test data of one optimizer state: f32 or split weights, and the moments twice, as bf16 and as 8-bit codes.
@@ -40,33 +39,26 @@ impl State {
         }
     }
 
-    fn params(&mut self, dtype: DType, scalars: &StepHyperparameters, g: &[f32]) -> SmallMomentParams {
+    fn step(&mut self, dtype: DType, moments: Moments, scalars: &StepHyperparameters, g: &[f32], threads: usize) {
         let (w, low) = match dtype {
             F32 => (addr_mut(&mut self.f32), Addr::NULL),
             _ => (addr_mut(&mut self.hi), addr_mut(&mut self.low)),
         };
-        SmallMomentParams {
-            w,
-            low,
-            g: addr(g),
-            n: g.len() as u64,
-            seed: 7,
-            stream: scalars.step,
-            numbers: scalars.numbers(),
-            ..Zeroable::zeroed()
-        }
+        let (m, v, scales) = match moments {
+            Moments::Int8 => (addr_mut(&mut self.first), addr_mut(&mut self.second), addr_mut(&mut self.scales)),
+            _ => (addr_mut(&mut self.bf16[0]), addr_mut(&mut self.bf16[1]), Addr::NULL),
+        };
+        let entry = ParameterEntry { w, low, m, v, scales, n: g.len() as u64 };
+        let step = StepEntry { stream: scalars.step, numbers: scalars.numbers() };
+        run_step(dtype, moments, &[(entry, addr(g), step)], Addr::NULL, threads);
     }
 
     fn step_bf16(&mut self, dtype: DType, scalars: &StepHyperparameters, g: &[f32], threads: usize) {
-        let (m, v) = (addr_mut(&mut self.bf16[0]), addr_mut(&mut self.bf16[1]));
-        let params = SmallMomentParams { m, v, ..self.params(dtype, scalars, g) };
-        run(&step_bf16_moments(dtype, &params), threads);
+        self.step(dtype, Moments::Bf16, scalars, g, threads);
     }
 
     fn step_8bit(&mut self, dtype: DType, scalars: &StepHyperparameters, g: &[f32], threads: usize) {
-        let (m, v, scales) = (addr_mut(&mut self.first), addr_mut(&mut self.second), addr_mut(&mut self.scales));
-        let params = SmallMomentParams { m, v, scales, ..self.params(dtype, scalars, g) };
-        run(&step_8bit(dtype, &params), threads);
+        self.step(dtype, Moments::Int8, scalars, g, threads);
     }
 
     /// Returns the decoded 8-bit moments `[m, v]` of weight `i`.
@@ -215,9 +207,7 @@ pub(super) fn rounded_moments_have_no_bias() {
     for g in [0.83f32, -2.7e-5, 311.0] {
         let mut state = State::new(&vec![0.5; DRAWS]);
         let gradients = vec![g; DRAWS];
-        let (m, v) = (addr_mut(&mut state.bf16[0]), addr_mut(&mut state.bf16[1]));
-        let params = SmallMomentParams { m, v, ..state.params(F32, &SCALARS, &gradients) };
-        run_once(&step_bf16_moments(F32, &params));
+        with_one_interleaving(|| state.step_bf16(F32, &SCALARS, &gradients, 1));
         let [_, m, v] = formula::step_rounded(&SCALARS, [0.5, 0.0, 0.0], g as f64);
         for (name, x, got) in [("bf16 m", m, &state.bf16[0]), ("bf16 v", v, &state.bf16[1])] {
             assert_unbiased(name, x, got.iter().map(|y| y.to_f64()));
@@ -231,9 +221,7 @@ pub(super) fn rounded_moments_have_no_bias() {
         let mut state = State::new(&vec![0.5; blocks * WEIGHTS_PER_SCALE]);
         let gradients: Vec<f32> =
             (0..blocks * WEIGHTS_PER_SCALE).map(|i| if i % WEIGHTS_PER_SCALE == 0 { 1.7 } else { g }).collect();
-        let (m, v, scales) = (addr_mut(&mut state.first), addr_mut(&mut state.second), addr_mut(&mut state.scales));
-        let params = SmallMomentParams { m, v, scales, ..state.params(F32, &SCALARS, &gradients) };
-        run_once(&step_8bit(F32, &params));
+        with_one_interleaving(|| state.step_8bit(F32, &SCALARS, &gradients, 1));
         let [[_, m, v], [_, m_scale, v_scale]] =
             [g, 1.7].map(|g| formula::step_rounded(&SCALARS, [0.5, 0.0, 0.0], g as f64));
         let draws = || (0..blocks * WEIGHTS_PER_SCALE).filter(|i| i % WEIGHTS_PER_SCALE > 0);

@@ -1,0 +1,121 @@
+//! The tables in device memory by which one launch works on all parameters: their addresses and lengths, the chunks
+//! into which they are cut, and the values that change from step to step. They are made once; a step writes only the
+//! scalars, and the addresses of the gradients if those have changed.
+
+use reel_kernels::launch::{AddressTable, ArrayEntry, Chunk, Params, chunks};
+use reel_kernels::{Addr, DType, adamw as kernel, fingerprint, reduce};
+
+use super::ParameterState;
+use crate::device::{Device, MemoryCategory};
+use crate::error::Result;
+use crate::tensor::Tensor;
+
+/// All tables of an optimizer's parameters, in the order of their names.
+#[derive(Debug)]
+pub(super) struct ParameterTables {
+    /// The weights and the optimizer state of each parameter.
+    pub parameters: DeviceTable,
+    /// The weights of each parameter, as bytes.
+    pub weights: DeviceTable,
+    /// The gradient of each parameter in the current step; null if it has none.
+    pub gradients: DeviceTable,
+    /// The scalars of the current step for each parameter.
+    pub steps: Tensor,
+    /// The chunks of an AdamW step.
+    pub step_chunks: DeviceChunks,
+    /// The chunks whose sums of squares make up the gradient norm.
+    pub norm_chunks: DeviceChunks,
+    /// The chunks of the hashes of the weights.
+    pub hash_chunks: DeviceChunks,
+}
+
+impl ParameterTables {
+    /// The tables of `parameters`, which have no gradients yet.
+    pub fn new<'a>(
+        device: &Device,
+        parameters: impl Iterator<Item = &'a (Tensor, ParameterState)> + Clone,
+    ) -> Result<ParameterTables> {
+        let address = |t: &Option<Tensor>| t.as_ref().map_or(Addr::NULL, Tensor::addr);
+        let entries = parameters.clone().map(|(p, state)| kernel::ParameterEntry {
+            w: p.addr(),
+            low: address(&state.low),
+            m: state.m.addr(),
+            v: state.v.addr(),
+            scales: address(&state.scales),
+            n: p.count() as u64,
+        });
+        let weights = parameters.clone().map(|(p, _)| ArrayEntry { x: p.addr(), len: p.bytes() as u64 });
+        let gradients = parameters.clone().map(|(p, _)| ArrayEntry { x: Addr::NULL, len: p.count() as u64 });
+        let steps = parameters.clone().count() * size_of::<kernel::StepEntry>();
+        let counts = parameters.clone().map(|(p, _)| p.count());
+        let step_chunks = chunks(counts.clone(), kernel::WEIGHTS_PER_CHUNK);
+        let norm_chunks = chunks(counts, reduce::ELEMENTS_PER_CHUNK);
+        let hash_chunks = chunks(parameters.map(|(p, _)| p.bytes()), fingerprint::BYTES_PER_CHUNK);
+        Ok(ParameterTables {
+            parameters: DeviceTable::new(device, &entries.collect::<Vec<_>>())?,
+            weights: DeviceTable::new(device, &weights.collect::<Vec<_>>())?,
+            gradients: DeviceTable::new(device, &gradients.collect::<Vec<_>>())?,
+            steps: Tensor::empty(device, &[steps], DType::U8, MemoryCategory::Optimizer)?,
+            step_chunks: DeviceChunks::new(device, &step_chunks)?,
+            norm_chunks: DeviceChunks::new(device, &norm_chunks)?,
+            hash_chunks: DeviceChunks::new(device, &hash_chunks)?,
+        })
+    }
+}
+
+/// A table with addresses in device memory, and its contents.
+#[derive(Debug)]
+pub(super) struct DeviceTable {
+    memory: Tensor,
+    contents: AddressTable,
+}
+
+impl DeviceTable {
+    fn new<E: Params>(device: &Device, entries: &[E]) -> Result<DeviceTable> {
+        Ok(DeviceTable { memory: upload(device, entries)?, contents: AddressTable::new(entries) })
+    }
+
+    /// Replaces all entries. Copies them to the device if they differ from those before.
+    pub fn replace<E: Params>(&mut self, entries: &[E]) -> Result<()> {
+        let contents = AddressTable::new(entries);
+        if contents.bytes() != self.contents.bytes() {
+            self.memory.write(contents.bytes())?;
+            self.contents = contents;
+        }
+        Ok(())
+    }
+
+    /// The address of the table.
+    pub fn addr(&self) -> Addr {
+        self.memory.addr()
+    }
+
+    /// The contents of the table, which a launch that reads it lists.
+    pub fn contents(&self) -> AddressTable {
+        self.contents.clone()
+    }
+}
+
+/// A list of chunks in device memory.
+#[derive(Debug)]
+pub(super) struct DeviceChunks {
+    memory: Tensor,
+    /// The number of chunks.
+    pub count: u64,
+}
+
+impl DeviceChunks {
+    fn new(device: &Device, list: &[Chunk]) -> Result<DeviceChunks> {
+        Ok(DeviceChunks { memory: upload(device, list)?, count: list.len() as u64 })
+    }
+
+    /// The address of the list.
+    pub fn addr(&self) -> Addr {
+        self.memory.addr()
+    }
+}
+
+fn upload<E: Params>(device: &Device, entries: &[E]) -> Result<Tensor> {
+    let bytes: &[u8] = bytemuck::cast_slice(entries);
+    Tensor::from_slice(device, &[bytes.len()], DType::U8, bytes, MemoryCategory::Optimizer)
+}
