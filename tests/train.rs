@@ -549,6 +549,32 @@ fn plan_and_run_agree_on_peak_bytes() {
     }
 }
 
+/// Counts the launches of one training step of the 7B model on a GPU, with all weights trained and the activations of
+/// each layer computed again.
+#[test]
+fn launches_of_a_7b_step_are_few() {
+    let command = "plan sft --preset 7b --tokens 4096 --vision-patches 8192 --gpu h200 --json \
+                   --gradient-accumulation-steps 1";
+    let plan = run(command.split_whitespace()).json();
+    let ops = plan["ops"].as_array().expect("ops");
+    let launches = |of: &dyn Fn(&str) -> bool| -> f64 {
+        let is_of = |op: &&Value| op["op"].as_str().is_some_and(of);
+        ops.iter().filter(is_of).filter_map(|op| op["launches"].as_f64()).sum()
+    };
+    // One launch each for the gradient norm, the clipping factor and AdamW, for 729 tensors.
+    for name in ["sum_squares", "clip", "adamw_bf16"] {
+        assert_eq!(launches(&|op| op == name), 1.0, "{name}");
+    }
+    // Only gradients that few rows are added to begin with zeros: of the embeddings, and of the last hidden states.
+    assert_eq!(launches(&|op| op.starts_with("fill")), 2.0);
+    assert_eq!(launches(&|op| op.starts_with("accumulate")), 0.0);
+    // The decoder's 28 layers and the 32 blocks of the vision tower rotate queries and keys in one launch forward, one
+    // in the second forward pass, and one backward.
+    assert_eq!(launches(&|op| op.starts_with("rope_apply")), 3.0 * (28.0 + 32.0));
+    let all = launches(&|_| true);
+    assert!(all <= 3000.0, "{all} launches");
+}
+
 #[test]
 fn plan_of_a_preset_needs_no_weights() {
     for (preset, least) in [("3b", 3.7e9), ("7b", 8.2e9)] {

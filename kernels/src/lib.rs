@@ -48,7 +48,6 @@ kernels! {
     attention
     block_copy
     column_sum
-    columns
     elementwise
     embedding
     fingerprint

@@ -82,12 +82,12 @@ pub(crate) fn for_each_row(team: &Team, rows: usize, cols: usize, each: impl Fn(
     team.run(rows.div_ceil(step), |task| (task * step..(task * step + step).min(rows)).for_each(&each));
 }
 
-/// Calls `each(row, sums)` for every row and adds the sums over all rows to `targets`, N f32 arrays of `cols`
-/// elements. `each` adds a row's contributions to `sums`, in which target `t` has `cols` elements at `t * cols`;
+/// Calls `each(row, sums)` for every row and writes the sums over all rows to `targets`, or adds them if `accumulate`:
+/// N f32 arrays of `cols` elements. `each` adds a row's contributions to `sums`, in which target `t` has `cols` elements at `t * cols`;
 /// `sums` is empty if the targets are null.
 ///
 /// Order of a sum: the rows of a part of [`ROWS_PER_BLOCK`] rows in ascending order, then the parts in ascending order,
-/// then the value in the target.
+/// then the value in the target if `accumulate`.
 ///
 /// # Safety
 /// Each target covers `cols` elements, or all are null; `partial` covers `[rows / ROWS_PER_BLOCK rounded up, N, cols]`
@@ -98,6 +98,7 @@ pub(crate) unsafe fn for_each_row_with_column_sums<const N: usize>(
     cols: usize,
     targets: [Addr; N],
     partial: Addr,
+    accumulate: bool,
     each: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     if targets[0].is_null() {
@@ -125,7 +126,11 @@ pub(crate) unsafe fn for_each_row_with_column_sums<const N: usize>(
                 add_to_sums(&sums[(part * N + t) * cols + start..][..len], &mut sum[..len]);
             }
             // SAFETY: column ranges do not overlap.
-            add_to_sums(&sum[..len], unsafe { target.part(start, len) });
+            let target = unsafe { target.part(start, len) };
+            match accumulate {
+                true => add_to_sums(&sum[..len], target),
+                false => target.copy_from_slice(&sum[..len]),
+            }
         });
     }
 }

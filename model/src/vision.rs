@@ -232,14 +232,11 @@ impl Block {
 
     fn forward(&self, cx: &Cx, residual: Residual, rotary: &RotaryTable, seqs: &CuSeqlens) -> Result<Residual> {
         let (n, c) = (residual.row_count(), self.heads * self.head_dim);
-        let heads = [n, self.heads, self.head_dim];
         let (x, normed) = residual.sum_and_norm(cx, &self.norm1, self.eps)?;
-        let parts = ops::split_columns(cx, &self.qkv.forward(cx, &normed)?, &[c, c, c])?;
+        let qkv = ops::split_and_rotate(cx, &self.qkv.forward(cx, &normed)?, self.heads, rotary)?;
         drop(normed);
-        let q = ops::apply_rotary(cx, &parts[0].reshape(&heads)?, rotary)?;
-        let k = ops::apply_rotary(cx, &parts[1].reshape(&heads)?, rotary)?;
-        let o = ops::attention(cx, &q, &k, &parts[2].reshape(&heads)?, seqs, false)?;
-        drop((parts, q, k));
+        let o = ops::attention(cx, &qkv[0], &qkv[1], &qkv[2], seqs, false)?;
+        drop(qkv);
         let o = self.proj.forward(cx, &o.reshape(&[n, c])?)?;
         let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.norm2, self.eps)?;
         let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);

@@ -9,7 +9,7 @@ use crate::{Element, Team, simd_fn};
 const COLS: usize = 256;
 
 simd_fn! {
-    fn add_block<T: Element>(x: &[T], cols: usize, start: usize, sum: &mut [f32]) {
+    fn sum_block<T: Element>(x: &[T], cols: usize, start: usize, sum: &mut [f32]) {
         let width = sum.len();
         for rows in x.chunks(ROWS_PER_PARTIAL_SUM * cols) {
             let mut part = [0.0f32; COLS];
@@ -27,7 +27,7 @@ simd_fn! {
 
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
-pub unsafe fn add_column_sums<T: Element>(p: &Params, team: &Team) {
+pub unsafe fn column_sums<T: Element>(p: &Params, team: &Team) {
     let (rows, cols) = (p.rows as usize, p.cols as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (x, sum) = unsafe { (slice_at::<T>(p.x, rows * cols), OutputArray::<f32>::new(p.sum, cols)) };
@@ -35,6 +35,9 @@ pub unsafe fn add_column_sums<T: Element>(p: &Params, team: &Team) {
         let start = task * COLS;
         // SAFETY: blocks do not overlap.
         let sum = unsafe { sum.part(start, COLS.min(cols - start)) };
-        add_block(x, cols, start, sum);
+        if p.accumulate == 0 {
+            sum.fill(0.0);
+        }
+        sum_block(x, cols, start, sum);
     });
 }

@@ -7,7 +7,7 @@ use crate::folder::{
 
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let p = column_sum::Params { rows: SEQUENCE_LEN as u64, cols: HIDDEN_SIZE as u64, ..placeholder_params() };
-    FLOAT_DTYPES.map(|t| (ACTIVATIONS_DESCRIPTION, column_sum::add_column_sums(t, &p))).into()
+    FLOAT_DTYPES.map(|t| (ACTIVATIONS_DESCRIPTION, column_sum::column_sums(t, &p))).into()
 }
 
 /// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
@@ -18,6 +18,12 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
         sum: arrays.f32(HIDDEN_SIZE),
         rows: TRAFFIC_ROWS.into(),
         cols: HIDDEN_SIZE.into(),
+        accumulate: 0,
+        reserved: 0,
     };
-    allow_one_tenth_more(FLOAT_DTYPES.map(|t| column_sum::add_column_sums(t, &p)))
+    allow_one_tenth_more(
+        FLOAT_DTYPES
+            .into_iter()
+            .flat_map(|t| [0, 1].map(|accumulate| column_sum::column_sums(t, &column_sum::Params { accumulate, ..p }))),
+    )
 }

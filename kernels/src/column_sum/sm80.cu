@@ -1,7 +1,7 @@
-// Column sums, added to an accumulator: sum[c] += sum over r of x[r, c].
+// Column sums, written or added to an accumulator: sum[c] (+)= sum over r of x[r, c].
 //
 // Shapes and limits: mod.rs. Numerics: f32. 128 threads sum a column: thread i adds the rows i, i + 128, … in order;
-// then pairs of threads within a warp, then warps in order, then the old value of sum. The bits depend on the number
+// then pairs of threads within a warp, then warps in order, then the old value of sum if it accumulates. The bits depend on the number
 // of rows alone. Grid: one block per strip of 64 bytes of columns; four threads cover the strip's width, and the
 // block reads 128 rows at a time. Limitation: there is no workspace, so a matrix with few columns leaves
 // multiprocessors idle. Bound: memory.
@@ -53,7 +53,8 @@ __device__ __forceinline__ void column_sum(const Params& p) {
   float total = sums[0][threadIdx.x];
 #pragma unroll
   for (int w = 1; w < THREADS / 32; ++w) total += sums[w][threadIdx.x];
-  global<float>(p.sum)[first + threadIdx.x] += total;
+  float* to = global<float>(p.sum) + first + threadIdx.x;
+  *to = p.accumulate == 0 ? total : *to + total;
 }
 
 #define KERNEL(NAME) extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ Params p)

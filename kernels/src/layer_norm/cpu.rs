@@ -139,5 +139,5 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
         add_to_parts(x, dy, mean, rstd, dw, db);
     };
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    unsafe { norm_rows::for_each_row_with_column_sums(team, rows, cols, [p.dw, p.db], p.partial, each) }
+    unsafe { norm_rows::for_each_row_with_column_sums(team, rows, cols, [p.dw, p.db], p.partial, true, each) }
 }

@@ -66,8 +66,19 @@ pub unsafe fn dw<T: Element>(p: &DwParams, team: &Team) {
     let product = |first: usize, count: usize, at: Addr| {
         let (a, b) = (operand(p.dy.offset(first * embed * size_of::<T>())), operand(at));
         let (c, c_dtype, bias) = (p.dw, DType::F32, Addr::NULL);
-        let product =
-            Matmul { m: embed, n, k: count, a, b, b_scale: Addr::NULL, c, c_dtype, bias, accumulate: true, scale: 1.0 };
+        let product = Matmul {
+            m: embed,
+            n,
+            k: count,
+            a,
+            b,
+            b_scale: Addr::NULL,
+            c,
+            c_dtype,
+            bias,
+            accumulate: first > 0 || p.accumulate == 1,
+            scale: 1.0,
+        };
         // SAFETY: `p`'s addresses cover the shapes that [`DwParams`] documents.
         unsafe { matmul::cpu::run(&product, team) }
     };

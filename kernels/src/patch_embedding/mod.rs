@@ -2,7 +2,7 @@
 //!
 //! `pixel[n, k] = T((f32(level · rescale) − mean[c]) / std[c])` with `k = ((c · temporal + f) · patch + y) · patch +
 //! x` are the patches of [`crate::patches`], in its order; they are never stored. Gradient of the weight: `dw[e, k]
-//! += Σ_n dy[n, e] · pixel[n, k]`. The gradient of the bias is [`crate::column_sum`] of dy; frames have no gradient.
+//! (+)= Σ_n dy[n, e] · pixel[n, k]`. The gradient of the bias is [`crate::column_sum`] of dy; frames have no gradient.
 //!
 //! Shapes: frames u8 `[count, height, width, 3]`, weight T `[embed, 3 · temporal · patch · patch]`, bias T `[embed]`,
 //! y and dy T `[N, embed]`, dw f32 like the weight; T f32 or bf16, `N = ceil(count / temporal) · (height / patch) ·
@@ -53,14 +53,15 @@ params! {
         pub frames: Addr,
         /// T `[N, embed]`
         pub dy: Addr,
-        /// f32 `[embed, 3 · temporal · patch · patch]`, to which the gradient is added.
+        /// f32 `[embed, 3 · temporal · patch · patch]`, the gradient: written (if there are
+        /// patches), or added to.
         pub dw: Addr,
         /// Shape of the frames and how they become patches.
         pub pixels: Pixels,
         /// Number of columns of dy, the elements of one embedding.
         pub embed: u32,
-        /// 0
-        pub reserved: u32,
+        /// 1: adds to what dw holds; 0: overwrites it.
+        pub accumulate: u32,
     }
 }
 
@@ -133,7 +134,7 @@ pub fn fwd(dtype: DType, p: &FwdParams) -> Launch {
 /// Returns the launch of the weight's gradient; `dtype` is that of dy, F32 or BF16.
 pub fn dw(dtype: DType, p: &DwParams) -> Launch {
     let (n, k, embed) = (p.pixels.patch_count() as f64, p.pixels.elements_per_patch() as f64, p.embed as f64);
-    let bytes = frame_bytes(&p.pixels) + n * embed * dtype.size() as f64 + 8.0 * embed * k;
+    let bytes = frame_bytes(&p.pixels) + n * embed * dtype.size() as f64 + f64::from(4 + 4 * p.accumulate) * embed * k;
     Launch::kernel(kernel_for_dtype(dtype, &DW_F32, &DW_BF16), p, Cost { flops: 2.0 * n * embed * k, bytes })
 }
 

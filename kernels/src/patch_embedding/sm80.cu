@@ -2,7 +2,7 @@
 //
 //   pixel[n, k] = T((f32(level * rescale) - mean[c]) / std[c]),  k = ((c * temporal + f) * patch + y) * patch + x
 //   fwd: y[n, e] = T(sum over k of pixel[n, k] * weight[e, k] (+ bias[e]))
-//   dw:  dw[e, k] += sum over n of dy[n, e] * pixel[n, k]
+//   dw:  dw[e, k] (+)= sum over n of dy[n, e] * pixel[n, k]
 //
 // Shapes and limits: mod.rs. Numerics: level * rescale is the exact product with the upper 16 bits of rescale plus
 // the product with its next 24 bits, rounded once; the difference rounds to f32; the quotient is computed from the
@@ -154,9 +154,9 @@ __device__ __forceinline__ void weight_gradient(const DwParams& p) {
     if (column >= p.embed) return;
     float* dw = global<float>(p.dw) + static_cast<u64>(column) * k;
     float before[2];
-    load_elements(dw, at, k, pairs, before);
+    if (p.accumulate != 0) load_elements(dw, at, k, pairs, before);
 #pragma unroll
-    for (int j = 0; j < 2; ++j) before[j] = __fadd_rn(before[j], sums[j]);
+    for (int j = 0; j < 2; ++j) before[j] = p.accumulate != 0 ? __fadd_rn(before[j], sums[j]) : sums[j];
     store_elements(dw, at, k, pairs, before);
   });
 }

@@ -74,7 +74,8 @@ params! {
         pub dy: Addr,
         /// T `[rows, cols]`, written.
         pub dx: Addr,
-        /// f32 `[cols]`, to which the gradient of w is added; null if w is frozen.
+        /// f32 `[cols]`, the gradient of w: written (if there are rows), or added to; null if w is
+        /// frozen.
         pub dw: Addr,
         /// f32 `[rms_norm::row_block_count(rows), cols]`, workspace; unused when dw is null.
         pub partial: Addr,
@@ -82,6 +83,10 @@ params! {
         pub rows: u32,
         /// Elements of a row.
         pub cols: u32,
+        /// 1: adds to what dw holds; 0: overwrites it.
+        pub accumulate: u32,
+        /// 0
+        pub reserved: u32,
     }
 }
 
@@ -117,8 +122,8 @@ impl BwdParams {
     /// Returns parameters of [`rms_norm`]'s gradient with the same operands; the index is left out. They serve to
     /// compute the cost.
     fn without_index(&self) -> rms_norm::BwdParams {
-        let BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols, .. } = *self;
-        rms_norm::BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols, ..Zeroable::zeroed() }
+        let BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols, accumulate, .. } = *self;
+        rms_norm::BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols, accumulate, ..Zeroable::zeroed() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! RMS normalisation of rows: `rstd = 1 / sqrt(mean(x²) + eps)`, `y = T(w · T(x · rstd))`, with the inner rounding to
 //! the element type T that Qwen2's `Qwen2RMSNorm` has. Gradient, with `g = dy · w`: `dx = rstd · (g − x · rstd² ·
-//! mean(g · x))`, `dw += Σ_rows dy · x · rstd`; the inner rounding counts as the identity.
+//! mean(g · x))`, `dw (+)= Σ_rows dy · x · rstd`; the inner rounding counts as the identity.
 //!
 //! With a residual (`rms_norm_add`) the forward kernel first writes `sum = T(x + residual)` and normalises the sum.
 //! The backward kernel adds `d_sum`, the gradient that reaches the sum from elsewhere, to dx, which is then the
@@ -80,7 +80,8 @@ params! {
         pub d_sum: Addr,
         /// T `[rows, cols]`, written; may be the same array as d_sum.
         pub dx: Addr,
-        /// f32 `[cols]`, to which the gradient of w is added; null if w is frozen.
+        /// f32 `[cols]`, the gradient of w: written (if there are rows), or added to; null if w is
+        /// frozen.
         pub dw: Addr,
         /// Workspace, f32 `[row_block_count(rows), cols]`: column sums over blocks of rows; unused when dw is null.
         pub partial: Addr,
@@ -88,6 +89,10 @@ params! {
         pub rows: u32,
         /// Elements of a row.
         pub cols: u32,
+        /// 1: adds to what dw holds; 0: overwrites it.
+        pub accumulate: u32,
+        /// 0
+        pub reserved: u32,
     }
 }
 
@@ -143,7 +148,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
         Addr::NULL => (kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), 3.0, 11.0),
         _ => (kernel_for_dtype(dtype, &ADD_BWD_F32, &ADD_BWD_BF16), 4.0, 12.0),
     };
-    let dw = if params.dw.is_null() { 0.0 } else { 8.0 * params.cols as f64 };
+    let dw = if params.dw.is_null() { 0.0 } else { f64::from(4 + 4 * params.accumulate) * params.cols as f64 };
     let bytes = (arrays * n + params.cols as f64) * dtype.size() as f64 + 4.0 * params.rows as f64 + dw;
     Launch::kernel(kernel, params, Cost { flops: flops * n, bytes })
 }

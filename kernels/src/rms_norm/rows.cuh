@@ -222,7 +222,10 @@ __device__ __forceinline__ void backward(const P& p, SharedSums<float>& shared) 
 
 template <class P>
 __device__ __forceinline__ void sum_all_parts(const P& p) {
-  sum_parts(global<const float>(p.partial), p.rows, p.cols, [&](u64 c, float sum) { global<float>(p.dw)[c] += sum; });
+  float* dw = global<float>(p.dw);
+  sum_parts(global<const float>(p.partial), p.rows, p.cols, [&](u64 c, float sum) {
+    dw[c] = p.accumulate == 0 ? sum : dw[c] + sum;
+  });
 }
 
 // Whether all rows start at a multiple of 16 bytes; `bases_aligned` is overloaded for each parameter struct.

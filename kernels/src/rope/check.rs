@@ -1,11 +1,18 @@
-use super::{ApplyParams, TableParams, apply, cos_sin_table, formula, test_cases_tokens_heads_head_dim_max_position};
+use super::{
+    ApplyParams, Part, Rotation, TableParams, apply, cos_sin_table, formula,
+    test_cases_tokens_heads_head_dim_max_position,
+};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding;
 use crate::checks::{RandomChoices, TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::{Addr, DType};
 
-checks!(the_table_is_accurate_to_an_ulp, application_equals_the_formula_and_its_transpose);
+checks!(
+    the_table_is_accurate_to_an_ulp,
+    application_equals_the_formula_and_its_transpose,
+    parts_equal_launches_of_one_part
+);
 
 fn make_table(
     positions: &[i32],
@@ -76,17 +83,68 @@ fn rotated(
     case: (usize, usize, usize),
     inverse: u32,
 ) {
-    let params = ApplyParams {
-        x: x.addr(),
-        y,
-        cos: tables.0.addr(),
-        sin: tables.1.addr(),
-        tokens: case.0 as u32,
-        heads: case.1 as u32,
-        head_dim: case.2 as u32,
-        inverse,
-    };
-    run(&apply(dtype, &params), 3);
+    let stride = (case.1 * case.2) as u32;
+    let part = Part { x: x.addr(), x_stride: stride, y, y_stride: stride, heads: case.1 as u32 };
+    run(&apply(dtype, &ApplyParams::new(&rotation(tables, case, inverse), &[part], 1)), 3);
+}
+
+fn rotation(tables: (&TestArray, &TestArray), (tokens, _, d): (usize, usize, usize), inverse: u32) -> Rotation {
+    let (tokens, head_dim, inverse) = (tokens as u32, d as u32, inverse == 1);
+    Rotation { cos: tables.0.addr(), sin: tables.1.addr(), tokens, head_dim, inverse }
+}
+
+/// Splits a matrix `[tokens, q | k | v]` into queries and keys, rotated, and values, copied, and joins them again with
+/// the inverse rotation: the parts of one launch equal launches of one part each, bit for bit.
+fn parts_equal_launches_of_one_part() {
+    for dtype in [F32, BF16] {
+        for (tokens, heads, d, largest) in test_cases_tokens_heads_head_dim_max_position() {
+            let positions: Vec<i32> = (0..tokens).map(|t| (largest as usize / tokens * t) as i32).collect();
+            let inv_freq: Vec<f32> = (0..d / 2).map(|f| 1e4f32.powf(-(f as f32) / (d / 2) as f32)).collect();
+            let (cos, sin) = make_table(&positions, &inv_freq, &vec![0; d / 2], tokens, 2);
+            // The second and the third part have fewer heads, and 11 heads are more than one thread rotates.
+            let heads = [heads.max(11), heads.div_ceil(2), 1];
+            let (width, element) = (heads.iter().sum::<usize>() * d, dtype.size());
+            let all = normal_numbers(tokens * width, 1, 1.0);
+            let fused = TestArray::new(dtype, &all);
+            let first = |i: usize| heads[..i].iter().sum::<usize>() * d;
+            let parts: [TestArray; 3] = std::array::from_fn(|i| TestArray::output(dtype, tokens * heads[i] * d));
+            let fused_part = |i: usize, fused: &TestArray| fused.addr().offset(first(i) * element);
+            let stride = |i: usize| (heads[i] * d) as u32;
+            let case = (tokens, 0, d);
+            let split: [Part; 3] = std::array::from_fn(|i| Part {
+                x: fused_part(i, &fused),
+                x_stride: width as u32,
+                y: parts[i].addr(),
+                y_stride: stride(i),
+                heads: heads[i] as u32,
+            });
+            run(&apply(dtype, &ApplyParams::new(&rotation((&cos, &sin), case, 0), &split, 2)), 2);
+            for (i, part) in parts.iter().enumerate() {
+                let of_part =
+                    |x: &f32, at: usize| (first(i)..first(i) + heads[i] * d).contains(&(at % width)).then_some(*x);
+                let x: Vec<f32> = fused.values().iter().enumerate().filter_map(|(at, x)| of_part(x, at)).collect();
+                let (x, alone) = (TestArray::new(dtype, &x), TestArray::output(dtype, tokens * heads[i] * d));
+                rotated(dtype, &x, alone.addr(), (&cos, &sin), (tokens, heads[i], d), 0);
+                let want = if i < 2 { alone.values() } else { x.values() };
+                assert_eq!(part.values(), want, "{dtype} {tokens} {heads:?} {d}: part {i}");
+            }
+            let (joined, expected) =
+                (TestArray::output(dtype, tokens * width), TestArray::output(dtype, tokens * width));
+            let join = |i: usize, to: &TestArray| Part {
+                x: parts[i].addr(),
+                x_stride: stride(i),
+                y: fused_part(i, to),
+                y_stride: width as u32,
+                heads: heads[i] as u32,
+            };
+            let inverse = rotation((&cos, &sin), case, 1);
+            run(&apply(dtype, &ApplyParams::new(&inverse, &[0, 1, 2].map(|i| join(i, &joined)), 2)), 3);
+            for (i, rotated) in [(0, 1), (1, 1), (2, 0)] {
+                run(&apply(dtype, &ApplyParams::new(&inverse, &[join(i, &expected)], rotated)), 1);
+            }
+            assert_eq!(joined.values(), expected.values(), "{dtype} {tokens} {heads:?} {d}: joined");
+        }
+    }
 }
 
 fn application_equals_the_formula_and_its_transpose() {

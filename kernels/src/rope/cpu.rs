@@ -1,7 +1,7 @@
 //! RoPE on device `cpu`; each task computes a few tokens.
 #![allow(unsafe_code)]
 
-use super::{ApplyParams, TableParams};
+use super::{ApplyParams, Part, TableParams};
 use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
@@ -97,29 +97,63 @@ pub unsafe fn cos_sin_table(p: &TableParams, team: &Team) {
 /// # Safety
 /// Every address in [`ApplyParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn apply<T: Element>(p: &ApplyParams, team: &Team) {
-    let (tokens, heads, d) = (p.tokens as usize, p.heads as usize, p.head_dim as usize);
+    let (tokens, d) = (p.tokens as usize, p.head_dim as usize);
     let h = d / 2;
     // SAFETY: `p`'s addresses cover the shapes that [`ApplyParams`] documents.
     let (cos, sin) = unsafe { (slice_at::<f32>(p.cos, tokens * h), slice_at::<f32>(p.sin, tokens * h)) };
-    // SAFETY: `p`'s addresses cover the shapes that [`ApplyParams`] documents.
-    let y = unsafe { OutputArray::<T>::new(p.y, tokens * heads * d) };
-    let in_place = p.x == p.y;
-    // SAFETY: `p.x` covers all elements; no slice of x is made if it is the same array as y.
-    let x = unsafe { slice_at::<T>(p.x, if in_place { 0 } else { tokens * heads * d }) };
     let sign = if p.inverse == 0 { 1.0 } else { -1.0 };
-    if heads * d == 0 {
+    let per_token: usize = p.parts().iter().map(|part| part.heads as usize * d).sum();
+    if per_token == 0 {
         return;
     }
-    let per_task = (PER_TASK / (heads * d)).max(1);
+    let parts = p.parts().map(|part| PartView::<T>::new(&part, tokens, d));
+    let per_task = (PER_TASK / per_token).max(1);
     team.run(tokens.div_ceil(per_task), |task| {
         for t in task * per_task..tokens.min((task + 1) * per_task) {
-            let at = t * heads * d..(t + 1) * heads * d;
-            // SAFETY: tokens do not overlap.
-            let y = unsafe { y.part(at.start, at.len()) };
-            if !in_place {
-                y.copy_from_slice(&x[at]);
+            for (i, part) in parts.iter().enumerate().filter(|(_, part)| part.width > 0) {
+                // SAFETY: tokens and parts do not overlap.
+                let y = unsafe { part.copied_token(t) };
+                if i < p.rotated as usize {
+                    rotate(y, &cos[t * h..(t + 1) * h], &sin[t * h..(t + 1) * h], sign);
+                }
             }
-            rotate(y, &cos[t * h..(t + 1) * h], &sin[t * h..(t + 1) * h], sign);
         }
     });
+}
+
+/// A part of a rotation in host memory.
+struct PartView<'a, T> {
+    /// Empty if x and y are the same array.
+    x: &'a [T],
+    y: OutputArray<T>,
+    x_stride: usize,
+    y_stride: usize,
+    /// Elements of a token.
+    width: usize,
+}
+
+impl<T: Element> PartView<'_, T> {
+    fn new(part: &Part, tokens: usize, head_dim: usize) -> Self {
+        let width = part.heads as usize * head_dim;
+        let (x_stride, y_stride) = (part.x_stride as usize, part.y_stride as usize);
+        let len = |stride: usize| if tokens * width == 0 { 0 } else { (tokens - 1) * stride + width };
+        // SAFETY: `part` covers the rows of all tokens; no slice of x is made if it is the same array as y.
+        let x = unsafe { slice_at::<T>(part.x, if part.x == part.y { 0 } else { len(x_stride) }) };
+        // SAFETY: `part` covers the rows of all tokens.
+        PartView { x, y: unsafe { OutputArray::<T>::new(part.y, len(y_stride)) }, x_stride, y_stride, width }
+    }
+
+    /// Copies token `t` from x to y and returns it.
+    ///
+    /// # Safety
+    /// No other thread accesses this token of y.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn copied_token(&self, t: usize) -> &mut [T] {
+        // SAFETY: no other thread accesses this token.
+        let y = unsafe { self.y.part(t * self.y_stride, self.width) };
+        if !self.x.is_empty() {
+            y.copy_from_slice(&self.x[t * self.x_stride..][..self.width]);
+        }
+        y
+    }
 }

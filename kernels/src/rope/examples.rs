@@ -2,13 +2,26 @@
 
 #[cfg(test)]
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_more};
-use crate::folder::{FLOAT_DTYPES, HEAD_DIM, HEADS, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
+use crate::folder::{
+    FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params,
+};
 use crate::rope;
 
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let table = rope::TableParams { tokens: SEQUENCE_LEN, half: HEAD_DIM / 2, ..placeholder_params() };
-    let apply = rope::ApplyParams { tokens: SEQUENCE_LEN, heads: HEADS, head_dim: HEAD_DIM, ..placeholder_params() };
-    let size = "8192 tokens, 28 heads of 128 elements";
+    let apply = rope::ApplyParams {
+        heads0: HEADS,
+        heads1: KV_HEADS,
+        x_stride0: HEADS * HEAD_DIM,
+        y_stride0: HEADS * HEAD_DIM,
+        x_stride1: KV_HEADS * HEAD_DIM,
+        y_stride1: KV_HEADS * HEAD_DIM,
+        rotated: 2,
+        tokens: SEQUENCE_LEN,
+        head_dim: HEAD_DIM,
+        ..placeholder_params()
+    };
+    let size = "8192 tokens, 28 query and 4 key heads of 128 elements";
     let apply = FLOAT_DTYPES.map(|t| (size, rope::apply(t, &apply)));
     [(size, rope::cos_sin_table(&table))].into_iter().chain(apply).collect()
 }
@@ -25,7 +38,9 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let [cos, sin] = [(); 2].map(|()| arrays.f32(tokens * half));
     let [x, y] = [(); 2].map(|()| arrays.f32(tokens * heads * head_dim));
     let table = rope::cos_sin_table(&rope::TableParams { positions, inv_freq, axis, cos, sin, tokens, half });
-    let p = rope::ApplyParams { x, y, cos, sin, tokens, heads, head_dim, inverse: 0 };
+    let stride = heads * head_dim;
+    let rotation = rope::Rotation { cos, sin, tokens, head_dim, inverse: false };
+    let p = rope::ApplyParams::new(&rotation, &[rope::Part { x, x_stride: stride, y, y_stride: stride, heads }], 1);
     let mut all = allow_one_tenth_more(FLOAT_DTYPES.map(|t| rope::apply(t, &p)));
     // Each thread of the table kernel reads its position, frequency and axis from memory; on a GPU the L1 cache
     // serves most of these reads.

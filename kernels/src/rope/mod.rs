@@ -7,9 +7,14 @@
 //! Rotation (rotate-half): with `h = head_dim / 2`, `y[i] = x[i] cos[i] - x[i + h] sin[i]` and `y[i + h] = x[i + h]
 //! cos[i] + x[i] sin[i]`. The gradient is the rotation by the negative angle (`inverse`).
 //!
+//! One launch rotates up to three parts, for example queries and keys, or copies them, as the values beside them: part i
+//! is x_i, `heads_i` heads of each token, to y_i. Its rows may be columns of a wider matrix, so that a launch splits a
+//! fused projection of queries, keys and values, and a launch joins its gradient.
+//!
 //! Shapes: positions `[axes, tokens]`, tables `[tokens, head_dim / 2]` in f32, x and y `[tokens, heads, head_dim]` in
-//! f32 or bf16; y may be x. Numerics: the angle is reduced in f64, so cosine and sine are within one unit in the last
-//! place of f32 at any position; the rotation is f32, two products and their sum, with one rounding at the store.
+//! f32 or bf16, with the given distances between tokens; y may be x if the distances are equal. Numerics: the angle is
+//! reduced in f64, so cosine and sine are within one unit in the last place of f32 at any position; the rotation is f32,
+//! two products and their sum, with one rounding at the store.
 //! Memory-bound. In CUDA a thread rotates up to ten heads with a cosine and a sine that it reads once. The table has
 //! one thread for each frequency and eight tokens; its threads read each position again from L1: 13 bytes per
 //! element, 8 of them written.
@@ -46,22 +51,130 @@ params! {
 params! {
     /// Parameters of the rotation kernel.
     pub struct ApplyParams {
-        /// `[tokens, heads, head_dim]`
-        pub x: Addr,
-        /// `[tokens, heads, head_dim]`, written; may be the same array as `x`.
-        pub y: Addr,
+        /// `[tokens, heads0, head_dim]`, the first part.
+        pub x0: Addr,
+        /// `[tokens, heads1, head_dim]`, the second part.
+        pub x1: Addr,
+        /// `[tokens, heads2, head_dim]`, the third part.
+        pub x2: Addr,
+        /// `[tokens, heads0, head_dim]`, written; may be the same array as `x0`.
+        pub y0: Addr,
+        /// `[tokens, heads1, head_dim]`, written; may be the same array as `x1`.
+        pub y1: Addr,
+        /// `[tokens, heads2, head_dim]`, written; may be the same array as `x2`.
+        pub y2: Addr,
         /// f32 `[tokens, head_dim / 2]`
         pub cos: Addr,
         /// f32 `[tokens, head_dim / 2]`
         pub sin: Addr,
+        /// Heads of the first part.
+        pub heads0: u32,
+        /// Heads of the second part; 0: none.
+        pub heads1: u32,
+        /// Heads of the third part; 0: none.
+        pub heads2: u32,
+        /// Elements from one token of x0 to the next.
+        pub x_stride0: u32,
+        /// Elements from one token of x1 to the next.
+        pub x_stride1: u32,
+        /// Elements from one token of x2 to the next.
+        pub x_stride2: u32,
+        /// Elements from one token of y0 to the next.
+        pub y_stride0: u32,
+        /// Elements from one token of y1 to the next.
+        pub y_stride1: u32,
+        /// Elements from one token of y2 to the next.
+        pub y_stride2: u32,
+        /// Number of parts that are rotated; those after them are copied.
+        pub rotated: u32,
         /// Tokens.
         pub tokens: u32,
-        /// Heads.
-        pub heads: u32,
         /// Elements of a head, even.
         pub head_dim: u32,
         /// 1: rotate by the negative angle, for the gradient; 0: forward.
         pub inverse: u32,
+        /// 0
+        pub reserved: u32,
+    }
+}
+
+/// A part of a rotation.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// `[tokens, heads, head_dim]`
+    pub x: Addr,
+    /// Elements from one token of x to the next.
+    pub x_stride: u32,
+    /// `[tokens, heads, head_dim]`, written.
+    pub y: Addr,
+    /// Elements from one token of y to the next.
+    pub y_stride: u32,
+    /// Heads.
+    pub heads: u32,
+}
+
+/// The rotation, which all parts share.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation {
+    /// f32 `[tokens, head_dim / 2]`
+    pub cos: Addr,
+    /// f32 `[tokens, head_dim / 2]`
+    pub sin: Addr,
+    /// Tokens.
+    pub tokens: u32,
+    /// Elements of a head, even.
+    pub head_dim: u32,
+    /// Whether to rotate by the negative angle, for the gradient.
+    pub inverse: bool,
+}
+
+impl ApplyParams {
+    /// The parameters of a launch that rotates the first `rotated` of one to three parts and copies the others.
+    ///
+    /// # Panics
+    /// If there are more than three parts.
+    pub fn new(rotation: &Rotation, parts: &[Part], rotated: u32) -> ApplyParams {
+        assert!(parts.len() <= 3, "a launch rotates up to three parts");
+        let none = Part { x: Addr::NULL, x_stride: 0, y: Addr::NULL, y_stride: 0, heads: 0 };
+        let [a, b, c] = std::array::from_fn(|i| parts.get(i).copied().unwrap_or(none));
+        let Rotation { cos, sin, tokens, head_dim, inverse } = *rotation;
+        ApplyParams {
+            x0: a.x,
+            x1: b.x,
+            x2: c.x,
+            y0: a.y,
+            y1: b.y,
+            y2: c.y,
+            cos,
+            sin,
+            heads0: a.heads,
+            heads1: b.heads,
+            heads2: c.heads,
+            x_stride0: a.x_stride,
+            x_stride1: b.x_stride,
+            x_stride2: c.x_stride,
+            y_stride0: a.y_stride,
+            y_stride1: b.y_stride,
+            y_stride2: c.y_stride,
+            rotated,
+            tokens,
+            head_dim,
+            inverse: inverse.into(),
+            reserved: 0,
+        }
+    }
+
+    fn parts(&self) -> [Part; 3] {
+        [
+            Part { x: self.x0, x_stride: self.x_stride0, y: self.y0, y_stride: self.y_stride0, heads: self.heads0 },
+            Part { x: self.x1, x_stride: self.x_stride1, y: self.y1, y_stride: self.y_stride1, heads: self.heads1 },
+            Part { x: self.x2, x_stride: self.x_stride2, y: self.y2, y_stride: self.y_stride2, heads: self.heads2 },
+        ]
+    }
+
+    /// Groups of up to [`HEADS`] heads of all parts.
+    fn groups(&self) -> u32 {
+        self.parts().iter().map(|part| part.heads.div_ceil(HEADS)).sum()
     }
 }
 
@@ -88,7 +201,7 @@ fn plan_table(p: &TableParams) -> Vec<Stage> {
 fn plan_apply(symbol: &'static str, p: &ApplyParams, vector: u32) -> Vec<Stage> {
     let half = p.head_dim / 2;
     let chunks = if half.is_multiple_of(vector) { half / vector } else { half };
-    let threads = u64::from(p.tokens) * u64::from(p.heads.div_ceil(HEADS)) * u64::from(chunks);
+    let threads = u64::from(p.tokens) * u64::from(p.groups()) * u64::from(chunks);
     cuh::plan_blocks(symbol, threads.div_ceil(256), 256)
 }
 
@@ -98,12 +211,17 @@ pub fn cos_sin_table(params: &TableParams) -> Launch {
     Launch::kernel(&TABLE, params, Cost { flops: 40.0 * n, bytes: 8.0 * n })
 }
 
-/// Returns the launch of the rotation; `dtype` is that of x and y, F32 or BF16.
+/// Returns the launch of the rotation; `dtype` is that of all parts, F32 or BF16.
 pub fn apply(dtype: DType, params: &ApplyParams) -> Launch {
     let kernel = if dtype == DType::F32 { &APPLY_F32 } else { &APPLY_BF16 };
     let table = params.tokens as f64 * params.head_dim as f64;
-    let n = table * params.heads as f64;
-    Launch::kernel(kernel, params, Cost { flops: 3.0 * n, bytes: 2.0 * n * dtype.size() as f64 + 4.0 * table })
+    let heads = params.parts().map(|part| part.heads as f64);
+    let (n, rotated) = (table * heads.iter().sum::<f64>(), heads.iter().take(params.rotated as usize).sum::<f64>());
+    Launch::kernel(
+        kernel,
+        params,
+        Cost { flops: 3.0 * table * rotated, bytes: 2.0 * n * dtype.size() as f64 + 4.0 * table },
+    )
 }
 
 /// Shapes (tokens, heads, head_dim, largest position) that the checks use.

@@ -9,8 +9,9 @@
 //
 // Grid of the table: a thread computes one frequency of TOKENS tokens; neighbouring threads have neighbouring
 // frequencies. Grid of the rotation: a thread rotates a 16-byte vector of one half of a head and its partner in the
-// other half, for up to HEADS heads of a token, so that it reads cosine and sine once. It reads both vectors before
-// it writes them, because y may be x. Memory-bound; the table is bound by arithmetic on GPUs with few f64 units.
+// other half, for up to HEADS heads of one part of a token, so that it reads cosine and sine once. It reads both
+// vectors before it writes them, because y may be x. Parts that are not rotated are copied. Memory-bound; the table is
+// bound by arithmetic on GPUs with few f64 units.
 
 #include "cuh/rotary.cuh"
 
@@ -63,23 +64,56 @@ extern "C" __global__ void __launch_bounds__(THREADS) rope_table_f32(const __gri
   }
 }
 
+// A part of the heads of a token: where x and y begin, and the elements from one token to the next.
+struct Part {
+  u64 x, y;
+  u32 x_stride, y_stride, heads;
+  bool rotates;
+};
+
+__device__ __forceinline__ u32 groups_of(u32 heads) { return ceil_div(heads, static_cast<u32>(HEADS)); }
+
+// Returns the part with this group of heads. `group` becomes the group's number in the part.
+__device__ __forceinline__ Part part_of(const ApplyParams& p, u32& group) {
+  Part part{p.x0, p.y0, p.x_stride0, p.y_stride0, p.heads0, p.rotated > 0};
+  if (group < groups_of(p.heads0)) return part;
+  group -= groups_of(p.heads0);
+  part = {p.x1, p.y1, p.x_stride1, p.y_stride1, p.heads1, p.rotated > 1};
+  if (group < groups_of(p.heads1)) return part;
+  group -= groups_of(p.heads1);
+  return {p.x2, p.y2, p.x_stride2, p.y_stride2, p.heads2, p.rotated > 2};
+}
+
 template <int V, class T>
-__device__ __forceinline__ void rotate(const ApplyParams& p, u64 thread) {
-  const u32 half = p.head_dim / 2, chunks = half / V, groups = ceil_div(p.heads, static_cast<u32>(HEADS));
+__device__ __forceinline__ void rotate(const ApplyParams& p, u32 groups, u64 thread) {
+  const u32 half = p.head_dim / 2, chunks = half / V;
   const u32 i = static_cast<u32>(thread % chunks) * V;
   const u64 rest = thread / chunks, token = rest / groups;
   if (token >= p.tokens) return;
-  const u32 head = static_cast<u32>(rest % groups) * HEADS, end = min(head + HEADS, p.heads);
-  float cosine[V], sine[V];
-  load_vector(global<const float>(p.cos) + token * half + i, cosine);
-  load_vector(global<const float>(p.sin) + token * half + i, sine);
-  if (p.inverse != 0) {
+  u32 group = static_cast<u32>(rest % groups);
+  const Part part = part_of(p, group);
+  const u32 head = group * HEADS, end = min(head + HEADS, part.heads);
+  float cosine[V] = {}, sine[V] = {};
+  if (part.rotates) {
+    load_vector(global<const float>(p.cos) + token * half + i, cosine);
+    load_vector(global<const float>(p.sin) + token * half + i, sine);
+    if (p.inverse != 0) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) sine[j] = -sine[j];
+      for (int j = 0; j < V; ++j) sine[j] = -sine[j];
+    }
   }
-  u64 at = (token * p.heads + head) * p.head_dim + i;
-  for (u32 h = head; h < end; ++h, at += p.head_dim) {
-    rotate_pair<V>(global<const T>(p.x) + at, global<T>(p.y) + at, half, cosine, sine);
+  const T* x = global<const T>(part.x) + token * part.x_stride + head * p.head_dim + i;
+  T* y = global<T>(part.y) + token * part.y_stride + head * p.head_dim + i;
+  for (u32 h = head; h < end; ++h, x += p.head_dim, y += p.head_dim) {
+    if (part.rotates) {
+      rotate_pair<V>(x, y, half, cosine, sine);
+    } else {
+      float a[V], b[V];
+      load_vector(x, a);
+      load_vector(x + half, b);
+      store_vector(y, a);
+      store_vector(y + half, b);
+    }
   }
 }
 
@@ -87,14 +121,17 @@ template <class T>
 __device__ __forceinline__ void apply(const ApplyParams& p) {
   const u64 thread = static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x;
   constexpr int V = VECTOR<T>;
-  if (p.head_dim / 2 % V == 0 && aligned16(p.x, p.y, p.cos, p.sin)) {
-    rotate<V, T>(p, thread);
+  const u32 groups = groups_of(p.heads0) + groups_of(p.heads1) + groups_of(p.heads2);
+  const u32 strides = p.x_stride0 | p.x_stride1 | p.x_stride2 | p.y_stride0 | p.y_stride1 | p.y_stride2;
+  const bool vector = aligned16(p.x0, p.x1, p.x2, p.y0, p.y1, p.y2, p.cos, p.sin) && strides % V == 0;
+  if (p.head_dim / 2 % V == 0 && vector) {
+    rotate<V, T>(p, groups, thread);
   } else {
     // Unaligned addresses need a thread for each element. The launch plan does not know the addresses and has fewer
     // threads, so each thread computes several elements in a loop.
     const u64 step = static_cast<u64>(gridDim.x) * THREADS;
-    const u64 all = static_cast<u64>(p.tokens) * ceil_div(p.heads, static_cast<u32>(HEADS)) * (p.head_dim / 2);
-    for (u64 i = thread; i < all; i += step) rotate<1, T>(p, i);
+    const u64 all = static_cast<u64>(p.tokens) * groups * (p.head_dim / 2);
+    for (u64 i = thread; i < all; i += step) rotate<1, T>(p, groups, i);
   }
 }
 

@@ -264,8 +264,12 @@ impl Layer {
         drop(normed);
         let o = match context {
             AttentionContext::Packed(seqs) => {
-                let rotated = |x: Tensor| ops::apply_rotary(cx, &x, rotary);
-                ops::attention(cx, &rotated(q)?, &rotated(k)?, &v, seqs, true)?
+                let (q, k) = {
+                    // Dropped after the rotation, unless the tape keeps them.
+                    let (q, k) = (q, k);
+                    ops::apply_rotary(cx, &q, &k, rotary)?
+                };
+                ops::attention(cx, &q, &k, &v, seqs, true)?
             }
             AttentionContext::Cached(cache, pages) => {
                 let (keys, values) = &cache.layers[self.index];

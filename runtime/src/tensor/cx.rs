@@ -112,6 +112,25 @@ impl Cx {
         }
     }
 
+    /// [`Cx::record`] for an op with any number of outputs, each of which may or may not get a gradient
+    /// ([`BackwardContext::take_dys`]).
+    pub fn record_all(
+        &self,
+        name: &'static str,
+        inputs: &[&Tensor],
+        outputs: Vec<Tensor>,
+        backward: impl FnOnce(&mut BackwardContext<'_>) -> Result<()> + 'static,
+    ) -> Vec<Tensor> {
+        match &self.tape {
+            Some(tape) if inputs.iter().any(|t| t.needs_grad()) => {
+                let outputs: Vec<Tensor> = outputs.iter().map(Tensor::needing_grad).collect();
+                tape.push(name, inputs, &outputs.iter().collect::<Vec<_>>(), backward);
+                outputs
+            }
+            _ => outputs,
+        }
+    }
+
     /// Gradient checkpointing: runs `f` and keeps only `inputs`. The backward pass runs `f` again to get its
     /// intermediate results.
     ///

@@ -148,6 +148,23 @@ impl BackwardContext<'_> {
         Tensor::empty(self.device, shape, dtype, category)
     }
 
+    /// The gradients of all outputs of an op recorded by [`super::cx::Cx::record_all`]; at least one is present.
+    pub fn take_dys(&mut self) -> Vec<Option<Tensor>> {
+        std::mem::take(&mut self.dys)
+    }
+
+    /// The memory to which a matrix product writes a gradient of `x`, and whether it must add to what it holds: the
+    /// gradient that x has so far, or new memory. The rule gives the sum to [`BackwardContext::add`] afterwards. This
+    /// saves the launch that would add the product to the earlier gradient, and its rounding.
+    pub fn grad_to_write(&mut self, x: &Tensor) -> Result<(Tensor, bool)> {
+        match self.by_id.remove(&x.id()) {
+            Some(sum) if !sum.is_shared() => return Ok((sum, true)),
+            Some(sum) => self.by_id.insert(x.id(), sum),
+            None => None,
+        };
+        Ok((self.empty_like(x)?, false))
+    }
+
     /// Adds `grad` to the gradient of `x`. Does nothing if `x` needs no gradient. Gradients of parameters are f32.
     pub fn add(&mut self, x: &Tensor, grad: Tensor) -> Result<()> {
         if !x.needs_grad() {
@@ -190,6 +207,15 @@ impl BackwardContext<'_> {
         }
         let (sum, is_first) = self.grads.buffer(x)?;
         Ok(Some((sum, !is_first)))
+    }
+
+    /// [`BackwardContext::parameter_grad_to_write`] for launches over `rows` rows. If there are none, they write
+    /// nothing, so the buffer gets zeros.
+    pub fn parameter_grad_over_rows(&mut self, x: &Tensor, rows: usize) -> Result<Option<(Tensor, bool)>> {
+        match rows {
+            0 => Ok(self.parameter_grad(x)?.map(|sum| (sum, true))),
+            _ => self.parameter_grad_to_write(x),
+        }
     }
 
     pub(super) fn grads(&mut self) -> &mut Grads {

@@ -102,17 +102,18 @@ fn the_gradient_equals_the_formula() {
                 dw: addr_mut(&mut sum),
                 pixels,
                 embed: embed as u32,
-                reserved: 0,
+                accumulate: 1,
             };
             run(&dw(dtype, &params), 2);
+            let mut alone = vec![f32::NAN; before.len()];
+            run(&dw(dtype, &DwParams { dw: addr_mut(&mut alone), accumulate: 0, ..params }), 2);
             let input = FrameInput { frames: &frames, pixels, round: round(dtype) };
-            let want: Vec<f64> = input
-                .weight_gradient(&dy.to_f64(), embed)
-                .iter()
-                .zip(&before)
-                .map(|(d, &before)| d + before as f64)
-                .collect();
+            let own = input.weight_gradient(&dy.to_f64(), embed);
+            let want: Vec<f64> = own.iter().zip(&before).map(|(d, &before)| d + before as f64).collect();
             assert_close(&format!("dw {dtype} {shape:?} {embed}"), &sum, &want, tol, f64::MAX);
+            if pixels.patch_count() > 0 {
+                assert_close(&format!("dw alone {dtype} {shape:?} {embed}"), &alone, &own, tol, f64::MAX);
+            }
         }
     }
 }

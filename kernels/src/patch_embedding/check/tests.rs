@@ -17,7 +17,7 @@ fn products_are_the_useful_ones_and_without_bank_conflicts() {
                 FwdParams { frames, weight: x.addr(), bias: Addr::NULL, y: y.addr(), pixels, embed, reserved: 0 };
             let dy = TestArray::new(dtype, &normal_numbers(patches * embed as usize, 1, 0.1));
             let mut sum = vec![0.0; embed as usize * row];
-            let gradient = DwParams { frames, dy: dy.addr(), dw: addr_mut(&mut sum), pixels, embed, reserved: 0 };
+            let gradient = DwParams { frames, dy: dy.addr(), dw: addr_mut(&mut sum), pixels, embed, accumulate: 1 };
             for launch in [fwd(dtype, &params), dw(dtype, &gradient)] {
                 let count = simulated_counts(&launch);
                 assert_eq!(count.wavefronts, count.wavefronts_least, "{}", launch.name());

@@ -69,10 +69,16 @@ fn backward(dtype: DType, [x, w, dy]: [&TestArray; 3], index: &[i32], rstd: &[f3
         partial: addr_mut(&mut partial),
         rows: rows as u32,
         cols: cols as u32,
+        accumulate: 1,
+        reserved: 0,
     };
     run(&bwd(dtype, &params), 2);
     run(&bwd(dtype, &BwdParams { dx: frozen.addr(), dw: Addr::NULL, partial: Addr::NULL, ..params }), 1);
     assert_eq!(dx.values(), frozen.values(), "dx must not depend on whether w is frozen");
+    let mut alone = vec![f32::NAN; cols];
+    run(&bwd(dtype, &BwdParams { dw: addr_mut(&mut alone), accumulate: 0, ..params }), 2);
+    let is_same = |(alone, sum): (&f32, &f32)| 0.5 + alone == *sum;
+    assert!(rows == 0 || alone.iter().zip(&dw).all(is_same), "dw is the same whether it is added");
     [dx.values(), dw]
 }
 

@@ -13,7 +13,7 @@ fn reads_each_row_once() {
         let (index, rstd, rows, cols) = (addr(&index), addr_mut(&mut rstd), rows as u32, cols as u32);
         let params = FwdParams { x, index, w, y, rstd, rows, cols, eps: EPS, reserved: 0 };
         let (dw, partial) = (addr_mut(&mut dw), addr_mut(&mut partial));
-        let gradient = BwdParams { x, index, w, rstd, dy, dx: y, dw, partial, rows, cols };
+        let gradient = BwdParams { x, index, w, rstd, dy, dx: y, dw, partial, rows, cols, accumulate: 1, reserved: 0 };
         for launch in [fwd(dtype, &params), bwd(dtype, &gradient)] {
             let count = assert_traffic_matches_cost(&launch);
             assert_eq!(count.wavefronts, count.wavefronts_least, "{}", launch.name());

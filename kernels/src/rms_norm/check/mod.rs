@@ -107,6 +107,7 @@ pub(crate) fn backward(
         partial: addr_mut(&mut partial),
         rows: rows as u32,
         cols: cols as u32,
+        accumulate: 1,
         ..Zeroable::zeroed()
     };
     run(&bwd(dtype, &params), threads);
@@ -114,6 +115,11 @@ pub(crate) fn backward(
     let params = BwdParams { dx: frozen.addr(), dw: Addr::NULL, partial: Addr::NULL, ..params };
     run(&bwd(dtype, &params), threads);
     assert_eq!(dx.values(), frozen.values(), "dx must not depend on whether w is frozen");
+    let mut alone = vec![f32::NAN; cols];
+    let (dw_at, partial) = (addr_mut(&mut alone), addr_mut(&mut partial));
+    run(&bwd(dtype, &BwdParams { dw: dw_at, partial, accumulate: 0, ..params }), threads);
+    let is_same = |(alone, sum): (&f32, &f32)| 0.5 + alone == *sum;
+    assert!(rows == 0 || alone.iter().zip(&dw).all(is_same), "dw is the same whether it is added");
     [dx.values(), dw]
 }
 
@@ -266,6 +272,8 @@ fn the_gradient_of_a_residual_joins_that_of_the_norm() {
                     partial: addr_mut(&mut partial),
                     rows: rows as u32,
                     cols: cols as u32,
+                    accumulate: 1,
+                    reserved: 0,
                 };
                 run(&bwd(dtype, &params), 2);
                 let name = format!("add dx {rows}x{cols}");

@@ -116,17 +116,13 @@ fn the_rotation_has_the_bits_of_rope() {
             let case = Case::new(&mut picks, dtype, tokens, shape);
             let rotated = |x: &TestArray, heads: usize| {
                 let y = TestArray::output(dtype, x.values().len());
-                let params = rope::ApplyParams {
-                    x: x.addr(),
-                    y: y.addr(),
-                    cos: case.cos.addr(),
-                    sin: case.sin.addr(),
-                    tokens: tokens as u32,
-                    heads: heads as u32,
-                    head_dim: shape.head_dim as u32,
-                    inverse: 0,
-                };
-                run(&rope::apply(dtype, &params), 2);
+                let stride = (heads * shape.head_dim) as u32;
+                let (cos, sin) = (case.cos.addr(), case.sin.addr());
+                let (tokens, head_dim) = (tokens as u32, shape.head_dim as u32);
+                let rotation = rope::Rotation { cos, sin, tokens, head_dim, inverse: false };
+                let part =
+                    rope::Part { x: x.addr(), x_stride: stride, y: y.addr(), y_stride: stride, heads: heads as u32 };
+                run(&rope::apply(dtype, &rope::ApplyParams::new(&rotation, &[part], 1)), 2);
                 y.values()
             };
             let (q, k) = (rotated(&case.q, shape.heads), rotated(&case.k, shape.kv_heads));

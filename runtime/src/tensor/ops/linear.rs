@@ -57,7 +57,8 @@ pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Ten
     }))
 }
 
-/// Adds to the gradients of weight and bias, if they are trained. Returns the gradient of x if x needs one.
+/// Adds to the gradients of weight and bias, if they are trained. Returns the gradient of x if x needs one; it may
+/// include the gradient that x has from other ops ([`BackwardContext::grad_to_write`]).
 fn linear_gradients(
     bw: &mut BackwardContext<'_>,
     dy: &Tensor,
@@ -69,20 +70,26 @@ fn linear_gradients(
     let n = w.shape()[0];
     let dx = match x.needs_grad() {
         true => {
-            let dx = bw.empty_like(x)?;
-            bw.launch(&Launch::Matmul(plain(m, k, n, operand(dy, false), operand(w, true), &dx)))?;
+            let (dx, accumulate) = bw.grad_to_write(x)?;
+            let product = plain(m, k, n, operand(dy, false), operand(w, true), &dx);
+            bw.launch(&Launch::Matmul(Matmul { accumulate, ..product }))?;
             Some(dx)
         }
         false => None,
     };
     weight_gradient(bw, w, dy, x, [m, n, k])?;
-    if let Some(b) = b
-        && let Some(db) = bw.parameter_grad(b)?
-    {
-        let params = column_sum::Params { x: dy.addr(), sum: db.addr(), rows: m as u64, cols: n as u64 };
-        bw.launch(&column_sum::add_column_sums(dy.dtype(), &params))?;
+    if let Some(b) = b {
+        bias_gradient(bw, b, dy, [m, n])?;
     }
     Ok(dx)
+}
+
+/// Adds the column sums of dy `[m, n]` to the gradient of bias b `[n]` if b is trained.
+pub(super) fn bias_gradient(bw: &mut BackwardContext<'_>, b: &Tensor, dy: &Tensor, [m, n]: [usize; 2]) -> Result<()> {
+    let Some((db, adds)) = bw.parameter_grad_to_write(b)? else { return Ok(()) };
+    let (rows, cols, accumulate) = (m as u64, n as u64, u32::from(adds));
+    let params = column_sum::Params { x: dy.addr(), sum: db.addr(), rows, cols, accumulate, reserved: 0 };
+    bw.launch(&column_sum::column_sums(dy.dtype(), &params))
 }
 
 /// [`linear`] with an adapter: `y = x · wᵀ + b + scale · (x · downᵀ) · upᵀ`. Rounds to the dtype of x twice: `scale ·

@@ -46,8 +46,8 @@ pub use lora_rows::{LoraStack, RowAdapters};
 pub use loss::{log_prob, weighted_sum};
 pub use norm::{patch_merge, rms_norm, rms_norm_add, rms_norm_branch};
 pub use patch_embedding::{DeviceFrames, PatchingParams, patch_embedding};
-pub use rotary::{RotaryFrequencies, RotaryTable, apply_rotary, rotary_table};
-pub use rows::{gather_rows, split_columns};
+pub use rotary::{RotaryFrequencies, RotaryTable, apply_rotary, rotary_table, split_and_rotate};
+pub use rows::gather_rows;
 pub use sampling::{RowSampling, SampledTokens, SamplingTable, TokenHistory, sample};
 pub use siglip::{add_position_embeddings, layer_norm, normalise_rows, pool_attention};
 pub use skinny::{
@@ -82,7 +82,7 @@ pub const OPS_WITH_BACKWARD: [&str; 24] = [
     "rms_norm_add",
     "rms_norm_branch",
     "rotary",
-    "split_columns",
+    "split_and_rotate",
     "swiglu",
     "weighted_sum",
 ];

@@ -14,6 +14,18 @@ use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::BackwardContext;
 
+/// Where the backward launch writes the gradient of a weight; null if the weight is not trained.
+struct WeightGradient {
+    /// The gradient buffer.
+    dw: Addr,
+    /// The workspace for partial sums.
+    partial: Addr,
+    /// Whether the launch adds to what the buffer holds.
+    accumulate: u32,
+    /// Owns the workspace.
+    _workspace: Option<Tensor>,
+}
+
 /// The checked sizes of a norm: x has `rows` rows of `cols` elements.
 #[derive(Clone, Copy)]
 struct Sizes {
@@ -38,13 +50,19 @@ impl Sizes {
         if wants { cx.empty(&[self.n_rows], DType::F32).map(Some) } else { Ok(None) }
     }
 
-    /// The gradient buffer of the weight and the workspace for its partial sums, if the weight is trained.
-    fn dw(&self, bw: &mut BackwardContext, w: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
-        let Some(dw) = bw.parameter_grad(w)? else { return Ok(None) };
-        Ok(Some((
-            dw,
-            bw.empty(&[kernel::row_block_count(self.n_rows), self.n_cols], DType::F32, MemoryCategory::Workspace)?,
-        )))
+    /// The gradient of the weight that the backward launch writes, if the weight is trained.
+    fn dw(&self, bw: &mut BackwardContext, w: &Tensor) -> Result<WeightGradient> {
+        let Some((dw, adds)) = bw.parameter_grad_over_rows(w, self.n_rows)? else {
+            return Ok(WeightGradient { dw: Addr::NULL, partial: Addr::NULL, accumulate: 0, _workspace: None });
+        };
+        let shape = [kernel::row_block_count(self.n_rows), self.n_cols];
+        let workspace = bw.empty(&shape, DType::F32, MemoryCategory::Workspace)?;
+        Ok(WeightGradient {
+            dw: dw.addr(),
+            partial: workspace.addr(),
+            accumulate: u32::from(adds),
+            _workspace: Some(workspace),
+        })
     }
 
     fn forward(&self, cx: &Cx, x: &Tensor, w: &Tensor, y: &Tensor, rstd: &Option<Tensor>) -> Result<()> {
@@ -71,7 +89,7 @@ impl Sizes {
         };
         let Sizes { rows, cols, .. } = *self;
         let own = self.dw(bw, w)?;
-        let (dw, partial) = own.as_ref().map_or((Addr::NULL, Addr::NULL), |(dw, p)| (dw.addr(), p.addr()));
+        let WeightGradient { dw, partial, accumulate, .. } = own;
         let (x_at, w, rstd, dy) = (x.addr(), w.addr(), rstd.addr(), dy.addr());
         let d_sum = addr(&d_x);
         // `dx` reuses the memory of `d_x` if nothing else uses it.
@@ -79,7 +97,20 @@ impl Sizes {
             Some(d_x) if !d_x.is_shared() => d_x,
             _ => bw.empty_like(x)?,
         };
-        let p = kernel::BwdParams { x: x_at, w, rstd, dy, d_sum, dx: dx.addr(), dw, partial, rows, cols };
+        let p = kernel::BwdParams {
+            x: x_at,
+            w,
+            rstd,
+            dy,
+            d_sum,
+            dx: dx.addr(),
+            dw,
+            partial,
+            rows,
+            cols,
+            accumulate,
+            reserved: 0,
+        };
         bw.launch(&kernel::bwd(x.dtype(), &p))?;
         Ok(Some(dx))
     }
@@ -199,7 +230,7 @@ pub fn patch_merge(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32, gr
         let Some(rstd) = &rstd else { return Ok(()) };
         let dx = bw.empty_like(&kx)?;
         let own = sizes.dw(bw, &kw)?;
-        let (dw, partial) = own.as_ref().map_or((Addr::NULL, Addr::NULL), |(dw, p)| (dw.addr(), p.addr()));
+        let WeightGradient { dw, partial, accumulate, .. } = own;
         let p = merge_kernel::BwdParams {
             x: kx.addr(),
             index: index.addr(),
@@ -211,6 +242,8 @@ pub fn patch_merge(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32, gr
             partial,
             rows,
             cols,
+            accumulate,
+            reserved: 0,
         };
         bw.launch(&merge_kernel::bwd(kx.dtype(), &p))?;
         bw.add(&kx, dx)

@@ -1,8 +1,9 @@
 //! Patch embedding: from decoded u8 frames to patch embeddings in one kernel, without storing normalised pixels.
 
 use reel_kernels::patch_embedding::{self as kernel, Pixels};
-use reel_kernels::{Addr, DType, column_sum, patches};
+use reel_kernels::{Addr, DType, patches};
 
+use super::linear::bias_gradient;
 use super::{linear, want_dtype, want_shape};
 use crate::device::{Device, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
@@ -130,13 +131,10 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
     Ok(cx.record(OP, &inputs, y, move |bw| {
         // The gradient has the shape of the view in which the output was used last.
         let dy = bw.take_dy().reshape(&[n, embed])?;
-        if let Some(kb) = &kb
-            && let Some(db) = bw.parameter_grad(kb)?
-        {
-            let params = column_sum::Params { x: dy.addr(), sum: db.addr(), rows: n as u64, cols: embed as u64 };
-            bw.launch(&column_sum::add_column_sums(dy.dtype(), &params))?;
+        if let Some(kb) = &kb {
+            bias_gradient(bw, kb, &dy, [n, embed])?;
         }
-        let Some(dw) = bw.parameter_grad(&kw)? else { return Ok(()) };
+        let Some((dw, mut adds)) = bw.parameter_grad_over_rows(&kw, n)? else { return Ok(()) };
         for (f, start) in frames.iter().zip(starts(&frames)) {
             let p = kernel::DwParams {
                 frames: f.levels.addr(),
@@ -144,9 +142,10 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
                 dw: dw.addr(),
                 pixels: f.pixels,
                 embed: columns,
-                reserved: 0,
+                accumulate: u32::from(adds),
             };
             bw.launch(&kernel::dw(dy.dtype(), &p))?;
+            adds |= f.patch_count() > 0;
         }
         Ok(())
     }))

@@ -1,13 +1,16 @@
 //! Rotary position embedding (RoPE, M-RoPE): a table of cosines and sines for each forward pass, and the rotation of
 //! queries and keys by this table.
 
-use reel_kernels::{DType, rope};
+use reel_kernels::{DType, Launch, rope};
 
-use super::{size, want_dtype, want_shape};
+use super::{rows_cols, size, want_dtype, want_shape};
 use crate::device::{Device, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
+use crate::tensor::tape::fill_zero;
 use crate::tensor::{Tensor, format_shape};
+
+const OP: &str = "rotary";
 
 /// The cosines and sines of each token's rotation angles.
 #[derive(Clone, Debug)]
@@ -87,37 +90,101 @@ pub fn rotary_table(cx: &Cx, positions: &Tensor, inv_freq: &[f32], axis: &[i32])
     RotaryFrequencies::new(cx.device(), inv_freq, axis, axes)?.cos_sin_table(cx, positions)
 }
 
-/// Rotates x `[S, heads, D]` by the angles of the table. Elements j and `j + D/2` form a pair.
-pub fn apply_rotary(cx: &Cx, x: &Tensor, table: &RotaryTable) -> Result<Tensor> {
+impl RotaryTable {
+    /// The rotation of `tokens` tokens by the angles of this table; checks the table's shape.
+    fn rotation(&self, tokens: usize, head_dim: usize) -> Result<rope::Rotation> {
+        want_shape(OP, "table", &self.cos, &[tokens, head_dim / 2], "[tokens, head_dim / 2]")?;
+        let (tokens, head_dim) = (size(OP, tokens)?, size(OP, head_dim)?);
+        Ok(rope::Rotation { cos: self.cos.addr(), sin: self.sin.addr(), tokens, head_dim, inverse: false })
+    }
+}
+
+/// The launch that rotates the first `rotated` of `parts` and copies the others.
+fn launch(dtype: DType, rotation: &rope::Rotation, parts: &[rope::Part], rotated: usize) -> Launch {
+    rope::apply(dtype, &rope::ApplyParams::new(rotation, parts, rotated as u32))
+}
+
+/// Rotates queries q `[S, heads, D]` and keys k `[S, kv_heads, D]` by the angles of the table, in one launch. Elements
+/// j and `j + D/2` form a pair.
+pub fn apply_rotary(cx: &Cx, q: &Tensor, k: &Tensor, table: &RotaryTable) -> Result<(Tensor, Tensor)> {
     let _op = in_op("apply_rotary");
-    const OP: &str = "rotary";
-    let &[tokens, heads, d] = x.shape() else {
-        return Err(shape_error(
-            OP,
-            format!("x has shape {}, expected [tokens, heads, head_dim]", format_shape(x.shape())),
-        ));
+    let (&[tokens, q_heads, d], &[_, k_heads, _]) = (q.shape(), k.shape()) else {
+        let (q, k) = (format_shape(q.shape()), format_shape(k.shape()));
+        return Err(shape_error(OP, format!("q has shape {q}, k {k}; expected [tokens, heads, head_dim] twice")));
     };
-    want_shape(OP, "table", &table.cos, &[tokens, d / 2], "[tokens, head_dim / 2]")?;
-    let y = cx.empty(x.shape(), x.dtype())?;
-    let (tokens, heads, head_dim) = (size(OP, tokens)?, size(OP, heads)?, size(OP, d)?);
-    let table = table.clone();
-    let params = move |x: &Tensor, y: &Tensor, inverse: u32| rope::ApplyParams {
-        x: x.addr(),
+    want_shape(OP, "k", k, &[tokens, k_heads, d], "tokens and head_dim of q")?;
+    want_dtype(OP, "k", k, q.dtype())?;
+    let (rotation, dtype) = (table.rotation(tokens, d)?, q.dtype());
+    let heads = [size(OP, q_heads)?, size(OP, k_heads)?];
+    let part = move |x: &Tensor, y: &Tensor, heads: u32| {
+        let stride = heads * rotation.head_dim;
+        rope::Part { x: x.addr(), x_stride: stride, y: y.addr(), y_stride: stride, heads }
+    };
+    let (q_rotated, k_rotated) = (cx.empty(q.shape(), dtype)?, cx.empty(k.shape(), dtype)?);
+    cx.launch(&launch(dtype, &rotation, &[part(q, &q_rotated, heads[0]), part(k, &k_rotated, heads[1])], 2))?;
+    let (inputs, table) = ([q.clone(), k.clone()], table.clone());
+    Ok(cx.record_pair(OP, &[q, k], (q_rotated, k_rotated), move |bw| {
+        let (dq, dk) = bw.take_dy_pair();
+        // The gradient is multiplied by the transposed rotation matrix, which is the inverse rotation.
+        let mut gradients = Vec::new();
+        for ((x, dy), heads) in inputs.iter().zip([dq, dk]).zip(heads) {
+            let Some(dy) = dy else { continue };
+            gradients.push((x, bw.empty_like(x)?, dy, heads));
+        }
+        let parts: Vec<rope::Part> = gradients.iter().map(|(_, dx, dy, heads)| part(dy, dx, *heads)).collect();
+        let inverse = rope::Rotation { inverse: true, ..table.rotation(tokens, d)? };
+        bw.launch(&launch(dtype, &inverse, &parts, parts.len()))?;
+        gradients.into_iter().try_for_each(|(x, dx, ..)| bw.add(x, dx))
+    }))
+}
+
+/// Splits x `[S, 3 · heads · D]`, a fused product, into queries, keys and values, `[S, heads, D]` each, and rotates
+/// queries and keys as [`apply_rotary`] does, in one launch.
+///
+/// # Errors
+/// A number of columns that is not 3 times a multiple of the heads; a table of another shape; out of memory.
+pub fn split_and_rotate(cx: &Cx, x: &Tensor, n_heads: usize, table: &RotaryTable) -> Result<Vec<Tensor>> {
+    let _op = in_op("split_and_rotate");
+    const OP: &str = "split_and_rotate";
+    let (tokens, cols) = rows_cols(OP, "x", x)?;
+    let d = cols / (3 * n_heads).max(1);
+    if 3 * n_heads * d != cols {
+        let shape = format_shape(x.shape());
+        return Err(shape_error(OP, format!("x has shape {shape}, whose columns are not 3 times {n_heads} heads")));
+    }
+    let (rotation, dtype) = (table.rotation(tokens, d)?, x.dtype());
+    let (heads, all, width) = (size(OP, n_heads)?, size(OP, cols)?, size(OP, n_heads * d)?);
+    // The columns of part i in the fused matrix.
+    let columns = move |fused: &Tensor, i: usize| fused.addr().offset(i * n_heads * d * dtype.size());
+    let shape = [tokens, n_heads, d];
+    let outputs = vec![cx.empty(&shape, dtype)?, cx.empty(&shape, dtype)?, cx.empty(&shape, dtype)?];
+    let parts = outputs.iter().enumerate().map(|(i, y)| rope::Part {
+        x: columns(x, i),
+        x_stride: all,
         y: y.addr(),
-        cos: table.cos.addr(),
-        sin: table.sin.addr(),
-        tokens,
+        y_stride: width,
         heads,
-        head_dim,
-        inverse,
-    };
-    cx.launch(&rope::apply(x.dtype(), &params(x, &y, 0)))?;
-    let kx = x.clone();
-    Ok(cx.record(OP, &[x], y, move |bw| {
-        let dy = bw.take_dy();
-        let dx = bw.empty_like(&kx)?;
-        // The gradient of the output is multiplied by the transposed rotation matrix, which is the inverse rotation.
-        bw.launch(&rope::apply(dy.dtype(), &params(&dy, &dx, 1)))?;
+    });
+    cx.launch(&launch(dtype, &rotation, &parts.collect::<Vec<_>>(), 2))?;
+    let (kx, table) = (x.clone(), table.clone());
+    Ok(cx.record_all(OP, &[x], outputs, move |bw| {
+        let (dys, dx) = (bw.take_dys(), bw.empty_like(&kx)?);
+        // A part that was not used has no gradient.
+        if dys.iter().any(Option::is_none) {
+            fill_zero(&dx)?;
+        }
+        let given = dys.iter().enumerate().filter_map(|(i, dy)| Some((i, dy.as_ref()?)));
+        let part = |(i, dy): (usize, &Tensor)| rope::Part {
+            x: dy.addr(),
+            x_stride: width,
+            y: columns(&dx, i),
+            y_stride: all,
+            heads,
+        };
+        let parts: Vec<rope::Part> = given.map(part).collect();
+        let rotated = dys.iter().take(2).flatten().count();
+        let inverse = rope::Rotation { inverse: true, ..table.rotation(tokens, d)? };
+        bw.launch(&launch(dtype, &inverse, &parts, rotated))?;
         bw.add(&kx, dx)
     }))
 }

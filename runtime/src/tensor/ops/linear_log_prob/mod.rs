@@ -203,11 +203,7 @@ impl Head {
 
     /// The gradient buffer of the weight, if it is trained, and whether the first rows must add to what it holds.
     fn weight_gradient(&self, bw: &mut BackwardContext<'_>) -> Result<Option<(Tensor, bool)>> {
-        // Without rows no launch writes the buffer, so it must be zero.
-        match self.rows {
-            0 => Ok(bw.parameter_grad(&self.w)?.map(|dw| (dw, true))),
-            _ => bw.parameter_grad_to_write(&self.w),
-        }
+        bw.parameter_grad_over_rows(&self.w, self.rows)
     }
 
     /// The launch that computes `dh [rows, H] (+)= d_logits [rows, columns] · w [columns, H]`.

@@ -86,6 +86,12 @@ fn grpo(cx: &Cx, log_probs: &Tensor, sequence_level: bool) -> Result<Tensor> {
     Ok(grpo_loss(cx, log_probs, &policy)?.0)
 }
 
+/// The rotation angles of three tokens with heads of eight elements.
+fn small_rotary_table(cx: &Cx) -> Result<RotaryTable> {
+    let at = Tensor::from_i32(cx.device(), &[2, 3], &[0, 1, 5, 2, 7, 1])?;
+    rotary_table(cx, &at, &[1.0, 0.3, 0.1, 0.02], &[0, 1, 0, 1])
+}
+
 fn cases() -> Vec<Case> {
     vec![
         case("add", &[&[3, 5], &[3, 5]], |cx, x| add(cx, &x[0], &x[1])),
@@ -130,6 +136,13 @@ fn cases() -> Vec<Case> {
             let fixed =
                 Tensor::from_f32(cx.device(), &[9], DType::F32, &pseudo_random_numbers(9, 82), MemoryCategory::Inputs)?;
             layer_norm(cx, &x[0], &fixed, &fixed, 1e-6)
+        }),
+        // One input of three products and a sum: the last two products add their gradients themselves, the first must
+        // not, because the gradient of the sum shares its memory with others.
+        case("linear", &[&[3, 4], &[4, 4], &[4, 4], &[4, 4]], |cx, x| {
+            let h = swiglu(cx, &x[0], &x[0])?;
+            let of = |w: &Tensor| linear(cx, &h, w, None);
+            add(cx, &add(cx, &of(&x[1])?, &of(&x[2])?)?, &add(cx, &of(&x[3])?, &h)?)
         }),
         case("linear", &[&[5, 7], &[4, 7], &[4]], |cx, x| linear(cx, &x[0], &x[1], Some(&x[2]))),
         case("linear", &[&[3, 2, 6], &[5, 6]], |cx, x| linear(cx, &x[0], &x[1], None)),
@@ -179,20 +192,22 @@ fn cases() -> Vec<Case> {
             swiglu(cx, &stream, &y)
         }),
         case("rms_norm_branch", &[&[2, 5], &[5]], |cx, x| Ok(rms_norm_branch(cx, &x[0], &x[1], 1e-6)?.1)),
-        case("rotary", &[&[3, 2, 8]], |cx, x| {
-            let at = Tensor::from_i32(cx.device(), &[2, 3], &[0, 1, 5, 2, 7, 1])?;
-            apply_rotary(cx, &x[0], &rotary_table(cx, &at, &[1.0, 0.3, 0.1, 0.02], &[0, 1, 0, 1])?)
+        // The loss uses both outputs, then one of them.
+        case("rotary", &[&[3, 2, 8], &[3, 1, 8]], |cx, x| {
+            let (q, k) = apply_rotary(cx, &x[0], &x[1], &small_rotary_table(cx)?)?;
+            attention(cx, &q, &k, &x[1], &CuSeqlens::from_lengths(cx.device(), &[3])?, false)
         }),
-        case("split_columns", &[&[3, 7]], |cx, x| {
-            let parts = split_columns(cx, &x[0], &[3, 3, 1])?;
-            let w = Tensor::from_f32(
-                cx.device(),
-                &[3, 1],
-                DType::F32,
-                &pseudo_random_numbers(3, 78),
-                MemoryCategory::Inputs,
-            )?;
-            add(cx, &swiglu(cx, &parts[0], &parts[1])?, &linear(cx, &parts[2], &w, None)?)
+        case("rotary", &[&[3, 2, 8]], |cx, x| {
+            let k = Tensor::from_f32(cx.device(), &[3, 1, 8], DType::F32, &[0.5; 24], MemoryCategory::Inputs)?;
+            Ok(apply_rotary(cx, &x[0], &k, &small_rotary_table(cx)?)?.0)
+        }),
+        case("split_and_rotate", &[&[3, 48]], |cx, x| {
+            let parts = split_and_rotate(cx, &x[0], 2, &small_rotary_table(cx)?)?;
+            attention(cx, &parts[0], &parts[1], &parts[2], &CuSeqlens::from_lengths(cx.device(), &[3])?, false)
+        }),
+        case("split_and_rotate", &[&[3, 24]], |cx, x| {
+            let parts = split_and_rotate(cx, &x[0], 1, &small_rotary_table(cx)?)?;
+            swiglu(cx, &parts[1], &parts[2])
         }),
         case("swiglu", &[&[13], &[13]], |cx, x| swiglu(cx, &x[0], &x[1])),
         case("weighted_sum", &[&[6]], |cx, x| {
