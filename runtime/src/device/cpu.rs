@@ -48,6 +48,12 @@ impl Cpu {
     }
 }
 
+/// The largest kept block that serves an allocation of `size` bytes. Small ones may be twice as large: prompts of ever
+/// other lengths would otherwise keep nine times the memory of the longest one, a set of blocks for each eighth.
+fn largest_block_for(size: usize) -> usize {
+    size + if size < HUGE_PAGE { size } else { size / 8 }
+}
+
 fn rounded(bytes: usize) -> Option<usize> {
     bytes.checked_next_multiple_of(ALIGN)
 }
@@ -73,7 +79,7 @@ impl Backend for Cpu {
         let size = rounded(bytes)?;
         {
             let mut blocks = self.blocks();
-            let found = blocks.by_size.range(size..=size + size / 8).next().map(|(&s, _)| s);
+            let found = blocks.by_size.range(size..=largest_block_for(size)).next().map(|(&s, _)| s);
             if let Some(found) = found
                 && let Some(list) = blocks.by_size.get_mut(&found)
                 && let Some(addr) = list.pop()
@@ -256,6 +262,20 @@ mod tests {
         // Parts of pages are left out.
         cpu.populate(addr + 1, 10);
         cpu.free(addr, bytes);
+    }
+
+    #[test]
+    fn small_blocks_serve_allocations_of_half_their_size_and_large_ones_of_eight_ninths() {
+        for (bytes, smallest) in [(64 << 10, 32 << 10), (9 << 20, 8 << 20)] {
+            let cpu = Cpu::new(1);
+            let addr = cpu.alloc(bytes).unwrap();
+            cpu.free(addr, bytes);
+            let below = cpu.alloc(smallest - 64).unwrap();
+            assert_ne!(below, addr, "{bytes}");
+            assert_eq!(cpu.alloc(smallest), Some(addr), "{bytes}");
+            cpu.free(addr, smallest);
+            assert_eq!(cpu.alloc(bytes), Some(addr), "a block that served a smaller allocation keeps its size");
+        }
     }
 
     #[test]
