@@ -179,18 +179,20 @@ struct Step {
   }
 };
 
-// The random bits of one moment (0: m, 1: v) for the weights 8 * group .. 8 * group + 8. Element j has the 16 bits of
-// weight 8 * group + j.
+// The random bits for the weights 8 * group .. 8 * group + 8. Element j has 32 bits for weight 8 * group + j: the lower
+// half for m, the upper half for v.
 struct Draws {
   PhiloxWords words;
 
-  __device__ __forceinline__ Draws(const Task& task, u64 group, u32 moment)
-      : words(philox(task.seed, task.stream, 2 * group + moment)) {}
+  __device__ __forceinline__ Draws(const Task& task, u64 group) : words(philox(task.seed, task.stream, group)) {}
 
   __device__ __forceinline__ u32 operator[](u32 j) const {
     // Selects the word with conditions. An index that is not a constant would put the words into local memory.
-    const u32 low = j & 2 ? words.word[1] : words.word[0], high = j & 2 ? words.word[3] : words.word[2];
-    return (j & 4 ? high : low) >> (j & 1) * 16 & 0xffff;
+    const u32 even = j & 2 ? words.word[2] : words.word[0], odd = j & 2 ? words.word[3] : words.word[1];
+    const u32 word = j & 1 ? odd : even;
+    u32 z = (word ^ word >> 16) * 0x7feb352du;
+    z ^= z >> 15;
+    return j & 4 ? z : word;
   }
 };
 
@@ -218,12 +220,11 @@ struct StepBf16 {
   }
 
   template <int V>
-  __device__ __forceinline__ void store_moment(bf16* to, u64 at, const float (&x)[V], u32 moment) const {
-    const Draws draws(task, at / 8, moment);
+  __device__ __forceinline__ void store_moment(bf16* to, u64 at, const float (&x)[V], const u32 (&draw)[V]) const {
     u32 half[V];
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const u32 rounded = __float_as_uint(x[j]) + draws[static_cast<u32>(at) % 8 + j] >> 16;
+      const u32 rounded = __float_as_uint(x[j]) + draw[j] >> 16;
       half[j] = x[j] != x[j] ? 0x7fc0 : rounded;
     }
     store_halves(reinterpret_cast<u16*>(to) + at, half);
@@ -234,8 +235,16 @@ struct StepBf16 {
 #pragma unroll
     for (int j = 0; j < V; ++j) rule.apply(x.w[j], x.m[j], x.v[j], x.g[j]);
     weights.store(at, x.w);
-    store_moment(m, at, x.m, 0);
-    store_moment(v, at, x.v, 1);
+    const Draws draws(task, at / 8);
+    u32 low[V], high[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const u32 draw = draws[static_cast<u32>(at) % 8 + j];
+      low[j] = draw & 0xffff;
+      high[j] = draw >> 16;
+    }
+    store_moment(m, at, x.m, low);
+    store_moment(v, at, x.v, high);
   }
 };
 
@@ -387,13 +396,13 @@ __device__ __forceinline__ void step_8bit(const Task& task, u64 block, const Wei
     scales[0] = m_scale;
     scales[1] = v_scale;
   }
-  const Draws for_m(task, at / 8, 0), for_v(task, at / 8, 1);
+  const Draws draws(task, at / 8);
   const Scale of_m(m_scale), of_v(v_scale);
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    const int c = code<First>(fabsf(m[j]), of_m, for_m[j]);
+    const int c = code<First>(fabsf(m[j]), of_m, draws[j] & 0xffff);
     m_code[j] = static_cast<u32>(m[j] < 0.0f ? -c : c) & 0xff;
-    v_code[j] = static_cast<u32>(code<Second>(v[j], of_v, for_v[j]));
+    v_code[j] = static_cast<u32>(code<Second>(v[j], of_v, draws[j] >> 16));
   }
   store_bytes(ms, count, vector, m_code);
   store_bytes(vs, count, vector, v_code);

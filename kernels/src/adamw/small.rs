@@ -43,14 +43,19 @@ impl Step {
         let v = p.beta2 * v + p.rest2 * (g * g);
         [w * self.decay - self.step_size * (m / (v.sqrt() / self.root_bias2 + p.eps)), m, v]
     }
+}
 
-    /// Returns 16 random bits for m and 16 for v of each of the weights `8 * group .. 8 * group + 8`.
-    fn draws(&self, group: usize) -> [[u16; 8]; 2] {
-        [0, 1].map(|moment| {
-            let words = random_words(self.seed, self.stream, 2 * group as u64 + moment);
-            std::array::from_fn(|j| (words[j / 2] >> (16 * (j % 2))) as u16)
-        })
-    }
+/// Returns 16 random bits for m and 16 for v of each of the weights `8 * group .. 8 * group + 8`.
+pub(super) fn draws(seed: u64, stream: u64, group: u64) -> [[u16; 8]; 2] {
+    let words = random_words(seed, stream, group);
+    let word = |j: usize| if j < 4 { words[j] } else { mixed(words[j - 4]) };
+    [0, 16].map(|shift| std::array::from_fn(|j| (word(j) >> shift) as u16))
+}
+
+/// An invertible function of 32 bits that changes about half of them if one bit of `word` changes.
+fn mixed(word: u32) -> u32 {
+    let z = (word ^ (word >> 16)).wrapping_mul(0x7feb_352d);
+    z ^ (z >> 15)
 }
 
 /// Rounds `x` to bf16 stochastically: adds 16 random bits below the bf16's last bit and truncates.
@@ -162,14 +167,14 @@ pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &Params, team: &Team) {
         // SAFETY: chunks do not overlap; the gradient covers `n` elements.
         let (m, v, g) = unsafe { (ms.part(at, len), vs.part(at, len), slice_at::<f32>(task.gradient, n)) };
         let step = Step::new(p, task);
-        let mut draws = [[0; 8]; 2];
+        let mut drawn = [[0; 8]; 2];
         let one = |i: usize, w: f32| {
             if i.is_multiple_of(8) {
-                draws = step.draws((at + i) / 8);
+                drawn = draws(step.seed, step.stream, ((at + i) / 8) as u64);
             }
             let [w, m_new, v_new] = step.apply([w, m[i].to_f32(), v[i].to_f32()], g[at + i]);
-            m[i] = round_stochastically_to_bf16(m_new, draws[0][i % 8]);
-            v[i] = round_stochastically_to_bf16(v_new, draws[1][i % 8]);
+            m[i] = round_stochastically_to_bf16(m_new, drawn[0][i % 8]);
+            v[i] = round_stochastically_to_bf16(v_new, drawn[1][i % 8]);
             w
         };
         // SAFETY: chunks do not overlap.
@@ -211,10 +216,12 @@ pub(super) unsafe fn step_8bit<W: Weights>(p: &Params, team: &Team) {
             // SAFETY: blocks do not overlap.
             unsafe { weights.update(at, len, one) };
             scale.copy_from_slice(&[largest(&new_m[..len]), largest(&new_v[..len])]);
-            for i in 0..len {
-                let [for_m, for_v] = step.draws((at + i) / 8);
-                m[i] = encode_first_moment(new_m[i], scale[0], for_m[i % 8]);
-                v[i] = encode_second_moment(new_v[i], scale[1], for_v[i % 8]);
+            for group in (0..len).step_by(8) {
+                let [for_m, for_v] = draws(step.seed, step.stream, ((at + group) / 8) as u64);
+                for i in group..len.min(group + 8) {
+                    m[i] = encode_first_moment(new_m[i], scale[0], for_m[i % 8]);
+                    v[i] = encode_second_moment(new_v[i], scale[1], for_v[i % 8]);
+                }
             }
         }
     };

@@ -1,5 +1,5 @@
 use super::*;
-use crate::adamw::small::{encode_first_moment, encode_second_moment, round_stochastically_to_bf16};
+use crate::adamw::small::{draws, encode_first_moment, encode_second_moment, round_stochastically_to_bf16};
 use crate::philox;
 
 /// The mean of 2²⁰ stochastically rounded samples equals the number within four standard deviations.
@@ -43,6 +43,32 @@ fn stochastic_rounding_has_no_bias() {
     }
     assert_eq!((encode_first_moment(2.5, 2.5, 65535), encode_second_moment(2.5, 2.5, 65535)), (127, 255));
     assert_eq!((encode_first_moment(0.0, 0.0, 65535), encode_second_moment(0.0, 0.0, 65535)), (0, 0));
+}
+
+/// The sixteen draws of a group are uniform, and no two of them are correlated.
+#[test]
+fn draws_are_uniform_and_independent() {
+    const GROUPS: u64 = 1 << 16;
+    let mut sums = [0.0; 16];
+    let mut products = [[0.0; 16]; 16];
+    for group in 0..GROUPS {
+        // Numbers with mean 0 and variance 1.
+        let [m, v] =
+            draws(5, 1 << 63, group).map(|draws| draws.map(|x| (f64::from(x) - 32767.5) * 12f64.sqrt() / 65536.0));
+        let all: Vec<f64> = m.into_iter().chain(v).collect();
+        for (i, x) in all.iter().enumerate() {
+            sums[i] += x;
+            all.iter().enumerate().for_each(|(j, y)| products[i][j] += x * y);
+        }
+    }
+    let (n, deviation) = (GROUPS as f64, (GROUPS as f64).sqrt().recip());
+    for (i, (sum, products)) in sums.iter().zip(products).enumerate() {
+        assert!((sum / n).abs() < 5.0 * deviation, "draw {i} has mean {}", sum / n);
+        for (j, product) in products.iter().enumerate() {
+            let (got, want) = (product / n, f64::from(u8::from(i == j)));
+            assert!((got - want).abs() < 5.0 * deviation, "draws {i} and {j}: {got}, want {want}");
+        }
+    }
 }
 
 /// The CUDA code divides codes by a constant (127 or 255) with three operations. This test checks all quotients.
