@@ -34,7 +34,7 @@ fn main() -> Result<(), String> {
                 product([dtype(a)?, dtype(b)?, dtype(c)?], [m, n, k], copies, calls, &team)
             }
             ["limit", kind] => vec![1e9 / limits::operations_per_second(dtype(kind)?.0, &team)],
-            ["read"] => vec![1e9 / limits::bytes_per_second(&team)],
+            ["read"] => vec![1e9 / limits::bytes_per_second(&team, 1 << 30)],
             ["launch"] => (0..2000).map(|_| time(|| team.run(team.threads(), |_| {}))).collect(),
             _ => return Err(format!("{line}: unknown request; give threads, product, limit, read or launch")),
         };

@@ -19,8 +19,8 @@ const STEPS: usize = 1_000_000;
 const TILE_STEPS: usize = 100_000;
 /// Operations of a step of that loop: four tiles of 16 × 16 sums, 32 multiply-adds each.
 const TILE_OPERATIONS: usize = 4 * 16 * 16 * 32 * 2;
-/// Bytes read in one timing: more than any cache holds.
-const MEMORY: usize = 256 << 20;
+/// Bytes of the smallest page of memory.
+const PAGE: usize = 4096;
 
 /// Measures the floating-point operations per second of all threads together; a multiply-add counts as two
 /// operations. For bf16 it times the unit that multiplies bf16 matrices: the tiles of AMX or the bf16 dot product of
@@ -37,19 +37,23 @@ pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
     best(8, || at_once(team, |_| multiply_add(bf16)), (operations * team.threads()) as f64)
 }
 
-/// Measures the bytes per second that all threads together read from memory.
-pub fn bytes_per_second(team: &Team) -> f64 {
-    let mut array = LargeArray::zeroed(MEMORY).expect("the system has 256 MiB for a measurement");
-    let data: &mut [u32] = bytemuck::cast_slice_mut(&mut array);
-    data.iter_mut().zip(0..).for_each(|(word, i)| *word = i);
-    let data = &*data;
+/// Measures the bytes per second that all threads together read of an array of `bytes` bytes. That is the rate of memory if
+/// the array is several times as large as all caches.
+///
+/// # Panics
+/// If the system has less memory.
+pub fn bytes_per_second(team: &Team, bytes: usize) -> f64 {
+    let mut array = LargeArray::zeroed(bytes).expect("the system has memory for the array");
+    // Pages that nothing was written to share one page of zeros, which is in a cache.
+    array.chunks_mut(PAGE).for_each(|page| page[0] = 1);
+    let data: &[u32] = bytemuck::cast_slice(&array[..bytes / 1024 * 1024]);
     let part = data.len() / 256;
     let read = || {
         team.run(256, |t| {
             black_box(fold(&data[t * part..][..part]));
         })
     };
-    best(5, read, MEMORY as f64)
+    best(5, read, (256 * part * size_of::<u32>()) as f64)
 }
 
 /// Runs one task on each thread. A barrier makes each task wait until all have started, so that a thread that wakes
@@ -229,7 +233,7 @@ mod tests {
             let rate = operations_per_second(dtype, &team);
             assert!((1e8..1e13).contains(&rate), "{dtype}: {rate:e}");
         }
-        let rate = bytes_per_second(&team);
+        let rate = bytes_per_second(&team, 256 << 20);
         assert!((1e8..1e13).contains(&rate), "{rate:e}");
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use reel_kernels::{Team, simd_fn};
+use reel_runtime::Device;
 use serde::Serialize;
 
 /// The limit of data that is in the caches: a launch whose operands are there is not limited by memory.
@@ -34,6 +35,15 @@ const REPETITIONS: usize = 3_000;
 /// Measures the caches with this team of threads.
 pub fn measure_caches(team: &Team) -> CacheCeiling {
     CacheCeiling { capacity: capacity(Path::new(SYSFS)).unwrap_or(ASSUMED_CAPACITY), bytes: bytes_per_second(team) }
+}
+
+/// Bytes of an array that is not in the caches: several times their capacity, but at most a quarter of the free memory.
+pub(crate) fn bytes_beyond_caches() -> usize {
+    const LEAST: usize = 256 << 20;
+    const TIMES: f64 = 4.0;
+    let caches = capacity(Path::new(SYSFS)).map_or(0, |capacity| (TIMES * capacity) as usize);
+    let free = Device::cpu(1).free_bytes().map_or(0, |free| usize::try_from(free / 4).unwrap_or(usize::MAX));
+    caches.min(free).max(LEAST)
 }
 
 /// The sum of the sizes of all data caches; a cache that several CPUs share counts once. `None` if there is no

@@ -23,7 +23,7 @@ use reel_runtime::{Device, MemoryCategory, OpTotals, Tensor};
 use serde::Serialize;
 
 use crate::Result;
-use crate::cache::{CacheCeiling, measure_caches};
+use crate::cache::{CacheCeiling, bytes_beyond_caches, measure_caches};
 
 /// The highest measured or published rates of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -116,7 +116,7 @@ impl Ceilings {
         Self {
             f32: limits::operations_per_second(DType::F32, &team),
             bf16: limits::operations_per_second(DType::BF16, &team),
-            bytes: limits::bytes_per_second(&team),
+            bytes: limits::bytes_per_second(&team, bytes_beyond_caches()),
             cache: None,
         }
     }
