@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn lending_takes_no_time_without_a_borrower_that_waits() {
         let turns = Arc::new(DeviceTurns::default());
-        assert_eq!(turns.lend(LONG), Duration::ZERO, "nobody has come yet");
+        assert_eq!(turns.lend(LONG), Duration::ZERO, "no borrower waits yet");
         let (entered, begun) = std::sync::mpsc::channel();
         turns.begin_host_work();
         let thread = borrow(&turns, 1, 1, move |_| entered.send(()).unwrap());

@@ -168,7 +168,7 @@ impl TrainingServer {
 
 impl Drop for TrainingServer {
     fn drop(&mut self) {
-        // Whoever wants to know the error calls `finish`.
+        // The error is lost here; a caller that reports it calls `finish` before.
         let _ = self.finish();
     }
 }

@@ -104,6 +104,31 @@ params! {
 }
 
 impl JoinedParams {
+    /// Joins three products of the same x. Their second weights and residuals are left out.
+    pub fn of([a, b, c]: [Params; 3]) -> JoinedParams {
+        JoinedParams {
+            x: a.x,
+            w0: a.w,
+            w1: b.w,
+            w2: c.w,
+            scale0: a.scale,
+            scale1: b.scale,
+            scale2: c.scale,
+            bias0: a.bias,
+            bias1: b.bias,
+            bias2: c.bias,
+            y0: a.y,
+            y1: b.y,
+            y2: c.y,
+            m: a.m,
+            n0: a.n,
+            n1: b.n,
+            n2: c.n,
+            k: a.k,
+            reserved: 0,
+        }
+    }
+
     /// The parameters of each product alone.
     pub fn products(&self) -> [Params; 3] {
         [

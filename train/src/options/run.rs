@@ -179,7 +179,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "PORT")]
     pub serve: Option<u16>,
     /// Memory for the keys and values of the requests to --serve, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 512)]
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     pub serve_kv_memory: u32,
     /// Maximum share of the time that requests to --serve take from training
     #[arg(long, value_name = "SHARE", default_value_t = 0.2)]

@@ -206,28 +206,7 @@ fn joined_products_have_the_bits_of_single_ones() {
                     for i in (0..3).filter(|&i| given[i].n > 0) {
                         run(&linear(dtype, kind, &single(i, &apart)), 1);
                     }
-                    let [a, b, c] = [0, 1, 2].map(|i| single(i, &together));
-                    let params = JoinedParams {
-                        x: a.x,
-                        w0: a.w,
-                        w1: b.w,
-                        w2: c.w,
-                        scale0: a.scale,
-                        scale1: b.scale,
-                        scale2: c.scale,
-                        bias0: a.bias,
-                        bias1: b.bias,
-                        bias2: c.bias,
-                        y0: a.y,
-                        y1: b.y,
-                        y2: c.y,
-                        m: a.m,
-                        n0: a.n,
-                        n1: b.n,
-                        n2: c.n,
-                        k: a.k,
-                        reserved: 0,
-                    };
+                    let params = JoinedParams::of([0, 1, 2].map(|i| single(i, &together)));
                     run(&joined(dtype, kind, &params), 2);
                     for (got, want) in together.iter().zip(&apart) {
                         assert_eq!(got.values(), want.values(), "{dtype} {kind:?} {m} {k}");

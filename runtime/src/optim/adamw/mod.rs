@@ -146,8 +146,8 @@ impl AdamW {
     /// A gradient of a tensor that is not among the optimizer's parameters.
     fn set_gradients(&mut self, grads: &Grads) -> Result<u64> {
         if let Some((name, _)) = grads.iter().find(|(name, _)| !self.parameters.contains_key(*name)) {
-            let what = format!("{name} has a gradient, but it is none of the optimizer's parameters");
-            return Err(shape_error("adamw", format!("{what}; make the optimizer with all of them")));
+            let what = format!("{name} has a gradient, but the optimizer was made without it");
+            return Err(shape_error("adamw", format!("{what}; give AdamW::new all parameters that are trained")));
         }
         let entry = |(name, (p, _)): (&String, &(Tensor, ParameterState))| ArrayEntry {
             x: grads.get(name).map_or(Addr::NULL, Tensor::addr),

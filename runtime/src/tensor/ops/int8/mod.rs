@@ -6,12 +6,12 @@
 //! on the other rows on either. No op here has a backward rule.
 
 use reel_kernels::matmul::{INT8_GROUP, Matmul, Operand, int8_groups};
-use reel_kernels::skinny::{self, Params, WeightFormat};
+use reel_kernels::skinny::{self, JoinedParams, Params, WeightFormat};
 use reel_kernels::{Addr, DType, Launch};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
-use super::skinny::{joined_params, products_of, widened};
+use super::skinny::{products_of, widened};
 use super::{Lora, add, rows_cols, size, swiglu, want_dtype, want_shape};
 use crate::device::{Device, Kernels, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
@@ -135,7 +135,7 @@ pub fn int8_linear_joined(cx: &Cx, x: &Tensor, layers: [(&Int8Weight, Option<&Te
         }
         Ok((Params { bias: b.map_or(Addr::NULL, Tensor::addr), ..params(OP, x, w, &y)? }, y))
     })?;
-    cx.launch(&skinny::joined(x.dtype(), WeightFormat::Int8, &joined_params(products.each_ref().map(|(p, _)| *p))))?;
+    cx.launch(&skinny::joined(x.dtype(), WeightFormat::Int8, &JoinedParams::of(products.each_ref().map(|(p, _)| *p))))?;
     Ok(products.map(|(_, y)| y))
 }
 

@@ -101,7 +101,7 @@ pub fn skinny_linear_joined(cx: &Cx, x: &Tensor, layers: [(&Tensor, Option<&Tens
         let (params, y) = product(cx, x, w)?;
         Ok((Params { bias: b.map_or(Addr::NULL, Tensor::addr), ..params }, y))
     })?;
-    cx.launch(&skinny::joined(x.dtype(), WeightFormat::Bf16, &joined_params(products.each_ref().map(|(p, _)| *p))))?;
+    cx.launch(&skinny::joined(x.dtype(), WeightFormat::Bf16, &JoinedParams::of(products.each_ref().map(|(p, _)| *p))))?;
     Ok(products.map(|(_, y)| y))
 }
 
@@ -109,31 +109,6 @@ pub fn skinny_linear_joined(cx: &Cx, x: &Tensor, layers: [(&Tensor, Option<&Tens
 pub(super) fn products_of<L, T>(layers: [L; 3], mut f: impl FnMut(L) -> Result<T>) -> Result<[T; 3]> {
     let [a, b, c] = layers;
     Ok([f(a)?, f(b)?, f(c)?])
-}
-
-/// The parameters of three products of the same x.
-pub(super) fn joined_params([a, b, c]: [Params; 3]) -> JoinedParams {
-    JoinedParams {
-        x: a.x,
-        w0: a.w,
-        w1: b.w,
-        w2: c.w,
-        scale0: a.scale,
-        scale1: b.scale,
-        scale2: c.scale,
-        bias0: a.bias,
-        bias1: b.bias,
-        bias2: c.bias,
-        y0: a.y,
-        y1: b.y,
-        y2: c.y,
-        m: a.m,
-        n0: a.n,
-        n1: b.n,
-        n2: c.n,
-        k: a.k,
-        reserved: 0,
-    }
 }
 
 /// [`skinny_linear`] with a LoRA adapter. On the CPU it equals [`lora_linear`] followed by the residual addition.
