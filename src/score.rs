@@ -120,7 +120,7 @@ impl ScoreArgs {
 fn forward(model: &LoadedModel, tokens: &ModelInput, place: &str) -> Result<Scored> {
     let (cx, weights) = (&model.cx, &model.weights);
     let batch = Batch::new(cx.device(), &weights.config, &[tokens.sequence()], place)?;
-    let vision = batch.vision.as_ref().map(|input| weights.vision_tokens(cx, input, false)).transpose()?;
+    let vision = batch.vision.as_ref().map(|input| weights.vision_tokens(cx, input)).transpose()?;
     let embeds = vision.as_ref().map(Tensor::to_f32).transpose()?.unwrap_or_default();
     // Vision tokens are in the order of Qwen's processor: those of all images, then those of all videos.
     let merged = |grids: &[GridThw]| {

@@ -10,9 +10,9 @@ use reel_kernels::DType;
 use reel_model::TokenId;
 use reel_model::config::{ModelConfig, TextConfig};
 use reel_model::input::ModelInput;
-use reel_runtime::Device;
+use reel_runtime::{Checkpointing, Device};
 use reel_train::data::sample::Sample;
-use reel_train::options::{Optim, RunOptions};
+use reel_train::options::{GradientCheckpointing, Optim, RunOptions};
 use reel_train::plan::{self, RowShape};
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::sft::step;
@@ -31,8 +31,8 @@ pub struct TrainShape {
     pub tokens: usize,
     /// Number of sequences, which are packed into one micro-batch.
     pub batch: usize,
-    /// Whether activations are recomputed in the backward pass.
-    pub gradient_checkpointing: bool,
+    /// What the backward pass computes again.
+    pub gradient_checkpointing: GradientCheckpointing,
     /// How the optimizer stores its state.
     pub optim: Optim,
 }
@@ -58,16 +58,6 @@ pub fn measure_training(
         gradient_checkpointing,
         ..RunOptions::default()
     };
-    // Plans the peak memory by running the same step on device `dry`, which allocates but computes nothing.
-    let planned = plan::plan_rows_of_one_size(
-        &SftOptions { run: options.clone(), ..SftOptions::default() },
-        config,
-        plan::stored_weight_dtype(folder, config),
-        dtype,
-        &RowShape::new(tokens, 0, config)?,
-        &device.dry_like(),
-    )?
-    .memory;
     // Two steps more than `count`: the warm-up round and the profiled round.
     let hyperparameters = Hyperparameters::new(&options, count as u64 + 2);
     let (mut trainer, _files) = trace::span("load", || Trainer::open(device, config, folder, dtype, hyperparameters))?;
@@ -87,6 +77,21 @@ pub fn measure_training(
             }
         }
     })?;
+    let used = match trainer.last_checkpointing() {
+        Some(Checkpointing::None) => GradientCheckpointing::None,
+        Some(Checkpointing::Selective) => GradientCheckpointing::Selective,
+        Some(Checkpointing::Full) | None => GradientCheckpointing::Full,
+    };
+    // Plans the peak memory by running the same step on device `dry`, which allocates but computes nothing.
+    let planned = plan::plan_rows_of_one_size(
+        &SftOptions { run: RunOptions { gradient_checkpointing: used, ..options }, ..SftOptions::default() },
+        config,
+        plan::stored_weight_dtype(folder, config),
+        dtype,
+        &RowShape::new(tokens, 0, config)?,
+        &device.dry_like(),
+    )?
+    .memory;
     let weights = multiplied_weights(&trainer, config);
     let flops = model_flops(&config.text, weights, tokens, batch);
     let median = stats::median(&measured.samples);
@@ -100,8 +105,12 @@ pub fn measure_training(
         "busy": measured.device_busy_share(),
         "planned_peak_bytes": planned.peak,
         "planned_memory": planned.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
-        "gradient_checkpointing": gradient_checkpointing,
-        "recompute": if gradient_checkpointing { "every layer, from its input" } else { "nothing" },
+        "gradient_checkpointing": used.to_possible_value().map(|v| v.get_name().to_string()),
+        "recompute": match used {
+            GradientCheckpointing::None => "nothing",
+            GradientCheckpointing::Selective => "the outputs of norms and of SwiGLU",
+            _ => "every layer, from its input",
+        },
         "optim": optim.to_possible_value().map(|v| v.get_name().to_string()),
     });
     match figures {

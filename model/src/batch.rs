@@ -242,6 +242,12 @@ impl Batch {
     pub fn token_count(&self) -> usize {
         self.ids.count()
     }
+
+    /// The number of patches of all images and videos.
+    pub fn patch_count(&self) -> usize {
+        let media = self.vision.iter().flat_map(|vision| &vision.sequences);
+        media.flat_map(|media| &media.grids).map(|grid| grid.iter().product::<usize>()).sum()
+    }
 }
 
 pub(crate) fn checked_id(id: TokenId, config: &ModelConfig, location: &str) -> Result<i32> {

@@ -89,7 +89,7 @@ impl Qwen25Vl {
     /// `None` if the prompt has none.
     pub fn prompt_vision_tokens(&self, cx: &Cx, prompt: &Sequence) -> Result<Option<Tensor>> {
         let input = VisionInput::new(cx.device(), &self.config, std::slice::from_ref(prompt), "prompt")?;
-        input.map(|input| self.vision_tokens(cx, &input, false)).transpose()
+        input.map(|input| self.vision_tokens(cx, &input)).transpose()
     }
 
     /// Computes hidden states `[S, H]` after the last norm for the tokens of all `chunks`, one chunk after the other,
@@ -131,6 +131,6 @@ impl Qwen25Vl {
             seqs: CuSeqlens::from_lengths(device, &lengths)?,
             vision: vision_input,
         };
-        self.forward(cx, &batch, ForwardOptions { vision, cache: Some((cache, &pages)), checkpoint: false })
+        self.forward(cx, &batch, ForwardOptions { vision, cache: Some((cache, &pages)) })
     }
 }

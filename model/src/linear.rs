@@ -21,7 +21,57 @@ pub(crate) struct Linear {
     pub(crate) row_adapters: Option<LoraStack>,
 }
 
+/// The weights of linear layers with the same input that follow each other in memory, so that one product computes
+/// the outputs of all. Trained layers have them.
+#[derive(Clone, Debug)]
+pub(crate) struct JoinedWeights {
+    weight: Tensor,       // [sum of out, in]
+    bias: Option<Tensor>, // [sum of out]
+}
+
+impl JoinedWeights {
+    /// The outputs of `layers`, whose joined weights these are, side by side: `[S, sum of out]`. `None` if there are no
+    /// joined weights or a layer has an adapter.
+    pub(crate) fn forward(joined: Option<&Self>, layers: &[&Linear], cx: &Cx, x: &Tensor) -> Result<Option<Tensor>> {
+        match joined {
+            Some(joined) if layers.iter().all(|layer| layer.adapter.is_none()) => {
+                Ok(Some(ops::linear(cx, x, &joined.weight, joined.bias.as_ref())?))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
 impl Linear {
+    /// Loads layers with the same input, each given by its name and its number of outputs, with joined weights. `None` if
+    /// not all of their weights and biases are trained.
+    pub(crate) fn load_joined<const N: usize>(
+        from: &WeightLoader,
+        layers: [(&str, usize); N],
+        in_features: usize,
+        has_bias: bool,
+    ) -> Result<Option<([Linear; N], JoinedWeights)>> {
+        let named = |part: &str| layers.map(|(name, rows)| (format!("{name}.{part}"), rows));
+        let (weights, biases) = (named("weight"), named("bias"));
+        let trained = |named: &[(String, usize)]| named.iter().all(|(name, _)| (from.trainable)(name));
+        if !trained(&weights) || (has_bias && !trained(&biases)) {
+            return Ok(None);
+        }
+        let load = |named: &[(String, usize); N], row: &[usize]| {
+            from.load_joined(named.each_ref().map(|(name, rows)| (name.as_str(), *rows)), row)
+        };
+        let (weight, weights) = load(&weights, &[in_features])?;
+        let (bias, biases) = if has_bias { Some(load(&biases, &[])?) } else { None }.unzip();
+        let linears = std::array::from_fn(|i| Linear {
+            name: layers[i].0.into(),
+            weight: Weight::Dense(weights[i].clone()),
+            bias: biases.as_ref().map(|biases| biases[i].clone()),
+            adapter: None,
+            row_adapters: None,
+        });
+        Ok(Some((linears, JoinedWeights { weight, bias })))
+    }
+
     pub(crate) fn load(
         from: &WeightLoader,
         name: &str,
@@ -114,6 +164,23 @@ impl Linear {
         };
         let of_x = |layer: &Linear| layer.forward_skinny(cx, x, rows, None);
         fused.map_or_else(|| Ok(ops::swiglu(cx, &of_x(gate)?, &of_x(up)?)?), Ok)
+    }
+
+    /// `silu(gate(x)) · up(x)`; `joined` are the joined weights of the two layers, if there are any. Frees x and the
+    /// outputs of gate and up, unless the tape keeps them.
+    pub(crate) fn swiglu(
+        cx: &Cx,
+        x: Tensor,
+        (gate, up): (&Linear, &Linear),
+        joined: Option<&JoinedWeights>,
+    ) -> Result<Tensor> {
+        if let Some(fused) = JoinedWeights::forward(joined, &[gate, up], cx, &x)? {
+            drop(x);
+            return Ok(ops::split_swiglu(cx, &fused)?);
+        }
+        let (gate, up) = (gate.forward(cx, &x)?, up.forward(cx, &x)?);
+        drop(x);
+        Ok(ops::swiglu(cx, &gate, &up)?)
     }
 
     pub(crate) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {

@@ -45,9 +45,6 @@ pub struct ForwardOptions<'a> {
     /// The KV cache. The keys and values of the batch are added to it, and tokens attend to the cached keys of their
     /// sequence. Without a cache, tokens attend only within the batch.
     pub cache: Option<(&'a KvCache, &'a KvPages)>,
-    /// Whether to use gradient checkpointing: only the input of each layer is kept for the backward pass, which
-    /// computes the layer again.
-    pub checkpoint: bool,
 }
 
 impl Qwen25Vl {
@@ -122,7 +119,7 @@ impl Qwen25Vl {
             Some((cache, pages)) => AttentionContext::Cached(cache, pages),
             None => AttentionContext::Packed(&batch.seqs),
         };
-        self.text.forward(cx, &x, &batch.positions, context, options.checkpoint)
+        self.text.forward(cx, &x, &batch.positions, context)
     }
 
     /// Embeddings `[S, H]`, with vision tokens in place of pad tokens.
@@ -131,7 +128,7 @@ impl Qwen25Vl {
         let Some(input) = &batch.vision else { return Ok(ops::embedding(cx, table, &batch.ids)?) };
         let tokens = match options.vision {
             Some(tokens) => tokens.clone(),
-            None => self.vision_tokens(cx, input, options.checkpoint)?,
+            None => self.vision_tokens(cx, input)?,
         };
         Ok(ops::embedding_with_vision_tokens(cx, table, &batch.ids, &tokens, &input.vision_index)?)
     }
@@ -141,12 +138,12 @@ impl Qwen25Vl {
     /// A vision tower that is trained runs over all media at once, and the autograd tape records it. A frozen tower
     /// is not recorded. With a feature cache, it runs only over media that are not cached, and over the media of one
     /// sequence at a time, so that a cached result depends on these media alone.
-    pub fn vision_tokens(&self, cx: &Cx, input: &VisionInput, checkpoint: bool) -> Result<Tensor> {
+    pub fn vision_tokens(&self, cx: &Cx, input: &VisionInput) -> Result<Tensor> {
         if cx.is_training() && self.trains_vision() {
-            return self.vision.forward(cx, &input.sequences, checkpoint);
+            return self.vision.forward(cx, &input.sequences);
         }
         let cx = cx.without_tape();
-        let Some(cache) = &self.features else { return self.vision.forward(&cx, &input.sequences, false) };
+        let Some(cache) = &self.features else { return self.vision.forward(&cx, &input.sequences) };
         let mut found: Vec<(u128, Arc<VisionFeatures>)> = Vec::new();
         for media in &input.sequences {
             // Two sequences of this batch may have the same media. The results of this batch are searched too,
@@ -155,7 +152,7 @@ impl Qwen25Vl {
             let features = match cache.get(media.key).or_else(in_batch) {
                 Some(features) => features,
                 None => {
-                    let tokens = self.vision.forward(&cx, std::slice::from_ref(media), false)?;
+                    let tokens = self.vision.forward(&cx, std::slice::from_ref(media))?;
                     let features = Arc::new(VisionFeatures::copy_to_host(&tokens)?);
                     cache.insert(media.key, &features);
                     features

@@ -17,13 +17,13 @@ use std::sync::Arc;
 
 use reel_runtime::device::in_layer;
 use reel_runtime::ops::{self, CuSeqlens, RotaryTable};
-use reel_runtime::{Cx, MemoryCategory, Tensor};
+use reel_runtime::{Checkpointing, Cx, MemoryCategory, Tensor};
 
 use crate::batch::{PatchSource, SequenceMedia};
 use crate::config::VisionConfig;
 use crate::error::Result;
 use crate::input::window::{GridThw, WindowOrder, patch_rows_and_columns_in_window_order};
-use crate::linear::Linear;
+use crate::linear::{JoinedWeights, Linear};
 use crate::residual::Residual;
 use crate::weights::WeightLoader;
 
@@ -52,6 +52,8 @@ struct Block {
     proj: Linear,
     gate: Linear,
     up: Linear,
+    /// The weights of gate and up, if they are joined.
+    gate_up: Option<JoinedWeights>,
     down: Linear,
     heads: usize,
     head_dim: usize,
@@ -97,27 +99,24 @@ impl VisionTower {
         blocks.chain([&mut self.merge_in, &mut self.merge_out])
     }
 
-    /// Computes the vision tokens `[M, H]` of `media`, in processor order. With `checkpoint`, only the input of each
-    /// block is kept for the backward pass.
-    pub(crate) fn forward(&self, cx: &Cx, media: &[SequenceMedia], checkpoint: bool) -> Result<Tensor> {
+    /// Computes the vision tokens `[M, H]` of `media`, in processor order.
+    pub(crate) fn forward(&self, cx: &Cx, media: &[SequenceMedia]) -> Result<Tensor> {
         let layout = PatchLayout::new(cx, media, &self.config)?;
         let rotary = self.rotary(cx, &layout.positions)?;
         let mut residual = Residual::new(&self.embed(cx, media, &layout)?);
         for (i, block) in self.blocks.iter().enumerate() {
             let _layer = in_layer(STACK, i);
             let seqs = if self.config.is_full_attention(i) { &layout.frames } else { &layout.windows };
-            residual = if cx.is_training() {
-                // In training, the residual and the output of a block are added here instead of in the next block's
-                // norm kernel. So results have the same bits with and without gradient checkpointing, and the
-                // gradient of the sum needs only one tensor.
+            residual = if cx.checkpointing() == Checkpointing::Full {
+                // A block that is computed again has one input, so the residual and the output of the block before are
+                // added here and not in the next norm. The bits are the same.
                 let (block, rotary, seqs) = (block.clone(), rotary.clone(), seqs.clone());
                 let f = move |cx: &Cx, x: &[Tensor]| {
                     let _layer = in_layer(STACK, i);
                     let out = block.forward(cx, Residual::new(&x[0]), &rotary, &seqs);
                     out.and_then(|out| out.into_sum(cx)).map_err(into_runtime_error)
                 };
-                let x = residual.into_sum(cx)?;
-                Residual::new(&if checkpoint { cx.recompute(&[&x], f)? } else { f(cx, &[x])? })
+                Residual::new(&cx.recompute(&[&residual.into_sum(cx)?], f)?)
             } else {
                 block.forward(cx, residual, &rotary, seqs)?
             };
@@ -216,13 +215,19 @@ impl Block {
     fn load(from: &WeightLoader, config: &VisionConfig, index: usize) -> Result<Block> {
         let (c, inner) = (config.hidden_size, config.intermediate_size);
         let name = |part: &str| format!("visual.blocks.{index}.{part}");
+        let (gate, up) = (name("mlp.gate_proj"), name("mlp.up_proj"));
+        let (gate, up, gate_up) = match Linear::load_joined(from, [(&gate, inner), (&up, inner)], c, true)? {
+            Some(([gate, up], joined)) => (gate, up, Some(joined)),
+            None => (Linear::load(from, &gate, inner, c, true)?, Linear::load(from, &up, inner, c, true)?, None),
+        };
         Ok(Block {
             norm1: from.load(&name("norm1.weight"), &[c], &[c])?,
             norm2: from.load(&name("norm2.weight"), &[c], &[c])?,
             qkv: Linear::load(from, &name("attn.qkv"), 3 * c, c, true)?,
             proj: Linear::load(from, &name("attn.proj"), c, c, true)?,
-            gate: Linear::load(from, &name("mlp.gate_proj"), inner, c, true)?,
-            up: Linear::load(from, &name("mlp.up_proj"), inner, c, true)?,
+            gate,
+            up,
+            gate_up,
             down: Linear::load(from, &name("mlp.down_proj"), c, inner, true)?,
             heads: config.num_heads,
             head_dim: config.head_dim,
@@ -233,16 +238,15 @@ impl Block {
     fn forward(&self, cx: &Cx, residual: Residual, rotary: &RotaryTable, seqs: &CuSeqlens) -> Result<Residual> {
         let (n, c) = (residual.row_count(), self.heads * self.head_dim);
         let (x, normed) = residual.sum_and_norm(cx, &self.norm1, self.eps)?;
-        let qkv = ops::split_and_rotate(cx, &self.qkv.forward(cx, &normed)?, self.heads, rotary)?;
+        let fused = self.qkv.forward(cx, &normed)?;
         drop(normed);
-        let o = ops::attention(cx, &qkv[0], &qkv[1], &qkv[2], seqs, false)?;
-        drop(qkv);
+        let [q, k, v] = ops::split_and_rotate(cx, &fused, [self.heads, self.heads], rotary)?;
+        drop(fused);
+        let o = ops::attention(cx, &q, &k, &v, seqs, false)?;
+        drop((q, k, v));
         let o = self.proj.forward(cx, &o.reshape(&[n, c])?)?;
         let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.norm2, self.eps)?;
-        let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);
-        drop(normed);
-        let inner = ops::swiglu(cx, &gate, &up)?;
-        drop((gate, up));
+        let inner = Linear::swiglu(cx, normed, (&self.gate, &self.up), self.gate_up.as_ref())?;
         Ok(Residual::with_delta(x, self.down.forward(cx, &inner)?))
     }
 }

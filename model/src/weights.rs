@@ -18,6 +18,18 @@ pub enum WeightSource<'a> {
     Uninitialised(StoredDType),
 }
 
+impl WeightSource<'_> {
+    /// The dtype in which the source stores weights: that of the embedding table.
+    pub fn dtype(&self) -> StoredDType {
+        match self {
+            WeightSource::Files(files) => {
+                files.tensor("model.embed_tokens.weight").map_or(StoredDType::Bf16, |view| view.dtype)
+            }
+            WeightSource::Uninitialised(dtype) => *dtype,
+        }
+    }
+}
+
 /// What is needed to load weights: the device, the files, and the dtypes.
 #[derive(Clone, Copy)]
 pub struct WeightLoader<'a> {
@@ -49,6 +61,33 @@ impl WeightLoader<'_> {
             }
         };
         Ok(if trained { t.into_parameter(name)? } else { t })
+    }
+
+    /// Loads trained tensors as the rows of one tensor: `parts` has the name of each and its number of rows, `row` is the
+    /// shape of a row. Returns the joined tensor and each part of it. Trained tensors are copied in any case, so this
+    /// takes no more memory.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape; out of memory.
+    pub(crate) fn load_joined<const N: usize>(
+        &self,
+        parts: [(&str, usize); N],
+        row: &[usize],
+    ) -> Result<(Tensor, [Tensor; N])> {
+        let shape_of = |rows: usize| [&[rows], row].concat();
+        let rows = parts.iter().map(|(_, rows)| rows).sum();
+        let joined = Tensor::empty(self.device, &shape_of(rows), self.dtype, MemoryCategory::Weights)?;
+        let (joined, each) = joined.into_joined_parameters(parts)?;
+        if let WeightSource::Files(files) = self.source {
+            for ((name, rows), part) in parts.iter().zip(&each) {
+                let view = files.tensor_with_shape(name, &shape_of(*rows))?;
+                match self.kept_dtype(view.dtype, part.shape(), true) {
+                    Some(_) => part.write(view.bytes)?,
+                    None => part.write_f32(&widen(name, view.dtype, view.bytes)?)?,
+                }
+            }
+        }
+        Ok((joined, each))
     }
 
     /// The dtype of the file, if the weight keeps it on the device; `None` if the weight is converted to the dtype of
@@ -83,17 +122,19 @@ impl WeightLoader<'_> {
                 Ok(Tensor::from_buffer(buffer, shape, dtype)?)
             }
             None => {
-                let wide = widen_to_f32(view.dtype, view.bytes).ok_or_else(|| {
-                    ModelError::weights(
-                        name,
-                        "the size of its data is not a multiple of the element size",
-                        "download the file again",
-                    )
-                })?;
+                let wide = widen(name, view.dtype, view.bytes)?;
                 Ok(Tensor::from_f32(self.device, shape, self.dtype, &wide, MemoryCategory::Weights)?)
             }
         }
     }
+}
+
+/// The elements of tensor `name` in f32.
+fn widen(name: &str, dtype: StoredDType, bytes: &[u8]) -> Result<Vec<f32>> {
+    widen_to_f32(dtype, bytes).ok_or_else(|| {
+        let what = "the size of its data is not a multiple of the element size";
+        ModelError::weights(name, what, "download the file again")
+    })
 }
 
 /// Converts stored elements to f32; `None` if the size is not a multiple of the element size.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::{ArgAction, Args, Subcommand};
+use clap::{Args, Subcommand};
 use reel_engine::bench::{self, Prompt, VideoShape};
 use reel_kernels::catalogue::Sizes;
 use reel_measure::ceilings::Ceilings;
@@ -21,7 +21,7 @@ use reel_measure::{compare, page};
 use reel_media::patches::PatchProcessor;
 use reel_model::config::{ModelConfig, PreprocessorConfig};
 use reel_runtime::Device;
-use reel_train::options::Optim;
+use reel_train::options::{GradientCheckpointing, Optim};
 use serde_json::{Map, Value, json};
 
 use crate::common::{self, CommonOptions};
@@ -211,9 +211,9 @@ struct TrainArgs {
     /// Tokens of each sequence
     #[arg(long, value_name = "N", default_value_t = 512)]
     tokens: usize,
-    /// Recompute activations in the backward pass instead of storing them
-    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true")]
-    gradient_checkpointing: bool,
+    /// What the backward pass computes again instead of keeping it
+    #[arg(long, value_enum, num_args = 0..=1, default_value_t, default_missing_value = "full")]
+    gradient_checkpointing: GradientCheckpointing,
     /// Optimizer; the choices differ in how its state is stored
     #[arg(long, value_enum, default_value_t)]
     optim: Optim,

@@ -19,6 +19,7 @@ use reel_runtime::{Cx, DType, Device, Kernels};
 use reel_train::options::{RunOptions, TrainingOptions};
 use reel_train::plan::{self, PhaseCosts, RowShape};
 use reel_train::run::RunSetup;
+use reel_train::step::checkpointing::usable_share;
 use serde::de::DeserializeOwned;
 use serve::PlanServeArgs;
 use std::ops::DerefMut;
@@ -220,8 +221,26 @@ type WithShape<O> =
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Counting<'_, O> {
     fn count(&self, common: &CommonOptions) -> Result<DryRunCounts> {
+        let setting = self.resolved.options.gradient_checkpointing;
+        let (kernels, memory) = (self.sizes.device(common)?.kernels(), self.sizes.machine(common)?.memory);
+        let mut last = None;
+        for &alternative in setting.alternatives() {
+            let mut options = self.resolved.options.clone();
+            options.gradient_checkpointing = alternative;
+            let counted = self.count_with(&options, common)?;
+            let limit = memory.map_or(0.0, |memory| memory * usable_share(kernels));
+            let fits = counted.memory.peak as f64 <= limit;
+            last = Some(counted);
+            if fits {
+                break;
+            }
+        }
+        last.ok_or_else(|| failed("plan", "there is no kind of gradient checkpointing", "report this as a defect"))
+    }
+
+    fn count_with(&self, options: &O, common: &CommonOptions) -> Result<DryRunCounts> {
         let Self { resolved, sizes, rows, .. } = self;
-        let (options, dtype) = (&resolved.options, sizes.dtype(common));
+        let dtype = sizes.dtype(common);
         let model = Some(options.model.as_str());
         let (config, files, name) = sizes.config(model, common)?;
         let (plan, rows) = match sizes.tokens {

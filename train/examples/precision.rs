@@ -13,10 +13,12 @@ use std::sync::atomic::AtomicBool;
 
 use reel_model::init::{InitOptions, Preset, init};
 use reel_model::input::MediaOptions;
+use reel_model::qwen2_5_vl::ForwardOptions;
 use reel_runtime::optim::ParameterState;
 use reel_runtime::{Cx, DType, Device, Tensor, ops};
 use reel_train::data::feed::SampleSource;
 use reel_train::data::sample::Sample;
+use reel_train::options::GradientCheckpointing;
 use reel_train::options::{LrScheduler, Optim, RunOptions};
 use reel_train::run::RunSetup;
 use reel_train::sft;
@@ -133,7 +135,7 @@ fn train(way: &Storage, model: &Path, data: &Path) -> std::result::Result<Curve,
         learning_rate: LEARNING_RATE,
         lr_scheduler_type: LrScheduler::Constant,
         gradient_accumulation_steps: 1,
-        gradient_checkpointing: false,
+        gradient_checkpointing: GradientCheckpointing::None,
         optim: way.optim,
         ..Default::default()
     };
@@ -188,9 +190,9 @@ fn clear_low_bits(state: &ParameterState) -> Result<()> {
 
 /// Mean loss over the learned tokens (those of the answers) of these rows.
 fn loss(t: &Trainer, rows: &[Sample]) -> Result<f64> {
-    let packed = MicroBatchInput::new(t, rows)?;
+    let packed = MicroBatchInput::new(&t.device, &t.model.config, rows)?;
     let cx = Cx::inference(&t.device, t.dtype);
-    let hidden = t.model.forward(&cx, &packed.batch, t.forward_options())?;
+    let hidden = t.model.forward(&cx, &packed.batch, ForwardOptions::default())?;
     let learned = ops::gather_rows(&cx, &hidden, &packed.positions)?;
     let log_probs = ops::linear_log_prob(&cx, &learned, t.model.text.lm_head()?, &packed.targets, 1.0)?.to_f32()?;
     Ok(-log_probs.iter().map(|&x| f64::from(x)).sum::<f64>() / log_probs.len() as f64)

@@ -1,21 +1,49 @@
-use super::{BwdParams, FwdParams, bwd, formula, fwd, test_cases_count_scale};
+use super::{BwdParams, FwdParams, bwd, formula, fwd, test_cases_rows_cols_gap_scale};
 use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
+use crate::{Addr, DType};
 
 checks!(equals_the_formula, gradient_equals_differences_of_the_formula);
 
+/// Rows of `cols` elements with `gap` elements after each row, whose values must not count.
+struct Rows {
+    array: TestArray,
+    cols: usize,
+    stride: usize,
+}
+
+impl Rows {
+    fn random(dtype: DType, [rows, cols, gap]: [usize; 3], seed: u64, scale: f32) -> Rows {
+        let stride = cols + gap;
+        Rows { array: TestArray::new(dtype, &normal_numbers(rows * stride, seed, scale)), cols, stride }
+    }
+
+    fn addr(&self) -> Addr {
+        self.array.addr()
+    }
+
+    /// The elements of the rows, and those between them.
+    fn split<T: Copy>(&self, all: &[T]) -> (Vec<T>, Vec<T>) {
+        let rows = || all.chunks(self.stride).map(|row| row.split_at(self.cols));
+        (rows().flat_map(|(row, _)| row.to_vec()).collect(), rows().flat_map(|(_, gap)| gap.to_vec()).collect())
+    }
+
+    fn to_f64(&self) -> Vec<f64> {
+        self.split(&self.array.to_f64()).0
+    }
+}
+
 fn equals_the_formula() {
     for dtype in [F32, BF16] {
-        for (n, scale) in test_cases_count_scale() {
-            let (g, u) = (
-                TestArray::new(dtype, &normal_numbers(n, 1, scale)),
-                TestArray::new(dtype, &normal_numbers(n, 2, scale)),
-            );
-            let y = TestArray::output(dtype, n);
-            run(&fwd(dtype, &FwdParams { gate: g.addr(), up: u.addr(), y: y.addr(), count: n as u64 }), 2);
+        for (rows, cols, gap, scale) in test_cases_rows_cols_gap_scale() {
+            let shape = [rows, cols, gap];
+            let (g, u) = (Rows::random(dtype, shape, 1, scale), Rows::random(dtype, shape, 2, scale));
+            let y = TestArray::output(dtype, rows * cols);
+            let (count, cols, stride) = ((rows * cols) as u64, cols as u64, (cols + gap) as u64);
+            run(&fwd(dtype, &FwdParams { gate: g.addr(), up: u.addr(), y: y.addr(), count, cols, stride }), 2);
             let (with, want) = (formula::fwd_rounded(&g.to_f64(), &u.to_f64()), formula::fwd(&g.to_f64(), &u.to_f64()));
-            assert_rounded(&format!("swiglu {n}"), dtype, &y.values(), &with, &want, DEFAULT_ROUNDING_FACTOR);
+            assert_rounded(&format!("swiglu {shape:?}"), dtype, &y.values(), &with, &want, DEFAULT_ROUNDING_FACTOR);
         }
     }
 }
@@ -26,24 +54,31 @@ const OF_ONE_GATE: f64 = 64.0;
 
 fn gradient_equals_differences_of_the_formula() {
     for dtype in [F32, BF16] {
-        for (n, scale) in test_cases_count_scale() {
-            let data = |seed| TestArray::new(dtype, &normal_numbers(n, seed, scale));
-            let (g, u, dy) = (data(1), data(2), data(3));
-            let (dg, du) = (TestArray::output(dtype, n), TestArray::output(dtype, n));
+        for (rows, cols, gap, scale) in test_cases_rows_cols_gap_scale() {
+            let shape = [rows, cols, gap];
+            let data = |seed| Rows::random(dtype, shape, seed, scale);
+            let (g, u, dy) = (data(1), data(2), TestArray::new(dtype, &normal_numbers(rows * cols, 3, scale)));
+            // The gradients keep what they have between their rows.
+            let (dg, du) = (data(4), data(5));
+            let between = [&dg, &du].map(|d| d.split(&d.array.values()).1);
             let params = BwdParams {
                 gate: g.addr(),
                 up: u.addr(),
                 dy: dy.addr(),
                 d_gate: dg.addr(),
                 d_up: du.addr(),
-                count: n as u64,
+                count: (rows * cols) as u64,
+                cols: cols as u64,
+                stride: (cols + gap) as u64,
             };
             run(&bwd(dtype, &params), 3);
             let (want_g, want_u) = formula::gradients_of_gate_up(&g.to_f64(), &u.to_f64(), &dy.to_f64());
             let (with_g, with_u) = formula::gradients_of_gate_up_rounded(&g.to_f64(), &u.to_f64(), &dy.to_f64());
             let rounding_factor = if dtype == F32 { OF_ONE_GATE } else { DEFAULT_ROUNDING_FACTOR };
-            assert_rounded(&format!("d_gate {n}"), dtype, &dg.values(), &with_g, &want_g, rounding_factor);
-            assert_rounded(&format!("d_up {n}"), dtype, &du.values(), &with_u, &want_u, DEFAULT_ROUNDING_FACTOR);
+            let (got, kept): (Vec<_>, Vec<_>) = [&dg, &du].map(|d| d.split(&d.array.values())).into_iter().unzip();
+            assert_rounded(&format!("d_gate {shape:?}"), dtype, &got[0], &with_g, &want_g, rounding_factor);
+            assert_rounded(&format!("d_up {shape:?}"), dtype, &got[1], &with_u, &want_u, DEFAULT_ROUNDING_FACTOR);
+            assert!(kept[..] == between[..], "elements between the rows changed: {shape:?}");
         }
     }
 }

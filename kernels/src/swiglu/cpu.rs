@@ -1,4 +1,4 @@
-//! SwiGLU on the CPU: each task computes a block of elements.
+//! SwiGLU on the CPU: each task computes a block of elements, in parts that lie in one row.
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
@@ -29,33 +29,52 @@ simd_fn! {
     }
 }
 
+/// The parts of the elements `start .. start + len` that lie in one row each: their index in y, their index in an
+/// array with `stride` elements from one row of `cols` to the next, and their length.
+fn parts(start: usize, len: usize, cols: usize, stride: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    let end = start + len;
+    std::iter::successors(Some(start), move |at| Some((at / cols + 1) * cols))
+        .take_while(move |at| *at < end)
+        .map(move |at| (at, at / cols * stride + at % cols, (cols - at % cols).min(end - at)))
+}
+
+/// The elements of an array from its first to the last of the last row.
+fn extent(count: usize, cols: usize, stride: usize) -> usize {
+    if count == 0 { 0 } else { (count / cols - 1) * stride + cols }
+}
+
 /// # Safety
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
-    let n = p.count as usize;
+    let (n, cols, stride) = (p.count as usize, p.cols as usize, p.stride as usize);
+    let rows = extent(n, cols, stride);
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let (gate, up, y) = unsafe { (slice_at::<T>(p.gate, n), slice_at::<T>(p.up, n), OutputArray::<T>::new(p.y, n)) };
+    let (gate, up) = unsafe { (slice_at::<T>(p.gate, rows), slice_at::<T>(p.up, rows)) };
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
+    let y = unsafe { OutputArray::<T>::new(p.y, n) };
     team.run(n.div_ceil(BLOCK), |task| {
-        let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
-        // SAFETY: blocks do not overlap.
-        let y = unsafe { y.part(start, len) };
-        fwd_block(&gate[start..start + len], &up[start..start + len], y);
+        for (at, from, len) in parts(task * BLOCK, BLOCK.min(n - task * BLOCK), cols, stride) {
+            // SAFETY: blocks and their parts do not overlap.
+            let y = unsafe { y.part(at, len) };
+            fwd_block(&gate[from..from + len], &up[from..from + len], y);
+        }
     });
 }
 
 /// # Safety
 /// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
-    let n = p.count as usize;
+    let (n, cols, stride) = (p.count as usize, p.cols as usize, p.stride as usize);
+    let rows = extent(n, cols, stride);
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let (gate, up, dy) = unsafe { (slice_at::<T>(p.gate, n), slice_at::<T>(p.up, n), slice_at::<T>(p.dy, n)) };
+    let (gate, up, dy) = unsafe { (slice_at::<T>(p.gate, rows), slice_at::<T>(p.up, rows), slice_at::<T>(p.dy, n)) };
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let (d_gate, d_up) = unsafe { (OutputArray::<T>::new(p.d_gate, n), OutputArray::<T>::new(p.d_up, n)) };
+    let (d_gate, d_up) = unsafe { (OutputArray::<T>::new(p.d_gate, rows), OutputArray::<T>::new(p.d_up, rows)) };
     team.run(n.div_ceil(BLOCK), |task| {
-        let (start, len) = (task * BLOCK, BLOCK.min(n - task * BLOCK));
-        let at = start..start + len;
-        // SAFETY: blocks do not overlap.
-        let (d_gate, d_up) = unsafe { (d_gate.part(start, len), d_up.part(start, len)) };
-        bwd_block(&gate[at.clone()], &up[at.clone()], &dy[at], d_gate, d_up);
+        for (at, from, len) in parts(task * BLOCK, BLOCK.min(n - task * BLOCK), cols, stride) {
+            // SAFETY: blocks and their parts do not overlap.
+            let (d_gate, d_up) = unsafe { (d_gate.part(from, len), d_up.part(from, len)) };
+            bwd_block(&gate[from..from + len], &up[from..from + len], &dy[at..at + len], d_gate, d_up);
+        }
     });
 }

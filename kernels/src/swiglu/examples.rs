@@ -6,9 +6,10 @@ use crate::folder::{FLOAT_DTYPES, INTERMEDIATE_SIZE, LabeledLaunches, SEQUENCE_L
 use crate::swiglu;
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
-    let count = s.get("tokens", SEQUENCE_LEN) as u64 * s.get("intermediate", INTERMEDIATE_SIZE) as u64;
-    let fwd = swiglu::FwdParams { count, ..placeholder_params() };
-    let bwd = swiglu::BwdParams { count, ..placeholder_params() };
+    let cols = s.get("intermediate", INTERMEDIATE_SIZE) as u64;
+    let (count, stride) = (s.get("tokens", SEQUENCE_LEN) as u64 * cols, cols);
+    let fwd = swiglu::FwdParams { count, cols, stride, ..placeholder_params() };
+    let bwd = swiglu::BwdParams { count, cols, stride, ..placeholder_params() };
     let calls = FLOAT_DTYPES.map(|t| [swiglu::fwd(t, &fwd), swiglu::bwd(t, &bwd)]);
     calls.into_iter().flatten().map(|launch| ("8192 tokens of 18944", launch)).collect()
 }
@@ -18,8 +19,12 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let count = TRAFFIC_ELEMENTS;
-    let [gate, up, y, d_gate, d_up] = [(); 5].map(|()| arrays.f32(count));
-    let fwd = swiglu::FwdParams { gate, up, y, count };
-    let bwd = swiglu::BwdParams { gate, up, dy: y, d_gate, d_up, count };
-    allow_one_tenth_more(FLOAT_DTYPES.into_iter().flat_map(|t| [swiglu::fwd(t, &fwd), swiglu::bwd(t, &bwd)]))
+    let [gate, up, y, d_gate, d_up] = [(); 5].map(|()| arrays.f32(2 * count));
+    // Arrays of their own, and the halves of the rows of one matrix.
+    let strides = [(count, count), (count / 32, count / 16)];
+    allow_one_tenth_more(strides.into_iter().flat_map(|(cols, stride)| {
+        let fwd = swiglu::FwdParams { gate, up, y, count, cols, stride };
+        let bwd = swiglu::BwdParams { gate, up, dy: y, d_gate, d_up, count, cols, stride };
+        FLOAT_DTYPES.into_iter().flat_map(move |t| [swiglu::fwd(t, &fwd), swiglu::bwd(t, &bwd)])
+    }))
 }

@@ -2,7 +2,9 @@
 //!
 //! Gradient, with `s = 1 / (1 + e^-g)`: `d_gate = dy * up * s * (1 + g * (1 - s))`, `d_up = dy * g * s`.
 //!
-//! Shapes: all `[count]`, one dtype, f32 or bf16; arithmetic in f32.
+//! Shapes: y and dy `[count]`; gate, up and their gradients as many elements in rows of `cols`, `stride` elements from
+//! one row to the next. So they can be the halves of the rows of one matrix, the product with gate and up weights that
+//! follow each other. One dtype, f32 or bf16; arithmetic in f32.
 //!
 //! Numerics: `e^-g` and the quotient are accurate to 2 ulp of f32 (`div.full.f32`; the CUDA library's e^x to 1 ulp);
 //! `1 + e^-g` and every product and sum of the gradient round to f32 once; one rounding to T at the store. Tolerance
@@ -21,32 +23,40 @@ use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 params! {
     /// Parameters of the forward kernel.
     pub struct FwdParams {
-        /// `[count]`
+        /// `[count]`, in rows of `cols`.
         pub gate: Addr,
-        /// `[count]`
+        /// `[count]`, in rows of `cols`.
         pub up: Addr,
         /// `[count]`, written.
         pub y: Addr,
-        /// Elements.
+        /// Elements, a multiple of `cols`.
         pub count: u64,
+        /// Elements in a row of gate and up; greater than 0.
+        pub cols: u64,
+        /// Elements from one row of gate and up to the next.
+        pub stride: u64,
     }
 }
 
 params! {
     /// Parameters of the backward kernel.
     pub struct BwdParams {
-        /// `[count]`
+        /// `[count]`, in rows of `cols`.
         pub gate: Addr,
-        /// `[count]`
+        /// `[count]`, in rows of `cols`.
         pub up: Addr,
         /// `[count]`
         pub dy: Addr,
-        /// `[count]`, written.
+        /// `[count]`, in rows of `cols`; written.
         pub d_gate: Addr,
-        /// `[count]`, written.
+        /// `[count]`, in rows of `cols`; written.
         pub d_up: Addr,
-        /// Elements.
+        /// Elements, a multiple of `cols`.
         pub count: u64,
+        /// Elements in a row of gate, up and their gradients; greater than 0.
+        pub cols: u64,
+        /// Elements from one row of gate, up and their gradients to the next.
+        pub stride: u64,
     }
 }
 
@@ -75,7 +85,15 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 11.0 * n, bytes: 5.0 * n * dtype.size() as f64 })
 }
 
-/// Number of elements and scale of the random inputs, for each case of the checks.
-pub fn test_cases_count_scale() -> Vec<(usize, f32)> {
-    vec![(1, 1.0), (17, 1.0), (8191, 3.0), (4096 * 5 + 3, 20.0)]
+/// Rows, columns, elements between the ends of rows, and scale of the random inputs, for each case of the checks.
+pub fn test_cases_rows_cols_gap_scale() -> Vec<(usize, usize, usize, f32)> {
+    vec![
+        (1, 1, 0, 1.0),
+        (17, 1, 0, 1.0),
+        (1, 8191, 0, 3.0),
+        (5, 4096, 0, 20.0),
+        (3, 7, 7, 3.0),
+        (9, 520, 520, 3.0),
+        (70, 96, 104, 20.0),
+    ]
 }

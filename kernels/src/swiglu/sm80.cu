@@ -9,29 +9,111 @@
 #include "cuh/map.cuh"
 #include "cuh/math.cuh"
 
+// The place of an element of y in arrays whose rows of `cols` elements are `stride` elements apart.
+struct RowLayout {
+  u64 count, cols, stride;
+
+  __device__ __forceinline__ u64 place(u64 at) const {
+    if (stride == cols) return at;
+    // A division of 32 bits takes a fraction of the instructions.
+    const u64 row = count >> 32 == 0 ? static_cast<u32>(at) / static_cast<u32>(cols) : at / cols;
+    return at + row * (stride - cols);
+  }
+
+  // Whether V elements from a multiple of V on lie in one row, and as many bytes are aligned in each row.
+  __device__ __forceinline__ bool fits(u32 v) const { return stride == cols || (cols % v == 0 && stride % v == 0); }
+};
+
 // Computes y from gate and up.
+template <class T>
 struct Gated {
-  __device__ __forceinline__ void operator()(const float (&x)[2], float (&y)[1]) const {
-    y[0] = divide(x[0], 1.0f + expf(-x[0])) * x[1];
+  static constexpr int V = VECTOR<T>;
+  RowLayout rows;
+  const T *gate, *up;
+  T* y;
+
+  template <int V>
+  struct Values {
+    float gate[V], up[V];
+  };
+
+  template <int V>
+  __device__ __forceinline__ void load(u64 at, Values<V>& v) const {
+    const u64 place = rows.place(at);
+    load_vector(gate + place, v.gate);
+    load_vector(up + place, v.up);
+  }
+
+  template <int V>
+  __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
+    float out[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = divide(v.gate[j], 1.0f + expf(-v.gate[j])) * v.up[j];
+    store_vector(y + at, out);
   }
 };
 
 // Computes d_gate and d_up from gate, up and dy.
+template <class T>
 struct Gradients {
-  __device__ __forceinline__ void operator()(const float (&x)[3], float (&d)[2]) const {
-    const float g = x[0], up = x[1], dy = x[2], s = sigmoid(g);
-    d[0] = dy * up * s * (1.0f + g * (1.0f - s));
-    d[1] = dy * g * s;
+  static constexpr int V = VECTOR<T>;
+  RowLayout rows;
+  const T *gate, *up, *dy;
+  T *d_gate, *d_up;
+
+  template <int V>
+  struct Values {
+    float gate[V], up[V], dy[V];
+  };
+
+  template <int V>
+  __device__ __forceinline__ void load(u64 at, Values<V>& v) const {
+    const u64 place = rows.place(at);
+    load_vector(gate + place, v.gate);
+    load_vector(up + place, v.up);
+    load_vector(dy + at, v.dy);
+  }
+
+  template <int V>
+  __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
+    float to_gate[V], to_up[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const float g = v.gate[j], dy = v.dy[j], s = sigmoid(g);
+      to_gate[j] = dy * v.up[j] * s * (1.0f + g * (1.0f - s));
+      to_up[j] = dy * g * s;
+    }
+    const u64 place = rows.place(at);
+    store_vector(d_gate + place, to_gate);
+    store_vector(d_up + place, to_up);
   }
 };
 
+template <class T>
+__device__ __forceinline__ void forward(const FwdParams& p) {
+  const RowLayout rows{p.count, p.cols, p.stride};
+  const bool vector = rows.fits(VECTOR<T>) && aligned16(p.gate, p.up, p.y);
+  map(p.count, vector, Gated<T>{rows, global<const T>(p.gate), global<const T>(p.up), global<T>(p.y)});
+}
+
+template <class T>
+__device__ __forceinline__ void backward(const BwdParams& p) {
+  const RowLayout rows{p.count, p.cols, p.stride};
+  const bool vector = rows.fits(VECTOR<T>) && aligned16(p.gate, p.up, p.dy, p.d_gate, p.d_up);
+  const Gradients<T> gradients{rows,
+                               global<const T>(p.gate),
+                               global<const T>(p.up),
+                               global<const T>(p.dy),
+                               global<T>(p.d_gate),
+                               global<T>(p.d_up)};
+  map(p.count, vector, gradients);
+}
+
 #define KERNEL(NAME, PARAMS) extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME(const __grid_constant__ PARAMS p)
 
-#define KERNELS(T, NAME)                                                                                         \
-  KERNEL(swiglu_fwd_##NAME, FwdParams) { map_each<T, T>(p.count, {p.gate, p.up}, {p.y}, Gated()); }              \
-  KERNEL(swiglu_bwd_##NAME, BwdParams) {                                                                         \
-    map_each<T, T>(p.count, {p.gate, p.up, p.dy}, {p.d_gate, p.d_up}, Gradients());                              \
-  }
+#define KERNELS(T, NAME)                                    \
+  KERNEL(swiglu_fwd_##NAME, FwdParams) { forward<T>(p); }   \
+  KERNEL(swiglu_bwd_##NAME, BwdParams) { backward<T>(p); }
 
 KERNELS(float, f32)
 KERNELS(bf16, bf16)

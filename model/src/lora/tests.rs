@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use reel_runtime::{Cx, Grads, ops};
+use reel_runtime::{Checkpointing, Cx, Grads, ops};
 use serde_json::{Value, json};
 
 use super::*;
@@ -155,21 +155,23 @@ fn gradients_equal_finite_differences_of_the_loss() {
     let model = with_peft(&device, "all_linear", true);
     let (batch, next) = batch(&device);
     let targets = Tensor::from_i32(&device, &[next.len()], &next).unwrap();
-    let loss = |cx: &Cx, checkpoint: bool| {
-        let hidden = model.forward(cx, &batch, ForwardOptions { checkpoint, ..Default::default() }).unwrap();
+    let loss = |cx: &Cx| {
+        let hidden = model.forward(cx, &batch, ForwardOptions::default()).unwrap();
         let log_probs = ops::linear_log_prob(cx, &hidden, model.text.lm_head().unwrap(), &targets, 1.0).unwrap();
         let each = vec![-1.0; next.len()];
         let each = Tensor::from_f32(&device, &[next.len()], DType::F32, &each, MemoryCategory::Inputs).unwrap();
         ops::weighted_sum(cx, &log_probs, &each).unwrap()
     };
-    let gradients = |checkpoint: bool| {
-        let cx = Cx::training(&device, DType::F32);
+    let gradients = |checkpointing| {
+        let cx = Cx::training(&device, DType::F32).with_checkpointing(checkpointing);
         let mut grads = Grads::new();
-        cx.backward(&loss(&cx, checkpoint), 1.0, &mut grads).unwrap();
+        cx.backward(&loss(&cx), 1.0, &mut grads).unwrap();
         grads.iter().map(|(name, g)| (name.to_string(), g.to_f32().unwrap())).collect::<Vec<_>>()
     };
-    let grads = gradients(true);
-    assert_eq!(grads, gradients(false), "recomputing activations changed the gradients");
+    let grads = gradients(Checkpointing::None);
+    for checkpointing in [Checkpointing::Selective, Checkpointing::Full] {
+        assert_eq!(grads, gradients(checkpointing), "{checkpointing:?}: recomputing activations changed the gradients");
+    }
     let parameters: Vec<Tensor> = model.parameters().cloned().collect();
     assert_eq!(
         parameters.len(),
@@ -188,7 +190,7 @@ fn gradients_equal_finite_differences_of_the_loss() {
             let at: Vec<f32> =
                 before.iter().zip(gradient).map(|(x, &g)| x + (by / length * f64::from(g)) as f32).collect();
             p.write(&at).unwrap();
-            let value = loss(&Cx::inference(&device, DType::F32), false).to_f32().unwrap()[0];
+            let value = loss(&Cx::inference(&device, DType::F32)).to_f32().unwrap()[0];
             f64::from(value)
         };
         let slope = (8.0 * (moved(h) - moved(-h)) - (moved(2.0 * h) - moved(-2.0 * h))) / (12.0 * h);

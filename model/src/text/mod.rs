@@ -18,11 +18,11 @@ use std::sync::Arc;
 
 use reel_runtime::device::in_layer;
 use reel_runtime::ops::{self, CuSeqlens, KvPages, RotaryTable};
-use reel_runtime::{Cx, DType, Device, MemoryCategory, Tensor};
+use reel_runtime::{Checkpointing, Cx, DType, Device, MemoryCategory, Tensor};
 
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::{ModelError, Result};
-use crate::linear::Linear;
+use crate::linear::{JoinedWeights, Linear};
 use crate::linear_weight::{Quantization, Weight};
 use crate::residual::Residual;
 use crate::vision::{into_runtime_error, inverse_frequencies};
@@ -51,9 +51,13 @@ struct Layer {
     q: Linear,
     k: Linear,
     v: Linear,
+    /// The weights of q, k and v, if they are joined.
+    qkv: Option<JoinedWeights>,
     o: Linear,
     gate: Linear,
     up: Linear,
+    /// The weights of gate and up, if they are joined.
+    gate_up: Option<JoinedWeights>,
     down: Linear,
     heads: usize,
     kv_heads: usize,
@@ -176,33 +180,23 @@ impl TextDecoder {
         })
     }
 
-    /// Computes hidden states `[S, H]` after the last norm from embeddings x `[S, H]` and positions i32 `[3, S]`. With
-    /// `checkpoint`, only the input of each layer is kept for the backward pass.
-    pub(crate) fn forward(
-        &self,
-        cx: &Cx,
-        x: &Tensor,
-        positions: &Tensor,
-        context: AttentionContext,
-        checkpoint: bool,
-    ) -> Result<Tensor> {
+    /// Computes hidden states `[S, H]` after the last norm from embeddings x `[S, H]` and positions i32 `[3, S]`.
+    pub(crate) fn forward(&self, cx: &Cx, x: &Tensor, positions: &Tensor, context: AttentionContext) -> Result<Tensor> {
         let rotary = self.rotary(cx, positions)?;
         let mut residual = Residual::new(x);
         for layer in &self.layers {
             let _layer = in_layer(STACK, layer.index);
             residual = match context {
-                AttentionContext::Packed(seqs) if cx.is_training() => {
-                    // In training, the residual and the layer's output are added here and not in the next norm. So
-                    // results with and without gradient checkpointing are equal bit for bit, and the gradient of the
-                    // sum needs only one tensor.
+                AttentionContext::Packed(seqs) if cx.checkpointing() == Checkpointing::Full => {
+                    // A layer that is computed again has one input, so the residual and the output of the layer
+                    // before are added here and not in the next norm. The bits are the same.
                     let (layer, rotary, seqs) = (layer.clone(), rotary.clone(), seqs.clone());
                     let f = move |cx: &Cx, x: &[Tensor]| {
                         let _layer = in_layer(STACK, layer.index);
                         let out = layer.forward(cx, Residual::new(&x[0]), &rotary, AttentionContext::Packed(&seqs));
                         out.and_then(|out| out.into_sum(cx)).map_err(into_runtime_error)
                     };
-                    let x = residual.into_sum(cx)?;
-                    Residual::new(&if checkpoint { cx.recompute(&[&x], f)? } else { f(cx, &[x])? })
+                    Residual::new(&cx.recompute(&[&residual.into_sum(cx)?], f)?)
                 }
                 context => layer.forward(cx, residual, &rotary, context)?,
             };
@@ -226,16 +220,35 @@ impl Layer {
         let q_dim = config.num_attention_heads * config.head_dim;
         let kv_dim = config.num_key_value_heads * config.head_dim;
         let name = |part: &str| format!("model.layers.{index}.{part}");
+        let names =
+            ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"].map(name);
+        let [q, k, v, gate, up] = names.each_ref().map(String::as_str);
+        let (q, k, v, qkv) = match Linear::load_joined(from, [(q, q_dim), (k, kv_dim), (v, kv_dim)], h, true)? {
+            Some(([q, k, v], joined)) => (q, k, v, Some(joined)),
+            None => {
+                let load = |name: &str, dim| Linear::load_quantized(from, name, dim, h, true);
+                (load(q, q_dim)?, load(k, kv_dim)?, load(v, kv_dim)?, None)
+            }
+        };
+        let (gate, up, gate_up) = match Linear::load_joined(from, [(gate, inner), (up, inner)], h, false)? {
+            Some(([gate, up], joined)) => (gate, up, Some(joined)),
+            None => {
+                let load = |name: &str| Linear::load_quantized(from, name, inner, h, false);
+                (load(gate)?, load(up)?, None)
+            }
+        };
         Ok(Layer {
             index,
             input_norm: from.load(&name("input_layernorm.weight"), &[h], &[h])?,
             post_norm: from.load(&name("post_attention_layernorm.weight"), &[h], &[h])?,
-            q: Linear::load_quantized(from, &name("self_attn.q_proj"), q_dim, h, true)?,
-            k: Linear::load_quantized(from, &name("self_attn.k_proj"), kv_dim, h, true)?,
-            v: Linear::load_quantized(from, &name("self_attn.v_proj"), kv_dim, h, true)?,
+            q,
+            k,
+            v,
+            qkv,
             o: Linear::load_quantized(from, &name("self_attn.o_proj"), h, q_dim, false)?,
-            gate: Linear::load_quantized(from, &name("mlp.gate_proj"), inner, h, false)?,
-            up: Linear::load_quantized(from, &name("mlp.up_proj"), inner, h, false)?,
+            gate,
+            up,
+            gate_up,
             down: Linear::load_quantized(from, &name("mlp.down_proj"), h, inner, false)?,
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
@@ -256,22 +269,15 @@ impl Layer {
         context: AttentionContext,
     ) -> Result<Residual> {
         let s = residual.row_count();
-        let (heads, kv_heads) = ([s, self.heads, self.head_dim], [s, self.kv_heads, self.head_dim]);
         let (x, normed) = residual.sum_and_norm(cx, &self.input_norm, self.eps)?;
-        let q = self.q.forward(cx, &normed)?.reshape(&heads)?;
-        let k = self.k.forward(cx, &normed)?.reshape(&kv_heads)?;
-        let v = self.v.forward(cx, &normed)?.reshape(&kv_heads)?;
-        drop(normed);
         let o = match context {
             AttentionContext::Packed(seqs) => {
-                let (q, k) = {
-                    // Dropped after the rotation, unless the tape keeps them.
-                    let (q, k) = (q, k);
-                    ops::apply_rotary(cx, &q, &k, rotary)?
-                };
+                let [q, k, v] = self.rotated_q_k_v(cx, normed, rotary)?;
                 ops::attention(cx, &q, &k, &v, seqs, true)?
             }
             AttentionContext::Cached(cache, pages) => {
+                let [q, k, v] = self.q_k_v(cx, &normed)?;
+                drop(normed);
                 let (keys, values) = &cache.layers[self.index];
                 let caches = (keys, values);
                 let q = ops::rotate_and_cache(cx, q, (&k, &v), rotary, caches, pages)?;
@@ -281,10 +287,30 @@ impl Layer {
         };
         let o = self.o.forward(cx, &o.reshape(&[s, self.heads * self.head_dim])?)?;
         let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.post_norm, self.eps)?;
-        let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);
-        drop(normed);
-        let inner = ops::swiglu(cx, &gate, &up)?;
-        drop((gate, up));
+        let inner = Linear::swiglu(cx, normed, (&self.gate, &self.up), self.gate_up.as_ref())?;
         Ok(Residual::with_delta(x, self.down.forward(cx, &inner)?))
+    }
+
+    /// Queries `[S, heads, D]`, keys and values `[S, kv_heads, D]`, without rotation.
+    fn q_k_v(&self, cx: &Cx, normed: &Tensor) -> Result<[Tensor; 3]> {
+        let s = normed.shape()[0];
+        let (heads, kv_heads) = ([s, self.heads, self.head_dim], [s, self.kv_heads, self.head_dim]);
+        let q = self.q.forward(cx, normed)?.reshape(&heads)?;
+        let k = self.k.forward(cx, normed)?.reshape(&kv_heads)?;
+        Ok([q, k, self.v.forward(cx, normed)?.reshape(&kv_heads)?])
+    }
+
+    /// [`Self::q_k_v`] with queries and keys rotated. Frees `normed` and the results before the rotation, unless the
+    /// tape keeps them.
+    fn rotated_q_k_v(&self, cx: &Cx, normed: Tensor, rotary: &RotaryTable) -> Result<[Tensor; 3]> {
+        let joined = JoinedWeights::forward(self.qkv.as_ref(), &[&self.q, &self.k, &self.v], cx, &normed)?;
+        if let Some(fused) = joined {
+            drop(normed);
+            return Ok(ops::split_and_rotate(cx, &fused, [self.heads, self.kv_heads], rotary)?);
+        }
+        let [q, k, v] = self.q_k_v(cx, &normed)?;
+        drop(normed);
+        let (q, k) = ops::apply_rotary(cx, &q, &k, rotary)?;
+        Ok([q, k, v])
     }
 }

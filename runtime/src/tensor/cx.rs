@@ -19,8 +19,21 @@ use reel_kernels::{DType, Launch};
 
 use super::Tensor;
 use super::tape::{BackwardContext, Grads, RECOMPUTE, Tape};
-use crate::device::{Device, MemoryCategory};
+use crate::device::{Device, LaunchOrigin, MemoryCategory, current_origin, with_origin};
 use crate::error::Result;
+
+/// What the backward pass computes again instead of keeping it in memory (gradient checkpointing). Results have the
+/// same bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checkpointing {
+    /// Nothing.
+    #[default]
+    None,
+    /// The outputs of norms and of SwiGLU, which take much memory and few operations.
+    Selective,
+    /// Every layer, from its input ([`Cx::recompute`]).
+    Full,
+}
 
 /// The device, the dtype of activations and, when training, the tape. Ops take it as their first argument.
 #[derive(Debug)]
@@ -28,17 +41,29 @@ pub struct Cx {
     device: Device,
     dtype: DType,
     tape: Option<Tape>,
+    checkpointing: Checkpointing,
 }
 
 impl Cx {
     /// A context without a tape. `dtype` is the dtype of activations, F32 or BF16.
     pub fn inference(device: &Device, dtype: DType) -> Cx {
-        Cx { device: device.clone(), dtype, tape: None }
+        Cx { device: device.clone(), dtype, tape: None, checkpointing: Checkpointing::None }
     }
 
     /// A context with an empty tape, which records what [`Cx::backward`] needs.
     pub fn training(device: &Device, dtype: DType) -> Cx {
-        Cx { device: device.clone(), dtype, tape: Some(Tape::default()) }
+        Cx { device: device.clone(), dtype, tape: Some(Tape::default()), checkpointing: Checkpointing::None }
+    }
+
+    /// The same context with another kind of gradient checkpointing.
+    pub fn with_checkpointing(self, checkpointing: Checkpointing) -> Cx {
+        Cx { checkpointing, ..self }
+    }
+
+    /// What the backward pass computes again. Models that keep only the inputs of their layers
+    /// ([`Checkpointing::Full`]) call [`Cx::recompute`].
+    pub fn checkpointing(&self) -> Checkpointing {
+        self.checkpointing
     }
 
     /// The same device and dtype without a tape, like `torch.no_grad()`.
@@ -114,21 +139,40 @@ impl Cx {
 
     /// [`Cx::record`] for an op with any number of outputs, each of which may or may not get a gradient
     /// ([`BackwardContext::take_dys`]).
-    pub fn record_all(
+    pub fn record_all<const N: usize>(
         &self,
         name: &'static str,
         inputs: &[&Tensor],
-        outputs: Vec<Tensor>,
+        outputs: [Tensor; N],
         backward: impl FnOnce(&mut BackwardContext<'_>) -> Result<()> + 'static,
-    ) -> Vec<Tensor> {
+    ) -> [Tensor; N] {
         match &self.tape {
             Some(tape) if inputs.iter().any(|t| t.needs_grad()) => {
-                let outputs: Vec<Tensor> = outputs.iter().map(Tensor::needing_grad).collect();
-                tape.push(name, inputs, &outputs.iter().collect::<Vec<_>>(), backward);
+                let outputs = outputs.each_ref().map(Tensor::needing_grad);
+                tape.push(name, inputs, &outputs.each_ref(), backward);
                 outputs
             }
             _ => outputs,
         }
+    }
+
+    /// Returns `y`, the output of the op `op`. With [`Checkpointing::Selective`], backward rules that save y call
+    /// `compute` instead of keeping its memory. `compute` returns the same bits and may hold only tensors that are kept
+    /// in any case.
+    pub(super) fn computed_again(
+        &self,
+        op: &'static str,
+        y: Tensor,
+        compute: impl Fn(&Cx) -> Result<Tensor> + Send + Sync + 'static,
+    ) -> Tensor {
+        if !self.is_training() || self.checkpointing != Checkpointing::Selective {
+            return y;
+        }
+        let (device, dtype, layer) = (self.device.clone(), self.dtype, current_origin().layer);
+        y.with_recipe(move || {
+            let _origin = with_origin(LaunchOrigin { op, is_backward: false, layer });
+            compute(&Cx::inference(&device, dtype))
+        })
     }
 
     /// Gradient checkpointing: runs `f` and keeps only `inputs`. The backward pass runs `f` again to get its

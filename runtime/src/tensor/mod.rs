@@ -1,58 +1,65 @@
 //! A tensor: shape, dtype and a reference-counted slice of a device buffer. Tensors are always row-major and
 //! contiguous.
 //!
-//! [`cx`] is the context that ops compute in, [`tape`] the autograd tape, [`ops`] the ops.
+//! [`cx`] is the context that ops compute in, [`tape`] the autograd tape, [`ops`] the ops. `meta` is a tensor without
+//! memory, `saved` what a backward rule keeps of a tensor.
 
 pub mod cx;
+mod meta;
 pub mod ops;
+mod saved;
 pub mod tape;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use reel_kernels::{Addr, DType, Element};
 
 use crate::device::{Buffer, Device, Download, MemoryCategory};
 use crate::error::{Result, RuntimeError, shape_error};
-
-/// What the backward pass does with the gradient of a tensor.
-#[derive(Clone, Debug)]
-enum Grad {
-    /// Does not need a gradient.
-    None,
-    /// Depends on a trained parameter: its gradient is propagated.
-    Needed,
-    /// Is a trained parameter with this name: its gradient is accumulated in f32.
-    Parameter(Arc<str>),
-}
+pub use meta::TensorMeta;
+use meta::{Grad, JoinedParameters};
+use saved::Recipe;
+pub use saved::Saved;
 
 #[derive(Debug)]
 struct Inner {
-    id: u64,
-    shape: Vec<usize>,
-    dtype: DType,
+    meta: TensorMeta,
     buffer: Arc<Buffer>,
     offset: usize,
-    grad: Grad,
+    /// How the backward pass computes this tensor again, if it does not keep the memory.
+    recipe: Option<Arc<Recipe>>,
 }
 
 /// A tensor on a device. Clones share its memory.
 #[derive(Clone, Debug)]
 pub struct Tensor(Arc<Inner>);
 
+impl std::ops::Deref for Tensor {
+    type Target = TensorMeta;
+
+    fn deref(&self) -> &TensorMeta {
+        &self.0.meta
+    }
+}
+
 /// Formats a shape for messages: `[2, 3]`.
 pub fn format_shape(shape: &[usize]) -> String {
     format!("{shape:?}")
 }
 
-fn fresh_id() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    NEXT.fetch_add(1, Ordering::Relaxed)
+fn rounded_to_bf16(values: &[f32]) -> Vec<half::bf16> {
+    values.iter().map(|&x| <half::bf16 as Element>::from_f32(x)).collect()
 }
 
 impl Tensor {
     fn build(shape: &[usize], dtype: DType, buffer: Arc<Buffer>, offset: usize, grad: Grad) -> Tensor {
-        Tensor(Arc::new(Inner { id: fresh_id(), shape: shape.to_vec(), dtype, buffer, offset, grad }))
+        Tensor(Arc::new(Inner { meta: TensorMeta::new(shape, dtype, grad), buffer, offset, recipe: None }))
+    }
+
+    /// This tensor's memory as the tensor `meta`, which has as many bytes.
+    fn with_meta(&self, meta: TensorMeta) -> Tensor {
+        debug_assert_eq!(meta.bytes(), self.bytes());
+        Tensor(Arc::new(Inner { meta, buffer: self.0.buffer.clone(), offset: self.0.offset, recipe: None }))
     }
 
     /// Allocates a tensor without initialising its elements.
@@ -140,37 +147,30 @@ impl Tensor {
         category: MemoryCategory,
     ) -> Result<Tensor> {
         match dtype {
-            DType::BF16 => {
-                let rounded: Vec<half::bf16> = data.iter().map(|&x| <half::bf16 as Element>::from_f32(x)).collect();
-                Tensor::from_slice(device, shape, dtype, &rounded, category)
-            }
+            DType::BF16 => Tensor::from_slice(device, shape, dtype, &rounded_to_bf16(data), category),
             _ => Tensor::from_slice(device, shape, DType::F32, data, category),
         }
     }
 
-    /// The number by which the autograd tape identifies this tensor. [`Tensor::reshape`] keeps it.
-    pub fn id(&self) -> u64 {
-        self.0.id
+    /// Shape, dtype and place on the autograd tape, without the memory.
+    pub fn meta(&self) -> &TensorMeta {
+        &self.0.meta
     }
 
-    /// The sizes of the dimensions, outermost first.
-    pub fn shape(&self) -> &[usize] {
-        &self.0.shape
+    /// The tensor for a backward rule that reads it: its memory, or how to compute it again.
+    pub fn saved(&self) -> Saved {
+        match &self.0.recipe {
+            Some(recipe) => Saved::again(&self.0.meta, recipe),
+            None => Saved::kept(self),
+        }
     }
 
-    /// The element type.
-    pub fn dtype(&self) -> DType {
-        self.0.dtype
-    }
-
-    /// The number of elements.
-    pub fn count(&self) -> usize {
-        self.0.shape.iter().product()
-    }
-
-    /// The size in bytes.
-    pub fn bytes(&self) -> usize {
-        self.count() * self.0.dtype.size()
+    /// The same tensor, of which backward rules save `compute` instead of the memory. `compute` returns the same bits
+    /// and must not hold this tensor's memory.
+    pub(super) fn with_recipe(&self, compute: impl Fn() -> Result<Tensor> + Send + Sync + 'static) -> Tensor {
+        let Inner { ref meta, ref buffer, offset, .. } = *self.0;
+        let recipe = Some(Arc::new(Recipe::new(compute)));
+        Tensor(Arc::new(Inner { meta: meta.clone(), buffer: buffer.clone(), offset, recipe }))
     }
 
     /// The address of the first element on its device.
@@ -183,19 +183,6 @@ impl Tensor {
         self.0.buffer.device()
     }
 
-    /// The parameter name, if the tensor is a trained parameter.
-    pub fn parameter_name(&self) -> Option<&str> {
-        match &self.0.grad {
-            Grad::Parameter(name) => Some(name),
-            _ => None,
-        }
-    }
-
-    /// Whether the backward pass computes a gradient for this tensor.
-    pub fn needs_grad(&self) -> bool {
-        !matches!(self.0.grad, Grad::None)
-    }
-
     /// Whether other tensors share this tensor's memory.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1 || Arc::strong_count(&self.0.buffer) > 1
@@ -206,12 +193,43 @@ impl Tensor {
     /// # Errors
     /// The memory belongs to a mapped file, which is read-only.
     pub fn into_parameter(self, name: &str) -> Result<Tensor> {
-        if !self.0.buffer.is_writable() {
-            return Err(RuntimeError::Device(format!(
-                "{name}: is read from a mapped file, which cannot be trained in place; load it as trainable"
-            )));
-        }
+        self.check_trainable(name)?;
         Ok(self.with_grad(Grad::Parameter(name.into())))
+    }
+
+    /// Makes this tensor the trained parameters `parts`, each with its name and its number of rows, which follow each
+    /// other. Returns the joined tensor and the parameters, all in the same memory. A backward pass may use either.
+    ///
+    /// # Errors
+    /// The memory belongs to a mapped file; the rows are not those of the tensor.
+    pub fn into_joined_parameters<const N: usize>(self, parts: [(&str, usize); N]) -> Result<(Tensor, [Tensor; N])> {
+        self.check_trainable(parts.first().map_or("", |(name, _)| name))?;
+        let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
+        if self.shape().first() != Some(&rows) {
+            let shape = format_shape(self.shape());
+            return Err(shape_error(
+                "join",
+                format!("the parameters have {rows} rows, but the tensor's shape is {shape}"),
+            ));
+        }
+        let named = parts.iter().map(|&(name, rows)| (name.into(), rows)).collect();
+        let joined = Arc::new(JoinedParameters { parts: named, shape: self.shape().to_vec() });
+        let row_bytes = self.bytes().checked_div(rows).unwrap_or(0);
+        let each = std::array::from_fn(|index| {
+            let first: usize = parts[..index].iter().map(|(_, rows)| rows).sum();
+            let shape = [&[parts[index].1], &self.shape()[1..]].concat();
+            let (buffer, offset) = (self.0.buffer.clone(), self.0.offset + first * row_bytes);
+            Tensor::build(&shape, self.dtype(), buffer, offset, Grad::Part { joined: joined.clone(), index })
+        });
+        Ok((self.with_grad(Grad::Joined(joined)), each))
+    }
+
+    fn check_trainable(&self, name: &str) -> Result<()> {
+        if self.0.buffer.is_writable() {
+            return Ok(());
+        }
+        let what = "is read from a mapped file, which cannot be trained in place; load it as trainable";
+        Err(RuntimeError::Device(format!("{name}: {what}")))
     }
 
     /// A tensor in the same memory that needs no gradient, like `Tensor.detach()` of PyTorch.
@@ -225,7 +243,7 @@ impl Tensor {
     }
 
     fn with_grad(&self, grad: Grad) -> Tensor {
-        Tensor::build(&self.0.shape, self.0.dtype, self.0.buffer.clone(), self.0.offset, grad)
+        Tensor::build(self.shape(), self.dtype(), self.0.buffer.clone(), self.0.offset, grad)
     }
 
     /// The same elements with another shape. To the autograd tape it is the same tensor.
@@ -243,15 +261,9 @@ impl Tensor {
                 ),
             ));
         }
-        let Inner { id, dtype, ref buffer, offset, ref grad, .. } = *self.0;
-        Ok(Tensor(Arc::new(Inner {
-            id,
-            shape: shape.to_vec(),
-            dtype,
-            buffer: buffer.clone(),
-            offset,
-            grad: grad.clone(),
-        })))
+        let Inner { ref meta, ref buffer, offset, ref recipe } = *self.0;
+        let meta = TensorMeta { shape: shape.to_vec(), ..meta.clone() };
+        Ok(Tensor(Arc::new(Inner { meta, buffer: buffer.clone(), offset, recipe: recipe.clone() })))
     }
 
     /// Rows `start .. start + len` of the first dimension, in the same memory; the result needs no gradient.
@@ -282,6 +294,17 @@ impl Tensor {
             ));
         }
         self.0.buffer.upload(self.0.offset, bytes)
+    }
+
+    /// Overwrites all elements with `values`, rounded to the tensor's dtype (F32 or BF16).
+    ///
+    /// # Errors
+    /// Another number of values, or memory of a mapped file.
+    pub fn write_f32(&self, values: &[f32]) -> Result<()> {
+        match self.dtype() {
+            DType::BF16 => self.write(&rounded_to_bf16(values)),
+            _ => self.write(values),
+        }
     }
 
     /// Copies the elements to the host, as bytes.

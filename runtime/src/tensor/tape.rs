@@ -19,9 +19,10 @@ use std::sync::Arc;
 
 use reel_kernels::{DType, Launch, elementwise};
 
-use super::Tensor;
+use super::meta::{Grad, JoinedParameters};
+use super::{Tensor, TensorMeta};
 use crate::device::{Device, LaunchOrigin, LayerOrigin, MemoryCategory, current_origin, with_origin};
-use crate::error::{Result, RuntimeError};
+use crate::error::{Result, RuntimeError, shape_error};
 
 type BackwardFn = Box<dyn FnOnce(&mut BackwardContext<'_>) -> Result<()>>;
 
@@ -57,7 +58,7 @@ impl Tape {
         outputs: &[&Tensor],
         backward: impl FnOnce(&mut BackwardContext<'_>) -> Result<()> + 'static,
     ) {
-        let parameters = inputs.iter().filter_map(|t| t.parameter_name().map(Arc::from)).collect();
+        let parameters = inputs.iter().flat_map(|t| t.parameter_names()).collect();
         let outputs = outputs.iter().map(|t| t.id()).collect();
         let layer = current_origin().layer;
         self.0.borrow_mut().push(Node { name, layer, outputs, parameters, backward: Box::new(backward) });
@@ -99,7 +100,7 @@ impl Tape {
 pub(super) struct LeafGrads(HashMap<u64, Tensor>);
 
 impl LeafGrads {
-    pub(super) fn get(&self, leaf: &Tensor) -> Option<Tensor> {
+    pub(super) fn get(&self, leaf: &TensorMeta) -> Option<Tensor> {
         self.0.get(&leaf.id()).cloned()
     }
 }
@@ -139,7 +140,7 @@ impl BackwardContext<'_> {
     }
 
     /// Allocates a gradient with the shape and dtype of `x`, without initialising it.
-    pub fn empty_like(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn empty_like(&self, x: &TensorMeta) -> Result<Tensor> {
         Tensor::empty(self.device, x.shape(), x.dtype(), MemoryCategory::Activations)
     }
 
@@ -156,7 +157,7 @@ impl BackwardContext<'_> {
     /// The memory to which a matrix product writes a gradient of `x`, and whether it must add to what it holds: the
     /// gradient that x has so far, or new memory. The rule gives the sum to [`BackwardContext::add`] afterwards. This
     /// saves the launch that would add the product to the earlier gradient, and its rounding.
-    pub fn grad_to_write(&mut self, x: &Tensor) -> Result<(Tensor, bool)> {
+    pub fn grad_to_write(&mut self, x: &TensorMeta) -> Result<(Tensor, bool)> {
         match self.by_id.remove(&x.id()) {
             Some(sum) if !sum.is_shared() => return Ok((sum, true)),
             Some(sum) => self.by_id.insert(x.id(), sum),
@@ -166,12 +167,12 @@ impl BackwardContext<'_> {
     }
 
     /// Adds `grad` to the gradient of `x`. Does nothing if `x` needs no gradient. Gradients of parameters are f32.
-    pub fn add(&mut self, x: &Tensor, grad: Tensor) -> Result<()> {
+    pub fn add(&mut self, x: &TensorMeta, grad: Tensor) -> Result<()> {
         if !x.needs_grad() {
             return Ok(());
         }
-        if x.parameter_name().is_some() {
-            let sum = self.grads.sum(x)?;
+        if x.is_trained() {
+            let sum = self.grads.sum(self.device, x)?;
             return accumulate(self.device, &grad, &sum);
         }
         let Some(sum) = self.by_id.remove(&x.id()) else {
@@ -194,24 +195,24 @@ impl BackwardContext<'_> {
         Ok(())
     }
 
-    /// The f32 buffer that collects the gradient of parameter `x`; `None` if `x` is not a trained parameter.
-    pub fn parameter_grad(&mut self, x: &Tensor) -> Result<Option<Tensor>> {
-        if x.parameter_name().is_none() { Ok(None) } else { self.grads.sum(x).map(Some) }
+    /// The f32 buffer that collects the gradient of the parameter or joined parameters `x`; `None` if `x` is not trained.
+    pub fn parameter_grad(&mut self, x: &TensorMeta) -> Result<Option<Tensor>> {
+        if x.is_trained() { self.grads.sum(self.device, x).map(Some) } else { Ok(None) }
     }
 
     /// [`BackwardContext::parameter_grad`] for launches that write every element of the buffer, together with whether
     /// they must add to what it holds. The first gradient of a step need not be added to zeros.
-    pub fn parameter_grad_to_write(&mut self, x: &Tensor) -> Result<Option<(Tensor, bool)>> {
-        if x.parameter_name().is_none() {
+    pub fn parameter_grad_to_write(&mut self, x: &TensorMeta) -> Result<Option<(Tensor, bool)>> {
+        if !x.is_trained() {
             return Ok(None);
         }
-        let (sum, is_first) = self.grads.buffer(x)?;
+        let (sum, is_first) = self.grads.buffer(self.device, x)?;
         Ok(Some((sum, !is_first)))
     }
 
     /// [`BackwardContext::parameter_grad_to_write`] for launches over `rows` rows. If there are none, they write
     /// nothing, so the buffer gets zeros.
-    pub fn parameter_grad_over_rows(&mut self, x: &Tensor, rows: usize) -> Result<Option<(Tensor, bool)>> {
+    pub fn parameter_grad_over_rows(&mut self, x: &TensorMeta, rows: usize) -> Result<Option<(Tensor, bool)>> {
         match rows {
             0 => Ok(self.parameter_grad(x)?.map(|sum| (sum, true))),
             _ => self.parameter_grad_to_write(x),
@@ -229,10 +230,13 @@ fn accumulate(device: &Device, from: &Tensor, to: &Tensor) -> Result<()> {
     device.launch(&elementwise::accumulate(from.dtype(), to.dtype(), &params))
 }
 
-/// Gradients of parameters by name, in f32. The buffers stay allocated between steps.
+/// Gradients of parameters by name, in f32. The buffers stay allocated between steps. Joined parameters share one
+/// buffer, of which the gradient of each is some rows.
 #[derive(Debug, Default)]
 pub struct Grads {
     buffers: BTreeMap<Arc<str>, Tensor>,
+    /// The buffers of joined parameters, by the name of the first.
+    joined: BTreeMap<Arc<str>, Tensor>,
     /// The parameters that got a gradient since the last [`Grads::clear`].
     reached: BTreeSet<Arc<str>>,
 }
@@ -246,7 +250,7 @@ impl Grads {
     /// Allocates the gradient buffers of these parameters now, so no training step allocates any.
     pub fn reserve<'a>(&mut self, parameters: impl IntoIterator<Item = &'a Tensor>) -> Result<()> {
         for parameter in parameters {
-            self.buffer(parameter)?;
+            self.buffer(parameter.device(), parameter)?;
         }
         self.clear();
         Ok(())
@@ -272,8 +276,8 @@ impl Grads {
     }
 
     /// The buffer to which a gradient of the parameter is added. Starts at zero in every step.
-    fn sum(&mut self, parameter: &Tensor) -> Result<Tensor> {
-        let (sum, is_first) = self.buffer(parameter)?;
+    fn sum(&mut self, device: &Device, parameter: &TensorMeta) -> Result<Tensor> {
+        let (sum, is_first) = self.buffer(device, parameter)?;
         if is_first {
             fill_zero(&sum)?;
         }
@@ -282,17 +286,48 @@ impl Grads {
 
     /// The buffer of the parameter's gradient, and whether this is the first use of it in this step. Then it holds
     /// the gradient of an earlier step.
-    fn buffer(&mut self, parameter: &Tensor) -> Result<(Tensor, bool)> {
-        let name: Arc<str> = parameter.parameter_name().unwrap_or_default().into();
-        let sum = match self.buffers.get(&name) {
-            Some(t) => t.clone(),
-            None => {
-                let t = Tensor::empty(parameter.device(), parameter.shape(), DType::F32, MemoryCategory::Gradients)?;
-                self.buffers.insert(name.clone(), t.clone());
-                t
+    fn buffer(&mut self, device: &Device, parameter: &TensorMeta) -> Result<(Tensor, bool)> {
+        let f32_like = |shape: &[usize]| Tensor::empty(device, shape, DType::F32, MemoryCategory::Gradients);
+        if let Grad::Part { joined, .. } | Grad::Joined(joined) = &parameter.grad {
+            self.reserve_joined(joined, f32_like)?;
+        }
+        let names = parameter.parameter_names();
+        let is_first: Vec<bool> = names.iter().map(|name| self.reached.insert(name.clone())).collect();
+        match (&parameter.grad, &names[..]) {
+            (Grad::Joined(_), [first, ..]) => {
+                let whole = self.joined[first].clone();
+                let all = is_first.iter().all(|first| *first);
+                // Some of the parameters may have been used alone before.
+                for (name, _) in names.iter().zip(is_first).filter(|(_, is_first)| *is_first && !all) {
+                    fill_zero(&self.buffers[name])?;
+                }
+                Ok((whole, all))
             }
-        };
-        Ok((sum, self.reached.insert(name)))
+            (_, [name, ..]) => {
+                let sum = match self.buffers.get(name) {
+                    Some(sum) => sum.clone(),
+                    None => self.buffers.entry(name.clone()).or_insert(f32_like(parameter.shape())?).clone(),
+                };
+                Ok((sum, is_first[0]))
+            }
+            (_, []) => Err(shape_error("gradient", "asked for the gradient buffer of a tensor that is not trained")),
+        }
+    }
+
+    /// Allocates the buffer of joined parameters with `empty`, unless it exists.
+    fn reserve_joined(&mut self, joined: &JoinedParameters, empty: impl Fn(&[usize]) -> Result<Tensor>) -> Result<()> {
+        let Some((first, _)) = joined.parts.first() else { return Ok(()) };
+        if self.joined.contains_key(first) {
+            return Ok(());
+        }
+        let whole = empty(&joined.shape)?;
+        let mut start = 0;
+        for (name, rows) in &joined.parts {
+            self.buffers.insert(name.clone(), whole.rows(start, *rows)?);
+            start += rows;
+        }
+        self.joined.insert(first.clone(), whole);
+        Ok(())
     }
 }
 

@@ -63,6 +63,65 @@ pub enum Optim {
     Adamw8bit,
 }
 
+/// Which activations of a layer the backward pass computes again instead of keeping them. Results have the same bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", from = "SpelledCheckpointing")]
+pub enum GradientCheckpointing {
+    /// For each micro-batch, the first of none, selective and full that fits the memory
+    #[default]
+    Auto,
+    /// Nothing: all activations are kept
+    #[value(alias = "false")]
+    None,
+    /// The outputs of norms and of SwiGLU, which take much memory and few operations
+    Selective,
+    /// Every layer, from its input
+    #[value(alias = "true")]
+    Full,
+}
+
+impl GradientCheckpointing {
+    /// The settings among which this one chooses, the fastest first.
+    pub fn alternatives(self) -> &'static [Self] {
+        match self {
+            Self::Auto => &[Self::None, Self::Selective, Self::Full],
+            Self::None => &[Self::None],
+            Self::Selective => &[Self::Selective],
+            Self::Full => &[Self::Full],
+        }
+    }
+}
+
+/// The values of [`GradientCheckpointing`] in files. TRL has a switch: true is `full`, false is `none`.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum CheckpointingName {
+    Auto,
+    #[serde(alias = "false")]
+    None,
+    Selective,
+    #[serde(alias = "true")]
+    Full,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "auto, none, selective or full")]
+enum SpelledCheckpointing {
+    Switch(bool),
+    Name(CheckpointingName),
+}
+
+impl From<SpelledCheckpointing> for GradientCheckpointing {
+    fn from(spelled: SpelledCheckpointing) -> Self {
+        match spelled {
+            SpelledCheckpointing::Switch(true) | SpelledCheckpointing::Name(CheckpointingName::Full) => Self::Full,
+            SpelledCheckpointing::Switch(false) | SpelledCheckpointing::Name(CheckpointingName::None) => Self::None,
+            SpelledCheckpointing::Name(CheckpointingName::Selective) => Self::Selective,
+            SpelledCheckpointing::Name(CheckpointingName::Auto) => Self::Auto,
+        }
+    }
+}
+
 /// Where the metrics of a run are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -3,12 +3,12 @@
 use std::ops::Deref;
 use std::path::PathBuf;
 
+use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{ArgAction, Args};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{LrScheduler, Optim, Recipe, ReportTo, check, range};
+use super::{GradientCheckpointing, LrScheduler, Optim, Recipe, ReportTo, check, range};
 use crate::Result;
 use crate::data::quarantine::QUARANTINE_FILE;
 use reel_model::lora::{ALL_LINEAR, DECODER_LINEAR_LAYERS, LoraSpec};
@@ -142,9 +142,10 @@ pub struct RunOptions {
     /// Do not shuffle: use the rows in the order of the file
     #[arg(long)]
     pub no_shuffle: bool,
-    /// Recompute activations in the backward pass instead of storing them
-    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value_t = true, default_missing_value = "true")]
-    pub gradient_checkpointing: bool,
+    /// What the backward pass computes again instead of keeping it; results have the same bits. TRL's true is full, its
+    /// false is none
+    #[arg(long, value_enum, num_args = 0..=1, default_value_t, default_missing_value = "full")]
+    pub gradient_checkpointing: GradientCheckpointing,
 
     /// Write a checkpoint every N steps and at the end; 0 writes none
     #[arg(long, value_name = "N", default_value_t = 500)]

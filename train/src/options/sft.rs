@@ -64,6 +64,7 @@ impl TrainingOptions for SftOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::GradientCheckpointing::{self, Auto, Full, Selective};
     use crate::options::{LrScheduler, MomentFormat};
     use clap::FromArgMatches;
 
@@ -80,7 +81,7 @@ mod tests {
             (1e-6, LrScheduler::Linear, 0, 0.0)
         );
         assert_eq!((o.max_grad_norm, o.per_device_train_batch_size, o.gradient_accumulation_steps), (5.0, 1, 2));
-        assert_eq!((o.num_train_epochs, o.requested_step_count(), o.gradient_checkpointing), (1.0, None, true));
+        assert_eq!((o.num_train_epochs, o.requested_step_count(), o.gradient_checkpointing), (1.0, None, Auto));
         assert_eq!((o.adam_beta1, o.adam_beta2, o.adam_epsilon), (0.9, 0.999, 1e-8));
         assert_eq!((o.label_rule(), o.save_steps, o.save_total_limit), (LabelRule::Assistant, 500, None));
     }
@@ -107,9 +108,17 @@ mod tests {
         .unwrap();
         assert_eq!(
             (o.gradient_checkpointing, o.lr_scheduler_type, o.requested_step_count()),
-            (false, LrScheduler::ConstantWithWarmup, None)
+            (GradientCheckpointing::None, LrScheduler::ConstantWithWarmup, None)
         );
-        assert!(parse(&["--gradient-checkpointing"]).unwrap().gradient_checkpointing);
+        let checkpointing = |args: &[&str]| parse(args).map(|o| o.gradient_checkpointing).ok();
+        assert_eq!(checkpointing(&["--gradient-checkpointing"]), Some(Full));
+        let named = ["true", "full", "false", "none", "selective", "auto", "yes"];
+        let parsed = named.map(|name| checkpointing(&["--gradient-checkpointing", name]));
+        let none = Some(GradientCheckpointing::None);
+        assert_eq!(parsed, [Some(Full), Some(Full), none, none, Some(Selective), Some(Auto), None]);
+        // Files of earlier versions and of TRL have a switch.
+        let in_file = |text| serde_json::from_str::<GradientCheckpointing>(text).ok();
+        assert_eq!(["true", "false", "\"selective\"", "7"].map(in_file), [Some(Full), none, Some(Selective), None]);
         let optim = |name: &str| parse(&["--optim", name]).map(|o| o.optim.moments()).ok();
         let known = ["adamw", "adamw-bf16", "adamw-8bit"].map(optim);
         assert_eq!(known, [MomentFormat::F32, MomentFormat::Bf16, MomentFormat::Int8].map(Some));

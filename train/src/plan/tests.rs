@@ -1,4 +1,5 @@
 use super::*;
+use crate::options::GradientCheckpointing::{self, Full, Selective};
 use crate::options::{Optim, RunOptions};
 use crate::testing::golden;
 use reel_model::input::MediaOptions;
@@ -15,6 +16,7 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummar
         model: golden("model_a").display().to_string(),
         data: golden("sft_all_tokens/data.jsonl"),
         out: dir.path().join("out"),
+        gradient_checkpointing: Full,
         ..Default::default()
     };
     let mut options = SftOptions { run, ..Default::default() };
@@ -40,10 +42,11 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummar
 #[test]
 fn a_run_needs_what_its_plan_says() {
     type Change = fn(&mut SftOptions);
-    let cases: [(&str, DType, Change); 9] = [
+    let cases: [(&str, DType, Change); 10] = [
         ("f32", DType::F32, |_| ()),
+        ("norms again", DType::BF16, |o| o.gradient_checkpointing = Selective),
         ("bf16", DType::BF16, |o| o.per_device_train_batch_size = 3),
-        ("kept", DType::F32, |o| o.gradient_checkpointing = false),
+        ("kept", DType::F32, |o| o.gradient_checkpointing = GradientCheckpointing::None),
         ("frozen", DType::BF16, |o| o.freeze_vision = true),
         ("adapter", DType::F32, |o| o.lora_r = 4),
         ("adapter of both towers", DType::BF16, |o| {
@@ -98,10 +101,12 @@ fn operations_follow_the_tokens() {
     let layers = 2.0 * (64.0 * (64.0 + 2.0 * 32.0) + 64.0 * 64.0 + 3.0 * 64.0 * 96.0);
     let head = 64.0 * 432.0;
     let (kept, again) = (6.0 * (layers + head), 8.0 * layers + 6.0 * head);
-    for (got, want) in [(per_token(false), kept), (per_token(true), again)] {
+    for (got, want) in
+        [(per_token(GradientCheckpointing::None), kept), (per_token(Selective), kept), (per_token(Full), again)]
+    {
         assert!((got / want - 1.0).abs() < 1e-9, "{got} {want}");
     }
-    assert!(products(&plan(2000, 4096, true)) > products(&plan(2000, 0, true)));
+    assert!(products(&plan(2000, 4096, Full)) > products(&plan(2000, 0, Full)));
 }
 
 /// The launches of one step on a GPU, by kernel: one row of 400 tokens, 64 patches of a video among them.

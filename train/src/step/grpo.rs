@@ -31,7 +31,8 @@ pub(crate) fn step(
     let loss_weights = LossWeights::new(options, &set.groups);
     for (i, groups) in set.groups.chunks(options.groups_per_micro_batch()).enumerate() {
         lender.lend();
-        let packed = PackedGroups::new(&t.device, &t.model.config, groups, options.shared_prefix)?; // S tokens
+        let pack_on = |on: &Device| PackedGroups::new(on, &t.model.config, groups, options.shared_prefix);
+        let packed = pack_on(&device)?; // S tokens
         part("reference");
         if let Some(model) = reference.filter(|_| first) {
             let cx = Cx::inference(&t.device, t.dtype);
@@ -39,8 +40,10 @@ pub(crate) fn step(
             set.ref_log_probs.push(log_probs(&cx, model, &hidden, &packed, options)?.to_f32()?);
         }
         part("forward");
-        let cx = Cx::training(&t.device, t.dtype);
-        let hidden = t.model.forward(&cx, &packed.batch, t.forward_options())?; // [S, H]
+        let size = (&packed.batch, packed.targets.count());
+        let kept = t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))?;
+        let cx = Cx::training(&device, t.dtype).with_checkpointing(kept);
+        let hidden = t.model.forward(&cx, &packed.batch, ForwardOptions::default())?; // [S, H]
         let (log_probs, entropy) = log_probs_with_entropy(&cx, &t.model, &hidden, &packed, options)?; // [L] each
         stats.entropy.push(mean(&entropy.to_f32()?.into_iter().map(f64::from).collect::<Vec<_>>()));
         let inputs = grpo_inputs(&t.device, options, groups, &packed, &loss_weights, set.old_and_ref_log_probs(i))?;

@@ -4,7 +4,7 @@
 use reel_model::lora::LoraSpec;
 use reel_runtime::optim::{AdamWParams, LearningRateSchedule, MomentFormat, ScheduleKind};
 
-use crate::options::{LrScheduler, RunOptions};
+use crate::options::{GradientCheckpointing, LrScheduler, RunOptions};
 
 /// The hyperparameters of a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,8 +15,8 @@ pub struct Hyperparameters {
     pub gradient_accumulation_steps: usize,
     /// Maximum L2 norm of all gradients together; larger gradients are scaled down to it.
     pub max_grad_norm: f64,
-    /// Gradient checkpointing: keep only layer inputs and recompute the rest in the backward pass.
-    pub gradient_checkpointing: bool,
+    /// What the backward pass computes again instead of keeping it.
+    pub gradient_checkpointing: GradientCheckpointing,
     /// Whether the vision tower and its merger stay as they are.
     pub freeze_vision: bool,
     /// The LoRA adapter to train; `None` trains the model's own weights.

@@ -1,6 +1,7 @@
 //! One training step. Read [`sft`] and [`grpo`] side by side: they differ in their data and their loss. [`trainer`]
 //! holds the model, its gradients and its optimizer; [`hyperparameters`] the learning rates and weight decays.
 
+pub mod checkpointing;
 pub mod grpo;
 pub mod hyperparameters;
 pub(crate) mod packing;

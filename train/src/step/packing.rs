@@ -24,6 +24,7 @@ use reel_runtime::{Device, Tensor};
 
 use crate::Result;
 use crate::rollout::group::Group;
+use crate::step::checkpointing::LearnedTokens;
 
 /// A packed micro-batch of groups on the device: S input tokens, L of which predict a learned token.
 #[derive(Debug)]
@@ -35,6 +36,13 @@ pub(crate) struct PackedGroups {
     pub(crate) targets: Tensor,
     /// The offsets in `targets` at which each completion's learned tokens begin.
     pub(crate) completions: CuSeqlens,
+}
+
+impl PackedGroups {
+    /// The micro-batch and the tokens that its loss is computed from.
+    pub(crate) fn learned_tokens(self) -> LearnedTokens {
+        LearnedTokens { batch: self.batch, positions: self.positions, targets: self.targets }
+    }
 }
 
 /// Token ids and M-RoPE positions of one sequence.

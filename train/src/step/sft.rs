@@ -1,7 +1,8 @@
 //! One step of supervised fine-tuning, on one page. [`grpo`](super::grpo) has the same structure with other data and
 //! another loss.
 
-use reel_runtime::{Cx, ops};
+use reel_model::qwen2_5_vl::ForwardOptions;
+use reel_runtime::{Cx, Device, ops};
 
 use crate::Result;
 use crate::data::sample::Sample;
@@ -23,9 +24,12 @@ pub fn step(
     while losses.len() < t.hyperparameters.gradient_accumulation_steps {
         let Some(samples) = next()? else { break };
         part("forward");
-        let packed = MicroBatchInput::new(t, &samples)?; // rows → one row of S tokens with cu_seqlens
-        let cx = Cx::training(&t.device, t.dtype);
-        let hidden = t.model.forward(&cx, &packed.batch, t.forward_options())?; // [S, H]
+        let pack_on = |device: &Device| MicroBatchInput::new(device, &t.model.config, &samples);
+        let packed = pack_on(&device)?; // rows → one row of S tokens with cu_seqlens
+        let size = (&packed.batch, packed.targets.count());
+        let kept = t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))?;
+        let cx = Cx::training(&device, t.dtype).with_checkpointing(kept);
+        let hidden = t.model.forward(&cx, &packed.batch, ForwardOptions::default())?; // [S, H]
         let learned = ops::gather_rows(&cx, &hidden, &packed.positions)?; // [L, H]
         let log_probs = ops::linear_log_prob(&cx, &learned, t.model.text.lm_head()?, &packed.targets, 1.0)?; // [L]
         let loss = ops::weighted_sum(&cx, &log_probs, &packed.weights)?; // −1/L · Σ log p

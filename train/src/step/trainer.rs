@@ -9,14 +9,15 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::linear_weight::Quantization;
 use reel_model::lora::{Adapter, AdapterSource, LoraSpec};
-use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::optim::AdamW;
-use reel_runtime::{DType, Device, Grads, MemoryCategory, Tensor};
+use reel_runtime::{Checkpointing, DType, Device, Grads, MemoryCategory, Tensor};
 
 use crate::data::sample::Sample;
 use crate::reporting::metrics::GrpoMetrics;
 use crate::run_folder::digest::FingerprintBuilder;
+use crate::step::checkpointing::{CheckpointingChoice, LearnedTokens};
 use crate::step::hyperparameters::Hyperparameters;
 use crate::{Result, TrainError};
 
@@ -35,6 +36,8 @@ pub struct Trainer {
     pub grads: Grads,
     /// Learning rates, weight decay, clipping.
     pub hyperparameters: Hyperparameters,
+    /// Which activations each micro-batch keeps.
+    pub(crate) checkpointing: CheckpointingChoice,
 }
 
 /// The result of a training step.
@@ -100,30 +103,18 @@ impl Trainer {
         dtype: DType,
         hyperparameters: Hyperparameters,
     ) -> Result<Self> {
-        let trainable = |name: &str| hyperparameters.is_trained(name);
-        let mut model = Qwen25Vl::load(
-            &WeightLoader { device, source: weights, dtype, quantization: Quantization::None, trainable: &trainable },
-            config,
-        )?;
-        if let Some(spec) = &hyperparameters.lora {
-            let layers = spec.target_layers(config).map_err(|unknown| {
-                let what = format!("{} is not a linear layer of this model", unknown.target);
-                let help = format!("choose from {}, or give all-linear", unknown.known.join(", "));
-                TrainError::option("--lora-target-modules", what, help)
-            })?;
-            let source = match (weights, adapter) {
-                (_, Some(adapter)) => AdapterSource::Files(adapter),
-                (WeightSource::Uninitialised(_), None) => AdapterSource::Nothing(&layers, spec),
-                (WeightSource::Files(_), None) => AdapterSource::New(&layers, spec, hyperparameters.seed),
-            };
-            model = model.with_adapter(device, dtype, source, true)?;
-        }
+        let free = device.free_bytes();
+        let model = load_model(device, config, weights, adapter, dtype, &hyperparameters)?;
         let parameters: Vec<Tensor> = model.parameters().cloned().collect();
         let optimizer = AdamW::new(&parameters, hyperparameters.moments, hyperparameters.seed)?;
         let mut grads = Grads::new();
         grads.reserve(&parameters)?;
+        let setting = hyperparameters.gradient_checkpointing;
+        let checkpointing = CheckpointingChoice::new(setting, device, dtype, free, |dry| {
+            load_model(dry, config, WeightSource::Uninitialised(weights.dtype()), None, dtype, &hyperparameters)
+        })?;
         device.reset_peak();
-        Ok(Self { device: device.clone(), dtype, model, optimizer, grads, hyperparameters })
+        Ok(Self { device: device.clone(), dtype, model, optimizer, grads, hyperparameters, checkpointing })
     }
 
     /// Like [`Self::new`], with the weight files in `folder`. Also returns these files, opened.
@@ -162,9 +153,9 @@ impl Trainer {
         Ok((trainer, files))
     }
 
-    /// Options of the forward pass of a training step.
-    pub fn forward_options(&self) -> ForwardOptions<'static> {
-        ForwardOptions { checkpoint: self.hyperparameters.gradient_checkpointing, ..Default::default() }
+    /// What the backward pass of the last micro-batch computed again; `None` before the first.
+    pub fn last_checkpointing(&self) -> Option<Checkpointing> {
+        self.checkpointing.last
     }
 
     /// Computes f32 `[2]`: the L2 norm of all gradients after scaling them by `weight`, and the factor for the
@@ -189,6 +180,34 @@ impl Trainer {
     pub fn weights_fingerprint(&self) -> Result<String> {
         Ok(combined_fingerprint(&self.tensor_hashes()?))
     }
+}
+
+/// Loads the model of a run; with LoRA, with the matrices of `adapter` or with new ones.
+fn load_model(
+    device: &Device,
+    config: &ModelConfig,
+    weights: WeightSource,
+    adapter: Option<&Adapter>,
+    dtype: DType,
+    hyperparameters: &Hyperparameters,
+) -> Result<Qwen25Vl> {
+    let trainable = |name: &str| hyperparameters.is_trained(name);
+    let model = Qwen25Vl::load(
+        &WeightLoader { device, source: weights, dtype, quantization: Quantization::None, trainable: &trainable },
+        config,
+    )?;
+    let Some(spec) = &hyperparameters.lora else { return Ok(model) };
+    let layers = spec.target_layers(config).map_err(|unknown| {
+        let what = format!("{} is not a linear layer of this model", unknown.target);
+        let help = format!("choose from {}, or give all-linear", unknown.known.join(", "));
+        TrainError::option("--lora-target-modules", what, help)
+    })?;
+    let source = match (weights, adapter) {
+        (_, Some(adapter)) => AdapterSource::Files(adapter),
+        (WeightSource::Uninitialised(_), None) => AdapterSource::Nothing(&layers, spec),
+        (WeightSource::Files(_), None) => AdapterSource::New(&layers, spec, hyperparameters.seed),
+    };
+    Ok(model.with_adapter(device, dtype, source, true)?)
 }
 
 /// Combines the hashes of named tensors into one fingerprint.
@@ -226,17 +245,22 @@ pub struct MicroBatchInput {
 
 impl MicroBatchInput {
     /// Packs the samples of a micro-batch.
-    pub fn new(t: &Trainer, samples: &[Sample]) -> Result<Self> {
+    pub fn new(device: &Device, config: &ModelConfig, samples: &[Sample]) -> Result<Self> {
         let sequences: Vec<Sequence> = samples.iter().map(Sample::sequence).collect();
         let targets = samples.iter().flat_map(|s| &s.targets).zip(0i32..).filter(|(target, _)| **target >= 0);
         let (targets, positions): (Vec<i32>, Vec<i32>) = targets.unzip();
         let learned = targets.len();
         let weights = vec![-1.0 / learned as f32; learned];
         Ok(Self {
-            batch: Batch::new(&t.device, &t.model.config, &sequences, "micro-batch")?,
-            positions: Tensor::from_i32(&t.device, &[learned], &positions)?,
-            targets: Tensor::from_i32(&t.device, &[learned], &targets)?,
-            weights: Tensor::from_f32(&t.device, &[learned], DType::F32, &weights, MemoryCategory::Inputs)?,
+            batch: Batch::new(device, config, &sequences, "micro-batch")?,
+            positions: Tensor::from_i32(device, &[learned], &positions)?,
+            targets: Tensor::from_i32(device, &[learned], &targets)?,
+            weights: Tensor::from_f32(device, &[learned], DType::F32, &weights, MemoryCategory::Inputs)?,
         })
+    }
+
+    /// The micro-batch and the tokens that its loss is computed from.
+    pub(crate) fn learned_tokens(self) -> LearnedTokens {
+        LearnedTokens { batch: self.batch, positions: self.positions, targets: self.targets }
     }
 }

@@ -252,7 +252,7 @@ fn launches_do_not_grow_with_the_number_of_parameters() {
             let totals = device.profiler().totals().unwrap();
             let launches: Vec<(&str, u64)> = totals.iter().map(|(name, op)| (*name, op.launches)).collect();
             assert!(launches.len() == 4 && launches.iter().all(|(_, n)| *n == 1), "{launches:?}");
-            let weights: usize = parameters.iter().map(Tensor::count).sum();
+            let weights: usize = parameters.iter().map(|p| p.count()).sum();
             assert_eq!(totals["sum_squares"].cost.bytes, 4.0 * weights as f64);
         }
     }

@@ -15,10 +15,10 @@ pub fn add(cx: &Cx, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let y = cx.empty(a.shape(), a.dtype())?;
     let params = elementwise::AddParams { a: a.addr(), b: b.addr(), y: y.addr(), count: a.count() as u64 };
     cx.launch(&elementwise::add(a.dtype(), &params))?;
-    let (a, b) = (a.clone(), b.clone());
-    Ok(cx.record("add", &[&a.clone(), &b.clone()], y, move |bw| {
+    let (to_a, to_b) = (a.meta().clone(), b.meta().clone());
+    Ok(cx.record("add", &[a, b], y, move |bw| {
         let dy = bw.take_dy();
-        bw.add(&a, dy.clone())?;
-        bw.add(&b, dy)
+        bw.add(&to_a, dy.clone())?;
+        bw.add(&to_b, dy)
     }))
 }

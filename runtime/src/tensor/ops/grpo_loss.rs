@@ -96,14 +96,14 @@ pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, inputs: &GrpoInputs) -> Result<(Te
         n: (n * kernel::STATS_PER_COMPLETION) as u64,
     };
     cx.launch(&reduce::weighted_sum(&sum))?;
-    let kept = log_probs.clone();
+    let to_log_probs = log_probs.meta().clone();
     let loss = cx.record(OP, &[log_probs], loss, move |bw| {
         let dy = bw.take_dy();
-        let dx = bw.empty_like(&kept)?;
+        let dx = bw.empty_like(&to_log_probs)?;
         let scale =
             elementwise::MulScalarParams { x: gradient.addr(), scalar: dy.addr(), y: dx.addr(), count: tokens as u64 };
         bw.launch(&elementwise::mul_scalar(&scale))?;
-        bw.add(&kept, dx)
+        bw.add(&to_log_probs, dx)
     });
     Ok((loss, stats))
 }

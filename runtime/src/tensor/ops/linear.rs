@@ -47,11 +47,11 @@ fn plain(m: usize, n: usize, k: usize, a: Operand, b: Operand, c: &Tensor) -> Ma
 pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let _op = in_op("linear");
     let y = product(cx, x, w, b, x.dtype())?;
-    let (kx, kw, kb) = (x.clone(), w.clone(), b.cloned());
+    let (kx, kw, kb) = (x.saved(), w.clone(), b.cloned());
     let mut inputs = vec![x, w];
     inputs.extend(b);
     Ok(cx.record("linear", &inputs, y, move |bw| {
-        let dy = bw.take_dy();
+        let (dy, kx) = (bw.take_dy(), kx.get()?);
         let dx = linear_gradients(bw, &dy, &kx, &kw, kb.as_ref())?;
         dx.map_or(Ok(()), |dx| bw.add(&kx, dx))
     }))
@@ -98,12 +98,12 @@ pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &L
     let _op = in_op("lora_linear");
     let y = product(cx, x, w, b, x.dtype())?;
     let thin = add_lora_output(cx, x, lora, &y)?; // [.., R]
-    let (kx, kw, kb, lora) = (x.clone(), w.clone(), b.cloned(), lora.clone());
+    let (kx, kw, kb, lora) = (x.saved(), w.clone(), b.cloned(), lora.clone());
     let (down, up) = (lora.down.clone(), lora.up.clone());
     let mut inputs = vec![x, w, &down, &up];
     inputs.extend(b);
     Ok(cx.record("lora_linear", &inputs, y, move |bw| {
-        let dy = bw.take_dy();
+        let (dy, kx) = (bw.take_dy(), kx.get()?);
         let (m, k) = rows_cols("lora_linear", "x", &kx)?;
         let [n, r] = [kw.shape()[0], lora.down.shape()[0]];
         let dx = linear_gradients(bw, &dy, &kx, &kw, kb.as_ref())?;

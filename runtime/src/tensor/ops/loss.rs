@@ -46,12 +46,12 @@ pub fn weighted_sum(cx: &Cx, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
     let y = cx.empty(&[1], DType::F32)?;
     let n = x.count() as u64;
     cx.launch(&reduce::weighted_sum(&reduce::WeightedSumParams { x: x.addr(), w: weights.addr(), out: y.addr(), n }))?;
-    let (kx, weights) = (x.clone(), weights.clone());
+    let (to_x, weights) = (x.meta().clone(), weights.clone());
     Ok(cx.record(OP, &[x], y, move |bw| {
         let dy = bw.take_dy();
-        let dx = bw.empty_like(&kx)?;
+        let dx = bw.empty_like(&to_x)?;
         let p = elementwise::MulScalarParams { x: weights.addr(), scalar: dy.addr(), y: dx.addr(), count: n };
         bw.launch(&elementwise::mul_scalar(&p))?;
-        bw.add(&kx, dx)
+        bw.add(&to_x, dx)
     }))
 }

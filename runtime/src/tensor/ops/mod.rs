@@ -27,7 +27,7 @@ mod skinny;
 mod tests;
 
 pub use super::tape::fill_zero;
-pub use activation::{gelu, gelu_tanh, swiglu};
+pub use activation::{gelu, gelu_tanh, split_swiglu, swiglu};
 pub use add::add;
 pub use attention::{CuSeqlens, KvPages, SequencePages, attention, copy_kv_blocks, paged_attention, rotate_and_cache};
 pub use decode::{DecodeRows, DecodeSlot};
@@ -60,7 +60,7 @@ use crate::error::{Result, shape_error};
 use reel_kernels::DType;
 
 /// The names of all ops with a backward rule.
-pub const OPS_WITH_BACKWARD: [&str; 24] = [
+pub const OPS_WITH_BACKWARD: [&str; 25] = [
     "add",
     "attention",
     "embedding",
@@ -83,6 +83,7 @@ pub const OPS_WITH_BACKWARD: [&str; 24] = [
     "rms_norm_branch",
     "rotary",
     "split_and_rotate",
+    "split_swiglu",
     "swiglu",
     "weighted_sum",
 ];

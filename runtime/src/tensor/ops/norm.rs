@@ -129,14 +129,15 @@ pub fn rms_norm(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
     let rstd = sizes.rstd(cx, &[x, w])?;
     sizes.forward(cx, x, w, &y, &rstd)?;
     let (kx, kw) = (x.clone(), w.clone());
-    Ok(cx.record(OP, &[x, w], y, move |bw| {
+    let y = cx.record(OP, &[x, w], y, move |bw| {
         let dy = bw.take_dy();
         let Some(rstd) = &rstd else { return Ok(()) };
         match sizes.backward(bw, (&kx, &kw, rstd), Some(dy), None)? {
             Some(dx) => bw.add(&kx, dx),
             None => Ok(()),
         }
-    }))
+    });
+    Ok(norm_computed_again(cx, y, x, w, eps))
 }
 
 /// Adds to the residual and normalises the sum: `(s, rms_norm(s, w))` with `s = x + residual`. s and its norm have
@@ -163,14 +164,16 @@ pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32
         ..Zeroable::zeroed()
     };
     cx.launch(&kernel::fwd(x.dtype(), &p))?;
-    let (kx, kr, kw, ks) = (x.clone(), residual.clone(), w.clone(), sum.clone());
-    Ok(cx.record_pair(OP, &[x, residual, w], (sum, y), move |bw| {
+    let (to_x, to_residual, kw, ks) = (x.meta().clone(), residual.meta().clone(), w.clone(), sum.clone());
+    let (sum, y) = cx.record_pair(OP, &[x, residual, w], (sum, y), move |bw| {
         let (d_sum, dy) = bw.take_dy_pair();
         let Some(rstd) = &rstd else { return Ok(()) };
         let Some(dx) = sizes.backward(bw, (&ks, &kw, rstd), dy, d_sum)? else { return Ok(()) };
-        bw.add(&kx, dx.clone())?;
-        bw.add(&kr, dx)
-    }))
+        bw.add(&to_x, dx.clone())?;
+        bw.add(&to_residual, dx)
+    });
+    let y = norm_computed_again(cx, y, &sum, w, eps);
+    Ok((sum, y))
 }
 
 /// Returns the residual and its norm, `(x, rms_norm(x, w))`. The first result is x in the same memory. Unlike with
@@ -183,14 +186,21 @@ pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Ten
     let rstd = sizes.rstd(cx, &[x, w])?;
     sizes.forward(cx, x, w, &y, &rstd)?;
     let (kx, kw) = (x.clone(), w.clone());
-    Ok(cx.record_pair(OP, &[x, w], (x.detach(), y), move |bw| {
+    let (branch, y) = cx.record_pair(OP, &[x, w], (x.detach(), y), move |bw| {
         let (d_x, dy) = bw.take_dy_pair();
         let Some(rstd) = &rstd else { return Ok(()) };
         match sizes.backward(bw, (&kx, &kw, rstd), dy, d_x)? {
             Some(dx) => bw.add(&kx, dx),
             None => Ok(()),
         }
-    }))
+    });
+    Ok((branch, norm_computed_again(cx, y, x, w, eps)))
+}
+
+/// Lets backward rules compute `y`, the norm of x, again. The backward rule of the norm keeps x.
+fn norm_computed_again(cx: &Cx, y: Tensor, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
+    let (x, w) = (x.clone(), w.clone());
+    cx.computed_again("rms_norm", y, move |cx| rms_norm(cx, &x, &w, eps))
 }
 
 /// Patch merging: undoes the window order of x `[N, C]`, applies [`rms_norm`] to each patch, and concatenates each

@@ -122,7 +122,7 @@ pub fn apply_rotary(cx: &Cx, q: &Tensor, k: &Tensor, table: &RotaryTable) -> Res
     };
     let (q_rotated, k_rotated) = (cx.empty(q.shape(), dtype)?, cx.empty(k.shape(), dtype)?);
     cx.launch(&launch(dtype, &rotation, &[part(q, &q_rotated, heads[0]), part(k, &k_rotated, heads[1])], 2))?;
-    let (inputs, table) = ([q.clone(), k.clone()], table.clone());
+    let (inputs, table) = ([q.meta().clone(), k.meta().clone()], table.clone());
     Ok(cx.record_pair(OP, &[q, k], (q_rotated, k_rotated), move |bw| {
         let (dq, dk) = bw.take_dy_pair();
         // The gradient is multiplied by the transposed rotation matrix, which is the inverse rotation.
@@ -138,53 +138,60 @@ pub fn apply_rotary(cx: &Cx, q: &Tensor, k: &Tensor, table: &RotaryTable) -> Res
     }))
 }
 
-/// Splits x `[S, 3 · heads · D]`, a fused product, into queries, keys and values, `[S, heads, D]` each, and rotates
-/// queries and keys as [`apply_rotary`] does, in one launch.
+/// Splits x `[S, (heads + 2 · kv_heads) · D]`, a fused product, into queries `[S, heads, D]`, keys and values `[S,
+/// kv_heads, D]`, and rotates queries and keys as [`apply_rotary`] does, in one launch.
 ///
 /// # Errors
-/// A number of columns that is not 3 times a multiple of the heads; a table of another shape; out of memory.
-pub fn split_and_rotate(cx: &Cx, x: &Tensor, n_heads: usize, table: &RotaryTable) -> Result<Vec<Tensor>> {
+/// A number of columns that is not a multiple of all heads; a table of another shape; out of memory.
+pub fn split_and_rotate(
+    cx: &Cx,
+    x: &Tensor,
+    [heads, kv_heads]: [usize; 2],
+    table: &RotaryTable,
+) -> Result<[Tensor; 3]> {
     let _op = in_op("split_and_rotate");
     const OP: &str = "split_and_rotate";
     let (tokens, cols) = rows_cols(OP, "x", x)?;
-    let d = cols / (3 * n_heads).max(1);
-    if 3 * n_heads * d != cols {
+    let all_heads = heads + 2 * kv_heads;
+    let d = cols / all_heads.max(1);
+    if all_heads * d != cols {
         let shape = format_shape(x.shape());
-        return Err(shape_error(OP, format!("x has shape {shape}, whose columns are not 3 times {n_heads} heads")));
+        return Err(shape_error(
+            OP,
+            format!("x has shape {shape}, whose columns are not a multiple of {all_heads} heads"),
+        ));
     }
-    let (rotation, dtype) = (table.rotation(tokens, d)?, x.dtype());
-    let (heads, all, width) = (size(OP, n_heads)?, size(OP, cols)?, size(OP, n_heads * d)?);
-    // The columns of part i in the fused matrix.
-    let columns = move |fused: &Tensor, i: usize| fused.addr().offset(i * n_heads * d * dtype.size());
-    let shape = [tokens, n_heads, d];
-    let outputs = vec![cx.empty(&shape, dtype)?, cx.empty(&shape, dtype)?, cx.empty(&shape, dtype)?];
-    let parts = outputs.iter().enumerate().map(|(i, y)| rope::Part {
-        x: columns(x, i),
-        x_stride: all,
-        y: y.addr(),
-        y_stride: width,
-        heads,
+    let (rotation, dtype, all) = (table.rotation(tokens, d)?, x.dtype(), size(OP, cols)?);
+    // The first head of each part, and its number of heads.
+    let places = [(0, heads), (heads, kv_heads), (heads + kv_heads, kv_heads)];
+    size(OP, all_heads)?;
+    let part = move |fused: &Tensor, i: usize| {
+        let (first, heads) = places[i];
+        (fused.addr().offset(first * d * dtype.size()), (heads * d) as u32, heads as u32)
+    };
+    let empty = |heads: usize| cx.empty(&[tokens, heads, d], dtype);
+    let outputs = [empty(heads)?, empty(kv_heads)?, empty(kv_heads)?];
+    let parts = outputs.iter().enumerate().map(|(i, y)| {
+        let (columns, width, heads) = part(x, i);
+        rope::Part { x: columns, x_stride: all, y: y.addr(), y_stride: width, heads }
     });
     cx.launch(&launch(dtype, &rotation, &parts.collect::<Vec<_>>(), 2))?;
-    let (kx, table) = (x.clone(), table.clone());
+    let (to_x, table) = (x.meta().clone(), table.clone());
     Ok(cx.record_all(OP, &[x], outputs, move |bw| {
-        let (dys, dx) = (bw.take_dys(), bw.empty_like(&kx)?);
+        let (dys, dx) = (bw.take_dys(), bw.empty_like(&to_x)?);
         // A part that was not used has no gradient.
         if dys.iter().any(Option::is_none) {
             fill_zero(&dx)?;
         }
         let given = dys.iter().enumerate().filter_map(|(i, dy)| Some((i, dy.as_ref()?)));
-        let part = |(i, dy): (usize, &Tensor)| rope::Part {
-            x: dy.addr(),
-            x_stride: width,
-            y: columns(&dx, i),
-            y_stride: all,
-            heads,
-        };
-        let parts: Vec<rope::Part> = given.map(part).collect();
+        let parts = given.map(|(i, dy)| {
+            let (columns, width, heads) = part(&dx, i);
+            rope::Part { x: dy.addr(), x_stride: width, y: columns, y_stride: all, heads }
+        });
+        let parts: Vec<rope::Part> = parts.collect();
         let rotated = dys.iter().take(2).flatten().count();
         let inverse = rope::Rotation { inverse: true, ..table.rotation(tokens, d)? };
         bw.launch(&launch(dtype, &inverse, &parts, rotated))?;
-        bw.add(&kx, dx)
+        bw.add(&to_x, dx)
     }))
 }

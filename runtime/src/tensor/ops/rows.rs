@@ -28,10 +28,10 @@ pub fn gather_rows(cx: &Cx, x: &Tensor, index: &Tensor) -> Result<Tensor> {
         reserved: 0,
     };
     cx.launch(&kernel::gather(x.dtype(), &p))?;
-    let (kx, index) = (x.clone(), index.clone());
+    let (to_x, index) = (x.meta().clone(), index.clone());
     Ok(cx.record(OP, &[x], y, move |bw| {
         let dy = bw.take_dy();
-        let dx = bw.empty_like(&kx)?;
+        let dx = bw.empty_like(&to_x)?;
         if m < n {
             fill_zero(&dx)?;
         }
@@ -45,6 +45,6 @@ pub fn gather_rows(cx: &Cx, x: &Tensor, index: &Tensor) -> Result<Tensor> {
             reserved: 0,
         };
         bw.launch(&kernel::scatter(dy.dtype(), &p))?;
-        bw.add(&kx, dx)
+        bw.add(&to_x, dx)
     }))
 }

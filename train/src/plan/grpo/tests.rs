@@ -5,6 +5,7 @@ use reel_model::input::MediaOptions;
 use reel_runtime::Kernels;
 
 use super::*;
+use crate::options::GradientCheckpointing;
 use crate::options::{Optim, RunOptions};
 use crate::plan::stored_weight_dtype;
 use crate::testing::golden;
@@ -33,6 +34,7 @@ fn options(dir: &Path) -> GrpoOptions {
         per_device_train_batch_size: 4,
         gradient_accumulation_steps: 1,
         max_steps: Some(3),
+        gradient_checkpointing: GradientCheckpointing::Full,
         ..Default::default()
     };
     GrpoOptions {

@@ -67,9 +67,9 @@ struct StoredTensor {
 
 /// Bytes of the trained weights and the optimizer state of `t`: the memory that a copy for a checkpoint takes.
 pub fn checkpoint_bytes(t: &Trainer) -> u64 {
-    let state = |(name, weights, state)| {
+    let state = |(name, weights, state): (_, &Tensor, _)| {
         let kept: usize = state_tensors(name, state).map(|(_, _, tensor)| tensor.bytes()).sum();
-        (Tensor::bytes(weights) + kept) as u64
+        (weights.bytes() + kept) as u64
     };
     t.optimizer.parameter_states().map(state).sum()
 }

@@ -147,7 +147,7 @@ fn takes_one_byte_for_each_element() {
     for device in [Device::cpu(1), Device::dry(Kernels::Cpu), Device::dry(Kernels::Cuda)] {
         let before = device.memory().current;
         let w = Int8Weight::uninitialised(&device, [64, 48]).unwrap();
-        assert_eq!(w.tensors().map(Tensor::bytes), [64 * 48, 4 * 64]);
+        assert_eq!(w.tensors().map(|t| t.bytes()), [64 * 48, 4 * 64]);
         assert!(device.memory().current - before >= 64 * 48 + 4 * 64);
     }
 }

@@ -74,12 +74,12 @@ fn cached_features_have_the_bits_of_one_pass() {
         let sequences: Vec<_> = [0, 1, 0, 2].iter().map(|&i: &usize| tokens[i].sequence()).collect();
         let batch = reel_model::batch::Batch::new(&device, &config, &sequences, "test").unwrap();
         let input = batch.vision.as_ref().unwrap();
-        let whole = model.vision_tokens(&cx, input, false).unwrap();
+        let whole = model.vision_tokens(&cx, input).unwrap();
         let bytes = |t: &reel_runtime::Tensor| (t.shape().to_vec(), t.read_bytes().unwrap());
         for cached in [None, Some(features())] {
             model.features = cached;
             for _ in 0..2 {
-                let again = model.vision_tokens(&cx, input, false).unwrap();
+                let again = model.vision_tokens(&cx, input).unwrap();
                 assert!(bytes(&again) == bytes(&whole), "{dtype}");
             }
         }

@@ -16,6 +16,7 @@ use reel_runtime::{DType, Device};
 use serde_json::Value;
 
 use super::*;
+use crate::options::GradientCheckpointing::{self, Auto, Full, Selective};
 use crate::options::{LabelRule, LrScheduler, Optim, RunOptions};
 use crate::reporting::metrics::{SkipCause, SkippedRow};
 use crate::run_folder::checkpoint;

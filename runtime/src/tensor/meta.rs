@@ -1,0 +1,102 @@
+//! What the autograd tape knows about a tensor: its shape and dtype, and where its gradient goes. It has no memory, so
+//! a backward rule that needs no values of a tensor holds its [`TensorMeta`] and lets the memory be freed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use reel_kernels::DType;
+
+/// What the backward pass does with the gradient of a tensor.
+#[derive(Clone, Debug)]
+pub(super) enum Grad {
+    /// Does not need a gradient.
+    None,
+    /// Depends on a trained parameter: its gradient is propagated.
+    Needed,
+    /// Is a trained parameter with this name: its gradient is accumulated in f32.
+    Parameter(Arc<str>),
+    /// Is a trained parameter and part `index` of a joined tensor.
+    Part { joined: Arc<JoinedParameters>, index: usize },
+    /// Consists of the rows of several trained parameters.
+    Joined(Arc<JoinedParameters>),
+}
+
+/// Parameters whose rows follow each other in one tensor, so that one matrix product takes all of them.
+#[derive(Debug)]
+pub(super) struct JoinedParameters {
+    /// The name and the number of rows of each parameter.
+    pub(super) parts: Vec<(Arc<str>, usize)>,
+    /// The shape of the joined tensor; its first dimension is the sum of the rows.
+    pub(super) shape: Vec<usize>,
+}
+
+/// A tensor without its memory: shape, dtype, and its place on the autograd tape.
+#[derive(Clone, Debug)]
+pub struct TensorMeta {
+    pub(super) id: u64,
+    pub(super) shape: Vec<usize>,
+    pub(super) dtype: DType,
+    pub(super) grad: Grad,
+}
+
+impl TensorMeta {
+    /// A tensor that is new to the tape.
+    pub(super) fn new(shape: &[usize], dtype: DType, grad: Grad) -> TensorMeta {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        TensorMeta { id: NEXT.fetch_add(1, Ordering::Relaxed), shape: shape.to_vec(), dtype, grad }
+    }
+
+    /// The number by which the autograd tape identifies this tensor. [`super::Tensor::reshape`] keeps it.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The sizes of the dimensions, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The number of elements.
+    pub fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.count() * self.dtype.size()
+    }
+
+    /// Whether the backward pass computes a gradient for this tensor.
+    pub fn needs_grad(&self) -> bool {
+        !matches!(self.grad, Grad::None)
+    }
+
+    /// The parameter name, if the tensor is one trained parameter.
+    pub fn parameter_name(&self) -> Option<&str> {
+        match &self.grad {
+            Grad::Parameter(name) => Some(name),
+            Grad::Part { joined, index } => joined.parts.get(*index).map(|(name, _)| &**name),
+            _ => None,
+        }
+    }
+
+    /// Whether the tensor is a trained parameter, or consists of several.
+    pub fn is_trained(&self) -> bool {
+        matches!(self.grad, Grad::Parameter(_) | Grad::Part { .. } | Grad::Joined(_))
+    }
+
+    /// The names of the trained parameters that the tensor consists of.
+    pub(super) fn parameter_names(&self) -> Vec<Arc<str>> {
+        match &self.grad {
+            Grad::None | Grad::Needed => Vec::new(),
+            Grad::Parameter(name) => vec![name.clone()],
+            Grad::Part { joined, index } => vec![joined.parts[*index].0.clone()],
+            Grad::Joined(joined) => joined.parts.iter().map(|(name, _)| name.clone()).collect(),
+        }
+    }
+}

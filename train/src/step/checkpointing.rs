@@ -1,0 +1,148 @@
+//! Which activations a micro-batch keeps for its backward pass.
+//!
+//! `--gradient-checkpointing auto` keeps as much as fits: it runs the micro-batch on device `dry`, which counts memory and
+//! computes nothing, with nothing computed again, then with norms and SwiGLU computed again. The first of the two whose
+//! activations fit is used; if neither fits, every layer is computed again. All three give the same bits.
+//!
+//! ```text
+//! fits if   activations ≤ share · memory that was free before the model was loaded − what is allocated now
+//! ```
+
+use reel_model::batch::Batch;
+use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_runtime::{Checkpointing, Cx, DType, Device, Grads, Kernels, MemoryCategory, Tensor, ops};
+
+use crate::Result;
+use crate::options::GradientCheckpointing;
+
+/// The share of the memory that a run may fill. On a CPU, the media workers and the copy of a checkpoint that is being
+/// written need the rest; on a GPU, the driver and the libraries do, and memory between allocated blocks is lost.
+pub fn usable_share(kernels: Kernels) -> f64 {
+    match kernels {
+        Kernels::Cpu => 0.5,
+        Kernels::Cuda => 0.94,
+    }
+}
+
+/// A micro-batch and the tokens that its loss is computed from.
+#[derive(Debug)]
+pub(crate) struct LearnedTokens {
+    /// The packed batch.
+    pub(crate) batch: Batch,
+    /// i32 `[L]`: indices of the tokens whose next token is learned.
+    pub(crate) positions: Tensor,
+    /// i32 `[L]`: ids of the tokens to learn.
+    pub(crate) targets: Tensor,
+}
+
+/// Chooses which activations each micro-batch of a run keeps.
+#[derive(Debug)]
+pub(crate) struct CheckpointingChoice {
+    setting: GradientCheckpointing,
+    /// What the choice needs if it depends on memory.
+    memory: Option<MemoryPlan>,
+    /// The last choice.
+    pub(crate) last: Option<Checkpointing>,
+}
+
+/// The model on device `dry`, and what was planned with it.
+#[derive(Debug)]
+struct MemoryPlan {
+    /// Bytes that the run may allocate.
+    limit: u64,
+    model: Qwen25Vl,
+    dtype: DType,
+    grads: Grads,
+    /// Tokens, patches and learned tokens of micro-batches, with the bytes of their activations if all are kept.
+    kept: Vec<([usize; 3], usize)>,
+}
+
+impl CheckpointingChoice {
+    /// A choice for a device of which `free` bytes were free before the model was loaded; `None` if that is unknown. Then
+    /// `auto` computes every layer again. `on_dry_device` makes the model of the run on the given device.
+    pub(crate) fn new(
+        setting: GradientCheckpointing,
+        device: &Device,
+        dtype: DType,
+        free: Option<u64>,
+        on_dry_device: impl FnOnce(&Device) -> Result<Qwen25Vl>,
+    ) -> Result<Self> {
+        let memory = match (setting, free) {
+            (GradientCheckpointing::Auto, Some(free)) => Some(MemoryPlan {
+                limit: (free as f64 * usable_share(device.kernels())) as u64,
+                model: on_dry_device(&device.dry_like())?,
+                dtype,
+                grads: Grads::new(),
+                kept: Vec::new(),
+            }),
+            _ => None,
+        };
+        Ok(Self { setting, memory, last: None })
+    }
+
+    /// Chooses for a micro-batch of `batch` and `learned` tokens to learn. `pack_on` packs it on another device.
+    pub(crate) fn choose(
+        &mut self,
+        device: &Device,
+        (batch, learned): (&Batch, usize),
+        pack_on: impl Fn(&Device) -> Result<LearnedTokens>,
+    ) -> Result<Checkpointing> {
+        let chosen = match (self.setting, &mut self.memory) {
+            (GradientCheckpointing::None, _) => Checkpointing::None,
+            (GradientCheckpointing::Selective, _) => Checkpointing::Selective,
+            (GradientCheckpointing::Auto, Some(memory)) => {
+                memory.choose(device, [batch.token_count(), batch.patch_count(), learned], pack_on)?
+            }
+            (GradientCheckpointing::Auto, None) | (GradientCheckpointing::Full, _) => Checkpointing::Full,
+        };
+        self.last = Some(chosen);
+        Ok(chosen)
+    }
+}
+
+impl MemoryPlan {
+    /// Chooses for a micro-batch of `size`: tokens, patches, and tokens to learn.
+    fn choose(
+        &mut self,
+        device: &Device,
+        size: [usize; 3],
+        pack_on: impl Fn(&Device) -> Result<LearnedTokens>,
+    ) -> Result<Checkpointing> {
+        let left = self.limit.saturating_sub(device.memory().current as u64);
+        // A micro-batch that is nowhere larger than one that fitted fits too. The tenth more is for attention, whose
+        // workspace depends on how the tokens are divided into sequences.
+        let is_within = |kept: &([usize; 3], usize)| kept.0.iter().zip(size).all(|(planned, size)| size <= *planned);
+        if self.kept.iter().any(|kept| is_within(kept) && (kept.1 + kept.1 / 10) as u64 <= left) {
+            return Ok(Checkpointing::None);
+        }
+        let micro_batch = pack_on(self.model.text.embed_tokens.device())?;
+        let kept = self.activation_bytes(&micro_batch, Checkpointing::None)?;
+        self.kept.retain(|(planned, _)| planned.iter().zip(size).any(|(planned, size)| *planned > size));
+        self.kept.push((size, kept));
+        if kept as u64 <= left {
+            return Ok(Checkpointing::None);
+        }
+        let selective = self.activation_bytes(&micro_batch, Checkpointing::Selective)?;
+        Ok(if selective as u64 <= left { Checkpointing::Selective } else { Checkpointing::Full })
+    }
+
+    /// The highest number of bytes that the forward and the backward pass of a micro-batch on the dry device hold at a
+    /// time.
+    fn activation_bytes(&mut self, micro_batch: &LearnedTokens, checkpointing: Checkpointing) -> Result<usize> {
+        let device = micro_batch.positions.device();
+        self.grads.reserve(self.model.parameters())?;
+        device.reset_peak();
+        let before = device.memory().current;
+        let cx = Cx::training(device, self.dtype).with_checkpointing(checkpointing);
+        let hidden = self.model.forward(&cx, &micro_batch.batch, ForwardOptions::default())?;
+        let learned = ops::gather_rows(&cx, &hidden, &micro_batch.positions)?;
+        let head = self.model.text.lm_head()?;
+        let (log_probs, _) = ops::linear_log_prob_with_entropy(&cx, &learned, head, &micro_batch.targets, 1.0)?;
+        let weights = Tensor::empty(device, log_probs.shape(), DType::F32, MemoryCategory::Inputs)?;
+        let loss = ops::weighted_sum(&cx, &log_probs, &weights)?;
+        cx.backward(&loss, 1.0, &mut self.grads)?;
+        let held = device.memory().peak - before;
+        device.profiler().clear();
+        Ok(held)
+    }
+}
