@@ -166,21 +166,25 @@ impl Linear {
         fused.map_or_else(|| Ok(ops::swiglu(cx, &of_x(gate)?, &of_x(up)?)?), Ok)
     }
 
-    /// `silu(gate(x)) · up(x)`; `joined` are the joined weights of the two layers, if there are any. Frees x and the
-    /// outputs of gate and up, unless the tape keeps them.
-    pub(crate) fn swiglu(
+    /// A gated MLP, `down(silu(gate(x)) · up(x))`; `joined` are the joined weights of gate and up, if there are any.
+    /// Frees x and the intermediate results as soon as possible, unless the tape keeps them.
+    pub(crate) fn gated_mlp(
         cx: &Cx,
         x: Tensor,
-        (gate, up): (&Linear, &Linear),
+        [gate, up, down]: [&Linear; 3],
         joined: Option<&JoinedWeights>,
     ) -> Result<Tensor> {
-        if let Some(fused) = JoinedWeights::forward(joined, &[gate, up], cx, &x)? {
+        if let (Weight::Dense(w), None) = (&down.weight, &down.adapter)
+            && let Some(fused) = JoinedWeights::forward(joined, &[gate, up], cx, &x)?
+        {
             drop(x);
-            return Ok(ops::split_swiglu(cx, &fused)?);
+            return Ok(ops::swiglu_linear(cx, &fused, w, down.bias.as_ref())?);
         }
         let (gate, up) = (gate.forward(cx, &x)?, up.forward(cx, &x)?);
         drop(x);
-        Ok(ops::swiglu(cx, &gate, &up)?)
+        let inner = ops::swiglu(cx, &gate, &up)?;
+        drop((gate, up));
+        down.forward(cx, &inner)
     }
 
     pub(crate) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {

@@ -246,7 +246,7 @@ impl Block {
         drop((q, k, v));
         let o = self.proj.forward(cx, &o.reshape(&[n, c])?)?;
         let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.norm2, self.eps)?;
-        let inner = Linear::swiglu(cx, normed, (&self.gate, &self.up), self.gate_up.as_ref())?;
-        Ok(Residual::with_delta(x, self.down.forward(cx, &inner)?))
+        let mlp = [&self.gate, &self.up, &self.down];
+        Ok(Residual::with_delta(x, Linear::gated_mlp(cx, normed, mlp, self.gate_up.as_ref())?))
     }
 }

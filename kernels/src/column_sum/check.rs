@@ -1,9 +1,9 @@
-use super::{Params, column_sums, formula, test_shapes};
+use super::{Matrix, Params, column_sums, formula, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, checks, normal_numbers, run};
 use crate::compare::assert_rounded;
 
-checks!(equals_the_formula_on_any_number_of_threads);
+checks!(equals_the_formula_on_any_number_of_threads, several_matrices_have_the_bits_of_each_alone);
 
 /// Tolerance as a multiple of the error of one rounding: an f32 sum of 128 terms needs ten.
 const ROUNDING_FACTOR_SUM: f64 = 10.0;
@@ -16,9 +16,9 @@ fn equals_the_formula_on_any_number_of_threads() {
             let mut all = Vec::new();
             for threads in 1..4 {
                 let sum = TestArray::new(F32, &start);
-                let (rows, cols) = (rows as u64, cols as u64);
-                let p = Params { x: x.addr(), sum: sum.addr(), rows, cols, accumulate, reserved: 0 };
-                run(&column_sums(dtype, &p), threads);
+                let accumulate = accumulate == 1;
+                let matrix = Matrix { x: x.addr(), sum: sum.addr(), cols: cols as u32, accumulate };
+                run(&column_sums(dtype, &Params::new(rows as u64, &[matrix])), threads);
                 all.push(sum.values());
             }
             assert_eq!(all[0], all[1]);
@@ -37,5 +37,40 @@ fn equals_the_formula_on_any_number_of_threads() {
                 ROUNDING_FACTOR_SUM,
             );
         }
+    }
+}
+
+fn several_matrices_have_the_bits_of_each_alone() {
+    let (rows, widths) = (130, [70, 1, 257, 64]);
+    for dtype in [F32, BF16] {
+        let x: Vec<TestArray> = (1..)
+            .zip(widths)
+            .map(|(seed, cols)| TestArray::new(dtype, &normal_numbers(rows * cols, seed, 1.0)))
+            .collect();
+        let sums = || -> Vec<TestArray> {
+            (5..).zip(widths).map(|(seed, cols)| TestArray::new(F32, &normal_numbers(cols, seed, 1.0))).collect()
+        };
+        let (alone, together) = (sums(), sums());
+        let matrices = |sums: &[TestArray]| -> Vec<Matrix> {
+            let matrix = |i: usize| Matrix {
+                x: x[i].addr(),
+                sum: sums[i].addr(),
+                cols: widths[i] as u32,
+                accumulate: i % 2 == 1,
+            };
+            (0..widths.len()).map(matrix).collect()
+        };
+        for matrix in matrices(&alone) {
+            run(&column_sums(dtype, &Params::new(rows as u64, &[matrix])), 2);
+        }
+        // The matrices of a launch may be fewer than it can have.
+        let all = matrices(&together);
+        run(&column_sums(dtype, &Params::new(rows as u64, &all[..1])), 2);
+        run(&column_sums(dtype, &Params::new(rows as u64, &all[1..])), 2);
+        let values = |sums: &[TestArray]| sums.iter().map(TestArray::values).collect::<Vec<_>>();
+        assert_eq!(values(&alone), values(&together), "{dtype}");
+        let four = sums();
+        run(&column_sums(dtype, &Params::new(rows as u64, &matrices(&four))), 2);
+        assert_eq!(values(&alone), values(&four), "{dtype}");
     }
 }

@@ -1,4 +1,4 @@
-//! Column sums on the CPU: each task owns a range of columns and walks down the rows.
+//! Column sums on the CPU: each task owns a range of columns of one matrix and walks down the rows.
 #![allow(unsafe_code)]
 
 use super::{Params, ROWS_PER_PARTIAL_SUM};
@@ -28,14 +28,20 @@ simd_fn! {
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn column_sums<T: Element>(p: &Params, team: &Team) {
-    let (rows, cols) = (p.rows as usize, p.cols as usize);
-    // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
-    let (x, sum) = unsafe { (slice_at::<T>(p.x, rows * cols), OutputArray::<f32>::new(p.sum, cols)) };
-    team.run(cols.div_ceil(COLS), |task| {
-        let start = task * COLS;
-        // SAFETY: blocks do not overlap.
+    let matrices = p.matrices().map(|matrix| {
+        let (rows, cols) = (p.rows as usize, matrix.cols as usize);
+        // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
+        let (x, sum) = unsafe { (slice_at::<T>(matrix.x, rows * cols), OutputArray::<f32>::new(matrix.sum, cols)) };
+        (x, sum, cols, matrix.accumulate)
+    });
+    // Each task has a range of columns of one matrix.
+    let ranges = |cols: usize| (0..cols).step_by(COLS);
+    let tasks: Vec<_> = matrices.iter().flat_map(|matrix| ranges(matrix.2).map(move |start| (matrix, start))).collect();
+    team.run(tasks.len(), |task| {
+        let (&(x, ref sum, cols, accumulate), start) = tasks[task];
+        // SAFETY: ranges of one matrix do not overlap, and matrices have sums of their own.
         let sum = unsafe { sum.part(start, COLS.min(cols - start)) };
-        if p.accumulate == 0 {
+        if !accumulate {
             sum.fill(0.0);
         }
         sum_block(x, cols, start, sum);

@@ -6,24 +6,22 @@ use crate::folder::{
 };
 
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let p = column_sum::Params { rows: SEQUENCE_LEN as u64, cols: HIDDEN_SIZE as u64, ..placeholder_params() };
+    let p = column_sum::Params { rows: SEQUENCE_LEN as u64, cols0: HIDDEN_SIZE as u32, ..placeholder_params() };
     FLOAT_DTYPES.map(|t| (ACTIVATIONS_DESCRIPTION, column_sum::column_sums(t, &p))).into()
 }
 
 /// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
-    let p = column_sum::Params {
+    let mut matrix = |accumulate: bool| column_sum::Matrix {
         x: arrays.f32(TRAFFIC_ROWS * HIDDEN_SIZE),
         sum: arrays.f32(HIDDEN_SIZE),
-        rows: TRAFFIC_ROWS.into(),
-        cols: HIDDEN_SIZE.into(),
-        accumulate: 0,
-        reserved: 0,
+        cols: HIDDEN_SIZE as u32,
+        accumulate,
     };
-    allow_one_tenth_more(
-        FLOAT_DTYPES
-            .into_iter()
-            .flat_map(|t| [0, 1].map(|accumulate| column_sum::column_sums(t, &column_sum::Params { accumulate, ..p }))),
-    )
+    let (written, added) = (matrix(false), matrix(true));
+    let launches = [vec![written], vec![added], vec![added, written]];
+    allow_one_tenth_more(FLOAT_DTYPES.into_iter().flat_map(|t| {
+        launches.each_ref().map(|all| column_sum::column_sums(t, &column_sum::Params::new(TRAFFIC_ROWS.into(), all)))
+    }))
 }

@@ -1,9 +1,10 @@
-//! Column sums, written or added to an accumulator: `sum[c] (+)= Σ over r of x[r, c]` (the gradient of a bias).
+//! Column sums of up to four matrices, written or added to an accumulator: `sum[c] (+)= Σ over r of x[r, c]` (the
+//! gradients of biases).
 //!
-//! Shapes: x `[rows, cols]` f32 or bf16, sum `[cols]` f32. Order of summation on the CPU: rows in order within blocks
-//! of [`ROWS_PER_PARTIAL_SUM`], then blocks in order. In CUDA, partial sum i of [`ROWS_PER_PARTIAL_SUM`] partial sums
-//! takes the rows i, i + [`ROWS_PER_PARTIAL_SUM`], …; then the partial sums are added. The bits of a column depend on
-//! that column alone.
+//! Shapes: x `[rows, cols]` f32 or bf16, sum `[cols]` f32; all matrices of a launch have one dtype and as many rows.
+//! Order of summation on the CPU: rows in order within blocks of [`ROWS_PER_PARTIAL_SUM`], then blocks in order. In
+//! CUDA, partial sum i of [`ROWS_PER_PARTIAL_SUM`] partial sums takes the rows i, i + [`ROWS_PER_PARTIAL_SUM`], …; then
+//! the partial sums are added. The bits of a column depend on that column alone.
 
 pub(crate) mod check;
 mod cpu;
@@ -19,18 +20,92 @@ pub const ROWS_PER_PARTIAL_SUM: usize = 128;
 params! {
     /// Parameters.
     pub struct Params {
-        /// `[rows, cols]`
-        pub x: Addr,
-        /// f32 `[cols]`, written or added to.
-        pub sum: Addr,
-        /// Rows.
+        /// `[rows, cols0]`
+        pub x0: Addr,
+        /// `[rows, cols1]`
+        pub x1: Addr,
+        /// `[rows, cols2]`
+        pub x2: Addr,
+        /// `[rows, cols3]`
+        pub x3: Addr,
+        /// f32 `[cols0]`, written or added to.
+        pub sum0: Addr,
+        /// f32 `[cols1]`, written or added to.
+        pub sum1: Addr,
+        /// f32 `[cols2]`, written or added to.
+        pub sum2: Addr,
+        /// f32 `[cols3]`, written or added to.
+        pub sum3: Addr,
+        /// Rows of each matrix.
         pub rows: u64,
-        /// Columns.
-        pub cols: u64,
-        /// 1: adds to what `sum` holds; 0: overwrites it.
+        /// Columns of the first matrix.
+        pub cols0: u32,
+        /// Columns of the second matrix; 0: none.
+        pub cols1: u32,
+        /// Columns of the third matrix; 0: none.
+        pub cols2: u32,
+        /// Columns of the fourth matrix; 0: none.
+        pub cols3: u32,
+        /// Bit i is set: adds to what the sums of matrix i hold; else overwrites it.
         pub accumulate: u32,
         /// 0
         pub reserved: u32,
+    }
+}
+
+/// A matrix and where its column sums go.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix {
+    /// `[rows, cols]`
+    pub x: Addr,
+    /// f32 `[cols]`
+    pub sum: Addr,
+    /// Columns.
+    pub cols: u32,
+    /// Whether to add to what `sum` holds.
+    pub accumulate: bool,
+}
+
+impl Params {
+    /// Maximum number of matrices.
+    pub const MATRICES: usize = 4;
+
+    /// The parameters of a launch for up to [`Params::MATRICES`] matrices of `rows` rows.
+    ///
+    /// # Panics
+    /// If there are more matrices.
+    pub fn new(rows: u64, matrices: &[Matrix]) -> Params {
+        assert!(matrices.len() <= Params::MATRICES, "a launch sums the columns of up to four matrices");
+        let none = Matrix { x: Addr::NULL, sum: Addr::NULL, cols: 0, accumulate: false };
+        let all: [Matrix; Params::MATRICES] = std::array::from_fn(|i| matrices.get(i).copied().unwrap_or(none));
+        let [a, b, c, d] = all;
+        Params {
+            x0: a.x,
+            x1: b.x,
+            x2: c.x,
+            x3: d.x,
+            sum0: a.sum,
+            sum1: b.sum,
+            sum2: c.sum,
+            sum3: d.sum,
+            rows,
+            cols0: a.cols,
+            cols1: b.cols,
+            cols2: c.cols,
+            cols3: d.cols,
+            accumulate: (0..).zip(all).map(|(i, matrix)| u32::from(matrix.accumulate) << i).sum(),
+            reserved: 0,
+        }
+    }
+
+    fn matrices(&self) -> [Matrix; Params::MATRICES] {
+        let matrix = |i: u32, x, sum, cols| Matrix { x, sum, cols, accumulate: self.accumulate >> i & 1 == 1 };
+        [
+            matrix(0, self.x0, self.sum0, self.cols0),
+            matrix(1, self.x1, self.sum1, self.cols1),
+            matrix(2, self.x2, self.sum2, self.cols2),
+            matrix(3, self.x3, self.sum3, self.cols3),
+        ]
     }
 }
 
@@ -44,20 +119,21 @@ kernel!(pub ADD_F32, "column_sum_f32", Params, cpu::column_sums::<f32>, &SOURCE,
 kernel!(pub ADD_BF16, "column_sum_bf16", Params, cpu::column_sums::<half::bf16>, &SOURCE, |p, _| plan_add("column_sum_bf16", p, 32));
 
 /// Plans the launch of a column sum. `strip` is the number of columns in 64 bytes.
-fn plan_add(symbol: &'static str, p: &Params, strip: u64) -> Vec<Stage> {
-    let writes = p.rows > 0 || p.accumulate == 0;
-    if writes { cuh::plan_blocks(symbol, p.cols.div_ceil(strip), 512) } else { Vec::new() }
+fn plan_add(symbol: &'static str, p: &Params, strip: u32) -> Vec<Stage> {
+    // Without rows, sums that accumulate do not change; the kernel writes zeros to the others.
+    cuh::plan_blocks(symbol, p.matrices().iter().map(|matrix| u64::from(matrix.cols.div_ceil(strip))).sum(), 512)
 }
 
-/// Launches the column sums; `dtype` is that of x, F32 or BF16.
+/// Launches the column sums; `dtype` is that of all matrices, F32 or BF16.
 pub fn column_sums(dtype: DType, p: &Params) -> Launch {
     let kernel = if dtype == DType::F32 { &ADD_F32 } else { &ADD_BF16 };
-    let n = (p.rows * p.cols) as f64;
-    Launch::kernel(
-        kernel,
-        p,
-        Cost { flops: n, bytes: n * dtype.size() as f64 + f64::from(4 + 4 * p.accumulate) * p.cols as f64 },
-    )
+    let mut cost = Cost::default();
+    for matrix in p.matrices() {
+        let (n, cols) = (p.rows as f64 * f64::from(matrix.cols), f64::from(matrix.cols));
+        let sums = if matrix.accumulate { 8.0 } else { 4.0 };
+        cost += Cost { flops: n, bytes: n * dtype.size() as f64 + sums * cols };
+    }
+    Launch::kernel(kernel, p, cost)
 }
 
 /// Pairs (rows, columns) of the matrices that the checks use.

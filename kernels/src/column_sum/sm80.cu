@@ -1,8 +1,8 @@
-// Column sums, written or added to an accumulator: sum[c] (+)= sum over r of x[r, c].
+// Column sums of up to four matrices, written or added to an accumulator: sum[c] (+)= sum over r of x[r, c].
 //
 // Shapes and limits: mod.rs. Numerics: f32. 128 threads sum a column: thread i adds the rows i, i + 128, … in order;
 // then pairs of threads within a warp, then warps in order, then the old value of sum if it accumulates. The bits depend on the number
-// of rows alone. Grid: one block per strip of 64 bytes of columns; four threads cover the strip's width, and the
+// of rows alone. Grid: one block per strip of 64 bytes of columns, those of all matrices in order; four threads cover the strip's width, and the
 // block reads 128 rows at a time. Limitation: there is no workspace, so a matrix with few columns leaves
 // multiprocessors idle. Bound: memory.
 
@@ -13,13 +13,36 @@ constexpr int THREADS = 512;
 constexpr int SIDE = 4;
 constexpr int ROWS = THREADS / SIDE;
 
+// A matrix and where its column sums go.
+struct Matrix {
+  u64 x, sum;
+  u32 cols;
+  bool accumulate;
+};
+
+// Returns the matrix with this strip of columns. `strip` becomes the strip's number in the matrix.
+__device__ __forceinline__ Matrix matrix_of(const Params& p, u32& strip, u32 width) {
+  Matrix m{p.x0, p.sum0, p.cols0, (p.accumulate & 1) != 0};
+  if (strip < ceil_div(p.cols0, width)) return m;
+  strip -= ceil_div(p.cols0, width);
+  m = {p.x1, p.sum1, p.cols1, (p.accumulate & 2) != 0};
+  if (strip < ceil_div(p.cols1, width)) return m;
+  strip -= ceil_div(p.cols1, width);
+  m = {p.x2, p.sum2, p.cols2, (p.accumulate & 4) != 0};
+  if (strip < ceil_div(p.cols2, width)) return m;
+  strip -= ceil_div(p.cols2, width);
+  return {p.x3, p.sum3, p.cols3, (p.accumulate & 8) != 0};
+}
+
 template <class T>
 __device__ __forceinline__ void column_sum(const Params& p) {
   constexpr int V = VECTOR<T>, STRIP = SIDE * V, AHEAD = 4;
   __shared__ float sums[THREADS / 32][STRIP];
-  const u64 first = static_cast<u64>(blockIdx.x) * STRIP, column = first + threadIdx.x % SIDE * V;
-  const bool vector = p.cols % V == 0 && aligned16(p.x);
-  const T* x = global<const T>(p.x);
+  u32 strip = blockIdx.x;
+  const Matrix m = matrix_of(p, strip, STRIP);
+  const u64 cols = m.cols, first = static_cast<u64>(strip) * STRIP, column = first + threadIdx.x % SIDE * V;
+  const bool vector = cols % V == 0 && aligned16(m.x);
+  const T* x = global<const T>(m.x);
   float sum[V], e[V];
 #pragma unroll
   for (int j = 0; j < V; ++j) sum[j] = 0.0f;
@@ -27,7 +50,7 @@ __device__ __forceinline__ void column_sum(const Params& p) {
   for (; row + (AHEAD - 1) * ROWS < p.rows; row += AHEAD * ROWS) {
     Words<16> words[AHEAD];
 #pragma unroll
-    for (int k = 0; k < AHEAD; ++k) words[k] = load_words(x + (row + k * ROWS) * p.cols, column, p.cols, vector);
+    for (int k = 0; k < AHEAD; ++k) words[k] = load_words(x + (row + k * ROWS) * cols, column, cols, vector);
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
       unpack<T>(words[k], e);
@@ -36,7 +59,7 @@ __device__ __forceinline__ void column_sum(const Params& p) {
     }
   }
   for (; row < p.rows; row += ROWS) {
-    unpack<T>(load_words(x + row * p.cols, column, p.cols, vector), e);
+    unpack<T>(load_words(x + row * cols, column, cols, vector), e);
 #pragma unroll
     for (int j = 0; j < V; ++j) sum[j] += e[j];
   }
@@ -49,12 +72,12 @@ __device__ __forceinline__ void column_sum(const Params& p) {
     if (lane < SIDE) sums[warp][lane * V + j] = sum[j];
   }
   __syncthreads();
-  if (threadIdx.x >= STRIP || first + threadIdx.x >= p.cols) return;
+  if (threadIdx.x >= STRIP || first + threadIdx.x >= cols) return;
   float total = sums[0][threadIdx.x];
 #pragma unroll
   for (int w = 1; w < THREADS / 32; ++w) total += sums[w][threadIdx.x];
-  float* to = global<float>(p.sum) + first + threadIdx.x;
-  *to = p.accumulate == 0 ? total : *to + total;
+  float* to = global<float>(m.sum) + first + threadIdx.x;
+  *to = m.accumulate ? *to + total : total;
 }
 
 #define KERNEL(NAME) extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ Params p)

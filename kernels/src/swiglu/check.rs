@@ -60,6 +60,7 @@ fn gradient_equals_differences_of_the_formula() {
             let (g, u, dy) = (data(1), data(2), TestArray::new(dtype, &normal_numbers(rows * cols, 3, scale)));
             // The gradients keep what they have between their rows.
             let (dg, du) = (data(4), data(5));
+            let y = TestArray::output(dtype, rows * cols);
             let between = [&dg, &du].map(|d| d.split(&d.array.values()).1);
             let params = BwdParams {
                 gate: g.addr(),
@@ -67,6 +68,7 @@ fn gradient_equals_differences_of_the_formula() {
                 dy: dy.addr(),
                 d_gate: dg.addr(),
                 d_up: du.addr(),
+                y: if cols.is_multiple_of(2) { y.addr() } else { Addr::NULL },
                 count: (rows * cols) as u64,
                 cols: cols as u64,
                 stride: (cols + gap) as u64,
@@ -79,6 +81,12 @@ fn gradient_equals_differences_of_the_formula() {
             assert_rounded(&format!("d_gate {shape:?}"), dtype, &got[0], &with_g, &want_g, rounding_factor);
             assert_rounded(&format!("d_up {shape:?}"), dtype, &got[1], &with_u, &want_u, DEFAULT_ROUNDING_FACTOR);
             assert!(kept[..] == between[..], "elements between the rows changed: {shape:?}");
+            if !params.y.is_null() {
+                let again = TestArray::output(dtype, rows * cols);
+                let BwdParams { gate, up, count, cols, stride, .. } = params;
+                run(&fwd(dtype, &FwdParams { gate, up, y: again.addr(), count, cols, stride }), 2);
+                assert!(y.values() == again.values(), "the result written again differs: {shape:?}");
+            }
         }
     }
 }

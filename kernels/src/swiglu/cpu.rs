@@ -70,11 +70,18 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (gate, up, dy) = unsafe { (slice_at::<T>(p.gate, rows), slice_at::<T>(p.up, rows), slice_at::<T>(p.dy, n)) };
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (d_gate, d_up) = unsafe { (OutputArray::<T>::new(p.d_gate, rows), OutputArray::<T>::new(p.d_up, rows)) };
+    // SAFETY: y is not null, and it covers the shape that [`BwdParams`] documents.
+    let y = (!p.y.is_null()).then(|| unsafe { OutputArray::<T>::new(p.y, n) });
     team.run(n.div_ceil(BLOCK), |task| {
         for (at, from, len) in parts(task * BLOCK, BLOCK.min(n - task * BLOCK), cols, stride) {
             // SAFETY: blocks and their parts do not overlap.
             let (d_gate, d_up) = unsafe { (d_gate.part(from, len), d_up.part(from, len)) };
-            bwd_block(&gate[from..from + len], &up[from..from + len], &dy[at..at + len], d_gate, d_up);
+            let (gate, up) = (&gate[from..from + len], &up[from..from + len]);
+            bwd_block(gate, up, &dy[at..at + len], d_gate, d_up);
+            if let Some(y) = &y {
+                // SAFETY: blocks and their parts do not overlap.
+                fwd_block(gate, up, unsafe { y.part(at, len) });
+            }
         }
     });
 }

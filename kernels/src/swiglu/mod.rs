@@ -10,7 +10,8 @@
 //! `1 + e^-g` and every product and sum of the gradient round to f32 once; one rounding to T at the store. Tolerance
 //! as a multiple of the error of one rounding: 64 for d_gate in f32 (its terms cancel near silu′ = 0), 2.5 otherwise.
 //!
-//! Memory-bound: 3 reads and writes of `count` elements forward, 5 backward.
+//! Memory-bound: 3 reads and writes of `count` elements forward, 5 backward. The backward kernel can write y again,
+//! so that training need not keep it: 6 instead of 8 with a forward pass.
 
 pub(crate) mod check;
 mod cpu;
@@ -51,6 +52,8 @@ params! {
         pub d_gate: Addr,
         /// `[count]`, in rows of `cols`; written.
         pub d_up: Addr,
+        /// `[count]`: the forward pass's result, written again; null: not written.
+        pub y: Addr,
         /// Elements, a multiple of `cols`.
         pub count: u64,
         /// Elements in a row of gate, up and their gradients; greater than 0.
@@ -82,7 +85,8 @@ pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let kernel = if dtype == DType::F32 { &BWD_F32 } else { &BWD_BF16 };
     let n = params.count as f64;
-    Launch::kernel(kernel, params, Cost { flops: 11.0 * n, bytes: 5.0 * n * dtype.size() as f64 })
+    let arrays = if params.y.is_null() { 5.0 } else { 6.0 };
+    Launch::kernel(kernel, params, Cost { flops: 11.0 * n, bytes: arrays * n * dtype.size() as f64 })
 }
 
 /// Rows, columns, elements between the ends of rows, and scale of the random inputs, for each case of the checks.

@@ -1,7 +1,7 @@
 // SwiGLU and its gradient, element by element.
 //
 //   s = 1 / (1 + e^-g)
-//   fwd: y = g * s * u                     bwd: d_gate = dy * u * s * (1 + g * (1 - s)), d_up = dy * g * s
+//   fwd: y = g * s * u        bwd: d_gate = dy * u * s * (1 + g * (1 - s)), d_up = dy * g * s, and y again if asked for
 //
 // Shapes and limits: mod.rs. Numerics: f32; e^x of the CUDA library (1 ulp), quotient to 2 ulp; one rounding to T at
 // the store. Grid: 2048 elements per block (map.cuh). Memory-bound.
@@ -23,6 +23,8 @@ struct RowLayout {
   // Whether V elements from a multiple of V on lie in one row, and as many bytes are aligned in each row.
   __device__ __forceinline__ bool fits(u32 v) const { return stride == cols || (cols % v == 0 && stride % v == 0); }
 };
+
+__device__ __forceinline__ float gated(float gate, float up) { return divide(gate, 1.0f + expf(-gate)) * up; }
 
 // Computes y from gate and up.
 template <class T>
@@ -48,18 +50,18 @@ struct Gated {
   __device__ __forceinline__ void store(u64 at, const Values<V>& v) const {
     float out[V];
 #pragma unroll
-    for (int j = 0; j < V; ++j) out[j] = divide(v.gate[j], 1.0f + expf(-v.gate[j])) * v.up[j];
+    for (int j = 0; j < V; ++j) out[j] = gated(v.gate[j], v.up[j]);
     store_vector(y + at, out);
   }
 };
 
-// Computes d_gate and d_up from gate, up and dy.
+// Computes d_gate and d_up from gate, up and dy, and y from gate and up if y is not null.
 template <class T>
 struct Gradients {
   static constexpr int V = VECTOR<T>;
   RowLayout rows;
   const T *gate, *up, *dy;
-  T *d_gate, *d_up;
+  T *d_gate, *d_up, *y;
 
   template <int V>
   struct Values {
@@ -86,6 +88,11 @@ struct Gradients {
     const u64 place = rows.place(at);
     store_vector(d_gate + place, to_gate);
     store_vector(d_up + place, to_up);
+    if (y == nullptr) return;
+    float again[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) again[j] = gated(v.gate[j], v.up[j]);
+    store_vector(y + at, again);
   }
 };
 
@@ -99,13 +106,14 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
 template <class T>
 __device__ __forceinline__ void backward(const BwdParams& p) {
   const RowLayout rows{p.count, p.cols, p.stride};
-  const bool vector = rows.fits(VECTOR<T>) && aligned16(p.gate, p.up, p.dy, p.d_gate, p.d_up);
+  const bool vector = rows.fits(VECTOR<T>) && aligned16(p.gate, p.up, p.dy, p.d_gate, p.d_up, p.y);
   const Gradients<T> gradients{rows,
                                global<const T>(p.gate),
                                global<const T>(p.up),
                                global<const T>(p.dy),
                                global<T>(p.d_gate),
-                               global<T>(p.d_up)};
+                               global<T>(p.d_up),
+                               p.y == 0 ? nullptr : global<T>(p.y)};
   map(p.count, vector, gradients);
 }
 

@@ -287,8 +287,8 @@ impl Layer {
         };
         let o = self.o.forward(cx, &o.reshape(&[s, self.heads * self.head_dim])?)?;
         let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.post_norm, self.eps)?;
-        let inner = Linear::swiglu(cx, normed, (&self.gate, &self.up), self.gate_up.as_ref())?;
-        Ok(Residual::with_delta(x, self.down.forward(cx, &inner)?))
+        let mlp = [&self.gate, &self.up, &self.down];
+        Ok(Residual::with_delta(x, Linear::gated_mlp(cx, normed, mlp, self.gate_up.as_ref())?))
     }
 
     /// Queries `[S, heads, D]`, keys and values `[S, kv_heads, D]`, without rotation.

@@ -17,7 +17,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use reel_kernels::{DType, Launch, elementwise};
+use reel_kernels::{DType, Launch, column_sum, elementwise};
 
 use super::meta::{Grad, JoinedParameters};
 use super::{Tensor, TensorMeta};
@@ -75,9 +75,14 @@ impl Tape {
         let device = output.device().clone();
         let mut by_id = HashMap::from([(output.id(), dy)]);
         let mut used = BTreeSet::new();
+        let mut sums = PendingColumnSums::default();
         // Each node is dropped after its rule ran. This frees the tensors that the rule kept.
         let mut nodes = self.0.into_inner();
         while let Some(node) = nodes.pop() {
+            if sums.layer != node.layer {
+                sums.launch(&device)?;
+                sums.layer = node.layer;
+            }
             used.extend(node.parameters.iter().cloned());
             let dys: Vec<Option<Tensor>> = node.outputs.iter().map(|id| by_id.remove(id)).collect();
             if dys.iter().all(Option::is_none) {
@@ -86,9 +91,10 @@ impl Tape {
             // The ops that gradient checkpointing computes again name themselves.
             let op = if node.name == RECOMPUTE { "" } else { node.name };
             let _origin = with_origin(LaunchOrigin { op, is_backward: !op.is_empty(), layer: node.layer });
-            let mut bw = BackwardContext { device: &device, dys, by_id: &mut by_id, grads };
+            let mut bw = BackwardContext { device: &device, dys, by_id: &mut by_id, grads, sums: &mut sums };
             (node.backward)(&mut bw)?;
         }
+        sums.launch(&device)?;
         match used.iter().find(|name| !grads.has(name)) {
             Some(name) => Err(RuntimeError::NoGradient(name.to_string())),
             None => Ok(LeafGrads(by_id)),
@@ -111,6 +117,45 @@ pub struct BackwardContext<'a> {
     dys: Vec<Option<Tensor>>,
     by_id: &'a mut HashMap<u64, Tensor>,
     grads: &'a mut Grads,
+    sums: &'a mut PendingColumnSums,
+}
+
+/// Column sums that the rules of a layer have asked for and that one launch will compute.
+#[derive(Default)]
+struct PendingColumnSums {
+    layer: Option<LayerOrigin>,
+    /// Matrices `[rows, cols]` of one shape[0] and dtype, the sums `[cols]`, and whether to add to what these hold.
+    matrices: Vec<(Tensor, Tensor, bool)>,
+}
+
+impl PendingColumnSums {
+    /// Adds a matrix. Launches the earlier ones if this one cannot be in the same launch.
+    fn push(&mut self, device: &Device, x: Tensor, sum: Tensor, accumulate: bool) -> Result<()> {
+        let shares_launch = self.matrices.iter().all(|(other, other_sum, _)| {
+            other.shape()[0] == x.shape()[0] && other.dtype() == x.dtype() && other_sum.addr() != sum.addr()
+        });
+        if !shares_launch || self.matrices.len() == column_sum::Params::MATRICES {
+            self.launch(device)?;
+        }
+        self.matrices.push((x, sum, accumulate));
+        Ok(())
+    }
+
+    fn launch(&mut self, device: &Device) -> Result<()> {
+        let Some((first, ..)) = self.matrices.first() else { return Ok(()) };
+        let _origin = with_origin(LaunchOrigin { op: "linear", is_backward: true, layer: self.layer });
+        let matrix = |(x, sum, accumulate): &(Tensor, Tensor, bool)| column_sum::Matrix {
+            x: x.addr(),
+            sum: sum.addr(),
+            cols: sum.count() as u32,
+            accumulate: *accumulate,
+        };
+        let params =
+            column_sum::Params::new(first.shape()[0] as u64, &self.matrices.iter().map(matrix).collect::<Vec<_>>());
+        device.launch(&column_sum::column_sums(first.dtype(), &params))?;
+        self.matrices.clear();
+        Ok(())
+    }
 }
 
 impl BackwardContext<'_> {
@@ -217,6 +262,19 @@ impl BackwardContext<'_> {
             0 => Ok(self.parameter_grad(x)?.map(|sum| (sum, true))),
             _ => self.parameter_grad_to_write(x),
         }
+    }
+
+    /// Adds the column sums of x `[rows, cols]` to the gradient of parameter `bias` `[cols]`, if it is trained. One
+    /// launch, after the rules of the layer, does so for several biases. x must not change until then.
+    ///
+    /// # Errors
+    /// More columns than a kernel supports; a device error.
+    pub fn add_column_sums(&mut self, bias: &TensorMeta, x: &Tensor, [rows, cols]: [usize; 2]) -> Result<()> {
+        let Some((sum, adds)) = self.parameter_grad_to_write(bias)? else { return Ok(()) };
+        if u32::try_from(cols).is_err() {
+            return Err(shape_error("bias", format!("{cols} columns are more than a kernel supports (2^32 - 1)")));
+        }
+        self.sums.push(self.device, x.reshape(&[rows, cols])?, sum, adds)
     }
 
     pub(super) fn grads(&mut self) -> &mut Grads {

@@ -1,13 +1,13 @@
 //! Activation functions: SwiGLU (decoder and vision tower), GELU (merger of the vision tower), the tanh approximation
 //! of GELU (SigLIP).
 
-use reel_kernels::{DType, Launch, gelu as gelu_kernel, swiglu as swiglu_kernel};
+use reel_kernels::{Addr, DType, Launch, gelu as gelu_kernel, swiglu as swiglu_kernel};
 
-use super::{rows_cols, want_alike};
+use super::want_alike;
 use crate::device::in_op;
-use crate::error::{Result, shape_error};
+use crate::error::Result;
+use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
-use crate::tensor::{Tensor, format_shape};
 
 /// `silu(gate) * up`, elementwise.
 pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
@@ -28,6 +28,7 @@ pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
             dy: dy.addr(),
             d_gate: d_gate.addr(),
             d_up: d_up.addr(),
+            y: Addr::NULL,
             count,
             cols,
             stride,
@@ -38,41 +39,6 @@ pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     });
     let (gate, up) = (gate.clone(), up.clone());
     Ok(cx.computed_again("swiglu", y, move |cx| swiglu(cx, &gate, &up)))
-}
-
-/// [`swiglu`] of the halves of the rows of x `[.., 2 · I]`, a fused product: gate is the first I columns, up the
-/// others. Returns `[.., I]`.
-///
-/// # Errors
-/// An odd number of columns; out of memory.
-pub fn split_swiglu(cx: &Cx, x: &Tensor) -> Result<Tensor> {
-    let _op = in_op("split_swiglu");
-    const OP: &str = "split_swiglu";
-    let (rows, n_cols) = rows_cols(OP, "x", x)?;
-    if !n_cols.is_multiple_of(2) {
-        let shape = format_shape(x.shape());
-        return Err(shape_error(OP, format!("x has shape {shape}; expected an even last dimension, gate and up")));
-    }
-    let (half, dtype) = (n_cols / 2, x.dtype());
-    let mut shape = x.shape().to_vec();
-    shape.pop();
-    shape.push(half);
-    let y = cx.empty(&shape, dtype)?;
-    let (count, cols, stride) = ((rows * half) as u64, half.max(1) as u64, n_cols.max(1) as u64);
-    // The addresses of the first elements of gate and up.
-    let halves = move |x: &Tensor| (x.addr(), x.addr().offset(half * dtype.size()));
-    let (gate, up) = halves(x);
-    cx.launch(&swiglu_kernel::fwd(dtype, &swiglu_kernel::FwdParams { gate, up, y: y.addr(), count, cols, stride }))?;
-    let kx = x.clone();
-    let y = cx.record(OP, &[x], y, move |bw| {
-        let (dy, dx) = (bw.take_dy(), bw.empty_like(&kx)?);
-        let ((gate, up), (d_gate, d_up)) = (halves(&kx), halves(&dx));
-        let params = swiglu_kernel::BwdParams { gate, up, dy: dy.addr(), d_gate, d_up, count, cols, stride };
-        bw.launch(&swiglu_kernel::bwd(dtype, &params))?;
-        bw.add(&kx, dx)
-    });
-    let x = x.clone();
-    Ok(cx.computed_again(OP, y, move |cx| split_swiglu(cx, &x)))
 }
 
 /// Exact GELU, `x Φ(x)`, computed with the error function.

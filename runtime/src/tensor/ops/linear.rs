@@ -1,13 +1,13 @@
 //! Linear layers: `y = x · wᵀ + b`, and with a low-rank adapter (LoRA, Hu et al. 2021) `y = x · wᵀ + b + scale · (x ·
-//! downᵀ) · upᵀ`.
+//! downᵀ) · upᵀ`. [`swiglu_linear`] is a linear layer together with the SwiGLU before it.
 
 use reel_kernels::matmul::{Matmul, Operand};
-use reel_kernels::{Addr, DType, Launch, column_sum};
+use reel_kernels::{Addr, DType, Launch, swiglu as swiglu_kernel};
 
 use super::{rows_cols, size, want_dtype, want_shape};
 use crate::device::in_op;
 use crate::error::{Result, shape_error};
-use crate::tensor::cx::Cx;
+use crate::tensor::cx::{Checkpointing, Cx};
 use crate::tensor::tape::BackwardContext;
 use crate::tensor::{Tensor, format_shape};
 
@@ -79,17 +79,9 @@ fn linear_gradients(
     };
     weight_gradient(bw, w, dy, x, [m, n, k])?;
     if let Some(b) = b {
-        bias_gradient(bw, b, dy, [m, n])?;
+        bw.add_column_sums(b, dy, [m, n])?;
     }
     Ok(dx)
-}
-
-/// Adds the column sums of dy `[m, n]` to the gradient of bias b `[n]` if b is trained.
-pub(super) fn bias_gradient(bw: &mut BackwardContext<'_>, b: &Tensor, dy: &Tensor, [m, n]: [usize; 2]) -> Result<()> {
-    let Some((db, adds)) = bw.parameter_grad_to_write(b)? else { return Ok(()) };
-    let (rows, cols, accumulate) = (m as u64, n as u64, u32::from(adds));
-    let params = column_sum::Params { x: dy.addr(), sum: db.addr(), rows, cols, accumulate, reserved: 0 };
-    bw.launch(&column_sum::column_sums(dy.dtype(), &params))
 }
 
 /// [`linear`] with an adapter: `y = x · wᵀ + b + scale · (x · downᵀ) · upᵀ`. Rounds to the dtype of x twice: `scale ·
@@ -162,6 +154,63 @@ pub(super) fn weight_gradient_launch(
 ) -> Launch {
     let product = plain(n, k, m, operand(dy, true), operand(x, true), dw);
     Launch::Matmul(Matmul { c_dtype: DType::F32, accumulate: adds, ..product })
+}
+
+/// `(silu(gate) · up) · wᵀ + b` of gate and up, which are the halves of the rows of x `[.., 2 · I]`, a fused product: the
+/// second half of a gated MLP. w `[N, I]` and b `[N]` have the dtype of x; the result is `[.., N]`. With selective
+/// checkpointing, the backward launch of SwiGLU writes the input of the product again.
+///
+/// # Errors
+/// An odd number of columns; the errors of [`linear`].
+pub fn swiglu_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    let _op = in_op("swiglu_linear");
+    const OP: &str = "swiglu_linear";
+    let (m, n_cols) = rows_cols(OP, "x", x)?;
+    if !n_cols.is_multiple_of(2) {
+        let shape = format_shape(x.shape());
+        return Err(shape_error(OP, format!("x has shape {shape}; expected an even last dimension, gate and up")));
+    }
+    let (k, dtype) = (n_cols / 2, x.dtype());
+    let mut shape = x.shape().to_vec();
+    shape.pop();
+    shape.push(k);
+    let inner = cx.empty(&shape, dtype)?;
+    let (count, cols, stride) = ((m * k) as u64, k.max(1) as u64, n_cols.max(1) as u64);
+    // The addresses of the first elements of gate and up.
+    let halves = move |x: &Tensor| (x.addr(), x.addr().offset(k * dtype.size()));
+    let (gate, up) = halves(x);
+    let params = swiglu_kernel::FwdParams { gate, up, y: inner.addr(), count, cols, stride };
+    cx.launch(&swiglu_kernel::fwd(dtype, &params))?;
+    let y = product(cx, &inner, w, b, dtype)?;
+    let keeps_inner = cx.checkpointing() == Checkpointing::None;
+    let kept = keeps_inner.then(|| inner.clone());
+    let (inner_meta, kx, kw, kb) = (inner.meta().clone(), x.clone(), w.clone(), b.cloned());
+    let mut inputs = vec![x, w];
+    inputs.extend(b);
+    Ok(cx.record(OP, &inputs, y, move |bw| {
+        let (dy, n) = (bw.take_dy(), kw.shape()[0]);
+        let d_inner = bw.empty_like(&inner_meta)?;
+        bw.launch(&Launch::Matmul(plain(m, k, n, operand(&dy, false), operand(&kw, true), &d_inner)))?;
+        let dx = bw.empty_like(&kx)?;
+        let ((gate, up), (d_gate, d_up)) = (halves(&kx), halves(&dx));
+        let (inner, again) = match kept {
+            Some(inner) => (inner, Addr::NULL),
+            None => {
+                let inner = bw.empty_like(&inner_meta)?;
+                let at = inner.addr();
+                (inner, at)
+            }
+        };
+        let params =
+            swiglu_kernel::BwdParams { gate, up, dy: d_inner.addr(), d_gate, d_up, y: again, count, cols, stride };
+        bw.launch(&swiglu_kernel::bwd(dtype, &params))?;
+        drop(d_inner);
+        weight_gradient(bw, &kw, &dy, &inner, [m, n, k])?;
+        if let Some(kb) = &kb {
+            bw.add_column_sums(kb, &dy, [m, n])?;
+        }
+        bw.add(&kx, dx)
+    }))
 }
 
 /// `x · wᵀ` with a result of dtype `out`, for example f32 logits of bf16 rows. Has no backward rule.

@@ -27,7 +27,7 @@ mod skinny;
 mod tests;
 
 pub use super::tape::fill_zero;
-pub use activation::{gelu, gelu_tanh, split_swiglu, swiglu};
+pub use activation::{gelu, gelu_tanh, swiglu};
 pub use add::add;
 pub use attention::{CuSeqlens, KvPages, SequencePages, attention, copy_kv_blocks, paged_attention, rotate_and_cache};
 pub use decode::{DecodeRows, DecodeSlot};
@@ -37,7 +37,7 @@ pub use int8::{
     Int8Weight, int8_linear, int8_linear_joined, int8_linear_with_row_adapters, int8_logits, int8_lora_linear,
     int8_swiglu,
 };
-pub use linear::{Lora, linear, lora_linear, matmul};
+pub use linear::{Lora, linear, lora_linear, matmul, swiglu_linear};
 pub use linear_log_prob::{
     LmHeadBackend, linear_log_prob, linear_log_prob_with_backends, linear_log_prob_with_entropy, lm_head_backend,
     max_logit_rows,
@@ -83,8 +83,8 @@ pub const OPS_WITH_BACKWARD: [&str; 25] = [
     "rms_norm_branch",
     "rotary",
     "split_and_rotate",
-    "split_swiglu",
     "swiglu",
+    "swiglu_linear",
     "weighted_sum",
 ];
 

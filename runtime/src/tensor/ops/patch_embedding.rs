@@ -3,7 +3,6 @@
 use reel_kernels::patch_embedding::{self as kernel, Pixels};
 use reel_kernels::{Addr, DType, patches};
 
-use super::linear::bias_gradient;
 use super::{linear, want_dtype, want_shape};
 use crate::device::{Device, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
@@ -132,7 +131,7 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
         // The gradient has the shape of the view in which the output was used last.
         let dy = bw.take_dy().reshape(&[n, embed])?;
         if let Some(kb) = &kb {
-            bias_gradient(bw, kb, &dy, [n, embed])?;
+            bw.add_column_sums(kb, &dy, [n, embed])?;
         }
         let Some((dw, mut adds)) = bw.parameter_grad_over_rows(&kw, n)? else { return Ok(()) };
         for (f, start) in frames.iter().zip(starts(&frames)) {

@@ -213,9 +213,7 @@ fn cases() -> Vec<Case> {
             let parts = split_and_rotate(cx, &x[0], [3, 1], &small_rotary_table(cx)?)?;
             attention(cx, &parts[0], &parts[1], &parts[2], &CuSeqlens::from_lengths(cx.device(), &[3])?, true)
         }),
-        case("split_swiglu", &[&[3, 14]], |cx, x| split_swiglu(cx, &x[0])),
         // The result of an op with a recipe goes into a product, which saves the recipe.
-        case("split_swiglu", &[&[5, 8], &[3, 4]], |cx, x| linear(cx, &split_swiglu(cx, &x[0])?, &x[1], None)),
         case("swiglu", &[&[5, 4], &[5, 4], &[3, 4]], |cx, x| linear(cx, &swiglu(cx, &x[0], &x[1])?, &x[2], None)),
         case("rms_norm", &[&[4, 10], &[10], &[3, 10], &[2, 10], &[3, 2]], |cx, x| {
             let normed = rms_norm(cx, &x[0], &x[1], 1e-6)?;
@@ -231,6 +229,8 @@ fn cases() -> Vec<Case> {
             add(cx, &stream, &linear(cx, &normed, &x[2], None)?)
         }),
         case("swiglu", &[&[13], &[13]], |cx, x| swiglu(cx, &x[0], &x[1])),
+        case("swiglu_linear", &[&[5, 8], &[3, 4]], |cx, x| swiglu_linear(cx, &x[0], &x[1], None)),
+        case("swiglu_linear", &[&[2, 3, 14], &[4, 7], &[4]], |cx, x| swiglu_linear(cx, &x[0], &x[1], Some(&x[2]))),
         case("weighted_sum", &[&[6]], |cx, x| {
             let w =
                 Tensor::from_f32(cx.device(), &[6], DType::F32, &pseudo_random_numbers(6, 77), MemoryCategory::Inputs)?;
