@@ -10,9 +10,21 @@ use crate::simd::add_to_sums;
 use crate::view::{OutputArray, slice_at};
 use crate::{Addr, Arch, Stage, Team, cuh};
 
-/// Number of consecutive rows that are summed first. A sum over a column adds up such blocks of rows, then the sums
-/// of the blocks.
+/// Number of consecutive rows that device `cpu` sums first. A sum over a column adds up such blocks of rows, then the
+/// sums of the blocks.
 pub(crate) const ROWS_PER_BLOCK: usize = 64;
+
+/// The number of rows that a block of a CUDA backward kernel with column sums processes (`norm_rows.cuh`).
+const fn rows_per_cuda_block(rows: usize) -> usize {
+    let even = rows.div_ceil(132).next_multiple_of(16);
+    if even < 48 {
+        48
+    } else if even > 256 {
+        256
+    } else {
+        even
+    }
+}
 
 /// Approximate number of elements that one task computes.
 const TASK: usize = 16 * 1024;
@@ -39,14 +51,18 @@ pub(crate) fn plan_bwd(
     let held = cuh::ThreadsPerRow::new(cols);
     match dw {
         Addr::NULL => held.plan_row_loop([usual, wide], rows, 512, 1, arch),
-        _ => held.plan_column_sums([usual, wide], sum, row_block_count(rows as usize) as u64, sums),
+        _ => {
+            let blocks = (rows as usize).div_ceil(rows_per_cuda_block(rows as usize));
+            held.plan_column_sums([usual, wide], sum, blocks as u64, sums)
+        }
     }
 }
 
-/// Returns the number of blocks of up to 64 rows into which `rows` rows are divided. `partial`, the workspace of the
-/// backward kernel, has the column sums of each block.
+/// Returns the largest number of blocks into which a device divides `rows` rows. `partial`, the workspace of the backward
+/// kernel, has the column sums of each block.
 pub const fn row_block_count(rows: usize) -> usize {
-    rows.div_ceil(ROWS_PER_BLOCK)
+    let (cpu, cuda) = (rows.div_ceil(ROWS_PER_BLOCK), rows.div_ceil(rows_per_cuda_block(rows)));
+    if cpu > cuda { cpu } else { cuda }
 }
 
 /// An f32 `[rows]` output that may be absent.
@@ -105,7 +121,7 @@ pub(crate) unsafe fn for_each_row_with_column_sums<const N: usize>(
         // Without column sums the rows are independent, so a task may have fewer rows than a block.
         return for_each_row(team, rows, cols, |row| each(row, &mut []));
     }
-    let (parts, len) = (row_block_count(rows), N * cols);
+    let (parts, len) = (rows.div_ceil(ROWS_PER_BLOCK), N * cols);
     // SAFETY: the targets are not null here, so `partial` covers `parts * len` elements.
     let sums = unsafe { OutputArray::<f32>::new(partial, parts * len) };
     team.run(parts, |part| {

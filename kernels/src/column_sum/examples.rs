@@ -6,7 +6,7 @@ use crate::folder::{
 };
 
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
-    let p = column_sum::Params { rows: SEQUENCE_LEN as u64, cols0: HIDDEN_SIZE as u32, ..placeholder_params() };
+    let p = column_sum::Params { rows: SEQUENCE_LEN as u64, cols0: HIDDEN_SIZE, ..placeholder_params() };
     FLOAT_DTYPES.map(|t| (ACTIVATIONS_DESCRIPTION, column_sum::column_sums(t, &p))).into()
 }
 
@@ -16,7 +16,7 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let mut matrix = |accumulate: bool| column_sum::Matrix {
         x: arrays.f32(TRAFFIC_ROWS * HIDDEN_SIZE),
         sum: arrays.f32(HIDDEN_SIZE),
-        cols: HIDDEN_SIZE as u32,
+        cols: HIDDEN_SIZE,
         accumulate,
     };
     let (written, added) = (matrix(false), matrix(true));

@@ -2,7 +2,8 @@
 // gradients of the weights, which are sums over all rows (dw of rms_norm, dw and db of layer_norm).
 //
 // How column sums over all rows are computed:
-//   1. A block processes ROWS_PER_BLOCK rows; each of its groups of THREADS threads has a contiguous range of them.
+//   1. A block processes rows_per_block(rows) rows, so many that all blocks of an H100 run at once; each of its groups
+//      of THREADS threads has a contiguous range of them.
 //   2. Each thread adds up its HELD columns over the rows of its group, in ascending order, in registers.
 //   3. add_groups adds the groups' sums in order; the block writes them as one row of `partial`.
 //   4. A second launch (sum_parts) adds up the rows of `partial`.
@@ -11,10 +12,17 @@
 #include "cuh/held.cuh"
 #include "cuh/math.cuh"
 
-constexpr int ROWS_PER_BLOCK = 64;
 constexpr int FWD_BLOCK = 256;
 constexpr int BWD_BLOCK = 512;
 constexpr int WIDE = 512;
+
+// Returns the number of rows that a block of a backward kernel with column sums processes: one block for each of 132
+// multiprocessors, in multiples of 16 rows from 48 (fewer would make `partial` a large part of the traffic) to 256.
+// norm_rows.rs plans as many blocks. The number depends on the rows alone, so the bits do too.
+__device__ __forceinline__ u32 rows_per_block(u32 rows) {
+  const u32 even = ceil_div(ceil_div(rows, 132u), 16u) * 16;
+  return min(max(even, 48u), 256u);
+}
 
 // The rows of a group in a backward kernel: row, row + step, ... below `end`. `steps` is the largest number of rows
 // of any group of the block; every group loops `steps` times, so that all threads reach the same barriers.
@@ -24,18 +32,18 @@ struct GroupRows {
 };
 
 // Returns the rows of one of the block's GROUPS groups of threads. For column sums a group has a contiguous range of
-// the block's ROWS_PER_BLOCK rows; otherwise the groups of all blocks take the rows round robin.
+// the block's rows; otherwise the groups of all blocks take the rows round robin.
 template <int GROUPS>
 __device__ __forceinline__ GroupRows rows_of_group(u32 group, u64 rows, bool column_sums) {
   GroupRows r;
   r.end = rows;
   if (column_sums) {
-    const u64 first = static_cast<u64>(blockIdx.x) * ROWS_PER_BLOCK;
-    constexpr int RUN = ROWS_PER_BLOCK / GROUPS;
-    r.row = first + group * RUN;
-    r.end = min(r.row + RUN, r.end);
+    const u32 block = rows_per_block(static_cast<u32>(rows)), run = block / GROUPS;
+    const u64 first = static_cast<u64>(blockIdx.x) * block;
+    r.row = first + group * run;
+    r.end = min(r.row + run, r.end);
     r.step = 1;
-    r.steps = static_cast<u32>(min(static_cast<u64>(RUN), rows - first));
+    r.steps = static_cast<u32>(min(static_cast<u64>(run), rows - first));
   } else {
     const u64 first = static_cast<u64>(blockIdx.x) * GROUPS;
     r.row = first + group;
@@ -98,8 +106,8 @@ __device__ __forceinline__ void store_column_sums(float* partial, u32 cols, bool
   }
 }
 
-// Adds up each of `columns` columns of `partial`, which has one row per ROWS_PER_BLOCK of the `rows` input rows, and
-// calls write(column, sum) in one thread per column. A block sums 32 columns: warp w adds the rows w, w + 8, ... of
+// Adds up each of `columns` columns of `partial`, which has one row per block of the `rows` input rows, and calls
+// write(column, sum) in one thread per column. A block sums 32 columns: warp w adds the rows w, w + 8, ... of
 // `partial`; then the sums of the 8 warps are added in order.
 template <class Write>
 __device__ __forceinline__ void sum_parts(const float* partial, u32 rows, u64 columns, Write write) {
@@ -107,7 +115,7 @@ __device__ __forceinline__ void sum_parts(const float* partial, u32 rows, u64 co
   __shared__ float sums[WARPS][32];
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const u64 c = blockIdx.x * 32ull + lane;
-  const u32 parts = ceil_div(rows, static_cast<u32>(ROWS_PER_BLOCK));
+  const u32 parts = ceil_div(rows, rows_per_block(rows));
   float sum = 0.0f;
   if (c < columns) {
 #pragma unroll 4

@@ -5,12 +5,12 @@
 //! Shapes: x, y, dy, dx `[rows, cols]`, w and b `[cols]`, all T, f32 or bf16; mean and rstd f32 `[rows]`; dw and db
 //! f32 `[cols]`. Outputs may not overlap inputs. Arithmetic in f32; the mean is subtracted before squares are summed.
 //!
-//! Order of summation of dw and db: each block of 64 rows is summed in row order, then the sums of the blocks are added
-//! in order ([`crate::norm_rows`]). CUDA sums a block of rows as 2 runs of 32 rows (16 runs of 4 rows if there are at
-//! most 512 columns). It adds the sums of the blocks in eight interleaved sums (sum i adds the blocks i, i + 8, …),
-//! which are then added up.
+//! Order of summation of dw and db on a CPU: each block of 64 rows is summed in row order, then the sums of the blocks
+//! are added in order ([`crate::norm_rows`]). In CUDA a block has 48 to 256 rows, one block for each multiprocessor of
+//! an H100, which is summed as 2 runs (16 runs if there are at most 512 columns, one beyond 4096). The sums of the
+//! blocks are added in eight interleaved sums (sum i adds the blocks i, i + 8, …), which are then added up.
 //!
-//! Numerics: y and dx each round to T once. In between, in f32: sums of runs of up to 128 terms, of which 64 are
+//! Numerics: y and dx each round to T once. In between, in f32: sums of runs of up to 256 terms, of which 132 are
 //! added up; means are accurate to 2 units in the last place (`div.full.f32`), the root to 2^−22.9
 //! (`rsqrt.approx.f32`); `x − mean` and every product and sum after it round once each, dw and db once per row.
 //! Errors of mean and root apply to the whole row. Tolerance as a multiple of the error of one rounding: f32 `12 (1 +

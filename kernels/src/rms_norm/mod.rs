@@ -9,13 +9,13 @@
 //! Shapes: x, y, dy, dx, residual, sum `[rows, cols]`, w `[cols]`, all T, f32 or bf16; rstd f32 `[rows]`; dw f32
 //! `[cols]`. Outputs may not overlap inputs, except where a field says so.
 //!
-//! Order of summation of dw: each block of 64 rows is summed in row order, then the sums of the blocks are added in
-//! order ([`crate::norm_rows`]). CUDA sums a block of rows as 2 runs of 32 rows (16 runs of 4 rows if there are at most
-//! 512 columns). It adds the sums of the blocks in eight interleaved sums (sum i adds the blocks i, i + 8, …), which
-//! are then added up.
+//! Order of summation of dw on a CPU: each block of 64 rows is summed in row order, then the sums of the blocks are
+//! added in order ([`crate::norm_rows`]). In CUDA a block has 48 to 256 rows, one block for each multiprocessor of an
+//! H100, which is summed as 2 runs (16 runs if there are at most 512 columns, one beyond 4096). The sums of the blocks
+//! are added in eight interleaved sums (sum i adds the blocks i, i + 8, …), which are then added up.
 //!
 //! Numerics: T(x · rstd), the sum, y and dx each round to T once. In between all is f32. Sums are of runs of up to
-//! 128 terms, of which 64 are added up. The mean is accurate to 2 units in the last place (`div.full.f32`), the root
+//! 256 terms, of which 132 are added up. The mean is accurate to 2 units in the last place (`div.full.f32`), the root
 //! to 2^−22.9 (`rsqrt.approx.f32`). In the backward kernel, `g`, its products with x, `rstd³ · mean`, and both
 //! products and the difference of dx round once each, dw once per row. The error of a root applies to its whole row,
 //! and dx is the rest of g after its part along x is subtracted. Tolerance as a multiple of the error of one
@@ -161,6 +161,8 @@ pub fn test_cases_rows_cols_scale() -> Vec<(usize, usize, f32)> {
         (3, 8191, 30.0),
         (ROWS_PER_BLOCK + 1, 640, 1e-4),
         (ROWS_PER_BLOCK * 3 - 1, 128, 1.0),
+        // More rows than 48 for each block of CUDA: the blocks have 64.
+        (132 * 48 + 40, 16, 1.0),
         // Aligned and unaligned rows: some fit in the registers of the usual kernel, some need the wide kernel, some
         // exceed its registers too.
         (2, 3584, 1.0),

@@ -11,7 +11,7 @@
 //
 // Grid: a group of threads computes one row at a time (held.cuh): a warp for up to HELD * 32 columns, 256 threads for
 // up to HELD * 256, and 512 threads beyond that (the `_wide` symbols). Forward, and backward without dw, groups
-// stride over the rows. Backward with dw, a block owns ROWS_PER_BLOCK rows, and the `_dw` stage adds up the blocks'
+// stride over the rows. Backward with dw, a block owns rows_per_block rows, and the `_dw` stage adds up the blocks'
 // sums (norm_rows.cuh).
 //
 //   for each row of the group:
