@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use reel_runtime::ops::{self, Lora, LoraStack, RowAdapters};
+use reel_runtime::ops::{self, InputNorm, Lora, LoraStack, RowAdapters};
 use reel_runtime::{Cx, Tensor};
 
 use crate::error::Result;
@@ -134,36 +134,46 @@ impl Linear {
         }
     }
 
-    /// The outputs of three layers for the same x in a decode step. Has no backward rule.
+    /// The outputs of three layers for the norm of the same x in a decode step. Has no backward rule.
     pub(crate) fn forward_joined(
         cx: &Cx,
         x: &Tensor,
+        norm: InputNorm,
         rows: Option<&Tensor>,
         layers: [&Linear; 3],
     ) -> Result<[Tensor; 3]> {
         let have_adapters = layers.iter().any(|layer| !matches!(layer.adapter_of(rows), LayerAdapter::None));
         let joined = match have_adapters {
-            false => Weight::linear_joined(cx, x, layers.map(|layer| (&layer.weight, layer.bias.as_ref())))?,
+            false => Weight::linear_joined(cx, x, norm, layers.map(|layer| (&layer.weight, layer.bias.as_ref())))?,
             true => None,
         };
+        if let Some(joined) = joined {
+            return Ok(joined);
+        }
+        let x = &ops::rms_norm(cx, x, norm.weight, norm.eps)?;
         let [q, k, v] = layers.map(|layer| move || layer.forward_skinny(cx, x, rows, None));
-        joined.map_or_else(|| Ok([q()?, k()?, v()?]), Ok)
+        Ok([q()?, k()?, v()?])
     }
 
-    /// `silu(gate(x)) · up(x)` of a decode step, for layers without bias. Has no backward rule.
+    /// `silu(gate(x)) · up(x)` of a decode step for the norm of x, for layers without bias. Has no backward rule.
     pub(crate) fn swiglu_skinny(
         cx: &Cx,
         x: &Tensor,
+        norm: InputNorm,
         rows: Option<&Tensor>,
         gate: &Linear,
         up: &Linear,
     ) -> Result<Tensor> {
         let fused = match (gate.adapter_of(rows), up.adapter_of(rows)) {
-            (LayerAdapter::None, LayerAdapter::None) => Weight::swiglu_skinny(cx, x, &gate.weight, &up.weight)?,
+            (LayerAdapter::None, LayerAdapter::None) => Weight::swiglu_skinny(cx, x, norm, &gate.weight, &up.weight)?,
             _ => None,
         };
-        let of_x = |layer: &Linear| layer.forward_skinny(cx, x, rows, None);
-        fused.map_or_else(|| Ok(ops::swiglu(cx, &of_x(gate)?, &of_x(up)?)?), Ok)
+        if let Some(fused) = fused {
+            return Ok(fused);
+        }
+        let x = ops::rms_norm(cx, x, norm.weight, norm.eps)?;
+        let of_x = |layer: &Linear| layer.forward_skinny(cx, &x, rows, None);
+        Ok(ops::swiglu(cx, &of_x(gate)?, &of_x(up)?)?)
     }
 
     /// A gated MLP, `down(silu(gate(x)) · up(x))`; `joined` are the joined weights of gate and up, if there are any.

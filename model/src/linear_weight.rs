@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 use reel_kernels::int8::{quantize_bf16_row, quantize_row};
-use reel_runtime::ops::{self, Int8Weight, Lora, RowAdapters};
+use reel_runtime::ops::{self, InputNorm, Int8Weight, Lora, RowAdapters};
 use reel_runtime::{Cx, DType, Device, Tensor};
 
 use crate::checkpoint::{Checkpoint, StoredDType};
@@ -96,30 +96,37 @@ impl Weight {
         })
     }
 
-    /// Three products of a decode step, `x · weightᵀ + bias` each; `None` if the weights are stored in different ways. Has
+    /// Three products of a decode step, `norm(x) · weightᵀ + bias` each; `None` if the weights are stored in different ways. Has
     /// no backward rule.
     pub(crate) fn linear_joined(
         cx: &Cx,
         x: &Tensor,
+        norm: InputNorm,
         layers: [(&Weight, Option<&Tensor>); 3],
     ) -> Result<Option<[Tensor; 3]>> {
         Ok(match layers {
             [(Weight::Dense(q), a), (Weight::Dense(k), b), (Weight::Dense(v), c)] => {
-                Some(ops::skinny_linear_joined(cx, x, [(q, a), (k, b), (v, c)])?)
+                Some(ops::skinny_linear_joined(cx, x, Some(norm), [(q, a), (k, b), (v, c)])?)
             }
             [(Weight::Int8(q), a), (Weight::Int8(k), b), (Weight::Int8(v), c)] => {
-                Some(ops::int8_linear_joined(cx, x, [(q, a), (k, b), (v, c)])?)
+                Some(ops::int8_linear_joined(cx, x, Some(norm), [(q, a), (k, b), (v, c)])?)
             }
             _ => None,
         })
     }
 
-    /// `silu(x · gateᵀ) · (x · upᵀ)` of a decode step; `None` if the two weights are stored in different ways. Has no
-    /// backward rule.
-    pub(crate) fn swiglu_skinny(cx: &Cx, x: &Tensor, gate: &Weight, up: &Weight) -> Result<Option<Tensor>> {
+    /// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)` of a decode step; `None` if the two weights are stored in different
+    /// ways. Has no backward rule.
+    pub(crate) fn swiglu_skinny(
+        cx: &Cx,
+        x: &Tensor,
+        norm: InputNorm,
+        gate: &Weight,
+        up: &Weight,
+    ) -> Result<Option<Tensor>> {
         Ok(match (gate, up) {
-            (Weight::Dense(gate), Weight::Dense(up)) => Some(ops::skinny_swiglu(cx, x, gate, up)?),
-            (Weight::Int8(gate), Weight::Int8(up)) => Some(ops::int8_swiglu(cx, x, gate, up)?),
+            (Weight::Dense(gate), Weight::Dense(up)) => Some(ops::skinny_swiglu(cx, x, Some(norm), gate, up)?),
+            (Weight::Int8(gate), Weight::Int8(up)) => Some(ops::int8_swiglu(cx, x, Some(norm), gate, up)?),
             _ => None,
         })
     }

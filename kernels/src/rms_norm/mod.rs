@@ -99,7 +99,7 @@ params! {
 kernel_folder! {
     name: "rms_norm",
     params: [FwdParams, BwdParams],
-    headers: ["rows.cuh"],
+    headers: ["rows.cuh", "rstd.cuh"],
     traffic: traffic_launches,
 }
 

@@ -1,8 +1,11 @@
 //! Skinny GEMM on the CPU: [`matmul`] for bf16 weights; for int8 weights, tasks of 32 weight rows each.
 #![allow(unsafe_code)]
 
+use bytemuck::Zeroable;
+
 use super::{JoinedParams, Params};
 use crate::matmul::{self, Matmul, Operand};
+use crate::rms_norm::{self, FwdParams};
 use crate::simd::{LANES, exp, sum_lanes};
 use crate::view::{OutputArray, slice_at};
 use crate::{Addr, DType, Element, Team, simd_fn};
@@ -67,26 +70,76 @@ pub unsafe fn linear<T: Element>(p: &Params, team: &Team) {
 }
 
 /// # Safety
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents; y is f32.
+pub unsafe fn logits<T: Element>(p: &Params, team: &Team) {
+    // SAFETY: the caller promises it.
+    unsafe { product::<T>(p, p.w, Addr::NULL, (p.y, DType::F32), false, team) }
+}
+
+/// Calls `f` with the address of x, or of its rows after the norm if `norm` is not null.
+///
+/// # Safety
+/// `x` covers `[m, k]` elements of T; `norm` covers `[k]` or is null.
+unsafe fn with_norm<T: Element>(
+    x: Addr,
+    (norm, eps): (Addr, f32),
+    [m, k]: [u32; 2],
+    team: &Team,
+    f: impl FnOnce(Addr),
+) {
+    if norm.is_null() {
+        return f(x);
+    }
+    let mut normed = vec![T::zeroed(); m as usize * k as usize];
+    let y = Addr(normed.as_mut_ptr() as u64);
+    let params = FwdParams { x, w: norm, y, rows: m, cols: k, eps, ..Zeroable::zeroed() };
+    // SAFETY: x, norm and y cover the shapes that `FwdParams` documents; there is neither a residual nor a rstd.
+    unsafe { rms_norm::cpu::fwd::<T>(&params, team) }
+    f(y);
+}
+
+/// # Safety
 /// Every address in [`JoinedParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn joined<T: Element>(p: &JoinedParams, team: &Team) {
-    for product in p.products().iter().filter(|product| product.n > 0) {
-        // SAFETY: the caller promises it.
-        unsafe { linear::<T>(product, team) }
-    }
+    // SAFETY: the caller promises it.
+    unsafe { each_product::<T>(p, team, |product| linear::<T>(product, team)) }
 }
 
 /// # Safety
 /// Every address in [`JoinedParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn joined_int8<T: Element>(p: &JoinedParams, team: &Team) {
-    for product in p.products().iter().filter(|product| product.n > 0) {
-        // SAFETY: the caller promises it.
-        unsafe { linear_int8::<T>(product, team) }
-    }
+    // SAFETY: the caller promises it.
+    unsafe { each_product::<T>(p, team, |product| linear_int8::<T>(product, team)) }
+}
+
+/// Calls `f` with each product that has columns, for the normalised x.
+///
+/// # Safety
+/// x and the norm of [`JoinedParams`] are valid for the shape and dtype that their fields document.
+unsafe fn each_product<T: Element>(p: &JoinedParams, team: &Team, f: impl Fn(&Params)) {
+    let products = |x: Addr| {
+        for product in p.products().iter().filter(|product| product.n > 0) {
+            f(&Params { x, ..*product });
+        }
+    };
+    // SAFETY: the caller promises it.
+    unsafe { with_norm::<T>(p.x, (p.norm, p.eps), [p.m, p.k], team, products) }
 }
 
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn swiglu<T: Element>(p: &Params, team: &Team) {
+    // SAFETY: the caller promises it.
+    unsafe {
+        with_norm::<T>(p.x, (p.norm, p.eps), [p.m, p.k], team, |x| normed_swiglu::<T>(&Params { x, ..*p }, team));
+    }
+}
+
+/// [`swiglu`] without a norm.
+///
+/// # Safety
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+unsafe fn normed_swiglu<T: Element>(p: &Params, team: &Team) {
     let size = p.m as usize * p.n as usize;
     let mut sums = [vec![0.0f32; size], vec![0.0f32; size]];
     for (sums, w) in sums.iter_mut().zip([p.w, p.w2]) {
@@ -140,8 +193,34 @@ pub unsafe fn linear_int8<T: Element>(p: &Params, team: &Team) {
 }
 
 /// # Safety
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents; y is f32.
+pub unsafe fn logits_int8<T: Element>(p: &Params, team: &Team) {
+    let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
+    // SAFETY: w has `[n, k]` int8, scale `[n]` f32.
+    let (w, scale) = unsafe { (slice_at::<i8>(p.w, n * k), slice_at::<f32>(p.scale, n)) };
+    // SAFETY: y has `[m, n]` f32.
+    let y = unsafe { OutputArray::<f32>::new(p.y, m * n) };
+    int8_rows::<T>(p, team, |r, c, x| {
+        // SAFETY: each pair of rows has an element of its own.
+        let one = unsafe { y.part(r * n + c, 1) };
+        one[0] = dot(x, &w[c * k..][..k]) * scale[c];
+    });
+}
+
+/// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn swiglu_int8<T: Element>(p: &Params, team: &Team) {
+    // SAFETY: the caller promises it.
+    unsafe {
+        with_norm::<T>(p.x, (p.norm, p.eps), [p.m, p.k], team, |x| normed_swiglu_int8::<T>(&Params { x, ..*p }, team));
+    }
+}
+
+/// [`swiglu_int8`] without a norm.
+///
+/// # Safety
+/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
+unsafe fn normed_swiglu_int8<T: Element>(p: &Params, team: &Team) {
     let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
     // SAFETY: both weights have `[n, k]` int8.
     let (w, w2) = unsafe { (slice_at::<i8>(p.w, n * k), slice_at::<i8>(p.w2, n * k)) };

@@ -2,9 +2,9 @@
 
 use crate::folder::{
     BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HIDDEN_SIZE, INTERMEDIATE_SIZE, KV_HEADS, LabeledLaunches, PLACEHOLDER_ADDRESS,
-    Sizes, placeholder_params,
+    Sizes, VOCAB_SIZE, placeholder_params,
 };
-use crate::{Addr, skinny};
+use crate::{Addr, DType, skinny};
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     use skinny::WeightFormat;
@@ -18,6 +18,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
             scale2: if gated { scale } else { Addr::NULL },
             bias: Addr::NULL,
             residual: Addr::NULL,
+            norm: if gated { PLACEHOLDER_ADDRESS } else { Addr::NULL },
             m,
             n,
             k,
@@ -25,7 +26,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         };
         if gated { skinny::swiglu(t, weight, &p) } else { skinny::linear(t, weight, &p) }
     };
-    // The projections to queries, keys and values.
+    // The norm and the projections to queries, keys and values.
     let joined = |t, weight: WeightFormat| {
         let scale = if matches!(weight, WeightFormat::Int8) { PLACEHOLDER_ADDRESS } else { Addr::NULL };
         let (n0, n) = (HIDDEN_SIZE, KV_HEADS * HEAD_DIM);
@@ -44,8 +45,26 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     };
     let projections = "16 rows times matrices of 3584, 512 and 512 rows of 3584";
     let joined = FLOAT_DTYPES.map(|t| [joined(t, WeightFormat::Bf16), joined(t, WeightFormat::Int8)]);
+    // The output layer.
+    let logits = |weight: WeightFormat| {
+        let scale = if matches!(weight, WeightFormat::Int8) { PLACEHOLDER_ADDRESS } else { Addr::NULL };
+        let p = skinny::Params {
+            w2: Addr::NULL,
+            scale,
+            scale2: Addr::NULL,
+            bias: Addr::NULL,
+            residual: Addr::NULL,
+            norm: Addr::NULL,
+            m,
+            n: VOCAB_SIZE,
+            k: HIDDEN_SIZE,
+            ..placeholder_params()
+        };
+        ("16 rows times the output layer, 152064 x 3584", skinny::logits(DType::BF16, weight, &p))
+    };
+    let logits = [WeightFormat::Bf16, WeightFormat::Int8].map(logits);
     let calls =
         FLOAT_DTYPES.map(|t| [false, true].map(|g| [call(t, WeightFormat::Bf16, g), call(t, WeightFormat::Int8, g)]));
     let joined = joined.into_iter().flatten().map(|launch| (projections, launch));
-    calls.into_iter().flatten().flatten().map(|launch| (size, launch)).chain(joined).collect()
+    calls.into_iter().flatten().flatten().map(|launch| (size, launch)).chain(joined).chain(logits).collect()
 }

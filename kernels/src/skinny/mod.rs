@@ -1,13 +1,17 @@
 //! Skinny GEMM for decoding: multiplies a few rows of x by a weight, which is read once.
 //!
 //! - `linear`: `y = x · wᵀ (· scale) (+ bias) (+ residual)`
+//! - `logits`: `y = x · wᵀ (· scale)` with f32 y
 //! - `joined`: up to three `linear` products of the same x with different weights, without residual, in one launch
 //! - `swiglu`: `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))` with `silu(z) = z / (1 + e^−z)`
 //!
+//! `joined` and `swiglu` can normalise the rows of x first: `x ← norm · x / sqrt(mean(x²) + eps)`, with the bits and
+//! roundings of [`crate::rms_norm`].
+//!
 //! The weight is bf16, or int8 with one scale for each of its rows (output channels).
 //!
-//! Shapes: x `[m, k]`, w and w2 `[n, k]`, scale and scale2 f32 `[n]`, bias `[n]`, residual and y `[m, n]`; x, bias,
-//! residual and y are all f32 or all bf16. Designed for m up to 16; for more rows the weight is read again for every
+//! Shapes: x `[m, k]`, w and w2 `[n, k]`, scale and scale2 f32 `[n]`, bias `[n]`, norm `[k]`, residual and y `[m, n]`; x,
+//! norm, bias, residual and y (but that of `logits`) are all f32 or all bf16. Designed for m up to 16; for more rows the weight is read again for every
 //! 16 rows. `residual` and `y` may be the same array.
 //!
 //! Numerics: products and sums are in f32. The finished sum is multiplied by the scale, bias and residual are added,
@@ -19,7 +23,7 @@
 //! sum of both products' tolerances times √(largest |gate|).
 //!
 //! Memory-bound by reading the weight. Every block of 16 columns of y (32 if there are many columns) reads x again
-//! from L2: with 16 rows as many bytes as the weight.
+//! from L1 or L2: with 16 rows as many bytes as the weight, and with a norm twice that, besides the norm's weight.
 
 pub(crate) mod check;
 mod cpu;
@@ -27,7 +31,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::{Addr, Arch, Cost, DType, Kernel, Launch, Stage, kernel, params};
+use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
 
 params! {
     /// Parameters of the kernels.
@@ -46,7 +50,9 @@ params! {
         pub bias: Addr,
         /// f32 or bf16 `[m, n]`, added to y by `linear`; null: no residual.
         pub residual: Addr,
-        /// f32 or bf16 `[m, n]`, written.
+        /// f32 or bf16 `[k]`, the weight of the norm of x in `swiglu`; null: no norm.
+        pub norm: Addr,
+        /// f32 or bf16 `[m, n]`, written; f32 in `logits`.
         pub y: Addr,
         /// Rows of x.
         pub m: u32,
@@ -54,8 +60,8 @@ params! {
         pub n: u32,
         /// Length of the sums.
         pub k: u32,
-        /// 0
-        pub reserved: u32,
+        /// The norm adds it to the mean square.
+        pub eps: f32,
     }
 }
 
@@ -64,6 +70,8 @@ params! {
     pub struct JoinedParams {
         /// f32 or bf16 `[m, k]`
         pub x: Addr,
+        /// f32 or bf16 `[k]`, the weight of the norm of x; null: no norm.
+        pub norm: Addr,
         /// bf16 or int8 `[n0, k]`
         pub w0: Addr,
         /// bf16 or int8 `[n1, k]`
@@ -98,8 +106,8 @@ params! {
         pub n2: u32,
         /// Length of the sums.
         pub k: u32,
-        /// 0
-        pub reserved: u32,
+        /// The norm adds it to the mean square.
+        pub eps: f32,
     }
 }
 
@@ -108,6 +116,7 @@ impl JoinedParams {
     pub fn of([a, b, c]: [Params; 3]) -> JoinedParams {
         JoinedParams {
             x: a.x,
+            norm: a.norm,
             w0: a.w,
             w1: b.w,
             w2: c.w,
@@ -125,11 +134,11 @@ impl JoinedParams {
             n1: b.n,
             n2: c.n,
             k: a.k,
-            reserved: 0,
+            eps: a.eps,
         }
     }
 
-    /// The parameters of each product alone.
+    /// The parameters of each product alone, whose x is normalised already.
     pub fn products(&self) -> [Params; 3] {
         [
             (self.w0, self.scale0, self.bias0, self.y0, self.n0),
@@ -144,11 +153,12 @@ impl JoinedParams {
             scale2: Addr::NULL,
             bias,
             residual: Addr::NULL,
+            norm: Addr::NULL,
             y,
             m: self.m,
             n,
             k: self.k,
-            reserved: 0,
+            eps: 0.0,
         })
     }
 }
@@ -165,6 +175,7 @@ pub enum WeightFormat {
 kernel_folder! {
     name: "skinny",
     params: [Params, JoinedParams],
+    headers_of: [rms_norm],
 }
 
 /// Declares the kernels. An entry has the constant's name, the symbol, the symbol of a variant whose blocks have
@@ -180,6 +191,9 @@ kernels! {
     LINEAR_INT8_BF16, "skinny_linear_int8_bf16", Some("skinny_linear_int8_bf16_wide"), 16,
         cpu::linear_int8::<half::bf16>;
     LINEAR_INT8_F32, "skinny_linear_int8_f32", Some("skinny_linear_int8_f32_wide"), 16, cpu::linear_int8::<f32>;
+    LOGITS_BF16, "skinny_logits_bf16", Some("skinny_logits_bf16_wide"), 16, cpu::logits::<half::bf16>;
+    LOGITS_INT8_BF16, "skinny_logits_int8_bf16", Some("skinny_logits_int8_bf16_wide"), 16,
+        cpu::logits_int8::<half::bf16>;
     SWIGLU_BF16, "skinny_swiglu_bf16", None, 16, cpu::swiglu::<half::bf16>;
     SWIGLU_F32, "skinny_swiglu_f32", None, 16, cpu::swiglu::<f32>;
     SWIGLU_INT8_BF16, "skinny_swiglu_int8_bf16", None, 16, cpu::swiglu_int8::<half::bf16>;
@@ -243,10 +257,24 @@ pub fn linear(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
         (DType::F32, WeightFormat::Int8) => &LINEAR_INT8_F32,
         (_, WeightFormat::Int8) => &LINEAR_INT8_BF16,
     };
-    launch(kernel, dtype, weight, params, 1.0)
+    Launch::kernel(kernel, params, cost(dtype, weight, params, 1.0))
 }
 
-/// Returns the launch that computes `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))`; `dtype` is the type of x and
+/// Returns the launch that computes `y = x · wᵀ (· scale)` with f32 y, without bias and residual; `dtype` is the type of
+/// x, F32 or BF16. The bits are those of [`linear`] for the same x in f32.
+pub fn logits(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
+    let kernel = match (dtype, weight) {
+        (DType::F32, _) => return linear(dtype, weight, params),
+        (_, WeightFormat::Bf16) => &LOGITS_BF16,
+        (_, WeightFormat::Int8) => &LOGITS_INT8_BF16,
+    };
+    // y has 4 bytes an element where the cost of a product counts the 2 of x.
+    let y = Cost { flops: 0.0, bytes: 2.0 * params.m as f64 * params.n as f64 };
+    Launch::kernel(kernel, params, add_costs(cost(dtype, weight, params, 1.0), y))
+}
+
+/// Returns the launch that computes `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))`, with x normalised first if
+/// there is a norm; `dtype` is the type of x and
 /// y, F32 or BF16.
 pub fn swiglu(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
     let kernel = match (dtype, weight) {
@@ -255,11 +283,12 @@ pub fn swiglu(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
         (DType::F32, WeightFormat::Int8) => &SWIGLU_INT8_F32,
         (_, WeightFormat::Int8) => &SWIGLU_INT8_BF16,
     };
-    launch(kernel, dtype, weight, params, 2.0)
+    let cost = add_costs(cost(dtype, weight, params, 2.0), norm_cost(dtype, params.norm, [params.m, params.k]));
+    Launch::kernel(kernel, params, cost)
 }
 
-/// Returns the launch that computes the three products of [`JoinedParams`], each with the bits of [`linear`]; `dtype` is
-/// the type of x, the biases and the results, F32 or BF16.
+/// Returns the launch that computes the three products of [`JoinedParams`], each with the bits of [`linear`] of the
+/// normalised x; `dtype` is the type of x, the biases and the results, F32 or BF16.
 pub fn joined(dtype: DType, weight: WeightFormat, params: &JoinedParams) -> Launch {
     let kernel = match (dtype, weight) {
         (DType::F32, WeightFormat::Bf16) => &JOINED_F32,
@@ -274,11 +303,20 @@ pub fn joined(dtype: DType, weight: WeightFormat, params: &JoinedParams) -> Laun
         flops: all.flops + one.flops,
         bytes: all.bytes + one.bytes - x_bytes,
     });
-    Launch::kernel(kernel, params, Cost { flops, bytes })
+    let cost = add_costs(Cost { flops, bytes }, norm_cost(dtype, params.norm, [params.m, params.k]));
+    Launch::kernel(kernel, params, cost)
 }
 
-fn launch(kernel: &'static Kernel, dtype: DType, weight: WeightFormat, p: &Params, weights: f64) -> Launch {
-    Launch::kernel(kernel, p, cost(dtype, weight, p, weights))
+fn add_costs(a: Cost, b: Cost) -> Cost {
+    Cost { flops: a.flops + b.flops, bytes: a.bytes + b.bytes }
+}
+
+/// The cost of the norm of x `[m, k]`, besides reading x; nothing if `norm`, its weight, is null.
+fn norm_cost(dtype: DType, norm: Addr, [m, k]: [u32; 2]) -> Cost {
+    match norm {
+        Addr::NULL => Cost { flops: 0.0, bytes: 0.0 },
+        _ => Cost { flops: 4.0 * m as f64 * k as f64, bytes: k as f64 * dtype.size() as f64 },
+    }
 }
 
 /// The cost of the product with one weight, or with two (swiglu).

@@ -8,7 +8,8 @@
 //
 // The blocks of joined products come one product after the other.
 //
-//   for each group of k of this warp: load w (UNROLL * TILES times 16 bytes per lane), x; sums += x w^T
+//   with a norm: squares of the rows of x -> shared; barrier; rstd
+//   for each group of k of this warp: load w (UNROLL * TILES times 16 bytes per lane), x; norm; sums += x w^T
 //   shared[warp] = sums; barrier; y = epilogue(sum over warps)
 //
 // Order. A row of the weight has k / 8 (int8: k / 16) units of 16 bytes. Four units, one per lane, are a group; group
@@ -17,9 +18,12 @@
 //
 // Numerics. bf16 x: exact products, f32 sums. f32 x is the sum of three bf16 (exact unless the smallest part
 // underflows). Tensor cores truncate f32 sums instead of rounding them (measured on an H200: sums of 1024 terms were
-// off by 4e-6). For f32 x they therefore add up only 32 products of one part at a time, starting at 0, and the
-// results are added with rounding. int8 weights become bf16 exactly; their scale is applied to the finished sum. Then
+// off by 4e-6). For f32 y they therefore add up only 32 products of one part at a time, starting at 0, and the
+// results are added with rounding; logits of bf16 x have the bits of the same x in f32. int8 weights become bf16 exactly; their scale is applied to the finished sum. Then
 // bias, then residual (or silu and the second product), all in f32, and one rounding.
+//
+// Norm. Each block computes the scales of its rows, and each warp normalises the elements that it multiplies. So x is
+// read twice and the weight of the norm once, which mostly hits L1; the rows have the bits of rms_norm (rstd.cuh).
 //
 // Departures. (1) If k is not a multiple of a unit, or an address is not 16-byte aligned, elements are loaded one by
 // one; the order of summation is the same. (2) An infinite f32 x gives NaN.
@@ -27,6 +31,7 @@
 // Bound. Memory: the weight is read once; x is read again by each block, from L2.
 #include "cuh/base.cuh"
 #include "cuh/mma.cuh"
+#include "rms_norm/rstd.cuh"
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
@@ -89,16 +94,21 @@ __device__ __forceinline__ void weights_of(const Words<16>& unit, int half, u32 
   }
 }
 
-// Loads eight elements of a row of x as COUNT sets of four bf16 pairs. bf16 needs one set. An f32 is split into the
-// sum of three bf16 numbers, one per set; the smallest comes first.
+// Loads 16 bytes of a row of x, or of the weight of its norm, and caches them in L1.
+template <class T>
+__device__ __forceinline__ Words<16> load_cached(const T* p, int at, int k, bool vector) {
+  return load_unit(p, at, k, vector, [](const T* from) { return *reinterpret_cast<const Words<16>*>(from); });
+}
+
+// Eight elements of a row of x as COUNT sets of four bf16 pairs. bf16 needs one set. An f32 is split into the sum of
+// three bf16 numbers, one per set; the smallest comes first. `add` writes the pairs of the 16-byte unit `j` of the
+// eight elements.
 template <class T>
 struct Parts;
 template <>
 struct Parts<bf16> {
   static constexpr int COUNT = 1;
-  __device__ static __forceinline__ void load(const bf16* p, int at, int k, bool vector, u32 (&x)[1][4]) {
-    const Words<16> unit =
-        load_unit(p, at, k, vector, [](const bf16* from) { return *reinterpret_cast<const Words<16>*>(from); });
+  __device__ static __forceinline__ void add(const Words<16>& unit, int, u32 (&x)[1][4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) x[0][i] = unit.word[i];
   }
@@ -106,21 +116,16 @@ struct Parts<bf16> {
 template <>
 struct Parts<float> {
   static constexpr int COUNT = 3;
-  __device__ static __forceinline__ void load(const float* p, int at, int k, bool vector, u32 (&x)[3][4]) {
+  __device__ static __forceinline__ void add(const Words<16>& unit, int j, u32 (&x)[3][4]) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const Words<16> unit = load_unit(p, at + 4 * h, k, vector,
-                                       [](const float* from) { return *reinterpret_cast<const Words<16>*>(from); });
+    for (int i = 0; i < 2; ++i) {
+      float low = __uint_as_float(unit.word[2 * i]), high = __uint_as_float(unit.word[2 * i + 1]);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float low = __uint_as_float(unit.word[2 * i]), high = __uint_as_float(unit.word[2 * i + 1]);
-#pragma unroll
-        for (int part = 2; part >= 0; --part) {
-          const u32 pair = pack_bf16(low, high);
-          x[part][2 * h + i] = pair;
-          low = __fsub_rn(low, low_bf16(pair));
-          high = __fsub_rn(high, high_bf16(pair));
-        }
+      for (int part = 2; part >= 0; --part) {
+        const u32 pair = pack_bf16(low, high);
+        x[part][2 * j + i] = pair;
+        low = __fsub_rn(low, low_bf16(pair));
+        high = __fsub_rn(high, high_bf16(pair));
       }
     }
   }
@@ -132,22 +137,24 @@ __device__ __forceinline__ const W* weight_row(u64 weight, u32 row, u32 rows, u3
   return global<const W>(weight) + static_cast<u64>(row < rows ? row : 0) * k;
 }
 
-// The product of block `block` of the grid. T: type of x and y. W: type of the weight. TILES: number of tiles of 8 weight rows per block. PAIR: the first half
-// of the tiles belongs to the first weight, the other half to the second weight (swiglu).
-template <class T, class W, int TILES, bool PAIR>
+// The product of block `block` of the grid. T: type of x. Y: type of y. W: type of the weight. TILES: number of tiles of 8
+// weight rows per block. PAIR: the first half of the tiles belongs to the first weight, the other half to the second
+// weight (swiglu). NORM: x is normalised if p.norm is not null.
+template <class T, class W, int TILES, bool PAIR, bool NORM, class Y = T>
 __device__ __forceinline__ void skinny(const Params& p, u32 block) {
   constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT;
   constexpr int WEIGHTS = PAIR ? 2 : 1, COLUMNS = 8 * TILES / WEIGHTS, PITCH = 8 * TILES + 8;
   using X = Parts<T>;
-  // A lane has UNROLL * TILES loads of weights in flight. That is 8, but 4 in a wide block with f32 x, because the
+  // A lane has UNROLL * TILES loads of weights in flight. That is 8, but 4 in a block of 4 tiles with f32 x, because the
   // three bf16 parts of x need many registers.
-  constexpr int UNROLL = (X::COUNT > 1 && TILES == 4 && !PAIR ? 4 : 8) / TILES;
+  constexpr int UNROLL = (X::COUNT > 1 && TILES == 4 ? 4 : 8) / TILES;
   const u32 column_blocks = ceil_div<u32>(p.n, COLUMNS);
   const u32 first_column = block % column_blocks * COLUMNS, first_row = block / column_blocks * ROWS;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int k = p.k;
   const u64 row_bytes = static_cast<u64>(k) * sizeof(W);
   const bool w_vector = aligned16(p.w, p.w2, row_bytes), x_vector = aligned16(p.x, static_cast<u64>(k) * sizeof(T));
+  const bool norm_vector = x_vector && aligned16(p.norm);
 
   const W* w[TILES];
 #pragma unroll
@@ -160,6 +167,19 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     x[h] = global<const T>(p.x) + static_cast<u64>(has_row[h] ? first_row + g + 8 * h : 0) * k;
+  }
+  float rstd[2] = {};
+  if constexpr (NORM) {
+    if (p.norm != 0) {
+      __shared__ RowSquares squares[ROWS];
+      const T* rows = global<const T>(p.x) + static_cast<u64>(first_row) * k;
+      add_squares<T, THREADS>(rows, min(p.m - first_row, static_cast<u32>(ROWS)), k, x_vector, squares);
+      __syncthreads();
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        if (has_row[h]) rstd[h] = rstd_of_row(squares[g + 8 * h], k, p.eps);
+      }
+    }
   }
   float sums[TILES][4];
 #pragma unroll
@@ -184,8 +204,20 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
         const int at = start + i * GROUP + t * UNIT + half * 8;
         u32 a[2][X::COUNT][4] = {};
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          if (has_row[h]) X::load(x[h], at, k, x_vector, a[h]);
+        for (int j = 0; j < 8 / VECTOR<T>; ++j) {
+          Words<16> scale = {};
+          if constexpr (NORM) {
+            if (p.norm != 0) scale = load_cached(global<const T>(p.norm), at + j * VECTOR<T>, k, norm_vector);
+          }
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            if (!has_row[h]) continue;
+            Words<16> unit = load_cached(x[h], at + j * VECTOR<T>, k, x_vector);
+            if constexpr (NORM) {
+              if (p.norm != 0) unit = normalise<T>(unit, scale, rstd[h]);
+            }
+            X::add(unit, j, a[h]);
+          }
         }
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
@@ -195,7 +227,7 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
           for (int part = 0; part < X::COUNT; ++part) {
             const u32 low[4] = {a[0][part][0], a[1][part][0], a[0][part][1], a[1][part][1]};
             const u32 high[4] = {a[0][part][2], a[1][part][2], a[0][part][3], a[1][part][3]};
-            if constexpr (X::COUNT == 1) {
+            if constexpr (sizeof(Y) == 2) {
               mma_bf16(sums[n], low, b[0], b[1]);
               mma_bf16(sums[n], high, b[2], b[3]);
             } else {
@@ -245,13 +277,14 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
       if (p.bias != 0) y = __fadd_rn(y, to_f32(global<const T>(p.bias)[column]));
       if (p.residual != 0) y = __fadd_rn(y, to_f32(global<const T>(p.residual)[at]));
     }
-    global<T>(p.y)[at] = from_f32<T>(y);
+    global<Y>(p.y)[at] = from_f32<Y>(y);
   }
 }
 
+// Products without a norm, and the pair of products of swiglu.
 #define KERNEL(SYMBOL, T, W, TILES, PAIR)                                                             \
   extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) { \
-    skinny<T, W, TILES, PAIR>(p, blockIdx.x);                                                         \
+    skinny<T, W, TILES, PAIR, PAIR>(p, blockIdx.x);                                                   \
   }
 // One of up to three products of x. TILES as in `skinny`.
 template <class T, class W, int TILES>
@@ -261,6 +294,8 @@ __device__ __forceinline__ void joined(const JoinedParams& p) {
   const u32 blocks1 = ceil_div<u32>(p.n1, 8 * TILES) * row_blocks;
   Params one = {};
   one.x = p.x;
+  one.norm = p.norm;
+  one.eps = p.eps;
   one.m = p.m;
   one.k = p.k;
   u32 block = blockIdx.x;
@@ -272,7 +307,7 @@ __device__ __forceinline__ void joined(const JoinedParams& p) {
     block -= blocks1;
     one.w = p.w2, one.scale = p.scale2, one.bias = p.bias2, one.y = p.y2, one.n = p.n2;
   }
-  skinny<T, W, TILES, false>(one, block);
+  skinny<T, W, TILES, false, true>(one, block);
 }
 
 #define JOINED(SYMBOL, T, W)                                                                                \
@@ -295,3 +330,12 @@ KERNEL(skinny_swiglu_bf16, bf16, bf16, 4, true)
 KERNEL(skinny_swiglu_f32, float, bf16, 4, true)
 KERNEL(skinny_swiglu_int8_bf16, bf16, i8, 4, true)
 KERNEL(skinny_swiglu_int8_f32, float, i8, 4, true)
+
+#define LOGITS(SYMBOL, W, TILES)                                                                      \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) { \
+    skinny<bf16, W, TILES, false, false, float>(p, blockIdx.x);                                       \
+  }
+LOGITS(skinny_logits_bf16, bf16, 2)
+LOGITS(skinny_logits_bf16_wide, bf16, 4)
+LOGITS(skinny_logits_int8_bf16, i8, 2)
+LOGITS(skinny_logits_int8_bf16_wide, i8, 4)

@@ -1,9 +1,10 @@
-use super::{JoinedParams, Params, WeightFormat, formula, joined, linear, swiglu, test_cases_m_n_k};
+use super::{JoinedParams, Params, WeightFormat, formula, joined, linear, logits, swiglu, test_cases_m_n_k};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
-use crate::checks::{TestArray, addr, checks, normal_numbers, run, with_one_interleaving};
+use crate::checks::{TestArray, addr, checks, normal_numbers, run, run_once, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::{Addr, DType};
+use crate::{Addr, DType, rms_norm};
+use bytemuck::Zeroable;
 
 checks!(
     linear_equals_the_formula_with_and_without_bias_and_residual,
@@ -11,6 +12,8 @@ checks!(
     swiglu_equals_the_formula,
     a_row_does_not_know_its_batch,
     joined_products_have_the_bits_of_single_ones,
+    a_norm_has_the_bits_of_rms_norm,
+    logits_equal_the_formula_and_do_not_know_their_batch,
 );
 
 /// A random weight, stored both as bf16 and as int8 with scales. `kind` is the format that the kernel gets.
@@ -95,11 +98,12 @@ impl Given {
             scale2,
             bias: Addr::NULL,
             residual: Addr::NULL,
+            norm: Addr::NULL,
             y: y.addr(),
             m: m as u32,
             n: self.n as u32,
             k: self.k as u32,
-            reserved: 0,
+            eps: 1e-6,
         }
     }
 }
@@ -215,6 +219,70 @@ fn joined_products_have_the_bits_of_single_ones() {
             }
         }
     });
+}
+
+/// Row counts, columns and lengths whose norms are computed by one, 8 and 16 warps in `rms_norm`, with aligned and
+/// unaligned rows, and with elements beyond those that a thread of `rms_norm` keeps in registers.
+const NORM_CASES_M_N_K: [(usize, usize, usize); 7] =
+    [(1, 9, 24), (17, 7, 31), (3, 20, 512), (16, 5, 520), (9, 1, 1031), (2, 3, 4104), (2, 2, 8200)];
+
+fn a_norm_has_the_bits_of_rms_norm() {
+    for dtype in [F32, BF16] {
+        for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
+            for case in NORM_CASES_M_N_K {
+                let (m, n, k) = case;
+                let given = Given::new(dtype, kind, case);
+                let norm = TestArray::new(dtype, &normal_numbers(k, 6, 1.0));
+                let normed = TestArray::output(dtype, m * k);
+                let rows = rms_norm::FwdParams {
+                    x: given.x.addr(),
+                    w: norm.addr(),
+                    y: normed.addr(),
+                    rows: m as u32,
+                    cols: k as u32,
+                    eps: 1e-6,
+                    ..Zeroable::zeroed()
+                };
+                run_once(&rms_norm::fwd(dtype, &rows));
+                let [joined_want, joined_got, gated_want, gated_got] =
+                    [2 * m * n, 2 * m * n, m * n, m * n].map(|count| TestArray::output(dtype, count));
+                // The second product has the columns of the first one, and the third one has none.
+                let join = |p: Params, y: &TestArray| {
+                    let first = Params { y: y.addr(), ..p };
+                    let second = Params { w: p.w2, scale: p.scale2, y: y.addr().offset(m * n * dtype.size()), ..p };
+                    joined(dtype, kind, &JoinedParams::of([first, second, Params { n: 0, ..p }]))
+                };
+                let raw = Params { norm: norm.addr(), ..given.params(&gated_got, m) };
+                let ready = Params { x: normed.addr(), ..given.params(&gated_want, m) };
+                run_once(&join(ready, &joined_want));
+                run_once(&swiglu(dtype, kind, &ready));
+                run(&join(raw, &joined_got), 2);
+                run(&swiglu(dtype, kind, &raw), 2);
+                assert_eq!(joined_got.values(), joined_want.values(), "joined, {dtype} {kind:?} {case:?}");
+                assert_eq!(gated_got.values(), gated_want.values(), "swiglu, {dtype} {kind:?} {case:?}");
+            }
+        }
+    }
+}
+
+fn logits_equal_the_formula_and_do_not_know_their_batch() {
+    for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
+        for case in test_cases_m_n_k() {
+            let (m, n, k) = case;
+            let given = Given::new(BF16, kind, case);
+            let [y, widened, alone] = [m * n, m * n, n].map(|count| TestArray::output(F32, count));
+            let params = given.params(&y, m);
+            run(&logits(BF16, kind, &params), 2);
+            let [with, want, sizes] = given.weights[0].products(&given.x, k);
+            let factor = rounding_factor(F32, &sizes, &want);
+            assert_rounded(&format!("logits {kind:?} {case:?}"), F32, &y.values(), &with, &want, factor);
+            let wide = TestArray::new(F32, &given.x.values());
+            run_once(&linear(F32, kind, &Params { x: wide.addr(), y: widened.addr(), ..params }));
+            assert_eq!(y.values(), widened.values(), "x in f32, {kind:?} {case:?}");
+            run_once(&logits(BF16, kind, &Params { y: alone.addr(), m: 1, ..params }));
+            assert_eq!(y.values()[..n], alone.values(), "one row, {kind:?} {case:?}");
+        }
+    }
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub use rows::gather_rows;
 pub use sampling::{RowSampling, SampledTokens, SamplingTable, TokenHistory, sample};
 pub use siglip::{add_position_embeddings, layer_norm, normalise_rows, pool_attention};
 pub use skinny::{
-    skinny_linear, skinny_linear_joined, skinny_linear_with_row_adapters, skinny_logits, skinny_lora_linear,
+    InputNorm, skinny_linear, skinny_linear_joined, skinny_linear_with_row_adapters, skinny_logits, skinny_lora_linear,
     skinny_swiglu,
 };
 

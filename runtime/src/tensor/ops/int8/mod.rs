@@ -11,7 +11,7 @@ use reel_kernels::{Addr, DType, Launch};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
-use super::skinny::{products_of, widened};
+use super::skinny::{InputNorm, products_of};
 use super::{Lora, add, rows_cols, size, swiglu, want_dtype, want_shape};
 use crate::device::{Device, Kernels, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
@@ -119,21 +119,28 @@ pub fn int8_linear(
     residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
-/// Three products of the same x, each with the bits of [`int8_linear`]: weights `[Ni, K]` and biases `[Ni]` give `[..,
-/// Ni]` each. On a GPU they are one launch.
-pub fn int8_linear_joined(cx: &Cx, x: &Tensor, layers: [(&Int8Weight, Option<&Tensor>); 3]) -> Result<[Tensor; 3]> {
+/// Three products of the same x, after its norm, each with the bits of [`int8_linear`]: weights `[Ni, K]` and biases
+/// `[Ni]` give `[.., Ni]` each. On a GPU they are one launch.
+pub fn int8_linear_joined(
+    cx: &Cx,
+    x: &Tensor,
+    norm: Option<InputNorm>,
+    layers: [(&Int8Weight, Option<&Tensor>); 3],
+) -> Result<[Tensor; 3]> {
     let _op = in_op("int8_linear_joined");
     const OP: &str = "int8_linear_joined";
     if cx.device().kernels() == Kernels::Cpu {
-        return products_of(layers, |(w, b)| int8_linear(cx, x, w, b, None));
+        let x = InputNorm::apply(norm, cx, x)?;
+        return products_of(layers, |(w, b)| int8_linear(cx, &x, w, b, None));
     }
+    let (norm, eps) = InputNorm::params(norm, OP, x)?;
     let products = products_of(layers, |(w, b)| {
         let y = cx.empty(&check(cx, OP, x, w)?, x.dtype())?;
         if let Some(b) = b {
             want_shape(OP, "bias", b, &w.shape[..1], "the rows of the weight")?;
             want_dtype(OP, "bias", b, x.dtype())?;
         }
-        Ok((Params { bias: b.map_or(Addr::NULL, Tensor::addr), ..params(OP, x, w, &y)? }, y))
+        Ok((Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..params(OP, x, w, &y)? }, y))
     })?;
     cx.launch(&skinny::joined(x.dtype(), WeightFormat::Int8, &JoinedParams::of(products.each_ref().map(|(p, _)| *p))))?;
     Ok(products.map(|(_, y)| y))
@@ -170,8 +177,8 @@ pub fn int8_linear_with_row_adapters(
     residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
-/// `silu(x gateᵀ) · (x upᵀ)`: x `[M, K]`, gate and up `[N, K]` give `[M, N]`.
-pub fn int8_swiglu(cx: &Cx, x: &Tensor, gate: &Int8Weight, up: &Int8Weight) -> Result<Tensor> {
+/// `silu(x gateᵀ) · (x upᵀ)`, for the norm of x if there is one: x `[M, K]`, gate and up `[N, K]` give `[M, N]`.
+pub fn int8_swiglu(cx: &Cx, x: &Tensor, norm: Option<InputNorm>, gate: &Int8Weight, up: &Int8Weight) -> Result<Tensor> {
     let _op = in_op("int8_swiglu");
     const OP: &str = "int8_swiglu";
     if gate.shape != up.shape {
@@ -179,10 +186,13 @@ pub fn int8_swiglu(cx: &Cx, x: &Tensor, gate: &Int8Weight, up: &Int8Weight) -> R
         return Err(shape_error(OP, text));
     }
     if cx.device().kernels() == Kernels::Cpu {
-        return swiglu(cx, &int8_linear(cx, x, gate, None, None)?, &int8_linear(cx, x, up, None, None)?);
+        let x = InputNorm::apply(norm, cx, x)?;
+        return swiglu(cx, &int8_linear(cx, &x, gate, None, None)?, &int8_linear(cx, &x, up, None, None)?);
     }
+    let (norm, eps) = InputNorm::params(norm, OP, x)?;
     let y = cx.empty(&check(cx, OP, x, gate)?, x.dtype())?;
-    let params = Params { w2: up.elements.addr(), scale2: up.scales.addr(), ..params(OP, x, gate, &y)? };
+    let second = Params { w2: up.elements.addr(), scale2: up.scales.addr(), ..params(OP, x, gate, &y)? };
+    let params = Params { norm, eps, ..second };
     cx.launch(&skinny::swiglu(x.dtype(), WeightFormat::Int8, &params))?;
     Ok(y)
 }
@@ -193,8 +203,7 @@ pub fn int8_logits(cx: &Cx, x: &Tensor, w: &Int8Weight) -> Result<Tensor> {
     const OP: &str = "int8_logits";
     let y = cx.empty(&check(cx, OP, x, w)?, DType::F32)?;
     if cx.device().kernels() == Kernels::Cuda {
-        let wide = widened(cx, x)?;
-        cx.launch(&skinny::linear(DType::F32, WeightFormat::Int8, &params(OP, &wide, w, &y)?))?;
+        cx.launch(&skinny::logits(x.dtype(), WeightFormat::Int8, &params(OP, x, w, &y)?))?;
     } else {
         cx.launch(&Launch::Matmul(product(OP, x, w, &y)?))?;
     }
@@ -255,11 +264,12 @@ fn params(op: &'static str, x: &Tensor, w: &Int8Weight, y: &Tensor) -> Result<Pa
         scale2: Addr::NULL,
         bias: Addr::NULL,
         residual: Addr::NULL,
+        norm: Addr::NULL,
         y: y.addr(),
         m: size(op, m)?,
         n: size(op, w.shape[0])?,
         k: size(op, k)?,
-        reserved: 0,
+        eps: 0.0,
     })
 }
 

@@ -4,6 +4,7 @@ use reel_kernels::int8::quantize_row;
 
 use super::*;
 use crate::device::SimOptions;
+use crate::tensor::ops::rms_norm;
 use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};
 
 /// A random weight `[n, k]`: its int8 elements and its scales.
@@ -39,7 +40,7 @@ fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> 
     let lora = Lora { down: of(&[3, k], 6), up: of(&[n, 3], 7), scale: 0.6 };
     let all = [
         int8_linear(&cx, &x, &w, Some(&b), Some(&r)).unwrap(),
-        int8_swiglu(&cx, &x, &w, &up).unwrap(),
+        int8_swiglu(&cx, &x, None, &w, &up).unwrap(),
         int8_logits(&cx, &x, &w).unwrap(),
         int8_lora_linear(&cx, &x, &w, Some(&b), &lora, Some(&r)).unwrap(),
     ];
@@ -153,6 +154,27 @@ fn takes_one_byte_for_each_element() {
 }
 
 #[test]
+fn a_norm_before_products_has_the_bits_of_rms_norm() {
+    let sim = compile::skip_without_nvrtc()
+        .map(|()| Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap());
+    for device in [Device::cpu(2)].into_iter().chain(sim) {
+        for (dtype, m) in [(DType::F32, 2), (DType::BF16, 17)] {
+            let (cx, k) = (Cx::inference(&device, dtype), 144);
+            let of = |shape: &[usize], salt| tensor(&device, shape, dtype, salt);
+            let (x, norm_weight, b) = (of(&[m, k], 1), of(&[k], 2), of(&[24], 3));
+            let [q, up, v] = [(24, 4), (24, 5), (8, 6)].map(|(n, seed)| weight(&device, [n, k], seed));
+            let layers = [(&q, Some(&b)), (&up, None), (&v, None)];
+            let all = |x: &Tensor, norm: Option<InputNorm>| {
+                let [a, b, c] = int8_linear_joined(&cx, x, norm, layers).unwrap();
+                [a, b, c, int8_swiglu(&cx, x, norm, &q, &up).unwrap()].map(|t| t.to_f32().unwrap())
+            };
+            let normed = rms_norm(&cx, &x, &norm_weight, 1e-6).unwrap();
+            assert_eq!(all(&x, Some(InputNorm { weight: &norm_weight, eps: 1e-6 })), all(&normed, None), "{device:?}");
+        }
+    }
+}
+
+#[test]
 fn rejects_operands_that_do_not_match() {
     for device in [Device::cpu(1), Device::dry(Kernels::Cuda)] {
         let cx = Cx::inference(&device, DType::F32);
@@ -167,7 +189,9 @@ fn rejects_operands_that_do_not_match() {
         fails(int8_logits(&cx, &x, &short), "weight has shape [3, 5], but the last dimension of x is 4");
         fails(int8_linear(&cx, &x, &w, Some(&of(&[4])), None), "bias has shape [4], expected [3]");
         fails(int8_linear(&cx, &x, &w, None, Some(&of(&[2, 4]))), "expected [2, 3]");
-        fails(int8_swiglu(&cx, &x, &w, &short), "up has shape [3, 5], expected [3, 4]");
+        fails(int8_swiglu(&cx, &x, None, &w, &short), "up has shape [3, 5], expected [3, 4]");
+        let norm = Some(InputNorm { weight: &of(&[5]), eps: 1e-6 });
+        fails(int8_swiglu(&cx, &x, norm, &w, &w), "[5]");
         let training = Cx::training(&device, DType::F32);
         fails(int8_linear(&training, &x.needing_grad(), &w, None, None), "x needs a gradient");
         let large = int8([40, 2]);

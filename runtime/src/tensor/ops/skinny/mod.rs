@@ -1,16 +1,15 @@
 //! Matrix products of a decode step (skinny GEMM): up to 16 rows times a whole weight.
 //!
 //! Reading the weight takes most of the time of such a product. On a GPU one kernel reads it once and also does the
-//! work that follows (bias, residual, SwiGLU); its bits differ from those of [`super::linear`]. On the CPU these ops
+//! work before and after it (norm, bias, residual, SwiGLU); its bits differ from those of [`super::linear`]. On the CPU these ops
 //! call [`super::linear`]. No op here has a backward rule.
 
-use reel_kernels::elementwise::{self, CastParams};
 use reel_kernels::skinny::{self, JoinedParams, Params, WeightFormat};
 use reel_kernels::{Addr, DType};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
-use super::{Lora, add, linear, lora_linear, matmul, rows_cols, size, swiglu, want_dtype, want_shape};
+use super::{Lora, add, linear, lora_linear, matmul, rms_norm, rows_cols, size, swiglu, want_dtype, want_shape};
 use crate::device::{Kernels, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
@@ -26,8 +25,32 @@ fn uses_skinny_kernel(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
     Ok(fits && cx.device().kernels() == Kernels::Cuda && !cx.is_training())
 }
 
-/// Checks the operands of `x wᵀ`. Returns the kernel parameters and the allocated result.
-fn product(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<(Params, Tensor)> {
+/// An RMS normalisation of the rows of x that precedes products. On a GPU it is part of their launch.
+#[derive(Clone, Copy, Debug)]
+pub struct InputNorm<'a> {
+    /// `[K]`, in the dtype of x.
+    pub weight: &'a Tensor,
+    /// The number that is added to the mean square.
+    pub eps: f32,
+}
+
+impl InputNorm<'_> {
+    /// `rms_norm(x)`, or x itself without a norm.
+    pub(super) fn apply(norm: Option<Self>, cx: &Cx, x: &Tensor) -> Result<Tensor> {
+        norm.map_or_else(|| Ok(x.clone()), |norm| rms_norm(cx, x, norm.weight, norm.eps))
+    }
+
+    /// The kernel parameters `norm` and `eps` for x `[.., K]`.
+    pub(super) fn params(norm: Option<Self>, op: &'static str, x: &Tensor) -> Result<(Addr, f32)> {
+        let Some(InputNorm { weight, eps }) = norm else { return Ok((Addr::NULL, 0.0)) };
+        want_shape(op, "norm", weight, &[rows_cols(op, "x", x)?.1], "the last dimension of x")?;
+        want_dtype(op, "norm", weight, x.dtype())?;
+        Ok((weight.addr(), eps))
+    }
+}
+
+/// Checks the operands of `x wᵀ`. Returns the kernel parameters and the allocated result of type `dtype`.
+fn product(cx: &Cx, x: &Tensor, w: &Tensor, dtype: DType) -> Result<(Params, Tensor)> {
     const OP: &str = "skinny_linear";
     let (m, k) = rows_cols(OP, "x", x)?;
     let n = match w.shape() {
@@ -42,7 +65,7 @@ fn product(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<(Params, Tensor)> {
             ));
         }
     };
-    let y = cx.empty(&[m, n], x.dtype())?;
+    let y = cx.empty(&[m, n], dtype)?;
     let params = Params {
         x: x.addr(),
         w: w.addr(),
@@ -51,11 +74,12 @@ fn product(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<(Params, Tensor)> {
         scale2: Addr::NULL,
         bias: Addr::NULL,
         residual: Addr::NULL,
+        norm: Addr::NULL,
         y: y.addr(),
         m: size(OP, m)?,
         n: size(OP, n)?,
         k: size(OP, k)?,
-        reserved: 0,
+        eps: 0.0,
     };
     Ok((params, y))
 }
@@ -73,7 +97,7 @@ pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residu
         let y = linear(cx, x, w, b)?;
         return residual.map_or(Ok(y.clone()), |r| add(cx, r, &y));
     }
-    let (params, y) = product(cx, x, w)?;
+    let (params, y) = product(cx, x, w, x.dtype())?;
     if let Some(b) = b {
         want_shape(OP, "bias", b, &w.shape()[..1], "the rows of the weight")?;
         want_dtype(OP, "bias", b, x.dtype())?;
@@ -84,22 +108,29 @@ pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residu
     Ok(y)
 }
 
-/// Three products of the same x, each with the bits of [`skinny_linear`]: weights `[Ni, K]` and biases `[Ni]` give
-/// `[M, Ni]` each. On a GPU they are one launch.
-pub fn skinny_linear_joined(cx: &Cx, x: &Tensor, layers: [(&Tensor, Option<&Tensor>); 3]) -> Result<[Tensor; 3]> {
+/// Three products of the same x, after its norm, each with the bits of [`skinny_linear`]: weights `[Ni, K]` and biases
+/// `[Ni]` give `[M, Ni]` each. On a GPU they are one launch.
+pub fn skinny_linear_joined(
+    cx: &Cx,
+    x: &Tensor,
+    norm: Option<InputNorm>,
+    layers: [(&Tensor, Option<&Tensor>); 3],
+) -> Result<[Tensor; 3]> {
     let _op = in_op("skinny_linear_joined");
     const OP: &str = "skinny_linear_joined";
     let fits = layers.iter().map(|(w, _)| uses_skinny_kernel(cx, x, w)).collect::<Result<Vec<_>>>()?;
     if fits.contains(&false) {
-        return products_of(layers, |(w, b)| linear(cx, x, w, b));
+        let x = InputNorm::apply(norm, cx, x)?;
+        return products_of(layers, |(w, b)| linear(cx, &x, w, b));
     }
+    let (norm, eps) = InputNorm::params(norm, OP, x)?;
     let products = products_of(layers, |(w, b)| {
         if let Some(b) = b {
             want_shape(OP, "bias", b, &w.shape()[..1], "the rows of the weight")?;
             want_dtype(OP, "bias", b, x.dtype())?;
         }
-        let (params, y) = product(cx, x, w)?;
-        Ok((Params { bias: b.map_or(Addr::NULL, Tensor::addr), ..params }, y))
+        let (params, y) = product(cx, x, w, x.dtype())?;
+        Ok((Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..params }, y))
     })?;
     cx.launch(&skinny::joined(x.dtype(), WeightFormat::Bf16, &JoinedParams::of(products.each_ref().map(|(p, _)| *p))))?;
     Ok(products.map(|(_, y)| y))
@@ -151,15 +182,18 @@ pub fn skinny_linear_with_row_adapters(
     Ok(y)
 }
 
-/// `silu(x gateᵀ) · (x upᵀ)`: x `[M, K]`, gate and up `[N, K]` give `[M, N]`.
-pub fn skinny_swiglu(cx: &Cx, x: &Tensor, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+/// `silu(x gateᵀ) · (x upᵀ)`, for the norm of x if there is one: x `[M, K]`, gate and up `[N, K]` give `[M, N]`.
+pub fn skinny_swiglu(cx: &Cx, x: &Tensor, norm: Option<InputNorm>, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let _op = in_op("skinny_swiglu");
-    want_shape("skinny_swiglu", "up", up, gate.shape(), "the shape of gate")?;
+    const OP: &str = "skinny_swiglu";
+    want_shape(OP, "up", up, gate.shape(), "the shape of gate")?;
     if !uses_skinny_kernel(cx, x, gate)? || up.dtype() != gate.dtype() {
-        return swiglu(cx, &linear(cx, x, gate, None)?, &linear(cx, x, up, None)?);
+        let x = InputNorm::apply(norm, cx, x)?;
+        return swiglu(cx, &linear(cx, &x, gate, None)?, &linear(cx, &x, up, None)?);
     }
-    let (params, y) = product(cx, x, gate)?;
-    cx.launch(&skinny::swiglu(x.dtype(), WeightFormat::Bf16, &Params { w2: up.addr(), ..params }))?;
+    let (norm, eps) = InputNorm::params(norm, OP, x)?;
+    let (params, y) = product(cx, x, gate, x.dtype())?;
+    cx.launch(&skinny::swiglu(x.dtype(), WeightFormat::Bf16, &Params { w2: up.addr(), norm, eps, ..params }))?;
     Ok(y)
 }
 
@@ -169,21 +203,9 @@ pub fn skinny_logits(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<Tensor> {
     if !uses_skinny_kernel(cx, x, w)? {
         return matmul(cx, x, w, DType::F32);
     }
-    let wide = widened(cx, x)?;
-    let (params, y) = product(cx, &wide, w)?;
-    cx.launch(&skinny::linear(DType::F32, WeightFormat::Bf16, &params))?;
+    let (params, y) = product(cx, x, w, DType::F32)?;
+    cx.launch(&skinny::logits(x.dtype(), WeightFormat::Bf16, &params))?;
     Ok(y)
-}
-
-/// x as f32, which is exact. For few rows it takes little time compared with reading a weight.
-pub(super) fn widened(cx: &Cx, x: &Tensor) -> Result<Tensor> {
-    if x.dtype() == DType::F32 {
-        return Ok(x.clone());
-    }
-    let wide = cx.empty(x.shape(), DType::F32)?;
-    let params = CastParams { src: x.addr(), dst: wide.addr(), count: x.count() as u64 };
-    cx.launch(&elementwise::cast(x.dtype(), DType::F32, &params))?;
-    Ok(wide)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> 
     let (x, w, up) = (tensor(&[m, k], dtype, 1), tensor(&[n, k], DType::BF16, 2), tensor(&[n, k], DType::BF16, 3));
     let (b, r) = (tensor(&[n], dtype, 4), tensor(&[m, n], dtype, 5));
     let linear = skinny_linear(&cx, &x, &w, Some(&b), Some(&r)).unwrap();
-    let gated = skinny_swiglu(&cx, &x, &w, &up).unwrap();
+    let gated = skinny_swiglu(&cx, &x, None, &w, &up).unwrap();
     let logits = skinny_logits(&cx, &x, &w).unwrap();
     let lora = Lora { down: tensor(&[3, k], dtype, 6), up: tensor(&[n, 3], dtype, 7), scale: 0.6 };
     let adapted = skinny_lora_linear(&cx, &x, &w, Some(&b), &lora, Some(&r)).unwrap();
@@ -125,6 +125,32 @@ proptest! {
     }
 }
 
+/// The norm of x is computed in the launch of the products on a GPU; its bits are those of `rms_norm`.
+#[test]
+fn a_norm_before_products_has_the_bits_of_rms_norm() {
+    let sim = compile::skip_without_nvrtc()
+        .map(|()| Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap());
+    for device in [Device::cpu(2)].into_iter().chain(sim) {
+        for (dtype, m) in [(DType::F32, 2), (DType::BF16, 16), (DType::BF16, 17)] {
+            let (cx, k) = (Cx::inference(&device, dtype), 136);
+            let tensor = |shape: &[usize], dtype, salt: u32| {
+                let values = pseudo_random_numbers(shape.iter().product(), 77 ^ salt);
+                Tensor::from_f32(&device, shape, dtype, &values, MemoryCategory::Weights).unwrap()
+            };
+            let (x, weight) = (tensor(&[m, k], dtype, 1), tensor(&[k], dtype, 2));
+            let (q, up) = (tensor(&[24, k], DType::BF16, 3), tensor(&[24, k], DType::BF16, 4));
+            let (v, b) = (tensor(&[8, k], DType::BF16, 5), tensor(&[24], dtype, 6));
+            let layers = [(&q, Some(&b)), (&up, None), (&v, None)];
+            let of = |x: &Tensor, norm: Option<InputNorm>| {
+                let [a, b, c] = skinny_linear_joined(&cx, x, norm, layers).unwrap();
+                [a, b, c, skinny_swiglu(&cx, x, norm, &q, &up).unwrap()].map(|t| t.to_f32().unwrap())
+            };
+            let normed = rms_norm(&cx, &x, &weight, 1e-6).unwrap();
+            assert_eq!(of(&x, Some(InputNorm { weight: &weight, eps: 1e-6 })), of(&normed, None), "{device:?} {m}");
+        }
+    }
+}
+
 #[test]
 fn rejects_shapes_that_do_not_match() {
     for device in [Device::cpu(1), Device::dry(Kernels::Cuda)] {
@@ -145,7 +171,11 @@ fn rejects_shapes_that_do_not_match() {
         };
         fails(skinny_lora_linear(&cx, &x, &w, None, &lora(2, 5, 3), None), "down has shape [2, 5], expected [2, 4]");
         fails(skinny_lora_linear(&cx, &x, &w, None, &lora(2, 4, 4), None), "up has shape [4, 2], expected [3, 2]");
-        fails(skinny_swiglu(&cx, &x, &w, &short), "up has shape [3, 5], expected [3, 4]");
+        fails(skinny_swiglu(&cx, &x, None, &w, &short), "up has shape [3, 5], expected [3, 4]");
+        let norm = Some(InputNorm { weight: &of(&[5], DType::F32), eps: 1e-6 });
+        fails(skinny_swiglu(&cx, &x, norm, &w, &w), "[5]");
+        let joined = skinny_linear_joined(&cx, &x, norm, [(&w, None), (&w, None), (&w, None)]);
+        fails(joined.map(|[q, ..]| q), "[5]");
         fails(skinny_logits(&cx, &x, &short), "weight has shape [3, 5], but the last dimension of x is 4");
     }
 }
