@@ -1,20 +1,23 @@
 // Skinny GEMM: a few rows of x times every row of a weight; formula and shapes: mod.rs.
 //
-// A block of threads multiplies 16 rows of x by COLUMNS rows of the weight, which gives COLUMNS columns of y. Its 8
-// warps divide the sums over k among themselves, and their partial sums are added in the order of the warps. Four
-// lanes load a row of the weight, 16 bytes each, directly into the registers that mma.sync reads. A lane's registers
-// then hold consecutive k, where the instruction expects others. This changes no sum, because x is loaded in the same
-// permutation.
+// A block of threads multiplies up to 64 rows of x by COLUMNS rows of the weight, which gives COLUMNS columns of y.
+// Its 8 warps divide the sums over k among themselves, and their partial sums are added in the order of the warps.
 //
-// The blocks of joined products come one product after the other.
+// Four lanes have a row of the weight, 16 bytes each, in the registers that mma.sync reads. A lane's registers then
+// hold consecutive k, where the instruction expects others. This changes no sum, because x has the same permutation.
 //
+// Each lane copies what it multiplies to its own part of shared memory, ahead of time (cp.async). So the loop over k
+// needs no barrier: a lane waits for its own copies only. A slot of this ring holds, for one group of k, TILES units of
+// weight and those of x for each 8 rows; a stage has `unroll` slots, and STAGES - 1 stages are in flight.
+//
+//   start the copies of the first stages
 //   with a norm: squares of the rows of x -> shared; barrier; rstd
-//   for each group of k of this warp: load w (UNROLL * TILES times 16 bytes per lane), x; norm; sums += x w^T
+//   for each stage of this warp: wait; start the copies of a later stage; norm; sums += x w^T
 //   shared[warp] = sums; barrier; y = epilogue(sum over warps)
 //
 // Order. A row of the weight has k / 8 (int8: k / 16) units of 16 bytes. Four units, one per lane, are a group; group
-// i belongs to warp i / 4 % 8. So the order of a sum depends on k alone: not on m, n, the row's index or the columns
-// of a block.
+// i belongs to warp i / 4 % 8. So the order of a sum depends on k alone: not on m, n, the row's index, the columns of a
+// block or the size of the ring.
 //
 // Numerics. bf16 x: exact products, f32 sums. f32 x is the sum of three bf16 (exact unless the smallest part
 // underflows). Tensor cores truncate f32 sums instead of rounding them (measured on an H200: sums of 1024 terms were
@@ -22,45 +25,40 @@
 // results are added with rounding; logits of bf16 x have the bits of the same x in f32. int8 weights become bf16 exactly; their scale is applied to the finished sum. Then
 // bias, then residual (or silu and the second product), all in f32, and one rounding.
 //
-// Norm. Each block computes the scales of its rows, and each warp normalises the elements that it multiplies. So x is
-// read twice and the weight of the norm once, which mostly hits L1; the rows have the bits of rms_norm (rstd.cuh).
+// Norm. Each block computes the scales of its rows while the first weights arrive, and each warp normalises the
+// elements that it multiplies. So x is read twice and the weight of the norm once; the rows have the bits of rms_norm
+// (rstd.cuh).
 //
 // Departures. (1) If k is not a multiple of a unit, or an address is not 16-byte aligned, elements are loaded one by
 // one; the order of summation is the same. (2) An infinite f32 x gives NaN.
 //
-// Bound. Memory: the weight is read once; x is read again by each block, from L2.
+// Bound. Memory: the weight is read once; x is read again by each block, from L1 or L2. With two tiles and two slots a
+// stage, or four tiles and one slot, a block has 48 KiB of weights in flight (three stages of 8 warps of 4 units of 512
+// bytes): 4.3 TB/s times a latency of 700 ns on 132 multiprocessors are 23 KiB. With many rows, whose ring leaves room
+// for one slot a stage, it is 24 KiB.
 #include "cuh/base.cuh"
+#include "cuh/cp_async.cuh"
 #include "cuh/mma.cuh"
 #include "rms_norm/rstd.cuh"
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
-constexpr int ROWS = 16;
 constexpr int RUN = 4;  // number of consecutive groups of a warp
 
-extern __shared__ __align__(16) float partial[];
+extern __shared__ Words<16> ring[];
 
 struct i8 {
   signed char value;
 };
 
-// Loads 16 bytes without caching them in L1: they are read once and should not evict x. PTX ISA 9.0, chapter 9.7.9.9.
-__device__ __forceinline__ Words<16> load_once(const void* p) {
-  Words<16> x;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(x.word[0]), "=r"(x.word[1]), "=r"(x.word[2]), "=r"(x.word[3])
-      : "l"(p));
-  return x;
-}
-
 // Loads 16 bytes of elements, from index `at` on, of the row of k elements at p. Elements beyond the end of the row
 // are 0. `vector` promises that the row allows 16-byte loads.
-template <class T, class Load>
-__device__ __forceinline__ Words<16> load_unit(const T* p, int at, int k, bool vector, Load load) {
+template <class T>
+__device__ __forceinline__ Words<16> load_unit(const T* p, int at, int k, bool vector) {
   constexpr int N = 16 / sizeof(T), PER_WORD = 4 / sizeof(T);
   Words<16> x = {};
   if (vector) {
-    if (at < k) x = load(p + at);
+    if (at < k) x = *reinterpret_cast<const Words<16>*>(p + at);
     return x;
   }
 #pragma unroll
@@ -94,10 +92,28 @@ __device__ __forceinline__ void weights_of(const Words<16>& unit, int half, u32 
   }
 }
 
-// Loads 16 bytes of a row of x, or of the weight of its norm, and caches them in L1.
-template <class T>
-__device__ __forceinline__ Words<16> load_cached(const T* p, int at, int k, bool vector) {
-  return load_unit(p, at, k, vector, [](const T* from) { return *reinterpret_cast<const Words<16>*>(from); });
+// Starts the copy of the 16-byte unit from index `at` on of a row to shared memory. Elements beyond the end of the row,
+// and all elements if the row does not exist, are 0. Without 16-byte loads the unit is copied at once. CACHED: L1 keeps
+// the unit for other blocks.
+template <bool CACHED, class T>
+__device__ __forceinline__ void start_copy(Words<16>* to, const T* row, bool exists, int at, int k, bool vector) {
+  const bool reads = exists && at < k;
+  if (!vector) {
+    *to = reads ? load_unit(row, at, k, false) : Words<16>{};
+  } else if constexpr (CACHED) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(row + (reads ? at : 0)),
+                 "r"(reads ? 16 : 0)
+                 : "memory");
+  } else {
+    cp_async_16(shared_address(to), row + (reads ? at : 0), reads ? 16 : 0);
+  }
+}
+
+// Returns the size of dynamic shared memory in bytes.
+__device__ __forceinline__ u32 dynamic_shared_bytes() {
+  u32 bytes;
+  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+  return bytes;
 }
 
 // Eight elements of a row of x as COUNT sets of four bf16 pairs. bf16 needs one set. An f32 is split into the sum of
@@ -131,145 +147,186 @@ struct Parts<float> {
   }
 };
 
-// Returns the address of a row of the weight. A `row` that does not exist gives row 0; its products are not stored.
-template <class W>
-__device__ __forceinline__ const W* weight_row(u64 weight, u32 row, u32 rows, u32 k) {
-  return global<const W>(weight) + static_cast<u64>(row < rows ? row : 0) * k;
-}
-
-// The product of block `block` of the grid. T: type of x. Y: type of y. W: type of the weight. TILES: number of tiles of 8
-// weight rows per block. PAIR: the first half of the tiles belongs to the first weight, the other half to the second
-// weight (swiglu). NORM: x is normalised if p.norm is not null.
+// The columns `block` of the product, for the rows blockIdx.x of x. T: type of x. Y: type of y. W: type of the weight.
+// TILES: number of tiles of 8 weight rows per block. PAIR: the first half of the tiles belongs to the first weight, the
+// other half to the second weight (swiglu). NORM: x is normalised if p.norm is not null.
 template <class T, class W, int TILES, bool PAIR, bool NORM, class Y = T>
 __device__ __forceinline__ void skinny(const Params& p, u32 block) {
   constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT;
   constexpr int WEIGHTS = PAIR ? 2 : 1, COLUMNS = 8 * TILES / WEIGHTS, PITCH = 8 * TILES + 8;
+  // Units of x that a lane multiplies with one unit of the weight, and those among them with eight elements.
+  constexpr int X_UNITS = UNIT / VECTOR<T>, X_EIGHT = 8 / VECTOR<T>;
+  constexpr int STAGES = X_UNITS > 2 ? 2 : 4;
+  // At most 64 rows of x. Variants that need more registers or shared memory for a row have fewer; mod.rs has the
+  // same numbers (max_rows). A lane has one row of each 8, half of the 16 rows of a matrix instruction.
+  constexpr int HALVES = sizeof(T) == 4 ? 2 : sizeof(W) == 1 || sizeof(Y) == 4 ? 4 : 8;
   using X = Parts<T>;
-  // A lane has UNROLL * TILES loads of weights in flight. That is 8, but 4 in a block of 4 tiles with f32 x, because the
-  // three bf16 parts of x need many registers.
-  constexpr int UNROLL = (X::COUNT > 1 && TILES == 4 ? 4 : 8) / TILES;
-  const u32 column_blocks = ceil_div<u32>(p.n, COLUMNS);
-  const u32 first_column = block % column_blocks * COLUMNS, first_row = block / column_blocks * ROWS;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int k = p.k;
+  const u32 rows_per_block = ceil_div<u32>(ceil_div<u32>(p.m, gridDim.x), 8) * 8;
+  const u32 first_column = block * COLUMNS, first_row = blockIdx.x * rows_per_block;
+  const int rows = min(p.m - first_row, rows_per_block), halves = ceil_div(rows, 8);
   const u64 row_bytes = static_cast<u64>(k) * sizeof(W);
   const bool w_vector = aligned16(p.w, p.w2, row_bytes), x_vector = aligned16(p.x, static_cast<u64>(k) * sizeof(T));
   const bool norm_vector = x_vector && aligned16(p.norm);
 
-  const W* w[TILES];
-#pragma unroll
-  for (int n = 0; n < TILES; ++n) {
-    const int tile = n % (TILES / WEIGHTS);
-    w[n] = weight_row<W>(n < TILES / WEIGHTS ? p.w : p.w2, first_column + tile * 8 + g, p.n, k);
-  }
-  const bool has_row[2] = {first_row + g < p.m, first_row + g + 8 < p.m};
-  const T* x[2];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    x[h] = global<const T>(p.x) + static_cast<u64>(has_row[h] ? first_row + g + 8 * h : 0) * k;
-  }
-  float rstd[2] = {};
-  if constexpr (NORM) {
-    if (p.norm != 0) {
-      __shared__ RowSquares squares[ROWS];
-      const T* rows = global<const T>(p.x) + static_cast<u64>(first_row) * k;
-      add_squares<T, THREADS>(rows, min(p.m - first_row, static_cast<u32>(ROWS)), k, x_vector, squares);
-      __syncthreads();
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        if (has_row[h]) rstd[h] = rstd_of_row(squares[g + 8 * h], k, p.eps);
-      }
-    }
-  }
-  float sums[TILES][4];
-#pragma unroll
-  for (int n = 0; n < TILES; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sums[n][i] = 0.0f;
-  }
-  for (int step = 0, start = warp * RUN * GROUP; start < k;) {
-    Words<16> units[UNROLL][TILES];
-#pragma unroll
-    for (int i = 0; i < UNROLL; ++i) {
-#pragma unroll
-      for (int n = 0; n < TILES; ++n) {
-        units[i][n] =
-            load_unit(w[n], start + i * GROUP + t * UNIT, k, w_vector, [](const W* from) { return load_once(from); });
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < UNROLL; ++i) {
-#pragma unroll
-      for (int half = 0; half < UNIT / 8; ++half) {
-        const int at = start + i * GROUP + t * UNIT + half * 8;
-        u32 a[2][X::COUNT][4] = {};
-#pragma unroll
-        for (int j = 0; j < 8 / VECTOR<T>; ++j) {
-          Words<16> scale = {};
-          if constexpr (NORM) {
-            if (p.norm != 0) scale = load_cached(global<const T>(p.norm), at + j * VECTOR<T>, k, norm_vector);
-          }
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            if (!has_row[h]) continue;
-            Words<16> unit = load_cached(x[h], at + j * VECTOR<T>, k, x_vector);
-            if constexpr (NORM) {
-              if (p.norm != 0) unit = normalise<T>(unit, scale, rstd[h]);
-            }
-            X::add(unit, j, a[h]);
-          }
-        }
+  // The ring: `unroll` slots a stage, which the launch plan chooses.
+  const int slot = (TILES + halves * X_UNITS) * 32;
+  const int most = ceil_div<u32>(rows_per_block, 8) * X_UNITS + TILES;
+  const int unroll = dynamic_shared_bytes() / (STAGES * WARPS * 512 * most);
+  Words<16>* mine = ring + warp * (STAGES * unroll * most * 32);
+  const auto start_of = [&](int group) { return ((group / RUN * WARPS + warp) * RUN + group % RUN) * GROUP; };
+
+  const u64 first_weight_row = static_cast<u64>(first_column + g) * k;
+  const T* x = global<const T>(p.x) + static_cast<u64>(first_row) * k;
+  const auto start_stage = [&](int stage) {
+    const int start = start_of(stage * unroll);
+    Words<16>* to = mine + stage % STAGES * unroll * slot + lane;
+    if (start < k) {
+#pragma unroll 1
+      for (int i = 0; i < unroll; ++i, to += slot) {
+        const int at = start + i * GROUP + t * UNIT;
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
-          u32 b[4];
-          weights_of(units[i][n], half, b, W());
+          const int tile = n % (TILES / WEIGHTS);
+          const bool exists = first_column + tile * 8 + g < p.n;
+          const W* weight = global<const W>(n < TILES / WEIGHTS ? p.w : p.w2);
+          const W* row = weight + (exists ? first_weight_row + static_cast<u64>(tile * 8) * k : 0);
+          start_copy<false>(to + n * 32, row, exists, at, k, w_vector);
+        }
+#pragma unroll 1
+        for (int h = 0; h < halves; ++h) {
+          const bool exists = g + 8 * h < rows;
+          const T* row = x + static_cast<u64>(exists ? g + 8 * h : 0) * k;
 #pragma unroll
-          for (int part = 0; part < X::COUNT; ++part) {
-            const u32 low[4] = {a[0][part][0], a[1][part][0], a[0][part][1], a[1][part][1]};
-            const u32 high[4] = {a[0][part][2], a[1][part][2], a[0][part][3], a[1][part][3]};
-            if constexpr (sizeof(Y) == 2) {
-              mma_bf16(sums[n], low, b[0], b[1]);
-              mma_bf16(sums[n], high, b[2], b[3]);
-            } else {
-              float few[4] = {};
-              mma_bf16(few, low, b[0], b[1]);
-              mma_bf16(few, high, b[2], b[3]);
+          for (int j = 0; j < X_UNITS; ++j) {
+            start_copy<true>(to + (TILES + h * X_UNITS + j) * 32, row, exists, at + j * VECTOR<T>, k, x_vector);
+          }
+        }
+      }
+    }
+    cp_async_commit();
+  };
+#pragma unroll 1
+  for (int stage = 0; stage < STAGES - 1; ++stage) start_stage(stage);
+
+  // The squares and the scales of the rows follow the ring.
+  RowSquares* squares = reinterpret_cast<RowSquares*>(ring + WARPS * STAGES * unroll * most * 32);
+  float* rstd = reinterpret_cast<float*>(squares + rows_per_block);
+  if constexpr (NORM) {
+    if (p.norm != 0) {
+      add_squares<T, THREADS>(x, rows, k, x_vector, squares);
+      __syncthreads();
+      if (static_cast<int>(threadIdx.x) < rows) rstd[threadIdx.x] = rstd_of_row(squares[threadIdx.x], k, p.eps);
+      __syncthreads();
+    }
+  }
+  float sums[HALVES / 2][TILES][4];
 #pragma unroll
-              for (int j = 0; j < 4; ++j) sums[n][j] = __fadd_rn(sums[n][j], few[j]);
+  for (int r = 0; r < HALVES / 2; ++r) {
+#pragma unroll
+    for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[r][n][i] = 0.0f;
+    }
+  }
+#pragma unroll 1
+  for (int stage = 0; start_of(stage * unroll) < k; ++stage) {
+    cp_async_wait<STAGES - 2>();
+    start_stage(stage + STAGES - 1);
+    const Words<16>* from = mine + stage % STAGES * unroll * slot + lane;
+#pragma unroll 1
+    for (int i = 0; i < unroll; ++i, from += slot) {
+#pragma unroll
+      for (int half = 0; half < UNIT / 8; ++half) {
+        u32 b[TILES][4];
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+          // The copy makes one 16-byte load of the unit.
+          const Words<16> unit = from[n * 32];
+          weights_of(unit, half, b[n], W());
+        }
+        Words<16> scale[X_EIGHT] = {};
+        if constexpr (NORM) {
+          if (p.norm != 0) {
+            const int at = start_of(stage * unroll + i) + t * UNIT + half * 8;
+#pragma unroll
+            for (int j = 0; j < X_EIGHT; ++j) {
+              scale[j] = load_unit(global<const T>(p.norm), at + j * VECTOR<T>, k, norm_vector);
+            }
+          }
+        }
+#pragma unroll
+        for (int r = 0; r < HALVES / 2; ++r) {
+          if (2 * r >= halves) break;
+          u32 a[2][X::COUNT][4] = {};
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            if (2 * r + h >= halves) break;
+            float row_scale = 0.0f;
+            if constexpr (NORM) {
+              if (p.norm != 0 && g + 8 * (2 * r + h) < rows) row_scale = rstd[g + 8 * (2 * r + h)];
+            }
+#pragma unroll
+            for (int j = 0; j < X_EIGHT; ++j) {
+              Words<16> unit = from[(TILES + (2 * r + h) * X_UNITS + half * X_EIGHT + j) * 32];
+              if constexpr (NORM) {
+                if (p.norm != 0) unit = normalise<T>(unit, scale[j], row_scale);
+              }
+              X::add(unit, j, a[h]);
+            }
+          }
+#pragma unroll
+          for (int n = 0; n < TILES; ++n) {
+#pragma unroll
+            for (int part = 0; part < X::COUNT; ++part) {
+              const u32 low[4] = {a[0][part][0], a[1][part][0], a[0][part][1], a[1][part][1]};
+              const u32 high[4] = {a[0][part][2], a[1][part][2], a[0][part][3], a[1][part][3]};
+              if constexpr (sizeof(Y) == 2) {
+                mma_bf16(sums[r][n], low, b[n][0], b[n][1]);
+                mma_bf16(sums[r][n], high, b[n][2], b[n][3]);
+              } else {
+                float few[4] = {};
+                mma_bf16(few, low, b[n][0], b[n][1]);
+                mma_bf16(few, high, b[n][2], b[n][3]);
+#pragma unroll
+                for (int j = 0; j < 4; ++j) sums[r][n][j] = __fadd_rn(sums[r][n][j], few[j]);
+              }
             }
           }
         }
       }
     }
-    step += UNROLL;
-    start += UNROLL * GROUP;
-    if (step % RUN == 0) start += (WARPS - 1) * RUN * GROUP;
   }
-  float* mine = partial + warp * ROWS * PITCH;
+  // The partial sums of a warp take the place of its part of the ring, which all its lanes have read.
+  const int stride = STAGES * unroll * most * 128;
+  float* partial = reinterpret_cast<float*>(ring);
+  __syncwarp();
 #pragma unroll
-  for (int n = 0; n < TILES; ++n) {
+  for (int h = 0; h < HALVES; ++h) {
+    if (h >= halves) break;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      *reinterpret_cast<float2*>(mine + (g + 8 * h) * PITCH + n * 8 + t * 2) =
-          make_float2(sums[n][2 * h], sums[n][2 * h + 1]);
+    for (int n = 0; n < TILES; ++n) {
+      *reinterpret_cast<float2*>(partial + warp * stride + (g + 8 * h) * PITCH + n * 8 + t * 2) =
+          make_float2(sums[h / 2][n][h % 2 * 2], sums[h / 2][n][h % 2 * 2 + 1]);
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < ROWS * COLUMNS; i += THREADS) {
+  for (int i = threadIdx.x; i < rows * COLUMNS; i += THREADS) {
     const int r = i / COLUMNS, c = i % COLUMNS;
-    const u32 row = first_row + r, column = first_column + c;
-    if (row >= p.m || column >= p.n) continue;
+    const u32 column = first_column + c;
+    if (column >= p.n) continue;
     float sum[WEIGHTS];
 #pragma unroll
     for (int which = 0; which < WEIGHTS; ++which) {
       const float* from = partial + r * PITCH + which * COLUMNS + c;
       sum[which] = from[0];
 #pragma unroll
-      for (int other = 1; other < WARPS; ++other) sum[which] = __fadd_rn(sum[which], from[other * ROWS * PITCH]);
+      for (int other = 1; other < WARPS; ++other) sum[which] = __fadd_rn(sum[which], from[other * stride]);
       const u64 scale = which == 0 ? p.scale : p.scale2;
       if (scale != 0) sum[which] = __fmul_rn(sum[which], global<const float>(scale)[column]);
     }
-    const u64 at = static_cast<u64>(row) * p.n + column;
+    const u64 at = static_cast<u64>(first_row + r) * p.n + column;
     float y = sum[0];
     if constexpr (PAIR) {
       y = __fmul_rn(__fdiv_rn(y, 1.0f + expf(-y)), sum[WEIGHTS - 1]);
@@ -284,21 +341,19 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
 // Products without a norm, and the pair of products of swiglu.
 #define KERNEL(SYMBOL, T, W, TILES, PAIR)                                                             \
   extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) { \
-    skinny<T, W, TILES, PAIR, PAIR>(p, blockIdx.x);                                                   \
+    skinny<T, W, TILES, PAIR, PAIR>(p, blockIdx.y);                                                   \
   }
 // One of up to three products of x. TILES as in `skinny`.
 template <class T, class W, int TILES>
 __device__ __forceinline__ void joined(const JoinedParams& p) {
-  const u32 row_blocks = ceil_div<u32>(p.m, ROWS);
-  const u32 blocks0 = ceil_div<u32>(p.n0, 8 * TILES) * row_blocks;
-  const u32 blocks1 = ceil_div<u32>(p.n1, 8 * TILES) * row_blocks;
+  const u32 blocks0 = ceil_div<u32>(p.n0, 8 * TILES), blocks1 = ceil_div<u32>(p.n1, 8 * TILES);
   Params one = {};
   one.x = p.x;
   one.norm = p.norm;
   one.eps = p.eps;
   one.m = p.m;
   one.k = p.k;
-  u32 block = blockIdx.x;
+  u32 block = blockIdx.y;
   if (block < blocks0) {
     one.w = p.w0, one.scale = p.scale0, one.bias = p.bias0, one.y = p.y0, one.n = p.n0;
   } else if (block -= blocks0; block < blocks1) {
@@ -333,7 +388,7 @@ KERNEL(skinny_swiglu_int8_f32, float, i8, 4, true)
 
 #define LOGITS(SYMBOL, W, TILES)                                                                      \
   extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) { \
-    skinny<bf16, W, TILES, false, false, float>(p, blockIdx.x);                                       \
+    skinny<bf16, W, TILES, false, false, float>(p, blockIdx.y);                                       \
   }
 LOGITS(skinny_logits_bf16, bf16, 2)
 LOGITS(skinny_logits_bf16_wide, bf16, 4)

@@ -30,22 +30,45 @@ fn the_weight_is_read_once_and_without_bank_conflicts() {
     });
 }
 
-/// Every block of 16 columns of y reads all 16 rows of x again, from L2.
+/// Every block of 16 columns of y reads all rows of x again, from L2, and the weight once.
 #[test]
-fn sixteen_rows_are_read_again_by_each_block() {
+fn rows_are_read_again_by_each_block_and_the_weight_is_not() {
     crate::checks::on_sim(|| {
-        for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
-            let given = Given::new(BF16, kind, (16, 64, 2048));
-            let y = TestArray::output(BF16, 16 * 64);
-            let launch = linear(BF16, kind, &Params { w2: Addr::NULL, ..given.params(&y, 16) });
+        for (kind, m) in [(WeightFormat::Bf16, 16), (WeightFormat::Bf16, 64), (WeightFormat::Int8, 32)] {
+            let given = Given::new(BF16, kind, (m, 64, 2048));
+            let y = TestArray::output(BF16, m * 64);
+            let launch = linear(BF16, kind, &Params { w2: Addr::NULL, ..given.params(&y, m) });
             let (count, cost) = (crate::checks::simulated_counts(&launch), launch.cost());
-            let again = (64.0 / 16.0 - 1.0) * 2.0 * 16.0 * 2048.0;
+            let again = (64.0 / 16.0 - 1.0) * 2.0 * m as f64 * 2048.0;
             let bytes = (count.global_read + count.global_written) as f64;
             assert!(
                 bytes <= 1.02 * (cost.bytes + again),
-                "{bytes} bytes of memory traffic, expected {} and another {again} because x is read again",
+                "{kind:?}, {m} rows: {bytes} bytes of memory traffic, expected {} and another {again} because x is read \
+                 again",
                 cost.bytes
             );
+            let extra = count.wavefronts - count.wavefronts_least;
+            assert!(extra * 20 <= count.wavefronts, "{kind:?}, {m} rows: {extra} extra wavefronts");
         }
+    });
+}
+
+/// A block that normalises x reads its rows twice; each of its lanes loads the elements of the norm that it needs.
+#[test]
+fn a_norm_reads_the_rows_twice_and_without_bank_conflicts() {
+    crate::checks::on_sim(|| {
+        let (m, n, k) = (8, 64, 3584);
+        let given = Given::new(BF16, WeightFormat::Bf16, (m, n, k));
+        let norm = TestArray::new(BF16, &normal_numbers(k, 6, 1.0));
+        let y = TestArray::output(BF16, m * n);
+        let launch = swiglu(BF16, WeightFormat::Bf16, &Params { norm: norm.addr(), ..given.params(&y, m) });
+        let (count, cost) = (crate::checks::simulated_counts(&launch), launch.cost());
+        let (x, blocks) = ((2 * m * k) as f64, (n / 16) as f64);
+        // Eight lanes that multiply the same columns of x each load the norm's elements there, from the same address.
+        let asked = cost.bytes + (2.0 * blocks - 1.0) * x + (8.0 * blocks - 1.0) * (2 * k) as f64;
+        let bytes = (count.global_read + count.global_written) as f64;
+        assert!(bytes <= 1.02 * asked, "{bytes} bytes of memory traffic, expected {asked}");
+        let extra = count.wavefronts - count.wavefronts_least;
+        assert!(extra * 20 <= count.wavefronts, "bank conflicts cause {extra} extra wavefronts");
     });
 }

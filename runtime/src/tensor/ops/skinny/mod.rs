@@ -1,4 +1,4 @@
-//! Matrix products of a decode step (skinny GEMM): up to 16 rows times a whole weight.
+//! Matrix products of a decode step (skinny GEMM): up to 64 rows times a whole weight.
 //!
 //! Reading the weight takes most of the time of such a product. On a GPU one kernel reads it once and also does the
 //! work before and after it (norm, bias, residual, SwiGLU); its bits differ from those of [`super::linear`]. On the CPU these ops
@@ -15,8 +15,9 @@ use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
 
-/// Maximum number of rows that the skinny kernel supports.
-const MAX_ROWS: usize = 16;
+/// Maximum number of rows of products with a bf16 weight that the skinny kernel computes. With more rows it would read
+/// the weight again; cuBLASLt computes those products.
+const MAX_ROWS: usize = 64;
 
 /// Whether the skinny kernel can compute the product of `x` and `w`.
 fn uses_skinny_kernel(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
