@@ -3,7 +3,8 @@
 //!
 //! [`rounds`] times work of a model and then profiles one more round, whose time it splits by op ([`ops`]) and by
 //! part ([`parts`]). [`ceilings`] measures the highest rates of this machine; [`machine`] has the data sheets of
-//! GPUs. [`timing`] times single kernels. [`compare`] tests whether two results differ by more than chance. [`page`]
+//! GPUs, [`pricing`] predicts times by what was measured on a GPU. [`timing`] times single kernels, [`counters`] reads the GPU's
+//! counters for them. [`compare`] tests whether two results differ by more than chance. [`page`]
 //! and [`roofline_page`] write results as HTML. [`trace`] records where the time of any command went.
 
 pub mod cache;
@@ -11,6 +12,7 @@ pub mod catalogue;
 pub mod ceilings;
 pub mod clocks;
 pub mod compare;
+pub mod counters;
 mod error;
 mod kernel_times;
 pub mod lm_head;
@@ -19,6 +21,7 @@ pub mod op;
 pub mod ops;
 pub mod page;
 pub mod parts;
+pub mod pricing;
 pub mod rollout;
 pub mod roofline_page;
 pub mod rounds;

@@ -140,6 +140,7 @@ pub fn time_lm_head(
         seconds.sort_by(f64::total_cmp);
         TimedKernel {
             kernel: kernel_name(backend, direction, dtype),
+            variant: None,
             size: shape.size.clone(),
             dtype,
             cost,

@@ -15,11 +15,14 @@ use serde_json::{Value, json};
 use crate::catalogue::dtype_of_kernel;
 use crate::error::{Result, failed};
 use crate::machine::MachineSpec;
+use crate::pricing::code_hash_of_kernel;
 
 /// The measured times of a kernel or matrix product.
 pub struct TimedKernel {
     /// Name of the kernel or matrix product.
     pub kernel: &'static str,
+    /// The variant that was timed instead of what the kernel's plan chooses (`reel_kernels::tuning`); `None`: the choice.
+    pub variant: Option<&'static str>,
     /// Size as text: `tokens=8192 hidden=3584`.
     pub size: String,
     /// The dtype that the kernel computes in.
@@ -56,7 +59,8 @@ impl TimingDevice {
             TimingDevice::Cpu(threads) => time_call_on_cpu(&Team::new(*threads), example, runs),
         };
         let dtype = dtype_of_kernel(kernel).unwrap_or(DType::F32);
-        Ok(TimedKernel { kernel, size: example.size.to_string(), dtype, cost: example.launch.cost, timed })
+        let (size, cost) = (example.size.to_string(), example.launch.cost);
+        Ok(TimedKernel { kernel, variant: None, size, dtype, cost, timed })
     }
 
     /// Times a matrix product: two warm-up runs, then `runs` timed runs.
@@ -78,7 +82,8 @@ impl TimingDevice {
             }
             TimingDevice::Cpu(threads) => time_product_on_cpu(&Team::new(*threads), &p.product, runs),
         };
-        Ok(TimedKernel { kernel: p.name, size: p.size.clone(), dtype: p.dtype, cost: p.product.cost(), timed })
+        let (size, cost) = (p.size.clone(), p.product.cost());
+        Ok(TimedKernel { kernel: p.name, variant: None, size, dtype: p.dtype, cost, timed })
     }
 
     /// Version of the matrix product library and a hash of its algorithms; `None` unless a product was timed on a
@@ -112,7 +117,7 @@ impl TimedKernel {
         let (seconds, longest) = (&self.timed.seconds, self.timed.seconds.last());
         let Cost { flops, bytes } = self.cost;
         json!({
-            "kernel": self.kernel, "size": self.size, "dtype": self.dtype.name(), "flops": flops, "bytes": bytes,
+            "kernel": self.kernel, "variant": self.variant, "source": code_hash_of_kernel(self.kernel), "size": self.size, "dtype": self.dtype.name(), "flops": flops, "bytes": bytes,
             "seconds": self.timed.median_seconds(), "min": self.timed.least_seconds(), "max": longest, "samples": seconds,
         })
     }

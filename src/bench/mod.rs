@@ -12,6 +12,7 @@ use reel_engine::bench::{self, Prompt, VideoShape};
 use reel_kernels::catalogue::Sizes;
 use reel_measure::ceilings::Ceilings;
 use reel_measure::clocks::{ClockSampler, ClockSummary};
+use reel_measure::counters::{self, KernelCounters};
 use reel_measure::op::{op_timers, raised_ceilings, roofline_seconds, roofline_share, unknown_size_error};
 use reel_measure::rollout::{self, RolloutShape};
 use reel_measure::rounds::{self, BenchSubject, MeasuredRounds, hardware_json};
@@ -228,7 +229,11 @@ struct TrainArgs {
 ///
 /// Sizes: matmul has m, n, k; attention tokens, heads, kv_heads, head_dim, causal; paged_attention batch, context,
 /// heads, kv_heads, head_dim; rms_norm tokens, hidden; swiglu tokens, intermediate; linear_log_prob and its two
-/// backends tokens, hidden, vocab; log_prob rows, vocab; skinny batch, n, k; adamw count.
+/// backends tokens, hidden, vocab; log_prob rows, vocab; skinny batch, n, k; adamw count. attention also has seqs (the
+/// tokens are divided into sequences of equal length) and prefix (1: each sequence but the first sees the first one).
+///
+/// On cuda, if NVIDIA's ncu is installed, the last column names the counter that explains the time: of DRAM, L2, L1, the
+/// arithmetic units and the issue slots the one that was busiest, by its share of the highest rate.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -243,6 +248,12 @@ struct OpArgs {
     /// Number of timed runs; before each, 256 MiB of other memory are written, so that no operand is in a cache
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: u32,
+    /// Also time each variant of a kernel (tile shapes, stages, splits) that is compiled in, and name the fastest
+    #[arg(long)]
+    variants: bool,
+    /// On cuda: do not read the GPU's counters, which takes a second process with NVIDIA's ncu
+    #[arg(long)]
+    no_counters: bool,
 }
 
 impl PrefillArgs {
@@ -417,6 +428,21 @@ struct OpResults<'a> {
     problems: &'a [String],
     /// The matrix product library (such as cuBLASLt) and the algorithms that it chose, as JSON.
     products: Value,
+    /// The GPU's counters of each CUDA kernel that ran.
+    counters: &'a [KernelCounters],
+}
+
+/// Says for each kernel that was timed with its variants which of them was the fastest.
+fn fastest_variants(rows: &[TimedKernel]) -> Vec<String> {
+    let chosen = rows.iter().filter(|row| row.variant.is_none());
+    let with_variants = chosen.filter_map(|row| {
+        let variants = rows.iter().filter(|v| v.kernel == row.kernel).filter_map(|v| Some((v.variant?, v)));
+        let seconds = |row: &TimedKernel| row.timed.median_seconds();
+        let (name, fastest) = variants.min_by(|(_, a), (_, b)| seconds(a).total_cmp(&seconds(b)))?;
+        let ratio = seconds(row) / seconds(fastest);
+        Some(format!("  {}: fastest: {name}; the choice of the table takes {ratio:.3} times as long", row.kernel))
+    });
+    with_variants.collect()
 }
 
 impl OpArgs {
@@ -430,7 +456,8 @@ impl OpArgs {
             _ => return Err(bad_usage("--device", "kernels can be timed only on cpu and cuda", "use one of them")),
         };
         let dtype = common.dtype.map(common::DtypeName::to_dtype);
-        let timers = op_timers(&self.name, &sizes, dtype, self.runs as usize, &device, &timing_device)?;
+        let runs = self.runs as usize;
+        let timers = op_timers(&self.name, &sizes, dtype, runs, self.variants, &device, &timing_device)?;
         let mut ceilings = Ceilings::measure(&device)?;
         if !common.json {
             output::print_line(format!("{}  of roofline", TimedKernel::table_header()))?;
@@ -444,7 +471,8 @@ impl OpArgs {
                         ceilings = raised_ceilings(&row, ceilings);
                         if !common.json {
                             let share = 100.0 * roofline_share(&row, &ceilings);
-                            output::print_line(format!("{}  {share:5.1} %", row.table_row()))?;
+                            let variant = row.variant.map(|v| format!("  {v}")).unwrap_or_default();
+                            output::print_line(format!("{}  {share:5.1} %{variant}", row.table_row()))?;
                         }
                         rows.push(row);
                     }
@@ -453,13 +481,21 @@ impl OpArgs {
             }
         }
         let clocks = sampler.map(ClockSampler::stop);
+        let counters = if device.is_async() && !self.no_counters { self.counters(common) } else { Vec::new() };
         if common.json {
             let products = timing_device.matmul_library_json().unwrap_or_else(|| rounds::matmul_library_json(&device));
-            let results = OpResults { rows: &rows, clocks: clocks.as_ref(), problems: &problems, products };
+            let results =
+                OpResults { rows: &rows, clocks: clocks.as_ref(), problems: &problems, products, counters: &counters };
             self.print_json(&device, &ceilings, results)?;
         } else {
             if let Some(row) = rows.first() {
                 output::print_line(format!("  {}", row.size))?;
+            }
+            for fastest in fastest_variants(&rows) {
+                output::print_line(fastest)?;
+            }
+            for kernel in &counters {
+                output::print_line(format!("  {:34} {}", kernel.symbol, kernel.explanation()))?;
             }
             if let Some(clocks) = clocks {
                 output::print_line(clocks.summary_line())?;
@@ -472,8 +508,28 @@ impl OpArgs {
         }
     }
 
+    /// Reads the GPU's counters: runs this measurement once more under ncu, once per kernel. Without ncu, or if ncu
+    /// fails, there are none, and stderr says why in one line.
+    fn counters(&self, common: &CommonOptions) -> Vec<KernelCounters> {
+        let Some(ncu) = counters::find_ncu() else {
+            eprintln!("bench: counters are not read: ncu is not installed (it comes with CUDA's Nsight Compute)");
+            return Vec::new();
+        };
+        let mut arguments: Vec<String> =
+            ["bench", "op", &self.name, "--runs", "1", "--no-counters"].map(String::from).into();
+        arguments.extend(self.sizes.iter().flat_map(|(key, value)| ["--size".into(), format!("{key}={value}")]));
+        arguments.extend(self.variants.then(|| "--variants".to_string()));
+        arguments.extend(common.device.iter().flat_map(|device| ["--device".into(), device.clone()]));
+        arguments.extend(common.dtype.iter().flat_map(|dtype| ["--dtype".into(), dtype.to_dtype().name().to_string()]));
+        let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
+        counters::read_counters(&ncu, &program, &arguments).unwrap_or_else(|why| {
+            eprintln!("bench: counters are not read: {why}");
+            Vec::new()
+        })
+    }
+
     fn print_json(&self, device: &Device, ceilings: &Ceilings, results: OpResults) -> Result<()> {
-        let OpResults { rows, clocks, problems, products } = results;
+        let OpResults { rows, clocks, problems, products, counters } = results;
         let kernels: Vec<Value> = rows
             .iter()
             .map(|row| {
@@ -487,7 +543,8 @@ impl OpArgs {
         output::print_json(&json!({
             "op": "op", "name": self.name, "sizes": sizes, "n": self.runs, "device": device.name(),
             "threads": device.threads(), "machine": hardware_json(device), "kernels": kernels, "ceilings": ceilings,
-            "products": products, "clocks": clocks.map(ClockSummary::json), "problems": problems, "version": env!("CARGO_PKG_VERSION"),
+            "products": products, "clocks": clocks.map(ClockSummary::json), "problems": problems,
+            "counters": counters.iter().map(KernelCounters::json).collect::<Vec<_>>(), "version": env!("CARGO_PKG_VERSION"),
         }))
     }
 }

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use reel_kernels::compile::builtin;
 use serde_json::json;
 
 use crate::common::CommonOptions;
 use crate::output;
 
-/// Compile every kernel for every architecture into one file.
+/// Compile every kernel, for every architecture or for some, into one file.
 ///
 /// A build with this file needs no NVRTC and starts without compiling: REEL_KERNELS=kernels.pack cargo build --release
 #[derive(Args, Debug)]
@@ -19,11 +20,19 @@ pub struct KernelsPackArgs {
     /// File to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Only this GPU architecture, which makes the file smaller; may be given several times [default: sm_80 sm_86
+    /// sm_89 sm_90a, and PTX for newer ones (compute_80)]
+    #[arg(long, value_name = "ARCH", value_parser = PossibleValuesParser::new(builtin::all_architectures()))]
+    arch: Vec<String>,
 }
 
 impl KernelsPackArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let bytes = builtin::compile_archive(common.threads()?)?;
+        let architectures = match self.arch.iter().map(String::as_str).collect::<Vec<_>>() {
+            none if none.is_empty() => builtin::all_architectures(),
+            some => some,
+        };
+        let bytes = builtin::compile_archive(&architectures, common.threads()?)?;
         output::write_file(&self.out, &bytes)?;
         let to = self.out.display().to_string();
         if common.json {

@@ -1,7 +1,8 @@
 //! `reel plan`: predicts memory and time of a command for a machine that need not exist here.
 //!
 //! It runs the code of the command itself on device `dry`, which counts allocations, floating-point operations
-//! and the bytes that kernels read and write, and computes nothing.
+//! and the bytes that kernels read and write, and computes nothing. Times follow from the shares of the ceilings that
+//! kernels reached in a record of the GPU, if there is one (`reel_measure::pricing`), else from the ceilings.
 
 mod serve;
 mod table;
@@ -35,8 +36,13 @@ use crate::sft::SftArgs;
 use crate::training::ResolvedOptions;
 use crate::{generate, model, prompt};
 
-/// Predict peak memory, floating-point operations and the least time of a command, without running it, without a GPU
-/// and without weights.
+/// Predict peak memory, floating-point operations and the time of a command, without running it, without a GPU and
+/// without weights.
+///
+/// For a GPU with a record of measured kernels (h200), each op is priced by the share of the ceilings that it reached
+/// there; `priced by` in the table names the record, and says if the code of the kernel has changed since or if the
+/// recorded launch had another size. For other GPUs every op is priced by the ceilings, which gives the least time. What
+/// a launch costs by itself is not counted.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:

@@ -1,4 +1,4 @@
-//! `reel plan serve`: memory, the number of sequences that fit, and the least latency of a server.
+//! `reel plan serve`: memory, the number of sequences that fit, and the latency of a server.
 //!
 //! ```text
 //! weights                                 as files store them, or int8 (--quantize)
@@ -18,7 +18,7 @@ use reel_runtime::{Cx, Device};
 use reel_train::plan::{PhaseCosts, RowShape};
 use serde_json::json;
 
-use super::table::{self, DryRunCounts, duration};
+use super::table::{self, DryRunCounts, Wording, duration};
 use super::{Sizes, count_keys, refuse_new_tokens, request};
 use crate::common::CommonOptions;
 use crate::fail::bad_usage;
@@ -90,10 +90,10 @@ impl PlanServeArgs {
              together (--batch-size {batch})",
             KvPages::BLOCK_TOKENS
         ))?;
+        let Wording { time, rate: about } = Wording::for_machine(&machine);
         output::print_line(format!(
-            "time to first token of one request at least {}; between two tokens of {decoding} at least {} in the middle of \
-             their answers: at most \
-             {rate:.0} tokens/s",
+            "time to first token of one request {time} {}; between two tokens of {decoding} {time} {} in the middle of \
+             their answers: {about} {rate:.0} tokens/s",
             duration(prompt),
             duration(step),
         ))?;

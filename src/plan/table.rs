@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use reel_measure::machine::MachineSpec;
+use reel_measure::pricing::{Origin, Price, record_of_gpu};
 use reel_runtime::{DType, MemoryUse};
 use reel_train::plan::PhaseCosts;
 use serde_json::{Value, json};
@@ -35,30 +36,54 @@ struct Line<'a> {
     launches: f64,
     flops: f64,
     bytes: f64,
-    seconds: f64,
+    price: Price,
     bound: &'static str,
 }
 
 fn lines<'a>(counts: &'a DryRunCounts, machine: &MachineSpec) -> Vec<Line<'a>> {
     let each = counts.units as f64;
+    let record = record_of_gpu(&machine.name);
     let mut lines = Vec::new();
     for (phase, totals) in &counts.phases.0 {
         lines.extend(totals.iter().map(|(op, t)| {
-            let seconds = machine.ceilings.roofline_seconds_of_launches(op, t, counts.dtype);
+            let floor_seconds = machine.ceilings.roofline_seconds_of_launches(op, t, counts.dtype);
             let bound =
-                if seconds * machine.ceilings.bytes > t.cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
+                if floor_seconds * machine.ceilings.bytes > t.cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
+            let price = match record {
+                Some(record) => record.price(op, t, &machine.ceilings, counts.dtype),
+                None => Price::by_ceilings(floor_seconds),
+            };
+            let price = Price { seconds: price.seconds / each, floor_seconds: floor_seconds / each, ..price };
             let (flops, bytes) = (t.cost.flops / each, t.cost.bytes / each);
-            Line { phase, op, launches: t.launches as f64 / each, flops, bytes, seconds: seconds / each, bound }
+            Line { phase, op, launches: t.launches as f64 / each, flops, bytes, price, bound }
         }));
     }
-    lines.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    lines.sort_by(|a, b| b.price.seconds.total_cmp(&a.price.seconds));
     lines
 }
 
-/// The least seconds of each phase, per step or call.
+/// Words around a predicted time: a bound if the ceilings alone gave it, else an estimate.
+pub struct Wording {
+    /// Before a time: `at least` or `about`.
+    pub time: &'static str,
+    /// Before a rate: `at most` or `about`.
+    pub rate: &'static str,
+}
+
+impl Wording {
+    /// The words for a plan for `machine`.
+    pub fn for_machine(machine: &MachineSpec) -> Wording {
+        match record_of_gpu(&machine.name) {
+            Some(_) => Wording { time: "about", rate: "about" },
+            None => Wording { time: "at least", rate: "at most" },
+        }
+    }
+}
+
+/// The predicted seconds of each phase, per step or call.
 pub fn phase_seconds(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<(&'static str, f64)> {
     let lines = lines(counts, machine);
-    let seconds = |phase: &str| lines.iter().filter(|l| l.phase == phase).map(|l| l.seconds).sum::<f64>();
+    let seconds = |phase: &str| lines.iter().filter(|l| l.phase == phase).map(|l| l.price.seconds).sum::<f64>();
     counts.phases.0.iter().map(|(name, _)| (*name, seconds(name))).collect()
 }
 
@@ -69,19 +94,32 @@ pub fn fits(counts: &DryRunCounts, machine: &MachineSpec) -> Option<bool> {
 
 /// The table of ops as JSON.
 pub fn ops_json(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Value> {
-    let line = |l: &Line| json!({"phase": l.phase, "op": l.op, "launches": l.launches, "flops": l.flops, "bytes": l.bytes, "seconds": l.seconds, "bound": l.bound});
+    let line = |l: &Line| {
+        let Price { seconds, floor_seconds, share, origin } = &l.price;
+        let mut line = json!({
+            "phase": l.phase, "op": l.op, "launches": l.launches, "flops": l.flops, "bytes": l.bytes, "seconds": seconds,
+            "floor_seconds": floor_seconds, "share": share, "priced_by": origin.to_string(), "bound": l.bound
+        });
+        if let Origin::Measured { size, .. } = origin {
+            line["recorded_size"] = json!(size);
+        }
+        line
+    };
     lines(counts, machine).iter().map(line).collect()
 }
 
 /// The ceilings that times follow from, as JSON.
 pub fn ceilings_json(machine: &MachineSpec) -> Value {
-    json!({"flops_f32": machine.ceilings.f32, "flops_bf16": machine.ceilings.bf16, "bytes_per_second": machine.ceilings.bytes, "source": machine.source})
+    json!({
+        "flops_f32": machine.ceilings.f32, "flops_bf16": machine.ceilings.bf16, "bytes_per_second": machine.ceilings.bytes,
+        "source": machine.source, "record": record_of_gpu(&machine.name).map(|r| &r.record), "launch_overhead": "not counted"
+    })
 }
 
 pub fn print_plan(common: &CommonOptions, counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
     let lines = lines(counts, machine);
     let sum = |f: fn(&Line) -> f64| lines.iter().map(f).sum::<f64>();
-    let (flops, bytes, seconds) = (sum(|l| l.flops), sum(|l| l.bytes), sum(|l| l.seconds));
+    let (flops, bytes, seconds) = (sum(|l| l.flops), sum(|l| l.bytes), sum(|l| l.price.seconds));
     let tokens = counts.tokens as f64 / counts.units as f64;
     let phases = phase_seconds(counts, machine);
     if common.json {
@@ -102,8 +140,9 @@ pub fn print_plan(common: &CommonOptions, counts: &DryRunCounts, machine: &Machi
             "checkpoint {bytes:.3} GB on disk, and as much host memory while it is written in the background"
         ))?;
     }
+    let Wording { time, rate } = Wording::for_machine(machine);
     output::print_line(format!(
-        "\none {} on {}: takes at least {}, computes {:.3} TFLOP, moves {:.3} GB; at most {:.0} tokens/s",
+        "\none {} on {}: takes {time} {}, computes {:.3} TFLOP, moves {:.3} GB; {rate} {:.0} tokens/s",
         counts.unit,
         machine.name,
         duration(seconds),
@@ -133,8 +172,9 @@ pub fn print_memory(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> 
     Ok(())
 }
 
-/// Prints the ceilings and the table of ops.
+/// Prints the ceilings, what the times follow from, and the table of ops.
 pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
+    let lines = lines(counts, machine);
     output::print_line(format!(
         "ceilings: {:.1} TFLOP/s bf16, {:.1} TFLOP/s f32, {:.3} TB/s ({})",
         machine.ceilings.bf16 / 1e12,
@@ -142,23 +182,47 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
         machine.ceilings.bytes / 1e12,
         machine.source
     ))?;
+    output::print_line(assumptions(&lines, machine))?;
     output::print_line(format!(
-        "\n  {:8} {:34} {:>9} {:>12} {:>11} {:>10}  bound by",
-        "phase", "op", "launches", "TFLOP", "GB", "time"
+        "\n  {:8} {:34} {:>9} {:>12} {:>11} {:>10} {:>7}  {:10}  priced by",
+        "phase", "op", "launches", "TFLOP", "GB", "time", "share", "bound by"
     ))?;
-    for l in &lines(counts, machine) {
+    for l in &lines {
         output::print_line(format!(
-            "  {:9} {:34} {:>9.0} {:>12.4} {:>11.4} {:>10}  {}",
+            "  {:9} {:34} {:>9.0} {:>12.4} {:>11.4} {:>10} {:>7.2}  {:10}  {}",
             l.phase,
             l.op,
             l.launches,
             l.flops / 1e12,
             l.bytes / 1e9,
-            duration(l.seconds),
-            l.bound
+            duration(l.price.seconds),
+            l.price.share,
+            l.bound,
+            l.price.origin
         ))?;
     }
     Ok(())
+}
+
+/// The sentence on what the times follow from: the ceilings alone, or measured shares of them.
+fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
+    let Some(record) = record_of_gpu(&machine.name) else {
+        return "times: every op reaches its ceiling; what a launch costs by itself is not counted".to_string();
+    };
+    let share_where = |wanted: fn(&Origin) -> bool| {
+        let all: f64 = lines.iter().map(|l| l.price.seconds).sum();
+        let some: f64 = lines.iter().filter(|l| wanted(&l.price.origin)).map(|l| l.price.seconds).sum();
+        100.0 * some / all
+    };
+    let measured = share_where(|origin| *origin != Origin::Ceiling);
+    let changed = share_where(|origin| matches!(origin, Origin::Measured { changed: true, .. }));
+    let other_size = share_where(|origin| matches!(origin, Origin::Measured { other_size: true, .. }));
+    format!(
+        "times: {measured:.0} % of the time is priced by measured shares of these ceilings (benches/results/{}/{}), {changed:.0} % by \
+         those of kernels whose code has changed since, {other_size:.0} % by those of other sizes; the rest reaches its ceiling; what a \
+         launch costs by itself is not counted, because the record does not have it",
+        machine.name, record.record
+    )
 }
 
 /// A duration in a unit that suits it.

@@ -43,4 +43,34 @@ impl Source {
         text += &format!("#line 1 \"{}/sm80.cu\"\n", self.name);
         text + self.sm80
     }
+
+    /// Returns a hash (FNV-1a) of the folder's CUDA code: `sm80.cu`, then the folder's headers by name, without line
+    /// comments and whitespace. A record of measured times has it, so that a reader sees whether a kernel has changed
+    /// since. Headers of `cuh/` are left out.
+    pub fn code_hash(&self) -> u64 {
+        let mut headers = self.headers.to_vec();
+        headers.sort_unstable();
+        let texts = std::iter::once(self.sm80).chain(headers.into_iter().map(|(_, text)| text));
+        let code = texts.flat_map(str::lines).map(|line| line.split_once("//").map_or(line, |(code, _)| code));
+        let bytes = code.flat_map(str::bytes).filter(|byte| !byte.is_ascii_whitespace());
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_and_whitespace_do_not_change_the_hash() {
+        let source = |sm80, headers| Source { name: "x", sm80, params: &[], headers, header_owners: &[] };
+        let plain = source("int a; int b;", &[("x/y.cuh", "c"), ("x/z.cuh", "d")]).code_hash();
+        assert_eq!(
+            source("int a;  // one\n\n\tint b;\n", &[("x/z.cuh", "d // e\n"), ("x/y.cuh", "c")]).code_hash(),
+            plain
+        );
+        assert_ne!(source("int a; int c;", &[("x/y.cuh", "c"), ("x/z.cuh", "d")]).code_hash(), plain);
+        // The number that benches/gpu/shares.py computes for the same text.
+        assert_eq!(source("int a; // x", &[]).code_hash(), 0xfaf8_478f_437e_2d22);
+    }
 }
