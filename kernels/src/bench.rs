@@ -289,6 +289,11 @@ fn contents(launch: &KernelLaunch, name: &str) -> Contents {
             };
             list(seqs + 1, &|i| (u64::from(i) * u64::from(tokens) / u64::from(seqs.max(1))) as u32)
         }
+        // Each sequence but the first sees the first one as its prefix: pairs of first token and length.
+        "prefix" => {
+            let (seqs, tokens) = (field("seqs"), field("tokens"));
+            list(2 * seqs, &|i| if i >= 2 && i % 2 == 1 { tokens / seqs.max(1) } else { 0 })
+        }
         "kv_lens" => list(field("seqs"), &|_| field("max_kv_len")),
         "block_tables" => list(product(field("seqs"), field("max_blocks")), &|i| i),
         "ids" | "targets" | "history" => {

@@ -28,6 +28,7 @@ pub mod philox;
 pub mod simd;
 pub mod simulate;
 pub mod team;
+pub mod tuning;
 pub mod view;
 
 /// Declares the module of each kernel folder and collects what the folders register. `cargo fmt` does not look for

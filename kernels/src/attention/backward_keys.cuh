@@ -11,7 +11,8 @@
 // The partial sums of a query tile's dq pass from key tile to key tile in ascending order, in f32, and are the
 // initial values of the accumulators. So dq has the same bits as if one block processed all keys in order
 // (backward_mma.cuh). The sums are in the workspace, together with one turn counter for each head and query tile: the
-// number of key tiles that have added their part. The last key tile multiplies by `scale`, rounds and writes dq.
+// number of key tiles that have added their part, and the ticket counter. The last key tile multiplies by `scale`,
+// rounds and writes dq.
 #pragma once
 
 #include "attention/backward_mma.cuh"
@@ -32,14 +33,24 @@ struct KeyTiles {
 struct Relay {
   float* sums;  // [tokens, heads, head_dim], columns in the order of `PartialQueries`
   u32* turns;   // [tokens, heads]: a query tile uses the counter of its first row
+  u32* ticket;  // [1]: number of blocks that have started
 };
 
-// Returns the addresses of the partial sums of dq and of the turn counters in the workspace. Every use computes them
-// again, which saves registers.
+// Returns the addresses of the partial sums of dq and of the counters in the workspace. Every use computes them again,
+// which saves registers.
 template <class P>
 __device__ __forceinline__ Relay relay(const P& p) {
   float* const sums = global<float>(p.workspace);
-  return {sums, reinterpret_cast<u32*>(sums + static_cast<u64>(p.tokens) * p.heads * p.head_dim)};
+  const u64 rows = static_cast<u64>(p.tokens) * p.heads;
+  u32* const turns = reinterpret_cast<u32*>(sums + rows * p.head_dim);
+  return {sums, turns, turns + rows};
+}
+
+// Returns the number of blocks that have started before this one. One thread of each block calls it once.
+__device__ __forceinline__ u32 draw_ticket(u32* ticket) {
+  u32 number;
+  asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(number) : "l"(ticket) : "memory");
+  return number;
 }
 
 // Waits until `turn` key tiles have added their part of dq. After that their stores are visible to this thread; after

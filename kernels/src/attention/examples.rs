@@ -8,8 +8,15 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (tokens, heads, kv_heads) = (s.get("tokens", SEQUENCE_LEN), s.get("heads", HEADS), s.get("kv_heads", KV_HEADS));
     let (head_dim, causal) = (s.get("head_dim", HEAD_DIM), s.get("causal", 1));
     let scale = 1.0 / (head_dim as f32).sqrt();
-    let pairs = attention::query_key_pair_count([tokens as usize], causal == 1);
-    let (seqs, max_seqlen, prefix) = (1, tokens, Addr::NULL);
+    // Sequences of equal length. With `prefix`, each but the first sees the first one as its prefix.
+    let (seqs, shares_prefix) = (s.get("seqs", 1).clamp(1, tokens.max(1)), s.get("prefix", 0) == 1);
+    let max_seqlen = tokens.div_ceil(seqs);
+    let ends = (0..=seqs).map(|i| (u64::from(i) * u64::from(tokens) / u64::from(seqs)) as usize);
+    let lengths: Vec<usize> = ends.clone().zip(ends.skip(1)).map(|(from, to)| to - from).collect();
+    let of_prefix: usize = lengths.iter().skip(1).map(|n| n * lengths[0]).sum();
+    let pairs = attention::query_key_pair_count(lengths.iter().copied(), causal == 1);
+    let (prefix, pairs) =
+        if shares_prefix { (PLACEHOLDER_ADDRESS, pairs + of_prefix as f64) } else { (Addr::NULL, pairs) };
     let fwd = attention::FwdParams {
         prefix,
         tokens,

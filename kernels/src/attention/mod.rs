@@ -194,6 +194,15 @@ kernel!(pub FWD_F32, "attention_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, p
 kernel!(pub FWD_BF16, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, plan::fwd_bf16);
 kernel!(pub BWD_F32, "attention_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, plan::bwd_f32);
 kernel!(pub BWD_BF16, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16);
+kernel!(pub BWD_BF16_128_KEYS, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
+    plan::bwd_bf16_with(p, arch, plan::KeyTiles::Wide)
+});
+kernel!(pub BWD_BF16_64_KEYS, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
+    plan::bwd_bf16_with(p, arch, plan::KeyTiles::Narrow)
+});
+kernel!(pub BWD_BF16_SEPARATE_DQ, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
+    plan::bwd_bf16_with(p, arch, plan::KeyTiles::SeparateDq)
+});
 
 /// Makes the forward launch. `dtype` is the type of q, k, v and o, F32 or BF16. `pairs` is the number of (query, key)
 /// pairs that one head computes (see [`query_key_pair_count`]).
@@ -207,14 +216,14 @@ pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
 }
 
 /// Returns the size in bytes of the workspace with which the backward kernel needs five matrix products instead of
-/// seven. It has one f32 for each element of dq, for the partial sums that pass from one key tile to the next, and
-/// one turn counter for each row. Returns 0 if the kernel would not use it: for f32, for a head_dim without a
+/// seven. It has one f32 for each element of dq, for the partial sums that pass from one key tile to the next, one
+/// turn counter for each row, and the ticket counter. Returns 0 if the kernel would not use it: for f32, for a head_dim without a
 /// tensor-core kernel, and with prefixes.
 pub fn workspace_bytes(dtype: DType, p: &BwdParams) -> usize {
     if dtype != DType::BF16 || !plan::has_tensor_core_backward(p.head_dim) || !p.prefix.is_null() {
         return 0;
     }
-    4 * p.tokens as usize * p.heads as usize * (p.head_dim as usize + 1)
+    4 * p.tokens as usize * p.heads as usize * (p.head_dim as usize + 1) + 4
 }
 
 /// Makes the backward launch. `dtype` is the type of q, k, v, o and their gradients, F32 or BF16. `pairs` is the

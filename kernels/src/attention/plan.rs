@@ -1,7 +1,7 @@
 //! Plans the CUDA launches of an attention call: kernel, number of blocks, shared memory.
 
 use super::{BwdParams, FwdParams};
-use crate::{Arch, Stage};
+use crate::{Arch, Stage, tuning};
 
 /// Number of query rows of a tile.
 const ROWS: u64 = 64;
@@ -94,8 +94,29 @@ pub const fn has_tensor_core_backward(head_dim: u32) -> bool {
     matches!(head_dim, 64 | 72 | 80 | 128)
 }
 
+/// The ways in which the tensor-core kernels of the backward pass divide the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyTiles {
+    /// Tiles of 128 keys, which also compute dq.
+    Wide,
+    /// Tiles of 64 keys, which also compute dq.
+    Narrow,
+    /// Tiles of 64 keys for dk and dv, and tiles of 64 queries for dq. It is the only way without a workspace.
+    SeparateDq,
+}
+
 /// Plans the launches of kernel `attention_bwd_bf16`.
 pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
+    // Wide tiles need a sequence of more than 64 tokens, and must keep every multiprocessor busy.
+    let blocks = slots(p.tokens, p.seqs, p.max_seqlen, WIDE) * p.kv_heads as u64;
+    let least = tuning::choices(arch).attention_bwd_wide_blocks_per_2_multiprocessors;
+    let wide = p.max_seqlen as u64 > ROWS && 2 * blocks >= least * arch.multiprocessors as u64;
+    bwd_bf16_with(p, arch, if wide { KeyTiles::Wide } else { KeyTiles::Narrow })
+}
+
+/// Plans the launches of kernel `attention_bwd_bf16` with the given tiles, or with the nearest that the call and the GPU
+/// allow: without a workspace or with prefixes dq is separate, and wide tiles need their shared memory.
+pub fn bwd_bf16_with(p: &BwdParams, arch: &Arch, tiles: KeyTiles) -> Vec<Stage> {
     let [all, by_64, dkv, dq] = match p.head_dim {
         64 => symbols!("64"),
         72 => symbols!("72"),
@@ -106,11 +127,8 @@ pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     let blocks = |keys| slots(p.tokens, p.seqs, p.max_seqlen, keys) * p.kv_heads as u64;
     let (d, shared) = (p.head_dim, key_tiles(p.head_dim, WIDE as u32));
     let narrow = key_tiles(d, ROWS as u32);
-    // Tiles of 128 keys read the queries and pass on the sums of dq half as often as tiles of 64. They need a
-    // sequence of more than 64 tokens, and half as many blocks must still keep every multiprocessor busy.
-    let enough = p.max_seqlen as u64 > ROWS && 2 * blocks(WIDE) >= 3 * arch.multiprocessors as u64;
-    let wide = enough && shared + STATIC <= arch.shared_per_block;
-    let stages = if p.workspace.is_null() || !p.prefix.is_null() {
+    let wide = tiles == KeyTiles::Wide && shared + STATIC <= arch.shared_per_block;
+    let stages = if tiles == KeyTiles::SeparateDq || p.workspace.is_null() || !p.prefix.is_null() {
         let queries = slots(p.tokens, p.seqs, p.max_seqlen, ROWS) * p.heads as u64;
         [
             deltas("attention_bwd_bf16", p),

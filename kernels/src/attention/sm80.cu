@@ -5,8 +5,9 @@
 //                s = q k^T; mask; p, max, sum, o = online_softmax(s); o += p v
 //                every 8 blocks: total = merge(total, segment)
 //              o = total.o / total.sum; lse = ln(total.sum) + total.max
-//   backward:  delta = d_o . o; turn[..] = 0
-//              a block of threads for each tile of keys, over the query tiles that see it ("visits"):
+//   backward:  delta = d_o . o; turn[..] = 0; ticket = 0
+//              a block of threads for each tile of keys (its number is a ticket drawn when it starts: ticket += 1),
+//              over the query tiles that see the keys ("visits"):
 //                s = k q^T; dp = v d_o^T; p = e^(s - lse); ds = p (dp - delta); dv += p d_o; dk += ds q
 //                wait until turn[query tile] == number of this key tile              (the relay, see below)
 //                dq = sums[query tile] + ds^T k
@@ -20,7 +21,7 @@
 // are padded with zeros. f32, longer heads and the gradients of other bf16 head_dims use fused multiply-adds, 4 x 4
 // results per thread (*_fma.cuh).
 //
-// Order of gradients. There are no atomics: dq sums over keys ascending, 16 at a time; dk and dv sum over sequences
+// Order of gradients. No sum is formed by atomics: dq sums over keys ascending, 16 at a time; dk and dv sum over sequences
 // ascending, query tiles descending, heads of the group ascending (visits.cuh). So no row's bits depend on other
 // rows, sequences, heads or the grid.
 //
@@ -40,8 +41,10 @@
 //   block 0: turn is 0: sums = ds0^T k0;        turn = 1
 //   block 1: waits for turn 1: sums += ds1^T k1; turn = 2
 //   block 2: waits for turn 2: writes dq = sums + ds2^T k2
-// No deadlock: a block waits only for the previous key tile of the same key head and sequence. That block has a
-// smaller number, and a GPU starts blocks in order, so the running block with the smallest number never waits. Waits
+// No deadlock: a block waits only for the previous key tile of the same key head and sequence. CUDA does not promise to
+// start blocks in the order of their indices, so a block takes its tile by a ticket that it draws when it starts. The
+// tile it waits for has a smaller ticket, so its block has started, and the unfinished block with the smallest ticket
+// never waits, in whatever order blocks start. Waits
 // are short after the first visit: all blocks visit query tiles from the last to the first, and every head of a tile
 // before the next tile. So the blocks of a sequence run in step, each one visit and one transfer of sums (store,
 // release, acquire) behind the block before it. If causal, later key tiles have fewer visits and finish first, when
@@ -214,14 +217,15 @@ struct KeyTile {
   int kv_head, part;
 };
 
-// Finds the block's key tile and its first two visits; returns false if there is no tile. Tiles are in ascending
+// Finds the block's key tile and its first two visits; returns false if there is no tile. With RELAY the block's
+// number is its ticket, else its index. Tiles are in ascending
 // order: if causal, the first is seen by the most queries. Key heads are innermost, so that the longest tiles of all
 // heads start together.
-template <int ROWS>
+template <int ROWS, bool RELAY>
 __device__ __forceinline__ bool key_tile(const BwdParams& p, u32 parts, KeyTile& tile, Visits<ROWS>& visits) {
   if (threadIdx.x == 0) {
-    const u32 block = blockIdx.x / parts;
-    tile.part = static_cast<int>(blockIdx.x % parts);
+    const u32 number = RELAY ? draw_ticket(relay(p).ticket) : blockIdx.x, block = number / parts;
+    tile.part = static_cast<int>(number % parts);
     tile.kv_head = static_cast<int>(block % p.kv_heads);
     find_tile<ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, block / p.kv_heads, tile.range);
     if (tile.range.count > 0) visits.start(p, tile.range, tile.kv_head);
@@ -243,7 +247,7 @@ __device__ __forceinline__ void key_gradients_mma(BwdParams p) {
   __shared__ KeyTile tile;
   __shared__ Visits<KEYS> visits;
   p.head_dim = HEAD_DIM;
-  if (!key_tile<KEYS>(p, 1, tile, visits)) return;
+  if (!key_tile<KEYS, RELAY>(p, 1, tile, visits)) return;
   float dk[HEAD_DIM / 8][4], dv[HEAD_DIM / 8][4];
   key_gradients<HEAD_DIM, KEYS, RELAY>(dk, dv, shared, p, key_rows(p, tile), tile.kv_head, visits);
   const int row = threadIdx.x / 32 * 16, count = tile.range.count;
@@ -287,7 +291,7 @@ __device__ __forceinline__ void key_gradients_fma(const BwdParams& p) {
   __shared__ KeyTile tile;
   __shared__ Visits<FMA_ROWS> visits;
   const int head_dim = static_cast<int>(p.head_dim);
-  if (!key_tile<FMA_ROWS>(p, ceil_div(head_dim, FMA_PART_COLUMNS), tile, visits)) return;
+  if (!key_tile<FMA_ROWS, false>(p, ceil_div(head_dim, FMA_PART_COLUMNS), tile, visits)) return;
   const int column = tile.part * FMA_PART_COLUMNS;
   FmaTiles dk, dv;
   key_gradients_fma<T>(dk, dv, tiles, p, key_rows(p, tile), tile.range.count, tile.kv_head, visits, column);
@@ -300,13 +304,15 @@ __device__ __forceinline__ void key_gradients_fma(const BwdParams& p) {
   }
 }
 
-// Computes delta = d_o . o for all rows of tokens in sequences; with RELAY also sets the turn counters to 0.
+// Computes delta = d_o . o for all rows of tokens in sequences; with RELAY also sets the turn counters and the ticket
+// counter to 0.
 template <class T, bool RELAY>
 __device__ __forceinline__ void row_products(const BwdParams& p) {
   const u64 rows = static_cast<u64>(global<const int>(p.cu_seqlens)[p.seqs]) * p.heads;
   row_products(global<float>(p.delta), global<const T>(p.d_o), global<const T>(p.o), rows, static_cast<int>(p.head_dim));
   const u64 row = blockIdx.x * static_cast<u64>(FMA_THREADS / 16) + threadIdx.x;
   if (RELAY && threadIdx.x < FMA_THREADS / 16 && row < rows) relay(p).turns[row] = 0;
+  if (RELAY && blockIdx.x == 0 && threadIdx.x == 0) *relay(p).ticket = 0;
 }
 
 #define KERNEL(NAME, PARAMS, THREADS, BLOCKS, ...)                                                                   \

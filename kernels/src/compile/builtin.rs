@@ -137,16 +137,19 @@ pub fn builtin_code(source: &Source, sm: &str) -> Option<BuiltinCode> {
     if ARCHIVE.is_empty() { None } else { archive().code_for_gpu(source, sm) }
 }
 
-/// Compiles every kernel folder to machine code for each of [`ARCHITECTURES`] and to PTX, on `threads` threads, and
-/// returns the bytes of an archive.
+/// The architectures of an archive for every GPU: machine code for [`ARCHITECTURES`], and PTX.
+pub fn all_architectures() -> Vec<&'static str> {
+    ARCHITECTURES.into_iter().chain([PTX_ARCHITECTURE]).collect()
+}
+
+/// Compiles every kernel folder for each of `architectures`, which are among [`all_architectures`], on `threads` threads,
+/// and returns the bytes of an archive.
 ///
 /// # Errors
 /// NVRTC is missing, or a source does not compile.
-pub fn compile_archive(threads: usize) -> Result<Vec<u8>, CompileError> {
-    let all: Vec<(&Source, &str)> = FOLDERS
-        .iter()
-        .flat_map(|folder| ARCHITECTURES.into_iter().chain([PTX_ARCHITECTURE]).map(move |a| (folder.source, a)))
-        .collect();
+pub fn compile_archive(architectures: &[&str], threads: usize) -> Result<Vec<u8>, CompileError> {
+    let all: Vec<(&Source, &str)> =
+        FOLDERS.iter().flat_map(|folder| architectures.iter().map(move |a| (folder.source, *a))).collect();
     let (next, parts) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     let work = || {
         while let Some((i, (source, architecture))) = take(&next, &all) {

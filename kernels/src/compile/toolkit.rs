@@ -3,13 +3,16 @@
 //! Libraries, programs and headers are searched separately, in these folders and in this order: the folder that
 //! `REEL_CUDA` names (a CUDA toolkit, a Python environment with NVIDIA's wheels, or a folder that they were installed
 //! to), `CUDA_HOME`, `CUDA_PATH`, `/usr/local/cuda*` (newest first), the loader's and the shell's search paths, and
-//! the folder that `./x setup` fills: `$XDG_CACHE_HOME/reel/cuda-13.0`. Folders with NVRTC 13 precede those without.
+//! the folder that `./x setup` fills: `$XDG_CACHE_HOME/reel/cuda-13.0`. Folders with NVRTC 13 precede those without. A
+//! library that none of them has is searched in the packages of `python3`, where PyTorch's wheels install it.
 
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 /// The CUDA major version whose PTX the simulator reads and whose libraries are opened.
 pub const CUDA_MAJOR: u32 = 13;
@@ -18,6 +21,8 @@ pub const CUDA_MAJOR: u32 = 13;
 #[derive(Clone, Debug, Default)]
 pub struct Toolkit {
     places: Vec<Place>,
+    /// Returns the places in which a library is searched that `places` does not have; `None`: there are none.
+    last: Option<fn() -> &'static [Place]>,
 }
 
 /// The folders of one CUDA installation, or of the system's search paths.
@@ -31,10 +36,11 @@ struct Place {
 impl Toolkit {
     /// Finds the toolkit by this process' environment variables.
     pub fn from_environment() -> Toolkit {
-        Toolkit::of(|name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from))
+        let found = Toolkit::of(|name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from));
+        Toolkit { last: Some(python_packages), ..found }
     }
 
-    /// Finds the toolkit. `var` returns the value of an environment variable, or `None` if it is not set.
+    /// Finds the toolkit without the packages of Python. `var` returns the value of an environment variable, or `None` if it is not set.
     fn of(var: impl Fn(&str) -> Option<PathBuf>) -> Toolkit {
         let named = ["REEL_CUDA", "CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| var(name));
         let mut local = children(Path::new("/usr/local"), |name| name.starts_with("cuda"));
@@ -50,23 +56,29 @@ impl Toolkit {
         // Installations with NVRTC 13 come first, so that programs and headers are taken from that release if
         // possible, and not from an older one.
         places.sort_by_key(|p| p.nvrtc().is_none());
-        Toolkit { places }
+        Toolkit { places, last: None }
+    }
+
+    /// Returns the first place that has the library `name`.
+    fn place_with(&self, name: &str) -> Option<&Place> {
+        let has = |p: &&Place| p.library(name).is_some();
+        self.places.iter().find(has).or_else(|| (self.last?)().iter().find(has))
     }
 
     /// Returns the path of the NVRTC library, `libnvrtc.so.13`.
     pub fn nvrtc(&self) -> Option<PathBuf> {
-        self.places.iter().find_map(Place::nvrtc)
+        self.place_with(&nvrtc_library())?.nvrtc()
     }
 
     /// Returns the path of the cuBLASLt library, `libcublasLt.so.13`.
     pub fn cublas_lt(&self) -> Option<PathBuf> {
-        self.places.iter().find_map(|p| p.library(&format!("libcublasLt.so.{CUDA_MAJOR}")))
+        let name = format!("libcublasLt.so.{CUDA_MAJOR}");
+        self.place_with(&name)?.library(&name)
     }
 
     /// Returns the program `ptxas` of the installation that has the NVRTC library; `None` if it has none.
     pub fn ptxas_of_nvrtc(&self) -> Option<PathBuf> {
-        let place = self.places.iter().find(|place| place.nvrtc().is_some())?;
-        place.program("ptxas")
+        self.place_with(&nvrtc_library())?.program("ptxas")
     }
 
     /// Returns the path of a program, for example `ptxas`.
@@ -103,7 +115,7 @@ impl Place {
     }
 
     fn nvrtc(&self) -> Option<PathBuf> {
-        self.library(&format!("libnvrtc.so.{CUDA_MAJOR}"))
+        self.library(&nvrtc_library())
     }
 
     fn program(&self, name: &str) -> Option<PathBuf> {
@@ -113,6 +125,24 @@ impl Place {
     fn library(&self, name: &str) -> Option<PathBuf> {
         self.libraries.iter().map(|folder| folder.join(name)).find(|p| p.is_file())
     }
+}
+
+/// Returns the file name of the NVRTC library.
+fn nvrtc_library() -> String {
+    format!("libnvrtc.so.{CUDA_MAJOR}")
+}
+
+/// Returns the folders of the program `python3` in which NVIDIA's wheels may be: its prefix and its package folders.
+/// Asks the program once per process; returns no folders if it cannot be run.
+fn python_packages() -> &'static [Place] {
+    static PLACES: OnceLock<Vec<Place>> = OnceLock::new();
+    PLACES.get_or_init(|| {
+        const FOLDERS: &str = "import site, sys, sysconfig\n\
+            print(sys.prefix, sysconfig.get_path('purelib'), site.getusersitepackages(), sep='\\n')";
+        let python = Command::new("python3").args(["-c", FOLDERS]).stdin(Stdio::null()).stderr(Stdio::null()).output();
+        let folders = python.map(|said| String::from_utf8_lossy(&said.stdout).into_owned()).unwrap_or_default();
+        folders.lines().map(|folder| Place::installation(Path::new(folder))).collect()
+    })
 }
 
 /// Returns the folder for data kept between runs: `$XDG_CACHE_HOME/reel` or `~/.cache/reel`.
@@ -200,6 +230,23 @@ mod tests {
         if of(&[]).nvrtc().is_none() {
             assert_eq!(of(&[("CUDA_PATH", "old"), ("XDG_CACHE_HOME", "cache")]).nvrtc(), Some(cache));
         }
+    }
+
+    #[test]
+    fn a_library_that_no_place_has_is_searched_in_the_last_ones() {
+        static LAST: OnceLock<(tempfile::TempDir, Vec<Place>)> = OnceLock::new();
+        let last = || -> &'static [Place] { &LAST.get().unwrap().1 };
+        let dir = tempfile::tempdir().unwrap();
+        let lib = |name: &str| dir.path().join("site-packages/nvidia/cu13/lib").join(name);
+        let [_, blas] = ["libnvrtc.so.13", "libcublasLt.so.13"].map(|name| touch(lib(name)));
+        let packages = Place::installation(&dir.path().join("site-packages"));
+        LAST.set((dir, vec![packages])).unwrap();
+
+        let toolkit = tempfile::tempdir().unwrap();
+        let nvrtc = touch(toolkit.path().join("lib64/libnvrtc.so.13"));
+        let found = Toolkit { places: vec![Place::installation(toolkit.path())], last: Some(last) };
+        assert_eq!((found.nvrtc(), found.cublas_lt()), (Some(nvrtc), Some(blas)));
+        assert_eq!(Toolkit { last: None, ..found }.cublas_lt(), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 use super::algorithms::{AlgorithmFingerprint, ProductShape};
 use super::blas::{Blas, WORKSPACE_BYTES, product_error, unsupported_reason};
 use super::error::CudaError;
+use super::nvidia::Context;
 use super::types::StreamHandle;
 use crate::DType;
 use crate::compile::toolkit::Toolkit;
@@ -64,6 +65,9 @@ const REDUCTION_COMPUTE_TYPE: u32 = 2;
 pub struct CublasLt {
     functions: Functions,
     handle: Handle,
+    /// The context for which the handle was made. Each product makes it current, because the library computes in the
+    /// context of the calling thread, and a thread that has none gets that of GPU 0.
+    context: Context,
     known: Mutex<HashMap<ProductShape, Prepared>>,
 }
 
@@ -185,11 +189,12 @@ impl Drop for Parts<'_> {
 }
 
 impl CublasLt {
-    /// Opens the library for the CUDA context that is current on this thread.
+    /// Opens the library for a GPU's context, which is current on this thread. The caller keeps the context retained
+    /// as long as it uses the library.
     ///
     /// # Errors
     /// [`CudaError::NoBlas`] if it is not installed, or the library's own error.
-    pub fn open() -> Result<CublasLt, CudaError> {
+    pub(super) fn open(context: Context) -> Result<CublasLt, CudaError> {
         let path = Toolkit::from_environment().cublas_lt().ok_or(CudaError::NoBlas)?;
         let functions = Functions::open(&path)?;
         let mut handle = std::ptr::null_mut();
@@ -199,7 +204,7 @@ impl CublasLt {
             let call = format!("opening {}", path.display());
             return Err(CudaError::Call { call, what: status_name(status) });
         }
-        Ok(CublasLt { functions, handle, known: Mutex::default() })
+        Ok(CublasLt { functions, handle, context, known: Mutex::default() })
     }
 
     /// Creates the descriptors and chooses the algorithm for a shape that is used for the first time.
@@ -281,6 +286,8 @@ impl Blas for CublasLt {
         if let Some(why) = unsupported_reason(p) {
             return Err(product_error(p, why));
         }
+        // SAFETY: who opened the library keeps the context retained.
+        unsafe { self.context.make_current() }?;
         let shape = ProductShape::new(p);
         let mut known = self.known.lock().unwrap_or_else(|e| e.into_inner());
         let prepared = match known.entry(shape) {

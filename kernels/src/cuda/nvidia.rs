@@ -32,6 +32,26 @@ unsafe impl Send for Nvidia {}
 // SAFETY: every call makes the context current first, and the driver's calls are thread-safe.
 unsafe impl Sync for Nvidia {}
 
+/// A GPU's primary context (a `CUcontext`).
+#[derive(Clone, Copy)]
+pub(super) struct Context(usize);
+
+impl Context {
+    /// Makes the context current on this thread, unless it is already.
+    ///
+    /// # Safety
+    /// The context must be retained.
+    pub(super) unsafe fn make_current(self) -> Result<(), CudaError> {
+        thread_local! { static CURRENT: Cell<usize> = const { Cell::new(0) } }
+        if CURRENT.get() != self.0 {
+            // SAFETY: the caller guarantees that the context is retained.
+            named("opening a CUDA context", unsafe { driver::ctx::set_current(self.0 as sys::CUcontext) })?;
+            CURRENT.set(self.0);
+        }
+        Ok(())
+    }
+}
+
 /// Adds to a driver's error what the program was doing, such as "querying the driver version".
 fn named<T>(call: impl Into<String>, result: Result<T, driver::DriverError>) -> Result<T, CudaError> {
     result.map_err(|e| {
@@ -132,14 +152,8 @@ impl Nvidia {
 
     /// Makes the GPU's context current on this thread.
     fn current(&self) -> Result<(), CudaError> {
-        thread_local! { static CURRENT: Cell<usize> = const { Cell::new(0) } }
-        let context = self.context as usize;
-        if CURRENT.get() != context {
-            // SAFETY: the context is retained.
-            named("opening a CUDA context", unsafe { driver::ctx::set_current(self.context) })?;
-            CURRENT.set(context);
-        }
-        Ok(())
+        // SAFETY: the context is retained until `self` is dropped.
+        unsafe { Context(self.context as usize).make_current() }
     }
 
     /// Calls `f` with the GPU's context current on this thread.
@@ -482,7 +496,7 @@ impl Driver for Nvidia {
 
     fn blas(&self) -> Result<Box<dyn Blas>, CudaError> {
         self.current()?;
-        Ok(Box::new(CublasLt::open()?))
+        Ok(Box::new(CublasLt::open(Context(self.context as usize))?))
     }
 }
 

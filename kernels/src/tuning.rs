@@ -1,0 +1,85 @@
+//! Choices between variants of a kernel that are compiled in, by architecture.
+//!
+//! A variant is another plan of the same kernel: other tile shapes, stages or splits, with results within the same
+//! tolerance. `reel bench op NAME --variants` times the variants at a size (`./run.sh tune` of the GPU bundle, at the
+//! sizes that matter); [`TABLE`] has what was chosen, and plans read nothing else.
+
+use crate::launch::Kernel;
+use crate::{Arch, attention};
+
+/// What plans choose on an architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choices {
+    /// Compute capability times ten from which on these choices hold.
+    pub sm: u32,
+    /// Backward pass of attention on tensor cores: tiles of 128 keys instead of 64 if there are at least this many
+    /// blocks of threads with 128 keys for two multiprocessors. Tiles of 128 keys read the queries and pass on the sums
+    /// of dq half as often.
+    pub attention_bwd_wide_blocks_per_2_multiprocessors: u64,
+}
+
+/// The choices by architecture, ascending. No variant has been timed on a GPU yet; the numbers follow from counting:
+/// with 1.5 blocks per multiprocessor every one is busy.
+pub const TABLE: [Choices; 2] = [
+    Choices { sm: 80, attention_bwd_wide_blocks_per_2_multiprocessors: 3 },
+    Choices { sm: 90, attention_bwd_wide_blocks_per_2_multiprocessors: 3 },
+];
+
+/// The choices for a GPU: the last entry of [`TABLE`] whose architecture is not newer.
+pub fn choices(arch: &Arch) -> &'static Choices {
+    TABLE.iter().rev().find(|c| c.sm <= arch.sm).unwrap_or(&TABLE[0])
+}
+
+/// A kernel with a fixed choice.
+pub struct Variant {
+    /// The kernel that chooses by [`TABLE`].
+    pub of: &'static Kernel,
+    /// What is fixed, as text.
+    pub name: &'static str,
+    /// The kernel whose plan has this choice.
+    pub kernel: &'static Kernel,
+}
+
+/// All variants.
+static VARIANTS: [Variant; 3] = [
+    Variant { of: &attention::BWD_BF16, name: "tiles of 128 keys", kernel: &attention::BWD_BF16_128_KEYS },
+    Variant { of: &attention::BWD_BF16, name: "tiles of 64 keys", kernel: &attention::BWD_BF16_64_KEYS },
+    Variant { of: &attention::BWD_BF16, name: "dq in a stage of its own", kernel: &attention::BWD_BF16_SEPARATE_DQ },
+];
+
+/// The variants of a kernel; none if it has no choice.
+pub fn variants_of(kernel: &'static Kernel) -> impl Iterator<Item = &'static Variant> {
+    VARIANTS.iter().filter(move |v| std::ptr::eq(v.of, kernel))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::folder::{KernelFolder, Sizes};
+
+    #[test]
+    fn the_table_is_ascending_and_every_gpu_has_choices() {
+        assert!(TABLE.is_sorted_by_key(|c| c.sm));
+        for arch in [Arch::A100, Arch::SM86, Arch::SM89] {
+            assert_eq!(choices(&arch).sm, 80);
+        }
+        assert_eq!(choices(&Arch::H100).sm, 90);
+    }
+
+    #[test]
+    fn a_plan_is_that_of_one_variant_and_variants_differ() {
+        let folder: &KernelFolder = &attention::FOLDER;
+        for tokens in [64, 512, 8192] {
+            let sizes = Sizes::new([("tokens".to_string(), tokens)]).unwrap();
+            let examples = folder.examples_with_sizes(&sizes).unwrap();
+            let launch = &examples.iter().find(|e| e.launch.kernel.name == "attention_bwd_bf16").unwrap().launch;
+            let symbols = |kernel: &Kernel| {
+                let stages = (kernel.plan)(&launch.params, &Arch::H100);
+                stages.iter().map(|s| s.symbol).collect::<Vec<_>>()
+            };
+            let all: Vec<_> = variants_of(launch.kernel).map(|v| symbols(v.kernel)).collect();
+            assert_eq!(all.iter().filter(|v| **v == symbols(launch.kernel)).count(), 1, "{tokens}: {all:?}");
+            assert!(all[0] != all[1] && all[1] != all[2] && all[0] != all[2], "{all:?}");
+        }
+    }
+}
