@@ -6,155 +6,203 @@ cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 # Exported, because functions below run in child shells.
 export OUT=${OUT:-$PWD/results} XDG_CACHE_HOME=${XDG_CACHE_HOME:-/tmp/reel-cache}
 export REEL_TEST_BIN=$PWD/reel REEL_TEST_GOLDEN=$PWD/golden
-models=${MODELS:-/tmp/reel-models} device=${DEVICE:-cuda}
-mkdir -p "$OUT" "$models" || exit 1
-
-# Decompress programs that the bundle contains as .gz files.
-for program in instructions cuda_device; do
-    [ -e "$program" ] || [ ! -e "$program.gz" ] && continue
-    gzip -dc "$program.gz" >"$program.part" && chmod +x "$program.part" && mv "$program.part" "$program" || exit 1
-done
+models=${MODELS:-/tmp/reel-models} device=${DEVICE:-cuda} python=${PYTHON:-python3}
+raw=${RAW:-/tmp/reel-raw}
+phases=(machine relay check step kernels products models training profile tune counters sanitizer seeds compare)
 
 help() {
     cat <<'TEXT'
-./run.sh COMMAND        writes results to $OUT (default ./results) as they are measured
+./run.sh all            runs every phase, the riskiest first, until SECONDS_LEFT are over; called again, it goes on where it stopped
+./run.sh PHASE...       runs these phases only, in the same way:
+  machine     describe the machine; exit at once if the device cannot be used
+  relay       run the backward pass of attention alone, 20 seconds each: its blocks wait for each other
+  check       compare every kernel with its formula, in parallel, seed 0
+  step        run golden models and training steps through the whole device
+  kernels     time kernels, beside torch's
+  products    time matrix products, beside torch's
+  models      time decode, prefill, rollouts and the first token, beside transformers
+  training    time SFT steps, with and without recomputation, and a GRPO step, beside transformers
+  profile     measure where the time of a decode step and a training step goes: pages and traces
+  tune        time the compiled-in variants of kernels, and print the fastest by shape
+  counters    read the GPU's counters of the ten kernels that matter, if NVIDIA's ncu is installed
+  sanitizer   run a training step of the tiny model under compute-sanitizer, if it is installed
+  seeds       compare every kernel with its formula, seeds 1 to 3
+  compare     compare every kernel with the simulator, and single PTX instructions bit by bit
 
-  check      compare every kernel with its formula, in parallel, seeds 0 to 3; run golden models and training steps (2 minutes)
-  compare    compare every kernel with the simulator, and single PTX instructions bit by bit (5 minutes)
-  models     make the models for bench and profile, with random weights (7b: 17 GB); bench and profile do this if needed
-  bench      measure reel and its peers in the same run; print a table at the end (4 minutes)
-  profile    measure where the time of a decode step and a training step goes: tables, pages, traces (2 minutes)
+At the end it writes to $OUT (default ./results) all.json, table.txt (reel beside its peers), failures.txt, and raw.tar.gz with all that
+was printed, and prints the table and the failed items by name. Exit status: 0 all is done, 1 an item failed, 3 none failed and some
+are not done yet. An item that ended is not repeated; RETRY=1 repeats the failed ones, FRESH=1 repeats all.
 
-Environment: OUT, MODELS (model folder), PRESETS ("7b 3b"), REEL_CUDA (an installation of CUDA 13), JOBS (parallel processes, 7),
-SECONDS_LEFT (time limit: bench 240, profile 120; what does not fit is skipped and named), PYTHON (for the peers, python3). To try
-the script without a GPU: DEVICE=cpu TINY=1 PRESETS=tiny.
+Environment: OUT, MODELS (model folder), RAW (scratch folder), RESUME (raw.tar.gz of an earlier call on another machine), PRESETS ("7b
+3b"), REEL_CUDA (an installation of CUDA 13; by default the packages of python3), JOBS (parallel processes, 7), SECONDS_LEFT (limit of
+this call, 560), PYTHON (for the peers and the table, python3). To try the script without a GPU: DEVICE=cpu TINY=1 PRESETS=tiny.
 TEXT
 }
 
-# `step NAME LIMIT COMMAND...`: runs a command with a time limit in seconds, writes its output to $OUT/NAME, and prints
-# one line of status.
-step() {
-    : >"$OUT/$1"
-    item "$1" "$1" "${@:2}"
+# Decompresses programs that the bundle contains as .gz files.
+unpack() {
+    local program
+    for program in instructions cuda_device; do
+        [ -e "$program" ] || [ ! -e "$program.gz" ] && continue
+        gzip -dc "$program.gz" >"$program.part" && chmod +x "$program.part" && mv "$program.part" "$program" || exit 1
+    done
 }
 
-# `item WHAT NAME LIMIT COMMAND...`: runs a command as `step` does, but appends its output to $OUT/NAME.
+# Lets reel search python3's packages for NVRTC and cuBLASLt, if no variable names a CUDA installation and /usr/local has none.
+find_cuda() {
+    [ -z "${REEL_CUDA:-}${CUDA_HOME:-}${CUDA_PATH:-}" ] || return 0
+    compgen -G '/usr/local/cuda*/lib64/libcublasLt.so.13' >/dev/null && return 0
+    local prefix
+    prefix=$("$python" -c 'import sys; print(sys.prefix)' 2>/dev/null) || return 0
+    compgen -G "$prefix/lib/python3*/site-packages/nvidia/cu13/lib/libcublasLt.so.13" >/dev/null && export REEL_CUDA=$prefix
+    return 0
+}
+
+# `note NAME FILE RC SECONDS ERROR`: records that an item ended.
+note() {
+    local error
+    error=$(head -c 300 <<<"$5" | tr -d '"\\\000-\011\013-\037' | tr '\n' ' ')
+    printf '{"item":"%s","phase":"%s","file":"%s","rc":%d,"seconds":%d,"error":"%s"}\n' "$1" "$phase" "$2" "$3" "$4" "$error" >>"$raw/status.jsonl"
+}
+
+# `item NAME FILE LIMIT COMMAND...`: runs a command with a time limit in seconds, appends its output to $raw/FILE when it has
+# ended, and prints one line of status. An item that ended before is not repeated. An item for which less than its limit is
+# left, and that does not end in what is left, is not done.
 item() {
-    local what=$1 name=$2 limit=$3 begun=$SECONDS rc left=$((${until:-9999} - SECONDS))
+    local name=$1 file=$2 limit=$3 begun=$SECONDS rc left=$((until - SECONDS)) said
     shift 3
-    if [ "$left" -lt 3 ]; then
-        printf '%-34s skipped: no time left\n' "$what"
-        return 1
+    grep -qF "{\"item\":\"$name\"," "$raw/status.jsonl" && return 0
+    if [ "$left" -lt 5 ] || [ "$((3 * left))" -lt "$limit" ]; then
+        undone+=("$name")
+        return 0
     fi
-    timeout "$((limit < left ? limit : left))" "$@" >>"$OUT/$name" 2>"/tmp/reel-step.err.$$"
+    timeout -k 5 "$((limit < left ? limit : left))" "$@" >"$raw/part" 2>"$raw/errors"
     rc=$?
-    printf '%-34s rc %d, %d s\n' "$what" "$rc" "$((SECONDS - begun))"
-    [ "$rc" = 124 ] && echo "  time limit exceeded"
-    [ "$rc" = 0 ] || { head -c 400 "/tmp/reel-step.err.$$"; echo; }
-    rm -f "/tmp/reel-step.err.$$"
-    return "$rc"
+    if [ "$rc" = 124 ] || [ "$rc" = 137 ]; then
+        if [ "$left" -lt "$limit" ]; then
+            undone+=("$name")
+            return 0
+        fi
+        said="time limit of $limit s exceeded; $(tail -n 1 "$raw/errors")"
+    else
+        said=$(grep -m 1 . "$raw/errors")
+    fi
+    cat "$raw/part" >>"$raw/$file"
+    [ "$rc" = 0 ] || cat "$raw/errors" >>"$raw/errors.txt"
+    [ "$rc" != 0 ] || said=
+    note "$name" "$file" "$rc" "$((SECONDS - begun))" "$said"
+    printf '%-44s rc %d, %d s%s\n' "$name" "$rc" "$((SECONDS - begun))" "${said:+: ${said:0:200}}"
+    return 0
+}
+
+# Records that an item cannot be done on this machine; that is no failure.
+absent() {
+    grep -qF "{\"item\":\"$1\"," "$raw/status.jsonl" && return 0
+    note "$1" "" 0 0 "$2"
+    echo "$1: $2"
 }
 
 # Checks the kernels of folder $1 with the options in $2...; prints JSON, with the output of failed checks.
 folder() {
     local kernel=$1 said rc
     shift
-    said=$(timeout 240 ./reel kernels check --device cuda --kernel "$kernel" --json "$@" 2>&1)
+    said=$(timeout 240 ./reel kernels check --device "$DEVICE" --kernel "$kernel" --json "$@" 2>&1)
     rc=$?
     printf '{"folder":"%s","options":"%s","rc":%d}\n%s\n' "$kernel" "$*" "$rc" "$said"
     return "$rc"
 }
-export -f folder
 
 # Checks all kernel folders, the slow ones first, with the options in $@.
 folders() {
     local all slow='attention|rms_norm|paged_attention|layer_norm|patch_merge|skinny'
     all=$(cat folders)
+    # A try on a CPU checks two folders.
+    [ -z "${TINY:-}" ] || all=$(grep -xE 'swiglu|grpo_loss' <<<"$all")
     # The variables are expanded by the inner shell.
     # shellcheck disable=SC2016
     { grep -xE "$slow" <<<"$all"; grep -vxE "$slow" <<<"$all"; } |
         xargs -P "${JOBS:-7}" -I{} bash -c 'out=$(folder {} '"$*"'); rc=$?; printf "%s\n" "$out"; exit $rc'
 }
-export -f folders
-
-# Prints failed checks of the files $@, each shortened to 300 characters.
-failures() {
-    grep -h '"ok":false\|"rc":[1-9]' "$@" | cut -c1-300
-}
+export DEVICE=$device
+export -f folder folders
 
 presets() { echo "${PRESETS:-7b 3b}"; }
 
 # Makes the models for benchmarks with random weights, unless they exist.
 make_models() {
     local preset
-    for preset in $(presets); do
+    for preset in "$@"; do
         [ -e "$models/$preset/config.json" ] && continue
-        item "model $preset" models.txt 200 ./reel init --preset "$preset" --out "$models/$preset" --quiet || return 1
+        # On a fresh machine the models are made again, also if an earlier call made them.
+        sed -i "/{\"item\":\"model $preset\",/d" "$raw/status.jsonl"
+        item "model $preset" models.txt 240 ./reel init --preset "$preset" --out "$models/$preset" --quiet
     done
 }
 
-machine() {
-    nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit,temperature.gpu --format=csv
+# `with_model PRESET ITEM...`: runs an item that needs the model of a preset. Without the model the item is not done.
+with_model() {
+    local preset=$1
+    shift
+    if [ -e "$models/$preset/config.json" ]; then item "$@"; else undone+=("$1"); fi
+}
+
+describe() {
+    [ "$DEVICE" = cpu ] || nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit,temperature.gpu,memory.total --format=csv
     ./reel doctor
 }
-export -f machine
+export -f describe
 
-# Exits with an error if the device cannot be used.
-need_device() {
-    local said
-    said=$(./reel bench op swiglu --size tokens=1 --size intermediate=1 --device "$device" --dtype bf16 --runs 1 2>&1) && return 0
-    echo "$1: device $device cannot be used: $(tail -n 1 <<<"$said")"
-    exit 1
+# `op NAME KERNEL SIZES...`: measures an op into ops.jsonl. A size is `key=value:tiny`, where `tiny` is used if TINY is set.
+op() {
+    local name=$1 kernel=$2
+    shift 2
+    sizes "$@"
+    item "$name" ops.jsonl "${LIMIT:-60}" ./reel bench op "$kernel" "${given[@]}" --dtype bf16 --device "$device" --runs "${RUNS:-20}" --no-counters --json
 }
 
-# `op WHAT NAME SIZES...`: measures an op into ops.jsonl. A size is `key=value:tiny`, where `tiny` is used if TINY is
-# set.
-op() {
-    local what=$1 name=$2 size sizes=()
-    shift 2
+# Sets `given` to the options for the sizes in $@.
+sizes() {
+    local size
+    given=()
     for size in "$@"; do
-        if [ -n "${TINY:-}" ]; then sizes+=(--size "${size%%=*}=${size##*:}"); else sizes+=(--size "${size%:*}"); fi
+        if [ -n "${TINY:-}" ]; then given+=(--size "${size%%=*}=${size##*:}"); else given+=(--size "${size%:*}"); fi
     done
-    item "$what" ops.jsonl 60 ./reel bench op "$name" "${sizes[@]}" --dtype bf16 --device "$device" --runs "${RUNS:-20}" --json
 }
 
 peers() {
-    item "peers: $1" peers.jsonl "$2" "${PYTHON:-python3}" peers/torch_kernels.py --runs "${RUNS:-20}" --only "$3" --device "$device" ${TINY:+--tiny}
+    item "peers: $1" peers.jsonl "$2" "$python" peers/torch_kernels.py --runs "${RUNS:-20}" --only "$3" --device "$device" ${TINY:+--tiny}
 }
 
-# `bench_model WHAT PRESET COMMAND OPTIONS...`: measures a model into models.jsonl.
+# `bench_model NAME PRESET COMMAND OPTIONS...`: measures a model into models.jsonl.
 bench_model() {
-    local what=$1 preset=$2 command=$3
+    local name=$1 preset=$2 command=$3
     shift 3
-    item "$what" models.jsonl 90 ./reel bench "$command" --model "$models/$preset" --device "$device" --dtype bf16 --json "$@"
+    with_model "$preset" "$name" models.jsonl 90 ./reel bench "$command" --model "$models/$preset" --device "$device" --dtype bf16 --json "$@"
 }
 
 peer_model() {
-    local preset=$1 what=$2
+    local name=$1 preset=$2
     shift 2
-    item "peers: $what $preset" qwen.jsonl 90 "${PYTHON:-python3}" peers/qwen.py "$models/$preset" --what "$what" --device "$device" \
-        --dtype bf16 --attention sdpa --rounds 3 "$@"
+    with_model "$preset" "$name" qwen.jsonl 150 "$python" peers/qwen.py "$models/$preset" --device "$device" --dtype bf16 --attention sdpa --rounds 3 "$@"
 }
 
-# Measures the seconds of a process that generates one token, with weight files in the page cache (`warm`) or not
-# (`cold`).
+# Measures the seconds of a process that generates one token, with weight files in the page cache (`warm`) or not (`cold`).
 first_token() {
     local files=$1 preset=$2 begun ended bytes rate=null
-    bytes=$(cat "$models/$preset"/*.safetensors | wc -c)
+    bytes=$(cat "$MODELS/$preset"/*.safetensors | wc -c)
     if [ "$files" = cold ]; then
-        for file in "$models/$preset"/*.safetensors; do dd if="$file" iflag=nocache count=0 status=none; done
-        rate=$(disk_rate "$models/$preset")
-        for file in "$models/$preset"/*.safetensors; do dd if="$file" iflag=nocache count=0 status=none; done
+        for file in "$MODELS/$preset"/*.safetensors; do dd if="$file" iflag=nocache count=0 status=none; done
+        rate=$(disk_rate "$MODELS/$preset")
+        for file in "$MODELS/$preset"/*.safetensors; do dd if="$file" iflag=nocache count=0 status=none; done
     fi
     begun=$EPOCHREALTIME
-    ./reel generate --model "$models/$preset" --prompt Hello --max-new-tokens 1 --device "$device" --dtype bf16 --json >/dev/null || return 1
+    ./reel generate --model "$MODELS/$preset" --prompt Hello --max-new-tokens 1 --device "$DEVICE" --dtype bf16 --json >/dev/null || return 1
     ended=$EPOCHREALTIME
     awk -v a="$begun" -v b="$ended" -v files="$files" -v preset="$preset" -v bytes="$bytes" -v rate="$rate" 'BEGIN {
         printf "{\"op\":\"first token\",\"model\":\"%s\",\"files\":\"%s\",\"seconds\":%.3f,\"bytes\":%d,\"disk_bytes_per_second\":%s}\n", preset, files, b - a, bytes, rate }'
 }
 
-# Measures bytes per second of reading up to 4 GB of a weight file without the page cache; null if direct I/O is not
-# supported.
+# Measures bytes per second of reading up to 4 GB of a weight file without the page cache; null if direct I/O is not supported.
 disk_rate() {
     local file begun ended bytes
     file=$(find "$1" -name '*.safetensors' | sort | head -n 1)
@@ -163,84 +211,250 @@ disk_rate() {
     ended=$EPOCHREALTIME
     awk -v a="$begun" -v b="$ended" -v n="$bytes" 'BEGIN { if (n > 0 && b > a) printf "%.0f", n / (b - a); else printf "null" }'
 }
-export -f first_token disk_rate
-export models device
 
-bench() {
-    local layer preset context=1024 prompt=4096 learned=8192 made=64
-    [ -z "${TINY:-}" ] || { context=32 prompt=64 learned=64 made=4; }
-    until=$((SECONDS + ${SECONDS_LEFT:-240}))
-    rm -f "$OUT"/{ops,peers,models,qwen,cold}.jsonl
-    step machine.txt 20 bash -c machine
-    need_device bench
-    # n and k of the linear layers of a 7B decoder: fused qkv, output, gate or up, down.
-    for layer in "n=4608:256 k=3584:128" "n=3584:128 k=3584:128" "n=18944:192 k=3584:128" "n=3584:128 k=18944:192"; do
-        op "products $layer" matmul m=8192:64 "${layer% *}" "${layer#* }"
+# Runs two GRPO steps of a model on text, each with 8 completions of $2 tokens, and prints the metrics of the second one.
+grpo_step() {
+    local preset=$1 tokens=$2 folder i
+    folder=$(mktemp -d "$RAW/grpo.XXXXXX")
+    for i in 1 2; do
+        printf '{"prompt":[{"role":"user","content":[{"type":"text","text":"How many people wait? Think, then answer."}]}],"solution":"<answer>%d</answer>","problem_type":"numerical"}\n' "$i"
+    done >"$folder/rows.jsonl"
+    ./reel grpo --model "$MODELS/$preset" --data "$folder/rows.jsonl" --out "$folder/out" --num-generations 8 --per-device-train-batch-size 8 \
+        --gradient-accumulation-steps 1 --max-completion-length "$tokens" --max-steps 2 --save-steps 0 --optim adamw-bf16 --device "$DEVICE" \
+        --dtype bf16 --quiet >&2 &&
+        tail -n 1 "$folder/out/metrics.jsonl" | sed "s/^{/{\"op\":\"grpo step\",\"model\":\"$preset\",\"completions\":8,\"completion_tokens\":$tokens,/"
+    local rc=$?
+    rm -rf "$folder"
+    return "$rc"
+}
+export MODELS=$models RAW=$raw
+export -f first_token disk_rate grpo_step
+
+run_machine() {
+    item "machine" machine.txt 20 bash -c describe
+    item "device" device.json 60 ./reel bench op swiglu --size tokens=1 --size intermediate=1 --device "$device" --dtype bf16 --runs 1 --no-counters --json
+}
+
+run_relay() {
+    local tokens
+    for tokens in 1024 8192; do
+        LIMIT=20 op "relay: attention backward, $tokens tokens" attention_bwd_bf16 "tokens=$tokens:64" heads=28:4 kv_heads=4:2 head_dim=128:64
     done
-    peers products 30 products
-    op "attention, 4096 tokens" attention tokens=4096:64 heads=28:4 kv_heads=4:2 head_dim=128:32 causal=1:1
-    op "attention, 8192 tokens" attention tokens=8192:64 heads=28:4 kv_heads=4:2 head_dim=128:32 causal=1:1
-    peers attention 30 attention
+    # On a CPU no check launches this kernel alone.
+    [ "$device" = cpu ] || item "relay: checks" check.jsonl 20 ./reel kernels check --device "$device" --kernel attention_bwd_bf16 --json
+}
+
+run_check() { item "checks, seed 0" check.jsonl 200 bash -c folders; }
+
+run_step() { item "golden models and steps" goldens.txt 200 bash -c golden_steps; }
+
+# Runs the golden models and training steps on the GPU. Without a GPU the tests of this program are skipped.
+golden_steps() {
+    ./cuda_device gpu_ --nocapture >"$RAW/golden" 2>&1
+    local rc=$?
+    cat "$RAW/golden"
+    [ "$DEVICE" = cpu ] || grep -q 'agrees with the reference' "$RAW/golden" || { echo "no golden step ran" >&2; rc=1; }
+    rm -f "$RAW/golden"
+    return "$rc"
+}
+export -f golden_steps
+
+run_kernels() {
+    local tokens
+    for tokens in 1024 4096 8192 16384; do
+        op "attention, $tokens tokens" attention "tokens=$tokens:64" heads=28:4 kv_heads=4:2 head_dim=128:32 causal=1:1
+    done
+    peers attention 90 attention
+    op "attention of the vision tower, full" attention tokens=8192:64 heads=16:4 kv_heads=16:4 head_dim=80:16 causal=0:0
+    op "attention of the vision tower, windows" attention tokens=8192:64 heads=16:4 kv_heads=16:4 head_dim=80:16 causal=0:0 seqs=128:4
+    op "attention with a prefix" attention tokens=8192:64 heads=28:4 kv_heads=4:2 head_dim=128:32 causal=1:1 seqs=8:4 prefix=1:1
+    peers "vision" 60 vision
+    op "paged attention, batch 1" paged_attention batch=1:1 context=1024:64 heads=28:4 kv_heads=4:2 head_dim=128:32
+    op "paged attention, batch 16" paged_attention batch=16:2 context=8192:128 heads=28:4 kv_heads=4:2 head_dim=128:32
+    op "paged attention, batch 64" paged_attention batch=64:3 context=2048:64 heads=28:4 kv_heads=4:2 head_dim=128:32
+    op "skinny, 1 row" skinny batch=1:1 n=18944:192 k=3584:128
+    op "skinny, 8 rows" skinny batch=8:3 n=18944:192 k=3584:128
+    op "skinny, 16 rows" skinny batch=16:2 n=18944:192 k=3584:128
+    peers decode 60 decode
+    op "linear to log-prob, fused" linear_log_prob_fused tokens=8192:64 hidden=3584:128 vocab=152064:500
+    op "linear to log-prob, products" linear_log_prob_products tokens=8192:64 hidden=3584:128 vocab=152064:500
+    peers "linear to log-prob" 120 head
     op "rms_norm" rms_norm tokens=8192:64 hidden=3584:128
     op "swiglu" swiglu tokens=8192:64 intermediate=18944:192
     op "adamw" adamw count=67895296:24576
-    peers "memory-bound" 50 copy,norms,pointwise,optimizer
-    op "linear to log-prob, fused" linear_log_prob_fused tokens=8192:64 hidden=3584:128 vocab=152064:500
-    op "linear to log-prob, products" linear_log_prob_products tokens=8192:64 hidden=3584:128 vocab=152064:500
-    peers "linear to log-prob" 60 head
-    make_models || return 1
+    peers "memory-bound" 120 copy,norms,pointwise,optimizer
+}
+
+run_products() {
+    local layer
+    # n and k of the linear layers of a 7B decoder: fused qkv, output, gate or up, down; then of the vision tower's MLP.
+    for layer in "n=4608:256 k=3584:128" "n=3584:128 k=3584:128" "n=18944:192 k=3584:128" "n=3584:128 k=18944:192"; do
+        op "products $layer" matmul m=8192:64 "${layer% *}" "${layer#* }"
+    done
+    for layer in "n=3420:171 k=1280:64" "n=1280:64 k=3420:171"; do
+        op "vision products $layer" matmul m=16384:64 "${layer% *}" "${layer#* }"
+    done
+    op "products at 64 rows" matmul m=64:8 n=18944:192 k=3584:128
+    peers products 60 products
+}
+
+run_models() {
+    local preset batch context=1024 prompt=4096 made=64
+    [ -z "${TINY:-}" ] || { context=32 prompt=64 made=4; }
     for preset in $(presets); do
-        bench_model "decode $preset, $context before" "$preset" decode --context "$context" --tokens "$made" --rounds 5
+        make_models "$preset"
+        for batch in 1 8 64; do
+            bench_model "decode $preset, batch $batch, $context before" "$preset" decode --context "$context" --tokens "$made" --batch "$batch" --rounds 3
+        done
         bench_model "prefill $preset, $prompt tokens" "$preset" prefill --tokens "$prompt" --rounds 5
+        bench_model "rollout $preset, 8 completions" "$preset" rollout --context "$context" --tokens "$made" --batch 8 --rounds 3
+        peer_model "peers: decode and prefill $preset" "$preset" --what decode,prefill --context "$context" --prompt-tokens "$prompt" --tokens "$made"
     done
-    preset=$(presets)
-    preset=${preset%% *}
-    bench_model "SFT step $preset, $learned tokens" "$preset" train --tokens "$learned" --rounds 3 --optim adamw-bf16
-    item "first token, files cached" cold.jsonl 60 bash -c "first_token warm $preset >/dev/null && first_token warm $preset"
-    item "first token, files cold" cold.jsonl 90 bash -c "first_token cold $preset"
-    for preset in $(presets); do
-        peer_model "$preset" decode,prefill --context "$context" --prompt-tokens "$prompt" --tokens "$made"
+    preset=$(presets) preset=${preset%% *}
+    for batch in 8 64; do
+        peer_model "peers: decode $preset, batch $batch" "$preset" --what decode --batch "$batch" --context "$context" --tokens "$made"
     done
-    preset=$(presets)
-    peer_model "${preset%% *}" train --train-tokens "$learned"
-    "${PYTHON:-python3}" table.py "$OUT" | tee "$OUT/table.txt"
+    with_model "$preset" "first token, files cached" cold.jsonl 60 bash -c "first_token warm $preset >/dev/null && first_token warm $preset"
+    with_model "$preset" "first token, files cold" cold.jsonl 90 bash -c "first_token cold $preset"
 }
 
-profile() {
-    local preset context=1024 learned=8192 device_options=(--device "$device" --dtype bf16 --json)
+run_training() {
+    local first last learned=8192 made=256
+    [ -z "${TINY:-}" ] || { learned=64 made=8; }
+    first=$(presets) last=${first##* } first=${first%% *}
+    make_models "$first" "$last"
+    bench_model "SFT step $first, $learned tokens" "$first" train --tokens "$learned" --rounds 3 --optim adamw-bf16
+    bench_model "SFT step $first, without recomputation" "$first" train --tokens "$learned" --rounds 3 --optim adamw-bf16 --gradient-checkpointing false
+    with_model "$last" "GRPO step $last, 8 completions" grpo.jsonl 150 bash -c "grpo_step $last $made"
+    peer_model "peers: SFT step $first" "$first" --what train --train-tokens "$learned"
+}
+
+run_profile() {
+    local preset context=1024 learned=8192
     [ -z "${TINY:-}" ] || { context=32 learned=64; }
-    until=$((SECONDS + ${SECONDS_LEFT:-120}))
-    need_device profile
-    make_models || return 1
-    preset=$(presets)
-    preset=$models/${preset%% *}
-    step decode.json 60 ./reel bench decode --model "$preset" --context "$context" --tokens 8 --rounds 3 "${device_options[@]}" \
-        --html "$OUT/decode.html" --trace "$OUT/decode-trace.json"
-    step train.json 90 ./reel bench train --model "$preset" --tokens "$learned" --rounds 3 --optim adamw-bf16 "${device_options[@]}" \
-        --html "$OUT/train.html" --trace "$OUT/train-trace.json"
+    preset=$(presets) preset=${preset%% *}
+    make_models "$preset"
+    with_model "$preset" "profile of decode" decode.json 60 ./reel bench decode --model "$models/$preset" --context "$context" --tokens 8 --rounds 3 \
+        --device "$device" --dtype bf16 --json --html "$raw/decode.html" --trace "$raw/decode-trace.json"
+    with_model "$preset" "profile of training" train.json 90 ./reel bench train --model "$models/$preset" --tokens "$learned" --rounds 3 --optim adamw-bf16 \
+        --device "$device" --dtype bf16 --json --html "$raw/train.html" --trace "$raw/train-trace.json"
 }
 
-case ${1:-help} in
-check)
-    step machine.txt 20 bash -c machine
-    need_device check
-    step goldens.txt 100 ./cuda_device the_gpus --nocapture
-    step check.jsonl 110 bash -c folders
-    for seed in 1 2 3; do step "check-$seed.jsonl" 60 bash -c "folders --seed $seed"; done
-    failures "$OUT"/check*.jsonl
-    ;;
-compare)
-    need_device compare
-    step instructions.jsonl 120 ./instructions
-    step compare.jsonl 280 bash -c 'folders --compare'
-    failures "$OUT/compare.jsonl"
-    ;;
-models) make_models ;;
-bench) bench ;;
-profile) profile ;;
+run_tune() {
+    local tokens shape
+    for tokens in 1024 2048 4096 8192 16384; do
+        sizes "tokens=$tokens:64" heads=28:4 kv_heads=4:2 head_dim=128:64
+        variants "attention backward, $tokens tokens" attention_bwd_bf16
+    done
+    for shape in seqs=1:1 seqs=128:4; do
+        sizes tokens=8192:128 heads=16:4 kv_heads=16:4 head_dim=80:80 causal=0:0 "$shape"
+        variants "attention backward of the vision tower, ${shape%:*}" attention_bwd_bf16
+    done
+}
+
+# `variants NAME KERNEL`: times the variants of a kernel at the sizes in `given`.
+variants() {
+    item "variants: $1" tune.jsonl 60 ./reel bench op "$2" "${given[@]}" --variants --dtype bf16 --device "$device" --runs "${RUNS:-20}" --no-counters --json
+}
+
+# The ten kernels that matter, with their sizes.
+run_counters() {
+    local line kernel
+    if [ "$device" = cpu ] || ! { command -v ncu >/dev/null || compgen -G '/usr/local/cuda*/bin/ncu' >/dev/null; }; then
+        absent "counters" "not read: ncu is not installed"
+        return 0
+    fi
+    while read -r -a line; do
+        kernel=${line[0]}
+        sizes "${line[@]:1}"
+        item "counters: ${line[*]}" counters.jsonl 100 ./reel bench op "$kernel" "${given[@]}" --dtype bf16 --device "$device" --runs 5 --json
+    done <<'TEXT'
+attention_bwd_bf16 tokens=8192:64
+attention_fwd_bf16 tokens=8192:64
+paged_attention_fwd_bf16 batch=16:2 context=8192:64
+skinny_swiglu_bf16 batch=1:1
+skinny_linear_bf16 batch=16:2
+rms_norm_bwd_bf16 tokens=8192:64
+rms_norm_add_fwd_bf16 tokens=8192:64
+swiglu_bwd_bf16 tokens=8192:64
+log_prob_fwd rows=110:10
+adamw_bf16_moments_bf16 count=67895296:24576
+TEXT
+}
+
+run_sanitizer() {
+    local sanitizer
+    sanitizer=$(command -v compute-sanitizer || compgen -G '/usr/local/cuda*/bin/compute-sanitizer' | tail -n 1)
+    if [ "$device" = cpu ] || [ -z "$sanitizer" ]; then
+        absent "memcheck of a training step" "not done: compute-sanitizer is not installed"
+        return 0
+    fi
+    make_models tiny
+    with_model tiny "memcheck of a training step" sanitizer.txt 240 "$sanitizer" --tool memcheck --error-exitcode 9 ./reel bench train --model "$models/tiny" \
+        --tokens 64 --rounds 1 --optim adamw-bf16 --device "$device" --dtype bf16
+}
+
+run_seeds() {
+    local seed
+    for seed in 1 2 3; do item "checks, seed $seed" check.jsonl 120 bash -c "folders --seed $seed"; done
+}
+
+run_compare() {
+    if [ "$device" = cpu ]; then
+        absent "compare" "not done: there is no GPU to compare with the simulator"
+        return 0
+    fi
+    item "instructions" instructions.jsonl 150 ./instructions
+    item "compare with the simulator" compare.jsonl 300 bash -c 'folders --compare'
+}
+
+# Runs the phases in $@, then writes and prints the results.
+run() {
+    # A call as a whole ends before its limit: writing the results takes a few seconds.
+    until=$((SECONDS + ${SECONDS_LEFT:-560} - 15)) undone=()
+    mkdir -p "$OUT" "$models" || exit 1
+    unpack
+    find_cuda
+    [ -z "${FRESH:-}" ] || rm -rf "$raw" "$OUT/raw.tar.gz"
+    if [ ! -e "$raw/status.jsonl" ]; then
+        mkdir -p "$raw" || exit 1
+        local from=${RESUME:-$OUT/raw.tar.gz}
+        [ ! -e "$from" ] || tar -xzf "$from" -C "$raw" || exit 1
+        touch "$raw/status.jsonl"
+    fi
+    [ -z "${RETRY:-}" ] || sed -i '/"rc":0,/!d' "$raw/status.jsonl"
+    cp -f commit "$raw/" 2>/dev/null
+    for phase in "$@"; do
+        "run_$phase"
+        if grep -q '{"item":"device",.*"rc":[^0]' "$raw/status.jsonl"; then
+            echo "device $device cannot be used: $(tail -n 1 "$raw/errors.txt")"
+            break
+        fi
+    done
+    finish
+}
+
+# Writes all.json, table.txt, failures.txt and raw.tar.gz, and prints the table and the failures.
+finish() {
+    rm -f "$raw/part" "$raw/errors"
+    printf '%s\n' "${undone[@]}" >"$raw/undone.txt"
+    "$python" table.py "$raw" "$OUT"
+    local rc=$?
+    tar -czf "$OUT/raw.tar.gz" -C "$raw" . || exit 1
+    exit "$rc"
+}
+
+[ $# -gt 0 ] || set -- help
+case $1 in
 help | --help | -h) help ;;
+all) run "${phases[@]}" ;;
 *)
-    echo "error: $1: unknown command; ./run.sh help lists all commands" >&2
-    exit 2
+    for name in "$@"; do
+        if [[ " ${phases[*]} " != *" $name "* ]]; then
+            echo "error: $name: unknown phase; ./run.sh help lists all" >&2
+            exit 2
+        fi
+    done
+    run "$@"
     ;;
 esac

@@ -1,30 +1,44 @@
-"""Prints the table at the end of `run.sh bench`: the result of reel, that of the best peer in the same run, their ratio, the target.
+"""Writes and prints what `run.sh` measured: reel beside its peers, the fastest variants, and the failures by name.
 
-    python3 table.py FOLDER
+    python3 table.py FOLDER OUT
 
-Reads ops.jsonl, models.jsonl, peers.jsonl, qwen.jsonl and cold.jsonl in FOLDER; missing values are printed as `-`.
+Reads the raw results in FOLDER (*.jsonl, status.jsonl, undone.txt) and writes to OUT: all.json (everything in one file, from which
+shares.py derives the prices of `reel plan`), table.txt and failures.txt. A missing value of the table is printed as `-`. Exit status: 1 if
+an item failed, 3 if none failed and some are not done, else 0.
 """
 
+import datetime
 import json
 import os
 import sys
 
-FOLDER = sys.argv[1]
+FOLDER, OUT = sys.argv[1:]
 
 
 def lines(name):
     path = os.path.join(FOLDER, name)
-    for text in open(path) if os.path.exists(path) else []:
+    for text in open(path, errors="replace") if os.path.exists(path) else []:
         try:
-            yield json.loads(text)
-        except ValueError:  # An incomplete line of a run that was stopped.
-            pass
+            value = json.loads(text)
+        except ValueError:  # A line that is no JSON: an error message.
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def text_of(name):
+    path = os.path.join(FOLDER, name)
+    return open(path, errors="replace").read() if os.path.exists(path) else ""
 
 
 OPS = [(kernel, result["ceilings"]) for result in lines("ops.jsonl") for kernel in result.get("kernels", [])]
 PEERS = [p for p in lines("peers.jsonl") if "seconds" in p]
 MODELS, QWEN = list(lines("models.jsonl")), [q for q in lines("qwen.jsonl") if "seconds" in q]
-COLD = list(lines("cold.jsonl"))
+COLD, GRPO = list(lines("cold.jsonl")), list(lines("grpo.jsonl"))
+TUNED = [kernel for result in lines("tune.jsonl") for kernel in result.get("kernels", [])]
+COUNTERS = [counters for result in lines("counters.jsonl") for counters in result.get("counters", [])]
+STATUS, UNDONE = list(lines("status.jsonl")), text_of("undone.txt").split("\n")
+TABLE = []
 
 
 def peer(kernel, size, words=""):
@@ -35,7 +49,7 @@ def peer(kernel, size, words=""):
 
 def row(work, figure, unit, theirs=None, ratio=None, aim="", whose=""):
     text = lambda x: "-" if x is None else f"{x:.2f}" if isinstance(x, float) else str(x)
-    print(f"{work:52} {text(figure):>10} {unit:9} {text(theirs):>10} {text(ratio):>7}  {aim:28} {whose}")
+    TABLE.append(f"{work:52} {text(figure):>10} {unit:9} {text(theirs):>10} {text(ratio):>7}  {aim:28} {whose}".rstrip())
 
 
 def op_rows():
@@ -45,7 +59,8 @@ def op_rows():
         if name in ("join_master", "split_master_bf16"):
             continue
         words = {"attention_bwd_bf16": "deterministic"}.get(name, "cross_entropy" if name.startswith("linear_log_prob") else "")
-        short = size.replace(" heads=", " h=").replace(" kv_heads=", "/").replace(" head_dim=", " d=").replace(" causal=1", "")
+        short = size.replace(" heads=", " h=").replace(" kv_heads=", "/").replace(" head_dim=", " d=").replace(" causal=1", "").replace(" prefix=0", "")
+        short = " ".join(part for part in short.split() if part != "seqs=1")
         theirs, whose = peer(name.replace("_fused_fwd", "_fwd").replace("_products_fwd", "_fwd"), size, words)
         ratio = theirs / seconds if theirs else None
         rate, per = kernel["flops"] / 1e12, "TFLOP/s"
@@ -72,7 +87,9 @@ def op_rows():
 def model_rows():
     for m in MODELS:
         preset = os.path.basename(m["model"].rstrip("/"))
-        same = [q for q in QWEN if q["op"] == m["op"] and q["tokens"] == m["tokens"] and os.path.basename(q["model"].rstrip("/")) == preset]
+        like = lambda q: all(q[key] == m[key] for key in ("op", "tokens", "batch")) and os.path.basename(q["model"].rstrip("/")) == preset
+        # The peers recompute activations.
+        same = [q for q in QWEN if like(q) and m.get("recompute") != "nothing"]
         best = max(same, key=lambda q: q["tokens_per_second"], default=None)
         theirs = best and best["tokens_per_second"]
         ratio = theirs and m["tokens_per_second"] / theirs
@@ -98,7 +115,75 @@ def cold_rows():
         row(f"first token {c['model']}, files {c['files']}", c["seconds"], "s", allowed, None, aim, "what the disk allows" if cold else "")
 
 
+def grpo_rows():
+    for g in GRPO:
+        what = f"GRPO step {g['model']}, {g['completions']} completions of {g['completion_tokens']}"
+        row(what, g["step_seconds"], "s")
+        row("  of which rollout", g["rollout_seconds"], "s")
+
+
+def tune_rows():
+    """The fastest variant of each kernel and size, and how much longer the choice of the source takes."""
+    for key in dict.fromkeys((k["kernel"], k["size"]) for k in TUNED):
+        of_key = [k for k in TUNED if (k["kernel"], k["size"]) == key]
+        fastest = min((k for k in of_key if k["variant"]), key=lambda k: k["seconds"], default=None)
+        chosen = next((k for k in of_key if not k["variant"]), None)
+        if fastest and chosen:
+            ratio = chosen["seconds"] / fastest["seconds"]
+            TABLE.append(f"{key[0]} {key[1]}: {fastest['variant']}, {fastest['seconds'] * 1e3:.3f} ms; the source's choice takes {ratio:.3f} times as long")
+
+
+def failures():
+    """Names of failed items, with their error, and of failed checks."""
+    named = [f"{s['item']}: {s['error'] or 'exit status %d' % s['rc']}" for s in STATUS if s["rc"] != 0]
+    for name in ("check.jsonl", "compare.jsonl"):
+        for result in lines(name):
+            named += [f"check {c['folder']} {c['check']}, seed {result.get('seed')}: {str(c.get('error', c))[:200]}" for c in result.get("checks", []) if not c["ok"]]
+    for result in lines("ops.jsonl"):
+        named += [f"bench op {result['name']}: {problem}" for problem in result.get("problems", [])]
+    return named
+
+
+def write(name, text):
+    with open(os.path.join(OUT, name), "w") as file:
+        file.write(text)
+
+
 row("work", "reel", "", "peer", "ratio", "aim", "peer's name")
 op_rows()
 model_rows()
+grpo_rows()
 cold_rows()
+if TUNED:
+    TABLE.append("\nvariants: the fastest by shape (the table of choices: kernels/src/tuning.rs)")
+    tune_rows()
+if COUNTERS:
+    TABLE.append("\ncounters: what explains the time of each kernel")
+    TABLE += [f"{c['symbol']:44} {c['explanation']}" for c in COUNTERS]
+FAILED, UNDONE = failures(), [name for name in dict.fromkeys(UNDONE) if name]
+KERNELS = [k for result in lines("ops.jsonl") for k in result.get("kernels", [])]
+ALL = {
+    "date": datetime.date.today().isoformat(),
+    "commit": text_of("commit").strip(),
+    "machine": text_of("machine.txt"),
+    "ceilings": next((c for _, c in OPS), None),
+    "items": STATUS,
+    "kernels": KERNELS,
+    "models": MODELS,
+    "grpo": GRPO,
+    "first_token": COLD,
+    "peers": PEERS + QWEN,
+    "variants": TUNED,
+    "counters": COUNTERS,
+    "profile": {name: next(lines(f"{name}.json"), None) for name in ("decode", "train")},
+    "failures": FAILED,
+    "not_done": UNDONE,
+}
+write("all.json", json.dumps(ALL, indent=1) + "\n")
+write("table.txt", "\n".join(TABLE) + "\n")
+write("failures.txt", "".join(f"{name}\n" for name in FAILED))
+print("\n" + "\n".join(TABLE))
+if UNDONE:
+    print(f"\n{len(UNDONE)} items are not done, for lack of time; call again:\n  " + "\n  ".join(UNDONE))
+print(f"\n{len(FAILED)} failures" + "".join(f"\n  {name}" for name in FAILED))
+sys.exit(1 if FAILED else 3 if UNDONE else 0)

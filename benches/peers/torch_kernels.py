@@ -6,7 +6,7 @@ Prints one line of JSON per kernel: kernel and size as in `reel bench op NAME --
 all runs). As in reel, 256 MiB are overwritten before each run and times are GPU events. If a library is not installed, or this build of
 torch lacks a kernel, the line has `absent` or `error`. --tiny selects small sizes to try the script, also on a CPU.
 
-Parts: copy, products, norms, attention, decode, pointwise, head, optimizer. (This file must not be called kernels.py, because
+Parts: copy, products, norms, attention, vision, decode, pointwise, head, optimizer. (This file must not be called kernels.py, because
 transformers imports a package of that name.)
 """
 
@@ -20,7 +20,7 @@ import torch.utils.checkpoint
 
 args = argparse.ArgumentParser(description="Times of torch's kernels.")
 args.add_argument("--runs", type=int, default=20)
-args.add_argument("--only", default="copy,products,norms,attention,decode,pointwise,head,optimizer")
+args.add_argument("--only", default="copy,products,norms,attention,vision,decode,pointwise,head,optimizer")
 args.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
 args.add_argument("--tiny", action="store_true")
 args = args.parse_args()
@@ -103,16 +103,31 @@ def norms():
 def attention():
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    for tokens in [TOKENS // 2, TOKENS]:
+    for tokens in [TOKENS] if args.tiny else [TOKENS // 8, TOKENS // 2, TOKENS, 2 * TOKENS]:
         q, k, v = (rand(1, h, tokens, HEAD_DIM, grad=True) for h in (HEADS, KV_HEADS, KV_HEADS))
         # For backends without grouped-query attention, keys and values are repeated first; the arithmetic is the same.
         repeated = [x.detach().repeat_interleave(HEADS // KV_HEADS, 1).requires_grad_() for x in (k, v)]
-        size = f"tokens={tokens} heads={HEADS} kv_heads={KV_HEADS} head_dim={HEAD_DIM} causal=1"
+        size = f"tokens={tokens} heads={HEADS} kv_heads={KV_HEADS} head_dim={HEAD_DIM} causal=1 seqs=1 prefix=0"
         flops = 4 * HEAD_DIM * HEADS * tokens * (tokens + 1) // 2
         for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
             with sdpa_kernel(backend):
                 sdpa_both(f"sdpa {backend.name}", size, flops, q, (k, v), repeated)
         flash_attn(size, flops, q, k, v)
+
+
+def vision():
+    """Measures the vision tower's products and its attention: over all patches, and in windows of 64."""
+    patches, width, inner, heads, head_dim, windows = (64, 64, 171, 4, 16, 4) if args.tiny else (16384, 1280, 3420, 16, 80, 128)
+    for n, k in [(inner, width), (width, inner)]:
+        x, w, dy = rand(patches, k), rand(n, k), rand(patches, n)
+        size, flops = f"m={patches} n={n} k={k}", 2 * patches * n * k
+        time("matmul_fwd_bf16", size, "matmul (cuBLAS)", lambda: x @ w.t(), flops=flops)
+        time("matmul_dx_bf16", size, "matmul (cuBLAS)", lambda: dy @ w, flops=flops)
+        time("matmul_dw_bf16", size, "matmul (cuBLAS)", lambda: dy.t() @ x, flops=flops)
+    for seqs in (1, windows):
+        q, k, v = (rand(seqs, heads, TOKENS // seqs, head_dim, grad=True) for _ in range(3))
+        size = f"tokens={TOKENS} heads={heads} kv_heads={heads} head_dim={head_dim} causal=0 seqs={seqs} prefix=0"
+        both("attention", "bf16", size, "sdpa", lambda: F.scaled_dot_product_attention(q, k, v), [q, k, v], also_compiled=False)
 
 
 def sdpa_both(peer, size, flops, q, grouped, repeated):
@@ -158,17 +173,20 @@ def flash_attn(size, flops, q, k, v):
 def decode():
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    q = rand(BATCH, HEADS, 1, HEAD_DIM)
-    k, v = rand(BATCH, KV_HEADS, CONTEXT, HEAD_DIM), rand(BATCH, KV_HEADS, CONTEXT, HEAD_DIM)
-    size = f"batch={BATCH} context={CONTEXT} heads={HEADS} kv_heads={KV_HEADS} head_dim={HEAD_DIM}"
-    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
-        with sdpa_kernel(backend):
-            f = lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-            time("paged_attention_fwd_bf16", size, f"sdpa {backend.name}, contiguous cache", f)
-    x, w, w2 = rand(BATCH, HIDDEN), rand(INTERMEDIATE, HIDDEN), rand(INTERMEDIATE, HIDDEN)
-    size = f"batch={BATCH} n={INTERMEDIATE} k={HIDDEN}"
-    time("skinny_linear_bf16", size, "linear (cuBLAS)", lambda: F.linear(x, w))
-    time("skinny_swiglu_bf16", size, "linear twice, silu, mul", lambda: F.silu(F.linear(x, w)) * F.linear(x, w2))
+    for batch, context in [(BATCH, CONTEXT)] if args.tiny else [(1, 1024), (BATCH, CONTEXT), (64, 2048)]:
+        q = rand(batch, HEADS, 1, HEAD_DIM)
+        k, v = rand(batch, KV_HEADS, context, HEAD_DIM), rand(batch, KV_HEADS, context, HEAD_DIM)
+        size = f"batch={batch} context={context} heads={HEADS} kv_heads={KV_HEADS} head_dim={HEAD_DIM}"
+        for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+            with sdpa_kernel(backend):
+                f = lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+                time("paged_attention_fwd_bf16", size, f"sdpa {backend.name}, contiguous cache", f)
+    w, w2 = rand(INTERMEDIATE, HIDDEN), rand(INTERMEDIATE, HIDDEN)
+    for batch in [BATCH] if args.tiny else [1, 8, BATCH]:
+        x = rand(batch, HIDDEN)
+        size = f"batch={batch} n={INTERMEDIATE} k={HIDDEN}"
+        time("skinny_linear_bf16", size, "linear (cuBLAS)", lambda: F.linear(x, w))
+        time("skinny_swiglu_bf16", size, "linear twice, silu, mul", lambda: F.silu(F.linear(x, w)) * F.linear(x, w2))
     logits = rand(BATCH, VOCAB, dtype=torch.float32)
 
     def sample():
@@ -254,7 +272,7 @@ def optimizer():
 
 
 def main():
-    parts = {f.__name__: f for f in (copy, products, norms, attention, decode, pointwise, head, optimizer)}
+    parts = {f.__name__: f for f in (copy, products, norms, attention, vision, decode, pointwise, head, optimizer)}
     for name in args.only.split(","):
         try:
             parts[name]()
