@@ -31,7 +31,8 @@ help() {
 
 At the end it writes to $OUT (default ./results) all.json, table.txt (reel beside its peers), failures.txt, and raw.tar.gz with all that
 was printed, and prints the table and the failed items by name. Exit status: 0 all is done, 1 an item failed, 3 none failed and some
-are not done yet. An item that ended is not repeated; RETRY=1 repeats the failed ones, FRESH=1 repeats all.
+are not done yet. An item that ended is not repeated; RETRY=1 repeats the failed ones of these phases,
+FRESH=1 repeats all.
 
 Environment: OUT, MODELS (model folder), RAW (scratch folder), RESUME (raw.tar.gz of an earlier call on another machine), PRESETS ("7b
 3b"), REEL_CUDA (an installation of CUDA 13; by default the packages of python3), JOBS (parallel processes, 7), SECONDS_LEFT (limit of
@@ -422,7 +423,11 @@ run() {
         [ ! -e "$from" ] || tar -xzf "$from" -C "$raw" || exit 1
         touch "$raw/status.jsonl"
     fi
-    [ -z "${RETRY:-}" ] || sed -i '/"rc":0,/!d' "$raw/status.jsonl"
+    if [ -n "${RETRY:-}" ]; then
+        for phase in "$@"; do sed -i "/\"phase\":\"$phase\"/{/\"rc\":0,/!d}" "$raw/status.jsonl"; done
+    fi
+    # A device that could not be used before is tried again.
+    sed -i '/{"item":"device",.*"rc":[1-9]/d' "$raw/status.jsonl"
     cp -f commit "$raw/" 2>/dev/null
     for phase in "$@"; do
         "run_$phase"

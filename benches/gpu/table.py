@@ -136,12 +136,13 @@ def tune_rows():
 def failures():
     """Names of failed items, with their error, and of failed checks."""
     named = [f"{s['item']}: {s['error'] or 'exit status %d' % s['rc']}" for s in STATUS if s["rc"] != 0]
+    checks = {}  # Of a check that was repeated, the last result counts.
     for name in ("check.jsonl", "compare.jsonl"):
         for result in lines(name):
-            named += [f"check {c['folder']} {c['check']}, seed {result.get('seed')}: {str(c.get('error', c))[:200]}" for c in result.get("checks", []) if not c["ok"]]
-    for result in lines("ops.jsonl"):
-        named += [f"bench op {result['name']}: {problem}" for problem in result.get("problems", [])]
-    return named
+            for c in result.get("checks", []):
+                checks[name, c["folder"], c["check"], result.get("seed")] = c
+    failed = [(key, c) for key, c in checks.items() if not c["ok"]]
+    return named + [f"check {folder} {check}, seed {seed}: {str(c.get('error', c))[:200]}" for (_, folder, check, seed), c in failed]
 
 
 def write(name, text):
