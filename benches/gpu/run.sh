@@ -43,7 +43,7 @@ TEXT
 # Decompresses programs that the bundle contains as .gz files.
 unpack() {
     local program
-    for program in instructions cuda_device; do
+    for program in reel instructions cuda_device; do
         [ -e "$program" ] || [ ! -e "$program.gz" ] && continue
         gzip -dc "$program.gz" >"$program.part" && chmod +x "$program.part" && mv "$program.part" "$program" || exit 1
     done
