@@ -55,7 +55,8 @@ fn a_decode_step_has_six_launches_a_layer() {
         let plan = plan(&format!("--preset 7b --tokens 100 --gpu h200 {more}"));
         let ops = plan["ops"].as_array().unwrap().iter().filter(|op| op["phase"] == "decode");
         let all: f64 = ops.filter_map(|op| op["launches"].as_f64()).sum();
-        // Besides the layers: embedding, angles, the last norm, the output layer, sampling, and the advance of positions.
+        // Besides the layers: embedding, angles, the last norm, the output layer, sampling, and the advance of
+        // positions.
         assert!(all - 6.0 * layers <= 6.0, "{all} launches in {layers} layers {more}");
         all - 6.0 * layers
     };
@@ -88,7 +89,8 @@ fn longer_prompts_leave_room_for_fewer_sequences() {
     for path in ["/time_to_first_token_seconds", "/inter_token_seconds"] {
         assert!(number(&long, path) > number(&short, path), "{path}");
     }
-    // On a CPU: 4096 tokens for each of the completions, 3 layers with 64 values for keys and for values in f32 a token.
+    // On a CPU: 4096 tokens for each of the completions, 3 layers with 64 values for keys and for values in f32 a
+    // token.
     let on_cpu = plan("--preset tiny --tokens 40 --device cpu --batch-size 64");
     assert_eq!(number(&on_cpu, "/kv_tokens"), 64.0 * 4096.0);
     let table = run("plan serve --preset tiny --tokens 40 --device cpu --batch-size 3".split(' ')).ok().to_string();

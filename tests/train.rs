@@ -592,6 +592,8 @@ fn selective_checkpointing_takes_little_memory_and_time() {
                        --gradient-accumulation-steps 1 --gradient-checkpointing";
         let plan = run(command.split_whitespace().chain([checkpointing])).json();
         let number = |key: &str| plan.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {key}"));
+        let named = plan["subject"].as_str().is_some_and(|s| s.contains(", gradient checkpointing "));
+        assert!(named, "the plan does not say what it computes again: {}", plan["subject"]);
         (number("/peak_bytes"), number("/flops"))
     };
     let [none, selective, full, auto] = ["none", "selective", "full", "auto"].map(plan);

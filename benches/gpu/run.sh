@@ -49,7 +49,8 @@ unpack() {
     done
 }
 
-# Lets reel search python3's packages for NVRTC and cuBLASLt, if no variable names a CUDA installation and /usr/local has none.
+# Lets reel search python3's packages for NVRTC and cuBLASLt, if no variable names a CUDA installation and /usr/local
+# has none.
 find_cuda() {
     [ -z "${REEL_CUDA:-}${CUDA_HOME:-}${CUDA_PATH:-}" ] || return 0
     compgen -G '/usr/local/cuda*/lib64/libcublasLt.so.13' >/dev/null && return 0
@@ -66,9 +67,9 @@ note() {
     printf '{"item":"%s","phase":"%s","file":"%s","rc":%d,"seconds":%d,"error":"%s"}\n' "$1" "$phase" "$2" "$3" "$4" "$error" >>"$raw/status.jsonl"
 }
 
-# `item NAME FILE LIMIT COMMAND...`: runs a command with a time limit in seconds, appends its output to $raw/FILE when it has
-# ended, and prints one line of status. An item that ended before is not repeated. An item for which less than its limit is
-# left, and that does not end in what is left, is not done.
+# `item NAME FILE LIMIT COMMAND...`: runs a command with a time limit in seconds, appends its output to $raw/FILE when
+# it has ended, and prints one line of status. An item that ended before is not repeated. An item for which less than
+# its limit is left, and that does not end in what is left, is not done.
 item() {
     local name=$1 file=$2 limit=$3 begun=$SECONDS rc left=$((until - SECONDS)) said
     shift 3
@@ -153,7 +154,8 @@ describe() {
 }
 export -f describe
 
-# `op NAME KERNEL SIZES...`: measures an op into ops.jsonl. A size is `key=value:tiny`, where `tiny` is used if TINY is set.
+# `op NAME KERNEL SIZES...`: measures an op into ops.jsonl. A size is `key=value:tiny`, where `tiny` is used if TINY is
+# set.
 op() {
     local name=$1 kernel=$2
     shift 2
@@ -187,7 +189,8 @@ peer_model() {
     with_model "$preset" "$name" qwen.jsonl 150 "$python" peers/qwen.py "$models/$preset" --device "$device" --dtype bf16 --attention sdpa --rounds 3 "$@"
 }
 
-# Measures the seconds of a process that generates one token, with weight files in the page cache (`warm`) or not (`cold`).
+# Measures the seconds of a process that generates one token, with weight files in the page cache (`warm`) or not
+# (`cold`).
 first_token() {
     local files=$1 preset=$2 begun ended bytes rate=null
     bytes=$(cat "$MODELS/$preset"/*.safetensors | wc -c)
@@ -203,7 +206,8 @@ first_token() {
         printf "{\"op\":\"first token\",\"model\":\"%s\",\"files\":\"%s\",\"seconds\":%.3f,\"bytes\":%d,\"disk_bytes_per_second\":%s}\n", preset, files, b - a, bytes, rate }'
 }
 
-# Measures bytes per second of reading up to 4 GB of a weight file without the page cache; null if direct I/O is not supported.
+# Measures bytes per second of reading up to 4 GB of a weight file without the page cache; null if direct I/O is not
+# supported.
 disk_rate() {
     local file begun ended bytes
     file=$(find "$1" -name '*.safetensors' | sort | head -n 1)
@@ -213,7 +217,8 @@ disk_rate() {
     awk -v a="$begun" -v b="$ended" -v n="$bytes" 'BEGIN { if (n > 0 && b > a) printf "%.0f", n / (b - a); else printf "null" }'
 }
 
-# Runs two GRPO steps of a model on text, each with 8 completions of $2 tokens, and prints the metrics of the second one.
+# Runs two GRPO steps of a model on text, each with 8 completions of $2 tokens, and prints the metrics of the second
+# one.
 grpo_step() {
     local preset=$1 tokens=$2 folder i
     folder=$(mktemp -d "$RAW/grpo.XXXXXX")
@@ -325,7 +330,7 @@ run_training() {
     first=$(presets) last=${first##* } first=${first%% *}
     make_models "$first" "$last"
     bench_model "SFT step $first, $learned tokens" "$first" train --tokens "$learned" --rounds 3 --optim adamw-bf16
-    bench_model "SFT step $first, without recomputation" "$first" train --tokens "$learned" --rounds 3 --optim adamw-bf16 --gradient-checkpointing false
+    bench_model "SFT step $first, without recomputation" "$first" train --tokens "$learned" --rounds 3 --optim adamw-bf16 --gradient-checkpointing none
     with_model "$last" "GRPO step $last, 8 completions" grpo.jsonl 150 bash -c "grpo_step $last $made"
     peer_model "peers: SFT step $first" "$first" --what train --train-tokens "$learned"
 }

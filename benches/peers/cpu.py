@@ -43,8 +43,8 @@ WORKS = {
                                      "--weights", "copied"], ["transformers", "openvino"]) for b in (1, 8, 32)},
     **{f"video_{d}": (d, ["prefill", "--tokens", str(TEXT), "--frames", str(FRAMES), "--frame-size", f"{SIDE}x{SIDE}"],
                       ["transformers"]) for d in ("f32", "bf16")},
-    "train_f32": ("f32", ["train", "--tokens", str(PREFILL), "--gradient-checkpointing", "false"], ["transformers"]),
-    "train_bf16": ("bf16", ["train", "--tokens", str(PREFILL), "--gradient-checkpointing", "false"],
+    "train_f32": ("f32", ["train", "--tokens", str(PREFILL), "--gradient-checkpointing", "none"], ["transformers"]),
+    "train_bf16": ("bf16", ["train", "--tokens", str(PREFILL), "--gradient-checkpointing", "none"],
                    ["transformers_autocast", "transformers_bf16"]),
 }
 

@@ -116,7 +116,7 @@ def run_reel(reel, folder, steps):
         f.write(REWARD)
     command = [reel, "grpo", "--model", folder, "--data", data, "--out", out, "--overwrite", "--device", "cpu", "--dtype", "f32", "--max-steps", str(steps),
                "--num-generations", str(GENERATIONS), "--per-device-train-batch-size", str(GENERATIONS), "--min-completion-length", str(LENGTH),
-               "--max-completion-length", str(LENGTH), "--beta", str(BETA), "--learning-rate", str(RATE), "--gradient-checkpointing", "false",
+               "--max-completion-length", str(LENGTH), "--beta", str(BETA), "--learning-rate", str(RATE), "--gradient-checkpointing", "none",
                "--reward-command", f"{sys.executable} {reward}", "--save-steps", "0", "--quiet"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)

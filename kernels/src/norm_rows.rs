@@ -58,8 +58,8 @@ pub(crate) fn plan_bwd(
     }
 }
 
-/// Returns the largest number of blocks into which a device divides `rows` rows. `partial`, the workspace of the backward
-/// kernel, has the column sums of each block.
+/// Returns the largest number of blocks into which a device divides `rows` rows. `partial`, the workspace of the
+/// backward kernel, has the column sums of each block.
 pub const fn row_block_count(rows: usize) -> usize {
     let (cpu, cuda) = (rows.div_ceil(ROWS_PER_BLOCK), rows.div_ceil(rows_per_cuda_block(rows)));
     if cpu > cuda { cpu } else { cuda }
@@ -99,8 +99,8 @@ pub(crate) fn for_each_row(team: &Team, rows: usize, cols: usize, each: impl Fn(
 }
 
 /// Calls `each(row, sums)` for every row and writes the sums over all rows to `targets`, or adds them if `accumulate`:
-/// N f32 arrays of `cols` elements. `each` adds a row's contributions to `sums`, in which target `t` has `cols` elements at `t * cols`;
-/// `sums` is empty if the targets are null.
+/// N f32 arrays of `cols` elements. `each` adds a row's contributions to `sums`, in which target `t` has `cols`
+/// elements at `t * cols`; `sums` is empty if the targets are null.
 ///
 /// Order of a sum: the rows of a part of [`ROWS_PER_BLOCK`] rows in ascending order, then the parts in ascending order,
 /// then the value in the target if `accumulate`.

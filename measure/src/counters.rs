@@ -1,5 +1,5 @@
-//! Reads a GPU's hardware counters for single kernels with NVIDIA's Nsight Compute (`ncu`), where it is installed: which
-//! part of the GPU was busiest, and so explains a kernel's time.
+//! Reads a GPU's hardware counters for single kernels with NVIDIA's Nsight Compute (`ncu`), where it is installed:
+//! which part of the GPU was busiest, and so explains a kernel's time.
 //!
 //! `ncu` runs a program and repeats each of its kernels several times under counters. The clocks stay as they are
 //! (`--clock-control none`), so that its times can be compared with others. It writes its table to a file, because the

@@ -21,7 +21,8 @@ use crate::pricing::code_hash_of_kernel;
 pub struct TimedKernel {
     /// Name of the kernel or matrix product.
     pub kernel: &'static str,
-    /// The variant that was timed instead of what the kernel's plan chooses (`reel_kernels::tuning`); `None`: the choice.
+    /// The variant that was timed instead of what the kernel's plan chooses (`reel_kernels::tuning`); `None`: the
+    /// choice.
     pub variant: Option<&'static str>,
     /// Size as text: `tokens=8192 hidden=3584`.
     pub size: String,

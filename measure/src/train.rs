@@ -105,7 +105,7 @@ pub fn measure_training(
         "busy": measured.device_busy_share(),
         "planned_peak_bytes": planned.peak,
         "planned_memory": planned.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
-        "gradient_checkpointing": used.to_possible_value().map(|v| v.get_name().to_string()),
+        "gradient_checkpointing": used.to_string(),
         "recompute": match used {
             GradientCheckpointing::None => "nothing",
             GradientCheckpointing::Selective => "the outputs of norms and of SwiGLU",

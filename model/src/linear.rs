@@ -43,8 +43,8 @@ impl JoinedWeights {
 }
 
 impl Linear {
-    /// Loads layers with the same input, each given by its name and its number of outputs, with joined weights. `None` if
-    /// not all of their weights and biases are trained.
+    /// Loads layers with the same input, each given by its name and its number of outputs, with joined weights. `None`
+    /// if not all of their weights and biases are trained.
     pub(crate) fn load_joined<const N: usize>(
         from: &WeightLoader,
         layers: [(&str, usize); N],
@@ -113,8 +113,8 @@ impl Linear {
         self.weight.tensors().chain(&self.bias).chain(adapter)
     }
 
-    /// The forward pass of a decode step, for few rows; adds `residual` to the output if it is given. `rows` i32 `[R]` has
-    /// the number of each row's adapter, if the rows may have different ones. Has no backward rule.
+    /// The forward pass of a decode step, for few rows; adds `residual` to the output if it is given. `rows` i32 `[R]`
+    /// has the number of each row's adapter, if the rows may have different ones. Has no backward rule.
     pub(crate) fn forward_skinny(
         &self,
         cx: &Cx,
@@ -125,7 +125,8 @@ impl Linear {
         self.weight.linear_skinny(cx, x, self.bias.as_ref(), self.adapter_of(rows), residual)
     }
 
-    /// The adapter of a decode step: one for each row, if this layer has such and `rows` has their numbers, else its own.
+    /// The adapter of a decode step: one for each row, if this layer has such and `rows` has their numbers, else its
+    /// own.
     fn adapter_of<'a>(&'a self, rows: Option<&'a Tensor>) -> LayerAdapter<'a> {
         match (&self.row_adapters, rows, &self.adapter) {
             (Some(stack), Some(numbers), _) => LayerAdapter::OfRows(RowAdapters { stack, numbers }),

@@ -96,8 +96,8 @@ impl Weight {
         })
     }
 
-    /// Three products of a decode step, `norm(x) · weightᵀ + bias` each; `None` if the weights are stored in different ways. Has
-    /// no backward rule.
+    /// Three products of a decode step, `norm(x) · weightᵀ + bias` each; `None` if the weights are stored in different
+    /// ways. Has no backward rule.
     pub(crate) fn linear_joined(
         cx: &Cx,
         x: &Tensor,

@@ -63,9 +63,9 @@ impl WeightLoader<'_> {
         Ok(if trained { t.into_parameter(name)? } else { t })
     }
 
-    /// Loads trained tensors as the rows of one tensor: `parts` has the name of each and its number of rows, `row` is the
-    /// shape of a row. Returns the joined tensor and each part of it. Trained tensors are copied in any case, so this
-    /// takes no more memory.
+    /// Loads trained tensors as the rows of one tensor: `parts` has the name of each and its number of rows, `row` is
+    /// the shape of a row. Returns the joined tensor and each part of it. Trained tensors are copied in any case, so
+    /// this takes no more memory.
     ///
     /// # Errors
     /// A tensor is missing or has another shape; out of memory.

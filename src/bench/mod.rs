@@ -1,5 +1,5 @@
-//! `reel bench`: measures throughput of a model or of single kernels against the limits of this machine, or of a server,
-//! and compares two results.
+//! `reel bench`: measures throughput of a model or of single kernels against the limits of this machine, or of a
+//! server, and compares two results.
 
 mod serve;
 
@@ -232,8 +232,8 @@ struct TrainArgs {
 /// backends tokens, hidden, vocab; log_prob rows, vocab; skinny batch, n, k; adamw count. attention also has seqs (the
 /// tokens are divided into sequences of equal length) and prefix (1: each sequence but the first sees the first one).
 ///
-/// On cuda, if NVIDIA's ncu is installed, the last column names the counter that explains the time: of DRAM, L2, L1, the
-/// arithmetic units and the issue slots the one that was busiest, by its share of the highest rate.
+/// On cuda, if NVIDIA's ncu is installed, the last column names the counter that explains the time: of DRAM, L2, L1,
+/// the arithmetic units and the issue slots the one that was busiest, by its share of the highest rate.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:

@@ -41,8 +41,8 @@ use crate::{generate, model, prompt};
 ///
 /// For a GPU with a record of measured kernels (h200), each op is priced by the share of the ceilings that it reached
 /// there; `priced by` in the table names the record, and says if the code of the kernel has changed since or if the
-/// recorded launch had another size. For other GPUs every op is priced by the ceilings, which gives the least time. What
-/// a launch costs by itself is not counted.
+/// recorded launch had another size. For other GPUs every op is priced by the ceilings, which gives the least time.
+/// What a launch costs by itself is not counted.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -297,7 +297,10 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         }
         Ok(DryRunCounts {
             command: O::COMMAND,
-            subject: format!("{name}, {rows}, micro-batch size {}", options.per_device_train_batch_size),
+            subject: format!(
+                "{name}, {rows}, micro-batch size {}, gradient checkpointing {}",
+                options.per_device_train_batch_size, options.gradient_checkpointing
+            ),
             dtype,
             memory: plan.memory,
             phases: plan.phases,
@@ -375,8 +378,9 @@ impl PlanGenerateArgs {
     }
 }
 
-/// Makes the attention of decode steps count `keys` keys, of all sequences and steps together. Device `dry` does not know how
-/// long sequences are, because their lengths are in device memory: it counts the whole block table of every slot.
+/// Makes the attention of decode steps count `keys` keys, of all sequences and steps together. Device `dry` does not
+/// know how long sequences are, because their lengths are in device memory: it counts the whole block table of every
+/// slot.
 fn count_keys(decode: &mut plan::OpCosts, text: &TextConfig, dtype: DType, keys: f64) {
     let layers = text.num_hidden_layers as f64;
     let (flops_per_key, bytes_per_key) = (

@@ -217,8 +217,8 @@ pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
 
 /// Returns the size in bytes of the workspace with which the backward kernel needs five matrix products instead of
 /// seven. It has one f32 for each element of dq, for the partial sums that pass from one key tile to the next, one
-/// turn counter for each row, and the ticket counter. Returns 0 if the kernel would not use it: for f32, for a head_dim without a
-/// tensor-core kernel, and with prefixes.
+/// turn counter for each row, and the ticket counter. Returns 0 if the kernel would not use it: for f32, for a head_dim
+/// without a tensor-core kernel, and with prefixes.
 pub fn workspace_bytes(dtype: DType, p: &BwdParams) -> usize {
     if dtype != DType::BF16 || !plan::has_tensor_core_backward(p.head_dim) || !p.prefix.is_null() {
         return 0;

@@ -114,8 +114,8 @@ pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     bwd_bf16_with(p, arch, if wide { KeyTiles::Wide } else { KeyTiles::Narrow })
 }
 
-/// Plans the launches of kernel `attention_bwd_bf16` with the given tiles, or with the nearest that the call and the GPU
-/// allow: without a workspace or with prefixes dq is separate, and wide tiles need their shared memory.
+/// Plans the launches of kernel `attention_bwd_bf16` with the given tiles, or with the nearest that the call and the
+/// GPU allow: without a workspace or with prefixes dq is separate, and wide tiles need their shared memory.
 pub fn bwd_bf16_with(p: &BwdParams, arch: &Arch, tiles: KeyTiles) -> Vec<Stage> {
     let [all, by_64, dkv, dq] = match p.head_dim {
         64 => symbols!("64"),

@@ -21,9 +21,9 @@
 // are padded with zeros. f32, longer heads and the gradients of other bf16 head_dims use fused multiply-adds, 4 x 4
 // results per thread (*_fma.cuh).
 //
-// Order of gradients. No sum is formed by atomics: dq sums over keys ascending, 16 at a time; dk and dv sum over sequences
-// ascending, query tiles descending, heads of the group ascending (visits.cuh). So no row's bits depend on other
-// rows, sequences, heads or the grid.
+// Order of gradients. No sum is formed by atomics: dq sums over keys ascending, 16 at a time; dk and dv sum over
+// sequences ascending, query tiles descending, heads of the group ascending (visits.cuh). So no row's bits depend on
+// other rows, sequences, heads or the grid.
 //
 // Numerics. Scores, maxima, sums, outputs and gradients accumulate in f32; 2^x has a relative error of 2^-22. On
 // tensor cores factors of products are rounded to bf16: forward p = 2^(s - maximum so far) as a factor of v (the sum
@@ -79,7 +79,8 @@ struct QueryTile {
 
 // Finds the block's query tile; returns false if the block has no tile. Block indices count, from the slowest index to
 // the fastest: key heads (so that blocks that run together read the keys of few heads); tiles, from the last one, which
-// has the most keys if causal, to the first; query heads of the group; ranges of output columns. Only thread 0 searches.
+// has the most keys if causal, to the first; query heads of the group; ranges of output columns. Only thread 0
+// searches.
 template <int ROWS, class P>
 __device__ __forceinline__ bool query_tile(const P& p, u32 parts, QueryTile& tile) {
   if (threadIdx.x == 0) {

@@ -1,10 +1,10 @@
 // Column sums of up to four matrices, written or added to an accumulator: sum[c] (+)= sum over r of x[r, c].
 //
 // Shapes and limits: mod.rs. Numerics: f32. 128 threads sum a column: thread i adds the rows i, i + 128, … in order;
-// then pairs of threads within a warp, then warps in order, then the old value of sum if it accumulates. The bits depend on the number
-// of rows alone. Grid: one block per strip of 64 bytes of columns, those of all matrices in order; four threads cover the strip's width, and the
-// block reads 128 rows at a time. Limitation: there is no workspace, so a matrix with few columns leaves
-// multiprocessors idle. Bound: memory.
+// then pairs of threads within a warp, then warps in order, then the old value of sum if it accumulates. The bits
+// depend on the number of rows alone. Grid: one block per strip of 64 bytes of columns, those of all matrices in order;
+// four threads cover the strip's width, and the block reads 128 rows at a time. Limitation: there is no workspace, so a
+// matrix with few columns leaves multiprocessors idle. Bound: memory.
 
 #include "cuh/base.cuh"
 #include "cuh/warp.cuh"

@@ -142,8 +142,8 @@ pub fn all_architectures() -> Vec<&'static str> {
     ARCHITECTURES.into_iter().chain([PTX_ARCHITECTURE]).collect()
 }
 
-/// Compiles every kernel folder for each of `architectures`, which are among [`all_architectures`], on `threads` threads,
-/// and returns the bytes of an archive.
+/// Compiles every kernel folder for each of `architectures`, which are among [`all_architectures`], on `threads`
+/// threads, and returns the bytes of an archive.
 ///
 /// # Errors
 /// NVRTC is missing, or a source does not compile.

@@ -40,7 +40,8 @@ impl Toolkit {
         Toolkit { last: Some(python_packages), ..found }
     }
 
-    /// Finds the toolkit without the packages of Python. `var` returns the value of an environment variable, or `None` if it is not set.
+    /// Finds the toolkit without the packages of Python. `var` returns the value of an environment variable, or `None`
+    /// if it is not set.
     fn of(var: impl Fn(&str) -> Option<PathBuf>) -> Toolkit {
         let named = ["REEL_CUDA", "CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| var(name));
         let mut local = children(Path::new("/usr/local"), |name| name.starts_with("cuda"));

@@ -10,8 +10,9 @@
 //!
 //! The weight is bf16, or int8 with one scale for each of its rows (output channels).
 //!
-//! Shapes: x `[m, k]`, w and w2 `[n, k]`, scale and scale2 f32 `[n]`, bias `[n]`, norm `[k]`, residual and y `[m, n]`; x,
-//! norm, bias, residual and y (but that of `logits`) are all f32 or all bf16. Designed for m up to 64. `residual` and `y` may be the same array.
+//! Shapes: x `[m, k]`, w and w2 `[n, k]`, scale and scale2 f32 `[n]`, bias `[n]`, norm `[k]`, residual and y `[m, n]`;
+//! x, norm, bias, residual and y (but that of `logits`) are all f32 or all bf16. Designed for m up to 64. `residual`
+//! and `y` may be the same array.
 //!
 //! Numerics: products and sums are in f32. The finished sum is multiplied by the scale, bias and residual are added,
 //! and the result is rounded once. On the CPU the product with a bf16 weight is [`crate::matmul`], bit for bit; with
@@ -302,8 +303,8 @@ pub fn linear(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
     Launch::kernel(kernel, params, cost(dtype, weight, params, 1.0))
 }
 
-/// Returns the launch that computes `y = x · wᵀ (· scale)` with f32 y, without bias and residual; `dtype` is the type of
-/// x, F32 or BF16. The bits are those of [`linear`] for the same x in f32.
+/// Returns the launch that computes `y = x · wᵀ (· scale)` with f32 y, without bias and residual; `dtype` is the type
+/// of x, F32 or BF16. The bits are those of [`linear`] for the same x in f32.
 pub fn logits(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
     let kernel = match (dtype, weight) {
         (DType::F32, _) => return linear(dtype, weight, params),

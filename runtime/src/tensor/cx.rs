@@ -99,8 +99,8 @@ impl Cx {
     /// Returns the `output` of an op and records its `backward` rule if any of `inputs` needs a gradient. Every op
     /// returns its result through this function, so no op lacks a backward rule by accident.
     ///
-    /// `backward` takes the gradient of the output ([`BackwardContext::take_dy`]) and adds to the gradients of the inputs
-    /// ([`BackwardContext::add`]).
+    /// `backward` takes the gradient of the output ([`BackwardContext::take_dy`]) and adds to the gradients of the
+    /// inputs ([`BackwardContext::add`]).
     pub fn record(
         &self,
         name: &'static str,

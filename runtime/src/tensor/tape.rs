@@ -240,7 +240,8 @@ impl BackwardContext<'_> {
         Ok(())
     }
 
-    /// The f32 buffer that collects the gradient of the parameter or joined parameters `x`; `None` if `x` is not trained.
+    /// The f32 buffer that collects the gradient of the parameter or joined parameters `x`; `None` if `x` is not
+    /// trained.
     pub fn parameter_grad(&mut self, x: &TensorMeta) -> Result<Option<Tensor>> {
         if x.is_trained() { self.grads.sum(self.device, x).map(Some) } else { Ok(None) }
     }

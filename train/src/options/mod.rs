@@ -92,6 +92,12 @@ impl GradientCheckpointing {
     }
 }
 
+impl std::fmt::Display for GradientCheckpointing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.to_possible_value().as_ref().map_or("", |value| value.get_name()))
+    }
+}
+
 /// The values of [`GradientCheckpointing`] in files. TRL has a switch: true is `full`, false is `none`.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -1,8 +1,8 @@
 //! Which activations a micro-batch keeps for its backward pass.
 //!
-//! `--gradient-checkpointing auto` keeps as much as fits: it runs the micro-batch on device `dry`, which counts memory and
-//! computes nothing, with nothing computed again, then with norms and SwiGLU computed again. The first of the two whose
-//! activations fit is used; if neither fits, every layer is computed again. All three give the same bits.
+//! `--gradient-checkpointing auto` keeps as much as fits: it runs the micro-batch on device `dry`, which counts memory
+//! and computes nothing, with nothing computed again, then with norms and SwiGLU computed again. The first of the two
+//! whose activations fit is used; if neither fits, every layer is computed again. All three give the same bits.
 //!
 //! ```text
 //! fits if   activations ≤ share · memory that was free before the model was loaded − what is allocated now
@@ -58,8 +58,8 @@ struct MemoryPlan {
 }
 
 impl CheckpointingChoice {
-    /// A choice for a device of which `free` bytes were free before the model was loaded; `None` if that is unknown. Then
-    /// `auto` computes every layer again. `on_dry_device` makes the model of the run on the given device.
+    /// A choice for a device of which `free` bytes were free before the model was loaded; `None` if that is unknown.
+    /// Then `auto` computes every layer again. `on_dry_device` makes the model of the run on the given device.
     pub(crate) fn new(
         setting: GradientCheckpointing,
         device: &Device,

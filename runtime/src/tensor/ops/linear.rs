@@ -156,8 +156,8 @@ pub(super) fn weight_gradient_launch(
     Launch::Matmul(Matmul { c_dtype: DType::F32, accumulate: adds, ..product })
 }
 
-/// `(silu(gate) · up) · wᵀ + b` of gate and up, which are the halves of the rows of x `[.., 2 · I]`, a fused product: the
-/// second half of a gated MLP. w `[N, I]` and b `[N]` have the dtype of x; the result is `[.., N]`. With selective
+/// `(silu(gate) · up) · wᵀ + b` of gate and up, which are the halves of the rows of x `[.., 2 · I]`, a fused product:
+/// the second half of a gated MLP. w `[N, I]` and b `[N]` have the dtype of x; the result is `[.., N]`. With selective
 /// checkpointing, the backward launch of SwiGLU writes the input of the product again.
 ///
 /// # Errors

@@ -2,8 +2,8 @@
 //! q[n, k]`. Activations keep their dtype, and sums are f32.
 //!
 //! On the CPU one product serves prefill and decode ([`reel_kernels::matmul`]). On a GPU the skinny kernel computes
-//! products with any number of rows; it reads the weight again for every 32 of them (16 in f32). So the bits of a row do not depend
-//! on the other rows on either. No op here has a backward rule.
+//! products with any number of rows; it reads the weight again for every 32 of them (16 in f32). So the bits of a row
+//! do not depend on the other rows on either. No op here has a backward rule.
 
 use reel_kernels::matmul::{INT8_GROUP, Matmul, Operand, int8_groups};
 use reel_kernels::skinny::{self, JoinedParams, Params, WeightFormat};

@@ -1,8 +1,8 @@
 //! Matrix products of a decode step (skinny GEMM): up to 64 rows times a whole weight.
 //!
 //! Reading the weight takes most of the time of such a product. On a GPU one kernel reads it once and also does the
-//! work before and after it (norm, bias, residual, SwiGLU); its bits differ from those of [`super::linear`]. On the CPU these ops
-//! call [`super::linear`]. No op here has a backward rule.
+//! work before and after it (norm, bias, residual, SwiGLU); its bits differ from those of [`super::linear`]. On the CPU
+//! these ops call [`super::linear`]. No op here has a backward rule.
 
 use reel_kernels::skinny::{self, JoinedParams, Params, WeightFormat};
 use reel_kernels::{Addr, DType};
@@ -162,8 +162,8 @@ pub fn skinny_lora_linear(
     Ok(y)
 }
 
-/// [`skinny_linear`] with a LoRA adapter of its own for each row. A row has the bits that [`skinny_lora_linear`] gives it
-/// with its adapter, and those of [`skinny_linear`] without one.
+/// [`skinny_linear`] with a LoRA adapter of its own for each row. A row has the bits that [`skinny_lora_linear`] gives
+/// it with its adapter, and those of [`skinny_linear`] without one.
 pub fn skinny_linear_with_row_adapters(
     cx: &Cx,
     x: &Tensor,

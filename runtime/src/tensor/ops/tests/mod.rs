@@ -361,8 +361,8 @@ fn gradients_through_activations(
     grads.iter().map(|(k, g)| (k.to_string(), g.to_f32().unwrap())).collect()
 }
 
-/// `x · wᵀ + b` with parameters p, q of w and b, joined or each of its own product: the outputs and all gradients of two
-/// micro-batches, of which the first uses them as `joined` says.
+/// `x · wᵀ + b` with parameters p, q of w and b, joined or each of its own product: the outputs and all gradients of
+/// two micro-batches, of which the first uses them as `joined` says.
 fn gradients_of_two_products(device: &Device, joined: [bool; 2]) -> BTreeMap<String, Vec<f32>> {
     let numbers = |n, seed| pseudo_random_numbers(n, seed);
     let new = |shape: &[usize], seed| {
