@@ -105,7 +105,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The record of a GPU by its short name; `None` if there is none.
+/// The record of the GPU with this short name, if `benches/results` has one.
 pub fn record_of_gpu(name: &str) -> Option<&'static GpuRecord> {
     static PARSED: OnceLock<BTreeMap<&str, GpuRecord>> = OnceLock::new();
     let parsed = PARSED.get_or_init(|| {

@@ -142,8 +142,8 @@ pub struct RunOptions {
     /// Do not shuffle: use the rows in the order of the file
     #[arg(long)]
     pub no_shuffle: bool,
-    /// What the backward pass computes again instead of keeping it; results have the same bits. TRL's true is full, its
-    /// false is none
+    /// What the backward pass computes again instead of keeping it; results have the same bits. The values true and
+    /// false of TRL mean full and none
     #[arg(long, value_enum, num_args = 0..=1, default_value_t, default_missing_value = "full")]
     pub gradient_checkpointing: GradientCheckpointing,
 

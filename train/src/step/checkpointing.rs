@@ -53,8 +53,9 @@ struct MemoryPlan {
     model: Qwen25Vl,
     dtype: DType,
     grads: Grads,
-    /// Tokens, patches and learned tokens of micro-batches, with the bytes of their activations if all are kept.
-    kept: Vec<([usize; 3], usize)>,
+    /// Micro-batches that were planned: tokens, patches and learned tokens, what is computed again, and the bytes of the
+    /// activations.
+    planned: Vec<([usize; 3], Checkpointing, u64)>,
 }
 
 impl CheckpointingChoice {
@@ -73,7 +74,7 @@ impl CheckpointingChoice {
                 model: on_dry_device(&device.dry_like())?,
                 dtype,
                 grads: Grads::new(),
-                kept: Vec::new(),
+                planned: Vec::new(),
             }),
             _ => None,
         };
@@ -109,21 +110,39 @@ impl MemoryPlan {
         pack_on: impl Fn(&Device) -> Result<LearnedTokens>,
     ) -> Result<Checkpointing> {
         let left = self.limit.saturating_sub(device.memory().current as u64);
-        // A micro-batch that is nowhere larger than one that fitted fits too. The tenth more is for attention, whose
-        // workspace depends on how the tokens are divided into sequences.
-        let is_within = |kept: &([usize; 3], usize)| kept.0.iter().zip(size).all(|(planned, size)| size <= *planned);
-        if self.kept.iter().any(|kept| is_within(kept) && (kept.1 + kept.1 / 10) as u64 <= left) {
-            return Ok(Checkpointing::None);
+        let mut micro_batch = None;
+        for checkpointing in [Checkpointing::None, Checkpointing::Selective] {
+            let fits = match self.known_to_fit(size, checkpointing, left) {
+                Some(fits) => fits,
+                None => {
+                    let dry = self.model.text.embed_tokens.device();
+                    let packed = match micro_batch.take() {
+                        Some(packed) => packed,
+                        None => pack_on(dry)?,
+                    };
+                    let bytes = self.activation_bytes(&packed, checkpointing)? as u64;
+                    micro_batch = Some(packed);
+                    self.planned.push((size, checkpointing, bytes));
+                    bytes <= left
+                }
+            };
+            if fits {
+                return Ok(checkpointing);
+            }
         }
-        let micro_batch = pack_on(self.model.text.embed_tokens.device())?;
-        let kept = self.activation_bytes(&micro_batch, Checkpointing::None)?;
-        self.kept.retain(|(planned, _)| planned.iter().zip(size).any(|(planned, size)| *planned > size));
-        self.kept.push((size, kept));
-        if kept as u64 <= left {
-            return Ok(Checkpointing::None);
+        Ok(Checkpointing::Full)
+    }
+
+    /// Whether the activations of a micro-batch fit into `left` bytes, by those that were planned before: one that is
+    /// nowhere larger than one that fits does too, and one that is nowhere smaller than one that does not fit does not.
+    /// The tenth more is for attention, whose workspace depends on how the tokens are divided into sequences.
+    fn known_to_fit(&self, size: [usize; 3], checkpointing: Checkpointing, left: u64) -> Option<bool> {
+        let within = |a: [usize; 3], b: [usize; 3]| a.iter().zip(b).all(|(a, b)| *a <= b);
+        let of_kind = || self.planned.iter().filter(|(_, kind, _)| *kind == checkpointing);
+        if of_kind().any(|(planned, _, bytes)| within(size, *planned) && bytes + bytes / 10 <= left) {
+            return Some(true);
         }
-        let selective = self.activation_bytes(&micro_batch, Checkpointing::Selective)?;
-        Ok(if selective as u64 <= left { Checkpointing::Selective } else { Checkpointing::Full })
+        of_kind().any(|(planned, _, bytes)| within(*planned, size) && *bytes > left).then_some(false)
     }
 
     /// The highest number of bytes that the forward and the backward pass of a micro-batch on the dry device hold at a
