@@ -165,3 +165,61 @@ impl MemoryPlan {
         Ok(held)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use reel_model::config::ModelConfig;
+    use reel_model::input::ModelInput;
+
+    use super::*;
+    use crate::data::sample::Sample;
+    use crate::options::RunOptions;
+    use crate::step::hyperparameters::Hyperparameters;
+    use crate::step::trainer::{MicroBatchInput, Trainer};
+    use crate::testing::golden;
+
+    fn sample(tokens: usize) -> Sample {
+        let positions = vec![0; tokens];
+        let position_ids = [positions.clone(), positions.clone(), positions];
+        let tokens_of = ModelInput { input_ids: vec![1; tokens], position_ids, ..ModelInput::default() };
+        Sample { tokens: tokens_of, targets: (0..tokens).map(|t| if t + 1 < tokens { 1 } else { -1 }).collect() }
+    }
+
+    #[test]
+    fn the_first_kind_that_fits_is_chosen_and_known_sizes_are_not_planned_again() {
+        let config = ModelConfig::open(&golden("model_a")).unwrap();
+        let device = Device::cpu(1);
+        let hyperparameters = Hyperparameters::new(&RunOptions::default(), 1);
+        let (mut trainer, _files) =
+            Trainer::open(&device, &config, &golden("model_a"), DType::F32, hyperparameters).unwrap();
+        let packed = Cell::new(0);
+        let choose = |trainer: &mut Trainer, tokens: usize, left: u64| {
+            packed.set(0);
+            let pack_on = |on: &Device| {
+                packed.set(packed.get() + 1);
+                Ok(MicroBatchInput::new(on, &config, &[sample(tokens)])?.learned_tokens())
+            };
+            let here = MicroBatchInput::new(&device, &config, &[sample(tokens)]).unwrap();
+            let memory = trainer.checkpointing.memory.as_mut().unwrap();
+            memory.limit = device.memory().current as u64 + left;
+            let size = (&here.batch, here.targets.count());
+            let chosen = trainer.checkpointing.choose(&device, size, pack_on).unwrap();
+            (chosen, packed.get())
+        };
+        assert_eq!(choose(&mut trainer, 40, 0), (Checkpointing::Full, 1));
+        let bytes = |trainer: &Trainer, kind| {
+            let planned = &trainer.checkpointing.memory.as_ref().unwrap().planned;
+            planned.iter().find(|(_, k, _)| *k == kind).unwrap().2
+        };
+        let (none, selective) = (bytes(&trainer, Checkpointing::None), bytes(&trainer, Checkpointing::Selective));
+        assert!(selective < none, "{selective} {none}");
+        assert_eq!(choose(&mut trainer, 40, 2 * none), (Checkpointing::None, 0));
+        assert_eq!(choose(&mut trainer, 30, 2 * none), (Checkpointing::None, 0));
+        assert_eq!(choose(&mut trainer, 60, selective - 1), (Checkpointing::Full, 0));
+        // A tenth more than a known size needs is planned exactly.
+        assert_eq!(choose(&mut trainer, 40, none), (Checkpointing::None, 1));
+        assert_eq!(choose(&mut trainer, 40, none - 1), (Checkpointing::Selective, 0));
+    }
+}
