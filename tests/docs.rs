@@ -301,7 +301,7 @@ fn links_lead_to_files_and_lines() {
 /// Every word in backticks that looks like a path in this repository (with a folder and an extension) exists.
 #[test]
 fn files_that_pages_name_exist() {
-    const ROOTS: [&str; 16] = [
+    const ROOTS: [&str; 18] = [
         "src/",
         "sim/",
         "kernels/",
@@ -310,7 +310,9 @@ fn files_that_pages_name_exist() {
         "model/",
         "engine/",
         "rewards/",
+        "prompts/",
         "eval/",
+        "data/",
         "train/",
         "tests/",
         "benches/",

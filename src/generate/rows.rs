@@ -12,9 +12,9 @@ use reel_model::features::FeatureCache;
 use reel_model::input::MediaOptions;
 use reel_model::input::encode::ModelFolder;
 use reel_model::input::request::RequestSettings;
+use reel_prompts::QuestionTemplate;
 use reel_runtime::Device;
 use reel_train::data::dataset::Dataset;
-use reel_train::data::templates::QuestionTemplate;
 use reel_train::predict::{
     self, ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts,
     SamplingSettings,

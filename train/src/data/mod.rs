@@ -10,4 +10,3 @@ pub mod order;
 pub mod quarantine;
 pub mod rows;
 pub mod sample;
-pub mod templates;

@@ -10,11 +10,11 @@
 //! In the first three, images and videos are parts of the messages, or stand in columns (`media_columns`).
 
 use reel_diagnostic::Diagnostic;
+use reel_prompts::QuestionTemplate;
 use reel_rewards::text_field;
 use serde_json::{Map, Value, json};
 
-use crate::data::templates::QuestionTemplate;
-use crate::data::{media_columns, templates};
+use crate::data::media_columns;
 use crate::options::Recipe;
 
 /// A row of a data file.
@@ -273,8 +273,8 @@ impl Problem {
             other => return Err(Diagnostic::new("data_type", format!("is `{other}`"), "use image, video or text")),
         };
         let problem_type = text_field(fields, "problem_type")?;
-        if templates::answer_instruction(&problem_type).is_none() {
-            let known: Vec<&str> = templates::problem_types().collect();
+        if reel_prompts::answer_instruction(&problem_type).is_none() {
+            let known: Vec<&str> = reel_prompts::problem_types().collect();
             return Err(Diagnostic::new(
                 "problem_type",
                 format!("is `{problem_type}`"),
@@ -304,7 +304,7 @@ impl Problem {
             ));
         };
         Ok(vec![
-            json!({"role": "system", "content": [{"type": "text", "text": templates::system_message(parity)}]}),
+            json!({"role": "system", "content": [{"type": "text", "text": reel_prompts::system_message(parity)}]}),
             self.user_message(parity, QuestionTemplate::Training),
             json!({"role": "assistant", "content": [{"type": "text", "text": format!("{process}\n{}", self.solution)}]}),
         ])
@@ -313,8 +313,8 @@ impl Problem {
     /// The user's message: the image or video if there is one, then the question in its template.
     pub fn user_message(&self, parity: Recipe, template: QuestionTemplate) -> Value {
         let choices = (self.problem_type == "multiple choice").then_some(&self.options[..]);
-        let kind = templates::answer_instruction(&self.problem_type).unwrap_or_default();
-        let question = templates::question_text(&self.problem, choices, kind, parity, template);
+        let kind = reel_prompts::answer_instruction(&self.problem_type).unwrap_or_default();
+        let question = reel_prompts::question_text(&self.problem, choices, kind, parity, template);
         let asked = json!({"type": "text", "text": question});
         let key = match self.data_type {
             ProblemMedia::Text => return json!({"role": "user", "content": [asked]}),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use reel_kernels::philox::philox4x32_10;
 use reel_model::input::encode::LoadedMedia;
 use reel_model::input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid};
+use reel_prompts::QuestionTemplate;
 use serde_json::{Map, Value};
 use twox_hash::XxHash3_64;
 
@@ -15,7 +16,6 @@ use crate::data::dataset::Dataset;
 use crate::data::feed::SampleSource;
 use crate::data::rows::{DataRow, PromptContent};
 use crate::data::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
-use crate::data::templates::QuestionTemplate;
 use crate::options::Recipe;
 use crate::{Result, TrainError};
 

@@ -9,12 +9,12 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::{MediaOptions, ModelFolder};
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_prompts::QuestionTemplate;
 use reel_runtime::{Cx, DType, Device};
 use serde_json::{Value, json};
 
 use super::*;
 use crate::data::dataset::Dataset;
-use crate::data::templates::QuestionTemplate;
 use crate::options::Recipe;
 use crate::{Result, TrainError};
 

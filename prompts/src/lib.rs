@@ -1,4 +1,5 @@
-//! The prompt templates of VideoRFT and Video-R1 (`templates.toml`) and the messages made from them.
+//! The fixed texts of VideoRFT's and Video-R1's prompts (`templates.toml`): the words around a question, and the system
+//! messages. Training (`reel-train`) and benchmarks (`reel-eval`) write their prompts with them.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -6,7 +7,7 @@ use std::sync::LazyLock;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::options::Recipe;
+use reel_rewards::Recipe;
 
 /// The content of `templates.toml`.
 #[derive(Debug, Deserialize)]
