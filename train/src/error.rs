@@ -146,6 +146,15 @@ impl TrainError {
     }
 }
 
+impl From<reel_data::DataError> for TrainError {
+    fn from(e: reel_data::DataError) -> Self {
+        match e {
+            reel_data::DataError::Data(diagnostic) => Self::Data(diagnostic),
+            reel_data::DataError::Io(diagnostic) => Self::Io(diagnostic),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,24 +2,16 @@
 //! manipulation.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rayon::prelude::*;
+use reel_data::fingerprint;
+pub use reel_data::fingerprint::bytes_fingerprint;
 use reel_diagnostic::input;
 use reel_runtime::Tensor;
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use crate::{Result, TrainError};
-
-/// Files and tensors are hashed in parallel, in pieces of this many bytes (8 MiB).
-const PIECE: usize = 8 << 20;
-
-/// The fingerprint of bytes.
-pub fn bytes_fingerprint(data: &[u8]) -> String {
-    hex(fold(data.par_chunks(PIECE).map(XxHash3_64::oneshot).collect()))
-}
 
 /// The fingerprint of the small files of a model folder that decide how text and media become tokens (config,
 /// tokenizer, chat template).
@@ -68,22 +60,14 @@ impl FingerprintBuilder {
 
     /// The fingerprint of all pieces.
     pub fn finish(self) -> String {
-        hex(fold(self.0))
+        fingerprint::hex(fingerprint::fold(&self.0))
     }
 }
 
 /// The fingerprint of a file: equal to [`bytes_fingerprint`] of its contents.
 pub fn file_fingerprint(path: &Path) -> Result<String> {
-    let failed = |e| TrainError::cannot_read(path, e);
-    let file = input::open_regular_file(path).map_err(failed)?;
-    let length = file.metadata().map_err(failed)?.len();
-    let pieces = (0..length.div_ceil(PIECE as u64)).into_par_iter().map(|i| {
-        let start = i * PIECE as u64;
-        let mut piece = vec![0; (length - start).min(PIECE as u64) as usize];
-        file.read_exact_at(&mut piece, start)?;
-        Ok(XxHash3_64::oneshot(&piece))
-    });
-    Ok(hex(fold(pieces.collect::<std::io::Result<_>>().map_err(failed)?)))
+    let file = input::open_regular_file(path);
+    file.and_then(|file| fingerprint::file_fingerprint(&file)).map_err(|e| TrainError::cannot_read(path, e))
 }
 
 /// The files of a model folder that its fingerprint covers, by their extension.
@@ -158,14 +142,6 @@ fn has_extension(name: &str, extension: &str) -> bool {
     Path::new(name).extension().is_some_and(|e| e == extension)
 }
 
-fn fold(pieces: Vec<u64>) -> u64 {
-    XxHash3_64::oneshot(bytemuck::cast_slice(&pieces))
-}
-
-fn hex(hash: u64) -> String {
-    format!("{hash:016x}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,11 +150,8 @@ mod tests {
     fn file_hash_equals_hash_of_its_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.json");
-        for size in [0, 1, PIECE, PIECE + 17] {
-            let data: Vec<u8> = (0..size).map(|i| (i * 31 + i / 999) as u8).collect();
-            std::fs::write(&path, &data).unwrap();
-            assert_eq!(file_fingerprint(&path).unwrap(), bytes_fingerprint(&data));
-        }
+        std::fs::write(&path, "{}").unwrap();
+        assert_eq!(file_fingerprint(&path).unwrap(), bytes_fingerprint(b"{}"));
         assert!(file_fingerprint(&dir.path().join("none")).is_err());
     }
 

@@ -1,0 +1,46 @@
+//! The errors of data files.
+
+use std::io;
+use std::path::Path;
+
+use reel_diagnostic::Diagnostic;
+
+/// Why a data file or one of its rows cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The file, or one of its rows, is malformed.
+    #[error("{0}")]
+    Data(Diagnostic),
+    /// The file could not be read or written.
+    #[error("{0}")]
+    Io(Diagnostic),
+}
+
+/// The crate's result.
+pub type Result<T, E = DataError> = std::result::Result<T, E>;
+
+impl DataError {
+    /// The error of a malformed file or row, from location, problem and help.
+    pub fn data(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Data(Diagnostic::new(location, what, help))
+    }
+
+    /// The error of a file or folder that could not be read.
+    pub fn cannot_read(path: impl AsRef<Path>, source: &io::Error) -> Self {
+        Self::Io(Diagnostic::cannot_read(path, source))
+    }
+
+    /// Location, problem and help.
+    pub fn diagnostic(&self) -> &Diagnostic {
+        match self {
+            Self::Data(diagnostic) | Self::Io(diagnostic) => diagnostic,
+        }
+    }
+
+    /// Location, problem and help.
+    pub fn into_diagnostic(self) -> Diagnostic {
+        match self {
+            Self::Data(diagnostic) | Self::Io(diagnostic) => diagnostic,
+        }
+    }
+}
