@@ -11,6 +11,12 @@ pub enum EvalError {
     /// A row of predictions is malformed.
     #[error("{0}")]
     Row(Diagnostic),
+    /// A task file is wrong or cannot be read.
+    #[error("{0}")]
+    Task(Diagnostic),
+    /// A data file of a benchmark is wrong or cannot be read.
+    #[error("{0}")]
+    Data(Diagnostic),
 }
 
 /// The result of a function of this crate.

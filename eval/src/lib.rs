@@ -1,13 +1,32 @@
-//! Scores predictions of the six video benchmarks as the evaluation scripts of VideoRFT and Video-R1 do. Input and
-//! output are texts and numbers: no device, no model, no media. Start at [`score_benchmark`].
+//! Benchmarks of video reasoning: from the files that a benchmark publishes to questions, and from the answers of a
+//! model to scores. Input and output are texts and numbers: no device, no model, no media.
+//!
+//! ```text
+//! task file + data files -> rows (question, options, answer, video) -> prompts           load_benchmark
+//! rows with outputs      -> answers -> row scores -> scores with 95 % intervals           score_benchmark
+//! two runs               -> paired differences                                            compare_runs
+//! ```
+//! [`Task`] is the declarative file of a benchmark; start there. Rows are scored as the evaluation scripts of VideoRFT
+//! and Video-R1 do.
 
-mod benchmarks;
+mod bootstrap;
+mod compare;
 mod error;
+mod extraction;
 mod interval;
+mod lm_eval;
+mod load;
 mod prediction;
+mod row;
 mod score;
+mod task;
 
-pub use benchmarks::Benchmark;
+pub use compare::{Comparison, Difference, compare_runs};
 pub use error::{EvalError, Result};
+pub use extraction::Extraction;
+pub use lm_eval::{LmEvalRun, lm_eval_results};
+pub use load::{DataFile, LoadedBenchmark, load_benchmark};
 pub use prediction::Prediction;
-pub use score::{BenchmarkReport, CategoryScore, score_benchmark};
+pub use row::{BenchmarkRow, Clip};
+pub use score::{BenchmarkReport, CategoryScore, HeadlineScore, score_benchmark};
+pub use task::{Headline, PublishedScore, Task};

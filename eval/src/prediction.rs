@@ -1,13 +1,15 @@
 //! A prediction: a row of a benchmark with the output of a model, and its score.
+//!
+//! The rules are those of the evaluation scripts of VideoRFT and Video-R1 ([`Extraction::Tags`]).
 
 use reel_diagnostic::Diagnostic;
 use reel_rewards::{
     ProblemType, check_solution, extract_answer, multiple_choice_accuracy, numerical_accuracy, parse_json_object,
-    parse_number, strip_white_space, text_field,
+    parse_number, text_field,
 };
 use serde_json::Value;
 
-use crate::{EvalError, Result};
+use crate::{EvalError, Extraction, Result};
 
 /// A row of predictions: the benchmark's `problem_type`, `solution` and `category`, and the model's `output`, or the
 /// `error` because of which the row has no output.
@@ -17,8 +19,16 @@ pub struct Prediction {
     pub problem_type: Option<ProblemType>,
     /// The correct answer in `<answer>` tags.
     pub solution: String,
+    /// The options of a multiple-choice question; empty if the row does not list them.
+    pub options: Vec<String>,
     /// The category of the row within the benchmark.
     pub category: Option<String>,
+    /// The row's name within the benchmark (`problem_id`).
+    pub id: Option<String>,
+    /// The question (`problem`).
+    pub question: Option<String>,
+    /// The video (`path`).
+    pub path: Option<String>,
     /// The output of the model.
     pub output: String,
     /// The reason why the row has no output; `None` if the row has an output. A row with an error scores 0.
@@ -33,6 +43,13 @@ impl Prediction {
     pub fn from_json_line(line: &str) -> Result<Self> {
         let fields = parse_json_object(line).map_err(EvalError::Row)?;
         let text = |name: &str| text_field(&fields, name).map_err(EvalError::Row);
+        // Columns without which a row can be scored may have any type.
+        let shown = |name: &str| match fields.get(name) {
+            Some(Value::String(text)) => Some(text.clone()),
+            Some(Value::Number(number)) => Some(number.to_string()),
+            _ => None,
+        };
+        let listed = fields.get("options").and_then(Value::as_array).into_iter().flatten();
         Ok(Self {
             problem_type: ProblemType::parse(&text("problem_type")?).ok(),
             solution: text("solution")?,
@@ -40,6 +57,10 @@ impl Prediction {
                 None | Some(Value::Null) => None,
                 Some(_) => Some(text("category")?),
             },
+            options: listed.filter_map(|option| option.as_str().map(String::from)).collect(),
+            id: shown("problem_id"),
+            question: shown("problem"),
+            path: shown("path").filter(|path| !path.is_empty()),
             output: text("output")?,
             error: match fields.get("error") {
                 None | Some(Value::Null) => None,
@@ -63,18 +84,18 @@ impl Prediction {
         self.problem_type == Some(ProblemType::Regression)
     }
 
-    /// The score from 0 to 1. The answer is the text in the output's `<answer>` tags, or the whole output if there
-    /// are no tags or nothing in them. Kinds of problem that do not occur in the benchmarks score 0. A row with an
-    /// `error` scores 0, too.
-    pub fn score(&self) -> f32 {
+    /// The answer in the output, as it is compared with the solution.
+    pub fn answer(&self, extraction: Extraction) -> &str {
+        extraction.answer(&self.output, self.problem_type, &self.options)
+    }
+
+    /// The score from 0 to 1. Kinds of problem that do not occur in the benchmarks score 0. A row with an `error`
+    /// scores 0, too.
+    pub fn score(&self, extraction: Extraction) -> f32 {
         if self.error.is_some() {
             return 0.0;
         }
-        let answer = match extract_answer(&self.output) {
-            "" => strip_white_space(&self.output),
-            answer => answer,
-        };
-        let truth = extract_answer(&self.solution);
+        let (answer, truth) = (self.answer(extraction), extract_answer(&self.solution));
         match self.problem_type {
             Some(ProblemType::MultipleChoice) => multiple_choice_accuracy(answer, truth) as f32,
             Some(ProblemType::Numerical) => numerical_accuracy(answer, truth) as f32,
@@ -104,7 +125,7 @@ mod tests {
 
     fn score(kind: &str, output: &str, solution: &str) -> f32 {
         let row = json!({"problem_type": kind, "solution": format!("<answer>{solution}</answer>"), "output": output});
-        Prediction::from_json_line(&row.to_string()).unwrap().score()
+        Prediction::from_json_line(&row.to_string()).unwrap().score(Extraction::Tags)
     }
 
     #[test]
@@ -143,7 +164,7 @@ mod tests {
         let row =
             json!({"problem_type": "multiple choice", "solution": "", "output": "", "error": "v.mp4: is missing"});
         let row = Prediction::from_json_line(&row.to_string()).unwrap();
-        assert_eq!((row.score(), row.error.as_deref()), (0.0, Some("v.mp4: is missing")));
+        assert_eq!((row.score(Extraction::Tags), row.error.as_deref()), (0.0, Some("v.mp4: is missing")));
     }
 
     #[test]

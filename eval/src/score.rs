@@ -2,16 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::bootstrap::{ScoredRow, Total, bootstrap_intervals, sum_of_totals};
 use crate::interval::{WeightedMean, weighted_sum_interval, wilson_interval};
-use crate::{Benchmark, EvalError, Prediction, Result};
+use crate::task::{Headline, Task};
+use crate::{EvalError, Extraction, Prediction, Result};
 
 /// The scores of a benchmark, from 0 to 1, with 95 % confidence intervals.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+///
+/// An interval is that of the bootstrap over videos ([`bootstrap_intervals`]), widened to contain the score. Where all
+/// scores are equal the bootstrap has no width, so the interval of Wilson is given.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BenchmarkReport {
     /// Name of the benchmark.
-    pub benchmark: &'static str,
+    pub benchmark: String,
+    /// Version of the task file.
+    pub task_version: u32,
+    /// How answers are found in outputs.
+    pub extraction: Extraction,
     /// Number of rows.
     pub n: usize,
     /// Number of rows whose solution cannot be compared with outputs ([`Prediction::check_solution`]). They count in
@@ -27,18 +36,31 @@ pub struct BenchmarkReport {
     pub mean_acc: f64,
     /// Mean relative accuracy of the rows whose problem is a regression; 0 if there are no such rows.
     pub mean_mra: f64,
-    /// Mean over tasks of the score of each task: the official score of VSI-Bench.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The figure of the benchmark in the papers' tables.
+    pub headline: HeadlineScore,
+    /// Mean over tasks of the score of each task: the benchmark's own score of VSI-Bench.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_mean: Option<f64>,
     /// Interval of `task_mean`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_mean_ci95: Option<[f64; 2]>,
     /// Scores by category; rows without a category are left out.
     pub by_category: BTreeMap<String, CategoryScore>,
 }
 
+/// The one figure of a benchmark in a table of results.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeadlineScore {
+    /// Which figure it is.
+    pub metric: Headline,
+    /// The score.
+    pub score: f64,
+    /// Interval of `score`.
+    pub ci95: [f64; 2],
+}
+
 /// The mean score of the rows of one category.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CategoryScore {
     /// Number of rows.
     pub n: usize,
@@ -48,67 +70,166 @@ pub struct CategoryScore {
     pub ci95: [f64; 2],
 }
 
-impl CategoryScore {
-    fn new(scores: &[f64]) -> Self {
-        let score = mean(scores);
-        Self { n: scores.len(), score, ci95: wilson_interval(score, scores.len()) }
-    }
-}
-
 /// Scores the predictions of a benchmark.
 ///
 /// # Errors
 /// There are no predictions.
-pub fn score_benchmark(benchmark: Benchmark, predictions: &[Prediction]) -> Result<BenchmarkReport> {
+pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extraction) -> Result<BenchmarkReport> {
     if predictions.is_empty() {
         return Err(EvalError::malformed_row("predictions", "the file has no rows", "give one JSON object per line"));
     }
-    let scores: Vec<f64> = predictions.iter().map(|p| f64::from(p.score())).collect();
-    let rows = || predictions.iter().zip(&scores);
+    let scores: Vec<f64> = predictions.iter().map(|p| f64::from(p.score(extraction))).collect();
     let scores_of = |regression: bool| -> Vec<f64> {
-        rows().filter(|(p, _)| p.is_regression() == regression).map(|(_, score)| *score).collect()
+        let rows = predictions.iter().zip(&scores);
+        rows.filter(|(p, _)| p.is_regression() == regression).map(|(_, score)| *score).collect()
     };
-    let mut categories: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-    for (prediction, score) in rows() {
-        if let Some(category) = &prediction.category {
-            categories.entry(category).or_default().push(*score);
-        }
-    }
-    let by_category: BTreeMap<String, CategoryScore> =
-        categories.into_iter().map(|(name, scores)| (name.to_string(), CategoryScore::new(&scores))).collect();
-    let all = CategoryScore::new(&scores);
-    let (task_mean, task_mean_ci95) = task_mean(benchmark, &by_category).unzip();
+    let groups = Groups::new(task, predictions);
+    let headline = groups.headline(task.score.headline);
+    let rows: Vec<ScoredRow<'_>> = predictions
+        .iter()
+        .zip(&scores)
+        .map(|(p, &score)| ScoredRow { cluster: p.path.as_deref(), group: groups.index(p), score })
+        .collect();
+    let totals = groups.totals(&rows);
+    let means = groups.statistics(&totals);
+    let intervals = bootstrap_intervals(&rows, totals.len(), |totals| groups.statistics(totals));
+    let mean_of = |i: usize| means[i].unwrap_or_default();
+    let interval = |i: usize, without_width: [f64; 2]| match intervals[i] {
+        Some([low, high]) if low < high => [low.min(mean_of(i)), high.max(mean_of(i))],
+        _ => without_width,
+    };
+    let categories = groups.names.iter().enumerate().map(|(i, name)| {
+        let (n, score) = (groups.category_total(&totals, i).count as usize, mean_of(CATEGORIES + i));
+        (name.to_string(), CategoryScore { n, score, ci95: interval(CATEGORIES + i, wilson_interval(score, n)) })
+    });
+    let (overall, task_mean) = (mean(&scores), means[TASK_MEAN]);
+    let without_width = |statistic: usize| match statistic {
+        TASK_MEAN => groups.normal_interval(&totals),
+        _ => wilson_interval(mean_of(statistic), scores.len()),
+    };
     Ok(BenchmarkReport {
-        benchmark: benchmark.name(),
-        n: all.n,
+        benchmark: task.name.clone(),
+        task_version: task.version,
+        extraction,
+        n: scores.len(),
         unusable_solutions: predictions.iter().filter(|p| p.check_solution().is_err()).count(),
         errors: predictions.iter().filter(|p| p.error.is_some()).count(),
-        overall: all.score,
-        overall_ci95: all.ci95,
+        overall,
+        overall_ci95: interval(OVERALL, wilson_interval(overall, scores.len())),
         mean_acc: mean(&scores_of(false)),
         mean_mra: mean(&scores_of(true)),
+        headline: HeadlineScore {
+            metric: task.score.headline,
+            score: mean_of(headline),
+            ci95: interval(headline, without_width(headline)),
+        },
         task_mean,
-        task_mean_ci95,
-        by_category,
+        task_mean_ci95: task_mean.map(|_| interval(TASK_MEAN, without_width(TASK_MEAN))),
+        by_category: categories.collect(),
     })
 }
 
-/// The mean of the tasks' scores and its 95 % interval; `None` if the benchmark has no tasks or its rows have no
-/// categories. The score of a task is the mean of its categories' scores.
-fn task_mean(benchmark: Benchmark, by_category: &BTreeMap<String, CategoryScore>) -> Option<(f64, [f64; 2])> {
-    let mut tasks: BTreeMap<&str, Vec<&CategoryScore>> = BTreeMap::new();
-    for (category, part) in by_category {
-        tasks.entry(benchmark.task_of_category(category)?).or_default().push(part);
+/// The indices of the statistics of a benchmark. Those of the categories follow.
+pub(crate) const OVERALL: usize = 0;
+const TASK_MEAN: usize = 1;
+const ACCURACY_AND_MRA: usize = 2;
+/// The statistic of the first category.
+pub(crate) const CATEGORIES: usize = 3;
+
+/// The categories of a benchmark, and the tasks to which they belong. Rows are summed up by category and by whether
+/// their problem is a regression.
+pub(crate) struct Groups<'a> {
+    /// The names of the categories, sorted. The rows without a category count as one more.
+    pub(crate) names: Vec<&'a str>,
+    /// The categories of each task; empty for a benchmark whose score is the mean over rows.
+    tasks: Vec<Vec<usize>>,
+}
+
+impl<'a> Groups<'a> {
+    pub(crate) fn new(task: &'a Task, predictions: &'a [Prediction]) -> Self {
+        let mut names: Vec<&str> = predictions.iter().filter_map(|p| p.category.as_deref()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let mut tasks: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (i, name) in names.iter().enumerate() {
+            if let Some(part) = task.part_of_category(name) {
+                tasks.entry(part).or_default().push(i);
+            }
+        }
+        Self { names, tasks: tasks.into_values().collect() }
     }
-    let weight = |parts: &[&CategoryScore]| 1.0 / (tasks.len() * parts.len()) as f64;
-    let weighted: Vec<WeightedMean> = tasks
-        .values()
-        .flat_map(|parts| {
-            parts.iter().map(move |p| WeightedMean { weight: weight(parts), mean: p.score, score_count: p.n })
-        })
-        .collect();
-    let mean = weighted.iter().map(|m| m.weight * m.mean).sum();
-    (!weighted.is_empty()).then(|| (mean, weighted_sum_interval(&weighted)))
+
+    /// The number of groups.
+    pub(crate) fn count(&self) -> usize {
+        2 * (self.names.len() + 1)
+    }
+
+    /// The group of a row.
+    pub(crate) fn index(&self, prediction: &Prediction) -> usize {
+        let position = |category: &String| self.names.binary_search(&&category[..]).ok();
+        let category = prediction.category.as_ref().and_then(position).unwrap_or(self.names.len());
+        2 * category + usize::from(prediction.is_regression())
+    }
+
+    /// The totals of all groups.
+    pub(crate) fn totals(&self, rows: &[ScoredRow<'_>]) -> Vec<Total> {
+        let mut totals = vec![Total::default(); self.count()];
+        for row in rows {
+            totals[row.group] = sum_of_totals(&[totals[row.group], Total { sum: row.score, count: 1.0 }]);
+        }
+        totals
+    }
+
+    pub(crate) fn category_total(&self, totals: &[Total], category: usize) -> Total {
+        sum_of_totals(&totals[2 * category..2 * category + 2])
+    }
+
+    /// The statistics of the totals of all groups, `None` for a mean without rows.
+    pub(crate) fn statistics(&self, totals: &[Total]) -> Vec<Option<f64>> {
+        let categories = (0..self.names.len()).map(|i| self.category_total(totals, i).mean());
+        let of_kind = |regression: usize| {
+            let own = totals.iter().skip(regression).step_by(2).copied();
+            own.fold(Total::default(), |a, b| sum_of_totals(&[a, b])).mean()
+        };
+        let both = match (of_kind(0), of_kind(1)) {
+            (Some(accuracy), Some(mra)) => Some((accuracy + mra) / 2.0),
+            (one, other) => one.or(other),
+        };
+        [sum_of_totals(totals).mean(), self.task_mean(totals), both].into_iter().chain(categories).collect()
+    }
+
+    /// The index of the statistic that is the benchmark's figure in tables. Without categories there is no mean over
+    /// tasks; the figure is then the mean over rows.
+    pub(crate) fn headline(&self, headline: Headline) -> usize {
+        match headline {
+            Headline::TaskMean if !self.tasks.is_empty() => TASK_MEAN,
+            Headline::TaskMean | Headline::Overall => OVERALL,
+            Headline::MeanOfAccuracyAndMra => ACCURACY_AND_MRA,
+        }
+    }
+
+    /// The mean over tasks of the score of each task, which is the mean of its categories' scores. `None` without
+    /// tasks, or if a category has no rows.
+    fn task_mean(&self, totals: &[Total]) -> Option<f64> {
+        let mut sum = 0.0;
+        for parts in &self.tasks {
+            let means: Option<Vec<f64>> = parts.iter().map(|&i| self.category_total(totals, i).mean()).collect();
+            sum += mean(&means?);
+        }
+        (!self.tasks.is_empty()).then(|| sum / self.tasks.len() as f64)
+    }
+
+    /// The interval of the mean over tasks by the normal distribution.
+    fn normal_interval(&self, totals: &[Total]) -> [f64; 2] {
+        let weighted = self.tasks.iter().flat_map(|parts| {
+            let weight = 1.0 / (self.tasks.len() * parts.len()) as f64;
+            parts.iter().map(move |&i| {
+                let total = self.category_total(totals, i);
+                WeightedMean { weight, mean: total.mean().unwrap_or_default(), score_count: total.count as usize }
+            })
+        });
+        weighted_sum_interval(&weighted.collect::<Vec<_>>())
+    }
 }
 
 fn mean(scores: &[f64]) -> f64 {
@@ -125,22 +246,32 @@ mod tests {
         std::fs::read_to_string(path).unwrap()
     }
 
-    fn predictions(benchmark: Benchmark) -> Vec<Prediction> {
-        golden(&format!("{}.jsonl", benchmark.name()))
-            .lines()
-            .map(|line| Prediction::from_json_line(line).unwrap())
-            .collect()
+    fn task(name: &str) -> Task {
+        Task::from_names(name).unwrap().remove(0)
+    }
+
+    fn score(task: &Task, rows: &[Prediction]) -> BenchmarkReport {
+        score_benchmark(task, rows, Extraction::Tags).unwrap()
+    }
+
+    fn predictions(task: &Task) -> Vec<Prediction> {
+        golden(&format!("{}.jsonl", task.name)).lines().map(|line| Prediction::from_json_line(line).unwrap()).collect()
     }
 
     #[test]
     fn row_scores_equal_the_evaluation_script() {
         let expected: Value = serde_json::from_str(&golden("expected.json")).unwrap();
-        for benchmark in Benchmark::ALL {
-            let want = expected[benchmark.name()]["row_rewards"].as_array().unwrap();
-            let got = predictions(benchmark);
+        for task in Task::from_names("all").unwrap() {
+            let want = expected[&task.name]["row_rewards"].as_array().unwrap();
+            let got = predictions(&task);
             assert_eq!(got.len(), want.len());
             for (i, (got, want)) in got.iter().zip(want).enumerate() {
-                assert_eq!(got.score(), want.as_f64().unwrap() as f32, "{} row {i}: {got:?}", benchmark.name());
+                assert_eq!(
+                    got.score(Extraction::Tags),
+                    want.as_f64().unwrap() as f32,
+                    "{} row {i}: {got:?}",
+                    task.name
+                );
             }
         }
     }
@@ -148,9 +279,9 @@ mod tests {
     #[test]
     fn benchmark_scores_equal_the_evaluation_script() {
         let expected: Value = serde_json::from_str(&golden("expected.json")).unwrap();
-        for benchmark in Benchmark::ALL {
-            let want = &expected[benchmark.name()];
-            let report = score_benchmark(benchmark, &predictions(benchmark)).unwrap();
+        for task in Task::from_names("all").unwrap() {
+            let want = &expected[&task.name];
+            let report = score(&task, &predictions(&task));
             let got = serde_json::to_value(&report).unwrap();
             let near = |got: &Value, want: &Value| (got.as_f64().unwrap() - want.as_f64().unwrap()).abs() < 1e-7;
             for key in ["n", "overall", "mean_acc", "mean_mra"] {
@@ -169,7 +300,8 @@ mod tests {
 
     #[test]
     fn intervals_contain_their_scores() {
-        let report = score_benchmark(Benchmark::VsiBench, &predictions(Benchmark::VsiBench)).unwrap();
+        let task = task("vsibench");
+        let report = score(&task, &predictions(&task));
         let contains = |[low, high]: [f64; 2], x: f64| 0.0 <= low && low < x + 1e-12 && x < high + 1e-12 && high <= 1.0;
         assert!(contains(report.overall_ci95, report.overall));
         assert!(contains(report.task_mean_ci95.unwrap(), report.task_mean.unwrap()));
@@ -178,10 +310,11 @@ mod tests {
 
     #[test]
     fn rows_without_category_count_in_the_overall_score() {
-        let mut rows = predictions(Benchmark::VsiBench);
+        let task = task("vsibench");
+        let mut rows = predictions(&task);
         rows.iter_mut().for_each(|row| row.category = None);
-        let report = score_benchmark(Benchmark::VsiBench, &rows).unwrap();
+        let report = score(&task, &rows);
         assert_eq!((report.n, report.by_category.len(), report.task_mean), (rows.len(), 0, None));
-        assert!(score_benchmark(Benchmark::Mmvu, &[]).unwrap_err().to_string().starts_with("predictions: "));
+        assert!(score_benchmark(&task, &[], Extraction::Tags).unwrap_err().to_string().starts_with("predictions: "));
     }
 }

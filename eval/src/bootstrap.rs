@@ -1,0 +1,155 @@
+//! Bootstrap intervals (B. Efron, 1979): the data is drawn again many times, and the statistic is computed each time.
+//!
+//! ```text
+//! 10 000 times:  draw as many videos as there are, with replacement; compute the statistics of their rows
+//! interval    =  the 2.5 % and 97.5 % quantiles of each statistic
+//! ```
+//! Whole videos are drawn, because the rows about one video are not independent: Video-MME asks three questions about
+//! each. The random numbers depend on nothing but the number of videos, so a result is reproducible.
+
+use std::collections::HashMap;
+
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt, SeedableRng};
+
+/// How often the data is drawn.
+pub const RESAMPLES: usize = 10_000;
+
+/// A row with a score.
+#[derive(Clone, Debug)]
+pub struct ScoredRow<'a> {
+    /// The video, or whatever else rows have in common; `None` for a row that is drawn alone.
+    pub cluster: Option<&'a str>,
+    /// The index of the group of rows that is summed up together: the category.
+    pub group: usize,
+    /// The score.
+    pub score: f64,
+}
+
+/// The sum and the number of the drawn scores of a group.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Total {
+    /// Sum of the scores.
+    pub sum: f64,
+    /// Number of scores.
+    pub count: f64,
+}
+
+impl Total {
+    /// The mean score; `None` without scores.
+    pub fn mean(self) -> Option<f64> {
+        (self.count > 0.0).then(|| self.sum / self.count)
+    }
+}
+
+/// The sum of several totals.
+pub fn sum_of_totals(totals: &[Total]) -> Total {
+    totals.iter().fold(Total::default(), |a, b| Total { sum: a.sum + b.sum, count: a.count + b.count })
+}
+
+/// The rows of one video, summed up by group.
+type Cluster = Vec<(usize, Total)>;
+
+/// Returns the 95 % interval of each statistic. `statistics` computes them from the totals of the groups `0 .. groups`;
+/// draws in which a statistic is `None` are left out. `None` for a statistic that no draw has.
+pub fn bootstrap_intervals(
+    rows: &[ScoredRow<'_>],
+    groups: usize,
+    statistics: impl Fn(&[Total]) -> Vec<Option<f64>>,
+) -> Vec<Option<[f64; 2]>> {
+    let clusters = clusters(rows);
+    let mut random = ChaCha8Rng::seed_from_u64(0);
+    let mut drawn: Vec<Vec<f64>> = Vec::new();
+    let mut totals = vec![Total::default(); groups];
+    for _ in 0..if clusters.is_empty() { 0 } else { RESAMPLES } {
+        totals.fill(Total::default());
+        for _ in 0..clusters.len() {
+            for (group, part) in &clusters[random.random_range(0..clusters.len())] {
+                totals[*group].sum += part.sum;
+                totals[*group].count += part.count;
+            }
+        }
+        let values = statistics(&totals);
+        drawn.resize(values.len().max(drawn.len()), Vec::new());
+        for (all, value) in drawn.iter_mut().zip(values) {
+            all.extend(value);
+        }
+    }
+    drawn
+        .into_iter()
+        .map(|mut values| {
+            values.sort_by(f64::total_cmp);
+            Some([quantile(&values, 0.025)?, quantile(&values, 0.975)?])
+        })
+        .collect()
+}
+
+fn clusters(rows: &[ScoredRow<'_>]) -> Vec<Cluster> {
+    let mut index_of: HashMap<&str, usize> = HashMap::new();
+    let mut clusters: Vec<Cluster> = Vec::new();
+    for row in rows {
+        let next = clusters.len();
+        let index = row.cluster.map_or(next, |name| *index_of.entry(name).or_insert(next));
+        if index == next {
+            clusters.push(Vec::new());
+        }
+        let cluster = &mut clusters[index];
+        let total = Total { sum: row.score, count: 1.0 };
+        match cluster.iter_mut().find(|(group, _)| *group == row.group) {
+            Some((_, sum)) => *sum = sum_of_totals(&[*sum, total]),
+            None => cluster.push((row.group, total)),
+        }
+    }
+    clusters
+}
+
+/// The quantile of sorted values, with linear interpolation.
+fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
+    let at = q * sorted.len().checked_sub(1)? as f64;
+    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    Some(low + (high - low) * at.fract())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mean_interval(rows: &[ScoredRow<'_>]) -> [f64; 2] {
+        bootstrap_intervals(rows, 1, |totals| vec![totals[0].mean()])[0].unwrap()
+    }
+
+    fn rows(scores: impl Iterator<Item = f64>) -> Vec<ScoredRow<'static>> {
+        scores.map(|score| ScoredRow { cluster: None, group: 0, score }).collect()
+    }
+
+    /// For many independent rows the interval is that of the normal distribution.
+    #[test]
+    fn agrees_with_the_normal_interval() {
+        let rows = rows((0..1000).map(|i| f64::from(i % 10 < 3)));
+        let [low, high] = mean_interval(&rows);
+        let half = 1.96 * (0.3f64 * 0.7 / 1000.0).sqrt();
+        assert!((low - (0.3 - half)).abs() < 0.002 && (high - (0.3 + half)).abs() < 0.002, "{low} {high}");
+        assert_eq!(mean_interval(&rows), [low, high], "the same numbers again");
+    }
+
+    /// Rows that always agree carry as much information as one of them.
+    #[test]
+    fn rows_of_a_video_are_drawn_together() {
+        let names: Vec<String> = (0..200).map(|i| i.to_string()).collect();
+        let score = |i: usize| f64::from(i % 2 == 0);
+        let one: Vec<_> =
+            names.iter().enumerate().map(|(i, n)| ScoredRow { cluster: Some(n), group: 0, score: score(i) }).collect();
+        let three: Vec<_> = one.iter().flat_map(|row| vec![row.clone(); 3]).collect();
+        let alone = rows(three.iter().map(|row| row.score));
+        let width = |rows: &[ScoredRow<'_>]| mean_interval(rows)[1] - mean_interval(rows)[0];
+        assert!((width(&three) - width(&one)).abs() < 1e-12);
+        assert!(width(&alone) < 0.65 * width(&one));
+    }
+
+    #[test]
+    fn statistics_without_rows_have_no_interval() {
+        let got = bootstrap_intervals(&rows([1.0, 0.0].into_iter()), 2, |t| vec![t[0].mean(), t[1].mean()]);
+        assert!(got[0].is_some() && got[1].is_none());
+        assert!(bootstrap_intervals(&[], 0, |_| vec![None]).is_empty());
+    }
+}

@@ -1,0 +1,227 @@
+//! Compares two runs over the same questions. The runs answer the same rows, so their scores are compared row by row,
+//! which needs far fewer rows than comparing two means.
+//!
+//! - Difference of the scores with its 95 % interval: the bootstrap over videos of the row differences ("paired").
+//! - McNemar's test (1947), exact: if both runs were equally good, each row on which they disagree would favour either
+//!   with probability one half. Only rows whose score is 0 or 1 count.
+
+use std::collections::{BTreeMap, HashMap};
+
+use reel_diagnostic::Diagnostic;
+use serde::Serialize;
+
+use crate::bootstrap::{ScoredRow, bootstrap_intervals};
+use crate::score::{CATEGORIES, Groups};
+use crate::task::Task;
+use crate::{EvalError, Extraction, Prediction, Result};
+
+/// Two runs over the same questions; run B minus run A.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Comparison {
+    /// Name of the benchmark.
+    pub benchmark: String,
+    /// Number of rows that both runs have.
+    pub n: usize,
+    /// Number of rows that only run A has; they are not compared.
+    pub only_in_a: usize,
+    /// Number of rows that only run B has; they are not compared.
+    pub only_in_b: usize,
+    /// The benchmark's figure in tables of results ([`crate::Headline`]).
+    pub score: Difference,
+    /// Scores by category.
+    pub by_category: BTreeMap<String, Difference>,
+    /// Rows that both runs answer correctly, of those whose score is 0 or 1.
+    pub both_right: usize,
+    /// Rows that only run A answers correctly.
+    pub only_a_right: usize,
+    /// Rows that only run B answers correctly.
+    pub only_b_right: usize,
+    /// Rows that neither answers correctly.
+    pub both_wrong: usize,
+    /// The probability of a disagreement at least as uneven if both runs were equally good (McNemar's exact test).
+    pub mcnemar_p: f64,
+    /// The names of the rows on which the runs disagree.
+    pub disagreements: Vec<String>,
+}
+
+/// A score of both runs and its difference.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Difference {
+    /// Number of rows.
+    pub n: usize,
+    /// The score of run A, from 0 to 1.
+    pub a: f64,
+    /// The score of run B.
+    pub b: f64,
+    /// B minus A.
+    pub difference: f64,
+    /// 95 % interval of the difference.
+    pub ci95: [f64; 2],
+}
+
+/// A row of both runs, with its scores.
+struct Pair<'a> {
+    row: &'a Prediction,
+    scores: [f64; 2],
+}
+
+/// Compares the predictions of run A with those of run B. Rows are paired by their name (`problem_id`), and rows of the
+/// same name in order.
+///
+/// # Errors
+/// The runs have no row in common; rows of the same name have other questions.
+pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extraction) -> Result<Comparison> {
+    let pairs = pairs(runs, extraction)?;
+    if pairs.is_empty() {
+        let what = format!("have no row of {} in common", task.name);
+        return Err(EvalError::Data(Diagnostic::new("the two runs", what, "compare runs over the same data")));
+    }
+    let rows: Vec<Prediction> = pairs.iter().map(|pair| pair.row.clone()).collect();
+    let groups = Groups::new(task, &rows);
+    let scored = |score: &dyn Fn(&Pair<'_>) -> f64| -> Vec<ScoredRow<'_>> {
+        let row = |(pair, row): (&Pair<'_>, _)| (score(pair), row);
+        let rows = pairs.iter().zip(&rows).map(row);
+        rows.map(|(score, row)| ScoredRow { cluster: row.path.as_deref(), group: groups.index(row), score }).collect()
+    };
+    let [a, b] = [0, 1].map(|run| groups.totals(&scored(&|pair| pair.scores[run])));
+    let differences = scored(&|pair| pair.scores[1] - pair.scores[0]);
+    let intervals = bootstrap_intervals(&differences, groups.count(), |totals| groups.statistics(totals));
+    let (means_a, means_b) = (groups.statistics(&a), groups.statistics(&b));
+    let difference = |i: usize, n: usize| {
+        let (a, b) = (means_a[i].unwrap_or_default(), means_b[i].unwrap_or_default());
+        let [low, high] = intervals[i].unwrap_or([-1.0, 1.0]);
+        Difference { n, a, b, difference: b - a, ci95: [low.min(b - a), high.max(b - a)] }
+    };
+    let by_category = groups.names.iter().enumerate().map(|(i, name)| {
+        let n = groups.category_total(&a, i).count as usize;
+        (name.to_string(), difference(CATEGORIES + i, n))
+    });
+    let right: Vec<[bool; 2]> = pairs.iter().filter_map(Pair::right).collect();
+    let count = |want: [bool; 2]| right.iter().filter(|right| **right == want).count();
+    let (only_a_right, only_b_right) = (count([true, false]), count([false, true]));
+    let disagreeing = pairs.iter().filter(|pair| pair.scores[0] != pair.scores[1]);
+    Ok(Comparison {
+        benchmark: task.name.clone(),
+        n: pairs.len(),
+        only_in_a: runs[0].len() - pairs.len(),
+        only_in_b: runs[1].len() - pairs.len(),
+        score: difference(groups.headline(task.score.headline), pairs.len()),
+        by_category: by_category.collect(),
+        both_right: count([true, true]),
+        only_a_right,
+        only_b_right,
+        both_wrong: count([false, false]),
+        mcnemar_p: mcnemar_p(only_a_right, only_b_right),
+        disagreements: disagreeing.map(|pair| pair.row.id.clone().unwrap_or_default()).collect(),
+    })
+}
+
+impl Pair<'_> {
+    /// Whether each run is right; `None` for a row whose score may be between 0 and 1.
+    fn right(&self) -> Option<[bool; 2]> {
+        (!self.row.is_regression()).then(|| self.scores.map(|score| score == 1.0))
+    }
+}
+
+fn pairs<'a>([a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Vec<Pair<'a>>> {
+    // The n-th row of a name in one run belongs to the n-th row of that name in the other.
+    fn named(rows: &[Prediction]) -> impl Iterator<Item = ((&str, usize), &Prediction)> {
+        let mut seen: HashMap<&str, usize> = HashMap::new();
+        rows.iter().map(move |row| {
+            let name = row.id.as_deref().or(row.question.as_deref()).unwrap_or_default();
+            let count = seen.entry(name).or_default();
+            *count += 1;
+            ((name, *count), row)
+        })
+    }
+    let others: HashMap<_, _> = named(b).collect();
+    let mut pairs = Vec::new();
+    for ((name, count), row) in named(a) {
+        let Some(other) = others.get(&(name, count)) else { continue };
+        if (&row.question, &row.solution) != (&other.question, &other.solution) {
+            let what = format!("row `{name}` has another question or solution in each run");
+            return Err(EvalError::Data(Diagnostic::new("the two runs", what, "compare runs over the same data")));
+        }
+        pairs.push(Pair { row, scores: [row, other].map(|row| f64::from(row.score(extraction))) });
+    }
+    Ok(pairs)
+}
+
+/// The two-sided p-value of McNemar's exact test, for the numbers of rows on which only one of the runs is right.
+fn mcnemar_p(only_a: usize, only_b: usize) -> f64 {
+    let n = only_a + only_b;
+    let mut log_term = n as f64 * 0.5f64.ln();
+    let mut tail = 0.0;
+    for i in 0..=only_a.min(only_b) {
+        if i > 0 {
+            log_term += ((n - i + 1) as f64 / i as f64).ln();
+        }
+        tail += log_term.exp();
+    }
+    (2.0 * tail).min(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn run(outputs: &[&str]) -> Vec<Prediction> {
+        let row = |(i, output): (usize, &&str)| {
+            let row = json!({
+                "problem_id": i, "problem": format!("Question {i}?"), "problem_type": "multiple choice",
+                "solution": "<answer>A</answer>", "output": output, "category": if i % 2 == 0 { "x" } else { "y" },
+                "path": format!("{}.mp4", i / 2),
+            });
+            Prediction::from_json_line(&row.to_string()).unwrap()
+        };
+        outputs.iter().enumerate().map(row).collect()
+    }
+
+    fn compare(a: &[Prediction], b: &[Prediction]) -> Result<Comparison> {
+        compare_runs(&Task::from_names("mmvu")?.remove(0), [a, b], Extraction::Tags)
+    }
+
+    #[test]
+    fn rows_are_compared_one_by_one() {
+        let (a, b) = (run(&["A", "A", "B", "B", "B", "A"]), run(&["A", "B", "A", "A", "B", "A", "A"]));
+        let got = compare(&a, &b).unwrap();
+        assert_eq!((got.n, got.only_in_a, got.only_in_b), (6, 0, 1));
+        assert_eq!((got.both_right, got.only_a_right, got.only_b_right, got.both_wrong), (2, 1, 2, 1));
+        assert_eq!((got.score.a, got.score.b), (0.5, 4.0 / 6.0));
+        assert!((got.score.difference - 1.0 / 6.0).abs() < 1e-12);
+        assert!(got.score.ci95[0] < 0.0 && got.score.ci95[1] > got.score.difference);
+        assert_eq!((got.mcnemar_p, &got.disagreements[..]), (1.0, &["1", "2", "3"].map(String::from)[..]));
+        assert_eq!(got.by_category["y"].n, 3);
+        let same = compare(&a, &a).unwrap();
+        assert_eq!((same.score.difference, same.score.ci95, same.mcnemar_p), (0.0, [0.0, 0.0], 1.0));
+    }
+
+    #[test]
+    fn runs_over_other_questions_are_refused() {
+        let (a, mut b) = (run(&["A", "B"]), run(&["A", "B"]));
+        b[1].question = Some("Another?".into());
+        assert!(compare(&a, &b).unwrap_err().to_string().contains("row `1` has another question"));
+        b.iter_mut().for_each(|row| row.id = Some("z".into()));
+        assert!(compare(&a, &b).unwrap_err().to_string().contains("no row of mmvu in common"));
+    }
+
+    #[test]
+    fn p_values_are_those_of_the_binomial_test() {
+        // scipy.stats.binomtest(k, n, 0.5).pvalue
+        for (a, b, want) in [(0, 0, 1.0), (0, 5, 0.0625), (2, 10, 0.038_574_218_75), (10, 2, 0.038_574_218_75)] {
+            assert!((mcnemar_p(a, b) - want).abs() < 1e-12, "{a} {b}: {}", mcnemar_p(a, b));
+        }
+        assert!((mcnemar_p(450, 550) - 0.001_730_536).abs() < 1e-6, "{}", mcnemar_p(450, 550));
+    }
+
+    proptest! {
+        #[test]
+        fn p_values_are_probabilities_and_symmetric(a in 0usize..3000, b in 0usize..3000) {
+            let p = mcnemar_p(a, b);
+            prop_assert!((0.0..=1.0).contains(&p) && p == mcnemar_p(b, a));
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Finds the answer in the output of a model. Evaluation scripts differ in it, and scores with them.
+
+use clap::ValueEnum;
+use reel_rewards::{ProblemType, extract_answer, parse_number, strip_white_space};
+use serde::{Deserialize, Serialize};
+
+/// How the answer is found in an output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Extraction {
+    /// As the evaluation scripts of VideoRFT and Video-R1: the text in the first <answer> tags, else the whole output,
+    /// compared as it is
+    #[default]
+    Tags,
+    /// Also the letter in texts such as `(B)`, `B. red`, `The answer is B`, or the one option whose text occurs, and the
+    /// first number of a text
+    Lenient,
+}
+
+impl Extraction {
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tags => "tags",
+            Self::Lenient => "lenient",
+        }
+    }
+
+    /// The answer in `output`, as it is compared with the solution. `options` are those of a multiple-choice question.
+    pub fn answer<'o>(self, output: &'o str, kind: Option<ProblemType>, options: &'o [String]) -> &'o str {
+        let tagged = extract_answer(output);
+        let whole = if tagged.is_empty() { strip_white_space(output) } else { tagged };
+        match (self, kind) {
+            (Self::Tags, _) => whole,
+            (Self::Lenient, Some(ProblemType::MultipleChoice)) => {
+                letter(conclusion(tagged, output), options).unwrap_or(whole)
+            }
+            (Self::Lenient, Some(ProblemType::Numerical | ProblemType::Regression)) => {
+                first_number(conclusion(tagged, output)).unwrap_or(whole)
+            }
+            (Self::Lenient, _) => whole,
+        }
+    }
+}
+
+/// The text in which a lenient reader looks for the answer: that in the tags, else what follows the chain of thought.
+fn conclusion<'o>(tagged: &'o str, output: &'o str) -> &'o str {
+    match tagged {
+        "" => strip_white_space(output.rsplit_once("</think>").map_or(output, |(_, after)| after)),
+        tagged => tagged,
+    }
+}
+
+/// The letter of the option that a text names: at its beginning (`B`, `(B)`, `B. red`), or after the last `answer is` or
+/// `answer:`, or as the only option whose text occurs.
+fn letter<'o>(text: &'o str, options: &'o [String]) -> Option<&'o str> {
+    const PHRASES: [&str; 4] = ["answer is", "answer:", "option is", "choice is"];
+    let lower = text.to_ascii_lowercase();
+    let after = PHRASES.iter().filter_map(|phrase| Some(lower.rfind(phrase)? + phrase.len())).max();
+    leading_letter(text).or_else(|| leading_letter(&text[after?..])).or_else(|| {
+        let mut named = options.iter().filter_map(|option| {
+            let (letter, words) = option.split_once(['.', ')', ':'])?;
+            let words = words.trim().trim_end_matches('.').to_ascii_lowercase();
+            (!words.is_empty() && lower.contains(&words)).then(|| letter.trim_start_matches('(').trim())
+        });
+        named.next().filter(|_| named.next().is_none())
+    })
+}
+
+/// The capital letter that begins a text, after brackets and stars, if no word begins with it.
+fn leading_letter(text: &str) -> Option<&str> {
+    let text = text.trim_start_matches(|c: char| c.is_whitespace() || "(*[\"'`:".contains(c));
+    let letter = text.get(..1).filter(|letter| letter.as_bytes()[0].is_ascii_uppercase())?;
+    let next = text[1..].chars().next();
+    // "A cat" may be an article; "A" alone, "A." and "A)" are letters.
+    (next.is_none_or(|c| ".):]*\"'`,\n".contains(c))).then_some(letter)
+}
+
+/// The first number of a text, without a full stop after it.
+fn first_number(text: &str) -> Option<&str> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || "+-.,".contains(c)))
+        .map(|word| word.trim_end_matches(['.', ',']).trim_end_matches(|c: char| c.is_ascii_alphabetic()))
+        .find(|word| {
+            word.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c)) && parse_number(word).is_some()
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn lenient_reading_finds_letters_and_numbers() {
+        let options = ["A. a red car".to_string(), "B. a blue car".into(), "C. nothing".into()];
+        for (output, want) in [
+            ("<answer>B</answer>", "B"),
+            ("<answer>B. a blue car</answer>", "B"),
+            ("<answer>(B)</answer>", "B"),
+            ("(C) nothing", "C"),
+            ("**B**", "B"),
+            ("<think>A? No.</think> The answer is B.", "B"),
+            ("<think>It may be A.</think>\nAnswer: (C)", "C"),
+            ("The answer is A. Wait, the final answer is C.", "C"),
+            ("It shows a blue car.", "B"),
+            ("It shows a blue car, not a red car.", "It shows a blue car, not a red car."),
+            ("A man walks", "A man walks"),
+            ("<answer></answer>B", "<answer></answer>B"),
+            ("", ""),
+        ] {
+            let got = Extraction::Lenient.answer(output, Some(ProblemType::MultipleChoice), &options);
+            assert_eq!(got, want, "{output}");
+        }
+        for (output, want) in [
+            ("<answer>about 2.5 meters</answer>", "2.5"),
+            ("<think>4</think>It is 3.", "3"),
+            ("-7", "-7"),
+            ("12m long", "12"),
+            ("1,000 or so", "1,000"),
+            ("none", "none"),
+        ] {
+            assert_eq!(Extraction::Lenient.answer(output, Some(ProblemType::Regression), &[]), want, "{output}");
+        }
+    }
+
+    proptest! {
+        /// What the strict reading finds as a bare letter, the lenient one finds too; neither panics on any text.
+        #[test]
+        fn lenient_agrees_where_the_answer_is_bare(letter in "[A-D]", text in "\\PC{0,20}") {
+            let options: Vec<String> = ["A. x1", "B. x2", "C. x3", "D. x4"].map(String::from).to_vec();
+            let output = format!("<think>{}</think><answer>{letter}</answer>", text.replace("<answer>", ""));
+            for extraction in [Extraction::Tags, Extraction::Lenient] {
+                prop_assert_eq!(extraction.answer(&output, Some(ProblemType::MultipleChoice), &options), &letter);
+                extraction.answer(&text, Some(ProblemType::MultipleChoice), &options);
+                extraction.answer(&text, Some(ProblemType::Numerical), &options);
+            }
+        }
+    }
+}

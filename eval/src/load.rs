@@ -1,0 +1,306 @@
+//! Reads the data files of a benchmark. The layout (who published them) is recognised by the names of the files and by
+//! the columns of their first row.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use reel_data::Table;
+use reel_data::fingerprint::bytes_fingerprint;
+use reel_diagnostic::{Diagnostic, input};
+use serde_json::{Map, Value, json};
+
+use crate::row::ParsedRow;
+use crate::task::{Layout, Task, column};
+use crate::{BenchmarkRow, EvalError, Result};
+
+/// The rows of a benchmark.
+#[derive(Clone, Debug)]
+pub struct LoadedBenchmark {
+    /// The layout of the files: who published them in this form.
+    pub layout: String,
+    /// The files.
+    pub files: Vec<DataFile>,
+    /// The questions, in the order of the files.
+    pub rows: Vec<BenchmarkRow>,
+    /// Number of rows that are not part of the benchmark's score, by reason.
+    pub left_out: BTreeMap<String, usize>,
+    /// The folder that the paths of videos are relative to.
+    pub media_root: PathBuf,
+}
+
+/// A data file of a benchmark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataFile {
+    /// Its path.
+    pub path: PathBuf,
+    /// Fingerprint of its content.
+    pub fingerprint: String,
+    /// Number of its rows.
+    pub rows: usize,
+}
+
+/// The reason that is counted for rows which cannot be used.
+const BAD_ROW: &str = "bad row";
+
+/// Reads the rows of a benchmark. `data` is a data file, or a folder with the files or with a folder of the task's name.
+/// Paths of videos are relative to `media_root`, else to the folder of the files. With `skip_bad_rows`, rows that cannot
+/// be used are left out and counted.
+///
+/// # Errors
+/// There is no file of the benchmark; a file cannot be read, or is that of another benchmark; without `skip_bad_rows`, a
+/// row cannot be used.
+pub fn load_benchmark(
+    task: &Task,
+    data: &Path,
+    media_root: Option<&Path>,
+    skip_bad_rows: bool,
+) -> Result<LoadedBenchmark> {
+    let Found { layout, files, folder } = find_files(task, data)?;
+    let media_root = media_root.map_or(folder, Path::to_path_buf);
+    let mut loaded = LoadedBenchmark {
+        layout: layout.name.clone(),
+        files: Vec::new(),
+        rows: Vec::new(),
+        left_out: BTreeMap::new(),
+        media_root: media_root.clone(),
+    };
+    for path in files {
+        let SourceRows { rows, fingerprint } = read_rows(&path, &layout.nested)?;
+        let count = rows.len();
+        for (index, (location, row)) in rows.into_iter().enumerate() {
+            let parsed = row.and_then(|mut columns| {
+                add_file_columns(&mut columns, &path);
+                layout.add_derived_columns(&mut columns, index, count);
+                refuse_other_benchmark(task, &columns)?;
+                BenchmarkRow::parse(&columns, layout, &location, &media_root)
+            });
+            match parsed {
+                Ok(ParsedRow::Question(row)) => loaded.rows.push(*row),
+                Ok(ParsedRow::LeftOut(reason)) => *loaded.left_out.entry(reason).or_default() += 1,
+                Err(_) if skip_bad_rows => *loaded.left_out.entry(BAD_ROW.into()).or_default() += 1,
+                Err(wrong) => return Err(EvalError::Data(wrong.at(location))),
+            }
+        }
+        loaded.files.push(DataFile { path, fingerprint, rows: count });
+    }
+    if loaded.rows.is_empty() {
+        let location = loaded.files.first().map_or(data, |file| &file.path).display().to_string();
+        let what = format!("has no row that is part of {}", task.title);
+        return Err(data_error(location, what, "give the files of the benchmark's test set"));
+    }
+    Ok(loaded)
+}
+
+fn data_error(location: String, what: String, help: &str) -> EvalError {
+    EvalError::Data(Diagnostic::new(location, what, help))
+}
+
+/// The files of a benchmark.
+struct Found<'t> {
+    layout: &'t Layout,
+    files: Vec<PathBuf>,
+    /// The folder in which they were found.
+    folder: PathBuf,
+}
+
+fn find_files<'t>(task: &'t Task, data: &Path) -> Result<Found<'t>> {
+    if data.is_file() {
+        let columns = first_row_columns(data, task)?;
+        let folder = data.parent().unwrap_or(Path::new("")).to_path_buf();
+        return match task.layouts.iter().find(|layout| columns.iter().any(|columns| fits(layout, columns))) {
+            Some(layout) => Ok(Found { layout, files: vec![data.to_path_buf()], folder }),
+            None => Err(other_columns(task, data, &columns)),
+        };
+    }
+    if !data.is_dir() {
+        let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+        return Err(EvalError::Data(Diagnostic::cannot_read(data, &missing)));
+    }
+    let mut looked_for = Vec::new();
+    let mut other = None;
+    for folder in [data.join(&task.name), data.to_path_buf()].into_iter().filter(|folder| folder.is_dir()) {
+        for layout in &task.layouts {
+            for pattern in &layout.files {
+                let files = matches(&folder, pattern)?;
+                let Some(first) = files.first() else {
+                    looked_for.push(pattern.as_str());
+                    continue;
+                };
+                let columns = first_row_columns(first, task)?;
+                if columns.iter().any(|columns| fits(layout, columns)) {
+                    return Ok(Found { layout, files, folder });
+                }
+                other.get_or_insert((first.clone(), columns));
+            }
+        }
+    }
+    if let Some((file, columns)) = other {
+        return Err(other_columns(task, &file, &columns));
+    }
+    looked_for.sort_unstable();
+    looked_for.dedup();
+    let what = format!("has no data file of {}", task.title);
+    let help = format!("put one of {} into it or into the folder {}/ in it", looked_for.join(", "), task.name);
+    Err(EvalError::Data(Diagnostic::new(data.display().to_string(), what, help)))
+}
+
+/// The files in `folder` that match a pattern, sorted.
+fn matches(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
+    let all = format!("{}/{pattern}", glob::Pattern::escape(&folder.to_string_lossy()));
+    let wrong = |e: glob::PatternError| EvalError::Task(Diagnostic::new(pattern, e.msg, "correct `files` of the task"));
+    let mut files: Vec<PathBuf> = glob::glob(&all).map_err(wrong)?.flatten().filter(|path| path.is_file()).collect();
+    files.sort();
+    Ok(files)
+}
+
+/// The columns of the first row of a file, for each depth of nesting that a layout of the task has.
+fn first_row_columns(file: &Path, task: &Task) -> Result<Vec<Map<String, Value>>> {
+    let mut depths: Vec<&[String]> = task.layouts.iter().map(|layout| &layout.nested[..]).collect();
+    depths.sort_unstable();
+    depths.dedup();
+    let mut columns = Vec::new();
+    let mut error = None;
+    for nested in depths {
+        match read_rows(file, nested) {
+            Ok(SourceRows { rows, .. }) => match rows.into_iter().next() {
+                Some((_, Ok(mut row))) => {
+                    add_file_columns(&mut row, file);
+                    columns.push(row);
+                }
+                Some((location, Err(wrong))) => error = Some(EvalError::Data(wrong.at(location))),
+                None => {}
+            },
+            Err(e) => error = Some(e),
+        }
+    }
+    match error {
+        Some(error) if columns.is_empty() => Err(error),
+        _ => Ok(columns),
+    }
+}
+
+fn fits(layout: &Layout, columns: &Map<String, Value>) -> bool {
+    layout.is_layout_of(columns)
+}
+
+/// The error for a file whose columns are those of no layout of the task. It says if another benchmark has them.
+fn other_columns(task: &Task, file: &Path, columns: &[Map<String, Value>]) -> EvalError {
+    let location = file.display().to_string();
+    let found = columns.first().cloned().unwrap_or_default();
+    let names: Vec<&str> = found.keys().map(String::as_str).filter(|name| !name.contains("file.")).collect();
+    let other = Task::built_in()
+        .into_iter()
+        .filter(|other| other.name != task.name)
+        .find(|other| other.layouts.iter().any(|layout| columns.iter().any(|columns| fits(layout, columns))));
+    match other {
+        Some(other) => {
+            let what = format!("has the columns of {}, not those of {}", other.title, task.title);
+            data_error(location, what, "give the file of the benchmark that --benchmark names")
+        }
+        None => {
+            let missing = task.layouts.iter().map(|layout| {
+                let missing = layout.missing_column(&found).unwrap_or_default();
+                format!("`{missing}` (layout {})", layout.name)
+            });
+            let missing: Vec<String> = missing.collect();
+            let what = format!("is not a data file of {}: its first row has no {}", task.title, missing.join(", no "));
+            data_error(location, format!("{what}; it has {}", names.join(", ")), "give the benchmark's own file")
+        }
+    }
+}
+
+/// Refuses a row of another benchmark. VideoRFT's files of all benchmarks have the same columns, so a row is told by its
+/// name of the benchmark, or by the folder in the path of its video.
+fn refuse_other_benchmark(task: &Task, columns: &Map<String, Value>) -> Result<(), Diagnostic> {
+    let text = |name: &str| column(columns, name).and_then(Value::as_str).unwrap_or_default();
+    let folder_of = |task: &Task| task.media_folder.as_ref().map(|folder| format!("/{}/", folder.to_ascii_lowercase()));
+    let path = format!("/{}", text("path").to_ascii_lowercase());
+    let is_in = |task: &Task| folder_of(task).is_some_and(|folder| path.contains(&folder));
+    let is_own = [text("benchmark"), text("data_source")].contains(&&task.name[..]) || is_in(task);
+    if is_own {
+        return Ok(());
+    }
+    let is_row_of = |name: &str, other: &Task| text(name) == other.name || text(name) == other.title;
+    let names = |other: &&Task| is_row_of("benchmark", other) || is_row_of("data_source", other) || is_in(other);
+    match Task::built_in_cached().iter().filter(|other| other.name != task.name).find(names) {
+        Some(other) => {
+            let name = ["benchmark", "data_source"].into_iter().find(|name| is_row_of(name, other)).unwrap_or("path");
+            let what = format!("is that of a row of {}, not of {}", other.title, task.title);
+            Err(Diagnostic::new(name, what, "give the file of the benchmark that --benchmark names"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The rows of a file with their locations.
+struct SourceRows {
+    rows: Vec<(String, Result<Map<String, Value>, Diagnostic>)>,
+    fingerprint: String,
+}
+
+fn read_rows(path: &Path, nested: &[String]) -> Result<SourceRows> {
+    if !nested.is_empty() {
+        return read_nested(path, nested);
+    }
+    let table = Table::open(path).map_err(|e| EvalError::Data(e.into_diagnostic()))?;
+    let object = |value: Value| match value {
+        Value::Object(columns) => Ok(columns),
+        _ => Err(Diagnostic::new("", "is not an object", "give one JSON object for each row")),
+    };
+    let row = |index| {
+        // The value's error already has the location of the row.
+        let row = table.value(index).map_err(|e| Diagnostic { location: String::new(), ..e.into_diagnostic() });
+        (table.location(index), row.and_then(object))
+    };
+    Ok(SourceRows { rows: (0..table.len()).map(row).collect(), fingerprint: table.fingerprint() })
+}
+
+/// Reads an object of objects, whose keys become columns.
+fn read_nested(path: &Path, nested: &[String]) -> Result<SourceRows> {
+    let text = input::read_text(path, input::MAX_ROWS_BYTES)
+        .map_err(|e| EvalError::Data(Diagnostic::cannot_read(path, &e)))?;
+    let file = path.display().to_string();
+    let help = "give the benchmark's own file";
+    let value: Value = serde_json::from_str(&text)
+        .map_err(|e| data_error(format!("{file}:{}", e.line()), format!("is not JSON: {e}"), help))?;
+    let mut level = vec![(file.clone(), Map::new(), value)];
+    for name in nested {
+        let mut inner = Vec::new();
+        for (location, columns, value) in level {
+            let Value::Object(entries) = value else {
+                return Err(data_error(location, format!("is not an object whose keys are the {name}"), help));
+            };
+            for (key, value) in entries {
+                let mut columns = columns.clone();
+                columns.insert(name.clone(), json!(key));
+                inner.push((format!("{location}: {key}"), columns, value));
+            }
+        }
+        level = inner;
+    }
+    let mut rows = Vec::new();
+    for (location, columns, value) in level {
+        let values = match value {
+            Value::Array(list) => list,
+            other => vec![other],
+        };
+        for (index, value) in values.into_iter().enumerate() {
+            let row = match value {
+                Value::Object(own) => Ok(columns.clone().into_iter().chain(own).collect()),
+                _ => Err(Diagnostic::new("", "is not an object", "give one JSON object for each row")),
+            };
+            rows.push((format!("{location}[{index}]"), row));
+        }
+    }
+    match rows.is_empty() {
+        true => Err(data_error(file, "has no rows".into(), help)),
+        false => Ok(SourceRows { rows, fingerprint: bytes_fingerprint(text.as_bytes()) }),
+    }
+}
+
+/// Adds the columns `file.stem` and `file.folder`: the file's name without ending, and the name of its folder.
+fn add_file_columns(columns: &mut Map<String, Value>, path: &Path) {
+    let name = |part: Option<&std::ffi::OsStr>| json!(part.unwrap_or_default().to_string_lossy());
+    columns.insert("file.stem".into(), name(path.file_stem()));
+    columns.insert("file.folder".into(), name(path.parent().and_then(Path::file_name)));
+}

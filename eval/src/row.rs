@@ -1,0 +1,425 @@
+//! A row of a benchmark: the question, its options, the answer and the video, whatever form the benchmark is published
+//! in.
+
+use std::path::Path;
+
+use reel_diagnostic::Diagnostic;
+use reel_rewards::{ProblemType, Recipe, check_solution, extract_answer};
+use serde_json::{Map, Value, json};
+
+use crate::task::{AnswerForm, Layout, Options, RowRules, Task, Template, column, option_error};
+
+/// A question of a benchmark with its answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BenchmarkRow {
+    /// `FILE:LINE` or the like, for messages.
+    pub location: String,
+    /// The row's name; unique within a benchmark.
+    pub id: String,
+    /// The question.
+    pub question: String,
+    /// The kind of problem.
+    pub kind: ProblemType,
+    /// The options of a multiple-choice question as they are shown: `A. red`.
+    pub options: Vec<String>,
+    /// The correct answer: the letter of an option, a number, or a text.
+    pub answer: String,
+    /// The category, by which scores are reported.
+    pub category: Option<String>,
+    /// The video.
+    pub video: Option<Clip>,
+    /// Images (paths or data URIs), which are shown after the video.
+    pub images: Vec<String>,
+}
+
+/// A video or a part of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Clip {
+    /// The file, or the folder with the frames, relative to the media folder.
+    pub path: String,
+    /// The image files that are the frames, relative to the media folder; empty if `path` is a file.
+    pub frames: Vec<String>,
+    /// Second at which the part begins.
+    pub start: Option<f64>,
+    /// Second at which the part ends.
+    pub end: Option<f64>,
+    /// Frames per second of `frames`.
+    pub fps: Option<f64>,
+}
+
+/// What a row of a data file is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ParsedRow {
+    /// A question of the benchmark.
+    Question(Box<BenchmarkRow>),
+    /// A row that is not part of the benchmark's score, for this reason.
+    LeftOut(String),
+}
+
+impl BenchmarkRow {
+    /// Reads the columns of a row by the rules of its layout. Videos are looked for in the folder `media_root`.
+    ///
+    /// # Errors
+    /// A column is missing or wrong; the answer is not among the options. The diagnostic's location is the column.
+    pub fn parse(
+        columns: &Map<String, Value>,
+        layout: &Layout,
+        location: &str,
+        media_root: &Path,
+    ) -> Result<ParsedRow, Diagnostic> {
+        if let Some(name) = layout.missing_column(columns) {
+            let help = format!("add the column, which rows of the layout `{}` have", layout.name);
+            return Err(Diagnostic::new(name, "is missing", help));
+        }
+        let rules = layout.rules(columns);
+        if let Some(reason) = &rules.leave_out {
+            return Ok(ParsedRow::LeftOut(reason.clone()));
+        }
+        let text = |template: &Option<Template>| template.as_ref().map_or(Ok(None), |t| t.fill(columns));
+        let needed = |name: &str, template: &Option<Template>| {
+            let missing = || Diagnostic::new(source(name, template), "is missing or empty", "add the column");
+            text(template)?.ok_or_else(missing)
+        };
+        let kind_name = needed("kind", &rules.kind)?;
+        let kind = ProblemType::parse(&kind_name).map_err(|_| {
+            let known = ProblemType::ALL.map(ProblemType::name).join(", ");
+            let what = format!("gives the kind of problem `{kind_name}`, which is unknown");
+            Diagnostic::new(source("kind", &rules.kind), what, format!("use one of {known}"))
+        })?;
+        let mut question = needed("question", &rules.question)?;
+        for text in rules.remove.iter().flatten() {
+            question = question.replace(text, "");
+        }
+        let options = options(columns, &rules, kind, &mut question)?;
+        let answer = answer(needed("answer", &rules.answer)?, &rules, kind, &options)?;
+        let seconds = |name: &str, template: &Option<Template>| {
+            let parse = |text: String| {
+                let what = format!("is `{text}`, which is not a number of 0 or more");
+                let wrong = || Diagnostic::new(source(name, template), what, "write a number");
+                text.trim()
+                    .parse()
+                    .ok()
+                    .filter(|seconds: &f64| seconds.is_finite() && *seconds >= 0.0)
+                    .ok_or_else(wrong)
+            };
+            text(template)?.map(parse).transpose()
+        };
+        let (start, end) = (seconds("start", &rules.start)?, seconds("end", &rules.end)?);
+        if let (Some(start), Some(end)) = (start, end)
+            && end <= start
+        {
+            let what = format!("is {end} s, not after the start at {start} s");
+            return Err(Diagnostic::new(source("end", &rules.end), what, "correct the row"));
+        }
+        let fps = seconds("fps", &rules.fps)?;
+        let video = match &rules.video {
+            None => None,
+            Some(candidates) => {
+                Clip::find(columns, candidates, media_root)?.map(|clip| Clip { start, end, fps, ..clip })
+            }
+        };
+        let image = |name: &String| match column(columns, name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(image)) => Ok((!image.is_empty()).then(|| image.clone())),
+            Some(_) => Err(Diagnostic::new(name, "is not the path of an image", "write a text")),
+        };
+        let images = rules.images.iter().flatten().filter_map(|name| image(name).transpose());
+        Ok(ParsedRow::Question(Box::new(Self {
+            location: location.to_string(),
+            id: needed("id", &rules.id)?,
+            question,
+            kind,
+            options: options.shown,
+            answer,
+            category: first_text(&rules.category, columns)?,
+            video,
+            images: images.collect::<Result<_, _>>()?,
+        })))
+    }
+
+    /// The row as JSON: VideoRFT's columns, which a prediction keeps, and the `prompt`.
+    pub fn to_json(&self, task: &Task, recipe: Recipe) -> Map<String, Value> {
+        let media = match (&self.video, &self.images[..]) {
+            (Some(_), _) => "video",
+            (None, []) => "text",
+            (None, _) => "image",
+        };
+        let mut row = json!({
+            "benchmark": task.name,
+            "problem_id": self.id,
+            "problem": self.question,
+            "data_type": media,
+            "problem_type": self.kind.name(),
+            "options": self.options,
+            "solution": format!("<answer>{}</answer>", self.answer),
+        });
+        if let Some(category) = &self.category {
+            row["category"] = json!(category);
+        }
+        if let Some(clip) = &self.video {
+            row["path"] = json!(clip.path);
+        }
+        row["prompt"] = Value::Array(self.messages(task, recipe));
+        match row {
+            Value::Object(row) => row,
+            _ => Map::new(),
+        }
+    }
+
+    fn messages(&self, task: &Task, recipe: Recipe) -> Vec<Value> {
+        let video = self.video.iter().map(Clip::content_part);
+        let images = self.images.iter().map(|image| json!({"type": "image", "image": image}));
+        let options = (self.kind == ProblemType::MultipleChoice).then_some(&self.options[..]);
+        let text = task.question_text(&self.question, options, self.kind.name(), recipe);
+        let content: Vec<Value> = video.chain(images).chain([json!({"type": "text", "text": text})]).collect();
+        let system = task.prompt.system.iter().map(|text| json!({"role": "system", "content": text}));
+        system.chain([json!({"role": "user", "content": content})]).collect()
+    }
+}
+
+impl Clip {
+    /// The first candidate that exists, else the first one.
+    fn find(
+        columns: &Map<String, Value>,
+        candidates: &[Template],
+        media_root: &Path,
+    ) -> Result<Option<Self>, Diagnostic> {
+        let mut paths = Vec::new();
+        for candidate in candidates {
+            if let Some(path) = candidate.fill(columns)? {
+                // VideoRFT's data sets write paths as `./DIR/FILE`, where the dot stands for the media folder.
+                paths.push(
+                    path.strip_prefix("./").map_or(path.as_str(), |rest| rest.trim_start_matches('/')).to_string(),
+                );
+            }
+        }
+        let found = paths.iter().position(|path| media_root.join(path).exists()).unwrap_or(0);
+        let Some(path) = paths.into_iter().nth(found) else { return Ok(None) };
+        let folder = media_root.join(&path);
+        let frames = if folder.is_dir() { frames_in(&folder, &path)? } else { Vec::new() };
+        Ok(Some(Self { path, frames, start: None, end: None, fps: None }))
+    }
+
+    /// The part of a message that shows the clip. Of frames in image files, those between start and end are listed.
+    fn content_part(&self) -> Value {
+        if self.frames.is_empty() {
+            let mut part = json!({"type": "video", "video": self.path});
+            for (key, seconds) in [("video_start", self.start), ("video_end", self.end)] {
+                if let Some(seconds) = seconds {
+                    part[key] = json!(seconds);
+                }
+            }
+            return part;
+        }
+        let fps = self.fps.unwrap_or(1.0);
+        let is_inside = |index: usize| {
+            let second = index as f64 / fps;
+            self.start.is_none_or(|start| second >= start) && self.end.is_none_or(|end| second <= end)
+        };
+        let inside: Vec<&String> =
+            self.frames.iter().enumerate().filter(|(i, _)| is_inside(*i)).map(|(_, f)| f).collect();
+        json!({"type": "video", "video": if inside.is_empty() { self.frames.iter().collect() } else { inside }})
+    }
+}
+
+/// The image files in a folder in the order of their names, which have leading zeros; as paths that begin with `path`.
+fn frames_in(folder: &Path, path: &str) -> Result<Vec<String>, Diagnostic> {
+    let failed = |e| Diagnostic::cannot_read(folder, &e);
+    let mut frames = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+        let extension = name.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+        if ["jpg", "jpeg", "png", "webp", "bmp"].contains(&extension.as_str()) {
+            frames.push(format!("{}/{name}", path.trim_end_matches('/')));
+        }
+    }
+    frames.sort();
+    match frames.is_empty() {
+        true => Err(Diagnostic::new(folder.display().to_string(), "has no image files", "extract the frames into it")),
+        false => Ok(frames),
+    }
+}
+
+/// The columns of a rule, for messages: `answer` from `{ground_truth}` is `ground_truth`.
+fn source(rule: &str, template: &Option<Template>) -> String {
+    let columns: Vec<&str> = template.iter().flat_map(Template::columns).collect();
+    if columns.is_empty() { rule.to_string() } else { columns.join(", ") }
+}
+
+/// The first of several texts that the row has. A text whose columns the row lacks is passed over.
+fn first_text(texts: &Option<Vec<Template>>, columns: &Map<String, Value>) -> Result<Option<String>, Diagnostic> {
+    let has_columns = |text: &&Template| {
+        text.columns().all(|name| column(columns, name).is_some_and(|value| !value.is_null() && *value != ""))
+    };
+    texts.iter().flatten().find(has_columns).map_or(Ok(None), |text| text.fill(columns))
+}
+
+/// The options of a question. If they are its last lines, they are removed from it.
+fn options(
+    columns: &Map<String, Value>,
+    rules: &RowRules,
+    kind: ProblemType,
+    question: &mut String,
+) -> Result<Options, Diagnostic> {
+    let marks = rules.option_marks.unwrap_or_default();
+    let list = |list: &[String]| Options::parse(&json!(list), marks).map_err(|what| option_error("options", what));
+    let found = match (&rules.options, &rules.option_list) {
+        (_, Some(options)) => Some(list(options)?),
+        (None, None) if rules.options_in_question == Some(true) => {
+            let (text, options) = split_options(question);
+            *question = text;
+            Some(list(&options)?)
+        }
+        (None, None) => None,
+        (Some(name), None) => match column(columns, name) {
+            None | Some(Value::Null) => None,
+            Some(value) => Some(Options::parse(value, marks).map_err(|what| option_error(name, what))?),
+        },
+    };
+    let is_missing = kind == ProblemType::MultipleChoice && found.as_ref().is_none_or(|found| found.shown.is_empty());
+    if is_missing {
+        let name = rules.options.as_deref().unwrap_or("options");
+        return Err(option_error(name, "has no options, but the question is multiple choice".into()));
+    }
+    Ok(found.unwrap_or_default())
+}
+
+/// Splits a question into its text and the options that are its last lines: lines with the marks `A.`, `B.`, …, or
+/// else all lines after the first.
+fn split_options(question: &str) -> (String, Vec<String>) {
+    let lines: Vec<&str> = question.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let is_first = |line: &&str| ["A.", "A)", "A:", "(A)"].iter().any(|mark| line.starts_with(mark));
+    let first = lines.iter().rposition(is_first).filter(|first| *first > 0).unwrap_or(lines.len().min(1));
+    (lines[..first].join("\n"), lines[first..].iter().map(|line| line.to_string()).collect())
+}
+
+/// The answer as it is compared with outputs.
+fn answer(text: String, rules: &RowRules, kind: ProblemType, options: &Options) -> Result<String, Diagnostic> {
+    let name = source("answer", &rules.answer);
+    let form = rules.answer_form.unwrap_or(AnswerForm::Plain);
+    let plain = match form {
+        AnswerForm::Tagged => {
+            check_solution(Some(kind), &text).map_err(|d| Diagnostic::new(&name, d.what, d.help))?;
+            extract_answer(&text).to_string()
+        }
+        _ => text.trim().to_string(),
+    };
+    if kind != ProblemType::MultipleChoice {
+        let tagged = format!("<answer>{plain}</answer>");
+        check_solution(Some(kind), &tagged).map_err(|d| Diagnostic::new(&name, d.what, d.help))?;
+        return Ok(plain);
+    }
+    options.letter_of(&plain, form).map(String::from).map_err(|what| option_error(&name, what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(rules: &str) -> Layout {
+        let text = format!(
+            "name = \"own\"\nfiles = [\"*\"]\ncolumns = [\"q\"]\n[row]\nid = \"{{id}}\"\nquestion = \"{{q}}\"\n{rules}"
+        );
+        toml::from_str(&text).unwrap()
+    }
+
+    const CHOICE: &str = "kind = \"multiple choice\"\noptions = \"o\"\nanswer = \"{a}\"\nanswer-form = \"letter\"\n";
+
+    fn parse(rules: &str, row: Value, root: &Path) -> Result<BenchmarkRow, Diagnostic> {
+        match BenchmarkRow::parse(row.as_object().unwrap(), &layout(rules), "f:1", root)? {
+            ParsedRow::Question(row) => Ok(*row),
+            ParsedRow::LeftOut(reason) => Err(Diagnostic::new("left out", reason, "")),
+        }
+    }
+
+    #[test]
+    fn rows_become_questions_with_videos() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("data")).unwrap();
+        std::fs::write(root.path().join("data/7.mp4"), "").unwrap();
+        let rules = [CHOICE, "video = [\"{id}.mp4\", \"./data/{id}.mp4\"]\nstart = \"{s}\"\nend = \"{e}\"\n"].concat();
+        let row = json!({"id": 7, "q": "Which?", "o": ["x", "y"], "a": "B", "s": 1.5, "e": "4"});
+        let parsed = parse(&rules, row.clone(), root.path()).unwrap();
+        assert_eq!((parsed.answer.as_str(), &parsed.options[..]), ("B", &["A. x".to_string(), "B. y".into()][..]));
+        let task = Task::from_names("mmvu").unwrap().remove(0);
+        let written = Value::Object(parsed.to_json(&task, Recipe::Paper));
+        assert_eq!((&written["path"], &written["solution"]), (&json!("data/7.mp4"), &json!("<answer>B</answer>")));
+        let part = &written["prompt"][0]["content"][0];
+        assert_eq!(*part, json!({"type": "video", "video": "data/7.mp4", "video_start": 1.5, "video_end": 4.0}));
+        // Without a file, the first candidate is named, so that the run says what is missing.
+        let gone = parse(&rules, json!({"id": 8, "q": "Which?", "o": ["x", "y"], "a": "B"}), root.path()).unwrap();
+        assert_eq!(gone.video.unwrap().path, "8.mp4");
+    }
+
+    #[test]
+    fn frames_of_a_folder_are_listed_between_start_and_end() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("v")).unwrap();
+        for i in [3, 0, 2, 1, 4] {
+            std::fs::write(root.path().join(format!("v/{i:05}.jpg")), "").unwrap();
+        }
+        std::fs::write(root.path().join("v/notes.txt"), "").unwrap();
+        let rules = [CHOICE, "video = [\"v\"]\nstart = \"{s}\"\nend = \"{e}\"\nfps = \"2\"\n"].concat();
+        let row = json!({"id": 7, "q": "Which?", "o": ["x", "y"], "a": "B", "s": 0.5, "e": 1.5});
+        let clip = parse(&rules, row, root.path()).unwrap().video.unwrap();
+        assert_eq!(clip.content_part()["video"], json!(["v/00001.jpg", "v/00002.jpg", "v/00003.jpg"]));
+    }
+
+    #[test]
+    fn options_may_be_the_last_lines_of_the_question() {
+        let rules = "kind = \"multiple choice\"\noptions-in-question = true\nanswer = \"{a}\"\nanswer-form = \"{f}\"\n";
+        for (question, answer, form, letter, options) in [
+            ("What happens?\nA. it sits\nB. it stands", "B. it stands", "letter", "B", ["A. it sits", "B. it stands"]),
+            (
+                "Which?\nCaption A: x\nCaption B: y\n",
+                "Caption B: y",
+                "option-text",
+                "B",
+                ["A. Caption A: x", "B. Caption B: y"],
+            ),
+        ] {
+            let row = json!({"id": 1, "q": question, "a": answer});
+            let got = parse(&rules.replace("{f}", form), row, Path::new("")).unwrap();
+            assert_eq!((got.answer.as_str(), &got.options[..]), (letter, &options.map(String::from)[..]));
+            assert!(!got.question.contains('\n'));
+        }
+        let none = json!({"id": 1, "q": "What happens?", "a": "A"});
+        assert_eq!(parse(&rules.replace("{f}", "letter"), none, Path::new("")).unwrap_err().location, "options");
+    }
+
+    #[test]
+    fn wrong_rows_name_the_column() {
+        let good = json!({"id": 7, "q": "Which?", "o": ["x", "y"], "a": "B", "s": 1, "e": 2});
+        let rules = [CHOICE, "start = \"{s}\"\nend = \"{e}\"\nvideo = [\"{id}.mp4\"]\n"].concat();
+        assert!(parse(&rules, good.clone(), Path::new("")).is_ok());
+        for (column, value) in [
+            ("q", Value::Null),
+            ("q", json!("")),
+            ("o", json!([])),
+            ("o", Value::Null),
+            ("o", json!({"X": "y"})),
+            ("a", json!("C")),
+            ("a", json!("x")),
+            ("a", Value::Null),
+            ("a", json!(["B"])),
+            ("s", json!("soon")),
+            ("s", json!(-1)),
+            ("e", json!(1)),
+            ("e", json!("inf")),
+            ("id", Value::Null),
+        ] {
+            let mut row = good.clone();
+            row[column] = value;
+            let d = parse(&rules, row.clone(), Path::new("")).unwrap_err();
+            assert_eq!(d.location, column, "{row}: {d}");
+        }
+        let e = parse(&rules, json!({"id": 1}), Path::new("")).unwrap_err();
+        assert!(e.to_string().starts_with("q: is missing; add the column, which rows of the layout `own` have"), "{e}");
+        let number = "kind = \"{k}\"\nanswer = \"{a}\"\n";
+        assert!(parse(number, json!({"id": 1, "q": "How far?", "k": "regression", "a": 2.5}), Path::new("")).is_ok());
+        for (kind, answer, column) in [("regression", "far", "a"), ("numerical", "nan", "a"), ("essay", "1", "k")] {
+            let row = json!({"id": 1, "q": "How far?", "k": kind, "a": answer});
+            assert_eq!(parse(number, row, Path::new("")).unwrap_err().location, column);
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! The layout of a benchmark's data files: which files they are, and which columns hold the question, the options, the
+//! answer and the video.
+
+use std::collections::BTreeMap;
+
+use regex::Regex;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value, json};
+
+use super::template::{Template, column};
+
+/// One of the forms in which a benchmark is published.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Layout {
+    /// Who publishes this form: `videorft`, `authors`, …
+    pub name: String,
+    /// Patterns of file names, relative to the data folder. All files that match the first pattern with a match are
+    /// read.
+    pub files: Vec<String>,
+    /// Columns by which the layout is recognised: each row has all of them.
+    pub columns: Vec<String>,
+    /// The names of the levels if the file is an object of objects instead of a list of rows: the keys of each level
+    /// become columns of these names, and the values of the last level are rows or lists of rows.
+    #[serde(default)]
+    pub nested: Vec<String>,
+    /// Columns that are made of parts of others. The columns `file.stem`, `file.folder` and `row.number` (from 1) exist
+    /// without a rule.
+    #[serde(default)]
+    pub derive: Vec<Derive>,
+    /// The parts of a file that are told apart by the number of the row only.
+    pub blocks: Option<Blocks>,
+    /// The rules for every row.
+    pub row: RowRules,
+    /// Rules for some of the rows; a rule that is given here replaces that of `row`. Of several cases that apply, the
+    /// later one wins.
+    #[serde(default)]
+    pub case: Vec<Case>,
+}
+
+/// A rule that takes columns out of the text of another.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Derive {
+    /// The column that is read.
+    pub column: String,
+    /// A regular expression; each of its named groups becomes a column. Without a match there are none.
+    #[serde(deserialize_with = "regex")]
+    pub regex: Regex,
+}
+
+fn regex<'de, D: Deserializer<'de>>(from: D) -> Result<Regex, D::Error> {
+    Regex::new(&String::deserialize(from)?).map_err(|e| {
+        // The last line says what is wrong; those before show where.
+        serde::de::Error::custom(e.to_string().lines().last().unwrap_or_default().trim())
+    })
+}
+
+/// Parts of a file of equal length, whose names are in no column. The column `block` has them, if the number of rows
+/// is right.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Blocks {
+    /// Number of rows of a part.
+    pub rows: usize,
+    /// The names of the parts, in order.
+    pub names: Vec<String>,
+}
+
+/// Rules for the rows in which columns have certain values.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Case {
+    /// The values, by column. A row belongs to the case if each of these columns has one of its values.
+    pub when: BTreeMap<String, Vec<String>>,
+    /// The rules.
+    pub row: RowRules,
+}
+
+/// How the columns of a row become a question with its answer. Texts may have placeholders, see [`Template`].
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RowRules {
+    /// The row's name, unique within the benchmark.
+    pub id: Option<Template>,
+    /// The question.
+    pub question: Option<Template>,
+    /// The kind of problem: `multiple choice`, `numerical`, `regression`.
+    pub kind: Option<Template>,
+    /// Texts that are removed from the question.
+    pub remove: Option<Vec<String>>,
+    /// The column with the options: a list of texts, an object whose keys are letters, or a text with a line for each.
+    pub options: Option<String>,
+    /// The options, if they are the same for all rows.
+    pub option_list: Option<Vec<String>>,
+    /// Whether the options are the last lines of the question.
+    pub options_in_question: Option<bool>,
+    /// How the options are shown.
+    pub option_marks: Option<OptionMarks>,
+    /// The correct answer.
+    pub answer: Option<Template>,
+    /// What the text of the answer is.
+    pub answer_form: Option<AnswerForm>,
+    /// The category, by which scores are reported: the first of these texts that the row has.
+    pub category: Option<Vec<Template>>,
+    /// Paths of the video relative to the media folder; the first that exists is taken. A folder is a video whose frames
+    /// are image files.
+    pub video: Option<Vec<Template>>,
+    /// Second at which the part of the video that the question is about begins.
+    pub start: Option<Template>,
+    /// Second at which it ends.
+    pub end: Option<Template>,
+    /// Frames per second of a video whose frames are image files.
+    pub fps: Option<Template>,
+    /// Columns with images (a path or a data URI), which are shown after the video.
+    pub images: Option<Vec<String>>,
+    /// The reason why such rows are not part of the benchmark's score.
+    pub leave_out: Option<String>,
+}
+
+/// How options are shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OptionMarks {
+    /// `A. text`, whatever marks the file has.
+    #[default]
+    Letters,
+    /// As the file has them.
+    AsIs,
+}
+
+/// What the text of an answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AnswerForm {
+    /// The letter of an option, alone or before its text: `B`, `(B)`, `B. red`.
+    Letter,
+    /// The number of an option, from 0.
+    Index,
+    /// The text of an option.
+    OptionText,
+    /// A text or a number that is compared with the answer itself.
+    Plain,
+    /// A text in which the answer is in `<answer>` tags.
+    Tagged,
+}
+
+impl RowRules {
+    /// These rules, with those of `more` instead where it has some.
+    fn replaced_by(mut self, more: &Self) -> Self {
+        fn replace<T: Clone>(rule: &mut Option<T>, more: &Option<T>) {
+            if more.is_some() {
+                rule.clone_from(more);
+            }
+        }
+        // Every field is named, so that a new one cannot be forgotten.
+        let Self {
+            id,
+            question,
+            kind,
+            remove,
+            options,
+            option_list,
+            options_in_question,
+            option_marks,
+            answer,
+            answer_form,
+            category,
+            video,
+            start,
+            end,
+            fps,
+            images,
+            leave_out,
+        } = &mut self;
+        replace(id, &more.id);
+        replace(question, &more.question);
+        replace(kind, &more.kind);
+        replace(remove, &more.remove);
+        replace(options, &more.options);
+        replace(option_list, &more.option_list);
+        replace(options_in_question, &more.options_in_question);
+        replace(option_marks, &more.option_marks);
+        replace(answer, &more.answer);
+        replace(answer_form, &more.answer_form);
+        replace(category, &more.category);
+        replace(video, &more.video);
+        replace(start, &more.start);
+        replace(end, &more.end);
+        replace(fps, &more.fps);
+        replace(images, &more.images);
+        replace(leave_out, &more.leave_out);
+        self
+    }
+}
+
+impl Layout {
+    /// Whether a row has the columns of this layout.
+    pub fn is_layout_of(&self, row: &Map<String, Value>) -> bool {
+        self.missing_column(row).is_none()
+    }
+
+    /// The first column of the layout that a row does not have.
+    pub fn missing_column(&self, row: &Map<String, Value>) -> Option<&str> {
+        self.columns.iter().map(String::as_str).find(|name| column(row, name).is_none())
+    }
+
+    /// Adds the derived columns to a row, which is number `index` (from 0) of `rows`.
+    pub fn add_derived_columns(&self, row: &mut Map<String, Value>, index: usize, rows: usize) {
+        row.insert("row.number".into(), json!(index + 1));
+        if let Some(blocks) = self.blocks.as_ref().filter(|blocks| blocks.rows * blocks.names.len() == rows) {
+            row.insert("block".into(), json!(blocks.names[index / blocks.rows]));
+        }
+        for Derive { column: name, regex } in &self.derive {
+            let Some(text) = column(row, name).and_then(text_of_scalar) else { continue };
+            let Some(found) = regex.captures(&text) else { continue };
+            let groups = regex.capture_names().flatten().filter_map(|group| Some((group, found.name(group)?.as_str())));
+            let groups: Vec<(String, Value)> = groups.map(|(name, text)| (name.into(), json!(text))).collect();
+            row.extend(groups);
+        }
+    }
+
+    /// The rules for a row.
+    pub fn rules(&self, row: &Map<String, Value>) -> RowRules {
+        let applies = |case: &&Case| {
+            case.when
+                .iter()
+                .all(|(name, values)| values.contains(&column(row, name).and_then(text_of_scalar).unwrap_or_default()))
+        };
+        self.case.iter().filter(applies).fold(self.row.clone(), |rules, case| rules.replaced_by(&case.row))
+    }
+}
+
+/// The text of a value that is neither a list nor an object nor null.
+fn text_of_scalar(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(text: &str) -> Layout {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn later_cases_win() {
+        let layout = layout(
+            r#"
+            name = "authors"
+            files = ["*.json"]
+            columns = ["kind", "meta.subject"]
+            row = { kind = "multiple choice", answer-form = "letter" }
+            [[case]]
+            when = { kind = ["count", "size"] }
+            row = { kind = "regression", answer-form = "plain" }
+            [[case]]
+            when = { kind = ["size"], "meta.subject" = ["room", ""] }
+            row = { leave-out = "no rooms" }
+            "#,
+        );
+        let rules = |row: Value| layout.rules(row.as_object().unwrap());
+        let kind = |row: Value| rules(row).kind.map(|kind| kind.to_string()).unwrap_or_default();
+        assert_eq!(kind(json!({"kind": "order"})), "multiple choice");
+        assert_eq!(kind(json!({"kind": "size"})), "regression");
+        assert_eq!(rules(json!({"kind": "count"})).leave_out, None);
+        for subject in [json!("room"), Value::Null] {
+            assert!(rules(json!({"kind": "size", "meta": {"subject": subject}})).leave_out.is_some());
+        }
+        assert_eq!(layout.missing_column(json!({"kind": 1, "meta": {}}).as_object().unwrap()), Some("meta.subject"));
+        assert!(layout.is_layout_of(json!({"kind": 1, "meta": {"subject": null}}).as_object().unwrap()));
+    }
+
+    #[test]
+    fn columns_are_derived_from_texts_and_positions() {
+        let layout = layout(
+            r#"
+            name = "authors"
+            files = ["*.json"]
+            columns = ["id"]
+            derive = [{ column = "id", regex = "^[a-z]+_(?<subject>.+)_(?<n>[0-9]+)$" }]
+            blocks = { rows = 2, names = ["first", "second"] }
+            row = {}
+            "#,
+        );
+        let mut row = json!({"id": "dev_Art_Theory_12"}).as_object().unwrap().clone();
+        layout.add_derived_columns(&mut row, 2, 4);
+        let found = ["subject", "n", "block"].map(|name| row[name].as_str().unwrap_or_default().to_string());
+        assert_eq!((found, &row["row.number"]), (["Art_Theory", "12", "second"].map(String::from), &json!(3)));
+        let mut other = json!({"id": 7}).as_object().unwrap().clone();
+        layout.add_derived_columns(&mut other, 0, 5);
+        assert!(!other.contains_key("subject") && !other.contains_key("block"));
+    }
+
+    #[test]
+    fn misspelled_rules_are_refused() {
+        for text in [
+            "row = { quesiton = \"{q}\" }",
+            "row = { question = \"{q\" }",
+            "row = {}\nnested = 1",
+            "row = {}\nderive = [{ column = \"a\", regex = \"(\" }]",
+        ] {
+            let text = format!("name = \"a\"\nfiles = []\ncolumns = []\n{text}");
+            assert!(toml::from_str::<Layout>(&text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! Tasks: one declarative file for each benchmark (`eval/tasks/*.toml`), so that a user adds a benchmark without Rust.
+//!
+//! | table | contents |
+//! |---|---|
+//! | top | `name`, `title`, `version`, `source` |
+//! | `[prompt]` | the words around the question; without it those of the recipe (`--parity`) |
+//! | `[score]` | how row scores become the benchmark's score |
+//! | `[[layout]]` | the forms in which the benchmark is published: files, columns, rules ([`Layout`]) |
+//! | `[[published]]` | published scores, for the report |
+//!
+//! A file is data from outside: each field is checked, and an error names the file and the field.
+
+mod layout;
+mod options;
+mod template;
+
+use std::path::Path;
+use std::sync::LazyLock;
+
+use reel_diagnostic::{Diagnostic, input};
+use reel_prompts::{QuestionTemplate, answer_instruction, question_text};
+use reel_rewards::Recipe;
+use serde::{Deserialize, Serialize};
+
+pub use layout::{AnswerForm, Layout, RowRules};
+pub use options::{Options, option_error};
+pub use template::{Template, column};
+
+use crate::{EvalError, Result};
+
+/// A benchmark task.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Task {
+    /// The name on the command line and of the result files.
+    pub name: String,
+    /// The name in tables.
+    pub title: String,
+    /// The version of the protocol, which is part of every result. A change that may change a score raises it.
+    pub version: u32,
+    /// Where the benchmark is published.
+    pub source: String,
+    /// The folder of the benchmark's videos in VideoRFT's and Video-R1's files, which is in the paths of their rows.
+    pub media_folder: Option<String>,
+    /// The words around the question.
+    #[serde(default)]
+    pub prompt: PromptRules,
+    /// How row scores become the benchmark's score.
+    #[serde(default)]
+    pub score: ScoreRules,
+    /// The forms in which the benchmark is published; the first one that the data has is used.
+    #[serde(rename = "layout")]
+    pub layouts: Vec<Layout>,
+    /// Published scores.
+    #[serde(default)]
+    pub published: Vec<PublishedScore>,
+}
+
+/// The words around a question.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PromptRules {
+    /// The text of the user's message, with `{question}` and `{options}`, which is one line for each option. Without it,
+    /// the template for evaluation of the recipe, which also says what form the answer has.
+    pub template: Option<String>,
+    /// The system message; without it there is none, and the chat template may add its own.
+    pub system: Option<String>,
+}
+
+/// How the scores of rows become the score of a benchmark.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ScoreRules {
+    /// Whether the official score is the mean over tasks instead of that over rows. A task is a category, or the
+    /// categories of one entry of `merged_categories`.
+    #[serde(default)]
+    pub task_mean: bool,
+    /// What the papers of VideoRFT and Video-R1 report for this benchmark.
+    #[serde(default)]
+    pub headline: Headline,
+    /// Beginnings of names: the categories `NAME_*` are one task, whose score is the mean of theirs.
+    #[serde(default)]
+    pub merged_categories: Vec<String>,
+}
+
+/// The one figure of a benchmark in a table of results.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Headline {
+    /// The mean score of all rows.
+    #[default]
+    Overall,
+    /// The mean over tasks.
+    TaskMean,
+    /// The mean of two means: that over regression rows, and that over the other rows.
+    MeanOfAccuracyAndMra,
+}
+
+/// A published score.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PublishedScore {
+    /// The model.
+    pub model: String,
+    /// The score in percent.
+    pub score: f64,
+    /// Frames of each video.
+    pub frames: u32,
+    /// The publication.
+    pub source: String,
+}
+
+/// The files of the built-in tasks, in the order of the result tables of the VideoRFT and Video-R1 papers.
+const BUILT_IN: [(&str, &str); 7] = [
+    ("vsibench.toml", include_str!("../../tasks/vsibench.toml")),
+    ("videommmu.toml", include_str!("../../tasks/videommmu.toml")),
+    ("mmvu.toml", include_str!("../../tasks/mmvu.toml")),
+    ("mvbench.toml", include_str!("../../tasks/mvbench.toml")),
+    ("tempcompass.toml", include_str!("../../tasks/tempcompass.toml")),
+    ("videomme.toml", include_str!("../../tasks/videomme.toml")),
+    ("videoholmes.toml", include_str!("../../tasks/videoholmes.toml")),
+];
+
+/// The number of built-in tasks that `--benchmark all` runs: those of the two papers.
+const ALL: usize = 6;
+
+impl Task {
+    /// All built-in tasks.
+    pub fn built_in() -> Vec<Self> {
+        let parse = |(name, text)| Self::parse(name, text).expect("the task files are part of the program, and tested");
+        BUILT_IN.into_iter().map(parse).collect()
+    }
+
+    /// All built-in tasks, parsed once.
+    pub(crate) fn built_in_cached() -> &'static [Self] {
+        static TASKS: LazyLock<Vec<Task>> = LazyLock::new(Task::built_in);
+        &TASKS
+    }
+
+    /// The tasks that `--benchmark` names: names of built-in tasks and task files (`.toml`), separated by commas; `all`
+    /// is the six of the papers.
+    ///
+    /// # Errors
+    /// A name is unknown; a file cannot be read or is not a task; two tasks have the same name.
+    pub fn from_names(names: &str) -> Result<Vec<Self>> {
+        let built_in = Self::built_in();
+        let mut tasks: Vec<Self> = Vec::new();
+        for name in names.split(',').map(str::trim) {
+            match name {
+                "all" => tasks.extend(built_in.iter().take(ALL).cloned()),
+                file if file.ends_with(".toml") => tasks.push(Self::open(Path::new(file))?),
+                name => tasks.push(built_in.iter().find(|task| task.name == name).cloned().ok_or_else(|| {
+                    let known: Vec<&str> = built_in.iter().map(|task| &task.name[..]).collect();
+                    let help = format!("use all, a task file (.toml), or one of {}", known.join(", "));
+                    EvalError::Option(Diagnostic::new("--benchmark", format!("unknown benchmark `{name}`"), help))
+                })?),
+            }
+        }
+        let twice = (1..tasks.len()).find(|&i| tasks[..i].iter().any(|task| task.name == tasks[i].name));
+        match twice {
+            Some(i) => {
+                let what = format!("names `{}` twice", tasks[i].name);
+                Err(EvalError::Option(Diagnostic::new("--benchmark", what, "give each benchmark once")))
+            }
+            None => Ok(tasks),
+        }
+    }
+
+    /// Reads a task file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a field of it is wrong.
+    pub fn open(path: &Path) -> Result<Self> {
+        let text = input::read_text(path, input::MAX_CONFIG_BYTES)
+            .map_err(|e| EvalError::Task(Diagnostic::cannot_read(path, &e)))?;
+        Self::parse(&path.display().to_string(), &text)
+    }
+
+    /// Parses the text of a task file; `location` names it in error messages.
+    ///
+    /// # Errors
+    /// A field is missing, unknown or wrong.
+    pub fn parse(location: &str, text: &str) -> Result<Self> {
+        let wrong = |what: String| {
+            EvalError::Task(Diagnostic::new(location, what, "see eval/tasks/*.toml and docs/evaluation.md"))
+        };
+        let task: Self = toml::from_str(text).map_err(|e| {
+            let line = e.span().map_or(String::new(), |span| format!("line {}: ", line_of(text, span.start)));
+            wrong(format!("{line}{}", e.message()))
+        })?;
+        let is_name = |name: &str| {
+            !name.is_empty()
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+                && !name.starts_with('.')
+        };
+        if !is_name(&task.name) || task.name == "all" {
+            return Err(wrong(format!("name: `{}` cannot be the name of a result file", task.name)));
+        }
+        if let Some(template) = task.prompt.template.as_ref().filter(|template| !template.contains("{question}")) {
+            let start: String = template.chars().take(30).collect();
+            return Err(wrong(format!("prompt.template: `{start}` has no {{question}}")));
+        }
+        if task.layouts.is_empty() {
+            return Err(wrong("layout: there is none, so no file can be read".into()));
+        }
+        let without_files = task.layouts.iter().find(|layout| layout.files.is_empty() || layout.columns.is_empty());
+        match without_files {
+            Some(layout) => Err(wrong(format!("layout `{}`: files or columns is empty", layout.name))),
+            None => Ok(task),
+        }
+    }
+
+    /// The text of the user's message.
+    pub fn question_text(&self, question: &str, options: Option<&[String]>, kind: &str, recipe: Recipe) -> String {
+        match &self.prompt.template {
+            None => {
+                let instruction = answer_instruction(kind).unwrap_or_default();
+                question_text(question, options, instruction, recipe, QuestionTemplate::Evaluation)
+            }
+            Some(template) => {
+                let lines: String = options.unwrap_or_default().iter().map(|option| format!("{option}\n")).collect();
+                // The options are put in first: a question that contains `{options}` stays as it is.
+                let (before, after) = template.split_once("{question}").unwrap_or((template, ""));
+                [&before.replace("{options}", &lines), question, &after.replace("{options}", &lines)].concat()
+            }
+        }
+    }
+
+    /// The task (part of the benchmark) to which a row category belongs, for benchmarks whose official score is a mean
+    /// over tasks; `None` for the others.
+    pub fn part_of_category<'c>(&'c self, category: &'c str) -> Option<&'c str> {
+        let is_part = |name: &&String| category.strip_prefix(&name[..]).is_some_and(|rest| rest.starts_with('_'));
+        let merged = self.score.merged_categories.iter().find(is_part).map(String::as_str);
+        self.score.task_mean.then(|| merged.unwrap_or(category))
+    }
+}
+
+fn line_of(text: &str, byte: usize) -> usize {
+    1 + text.as_bytes().iter().take(byte).filter(|&&b| b == b'\n').count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn built_in_tasks_are_valid_and_named_as_their_files() {
+        let tasks = Task::built_in();
+        for (task, (file, _)) in tasks.iter().zip(BUILT_IN) {
+            assert_eq!(format!("{}.toml", task.name), file);
+            assert!(task.source.starts_with("https://"), "{file}");
+        }
+        let all = Task::from_names("all").unwrap();
+        assert_eq!(all.len(), 6);
+        assert_eq!(Task::from_names("mmvu, videoholmes").unwrap().len(), 2);
+        let e = Task::from_names("nosuch").unwrap_err();
+        assert!(
+            e.is_usage_error() && e.to_string().contains("`nosuch`; use all, a task file (.toml), or one of vsibench")
+        );
+        assert!(Task::from_names("all,mmvu").unwrap_err().to_string().contains("names `mmvu` twice"));
+        assert!(Task::from_names("").is_err());
+    }
+
+    #[test]
+    fn direction_categories_are_one_part() {
+        let tasks = Task::from_names("vsibench,mvbench").unwrap();
+        assert_eq!(tasks[0].part_of_category("object_rel_direction_hard"), Some("object_rel_direction"));
+        assert_eq!(tasks[0].part_of_category("object_rel_distance"), Some("object_rel_distance"));
+        assert_eq!(tasks[1].part_of_category("object_rel_direction_hard"), None);
+    }
+
+    const TASK: &str = r#"
+name = "mine"
+title = "Mine"
+version = 1
+source = "https://example.org"
+[prompt]
+template = "Q: {question}\n{options}Answer:"
+[[layout]]
+name = "own"
+files = ["*.jsonl"]
+columns = ["q"]
+row = { question = "{q}" }
+"#;
+
+    #[test]
+    fn own_templates_replace_the_recipe() {
+        let task = Task::parse("t.toml", TASK).unwrap();
+        let options = ["A. x".to_string(), "B. y".to_string()];
+        let text = |question| task.question_text(question, Some(&options), "multiple choice", Recipe::Paper);
+        assert_eq!(text("Why?"), "Q: Why?\nA. x\nB. y\nAnswer:");
+        assert_eq!(text("{options}?"), "Q: {options}?\nA. x\nB. y\nAnswer:");
+        let mmvu = Task::from_names("mmvu").unwrap().remove(0);
+        let text = mmvu.question_text("Why?", Some(&options), "multiple choice", Recipe::Paper);
+        assert!(text.starts_with("Why?\nA. x\nB. y\n\nPlease think") && text.ends_with("</answer> tags."), "{text}");
+    }
+
+    #[test]
+    fn wrong_task_files_name_line_and_field() {
+        for (from, to, words) in [
+            ("version = 1", "versoin = 1", "versoin"),
+            ("version = 1\n", "", "version"),
+            ("name = \"mine\"", "name = \"a/b\"", "name: `a/b`"),
+            ("name = \"mine\"", "name = \"all\"", "name: `all`"),
+            ("{question}", "{problem}", "prompt.template"),
+            ("[\"*.jsonl\"]", "[]", "layout `own`"),
+            ("{q}", "{q", "brace"),
+            ("version = 1", "version = 1\nname = \"x\"", "line 5"),
+        ] {
+            let text = TASK.replacen(from, to, 1);
+            let e = Task::parse("t.toml", &text).unwrap_err().to_string();
+            assert!(e.starts_with("t.toml: ") && e.contains(words) && !e.contains('\n'), "{from} to {to}: {e}");
+        }
+    }
+}
