@@ -48,8 +48,8 @@ pub enum Command {
     Demo(demo::DemoArgs),
     /// Check this machine: CPU, memory, FFmpeg, CUDA, GPU, model cache; say what to install
     Doctor(doctor::DoctorArgs),
-    /// Score predictions of a video benchmark (VSI-Bench, MMVU, MVBench, TempCompass, Video-MME, Video-MMMU)
-    Eval(eval::EvalArgs),
+    /// Run a model over video benchmarks (VSI-Bench, VideoMMMU, MMVU, MVBench, TempCompass, Video-MME), score and compare
+    Eval(Box<eval::EvalArgs>),
     /// Show which frames of a video are selected, and decode them
     Frames(frames::FramesArgs),
     /// Generate an answer to a prompt about a video, an image, or text alone; or to each row of a data file

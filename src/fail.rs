@@ -172,19 +172,12 @@ fn command_for(name: &str) -> Option<&'static str> {
     })
 }
 
-/// Returns the message about an option of the other training command, or about one that `reel eval` would need to run a
-/// model.
+/// Returns the message about an option of the other training command.
 fn option_of_other_command(parser: &Command, path: &str, argument: &str) -> Option<String> {
     let name = names::field_name(argument);
     let other = match path {
         "reel sft" => "grpo",
         "reel grpo" => "sft",
-        "reel eval" if ["model", "endpoint", "data", "media_root"].contains(&&*name) => {
-            return Some(format!(
-                "{argument}: is not an option of reel eval, which runs no model in this version; write predictions \
-                 with reel generate --data, then give --score-only --predictions"
-            ));
-        }
         _ => return None,
     };
     let command = parser.find_subcommand(other)?;
@@ -397,10 +390,6 @@ mod tests {
             ("server", "server: is not a command of reel; use serve (see 'reel --help')"),
             ("sft --num_generations 4", "--num_generations: is an option of reel grpo, not of reel sft; leave it out"),
             ("grpo --packing", "--packing: is an option of reel sft, not of reel grpo; leave it out"),
-            (
-                "eval --model m",
-                "--model: is not an option of reel eval, which runs no model in this version; write predictions with reel generate --data, then give --score-only --predictions",
-            ),
             ("gneerate", "gneerate: is not a command of reel; did you mean generate? see 'reel --help'"),
         ] {
             assert_eq!(message(line), wanted, "{line}");

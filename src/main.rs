@@ -26,6 +26,7 @@ mod merge;
 mod model;
 mod output;
 mod plan;
+mod predictor;
 mod preprocess;
 mod prompt;
 mod replaced;

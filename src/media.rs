@@ -23,7 +23,7 @@ use crate::fail::bad_usage;
 #[command(next_help_heading = "Media options")]
 pub struct MediaFlags {
     /// Frame and pixel limits: videorft-train, video-r1-train, videorft-eval, qwen, uniform-16 or stride-1fps [default:
-    /// videorft-train for sft and grpo, else qwen]
+    /// videorft-train for sft and grpo, videorft-eval for eval, else qwen]
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
     /// Select N frames, evenly spaced; an even number, except with the profile uniform-16
@@ -53,6 +53,13 @@ impl MediaFlags {
     /// Returns the profile that `--profile` names, else `default`.
     pub fn profile(&self, default: MediaProfile) -> Result<MediaProfile> {
         self.profile.as_deref().map_or(Ok(default), MediaProfile::parse).map_err(error_naming_option)
+    }
+
+    /// These flags, with the profile `name` if `--profile` is not given.
+    pub fn with_default_profile(&self, name: &str) -> Self {
+        let mut flags = self.clone();
+        flags.profile.get_or_insert_with(|| name.to_string());
+        flags
     }
 
     /// Returns the limits that flags set, after a check of their values. They override those of the profile and those

@@ -29,10 +29,10 @@ use crate::{output, replaced};
 pub struct ModelFlags {
     /// Model folder, Hugging Face model id, or folder of a LoRA adapter that names its base model
     #[arg(long, value_name = "MODEL")]
-    model: String,
+    pub model: String,
     /// Folder of a LoRA adapter for the model, as reel sft --lora-r or PEFT writes it
     #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    pub adapter: Option<PathBuf>,
 }
 
 /// Options for chat messages in a file, and for reading their media.

@@ -24,7 +24,7 @@ const OUTPUT_FILES: [&str; 4] = ["out", "output", "html", "trace"];
 const WRITES_FOLDER: [&str; 6] = ["demo", "grpo", "init", "man", "merge", "sft"];
 
 /// Options and arguments that name files or folders to read.
-const INPUTS: [&str; 22] = [
+const INPUTS: [&str; 25] = [
     "model",
     "adapter",
     "messages",
@@ -42,6 +42,9 @@ const INPUTS: [&str; 22] = [
     "times",
     "run",
     "compare",
+    "a",
+    "b",
+    "folder",
     "args",
     "resume_from_checkpoint",
     "api_key_file",
@@ -114,7 +117,7 @@ pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data
             continue;
         }
         refuse_stdout(&spelled(option), &path)?;
-        let is_folder = option == "out" && WRITES_FOLDER.contains(&name);
+        let is_folder = option == "out" && (WRITES_FOLDER.contains(&name) || runs_benchmarks(name, given));
         if !is_folder && !is_list {
             refuse_missing_folder(&path)?;
         }
@@ -152,6 +155,11 @@ pub fn refuse_if_output(input: &Path, location: &str) -> Result<()> {
 /// Returns true if the command reads what its argument `out` names: `reel replay OUT`.
 fn reads_out(command: &str, option: &str) -> bool {
     command == "replay" && option == "out"
+}
+
+/// Whether the command is `reel eval` that runs a model, whose `--out` is a folder; else it scores or compares files.
+fn runs_benchmarks(name: &str, given: &[(String, String)]) -> bool {
+    name == "eval" && given.iter().any(|(option, _)| option == "data")
 }
 
 /// Collects the names and values of all arguments that the user gave, those of nested subcommands included.

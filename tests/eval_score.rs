@@ -91,16 +91,9 @@ fn malformed_predictions_are_refused_with_line_number() {
     score("{\n", &[]).refused(1, &["p.jsonl:1: ", "JSON"]);
     score("", &[]).refused(1, &["p.jsonl", "no rows"]);
     score(good.to_string(), &["--benchmark", "nosuch"]).refused(2, &["nosuch", "vsibench"]);
-    score(good.to_string(), &["--benchmark", "all"]).refused(2, &["`all`"]);
+    score(good.to_string(), &["--benchmark", "all"]).refused(2, &["--benchmark: is all", "one benchmark"]);
     score(good.to_string(), &["--out", "no/such/f.json"]).refused(1, &["no/such/f.json"]);
     score(good.to_string(), &["--predictions", "gone.jsonl"]).refused(1, &["gone.jsonl"]);
-}
-
-#[test]
-fn running_a_benchmark_is_refused_with_an_explanation() {
-    run(["eval", "--benchmark", "mmvu", "--out", "o"]).refused(2, &["--score-only", "does not run models"]);
-    run(["eval", "--score-only", "--benchmark", "mmvu", "--out", "o"]).refused(2, &["--predictions"]);
-    run(["eval", "--benchmark", "mmvu", "--model", "m", "--out", "o"]).refused(2, &["--model"]);
 }
 
 /// The first rows of a benchmark as its data file has them: without outputs. Their videos are not there, so they are

@@ -12,8 +12,8 @@ pub enum Extraction {
     /// compared as it is
     #[default]
     Tags,
-    /// Also the letter in texts such as `(B)`, `B. red`, `The answer is B`, or the one option whose text occurs, and the
-    /// first number of a text
+    /// Also the letter in texts such as `(B)`, `B. red`, `The answer is B`, or the one option whose text occurs, and
+    /// the first number of a text
     Lenient,
 }
 
@@ -51,8 +51,8 @@ fn conclusion<'o>(tagged: &'o str, output: &'o str) -> &'o str {
     }
 }
 
-/// The letter of the option that a text names: at its beginning (`B`, `(B)`, `B. red`), or after the last `answer is` or
-/// `answer:`, or as the only option whose text occurs.
+/// The letter of the option that a text names: at its beginning (`B`, `(B)`, `B. red`), or after the last `answer is`
+/// or `answer:`, or as the only option whose text occurs.
 fn letter<'o>(text: &'o str, options: &'o [String]) -> Option<&'o str> {
     const PHRASES: [&str; 4] = ["answer is", "answer:", "option is", "choice is"];
     let lower = text.to_ascii_lowercase();

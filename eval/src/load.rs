@@ -232,9 +232,12 @@ fn refuse_other_benchmark(task: &Task, columns: &Map<String, Value>) -> Result<(
     }
 }
 
-/// The rows of a file with their locations.
+/// The location of a row in its file, and the row's columns.
+type SourceRow = (String, Result<Map<String, Value>, Diagnostic>);
+
+/// The rows of a file.
 struct SourceRows {
-    rows: Vec<(String, Result<Map<String, Value>, Diagnostic>)>,
+    rows: Vec<SourceRow>,
     fingerprint: String,
 }
 

@@ -23,6 +23,8 @@ pub struct Prediction {
     pub options: Vec<String>,
     /// The category of the row within the benchmark.
     pub category: Option<String>,
+    /// The benchmark, as `reel eval` writes it.
+    pub benchmark: Option<String>,
     /// The row's name within the benchmark (`problem_id`).
     pub id: Option<String>,
     /// The question (`problem`).
@@ -58,6 +60,7 @@ impl Prediction {
                 Some(_) => Some(text("category")?),
             },
             options: listed.filter_map(|option| option.as_str().map(String::from)).collect(),
+            benchmark: shown("benchmark"),
             id: shown("problem_id"),
             question: shown("problem"),
             path: shown("path").filter(|path| !path.is_empty()),

@@ -137,6 +137,12 @@ impl BenchmarkRow {
         })))
     }
 
+    /// Removes the video and the images, so that the text alone is asked.
+    pub fn remove_media(&mut self) {
+        self.video = None;
+        self.images.clear();
+    }
+
     /// The row as JSON: VideoRFT's columns, which a prediction keeps, and the `prompt`.
     pub fn to_json(&self, task: &Task, recipe: Recipe) -> Map<String, Value> {
         let media = match (&self.video, &self.images[..]) {

@@ -245,7 +245,7 @@ fn wrong_data_names_file_row_and_column() {
         let e = error(file, content);
         assert!(e.contains(words) && e.contains(file) && !e.contains('\n'), "{words}: {e}");
     }
-    let e = error("other.json", list(&[holmes.clone()]));
+    let e = error("other.json", list(std::slice::from_ref(&holmes)));
     assert!(e.contains("has no data file of Video-Holmes; put one of ") && e.contains("test_Video-Holmes.json"), "{e}");
     // Bad rows are counted if the user says so.
     let folder = tempfile::tempdir().unwrap();

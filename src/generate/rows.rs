@@ -5,28 +5,19 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
-use reel_diagnostic::escape_controls;
-use reel_engine::{Engine, SamplingParams};
-use reel_measure::trace;
-use reel_model::features::FeatureCache;
-use reel_model::input::MediaOptions;
-use reel_model::input::encode::ModelFolder;
+use reel_engine::SamplingParams;
 use reel_model::input::request::RequestSettings;
 use reel_prompts::QuestionTemplate;
-use reel_runtime::Device;
 use reel_train::data::dataset::Dataset;
-use reel_train::predict::{
-    self, ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts,
-    SamplingSettings,
-};
-use serde_json::{Map, Value, json};
+use reel_train::predict::{self, ExistingOutput, PredictionSummary, RowPrompts, SamplingSettings};
+use serde_json::{Value, json};
 
 use super::GenerateArgs;
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
-use crate::model::{self, LoadedModel, WeightPlace};
-use crate::prompt::{find_or_download_model, media_files};
-use crate::{interrupt, output, replaced};
+use crate::predictor::{self, PredictionJob, Predictor};
+use crate::prompt::media_files;
+use crate::{model, output, replaced};
 
 /// Options for generating answers to the rows of a data file.
 #[derive(Args, Clone, Debug)]
@@ -59,9 +50,6 @@ pub struct RowFlags {
     strict: bool,
 }
 
-/// Maximum bytes of vision tokens that are kept for later rows about the same images and videos (256 MiB).
-const MAX_FEATURES: usize = 256 << 20;
-
 impl RowFlags {
     /// Refuses options that need `--data`, such as `--out`, if `--data` is not given. clap cannot check this: if
     /// `--prompt` is given, which conflicts with `--data`, clap does not require `--data`.
@@ -87,18 +75,6 @@ impl RowFlags {
             (false, false) => ExistingOutput::Refuse,
         }
     }
-
-    fn batch_size(&self, device: &Device) -> Result<usize> {
-        match self.batch_size {
-            Some(0) => Err(bad_usage("--batch-size", "is 0", "give 1 or more")),
-            Some(n) if n > super::MAX_COMPLETIONS => {
-                let most = super::MAX_COMPLETIONS;
-                Err(bad_usage("--batch-size", format!("is {n}"), format!("give 1 to {most}")))
-            }
-            Some(n) => Ok(n),
-            None => Ok(model::default_batch_size(device)),
-        }
-    }
 }
 
 impl GenerateArgs {
@@ -107,96 +83,44 @@ impl GenerateArgs {
         let out = self.rows.out.as_deref().unwrap_or(Path::new(""));
         self.messages.validate()?;
         let device = model::open_device(common)?;
-        let batch_size = self.rows.batch_size(&device)?;
         for own in predict::paths_beside(out) {
             replaced::refuse_file("--out", &own, "--data", data)?;
         }
         let dataset = Dataset::open(data)?;
-        let (base, adapter) = self.model.base_model_and_adapter_folder()?;
-        let (folder, adapter) = (find_or_download_model(&base)?, adapter.as_deref());
-        let bundle = Arc::new(trace::span("open", || ModelFolder::open(&folder))?);
+        let mut predictor = Predictor::open(&self.model, self.quantize, device, self.rows.batch_size, common)?;
         let media_root = self.messages.media_root_of_rows(data);
         let access = self.messages.media_access(media_root);
-        let media = self.messages.media_options(adapter.unwrap_or(&folder), access, !common.quiet, common)?;
+        let media = self.messages.media_options(predictor.trained_folder(), access, !common.quiet, common)?;
         let sampling = SamplingSettings {
             params: SamplingParams::from_settings(
                 &self.sampling.settings(&RequestSettings::default(), common.seed),
-                &bundle.generation,
+                &predictor.bundle.generation,
             ),
             max_new_tokens: self.sampling.max_new_tokens.unwrap_or(1024),
             n: self.n.unwrap_or(1),
             stop: self.sampling.stop.clone(),
         };
         let rules = (self.messages.parity, self.rows.question_template.unwrap_or_default());
-        let options = self.compared_options(&sampling, &media, rules.1, common);
+        let mut options = predictor.compared_options(&sampling, &media);
+        options.insert("parity".into(), json!(rules.0));
+        options.insert("question_template".into(), json!(rules.1));
+        let bundle = predictor.bundle.clone();
         let prompts = Arc::new(RowPrompts::new(dataset, bundle, media, media_root, rules, common.seed()));
         self.check_rows(&prompts, data, common)?;
-        let rows = prompts.data();
-        let settings = PredictionSettings::new(
-            &folder,
-            adapter,
-            (data, rows.fingerprint(), rows.len()),
+        let data = (data, prompts.data().fingerprint());
+        let existing = self.rows.existing_output();
+        let strict = self.rows.strict;
+        let summary = predictor.run(PredictionJob {
+            command: "generate",
+            prompts,
+            data,
+            out,
+            existing,
             options,
-            &device,
-            batch_size,
-        )?;
-        let file = PredictionFile::open(out, self.rows.existing_output(), settings, |row| prompts.columns(row))?;
-        if let Some(done) = PredictionSummary::of_complete_file(&file) {
-            return report(out, &done, common);
-        }
-        if let Some(said) = describe_resume(&file, &self.rows, rows.len(), &device).filter(|_| !common.quiet) {
-            eprintln!("{said}");
-        }
-        let (config, quantization) = (&prompts.bundle().config, self.quantize.quantization());
-        let mut model =
-            LoadedModel::open_on(&device, &folder, adapter, config, quantization, Some(WeightPlace::Mapped), common)?;
-        model.weights.features = Some(Arc::new(FeatureCache::new(MAX_FEATURES)));
-        let stop = interrupt::stop_flag();
-        let engine = Engine::new(&model.weights, &model.cx)?.max_slots(batch_size).interrupt_flag(&stop);
-        let run = PredictionRun {
-            prompts: prompts.clone(),
-            engine: &engine,
             sampling,
-            max_kv_bytes: model::kv_bytes(&device),
-            strict: self.rows.strict,
-            quiet: common.quiet || common.json,
-            stop: &stop,
-        };
-        let summary = trace::span("rows", || run.run(file)).map_err(|e| generation_error(&model, e))?;
+            strict,
+        })?;
         report(out, &summary, common)
-    }
-
-    /// Returns the options that influence the lines of the predictions file. A run that continues the file must have
-    /// the same values.
-    fn compared_options(
-        &self,
-        sampling: &SamplingSettings,
-        media: &MediaOptions,
-        template: QuestionTemplate,
-        common: &CommonOptions,
-    ) -> Map<String, Value> {
-        let params = &sampling.params;
-        let mut options = json!({
-            "n": sampling.n,
-            "max_new_tokens": sampling.max_new_tokens,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            "top_k": params.top_k,
-            "repetition_penalty": params.repetition_penalty,
-            "stop": sampling.stop,
-            "seed": common.seed(),
-            "dtype": model::activation_dtype(common).name(),
-            "parity": self.messages.parity,
-            "question_template": template,
-            "profile": media.profile.name(),
-        });
-        if let Some(format) = self.quantize.name() {
-            options["quantize"] = json!(format);
-        }
-        let limits = json!(media.overrides.or_fallback(media.trained));
-        let mut all = options.as_object_mut().map(std::mem::take).unwrap_or_default();
-        all.extend(limits.as_object().cloned().unwrap_or_default().into_iter().filter(|(_, value)| !value.is_null()));
-        all
     }
 
     /// Prints how many rows cannot be used; with `--strict`, returns the error of the first such row instead. Also
@@ -208,12 +132,7 @@ impl GenerateArgs {
                 return Err(first.into());
             }
             if !common.quiet {
-                let (count, rows) = (unusable.count, prompts.data().len());
-                let (data, first) = (data.display().to_string(), first.to_string());
-                let (data, first) = (escape_controls(&data), escape_controls(&first));
-                eprintln!(
-                    "{data}: {count} of {rows} rows cannot be used and get a line with their error; the first: {first}"
-                );
+                predictor::warn_of_unusable_rows(data, unusable.count, prompts.data().len(), &first);
             }
         }
         if self.rows.out.as_ref().is_some_and(|out| out.exists()) {
@@ -223,24 +142,6 @@ impl GenerateArgs {
             }
         }
         Ok(())
-    }
-}
-
-/// Returns the message that is printed before a run with `--resume`: the row after which it continues, or that there is
-/// no file to continue. `None` without `--resume`.
-fn describe_resume(file: &PredictionFile, flags: &RowFlags, rows: usize, device: &Device) -> Option<String> {
-    let warning = file.difference_in_bits(device).map_or(String::new(), |said| format!("\nwarning: {said}"));
-    match (flags.resume, file.lines()) {
-        (false, _) => None,
-        (true, 0) => Some(format!("nothing to resume: starting with the first row{warning}")),
-        (true, lines) => Some(format!("resuming after row {lines} of {rows}{warning}")),
-    }
-}
-
-fn generation_error(model: &LoadedModel, e: reel_train::TrainError) -> anyhow::Error {
-    match e {
-        reel_train::TrainError::Engine(e) => model.generation_error(e),
-        other => other.into(),
     }
 }
 

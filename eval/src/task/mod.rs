@@ -210,6 +210,11 @@ impl Task {
         }
     }
 
+    /// The text of the file of a built-in task.
+    pub fn file_text(&self) -> Option<&'static str> {
+        BUILT_IN.into_iter().find(|(name, _)| name.strip_suffix(".toml") == Some(&self.name)).map(|(_, text)| text)
+    }
+
     /// The text of the user's message.
     pub fn question_text(&self, question: &str, options: Option<&[String]>, kind: &str, recipe: Recipe) -> String {
         match &self.prompt.template {

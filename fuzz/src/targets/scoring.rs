@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use reel_eval::{Benchmark, Prediction, score_benchmark};
+use reel_eval::{Extraction, Prediction, Task, score_benchmark};
 use reel_rewards::{
     CustomReward, ProblemType, RewardRow, RewardRules, RewardWeights, accuracy_reward, extract_answer, parse_number,
     reasoning_text, strip_white_space,
@@ -98,11 +98,11 @@ pub const PREDICTIONS: Target = Target {
             }
             for prediction in &predictions {
                 accepted(prediction.check_solution())?;
-                let score = prediction.score();
+                let score = prediction.score(Extraction::Tags).max(prediction.score(Extraction::Lenient));
                 require((0.0..=1.0).contains(&score), || format!("the score is {score}"))?;
             }
-            for benchmark in Benchmark::ALL {
-                if let Some(report) = value_of(score_benchmark(benchmark, &predictions))? {
+            for task in Task::built_in() {
+                if let Some(report) = value_of(score_benchmark(&task, &predictions, Extraction::Tags))? {
                     let bounds = [report.overall_ci95[0], report.overall, report.overall_ci95[1]];
                     require(bounds.is_sorted() && bounds[2].is_finite(), || {
                         format!("interval and score are {bounds:?}")

@@ -42,14 +42,14 @@ pub struct PredictionSettings {
 }
 
 impl PredictionSettings {
-    /// The settings of a run on `device`. `data` is the data file with its fingerprint and its number of rows.
+    /// The settings of a run of `command` on `device`. The model is a folder, with that of an adapter; `data` is the data file with its fingerprint and its number of rows.
     /// `batch_size` is stored for a GPU only. User names, passwords and queries of URLs in the options are left out.
     ///
     /// # Errors
     /// A file of the model or of the adapter cannot be read.
     pub fn new(
-        model: &Path,
-        adapter: Option<&Path>,
+        command: &str,
+        (model, adapter): (&Path, Option<&Path>),
         data: (&Path, String, usize),
         mut options: Map<String, Value>,
         device: &reel_runtime::Device,
@@ -62,7 +62,7 @@ impl PredictionSettings {
         };
         options.values_mut().for_each(redact);
         Ok(Self {
-            command: "generate".into(),
+            command: command.into(),
             version: env!("CARGO_PKG_VERSION").into(),
             model: folder(model)?,
             adapter: adapter.map(folder).transpose()?,

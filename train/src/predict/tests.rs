@@ -61,7 +61,8 @@ fn predict(data: &Path, out: &Path, options: Options) -> Result<PredictionSummar
         Arc::new(RowPrompts::new(data_file, f.bundle.clone(), MediaOptions::default(), Path::new(""), rules, SEED));
     let compared = json!({"n": options.n, "temperature": options.temperature}).as_object().unwrap().clone();
     let described = (data, prompts.data().fingerprint(), prompts.data().len());
-    let settings = PredictionSettings::new(&f.folder, None, described, compared, &f.device, options.slots)?;
+    let settings =
+        PredictionSettings::new("generate", (&f.folder, None), described, compared, &f.device, options.slots)?;
     let file = PredictionFile::open(out, options.existing, settings, |row| prompts.columns(row))?;
     if let Some(done) = PredictionSummary::of_complete_file(&file) {
         return Ok(done);

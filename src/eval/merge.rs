@@ -1,0 +1,164 @@
+//! `reel eval merge`: joins the parts of runs with `--shard` to the file of a run without it, byte by byte, and scores
+//! it.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use reel_eval::{Extraction, Task};
+use serde_json::{Value, json};
+
+use super::results::{self, predictions_file, read_settings, tasks_in};
+use super::run::finish;
+use super::shard::Shard;
+use crate::common::CommonOptions;
+use crate::fail::failed;
+use crate::output;
+
+/// Join the parts of runs with --shard in a folder, and score them. The files are those of a run without --shard.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  reel init --preset tiny --out tiny
+  printf '%s' '[{\"video ID\": \"a\", \"Question ID\": 1, \"Question Type\": \"TA\",
+    \"Question\": \"Who?\", \"Options\": {\"A\": \"he\", \"B\": \"she\"},
+    \"Answer\": \"B\"}]' > test_Video-Holmes.json
+  reel eval --model tiny --benchmark videoholmes --data . --out parts \\
+    --max-new-tokens 8 --text-only --shard 0/1
+  reel eval merge parts")]
+pub struct MergeArgs {
+    /// Folder with the parts
+    #[arg(value_name = "OUT")]
+    folder: PathBuf,
+    /// Benchmarks, or task files [default: the built-in benchmarks that the folder has]
+    #[arg(long, value_name = "NAME")]
+    benchmark: Option<String>,
+    /// How the answer is found in an output: tags or lenient
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true, value_name = "RULE")]
+    extraction: Extraction,
+    /// Replace joined files of an earlier merge
+    #[arg(long)]
+    overwrite: bool,
+}
+
+impl MergeArgs {
+    pub(super) fn run(&self, common: &CommonOptions) -> Result<()> {
+        let mut scored = Vec::new();
+        for task in tasks_in(&self.folder, self.benchmark.as_deref())? {
+            let joined = predictions_file(&self.folder, &task.name);
+            match (parts(&self.folder, &task)?, joined.exists()) {
+                // The results of a whole run, or of an earlier merge, are scored as they are.
+                (parts, true) if parts.is_empty() || !self.overwrite => {}
+                (parts, _) if parts.is_empty() => {
+                    let what = format!("has no part of {}", task.title);
+                    let help = "run reel eval with --shard and this folder as --out";
+                    return Err(failed(self.folder.display(), what, help));
+                }
+                (parts, _) => join(&parts, &joined)?,
+            }
+            scored.push(results::score_and_write(&task, &self.folder, self.extraction, common.quiet)?);
+        }
+        finish(&scored, &self.folder, common)
+    }
+}
+
+/// A complete part of a run.
+struct Part {
+    file: PathBuf,
+    settings: Value,
+}
+
+/// The parts of a benchmark in order; empty if there is none.
+fn parts(folder: &Path, task: &Task) -> Result<Vec<Part>> {
+    let entries = std::fs::read_dir(folder).map_err(|e| output::cannot_read(folder, e))?;
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let shard_of = |name: String| {
+        let part = name.strip_prefix(&format!("{}.", task.name))?;
+        let part = part.strip_suffix(".partial").unwrap_or(part).strip_suffix(".jsonl")?;
+        let (index, count) = part.split_once("-of-")?;
+        format!("{index}/{count}").parse::<Shard>().ok()
+    };
+    let mut found: Vec<Shard> = names.filter_map(shard_of).collect();
+    found.sort_by_key(|shard| (shard.count, shard.index));
+    found.dedup();
+    let Some(count) = found.first().map(|shard| shard.count) else { return Ok(Vec::new()) };
+    if let Some(other) = found.iter().find(|shard| shard.count != count) {
+        let what = format!("has parts of runs with {count} and with {} parts of {}", other.count, task.title);
+        return Err(failed(folder.display(), what, "keep those of one run"));
+    }
+    let mut parts: Vec<Part> = Vec::new();
+    for index in 0..count {
+        let shard = Shard { index, count };
+        let file = shard.file(folder, &task.name);
+        if !file.exists() {
+            let what = format!("is missing or not complete: part {shard} of {}", task.title);
+            return Err(failed(file.display(), what, format!("run it with --shard {shard} --resume")));
+        }
+        let mut settings = read_settings(&file)?;
+        settings["options"].as_object_mut().map(|options| options.shift_remove("shard"));
+        if let Some(first) = parts.first() {
+            refuse_other_settings(&file, &settings, first)?;
+        }
+        parts.push(Part { file, settings });
+    }
+    Ok(parts)
+}
+
+/// Refuses a part that was made with other settings than the first one.
+fn refuse_other_settings(file: &Path, settings: &Value, first: &Part) -> Result<()> {
+    let without_rows = |settings: &Value| {
+        let mut settings = settings.clone();
+        settings["rows"] = Value::Null;
+        settings
+    };
+    let (own, of_first) = (without_rows(settings), without_rows(&first.settings));
+    if own == of_first {
+        return Ok(());
+    }
+    let fields = own.as_object().into_iter().flatten().filter(|(name, _)| *name != "options");
+    let mut differing: Vec<String> =
+        fields.filter(|(name, value)| of_first.get(*name) != Some(value)).map(|(name, _)| name.clone()).collect();
+    for (name, value) in own["options"].as_object().into_iter().flatten() {
+        if of_first["options"].get(name) != Some(value) {
+            differing.push(format!("--{}", name.replace('_', "-")));
+        }
+    }
+    let what = format!("was made with another {} than {}", differing.join(", "), first.file.display());
+    Err(failed(file.display(), what, "run all parts with the same settings"))
+}
+
+/// Writes the rows of all parts in the order of the benchmark, and the settings of the whole.
+fn join(parts: &[Part], joined: &Path) -> Result<()> {
+    let mut text = Vec::new();
+    let mut readers = Vec::new();
+    for part in parts {
+        readers.push((part, BufReader::new(File::open(&part.file).map_err(|e| output::cannot_read(&part.file, e))?)));
+    }
+    let mut rows = 0;
+    loop {
+        let count = readers.len();
+        let (part, reader) = &mut readers[rows % count];
+        let read = reader.read_until(b'\n', &mut text).map_err(|e| output::cannot_read(&part.file, e))?;
+        if read == 0 {
+            break;
+        }
+        rows += 1;
+    }
+    // Part I of N has a row for each number that leaves the remainder I, so the first part without a row ends all.
+    for (index, part) in parts.iter().enumerate() {
+        let expected = (rows + parts.len() - 1 - index) / parts.len();
+        if part.settings["rows"].as_u64() != Some(expected as u64) {
+            let what = format!("does not have {expected} rows, as part {index} of {} must have", parts.len());
+            return Err(failed(part.file.display(), what, "run the part again with --overwrite"));
+        }
+    }
+    let mut settings = parts[0].settings.clone();
+    settings["rows"] = json!(rows);
+    let mut settings = serde_json::to_vec_pretty(&settings)?;
+    settings.push(b'\n');
+    let name = joined.file_name().unwrap_or_default().to_string_lossy();
+    output::write_file(&joined.with_file_name(format!("{name}.run.json")), &settings)?;
+    output::write_file(joined, &text)
+}

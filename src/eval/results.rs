@@ -1,0 +1,184 @@
+//! The result files of an evaluation, and the tables that are printed.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `OUT/NAME.jsonl` | each question with the model's answer |
+//! | `OUT/NAME.jsonl.run.json` | the settings of the run |
+//! | `OUT/NAME.json` | scores with 95 % intervals, and the settings (`protocol`) |
+//! | `OUT/results.json` | the scores of all benchmarks in lm-evaluation-harness's schema |
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::Result;
+use reel_diagnostic::{escape_controls, input};
+use reel_eval::{BenchmarkReport, Extraction, LmEvalRun, Prediction, Task, lm_eval_results, score_benchmark};
+use serde_json::{Map, Value, json};
+
+use crate::fail::failed;
+use crate::{lines, output};
+
+/// The scores of a benchmark and the settings of the run that made its predictions.
+pub struct Scored {
+    pub report: BenchmarkReport,
+    protocol: Value,
+}
+
+/// The predictions file of a benchmark.
+pub fn predictions_file(out: &Path, benchmark: &str) -> PathBuf {
+    out.join(format!("{benchmark}.jsonl"))
+}
+
+/// Reads predictions with their line numbers. Warns of rows whose scores say nothing.
+pub fn read_predictions(file: &Path, task: &Task, quiet: bool) -> Result<Vec<Prediction>> {
+    let rows = lines::parse_json_lines(file, Prediction::from_json_line)?;
+    if rows.is_empty() {
+        return Err(failed(file.display(), "has no rows", "give one JSON object per line"));
+    }
+    if let Some((line, other)) =
+        rows.iter().find_map(|(line, row)| Some((line, row.benchmark.as_ref().filter(|b| **b != task.name)?)))
+    {
+        let location = format!("{}:{line}", file.display());
+        let what = format!("benchmark: is `{other}`, not {}", task.name);
+        return Err(failed(location, what, "give the predictions of the benchmark that --benchmark names"));
+    }
+    lines::warn_of_unusable_solutions(file, &rows, Prediction::check_solution, quiet);
+    warn_of_errors(file, &rows, quiet);
+    Ok(rows.into_iter().map(|(_, row)| row).collect())
+}
+
+/// Prints a warning on stderr if some rows have an error instead of an output, as a run writes them.
+fn warn_of_errors(file: &Path, rows: &[(usize, Prediction)], quiet: bool) {
+    let mut errors = rows.iter().filter_map(|(line, row)| Some((line, row.error.as_ref()?)));
+    let Some((line, first)) = errors.next().filter(|_| !quiet) else { return };
+    let (count, of, file, first) = (1 + errors.count(), rows.len(), file.display(), escape_controls(first));
+    let first = format!("{file}:{line}: {first}");
+    eprintln!("warning: {count} of {of} rows have an error instead of an output and score 0; the first: {first}");
+}
+
+/// Scores the predictions in `OUT/NAME.jsonl` and writes `OUT/NAME.json`.
+pub fn score_and_write(task: &Task, out: &Path, extraction: Extraction, quiet: bool) -> Result<Scored> {
+    let file = predictions_file(out, &task.name);
+    let report = score_benchmark(task, &read_predictions(&file, task, quiet)?, extraction)?;
+    let protocol = read_settings(&file)?;
+    let mut result = serde_json::to_value(&report)?;
+    result["protocol"] = protocol.clone();
+    write_json(&out.join(format!("{}.json", task.name)), &result)?;
+    Ok(Scored { report, protocol })
+}
+
+/// The settings of the run that wrote a predictions file.
+pub fn read_settings(predictions: &Path) -> Result<Value> {
+    let name = predictions.file_name().unwrap_or_default().to_string_lossy();
+    let file = predictions.with_file_name(format!("{name}.run.json"));
+    let bytes = input::read_file(&file, input::MAX_CONFIG_BYTES).map_err(|e| output::cannot_read(&file, e))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|e| failed(file.display(), format!("is not the settings of a run: {e}"), "run the evaluation again"))
+}
+
+/// Writes `OUT/results.json`.
+pub fn write_lm_eval(out: &Path, scored: &[Scored]) -> Result<()> {
+    let empty = Map::new();
+    let protocol = scored.first().map_or(&Value::Null, |scored| &scored.protocol);
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let run = LmEvalRun {
+        model: protocol["model"]["path"].as_str().unwrap_or_default(),
+        generation: protocol["options"].as_object().unwrap_or(&empty),
+        device: protocol["device"].as_str().unwrap_or_default(),
+        limit: protocol["options"]["limit"].as_u64().map(|limit| limit as usize),
+        date: seconds,
+    };
+    let reports: Vec<BenchmarkReport> = scored.iter().map(|scored| scored.report.clone()).collect();
+    write_json(&out.join("results.json"), &lm_eval_results(&reports, &run))
+}
+
+pub fn write_json(file: &Path, value: &Value) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    output::write_file(file, text.as_bytes())
+}
+
+/// Prints the scores of benchmarks: as a list of JSON objects, or as tables in percent.
+pub fn print_reports(scored: &[Scored], as_json: bool, quiet: bool) -> Result<()> {
+    if as_json {
+        return output::print_json(&scored.iter().map(|scored| &scored.report).collect::<Vec<_>>());
+    }
+    match quiet {
+        true => Ok(()),
+        false => scored.iter().try_for_each(|scored| print_report(&scored.report)),
+    }
+}
+
+/// Prints the scores of a benchmark as a table, in percent.
+pub fn print_report(report: &BenchmarkReport) -> Result<()> {
+    let width = report.by_category.keys().map(|name| name.chars().count()).max().unwrap_or(0).max(10);
+    let line = |name: &str, n: usize, score: f64, [low, high]: [f64; 2]| {
+        let (score, low, high) = (score * 100.0, low * 100.0, high * 100.0);
+        output::print_line(format!("{name:width$} {n:6} rows {score:5.1}  [{low:5.1}, {high:5.1}]"))
+    };
+    line(&report.benchmark, report.n, report.overall, report.overall_ci95)?;
+    if let (Some(mean), Some(interval)) = (report.task_mean, report.task_mean_ci95) {
+        line("task mean", report.n, mean, interval)?;
+    }
+    if report.headline.metric == reel_eval::Headline::MeanOfAccuracyAndMra {
+        line("(acc+mra)/2", report.n, report.headline.score, report.headline.ci95)?;
+    }
+    report.by_category.iter().try_for_each(|(name, part)| line(name, part.n, part.score, part.ci95))
+}
+
+/// The error of a run some of whose rows have an error instead of an output; `Ok` if none has.
+pub fn error_if_rows_failed(scored: &[Scored], out: &Path) -> Result<()> {
+    let failed_rows: Vec<String> = scored
+        .iter()
+        .filter(|scored| scored.report.errors > 0)
+        .map(|scored| format!("{} of {} rows of {}", scored.report.errors, scored.report.n, scored.report.benchmark))
+        .collect();
+    match failed_rows.is_empty() {
+        true => Ok(()),
+        false => {
+            let what = format!("{} have an error instead of an answer and score 0", failed_rows.join(", "));
+            Err(failed(
+                out.display(),
+                what,
+                "see `error` in NAME.jsonl; remove the cause, then run again with --overwrite",
+            ))
+        }
+    }
+}
+
+/// The task of a run in the folder `out`: that of `--benchmark`, else the built-in one that the settings name.
+pub fn tasks_in(out: &Path, benchmark: Option<&str>) -> Result<Vec<Task>> {
+    if let Some(names) = benchmark {
+        return Ok(Task::from_names(names)?);
+    }
+    let entries = std::fs::read_dir(out).map_err(|e| output::cannot_read(out, e))?;
+    let names: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let has_run = |task: &Task| {
+        let of_task = |name: &String| {
+            name.strip_prefix(&task.name).is_some_and(|rest| rest.starts_with('.') && rest.ends_with(".jsonl"))
+        };
+        names.iter().any(of_task)
+    };
+    let found: Vec<Task> = Task::built_in().into_iter().filter(has_run).collect();
+    match found.is_empty() {
+        true => Err(failed(
+            out.display(),
+            "has no predictions of a built-in benchmark",
+            "give a folder that reel eval wrote, or --benchmark",
+        )),
+        false => Ok(found),
+    }
+}
+
+/// A JSON object with what the data of a benchmark is.
+pub fn describe_data(loaded: &reel_eval::LoadedBenchmark) -> Value {
+    let file = |file: &reel_eval::DataFile| {
+        let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        json!({"name": name, "fingerprint": file.fingerprint, "rows": file.rows})
+    };
+    json!({
+        "layout": loaded.layout,
+        "files": loaded.files.iter().map(file).collect::<Vec<_>>(),
+        "left_out": loaded.left_out,
+    })
+}

@@ -1,0 +1,28 @@
+//! `reel eval --score-only`: scores the predictions in a file.
+
+use anyhow::Result;
+use reel_eval::{Task, score_benchmark};
+
+use super::{EvalWhat, results};
+use crate::common::CommonOptions;
+use crate::fail::bad_usage;
+use crate::output;
+
+pub(super) fn run(what: &EvalWhat, common: &CommonOptions) -> Result<()> {
+    let names = what.benchmark.as_deref().unwrap_or_default();
+    let tasks = Task::from_names(names)?;
+    let [task] = &tasks[..] else {
+        let wrong = format!("is {names}, but --predictions is a file of one benchmark");
+        return Err(bad_usage("--benchmark", wrong, "give the name of one benchmark"));
+    };
+    let (Some(file), Some(out)) = (&what.predictions, &what.out) else {
+        return Err(bad_usage("--predictions", "is missing", "give the file with the answers to score"));
+    };
+    let rows = results::read_predictions(file, task, common.quiet)?;
+    let report = score_benchmark(task, &rows, what.extraction)?;
+    results::write_json(out, &serde_json::to_value(&report)?)?;
+    if common.json {
+        return output::print_json(&report);
+    }
+    if common.quiet { Ok(()) } else { results::print_report(&report) }
+}

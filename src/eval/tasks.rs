@@ -1,0 +1,42 @@
+//! `reel eval tasks`: lists the benchmarks, or prints the task file of one.
+
+use anyhow::Result;
+use clap::Args;
+use reel_eval::Task;
+use serde_json::json;
+
+use crate::common::CommonOptions;
+use crate::output;
+
+/// List the benchmarks, or print the task file of one, which is the model for a file of your own.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  reel eval tasks
+  reel eval tasks mmvu")]
+pub struct TasksArgs {
+    /// Benchmark whose task file is printed
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+}
+
+impl TasksArgs {
+    pub(super) fn run(&self, common: &CommonOptions) -> Result<()> {
+        if let Some(name) = &self.name {
+            let task = Task::from_names(name)?.remove(0);
+            return output::print_text(task.file_text().unwrap_or_default());
+        }
+        let tasks = Task::built_in();
+        if common.json {
+            let describe = |task: &Task| {
+                let layouts: Vec<&String> = task.layouts.iter().map(|layout| &layout.name).collect();
+                json!({"name": task.name, "title": task.title, "version": task.version, "source": task.source,
+                    "layouts": layouts})
+            };
+            return output::print_json(&tasks.iter().map(describe).collect::<Vec<_>>());
+        }
+        tasks.iter().try_for_each(|task| {
+            output::print_line(format!("{:12} {:24} version {}  {}", task.name, task.title, task.version, task.source))
+        })
+    }
+}

@@ -1,0 +1,192 @@
+//! Generates completions for the rows of data files with one model. `reel generate --data` and `reel eval` use it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Result;
+use reel_diagnostic::escape_controls;
+use reel_engine::Engine;
+use reel_measure::trace;
+use reel_model::features::FeatureCache;
+use reel_model::input::MediaOptions;
+use reel_model::input::encode::ModelFolder;
+use reel_runtime::Device;
+use reel_train::TrainError;
+use reel_train::predict::{
+    ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts, SamplingSettings,
+};
+use serde_json::{Map, Value, json};
+
+use crate::common::CommonOptions;
+use crate::fail::bad_usage;
+use crate::model::{self, LoadedModel, QuantizeFlag, WeightPlace};
+use crate::prompt::{ModelFlags, find_or_download_model};
+use crate::{generate, interrupt};
+
+/// Maximum bytes of vision tokens that are kept for later rows about the same images and videos (256 MiB).
+const MAX_FEATURES: usize = 256 << 20;
+
+/// A model that answers the rows of data files. Its weights are opened when the first row needs them.
+pub struct Predictor<'c> {
+    device: Device,
+    /// The folder of the base model.
+    pub folder: PathBuf,
+    /// The folder of the LoRA adapter.
+    pub adapter: Option<PathBuf>,
+    /// Config, tokenizer and chat template.
+    pub bundle: Arc<ModelFolder>,
+    quantize: QuantizeFlag,
+    batch_size: usize,
+    model: Option<LoadedModel>,
+    common: &'c CommonOptions,
+}
+
+/// The rows of a run and how they are answered.
+pub struct PredictionJob<'j> {
+    /// The command that runs, for the settings file.
+    pub command: &'j str,
+    /// The rows.
+    pub prompts: Arc<RowPrompts>,
+    /// The data file or folder, and the fingerprint of the rows.
+    pub data: (&'j Path, String),
+    /// The predictions file.
+    pub out: &'j Path,
+    pub existing: ExistingOutput,
+    /// The options that influence the lines, by name. A run that continues the file must have the same values.
+    pub options: Map<String, Value>,
+    pub sampling: SamplingSettings,
+    /// Whether the first row that cannot be used ends the run with an error.
+    pub strict: bool,
+}
+
+impl<'c> Predictor<'c> {
+    /// Opens the model folder on a device that is already open. `batch_size` is `--batch-size`.
+    pub fn open(
+        flags: &ModelFlags,
+        quantize: QuantizeFlag,
+        device: Device,
+        batch_size: Option<usize>,
+        common: &'c CommonOptions,
+    ) -> Result<Self> {
+        let batch_size = checked_batch_size(batch_size, &device)?;
+        let (base, adapter) = flags.base_model_and_adapter_folder()?;
+        let folder = find_or_download_model(&base)?;
+        let bundle = Arc::new(trace::span("open", || ModelFolder::open(&folder))?);
+        Ok(Self { device, folder, adapter, bundle, quantize, batch_size, model: None, common })
+    }
+
+    /// The folder of the run that trained the weights: that of the adapter, else that of the model.
+    pub fn trained_folder(&self) -> &Path {
+        self.adapter.as_deref().unwrap_or(&self.folder)
+    }
+
+    /// The options of every run that influence its lines.
+    pub fn compared_options(&self, sampling: &SamplingSettings, media: &MediaOptions) -> Map<String, Value> {
+        let params = &sampling.params;
+        let mut options = json!({
+            "n": sampling.n,
+            "max_new_tokens": sampling.max_new_tokens,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "top_k": params.top_k,
+            "repetition_penalty": params.repetition_penalty,
+            "stop": sampling.stop,
+            "seed": self.common.seed(),
+            "dtype": model::activation_dtype(self.common).name(),
+            "profile": media.profile.name(),
+        });
+        if let Some(format) = self.quantize.name() {
+            options["quantize"] = json!(format);
+        }
+        let limits = json!(media.overrides.or_fallback(media.trained));
+        let mut all = options.as_object_mut().map(std::mem::take).unwrap_or_default();
+        all.extend(limits.as_object().cloned().unwrap_or_default().into_iter().filter(|(_, value)| !value.is_null()));
+        all
+    }
+
+    /// Writes the predictions of a job, or what an earlier run of it has left.
+    pub fn run(&mut self, job: PredictionJob<'_>) -> Result<PredictionSummary> {
+        let rows = job.prompts.data().len();
+        let settings = PredictionSettings::new(
+            job.command,
+            (&self.folder, self.adapter.as_deref()),
+            (job.data.0, job.data.1, rows),
+            job.options,
+            &self.device,
+            self.batch_size,
+        )?;
+        let file = PredictionFile::open(job.out, job.existing, settings, |row| job.prompts.columns(row))?;
+        if let Some(done) = PredictionSummary::of_complete_file(&file) {
+            return Ok(done);
+        }
+        if job.existing == ExistingOutput::Resume && !self.common.quiet {
+            eprintln!("{}", describe_resume(&file, rows, &self.device));
+        }
+        let model = match self.model.take() {
+            Some(model) => model,
+            None => self.open_model()?,
+        };
+        let stop = interrupt::stop_flag();
+        let engine = Engine::new(&model.weights, &model.cx)?.max_slots(self.batch_size).interrupt_flag(&stop);
+        let run = PredictionRun {
+            prompts: job.prompts,
+            engine: &engine,
+            sampling: job.sampling,
+            max_kv_bytes: model::kv_bytes(&self.device),
+            strict: job.strict,
+            quiet: self.common.quiet || self.common.json,
+            stop: &stop,
+        };
+        let summary = trace::span("rows", || run.run(file)).map_err(|e| generation_error(&model, e));
+        drop(engine);
+        self.model = Some(model);
+        summary
+    }
+
+    fn open_model(&self) -> Result<LoadedModel> {
+        let (config, quantization) = (&self.bundle.config, self.quantize.quantization());
+        let adapter = self.adapter.as_deref();
+        let place = Some(WeightPlace::Mapped);
+        let mut model =
+            LoadedModel::open_on(&self.device, &self.folder, adapter, config, quantization, place, self.common)?;
+        model.weights.features = Some(Arc::new(FeatureCache::new(MAX_FEATURES)));
+        Ok(model)
+    }
+}
+
+/// The maximum number of sequences that decode together: that of `--batch-size`, else the default of the device.
+fn checked_batch_size(given: Option<usize>, device: &Device) -> Result<usize> {
+    match given {
+        Some(0) => Err(bad_usage("--batch-size", "is 0", "give 1 or more")),
+        Some(n) if n > generate::MAX_COMPLETIONS => {
+            let most = generate::MAX_COMPLETIONS;
+            Err(bad_usage("--batch-size", format!("is {n}"), format!("give 1 to {most}")))
+        }
+        Some(n) => Ok(n),
+        None => Ok(model::default_batch_size(device)),
+    }
+}
+
+/// Returns the message that is printed before a run with `--resume`: the row after which it continues, or that there is
+/// no file to continue.
+fn describe_resume(file: &PredictionFile, rows: usize, device: &Device) -> String {
+    let warning = file.difference_in_bits(device).map_or(String::new(), |said| format!("\nwarning: {said}"));
+    match file.lines() {
+        0 => format!("nothing to resume: starting with the first row{warning}"),
+        lines => format!("resuming after row {lines} of {rows}{warning}"),
+    }
+}
+
+fn generation_error(model: &LoadedModel, e: TrainError) -> anyhow::Error {
+    match e {
+        TrainError::Engine(e) => model.generation_error(e),
+        other => other.into(),
+    }
+}
+
+/// Prints on stderr that some rows cannot be used; `first` is the error of the first of them.
+pub fn warn_of_unusable_rows(data: &Path, count: usize, rows: usize, first: &TrainError) {
+    let (data, first) = (data.display().to_string(), first.to_string());
+    let (data, first) = (escape_controls(&data), escape_controls(&first));
+    eprintln!("{data}: {count} of {rows} rows cannot be used and get a line with their error; the first: {first}");
+}
