@@ -14,7 +14,7 @@ use support::{file_names_in, golden, run_in, send_signal, tiny_model};
 /// Questions in the form of Video-Holmes about three videos, of which one is missing.
 fn holmes_rows() -> Vec<Value> {
     let row = |i: usize| {
-        json!({"video ID": format!("v{}", i / 4), "Question ID": i, "Question Type": if i % 2 == 0 { "SR" } else { "TA" },
+        json!({"video ID": format!("v{}", i / 4), "Question ID": i, "Question Type": if i.is_multiple_of(2) { "SR" } else { "TA" },
             "Question": format!("Who is {i}?"), "Options": {"A": "he", "B": "she", "C": "it"}, "Answer": "B"})
     };
     (0..12).map(row).collect()
@@ -111,6 +111,12 @@ fn benchmarks_are_answered_and_scored() {
     let score = ["eval", "--score-only", "--benchmark", "videoholmes", "--predictions", "a/videoholmes.jsonl"];
     let scored = run_in(at, score.iter().chain(&["--out", "s.json", "--json"])).json();
     assert!(scored.as_object().expect("an object").iter().all(|(name, value)| report[name] == *value), "{scored}");
+    // Rows whose video is missing may be left out, and are counted.
+    let skipped = run_in(at, [&EVAL[..], &["--skip-bad-rows", "--quiet", "--out", "skipped"]].concat());
+    assert_eq!(skipped.code, Some(0), "{}", skipped.stderr);
+    let fewer = read(&at.join("skipped/videoholmes.json"));
+    let left_out = &fewer["protocol"]["options"]["data_files"]["left_out"];
+    assert_eq!((&fewer["n"], &left_out["video is missing"], &fewer["truncated"]), (&json!(8), &json!(4), &json!(8)));
     // A complete run is not asked again; its scores are written again.
     fs::remove_file(at.join("a/mmvu.json")).expect("removed");
     let again = run_in(at, [&args[..], &["--resume"]].concat());
@@ -240,6 +246,56 @@ fn runs_are_compared_row_by_row() {
     run_in(at, ["eval", "compare", "data", "b"]).refused(1, &["data: has no predictions"]);
     run_in(at, ["eval", "compare", "a/mmvu.jsonl", "b/videoholmes.jsonl"])
         .refused(1, &["benchmark: is `videoholmes`, not mmvu"]);
+}
+
+/// Frames in image files, as MVBench has them for one of its tasks, are selected as those of a video; `--clips` shows the
+/// part that the question is about.
+#[test]
+fn frames_of_folders_are_selected() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    tiny_model(at);
+    let frames = at.join("data/tvqa/frames_fps3_hq/clip");
+    fs::create_dir_all(&frames).expect("a folder");
+    for i in 1..=40u8 {
+        fs::write(frames.join(format!("{i:05}.bmp")), grey_bitmap(6 * i)).expect("written");
+    }
+    let row =
+        json!({"video": "clip", "question": "Why?", "candidates": ["a", "b"], "answer": "a", "start": 2.0, "end": 5.0});
+    write_json(&at.join("data/json/episodic_reasoning.json"), &json!([row]));
+    let args = [
+        "eval",
+        "--model",
+        "tiny",
+        "--benchmark",
+        "mvbench",
+        "--data",
+        "data",
+        "--max-new-tokens",
+        "2",
+        "--nframes",
+        "4",
+    ];
+    for (more, first, last, fps) in [(&["--out", "whole"][..], 1, 40, 0.3), (&["--out", "part", "--clips"], 7, 16, 1.2)]
+    {
+        run_in(at, args.iter().chain(more)).ok();
+        let row = lines(&at.join(more[1]).join("mvbench.jsonl")).remove(0);
+        let part = &row["prompt"][0]["content"][0];
+        let shown = part["video"].as_array().expect("frames");
+        let name = |i: usize| format!("tvqa/frames_fps3_hq/clip/{i:05}.bmp");
+        assert_eq!((shown.len(), &shown[0], &shown[3]), (4, &json!(name(first)), &json!(name(last))));
+        assert!((part["fps"].as_f64().expect("a rate") - fps).abs() < 1e-9, "{part}");
+        assert!(row.get("error").is_none(), "{row}");
+    }
+}
+
+/// A bitmap of 64 x 64 pixels of one grey.
+fn grey_bitmap(grey: u8) -> Vec<u8> {
+    let mut bmp = b"BM".to_vec();
+    let numbers: [u32; 13] = [54 + 12288, 0, 54, 40, 64, 64, 1 | 24 << 16, 0, 12288, 2835, 2835, 0, 0];
+    bmp.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+    bmp.extend([grey; 64 * 64 * 3]);
+    bmp
 }
 
 /// A task file of the user's own, with its own words around the question.

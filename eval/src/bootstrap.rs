@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn rows_of_a_video_are_drawn_together() {
         let names: Vec<String> = (0..200).map(|i| i.to_string()).collect();
-        let score = |i: usize| f64::from(i % 2 == 0);
+        let score = |i: usize| f64::from(i.is_multiple_of(2));
         let one: Vec<_> =
             names.iter().enumerate().map(|(i, n)| ScoredRow { cluster: Some(n), group: 0, score: score(i) }).collect();
         let three: Vec<_> = one.iter().flat_map(|row| vec![row.clone(); 3]).collect();

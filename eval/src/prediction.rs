@@ -33,6 +33,8 @@ pub struct Prediction {
     pub path: Option<String>,
     /// The output of the model.
     pub output: String,
+    /// Whether the output was cut at the maximum number of tokens.
+    pub is_truncated: bool,
     /// The reason why the row has no output; `None` if the row has an output. A row with an error scores 0.
     pub error: Option<String>,
 }
@@ -65,6 +67,7 @@ impl Prediction {
             question: shown("problem"),
             path: shown("path").filter(|path| !path.is_empty()),
             output: text("output")?,
+            is_truncated: fields.get("generation").is_some_and(|made| made["finish_reason"] == "length"),
             error: match fields.get("error") {
                 None | Some(Value::Null) => None,
                 Some(_) => Some(text("error")?),

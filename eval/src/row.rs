@@ -206,7 +206,7 @@ impl Clip {
         Ok(Some(Self { path, frames, start: None, end: None, fps: None }))
     }
 
-    /// The part of a message that shows the clip. Of frames in image files, those between start and end are listed.
+    /// The part of a message that shows the clip.
     fn content_part(&self) -> Value {
         if self.frames.is_empty() {
             let mut part = json!({"type": "video", "video": self.path});
@@ -217,14 +217,29 @@ impl Clip {
             }
             return part;
         }
+        json!({"type": "video", "video": self.frames, "fps": self.fps.unwrap_or(1.0)})
+    }
+
+    /// Of a clip whose frames are image files, keeps those that a model sees. `select` returns the indices of these
+    /// frames and their rate, given the number of frames and their rate.
+    ///
+    /// # Errors
+    /// That of `select`.
+    pub fn select_frames<E>(&mut self, select: impl Fn(usize, f64) -> Result<(Vec<u64>, f64), E>) -> Result<(), E> {
+        if self.frames.is_empty() {
+            return Ok(());
+        }
         let fps = self.fps.unwrap_or(1.0);
         let is_inside = |index: usize| {
             let second = index as f64 / fps;
             self.start.is_none_or(|start| second >= start) && self.end.is_none_or(|end| second <= end)
         };
-        let inside: Vec<&String> =
-            self.frames.iter().enumerate().filter(|(i, _)| is_inside(*i)).map(|(_, f)| f).collect();
-        json!({"type": "video", "video": if inside.is_empty() { self.frames.iter().collect() } else { inside }})
+        let inside: Vec<usize> = (0..self.frames.len()).filter(|&index| is_inside(index)).collect();
+        let inside = if inside.is_empty() { (0..self.frames.len()).collect() } else { inside };
+        let (indices, rate) = select(inside.len(), fps)?;
+        let kept = indices.iter().filter_map(|&i| self.frames.get(*inside.get(i as usize)?).cloned()).collect();
+        (self.frames, self.fps) = (kept, Some(rate));
+        Ok(())
     }
 }
 
@@ -358,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_a_folder_are_listed_between_start_and_end() {
+    fn frames_of_a_folder_are_selected_between_start_and_end() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(root.path().join("v")).unwrap();
         for i in [3, 0, 2, 1, 4] {
@@ -367,8 +382,11 @@ mod tests {
         std::fs::write(root.path().join("v/notes.txt"), "").unwrap();
         let rules = [CHOICE, "video = [\"v\"]\nstart = \"{s}\"\nend = \"{e}\"\nfps = \"2\"\n"].concat();
         let row = json!({"id": 7, "q": "Which?", "o": ["x", "y"], "a": "B", "s": 0.5, "e": 1.5});
-        let clip = parse(&rules, row, root.path()).unwrap().video.unwrap();
-        assert_eq!(clip.content_part()["video"], json!(["v/00001.jpg", "v/00002.jpg", "v/00003.jpg"]));
+        let mut clip = parse(&rules, row, root.path()).unwrap().video.unwrap();
+        assert_eq!(clip.frames.len(), 5);
+        clip.select_frames(|total, fps| Ok::<_, ()>((vec![0, total as u64 - 1], fps / 2.0))).unwrap();
+        let shown = json!({"type": "video", "video": ["v/00001.jpg", "v/00003.jpg"], "fps": 1.0});
+        assert_eq!(clip.content_part(), shown);
     }
 
     #[test]

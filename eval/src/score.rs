@@ -28,6 +28,8 @@ pub struct BenchmarkReport {
     pub unusable_solutions: usize,
     /// Number of rows without an output, because of an error ([`Prediction::error`]). They score 0.
     pub errors: usize,
+    /// Number of rows whose output was cut at the maximum number of tokens. They are scored as they are.
+    pub truncated: usize,
     /// Mean score of all rows.
     pub overall: f64,
     /// Interval of `overall`.
@@ -114,6 +116,7 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
         n: scores.len(),
         unusable_solutions: predictions.iter().filter(|p| p.check_solution().is_err()).count(),
         errors: predictions.iter().filter(|p| p.error.is_some()).count(),
+        truncated: predictions.iter().filter(|p| p.is_truncated).count(),
         overall,
         overall_ci95: interval(OVERALL, wilson_interval(overall, scores.len())),
         mean_acc: mean(&scores_of(false)),

@@ -107,9 +107,14 @@ pub struct EvalRun {
     /// Answer only the first N questions of each benchmark
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Leave out rows of the data that cannot be used, and count them; without it the first one is an error
+    /// Leave out rows that cannot be used, and count them. Without it, the first row with a wrong column is an error, and
+    /// a row whose video is missing counts as wrong
     #[arg(long)]
     skip_bad_rows: bool,
+    /// Show only the part of a video that the question is about, where the benchmark names it (MVBench); the papers show
+    /// whole videos
+    #[arg(long)]
+    clips: bool,
     /// Ask the questions without their videos and images, to measure how much the text alone gives away
     #[arg(long)]
     text_only: bool,

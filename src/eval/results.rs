@@ -117,6 +117,10 @@ pub fn print_report(report: &BenchmarkReport) -> Result<()> {
         output::print_line(format!("{name:width$} {n:6} rows {score:5.1}  [{low:5.1}, {high:5.1}]"))
     };
     line(&report.benchmark, report.n, report.overall, report.overall_ci95)?;
+    if report.truncated > 0 {
+        let (cut, n) = (report.truncated, report.n);
+        output::print_line(format!("{:width$} {n:6} rows, {cut} of them cut at --max-new-tokens", ""))?;
+    }
     if let (Some(mean), Some(interval)) = (report.task_mean, report.task_mean_ci95) {
         line("task mean", report.n, mean, interval)?;
     }

@@ -13,6 +13,8 @@ use anyhow::Result;
 use reel_diagnostic::escape_controls;
 use reel_engine::{EngineError, SamplingParams};
 use reel_eval::{BenchmarkRow, LoadedBenchmark, Task, load_benchmark};
+use reel_media::profile::MediaProfile;
+use reel_media::selection::select_frames;
 use reel_prompts::QuestionTemplate;
 use reel_train::data::dataset::Dataset;
 use reel_train::options::Recipe;
@@ -23,6 +25,7 @@ use super::results::{self, Scored};
 use super::{EvalRun, EvalWhat};
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
+use crate::media::error_naming_option;
 use crate::predictor::{PredictionJob, Predictor};
 use crate::prompt::{ModelFlags, media_options};
 use crate::{model, output, replaced};
@@ -52,11 +55,12 @@ pub(super) fn run(what: &EvalWhat, options: &EvalRun, common: &CommonOptions) ->
     }
     let load = |task: Task| {
         let mut loaded = load_benchmark(&task, data, options.media_root.as_deref(), options.skip_bad_rows)?;
-        loaded.rows.truncate(options.limit.unwrap_or(usize::MAX));
         if options.text_only {
             loaded.rows.iter_mut().for_each(BenchmarkRow::remove_media);
         }
-        check_videos(&task, &loaded, common.quiet)?;
+        check_videos(&task, &mut loaded, options.skip_bad_rows, common.quiet)?;
+        loaded.rows.truncate(options.limit.unwrap_or(usize::MAX));
+        options.select_frames(&mut loaded)?;
         Ok::<_, anyhow::Error>(Benchmark { task, loaded })
     };
     let benchmarks: Vec<Benchmark> = tasks.into_iter().map(load).collect::<Result<_>>()?;
@@ -109,6 +113,26 @@ impl EvalRun {
             return Err(bad_usage("--max-new-tokens", "is 0", "give 1 or more"));
         }
         Ok(SamplingSettings { params, max_new_tokens: self.max_new_tokens, n: 1, stop: Vec::new() })
+    }
+
+    /// Applies `--clips`, and selects frames of videos that are image files as those of a video file are.
+    fn select_frames(&self, loaded: &mut LoadedBenchmark) -> Result<()> {
+        let flags = self.media.with_default_profile(DEFAULT_PROFILE);
+        let profile = flags.profile(MediaProfile::Qwen)?;
+        let overrides = flags.overrides(profile)?;
+        for clip in loaded.rows.iter_mut().filter_map(|row| row.video.as_mut()) {
+            if !self.clips {
+                (clip.start, clip.end) = (None, None);
+            }
+            clip.select_frames(|frames, fps| match frames {
+                // A single image is shown as it is; the rules of videos need two frames.
+                1 => Ok((vec![0], fps)),
+                _ => select_frames(frames as u64, fps, profile, &overrides)
+                    .map(|choice| (choice.indices, choice.sample_fps)),
+            })
+            .map_err(error_naming_option)?;
+        }
+        Ok(())
     }
 
     fn existing_output(&self) -> ExistingOutput {
@@ -185,20 +209,28 @@ fn answer(
     Ok(file)
 }
 
-/// Refuses a benchmark none of whose videos is there, which is a wrong `--media-root`, and warns if some are missing.
-fn check_videos(task: &Task, loaded: &LoadedBenchmark, quiet: bool) -> Result<()> {
-    let videos: Vec<&str> = loaded.rows.iter().filter_map(|row| Some(&*row.video.as_ref()?.path)).collect();
-    let is_missing = |path: &&&str| !path.contains("://") && !loaded.media_root.join(path).exists();
-    let missing: Vec<&&str> = videos.iter().filter(is_missing).collect();
-    let Some(first) = missing.first() else { return Ok(()) };
-    let root = loaded.media_root.display();
-    if missing.len() == videos.len() {
-        let what = format!("has none of the {} videos of {}; the first is {first}", videos.len(), task.title);
-        return Err(failed(root, what, "give their folder as --media-root"));
+/// Refuses a benchmark none of whose videos is there, which is a wrong `--media-root`. If some are missing, warns, or
+/// with `leave_out` leaves their rows out and counts them.
+fn check_videos(task: &Task, loaded: &mut LoadedBenchmark, leave_out: bool, quiet: bool) -> Result<()> {
+    let root = loaded.media_root.clone();
+    let is_missing = |row: &BenchmarkRow| {
+        let path = row.video.as_ref().map(|clip| &clip.path).filter(|path| !path.contains("://"));
+        path.is_some_and(|path| !root.join(path).exists())
+    };
+    let of = loaded.rows.iter().filter(|row| row.video.is_some()).count();
+    let missing: Vec<&BenchmarkRow> = loaded.rows.iter().filter(|row| is_missing(row)).collect();
+    let count = missing.len();
+    let Some(first) = missing.first().and_then(|row| Some(row.video.as_ref()?.path.clone())) else { return Ok(()) };
+    if count == of {
+        let what = format!("has none of the {of} videos of {}; the first is {first}", task.title);
+        return Err(failed(root.display(), what, "give their folder as --media-root"));
     }
-    if !quiet {
-        let (missing, of, first) = (missing.len(), videos.len(), escape_controls(first));
-        eprintln!("warning: {root} lacks the videos of {missing} of {of} rows of {}; the first is {first}", task.title);
+    if leave_out {
+        loaded.rows.retain(|row| !is_missing(row));
+        loaded.left_out.insert("video is missing".into(), count);
+    } else if !quiet {
+        let (root, first) = (root.display(), escape_controls(&first));
+        eprintln!("warning: {root} lacks the videos of {count} of {of} rows of {}; the first is {first}", task.title);
     }
     Ok(())
 }
