@@ -88,7 +88,8 @@ impl Workshop {
         run(["init", "--preset", "tiny", "--seed", "0", "--out", &model]).ok();
         fs::create_dir(at("clips")).expect("a folder");
         let clip = golden("train/sft_videorft_mp4/media/clip.mp4");
-        for name in ["clips/7.mp4", "holiday.mp4"] {
+        fs::create_dir_all(at("benchmarks/videoholmes/videos")).expect("a folder");
+        for name in ["clips/7.mp4", "holiday.mp4", "benchmarks/videoholmes/videos/a.mp4"] {
             fs::copy(&clip, at(name)).expect("copied");
         }
         std::os::unix::fs::symlink(repository().join("examples"), at("examples")).expect("a link");
@@ -112,7 +113,11 @@ impl Workshop {
 }
 
 /// Names and contents of small files that the pages' commands read.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 7] = [
+    (
+        "benchmarks/videoholmes/test_Video-Holmes.json",
+        r#"[{"video ID": "a", "Question ID": 1, "Question Type": "TA", "Question": "What comes first?", "Options": {"A": "the ball", "B": "the box"}, "Answer": "A"}]"#,
+    ),
     (
         "rows.jsonl",
         r#"{"problem": "Which way does the ball roll?", "data_type": "video", "problem_type": "free-form", "path": "./clips/7.mp4", "process": "<think>It begins at the left edge and ends at the right.</think>", "solution": "<answer>right</answer>"}
@@ -187,6 +192,11 @@ fn commands_of_the_research_guide_run_as_printed() {
 }
 
 #[test]
+fn commands_of_the_evaluation_page_run_as_printed() {
+    run_page("docs/evaluation.md");
+}
+
+#[test]
 fn commands_of_the_performance_guide_run_as_printed() {
     run_page("docs/guide-performance.md");
 }
@@ -213,7 +223,8 @@ fn commands_of_add_a_kernel_run_as_printed() {
 
 #[test]
 fn pages_with_commands_are_all_tested() {
-    const TESTED: [&str; 7] = [
+    const TESTED: [&str; 8] = [
+        "docs/evaluation.md",
         "docs/add-a-kernel.md",
         "docs/command-line.md",
         "README.md",
@@ -301,7 +312,7 @@ fn links_lead_to_files_and_lines() {
 /// Every word in backticks that looks like a path in this repository (with a folder and an extension) exists.
 #[test]
 fn files_that_pages_name_exist() {
-    const ROOTS: [&str; 18] = [
+    const ROOTS: [&str; 17] = [
         "src/",
         "sim/",
         "kernels/",
@@ -312,7 +323,6 @@ fn files_that_pages_name_exist() {
         "rewards/",
         "prompts/",
         "eval/",
-        "data/",
         "train/",
         "tests/",
         "benches/",

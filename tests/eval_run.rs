@@ -248,6 +248,34 @@ fn runs_are_compared_row_by_row() {
         .refused(1, &["benchmark: is `videoholmes`, not mmvu"]);
 }
 
+/// One run for each value of an option, and the paired differences to the first one.
+#[test]
+fn an_option_is_ablated() {
+    let folder = folder_with_benchmarks();
+    let at = folder.path();
+    let args = ["eval", "ablate", "--model", "tiny", "--benchmark", "mmvu", "--data", "data", "--max-new-tokens", "6"];
+    let more = ["--nframes", "4", "--out", "abl", "--quiet", "--option"];
+    let done = run_in(at, args.iter().chain(&more).chain(&["nframes=4,2", "--json"])).json();
+    let runs = done["runs"].as_array().expect("runs");
+    assert_eq!((runs.len(), &runs[1]["value"], &runs[0]["difference"]), (2, &json!("2"), &json!(0.0)));
+    for (value, frames) in [("4", 4), ("2", 2)] {
+        let report = read(&at.join(format!("abl/nframes={value}/mmvu.json")));
+        assert_eq!(report["protocol"]["options"]["nframes"], frames);
+    }
+    assert_eq!(read(&at.join("abl/ablation.json")), done);
+    // Answers that are there are not asked again; how they are read may differ.
+    run_in(at, args.iter().chain(&more).chain(&["extraction=tags,lenient"])).ok();
+    for (option, words) in [
+        ("nframes", "has no values"),
+        ("nframes=4", "at least two values"),
+        ("out=a,b", "how questions are asked"),
+        ("nframes=4,x", "nframes=x"),
+        ("nosuch=1,2", "nosuch"),
+    ] {
+        run_in(at, args.iter().chain(&more).chain(&[option])).refused(2, &["--option", words]);
+    }
+}
+
 /// Frames in image files, as MVBench has them for one of its tasks, are selected as those of a video; `--clips` shows the
 /// part that the question is about.
 #[test]

@@ -55,7 +55,7 @@ pub fn lm_eval_results(reports: &[BenchmarkReport], run: &LmEvalRun<'_>) -> Valu
         for (category, part) in &report.by_category {
             let key = format!("{name}_{category}");
             let error = standard_error(part.ci95);
-            let scores = json!({"alias": format!(" - {category}"), "acc,none": part.score, "acc_stderr,none": error});
+            let scores = json!({"alias": category, "acc,none": part.score, "acc_stderr,none": error});
             add(&key, scores, part.n);
             own.push(key);
         }

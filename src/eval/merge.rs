@@ -11,7 +11,6 @@ use reel_eval::{Extraction, Task};
 use serde_json::{Value, json};
 
 use super::results::{self, predictions_file, read_settings, tasks_in};
-use super::run::finish;
 use super::shard::Shard;
 use crate::common::CommonOptions;
 use crate::fail::failed;
@@ -60,7 +59,9 @@ impl MergeArgs {
             }
             scored.push(results::score_and_write(&task, &self.folder, self.extraction, common.quiet)?);
         }
-        finish(&scored, &self.folder, common)
+        results::write_lm_eval(&self.folder, &scored)?;
+        results::print_reports(&scored, common.json, common.quiet)?;
+        results::error_if_rows_failed(&scored, &self.folder)
     }
 }
 

@@ -1,7 +1,8 @@
 //! `reel eval`: runs a model over video benchmarks (`run.rs`), scores predictions (`score_only.rs`), joins the parts of
-//! a run (`merge.rs`), compares two runs (`compare.rs`), and lists the benchmarks (`tasks.rs`). `results.rs` writes the
+//! a run (`merge.rs`), compares runs (`compare.rs`, `ablate.rs`), and lists the benchmarks (`tasks.rs`). `results.rs` writes the
 //! result files of all of them.
 
+mod ablate;
 mod compare;
 mod merge;
 mod results;
@@ -47,6 +48,8 @@ pub struct EvalArgs {
 /// What `reel eval` does besides running a model.
 #[derive(Subcommand, Debug)]
 enum EvalCommand {
+    /// Measure how much an option changes the scores: a run for each of its values
+    Ablate(Box<ablate::AblateArgs>),
     /// Compare two runs over the same questions: paired differences with intervals, and McNemar's test
     Compare(compare::CompareArgs),
     /// Join the parts of runs with --shard, and score them
@@ -151,6 +154,7 @@ pub struct EvalRun {
 impl EvalArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         match &self.command {
+            Some(EvalCommand::Ablate(args)) => return args.run(common),
             Some(EvalCommand::Compare(args)) => return args.run(common),
             Some(EvalCommand::Merge(args)) => return args.run(common),
             Some(EvalCommand::Tasks(args)) => return args.run(common),

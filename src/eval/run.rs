@@ -40,6 +40,12 @@ struct Benchmark {
 }
 
 pub(super) fn run(what: &EvalWhat, options: &EvalRun, common: &CommonOptions) -> Result<()> {
+    let scored = evaluate(what, options, common)?;
+    results::error_if_rows_failed(&scored, what.out.as_deref().unwrap_or(Path::new("")))
+}
+
+/// Answers and scores the benchmarks, writes the results and prints the scores. With `--shard` there are no scores.
+pub(super) fn evaluate(what: &EvalWhat, options: &EvalRun, common: &CommonOptions) -> Result<Vec<Scored>> {
     let missing = |option: &str, help: &str| bad_usage(option, "is missing", help);
     let Some(model) = &options.model else {
         return Err(missing("--model", "give the model to evaluate, or --score-only --predictions to score answers"));
@@ -81,17 +87,11 @@ pub(super) fn run(what: &EvalWhat, options: &EvalRun, common: &CommonOptions) ->
             None => scored.push(results::score_and_write(task, out, what.extraction, common.quiet)?),
         }
     }
-    if options.shard.is_some() {
-        return Ok(());
+    if options.shard.is_none() {
+        results::write_lm_eval(out, &scored)?;
+        results::print_reports(&scored, common.json, common.quiet)?;
     }
-    finish(&scored, out, common)
-}
-
-/// Writes the table of all benchmarks, prints the scores, and returns an error if rows failed.
-pub(super) fn finish(scored: &[Scored], out: &Path, common: &CommonOptions) -> Result<()> {
-    results::write_lm_eval(out, scored)?;
-    results::print_reports(scored, common.json, common.quiet)?;
-    results::error_if_rows_failed(scored, out)
+    Ok(scored)
 }
 
 impl EvalRun {
