@@ -1,10 +1,20 @@
 //! Reads data files row by row. [`Table`] has the rows of a file as JSON values; what the fields of a row mean is
-//! decided by the crates that use them. `table.rs` is the place to start; `text.rs` reads JSON and JSONL.
+//! decided by the crates that use them. `table/` is the place to start. `text.rs` reads JSON and JSONL, `parquet/`
+//! reads Parquet, `folder/` finds the files of a data set's folder; [`convert()`] writes a table in another format.
 
+mod arrow_file;
+mod arrow_json;
+mod convert;
 mod error;
 pub mod fingerprint;
+mod folder;
+mod media_type;
+mod parquet;
+mod spec;
 mod table;
 mod text;
 
+pub use convert::{DataFormat, WriteError, convert, write_parquet};
 pub use error::{DataError, Result};
+pub use spec::{WeightedPath, parse_data_paths};
 pub use table::Table;

@@ -1,26 +1,51 @@
 //! The rows of a data file, whatever its format.
 
+use std::io::Read;
 use std::path::Path;
 
+use reel_diagnostic::input;
 use serde_json::Value;
 
-use crate::Result;
+use crate::arrow_file::{self, ArrowRows};
+use crate::folder::FolderPath;
+use crate::parquet::{self, ParquetRows};
 use crate::text::TextRows;
+use crate::{DataError, Result, fingerprint};
 
-/// The rows of a data file.
+/// The rows of a data file, or of several files one after the other.
 #[derive(Debug)]
 pub struct Table {
-    rows: TextRows,
+    files: Vec<FileRows>,
+    /// The first row of each file, and the number of all rows.
+    starts: Vec<usize>,
+}
+
+/// The rows of one file.
+#[derive(Debug)]
+enum FileRows {
+    Text(TextRows),
+    Parquet(ParquetRows),
+    Arrow(ArrowRows),
 }
 
 impl Table {
-    /// Opens a data file: JSON (a list of rows) or JSONL (one row per line). Rows of a JSONL file are parsed later, by
-    /// [`Self::value`].
+    /// Opens a data file: JSON (a list of rows), JSONL (one row per line), Parquet or Arrow; or the folder of a data
+    /// set, as `DIR`, `DIR@split` or `DIR#config@split`. A file or folder whose whole name is `path` comes first. Rows
+    /// of a JSONL file are parsed later, by [`Self::value`].
     ///
     /// # Errors
-    /// The file cannot be read, has no rows, or is a list that is not JSON.
+    /// The file cannot be read, has no rows, or is malformed as a whole; the folder has no such split.
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self { rows: TextRows::open(path)? })
+        let files = match FolderPath::parse(path) {
+            Some(folder) => folder.files()?,
+            None => vec![path.to_path_buf()],
+        };
+        Ok(Self::of_files(files.iter().map(|file| open_file(file)).collect::<Result<_>>()?))
+    }
+
+    /// The rows of several tables, one after the other.
+    pub fn concatenate(tables: Vec<Self>) -> Self {
+        Self::of_files(tables.into_iter().flat_map(|table| table.files).collect())
     }
 
     /// Finds the rows in a JSON or JSONL text. `path` is for error messages.
@@ -28,12 +53,21 @@ impl Table {
     /// # Errors
     /// The text has no rows, or is a list that is not JSON.
     pub fn parse(path: &Path, text: String) -> Result<Self> {
-        Ok(Self { rows: TextRows::parse(path, text)? })
+        Ok(Self::of_files(vec![FileRows::Text(TextRows::parse(path, text)?)]))
+    }
+
+    fn of_files(files: Vec<FileRows>) -> Self {
+        let mut starts = vec![0];
+        starts.extend(files.iter().scan(0, |rows, file| {
+            *rows += file.len();
+            Some(*rows)
+        }));
+        Self { files, starts }
     }
 
     /// Number of rows; never 0.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.starts.last().copied().unwrap_or(0)
     }
 
     /// Always false: [`Self::open`] refuses files without rows.
@@ -41,29 +75,100 @@ impl Table {
         self.len() == 0
     }
 
+    /// The file of row `index`, and the number of the row in it.
+    fn file(&self, index: usize) -> (&FileRows, usize) {
+        let file = self.starts.partition_point(|&start| start <= index) - 1;
+        (&self.files[file], index - self.starts[file])
+    }
+
     /// The JSON value of row `index`, counted from 0: an object with the columns in the order of the file. A row of a
     /// JSON or JSONL file may be another value; its user checks that.
     ///
     /// # Errors
-    /// The row is not JSON or not UTF-8.
+    /// The row is not JSON or not UTF-8, or its embedded media cannot be read.
     pub fn value(&self, index: usize) -> Result<Value> {
-        self.rows.value(index)
+        match self.file(index) {
+            (FileRows::Text(rows), row) => rows.value(row),
+            (FileRows::Parquet(rows), row) => rows.value(row),
+            (FileRows::Arrow(rows), row) => rows.value(row),
+        }
     }
 
-    /// `FILE:LINE` of row `index`, for messages.
+    /// Where row `index` is, for messages: `FILE:LINE`; in a Parquet or Arrow file `FILE: row N`.
     pub fn location(&self, index: usize) -> String {
-        self.rows.location(index)
+        match self.file(index) {
+            (FileRows::Text(rows), row) => rows.location(row),
+            (FileRows::Parquet(rows), row) => rows.location(row),
+            (FileRows::Arrow(rows), row) => rows.location(row),
+        }
     }
 
-    /// The line of row `index`, counted from 1.
+    /// The line of row `index` in its file, or the number of the row in a Parquet or Arrow file, counted from 1.
     pub fn line_number(&self, index: usize) -> usize {
-        self.rows.line_number(index)
+        match self.file(index) {
+            (FileRows::Text(rows), row) => rows.line_number(row),
+            (FileRows::Parquet(_) | FileRows::Arrow(_), row) => row + 1,
+        }
     }
 
-    /// Fingerprint of the content of the file, by which a resumed run recognises its data.
+    /// Fingerprint of the content of all files, by which a resumed run recognises its data. That of a single file
+    /// depends on its bytes only.
     pub fn fingerprint(&self) -> String {
-        self.rows.fingerprint()
+        let all: Vec<String> = self.files.iter().map(FileRows::fingerprint).collect();
+        match &all[..] {
+            [one] => one.clone(),
+            all => fingerprint::bytes_fingerprint(all.join("\n").as_bytes()),
+        }
     }
+}
+
+impl FileRows {
+    fn len(&self) -> usize {
+        match self {
+            Self::Text(rows) => rows.len(),
+            Self::Parquet(rows) => rows.len(),
+            Self::Arrow(rows) => rows.len(),
+        }
+    }
+
+    fn fingerprint(&self) -> String {
+        match self {
+            Self::Text(rows) => rows.fingerprint(),
+            Self::Parquet(rows) => rows.fingerprint(),
+            Self::Arrow(rows) => rows.fingerprint(),
+        }
+    }
+}
+
+/// The start of a Git LFS pointer, which a clone without Git LFS has in place of a large file.
+const LFS_POINTER: &[u8] = b"version https://git-lfs";
+
+/// Opens a file whose format its first bytes tell.
+fn open_file(path: &Path) -> Result<FileRows> {
+    let mut start = Vec::new();
+    let file = input::open_regular_file(path);
+    let read = file.and_then(|file| file.take(LFS_POINTER.len() as u64).read_to_end(&mut start));
+    read.map_err(|e| DataError::cannot_read(path, &e))?;
+    let location = || path.display().to_string();
+    if start == LFS_POINTER {
+        let what = "is a pointer of Git LFS, not the data itself";
+        return Err(DataError::data(location(), what, "run git lfs pull in its folder, or download the file"));
+    }
+    if parquet::has_magic(&start) {
+        return ParquetRows::open(path).map(FileRows::Parquet);
+    }
+    if arrow_file::has_magic(&start) {
+        let rows = ArrowRows::open(path)?;
+        return match rows.len() {
+            0 => Err(DataError::data(location(), "has no rows", "give a file with rows")),
+            _ => Ok(FileRows::Arrow(rows)),
+        };
+    }
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
+        let what = "is not a Parquet file: it does not begin with PAR1";
+        return Err(DataError::data(location(), what, "copy or download it again, or correct its extension"));
+    }
+    TextRows::open(path).map(FileRows::Text)
 }
 
 #[cfg(test)]

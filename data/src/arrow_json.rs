@@ -1,0 +1,313 @@
+//! The values of Arrow arrays as JSON text.
+//!
+//! | Arrow | JSON |
+//! |---|---|
+//! | null | `null` |
+//! | bool, integers, text, dictionaries of them | the value |
+//! | floats | the number, widened to f64; `null` for NaN and infinities, which JSON does not have |
+//! | decimals | text with all digits |
+//! | date, time, timestamp, duration | text in ISO 8601; a timestamp with a time zone is written in UTC, with `Z` |
+//! | list, fixed-size list | list |
+//! | struct | object |
+//! | map | object; a key that is not text is written as text |
+//! | binary | text in base64 |
+//! | image or video | the bytes as a `data:` URI, else the path, else `null` |
+//!
+//! An image or a video is a struct with the fields `bytes` (binary) and `path` (text), as Hugging Face stores it.
+//! Columns of other types are refused by their name when the file is opened ([`check_type`]).
+
+use std::fmt::Write;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::*;
+use arrow_array::{Array, ArrayRef, ArrowPrimitiveType};
+use arrow_schema::{DataType, Fields, TimeUnit};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta};
+
+use crate::media_type::media_type;
+
+/// The most levels of nested values.
+const MAX_DEPTH: usize = 64;
+
+/// Whether values of this type can be written as JSON.
+///
+/// # Errors
+/// The type that is not supported, as Arrow names it.
+pub(crate) fn check_type(data_type: &DataType) -> Result<(), String> {
+    check_nested(data_type, 0)
+}
+
+fn check_nested(data_type: &DataType, depth: usize) -> Result<(), String> {
+    if depth > MAX_DEPTH {
+        return Err(format!("of more than {MAX_DEPTH} levels"));
+    }
+    match data_type {
+        DataType::List(f) | DataType::LargeList(f) | DataType::FixedSizeList(f, _) => {
+            check_nested(f.data_type(), depth + 1)
+        }
+        DataType::Struct(fields) => fields.iter().try_for_each(|f| check_nested(f.data_type(), depth + 1)),
+        DataType::Map(entries, _) => match entries.data_type() {
+            DataType::Struct(fields) if fields.len() == 2 => {
+                fields.iter().try_for_each(|f| check_nested(f.data_type(), depth + 1))
+            }
+            other => Err(other.to_string()),
+        },
+        DataType::Dictionary(_, values) => check_nested(values, depth + 1),
+        DataType::Interval(_)
+        | DataType::Union(..)
+        | DataType::RunEndEncoded(..)
+        | DataType::ListView(_)
+        | DataType::LargeListView(_) => Err(data_type.to_string()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether values of this type contain bytes, such as images.
+pub(crate) fn has_binary(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => true,
+        DataType::List(f) | DataType::LargeList(f) | DataType::FixedSizeList(f, _) | DataType::Map(f, _) => {
+            has_binary(f.data_type())
+        }
+        DataType::Struct(fields) => fields.iter().any(|f| has_binary(f.data_type())),
+        DataType::Dictionary(_, values) => has_binary(values),
+        _ => false,
+    }
+}
+
+/// The positions of `bytes` and `path` in a struct that is an image or a video of the library `datasets`.
+fn media_fields(fields: &Fields) -> Option<(usize, usize)> {
+    let position = |name: &str| fields.iter().position(|f| f.name() == name);
+    let (bytes, path) = (position("bytes")?, position("path")?);
+    let is_media = fields.len() == 2
+        && matches!(
+            fields[bytes].data_type(),
+            DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::Null
+        )
+        && matches!(
+            fields[path].data_type(),
+            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null
+        );
+    is_media.then_some((bytes, path))
+}
+
+/// Appends the text `text` as JSON.
+pub(crate) fn write_text(out: &mut Vec<u8>, text: &str) {
+    // Writing to a vector does not fail, and any text is JSON.
+    let _ = serde_json::to_writer(out, text);
+}
+
+/// Appends the value of `array` at `row` as JSON. The type of `array` has passed [`check_type`].
+///
+/// # Errors
+/// Why the value has no JSON form: a date that is out of range, or a map with a repeated key.
+pub(crate) fn write_value(out: &mut Vec<u8>, array: &dyn Array, row: usize) -> Result<(), String> {
+    use DataType as T;
+    if array.is_null(row) {
+        out.extend(b"null");
+        return Ok(());
+    }
+    match array.data_type() {
+        T::Null => out.extend(b"null"),
+        T::Boolean => out.extend(if array.as_boolean().value(row) { &b"true"[..] } else { b"false" }),
+        T::Int8 => integer(out, value::<Int8Type>(array, row)),
+        T::Int16 => integer(out, value::<Int16Type>(array, row)),
+        T::Int32 => integer(out, value::<Int32Type>(array, row)),
+        T::Int64 => integer(out, value::<Int64Type>(array, row)),
+        T::UInt8 => integer(out, value::<UInt8Type>(array, row)),
+        T::UInt16 => integer(out, value::<UInt16Type>(array, row)),
+        T::UInt32 => integer(out, value::<UInt32Type>(array, row)),
+        T::UInt64 => integer(out, value::<UInt64Type>(array, row)),
+        T::Float16 => float(out, f64::from(value::<Float16Type>(array, row).to_f32())),
+        T::Float32 => float(out, f64::from(value::<Float32Type>(array, row))),
+        T::Float64 => float(out, value::<Float64Type>(array, row)),
+        T::Utf8 => write_text(out, array.as_string::<i32>().value(row)),
+        T::LargeUtf8 => write_text(out, array.as_string::<i64>().value(row)),
+        T::Utf8View => write_text(out, array.as_string_view().value(row)),
+        T::Binary | T::LargeBinary | T::BinaryView | T::FixedSizeBinary(_) => {
+            write_text(out, &STANDARD.encode(bytes_at(array, row)));
+        }
+        T::Decimal32(..) => write_text(out, &array.as_primitive::<Decimal32Type>().value_as_string(row)),
+        T::Decimal64(..) => write_text(out, &array.as_primitive::<Decimal64Type>().value_as_string(row)),
+        T::Decimal128(..) => write_text(out, &array.as_primitive::<Decimal128Type>().value_as_string(row)),
+        T::Decimal256(..) => write_text(out, &array.as_primitive::<Decimal256Type>().value_as_string(row)),
+        T::Date32 | T::Date64 | T::Time32(_) | T::Time64(_) | T::Timestamp(..) | T::Duration(_) => {
+            let text = time_text(array, row).ok_or_else(|| format!("is a {} out of range", array.data_type()))?;
+            write_text(out, &text);
+        }
+        T::List(_) => list(out, &array.as_list::<i32>().value(row))?,
+        T::LargeList(_) => list(out, &array.as_list::<i64>().value(row))?,
+        T::FixedSizeList(..) => list(out, &array.as_fixed_size_list().value(row))?,
+        T::Struct(fields) => structure(out, fields, array.as_struct().columns(), row)?,
+        T::Map(..) => map(out, array.as_map().value(row).columns())?,
+        T::Dictionary(..) => {
+            let dictionary = array.as_any_dictionary();
+            let key = dictionary_key(dictionary.keys(), row).filter(|key| *key < dictionary.values().len());
+            write_value(out, dictionary.values(), key.ok_or("has a key that its dictionary lacks")?)?;
+        }
+        other => return Err(format!("has the type {other}, which is not supported")),
+    }
+    Ok(())
+}
+
+fn value<T: ArrowPrimitiveType>(array: &dyn Array, row: usize) -> T::Native {
+    array.as_primitive::<T>().value(row)
+}
+
+fn dictionary_key(keys: &dyn Array, row: usize) -> Option<usize> {
+    match keys.data_type() {
+        DataType::Int8 => value::<Int8Type>(keys, row).try_into().ok(),
+        DataType::Int16 => value::<Int16Type>(keys, row).try_into().ok(),
+        DataType::Int32 => value::<Int32Type>(keys, row).try_into().ok(),
+        DataType::Int64 => value::<Int64Type>(keys, row).try_into().ok(),
+        DataType::UInt8 => Some(value::<UInt8Type>(keys, row).into()),
+        DataType::UInt16 => Some(value::<UInt16Type>(keys, row).into()),
+        DataType::UInt32 => value::<UInt32Type>(keys, row).try_into().ok(),
+        DataType::UInt64 => value::<UInt64Type>(keys, row).try_into().ok(),
+        _ => None,
+    }
+}
+
+fn integer(out: &mut Vec<u8>, value: impl std::fmt::Display) {
+    out.extend(value.to_string().as_bytes());
+}
+
+fn float(out: &mut Vec<u8>, value: f64) {
+    // JSON has no NaN and no infinity; serde_json writes them as null.
+    let _ = serde_json::to_writer(out, &value);
+}
+
+fn bytes_at(array: &dyn Array, row: usize) -> &[u8] {
+    match array.data_type() {
+        DataType::Binary => array.as_binary::<i32>().value(row),
+        DataType::LargeBinary => array.as_binary::<i64>().value(row),
+        DataType::BinaryView => array.as_binary_view().value(row),
+        DataType::FixedSizeBinary(_) => array.as_fixed_size_binary().value(row),
+        _ => &[],
+    }
+}
+
+fn list(out: &mut Vec<u8>, values: &ArrayRef) -> Result<(), String> {
+    out.push(b'[');
+    for i in 0..values.len() {
+        if i > 0 {
+            out.push(b',');
+        }
+        write_value(out, values, i)?;
+    }
+    out.push(b']');
+    Ok(())
+}
+
+fn structure(out: &mut Vec<u8>, fields: &Fields, columns: &[ArrayRef], row: usize) -> Result<(), String> {
+    if let Some((bytes, path)) = media_fields(fields) {
+        if columns[bytes].is_valid(row) && *columns[bytes].data_type() != DataType::Null {
+            let content = bytes_at(&columns[bytes], row);
+            out.extend(format!("\"data:{};base64,", media_type(content)).as_bytes());
+            out.extend(STANDARD.encode(content).as_bytes());
+            out.push(b'"');
+            return Ok(());
+        }
+        return write_value(out, &columns[path], row);
+    }
+    out.push(b'{');
+    for (i, (field, column)) in fields.iter().zip(columns).enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        write_text(out, field.name());
+        out.push(b':');
+        write_value(out, column, row)?;
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+fn map(out: &mut Vec<u8>, entries: &[ArrayRef]) -> Result<(), String> {
+    let [keys, values] = entries else { return Err("is a map without keys and values".into()) };
+    let mut seen = std::collections::BTreeSet::new();
+    out.push(b'{');
+    for i in 0..keys.len() {
+        let mut key = Vec::new();
+        write_value(&mut key, keys, i)?;
+        // A JSON text begins with a quote if and only if it is a string.
+        if !key.starts_with(b"\"") {
+            let text = String::from_utf8_lossy(&key).into_owned();
+            key.clear();
+            write_text(&mut key, &text);
+        }
+        if i > 0 {
+            out.push(b',');
+        }
+        out.extend(&key);
+        out.push(b':');
+        write_value(out, values, i)?;
+        if !seen.insert(key) {
+            return Err("is a map in which a key occurs twice".into());
+        }
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+/// A date, time, timestamp or duration in ISO 8601; `None` if it is out of range.
+fn time_text(array: &dyn Array, row: usize) -> Option<String> {
+    use TimeUnit as U;
+    let date = |days: i64| Some(NaiveDate::default().checked_add_signed(TimeDelta::try_days(days)?)?.to_string());
+    let of_day = |count: i64, per_second: i64| {
+        let nanoseconds = count.rem_euclid(per_second) * (1_000_000_000 / per_second);
+        let seconds = u32::try_from(count.div_euclid(per_second)).ok()?;
+        let time = NaiveTime::from_num_seconds_from_midnight_opt(seconds, u32::try_from(nanoseconds).ok()?)?;
+        Some(time.format("%H:%M:%S%.f").to_string())
+    };
+    match array.data_type() {
+        DataType::Date32 => date(i64::from(value::<Date32Type>(array, row))),
+        DataType::Date64 => date(value::<Date64Type>(array, row).div_euclid(86_400_000)),
+        DataType::Time32(U::Second) => of_day(value::<Time32SecondType>(array, row).into(), 1),
+        DataType::Time32(_) => of_day(value::<Time32MillisecondType>(array, row).into(), 1000),
+        DataType::Time64(U::Microsecond) => of_day(value::<Time64MicrosecondType>(array, row), 1_000_000),
+        DataType::Time64(_) => of_day(value::<Time64NanosecondType>(array, row), 1_000_000_000),
+        DataType::Timestamp(unit, zone) => {
+            let count = match unit {
+                U::Second => value::<TimestampSecondType>(array, row),
+                U::Millisecond => value::<TimestampMillisecondType>(array, row),
+                U::Microsecond => value::<TimestampMicrosecondType>(array, row),
+                U::Nanosecond => value::<TimestampNanosecondType>(array, row),
+            };
+            let per_second = per_second(*unit);
+            let nanoseconds = count.rem_euclid(per_second) * (1_000_000_000 / per_second);
+            let time = DateTime::from_timestamp(count.div_euclid(per_second), u32::try_from(nanoseconds).ok()?)?;
+            let zone = if zone.is_some() { "Z" } else { "" };
+            Some(format!("{}{zone}", time.naive_utc().format("%Y-%m-%dT%H:%M:%S%.f")))
+        }
+        DataType::Duration(unit) => {
+            let count = match unit {
+                U::Second => value::<DurationSecondType>(array, row),
+                U::Millisecond => value::<DurationMillisecondType>(array, row),
+                U::Microsecond => value::<DurationMicrosecondType>(array, row),
+                U::Nanosecond => value::<DurationNanosecondType>(array, row),
+            };
+            let (per_second, magnitude) = (per_second(*unit).unsigned_abs(), count.unsigned_abs());
+            let mut text = format!("{}PT{}", if count < 0 { "-" } else { "" }, magnitude / per_second);
+            let part = magnitude % per_second;
+            if part > 0 {
+                let digits = per_second.ilog10() as usize;
+                write!(text, ".{part:0digits$}").ok()?;
+                text.truncate(text.trim_end_matches('0').len());
+            }
+            Some(text + "S")
+        }
+        _ => None,
+    }
+}
+
+fn per_second(unit: TimeUnit) -> i64 {
+    match unit {
+        TimeUnit::Second => 1,
+        TimeUnit::Millisecond => 1000,
+        TimeUnit::Microsecond => 1_000_000,
+        TimeUnit::Nanosecond => 1_000_000_000,
+    }
+}

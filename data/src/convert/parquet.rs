@@ -1,0 +1,115 @@
+//! Writes rows as a Parquet file.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_schema::{Field, Schema};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+use reel_diagnostic::{catch_panic, one_line};
+use serde_json::{Map, Value};
+
+use super::WriteError;
+use super::arrays::{array, data_type};
+use super::shape::{ColumnShape, Columns, Shape};
+use crate::parquet::OPTIONAL_COLUMNS;
+use crate::{DataError, Table};
+
+/// The most rows, and about the most bytes, that become arrays together.
+const BATCH_ROWS: usize = 1024;
+const BATCH_BYTES: usize = 16 << 20;
+
+/// About the most bytes of a row group.
+const GROUP_BYTES: usize = 64 << 20;
+
+/// Writes all rows of `table` as a Parquet file, with zstd and a page index.
+///
+/// # Errors
+/// A row cannot be read or is no object; no row has a field; writing fails.
+pub fn write_parquet(table: &Table, out: &mut (impl Write + Send)) -> Result<(), WriteError> {
+    let mut columns = Columns::default();
+    for row in 0..table.len() {
+        columns.add_row(&object(table, row)?);
+    }
+    let columns = columns.finish();
+    if columns.is_empty() {
+        let what = "has a row without fields, and no row has any";
+        return Err(DataError::data(table.location(0), what, "write it as JSON or JSONL").into());
+    }
+    let schema = Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()));
+    let optional: Vec<&str> = columns.iter().filter(|c| c.is_optional).map(|c| c.name.as_str()).collect();
+    let optional = KeyValue::new(OPTIONAL_COLUMNS.to_string(), Value::from(optional).to_string());
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_created_by(concat!("reel version ", env!("CARGO_PKG_VERSION")).to_string())
+        .set_key_value_metadata(Some(vec![optional]))
+        .build();
+    let mut writer = caught(|| ArrowWriter::try_new(out, schema.clone(), Some(properties)))?;
+    let mut next = 0;
+    while next < table.len() {
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        while next < table.len() && rows.len() < BATCH_ROWS && bytes < BATCH_BYTES {
+            let row = object(table, next)?;
+            bytes += row.iter().map(|(name, value)| name.len() + text_bytes(value)).sum::<usize>();
+            rows.push(row);
+            next += 1;
+        }
+        caught(|| writer.write(&batch(&schema, &columns, &rows)?))?;
+        if writer.in_progress_size() > GROUP_BYTES {
+            caught(|| writer.flush())?;
+        }
+    }
+    caught(|| writer.close()).map(drop)
+}
+
+fn object(table: &Table, row: usize) -> Result<Map<String, Value>, DataError> {
+    match table.value(row)? {
+        Value::Object(fields) => Ok(fields),
+        _ => Err(DataError::data(table.location(row), "is not an object", "write it as JSON or JSONL")),
+    }
+}
+
+/// About the bytes of the texts in a value.
+fn text_bytes(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(text_bytes).sum(),
+        Value::Object(fields) => fields.values().map(text_bytes).sum(),
+        _ => 8,
+    }
+}
+
+fn field(column: &ColumnShape) -> Field {
+    let field = Field::new(&column.name, data_type(&column.shape), true);
+    if column.shape != Shape::Mixed {
+        return field;
+    }
+    // Arrow's name for texts that are JSON. The writer makes it the logical type JSON.
+    let keys = [("ARROW:extension:name", "arrow.json"), ("ARROW:extension:metadata", "")];
+    field.with_metadata(HashMap::from(keys.map(|(key, value)| (key.to_string(), value.to_string()))))
+}
+
+fn batch(
+    schema: &Arc<Schema>,
+    columns: &[ColumnShape],
+    rows: &[Map<String, Value>],
+) -> parquet::errors::Result<RecordBatch> {
+    let array = |column: &ColumnShape| -> ArrayRef {
+        let values: Vec<Option<&Value>> = rows.iter().map(|row| row.get(&column.name)).collect();
+        array(&column.shape, &values)
+    };
+    Ok(RecordBatch::try_new(schema.clone(), columns.iter().map(array).collect())?)
+}
+
+/// Calls the Parquet writer. It panics at texts of more than 2 GiB in one batch.
+fn caught<T>(call: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, WriteError> {
+    let failed = |reason: &str| WriteError::Io(io::Error::other(one_line(reason)));
+    match catch_panic(call) {
+        Ok(result) => result.map_err(|e| failed(&e.to_string())),
+        Err(panic) => Err(failed(&panic)),
+    }
+}
