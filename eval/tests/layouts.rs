@@ -215,6 +215,45 @@ fn videomme_and_videoholmes_have_their_own_columns() {
     assert_eq!((loaded.rows[0].id.as_str(), loaded.rows[0].question.as_str()), ("xyz-12", "Order?\n1\n2"));
 }
 
+/// The hub's files are Parquet; they have the rows of the same JSON.
+#[test]
+fn parquet_files_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let parquet = |file: &str, rows: &[Value]| {
+        let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        let table = reel_data::Table::parse(Path::new("rows.jsonl"), text).unwrap();
+        let to = folder.path().join(file);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        reel_data::convert(&table, &to, false).unwrap();
+    };
+    parquet(
+        "videomme/videomme/test-00000-of-00001.parquet",
+        &[json!({"video_id": "901", "duration": "short",
+        "videoID": "AbC", "question_id": "901-2", "question": "How many?", "options": ["A. 1.", "B. 2."], "answer": "B"})],
+    );
+    for track in ["Adaptation", "Perception"] {
+        let file = format!("videommmu/{track}/test-00000-of-00001.parquet");
+        parquet(&file, &[json!({"id": "test_Music_1", "question": "Which?", "options": ["x", "y"], "answer": "A"})]);
+    }
+    parquet(
+        "tempcompass/yes_no/test-00000-of-00001.parquet",
+        &[json!({"video_id": "7", "question": "Is it?",
+        "answer": "yes", "dim": "order"})],
+    );
+    let rows = |name: &str| load_benchmark(&task(name), folder.path(), None, false).unwrap().rows;
+    assert_eq!(facts(&rows("videomme")[0]), ("multiple choice", "B", "short", "data/AbC.mp4"));
+    let tracks = rows("videommmu");
+    assert_eq!(tracks.iter().map(|row| facts(row).2).collect::<Vec<_>>(), ["Adaptation", "Perception"]);
+    assert_eq!(facts(&tracks[1]).3, "Art/test_Music_1.mp4");
+    assert_eq!(facts(&rows("tempcompass")[0]), ("multiple choice", "A", "order", "videos/7.mp4"));
+    // A file that is cut short.
+    let file = folder.path().join("videomme/videomme/test-00000-of-00001.parquet");
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    let e = load_benchmark(&task("videomme"), folder.path(), None, false).unwrap_err().to_string();
+    assert!(e.contains("test-00000-of-00001.parquet: ") && !e.contains('\n'), "{e}");
+}
+
 /// A folder without the files, another benchmark's file, wrong JSON, and rows whose columns are missing or wrong.
 #[test]
 fn wrong_data_names_file_row_and_column() {
