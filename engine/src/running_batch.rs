@@ -215,7 +215,7 @@ impl RunningBatch {
         let cache = Arc::new(KvCache::new(device, &model.config.text, cx.dtype(), capacity.blocks)?);
         let state = StepState {
             decoder: model.text.clone(),
-            rows: DecodeRows::new(device, capacity.slots, capacity.blocks_per_slot, 0)?,
+            rows: model.text.decode_rows(device, capacity.slots, capacity.blocks_per_slot)?,
             sampling: SamplingTable::new(device, capacity.slots, 0, None)?,
             sampled: SampledTokens::new(device, capacity.slots, false, 0)?,
             cache,
@@ -290,7 +290,7 @@ impl RunningBatch {
         if is_wider {
             // The captured graphs use the former tensors.
             self.steps.clear();
-            self.state.rows = DecodeRows::new(device, slots, blocks_per_slot, 0)?;
+            self.state.rows = self.state.decoder.decode_rows(device, slots, blocks_per_slot)?;
             if self.row_adapters {
                 self.state.rows.keep_adapters(device)?;
             }

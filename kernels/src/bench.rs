@@ -12,7 +12,7 @@ use crate::cuda::{Buffer, CudaError, Gpu};
 use crate::large_pages::LargeArray;
 use crate::launch::{KernelLaunch, ParamField};
 use crate::matmul::Matmul;
-use crate::{Addr, Team, adamw, linear_log_prob, matmul, paged_attention};
+use crate::{Addr, DType, Team, adamw, linear_log_prob, matmul, paged_attention};
 use std::time::Instant;
 
 /// The measured times of one call.
@@ -240,7 +240,8 @@ fn workspace(launch: &KernelLaunch) -> usize {
         let field = |name| scalar(launch, name).unwrap_or(0) as usize;
         linear_log_prob::workspace_bytes(field("rows"), field("vocab"))
     } else if name.starts_with("paged_attention") {
-        paged_attention::workspace_bytes(&bytemuck::pod_read_unaligned(&launch.params))
+        let dtype = if name.ends_with("f32") { DType::F32 } else { DType::BF16 };
+        paged_attention::workspace_bytes(dtype, &bytemuck::pod_read_unaligned(&launch.params))
     } else {
         0
     }
@@ -295,6 +296,10 @@ fn contents(launch: &KernelLaunch, name: &str) -> Contents {
             list(2 * seqs, &|i| if i >= 2 && i % 2 == 1 { tokens / seqs.max(1) } else { 0 })
         }
         "kv_lens" => list(field("seqs"), &|_| field("max_kv_len")),
+        "counters" => {
+            let per_token = paged_attention::counters_per_token(field("heads"), field("kv_heads"));
+            list(product(field("tokens"), per_token), &|_| 0)
+        }
         "block_tables" => list(product(field("seqs"), field("max_blocks")), &|i| i),
         "ids" | "targets" | "history" => {
             let count = product(rows, field("history_cols").max(1));

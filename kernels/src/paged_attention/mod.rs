@@ -11,9 +11,17 @@
 //! # Segments
 //! A row's keys are processed in ascending blocks of 64. 8 blocks are a segment of 512 keys with its own maximum, sum
 //! and output; segments are merged in ascending order. Example with 1100 keys: segments 0..512, 512..1024,
-//! 1024..1100. Without a workspace one block of threads processes the segments one after the other. With a workspace
-//! each segment has its own block of threads, and a second launch merges the segments; this keeps a GPU busy when few
-//! sequences decode. The bits are the same; [`workspace_bytes`] says when a workspace is faster.
+//! 1024..1100. So a row's segments follow from its own number of keys. Without a workspace one block of threads
+//! processes them one after the other. With a workspace each segment has its own block of threads; this keeps a GPU
+//! busy when few sequences decode. The bits are the same; [`workspace_bytes`] says when a workspace is faster. In
+//! prefill, a second launch merges the segments. In decode (bf16, at most as many new tokens as sequences) the block
+//! that finishes the last segment of a row does, so there is one launch; [`Params::counters`] tell it.
+//!
+//! # Shared pages
+//! Completions of one prompt have the same first pages. In decode with a workspace, up to 8 neighbouring tokens whose
+//! entries of `block_tables` are equal in a segment, and which see keys beyond it, are computed by one block of
+//! threads, which reads the segment's keys and values once. The kernel compares the entries itself, so a captured
+//! launch stays valid when sequences come and go. Rows do not depend on each other, so bits do not change.
 //!
 //! # Numerics
 //! The order of summation depends on the row's own keys only. So prefill, any chunking of it, decode, any batch and
@@ -63,6 +71,9 @@ params! {
         /// A workspace of [`workspace_bytes`] bytes for each segment's output, maximum and sum. Null: one block of
         /// threads processes all segments of its rows, one after the other.
         pub workspace: Addr,
+        /// u32 `[tokens, `[`counters_per_token`]`]`, all 0 before and after the launch: the number of segments that are
+        /// stored in the workspace. Only decode in bf16 reads them; without them it does not use the workspace.
+        pub counters: Addr,
         /// Number of new tokens of all sequences.
         pub tokens: u32,
         /// Sequences.
@@ -89,20 +100,34 @@ params! {
 kernel_folder! {
     name: "paged_attention",
     params: [Params],
+    headers: ["decode_mma.cuh", "decode_work.cuh", "forward_fma.cuh", "prefill_mma.cuh", "tile.cuh"],
 }
 
 kernel!(pub FWD_F32, "paged_attention_fwd_f32", Params, cpu::fwd::<f32>, &SOURCE, plan_f32);
 kernel!(pub FWD_BF16, "paged_attention_fwd_bf16", Params, cpu::fwd::<half::bf16>, &SOURCE, plan_bf16);
 
-/// A compiled variant: largest head_dim, [symbol without a workspace, symbol with one], bytes of dynamic shared
-/// memory.
-type Variant = (u32, [&'static str; 2], u32);
+/// Number of query heads of a token that a block of threads computes in decode; equal to `MAX_HEADS` of
+/// `decode_work.cuh`.
+const DECODE_HEADS: u32 = 16;
 
-fn plan_bf16(p: &Params, _: &Arch) -> Vec<Stage> {
+/// Largest number of blocks of threads per multiprocessor in a decode launch. It is a multiple of those that run at
+/// once, so that a block that gets a short segment makes room for another.
+const DECODE_BLOCKS: u32 = 8;
+
+/// A compiled variant: largest head_dim, its symbols, bytes of dynamic shared memory.
+type Variant<S> = (u32, S, u32);
+
+/// The symbols of a variant: [without a workspace, with one].
+type Symbols = [&'static str; 2];
+
+fn plan_bf16(p: &Params, arch: &Arch) -> Vec<Stage> {
+    if is_decode(DType::BF16, p) {
+        return plan_decode(p, arch);
+    }
     // Shared memory holds two buffers, each for 64 keys and 64 values. Their rows start an odd number of 16-byte
     // chunks apart, which avoids bank conflicts. For head_dim 256 there is one buffer, with only 64 columns of V.
     // From head_dim 128 on, shared memory also holds the queries.
-    const VARIANTS: [Variant; 4] = [
+    const VARIANTS: [Variant<Symbols>; 4] = [
         (64, ["paged_attention_fwd_bf16_64", "paged_attention_fwd_bf16_64_split"], 2 * 64 * 2 * 9 * 16),
         (80, ["paged_attention_fwd_bf16_80", "paged_attention_fwd_bf16_80_split"], 2 * 64 * 2 * 11 * 16),
         (
@@ -125,7 +150,7 @@ fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
     const fn bytes(d: u32, buffers: u32) -> u32 {
         4 * ((16 + buffers * 64) * (d + 4) + 16 * 72)
     }
-    const VARIANTS: [Variant; 3] = [
+    const VARIANTS: [Variant<Symbols>; 3] = [
         (64, ["paged_attention_fwd_f32_64", "paged_attention_fwd_f32_64_split"], bytes(64, 2)),
         (128, ["paged_attention_fwd_f32_128", "paged_attention_fwd_f32_128_split"], bytes(128, 2)),
         (256, ["paged_attention_fwd_f32_256", "paged_attention_fwd_f32_256_split"], bytes(256, 1)),
@@ -133,18 +158,61 @@ fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
     plan(p, 16, &VARIANTS, "paged_attention_fwd_f32_combine", 1)
 }
 
+/// Whether a launch runs the kernel for decode, in which about every sequence has one new token. That kernel is right
+/// for any numbers of new tokens, but it reads a sequence's keys again for each of its new tokens.
+fn is_decode(dtype: DType, p: &Params) -> bool {
+    dtype == DType::BF16 && p.tokens <= p.seqs
+}
+
+/// Plans one launch whose blocks of threads share the items of work: a segment (without a workspace: all keys) of a
+/// token, a key head, and at most 16 heads of its group.
+fn plan_decode(p: &Params, arch: &Arch) -> Vec<Stage> {
+    // A ring of `stages` tiles of 64 keys or 64 values, whose rows start an odd number of 16-byte chunks apart, and the
+    // scores of 16 rows.
+    const fn bytes(chunks: u32, stages: u32) -> u32 {
+        stages * 64 * chunks * 16 + 16 * 72 * 4
+    }
+    const VARIANTS: [Variant<&str>; 4] = [
+        (64, "paged_attention_decode_bf16_64", bytes(9, 5)),
+        (80, "paged_attention_decode_bf16_80", bytes(11, 5)),
+        (128, "paged_attention_decode_bf16_128", bytes(17, 5)),
+        (256, "paged_attention_decode_bf16_256", bytes(33, 2)),
+    ];
+    if p.tokens == 0 {
+        return Vec::new();
+    }
+    let (_, symbol, shared) = smallest_variant(p, &VARIANTS);
+    let split = !p.workspace.is_null() && !p.counters.is_null();
+    let segments = if split { u64::from(segments(p).max(1)) } else { 1 };
+    let items = u64::from(p.tokens) * segments * u64::from(counters_per_token(p.heads, p.kv_heads));
+    let blocks = items.min(u64::from(arch.multiprocessors * DECODE_BLOCKS)) as u32;
+    vec![Stage { shared: *shared, ..Stage::one_dimensional(symbol, blocks, 128) }]
+}
+
+/// Returns the number of elements of [`Params::counters`] for each token: one for each key head and each 16 query heads
+/// of its group.
+pub const fn counters_per_token(heads: u32, kv_heads: u32) -> u32 {
+    kv_heads * (heads / kv_heads).div_ceil(DECODE_HEADS)
+}
+
+/// Returns the first variant for the head_dim.
+///
+/// # Panics
+/// If head_dim is larger than that of the last variant. That is a mistake of the caller: an empty plan would leave the
+/// output unwritten.
+fn smallest_variant<'a, S>(p: &Params, variants: &'a [Variant<S>]) -> &'a Variant<S> {
+    let found = variants.iter().find(|v| p.head_dim <= v.0);
+    found.unwrap_or_else(|| panic!("paged_attention: head_dim is {}; CUDA kernels support up to 256", p.head_dim))
+}
+
 /// Plans one block of threads for each combination of a tile of `rows` packed rows, a key head and one of `slices`
 /// ranges of columns. With a workspace each segment of keys has its own block of threads, and a second launch
 /// combines the segments.
-fn plan(p: &Params, rows: u32, variants: &[Variant], combine: &'static str, slices: u32) -> Vec<Stage> {
+fn plan(p: &Params, rows: u32, variants: &[Variant<Symbols>], combine: &'static str, slices: u32) -> Vec<Stage> {
     if p.tokens == 0 || p.seqs == 0 {
         return Vec::new();
     }
-    // A head_dim above that of the largest variant is a mistake of the caller, so this panics: an empty plan would
-    // leave the output unwritten.
-    let found = variants.iter().find(|v| p.head_dim <= v.0);
-    let (_, symbols, shared) =
-        found.unwrap_or_else(|| panic!("paged_attention: head_dim is {}; CUDA kernels support up to 256", p.head_dim));
+    let (_, symbols, shared) = smallest_variant(p, variants);
     let split = !p.workspace.is_null();
     let blocks = tiles(p, rows) * p.kv_heads * slices;
     let main = |symbol, blocks| Stage { shared: *shared, ..Stage::one_dimensional(symbol, blocks, 128) };
@@ -167,14 +235,17 @@ fn segments(p: &Params) -> u32 {
 }
 
 /// Returns the size in bytes of the workspace that lets blocks of threads share a sequence's segments of keys: an f32
-/// output, maximum and sum for each segment of each row. Returns 0 if that would not be faster: there are enough
-/// blocks without it, or there is only one segment.
-pub fn workspace_bytes(p: &Params) -> usize {
-    let (rows, segments) = (p.tokens as u64 * p.heads as u64, segments(p) as u64);
-    if segments < 2 || rows * segments > 1 << 16 || tiles(p, 64) * p.kv_heads > 512 {
-        return 0;
-    }
-    bytes_of_parts(p)
+/// output, maximum and sum for each segment of each row. `dtype` is that of q. Returns 0 if there is only one segment.
+/// Decode in bf16 also gets 0 without counters, or if the workspace would be large (more than 130 MiB at head_dim 128).
+/// Prefill and f32 get 0 if there are enough blocks without it.
+pub fn workspace_bytes(dtype: DType, p: &Params) -> usize {
+    let parts = u64::from(p.tokens) * u64::from(p.heads) * u64::from(segments(p));
+    let is_faster = if is_decode(dtype, p) {
+        !p.counters.is_null() && parts <= 1 << 18
+    } else {
+        parts <= 1 << 16 && tiles(p, 64) * p.kv_heads <= 512
+    };
+    if segments(p) >= 2 && is_faster { bytes_of_parts(p) } else { 0 }
 }
 
 fn bytes_of_parts(p: &Params) -> usize {

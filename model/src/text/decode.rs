@@ -18,6 +18,13 @@ impl TextDecoder {
         Ok(RotaryFrequencies::new(device, &inv_freq, &vec![0; inv_freq.len()], 1)?)
     }
 
+    /// Allocates `rows` unused rows of decode steps with at most `max_blocks` cache blocks each, without a history.
+    pub fn decode_rows(&self, device: &Device, rows: usize, max_blocks: usize) -> Result<DecodeRows> {
+        let mut rows = DecodeRows::new(device, rows, max_blocks, 0)?;
+        rows.keep_attention_counters(device, self.config.num_attention_heads, self.config.num_key_value_heads)?;
+        Ok(rows)
+    }
+
     /// Computes the logits f32 `[R, V]` for the tokens that follow the current ones. Adds the keys and values of the
     /// current tokens to the cache.
     pub fn decode(

@@ -1,12 +1,12 @@
 #![allow(unsafe_code)]
 
-use super::{Params, bytes_of_parts, fwd};
+use super::{Params, bytes_of_parts, counters_per_token, fwd};
 use crate::DType::{BF16, F32};
 use crate::attention::check::bits;
 use crate::attention::formula::{self, Roundings};
 use crate::attention::{self, FwdParams, PackedBatch};
 
-use crate::checks::{TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::simd::{Isa, isa};
 use crate::{Addr, DType, Team};
@@ -17,6 +17,8 @@ checks!(
     a_prompt_cut_anyhow_gives_the_same_bits,
     a_decoded_token_gives_the_same_bits_with_parts_and_without,
     padding_rows_get_zeros_and_change_no_other_row,
+    tokens_that_share_pages_have_the_bits_of_each_alone,
+    blocks_of_threads_that_take_several_items_give_the_same_bits,
 );
 
 /// A model: the shape and element type of its attention, and the instruction set that computes it on device `cpu`.
@@ -111,6 +113,18 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
 /// Returns the output bits of one paged launch. A sequence is (its tokens, number of keys in the cache, how many of
 /// these keys are new). The pages of the cache are in shuffled order, and slots without a key hold NaN.
 fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, seed: usize) -> Vec<u32> {
+    paged_with_shared_pages(model, sequences, threads, seed, |n, _| n)
+}
+
+/// Returns the output bits of [`paged`] with shared pages: page `i` of sequence `n` is page `i` of the sequence
+/// `owner(n, i)`, which has the same keys and values there.
+fn paged_with_shared_pages(
+    model: &Model,
+    sequences: &[(&Tokens, usize, usize)],
+    threads: usize,
+    seed: usize,
+    owner: impl Fn(usize, usize) -> usize,
+) -> Vec<u32> {
     let (row, kv_row, page) = (model.row(), model.kv_row(), 16 << (seed % 5));
     let max_blocks = sequences.iter().map(|s| s.1.div_ceil(page)).max().unwrap_or(0) + seed % 2;
     let blocks = (sequences.len() * max_blocks + 3) | 1;
@@ -120,7 +134,7 @@ fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, s
     for (n, &(tokens, keys, new)) in sequences.iter().enumerate() {
         for j in 0..keys {
             // Twice an index modulo the number of blocks: the number is odd, so every index gets a block of its own.
-            let block = (2 * (n * max_blocks + j / page) + seed) % blocks;
+            let block = (2 * (owner(n, j / page) * max_blocks + j / page) + seed) % blocks;
             tables[n * max_blocks + j / page] = block as i32;
             let at = (block * page + j % page) * kv_row;
             k[at..at + kv_row].copy_from_slice(&tokens.k[j * kv_row..(j + 1) * kv_row]);
@@ -135,6 +149,7 @@ fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, s
     let kv_lens: Vec<i32> = sequences.iter().map(|s| s.1 as i32).collect();
     let tokens = cu_seqlens[cu_seqlens.len() - 1] as usize;
     let o = TestArray::output(model.dtype, tokens * row);
+    let mut counters = vec![0u32; tokens * counters_per_token(model.heads as u32, model.kv_heads as u32) as usize];
     let params = Params {
         q: q.addr(),
         k_cache: k.addr(),
@@ -152,6 +167,7 @@ fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, s
         scale: model.scale(),
         max_kv_len: sequences.iter().map(|s| s.1).max().unwrap_or(0) as u32,
         workspace: Addr::NULL,
+        counters: addr_mut(&mut counters),
         page: page as u32,
         reserved: 0,
     };
@@ -159,6 +175,7 @@ fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, s
         let parts = TestArray::output(F32, bytes_of_parts(&params) / 4);
         let workspace = if seed.is_multiple_of(3) { Addr::NULL } else { parts.addr() };
         run(&fwd(model.dtype, &Params { workspace, ..params }, 0.0, 0.0), threads);
+        assert!(counters.iter().all(|&n| n == 0), "{model:?}: counters are not 0 after the launch: {counters:?}");
         return bits(&o);
     }
     let team = Team::new(threads);
@@ -298,6 +315,65 @@ fn padding_rows_get_zeros_and_change_no_other_row() {
             }
         }
     }
+}
+
+/// The outputs of a group of completions do not depend on which of them share their pages, nor on their position in
+/// the batch.
+fn tokens_that_share_pages_have_the_bits_of_each_alone() {
+    let cases = [
+        // (query heads, key heads), head_dim, completions, keys of the prompt.
+        ((7, 1), 128, 9, 1030),
+        ((2, 2), 64, 3, 520),
+        ((14, 2), 80, 4, 540),
+        ((6, 1), 256, 3, 515),
+        ((20, 1), 16, 2, 530),
+    ];
+    for (i, ((heads, kv_heads), head_dim, completions, prompt)) in cases.into_iter().enumerate() {
+        let model = Model { heads, kv_heads, head_dim, dtype: BF16, isa: isa() };
+        let row = model.row();
+        let start = Tokens::new(&model, prompt, 40 + i as u64);
+        let other = Tokens::new(&model, 600, 3);
+        // Completion n has n + 1 generated tokens, and completion 2 another second segment, in pages of its own.
+        let all: Vec<Tokens> = (0..completions)
+            .map(|n| {
+                let mut tokens = Tokens::new(&model, prompt + n + 1, 50 + n as u64);
+                let same = if n == 2 { 512.min(prompt) } else { prompt };
+                let copy = |to: &mut Vec<f32>, from: &[f32], width: usize| {
+                    to[..same * width].copy_from_slice(&from[..same * width]);
+                };
+                copy(&mut tokens.k, &start.k, model.kv_row());
+                copy(&mut tokens.v, &start.v, model.kv_row());
+                tokens
+            })
+            .collect();
+        let mut batch = vec![(&other, 600, 1)];
+        batch.extend(all.iter().map(|t| (t, t.len, 1)));
+        let want: Vec<Vec<u32>> = batch.iter().map(|s| paged(&model, &[*s], 1, 0)).collect();
+        for seed in [1, 4] {
+            let page = 16 << (seed % 5);
+            // The last page of a prompt has keys of the completion, too.
+            let owner = |n: usize, i: usize| {
+                let shared = if n == 3 { 512 } else { prompt };
+                if n > 1 && (i + 1) * page <= shared { 1 } else { n }
+            };
+            let got = paged_with_shared_pages(&model, &batch, 2, seed, owner);
+            for (n, want) in want.iter().enumerate() {
+                assert!(got[n * row..][..row] == *want, "{model:?}: row {n}, pages of {page} tokens");
+            }
+        }
+    }
+}
+
+/// A launch with more items of work than blocks of threads.
+fn blocks_of_threads_that_take_several_items_give_the_same_bits() {
+    let model = Model { heads: 10, kv_heads: 10, head_dim: 8, dtype: BF16, isa: isa() };
+    let tokens = [2, 70, 1].map(|len| Tokens::new(&model, len, len as u64));
+    let three: Vec<(&Tokens, usize, usize)> = tokens.iter().map(|t| (t, t.len, 1)).collect();
+    let want = paged(&model, &three, 1, 0);
+    // 1080 items; a GPU of 132 multiprocessors gets 1056 blocks.
+    let batch: Vec<_> = (0..108).map(|n| three[n % 3]).collect();
+    let got = paged(&model, &batch, 2, 3);
+    assert!(got.chunks(want.len()).all(|part| part == want), "{model:?}");
 }
 
 #[cfg(test)]

@@ -144,6 +144,7 @@ pub(super) fn paged_and_packed_kernels_give_the_same_bits() {
             kv_lens: addr(&lens),
             block_tables: addr(&table),
             workspace: Addr::NULL,
+            counters: Addr::NULL,
             tokens: len as u32,
             seqs: 1,
             heads: heads as u32,

@@ -270,6 +270,8 @@ pub struct KvPages {
     kv_lens_device: Tensor, // i32 [seqs]
     tables: Tensor,         // i32 [seqs, max_blocks]
     slots: Tensor,          // i32 [new tokens]
+    // i32 [new tokens, counters_per_token] zeros, by which a decode step merges segments of keys in one launch.
+    counters: Option<Tensor>,
 }
 
 impl KvPages {
@@ -306,20 +308,27 @@ impl KvPages {
             kv_lens_device: Tensor::from_i32(device, &[lens.len()], &lens)?,
             tables: Tensor::from_i32(device, &[sequences.len(), width], &tables)?,
             slots: Tensor::from_i32(device, &[slots.len()], &slots)?,
+            counters: None,
             kv_lens,
         })
     }
 
     /// The block tables of a decode step, in which each of `R` rows (sequences) has one new token. Its three tensors
     /// are already in device memory: `lens` i32 `[R]`, `tables` i32 `[R, width]`, and `slots` i32 `[R]`. `max_keys`
-    /// is the maximum number of keys of a row.
-    pub(super) fn for_decode_rows(rows: &CuSeqlens, max_keys: usize, [lens, tables, slots]: [&Tensor; 3]) -> KvPages {
+    /// is the maximum number of keys of a row. `counters` are those of [`super::DecodeRows::keep_attention_counters`].
+    pub(super) fn for_decode_rows(
+        rows: &CuSeqlens,
+        max_keys: usize,
+        [lens, tables, slots]: [&Tensor; 3],
+        counters: Option<&Tensor>,
+    ) -> KvPages {
         KvPages {
             new: rows.clone(),
             kv_lens: vec![max_keys; rows.seqs()],
             kv_lens_device: lens.clone(),
             tables: tables.clone(),
             slots: slots.clone(),
+            counters: counters.cloned(),
         }
     }
 }
@@ -432,6 +441,10 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
     want_shape(OP, "v cache", caches.1, caches.0.shape(), "the shape of the k cache")?;
     want_dtype(OP, "k cache", caches.0, q.dtype())?;
     want_dtype(OP, "v cache", caches.1, q.dtype())?;
+    if let Some(counters) = &pages.counters {
+        let per_token = paged::counters_per_token(size(OP, n_heads)?, size(OP, kv_heads)?) as usize;
+        want_shape(OP, "counters", counters, &[tokens, per_token], "counters of each new token")?;
+    }
     let o = cx.empty(q.shape(), q.dtype())?;
     let p = paged::Params {
         q: q.addr(),
@@ -450,11 +463,12 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
         scale: 1.0 / (d as f32).sqrt(),
         max_kv_len: size(OP, pages.kv_lens.iter().copied().max().unwrap_or(0))?,
         workspace: Addr::NULL,
+        counters: pages.counters.as_ref().map_or(Addr::NULL, Tensor::addr),
         page: BLOCK_TOKENS as u32,
         reserved: 0,
     };
     // The CPU kernel allocates its own workspace per thread.
-    let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { paged::workspace_bytes(&p) };
+    let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { paged::workspace_bytes(q.dtype(), &p) };
     let workspace = match bytes {
         0 => None,
         bytes => Some(Tensor::empty(cx.device(), &[bytes / 4], DType::F32, MemoryCategory::Workspace)?),

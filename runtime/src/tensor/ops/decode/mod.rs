@@ -2,7 +2,7 @@
 //! (token, position, length, block table) is updated there, so the host can enqueue a step, or replay it as a
 //! captured graph, before it has read the tokens of the previous step.
 
-use reel_kernels::paged_attention::BLOCK_TOKENS;
+use reel_kernels::paged_attention::{BLOCK_TOKENS, counters_per_token};
 use reel_kernels::{Addr, DType, advance as kernel};
 
 use super::attention::{CuSeqlens, KvPages};
@@ -50,6 +50,7 @@ pub struct DecodeRows {
     slots: Tensor,                     // i32 [R]
     history: Option<(Tensor, Tensor)>, // i32 [R, longest], i32 [R]
     adapters: Option<Tensor>,          // i32 [R]
+    counters: Option<Tensor>,          // i32 [R, counters_per_token]
     seqs: CuSeqlens,
 }
 
@@ -68,6 +69,7 @@ impl DecodeRows {
             slots: Tensor::from_i32(device, &[rows], &vec![-1; rows])?,
             history: if max_history > 0 { Some((zeros(&[rows, max_history])?, zeros(&[rows])?)) } else { None },
             adapters: None,
+            counters: None,
             seqs: CuSeqlens::from_lengths(device, &vec![1; rows])?,
         })
     }
@@ -82,6 +84,15 @@ impl DecodeRows {
     /// Keeps the number of each row's LoRA adapter. All rows must be assigned again.
     pub fn keep_adapters(&mut self, device: &Device) -> Result<()> {
         self.adapters = Some(Tensor::from_i32(device, &[self.rows()], &vec![-1; self.rows()])?);
+        Ok(())
+    }
+
+    /// Keeps the counters by which several blocks of threads share a row's keys in attention with these numbers of query
+    /// and key heads. They are 0 between launches.
+    pub fn keep_attention_counters(&mut self, device: &Device, heads: usize, kv_heads: usize) -> Result<()> {
+        const OP: &str = "decode rows";
+        let per_row = counters_per_token(size(OP, heads)?, size(OP, kv_heads)?) as usize;
+        self.counters = Some(Tensor::from_i32(device, &[self.rows(), per_row], &vec![0; self.rows() * per_row])?);
         Ok(())
     }
 
@@ -133,6 +144,7 @@ impl DecodeRows {
             slots: part(&self.slots)?,
             history: self.history.as_ref().map(history).transpose()?,
             adapters: self.adapters.as_ref().map(part).transpose()?,
+            counters: self.counters.as_ref().map(part).transpose()?,
             // Every row has one new token.
             seqs: self.seqs.first_sequences(rows)?,
         })
@@ -142,7 +154,8 @@ impl DecodeRows {
     /// the maximum number of keys.
     pub fn kv_pages(&self) -> KvPages {
         let max_keys = self.max_blocks() * BLOCK_TOKENS;
-        KvPages::for_decode_rows(&self.seqs, max_keys, [&self.kv_lens, &self.tables, &self.slots])
+        let rows = [&self.kv_lens, &self.tables, &self.slots];
+        KvPages::for_decode_rows(&self.seqs, max_keys, rows, self.counters.as_ref())
     }
 
     /// Assigns sequences to the rows from `first` on. Takes effect after the launches made so far.
