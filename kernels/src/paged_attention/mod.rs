@@ -33,7 +33,9 @@
 //!
 //! # Bound
 //! Decode: memory, every key and value is read once. Prefill: multiply-adds, `4 * head_dim` operations per pair of
-//! token and key.
+//! token and key. The cost counts the keys of every sequence: which pages are shared is known on the device only. So
+//! with shared pages a launch may take less time than the bandwidth of its cost allows. The workspace is not counted:
+//! 1040 bytes per row and segment at head_dim 128, 3 % of the bytes of decode with 7 query heads per key head.
 
 pub(crate) mod check;
 mod cpu;

@@ -4,23 +4,26 @@
 //   for each segment of 512 keys that the tile sees (with a workspace: only this block's segment)
 //     for each block of 64 keys: load K, V; S = Q K^T; mask; online softmax (cuh/online_softmax.cuh); O += P V
 //     without a workspace: total = merge(total, segment); with one: store O, maximum, sum
-//   without a workspace: o = total.O / total.sum; with one: the combine stage does the same, one warp per row
+//   without a workspace: o = total.O / total.sum; with one: merge(segments in ascending order), one warp per row:
+//     decode in bf16: by the block that stores the last of them; else by the combine stage, a second launch
+//
+// Files. prefill_mma.cuh: bf16, 64 rows per block of threads. decode_mma.cuh: bf16, if there are at most as many new
+// tokens as sequences; decode_work.cuh: its grid. forward_fma.cuh: f32. tile.cuh: what they share.
 //
 // Rows. The query heads of one key head are packed: row r of a sequence is its new token r / group, head r % group of
-// the group. A tile has 64 rows (bf16; 16 per warp) or 16 rows (f32). A decoded token has one tile with few rows;
-// warps without rows help to load.
+// the group. A tile has 64 rows (bf16 prefill; 16 per warp) or 16 rows (f32).
 //
 // Order. Keys ascend in blocks of 64 counted from the sequence's first key. 8 blocks are a segment with a sum of its
-// own; segments are merged in order. A row's bits depend on its query and the keys that it sees, not on the tile, the
-// split, the pages or the batch: a key that the row does not see has probability 0 or is skipped, which gives the
-// same sum.
+// own; segments are merged in order. A row's bits depend on its query and the keys that it sees, not on the kernel, the
+// tile, the split, the pages or the batch: a key that the row does not see has probability 0 or is skipped, which gives
+// the same sum.
 //
 // Numerics. Scores, maxima and sums are in f32. bf16: tensor-core products; probabilities are rounded to bf16 for the
 // product with V, while their sum takes the unrounded values. f32: fused multiply-adds. The output is rounded once.
 //
-// Grid. x = tile, key head, range of columns (64 columns for head_dim above 128 in bf16), and with a workspace also
-// segment. Sequence s has the tiles from floor(cu_seqlens[s] * group / ROWS) + s on, at least as many as it needs; a
-// binary search finds the sequence of a tile.
+// Grid of prefill and f32. x = tile, key head, range of columns (64 columns for head_dim above 128 in bf16), and with a
+// workspace also segment. Sequence s has the tiles from floor(cu_seqlens[s] * group / ROWS) + s on, at least as many as
+// it needs; a binary search finds the sequence of a tile.
 //
 // Departures. (1) A row multiplies the keys that only later rows of its tile see by probability 0, so a value there
 // that is not finite makes the row NaN; keys beyond the tile's last key are never read. (2) For a head_dim that is

@@ -323,7 +323,8 @@ fn tokens_that_share_pages_have_the_bits_of_each_alone() {
     let cases = [
         // (query heads, key heads), head_dim, completions, keys of the prompt.
         ((7, 1), 128, 9, 1030),
-        ((2, 2), 64, 3, 520),
+        ((14, 2), 64, 4, 520),
+        ((2, 2), 24, 3, 520),
         ((14, 2), 80, 4, 540),
         ((6, 1), 256, 3, 515),
         ((20, 1), 16, 2, 530),

@@ -1,5 +1,6 @@
 use super::*;
-use crate::paged_attention::{BLOCK_TOKENS, query_key_pairs_and_keys};
+use crate::Arch;
+use crate::paged_attention::{BLOCK_TOKENS, plan_bf16, query_key_pairs_and_keys, workspace_bytes};
 use proptest::prelude::*;
 
 fn models() -> impl Strategy<Value = Model> {
@@ -141,6 +142,41 @@ fn traffic_ratio(seqs: usize, keys: usize, kv_heads: usize, shared: bool, with_w
     println!("{seqs} x {keys} keys, shared {shared}: {bytes} of {}; {count:?}", cost.bytes);
     assert_eq!(count.wavefronts, count.wavefronts_least, "bank conflicts");
     bytes / cost.bytes
+}
+
+#[test]
+fn decode_is_one_launch_with_a_limited_number_of_blocks() {
+    let decode = Params {
+        tokens: 64,
+        seqs: 64,
+        heads: 28,
+        kv_heads: 4,
+        head_dim: 128,
+        max_kv_len: 4096,
+        workspace: Addr(1 << 20),
+        counters: Addr(1 << 30),
+        ..bytemuck::Zeroable::zeroed()
+    };
+    let blocks = |p: &Params| {
+        let stages = plan_bf16(p, &Arch::H100);
+        assert!(stages.len() == 1 && stages[0].symbol == "paged_attention_decode_bf16_128", "{stages:?}");
+        stages[0].grid[0]
+    };
+    // 64 tokens, 8 segments and 4 key heads are 2048 items.
+    assert_eq!(blocks(&decode), 132 * 8);
+    assert_eq!(blocks(&Params { tokens: 1, seqs: 1, ..decode }), 8 * 4);
+    let alone = Params { workspace: Addr::NULL, ..decode };
+    assert_eq!((blocks(&alone), blocks(&Params { counters: Addr::NULL, ..decode })), (64 * 4, 64 * 4));
+    // 7 heads for each key head are one counter, 20 are two.
+    assert_eq!((counters_per_token(28, 4), counters_per_token(40, 2)), (4, 4));
+
+    let bytes = 64 * 28 * 8 * (128 * 4 + 8);
+    assert_eq!(workspace_bytes(BF16, &decode), bytes);
+    assert_eq!(workspace_bytes(BF16, &Params { counters: Addr::NULL, ..decode }), 0);
+    assert_eq!(workspace_bytes(BF16, &Params { max_kv_len: 512, ..decode }), 0);
+    assert_eq!(workspace_bytes(BF16, &Params { max_kv_len: 1 << 17, ..decode }), 0);
+    assert_eq!(workspace_bytes(F32, &decode), bytes);
+    assert_eq!(workspace_bytes(F32, &Params { tokens: 256, seqs: 256, ..decode }), 0);
 }
 
 #[test]

@@ -2,7 +2,7 @@ use reel_kernels::compile;
 
 use super::*;
 use crate::device::SimOptions;
-use crate::tensor::ops::{RowSampling, SampledTokens, SamplingTable, sample};
+use crate::tensor::ops::{RowSampling, SampledTokens, SamplingTable, SequencePages, sample};
 
 fn devices() -> Vec<Device> {
     let sim = compile::skip_without_nvrtc()
@@ -39,6 +39,53 @@ fn advance_moves_rows_through_their_blocks_until_the_limit() {
         assert_eq!(state(lens), [0, 5, 2, 0]);
         rows.clear(1, 1).unwrap();
         assert_eq!((state(&rows.kv_lens), state(&rows.slots)), (vec![0; 4], vec![-1; 4]));
+    }
+}
+
+/// Attention of a decode step, whose rows' segments of keys are computed by several blocks of threads, has the bits of
+/// each sequence alone. Two rows share the pages of their first 512 keys.
+#[test]
+fn attention_of_decode_rows_equals_that_of_each_sequence_alone() {
+    const HEADS: usize = 14;
+    const KV_HEADS: usize = 2;
+    const D: usize = 64;
+    let numbers = |n: usize, seed: usize| -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1013) as f32 / 506.0 - 1.0).collect()
+    };
+    let shared: Vec<i32> = (0..8).collect();
+    let tables: [Vec<i32>; 3] = [[&shared[..], &[8, 9]].concat(), [&shared[..], &[10]].concat(), vec![11, 12]];
+    let lens = [600, 530, 70];
+    for device in devices() {
+        let cx = Cx::inference(&device, DType::BF16);
+        let tensor = |shape: &[usize], seed| {
+            let values = numbers(shape.iter().product(), seed);
+            Tensor::from_f32(&device, shape, DType::BF16, &values, crate::MemoryCategory::Inputs).unwrap()
+        };
+        let cache = |seed| tensor(&[13, BLOCK_TOKENS, KV_HEADS, D], seed);
+        let (k, v, q) = (cache(1), cache(2), tensor(&[4, HEADS, D], 3));
+        let mut rows = DecodeRows::new(&device, 4, 10, 0).unwrap();
+        rows.keep_attention_counters(&device, HEADS, KV_HEADS).unwrap();
+        let slots: Vec<DecodeSlot> = lens.iter().zip(&tables).map(|(&n, blocks)| slot(1, n, n, blocks)).collect();
+        rows.assign(0, &slots).unwrap();
+        let attention = |q: &Tensor, pages: &KvPages| {
+            let o = crate::ops::paged_attention(&cx, q, (&k, &v), pages).unwrap();
+            o.to_f32().unwrap()
+        };
+        let got = attention(&q, &rows.kv_pages());
+        for (n, row) in got.chunks(HEADS * D).enumerate() {
+            let Some(blocks) = tables.get(n) else {
+                assert!(row.iter().all(|&x| x == 0.0), "{device:?}: a row that is not in use");
+                continue;
+            };
+            let one = SequencePages { cached_tokens: lens[n] - 1, new_tokens: 1, blocks };
+            let want = attention(&q.rows(n, 1).unwrap(), &KvPages::new(&device, &[one]).unwrap());
+            assert!(row == want, "{device:?}: row {n}");
+        }
+        assert_eq!(rows.counters.as_ref().unwrap().to_i32().unwrap(), [0; 4 * KV_HEADS], "{device:?}");
+        let other = Tensor::from_i32(&device, &[4, 1], &[0; 4]).unwrap();
+        rows.counters = Some(other);
+        let error = crate::ops::paged_attention(&cx, &q, (&k, &v), &rows.kv_pages()).unwrap_err().to_string();
+        assert!(error.contains("counters"), "{error}");
     }
 }
 
