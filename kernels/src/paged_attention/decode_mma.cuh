@@ -76,13 +76,38 @@ struct Ring {
       const int block = next / 2;
       const bf16* cache = global<const bf16>(next % 2 == 0 ? p.k_cache : p.v_cache);
       pages.first = block % SEGMENT_BLOCKS * KEYS;
-      load_block<D, PITCH>(p, range, cache, pages, block * KEYS, 0, tiles + to * TILE);
+      if (p.head_dim % 8 == 0) {
+        copy_vectors(cache, block * KEYS, tiles + to * TILE);
+      } else {
+        load_elements_of_block<D, PITCH>(p, range, cache, pages, block * KEYS, 0, tiles + to * TILE);
+      }
       // Loaded early: the next call needs them.
       if (next % (2 * SEGMENT_BLOCKS) == 2 * SEGMENT_BLOCKS - 1) pages.find(p, range, block + 1);
       ++next;
       to = to + 1 == STAGES ? 0 : to + 1;
     }
     cp_async_commit();
+  }
+
+  // Starts to copy 64 rows from key `start` on in units of 16 bytes. A unit with no key or column is filled with zeros;
+  // its source is an address in the cache that is not read.
+  __device__ __forceinline__ void copy_vectors(const bf16* cache, int start, bf16* tile) const {
+    constexpr u32 UNITS = D / 8, COPIES = KEYS * UNITS / THREADS;
+    static_assert(KEYS * UNITS % THREADS == 0, "the copies are divided evenly among the threads");
+    // Whether all copies of a thread have the same columns.
+    constexpr bool EVEN = THREADS % UNITS == 0;
+    const int d = p.head_dim;
+    const u32 slot_bytes = p.kv_heads * d * sizeof(bf16), shared = shared_address(tile);
+    const char* const heads = reinterpret_cast<const char*>(cache + range.kv_head * d);
+    const int keys = range.keys - start;
+#pragma unroll(COPIES < 8 ? COPIES : 8)
+    for (u32 i = 0; i < COPIES; ++i) {
+      const u32 at = threadIdx.x + i * THREADS;
+      const int row = EVEN ? threadIdx.x / UNITS + i * (THREADS / UNITS) : at / UNITS;
+      const int c = (EVEN ? threadIdx.x : at) % UNITS * 8;
+      const char* source = heads + static_cast<u64>(pages.of(row)) * slot_bytes + (c < d ? c : 0) * sizeof(bf16);
+      cp_async_16(shared + (row * PITCH + c) * sizeof(bf16), source, row < keys && c < d ? 16 : 0);
+    }
   }
 
   // Waits for a tile and returns it. Its barrier also tells that no thread still reads the tile before it, whose stage

@@ -110,31 +110,40 @@ __device__ __forceinline__ Slots find_slots(const Params& p, const KeyRange& t, 
   return {slot(key), slot(key + 32)};
 }
 
-// Starts to copy COLUMNS columns, from `column` on, of 64 keys (or values), from key `start` on, to shared memory
-// [KEYS][PITCH]. Keys from t.keys on and columns from head_dim on become 0. slots.of(r) is the slot of key start + r.
+// Copies COLUMNS columns, from `column` on, of 64 keys (or values), from key `start` on, to shared memory [KEYS][PITCH],
+// element by element. Keys from t.keys on and columns from head_dim on become 0. slots.of(r) is the slot of key
+// start + r.
 template <int COLUMNS, int PITCH, class T, class S>
-__device__ __forceinline__ void load_block(const Params& p, const KeyRange& t, const T* cache, const S& slots,
+__device__ __forceinline__ void load_elements_of_block(const Params& p, const KeyRange& t, const T* cache,
+                                                       const S& slots, int start, int column, T* to) {
+  const int d = p.head_dim;
+#pragma unroll 1
+  for (int at = threadIdx.x; at < KEYS * COLUMNS; at += THREADS) {
+    const int row = at / COLUMNS, c = at % COLUMNS;
+    const u64 from = (static_cast<u64>(slots.of(row)) * p.kv_heads + t.kv_head) * d + column + c;
+    T x = from_f32<T>(0.0f);
+    if (start + row < t.keys && column + c < d) x = cache[from];
+    to[row * PITCH + c] = x;
+  }
+}
+
+// Does the same by asynchronous copies of 16 bytes if head_dim is a multiple of as many elements.
+template <int COLUMNS, int PITCH, class T>
+__device__ __forceinline__ void load_block(const Params& p, const KeyRange& t, const T* cache, const Slots& slots,
                                            int start, int column, T* to) {
   constexpr int UNIT = 16 / sizeof(T), UNITS = COLUMNS / UNIT;
   static_assert(KEYS * UNITS % THREADS == 0, "the copies are divided evenly among the threads");
   const int d = p.head_dim;
-  auto element = [&](int row) { return (static_cast<u64>(slots.of(row)) * p.kv_heads + t.kv_head) * d + column; };
-  if (d % UNIT == 0) {
-#pragma unroll 1
-    for (int at = threadIdx.x; at < KEYS * UNITS; at += THREADS) {
-      const int row = at / UNITS, c = at % UNITS * UNIT;
-      const bool valid = start + row < t.keys && column + c < d;
-      const u64 from = element(row) + c;
-      cp_async_16(shared_address(to + row * PITCH + c), valid ? cache + from : cache, valid ? 16 : 0);
-    }
+  if (d % UNIT != 0) {
+    load_elements_of_block<COLUMNS, PITCH>(p, t, cache, slots, start, column, to);
     return;
   }
-  for (int at = threadIdx.x; at < KEYS * COLUMNS; at += THREADS) {
-    const int row = at / COLUMNS, c = at % COLUMNS;
-    const u64 from = element(row) + c;
-    T x = from_f32<T>(0.0f);
-    if (start + row < t.keys && column + c < d) x = cache[from];
-    to[row * PITCH + c] = x;
+#pragma unroll 1
+  for (int at = threadIdx.x; at < KEYS * UNITS; at += THREADS) {
+    const int row = at / UNITS, c = at % UNITS * UNIT;
+    const bool valid = start + row < t.keys && column + c < d;
+    const u64 from = (static_cast<u64>(slots.of(row)) * p.kv_heads + t.kv_head) * d + column + c;
+    cp_async_16(shared_address(to + row * PITCH + c), valid ? cache + from : cache, valid ? 16 : 0);
   }
 }
 
