@@ -43,7 +43,7 @@ struct SharedWork {
 // Returns the number of items of a token for each key head and each 16 heads of its group.
 __device__ __forceinline__ int segments_of(const Params& p, int keys) {
   if (keys < 0) return 0;
-  return p.workspace == 0 || p.counters == 0 || keys <= SEGMENT ? 1 : ceil_div(keys, SEGMENT);
+  return p.workspace == 0 || keys <= SEGMENT ? 1 : ceil_div(keys, SEGMENT);
 }
 
 // Finds item number `item`. The threads of one warp call it together. MAX_ROWS: largest number of rows of an item.

@@ -15,7 +15,7 @@
 //! processes them one after the other. With a workspace each segment has its own block of threads; this keeps a GPU
 //! busy when few sequences decode. The bits are the same; [`workspace_bytes`] says when a workspace is faster. In
 //! prefill, a second launch merges the segments. In decode (bf16, at most as many new tokens as sequences) the block
-//! that finishes the last segment of a row does, so there is one launch; [`Params::counters`] tell it.
+//! that finishes the last segment of a row does, so there is one launch; it needs [`Params::counters`].
 //!
 //! # Shared pages
 //! Completions of one prompt have the same first pages. In decode with a workspace, up to 8 neighbouring tokens whose
@@ -74,7 +74,7 @@ params! {
         /// threads processes all segments of its rows, one after the other.
         pub workspace: Addr,
         /// u32 `[tokens, `[`counters_per_token`]`]`, all 0 before and after the launch: the number of segments that are
-        /// stored in the workspace. Only decode in bf16 reads them; without them it does not use the workspace.
+        /// stored in the workspace. Only decode in bf16 uses them. Null: the kernel for prefill computes decode, too.
         pub counters: Addr,
         /// Number of new tokens of all sequences.
         pub tokens: u32,
@@ -161,9 +161,9 @@ fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
 }
 
 /// Whether a launch runs the kernel for decode, in which about every sequence has one new token. That kernel is right
-/// for any numbers of new tokens, but it reads a sequence's keys again for each of its new tokens.
+/// for any numbers of new tokens, but it may read a sequence's keys again for each of its new tokens.
 fn is_decode(dtype: DType, p: &Params) -> bool {
-    dtype == DType::BF16 && p.tokens <= p.seqs
+    dtype == DType::BF16 && !p.counters.is_null() && p.tokens <= p.seqs
 }
 
 /// Plans one launch whose blocks of threads share the items of work: a segment (without a workspace: all keys) of a
@@ -175,17 +175,16 @@ fn plan_decode(p: &Params, arch: &Arch) -> Vec<Stage> {
         stages * 64 * chunks * 16 + 16 * 72 * 4
     }
     const VARIANTS: [Variant<&str>; 4] = [
-        (64, "paged_attention_decode_bf16_64", bytes(9, 5)),
-        (80, "paged_attention_decode_bf16_80", bytes(11, 5)),
-        (128, "paged_attention_decode_bf16_128", bytes(17, 5)),
-        (256, "paged_attention_decode_bf16_256", bytes(33, 2)),
+        (64, "paged_attention_fwd_bf16_decode_64", bytes(9, 5)),
+        (80, "paged_attention_fwd_bf16_decode_80", bytes(11, 5)),
+        (128, "paged_attention_fwd_bf16_decode_128", bytes(17, 5)),
+        (256, "paged_attention_fwd_bf16_decode_256", bytes(33, 2)),
     ];
     if p.tokens == 0 {
         return Vec::new();
     }
     let (_, symbol, shared) = smallest_variant(p, &VARIANTS);
-    let split = !p.workspace.is_null() && !p.counters.is_null();
-    let segments = if split { u64::from(segments(p).max(1)) } else { 1 };
+    let segments = if p.workspace.is_null() { 1 } else { u64::from(segments(p).max(1)) };
     let items = u64::from(p.tokens) * segments * u64::from(counters_per_token(p.heads, p.kv_heads));
     let blocks = items.min(u64::from(arch.multiprocessors * DECODE_BLOCKS)) as u32;
     vec![Stage { shared: *shared, ..Stage::one_dimensional(symbol, blocks, 128) }]
@@ -238,14 +237,13 @@ fn segments(p: &Params) -> u32 {
 
 /// Returns the size in bytes of the workspace that lets blocks of threads share a sequence's segments of keys: an f32
 /// output, maximum and sum for each segment of each row. `dtype` is that of q. Returns 0 if there is only one segment.
-/// Decode in bf16 also gets 0 without counters, or if the workspace would be large (more than 130 MiB at head_dim 128).
-/// Prefill and f32 get 0 if there are enough blocks without it.
+/// Decode in bf16 also gets 0 if the workspace would be large (more than 130 MiB at head_dim 128). Prefill, f32 and
+/// launches without counters get 0 if there are enough blocks without it.
 pub fn workspace_bytes(dtype: DType, p: &Params) -> usize {
     let parts = u64::from(p.tokens) * u64::from(p.heads) * u64::from(segments(p));
-    let is_faster = if is_decode(dtype, p) {
-        !p.counters.is_null() && parts <= 1 << 18
-    } else {
-        parts <= 1 << 16 && tiles(p, 64) * p.kv_heads <= 512
+    let is_faster = match is_decode(dtype, p) {
+        true => parts <= 1 << 18,
+        false => parts <= 1 << 16 && tiles(p, 64) * p.kv_heads <= 512,
     };
     if segments(p) >= 2 && is_faster { bytes_of_parts(p) } else { 0 }
 }

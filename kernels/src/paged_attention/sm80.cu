@@ -8,7 +8,7 @@
 //     decode in bf16: by the block that stores the last of them; else by the combine stage, a second launch
 //
 // Files. prefill_mma.cuh: bf16, 64 rows per block of threads. decode_mma.cuh: bf16, if there are at most as many new
-// tokens as sequences; decode_work.cuh: its grid. forward_fma.cuh: f32. tile.cuh: what they share.
+// tokens as sequences, and counters; decode_work.cuh: its grid. forward_fma.cuh: f32. tile.cuh: what they share.
 //
 // Rows. The query heads of one key head are packed: row r of a sequence is its new token r / group, head r % group of
 // the group. A tile has 64 rows (bf16 prefill; 16 per warp) or 16 rows (f32).
@@ -56,10 +56,10 @@ KERNEL(paged_attention_fwd_bf16_80_split, 2, (prefill_mma<80, 80, 2, true>))
 KERNEL(paged_attention_fwd_bf16_128_split, 2, (prefill_mma<128, 128, 2, true>))
 KERNEL(paged_attention_fwd_bf16_256_split, 2, (prefill_mma<256, 64, 1, true>))
 KERNEL(paged_attention_fwd_bf16_combine, 2, combine<bf16>)
-KERNEL(paged_attention_decode_bf16_64, 3, decode_mma<64>)
-KERNEL(paged_attention_decode_bf16_80, 2, decode_mma<80>)
-KERNEL(paged_attention_decode_bf16_128, 2, decode_mma<128>)
-KERNEL(paged_attention_decode_bf16_256, 2, decode_mma<256>)
+KERNEL(paged_attention_fwd_bf16_decode_64, 3, decode_mma<64>)
+KERNEL(paged_attention_fwd_bf16_decode_80, 2, decode_mma<80>)
+KERNEL(paged_attention_fwd_bf16_decode_128, 2, decode_mma<128>)
+KERNEL(paged_attention_fwd_bf16_decode_256, 2, decode_mma<256>)
 KERNEL(paged_attention_fwd_f32_64, 2, (forward_fma<1, false, false>))
 KERNEL(paged_attention_fwd_f32_128, 2, (forward_fma<2, false, false>))
 KERNEL(paged_attention_fwd_f32_256, 2, (forward_fma<4, true, false>))

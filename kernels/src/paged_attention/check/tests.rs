@@ -159,24 +159,26 @@ fn decode_is_one_launch_with_a_limited_number_of_blocks() {
     };
     let blocks = |p: &Params| {
         let stages = plan_bf16(p, &Arch::H100);
-        assert!(stages.len() == 1 && stages[0].symbol == "paged_attention_decode_bf16_128", "{stages:?}");
+        assert!(stages.len() == 1 && stages[0].symbol == "paged_attention_fwd_bf16_decode_128", "{stages:?}");
         stages[0].grid[0]
     };
     // 64 tokens, 8 segments and 4 key heads are 2048 items.
     assert_eq!(blocks(&decode), 132 * 8);
     assert_eq!(blocks(&Params { tokens: 1, seqs: 1, ..decode }), 8 * 4);
-    let alone = Params { workspace: Addr::NULL, ..decode };
-    assert_eq!((blocks(&alone), blocks(&Params { counters: Addr::NULL, ..decode })), (64 * 4, 64 * 4));
+    assert_eq!(blocks(&Params { workspace: Addr::NULL, ..decode }), 64 * 4);
+    let without_counters = Params { counters: Addr::NULL, ..decode };
+    assert_eq!(plan_bf16(&without_counters, &Arch::H100).len(), 2);
     // 7 heads for each key head are one counter, 20 are two.
     assert_eq!((counters_per_token(28, 4), counters_per_token(40, 2)), (4, 4));
 
     let bytes = 64 * 28 * 8 * (128 * 4 + 8);
     assert_eq!(workspace_bytes(BF16, &decode), bytes);
-    assert_eq!(workspace_bytes(BF16, &Params { counters: Addr::NULL, ..decode }), 0);
+    assert_eq!(workspace_bytes(BF16, &without_counters), bytes);
     assert_eq!(workspace_bytes(BF16, &Params { max_kv_len: 512, ..decode }), 0);
     assert_eq!(workspace_bytes(BF16, &Params { max_kv_len: 1 << 17, ..decode }), 0);
     assert_eq!(workspace_bytes(F32, &decode), bytes);
-    assert_eq!(workspace_bytes(F32, &Params { tokens: 256, seqs: 256, ..decode }), 0);
+    let large = Params { tokens: 128, seqs: 128, max_kv_len: 16384, ..decode };
+    assert_eq!((workspace_bytes(F32, &large), workspace_bytes(BF16, &large)), (0, 2 * 4 * bytes));
 }
 
 #[test]
