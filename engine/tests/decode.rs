@@ -171,6 +171,46 @@ fn cuda_graphs_keep_driver_rules_and_equal_sim() {
     }
 }
 
+/// 64 decode steps on a Hopper GPU of the fake driver, in captured graphs with programmatic dependent launches.
+#[test]
+fn sixty_four_steps_in_graphs_on_hopper_equal_sim() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    // The prefill gives the first token, each decode step one more.
+    let requests = |steps: usize| TestRequest {
+        prompt_tokens: 5,
+        completions: 2,
+        max_new_tokens: 1 + steps,
+        min_new_tokens: 1 + steps,
+        sampling: SAMPLED,
+    };
+    let fake = FakeDriver::new(Arch::H100, 512 << 20);
+    let device = Device::on_gpu(Gpu::from_driver(Arc::new(fake.clone())).unwrap()).unwrap();
+    let on_gpu = model(&device, DType::BF16);
+    let cx = Cx::inference(&device, DType::BF16);
+    let engine = Engine::new(&on_gpu, &cx).unwrap();
+    let counted = |steps: usize| {
+        let before = [fake.launch_count(), fake.programmatic_launch_count()];
+        let got = run(&engine, &[requests(steps)], &[]);
+        (got, fake.launch_count() - before[0], fake.programmatic_launch_count() - before[1])
+    };
+    let (few, launches_of_few, early_of_few) = counted(2);
+    let (got, launches, early) = counted(64);
+    let sim = simulated();
+    let (on_sim, sim_cx) = (model(&sim, DType::BF16), Cx::inference(&sim, DType::BF16));
+    let want = run(&Engine::new(&on_sim, &sim_cx).unwrap(), &[requests(64)], &[]);
+    assert_eq!(got, want);
+    assert!(got.iter().all(|c| c.ids.len() == 65));
+    assert!(few.iter().zip(&got).all(|(few, got)| few.ids[..] == got.ids[..3]));
+    assert!(engine.graph_capture_count() > 0);
+    // Six launches a layer, of which attention is not programmatic; before them cosines and sines, embeddings; after
+    // them norm, logits, sample, advance. The first layer's first launch follows the embeddings, which may not be
+    // overtaken; the norm is not programmatic.
+    let layers = on_gpu.config.text.num_hidden_layers as u64;
+    assert_eq!((launches - launches_of_few, early - early_of_few), (62 * (6 * layers + 6), 62 * (5 * layers + 2)));
+    drop((engine, on_gpu, cx, device));
+    assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
+}
+
 /// The model with a LoRA adapter on every layer.
 fn adapted(device: &Device, dtype: DType) -> Qwen25Vl {
     with_adapter(&model(device, dtype), device, dtype, &TestAdapter { rank: 3, targets: &[lora::ALL_LINEAR], seed: 7 })

@@ -64,10 +64,10 @@ kernel_folder! {
 kernel!(pub ADVANCE, "advance", Params, cpu::advance, &SOURCE, geometry);
 
 /// One thread per row.
-fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
+fn geometry(p: &Params, arch: &Arch) -> Vec<Stage> {
     match p.rows.div_ceil(128) {
         0 => Vec::new(),
-        blocks => vec![Stage::one_dimensional("advance", blocks, 128)],
+        blocks => vec![Stage::one_dimensional("advance", blocks, 128).programmatic_on(arch)],
     }
 }
 

@@ -6,8 +6,10 @@
 //
 // Exact integers. Bound: latency of one dependent load (the block table's element).
 #include "cuh/base.cuh"
+#include "cuh/dependent.cuh"
 
 extern "C" __global__ void __launch_bounds__(128) advance(const __grid_constant__ Params p) {
+  wait_for_previous_launch();
   const u32 r = blockIdx.x * 128 + threadIdx.x;
   if (r >= p.rows) return;
   int* kv_lens = global<int>(p.kv_lens);

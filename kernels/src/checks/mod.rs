@@ -6,6 +6,8 @@
 
 mod arrays;
 mod data;
+#[cfg(test)]
+mod dependent;
 pub mod mutation;
 mod on_gpu;
 mod on_sim;

@@ -48,7 +48,8 @@ fn staged_results(launch: &KernelLaunch, arrays: &[CheckArray], seed: u64) -> (V
     let completion = COMPLETION_TIMINGS[seed as usize % 3];
     let arch = if seed % 8 == 1 { Arch::H100 } else { Arch::A100 };
     let options = ExecOptions { gpu: simulate::gpu_spec(&arch), seed, completion, ..ExecOptions::default() };
-    let staged = match simulate::run(launch, &Arch { sm: 80, ..arch }, &mut memory, &options) {
+    let sm = if launch.kernel.source.has_dependent_launches() { arch.sm } else { 80 };
+    let staged = match simulate::run(launch, &Arch { sm, ..arch }, &mut memory, &options) {
         Ok(staged) => staged,
         Err(e) => panic!("{}: {e}", launch.kernel.name),
     };

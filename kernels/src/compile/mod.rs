@@ -34,8 +34,11 @@ use toolkit::Toolkit;
 /// The architectures that every kernel is compiled for: A100; RTX 30; RTX 40 and L40S; H100 and H200.
 pub const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
 
-/// The architecture whose PTX ptxas assembles for all architectures. A file `sm80.cu` uses only what sm_80 has.
+/// The architecture whose PTX ptxas assembles for all architectures, see [`architecture_of_ptx`]. A file `sm80.cu` uses
+/// only what sm_80 has.
 const BASE_ARCHITECTURE: &str = "sm_80";
+/// The architecture of the PTX for Hopper of sources with programmatic dependent launches.
+const DEPENDENT_LAUNCH_ARCHITECTURE: &str = "sm_90";
 
 /// The reason why a unit was not compiled. Each message is one line.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -136,13 +139,21 @@ pub fn compile_to_cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError
     let compiler = compiler()?;
     let CompilerOutput { ptx, cubin, log } = match &compiler.ptxas {
         Some(ptxas) => {
-            let ptx = compile_to_ptx(source, BASE_ARCHITECTURE)?;
+            let ptx = compile_to_ptx(source, architecture_of_ptx(source, sm)?)?;
             compiler.assemble(ptxas, &ptxas_unit(source, sm, ptx)?)?
         }
         None => compiler.build(&cubin_unit(source, sm)?)?,
     };
     let report = PtxasReport::from_log(&log);
     Ok(Cubin { image: cubin, ptx, report })
+}
+
+/// Returns the architecture whose PTX is assembled for `sm`: sm_80, or sm_90 if both the source and the GPU have
+/// programmatic dependent launches.
+fn architecture_of_ptx(source: &Source, sm: &str) -> Result<&'static str, CompileError> {
+    let capability = number_of(sm)?.trim_end_matches(['a', 'f']).parse::<u32>().unwrap_or_default();
+    let dependent = capability >= 90 && source.has_dependent_launches();
+    Ok(if dependent { DEPENDENT_LAUNCH_ARCHITECTURE } else { BASE_ARCHITECTURE })
 }
 
 /// Returns the unit that ptxas assembles: the PTX is its text.

@@ -10,18 +10,29 @@ use crate::compile::builtin::{self, BuiltinCode};
 use crate::compile::{self, CompileError};
 use crate::launch::{Arch, Kernel, Source, Stage};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+
+/// The kernel folders after whose launches a programmatic dependent launch ([`Stage::programmatic`]) may start early.
+/// Their kernels write activations, the KV cache and the state of sequences, but no weights, which are all that such a
+/// launch reads before it waits. A launch after any other work starts when that work has ended. So whatever wrote
+/// weights has ended before the first launch of a chain of early launches starts.
+const FOLDERS_BEFORE_EARLY_LAUNCHES: [&str; 5] = ["paged_attention", "rms_norm", "rope_kv_write", "sample", "skinny"];
 
 /// An opened GPU with its loaded kernels and one stream.
 pub struct Gpu {
     pub(super) driver: Arc<dyn Driver>,
     pub(super) stream: StreamHandle,
     modules: Mutex<HashMap<&'static str, Loaded>>,
+    /// Whether the newest work of the stream is a launch of [`FOLDERS_BEFORE_EARLY_LAUNCHES`].
+    next_may_start_early: AtomicBool,
 }
 
 /// A loaded translation unit with those of its functions that were used.
 struct Loaded {
     module: ModuleHandle,
+    /// Whether the code has the waits of programmatic dependent launches. The PTX of sm_80 in the binary has none.
+    has_waits: bool,
     functions: HashMap<&'static str, LoadedFunction>,
 }
 
@@ -57,7 +68,7 @@ impl Gpu {
     /// Makes a GPU from its driver and creates the stream.
     pub fn from_driver(driver: Arc<dyn Driver>) -> Result<Gpu, CudaError> {
         let stream = driver.stream()?;
-        Ok(Gpu { driver, stream, modules: Mutex::default() })
+        Ok(Gpu { driver, stream, modules: Mutex::default(), next_may_start_early: AtomicBool::new(false) })
     }
 
     /// Returns the driver of the GPU.
@@ -107,6 +118,7 @@ impl Gpu {
         if bytes.is_empty() {
             return Ok(());
         }
+        self.next_launch_waits();
         // The driver's synchronous copy may return before the bytes arrive, and other streams do not wait for it. So
         // the copy is enqueued and waited for.
         // SAFETY: the range lies in the buffer, and the host's bytes live until the wait is over.
@@ -135,6 +147,7 @@ impl Gpu {
 
     /// Enqueues setting every byte of the buffer to one value.
     pub fn fill(&self, buffer: &Buffer, byte: u8) -> Result<(), CudaError> {
+        self.next_launch_waits();
         // SAFETY: the buffer owns the range.
         unsafe { self.driver.fill(buffer.at, byte, buffer.bytes, self.stream) }
     }
@@ -145,6 +158,7 @@ impl Gpu {
     /// If their sizes differ.
     pub fn copy(&self, from: &Buffer, to: &Buffer) -> Result<(), CudaError> {
         assert_eq!(from.bytes, to.bytes);
+        self.next_launch_waits();
         // SAFETY: both own their ranges.
         unsafe { self.driver.copy(to.at, from.at, from.bytes, self.stream) }
     }
@@ -155,6 +169,7 @@ impl Gpu {
     /// If `period` is not a positive divisor of the buffer's size.
     pub fn fill_with_repeated_prefix(&self, buffer: &Buffer, period: usize) -> Result<(), CudaError> {
         assert!(period > 0 && buffer.bytes.is_multiple_of(period));
+        self.next_launch_waits();
         let mut done = period;
         while done < buffer.bytes {
             let part = done.min(buffer.bytes - done);
@@ -163,6 +178,12 @@ impl Gpu {
             done += part;
         }
         Ok(())
+    }
+
+    /// Says that work other than kernels' launches is enqueued on the stream. The next launch starts after its end,
+    /// also if it is a programmatic dependent launch.
+    pub fn next_launch_waits(&self) {
+        self.next_may_start_early.store(false, Ordering::Relaxed);
     }
 
     /// Waits until all enqueued work is done. Returns the error of a kernel that faulted.
@@ -184,8 +205,8 @@ impl Gpu {
         }
         // No lock is held during the load: compiling may take seconds, and other threads may load other code
         // meanwhile.
-        let module = self.load_code(source)?;
-        let beaten = self.modules().insert(source.name, Loaded { module, functions: HashMap::new() });
+        let (module, has_waits) = self.load_code(source)?;
+        let beaten = self.modules().insert(source.name, Loaded { module, has_waits, functions: HashMap::new() });
         if let Some(other) = beaten {
             // SAFETY: functions of the replaced module may be running; after the wait none is running.
             unsafe {
@@ -196,17 +217,18 @@ impl Gpu {
         Ok(())
     }
 
-    fn load_code(&self, source: &'static Source) -> Result<ModuleHandle, CudaError> {
+    /// Loads a folder's code; also returns whether it has the waits of programmatic dependent launches.
+    fn load_code(&self, source: &'static Source) -> Result<(ModuleHandle, bool), CudaError> {
         let sm = self.sm_name();
+        let has_waits = self.arch().sm >= 90 && source.has_dependent_launches();
+        let load = |cubin: &[u8], ptx: &str| self.driver.load(source.name, CompiledCode { cubin, ptx });
         let builtin = if self.driver.needs_ptx() { None } else { builtin::builtin_code(source, &sm) };
         if let Some(BuiltinCode::Cubin(cubin)) = &builtin {
-            return self.driver.load(source.name, CompiledCode { cubin, ptx: "" });
+            return Ok((load(cubin, "")?, has_waits));
         }
         match (compile::compile_to_cubin(source, &sm), builtin) {
-            (Ok(built), _) => self.driver.load(source.name, CompiledCode { cubin: &built.image, ptx: &built.ptx }),
-            (Err(CompileError::NoNvrtc), Some(BuiltinCode::Ptx(ptx))) => {
-                self.driver.load(source.name, CompiledCode { cubin: &[], ptx: &ptx })
-            }
+            (Ok(built), _) => Ok((load(&built.image, &built.ptx)?, has_waits)),
+            (Err(CompileError::NoNvrtc), Some(BuiltinCode::Ptx(ptx))) => Ok((load(&[], &ptx)?, false)),
             (Err(e), _) => Err(e.into()),
         }
     }
@@ -293,8 +315,12 @@ impl Gpu {
             }
         }
         let params = stage.with_tensor_maps(params, |map| self.driver.encode(map))?;
+        let next_may_start_early = FOLDERS_BEFORE_EARLY_LAUNCHES.contains(&source.name);
+        let early = self.next_may_start_early.swap(next_may_start_early, Ordering::Relaxed);
+        let has_waits = self.modules().get(source.name).is_some_and(|loaded| loaded.has_waits);
+        let config = LaunchConfig { programmatic: stage.programmatic && early && has_waits, ..config(stage) };
         // SAFETY: the function takes one parameter struct; the caller guarantees the addresses in it.
-        let launched = unsafe { self.driver.launch(function, &config(stage), &[&*params], self.stream) };
+        let launched = unsafe { self.driver.launch(function, &config, &[&*params], self.stream) };
         launched.map_err(|e| match e {
             CudaError::Call { call, what } => {
                 CudaError::Call { call: format!("{call} {} as {stage:?}", stage.symbol), what }

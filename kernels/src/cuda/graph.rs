@@ -34,6 +34,8 @@ impl Gpu {
     /// # Errors
     /// The driver's error.
     pub fn begin_capture(&self) -> Result<(), CudaError> {
+        // What precedes the first captured launch is known only when the graph is launched.
+        self.next_launch_waits();
         // SAFETY: the stream belongs to this GPU.
         unsafe { self.driver.begin_capture(self.stream) }
     }
@@ -44,7 +46,9 @@ impl Gpu {
     /// The driver's error, for example because a call during the capture waited or allocated.
     pub fn end_capture(&self) -> Result<GpuGraph, CudaError> {
         // SAFETY: the stream belongs to this GPU.
-        let graph = unsafe { self.driver.end_capture(self.stream)? };
+        let graph = unsafe { self.driver.end_capture(self.stream) };
+        self.next_launch_waits();
+        let graph = graph?;
         Ok(GpuGraph { driver: self.driver.clone(), stream: self.stream, graph })
     }
 
@@ -56,6 +60,7 @@ impl Gpu {
     /// # Errors
     /// The driver's error.
     pub unsafe fn launch_graph(&self, captured: &GpuGraph) -> Result<(), CudaError> {
+        self.next_launch_waits();
         // SAFETY: the graph is live; the caller guarantees the addresses in it.
         unsafe { self.driver.launch_graph(captured.graph, self.stream) }
     }

@@ -44,6 +44,13 @@ impl Source {
         text + self.sm80
     }
 
+    /// Whether the source has code for programmatic dependent launches, which the compiler leaves out below sm_90.
+    /// All other sources are compiled to the PTX of sm_80 for every architecture.
+    pub fn has_dependent_launches(&self) -> bool {
+        let mut texts = std::iter::once(self.sm80).chain(self.headers.iter().map(|(_, text)| *text));
+        texts.any(|text| text.contains("#include \"cuh/dependent.cuh\""))
+    }
+
     /// Returns a hash (FNV-1a) of the folder's CUDA code: `sm80.cu`, then the folder's headers by name, without line
     /// comments and whitespace. A record of measured times has it, so that a reader sees whether a kernel has changed
     /// since. Headers of `cuh/` are left out.

@@ -57,7 +57,8 @@ pub struct Stage {
     /// Cooperative launch: all blocks are resident at once, so that they may wait for each other.
     pub cooperative: bool,
     /// Programmatic dependent launch: blocks may start before the previous launch has ended, and the kernel executes
-    /// `griddepcontrol.wait` before it accesses what that launch wrote. Needs compute capability 9.0.
+    /// `griddepcontrol.wait` before it accesses memory other than weights. Needs compute capability 9.0. The device
+    /// drops it where the previous launch may write weights (`kernels/src/cuda/gpu.rs`).
     pub programmatic: bool,
     /// Tensor maps that the device encodes into the parameters, each with the offset of its [`TensorMapSlot`] in bytes.
     pub tensor_maps: Vec<(usize, TensorMap)>,
@@ -76,6 +77,13 @@ impl Stage {
             programmatic: false,
             tensor_maps: Vec::new(),
         }
+    }
+
+    /// Makes the stage a programmatic dependent launch on an architecture that has them. Its kernel calls
+    /// `wait_for_previous_launch` (`cuh/dependent.cuh`).
+    pub const fn programmatic_on(mut self, arch: &Arch) -> Stage {
+        self.programmatic = arch.sm >= 90;
+        self
     }
 
     /// Returns the parameters in which each slot of a tensor map holds the map that this stage describes, as `encode`

@@ -18,7 +18,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
+use crate::{Addr, Arch, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the kernel.
@@ -61,8 +61,8 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub WRITE_F32, "rope_kv_write_f32", Params, cpu::write::<f32>, &SOURCE, |p, _| plan_write("rope_kv_write_f32", p, 4));
-kernel!(pub WRITE_BF16, "rope_kv_write_bf16", Params, cpu::write::<half::bf16>, &SOURCE, |p, _| plan_write("rope_kv_write_bf16", p, 8));
+kernel!(pub WRITE_F32, "rope_kv_write_f32", Params, cpu::write::<f32>, &SOURCE, |p, arch| plan_write("rope_kv_write_f32", p, arch, 4));
+kernel!(pub WRITE_BF16, "rope_kv_write_bf16", Params, cpu::write::<half::bf16>, &SOURCE, |p, arch| plan_write("rope_kv_write_bf16", p, arch, 8));
 
 /// Threads of a block, as in sm80.cu.
 const THREADS: u32 = 256;
@@ -75,7 +75,7 @@ const MANY_TOKENS: u32 = 64;
 const HEADS: u32 = 8;
 
 /// Plans the grid; `vector` is the number of elements in 16 bytes. The second dimension has the groups of heads.
-fn plan_write(symbol: &'static str, p: &Params, vector: u32) -> Vec<Stage> {
+fn plan_write(symbol: &'static str, p: &Params, arch: &Arch, vector: u32) -> Vec<Stage> {
     let half = p.head_dim / 2;
     let chunks = if half.is_multiple_of(vector) { half / vector } else { half };
     let heads = p.heads + 2 * p.kv_heads;
@@ -84,7 +84,7 @@ fn plan_write(symbol: &'static str, p: &Params, vector: u32) -> Vec<Stage> {
     let mut stages = cuh::plan_blocks(symbol, blocks, THREADS);
     stages.iter_mut().for_each(|stage| stage.grid[1] = heads.div_ceil(per_thread));
     stages.retain(|stage| stage.grid[1] > 0);
-    stages
+    stages.into_iter().map(|stage| stage.programmatic_on(arch)).collect()
 }
 
 /// Returns the launch; `dtype` is that of q, k, v and caches, F32 or BF16.

@@ -9,6 +9,7 @@
 // other half; the second dimension divides the heads (of q, then k, then v) among gridDim.y threads, each of which takes
 // neighbouring heads. A thread reads both vectors before it writes them, because q is rotated in place. Memory-bound.
 
+#include "cuh/dependent.cuh"
 #include "cuh/rotary.cuh"
 
 constexpr int THREADS = 256;
@@ -61,6 +62,8 @@ __device__ __forceinline__ void write_chunk(const Params& p, u64 thread) {
 
 template <class T>
 __device__ __forceinline__ void write(const Params& p) {
+  let_next_launch_start();
+  wait_for_previous_launch();
   const u64 thread = static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x;
   constexpr int V = VECTOR<T>;
   if (p.head_dim / 2 % V == 0 && aligned16(p.q, p.k, p.v, p.cos, p.sin, p.k_cache, p.v_cache)) {

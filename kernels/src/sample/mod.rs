@@ -132,11 +132,12 @@ kernel_folder! {
 kernel!(pub SAMPLE, "sample", Params, cpu::sample, &SOURCE, geometry);
 
 /// Plans one block per row. Its shared memory has two bits for each token of the vocabulary.
-fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
+fn geometry(p: &Params, arch: &Arch) -> Vec<Stage> {
     if p.rows == 0 || p.vocab == 0 {
         return Vec::new();
     }
-    vec![Stage { shared: 2 * 4 * p.vocab.div_ceil(32), ..Stage::one_dimensional("sample", p.rows, 1024) }]
+    let shared = 2 * 4 * p.vocab.div_ceil(32);
+    vec![Stage { shared, ..Stage::one_dimensional("sample", p.rows, 1024) }.programmatic_on(arch)]
 }
 
 /// Returns the size of the workspace in bytes. It holds the scores of tokens with a penalty or a bias; without these

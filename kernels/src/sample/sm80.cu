@@ -21,6 +21,7 @@
 // A weight below 2^-41 of the largest counts as 0 and is never sampled. Numerics: e^x and ln x to 2 ulp of f32; a
 // log-probability is rounded once from f64. Bound by reading the row from L2.
 #include "cuh/base.cuh"
+#include "cuh/dependent.cuh"
 #include "cuh/philox.cuh"
 #include "cuh/warp.cuh"
 
@@ -400,6 +401,8 @@ __device__ __forceinline__ void best(const Params& p, const Row& row, Shared& s,
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_constant__ Params p) {
   __shared__ Shared s;
+  let_next_launch_start();
+  wait_for_previous_launch();
   const int r = blockIdx.x;
   Row row;
   row.logits = global<const float>(p.logits) + static_cast<u64>(r) * p.vocab;

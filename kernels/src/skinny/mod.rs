@@ -263,7 +263,8 @@ fn stage(
     // As many slots as let two blocks be resident, up to 48 KiB of weights in flight.
     let unroll = (1..=4 / tiles).rev().find(|&unroll| 2 * bytes(rows, unroll) <= arch.shared_per_block).unwrap_or(1);
     let grid = [row_blocks, column_blocks, 1];
-    vec![Stage { grid, shared: bytes(rows, unroll), ..Stage::one_dimensional(symbol, 1, 256) }]
+    let stage = Stage { grid, shared: bytes(rows, unroll), ..Stage::one_dimensional(symbol, 1, 256) };
+    vec![stage.programmatic_on(arch)]
 }
 
 /// Plans the blocks of all products, one product after the other.

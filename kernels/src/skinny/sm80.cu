@@ -10,7 +10,7 @@
 // needs no barrier: a lane waits for its own copies only. A slot of this ring holds, for one group of k, TILES units of
 // weight and those of x for each 8 rows; a stage has `unroll` slots, and STAGES - 1 stages are in flight.
 //
-//   start the copies of the first stages
+//   start the copies of the first stages' weights; wait for the previous launch; start those of x
 //   with a norm: squares of the rows of x -> shared; barrier; rstd
 //   for each stage of this warp: wait; start the copies of a later stage; norm; sums += x w^T
 //   shared[warp] = sums; barrier; y = epilogue(sum over warps)
@@ -30,6 +30,10 @@
 // elements that it multiplies. So x is read twice and the weight of the norm once; the rows have the bits of rms_norm
 // (rstd.cuh).
 //
+// Hopper. The kernels are programmatic dependent launches: the weights of the first three stages are requested before
+// the wait for the previous launch (48 KiB a block, 24 KiB with many rows, so 6 to 12 MiB on 132 multiprocessors), and
+// the next launch may start as soon as all blocks of this one have. Nothing else is read before the wait.
+//
 // Departures. (1) If k is not a multiple of a unit, or an address is not 16-byte aligned, elements are loaded one by
 // one; the order of summation is the same. (2) An infinite f32 x gives NaN.
 //
@@ -39,6 +43,7 @@
 // for one slot a stage, it is 24 KiB.
 #include "cuh/base.cuh"
 #include "cuh/cp_async.cuh"
+#include "cuh/dependent.cuh"
 #include "cuh/mma.cuh"
 #include "rms_norm/rstd.cuh"
 
@@ -180,28 +185,36 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
 
   const u64 first_weight_row = static_cast<u64>(first_column + g) * k;
   const T* x = global<const T>(p.x) + static_cast<u64>(first_row) * k;
-  const auto start_stage = [&](int stage) {
+  const auto start_weights = [&](int stage) {
     const int start = start_of(stage * unroll);
+    if (start >= k) return;
     Words<16>* to = mine + stage % STAGES * unroll * slot + lane;
+#pragma unroll 1
+    for (int i = 0; i < unroll; ++i, to += slot) {
+#pragma unroll
+      for (int n = 0; n < TILES; ++n) {
+        const int tile = n % (TILES / WEIGHTS);
+        const bool exists = first_column + tile * 8 + g < p.n;
+        const W* weight = global<const W>(n < TILES / WEIGHTS ? p.w : p.w2);
+        const W* row = weight + (exists ? first_weight_row + static_cast<u64>(tile * 8) * k : 0);
+        start_copy<false>(to + n * 32, row, exists, start + i * GROUP + t * UNIT, k, w_vector);
+      }
+    }
+  };
+  const auto start_rows = [&](int stage) {
+    const int start = start_of(stage * unroll);
+    Words<16>* to = mine + stage % STAGES * unroll * slot + TILES * 32 + lane;
     if (start < k) {
 #pragma unroll 1
       for (int i = 0; i < unroll; ++i, to += slot) {
-        const int at = start + i * GROUP + t * UNIT;
-#pragma unroll
-        for (int n = 0; n < TILES; ++n) {
-          const int tile = n % (TILES / WEIGHTS);
-          const bool exists = first_column + tile * 8 + g < p.n;
-          const W* weight = global<const W>(n < TILES / WEIGHTS ? p.w : p.w2);
-          const W* row = weight + (exists ? first_weight_row + static_cast<u64>(tile * 8) * k : 0);
-          start_copy<false>(to + n * 32, row, exists, at, k, w_vector);
-        }
 #pragma unroll 1
         for (int h = 0; h < halves; ++h) {
           const bool exists = g + 8 * h < rows;
           const T* row = x + static_cast<u64>(exists ? g + 8 * h : 0) * k;
 #pragma unroll
           for (int j = 0; j < X_UNITS; ++j) {
-            start_copy<true>(to + (TILES + h * X_UNITS + j) * 32, row, exists, at + j * VECTOR<T>, k, x_vector);
+            const int at = start + i * GROUP + t * UNIT + j * VECTOR<T>;
+            start_copy<true>(to + (h * X_UNITS + j) * 32, row, exists, at, k, x_vector);
           }
         }
       }
@@ -209,7 +222,11 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
     cp_async_commit();
   };
 #pragma unroll 1
-  for (int stage = 0; stage < STAGES - 1; ++stage) start_stage(stage);
+  for (int stage = 0; stage < STAGES - 1; ++stage) start_weights(stage);
+  let_next_launch_start();
+  wait_for_previous_launch();
+#pragma unroll 1
+  for (int stage = 0; stage < STAGES - 1; ++stage) start_rows(stage);
 
   // The squares and the scales of the rows follow the ring.
   RowSquares* squares = reinterpret_cast<RowSquares*>(ring + WARPS * STAGES * unroll * most * 32);
@@ -234,7 +251,8 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
 #pragma unroll 1
   for (int stage = 0; start_of(stage * unroll) < k; ++stage) {
     cp_async_wait<STAGES - 2>();
-    start_stage(stage + STAGES - 1);
+    start_weights(stage + STAGES - 1);
+    start_rows(stage + STAGES - 1);
     const Words<16>* from = mine + stage % STAGES * unroll * slot + lane;
 #pragma unroll 1
     for (int i = 0; i < unroll; ++i, from += slot) {

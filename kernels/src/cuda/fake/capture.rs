@@ -30,6 +30,11 @@ impl<T> Capture<T> {
         self.invalid = true;
     }
 
+    /// The newest recorded operation.
+    pub fn last_operation(&self) -> Option<&T> {
+        self.ops.last()
+    }
+
     /// Records one operation of the stream.
     pub fn record_operation(&mut self, op: T) -> Result<(), &'static str> {
         if self.invalid {

@@ -395,6 +395,13 @@ impl Driver for FakeDriver {
             }
         }
         let mut params = vec![0; known.kernel.param_bytes as usize];
+        // A programmatic edge of a graph connects two kernel nodes (CUgraphEdgeData).
+        let capture = s.streams.get(&stream.0).and_then(|queue| queue.capture.as_ref());
+        if config.programmatic && capture.is_some_and(|c| !matches!(c.last_operation(), Some(Op::Launch(_)))) {
+            s.add_violation("capturing a programmatic launch that does not follow a launch".into());
+            return Err(invalid(call));
+        }
+        let known = &s.functions[&function.0];
         for (argument, (offset, _)) in arguments.iter().zip(&known.kernel.params) {
             params[*offset as usize..*offset as usize + argument.len()].copy_from_slice(argument);
         }

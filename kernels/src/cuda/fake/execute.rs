@@ -109,6 +109,7 @@ impl Inner {
             _ => None,
         };
         state.launches += 1 + u64::from(second.is_some());
+        state.programmatic_launches += u64::from(launch.config.programmatic) + u64::from(second.is_some());
         let refused = |e| format!("CUDA_ERROR_LAUNCH_FAILED ({}: {e})", first.kernel.name);
         let outcomes = match &second {
             None => {

@@ -125,6 +125,7 @@ struct State {
     handles: usize,
     clock: f64,
     launches: u64,
+    programmatic_launches: u64,
     /// The error of a kernel that faulted; every later call returns it.
     faulted: Option<String>,
     violations: Vec<String>,
@@ -148,6 +149,11 @@ impl FakeDriver {
     /// Returns the number of kernel launches and matrix products that have run.
     pub fn launch_count(&self) -> u64 {
         self.0.state().launches
+    }
+
+    /// Returns the number of programmatic dependent launches that have run.
+    pub fn programmatic_launch_count(&self) -> u64 {
+        self.0.state().programmatic_launches
     }
 
     /// Returns the bytes of allocated GPU memory.

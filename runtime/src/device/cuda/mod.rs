@@ -91,6 +91,7 @@ impl Cuda {
         if product.m == 0 || product.n == 0 || (product.k == 0 && product.accumulate && product.bias.is_null()) {
             return Ok(());
         }
+        self.gpu.next_launch_waits();
         if product.k == 0 && product.bias.is_null() {
             let bytes = product.m * product.n * product.c_dtype.size();
             // SAFETY: the product's result is live memory of this device.
@@ -155,6 +156,7 @@ impl Cuda {
     }
 
     fn upload_bytes(&self, to: u64, from: &[u8]) -> Result<()> {
+        self.gpu.next_launch_waits();
         if from.len() < MULTI_STREAM_BYTES {
             // SAFETY: `to` is live memory of this device with at least `from.len()` bytes.
             return self.with_staging(|s| unsafe { s.copy_to_gpu(to, from) });

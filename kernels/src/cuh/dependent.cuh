@@ -1,0 +1,24 @@
+// Programmatic dependent launch: a launch whose blocks may start before the previous launch of the stream has ended
+// (sm_90; Stage::programmatic). On earlier architectures both functions do nothing, because launches run one after the
+// other. Source: PTX ISA 9.0, "griddepcontrol".
+//
+// Before wait_for_previous_launch(), a kernel writes no global memory and reads only model weights, which no launch
+// that lets the next one start early writes (kernels/src/cuda/gpu.rs). Every thread that accesses other global memory
+// calls it first. Several launches of a stream may have started at the same time, but they end in order: a launch ends
+// only after its own wait.
+#pragma once
+
+// Lets blocks of the next launch start as soon as all blocks of this launch have called it or ended. Their weights then
+// arrive while this launch computes.
+__device__ __forceinline__ void let_next_launch_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits until the previous launch has ended and all that it wrote is visible.
+__device__ __forceinline__ void wait_for_previous_launch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
