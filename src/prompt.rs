@@ -193,8 +193,8 @@ impl MessageFlags {
 
     /// The folder that the media paths of the rows in a data file are relative to: that of the option, else the folder
     /// of the data file, as in training.
-    pub fn media_root_of_rows<'a>(&'a self, data: &'a Path) -> &'a Path {
-        self.media_root.as_deref().unwrap_or(data.parent().unwrap_or(Path::new("")))
+    pub fn media_root_of_rows(&self, data: &Path) -> PathBuf {
+        self.media_root.clone().unwrap_or_else(|| reel_data::media_root(data))
     }
 
     /// Where the media of rows below the folder `media_root` may come from.

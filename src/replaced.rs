@@ -123,10 +123,16 @@ pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data
         }
         let inputs = given.iter().filter(|(input, _)| INPUTS.contains(&input.as_str()) || reads_out(name, input));
         for (input, value) in inputs.filter(|(input, _)| !(is_list && input == "quarantine")) {
-            let source = PathBuf::from(file_in_argument(input, value));
-            match is_folder {
-                true => refuse_run_folder(&spelled(option), &path, &spelled(input), &source)?,
-                false => refuse_file(&spelled(option), &path, &spelled(input), &source)?,
+            // --data may name several files, and a split of a folder.
+            let sources = match &**input {
+                "data" => reel_data::input_paths(Path::new(value)),
+                _ => vec![PathBuf::from(file_in_argument(input, value))],
+            };
+            for source in sources {
+                match is_folder {
+                    true => refuse_run_folder(&spelled(option), &path, &spelled(input), &source)?,
+                    false => refuse_file(&spelled(option), &path, &spelled(input), &source)?,
+                }
             }
         }
         let output = Output { option: spelled(option), path, is_folder };

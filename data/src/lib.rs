@@ -16,5 +16,5 @@ mod text;
 
 pub use convert::{DataFormat, WriteError, convert, write_parquet};
 pub use error::{DataError, Result};
-pub use spec::{WeightedPath, parse_data_paths};
+pub use spec::{WeightedPath, input_paths, media_root, parse_data_paths};
 pub use table::Table;

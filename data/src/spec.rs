@@ -41,6 +41,23 @@ pub fn parse_data_paths(text: &Path) -> Result<Vec<WeightedPath>, Diagnostic> {
     }
 }
 
+/// The folder that media paths in the data are relative to if no option says it: that of the first file, or the folder
+/// of a data set itself.
+pub fn media_root(data: &Path) -> PathBuf {
+    let first = parse_data_paths(data).ok().and_then(|paths| paths.into_iter().next());
+    let path = first.map_or_else(|| data.to_path_buf(), |first| first.path);
+    match FolderPath::parse(&path) {
+        Some(folder) => folder.folder,
+        None => path.parent().map(PathBuf::from).unwrap_or_default(),
+    }
+}
+
+/// The files and folders on disk that the value of `--data` names, without weights and splits.
+pub fn input_paths(data: &Path) -> Vec<PathBuf> {
+    let paths = parse_data_paths(data).unwrap_or_default().into_iter().map(|weighted| weighted.path);
+    paths.map(|path| FolderPath::parse(&path).map_or(path, |folder| folder.folder)).collect()
+}
+
 /// The path of `PATH:WEIGHT`, if it exists.
 fn weighted(text: &str) -> Option<(&str, &str)> {
     text.rsplit_once(':').filter(|(path, _)| exists(Path::new(path)))

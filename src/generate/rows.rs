@@ -23,8 +23,9 @@ use crate::{model, output, replaced};
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Options for many prompts")]
 pub struct RowFlags {
-    /// Data file instead of a single prompt: JSON or JSONL, rows as for sft, grpo and eval. Of a row with a whole chat,
-    /// the answer at its end is left out of the prompt
+    /// Data file instead of a single prompt: JSON, JSONL, Parquet or the folder of a data set (DIR@split), rows as for
+    /// sft, grpo and eval; several are divided by commas. Of a row with a whole chat, the answer at its end is left out
+    /// of the prompt
     #[arg(long, value_name = "D.jsonl", requires = "out")]
     #[arg(conflicts_with_all = ["messages", "video", "image", "prompt"])]
     pub data: Option<PathBuf>,
@@ -84,11 +85,14 @@ impl GenerateArgs {
         self.messages.validate()?;
         let device = model::open_device(common)?;
         for own in predict::paths_beside(out) {
-            replaced::refuse_file("--out", &own, "--data", data)?;
+            for input in reel_data::input_paths(data) {
+                replaced::refuse_file("--out", &own, "--data", &input)?;
+            }
         }
         let dataset = Dataset::open(data)?;
+        dataset.refuse_weights()?;
         let mut predictor = Predictor::open(&self.model, self.quantize, device, self.rows.batch_size, common)?;
-        let media_root = self.messages.media_root_of_rows(data);
+        let media_root = &self.messages.media_root_of_rows(data);
         let access = self.messages.media_access(media_root);
         let media = self.messages.media_options(predictor.trained_folder(), access, !common.quiet, common)?;
         let sampling = SamplingSettings {

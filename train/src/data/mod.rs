@@ -6,6 +6,7 @@ pub mod feed;
 pub mod labels;
 pub mod length;
 mod media_columns;
+pub mod mixture;
 pub mod order;
 pub mod quarantine;
 pub mod rows;

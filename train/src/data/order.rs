@@ -2,7 +2,11 @@
 //! within a pass depends only on the seed and the number of the pass, so a resumed run continues it without stored
 //! state.
 
+use std::sync::Arc;
+
 use reel_kernels::philox::philox4x32_10;
+
+use super::mixture::Mixture;
 
 /// Separates the random numbers of the row order from other uses of the seed: it is part of the Philox counter
 /// ("orde" in ASCII).
@@ -14,6 +18,8 @@ pub struct RowOrder {
     rows: usize,
     /// `None`: rows in file order.
     seed: Option<u64>,
+    /// The mixture of files whose epochs are the passes.
+    mixture: Option<Arc<Mixture>>,
     /// The pass over the data whose row order is in `order`.
     pass: Option<u64>,
     order: Vec<u32>,
@@ -22,7 +28,7 @@ pub struct RowOrder {
 impl RowOrder {
     /// The order in which every pass goes through the rows as they are in the file.
     pub fn file_order(rows: usize) -> Self {
-        Self { rows, seed: None, pass: None, order: Vec::new() }
+        Self { rows, seed: None, mixture: None, pass: None, order: Vec::new() }
     }
 
     /// The order in which every pass goes through the rows in a new random order.
@@ -30,14 +36,30 @@ impl RowOrder {
         Self { seed: Some(seed), ..Self::file_order(rows) }
     }
 
+    /// The order of a mixture of files: within an epoch shuffled by `seed`, or without one spread evenly.
+    pub fn mixed(mixture: Mixture, seed: Option<u64>) -> Self {
+        let rows = mixture.epoch_rows();
+        Self { seed, mixture: Some(Arc::new(mixture)), ..Self::file_order(rows) }
+    }
+
+    /// Number of rows of a pass.
+    pub fn rows_per_pass(&self) -> usize {
+        self.rows
+    }
+
     /// The row number at `stream_index` of the sequence, counted from 0. At the first row of a pass, computes its
     /// order.
     pub fn row_at(&mut self, stream_index: u64) -> usize {
         let rows = self.rows as u64;
         let (pass, location) = (stream_index / rows, (stream_index % rows) as usize);
-        let Some(seed) = self.seed else { return location };
+        if self.seed.is_none() && self.mixture.is_none() {
+            return location;
+        }
         if self.pass != Some(pass) {
-            self.order = permutation(self.rows, seed, pass);
+            self.order = match (&self.mixture, self.seed) {
+                (Some(mixture), seed) => mixture.epoch(seed, pass),
+                (None, seed) => permutation(self.rows, seed.unwrap_or_default(), pass),
+            };
             self.pass = Some(pass);
         }
         self.order[location] as usize
@@ -45,7 +67,7 @@ impl RowOrder {
 }
 
 /// A random permutation of `0..n` for `seed` and `pass`: Fisher–Yates shuffle with Philox numbers.
-fn permutation(n: usize, seed: u64, pass: u64) -> Vec<u32> {
+pub(super) fn permutation(n: usize, seed: u64, pass: u64) -> Vec<u32> {
     let mut order: Vec<u32> = (0..n as u32).collect();
     for i in (1..n).rev() {
         order.swap(i, below(i as u64 + 1, seed, pass, i as u64) as usize);

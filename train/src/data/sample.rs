@@ -12,9 +12,10 @@ use reel_model::input::tokenizer::Tokenizer;
 use reel_model::input::{Conversation, MediaOptions, ModelFolder, ModelInput};
 use serde_json::Value;
 
-use crate::data::dataset::Dataset;
+use crate::data::dataset::{DataFile, Dataset};
 use crate::data::feed::SampleSource;
 use crate::data::labels::{TokenLabeler, Vocabulary};
+use crate::data::mixture::Mixture;
 use crate::options::Recipe;
 use crate::reporting::metrics::SkipCause;
 use crate::run::DataSource;
@@ -99,6 +100,14 @@ impl SftSource {
 impl DataSource for SftSource {
     fn fingerprint(&self) -> String {
         self.data.fingerprint()
+    }
+
+    fn files(&self) -> &[DataFile] {
+        self.data.files()
+    }
+
+    fn mixture(&self) -> Option<&Mixture> {
+        self.data.mixture()
     }
 
     fn validate_row(&self, row: usize) -> Result<()> {

@@ -33,7 +33,11 @@ pub trait TrainingOptions: Default + Serialize + Deref<Target = RunOptions> {
     fn validate(&self) -> Result<()> {
         let given = |flag: &str, empty: bool, help: &str| check(!empty, flag, "is missing".into(), help);
         given("--model", self.model.is_empty(), "give the model folder to start from")?;
-        given("--data", self.data.as_os_str().is_empty(), "give a JSON or JSONL file of rows")?;
+        given(
+            "--data",
+            self.data.as_os_str().is_empty(),
+            "give a data file (JSON, JSONL, Parquet) or the folder of a data set",
+        )?;
         given("--out", self.out.as_os_str().is_empty() && !self.is_check_only(), "give the output folder")?;
         let unnamed = self.is_check_only() && self.quarantine.is_none();
         given(
@@ -56,10 +60,11 @@ pub struct RunOptions {
     /// Model to train: model folder, or Hugging Face model id
     #[arg(long, value_name = "MODEL", default_value = "", hide_default_value = true)]
     pub model: String,
-    /// Training data: rows as JSON or JSON lines
+    /// Training data: JSON, JSON lines, Parquet, or the folder of a data set (DIR, DIR@split, DIR#config@split;
+    /// default split: train). Several are divided by commas and may have weights: a.parquet:0.7,b.jsonl:0.3
     #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true, value_parser = path_or_none())]
     pub data: PathBuf,
-    /// Folder that media paths in the data are relative to [default: the folder of the data file]
+    /// Folder that media paths in the data are relative to [default: the folder of the first data file]
     #[arg(long, value_name = "DIR")]
     pub media_root: Option<PathBuf>,
     /// Output folder: trained model, checkpoints, metrics
@@ -253,7 +258,7 @@ impl RunOptions {
     pub fn media_root(&self) -> PathBuf {
         match &self.media_root {
             Some(root) => root.clone(),
-            None => self.data.parent().map(PathBuf::from).unwrap_or_default(),
+            None => reel_data::media_root(&self.data),
         }
     }
 

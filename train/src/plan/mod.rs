@@ -20,7 +20,7 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::WeightSource as Weights;
 use reel_runtime::{Cx, DType, Device, MemoryUse, OpTotals};
 
-use crate::data::feed::{DataPosition, MicroBatchFeed, SampleSource};
+use crate::data::feed::{DataPosition, MicroBatchFeed};
 use crate::data::length;
 use crate::data::sample::Sample;
 use crate::options::{RunOptions, SftOptions, TrainingOptions};
@@ -212,9 +212,8 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     options.validate_values()?;
     let samples = Arc::new(sft::open_samples(setup)?);
     let skipped: Vec<usize> = run::unusable_rows(options, &*samples)?.into_iter().map(|row| row.row).collect();
-    let rows = samples.row_count();
-    let order = run::row_order(options.no_shuffle, rows, setup.seed);
-    let mut batching = SftLoop::batching(options, rows);
+    let order = run::row_order(options.no_shuffle, &*samples, setup.seed);
+    let mut batching = SftLoop::batching(options, order.rows_per_pass());
     let steps = match options.requested_step_count() {
         Some(steps) => steps.min(MAX_ROWS.div_ceil((batching.rows * options.gradient_accumulation_steps) as u64)),
         None => u64::MAX,

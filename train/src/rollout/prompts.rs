@@ -10,8 +10,9 @@ use serde_json::{Map, Value};
 
 use super::given::{RolloutFile, RolloutLine};
 use super::scorer;
-use crate::data::dataset::Dataset;
+use crate::data::dataset::{DataFile, Dataset};
 use crate::data::feed::SampleSource;
+use crate::data::mixture::Mixture;
 use crate::data::rows::PromptContent;
 use crate::data::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
 use crate::options::Recipe;
@@ -65,6 +66,9 @@ impl PromptSource {
         let options = setup.options;
         let bundle = Arc::new(ModelFolder::open(setup.model)?);
         let data = Dataset::open(&options.data)?;
+        if options.rollouts.is_some() {
+            data.refuse_weights()?;
+        }
         let given = match &options.rollouts {
             Some(path) => Some(RolloutFile::open(path, options, data.len(), &bundle.config)?),
             None => None,
@@ -180,6 +184,14 @@ impl DataSource for PromptSource {
             }
             None => self.data.fingerprint(),
         }
+    }
+
+    fn files(&self) -> &[DataFile] {
+        self.data.files()
+    }
+
+    fn mixture(&self) -> Option<&Mixture> {
+        self.data.mixture()
     }
 
     fn validate_row(&self, row: usize) -> Result<()> {

@@ -21,7 +21,9 @@ use reel_runtime::device::MatmulLibrary;
 use reel_runtime::{DType, Device};
 use serde_json::Value;
 
+use crate::data::dataset::DataFile;
 use crate::data::feed::{DataPosition, MicroBatch, MicroBatchFeed, MicroBatchOptions, SampleSource};
+use crate::data::mixture::Mixture;
 use crate::data::order::RowOrder;
 use crate::options::TrainingOptions;
 use crate::reporting::metrics::{self, JsonlLog, SkipCause, SkippedRow, StepMetrics};
@@ -101,6 +103,10 @@ pub struct RunSummary {
 pub trait DataSource: SampleSource {
     /// Fingerprint of the data files, without media.
     fn fingerprint(&self) -> String;
+    /// The data files with their fingerprints.
+    fn files(&self) -> &[DataFile];
+    /// How the data files are mixed, if they have weights.
+    fn mixture(&self) -> Option<&Mixture>;
     /// Checks the fields of a row, without loading its media.
     fn validate_row(&self, row: usize) -> Result<()>;
 }
@@ -297,7 +303,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let options = setup.options;
         let home = start.run_folder(&options.out);
         let digests = start.checkpoint().map(digests::verify_checkpoint).transpose()?.flatten();
-        let order = row_order(options.no_shuffle, rows.row_count(), setup.seed);
+        let order = row_order(options.no_shuffle, &*rows, setup.seed);
         let (state, found) = Self::initial_state(setup, &start, &rows, &order)?;
         let recorded =
             start.checkpoint().map(|folder| output::recorded_logs(folder, &state, digests.as_ref())).transpose()?;
@@ -320,7 +326,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             }
             checkpoint::load_optimizer_state(folder, &mut trainer, &state)?;
         }
-        let batching = W::batching(options, rows.row_count());
+        let batching = W::batching(options, order.rows_per_pass());
         let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
         let later_skipped = match start.checkpoint() {
             Some(_) if !options.strict => later_skipped::read(home, &state.position.skipped)?,
@@ -597,9 +603,13 @@ fn base_name(model: &str) -> String {
     Path::new(model).canonicalize().map_or(model.to_string(), |path| path.display().to_string())
 }
 
-/// The order in which a run takes its rows: file order, or shuffled by `seed`.
-pub(crate) fn row_order(no_shuffle: bool, rows: usize, seed: u64) -> RowOrder {
-    if no_shuffle { RowOrder::file_order(rows) } else { RowOrder::shuffled(rows, seed) }
+/// The order in which a run takes its rows: file order, or shuffled by `seed`; with weights, that of the mixture.
+pub(crate) fn row_order(no_shuffle: bool, rows: &impl DataSource, seed: u64) -> RowOrder {
+    match (rows.mixture(), no_shuffle) {
+        (Some(mixture), _) => RowOrder::mixed(mixture.clone(), (!no_shuffle).then_some(seed)),
+        (None, true) => RowOrder::file_order(rows.row_count()),
+        (None, false) => RowOrder::shuffled(rows.row_count(), seed),
+    }
 }
 
 /// Number of threads that decode images and videos: a quarter of the CPU cores, but 1 to 8. The other cores are left

@@ -29,6 +29,7 @@ pub(super) fn run_json<O: TrainingOptions>(
         "model_hash": state.model_hash,
         "model_files": state.model_files,
         "data_hash": state.data_hash,
+        "data_files": state.data_files,
         "working_directory": std::env::current_dir().ok(),
         "options": setup.resolved,
     });

@@ -31,7 +31,7 @@ pub struct DataCheckResult {
 pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<DataCheckResult> {
     setup.options.validate()?;
     let rows = Arc::new(W::open_rows(setup)?);
-    let order = row_order(true, rows.row_count(), setup.seed);
+    let order = row_order(true, &*rows, setup.seed);
     let (_, bad) = count_steps_and_unusable_rows::<W>(setup, &rows, &order, Vec::new())?;
     Ok(DataCheckResult { rows: rows.row_count(), bad: bad.len(), list: setup.options.quarantine_list_path() })
 }
@@ -70,7 +70,7 @@ pub(super) fn count_steps_and_unusable_rows<'a, W: TrainLoop<'a>>(
     known: Vec<SkippedRow>,
 ) -> Result<(u64, Vec<SkippedRow>)> {
     let options = setup.options;
-    let batching = W::batching(options, rows.row_count());
+    let batching = W::batching(options, order.rows_per_pass());
     let fixed = options.requested_step_count();
     let every = W::must_scan_all_rows(options);
     if every && !setup.quiet {

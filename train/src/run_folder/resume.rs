@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use reel_diagnostic::{input, redact_urls};
 
+use crate::data::dataset::{DataFile, differences_from};
 use crate::data::feed::DataPosition;
 use crate::options::TrainingOptions;
 use crate::reporting::metrics::SkippedRow;
@@ -76,6 +77,9 @@ pub struct RunState {
     pub model_files: ModelFiles,
     /// Fingerprint of the data file.
     pub data_hash: String,
+    /// The data files; empty in checkpoints of earlier versions.
+    #[serde(default)]
+    pub data_files: Vec<DataFile>,
     /// The options that influence the resulting weights.
     pub options: Map<String, Value>,
     /// By parameter name, the number of optimizer steps of those parameters for which it is not `step`.
@@ -179,6 +183,7 @@ pub fn fresh_run_state<O: TrainingOptions>(
         model_hash: model_files.fingerprint(),
         model_files,
         data_hash: rows.fingerprint(),
+        data_files: rows.files().to_vec(),
         options: result_options(setup),
         parameter_steps: BTreeMap::new(),
         rewards: RewardTracker::default(),
@@ -207,7 +212,10 @@ pub fn resumed_run_state<O: TrainingOptions>(
         return Err(TrainError::option("--model", what, help));
     }
     if rows.fingerprint() != state.data_hash {
-        return Err(refuse("--data", "differs from the data of the run that wrote"));
+        let which = differences_from(rows.files(), &state.data_files);
+        let what = format!("differs from the data of the run that wrote {}{which}", folder.display());
+        let help = "give the data that the run was started with, or start a new run in another --out";
+        return Err(TrainError::option("--data", what, help));
     }
     if let Some(row) = state.position.skipped.iter().find(|&&row| row >= rows.row_count()) {
         return Err(TrainError::output(

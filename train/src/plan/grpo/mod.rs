@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::{OpCosts, PhaseCosts, Plan, RowShape};
 use crate::Result;
-use crate::data::feed::{DataPosition, MicroBatchFeed, SampleSource};
+use crate::data::feed::{DataPosition, MicroBatchFeed};
 use crate::data::length;
 use crate::options::{GrpoOptions, TrainingOptions};
 use crate::rollout::group::groups_from_file;
@@ -69,9 +69,8 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
     options.validate_values()?;
     let prompts = Arc::new(GrpoLoop::open_rows(setup)?);
     let skipped: Vec<usize> = run::unusable_rows(options, &*prompts)?.into_iter().map(|row| row.row).collect();
-    let rows = prompts.row_count();
-    let order = run::row_order(options.no_shuffle, rows, setup.seed);
-    let mut batching = GrpoLoop::batching(options, rows);
+    let order = run::row_order(options.no_shuffle, &*prompts, setup.seed);
+    let mut batching = GrpoLoop::batching(options, order.rows_per_pass());
     let sets = MAX_ROWS.div_ceil(batching.rows as u64);
     let sets = options.requested_step_count().map_or(sets, |steps| sets.min(steps.div_ceil(options.num_iterations)));
     batching.end = batching.end.map(|end| end.min(MAX_ROWS));

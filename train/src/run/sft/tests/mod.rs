@@ -5,6 +5,7 @@ mod errors;
 mod folder;
 mod golden;
 mod master;
+mod mixture;
 mod resumed;
 
 use std::fs;
