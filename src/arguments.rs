@@ -152,7 +152,16 @@ fn has_effect(option: &str, path: &str) -> bool {
         "device" => on_device || path == "kernels bench",
         "dtype" => one_of(&MODEL) || one_of(&["bench op", "init"]),
         "threads" => {
-            let others = ["frames", "preprocess", "merge", "doctor", "kernels pack", "kernels report"];
+            let others = [
+                "frames",
+                "preprocess",
+                "merge",
+                "doctor",
+                "kernels pack",
+                "kernels report",
+                "data check",
+                "data stats",
+            ];
             on_device || one_of(&others) || path.starts_with("sim ")
         }
         "seed" => one_of(&MODEL) || one_of(&["init", "kernels check", "bench serve"]) || path.starts_with("sim "),
@@ -169,6 +178,8 @@ fn has_effect(option: &str, path: &str) -> bool {
                 "kernels check",
                 "sim run",
                 "bench serve",
+                "data convert",
+                "data stats",
             ];
             (one_of(&MODEL) && !plans) || one_of(&others)
         }

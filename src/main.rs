@@ -8,6 +8,7 @@ mod bench;
 mod cli;
 mod common;
 mod completions;
+mod data;
 mod demo;
 mod doctor;
 mod eval;

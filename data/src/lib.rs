@@ -14,7 +14,7 @@ mod spec;
 mod table;
 mod text;
 
-pub use convert::{DataFormat, WriteError, convert, write_parquet};
+pub use convert::{DataFormat, WriteError, check_output, convert, write_parquet};
 pub use error::{DataError, Result};
 pub use spec::{WeightedPath, input_paths, media_root, parse_data_paths};
 pub use table::Table;

@@ -7,6 +7,7 @@
 
 pub mod chart;
 mod curves;
+pub mod data_stats;
 mod error;
 pub mod html;
 mod rollouts;

@@ -55,11 +55,8 @@ impl DataFormat {
 /// The extension names no format; `out` exists and `overwrite` is false; a row cannot be read, or is no object while
 /// `out` is a Parquet file; writing fails.
 pub fn convert(table: &Table, out: &Path, overwrite: bool) -> Result<()> {
+    check_output(out, overwrite)?;
     let format = DataFormat::of_path(out)?;
-    let exists = || DataError::data(out.display().to_string(), "exists", "choose another name, or give --overwrite");
-    if !overwrite && out.symlink_metadata().is_ok() {
-        return Err(exists());
-    }
     let cannot_write = |e: &std::io::Error| DataError::Io(Diagnostic::cannot_write(out, e));
     let folder =
         out.parent().filter(|folder| !folder.as_os_str().is_empty()).map_or(PathBuf::from("."), Path::to_path_buf);
@@ -80,9 +77,25 @@ pub fn convert(table: &Table, out: &Path, overwrite: bool) -> Result<()> {
     file.as_file().sync_all().map_err(|e| cannot_write(&e))?;
     let saved = if overwrite { file.persist(out) } else { file.persist_noclobber(out) };
     saved.map(drop).map_err(|e| match e.error.kind() {
-        std::io::ErrorKind::AlreadyExists => exists(),
+        std::io::ErrorKind::AlreadyExists => exists(out),
         _ => cannot_write(&e.error),
     })
+}
+
+/// Checks that [`convert()`] can write the file `out`, before its input is read.
+///
+/// # Errors
+/// The extension names no format; `out` exists and `overwrite` is false.
+pub fn check_output(out: &Path, overwrite: bool) -> Result<()> {
+    DataFormat::of_path(out)?;
+    match !overwrite && out.symlink_metadata().is_ok() {
+        true => Err(exists(out)),
+        false => Ok(()),
+    }
+}
+
+fn exists(out: &Path) -> DataError {
+    DataError::data(out.display().to_string(), "exists", "choose another name, or give --overwrite")
 }
 
 /// Why rows were not written.

@@ -3,6 +3,7 @@
 
 pub mod dataset;
 pub mod feed;
+pub mod inspect;
 pub mod labels;
 pub mod length;
 mod media_columns;

@@ -1,0 +1,88 @@
+//! `reel data check`: finds the rows of a data file that cannot be used.
+
+use anyhow::Result;
+use clap::Args;
+use reel_train::data::inspect::{DataStats, ProblemKind};
+use serde_json::{Value, json};
+
+use super::InspectFlags;
+use crate::common::CommonOptions;
+use crate::fail::failed;
+use crate::output;
+
+/// Find the rows of a data file that cannot be used.
+///
+/// Parses every row as training does, and opens its images and videos as training does, in a worker process with a time
+/// limit. Rows with wrong fields, or with media that are missing or cannot be decoded, are unusable: the exit code is 1.
+/// Rows without an answer and rows that are equal to an earlier one are listed too. Media with an http address are not
+/// opened.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  echo '[{\"messages\": [{\"role\": \"user\", \"content\": \"2 + 2?\"},
+    {\"role\": \"assistant\", \"content\": \"4\"}]}]' > rows.json
+  reel data check rows.json")]
+pub struct CheckArgs {
+    #[command(flatten)]
+    inspect: InspectFlags,
+    /// Number of rows that are named for each kind of problem; all are counted
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    show: usize,
+}
+
+impl CheckArgs {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
+        let stats = self.inspect.inspect(common)?;
+        if common.json {
+            output::print_json(&self.json(&stats)?)?;
+        } else {
+            self.print(&stats)?;
+        }
+        match stats.problems.iter().find(|problem| problem.kind.is_unusable()) {
+            None => Ok(()),
+            Some(first) => {
+                let what = format!(
+                    "{} of {} rows cannot be used; the first: {}",
+                    stats.unusable_rows, stats.rows, first.message
+                );
+                Err(failed(self.inspect.data().display(), what, "correct or remove these rows"))
+            }
+        }
+    }
+
+    fn json(&self, stats: &DataStats) -> Result<Value> {
+        let mut result = serde_json::to_value(stats)?;
+        let shown = ProblemKind::ALL.into_iter().flat_map(|kind| self.first(stats, kind)).collect::<Vec<_>>();
+        result["problems"] = json!(shown);
+        Ok(result)
+    }
+
+    /// The problems of a kind that are named.
+    fn first<'a>(
+        &self,
+        stats: &'a DataStats,
+        kind: ProblemKind,
+    ) -> impl Iterator<Item = &'a reel_train::data::inspect::RowProblem> {
+        stats.problems.iter().filter(move |problem| problem.kind == kind).take(self.show)
+    }
+
+    fn print(&self, stats: &DataStats) -> Result<()> {
+        let layouts: Vec<String> = stats.layouts.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        output::print_line(format!(
+            "{} rows ({}), {} images and videos",
+            stats.rows,
+            layouts.join(", "),
+            stats.media_files
+        ))?;
+        for (kind, count) in &stats.problem_counts {
+            output::print_line(format!("{}: {count} rows", kind.name()))?;
+            for problem in self.first(stats, *kind) {
+                output::print_line(format!("  {}", problem.message))?;
+            }
+        }
+        for (name, unit, distribution) in super::stats::distributions(stats) {
+            output::print_line(super::stats::line(name, unit, distribution))?;
+        }
+        if stats.problems.is_empty() { output::print_line("no problem found") } else { Ok(()) }
+    }
+}

@@ -1,0 +1,112 @@
+//! `reel data`: checks, describes and converts data files.
+
+mod check;
+mod convert;
+mod stats;
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use reel_media::profile::MediaProfile;
+use reel_model::input::encode::{MediaOptions, ModelFolder};
+use reel_train::data::dataset::Dataset;
+use reel_train::data::inspect::{DataStats, Inspection};
+use reel_train::options::Recipe;
+
+use crate::common::CommonOptions;
+use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
+use crate::prompt::find_or_download_model;
+
+/// Check, describe and convert data files: JSON, JSONL, Parquet, folders of data sets.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  echo '[{\"messages\": [{\"role\": \"user\", \"content\": \"2 + 2?\"},
+    {\"role\": \"assistant\", \"content\": \"4\"}]}]' > rows.json
+  reel data check rows.json")]
+pub struct DataArgs {
+    #[command(subcommand)]
+    command: DataCommand,
+}
+
+#[derive(Subcommand, Debug)]
+enum DataCommand {
+    /// Find rows that cannot be used: wrong fields, missing or damaged media; also rows without answer and duplicates
+    Check(check::CheckArgs),
+    /// Convert between JSON, JSONL and Parquet
+    Convert(convert::ConvertArgs),
+    /// Count rows by kind, and show video durations and token counts with percentiles
+    Stats(stats::StatsArgs),
+}
+
+impl DataArgs {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
+        match &self.command {
+            DataCommand::Check(command) => command.run(common),
+            DataCommand::Convert(command) => command.run(common),
+            DataCommand::Stats(command) => command.run(common),
+        }
+    }
+}
+
+/// Options of the commands that look at rows and their media.
+#[derive(Args, Debug)]
+pub struct InspectFlags {
+    /// Data: JSON, JSONL, Parquet, or folders of data sets (DIR, DIR@split, DIR#config@split; default split: train)
+    #[arg(value_name = "FILE", required = true)]
+    data: Vec<PathBuf>,
+    /// Folder that media paths are relative to [default: the folder of the first data file]
+    #[arg(long, value_name = "DIR")]
+    media_root: Option<PathBuf>,
+    /// Check only that images and videos exist; do not decode them
+    #[arg(long)]
+    no_decode: bool,
+    /// Model folder or Hugging Face model id: also count the tokens of each row, vision tokens included
+    #[arg(long, value_name = "MODEL", conflicts_with = "no_decode")]
+    model: Option<String>,
+    /// Recipe (see reel sft --help): paper, videorft or video-r1
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
+    parity: Recipe,
+    #[command(flatten)]
+    media: MediaFlags,
+    #[command(flatten)]
+    access: MediaAccessFlags,
+    #[command(flatten)]
+    worker: WorkerFlags,
+}
+
+impl InspectFlags {
+    /// The files as one value, as `--data` of the training commands has them.
+    fn data(&self) -> PathBuf {
+        self.data.iter().map(|path| path.as_os_str()).collect::<Vec<_>>().join(OsStr::new(",")).into()
+    }
+
+    /// Looks at all rows.
+    fn inspect(&self, common: &CommonOptions) -> Result<DataStats> {
+        let data = self.data();
+        let profile = self.media.profile(MediaProfile::VideorftTrain)?;
+        let media_root = self.media_root.clone().unwrap_or_else(|| reel_data::media_root(&data));
+        let media = MediaOptions {
+            profile,
+            overrides: self.media.overrides(profile)?,
+            decoder: self.worker.decode_worker(common)?,
+            access: self.access.media_access(&media_root),
+            ..MediaOptions::default()
+        };
+        let bundle = match &self.model {
+            Some(model) => Some(ModelFolder::open(&find_or_download_model(model)?)?),
+            None => None,
+        };
+        let data = Dataset::open(&data)?;
+        let inspection = Inspection {
+            media_root: &media_root,
+            recipe: self.parity,
+            media: &media,
+            decodes: !self.no_decode,
+            bundle: bundle.as_ref(),
+        };
+        Ok(inspection.run(&data)?)
+    }
+}

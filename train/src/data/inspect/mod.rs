@@ -1,0 +1,272 @@
+//! Looks at a data file without training: which rows cannot be used and why, and what the rows hold. `reel data check`
+//! and `reel data stats` print it.
+
+mod media;
+mod stats;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+
+use rayon::prelude::*;
+use reel_data::fingerprint::bytes_fingerprint;
+use reel_model::input::encode::{MediaOptions, ModelFolder};
+use reel_model::input::{Conversation, messages::ContentPart};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::data::dataset::Dataset;
+use crate::data::rows::{DataRow, PromptContent};
+use crate::data::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
+use crate::data::templates::QuestionTemplate;
+use crate::options::Recipe;
+use crate::{Result, TrainError};
+
+pub use media::{MediaFact, MediaInspector};
+pub use stats::{DataStats, Distribution};
+
+/// What is wrong with a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProblemKind {
+    /// The row is not JSON, or a field is missing or wrong.
+    Malformed,
+    /// A file that the row names does not exist.
+    MissingMedia,
+    /// An image or a video cannot be decoded.
+    UnusableMedia,
+    /// The row cannot be made into tokens for the model.
+    Tokens,
+    /// The row has nothing that the answer is learned from or compared with.
+    NoAnswer,
+    /// An earlier row has the same fields.
+    Duplicate,
+}
+
+impl ProblemKind {
+    /// All kinds, the grave ones first.
+    pub const ALL: [Self; 6] =
+        [Self::Malformed, Self::MissingMedia, Self::UnusableMedia, Self::Tokens, Self::NoAnswer, Self::Duplicate];
+
+    /// What rows of this kind have or lack, for messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::MissingMedia => "missing media",
+            Self::UnusableMedia => "media that cannot be decoded",
+            Self::Tokens => "no tokens for this model",
+            Self::NoAnswer => "no answer",
+            Self::Duplicate => "equal to an earlier row",
+        }
+    }
+
+    /// Whether no command can use such a row. The others are usable, for example for generating answers.
+    pub fn is_unusable(self) -> bool {
+        !matches!(self, Self::NoAnswer | Self::Duplicate)
+    }
+}
+
+/// A row with a problem.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RowProblem {
+    /// The row, counted from 0 over all files.
+    pub row: usize,
+    /// What is wrong.
+    pub kind: ProblemKind,
+    /// File, line, field, the reason, and what to do.
+    pub message: String,
+}
+
+/// How rows are looked at.
+#[derive(Debug)]
+pub struct Inspection<'a> {
+    /// The folder that media paths are relative to.
+    pub media_root: &'a Path,
+    /// Whose prompt templates to use.
+    pub recipe: Recipe,
+    /// Frame and pixel limits, and the decoder.
+    pub media: &'a MediaOptions,
+    /// Whether images and videos are decoded; otherwise only their existence is checked.
+    pub decodes: bool,
+    /// The model whose tokens are counted, if any.
+    pub bundle: Option<&'a ModelFolder>,
+}
+
+/// What was found out about a row.
+#[derive(Debug, Default)]
+pub(super) struct RowFacts {
+    /// The layout of the row: the field that names it.
+    layout: Option<&'static str>,
+    /// The columns that are counted: `data_type`, `problem_type`, `source`.
+    labels: Vec<(&'static str, String)>,
+    conversation: Option<Conversation>,
+    /// Number of tokens, vision tokens included.
+    tokens: Option<usize>,
+    problems: Vec<(ProblemKind, TrainError)>,
+    hash: String,
+}
+
+/// Columns whose values are counted.
+const COUNTED: [&str; 3] = ["data_type", "problem_type", "source"];
+
+impl Inspection<'_> {
+    /// Looks at all rows of `data`.
+    ///
+    /// # Errors
+    /// Errors that concern no row, such as a decoder that cannot be started.
+    pub fn run(&self, data: &Dataset) -> Result<DataStats> {
+        let mut rows: Vec<RowFacts> =
+            (0..data.len()).into_par_iter().map(|row| self.fields(data, row)).collect::<Result<_>>()?;
+        let mut seen = HashSet::new();
+        for (row, facts) in rows.iter_mut().enumerate() {
+            if facts.layout.is_some() && !seen.insert(facts.hash.clone()) {
+                let e = TrainError::row(data.location(row), "is equal to an earlier row", "remove one of the two");
+                facts.problems.push((ProblemKind::Duplicate, e));
+            }
+        }
+        let media = self.media_of(data, &mut rows)?;
+        if let Some(bundle) = self.bundle {
+            let counted: Vec<Option<Result<usize>>> =
+                rows.par_iter().enumerate().map(|(row, facts)| self.tokens(bundle, data, row, facts)).collect();
+            for (facts, counted) in rows.iter_mut().zip(counted) {
+                match counted {
+                    Some(Ok(tokens)) => facts.tokens = Some(tokens),
+                    Some(Err(e)) => facts.problems.push((ProblemKind::Tokens, usable_row_error(e)?)),
+                    None => {}
+                }
+            }
+        }
+        Ok(DataStats::new(data, &rows, media))
+    }
+
+    /// Parses the fields of a row as training would.
+    fn fields(&self, data: &Dataset, row: usize) -> Result<RowFacts> {
+        let mut facts = RowFacts::default();
+        let malformed = |e| (ProblemKind::Malformed, e);
+        let value = match data.value(row) {
+            Ok(value) => value,
+            Err(e) => {
+                facts.problems.push(malformed(usable_row_error(e)?));
+                return Ok(facts);
+            }
+        };
+        facts.hash = bytes_fingerprint(value.to_string().as_bytes());
+        let columns = value.as_object().cloned().unwrap_or_default();
+        let label = |name: &&'static str| Some((*name, columns.get(*name)?.as_str()?.to_string()));
+        facts.labels = COUNTED.iter().filter_map(label).collect();
+        match data.add_location_to_error(row, DataRow::parse(value)) {
+            Err(e) => facts.problems.push(malformed(e)),
+            Ok(parsed) => {
+                facts.layout = Some(layout(&columns));
+                if !has_answer(&parsed, &columns) {
+                    let help = "add the answer, or use the row for reel generate only";
+                    let e = TrainError::row(data.location(row), "has no answer", help);
+                    facts.problems.push((ProblemKind::NoAnswer, e));
+                }
+                match self.conversation(data, row, &parsed) {
+                    Ok(conversation) => facts.conversation = conversation,
+                    Err(e) => facts.problems.push(malformed(usable_row_error(e)?)),
+                }
+            }
+        }
+        Ok(facts)
+    }
+
+    /// The whole conversation of a row, or its prompt; `None` for a prompt that is a text.
+    fn conversation(&self, data: &Dataset, row: usize, parsed: &DataRow) -> Result<Option<Conversation>> {
+        let messages = match parsed {
+            DataRow::Chat(messages) => messages.clone(),
+            DataRow::Problem { problem, .. } if problem.process.is_some() => {
+                data.add_location_to_error(row, parsed.supervised_messages(self.recipe))?
+            }
+            other => match data.add_location_to_error(row, other.prompt_and_columns(self.recipe))?.0 {
+                PromptContent::Chat(messages) => messages,
+                PromptContent::Text(_) => return Ok(None),
+            },
+        };
+        let location = data.location(row);
+        let read = Conversation::from_json(&location, &Value::Array(messages), self.media_root);
+        read.map(Some).map_err(|e| to_row_error(&location, e))
+    }
+
+    /// Looks at the images and videos of all rows, each file once.
+    fn media_of(&self, data: &Dataset, rows: &mut [RowFacts]) -> Result<Vec<MediaFact>> {
+        let inspector = MediaInspector { options: self.media, decodes: self.decodes };
+        let mut parts: Vec<&ContentPart> = Vec::new();
+        let mut index_of: HashMap<String, usize> = HashMap::new();
+        let mut uses: Vec<(usize, usize, String)> = Vec::new();
+        for (row, facts) in rows.iter().enumerate() {
+            for part in facts.conversation.iter().flat_map(Conversation::media_parts) {
+                let (key, location) = media::key_and_location(part);
+                let index = *index_of.entry(key).or_insert_with(|| {
+                    parts.push(part);
+                    parts.len() - 1
+                });
+                uses.push((row, index, location.to_string()));
+            }
+        }
+        let looked: Vec<Result<MediaFact, media::MediaFault>> =
+            parts.into_par_iter().map(|part| inspector.look(part)).collect::<Result<_>>()?;
+        for (row, index, location) in uses {
+            if let Err(fault) = &looked[index] {
+                let kind = if fault.is_missing { ProblemKind::MissingMedia } else { ProblemKind::UnusableMedia };
+                let place = if location.starts_with(&data.location(row)) { location } else { data.location(row) };
+                let e = TrainError::Row(fault.diagnostic.clone().at(place));
+                rows[row].problems.push((kind, e));
+            }
+        }
+        Ok(looked.into_iter().flatten().collect())
+    }
+
+    /// The number of tokens of a row that has no problem so far.
+    fn tokens(&self, bundle: &ModelFolder, data: &Dataset, row: usize, facts: &RowFacts) -> Option<Result<usize>> {
+        if facts.layout.is_none() || facts.problems.iter().any(|(kind, _)| kind.is_unusable()) {
+            return None;
+        }
+        let location = data.location(row);
+        Some(match &facts.conversation {
+            Some(conversation) => {
+                let generation_prompt = !conversation.ends_with_assistant();
+                tokenize_conversation(bundle, conversation, generation_prompt, self.media, &location)
+                    .map(|tokens| tokens.len())
+            }
+            None => self.text_tokens(bundle, data, row, &location),
+        })
+    }
+
+    fn text_tokens(&self, bundle: &ModelFolder, data: &Dataset, row: usize, location: &str) -> Result<usize> {
+        let parsed = data.row(row)?;
+        let content = parsed.generation_prompt(self.recipe, QuestionTemplate::Training);
+        match data.add_location_to_error(row, content)? {
+            PromptContent::Text(text) => {
+                tokenize_text_with_media(bundle, &text, Default::default(), location).map(|tokens| tokens.len())
+            }
+            PromptContent::Chat(_) => Ok(0),
+        }
+    }
+}
+
+/// An error of a row as a value; another error ends the inspection.
+fn usable_row_error(e: TrainError) -> Result<TrainError> {
+    if crate::data::feed::is_row_error(&e) { Ok(e) } else { Err(e) }
+}
+
+/// The field that names the layout of a row.
+fn layout(columns: &Map<String, Value>) -> &'static str {
+    ["messages", "conversations", "prompt"].into_iter().find(|name| columns.contains_key(*name)).unwrap_or("problem")
+}
+
+/// Whether a row has an answer: of a chat the last message, of a prompt or a problem the column `solution` or `answer`.
+fn has_answer(row: &DataRow, columns: &Map<String, Value>) -> bool {
+    let is_text = |name: &str| match columns.get(name) {
+        None | Some(Value::Null) => false,
+        Some(Value::String(text)) => !text.trim().is_empty(),
+        Some(_) => true,
+    };
+    match row {
+        DataRow::Chat(messages) => messages.last().is_some_and(|message| message["role"] == "assistant"),
+        DataRow::Prompt { .. } | DataRow::Problem { .. } => is_text("solution") || is_text("answer"),
+    }
+}
+
+/// Counts of texts.
+pub type Counts = BTreeMap<String, usize>;
