@@ -1,5 +1,5 @@
-//! The page of `reel data stats`: what the rows of a data file hold, with histograms. Histograms are bars of HTML, so the
-//! page needs no script.
+//! The page of `reel data stats`: what the rows of a data file hold, with histograms. Histograms are bars of HTML, so
+//! the page needs no script.
 
 use std::fmt::Write;
 

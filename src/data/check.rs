@@ -12,10 +12,10 @@ use crate::output;
 
 /// Find the rows of a data file that cannot be used.
 ///
-/// Parses every row as training does, and opens its images and videos as training does, in a worker process with a time
-/// limit. Rows with wrong fields, or with media that are missing or cannot be decoded, are unusable: the exit code is 1.
-/// Rows without an answer and rows that are equal to an earlier one are listed too. Media with an http address are not
-/// opened.
+/// Parses every row as training does, and opens its images and videos as training does, in a worker process with a
+/// time limit. Rows with wrong fields, or with media that are missing or cannot be decoded, are unusable: the exit code
+/// is 1. Rows without an answer and rows that are equal to an earlier one are listed too. Media with an http address
+/// are not opened.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
