@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use crate::data::dataset::Dataset;
 use crate::data::rows::{DataRow, PromptContent};
 use crate::data::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
-use crate::data::templates::QuestionTemplate;
+use reel_prompts::QuestionTemplate;
 use crate::options::Recipe;
 use crate::{Result, TrainError};
 
