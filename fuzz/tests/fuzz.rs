@@ -43,7 +43,6 @@ targets! {
     messages: "messages" 800,
     urls: "urls" 800,
     rows: "rows" 300,
-    parquet: "parquet" 300,
     run_config: "run-config" 200,
     run_folder: "run-folder" 200,
     quarantine: "quarantine" 300,

@@ -1,7 +1,6 @@
 //! The fuzz targets. Each target tests a parser of data from outside the program: it has valid inputs (seeds), words
 //! that the parser knows, and the function that gives the parser an input and checks the outcome.
 
-mod data;
 mod media;
 mod model;
 mod rows;
@@ -45,7 +44,6 @@ pub const ALL: &[Target] = &[
     rows::MESSAGES,
     rows::URLS,
     rows::ROWS,
-    data::PARQUET,
     rows::RUN_CONFIG,
     rows::QUARANTINE,
     run::RUN_FOLDER,
