@@ -17,9 +17,9 @@ use serde_json::{Map, Value};
 use crate::data::dataset::Dataset;
 use crate::data::rows::{DataRow, PromptContent};
 use crate::data::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
-use reel_prompts::QuestionTemplate;
 use crate::options::Recipe;
 use crate::{Result, TrainError};
+use reel_prompts::QuestionTemplate;
 
 pub use media::{MediaFact, MediaInspector};
 pub use stats::{DataStats, Distribution};
