@@ -155,7 +155,7 @@ impl<'c> Predictor<'c> {
 }
 
 /// The maximum number of sequences that decode together: that of `--batch-size`, else the default of the device.
-fn checked_batch_size(given: Option<usize>, device: &Device) -> Result<usize> {
+pub fn checked_batch_size(given: Option<usize>, device: &Device) -> Result<usize> {
     match given {
         Some(0) => Err(bad_usage("--batch-size", "is 0", "give 1 or more")),
         Some(n) if n > generate::MAX_COMPLETIONS => {

@@ -84,6 +84,7 @@ impl GenerateArgs {
         let out = self.rows.out.as_deref().unwrap_or(Path::new(""));
         self.messages.validate()?;
         let device = model::open_device(common)?;
+        predictor::checked_batch_size(self.rows.batch_size, &device)?;
         for own in predict::paths_beside(out) {
             for input in reel_data::input_paths(data) {
                 replaced::refuse_file("--out", &own, "--data", &input)?;

@@ -365,7 +365,7 @@ __device__ __forceinline__ void skinny(const P& p) {
     // With several tiles there are two sets of them: a warp that has passed the barrier of a tile may write those of
     // the next tile while other warps read.
     float* partial = partials + (SEVERAL ? tile_number % 2 * WARPS * stride : 0);
-    __syncwarp();
+    if (!SEVERAL) __syncwarp();
 #pragma unroll
     for (int h = 0; h < HALVES; ++h) {
       if (h >= halves) break;
