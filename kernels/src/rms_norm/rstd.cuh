@@ -17,10 +17,9 @@ __device__ __forceinline__ u32 warps_of_row(u32 cols) {
 }
 
 // Writes the sums of the squares of rows 0 .. rows of x to `squares`, one sum for each warp of the forward kernel. All
-// BLOCK threads of the block call it. load(row, at) returns the 16 bytes from column `at` on of a row; columns from
-// `cols` on are 0.
-template <class T, int BLOCK, class Load>
-__device__ __forceinline__ void add_squares(Load load, u32 rows, u32 cols, RowSquares* squares) {
+// BLOCK threads of the block call it. `vector` promises that the rows allow 16-byte loads.
+template <class T, int BLOCK>
+__device__ __forceinline__ void add_squares(const T* x, u32 rows, u32 cols, bool vector, RowSquares* squares) {
   constexpr u32 V = VECTOR<T>;
   const u32 lane = threadIdx.x % 32, warps = warps_of_row(cols);
 #pragma unroll 2
@@ -29,7 +28,7 @@ __device__ __forceinline__ void add_squares(Load load, u32 rows, u32 cols, RowSq
     float square = 0.0f, e[V];
 #pragma unroll 2
     for (u32 at = (warp * 32 + lane) * V; at < cols; at += warps * 32 * V) {
-      unpack<T>(load(row, at), e);
+      unpack<T>(load_words(x + static_cast<u64>(row) * cols, at, cols, vector), e);
 #pragma unroll
       for (u32 j = 0; j < V; ++j) square = fmaf(e[j], e[j], square);
     }

@@ -22,25 +22,18 @@
 //! Tolerance as a multiple of one rounding error: bf16 2.5; f32 `2.5 (1 + ‖Σ|x w|‖ / ‖Σ x w‖)`; for swiglu in f32 the
 //! sum of both products' tolerances times √(largest |gate|).
 //!
-//! Memory-bound by reading the weight. Up to 8 rows of x stay in shared memory if they fit: one or two blocks per
-//! multiprocessor divide the columns of y evenly, and each reads x once, from L2 all but the first. At one row that
-//! adds 3.7 % to the bytes of a bf16 weight of 3584 rows on 132 multiprocessors, 7.3 % to those of an int8 weight, and
-//! less with more rows of the weight; a norm's weight, read by each block too, adds as much again. With more rows of x
-//! a block has up to 64 of them (int8 and logits 32, f32 16); beyond these, or on a GPU with little shared memory,
-//! neighbouring blocks read the same part of the weight, all but one from L2. Every block of 16 columns of y (32 if
-//! there are many columns) then reads x again from L1 or L2, because x does not fit into shared memory beside the
-//! weights in flight: with 16 rows as many bytes as the weight, with 64 rows four times as many, and with a norm twice
-//! that, besides the norm's weight.
+//! Memory-bound by reading the weight. A block has up to 64 rows of x (int8 and logits 32, f32 16); with more rows, or
+//! on a GPU with little shared memory, neighbouring blocks read the same part of the weight, all but one from L2. Every
+//! block of 16 columns of y (32 if there are many columns) reads x again from L1 or L2: with 16 rows as many bytes as
+//! the weight, with 64 rows four times as many, and with a norm twice that, besides the norm's weight.
 
 pub(crate) mod check;
 mod cpu;
 mod examples;
 mod formula;
-mod plan;
 
-use self::plan::{BF16, BF16_LOGITS, F32, INT8_BF16, INT8_F32, Symbols, geometry, joined_geometry};
 use crate::folder::kernel_folder;
-use crate::{Addr, Cost, DType, Launch, kernel, params};
+use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
 
 params! {
     /// Parameters of the kernels.
@@ -184,36 +177,39 @@ pub enum WeightFormat {
 kernel_folder! {
     name: "skinny",
     params: [Params, JoinedParams],
-    headers: ["units.cuh"],
     headers_of: [rms_norm],
 }
 
-/// The symbols that begin with this text.
-macro_rules! symbols {
-    ($symbol:literal) => {
-        Symbols { one_tile: $symbol, several_tiles: concat!($symbol, "_tiles") }
-    };
+/// The operands of a kernel, as far as its shared memory depends on them.
+#[derive(Clone, Copy)]
+struct Operands {
+    /// Number of 16-byte units of a row of x that are multiplied with one unit of a row of the weight.
+    x_units: u32,
+    /// Maximum number of rows of x of a block.
+    max_rows: u32,
 }
 
-/// Declares the kernels. An entry has the constant's name, the symbol, the symbol of a variant whose tiles have twice
-/// as many columns (used if its grid still fills the GPU), the operands, and the CPU function.
+const BF16: Operands = Operands { x_units: 1, max_rows: 64 };
+const BF16_LOGITS: Operands = Operands { x_units: 1, max_rows: 32 };
+const F32: Operands = Operands { x_units: 2, max_rows: 16 };
+const INT8_BF16: Operands = Operands { x_units: 2, max_rows: 32 };
+const INT8_F32: Operands = Operands { x_units: 4, max_rows: 16 };
+
+/// Declares the kernels. An entry has the constant's name, the symbol, the symbol of a variant whose blocks have
+/// twice as many columns (used if its grid still fills the GPU), the operands, and the CPU function.
 macro_rules! kernels {
     ($($id:ident, $symbol:literal, $wide:expr, $operands:expr, $cpu:expr;)*) => {
-        $(kernel!(pub $id, $symbol, Params, $cpu, &SOURCE, |p, arch| {
-            geometry(p, arch, symbols!($symbol), $wide, $operands)
-        });)*
+        $(kernel!(pub $id, $symbol, Params, $cpu, &SOURCE, |p, arch| geometry(p, arch, $symbol, $wide, $operands));)*
     };
 }
 kernels! {
-    LINEAR_BF16, "skinny_linear_bf16", Some(symbols!("skinny_linear_bf16_wide")), BF16, cpu::linear::<half::bf16>;
-    LINEAR_F32, "skinny_linear_f32", Some(symbols!("skinny_linear_f32_wide")), F32, cpu::linear::<f32>;
-    LINEAR_INT8_BF16, "skinny_linear_int8_bf16", Some(symbols!("skinny_linear_int8_bf16_wide")), INT8_BF16,
+    LINEAR_BF16, "skinny_linear_bf16", Some("skinny_linear_bf16_wide"), BF16, cpu::linear::<half::bf16>;
+    LINEAR_F32, "skinny_linear_f32", Some("skinny_linear_f32_wide"), F32, cpu::linear::<f32>;
+    LINEAR_INT8_BF16, "skinny_linear_int8_bf16", Some("skinny_linear_int8_bf16_wide"), INT8_BF16,
         cpu::linear_int8::<half::bf16>;
-    LINEAR_INT8_F32, "skinny_linear_int8_f32", Some(symbols!("skinny_linear_int8_f32_wide")), INT8_F32,
-        cpu::linear_int8::<f32>;
-    LOGITS_BF16, "skinny_logits_bf16", Some(symbols!("skinny_logits_bf16_wide")), BF16_LOGITS,
-        cpu::logits::<half::bf16>;
-    LOGITS_INT8_BF16, "skinny_logits_int8_bf16", Some(symbols!("skinny_logits_int8_bf16_wide")), INT8_BF16,
+    LINEAR_INT8_F32, "skinny_linear_int8_f32", Some("skinny_linear_int8_f32_wide"), INT8_F32, cpu::linear_int8::<f32>;
+    LOGITS_BF16, "skinny_logits_bf16", Some("skinny_logits_bf16_wide"), BF16_LOGITS, cpu::logits::<half::bf16>;
+    LOGITS_INT8_BF16, "skinny_logits_int8_bf16", Some("skinny_logits_int8_bf16_wide"), INT8_BF16,
         cpu::logits_int8::<half::bf16>;
     SWIGLU_BF16, "skinny_swiglu_bf16", None, BF16, cpu::swiglu::<half::bf16>;
     SWIGLU_F32, "skinny_swiglu_f32", None, F32, cpu::swiglu::<f32>;
@@ -224,9 +220,7 @@ kernels! {
 /// Declares the kernels of `joined`: the constant's name, the symbol, the operands and the CPU function.
 macro_rules! joined_kernels {
     ($($id:ident, $symbol:literal, $operands:expr, $cpu:expr;)*) => {
-        $(kernel!(pub $id, $symbol, JoinedParams, $cpu, &SOURCE, |p, arch| {
-            joined_geometry(p, arch, symbols!($symbol), $operands)
-        });)*
+        $(kernel!(pub $id, $symbol, JoinedParams, $cpu, &SOURCE, |p, arch| joined_geometry(p, arch, $symbol, $operands));)*
     };
 }
 joined_kernels! {
@@ -234,6 +228,68 @@ joined_kernels! {
     JOINED_F32, "skinny_joined_f32", F32, cpu::joined::<f32>;
     JOINED_INT8_BF16, "skinny_joined_int8_bf16", INT8_BF16, cpu::joined_int8::<half::bf16>;
     JOINED_INT8_F32, "skinny_joined_int8_f32", INT8_F32, cpu::joined_int8::<f32>;
+}
+
+/// Columns of y of a block; the blocks of a wide variant have twice as many.
+const COLUMNS: u32 = 16;
+
+/// Bytes of shared memory for the norm of a row: partial sums of 16 warps, padding, and the scale.
+const NORM_BYTES: u32 = (16 + 1 + 1) * 4;
+
+/// Plans `column_blocks` blocks of columns with `tiles` tiles of 8 weight rows each, for as many blocks of rows of x as
+/// shared memory requires. Blocks of the same columns are neighbours, so that they read the weight from L2 if there
+/// are several.
+fn stage(
+    symbol: &'static str,
+    arch: &Arch,
+    (m, norm): (u32, Addr),
+    column_blocks: u32,
+    tiles: u32,
+    operands: Operands,
+) -> Vec<Stage> {
+    if m == 0 || column_blocks == 0 {
+        return Vec::new();
+    }
+    // The ring of a block: stages of `unroll` slots for each of 8 warps, with 32 lanes of 16 bytes for each unit. The
+    // number of stages and of slots is that of sm80.cu.
+    let stages = if operands.x_units > 2 { 2 } else { 4 };
+    let norm_bytes = if norm.is_null() { 0 } else { NORM_BYTES };
+    let bytes =
+        |rows: u32, unroll: u32| stages * unroll * 8 * 512 * (tiles + rows / 8 * operands.x_units) + rows * norm_bytes;
+    let fits = |rows: &u32| bytes(*rows, 1) <= arch.shared_per_block;
+    let most = (8..=operands.max_rows).rev().step_by(8).find(fits).unwrap_or(8);
+    let row_blocks = m.div_ceil(most);
+    let rows = m.div_ceil(row_blocks).next_multiple_of(8);
+    // As many slots as let two blocks be resident, up to 48 KiB of weights in flight.
+    let unroll = (1..=4 / tiles).rev().find(|&unroll| 2 * bytes(rows, unroll) <= arch.shared_per_block).unwrap_or(1);
+    let grid = [row_blocks, column_blocks, 1];
+    let stage = Stage { grid, shared: bytes(rows, unroll), ..Stage::one_dimensional(symbol, 1, 256) };
+    vec![stage.programmatic_on(arch)]
+}
+
+/// Plans the blocks of all products, one product after the other.
+fn joined_geometry(p: &JoinedParams, arch: &Arch, symbol: &'static str, operands: Operands) -> Vec<Stage> {
+    let blocks: u32 = [p.n0, p.n1, p.n2].iter().map(|n| n.div_ceil(COLUMNS)).sum();
+    stage(symbol, arch, (p.m, p.norm), blocks, 2, operands)
+}
+
+/// Plans the blocks of one product or of swiglu. The wide variant is used if its grid still has two blocks per
+/// multiprocessor; with more than 16 rows, which each block reads again, three for four multiprocessors are enough.
+fn geometry(
+    p: &Params,
+    arch: &Arch,
+    narrow: &'static str,
+    wide: Option<&'static str>,
+    operands: Operands,
+) -> Vec<Stage> {
+    let wide_blocks = p.n.div_ceil(2 * COLUMNS);
+    let fills =
+        if p.m > 16 { 4 * wide_blocks >= 3 * arch.multiprocessors } else { wide_blocks >= 2 * arch.multiprocessors };
+    match wide {
+        Some(wide) if fills => stage(wide, arch, (p.m, p.norm), wide_blocks, 4, operands),
+        Some(_) => stage(narrow, arch, (p.m, p.norm), p.n.div_ceil(COLUMNS), 2, operands),
+        None => stage(narrow, arch, (p.m, p.norm), p.n.div_ceil(COLUMNS), 4, operands),
+    }
 }
 
 /// Returns the launch that computes `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `dtype` is the type of x, bias,
@@ -335,7 +391,6 @@ pub fn test_cases_m_n_k() -> Vec<(usize, usize, usize)> {
         (17, 24, 272),
         (2, 70, 2064),
         (8, 15, 31),
-        (3, 4260, 40),
-        (17, 3170, 40),
+        (3, 8460, 80),
     ]
 }

@@ -3,7 +3,7 @@ use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
 use crate::checks::{TestArray, addr, checks, normal_numbers, run, run_once, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::{Addr, DType, Launch, rms_norm};
+use crate::{Addr, DType, rms_norm};
 use bytemuck::Zeroable;
 
 checks!(
@@ -14,7 +14,6 @@ checks!(
     joined_products_have_the_bits_of_single_ones,
     a_norm_has_the_bits_of_rms_norm,
     logits_equal_the_formula_and_do_not_know_their_batch,
-    blocks_with_several_tiles_have_the_bits_of_blocks_with_one,
 );
 
 /// A random weight, stored both as bf16 and as int8 with scales. `kind` is the format that the kernel gets.
@@ -275,61 +274,6 @@ fn a_norm_has_the_bits_of_rms_norm() {
             }
         }
     }
-}
-
-/// More columns than a GPU has multiprocessors times 16: up to 8 rows of x stay in shared memory, and each block
-/// computes several tiles of columns. With 9 rows each block has one tile.
-fn blocks_with_several_tiles_have_the_bits_of_blocks_with_one() {
-    with_one_interleaving(|| {
-        for dtype in [F32, BF16] {
-            // Rows of these lengths are copied in units of 16 bytes, so the order of asynchronous copies matters.
-            for (kind, k) in [(WeightFormat::Bf16, 136), (WeightFormat::Int8, 144)] {
-                let n = 2150;
-                let given = Given::new(dtype, kind, (9, n, k));
-                let norm = TestArray::new(dtype, &normal_numbers(k, 6, 1.0));
-                // The bits of all results of m rows, each row's together.
-                let rows_of = |m: usize, normed: bool| {
-                    let mut results = Vec::new();
-                    let mut launch = |launch: Launch, outputs: Vec<(usize, TestArray)>| {
-                        run(&launch, 1);
-                        results.extend(outputs.into_iter().map(|(n, y)| (n, y.values())));
-                    };
-                    let output = |n: usize| TestArray::output(dtype, m * n);
-                    let y = output(n);
-                    let single = Params { w2: Addr::NULL, scale2: Addr::NULL, ..given.params(&y, m) };
-                    let full = Params { bias: given.bias.addr(), residual: given.residual.addr(), ..single };
-                    launch(linear(dtype, kind, &full), vec![(n, y)]);
-                    let y = TestArray::output(F32, m * n);
-                    launch(logits(dtype, kind, &Params { y: y.addr(), ..single }), vec![(n, y)]);
-                    let norm = if normed { norm.addr() } else { Addr::NULL };
-                    let y = output(n);
-                    launch(swiglu(dtype, kind, &Params { norm, ..given.params(&y, m) }), vec![(n, y)]);
-                    // Products with neighbouring rows of one weight.
-                    let columns = [(0, 1100), (1100, 50), (1150, 1000)];
-                    let ys = columns.map(|(_, n)| (n, output(n)));
-                    let part = |i: usize| {
-                        let (from, n) = columns[i];
-                        let element = if kind == WeightFormat::Int8 { 1 } else { 2 };
-                        let scale = if single.scale.is_null() { Addr::NULL } else { single.scale.offset(4 * from) };
-                        let w = single.w.offset(from * k * element);
-                        Params { w, scale, y: ys[i].1.addr(), norm, n: n as u32, ..single }
-                    };
-                    launch(joined(dtype, kind, &JoinedParams::of([0, 1, 2].map(part))), ys.into());
-                    let row = |r: usize| -> Vec<u32> {
-                        let part = |(n, y): &(usize, Vec<f32>)| y[r * n..][..*n].iter().map(|y| y.to_bits()).collect();
-                        results.iter().flat_map(|result| -> Vec<u32> { part(result) }).collect()
-                    };
-                    (0..m).map(row).collect::<Vec<_>>()
-                };
-                for (normed, some) in [(false, vec![3]), (true, vec![1, 8])] {
-                    let whole = rows_of(9, normed);
-                    for m in some {
-                        assert!(rows_of(m, normed) == whole[..m], "{dtype} {kind:?}, {m} rows, norm {normed}");
-                    }
-                }
-            }
-        }
-    });
 }
 
 fn logits_equal_the_formula_and_do_not_know_their_batch() {
