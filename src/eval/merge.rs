@@ -48,8 +48,12 @@ impl MergeArgs {
         for task in tasks_in(&self.folder, self.benchmark.as_deref())? {
             let joined = predictions_file(&self.folder, &task.name);
             match (parts(&self.folder, &task)?, joined.exists()) {
-                // The results of a whole run, or of an earlier merge, are scored as they are.
-                (parts, true) if parts.is_empty() || !self.overwrite => {}
+                // The answers of an undivided run are scored as they are.
+                (parts, true) if parts.is_empty() => {}
+                (_, true) if !self.overwrite => {
+                    let help = "give --overwrite to join the parts again";
+                    return Err(failed(joined.display(), "exists beside the parts", help));
+                }
                 (parts, _) if parts.is_empty() => {
                     let what = format!("has no part of {}", task.title);
                     let help = "run reel eval with --shard and this folder as --out";
