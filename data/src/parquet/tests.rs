@@ -118,7 +118,7 @@ fn each_type_has_its_json() {
 #[test]
 fn embedded_media_become_data_uris_and_paths_stay() {
     let png = b"\x89PNG\r\n\x1a\n".as_slice();
-    let pictures = images(&[(Some(png), Some("a.png")), (None, Some("b.png")), (None, None)]);
+    let images_column = images(&[(Some(png), Some("a.png")), (None, Some("b.png")), (None, None)]);
     let mut all = ListBuilder::new(StructBuilder::from_fields(
         Fields::from(vec![Field::new("path", DataType::Utf8, true), Field::new("bytes", DataType::Binary, true)]),
         3,
@@ -132,7 +132,7 @@ fn embedded_media_become_data_uris_and_paths_stay() {
         all.append(true);
     }
     let batch = batch(vec![
-        ("image", pictures),
+        ("image", images_column),
         ("text", Arc::new(StringArray::from(vec!["1", "2", "3"]))),
         ("images", Arc::new(all.finish())),
     ]);
@@ -174,8 +174,8 @@ fn compressions_are_read() {
 /// where only the headers of other pages are read.
 #[test]
 fn a_row_with_bytes_does_not_read_its_row_group() {
-    let picture: Vec<u8> = (0..20_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    let content: Vec<Vec<u8>> = (0..400u32).map(|i| [&i.to_le_bytes()[..], &picture].concat()).collect();
+    let image: Vec<u8> = (0..20_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let content: Vec<Vec<u8>> = (0..400u32).map(|i| [&i.to_le_bytes()[..], &image].concat()).collect();
     let values: Vec<(Option<&[u8]>, Option<&str>)> = content.iter().map(|c| (Some(&c[..]), Some("x.png"))).collect();
     let batch = batch(vec![("image", images(&values))]);
     for index in [true, false] {

@@ -63,7 +63,7 @@ pub struct PromptRules {
     /// The text of the user's message, with `{question}` and `{options}`, which is one line for each option. Without it,
     /// the template for evaluation of the recipe, which also says what form the answer has.
     pub template: Option<String>,
-    /// The system message; without it there is none, and the chat template may add its own.
+    /// The system message. If it is absent, the row has no system message, and the chat template may add its own.
     pub system: Option<String>,
 }
 
@@ -201,7 +201,7 @@ impl Task {
             return Err(wrong(format!("prompt.template: `{start}` has no {{question}}")));
         }
         if task.layouts.is_empty() {
-            return Err(wrong("layout: there is none, so no file can be read".into()));
+            return Err(wrong("layout: is missing, so no data file can be read".into()));
         }
         let without_files = task.layouts.iter().find(|layout| layout.files.is_empty() || layout.columns.is_empty());
         match without_files {
