@@ -5,9 +5,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use reel_client::check_http_url;
 use serde_json::{Value, json};
 use ureq::Agent;
-use ureq::http::Uri;
 
 use super::reply::{custom_reward_error, format_seconds, parse_reward, shorten_for_message};
 use super::wait::{NoMessageReason, STOPPED_HELP, STOPPED_PROBLEM, receive_until};
@@ -29,29 +29,9 @@ pub(super) struct HttpReward {
     agent: Agent,
 }
 
-/// Returns the text after the host's colon if it is not a port: a number from 1 to 65535.
-fn invalid_port(uri: &Uri) -> Option<&str> {
-    let authority = uri.authority()?.as_str();
-    // The colons of an IPv6 address stand in brackets, and those of a password before an `@`.
-    let host_end = authority.rfind([']', '@']).map_or(0, |at| at + 1);
-    let (_, port) = authority[host_end..].split_once(':')?;
-    if port.parse::<u16>().is_ok_and(|number| number > 0) { None } else { Some(port) }
-}
-
 impl HttpReward {
     pub(super) fn new(url: &str, timeout: Duration) -> Result<Self> {
-        let is_http = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
-        let Some(parsed) = url.parse::<Uri>().ok().filter(is_http) else {
-            // `redact_urls` does not recognise a URL without its scheme, so its password and query are removed here.
-            let shown = url.rsplit('@').next().unwrap_or_default();
-            let shown = shown.split(['?', '#']).next().unwrap_or_default();
-            let what = format!("`{}` is not an HTTP URL", shorten_for_message(shown));
-            return Err(RewardError::bad_option(FLAG, what, "give http://HOST:PORT/PATH"));
-        };
-        if let Some(port) = invalid_port(&parsed) {
-            let what = format!("has the port {}, which is not a port number", shorten_for_message(port));
-            return Err(RewardError::bad_option(FLAG, what, "give a port from 1 to 65535"));
-        }
+        check_http_url(url).map_err(|(what, help)| RewardError::bad_option(FLAG, what, help))?;
         let config = Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).max_redirects(0);
         Ok(Self { url: url.to_string(), timeout, agent: config.build().into() })
     }

@@ -1,0 +1,154 @@
+//! A cap on the cost of requests.
+//!
+//! The cost of a request is known at its end only. So its largest possible cost is reserved before it is sent, and the
+//! difference is given back at its end: what is spent never passes the cap, however many requests are in flight.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Interval at which a wait checks the stop flag.
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Money in US dollars that requests may cost together. Clients share it.
+#[derive(Debug)]
+pub struct Budget {
+    cap: Option<f64>,
+    amounts: Mutex<Amounts>,
+    /// Is notified when a reservation ends.
+    changed: Condvar,
+}
+
+/// Dollars.
+#[derive(Clone, Copy, Debug, Default)]
+struct Amounts {
+    spent: f64,
+    reserved: f64,
+}
+
+/// The reason why nothing was reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotReserved {
+    /// The request may cost more than what is left.
+    CapReached,
+    Stopped,
+}
+
+/// The largest possible cost of an attempt in flight. If it is dropped, nothing was spent.
+#[derive(Debug)]
+pub(crate) struct Reservation<'b> {
+    budget: &'b Budget,
+    amount: f64,
+}
+
+impl Budget {
+    /// A budget of `cap` dollars; `None` has no cap.
+    pub fn new(cap: Option<f64>) -> Self {
+        Self { cap, amounts: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// A budget of `cap` dollars of which an earlier process has spent `spent`.
+    pub fn with_spent(cap: Option<f64>, spent: f64) -> Self {
+        Self { cap, amounts: Mutex::new(Amounts { spent, reserved: 0.0 }), changed: Condvar::new() }
+    }
+
+    /// The cap in dollars.
+    pub fn cap(&self) -> Option<f64> {
+        self.cap
+    }
+
+    /// The dollars that requests have cost so far.
+    pub fn spent(&self) -> f64 {
+        self.amounts().spent
+    }
+
+    /// Reserves `amount` dollars. Waits while requests in flight hold money that they may give back.
+    pub(crate) fn reserve(&self, amount: f64, stop: &AtomicBool) -> Result<Reservation<'_>, NotReserved> {
+        let Some(cap) = self.cap else { return Ok(Reservation { budget: self, amount: 0.0 }) };
+        let mut amounts = self.amounts();
+        loop {
+            if stop.load(Ordering::Relaxed) {
+                return Err(NotReserved::Stopped);
+            }
+            if amounts.spent + amount > cap {
+                return Err(NotReserved::CapReached);
+            }
+            if amounts.spent + amounts.reserved + amount <= cap {
+                amounts.reserved += amount;
+                return Ok(Reservation { budget: self, amount });
+            }
+            let waited = self.changed.wait_timeout(amounts, STOP_CHECK_INTERVAL);
+            amounts = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn amounts(&self) -> MutexGuard<'_, Amounts> {
+        self.amounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reservation<'_> {
+    /// Ends the reservation: the attempt has cost `cost` dollars.
+    pub fn charge(mut self, cost: f64) {
+        let mut amounts = self.budget.amounts();
+        amounts.spent += cost;
+        amounts.reserved -= self.amount;
+        self.amount = 0.0;
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.budget.amounts().reserved -= self.amount;
+        self.budget.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    static GO: AtomicBool = AtomicBool::new(false);
+
+    #[test]
+    fn a_reservation_waits_for_money_in_flight_and_fails_if_it_can_never_fit() {
+        let budget = Budget::new(Some(1.0));
+        let first = budget.reserve(0.75, &GO).unwrap();
+        assert_eq!(budget.reserve(1.5, &GO).map(drop), Err(NotReserved::CapReached));
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| budget.reserve(0.75, &GO).map(|second| second.charge(0.5)));
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!second.is_finished());
+            first.charge(0.25);
+            assert_eq!(second.join().unwrap(), Ok(()));
+        });
+        assert_eq!(budget.spent(), 0.75);
+        assert_eq!(budget.reserve(0.5, &GO).map(drop), Err(NotReserved::CapReached));
+        assert_eq!(budget.reserve(0.25, &GO).map(drop), Ok(()));
+        assert_eq!(budget.reserve(0.25, &AtomicBool::new(true)).map(drop), Err(NotReserved::Stopped));
+    }
+
+    proptest! {
+        /// Whatever requests cost, up to what was reserved for them, the cap holds.
+        #[test]
+        fn the_cap_is_never_passed(requests in proptest::collection::vec((0.0f64..1.0, 0.0f64..=1.0), 1..40)) {
+            let budget = &Budget::new(Some(3.0));
+            std::thread::scope(|scope| {
+                for part in requests.chunks(10) {
+                    scope.spawn(move || {
+                        for (bound, share) in part {
+                            if let Ok(reservation) = budget.reserve(*bound, &GO) {
+                                let amounts = *budget.amounts();
+                                assert!(amounts.spent + amounts.reserved <= 3.0 + 1e-9);
+                                reservation.charge(bound * share);
+                            }
+                        }
+                    });
+                }
+            });
+            prop_assert!(budget.spent() <= 3.0);
+            prop_assert!(budget.amounts().reserved.abs() < 1e-9);
+        }
+    }
+}

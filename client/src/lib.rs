@@ -1,0 +1,31 @@
+//! A client of servers with OpenAI's chat API (`POST /chat/completions`). [`ChatClient::chat`] sends one request and
+//! returns its answer; it is blocking, and as many threads call it as requests are to be in flight.
+//!
+//! ```text
+//! until the request is answered, or max_attempts attempts have failed:
+//!     wait for the rate limits, and for a pause that the server asked for (Retry-After)      pace
+//!     reserve the largest cost that the attempt can have; without it, fail                   budget
+//!     POST; on 408, 409, 425, 429, 5xx, a time-out, a broken connection or a reply that is
+//!         not an answer: wait with exponential back-off and jitter                           retry
+//!     charge what the attempt has cost: the tokens that the reply states
+//! ```
+//!
+//! An attempt whose end is unknown (time-out, broken connection, reply without token counts) is charged what was
+//! reserved for it, since the server may have charged for it too.
+
+mod budget;
+mod chat;
+mod options;
+mod pace;
+mod reply;
+mod request;
+mod retry;
+#[cfg(test)]
+mod tests;
+mod url;
+
+pub use budget::Budget;
+pub use chat::{ChatAnswer, ChatClient, ChatFailure, FailureKind};
+pub use options::{ClientOptions, Prices};
+pub use request::{ChatRequest, image_part};
+pub use url::check_http_url;

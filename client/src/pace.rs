@@ -1,0 +1,186 @@
+//! Rate limits: when the next attempt may be sent.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Interval at which a wait checks the stop flag.
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// Seconds of the token limit that may be used at once after an idle time.
+const TOKEN_BURST_SECONDS: f64 = 10.0;
+
+/// The rate limits of one server, and the pause that it has asked for.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    limits: Mutex<Limits>,
+}
+
+#[derive(Debug)]
+struct Limits {
+    requests: Option<Allowance>,
+    tokens: Option<Allowance>,
+    paused_until: Option<Instant>,
+}
+
+/// An amount that grows with time up to `most`. A request may be sent while it is positive; what the request uses is
+/// subtracted, so it may become negative.
+#[derive(Debug)]
+struct Allowance {
+    per_second: f64,
+    most: f64,
+    available: f64,
+    updated: Instant,
+}
+
+impl Allowance {
+    fn new(per_minute: f64, most: impl Fn(f64) -> f64) -> Self {
+        let per_second = per_minute / 60.0;
+        let most = most(per_second);
+        Self { per_second, most, available: most, updated: Instant::now() }
+    }
+
+    /// The time until the amount is positive.
+    fn wait(&mut self, now: Instant) -> Duration {
+        self.available += now.saturating_duration_since(self.updated).as_secs_f64() * self.per_second;
+        self.available = self.available.min(self.most);
+        self.updated = now;
+        // An amount of exactly 0 is not positive: the smallest wait makes it so.
+        let missing = if self.available > 0.0 { 0.0 } else { (-self.available).max(1e-6) };
+        Duration::try_from_secs_f64(missing / self.per_second).unwrap_or(Duration::MAX)
+    }
+}
+
+impl Pace {
+    pub fn new(requests_per_minute: Option<f64>, tokens_per_minute: Option<f64>) -> Self {
+        // Requests are spread evenly: nearly nothing is saved up in an idle time.
+        let requests = requests_per_minute.map(|rate| Allowance::new(rate, |_| 1e-3));
+        let tokens = tokens_per_minute.map(|rate| Allowance::new(rate, |per_second| per_second * TOKEN_BURST_SECONDS));
+        Self { limits: Mutex::new(Limits { requests, tokens, paused_until: None }) }
+    }
+
+    /// Waits until an attempt of about `tokens` tokens may be sent. Returns false if `stop` was set.
+    pub fn wait(&self, tokens: f64, stop: &AtomicBool) -> bool {
+        loop {
+            let left = self.take(tokens, Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            if !sleep(left.min(STOP_CHECK_INTERVAL), stop) {
+                return false;
+            }
+        }
+    }
+
+    /// Takes one request of `tokens` tokens and returns zero, or returns the time until it can be taken.
+    fn take(&self, tokens: f64, now: Instant) -> Duration {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let pause = limits.paused_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+        let allowances = |limits: &mut Limits| [limits.requests.take(), limits.tokens.take()];
+        let mut both = allowances(&mut limits);
+        let wait = both.iter_mut().flatten().map(|allowance| allowance.wait(now)).fold(pause, Duration::max);
+        if wait.is_zero() {
+            for (allowance, amount) in both.iter_mut().zip([1.0, tokens]) {
+                if let Some(allowance) = allowance {
+                    allowance.available -= amount;
+                }
+            }
+        }
+        [limits.requests, limits.tokens] = both;
+        wait
+    }
+
+    /// Corrects the number of tokens of an attempt: it was taken as `estimated`, and it is `used`.
+    pub fn correct(&self, estimated: f64, used: f64) {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tokens) = &mut limits.tokens {
+            tokens.available += estimated - used;
+        }
+    }
+
+    /// Sends no attempt for this time: the server has asked for it.
+    pub fn pause(&self, duration: Duration) {
+        let until = Instant::now().checked_add(duration);
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.paused_until = limits.paused_until.max(until);
+    }
+}
+
+/// Sleeps, and returns false as soon as `stop` is set.
+pub(crate) fn sleep(duration: Duration, stop: &AtomicBool) -> bool {
+    let begun = Instant::now();
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            return false;
+        }
+        let left = duration.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return true;
+        }
+        std::thread::sleep(left.min(STOP_CHECK_INTERVAL));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The times in seconds at which requests of these tokens are sent, each as early as possible.
+    fn times(pace: &Pace, tokens: &[f64]) -> Vec<f64> {
+        let start = Instant::now();
+        let mut now = start;
+        tokens
+            .iter()
+            .map(|&tokens| {
+                loop {
+                    let wait = pace.take(tokens, now);
+                    if wait.is_zero() {
+                        return (now - start).as_secs_f64();
+                    }
+                    now += wait + Duration::from_micros(1);
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn requests_are_spread_evenly() {
+        let sent = times(&Pace::new(Some(120.0), None), &[0.0; 5]);
+        for (i, time) in sent.iter().enumerate() {
+            assert!((time - 0.5 * i as f64).abs() < 0.01, "{sent:?}");
+        }
+    }
+
+    #[test]
+    fn a_pause_holds_back_all_requests() {
+        let pace = Pace::new(None, None);
+        assert!(pace.take(1.0, Instant::now()).is_zero());
+        pace.pause(Duration::from_secs(5));
+        pace.pause(Duration::from_secs(1));
+        assert!(pace.take(1.0, Instant::now()) > Duration::from_secs(4));
+        assert!(pace.take(1.0, Instant::now() + Duration::from_secs(6)).is_zero());
+        assert!(!pace.wait(1.0, &AtomicBool::new(true)));
+    }
+
+    #[test]
+    fn corrected_tokens_count() {
+        let pace = Pace::new(None, Some(600.0));
+        assert!(pace.take(1000.0, Instant::now()).is_zero());
+        assert!(pace.take(1.0, Instant::now()) > Duration::from_secs(60));
+        pace.correct(1000.0, 10.0);
+        assert!(pace.take(1.0, Instant::now()).is_zero());
+    }
+
+    proptest! {
+        /// After the burst, the tokens of the requests before a request fit into the time that has passed.
+        #[test]
+        fn the_token_limit_holds(tokens in proptest::collection::vec(1.0f64..5000.0, 1..30)) {
+            let sent = times(&Pace::new(None, Some(60_000.0)), &tokens);
+            let mut before = 0.0;
+            for (time, tokens) in sent.iter().zip(&tokens) {
+                prop_assert!(before <= 1000.0 * (time + TOKEN_BURST_SECONDS) + 1.0, "{sent:?}");
+                before += tokens;
+            }
+        }
+    }
+}
