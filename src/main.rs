@@ -11,6 +11,7 @@ mod completions;
 mod data;
 mod demo;
 mod doctor;
+mod endpoint;
 mod eval;
 mod fail;
 mod frames;

@@ -13,7 +13,8 @@ use reel_model::input::encode::ModelFolder;
 use reel_runtime::Device;
 use reel_train::TrainError;
 use reel_train::predict::{
-    ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts, SamplingSettings,
+    ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowConversations, RowPrompts,
+    SamplingSettings,
 };
 use serde_json::{Map, Value, json};
 
@@ -46,7 +47,7 @@ pub struct PredictionJob<'j> {
     /// The command that runs, for the settings file.
     pub command: &'j str,
     /// The rows.
-    pub prompts: Arc<RowPrompts>,
+    pub rows: Arc<RowConversations>,
     /// The data file or folder, and the fingerprint of the rows.
     pub data: (&'j Path, String),
     /// The predictions file.
@@ -82,31 +83,17 @@ impl<'c> Predictor<'c> {
 
     /// The options of every run that influence its lines.
     pub fn compared_options(&self, sampling: &SamplingSettings, media: &MediaOptions) -> Map<String, Value> {
-        let params = &sampling.params;
-        let mut options = json!({
-            "n": sampling.n,
-            "max_new_tokens": sampling.max_new_tokens,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            "top_k": params.top_k,
-            "repetition_penalty": params.repetition_penalty,
-            "stop": sampling.stop,
-            "seed": self.common.seed(),
-            "dtype": model::activation_dtype(self.common).name(),
-            "profile": media.profile.name(),
-        });
+        let mut options = sampling_options(sampling, media, self.common);
+        options.insert("dtype".into(), json!(model::activation_dtype(self.common).name()));
         if let Some(format) = self.quantize.name() {
-            options["quantize"] = json!(format);
+            options.insert("quantize".into(), json!(format));
         }
-        let limits = json!(media.overrides.or_fallback(media.trained));
-        let mut all = options.as_object_mut().map(std::mem::take).unwrap_or_default();
-        all.extend(limits.as_object().cloned().unwrap_or_default().into_iter().filter(|(_, value)| !value.is_null()));
-        all
+        options
     }
 
     /// Writes the predictions of a job, or what an earlier run of it has left.
     pub fn run(&mut self, job: PredictionJob<'_>) -> Result<PredictionSummary> {
-        let rows = job.prompts.data().len();
+        let rows = job.rows.data().len();
         let settings = PredictionSettings::new(
             job.command,
             (&self.folder, self.adapter.as_deref()),
@@ -115,7 +102,7 @@ impl<'c> Predictor<'c> {
             &self.device,
             self.batch_size,
         )?;
-        let file = PredictionFile::open(job.out, job.existing, settings, |row| job.prompts.columns(row))?;
+        let file = PredictionFile::open(job.out, job.existing, settings, |row| job.rows.columns(row))?;
         if let Some(done) = PredictionSummary::of_complete_file(&file) {
             return Ok(done);
         }
@@ -129,7 +116,7 @@ impl<'c> Predictor<'c> {
         let stop = interrupt::stop_flag();
         let engine = Engine::new(&model.weights, &model.cx)?.max_slots(self.batch_size).interrupt_flag(&stop);
         let run = PredictionRun {
-            prompts: job.prompts,
+            prompts: Arc::new(RowPrompts::new(job.rows, self.bundle.clone())),
             engine: &engine,
             sampling: job.sampling,
             max_kv_bytes: model::kv_bytes(&self.device),
@@ -152,6 +139,35 @@ impl<'c> Predictor<'c> {
         model.weights.features = Some(Arc::new(FeatureCache::new(MAX_FEATURES)));
         Ok(model)
     }
+}
+
+/// The sampling parameters, the seed, and the frame and pixel limits of a run, by name.
+pub fn sampling_options(
+    sampling: &SamplingSettings,
+    media: &MediaOptions,
+    common: &CommonOptions,
+) -> Map<String, Value> {
+    let params = &sampling.params;
+    let mut options = json!({
+        "n": sampling.n,
+        "max_new_tokens": sampling.max_new_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "repetition_penalty": params.repetition_penalty,
+        "stop": sampling.stop,
+        "seed": common.seed(),
+        "profile": media.profile.name(),
+    });
+    let limits = json!(media.overrides.or_fallback(media.trained));
+    let mut all = options.as_object_mut().map(std::mem::take).unwrap_or_default();
+    all.extend(limits.as_object().cloned().unwrap_or_default().into_iter().filter(|(_, value)| !value.is_null()));
+    all
+}
+
+/// A number as the decimal that the user has typed, instead of the nearest f32.
+pub fn decimal(number: f32) -> Value {
+    json!(number.to_string().parse::<f64>().unwrap_or(f64::from(number)))
 }
 
 /// The maximum number of sequences that decode together: that of `--batch-size`, else the default of the device.

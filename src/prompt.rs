@@ -211,22 +211,22 @@ impl MessageFlags {
         says_so: bool,
         common: &CommonOptions,
     ) -> Result<MediaOptions> {
-        media_options(&self.media, &self.worker, trained_folder, access, says_so, common)
+        media_options(&self.media, &self.worker, Some(trained_folder), access, says_so, common)
     }
 }
 
-/// How images and videos are loaded: as in the run that wrote the model or adapter in `trained_folder`, unless flags
-/// say otherwise. With `says_so`, a line on stderr names that run.
+/// How images and videos are loaded: as in the run that wrote the model or adapter in `trained_folder`, if there is
+/// one, unless flags say otherwise. With `says_so`, a line on stderr names that run.
 pub fn media_options(
     media: &MediaFlags,
     worker: &WorkerFlags,
-    trained_folder: &Path,
+    trained_folder: Option<&Path>,
     access: MediaAccess,
     says_so: bool,
     common: &CommonOptions,
 ) -> Result<MediaOptions> {
     // A profile on the command line replaces all settings of the training run.
-    let trained = TrainingMediaSettings::find(trained_folder).filter(|_| media.profile.is_none());
+    let trained = trained_folder.and_then(TrainingMediaSettings::find).filter(|_| media.profile.is_none());
     if let Some(trained) = trained.as_ref().filter(|_| says_so) {
         let file = trained.file.display().to_string();
         eprintln!("frames and pixels as in training: {trained} (from {}; flags win)", escape_controls(&file));

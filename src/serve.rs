@@ -227,7 +227,7 @@ impl ServeArgs {
             remote: if self.allow_remote_media { RemoteMedia::Public } else { RemoteMedia::Refused },
             confined_to: self.media_root.clone(),
         };
-        let options = media_options(&self.media, &self.worker, trained_folder, access, !common.quiet, common)?;
+        let options = media_options(&self.media, &self.worker, Some(trained_folder), access, !common.quiet, common)?;
         Ok(RequestMedia { options, root: self.media_root.clone() })
     }
 }

@@ -15,7 +15,8 @@ pub struct ChatRequest {
     pub messages: Vec<Value>,
     /// Maximum number of tokens of the answer.
     pub max_tokens: u32,
-    /// Further fields: `temperature`, `top_p`, `seed`, `response_format`, ….
+    /// Further fields: `temperature`, `top_p`, `seed`, `response_format`, …. They win over `max_tokens`; null removes a
+    /// field.
     pub params: Map<String, Value>,
 }
 
@@ -72,6 +73,8 @@ impl ChatRequest {
         let mut body = json!({"model": model, "messages": self.messages, "max_tokens": self.max_tokens});
         if let Value::Object(fields) = &mut body {
             fields.extend(self.params.clone());
+            // A parameter of null removes the field.
+            fields.retain(|_, value| !value.is_null());
         }
         body
     }
@@ -98,9 +101,10 @@ mod tests {
 
     #[test]
     fn params_are_fields_of_the_body() {
-        let params = json!({"temperature": 0.01, "seed": 7}).as_object().unwrap().clone();
+        let params = json!({"temperature": 0.01, "seed": 7, "n": null}).as_object().unwrap().clone();
         let request = ChatRequest { messages: vec![json!({"role": "user", "content": "a"})], max_tokens: 9, params };
         let body = request.body("m");
         assert_eq!((&body["model"], &body["max_tokens"], &body["seed"]), (&json!("m"), &json!(9), &json!(7)));
+        assert!(body.get("n").is_none());
     }
 }

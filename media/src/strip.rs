@@ -1,7 +1,9 @@
-//! Small PNG images of frames: several side by side, for logs and reports, or one of them.
+//! Frames as image files: PNG images of one or several frames, for logs and reports, and JPEG images for requests to
+//! other servers.
 
 use std::io::Cursor;
 
+use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
@@ -55,8 +57,34 @@ pub fn thumbnail(frame: &[u8], (height, width): (usize, usize), max_side: usize)
     encode_png(&small.data, small.height, small.width)
 }
 
-/// Encodes u8 RGB pixels `[height, width, 3]` as PNG.
-fn encode_png(pixels: &[u8], height: usize, width: usize) -> Result<PngImage> {
+/// The quality of [`encode_jpeg`], from 1 to 100.
+const JPEG_QUALITY: u8 = 90;
+
+/// Encodes one frame, u8 RGB `[height, width, 3]`, as the bytes of a JPEG file.
+///
+/// # Errors
+/// `frame` does not have the length that `height` and `width` state, or a side has more than 65,535 pixels.
+pub fn encode_jpeg(frame: &[u8], (height, width): (usize, usize)) -> Result<Vec<u8>> {
+    FrameView::new(frame, 1, height, width)?;
+    let side = |pixels: usize| {
+        u16::try_from(pixels).map(u32::from).map_err(|_| {
+            let what = format!("a side of {pixels} pixels is above JPEG's limit of {}", u16::MAX);
+            MediaError::setting_error("frames", what, "give smaller frames")
+        })
+    };
+    let mut bytes = Vec::new();
+    JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
+        .write_image(frame, side(width)?, side(height)?, ExtendedColorType::Rgb8)
+        .map_err(|e| MediaError::file_error("JPEG image", e.to_string(), "report this as a bug"))?;
+    Ok(bytes)
+}
+
+/// Encodes one frame, u8 RGB `[height, width, 3]`, as PNG, which keeps every pixel.
+///
+/// # Errors
+/// `pixels` does not have the length that `height` and `width` state.
+pub fn encode_png(pixels: &[u8], height: usize, width: usize) -> Result<PngImage> {
+    FrameView::new(pixels, 1, height, width)?;
     let mut bytes = Cursor::new(Vec::new());
     PngEncoder::new(&mut bytes)
         .write_image(pixels, width as u32, height as u32, ExtendedColorType::Rgb8)
@@ -86,6 +114,15 @@ mod tests {
                 }
             }
             prop_assert!(thumbnail(&frame[1..], (h, w), side).is_err());
+        }
+
+        #[test]
+        fn jpeg_has_the_size_and_about_the_pixels_of_its_frame(h in 1usize..40, w in 1usize..40, level in any::<u8>()) {
+            let frame = vec![level; h * w * 3];
+            let read = crate::image::decode(&encode_jpeg(&frame, (h, w)).unwrap(), "frame").unwrap();
+            prop_assert_eq!((read.height, read.width), (h, w));
+            prop_assert!(read.data.iter().all(|&got| got.abs_diff(level) <= 3));
+            prop_assert!(encode_jpeg(&frame[1..], (h, w)).is_err());
         }
 
         #[test]

@@ -111,7 +111,8 @@ impl AblateArgs {
         if values.len() < 2 || values.iter().any(|value| value.is_empty() || value.contains('/')) {
             return Err(wrong("which is not a list of at least two values"));
         }
-        if ["out", "model", "adapter", "data", "benchmark", "media-root", "shard", "option"].contains(&name.as_str()) {
+        let what_is_evaluated = ["model", "adapter", "endpoint", "endpoint-model", "data", "benchmark", "media-root"];
+        if what_is_evaluated.contains(&name.as_str()) || ["out", "shard", "option"].contains(&name.as_str()) {
             return Err(wrong("but --option changes how questions are asked"));
         }
         let mut words: Vec<String> = std::env::args().collect();

@@ -1,8 +1,9 @@
-//! `reel eval`: runs a model over video benchmarks (`run.rs`), scores predictions (`score_only.rs`), joins the parts of
+//! `reel eval`: runs a model or asks a server over video benchmarks (`run.rs`, `answerer.rs`), scores predictions (`score_only.rs`), joins the parts of
 //! a run (`merge.rs`), compares runs (`compare.rs`, `ablate.rs`), and lists the benchmarks (`tasks.rs`). `results.rs` writes the
 //! result files of all of them.
 
 mod ablate;
+mod answerer;
 mod compare;
 mod merge;
 mod results;
@@ -18,10 +19,12 @@ use clap::{Args, Subcommand};
 use reel_eval::Extraction;
 
 use crate::common::CommonOptions;
+use crate::endpoint::EndpointFlags;
 use crate::fail::bad_usage;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::model::QuantizeFlag;
 use reel_train::options::Recipe;
+use reel_train::predict::VideoForm;
 use shard::Shard;
 
 /// Run a model over video benchmarks under one fixed protocol, and score its answers with 95 % confidence intervals.
@@ -86,6 +89,16 @@ pub struct EvalRun {
     /// Model folder, Hugging Face model id, or folder of a LoRA adapter that names its base model
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
+    /// Ask a server with OpenAI's API instead: its base URL, such as http://127.0.0.1:8000/v1
+    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "adapter", "quantize", "batch_size"])]
+    endpoint: Option<String>,
+    /// Name of the server's model [default: the first that it lists]
+    #[arg(long, value_name = "NAME", requires = "endpoint")]
+    endpoint_model: Option<String>,
+    /// How a video is sent: images (an image_url for each frame), vllm (one video_url of JPEG frames) or reel (Qwen's list
+    /// of PNG frames with their rate, which reel serve reads)
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true, value_name = "FORM")]
+    endpoint_video: VideoForm,
     /// Folder of a LoRA adapter for the model, as reel sft --lora-r or PEFT writes it
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
@@ -149,6 +162,8 @@ pub struct EvalRun {
     access: MediaAccessFlags,
     #[command(flatten)]
     worker: WorkerFlags,
+    #[command(flatten)]
+    server: EndpointFlags,
 }
 
 impl EvalArgs {
@@ -172,6 +187,7 @@ impl EvalArgs {
     fn refuse_model(&self) -> Result<()> {
         let given = [
             ("--model", self.run.model.is_some()),
+            ("--endpoint", self.run.endpoint.is_some()),
             ("--data", self.run.data.is_some()),
             ("--shard", self.run.shard.is_some()),
             ("--limit", self.run.limit.is_some()),

@@ -1,8 +1,8 @@
-//! `reel eval --model`: asks a model the questions of benchmarks, and scores its answers.
+//! `reel eval --model` and `--endpoint`: asks a model or a server the questions of benchmarks, and scores the answers.
 //!
 //! ```text
 //! for each benchmark: task file + data files -> rows with prompts                 load_benchmark
-//! for each benchmark: rows -> OUT/NAME.jsonl; a killed run continues there        Predictor
+//! for each benchmark: rows -> OUT/NAME.jsonl; a killed run continues there        Answerer
 //! for each benchmark: OUT/NAME.jsonl -> OUT/NAME.json, OUT/results.json           results
 //! ```
 
@@ -18,17 +18,17 @@ use reel_media::selection::select_frames;
 use reel_prompts::QuestionTemplate;
 use reel_train::data::dataset::Dataset;
 use reel_train::options::Recipe;
-use reel_train::predict::{ExistingOutput, RowPrompts, SamplingSettings, paths_beside};
+use reel_train::predict::{ExistingOutput, RowConversations, SamplingSettings, paths_beside};
 use serde_json::{Value, json};
 
+use super::answerer::Answerer;
 use super::results::{self, Scored};
 use super::{EvalRun, EvalWhat};
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::media::error_naming_option;
-use crate::predictor::{PredictionJob, Predictor};
-use crate::prompt::{ModelFlags, media_options};
-use crate::{model, output, replaced};
+use crate::predictor::{PredictionJob, decimal};
+use crate::{output, replaced};
 
 /// The frame and pixel limits of the reference's evaluation, which `--profile` replaces.
 const DEFAULT_PROFILE: &str = "videorft-eval";
@@ -47,9 +47,11 @@ pub(super) fn run(what: &EvalWhat, options: &EvalRun, common: &CommonOptions) ->
 /// Answers and scores the benchmarks, writes the results and prints the scores. With `--shard` there are no scores.
 pub(super) fn evaluate(what: &EvalWhat, options: &EvalRun, common: &CommonOptions) -> Result<Vec<Scored>> {
     let missing = |option: &str, help: &str| bad_usage(option, "is missing", help);
-    let Some(model) = &options.model else {
-        return Err(missing("--model", "give the model to evaluate, or --score-only --predictions to score answers"));
-    };
+    if options.model.is_none() && options.endpoint.is_none() {
+        let help =
+            "give the model to evaluate, --endpoint to ask a server, or --score-only --predictions to score answers";
+        return Err(missing("--model", help));
+    }
     let Some(data) = &options.data else {
         return Err(missing("--data", "give the folder with the benchmarks' files"));
     };
@@ -75,12 +77,10 @@ pub(super) fn evaluate(what: &EvalWhat, options: &EvalRun, common: &CommonOption
         refuse_data_in_outputs(benchmark, out)?;
         describe(benchmark, common);
     }
-    let flags = ModelFlags { model: model.clone(), adapter: options.adapter.clone() };
-    let device = model::open_device(common)?;
-    let mut predictor = Predictor::open(&flags, options.quantize, device, options.batch_size, common)?;
+    let mut answerer = Answerer::open(options, common)?;
     let mut scored = Vec::new();
     for Benchmark { task, loaded } in &benchmarks {
-        let file = answer(task, loaded, &mut predictor, &sampling, out, options, common)?;
+        let file = answer(task, loaded, &mut answerer, &sampling, out, options, common)?;
         match options.shard {
             Some(_) if !common.quiet => output::print_line(format!("{}: complete", file.display()))?,
             Some(_) => {}
@@ -148,7 +148,7 @@ impl EvalRun {
 fn answer(
     task: &Task,
     loaded: &LoadedBenchmark,
-    predictor: &mut Predictor<'_>,
+    answerer: &mut Answerer<'_>,
     sampling: &SamplingSettings,
     out: &Path,
     options: &EvalRun,
@@ -156,8 +156,8 @@ fn answer(
 ) -> Result<PathBuf> {
     let flags = options.media.with_default_profile(DEFAULT_PROFILE);
     let access = options.access.media_access(&loaded.media_root);
-    let media = media_options(&flags, &options.worker, predictor.trained_folder(), access, false, common)?;
-    let mut settings = predictor.compared_options(sampling, &media);
+    let media = answerer.media_options(&flags, access, options, common)?;
+    let mut settings = answerer.compared_options(sampling, &media);
     let rows: Vec<String> =
         loaded.rows.iter().map(|row| Value::Object(row.to_json(task, options.parity)).to_string()).collect();
     let fingerprint = reel_data::fingerprint::bytes_fingerprint(rows.join("\n").as_bytes());
@@ -171,8 +171,6 @@ fn answer(
         let what = format!("leaves no row of {} for this part", task.title);
         return Err(bad_usage("--shard", what, format!("use at most {} parts", rows.len())));
     }
-    // The decimal numbers that the user knows, instead of the nearest f32.
-    let decimal = |number: f32| json!(number.to_string().parse::<f64>().unwrap_or(f64::from(number)));
     settings.insert("temperature".into(), decimal(sampling.params.temperature));
     settings.insert("top_p".into(), decimal(sampling.params.top_p));
     settings.insert("repetition_penalty".into(), decimal(sampling.params.repetition_penalty));
@@ -193,12 +191,11 @@ fn answer(
     let dataset = Dataset::parse(Path::new(&task.name), text)?;
     // The prompts are complete; the template says only that frame times are the true ones.
     let rules = (options.parity, QuestionTemplate::Evaluation);
-    let bundle = predictor.bundle.clone();
-    let prompts = Arc::new(RowPrompts::new(dataset, bundle, media, &loaded.media_root, rules, common.seed()));
+    let rows = Arc::new(RowConversations::new(dataset, media, &loaded.media_root, rules, common.seed()));
     let name = PathBuf::from(&task.name);
-    predictor.run(PredictionJob {
+    answerer.run(PredictionJob {
         command: "eval",
-        prompts,
+        rows,
         data: (&name, fingerprint),
         out: &file,
         existing: options.existing_output(),

@@ -9,7 +9,7 @@ use reel_engine::SamplingParams;
 use reel_model::input::request::RequestSettings;
 use reel_prompts::QuestionTemplate;
 use reel_train::data::dataset::Dataset;
-use reel_train::predict::{self, ExistingOutput, PredictionSummary, RowPrompts, SamplingSettings};
+use reel_train::predict::{self, ExistingOutput, PredictionSummary, RowConversations, SamplingSettings};
 use serde_json::{Value, json};
 
 use super::GenerateArgs;
@@ -109,15 +109,14 @@ impl GenerateArgs {
         let mut options = predictor.compared_options(&sampling, &media);
         options.insert("parity".into(), json!(rules.0));
         options.insert("question_template".into(), json!(rules.1));
-        let bundle = predictor.bundle.clone();
-        let prompts = Arc::new(RowPrompts::new(dataset, bundle, media, media_root, rules, common.seed()));
-        self.check_rows(&prompts, data, common)?;
-        let data = (data, prompts.data().fingerprint());
+        let rows = Arc::new(RowConversations::new(dataset, media, media_root, rules, common.seed()));
+        self.check_rows(&rows, data, common)?;
+        let data = (data, rows.data().fingerprint());
         let existing = self.rows.existing_output();
         let strict = self.rows.strict;
         let summary = predictor.run(PredictionJob {
             command: "generate",
-            prompts,
+            rows,
             data,
             out,
             existing,
@@ -130,18 +129,18 @@ impl GenerateArgs {
 
     /// Prints how many rows cannot be used; with `--strict`, returns the error of the first such row instead. Also
     /// returns an error if the output file would replace an image or a video of a row.
-    fn check_rows(&self, prompts: &RowPrompts, data: &Path, common: &CommonOptions) -> Result<()> {
-        let unusable = prompts.find_unusable_rows();
+    fn check_rows(&self, rows: &RowConversations, data: &Path, common: &CommonOptions) -> Result<()> {
+        let unusable = rows.find_unusable_rows();
         if let Some(first) = unusable.first {
             if self.rows.strict {
                 return Err(first.into());
             }
             if !common.quiet {
-                predictor::warn_of_unusable_rows(data, unusable.count, prompts.data().len(), &first);
+                predictor::warn_of_unusable_rows(data, unusable.count, rows.data().len(), &first);
             }
         }
         if self.rows.out.as_ref().is_some_and(|out| out.exists()) {
-            for conversation in (0..prompts.data().len()).filter_map(|row| prompts.conversation(row).ok().flatten()) {
+            for conversation in (0..rows.data().len()).filter_map(|row| rows.conversation(row).ok().flatten()) {
                 media_files(&conversation)
                     .try_for_each(|(path, location)| replaced::refuse_if_output(path, location))?;
             }

@@ -141,7 +141,16 @@ pub fn encode(folder: &ModelFolder, conversation: &Conversation, options: &Media
 
 /// Loads and resizes all images and videos of a conversation, in order.
 pub fn load_media(folder: &ModelFolder, conversation: &Conversation, options: &MediaOptions) -> Result<LoadedMedia> {
-    let processor = folder.preprocessor.patch_processor();
+    load_media_with(folder.preprocessor.patch_processor(), conversation, options)
+}
+
+/// Loads and resizes all images and videos of a conversation as [`load_media`] does, for a model whose folder has these
+/// preprocessor settings.
+pub fn load_media_with(
+    processor: PatchProcessor,
+    conversation: &Conversation,
+    options: &MediaOptions,
+) -> Result<LoadedMedia> {
     let mut media =
         LoadedMedia { frames: MediaFrames { processor, ..MediaFrames::default() }, ..LoadedMedia::default() };
     for part in conversation.media_parts() {

@@ -5,6 +5,9 @@
 //! |---|---|
 //! | `OUT.partial` | the lines written so far; renamed to `OUT` when each row has a line |
 //! | `OUT.partial.run.json`, then `OUT.run.json` | the settings, see [`PredictionSettings`] |
+//! | `OUT.partial.early` | lines of rows before which a row has no line yet, each as `{"row": …, "line": …}` |
+//!
+//! Early lines are kept only where they are expensive: a run that continues `OUT` does not ask a server for them again.
 //!
 //! A process may be killed at any moment, so a run takes these steps in a fixed order: create `OUT.partial`, write its
 //! settings, write the lines, rename `OUT.partial` to `OUT`, rename the settings. From the files that exist, a later
@@ -17,9 +20,10 @@ use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
 use reel_model::save::{AtomicFile, FileLock};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::line::remove_results;
+use super::line::{remove_results, to_line};
 use super::settings::PredictionSettings;
 use crate::data::quarantine::lock_path;
 use crate::run_folder::output::lock_error;
@@ -60,9 +64,20 @@ pub struct PredictionFile {
     lines: usize,
     /// Lines that are ready but wait for the line of an earlier row, by row.
     waiting: BTreeMap<usize, Vec<u8>>,
+    early: EarlyLines,
     errors: usize,
     first_error: Option<String>,
     _lock: FileLock,
+}
+
+/// What happens to lines that are ready before the line of an earlier row.
+#[derive(Debug)]
+enum EarlyLines {
+    /// They are kept in memory only.
+    InMemory,
+    /// They are written to `OUT.partial.early` too, whose first `bytes` bytes an earlier run has left. The file is
+    /// `None` until [`PredictionFile::begin`].
+    OnDisk { bytes: u64, file: Option<File> },
 }
 
 #[derive(Clone, Debug)]
@@ -71,12 +86,13 @@ struct Paths {
     settings: PathBuf,
     partial: PathBuf,
     partial_settings: PathBuf,
+    early: PathBuf,
 }
 
 /// The files that a run with the output file `out` writes or replaces besides `out`.
-pub fn paths_beside(out: &Path) -> [PathBuf; 3] {
-    let Paths { settings, partial, partial_settings, .. } = Paths::of(out);
-    [settings, partial, partial_settings]
+pub fn paths_beside(out: &Path) -> [PathBuf; 4] {
+    let Paths { settings, partial, partial_settings, early, .. } = Paths::of(out);
+    [settings, partial, partial_settings, early]
 }
 
 impl Paths {
@@ -88,6 +104,7 @@ impl Paths {
             settings: beside(".run.json"),
             partial: beside(".partial"),
             partial_settings: beside(".partial.run.json"),
+            early: beside(".partial.early"),
         }
     }
 }
@@ -106,11 +123,38 @@ impl PredictionFile {
         settings: PredictionSettings,
         columns: impl Fn(usize) -> Map<String, Value>,
     ) -> Result<Self> {
+        Self::open_file(out, existing, EarlyLines::InMemory, settings, columns)
+    }
+
+    /// Does the same as [`Self::open`], but lines that are ready before the line of an earlier row are written to disk
+    /// too, and a run that continues the file has them.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn open_keeping_early_lines(
+        out: &Path,
+        existing: ExistingOutput,
+        settings: PredictionSettings,
+        columns: impl Fn(usize) -> Map<String, Value>,
+    ) -> Result<Self> {
+        Self::open_file(out, existing, EarlyLines::OnDisk { bytes: 0, file: None }, settings, columns)
+    }
+
+    fn open_file(
+        out: &Path,
+        existing: ExistingOutput,
+        early: EarlyLines,
+        settings: PredictionSettings,
+        columns: impl Fn(usize) -> Map<String, Value>,
+    ) -> Result<Self> {
         let paths = Paths::of(out);
         refuse_other_kinds(out)?;
         let lock = FileLock::acquire(&lock_path(out)).map_err(|e| lock_error(e, "--out", out))?;
         if paths.out.exists() && !paths.partial.exists() && paths.partial_settings.exists() {
             rename(&paths.partial_settings, &paths.settings)?;
+        }
+        if paths.out.exists() && !paths.partial.exists() {
+            remove_if_there(&paths.early)?;
         }
         let mut found = Self {
             paths,
@@ -120,6 +164,7 @@ impl PredictionFile {
             file: None,
             lines: 0,
             waiting: BTreeMap::new(),
+            early,
             errors: 0,
             first_error: None,
             _lock: lock,
@@ -135,6 +180,11 @@ impl PredictionFile {
     /// Number of rows that have a line. It is also the index (from 0) of the row that the run continues with.
     pub fn lines(&self) -> usize {
         self.lines
+    }
+
+    /// Whether the line of a row is ready, in the file or kept until the lines of earlier rows are.
+    pub fn has_line(&self, row: usize) -> bool {
+        row < self.lines || self.waiting.contains_key(&row)
     }
 
     /// Whether an earlier run has written all rows and given the file its final name.
@@ -158,7 +208,7 @@ impl PredictionFile {
     /// # Errors
     /// A file cannot be written.
     pub fn begin(&mut self) -> Result<()> {
-        let Paths { partial, partial_settings, .. } = &self.paths;
+        let Paths { partial, partial_settings, early: early_path, .. } = &self.paths;
         let failed = |e| TrainError::cannot_write(partial, e);
         let file = match self.start {
             Start::Complete => return Ok(()),
@@ -179,6 +229,12 @@ impl PredictionFile {
             }
         };
         self.file = Some(file);
+        if let EarlyLines::OnDisk { bytes, file } = &mut self.early {
+            let failed = |e| TrainError::cannot_write(early_path, e);
+            let options = File::options().create(true).append(true).open(early_path).map_err(failed)?;
+            options.set_len(*bytes).map_err(failed)?;
+            *file = Some(options);
+        }
         Ok(())
     }
 
@@ -192,14 +248,23 @@ impl PredictionFile {
             self.errors += 1;
             self.first_error.get_or_insert(error);
         }
+        if row != self.lines
+            && let EarlyLines::OnDisk { file: Some(file), .. } = &mut self.early
+        {
+            let line = line.strip_suffix(b"\n").unwrap_or(&line);
+            let text = [format!("{{\"row\":{row},\"line\":").as_bytes(), line, b"}\n"].concat();
+            file.write_all(&text).map_err(|e| write_error(&self.paths.early, e))?;
+        }
         self.waiting.insert(row, line);
-        while let (Some(line), Some(file)) = (self.waiting.remove(&self.lines), &mut self.file) {
-            file.write_all(&line).map_err(|e| match TrainError::cannot_write(&self.paths.partial, e) {
-                TrainError::DiskFull(d) => {
-                    TrainError::DiskFull(d.with_help("free space on that disk, then continue with --resume"))
-                }
-                other => other,
-            })?;
+        self.write_waiting_lines()
+    }
+
+    /// Writes the lines that wait, up to the first row without a line. Returns the number of lines in the file.
+    fn write_waiting_lines(&mut self) -> Result<usize> {
+        while let Some(file) = &mut self.file
+            && let Some(line) = self.waiting.remove(&self.lines)
+        {
+            file.write_all(&line).map_err(|e| write_error(&self.paths.partial, e))?;
             self.lines += 1;
         }
         Ok(self.lines)
@@ -213,7 +278,8 @@ impl PredictionFile {
         let Some(file) = self.file.take() else { return Ok(()) };
         file.sync_all().map_err(|e| TrainError::cannot_write(&self.paths.partial, e))?;
         rename(&self.paths.partial, &self.paths.out)?;
-        rename(&self.paths.partial_settings, &self.paths.settings)
+        rename(&self.paths.partial_settings, &self.paths.settings)?;
+        remove_if_there(&self.paths.early)
     }
 
     /// The error of a run that was stopped before all rows had a line.
@@ -224,6 +290,18 @@ impl PredictionFile {
             format!("stopped after {lines} of {rows} rows"),
             "continue with --resume",
         ))
+    }
+
+    /// The error of a run that ends while `count` of the rows that it asked have no answer.
+    pub(super) fn unanswered(&self, count: usize, failure: &str) -> TrainError {
+        let lines = self.lines + self.waiting.len();
+        let rows = self.settings.rows();
+        let what = format!("has answers of {lines} of {rows} rows; {count} asked rows have none: {failure}");
+        TrainError::output(
+            self.paths.partial.display().to_string(),
+            what,
+            "remove the cause, then continue with --resume",
+        )
     }
 
     fn refuse_existing(&self) -> Result<()> {
@@ -242,7 +320,7 @@ impl PredictionFile {
     }
 
     fn find_resume_point(&mut self, columns: impl Fn(usize) -> Map<String, Value>) -> Result<()> {
-        let Paths { out, settings, partial, partial_settings } = &self.paths;
+        let Paths { out, settings, partial, partial_settings, .. } = &self.paths;
         let (file, settings) = match (partial.exists(), out.exists()) {
             // A process that was killed at its start has written no settings and no line.
             (true, _) if !partial_settings.exists() && is_empty(partial) => return Ok(()),
@@ -252,7 +330,7 @@ impl PredictionFile {
         };
         let earlier = PredictionSettings::read(settings, file)?;
         self.settings.check_equal(&earlier, file)?;
-        let found = read_lines(file, self.settings.rows(), columns)?;
+        let found = read_lines(file, self.settings.rows(), &columns)?;
         self.start = if file == out { Start::Complete } else { Start::After { bytes: found.bytes } };
         if file == out && found.lines < self.settings.rows() {
             let what = format!("has {} of {} rows", found.lines, self.settings.rows());
@@ -260,6 +338,13 @@ impl PredictionFile {
         }
         (self.lines, self.errors, self.first_error) = (found.lines, found.errors, found.first_error);
         self.earlier = Some(earlier);
+        if let (EarlyLines::OnDisk { bytes, .. }, Start::After { .. }) = (&mut self.early, self.start) {
+            *bytes =
+                read_early_lines(&self.paths.early, self.lines, self.settings.rows(), &columns, &mut self.waiting)?;
+            let errors: Vec<String> = self.waiting.values().filter_map(|line| error_of(line)).collect();
+            self.errors += errors.len();
+            self.first_error = self.first_error.take().or_else(|| errors.into_iter().next());
+        }
         Ok(())
     }
 }
@@ -274,7 +359,7 @@ struct EarlierLines {
 }
 
 /// Reads the complete lines of a predictions file and checks that each line has the columns of its row.
-fn read_lines(file: &Path, rows: usize, columns: impl Fn(usize) -> Map<String, Value>) -> Result<EarlierLines> {
+fn read_lines(file: &Path, rows: usize, columns: &impl Fn(usize) -> Map<String, Value>) -> Result<EarlierLines> {
     let failed = |e| TrainError::cannot_read(file, e);
     let mut reader = BufReader::new(input::open_regular_file(file).map_err(failed)?);
     let (mut found, mut line) = (EarlierLines::default(), Vec::new());
@@ -302,6 +387,69 @@ fn read_lines(file: &Path, rows: usize, columns: impl Fn(usize) -> Map<String, V
         found.first_error = found.first_error.or(error);
         found.lines += 1;
         found.bytes += bytes as u64;
+    }
+}
+
+/// Reads the complete early lines of rows from `first_row` on into `lines`. Returns the number of their bytes.
+fn read_early_lines(
+    file: &Path,
+    first_row: usize,
+    rows: usize,
+    columns: &impl Fn(usize) -> Map<String, Value>,
+    lines: &mut BTreeMap<usize, Vec<u8>>,
+) -> Result<u64> {
+    let failed = |e| TrainError::cannot_read(file, e);
+    let mut reader = match input::open_regular_file(file) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(0),
+        opened => BufReader::new(opened.map_err(failed)?),
+    };
+    let (mut bytes, mut number, mut text) = (0, 0, Vec::new());
+    loop {
+        text.clear();
+        let read = reader.read_until(b'\n', &mut text).map_err(failed)?;
+        // A last line without a line break is incomplete: the process was killed while it wrote the line.
+        if !text.ends_with(b"\n") {
+            return Ok(bytes);
+        }
+        (bytes, number) = (bytes + read as u64, number + 1);
+        let early: Option<EarlyLine> = serde_json::from_slice(&text).ok().filter(|early: &EarlyLine| early.row < rows);
+        let is_prediction = |early: &EarlyLine| {
+            let mut row = early.line.clone();
+            let has_output = row.contains_key("output");
+            remove_results(&mut row);
+            has_output && row == columns(early.row)
+        };
+        let Some(early) = early.filter(is_prediction) else {
+            return Err(changed(
+                format!("{}:{number}", file.display()),
+                "is not the prediction of a row of the data".into(),
+            ));
+        };
+        if early.row >= first_row {
+            lines.insert(early.row, to_line(early.line));
+        }
+    }
+}
+
+/// A line of `OUT.partial.early`.
+#[derive(Deserialize)]
+struct EarlyLine {
+    row: usize,
+    line: Map<String, Value>,
+}
+
+/// The `error` of a line.
+fn error_of(line: &[u8]) -> Option<String> {
+    let row: Map<String, Value> = serde_json::from_slice(line).ok()?;
+    row.get("error").and_then(Value::as_str).map(String::from)
+}
+
+fn write_error(file: &Path, e: std::io::Error) -> TrainError {
+    match TrainError::cannot_write(file, e) {
+        TrainError::DiskFull(d) => {
+            TrainError::DiskFull(d.with_help("free space on that disk, then continue with --resume"))
+        }
+        other => other,
     }
 }
 

@@ -1,5 +1,6 @@
 //! The line of a row in a predictions file: the columns of the row, then the output of the model.
 
+use reel_client::ChatAnswer;
 use reel_diagnostic::escape_controls_in_json;
 use reel_engine::Completion;
 use serde_json::{Map, Value, json};
@@ -48,6 +49,24 @@ pub(super) fn prediction_line(mut columns: Map<String, Value>, result: &RowResul
     to_line(columns)
 }
 
+/// Returns the line of a row that a server has answered: `columns`, then `output`. Reasoning that the server gives apart
+/// is put before the answer in `<think>` tags. The line does not depend on the number of attempts or the time.
+pub(super) fn answer_line(mut columns: Map<String, Value>, answer: &ChatAnswer, seed: u64) -> Vec<u8> {
+    let output = match &answer.reasoning {
+        Some(reasoning) => format!("<think>{reasoning}</think>\n{}", answer.text),
+        None => answer.text.clone(),
+    };
+    columns.insert("output".into(), json!(output));
+    columns.insert(
+        "generation".into(),
+        json!({
+            "finish_reason": answer.finish_reason, "prompt_tokens": answer.prompt_tokens,
+            "completion_tokens": answer.completion_tokens, "seed": seed, "model": answer.model,
+        }),
+    );
+    to_line(columns)
+}
+
 /// Returns the line of a row for which nothing can be generated. `output` is empty and is scored as a wrong answer.
 pub(super) fn error_line(mut columns: Map<String, Value>, error: &str) -> Vec<u8> {
     columns.insert("output".into(), json!(""));
@@ -55,7 +74,8 @@ pub(super) fn error_line(mut columns: Map<String, Value>, error: &str) -> Vec<u8
     to_line(columns)
 }
 
-fn to_line(columns: Map<String, Value>) -> Vec<u8> {
+/// The bytes of a line, with its line break.
+pub(super) fn to_line(columns: Map<String, Value>) -> Vec<u8> {
     let mut line = escape_controls_in_json(&Value::Object(columns).to_string()).into_owned().into_bytes();
     line.push(b'\n');
     line

@@ -13,15 +13,21 @@
 //! and a run that was killed and resumed writes the same line. [`RowPrompts`] makes prompts, [`PredictionFile`] writes
 //! lines and continues an unfinished file, [`PredictionRun`] is the loop.
 
+mod conversations;
+mod endpoint;
 mod file;
 mod line;
 mod prompts;
+mod requests;
 mod run;
 mod settings;
 #[cfg(test)]
 mod tests;
 
+pub use conversations::{RowConversations, UnusableRows};
+pub use endpoint::{EndpointRun, EndpointSummary};
 pub use file::{ExistingOutput, PredictionFile, paths_beside};
-pub use prompts::{RowPrompts, UnusableRows};
+pub use prompts::RowPrompts;
+pub use requests::{ChatRequests, VideoForm};
 pub use run::{PredictionRun, PredictionSummary, SamplingSettings};
 pub use settings::PredictionSettings;

@@ -1,124 +1,37 @@
-//! Makes a prompt and a random seed for each row of a data file.
+//! Makes a prompt for each row of a data file: the token ids and frames that a model reads.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use reel_kernels::philox::philox4x32_10;
 use reel_model::input::encode::LoadedMedia;
-use reel_model::input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid};
-use reel_prompts::QuestionTemplate;
-use serde_json::{Map, Value};
-use twox_hash::XxHash3_64;
+use reel_model::input::{ModelFolder, ModelInput};
 
-use super::line::remove_results;
-use crate::data::dataset::Dataset;
+use super::conversations::RowConversations;
+use crate::Result;
 use crate::data::feed::SampleSource;
-use crate::data::rows::{DataRow, PromptContent};
-use crate::data::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
-use crate::options::Recipe;
-use crate::{Result, TrainError};
-
-/// Separates the random numbers of predictions from other uses of the seed ("pred" in ASCII).
-const STREAM: u32 = 0x7072_6564;
+use crate::data::rows::PromptContent;
+use crate::data::sample::{tokenize_conversation, tokenize_text_with_media};
 
 /// The rows of a data file, with all that is needed to make prompts of them.
 #[derive(Debug)]
 pub struct RowPrompts {
-    data: Dataset,
+    rows: Arc<RowConversations>,
     bundle: Arc<ModelFolder>,
-    media: MediaOptions,
-    media_root: PathBuf,
-    recipe: Recipe,
-    template: QuestionTemplate,
-    seeds: Vec<u64>,
-}
-
-/// The rows whose fields are wrong, found without opening their media.
-#[derive(Debug, Default)]
-pub struct UnusableRows {
-    /// Number of these rows.
-    pub count: usize,
-    /// The error of the first of these rows.
-    pub first: Option<TrainError>,
 }
 
 impl RowPrompts {
-    /// Makes prompts of the rows in `data` for the model in `bundle`. For a row with VideoRFT's fields (`problem`, …),
-    /// `recipe` and `template` choose the words around the question. Relative media paths are relative to `media_root`.
-    /// `seed` is the seed of the run.
-    pub fn new(
-        data: Dataset,
-        bundle: Arc<ModelFolder>,
-        media: MediaOptions,
-        media_root: &Path,
-        (recipe, template): (Recipe, QuestionTemplate),
-        seed: u64,
-    ) -> Self {
-        let seeds = row_seeds(&data, seed);
-        // The training code of VideoRFT and Video-R1 computes M-RoPE positions with one second between frame pairs,
-        // whatever the true time is, also for its rollouts.
-        let true_times = template == QuestionTemplate::Evaluation || recipe == Recipe::Paper;
-        let second_per_grid = if true_times { SecondPerGrid::True } else { SecondPerGrid::One };
-        let media = MediaOptions { second_per_grid, ..media };
-        Self { data, bundle, media, media_root: media_root.to_path_buf(), recipe, template, seeds }
+    /// Makes prompts of rows for the model in `bundle`.
+    pub fn new(rows: Arc<RowConversations>, bundle: Arc<ModelFolder>) -> Self {
+        Self { rows, bundle }
     }
 
-    /// The data file.
-    pub fn data(&self) -> &Dataset {
-        &self.data
+    /// The rows.
+    pub fn rows(&self) -> &RowConversations {
+        &self.rows
     }
 
     /// Config, tokenizer and chat template of the model.
     pub fn bundle(&self) -> &ModelFolder {
         &self.bundle
-    }
-
-    /// The columns of a row without those of an earlier prediction; empty if the row is not a JSON object.
-    pub fn columns(&self, row: usize) -> Map<String, Value> {
-        columns(&self.data, row)
-    }
-
-    /// The seed of a row's first completion. It depends on the run's seed and the row's columns; the second of two
-    /// equal rows has another seed than the first. The seed is below 2^53, so that every JSON parser reads it exactly.
-    pub fn seed(&self, row: usize) -> u64 {
-        self.seeds[row]
-    }
-
-    /// Checks the fields of all rows, without opening media.
-    pub fn find_unusable_rows(&self) -> UnusableRows {
-        let mut found = UnusableRows::default();
-        for error in (0..self.data.len()).filter_map(|row| self.conversation(row).err()) {
-            found.count += 1;
-            found.first.get_or_insert(error);
-        }
-        found
-    }
-
-    /// The conversation of a row; `None` for a row whose prompt is a text.
-    ///
-    /// # Errors
-    /// A field of the row is missing or wrong.
-    pub fn conversation(&self, row: usize) -> Result<Option<Conversation>> {
-        match self.content(row)? {
-            PromptContent::Chat(messages) => self.parse_conversation(row, messages).map(Some),
-            PromptContent::Text(_) => Ok(None),
-        }
-    }
-
-    fn content(&self, row: usize) -> Result<PromptContent> {
-        let mut value = self.data.value(row)?;
-        if let Value::Object(columns) = &mut value {
-            remove_results(columns);
-        }
-        let content = DataRow::parse(value).and_then(|row| row.generation_prompt(self.recipe, self.template));
-        self.data.add_location_to_error(row, content)
-    }
-
-    fn parse_conversation(&self, row: usize, messages: Vec<Value>) -> Result<Conversation> {
-        let location = self.data.location(row);
-        Conversation::from_json(&location, &Value::Array(messages), &self.media_root)
-            .map_err(|e| to_row_error(&location, e))
     }
 }
 
@@ -126,20 +39,19 @@ impl SampleSource for RowPrompts {
     type Sample = ModelInput;
 
     fn row_count(&self) -> usize {
-        self.data.len()
+        self.rows.data().len()
     }
 
     fn sample(&self, row: usize) -> Result<ModelInput> {
-        let location = self.data.location(row);
-        match self.content(row)? {
+        let (rows, bundle) = (&self.rows, &self.bundle);
+        let location = rows.data().location(row);
+        match rows.content(row)? {
             PromptContent::Chat(messages) => {
-                let conversation = self.parse_conversation(row, messages)?;
+                let conversation = rows.parse_conversation(row, messages)?;
                 let generation_prompt = !conversation.ends_with_assistant();
-                tokenize_conversation(&self.bundle, &conversation, generation_prompt, &self.media, &location)
+                tokenize_conversation(bundle, &conversation, generation_prompt, rows.media(), &location)
             }
-            PromptContent::Text(text) => {
-                tokenize_text_with_media(&self.bundle, &text, LoadedMedia::default(), &location)
-            }
+            PromptContent::Text(text) => tokenize_text_with_media(bundle, &text, LoadedMedia::default(), &location),
         }
     }
 
@@ -148,29 +60,6 @@ impl SampleSource for RowPrompts {
     }
 
     fn location(&self, row: usize) -> (String, usize) {
-        (self.data.location(row), self.data.line_number(row))
+        (self.rows.data().location(row), self.rows.data().line_number(row))
     }
-}
-
-/// The columns of a row without those of an earlier prediction; empty if the row is not a JSON object.
-fn columns(data: &Dataset, row: usize) -> Map<String, Value> {
-    let Ok(Value::Object(mut columns)) = data.value(row) else { return Map::new() };
-    remove_results(&mut columns);
-    columns
-}
-
-/// The seed of each row: a random number that depends on the run's seed, the row's columns, and the number of equal
-/// rows before it.
-fn row_seeds(data: &Dataset, seed: u64) -> Vec<u64> {
-    let mut seen: HashMap<u64, u32> = HashMap::new();
-    let row_seed = |row| {
-        let text = Value::Object(columns(data, row)).to_string();
-        let hash = XxHash3_64::oneshot(text.as_bytes());
-        let repeats = seen.entry(hash).or_default();
-        let counter = [hash as u32, (hash >> 32) as u32, *repeats, STREAM];
-        *repeats += 1;
-        let [a, b, ..] = philox4x32_10(counter, [seed as u32, (seed >> 32) as u32]);
-        (u64::from(a) | u64::from(b) << 32) >> 11
-    };
-    (0..data.len()).map(row_seed).collect()
 }

@@ -161,7 +161,7 @@ impl PredictionRun<'_> {
             Some(text) => StopCondition::with_strings(strings, Box::new(text.clone())),
         };
         GenerationRequest {
-            sampling: SamplingParams { seed: self.prompts.seed(row), ..*params },
+            sampling: SamplingParams { seed: self.prompts.rows().seed(row), ..*params },
             max_new_tokens: *max_new_tokens,
             eos_token_ids: self.prompts.bundle().stop_token_ids().to_vec(),
             stop_conditions: (0..*n).map(|_| stop_condition()).collect(),
@@ -269,7 +269,7 @@ impl RowsInProgress<'_, '_> {
             return Err(error);
         }
         let text = error.to_string();
-        let line = error_line(self.run.prompts.columns(row), &text);
+        let line = error_line(self.run.prompts.rows().columns(row), &text);
         file.put(row, line, Some(text)).map(drop)
     }
 
@@ -290,7 +290,7 @@ impl RowsInProgress<'_, '_> {
         let text = |c: &Completion| completion_text(&prompts.bundle().tokenizer, &c.ids, stop);
         let texts = completions.iter().map(text).collect();
         let result =
-            RowResult { completions: &completions, texts, prompt_tokens: prompt.len(), seed: prompts.seed(row) };
-        file.put(row, prediction_line(prompts.columns(row), &result), None).map(drop)
+            RowResult { completions: &completions, texts, prompt_tokens: prompt.len(), seed: prompts.rows().seed(row) };
+        file.put(row, prediction_line(prompts.rows().columns(row), &result), None).map(drop)
     }
 }

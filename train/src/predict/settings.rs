@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use reel_diagnostic::input;
+use reel_diagnostic::{input, redact_urls};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -73,6 +73,30 @@ impl PredictionSettings {
             instruction_set: device.instruction_set().map(String::from),
             batch_size: (device.kernels() == reel_runtime::Kernels::Cuda).then_some(batch_size),
         })
+    }
+
+    /// The settings of a run of `command` whose rows the model `model` of the server at `url` answers. `data` is the data
+    /// file with its fingerprint and its number of rows.
+    pub fn of_endpoint(
+        command: &str,
+        (url, model): (&str, &str),
+        data: (&Path, String, usize),
+        mut options: Map<String, Value>,
+    ) -> Self {
+        let input = |path: String, fingerprint| Input { path, fingerprint, files: ModelFiles::default() };
+        options.values_mut().for_each(redact);
+        Self {
+            command: command.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            model: input(redact_urls(url), model.to_string()),
+            adapter: None,
+            data: input(data.0.display().to_string(), data.1),
+            rows: data.2,
+            options,
+            device: "endpoint".into(),
+            instruction_set: None,
+            batch_size: None,
+        }
     }
 
     /// Number of rows of the data.

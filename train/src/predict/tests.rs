@@ -57,13 +57,13 @@ fn predict(data: &Path, out: &Path, options: Options) -> Result<PredictionSummar
     let f = &*FIXTURE;
     let rules = (Recipe::Paper, QuestionTemplate::Evaluation);
     let data_file = Dataset::open(data)?;
-    let prompts =
-        Arc::new(RowPrompts::new(data_file, f.bundle.clone(), MediaOptions::default(), Path::new(""), rules, SEED));
+    let rows = RowConversations::new(data_file, MediaOptions::default(), Path::new(""), rules, SEED);
+    let prompts = Arc::new(RowPrompts::new(Arc::new(rows), f.bundle.clone()));
     let compared = json!({"n": options.n, "temperature": options.temperature}).as_object().unwrap().clone();
-    let described = (data, prompts.data().fingerprint(), prompts.data().len());
+    let described = (data, prompts.rows().data().fingerprint(), prompts.rows().data().len());
     let settings =
         PredictionSettings::new("generate", (&f.folder, None), described, compared, &f.device, options.slots)?;
-    let file = PredictionFile::open(out, options.existing, settings, |row| prompts.columns(row))?;
+    let file = PredictionFile::open(out, options.existing, settings, |row| prompts.rows().columns(row))?;
     if let Some(done) = PredictionSummary::of_complete_file(&file) {
         return Ok(done);
     }

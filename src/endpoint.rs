@@ -1,0 +1,156 @@
+//! Options of commands that ask servers with OpenAI's chat API.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use reel_client::{Budget, ChatClient, ChatFailure, ClientOptions, FailureKind, Prices};
+use serde_json::{Map, Value};
+
+use crate::fail::bad_usage;
+
+/// The environment variable that is read if `--api-key-env` is not given.
+const DEFAULT_KEY_VARIABLE: &str = "OPENAI_API_KEY";
+/// Maximum number of concurrent requests. Each needs a thread.
+const MAX_CONCURRENCY: usize = 1024;
+
+/// How requests are sent to a server.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Options for servers")]
+pub struct EndpointFlags {
+    /// Environment variable with the API key [default: OPENAI_API_KEY, if it is set]
+    #[arg(long, value_name = "VAR")]
+    api_key_env: Option<String>,
+    /// Maximum number of requests in flight
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    concurrency: usize,
+    /// Time limit of one attempt of a request, in seconds
+    #[arg(long, value_name = "S", default_value_t = 600.0)]
+    request_timeout: f64,
+    /// Maximum number of attempts of a request
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    attempts: u32,
+    /// Wait before the second attempt, in seconds; it doubles with each further one, up to a minute
+    #[arg(long, value_name = "S", default_value_t = 1.0)]
+    retry_wait: f64,
+    /// Maximum number of attempts per minute
+    #[arg(long, value_name = "N")]
+    requests_per_minute: Option<f64>,
+    /// Maximum number of tokens per minute, of prompts and answers together
+    #[arg(long, value_name = "N")]
+    tokens_per_minute: Option<f64>,
+    /// Most dollars that this command may spend, with --price-input and --price-output
+    #[arg(long, value_name = "USD")]
+    max_cost: Option<f64>,
+    /// Price of a million prompt tokens in dollars
+    #[arg(long, value_name = "USD", default_value_t = 0.0)]
+    price_input: f64,
+    /// Price of a million answer tokens in dollars
+    #[arg(long, value_name = "USD", default_value_t = 0.0)]
+    price_output: f64,
+    /// Most tokens that the server counts for an image. The cost that --max-cost reserves depends on it
+    #[arg(long, value_name = "N", default_value_t = 1500)]
+    image_tokens: u32,
+    /// A field of every request, as NAME=JSON; null leaves a field out. May be repeated
+    #[arg(long, value_name = "NAME=JSON", value_parser = parse_request_field)]
+    request_field: Vec<(String, Value)>,
+}
+
+/// Parses `NAME=JSON`. A value that is not JSON is a string.
+fn parse_request_field(text: &str) -> Result<(String, Value), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => {
+            let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_string()));
+            Ok((name.to_string(), value))
+        }
+        _ => Err("is not NAME=JSON".to_string()),
+    }
+}
+
+impl EndpointFlags {
+    /// Maximum number of requests in flight.
+    pub fn concurrency(&self) -> Result<usize> {
+        match self.concurrency {
+            0 => Err(bad_usage("--concurrency", "is 0", "give 1 or more")),
+            n if n > MAX_CONCURRENCY => {
+                Err(bad_usage("--concurrency", format!("is {n}"), format!("give 1 to {MAX_CONCURRENCY}")))
+            }
+            n => Ok(n),
+        }
+    }
+
+    /// The fields of `--request-field`.
+    pub fn request_fields(&self) -> Map<String, Value> {
+        self.request_field.iter().cloned().collect()
+    }
+
+    /// Whether requests have prices.
+    pub fn has_prices(&self) -> bool {
+        self.price_input > 0.0 || self.price_output > 0.0
+    }
+
+    /// A client of the server at `url`, which `option` names, for the model `model`.
+    pub fn client(&self, option: &str, url: &str, model: Option<&str>) -> Result<ChatClient> {
+        let options = ClientOptions {
+            api_key: self.api_key()?,
+            model: model.map(String::from),
+            timeout: seconds("--request-timeout", self.request_timeout, false)?,
+            max_attempts: self.attempts,
+            first_wait: seconds("--retry-wait", self.retry_wait, true)?,
+            requests_per_minute: self.requests_per_minute,
+            tokens_per_minute: self.tokens_per_minute,
+            prices: self.prices()?,
+            budget: Arc::new(Budget::new(self.max_cost)),
+            image_tokens: self.image_tokens,
+            ..ClientOptions::new(url)
+        };
+        reel_client::check_http_url(url).map_err(|(what, help)| bad_usage(option, what, help))?;
+        ChatClient::new(options).map_err(|failure| endpoint_error(&failure))
+    }
+
+    fn prices(&self) -> Result<Prices> {
+        for (option, price) in [("--price-input", self.price_input), ("--price-output", self.price_output)] {
+            if !price.is_finite() || price < 0.0 {
+                return Err(bad_usage(option, format!("is {price}"), "give dollars, 0 or more"));
+            }
+        }
+        match self.max_cost {
+            Some(cap) if !cap.is_finite() || cap <= 0.0 => {
+                Err(bad_usage("--max-cost", format!("is {cap}"), "give dollars above 0"))
+            }
+            Some(_) if !self.has_prices() => {
+                Err(bad_usage("--max-cost", "needs the prices of tokens", "give --price-input and --price-output"))
+            }
+            _ => Ok(Prices { input_per_million: self.price_input, output_per_million: self.price_output }),
+        }
+    }
+
+    fn api_key(&self) -> Result<Option<String>> {
+        let name = self.api_key_env.as_deref().unwrap_or(DEFAULT_KEY_VARIABLE);
+        match std::env::var(name) {
+            Ok(key) if !key.is_empty() => Ok(Some(key)),
+            _ if self.api_key_env.is_none() => Ok(None),
+            _ => {
+                let what = format!("names {name}, which is not set");
+                Err(bad_usage("--api-key-env", what, "set that variable to the key, or leave the option out"))
+            }
+        }
+    }
+}
+
+fn seconds(option: &str, value: f64, may_be_zero: bool) -> Result<Duration> {
+    let duration = Duration::try_from_secs_f64(value).ok().filter(|duration| may_be_zero || !duration.is_zero());
+    duration.ok_or_else(|| bad_usage(option, format!("is {value}"), "give seconds"))
+}
+
+/// The name of the model that a server will answer with.
+pub fn model_name(client: &ChatClient) -> Result<String> {
+    client.model(&AtomicBool::new(false)).map_err(|failure| endpoint_error(&failure))
+}
+
+fn endpoint_error(failure: &ChatFailure) -> anyhow::Error {
+    debug_assert_ne!(failure.kind, FailureKind::Stopped);
+    anyhow::Error::msg(failure.message.clone())
+}

@@ -1,0 +1,153 @@
+//! What answers the questions of a benchmark: a model in this process (`--model`) or a server (`--endpoint`).
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use reel_client::ChatClient;
+use reel_model::input::MediaOptions;
+use reel_model::input::fetch::MediaAccess;
+use reel_train::predict::{
+    ChatRequests, EndpointRun, EndpointSummary, PredictionFile, PredictionSettings, SamplingSettings,
+};
+use serde_json::{Map, Value, json};
+
+use super::EvalRun;
+use crate::common::CommonOptions;
+use crate::endpoint::model_name;
+use crate::fail::bad_usage;
+use crate::media::MediaFlags;
+use crate::predictor::{PredictionJob, Predictor, decimal, sampling_options};
+use crate::prompt::{ModelFlags, media_options};
+use crate::{interrupt, model};
+
+/// What answers questions.
+pub(super) enum Answerer<'c> {
+    Model(Box<Predictor<'c>>),
+    Server(Server<'c>),
+}
+
+/// A server with OpenAI's chat API.
+pub(super) struct Server<'c> {
+    client: ChatClient,
+    url: String,
+    /// The name of the model, as the server lists it.
+    model: String,
+    options: &'c EvalRun,
+    common: &'c CommonOptions,
+}
+
+impl<'c> Answerer<'c> {
+    /// Opens the model of `--model`, or asks the server of `--endpoint` for the name of its model.
+    pub(super) fn open(options: &'c EvalRun, common: &'c CommonOptions) -> Result<Self> {
+        match (&options.model, &options.endpoint) {
+            (Some(model), None) => {
+                let flags = ModelFlags { model: model.clone(), adapter: options.adapter.clone() };
+                let device = model::open_device(common)?;
+                let predictor = Predictor::open(&flags, options.quantize, device, options.batch_size, common)?;
+                Ok(Self::Model(Box::new(predictor)))
+            }
+            (None, Some(url)) => {
+                let client = options.server.client("--endpoint", url, options.endpoint_model.as_deref())?;
+                options.server.concurrency()?;
+                let model = model_name(&client)?;
+                Ok(Self::Server(Server { client, url: url.clone(), model, options, common }))
+            }
+            _ => Err(bad_usage("--model", "is missing", "give the model to evaluate, or --endpoint to ask a server")),
+        }
+    }
+
+    /// How images and videos are loaded: as in the run that trained the model, unless flags say otherwise.
+    pub(super) fn media_options(
+        &self,
+        flags: &MediaFlags,
+        access: MediaAccess,
+        options: &EvalRun,
+        common: &CommonOptions,
+    ) -> Result<MediaOptions> {
+        let trained_folder = match self {
+            Self::Model(predictor) => Some(predictor.trained_folder()),
+            Self::Server(_) => None,
+        };
+        media_options(flags, &options.worker, trained_folder, access, false, common)
+    }
+
+    /// The options of a run that influence its lines.
+    pub(super) fn compared_options(&self, sampling: &SamplingSettings, media: &MediaOptions) -> Map<String, Value> {
+        match self {
+            Self::Model(predictor) => predictor.compared_options(sampling, media),
+            Self::Server(server) => {
+                let mut options = sampling_options(sampling, media, server.common);
+                options.insert("endpoint_video".into(), json!(server.options.endpoint_video));
+                let fields = server.options.server.request_fields();
+                if !fields.is_empty() {
+                    options.insert("request_field".into(), Value::Object(fields));
+                }
+                options
+            }
+        }
+    }
+
+    /// Writes the answers of a job, or what an earlier run of it has left.
+    pub(super) fn run(&mut self, job: PredictionJob<'_>) -> Result<()> {
+        match self {
+            Self::Model(predictor) => predictor.run(job).map(drop),
+            Self::Server(server) => server.run(job),
+        }
+    }
+}
+
+impl Server<'_> {
+    fn run(&self, job: PredictionJob<'_>) -> Result<()> {
+        let rows = job.rows.data().len();
+        let data = (job.data.0, job.data.1, rows);
+        let settings = PredictionSettings::of_endpoint(job.command, (&self.url, &self.model), data, job.options);
+        let columns = |row| job.rows.columns(row);
+        let file = PredictionFile::open_keeping_early_lines(job.out, job.existing, settings, columns)?;
+        if file.is_complete() {
+            return Ok(());
+        }
+        let params = self.params(&job.sampling);
+        let max_tokens = u32::try_from(job.sampling.max_new_tokens).unwrap_or(u32::MAX);
+        let requests = ChatRequests::new(job.rows, self.options.endpoint_video, max_tokens, params);
+        let stop = interrupt::stop_flag();
+        let run = EndpointRun {
+            requests: Arc::new(requests),
+            client: &self.client,
+            concurrency: self.options.server.concurrency()?,
+            strict: job.strict,
+            quiet: self.common.quiet || self.common.json,
+            stop: &stop,
+        };
+        let summary = run.run(file)?;
+        if !self.common.quiet && !self.common.json {
+            eprintln!("{}: {}", job.out.display(), self.describe(&summary));
+        }
+        Ok(())
+    }
+
+    /// The fields of every request. Those that OpenAI's API does not have are left out at their default.
+    fn params(&self, sampling: &SamplingSettings) -> Map<String, Value> {
+        let of = &sampling.params;
+        let mut params = Map::new();
+        params.insert("temperature".into(), decimal(of.temperature));
+        params.insert("top_p".into(), decimal(of.top_p));
+        if of.top_k != 0 {
+            params.insert("top_k".into(), json!(of.top_k));
+        }
+        if of.repetition_penalty != 1.0 {
+            params.insert("repetition_penalty".into(), decimal(of.repetition_penalty));
+        }
+        params.extend(self.options.server.request_fields());
+        params
+    }
+
+    fn describe(&self, summary: &EndpointSummary) -> String {
+        let EndpointSummary { answered, attempts, prompt_tokens, completion_tokens, cost, seconds, .. } = summary;
+        let cost = if self.options.server.has_prices() { format!(", ${cost:.4}") } else { String::new() };
+        format!(
+            "{answered} answers of {} in {seconds:.1} s: {attempts} attempts, {prompt_tokens} prompt tokens, \
+             {completion_tokens} answer tokens{cost}",
+            self.model
+        )
+    }
+}

@@ -1,0 +1,260 @@
+//! `reel eval --endpoint`: a server answers the questions of benchmarks. The answers are those of the model that it
+//! serves; failures, kills and the cap on cost lose no answer and ask for none twice.
+
+#[path = "support/faulty_server.rs"]
+mod faulty_server;
+#[path = "support/serving.rs"]
+mod serving;
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use faulty_server::{Act, FaultyServer, question};
+use serde_json::{Value, json};
+use serving::Server;
+use support::{golden, run_in, send_signal, tiny_model};
+
+/// A folder with the questions of Video-Holmes about two videos.
+fn folder_with_questions(rows: usize) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let videos = folder.path().join("data/videos");
+    fs::create_dir_all(&videos).expect("a folder");
+    for name in ["v0.mp4", "v1.mp4"] {
+        fs::copy(golden("train/sft_videorft_mp4/media/clip.mp4"), videos.join(name)).expect("copied");
+    }
+    let row = |i: usize| {
+        json!({"video ID": format!("v{}", i % 2), "Question ID": i, "Question Type": if i.is_multiple_of(2) { "SR" } else { "TA" },
+            "Question": format!("Who is {i}?"), "Options": {"A": "he", "B": "she"}, "Answer": "B"})
+    };
+    let rows: Vec<Value> = (0..rows).map(row).collect();
+    fs::write(folder.path().join("data/test_Video-Holmes.json"), json!(rows).to_string()).expect("written");
+    folder
+}
+
+const EVAL: [&str; 8] = ["eval", "--benchmark", "videoholmes", "--data", "data", "--nframes", "4", "--quiet"];
+
+fn lines(file: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(file).expect("a file");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// The number in `Who is 7?`.
+fn number(body: &Value) -> usize {
+    let question = question(body);
+    let digits = question.trim_start_matches("Who is ").split('?').next().unwrap_or_default();
+    digits.parse().unwrap_or_else(|_| panic!("{question}"))
+}
+
+#[test]
+fn a_server_gives_the_answers_of_the_model_that_it_serves() {
+    let folder = folder_with_questions(4);
+    let at = folder.path();
+    tiny_model(at);
+    let server = Server::start(&[]);
+    let url = format!("{}/v1", server.address);
+    let args = [&EVAL[..], &["--temperature", "1", "--top-p", "1", "--max-new-tokens", "6"]].concat();
+    run_in(at, [&args[..], &["--model", "tiny", "--out", "local"]].concat()).ok();
+    let endpoint = ["--endpoint", &url, "--endpoint-video", "reel", "--concurrency", "3", "--out", "served"];
+    run_in(at, [&args[..], &endpoint].concat()).ok();
+    let [local, served] = ["local", "served"].map(|run| lines(&at.join(run).join("videoholmes.jsonl")));
+    for (a, b) in local.iter().zip(&served) {
+        assert_eq!((&a["output"], &a["problem"]), (&b["output"], &b["problem"]));
+        for field in ["finish_reason", "prompt_tokens", "completion_tokens", "seed"] {
+            assert_eq!(a["generation"][field], b["generation"][field], "{field}");
+        }
+    }
+    assert!(served.iter().any(|row| row["output"] != served[0]["output"]), "all answers are the same");
+    // Images instead of a video are other tokens.
+    let images = ["--endpoint", &url, "--out", "images"];
+    run_in(at, [&args[..], &images].concat()).ok();
+    let images = lines(&at.join("images/videoholmes.jsonl"));
+    assert!(images[0]["generation"]["prompt_tokens"].as_u64() > local[0]["generation"]["prompt_tokens"].as_u64());
+}
+
+#[test]
+fn frames_and_settings_are_in_the_requests() {
+    let folder = folder_with_questions(2);
+    let at = folder.path();
+    let server = FaultyServer::start(|_, _| Act::say("<answer>B</answer>"));
+    for (form, out) in [("images", "i"), ("vllm", "v"), ("reel", "r")] {
+        let args = ["--endpoint", &server.url, "--endpoint-video", form, "--out", out];
+        run_in(at, [&EVAL[..], &args].concat()).ok();
+    }
+    let more = ["--request-field", "max_tokens=null", "--request-field", "max_completion_tokens=7"];
+    run_in(at, [&EVAL[..], &["--endpoint", &server.url, "--out", "f", "--endpoint-model", "m"], &more].concat()).ok();
+    let requests = server.requests();
+    let parts = |i: usize| requests[i]["messages"][0]["content"].as_array().expect("parts").clone();
+    let kinds = |i: usize| {
+        parts(i).iter().map(|part| part["type"].as_str().unwrap_or_default().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(0), ["image_url", "image_url", "image_url", "image_url", "text"]);
+    assert_eq!(kinds(2), ["video_url", "text"]);
+    let url = parts(2)[0]["video_url"]["url"].as_str().expect("a URL").to_string();
+    assert!(url.starts_with("data:video/jpeg;base64,") && url.matches(',').count() == 4, "{}", &url[..40]);
+    assert_eq!(kinds(4), ["video", "text"]);
+    assert_eq!(parts(4)[0]["video"].as_array().map(Vec::len), Some(4));
+    assert!(parts(4)[0]["fps"].as_f64().expect("a rate") > 0.0);
+    let asked = &requests[0];
+    assert_eq!(
+        (&asked["temperature"], &asked["top_p"], &asked["max_tokens"]),
+        (&json!(0.01), &json!(0.001), &json!(1024))
+    );
+    assert_eq!(asked["model"], "scripted");
+    assert!(asked["seed"].is_u64() && asked.get("top_k").is_none(), "{asked}");
+    let changed = &requests[6];
+    assert!(changed.get("max_tokens").is_none() && changed["max_completion_tokens"] == 7 && changed["model"] == "m");
+    let protocol: Value =
+        serde_json::from_slice(&fs::read(at.join("v/videoholmes.json")).expect("scores")).expect("JSON");
+    assert_eq!(
+        (&protocol["overall"], &protocol["protocol"]["options"]["endpoint_video"]),
+        (&json!(1.0), &json!("vllm"))
+    );
+}
+
+/// A server that fails in every way gives the answers of one that does not fail; rows that it never answers are asked
+/// again by the next run, and only these.
+#[test]
+fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
+    let folder = folder_with_questions(16);
+    let at = folder.path();
+    let say = |body: &Value| Act::say(format!("<answer>{}</answer>", if number(body) % 3 == 0 { "A" } else { "B" }));
+    let good = FaultyServer::start(move |body, _| say(body));
+    let bad = FaultyServer::start(move |body, before| match (number(body), before) {
+        (3, 0..4) => Act::Status(500, "", "{\"error\": {\"message\": \"no memory\"}}"),
+        (5, _) => Act::Status(400, "", "{\"error\": {\"message\": \"too long\"}}"),
+        (0, 0) => Act::Status(429, "retry-after: 0\r\n", ""),
+        (1, 0) => Act::Silence,
+        (2, 0) => Act::Cut,
+        (4, 0) => Act::Reset,
+        (6, 0) => Act::Body(String::new()),
+        (7, 0) => Act::Body("{\"choices\": []}".into()),
+        (8, 0) => Act::Status(503, "", "busy"),
+        _ => say(body),
+    });
+    let settings = ["--retry-wait", "0.01", "--request-timeout", "1", "--attempts", "2", "--out"];
+    let args = |server: &FaultyServer, out: &'static str, more: &[&'static str]| {
+        let mut args: Vec<String> = EVAL.iter().chain(&["--endpoint"]).map(ToString::to_string).collect();
+        args.push(server.url.clone());
+        args.extend(settings.iter().chain(&[out]).chain(more).map(ToString::to_string));
+        args
+    };
+    run_in(at, args(&good, "good", &[])).ok();
+    let first = run_in(at, args(&bad, "bad", &[]));
+    first.refused(1, &["has answers of 15 of 16 rows; 1 asked rows have none", "no memory", "--resume"]);
+    let asked = bad.requests().len();
+    run_in(at, args(&bad, "bad", &[])).refused(1, &["unfinished output", "--resume"]);
+    run_in(at, args(&bad, "bad", &["--nframes", "2", "--resume"])).refused(2, &["--nframes: is 2, but it was 4"]);
+    // The second run asks for row 3 only, twice in vain; the third one gets its answer.
+    run_in(at, args(&bad, "bad", &["--resume"])).refused(1, &["has answers of 15 of 16 rows"]);
+    let last = run_in(at, args(&bad, "bad", &["--resume"]));
+    assert_eq!(last.code, Some(1), "{}", last.stderr);
+    assert!(last.stderr.contains("1 of 16 rows of videoholmes have an error"), "{}", last.stderr);
+    let requests = bad.requests();
+    assert!(requests[asked..].iter().all(|body| number(body) == 3), "another row was asked again");
+    assert_eq!(requests.len() - asked, 3);
+    let [good, bad] = ["good", "bad"].map(|run| lines(&at.join(run).join("videoholmes.jsonl")));
+    for (i, (a, b)) in good.iter().zip(&bad).enumerate() {
+        match i {
+            5 => assert!(b["error"].as_str().is_some_and(|e| e.contains("status 400: too long")) && b["output"] == ""),
+            _ => assert_eq!(a, b),
+        }
+    }
+    assert!(!at.join("bad/videoholmes.jsonl.partial.early").exists());
+}
+
+/// A run that is killed at random moments ends with the bytes of an unbroken one. Answers that had arrived are not asked
+/// for again: at most those in flight at each kill are.
+#[test]
+fn killed_run_resumes_without_asking_twice() {
+    const ROWS: usize = 120;
+    const IN_FLIGHT: usize = 6;
+    let folder = folder_with_questions(ROWS);
+    let at = folder.path();
+    // Later rows are often answered before earlier ones.
+    let wait = |body: &Value| Duration::from_millis(if number(body) % 7 == 0 { 60 } else { 5 });
+    let server = FaultyServer::start(move |body, _| Act::Say(format!("<answer>{}</answer>", number(body)), wait(body)));
+    let args = ["--endpoint", &server.url, "--text-only", "--concurrency", &IN_FLIGHT.to_string(), "--out"];
+    run_in(at, [&EVAL[..], &args, &["whole"]].concat()).ok();
+    let before = server.requests().len();
+    assert_eq!(before, ROWS);
+    let (mut kills, mut random) = (0, 99u64);
+    loop {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let enough = server.requests().len() + 1 + (random >> 40) as usize % 20;
+        let mut command = support::reel();
+        command.current_dir(at).args(EVAL).args(args).args(["broken", "--resume"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        let is_done = loop {
+            if child.try_wait().expect("a state").is_some() {
+                break true;
+            }
+            if server.requests().len() >= enough {
+                break false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        if is_done {
+            break;
+        }
+        send_signal(child.id(), "-KILL");
+        child.wait().expect("it ends");
+        kills += 1;
+    }
+    assert!(kills > 3, "{kills}");
+    for name in ["videoholmes.jsonl", "videoholmes.json"] {
+        let [a, b] = ["whole", "broken"].map(|run| fs::read(at.join(run).join(name)).expect("a file"));
+        assert!(a == b, "{name}: other bytes than the unbroken run");
+    }
+    let mut times: BTreeMap<usize, usize> = BTreeMap::new();
+    server.requests()[before..].iter().for_each(|body| *times.entry(number(body)).or_default() += 1);
+    assert_eq!(times.len(), ROWS);
+    let again: usize = times.values().map(|n| n - 1).sum();
+    assert!(again <= kills * IN_FLIGHT, "{again} of {ROWS} rows were asked again in {kills} kills");
+}
+
+#[test]
+fn the_cap_on_cost_is_not_passed() {
+    let folder = folder_with_questions(30);
+    let at = folder.path();
+    let server = FaultyServer::start(|_, _| Act::say("<answer>B</answer>"));
+    // 100 + 10 tokens cost 0.11 cents; a request may cost more, by its bytes and its most tokens.
+    let prices = ["--price-input", "10", "--price-output", "10", "--max-cost", "0.02"];
+    let args = ["--endpoint", &server.url, "--text-only", "--max-new-tokens", "20", "--out", "a"];
+    let done = run_in(at, [&EVAL[..], &args, &prices].concat());
+    done.refused(1, &["of $0.02, $0.01", "raise the cap", "--resume"]);
+    let spent = server.requests().len() as f64 * 110.0 * 10.0 * 1e-6;
+    assert!((0.005..=0.02).contains(&spent), "{spent}");
+    let rest = ["--endpoint", &server.url, "--text-only", "--max-new-tokens", "20", "--out", "a", "--resume"];
+    run_in(at, [&EVAL[..], &rest].concat()).ok();
+    assert_eq!(server.requests().len(), 30);
+}
+
+#[test]
+fn wrong_servers_and_options_are_refused() {
+    let folder = folder_with_questions(2);
+    let at = folder.path();
+    let down = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let down = format!("http://{down}/v1");
+    let server = FaultyServer::start(|_, _| Act::Status(401, "", "{\"error\": {\"message\": \"who are you\"}}"));
+    let url = server.url.as_str();
+    let refused = |more: &[&str], code: i32, words: &[&str]| {
+        let done = run_in(at, [&EVAL[..], &["--out", "x", "--retry-wait", "0"], more].concat());
+        done.refused(code, words);
+    };
+    refused(&["--endpoint", &down], 1, &["cannot be reached"]);
+    refused(&["--endpoint", url], 1, &["status 401: who are you", "check the API key"]);
+    fs::remove_dir_all(at.join("x")).expect("removed");
+    refused(&["--endpoint", "localhost:8000"], 2, &["--endpoint: `localhost:8000` is not an HTTP URL"]);
+    refused(&["--endpoint", url, "--model", "tiny"], 2, &["--model"]);
+    refused(&["--endpoint", url, "--concurrency", "0"], 2, &["--concurrency: is 0"]);
+    refused(&["--endpoint", url, "--max-cost", "1"], 2, &["--max-cost: needs the prices"]);
+    refused(&["--endpoint", url, "--price-input", "-1"], 2, &["--price-input"]);
+    refused(&["--endpoint", url, "--request-timeout", "0"], 2, &["--request-timeout"]);
+    refused(&["--endpoint", url, "--request-field", "x"], 2, &["--request-field"]);
+    refused(&["--endpoint", url, "--api-key-env", "NO_SUCH_VARIABLE"], 2, &["--api-key-env", "not set"]);
+    refused(&["--endpoint-model", "m"], 2, &["--endpoint"]);
+}
