@@ -48,6 +48,7 @@ mod training_server;
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
+use reel_data::worker::DataWorker;
 use reel_kernels::simd;
 use reel_measure::trace;
 use reel_model::input::chat;
@@ -60,8 +61,12 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|a| a == chat::TEMPLATE_WORKER_ARGUMENT) {
         return chat::worker_main();
     }
+    if std::env::args_os().nth(1).is_some_and(|a| a == reel_data::worker::WORKER_ARGUMENT) {
+        return reel_data::worker::worker_main();
+    }
     // This path names the running program even if its file was replaced or deleted after the start.
     chat::render_in_worker_process("/proc/self/exe".into());
+    reel_data::worker::decode_in_worker_process(DataWorker::new("/proc/self/exe"));
     fail::report_panics_in_one_line();
     interrupt::watch_signals();
     let words = arguments::join_negative_numbers(std::env::args_os());

@@ -1,18 +1,16 @@
 //! Reads data files row by row. [`Table`] has the rows of a file as JSON values; what the fields of a row mean is
-//! decided by the crates that use them. `table/` is the place to start. `text.rs` reads JSON and JSONL, `parquet/`
-//! reads Parquet, `folder/` finds the files of a data set's folder; [`convert()`] writes a table in another format.
+//! decided by the crates that use them. `table/` is the place to start. `text.rs` reads JSON and JSONL, `columnar/`
+//! reads Parquet and Arrow, `worker/` does so in another process; `folder/` finds the files of a data set's folder; [`convert()`] writes a table in another format.
 
-mod arrow_file;
-mod arrow_json;
+mod columnar;
 mod convert;
 mod error;
 pub mod fingerprint;
 mod folder;
-mod media_type;
-mod parquet;
 mod spec;
 mod table;
 mod text;
+pub mod worker;
 
 pub use convert::{DataFormat, WriteError, check_output, convert, write_parquet};
 pub use error::{DataError, Result};

@@ -61,6 +61,7 @@ fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some(reel_media::worker::WORKER_ARGUMENT) => return reel_media::worker::worker_main(),
         Some(chat::TEMPLATE_WORKER_ARGUMENT) => return chat::worker_main(),
+        Some(reel_data::worker::WORKER_ARGUMENT) => return reel_data::worker::worker_main(),
         _ => {}
     }
     match run(&Arguments::parse()) {

@@ -46,6 +46,8 @@ targets! {
     run_config: "run-config" 200,
     run_folder: "run-folder" 200,
     quarantine: "quarantine" 300,
+    parquet: "parquet" 300,
+    arrow: "arrow" 300,
     bench_result: "bench-result" 150,
     wandb: "wandb" 100,
     predictions: "predictions" 400,

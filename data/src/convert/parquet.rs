@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::WriteError;
 use super::arrays::{array, data_type};
 use super::shape::{ColumnShape, Columns, Shape};
-use crate::parquet::OPTIONAL_COLUMNS;
+use crate::columnar::parquet::OPTIONAL_COLUMNS;
 use crate::{DataError, Table};
 
 /// The most rows, and about the most bytes, that become arrays together.

@@ -2,14 +2,15 @@
 
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use reel_diagnostic::input;
 use serde_json::Value;
 
-use crate::arrow_file::{self, ArrowRows};
+use crate::columnar::{ColumnarFormat, ColumnarRows};
 use crate::folder::FolderPath;
-use crate::parquet::{self, ParquetRows};
 use crate::text::TextRows;
+use crate::worker::{DataWorker, WorkerUse, data_worker};
 use crate::{DataError, Result, fingerprint};
 
 /// The rows of a data file, or of several files one after the other.
@@ -24,8 +25,7 @@ pub struct Table {
 #[derive(Debug)]
 enum FileRows {
     Text(TextRows),
-    Parquet(ParquetRows),
-    Arrow(ArrowRows),
+    Columnar(ColumnarRows),
 }
 
 impl Table {
@@ -36,11 +36,26 @@ impl Table {
     /// # Errors
     /// The file cannot be read, has no rows, or is malformed as a whole; the folder has no such split.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, data_worker().as_ref())
+    }
+
+    /// As [`Self::open`], but decodes Parquet and Arrow files in this process, which a damaged file can end. It is for
+    /// files of known origin, and for tests and measurements of the worker.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn open_in_this_process(path: &Path) -> Result<Self> {
+        Self::open_with(path, None)
+    }
+
+    fn open_with(path: &Path, worker: Option<&Arc<DataWorker>>) -> Result<Self> {
         let files = match FolderPath::parse(path) {
             Some(folder) => folder.files()?,
             None => vec![path.to_path_buf()],
         };
-        Ok(Self::of_files(files.iter().map(|file| open_file(file)).collect::<Result<_>>()?))
+        // One worker process decodes all files.
+        let _use = WorkerUse::begin();
+        Ok(Self::of_files(files.iter().map(|file| open_file(file, worker)).collect::<Result<_>>()?))
     }
 
     /// The rows of several tables, one after the other.
@@ -89,8 +104,7 @@ impl Table {
     pub fn value(&self, index: usize) -> Result<Value> {
         match self.file(index) {
             (FileRows::Text(rows), row) => rows.value(row),
-            (FileRows::Parquet(rows), row) => rows.value(row),
-            (FileRows::Arrow(rows), row) => rows.value(row),
+            (FileRows::Columnar(rows), row) => rows.value(row),
         }
     }
 
@@ -98,8 +112,7 @@ impl Table {
     pub fn location(&self, index: usize) -> String {
         match self.file(index) {
             (FileRows::Text(rows), row) => rows.location(row),
-            (FileRows::Parquet(rows), row) => rows.location(row),
-            (FileRows::Arrow(rows), row) => rows.location(row),
+            (FileRows::Columnar(rows), row) => rows.location(row),
         }
     }
 
@@ -107,7 +120,7 @@ impl Table {
     pub fn line_number(&self, index: usize) -> usize {
         match self.file(index) {
             (FileRows::Text(rows), row) => rows.line_number(row),
-            (FileRows::Parquet(_) | FileRows::Arrow(_), row) => row + 1,
+            (FileRows::Columnar(_), row) => row + 1,
         }
     }
 
@@ -126,16 +139,14 @@ impl FileRows {
     fn len(&self) -> usize {
         match self {
             Self::Text(rows) => rows.len(),
-            Self::Parquet(rows) => rows.len(),
-            Self::Arrow(rows) => rows.len(),
+            Self::Columnar(rows) => rows.len(),
         }
     }
 
     fn fingerprint(&self) -> String {
         match self {
             Self::Text(rows) => rows.fingerprint(),
-            Self::Parquet(rows) => rows.fingerprint(),
-            Self::Arrow(rows) => rows.fingerprint(),
+            Self::Columnar(rows) => rows.fingerprint(),
         }
     }
 }
@@ -143,8 +154,8 @@ impl FileRows {
 /// The start of a Git LFS pointer, which a clone without Git LFS has in place of a large file.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
-/// Opens a file whose format its first bytes tell.
-fn open_file(path: &Path) -> Result<FileRows> {
+/// Opens a file whose format its first bytes tell. A Parquet or Arrow file is decoded by `worker`, else in this process.
+fn open_file(path: &Path, worker: Option<&Arc<DataWorker>>) -> Result<FileRows> {
     let mut start = Vec::new();
     let file = input::open_regular_file(path);
     let read = file.and_then(|file| file.take(LFS_POINTER.len() as u64).read_to_end(&mut start));
@@ -154,15 +165,8 @@ fn open_file(path: &Path) -> Result<FileRows> {
         let what = "is a pointer of Git LFS, not the data itself";
         return Err(DataError::data(location(), what, "run git lfs pull in its folder, or download the file"));
     }
-    if parquet::has_magic(&start) {
-        return ParquetRows::open(path).map(FileRows::Parquet);
-    }
-    if arrow_file::has_magic(&start) {
-        let rows = ArrowRows::open(path)?;
-        return match rows.len() {
-            0 => Err(DataError::data(location(), "has no rows", "give a file with rows")),
-            _ => Ok(FileRows::Arrow(rows)),
-        };
+    if let Some(format) = ColumnarFormat::of_start(&start) {
+        return ColumnarRows::open(path, format, worker).map(FileRows::Columnar);
     }
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
         let what = "is not a Parquet file: it does not begin with PAR1";

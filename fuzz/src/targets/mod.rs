@@ -1,6 +1,7 @@
 //! The fuzz targets. Each target tests a parser of data from outside the program: it has valid inputs (seeds), words
 //! that the parser knows, and the function that gives the parser an input and checks the outcome.
 
+mod data;
 mod media;
 mod model;
 mod rows;
@@ -46,6 +47,8 @@ pub const ALL: &[Target] = &[
     rows::ROWS,
     rows::RUN_CONFIG,
     rows::QUARANTINE,
+    data::PARQUET,
+    data::ARROW,
     run::RUN_FOLDER,
     run::BENCH_RESULT,
     run::WANDB,

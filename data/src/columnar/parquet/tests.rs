@@ -8,9 +8,14 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
+use crate::columnar::{ColumnarFormat, ColumnarRows};
+
+fn open_path(path: &Path) -> Result<ColumnarRows> {
+    ColumnarRows::open(path, ColumnarFormat::Parquet, None)
+}
 
 /// Writes a Parquet file with one row group per batch.
 fn write(path: &Path, batches: &[RecordBatch], properties: WriterProperties) {
@@ -38,11 +43,11 @@ fn images(values: &[(Option<&[u8]>, Option<&str>)]) -> ArrayRef {
     Arc::new(StructArray::new(fields, vec![Arc::new(bytes), Arc::new(paths)], None))
 }
 
-fn open(batches: &[RecordBatch]) -> ParquetRows {
+fn open(batches: &[RecordBatch]) -> ColumnarRows {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.parquet");
     write(&path, batches, WriterProperties::default());
-    ParquetRows::open(&path).unwrap()
+    open_path(&path).unwrap()
 }
 
 #[test]
@@ -164,7 +169,7 @@ fn compressions_are_read() {
             let path = dir.path().join("d.parquet");
             let properties = WriterProperties::builder().set_compression(compression).set_writer_version(version);
             write(&path, std::slice::from_ref(&batch), properties.build());
-            let rows = ParquetRows::open(&path).unwrap();
+            let rows = open_path(&path).unwrap();
             assert_eq!((rows.len(), rows.value(499).unwrap()), (500, json!({"text": "row 499 of many"})));
         }
     }
@@ -190,14 +195,14 @@ fn a_row_with_bytes_does_not_read_its_row_group() {
             properties = properties.set_statistics_enabled(EnabledStatistics::None);
         }
         write(&path, std::slice::from_ref(&batch), properties.build());
-        let rows = ParquetRows::open(&path).unwrap();
-        assert_eq!(rows.metadata.metadata().num_row_groups(), 1);
-        assert_eq!(rows.metadata.metadata().row_group(0).column(0).offset_index_offset().is_some(), index);
+        let rows = open_path(&path).unwrap();
+        assert_eq!(rows.parquet().metadata.metadata().num_row_groups(), 1);
+        assert_eq!(rows.parquet().metadata.metadata().row_group(0).column(0).offset_index_offset().is_some(), index);
         let size = std::fs::metadata(&path).unwrap().len();
         for row in [0, 7, 399, 200] {
-            let before = rows.file.bytes_read.load(Ordering::Relaxed);
+            let before = rows.parquet().file.bytes_read.load(Ordering::Relaxed);
             let value = rows.value(row).unwrap();
-            let read = rows.file.bytes_read.load(Ordering::Relaxed) - before;
+            let read = rows.parquet().file.bytes_read.load(Ordering::Relaxed) - before;
             assert!(read < size / 10, "index {index}: row {row} read {read} of {size} bytes");
             let wanted = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &content[row]);
             assert_eq!(value["image"], format!("data:application/octet-stream;base64,{wanted}"));
@@ -231,7 +236,7 @@ fn unusable_files_are_refused_in_one_line() {
     let path = dir.path().join("d.parquet");
     let refused = |content: &[u8]| {
         std::fs::write(&path, content).unwrap();
-        let e = ParquetRows::open(&path).unwrap_err().to_string();
+        let e = open_path(&path).unwrap_err().to_string();
         let e = e.strip_prefix(&format!("{}", path.display())).unwrap_or_else(|| panic!("{e}")).to_string();
         assert!(!e.contains('\n') && e.contains("; "), "{e}");
         e
@@ -243,11 +248,11 @@ fn unusable_files_are_refused_in_one_line() {
     let mut intervals = IntervalYearMonthBuilder::new();
     intervals.append_value(3);
     write(&path, &[batch(vec![("t", Arc::new(intervals.finish()))])], WriterProperties::default());
-    let e = ParquetRows::open(&path).unwrap_err().to_string();
+    let e = open_path(&path).unwrap_err().to_string();
     assert!(e.contains(": column t: has the type Interval"), "{e}");
     let none = batch(vec![("t", Arc::new(StringArray::from(Vec::<&str>::new())))]);
     write(&path, &[none], WriterProperties::default());
-    let e = ParquetRows::open(&path).unwrap_err().to_string();
+    let e = open_path(&path).unwrap_err().to_string();
     assert!(e.contains(": has no rows; "), "{e}");
 }
 
@@ -268,7 +273,7 @@ fn deep_schemas_are_refused() {
     metadata.extend([0x48, 1, b'a', 0x15, 2, 0].repeat(levels));
     let length = (metadata.len() as u32).to_le_bytes();
     std::fs::write(&path, [b"PAR1", &metadata[..], &length, b"PAR1"].concat()).unwrap();
-    let e = ParquetRows::open(&path).unwrap_err().to_string();
+    let e = open_path(&path).unwrap_err().to_string();
     assert!(e.contains("more than 64 levels of nested values"), "{e}");
 }
 
@@ -310,7 +315,7 @@ fn read_damaged(content: &[u8]) {
         let e = e.to_string();
         assert!(e.contains("d.parquet") && e.contains("; ") && !e.contains('\n'), "{e}");
     };
-    match ParquetRows::open(&path) {
+    match open_path(&path) {
         Err(e) => message(e),
         Ok(rows) => (0..rows.len().min(100)).filter_map(|row| rows.value(row).err()).for_each(message),
     }
@@ -360,7 +365,7 @@ fn golden(name: &str) -> PathBuf {
 fn files_of_pyarrow_and_datasets_are_read() {
     let expected: Value = serde_json::from_slice(&std::fs::read(golden("expected.json")).unwrap()).unwrap();
     for (file, rows) in [("datasets", "datasets"), ("types_v1", "types"), ("types_v2", "types")] {
-        let file = ParquetRows::open(&golden(&format!("{file}.parquet"))).unwrap();
+        let file = open_path(&golden(&format!("{file}.parquet"))).unwrap();
         let rows = expected[rows].as_array().unwrap();
         assert_eq!(file.len(), rows.len());
         for (i, row) in rows.iter().enumerate() {

@@ -26,7 +26,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta};
 
-use crate::media_type::media_type;
+use super::media_type::media_type;
 
 /// The most levels of nested values.
 const MAX_DEPTH: usize = 64;

@@ -1,0 +1,298 @@
+//! The rows of files whose values are stored by column: Parquet and Arrow.
+//!
+//! A [`Decoder`] reads such a file and gives its rows as JSON texts. [`ColumnarRows`] keeps these texts, and asks the
+//! decoder again for the columns that stay in the file (embedded images and videos). The libraries for these formats
+//! can take all memory at a damaged file, so the program runs the decoder in a worker process
+//! ([`worker`](crate::worker)); tests and other programs run it in their own process.
+
+mod arrow;
+mod arrow_json;
+mod file;
+mod media_type;
+pub(crate) mod parquet;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use reel_diagnostic::input;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::worker::{DataWorker, WorkerFile};
+use crate::{DataError, Result, fingerprint};
+use arrow::ArrowDecoder;
+use file::SharedFile;
+use parquet::ParquetDecoder;
+
+/// A format of files whose values are stored by column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ColumnarFormat {
+    Parquet,
+    Arrow,
+}
+
+impl ColumnarFormat {
+    /// The format of a file that begins with `start`; `None` for other files.
+    pub(crate) fn of_start(start: &[u8]) -> Option<Self> {
+        match () {
+            () if parquet::has_magic(start) => Some(Self::Parquet),
+            () if arrow::has_magic(start) => Some(Self::Arrow),
+            () => None,
+        }
+    }
+
+    /// What to do with a damaged file.
+    pub(crate) fn damaged_help(self) -> &'static str {
+        match self {
+            Self::Parquet => parquet::AGAIN,
+            Self::Arrow => arrow::AGAIN,
+        }
+    }
+}
+
+/// A top-level column, as the user of a decoder needs to know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ColumnInfo {
+    pub(crate) name: String,
+    /// Whether the column stays in the file: [`Decoder::row`] reads it.
+    pub(crate) in_file: bool,
+}
+
+/// Rows as JSON objects, one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct RowTexts {
+    pub(crate) text: Vec<u8>,
+    /// The end of each row in `text`.
+    pub(crate) ends: Vec<usize>,
+}
+
+impl RowTexts {
+    /// Ends the row whose text was appended last.
+    fn end_row(&mut self) {
+        self.ends.push(self.text.len());
+    }
+
+    /// The text of row `index`; `None` if there are not so many rows.
+    fn row(&self, index: usize) -> Option<&[u8]> {
+        let end = *self.ends.get(index)?;
+        let start = if index == 0 { 0 } else { self.ends[index - 1] };
+        self.text.get(start..end)
+    }
+}
+
+/// The part of a file that is decoded, for the message about a decoder that dies.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Part {
+    /// How messages name it: `row group 2`.
+    pub(crate) name: String,
+    /// The row group of a Parquet file, counted from 0, if its columns can be tried one by one.
+    pub(crate) group: Option<usize>,
+}
+
+/// What takes the rows while they are decoded.
+pub(crate) trait RowSink {
+    /// The decoder begins with this part of the file.
+    fn begin(&mut self, part: Part) -> Result<()>;
+
+    /// The decoder gives the next rows. It uses the memory of `rows` again.
+    fn append(&mut self, rows: &RowTexts) -> Result<()>;
+}
+
+/// Decodes a file.
+#[derive(Debug)]
+pub(crate) enum Decoder {
+    Parquet(Box<ParquetDecoder>),
+    Arrow(ArrowDecoder),
+}
+
+impl Decoder {
+    /// Reads the metadata of an open file. `path` is for messages.
+    ///
+    /// # Errors
+    /// The file cannot be read or is damaged, or a column has a type that has no JSON form.
+    pub(crate) fn open(format: ColumnarFormat, path: &Path, file: File) -> Result<Self> {
+        let file = SharedFile::new(file).map_err(|e| DataError::cannot_read(path, &e))?;
+        match format {
+            ColumnarFormat::Parquet => ParquetDecoder::open(path, file).map(|d| Self::Parquet(Box::new(d))),
+            ColumnarFormat::Arrow => Ok(Self::Arrow(ArrowDecoder::new(path, file))),
+        }
+    }
+
+    /// The columns in the order of the file. Those of an Arrow file are not listed: none stays in the file.
+    pub(crate) fn columns(&self) -> Vec<ColumnInfo> {
+        match self {
+            Self::Parquet(file) => file.column_infos(),
+            Self::Arrow(_) => Vec::new(),
+        }
+    }
+
+    /// Decodes the columns that do not stay in the file. Returns the number of rows; if all columns stay in the file,
+    /// `sink` gets none of them.
+    ///
+    /// # Errors
+    /// The file cannot be read or is damaged.
+    pub(crate) fn decode_rows(&self, sink: &mut dyn RowSink) -> Result<usize> {
+        match self {
+            Self::Parquet(file) => file.decode_rows(sink),
+            Self::Arrow(file) => file.decode_rows(sink),
+        }
+    }
+
+    /// Decodes the columns of a row group one by one and drops the values, to find the one at which the decoder dies.
+    ///
+    /// # Errors
+    /// The file cannot be read or is damaged.
+    pub(crate) fn try_columns(&self, group: usize, sink: &mut dyn RowSink) -> Result<()> {
+        match self {
+            Self::Parquet(file) => file.try_columns(group, sink),
+            Self::Arrow(_) => Ok(()),
+        }
+    }
+
+    /// The columns of row `index` that stay in the file, as a JSON object.
+    ///
+    /// # Errors
+    /// The row's pages cannot be read.
+    pub(crate) fn row(&self, index: usize) -> Result<Vec<u8>> {
+        match self {
+            Self::Parquet(file) => file.row(index),
+            Self::Arrow(_) => Ok(b"{}".to_vec()),
+        }
+    }
+}
+
+/// Where a file is decoded.
+#[derive(Debug)]
+enum Source {
+    ThisProcess(Decoder),
+    Worker(WorkerFile),
+}
+
+/// The rows of a file.
+#[derive(Debug)]
+pub(crate) struct ColumnarRows {
+    path: PathBuf,
+    format: ColumnarFormat,
+    columns: Vec<ColumnInfo>,
+    /// The columns in memory; without rows if all columns stay in the file.
+    kept: RowTexts,
+    /// Number of rows.
+    count: usize,
+    /// Decodes the columns that stay in the file; `None` if there are none.
+    source: Option<Source>,
+    fingerprint: String,
+}
+
+impl RowSink for RowTexts {
+    fn begin(&mut self, _: Part) -> Result<()> {
+        Ok(())
+    }
+
+    fn append(&mut self, rows: &RowTexts) -> Result<()> {
+        let start = self.text.len();
+        self.text.extend(&rows.text);
+        self.ends.extend(rows.ends.iter().map(|end| start + end));
+        Ok(())
+    }
+}
+
+impl ColumnarRows {
+    /// Opens a file and decodes its columns without bytes, in a worker process if there is a `worker`.
+    ///
+    /// # Errors
+    /// The file cannot be read, is cut short, damaged or encrypted, has no rows, or has a column whose type has no JSON
+    /// form.
+    pub(crate) fn open(path: &Path, format: ColumnarFormat, worker: Option<&Arc<DataWorker>>) -> Result<Self> {
+        let cannot_read = |e| DataError::cannot_read(path, &e);
+        let file = input::open_regular_file(path).map_err(cannot_read)?;
+        let hashed = file.try_clone().map_err(cannot_read)?;
+        let (source, columns) = match worker {
+            Some(worker) => {
+                let worker = WorkerFile::new(worker, path, format, file).map_err(cannot_read)?;
+                let columns = worker.columns()?;
+                (Source::Worker(worker), columns)
+            }
+            None => {
+                let decoder = Decoder::open(format, path, file)?;
+                let columns = decoder.columns();
+                (Source::ThisProcess(decoder), columns)
+            }
+        };
+        let (fingerprint, decoded) = std::thread::scope(|scope| {
+            let fingerprint = scope.spawn(|| fingerprint::file_fingerprint(&hashed));
+            let mut kept = RowTexts::default();
+            let decoded = match &source {
+                Source::ThisProcess(decoder) => decoder.decode_rows(&mut kept),
+                Source::Worker(worker) => worker.decode_rows(&mut kept),
+            };
+            let fingerprint = fingerprint.join().unwrap_or_else(|_| Err(std::io::Error::other("hashing it failed")));
+            (fingerprint, decoded.map(|count| (count, kept)))
+        });
+        let (count, kept) = decoded?;
+        let fingerprint = fingerprint.map_err(cannot_read)?;
+        if count == 0 {
+            return Err(DataError::data(path.display().to_string(), "has no rows", "give a file with rows"));
+        }
+        let source = columns.iter().any(|column| column.in_file).then_some(source);
+        Ok(Self { path: path.to_path_buf(), format, columns, kept, count, source, fingerprint })
+    }
+
+    /// Number of rows; never 0.
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// The columns of row `index`, counted from 0, in the order of the file.
+    ///
+    /// # Errors
+    /// The row's pages of a column with bytes cannot be read.
+    pub(crate) fn value(&self, index: usize) -> Result<Value> {
+        let mut kept = self.parse(index, self.kept.row(index).unwrap_or(b"{}"))?;
+        let in_file = match &self.source {
+            None => return Ok(Value::Object(kept)),
+            Some(Source::ThisProcess(decoder)) => decoder.row(index)?,
+            Some(Source::Worker(worker)) => worker.row(index)?,
+        };
+        let mut in_file: HashMap<String, Value> = self.parse(index, &in_file)?.into_iter().collect();
+        let mut row = Map::with_capacity(self.columns.len());
+        for column in &self.columns {
+            let value = match column.in_file {
+                true => in_file.remove(&column.name),
+                false => kept.shift_remove(&column.name),
+            };
+            row.extend(value.map(|value| (column.name.clone(), value)));
+        }
+        Ok(Value::Object(row))
+    }
+
+    fn parse(&self, index: usize, text: &[u8]) -> Result<Map<String, Value>> {
+        serde_json::from_slice(text)
+            .map_err(|e| DataError::data(self.location(index), format!("is not JSON: {e}"), self.format.damaged_help()))
+    }
+
+    /// `FILE: row N`.
+    pub(crate) fn location(&self, index: usize) -> String {
+        row_location(&self.path, index)
+    }
+
+    /// The fingerprint of the file's bytes.
+    pub(crate) fn fingerprint(&self) -> String {
+        self.fingerprint.clone()
+    }
+
+    /// The decoder of a Parquet file that this process decodes.
+    #[cfg(test)]
+    fn parquet(&self) -> &ParquetDecoder {
+        match &self.source {
+            Some(Source::ThisProcess(Decoder::Parquet(decoder))) => decoder,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// `FILE: row N`, for row `index`, counted from 0.
+fn row_location(path: &Path, index: usize) -> String {
+    format!("{}: row {}", path.display(), index + 1)
+}

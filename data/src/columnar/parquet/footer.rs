@@ -1,0 +1,96 @@
+//! Checks what the reader of Parquet files does not check itself: that the metadata lies in the file, and that the schema
+//! is not so deeply nested that its recursion needs more stack than a thread has.
+
+use std::io;
+
+use super::super::file::SharedFile;
+use super::thrift::{I32, LIST, STRUCT, Thrift};
+
+/// The most levels of nested columns.
+pub(super) const MAX_SCHEMA_DEPTH: usize = 64;
+
+/// The size limit of the metadata at the end of a Parquet file, in bytes.
+const MAX_FOOTER_BYTES: u64 = 256 << 20;
+
+/// Why a file is not a Parquet file that can be read: what is wrong, and what to do.
+pub(super) type Fault = (String, &'static str);
+
+const AGAIN: &str = "copy or download it again";
+
+/// Checks the magic bytes, the length of the metadata and the depth of its schema, before the metadata is parsed.
+pub(super) fn check_footer(file: &SharedFile) -> io::Result<Result<(), Fault>> {
+    let cut = || ("is not a whole Parquet file: it has no Parquet metadata at its end".to_string(), AGAIN);
+    if file.bytes() < 12 {
+        return Ok(Err(cut()));
+    }
+    let end = file.read_exact(file.bytes() - 8, 8)?;
+    match &end[4..] {
+        b"PAR1" => {}
+        b"PARE" => return Ok(Err(("is encrypted".to_string(), "decrypt it before"))),
+        _ => return Ok(Err(cut())),
+    }
+    let length = u64::from(u32::from_le_bytes([end[0], end[1], end[2], end[3]]));
+    if length > file.bytes() - 12 || length > MAX_FOOTER_BYTES {
+        let what = format!("is damaged: its metadata claims to have {length} bytes");
+        return Ok(Err((what, AGAIN)));
+    }
+    let metadata = file.read_exact(file.bytes() - 8 - length, length)?;
+    Ok(match schema_depth(&metadata) {
+        None => Err(("is damaged: its metadata cannot be parsed".to_string(), AGAIN)),
+        Some(depth) if depth > MAX_SCHEMA_DEPTH => {
+            let what = format!("has columns with more than {MAX_SCHEMA_DEPTH} levels of nested values");
+            Err((what, "write the nested values as JSON text"))
+        }
+        Some(_) => Ok(()),
+    })
+}
+
+/// The number of levels of the schema in the metadata of a Parquet file, the root included; counting stops above
+/// [`MAX_SCHEMA_DEPTH`]. The metadata is a struct in Thrift's compact protocol. Its field 2 is the list of the schema's
+/// elements, parents before children, and field 5 of an element is the number of its children.
+fn schema_depth(metadata: &[u8]) -> Option<usize> {
+    let mut thrift = Thrift::new(metadata);
+    let mut last = 0;
+    loop {
+        let (id, kind) = thrift.field(&mut last)??;
+        if (id, kind) != (2, LIST) {
+            thrift.skip(kind)?;
+            continue;
+        }
+        let (count, element) = thrift.list()?;
+        if element != STRUCT {
+            return None;
+        }
+        // The number of children that each open group still has.
+        let (mut open, mut deepest): (Vec<u64>, usize) = (Vec::new(), 0);
+        for _ in 0..count {
+            let children = schema_element(&mut thrift)?;
+            deepest = deepest.max(open.len() + 1);
+            if deepest > MAX_SCHEMA_DEPTH {
+                break;
+            }
+            if let Some(parent) = open.last_mut() {
+                *parent = parent.checked_sub(1)?;
+            }
+            if children > 0 {
+                open.push(children);
+            }
+            while open.last() == Some(&0) {
+                open.pop();
+            }
+        }
+        return Some(deepest);
+    }
+}
+
+/// Reads a schema element; returns its number of children.
+fn schema_element(thrift: &mut Thrift<'_>) -> Option<u64> {
+    let (mut last, mut children) = (0, 0);
+    while let Some((id, kind)) = thrift.field(&mut last)? {
+        match (id, kind) {
+            (5, I32) => children = u64::try_from(thrift.zigzag()?).ok()?,
+            _ => thrift.skip(kind)?,
+        }
+    }
+    Some(children)
+}

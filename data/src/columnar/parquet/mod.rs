@@ -1,0 +1,333 @@
+//! Decodes Parquet files.
+//!
+//! Columns without bytes (texts, numbers, lists of them) are decoded once, when the file is opened, to one JSON text per
+//! row. Columns with bytes, such as embedded images, stay in the file. [`ParquetDecoder::row`] reads the row's own pages
+//! of them. The page index says where these are; in a file without one, the headers of the pages before are read. Only
+//! where a column of lists has neither a page index nor data pages of version 2 are the pages of its row group before
+//! the row decompressed, because nothing else says which rows they hold.
+
+mod footer;
+mod pages;
+mod thrift;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::{Array, RecordBatch};
+use arrow_schema::{DataType, Field};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
+};
+use parquet::basic::LogicalType;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::PageIndexPolicy;
+use reel_diagnostic::{catch_panic, input, one_line};
+
+use super::arrow_json::{self, write_text, write_value};
+use super::file::SharedFile;
+use super::{ColumnInfo, Part, RowSink, RowTexts, row_location};
+use crate::{DataError, Result};
+
+/// Number of rows that are decoded together when a file is opened.
+const BATCH_ROWS: usize = 256;
+
+pub(super) const AGAIN: &str = "copy or download it again, or write it again with other software";
+
+/// Decodes a Parquet file.
+#[derive(Debug)]
+pub(crate) struct ParquetDecoder {
+    path: PathBuf,
+    pub(super) file: SharedFile,
+    pub(super) metadata: ArrowReaderMetadata,
+    columns: Vec<Column>,
+    /// The first row of each row group, and the number of all rows.
+    group_starts: Vec<usize>,
+}
+
+/// A top-level column of the file.
+#[derive(Debug)]
+struct Column {
+    name: String,
+    /// Whether the column has bytes and therefore stays in the file.
+    in_file: bool,
+    /// Whether the texts of the column are JSON values (the logical type JSON).
+    is_json: bool,
+    /// Whether a row with null does not have the column.
+    null_is_absent: bool,
+}
+
+/// The key of the file's metadata that lists, as JSON, the columns in which null means that the row does not have the
+/// column. JSON rows can lack a field, rows of Parquet cannot; `reel data convert` writes it.
+pub(crate) const OPTIONAL_COLUMNS: &str = "reel.optional_columns";
+
+impl ParquetDecoder {
+    /// Reads the metadata of a file; `path` is for messages.
+    ///
+    /// # Errors
+    /// The file cannot be read, is cut short, damaged or encrypted, or has a column whose type has no JSON form.
+    pub(super) fn open(path: &Path, file: SharedFile) -> Result<Self> {
+        footer::check_footer(&file)
+            .map_err(|e| DataError::cannot_read(path, &e))?
+            .map_err(|(what, help)| DataError::data(path.display().to_string(), what, help))?;
+        let options = ArrowReaderOptions::new()
+            .with_skip_arrow_metadata(true)
+            .with_column_index_policy(PageIndexPolicy::Skip)
+            .with_offset_index_policy(PageIndexPolicy::Optional);
+        let metadata = read(path, "", || ArrowReaderMetadata::load(&file, options))?;
+        let columns = columns(path, &metadata)?;
+        let mut group_starts = vec![0];
+        for group in metadata.metadata().row_groups() {
+            let rows = usize::try_from(group.num_rows()).ok().filter(|rows| *rows <= u32::MAX as usize);
+            let Some(rows) = rows else {
+                let what = format!("is damaged: a row group claims to have {} rows", group.num_rows());
+                return Err(DataError::data(path.display().to_string(), what, AGAIN));
+            };
+            group_starts.push(group_starts[group_starts.len() - 1] + rows);
+        }
+        Ok(Self { path: path.to_path_buf(), file, metadata, columns, group_starts })
+    }
+
+    /// The columns in the order of the file.
+    pub(super) fn column_infos(&self) -> Vec<ColumnInfo> {
+        self.columns.iter().map(|c| ColumnInfo { name: c.name.clone(), in_file: c.in_file }).collect()
+    }
+
+    /// Decodes the columns that are kept in memory, for all rows. Returns the number of rows.
+    pub(super) fn decode_rows(&self, sink: &mut dyn RowSink) -> Result<usize> {
+        let kept: Vec<usize> = (0..self.columns.len()).filter(|&c| !self.columns[c].in_file).collect();
+        let mut bytes = 0;
+        for group in 0..self.group_starts.len() - 1 {
+            sink.begin(Part { name: group_name(group), group: Some(group) })?;
+            self.check_pages(group)?;
+            let (first, end) = (self.group_starts[group], self.group_starts[group + 1]);
+            if !kept.is_empty() {
+                self.decode_group(group, &kept, &mut bytes, sink)?;
+            } else if end > first {
+                // Nothing is decoded that shows that the group has as many rows as its metadata says.
+                self.row(end - 1)?;
+            }
+        }
+        Ok(self.group_starts[self.group_starts.len() - 1])
+    }
+
+    /// Decodes the columns `kept` of a row group. Adds the length of the texts to `bytes`.
+    fn decode_group(&self, group: usize, kept: &[usize], bytes: &mut u64, sink: &mut dyn RowSink) -> Result<()> {
+        let (first, end) = (self.group_starts[group], self.group_starts[group + 1]);
+        let mut index = first;
+        let mut rows = RowTexts::default();
+        let mut reader = read(&self.path, "", || self.builder(group, kept).with_batch_size(BATCH_ROWS).build())?;
+        while let Some(batch) = read(&self.path, "", || reader.next().transpose().map_err(ParquetError::from))? {
+            for row in 0..batch.num_rows() {
+                self.write_row(&mut rows, kept, &batch, row, index)?;
+                index += 1;
+            }
+            *bytes += rows.text.len() as u64;
+            if *bytes > input::MAX_ROWS_BYTES {
+                let what = format!("has more than {} bytes of text and numbers", input::MAX_ROWS_BYTES);
+                return Err(DataError::data(self.path.display().to_string(), what, "split it"));
+            }
+            sink.append(&rows)?;
+            rows.text.clear();
+            rows.ends.clear();
+        }
+        if index != end {
+            let (decoded, count) = (index - first, end - first);
+            let what = format!("is damaged: a row group has {decoded} rows where its metadata says {count}");
+            return Err(DataError::data(self.path.display().to_string(), what, AGAIN));
+        }
+        Ok(())
+    }
+
+    /// Checks the sizes and counts that the columns and pages of a row group claim to have.
+    fn check_pages(&self, group: usize) -> Result<()> {
+        let metadata = self.metadata.metadata().row_group(group);
+        for column in metadata.columns() {
+            let checked =
+                pages::check_column(&self.file, column).map_err(|e| DataError::cannot_read(&self.path, &e))?;
+            checked.map_err(|what| {
+                let name = column.column_path().parts().first().map_or("", String::as_str);
+                DataError::data(format!("{}: {}: {name}", self.path.display(), group_name(group)), what, AGAIN)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Decodes the kept columns of a row group one by one and drops their values.
+    pub(super) fn try_columns(&self, group: usize, sink: &mut dyn RowSink) -> Result<()> {
+        if group >= self.group_starts.len() - 1 {
+            return Ok(());
+        }
+        for column in (0..self.columns.len()).filter(|&c| !self.columns[c].in_file) {
+            let name = format!("{}: {}", group_name(group), self.columns[column].name);
+            sink.begin(Part { name, group: None })?;
+            let builder = || self.builder(group, &[column]).with_batch_size(BATCH_ROWS).build();
+            let mut reader = read(&self.path, "", builder)?;
+            while read(&self.path, "", || reader.next().transpose().map_err(ParquetError::from))?.is_some() {}
+        }
+        Ok(())
+    }
+
+    /// Appends the columns `kept` of row `row` of a batch, which is row `index` of the file.
+    fn write_row(
+        &self,
+        rows: &mut RowTexts,
+        kept: &[usize],
+        batch: &RecordBatch,
+        row: usize,
+        index: usize,
+    ) -> Result<()> {
+        let start = rows.text.len();
+        rows.text.push(b'{');
+        for (&column, array) in kept.iter().zip(batch.columns()) {
+            let Column { name, is_json, null_is_absent, .. } = &self.columns[column];
+            if *null_is_absent && array.is_null(row) {
+                continue;
+            }
+            if rows.text.len() > start + 1 {
+                rows.text.push(b',');
+            }
+            write_text(&mut rows.text, name);
+            rows.text.push(b':');
+            let text = &mut rows.text;
+            let written = without_panic(|| match is_json {
+                true => write_json_text(text, array, row),
+                false => write_value(text, array, row),
+            });
+            written.map_err(|what| self.column_error(index, column, what))?;
+        }
+        rows.text.push(b'}');
+        rows.end_row();
+        Ok(())
+    }
+
+    fn builder(&self, group: usize, columns: &[usize]) -> ParquetRecordBatchReaderBuilder<SharedFile> {
+        let schema = self.metadata.parquet_schema();
+        ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.clone(), self.metadata.clone())
+            .with_row_groups(vec![group])
+            .with_projection(ProjectionMask::roots(schema, columns.iter().copied()))
+    }
+
+    fn column_error(&self, row: usize, column: usize, what: impl Into<String>) -> DataError {
+        let location = format!("{}: {}", row_location(&self.path, row), self.columns[column].name);
+        DataError::data(location, what, AGAIN)
+    }
+
+    /// The columns with bytes of row `index`, counted from 0, as a JSON object.
+    ///
+    /// # Errors
+    /// The row's pages cannot be read.
+    pub(super) fn row(&self, index: usize) -> Result<Vec<u8>> {
+        let missing = || DataError::data(row_location(&self.path, index), "is missing in its row group", AGAIN);
+        let in_file: Vec<usize> = (0..self.columns.len()).filter(|&c| self.columns[c].in_file).collect();
+        let group = self.group_starts.partition_point(|&start| start <= index) - 1;
+        if group >= self.group_starts.len() - 1 {
+            return Err(missing());
+        }
+        let before = index - self.group_starts[group];
+        let selection = RowSelection::from(vec![RowSelector::skip(before), RowSelector::select(1)]);
+        let batch = read(&self.path, &format!("row {}", index + 1), || {
+            let builder = self.builder(group, &in_file).with_row_selection(selection);
+            builder.with_batch_size(1).build()?.next().transpose().map_err(ParquetError::from)
+        })?;
+        let is_row = |batch: &RecordBatch| batch.num_rows() == 1 && batch.num_columns() == in_file.len();
+        let batch = batch.filter(is_row).ok_or_else(missing)?;
+        let mut text = Vec::new();
+        for (i, (&column, array)) in in_file.iter().zip(batch.columns()).enumerate() {
+            text.push(if i == 0 { b'{' } else { b',' });
+            write_text(&mut text, &self.columns[column].name);
+            text.push(b':');
+            let written = without_panic(|| write_value(&mut text, array, 0));
+            written.map_err(|what| self.column_error(index, column, what))?;
+        }
+        text.push(b'}');
+        Ok(text)
+    }
+}
+
+/// How messages name a row group, counted from 1.
+fn group_name(group: usize) -> String {
+    format!("row group {}", group + 1)
+}
+
+/// Appends a text that is a JSON value.
+fn write_json_text(out: &mut Vec<u8>, array: &dyn Array, row: usize) -> Result<(), String> {
+    let text = match array.is_null(row) {
+        true => "null",
+        false => array.as_string_opt::<i32>().ok_or("is JSON, but not text")?.value(row),
+    };
+    serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|e| format!("is not JSON: {e}"))?;
+    out.extend(text.trim().as_bytes());
+    Ok(())
+}
+
+/// The columns that the file's metadata lists under [`OPTIONAL_COLUMNS`].
+fn optional_columns(metadata: &ArrowReaderMetadata) -> Vec<String> {
+    let values = metadata.metadata().file_metadata().key_value_metadata();
+    let own = values.into_iter().flatten().find(|pair| pair.key == OPTIONAL_COLUMNS);
+    own.and_then(|pair| serde_json::from_str(pair.value.as_deref()?).ok()).unwrap_or_default()
+}
+
+/// Whether a file begins as a Parquet file does.
+pub(super) fn has_magic(start: &[u8]) -> bool {
+    start.starts_with(b"PAR1") || start.starts_with(b"PARE")
+}
+
+/// The top-level columns of a file.
+fn columns(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Vec<Column>> {
+    let fields = metadata.schema().fields();
+    let optional = optional_columns(metadata);
+    let root = metadata.parquet_schema().root_schema().get_fields();
+    let mut names = BTreeSet::new();
+    let column = |(index, field): (usize, &Arc<Field>)| {
+        let error = |what: String, help: &str| {
+            let location = format!("{}: column {}", path.display(), field.name());
+            Err(DataError::data(location, what, help))
+        };
+        if !names.insert(field.name().clone()) {
+            return error("occurs twice".into(), "rename one of the two");
+        }
+        if let Err(unsupported) = arrow_json::check_type(field.data_type()) {
+            return error(format!("has the type {unsupported}, which is not supported"), "write it as text or numbers");
+        }
+        let data_type: &DataType = field.data_type();
+        let logical_type = root.get(index).and_then(|column| column.get_basic_info().logical_type_ref());
+        Ok(Column {
+            name: field.name().clone(),
+            in_file: arrow_json::has_binary(data_type),
+            is_json: *data_type == DataType::Utf8 && matches!(logical_type, Some(LogicalType::Json)),
+            null_is_absent: optional.contains(field.name()),
+        })
+    };
+    let columns = fields.iter().enumerate().map(column).collect::<Result<Vec<_>>>()?;
+    match columns.is_empty() {
+        true => Err(DataError::data(path.display().to_string(), "has no columns", "give a file with columns")),
+        false => Ok(columns),
+    }
+}
+
+/// Calls the Parquet reader. Its errors are those of the file, and so are its panics, which damaged data causes.
+fn read<T>(path: &Path, place: &str, call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
+    let failed = |reason: &str| {
+        let place = if place.is_empty() { String::new() } else { format!(": {place}") };
+        let what = format!("cannot be read as Parquet: {}", one_line(reason));
+        DataError::data(format!("{}{place}", path.display()), what, AGAIN)
+    };
+    match catch_panic(call) {
+        Ok(result) => result.map_err(|e| failed(&e.to_string())),
+        Err(_) => Err(failed(INCONSISTENT)),
+    }
+}
+
+/// The reason of a file at which the Parquet reader panics.
+const INCONSISTENT: &str = "its parts contradict each other";
+
+/// Writes a value. Arrays of damaged files can make that panic.
+fn without_panic(call: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    catch_panic(call).unwrap_or_else(|_| Err(INCONSISTENT.to_string()))
+}
+
+#[cfg(test)]
+mod tests;

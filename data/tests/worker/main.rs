@@ -1,0 +1,261 @@
+//! Tests the worker that decodes Parquet and Arrow files from outside. This test program starts itself as the worker, as
+//! the binary `reel` does, and can also behave like a broken worker. With the arguments `measure FILE` it compares the
+//! times of opening a file in this process and in a worker.
+//!
+//! It does not use the test harness, because it also runs as the worker.
+
+mod damage;
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use reel_data::Table;
+use reel_data::worker::{self, DataWorker, decode_in_worker_process};
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().collect();
+    match args.get(1).map(String::as_str) {
+        Some(worker::WORKER_ARGUMENT) => return worker::worker_main(),
+        Some("__play") => return play(&args[2]),
+        Some("__open-and-wait") => return open_and_wait(Path::new(&args[2])),
+        Some("measure") => return measure(Path::new(&args[2])),
+        // `cargo test -- --list` and other tools ask for the list of tests with this argument. The list is empty.
+        Some("--list") => return ExitCode::SUCCESS,
+        _ => {}
+    }
+    let tests: [(&str, fn()); 8] = [
+        ("rows_are_those_of_this_process", rows_are_those_of_this_process),
+        ("errors_of_a_file_are_those_of_this_process", errors_of_a_file_are_those_of_this_process),
+        ("page_that_claims_all_memory_is_named", damage::page_that_claims_all_memory_is_named),
+        ("broken_workers_give_one_line", broken_workers_give_one_line),
+        ("killed_worker_is_replaced_once", killed_worker_is_replaced_once),
+        ("worker_has_no_other_files_and_dies_with_its_caller", worker_has_no_other_files_and_dies_with_its_caller),
+        ("workers_end_with_the_last_table", workers_end_with_the_last_table),
+        ("damaged_files_never_end_the_caller", damage::damaged_files_never_end_the_caller),
+    ];
+    let wanted = args.iter().skip(1).find(|a| !a.starts_with('-'));
+    for (name, test) in tests {
+        if wanted.is_none_or(|w| name.contains(w.as_str())) {
+            decode_in_worker_process(DataWorker::new(me()));
+            // A failing test panics, which prints its location and ends the program with an error.
+            test();
+            println!("test {name} ... ok");
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn me() -> PathBuf {
+    std::env::current_exe().unwrap()
+}
+
+/// A file of the folder `tests/golden/data`.
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data").join(name)
+}
+
+/// Checks a message about `file` and returns it without the path.
+fn one_line(error: impl std::fmt::Display, file: &Path) -> String {
+    let text = error.to_string();
+    let rest = text.strip_prefix(&*file.to_string_lossy()).unwrap_or_else(|| panic!("{text}"));
+    assert!(!rest.contains('\n') && rest.contains("; "), "{text}");
+    rest.to_string()
+}
+
+/// The processes that this one started and that have not ended.
+fn children_of(process: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let children = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default());
+    children.flat_map(|text| text.split_whitespace().map(|n| n.parse().unwrap()).collect::<Vec<u32>>()).collect()
+}
+
+/// Behaves like a broken worker; `part` names the way in which it is broken.
+fn play(part: &str) -> ExitCode {
+    let say = |bytes: &[u8]| {
+        let mut caller = UnixStream::from(rustix::io::dup(rustix::stdio::stdin()).unwrap());
+        let _ = caller.write_all(bytes);
+        std::thread::sleep(Duration::from_secs(600));
+    };
+    let message = |kind: u8, bytes: u64| [&[kind][..], &bytes.to_le_bytes()].concat();
+    match part {
+        "sleep" => std::thread::sleep(Duration::from_secs(600)),
+        "abort" => std::process::abort(),
+        "exit" => {
+            eprintln!("a message of its own");
+            return ExitCode::from(3);
+        }
+        "garbage" => say(&[0x99; 64]),
+        "long message" => say(&message(b'f', u64::MAX)),
+        "long rows" => say(&[message(b'r', u64::MAX), u64::MAX.to_le_bytes().to_vec()].concat()),
+        "invalid JSON" => say(&[message(b'c', 2), b"{]".to_vec()].concat()),
+        "another reply" => say(&[message(b'v', 2), b"{}".to_vec()].concat()),
+        // Killed at its first start: a file counts the starts.
+        counter => {
+            let starts = std::fs::read(counter).unwrap().len() + 1;
+            std::fs::write(counter, vec![b'x'; starts]).unwrap();
+            if starts == 1 {
+                rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
+            }
+            return worker::worker_main();
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn player(part: &str) -> DataWorker {
+    let args = vec!["__play".to_string(), part.to_string()];
+    DataWorker { args, timeout: Duration::from_millis(500), ..DataWorker::new(me()) }
+}
+
+/// Opens a file whose media stay in it, prints the worker's process, and waits.
+fn open_and_wait(path: &Path) -> ExitCode {
+    decode_in_worker_process(DataWorker::new(me()));
+    let _other = std::fs::File::open(me()).unwrap();
+    let table = Table::open(path).unwrap();
+    println!("{}", children_of(std::process::id())[0]);
+    std::thread::sleep(Duration::from_secs(600));
+    drop(table);
+    ExitCode::SUCCESS
+}
+
+/// Prints the times of opening a file here and in a worker, in turns, and the time in which a worker starts.
+fn measure(path: &Path) -> ExitCode {
+    let time = |what: &str, worker: bool| {
+        let begun = Instant::now();
+        // Each file number has a decoder of its own, so none is warm.
+        let table = match worker {
+            true => Table::open(path),
+            false => Table::open_in_this_process(path),
+        };
+        let table = table.unwrap();
+        let seconds = begun.elapsed().as_secs_f64();
+        println!("{what}: {} rows in {seconds:.3} s: {:.0} rows/s", table.len(), table.len() as f64 / seconds);
+    };
+    decode_in_worker_process(DataWorker::new(me()));
+    for _ in 0..4 {
+        time("this process", false);
+        time("worker", true);
+    }
+    ExitCode::SUCCESS
+}
+
+fn rows_are_those_of_this_process() {
+    for name in ["datasets.parquet", "types_v1.parquet", "types_v2.parquet", "saved", "saved_splits"] {
+        let path = golden(name);
+        let here = Table::open_in_this_process(&path).unwrap();
+        let there = Table::open(&path).unwrap();
+        assert_eq!((here.len(), here.fingerprint()), (there.len(), there.fingerprint()), "{name}");
+        for row in 0..here.len() {
+            assert_eq!(here.value(row).unwrap(), there.value(row).unwrap(), "{name}: row {row}");
+            assert_eq!(here.location(row), there.location(row));
+        }
+    }
+    let expected: serde_json::Value = serde_json::from_slice(&std::fs::read(golden("expected.json")).unwrap()).unwrap();
+    assert_eq!(Table::open(&golden("datasets.parquet")).unwrap().value(0).unwrap(), expected["datasets"][0]);
+}
+
+fn errors_of_a_file_are_those_of_this_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a b\nc.parquet");
+    let content = std::fs::read(golden("types_v2.parquet")).unwrap();
+    for length in [4, 12, content.len() - 1, content.len()] {
+        let mut content = content[..length].to_vec();
+        if length > 12 {
+            content[length - 9] ^= 0xff;
+        }
+        std::fs::write(&path, &content).unwrap();
+        let here = Table::open_in_this_process(&path).map(drop).map_err(|e| e.to_string());
+        assert_eq!(Table::open(&path).map(drop).map_err(|e| e.to_string()), here);
+        assert!(here.is_err());
+    }
+    let e = Table::open(&dir.path().join("none.parquet")).unwrap_err();
+    assert!(one_line(e, &dir.path().join("none.parquet")).contains("there is no such file"));
+}
+
+fn broken_workers_give_one_line() {
+    let path = golden("types_v1.parquet");
+    for (part, wanted) in [
+        ("sleep", "decoding gave nothing for 0.5 s"),
+        ("abort", "the process that decodes it crashed (signal 6)"),
+        ("exit", "the process that decodes it exited with code 3 (a message of its own)"),
+        ("garbage", "invalid reply"),
+        ("long message", "invalid reply"),
+        ("long rows", "invalid reply"),
+        ("invalid JSON", "invalid reply"),
+        ("another reply", "invalid reply"),
+    ] {
+        decode_in_worker_process(player(part));
+        let e = one_line(Table::open(&path).unwrap_err(), &path);
+        assert!(e.contains(wanted), "{part}: {e}");
+    }
+    decode_in_worker_process(DataWorker::new("/does/not/exist"));
+    let e = one_line(Table::open(&path).unwrap_err(), &path);
+    assert!(e.contains("/does/not/exist cannot be started"), "{e}");
+    assert!(children_of(std::process::id()).is_empty());
+}
+
+fn killed_worker_is_replaced_once() {
+    let counter = tempfile::NamedTempFile::new().unwrap();
+    let worker = DataWorker { timeout: Duration::from_secs(60), ..player(counter.path().to_str().unwrap()) };
+    decode_in_worker_process(worker);
+    let table = Table::open(&golden("datasets.parquet")).unwrap();
+    assert_eq!(std::fs::read(counter.path()).unwrap().len(), 2);
+    // An idle worker that has died is replaced, too.
+    for worker in children_of(std::process::id()) {
+        let worker = rustix::process::Pid::from_raw(worker as i32).unwrap();
+        rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+    }
+    table.value(0).unwrap();
+    assert_eq!(std::fs::read(counter.path()).unwrap().len(), 3);
+}
+
+fn worker_has_no_other_files_and_dies_with_its_caller() {
+    let file = golden("datasets.parquet");
+    let mut caller = Command::new(me()).arg("__open-and-wait").arg(&file).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let mut output = std::io::BufReader::new(caller.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+    let worker = PathBuf::from("/proc").join(line.trim());
+    let files: Vec<PathBuf> = std::fs::read_dir(worker.join("fd"))
+        .unwrap()
+        .map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap())
+        .collect();
+    let file = file.canonicalize().unwrap();
+    for opened in &files {
+        let text = opened.to_string_lossy();
+        let is_own = text == "/dev/null" || text.starts_with("pipe:") || text.starts_with("socket:");
+        assert!(is_own || *opened == file, "{files:?}");
+    }
+    // Its process group is its own: Ctrl-C in a terminal reaches the caller only.
+    let stat = std::fs::read_to_string(worker.join("stat")).unwrap();
+    let group = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(2).unwrap().to_string();
+    assert_eq!(group, line.trim());
+    caller.kill().unwrap();
+    caller.wait().unwrap();
+    let begun = Instant::now();
+    while worker.join("exe").read_link().is_ok() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "the worker goes on without its caller");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn workers_end_with_the_last_table() {
+    let text = Table::open(&golden("saved")).unwrap();
+    assert!(children_of(std::process::id()).is_empty());
+    let media = Table::open(&golden("datasets.parquet")).unwrap();
+    let again = Table::open(&golden("datasets.parquet")).unwrap();
+    assert_eq!(children_of(std::process::id()).len(), 1);
+    std::thread::scope(|scope| {
+        for table in [&media, &again, &media, &text] {
+            scope.spawn(move || (0..200).for_each(|i| drop(table.value(i % table.len()).unwrap())));
+        }
+    });
+    assert!((1..=3).contains(&children_of(std::process::id()).len()));
+    drop(media);
+    assert!(!children_of(std::process::id()).is_empty());
+    drop(again);
+    assert!(children_of(std::process::id()).is_empty());
+}

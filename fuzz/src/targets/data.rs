@@ -1,0 +1,51 @@
+//! Targets for data files in binary formats. A worker process decodes them, as in the program: at some inputs the decoder
+//! allocates all memory or crashes, which must end the worker only.
+
+use std::fs;
+use std::path::Path;
+
+use reel_data::Table;
+use reel_data::worker::{DataWorker, decode_in_worker_process};
+
+use super::{Judge, Target, repository_file, scratch_folder};
+use crate::mutate::{Kind, Seed};
+use crate::verdict::value_of;
+
+/// Parquet files, as pyarrow and the library `datasets` write them.
+pub const PARQUET: Target = Target {
+    name: "parquet",
+    words: &["PAR1", "PARE", "bytes", "path", "ARROW:schema", "schema", "list", "element", "key_value"],
+    seeds: || seeds(&["datasets.parquet", "types_v1.parquet", "types_v2.parquet"]),
+    open: || rows_of("rows.parquet"),
+};
+
+/// Arrow files, as the library `datasets` writes them.
+pub const ARROW: Target = Target {
+    name: "arrow",
+    words: &["ARROW1", "bytes", "path", "list", "item", "huggingface"],
+    seeds: || seeds(&["saved/data-00000-of-00002.arrow"]),
+    open: || rows_of("rows.arrow"),
+};
+
+fn seeds(names: &[&str]) -> anyhow::Result<Vec<Seed>> {
+    let seed = |name: &&str| Ok(Seed::new(Kind::Bytes, repository_file(&format!("tests/golden/data/{name}"))?));
+    names.iter().map(seed).collect()
+}
+
+/// Reads the first rows of a file of this name.
+fn rows_of(name: &str) -> anyhow::Result<Judge> {
+    decode_in_worker_process(DataWorker::new("/proc/self/exe"));
+    // While a table with media is open, the same worker decodes file after file.
+    let media = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data/datasets.parquet");
+    let open = Table::open(&media)?;
+    let path = scratch_folder()?.join(name);
+    Ok(Box::new(move |input| {
+        fs::write(&path, input).map_err(|e| e.to_string())?;
+        let Some(rows) = value_of(Table::open(&path))? else { return Ok(false) };
+        let mut all = !open.is_empty();
+        for row in 0..rows.len().min(100) {
+            all &= value_of(rows.value(row))?.is_some();
+        }
+        Ok(all)
+    }))
+}
