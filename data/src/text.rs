@@ -91,6 +91,14 @@ impl TextRows {
             .map_err(|e| DataError::data(self.location(index), format!("is not JSON: {e}"), LISTS))
     }
 
+    /// The whole text. Fails if a line is not UTF-8.
+    pub fn text(&self) -> Result<&str> {
+        match self.rows.iter().position(|row| row.damaged) {
+            Some(row) => Err(DataError::data(self.location(row), NOT_UTF8, SAVE_UTF8)),
+            None => Ok(&self.text),
+        }
+    }
+
     /// `FILE:LINE` of row `index`, for messages.
     pub fn location(&self, index: usize) -> String {
         format!("{}:{}", self.path.display(), self.line_number(index))

@@ -1,12 +1,13 @@
 //! Reads the data files of a benchmark. The layout (who published them) is recognised by the names of the files and by
 //! the columns of their first row.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use reel_data::Table;
-use reel_data::fingerprint::bytes_fingerprint;
-use reel_diagnostic::{Diagnostic, input};
+use reel_diagnostic::Diagnostic;
 use serde_json::{Map, Value, json};
 
 use crate::row::ParsedRow;
@@ -55,7 +56,7 @@ pub fn load_benchmark(
     media_root: Option<&Path>,
     skip_bad_rows: bool,
 ) -> Result<LoadedBenchmark> {
-    let Found { layout, files, folder } = find_files(task, data)?;
+    let Found { layout, files, folder, first } = find_files(task, data)?;
     let media_root = media_root.map_or(folder, Path::to_path_buf);
     let mut loaded = LoadedBenchmark {
         layout: layout.name.clone(),
@@ -64,8 +65,15 @@ pub fn load_benchmark(
         left_out: BTreeMap::new(),
         media_root: media_root.clone(),
     };
+    let mut first = Some(first);
     for path in files {
-        let SourceRows { rows, fingerprint } = read_rows(&path, &layout.nested)?;
+        let source = match first.take() {
+            Some(first) => first,
+            None => SourceFile::open(&path)?,
+        };
+        let rows = source.rows(&layout.nested)?;
+        let fingerprint = source.table.fingerprint();
+        drop(source);
         let count = rows.len();
         for (index, (location, row)) in rows.into_iter().enumerate() {
             let parsed = row.and_then(|mut columns| {
@@ -101,14 +109,17 @@ struct Found<'t> {
     files: Vec<PathBuf>,
     /// The folder in which they were found.
     folder: PathBuf,
+    /// The first file, which is open because its layout was recognised by its first row.
+    first: SourceFile,
 }
 
 fn find_files<'t>(task: &'t Task, data: &Path) -> Result<Found<'t>> {
     if data.is_file() {
-        let columns = first_row_columns(data, task)?;
+        let first = SourceFile::open(data)?;
+        let columns = first_row_columns(&first, task)?;
         let folder = data.parent().unwrap_or(Path::new("")).to_path_buf();
         return match task.layouts.iter().find(|layout| columns.iter().any(|columns| fits(layout, columns))) {
-            Some(layout) => Ok(Found { layout, files: vec![data.to_path_buf()], folder }),
+            Some(layout) => Ok(Found { layout, files: vec![data.to_path_buf()], folder, first }),
             None => Err(other_columns(task, data, &columns)),
         };
     }
@@ -118,6 +129,8 @@ fn find_files<'t>(task: &'t Task, data: &Path) -> Result<Found<'t>> {
     }
     let mut looked_for = Vec::new();
     let mut other = None;
+    // Several layouts may have the same names of files.
+    let mut opened: BTreeMap<PathBuf, SourceFile> = BTreeMap::new();
     for folder in [data.join(&task.name), data.to_path_buf()].into_iter().filter(|folder| folder.is_dir()) {
         for layout in &task.layouts {
             for pattern in &layout.files {
@@ -126,11 +139,16 @@ fn find_files<'t>(task: &'t Task, data: &Path) -> Result<Found<'t>> {
                     looked_for.push(pattern.as_str());
                     continue;
                 };
-                let columns = first_row_columns(first, task)?;
+                let source = match opened.remove(first) {
+                    Some(source) => source,
+                    None => SourceFile::open(first)?,
+                };
+                let columns = first_row_columns(&source, task)?;
                 if columns.iter().any(|columns| fits(layout, columns)) {
-                    return Ok(Found { layout, files, folder });
+                    return Ok(Found { layout, files, folder, first: source });
                 }
                 other.get_or_insert((first.clone(), columns));
+                opened.insert(first.clone(), source);
             }
         }
     }
@@ -154,22 +172,20 @@ fn matches(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
 }
 
 /// The columns of the first row of a file, for each depth of nesting that a layout of the task has.
-fn first_row_columns(file: &Path, task: &Task) -> Result<Vec<Map<String, Value>>> {
+fn first_row_columns(file: &SourceFile, task: &Task) -> Result<Vec<Map<String, Value>>> {
     let mut depths: Vec<&[String]> = task.layouts.iter().map(|layout| &layout.nested[..]).collect();
     depths.sort_unstable();
     depths.dedup();
     let mut columns = Vec::new();
     let mut error = None;
     for nested in depths {
-        match read_rows(file, nested) {
-            Ok(SourceRows { rows, .. }) => match rows.into_iter().next() {
-                Some((_, Ok(mut row))) => {
-                    add_file_columns(&mut row, file);
-                    columns.push(row);
-                }
-                Some((location, Err(wrong))) => error = Some(EvalError::Data(wrong.at(location))),
-                None => {}
-            },
+        match file.first_row(nested) {
+            Ok(Some((_, Ok(mut row)))) => {
+                add_file_columns(&mut row, &file.path);
+                columns.push(row);
+            }
+            Ok(Some((location, Err(wrong)))) => error = Some(EvalError::Data(wrong.at(location))),
+            Ok(None) => {}
             Err(e) => error = Some(e),
         }
     }
@@ -235,70 +251,115 @@ fn refuse_other_benchmark(task: &Task, columns: &Map<String, Value>) -> Result<(
 /// The location of a row in its file, and the row's columns.
 type SourceRow = (String, Result<Map<String, Value>, Diagnostic>);
 
-/// The rows of a file.
-struct SourceRows {
-    rows: Vec<SourceRow>,
-    fingerprint: String,
+/// An open data file. It is read once: to recognise its layout and to load its rows.
+struct SourceFile {
+    path: PathBuf,
+    table: Table,
+    /// The text as one JSON value, parsed when a layout with nested objects needs it.
+    nested: OnceCell<Result<Value, Diagnostic>>,
 }
 
-fn read_rows(path: &Path, nested: &[String]) -> Result<SourceRows> {
-    if !nested.is_empty() {
-        return read_nested(path, nested);
+impl SourceFile {
+    fn open(path: &Path) -> Result<Self> {
+        let table = Table::open(path).map_err(|e| EvalError::Data(e.into_diagnostic()))?;
+        Ok(Self { path: path.to_path_buf(), table, nested: OnceCell::new() })
     }
-    let table = Table::open(path).map_err(|e| EvalError::Data(e.into_diagnostic()))?;
-    let object = |value: Value| match value {
+
+    /// All rows; `nested` names the keys of the objects that contain them.
+    fn rows(&self, nested: &[String]) -> Result<Vec<SourceRow>> {
+        if nested.is_empty() {
+            return Ok((0..self.table.len()).map(|index| self.row(index)).collect());
+        }
+        let mut rows = Vec::new();
+        let mut take = |row| {
+            rows.push(row);
+            ControlFlow::Continue(())
+        };
+        let file = self.path.display().to_string();
+        let _ = visit_nested(&file, &Map::new(), self.nested_value()?, nested, &mut take)?;
+        if rows.is_empty() {
+            return Err(data_error(file, "has no rows".into(), OWN_FILE));
+        }
+        Ok(rows)
+    }
+
+    /// The first of [`Self::rows`].
+    fn first_row(&self, nested: &[String]) -> Result<Option<SourceRow>> {
+        if nested.is_empty() {
+            return Ok((!self.table.is_empty()).then(|| self.row(0)));
+        }
+        let mut first = None;
+        let mut take = |row| {
+            first = Some(row);
+            ControlFlow::Break(())
+        };
+        let file = self.path.display().to_string();
+        let _ = visit_nested(&file, &Map::new(), self.nested_value()?, nested, &mut take)?;
+        Ok(first)
+    }
+
+    fn row(&self, index: usize) -> SourceRow {
+        // The value's error already has the location of the row.
+        let row = self.table.value(index).map_err(|e| Diagnostic { location: String::new(), ..e.into_diagnostic() });
+        (self.table.location(index), row.and_then(object))
+    }
+
+    /// The whole file as one JSON value.
+    fn nested_value(&self) -> Result<&Value> {
+        let parse = || {
+            let file = self.path.display().to_string();
+            let text = self.table.text().map_err(|e| e.into_diagnostic())?;
+            let text = text.ok_or_else(|| Diagnostic::new(&file, "is not a JSON file", OWN_FILE))?;
+            serde_json::from_str(text.trim_start_matches('\u{feff}'))
+                .map_err(|e| Diagnostic::new(format!("{file}:{}", e.line()), format!("is not JSON: {e}"), OWN_FILE))
+        };
+        self.nested.get_or_init(parse).as_ref().map_err(|e| EvalError::Data(e.clone()))
+    }
+}
+
+const OWN_FILE: &str = "give the benchmark's own file";
+
+fn object(value: Value) -> Result<Map<String, Value>, Diagnostic> {
+    match value {
         Value::Object(columns) => Ok(columns),
         _ => Err(Diagnostic::new("", "is not an object", "give one JSON object for each row")),
-    };
-    let row = |index| {
-        // The value's error already has the location of the row.
-        let row = table.value(index).map_err(|e| Diagnostic { location: String::new(), ..e.into_diagnostic() });
-        (table.location(index), row.and_then(object))
-    };
-    Ok(SourceRows { rows: (0..table.len()).map(row).collect(), fingerprint: table.fingerprint() })
+    }
 }
 
-/// Reads an object of objects, whose keys become columns.
-fn read_nested(path: &Path, nested: &[String]) -> Result<SourceRows> {
-    let text = input::read_text(path, input::MAX_ROWS_BYTES)
-        .map_err(|e| EvalError::Data(Diagnostic::cannot_read(path, &e)))?;
-    let file = path.display().to_string();
-    let help = "give the benchmark's own file";
-    let value: Value = serde_json::from_str(&text)
-        .map_err(|e| data_error(format!("{file}:{}", e.line()), format!("is not JSON: {e}"), help))?;
-    let mut level = vec![(file.clone(), Map::new(), value)];
-    for name in nested {
-        let mut inner = Vec::new();
-        for (location, columns, value) in level {
-            let Value::Object(entries) = value else {
-                return Err(data_error(location, format!("is not an object whose keys are the {name}"), help));
-            };
-            for (key, value) in entries {
-                let mut columns = columns.clone();
-                columns.insert(name.clone(), json!(key));
-                inner.push((format!("{location}: {key}"), columns, value));
+/// Gives the rows in nested objects to `take` until it breaks. The keys of the objects become the columns that `nested`
+/// names; `columns` are those of the objects outside.
+fn visit_nested(
+    location: &str,
+    columns: &Map<String, Value>,
+    value: &Value,
+    nested: &[String],
+    take: &mut dyn FnMut(SourceRow) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>> {
+    if let [name, inner @ ..] = nested {
+        let Value::Object(entries) = value else {
+            let what = format!("is not an object whose keys are the {name}");
+            return Err(data_error(location.to_string(), what, OWN_FILE));
+        };
+        for (key, value) in entries {
+            let mut columns = columns.clone();
+            columns.insert(name.clone(), json!(key));
+            if visit_nested(&format!("{location}: {key}"), &columns, value, inner, take)?.is_break() {
+                return Ok(ControlFlow::Break(()));
             }
         }
-        level = inner;
+        return Ok(ControlFlow::Continue(()));
     }
-    let mut rows = Vec::new();
-    for (location, columns, value) in level {
-        let values = match value {
-            Value::Array(list) => list,
-            other => vec![other],
-        };
-        for (index, value) in values.into_iter().enumerate() {
-            let row = match value {
-                Value::Object(own) => Ok(columns.clone().into_iter().chain(own).collect()),
-                _ => Err(Diagnostic::new("", "is not an object", "give one JSON object for each row")),
-            };
-            rows.push((format!("{location}[{index}]"), row));
+    let values = match value {
+        Value::Array(list) => &list[..],
+        other => std::slice::from_ref(other),
+    };
+    for (index, value) in values.iter().enumerate() {
+        let row = object(value.clone()).map(|own| columns.clone().into_iter().chain(own).collect());
+        if take((format!("{location}[{index}]"), row)).is_break() {
+            return Ok(ControlFlow::Break(()));
         }
     }
-    match rows.is_empty() {
-        true => Err(data_error(file, "has no rows".into(), help)),
-        false => Ok(SourceRows { rows, fingerprint: bytes_fingerprint(text.as_bytes()) }),
-    }
+    Ok(ControlFlow::Continue(()))
 }
 
 /// Adds the columns `file.stem` and `file.folder`: the file's name without ending, and the name of its folder.

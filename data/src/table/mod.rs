@@ -124,6 +124,17 @@ impl Table {
         }
     }
 
+    /// The text of a single JSON or JSONL file; `None` for other formats and for several files.
+    ///
+    /// # Errors
+    /// A line is not UTF-8.
+    pub fn text(&self) -> Result<Option<&str>> {
+        match &self.files[..] {
+            [FileRows::Text(rows)] => rows.text().map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Fingerprint of the content of all files, by which a resumed run recognises its data. That of a single file
     /// depends on its bytes only.
     pub fn fingerprint(&self) -> String {
