@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use reel_diagnostic::{Diagnostic, input};
 
@@ -23,6 +23,10 @@ const MEMORY_PER_FILE_BYTE: u64 = 8;
 /// The most bytes of a message that is not rows.
 const MAX_MESSAGE_BYTES: u64 = 64 << 20;
 
+/// The number of times that workers may exceed the time limit at a file before it is refused: each row of a damaged file
+/// can take the whole time.
+const MAX_TIMEOUTS: usize = 3;
+
 /// An open file that workers decode.
 #[derive(Debug)]
 pub(crate) struct WorkerFile {
@@ -33,6 +37,7 @@ pub(crate) struct WorkerFile {
     format: ColumnarFormat,
     file: File,
     memory_bytes: u64,
+    timeouts: AtomicUsize,
     _use: WorkerUse,
 }
 
@@ -65,6 +70,7 @@ impl WorkerFile {
             format,
             file,
             memory_bytes: memory_bytes.min(MAX_MEMORY_BYTES),
+            timeouts: AtomicUsize::new(0),
             _use: WorkerUse::begin(),
         })
     }
@@ -112,6 +118,11 @@ impl WorkerFile {
     /// Runs a job in an idle worker or in a new one. A worker that ends although it had ended well before, or that is
     /// killed, is replaced once.
     fn run(&self, task: Task, rows: &mut RowTexts) -> Result<Reply, JobError> {
+        if self.timeouts.load(Ordering::Relaxed) >= MAX_TIMEOUTS {
+            let what = format!("is not decoded any more: decoding exceeded its time limit {MAX_TIMEOUTS} times");
+            let help = self.format.damaged_help();
+            return Err(JobError::File(DataError::data(self.path.display().to_string(), what, help)));
+        }
         if let Some(worker) = WorkerProcess::idle(&self.worker, self.number) {
             match self.run_in(worker, task, rows) {
                 Err(JobError::Ended { .. }) => {}
@@ -151,6 +162,7 @@ impl WorkerFile {
                 reply.map_err(JobError::File)
             }
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                self.timeouts.fetch_add(1, Ordering::Relaxed);
                 Err(JobError::Timeout(part))
             }
             Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(JobError::File(self.invalid_reply())),

@@ -16,7 +16,7 @@
 //! ```
 //! A worker serves one job at a time; threads that read rows at the same time use several workers. Idle workers wait for
 //! the next job and end with the last table that needs them. A job ends with an error if the worker sends nothing for a
-//! minute, dies, or sends more than a file of rows may have. A worker that was killed is replaced once, because a kernel
+//! minute, dies, or sends more than a file of rows may have. A file is given up after three jobs without an end. A worker that was killed is replaced once, because a kernel
 //! without free memory kills the worker first.
 //!
 //! A worker has a process group of its own, so that Ctrl-C in a terminal reaches only the caller.

@@ -26,12 +26,13 @@ fn main() -> ExitCode {
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
-    let tests: [(&str, fn()); 8] = [
+    let tests: [(&str, fn()); 9] = [
         ("rows_are_those_of_this_process", rows_are_those_of_this_process),
         ("errors_of_a_file_are_those_of_this_process", errors_of_a_file_are_those_of_this_process),
         ("page_that_claims_all_memory_is_named", damage::page_that_claims_all_memory_is_named),
         ("broken_workers_give_one_line", broken_workers_give_one_line),
         ("killed_worker_is_replaced_once", killed_worker_is_replaced_once),
+        ("file_is_given_up_after_three_timeouts", file_is_given_up_after_three_timeouts),
         ("worker_has_no_other_files_and_dies_with_its_caller", worker_has_no_other_files_and_dies_with_its_caller),
         ("workers_end_with_the_last_table", workers_end_with_the_last_table),
         ("damaged_files_never_end_the_caller", damage::damaged_files_never_end_the_caller),
@@ -92,6 +93,13 @@ fn play(part: &str) -> ExitCode {
         "long rows" => say(&[message(b'r', u64::MAX), u64::MAX.to_le_bytes().to_vec()].concat()),
         "invalid JSON" => say(&[message(b'c', 2), b"{]".to_vec()].concat()),
         "another reply" => say(&[message(b'v', 2), b"{}".to_vec()].concat()),
+        // Works while a file is empty.
+        flag if flag.ends_with(".flag") => {
+            if std::fs::read(flag).unwrap().is_empty() {
+                return worker::worker_main();
+            }
+            std::thread::sleep(Duration::from_secs(600));
+        }
         // Killed at its first start: a file counts the starts.
         counter => {
             let starts = std::fs::read(counter).unwrap().len() + 1;
@@ -204,12 +212,34 @@ fn killed_worker_is_replaced_once() {
     let table = Table::open(&golden("datasets.parquet")).unwrap();
     assert_eq!(std::fs::read(counter.path()).unwrap().len(), 2);
     // An idle worker that has died is replaced, too.
+    kill_workers();
+    table.value(0).unwrap();
+    assert_eq!(std::fs::read(counter.path()).unwrap().len(), 3);
+}
+
+fn kill_workers() {
     for worker in children_of(std::process::id()) {
         let worker = rustix::process::Pid::from_raw(worker as i32).unwrap();
         rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
     }
+}
+
+fn file_is_given_up_after_three_timeouts() {
+    let flag = tempfile::Builder::new().suffix(".flag").tempfile().unwrap();
+    decode_in_worker_process(player(flag.path().to_str().unwrap()));
+    let path = golden("datasets.parquet");
+    let table = Table::open(&path).unwrap();
     table.value(0).unwrap();
-    assert_eq!(std::fs::read(counter.path()).unwrap().len(), 3);
+    std::fs::write(flag.path(), "x").unwrap();
+    kill_workers();
+    for attempt in 0..5 {
+        let e = one_line(table.value(0).unwrap_err(), &path);
+        let wanted = match attempt {
+            0..3 => ": row 1: is damaged, or its disk is too slow: decoding gave nothing for 0.5 s",
+            _ => ": is not decoded any more: decoding exceeded its time limit 3 times",
+        };
+        assert!(e.starts_with(wanted), "{attempt}: {e}");
+    }
 }
 
 fn worker_has_no_other_files_and_dies_with_its_caller() {
