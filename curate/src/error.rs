@@ -1,0 +1,62 @@
+//! The error type of this crate. Each variant names the location, what is wrong there, and what to do.
+
+use std::path::Path;
+
+use reel_data::DataError;
+use reel_diagnostic::Diagnostic;
+use reel_media::MediaError;
+
+/// Why a curation cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum CurateError {
+    /// A command line option is invalid.
+    #[error("{0}")]
+    Option(Diagnostic),
+    /// A row of the list, or the file that it names, cannot be used.
+    #[error("{0}")]
+    Row(Diagnostic),
+    /// A file of the output folder is not what an earlier run has written, or belongs to another run.
+    #[error("{0}")]
+    Output(Diagnostic),
+    /// An endpoint cannot be used at all.
+    #[error("{0}")]
+    Endpoint(Diagnostic),
+    /// A file cannot be read or written.
+    #[error("{0}")]
+    Io(Diagnostic),
+    /// The process was asked to stop.
+    #[error("{0}")]
+    Stopped(Diagnostic),
+    /// The list cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A video or an image cannot be read.
+    #[error(transparent)]
+    Media(#[from] MediaError),
+}
+
+/// The result of a function of this crate.
+pub type Result<T, E = CurateError> = std::result::Result<T, E>;
+
+impl CurateError {
+    pub(crate) fn option(option: &str, what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Option(Diagnostic::new(option, what, help))
+    }
+
+    pub(crate) fn output(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Output(Diagnostic::new(location, what, help))
+    }
+
+    pub(crate) fn cannot_read(path: &Path, e: &std::io::Error) -> Self {
+        Self::Io(Diagnostic::cannot_read(path, e))
+    }
+
+    pub(crate) fn cannot_write(path: &Path, e: &std::io::Error) -> Self {
+        Self::Io(Diagnostic::cannot_write(path, e))
+    }
+
+    /// Whether a wrong command line caused the error; the program then exits with code 2.
+    pub fn is_usage_error(&self) -> bool {
+        matches!(self, Self::Option(_))
+    }
+}

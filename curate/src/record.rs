@@ -1,0 +1,60 @@
+//! One line of a stage's table: what a model answered for one key, what it was asked with, and what it cost.
+
+use serde::{Deserialize, Serialize};
+
+/// The version of the fields of [`StageRecord`]. A table of another version is refused.
+pub const RECORD_FORMAT: u32 = 1;
+
+/// What is known about a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// A request was about to be sent. `cost` is the most that it can cost. A later line of the key has the outcome;
+    /// without one the process was killed, and the request is sent again.
+    Asked,
+    /// The model answered, and the answer has the form that the stage needs.
+    Ok,
+    /// No usable answer came. A resumed run asks again.
+    Failed,
+}
+
+/// A line of a stage's table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageRecord {
+    /// The version of these fields.
+    pub format: u32,
+    /// SHA-256 of what was asked about: the video for captions, else the video and the question.
+    pub key: String,
+    /// The first row of the list with this key: `FILE:LINE`.
+    pub location: String,
+    /// What became of the request.
+    pub status: Status,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// The accepted answer: a description as JSON text, or `<think>…</think><answer>…</answer>`.
+    pub output: Option<String>,
+    /// Name, version and fingerprint of the prompt with its sampling settings: `reason-1-0123456789abcdef`.
+    pub prompt: String,
+    /// The name of the model that was asked.
+    pub model: String,
+    /// The tokens of the request whose answer was accepted.
+    pub prompt_tokens: u64,
+    /// The tokens of the accepted answer.
+    pub completion_tokens: u64,
+    /// How often the request was sent.
+    pub attempts: u32,
+    /// US dollars for all attempts.
+    pub cost: f64,
+    /// Seconds from the first attempt to the end of the last.
+    pub seconds: f64,
+    /// When the line was written, in seconds since 1970.
+    pub unix_time: u64,
+    /// The version of reel that wrote the line.
+    pub reel: String,
+}
+
+/// The present time in seconds since 1970.
+pub(crate) fn unix_time() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
