@@ -6,8 +6,8 @@ use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
 
 use crate::common::CommonOptions;
 use crate::{
-    arguments, bench, completions, data, demo, doctor, eval, frames, generate, grpo, help, init, kernels, man, merge,
-    plan, preprocess, replaced, replay, report, resize, reward, score, serve, sft, sim, tokenize,
+    arguments, bench, completions, curate, data, demo, doctor, eval, frames, generate, grpo, help, init, kernels, man,
+    merge, plan, preprocess, replaced, replay, report, resize, reward, score, serve, sft, sim, tokenize,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -44,6 +44,8 @@ pub enum Command {
     Bench(bench::BenchArgs),
     /// Print a script that completes commands and options in a shell
     Completions(completions::CompletionsArgs),
+    /// Build a data set of chains of thought with models behind HTTP endpoints: describe, reason, revise, filter
+    Curate(Box<curate::CurateArgs>),
     /// Check, describe and convert data files: JSON, JSONL, Parquet, folders of data sets
     Data(data::DataArgs),
     /// Train a tiny model on synthetic video clips in minutes and write a page with the results
@@ -109,6 +111,7 @@ pub fn run(cli: Cli, name: &str, matches: &ArgMatches) -> Result<()> {
     match cli.command {
         Command::Bench(c) => c.run(common),
         Command::Completions(c) => c.run(),
+        Command::Curate(c) => c.run(common),
         Command::Data(c) => c.run(common),
         Command::Demo(c) => c.run(common),
         Command::Doctor(c) => c.run(common),

@@ -165,7 +165,6 @@ fn command_for(name: &str) -> Option<&'static str> {
         "export" | "merge-lora" | "merge_and_unload" => "use merge",
         "server" | "api" => "use serve",
         "benchmark" | "loadgen" | "load-test" => "use bench; bench serve measures a server",
-        "curate" => "this version does not make data sets; use sft --check-data to check one",
         "env" | "info" | "status" => "use doctor",
         "version" => "use --version",
         _ => return None,

@@ -8,6 +8,7 @@ mod bench;
 mod cli;
 mod common;
 mod completions;
+mod curate;
 mod data;
 mod demo;
 mod doctor;

@@ -21,10 +21,11 @@ use crate::fail::{bad_usage, failed};
 const OUTPUT_FILES: [&str; 4] = ["out", "output", "html", "trace"];
 
 /// Commands whose `--out` is a folder.
-const WRITES_FOLDER: [&str; 6] = ["demo", "grpo", "init", "man", "merge", "sft"];
+const WRITES_FOLDER: [&str; 7] = ["curate", "demo", "grpo", "init", "man", "merge", "sft"];
 
 /// Options and arguments that name files or folders to read.
-const INPUTS: [&str; 25] = [
+const INPUTS: [&str; 26] = [
+    "videos",
     "model",
     "adapter",
     "messages",

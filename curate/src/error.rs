@@ -9,9 +9,6 @@ use reel_media::MediaError;
 /// Why a curation cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum CurateError {
-    /// A command line option is invalid.
-    #[error("{0}")]
-    Option(Diagnostic),
     /// A row of the list, or the file that it names, cannot be used.
     #[error("{0}")]
     Row(Diagnostic),
@@ -39,10 +36,6 @@ pub enum CurateError {
 pub type Result<T, E = CurateError> = std::result::Result<T, E>;
 
 impl CurateError {
-    pub(crate) fn option(option: &str, what: impl Into<String>, help: impl Into<String>) -> Self {
-        Self::Option(Diagnostic::new(option, what, help))
-    }
-
     pub(crate) fn output(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Output(Diagnostic::new(location, what, help))
     }
@@ -53,10 +46,5 @@ impl CurateError {
 
     pub(crate) fn cannot_write(path: &Path, e: &std::io::Error) -> Self {
         Self::Io(Diagnostic::cannot_write(path, e))
-    }
-
-    /// Whether a wrong command line caused the error; the program then exits with code 2.
-    pub fn is_usage_error(&self) -> bool {
-        matches!(self, Self::Option(_))
     }
 }

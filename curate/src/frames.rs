@@ -5,6 +5,7 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use reel_client::image_part;
 use reel_media::frames::{FrameBuf, FrameView};
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::resize::pillow_bicubic;
@@ -76,12 +77,8 @@ pub fn read_frames(
     };
     let video = decoder.decode_resized(path, MediaProfile::Qwen, &overrides)?;
     let seconds = video.indices.iter().map(|&index| index as f64 / video.video_fps).collect();
-    let frames = FrameBuf {
-        data: video.data.to_vec(),
-        frames: video.indices.len(),
-        height: video.height,
-        width: video.width,
-    };
+    let frames =
+        FrameBuf { data: video.data.to_vec(), frames: video.indices.len(), height: video.height, width: video.width };
     Ok(TimedFrames { frames, seconds })
 }
 
@@ -98,8 +95,7 @@ impl TimedFrames {
                 parts.push(json!({"type": "text", "text": format!("Frame at {seconds:.1} s:")}));
             }
             let jpeg = encode_jpeg(frame, view.height_and_width())?;
-            let url = format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg));
-            parts.push(json!({"type": "image_url", "image_url": {"url": url}}));
+            parts.push(image_part("image/jpeg", &STANDARD.encode(jpeg)));
         }
         Ok(parts)
     }

@@ -3,67 +3,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use serde_json::{Map, Value};
-
-/// A request for a chat completion.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ChatRequest {
-    /// The messages.
-    pub messages: Vec<Value>,
-    /// The most tokens of the answer.
-    pub max_tokens: u32,
-    /// Sampling and format.
-    pub params: Map<String, Value>,
-}
-
-/// An accepted answer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ChatAnswer {
-    /// The text.
-    pub text: String,
-    /// Why it ended.
-    pub finish_reason: Option<String>,
-    /// The name of the model that answered.
-    pub model: String,
-    /// Tokens of the request.
-    pub prompt_tokens: u64,
-    /// Tokens of the answer.
-    pub completion_tokens: u64,
-    /// US dollars of all attempts.
-    pub cost: f64,
-    /// How often the request was sent.
-    pub attempts: u32,
-    /// Seconds from the first attempt on.
-    pub seconds: f64,
-}
-
-/// Why there is no accepted answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureKind {
-    /// Each attempt failed.
-    Exhausted,
-    /// The server rejects this request.
-    Refused,
-    /// The endpoint cannot be used at all.
-    Unusable,
-    /// The request could exceed the cap on cost.
-    Budget,
-    /// The process was asked to stop.
-    Stopped,
-}
-
-/// A request without an accepted answer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ChatFailure {
-    /// What happened.
-    pub kind: FailureKind,
-    /// One line: the address, what is wrong, what to do.
-    pub message: String,
-    /// How often the request was sent.
-    pub attempts: u32,
-    /// US dollars of all attempts.
-    pub cost: f64,
-}
+use reel_client::{ChatAnswer, ChatClient, ChatFailure, ChatRequest};
 
 /// A model that is asked.
 pub trait ChatModel: Sync {
@@ -73,7 +13,7 @@ pub trait ChatModel: Sync {
     /// The most that [`Self::ask`] can cost in US dollars, with all attempts.
     fn max_cost(&self, request: &ChatRequest) -> f64;
 
-    /// Sends a request until `accept` takes the text of an answer.
+    /// Sends a request until `accept` takes the text of an answer; returns what `accept` made of it.
     ///
     /// # Errors
     /// There is no accepted answer.
@@ -83,4 +23,43 @@ pub trait ChatModel: Sync {
         stop: &AtomicBool,
         accept: &dyn Fn(&str) -> Result<String, String>,
     ) -> Result<(String, ChatAnswer), ChatFailure>;
+}
+
+/// A model behind an HTTP endpoint.
+#[derive(Debug)]
+pub struct Endpoint {
+    client: ChatClient,
+    model: String,
+    max_attempts: u32,
+}
+
+impl Endpoint {
+    /// The model of a client; if the client's options do not name it, the endpoint is asked. `max_attempts` is that of
+    /// these options.
+    ///
+    /// # Errors
+    /// The endpoint does not say which models it has.
+    pub fn connect(client: ChatClient, max_attempts: u32, stop: &AtomicBool) -> Result<Self, ChatFailure> {
+        let model = client.model(stop)?;
+        Ok(Self { client, model, max_attempts })
+    }
+}
+
+impl ChatModel for Endpoint {
+    fn name(&self) -> &str {
+        &self.model
+    }
+
+    fn max_cost(&self, request: &ChatRequest) -> f64 {
+        self.client.max_cost(request) * f64::from(self.max_attempts)
+    }
+
+    fn ask(
+        &self,
+        request: &ChatRequest,
+        stop: &AtomicBool,
+        accept: &dyn Fn(&str) -> Result<String, String>,
+    ) -> Result<(String, ChatAnswer), ChatFailure> {
+        self.client.chat_parsed(request, stop, accept)
+    }
 }

@@ -142,7 +142,8 @@ mod tests {
         let names = |stage: StageName| {
             let all = ["question", "description", "media", "answer_form", "chain", "answer", "evaluation_prompt"];
             let text = &StagePrompt::of_stage(stage).user;
-            assert_eq!(text.matches('{').count(), all.iter().map(|n| text.matches(&format!("{{{n}}}")).count()).sum());
+            let known: usize = all.iter().map(|name| text.matches(&format!("{{{name}}}")).count()).sum();
+            assert_eq!(text.matches('{').count(), known);
             all.into_iter().filter(|name| text.contains(&format!("{{{name}}}"))).collect::<Vec<_>>()
         };
         assert!(names(StageName::Caption).is_empty());

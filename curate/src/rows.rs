@@ -74,7 +74,7 @@ pub fn read_list(
     skip_bad_rows: bool,
 ) -> Result<Vec<CurationRow>> {
     let table = Table::open(list)?;
-    let parsed: Vec<(String, Map<String, Value>, Result<Parsed, Diagnostic>)> = (0..table.len())
+    let parsed: Vec<ListedRow> = (0..table.len())
         .map(|row| {
             let location = table.location(row);
             match table.value(row) {
@@ -110,6 +110,9 @@ pub fn read_list(
 }
 
 const FIELDS: &str = "give the fields problem, data_type, problem_type, options, solution, path";
+
+/// The location of a row, its columns, and its fields.
+type ListedRow = (String, Map<String, Value>, Result<Parsed, Diagnostic>);
 
 /// The fields of a row, before its file was read.
 struct Parsed {

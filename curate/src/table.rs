@@ -70,6 +70,11 @@ impl StageTable {
         Ok(Self { path, content: Mutex::new(content) })
     }
 
+    /// A table without records, in place of one that [`Self::open`] would read.
+    pub fn empty(out: &Path, name: &str) -> Self {
+        Self { path: out.join(format!("{name}.jsonl")), content: Mutex::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Content> {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -180,9 +185,8 @@ impl Content {
             if !line.ends_with(b"\n") {
                 break;
             }
-            let record = parse(&line).map_err(|what| {
-                CurateError::output(format!("{}:{number}", path.display()), what, CHANGED)
-            })?;
+            let record = parse(&line)
+                .map_err(|what| CurateError::output(format!("{}:{number}", path.display()), what, CHANGED))?;
             self.take(record);
             self.bytes += bytes as u64;
         }
@@ -193,7 +197,8 @@ impl Content {
         let table = Table::open(path)?;
         for row in 0..table.len() {
             let text = table.value(row)?.to_string();
-            let record = parse(text.as_bytes()).map_err(|what| CurateError::output(table.location(row), what, CHANGED))?;
+            let record =
+                parse(text.as_bytes()).map_err(|what| CurateError::output(table.location(row), what, CHANGED))?;
             self.take(record);
         }
         Ok(())
@@ -328,9 +333,17 @@ mod tests {
         let path = dir.path().join("reason.jsonl");
         let good = serde_json::to_value(record("a", Status::Ok, 1.0)).unwrap();
         for (field, value, wanted) in [
-            ("status", Some(serde_json::json!("done")), "reason.jsonl:2: is not a record of this stage: unknown variant `done`"),
+            (
+                "status",
+                Some(serde_json::json!("done")),
+                "reason.jsonl:2: is not a record of this stage: unknown variant `done`",
+            ),
             ("model", None, "reason.jsonl:2: is not a record of this stage: missing field `model`"),
-            ("prompts", Some(serde_json::json!(1)), "reason.jsonl:2: is not a record of this stage: unknown field `prompts`"),
+            (
+                "prompts",
+                Some(serde_json::json!(1)),
+                "reason.jsonl:2: is not a record of this stage: unknown field `prompts`",
+            ),
             ("format", Some(serde_json::json!(2)), "reason.jsonl:2: has the format 2; "),
         ] {
             let mut bad = good.clone();

@@ -6,6 +6,7 @@
 //! their pages from the same parts.
 
 pub mod chart;
+pub mod curation;
 mod curves;
 pub mod data_stats;
 mod error;

@@ -1,0 +1,411 @@
+//! A curation: the list, the tables of its stages in the folder OUT, and what is left to ask.
+//!
+//! ```text
+//! Curation::open      list -> rows with keys; OUT is locked; tables of earlier runs
+//! pending             keys without an accepted answer whose stage before has one
+//! run_stage           asks a model about them                                            stage.rs
+//! finish              filters -> dataset.jsonl, rejected.jsonl, failed.jsonl, summary    finish.rs
+//! ```
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use reel_data::Table;
+use reel_media::worker::DecodeWorker;
+use reel_model::save::{AtomicFile, FOLDER_LOCK_FILE, FolderLock, LockError};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::filters::FilterSettings;
+use crate::frames::FrameSettings;
+use crate::media_hash::MediaHashes;
+use crate::model::ChatModel;
+use crate::prompts::{ResponseFormat, StagePrompt};
+use crate::recipe::{CurationRecipe, StageName};
+use crate::record::Status;
+use crate::requests::{RequestMaker, accept};
+use crate::rows::{CurationRow, Question, read_list};
+use crate::stage::{StageEnd, StageRun, Task};
+use crate::table::StageTable;
+use crate::{CurateError, Result};
+
+/// The file in OUT that says what the curation is made of.
+pub const SETTINGS_FILE: &str = "curation.json";
+
+/// What a run does if OUT has a curation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExistingCuration {
+    /// Return an error.
+    Refuse,
+    /// Ask only about keys without an accepted answer.
+    Resume,
+    /// Remove the tables and start again.
+    Overwrite,
+}
+
+/// How a data set is curated.
+#[derive(Clone, Debug)]
+pub struct CurationOptions {
+    /// The list: a data file or a folder of one.
+    pub list: PathBuf,
+    /// The folder that media paths are relative to.
+    pub media_root: PathBuf,
+    /// The output folder.
+    pub out: PathBuf,
+    /// The recipe.
+    pub recipe: CurationRecipe,
+    /// What to do if OUT has a curation.
+    pub existing: ExistingCuration,
+    /// Whether answers of other models or prompts are kept beside new ones.
+    pub accept_changes: bool,
+    /// The stage that is started again, with all later ones.
+    pub redo: Option<StageName>,
+    /// Whether rows that cannot be used are rejected, instead of being an error.
+    pub skip_bad_rows: bool,
+    /// Uses only the first rows.
+    pub limit: Option<usize>,
+    /// The prompts of the stages.
+    pub prompts: BTreeMap<StageName, StagePrompt>,
+    /// Which frames models see.
+    pub frames: FrameSettings,
+    /// How the form of descriptions is asked for.
+    pub response_format: ResponseFormat,
+    /// The seed of sampling, which is sent if it is given.
+    pub seed: Option<u64>,
+    /// The thresholds of the filters.
+    pub filters: FilterSettings,
+    /// Whether rows keep their paths, relative to the media folder; else paths are absolute.
+    pub keep_paths: bool,
+    /// Decodes videos.
+    pub decoder: DecodeWorker,
+}
+
+impl CurationOptions {
+    /// Whether the earlier answers of a stage are left out.
+    fn starts_again(&self, stage: StageName) -> bool {
+        self.existing == ExistingCuration::Overwrite || self.redo.is_some_and(|first| stage >= first)
+    }
+}
+
+/// What `curation.json` says: for readers, and for `reel curate status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CurationSettings {
+    /// The version of reel.
+    pub reel: String,
+    /// The recipe.
+    pub recipe: CurationRecipe,
+    /// The list.
+    pub list: PathBuf,
+    /// Its fingerprint.
+    pub list_fingerprint: String,
+    /// The folder of the media.
+    pub media_root: PathBuf,
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of different usable rows.
+    pub questions: usize,
+    /// Number of different videos and images.
+    pub media: usize,
+    /// Which frames models see.
+    pub frames: FrameSettings,
+    /// The thresholds of the filters.
+    pub filters: FilterSettings,
+    /// The prompt of each stage, by the name that it has in records.
+    pub prompts: BTreeMap<String, StagePrompt>,
+}
+
+/// A curation whose folder is locked by this process.
+#[derive(Debug)]
+pub struct Curation {
+    pub(crate) options: CurationOptions,
+    pub(crate) rows: Vec<CurationRow>,
+    /// The first row with each key.
+    pub(crate) first_rows: HashMap<String, usize>,
+    pub(crate) tables: BTreeMap<StageName, StageTable>,
+    list_fingerprint: String,
+    hashes: MediaHashes,
+    _lock: Option<FolderLock>,
+}
+
+impl Curation {
+    /// Reads the list and the tables of earlier runs. With `is_dry`, nothing is locked or written.
+    ///
+    /// # Errors
+    /// The list has a row that cannot be used; OUT has a curation and the options do not say what to do with it, or is in
+    /// use by another process, or has a damaged table.
+    pub fn open(options: CurationOptions, is_dry: bool) -> Result<Self> {
+        let out = &options.out;
+        let lock = if is_dry { None } else { Some(lock(out)?) };
+        refuse_existing(&options)?;
+        let mut hashes = MediaHashes::open(out);
+        let list_fingerprint = Table::open(&options.list)?.fingerprint();
+        let mut rows = read_list(&options.list, &options.media_root, &mut hashes, options.skip_bad_rows)?;
+        rows.truncate(options.limit.unwrap_or(usize::MAX));
+        let mut first_rows = HashMap::new();
+        for (i, row) in rows.iter().enumerate() {
+            if let Ok(question) = &row.question {
+                first_rows.entry(question.key.clone()).or_insert(i);
+            }
+        }
+        let mut tables = BTreeMap::new();
+        for &stage in options.recipe.stages() {
+            let table = match options.starts_again(stage) {
+                true => StageTable::empty(out, stage.name()),
+                false => StageTable::open(out, stage.name())?,
+            };
+            tables.insert(stage, table);
+        }
+        Ok(Self { rows, first_rows, tables, list_fingerprint, hashes, _lock: lock, options })
+    }
+
+    /// The recipe.
+    pub fn recipe(&self) -> CurationRecipe {
+        self.options.recipe
+    }
+
+    /// The output folder.
+    pub fn out(&self) -> &Path {
+        &self.options.out
+    }
+
+    /// Number of rows of the list.
+    pub fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether a row asks for an answer in free form, whose chain is compared with the frames.
+    pub fn has_free_form_rows(&self) -> bool {
+        self.questions().any(|(_, question)| question.kind == reel_rewards::ProblemType::FreeForm)
+    }
+
+    /// US dollars that earlier runs have spent, or may have spent on requests that a kill cut off.
+    pub fn spent(&self) -> f64 {
+        self.tables.values().map(StageTable::cost).sum()
+    }
+
+    /// The different usable rows, with the index of the first row of each.
+    pub(crate) fn questions(&self) -> impl Iterator<Item = (usize, &Question)> {
+        let usable = self.rows.iter().enumerate().filter_map(|(i, row)| Some((i, row.question.as_ref().ok()?)));
+        usable.filter(|(i, question)| self.first_rows.get(&question.key) == Some(i))
+    }
+
+    /// The key of a question in the table of a stage.
+    pub(crate) fn key_of(stage: StageName, question: &Question) -> &str {
+        match stage {
+            StageName::Caption => &question.media_key,
+            StageName::Reason | StageName::Revise | StageName::Answer => &question.key,
+        }
+    }
+
+    /// The accepted output of a stage about a question.
+    pub(crate) fn output(&self, stage: StageName, question: &Question) -> Option<String> {
+        let record = self.tables.get(&stage)?.get(Self::key_of(stage, question))?;
+        record.output.filter(|_| record.status == Status::Ok)
+    }
+
+    /// The stage whose output a stage starts from.
+    pub(crate) fn stage_before(&self, stage: StageName) -> Option<StageName> {
+        let stages = self.options.recipe.stages();
+        let at = stages.iter().position(|&own| own == stage)?;
+        at.checked_sub(1).map(|before| stages[before])
+    }
+
+    /// What a stage has to ask: the keys without an accepted answer. With `all`, also those whose stage before has none
+    /// yet.
+    pub fn pending(&self, stage: StageName, all: bool) -> Vec<Task> {
+        let before = self.stage_before(stage);
+        let mut seen = HashSet::new();
+        let is_ready = |question: &Question| all || before.is_none_or(|before| self.output(before, question).is_some());
+        self.questions()
+            .filter(|(_, question)| is_ready(question) && self.output(stage, question).is_none())
+            .filter(|(_, question)| seen.insert(Self::key_of(stage, question).to_string()))
+            .map(|(row, question)| Task {
+                key: Self::key_of(stage, question).into(),
+                row,
+                location: self.rows[row].location.clone(),
+            })
+            .collect()
+    }
+
+    /// The name of a stage's prompt in records. It depends on everything that changes what a model is asked.
+    pub fn prompt_id(&self, stage: StageName) -> String {
+        let options = &self.options;
+        let further = match stage {
+            StageName::Reason => json!({}),
+            StageName::Caption => json!({"frames": options.frames, "format": options.response_format}),
+            StageName::Revise | StageName::Answer => json!({"frames": options.frames}),
+        };
+        options.prompts[&stage].id(stage, &further)
+    }
+
+    /// Refuses to add answers of another model or prompt to a stage's table.
+    ///
+    /// # Errors
+    /// The table has accepted answers of another model or prompt, and the options do not accept changes.
+    pub fn check_unchanged(&self, stage: StageName, model: &str) -> Result<()> {
+        let (prompt, mut changed) = (self.prompt_id(stage), None);
+        if let Some(table) = self.tables.get(&stage).filter(|_| !self.options.accept_changes) {
+            table.for_each(|record| {
+                if record.status == Status::Ok && changed.is_none() {
+                    let facts = [("the model", &record.model[..], model), ("the prompt", &record.prompt, &prompt)];
+                    changed = facts
+                        .into_iter()
+                        .find(|(_, before, now)| before != now)
+                        .map(|(fact, before, now)| format!("was made with {fact} {before}, and now it is {now}"));
+                }
+            });
+        }
+        let Some(what) = changed else { return Ok(()) };
+        let file = self.options.out.join(format!("{stage}.jsonl"));
+        let help =
+            format!("give {}, --redo {stage} to start it again, or --accept-changes to mix both", "the former one");
+        Err(CurateError::output(file.display().to_string(), what, help))
+    }
+
+    /// Writes `curation.json` and the hashes of the media, and removes the tables of stages that start again. Is called
+    /// once, before the first stage.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn begin(&self) -> Result<()> {
+        let options = &self.options;
+        for stage in StageName::ALL.into_iter().filter(|&stage| options.starts_again(stage)) {
+            remove_tables(&options.out, stage)?;
+        }
+        self.hashes.save(&options.out)?;
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        let media: HashSet<&str> = self.questions().map(|(_, question)| &*question.media_key).collect();
+        let stages = options.recipe.stages();
+        let settings = CurationSettings {
+            reel: env!("CARGO_PKG_VERSION").into(),
+            recipe: options.recipe,
+            list: absolute(&options.list),
+            list_fingerprint: self.list_fingerprint.clone(),
+            media_root: absolute(&options.media_root),
+            rows: self.rows.len(),
+            questions: self.first_rows.len(),
+            media: media.len(),
+            frames: options.frames,
+            filters: options.filters,
+            prompts: stages.iter().map(|&s| (self.prompt_id(s), options.prompts[&s].clone())).collect(),
+        };
+        write_json(&options.out.join(SETTINGS_FILE), &settings)
+    }
+
+    /// Asks a model about everything that a stage has to ask. `progress` is called with the number of outcomes so far.
+    ///
+    /// # Errors
+    /// The endpoint cannot be used, or a file cannot be written.
+    pub fn run_stage(
+        &self,
+        stage: StageName,
+        model: &dyn ChatModel,
+        concurrency: usize,
+        stop: &AtomicBool,
+        progress: &(dyn Fn(usize) + Sync),
+    ) -> Result<StageEnd> {
+        let options = &self.options;
+        let (Some(table), prompt) = (self.tables.get(&stage), &options.prompts[&stage]) else {
+            return Ok(StageEnd::Finished);
+        };
+        let maker = RequestMaker {
+            stage,
+            prompt,
+            frames: &options.frames,
+            response_format: options.response_format,
+            seed: options.seed,
+            decoder: &options.decoder,
+        };
+        let before = self.stage_before(stage);
+        let make_request = |task: &Task| {
+            let question = self.rows[task.row].question.as_ref().map_err(String::clone)?;
+            let output = before.and_then(|before| self.output(before, question));
+            maker.request(question, output.as_deref())
+        };
+        let id = self.prompt_id(stage);
+        let run = StageRun { stage, model, prompt: &id, table, concurrency, stop, progress };
+        let end = run.run(&self.pending(stage, false), &make_request, &|text| accept(stage, text));
+        table.finish()?;
+        end
+    }
+}
+
+fn lock(out: &Path) -> Result<FolderLock> {
+    let refuse = |what: String, help: &str| CurateError::output(format!("--out {}", out.display()), what, help);
+    FolderLock::acquire(out).map_err(|e| match e {
+        LockError::InUse(holder) => {
+            refuse(format!("is in use by {holder}"), "wait until that process ends, or give another folder")
+        }
+        LockError::Io(e) if matches!(e.kind(), ErrorKind::NotADirectory | ErrorKind::AlreadyExists) => {
+            refuse("is a file, or has a file in place of a parent folder".into(), "give a folder")
+        }
+        LockError::Io(e) => CurateError::cannot_write(out, &e),
+    })
+}
+
+/// Refuses an output folder with other files than those of a curation, and a curation if nothing says what to do with it.
+fn refuse_existing(options: &CurationOptions) -> Result<()> {
+    let out = &options.out;
+    let has_files = match fs::read_dir(out) {
+        Ok(entries) => entries.flatten().any(|entry| entry.file_name() != FOLDER_LOCK_FILE),
+        Err(e) if e.kind() == ErrorKind::NotFound => false,
+        Err(e) => return Err(CurateError::cannot_read(out, &e)),
+    };
+    let is_curation = out.join(SETTINGS_FILE).exists();
+    let location = format!("--out {}", out.display());
+    if has_files && !is_curation {
+        return Err(CurateError::output(location, "has files that are not of a curation", "choose another folder"));
+    }
+    if is_curation && options.existing == ExistingCuration::Refuse {
+        let help = "continue it with --resume, or start again with --overwrite";
+        return Err(CurateError::output(location, "has a curation", help));
+    }
+    if options.existing == ExistingCuration::Resume && is_curation {
+        let before = read_settings(out)?;
+        if before.recipe != options.recipe {
+            let what = "has a curation with another --recipe";
+            return Err(CurateError::output(location, what, "give the former one, or another --out"));
+        }
+    }
+    Ok(())
+}
+
+/// Reads `curation.json` of a folder.
+///
+/// # Errors
+/// The file is missing, or is not one of this version of reel.
+pub fn read_settings(out: &Path) -> Result<CurationSettings> {
+    let path = out.join(SETTINGS_FILE);
+    let help = "give the --out of a curation of this version of reel";
+    let text = reel_diagnostic::input::read_file(&path, reel_diagnostic::input::MAX_CONFIG_BYTES)
+        .map_err(|e| CurateError::cannot_read(&path, &e))?;
+    serde_json::from_slice(&text)
+        .map_err(|e| CurateError::output(path.display().to_string(), format!("is damaged: {e}"), help))
+}
+
+fn remove_tables(out: &Path, stage: StageName) -> Result<()> {
+    for extension in ["jsonl", "parquet"] {
+        let path = out.join(format!("{stage}.{extension}"));
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(CurateError::cannot_write(&path, &e)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes a value as a JSON file, which appears when it is complete.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| CurateError::cannot_write(path, &e.into()))? + "\n";
+    write_text(path, &text)
+}
+
+/// Writes a text file, which appears when it is complete.
+pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
+    let mut draft = AtomicFile::create(path).map_err(|e| CurateError::Io(e.into_diagnostic()))?;
+    draft.write_all(text.as_bytes()).map_err(|e| CurateError::cannot_write(path, &e))?;
+    draft.commit().map_err(|e| CurateError::Io(e.into_diagnostic()))
+}

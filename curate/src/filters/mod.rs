@@ -1,0 +1,254 @@
+//! The filters: which chains become rows of the data set. They need no model but SigLIP.
+//!
+//! A chain is tested in this order, and the first test that it fails is its reason:
+//!
+//! ```text
+//! conclusion-changed    the revision's answer is the blind chain's answer
+//! accuracy              accuracy reward of the answer > min_accuracy
+//! degenerate.rs         too-short, too-long, repetition, early-answer, mentions-description, other-script
+//! similarity            free-form: SigLIP similarity of the chain and the frames >= min_similarity
+//! duplicate-chain       no earlier chain with the same answer has nearly the same words
+//! ```
+
+mod degenerate;
+mod duplicates;
+mod words;
+
+use reel_rewards::{ProblemType, accuracy_reward};
+use serde::{Deserialize, Serialize};
+
+use crate::answers::Chain;
+use degenerate::degenerate_reason;
+use duplicates::EarlierChains;
+use words::words;
+
+pub use words::word_count;
+
+/// The thresholds of the filters.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FilterSettings {
+    /// An answer's accuracy reward must be above this number. Video-R1's script has 0.6.
+    pub min_accuracy: f32,
+    /// The least similarity of a chain for a free-form question with its frames; `None` leaves this test out.
+    pub min_similarity: Option<f32>,
+    /// The fewest words of a chain.
+    pub min_words: usize,
+    /// The most words of a chain.
+    pub max_words: usize,
+    /// From this Jaccard similarity of their 3-grams of words on, two chains with the same answer are duplicates.
+    pub max_overlap: f64,
+    /// Whether chains were written without the video, so that they may betray that they know descriptions only.
+    pub is_blind: bool,
+}
+
+/// Why a row is not in the data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// A field of the row is wrong or missing, or its video is.
+    UnusableRow,
+    /// An earlier row has the same video and question.
+    DuplicateRow,
+    /// The revision's answer is another one than that of the chain.
+    ConclusionChanged,
+    /// The answer is wrong.
+    Accuracy,
+    /// The chain has too few words.
+    TooShort,
+    /// The chain has too many words.
+    TooLong,
+    /// The chain repeats itself.
+    Repetition,
+    /// The chain names the answer before any reasoning.
+    EarlyAnswer,
+    /// The chain speaks of descriptions instead of the video.
+    MentionsDescription,
+    /// The chain is written in another script than the question.
+    OtherScript,
+    /// The chain and the frames are too different.
+    Similarity,
+    /// An earlier chain with the same answer has nearly the same words.
+    DuplicateChain,
+}
+
+impl Reason {
+    /// The name of this reason in `rejected.jsonl`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UnusableRow => "unusable-row",
+            Self::DuplicateRow => "duplicate-row",
+            Self::ConclusionChanged => "conclusion-changed",
+            Self::Accuracy => "accuracy",
+            Self::TooShort => "too-short",
+            Self::TooLong => "too-long",
+            Self::Repetition => "repetition",
+            Self::EarlyAnswer => "early-answer",
+            Self::MentionsDescription => "mentions-description",
+            Self::OtherScript => "other-script",
+            Self::Similarity => "similarity",
+            Self::DuplicateChain => "duplicate-chain",
+        }
+    }
+}
+
+/// A rejection: the reason, and what was measured.
+pub type Rejection = (Reason, String);
+
+/// A chain to test.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// The question with its options.
+    pub question: &'a str,
+    /// The kind of answer.
+    pub kind: ProblemType,
+    /// The answer of the list, in `<answer>` tags.
+    pub solution: &'a str,
+    /// The chain that the revision started from.
+    pub before: Option<&'a Chain>,
+    /// The chain.
+    pub chain: &'a Chain,
+}
+
+/// The result of the tests of one chain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// The accuracy reward.
+    pub accuracy: f32,
+    /// The similarity with the frames, where it was computed.
+    pub similarity: Option<f32>,
+    /// The number of words.
+    pub words: usize,
+}
+
+/// Tests chains in the order of their rows.
+#[derive(Debug)]
+pub struct Filters {
+    settings: FilterSettings,
+    earlier: EarlierChains,
+}
+
+impl Filters {
+    /// Filters that have seen no chain.
+    pub fn new(settings: FilterSettings) -> Self {
+        Self { settings, earlier: EarlierChains::new(settings.max_overlap) }
+    }
+
+    /// Tests a chain. `location` names its row in the rejections of later chains. `similarity` computes the similarity
+    /// with the frames; it is called only for chains that pass the tests before.
+    ///
+    /// # Errors
+    /// `similarity` fails.
+    pub fn test<E>(
+        &mut self,
+        candidate: &Candidate<'_>,
+        location: &str,
+        similarity: impl FnOnce() -> Result<f32, E>,
+    ) -> Result<(Measured, Option<Rejection>), E> {
+        let Candidate { question, kind, solution, before, chain } = *candidate;
+        let settings = &self.settings;
+        let words = words(&chain.thought);
+        let accuracy = accuracy_reward(Some(kind), &chain.text(), solution);
+        let mut measured = Measured { accuracy, similarity: None, words: words.len() };
+        if let Some(before) = before.filter(|before| !is_same_answer(kind, before, chain)) {
+            let what = format!("from {:?} to {:?}", before.answer, chain.answer);
+            return Ok((measured, Some((Reason::ConclusionChanged, what))));
+        }
+        if accuracy <= settings.min_accuracy {
+            let what = format!("the answer {:?} has accuracy {accuracy}", chain.answer);
+            return Ok((measured, Some((Reason::Accuracy, what))));
+        }
+        if let Some(rejection) = degenerate_reason(chain, question, &words, settings) {
+            return Ok((measured, Some(rejection)));
+        }
+        if let Some(least) = settings.min_similarity.filter(|_| kind == ProblemType::FreeForm) {
+            let value = similarity()?;
+            measured.similarity = Some(value);
+            // A NaN is not similar.
+            if !(value >= least) {
+                return Ok((measured, Some((Reason::Similarity, format!("{value:.4} is below {least}")))));
+            }
+        }
+        let duplicate = self.earlier.find_or_insert(&chain.answer, &words, location);
+        Ok((measured, duplicate.map(|what| (Reason::DuplicateChain, what))))
+    }
+}
+
+/// Whether a revision has kept the answer.
+fn is_same_answer(kind: ProblemType, before: &Chain, after: &Chain) -> bool {
+    let is_compared_as_a_whole = matches!(kind, ProblemType::MultipleChoice | ProblemType::Numerical);
+    words(&before.answer) == words(&after.answer)
+        || is_compared_as_a_whole && accuracy_reward(Some(kind), &after.text(), &before.text()) == 1.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+
+    pub(super) fn settings() -> FilterSettings {
+        FilterSettings {
+            min_accuracy: 0.6,
+            min_similarity: Some(0.1),
+            min_words: 8,
+            max_words: 200,
+            max_overlap: 0.8,
+            is_blind: true,
+        }
+    }
+
+    const THOUGHT: &str = "First I look at the ball, which lies at the left edge. Then it rolls to the right side.";
+
+    fn chain(thought: &str, answer: &str) -> Chain {
+        Chain { thought: thought.into(), answer: answer.into() }
+    }
+
+    fn test(
+        filters: &mut Filters,
+        kind: ProblemType,
+        before: Option<&Chain>,
+        after: &Chain,
+        similarity: f32,
+    ) -> Option<Reason> {
+        let solution = "<answer>to the right</answer>";
+        let solution = if kind == ProblemType::FreeForm { solution } else { "<answer>B</answer>" };
+        let candidate = Candidate { question: "Which way does it roll?", kind, solution, before, chain: after };
+        let tested = filters.test(&candidate, "list:1", || Ok::<_, Infallible>(similarity)).unwrap();
+        tested.1.map(|(reason, _)| reason)
+    }
+
+    #[test]
+    fn first_failed_test_is_the_reason() {
+        use ProblemType::{FreeForm, MultipleChoice};
+        let mut filters = Filters::new(settings());
+        let right = chain(THOUGHT, "B");
+        let mut one = |kind, before: Option<&Chain>, after: &Chain, similarity| {
+            test(&mut filters, kind, before, after, similarity)
+        };
+        assert_eq!(one(MultipleChoice, Some(&chain("x", "A")), &right, 0.0), Some(Reason::ConclusionChanged));
+        assert_eq!(one(MultipleChoice, Some(&chain("x", "A")), &chain(THOUGHT, "A"), 0.0), Some(Reason::Accuracy));
+        assert_eq!(one(MultipleChoice, None, &chain("Short.", "B"), 0.0), Some(Reason::TooShort));
+        assert_eq!(one(MultipleChoice, Some(&chain("x", "b.")), &right, 0.0), None, "options have no similarity");
+        let other = chain(&format!("{THOUGHT} And stays there, near the wall."), "to the right");
+        assert_eq!(one(FreeForm, None, &other, 0.05), Some(Reason::Similarity));
+        assert_eq!(one(FreeForm, None, &other, f32::NAN), Some(Reason::Similarity));
+        assert_eq!(one(FreeForm, None, &other, 0.1), None);
+        assert_eq!(
+            one(FreeForm, None, &chain(&other.thought.to_uppercase(), "To the right!"), 0.1),
+            Some(Reason::DuplicateChain)
+        );
+        assert_eq!(one(FreeForm, None, &chain(THOUGHT, "up the hill"), 0.1), Some(Reason::Accuracy));
+    }
+
+    #[test]
+    fn accuracy_must_be_above_its_threshold_and_similarity_can_be_left_out() {
+        let exact = FilterSettings { min_accuracy: 1.0, ..settings() };
+        let right = chain(THOUGHT, "B");
+        assert_eq!(
+            test(&mut Filters::new(exact), ProblemType::MultipleChoice, None, &right, 0.0),
+            Some(Reason::Accuracy)
+        );
+        let without = FilterSettings { min_similarity: None, ..settings() };
+        let free = chain(THOUGHT, "to the right");
+        assert_eq!(test(&mut Filters::new(without), ProblemType::FreeForm, None, &free, 0.0), None);
+    }
+}

@@ -1,0 +1,281 @@
+//! The end of a curation: tests the chains, and writes the data set, the rejected and the failed rows.
+
+use std::collections::BTreeMap;
+
+use reel_rewards::check_solution;
+use reel_train::data::rows::ProblemMedia;
+use serde_json::{Map, Value, json};
+
+use crate::answers::Chain;
+use crate::curation::{Curation, write_json, write_text};
+use crate::filters::{Candidate, Filters, Measured, Reason};
+use crate::frames::read_frames;
+use crate::recipe::StageName;
+use crate::record::Status;
+use crate::rows::{CurationRow, Question};
+use crate::similarity::{KnownSimilarities, VisualSimilarity, chain_similarity};
+use crate::summary::Summary;
+use crate::table::write_parquet;
+use crate::{CurateError, Result};
+
+/// The data set in OUT.
+pub const DATASET_FILE: &str = "dataset.jsonl";
+/// The rejected rows in OUT.
+pub const REJECTED_FILE: &str = "rejected.jsonl";
+/// The failed rows in OUT.
+pub const FAILED_FILE: &str = "failed.jsonl";
+/// The numbers of the curation in OUT.
+pub const SUMMARY_FILE: &str = "summary.json";
+
+/// What became of a row.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// It is a row of the data set.
+    Kept,
+    /// It is not, for this reason.
+    Rejected(Reason, String),
+    /// There is no accepted answer of this stage, for this reason; `None`: SigLIP failed.
+    Failed(Option<StageName>, String),
+}
+
+/// A row with its outcome.
+#[derive(Clone, Debug)]
+pub struct FinishedRow {
+    /// `FILE:LINE`.
+    pub location: String,
+    /// The question with its options; empty if the row cannot be used.
+    pub question: String,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// The chain, if there is one.
+    pub chain: Option<Chain>,
+    /// What the filters measured.
+    pub measured: Option<Measured>,
+    /// The name of the source.
+    pub source: String,
+    /// The kind of answer.
+    pub problem_type: String,
+}
+
+impl Curation {
+    /// Tests all chains and writes the results. `model` is the SigLIP model; without one, the test of similarity is left
+    /// out.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn finish(&self, mut model: Option<&mut dyn VisualSimilarity>) -> Result<(Summary, Vec<FinishedRow>)> {
+        let mut filters = Filters::new(self.options.filters);
+        let mut known = KnownSimilarities::open(&self.options.out);
+        let mut finished = Vec::with_capacity(self.rows.len());
+        for (i, row) in self.rows.iter().enumerate() {
+            let mut end = FinishedRow {
+                location: row.location.clone(),
+                question: row.question.as_ref().map(Question::text).unwrap_or_default(),
+                outcome: Outcome::Kept,
+                chain: None,
+                measured: None,
+                source: self.source(row),
+                problem_type: text_of(&row.columns, "problem_type").unwrap_or_else(|| "unknown".into()),
+            };
+            match self.chains(i) {
+                Err(outcome) => end.outcome = outcome,
+                Ok((question, before, chain)) => {
+                    let candidate = Candidate {
+                        question: &end.question,
+                        kind: question.kind,
+                        solution: &question.problem.solution,
+                        before: before.as_ref(),
+                        chain: &chain,
+                    };
+                    let similarity = || self.similarity(question, &chain, &mut known, &mut model);
+                    match filters.test(&candidate, &row.location, similarity) {
+                        Ok((measured, rejection)) => {
+                            end.measured = Some(measured);
+                            if let Some((reason, what)) = rejection {
+                                end.outcome = Outcome::Rejected(reason, what);
+                            }
+                        }
+                        Err(SimilarityError::OfRow(what)) => end.outcome = Outcome::Failed(None, what),
+                        Err(SimilarityError::OfRun(e)) => return Err(e),
+                    }
+                    end.chain = Some(chain);
+                }
+            }
+            finished.push(end);
+        }
+        let summary = self.summary(&finished);
+        self.write(&summary, &finished)?;
+        Ok((summary, finished))
+    }
+
+    /// The question of a row, the chain before the revision and the final chain; else what became of the row.
+    fn chains(&self, row: usize) -> Result<(&Question, Option<Chain>, Chain), Outcome> {
+        let unusable = |what: &String| Outcome::Rejected(Reason::UnusableRow, what.clone());
+        let question = self.rows[row].question.as_ref().map_err(unusable)?;
+        let first = self.first_rows[&question.key];
+        if first != row {
+            let what = format!("it has the video and the question of {}", self.rows[first].location);
+            return Err(Outcome::Rejected(Reason::DuplicateRow, what));
+        }
+        let mut chains = Vec::new();
+        for &stage in self.options.recipe.stages() {
+            let record = self.tables.get(&stage).and_then(|table| table.get(Self::key_of(stage, question)));
+            let output = match record {
+                Some(record) if record.status == Status::Ok => record.output.unwrap_or_default(),
+                Some(record) => return Err(Outcome::Failed(Some(stage), record.reason.unwrap_or_default())),
+                None => return Err(Outcome::Failed(Some(stage), "was not asked".into())),
+            };
+            if stage != StageName::Caption {
+                let damaged = |what: String| Outcome::Failed(Some(stage), format!("the answer in the table {what}"));
+                chains.push(Chain::parse(&output).map_err(damaged)?);
+            }
+        }
+        let missing = || Outcome::Failed(None, "has no chain".into());
+        let chain = chains.pop().ok_or_else(missing)?;
+        Ok((question, chains.pop(), chain))
+    }
+
+    fn similarity(
+        &self,
+        question: &Question,
+        chain: &Chain,
+        known: &mut KnownSimilarities,
+        model: &mut Option<&mut dyn VisualSimilarity>,
+    ) -> Result<f32, SimilarityError> {
+        let Some(model) = model.as_deref_mut() else {
+            return Err(SimilarityError::OfRow("has no SigLIP model to be compared with; give --siglip".into()));
+        };
+        let text = chain.text();
+        let id = model.id().to_string();
+        let compute = || {
+            let options = &self.options;
+            let frames = read_frames(&question.media, question.is_video(), &options.frames, &options.decoder);
+            let frames = frames.map_err(|e| e.to_string())?;
+            chain_similarity(model, &text, &frames.frames)
+        };
+        let value = known.get_or(&id, &question.key, &text, compute).map_err(SimilarityError::OfRun)?;
+        value.map_err(SimilarityError::OfRow)
+    }
+
+    fn source(&self, row: &CurationRow) -> String {
+        let list = || self.options.list.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        text_of(&row.columns, "data_source").unwrap_or_else(list)
+    }
+
+    fn summary(&self, finished: &[FinishedRow]) -> Summary {
+        let mut summary = Summary {
+            rows: finished.len(),
+            kept: 0,
+            rejected: 0,
+            failed: 0,
+            cost: self.spent(),
+            stages: self.stage_summaries(),
+            reasons: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            problem_types: BTreeMap::new(),
+        };
+        for row in finished {
+            let is_kept = usize::from(row.outcome == Outcome::Kept);
+            match &row.outcome {
+                Outcome::Kept => summary.kept += 1,
+                Outcome::Rejected(reason, _) => {
+                    summary.rejected += 1;
+                    *summary.reasons.entry(*reason).or_default() += 1;
+                }
+                Outcome::Failed(..) => summary.failed += 1,
+            }
+            for (counts, name) in [(&mut summary.sources, &row.source), (&mut summary.problem_types, &row.problem_type)]
+            {
+                let (all, kept) = counts.entry(name.clone()).or_default();
+                *all += 1;
+                *kept += is_kept;
+            }
+        }
+        summary
+    }
+
+    fn write(&self, summary: &Summary, finished: &[FinishedRow]) -> Result<()> {
+        let (mut dataset, mut rejected, mut failed, mut tested) =
+            (String::new(), String::new(), String::new(), Vec::new());
+        for (i, (row, end)) in self.rows.iter().zip(finished).enumerate() {
+            let key = row.question.as_ref().map(|question| &*question.key).unwrap_or_default();
+            let id = row.columns.get("problem_id").cloned().unwrap_or_else(|| json!(i + 1));
+            let mut about = json!({"location": row.location, "key": key, "problem_id": id});
+            let (outcome, reason, what) = match &end.outcome {
+                Outcome::Kept => ("kept", None, None),
+                Outcome::Rejected(reason, what) => ("rejected", Some(reason.name()), Some(what)),
+                Outcome::Failed(stage, what) => {
+                    ("failed", Some(stage.map_or("similarity", StageName::name)), Some(what))
+                }
+            };
+            let measured = end.measured.as_ref();
+            tested.push(
+                json!({"location": row.location, "key": key, "outcome": outcome, "reason": reason, "detail": what,
+                    "accuracy": measured.map(|m| m.accuracy), "similarity": measured.and_then(|m| m.similarity),
+                    "words": measured.map(|m| m.words)})
+                .to_string(),
+            );
+            match (&end.outcome, &row.question, &end.chain) {
+                (Outcome::Kept, Ok(question), Some(chain)) => {
+                    dataset += &format!("{}\n", Value::Object(self.dataset_row(row, question, chain, id)));
+                }
+                (Outcome::Failed(..), ..) => {
+                    about["stage"] = json!(reason);
+                    about["reason"] = json!(what);
+                    failed += &format!("{about}\n");
+                }
+                _ => {
+                    about["reason"] = json!(reason);
+                    about["detail"] = json!(what);
+                    about["problem"] = row.columns.get("problem").cloned().unwrap_or_default();
+                    about["process"] =
+                        json!(end.chain.as_ref().map(|chain| format!("<think>{}</think>", chain.thought)));
+                    about["answer"] = json!(end.chain.as_ref().map(|chain| &chain.answer));
+                    rejected += &format!("{about}\n");
+                }
+            }
+        }
+        let out = &self.options.out;
+        for (file, text) in [(DATASET_FILE, dataset), (REJECTED_FILE, rejected), (FAILED_FILE, failed)] {
+            write_text(&out.join(file), &text)?;
+        }
+        write_text(&out.join("filter.jsonl"), &(tested.join("\n") + "\n"))?;
+        write_parquet(&out.join("filter.parquet"), &tested)?;
+        write_json(&out.join(SUMMARY_FILE), summary)
+    }
+
+    /// A row in VideoRFT's fields.
+    fn dataset_row(&self, row: &CurationRow, question: &Question, chain: &Chain, id: Value) -> Map<String, Value> {
+        let problem = &question.problem;
+        let media = match problem.data_type {
+            ProblemMedia::Image => "image",
+            ProblemMedia::Video | ProblemMedia::Text => "video",
+        };
+        let absolute = std::path::absolute(&question.media).unwrap_or_else(|_| question.media.clone());
+        let path = if self.options.keep_paths { problem.path.clone() } else { absolute.display().to_string() };
+        debug_assert!(check_solution(Some(question.kind), &problem.solution).is_ok());
+        let fields = json!({
+            "problem_id": id,
+            "problem": problem.problem,
+            "data_type": media,
+            "problem_type": problem.problem_type,
+            "options": problem.options,
+            "process": format!("<think>{}</think>", chain.thought),
+            "solution": problem.solution,
+            "path": path,
+            "data_source": self.source(row),
+        });
+        let Value::Object(fields) = fields else { return Map::new() };
+        fields
+    }
+}
+
+/// Why the similarity of a chain is not known.
+enum SimilarityError {
+    OfRow(String),
+    OfRun(CurateError),
+}
+
+fn text_of(columns: &Map<String, Value>, name: &str) -> Option<String> {
+    columns.get(name).and_then(Value::as_str).filter(|text| !text.is_empty()).map(String::from)
+}

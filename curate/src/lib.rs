@@ -1,0 +1,43 @@
+//! Builds data sets of chains of thought from questions about videos and images, with models that answer over HTTP.
+//!
+//! ```text
+//! VideoRFT   list ─► caption ─► reason ─► revise ─► filters ─► dataset.jsonl, rejected.jsonl, failed.jsonl
+//! Video-R1   list ───────────── answer ───────────► filters ─► dataset.jsonl, rejected.jsonl, failed.jsonl
+//! ```
+//! Each stage has a table in the output folder (`table.rs`), to which every answer is appended as soon as it is there, so
+//! a run that was killed goes on without asking twice. Start at [`Curation`]. The prompts are in `prompts.toml`.
+
+mod answers;
+mod curation;
+mod error;
+mod filters;
+mod finish;
+mod frames;
+mod media_hash;
+mod model;
+mod plan;
+mod prompts;
+mod recipe;
+mod record;
+mod requests;
+mod rows;
+mod similarity;
+mod stage;
+mod summary;
+mod table;
+
+pub use answers::Chain;
+pub use curation::{Curation, CurationOptions, CurationSettings, ExistingCuration, SETTINGS_FILE, read_settings};
+pub use error::{CurateError, Result};
+pub use filters::{FilterSettings, Measured, Reason, word_count};
+pub use finish::{DATASET_FILE, FAILED_FILE, FinishedRow, Outcome, REJECTED_FILE, SUMMARY_FILE};
+pub use frames::FrameSettings;
+pub use media_hash::MEDIA_HASHES_FILE;
+pub use model::{ChatModel, Endpoint};
+pub use plan::{PlannedStage, plan_stage};
+pub use prompts::{ResponseFormat, StagePrompt};
+pub use recipe::{CurationRecipe, StageName};
+pub use similarity::VisualSimilarity;
+pub use stage::{StageEnd, Task};
+pub use summary::{StageSummary, Summary};
+pub use table::StageTable;

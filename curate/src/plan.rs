@@ -1,0 +1,58 @@
+//! What a stage would send: the number of its requests, and the most that they can cost if each is answered at once.
+
+use reel_client::Prices;
+use serde::Serialize;
+
+use crate::curation::Curation;
+use crate::recipe::StageName;
+use crate::requests::RequestMaker;
+
+/// The tokens that a chat template adds to a request at most.
+const TEMPLATE_TOKENS: u64 = 96;
+
+/// The requests of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PlannedStage {
+    /// The stage.
+    pub stage: StageName,
+    /// Number of requests.
+    pub requests: usize,
+    /// The most tokens of all requests.
+    pub prompt_tokens: u64,
+    /// The most tokens of all answers.
+    pub completion_tokens: u64,
+    /// The most US dollars, if each request is answered at the first attempt.
+    pub max_cost: f64,
+}
+
+/// Plans a stage of a curation. A request has at most one token per byte of its texts, `image_tokens` per frame, and what
+/// the stage before can answer.
+pub fn plan_stage(curation: &Curation, stage: StageName, prices: &Prices, image_tokens: u32) -> PlannedStage {
+    let options = &curation.options;
+    let prompt = &options.prompts[&stage];
+    let tasks = curation.pending(stage, true);
+    let maker = RequestMaker {
+        stage,
+        prompt,
+        frames: &options.frames,
+        response_format: options.response_format,
+        seed: options.seed,
+        decoder: &options.decoder,
+    };
+    let before = curation.stage_before(stage).map_or(0, |before| u64::from(options.prompts[&before].max_tokens));
+    let mut prompt_tokens = 0;
+    for question in tasks.iter().filter_map(|task| curation.rows[task.row].question.as_ref().ok()) {
+        // Without a chain the text is not known, but its length is bounded by that of the template and the answer.
+        let text = maker.text(question, None).map_or(prompt.user.len(), |text| text.len());
+        let (frames, time_lines) = match (stage, question.is_video()) {
+            (StageName::Reason, _) => (0, 0),
+            (_, true) => (u64::from(options.frames.max_frames), 24 * u64::from(options.frames.max_frames)),
+            (_, false) => (1, 0),
+        };
+        let texts = (text + prompt.system.len()) as u64 + time_lines + TEMPLATE_TOKENS;
+        prompt_tokens += texts + frames * u64::from(image_tokens) + before;
+    }
+    let completion_tokens = tasks.len() as u64 * u64::from(prompt.max_tokens);
+    let max_cost = prices.cost(prompt_tokens, completion_tokens);
+    PlannedStage { stage, requests: tasks.len(), prompt_tokens, completion_tokens, max_cost }
+}

@@ -1,0 +1,98 @@
+//! Makes the request of each stage about a row, and checks its answer.
+
+use reel_client::ChatRequest;
+use reel_media::worker::DecodeWorker;
+use reel_prompts::{QuestionTemplate, answer_instruction, question_text};
+use reel_rewards::{ProblemType, Recipe};
+use serde_json::{Value, json};
+
+use crate::answers::{Chain, Description};
+use crate::frames::{FrameSettings, read_frames};
+use crate::prompts::{ResponseFormat, StagePrompt, fill};
+use crate::recipe::StageName;
+use crate::rows::Question;
+
+/// What the requests of a stage have in common.
+#[derive(Debug)]
+pub struct RequestMaker<'a> {
+    /// The stage.
+    pub stage: StageName,
+    /// Its prompt.
+    pub prompt: &'a StagePrompt,
+    /// Which frames are shown.
+    pub frames: &'a FrameSettings,
+    /// How the form of descriptions is asked for.
+    pub response_format: ResponseFormat,
+    /// The seed of sampling.
+    pub seed: Option<u64>,
+    /// Decodes videos.
+    pub decoder: &'a DecodeWorker,
+}
+
+impl RequestMaker<'_> {
+    /// The request about a question. `before` is the output of the stage before: a description or a chain.
+    ///
+    /// # Errors
+    /// The video cannot be decoded; the output of the stage before has been changed.
+    pub fn request(&self, question: &Question, before: Option<&str>) -> Result<ChatRequest, String> {
+        let prompt = self.prompt;
+        let mut parts = Vec::new();
+        if self.stage != StageName::Reason {
+            let frames = read_frames(&question.media, question.is_video(), self.frames, self.decoder);
+            parts = frames.and_then(|frames| frames.message_parts()).map_err(|e| e.to_string())?;
+        }
+        parts.push(json!({"type": "text", "text": self.text(question, before)?}));
+        let mut messages = Vec::new();
+        if !prompt.system.is_empty() {
+            messages.push(json!({"role": "system", "content": prompt.system}));
+        }
+        // A request without images has a plain text, which servers without vision models accept.
+        let content = match &parts[..] {
+            [only] => only["text"].clone(),
+            _ => Value::Array(parts),
+        };
+        messages.push(json!({"role": "user", "content": content}));
+        let is_description = self.stage == StageName::Caption;
+        let format = is_description.then(|| self.response_format.of_descriptions()).flatten();
+        Ok(ChatRequest { messages, max_tokens: prompt.max_tokens, params: prompt.params(format, self.seed) })
+    }
+
+    /// The text of the user's message.
+    pub fn text(&self, question: &Question, before: Option<&str>) -> Result<String, String> {
+        let asked = question.text();
+        let media = if question.is_video() { "video" } else { "image" };
+        let form = answer_instruction(question.kind.name()).unwrap_or_default();
+        let mut values = vec![("question", &*asked), ("media", media), ("answer_form", form)];
+        let (chain, evaluation);
+        match (self.stage, before) {
+            (StageName::Reason, Some(description)) => values.push(("description", description)),
+            (StageName::Revise, Some(text)) => {
+                chain =
+                    Chain::parse(text).map_err(|what| format!("the chain in the table {what}; run --redo reason"))?;
+                values.extend([("chain", &*chain.thought), ("answer", &*chain.answer)]);
+            }
+            (StageName::Answer, _) => {
+                let options = (question.kind == ProblemType::MultipleChoice).then_some(&question.problem.options[..]);
+                let template = QuestionTemplate::Evaluation;
+                evaluation = question_text(&question.problem.problem, options, form, Recipe::VideoR1, template);
+                values.push(("evaluation_prompt", &evaluation));
+            }
+            _ => {}
+        }
+        Ok(fill(&self.prompt.user, &values))
+    }
+}
+
+/// Checks the text of a stage's answer. Returns what is recorded of it.
+///
+/// # Errors
+/// The answer does not have the form that the stage needs.
+pub fn accept(stage: StageName, text: &str) -> Result<String, String> {
+    match stage {
+        StageName::Caption => {
+            let description = Description::parse(text)?;
+            serde_json::to_string(&description).map_err(|e| e.to_string())
+        }
+        StageName::Reason | StageName::Revise | StageName::Answer => Ok(Chain::parse(text)?.text()),
+    }
+}

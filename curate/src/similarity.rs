@@ -1,0 +1,121 @@
+//! The similarity of chains with the frames of their videos, by a model of texts and images (SigLIP). Computed values are
+//! kept in `OUT/similarity.jsonl`, so that a resumed run does not compute them again.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use reel_diagnostic::input;
+use reel_media::frames::FrameBuf;
+use reel_rewards::{reasoning_text, semantic_reward};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::prompts::hex;
+use crate::{CurateError, Result};
+
+/// A model that compares texts with frames.
+pub trait VisualSimilarity {
+    /// Names the model and its weights; values of another model are not used.
+    fn id(&self) -> &str;
+
+    /// The cosine similarity of a text with each frame.
+    ///
+    /// # Errors
+    /// The model fails; the message is one line.
+    fn cosines(&mut self, text: &str, frames: &FrameBuf) -> Result<Vec<f32>, String>;
+}
+
+/// The similarity of a chain in its tags: VideoRFT's semantic reward, the mean over the frames of min(1, 2 max(cos, 0)),
+/// of the chain without its first sentence.
+///
+/// # Errors
+/// The model fails.
+pub fn chain_similarity(model: &mut dyn VisualSimilarity, chain: &str, frames: &FrameBuf) -> Result<f32, String> {
+    Ok(semantic_reward(&model.cosines(reasoning_text(chain), frames)?))
+}
+
+#[derive(Serialize, Deserialize)]
+struct Line {
+    /// SHA-256 of model, row and chain.
+    key: String,
+    similarity: f32,
+}
+
+/// The values of earlier runs and of this one.
+#[derive(Debug)]
+pub struct KnownSimilarities {
+    path: PathBuf,
+    known: HashMap<String, f32>,
+    file: Option<File>,
+}
+
+impl KnownSimilarities {
+    /// Reads the values of earlier runs. A line that cannot be read only means that its value is computed again.
+    pub fn open(out: &Path) -> Self {
+        let path = out.join("similarity.jsonl");
+        let text = input::read_file(&path, input::MAX_ROWS_BYTES).unwrap_or_default();
+        let lines = text.split(|&b| b == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok());
+        Self { known: lines.map(|line| (line.key, line.similarity)).collect(), path, file: None }
+    }
+
+    /// The value of a chain, computed by `compute` if it is not known.
+    ///
+    /// # Errors
+    /// `compute` fails, or the file cannot be written.
+    pub fn get_or(
+        &mut self,
+        model: &str,
+        row: &str,
+        chain: &str,
+        compute: impl FnOnce() -> Result<f32, String>,
+    ) -> Result<Result<f32, String>> {
+        let key = hex(&Sha256::digest(format!("{model}\0{row}\0{chain}").as_bytes()));
+        if let Some(known) = self.known.get(&key) {
+            return Ok(Ok(*known));
+        }
+        let similarity = match compute() {
+            Ok(similarity) => similarity,
+            Err(what) => return Ok(Err(what)),
+        };
+        let failed = |e| CurateError::cannot_write(&self.path, &e);
+        let line = Line { key, similarity };
+        // The line break is first, so that the incomplete line of a killed process stays apart.
+        let text = format!("\n{}", serde_json::to_string(&line).map_err(|e| failed(e.into()))?);
+        if self.file.is_none() {
+            self.file = Some(OpenOptions::new().append(true).create(true).open(&self.path).map_err(failed)?);
+        }
+        if let Some(file) = &mut self.file {
+            file.write_all(text.as_bytes()).map_err(failed)?;
+        }
+        self.known.insert(line.key, similarity);
+        Ok(Ok(similarity))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_computed_once_per_model_row_and_chain() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut computed = 0;
+        for (model, row, chain, count) in
+            [("m", "1", "a", 1), ("m", "1", "a", 1), ("n", "1", "a", 2), ("m", "2", "a", 3), ("m", "1", "b", 4)]
+        {
+            let mut known = KnownSimilarities::open(dir.path());
+            let value = known.get_or(model, row, chain, || {
+                computed += 1;
+                Ok(0.1 + 0.2 * count as f32)
+            });
+            assert_eq!((value.unwrap(), computed), (Ok(0.1 + 0.2 * count as f32), count));
+            // A line that was cut short.
+            let mut file = OpenOptions::new().append(true).open(dir.path().join("similarity.jsonl")).unwrap();
+            file.write_all(b"\n{\"key\": \"x").unwrap();
+        }
+        let failed = KnownSimilarities::open(dir.path()).get_or("m", "9", "a", || Err("no frames".into()));
+        assert_eq!(failed.unwrap(), Err("no frames".to_string()));
+    }
+}

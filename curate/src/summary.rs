@@ -1,0 +1,111 @@
+//! The funnel of a curation: how many rows went in, what each stage made of them, and what the data set has.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::curation::Curation;
+use crate::filters::Reason;
+use crate::recipe::StageName;
+use crate::record::Status;
+use crate::table::StageTable;
+
+/// The numbers of a curation. `kept + rejected + failed = rows`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Rows of the list.
+    pub rows: usize,
+    /// Rows of the data set.
+    pub kept: usize,
+    /// Rejected rows.
+    pub rejected: usize,
+    /// Rows without an accepted answer. A resumed run asks for them again.
+    pub failed: usize,
+    /// US dollars of all requests.
+    pub cost: f64,
+    /// The stages, in order.
+    pub stages: Vec<StageSummary>,
+    /// Rejected rows by reason.
+    pub reasons: BTreeMap<Reason, usize>,
+    /// Rows by `data_source`: all, and those that were kept.
+    pub sources: BTreeMap<String, (usize, usize)>,
+    /// Rows by `problem_type`: all, and those that were kept.
+    pub problem_types: BTreeMap<String, (usize, usize)>,
+}
+
+/// The numbers of a stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageSummary {
+    /// The stage.
+    pub stage: StageName,
+    /// Number of keys: videos for captions, else rows.
+    pub keys: usize,
+    /// Accepted answers.
+    pub ok: usize,
+    /// Keys whose requests failed.
+    pub failed: usize,
+    /// Keys that were not asked about.
+    pub open: usize,
+    /// How often requests were sent, for the last outcome of each key.
+    pub attempts: u64,
+    /// Tokens of the requests whose answers were accepted.
+    pub prompt_tokens: u64,
+    /// Tokens of accepted answers.
+    pub completion_tokens: u64,
+    /// US dollars, with requests that failed and those that a kill cut off.
+    pub cost: f64,
+    /// Seconds of all requests together; they overlap.
+    pub seconds: f64,
+    /// The models that answered.
+    pub models: Vec<String>,
+    /// The prompts that were used.
+    pub prompts: Vec<String>,
+}
+
+impl StageSummary {
+    /// The numbers of a table, of which `keys` keys belong to the list.
+    pub fn new(stage: StageName, table: &StageTable, keys: usize) -> Self {
+        let mut summary = Self {
+            stage,
+            keys,
+            ok: 0,
+            failed: 0,
+            open: 0,
+            attempts: 0,
+            prompt_tokens: 0,
+            completion_tokens: 0,
+            cost: table.cost(),
+            seconds: 0.0,
+            models: Vec::new(),
+            prompts: Vec::new(),
+        };
+        table.for_each(|record| {
+            match record.status {
+                Status::Ok => summary.ok += 1,
+                Status::Failed | Status::Asked => summary.failed += 1,
+            }
+            summary.attempts += u64::from(record.attempts);
+            summary.prompt_tokens += record.prompt_tokens;
+            summary.completion_tokens += record.completion_tokens;
+            summary.seconds += record.seconds;
+            for (all, own) in [(&mut summary.models, &record.model), (&mut summary.prompts, &record.prompt)] {
+                if record.status == Status::Ok && !all.contains(own) {
+                    all.push(own.clone());
+                }
+            }
+        });
+        summary.models.sort();
+        summary.prompts.sort();
+        summary.open = keys.saturating_sub(summary.ok + summary.failed);
+        summary
+    }
+}
+
+impl Curation {
+    /// The numbers of all stages.
+    pub fn stage_summaries(&self) -> Vec<StageSummary> {
+        let media: std::collections::HashSet<&str> = self.questions().map(|(_, q)| &*q.media_key).collect();
+        let keys = |stage| if stage == StageName::Caption { media.len() } else { self.first_rows.len() };
+        self.tables.iter().map(|(&stage, table)| StageSummary::new(stage, table, keys(stage))).collect()
+    }
+}

@@ -1,0 +1,105 @@
+//! Serves a model of this machine on a free port of this process, so that a stage asks it as any other endpoint.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Result;
+use reel_model::input::encode::ModelFolder;
+use reel_model::input::fetch::{MediaAccess, RemoteMedia};
+use reel_model::linear_weight::Quantization;
+use reel_serve::{ConnectionLimits, Limits, ServeError, ServeOptions, ServedModel, ServedWeights, folder_name};
+
+use crate::common::CommonOptions;
+use crate::fail::failed;
+use crate::media::{MediaFlags, WorkerFlags};
+use crate::model::{self, LoadedModel};
+use crate::prompt::{find_or_download_model, media_options};
+use crate::serve::default_encoders;
+
+/// A request has the frames of one video; this is far above what 4096 frames need.
+const BODY_BYTES: usize = 1 << 30;
+const NEW_TOKENS: usize = 1024;
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// A running server. It ends when it is dropped.
+pub struct LocalServer {
+    /// The URL of its API.
+    pub url: String,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<(), ServeError>>>,
+}
+
+impl LocalServer {
+    /// Loads a model and serves it to at most `concurrency` requests at a time.
+    pub fn start(model: &str, concurrency: usize, worker: &WorkerFlags, common: &CommonOptions) -> Result<Self> {
+        let folder = find_or_download_model(model)?;
+        let media = media(&folder, worker, common)?;
+        let bundle = ModelFolder::open(&folder)?;
+        let device = model::open_device(common)?;
+        let quantization = Quantization::None;
+        let loaded = LoadedModel::open_on(&device, &folder, None, &bundle.config, quantization, None, common)?;
+        let dtype = model::activation_dtype(common);
+        let batch = concurrency.min(model::default_batch_size(&device));
+        let kv_bytes = model::serving_kv_bytes(&device, device.free_bytes(), &bundle.config.text, dtype, batch);
+        let limits = Limits {
+            batch,
+            requests: 2 * concurrency,
+            encoders: default_encoders(),
+            body_bytes: BODY_BYTES,
+            kv_bytes,
+            new_tokens: NEW_TOKENS,
+            request_time: None,
+        };
+        let connections = ConnectionLimits {
+            connections: 4 * concurrency,
+            read_timeout: CONNECTION_TIMEOUT,
+            write_timeout: CONNECTION_TIMEOUT,
+        };
+        let options = ServeOptions::local(limits, connections, media);
+        let stop = Arc::clone(&options.stop);
+        let name = folder_name(&folder);
+        let served = ServedModel {
+            name: name.clone(),
+            folder: bundle,
+            device,
+            dtype,
+            quantization,
+            is_copied: loaded.is_copied,
+        };
+        let weights = ServedWeights { weights: loaded.weights, name };
+        let (sender, receiver) = channel();
+        let thread = std::thread::Builder::new().name("local server".into()).spawn(move || {
+            reel_serve::serve(served, weights, options, move |address| {
+                // The receiver waits until the server listens or has ended.
+                let _ = sender.send(address);
+            })
+        })?;
+        match receiver.recv() {
+            Ok(address) => Ok(Self { url: format!("http://{address}/v1"), stop, thread: Some(thread) }),
+            // The server has ended before it listened.
+            Err(_) => match thread.join() {
+                Ok(Err(e)) => Err(e.into()),
+                _ => Err(failed(model, "its server has ended before it listened", "start again")),
+            },
+        }
+    }
+}
+
+/// Requests carry their frames as data: URIs. They name no files and no addresses.
+fn media(folder: &Path, worker: &WorkerFlags, common: &CommonOptions) -> Result<reel_model::input::MediaOptions> {
+    let access = MediaAccess { remote: RemoteMedia::Refused, confined_to: None };
+    media_options(&MediaFlags::default(), worker, folder, access, false, common)
+}
+
+impl Drop for LocalServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(Ok(Err(e))) = self.thread.take().map(JoinHandle::join) {
+            eprintln!("warning: the server of a local model: {e}");
+        }
+    }
+}

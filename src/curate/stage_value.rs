@@ -1,0 +1,48 @@
+//! The value of an option for one stage or for all: `[STAGE=]VALUE`.
+
+use std::str::FromStr;
+
+use reel_curate::StageName;
+
+/// A value, and the stage that it is for; without one, it is for all stages.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageValue<T> {
+    stage: Option<StageName>,
+    value: T,
+}
+
+impl<T: FromStr> FromStr for StageValue<T>
+where
+    T::Err: std::fmt::Display,
+{
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let stage = text.split_once('=').and_then(|(stage, value)| Some((StageName::parse(stage)?, value)));
+        let (stage, value) = stage.map_or((None, text), |(stage, value)| (Some(stage), value));
+        Ok(Self { stage, value: value.parse().map_err(|e: T::Err| e.to_string())? })
+    }
+}
+
+/// The value for a stage: the last that names the stage, else the last that names none.
+pub fn of_stage<T>(values: &[StageValue<T>], stage: StageName) -> Option<&T> {
+    let last = |wanted| values.iter().rev().find(|own| own.stage == wanted).map(|own| &own.value);
+    last(Some(stage)).or_else(|| last(None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn value_of_the_stage_wins_over_one_for_all() {
+        let values: Vec<StageValue<f64>> = ["caption=0.5", "1", "0.25"].map(|text| text.parse().unwrap()).into();
+        assert_eq!(of_stage(&values, StageName::Caption), Some(&0.5));
+        assert_eq!(of_stage(&values, StageName::Reason), Some(&0.25));
+        assert_eq!(of_stage::<f64>(&[], StageName::Reason), None);
+        assert!("caption=x".parse::<StageValue<f64>>().is_err() && "captions=1".parse::<StageValue<f64>>().is_err());
+        // A value may have an equals sign itself.
+        let name: StageValue<String> = "a=b".parse().unwrap();
+        assert_eq!(of_stage(&[name], StageName::Revise).map(String::as_str), Some("a=b"));
+    }
+}

@@ -1,0 +1,78 @@
+//! `reel curate status`: how far a curation is. It reads the tables, also those of a run in progress.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use reel_curate::{StageName, StageSummary, StageTable, Summary, read_settings};
+use reel_diagnostic::input;
+use serde_json::json;
+
+use crate::common::CommonOptions;
+use crate::output;
+
+/// Show how far a curation is: answers, failures, tokens and cost by stage.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Example:
+  reel curate status curated || echo 'run reel curate first'")]
+pub struct StatusArgs {
+    /// Folder of the curation
+    #[arg(value_name = "OUT")]
+    folder: PathBuf,
+}
+
+impl StatusArgs {
+    /// Prints the numbers of each stage.
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
+        let settings = read_settings(&self.folder)?;
+        let keys = |stage| if stage == StageName::Caption { settings.media } else { settings.questions };
+        let stages = settings.recipe.stages().iter().map(|&stage| {
+            let table = StageTable::open(&self.folder, stage.name())?;
+            Ok(StageSummary::new(stage, &table, keys(stage)))
+        });
+        let stages = stages.collect::<Result<Vec<_>, reel_curate::CurateError>>()?;
+        let cost: f64 = stages.iter().map(|stage| stage.cost).sum();
+        let last = self.folder.join(reel_curate::SUMMARY_FILE);
+        let summary = input::read_file(&last, input::MAX_CONFIG_BYTES).ok();
+        let summary: Option<Summary> = summary.and_then(|text| serde_json::from_slice(&text).ok());
+        if common.json {
+            return output::print_json(&json!({"recipe": settings.recipe, "rows": settings.rows,
+                "questions": settings.questions, "media": settings.media, "stages": stages, "cost": cost,
+                "summary": summary}));
+        }
+        output::print_line(format!(
+            "{}: {} rows, {} different questions about {} videos and images",
+            self.folder.display(),
+            settings.rows,
+            settings.questions,
+            settings.media
+        ))?;
+        for stage in &stages {
+            output::print_line(describe(stage))?;
+        }
+        if let Some(Summary { rows, kept, rejected, failed, .. }) = summary {
+            output::print_line(format!(
+                "last result: {kept} kept, {rejected} rejected, {failed} failed of {rows} rows"
+            ))?;
+        }
+        output::print_line(format!("cost: ${cost:.4}"))
+    }
+}
+
+/// One line about a stage.
+pub fn describe(stage: &StageSummary) -> String {
+    format!(
+        "{:8} {} of {} answered, {} failed, {} open; {} + {} tokens, ${:.4}, {:.1} s; {}",
+        stage.stage.name(),
+        stage.ok,
+        stage.keys,
+        stage.failed,
+        stage.open,
+        stage.prompt_tokens,
+        stage.completion_tokens,
+        stage.cost,
+        stage.seconds,
+        if stage.models.is_empty() { "no model yet".into() } else { stage.models.join(", ") }
+    )
+}
