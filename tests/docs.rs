@@ -197,6 +197,11 @@ fn commands_of_the_evaluation_page_run_as_printed() {
 }
 
 #[test]
+fn commands_of_the_curation_page_run_as_printed() {
+    run_page("docs/curation.md");
+}
+
+#[test]
 fn commands_of_the_performance_guide_run_as_printed() {
     run_page("docs/guide-performance.md");
 }
@@ -223,7 +228,8 @@ fn commands_of_add_a_kernel_run_as_printed() {
 
 #[test]
 fn pages_with_commands_are_all_tested() {
-    const TESTED: [&str; 8] = [
+    const TESTED: [&str; 9] = [
+        "docs/curation.md",
         "docs/evaluation.md",
         "docs/add-a-kernel.md",
         "docs/command-line.md",

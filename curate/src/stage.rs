@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use reel_client::{ChatRequest, FailureKind};
 use reel_diagnostic::Diagnostic;
@@ -138,6 +139,7 @@ impl StageRun<'_> {
         if max_cost > 0.0 {
             self.table.append(StageRecord { cost: max_cost, ..self.record(task, Status::Asked) })?;
         }
+        let begun = Instant::now();
         match self.model.ask(&request, self.stop, accept) {
             Ok((output, answer)) => {
                 self.table.append(StageRecord {
@@ -157,6 +159,7 @@ impl StageRun<'_> {
                     reason: Some(failure.message.clone()),
                     attempts: failure.attempts,
                     cost: failure.cost,
+                    seconds: begun.elapsed().as_secs_f64(),
                     ..self.record(task, Status::Failed)
                 })?;
                 match failure.kind {
