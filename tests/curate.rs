@@ -38,7 +38,7 @@ fn list(rows: usize) -> TempDir {
 fn row(i: usize) -> Value {
     json!({"problem_id": i, "problem": format!("Q{i}: Which is it?"), "data_type": "image", "problem_type": "multiple choice",
         "options": ["A. this", "B. that"], "solution": "<answer>A</answer>", "path": format!("./{i}.png"),
-        "data_source": if i % 2 == 0 { "even" } else { "odd" }})
+        "data_source": if i.is_multiple_of(2) { "even" } else { "odd" }})
 }
 
 /// The stage and the row of a request.
@@ -328,7 +328,7 @@ fn cap_on_cost_is_never_exceeded() {
     // Every third request fails after it was answered, so it costs money, too.
     let endpoint = ChatEndpoint::start(Box::new(|body, before| {
         let key = asked(body);
-        if before == 0 && key.1 % 3 == 0 { Reply::Text(String::new()) } else { Reply::Text(good(key)) }
+        if before == 0 && key.1.is_multiple_of(3) { Reply::Text(String::new()) } else { Reply::Text(good(key)) }
     }));
     let curation = Curation { folder: folder.path(), url: &endpoint.url };
     // Dollars per token: 1e-4 and 1e-3.

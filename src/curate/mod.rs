@@ -24,9 +24,9 @@ use stage_value::StageValue;
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "\
 A model is the URL of an endpoint with OpenAI's API (it ends in /v1), a model
-folder or a Hugging Face model id. Options with [STAGE=] take a value for one of
-the stages caption, reason, revise and answer, or for all of them, and may be
-given several times.
+folder or a Hugging Face model id. Options with [STAGE=] take a value for one
+of the stages caption, reason, revise and answer, or for all of them, and may
+be given several times.
 
 Example:
   reel init --preset tiny --out tiny
