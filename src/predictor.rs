@@ -50,6 +50,8 @@ pub struct PredictionJob<'j> {
     pub rows: Arc<RowConversations>,
     /// The data file or folder, and the fingerprint of the rows.
     pub data: (&'j Path, String),
+    /// The folder that paths of media are relative to, if the settings file records it.
+    pub media_root: Option<&'j Path>,
     /// The predictions file.
     pub out: &'j Path,
     pub existing: ExistingOutput,
@@ -94,7 +96,7 @@ impl<'c> Predictor<'c> {
     /// Writes the predictions of a job, or what an earlier run of it has left.
     pub fn run(&mut self, job: PredictionJob<'_>) -> Result<PredictionSummary> {
         let rows = job.rows.data().len();
-        let settings = PredictionSettings::new(
+        let mut settings = PredictionSettings::new(
             job.command,
             (&self.folder, self.adapter.as_deref()),
             (job.data.0, job.data.1, rows),
@@ -102,6 +104,9 @@ impl<'c> Predictor<'c> {
             &self.device,
             self.batch_size,
         )?;
+        if let Some(folder) = job.media_root {
+            settings = settings.with_media_root(folder);
+        }
         let file = PredictionFile::open(job.out, job.existing, settings, |row| job.rows.columns(row))?;
         if let Some(done) = PredictionSummary::of_complete_file(&file) {
             return Ok(done);

@@ -24,7 +24,7 @@ const OUTPUT_FILES: [&str; 4] = ["out", "output", "html", "trace"];
 const WRITES_FOLDER: [&str; 7] = ["curate", "demo", "grpo", "init", "man", "merge", "sft"];
 
 /// Options and arguments that name files or folders to read.
-const INPUTS: [&str; 26] = [
+const INPUTS: [&str; 27] = [
     "videos",
     "model",
     "adapter",
@@ -42,6 +42,7 @@ const INPUTS: [&str; 26] = [
     "file",
     "times",
     "run",
+    "against",
     "compare",
     "a",
     "b",

@@ -1,4 +1,5 @@
-//! `reel report`: writes the HTML page of one training run, or of several runs with their curves in the same charts.
+//! `reel report`: writes the HTML page of one training run, of several runs with their curves in the same charts, or of an
+//! evaluation, beside which a second one may stand.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,10 @@ use clap::Args;
 use reel_report::run;
 
 use crate::common::CommonOptions;
+use crate::eval::page::{PAGE, PageFlags, is_evaluation, read_run, write_page};
+use crate::eval::results::tasks_in;
 use crate::fail::bad_usage;
+use crate::media::WorkerFlags;
 use crate::output;
 
 /// File name of the page of several runs if `--out` is not given.
@@ -16,7 +20,7 @@ const COMPARISON_PAGE: &str = "compare.html";
 const MAX_RUNS: usize = 8;
 
 /// Write an HTML page about a training run: its metrics as curves, and sampled completions with their rewards. Several
-/// runs share one page, with their curves over each other.
+/// runs share one page, with their curves over each other. For a folder of reel eval, the page has scores and answers.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -28,30 +32,69 @@ Example:
   reel sft --model tiny --data rows.json --out run2 --max-steps 5 --seed 1
   reel report run run2 --out compare.html")]
 pub struct ReportArgs {
-    /// Output folder of the run (its --out); the run may still be going on. Up to 8 runs share one page
+    /// Output folder of the run (its --out); a training run may still be going on. Up to 8 training runs share one page
     #[arg(value_name = "OUT", required = true)]
     run: Vec<PathBuf>,
     /// HTML file to write [default: OUT/report.html; for several runs: compare.html]
     #[arg(long, value_name = "F.html")]
     out: Option<PathBuf>,
+    /// Folder of a second evaluation of the same questions, whose scores and answers are shown beside those of OUT
+    #[arg(long, value_name = "OTHER", help_heading = "Options for evaluations")]
+    against: Option<PathBuf>,
+    /// Benchmarks, or task files [default: the built-in benchmarks that the folder has]
+    #[arg(long, value_name = "NAME", help_heading = "Options for evaluations")]
+    benchmark: Option<String>,
+    /// Folder that the paths of videos are relative to [default: that of the run]
+    #[arg(long, value_name = "DIR", help_heading = "Options for evaluations")]
+    media_root: Option<PathBuf>,
+    #[command(flatten, next_help_heading = "Options for evaluations")]
+    page: PageFlags,
 }
 
 impl ReportArgs {
     /// Reads what the runs have written so far and writes the page.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         refuse_repeated_runs(&self.run)?;
-        let folders: Vec<&Path> = self.run.iter().map(PathBuf::as_path).collect();
-        let page = run::runs_page_html(&folders)?;
-        let default = || match &folders[..] {
-            [run] => run.join("report.html"),
+        let out = self.out.clone().unwrap_or_else(|| match (&self.run[..], &self.against) {
+            ([run], None) => run.join(PAGE),
             _ => COMPARISON_PAGE.into(),
-        };
-        let out = self.out.clone().unwrap_or_else(default);
-        output::write_file(&out, page.as_bytes())?;
+        });
+        match self.run.iter().find(|run| is_evaluation(run)) {
+            Some(folder) => self.write_evaluation(folder, &out, common)?,
+            None => self.write_training(&out)?,
+        }
         if common.json {
             return output::print_json(&serde_json::json!({"out": out, "runs": self.run}));
         }
         if common.quiet { Ok(()) } else { output::print_line(out.display()) }
+    }
+
+    fn write_training(&self, out: &Path) -> Result<()> {
+        let options = [
+            ("--against", self.against.is_some(), "give training runs one after the other"),
+            ("--benchmark", self.benchmark.is_some(), "remove it"),
+            ("--media-root", self.media_root.is_some(), "remove it"),
+        ];
+        if let Some((option, _, help)) = options.into_iter().find(|(_, given, _)| *given) {
+            return Err(bad_usage(option, "has an effect for folders of reel eval only", help));
+        }
+        let folders: Vec<&Path> = self.run.iter().map(PathBuf::as_path).collect();
+        output::write_file(out, run::runs_page_html(&folders)?.as_bytes())
+    }
+
+    fn write_evaluation(&self, folder: &Path, out: &Path, common: &CommonOptions) -> Result<()> {
+        if let Some(other) = self.run.iter().find(|other| *other != folder) {
+            let what = "is given beside a folder of reel eval";
+            let help = format!("give the second of two evaluations as --against {}", other.display());
+            return Err(bad_usage(&other.display().to_string(), what, help));
+        }
+        let run = read_run(folder, &tasks_in(folder, self.benchmark.as_deref())?)?;
+        let against = match &self.against {
+            None => None,
+            Some(other) => Some(read_run(other, &tasks_in(other, self.benchmark.as_deref())?)?),
+        };
+        let source = self.page.frame_source(self.media_root.as_deref(), &WorkerFlags::default(), common)?;
+        write_page(out, &run, against.as_ref(), &source, common)
     }
 }
 

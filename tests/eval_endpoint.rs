@@ -121,7 +121,8 @@ fn frames_and_settings_are_in_the_requests() {
 fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     let folder = folder_with_questions(16);
     let at = folder.path();
-    let say = |body: &Value| Act::say(format!("<answer>{}</answer>", if number(body) % 3 == 0 { "A" } else { "B" }));
+    let say =
+        |body: &Value| Act::say(format!("<answer>{}</answer>", if number(body).is_multiple_of(3) { "A" } else { "B" }));
     let good = FaultyServer::start(move |body, _| say(body));
     let bad = FaultyServer::start(move |body, before| match (number(body), before) {
         (3, 0..4) => Act::Status(500, "", "{\"error\": {\"message\": \"no memory\"}}"),
@@ -175,7 +176,7 @@ fn killed_run_resumes_without_asking_twice() {
     let folder = folder_with_questions(ROWS);
     let at = folder.path();
     // Later rows are often answered before earlier ones.
-    let wait = |body: &Value| Duration::from_millis(if number(body) % 7 == 0 { 60 } else { 5 });
+    let wait = |body: &Value| Duration::from_millis(if number(body).is_multiple_of(7) { 60 } else { 5 });
     let server = FaultyServer::start(move |body, _| Act::Say(format!("<answer>{}</answer>", number(body)), wait(body)));
     let args = ["--endpoint", &server.url, "--text-only", "--concurrency", &IN_FLIGHT.to_string(), "--out"];
     run_in(at, [&EVAL[..], &args, &["whole"]].concat()).ok();

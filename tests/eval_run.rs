@@ -84,6 +84,7 @@ fn benchmarks_are_answered_and_scored() {
         "mmvu.json",
         "mmvu.jsonl",
         "mmvu.jsonl.run.json",
+        "report.html",
         "results.json",
         "videoholmes.json",
         "videoholmes.jsonl",

@@ -1,5 +1,4 @@
-//! Frames as image files: PNG images of one or several frames, for logs and reports, and JPEG images for requests to
-//! other servers.
+//! Frames as image files: PNG or JPEG images of one or several frames, for logs, pages, and requests to other servers.
 
 use std::io::Cursor;
 
@@ -29,21 +28,65 @@ pub struct PngImage {
 /// # Errors
 /// `frames.data` does not have the length that `frames` states, or memory runs out.
 pub fn frame_strip(frames: &FrameBuf, max_frames: usize, max_height: usize) -> Result<PngImage> {
-    let count = frames.frames.min(max_frames).max(1);
     let height = frames.height.min(max_height).max(1);
     let width = (frames.width * frames.height.min(max_height) / frames.height.max(1)).max(1);
+    let shown = evenly_spaced(frames.frames, max_frames.max(1));
+    encode_png(&side_by_side(frames, &shown, (height, width))?, height, width * shown.len())
+}
+
+/// Frames side by side as the bytes of a JPEG file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JpegStrip {
+    /// Indices of the frames, from left to right.
+    pub shown: Vec<usize>,
+    /// Width of one frame in pixels.
+    pub width: usize,
+    /// Height of a frame in pixels.
+    pub height: usize,
+    /// The bytes of the JPEG file.
+    pub bytes: Vec<u8>,
+}
+
+/// Draws at most `max_frames` frames as [`frame_strip`] does, as JPEG of this quality (1 to 100). Frames are shrunk so
+/// that neither side exceeds `max_side` pixels.
+///
+/// # Errors
+/// `frames.data` does not have the length that `frames` states, there is no frame, or memory runs out.
+pub fn jpeg_strip(frames: &FrameBuf, max_frames: usize, max_side: usize, quality: u8) -> Result<JpegStrip> {
+    let longer = frames.height.max(frames.width).max(1);
+    let shrunk = |side: usize| if longer > max_side { (side * max_side / longer).max(1) } else { side };
+    let (height, width) = (shrunk(frames.height), shrunk(frames.width));
+    let shown = evenly_spaced(frames.frames, max_frames.max(1));
+    let pixels = side_by_side(frames, &shown, (height, width))?;
+    let mut bytes = Vec::new();
+    JpegEncoder::new_with_quality(&mut bytes, quality)
+        .write_image(&pixels, (width * shown.len()) as u32, height as u32, ExtendedColorType::Rgb8)
+        .map_err(|e| MediaError::file_error("JPEG image", e.to_string(), "report this as a bug"))?;
+    Ok(JpegStrip { shown, width, height, bytes })
+}
+
+/// At most `most` of the indices below `count`, at even distances, with the first and the last one.
+fn evenly_spaced(count: usize, most: usize) -> Vec<usize> {
+    let shown = count.min(most);
+    (0..shown).map(|i| i * (count - 1) / (shown - 1).max(1)).collect()
+}
+
+/// The pixels of an image with the frames of these indices side by side, each resized to height and width `size`.
+fn side_by_side(frames: &FrameBuf, shown: &[usize], size: (usize, usize)) -> Result<Vec<u8>> {
+    let ((height, width), count) = (size, shown.len());
+    // The view checks the length of the data.
+    let data = frames.view()?.data();
     let mut pixels = vec![0u8; height * width * count * 3];
     let frame_len = frames.height * frames.width * 3;
-    for i in 0..count {
-        let index = i * (frames.frames - 1) / (count - 1).max(1);
-        let data = &frames.data[index * frame_len..(index + 1) * frame_len];
-        let small = pillow_bicubic(FrameView::new(data, 1, frames.height, frames.width)?, (height, width))?;
+    for (i, index) in shown.iter().enumerate() {
+        let frame = FrameView::new(&data[index * frame_len..][..frame_len], 1, frames.height, frames.width)?;
+        let small = pillow_bicubic(frame, size)?;
         for (y, row) in small.data.chunks_exact(width * 3).enumerate() {
             let start = (y * count + i) * width * 3;
             pixels[start..start + width * 3].copy_from_slice(row);
         }
     }
-    encode_png(&pixels, height, width * count)
+    Ok(pixels)
 }
 
 /// Draws one frame, u8 RGB `[height, width, 3]`, shrunk so that neither side exceeds `max_side` pixels.
@@ -138,6 +181,27 @@ mod tests {
             prop_assert_eq!(view.data()[0], 0);
             if frames.min(max_frames) > 1 {
                 prop_assert_eq!(*view.data().last().unwrap(), ((frames - 1) * 20) as u8);
+            }
+        }
+    }
+
+    proptest! {
+        /// A strip of frames of one grey each has these greys from left to right, up to the loss of JPEG.
+        #[test]
+        fn jpeg_strip_has_the_stated_frames_in_order(
+            frames in 1usize..40, h in 1usize..300, w in 1usize..300, max_frames in 1usize..9, side in 8usize..80,
+        ) {
+            let grey = |frame: usize| (frame * 6) as u8;
+            let data = (0..frames).flat_map(|f| vec![grey(f); h * w * 3]).collect();
+            let strip = jpeg_strip(&FrameBuf { data, frames, height: h, width: w }, max_frames, side, 70).unwrap();
+            prop_assert!(strip.width.max(strip.height) <= side.max(1) && strip.shown.len() == frames.min(max_frames));
+            let read = crate::image::decode(&strip.bytes, "strip").unwrap();
+            let view = read.view().unwrap();
+            prop_assert_eq!(view.height_and_width(), (strip.height, strip.width * strip.shown.len()));
+            for (i, &frame) in strip.shown.iter().enumerate() {
+                // Blocks of 8 x 8 pixels may cover several narrow frames, so only wide ones are compared.
+                let pixel = view.data()[3 * (i * strip.width + strip.width / 2)];
+                prop_assert!(strip.width < 24 || pixel.abs_diff(grey(frame)) <= 6, "{} for {}", pixel, grey(frame));
             }
         }
     }

@@ -15,10 +15,11 @@ const BINS: usize = 20;
 const MAX_VALUES: usize = 50;
 
 const STYLE: &str = "
-.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 2px 10px; margin: 12px 0 0; \
+.bars { display: grid; grid-template-columns: minmax(0, max-content) minmax(72px, 1fr) max-content; gap: 2px 10px; margin: 12px 0 0; \
 font-size: 12px; align-items: center; }
 .bars i { display: block; height: 12px; min-width: 1px; background: var(--c0); border-radius: 2px; }
-.bars span { color: var(--dim); font-variant-numeric: tabular-nums; text-align: right; }
+.bars span { color: var(--dim); font-variant-numeric: tabular-nums; text-align: right; \
+overflow-wrap: anywhere; }
 ";
 
 /// The page about a data file named `title`.
@@ -49,11 +50,11 @@ pub fn data_stats_page_html(title: &str, stats: &DataStats) -> String {
     for (name, unit, distribution) in distributions {
         let Some(distribution) = distribution else { continue };
         page.add(&format!("<h2>{name} <small>{unit}</small></h2>\n"));
-        page.add(&histogram_html(distribution));
-        let mut table = Table::new(&["values", "min", "p50", "p90", "p99", "max", "mean"]);
+        page.add(&histogram_html(distribution, ["tokens", "pixels"].contains(&unit)));
+        let mut table = Table::new(&["", "min", "p50", "p90", "p99", "max", "mean"]);
         let d = distribution;
         let numbers = [d.min, d.p50, d.p90, d.p99, d.max, d.mean].map(number);
-        table.row(std::iter::once(d.count.to_string()).chain(numbers).collect());
+        table.row(std::iter::once(format!("{} values", d.count)).chain(numbers).collect());
         page.add_table(&table);
     }
     if !stats.problem_counts.is_empty() {
@@ -67,12 +68,23 @@ pub fn data_stats_page_html(title: &str, stats: &DataStats) -> String {
     page.into_html()
 }
 
-fn histogram_html(distribution: &Distribution) -> String {
+/// A histogram. Of values that are whole numbers, a bar names the first and the last one that it counts.
+fn histogram_html(distribution: &Distribution, are_whole: bool) -> String {
     let bins = distribution.histogram(BINS);
     let most = bins.iter().map(|bin| bin.2).max().unwrap_or(1);
     let label =
-        |from: f64, to: f64| if from == to { number(from) } else { format!("{} – {}", number(from), number(to)) };
-    bars_html(&bins.into_iter().map(|(from, to, count)| (label(from, to), count)).collect::<Vec<_>>(), most)
+        |from: f64, to: f64| if from >= to { number(from) } else { format!("{} – {}", number(from), number(to)) };
+    let last = bins.len().saturating_sub(1);
+    let bars = bins.into_iter().enumerate().filter_map(|(i, (from, to, count))| {
+        if !are_whole {
+            return Some((label(from, to), count));
+        }
+        // A bin ends before the next one begins; the last one has its end. Edges are rounded.
+        let ceil = |edge: f64| (edge - 1e-6).ceil();
+        let (first, end) = (ceil(from), if i == last { to } else { ceil(to) - 1.0 });
+        (first <= end || count > 0).then(|| (label(first, end), count))
+    });
+    bars_html(&bars.collect::<Vec<_>>(), most)
 }
 
 /// Bars with a text before and the count after them; the longest bar has the count `most`.
@@ -119,5 +131,10 @@ mod tests {
         // One bar of the layout, one of the column, 20 of durations, one of the only number of tokens.
         assert_eq!(html.matches("<i style").count(), 1 + 1 + 20 + 1);
         assert!(html.contains("10.50 – 11</span>") && html.contains(">2.50<"), "{html}");
+        // Numbers of tokens are whole.
+        let tokens = Distribution::new((52..=128).map(f64::from)).unwrap();
+        let html = histogram_html(&tokens, true);
+        assert!(html.contains("<span>52 – 55</span>") && html.contains("<span>125 – 128</span>"), "{html}");
+        assert_eq!(html.matches("<i style").count(), BINS);
     }
 }

@@ -1,6 +1,7 @@
 //! The error type of this crate.
 
 use reel_diagnostic::Diagnostic;
+use reel_eval::EvalError;
 use reel_train::TrainError;
 
 /// A page could not be made from the output folder of a run.
@@ -9,6 +10,9 @@ pub enum ReportError {
     /// A file of the run is missing, unreadable or empty.
     #[error(transparent)]
     Run(Diagnostic),
+    /// Two evaluations cannot be compared.
+    #[error(transparent)]
+    Evaluation(EvalError),
     /// The run's metrics could not be read.
     #[error(transparent)]
     Metrics(#[from] TrainError),

@@ -21,18 +21,26 @@ pub struct Page {
     body: String,
     /// Whether the page has charts or rollouts, which need the scripts.
     interactive: bool,
+    /// The page's own script.
+    script: Option<&'static str>,
 }
 
 impl Page {
     /// An empty page with a title, which is also its headline.
     pub fn new(title: &str) -> Page {
-        Page { title: escape_html(title), style: "", body: String::new(), interactive: false }
+        Page { title: escape_html(title), style: "", body: String::new(), interactive: false, script: None }
     }
 
     /// Adds rules to the style sheet of all pages.
     #[must_use]
     pub fn with_style(self, css: &'static str) -> Page {
         Page { style: css, ..self }
+    }
+
+    /// Adds a script of this crate, which runs after the page is read.
+    #[must_use]
+    pub(crate) fn with_script(self, script: &'static str) -> Page {
+        Page { script: Some(script), ..self }
     }
 
     /// Adds HTML. The caller has escaped all texts in it.
@@ -61,8 +69,9 @@ impl Page {
 
     /// Returns the whole page as HTML.
     pub fn into_html(self) -> String {
-        let Page { title, style, body, interactive } = self;
-        let scripts = if interactive { &SCRIPTS[..] } else { &[] };
+        let Page { title, style, body, interactive, script } = self;
+        let of_charts = if interactive { &SCRIPTS[..] } else { &[] };
+        let scripts: Vec<&str> = of_charts.iter().copied().chain(script).collect();
         let chart_style = if interactive { CHART_STYLE } else { "" };
         let hashes: String =
             scripts.iter().map(|s| format!(" 'sha256-{}'", STANDARD.encode(Sha256::digest(s)))).collect();
@@ -90,10 +99,9 @@ pub fn escape_html(text: &str) -> String {
 }
 
 /// Writes a value as JSON that may stand in a `<script>` element: no string of it can end the element or begin a
-/// comment. The caller has made control characters in the strings visible (`escape_controls`).
+/// comment, and control characters are JSON's escapes. A parser of JSON reads the same value.
 pub(crate) fn json_in_script(value: &serde_json::Value) -> String {
-    value
-        .to_string()
+    reel_diagnostic::escape_controls_in_json(&value.to_string())
         .replace('<', "\\u003c")
         .replace('>', "\\u003e")
         .replace('&', "\\u0026")

@@ -1,8 +1,9 @@
-//! HTML pages about training runs and measurements: what all pages share, and the page of training runs.
+//! HTML pages about training runs, evaluations and measurements: what all pages share, and the pages of training runs,
+//! evaluations and data files.
 //!
 //! A page is a single file that loads no other files ([`html::Page`]). It has tables ([`table`]) and charts
 //! ([`chart`]), whose data is JSON that the page's script (`page.js`) draws with uPlot. [`run::run_page_html`] reads
-//! the output folder of a run and returns its page; crates with other pages (measurements, the demo) build
+//! the output folder of a run and returns its page; [`evaluation::evaluation_page_html`] makes that of an evaluation; crates with other pages (measurements, the demo) build
 //! their pages from the same parts.
 
 pub mod chart;
@@ -10,6 +11,7 @@ pub mod curation;
 mod curves;
 pub mod data_stats;
 mod error;
+pub mod evaluation;
 pub mod html;
 mod rollouts;
 pub mod run;

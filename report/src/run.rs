@@ -117,7 +117,7 @@ impl Run {
 /// Refuses a folder that has neither of the files which every run writes.
 fn refuse_other_folders(run: &Path) -> Result<()> {
     let error = |what: &str| {
-        let help = "give the --out of reel sft or reel grpo";
+        let help = "give the --out of reel sft, reel grpo or reel eval";
         Err(ReportError::Run(Diagnostic::new(run.display().to_string(), what, help)))
     };
     match fs::metadata(run) {

@@ -100,7 +100,10 @@ impl Server<'_> {
     fn run(&self, job: PredictionJob<'_>) -> Result<()> {
         let rows = job.rows.data().len();
         let data = (job.data.0, job.data.1, rows);
-        let settings = PredictionSettings::of_endpoint(job.command, (&self.url, &self.model), data, job.options);
+        let mut settings = PredictionSettings::of_endpoint(job.command, (&self.url, &self.model), data, job.options);
+        if let Some(folder) = job.media_root {
+            settings = settings.with_media_root(folder);
+        }
         let columns = |row| job.rows.columns(row);
         let file = PredictionFile::open_keeping_early_lines(job.out, job.existing, settings, columns)?;
         if file.is_complete() {

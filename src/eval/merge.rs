@@ -10,10 +10,12 @@ use clap::Args;
 use reel_eval::{Extraction, Task};
 use serde_json::{Value, json};
 
+use super::page::{self, PageFlags};
 use super::results::{self, predictions_file, read_settings, tasks_in};
 use super::shard::Shard;
 use crate::common::CommonOptions;
 use crate::fail::failed;
+use crate::media::WorkerFlags;
 use crate::output;
 
 /// Join the parts of runs with --shard in a folder, and score them. The files are those of a run without --shard.
@@ -40,14 +42,20 @@ pub struct MergeArgs {
     /// Replace joined files of an earlier merge
     #[arg(long)]
     overwrite: bool,
+    /// Folder that the paths of videos are relative to, for the page [default: that of the run]
+    #[arg(long, value_name = "DIR")]
+    media_root: Option<PathBuf>,
+    #[command(flatten)]
+    page: PageFlags,
 }
 
 impl MergeArgs {
     pub(super) fn run(&self, common: &CommonOptions) -> Result<()> {
         let mut scored = Vec::new();
-        for task in tasks_in(&self.folder, self.benchmark.as_deref())? {
+        let tasks = tasks_in(&self.folder, self.benchmark.as_deref())?;
+        for task in &tasks {
             let joined = predictions_file(&self.folder, &task.name);
-            match (parts(&self.folder, &task)?, joined.exists()) {
+            match (parts(&self.folder, task)?, joined.exists()) {
                 // The answers of an undivided run are scored as they are.
                 (parts, true) if parts.is_empty() => {}
                 (_, true) if !self.overwrite => {
@@ -61,9 +69,11 @@ impl MergeArgs {
                 }
                 (parts, _) => join(&parts, &joined)?,
             }
-            scored.push(results::score_and_write(&task, &self.folder, self.extraction, common.quiet)?);
+            scored.push(results::score_and_write(task, &self.folder, self.extraction, common.quiet)?);
         }
         results::write_lm_eval(&self.folder, &scored)?;
+        let frames = self.page.frame_source(self.media_root.as_deref(), &WorkerFlags::default(), common)?;
+        page::write_page(&page::page_in(&self.folder), &page::read_run(&self.folder, &tasks)?, None, &frames, common)?;
         results::print_reports(&scored, common.json, common.quiet)?;
         results::error_if_rows_failed(&scored, &self.folder)
     }
@@ -115,7 +125,8 @@ fn parts(folder: &Path, task: &Task) -> Result<Vec<Part>> {
 fn refuse_other_settings(file: &Path, settings: &Value, first: &Part) -> Result<()> {
     let without_rows = |settings: &Value| {
         let mut settings = settings.clone();
-        settings["rows"] = Value::Null;
+        // Each machine may have the videos in a folder of its own.
+        (settings["rows"], settings["media_root"]) = (Value::Null, Value::Null);
         settings
     };
     let (own, of_first) = (without_rows(settings), without_rows(&first.settings));

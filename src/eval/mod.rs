@@ -1,12 +1,13 @@
-//! `reel eval`: runs a model or asks a server over video benchmarks (`run.rs`, `answerer.rs`), scores predictions (`score_only.rs`), joins the parts of
-//! a run (`merge.rs`), compares runs (`compare.rs`, `ablate.rs`), and lists the benchmarks (`tasks.rs`). `results.rs` writes the
-//! result files of all of them.
+//! `reel eval`: runs a model or asks a server over video benchmarks (`run.rs`, `answerer.rs`), scores predictions
+//! (`score_only.rs`), joins the parts of a run (`merge.rs`), compares runs (`compare.rs`, `ablate.rs`), and lists the
+//! benchmarks (`tasks.rs`). `results.rs` writes the result files of all of them, `page.rs` the page.
 
 mod ablate;
 mod answerer;
 mod compare;
 mod merge;
-mod results;
+pub mod page;
+pub mod results;
 mod run;
 mod score_only;
 mod shard;
@@ -68,7 +69,8 @@ pub struct EvalWhat {
     /// videoholmes, or a task file (.toml)
     #[arg(long, value_name = "NAME", required = true)]
     benchmark: Option<String>,
-    /// Folder for the results: NAME.jsonl (answers), NAME.json (scores), results.json (lm-evaluation-harness's schema).
+    /// Folder for the results: NAME.jsonl (answers), NAME.json (scores), results.json (lm-evaluation-harness's schema),
+    /// report.html (the page).
     /// With --score-only, the JSON file for the scores
     #[arg(long, value_name = "OUT", required = true)]
     out: Option<PathBuf>,
@@ -164,6 +166,8 @@ pub struct EvalRun {
     worker: WorkerFlags,
     #[command(flatten)]
     server: EndpointFlags,
+    #[command(flatten)]
+    page: page::PageFlags,
 }
 
 impl EvalArgs {

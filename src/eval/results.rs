@@ -6,6 +6,7 @@
 //! | `OUT/NAME.jsonl.run.json` | the settings of the run |
 //! | `OUT/NAME.json` | scores with 95 % intervals, and the settings (`protocol`) |
 //! | `OUT/results.json` | the scores of all benchmarks in lm-evaluation-harness's schema |
+//! | `OUT/report.html` | the page (`page.rs`) |
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -32,19 +33,32 @@ pub fn predictions_file(out: &Path, benchmark: &str) -> PathBuf {
 /// Reads predictions with their line numbers. Warns of rows whose scores say nothing.
 pub fn read_predictions(file: &Path, task: &Task, quiet: bool) -> Result<Vec<Prediction>> {
     let rows = lines::parse_json_lines(file, Prediction::from_json_line)?;
-    if rows.is_empty() {
-        return Err(failed(file.display(), "has no rows", "give one JSON object per line"));
-    }
-    if let Some((line, other)) =
-        rows.iter().find_map(|(line, row)| Some((line, row.benchmark.as_ref().filter(|b| **b != task.name)?)))
-    {
-        let location = format!("{}:{line}", file.display());
-        let what = format!("benchmark: is `{other}`, not {}", task.name);
-        return Err(failed(location, what, "give the predictions of the benchmark that --benchmark names"));
-    }
+    check_benchmark(file, task, rows.iter().map(|(line, row)| (*line, row)))?;
     lines::warn_of_unusable_solutions(file, &rows, Prediction::check_solution, quiet);
     warn_of_errors(file, &rows, quiet);
     Ok(rows.into_iter().map(|(_, row)| row).collect())
+}
+
+/// Refuses predictions without rows, and rows of another benchmark.
+pub fn check_benchmark<'r>(
+    file: &Path,
+    task: &Task,
+    rows: impl Iterator<Item = (usize, &'r Prediction)>,
+) -> Result<()> {
+    let mut rows = rows.peekable();
+    if rows.peek().is_none() {
+        return Err(failed(file.display(), "has no rows", "give one JSON object per line"));
+    }
+    let other =
+        |(line, row): (usize, &'r Prediction)| Some((line, row.benchmark.as_ref().filter(|b| **b != task.name)?));
+    match rows.find_map(other) {
+        None => Ok(()),
+        Some((line, other)) => {
+            let location = format!("{}:{line}", file.display());
+            let what = format!("benchmark: is `{other}`, not {}", task.name);
+            Err(failed(location, what, "give the predictions of the benchmark that --benchmark names"))
+        }
+    }
 }
 
 /// Prints a warning on stderr if some rows have an error instead of an output, as a run writes them.

@@ -22,6 +22,7 @@ use reel_train::predict::{ExistingOutput, RowConversations, SamplingSettings, pa
 use serde_json::{Value, json};
 
 use super::answerer::Answerer;
+use super::page;
 use super::results::{self, Scored};
 use super::{EvalRun, EvalWhat};
 use crate::common::CommonOptions;
@@ -89,6 +90,9 @@ pub(super) fn evaluate(what: &EvalWhat, options: &EvalRun, common: &CommonOption
     }
     if options.shard.is_none() {
         results::write_lm_eval(out, &scored)?;
+        let tasks: Vec<Task> = benchmarks.iter().map(|benchmark| benchmark.task.clone()).collect();
+        let frames = options.page.frame_source(options.media_root.as_deref(), &options.worker, common)?;
+        page::write_page(&page::page_in(out), &page::read_run(out, &tasks)?, None, &frames, common)?;
         results::print_reports(&scored, common.json, common.quiet)?;
     }
     Ok(scored)
@@ -197,6 +201,7 @@ fn answer(
         command: "eval",
         rows,
         data: (&name, fingerprint),
+        media_root: Some(&loaded.media_root),
         out: &file,
         existing: options.existing_output(),
         options: settings,
@@ -235,7 +240,7 @@ fn check_videos(task: &Task, loaded: &mut LoadedBenchmark, leave_out: bool, quie
 /// Refuses to write the results of a benchmark over its data files.
 fn refuse_data_in_outputs(benchmark: &Benchmark, out: &Path) -> Result<()> {
     let answers = results::predictions_file(out, &benchmark.task.name);
-    let scores = [out.join(format!("{}.json", benchmark.task.name)), out.join("results.json")];
+    let scores = [out.join(format!("{}.json", benchmark.task.name)), out.join("results.json"), page::page_in(out)];
     let outputs = paths_beside(&answers).into_iter().chain(scores).chain([answers]);
     for output in outputs {
         for file in &benchmark.loaded.files {

@@ -118,6 +118,7 @@ impl GenerateArgs {
             command: "generate",
             rows,
             data,
+            media_root: None,
             out,
             existing,
             options,

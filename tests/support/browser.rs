@@ -1,5 +1,6 @@
 //! Drives a headless Chromium through the Chrome DevTools Protocol: JSON messages over two pipes, each followed by a
 //! zero byte.
+#![allow(dead_code, reason = "no test program uses all of this module")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -7,6 +8,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -168,9 +171,16 @@ impl Browser {
         self.call("Input.insertText", json!({"text": text}));
     }
 
-    /// Presses a key: `Enter`, `Escape`, or with `shift` Shift and the key.
+    /// Presses a key: `Enter`, `Escape`, an arrow, `End`, a letter, or with `shift` Shift and the key.
     pub fn press(&mut self, key: &str, shift: bool) {
-        let (code, text) = if key == "Enter" { (13, "\r") } else { (27, "") };
+        let (code, text) = match key {
+            "Enter" => (13, "\r"),
+            "Escape" => (27, ""),
+            "End" => (35, ""),
+            "ArrowUp" => (38, ""),
+            "ArrowDown" => (40, ""),
+            letter => (letter.to_ascii_uppercase().as_bytes()[0], letter),
+        };
         for (kind, text) in [("keyDown", text), ("keyUp", "")] {
             let mut event = json!({"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code,
                 "modifiers": if shift { 8 } else { 0 }});
@@ -195,6 +205,13 @@ impl Browser {
         for kind in ["dragEnter", "dragOver", "drop"] {
             self.call("Input.dispatchDragEvent", json!({"type": kind, "x": 200, "y": 200, "data": data}));
         }
+    }
+
+    /// Writes what the window shows as a PNG file.
+    pub fn screenshot(&mut self, file: &Path) {
+        let shot = self.call("Page.captureScreenshot", json!({"format": "png"}));
+        let bytes = STANDARD.decode(shot["data"].as_str().unwrap()).unwrap();
+        std::fs::write(file, bytes).unwrap();
     }
 
     /// Sets the size of the page.

@@ -40,6 +40,8 @@ pub struct Task {
     pub version: u32,
     /// Where the benchmark is published.
     pub source: String,
+    /// Number of questions of the published scores; the report says if a run has another number.
+    pub rows: Option<usize>,
     /// The folder of the benchmark's videos in VideoRFT's and Video-R1's files, which is in the paths of their rows.
     pub media_folder: Option<String>,
     /// The words around the question.

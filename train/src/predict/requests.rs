@@ -134,15 +134,15 @@ impl MediaInOrder {
                     match part {
                         ContentPart::Text(text) => written.push(json!({"type": "text", "text": text})),
                         ContentPart::Image(_) => {
-                            let frames = self.images.next().into_iter();
-                            for frame in frames {
+                            if let Some(frame) = self.images.next() {
                                 written.extend(self.image(&frame)?);
                             }
                         }
-                        ContentPart::Video(_) => match self.videos.next().zip(self.rates.next()) {
-                            Some((frames, fps)) => written.extend(self.video(&frames, fps)?),
-                            None => {}
-                        },
+                        ContentPart::Video(_) => {
+                            if let Some((frames, fps)) = self.videos.next().zip(self.rates.next()) {
+                                written.extend(self.video(&frames, fps)?);
+                            }
+                        }
                     }
                 }
                 Value::Array(written)

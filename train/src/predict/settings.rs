@@ -39,6 +39,10 @@ pub struct PredictionSettings {
     instruction_set: Option<String>,
     /// The maximum number of sequences that decode together; `None` on a device where bits do not depend on it.
     batch_size: Option<usize>,
+    /// The folder that paths of media are relative to. The report page finds the videos there; a run that continues on
+    /// another machine may have another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    media_root: Option<String>,
 }
 
 impl PredictionSettings {
@@ -72,6 +76,7 @@ impl PredictionSettings {
             device: device.name().into(),
             instruction_set: device.instruction_set().map(String::from),
             batch_size: (device.kernels() == reel_runtime::Kernels::Cuda).then_some(batch_size),
+            media_root: None,
         })
     }
 
@@ -96,7 +101,15 @@ impl PredictionSettings {
             device: "endpoint".into(),
             instruction_set: None,
             batch_size: None,
+            media_root: None,
         }
+    }
+
+    /// These settings with the folder that paths of media are relative to.
+    #[must_use]
+    pub fn with_media_root(self, folder: &Path) -> Self {
+        let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
+        Self { media_root: Some(absolute.display().to_string()), ..self }
     }
 
     /// Number of rows of the data.

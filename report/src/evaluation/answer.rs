@@ -1,0 +1,61 @@
+//! A row of a predictions file, with what the page shows besides its score.
+
+use reel_eval::{EvalError, Prediction};
+use serde_json::Value;
+
+/// An answer of a model.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// What is scored.
+    pub prediction: Prediction,
+    /// Number of tokens of the prompt, those of frames included.
+    pub prompt_tokens: Option<u64>,
+    /// Number of tokens of the output.
+    pub completion_tokens: Option<u64>,
+    /// The videos and images of the prompt, as the parts of a chat message.
+    pub media: Vec<Value>,
+    /// The texts of the prompt, system message included.
+    pub prompt: Vec<String>,
+    /// Number of the line in its file, from 1; 0 if it is not known.
+    pub line: usize,
+}
+
+impl Answer {
+    /// Parses a line of a predictions file.
+    ///
+    /// # Errors
+    /// The line is not a JSON object, or a column that the score depends on is missing or wrong.
+    pub fn from_json_line(text: &str) -> Result<Self, EvalError> {
+        let prediction = Prediction::from_json_line(text)?;
+        // It is an object, as the prediction was read from it.
+        let row: Value = serde_json::from_str(text).unwrap_or_default();
+        let messages = row["prompt"].as_array().into_iter().flatten();
+        let (mut media, mut prompt) = (Vec::new(), Vec::new());
+        for message in messages {
+            if let Some(text) = message["content"].as_str() {
+                prompt.push(text.to_string());
+            }
+            for part in message["content"].as_array().into_iter().flatten() {
+                match (part["type"].as_str(), part["text"].as_str()) {
+                    (Some("video" | "image"), _) => media.push(part.clone()),
+                    (_, Some(text)) => prompt.push(text.to_string()),
+                    _ => {}
+                }
+            }
+        }
+        Ok(Self {
+            prediction,
+            prompt_tokens: row["generation"]["prompt_tokens"].as_u64(),
+            completion_tokens: row["generation"]["completion_tokens"].as_u64(),
+            media,
+            prompt,
+            line: 0,
+        })
+    }
+
+    /// What identifies the videos and images of the prompt: rows with the same key are about the same frames. `None` for
+    /// a question without media.
+    pub(super) fn media_key(&self) -> Option<String> {
+        (!self.media.is_empty()).then(|| Value::Array(self.media.clone()).to_string())
+    }
+}

@@ -1,0 +1,144 @@
+//! The page of an evaluation (`reel eval`): scores beside published ones, scores by category, every single answer with
+//! the frames that the model saw, and the settings of the run. A page may show a second run over the same questions.
+//!
+//! ```text
+//! predictions, scores, settings of a run -> EvaluationRun            the command reads the files
+//! wrong answers first -> videos -> frames as JPEG, up to a limit      frames.rs
+//! scores, bars, settings -> HTML                                      scores.rs, settings.rs
+//! answers and frames -> JSON, which answers.js shows                  data.rs
+//! ```
+//! The page is a function of these inputs: it has no time stamps and no name of an output folder, so a merged or resumed
+//! run has the page of an undivided one.
+
+mod answer;
+mod data;
+mod frames;
+mod scores;
+mod settings;
+
+use reel_diagnostic::Diagnostic;
+use reel_eval::{BenchmarkReport, Comparison, EvalError, Extraction, Task, compare_runs};
+use serde_json::Value;
+
+use crate::html::{Page, escape_html};
+use crate::{ReportError, Result};
+
+pub use answer::Answer;
+pub use frames::{FrameSource, FrameStrips};
+
+const STYLE: &str = include_str!("answers.css");
+const SCRIPT: &str = include_str!("answers.js");
+
+/// The answers of a model to the questions of benchmarks.
+#[derive(Clone, Debug)]
+pub struct EvaluationRun {
+    /// The name by which the page tells two runs apart.
+    pub name: String,
+    /// The benchmarks, in the order of the page.
+    pub benchmarks: Vec<BenchmarkAnswers>,
+}
+
+/// The answers to the questions of a benchmark.
+#[derive(Clone, Debug)]
+pub struct BenchmarkAnswers {
+    /// The benchmark.
+    pub task: Task,
+    /// Its scores.
+    pub report: BenchmarkReport,
+    /// The settings of the run (`NAME.jsonl.run.json`).
+    pub settings: Value,
+    /// The answers, in the order of the file.
+    pub answers: Vec<Answer>,
+}
+
+impl EvaluationRun {
+    /// The benchmark of this name.
+    fn benchmark(&self, name: &str) -> Option<&BenchmarkAnswers> {
+        self.benchmarks.iter().find(|own| own.task.name == name)
+    }
+
+    fn answer_count(&self) -> usize {
+        self.benchmarks.iter().map(|own| own.answers.len()).sum()
+    }
+
+    /// The model and the name of the run.
+    fn label(&self) -> String {
+        format!("{} ({})", settings::model_name(self.first_settings()), self.name)
+    }
+
+    fn first_settings(&self) -> &Value {
+        self.benchmarks.first().map_or(&Value::Null, |own| &own.settings)
+    }
+}
+
+impl BenchmarkAnswers {
+    /// The rule by which answers are found in outputs, which is that of the scores.
+    fn extraction(&self) -> Extraction {
+        self.report.extraction
+    }
+
+    /// The score of each answer, from 0 to 1.
+    fn scores(&self) -> Vec<f32> {
+        self.answers.iter().map(|answer| answer.prediction.score(self.extraction())).collect()
+    }
+}
+
+/// The comparison of two runs for each benchmark of run A that run B has.
+fn comparisons(run: &EvaluationRun, against: &EvaluationRun) -> Result<Vec<Comparison>> {
+    let mut compared = Vec::new();
+    for own in &run.benchmarks {
+        let Some(other) = against.benchmark(&own.task.name) else { continue };
+        let rows =
+            [own, other].map(|run| run.answers.iter().map(|answer| answer.prediction.clone()).collect::<Vec<_>>());
+        let comparison = compare_runs(&own.task, [&rows[0], &rows[1]], own.extraction());
+        compared.push(comparison.map_err(|e| match e {
+            EvalError::Data(wrong) => {
+                let file = format!("{}/{}.jsonl", against.name, own.task.name);
+                let what = format!("{} than {}", wrong.what, run.name);
+                ReportError::Run(Diagnostic::new(file, what, wrong.help))
+            }
+            other => ReportError::Evaluation(other),
+        })?);
+    }
+    Ok(compared)
+}
+
+/// The HTML page of a run, with a second run over the same questions beside it.
+///
+/// # Errors
+/// The runs have no benchmark in common, or rows of the same name with other questions.
+pub fn evaluation_page_html(
+    run: &EvaluationRun,
+    against: Option<&EvaluationRun>,
+    frames: &FrameStrips,
+) -> Result<String> {
+    let compared = against.map(|against| comparisons(run, against)).transpose()?.unwrap_or_default();
+    if against.is_some() && compared.is_empty() {
+        let other = against.map_or("", |against| &against.name);
+        let what = format!("has no benchmark in common with {}", run.name);
+        return Err(ReportError::Run(Diagnostic::new(other, what, "give a run of the same benchmarks")));
+    }
+    let mut models: Vec<String> =
+        [Some(run), against].into_iter().flatten().map(|run| settings::model_name(run.first_settings())).collect();
+    models.dedup();
+    let mut page = Page::new(&format!("Evaluation of {}", models.join(" and "))).with_style(STYLE).with_script(SCRIPT);
+    page.add("<button type=\"button\" id=\"theme\" hidden>Colours</button>\n");
+    let own = settings::summary(run.first_settings());
+    let is_same = against.is_none_or(|against| settings::summary(against.first_settings()) == own);
+    let summary = if is_same { own } else { "The runs have other settings, see below.".into() };
+    let questions = if run.answer_count() == 1 { "question" } else { "questions" };
+    let names: Vec<&str> = run.benchmarks.iter().map(|own| &own.task.title[..]).collect();
+    page.add(&format!(
+        "<p>{} {questions} of {}. {}</p>\n",
+        scores::grouped(run.answer_count()),
+        escape_html(&names.join(", ")),
+        escape_html(&summary),
+    ));
+    scores::add_scores(&mut page, run, against, &compared);
+    data::add_answers(&mut page, run, against, frames);
+    settings::add_settings(&mut page, run, against);
+    Ok(page.into_html())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! The page of an evaluation, which `reel eval`, `reel eval merge` and `reel report` write. It is made from the files of
+//! the output folder alone, so all three write the same bytes.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use reel_diagnostic::input;
+use reel_eval::{BenchmarkReport, Task};
+use reel_report::evaluation::{
+    Answer, BenchmarkAnswers, EvaluationRun, FrameSource, FrameStrips, evaluation_page_html,
+};
+use serde_json::Value;
+
+use super::results::{check_benchmark, predictions_file, read_settings};
+use crate::common::CommonOptions;
+use crate::fail::failed;
+use crate::media::WorkerFlags;
+use crate::{lines, output};
+
+/// The page in the output folder of a run.
+pub const PAGE: &str = "report.html";
+/// Maximum number of videos that are decoded at the same time.
+const MAX_DECODERS: usize = 8;
+/// Difference of two means that are computed in another order.
+const ROUNDING: f64 = 1e-6;
+
+/// Options for the frames in the page of an evaluation.
+#[derive(Args, Clone, Debug)]
+pub struct PageFlags {
+    /// Maximum MiB of frames in the page (report.html), those of wrong answers first; 0 leaves them out
+    #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u64).range(0..=1024))]
+    frames_mib: u64,
+}
+
+impl PageFlags {
+    /// Where the frames come from. `media_root` replaces the folder that the settings of the run record.
+    pub fn frame_source(
+        &self,
+        media_root: Option<&Path>,
+        worker: &WorkerFlags,
+        common: &CommonOptions,
+    ) -> Result<FrameSource> {
+        let threads = common.threads()?;
+        let mut decoder = worker.decode_worker(common)?;
+        let decoders = threads.clamp(1, MAX_DECODERS);
+        decoder.threads = (threads / decoders).max(1);
+        let media_root = media_root.map(Path::to_path_buf);
+        Ok(FrameSource { media_root, decoder, threads: decoders, max_bytes: (self.frames_mib as usize) << 20 })
+    }
+}
+
+/// Reads the answers, scores and settings of a run.
+///
+/// # Errors
+/// A file is missing or damaged, has the answers of another benchmark, or the scores are not those of the answers.
+pub fn read_run(folder: &Path, tasks: &[Task]) -> Result<EvaluationRun> {
+    let benchmarks = tasks.iter().map(|task| read_benchmark(folder, task)).collect::<Result<_>>()?;
+    Ok(EvaluationRun { name: folder.display().to_string(), benchmarks })
+}
+
+fn read_benchmark(folder: &Path, task: &Task) -> Result<BenchmarkAnswers> {
+    let file = predictions_file(folder, &task.name);
+    let rows = lines::parse_json_lines(&file, Answer::from_json_line)?;
+    check_benchmark(&file, task, rows.iter().map(|(line, answer)| (*line, &answer.prediction)))?;
+    let answers: Vec<Answer> = rows.into_iter().map(|(line, answer)| Answer { line, ..answer }).collect();
+    let scores = folder.join(format!("{}.json", task.name));
+    let help = format!("score the answers again with reel eval merge {}", folder.display());
+    let wrong = |what: String| failed(scores.display(), what, &help);
+    let bytes = match input::read_file(&scores, input::MAX_CONFIG_BYTES) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(wrong("does not exist".into())),
+        read => read.map_err(|e| output::cannot_read(&scores, e))?,
+    };
+    let report: BenchmarkReport =
+        serde_json::from_slice(&bytes).map_err(|e| wrong(format!("is not the scores of a benchmark: {e}")))?;
+    let mean = |total: f64| total / answers.len() as f64;
+    let overall = mean(answers.iter().map(|answer| f64::from(answer.prediction.score(report.extraction))).sum());
+    if report.benchmark != task.name || report.n != answers.len() || (overall - report.overall).abs() > ROUNDING {
+        return Err(wrong(format!("is not the scores of the answers in {}", file.display())));
+    }
+    let settings = read_settings(&file)?;
+    Ok(BenchmarkAnswers { task: task.clone(), report, settings, answers })
+}
+
+/// Writes the page of a run, with a second run over the same questions beside it.
+pub fn write_page(
+    page: &Path,
+    run: &EvaluationRun,
+    against: Option<&EvaluationRun>,
+    source: &FrameSource,
+    common: &CommonOptions,
+) -> Result<()> {
+    let shows_progress = !common.quiet && !common.json && output::stderr_is_terminal();
+    let progress = |count: usize| {
+        if shows_progress {
+            eprint!("\rframes for {}: {count} videos", page.display());
+            let _ = std::io::stderr().flush();
+        }
+    };
+    let frames = FrameStrips::load(run, source, progress);
+    if shows_progress {
+        eprint!("\r\x1b[K");
+    }
+    let html = evaluation_page_html(run, against, &frames)?;
+    output::write_file(page, html.as_bytes())
+}
+
+/// Whether a folder is one that `reel eval` wrote: it has the settings of predictions. Settings that cannot be read
+/// count, too: the error then names their file.
+pub fn is_evaluation(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let command = |name: String| {
+        let bytes = input::read_file(folder.join(name), input::MAX_CONFIG_BYTES).ok()?;
+        let settings: Value = serde_json::from_slice(&bytes).ok()?;
+        Some(settings["command"] == "eval")
+    };
+    let settings: Vec<String> = names.filter(|name| name.ends_with(".jsonl.run.json")).collect();
+    settings.into_iter().any(|name| command(name) != Some(false))
+}
+
+/// The page of the run in the folder `out`.
+pub fn page_in(out: &Path) -> PathBuf {
+    out.join(PAGE)
+}
