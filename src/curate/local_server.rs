@@ -92,7 +92,7 @@ impl LocalServer {
 /// Requests carry their frames as data: URIs. They name no files and no addresses.
 fn media(folder: &Path, worker: &WorkerFlags, common: &CommonOptions) -> Result<reel_model::input::MediaOptions> {
     let access = MediaAccess { remote: RemoteMedia::Refused, confined_to: None };
-    media_options(&MediaFlags::default(), worker, folder, access, false, common)
+    media_options(&MediaFlags::default(), worker, Some(folder), access, false, common)
 }
 
 impl Drop for LocalServer {
