@@ -23,7 +23,7 @@ use crate::{interrupt, model};
 /// What answers questions.
 pub(super) enum Answerer<'c> {
     Model(Box<Predictor<'c>>),
-    Server(Server<'c>),
+    Server(Box<Server<'c>>),
 }
 
 /// A server with OpenAI's chat API.
@@ -50,7 +50,7 @@ impl<'c> Answerer<'c> {
                 let client = options.server.client("--endpoint", url, options.endpoint_model.as_deref())?;
                 options.server.concurrency()?;
                 let model = model_name(&client)?;
-                Ok(Self::Server(Server { client, url: url.clone(), model, options, common }))
+                Ok(Self::Server(Box::new(Server { client, url: url.clone(), model, options, common })))
             }
             _ => Err(bad_usage("--model", "is missing", "give the model to evaluate, or --endpoint to ask a server")),
         }
