@@ -3,6 +3,7 @@
 //! signal's number, as in a shell: 130 for SIGINT, 143 for SIGTERM. Exceeding the file size limit (`ulimit -f`) is a
 //! write error.
 
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -40,7 +41,9 @@ fn on_signal(signal: i32) {
     ENDING.store(true, Ordering::SeqCst);
     remove_unfinished_files();
     if begun.is_none() {
-        eprintln!("error: interrupted: the command was stopped before it finished; run it again");
+        // A panic of `eprintln!`, because nobody reads stderr any more, would end this thread before the process.
+        let _ =
+            writeln!(std::io::stderr(), "error: interrupted: the command was stopped before it finished; run it again");
     }
     // Exit without running exit handlers, because those of C libraries would free memory that other threads still
     // use.

@@ -501,6 +501,35 @@ fn interrupted_init_leaves_no_file() {
     assert_eq!(file_names_in(dir.path()), Vec::<String>::new());
 }
 
+/// A signal ends the program also if its message cannot be printed, because the reader of stderr is gone.
+#[test]
+fn signal_without_a_reader_of_stderr_ends_the_program() {
+    let dir = tempfile::tempdir().expect("a folder");
+    support::let_children_receive_sigint();
+    let mut child = support::reel()
+        .args(["init", "--preset", "3b", "--layers", "12", "--out", "new", "--threads", "1"])
+        .current_dir(dir.path())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    drop(child.stderr.take());
+    while !dir.path().join("new").is_dir() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(child.try_wait().expect("a child").is_none(), "it ended before it wrote");
+    }
+    support::send_signal(child.id(), "-TERM");
+    let begun = std::time::Instant::now();
+    let status = loop {
+        match child.try_wait().expect("a child") {
+            Some(status) => break Some(status),
+            None if begun.elapsed().as_secs() > 30 => break None,
+            None => std::thread::sleep(std::time::Duration::from_millis(5)),
+        }
+    };
+    child.kill().expect("it is ended");
+    assert_eq!(status.and_then(|status| status.code()), Some(143));
+}
+
 /// An output that is also an input would destroy the input. The command is refused, and the input stays as it was.
 #[test]
 fn outputs_that_would_replace_an_input_are_refused() {
