@@ -1,5 +1,6 @@
 //! Options of commands that ask servers with OpenAI's chat API.
 
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -28,34 +29,47 @@ pub struct EndpointFlags {
     concurrency: usize,
     /// Time limit of one attempt of a request, in seconds
     #[arg(long, value_name = "S", default_value_t = 600.0)]
-    request_timeout: f64,
+    timeout: f64,
     /// Maximum number of attempts of a request
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    attempts: u32,
-    /// Wait before the second attempt, in seconds; it doubles with each further one, up to a minute
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    max_attempts: u32,
+    /// Wait before the second attempt, in seconds; it doubles with each further one, up to a minute. A server's
+    /// Retry-After wins
     #[arg(long, value_name = "S", default_value_t = 1.0)]
-    retry_wait: f64,
+    first_wait: f64,
     /// Maximum number of attempts per minute
     #[arg(long, value_name = "N")]
     requests_per_minute: Option<f64>,
     /// Maximum number of tokens per minute, of prompts and answers together
     #[arg(long, value_name = "N")]
     tokens_per_minute: Option<f64>,
-    /// Most dollars that this command may spend, with --price-input and --price-output
+    /// Most US dollars that this command may spend, at the prices of --price
     #[arg(long, value_name = "USD")]
     max_cost: Option<f64>,
-    /// Price of a million prompt tokens in dollars
-    #[arg(long, value_name = "USD", default_value_t = 0.0)]
-    price_input: f64,
-    /// Price of a million answer tokens in dollars
-    #[arg(long, value_name = "USD", default_value_t = 0.0)]
-    price_output: f64,
+    /// Price of the model in US dollars per million tokens of requests and of answers
+    #[arg(long, value_name = "IN,OUT")]
+    price: Option<PriceValue>,
     /// Most tokens that the server counts for an image. The cost that --max-cost reserves depends on it
     #[arg(long, value_name = "N", default_value_t = 1500)]
     image_tokens: u32,
     /// A field of every request, as NAME=JSON; null leaves a field out. May be repeated
     #[arg(long, value_name = "NAME=JSON", value_parser = parse_request_field)]
     request_field: Vec<(String, Value)>,
+}
+
+/// `IN,OUT` in US dollars per million tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PriceValue(pub Prices);
+
+impl FromStr for PriceValue {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.trim().parse().ok().filter(|price: &f64| price.is_finite() && *price >= 0.0);
+        let parsed = text.split_once(',').and_then(|(input, output)| Some((number(input)?, number(output)?)));
+        let (input_per_million, output_per_million) = parsed.ok_or("give IN,OUT such as 0.15,0.6")?;
+        Ok(Self(Prices { input_per_million, output_per_million }))
+    }
 }
 
 /// Parses `NAME=JSON`. A value that is not JSON is a string.
@@ -88,7 +102,7 @@ impl EndpointFlags {
 
     /// Whether requests have prices.
     pub fn has_prices(&self) -> bool {
-        self.price_input > 0.0 || self.price_output > 0.0
+        self.price.is_some()
     }
 
     /// A client of the server at `url`, which `option` names, for the model `model`.
@@ -96,9 +110,9 @@ impl EndpointFlags {
         let options = ClientOptions {
             api_key: self.api_key()?,
             model: model.map(String::from),
-            timeout: seconds("--request-timeout", self.request_timeout, false)?,
-            max_attempts: self.attempts,
-            first_wait: seconds("--retry-wait", self.retry_wait, true)?,
+            timeout: seconds("--timeout", self.timeout, false)?,
+            max_attempts: self.max_attempts,
+            first_wait: seconds("--first-wait", self.first_wait, true)?,
             requests_per_minute: self.requests_per_minute,
             tokens_per_minute: self.tokens_per_minute,
             prices: self.prices()?,
@@ -111,19 +125,14 @@ impl EndpointFlags {
     }
 
     fn prices(&self) -> Result<Prices> {
-        for (option, price) in [("--price-input", self.price_input), ("--price-output", self.price_output)] {
-            if !price.is_finite() || price < 0.0 {
-                return Err(bad_usage(option, format!("is {price}"), "give dollars, 0 or more"));
-            }
-        }
         match self.max_cost {
             Some(cap) if !cap.is_finite() || cap <= 0.0 => {
                 Err(bad_usage("--max-cost", format!("is {cap}"), "give dollars above 0"))
             }
             Some(_) if !self.has_prices() => {
-                Err(bad_usage("--max-cost", "needs the prices of tokens", "give --price-input and --price-output"))
+                Err(bad_usage("--max-cost", "needs the prices of tokens", "give --price IN,OUT"))
             }
-            _ => Ok(Prices { input_per_million: self.price_input, output_per_million: self.price_output }),
+            _ => Ok(self.price.map(|price| price.0).unwrap_or_default()),
         }
     }
 

@@ -136,7 +136,7 @@ fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
         (8, 0) => Act::Status(503, "", "busy"),
         _ => say(body),
     });
-    let settings = ["--retry-wait", "0.01", "--request-timeout", "1", "--attempts", "2", "--out"];
+    let settings = ["--first-wait", "0.01", "--timeout", "1", "--max-attempts", "2", "--out"];
     let args = |server: &FaultyServer, out: &'static str, more: &[&'static str]| {
         let mut args: Vec<String> = EVAL.iter().chain(&["--endpoint"]).map(ToString::to_string).collect();
         args.push(server.url.clone());
@@ -223,7 +223,7 @@ fn the_cap_on_cost_is_not_passed() {
     let at = folder.path();
     let server = FaultyServer::start(|_, _| Act::say("<answer>B</answer>"));
     // 100 + 10 tokens cost 0.11 cents; a request may cost more, by its bytes and its most tokens.
-    let prices = ["--price-input", "10", "--price-output", "10", "--max-cost", "0.02"];
+    let prices = ["--price", "10,10", "--max-cost", "0.02"];
     let args = ["--endpoint", &server.url, "--text-only", "--max-new-tokens", "20", "--out", "a"];
     let done = run_in(at, [&EVAL[..], &args, &prices].concat());
     done.refused(1, &["of $0.02, $0.01", "raise the cap", "--resume"]);
@@ -243,7 +243,7 @@ fn wrong_servers_and_options_are_refused() {
     let server = FaultyServer::start(|_, _| Act::Status(401, "", "{\"error\": {\"message\": \"who are you\"}}"));
     let url = server.url.as_str();
     let refused = |more: &[&str], code: i32, words: &[&str]| {
-        let done = run_in(at, [&EVAL[..], &["--out", "x", "--retry-wait", "0"], more].concat());
+        let done = run_in(at, [&EVAL[..], &["--out", "x", "--first-wait", "0"], more].concat());
         done.refused(code, words);
     };
     refused(&["--endpoint", &down], 1, &["cannot be reached"]);
@@ -253,8 +253,8 @@ fn wrong_servers_and_options_are_refused() {
     refused(&["--endpoint", url, "--model", "tiny"], 2, &["--model"]);
     refused(&["--endpoint", url, "--concurrency", "0"], 2, &["--concurrency: is 0"]);
     refused(&["--endpoint", url, "--max-cost", "1"], 2, &["--max-cost: needs the prices"]);
-    refused(&["--endpoint", url, "--price-input", "-1"], 2, &["--price-input"]);
-    refused(&["--endpoint", url, "--request-timeout", "0"], 2, &["--request-timeout"]);
+    refused(&["--endpoint", url, "--price=-1,2"], 2, &["--price"]);
+    refused(&["--endpoint", url, "--timeout", "0"], 2, &["--timeout"]);
     refused(&["--endpoint", url, "--request-field", "x"], 2, &["--request-field"]);
     refused(&["--endpoint", url, "--api-key-env", "NO_SUCH_VARIABLE"], 2, &["--api-key-env", "not set"]);
     refused(&["--endpoint-model", "m"], 2, &["--endpoint"]);

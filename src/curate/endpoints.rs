@@ -1,6 +1,5 @@
 //! The models of the stages: their addresses, names, keys and prices, and the limits of requests.
 
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use reel_curate::{CurateError, CurationRecipe, Endpoint, StageName};
 use reel_diagnostic::Diagnostic;
 
 use super::stage_value::{StageValue, of_stage};
+use crate::endpoint::PriceValue;
 use crate::fail::bad_usage;
 
 /// Options of the models.
@@ -66,21 +66,6 @@ pub struct EndpointFlags {
     first_wait: f64,
 }
 
-/// `IN,OUT` in US dollars per million tokens.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PriceValue(Prices);
-
-impl FromStr for PriceValue {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let number = |text: &str| text.trim().parse().ok().filter(|price: &f64| price.is_finite() && *price >= 0.0);
-        let parsed = text.split_once(',').and_then(|(input, output)| Some((number(input)?, number(output)?)));
-        let (input_per_million, output_per_million) = parsed.ok_or("give IN,OUT such as 0.15,0.6")?;
-        Ok(Self(Prices { input_per_million, output_per_million }))
-    }
-}
-
 /// Where the model of a stage is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelPlace {
@@ -91,7 +76,7 @@ pub enum ModelPlace {
 }
 
 /// The tokens of an image if `--image-tokens` is not given.
-const DEFAULT_IMAGE_TOKENS: u32 = 1024;
+const DEFAULT_IMAGE_TOKENS: u32 = 1500;
 
 impl EndpointFlags {
     /// The model of each stage of a recipe, after a check of all options.
