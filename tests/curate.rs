@@ -92,11 +92,11 @@ const FAULTS: usize = 11;
 
 fn fault(number: usize, good: String) -> Reply {
     match number % FAULTS {
-        0 => Reply::RetryAfter(429, "0.05"),
-        1 => Reply::Status(500),
+        0 => Reply::Status(429, "retry-after: 0.05\r\n", "{\"error\": {\"message\": \"slow down\"}}"),
+        1 => Reply::Status(500, "", "{\"error\": {\"message\": \"scripted\"}}"),
         2 => Reply::Late(Duration::from_millis(1200), good),
-        3 => Reply::CutBody(good),
-        4 => Reply::BrokenJson,
+        3 => Reply::Cut(good),
+        4 => Reply::Body("{\"choices\": [{\"message\": {\"cont".into()),
         5 => Reply::Text("{\"video_caption\": 3, \"think\": true}".into()),
         6 => Reply::Text(String::new()),
         7 => Reply::Text(format!("<think>{}</think><answer>A</answer>", "long ".repeat(20_000))),
@@ -177,7 +177,7 @@ fn each_row_is_accounted_for_and_only_failed_rows_are_asked_again() {
     fs::write(path.join("list.jsonl"), fs::read_to_string(path.join("list.jsonl")).unwrap() + &more).unwrap();
     let is_repaired = Arc::new(AtomicBool::new(false));
     let repaired = is_repaired.clone();
-    let endpoint = ChatEndpoint::start(Box::new(move |body, before| {
+    let endpoint = ChatEndpoint::start(move |body, before| {
         let (stage, i) = asked(body);
         // Rows 0, 1 and 2 fail in one stage each, whatever the attempt.
         let fails = !repaired.load(Ordering::SeqCst) && ["caption", "reason", "revise"].get(i) == Some(&stage);
@@ -187,7 +187,7 @@ fn each_row_is_accounted_for_and_only_failed_rows_are_asked_again() {
             0 => fault(number, good((stage, i))),
             _ => Reply::Text(good((stage, i))),
         }
-    }));
+    });
     let curation = Curation { folder: path, url: &endpoint.url };
     curation.run(&[]).refused(1, &["list.jsonl:22: path: ", "none.png", "--skip-bad-rows"]);
     assert_eq!(endpoint.count(), 0);
@@ -287,7 +287,7 @@ fn training_reads(dataset: &Path, folder: &Path) {
 #[test]
 fn kills_lose_no_finished_answer() {
     let folder = list(ROWS);
-    let endpoint = ChatEndpoint::start(Box::new(|body, _| Reply::Late(Duration::from_millis(15), good(asked(body)))));
+    let endpoint = ChatEndpoint::start(|body, _| Reply::Late(Duration::from_millis(15), good(asked(body))));
     let curation = Curation { folder: folder.path(), url: &endpoint.url };
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let mut kills = 0;
@@ -326,10 +326,10 @@ fn kills_lose_no_finished_answer() {
 fn cap_on_cost_is_never_exceeded() {
     let folder = list(ROWS);
     // Every third request fails after it was answered, so it costs money, too.
-    let endpoint = ChatEndpoint::start(Box::new(|body, before| {
+    let endpoint = ChatEndpoint::start(|body, before| {
         let key = asked(body);
         if before == 0 && key.1.is_multiple_of(3) { Reply::Text(String::new()) } else { Reply::Text(good(key)) }
-    }));
+    });
     let curation = Curation { folder: folder.path(), url: &endpoint.url };
     // Dollars per token: 1e-4 and 1e-3.
     let cost_of_one = PROMPT_TOKENS as f64 * 1e-4 + ANSWER_TOKENS as f64 * 1e-3;
@@ -361,7 +361,7 @@ fn cap_on_cost_is_never_exceeded() {
 #[test]
 fn bad_input_is_named_in_one_line_before_money_is_spent() {
     let folder = list(3);
-    let endpoint = ChatEndpoint::start(Box::new(|body, _| Reply::Text(good(asked(body)))));
+    let endpoint = ChatEndpoint::start(|body, _| Reply::Text(good(asked(body))));
     let curation = Curation { folder: folder.path(), url: &endpoint.url };
     let down = Curation { folder: folder.path(), url: "http://127.0.0.1:1/v1" };
     down.run(&[]).refused(1, &["--caption: http://127.0.0.1:1/v1: cannot be reached"]);
@@ -406,12 +406,12 @@ fn video_r1_asks_one_model() {
     let list = folder.path().join("list.jsonl");
     let text = fs::read_to_string(&list).unwrap().replace("multiple choice", "free-form");
     fs::write(&list, text.replace("<answer>A</answer>", "<answer>this one</answer>")).unwrap();
-    let endpoint = ChatEndpoint::start(Box::new(|body, _| {
+    let endpoint = ChatEndpoint::start(|body, _| {
         let text = body["messages"][0]["content"][1]["text"].as_str().unwrap();
         let i: usize = text.trim_start_matches('Q').split(':').next().unwrap().parse().unwrap();
         assert!((body["temperature"] == 1.0) && (body["top_p"] == 0.95) && (body["max_tokens"] == 512), "{body}");
         Reply::Text(chain(i, if i == 0 { "no idea" } else { "this one" }))
-    }));
+    });
     let siglip = golden("siglip/model").display().to_string();
     let curate = |args: &[&str]| {
         let mut command = reel();

@@ -1,8 +1,8 @@
 //! `reel eval --endpoint`: a server answers the questions of benchmarks. The answers are those of the model that it
 //! serves; failures, kills and the cap on cost lose no answer and ask for none twice.
 
-#[path = "support/faulty_server.rs"]
-mod faulty_server;
+#[path = "support/chat_endpoint.rs"]
+mod chat_endpoint;
 #[path = "support/serving.rs"]
 mod serving;
 mod support;
@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use faulty_server::{Act, FaultyServer, question};
+use chat_endpoint::{ANSWER_TOKENS, ChatEndpoint, PROMPT_TOKENS, Reply};
 use serde_json::{Value, json};
 use serving::Server;
 use support::{golden, run_in, send_signal, tiny_model};
@@ -40,6 +40,13 @@ const EVAL: [&str; 8] = ["eval", "--benchmark", "videoholmes", "--data", "data",
 fn lines(file: &Path) -> Vec<Value> {
     let text = fs::read_to_string(file).expect("a file");
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// The text of the last user message.
+fn question(body: &Value) -> String {
+    let content = &body["messages"].as_array().and_then(|messages| messages.last()).expect("a message")["content"];
+    let text = content.as_array().into_iter().flatten().find_map(|part| part["text"].as_str());
+    text.or(content.as_str()).unwrap_or_default().to_string()
 }
 
 /// The number in `Who is 7?`.
@@ -79,14 +86,14 @@ fn a_server_gives_the_answers_of_the_model_that_it_serves() {
 fn frames_and_settings_are_in_the_requests() {
     let folder = folder_with_questions(2);
     let at = folder.path();
-    let server = FaultyServer::start(|_, _| Act::say("<answer>B</answer>"));
+    let server = ChatEndpoint::start(|_, _| Reply::text("<answer>B</answer>"));
     for (form, out) in [("images", "i"), ("vllm", "v"), ("reel", "r")] {
         let args = ["--endpoint", &server.url, "--endpoint-video", form, "--out", out];
         run_in(at, [&EVAL[..], &args].concat()).ok();
     }
     let more = ["--request-field", "max_tokens=null", "--request-field", "max_completion_tokens=7"];
     run_in(at, [&EVAL[..], &["--endpoint", &server.url, "--out", "f", "--endpoint-model", "m"], &more].concat()).ok();
-    let requests = server.requests();
+    let requests = server.seen();
     let parts = |i: usize| requests[i]["messages"][0]["content"].as_array().expect("parts").clone();
     let kinds = |i: usize| {
         parts(i).iter().map(|part| part["type"].as_str().unwrap_or_default().to_string()).collect::<Vec<_>>()
@@ -121,23 +128,24 @@ fn frames_and_settings_are_in_the_requests() {
 fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     let folder = folder_with_questions(16);
     let at = folder.path();
-    let say =
-        |body: &Value| Act::say(format!("<answer>{}</answer>", if number(body).is_multiple_of(3) { "A" } else { "B" }));
-    let good = FaultyServer::start(move |body, _| say(body));
-    let bad = FaultyServer::start(move |body, before| match (number(body), before) {
-        (3, 0..4) => Act::Status(500, "", "{\"error\": {\"message\": \"no memory\"}}"),
-        (5, _) => Act::Status(400, "", "{\"error\": {\"message\": \"too long\"}}"),
-        (0, 0) => Act::Status(429, "retry-after: 0\r\n", ""),
-        (1, 0) => Act::Silence,
-        (2, 0) => Act::Cut,
-        (4, 0) => Act::Reset,
-        (6, 0) => Act::Body(String::new()),
-        (7, 0) => Act::Body("{\"choices\": []}".into()),
-        (8, 0) => Act::Status(503, "", "busy"),
+    let say = |body: &Value| {
+        Reply::text(format!("<answer>{}</answer>", if number(body).is_multiple_of(3) { "A" } else { "B" }))
+    };
+    let good = ChatEndpoint::start(move |body, _| say(body));
+    let bad = ChatEndpoint::start(move |body, before| match (number(body), before) {
+        (3, 0..4) => Reply::Status(500, "", "{\"error\": {\"message\": \"no memory\"}}"),
+        (5, _) => Reply::Status(400, "", "{\"error\": {\"message\": \"too long\"}}"),
+        (0, 0) => Reply::Status(429, "retry-after: 0\r\n", ""),
+        (1, 0) => Reply::Silence,
+        (2, 0) => Reply::Cut("<answer>".into()),
+        (4, 0) => Reply::Reset,
+        (6, 0) => Reply::Body(String::new()),
+        (7, 0) => Reply::Body("{\"choices\": []}".into()),
+        (8, 0) => Reply::Status(503, "", "busy"),
         _ => say(body),
     });
     let settings = ["--first-wait", "0.01", "--timeout", "1", "--max-attempts", "2", "--out"];
-    let args = |server: &FaultyServer, out: &'static str, more: &[&'static str]| {
+    let args = |server: &ChatEndpoint, out: &'static str, more: &[&'static str]| {
         let mut args: Vec<String> = EVAL.iter().chain(&["--endpoint"]).map(ToString::to_string).collect();
         args.push(server.url.clone());
         args.extend(settings.iter().chain(&[out]).chain(more).map(ToString::to_string));
@@ -146,7 +154,7 @@ fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     run_in(at, args(&good, "good", &[])).ok();
     let first = run_in(at, args(&bad, "bad", &[]));
     first.refused(1, &["has answers of 15 of 16 rows; 1 asked rows have none", "no memory", "--resume"]);
-    let asked = bad.requests().len();
+    let asked = bad.count();
     run_in(at, args(&bad, "bad", &[])).refused(1, &["unfinished output", "--resume"]);
     run_in(at, args(&bad, "bad", &["--nframes", "2", "--resume"])).refused(2, &["--nframes: is 2, but it was 4"]);
     // The second run asks for row 3 only, twice in vain; the third one gets its answer.
@@ -154,7 +162,7 @@ fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     let last = run_in(at, args(&bad, "bad", &["--resume"]));
     assert_eq!(last.code, Some(1), "{}", last.stderr);
     assert!(last.stderr.contains("1 of 16 rows of videoholmes have an error"), "{}", last.stderr);
-    let requests = bad.requests();
+    let requests = bad.seen();
     assert!(requests[asked..].iter().all(|body| number(body) == 3), "another row was asked again");
     assert_eq!(requests.len() - asked, 3);
     let [good, bad] = ["good", "bad"].map(|run| lines(&at.join(run).join("videoholmes.jsonl")));
@@ -177,15 +185,16 @@ fn killed_run_resumes_without_asking_twice() {
     let at = folder.path();
     // Later rows are often answered before earlier ones.
     let wait = |body: &Value| Duration::from_millis(if number(body).is_multiple_of(7) { 60 } else { 5 });
-    let server = FaultyServer::start(move |body, _| Act::Say(format!("<answer>{}</answer>", number(body)), wait(body)));
+    let server =
+        ChatEndpoint::start(move |body, _| Reply::Late(wait(body), format!("<answer>{}</answer>", number(body))));
     let args = ["--endpoint", &server.url, "--text-only", "--concurrency", &IN_FLIGHT.to_string(), "--out"];
     run_in(at, [&EVAL[..], &args, &["whole"]].concat()).ok();
-    let before = server.requests().len();
+    let before = server.count();
     assert_eq!(before, ROWS);
     let (mut kills, mut random) = (0, 99u64);
     loop {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let enough = server.requests().len() + 1 + (random >> 40) as usize % 20;
+        let enough = server.count() + 1 + (random >> 40) as usize % 20;
         let mut command = support::reel();
         command.current_dir(at).args(EVAL).args(args).args(["broken", "--resume"]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
@@ -193,7 +202,7 @@ fn killed_run_resumes_without_asking_twice() {
             if child.try_wait().expect("a state").is_some() {
                 break true;
             }
-            if server.requests().len() >= enough {
+            if server.count() >= enough {
                 break false;
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -211,7 +220,7 @@ fn killed_run_resumes_without_asking_twice() {
         assert!(a == b, "{name}: other bytes than the unbroken run");
     }
     let mut times: BTreeMap<usize, usize> = BTreeMap::new();
-    server.requests()[before..].iter().for_each(|body| *times.entry(number(body)).or_default() += 1);
+    server.seen()[before..].iter().for_each(|body| *times.entry(number(body)).or_default() += 1);
     assert_eq!(times.len(), ROWS);
     let again: usize = times.values().map(|n| n - 1).sum();
     assert!(again <= kills * IN_FLIGHT, "{again} of {ROWS} rows were asked again in {kills} kills");
@@ -221,17 +230,17 @@ fn killed_run_resumes_without_asking_twice() {
 fn the_cap_on_cost_is_not_passed() {
     let folder = folder_with_questions(30);
     let at = folder.path();
-    let server = FaultyServer::start(|_, _| Act::say("<answer>B</answer>"));
-    // 100 + 10 tokens cost 0.11 cents; a request may cost more, by its bytes and its most tokens.
+    let server = ChatEndpoint::start(|_, _| Reply::text("<answer>B</answer>"));
+    // 150 tokens cost 0.15 cents; a request may cost more, by its bytes and its most tokens.
     let prices = ["--price", "10,10", "--max-cost", "0.02"];
     let args = ["--endpoint", &server.url, "--text-only", "--max-new-tokens", "20", "--out", "a"];
     let done = run_in(at, [&EVAL[..], &args, &prices].concat());
     done.refused(1, &["of $0.02, $0.01", "raise the cap", "--resume"]);
-    let spent = server.requests().len() as f64 * 110.0 * 10.0 * 1e-6;
+    let spent = server.count() as f64 * (PROMPT_TOKENS + ANSWER_TOKENS) as f64 * 10.0 * 1e-6;
     assert!((0.005..=0.02).contains(&spent), "{spent}");
     let rest = ["--endpoint", &server.url, "--text-only", "--max-new-tokens", "20", "--out", "a", "--resume"];
     run_in(at, [&EVAL[..], &rest].concat()).ok();
-    assert_eq!(server.requests().len(), 30);
+    assert_eq!(server.count(), 30);
 }
 
 #[test]
@@ -240,7 +249,7 @@ fn wrong_servers_and_options_are_refused() {
     let at = folder.path();
     let down = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
     let down = format!("http://{down}/v1");
-    let server = FaultyServer::start(|_, _| Act::Status(401, "", "{\"error\": {\"message\": \"who are you\"}}"));
+    let server = ChatEndpoint::start(|_, _| Reply::Status(401, "", "{\"error\": {\"message\": \"who are you\"}}"));
     let url = server.url.as_str();
     let refused = |more: &[&str], code: i32, words: &[&str]| {
         let done = run_in(at, [&EVAL[..], &["--out", "x", "--first-wait", "0"], more].concat());

@@ -26,6 +26,9 @@ const DEADLINE_GRACE: Duration = Duration::from_secs(10);
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// After this many requests in a row that could not reach the server at all, the run cannot go on.
 const MAX_UNREACHED: u32 = 3;
+/// After this many failed requests in a row, whatever the reasons, the run cannot go on: more of them cost time and
+/// money.
+const MAX_FAILED: u32 = 100;
 
 /// The answer to a request.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +60,8 @@ pub enum FailureKind {
     Exhausted,
     /// The server refuses this request; it would refuse it again.
     Refused,
-    /// No request can succeed: wrong key, wrong URL, unknown model, or nothing answers at the URL.
+    /// No request can succeed: wrong key, wrong URL, unknown model, nothing answers at the URL, or 100 requests in a row
+    /// have failed.
     Unusable,
     /// The request may cost more than what is left of the cap.
     Budget,
@@ -98,6 +102,8 @@ pub struct ChatClient {
     model: Mutex<Option<String>>,
     /// Number of requests in a row of which no attempt reached the server.
     unreached: AtomicU32,
+    /// Number of requests in a row that failed.
+    failed: AtomicU32,
     /// The largest quotient so far of the tokens of a prompt and their bound, in thousandths; at least 1000.
     bound_scale: AtomicU64,
 }
@@ -167,6 +173,7 @@ impl ChatClient {
             pace: Pace::new(options.requests_per_minute, options.tokens_per_minute),
             model: Mutex::new(options.model.clone()),
             unreached: AtomicU32::new(0),
+            failed: AtomicU32::new(0),
             bound_scale: AtomicU64::new(1000),
             options,
         })
@@ -228,14 +235,20 @@ impl ChatClient {
                     self.unreached.store(0, Ordering::Relaxed);
                     reached_once = true;
                     match parse(&reply.text) {
-                        Ok(parsed) => return Ok((parsed, running.answer(reply, &model))),
+                        Ok(parsed) => {
+                            self.failed.store(0, Ordering::Relaxed);
+                            return Ok((parsed, running.answer(reply, &model)));
+                        }
                         Err(reason) => {
-                            let help = "check the model, or allow it more tokens";
+                            let help = match reply.finish_reason.as_deref() {
+                                Some("length") => "allow it more tokens",
+                                _ => "check that the model follows its prompt",
+                            };
                             (format!("gave an answer that {reason}"), help, None)
                         }
                     }
                 }
-                Attempt::Fail { kind, what, help } => return Err(self.failure(&running, kind, &what, help)),
+                Attempt::Fail { kind, what, help } => return Err(self.failed(&running, kind, &what, help)),
                 Attempt::Retry { what, help, wait, reached, .. } => {
                     reached_once |= reached;
                     (what, help, wait)
@@ -417,7 +430,19 @@ impl ChatClient {
             1 => what.to_string(),
             attempts => format!("{what} (the last of {attempts} attempts)"),
         };
-        self.failure(running, kind, &what, help)
+        self.failed(running, kind, &what, help)
+    }
+
+    /// A failure that counts: after too many in a row no request can succeed.
+    fn failed(&self, running: &Running<'_>, kind: FailureKind, what: &str, help: &str) -> ChatFailure {
+        let failed = self.failed.fetch_add(1, Ordering::Relaxed) + 1;
+        match kind {
+            FailureKind::Exhausted | FailureKind::Refused if failed >= MAX_FAILED => {
+                let what = format!("{what}; {failed} requests in a row have failed");
+                self.failure(running, FailureKind::Unusable, &what, help)
+            }
+            _ => self.failure(running, kind, what, help),
+        }
     }
 
     fn stopped(&self, running: &Running<'_>) -> ChatFailure {

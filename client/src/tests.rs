@@ -193,6 +193,24 @@ fn a_server_that_is_down_ends_the_run_after_a_few_requests() {
     assert_eq!(failure.kind, FailureKind::Unusable, "{failure}");
 }
 
+/// An answer after 60 refused requests starts the count again.
+#[test]
+fn a_hundred_failed_requests_in_a_row_end_the_run() {
+    let refusal = Act::Status(400, "", "{\"error\": {\"message\": \"too long\"}}");
+    let server = Server::start([vec![refusal.clone(); 60], vec![Act::Say("B")], vec![refusal]].concat());
+    let client = server.client(|_| {});
+    for i in 0..161 {
+        match client.chat(&request(), &GO) {
+            Ok(_) => assert_eq!(i, 60),
+            Err(failure) => {
+                let kind = if i == 160 { FailureKind::Unusable } else { FailureKind::Refused };
+                assert_eq!(failure.kind, kind, "request {i}: {failure}");
+                assert_eq!(failure.message.contains("100 requests in a row have failed"), i == 160);
+            }
+        }
+    }
+}
+
 #[test]
 fn retry_after_holds_back_every_request_of_the_client() {
     let server = Server::start(vec![Act::Status(429, "retry-after: 0.4\r\n", ""), Act::Say("B")]);

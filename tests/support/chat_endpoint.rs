@@ -1,9 +1,10 @@
-//! An endpoint with OpenAI's chat API whose answers, and whose ways to fail, a test decides.
+//! An endpoint with OpenAI's chat API whose answers, and whose ways to fail, a test decides request by request.
 #![allow(dead_code, reason = "no test program uses all of this module")]
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -12,27 +13,34 @@ use serde_json::{Value, json};
 pub const PROMPT_TOKENS: u64 = 100;
 pub const ANSWER_TOKENS: u64 = 50;
 
+/// Time for which the endpoint keeps a connection open on which it says nothing.
+const SILENCE: Duration = Duration::from_secs(5);
+
 /// What the endpoint does with a request.
 #[derive(Clone, Debug)]
 pub enum Reply {
     /// Answers with this text.
     Text(String),
-    /// Answers with this status and a header `Retry-After` in seconds.
-    RetryAfter(u16, &'static str),
-    /// Answers with this status.
-    Status(u16),
-    /// Answers after this time.
+    /// Answers with this text after this time.
     Late(Duration, String),
-    /// Closes the connection in the middle of the body.
-    CutBody(String),
-    /// Sends a body that is no JSON.
-    BrokenJson,
-    /// Closes the connection without an answer.
+    /// Replies with a status, header lines that end in CR LF, and a body.
+    Status(u16, &'static str, &'static str),
+    /// Replies with status 200 and this body.
+    Body(String),
+    /// Closes the connection in the middle of an answer with this text.
+    Cut(String),
+    /// Closes the connection without a reply.
     Reset,
+    /// Keeps the connection open without a reply.
+    Silence,
 }
 
-/// A request that the endpoint got: the body, and how many equal ones came before.
-pub type Decide = dyn Fn(&Value, usize) -> Reply + Send + Sync;
+impl Reply {
+    /// An answer with a text.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::Text(text.into())
+    }
+}
 
 /// The running endpoint. It ends with the test program.
 pub struct ChatEndpoint {
@@ -42,16 +50,17 @@ pub struct ChatEndpoint {
 }
 
 impl ChatEndpoint {
-    pub fn start(decide: Box<Decide>) -> Self {
+    /// Starts an endpoint that does `decide(body, n)` with a chat request of which it has seen `n` equal ones before.
+    pub fn start(decide: impl Fn(&Value, usize) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         let seen: Arc<Mutex<Vec<Value>>> = Arc::default();
         let (log, decide) = (seen.clone(), Arc::new(decide));
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (log, decide) = (log.clone(), decide.clone());
                 // An error is a client that is gone.
-                std::thread::spawn(move || answer(stream, &log, &**decide).ok());
+                thread::spawn(move || serve(stream, &log, &*decide).ok());
             }
         });
         Self { url, seen }
@@ -68,10 +77,52 @@ impl ChatEndpoint {
     }
 }
 
-fn answer(mut stream: TcpStream, log: &Mutex<Vec<Value>>, decide: &Decide) -> std::io::Result<()> {
+/// Answers the requests of a connection, of which a client may send several.
+fn serve(mut stream: TcpStream, log: &Mutex<Vec<Value>>, decide: &dyn Fn(&Value, usize) -> Reply) -> Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
+    while let Some((first, body)) = read_request(&mut reader)? {
+        if first.starts_with("GET /v1/models ") {
+            send(&mut stream, 200, "", &json!({"data": [{"id": "scripted"}]}).to_string())?;
+            continue;
+        }
+        assert!(first.starts_with("POST /v1/chat/completions "), "{first}");
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        let before = {
+            let mut log = log.lock().unwrap();
+            let before = log.iter().filter(|other| **other == body).count();
+            log.push(body.clone());
+            before
+        };
+        match decide(&body, before) {
+            Reply::Text(text) => send(&mut stream, 200, "", &completion(&text))?,
+            Reply::Late(time, text) => {
+                thread::sleep(time);
+                send(&mut stream, 200, "", &completion(&text))?;
+            }
+            Reply::Status(status, headers, body) => send(&mut stream, status, headers, body)?,
+            Reply::Body(body) => send(&mut stream, 200, "", &body)?,
+            Reply::Cut(text) => {
+                let body = completion(&text);
+                let head = format!("HTTP/1.1 200 X\r\nContent-Length: {}\r\n\r\n", body.len());
+                stream.write_all(head.as_bytes())?;
+                return stream.write_all(&body.as_bytes()[..body.len() / 2]);
+            }
+            Reply::Reset => return Ok(()),
+            Reply::Silence => {
+                thread::sleep(SILENCE);
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The first line and the body of the next request, if there is one.
+fn read_request(reader: &mut BufReader<TcpStream>) -> Result<Option<(String, Vec<u8>)>> {
     let mut first = String::new();
-    reader.read_line(&mut first)?;
+    if reader.read_line(&mut first)? == 0 {
+        return Ok(None);
+    }
     let mut length = 0;
     loop {
         let mut line = String::new();
@@ -85,39 +136,7 @@ fn answer(mut stream: TcpStream, log: &Mutex<Vec<Value>>, decide: &Decide) -> st
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
-    if first.starts_with("GET /v1/models ") {
-        return send(&mut stream, 200, "", &json!({"data": [{"id": "scripted"}]}).to_string());
-    }
-    assert!(first.starts_with("POST /v1/chat/completions "), "{first}");
-    let body: Value = serde_json::from_slice(&body).unwrap();
-    let before = {
-        let mut log = log.lock().unwrap();
-        let before = log.iter().filter(|other| **other == body).count();
-        log.push(body.clone());
-        before
-    };
-    match decide(&body, before) {
-        Reply::Text(text) => send(&mut stream, 200, "", &completion(&text)),
-        Reply::Late(time, text) => {
-            std::thread::sleep(time);
-            send(&mut stream, 200, "", &completion(&text))
-        }
-        Reply::RetryAfter(status, seconds) => send(
-            &mut stream,
-            status,
-            &format!("Retry-After: {seconds}\r\n"),
-            "{\"error\": {\"message\": \"slow down\"}}",
-        ),
-        Reply::Status(status) => send(&mut stream, status, "", "{\"error\": {\"message\": \"scripted\"}}"),
-        Reply::BrokenJson => send(&mut stream, 200, "", "{\"choices\": [{\"message\": {\"cont"),
-        Reply::CutBody(text) => {
-            let body = completion(&text);
-            let head = format!("HTTP/1.1 200 X\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
-            stream.write_all(head.as_bytes())?;
-            stream.write_all(&body.as_bytes()[..body.len() / 2])
-        }
-        Reply::Reset => Ok(()),
-    }
+    Ok(Some((first, body)))
 }
 
 fn completion(text: &str) -> String {
@@ -129,8 +148,7 @@ fn completion(text: &str) -> String {
         .to_string()
 }
 
-fn send(stream: &mut TcpStream, status: u16, headers: &str, body: &str) -> std::io::Result<()> {
-    let length = body.len();
-    let head = format!("HTTP/1.1 {status} X\r\nConnection: close\r\n{headers}Content-Type: application/json\r\n");
-    stream.write_all(format!("{head}Content-Length: {length}\r\n\r\n{body}").as_bytes())
+fn send(stream: &mut TcpStream, status: u16, headers: &str, body: &str) -> Result<()> {
+    let head = format!("HTTP/1.1 {status} X\r\n{headers}Content-Type: application/json\r\n");
+    stream.write_all(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes())
 }
