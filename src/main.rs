@@ -44,6 +44,7 @@ mod sft;
 mod sim;
 mod tokenize;
 mod training;
+mod training_evaluator;
 mod training_server;
 
 use std::process::ExitCode;

@@ -25,7 +25,7 @@ use crate::prompt::{ModelFlags, find_or_download_model};
 use crate::{generate, interrupt};
 
 /// Maximum bytes of vision tokens that are kept for later rows about the same images and videos (256 MiB).
-const MAX_FEATURES: usize = 256 << 20;
+pub const MAX_FEATURES: usize = 256 << 20;
 
 /// A model that answers the rows of data files. Its weights are opened when the first row needs them.
 pub struct Predictor<'c> {
@@ -128,6 +128,7 @@ impl<'c> Predictor<'c> {
             strict: job.strict,
             quiet: self.common.quiet || self.common.json,
             stop: &stop,
+            server: None,
         };
         let summary = trace::span("rows", || run.run(file)).map_err(|e| generation_error(&model, e));
         drop(engine);

@@ -24,7 +24,7 @@ const OUTPUT_FILES: [&str; 4] = ["out", "output", "html", "trace"];
 const WRITES_FOLDER: [&str; 7] = ["curate", "demo", "grpo", "init", "man", "merge", "sft"];
 
 /// Options and arguments that name files or folders to read.
-const INPUTS: [&str; 27] = [
+const INPUTS: [&str; 28] = [
     "videos",
     "model",
     "adapter",
@@ -35,6 +35,7 @@ const INPUTS: [&str; 27] = [
     "rollouts",
     "siglip",
     "quarantine",
+    "eval_data",
     "input",
     "predictions",
     "video",
@@ -55,8 +56,8 @@ const INPUTS: [&str; 27] = [
 ];
 
 /// Files and folders that a training command writes into its output folder, beside weights and checkpoints.
-const RUN_FILES: [&str; 6] =
-    ["metrics.jsonl", "skipped.jsonl", "run.json", "trainer_state.json", "hashes.bin", "rollouts"];
+const RUN_FILES: [&str; 8] =
+    ["metrics.jsonl", "skipped.jsonl", "run.json", "trainer_state.json", "hashes.bin", "rollouts", "eval.jsonl", "eval"];
 
 /// Files of a model folder beside its weights. Training commands, `merge` and `init` write them into their folder.
 const MODEL_FILES: [&str; 10] = [
@@ -367,7 +368,7 @@ mod tests {
     #[test]
     fn every_path_option_has_a_class() {
         // Folders below which inputs are looked up.
-        const NEITHER: [&str; 2] = ["media_root", "include"];
+        const NEITHER: [&str; 3] = ["media_root", "eval_media_root", "include"];
         fn paths(command: &Command, path: &str, found: &mut Vec<(String, String)>) {
             let is_path = |a: &&Arg| a.get_value_parser().type_id() == std::any::TypeId::of::<PathBuf>();
             found.extend(command.get_arguments().filter(is_path).map(|a| (path.to_string(), a.get_id().to_string())));

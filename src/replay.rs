@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use reel_train::options::{GrpoOptions, ReportTo, RunOptions, SftOptions, TrainingOptions};
+use reel_train::options::{EvaluationOptions, GrpoOptions, ReportTo, RunOptions, SftOptions, TrainingOptions};
 use reel_train::replay::{self, ReplayReport, ReplayStart};
 use reel_train::run::{RunSetup, difference_in_bits};
 use reel_train::run_folder::output as output_folder;
@@ -86,6 +86,7 @@ impl ReplayArgs {
         run.out = folder.path().join("out");
         run.save_steps = 0;
         run.report_to = vec![ReportTo::None];
+        run.evaluation = EvaluationOptions::default();
         run.resume_from_checkpoint = from.checkpoint.as_ref().map(|path| path.display().to_string());
         resolved.common = CommonOptions {
             device: common.device.clone().or(resolved.common.device),

@@ -9,7 +9,7 @@ use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_model::input::{MediaOptions, SecondPerGrid};
 use reel_train::config_file::ConfigFile;
 use reel_train::options::{RunOptions, TrainingOptions};
-use reel_train::run::{DataCheckResult, LiveServer, RunSetup, RunSummary};
+use reel_train::run::{DataCheckResult, LiveServer, PolicyEvaluator, RunSetup, RunSummary};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::ops::DerefMut;
@@ -17,6 +17,7 @@ use std::ops::DerefMut;
 use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
+use crate::training_evaluator::{EvaluationSetup, RunEvaluator};
 use crate::training_server::RunServer;
 use crate::{interrupt, model, output, prompt, replaced};
 
@@ -97,6 +98,15 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let stop = interrupt::stop_flag();
         let quiet = self.common.quiet || self.common.json;
         let dtype = model::activation_dtype(&self.common);
+        let evaluation = EvaluationSetup {
+            model: &folder,
+            device: &device,
+            dtype,
+            access: &self.access,
+            worker: &self.worker,
+            common: &self.common,
+        };
+        let evaluator = RunEvaluator::new(&self.options, evaluation)?;
         let server = RunServer::new(&self.options, &folder, &device, dtype, media, quiet)?;
         let done = f(&RunSetup {
             options: &self.options,
@@ -109,6 +119,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             quiet,
             stop: &stop,
             server: server.as_ref().map(|server| server as &dyn LiveServer),
+            evaluator: evaluator.as_ref().map(|evaluator| evaluator as &dyn PolicyEvaluator),
         });
         server.iter().for_each(RunServer::finish);
         done

@@ -99,6 +99,7 @@ fn step(device: &Device, dtype: DType, lora_r: usize) -> (Value, Vec<u8>, Value)
         quiet: true,
         stop: &AtomicBool::new(false),
         server: None,
+        evaluator: None,
     };
     sft::run(&setup).expect("a step");
     let metrics = std::fs::read_to_string(options.out.join("metrics.jsonl")).expect("metrics.jsonl");

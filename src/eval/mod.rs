@@ -1,4 +1,4 @@
-//! `reel eval`: runs a model or asks a server over video benchmarks (`run.rs`, `answerer.rs`), scores predictions
+//! `reel eval`: runs a model or asks a server over video benchmarks (`questions.rs`, `run.rs`, `answerer.rs`), scores predictions
 //! (`score_only.rs`), joins the parts of a run (`merge.rs`), compares runs (`compare.rs`, `ablate.rs`), and lists the
 //! benchmarks (`tasks.rs`). `results.rs` writes the result files of all of them, `page.rs` the page.
 
@@ -7,8 +7,9 @@ mod answerer;
 mod compare;
 mod merge;
 pub mod page;
+pub mod questions;
 pub mod results;
-mod run;
+pub mod run;
 mod score_only;
 mod shard;
 mod tasks;
@@ -150,7 +151,7 @@ pub struct EvalRun {
     #[arg(long, value_name = "T", help_heading = "Sampling options")]
     temperature: Option<f32>,
     /// Nucleus sampling: sample from the most likely tokens whose probabilities add up to P
-    #[arg(long, value_name = "P", default_value_t = 0.001, help_heading = "Sampling options")]
+    #[arg(long, value_name = "P", default_value_t = questions::DEFAULT_TOP_P, help_heading = "Sampling options")]
     top_p: f32,
     /// Sample from the K most likely tokens; 0 is all
     #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Sampling options")]

@@ -81,6 +81,16 @@ pub fn score_and_write(task: &Task, out: &Path, extraction: Extraction, quiet: b
     Ok(Scored { report, protocol })
 }
 
+/// Number of tokens that were generated for the rows of a predictions file.
+pub fn completion_tokens(predictions: &Path) -> Result<u64> {
+    let tokens = |line: &str| {
+        let row: Value = serde_json::from_str(line).ok()?;
+        row["generation"]["completion_tokens"].as_u64()
+    };
+    let text = output::read_file(predictions)?;
+    Ok(String::from_utf8_lossy(&text).lines().filter_map(tokens).sum())
+}
+
 /// The settings of the run that wrote a predictions file.
 pub fn read_settings(predictions: &Path) -> Result<Value> {
     let name = predictions.file_name().unwrap_or_default().to_string_lossy();

@@ -279,6 +279,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                     quiet: true,
                     stop: &std::sync::atomic::AtomicBool::new(false),
                     server: None,
+                    evaluator: None,
                 };
                 let tokenizer =
                     if preset.is_some() { " (text tokenized with the small tokenizer of the preset)" } else { "" };

@@ -2,6 +2,7 @@
 //! line, for configuration files and for `run.json`.
 
 pub mod config_file;
+mod evaluation;
 mod grpo;
 pub mod names;
 mod run;
@@ -12,6 +13,7 @@ pub use reel_rewards::Recipe;
 use reel_runtime::optim::MomentFormat;
 use serde::{Deserialize, Serialize};
 
+pub use evaluation::{BestMetric, EvaluationOptions};
 pub use grpo::{GrpoOptions, ImportanceSamplingLevel, LossType};
 pub use run::{RunOptions, TrainingOptions};
 pub use sft::SftOptions;

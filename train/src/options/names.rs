@@ -66,6 +66,16 @@ const SUGGESTIONS: &[(&[&str], &[&str])] = &[
     ),
     (&["activation_checkpointing", "checkpoint_activations", "recompute"], &["gradient_checkpointing"]),
     (&["save_every", "save_interval", "save_freq", "save_strategy"], &["save_steps"]),
+    (
+        &["eval_strategy", "evaluation_strategy", "do_eval", "eval_every", "eval_interval", "eval_freq", "val_check_interval"],
+        &["eval_steps"],
+    ),
+    (&["eval_before_train", "val_before_train"], &["eval_on_start"]),
+    (&["eval_benchmarks", "eval_tasks", "eval_task"], &["eval_benchmark"]),
+    (&["eval_dataset", "eval_data_path", "eval_file", "validation_file", "val_file", "val_data"], &["eval_data"]),
+    (&["max_eval_samples", "eval_max_samples", "eval_num_samples"], &["eval_limit"]),
+    (&["per_device_eval_batch_size", "val_batch_size"], &["eval_batch_size"]),
+    (&["metric_for_best", "best_metric", "metric_for_best_checkpoint"], &["metric_for_best_model"]),
     (&["log_every", "log_interval", "log_steps", "logging_strategy"], &["logging_steps"]),
     (&["keep_checkpoints", "max_checkpoints", "keep_last"], &["save_total_limit"]),
     (&["resume", "resume_from", "continue", "checkpoint", "from_checkpoint"], &["resume_from_checkpoint"]),
@@ -163,9 +173,19 @@ const ABSENT: &[Absent] = &[
         help: LEAVE_OUT,
     },
     Absent {
-        names: &["eval_*", "evaluation_strategy", "do_eval", "per_device_eval_batch_size", "load_best_model_at_end"],
-        what: "has no effect here: reel does not evaluate during training",
-        help: "leave it out, and score the trained model with `reel generate` and `reel eval`",
+        names: &["load_best_model_at_end"],
+        what: "has no effect here: the output folder has the weights after the last step",
+        help: "leave it out; trainer_state.json names the best checkpoint, and metric_for_best_model how it is chosen",
+    },
+    Absent {
+        names: &["greater_is_better"],
+        what: "has no effect here: the best checkpoint has the highest score or reward",
+        help: LEAVE_OUT,
+    },
+    Absent {
+        names: &["eval_*", "validation_*"],
+        what: "is not supported: an evaluation during training answers the questions of benchmarks, as `reel eval` does",
+        help: "leave it out; eval_steps, eval_benchmark and eval_data choose when and on what",
     },
     Absent { names: &["do_train"], what: "has no effect here: this command always trains", help: LEAVE_OUT },
     Absent {
@@ -308,6 +328,9 @@ pub fn advice_on(name: &str, is_option: impl Fn(&str) -> bool, spelled: impl Fn(
             ("semantic", _) => format!("use {} with the folder of a SigLIP model", spelled(option)),
             ("shuffle" | "shuffle_dataset", _) => {
                 format!("rows are shuffled; use {} to keep the order of the file", spelled(option))
+            }
+            ("eval_strategy" | "evaluation_strategy" | "do_eval", _) => {
+                format!("use {} with a number; 0 does not evaluate", spelled(option))
             }
             ("save_strategy", _) => format!("use {} with a number; 0 writes no checkpoints", spelled(option)),
             _ => format!("use {}", spelled(option)),

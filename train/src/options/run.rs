@@ -8,7 +8,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{GradientCheckpointing, LrScheduler, Optim, Recipe, ReportTo, check, range};
+use super::{EvaluationOptions, GradientCheckpointing, LrScheduler, Optim, Recipe, ReportTo, check, range};
 use crate::Result;
 use crate::data::quarantine::QUARANTINE_FILE;
 use reel_model::lora::{ALL_LINEAR, DECODER_LINEAR_LAYERS, LoraSpec};
@@ -202,6 +202,11 @@ pub struct RunOptions {
     /// OUT/quarantine.jsonl]
     #[arg(long, value_name = "FILE")]
     pub quarantine: Option<PathBuf>,
+
+    /// Evaluations of the model in training.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub evaluation: EvaluationOptions,
 }
 
 /// Parses a path that may be empty, which means "not given": a configuration file may give it. (The path parser of
@@ -353,6 +358,7 @@ impl RunOptions {
         let share = self.serve_share;
         range("--serve-share", share, share > 0.0 && share < 1.0, "give a share above 0 and below 1")?;
         check(self.serve_kv_memory > 0, "--serve-kv-memory", "is 0".into(), "give 1 or more")?;
+        self.evaluation.validate(self.save_steps)?;
         self.validate_reports()?;
         self.validate_lora()
     }

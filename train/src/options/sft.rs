@@ -4,7 +4,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{LabelRule, Recipe, RunOptions, TrainingOptions, check, run};
+use super::{BestMetric, LabelRule, Recipe, RunOptions, TrainingOptions, check, run};
 use crate::Result;
 
 /// The options of `reel sft`, including those of all training commands.
@@ -51,6 +51,12 @@ impl TrainingOptions for SftOptions {
 
     fn validate_values(&self) -> Result<()> {
         self.run.validate_values()?;
+        check(
+            self.evaluation.metric_for_best_model != Some(BestMetric::Reward),
+            "--metric-for-best-model",
+            "is reward, but sft has no rewards".into(),
+            "give eval with --eval-steps, or none",
+        )?;
         check(self.max_length != Some(0), "--max-length", "is 0".into(), "give 1 or more")?;
         check(
             !self.packing || self.max_length.is_some(),

@@ -34,6 +34,7 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummar
         quiet: true,
         stop: &AtomicBool::new(false),
         server: None,
+        evaluator: None,
     };
     let plan = plan_run_on_data(&setup, stored_weight_dtype(&model, &config())).unwrap();
     (plan, sft::run(&setup).unwrap())

@@ -18,6 +18,7 @@ use super::prompts::RowPrompts;
 use crate::data::feed::{Prefetcher, SampleSource, is_row_error};
 use crate::data::order::RowOrder;
 use crate::reporting::progress::Progress;
+use crate::run::{DeviceLender, LiveServer};
 use crate::{Result, TrainError};
 
 /// How long the loop waits for the media of a row before it checks again whether the run was interrupted.
@@ -52,6 +53,8 @@ pub struct PredictionRun<'a> {
     pub quiet: bool,
     /// Becomes true when the run is to stop (Ctrl-C).
     pub stop: &'a AtomicBool,
+    /// Answers requests with the same weights between the decode steps, if given.
+    pub server: Option<&'a dyn LiveServer>,
 }
 
 /// The result of a run.
@@ -200,6 +203,7 @@ impl RowsInProgress<'_, '_> {
         crate::run::error_if_stopped(self.run.stop)?;
         self.add_rows_while_there_is_room(file)?;
         let StepOutput { completions, failed } = self.batch.step(&mut |_| {})?;
+        DeviceLender(self.run.server).lend();
         for (row, e) in failed {
             self.fail_running_row(row, e, file)?;
         }

@@ -105,6 +105,38 @@ impl PredictionSettings {
         }
     }
 
+    /// The settings of a run of `command` whose rows the model in training answers. `model` is the name that the checkpoint
+    /// of its step has, with the fingerprint of the trained weights; `data` is the name of the data with its fingerprint
+    /// and its number of rows. `batch_size` is stored for a GPU only.
+    pub fn of_policy(
+        command: &str,
+        model: (&Path, &str),
+        data: (&Path, String, usize),
+        mut options: Map<String, Value>,
+        device: &reel_runtime::Device,
+        batch_size: usize,
+    ) -> Self {
+        let input = |path: &Path, fingerprint| Input {
+            path: path.display().to_string(),
+            fingerprint,
+            files: ModelFiles::default(),
+        };
+        options.values_mut().for_each(redact);
+        Self {
+            command: command.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            model: input(model.0, model.1.to_string()),
+            adapter: None,
+            data: input(data.0, data.1),
+            rows: data.2,
+            options,
+            device: device.name().into(),
+            instruction_set: device.instruction_set().map(String::from),
+            batch_size: (device.kernels() == reel_runtime::Kernels::Cuda).then_some(batch_size),
+            media_root: None,
+        }
+    }
+
     /// These settings with the folder that paths of media are relative to.
     #[must_use]
     pub fn with_media_root(self, folder: &Path) -> Self {

@@ -81,6 +81,7 @@ fn predict(data: &Path, out: &Path, options: Options) -> Result<PredictionSummar
         strict: options.strict,
         quiet: true,
         stop: &AtomicBool::new(false),
+        server: None,
     };
     run.run(file)
 }

@@ -58,14 +58,18 @@ impl Reporters {
         self.wandb.as_ref().map(Wandb::folder)
     }
 
-    /// Reports a step.
-    pub fn report_step(&mut self, line: &StepMetrics, preview: Option<&RolloutPreview>) -> Result<()> {
-        let points = line.named_metric_values();
+    /// Reports a step: the numbers `values` with their names.
+    pub fn report_step(
+        &mut self,
+        step: u64,
+        values: &[(String, f64)],
+        preview: Option<&RolloutPreview>,
+    ) -> Result<()> {
         if let Some(events) = &mut self.events {
-            events.write_scalars(line.step, &points)?;
-            preview.map_or(Ok(()), |preview| events.write_preview(line.step, preview))?;
+            events.write_scalars(step, values)?;
+            preview.map_or(Ok(()), |preview| events.write_preview(step, preview))?;
         }
-        self.wandb.as_mut().map_or(Ok(()), |wandb| wandb.log_step(line.step, &points, preview))
+        self.wandb.as_mut().map_or(Ok(()), |wandb| wandb.log_step(step, values, preview))
     }
 
     /// Reports how the run ended.

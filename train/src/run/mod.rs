@@ -1,7 +1,8 @@
 //! A training run, from options to a folder with the trained model. [`sft`] and [`grpo`] implement [`TrainLoop`],
 //! which defines what a step does. This file does everything around the steps: fresh start or resume, checkpoints,
-//! logs, reports, interruption.
+//! logs, reports, interruption. `evaluation.rs` evaluates the model between steps.
 
+pub mod evaluation;
 pub mod grpo;
 mod live_server;
 mod record;
@@ -25,7 +26,7 @@ use crate::data::dataset::DataFile;
 use crate::data::feed::{DataPosition, MicroBatch, MicroBatchFeed, MicroBatchOptions, SampleSource};
 use crate::data::mixture::Mixture;
 use crate::data::order::RowOrder;
-use crate::options::TrainingOptions;
+use crate::options::{BestMetric, TrainingOptions};
 use crate::reporting::metrics::{self, JsonlLog, SkipCause, SkippedRow, StepMetrics};
 use crate::reporting::progress::Progress;
 use crate::reporting::watch::Reporters;
@@ -33,6 +34,7 @@ use crate::run_folder::best;
 use crate::run_folder::checkpoint::{self, BaseModel, CheckpointSnapshot, CheckpointWriter, TrainedWeights};
 use crate::run_folder::digest::ModelFiles;
 use crate::run_folder::digests::{self, LogDigests};
+use crate::run_folder::evaluations::{self, EVALUATIONS_FILE};
 use crate::run_folder::hashes::{HASHES_FILE, TensorHashLog};
 use crate::run_folder::later_skipped;
 use crate::run_folder::output::{self, RunStart};
@@ -42,6 +44,7 @@ use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::{RolloutPreview, StepResult, Trainer, combined_fingerprint};
 use crate::{Result, TrainError};
 
+pub use evaluation::{EvaluatedPolicy, PolicyEvaluator};
 pub(crate) use live_server::DeviceLender;
 pub use live_server::{LiveServer, SERVED_BATCH};
 pub use record::difference_in_bits;
@@ -74,6 +77,8 @@ pub struct RunSetup<'a, O> {
     pub stop: &'a AtomicBool,
     /// Answers requests with the model in training, if given.
     pub server: Option<&'a dyn LiveServer>,
+    /// Evaluates the model in training (`--eval-steps`), if given.
+    pub evaluator: Option<&'a dyn PolicyEvaluator>,
 }
 
 impl<O> Clone for RunSetup<'_, O> {
@@ -282,10 +287,14 @@ struct Run<'a, W: TrainLoop<'a>> {
     metrics: JsonlLog,
     hashes: TensorHashLog,
     skipped: JsonlLog,
+    /// `eval.jsonl`; `None` in a run that evaluates nothing and has evaluated nothing.
+    evaluations: Option<JsonlLog>,
+    /// The step of the checkpoint that the run resumes from, if it is reported with the evaluation that it lacks.
+    unreported: Option<StepMetrics>,
     reporters: Reporters,
     progress: Progress,
     /// The step of the checkpoint that was last written or resumed from; a checkpoint of it is not written again.
-    saved: u64,
+    saved: Option<u64>,
     writer: CheckpointWriter,
     /// What run.json says about the matrix-product library and its chosen algorithms.
     products: Option<MatmulLibrary>,
@@ -318,7 +327,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         reel_model::save::check_files_to_copy(setup.model)?;
         if let (Some(folder), Some(recorded)) = (start.checkpoint(), &recorded) {
             // A checkpoint of an earlier version lacks the hash of the weights; the last line of the metrics has it.
-            let hash = Some(&state.hash).filter(|hash| !hash.is_empty()).or(recorded.hash.as_ref());
+            let logged = recorded.last.as_ref().map(|last| &last.hash);
+            let hash = Some(&state.hash).filter(|hash| !hash.is_empty()).or(logged);
             let now = trainer.weights_fingerprint()?;
             if hash.is_some_and(|hash| now != *hash) {
                 let what = format!("is damaged: its weights are not those that the run had after step {}", state.step);
@@ -354,8 +364,17 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let hashes = TensorHashLog::open(&options.out, home, state.step, trainer.optimizer.parameter_states().count())?;
         let run = run_json(setup, &state, &lengths);
         output::write_run_json(&options.out, &run)?;
-        let reporters = Reporters::begin(options, home, state.step, &run)?;
-        best::write_trainer_state(&options.out, state.rewards.best, state.step, state.steps)?;
+        let evaluations = match start.checkpoint() {
+            None if setup.evaluator.is_none() => None,
+            Some(_) if setup.evaluator.is_none() && !home.join(EVALUATIONS_FILE).exists() => None,
+            from => Some(evaluations::open(&options.out, home, from.map(|_| state.step))?),
+        };
+        let lacks_evaluation =
+            setup.evaluator.is_some() && options.evaluation.is_due(state.step, state.steps) && state.evaluated != Some(state.step);
+        let unreported = recorded.and_then(|recorded| recorded.last).filter(|_| lacks_evaluation);
+        let reported = state.step - u64::from(unreported.is_some());
+        let reporters = Reporters::begin(options, home, reported, &run)?;
+        best::write_trainer_state(&options.out, state.rewards.best.as_ref(), state.step, state.steps)?;
         let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
         if let RunStart::From(folder) = &start {
             let (step, steps, folder) = (state.step, state.steps, folder.display());
@@ -386,7 +405,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             },
             writer: CheckpointWriter::default(),
             resumed_after: state.step,
-            saved: state.step,
+            saved: Some(state.step),
             products: setup.device.matmul_library(),
             trainer,
             state,
@@ -395,6 +414,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             metrics,
             hashes,
             skipped,
+            evaluations,
+            unreported,
             reporters,
             progress,
             preview: None,
@@ -430,29 +451,38 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             return Err(TrainError::option("--resume-from-checkpoint", what, help));
         }
         state.rewards.forget_best_if_missing(&options.out);
+        if options.evaluation.best_metric() == BestMetric::None {
+            state.rewards.best = None;
+        }
         Ok((state, Vec::new()))
     }
 
     fn steps(&mut self) -> Result<()> {
-        while self.state.step < self.state.steps {
-            match self.one_step() {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(TrainError::Stopped(_)) => return Err(self.stopped()?),
-                // If a custom reward fails, the finished steps are saved before the run ends.
-                Err(e @ TrainError::Reward(_)) => {
-                    self.save()?;
-                    self.writer.wait()?;
-                    return Err(e);
-                }
-                Err(e) => return Err(e),
+        match self.steps_and_evaluations() {
+            Ok(()) => {}
+            Err(TrainError::Stopped(_)) => return Err(self.stopped()?),
+            // If a custom reward fails, the finished steps are saved before the run ends.
+            Err(e @ TrainError::Reward(_)) => {
+                self.save()?;
+                self.writer.wait()?;
+                return Err(e);
             }
+            Err(e) => return Err(e),
         }
         if self.setup.options.save_steps > 0 {
             self.save()?;
         }
         self.writer.wait()?;
         self.write_products()
+    }
+
+    /// Does all steps that are left, with the evaluations between them.
+    fn steps_and_evaluations(&mut self) -> Result<()> {
+        self.evaluate_before_steps()?;
+        while self.state.step < self.state.steps && self.one_step()? {}
+        // The data may have ended before the planned number of steps.
+        let last = self.evaluate_if_due(self.state.step)?;
+        last.map_or(Ok(()), |line| self.report(line.step, None, Some(&line)))
     }
 
     /// Writes the trained model after the last step.
@@ -509,27 +539,24 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.previous.remove()?;
         self.progress.show_step(&line);
         self.state.rewards.add_step_reward(&line);
-        let options = self.setup.options;
         self.preview = result.preview.take().or(self.preview.take());
-        if n.is_multiple_of(options.logging_steps) || n == self.state.steps {
-            self.reporters.report_step(&line, self.preview.take().as_ref())?;
-        }
-        self.last = Some(line);
+        self.last = Some(line.clone());
         if self.products.is_none() {
             self.write_products()?;
         }
-        let is_due = options.save_steps > 0 && (n.is_multiple_of(options.save_steps) || n == self.state.steps);
-        if !is_due {
+        let evaluation = self.evaluate_if_due(self.state.steps)?;
+        self.report(n, Some(&line), evaluation.as_ref())?;
+        if !self.is_scheduled_checkpoint(n) {
             return Ok(());
         }
-        self.state.rewards.record_checkpoint(n);
+        self.record_checkpoint(evaluation.as_ref());
         self.save()
     }
 
     /// Writes a checkpoint of the last finished step unless it has one. If host memory has room for a copy of weights
     /// and optimizer state, a background thread writes the copy while the next steps run.
     fn save(&mut self) -> Result<()> {
-        if self.saved == self.state.step {
+        if self.saved == Some(self.state.step) {
             return Ok(());
         }
         // Waits for the previous checkpoint, so that at most one copy of the weights is in host memory.
@@ -537,24 +564,28 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.metrics.sync()?;
         self.skipped.sync()?;
         self.hashes.sync()?;
+        self.evaluations.as_ref().map_or(Ok(()), JsonlLog::sync)?;
         let logs = [
             (output::METRICS_FILE, self.metrics.digest()),
             (output::SKIPPED_FILE, self.skipped.digest()),
             (HASHES_FILE, self.hashes.digest()),
         ];
-        let logs: LogDigests = logs.into_iter().map(|(name, digest)| (name.to_string(), digest)).collect();
+        let evaluations = self.evaluations.as_ref().map(|log| (EVALUATIONS_FILE, log.digest()));
+        let logs: LogDigests =
+            logs.into_iter().chain(evaluations).map(|(name, digest)| (name.to_string(), digest)).collect();
         self.write_products()?;
         let copy = checkpoint::host_memory_has_room_for(checkpoint::checkpoint_bytes(&self.trainer));
         let (base, state) = (self.base.clone(), self.state.clone());
         let snapshot =
             CheckpointSnapshot::capture(&self.trainer, base, state.clone(), self.train_loop.resume_files()?, copy)?
                 .with_logs(logs);
-        self.saved = state.step;
+        self.saved = Some(state.step);
         let (out, keep) = (self.setup.options.out.clone(), self.setup.options.save_total_limit);
         let job = move || {
             snapshot.write(&out)?;
-            best::write_trainer_state(&out, state.rewards.best, state.step, state.steps)?;
-            checkpoint::remove_old_checkpoints(&out, keep, state.rewards.best.map(|best| best.step))
+            let best = state.rewards.best.as_ref();
+            best::write_trainer_state(&out, best, state.step, state.steps)?;
+            checkpoint::remove_old_checkpoints(&out, keep, best.map(|best| best.step))
         };
         if copy { self.writer.start(job) } else { job() }
     }

@@ -5,6 +5,7 @@ pub mod best;
 pub mod checkpoint;
 pub mod digest;
 pub mod digests;
+pub mod evaluations;
 pub mod hashes;
 pub mod later_skipped;
 pub mod output;

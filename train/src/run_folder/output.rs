@@ -15,6 +15,7 @@ use crate::reporting::metrics::{self, JsonlLog, SkippedRow, StepMetrics};
 use crate::run_folder::checkpoint::{self, write_synced_with_mode};
 use crate::run_folder::digest;
 use crate::run_folder::digests::{self, CheckpointDigests};
+use crate::run_folder::evaluations::EVALUATIONS_FILE;
 use crate::run_folder::later_skipped;
 use crate::run_folder::previous::PreviousRun;
 use crate::run_folder::resume::RunState;
@@ -166,8 +167,8 @@ pub struct RecordedLogs {
     metrics: Vec<String>,
     /// The lines of `skipped.jsonl` up to the checkpoint.
     skipped: Vec<String>,
-    /// The weights' fingerprint after the last of these steps, as `metrics.jsonl` has it.
-    pub hash: Option<String>,
+    /// The last of these steps.
+    pub last: Option<StepMetrics>,
 }
 
 /// Reads what the run that wrote the checkpoint in `folder` had logged up to there: one line of metrics per step, and
@@ -177,7 +178,7 @@ pub struct RecordedLogs {
 /// The logs lack lines, or are not what the run wrote.
 pub fn recorded_logs(folder: &Path, state: &RunState, digests: Option<&CheckpointDigests>) -> Result<RecordedLogs> {
     let home = home_of(folder);
-    for name in [METRICS_FILE, SKIPPED_FILE] {
+    for name in [METRICS_FILE, SKIPPED_FILE, EVALUATIONS_FILE] {
         digests::verify_log(folder, home, name, digests)?;
     }
     let step = state.step;
@@ -190,7 +191,7 @@ pub fn recorded_logs(folder: &Path, state: &RunState, digests: Option<&Checkpoin
     let mut skipped = metrics::read_matching_lines(&home.join(SKIPPED_FILE), |_: &SkippedRow| true)?;
     skipped.truncate(state.position.skipped.len());
     let last = metrics.last().and_then(|line| serde_json::from_str::<StepMetrics>(line).ok());
-    Ok(RecordedLogs { metrics, skipped, hash: last.map(|last| last.hash) })
+    Ok(RecordedLogs { metrics, skipped, last })
 }
 
 /// The output folder of the run that wrote the checkpoint in `folder`.

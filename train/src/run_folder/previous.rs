@@ -21,6 +21,7 @@ use crate::reporting::wandb;
 use crate::rollout::ROLLOUTS_FOLDER;
 use crate::run_folder::best::TRAINER_STATE_FILE;
 use crate::run_folder::checkpoint;
+use crate::run_folder::evaluations::{self, EVALUATIONS_FILE, EVALUATIONS_FOLDER};
 use crate::run_folder::hashes::HASHES_FILE;
 use crate::run_folder::later_skipped::LATER_SKIPPED_FILE;
 use crate::run_folder::output::{METRICS_FILE, RUN_FILE, SKIPPED_FILE};
@@ -60,6 +61,7 @@ impl PreviousRun {
             rename(&out.join(&path), &moving.join(&path))?;
         }
         wandb::remove_empty_folder(out)?;
+        evaluations::remove_empty_folder(out)?;
         rename(&moving, &out.join(ASIDE))?;
         Ok(Self { out: out.to_path_buf(), is_aside: true })
     }
@@ -118,6 +120,7 @@ fn put_back(out: &Path) -> Result<()> {
         removed.map_err(|e| TrainError::cannot_write(&path, e))?;
     }
     wandb::remove_empty_folder(out)?;
+    evaluations::remove_empty_folder(out)?;
     rename(&out.join(ASIDE), &out.join(MOVING))?;
     move_back(out)
 }
@@ -125,8 +128,12 @@ fn put_back(out: &Path) -> Result<()> {
 fn move_back(out: &Path) -> Result<()> {
     let moving = out.join(MOVING);
     for path in names_in(&moving)? {
-        // Only the folder of Weights & Biases is moved in parts: the one in OUT may have files of the user.
-        let parts = if path.as_os_str() == wandb::FOLDER { wandb::run_folders(&moving)? } else { vec![path] };
+        // The folders of Weights & Biases and of evaluations are moved in parts: those in OUT may have files of the user.
+        let parts = match path.to_str() {
+            Some(wandb::FOLDER) => wandb::run_folders(&moving)?,
+            Some(EVALUATIONS_FOLDER) => evaluations::step_folders(&moving)?,
+            _ => vec![path],
+        };
         parts.iter().try_for_each(|part| rename(&moving.join(part), &out.join(part)))?;
     }
     fs::remove_dir_all(&moving).map_err(|e| TrainError::cannot_write(&moving, e))
@@ -149,6 +156,7 @@ fn run_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = names_in(folder)?;
     files.retain(|name| is_run_file(&name.to_string_lossy()) || is_checkpoint(name));
     files.extend(wandb::run_folders(folder)?);
+    files.extend(evaluations::step_folders(folder)?);
     Ok(files)
 }
 
@@ -167,6 +175,7 @@ fn is_run_file(name: &str) -> bool {
         RUN_FILE,
         TRAINER_STATE_FILE,
         HASHES_FILE,
+        EVALUATIONS_FILE,
         ADAPTER_CONFIG_FILE,
         ADAPTER_WEIGHTS_FILE,
         ROLLOUTS_FOLDER,
@@ -181,7 +190,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const FILES: [&str; 8] = [
+    const FILES: [&str; 9] = [
         "metrics.jsonl",
         "run.json",
         "model.safetensors",
@@ -189,6 +198,7 @@ mod tests {
         "rollouts/000001.jsonl",
         "checkpoint-3/training/state.json",
         "wandb/offline-run-20260101_000000-abcd1234/run-abcd1234.wandb",
+        "eval/step-2/mmvu.jsonl",
         "notes.txt",
     ];
 
@@ -259,7 +269,7 @@ mod tests {
         /// A kill in the middle of moving files, in either direction, or of the first step, loses nothing.
         #[test]
         fn killed_process_loses_no_file(
-            chosen in prop::sample::subsequence(FILES.to_vec(), 1..=FILES.len()), moved in 0usize..9, early: bool,
+            chosen in prop::sample::subsequence(FILES.to_vec(), 1..=FILES.len()), moved in 0usize..10, early: bool,
         ) {
             let dir = tempfile::tempdir().unwrap();
             let out = dir.path().join("out");

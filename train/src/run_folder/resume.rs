@@ -87,6 +87,9 @@ pub struct RunState {
     /// The rewards since the last checkpoint, and the best checkpoint.
     #[serde(default)]
     pub rewards: RewardTracker,
+    /// The last step whose evaluation is complete; absent in runs without evaluations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluated: Option<u64>,
     /// Fingerprint of the trained weights after the step; empty in checkpoints of earlier versions.
     #[serde(default)]
     pub hash: String,
@@ -94,7 +97,7 @@ pub struct RunState {
 
 /// Options that a resumed run may change. Either they do not influence the resulting weights, or they are paths and
 /// the fingerprint of the file is compared instead.
-const NOT_COMPARED: [&str; 19] = [
+const NOT_COMPARED: [&str; 29] = [
     "model",
     "data",
     "media_root",
@@ -114,6 +117,16 @@ const NOT_COMPARED: [&str; 19] = [
     "serve",
     "serve_kv_memory",
     "serve_share",
+    "eval_steps",
+    "eval_on_start",
+    "eval_benchmark",
+    "eval_data",
+    "eval_media_root",
+    "eval_limit",
+    "eval_skip_bad_rows",
+    "eval_max_new_tokens",
+    "eval_batch_size",
+    "metric_for_best_model",
 ];
 
 /// Options that set the number of steps. A resumed run may change them too, because the finished steps stay valid.
@@ -187,6 +200,7 @@ pub fn fresh_run_state<O: TrainingOptions>(
         options: result_options(setup),
         parameter_steps: BTreeMap::new(),
         rewards: RewardTracker::default(),
+        evaluated: None,
         hash: String::new(),
     })
 }

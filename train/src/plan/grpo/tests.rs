@@ -81,6 +81,7 @@ fn plan_equals_the_peak_of_a_run() {
             quiet: true,
             stop: &never,
             server: None,
+            evaluator: None,
         };
         let config = ModelConfig::open(&model).unwrap();
         let plan = plan_run_on_data(&setup, stored_weight_dtype(&model, &config)).unwrap();

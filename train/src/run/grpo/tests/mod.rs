@@ -51,6 +51,7 @@ impl Case {
             quiet: true,
             stop: &self.stop,
             server: None,
+            evaluator: None,
         })
     }
 }

@@ -49,6 +49,7 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
         quiet: true,
         stop: &case.stop,
         server: None,
+        evaluator: None,
     };
     let prompts = PromptSource::open(&setup).unwrap();
     let samples = (0..options.groups_per_step())

@@ -54,6 +54,7 @@ fn prompts(dir: &Path) -> Vec<ModelInput> {
         quiet: true,
         stop: &case.stop,
         server: None,
+        evaluator: None,
     };
     let prompts = PromptSource::open(&setup).unwrap();
     [1, 0, 2].map(|row| prompts.prompt(row).unwrap().tokens).into()

@@ -72,6 +72,7 @@ impl Case {
             quiet: true,
             stop: &self.stop,
             server: None,
+            evaluator: None,
         })
     }
 }

@@ -1,0 +1,218 @@
+//! The questions of benchmarks, and the fixed protocol by which they are asked. `reel eval` and evaluations during
+//! training use it, so both ask the same questions in the same way.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Result;
+use reel_diagnostic::escape_controls;
+use reel_engine::{EngineError, SamplingParams};
+use reel_eval::{BenchmarkRow, LoadedBenchmark, Task, load_benchmark};
+use reel_media::profile::MediaProfile;
+use reel_media::selection::select_frames;
+use reel_model::input::MediaOptions;
+use reel_prompts::QuestionTemplate;
+use reel_train::data::dataset::Dataset;
+use reel_train::options::Recipe;
+use reel_train::predict::{RowConversations, SamplingSettings};
+use serde_json::{Map, Value, json};
+
+use super::results;
+use super::shard::Shard;
+use crate::fail::{bad_usage, failed};
+use crate::media::{MediaFlags, error_naming_option};
+use crate::predictor::decimal;
+
+/// The frame and pixel limits of the reference's evaluation, which `--profile` replaces.
+const DEFAULT_PROFILE: &str = "videorft-eval";
+
+/// Nucleus sampling of the model cards.
+pub const DEFAULT_TOP_P: f32 = 0.001;
+
+/// A benchmark and its rows.
+#[derive(Debug)]
+pub struct Benchmark {
+    pub task: Task,
+    pub loaded: LoadedBenchmark,
+}
+
+/// How the questions of benchmarks are asked.
+#[derive(Debug)]
+pub struct Protocol {
+    /// Folder with the benchmarks' own files; or, for one benchmark, its file.
+    pub data: PathBuf,
+    /// Folder that the paths of videos are relative to; `None` is the folder of the benchmark's files.
+    pub media_root: Option<PathBuf>,
+    /// Answer only the first questions of each benchmark.
+    pub limit: Option<usize>,
+    /// Leave out rows that cannot be used.
+    pub skip_bad_rows: bool,
+    /// Show only the part of a video that the question is about.
+    pub clips: bool,
+    /// Ask without videos and images.
+    pub text_only: bool,
+    /// Whose rules apply where papers and code differ.
+    pub parity: Recipe,
+    /// Frames and pixels, with the profile of evaluations if none is given.
+    pub media: MediaFlags,
+    pub sampling: SamplingSettings,
+}
+
+/// The questions of one benchmark, ready to be asked.
+#[derive(Debug)]
+pub struct Questions {
+    pub rows: Arc<RowConversations>,
+    /// Fingerprint of all rows of the benchmark.
+    pub fingerprint: String,
+    /// The options that influence the answers, by name.
+    pub options: Map<String, Value>,
+}
+
+impl Protocol {
+    /// The protocol of `reel eval` without options: all questions of the benchmarks in `data`, with videos.
+    pub fn new(data: &Path, parity: Recipe, media: &MediaFlags, sampling: SamplingSettings) -> Self {
+        Self {
+            data: data.to_path_buf(),
+            media_root: None,
+            limit: None,
+            skip_bad_rows: false,
+            clips: false,
+            text_only: false,
+            parity,
+            media: media.with_default_profile(DEFAULT_PROFILE),
+            sampling,
+        }
+    }
+
+    /// Reads the data of the benchmarks.
+    ///
+    /// # Errors
+    /// A file is missing or is not of its benchmark; a row cannot be used; no video is there.
+    pub fn load(&self, tasks: Vec<Task>, quiet: bool) -> Result<Vec<Benchmark>> {
+        tasks.into_iter().map(|task| self.load_one(task, quiet)).collect()
+    }
+
+    fn load_one(&self, task: Task, quiet: bool) -> Result<Benchmark> {
+        let mut loaded = load_benchmark(&task, &self.data, self.media_root.as_deref(), self.skip_bad_rows)?;
+        if self.text_only {
+            loaded.rows.iter_mut().for_each(BenchmarkRow::remove_media);
+        }
+        check_videos(&task, &mut loaded, self.skip_bad_rows, quiet)?;
+        loaded.rows.truncate(self.limit.unwrap_or(usize::MAX));
+        self.select_frames(&mut loaded)?;
+        Ok(Benchmark { task, loaded })
+    }
+
+    /// Applies `--clips`, and selects frames of videos that are image files as those of a video file are.
+    fn select_frames(&self, loaded: &mut LoadedBenchmark) -> Result<()> {
+        let profile = self.media.profile(MediaProfile::Qwen)?;
+        let overrides = self.media.overrides(profile)?;
+        for clip in loaded.rows.iter_mut().filter_map(|row| row.video.as_mut()) {
+            if !self.clips {
+                (clip.start, clip.end) = (None, None);
+            }
+            clip.select_frames(|frames, fps| match frames {
+                // A single image is shown as it is; the rules of videos need two frames.
+                1 => Ok((vec![0], fps)),
+                _ => select_frames(frames as u64, fps, profile, &overrides)
+                    .map(|choice| (choice.indices, choice.sample_fps)),
+            })
+            .map_err(error_naming_option)?;
+        }
+        Ok(())
+    }
+
+    /// The questions of a benchmark; with a shard, those of one part. `options` are those of whoever answers, to which
+    /// the options of the protocol are added.
+    ///
+    /// # Errors
+    /// The shard has no row.
+    pub fn questions(
+        &self,
+        benchmark: &Benchmark,
+        media: MediaOptions,
+        mut options: Map<String, Value>,
+        seed: u64,
+        shard: Option<Shard>,
+    ) -> Result<Questions> {
+        let Benchmark { task, loaded } = benchmark;
+        let rows: Vec<String> =
+            loaded.rows.iter().map(|row| Value::Object(row.to_json(task, self.parity)).to_string()).collect();
+        let fingerprint = reel_data::fingerprint::bytes_fingerprint(rows.join("\n").as_bytes());
+        // Rows of other parts are blank lines, so that a row has the same line number in messages whatever the parts are.
+        let text: String = rows
+            .iter()
+            .enumerate()
+            .map(|(i, row)| if shard.is_none_or(|shard| shard.has(i)) { format!("{row}\n") } else { "\n".into() })
+            .collect();
+        if text.trim().is_empty() {
+            let what = format!("leaves no row of {} for this part", task.title);
+            return Err(bad_usage("--shard", what, format!("use at most {} parts", rows.len())));
+        }
+        let params = &self.sampling.params;
+        options.insert("temperature".into(), decimal(params.temperature));
+        options.insert("top_p".into(), decimal(params.top_p));
+        options.insert("repetition_penalty".into(), decimal(params.repetition_penalty));
+        options.insert("parity".into(), json!(self.parity));
+        options.insert("benchmark".into(), json!(task.name));
+        options.insert("task_version".into(), json!(task.version));
+        options.insert("data_files".into(), results::describe_data(loaded));
+        let given =
+            [("limit", self.limit.map(|limit| json!(limit))), ("text_only", self.text_only.then(|| json!(true)))];
+        options.extend(given.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))));
+        if let Some(shard) = shard {
+            options.insert("shard".into(), json!(shard.to_string()));
+        }
+        let dataset = Dataset::parse(Path::new(&task.name), text)?;
+        // The prompts are complete; the template says only that frame times are the true ones.
+        let rules = (self.parity, QuestionTemplate::Evaluation);
+        let rows = Arc::new(RowConversations::new(dataset, media, &loaded.media_root, rules, seed));
+        Ok(Questions { rows, fingerprint, options })
+    }
+}
+
+/// Sampling with the temperature of the model cards, or of the scripts with `--parity videorft` or `video-r1`, unless
+/// `temperature` is given.
+///
+/// # Errors
+/// A parameter is out of its range; the error names its option.
+pub fn sampling_settings(
+    parity: Recipe,
+    temperature: Option<f32>,
+    params: SamplingParams,
+    max_new_tokens: usize,
+) -> Result<SamplingSettings> {
+    let default_temperature = if parity == Recipe::Paper { 0.01 } else { 0.1 };
+    let params = SamplingParams { temperature: temperature.unwrap_or(default_temperature), ..params };
+    params.validate().map_err(|e| match e {
+        EngineError::Request(d) => bad_usage(&format!("--{}", d.location.replace('_', "-")), d.what, d.help),
+        other => other.into(),
+    })?;
+    Ok(SamplingSettings { params, max_new_tokens, n: 1, stop: Vec::new() })
+}
+
+/// Refuses a benchmark none of whose videos is there, which is a wrong `--media-root`. If some are missing, warns, or
+/// with `leave_out` leaves their rows out and counts them.
+fn check_videos(task: &Task, loaded: &mut LoadedBenchmark, leave_out: bool, quiet: bool) -> Result<()> {
+    let root = loaded.media_root.clone();
+    let is_missing = |row: &BenchmarkRow| {
+        let path = row.video.as_ref().map(|clip| &clip.path).filter(|path| !path.contains("://"));
+        path.is_some_and(|path| !root.join(path).exists())
+    };
+    let of = loaded.rows.iter().filter(|row| row.video.is_some()).count();
+    let missing: Vec<&BenchmarkRow> = loaded.rows.iter().filter(|row| is_missing(row)).collect();
+    let count = missing.len();
+    let Some(first) = missing.first().and_then(|row| Some(row.video.as_ref()?.path.clone())) else { return Ok(()) };
+    if count == of {
+        let what = format!("has none of the {of} videos of {}; the first is {first}", task.title);
+        return Err(failed(root.display(), what, "give their folder as --media-root"));
+    }
+    if leave_out {
+        loaded.rows.retain(|row| !is_missing(row));
+        loaded.left_out.insert("video is missing".into(), count);
+    } else if !quiet {
+        let (root, first) = (root.display(), escape_controls(&first));
+        eprintln!("warning: {root} lacks the videos of {count} of {of} rows of {}; the first is {first}", task.title);
+    }
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! `--eval-steps` of `reel sft` and `reel grpo`: evaluates the model in training as `reel eval` evaluates a model folder.
+//! The questions, the engine, the predictions files and the scores are those of `reel eval`; only the weights come from
+//! the trainer.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Result;
+use reel_diagnostic::Diagnostic;
+use reel_engine::{Engine, SamplingParams};
+use reel_eval::{EvalError, Extraction, Task};
+use reel_model::features::FeatureCache;
+use reel_model::input::encode::ModelFolder;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::{Cx, DType, Device};
+use reel_train::TrainError;
+use reel_train::options::RunOptions;
+use reel_train::predict::{
+    ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts, SamplingSettings,
+};
+use reel_train::run::{EvaluatedPolicy, PolicyEvaluator};
+use reel_train::run_folder::checkpoint::checkpoint_folder_name;
+use reel_train::run_folder::evaluations::BenchmarkScore;
+use serde_json::json;
+
+use crate::common::CommonOptions;
+use crate::eval::questions::{Benchmark, DEFAULT_TOP_P, Protocol, Questions, sampling_settings};
+use crate::eval::results;
+use crate::eval::run::COMMAND;
+use crate::fail::{UsageError, bad_usage};
+use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
+use crate::model;
+use crate::predictor::{MAX_FEATURES, checked_batch_size, sampling_options};
+use crate::prompt::media_options;
+
+/// Evaluates the model of one run.
+#[derive(Debug)]
+pub struct RunEvaluator {
+    benchmarks: Vec<(Task, Questions, PathBuf)>,
+    /// Tokenizer and chat template.
+    bundle: Arc<ModelFolder>,
+    sampling: SamplingSettings,
+    batch_size: usize,
+    out: PathBuf,
+}
+
+/// What the options of a run say about media and devices, for evaluations as for training.
+#[derive(Clone, Copy, Debug)]
+pub struct EvaluationSetup<'a> {
+    /// The folder of the model that the run starts from.
+    pub model: &'a Path,
+    pub device: &'a Device,
+    pub dtype: DType,
+    pub access: &'a MediaAccessFlags,
+    pub worker: &'a WorkerFlags,
+    pub common: &'a CommonOptions,
+}
+
+impl RunEvaluator {
+    /// Reads the benchmarks of a run; `None` without `--eval-steps`.
+    ///
+    /// # Errors
+    /// A benchmark is unknown, or its data cannot be used.
+    pub fn new(options: &RunOptions, setup: EvaluationSetup<'_>) -> Result<Option<Self>> {
+        if !options.evaluation.is_on() || options.is_check_only() {
+            return Ok(None);
+        }
+        Self::open(options, setup).map(Some).map_err(naming_training_options)
+    }
+
+    fn open(options: &RunOptions, setup: EvaluationSetup<'_>) -> Result<Self> {
+        let EvaluationSetup { device, access, worker, common, .. } = setup;
+        let own = &options.evaluation;
+        let tasks = Task::from_names(own.eval_benchmark.as_deref().unwrap_or_default())?;
+        let params = SamplingParams { top_p: DEFAULT_TOP_P, ..SamplingParams::default() };
+        let sampling = sampling_settings(options.parity, None, params, own.eval_max_new_tokens)?;
+        let data = own.eval_data.clone().unwrap_or_default();
+        let protocol = Protocol {
+            media_root: own.eval_media_root.clone(),
+            limit: own.eval_limit,
+            skip_bad_rows: own.eval_skip_bad_rows,
+            ..Protocol::new(&data, options.parity, &MediaFlags::default(), sampling.clone())
+        };
+        if let Some(folder) = own.eval_media_root.as_ref().filter(|folder| !folder.is_dir()) {
+            let what = format!("is {}, which is not a folder", folder.display());
+            return Err(bad_usage("--media-root", what, "give the folder of the benchmarks' videos"));
+        }
+        let loaded = protocol.load(tasks, common.quiet || common.json)?;
+        let prepare = |benchmark: Benchmark| {
+            let media_root = benchmark.loaded.media_root.clone();
+            let media = media_options(&protocol.media, worker, None, access.media_access(&media_root), false, common)?;
+            let mut compared = sampling_options(&sampling, &media, common);
+            compared.insert("dtype".into(), json!(setup.dtype.name()));
+            let questions = protocol.questions(&benchmark, media, compared, common.seed(), None)?;
+            Ok((benchmark.task, questions, media_root))
+        };
+        Ok(Self {
+            benchmarks: loaded.into_iter().map(prepare).collect::<Result<_>>()?,
+            bundle: Arc::new(ModelFolder::open(setup.model)?),
+            batch_size: checked_batch_size(own.eval_batch_size, device)?,
+            sampling,
+            out: options.out.clone(),
+        })
+    }
+
+    /// The predictions file of a benchmark with what an earlier process has answered with the same weights. Answers of
+    /// other weights or options are replaced.
+    fn predictions(
+        &self,
+        (task, questions, media_root): &(Task, Questions, PathBuf),
+        policy: &EvaluatedPolicy<'_>,
+        folder: &Path,
+    ) -> reel_train::Result<PredictionFile> {
+        let file = results::predictions_file(folder, &task.name);
+        let model = self.out.join(checkpoint_folder_name(policy.step));
+        let settings = PredictionSettings::of_policy(
+            COMMAND,
+            (&model, policy.hash),
+            (Path::new(&task.name), questions.fingerprint.clone(), questions.rows.data().len()),
+            questions.options.clone(),
+            policy.device,
+            self.batch_size,
+        )
+        .with_media_root(media_root);
+        let open = |existing| PredictionFile::open(&file, existing, settings.clone(), |row| questions.rows.columns(row));
+        open(ExistingOutput::Resume).or_else(|_| open(ExistingOutput::Overwrite))
+    }
+
+    fn answer_and_score(
+        &self,
+        benchmark: &(Task, Questions, PathBuf),
+        policy: &EvaluatedPolicy<'_>,
+        engine: &Engine<'_>,
+        folder: &Path,
+    ) -> reel_train::Result<BenchmarkScore> {
+        let (task, questions, _) = benchmark;
+        let file = self.predictions(benchmark, policy, folder)?;
+        if PredictionSummary::of_complete_file(&file).is_none() {
+            let run = PredictionRun {
+                prompts: Arc::new(RowPrompts::new(questions.rows.clone(), self.bundle.clone())),
+                engine,
+                sampling: self.sampling.clone(),
+                max_kv_bytes: model::kv_bytes(policy.device),
+                strict: false,
+                quiet: true,
+                stop: policy.stop,
+                server: policy.server,
+            };
+            run.run(file)?;
+        }
+        let score = || {
+            let report = results::score_and_write(task, folder, Extraction::default(), true)?.report;
+            Ok(BenchmarkScore {
+                n: report.n,
+                score: report.overall,
+                ci95: report.overall_ci95,
+                errors: report.errors,
+                truncated: report.truncated,
+                completion_tokens: results::completion_tokens(&results::predictions_file(folder, &task.name))?,
+            })
+        };
+        score().map_err(|e| as_train_error(e, folder))
+    }
+}
+
+impl PolicyEvaluator for RunEvaluator {
+    fn benchmarks(&self) -> Vec<String> {
+        self.benchmarks.iter().map(|(task, ..)| task.name.clone()).collect()
+    }
+
+    fn evaluate(
+        &self,
+        policy: &EvaluatedPolicy<'_>,
+        folder: &Path,
+    ) -> reel_train::Result<BTreeMap<String, BenchmarkScore>> {
+        std::fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))?;
+        // A cache of vision tokens of its own: that of the policy, if it has one, stays as the training has left it.
+        let features = Some(Arc::new(FeatureCache::new(MAX_FEATURES)));
+        let weights = Qwen25Vl { features, ..policy.model.clone() };
+        let cx = Cx::inference(policy.device, policy.dtype);
+        let engine = Engine::new(&weights, &cx)?.max_slots(self.batch_size).interrupt_flag(policy.stop);
+        let score = |benchmark: &(Task, Questions, PathBuf)| {
+            Ok((benchmark.0.name.clone(), self.answer_and_score(benchmark, policy, &engine, folder)?))
+        };
+        self.benchmarks.iter().map(score).collect()
+    }
+}
+
+/// The error of a scored evaluation as one of the run.
+fn as_train_error(e: anyhow::Error, folder: &Path) -> TrainError {
+    match e.downcast::<TrainError>() {
+        Ok(e) => e,
+        Err(e) => match e.downcast::<Diagnostic>() {
+            Ok(diagnostic) => TrainError::Output(diagnostic),
+            Err(e) => {
+                let help = "remove the cause, then resume with --resume-from-checkpoint last";
+                TrainError::output(folder.display().to_string(), e.to_string(), help)
+            }
+        },
+    }
+}
+
+/// Makes the error of an option of `reel eval` one about the option of the training command, which begins with `eval-`.
+fn naming_training_options(e: anyhow::Error) -> anyhow::Error {
+    let is_usage = e.is::<UsageError>() || e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error);
+    let options = ["benchmark", "data", "media-root", "skip-bad-rows", "batch-size"];
+    let text = options.iter().fold(e.to_string(), |text, name| {
+        text.replace(&format!("--{name}"), &format!("--eval-{name}"))
+    });
+    if is_usage { UsageError(text).into() } else { anyhow::Error::msg(text) }
+}

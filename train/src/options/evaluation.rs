@@ -1,0 +1,175 @@
+//! The options of evaluations during training, with the names of transformers' Trainer where it has them.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+use super::{check, run};
+use crate::Result;
+
+/// By which number checkpoints are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BestMetric {
+    /// Mean score over the benchmarks of --eval-benchmark
+    Eval,
+    /// Mean reward over the steps since the checkpoint before (grpo)
+    Reward,
+    /// No checkpoint is the best one
+    None,
+}
+
+/// The options of evaluations during training.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[command(next_help_heading = "Evaluation options")]
+pub struct EvaluationOptions {
+    /// Evaluate the model in training on benchmarks after every N steps and after the last one, as reel eval does; 0 does
+    /// not evaluate
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub eval_steps: u64,
+    /// Evaluate before the first step, too
+    #[arg(long)]
+    pub eval_on_start: bool,
+    /// Benchmarks, separated by commas, or a task file (.toml), as --benchmark of reel eval
+    #[arg(long, value_name = "NAME")]
+    pub eval_benchmark: Option<String>,
+    /// Folder with the benchmarks' own files, as published; or, for one benchmark, its file
+    #[arg(long, value_name = "DIR")]
+    pub eval_data: Option<PathBuf>,
+    /// Folder that the paths of the benchmarks' videos are relative to [default: the folder of the benchmark's files]
+    #[arg(long, value_name = "DIR")]
+    pub eval_media_root: Option<PathBuf>,
+    /// Answer only the first N questions of each benchmark
+    #[arg(long, value_name = "N")]
+    pub eval_limit: Option<usize>,
+    /// Leave out rows of benchmarks that cannot be used, and count them
+    #[arg(long)]
+    pub eval_skip_bad_rows: bool,
+    /// Maximum number of tokens of an answer to a benchmark's question
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub eval_max_new_tokens: usize,
+    /// Maximum number of answers that decode together; memory may allow fewer [default: 256 on cuda, else 32]
+    #[arg(long, value_name = "N")]
+    pub eval_batch_size: Option<usize>,
+    /// By which number checkpoints are compared: eval (mean score over the benchmarks), reward (mean reward of grpo) or
+    /// none [default: eval with --eval-steps, else reward]
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "METRIC")]
+    pub metric_for_best_model: Option<BestMetric>,
+}
+
+impl Default for EvaluationOptions {
+    fn default() -> Self {
+        run::default_options()
+    }
+}
+
+impl EvaluationOptions {
+    /// Whether the run evaluates the model in training.
+    pub fn is_on(&self) -> bool {
+        self.eval_steps > 0
+    }
+
+    /// Whether the model is evaluated after step `step` of a run of `steps` steps.
+    pub fn is_due(&self, step: u64, steps: u64) -> bool {
+        match (self.is_on(), step) {
+            (false, _) => false,
+            (true, 0) => self.eval_on_start,
+            (true, step) => step.is_multiple_of(self.eval_steps) || step == steps,
+        }
+    }
+
+    /// By which number checkpoints are compared.
+    pub fn best_metric(&self) -> BestMetric {
+        let default = if self.is_on() { BestMetric::Eval } else { BestMetric::Reward };
+        self.metric_for_best_model.unwrap_or(default)
+    }
+
+    /// Checks the values. `save_steps` is the value of `--save-steps`.
+    pub(super) fn validate(&self, save_steps: u64) -> Result<()> {
+        let metric = self.best_metric();
+        if !self.is_on() {
+            let given = [
+                ("--eval-on-start", self.eval_on_start),
+                ("--eval-benchmark", self.eval_benchmark.is_some()),
+                ("--eval-data", self.eval_data.is_some()),
+                ("--eval-media-root", self.eval_media_root.is_some()),
+                ("--eval-limit", self.eval_limit.is_some()),
+                ("--eval-skip-bad-rows", self.eval_skip_bad_rows),
+                ("--eval-batch-size", self.eval_batch_size.is_some()),
+                ("--metric-for-best-model eval", metric == BestMetric::Eval),
+            ];
+            let first = given.iter().find(|(_, given)| *given).map_or("", |(flag, _)| flag);
+            let help = "give --eval-steps N to evaluate after every N steps, or leave it out";
+            return check(first.is_empty(), first, "has no effect without --eval-steps".into(), help);
+        }
+        let given = |flag: &str, is_given: bool, help: &str| {
+            check(is_given, flag, "is missing, but --eval-steps is given".into(), help)
+        };
+        let names = self.eval_benchmark.as_deref().is_some_and(|names| !names.is_empty());
+        given("--eval-benchmark", names, "name benchmarks such as mmvu,videomme, or a task file")?;
+        given("--eval-data", self.eval_data.is_some(), "give the folder with the benchmarks' files")?;
+        let some = |flag: &str, n: usize| check(n > 0, flag, "is 0".into(), "give 1 or more");
+        some("--eval-limit", self.eval_limit.unwrap_or(1))?;
+        some("--eval-max-new-tokens", self.eval_max_new_tokens)?;
+        some("--eval-batch-size", self.eval_batch_size.unwrap_or(1))?;
+        let has_scores = metric != BestMetric::Eval || save_steps.is_multiple_of(self.eval_steps);
+        let what = format!(
+            "is {save_steps}, which is not a multiple of --eval-steps {}, so some checkpoints would have no score",
+            self.eval_steps
+        );
+        check(has_scores, "--save-steps", what, "give a multiple, or --metric-for-best-model none")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> EvaluationOptions {
+        EvaluationOptions {
+            eval_steps: 4,
+            eval_benchmark: Some("mmvu".into()),
+            eval_data: Some("data".into()),
+            ..EvaluationOptions::default()
+        }
+    }
+
+    #[test]
+    fn evaluations_are_due_after_every_nth_and_the_last_step() {
+        let due = |o: &EvaluationOptions| (0..=10).filter(|&step| o.is_due(step, 10)).collect::<Vec<u64>>();
+        assert_eq!(due(&options()), [4, 8, 10]);
+        assert_eq!(due(&EvaluationOptions { eval_on_start: true, ..options() }), [0, 4, 8, 10]);
+        assert_eq!(due(&EvaluationOptions::default()), [0; 0]);
+    }
+
+    #[test]
+    fn senseless_values_are_refused_by_their_flag() {
+        let refused = |o: EvaluationOptions, save_steps: u64, words: [&str; 2]| {
+            let e = o.validate(save_steps).unwrap_err();
+            assert!(e.is_usage_error() && e.to_string().starts_with(words[0]), "{e}");
+            assert!(e.to_string().contains(words[1]), "{e}");
+        };
+        options().validate(0).unwrap();
+        options().validate(8).unwrap();
+        EvaluationOptions::default().validate(500).unwrap();
+        refused(EvaluationOptions { eval_data: None, ..options() }, 8, ["--eval-data: is missing", "folder"]);
+        refused(EvaluationOptions { eval_benchmark: None, ..options() }, 8, ["--eval-benchmark: is missing", "mmvu"]);
+        refused(EvaluationOptions { eval_limit: Some(0), ..options() }, 8, ["--eval-limit: is 0", "1 or more"]);
+        refused(options(), 6, ["--save-steps: is 6", "--eval-steps 4"]);
+        EvaluationOptions { metric_for_best_model: Some(BestMetric::None), ..options() }.validate(6).unwrap();
+        let off = EvaluationOptions { eval_steps: 0, ..options() };
+        refused(off, 8, ["--eval-benchmark: has no effect without", "--eval-steps N"]);
+        let metric = EvaluationOptions { metric_for_best_model: Some(BestMetric::Eval), ..Default::default() };
+        refused(metric, 8, ["--metric-for-best-model eval: has no effect", "--eval-steps N"]);
+    }
+
+    #[test]
+    fn checkpoints_are_compared_by_the_evaluation_if_there_is_one() {
+        assert_eq!(options().best_metric(), BestMetric::Eval);
+        assert_eq!(EvaluationOptions::default().best_metric(), BestMetric::Reward);
+        let reward = EvaluationOptions { metric_for_best_model: Some(BestMetric::Reward), ..options() };
+        assert_eq!(reward.best_metric(), BestMetric::Reward);
+    }
+}
