@@ -56,8 +56,16 @@ const INPUTS: [&str; 28] = [
 ];
 
 /// Files and folders that a training command writes into its output folder, beside weights and checkpoints.
-const RUN_FILES: [&str; 8] =
-    ["metrics.jsonl", "skipped.jsonl", "run.json", "trainer_state.json", "hashes.bin", "rollouts", "eval.jsonl", "eval"];
+const RUN_FILES: [&str; 8] = [
+    "metrics.jsonl",
+    "skipped.jsonl",
+    "run.json",
+    "trainer_state.json",
+    "hashes.bin",
+    "rollouts",
+    "eval.jsonl",
+    "eval",
+];
 
 /// Files of a model folder beside its weights. Training commands, `merge` and `init` write them into their folder.
 const MODEL_FILES: [&str; 10] = [

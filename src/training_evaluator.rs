@@ -123,7 +123,8 @@ impl RunEvaluator {
             self.batch_size,
         )
         .with_media_root(media_root);
-        let open = |existing| PredictionFile::open(&file, existing, settings.clone(), |row| questions.rows.columns(row));
+        let open =
+            |existing| PredictionFile::open(&file, existing, settings.clone(), |row| questions.rows.columns(row));
         open(ExistingOutput::Resume).or_else(|_| open(ExistingOutput::Overwrite))
     }
 
@@ -205,8 +206,7 @@ fn as_train_error(e: anyhow::Error, folder: &Path) -> TrainError {
 fn naming_training_options(e: anyhow::Error) -> anyhow::Error {
     let is_usage = e.is::<UsageError>() || e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error);
     let options = ["benchmark", "data", "media-root", "skip-bad-rows", "batch-size"];
-    let text = options.iter().fold(e.to_string(), |text, name| {
-        text.replace(&format!("--{name}"), &format!("--eval-{name}"))
-    });
+    let text =
+        options.iter().fold(e.to_string(), |text, name| text.replace(&format!("--{name}"), &format!("--eval-{name}")));
     if is_usage { UsageError(text).into() } else { anyhow::Error::msg(text) }
 }

@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::{check_page, file_names_in, golden, metrics_without_times, run_in, send_signal, tiny_model};
 
-/// A task file with rows of text and of a video, and a score that differs between rows.
+/// A task file for rows of text and of videos.
 const TASK: &str = r#"
 name = "mine"
 title = "Mine"
@@ -24,10 +25,13 @@ template = "{question}\n{options}"
 name = "own"
 files = ["*.jsonl"]
 columns = ["q", "o", "a", "v"]
-row = { id = "{row.number}", question = "{q}", kind = "multiple choice", options = "o", answer = "{a}", answer-form = "index", video = ["{v}"] }
+row = { id = "{row.number}", question = "{q}", kind = "multiple choice", options = "o", answer = "{a}", answer-form = "index" }
+[[layout.case]]
+when = { v = ["clip"] }
+row = { video = ["clip.mp4"] }
 "#;
 
-/// A folder with a tiny model, rows for both commands, and a benchmark of five rows.
+/// A folder with a tiny model, rows for both commands, and a benchmark of four rows, of which the last two have a video.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
@@ -42,9 +46,8 @@ fn folder() -> tempfile::TempDir {
     let prompt =
         |i: usize| json!({"prompt": [asked(i)], "solution": "<answer>A</answer>", "problem_type": "multiple choice"});
     write("prompts.jsonl", &mut (0..12).map(prompt));
-    let question =
-        |i: usize| json!({"q": format!("Which {i}?"), "o": ["x", "y", "z"], "a": i % 3, "v": "clip.mp4"});
-    write("bench/rows.jsonl", &mut (0..5).map(question));
+    let question = |i: usize| json!({"q": format!("Which {i}?"), "o": ["x", "y", "z"], "a": i % 3, "v": if i < 2 { "none" } else { "clip" }});
+    write("bench/rows.jsonl", &mut (0..4).map(question));
     fs::copy(golden("train/sft_videorft_mp4/media/clip.mp4"), at.join("bench/clip.mp4")).expect("copied");
     fs::write(at.join("mine.toml"), TASK).expect("written");
     folder
@@ -104,8 +107,13 @@ fn assert_equals_reel_eval(at: &Path, out: &str, step: u64, more: &str) {
     assert_eq!(line["benchmarks"]["mine"]["score"], a["overall"]);
     assert_eq!(line["benchmarks"]["mine"]["ci95"], a["overall_ci95"]);
     // The folder is one of an evaluation: it is compared and shown as those of `reel eval`.
-    let compared = run_in(at, ["eval", "compare", &format!("{out}/eval/step-{step}"), &alone, "--benchmark", "mine.toml"]);
-    assert!(compared.ok().contains("only A right 0, only B right 0") && compared.stderr.is_empty(), "{}", compared.stderr);
+    let compared =
+        run_in(at, ["eval", "compare", &format!("{out}/eval/step-{step}"), &alone, "--benchmark", "mine.toml"]);
+    assert!(
+        compared.ok().contains("only A right 0, only B right 0") && compared.stderr.is_empty(),
+        "{}",
+        compared.stderr
+    );
 }
 
 #[test]
@@ -164,24 +172,31 @@ fn best_checkpoint_has_the_highest_score_and_stays() {
     let best = lines.iter().fold(&lines[0], |best, line| if score(line) > score(best) { line } else { best });
     let state = read(&at.join("a/trainer_state.json"));
     assert_eq!((&state["best_global_step"], &state["best_metric"]), (&best["step"], &best["score"]));
-    assert_eq!(state["metric_for_best_model"], "eval/mine(5)");
+    assert_eq!(state["metric_for_best_model"], "eval/mine(4)");
     let kept = format!("checkpoint-{}", best["step"]);
     assert!(at.join("a").join(&kept).is_dir() && at.join("a/checkpoint-6").is_dir());
     let checkpoints = file_names_in(&at.join("a")).into_iter().filter(|name| name.starts_with("checkpoint-"));
     assert_eq!(checkpoints.count(), if kept == "checkpoint-6" { 1 } else { 2 });
 }
 
-/// Starts a run, stops it with a signal when `is_time` says so, and waits for its end.
-fn stop_when(at: &Path, args: Vec<String>, signal: &str, is_time: impl Fn() -> bool) {
+/// Starts a run and stops it with a signal in the evaluation of step `step`, when `is_time` says so. Waits for its end.
+fn stop_in_evaluation(at: &Path, args: Vec<String>, step: u64, signal: &str, is_time: impl Fn() -> bool) {
     support::let_children_receive_sigint();
     let mut command = support::reel();
     let mut child =
-        command.current_dir(at).args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        command.current_dir(at).args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut said = BufReader::new(child.stderr.take().expect("stderr")).lines().map(|line| line.expect("text"));
+    let begun = format!("step {step}: evaluating on mine");
+    let mut before = Vec::new();
+    while before.last() != Some(&begun) {
+        before.push(said.next().unwrap_or_else(|| panic!("the run ended before the evaluation: {before:?}")));
+    }
     while !is_time() {
         assert!(child.try_wait().expect("a state").is_none(), "the run ended before it was stopped");
         std::thread::sleep(Duration::from_millis(1));
     }
     send_signal(child.id(), signal);
+    said.for_each(drop);
     child.wait().expect("it ends");
 }
 
@@ -190,21 +205,22 @@ fn stopped_runs_have_the_evaluations_of_an_unbroken_one() {
     let folder = folder();
     let at = folder.path();
     // One answer at a time, so that an evaluation is stopped between two answers.
-    let run = |out: &str, more: &str| words(&[SFT, EVAL, "--eval-batch-size 1 --quiet --out", out, more]);
+    let run = |out: &str, more: &str| words(&[SFT, EVAL, "--max-steps 8 --eval-batch-size 1 --out", out, more]);
     run_in(at, run("whole", "")).ok();
     let answers = |step: u64| {
         let partial = at.join(format!("broken/eval/step-{step}/mine.jsonl.partial"));
         fs::read(partial).unwrap_or_default().iter().filter(|&&byte| byte == b'\n').count()
     };
-    // Killed in the evaluation of step 4: the run goes back to step 2, and comes to step 4 with the same weights.
-    stop_when(at, run("broken", ""), "-KILL", || answers(4) >= 2);
-    assert_eq!(steps(&evaluations(&at.join("broken"))), [2]);
-    let early = fs::read(at.join("broken/eval/step-4/mine.jsonl.partial")).expect("answers");
-    // Interrupted in the evaluation of step 4, with a checkpoint of that step.
-    stop_when(at, run("broken", "--resume-from-checkpoint last"), "-INT", || answers(4) >= 3);
-    assert!(at.join("broken/checkpoint-4").is_dir());
-    assert_eq!(steps(&evaluations(&at.join("broken"))), [2]);
-    let later = fs::read(at.join("broken/eval/step-4/mine.jsonl.partial")).expect("answers");
+    // Killed in the evaluation of step 6: the run goes back to a checkpoint before it, and comes to step 6 with the same
+    // weights.
+    stop_in_evaluation(at, run("broken", ""), 6, "-KILL", || answers(6) >= 1);
+    assert_eq!(steps(&evaluations(&at.join("broken"))), [2, 4]);
+    let early = fs::read(at.join("broken/eval/step-6/mine.jsonl.partial")).expect("answers");
+    // Interrupted in the evaluation of step 6, with a checkpoint of that step.
+    stop_in_evaluation(at, run("broken", "--resume-from-checkpoint last"), 6, "-INT", || true);
+    assert!(at.join("broken/checkpoint-6").is_dir());
+    assert_eq!(steps(&evaluations(&at.join("broken"))), [2, 4]);
+    let later = fs::read(at.join("broken/eval/step-6/mine.jsonl.partial")).expect("answers");
     let whole_lines = early.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
     assert!(later.starts_with(&early[..whole_lines]), "the answers were asked again");
     let resumed = run_in(at, run("broken", "--resume-from-checkpoint last"));
@@ -212,10 +228,14 @@ fn stopped_runs_have_the_evaluations_of_an_unbroken_one() {
     let [whole, broken] = ["whole", "broken"].map(|out| at.join(out));
     assert_eq!(evaluations(&broken), evaluations(&whole));
     assert_eq!(metrics_without_times(&broken), metrics_without_times(&whole));
-    let mut files: Vec<String> = ["model.safetensors", "checkpoint-4/training/optimizer.safetensors"].map(Into::into).into();
-    files.extend([2, 4, 6].map(|step| format!("eval/step-{step}/mine.jsonl")));
+    let mut files: Vec<String> =
+        ["model.safetensors", "checkpoint-6/training/optimizer.safetensors"].map(Into::into).into();
+    files.extend([2, 4, 6, 8].map(|step| format!("eval/step-{step}/mine.jsonl")));
     for file in files {
-        assert!(fs::read(broken.join(&file)).expect("a file") == fs::read(whole.join(&file)).expect("a file"), "{file}");
+        assert!(
+            fs::read(broken.join(&file)).expect("a file") == fs::read(whole.join(&file)).expect("a file"),
+            "{file}"
+        );
     }
     let best = |out: &Path| {
         let mut state = read(&out.join("trainer_state.json"));
@@ -224,16 +244,16 @@ fn stopped_runs_have_the_evaluations_of_an_unbroken_one() {
     };
     assert_eq!(best(&broken), best(&whole));
     // A complete evaluation is not asked again; another one of other options replaces what is there.
-    fs::remove_dir_all(broken.join("checkpoint-6")).expect("removed");
-    let again = run_in(at, words(&[SFT, EVAL, "--eval-batch-size 1 --out broken --resume-from-checkpoint last"]));
+    fs::remove_dir_all(broken.join("checkpoint-8")).expect("removed");
+    let again = run_in(at, run("broken", "--resume-from-checkpoint last"));
     again.ok();
-    assert!(!again.stderr.contains("step 4: evaluating"), "{}", again.stderr);
+    assert!(!again.stderr.contains("step 6: evaluating"), "{}", again.stderr);
     assert_eq!(evaluations(&broken), evaluations(&whole));
-    fs::remove_dir_all(broken.join("checkpoint-6")).expect("removed");
-    run_in(at, run("broken", "--eval-limit 3 --resume-from-checkpoint last")).ok();
+    fs::remove_dir_all(broken.join("checkpoint-8")).expect("removed");
+    run_in(at, run("broken", "--eval-limit 2 --resume-from-checkpoint last")).ok();
     let lines = evaluations(&broken);
-    assert_eq!((&lines[1], &lines[2]["benchmarks"]["mine"]["n"]), (&evaluations(&whole)[1], &json!(3)));
-    assert_eq!(read(&broken.join("trainer_state.json"))["best_global_step"], 6, "scores of other rows do not compare");
+    assert_eq!((&lines[2], &lines[3]["benchmarks"]["mine"]["n"]), (&evaluations(&whole)[2], &json!(2)));
+    assert_eq!(read(&broken.join("trainer_state.json"))["best_global_step"], 8, "scores of other rows do not compare");
 }
 
 #[test]
@@ -243,8 +263,8 @@ fn interrupted_first_evaluation_leaves_the_folder_as_it_was() {
     run_in(at, words(&[SFT, EVAL, "--max-steps 2 --quiet --out a"])).ok();
     fs::write(at.join("a/eval/notes.txt"), "mine").expect("written");
     let before = file_names_in(&at.join("a"));
-    let args = words(&[SFT, EVAL, "--eval-on-start --eval-batch-size 1 --quiet --out a --overwrite"]);
-    stop_when(at, args, "-INT", || at.join("a/eval/step-0/mine.jsonl.partial").exists());
+    let args = words(&[SFT, EVAL, "--eval-on-start --eval-batch-size 1 --out a --overwrite"]);
+    stop_in_evaluation(at, args, 0, "-INT", || true);
     assert_eq!(file_names_in(&at.join("a")), before);
     assert_eq!(file_names_in(&at.join("a/eval")), ["notes.txt", "step-2"]);
 }
@@ -264,7 +284,7 @@ fn wrong_use_is_refused_before_the_first_step() {
     refused("--eval-steps 2 --eval-benchmark none --eval-data bench", 2, &["--eval-benchmark: unknown", "videomme"]);
     refused("--eval-steps 2 --eval-benchmark mine.toml --eval-data gone", 1, &["gone"]);
     refused(&format!("{EVAL} --eval-media-root gone"), 2, &["--eval-media-root: is gone"]);
-    refused(&format!("{EVAL} --eval-media-root tiny"), 1, &["has none of the 5 videos", "--eval-media-root"]);
+    refused(&format!("{EVAL} --eval-media-root tiny"), 1, &["has none of the 2 videos", "--eval-media-root"]);
     refused(&format!("{EVAL} --metric-for-best-model reward"), 2, &["--metric-for-best-model", "no rewards"]);
     refused("--eval-strategy steps", 2, &["--eval-steps"]);
     refused("--eval-accumulation-steps 2", 2, &["reel eval"]);

@@ -31,6 +31,15 @@ pub struct LineSeries {
     pub name: String,
     /// `(step, value)`, sorted by step. Values that are not finite are left out.
     pub points: Vec<(u64, f64)>,
+    /// The interval `[low, high]` of each value, drawn as a bar; empty for values without intervals.
+    pub intervals: Vec<[f64; 2]>,
+}
+
+impl LineSeries {
+    /// A line of values without intervals.
+    pub fn new(name: &str, points: Vec<(u64, f64)>) -> Self {
+        Self { name: name.into(), points, intervals: Vec::new() }
+    }
 }
 
 /// One layer of a stacked chart.
@@ -150,11 +159,18 @@ impl Chart {
             Chart::Lines { name, unit, series, range } => {
                 let one = |(color, series): (usize, &LineSeries)| {
                     let points = thinned(&series.points);
-                    json!({
+                    let mut line = json!({
                         "name": escape_controls(&series.name), "color": color,
                         "x": points.iter().map(|p| p.0).collect::<Vec<u64>>(),
                         "y": points.iter().map(|p| rounded(p.1)).collect::<Vec<f64>>(),
-                    })
+                    });
+                    // A line from which points were left out is too dense for bars.
+                    if !series.intervals.is_empty() && series.intervals.len() == points.len() {
+                        for (i, name) in ["low", "high"].into_iter().enumerate() {
+                            line[name] = json!(series.intervals.iter().map(|ci| rounded(ci[i])).collect::<Vec<f64>>());
+                        }
+                    }
+                    line
                 };
                 let with_values = series.iter().enumerate().filter(|(_, s)| s.points.iter().any(|p| p.1.is_finite()));
                 json!({
@@ -228,7 +244,7 @@ impl Chart {
     fn fallback(&self) -> String {
         let Chart::Lines { series, .. } = self else { return "<p>This chart needs JavaScript.</p>".into() };
         let mut text = String::new();
-        for LineSeries { name, points } in series {
+        for LineSeries { name, points, .. } in series {
             let (Some(first), Some(last)) = (points.first(), points.last()) else { continue };
             // Writing to a String cannot fail.
             let _ = write!(
@@ -282,7 +298,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn lines(points: Vec<(u64, f64)>) -> Value {
-        let series = vec![LineSeries { name: "a".into(), points }];
+        let series = vec![LineSeries::new("a", points)];
         Chart::Lines { name: "loss".into(), unit: "", series, range: YRange::Robust }.data()
     }
 
@@ -323,7 +339,7 @@ mod tests {
 
     #[test]
     fn line_chart_with_constant_values_is_a_sentence() {
-        let series = |values: [f64; 2]| LineSeries { name: "a".into(), points: vec![(1, values[0]), (2, values[1])] };
+        let series = |values: [f64; 2]| LineSeries::new("a", vec![(1, values[0]), (2, values[1])]);
         let chart = |series| Chart::Lines { name: "<kl>".into(), unit: "nats", series, range: YRange::Robust };
         let constant = chart(vec![series([0.5, 0.5]), series([2.0, 2.0])]);
         let text = "<p>&lt;kl&gt;: 0.5 nats, 2 nats in every step</p>\n";
@@ -334,7 +350,7 @@ mod tests {
 
     #[test]
     fn chart_shows_its_last_value_without_javascript() {
-        let series = vec![LineSeries { name: "run".into(), points: vec![(1, 3.0), (9, 0.1234567)] }];
+        let series = vec![LineSeries::new("run", vec![(1, 3.0), (9, 0.1234567)])];
         let chart = Chart::Lines { name: "step_seconds".into(), unit: "s", series, range: YRange::Log };
         let html = chart.html();
         assert!(html.contains("<noscript><p>run step 1: 3, step 9: 0.123457</p></noscript>"), "{html}");

@@ -34,7 +34,7 @@ pub fn add_curves(page: &mut Page, runs: &[Run]) {
         page.add("<div class=\"curves\">\n");
         for name in changing {
             let points = runs.iter().zip(&metrics[name]);
-            let series = points.map(|(run, p)| LineSeries { name: run.name.clone(), points: p.clone() }).collect();
+            let series = points.map(|(run, p)| LineSeries::new(&run.name, p.clone())).collect();
             page.add_chart(&Chart::Lines { name: name.clone(), unit: unit(name), series, range: YRange::Robust });
         }
         page.add("</div>\n");

@@ -133,7 +133,7 @@ mod tests {
         fn texts_cannot_add_elements_to_a_page(text in hostile()) {
             let page = |text: &str| {
                 let mut page = Page::new(text);
-                let series = LineSeries { name: text.to_string(), points: vec![(1, 0.5), (2, 1.0)] };
+                let series = LineSeries::new(text, vec![(1, 0.5), (2, 1.0)]);
                 let (name, series) = (text.to_string(), vec![series]);
                 page.add_chart(&Chart::Lines { name, unit: "", series, range: YRange::Robust });
                 let mut table = Table::new(&["a"]);

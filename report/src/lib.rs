@@ -12,6 +12,7 @@ mod curves;
 pub mod data_stats;
 mod error;
 pub mod evaluation;
+mod evaluations;
 pub mod html;
 mod rollouts;
 pub mod run;

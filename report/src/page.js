@@ -2,7 +2,7 @@
 //
 // Rust writes each chart as <figure class="chart"> with its data as JSON inside (chart.rs documents the fields):
 //
-//   lines     values over steps, one line per run, with a running mean
+//   lines     values over steps, one line per run, with a running mean, or with bars for their intervals
 //   area      values over time, as stacked layers
 //   roofline  dots of kernels below the roofs of a machine, both axes logarithmic
 //
@@ -262,12 +262,16 @@
     }
     figure.append(legend, note);
 
+    // Values with intervals are few and have no running mean.
+    const isSmoothed = (run) => smoothing > 0 && run.x.length > 2 && !run.low;
+
     // Writes each run's value at x into the legend; the last value if x is null.
     const read = (x) => {
       for (const run of runs) {
         const i = x === null ? run.x.length - 1 : nearest(run.x, x);
-        const mean = smoothing > 0 && run.x.length > 2 ? `, mean ${valueText(run.mean[i], data.unit)}` : "";
-        run.text.textContent = `${data.x} ${run.x[i]}: ${valueText(run.y[i], data.unit)}${x === null ? "" : mean}`;
+        const mean = isSmoothed(run) ? `, mean ${valueText(run.mean[i], data.unit)}` : "";
+        const interval = run.low ? ` [${[run.low[i], run.high[i]].map((y) => valueText(y, data.unit)).join(", ")}]` : "";
+        run.text.textContent = `${data.x} ${run.x[i]}: ${valueText(run.y[i], data.unit)}${interval}${x === null ? "" : mean}`;
       }
     };
 
@@ -280,7 +284,9 @@
       const values = [];
       for (const run of runs.filter((r) => r.shown)) {
         run.y.forEach((y, i) => {
-          if (run.x[i] >= leftmost && run.x[i] <= rightmost && (mode !== "log" || y > 0)) values.push(y);
+          if (run.x[i] < leftmost || run.x[i] > rightmost) return;
+          const seen = run.low ? [y, run.low[i], run.high[i]] : [y];
+          values.push(...seen.filter((v) => mode !== "log" || v > 0));
         });
       }
       if (!values.length) return mode === "log" ? [0.1, 1] : [0, 1];
@@ -316,14 +322,34 @@
         {
           stroke: () => hue(run.color),
           width: 1,
-          alpha: smoothing > 0 && run.x.length > 2 ? 0.35 : 1,
+          alpha: isSmoothed(run) ? 0.35 : 1,
           points: { show: run.x.length <= 40, size: 4, fill: () => hue(run.color), stroke: () => hue(run.color) },
         },
-        { stroke: () => hue(run.color), width: 2, show: smoothing > 0 && run.x.length > 2, points: { show: false } },
+        { stroke: () => hue(run.color), width: 2, show: isSmoothed(run), points: { show: false } },
       ]);
       const ticks = (low, high, u) => {
         const few = mode === "log" ? logTicks(low, high) : [];
         return few.length > 1 ? few : linearTicks(low, high, 5);
+      };
+      const bars = (u) => {
+        const { ctx } = u;
+        ctx.save();
+        ctx.beginPath();
+        ctx.rect(u.bbox.left, u.bbox.top, u.bbox.width, u.bbox.height);
+        ctx.clip();
+        ctx.lineWidth = devicePixelRatio;
+        for (const run of shown.filter((r) => r.low)) {
+          ctx.strokeStyle = hue(run.color);
+          ctx.beginPath();
+          run.x.forEach((x, i) => {
+            const low = mode === "log" ? Math.max(run.low[i], Number.MIN_VALUE) : run.low[i];
+            const at = u.valToPos(x, "x", true);
+            ctx.moveTo(at, u.valToPos(low, "y", true));
+            ctx.lineTo(at, u.valToPos(run.high[i], "y", true));
+          });
+          ctx.stroke();
+        }
+        ctx.restore();
       };
       const texts = (splits) =>
         mode === "log" && splits.length > 1 && splits[splits.length - 1] / splits[0] >= 100
@@ -347,7 +373,7 @@
           },
           axes: [stepAxis(data.x), axis(3, texts, ticks)],
           series: [{}, ...series],
-          hooks: { setCursor: [(u) => read(u.cursor.left >= 0 ? u.posToVal(u.cursor.left, "x") : null)] },
+          hooks: { draw: [bars], setCursor: [(u) => read(u.cursor.left >= 0 ? u.posToVal(u.cursor.left, "x") : null)] },
         },
         shown.length ? table : [[0, 1]],
         plot,

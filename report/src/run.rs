@@ -1,4 +1,4 @@
-//! The page of training runs: headline, metrics as curves, sampled completions over time, and every option. Several
+//! The page of training runs: headline, metrics as curves, evaluations, sampled completions over time, and every option. Several
 //! runs share one page, with their curves in the same charts.
 
 use std::collections::BTreeSet;
@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use reel_diagnostic::{Diagnostic, input};
 use reel_train::reporting::metrics::{self, StepMetrics};
+use reel_train::run_folder::evaluations::{self, EvaluationLine};
 use reel_train::run_folder::output::{METRICS_FILE, RUN_FILE};
 use serde_json::Value;
 
@@ -25,6 +26,8 @@ pub(crate) struct Run {
     pub steps: Vec<StepMetrics>,
     /// `run.json`; null if it cannot be read.
     pub about: Value,
+    /// The evaluations during training.
+    pub evaluations: Vec<EvaluationLine>,
 }
 
 /// The HTML page of the run whose output folder is `run`; the run may still be going on.
@@ -52,6 +55,7 @@ pub fn runs_page_html(folders: &[&Path]) -> Result<String> {
         _ => add_overview(&mut page, &runs),
     }
     curves::add_curves(&mut page, &runs);
+    crate::evaluations::add_evaluations(&mut page, &runs);
     rollouts::add_rollouts(&mut page, &runs)?;
     add_options(&mut page, &runs);
     Ok(page.into_html())
@@ -71,7 +75,8 @@ impl Run {
             .ok()
             .and_then(|text| serde_json::from_slice(&text).ok())
             .unwrap_or_default();
-        Ok(Run { name: folder.display().to_string(), folder: folder.to_path_buf(), steps, about })
+        let evaluations = evaluations::read(folder, u64::MAX)?;
+        Ok(Run { name: folder.display().to_string(), folder: folder.to_path_buf(), steps, about, evaluations })
     }
 
     fn command(&self) -> &str {

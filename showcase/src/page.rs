@@ -72,7 +72,7 @@ pub fn demo_page(outcome: &DemoOutcome, machine: &str) -> Result<String> {
         let curves = stage.curves.iter().filter_map(|(name, caption, log)| {
             let value = |(n, line): (u64, &Value)| Some((n, line.get(*name)?.as_f64()?));
             let points: Vec<(u64, f64)> = (1..).zip(steps).filter_map(value).collect();
-            let series = vec![LineSeries { name: String::new(), points }];
+            let series = vec![LineSeries::new("", points)];
             let range = if *log { YRange::Log } else { YRange::Robust };
             let has_values = !series[0].points.is_empty();
             has_values.then(|| Chart::Lines { name: caption.to_string(), unit: "", series, range })

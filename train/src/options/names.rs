@@ -67,7 +67,15 @@ const SUGGESTIONS: &[(&[&str], &[&str])] = &[
     (&["activation_checkpointing", "checkpoint_activations", "recompute"], &["gradient_checkpointing"]),
     (&["save_every", "save_interval", "save_freq", "save_strategy"], &["save_steps"]),
     (
-        &["eval_strategy", "evaluation_strategy", "do_eval", "eval_every", "eval_interval", "eval_freq", "val_check_interval"],
+        &[
+            "eval_strategy",
+            "evaluation_strategy",
+            "do_eval",
+            "eval_every",
+            "eval_interval",
+            "eval_freq",
+            "val_check_interval",
+        ],
         &["eval_steps"],
     ),
     (&["eval_before_train", "val_before_train"], &["eval_on_start"]),

@@ -59,12 +59,7 @@ impl Reporters {
     }
 
     /// Reports a step: the numbers `values` with their names.
-    pub fn report_step(
-        &mut self,
-        step: u64,
-        values: &[(String, f64)],
-        preview: Option<&RolloutPreview>,
-    ) -> Result<()> {
+    pub fn report_step(&mut self, step: u64, values: &[(String, f64)], preview: Option<&RolloutPreview>) -> Result<()> {
         if let Some(events) = &mut self.events {
             events.write_scalars(step, values)?;
             preview.map_or(Ok(()), |preview| events.write_preview(step, preview))?;

@@ -369,8 +369,9 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             Some(_) if setup.evaluator.is_none() && !home.join(EVALUATIONS_FILE).exists() => None,
             from => Some(evaluations::open(&options.out, home, from.map(|_| state.step))?),
         };
-        let lacks_evaluation =
-            setup.evaluator.is_some() && options.evaluation.is_due(state.step, state.steps) && state.evaluated != Some(state.step);
+        let lacks_evaluation = setup.evaluator.is_some()
+            && options.evaluation.is_due(state.step, state.steps)
+            && state.evaluated != Some(state.step);
         let unreported = recorded.and_then(|recorded| recorded.last).filter(|_| lacks_evaluation);
         let reported = state.step - u64::from(unreported.is_some());
         let reporters = Reporters::begin(options, home, reported, &run)?;

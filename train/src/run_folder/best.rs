@@ -147,7 +147,10 @@ mod tests {
 
     #[test]
     fn scores_are_compared_with_scores_of_the_same_questions_only() {
-        let mut all = RewardTracker { best: serde_json::from_value(json!({"step": 1, "reward": 9.0})).unwrap(), ..Default::default() };
+        let mut all = RewardTracker {
+            best: serde_json::from_value(json!({"step": 1, "reward": 9.0})).unwrap(),
+            ..Default::default()
+        };
         let mut record = |step, scores: &[(&str, f64)]| {
             all.record_evaluated_checkpoint(&line(step, scores));
             all.best.as_ref().map(|best| (best.step, best.value))

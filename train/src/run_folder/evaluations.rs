@@ -81,7 +81,8 @@ impl EvaluationLine {
     pub fn summary(&self) -> String {
         let percent = |score: f64| format!("{:.1}", 100.0 * score);
         let one = |(name, b): (&String, &BenchmarkScore)| {
-            let errors = if b.errors == 0 { String::new() } else { format!(" ({} of {} rows with errors)", b.errors, b.n) };
+            let errors =
+                if b.errors == 0 { String::new() } else { format!(" ({} of {} rows with errors)", b.errors, b.n) };
             format!("{name} {} [{}, {}]{errors}", percent(b.score), percent(b.ci95[0]), percent(b.ci95[1]))
         };
         let mut parts: Vec<String> = self.benchmarks.iter().map(one).collect();
