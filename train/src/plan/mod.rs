@@ -1,6 +1,7 @@
 //! `reel plan`: predicts the memory and costs of a training run. The real steps run on the dry device, which counts
 //! buffers, floating-point operations and bytes, and computes nothing.
 
+mod evaluation;
 pub mod grpo;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ use crate::step::hyperparameters::Hyperparameters;
 use crate::step::sft::step;
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
+use evaluation::with_evaluation;
 
 /// The predicted memory and the costs of a training run.
 #[derive(Clone, Debug, PartialEq)]
@@ -202,7 +204,11 @@ pub fn plan_rows_of_one_size(
     let mut trainer =
         Trainer::new(device, config, Weights::Uninitialised(stored), dtype, Hyperparameters::new(options, 1))?;
     let batch = vec![shape.sample(config); rows];
-    with_server(options, &trainer.model.clone(), device, dtype, || count(&mut trainer, 1, || Ok(Some(batch.clone()))))
+    let model = trainer.model.clone();
+    with_server(options, &model, device, dtype, || {
+        let plan = count(&mut trainer, 1, || Ok(Some(batch.clone())))?;
+        with_evaluation(plan, options, &model, batch.first().map(|row| &row.tokens), device, dtype)
+    })
 }
 
 /// Plans a run with its own data: all steps, or the steps of the first [`MAX_ROWS`] rows. The plan is for the device
@@ -225,9 +231,25 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     let device = setup.device.dry_like();
     let hyperparameters = Hyperparameters::new(options, 1);
     let mut trainer = Trainer::new(&device, &config, Weights::Uninitialised(stored), setup.dtype, hyperparameters)?;
-    with_server(options, &trainer.model.clone(), &device, setup.dtype, || {
-        count(&mut trainer, steps, || Ok(cursor.next_micro_batch(&mut feed, &never)?.map(|batch| batch.samples)))
+    let model = trainer.model.clone();
+    let mut longest: Option<ModelInput> = None;
+    with_server(options, &model, &device, setup.dtype, || {
+        let plan = count(&mut trainer, steps, || {
+            let batch = cursor.next_micro_batch(&mut feed, &never)?.map(|batch| batch.samples);
+            keep_longest(&mut longest, batch.iter().flatten().map(|row| &row.tokens));
+            Ok(batch)
+        })?;
+        with_evaluation(plan, options, &model, longest.as_ref(), &device, setup.dtype)
     })
+}
+
+/// Replaces `longest` by the longest of `rows` if that is longer.
+fn keep_longest<'r>(longest: &mut Option<ModelInput>, rows: impl Iterator<Item = &'r ModelInput>) {
+    if let Some(row) =
+        rows.max_by_key(|row| row.len()).filter(|row| longest.as_ref().is_none_or(|l| row.len() > l.len()))
+    {
+        *longest = Some(row.clone());
+    }
 }
 
 /// Plans with `plan` while the KV cache of `--serve` is allocated, if the run serves. The activations of requests are

@@ -1,6 +1,6 @@
 use super::*;
 use crate::options::GradientCheckpointing::{self, Full, Selective};
-use crate::options::{Optim, RunOptions};
+use crate::options::{EvaluationOptions, Optim, RunOptions};
 use crate::testing::golden;
 use reel_model::input::MediaOptions;
 use reel_runtime::Kernels;
@@ -65,6 +65,34 @@ fn a_run_needs_what_its_plan_says() {
         let parts: usize = plan.memory.at_peak.iter().map(|(_, bytes)| bytes).sum();
         assert_eq!(parts, plan.memory.peak, "{name}");
     }
+}
+
+/// An evaluation counts if it needs more than a step, which it does where its answers are long.
+#[test]
+fn an_evaluation_that_needs_more_than_a_step_is_counted() {
+    const TOKENS: usize = 100_000;
+    let plan = |eval_batch_size: Option<usize>, eval_max_new_tokens: usize| {
+        let evaluation = EvaluationOptions {
+            eval_steps: u64::from(eval_batch_size.is_some()),
+            eval_benchmark: Some("mmvu".into()),
+            eval_data: Some("bench".into()),
+            eval_batch_size,
+            eval_max_new_tokens,
+            ..EvaluationOptions::default()
+        };
+        let evaluation = if evaluation.is_on() { evaluation } else { EvaluationOptions::default() };
+        let run = RunOptions { lora_r: 2, freeze_vision: true, evaluation, ..Default::default() };
+        let options = SftOptions { run, ..Default::default() };
+        let shape = RowShape { tokens: 64, video_grid_thw: Vec::new() };
+        let (config, device) = (config(), Device::dry(Kernels::Cpu));
+        plan_rows_of_one_size(&options, &config, StoredDType::F32, DType::F32, &shape, &device).unwrap()
+    };
+    let (without, small, large) = (plan(None, 1), plan(Some(1), 1), plan(Some(1), TOKENS));
+    assert_eq!(small, without, "an evaluation that needs less than a step");
+    let text = config().text;
+    let keys = TOKENS * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * DType::F32.size();
+    assert!(large.memory.peak > keys && large.memory.peak > without.memory.peak, "{:?}", large.memory);
+    assert_eq!((&large.phases, large.steps), (&without.phases, without.steps));
 }
 
 #[test]

@@ -8,11 +8,13 @@ use std::sync::atomic::AtomicBool;
 use reel_engine::Engine;
 use reel_model::checkpoint::StoredDType;
 use reel_model::config::ModelConfig;
+use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::WeightSource as Weights;
 use reel_runtime::{Cx, DType, Device};
 use serde_json::{Map, Value};
 
+use super::evaluation::with_evaluation;
 use super::{OpCosts, PhaseCosts, Plan, RowShape};
 use crate::Result;
 use crate::data::feed::{DataPosition, MicroBatchFeed};
@@ -58,7 +60,7 @@ pub fn plan_rows_of_one_size(
     let mut counter = Counter::new(options, config, stored, dtype, device, &[])?;
     super::with_server(options, &counter.trainer.model.clone(), device, dtype, || {
         counter.count_set((0..options.groups_per_step()).map(prompt).collect())?;
-        counter.plan()
+        counter.plan(dtype)
     })
 }
 
@@ -85,7 +87,7 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
             let Some(batch) = cursor.next_micro_batch(&mut feed, &never)? else { break };
             counter.count_set(batch.samples)?;
         }
-        counter.plan()
+        counter.plan(setup.dtype)
     })
 }
 
@@ -101,6 +103,8 @@ struct Counter<'a> {
     phases: PhaseCosts,
     steps: u64,
     tokens: u64,
+    /// The longest prompt so far.
+    longest: Option<ModelInput>,
 }
 
 impl<'a> Counter<'a> {
@@ -147,11 +151,13 @@ impl<'a> Counter<'a> {
             phases: PhaseCosts::default(),
             steps: 0,
             tokens: 0,
+            longest: None,
         })
     }
 
     /// Adds the costs of sampling a rollout set and of the training steps on it.
     fn count_set(&mut self, prompts: Vec<Prompt>) -> Result<()> {
+        super::keep_longest(&mut self.longest, prompts.iter().map(|prompt| &prompt.tokens));
         let groups = match &self.sampler {
             None if prompts.iter().all(|prompt| prompt.has_given_completions()) => {
                 groups_from_file(self.options, prompts, &self.stop_token_ids)
@@ -222,9 +228,11 @@ impl<'a> Counter<'a> {
         }
     }
 
-    fn plan(self) -> Result<Plan> {
-        let Self { trainer, phases, steps, tokens, .. } = self;
-        Ok(Plan { memory: trainer.device.memory(), phases, steps, tokens, checkpoint: checkpoint_bytes(&trainer) })
+    fn plan(self, dtype: DType) -> Result<Plan> {
+        let Self { trainer, phases, steps, tokens, options, longest, .. } = self;
+        let plan =
+            Plan { memory: trainer.device.memory(), phases, steps, tokens, checkpoint: checkpoint_bytes(&trainer) };
+        with_evaluation(plan, options, &trainer.model, longest.as_ref(), &trainer.device, dtype)
     }
 }
 
