@@ -243,17 +243,51 @@ fn stopped_runs_have_the_evaluations_of_an_unbroken_one() {
         state
     };
     assert_eq!(best(&broken), best(&whole));
-    // A complete evaluation is not asked again; another one of other options replaces what is there.
-    fs::remove_dir_all(broken.join("checkpoint-8")).expect("removed");
-    let again = run_in(at, run("broken", "--resume-from-checkpoint last"));
-    again.ok();
-    assert!(!again.stderr.contains("step 6: evaluating"), "{}", again.stderr);
-    assert_eq!(evaluations(&broken), evaluations(&whole));
-    fs::remove_dir_all(broken.join("checkpoint-8")).expect("removed");
-    run_in(at, run("broken", "--eval-limit 2 --resume-from-checkpoint last")).ok();
-    let lines = evaluations(&broken);
-    assert_eq!((&lines[2], &lines[3]["benchmarks"]["mine"]["n"]), (&evaluations(&whole)[2], &json!(2)));
-    assert_eq!(read(&broken.join("trainer_state.json"))["best_global_step"], 8, "scores of other rows do not compare");
+}
+
+/// Right answers in place of the model's show which answers a resumed run has taken from the files, and give a score.
+#[test]
+fn answers_of_the_same_weights_are_not_asked_again() {
+    let folder = folder();
+    let at = folder.path();
+    let run = |more: &str| run_in(at, words(&[SFT, EVAL, "--max-steps 4 --out a", more]));
+    run("").ok();
+    let out = at.join("a");
+    let (during, state) = (out.join("eval/step-4"), || read(&out.join("trainer_state.json")));
+    assert!(state()["best_metric"].as_f64().is_some_and(|score| score < 1.0), "random answers: {}", state());
+    let own = fs::read_to_string(during.join("mine.jsonl")).expect("answers");
+    let right = |line: &str| {
+        let mut row: Value = serde_json::from_str(line).expect("JSON");
+        row["output"] = row["solution"].clone();
+        format!("{row}\n")
+    };
+    let resume = |more: &str| {
+        fs::remove_dir_all(out.join("checkpoint-4")).expect("removed");
+        let resumed = run(&format!("--resume-from-checkpoint last {more}"));
+        resumed.ok();
+        assert!(!resumed.stderr.contains("step 2: evaluating"), "{}", resumed.stderr);
+        (fs::read_to_string(during.join("mine.jsonl")).expect("answers"), evaluations(&out))
+    };
+    // A complete evaluation is only scored. Its checkpoint is the best one.
+    let all: String = own.lines().map(right).collect();
+    fs::write(during.join("mine.jsonl"), &all).expect("written");
+    let (answers, lines) = resume("");
+    assert!(answers == all, "{answers}");
+    assert_eq!((steps(&lines), &lines[1]["score"]), (vec![2, 4], &json!(1.0)));
+    assert_eq!((&state()["best_global_step"], &state()["best_metric"]), (&json!(4), &json!(1.0)));
+    // One with two answers is continued after them.
+    let begun: String = own.lines().take(2).map(right).collect();
+    fs::write(during.join("mine.jsonl.partial"), &begun).expect("written");
+    fs::rename(during.join("mine.jsonl.run.json"), during.join("mine.jsonl.partial.run.json")).expect("renamed");
+    fs::remove_file(during.join("mine.jsonl")).expect("removed");
+    let (answers, lines) = resume("");
+    let rest: String = own.lines().skip(2).map(|line| format!("{line}\n")).collect();
+    assert!(answers == begun + &rest, "{answers}");
+    assert!(lines[1]["score"].as_f64().is_some_and(|score| (0.5..1.0).contains(&score)), "{}", lines[1]);
+    // Answers to other questions replace what is there, and their score is not compared.
+    let (answers, lines) = resume("--eval-limit 2");
+    assert_eq!((answers.lines().count(), &lines[1]["benchmarks"]["mine"]["n"]), (2, &json!(2)));
+    assert_eq!((&state()["best_global_step"], &state()["metric_for_best_model"]), (&json!(4), &json!("eval/mine(2)")));
 }
 
 #[test]
