@@ -31,7 +31,7 @@ when = { v = ["clip"] }
 row = { video = ["clip.mp4"] }
 "#;
 
-/// A folder with a tiny model, rows for both commands, and a benchmark of four rows, of which the last two have a video.
+/// A folder with a tiny model, rows for both commands, and a benchmark of four rows, of which the second has a video.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
@@ -46,7 +46,7 @@ fn folder() -> tempfile::TempDir {
     let prompt =
         |i: usize| json!({"prompt": [asked(i)], "solution": "<answer>A</answer>", "problem_type": "multiple choice"});
     write("prompts.jsonl", &mut (0..12).map(prompt));
-    let question = |i: usize| json!({"q": format!("Which {i}?"), "o": ["x", "y", "z"], "a": i % 3, "v": if i < 2 { "none" } else { "clip" }});
+    let question = |i: usize| json!({"q": format!("Which {i}?"), "o": ["x", "y", "z"], "a": i % 3, "v": if i == 1 { "clip" } else { "none" }});
     write("bench/rows.jsonl", &mut (0..4).map(question));
     fs::copy(golden("train/sft_videorft_mp4/media/clip.mp4"), at.join("bench/clip.mp4")).expect("copied");
     fs::write(at.join("mine.toml"), TASK).expect("written");
@@ -318,7 +318,7 @@ fn wrong_use_is_refused_before_the_first_step() {
     refused("--eval-steps 2 --eval-benchmark none --eval-data bench", 2, &["--eval-benchmark: unknown", "videomme"]);
     refused("--eval-steps 2 --eval-benchmark mine.toml --eval-data gone", 1, &["gone"]);
     refused(&format!("{EVAL} --eval-media-root gone"), 2, &["--eval-media-root: is gone"]);
-    refused(&format!("{EVAL} --eval-media-root tiny"), 1, &["has none of the 2 videos", "--eval-media-root"]);
+    refused(&format!("{EVAL} --eval-media-root tiny"), 1, &["has none of the 1 videos", "--eval-media-root"]);
     refused(&format!("{EVAL} --metric-for-best-model reward"), 2, &["--metric-for-best-model", "no rewards"]);
     refused("--eval-strategy steps", 2, &["--eval-steps"]);
     refused("--eval-accumulation-steps 2", 2, &["reel eval"]);
