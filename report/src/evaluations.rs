@@ -86,9 +86,10 @@ mod tests {
         let one = html(&[run("one", vec![line(0, 0.25), line(4, 0.5)])]);
         assert!(one.contains("<b>eval/a&amp;b</b>") && one.contains("\"y\":[0.25,0.5]"), "{one}");
         assert!(one.contains("\"low\":[0.125,0.375],\"high\":[0.5,0.75]"), "{one}");
-        assert!(one.contains("<th>a&amp;b</th>") && one.contains("<td>50.0 [37.5, 75.0]</td><td>50.0</td>"), "{one}");
+        let rows = "<td data-label=\"a&amp;b\">50.0 [37.5, 75.0]</td><td data-label=\"mean\">50.0</td>";
+        assert!(one.contains("<th>a&amp;b</th>") && one.contains(rows), "{one}");
         let two = html(&[run("one", vec![line(4, 0.5)]), run("two", Vec::new())]);
-        assert!(two.contains("<td class=\"text\">one</td><td>4</td>") && !two.contains(">two</td>"), "{two}");
+        assert!(two.contains(">one</td><td data-label=\"step\">4</td>") && !two.contains(">two</td>"), "{two}");
         assert!(!html(&[run("none", Vec::new())]).contains("Evaluations"));
     }
 }
