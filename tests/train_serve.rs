@@ -85,6 +85,45 @@ fn answers_are_those_of_the_checkpoints_and_change_no_step() {
     assert!(answers.values().any(|answer| *answer != answers[answers.keys().next().unwrap()]), "no step shows");
 }
 
+/// A request does not wait for the end of an evaluation (`--eval-steps`), which lends the device between its decode steps.
+#[test]
+fn requests_are_answered_during_an_evaluation_and_change_no_score() {
+    let folder = training_folder();
+    let at = folder.path().to_path_buf();
+    let task = "name = \"mine\"\ntitle = \"Mine\"\nversion = 1\nsource = \"https://example.org\"\n\
+        [prompt]\ntemplate = \"{question}\\n{options}\"\n\
+        [[layout]]\nname = \"own\"\nfiles = [\"*.jsonl\"]\ncolumns = [\"q\", \"o\", \"a\"]\n\
+        row = { id = \"{row.number}\", question = \"{q}\", kind = \"multiple choice\", options = \"o\", \
+        answer = \"{a}\", answer-form = \"index\" }\n";
+    fs::write(at.join("mine.toml"), task).unwrap();
+    fs::create_dir(at.join("bench")).unwrap();
+    let rows: Vec<String> =
+        (0..60).map(|i| json!({"q": format!("Which {i}?"), "o": ["x", "y"], "a": i % 2}).to_string()).collect();
+    fs::write(at.join("bench/rows.jsonl"), rows.join("\n")).unwrap();
+    let evaluated = "--max-steps 1 --save-steps 1 --eval-steps 1 --eval-benchmark mine.toml --eval-data bench \
+                     --eval-max-new-tokens 32 --eval-batch-size 1";
+    let more: Vec<&str> = evaluated.split_whitespace().collect();
+    run_in(&at, grpo("alone", &more)).ok();
+    let more = [&more[..], &["--serve", "0", "--serve-kv-memory", "16"]].concat();
+    let mut server = Server::of_run(folder, at.join("tiny"), command_in(&at, grpo("served", &more)));
+    let is_evaluating = || at.join("served/eval/step-1/mine.jsonl.partial").exists();
+    let mut answers = 0;
+    while answers < 2 {
+        assert!(server.child.try_wait().unwrap().is_none(), "{answers} requests were answered during the evaluation");
+        match is_evaluating() {
+            true => {
+                ask(&server);
+                answers += usize::from(is_evaluating());
+            }
+            false => std::thread::sleep(std::time::Duration::from_millis(1)),
+        }
+    }
+    assert_eq!(wait(&mut server.child), Some(0), "the run ends");
+    for file in ["eval/step-1/mine.jsonl", "model.safetensors"] {
+        assert!(fs::read(at.join("served").join(file)).unwrap() == fs::read(at.join("alone").join(file)).unwrap());
+    }
+}
+
 #[test]
 fn a_request_goes_on_over_steps_and_finishes_after_the_run_was_stopped() {
     let folder = training_folder();
