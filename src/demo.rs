@@ -1,13 +1,14 @@
-//! `reel demo`: trains a tiny model on synthetic video clips (SFT, then T-GRPO) and writes a page with the results.
+//! `reel demo`: curates chains of thought about synthetic video clips, trains a tiny model on them (SFT, then T-GRPO),
+//! evaluates it, and writes a page with the results.
 
 use std::ops::DerefMut;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::Args;
-use reel_measure::trace;
+use clap::{Args, FromArgMatches};
 use reel_showcase::clips::ClipSet;
+use reel_showcase::commands::CommandLine;
 use reel_showcase::evaluation::difference_in_standard_errors;
 use reel_showcase::page::{self, duration_text};
 use reel_showcase::pipeline::{self, DemoOutcome};
@@ -18,13 +19,18 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::common::CommonOptions;
-use crate::fail::bad_usage;
+use crate::curate::CurateArgs;
+use crate::eval::EvalArgs;
+use crate::fail::{bad_usage, failed};
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
+use crate::output;
+use crate::report::ReportArgs;
 use crate::training::ResolvedOptions;
-use crate::{model, output};
 
-/// Train a tiny model with random weights to answer questions about synthetic video clips: SFT, then GRPO with the
-/// temporal reward (T-GRPO). Writes a page with accuracy on held-out clips, curves and frames. Takes minutes on a CPU.
+/// Train a tiny model with random weights to answer questions about synthetic video clips: curation of chains of thought
+/// (a stand-in on this machine answers for large models), SFT, then GRPO with the temporal reward (T-GRPO), and an
+/// evaluation between the stages. Writes a page with accuracy on held-out clips, curves and frames. Takes minutes on a
+/// CPU.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  reel demo --out demo")]
 pub struct DemoArgs {
@@ -88,8 +94,6 @@ impl DemoArgs {
         };
         let common = CommonOptions { seed: Some(seed), json: false, quiet, trace: None, ..common.clone() };
         let prepared = demo.prepare()?;
-        let device = model::open_device(&common)?;
-        trace::start_recording_launches(&device, model::activation_dtype(&common));
         let mut sft_run = resolved(SftOptions::default(), &demo.path_in_folder("sft.toml"), &common)?;
         let mut grpo_run = resolved(GrpoOptions::default(), &demo.path_in_folder("grpo.toml"), &common)?;
         demo.set_paths_and_steps(&mut sft_run.options, "model", "sft");
@@ -97,7 +101,19 @@ impl DemoArgs {
         grpo_run.options.siglip = Some(demo.path_in_folder("siglip"));
         let run_sft = || sft_run.with_setup(|setup| Ok(sft::run(setup)?)).map(drop);
         let run_grpo = || grpo_run.with_setup(|setup| Ok(grpo::run(setup)?)).map(drop);
-        demo.run(prepared, &device, &sft_run.media_options()?, run_sft, run_grpo)
+        let printless = CommonOptions { quiet: true, ..common.clone() };
+        demo.run(prepared, |command| run_command(command, &printless), run_sft, run_grpo)
+    }
+}
+
+/// Runs a command line of the demo in this process. `common` has the options that all commands share.
+fn run_command(command: &CommandLine, common: &CommonOptions) -> Result<()> {
+    let matches = crate::cli::command().try_get_matches_from(&command.words)?;
+    match matches.subcommand() {
+        Some(("curate", own)) => CurateArgs::from_arg_matches(own)?.run(common),
+        Some(("eval", own)) => EvalArgs::from_arg_matches(own)?.run(common),
+        Some(("report", own)) => ReportArgs::from_arg_matches(own)?.run(common),
+        _ => Err(failed(command.for_shell(), "is not a command that the demo runs", "report this as a defect")),
     }
 }
 
@@ -144,6 +160,7 @@ fn figures(o: &DemoOutcome) -> Value {
     json!({
         "seed": o.seed,
         "temporal": o.temporal,
+        "curation": o.curation,
         "right": rows.collect::<serde_json::Map<_, _>>(),
         "standard_errors": {"sft": difference_in_standard_errors(before, sft), "grpo": difference_in_standard_errors(sft, grpo)},
         "seconds": {"sft": o.took[0].as_secs_f64(), "grpo": o.took[1].as_secs_f64(), "all": o.all.as_secs_f64()},

@@ -1,8 +1,13 @@
 //! `reel curate` against an endpoint that fails in every way: each row is accounted for, nothing is asked twice, the cap
-//! on cost holds, and the data set is read by training.
+//! on cost holds, the data set is read by training, and, if there is a browser (`support/page_checks.rs`), what its page
+//! shows.
 
+#[path = "support/browser.rs"]
+mod browser;
 #[path = "support/chat_endpoint.rs"]
 mod chat_endpoint;
+#[path = "support/page_checks.rs"]
+mod page_checks;
 mod support;
 
 use std::collections::BTreeSet;
@@ -397,6 +402,86 @@ fn bad_input_is_named_in_one_line_before_money_is_spent() {
     fs::write(folder.path().join("list.jsonl"), text).unwrap();
     let other = Curation { folder: folder.path(), url: &endpoint.url };
     other.run(&["--resume", "--recipe", "video-r1"]).refused(2, &["--recipe"]);
+}
+
+#[test]
+fn chat_layout_has_the_question_as_it_is_and_copies_can_be_kept() {
+    let folder = list(11);
+    let endpoint = ChatEndpoint::start(Box::new(|body, _| Reply::Text(good(asked(body)))));
+    let curation = Curation { folder: folder.path(), url: &endpoint.url };
+    curation.run(&["--layout", "chat", "--keep-paths", "--quiet"]).ok();
+    assert_eq!(curation.counts(), [6, 5, 0]);
+    // The chain of row 9 is that of row 10.
+    curation.run(&["--layout", "chat", "--keep-paths", "--max-overlap", "1", "--resume", "--quiet"]).ok();
+    assert_eq!(curation.counts(), [7, 4, 0]);
+    let row = curation.lines("dataset.jsonl").remove(6);
+    let asked = json!([{"type": "image", "image": "./10.png"}, {"type": "text", "text": "Q10: Which is it?\nA. this\nB. that"}]);
+    assert_eq!(
+        row["messages"],
+        json!([{"role": "user", "content": asked}, {"role": "assistant", "content": chain(10, "A")}])
+    );
+    assert_eq!((&row["problem_id"], &row["solution"]), (&json!(10), &json!("<answer>A</answer>")));
+    let (model, data) = (tiny_model(folder.path()), folder.path().join("out/dataset.jsonl"));
+    let mut sft = reel();
+    sft.arg("sft").arg("--model").arg(model).arg("--data").arg(data).arg("--media-root").arg(folder.path());
+    sft.arg("--out").arg(folder.path().join("checked")).args([
+        "--check-data",
+        "--strict",
+        "--device",
+        "cpu",
+        "--quiet",
+    ]);
+    support::finished_run(sft.output().unwrap()).ok();
+}
+
+/// The page of a curation, with texts of models that are no words, at two widths.
+#[test]
+fn page_is_read_in_the_browser() {
+    let Some(mut page) = page_checks::browser("page_is_read_in_the_browser") else { return };
+    let folder = list(ROWS);
+    let endpoint = ChatEndpoint::start(Box::new(|body, _| {
+        let hostile = "<img src=x onerror='window.hacked=1'>".to_string() + &"m".repeat(400);
+        Reply::Text(good(asked(body)).replace("So it must be this.", &format!("So it must be this {hostile}.")))
+    }));
+    let curation = Curation { folder: folder.path(), url: &endpoint.url };
+    curation.run(&["--quiet"]).ok();
+    page_checks::open(&mut page, &folder.path().join("out/report.html"), "");
+    for (width, height) in [(1280, 900), (390, 844)] {
+        for scheme in ["light", "dark"] {
+            page.prefer_colors(scheme);
+            page.eval("scrollTo(0, 0)");
+            page_checks::check_width(&mut page, width, height);
+            page_checks::picture(&mut page, &format!("curation-{scheme}-{width}"));
+        }
+    }
+    page_checks::check_layout(&mut page);
+    page.resize(1280, 900);
+    // Funnel, reasons and lengths are drawn: a bar is as wide as its share of the rows.
+    assert_eq!(page.count(".bars"), 3);
+    let bars = "(chart) => [...document.querySelectorAll('.bars')[chart].querySelectorAll('i')]
+        .map((bar) => bar.getBoundingClientRect()).map((bar) => bar.height < 8 ? 0 : bar.width)";
+    let widths = |page: &mut browser::Browser, chart: usize| -> Vec<f64> {
+        let widths = page.eval(&format!("({bars})({chart})"));
+        widths.as_array().unwrap().iter().filter_map(Value::as_f64).collect()
+    };
+    let funnel = widths(&mut page, 0);
+    assert_eq!(funnel.len(), 6, "list, usable, caption, reason, revise, filters");
+    assert!((funnel[5] / funnel[0] - 15.0 / 20.0).abs() < 0.01 && funnel[0] > 300.0, "{funnel:?}");
+    assert_eq!(page.text(".bars span:nth-child(18)"), "15");
+    let lengths = widths(&mut page, 2);
+    assert!(lengths.iter().any(|&width| width > 300.0), "{lengths:?}");
+    assert!(page.text("details summary").contains("Q0: Which is it?"));
+    // Samples are folded; a click opens one, and texts of models stay texts.
+    assert_eq!(page.count("details"), 15);
+    assert_eq!(page.eval("document.querySelector('details p').checkVisibility()"), false);
+    page.click("details summary");
+    let opened = page.text("details p:nth-of-type(2)");
+    assert!(opened.contains("<img src=x") && page.eval("window.hacked === undefined") == true, "{opened}");
+    page.eval("document.querySelectorAll('details').forEach((e) => { e.open = true; })");
+    for width in [1280, 390] {
+        page_checks::check_width(&mut page, width, 900);
+    }
+    page_checks::check_errors(&mut page);
 }
 
 /// Video-R1's way: one model answers, and SigLIP compares chains for open questions with the image.

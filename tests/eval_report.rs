@@ -1,17 +1,17 @@
 //! The page of an evaluation, and that of `reel data stats`: their bytes, wrong input, and, if there is a browser, what
-//! they show and do.
-//!
-//! The browser is the program in REEL_CHROMIUM, else chromium, chromium-headless-shell or google-chrome in PATH.
-//! Without one the tests in a browser are skipped. REEL_SCREENSHOTS names a folder for pictures of the pages.
+//! they show and do (`support/page_checks.rs`).
 
 #[path = "support/browser.rs"]
 mod browser;
+#[path = "support/page_checks.rs"]
+mod page_checks;
 mod support;
 
 use std::fs;
 use std::path::Path;
 
-use browser::{Browser, find_browser};
+use browser::Browser;
+use page_checks::{browser, check_errors, check_layout, open, picture};
 use serde_json::{Value, json};
 use support::{check_page, golden, run_in, tiny_model};
 
@@ -154,55 +154,6 @@ fn wrong_input_is_refused_by_the_name_of_its_file() {
     }
     fs::remove_file(at.join("a/mmvu.json")).expect("removed");
     refused("a", 1, &["a/mmvu.json: does not exist", "reel eval merge a"]);
-}
-
-/// A browser with a window of 1200 × 900, or none; then says so.
-fn browser(test: &str) -> Option<Browser> {
-    let found = find_browser();
-    if found.is_none() {
-        println!(
-            "skipped: {test}: no browser; install Debian's chromium-headless-shell, or set REEL_CHROMIUM to a Chromium"
-        );
-    }
-    found.map(|program| Browser::start(&program, 1200, 900))
-}
-
-/// Opens a file with this state in its address.
-fn open(page: &mut Browser, file: &Path, state: &str) {
-    page.open("about:blank");
-    page.open(&format!("file://{}{state}", file.display()));
-}
-
-/// A picture of the page, if REEL_SCREENSHOTS names a folder for it.
-fn picture(page: &mut Browser, name: &str) {
-    if let Some(folder) = std::env::var_os("REEL_SCREENSHOTS") {
-        page.screenshot(&Path::new(&folder).join(format!("{name}.png")));
-    }
-}
-
-/// Checks that no script has failed and the policy has refused nothing.
-#[track_caller]
-fn check_errors(page: &mut Browser) {
-    page.eval("0");
-    assert!(page.errors.is_empty(), "{:#?}", page.errors);
-}
-
-/// At 390 pixels, and in dark colours, nothing is cut off at the right; the colours follow the system.
-#[track_caller]
-fn check_layout(page: &mut Browser) {
-    let color = "getComputedStyle(document.body).backgroundColor";
-    page.resize(390, 844);
-    // The bar for scrolling down takes some of the 390 pixels.
-    let widths = "[document.documentElement, document.body].map((e) => e.scrollWidth - e.clientWidth)";
-    assert_eq!(page.eval(widths), json!([0, 0]));
-    // Everything that is shown lies inside of the window, or inside of something that scrolls.
-    let outside = "[...document.querySelectorAll('body *')].filter((e) => e.checkVisibility({visibilityProperty: true})
-        && e.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5 && !e.closest('.scroll')).map((e) => e.outerHTML.slice(0, 80))";
-    assert_eq!(page.eval(outside), json!([]));
-    page.prefer_colors("dark");
-    assert_eq!(page.eval(color), "rgb(16, 18, 22)");
-    page.prefer_colors("light");
-    assert_eq!(page.eval(color), "rgb(251, 251, 250)");
 }
 
 fn set(page: &mut Browser, field: &str, value: &str) {

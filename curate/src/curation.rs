@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::filters::FilterSettings;
+use crate::finish::RowLayout;
 use crate::frames::FrameSettings;
 use crate::media_hash::MediaHashes;
 use crate::model::ChatModel;
@@ -79,6 +80,8 @@ pub struct CurationOptions {
     pub filters: FilterSettings,
     /// Whether rows keep their paths, relative to the media folder; else paths are absolute.
     pub keep_paths: bool,
+    /// The fields of the data set's rows.
+    pub layout: RowLayout,
     /// Decodes videos.
     pub decoder: DecodeWorker,
 }

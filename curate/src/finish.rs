@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum;
 use reel_rewards::check_solution;
 use reel_train::data::rows::ProblemMedia;
 use serde_json::{Map, Value, json};
@@ -26,6 +27,16 @@ pub const REJECTED_FILE: &str = "rejected.jsonl";
 pub const FAILED_FILE: &str = "failed.jsonl";
 /// The numbers of the curation in OUT.
 pub const SUMMARY_FILE: &str = "summary.json";
+
+/// The fields of the data set's rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum RowLayout {
+    /// VideoRFT's fields: `problem`, `process`, `solution`, …. Training writes VideoRFT's prompt around the question.
+    #[default]
+    Problem,
+    /// `messages`: the question with its options as it is, and the chain with the answer.
+    Chat,
+}
 
 /// What became of a row.
 #[derive(Clone, Debug, PartialEq)]
@@ -244,7 +255,7 @@ impl Curation {
         write_json(&out.join(SUMMARY_FILE), summary)
     }
 
-    /// A row in VideoRFT's fields.
+    /// A row of the data set.
     fn dataset_row(&self, row: &CurationRow, question: &Question, chain: &Chain, id: Value) -> Map<String, Value> {
         let problem = &question.problem;
         let media = match problem.data_type {
@@ -254,17 +265,31 @@ impl Curation {
         let absolute = std::path::absolute(&question.media).unwrap_or_else(|_| question.media.clone());
         let path = if self.options.keep_paths { problem.path.clone() } else { absolute.display().to_string() };
         debug_assert!(check_solution(Some(question.kind), &problem.solution).is_ok());
-        let fields = json!({
-            "problem_id": id,
-            "problem": problem.problem,
-            "data_type": media,
-            "problem_type": problem.problem_type,
-            "options": problem.options,
-            "process": format!("<think>{}</think>", chain.thought),
-            "solution": problem.solution,
-            "path": path,
-            "data_source": self.source(row),
-        });
+        let process = format!("<think>{}</think>", chain.thought);
+        let fields = match self.options.layout {
+            RowLayout::Problem => json!({
+                "problem_id": id,
+                "problem": problem.problem,
+                "data_type": media,
+                "problem_type": problem.problem_type,
+                "options": problem.options,
+                "process": process,
+                "solution": problem.solution,
+                "path": path,
+                "data_source": self.source(row),
+            }),
+            RowLayout::Chat => {
+                let asked = json!([{"type": media, media: path}, {"type": "text", "text": question.text()}]);
+                let answer = process + &problem.solution;
+                json!({
+                    "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}],
+                    "problem_id": id,
+                    "problem_type": problem.problem_type,
+                    "solution": problem.solution,
+                    "data_source": self.source(row),
+                })
+            }
+        };
         let Value::Object(fields) = fields else { return Map::new() };
         fields
     }

@@ -30,7 +30,7 @@ pub use answers::Chain;
 pub use curation::{Curation, CurationOptions, CurationSettings, ExistingCuration, SETTINGS_FILE, read_settings};
 pub use error::{CurateError, Result};
 pub use filters::{FilterSettings, Measured, Reason, word_count};
-pub use finish::{DATASET_FILE, FAILED_FILE, FinishedRow, Outcome, REJECTED_FILE, SUMMARY_FILE};
+pub use finish::{DATASET_FILE, FAILED_FILE, FinishedRow, Outcome, REJECTED_FILE, RowLayout, SUMMARY_FILE};
 pub use frames::FrameSettings;
 pub use media_hash::MEDIA_HASHES_FILE;
 pub use model::{ChatModel, Endpoint};

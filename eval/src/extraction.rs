@@ -12,8 +12,8 @@ pub enum Extraction {
     /// compared as it is
     #[default]
     Tags,
-    /// Also the letter in texts such as `(B)`, `B. red`, `The answer is B`, or the one option whose text occurs, and
-    /// the first number of a text
+    /// Also the letter in texts such as `(B)`, `B. red`, `The answer is B`, or the one option whose text occurs in whole
+    /// words, and the first number of a text
     Lenient,
 }
 
@@ -52,7 +52,7 @@ fn conclusion<'o>(tagged: &'o str, output: &'o str) -> &'o str {
 }
 
 /// The letter of the option that a text names: at its beginning (`B`, `(B)`, `B. red`), or after the last `answer is`
-/// or `answer:`, or as the only option whose text occurs.
+/// or `answer:`, or as the only option whose text occurs in whole words.
 fn letter<'o>(text: &'o str, options: &'o [String]) -> Option<&'o str> {
     const PHRASES: [&str; 4] = ["answer is", "answer:", "option is", "choice is"];
     let lower = text.to_ascii_lowercase();
@@ -61,10 +61,20 @@ fn letter<'o>(text: &'o str, options: &'o [String]) -> Option<&'o str> {
         let mut named = options.iter().filter_map(|option| {
             let (letter, words) = option.split_once(['.', ')', ':'])?;
             let words = words.trim().trim_end_matches('.').to_ascii_lowercase();
-            (!words.is_empty() && lower.contains(&words)).then(|| letter.trim_start_matches('(').trim())
+            occurs_as_words(&lower, &words).then(|| letter.trim_start_matches('(').trim())
         });
         named.next().filter(|_| named.next().is_none())
     })
+}
+
+/// Whether a text has these words, and not as a part of longer ones: `up` is not in `group`.
+fn occurs_as_words(text: &str, words: &str) -> bool {
+    let is_part = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let is_whole = |at: usize| {
+        let (before, after) = (&text[..at], &text[at + words.len()..]);
+        !is_part(before.chars().next_back()) && !is_part(after.chars().next())
+    };
+    !words.is_empty() && text.match_indices(words).any(|(at, _)| is_whole(at))
 }
 
 /// The capital letter that begins a text, after brackets and stars, if no word begins with it.
@@ -105,6 +115,7 @@ mod tests {
             ("The answer is A. Wait, the final answer is C.", "C"),
             ("It shows a blue car.", "B"),
             ("It shows a blue car, not a red car.", "It shows a blue car, not a red car."),
+            ("It shows blue cars: a blue card.", "It shows blue cars: a blue card."),
             ("A man walks", "A man walks"),
             ("<answer></answer>B", "<answer></answer>B"),
             ("", ""),

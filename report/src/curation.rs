@@ -25,16 +25,21 @@ font-size: 12px; align-items: center; }
 .bars i { display: block; height: 12px; min-width: 1px; background: var(--c0); border-radius: 2px; }
 .bars span { color: var(--dim); font-variant-numeric: tabular-nums; text-align: right; }
 details { margin: 6px 0; }
-details p { white-space: pre-wrap; margin: 4px 0 4px 14px; }
+summary { overflow-wrap: anywhere; }
+details p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 4px 0 4px 14px; }
 ";
 
 /// The page about the curation in a folder named `title`. `rows` are its rows in the order of the list.
 pub fn curation_page_html(title: &str, summary: &Summary, rows: &[FinishedRow]) -> String {
-    let mut page = Page::new(title).with_style(STYLE);
+    let mut page = Page::new(&format!("Curation in {title}")).with_style(STYLE);
     let Summary { rows: all, kept, rejected, failed, cost, .. } = summary;
+    let cost = match *cost > 0.0 {
+        true => format!(" All requests together have cost at most ${cost:.4}."),
+        false => String::new(),
+    };
     page.add(&format!(
-        "<p>Of {all} rows, {kept} are in the data set, {rejected} were rejected, and {failed} have no accepted answer. \
-         All requests together have cost at most ${cost:.4}.</p>\n<h2>Funnel</h2>\n"
+        "<p>Of {all} rows, {kept} are in the data set, {rejected} were rejected, and {failed} have no accepted answer.{cost}</p>\n\
+         <h2>Funnel</h2>\n"
     ));
     page.add(&bars_html(&funnel(summary, rows), *all));
     if !summary.reasons.is_empty() {
@@ -56,7 +61,7 @@ pub fn curation_page_html(title: &str, summary: &Summary, rows: &[FinishedRow]) 
     let words = |row: &FinishedRow| row.measured.as_ref().map(|measured| measured.words as f64);
     if let Some(lengths) = Distribution::new(rows.iter().filter(is_kept).filter_map(words)) {
         page.add("<h2>Length of kept chains <small>words</small></h2>\n");
-        page.add(&histogram_html(&lengths));
+        page.add(&counts_histogram_html(&lengths));
     }
     let similarity = |row: &FinishedRow| Some(f64::from(row.measured.as_ref()?.similarity?));
     if let Some(values) = Distribution::new(rows.iter().filter_map(similarity)) {
@@ -153,7 +158,10 @@ fn sample_html(row: &FinishedRow, reason: &str) -> String {
         escape_html(&short) + more
     };
     let reason = if reason.is_empty() { String::new() } else { format!("<b>{}</b> ", escape_html(reason)) };
-    let mut html = format!("<details><summary>{reason}{}</summary>\n", escape_html(&row.location));
+    // The first line of the question, which options may follow.
+    let question = escape_html(row.question.lines().next().unwrap_or_default());
+    let location = escape_html(&row.location);
+    let mut html = format!("<details><summary>{reason}{location} <small>{question}</small></summary>\n");
     let detail = match &row.outcome {
         Outcome::Kept => "",
         Outcome::Rejected(_, what) | Outcome::Failed(_, what) => what,
@@ -166,6 +174,22 @@ fn sample_html(row: &FinishedRow, reason: &str) -> String {
         }
     }
     html + "</details>\n"
+}
+
+/// The histogram of whole numbers: at most [`BINS`] bars, each for the same number of values.
+fn counts_histogram_html(distribution: &Distribution) -> String {
+    let (min, max) = (distribution.min as usize, distribution.max as usize);
+    let width = (max - min + 1).div_ceil(BINS);
+    let mut bars: Vec<(String, usize)> = (min..=max)
+        .step_by(width)
+        .map(|from| match width {
+            1 => (from.to_string(), 0),
+            _ => (format!("{from} – {}", from + width - 1), 0),
+        })
+        .collect();
+    distribution.values.iter().for_each(|value| bars[(*value as usize - min) / width].1 += 1);
+    let most = bars.iter().map(|bar| bar.1).max().unwrap_or(1);
+    bars_html(&bars, most)
 }
 
 fn histogram_html(distribution: &Distribution) -> String {
@@ -181,9 +205,9 @@ fn bars_html(bars: &[(String, usize)], most: usize) -> String {
     let mut html = String::from("<div class=\"bars\">\n");
     for (text, count) in bars {
         let width = 100.0 * *count as f64 / most.max(1) as f64;
-        let text = escape_html(text);
+        let bar = if *count == 0 { String::new() } else { format!("<i style=\"width:{width:.1}%\"></i>") };
         // Writing to a string cannot fail.
-        let _ = writeln!(html, "<span>{text}</span><div><i style=\"width:{width:.1}%\"></i></div><span>{count}</span>");
+        let _ = writeln!(html, "<span>{}</span><div>{bar}</div><span>{count}</span>", escape_html(text));
     }
     html + "</div>\n"
 }
@@ -247,6 +271,12 @@ mod tests {
         for part in ["Which &lt;script&gt;?", "I see &lt;/details&gt; a ball.", "a&amp;b", "25.0 %"] {
             assert!(html.contains(part), "{part}: {html}");
         }
+        // Lengths of 3 to 42 words are drawn in twenty bars for two lengths each, few different ones in a bar each.
+        let lengths = |values: &[f64]| counts_histogram_html(&Distribution::new(values.iter().copied()).unwrap());
+        let wide = lengths(&[3.0, 4.0, 42.0]);
+        assert!(wide.contains("<span>3 – 4</span><div><i style=\"width:100.0%\"></i></div><span>2</span>"), "{wide}");
+        assert!(wide.matches("<div>").count() == 20 && wide.contains("<span>5 – 6</span><div></div><span>0</span>"));
+        assert_eq!(lengths(&[7.0, 9.0]).matches("<div>").count(), 3);
         let bars: Vec<(String, usize)> = funnel(&summary, &rows);
         let counts: Vec<usize> = bars.iter().map(|bar| bar.1).collect();
         assert_eq!(counts, [4, 3, 3, 2, 1]);

@@ -1,11 +1,10 @@
 //! The crate's error.
 
 use reel_diagnostic::Diagnostic;
-use reel_engine::EngineError;
+use reel_eval::EvalError;
 use reel_media::MediaError;
 use reel_model::ModelError;
 use reel_report::ReportError;
-use reel_runtime::RuntimeError;
 
 /// The demo failed.
 #[derive(Debug, thiserror::Error)]
@@ -16,15 +15,12 @@ pub enum ShowcaseError {
     /// A frame of the HTML page could not be encoded.
     #[error("report.html: a frame cannot be encoded as PNG: {0}")]
     Image(#[from] image::ImageError),
-    /// A device or an op failed.
-    #[error(transparent)]
-    Runtime(#[from] RuntimeError),
     /// A model folder could not be made or used.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// Generation failed.
+    /// An answer of the evaluation could not be read.
     #[error(transparent)]
-    Engine(#[from] EngineError),
+    Evaluation(#[from] EvalError),
     /// A clip could not be encoded.
     #[error(transparent)]
     Media(#[from] MediaError),

@@ -1,29 +1,17 @@
-//! Evaluation on held-out clips: greedy answers to the question of every clip.
+//! What `reel eval` has written about the held-out clips: the answer to each of them, and how many are correct.
 //!
-//! Motion clips are asked about a second time with their frames in random orders: an accuracy as high as with ordered
+//! Motion clips are asked about a second time with their frames in random order: an accuracy as high as with ordered
 //! frames would mean that the model does not use the order of frames.
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use reel_engine::{Engine, GenerationRequest};
-use reel_media::profile::MediaOverrides;
-use reel_model::checkpoint::Checkpoint;
-use reel_model::input::ModelInput;
-use reel_model::input::encode::{MediaOptions, ModelFolder, encode};
-use reel_model::input::messages::{ContentPart, Conversation, MediaSource, VideoPart, VideoSource};
-use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device};
-use reel_train::rollout::with_shuffled_frames;
+use reel_diagnostic::{Diagnostic, input};
+use reel_eval::Prediction;
 
-use crate::Result;
-use crate::clips::{Clip, ClipTask, extract_answer};
-
-/// Maximum tokens of an answer; the correct completions are much shorter.
-const MAX_ANSWER_TOKENS: usize = 48;
-/// Clips per batch.
-const BATCH: usize = 24;
-/// Number of random frame orders in which each motion clip is asked about.
-const SHUFFLES: u64 = 3;
+use crate::benchmarks::{CLIP_FOLDER, ClipBenchmark, EXTRACTION, shuffled_file};
+use crate::clips::{Clip, ClipTask};
+use crate::{Result, ShowcaseError};
 
 /// The number of correct answers among a number of answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,10 +23,10 @@ pub struct AnswerTally {
 }
 
 impl AnswerTally {
-    /// Counts the correct answers; each answer comes with its clip.
-    pub fn count_correct<'a>(answers: impl Iterator<Item = (&'a Clip, &'a String)>) -> Self {
-        answers.fold(Self::default(), |t, (clip, text)| Self {
-            correct: t.correct + usize::from(extract_answer(text) == clip.answer),
+    /// Counts the correct answers.
+    fn of<'a>(answers: impl Iterator<Item = &'a ClipAnswer>) -> Self {
+        answers.fold(Self::default(), |t, answer| Self {
+            correct: t.correct + usize::from(answer.is_correct),
             total: t.total + 1,
         })
     }
@@ -63,97 +51,74 @@ pub fn difference_in_standard_errors(low: AnswerTally, high: AnswerTally) -> f64
     (high.accuracy() - low.accuracy()) / (low.accuracy_variance() + high.accuracy_variance()).sqrt()
 }
 
+/// An answer to the question about a clip.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClipAnswer {
+    /// The output of the model.
+    pub output: String,
+    /// Whether its score is 1.
+    pub is_correct: bool,
+}
+
 /// The answers of a model in one evaluation.
 #[derive(Clone, Debug)]
 pub struct EvaluationAnswers {
     /// The answer to each clip.
-    pub ordered: Vec<String>,
-    /// The answers to the motion clips with shuffled frames: to all clips in a first random order, then in a second,
-    /// and so on.
-    pub shuffled: Vec<String>,
+    pub ordered: Vec<ClipAnswer>,
+    /// The answers to the motion clips with shuffled frames.
+    pub shuffled: Vec<ClipAnswer>,
 }
 
 impl EvaluationAnswers {
+    /// Reads the answers that `reel eval` has written into `folder`.
+    ///
+    /// # Errors
+    /// A file cannot be read, or has no answer to one of the clips.
+    pub fn read(folder: &Path, clips: &[Clip]) -> Result<Self> {
+        let mut answers: HashMap<String, ClipAnswer> = HashMap::new();
+        for benchmark in ClipBenchmark::ALL {
+            let file = folder.join(format!("{}.jsonl", benchmark.name()));
+            let text = input::read_text(&file, input::MAX_ROWS_BYTES)
+                .map_err(|e| ShowcaseError::Output(Diagnostic::cannot_read(&file, &e)))?;
+            for line in text.lines() {
+                let row = Prediction::from_json_line(line)?;
+                let is_correct = row.score(EXTRACTION) == 1.0;
+                answers.insert(row.path.unwrap_or_default(), ClipAnswer { output: row.output, is_correct });
+            }
+        }
+        let mut take = |file: String| {
+            answers.remove(&format!("{CLIP_FOLDER}/{file}")).ok_or_else(|| {
+                let what = format!("has no answer about {file}");
+                ShowcaseError::Output(Diagnostic::new(folder.display().to_string(), what, "run the demo again"))
+            })
+        };
+        let ordered = clips.iter().map(|clip| take(clip.file.clone())).collect::<Result<_>>()?;
+        let motion = clips.iter().filter(|clip| clip.task == ClipTask::Motion);
+        let shuffled = motion.map(|clip| take(shuffled_file(clip))).collect::<Result<_>>()?;
+        Ok(Self { ordered, shuffled })
+    }
+
     /// Counts the correct answers to the clips of one task, or of all tasks.
     pub fn tally(&self, clips: &[Clip], task: Option<ClipTask>) -> AnswerTally {
-        AnswerTally::count_correct(clips.iter().zip(&self.ordered).filter(|(c, _)| task.is_none_or(|t| t == c.task)))
+        let of_task = clips.iter().zip(&self.ordered).filter(|(clip, _)| task.is_none_or(|task| task == clip.task));
+        AnswerTally::of(of_task.map(|(_, answer)| answer))
     }
 
     /// Counts the correct answers to motion clips with shuffled frames.
-    pub fn shuffled_tally(&self, clips: &[Clip]) -> AnswerTally {
-        let motion: Vec<&Clip> = clips.iter().filter(|c| c.task == ClipTask::Motion).collect();
-        AnswerTally::count_correct(motion.into_iter().cycle().zip(&self.shuffled))
+    pub fn shuffled_tally(&self) -> AnswerTally {
+        AnswerTally::of(self.shuffled.iter())
     }
 
     /// The accuracies in one line of text.
     pub fn summary(&self, clips: &[Clip]) -> String {
         let fraction = |t: AnswerTally| format!("{} of {}", t.correct, t.total);
-        let (all, motion, shuffled) =
-            (self.tally(clips, None), self.tally(clips, Some(ClipTask::Motion)), self.shuffled_tally(clips));
+        let (all, motion) = (self.tally(clips, None), self.tally(clips, Some(ClipTask::Motion)));
         format!(
             "{} held-out clips answered correctly; motion clips {}, motion clips with shuffled frames {}",
             fraction(all),
             fraction(motion),
-            fraction(shuffled)
+            fraction(self.shuffled_tally())
         )
-    }
-}
-
-/// The questions about the held-out clips, encoded as model inputs.
-pub struct ClipEvaluation {
-    bundle: ModelFolder,
-    ordered: Vec<ModelInput>,
-    shuffled: Vec<ModelInput>,
-}
-
-impl ClipEvaluation {
-    /// Encodes the questions about the clips in `clip_folder`, for models with the tokenizer of the model in
-    /// `model_folder`.
-    ///
-    /// # Errors
-    /// The model folder cannot be opened, or a clip cannot be decoded.
-    pub fn new(model_folder: &Path, clip_folder: &Path, clips: &[Clip], media: &MediaOptions) -> Result<Self> {
-        let bundle = ModelFolder::open(model_folder)?;
-        let ask = |clip: &Clip| -> Result<ModelInput> {
-            let source = VideoSource::File(MediaSource::Path(clip_folder.join(&clip.file)));
-            let video = ContentPart::Video(VideoPart {
-                source,
-                overrides: MediaOverrides::default(),
-                location: clip.file.clone(),
-            });
-            Ok(encode(&bundle, &Conversation::from_user_message(vec![video], clip.task.question()), media)?)
-        };
-        let ordered = clips.iter().map(ask).collect::<Result<Vec<_>>>()?;
-        let motion = |order: u64| {
-            let motion = clips.iter().zip(&ordered).filter(|(c, _)| c.task == ClipTask::Motion);
-            motion.zip(0u64..).map(move |((_, tokens), i)| with_shuffled_frames(tokens, (order << 32) + i))
-        };
-        let shuffled = (0..SHUFFLES).flat_map(motion).collect();
-        Ok(Self { bundle, ordered, shuffled })
-    }
-
-    /// Generates greedy answers to all questions with the model in `model_folder`.
-    ///
-    /// # Errors
-    /// The weights cannot be opened, or generation fails.
-    pub fn run(&self, model_folder: &Path, device: &Device) -> Result<EvaluationAnswers> {
-        let files = Checkpoint::open(model_folder)?;
-        let weights = Qwen25Vl::open(device, &files, &self.bundle.config, DType::F32)?;
-        let engine = Engine::new(&weights, &Cx::inference(device, DType::F32))?;
-        let answer = |questions: &[ModelInput]| -> Result<Vec<String>> {
-            let mut answers = Vec::new();
-            for questions in questions.chunks(BATCH) {
-                let requests = questions.iter().map(|q| GenerationRequest {
-                    max_new_tokens: MAX_ANSWER_TOKENS,
-                    eos_token_ids: self.bundle.stop_token_ids().to_vec(),
-                    ..GenerationRequest::new(q)
-                });
-                let (completions, _) = engine.generate(requests.collect(), |_| {})?;
-                answers.extend(completions.iter().map(|c| self.bundle.tokenizer.decode(&c.ids, true)));
-            }
-            Ok(answers)
-        };
-        Ok(EvaluationAnswers { ordered: answer(&self.ordered)?, shuffled: answer(&self.shuffled)? })
     }
 }
 

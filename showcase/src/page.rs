@@ -14,9 +14,9 @@ use reel_report::html::{Page, escape_html};
 use reel_report::table::Table;
 
 use crate::Result;
-use crate::clips::{CLIP_FRAMES, CLIP_SIDE, ClipTask, extract_answer};
-use crate::evaluation::{AnswerTally, difference_in_standard_errors};
-use crate::pipeline::{DemoOutcome, GRPO_PAGE, TRAINING_STAGES};
+use crate::clips::{CLIP_FRAMES, CLIP_SIDE, ClipTask, GREY_CLIPS};
+use crate::evaluation::{AnswerTally, EvaluationAnswers, difference_in_standard_errors};
+use crate::pipeline::{CURATION_PAGE, DemoOutcome, EVALUATION_PAGE, GRPO_PAGE, TRAINING_STAGES};
 
 const STYLE: &str = include_str!("page.css");
 /// Number of held-out clips, from the first on, whose answers the page shows.
@@ -41,7 +41,7 @@ pub fn result_rows(outcome: &DemoOutcome) -> Vec<ResultRow> {
         guess: task.map(guess),
     };
     let mut rows: Vec<ResultRow> = ClipTask::ALL.iter().map(|task| row(task.name(), Some(*task))).collect();
-    let shuffled = outcome.answers.each_ref().map(|s| s.shuffled_tally(&outcome.clips));
+    let shuffled = outcome.answers.each_ref().map(EvaluationAnswers::shuffled_tally);
     rows.insert(
         1,
         ResultRow { name: "motion, frames shuffled", tallies: shuffled, guess: Some(guess(ClipTask::Motion)) },
@@ -57,10 +57,11 @@ pub fn result_rows(outcome: &DemoOutcome) -> Vec<ResultRow> {
 pub fn demo_page(outcome: &DemoOutcome, machine: &str) -> Result<String> {
     let mut page = begin(
         "A tiny Qwen2.5-VL with random weights learned to answer questions about video clips with a chain of thought: first by supervised \
-         fine-tuning, then from rewards. Everything ran on this machine.",
+         fine-tuning on a curated data set, then from rewards. Everything ran on this machine.",
     );
     add_figures(&mut page, outcome);
     add_results(&mut page, outcome);
+    add_curation(&mut page, outcome);
     for ((stage, took), steps) in TRAINING_STAGES.iter().zip(&outcome.took).zip(&outcome.steps) {
         page.add(&format!(
             "<h2>{}</h2><p>{} {} steps in {}.</p>\n",
@@ -85,7 +86,10 @@ pub fn demo_page(outcome: &DemoOutcome, machine: &str) -> Result<String> {
     ));
     page.add(&gallery_html(outcome)?);
     let commands = outcome.commands.iter().map(|c| escape_html(c)).collect::<Vec<_>>().join("\n");
-    page.add(&format!("<h2>The same training as single commands</h2><pre class=\"commands\">{commands}</pre>\n"));
+    page.add(&format!(
+        "<h2>The same as single commands</h2><p>Curation finds all answers in its tables and asks no model again.</p>\
+         <pre class=\"commands\">{commands}</pre>\n"
+    ));
     Ok(end(page, &format!("{machine}, seed {}", outcome.seed)))
 }
 
@@ -172,7 +176,10 @@ fn add_results(page: &mut Page, outcome: &DemoOutcome) {
         );
         table.row_with(sum_class(&row), vec![row.name.to_string(), share(a), share(b), share(c), bar]);
     }
-    page.add("<h2>Held-out clips answered correctly</h2>\n");
+    page.add(
+        "<h2>Held-out clips answered correctly</h2><p>The clips are small benchmarks in the forms in which MVBench (motion, colors) and \
+         VSI-Bench (count) are published, and <code>reel eval</code> asked and scored them.</p>\n",
+    );
     page.add_table(&table);
     page.add(&format!(
         "<p>Bars: accuracy after {second}; line below the bar: after SFT; mark: random guesses. From SFT to {second} the \
@@ -186,16 +193,35 @@ fn add_results(page: &mut Page, outcome: &DemoOutcome) {
     ));
 }
 
+fn add_curation(page: &mut Page, outcome: &DemoOutcome) {
+    let summary = &outcome.curation;
+    let attempts: u64 = summary.stages.iter().map(|stage| stage.attempts).sum();
+    let answers: usize = summary.stages.iter().map(|stage| stage.ok).sum();
+    page.add(&format!(
+        "<h2>Data set for SFT</h2><p>No large model was asked. Behind an HTTP endpoint on this machine a stand-in answers the requests of \
+         <code>reel curate</code>: it finds plain shapes in the frames by thresholds, describes their color and place, and reasons from the \
+         description by fixed rules. It does not know the answers. About {GREY_CLIPS} clips with grey shapes it answers badly on purpose, and \
+         three of its first replies fail: one is refused for a second, one is cut, one lacks its answer. {answers} answers took {attempts} \
+         requests; {} of {} chains of thought were kept.</p>\n",
+        summary.kept, summary.rows
+    ));
+    let mut table = Table::new(&["Rejected for", "Rows"]);
+    summary.reasons.iter().for_each(|(reason, count)| table.row(vec![reason.name().into(), count.to_string()]));
+    page.add_table(&table);
+    page.add(&format!("<p><a href=\"{CURATION_PAGE}\">The curation</a>: funnel, stages, lengths and samples.</p>\n"));
+}
+
 fn gallery_html(outcome: &DemoOutcome) -> Result<String> {
     let mut page = format!(
-        "<h2>Questions and answers</h2><p>The first {SHOWN_CLIP_COUNT} held-out clips with their frames in order.</p>\n"
+        "<h2>Questions and answers</h2><p>The first {SHOWN_CLIP_COUNT} held-out clips with their frames in order. \
+         <a href=\"{EVALUATION_PAGE}\">The page of the evaluation</a> has all answers after SFT and after {}, with filters.</p>\n",
+        outcome.second_stage_name()
     );
     // Writing to a String cannot fail.
     let [before, sft, grpo] = &outcome.answers;
     let answers = before.ordered.iter().zip(&sft.ordered).zip(&grpo.ordered);
     for (clip, ((before, sft), grpo)) in outcome.clips.iter().zip(answers).take(SHOWN_CLIP_COUNT) {
-        let (class, verdict) =
-            if extract_answer(grpo) == clip.answer { ("right", "correct") } else { ("wrong", "wrong") };
+        let (class, verdict) = if grpo.is_correct { ("right", "correct") } else { ("wrong", "wrong") };
         let _ = write!(page, "<article class=\"{class}\"><div class=\"frames\">");
         for frame in clip.frames.chunks_exact(CLIP_SIDE * CLIP_SIDE * 3).take(CLIP_FRAMES) {
             let _ = write!(
@@ -209,10 +235,10 @@ fn gallery_html(outcome: &DemoOutcome) -> Result<String> {
             "</div><h3>{}</h3><dl><dt>answer</dt><dd>{} <span>{verdict}</span></dd><dt>target</dt><dd>{}</dd><dt>SFT</dt><dd class=\"dim\">{}</dd>\
              <dt>before</dt><dd class=\"dim\">{}</dd></dl></article>",
             clip.task.question(),
-            escape_html(grpo),
+            escape_html(&grpo.output),
             escape_html(&clip.completion()),
-            escape_html(sft),
-            escape_html(&shorten(before)),
+            escape_html(&sft.output),
+            escape_html(&shorten(&before.output)),
         );
     }
     Ok(page)
@@ -259,23 +285,37 @@ fn png(pixels: &[u8]) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::clips::{self, Clip, ClipSet};
-    use crate::evaluation::EvaluationAnswers;
+    use crate::evaluation::ClipAnswer;
+    use reel_curate::{Reason, Summary};
     use serde_json::json;
 
     fn outcome(seed: u64) -> DemoOutcome {
         let clips = clips::make_clips(ClipSet::HeldOut, 6, 3);
-        let noise =
-            EvaluationAnswers { ordered: vec!["<b>noise & more".to_string(); 6], shuffled: vec![String::new(); 9] };
-        let mut right =
-            EvaluationAnswers { ordered: clips.iter().map(Clip::completion).collect(), shuffled: vec!["no".into(); 9] };
-        right.shuffled[3] = clips[0].completion();
+        let answer = |output: &str, is_correct| ClipAnswer { output: output.into(), is_correct };
+        let wrong = |output: &str, count| vec![answer(output, false); count];
+        let noise = EvaluationAnswers { ordered: wrong("<b>noise & more", 6), shuffled: wrong("", 3) };
+        let ordered = clips.iter().map(|clip: &Clip| answer(&clip.completion(), true)).collect();
+        let mut right = EvaluationAnswers { ordered, shuffled: wrong("no", 3) };
+        right.shuffled[1] = answer(&clips[2].completion(), true);
         let mut half = right.clone();
-        half.ordered[1] = "<answer>wrong</answer>".to_string();
+        half.ordered[1] = answer("<answer>wrong</answer>", false);
+        let curation = Summary {
+            rows: 9,
+            kept: 7,
+            rejected: 2,
+            failed: 0,
+            cost: 0.0,
+            stages: Vec::new(),
+            reasons: [(Reason::Accuracy, 2)].into(),
+            sources: [].into(),
+            problem_types: [].into(),
+        };
         DemoOutcome {
             seed,
             temporal: true,
             clips,
             answers: [noise, half, right],
+            curation,
             steps: [
                 vec![json!({"loss": 3.0}), json!({"loss": 0.5})],
                 vec![json!({"reward": 1.0}), json!({"reward": 2.0})],
@@ -293,13 +333,17 @@ mod tests {
         let tallies: Vec<(&str, usize, usize)> =
             result_rows(&outcome).iter().map(|r| (r.name, r.tallies[1].correct, r.tallies[1].total)).collect();
         let want =
-            [("motion", 3, 3), ("motion, frames shuffled", 1, 9), ("colors", 1, 2), ("count", 1, 1), ("all", 5, 6)];
+            [("motion", 3, 3), ("motion, frames shuffled", 1, 3), ("colors", 1, 2), ("count", 1, 1), ("all", 5, 6)];
         assert_eq!(tallies, want);
         let page = demo_page(&outcome, "a < b")?;
         assert!(
             page.contains("83.3 %")
                 && page.contains("\"x\":[1,2],\"y\":[3.0,0.5]")
                 && page.contains("a &lt; b, seed 1")
+        );
+        assert!(page.contains("7 of 9 chains of thought were kept") && page.contains("<td>accuracy</td>"), "{page}");
+        assert!(
+            [CURATION_PAGE, GRPO_PAGE, EVALUATION_PAGE].iter().all(|link| page.contains(&format!("href=\"{link}\"")))
         );
         assert!(!page.contains("src=\"http") && !page.contains("<b>noise"));
         assert_eq!(page.matches("<img").count(), 6 * CLIP_FRAMES);

@@ -2,35 +2,37 @@
 //!
 //! ```text
 //! prepare   clear the folder, write sft.toml and grpo.toml, create a random model and a random SigLIP,
-//!           encode the clips, write sft.jsonl, rl.jsonl and held-out.jsonl
-//! run       evaluate(model), SFT on sft.jsonl, evaluate(sft), GRPO on rl.jsonl, evaluate(grpo), grpo/report.html
+//!           encode the clips, write list.jsonl, rl.jsonl and benchmarks/
+//! run       curate list.jsonl, evaluate(model), SFT on curated/dataset.jsonl, evaluate(sft), GRPO on rl.jsonl,
+//!           evaluate(grpo), grpo/report.html, eval/report.html
 //! ```
 //!
-//! The caller passes functions for the two training runs. These read their options from the folder's .toml files, as
-//! `reel sft --config` does.
+//! The caller passes a function that runs command lines (`reel curate`, `reel eval`, `reel report`), and functions for
+//! the two training runs. These read their options from the folder's .toml files, as `reel sft --config` does.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use reel_diagnostic::Diagnostic;
+use reel_curate::{DATASET_FILE, SUMMARY_FILE, Summary};
+use reel_diagnostic::{Diagnostic, input};
 use reel_measure::trace;
 use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_media::frames::FrameView;
 use reel_model::checkpoint;
 use reel_model::init::{InitOptions, Preset, init, init_siglip};
-use reel_model::input::MediaOptions;
-use reel_model::save::{AtomicFile, FOLDER_LOCK_FILE, FolderLock};
+use reel_model::save::{FOLDER_LOCK_FILE, FolderLock};
 use reel_report::run;
-use reel_runtime::Device;
 use reel_train::options::RunOptions;
 use serde_json::{Value, json};
 
-use crate::clips::{self, CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, Clip, ClipSet};
-use crate::evaluation::{ClipEvaluation, EvaluationAnswers};
+use crate::benchmarks::{CLIP_FOLDER, ClipBenchmark, shuffled_file};
+use crate::clips::{self, CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, Clip, ClipSet, ClipTask, shuffle_frames};
+use crate::commands::CommandLine;
+use crate::endpoint::StandInEndpoint;
+use crate::evaluation::EvaluationAnswers;
 use crate::page::SHOWN_CLIP_COUNT;
-use crate::{Result, ShowcaseError};
+use crate::{Result, ShowcaseError, write};
 
 /// One of the two training stages of the demo.
 pub struct TrainingStage {
@@ -71,13 +73,42 @@ pub const TRAINING_STAGES: [TrainingStage; 2] = [
     },
 ];
 
-/// Everything that the demo writes into its folder except the .toml files. The .toml files stay, because sft.toml
-/// shows that the folder is a demo's.
-const PARTS: [&str; 9] =
-    ["model", "siglip", "clips", "sft.jsonl", "rl.jsonl", "held-out.jsonl", "sft", "grpo", "report.html"];
+/// The questions that are curated, in the demo's folder.
+pub const LIST_FILE: &str = "list.jsonl";
+/// The folder of the curation, in the demo's folder.
+pub const CURATION_FOLDER: &str = "curated";
+/// The folder of the task files and data of the evaluation, in the demo's folder.
+pub const BENCHMARK_FOLDER: &str = "benchmarks";
+/// The folder of the evaluations, in the demo's folder.
+pub const EVALUATION_FOLDER: &str = "eval";
 
+/// Everything that this version of the demo or an earlier one writes into its folder except the .toml files. The .toml
+/// files stay, because sft.toml shows that the folder is a demo's.
+const PARTS: [&str; 13] = [
+    "model",
+    "siglip",
+    CLIP_FOLDER,
+    LIST_FILE,
+    CURATION_FOLDER,
+    "rl.jsonl",
+    BENCHMARK_FOLDER,
+    EVALUATION_FOLDER,
+    "sft",
+    "grpo",
+    "report.html",
+    "sft.jsonl",
+    "held-out.jsonl",
+];
+
+/// The path of the curation's page, relative to the demo's folder.
+pub const CURATION_PAGE: &str = "curated/report.html";
 /// The path of the GRPO run's page, relative to the demo's folder.
 pub const GRPO_PAGE: &str = "grpo/report.html";
+/// The path of the page of the evaluations after SFT and after GRPO, relative to the demo's folder.
+pub const EVALUATION_PAGE: &str = "eval/report.html";
+
+/// The models that are evaluated: sub-folders of the demo's folder, and when they are.
+const EVALUATED: [(&str, &str); 3] = [("model", "before"), ("sft", "after SFT"), ("grpo", "after GRPO")];
 
 /// The demo with one seed, in one folder.
 pub struct Demo {
@@ -114,6 +145,8 @@ pub struct DemoOutcome {
     pub clips: Vec<Clip>,
     /// The answers to the held-out clips before, between and after the two training stages.
     pub answers: [EvaluationAnswers; 3],
+    /// What became of the rows of the curation.
+    pub curation: Summary,
     /// For each training stage, the lines of its `metrics.jsonl`.
     pub steps: [Vec<Value>; 2],
     /// The duration of each training stage.
@@ -122,7 +155,7 @@ pub struct DemoOutcome {
     pub all: Duration,
     /// Number of parameters of the model.
     pub parameters: u64,
-    /// Shell commands that repeat the demo step by step with the same results.
+    /// Shell commands that repeat the demo step by step with the same results. Curation finds all answers in its tables.
     pub commands: Vec<String>,
 }
 
@@ -146,50 +179,58 @@ impl Demo {
         Ok(PreparedDemo { started, parameters, held_out })
     }
 
-    /// Trains in two stages on `device`, and evaluates before, between and after them.
+    /// Curates the data set, trains in two stages, and evaluates before, between and after them.
     ///
-    /// `sft` and `grpo` must run the two training commands, with the options of sft.toml and grpo.toml after
-    /// [`Demo::set_paths_and_steps`] has completed them.
+    /// `command` must run a command line without printing. `sft` and `grpo` must run the two training commands, with the
+    /// options of sft.toml and grpo.toml after [`Demo::set_paths_and_steps`] has completed them.
     ///
     /// # Errors
-    /// Training fails, a model cannot be evaluated, or a file cannot be read or written.
+    /// A command or training fails, or a file cannot be read or written.
     pub fn run<E: From<ShowcaseError>>(
         &self,
         prepared: PreparedDemo,
-        device: &Device,
-        media: &MediaOptions,
+        command: impl Fn(&CommandLine) -> std::result::Result<(), E>,
         sft: impl FnOnce() -> std::result::Result<(), E>,
         grpo: impl FnOnce() -> std::result::Result<(), E>,
     ) -> std::result::Result<DemoOutcome, E> {
         let PreparedDemo { started, parameters, held_out } = prepared;
-        let evaluation = trace::span("questions", || {
-            ClipEvaluation::new(&self.path_in_folder("model"), &self.path_in_folder("clips"), &held_out, media)
-        })?;
-        let evaluate = |part: &str, when: &str| -> Result<EvaluationAnswers> {
-            let answers = trace::span("evaluation", || evaluation.run(&self.path_in_folder(part), device))?;
+        let endpoint = StandInEndpoint::start()?;
+        trace::span("curation", || command(&self.curate_command(&endpoint.url)))?;
+        let curation = self.curation_summary()?;
+        let (rows, kept, rejected) = (curation.rows, curation.kept, curation.rejected);
+        let folder = self.path_in_folder(CURATION_FOLDER);
+        self.progress(format!("{}: {kept} of {rows} chains of thought kept, {rejected} rejected", folder.display()));
+        let evaluate = |index: usize| -> std::result::Result<EvaluationAnswers, E> {
+            let (model, when) = EVALUATED[index];
+            trace::span("evaluation", || command(&self.eval_command(model)))?;
+            let answers = EvaluationAnswers::read(&self.evaluation_folder(model), &held_out)?;
             self.progress(format!("{when}: {}", answers.summary(&held_out)));
             Ok(answers)
         };
-        let before = evaluate("model", "before")?;
+        let before = evaluate(0)?;
         let started_sft = Instant::now();
         sft()?;
         let sft_took = started_sft.elapsed();
-        let between = evaluate("sft", "after SFT")?;
+        let between = evaluate(1)?;
         let started_grpo = Instant::now();
         grpo()?;
         let grpo_took = started_grpo.elapsed();
-        let after = evaluate("grpo", "after GRPO")?;
+        let after = evaluate(2)?;
         let page = run::run_page_html(&self.path_in_folder("grpo")).map_err(ShowcaseError::from)?;
         write(&self.path_in_folder(GRPO_PAGE), &page)?;
+        command(&self.evaluation_page_command())?;
+        let asked = &held_out[0];
+        let video = self.path_in_folder(CLIP_FOLDER).join(&asked.file);
         Ok(DemoOutcome {
             seed: self.seed,
             temporal: self.temporal,
             answers: [before, between, after],
+            curation,
             steps: [steps(&self.path_in_folder("sft"))?, steps(&self.path_in_folder("grpo"))?],
             took: [sft_took, grpo_took],
             all: started.elapsed(),
             parameters,
-            commands: self.commands(&held_out[0]),
+            commands: self.shown_commands(&endpoint.url, &video, asked.task.question()),
             clips: held_out,
         })
     }
@@ -203,7 +244,7 @@ impl Demo {
     /// starts from the model in the demo's sub-folder `from`.
     pub fn set_paths_and_steps(&self, options: &mut RunOptions, from: &str, stage: &str) {
         options.model = self.path_in_folder(from).display().to_string();
-        options.data = self.path_in_folder(if stage == "sft" { "sft.jsonl" } else { "rl.jsonl" });
+        options.data = self.path_in_folder(&if stage == "sft" { dataset_file() } else { "rl.jsonl".into() });
         options.media_root = Some(self.folder.clone());
         options.out = self.path_in_folder(stage);
         options.max_steps = self.steps.or(options.max_steps);
@@ -230,7 +271,7 @@ impl Demo {
             };
             removed.map_err(|e| cannot(&part, "replaced", e, "remove it, or give another --out"))?;
         }
-        let clips = self.path_in_folder("clips");
+        let clips = self.path_in_folder(CLIP_FOLDER);
         fs::create_dir_all(&clips).map_err(|e| cannot(&clips, "created", e, "give another --out"))?;
         for stage in &TRAINING_STAGES {
             let config = if self.temporal { stage.config.to_string() } else { without_temporal(stage.config) };
@@ -250,28 +291,44 @@ impl Demo {
         Ok(made.parameters)
     }
 
-    /// Encodes all clips and writes one data file per set; returns the held-out clips.
+    /// Encodes all clips and writes the list for curation, the data of GRPO and the benchmarks; returns the held-out
+    /// clips.
     fn make_clips(&self) -> Result<Vec<Clip>> {
         let encoding = VideoEncodingOptions::new(VideoCodec::best_available_codec(), (CLIP_FPS as i32, 1));
-        let mut held_out = Vec::new();
-        for set in ClipSet::ALL {
-            let mut made = clips::make_clips(set, self.clip_count(set), self.seed);
-            let mut rows = String::new();
-            for clip in &made {
-                let frames = FrameView::new(&clip.frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE)?;
-                encode_video(&self.path_in_folder("clips").join(&clip.file), frames, &encoding)?;
-                rows += &row(clip, set).to_string();
-                rows.push('\n');
-            }
-            write(&self.path_in_folder(&format!("{}.jsonl", set.name())), &rows)?;
-            // Later code needs frames only for the clips on the page; the frames of all clips would take hundreds of
-            // megabytes.
-            made.iter_mut().skip(SHOWN_CLIP_COUNT).for_each(|clip| clip.frames = Vec::new());
-            held_out = made;
+        let folder = self.path_in_folder(CLIP_FOLDER);
+        let encode = |file: &str, frames: &[u8]| -> Result<()> {
+            let frames = FrameView::new(frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE)?;
+            Ok(encode_video(&folder.join(file), frames, &encoding)?)
+        };
+        // Later code needs frames only for the clips on the page; the frames of all clips would take two gigabytes.
+        let encode_all = |mut clips: Vec<Clip>, kept_frames: usize| -> Result<Vec<Clip>> {
+            clips.iter().try_for_each(|clip| encode(&clip.file, &clip.frames))?;
+            clips.iter_mut().skip(kept_frames).for_each(|clip| clip.frames = Vec::new());
+            Ok(clips)
+        };
+        let make = |set: ClipSet| clips::make_clips(set, self.clip_count(set), self.seed);
+        let mut curated = encode_all(make(ClipSet::Sft), 0)?;
+        curated.extend(encode_all(clips::make_grey_clips(self.seed), 0)?);
+        let rl = encode_all(make(ClipSet::Rl), 0)?;
+        let held_out = make(ClipSet::HeldOut);
+        for (clip, i) in held_out.iter().zip(0u64..).filter(|(clip, _)| clip.task == ClipTask::Motion) {
+            encode(&shuffled_file(clip), &shuffle_frames(&clip.frames, self.seed, i))?;
         }
-        let [sft, rl, evaluated] = ClipSet::ALL.map(|set| self.clip_count(set));
-        let folder = self.path_in_folder("clips");
-        self.progress(format!("{}: {sft} clips for SFT, {rl} for GRPO, {evaluated} held out", folder.display()));
+        let held_out = encode_all(held_out, SHOWN_CLIP_COUNT)?;
+        let lines = |rows: Vec<Value>| rows.iter().map(|row| format!("{row}\n")).collect::<String>();
+        let listed = curated.iter().zip(1..).map(|(clip, id)| list_row(clip, id)).collect();
+        write(&self.path_in_folder(LIST_FILE), &lines(listed))?;
+        write(&self.path_in_folder("rl.jsonl"), &lines(rl.iter().map(prompt_row).collect()))?;
+        for benchmark in ClipBenchmark::ALL {
+            benchmark.write(&self.path_in_folder(BENCHMARK_FOLDER), &held_out)?;
+        }
+        self.progress(format!(
+            "{}: {} clips to curate, {} for GRPO, {} held out",
+            folder.display(),
+            curated.len(),
+            rl.len(),
+            held_out.len()
+        ));
         Ok(held_out)
     }
 
@@ -279,29 +336,21 @@ impl Demo {
         if set == ClipSet::HeldOut { self.held_out } else { set.default_clip_count() }
     }
 
-    /// Returns shell commands that repeat the demo step by step; the last one asks a question about `clip`.
-    fn commands(&self, clip: &Clip) -> Vec<String> {
-        let (out, seed) = (self.folder.display(), self.seed);
-        let run = |stage: &str, from: &str, data: &str, more: &str| {
-            format!(
-                "reel {stage} --config {out}/{stage}.toml --model {out}/{from} --data {out}/{data}.jsonl --media-root {out} \\\n    \
-                 --out {out}/{stage} --seed {seed}{more} --overwrite"
-            )
-        };
-        vec![
-            format!("reel init --preset tiny --seed {seed} --out {out}/model"),
-            format!("reel init --preset siglip-tiny --seed {seed} --out {out}/siglip"),
-            run("sft", "model", "sft", ""),
-            run("grpo", "sft", "rl", &format!(" --siglip {out}/siglip")),
-            format!("reel report {out}/grpo --out {out}/{GRPO_PAGE}"),
-            format!(
-                "reel generate --model {out}/grpo --video {}/{} \\\n    --prompt \"{}\"",
-                self.path_in_folder("clips").display(),
-                clip.file,
-                clip.task.question(),
-            ),
-        ]
+    /// Reads what the curation has written about itself.
+    fn curation_summary(&self) -> Result<Summary> {
+        let file = self.path_in_folder(CURATION_FOLDER).join(SUMMARY_FILE);
+        let text = input::read_text(&file, input::MAX_CONFIG_BYTES)
+            .map_err(|e| ShowcaseError::Output(Diagnostic::cannot_read(&file, &e)))?;
+        serde_json::from_str(&text).map_err(|e| {
+            let what = format!("is not the summary of a curation: {e}");
+            ShowcaseError::Output(Diagnostic::new(file.display().to_string(), what, "run the demo again"))
+        })
     }
+}
+
+/// The data set of SFT, relative to the demo's folder.
+pub(crate) fn dataset_file() -> String {
+    format!("{CURATION_FOLDER}/{DATASET_FILE}")
 }
 
 /// Turns off the temporal reward in the options of a stage.
@@ -337,16 +386,19 @@ pub fn check_output_folder(folder: &Path) -> Result<()> {
     Err(ShowcaseError::Output(Diagnostic::new(folder.display().to_string(), what, "give another --out")))
 }
 
-/// A clip as a row of a training data file.
-fn row(clip: &Clip, set: ClipSet) -> Value {
-    let video = json!({"type": "video", "video": format!("clips/{}", clip.file)});
+/// A clip as a row of the list that is curated.
+fn list_row(clip: &Clip, id: usize) -> Value {
+    // An answer in words is compared as a whole; there are no options.
+    let kind = if clip.task == ClipTask::Count { "numerical" } else { "free-form" };
+    json!({"problem_id": id, "problem": clip.task.question(), "data_type": "video", "problem_type": kind,
+        "solution": clip.solution(), "path": format!("{CLIP_FOLDER}/{}", clip.file), "data_source": clip.source()})
+}
+
+/// A clip as a row of the data of GRPO.
+fn prompt_row(clip: &Clip) -> Value {
+    let video = json!({"type": "video", "video": format!("{CLIP_FOLDER}/{}", clip.file)});
     let question = json!({"role": "user", "content": [video, {"type": "text", "text": clip.task.question()}]});
-    match set {
-        ClipSet::Rl => {
-            json!({"prompt": [question], "problem_type": clip.task.problem_type(), "solution": clip.solution()})
-        }
-        _ => json!({"messages": [question, {"role": "assistant", "content": clip.completion()}]}),
-    }
+    json!({"prompt": [question], "problem_type": clip.task.problem_type(), "solution": clip.solution()})
 }
 
 /// Reads the lines of a run's metrics.jsonl.
@@ -359,11 +411,4 @@ fn steps(run: &Path) -> Result<Vec<Value>> {
         ShowcaseError::Output(Diagnostic::new(metrics.display().to_string(), what, "run the demo again"))
     };
     text.lines().map(|line| serde_json::from_str(line).map_err(malformed)).collect()
-}
-
-/// Writes a whole file; if that fails, an earlier file stays.
-fn write(to: &Path, text: &str) -> Result<()> {
-    let mut draft = AtomicFile::create(to)?;
-    draft.write_all(text.as_bytes()).map_err(|e| ShowcaseError::Output(Diagnostic::cannot_write(to, &e)))?;
-    Ok(draft.commit()?)
 }

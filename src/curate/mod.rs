@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use reel_curate::{CurationRecipe, ResponseFormat, StageName};
+use reel_curate::{CurationRecipe, ResponseFormat, RowLayout, StageName};
 
 use crate::common::CommonOptions;
 use crate::media::WorkerFlags;
@@ -90,6 +90,10 @@ pub struct CurateRun {
     /// Write paths as LIST has them, for use with the same --media-root; without it they are absolute
     #[arg(long)]
     keep_paths: bool,
+    /// Fields of the data set's rows: problem (VideoRFT's; training adds its prompt) or chat (messages with the question as
+    /// it is and the chain as answer)
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true, value_name = "LAYOUT")]
+    layout: RowLayout,
     #[command(flatten)]
     endpoints: EndpointFlags,
     #[command(flatten)]
@@ -150,7 +154,8 @@ struct FilterFlags {
     /// Most words of a chain
     #[arg(long, value_name = "N", default_value_t = 1500)]
     max_words: usize,
-    /// Reject a chain if an earlier one with the same answer shares this part of their runs of three words
+    /// Reject a chain if an earlier one with the same answer shares more than this part of their runs of three words; 1
+    /// keeps copies, for data with short chains
     #[arg(long, value_name = "PART", default_value_t = 0.8)]
     max_overlap: f64,
 }

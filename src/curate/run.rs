@@ -247,6 +247,7 @@ impl CurateRun {
             seed: common.seed,
             filters: self.filter_settings()?,
             keep_paths: self.keep_paths,
+            layout: self.layout,
             decoder: self.worker.decode_worker(common)?,
         })
     }

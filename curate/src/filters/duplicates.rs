@@ -45,7 +45,7 @@ impl EarlierChains {
         for candidate in candidates {
             let (earlier, at) = &self.chains[candidate];
             let overlap = overlap(earlier, &shingles);
-            if overlap >= self.max_overlap {
+            if overlap > self.max_overlap {
                 return Some(format!("{:.0} % of its runs of three words are those of {at}", 100.0 * overlap));
             }
         }
@@ -123,6 +123,11 @@ mod tests {
         assert!(earlier.find_or_insert("A", &[], "list:6").is_none());
         assert!(earlier.find_or_insert("A", &["x".into()], "list:7").is_none());
         assert!(earlier.find_or_insert("A", &["x".into()], "list:8").is_some());
+        // No overlap is above 1, so copies are kept.
+        let mut all = EarlierChains::new(1.0);
+        for _ in 0..2 {
+            assert_eq!(all.find_or_insert("A", &long_chain(1), "list:1"), None);
+        }
     }
 
     proptest! {

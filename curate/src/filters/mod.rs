@@ -35,7 +35,8 @@ pub struct FilterSettings {
     pub min_words: usize,
     /// The most words of a chain.
     pub max_words: usize,
-    /// From this Jaccard similarity of their 3-grams of words on, two chains with the same answer are duplicates.
+    /// Above this Jaccard similarity of their 3-grams of words, two chains with the same answer are duplicates; 1 keeps
+    /// duplicates.
     pub max_overlap: f64,
     /// Whether chains were written without the video, so that they may betray that they know descriptions only.
     pub is_blind: bool,

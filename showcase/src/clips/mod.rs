@@ -1,9 +1,13 @@
 //! Synthetic video clips: a shape that moves, a shape that changes color, shapes to count.
 //!
 //! [`make_clips`] draws the clips of a set from a seed, each with a question, a chain of thought and the correct
-//! answer.
+//! answer; [`make_grey_clips`] draws clips whose answers the stand-in for large models gets wrong.
+
+mod draw;
 
 use reel_kernels::philox;
+
+use draw::{Kind, Shape, render};
 
 /// Height and width of a clip in pixels.
 pub const CLIP_SIDE: usize = 224;
@@ -13,13 +17,27 @@ pub const CLIP_FRAMES: usize = 8;
 pub const CLIP_FPS: u32 = 4;
 
 const BACKGROUND: [f32; 3] = [24.0, 26.0, 32.0];
-const COLORS: [(&str, [f32; 3]); 4] = [
+/// The colors of shapes, with their names.
+pub const COLORS: [(&str, [f32; 3]); 4] = [
     ("red", [222.0, 48.0, 44.0]),
     ("green", [46.0, 180.0, 78.0]),
     ("blue", [54.0, 98.0, 232.0]),
     ("yellow", [236.0, 200.0, 46.0]),
 ];
 const NUMBERS: [&str; 4] = ["one", "two", "three", "four"];
+
+/// The directions of motion: the answer, and where the shape starts and ends.
+pub const DIRECTIONS: [(&str, &str, &str); 4] =
+    [("left", "right", "left"), ("right", "left", "right"), ("up", "bottom", "top"), ("down", "top", "bottom")];
+
+/// The beginning of the file names of clips with a grey shape.
+const GREY: &str = "grey";
+/// Number of clips with a grey shape, whose levels are [`GREY_LEVELS`] and steps of [`GREY_STEP`] from there on.
+pub const GREY_CLIPS: usize = 12;
+/// The darkest grey of a shape, 0 to 255.
+pub const GREY_LEVELS: usize = 110;
+/// The distance of two levels of grey: far above what two encodings of a frame change.
+pub const GREY_STEP: usize = 10;
 
 /// The kind of question that is asked about a clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,16 +110,15 @@ impl Clip {
         format!("<think>{}</think>{}", self.think, self.solution())
     }
 
+    /// The name by which curation's page counts the clip.
+    pub fn source(&self) -> &'static str {
+        if self.file.starts_with(GREY) { "grey shapes" } else { self.task.name() }
+    }
+
     /// The correct answer in `<answer>` tags, as the rewards read it.
     pub fn solution(&self) -> String {
         format!("<answer>{}</answer>", self.answer)
     }
-}
-
-/// The text between the first `<answer>` and the `</answer>` after it, trimmed; empty if there is none.
-pub fn extract_answer(text: &str) -> &str {
-    let after = text.split_once("<answer>").map_or("", |(_, after)| after);
-    after.split_once("</answer>").map_or("", |(answer, _)| answer.trim())
 }
 
 /// The tasks of four consecutive clips. Motion is the hardest task and occurs twice as often as the others.
@@ -153,20 +170,18 @@ impl ClipSet {
 /// else is random. A larger `count` adds clips and does not change the others.
 pub fn make_clips(set: ClipSet, count: usize, seed: u64) -> Vec<Clip> {
     let split = set.name();
-    // Each set has its own stream of random numbers.
-    let stream = split.bytes().fold(0, |h: u64, b| h.wrapping_mul(257).wrapping_add(u64::from(b)));
     (0..count)
         .map(|i| {
-            let mut random = ClipRandom { seed, stream: stream.wrapping_mul(1 << 20).wrapping_add(i as u64), index: 0 };
+            let mut random = ClipRandom::of_clip(split, i, seed);
             let task = TURNS[i % TURNS.len()];
             let earlier = (0..i).filter(|j| TURNS[j % TURNS.len()] == task).count();
             let which = earlier % task.answer_count();
             let (scenes, think, answer) = match task {
-                ClipTask::Motion => motion(
-                    which,
-                    set.color_hint().map(|n| !(earlier / task.answer_count()).is_multiple_of(n)),
-                    &mut random,
-                ),
+                ClipTask::Motion => {
+                    let hinted = set.color_hint().map(|n| !(earlier / task.answer_count()).is_multiple_of(n));
+                    let color = hint_color(which, hinted, &mut random);
+                    motion(which, COLORS[color].1, &mut random)
+                }
                 ClipTask::Colors => colors(which, &mut random),
                 ClipTask::Count => objects(which, &mut random),
             };
@@ -174,6 +189,29 @@ pub fn make_clips(set: ClipSet, count: usize, seed: u64) -> Vec<Clip> {
             Clip { task, file: format!("{split}-{i:03}-{}.mp4", task.name()), frames, think, answer }
         })
         .collect()
+}
+
+/// Draws [`GREY_CLIPS`] clips in which a grey shape moves. Each has another level of grey.
+pub fn make_grey_clips(seed: u64) -> Vec<Clip> {
+    let make = |i: usize| {
+        let mut random = ClipRandom::of_clip(GREY, i, seed);
+        let level = (GREY_LEVELS + i * GREY_STEP) as f32;
+        let (scenes, think, answer) = motion(i % DIRECTIONS.len(), [level; 3], &mut random);
+        let (task, file) = (ClipTask::Motion, format!("{GREY}-{i:03}-motion.mp4"));
+        Clip { task, file, frames: render(&scenes), think, answer }
+    };
+    (0..GREY_CLIPS).map(make).collect()
+}
+
+/// The frames of clip `i` of a set in random order, u8 RGB `[CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE, 3]`.
+pub fn shuffle_frames(frames: &[u8], seed: u64, i: u64) -> Vec<u8> {
+    let mut random = ClipRandom::of_clip("shuffled", i as usize, seed);
+    let mut order: Vec<usize> = (0..CLIP_FRAMES).collect();
+    for last in (1..order.len()).rev() {
+        order.swap(last, random.below(last + 1));
+    }
+    let bytes = CLIP_SIDE * CLIP_SIDE * 3;
+    order.iter().flat_map(|&frame| &frames[frame * bytes..(frame + 1) * bytes]).copied().collect()
 }
 
 /// Counter-based random numbers for one clip. They depend only on the seed and the clip's index, not on earlier
@@ -185,6 +223,12 @@ struct ClipRandom {
 }
 
 impl ClipRandom {
+    /// The random numbers of clip `i` of a set, which have a stream of their own.
+    fn of_clip(set: &str, i: usize, seed: u64) -> Self {
+        let stream = set.bytes().fold(0, |h: u64, b| h.wrapping_mul(257).wrapping_add(u64::from(b)));
+        Self { seed, stream: stream.wrapping_mul(1 << 20).wrapping_add(i as u64), index: 0 }
+    }
+
     fn between(&mut self, low: f32, high: f32) -> f32 {
         self.index += 1;
         low + (high - low) * philox::uniform_f32(self.seed, self.stream, self.index)
@@ -199,37 +243,23 @@ impl ClipRandom {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
-    Square,
-    Circle,
-    Triangle,
-}
-
-/// A shape at its position in one frame; lengths are in pixels.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Shape {
-    kind: Kind,
-    center: [f32; 2],
-    radius: f32,
-    color: [f32; 3],
-}
-
 /// The shapes in each frame of a clip, the chain of thought, and the answer.
 type Scene = (Vec<Vec<Shape>>, String, String);
 
-/// A shape that moves in direction number `which`. With `Some(true)` the color tells the direction, with
-/// `Some(false)` it tells a wrong one, and with `None` it is random.
-fn motion(which: usize, hinted: Option<bool>, random: &mut ClipRandom) -> Scene {
-    let (answer, from, to) =
-        [("left", "right", "left"), ("right", "left", "right"), ("up", "bottom", "top"), ("down", "top", "bottom")]
-            [which];
-    let color = match hinted {
+/// The number of the color of a shape that moves in direction `which`. With `Some(true)` the color tells the direction,
+/// with `Some(false)` it tells a wrong one, and with `None` it is random.
+fn hint_color(which: usize, hinted: Option<bool>, random: &mut ClipRandom) -> usize {
+    match hinted {
         Some(true) => which,
         Some(false) => (which + 1 + random.below(3)) % 4,
         None => random.below(4),
-    };
-    let (kind, color, across) = (random.kind(), COLORS[color].1, random.between(88.0, 136.0));
+    }
+}
+
+/// A shape of one color that moves in direction number `which`.
+fn motion(which: usize, color: [f32; 3], random: &mut ClipRandom) -> Scene {
+    let answer = DIRECTIONS[which].0;
+    let (kind, across) = (random.kind(), random.between(88.0, 136.0));
     let (near, far) = (random.between(40.0, 56.0), random.between(168.0, 184.0));
     let scenes = (0..CLIP_FRAMES).map(|t| {
         let step = t as f32 / (CLIP_FRAMES - 1) as f32;
@@ -238,7 +268,13 @@ fn motion(which: usize, hinted: Option<bool>, random: &mut ClipRandom) -> Scene 
         let center = if matches!(answer, "left" | "right") { [along, across] } else { [across, along] };
         vec![Shape { kind, center, radius: 36.0, color }]
     });
-    (scenes.collect(), format!("It starts at the {from} and ends at the {to}."), answer.to_string())
+    (scenes.collect(), motion_thought(which), answer.to_string())
+}
+
+/// The chain of thought about direction number `which`.
+pub(crate) fn motion_thought(which: usize) -> String {
+    let (_, from, to) = DIRECTIONS[which];
+    format!("It starts at the {from} and ends at the {to}.")
 }
 
 fn colors(which: usize, random: &mut ClipRandom) -> Scene {
@@ -249,7 +285,17 @@ fn colors(which: usize, random: &mut ClipRandom) -> Scene {
         let color = if t < CLIP_FRAMES / 2 { a.1 } else { b.1 };
         vec![Shape { kind, center, radius: 56.0, color }]
     });
-    (scenes.collect(), format!("It is {} first and {} then.", a.0, b.0), format!("{}, {}", a.0, b.0))
+    (scenes.collect(), colors_thought(a.0, b.0), colors_answer(a.0, b.0))
+}
+
+/// The chain of thought about a shape that has one color and then another.
+pub(crate) fn colors_thought(first: &str, then: &str) -> String {
+    format!("It is {first} first and {then} then.")
+}
+
+/// The answer about a shape that has one color and then another.
+pub(crate) fn colors_answer(first: &str, then: &str) -> String {
+    format!("{first}, {then}")
 }
 
 fn objects(which: usize, random: &mut ClipRandom) -> Scene {
@@ -262,70 +308,13 @@ fn objects(which: usize, random: &mut ClipRandom) -> Scene {
             Shape { kind, center, radius: 32.0, color }
         })
         .collect();
-    let plural = if which == 0 { "shape" } else { "shapes" };
-    (vec![shapes; CLIP_FRAMES], format!("I count {} {plural}.", NUMBERS[which]), (which + 1).to_string())
+    (vec![shapes; CLIP_FRAMES], count_thought(which + 1), (which + 1).to_string())
 }
 
-/// Draws the frames of a clip, u8 RGB; a frame equal to the one before it is copied.
-fn render(scenes: &[Vec<Shape>]) -> Vec<u8> {
-    let mut frames: Vec<u8> = Vec::with_capacity(scenes.len() * CLIP_SIDE * CLIP_SIDE * 3);
-    for (t, scene) in scenes.iter().enumerate() {
-        if t > 0 && scene == &scenes[t - 1] {
-            frames.extend_from_within(frames.len() - CLIP_SIDE * CLIP_SIDE * 3..);
-        } else {
-            frames.extend(render_frame(scene));
-        }
-    }
-    frames
-}
-
-/// Draws one frame, u8 RGB `[CLIP_SIDE, CLIP_SIDE, 3]`, with antialiased edges one pixel wide.
-fn render_frame(shapes: &[Shape]) -> Vec<u8> {
-    let mut pixels = rounded(BACKGROUND).repeat(CLIP_SIDE * CLIP_SIDE);
-    for y in 0..CLIP_SIDE {
-        let center_y = y as f32 + 0.5;
-        let in_row: Vec<&Shape> = shapes.iter().filter(|s| reaches(s, s.center[1], center_y)).collect();
-        for x in 0..CLIP_SIDE {
-            let center_x = x as f32 + 0.5;
-            let mut here = in_row.iter().filter(|s| reaches(s, s.center[0], center_x)).peekable();
-            if here.peek().is_some() {
-                let rgb = here.fold(BACKGROUND, |rgb, s| blend(rgb, s, center_x, center_y));
-                pixels[3 * (y * CLIP_SIDE + x)..][..3].copy_from_slice(&rounded(rgb));
-            }
-        }
-    }
-    pixels
-}
-
-/// Returns false if a shape is too far from a pixel along one axis to change it. `center` and `pixel` are the
-/// coordinates of their centers on this axis. A shape's edge is at most `radius` away from the shape's center.
-/// Antialiasing extends the shape beyond its edge by 0.5 pixels, at the top of a triangle by 0.5 √5 = 1.12 pixels.
-fn reaches(s: &Shape, center: f32, pixel: f32) -> bool {
-    (pixel - center).abs() <= s.radius + 1.2
-}
-
-/// Returns the color of the pixel with center (x, y) after a shape is drawn over it; `rgb` is the color before.
-fn blend(mut rgb: [f32; 3], s: &Shape, x: f32, y: f32) -> [f32; 3] {
-    let inside = (0.5 - distance(s, x, y)).clamp(0.0, 1.0);
-    for (c, want) in rgb.iter_mut().zip(s.color) {
-        *c += (want - *c) * inside;
-    }
-    rgb
-}
-
-fn rounded(rgb: [f32; 3]) -> [u8; 3] {
-    rgb.map(|c| c.round() as u8)
-}
-
-/// Signed distance of a point from the edge of a shape, in pixels; negative inside.
-fn distance(s: &Shape, x: f32, y: f32) -> f32 {
-    let (dx, dy) = (x - s.center[0], y - s.center[1]);
-    match s.kind {
-        Kind::Square => dx.abs().max(dy.abs()) - 0.9 * s.radius,
-        Kind::Circle => dx.hypot(dy) - s.radius,
-        // The triangle stands upright, and its sides have slope 2.
-        Kind::Triangle => ((2.0 * dx.abs() - dy - s.radius) / 5f32.sqrt()).max(dy - s.radius),
-    }
+/// The chain of thought about `count` shapes, 1 to 4.
+pub(crate) fn count_thought(count: usize) -> String {
+    let plural = if count == 1 { "shape" } else { "shapes" };
+    format!("I count {} {plural}.", NUMBERS[count - 1])
 }
 
 #[cfg(test)]
@@ -342,26 +331,6 @@ mod tests {
             n += 1.0;
         }
         sum.map(|s| s / n)
-    }
-
-    #[test]
-    fn skipping_shapes_that_are_far_from_a_pixel_changes_no_byte() {
-        let mut random = ClipRandom { seed: 1, stream: 2, index: 0 };
-        for _ in 0..12 {
-            let shapes: Vec<Shape> = (0..4)
-                .map(|_| Shape {
-                    kind: random.kind(),
-                    center: [0; 2].map(|_| random.between(-20.0, CLIP_SIDE as f32 + 20.0)),
-                    radius: random.between(0.5, 60.0),
-                    color: [0; 3].map(|_| random.between(0.0, 255.0)),
-                })
-                .collect();
-            let drawn = render_frame(&shapes);
-            for (i, pixel) in drawn.chunks_exact(3).enumerate() {
-                let (x, y) = ((i % CLIP_SIDE) as f32 + 0.5, (i / CLIP_SIDE) as f32 + 0.5);
-                assert_eq!(pixel, rounded(shapes.iter().fold(BACKGROUND, |rgb, s| blend(rgb, s, x, y))), "pixel {i}");
-            }
-        }
     }
 
     #[test]
@@ -434,13 +403,5 @@ mod tests {
                 _ => assert!((3 * all / 4..=7 * all / 8).contains(&hinted), "{hinted} of {all}"),
             }
         }
-    }
-
-    #[test]
-    fn extract_answer_reads_the_first_answer_tag() {
-        assert_eq!(extract_answer("<think>It.</think><answer> red, blue </answer>"), "red, blue");
-        assert_eq!(extract_answer("<answer>a</answer><answer>b</answer>"), "a");
-        assert_eq!(extract_answer("no tags"), "");
-        assert_eq!(extract_answer("<answer>cut"), "");
     }
 }

@@ -1,0 +1,142 @@
+//! The held-out clips as three small benchmarks, in the forms in which MVBench and VSI-Bench are published, each with a
+//! task file of `reel eval`.
+//!
+//! | benchmark | questions | form |
+//! |---|---|---|
+//! | `demo-mvbench` | motion and colors: four options, of which the answer names one | `json/*.json` of MVBench |
+//! | `demo-shuffled` | motion, with the frames of each clip in random order | `json/*.json` of MVBench |
+//! | `demo-vsibench` | count: a number | `test.jsonl` of VSI-Bench |
+
+use std::path::Path;
+
+use reel_eval::Extraction;
+use serde_json::{Value, json};
+
+use crate::clips::{COLORS, Clip, ClipTask, DIRECTIONS, colors_answer};
+use crate::{Result, write};
+
+/// The rule by which the demo finds the answer in an output: as the text of an option.
+pub const EXTRACTION: Extraction = Extraction::Lenient;
+
+/// The folder of clips, by which VSI-Bench's files call a data set.
+pub const CLIP_FOLDER: &str = "clips";
+
+/// A benchmark of held-out clips.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClipBenchmark {
+    /// Motion and colors.
+    MvBench,
+    /// Motion with shuffled frames.
+    Shuffled,
+    /// Count.
+    VsiBench,
+}
+
+impl ClipBenchmark {
+    /// All benchmarks.
+    pub const ALL: [Self; 3] = [Self::MvBench, Self::Shuffled, Self::VsiBench];
+
+    /// The name in files and results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MvBench => "demo-mvbench",
+            Self::Shuffled => "demo-shuffled",
+            Self::VsiBench => "demo-vsibench",
+        }
+    }
+
+    /// The text of its task file.
+    pub fn task_file(self) -> &'static str {
+        match self {
+            Self::MvBench => include_str!("tasks/demo-mvbench.toml"),
+            Self::Shuffled => include_str!("tasks/demo-shuffled.toml"),
+            Self::VsiBench => include_str!("tasks/demo-vsibench.toml"),
+        }
+    }
+
+    /// The questions about clips: the contents of the benchmark's data files, by their paths.
+    fn data_files(self, clips: &[Clip]) -> Vec<(String, String)> {
+        let of = |task: ClipTask| clips.iter().filter(move |clip| clip.task == task);
+        let list = |rows: Vec<Value>| format!("{:#}\n", Value::Array(rows));
+        let choices =
+            |task: ClipTask, file: fn(&Clip) -> String| list(of(task).map(|clip| choice(clip, &file(clip))).collect());
+        match self {
+            Self::MvBench => [ClipTask::Motion, ClipTask::Colors]
+                .map(|task| (format!("json/{}.json", task.name()), choices(task, |clip| clip.file.clone())))
+                .into(),
+            Self::Shuffled => vec![("json/motion.json".into(), choices(ClipTask::Motion, shuffled_file))],
+            Self::VsiBench => {
+                let rows = of(ClipTask::Count).enumerate().map(|(i, clip)| {
+                    let row = json!({"id": i, "dataset": CLIP_FOLDER, "scene_name": clip.file.trim_end_matches(".mp4"),
+                        "question_type": "object_counting", "question": clip.task.question(),
+                        "ground_truth": clip.answer, "options": null});
+                    format!("{row}\n")
+                });
+                vec![("test.jsonl".into(), rows.collect())]
+            }
+        }
+    }
+
+    /// Writes the task file into `folder`, and the data files into a folder of the benchmark's name in it.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write(self, folder: &Path, clips: &[Clip]) -> Result<()> {
+        write(&folder.join(format!("{}.toml", self.name())), self.task_file())?;
+        let files = self.data_files(clips);
+        files.iter().try_for_each(|(file, text)| write(&folder.join(self.name()).join(file), text))
+    }
+}
+
+/// The file of a clip with its frames in random order.
+pub fn shuffled_file(clip: &Clip) -> String {
+    format!("shuffled-{}", clip.file)
+}
+
+/// A question with four options, in MVBench's fields.
+fn choice(clip: &Clip, file: &str) -> Value {
+    json!({"video": file, "question": clip.task.question(), "candidates": candidates(clip), "answer": clip.answer})
+}
+
+/// Four options: all directions; or the right colors, the same the other way round, and two with one of them.
+fn candidates(clip: &Clip) -> Vec<String> {
+    let colors = clip.answer.split_once(", ").filter(|_| clip.task == ClipTask::Colors);
+    let Some((a, b)) = colors else { return DIRECTIONS.map(|(answer, ..)| answer.to_string()).into() };
+    let others: Vec<&str> = COLORS.iter().map(|color| color.0).filter(|color| ![a, b].contains(color)).collect();
+    let mut candidates: Vec<String> =
+        [(a, b), (b, a), (a, others[0]), (others[1], b)].map(|(first, then)| colors_answer(first, then)).into();
+    // Sorted by name, so that the place of the right option depends on the colors.
+    candidates.sort();
+    candidates
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clips::{ClipSet, make_clips};
+    use reel_eval::{Task, load_benchmark};
+
+    /// The built-in tasks of the real benchmarks read the files, too.
+    #[test]
+    fn files_have_the_published_forms() {
+        let folder = tempfile::tempdir().unwrap();
+        let clips = make_clips(ClipSet::HeldOut, 24, 1);
+        for benchmark in ClipBenchmark::ALL {
+            benchmark.write(folder.path(), &clips).unwrap();
+            let own = Task::open(&folder.path().join(format!("{}.toml", benchmark.name()))).unwrap();
+            assert_eq!(own.name, benchmark.name());
+            let rows = load_benchmark(&own, folder.path(), None, false).unwrap().rows;
+            let published = if benchmark == ClipBenchmark::VsiBench { "vsibench" } else { "mvbench" };
+            let published = Task::from_names(published).unwrap().remove(0);
+            let data = folder.path().join(benchmark.name());
+            let read = load_benchmark(&published, &data, None, false).unwrap();
+            assert_eq!((read.layout.as_str(), read.rows.len()), ("authors", rows.len()));
+            for (own, read) in rows.iter().zip(&read.rows) {
+                assert_eq!((&own.question, &own.options, &own.answer), (&read.question, &read.options, &read.answer));
+                assert!(own.video.as_ref().unwrap().path.starts_with("clips/"), "{own:?}");
+            }
+            let count = if benchmark == ClipBenchmark::VsiBench { 6 } else { 12 };
+            assert_eq!(rows.len(), if benchmark == ClipBenchmark::MvBench { 18 } else { count });
+        }
+    }
+}

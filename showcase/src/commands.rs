@@ -1,0 +1,192 @@
+//! The command lines of the demo: those that it runs itself, and those that its page shows.
+
+use std::path::Path;
+
+use crate::benchmarks::{ClipBenchmark, EXTRACTION};
+use crate::endpoint::MODELS;
+use crate::pipeline::{
+    BENCHMARK_FOLDER, CURATION_FOLDER, Demo, EVALUATION_FOLDER, EVALUATION_PAGE, GRPO_PAGE, LIST_FILE, dataset_file,
+};
+
+/// Maximum characters of a line of a command on the page.
+const MAX_LINE: usize = 100;
+
+/// Maximum MiB of frames in the page of the evaluation.
+const FRAMES_MIB: &str = "2";
+
+/// The words of a command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandLine {
+    /// The words, of which the first is `reel`.
+    pub words: Vec<String>,
+}
+
+impl CommandLine {
+    /// The command line with the words of `text`, which are separated by spaces.
+    fn new(text: &str) -> Self {
+        Self { words: std::iter::once("reel").chain(text.split(' ')).map(String::from).collect() }
+    }
+
+    /// Adds an option with a value, which may have spaces.
+    #[must_use]
+    fn with(mut self, option: &str, value: impl Into<String>) -> Self {
+        self.words.extend([option.to_string(), value.into()]);
+        self
+    }
+
+    /// Adds an option with a path.
+    #[must_use]
+    fn path(self, option: &str, path: &Path) -> Self {
+        self.with(option, path.display().to_string())
+    }
+
+    /// Adds a switch.
+    #[must_use]
+    pub fn switch(mut self, switch: &str) -> Self {
+        self.words.push(switch.to_string());
+        self
+    }
+
+    /// The command for a shell, in lines of about [`MAX_LINE`] characters.
+    pub fn for_shell(&self) -> String {
+        let mut lines = vec![String::new()];
+        for (i, word) in self.words.iter().enumerate() {
+            let quoted = quoted(word);
+            // A line is broken before an option, never between it and its value.
+            let is_break = word.starts_with("--");
+            let value = self.words.get(i + 1).filter(|next| is_break && !next.starts_with("--"));
+            let width = quoted.chars().count() + value.map_or(0, |value| value.chars().count() + 1);
+            match lines.last_mut().filter(|line| !is_break || line.chars().count() + width < MAX_LINE) {
+                Some(line) if line.is_empty() => *line = quoted,
+                Some(line) => *line += &format!(" {quoted}"),
+                None => lines.push(format!("    {quoted}")),
+            }
+        }
+        lines.join(" \\\n")
+    }
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "-_./:=,@%+".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_string(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
+impl Demo {
+    /// The curation of the list of clips, which asks the endpoint at `url`.
+    pub fn curate_command(&self, url: &str) -> CommandLine {
+        let command = CommandLine::new("curate")
+            .path("--videos", &self.path_in_folder(LIST_FILE))
+            .path("--media-root", &self.folder)
+            .path("--out", &self.path_in_folder(CURATION_FOLDER));
+        let command = MODELS.iter().fold(command, |command, (stage, model)| {
+            command.with(&format!("--{stage}"), url).with("--name", format!("{stage}={model}"))
+        });
+        // Chains are a sentence each, and clips with the same answer have the same one. A random SigLIP could not compare
+        // them with frames.
+        let command = command.with("--min-words", "4").with("--max-overlap", "1").switch("--no-similarity");
+        command.switch("--keep-paths").with("--layout", "chat").with("--seed", self.seed.to_string())
+    }
+
+    /// The evaluation of the model in the sub-folder `model`.
+    pub fn eval_command(&self, model: &str) -> CommandLine {
+        CommandLine::new("eval")
+            .path("--model", &self.path_in_folder(model))
+            .with("--benchmark", self.task_files())
+            .path("--data", &self.path_in_folder(BENCHMARK_FOLDER))
+            .path("--media-root", &self.folder)
+            .path("--out", &self.evaluation_folder(model))
+            .with("--extraction", EXTRACTION.name())
+            .with("--temperature", "0")
+            .with("--max-new-tokens", "48")
+            // The frames and pixels of training, for the model that was not trained yet.
+            .with("--profile", "qwen")
+            .with("--nframes", "8")
+            .with("--min-pixels", "3136")
+            .with("--max-pixels", "3136")
+            // One page with frames is written at the end.
+            .with("--frames-mib", "0")
+            .with("--seed", self.seed.to_string())
+    }
+
+    /// The page with the answers after SFT and after GRPO beside each other.
+    pub fn evaluation_page_command(&self) -> CommandLine {
+        CommandLine::new("report")
+            .switch(&self.evaluation_folder("sft").display().to_string())
+            .path("--against", &self.evaluation_folder("grpo"))
+            .with("--benchmark", self.task_files())
+            .with("--frames-mib", FRAMES_MIB)
+            .path("--out", &self.path_in_folder(EVALUATION_PAGE))
+    }
+
+    /// Shell commands that repeat the demo step by step; the last one asks `question` about `video`. `url` is the endpoint
+    /// that curation has asked.
+    pub(crate) fn shown_commands(&self, url: &str, video: &Path, question: &str) -> Vec<String> {
+        let seed = self.seed.to_string();
+        let init = |preset: &str, folder: &str| {
+            let command = CommandLine::new("init").with("--preset", preset).with("--seed", &seed);
+            command.path("--out", &self.path_in_folder(folder))
+        };
+        let train = |stage: &str, from: &str, data: &Path| {
+            let command = CommandLine::new(stage)
+                .path("--config", &self.path_in_folder(&format!("{stage}.toml")))
+                .path("--model", &self.path_in_folder(from))
+                .path("--data", data)
+                .path("--media-root", &self.folder)
+                .path("--out", &self.path_in_folder(stage))
+                .with("--seed", &seed)
+                .switch("--overwrite");
+            self.steps.map_or(command.clone(), |steps| command.with("--max-steps", steps.to_string()))
+        };
+        let evaluate = |model: &str| self.eval_command(model).switch("--overwrite");
+        let grpo = train("grpo", "sft", &self.path_in_folder("rl.jsonl"));
+        let page = CommandLine::new("report").switch(&self.path_in_folder("grpo").display().to_string());
+        let ask = CommandLine::new("generate").path("--model", &self.path_in_folder("grpo"));
+        let commands = [
+            init("tiny", "model"),
+            init("siglip-tiny", "siglip"),
+            self.curate_command(url).switch("--resume"),
+            evaluate("model"),
+            train("sft", "model", &self.path_in_folder(&dataset_file())),
+            evaluate("sft"),
+            grpo.path("--siglip", &self.path_in_folder("siglip")),
+            evaluate("grpo"),
+            page.path("--out", &self.path_in_folder(GRPO_PAGE)),
+            self.evaluation_page_command(),
+            ask.path("--video", video).with("--prompt", question),
+        ];
+        // `reel init` replaces no model.
+        let models = ["model", "siglip"].map(|folder| quoted(&self.path_in_folder(folder).display().to_string()));
+        let remove = format!("rm -r {}", models.join(" "));
+        std::iter::once(remove).chain(commands.iter().map(CommandLine::for_shell)).collect()
+    }
+
+    /// The folder with the answers of the model in the sub-folder `model`.
+    pub fn evaluation_folder(&self, model: &str) -> std::path::PathBuf {
+        self.path_in_folder(EVALUATION_FOLDER).join(model)
+    }
+
+    /// The value of `--benchmark`.
+    fn task_files(&self) -> String {
+        let folder = self.path_in_folder(BENCHMARK_FOLDER);
+        let file = |benchmark: ClipBenchmark| folder.join(format!("{}.toml", benchmark.name())).display().to_string();
+        ClipBenchmark::ALL.map(file).join(",")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_broken_before_options_and_words_are_quoted() {
+        let command =
+            CommandLine::new("eval").with("--out", "my demo").with("--name", "x".repeat(80)).switch("--quiet");
+        let text = command.for_shell();
+        assert_eq!(text, format!("reel eval --out 'my demo' \\\n    --name {} --quiet", "x".repeat(80)));
+        assert_eq!([quoted("it's"), quoted("")], ["'it'\\''s'", "''"]);
+    }
+}

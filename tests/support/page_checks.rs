@@ -1,0 +1,66 @@
+//! What tests of pages in a browser share: finding the browser, opening a file, and checks of errors and layout.
+//!
+//! The browser is the program in REEL_CHROMIUM, else chromium, chromium-headless-shell or google-chrome in PATH.
+//! Without one the tests in a browser are skipped. REEL_SCREENSHOTS names a folder for pictures of the pages.
+#![allow(dead_code, reason = "no test program uses all of this module")]
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::browser::{Browser, find_browser};
+
+/// A browser with a window of 1200 × 900, or none; then says so.
+pub fn browser(test: &str) -> Option<Browser> {
+    let found = find_browser();
+    if found.is_none() {
+        println!(
+            "skipped: {test}: no browser; install Debian's chromium-headless-shell, or set REEL_CHROMIUM to a Chromium"
+        );
+    }
+    found.map(|program| Browser::start(&program, 1200, 900))
+}
+
+/// Opens a file with this state in its address.
+pub fn open(page: &mut Browser, file: &Path, state: &str) {
+    page.open("about:blank");
+    page.open(&format!("file://{}{state}", file.display()));
+}
+
+/// A picture of the page, if REEL_SCREENSHOTS names a folder for it.
+pub fn picture(page: &mut Browser, name: &str) {
+    if let Some(folder) = std::env::var_os("REEL_SCREENSHOTS") {
+        page.screenshot(&Path::new(&folder).join(format!("{name}.png")));
+    }
+}
+
+/// Checks that no script has failed and the policy has refused nothing.
+#[track_caller]
+pub fn check_errors(page: &mut Browser) {
+    page.eval("0");
+    assert!(page.errors.is_empty(), "{:#?}", page.errors);
+}
+
+/// At this width nothing is cut off at the right.
+#[track_caller]
+pub fn check_width(page: &mut Browser, width: u32, height: u32) {
+    page.resize(width, height);
+    // The bar for scrolling down takes some of the width.
+    let widths = "[document.documentElement, document.body].map((e) => e.scrollWidth - e.clientWidth)";
+    assert_eq!(page.eval(widths), json!([0, 0]));
+    // Everything that is shown lies inside of the window, or inside of something that scrolls.
+    let outside = "[...document.querySelectorAll('body *')].filter((e) => e.checkVisibility({visibilityProperty: true})
+        && e.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5 && !e.closest('.scroll')).map((e) => e.outerHTML.slice(0, 80))";
+    assert_eq!(page.eval(outside), json!([]));
+}
+
+/// At 390 pixels, and in dark colours, nothing is cut off at the right; the colours follow the system.
+#[track_caller]
+pub fn check_layout(page: &mut Browser) {
+    check_width(page, 390, 844);
+    let color = "getComputedStyle(document.body).backgroundColor";
+    page.prefer_colors("dark");
+    assert_eq!(page.eval(color), "rgb(16, 18, 22)");
+    page.prefer_colors("light");
+    assert_eq!(page.eval(color), "rgb(251, 251, 250)");
+}
