@@ -1,6 +1,6 @@
 //! What `reel eval` has written about the held-out clips: the answer to each of them, and how many are correct.
 //!
-//! Motion clips are asked about a second time with their frames in random order: an accuracy as high as with ordered
+//! Half of the motion clips are asked about a second time with their frames in random order: an accuracy as high as with ordered
 //! frames would mean that the model does not use the order of frames.
 
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use std::path::Path;
 use reel_diagnostic::{Diagnostic, input};
 use reel_eval::Prediction;
 
-use crate::benchmarks::{CLIP_FOLDER, ClipBenchmark, EXTRACTION, shuffled_file};
+use crate::benchmarks::{CLIP_FOLDER, ClipBenchmark, EXTRACTION, shuffled_clips, shuffled_file};
 use crate::clips::{Clip, ClipTask};
 use crate::{Result, ShowcaseError};
 
@@ -93,8 +93,7 @@ impl EvaluationAnswers {
             })
         };
         let ordered = clips.iter().map(|clip| take(clip.file.clone())).collect::<Result<_>>()?;
-        let motion = clips.iter().filter(|clip| clip.task == ClipTask::Motion);
-        let shuffled = motion.map(|clip| take(shuffled_file(clip))).collect::<Result<_>>()?;
+        let shuffled = shuffled_clips(clips).map(|clip| take(shuffled_file(clip))).collect::<Result<_>>()?;
         Ok(Self { ordered, shuffled })
     }
 

@@ -26,7 +26,7 @@ use reel_report::run;
 use reel_train::options::RunOptions;
 use serde_json::{Value, json};
 
-use crate::benchmarks::{CLIP_FOLDER, ClipBenchmark, shuffled_file};
+use crate::benchmarks::{CLIP_FOLDER, ClipBenchmark, shuffled_clips, shuffled_file};
 use crate::clips::{self, CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, Clip, ClipSet, ClipTask, shuffle_frames};
 use crate::commands::CommandLine;
 use crate::endpoint::StandInEndpoint;
@@ -300,9 +300,22 @@ impl Demo {
             let frames = FrameView::new(frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE)?;
             Ok(encode_video(&folder.join(file), frames, &encoding)?)
         };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         // Later code needs frames only for the clips on the page; the frames of all clips would take two gigabytes.
         let encode_all = |mut clips: Vec<Clip>, kept_frames: usize| -> Result<Vec<Clip>> {
-            clips.iter().try_for_each(|clip| encode(&clip.file, &clip.frames))?;
+            std::thread::scope(|scope| {
+                let parts = clips.chunks(clips.len().div_ceil(threads).max(1));
+                let encode = &encode;
+                let mut started = Vec::new();
+                for part in parts {
+                    started
+                        .push(scope.spawn(move || part.iter().try_for_each(|clip| encode(&clip.file, &clip.frames))));
+                }
+                started.into_iter().try_for_each(|thread| match thread.join() {
+                    Ok(encoded) => encoded,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                })
+            })?;
             clips.iter_mut().skip(kept_frames).for_each(|clip| clip.frames = Vec::new());
             Ok(clips)
         };
@@ -311,9 +324,11 @@ impl Demo {
         curated.extend(encode_all(clips::make_grey_clips(self.seed), 0)?);
         let rl = encode_all(make(ClipSet::Rl), 0)?;
         let held_out = make(ClipSet::HeldOut);
-        for (clip, i) in held_out.iter().zip(0u64..).filter(|(clip, _)| clip.task == ClipTask::Motion) {
-            encode(&shuffled_file(clip), &shuffle_frames(&clip.frames, self.seed, i))?;
-        }
+        let shuffle = |(clip, i): (&Clip, u64)| {
+            let (file, frames) = (shuffled_file(clip), shuffle_frames(&clip.frames, self.seed, i));
+            Clip { file, frames, ..clip.clone() }
+        };
+        encode_all(shuffled_clips(&held_out).zip(0u64..).map(shuffle).collect(), 0)?;
         let held_out = encode_all(held_out, SHOWN_CLIP_COUNT)?;
         let lines = |rows: Vec<Value>| rows.iter().map(|row| format!("{row}\n")).collect::<String>();
         let listed = curated.iter().zip(1..).map(|(clip, id)| list_row(clip, id)).collect();
