@@ -407,7 +407,7 @@ fn bad_input_is_named_in_one_line_before_money_is_spent() {
 #[test]
 fn chat_layout_has_the_question_as_it_is_and_copies_can_be_kept() {
     let folder = list(11);
-    let endpoint = ChatEndpoint::start(Box::new(|body, _| Reply::Text(good(asked(body)))));
+    let endpoint = ChatEndpoint::start(|body, _| Reply::Text(good(asked(body))));
     let curation = Curation { folder: folder.path(), url: &endpoint.url };
     curation.run(&["--layout", "chat", "--keep-paths", "--quiet"]).ok();
     assert_eq!(curation.counts(), [6, 5, 0]);
@@ -439,10 +439,10 @@ fn chat_layout_has_the_question_as_it_is_and_copies_can_be_kept() {
 fn page_is_read_in_the_browser() {
     let Some(mut page) = page_checks::browser("page_is_read_in_the_browser") else { return };
     let folder = list(ROWS);
-    let endpoint = ChatEndpoint::start(Box::new(|body, _| {
+    let endpoint = ChatEndpoint::start(|body, _| {
         let hostile = "<img src=x onerror='window.hacked=1'>".to_string() + &"m".repeat(400);
         Reply::Text(good(asked(body)).replace("So it must be this.", &format!("So it must be this {hostile}.")))
-    }));
+    });
     let curation = Curation { folder: folder.path(), url: &endpoint.url };
     curation.run(&["--quiet"]).ok();
     page_checks::open(&mut page, &folder.path().join("out/report.html"), "");
