@@ -87,6 +87,8 @@ impl ReplayArgs {
         run.save_steps = 0;
         run.report_to = vec![ReportTo::None];
         run.evaluation = EvaluationOptions::default();
+        // The port may be that of the run itself, which goes on.
+        run.serve = None;
         run.resume_from_checkpoint = from.checkpoint.as_ref().map(|path| path.display().to_string());
         resolved.common = CommonOptions {
             device: common.device.clone().or(resolved.common.device),

@@ -44,13 +44,13 @@ fn check_curation(out: &Path) {
 fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     let dir = tempfile::tempdir().expect("a folder");
     let demo = |more: &[&str]| run_in(dir.path(), [&["demo"][..], more].concat());
-    let printed = demo(&["--steps", "2", "--held-out", "60", "--quiet"]);
+    let printed = demo(&["--steps", "2", "--held-out", "48", "--quiet"]);
     assert!(printed.ok().contains("after T-GRPO") && printed.stdout.contains("demo/report.html"), "{}", printed.stdout);
     assert!(printed.stderr.is_empty(), "{}", printed.stderr);
     let out = dir.path().join("demo");
     let made = "benchmarks clips curated eval grpo grpo.toml list.jsonl model report.html rl.jsonl sft sft.toml siglip";
     assert_eq!(file_names_in(&out).join(" "), made);
-    assert_eq!(file_names_in(&out.join("clips")).len(), 192 + 12 + 576 + 60 + 15);
+    assert_eq!(file_names_in(&out.join("clips")).len(), 192 + 12 + 576 + 48 + 12);
     let rows = |name: &str| fs::read_to_string(out.join(name)).expect("rows");
     check_curation(&out);
     let rl = rows("rl.jsonl");

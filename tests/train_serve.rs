@@ -163,13 +163,19 @@ fn fine_tuning_serves_too() {
         let fixed = "--learning-rate 1e-3 --max-steps 300 --save-steps 0 --dtype f32 --threads 1 --quiet";
         args.into_iter().chain(fixed.split(' ')).chain(more.iter().copied()).map(String::from).collect::<Vec<_>>()
     };
-    let more = ["--serve", "0", "--serve-share", "0.9"];
+    // Ports below 32768 are not given to programs that ask for any free one.
+    let port = (20_000..30_000).find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port");
+    let more = ["--serve", &port.to_string(), "--serve-share", "0.9"];
     let mut server = Server::of_run(folder, base.clone(), command_in(&at, sft("served", &more)));
     let answered = (0..3).filter(|_| ask(&server)["finish_reason"].is_string()).count();
     assert_eq!(answered, 3);
     assert_eq!(wait(&mut server.child), Some(0));
     run(sft(text(&at.join("alone")), &[])).ok();
     assert_eq!(metrics(&at.join("served")), metrics(&at.join("alone")));
+
+    // A replay starts no server: the port may be in use.
+    let _taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    assert!(run_in(&at, ["replay", "served", "--step", "1"]).ok().contains("same bits"));
 }
 
 #[test]

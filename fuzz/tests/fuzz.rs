@@ -50,7 +50,7 @@ targets! {
     arrow: "arrow" 300,
     bench_result: "bench-result" 150,
     wandb: "wandb" 100,
-    predictions: "predictions" 400,
+    predictions: "predictions" 200,
     rewards: "rewards" 200,
     reward_command: "reward-command" 40,
     request: "request" 100,
