@@ -245,6 +245,7 @@ fn runs_are_compared_row_by_row() {
     assert!(compared.stderr.contains("note: the runs differ in seed (1 and 2)"), "{}", compared.stderr);
     assert_eq!(read(&at.join("c.json")).as_array().map(Vec::len), Some(2));
     run_in(at, ["eval", "compare", "a", "none"]).refused(1, &["none: does not exist"]);
+    run_in(at, ["eval", "compare", "nowhere", "a"]).refused(1, &["nowhere: does not exist"]);
     run_in(at, ["eval", "compare", "data", "b"]).refused(1, &["data: has no predictions"]);
     run_in(at, ["eval", "compare", "a/mmvu.jsonl", "b/videoholmes.jsonl"])
         .refused(1, &["benchmark: is `videoholmes`, not mmvu"]);

@@ -5,7 +5,7 @@
 
 Needs numpy, Pillow and safetensors. Makes one video for each question. A round runs, in this order,
   evaluation    `reel eval` over the videos
-  model         the same questions about the same frames, given as uncompressed pictures of the same size
+  model         the same questions about the same frames, read from uncompressed image files
   media         `reel data check` over the videos: decoding, resizing and patches
 The record has the seconds of each and, for each round, evaluation / max(model, media): 1 is a complete overlap.
 """
@@ -46,10 +46,10 @@ video = ["videos/{video}"]
 
 
 def make_questions(reel, folder, rows):
-    """Writes the folders `videos` and `pictures`, each with a task file, and the list for `reel data check`."""
+    """Writes the folders `videos` and `images`, each with a task file, and the list for `reel data check`."""
     from PIL import Image
     from safetensors.numpy import load_file
-    for kind, more in [("videos", ""), ("pictures", 'fps = "2"\n')]:
+    for kind, more in [("videos", ""), ("images", 'fps = "2"\n')]:
         (folder / kind / "videos").mkdir(parents=True)
         (folder / f"{kind}.toml").write_text(TASK + more)
         name = (lambda i: f"v{i}.avi") if kind == "videos" else (lambda i: f"v{i}")
@@ -61,10 +61,10 @@ def make_questions(reel, folder, rows):
         write_clip(video, i)
         frames = folder / "frames.safetensors"
         subprocess.run([reel, "frames", "--video", video, *MEDIA, "--out", frames, "--quiet"], check=True, stdout=subprocess.DEVNULL)
-        pictures = folder / f"pictures/videos/v{i}"
-        pictures.mkdir()
+        images = folder / f"images/videos/v{i}"
+        images.mkdir()
         for j, frame in enumerate(load_file(frames)["frames"]):
-            Image.fromarray(frame).save(pictures / f"{j:03}.bmp")
+            Image.fromarray(frame).save(images / f"{j:03}.bmp")
         asked = [{"type": "video", "video": str(video)}, {"type": "text", "text": "What moves?"}]
         lines.append(json.dumps({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": "a"}]}))
     (folder / "rows.jsonl").write_text("\n".join(lines))
@@ -100,13 +100,13 @@ def main():
 
         rounds = []
         for _ in range(args.rounds):
-            seconds = {"evaluation": evaluation("videos"), "model": evaluation("pictures"), "media": timed([reel, "data", "check", folder / "rows.jsonl", *MEDIA])}
+            seconds = {"evaluation": evaluation("videos"), "model": evaluation("images"), "media": timed([reel, "data", "check", folder / "rows.jsonl", *MEDIA])}
             seconds["ratio"] = seconds["evaluation"] / max(seconds["model"], seconds["media"])
             rounds.append(seconds)
             print(json.dumps(seconds), flush=True)
         tokens = prompt_tokens("videos")
-        if tokens != prompt_tokens("pictures"):
-            sys.exit("the prompts of videos and pictures differ in length")
+        if tokens != prompt_tokens("images"):
+            sys.exit("the prompts of videos and images differ in length")
     record = {"bench": "eval overlap", "date": datetime.date.today().isoformat(), "commit": commit(), "cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0)),
               "dtype": args.dtype, "rows": args.rows, "prompt_tokens": tokens, "rounds": rounds, "median_ratio": statistics.median(r["ratio"] for r in rounds)}
     print(f"median ratio {record['median_ratio']:.3f}")

@@ -263,8 +263,7 @@ impl Curation {
         }
         let Some(what) = changed else { return Ok(()) };
         let file = self.options.out.join(format!("{stage}.jsonl"));
-        let help =
-            format!("give {}, --redo {stage} to start it again, or --accept-changes to mix both", "the former one");
+        let help = format!("give the former one, --redo {stage} to start it again, or --accept-changes to mix both");
         Err(CurateError::output(file.display().to_string(), what, help))
     }
 
@@ -298,6 +297,19 @@ impl Curation {
         write_json(&options.out.join(SETTINGS_FILE), &settings)
     }
 
+    /// What makes the requests of a stage.
+    pub(crate) fn request_maker(&self, stage: StageName) -> RequestMaker<'_> {
+        let options = &self.options;
+        RequestMaker {
+            stage,
+            prompt: &options.prompts[&stage],
+            frames: &options.frames,
+            response_format: options.response_format,
+            seed: options.seed,
+            decoder: &options.decoder,
+        }
+    }
+
     /// Asks a model about everything that a stage has to ask. `progress` is called with the number of outcomes so far.
     ///
     /// # Errors
@@ -310,18 +322,8 @@ impl Curation {
         stop: &AtomicBool,
         progress: &(dyn Fn(usize) + Sync),
     ) -> Result<StageEnd> {
-        let options = &self.options;
-        let (Some(table), prompt) = (self.tables.get(&stage), &options.prompts[&stage]) else {
-            return Ok(StageEnd::Finished);
-        };
-        let maker = RequestMaker {
-            stage,
-            prompt,
-            frames: &options.frames,
-            response_format: options.response_format,
-            seed: options.seed,
-            decoder: &options.decoder,
-        };
+        let Some(table) = self.tables.get(&stage) else { return Ok(StageEnd::Finished) };
+        let maker = self.request_maker(stage);
         let before = self.stage_before(stage);
         let make_request = |task: &Task| {
             let question = self.rows[task.row].question.as_ref().map_err(String::clone)?;

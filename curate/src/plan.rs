@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use crate::curation::Curation;
 use crate::recipe::StageName;
-use crate::requests::RequestMaker;
 
 /// The tokens that a chat template adds to a request at most.
 const TEMPLATE_TOKENS: u64 = 96;
@@ -31,14 +30,7 @@ pub fn plan_stage(curation: &Curation, stage: StageName, prices: &Prices, image_
     let options = &curation.options;
     let prompt = &options.prompts[&stage];
     let tasks = curation.pending(stage, true);
-    let maker = RequestMaker {
-        stage,
-        prompt,
-        frames: &options.frames,
-        response_format: options.response_format,
-        seed: options.seed,
-        decoder: &options.decoder,
-    };
+    let maker = curation.request_maker(stage);
     let before = curation.stage_before(stage).map_or(0, |before| u64::from(options.prompts[&before].max_tokens));
     let mut prompt_tokens = 0;
     for question in tasks.iter().filter_map(|task| curation.rows[task.row].question.as_ref().ok()) {

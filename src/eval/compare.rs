@@ -42,7 +42,15 @@ pub struct CompareArgs {
 
 impl CompareArgs {
     pub(super) fn run(&self, common: &CommonOptions) -> Result<()> {
-        let folder = if self.a.is_dir() { &self.a } else { self.a.parent().unwrap_or(Path::new("")) };
+        if let Some(run) = [&self.a, &self.b].into_iter().find(|run| !run.exists()) {
+            return Err(failed(
+                run.display(),
+                "does not exist",
+                "give the output folders of two runs, or their answers",
+            ));
+        }
+        let parent = || self.a.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = if self.a.is_dir() { &self.a } else { parent() };
         let names = self.benchmark.clone().or_else(|| benchmark_of(&self.a));
         let tasks = tasks_in(folder, names.as_deref())?;
         let mut compared = Vec::new();
