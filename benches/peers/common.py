@@ -94,10 +94,11 @@ class PeerProcess:
 
 
 def cpu_name():
-    for line in open("/proc/cpuinfo", encoding="utf-8"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+    """Name, family and model of the processor: some names, such as "AMD EPYC", say nothing of the generation."""
+    fields = dict(map(str.strip, line.split(":", 1)) for line in open("/proc/cpuinfo", encoding="utf-8") if ":" in line)
+    if "model name" not in fields:
+        return platform.processor()
+    return f"{fields['model name']}, family {fields.get('cpu family', '?')} model {fields.get('model', '?')}"
 
 
 def commit():

@@ -1,8 +1,9 @@
 use super::{JoinedParams, Params, WeightFormat, formula, joined, linear, logits, swiglu, test_cases_m_n_k};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
-use crate::checks::{TestArray, addr, checks, normal_numbers, run, run_once, with_one_interleaving};
+use crate::checks::{TestArray, addr, checks, normal_numbers, run, run_once, runs_cuda_code, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
+use crate::simd::{Isa, isa};
 use crate::{Addr, DType, rms_norm};
 use bytemuck::Zeroable;
 
@@ -287,9 +288,13 @@ fn logits_equal_the_formula_and_do_not_know_their_batch() {
             let [with, want, sizes] = given.weights[0].products(&given.x, k);
             let factor = rounding_factor(F32, &sizes, &want);
             assert_rounded(&format!("logits {kind:?} {case:?}"), F32, &y.values(), &with, &want, factor);
-            let wide = TestArray::new(F32, &given.x.values());
-            run_once(&linear(F32, kind, &Params { x: wide.addr(), y: widened.addr(), ..params }));
-            assert_eq!(y.values(), widened.values(), "x in f32, {kind:?} {case:?}");
+            // The kernel multiplies bf16 as f32, as do processors without a bf16 unit. The bf16 dot product and AMX sum
+            // in another order.
+            if runs_cuda_code() || isa() < Isa::Avx512Bf16 {
+                let wide = TestArray::new(F32, &given.x.values());
+                run_once(&linear(F32, kind, &Params { x: wide.addr(), y: widened.addr(), ..params }));
+                assert_eq!(y.values(), widened.values(), "x in f32, {kind:?} {case:?}");
+            }
             run_once(&logits(BF16, kind, &Params { y: alone.addr(), m: 1, ..params }));
             assert_eq!(y.values()[..n], alone.values(), "one row, {kind:?} {case:?}");
         }
