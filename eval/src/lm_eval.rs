@@ -4,6 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::score::BenchmarkReport;
+use crate::task::Headline;
 
 /// What a run did, besides its scores.
 #[derive(Clone, Debug)]
@@ -21,7 +22,8 @@ pub struct LmEvalRun<'a> {
 }
 
 /// The results of benchmarks in lm-evaluation-harness's schema. A benchmark is a group; each category is a task of its
-/// own, named `BENCHMARK_CATEGORY`.
+/// own, named `BENCHMARK_CATEGORY`. A benchmark with regressions and other rows has the scores of both kinds, `mra` and
+/// `acc`, beside its figure in tables.
 pub fn lm_eval_results(reports: &[BenchmarkReport], run: &LmEvalRun<'_>) -> Value {
     let mut results = Map::new();
     let mut subtasks = Map::new();
@@ -30,33 +32,36 @@ pub fn lm_eval_results(reports: &[BenchmarkReport], run: &LmEvalRun<'_>) -> Valu
     for report in reports {
         let name = &report.benchmark;
         let (official, interval) = (report.headline.score, report.headline.ci95);
-        let mut scores = json!({"alias": name, "acc,none": official, "acc_stderr,none": standard_error(interval)});
-        if report.mean_mra > 0.0 {
-            scores["mra,none"] = json!(report.mean_mra);
-            scores["mra_stderr,none"] = json!("N/A");
+        let metric = metric(report);
+        let mut scores = Map::from_iter([("alias".into(), json!(name))]);
+        if report.regressions > 0 && report.regressions < report.n {
+            add_score(&mut scores, "acc", report.mean_acc, None);
+            add_score(&mut scores, "mra", report.mean_mra, None);
         }
-        let mut add = |key: &str, scores: Value, rows: usize| {
-            results.insert(key.into(), scores);
+        add_score(&mut scores, metric, official, Some(interval));
+        let mut add = |key: &str, metric: &str, scores: Map<String, Value>, rows: usize| {
+            results.insert(key.into(), Value::Object(scores));
             versions.insert(key.into(), json!(report.task_version));
             shots.insert(key.into(), json!(0));
-            higher.insert(key.into(), json!({"acc": true, "mra": true}));
+            higher.insert(key.into(), json!({"acc": true, "mra": true, "acc_mra": true}));
             samples.insert(key.into(), json!({"original": rows, "effective": rows}));
             configs.insert(
                 key.into(),
                 json!({
                     "task": key, "dataset_path": name, "output_type": "generate_until", "num_fewshot": 0, "repeats": 1,
                     "generation_kwargs": run.generation, "metadata": {"version": report.task_version},
-                    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": true}],
+                    "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": true}],
                 }),
             );
         };
-        add(name, scores, report.n);
+        add(name, metric, scores, report.n);
         let mut own = Vec::new();
         for (category, part) in &report.by_category {
             let key = format!("{name}_{category}");
-            let error = standard_error(part.ci95);
-            let scores = json!({"alias": category, "acc,none": part.score, "acc_stderr,none": error});
-            add(&key, scores, part.n);
+            let metric = if part.regressions == part.n { "mra" } else { "acc" };
+            let mut scores = Map::from_iter([("alias".into(), json!(category))]);
+            add_score(&mut scores, metric, part.score, Some(part.ci95));
+            add(&key, metric, scores, part.n);
             own.push(key);
         }
         subtasks.insert(name.clone(), json!(own));
@@ -80,7 +85,63 @@ pub fn lm_eval_results(reports: &[BenchmarkReport], run: &LmEvalRun<'_>) -> Valu
     })
 }
 
+/// The name of the benchmark's figure in tables: `acc`, `mra` if all rows are regressions, or `acc_mra` for the mean of
+/// both.
+fn metric(report: &BenchmarkReport) -> &'static str {
+    match report.headline.metric {
+        _ if report.regressions == report.n => "mra",
+        Headline::MeanOfAccuracyAndMra if report.regressions > 0 => "acc_mra",
+        _ => "acc",
+    }
+}
+
+/// Adds a metric and its standard error, `N/A` without an interval.
+fn add_score(scores: &mut Map<String, Value>, metric: &str, score: f64, interval: Option<[f64; 2]>) {
+    scores.insert(format!("{metric},none"), json!(score));
+    scores.insert(format!("{metric}_stderr,none"), interval.map_or(json!("N/A"), |i| json!(standard_error(i))));
+}
+
 /// The standard error of which the interval is 1.96 on either side.
 fn standard_error([low, high]: [f64; 2]) -> f64 {
     (high - low) / (2.0 * 1.959_963_984_540_054)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Extraction;
+    use crate::prediction::Prediction;
+    use crate::score::score_benchmark;
+    use crate::task::Task;
+
+    /// The results of a benchmark of this name for the golden predictions that `keep` selects.
+    fn results(name: &str, keep: impl Fn(&Prediction) -> bool) -> Value {
+        let task = Task::from_names(name).unwrap().remove(0);
+        let path = format!("{}/../tests/golden/rewards/eval/{name}.jsonl", env!("CARGO_MANIFEST_DIR"));
+        let rows = std::fs::read_to_string(path).unwrap();
+        let rows: Vec<_> = rows.lines().map(|row| Prediction::from_json_line(row).unwrap()).filter(keep).collect();
+        let report = score_benchmark(&task, &rows, Extraction::Tags).unwrap();
+        let run = LmEvalRun { model: "m", generation: &Map::new(), device: "cpu", limit: None, date: 0.0 };
+        let mut all = lm_eval_results(&[report], &run);
+        json!([all["results"][name].take(), all["configs"][name]["metric_list"][0]["metric"].take()])
+    }
+
+    #[test]
+    fn a_figure_has_the_name_of_its_metric() {
+        let both = results("vsibench", |_| true);
+        let [acc, mra] = ["acc,none", "mra,none"].map(|key| both[0][key].as_f64().unwrap());
+        assert_eq!((both[0]["acc_mra,none"].as_f64(), &both[1]), (Some((acc + mra) / 2.0), &json!("acc_mra")));
+        assert_eq!(both[0]["mra_stderr,none"], "N/A");
+        let only = |kept: bool| results("vsibench", move |row| row.is_regression() == kept);
+        assert_eq!((only(true)[0]["mra,none"].as_f64(), &only(true)[1]), (Some(mra), &json!("mra")));
+        assert_eq!((only(false)[0]["acc,none"].as_f64(), &only(false)[1]), (Some(acc), &json!("acc")));
+        assert_eq!(results("mvbench", |_| true)[1], "acc");
+    }
+
+    #[test]
+    fn a_relative_accuracy_of_0_is_not_left_out() {
+        let wrong = results("vsibench", |row| !row.is_regression() || row.score(Extraction::Tags) == 0.0);
+        assert_eq!(wrong[0]["mra,none"], 0.0);
+        assert!(wrong[0]["acc,none"].as_f64().is_some());
+    }
 }

@@ -38,6 +38,9 @@ pub struct BenchmarkReport {
     pub mean_acc: f64,
     /// Mean relative accuracy of the rows whose problem is a regression; 0 if there are no such rows.
     pub mean_mra: f64,
+    /// Number of rows whose problem is a regression.
+    #[serde(default)]
+    pub regressions: usize,
     /// The figure of the benchmark in the papers' tables.
     pub headline: HeadlineScore,
     /// Mean over tasks of the score of each task: the benchmark's own score of VSI-Bench.
@@ -70,6 +73,9 @@ pub struct CategoryScore {
     pub score: f64,
     /// Interval of `score`.
     pub ci95: [f64; 2],
+    /// Number of rows whose problem is a regression.
+    #[serde(default)]
+    pub regressions: usize,
 }
 
 /// Scores the predictions of a benchmark.
@@ -102,7 +108,8 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
     };
     let categories = groups.names.iter().enumerate().map(|(i, name)| {
         let (n, score) = (groups.category_total(&totals, i).count as usize, mean_of(CATEGORIES + i));
-        (name.to_string(), CategoryScore { n, score, ci95: interval(CATEGORIES + i, wilson_interval(score, n)) })
+        let (ci95, regressions) = (interval(CATEGORIES + i, wilson_interval(score, n)), groups.regressions(&totals, i));
+        (name.to_string(), CategoryScore { n, score, ci95, regressions })
     });
     let (overall, task_mean) = (mean(&scores), means[TASK_MEAN]);
     let without_width = |statistic: usize| match statistic {
@@ -121,6 +128,7 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
         overall_ci95: interval(OVERALL, wilson_interval(overall, scores.len())),
         mean_acc: mean(&scores_of(false)),
         mean_mra: mean(&scores_of(true)),
+        regressions: scores_of(true).len(),
         headline: HeadlineScore {
             metric: task.score.headline,
             score: mean_of(headline),
@@ -185,6 +193,11 @@ impl<'a> Groups<'a> {
 
     pub(crate) fn category_total(&self, totals: &[Total], category: usize) -> Total {
         sum_of_totals(&totals[2 * category..2 * category + 2])
+    }
+
+    /// The number of a category's rows whose problem is a regression.
+    fn regressions(&self, totals: &[Total], category: usize) -> usize {
+        totals[2 * category + 1].count as usize
     }
 
     /// The statistics of the totals of all groups, `None` for a mean without rows.
