@@ -1,23 +1,28 @@
-use super::{BYTES_PER_CHUNK, Params, SUMS_PER_CHUNK, fingerprint, formula, test_byte_counts};
+use super::{BYTES_PER_CHUNK, ByteRange, Params, SUMS_PER_CHUNK, fingerprint, formula, test_byte_counts};
 use crate::checks::{addr, addr_mut, checks, run};
-use crate::launch::{AddressTable, ArrayEntry, chunks};
+use crate::launch::{AddressTable, chunks};
 
-checks!(equals_the_formula, any_bit_shows);
+checks!(equals_the_formula, any_bit_shows, rows_with_gaps_have_the_hash_of_the_rows);
 
 /// The hashes of the first bytes of arrays, computed by one launch.
 fn of_all(arrays: &[(&[u128], usize)], threads: usize) -> Vec<u64> {
-    let entries: Vec<ArrayEntry> = arrays.iter().map(|&(x, n)| ArrayEntry { x: addr(x), len: n as u64 }).collect();
-    let chunks = chunks(arrays.iter().map(|array| array.1), BYTES_PER_CHUNK);
+    let range = |&(x, n): &(&[u128], usize)| ByteRange { x: addr(x), len: n as u64, first_word: 0 };
+    of_ranges(&arrays.iter().map(range).collect::<Vec<_>>(), threads)
+}
+
+/// The sums of ranges, computed by one launch.
+fn of_ranges(entries: &[ByteRange], threads: usize) -> Vec<u64> {
+    let chunks = chunks(entries.iter().map(|range| range.len as usize), BYTES_PER_CHUNK);
     let mut sums = vec![u64::MAX; chunks.len() * SUMS_PER_CHUNK];
     let params = Params {
-        arrays: addr(&entries),
+        arrays: addr(entries),
         chunks: addr(&chunks),
         sums: addr_mut(&mut sums),
         chunk_count: chunks.len() as u64,
     };
-    let bytes = arrays.iter().map(|array| array.1 as u64).sum();
-    run(&fingerprint(&params, AddressTable::new(&entries), bytes), threads);
-    let mut hashes = vec![0u64; arrays.len()];
+    let bytes = entries.iter().map(|range| range.len).sum();
+    run(&fingerprint(&params, AddressTable::new(entries), bytes), threads);
+    let mut hashes = vec![0u64; entries.len()];
     for (chunk, sums) in chunks.iter().zip(sums.chunks(SUMS_PER_CHUNK)) {
         let hash = &mut hashes[chunk.array as usize];
         *hash = sums.iter().fold(*hash, |a, b| a.wrapping_add(*b));
@@ -59,4 +64,23 @@ fn any_bit_shows() {
     let mut other = x.clone();
     other[n / 16] ^= 1 << 127;
     assert_eq!(of(&other, n, 2), whole);
+}
+
+/// Rows with bytes between them, one range each: the sum is the hash of the rows without these bytes.
+fn rows_with_gaps_have_the_hash_of_the_rows() {
+    // The last row of a tensor may end within a word; the first case has rows of more than one chunk.
+    let cases = [(2, BYTES_PER_CHUNK + 8, BYTES_PER_CHUNK + 16), (5, 24, 32), (7, 6840, 6848), (1, 13, 16)];
+    for (rows, row_bytes, pitch) in cases {
+        let memory = bytes(rows * pitch);
+        let (all, start): (&[u8], _) = (bytemuck::cast_slice(&memory), addr(&memory));
+        let range = |i: usize| ByteRange {
+            x: start.offset(i * pitch),
+            len: row_bytes as u64,
+            first_word: (i * row_bytes / 8) as u64,
+        };
+        let sums = of_ranges(&(0..rows).map(range).collect::<Vec<_>>(), 2);
+        let packed: Vec<u8> = all.chunks(pitch).flat_map(|row| &row[..row_bytes]).copied().collect();
+        let want = formula::fingerprint(&packed);
+        assert_eq!(sums.into_iter().fold(0, u64::wrapping_add), want, "{rows} rows of {row_bytes} bytes");
+    }
 }

@@ -1,8 +1,8 @@
 //! Hashes of tensors' bits on the CPU: each task hashes one chunk of a tensor.
 #![allow(unsafe_code)]
 
-use super::{BYTES_PER_CHUNK, Params, SUMS_PER_CHUNK};
-use crate::launch::{ArrayEntry, Chunk};
+use super::{BYTES_PER_CHUNK, ByteRange, Params, SUMS_PER_CHUNK};
+use crate::launch::Chunk;
 use crate::view::{OutputArray, slice_at};
 use crate::{Team, simd_fn};
 
@@ -53,14 +53,15 @@ pub unsafe fn fingerprint(p: &Params, team: &Team) {
         unsafe { (slice_at::<Chunk>(p.chunks, n), OutputArray::<u64>::new(p.sums, n * SUMS_PER_CHUNK)) };
     let count = chunks.iter().map(|chunk| chunk.array as usize + 1).max().unwrap_or(0);
     // SAFETY: the table has an entry for each array that a chunk names.
-    let arrays = unsafe { slice_at::<ArrayEntry>(p.arrays, count) };
+    let ranges = unsafe { slice_at::<ByteRange>(p.arrays, count) };
     team.run(n, |i| {
-        let (array, first) = (&arrays[chunks[i].array as usize], chunks[i].index as usize * BYTES_PER_CHUNK);
-        // SAFETY: the table has the size of each array.
-        let x = unsafe { slice_at::<u8>(array.x, array.len as usize) };
+        let (range, first) = (&ranges[chunks[i].array as usize], chunks[i].index as usize * BYTES_PER_CHUNK);
+        // SAFETY: the table has the size of each range.
+        let x = unsafe { slice_at::<u8>(range.x, range.len as usize) };
         // SAFETY: the sums of different chunks do not overlap.
         let sums = unsafe { out.part(i * SUMS_PER_CHUNK, SUMS_PER_CHUNK) };
         sums.fill(0);
-        sums[0] = partial_hash(&x[first..x.len().min(first + BYTES_PER_CHUNK)], (first / 8) as u64);
+        let before = range.first_word + (first / 8) as u64;
+        sums[0] = partial_hash(&x[first..x.len().min(first + BYTES_PER_CHUNK)], before);
     });
 }

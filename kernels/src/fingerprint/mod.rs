@@ -6,7 +6,8 @@
 //! single word always changes the hash. It is not a cryptographic hash.
 //!
 //! One launch hashes all tensors of a table (`launch/table.rs`). It writes partial sums for each chunk of
-//! [`BYTES_PER_CHUNK`] bytes, which the caller adds for each tensor. Exact. Memory-bound: each byte read once.
+//! [`BYTES_PER_CHUNK`] bytes, which the caller adds for each tensor. A tensor whose rows do not follow each other in
+//! memory has an entry for each row, with the number of the row's first word. Exact. Memory-bound: each byte read once.
 
 pub(crate) mod check;
 mod cpu;
@@ -14,15 +15,27 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::{AddressTable, ArrayEntry, Chunk};
+use crate::launch::{AddressTable, Chunk};
 use crate::{Addr, Cost, Launch, cuh, kernel, params};
+
+params! {
+    /// An entry of the table: bytes of a tensor that follow each other in memory.
+    pub struct ByteRange {
+        /// The bytes, 16-byte aligned.
+        pub x: Addr,
+        /// Their number. Only the last range of a tensor may end within a word.
+        pub len: u64,
+        /// The number of the first word among the words of the tensor.
+        pub first_word: u64,
+    }
+}
 
 params! {
     /// Parameters of the kernel.
     pub struct Params {
-        /// [`ArrayEntry`] `[arrays]`, a table of arrays, 16-byte aligned, with their sizes in bytes.
+        /// [`ByteRange`] `[ranges]`, a table.
         pub arrays: Addr,
-        /// [`Chunk`](crate::launch::Chunk) `[chunk_count]`: the arrays in chunks of [`BYTES_PER_CHUNK`] bytes.
+        /// [`Chunk`](crate::launch::Chunk) `[chunk_count]`: the ranges in chunks of [`BYTES_PER_CHUNK`] bytes.
         pub chunks: Addr,
         /// u64 `[chunk_count, SUMS_PER_CHUNK]`, written: partial sums of the hashes.
         pub sums: Addr,
@@ -33,7 +46,7 @@ params! {
 
 kernel_folder! {
     name: "fingerprint",
-    params: [ArrayEntry, Chunk, Params],
+    params: [ByteRange, Chunk, Params],
 }
 
 kernel!(pub FINGERPRINT, "fingerprint", Params, cpu::fingerprint, &SOURCE, |p, _| {

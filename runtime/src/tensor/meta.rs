@@ -37,13 +37,15 @@ pub struct TensorMeta {
     pub(super) shape: Vec<usize>,
     pub(super) dtype: DType,
     pub(super) grad: Grad,
+    /// The shape without the zeros that the tensor is filled up with, if it is (`padding.rs`).
+    pub(super) unpadded: Option<Vec<usize>>,
 }
 
 impl TensorMeta {
     /// A tensor that is new to the tape.
     pub(super) fn new(shape: &[usize], dtype: DType, grad: Grad) -> TensorMeta {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        TensorMeta { id: NEXT.fetch_add(1, Ordering::Relaxed), shape: shape.to_vec(), dtype, grad }
+        TensorMeta { id: NEXT.fetch_add(1, Ordering::Relaxed), shape: shape.to_vec(), dtype, grad, unpadded: None }
     }
 
     /// The number by which the autograd tape identifies this tensor. [`super::Tensor::reshape`] keeps it.

@@ -2,11 +2,12 @@
 //! contiguous.
 //!
 //! [`cx`] is the context that ops compute in, [`tape`] the autograd tape, [`ops`] the ops. `meta` is a tensor without
-//! memory, `saved` what a backward rule keeps of a tensor.
+//! memory, `saved` what a backward rule keeps of a tensor, `padding` a tensor that is filled up with zeros.
 
 pub mod cx;
 mod meta;
 pub mod ops;
+mod padding;
 mod saved;
 pub mod tape;
 
@@ -243,7 +244,8 @@ impl Tensor {
     }
 
     fn with_grad(&self, grad: Grad) -> Tensor {
-        Tensor::build(self.shape(), self.dtype(), self.0.buffer.clone(), self.0.offset, grad)
+        let t = Tensor::build(self.shape(), self.dtype(), self.0.buffer.clone(), self.0.offset, grad);
+        t.with_unpadded(self.unpadded.clone())
     }
 
     /// The same elements with another shape. To the autograd tape it is the same tensor.
@@ -262,7 +264,8 @@ impl Tensor {
             ));
         }
         let Inner { ref meta, ref buffer, offset, ref recipe } = *self.0;
-        let meta = TensorMeta { shape: shape.to_vec(), ..meta.clone() };
+        let unpadded = self.unpadded.clone().filter(|_| shape == self.shape());
+        let meta = TensorMeta { shape: shape.to_vec(), unpadded, ..meta.clone() };
         Ok(Tensor(Arc::new(Inner { meta, buffer: buffer.clone(), offset, recipe: recipe.clone() })))
     }
 
@@ -278,7 +281,8 @@ impl Tensor {
         let mut shape = self.shape().to_vec();
         shape[0] = len;
         let row = self.bytes().checked_div(total).unwrap_or(0);
-        Ok(Tensor::build(&shape, self.dtype(), self.0.buffer.clone(), self.0.offset + start * row, Grad::None))
+        let t = Tensor::build(&shape, self.dtype(), self.0.buffer.clone(), self.0.offset + start * row, Grad::None);
+        Ok(t.with_unpadded(self.unpadded_rows(start, len)))
     }
 
     /// Overwrites all elements with `data`.

@@ -99,14 +99,23 @@ impl AdamW {
     /// weight's index.
     ///
     /// # Errors
-    /// The device is out of memory, or a tensor is not a parameter.
+    /// The device is out of memory; a tensor is not a parameter; moments are 8-bit and the columns of a parameter are
+    /// filled up, because then blocks of codes would not be those of the unpadded weights, which files have.
     pub fn new(parameters: &[Tensor], moments: MomentFormat, seed: u64) -> Result<AdamW> {
         let mut all = BTreeMap::new();
         for p in parameters {
             let name = p.parameter_name().ok_or_else(|| {
                 shape_error("adamw", "got a tensor that is not a parameter; make it one with into_parameter")
             })?;
-            let like = |dtype| Tensor::empty(p.device(), p.shape(), dtype, MemoryCategory::Optimizer);
+            if moments == MomentFormat::Int8 && p.unpadded_runs().count > 1 {
+                let what =
+                    format!("the columns of {name} are filled up with zeros, which 8-bit moments do not support");
+                return Err(shape_error("adamw", format!("{what}; load its weights without padding")));
+            }
+            let like = |dtype| {
+                let t = Tensor::empty(p.device(), p.shape(), dtype, MemoryCategory::Optimizer)?;
+                t.with_unpadded_shape(p.unpadded_shape())
+            };
             let (m, v) = (like(moments.dtype())?, like(moments.dtype())?);
             let scales = match moments {
                 MomentFormat::Int8 => {
@@ -233,8 +242,8 @@ impl AdamW {
 }
 
 impl AdamW {
-    /// A 64-bit hash of the bits of each parameter, by name, in the order of the names. It is computed on the device,
-    /// so weights are not downloaded.
+    /// A 64-bit hash of the bits of each parameter, by name, in the order of the names, without the zeros that fill it
+    /// up. It is computed on the device, so weights are not downloaded.
     ///
     /// # Errors
     /// The device is out of memory, or a launch fails.
@@ -248,12 +257,14 @@ impl AdamW {
         let sums = Tensor::empty(device, &shape, DType::I32, MemoryCategory::Workspace)?;
         let (arrays, chunks) = (tables.weights.addr(), tables.hash_chunks.addr());
         let params = fingerprint::Params { arrays, chunks, sums: sums.addr(), chunk_count };
-        let bytes = self.parameters.values().map(|(p, _)| p.bytes() as u64).sum();
+        let bytes = self.parameters.values().map(|(p, _)| p.unpadded_bytes() as u64).sum();
         device.launch(&fingerprint::fingerprint(&params, tables.weights.contents(), bytes))?;
         let words = sums.read_bytes()?;
         let mut rest = words.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
         let mut hash = |p: &Tensor| {
-            let count = p.bytes().div_ceil(fingerprint::BYTES_PER_CHUNK) * fingerprint::SUMS_PER_CHUNK;
+            let runs = p.unpadded_runs();
+            let chunks = runs.count * runs.bytes.div_ceil(fingerprint::BYTES_PER_CHUNK);
+            let count = chunks * fingerprint::SUMS_PER_CHUNK;
             rest.by_ref().take(count).fold(0, u64::wrapping_add)
         };
         Ok(self.parameters.iter().map(|(name, (p, _))| (name.as_str(), hash(p))).collect())

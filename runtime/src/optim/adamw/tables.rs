@@ -2,12 +2,13 @@
 //! into which they are cut, and the values that change from step to step. They are made once; a step writes only the
 //! scalars, and the addresses of the gradients if those have changed.
 
+use reel_kernels::fingerprint::ByteRange;
 use reel_kernels::launch::{AddressTable, ArrayEntry, Chunk, Params, chunks};
 use reel_kernels::{Addr, DType, adamw as kernel, fingerprint, reduce};
 
 use super::ParameterState;
 use crate::device::{Device, MemoryCategory};
-use crate::error::Result;
+use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 
 /// All tables of an optimizer's parameters, in the order of their names.
@@ -15,7 +16,7 @@ use crate::tensor::Tensor;
 pub(super) struct ParameterTables {
     /// The weights and the optimizer state of each parameter.
     pub parameters: DeviceTable,
-    /// The weights of each parameter, as bytes.
+    /// The weights of each parameter, as bytes: one range, or one for each row if its columns are filled up.
     pub weights: DeviceTable,
     /// The gradient of each parameter in the current step; null if it has none.
     pub gradients: DeviceTable,
@@ -44,16 +45,19 @@ impl ParameterTables {
             scales: address(&state.scales),
             n: p.count() as u64,
         });
-        let weights = parameters.clone().map(|(p, _)| ArrayEntry { x: p.addr(), len: p.bytes() as u64 });
+        let mut weights = Vec::new();
+        for (p, _) in parameters.clone() {
+            weights.extend(hashed_ranges(p)?);
+        }
         let gradients = parameters.clone().map(|(p, _)| ArrayEntry { x: Addr::NULL, len: p.count() as u64 });
         let steps = parameters.clone().count() * size_of::<kernel::StepEntry>();
         let counts = parameters.clone().map(|(p, _)| p.count());
         let step_chunks = chunks(counts.clone(), kernel::WEIGHTS_PER_CHUNK);
         let norm_chunks = chunks(counts, reduce::ELEMENTS_PER_CHUNK);
-        let hash_chunks = chunks(parameters.map(|(p, _)| p.bytes()), fingerprint::BYTES_PER_CHUNK);
+        let hash_chunks = chunks(weights.iter().map(|range| range.len as usize), fingerprint::BYTES_PER_CHUNK);
         Ok(ParameterTables {
             parameters: DeviceTable::new(device, &entries.collect::<Vec<_>>())?,
-            weights: DeviceTable::new(device, &weights.collect::<Vec<_>>())?,
+            weights: DeviceTable::new(device, &weights)?,
             gradients: DeviceTable::new(device, &gradients.collect::<Vec<_>>())?,
             steps: Tensor::empty(device, &[steps], DType::U8, MemoryCategory::Optimizer)?,
             step_chunks: DeviceChunks::new(device, &step_chunks)?,
@@ -61,6 +65,24 @@ impl ParameterTables {
             hash_chunks: DeviceChunks::new(device, &hash_chunks)?,
         })
     }
+}
+
+/// The ranges of bytes whose hashes add up to that of a parameter without the zeros that fill it up.
+///
+/// # Errors
+/// Filled-up rows whose sizes are no multiples of a word of the hash.
+fn hashed_ranges(p: &Tensor) -> Result<impl Iterator<Item = ByteRange>> {
+    let (runs, start) = (p.unpadded_runs(), p.addr());
+    if runs.count > 1 && !runs.bytes.is_multiple_of(8) {
+        let name = p.parameter_name().unwrap_or_default();
+        let what = format!("the rows of {name} have {} bytes, which is no multiple of 8", runs.bytes);
+        return Err(shape_error("fingerprint", format!("{what}; load it without padding")));
+    }
+    Ok((0..runs.count).map(move |i| ByteRange {
+        x: start.offset(i * runs.pitch),
+        len: runs.bytes as u64,
+        first_word: (i * runs.bytes / 8) as u64,
+    }))
 }
 
 /// A table with addresses in device memory, and its contents.

@@ -147,7 +147,8 @@ fn optimizer_memory_matches_the_documented_bytes() {
             let optimizer = AdamW::new(&[p.into_parameter("p").unwrap()], moments, 0).unwrap();
             // Four tables with one entry each, and three lists of one chunk.
             let tables = size_of::<kernel::ParameterEntry>()
-                + 2 * size_of::<ArrayEntry>()
+                + size_of::<ArrayEntry>()
+                + size_of::<fingerprint::ByteRange>()
                 + size_of::<kernel::StepEntry>()
                 + 3 * size_of::<reel_kernels::launch::Chunk>();
             assert_eq!(device.memory().current - before, bytes + low + tables, "{moments:?} {dtype}");
@@ -264,4 +265,93 @@ fn accepts_a_parameter_without_weights() {
         let (weights, optimizer) = run(&Device::cpu(1), DType::BF16, moments, 0, 0, 2);
         assert!(weights.len() == 3 && optimizer.parameter_states().all(|(_, _, s)| s.steps == 2));
     }
+}
+
+/// Trains a matrix `[rows, cols]` for some steps, as it is or filled up to the shape `padded`, with gradients that are 0
+/// where it is filled up. Returns the weights, the optimizer, and the gradient norms.
+fn train_matrix(
+    device: &Device,
+    dtype: DType,
+    moments: MomentFormat,
+    part: [usize; 2],
+    padded: Option<[usize; 2]>,
+) -> (Tensor, AdamW, Vec<f32>) {
+    let count = part[0] * part[1];
+    let empty = |dtype| {
+        let t = Tensor::empty(device, &padded.unwrap_or(part), dtype, MemoryCategory::Weights).unwrap();
+        t.with_unpadded_shape(&part).unwrap()
+    };
+    let w = empty(dtype).into_parameter("w").unwrap();
+    w.write_unpadded_f32(&numbers(count, 5)).unwrap();
+    let mut optimizer = AdamW::new(std::slice::from_ref(&w), moments, 3).unwrap();
+    let (mut grads, mut norms) = (Grads::new(), Vec::new());
+    for step in 0..4 {
+        grads.clear();
+        let cx = Cx::training(device, dtype);
+        let loss = Tensor::from_f32(device, &[1], DType::F32, &[0.0], MemoryCategory::Inputs).unwrap();
+        let (kw, dw) = (w.clone(), empty(DType::F32));
+        dw.write_unpadded_f32(&numbers(count, 11 + step)).unwrap();
+        let loss = cx.record("linear", &[&w], loss, move |bw| bw.add(&kw, dw));
+        cx.backward(&loss, 1.0, &mut grads).unwrap();
+        let clip = optimizer.norm_and_clip_factor(device, &grads, 0.5).unwrap();
+        norms.push(clip.to_f32().unwrap()[0]);
+        optimizer.step(&grads, &clip, |_| HYPER).unwrap();
+    }
+    (w, optimizer, norms)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    /// Weights, moments, low bits, hashes and norms are those of the matrix without padding, and the padding stays 0.
+    #[test]
+    fn padding_stays_zero_and_changes_nothing(
+        rows in 1usize..9, quads in 1usize..40, more_rows in 0usize..4, more_cols in 1usize..9, on_sim: bool,
+    ) {
+        let (part, cols) = ([rows, 4 * quads], (4 * quads + more_cols).next_multiple_of(16));
+        let device = match sim().filter(|_| on_sim) {
+            Some(sim) => sim,
+            None => Device::cpu(2),
+        };
+        let kinds = [
+            (DType::F32, MomentFormat::F32), (DType::BF16, MomentFormat::F32), (DType::BF16, MomentFormat::Bf16),
+        ];
+        let tensors = |s: &ParameterState| [Some(s.m.clone()), Some(s.v.clone()), s.low.clone()];
+        for (dtype, moments) in kinds {
+            let (want, plain, norms) = train_matrix(&device, dtype, moments, part, None);
+            let (got, padded, got_norms) = train_matrix(&device, dtype, moments, part, Some([rows + more_rows, cols]));
+            for (norm, want) in got_norms.iter().zip(&norms) {
+                prop_assert!((norm / want - 1.0).abs() < 1e-6, "norm {} for {}", norm, want);
+            }
+            // The random bits of bf16 moments depend on the weight's index, so only these differ.
+            let exact = moments == MomentFormat::F32 && got_norms == norms;
+            let all = |o: &AdamW, w: &Tensor| -> Vec<Tensor> {
+                let states = o.parameter_states().flat_map(|(_, _, state)| tensors(state)).flatten();
+                states.chain([w.clone()]).collect()
+            };
+            for (t, want) in all(&padded, &got).iter().zip(all(&plain, &want)) {
+                prop_assert_eq!(t.unpadded_shape(), want.shape());
+                prop_assert!(!exact || t.read_unpadded_bytes().unwrap() == want.read_bytes().unwrap());
+                // So a checkpoint of the unpadded bytes restores the whole tensor.
+                let (whole, size) = (t.read_bytes().unwrap(), t.dtype().size());
+                let outside = |i: &usize| i / size % cols >= part[1] || i / size / cols >= part[0];
+                prop_assert!(
+                    (0..whole.len()).filter(outside).all(|i| whole[i] == 0), "{:?} {}: padding is not 0", moments, dtype
+                );
+            }
+            // Hashes are those of the unpadded bits.
+            let same = want.read_bytes().unwrap() == got.read_unpadded_bytes().unwrap();
+            let (a, b) = (plain.parameter_hashes().unwrap(), padded.parameter_hashes().unwrap());
+            prop_assert_eq!(a == b, same);
+        }
+    }
+}
+
+#[test]
+fn moments_of_8_bits_refuse_filled_up_columns() {
+    let device = Device::cpu(1);
+    let w = Tensor::empty(&device, &[2, 16], DType::F32, MemoryCategory::Weights).unwrap();
+    let w = w.with_unpadded_shape(&[2, 12]).unwrap().into_parameter("w").unwrap();
+    let e = AdamW::new(&[w], MomentFormat::Int8, 0).unwrap_err().to_string();
+    assert!(e.contains("load its weights without padding"), "{e}");
 }
