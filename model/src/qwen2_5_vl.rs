@@ -83,7 +83,10 @@ impl Qwen25Vl {
     ) -> Result<Qwen25Vl> {
         files.check(config)?;
         let source = WeightSource::Files(files);
-        Qwen25Vl::load(&WeightLoader { device, source, dtype, quantization, trainable: &|_| false }, config)
+        Qwen25Vl::load(
+            &WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false },
+            config,
+        )
     }
 
     /// A model whose weights are uninitialised memory, of the sizes that they would have if files stored the dtype
@@ -99,7 +102,10 @@ impl Qwen25Vl {
         quantization: Quantization,
     ) -> Result<Qwen25Vl> {
         let source = WeightSource::Uninitialised(stored);
-        Qwen25Vl::load(&WeightLoader { device, source, dtype, quantization, trainable: &|_| false }, config)
+        Qwen25Vl::load(
+            &WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false },
+            config,
+        )
     }
 
     /// The trained tensors; each has a name ([`Tensor::parameter_name`]).

@@ -213,7 +213,7 @@ pub(crate) fn into_runtime_error(e: crate::ModelError) -> reel_runtime::RuntimeE
 
 impl Block {
     fn load(from: &WeightLoader, config: &VisionConfig, index: usize) -> Result<Block> {
-        let (c, inner) = (config.hidden_size, config.intermediate_size);
+        let (c, inner) = (config.hidden_size, from.mlp_width(config.intermediate_size));
         let name = |part: &str| format!("visual.blocks.{index}.{part}");
         let (gate, up) = (name("mlp.gate_proj"), name("mlp.up_proj"));
         let (gate, up, gate_up) = match Linear::load_joined(from, [(&gate, inner), (&up, inner)], c, true)? {

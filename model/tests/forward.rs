@@ -255,7 +255,14 @@ fn int8_takes_half_the_memory_of_bf16() {
     let weights = |quantization| {
         let device = Device::dry(Kernels::Cpu);
         let source = WeightSource::Uninitialised(StoredDType::Bf16);
-        let from = WeightLoader { device: &device, source, dtype: DType::BF16, quantization, trainable: &|_| false };
+        let from = WeightLoader {
+            device: &device,
+            source,
+            dtype: DType::BF16,
+            quantization,
+            may_pad: true,
+            trainable: &|_| false,
+        };
         let _model = Qwen25Vl::load(&from, &case.config).unwrap();
         device.memory().current
     };

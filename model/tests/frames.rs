@@ -80,6 +80,7 @@ fn pass(dtype: DType, all: &[&ModelInput]) -> (Vec<f32>, Vec<f32>) {
         source: WeightSource::Files(&files),
         dtype,
         quantization: Quantization::None,
+        may_pad: true,
         trainable: &trainable,
     };
     let model = Qwen25Vl::load(&from, &config).unwrap();

@@ -26,6 +26,7 @@ use crate::error::Result;
 use crate::init::weights::fnv1a_hash;
 use crate::linear::Linear;
 use crate::qwen2_5_vl::Qwen25Vl;
+use crate::weights::{Width, shapes};
 
 pub use config::{ADAPTER_CONFIG_FILE, is_adapter_folder};
 pub use folder::{ADAPTER_WEIGHTS_FILE, Adapter, AdapterFolder, save};
@@ -138,33 +139,50 @@ pub enum AdapterSource<'a> {
 }
 
 impl AdapterSource<'_> {
-    /// Returns the matrices for the layer `name`, if the adapter has any.
-    fn of(&self, device: &Device, dtype: DType, name: &str) -> Result<Option<Lora>> {
+    /// Returns the matrices for the layer `name`, if the adapter has any. They are filled up with zeros where the layer's
+    /// weight is, which has `widths`.
+    fn of(&self, device: &Device, dtype: DType, name: &str, widths: Option<[Width; 2]>) -> Result<Option<Lora>> {
         let find = |layers: &[LinearLayer]| layers.iter().find(|layer| layer.name == name).cloned();
-        let put = |shape: [usize; 2], values: &[f32]| {
-            Tensor::from_f32(device, &shape, dtype, values, MemoryCategory::Weights).map_err(crate::ModelError::from)
+        // A width of the weight, if it is that of the adapter.
+        let width = |i: usize, stored: usize| {
+            let of_weight = widths.map(|widths| widths[i]).filter(|width| width.stored == stored);
+            of_weight.unwrap_or(stored.into())
         };
+        let empty = |widths: [Width; 2]| -> Result<Tensor> {
+            let (stored, padded) = shapes(&widths);
+            Ok(Tensor::empty(device, &padded, dtype, MemoryCategory::Weights)?.with_unpadded_shape(&stored)?)
+        };
+        let put = |widths: [Width; 2], values: &[f32]| -> Result<Tensor> {
+            let t = empty(widths)?;
+            t.write_unpadded_f32(values)?;
+            Ok(t)
+        };
+        let of_down = |r: usize, inner: usize| [r.into(), width(1, inner)];
+        let of_up = |out: usize, r: usize| [width(0, out), r.into()];
         Ok(match *self {
             AdapterSource::New(layers, spec, seed) => match find(layers) {
                 Some(LinearLayer { out, inner, .. }) => Some(Lora {
-                    down: put([spec.r, inner], &uniform(seed, name, spec.r * inner, 1.0 / (inner as f32).sqrt()))?,
-                    up: put([out, spec.r], &vec![0.0; out * spec.r])?,
+                    down: put(
+                        of_down(spec.r, inner),
+                        &uniform(seed, name, spec.r * inner, 1.0 / (inner as f32).sqrt()),
+                    )?,
+                    up: put(of_up(out, spec.r), &vec![0.0; out * spec.r])?,
                     scale: spec.scale(),
                 }),
                 None => None,
             },
             AdapterSource::Nothing(layers, spec) => match find(layers) {
                 Some(LinearLayer { out, inner, .. }) => Some(Lora {
-                    down: Tensor::empty(device, &[spec.r, inner], dtype, MemoryCategory::Weights)?,
-                    up: Tensor::empty(device, &[out, spec.r], dtype, MemoryCategory::Weights)?,
+                    down: empty(of_down(spec.r, inner))?,
+                    up: empty(of_up(out, spec.r))?,
                     scale: spec.scale(),
                 }),
                 None => None,
             },
             AdapterSource::Files(adapter) => match adapter.matrices(name)? {
                 Some(pair) => Some(Lora {
-                    down: put([pair.r, pair.inner], &pair.down)?,
-                    up: put([pair.out, pair.r], &pair.up)?,
+                    down: put(of_down(pair.r, pair.inner), &pair.down)?,
+                    up: put(of_up(pair.out, pair.r), &pair.up)?,
                     scale: adapter.scale(),
                 }),
                 None => None,
@@ -200,7 +218,7 @@ impl Qwen25Vl {
             let part = |t: Tensor, part: &str| -> Result<Tensor> {
                 Ok(if trained { t.into_parameter(&format!("{name}.{part}.weight"))? } else { t })
             };
-            linear.adapter = match source.of(device, dtype, &linear.name)? {
+            linear.adapter = match source.of(device, dtype, &linear.name, linear.widths())? {
                 Some(Lora { down, up, scale }) => {
                     Some(Lora { down: part(down, "lora_A")?, up: part(up, "lora_B")?, scale })
                 }

@@ -70,6 +70,7 @@ impl Siglip {
             source: WeightSource::Files(&files),
             dtype,
             quantization: Quantization::None,
+            may_pad: true,
             trainable: &|_| false,
         };
         Ok(Siglip {

@@ -195,6 +195,7 @@ fn so400m_fits_and_takes_little() {
             source: WeightSource::Uninitialised(stored),
             dtype,
             quantization: Quantization::None,
+            may_pad: true,
             trainable: &|_| false,
         };
         let (text, vision) =

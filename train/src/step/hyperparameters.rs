@@ -77,6 +77,12 @@ impl Hyperparameters {
         self.lora.is_none() && !(self.freeze_vision && name.starts_with("visual."))
     }
 
+    /// Whether zeros may fill up weights on a GPU. 8-bit moments have a scale for each block of weights, and blocks of
+    /// filled-up weights would not be those of the weights in files.
+    pub fn may_pad_weights(&self) -> bool {
+        self.moments != MomentFormat::Int8
+    }
+
     /// Learning rate of the decoder in step `step`, counted from 1.
     pub fn decoder_learning_rate(&self, step: u64) -> f64 {
         self.schedule.learning_rate_at(step)

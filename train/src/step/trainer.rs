@@ -193,7 +193,14 @@ fn load_model(
 ) -> Result<Qwen25Vl> {
     let trainable = |name: &str| hyperparameters.is_trained(name);
     let model = Qwen25Vl::load(
-        &WeightLoader { device, source: weights, dtype, quantization: Quantization::None, trainable: &trainable },
+        &WeightLoader {
+            device,
+            source: weights,
+            dtype,
+            quantization: Quantization::None,
+            may_pad: hyperparameters.may_pad_weights(),
+            trainable: &trainable,
+        },
         config,
     )?;
     let Some(spec) = &hyperparameters.lora else { return Ok(model) };

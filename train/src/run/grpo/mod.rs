@@ -179,6 +179,7 @@ pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Resul
         source: weights,
         dtype: trainer.dtype,
         quantization: Quantization::None,
+        may_pad: trainer.hyperparameters.may_pad_weights(),
         trainable: &|_| false,
     };
     let mut reference = match (trainer.hyperparameters.lora.is_some(), policy.trains_vision()) {

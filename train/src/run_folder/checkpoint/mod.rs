@@ -63,12 +63,12 @@ pub fn load_optimizer_state(folder: &Path, t: &mut Trainer, state: &RunState) ->
     for (name, _, own) in t.optimizer.parameter_states() {
         for (key, dtype, tensor) in state_tensors(name, own) {
             let view = stored.tensor(&key).map_err(|_| damaged(format!("lacks {key}")))?;
-            if view.dtype().to_string() != dtype || view.shape() != tensor.shape() {
-                let what =
-                    format!("{key} is {} {:?}, expected {dtype} {:?}", view.dtype(), view.shape(), tensor.shape());
+            let shape = tensor.unpadded_shape();
+            if view.dtype().to_string() != dtype || view.shape() != shape {
+                let what = format!("{key} is {} {:?}, expected {dtype} {shape:?}", view.dtype(), view.shape());
                 return Err(damaged(what));
             }
-            tensor.write(view.data())?;
+            tensor.write_unpadded(view.data())?;
             read += 1;
         }
     }

@@ -37,7 +37,7 @@ pub struct BaseModel {
     pub name: String,
 }
 
-/// The bytes of a tensor, or the tensor to read them from.
+/// The bytes of a tensor without padding, or the tensor to read them from.
 #[derive(Debug)]
 enum TensorBytes {
     /// Copied bytes.
@@ -48,7 +48,7 @@ enum TensorBytes {
 
 impl TensorBytes {
     fn capture(t: &Tensor, copy: bool) -> Result<Self> {
-        Ok(if copy { Self::Copy(t.read_bytes()?) } else { Self::Tensor(t.clone()) })
+        Ok(if copy { Self::Copy(t.read_unpadded_bytes()?) } else { Self::Tensor(t.clone()) })
     }
 
     fn write(&self, to: &mut dyn Write) -> io::Result<()> {
@@ -68,8 +68,8 @@ struct StoredTensor {
 /// Bytes of the trained weights and the optimizer state of `t`: the memory that a copy for a checkpoint takes.
 pub fn checkpoint_bytes(t: &Trainer) -> u64 {
     let state = |(name, weights, state): (_, &Tensor, _)| {
-        let kept: usize = state_tensors(name, state).map(|(_, _, tensor)| tensor.bytes()).sum();
-        (weights.bytes() + kept) as u64
+        let kept: usize = state_tensors(name, state).map(|(_, _, tensor)| tensor.unpadded_bytes()).sum();
+        (weights.unpadded_bytes() + kept) as u64
     };
     t.optimizer.parameter_states().map(state).sum()
 }
@@ -94,7 +94,7 @@ impl TrainedWeights {
         let stored = |(name, weights, _): (&str, &Tensor, _)| {
             Ok((
                 name.to_string(),
-                StoredTensor { shape: weights.shape().to_vec(), held: TensorBytes::capture(weights, copy)? },
+                StoredTensor { shape: weights.unpadded_shape().to_vec(), held: TensorBytes::capture(weights, copy)? },
             ))
         };
         Ok(Self {
@@ -198,8 +198,9 @@ impl CheckpointSnapshot {
             t.optimizer.parameter_states().flat_map(|(name, _, state)| state_tensors(name, state)).collect();
         all.sort_by_key(|(_, _, tensor)| std::cmp::Reverse(tensor.dtype().size()));
         let kept = |(name, dtype, tensor): (String, &'static str, &Tensor)| {
-            let stored = StoredTensor { shape: tensor.shape().to_vec(), held: TensorBytes::capture(tensor, copy)? };
-            Ok(OptimizerTensor { name, dtype, bytes: tensor.bytes(), stored })
+            let shape = tensor.unpadded_shape().to_vec();
+            let stored = StoredTensor { shape, held: TensorBytes::capture(tensor, copy)? };
+            Ok(OptimizerTensor { name, dtype, bytes: tensor.unpadded_bytes(), stored })
         };
         state.parameter_steps = t
             .optimizer

@@ -27,7 +27,7 @@ fn check(name: &str) {
     let model = case.join(expected["model"].as_str().unwrap());
     let mut options = options(&args);
     (options.model, options.data, options.out) = (model.display().to_string(), case.join("data.jsonl"), out.clone());
-    Case { options, dtype: DType::F32, threads: 2, seed: 0, stop: AtomicBool::new(false) }.run().unwrap();
+    Case::of(options).run().unwrap();
 
     let reading = expected["reading"].as_str().unwrap();
     let want = &expected["readings"][reading];

@@ -6,6 +6,7 @@ mod folder;
 mod golden;
 mod master;
 mod mixture;
+mod padded;
 mod resumed;
 
 use std::fs;
@@ -30,7 +31,11 @@ use crate::testing::*;
 struct Case {
     options: SftOptions,
     dtype: DType,
+    /// The device; `None`: a CPU with this many threads.
+    device: Option<Device>,
     threads: usize,
+    /// The maximum number of pixels of an image, if it is not that of the media profile.
+    max_pixels: Option<u64>,
     seed: u64,
     stop: AtomicBool,
 }
@@ -50,7 +55,13 @@ impl Case {
             ..Default::default()
         };
         let options = SftOptions { run, labels: Some(LabelRule::Text), ..Default::default() };
-        Self { options, dtype: DType::F32, threads: 2, seed: 0, stop: AtomicBool::new(false) }
+        Self::of(options)
+    }
+
+    /// A run with these options on two threads of the CPU.
+    fn of(options: SftOptions) -> Self {
+        let stop = AtomicBool::new(false);
+        Self { options, dtype: DType::F32, device: None, threads: 2, max_pixels: None, seed: 0, stop }
     }
 
     fn with(mut self, change: impl FnOnce(&mut SftOptions)) -> Self {
@@ -60,11 +71,14 @@ impl Case {
 
     fn run(&self) -> Result<RunSummary> {
         let model = PathBuf::from(&self.options.model);
-        let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
+        let profile = reel_media::profile::MediaProfile::VideorftTrain;
+        let mut media = MediaOptions { profile, ..Default::default() };
+        media.overrides.max_pixels = self.max_pixels;
+        let device = self.device.clone().unwrap_or_else(|| Device::cpu(self.threads));
         run(&SftSetup {
             options: &self.options,
             model: &model,
-            device: &Device::cpu(self.threads),
+            device: &device,
             dtype: self.dtype,
             seed: self.seed,
             media: &media,

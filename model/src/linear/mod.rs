@@ -7,7 +7,7 @@ use reel_runtime::{Cx, Tensor};
 
 use crate::error::Result;
 use crate::linear_weight::{LayerAdapter, Weight};
-use crate::weights::WeightLoader;
+use crate::weights::{WeightLoader, Width};
 
 /// `y = x · weightᵀ + bias`, with weight `[out, in]`. An adapter adds `scale · up · down · x`.
 #[derive(Clone, Debug)]
@@ -47,17 +47,18 @@ impl Linear {
     /// if not all of their weights and biases are trained.
     pub(crate) fn load_joined<const N: usize>(
         from: &WeightLoader,
-        layers: [(&str, usize); N],
+        layers: [(&str, impl Into<Width>); N],
         in_features: usize,
         has_bias: bool,
     ) -> Result<Option<([Linear; N], JoinedWeights)>> {
+        let layers = layers.map(|(name, rows)| (name, rows.into()));
         let named = |part: &str| layers.map(|(name, rows)| (format!("{name}.{part}"), rows));
         let (weights, biases) = (named("weight"), named("bias"));
-        let trained = |named: &[(String, usize)]| named.iter().all(|(name, _)| (from.trainable)(name));
+        let trained = |named: &[(String, Width)]| named.iter().all(|(name, _)| (from.trainable)(name));
         if !trained(&weights) || (has_bias && !trained(&biases)) {
             return Ok(None);
         }
-        let load = |named: &[(String, usize); N], row: &[usize]| {
+        let load = |named: &[(String, Width); N], row: &[usize]| {
             from.load_joined(named.each_ref().map(|(name, rows)| (name.as_str(), *rows)), row)
         };
         let (weight, weights) = load(&weights, &[in_features])?;
@@ -75,13 +76,13 @@ impl Linear {
     pub(crate) fn load(
         from: &WeightLoader,
         name: &str,
-        out_features: usize,
-        in_features: usize,
+        out_features: impl Into<Width>,
+        in_features: impl Into<Width>,
         has_bias: bool,
     ) -> Result<Linear> {
-        let shape = [out_features, in_features];
-        let weight = Weight::Dense(from.load(&format!("{name}.weight"), &shape, &shape)?);
-        Self::with_weight(from, name, weight, out_features, has_bias)
+        let (rows, cols) = (out_features.into(), in_features.into());
+        let weight = Weight::Dense(from.load_padded(&format!("{name}.weight"), &[rows, cols])?);
+        Self::with_weight(from, name, weight, rows, has_bias)
     }
 
     /// [`Linear::load`] for a layer that is quantised if the loader says so.
@@ -93,19 +94,20 @@ impl Linear {
         has_bias: bool,
     ) -> Result<Linear> {
         let weight = Weight::load(from, &format!("{name}.weight"), [out_features, in_features])?;
-        Self::with_weight(from, name, weight, out_features, has_bias)
+        Self::with_weight(from, name, weight, out_features.into(), has_bias)
     }
 
-    fn with_weight(
-        from: &WeightLoader,
-        name: &str,
-        weight: Weight,
-        out_features: usize,
-        has_bias: bool,
-    ) -> Result<Linear> {
-        let bias =
-            if has_bias { Some(from.load(&format!("{name}.bias"), &[out_features], &[out_features])?) } else { None };
+    fn with_weight(from: &WeightLoader, name: &str, weight: Weight, rows: Width, has_bias: bool) -> Result<Linear> {
+        let bias = if has_bias { Some(from.load_padded(&format!("{name}.bias"), &[rows])?) } else { None };
         Ok(Linear { name: name.into(), weight, bias, adapter: None, row_adapters: None })
+    }
+
+    /// The rows and columns of the weight; `None` if it is quantised.
+    pub(crate) fn widths(&self) -> Option<[Width; 2]> {
+        let Weight::Dense(weight) = &self.weight else { return None };
+        let width =
+            |i: usize| Some(Width { stored: *weight.unpadded_shape().get(i)?, padded: *weight.shape().get(i)? });
+        Some([width(0)?, width(1)?])
     }
 
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
@@ -202,3 +204,6 @@ impl Linear {
         self.weight.linear(cx, x, self.bias.as_ref(), self.adapter.as_ref())
     }
 }
+
+#[cfg(test)]
+mod tests;
