@@ -5,7 +5,7 @@
 //! sizes that matter); [`TABLE`] has what was chosen, and plans read nothing else.
 
 use crate::launch::Kernel;
-use crate::{Arch, attention};
+use crate::{Arch, attention, sample};
 
 /// What plans choose on an architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +41,11 @@ pub struct Variant {
 }
 
 /// All variants.
-static VARIANTS: [Variant; 3] = [
+static VARIANTS: [Variant; 4] = [
     Variant { of: &attention::BWD_BF16, name: "tiles of 128 keys", kernel: &attention::BWD_BF16_128_KEYS },
     Variant { of: &attention::BWD_BF16, name: "tiles of 64 keys", kernel: &attention::BWD_BF16_64_KEYS },
     Variant { of: &attention::BWD_BF16, name: "dq in a stage of its own", kernel: &attention::BWD_BF16_SEPARATE_DQ },
+    Variant { of: &sample::SAMPLE, name: "one block per row", kernel: &sample::SAMPLE_BY_ONE_BLOCK },
 ];
 
 /// The variants of a kernel; none if it has no choice.

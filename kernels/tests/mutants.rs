@@ -23,8 +23,9 @@ fn every_mutant_is_found() {
         return;
     }
     let subjects = on_all_threads(FOLDERS.len(), |i| {
-        MutationSubject::new(&FOLDERS[i], ENOUGH).unwrap_or_else(|e| panic!("{}: {e}", FOLDERS[i].name))
+        MutationSubject::of_folder(&FOLDERS[i], ENOUGH).unwrap_or_else(|e| panic!("{}: {e}", FOLDERS[i].name))
     });
+    let subjects: Vec<_> = subjects.into_iter().flatten().collect();
     let all: Vec<_> = subjects.iter().flat_map(|s| s.targets().iter().map(move |t| (s, t))).collect();
     assert!(all.len() > 400, "{} mutants", all.len());
     // A redundant instruction takes the longest: no launch ends its trial.

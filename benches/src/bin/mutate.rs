@@ -45,6 +45,13 @@ impl Tally {
         self.killed + self.redundant + self.survived + self.unreached
     }
 
+    fn add(&mut self, other: &Tally) {
+        self.killed += other.killed;
+        self.redundant += other.redundant;
+        self.survived += other.survived;
+        self.unreached += other.unreached;
+    }
+
     fn json(&self, name: &str, seconds: f64) -> serde_json::Value {
         let all = self.all();
         let judged = (all - self.redundant).max(1);
@@ -65,26 +72,19 @@ fn main() -> ExitCode {
     let start = Instant::now();
     for folder in FOLDERS.iter().filter(|f| arguments.kernel.as_deref().is_none_or(|k| k == f.name)) {
         let start = Instant::now();
-        let subject = match MutationSubject::new(folder, usize::MAX) {
-            Ok(subject) => subject,
+        let judged = MutationSubject::of_folder(folder, usize::MAX)
+            .and_then(|all| all.iter().map(|subject| judge(folder.name, subject, &arguments)).collect());
+        let tallies: Vec<Tally> = match judged {
+            Ok(tallies) => tallies,
             Err(e) => {
                 eprintln!("error: {}: {e}", folder.name);
                 return ExitCode::FAILURE;
             }
         };
-        match judge(folder.name, &subject, &arguments) {
-            Ok(tally) => {
-                println!("{}", tally.json(folder.name, start.elapsed().as_secs_f64()));
-                total.killed += tally.killed;
-                total.redundant += tally.redundant;
-                total.survived += tally.survived;
-                total.unreached += tally.unreached;
-            }
-            Err(e) => {
-                eprintln!("error: {}: {e}", folder.name);
-                return ExitCode::FAILURE;
-            }
-        }
+        let mut of_folder = Tally::default();
+        tallies.iter().for_each(|tally| of_folder.add(tally));
+        println!("{}", of_folder.json(folder.name, start.elapsed().as_secs_f64()));
+        total.add(&of_folder);
     }
     println!("{}", total.json("all", start.elapsed().as_secs_f64()));
     ExitCode::SUCCESS

@@ -23,7 +23,7 @@ pub use on_sim::RecordedLaunch;
 #[cfg(test)]
 pub(crate) use on_sim::{simulated_counts, simulated_counts_on, simulated_stages};
 
-use crate::launch::Launch;
+use crate::launch::{Arch, Launch};
 use crate::{Team, cuda::Gpu};
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
@@ -77,12 +77,23 @@ pub struct CheckSetup {
     pub compare: bool,
     /// Whether to record the launches with their inputs.
     pub record: bool,
+    /// The GPU that the simulator's first interleaving simulates. It is the one that is recorded.
+    pub first_gpu: Arch,
 }
 
 impl CheckSetup {
-    /// Eight interleavings, seed 0.
+    /// Eight interleavings, the first of them on an A100, seed 0.
     pub fn new(device: CheckDevice) -> CheckSetup {
-        CheckSetup { device, seed: 0, interleavings: 8, in_test: false, only: None, compare: false, record: false }
+        CheckSetup {
+            device,
+            seed: 0,
+            interleavings: 8,
+            in_test: false,
+            only: None,
+            compare: false,
+            record: false,
+            first_gpu: Arch::A100,
+        }
     }
 }
 

@@ -25,10 +25,10 @@ struct RecordedCase {
 impl RecordedCase {
     /// Runs the launch with early, late and random completion of asynchronous operations and returns the first
     /// finding with its message.
-    fn finding(&self, unit: &PtxModule) -> Result<Option<(FindingKind, String)>, String> {
+    fn finding(&self, unit: &PtxModule, gpu: &Arch) -> Result<Option<(FindingKind, String)>, String> {
         for seed in 0..COMPLETION_TIMINGS.len() as u64 {
             let mut memory = self.recorded.memory();
-            let staged = unit.run(&self.recorded.launch, &Arch::A100, &mut memory, &options(seed));
+            let staged = unit.run(&self.recorded.launch, gpu, &mut memory, &options(seed, gpu));
             for stage in staged.map_err(|e| e.to_string())? {
                 if let Some(finding) = stage.findings.into_iter().next() {
                     return Ok(Some((finding.kind, finding.message)));
@@ -39,9 +39,10 @@ impl RecordedCase {
     }
 }
 
-/// The kernels of a folder with the recorded launches of its checks.
+/// The kernels of a folder that a GPU runs, with the recorded launches of its checks.
 pub struct MutationSubject {
     folder: &'static str,
+    gpu: Arch,
     unit: Arc<PtxModule>,
     cases: Vec<RecordedCase>,
     targets: Vec<MutationTarget>,
@@ -83,14 +84,38 @@ pub enum MutantVerdict {
 }
 
 impl MutationSubject {
-    /// Runs the folder's checks once on the simulator and records their launches, until `enough` launches execute each
-    /// mutant's instruction or all checks have run. An error is one line.
-    pub fn new(folder: &'static KernelFolder, enough: usize) -> Result<MutationSubject, String> {
-        let unit = PtxModule::of_source(folder.source, Arch::A100.sm).map_err(|e| e.to_string())?;
-        let module = &unit.program().module;
-        let mut targets: Vec<MutationTarget> =
-            mutate::all_mutants(module).into_iter().map(|mutant| MutationTarget::new(module, mutant)).collect();
-        let setup = CheckSetup { interleavings: 1, record: true, ..CheckSetup::new(CheckDevice::Sim) };
+    /// Returns the kernels of a folder that an A100 runs, and those that only an H100 runs, if there are any.
+    ///
+    /// Runs the folder's checks once on the simulator for each GPU and records their launches, until `enough` launches
+    /// execute each mutant's instruction or all checks have run. An error is one line.
+    pub fn of_folder(folder: &'static KernelFolder, enough: usize) -> Result<Vec<MutationSubject>, String> {
+        let module = |gpu: &Arch| PtxModule::of_source(folder.source, gpu.sm).map_err(|e| e.to_string());
+        let unit = module(&Arch::A100)?;
+        let targets: Vec<MutationTarget> = targets_of(&unit.program().module).collect();
+        let mut subjects = vec![MutationSubject::new(folder, Arch::A100, unit.clone(), targets, enough)?];
+        if folder.source.has_dependent_launches() {
+            let hopper = module(&Arch::H100)?;
+            let on_a100 = &unit.program().module.functions;
+            let targets = targets_of(&hopper.program().module)
+                .filter(|target| on_a100.iter().all(|function| function.name != target.function))
+                // checks/dependent.rs removes the waits for the previous launch.
+                .filter(|target| target.mutant.opcode != "griddepcontrol.wait");
+            let targets: Vec<MutationTarget> = targets.collect();
+            if !targets.is_empty() {
+                subjects.push(MutationSubject::new(folder, Arch::H100, hopper.clone(), targets, enough)?);
+            }
+        }
+        Ok(subjects)
+    }
+
+    fn new(
+        folder: &'static KernelFolder,
+        gpu: Arch,
+        unit: Arc<PtxModule>,
+        mut targets: Vec<MutationTarget>,
+        enough: usize,
+    ) -> Result<MutationSubject, String> {
+        let setup = CheckSetup { interleavings: 1, record: true, first_gpu: gpu, ..CheckSetup::new(CheckDevice::Sim) };
         let mut cases = Vec::new();
         for check in folder.checks {
             if targets.iter().all(|target| target.reached_by.len() >= enough) {
@@ -112,7 +137,7 @@ impl MutationSubject {
         for target in &mut targets {
             target.reached_by.sort_by_key(|&n| cases[n].cost);
         }
-        Ok(MutationSubject { folder: folder.name, unit, cases, targets })
+        Ok(MutationSubject { folder: folder.name, gpu, unit, cases, targets })
     }
 
     /// Returns every mutant of the folder's kernels.
@@ -131,7 +156,7 @@ impl MutationSubject {
         let unit = PtxModule::new(program);
         for &number in &spread(&target.reached_by, max_launches) {
             let case = &self.cases[number];
-            if let Some((kind, _)) = case.finding(&unit)? {
+            if let Some((kind, _)) = case.finding(&unit, &self.gpu)? {
                 case.clean.get_or_init(|| self.check_unchanged(case)).clone()?;
                 return Ok(MutantVerdict::Killed(kind));
             }
@@ -145,7 +170,7 @@ impl MutationSubject {
     /// Checks that the unchanged kernels have no finding on a launch, so that a mutant's finding is due to the
     /// mutation. The error is the finding.
     fn check_unchanged(&self, case: &RecordedCase) -> Result<(), String> {
-        match case.finding(&self.unit)? {
+        match case.finding(&self.unit, &self.gpu)? {
             None => Ok(()),
             Some((kind, message)) => {
                 Err(format!("{}: the unchanged kernel has a finding: {}: {message}", self.folder, kind.name()))
@@ -166,6 +191,11 @@ impl MutationSubject {
     }
 }
 
+/// Returns every mutant of a module.
+fn targets_of(module: &Module) -> impl Iterator<Item = MutationTarget> {
+    mutate::all_mutants(module).into_iter().map(move |mutant| MutationTarget::new(module, mutant))
+}
+
 /// Whether a recorded launch executes the instruction that a mutant changes.
 fn executes(unit: &PtxModule, recorded: &RecordedLaunch, target: &MutationTarget) -> Result<bool, SimulateError> {
     for (symbol, counters) in &recorded.stages {
@@ -183,10 +213,10 @@ fn record(check: &Check, setup: &CheckSetup) -> Result<Vec<RecordedLaunch>, Stri
     check.run(setup).map(|ran| ran.recorded).map_err(|e| format!("{}: {e}", check.name))
 }
 
-fn options(seed: u64) -> ExecOptions {
+fn options(seed: u64, gpu: &Arch) -> ExecOptions {
     // A mutant may wait forever, so its step limit is much lower than the default.
     let completion = COMPLETION_TIMINGS[seed as usize % COMPLETION_TIMINGS.len()];
-    let gpu = simulate::gpu_spec(&Arch::A100);
+    let gpu = simulate::gpu_spec(gpu);
     ExecOptions { gpu, seed, completion, patience: 200_000, until_finding: true, ..ExecOptions::default() }
 }
 

@@ -8,7 +8,7 @@ use reel_sim::counters::Counters;
 use reel_sim::exec::{CompletionTiming, ExecOptions};
 use reel_sim::memory::SimMemory;
 use std::panic;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 /// A recorded launch with the contents of its arrays before the launch.
@@ -18,7 +18,7 @@ pub struct RecordedLaunch {
     pub launch: KernelLaunch,
     /// For each array: its address, its bytes before the launch, and whether a kernel may read it.
     pub arrays: Vec<(u64, Vec<u8>, bool)>,
-    /// Symbol and counters of each stage on an A100 under the first interleaving.
+    /// Symbol and counters of each stage under the first interleaving, on the GPU that the check's setup names.
     pub stages: Vec<(&'static str, Counters)>,
 }
 
@@ -39,14 +39,29 @@ pub const COMPLETION_TIMINGS: [CompletionTiming; 3] =
 
 /// Returns the contents of each array after the launch under one interleaving.
 pub fn simulated_array_contents(launch: &KernelLaunch, arrays: &[CheckArray], seed: u64) -> Vec<Vec<u8>> {
-    staged_results(launch, arrays, seed).1
+    staged_results(launch, arrays, seed, gpu_of_interleaving(seed)).1
+}
+
+/// The GPU that the interleaving with this seed simulates, if all GPUs run the same kernels.
+fn gpu_of_interleaving(seed: u64) -> Arch {
+    if seed % 8 == 1 { Arch::H100 } else { Arch::A100 }
+}
+
+/// Whether an H100 runs other kernels for this launch than an A100.
+fn has_kernels_for_h100(launch: &KernelLaunch) -> bool {
+    let symbols = |arch| (launch.kernel.plan)(&launch.params, &arch).into_iter().map(|stage| stage.symbol);
+    !symbols(Arch::A100).eq(symbols(Arch::H100))
 }
 
 /// Runs a launch under one interleaving; returns its stages and the contents of each array afterwards.
-fn staged_results(launch: &KernelLaunch, arrays: &[CheckArray], seed: u64) -> (Vec<SimulatedStage>, Vec<Vec<u8>>) {
+fn staged_results(
+    launch: &KernelLaunch,
+    arrays: &[CheckArray],
+    seed: u64,
+    arch: Arch,
+) -> (Vec<SimulatedStage>, Vec<Vec<u8>>) {
     let mut memory = simulator_memory(arrays);
     let completion = COMPLETION_TIMINGS[seed as usize % 3];
-    let arch = if seed % 8 == 1 { Arch::H100 } else { Arch::A100 };
     let options = ExecOptions { gpu: simulate::gpu_spec(&arch), seed, completion, ..ExecOptions::default() };
     let sm = if launch.kernel.source.has_dependent_launches() { arch.sm } else { 80 };
     let staged = match simulate::run(launch, &Arch { sm, ..arch }, &mut memory, &options) {
@@ -70,15 +85,18 @@ fn nothing_found(launch: &KernelLaunch, staged: &[SimulatedStage], seed: u64) {
 const LARGE_LAUNCH: u64 = 1 << 16;
 
 /// Runs a launch on the simulator under several interleavings, on all processors; the results must agree bit for bit.
+/// If an H100 runs other kernels than an A100, both run under all interleavings.
 ///
 /// Tests run each kernel on many shapes. There a large launch gets one interleaving per element of
 /// [`COMPLETION_TIMINGS`]; the small shapes of the same kernel get all of them.
 pub fn run_interleavings(launch: &KernelLaunch) {
     let arrays = arrays_of(launch);
-    let (seed, interleavings, in_test, record) =
-        RUNNING.with_borrow(|r| (r.setup.seed, r.setup.interleavings.max(1), r.setup.in_test, r.setup.record));
+    let (seed, interleavings, in_test, record, first_gpu) = RUNNING.with_borrow(|r| {
+        let setup = &r.setup;
+        (setup.seed, setup.interleavings.max(1), setup.in_test, setup.record, setup.first_gpu)
+    });
     let first_seed = seed.wrapping_mul(8);
-    let (staged, first) = staged_results(launch, &arrays, first_seed);
+    let (staged, first) = staged_results(launch, &arrays, first_seed, first_gpu);
     let warps: u64 = staged.iter().map(|s| s.counters.total().warps).sum();
     let interleavings = if in_test && warps > LARGE_LAUNCH {
         interleavings.min(COMPLETION_TIMINGS.len() as u64)
@@ -90,22 +108,24 @@ pub fn run_interleavings(launch: &KernelLaunch) {
         let stages = staged.into_iter().map(|s| (s.stage.symbol, s.counters)).collect();
         RUNNING.with_borrow_mut(|r| r.ran.recorded.push(RecordedLaunch { launch: launch.clone(), arrays, stages }));
     }
-    let next = AtomicU64::new(1);
+    let seeds = (0..interleavings).map(|n| first_seed.wrapping_add(n));
+    let mut runs: Vec<(u64, Arch)> = match has_kernels_for_h100(launch) {
+        true => seeds.flat_map(|seed| [Arch::A100, Arch::H100].map(|gpu| (seed, gpu))).collect(),
+        false => seeds.skip(1).map(|seed| (seed, gpu_of_interleaving(seed))).collect(),
+    };
+    runs.retain(|run| *run != (first_seed, first_gpu));
+    let next = AtomicUsize::new(0);
     let compare_the_rest = || {
-        loop {
-            let n = next.fetch_add(1, Ordering::Relaxed);
-            if n >= interleavings {
-                return;
-            }
-            let seed = first_seed.wrapping_add(n);
+        while let Some(&(seed, gpu)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
             assert!(
-                first == simulated_array_contents(launch, &arrays, seed),
-                "{}: results under the interleaving of seed {seed} differ from those of the first interleaving",
-                launch.kernel.name
+                first == staged_results(launch, &arrays, seed, gpu).1,
+                "{}: results under the interleaving of seed {seed} on sm_{} differ from those of the first interleaving",
+                launch.kernel.name,
+                gpu.sm
             );
         }
     };
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(interleavings as usize - 1);
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(runs.len());
     thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(compare_the_rest)).collect();
         compare_the_rest();

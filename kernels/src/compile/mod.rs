@@ -34,8 +34,8 @@ use toolkit::Toolkit;
 /// The architectures that every kernel is compiled for: A100; RTX 30; RTX 40 and L40S; H100 and H200.
 pub const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
 
-/// The architecture whose PTX ptxas assembles for all architectures, see [`architecture_of_ptx`]. A file `sm80.cu` uses
-/// only what sm_80 has.
+/// The architecture whose PTX ptxas assembles for all architectures, see [`architecture_of_ptx`]. A file `sm80.cu` and
+/// its headers use only what sm_80 has, except under `#if __CUDA_ARCH__ >= 900`.
 const BASE_ARCHITECTURE: &str = "sm_80";
 /// The architecture of the PTX for Hopper of sources with programmatic dependent launches.
 const DEPENDENT_LAUNCH_ARCHITECTURE: &str = "sm_90";

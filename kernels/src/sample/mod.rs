@@ -30,10 +30,20 @@
 //! roundings of a limit may be kept or dropped. Log-probabilities: exponentials in f32, summed in f64, the logarithm
 //! in f32 to 2 ulp, one rounding.
 //!
-//! Bound by memory traffic; on the CPU also a sort of the tokens that may survive top-p. A row of 152 064 logits
-//! exceeds shared memory, so CUDA reads it once from memory and again from L2: 2 times in all with log-probabilities,
-//! 4 to sample, 9 with top-p, 12 with top-k too. Bank conflicts of the histograms depend on the data: tokens of one
-//! bin are added one after the other.
+//! Bound by memory traffic; on the CPU also a sort of the tokens that may survive top-p.
+//!
+//! CUDA has two kernels with the same bits:
+//! - `sample_cluster`, from compute capability 9.0 on: a cluster of 8 blocks holds a row in shared memory, so the row is
+//!   read once. It computes at most two exponentials per token (one without log-probabilities, or at temperature 0 or
+//!   1), and one more for tokens whose score differs from the logit. Passes over shared memory: 1 for the greedy token,
+//!   2 with log-probabilities, 3 to sample, 5 with top-p, 5 with top-k and top-p; up to 11 if many tokens are almost
+//!   equally likely.
+//! - `sample`, on earlier GPUs, and for vocabularies of which an eighth exceeds a block's shared memory (more than
+//!   393 216 tokens on an H100): one block takes a row, which exceeds its shared memory, so it reads it once from memory
+//!   and again from L2: 2 times in all with log-probabilities, 4 to sample, 9 with top-p, 12 with top-k too. It
+//!   computes the exponentials in each pass: up to 8 per token.
+//!
+//! Bank conflicts of the histograms depend on the data: tokens of one bin are added one after the other.
 
 pub(crate) mod check;
 mod cpu;
@@ -127,12 +137,44 @@ pub const MAX_TOP_TOKENS: u32 = 32;
 kernel_folder! {
     name: "sample",
     params: [Params],
+    headers: ["cluster.cuh", "row.cuh"],
 }
 
-kernel!(pub SAMPLE, "sample", Params, cpu::sample, &SOURCE, geometry);
+kernel!(pub SAMPLE, "sample", Params, cpu::sample, &SOURCE, plan_sampling);
+kernel!(pub SAMPLE_BY_ONE_BLOCK, "sample", Params, cpu::sample, &SOURCE, plan_one_block);
+
+/// Number of blocks that sample a row, on a GPU with clusters; equal to `BLOCKS` of `cluster.cuh`.
+const CLUSTER_BLOCKS: u32 = 8;
+/// Number of ids that a warp processes together, and of runs into which a row is cut; equal to `TILE` and `RUNS` of
+/// `row.cuh`.
+const TILE: u32 = 128;
+const RUNS: u32 = 128;
+/// Bytes of static shared memory of a block of the kernel `sample_cluster`, at most.
+const SHARED_OF_CLUSTER_KERNEL: u32 = 20 << 10;
+
+/// Plans a cluster per row where the GPU has clusters and the row fits into their shared memory, else one block per
+/// row.
+fn plan_sampling(p: &Params, arch: &Arch) -> Vec<Stage> {
+    let shared = cluster_shared_bytes(p.vocab);
+    if arch.sm < 90 || shared + SHARED_OF_CLUSTER_KERNEL > arch.shared_per_block {
+        return plan_one_block(p, arch);
+    }
+    if p.rows == 0 || p.vocab == 0 {
+        return Vec::new();
+    }
+    let blocks = Stage::one_dimensional("sample_cluster", p.rows * CLUSTER_BLOCKS, 512);
+    vec![Stage { cluster: [CLUSTER_BLOCKS, 1, 1], shared, ..blocks }.programmatic_on(arch)]
+}
+
+/// Returns the dynamic shared memory of a block of a cluster in bytes: for each id of its runs four bytes for the logit
+/// and two bits.
+fn cluster_shared_bytes(vocab: u32) -> u32 {
+    let ids_per_block = vocab.div_ceil(TILE).div_ceil(RUNS) * TILE * (RUNS / CLUSTER_BLOCKS);
+    4 * ids_per_block + 2 * ids_per_block / 8
+}
 
 /// Plans one block per row. Its shared memory has two bits for each token of the vocabulary.
-fn geometry(p: &Params, arch: &Arch) -> Vec<Stage> {
+fn plan_one_block(p: &Params, arch: &Arch) -> Vec<Stage> {
     if p.rows == 0 || p.vocab == 0 {
         return Vec::new();
     }

@@ -12,9 +12,11 @@ use crate::philox;
 
 checks!(
     generated_rows_follow_the_formula,
+    rows_that_all_blocks_share_follow_the_formula,
     a_row_does_not_depend_on_its_batch,
     a_row_without_a_possible_token_gives_minus_one,
     a_whole_vocabulary_follows_the_formula,
+    vocabularies_of_published_models_follow_the_formula,
 );
 
 /// Rows to sample in one launch. They share the seed and all settings; each has its own logits and its own position
@@ -174,6 +176,27 @@ fn generated_rows_follow_the_formula() {
     assert_rounded("log-probabilities", F32, &held.got, &held.with, &held.want, DEFAULT_ROUNDING_FACTOR);
 }
 
+/// Rows in which each block of a cluster has tokens, and the last one's run ends in the middle of a vector.
+fn rows_that_all_blocks_share_follow_the_formula() {
+    let mut picks = RandomChoices::new(3);
+    let mut held = Held::default();
+    let flat = Settings { top_p: 0.7, ..settings() };
+    let many = Settings { top_k: 3000, top_p: 0.95, temperature: 1.7, ..settings() };
+    let few = Settings { top_k: 40, top_p: 0.9, min_p: 0.05, temperature: 0.6, ..settings() };
+    let penalised = Settings { penalty: 1.25, history: vec![0, 16_000, 9000, 9000, 2048, 16_300], ..few.clone() };
+    let forbidden = Settings { allowed: (0..16_303usize.div_ceil(32)).map(|i| 1 << (i % 40)).collect(), ..few.clone() };
+    for (i, s) in [flat.clone(), many, few, penalised, forbidden].into_iter().enumerate() {
+        let logits = any_logits(&mut picks, 16_303 - i);
+        check(&format!("settings {i}"), &logits, &s, picks.random_u64(), i as i32, &mut held);
+    }
+    // All weights are equal, so top-p keeps the tokens of the lowest ids; all blocks have tokens of the largest logit.
+    check("equal logits", &[1.5; 15_001], &flat, 5, 6, &mut held);
+    // The likeliest tokens are in the last run, which the largest numbers of the runs do not show.
+    let ascending: Vec<f32> = (0..16_000).map(|i| (i / 4) as f32 / 1024.0).collect();
+    check("ascending logits", &ascending, &Settings { top_k: 100, ..flat }, 7, 8, &mut held);
+    assert_rounded("log-probabilities", F32, &held.got, &held.with, &held.want, DEFAULT_ROUNDING_FACTOR);
+}
+
 /// Log-probabilities, collected over many rows: from the kernel (`got`), from the formula with the kernel's roundings
 /// (`with`), and from the exact formula (`want`).
 #[derive(Default)]
@@ -273,8 +296,20 @@ fn a_row_without_a_possible_token_gives_minus_one() {
             assert!(id == -1 && log_prob.is_nan());
         }
         assert_eq!(one_row(&[f32::NEG_INFINITY; 20], s.clone()).0, -1);
-        let all = Settings { suppressed: (0..3).collect(), ..s };
+        let all = Settings { suppressed: (0..3).collect(), ..s.clone() };
         assert_eq!(one_row(&[1.0, 2.0, 3.0], all).0, -1);
+        // A NaN in the last run of a row that all blocks share, and a row of which no token is allowed.
+        let mut row = normal_numbers(15_999, 2, 1.0);
+        let none = Settings { allowed: vec![0; 500], ..s.clone() };
+        let batch = Batch { logits: row.clone(), settings: none, seed: 1, positions: vec![0] }.run(1);
+        assert_eq!(batch.ids, [-1]);
+        assert!(batch.log_prob[0].is_nan() && batch.raw_log_prob[0].is_nan());
+        let likeliest: Vec<i32> = formula::likeliest_tokens(&wide(&row), TOPS).iter().map(|t| t.0 as i32).collect();
+        assert_eq!(batch.top_ids, likeliest);
+        row[15_998] = f32::NAN;
+        let batch = Batch { logits: row, settings: s, seed: 1, positions: vec![0] }.run(1);
+        assert_eq!((batch.ids, batch.top_ids), (vec![-1], vec![-1; TOPS]));
+        assert!(batch.log_prob[0].is_nan() && batch.top_log_probs.iter().all(|x| x.is_nan()));
     }
 }
 
@@ -284,6 +319,17 @@ fn a_whole_vocabulary_follows_the_formula() {
     let logits: Vec<f32> = normal_numbers(vocab, 8, 2.5).iter().map(|x| (x * 16.0).round() / 16.0).collect();
     let s = Settings { top_p: 0.9, top_k: 4000, history: vec![5, 5, 20_000], penalty: 1.25, ..settings() };
     check("a whole vocabulary", &logits, &s, 3, 4, &mut Held::default());
+}
+
+fn vocabularies_of_published_models_follow_the_formula() {
+    let s = Settings { top_p: 0.9, top_k: 50, history: vec![5, 5, 151_000], penalty: 1.25, ..settings() };
+    with_one_interleaving(|| {
+        for (i, vocab) in [152_064, 151_936].into_iter().enumerate() {
+            let logits: Vec<f32> =
+                normal_numbers(vocab, i as u64, 2.5).iter().map(|x| (x * 16.0).round() / 16.0).collect();
+            check(&format!("a vocabulary of {vocab}"), &logits, &s, 3, 4, &mut Held::default());
+        }
+    });
 }
 
 #[cfg(test)]

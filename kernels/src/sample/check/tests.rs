@@ -1,4 +1,5 @@
 use super::*;
+use crate::Arch;
 use crate::sample::cpu::kept_weights;
 
 /// Returns two numbers: χ² of the counts of the sampled `ids` against `expected` (id, probability), and its degrees
@@ -143,6 +144,28 @@ fn a_row_is_read_as_often_as_it_must() {
             let bytes = (count.global_read + count.global_written) as f64;
             println!("{} of {times}, {:?}", bytes / cost.bytes, count);
             assert!(bytes <= 1.02 * times * cost.bytes, "{bytes} bytes, not {times} times {}", cost.bytes);
+            let count = crate::checks::simulated_counts_on(&launch, &Arch::H100);
+            let bytes = (count.global_read + count.global_written) as f64;
+            println!("cluster: {} of 1, {:?}", bytes / cost.bytes, count);
+            assert!(bytes <= 1.05 * cost.bytes, "a cluster reads {bytes} bytes, not {}", cost.bytes);
         }
     });
+}
+
+/// A cluster takes a row that fits into its shared memory, one block any other row, and all rows on a GPU without
+/// clusters.
+#[test]
+fn the_plan_follows_from_vocabulary_and_gpu() {
+    let planned = |vocab, arch| {
+        let launch = sample(&Params { rows: 3, vocab, ..Params::default() });
+        let crate::Launch::Kernel(launch) = launch else { unreachable!() };
+        let stages = (launch.kernel.plan)(&launch.params, &arch);
+        stages.into_iter().map(|s| (s.symbol, s.grid[0], s.cluster[0], s.shared)).collect::<Vec<_>>()
+    };
+    assert_eq!(planned(152_064, Arch::H100), [("sample_cluster", 24, 8, 87_040)]);
+    assert_eq!(planned(1, Arch::H100), [("sample_cluster", 24, 8, 8704)]);
+    assert_eq!(planned(393_216, Arch::H100), [("sample_cluster", 24, 8, 208_896)]);
+    assert_eq!(planned(393_217, Arch::H100), [("sample", 3, 1, 98_312)]);
+    assert_eq!(planned(152_064, Arch::A100), [("sample", 3, 1, 38_016)]);
+    assert!(planned(0, Arch::H100).is_empty());
 }

@@ -1,0 +1,58 @@
+// Clusters: blocks that run at the same time and access each other's shared memory (sm_90; Stage::cluster). Source: PTX
+// ISA 9.0, chapters 5.1.7 and 9.7.13.4.
+//
+// A block accesses the shared memory of another only after a cluster barrier that follows the start of both, and does
+// not end before the others' last access to its own.
+#pragma once
+
+#include "cuh/base.cuh"
+
+// Arrives at the barrier of the cluster and waits for it; all threads of all blocks call it. What a thread wrote before
+// to shared memory of any block of the cluster is visible to all threads after it. It orders the threads of one block,
+// too.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_barrier() {
+  cluster_arrive();
+  cluster_wait();
+}
+
+// Returns the number of this block in its cluster.
+__device__ __forceinline__ u32 cluster_rank() {
+  u32 rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// Returns the address of this block's shared variable in block `rank` of the cluster.
+__device__ __forceinline__ u32 shared_of_block(const void* variable, u32 rank) {
+  const u32 own = static_cast<u32>(__cvta_generic_to_shared(variable));
+  u32 other;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(other) : "r"(own), "r"(rank));
+  return other;
+}
+
+// Stores to an address that shared_of_block returned.
+__device__ __forceinline__ void store_of_block(u32 address, u32 x) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
+__device__ __forceinline__ void store_of_block(u32 address, u64 x) {
+  asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(address), "l"(x) : "memory");
+}
+__device__ __forceinline__ void store_of_block(u32 address, int x) { store_of_block(address, static_cast<u32>(x)); }
+__device__ __forceinline__ void store_of_block(u32 address, float x) { store_of_block(address, __float_as_uint(x)); }
+__device__ __forceinline__ void store_of_block(u32 address, double x) {
+  store_of_block(address, static_cast<u64>(__double_as_longlong(x)));
+}
+
+// Loads from an address that shared_of_block returned.
+__device__ __forceinline__ u32 load_u32_of_block(u32 address) {
+  u32 x;
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
+  return x;
+}
+__device__ __forceinline__ u64 load_u64_of_block(u32 address) {
+  u64 x;
+  asm volatile("ld.shared::cluster.u64 %0, [%1];" : "=l"(x) : "r"(address) : "memory");
+  return x;
+}
