@@ -62,13 +62,13 @@ struct Shared {
   u32 listed[3];              // their number, also of those that the list does not hold
   u64 amounts[LISTED];        // of the candidates of all blocks
   u32 keys[LISTED];
-  u64 first[RUNS];            // score_and_id of the largest score; 0 without tokens
+  u64 first[RUNS];            // score_and_id of the largest score; 0 without a score above -inf
   u64 logit[RUNS];            // the largest logit, ordered, in the upper half; whether there is a NaN in the lower half
   u64 top_counts[RUNS];       // tokens above the last of the most likely tokens (upper half) and equal to it
   u64 total[RUNS];
   double scaled[RUNS], plain[RUNS];
-  u64 above[RUNS];
-  u32 equal[RUNS];
+  alignas(16) u64 above[RUNS];
+  alignas(16) u32 equal[RUNS];
   u64 scratch[BINS / 32];
   u64 sum_above;
   u32 digit, key, bound;
@@ -83,44 +83,51 @@ static_assert(sizeof(Shared) <= 20 * 1024, "static shared memory");
 __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 __device__ __forceinline__ int warp() { return threadIdx.x / 32; }
 
+// Returns the larger of two numbers, NaN if one is NaN.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+  float max;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(max) : "f"(a), "f"(b));
+  return max;
+}
+__device__ __forceinline__ float max_or_nan(const float (&x)[4]) {
+  return max_or_nan(max_or_nan(x[0], x[1]), max_or_nan(x[2], x[3]));
+}
+
 // The run of this warp.
 struct Run {
-  float* values;  // of this block's ids, in shared memory: logits, then weights
+  // Of this block's ids, in shared memory: logits, then weights. If the vocabulary is no multiple of four, logits of -inf
+  // follow, which become weights of 0.
+  float* values;
   Marks marks;
   int begin, end;
 
-  // Calls f(id, four values, number of them that are tokens) for this lane's ids of each tile.
+  // Calls f(id, values) for the four neighbouring tokens of this lane in each tile, `id` being the first.
   template <class F>
   __device__ __forceinline__ void each_four(F f) const {
     for (int id = begin + lane() * 4; id < end; id += TILE) {
       float x[4];
       load_vector(values + (id - marks.first), x);
-      f(id, x, end - id);
+      f(id, x);
     }
   }
 
-  // Calls f(id, logit, score) for each of this lane's tokens, while `values` are logits.
+  // Calls f(value) for this lane's values, except fours of values that are all below `floor`.
   template <class F>
-  __device__ __forceinline__ void each_score(F f) const {
-    each_four([&](int id, const float (&logit)[4], int count) {
-      float score[4];
-      marks.scores(id, logit, score);
+  __device__ __forceinline__ void values_from(float floor, F f) const {
+    each_four([&](int, const float (&x)[4]) {
+      if (max_or_nan(x) >= floor) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (j < count) f(id + j, logit[j], score[j]);
+        for (int j = 0; j < 4; ++j) f(x[j]);
       }
     });
   }
 
-  // Calls f(id, value) for each of this lane's tokens.
-  template <class F>
-  __device__ __forceinline__ void each_value(F f) const {
-    each_four([&](int id, const float (&x)[4], int count) {
+  // Returns this lane's values in the tile of 128 ids that begins at `tile`, `outside` for ids beyond the run.
+  __device__ __forceinline__ void load_tile(int tile, float outside, float (&x)[4]) const {
+    const int id = tile + lane() * 4;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (j < count) f(id + j, x[j]);
-      }
-    });
+    for (int j = 0; j < 4; ++j) x[j] = outside;
+    if (id < end) load_vector(values + (id - marks.first), x);
   }
 };
 
@@ -131,7 +138,7 @@ __device__ __forceinline__ void give_to_all(T& place, T x) {
 }
 
 // Returns a number that at least `count` tokens of the row reach: the count-th largest of the largest key of each run,
-// key_of(run). 0 if so many runs do not have a token.
+// key_of(run). 0 if so many runs do not have one.
 template <class F>
 __device__ __forceinline__ u32 bound_of(Shared& s, int count, F key_of) {
   if (count > RUNS) return 0;
@@ -162,26 +169,36 @@ struct Reached {
   u64 above;  // the sum over greater keys
 };
 
-// The keys by which `select` selects: `each(add)` calls add(key) for each token of this lane.
+// The keys by which `select` selects: `each(least, add)` calls add(key) for each token of this lane whose key is `least`
+// or more, and for some others.
 struct LogitKeys {
   const Run& run;
+  static __device__ __forceinline__ float floor_of(u32 least) { return least == 0 ? minus_infinity() : unordered(least); }
   template <class F>
-  __device__ __forceinline__ void each(F add) const {
-    run.each_value([&](int, float logit) { add(ordered(logit)); });
+  __device__ __forceinline__ void each(u32 least, F add) const {
+    run.values_from(floor_of(least), [&](float logit) { add(ordered(logit)); });
   }
 };
 struct ScoreKeys {
   const Run& run;
   template <class F>
-  __device__ __forceinline__ void each(F add) const {
-    run.each_score([&](int, float, float score) { add(ordered(score)); });
+  __device__ __forceinline__ void each(u32 least, F add) const {
+    const float floor = LogitKeys::floor_of(least);
+    run.each_four([&](int id, const float (&logit)[4]) {
+      float score[4];
+      run.marks.scores(id, logit, score);
+      if (max_or_nan(score) >= floor) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) add(ordered(score[j]));
+      }
+    });
   }
 };
 struct WeightKeys {
   const Run& run;
   template <class F>
-  __device__ __forceinline__ void each(F add) const {
-    run.each_value([&](int, float w) { add(__float_as_uint(w)); });
+  __device__ __forceinline__ void each(u32 least, F add) const {
+    run.values_from(__uint_as_float(least), [&](float w) { add(__float_as_uint(w)); });
   }
 };
 
@@ -253,7 +270,7 @@ __device__ __forceinline__ Reached select(Keys keys, Shared& s, Rounds& rounds, 
     rounds.next = rounds.next == 2 ? 0 : rounds.next + 1;
     if (threadIdx.x < BINS) s.bins[rounds.next][threadIdx.x] = 0;
     if (threadIdx.x == 0) s.listed[rounds.next] = 0;
-    keys.each([&](u32 key) {
+    keys.each(least, [&](u32 key) {
       const u32 distance = key - least, digits = distance >> shift;
       if (key < least || digits >> width != prefix) return;
       u64* bin = &bins[digits & ((1u << width) - 1)];
@@ -313,7 +330,7 @@ __device__ __forceinline__ void collect_tops(const Run& run, Shared& s, Rounds& 
     return static_cast<u64>(key > nth.key) << 32 | static_cast<u64>(key == nth.key);
   };
   u64 own = 0;
-  run.each_value([&](int, float logit) { own += counts(logit); });
+  run.values_from(LogitKeys::floor_of(nth.key), [&](float logit) { own += counts(logit); });
   own = warp_sum(own);
   const u32 number = rank * WARPS + warp();
   give_to_all(s.top_counts[number], own);
@@ -327,17 +344,18 @@ __device__ __forceinline__ void collect_tops(const Run& run, Shared& s, Rounds& 
   before = warp_sum(before);
   if (own == 0) return;
   for (int tile = run.begin; tile < run.end; tile += TILE) {
+    // Numbers that follow the row are below or equal to all others, and have no place among the first n.
     const int id = tile + lane() * 4;
-    float logit[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (id < run.end) load_vector(run.values + (id - run.marks.first), logit);
+    float logit[4];
+    run.load_tile(tile, minus_infinity(), logit);
     u64 four = 0;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) four += id + j < run.end ? counts(logit[j]) : 0;
+    for (int j = 0; j < 4; ++j) four += counts(logit[j]);
     const u64 upto = before + warp_scan(four);
     u64 next = upto - four;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const u64 one = id + j < run.end ? counts(logit[j]) : 0;
+      const u64 one = counts(logit[j]);
       // Tokens above the n-th come first, in the order of ids; then those equal to it.
       const u64 place = one >> 32 ? next >> 32 : nth.above + static_cast<u32>(next);
       next += one;
@@ -370,6 +388,20 @@ __device__ __forceinline__ TopP top_p_of(const Run& run, Shared& s, Rounds& roun
   return {reached.key, ceil_div(target - reached.above, fixed(__uint_as_float(reached.key)))};
 }
 
+// Loads the elements of `above` and `equal` of four runs, the first of which is a multiple of four.
+__device__ __forceinline__ void load_four(const Shared& s, int run, u64 (&above)[4], u32 (&equal)[4]) {
+  const Words<16> counts = *reinterpret_cast<const Words<16>*>(&s.equal[run]);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const Words<16> pair = *reinterpret_cast<const Words<16>*>(&s.above[run + 2 * half]);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      above[2 * half + j] = static_cast<u64>(pair.word[2 * j + 1]) << 32 | pair.word[2 * j];
+      equal[2 * half + j] = counts.word[2 * half + j];
+    }
+  }
+}
+
 // What a lane of `draw` finds.
 struct Drawn {
   int id;      // the token, in one lane of the cluster; else -1
@@ -382,9 +414,10 @@ __device__ __forceinline__ Drawn draw(const Run& run, Shared& s, u32 rank, const
   auto is_last = [&](float w) { return top_p.last != 0 && __float_as_uint(w) == top_p.last; };
   const float last_weight = __uint_as_float(top_p.last);
   const u64 last = last_weight >= min_p ? fixed(last_weight) : 0;
+  const float smallest = __fdiv_rn(0.5f, UNIT);  // a smaller weight is 0 in fixed point
   u64 above = 0;
   u32 equal = 0;
-  run.each_value([&](int, float w) {
+  run.values_from(fmaxf(fmaxf(last_weight, min_p), smallest), [&](float w) {
     above += is_above(w) ? fixed(w) : 0;
     equal += is_last(w);
   });
@@ -398,19 +431,20 @@ __device__ __forceinline__ Drawn draw(const Run& run, Shared& s, u32 rank, const
   // Lane i takes runs 4 i to 4 i + 3.
   constexpr int EACH = RUNS / 32;
   const int from = lane() * EACH;
-  u32 equals = 0;
-#pragma unroll
-  for (int j = 0; j < EACH; ++j) equals += s.equal[from + j];
-  u64 seen = warp_scan(equals) - equals, sum = 0;
+  static_assert(EACH == 4, "two vectors of u64, one of u32");
   u64 weights[EACH];
+  u32 equal_of[EACH], equals = 0;
+  load_four(s, from, weights, equal_of);
+#pragma unroll
+  for (int j = 0; j < EACH; ++j) equals += equal_of[j];
+  u64 seen = warp_scan(equals) - equals, sum = 0;
   u32 kept[EACH];
 #pragma unroll
   for (int j = 0; j < EACH; ++j) {
     const u64 left = top_p.count > seen ? top_p.count - seen : 0;
-    const u32 own = s.equal[from + j];
-    kept[j] = left < own ? static_cast<u32>(left) : own;
-    weights[j] = s.above[from + j] + kept[j] * last;
-    seen += own;
+    kept[j] = left < equal_of[j] ? static_cast<u32>(left) : equal_of[j];
+    weights[j] += kept[j] * last;
+    seen += equal_of[j];
     sum += weights[j];
   }
   const u64 sums = warp_scan(sum), total = __shfl_sync(ALL, sums, 31);
@@ -434,21 +468,18 @@ __device__ __forceinline__ Drawn draw(const Run& run, Shared& s, u32 rank, const
 
   for (int tile = run.begin; tile < run.end; tile += TILE) {
     const int id = tile + lane() * 4;
-    float w[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    if (id < run.end) load_vector(run.values + (id - run.marks.first), w);
+    float w[4];
+    run.load_tile(tile, 0.0f, w);
     u32 own = 0;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) own += id + j < run.end && is_last(w[j]);
+    for (int j = 0; j < 4; ++j) own += is_last(w[j]);
     const u32 through = static_cast<u32>(warp_scan(own));
     u32 earlier = through - own;
     u64 x[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      x[j] = 0;
-      if (id + j < run.end) {
-        if (is_above(w[j])) x[j] = fixed(w[j]);
-        if (is_last(w[j]) && earlier++ < left) x[j] = last;
-      }
+      x[j] = is_above(w[j]) ? fixed(w[j]) : 0;
+      if (is_last(w[j]) && earlier++ < left) x[j] = last;
     }
     const u64 four = x[0] + x[1] + x[2] + x[3], upto = before + warp_scan(four);
     const u32 beyond = __ballot_sync(ALL, upto > bound);
@@ -495,11 +526,13 @@ extern "C" __global__ void __launch_bounds__(in_cluster::THREADS, 2) sample_clus
     if (vector) {
       cp_async_16(to, logits + id);
     } else {
-      // The last lane's words beyond the vocabulary become 0.
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const bool inside = id + j < run.end;
-        cp_async_4(to + 4 * j, logits + id + (inside ? j : 0), inside ? 4 : 0);
+        if (id + j < run.end) {
+          cp_async_4(to + 4 * j, logits + id + j);
+        } else {
+          run.values[id + j - first_id] = minus_infinity();
+        }
       }
     }
   }
@@ -507,19 +540,24 @@ extern "C" __global__ void __launch_bounds__(in_cluster::THREADS, 2) sample_clus
   prepare<in_cluster::THREADS>(p, run.marks, logits, changed, s.settings, r);
   cp_async_wait<0>();
 
-  u64 first = 0;
-  u32 largest_key = 0;
+  float max_logit = minus_infinity(), max_score = minus_infinity();
+  int max_id = -1;
   bool bad = false;
-  run.each_score([&](int id, float logit, float score) {
-    bad |= logit != logit || score != score;
-    const u32 key = ordered(logit);
-    largest_key = key > largest_key ? key : largest_key;
-    const u64 both = score_and_id(score, id);
-    first = both > first ? both : first;
+  run.each_four([&](int id, const float (&logit)[4]) {
+    float score[4], max = max_or_nan(logit);
+    max_logit = max_or_nan(max_logit, max);
+    if (run.marks.scores(id, logit, score)) {
+      max = max_or_nan(score);
+      bad |= max != max;
+    }
+    if (max > max_score) {
+      max_score = max;
+      max_id = id + (score[0] == max ? 0 : score[1] == max ? 1 : score[2] == max ? 2 : 3);
+    }
   });
-  first = warp_max_u64(first);
-  largest_key = __reduce_max_sync(ALL, largest_key);
-  bad = __any_sync(ALL, bad);
+  u64 first = warp_max_u64(max_id < 0 ? 0 : score_and_id(max_score, max_id));
+  u32 largest_key = __reduce_max_sync(ALL, ordered(max_logit));
+  bad = __any_sync(ALL, bad || max_logit != max_logit);
   // redundant: in the simulator all blocks of a cluster start together; on a GPU the others may start later.
   cluster_wait();
   give_to_all(s.first[number], first);
@@ -537,7 +575,7 @@ extern "C" __global__ void __launch_bounds__(in_cluster::THREADS, 2) sample_clus
   first = warp_max_u64(first);
   largest_key = __reduce_max_sync(ALL, static_cast<u32>(largest_logit >> 32));
   bad = __any_sync(ALL, any != 0);
-  const float top = score_of(first), largest = unordered(largest_key);
+  const float top = first == 0 ? minus_infinity() : score_of(first), largest = unordered(largest_key);
 
   const bool greedy = !(s.settings.temperature > 0.0f);
   const bool sampled = !bad && !greedy && top != minus_infinity();
@@ -568,30 +606,35 @@ extern "C" __global__ void __launch_bounds__(in_cluster::THREADS, 2) sample_clus
   const float top_p = s.settings.top_p;
   u64 total = 0;
   double scaled = 0.0, plain = 0.0;
-  run.each_four([&](int id, const float (&logit)[4], int count) {
-    float score[4], weight[4];
-    run.marks.scores(id, logit, score);
+  run.each_four([&](int id, const float (&logit)[4]) {
+    float e[4] = {0.0f, 0.0f, 0.0f, 0.0f}, score[4];
+    if (log_probs) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      weight[j] = 0.0f;
-      if (j >= count) continue;
-      float tempered = 0.0f;
-      if (log_probs) {
-        const float x = __fsub_rn(logit[j], largest), e = expf(x);
-        plain += e;
-        tempered = e;
-        if (scale != 1.0f) {
-          tempered = expf(__fmul_rn(x, scale));
-          scaled += tempered;
+      for (int j = 0; j < 4; ++j) {
+        e[j] = expf(__fsub_rn(logit[j], largest));
+        plain += e[j];
+      }
+      if (scale != 1.0f) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          e[j] = expf(__fmul_rn(__fsub_rn(logit[j], largest), scale));
+          scaled += e[j];
         }
       }
-      if (sampled && score[j] >= least) {
-        const bool same = same_top && score[j] == logit[j];
-        weight[j] = same ? tempered : expf(__fmul_rn(__fsub_rn(score[j], top), scale));
-        if (top_p < 1.0f) total += fixed(weight[j]);
-      }
     }
-    if (sampled) store_vector(run.values + (id - first_id), weight);
+    if (!sampled) return;
+    const bool marked = run.marks.scores(id, logit, score);
+    if (marked || !same_top) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) e[j] = expf(__fmul_rn(__fsub_rn(score[j], top), scale));
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) e[j] = score[j] >= least ? e[j] : 0.0f;
+    if (top_p < 1.0f) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) total += fixed(e[j]);
+    }
+    store_vector(run.values + (id - first_id), e);
   });
   if (sampled && top_p < 1.0f) give_to_all(s.total[number], warp_sum(total));
   if (log_probs) {

@@ -124,16 +124,20 @@ struct Marks {
   int words;             // at least one bit per id; a word holds the bits of 32 ids, and `first` is a multiple of 32
   const u32* changed;    // scores of changed tokens by id, as bits, in global memory
 
-  // Computes the scores of four neighbouring tokens from their logits; `id` is a multiple of four.
-  __device__ __forceinline__ void scores(int id, const float (&logit)[4], float (&score)[4]) const {
-    const int at = id - first;
+  // Computes the scores of four neighbouring tokens from their logits; `id` is a multiple of four. Returns whether one
+  // of them has a mark, which is rare: without a mark, a score is the logit.
+  __device__ __forceinline__ bool scores(int id, const float (&logit)[4], float (&score)[4]) const {
+    const u32 at = id - first;
     const u32 other = bits[at / 32] >> at % 32, forbidden = bits[words + at / 32] >> at % 32;
 #pragma unroll
+    for (int j = 0; j < 4; ++j) score[j] = logit[j];
+    if (((other | forbidden) & 15) == 0) return false;
+#pragma unroll
     for (int j = 0; j < 4; ++j) {
-      score[j] = logit[j];
       if (other >> j & 1) score[j] = __uint_as_float(changed[id + j]);
       if (forbidden >> j & 1) score[j] = minus_infinity();
     }
+    return true;
   }
 };
 
