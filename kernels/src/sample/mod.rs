@@ -27,17 +27,18 @@
 //!
 //! Numerics: weights in f32; sums of weights in f64 block by block on the CPU, in CUDA as integers, multiples of
 //! 2^-40 of the largest weight (less than half of that counts as 0). A token whose rank or share is within these
-//! roundings of a limit may be kept or dropped. Log-probabilities: exponentials in f32, summed in f64, the logarithm
-//! in f32 to 2 ulp, one rounding.
+//! roundings of a limit may be kept or dropped. Log-probabilities: exponentials in f32, summed in f64 in a fixed order
+//! (`row.cuh`), the logarithm in f32 to 2 ulp, one rounding.
 //!
-//! Bound by memory traffic; on the CPU also a sort of the tokens that may survive top-p.
+//! Bound by memory traffic on the CPU, where a sort of the tokens that may survive top-p adds to it; on a GPU by the
+//! instructions of the passes over a row.
 //!
 //! CUDA has two kernels with the same bits:
 //! - `sample_cluster`, from compute capability 9.0 on: a cluster of 8 blocks holds a row in shared memory, so the row is
 //!   read once. It computes at most two exponentials per token (one without log-probabilities, or at temperature 0 or
-//!   1), and one more for tokens whose score differs from the logit. Passes over shared memory: 1 for the greedy token,
-//!   2 with log-probabilities, 3 to sample, 5 with top-p, 5 with top-k and top-p; up to 11 if many tokens are almost
-//!   equally likely.
+//!   1), one more for tokens whose score differs from the logit, and few with top-k and without log-probabilities.
+//!   Passes over shared memory: 1 for the greedy token, 2 with log-probabilities, 3 to sample, 5 with top-p, 5 with
+//!   top-k and top-p; up to 11 if many tokens are almost equally likely.
 //! - `sample`, on earlier GPUs, and for vocabularies of which an eighth exceeds a block's shared memory (more than
 //!   393 216 tokens on an H100): one block takes a row, which exceeds its shared memory, so it reads it once from memory
 //!   and again from L2: 2 times in all with log-probabilities, 4 to sample, 9 with top-p, 12 with top-k too. It

@@ -137,7 +137,10 @@ fn any_settings(picks: &mut RandomChoices, vocab: usize) -> Settings {
     let top_k = [0, 1, 50, picks.integer_between(1, vocab + 5)];
     let min_p = [0.0, 0.0, picks.unit_float(), 1.5];
     let (frequency, presence) = picks.one_of(&[(0.0f32, 0.0f32), (0.5, 0.0), (0.0, -0.75), (-0.25, 1.5)]);
+    // More tokens than a warp has threads; the last one also has a bias.
+    let history = picks.random_list(0, 80, |p| p.integer_between(0, vocab + 4) as i32 - 2);
     let mut bias_ids = picks.random_list(0, 5, |p| p.integer_between(0, vocab + 3) as i32 - 1);
+    bias_ids.extend(history.last());
     bias_ids.sort();
     bias_ids.dedup();
     Settings {
@@ -148,7 +151,7 @@ fn any_settings(picks: &mut RandomChoices, vocab: usize) -> Settings {
         penalty: picks.one_of(&[1.0f32, 1.25, 0.75]) as f64,
         frequency_penalty: frequency as f64,
         presence_penalty: presence as f64,
-        history: picks.random_list(0, 20, |p| p.integer_between(0, vocab + 4) as i32 - 2),
+        history,
         counted_from: picks.one_of(&[0, 0, 3, 30]),
         bias: bias_ids.iter().map(|_| picks.one_of(&[0.5f32, -2.25, 100.0, -100.0])).collect(),
         bias_ids,
