@@ -119,7 +119,7 @@ pub fn run_interleavings(launch: &KernelLaunch) {
         while let Some(&(seed, gpu)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
             assert!(
                 first == staged_results(launch, &arrays, seed, gpu).1,
-                "{}: results under the interleaving of seed {seed} on sm_{} differ from those of the first interleaving",
+                "{}: results of the interleaving of seed {seed} on sm_{} differ from those of the first interleaving",
                 launch.kernel.name,
                 gpu.sm
             );

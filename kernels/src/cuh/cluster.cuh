@@ -10,7 +10,9 @@
 // Arrives at the barrier of the cluster and waits for it; all threads of all blocks call it. What a thread wrote before
 // to shared memory of any block of the cluster is visible to all threads after it. It orders the threads of one block,
 // too.
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_barrier() {
   cluster_arrive();

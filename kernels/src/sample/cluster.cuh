@@ -1,10 +1,10 @@
-// Samples the next token of each row by a cluster of blocks (sm_90); steps and their order: mod.rs. The results have the
-// bits of the kernel in sm80.cu.
+// Samples the next token of each row by a cluster of blocks (sm_90); steps and their order: mod.rs. The results have
+// the bits of the kernel in sm80.cu.
 //
-// Grid: a cluster of 8 blocks of 512 threads per row, at most two blocks on a multiprocessor. Each of the 128 warps of a
-// cluster takes one run of the row (row.cuh) and copies its logits to shared memory, so the row is read once. All other
-// passes go over shared memory, and a lane reads only the ids that it copied. Marks and changed scores are those of
-// sm80.cu, each block with the marks of its own ids.
+// Grid: a cluster of 8 blocks of 512 threads per row, at most two blocks on a multiprocessor. Each of the 128 warps of
+// a cluster takes one run of the row (row.cuh) and copies its logits to shared memory, so the row is read once. All
+// other passes go over shared memory, and a lane reads only the ids that it copied. Marks and changed scores are those
+// of sm80.cu, each block with the marks of its own ids.
 //
 //   start     copy the run, marks
 //   1 pass    max score, first id of it, largest logit, any NaN, each by run                       1 cluster barrier
@@ -22,20 +22,20 @@
 // log-probabilities or at temperature 1 or 0, else 2 n. With top-k and without log-probabilities it takes four for each
 // four neighbouring tokens of which one is kept.
 //
-// Rounds of a selection. A key is the distance of a score's or a weight's bits from the lower bound, cut into digits of 8
-// bits from the highest bit that the largest key has. In a round each block adds up the histogram of a digit over its
+// Rounds of a selection. A key is the distance of a score's or a weight's bits from the lower bound, cut into digits of
+// 8 bits from the highest bit that the largest key has. In a round each block adds up the histogram of a digit over its
 // ids in shared memory; after a cluster barrier each block reads the histograms of all blocks and finds the digit
 // itself. Where at most 128 candidates may be left, they are listed as well; if the lists of all blocks have at most
 // 128 keys together, each block reads them and finds the key at once. So top-k takes 1 round if few tokens exceed its
 // bound, and top-p 1 after top-k, else 2 if few weights share the first digit; at most 4 rounds each. There are three
 // histograms and lists: one in use, one that other blocks may still read, and one that is emptied for the next round.
 //
-// Before a barrier every warp stores what it found to the shared memory of all blocks, so that after it only local memory
-// is read. Histograms and lists are read from the other blocks, but never after the last barrier. So a block may end
-// while others still run.
+// Before a barrier every warp stores what it found to the shared memory of all blocks, so that after it only local
+// memory is read. Histograms and lists are read from the other blocks, but never after the last barrier. So a block may
+// end while others still run.
 //
-// Bound by the instructions of the passes: at a vocabulary of 152 064, a block executes a ninth of those of the kernel of
-// one block for a greedy token, an eighteenth with top-k, top-p and log-probabilities.
+// Bound by the instructions of the passes: at a vocabulary of 152 064, a block executes a ninth of those of the kernel
+// of one block for a greedy token, an eighteenth with top-k, top-p and log-probabilities.
 #pragma once
 
 #if __CUDA_ARCH__ >= 900
@@ -100,8 +100,8 @@ __device__ __forceinline__ float max_or_nan(const float (&x)[4]) {
 
 // The run of this warp.
 struct Run {
-  // Of this block's ids, in shared memory: logits, then weights. If the vocabulary is no multiple of four, logits of -inf
-  // follow, which become weights of 0.
+  // Of this block's ids, in shared memory: logits, then weights. If the vocabulary is no multiple of four, logits of
+  // -inf follow, which become weights of 0.
   float* values;
   Marks marks;
   int begin, end;
@@ -174,11 +174,13 @@ struct Reached {
   u64 above;  // the sum over greater keys
 };
 
-// The keys by which `select` selects: `each(least, add)` calls add(key) for each token of this lane whose key is `least`
-// or more, and for some others.
+// The keys by which `select` selects: `each(least, add)` calls add(key) for each token of this lane whose key is
+// `least` or more, and for some others.
 struct LogitKeys {
   const Run& run;
-  static __device__ __forceinline__ float floor_of(u32 least) { return least == 0 ? minus_infinity() : unordered(least); }
+  static __device__ __forceinline__ float floor_of(u32 least) {
+    return least == 0 ? minus_infinity() : unordered(least);
+  }
   template <class F>
   __device__ __forceinline__ void each(u32 least, F add) const {
     run.values_from(floor_of(least), [&](float logit) { add(ordered(logit)); });

@@ -34,13 +34,13 @@
 //! instructions of the passes over a row.
 //!
 //! CUDA has two kernels with the same bits:
-//! - `sample_cluster`, from compute capability 9.0 on: a cluster of 8 blocks holds a row in shared memory, so the row is
-//!   read once. It computes at most two exponentials per token (one without log-probabilities, or at temperature 0 or
-//!   1), one more for tokens whose score differs from the logit, and few with top-k and without log-probabilities.
+//! - `sample_cluster`, from compute capability 9.0 on: a cluster of 8 blocks holds a row in shared memory, so the row
+//!   is read once. It computes at most two exponentials per token (one without log-probabilities, or at temperature 0
+//!   or 1), one more for tokens whose score differs from the logit, and few with top-k and without log-probabilities.
 //!   Passes over shared memory: 1 for the greedy token, 2 with log-probabilities, 3 to sample, 5 with top-p, 5 with
 //!   top-k and top-p; up to 11 if many tokens are almost equally likely.
 //! - `sample`, on earlier GPUs, and for vocabularies of which an eighth exceeds a block's shared memory (more than
-//!   393 216 tokens on an H100): one block takes a row, which exceeds its shared memory, so it reads it once from memory
+//!   393 216 tokens on an H100): one block takes a row, which exceeds its shared memory. It reads it once from memory
 //!   and again from L2: 2 times in all with log-probabilities, 4 to sample, 9 with top-p, 12 with top-k too. It
 //!   computes the exponentials in each pass: up to 8 per token.
 //!

@@ -1,5 +1,5 @@
-// Samples the next token of each row; steps and their order: mod.rs. This file has the kernel in which one block takes a
-// row; cluster.cuh has the one of sm_90, in which a cluster does.
+// Samples the next token of each row; steps and their order: mod.rs. This file has the kernel in which one block takes
+// a row; cluster.cuh has the one of sm_90, in which a cluster does.
 //
 // Grid: one block of 1024 threads per row. Each of the 32 warps takes four runs of the row (row.cuh). The row is read
 // once for every step that needs all of it (at most 13 times, from L2 after the first); none of it is stored. Tokens of
