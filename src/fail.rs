@@ -240,7 +240,9 @@ fn invalid_value_text(kind: Option<NumberKind>, value: &str, reason: &str) -> (S
     match (kind, range) {
         (Some(_), Some(range)) => {
             let range = range.replace("..=", " to ");
-            let help = match range.strip_suffix("..") {
+            // A range without an end is printed with the largest number of its type.
+            let ends = ["..".to_string(), format!("..{}", i64::MAX), format!(" to {}", u32::MAX)];
+            let help = match ends.iter().find_map(|end| range.strip_suffix(end)) {
                 Some(least) => format!("give {least} or more"),
                 None => format!("give {range}"),
             };
@@ -366,6 +368,8 @@ mod tests {
                 "--learning-rate: is \"x\", which is not a number; give a number, such as 0.5 or 1e-6",
             ),
             ("demo --seeds 0", "--seeds: is 0; give 1 to 1000"),
+            ("demo --steps 0", "--steps: is 0; give 1 or more"),
+            ("serve --model m --request-timeout 0", "--request-timeout: is 0; give 1 or more"),
             ("sft --lr 1", "--lr: is not an option of this command; use --learning-rate"),
             ("sft --epochs 1", "--epochs: is not an option of this command; use --num-train-epochs"),
             (
