@@ -187,13 +187,18 @@ pub(super) fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
 
 /// Loads a cache line into the second-level cache, for a read that comes thousands of instructions later; `at` may be
 /// any address. Only explicit prefetches keep the memory busy here: the processor's own ones do not follow 16 rows of
-/// a kilobyte or two. On Zen 4 a prefetch into the first-level cache, whose few slots for misses the loads need as
+/// a kilobyte or two. On an AMD EPYC a prefetch into the first-level cache, whose few slots for misses the loads need as
 /// well, reads rows of 896 bf16 at less than half of the speed (benches/results/amd-epyc/2026-11-22-weights-read.json).
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn prefetch(at: *const u8) {
     _mm_prefetch::<_MM_HINT_T1>(at.cast());
 }
+
+/// Rows of at most this many bytes are prefetched in the order of addresses. Longer ones are prefetched in the order in
+/// which they are read: 16 of them do not stay in the first-level cache until they are used
+/// (benches/results/amd-epyc/2026-11-23-thin-prefetch.json).
+const ADJACENT_ROW_BYTES: usize = 4096;
 
 /// Loads the next 64 bytes of 16 rows.
 ///
@@ -422,10 +427,12 @@ macro_rules! thin {
             let base = unsafe { b.base.add(row * stride) };
             let mut sums = [_mm512_setzero_ps(); M];
             let whole = if rows >= 16 { stride / 64 } else { 0 };
+            // Each step prefetches 16 lines of the next 16 rows.
+            let (next, step, line) =
+                if stride <= ADJACENT_ROW_BYTES { (16 * stride, 1024, 64) } else { (16 * stride, 64, stride) };
             for c in 0..whole {
                 for i in 0..16 {
-                    // Prefetches the same bytes of the next 16 rows.
-                    prefetch(base.wrapping_add((16 + i) * stride + c * 64));
+                    prefetch(base.wrapping_add(next + c * step + i * line));
                 }
                 // SAFETY: all 16 rows have 64 bytes from `c * 64` on, and `a` holds the units in them.
                 unsafe {
