@@ -20,7 +20,7 @@ use reel_kernels::{Addr, DType, Launch};
 
 use self::copy_ring::{CopyRing, MAX_ASYNC_COPY_BYTES};
 use self::memory::MemoryPool;
-use self::staging::{ParallelUploader, Staging};
+use self::staging::{ParallelCopier, Staging};
 use self::timeline::{LaunchTimeline, MAX_LAUNCHES_IN_FLIGHT};
 use super::captured_graph::HandleTable;
 use super::download::PendingCopy;
@@ -28,7 +28,7 @@ use super::profiler::{LaunchRecord, TimedLaunch};
 use super::{Backend, Hardware, Kernels, MatmulLibrary};
 use crate::error::{Result, RuntimeError};
 
-/// Uploads of at least this many bytes use several threads and streams.
+/// Copies of at least this many bytes use several threads and streams.
 const MULTI_STREAM_BYTES: usize = 32 << 20;
 
 // The fields are dropped in this order: the GPU last, because the others use it.
@@ -37,7 +37,7 @@ pub(super) struct Cuda {
     copy_ring: Mutex<CopyRing>,
     cublas: OnceLock<Cublas>,
     staging: Mutex<Option<Staging>>,
-    uploader: Mutex<Option<ParallelUploader>>,
+    copier: Mutex<Option<ParallelCopier>>,
     /// Times the profiled launches. Created by the first profiled launch.
     timeline: Mutex<Option<LaunchTimeline>>,
     pool: Mutex<MemoryPool>,
@@ -69,7 +69,7 @@ impl Cuda {
             copy_ring,
             cublas: OnceLock::new(),
             staging: Mutex::default(),
-            uploader: Mutex::default(),
+            copier: Mutex::default(),
             timeline: Mutex::default(),
             pool,
             gpu,
@@ -155,19 +155,23 @@ impl Cuda {
         f(staging.as_mut().expect("it was just made")).map_err(device_error)
     }
 
+    /// Calls `f` with the buffers and streams of large copies, which the first call allocates.
+    fn with_copier<T>(&self, f: impl FnOnce(&mut ParallelCopier) -> std::result::Result<T, CudaError>) -> Result<T> {
+        let mut copier = lock(&self.copier);
+        if copier.is_none() {
+            *copier = Some(ParallelCopier::new(self.gpu.driver().clone()).map_err(device_error)?);
+        }
+        f(copier.as_mut().expect("it was just made")).map_err(device_error)
+    }
+
     fn upload_bytes(&self, to: u64, from: &[u8]) -> Result<()> {
         self.gpu.next_launch_waits();
         if from.len() < MULTI_STREAM_BYTES {
             // SAFETY: `to` is live memory of this device with at least `from.len()` bytes.
             return self.with_staging(|s| unsafe { s.copy_to_gpu(to, from) });
         }
-        let mut uploader = lock(&self.uploader);
-        if uploader.is_none() {
-            *uploader = Some(ParallelUploader::new(self.gpu.driver().clone()).map_err(device_error)?);
-        }
-        let uploader = uploader.as_mut().expect("it was just made");
         // SAFETY: `to` is live memory of this device with at least `from.len()` bytes.
-        unsafe { uploader.copy_to_gpu(to, from, self.gpu.stream()) }.map_err(device_error)
+        self.with_copier(|c| unsafe { c.copy_to_gpu(to, from, self.gpu.stream()) })
     }
 }
 
@@ -288,8 +292,12 @@ impl Backend for Cuda {
     }
 
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
-        // SAFETY: `Buffer::download` checked that the range lies in a live buffer.
-        self.with_staging(|s| unsafe { s.copy_to_host(to, from) })
+        if to.len() < MULTI_STREAM_BYTES {
+            // SAFETY: `Buffer::download` checked that the range lies in a live buffer.
+            return self.with_staging(|s| unsafe { s.copy_to_host(to, from) });
+        }
+        // SAFETY: as above.
+        self.with_copier(|c| unsafe { c.copy_to_host(to, from, self.gpu.stream()) })
     }
 
     /// Copies a part of a mapped file to the GPU: kernels read GPU memory hundreds of times faster than host memory.

@@ -11,12 +11,12 @@ use reel_kernels::cuda::{CudaError, Driver};
 const STAGING_SLOT_BYTES: usize = 1 << 20;
 /// Number of slots for small copies. A copy of at most one slot can be enqueued without waiting while a slot is free.
 const STAGING_SLOTS: usize = 16;
-/// Threads of a large upload. Each thread fills one slot while the GPU reads another; eight threads read the page
-/// cache faster than PCIe 5 transfers it.
-const UPLOAD_THREADS: usize = 8;
-/// Number of slots of each upload thread, of `UPLOAD_SLOT_BYTES` bytes each.
-const UPLOAD_SLOTS: usize = 2;
-const UPLOAD_SLOT_BYTES: usize = 4 << 20;
+/// Threads of a large copy. In an upload each thread fills one slot while the GPU reads another; eight threads read the
+/// page cache, or write the host's memory, faster than PCIe 5 transfers it.
+const LANES: usize = 8;
+/// Number of slots of each thread, of `LANE_SLOT_BYTES` bytes each.
+const LANE_SLOTS: usize = 2;
+const LANE_SLOT_BYTES: usize = 4 << 20;
 
 /// A ring of pinned slots for the copies of one stream.
 struct StagingRing {
@@ -89,6 +89,41 @@ impl StagingRing {
         }
         Ok(())
     }
+
+    /// Copies GPU memory to the host, after all work that was enqueued on the stream before.
+    ///
+    /// # Safety
+    /// `from` must be live GPU memory with at least `to.len()` bytes.
+    unsafe fn copy_to_host(&mut self, to: &mut [u8], from: u64) -> Result<(), CudaError> {
+        // Each piece of the range is copied into its own slot. When all slots but one are in flight, the oldest piece
+        // is copied to the host.
+        let mut pieces = to.chunks_mut(self.size).enumerate();
+        let mut waiting = std::collections::VecDeque::new();
+        loop {
+            if let Some((i, piece)) = pieces.next() {
+                if self.filled > 0 {
+                    self.advance()?;
+                }
+                let (slot, at) = (self.current, self.at(self.current, 0));
+                // SAFETY: the caller passes live GPU memory with at least `to.len()` bytes; no copy uses the slot,
+                // and it is not reused before its event is reached.
+                unsafe { self.driver.copy_out(at, from + (i * self.size) as u64, piece.len(), self.stream)? }
+                self.filled = self.size;
+                self.advance()?;
+                waiting.push_back((slot, piece));
+                if waiting.len() + 1 < self.events.len() {
+                    continue;
+                }
+            }
+            let Some((slot, piece)) = waiting.pop_front() else { return Ok(()) };
+            // SAFETY: the event was recorded after the copy into the slot, whose bytes are read after the event was
+            // reached.
+            unsafe {
+                self.driver.wait(self.events[slot])?;
+                std::ptr::copy_nonoverlapping(self.at(slot, 0), piece.as_mut_ptr(), piece.len());
+            }
+        }
+    }
 }
 
 impl Drop for StagingRing {
@@ -126,59 +161,31 @@ impl Staging {
     /// # Safety
     /// `from` must be live GPU memory with at least `to.len()` bytes.
     pub unsafe fn copy_to_host(&mut self, to: &mut [u8], from: u64) -> Result<(), CudaError> {
-        let slots = &mut self.0;
-        // Each piece of the range is copied into its own slot. When all slots but one are in flight, the oldest piece
-        // is copied to the host.
-        let mut pieces = to.chunks_mut(slots.size).enumerate();
-        let mut waiting = std::collections::VecDeque::new();
-        loop {
-            if let Some((i, piece)) = pieces.next() {
-                if slots.filled > 0 {
-                    slots.advance()?;
-                }
-                let (slot, at) = (slots.current, slots.at(slots.current, 0));
-                // SAFETY: the caller passes live GPU memory with at least `to.len()` bytes; no copy uses the slot,
-                // and it is not reused before its event is reached.
-                unsafe { slots.driver.copy_out(at, from + (i * slots.size) as u64, piece.len(), slots.stream)? }
-                slots.filled = slots.size;
-                slots.advance()?;
-                waiting.push_back((slot, piece));
-                if waiting.len() + 1 < slots.events.len() {
-                    continue;
-                }
-            }
-            let Some((slot, piece)) = waiting.pop_front() else { return Ok(()) };
-            // SAFETY: the event was recorded after the copy into the slot, whose bytes are read after the event was
-            // reached.
-            unsafe {
-                slots.driver.wait(slots.events[slot])?;
-                std::ptr::copy_nonoverlapping(slots.at(slot, 0), piece.as_mut_ptr(), piece.len());
-            }
-        }
+        // SAFETY: the caller passes live GPU memory with at least `to.len()` bytes.
+        unsafe { self.0.copy_to_host(to, from) }
     }
 }
 
-/// Uploads large data, such as weights, with several threads. Each thread reads a part of the host's bytes and has
-/// its own stream.
-pub(super) struct ParallelUploader {
+/// Copies large data, such as weights, with several threads. Each thread has a part of the bytes and a stream of its own.
+pub(super) struct ParallelCopier {
     driver: Arc<dyn Driver>,
     lanes: Vec<StagingRing>,
     /// The event by which the threads' streams and the device's stream wait for each other.
     ready: EventHandle,
 }
 
-impl ParallelUploader {
-    pub fn new(driver: Arc<dyn Driver>) -> Result<ParallelUploader, CudaError> {
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(UPLOAD_THREADS);
+impl ParallelCopier {
+    pub fn new(driver: Arc<dyn Driver>) -> Result<ParallelCopier, CudaError> {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(LANES);
         let ready = driver.event()?;
-        let mut uploader = ParallelUploader { driver, lanes: Vec::new(), ready };
+        let mut copier = ParallelCopier { driver, lanes: Vec::new(), ready };
         for _ in 0..threads {
-            let stream = uploader.driver.stream()?;
-            let slots = StagingRing::new(uploader.driver.clone(), stream, UPLOAD_SLOTS, UPLOAD_SLOT_BYTES);
+            let stream = copier.driver.stream()?;
+            let slots = StagingRing::new(copier.driver.clone(), stream, LANE_SLOTS, LANE_SLOT_BYTES);
             // SAFETY: no work was enqueued on the new stream.
-            uploader.lanes.push(slots.inspect_err(|_| unsafe { uploader.driver.destroy_stream(stream) })?);
+            copier.lanes.push(slots.inspect_err(|_| unsafe { copier.driver.destroy_stream(stream) })?);
         }
-        Ok(uploader)
+        Ok(copier)
     }
 
     /// Copies `from` to the GPU, after the work that is enqueued on `stream` and before later work. When this
@@ -187,41 +194,72 @@ impl ParallelUploader {
     /// # Safety
     /// `to` must be live GPU memory with at least `from.len()` bytes.
     pub unsafe fn copy_to_gpu(&mut self, to: u64, from: &[u8], stream: StreamHandle) -> Result<(), CudaError> {
-        let driver = &self.driver;
-        // SAFETY: this value owns the event, and the device's stream is live.
-        unsafe { driver.record(self.ready, stream)? }
-        let share = from.len().div_ceil(self.lanes.len()).next_multiple_of(UPLOAD_SLOT_BYTES);
-        let ready = self.ready;
-        let copied: Result<Vec<()>, CudaError> = std::thread::scope(|scope| {
-            let jobs: Vec<_> = (self.lanes.iter_mut().zip(from.chunks(share)).enumerate())
-                .map(|(i, (lane, part))| {
-                    let to = to + (i * share) as u64;
-                    scope.spawn(move || {
-                        // SAFETY: this value owns event and stream; the caller passes live GPU memory with at least
-                        // `from.len()` bytes.
-                        unsafe {
-                            lane.driver.stream_wait(lane.stream, ready)?;
-                            lane.copy_to_gpu(to, part)
-                        }
-                    })
-                })
-                .collect();
-            jobs.into_iter().map(|j| j.join().expect("copies do not panic")).collect()
+        let jobs = from.chunks(self.share(from.len())).scan(to, |at, part| {
+            let to = *at;
+            *at += part.len() as u64;
+            Some((to, part))
         });
-        copied?;
+        // SAFETY: the caller passes live GPU memory with at least `from.len()` bytes, of which each job has a part.
+        self.in_lanes(stream, jobs, |lane, (to, part)| unsafe { lane.copy_to_gpu(to, part) })?;
         for lane in &self.lanes {
             // SAFETY: this value owns the event and the lane's stream, and the device's stream is live. Recording the
             // event again does not change the waits that were enqueued before.
             unsafe {
-                driver.record(self.ready, lane.stream)?;
-                driver.stream_wait(stream, self.ready)?;
+                self.driver.record(self.ready, lane.stream)?;
+                self.driver.stream_wait(stream, self.ready)?;
             }
         }
         Ok(())
     }
+
+    /// Copies GPU memory to the host, after the work that is enqueued on `stream`.
+    ///
+    /// # Safety
+    /// `from` must be live GPU memory with at least `to.len()` bytes.
+    pub unsafe fn copy_to_host(&mut self, to: &mut [u8], from: u64, stream: StreamHandle) -> Result<(), CudaError> {
+        let jobs = to.chunks_mut(self.share(to.len())).scan(from, |at, part| {
+            let from = *at;
+            *at += part.len() as u64;
+            Some((from, part))
+        });
+        // SAFETY: the caller passes live GPU memory with at least `to.len()` bytes, of which each job has a part.
+        self.in_lanes(stream, jobs, |lane, (from, part)| unsafe { lane.copy_to_host(part, from) })
+    }
+
+    /// The number of bytes of each thread in a copy of `bytes` bytes.
+    fn share(&self, bytes: usize) -> usize {
+        bytes.div_ceil(self.lanes.len()).next_multiple_of(LANE_SLOT_BYTES)
+    }
+
+    /// Runs each job on a thread with a lane of its own, whose stream first waits for the work that is enqueued on
+    /// `stream`. There are at most as many jobs as lanes.
+    fn in_lanes<J: Send>(
+        &mut self,
+        stream: StreamHandle,
+        jobs: impl Iterator<Item = J>,
+        copy: impl Fn(&mut StagingRing, J) -> Result<(), CudaError> + Sync,
+    ) -> Result<(), CudaError> {
+        let (ready, copy) = (self.ready, &copy);
+        // SAFETY: this value owns the event, and the device's stream is live.
+        unsafe { self.driver.record(ready, stream)? }
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (self.lanes.iter_mut().zip(jobs))
+                .map(|(lane, job)| {
+                    scope.spawn(move || {
+                        // SAFETY: this value owns event and stream.
+                        unsafe { lane.driver.stream_wait(lane.stream, ready)? }
+                        copy(lane, job)
+                    })
+                })
+                .collect();
+            // All threads end before the first error is returned.
+            let results: Vec<_> = threads.into_iter().map(|t| t.join().expect("copies do not panic")).collect();
+            results.into_iter().collect()
+        })
+    }
 }
 
-impl Drop for ParallelUploader {
+impl Drop for ParallelCopier {
     fn drop(&mut self) {
         for slots in self.lanes.drain(..) {
             let stream = slots.stream;

@@ -132,6 +132,26 @@ fn mapped_files_are_copied_completely() {
 }
 
 #[test]
+fn large_downloads_wait_for_what_was_enqueued_before() {
+    let (fake, d) = fake_gpu_device(256 << 20);
+    let bytes = 2 * MULTI_STREAM_BYTES + 4097;
+    let mut want: Vec<u8> = (0..bytes).map(|i| (i / 251) as u8).collect();
+    let buffer = d.alloc(bytes, MemoryCategory::Weights).unwrap();
+    buffer.upload(0, &want).unwrap();
+    let mut back = vec![0; bytes];
+    for (at, seed) in [(0, 1), (MULTI_STREAM_BYTES - 5, 2), (bytes - 100_000, 3)] {
+        // Small uploads run on the device's stream, large downloads on others.
+        let piece = vec![seed; 100_000];
+        buffer.upload(at, &piece).unwrap();
+        want[at..at + piece.len()].copy_from_slice(&piece);
+        buffer.download(0, &mut back).unwrap();
+        assert!(back == want, "after the upload to {at}");
+    }
+    drop((buffer, d));
+    assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
+}
+
+#[test]
 fn repeated_step_needs_no_driver_call() {
     let (fake, d) = fake_gpu_device(1 << 30);
     let step = || {
