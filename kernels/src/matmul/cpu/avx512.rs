@@ -195,9 +195,9 @@ fn prefetch(at: *const u8) {
     _mm_prefetch::<_MM_HINT_T1>(at.cast());
 }
 
-/// Rows of at most this many bytes are prefetched in the order of addresses. Longer ones are prefetched in the order in
-/// which they are read: 16 of them do not stay in the first-level cache until they are used
-/// (benches/results/amd-epyc/2026-11-23-thin-prefetch.json).
+/// Rows of at most this many bytes are prefetched in the order of addresses, which memory serves faster than 16 streams
+/// (benches/results/amd-epyc/2026-11-23-thin-prefetch.json). Longer rows gained nothing from it and are prefetched in the
+/// order in which they are read.
 const ADJACENT_ROW_BYTES: usize = 4096;
 
 /// Loads the next 64 bytes of 16 rows.
