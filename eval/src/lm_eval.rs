@@ -4,7 +4,6 @@
 use serde_json::{Map, Value, json};
 
 use crate::score::BenchmarkReport;
-use crate::task::Headline;
 
 /// What a run did, besides its scores.
 #[derive(Clone, Debug)]
@@ -34,7 +33,7 @@ pub fn lm_eval_results(reports: &[BenchmarkReport], run: &LmEvalRun<'_>) -> Valu
         let (official, interval) = (report.headline.score, report.headline.ci95);
         let metric = metric(report);
         let mut scores = Map::from_iter([("alias".into(), json!(name))]);
-        if report.regressions > 0 && report.regressions < report.n {
+        if metric == "acc_mra" {
             add_score(&mut scores, "acc", report.mean_acc, None);
             add_score(&mut scores, "mra", report.mean_mra, None);
         }
@@ -85,13 +84,12 @@ pub fn lm_eval_results(reports: &[BenchmarkReport], run: &LmEvalRun<'_>) -> Valu
     })
 }
 
-/// The name of the benchmark's figure in tables: `acc`, `mra` if all rows are regressions, or `acc_mra` for the mean of
-/// both.
+/// The name of the benchmark's figure in tables: `acc`, `mra` if all rows are regressions, or `acc_mra` if some are.
 fn metric(report: &BenchmarkReport) -> &'static str {
-    match report.headline.metric {
-        _ if report.regressions == report.n => "mra",
-        Headline::MeanOfAccuracyAndMra if report.regressions > 0 => "acc_mra",
-        _ => "acc",
+    match report.regressions {
+        0 => "acc",
+        n if n == report.n => "mra",
+        _ => "acc_mra",
     }
 }
 
