@@ -428,11 +428,10 @@ macro_rules! thin {
             let mut sums = [_mm512_setzero_ps(); M];
             let whole = if rows >= 16 { stride / 64 } else { 0 };
             // Each step prefetches 16 lines of the next 16 rows.
-            let (next, step, line) =
-                if stride <= ADJACENT_ROW_BYTES { (16 * stride, 1024, 64) } else { (16 * stride, 64, stride) };
+            let (step, line) = if stride <= ADJACENT_ROW_BYTES { (1024, 64) } else { (64, stride) };
             for c in 0..whole {
                 for i in 0..16 {
-                    prefetch(base.wrapping_add(next + c * step + i * line));
+                    prefetch(base.wrapping_add(16 * stride + c * step + i * line));
                 }
                 // SAFETY: all 16 rows have 64 bytes from `c * 64` on, and `a` holds the units in them.
                 unsafe {
