@@ -5,14 +5,16 @@
 //! ```text
 //! threads 2                                     uses two threads from now on
 //! product bf16 bf16 bf16 512 4864 896 24 10     dtypes of A, B and C; m, n, k; copies of B, used in turn; calls
-//!                                               (bf16t, f32t: stored transposed; i8: B with scales)
+//!                                               (bf16t, f32t: stored transposed; bf16g: B in groups; i8: B with
+//!                                               scales)
 //! limit f32 | limit bf16                        time of 1e9 operations on registers, on all threads
 //! read                                          time to read 1e9 bytes from memory
 //! launch                                        time of an empty launch with one task per thread
 //! ```
 #![allow(unsafe_code)]
 
-use reel_kernels::matmul::{Matmul, Operand};
+use memmap2::{Advice, MmapMut};
+use reel_kernels::matmul::{BF16_GROUP, Matmul, Operand};
 use reel_kernels::{Addr, DType, Launch, Team, launch, limits};
 use std::time::Instant;
 
@@ -31,7 +33,7 @@ fn main() -> Result<(), String> {
                 let [m, n, k, copies, calls] = sizes[..] else {
                     return Err(format!("{line}: needs five numbers: m, n, k, copies, calls"));
                 };
-                product([dtype(a)?, dtype(b)?, dtype(c)?], [m, n, k], copies, calls, &team)
+                product([dtype(a)?, dtype(b)?, dtype(c)?], [m, n, k], copies, calls, &team)?
             }
             ["limit", kind] => vec![1e9 / limits::operations_per_second(dtype(kind)?.0, &team)],
             ["read"] => vec![1e9 / limits::bytes_per_second(&team, 1 << 30)],
@@ -48,12 +50,22 @@ fn number(s: &str) -> Result<usize, String> {
     s.parse().map_err(|_| format!("{s}: not a number"))
 }
 
-fn dtype(s: &str) -> Result<(DType, bool), String> {
-    match s.trim_end_matches('t') {
-        "f32" => Ok((DType::F32, s != "f32")),
-        "bf16" => Ok((DType::BF16, s != "bf16")),
-        "i8" => Ok((DType::I8, false)),
-        _ => Err(format!("{s}: unknown dtype; give f32, f32t, bf16, bf16t or i8 (B)")),
+#[derive(Clone, Copy, PartialEq)]
+enum Stored {
+    Plain,
+    Transposed,
+    Groups,
+}
+
+fn dtype(s: &str) -> Result<(DType, Stored), String> {
+    match s {
+        "f32" => Ok((DType::F32, Stored::Plain)),
+        "f32t" => Ok((DType::F32, Stored::Transposed)),
+        "bf16" => Ok((DType::BF16, Stored::Plain)),
+        "bf16t" => Ok((DType::BF16, Stored::Transposed)),
+        "bf16g" => Ok((DType::BF16, Stored::Groups)),
+        "i8" => Ok((DType::I8, Stored::Plain)),
+        _ => Err(format!("{s}: unknown dtype; give f32, f32t, bf16, bf16t, bf16g (B) or i8 (B)")),
     }
 }
 
@@ -68,19 +80,35 @@ fn summary(mut times: Vec<f64>) -> (f64, f64) {
     (times[times.len() / 2], times[0])
 }
 
-/// Fills an array with a bit pattern that is a small finite number in both dtypes.
-fn array(bytes: usize) -> Vec<u32> {
-    (0..bytes.div_ceil(4)).map(|i| 0x3f80_3f80 ^ ((i as u32).wrapping_mul(0x9e37_79b9) & 0x8070_8070)).collect()
+/// An array on large pages, if the system has them, filled with a bit pattern that is a small finite number in both
+/// dtypes.
+fn array(bytes: usize) -> Result<MmapMut, String> {
+    let mut map = MmapMut::map_anon(bytes.next_multiple_of(4).max(4)).map_err(|e| format!("{bytes} bytes: {e}"))?;
+    // Systems without large pages refuse the advice.
+    let _ = map.advise(Advice::HugePage);
+    for (i, word) in map.chunks_exact_mut(4).enumerate() {
+        let bits = 0x3f80_3f80 ^ ((i as u32).wrapping_mul(0x9e37_79b9) & 0x8070_8070);
+        word.copy_from_slice(&bits.to_le_bytes());
+    }
+    Ok(map)
 }
 
-fn product(dtypes: [(DType, bool); 3], [m, n, k]: [usize; 3], copies: usize, calls: usize, team: &Team) -> Vec<f64> {
-    let addr = |x: &[u32]| Addr(x.as_ptr() as u64);
-    let a = array(m * k * dtypes[0].0.size());
-    let b: Vec<_> = (0..copies).map(|_| array(n.next_multiple_of(16) * k * dtypes[1].0.size())).collect();
-    let scales = array(n * 4);
-    let c = array(m * n * dtypes[2].0.size());
+fn product(
+    dtypes: [(DType, Stored); 3],
+    [m, n, k]: [usize; 3],
+    copies: usize,
+    calls: usize,
+    team: &Team,
+) -> Result<Vec<f64>, String> {
+    let addr = |x: &MmapMut| Addr(x.as_ptr() as u64);
+    let a = array(m * k * dtypes[0].0.size())?;
+    let elements_of_b = n.next_multiple_of(BF16_GROUP) * k.next_multiple_of(2);
+    let b = (0..copies).map(|_| array(elements_of_b * dtypes[1].0.size())).collect::<Result<Vec<_>, _>>()?;
+    let scales = array(n * 4)?;
+    let c = array(m * n * dtypes[2].0.size())?;
     let call = |i: usize| {
-        let operand = |x: &[u32], (dtype, transposed)| Operand { addr: addr(x), dtype, transposed };
+        let operand =
+            |x: &MmapMut, (dtype, stored)| Operand { addr: addr(x), dtype, transposed: stored == Stored::Transposed };
         let launch = Launch::Matmul(Matmul {
             m,
             n,
@@ -88,6 +116,7 @@ fn product(dtypes: [(DType, bool); 3], [m, n, k]: [usize; 3], copies: usize, cal
             a: operand(&a, dtypes[0]),
             b: operand(&b[i % copies], dtypes[1]),
             b_scale: if dtypes[1].0 == DType::I8 { addr(&scales) } else { Addr::NULL },
+            b_grouped: dtypes[1].1 == Stored::Groups,
             c: addr(&c),
             c_dtype: dtypes[2].0,
             bias: Addr::NULL,
@@ -100,5 +129,5 @@ fn product(dtypes: [(DType, bool); 3], [m, n, k]: [usize; 3], copies: usize, cal
     for i in 0..2 {
         call(i);
     }
-    (0..calls).map(|i| call(i + 2)).collect()
+    Ok((0..calls).map(|i| call(i + 2)).collect())
 }

@@ -99,6 +99,7 @@ impl Ceilings {
                 a: operand,
                 b: operand,
                 b_scale: Addr::NULL,
+                b_grouped: false,
                 c: c.addr(),
                 c_dtype: dtype,
                 bias: Addr::NULL,

@@ -43,6 +43,7 @@ fn all(s: &Sizes) -> Vec<ExampleProduct> {
             a,
             b,
             b_scale: Addr::NULL,
+            b_grouped: false,
             c: PLACEHOLDER_ADDRESS,
             c_dtype,
             bias: Addr::NULL,

@@ -97,6 +97,7 @@ impl Output {
             a: operand(self.hidden, row),
             b: operand(self.weight, column),
             b_scale: Addr::NULL,
+            b_grouped: false,
             c: Addr(logits.as_mut_ptr() as u64),
             c_dtype: DType::F32,
             bias: Addr::NULL,

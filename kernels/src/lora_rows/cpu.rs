@@ -39,6 +39,7 @@ unsafe fn rows_by_adapter<T: Element>(p: &Params, accumulate: bool, team: &Team)
             a: Operand { addr: Addr(inputs.as_ptr() as u64), dtype: T::DTYPE, transposed: false },
             b: Operand { addr: Addr(p.w.0 + (a * n * k * size_of::<T>()) as u64), dtype: T::DTYPE, transposed: false },
             b_scale: Addr::NULL,
+            b_grouped: false,
             c: Addr(outputs.as_mut_ptr() as u64),
             c_dtype: T::DTYPE,
             bias: Addr::NULL,

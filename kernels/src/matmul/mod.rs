@@ -11,6 +11,10 @@
 //! position, the threads or the storage of the operands (`cpu/mod.rs` has the details). Bound by arithmetic for large
 //! m, by reading B from memory for small m.
 //!
+//! On the CPU a bf16 B may be stored in groups of [`BF16_GROUP`] rows, `[n / 32][k / 2][32][2]`, which [`bf16_groups`]
+//! arranges: the layout that the tile functions read, so that nothing has to be packed and few rows of A read one stream
+//! of memory instead of 16. The bits of C are the same.
+//!
 //! B may be int8 with one scale for each of its rows: `C[i, j] = scale · b_scale[j] · Σ A[i, k] B[j, k]`. It is stored
 //! in groups of [`INT8_GROUP`] rows, `[n / 16][k][16]`, so that the CPU's vectors need no transposition; [`int8_groups`]
 //! arranges it. An int8 is exact in bf16 and in f32, so the sum has the bits of a product whose B holds the same
@@ -23,9 +27,38 @@ mod formula;
 mod tests;
 
 use crate::{Addr, Cost, DType};
+use half::bf16;
 
 /// Rows of a group of an int8 operand.
 pub const INT8_GROUP: usize = 16;
+/// Rows of a group of a bf16 operand that is stored in groups.
+pub const BF16_GROUP: usize = 32;
+
+/// The number of elements of a bf16 matrix `[n, k]` that is stored in groups.
+pub fn bf16_group_elements(n: usize, k: usize) -> usize {
+    n.next_multiple_of(BF16_GROUP) * k.next_multiple_of(2)
+}
+
+/// Arranges a bf16 matrix `[n, k]` in groups, `[n / 32][k / 2][32][2]`: pairs of neighbouring k, of 32 rows side by
+/// side. What is missing in the last group and in the last pair is 0.
+pub fn bf16_groups(rows: &[bf16], n: usize, k: usize) -> Vec<bf16> {
+    /// Pairs whose places in a group (16 KiB) stay in the first-level cache while the rows are written side by side.
+    const PAIRS: usize = 128;
+    let (mut groups, pairs) = (vec![bf16::ZERO; bf16_group_elements(n, k)], k.div_ceil(2));
+    if k > 0 {
+        for (group, rows) in groups.chunks_exact_mut(BF16_GROUP * 2 * pairs).zip(rows.chunks(BF16_GROUP * k)) {
+            for (block, group) in group.chunks_mut(BF16_GROUP * 2 * PAIRS).enumerate() {
+                for (lane, row) in rows.chunks_exact(k).enumerate() {
+                    let row = row[block * 2 * PAIRS..].chunks(2);
+                    for (at, pair) in group.chunks_exact_mut(BF16_GROUP * 2).zip(row) {
+                        at[2 * lane..][..pair.len()].copy_from_slice(pair);
+                    }
+                }
+            }
+        }
+    }
+    groups
+}
 
 /// Arranges a matrix `[n, k]` of int8 as the operand B of a product: `[n / 16][k][16]`. Rows that are missing in the last
 /// group are 0.
@@ -68,10 +101,12 @@ pub struct Matmul {
     pub k: usize,
     /// `[m, k]`, or `[k, m]` if transposed.
     pub a: Operand,
-    /// `[n, k]`, or `[k, n]` if transposed; I8: `[n / 16][k][16]`, never transposed.
+    /// `[n, k]`, or `[k, n]` if transposed; I8: `[n / 16][k][16]`, never transposed; see also `b_grouped`.
     pub b: Operand,
     /// f32 `[n]`, the scales of an I8 B; otherwise null.
     pub b_scale: Addr,
+    /// True: B is bf16 and stored in groups, see [`bf16_groups`]. Only on the CPU; B is then not transposed.
+    pub b_grouped: bool,
     /// `[m, n]`, written.
     pub c: Addr,
     /// F32 or BF16.
@@ -116,8 +151,11 @@ impl Matmul {
         if self.b_scale.is_null() { 0.0 } else { 4.0 * self.n as f64 }
     }
 
-    /// Returns the number of elements of B in memory: an I8 B has rows of zeros up to a whole group.
+    /// Returns the number of elements of B in memory: one that is stored in groups has rows of zeros up to a whole group.
     pub fn elements_of_b(&self) -> usize {
+        if self.b_grouped {
+            return bf16_group_elements(self.n, self.k);
+        }
         let rows = if self.b.dtype == DType::I8 { self.n.next_multiple_of(INT8_GROUP) } else { self.n };
         rows * self.k
     }

@@ -2,7 +2,7 @@
 //! 16 registers, and functions that transpose B in registers.
 
 use super::portable::{self, multiply_tile};
-use super::{Code, Part, Source, THIN_ROWS, Thin, Tile, Unit, int8};
+use super::{Code, Part, Source, THIN_PASSES, THIN_ROWS, Thin, Tile, Unit, bf16_groups, int8};
 use std::arch::x86_64::*;
 
 /// f32 arithmetic.
@@ -16,8 +16,10 @@ pub(super) static F32: Code = Code {
     direct: None,
     pack,
     pack_int8: int8::avx2::pack,
-    thin: Some(&Thin { most: 4, rows: THIN_ROWS, multiply: thin }),
+    pack_groups: bf16_groups::avx2::pack,
+    thin: Some(&Thin { most: 4, passes: THIN_PASSES, rows: THIN_ROWS, least_rows: THIN_ROWS, multiply: thin }),
     thin_int8: Some(&int8::avx2::THIN_F32),
+    thin_groups: Some(&bf16_groups::avx2::THIN_F32),
 };
 
 #[target_feature(enable = "avx2,fma")]

@@ -11,7 +11,7 @@
 //! A sum has the same order as in the tile functions. Several groups at a time give independent sums, so that the
 //! processor need not wait for one before the next.
 
-use super::{Part, Source, Thin, Unit};
+use super::{Part, Source, THIN_PASSES, Thin, Unit};
 use crate::matmul::INT8_GROUP;
 
 /// Columns of C that a call of a [`Thin`] function has room for.
@@ -81,9 +81,11 @@ pub(super) mod avx512 {
     use std::arch::x86_64::*;
 
     /// f32 multiply-adds.
-    pub(in super::super) static THIN_F32: Thin = Thin { most: 12, rows: THIN_ROWS, multiply: thin_f32 };
+    pub(in super::super) static THIN_F32: Thin =
+        Thin { most: 12, passes: THIN_PASSES, rows: THIN_ROWS, least_rows: INT8_GROUP, multiply: thin_f32 };
     /// bf16 dot products.
-    pub(in super::super) static THIN_BF16: Thin = Thin { most: 12, rows: THIN_ROWS, multiply: thin_bf16 };
+    pub(in super::super) static THIN_BF16: Thin =
+        Thin { most: 12, passes: THIN_PASSES, rows: THIN_ROWS, least_rows: INT8_GROUP, multiply: thin_bf16 };
 
     /// Reads one element of 16 rows as f32.
     ///
@@ -265,7 +267,8 @@ pub(super) mod avx2 {
     use std::arch::x86_64::*;
 
     /// f32 multiply-adds.
-    pub(in super::super) static THIN_F32: Thin = Thin { most: 4, rows: THIN_ROWS, multiply: thin };
+    pub(in super::super) static THIN_F32: Thin =
+        Thin { most: 4, passes: THIN_PASSES, rows: THIN_ROWS, least_rows: INT8_GROUP, multiply: thin };
 
     /// Reads one element of 8 rows as f32.
     ///

@@ -17,7 +17,8 @@
 //!
 //! **Data.** A unit has 4 bytes in either arithmetic. A step of the inner loop loads `nr` lanes of B and multiplies
 //! them by `mr` single units of A. Transposed and bf16 operands differ only in how they are packed. With few rows of
-//! A, reading B takes most of the time: `Code::thin` then transposes B inside registers and stores no packed copy.
+//! A, reading B takes most of the time: `Code::thin` then transposes B inside registers and stores no packed copy. A
+//! bf16 B that is stored in groups (`bf16_groups`) is packed already.
 #![allow(unsafe_code)]
 // Loops over constant ranges index arrays of registers: the compiler unrolls them completely.
 #![allow(clippy::needless_range_loop)]
@@ -28,11 +29,12 @@ pub(super) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bf16_groups;
 mod int8;
 mod portable;
 mod store;
 
-use super::{Matmul, Operand};
+use super::{BF16_GROUP, Matmul, Operand};
 use crate::simd::{Isa, isa};
 use crate::view::{OutputArray, slice_at};
 use crate::{DType, Element, Team};
@@ -55,12 +57,11 @@ const PACKED_A: usize = 16 << 20;
 /// Maximum number of bytes of B that one task reads in a product with few rows of A. The task prefetches the rows
 /// that follow, which helps only if the same thread then reads them.
 const THIN_BYTES: usize = 2048 << 10;
-/// Number of rows of B that a product with few rows of A reads at a time.
+/// Number of rows of a B that is not stored in groups which a product with few rows of A reads at a time.
 const THIN_ROWS: usize = 16;
-/// Sums that a [`Thin`] function computes in one call: at most 24 rows of A by 16 of B, or 12 by 64.
-const THIN_SUMS: usize = 768;
-/// How many times a product with few rows of A calls the [`Thin`] function for the same rows of B, which are then in a
-/// cache. With more rows of A, packed copies of B pay off.
+/// Sums that a [`Thin`] function computes in one call: at most 24 rows of A by 16 of B, 12 by 64, or 36 by 32.
+const THIN_SUMS: usize = 1152;
+/// The usual [`Thin::passes`].
 const THIN_PASSES: usize = 3;
 /// If A has fewer units than this, one thread packs all of them.
 const PACK_ALONE: usize = 16 << 10;
@@ -79,19 +80,23 @@ enum Unit {
     Int8,
     /// Two neighbouring int8 of one row that are packed as a pair of bf16, in groups of 16 rows.
     Int8Pair,
+    /// [`Unit::Pair`] in groups of 32 rows (`bf16_groups`).
+    GroupedPair,
+    /// [`Unit::Widened`] in groups of 32 rows.
+    GroupedWidened,
 }
 
 impl Unit {
     /// Returns the number of units in a row of `k` elements.
     fn count(self, k: usize) -> usize {
-        if matches!(self, Unit::Pair | Unit::Int8Pair) { k.div_ceil(2) } else { k }
+        if matches!(self, Unit::Pair | Unit::Int8Pair | Unit::GroupedPair) { k.div_ceil(2) } else { k }
     }
 
     /// Bytes of one unit in memory.
     fn bytes(self) -> usize {
         match self {
-            Unit::F32 | Unit::Pair => 4,
-            Unit::Widened | Unit::Int8Pair => 2,
+            Unit::F32 | Unit::Pair | Unit::GroupedPair => 4,
+            Unit::Widened | Unit::Int8Pair | Unit::GroupedWidened => 2,
             Unit::Int8 => 1,
         }
     }
@@ -100,13 +105,9 @@ impl Unit {
     fn element(self) -> usize {
         match self {
             Unit::F32 => 4,
-            Unit::Widened | Unit::Pair => 2,
+            Unit::Widened | Unit::Pair | Unit::GroupedPair | Unit::GroupedWidened => 2,
             Unit::Int8 | Unit::Int8Pair => 1,
         }
-    }
-
-    fn is_int8(self) -> bool {
-        matches!(self, Unit::Int8 | Unit::Int8Pair)
     }
 }
 
@@ -147,8 +148,13 @@ type MultiplyThin = unsafe fn(usize, *const u32, &Source, usize, usize, *mut f32
 struct Thin {
     /// Maximum number of rows of A in one call; `most * rows` is at most [`THIN_SUMS`].
     most: usize,
-    /// Maximum number of rows of B in one call, a multiple of [`THIN_ROWS`].
+    /// Maximum number of calls for the same rows of B, which are then in a cache. With more rows of A, packed copies of
+    /// B pay off.
+    passes: usize,
+    /// Maximum number of rows of B in one call, a multiple of `least_rows`.
     rows: usize,
+    /// A call begins at a multiple of this number of rows, and ends there or with B.
+    least_rows: usize,
     multiply: MultiplyThin,
 }
 
@@ -163,10 +169,34 @@ struct Code {
     pack: Pack,
     /// Packs an int8 B.
     pack_int8: Pack,
+    /// Packs a bf16 B that is stored in groups.
+    pack_groups: Pack,
     /// The function for products with few rows of A and a B that is not transposed.
     thin: Option<&'static Thin>,
     /// The function for products with few rows of A and an int8 B.
     thin_int8: Option<&'static Thin>,
+    /// The function for products with few rows of A and a bf16 B that is stored in groups.
+    thin_groups: Option<&'static Thin>,
+}
+
+impl Code {
+    /// The function that packs an operand of these units.
+    fn pack_of(&self, unit: Unit) -> Pack {
+        match unit {
+            Unit::Int8 | Unit::Int8Pair => self.pack_int8,
+            Unit::GroupedPair | Unit::GroupedWidened => self.pack_groups,
+            Unit::F32 | Unit::Widened | Unit::Pair => self.pack,
+        }
+    }
+
+    /// The function for products with few rows of A and a B of these units.
+    fn thin_of(&self, unit: Unit) -> Option<&'static Thin> {
+        match unit {
+            Unit::Int8 | Unit::Int8Pair => self.thin_int8,
+            Unit::GroupedPair | Unit::GroupedWidened => self.thin_groups,
+            Unit::F32 | Unit::Widened | Unit::Pair => self.thin,
+        }
+    }
 }
 
 /// A buffer that grows and never shrinks; its first byte is aligned to a cache line.
@@ -237,20 +267,22 @@ pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
         Isa::Avx2 => (&avx2::F32, false),
         _ => (&portable::PLAIN, false),
     };
-    let source = |x: &Operand, rows| Source {
+    let source = |x: &Operand, rows, grouped| Source {
         base: x.addr.0 as *const u8,
-        unit: match (pairs, x.dtype) {
-            (true, DType::I8) => Unit::Int8Pair,
-            (false, DType::I8) => Unit::Int8,
-            (true, _) => Unit::Pair,
-            (false, DType::BF16) => Unit::Widened,
+        unit: match (pairs, x.dtype, grouped) {
+            (true, DType::I8, _) => Unit::Int8Pair,
+            (false, DType::I8, _) => Unit::Int8,
+            (true, _, true) => Unit::GroupedPair,
+            (true, _, false) => Unit::Pair,
+            (false, DType::BF16, true) => Unit::GroupedWidened,
+            (false, DType::BF16, false) => Unit::Widened,
             _ => Unit::F32,
         },
         transposed: x.transposed,
         rows,
         k: p.k,
     };
-    let (a, b) = (source(&p.a, p.m), source(&p.b, p.n));
+    let (a, b) = (source(&p.a, p.m, false), source(&p.b, p.n, p.b_grouped));
     if p.m == 0 || p.n == 0 {
         return;
     }
@@ -295,8 +327,8 @@ impl<'a, T: Element> Product<'a, T> {
     }
 
     unsafe fn run(&self, scratch: &mut Scratch) {
-        if let Some(thin) = if self.b.unit.is_int8() { self.code.thin_int8 } else { self.code.thin }
-            && self.m <= THIN_PASSES * thin.most
+        if let Some(thin) = self.code.thin_of(self.b.unit)
+            && self.m <= thin.passes * thin.most
             && !self.b.transposed
         {
             // SAFETY: the operands are valid as `Matmul` documents; B is not transposed, and A has few enough rows.
@@ -375,9 +407,11 @@ impl<'a, T: Element> Product<'a, T> {
         // 32 units are a whole number of cache lines, so the blocks of a row of B start at cache lines if the row
         // does.
         let step = self.units.div_ceil(blocks).next_multiple_of(32);
-        let pack_b = if self.b.unit.is_int8() { self.code.pack_int8 } else { self.code.pack };
+        let pack_b = self.code.pack_of(self.b.unit);
+        // A group of pairs of bf16 is a packed panel.
+        let in_place = self.b.unit == Unit::GroupedPair && nr == BF16_GROUP;
         let area = mr * nr;
-        let b_words = panels.len() * step * nr;
+        let b_words = if in_place { 0 } else { panels.len() * step * nr };
         let sums = if blocks == 1 { area } else { area * tiles.len() * panels.len() };
         let b = scratch.words(b_words + sums);
         // SAFETY: `b` has room for `b_words + sums` words.
@@ -385,7 +419,7 @@ impl<'a, T: Element> Product<'a, T> {
         for block in 0..blocks {
             let unit = block * step;
             let units = step.min(self.units.saturating_sub(unit));
-            for (i, panel) in panels.clone().enumerate() {
+            for (i, panel) in panels.clone().enumerate().filter(|_| !in_place) {
                 let part = Part { row: panel * nr, rows: nr.min(self.n - panel * nr), unit, units };
                 // SAFETY: `b` has room for `panels.len()` panels of `step` units.
                 unsafe { pack_b(&self.b, part, nr, b.add(i * step * nr)) };
@@ -399,7 +433,12 @@ impl<'a, T: Element> Product<'a, T> {
                     // SAFETY: `at` lies inside the sums; the code has a tile function for each number of rows up to
                     // `mr`.
                     let acc = unsafe {
-                        let (acc, b) = (sums.add(at), b.add(i * step * nr));
+                        let acc = sums.add(at);
+                        let b = if in_place {
+                            bf16_groups::pairs_at(&self.b, panel * nr, unit)
+                        } else {
+                            b.add(i * step * nr).cast_const()
+                        };
                         match self.direct() {
                             Some(direct) => {
                                 let k = self.a.k;
@@ -432,7 +471,7 @@ impl<'a, T: Element> Product<'a, T> {
         }
         // The largest groups of which each thread gets one.
         let has_groups = |rows: &usize| self.n.div_ceil(*rows) >= self.team.threads();
-        let group_rows = [thin.rows, thin.rows / 2].into_iter().find(has_groups).unwrap_or(THIN_ROWS).max(THIN_ROWS);
+        let group_rows = [thin.rows, thin.rows / 2].into_iter().find(has_groups).unwrap_or(0).max(thin.least_rows);
         let groups = self.n.div_ceil(group_rows);
         let group_bytes = group_rows * self.b.k * self.b.unit.element();
         let runs = runs(groups, (THIN_BYTES / group_bytes.max(1)).max(1), self.team.threads());

@@ -1,6 +1,6 @@
 //! Matrix products as plain loops over arrays, which the compiler vectorises for the target.
 
-use super::{Code, Part, Source, Tile, Unit, int8};
+use super::{Code, Part, Source, Tile, Unit, bf16_groups, int8};
 
 /// f32 arithmetic with tiles of 6 × 8 results: 12 accumulators of 4 lanes.
 pub(super) static PLAIN: Code = Code {
@@ -13,8 +13,10 @@ pub(super) static PLAIN: Code = Code {
     direct: None,
     pack,
     pack_int8: int8::pack_plain,
+    pack_groups: bf16_groups::pack_plain,
     thin: None,
     thin_int8: None,
+    thin_groups: None,
 };
 
 unsafe fn plain<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {

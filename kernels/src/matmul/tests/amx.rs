@@ -142,6 +142,43 @@ impl Drop for Guarded {
     }
 }
 
+/// The same for a B that is stored in groups, with the code of each instruction set.
+#[test]
+fn nothing_beyond_groups_is_accessed() {
+    for (m, n, k) in [(1, 1, 1), (1, 33, 31), (13, 32, 2), (17, 32, 33), (40, 64, 1025), (75, 20, 64)] {
+        for (isa, a_dtype) in isas().into_iter().flat_map(|isa| [(isa, BF16), (isa, F32)]) {
+            let elements = crate::matmul::bf16_group_elements(n, k);
+            let mut arrays = [m * k * a_dtype.size(), elements * 2, m * n * 4].map(Guarded::new);
+            let one = half::bf16::ONE.to_bits().to_le_bytes();
+            match a_dtype {
+                F32 => arrays[0].bytes().chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&1f32.to_le_bytes())),
+                _ => arrays[0].bytes().chunks_exact_mut(2).for_each(|x| x.copy_from_slice(&one)),
+            }
+            let ones = vec![half::bf16::ONE; n * k];
+            arrays[1].bytes().copy_from_slice(bytemuck::cast_slice(&bf16_groups(&ones, n, k)));
+            let operand = |i: usize, dtype| Operand { addr: arrays[i].addr(), dtype, transposed: false };
+            let p = Matmul {
+                m,
+                n,
+                k,
+                a: operand(0, a_dtype),
+                b: operand(1, BF16),
+                b_scale: Addr::NULL,
+                b_grouped: true,
+                c: arrays[2].addr(),
+                c_dtype: F32,
+                bias: Addr::NULL,
+                accumulate: false,
+                scale: 1.0,
+            };
+            // SAFETY: the arrays have the sizes of the product; `isas` returns instruction sets that work here.
+            unsafe { cpu::run_on(isa, &p, &Team::new(2)) };
+            let got = arrays[2].bytes().chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap()));
+            assert!(got.eq(std::iter::repeat_n(k as f32, m * n)), "{isa:?} {m} {n} {k} {a_dtype}");
+        }
+    }
+}
+
 /// Reads and writes beyond an operand would end the process.
 #[test]
 fn nothing_beyond_the_operands_is_accessed() {
@@ -164,6 +201,7 @@ fn nothing_beyond_the_operands_is_accessed() {
                     a: operand(0),
                     b: operand(1),
                     b_scale: Addr::NULL,
+                    b_grouped: false,
                     c: arrays[3].addr(),
                     c_dtype,
                     bias: arrays[2].addr(),

@@ -4,9 +4,9 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
-mod int8;
+mod groups;
 
-use super::{Matmul, Operand, cpu, formula, int8_groups};
+use super::{Matmul, Operand, bf16_groups, cpu, formula, int8_groups};
 use crate::DType::{self, BF16, F32, I8};
 use crate::checks::{TestArray, addr, normal_numbers};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, check_close, check_rounded};
@@ -76,6 +76,18 @@ fn product(isa: Isa, c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], 
     with_arrays(c, a, b, bias, old, |p| unsafe { cpu::run_on(isa, p, &Team::new(threads)) })
 }
 
+/// [`product`] with B, bf16, stored in groups.
+#[allow(unsafe_code)]
+fn product_of_groups(isa: Isa, c: &Case, x: &Inputs, threads: usize) -> Vec<f32> {
+    let b: Vec<half::bf16> = x.b.iter().map(|&x| half::bf16::from_f32(x)).collect();
+    let groups = bf16_groups(&b, c.n, c.k);
+    with_arrays(c, &x.a, &x.b, &x.bias, &x.old, |p| {
+        let b = Operand { addr: addr(&groups), transposed: false, ..p.b };
+        // SAFETY: the conditions of `product`; the groups hold B.
+        unsafe { cpu::run_on(isa, &Matmul { b, b_grouped: true, ..*p }, &Team::new(threads)) }
+    })
+}
+
 /// Stores A `[m, k]`, B `[n, k]`, the bias and the old C as the test case says, runs the product, and returns C.
 /// An int8 B has the scales of [`scales_of_b`].
 fn with_arrays(c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], run: impl FnOnce(&Matmul)) -> Vec<f32> {
@@ -96,6 +108,7 @@ fn with_arrays(c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], run: i
         a: operand(&a, 0),
         b: if int8 { Operand { addr: addr(&groups), ..operand(&b, 1) } } else { operand(&b, 1) },
         b_scale: if int8 { addr(&b_scale) } else { Addr::NULL },
+        b_grouped: false,
         c: out.addr(),
         c_dtype: c.dtypes[2],
         bias: if c.bias { bias.addr() } else { Addr::NULL },
@@ -106,6 +119,7 @@ fn with_arrays(c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], run: i
     out.values()
 }
 
+#[derive(Clone)]
 struct Inputs {
     a: Vec<f32>,
     b: Vec<f32>,
@@ -208,11 +222,21 @@ fn check_bits(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
         let c = Case { transposed, ..*c };
         same(&format!("{isa:?} {c:?} with operands stored {transposed:?}"), &whole, &run(&c, 2))?;
     }
+    let has_groups = c.dtypes[1] == BF16;
+    for threads in if has_groups { 1..4 } else { 0..0 } {
+        let got = product_of_groups(isa, c, &x, threads);
+        same(&format!("{isa:?} {c:?} with B in groups, {threads} threads"), &whole, &got)?;
+    }
     // Computes only the first `rows` rows of C. Small values of `rows` use the functions for few rows of A.
     for rows in (1..=c.m.min(14)).chain((15..c.m).step_by(9)) {
         let part = Case { m: rows, ..*c };
         let got = product(isa, &part, &x.a[..rows * c.k], &x.b, &x.bias, &x.old[..rows * c.n], 2);
         same(&format!("{isa:?} {c:?}, {rows} rows alone"), &whole[..rows * c.n], &got)?;
+        if has_groups {
+            let x = Inputs { a: x.a[..rows * c.k].to_vec(), old: x.old[..rows * c.n].to_vec(), ..x.clone() };
+            let got = product_of_groups(isa, &part, &x, 2);
+            same(&format!("{isa:?} {c:?} with B in groups, {rows} rows alone"), &whole[..rows * c.n], &got)?;
+        }
     }
     for at in [0, c.m * c.n / 3, c.m * c.n / 2, c.m * c.n - 1] {
         let got = alone(isa, c, &x, at / c.n, at % c.n);
@@ -347,6 +371,7 @@ fn large_products_cross_every_block() {
         let x = inputs(&c, 1);
         let whole = product(isa(), &c, &x.a, &x.b, &x.bias, &x.old, 2);
         same("3 threads", &whole, &product(isa(), &c, &x.a, &x.b, &x.bias, &x.old, 3)).unwrap();
+        same("B in groups", &whole, &product_of_groups(isa(), &c, &x, 2)).unwrap();
         for at in (0..c.m * c.n).step_by(911) {
             let got = alone(isa(), &c, &x, at / c.n, at % c.n);
             same(&format!("{c:?}, element {at} alone"), &whole[at..=at], &[got]).unwrap();

@@ -177,6 +177,7 @@ fn product_of_f32_and_bf16_can_be_captured() {
             a,
             b,
             b_scale: Addr::NULL,
+            b_grouped: false,
             c,
             c_dtype: DType::F32,
             bias: Addr::NULL,

@@ -32,6 +32,7 @@ pub(in crate::device) fn matrix_product(a: &Tensor, b: &Tensor, c: &Tensor) -> M
         a: operand(a),
         b: operand(b),
         b_scale: Addr::NULL,
+        b_grouped: false,
         c: c.addr(),
         c_dtype: c.dtype(),
         bias: Addr::NULL,

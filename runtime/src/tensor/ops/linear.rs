@@ -35,6 +35,7 @@ fn plain(m: usize, n: usize, k: usize, a: Operand, b: Operand, c: &Tensor) -> Ma
         a,
         b,
         b_scale: Addr::NULL,
+        b_grouped: false,
         c: c.addr(),
         c_dtype: c.dtype(),
         bias: Addr::NULL,

@@ -8,7 +8,7 @@
 //! B is [n, k]  (forward):   rows = B in place,               pairs = A, packed once per call      sums are [n, m]
 //! B is [k, n]  (gradients): rows = A, packed once per call,  pairs = B, packed block by block     sums are [m, n]
 //!
-//! B is int8 (forward):      like B [k, n]; a block is widened while it is packed
+//! B is in groups (forward): like B [k, n]; a block of int8 is widened while it is packed, one of bf16 is copied
 //!
 //! for each block of k (512 elements), panel of 32 columns of C, and 32 rows of C:      # a task has up to 8 panels
 //!     tiles 0..3 = 0, or the sums of the block of k before
@@ -32,7 +32,7 @@ mod pack;
 mod tiles;
 
 use super::avx512::transpose;
-use super::{LAUNCH, PACK_ALONE, Packed, Part, Scratch, Source, TASK, THIN_BYTES, Unit, int8, runs};
+use super::{LAUNCH, PACK_ALONE, Pack, Packed, Part, Scratch, Source, TASK, THIN_BYTES, Unit, bf16_groups, int8, runs};
 use crate::matmul::{Matmul, Operand};
 use crate::simd::amx::Tiles;
 use crate::view::{OutputArray, slice_at};
@@ -134,11 +134,15 @@ struct Panel {
 
 impl<'a, T: Element> Product<'a, T> {
     unsafe fn new(p: &Matmul, team: &'a Team, blocking: &'a Blocking) -> Self {
-        let source = |x: &Operand, rows| Source {
+        let source = |x: &Operand, rows, grouped| Source {
             base: x.addr.0 as *const u8,
-            unit: if x.dtype == DType::I8 { Unit::Int8Pair } else { Unit::Pair },
-            // Int8 has to be packed as well.
-            transposed: x.transposed || x.dtype == DType::I8,
+            unit: match (x.dtype, grouped) {
+                (DType::I8, _) => Unit::Int8Pair,
+                (_, true) => Unit::GroupedPair,
+                _ => Unit::Pair,
+            },
+            // Groups have to be packed as well.
+            transposed: x.transposed || x.dtype == DType::I8 || grouped,
             rows,
             k: p.k,
         };
@@ -147,7 +151,7 @@ impl<'a, T: Element> Product<'a, T> {
             unsafe { (OutputArray::new(p.c, p.m * p.n), slice_at(p.bias, if p.bias.is_null() { 0 } else { p.n })) };
         // SAFETY: `b_scale` has `[n]` elements, or is null and read as empty.
         let b_scale = unsafe { slice_at(p.b_scale, if p.b_scale.is_null() { 0 } else { p.n }) };
-        let (a, b) = (source(&p.a, p.m), source(&p.b, p.n));
+        let (a, b) = (source(&p.a, p.m, false), source(&p.b, p.n, p.b_grouped));
         let (accumulate, scale, steps) = (p.accumulate, p.scale, p.k.div_ceil(STEP));
         Product { m: p.m, n: p.n, k: p.k, steps, a, b, c, bias, b_scale, accumulate, scale, team, blocking }
     }
@@ -320,12 +324,13 @@ impl<'a, T: Element> Product<'a, T> {
             steps,
             tail: null(),
         };
-        if self.b.unit == Unit::Int8Pair {
+        if self.b.unit != Unit::Pair {
+            let pack: Pack = if self.b.unit == Unit::Int8Pair { int8::avx512::pack } else { bf16_groups::avx512::pack };
             for (i, half) in halves.into_iter().enumerate() {
                 let part =
                     Part { row: row + i * SIDE, rows: SIDE, unit: steps.start * SIDE, units: steps.len() * SIDE };
                 // SAFETY: `dst` has room for both halves.
-                unsafe { int8::avx512::pack(&self.b, part, SIDE, half) };
+                unsafe { pack(&self.b, part, SIDE, half) };
             }
             return packed(halves, steps.len());
         }
@@ -359,8 +364,8 @@ impl<'a, T: Element> Product<'a, T> {
     /// along k has, beginning with a step. In a panel of rows the lines of a step are those of 32 columns of C; else,
     /// of 32 k.
     fn prefetch(&self, (panel, step): (usize, usize), lines: Range<usize>) -> Prefetch {
-        // Int8 lies in few streams of neighbouring lines, which the processor prefetches.
-        if panel * BLOCK >= self.n || self.b.unit == Unit::Int8Pair {
+        // Groups are few streams of neighbouring lines, which the processor prefetches.
+        if panel * BLOCK >= self.n || self.b.unit != Unit::Pair {
             return Prefetch::NONE;
         }
         let (row, column, stride) = if self.b.transposed {

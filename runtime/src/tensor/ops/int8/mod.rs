@@ -245,6 +245,7 @@ fn product(op: &'static str, x: &Tensor, w: &Int8Weight, y: &Tensor) -> Result<M
         a: operand(x),
         b: operand(&w.elements),
         b_scale: w.scales.addr(),
+        b_grouped: false,
         c: y.addr(),
         c_dtype: y.dtype(),
         bias: Addr::NULL,

@@ -222,6 +222,7 @@ impl Head {
             a: Operand { addr: d_logits.addr(), dtype: d_logits.dtype(), transposed: false },
             b: Operand { addr: w.addr(), dtype: w.dtype(), transposed: true },
             b_scale: Addr::NULL,
+            b_grouped: false,
             c: dh.addr(),
             c_dtype: dh.dtype(),
             bias: Addr::NULL,

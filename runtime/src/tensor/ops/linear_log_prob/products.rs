@@ -59,6 +59,7 @@ impl Head {
             a: of(&self.h, rows)?,
             b: of(&self.w, columns)?,
             b_scale: Addr::NULL,
+            b_grouped: false,
             c: to.addr(),
             c_dtype: DType::F32,
             bias: Addr::NULL,

@@ -1,4 +1,5 @@
-//! Tests of int8 operands alone: their layout, and that they change no bit of a sum.
+//! Tests of operands that are stored in groups of rows: their layout; that int8 changes no bit of a sum; that nothing
+//! beside bf16 groups is read. That bf16 groups change no bit is a part of `check_bits`.
 
 use super::*;
 
@@ -30,6 +31,21 @@ fn int8_groups_hold_each_element_and_zeros() {
         for (at, &x) in groups.iter().enumerate() {
             let (row, column) = (at / (16 * k) * 16 + at % 16, at / 16 % k);
             assert_eq!(x, if row < n { rows[row * k + column] } else { 0 }, "{n} {k} {at}");
+        }
+    }
+}
+
+#[test]
+fn bf16_groups_hold_each_element_and_zeros() {
+    for (n, k) in [(0, 3), (3, 0), (1, 1), (32, 6), (33, 5), (70, 301)] {
+        let rows: Vec<half::bf16> = (0..n * k).map(|i| half::bf16::from_bits(i as u16 + 1)).collect();
+        let groups = bf16_groups(&rows, n, k);
+        let pairs = k.div_ceil(2);
+        assert_eq!(groups.len(), n.next_multiple_of(32) * 2 * pairs);
+        for (at, x) in groups.iter().enumerate() {
+            let (row, column) = (at / (64 * pairs) * 32 + at / 2 % 32, at / 64 % pairs * 2 + at % 2);
+            let want = if row < n && column < k { rows[row * k + column].to_bits() } else { 0 };
+            assert_eq!(x.to_bits(), want, "{n} {k} {at}");
         }
     }
 }
