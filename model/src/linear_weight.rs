@@ -1,11 +1,14 @@
-//! The weight of a linear layer of the decoder, in the dtype of the model or quantised to int8.
+//! The weight of a linear layer of the decoder: in the dtype of the model, plain or packed for inference on a CPU, or
+//! quantised to int8.
+
+use std::borrow::Cow;
 
 use rayon::prelude::*;
 use reel_kernels::int8::{quantize_bf16_row, quantize_row};
-use reel_runtime::ops::{self, InputNorm, Int8Weight, Lora, RowAdapters};
+use reel_runtime::ops::{self, InputNorm, Lora, PackedWeight, RowAdapters};
 use reel_runtime::{Cx, DType, Device, Tensor};
 
-use crate::checkpoint::{Checkpoint, StoredDType};
+use crate::checkpoint::{Checkpoint, StoredDType, TensorView};
 use crate::error::{ModelError, Result};
 use crate::weights::{WeightLoader, WeightSource, widen_to_f32};
 
@@ -35,35 +38,39 @@ pub(crate) enum LayerAdapter<'a> {
 pub(crate) enum Weight {
     /// f32 or bf16.
     Dense(Tensor),
-    /// int8 with one scale for each row.
-    Int8(Int8Weight),
+    /// int8 with one scale for each row, or bf16 in groups of rows. For inference only.
+    Packed(PackedWeight),
 }
 
 impl Weight {
-    /// Loads tensor `name`, and quantises it if the loader says so.
+    /// Loads tensor `name`: quantised if the loader says so; packed if the loader copies bf16 weights that are not
+    /// trained, and the device reads packed ones faster.
     ///
     /// # Errors
     /// The tensor is missing or has another shape, or has a NaN or an infinity that would have to be quantised; out of
     /// memory.
     pub(crate) fn load(from: &WeightLoader, name: &str, shape: [usize; 2]) -> Result<Weight> {
         Ok(match (from.quantization, from.source) {
+            (Quantization::None, WeightSource::Files(files)) if from.packs(files, name) => {
+                Weight::Packed(pack(from.device, files, name, shape)?)
+            }
             (Quantization::None, _) => Weight::Dense(from.load(name, &shape, &shape)?),
             (Quantization::Int8, WeightSource::Files(files)) => {
-                Weight::Int8(quantize(from.device, files, name, shape)?)
+                Weight::Packed(quantize(from.device, files, name, shape)?)
             }
             (Quantization::Int8, WeightSource::Uninitialised(_)) => {
-                Weight::Int8(Int8Weight::uninitialised(from.device, shape)?)
+                Weight::Packed(PackedWeight::int8(from.device, shape)?)
             }
         })
     }
 
     /// The tensors that hold the weight.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        let (dense, int8) = match self {
+        let (dense, packed) = match self {
             Weight::Dense(w) => (Some(w), None),
-            Weight::Int8(w) => (None, Some(w.tensors())),
+            Weight::Packed(w) => (None, Some(w.tensors())),
         };
-        dense.into_iter().chain(int8.into_iter().flatten())
+        dense.into_iter().chain(packed.into_iter().flatten())
     }
 
     /// `x · weightᵀ + bias`, with the output of an adapter.
@@ -71,8 +78,8 @@ impl Weight {
         Ok(match (self, adapter) {
             (Weight::Dense(w), None) => ops::linear(cx, x, w, bias)?,
             (Weight::Dense(w), Some(lora)) => ops::lora_linear(cx, x, w, bias, lora)?,
-            (Weight::Int8(w), None) => ops::int8_linear(cx, x, w, bias, None)?,
-            (Weight::Int8(w), Some(lora)) => ops::int8_lora_linear(cx, x, w, bias, lora, None)?,
+            (Weight::Packed(w), None) => ops::packed_linear(cx, x, w, bias, None)?,
+            (Weight::Packed(w), Some(lora)) => ops::packed_lora_linear(cx, x, w, bias, lora, None)?,
         })
     }
 
@@ -90,9 +97,9 @@ impl Weight {
             (Weight::Dense(w), A::None) => ops::skinny_linear(cx, x, w, bias, residual)?,
             (Weight::Dense(w), A::One(lora)) => ops::skinny_lora_linear(cx, x, w, bias, lora, residual)?,
             (Weight::Dense(w), A::OfRows(a)) => ops::skinny_linear_with_row_adapters(cx, x, w, bias, a, residual)?,
-            (Weight::Int8(w), A::None) => ops::int8_linear(cx, x, w, bias, residual)?,
-            (Weight::Int8(w), A::One(lora)) => ops::int8_lora_linear(cx, x, w, bias, lora, residual)?,
-            (Weight::Int8(w), A::OfRows(a)) => ops::int8_linear_with_row_adapters(cx, x, w, bias, a, residual)?,
+            (Weight::Packed(w), A::None) => ops::packed_linear(cx, x, w, bias, residual)?,
+            (Weight::Packed(w), A::One(lora)) => ops::packed_lora_linear(cx, x, w, bias, lora, residual)?,
+            (Weight::Packed(w), A::OfRows(a)) => ops::packed_linear_with_row_adapters(cx, x, w, bias, a, residual)?,
         })
     }
 
@@ -108,8 +115,8 @@ impl Weight {
             [(Weight::Dense(q), a), (Weight::Dense(k), b), (Weight::Dense(v), c)] => {
                 Some(ops::skinny_linear_joined(cx, x, Some(norm), [(q, a), (k, b), (v, c)])?)
             }
-            [(Weight::Int8(q), a), (Weight::Int8(k), b), (Weight::Int8(v), c)] => {
-                Some(ops::int8_linear_joined(cx, x, Some(norm), [(q, a), (k, b), (v, c)])?)
+            [(Weight::Packed(q), a), (Weight::Packed(k), b), (Weight::Packed(v), c)] => {
+                Some(ops::packed_linear_joined(cx, x, Some(norm), [(q, a), (k, b), (v, c)])?)
             }
             _ => None,
         })
@@ -126,7 +133,7 @@ impl Weight {
     ) -> Result<Option<Tensor>> {
         Ok(match (gate, up) {
             (Weight::Dense(gate), Weight::Dense(up)) => Some(ops::skinny_swiglu(cx, x, Some(norm), gate, up)?),
-            (Weight::Int8(gate), Weight::Int8(up)) => Some(ops::int8_swiglu(cx, x, Some(norm), gate, up)?),
+            (Weight::Packed(gate), Weight::Packed(up)) => Some(ops::packed_swiglu(cx, x, Some(norm), gate, up)?),
             _ => None,
         })
     }
@@ -136,32 +143,51 @@ impl Weight {
         Ok(match self {
             Weight::Dense(w) if skinny => ops::skinny_logits(cx, x, w)?,
             Weight::Dense(w) => ops::matmul(cx, x, w, DType::F32)?,
-            Weight::Int8(w) => ops::int8_logits(cx, x, w)?,
+            Weight::Packed(w) => ops::packed_logits(cx, x, w)?,
         })
     }
 }
 
-/// Rows that a thread quantises at a time: few enough to stay in its second-level cache as f32.
-const ROWS_AT_ONCE: usize = 4 * Int8Weight::ROWS;
+/// Rows that a thread writes at a time: few enough to stay in its second-level cache as f32.
+const ROWS_AT_ONCE: usize = 2 * PackedWeight::ROWS;
 
-/// Bytes of a file that are quantised before their pages are given back (16 MiB).
+/// Bytes of a file that are written before their pages are given back (16 MiB).
 const BYTES_AT_ONCE: usize = 16 << 20;
 
-/// Quantises a stored tensor. The pages of the file that it has read leave the process's memory.
-fn quantize(device: &Device, files: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<Int8Weight> {
-    let view = files.tensor_with_shape(name, &shape)?;
-    let weight = Int8Weight::uninitialised(device, shape)?;
-    let part_bytes = (ROWS_AT_ONCE * shape[1] * view.dtype.element_bytes()).max(1);
+/// Calls `write` with parts of a stored tensor and the row that each begins with, on several threads. The pages of the
+/// file that it has read leave the process's memory.
+fn for_each_part(view: &TensorView, columns: usize, write: impl Fn(usize, &[u8]) -> Result<()> + Sync) -> Result<()> {
+    let part_bytes = (ROWS_AT_ONCE * columns * view.dtype.element_bytes()).max(1);
     let parts = BYTES_AT_ONCE.div_ceil(part_bytes);
     for (i, block) in view.bytes.chunks(parts * part_bytes).enumerate() {
-        block.par_chunks(part_bytes).enumerate().try_for_each(|(part, stored)| {
-            let first = (i * parts + part) * ROWS_AT_ONCE;
-            let (elements, scales) =
-                quantize_stored_rows(view.dtype, stored, shape[1]).map_err(|row| not_finite(name, first + row))?;
-            Ok::<(), ModelError>(weight.write_rows(first, &elements, &scales)?)
-        })?;
+        let each = block.par_chunks(part_bytes).enumerate();
+        each.try_for_each(|(part, stored)| write((i * parts + part) * ROWS_AT_ONCE, stored))?;
         view.file.forget_pages(view.offset + i * parts * part_bytes, block.len());
     }
+    Ok(())
+}
+
+/// Packs a stored bf16 tensor.
+fn pack(device: &Device, files: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<PackedWeight> {
+    let view = files.tensor_with_shape(name, &shape)?;
+    let weight = PackedWeight::bf16(device, shape)?;
+    for_each_part(&view, shape[1], |first, stored| {
+        let rows = bytemuck::try_cast_slice(stored)
+            .map_or_else(|_| Cow::Owned(bytemuck::pod_collect_to_vec(stored)), Cow::Borrowed);
+        Ok(weight.write_bf16_rows(first, &rows, rows.len() / shape[1].max(1))?)
+    })?;
+    Ok(weight)
+}
+
+/// Quantises a stored tensor.
+fn quantize(device: &Device, files: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<PackedWeight> {
+    let view = files.tensor_with_shape(name, &shape)?;
+    let weight = PackedWeight::int8(device, shape)?;
+    for_each_part(&view, shape[1], |first, stored| {
+        let (elements, scales) =
+            quantize_stored_rows(view.dtype, stored, shape[1]).map_err(|row| not_finite(name, first + row))?;
+        Ok(weight.write_int8_rows(first, &elements, &scales)?)
+    })?;
     Ok(weight)
 }
 

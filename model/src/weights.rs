@@ -1,11 +1,12 @@
 //! Loads weights onto a device. Weights are read in place from the memory-mapped files if their dtype allows it, and
-//! copied if they are trained, change dtype or are filled up with zeros ([`Width`]). On device `dry` they are only
-//! counted.
+//! copied if they are trained, change dtype, are filled up with zeros ([`Width`]) or if the checkpoint says so
+//! ([`Checkpoint::copied`]). On device `dry` they are only counted.
 
 use half::{bf16, f16};
+use reel_runtime::ops::PackedWeight;
 use reel_runtime::{DType, Device, Kernels, MemoryCategory, Tensor};
 
-use crate::checkpoint::{Checkpoint, StoredDType};
+use crate::checkpoint::{Checkpoint, StoredDType, TensorView};
 use crate::error::{ModelError, Result};
 use crate::linear_weight::Quantization;
 
@@ -135,15 +136,32 @@ impl WeightLoader<'_> {
     /// # Errors
     /// The tensor is missing or has another shape; out of memory.
     pub fn load(&self, name: &str, file_shape: &[usize], shape: &[usize]) -> Result<Tensor> {
+        let copied = matches!(self.source, WeightSource::Files(files) if files.is_copied());
+        self.load_placed(name, file_shape, shape, copied)
+    }
+
+    /// [`WeightLoader::load`]; `copied` says whether a weight is copied that could be read in place.
+    fn load_placed(&self, name: &str, file_shape: &[usize], shape: &[usize], copied: bool) -> Result<Tensor> {
         let trained = (self.trainable)(name);
         let t = match self.source {
-            WeightSource::Files(files) => self.read(files, name, file_shape, shape, trained)?,
+            WeightSource::Files(files) => {
+                self.read(files.tensor_with_shape(name, file_shape)?, name, shape, trained, copied || trained)?
+            }
             WeightSource::Uninitialised(dtype) => {
                 let dtype = self.kept_dtype(dtype, shape, trained).unwrap_or(self.dtype);
                 Tensor::empty(self.device, shape, dtype, MemoryCategory::Weights)?
             }
         };
         Ok(if trained { t.into_parameter(name)? } else { t })
+    }
+
+    /// [`WeightLoader::load`] for a table of which few rows are read at a time: it stays in its file if its dtype allows
+    /// it, even if other weights are copied.
+    ///
+    /// # Errors
+    /// The errors of [`WeightLoader::load`].
+    pub(crate) fn load_table(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.load_placed(name, shape, shape, false)
     }
 
     /// Loads trained tensors as the rows of one tensor: `parts` has the name of each and its number of rows, `row` is
@@ -172,6 +190,12 @@ impl WeightLoader<'_> {
         Ok((joined, each))
     }
 
+    /// Whether linear layers read tensor `name` faster if it is packed: bf16 that is copied in any case, and not trained.
+    pub(crate) fn packs(&self, files: &Checkpoint, name: &str) -> bool {
+        let is_bf16 = || files.tensor(name).is_some_and(|view| view.dtype == StoredDType::Bf16);
+        files.is_copied() && !(self.trainable)(name) && PackedWeight::suits_bf16(self.device) && is_bf16()
+    }
+
     /// The dtype of the file, if the weight keeps it on the device; `None` if the weight is converted to the dtype of
     /// activations.
     fn kept_dtype(&self, file: StoredDType, shape: &[usize], trained: bool) -> Option<DType> {
@@ -186,17 +210,9 @@ impl WeightLoader<'_> {
         (in_place && !(trained && same != self.dtype)).then_some(same)
     }
 
-    fn read(
-        &self,
-        files: &Checkpoint,
-        name: &str,
-        file_shape: &[usize],
-        shape: &[usize],
-        trained: bool,
-    ) -> Result<Tensor> {
-        let view = files.tensor_with_shape(name, file_shape)?;
+    fn read(&self, view: TensorView, name: &str, shape: &[usize], trained: bool, copied: bool) -> Result<Tensor> {
         match self.kept_dtype(view.dtype, shape, trained) {
-            Some(dtype) if trained || files.is_copied() => {
+            Some(dtype) if copied => {
                 Ok(Tensor::from_slice(self.device, shape, dtype, view.bytes, MemoryCategory::Weights)?)
             }
             Some(dtype) => {

@@ -85,8 +85,8 @@ impl Linear {
         Self::with_weight(from, name, weight, rows, has_bias)
     }
 
-    /// [`Linear::load`] for a layer that is quantised if the loader says so.
-    pub(crate) fn load_quantized(
+    /// [`Linear::load`] for a layer of the decoder, which may be quantised or packed for inference.
+    pub(crate) fn load_decoder(
         from: &WeightLoader,
         name: &str,
         out_features: usize,
@@ -102,7 +102,7 @@ impl Linear {
         Ok(Linear { name: name.into(), weight, bias, adapter: None, row_adapters: None })
     }
 
-    /// The rows and columns of the weight; `None` if it is quantised.
+    /// The rows and columns of the weight; `None` if it is packed.
     pub(crate) fn widths(&self) -> Option<[Width; 2]> {
         let Weight::Dense(weight) = &self.weight else { return None };
         let width =

@@ -23,7 +23,7 @@ use reel_runtime::{Checkpointing, Cx, DType, Device, MemoryCategory, Tensor};
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::{ModelError, Result};
 use crate::linear::{JoinedWeights, Linear};
-use crate::linear_weight::{Quantization, Weight};
+use crate::linear_weight::Weight;
 use crate::residual::Residual;
 use crate::vision::{into_runtime_error, inverse_frequencies};
 use crate::weights::WeightLoader;
@@ -39,7 +39,7 @@ pub struct TextDecoder {
     pub embed_tokens: Tensor,
     layers: Vec<Arc<Layer>>,
     norm: Tensor, // [H]
-    /// The weight of the output layer, `[V, H]`; with tied embeddings this is the embedding table, or its int8 copy.
+    /// The weight of the output layer, `[V, H]`; with tied embeddings this is the embedding table, or its packed copy.
     pub(crate) head: Weight,
 }
 
@@ -124,19 +124,22 @@ impl TextDecoder {
     pub fn load(from: &WeightLoader, config: &ModelConfig) -> Result<TextDecoder> {
         let text = &config.text;
         let table = [text.vocab_size, text.hidden_size];
-        let embed_tokens = from.load("model.embed_tokens.weight", &table, &table)?;
-        let tied = config.tie_word_embeddings;
+        let name = "model.embed_tokens.weight";
+        // The output layer reads its whole weight in every step, an embedding one row of the table.
+        let (embed_tokens, head) = match config.tie_word_embeddings {
+            true => match Weight::load(from, name, table)? {
+                Weight::Dense(shared) => (shared.clone(), Weight::Dense(shared)),
+                packed => (from.load_table(name, &table)?, packed),
+            },
+            false => (from.load_table(name, &table)?, Weight::load(from, "lm_head.weight", table)?),
+        };
         Ok(TextDecoder {
             layers: (0..text.num_hidden_layers)
                 .map(|i| Layer::load(from, text, i).map(Arc::new))
                 .collect::<Result<_>>()?,
             norm: from.load("model.norm.weight", &[text.hidden_size], &[text.hidden_size])?,
-            head: match (tied, from.quantization) {
-                (true, Quantization::None) => Weight::Dense(embed_tokens.clone()),
-                (true, Quantization::Int8) => Weight::load(from, "model.embed_tokens.weight", table)?,
-                (false, _) => Weight::load(from, "lm_head.weight", table)?,
-            },
             embed_tokens,
+            head,
             config: text.clone(),
         })
     }
@@ -145,14 +148,14 @@ impl TextDecoder {
     /// table.
     ///
     /// # Errors
-    /// The layer is quantised.
+    /// The layer is packed for inference.
     pub fn lm_head(&self) -> Result<&Tensor> {
         match &self.head {
             Weight::Dense(w) => Ok(w),
-            Weight::Int8(_) => Err(ModelError::weights(
+            Weight::Packed(_) => Err(ModelError::weights(
                 "lm_head",
-                "is quantised to int8, which only generation supports",
-                "load the model without quantisation",
+                "is quantised or packed, which only generation supports",
+                "load the model for training",
             )),
         }
     }
@@ -226,14 +229,14 @@ impl Layer {
         let (q, k, v, qkv) = match Linear::load_joined(from, [(q, q_dim), (k, kv_dim), (v, kv_dim)], h, true)? {
             Some(([q, k, v], joined)) => (q, k, v, Some(joined)),
             None => {
-                let load = |name: &str, dim| Linear::load_quantized(from, name, dim, h, true);
+                let load = |name: &str, dim| Linear::load_decoder(from, name, dim, h, true);
                 (load(q, q_dim)?, load(k, kv_dim)?, load(v, kv_dim)?, None)
             }
         };
         let (gate, up, gate_up) = match Linear::load_joined(from, [(gate, inner), (up, inner)], h, false)? {
             Some(([gate, up], joined)) => (gate, up, Some(joined)),
             None => {
-                let load = |name: &str| Linear::load_quantized(from, name, inner, h, false);
+                let load = |name: &str| Linear::load_decoder(from, name, inner, h, false);
                 (load(gate)?, load(up)?, None)
             }
         };
@@ -245,11 +248,11 @@ impl Layer {
             k,
             v,
             qkv,
-            o: Linear::load_quantized(from, &name("self_attn.o_proj"), h, q_dim, false)?,
+            o: Linear::load_decoder(from, &name("self_attn.o_proj"), h, q_dim, false)?,
             gate,
             up,
             gate_up,
-            down: Linear::load_quantized(from, &name("mlp.down_proj"), h, inner, false)?,
+            down: Linear::load_decoder(from, &name("mlp.down_proj"), h, inner, false)?,
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,

@@ -11,12 +11,12 @@ mod attention;
 mod decode;
 mod embedding;
 mod grpo_loss;
-mod int8;
 mod linear;
 mod linear_log_prob;
 mod lora_rows;
 mod loss;
 mod norm;
+mod packed;
 mod patch_embedding;
 mod rotary;
 mod rows;
@@ -33,10 +33,6 @@ pub use attention::{CuSeqlens, KvPages, SequencePages, attention, copy_kv_blocks
 pub use decode::{DecodeRows, DecodeSlot};
 pub use embedding::{embedding, embedding_with_vision_tokens};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
-pub use int8::{
-    Int8Weight, int8_linear, int8_linear_joined, int8_linear_with_row_adapters, int8_logits, int8_lora_linear,
-    int8_swiglu,
-};
 pub use linear::{Lora, linear, lora_linear, matmul, swiglu_linear};
 pub use linear_log_prob::{
     LmHeadBackend, linear_log_prob, linear_log_prob_with_backends, linear_log_prob_with_entropy, lm_head_backend,
@@ -45,6 +41,10 @@ pub use linear_log_prob::{
 pub use lora_rows::{LoraStack, RowAdapters};
 pub use loss::{log_prob, weighted_sum};
 pub use norm::{patch_merge, rms_norm, rms_norm_add, rms_norm_branch};
+pub use packed::{
+    PackedWeight, packed_linear, packed_linear_joined, packed_linear_with_row_adapters, packed_logits,
+    packed_lora_linear, packed_swiglu,
+};
 pub use patch_embedding::{DeviceFrames, PatchingParams, patch_embedding};
 pub use rotary::{RotaryFrequencies, RotaryTable, apply_rotary, rotary_table, split_and_rotate};
 pub use rows::gather_rows;

@@ -4,8 +4,10 @@ use reel_kernels::int8::quantize_row;
 
 use super::*;
 use crate::device::SimOptions;
-use crate::tensor::ops::rms_norm;
 use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};
+use crate::tensor::ops::{
+    rms_norm, skinny_linear, skinny_linear_joined, skinny_logits, skinny_lora_linear, skinny_swiglu,
+};
 
 /// A random weight `[n, k]`: its int8 elements and its scales.
 fn quantised([n, k]: [usize; 2], seed: u32) -> (Vec<i8>, Vec<f32>) {
@@ -16,13 +18,13 @@ fn quantised([n, k]: [usize; 2], seed: u32) -> (Vec<i8>, Vec<f32>) {
     (elements, scales)
 }
 
-fn weight(device: &Device, shape: [usize; 2], seed: u32) -> Int8Weight {
+fn weight(device: &Device, shape: [usize; 2], seed: u32) -> PackedWeight {
     let (elements, scales) = quantised(shape, seed);
-    let w = Int8Weight::uninitialised(device, shape).unwrap();
+    let w = PackedWeight::int8(device, shape).unwrap();
     // Two calls, in the wrong order.
-    let first = shape[0] / 2 / Int8Weight::ROWS * Int8Weight::ROWS;
-    w.write_rows(first, &elements[first * shape[1]..], &scales[first..]).unwrap();
-    w.write_rows(0, &elements[..first * shape[1]], &scales[..first]).unwrap();
+    let first = shape[0] / 2 / PackedWeight::ROWS * PackedWeight::ROWS;
+    w.write_int8_rows(first, &elements[first * shape[1]..], &scales[first..]).unwrap();
+    w.write_int8_rows(0, &elements[..first * shape[1]], &scales[..first]).unwrap();
     w
 }
 
@@ -31,7 +33,7 @@ fn tensor(device: &Device, shape: &[usize], dtype: DType, seed: u32) -> Tensor {
     Tensor::from_f32(device, shape, dtype, &values, MemoryCategory::Weights).unwrap()
 }
 
-/// The results of all ops: `int8_linear` with bias and residual, `int8_swiglu`, `int8_logits` and `int8_lora_linear`.
+/// The results of all ops: `packed_linear` with bias and residual, `packed_swiglu`, `packed_logits` and `packed_lora_linear`.
 fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<f32>; 4] {
     let cx = Cx::inference(device, dtype);
     let of = |shape: &[usize], salt| tensor(device, shape, dtype, seed ^ salt);
@@ -39,10 +41,10 @@ fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> 
     let (x, b, r) = (of(&[m, k], 1), of(&[n], 4), of(&[m, n], 5));
     let lora = Lora { down: of(&[3, k], 6), up: of(&[n, 3], 7), scale: 0.6 };
     let all = [
-        int8_linear(&cx, &x, &w, Some(&b), Some(&r)).unwrap(),
-        int8_swiglu(&cx, &x, None, &w, &up).unwrap(),
-        int8_logits(&cx, &x, &w).unwrap(),
-        int8_lora_linear(&cx, &x, &w, Some(&b), &lora, Some(&r)).unwrap(),
+        packed_linear(&cx, &x, &w, Some(&b), Some(&r)).unwrap(),
+        packed_swiglu(&cx, &x, None, &w, &up).unwrap(),
+        packed_logits(&cx, &x, &w).unwrap(),
+        packed_lora_linear(&cx, &x, &w, Some(&b), &lora, Some(&r)).unwrap(),
     ];
     let dtypes = [dtype, dtype, DType::F32, dtype];
     assert!(all.iter().zip(dtypes).all(|(t, dtype)| t.shape() == [m, n] && t.dtype() == dtype));
@@ -109,9 +111,9 @@ proptest! {
             let device = Device::cpu(2);
             let cx = Cx::inference(&device, dtype);
             let (x, w) = (tensor(&device, &[m, k], dtype, seed), weight(&device, [n, k], seed ^ 1));
-            let all = int8_linear(&cx, &x, &w, None, None).unwrap().to_f32().unwrap();
+            let all = packed_linear(&cx, &x, &w, None, None).unwrap().to_f32().unwrap();
             for row in [0, m / 2, m - 1] {
-                let alone = int8_linear(&cx, &x.rows(row, 1).unwrap(), &w, None, None).unwrap().to_f32().unwrap();
+                let alone = packed_linear(&cx, &x.rows(row, 1).unwrap(), &w, None, None).unwrap().to_f32().unwrap();
                 prop_assert_eq!(&all[row * n..][..n], &alone[..]);
             }
         }
@@ -136,19 +138,89 @@ proptest! {
             }
             let cx = Cx::inference(&sim, dtype);
             let (x, w) = (tensor(&sim, &[m, k], dtype, seed), weight(&sim, [n, k], seed ^ 1));
-            let all = int8_linear(&cx, &x, &w, None, None).unwrap().to_f32().unwrap();
-            let last = int8_linear(&cx, &x.rows(m - 1, 1).unwrap(), &w, None, None).unwrap().to_f32().unwrap();
+            let all = packed_linear(&cx, &x, &w, None, None).unwrap().to_f32().unwrap();
+            let last = packed_linear(&cx, &x.rows(m - 1, 1).unwrap(), &w, None, None).unwrap().to_f32().unwrap();
             prop_assert_eq!(&all[(m - 1) * n..], &last[..]);
         }
     }
+}
+
+fn bf16_weight(device: &Device, shape: [usize; 2], seed: u32) -> (Tensor, PackedWeight) {
+    let plain = tensor(device, &shape, DType::BF16, seed);
+    let rows: Vec<bf16> = plain.to_f32().unwrap().into_iter().map(bf16::from_f32).collect();
+    let w = PackedWeight::bf16(device, shape).unwrap();
+    // Two calls, in the wrong order.
+    let first = shape[0] / 2 / PackedWeight::ROWS * PackedWeight::ROWS;
+    w.write_bf16_rows(first, &rows[first * shape[1]..], shape[0] - first).unwrap();
+    w.write_bf16_rows(0, &rows[..first * shape[1]], first).unwrap();
+    (plain, w)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn bf16_has_the_bits_of_the_plain_weight(m in 1usize..60, n in 1usize..90, k in 1usize..200, seed: u32) {
+        let device = Device::cpu(2);
+        for dtype in [DType::F32, DType::BF16] {
+            let cx = Cx::inference(&device, dtype);
+            let of = |shape: &[usize], salt| tensor(&device, shape, dtype, seed ^ salt);
+            let ((plain, w), (plain_up, up)) =
+                (bf16_weight(&device, [n, k], seed ^ 2), bf16_weight(&device, [n, k], seed ^ 3));
+            let (x, b, r, norm) = (of(&[m, k], 1), of(&[n], 4), of(&[m, n], 5), of(&[k], 8));
+            let lora = Lora { down: of(&[3, k], 6), up: of(&[n, 3], 7), scale: 0.6 };
+            let norm = || Some(InputNorm { weight: &norm, eps: 1e-6 });
+            let (b, r) = (Some(&b), Some(&r));
+            let got = [
+                packed_linear(&cx, &x, &w, b, r).unwrap(),
+                packed_swiglu(&cx, &x, norm(), &w, &up).unwrap(),
+                packed_logits(&cx, &x, &w).unwrap(),
+                packed_lora_linear(&cx, &x, &w, b, &lora, r).unwrap(),
+            ];
+            let want = [
+                skinny_linear(&cx, &x, &plain, b, r).unwrap(),
+                skinny_swiglu(&cx, &x, norm(), &plain, &plain_up).unwrap(),
+                skinny_logits(&cx, &x, &plain).unwrap(),
+                skinny_lora_linear(&cx, &x, &plain, b, &lora, r).unwrap(),
+            ];
+            for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                prop_assert_eq!(got.dtype(), want.dtype());
+                prop_assert_eq!(got.to_f32().unwrap(), want.to_f32().unwrap(), "{} product {}", dtype, i);
+            }
+            let joined = packed_linear_joined(&cx, &x, norm(), [(&w, b), (&up, None), (&w, None)]).unwrap();
+            let plain = skinny_linear_joined(&cx, &x, norm(), [(&plain, b), (&plain_up, None), (&plain, None)]).unwrap();
+            for (got, want) in joined.iter().zip(&plain) {
+                prop_assert_eq!(got.to_f32().unwrap(), want.to_f32().unwrap());
+            }
+        }
+    }
+}
+
+#[test]
+fn bf16_weights_are_for_the_cpu_and_are_written_by_groups() {
+    let e = PackedWeight::bf16(&Device::dry(Kernels::Cuda), [4, 4]).unwrap_err().to_string();
+    assert!(e.contains("only a CPU"), "{e}");
+    assert!(!PackedWeight::suits_bf16(&Device::dry(Kernels::Cuda)));
+    let device = Device::cpu(1);
+    let w = PackedWeight::bf16(&device, [70, 3]).unwrap();
+    assert_eq!((w.shape(), w.is_int8()), ([70, 3], false));
+    assert_eq!(w.tensors().map(|t| t.bytes()).collect::<Vec<_>>(), [96 * 4 * 2]);
+    for (first, elements, count, right) in
+        [(0, 96, 32, true), (64, 18, 6, true), (64, 15, 5, false), (16, 96, 32, false), (0, 95, 32, false)]
+    {
+        let done = w.write_bf16_rows(first, &vec![bf16::ONE; elements], count);
+        assert_eq!(done.is_ok(), right, "{first} {elements} {count}");
+    }
+    let e = w.write_int8_rows(0, &[0; 96], &[1.0; 32]).unwrap_err().to_string();
+    assert!(e.contains("96 i8 elements cannot be written as rows 0 .. 32 of a bf16 weight of shape [70, 3]"), "{e}");
 }
 
 #[test]
 fn takes_one_byte_for_each_element() {
     for device in [Device::cpu(1), Device::dry(Kernels::Cpu), Device::dry(Kernels::Cuda)] {
         let before = device.memory().current;
-        let w = Int8Weight::uninitialised(&device, [64, 48]).unwrap();
-        assert_eq!(w.tensors().map(|t| t.bytes()), [64 * 48, 4 * 64]);
+        let w = PackedWeight::int8(&device, [64, 48]).unwrap();
+        assert_eq!(w.tensors().map(|t| t.bytes()).collect::<Vec<_>>(), [64 * 48, 4 * 64]);
         assert!(device.memory().current - before >= 64 * 48 + 4 * 64);
     }
 }
@@ -165,8 +237,8 @@ fn a_norm_before_products_has_the_bits_of_rms_norm() {
             let [q, up, v] = [(24, 4), (24, 5), (8, 6)].map(|(n, seed)| weight(&device, [n, k], seed));
             let layers = [(&q, Some(&b)), (&up, None), (&v, None)];
             let all = |x: &Tensor, norm: Option<InputNorm>| {
-                let [a, b, c] = int8_linear_joined(&cx, x, norm, layers).unwrap();
-                [a, b, c, int8_swiglu(&cx, x, norm, &q, &up).unwrap()].map(|t| t.to_f32().unwrap())
+                let [a, b, c] = packed_linear_joined(&cx, x, norm, layers).unwrap();
+                [a, b, c, packed_swiglu(&cx, x, norm, &q, &up).unwrap()].map(|t| t.to_f32().unwrap())
             };
             let normed = rms_norm(&cx, &x, &norm_weight, 1e-6).unwrap();
             assert_eq!(all(&x, Some(InputNorm { weight: &norm_weight, eps: 1e-6 })), all(&normed, None), "{device:?}");
@@ -179,26 +251,26 @@ fn rejects_operands_that_do_not_match() {
     for device in [Device::cpu(1), Device::dry(Kernels::Cuda)] {
         let cx = Cx::inference(&device, DType::F32);
         let of = |shape: &[usize]| Tensor::empty(&device, shape, DType::F32, MemoryCategory::Weights).unwrap();
-        let int8 = |shape| Int8Weight::uninitialised(&device, shape).unwrap();
+        let int8 = |shape| PackedWeight::int8(&device, shape).unwrap();
         let fails = |r: Result<Tensor>, words: &str| {
             let e = r.unwrap_err().to_string();
             assert!(e.contains(words), "{words} in {e}");
         };
         let (x, w, short) = (of(&[2, 4]), int8([3, 4]), int8([3, 5]));
-        fails(int8_linear(&cx, &x, &short, None, None), "weight has shape [3, 5], but the last dimension of x is 4");
-        fails(int8_logits(&cx, &x, &short), "weight has shape [3, 5], but the last dimension of x is 4");
-        fails(int8_linear(&cx, &x, &w, Some(&of(&[4])), None), "bias has shape [4], expected [3]");
-        fails(int8_linear(&cx, &x, &w, None, Some(&of(&[2, 4]))), "expected [2, 3]");
-        fails(int8_swiglu(&cx, &x, None, &w, &short), "up has shape [3, 5], expected [3, 4]");
+        fails(packed_linear(&cx, &x, &short, None, None), "weight has shape [3, 5], but the last dimension of x is 4");
+        fails(packed_logits(&cx, &x, &short), "weight has shape [3, 5], but the last dimension of x is 4");
+        fails(packed_linear(&cx, &x, &w, Some(&of(&[4])), None), "bias has shape [4], expected [3]");
+        fails(packed_linear(&cx, &x, &w, None, Some(&of(&[2, 4]))), "expected [2, 3]");
+        fails(packed_swiglu(&cx, &x, None, &w, &short), "up has shape [3, 5], expected [3, 4]");
         let norm = Some(InputNorm { weight: &of(&[5]), eps: 1e-6 });
-        fails(int8_swiglu(&cx, &x, norm, &w, &w), "[5]");
+        fails(packed_swiglu(&cx, &x, norm, &w, &w), "[5]");
         let training = Cx::training(&device, DType::F32);
-        fails(int8_linear(&training, &x.needing_grad(), &w, None, None), "x needs a gradient");
-        let large = int8([40, 2]);
-        for (first, elements, scales) in [(0, 6, 1), (0, 4, 2), (8, 64, 32), (16, 32, 16), (16, 50, 25), (48, 32, 16)] {
-            let done = large.write_rows(first, &vec![0; elements], &vec![1.0; scales]);
+        fails(packed_linear(&training, &x.needing_grad(), &w, None, None), "x needs a gradient");
+        let large = int8([80, 2]);
+        for (first, elements, scales) in [(0, 6, 1), (0, 4, 2), (8, 64, 32), (32, 64, 32), (32, 50, 25), (96, 64, 32)] {
+            let done = large.write_int8_rows(first, &vec![0; elements], &vec![1.0; scales]);
             // Only the fourth one is right.
-            assert_eq!(done.is_ok(), (first, elements, scales) == (16, 32, 16), "{first} {elements} {scales}");
+            assert_eq!(done.is_ok(), (first, elements, scales) == (32, 64, 32), "{first} {elements} {scales}");
             assert!(done.is_ok() || done.unwrap_err().to_string().contains(&format!("rows {first} .. ")));
         }
     }

@@ -1,0 +1,336 @@
+//! Matrix products with a weight in a layout of its own, for inference:
+//!
+//! - int8 with one scale for each output, `y[r, n] = scale[n] · Σ x[r, k] q[n, k]`;
+//! - bf16 in groups of rows, on the CPU alone. Products have the bits of [`super::linear`] and read the weight as one
+//!   stream of memory.
+//!
+//! Activations keep their dtype, and sums are f32. On the CPU one product serves prefill and decode
+//! ([`reel_kernels::matmul`]). On a GPU the skinny kernel computes products with any number of rows; it reads the weight
+//! again for every 32 of them (16 in f32). So the bits of a row do not depend on the other rows on either. No op here has
+//! a backward rule.
+
+use half::bf16;
+use reel_kernels::matmul::{BF16_GROUP, INT8_GROUP, Matmul, Operand, bf16_groups, cpu, int8_groups};
+use reel_kernels::skinny::{self, JoinedParams, Params, WeightFormat};
+use reel_kernels::{Addr, DType, Launch};
+
+use super::linear::add_lora_output;
+use super::lora_rows::{RowAdapters, add_row_adapters};
+use super::skinny::{InputNorm, products_of};
+use super::{Lora, add, rows_cols, size, swiglu, want_dtype, want_shape};
+use crate::device::{Device, Kernels, MemoryCategory, in_op};
+use crate::error::{Result, shape_error};
+use crate::tensor::cx::Cx;
+use crate::tensor::{Tensor, format_shape};
+
+/// A weight `[N, K]` in the layout of the device's kernels for inference.
+#[derive(Clone, Debug)]
+pub struct PackedWeight {
+    shape: [usize; 2],
+    /// i8: `[N, K]` for CUDA; `[N / 16, K, 16]` for the CPU. bf16: `[N / 32, K / 2, 32, 2]`.
+    elements: Tensor,
+    /// f32 `[N]`, of int8.
+    scales: Option<Tensor>,
+}
+
+impl PackedWeight {
+    /// Rows that are written together: all but the last call of a `write` function write a multiple of them.
+    pub const ROWS: usize = BF16_GROUP;
+
+    /// An int8 weight whose elements are not initialised.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn int8(device: &Device, shape: [usize; 2]) -> Result<PackedWeight> {
+        let [n, k] = shape;
+        let stored = if device.kernels() == Kernels::Cpu { [n.div_ceil(INT8_GROUP), k * INT8_GROUP] } else { shape };
+        let elements = Tensor::empty(device, &stored, DType::I8, MemoryCategory::Weights)?;
+        let scales = Tensor::empty(device, &[n], DType::F32, MemoryCategory::Weights)?;
+        Ok(PackedWeight { shape, elements, scales: Some(scales) })
+    }
+
+    /// A bf16 weight whose elements are not initialised.
+    ///
+    /// # Errors
+    /// The device is not a CPU; out of memory.
+    pub fn bf16(device: &Device, shape: [usize; 2]) -> Result<PackedWeight> {
+        if device.kernels() != Kernels::Cpu {
+            return Err(shape_error(
+                "bf16 weight",
+                "only a CPU reads bf16 weights in groups of rows; use plain weights",
+            ));
+        }
+        let [n, k] = shape;
+        let stored = [n.div_ceil(BF16_GROUP), BF16_GROUP * k.next_multiple_of(2)];
+        let elements = Tensor::empty(device, &stored, DType::BF16, MemoryCategory::Weights)?;
+        Ok(PackedWeight { shape, elements, scales: None })
+    }
+
+    /// Whether products on this device read bf16 weights in groups of rows faster than plain ones.
+    pub fn suits_bf16(device: &Device) -> bool {
+        device.kernels() == Kernels::Cpu && cpu::reads_groups_faster()
+    }
+
+    /// Writes some rows of an int8 weight, `rows` as `[R, K]` and `scales` as `[R]`. Several threads may write
+    /// different rows.
+    ///
+    /// # Errors
+    /// The weight is not int8. Rows that do not begin at a multiple of [`PackedWeight::ROWS`], that end neither there nor
+    /// with the last row, or that are not in the weight.
+    pub fn write_int8_rows(&self, first: usize, rows: &[i8], scales: &[f32]) -> Result<()> {
+        let count = scales.len();
+        self.check_rows(DType::I8, first, count, rows.len())?;
+        let Some(own_scales) = self.scales.as_ref().filter(|_| count > 0) else { return Ok(()) };
+        match self.elements.device().kernels() {
+            Kernels::Cpu => {
+                let groups = self.elements.rows(first / INT8_GROUP, count.div_ceil(INT8_GROUP))?;
+                groups.write(&int8_groups(rows, count, self.shape[1]))?;
+            }
+            Kernels::Cuda => self.elements.rows(first, count)?.write(rows)?,
+        }
+        own_scales.rows(first, count)?.write(scales)
+    }
+
+    /// Writes `count` rows of a bf16 weight, `rows` as `[count, K]`. Several threads may write different rows.
+    ///
+    /// # Errors
+    /// The weight is not bf16; else as [`PackedWeight::write_int8_rows`].
+    pub fn write_bf16_rows(&self, first: usize, rows: &[bf16], count: usize) -> Result<()> {
+        self.check_rows(DType::BF16, first, count, rows.len())?;
+        if count == 0 {
+            return Ok(());
+        }
+        let groups = self.elements.rows(first / BF16_GROUP, count.div_ceil(BF16_GROUP))?;
+        groups.write(&bf16_groups(rows, count, self.shape[1]))
+    }
+
+    /// Checks that rows of this dtype may be written.
+    fn check_rows(&self, dtype: DType, first: usize, count: usize, elements: usize) -> Result<()> {
+        let [n, k] = self.shape;
+        let end = first.saturating_add(count);
+        let ends = end == n || (end < n && end.is_multiple_of(Self::ROWS));
+        if dtype == self.elements.dtype() && elements == count * k && first.is_multiple_of(Self::ROWS) && ends {
+            return Ok(());
+        }
+        let text = format!(
+            "{elements} {dtype} elements cannot be written as rows {first} .. {end} of a {} weight of shape {:?}",
+            self.elements.dtype(),
+            self.shape
+        );
+        Err(shape_error("packed weight", text))
+    }
+
+    /// `[N, K]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// Whether the weight is int8.
+    pub fn is_int8(&self) -> bool {
+        self.scales.is_some()
+    }
+
+    /// The tensors that hold the weight: the elements in the device's layout, and the scales of int8.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.elements].into_iter().chain(&self.scales)
+    }
+
+    /// The address of the scales; null if the weight is bf16.
+    fn scales(&self) -> Addr {
+        self.scales.as_ref().map_or(Addr::NULL, Tensor::addr)
+    }
+}
+
+/// `x wᵀ + b + residual`: x `[.., K]`, w `[N, K]`, b `[N]`, residual `[.., N]` give `[.., N]` in the dtype of x.
+pub fn packed_linear(
+    cx: &Cx,
+    x: &Tensor,
+    w: &PackedWeight,
+    b: Option<&Tensor>,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    let _op = in_op("packed_linear");
+    const OP: &str = "packed_linear";
+    let shape = check(cx, OP, x, w)?;
+    if let Some(r) = residual {
+        want_shape(OP, "residual", r, &shape, "the shape of the result")?;
+        want_dtype(OP, "residual", r, x.dtype())?;
+    }
+    if let Some(b) = b {
+        want_shape(OP, "bias", b, &w.shape[..1], "the rows of the weight")?;
+        want_dtype(OP, "bias", b, x.dtype())?;
+    }
+    let address = |t: Option<&Tensor>| t.map_or(Addr::NULL, Tensor::addr);
+    let y = cx.empty(&shape, x.dtype())?;
+    if cx.device().kernels() == Kernels::Cuda {
+        let params = Params { bias: address(b), residual: address(residual), ..params(OP, x, w, &y)? };
+        cx.launch(&skinny::linear(x.dtype(), WeightFormat::Int8, &params))?;
+        return Ok(y);
+    }
+    cx.launch(&Launch::Matmul(Matmul { bias: address(b), ..product(OP, x, w, &y)? }))?;
+    residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
+}
+
+/// Three products of the same x, after its norm, each with the bits of [`packed_linear`]: weights `[Ni, K]` and biases
+/// `[Ni]` give `[.., Ni]` each. On a GPU they are one launch.
+pub fn packed_linear_joined(
+    cx: &Cx,
+    x: &Tensor,
+    norm: Option<InputNorm>,
+    layers: [(&PackedWeight, Option<&Tensor>); 3],
+) -> Result<[Tensor; 3]> {
+    let _op = in_op("packed_linear_joined");
+    const OP: &str = "packed_linear_joined";
+    if cx.device().kernels() == Kernels::Cpu {
+        let x = InputNorm::apply(norm, cx, x)?;
+        return products_of(layers, |(w, b)| packed_linear(cx, &x, w, b, None));
+    }
+    let (norm, eps) = InputNorm::params(norm, OP, x)?;
+    let products = products_of(layers, |(w, b)| {
+        let y = cx.empty(&check(cx, OP, x, w)?, x.dtype())?;
+        if let Some(b) = b {
+            want_shape(OP, "bias", b, &w.shape[..1], "the rows of the weight")?;
+            want_dtype(OP, "bias", b, x.dtype())?;
+        }
+        Ok((Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..params(OP, x, w, &y)? }, y))
+    })?;
+    cx.launch(&skinny::joined(x.dtype(), WeightFormat::Int8, &JoinedParams::of(products.each_ref().map(|(p, _)| *p))))?;
+    Ok(products.map(|(_, y)| y))
+}
+
+/// [`packed_linear`] with a LoRA adapter in the dtype of x: adds `scale · (x · downᵀ) · upᵀ`.
+pub fn packed_lora_linear(
+    cx: &Cx,
+    x: &Tensor,
+    w: &PackedWeight,
+    b: Option<&Tensor>,
+    lora: &Lora,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    let _op = in_op("packed_lora_linear");
+    let y = packed_linear(cx, x, w, b, None)?;
+    add_lora_output(cx, x, lora, &y)?;
+    residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
+}
+
+/// [`packed_linear`] with a LoRA adapter of its own for each row. A row has the bits that [`packed_lora_linear`] gives it
+/// with its adapter, and those of [`packed_linear`] without one.
+pub fn packed_linear_with_row_adapters(
+    cx: &Cx,
+    x: &Tensor,
+    w: &PackedWeight,
+    b: Option<&Tensor>,
+    adapters: RowAdapters,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    let _op = in_op("packed_linear_with_row_adapters");
+    let y = packed_linear(cx, x, w, b, None)?;
+    add_row_adapters(cx, x, adapters, &y)?;
+    residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
+}
+
+/// `silu(x gateᵀ) · (x upᵀ)`, for the norm of x if there is one: x `[M, K]`, gate and up `[N, K]` give `[M, N]`.
+pub fn packed_swiglu(
+    cx: &Cx,
+    x: &Tensor,
+    norm: Option<InputNorm>,
+    gate: &PackedWeight,
+    up: &PackedWeight,
+) -> Result<Tensor> {
+    let _op = in_op("packed_swiglu");
+    const OP: &str = "packed_swiglu";
+    if gate.shape != up.shape {
+        let text = format!("up has shape {:?}, expected {:?} (the shape of gate)", up.shape, gate.shape);
+        return Err(shape_error(OP, text));
+    }
+    if cx.device().kernels() == Kernels::Cpu {
+        let x = InputNorm::apply(norm, cx, x)?;
+        return swiglu(cx, &packed_linear(cx, &x, gate, None, None)?, &packed_linear(cx, &x, up, None, None)?);
+    }
+    let (norm, eps) = InputNorm::params(norm, OP, x)?;
+    let y = cx.empty(&check(cx, OP, x, gate)?, x.dtype())?;
+    let second = Params { w2: up.elements.addr(), scale2: up.scales(), ..params(OP, x, gate, &y)? };
+    let params = Params { norm, eps, ..second };
+    cx.launch(&skinny::swiglu(x.dtype(), WeightFormat::Int8, &params))?;
+    Ok(y)
+}
+
+/// Logits `x wᵀ`, always f32: x `[M, K]`, w `[V, K]` give `[M, V]`.
+pub fn packed_logits(cx: &Cx, x: &Tensor, w: &PackedWeight) -> Result<Tensor> {
+    let _op = in_op("packed_logits");
+    const OP: &str = "packed_logits";
+    let y = cx.empty(&check(cx, OP, x, w)?, DType::F32)?;
+    if cx.device().kernels() == Kernels::Cuda {
+        cx.launch(&skinny::logits(x.dtype(), WeightFormat::Int8, &params(OP, x, w, &y)?))?;
+    } else {
+        cx.launch(&Launch::Matmul(product(OP, x, w, &y)?))?;
+    }
+    Ok(y)
+}
+
+/// Checks that x `[.., K]` fits to the weight and that nothing is to be trained through it; returns the shape of the
+/// result.
+fn check(cx: &Cx, op: &'static str, x: &Tensor, w: &PackedWeight) -> Result<Vec<usize>> {
+    let (_, k) = rows_cols(op, "x", x)?;
+    if k != w.shape[1] {
+        let text = format!(
+            "weight has shape {}, but the last dimension of x is {k}; was a wrong shard loaded?",
+            format_shape(&w.shape)
+        );
+        return Err(shape_error(op, text));
+    }
+    if cx.is_training() && x.needs_grad() {
+        return Err(shape_error(
+            op,
+            "x needs a gradient, which a packed weight has no rule for; load the model for training",
+        ));
+    }
+    let mut shape = x.shape().to_vec();
+    shape.pop();
+    shape.push(w.shape[0]);
+    Ok(shape)
+}
+
+/// The CPU's product `y = x wᵀ`.
+fn product(op: &'static str, x: &Tensor, w: &PackedWeight, y: &Tensor) -> Result<Matmul> {
+    let (m, k) = rows_cols(op, "x", x)?;
+    size(op, m)?;
+    let operand = |t: &Tensor| Operand { addr: t.addr(), dtype: t.dtype(), transposed: false };
+    Ok(Matmul {
+        m,
+        n: w.shape[0],
+        k,
+        a: operand(x),
+        b: operand(&w.elements),
+        b_scale: w.scales(),
+        b_grouped: !w.is_int8(),
+        c: y.addr(),
+        c_dtype: y.dtype(),
+        bias: Addr::NULL,
+        accumulate: false,
+        scale: 1.0,
+    })
+}
+
+/// The skinny kernel's parameters for `y = x wᵀ` with an int8 weight: a GPU has no others.
+fn params(op: &'static str, x: &Tensor, w: &PackedWeight, y: &Tensor) -> Result<Params> {
+    let (m, k) = rows_cols(op, "x", x)?;
+    Ok(Params {
+        x: x.addr(),
+        w: w.elements.addr(),
+        w2: Addr::NULL,
+        scale: w.scales(),
+        scale2: Addr::NULL,
+        bias: Addr::NULL,
+        residual: Addr::NULL,
+        norm: Addr::NULL,
+        y: y.addr(),
+        m: size(op, m)?,
+        n: size(op, w.shape[0])?,
+        k: size(op, k)?,
+        eps: 0.0,
+    })
+}
+
+#[cfg(test)]
+mod tests;
