@@ -61,7 +61,7 @@ impl QuantizeFlag {
 pub enum WeightPlace {
     /// In their files, which are memory-mapped: ready at once, and shared with other processes
     Mapped,
-    /// In memory of the process, on large pages: decoding reads them faster
+    /// In memory of the process, on large pages, and in the layout of the products: they are read faster
     Copied,
 }
 

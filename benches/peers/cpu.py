@@ -36,13 +36,15 @@ sys.path = [p for p in sys.path if os.path.abspath(p or ".") != os.path.dirname(
 
 PREFILL, CONTEXT, STEPS, FRAMES, SIDE, TEXT = 512, 64, 8, 16, 224, 64
 # Each work: reel's dtype, what `reel bench` measures with which options, and the peers.
+# reel copies its weights into memory, as `reel serve` and every peer do.
+COPIED = ["--weights", "copied"]
 WORKS = {
-    **{f"prefill_{d}": (d, ["prefill", "--tokens", str(PREFILL)], ["transformers", "openvino"]) for d in ("f32", "bf16")},
-    # reel copies its weights into memory, as `reel serve` and every peer do.
+    **{f"prefill_{d}": (d, ["prefill", "--tokens", str(PREFILL), *COPIED], ["transformers", "openvino"])
+       for d in ("f32", "bf16")},
     **{f"decode_bf16_{b}": ("bf16", ["decode", "--batch", str(b), "--tokens", str(STEPS), "--context", str(CONTEXT),
-                                     "--weights", "copied"], ["transformers", "openvino"]) for b in (1, 8, 32)},
-    **{f"video_{d}": (d, ["prefill", "--tokens", str(TEXT), "--frames", str(FRAMES), "--frame-size", f"{SIDE}x{SIDE}"],
-                      ["transformers"]) for d in ("f32", "bf16")},
+                                     *COPIED], ["transformers", "openvino"]) for b in (1, 8, 32)},
+    **{f"video_{d}": (d, ["prefill", "--tokens", str(TEXT), "--frames", str(FRAMES), "--frame-size", f"{SIDE}x{SIDE}",
+                          *COPIED], ["transformers"]) for d in ("f32", "bf16")},
     "train_f32": ("f32", ["train", "--tokens", str(PREFILL), "--gradient-checkpointing", "none"], ["transformers"]),
     "train_bf16": ("bf16", ["train", "--tokens", str(PREFILL), "--gradient-checkpointing", "none"],
                    ["transformers_autocast", "transformers_bf16"]),

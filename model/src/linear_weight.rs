@@ -1,4 +1,4 @@
-//! The weight of a linear layer of the decoder: in the dtype of the model, plain or packed for inference on a CPU, or
+//! The weight of a linear layer: in the dtype of the model, plain or packed for inference on a CPU; in the decoder also
 //! quantised to int8.
 
 use std::borrow::Cow;
@@ -10,7 +10,7 @@ use reel_runtime::{Cx, DType, Device, Tensor};
 
 use crate::checkpoint::{Checkpoint, StoredDType, TensorView};
 use crate::error::{ModelError, Result};
-use crate::weights::{WeightLoader, WeightSource, widen_to_f32};
+use crate::weights::{WeightLoader, WeightSource, Width, widen_to_f32};
 
 /// How the weights of the decoder's linear layers and of the output layer are stored. The vision tower, embeddings,
 /// norms, biases and LoRA adapters always have the dtype of the model.
@@ -43,18 +43,14 @@ pub(crate) enum Weight {
 }
 
 impl Weight {
-    /// Loads tensor `name`: quantised if the loader says so; packed if the loader copies bf16 weights that are not
-    /// trained, and the device reads packed ones faster.
+    /// Loads tensor `name`: quantised if the loader says so, else as [`Weight::load_unquantized`] does.
     ///
     /// # Errors
     /// The tensor is missing or has another shape, or has a NaN or an infinity that would have to be quantised; out of
     /// memory.
     pub(crate) fn load(from: &WeightLoader, name: &str, shape: [usize; 2]) -> Result<Weight> {
         Ok(match (from.quantization, from.source) {
-            (Quantization::None, WeightSource::Files(files)) if from.packs(files, name) => {
-                Weight::Packed(pack(from.device, files, name, shape)?)
-            }
-            (Quantization::None, _) => Weight::Dense(from.load(name, &shape, &shape)?),
+            (Quantization::None, _) => Weight::load_unquantized(from, name, shape.map(Width::from))?,
             (Quantization::Int8, WeightSource::Files(files)) => {
                 Weight::Packed(quantize(from.device, files, name, shape)?)
             }
@@ -62,6 +58,21 @@ impl Weight {
                 Weight::Packed(PackedWeight::int8(from.device, shape)?)
             }
         })
+    }
+
+    /// Loads tensor `name`: packed if the loader copies bf16 weights that are not trained and the device reads packed ones
+    /// faster; filled up with zeros where a width says so.
+    ///
+    /// # Errors
+    /// The tensor is missing or has another shape; out of memory.
+    pub(crate) fn load_unquantized(from: &WeightLoader, name: &str, widths: [Width; 2]) -> Result<Weight> {
+        let is_filled_up = widths.iter().any(|width| width.stored != width.padded);
+        match from.source {
+            WeightSource::Files(files) if !is_filled_up && from.packs(files, name) => {
+                Ok(Weight::Packed(pack(from.device, files, name, widths.map(|width| width.stored))?))
+            }
+            _ => Ok(Weight::Dense(from.load_padded(name, &widths)?)),
+        }
     }
 
     /// The tensors that hold the weight.

@@ -190,7 +190,7 @@ impl WeightLoader<'_> {
         Ok((joined, each))
     }
 
-    /// Whether linear layers read tensor `name` faster if it is packed: bf16 that is copied in any case, and not trained.
+    /// Whether a linear layer reads tensor `name` faster if it is packed: bf16 that is copied in any case and not trained.
     pub(crate) fn packs(&self, files: &Checkpoint, name: &str) -> bool {
         let is_bf16 = || files.tensor(name).is_some_and(|view| view.dtype == StoredDType::Bf16);
         files.is_copied() && !(self.trainable)(name) && PackedWeight::suits_bf16(self.device) && is_bf16()

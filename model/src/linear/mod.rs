@@ -81,11 +81,11 @@ impl Linear {
         has_bias: bool,
     ) -> Result<Linear> {
         let (rows, cols) = (out_features.into(), in_features.into());
-        let weight = Weight::Dense(from.load_padded(&format!("{name}.weight"), &[rows, cols])?);
+        let weight = Weight::load_unquantized(from, &format!("{name}.weight"), [rows, cols])?;
         Self::with_weight(from, name, weight, rows, has_bias)
     }
 
-    /// [`Linear::load`] for a layer of the decoder, which may be quantised or packed for inference.
+    /// [`Linear::load`] for a layer of the decoder, which may be quantised.
     pub(crate) fn load_decoder(
         from: &WeightLoader,
         name: &str,

@@ -18,8 +18,8 @@ use crate::matmul::BF16_GROUP;
 
 /// Words of one pair along k of a group.
 const LANES: usize = BF16_GROUP;
-/// Words from a read to what is prefetched meanwhile (4 KiB).
-const AHEAD: usize = 1024;
+/// Words from a read to what is prefetched meanwhile (8 KiB).
+const AHEAD: usize = 2048;
 
 /// The address of the pairs of unit `unit` of rows `row ..`, which lie in one group. The unit is a pair, or one of the
 /// two elements of a pair.
