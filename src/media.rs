@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -9,7 +10,7 @@ use clap::Args;
 use reel_diagnostic::input;
 use reel_media::MediaError;
 use reel_media::profile::{MediaOverrides, MediaProfile};
-use reel_media::worker::{self, DecodeWorker};
+use reel_media::worker::{self, DecodeWorker, FrameCache};
 use reel_model::input::fetch::{MediaAccess, RemoteMedia};
 use reel_train::run_folder::output::RUN_FILE;
 use serde::{Deserialize, Serialize};
@@ -178,8 +179,18 @@ impl Default for WorkerFlags {
     }
 }
 
+/// Maximum bytes of decoded frames that are kept for later requests (256 MiB).
+const MAX_FRAMES: usize = 256 << 20;
+
+/// The frames that all decoders of this process keep.
+fn frame_cache() -> Arc<FrameCache> {
+    static CACHE: OnceLock<Arc<FrameCache>> = OnceLock::new();
+    CACHE.get_or_init(|| Arc::new(FrameCache::new(MAX_FRAMES))).clone()
+}
+
 impl WorkerFlags {
-    /// Creates a decoder that decodes each media file in a worker process of this program, within these limits.
+    /// Creates a decoder that decodes each media file in a worker process of this program, within these limits. Frames
+    /// are kept in a cache that all decoders of this process share.
     pub fn decode_worker(&self, common: &CommonOptions) -> Result<DecodeWorker> {
         let mut decoder = DecodeWorker::from_this_program();
         decoder.timeout = self.timeout()?;
@@ -187,6 +198,7 @@ impl WorkerFlags {
             return Err(bad_usage("--media-memory", "is 0, which no file can be decoded in", "give MiB, 1 or more"));
         }
         decoder.memory_mib = self.media_memory;
+        decoder.cache = Some(frame_cache());
         if common.threads.is_some() {
             decoder.threads = common.threads()?;
         }

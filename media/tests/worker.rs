@@ -5,13 +5,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_media::frames::FrameView;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::video::{self, DecodedVideo};
-use reel_media::worker::{self, DecodeWorker};
+use reel_media::worker::{self, DecodeWorker, FrameCache};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
-    let tests: [(&str, fn()); 12] = [
+    let tests: [(&str, fn()); 13] = [
         ("worker_frames_equal_in_process_frames", worker_frames_equal_in_process_frames),
         ("resized_frames_equal_torch_bicubic", resized_frames_equal_torch_bicubic),
         ("worker_errors_reach_the_caller", worker_errors_reach_the_caller),
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         ("paths_may_contain_any_bytes", paths_may_contain_any_bytes),
         ("worker_dies_with_its_caller", worker_dies_with_its_caller),
         ("one_server_serves_many_videos", one_server_serves_many_videos),
+        ("kept_frames_need_no_worker", kept_frames_need_no_worker),
     ];
     let wanted = args.iter().skip(1).find(|a| !a.starts_with('-'));
     for (name, test) in tests {
@@ -342,6 +344,24 @@ fn one_server_serves_many_videos() {
     one_line(late.probe(&clip("vp9.webm")).unwrap_err(), &["timed out"]);
     probe();
     assert!(servers().len() == 1 && servers() != second);
+}
+
+/// A request whose frames are in the cache gets the same frames without a worker. Frames in their original size, other
+/// requests, and requests without a cache need one.
+fn kept_frames_need_no_worker() {
+    let cache = Some(Arc::new(FrameCache::new(16 << 20)));
+    let decoder = DecodeWorker { cache, ..DecodeWorker::new(me()) };
+    let o = MediaOverrides { nframes: Some(4), ..Default::default() };
+    let (path, profile) = (clip("vp9.webm"), MediaProfile::Qwen);
+    let first = decoder.decode_resized(&path, profile, &o).unwrap();
+    same(&first, &DecodeWorker::new(me()).decode_resized(&path, profile, &o).unwrap());
+    let nowhere = DecodeWorker { exe: "/no/such/program".into(), args: Vec::new(), ..decoder };
+    same(&first, &nowhere.decode_resized(&path, profile, &o).unwrap());
+    let refused = |decoded: reel_media::Result<DecodedVideo>| one_line(decoded.unwrap_err(), &["/no/such/program"]);
+    refused(nowhere.decode(&path, profile, &o));
+    refused(nowhere.decode_resized(&path, profile, &MediaOverrides::default()));
+    refused(nowhere.decode_resized(&clip("h264_vfr.mp4"), profile, &o));
+    refused(DecodeWorker { cache: None, ..nowhere.clone() }.decode_resized(&path, profile, &o));
 }
 
 fn until<T>(mut found: impl FnMut() -> Option<T>) -> T {

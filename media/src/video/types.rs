@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::MediaError;
 use crate::profile::{MediaOverrides, MediaProfile};
@@ -22,7 +23,7 @@ pub struct VideoInfo {
 }
 
 /// Selected frames of a video, decoded. Serialized without the pixels.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct DecodedVideo {
     /// Pixels, u8 RGB `[T, height, width, 3]`.
     #[serde(skip)]
@@ -42,12 +43,14 @@ pub struct DecodedVideo {
 }
 
 /// The pixels of decoded frames.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum PixelBuffer {
     /// Pixels in the memory of this process.
     Owned(Vec<u8>),
-    /// In shared memory that a worker process filled; unmapped when dropped.
-    Shared(memmap2::Mmap),
+    /// In shared memory that a worker process filled; unmapped when the last copy is dropped.
+    Shared(Arc<memmap2::Mmap>),
+    /// Pixels in the memory of this process that a [`FrameCache`](crate::worker::FrameCache) may hold, too.
+    Counted(Arc<[u8]>),
 }
 
 impl Default for PixelBuffer {
@@ -64,6 +67,7 @@ impl Deref for PixelBuffer {
         match self {
             Self::Owned(bytes) => bytes,
             Self::Shared(map) => map,
+            Self::Counted(bytes) => bytes,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use memmap2::Mmap;
@@ -10,6 +11,7 @@ use reel_diagnostic::Diagnostic;
 use reel_diagnostic::input::UnsuitableFile;
 use rustix::fs::{MemfdFlags, SealFlags};
 
+use super::frame_cache::{FrameCache, FrameKey};
 use super::process::{self, WorkerCommand};
 use super::protocol::{WorkerJob, WorkerReply, WorkerRequest, path_to_bytes};
 use crate::profile::{MediaOverrides, MediaProfile};
@@ -38,6 +40,8 @@ pub struct DecodeWorker {
     pub memory_mib: u64,
     /// Number of decoding threads.
     pub threads: usize,
+    /// Keeps the frames of [`DecodeWorker::decode_resized`] for later requests; `None` decodes each time.
+    pub cache: Option<Arc<FrameCache>>,
 }
 
 impl DecodeWorker {
@@ -49,6 +53,7 @@ impl DecodeWorker {
             timeout: DEFAULT_DECODE_TIMEOUT,
             memory_mib: DEFAULT_DECODE_MEMORY_MIB,
             threads: DecodeLimits::default().threads,
+            cache: None,
         }
     }
 
@@ -78,7 +83,8 @@ impl DecodeWorker {
         self.decode_at_size(path, profile, overrides, DecodedFrameSize::Original)
     }
 
-    /// Decodes the frames that `profile` and `overrides` select, resized by their pixel limits inside the worker.
+    /// Decodes the frames that `profile` and `overrides` select, resized by their pixel limits inside the worker; or
+    /// takes them from the cache.
     ///
     /// # Errors
     /// Those of [`DecodeWorker::decode`], and a video that cannot be resized to the pixel limits.
@@ -88,7 +94,13 @@ impl DecodeWorker {
         profile: MediaProfile,
         overrides: &MediaOverrides,
     ) -> Result<DecodedVideo> {
-        self.decode_at_size(path, profile, overrides, DecodedFrameSize::Resized)
+        let decode = || self.decode_at_size(path, profile, overrides, DecodedFrameSize::Resized);
+        let Some(cache) = &self.cache else { return decode() };
+        let Some(key) = FrameKey::new(path, profile, overrides) else { return decode() };
+        match cache.get(&key) {
+            Some(video) => Ok(video),
+            None => Ok(cache.keep(key, decode()?)),
+        }
     }
 
     /// Decodes the frames that `profile` and `overrides` select, in the given size.
@@ -174,7 +186,7 @@ fn map_pixels(path: &Path, mut video: DecodedVideo, memory: &File) -> Result<Dec
     // SAFETY: the seals, which cannot be removed, fix the length and the bytes. Sealing would have failed if a writable
     // mapping were left.
     let map = unsafe { Mmap::map(memory) }.map_err(cannot_read)?;
-    video.data = PixelBuffer::Shared(map);
+    video.data = PixelBuffer::Shared(Arc::new(map));
     Ok(video)
 }
 

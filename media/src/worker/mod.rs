@@ -29,9 +29,11 @@
 #![allow(unsafe_code)]
 
 mod caller;
+mod frame_cache;
 mod process;
 mod protocol;
 mod serve;
 
 pub use caller::{DEFAULT_DECODE_MEMORY_MIB, DEFAULT_DECODE_TIMEOUT, DecodeWorker, WORKER_ARGUMENT};
+pub use frame_cache::FrameCache;
 pub use serve::{run_job, serve_jobs, worker_main};

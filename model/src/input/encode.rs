@@ -318,7 +318,7 @@ fn video_file(
     let read = options.decoder.decode_resized(path, options.profile, &keys)?;
     let data = match read.data {
         PixelBuffer::Owned(data) => data,
-        PixelBuffer::Shared(map) => map.to_vec(),
+        shared => shared.to_vec(),
     };
     let frames = FrameBuf { data, frames: read.indices.len(), height: read.height, width: read.width };
     // The second resize is that of the image processor. Most frames already have the size that it gives.

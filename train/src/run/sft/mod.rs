@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use reel_media::worker::DecodeWorker;
 use reel_model::input::{MediaOptions, ModelFolder, SecondPerGrid};
 
 use crate::data::dataset::Dataset;
@@ -109,11 +110,13 @@ pub fn open_samples(setup: &SftSetup) -> Result<SftSource> {
         )
     })?;
     let second_per_grid = if options.parity == Recipe::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
+    // The cache of samples holds the frames already.
+    let decoder = DecodeWorker { cache: None, ..setup.media.decoder.clone() };
     Ok(SftSource {
         data: Dataset::open(&options.data)?,
         bundle,
         labels,
-        media: MediaOptions { second_per_grid, ..setup.media.clone() },
+        media: MediaOptions { second_per_grid, decoder, ..setup.media.clone() },
         media_root: options.media_root(),
         parity: options.parity,
         kept: SampleCache::default(),
