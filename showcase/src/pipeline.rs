@@ -300,36 +300,39 @@ impl Demo {
             let frames = FrameView::new(frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE)?;
             Ok(encode_video(&folder.join(file), frames, &encoding)?)
         };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        // Later code needs frames only for the clips on the page; the frames of all clips would take two gigabytes.
-        let encode_all = |mut clips: Vec<Clip>, kept_frames: usize| -> Result<Vec<Clip>> {
+        // Draws and encodes clips on all cores. The frames of all clips would take two gigabytes, so each clip is drawn
+        // when its turn comes, and the frames of all but the first `kept` are dropped.
+        let make_all = |count: usize, kept: usize, draw: &(dyn Fn(usize) -> Clip + Sync)| -> Result<Vec<Clip>> {
+            let make = |i: usize| {
+                let clip = draw(i);
+                encode(&clip.file, &clip.frames)?;
+                Ok(if i < kept { clip } else { Clip { frames: Vec::new(), ..clip } })
+            };
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            let parts = (0..threads).map(|t| t * count / threads..(t + 1) * count / threads);
             std::thread::scope(|scope| {
-                let parts = clips.chunks(clips.len().div_ceil(threads).max(1));
-                let encode = &encode;
-                let mut started = Vec::new();
-                for part in parts {
-                    started
-                        .push(scope.spawn(move || part.iter().try_for_each(|clip| encode(&clip.file, &clip.frames))));
-                }
-                started.into_iter().try_for_each(|thread| match thread.join() {
-                    Ok(encoded) => encoded,
+                let make = &make;
+                let started: Vec<_> =
+                    parts.map(|part| scope.spawn(move || part.map(make).collect::<Result<Vec<Clip>>>())).collect();
+                let joined = started.into_iter().map(|thread| match thread.join() {
+                    Ok(clips) => clips,
                     Err(panic) => std::panic::resume_unwind(panic),
-                })
-            })?;
-            clips.iter_mut().skip(kept_frames).for_each(|clip| clip.frames = Vec::new());
-            Ok(clips)
+                });
+                Ok(joined.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+            })
         };
-        let make = |set: ClipSet| clips::make_clips(set, self.clip_count(set), self.seed);
-        let mut curated = encode_all(make(ClipSet::Sft), 0)?;
-        curated.extend(encode_all(clips::make_grey_clips(self.seed), 0)?);
-        let rl = encode_all(make(ClipSet::Rl), 0)?;
-        let held_out = make(ClipSet::HeldOut);
-        let shuffle = |(clip, i): (&Clip, u64)| {
-            let (file, frames) = (shuffled_file(clip), shuffle_frames(&clip.frames, self.seed, i));
-            Clip { file, frames, ..clip.clone() }
-        };
-        encode_all(shuffled_clips(&held_out).zip(0u64..).map(shuffle).collect(), 0)?;
-        let held_out = encode_all(held_out, SHOWN_CLIP_COUNT)?;
+        let make_set =
+            |set: ClipSet, kept: usize| make_all(self.clip_count(set), kept, &|i| clips::make_clip(set, i, self.seed));
+        let mut curated = make_set(ClipSet::Sft, 0)?;
+        curated.extend(make_all(clips::GREY_CLIPS, 0, &|i| clips::make_grey_clip(i, self.seed))?);
+        let rl = make_set(ClipSet::Rl, 0)?;
+        let mut held_out = make_set(ClipSet::HeldOut, self.held_out)?;
+        let shuffled: Vec<&Clip> = shuffled_clips(&held_out).collect();
+        make_all(shuffled.len(), 0, &|i| {
+            let frames = shuffle_frames(&shuffled[i].frames, self.seed, i as u64);
+            Clip { file: shuffled_file(shuffled[i]), frames, ..shuffled[i].clone() }
+        })?;
+        held_out.iter_mut().skip(SHOWN_CLIP_COUNT).for_each(|clip| clip.frames = Vec::new());
         let lines = |rows: Vec<Value>| rows.iter().map(|row| format!("{row}\n")).collect::<String>();
         let listed = curated.iter().zip(1..).map(|(clip, id)| list_row(clip, id)).collect();
         write(&self.path_in_folder(LIST_FILE), &lines(listed))?;

@@ -230,7 +230,7 @@ fn color_name(pixel: [u8; 3]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clips::{CLIP_FRAMES, CLIP_SIDE, Clip, ClipSet, GREY_CLIPS, make_clips, make_grey_clips};
+    use crate::clips::{CLIP_FRAMES, CLIP_SIDE, Clip, ClipSet, GREY_CLIPS, make_clips, make_grey_clip};
 
     /// The first and the last frame of a clip, as curation shows them.
     fn seen(clip: &Clip) -> Vec<SeenFrame> {
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn chains_about_grey_shapes_have_each_flaw_equally_often() {
-        let clips = make_grey_clips(1);
+        let clips: Vec<Clip> = (0..GREY_CLIPS).map(|i| make_grey_clip(i, 1)).collect();
         let flaws: Vec<Flaw> =
             clips.iter().filter_map(|clip| shapes_in(&seen(clip)[0].image).first().and_then(SeenShape::flaw)).collect();
         assert_eq!(flaws, Flaw::ALL.repeat(GREY_CLIPS / Flaw::ALL.len()));

@@ -1,7 +1,7 @@
 //! Synthetic video clips: a shape that moves, a shape that changes color, shapes to count.
 //!
 //! [`make_clips`] draws the clips of a set from a seed, each with a question, a chain of thought and the correct
-//! answer; [`make_grey_clips`] draws clips whose answers the stand-in for large models gets wrong.
+//! answer; [`make_grey_clip`] draws clips whose answers the stand-in for large models gets wrong.
 
 mod draw;
 
@@ -169,38 +169,36 @@ impl ClipSet {
 /// Draws the first `count` clips of a set. Tasks and answers alternate, so that all are equally frequent; everything
 /// else is random. A larger `count` adds clips and does not change the others.
 pub fn make_clips(set: ClipSet, count: usize, seed: u64) -> Vec<Clip> {
-    let split = set.name();
-    (0..count)
-        .map(|i| {
-            let mut random = ClipRandom::of_clip(split, i, seed);
-            let task = TURNS[i % TURNS.len()];
-            let earlier = (0..i).filter(|j| TURNS[j % TURNS.len()] == task).count();
-            let which = earlier % task.answer_count();
-            let (scenes, think, answer) = match task {
-                ClipTask::Motion => {
-                    let hinted = set.color_hint().map(|n| !(earlier / task.answer_count()).is_multiple_of(n));
-                    let color = hint_color(which, hinted, &mut random);
-                    motion(which, COLORS[color].1, &mut random)
-                }
-                ClipTask::Colors => colors(which, &mut random),
-                ClipTask::Count => objects(which, &mut random),
-            };
-            let frames = render(&scenes);
-            Clip { task, file: format!("{split}-{i:03}-{}.mp4", task.name()), frames, think, answer }
-        })
-        .collect()
+    (0..count).map(|i| make_clip(set, i, seed)).collect()
 }
 
-/// Draws [`GREY_CLIPS`] clips in which a grey shape moves. Each has another level of grey.
-pub fn make_grey_clips(seed: u64) -> Vec<Clip> {
-    let make = |i: usize| {
-        let mut random = ClipRandom::of_clip(GREY, i, seed);
-        let level = (GREY_LEVELS + i * GREY_STEP) as f32;
-        let (scenes, think, answer) = motion(i % DIRECTIONS.len(), [level; 3], &mut random);
-        let (task, file) = (ClipTask::Motion, format!("{GREY}-{i:03}-motion.mp4"));
-        Clip { task, file, frames: render(&scenes), think, answer }
+/// Draws clip `i` of a set, counted from 0: the clip that [`make_clips`] has at this place.
+pub fn make_clip(set: ClipSet, i: usize, seed: u64) -> Clip {
+    let split = set.name();
+    let mut random = ClipRandom::of_clip(split, i, seed);
+    let task = TURNS[i % TURNS.len()];
+    let earlier = (0..i).filter(|j| TURNS[j % TURNS.len()] == task).count();
+    let which = earlier % task.answer_count();
+    let (scenes, think, answer) = match task {
+        ClipTask::Motion => {
+            let hinted = set.color_hint().map(|n| !(earlier / task.answer_count()).is_multiple_of(n));
+            let color = hint_color(which, hinted, &mut random);
+            motion(which, COLORS[color].1, &mut random)
+        }
+        ClipTask::Colors => colors(which, &mut random),
+        ClipTask::Count => objects(which, &mut random),
     };
-    (0..GREY_CLIPS).map(make).collect()
+    let frames = render(&scenes);
+    Clip { task, file: format!("{split}-{i:03}-{}.mp4", task.name()), frames, think, answer }
+}
+
+/// Draws clip `i` of the [`GREY_CLIPS`] clips in which a grey shape moves. Each has another level of grey.
+pub fn make_grey_clip(i: usize, seed: u64) -> Clip {
+    let mut random = ClipRandom::of_clip(GREY, i, seed);
+    let level = (GREY_LEVELS + i * GREY_STEP) as f32;
+    let (scenes, think, answer) = motion(i % DIRECTIONS.len(), [level; 3], &mut random);
+    let (task, file) = (ClipTask::Motion, format!("{GREY}-{i:03}-motion.mp4"));
+    Clip { task, file, frames: render(&scenes), think, answer }
 }
 
 /// The frames of clip `i` of a set in random order, u8 RGB `[CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE, 3]`.
@@ -211,7 +209,7 @@ pub fn shuffle_frames(frames: &[u8], seed: u64, i: u64) -> Vec<u8> {
         order.swap(last, random.below(last + 1));
     }
     let bytes = CLIP_SIDE * CLIP_SIDE * 3;
-    order.iter().flat_map(|&frame| &frames[frame * bytes..(frame + 1) * bytes]).copied().collect()
+    order.iter().map(|&frame| &frames[frame * bytes..(frame + 1) * bytes]).collect::<Vec<_>>().concat()
 }
 
 /// Counter-based random numbers for one clip. They depend only on the seed and the clip's index, not on earlier
