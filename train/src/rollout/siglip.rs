@@ -14,8 +14,9 @@ use reel_rewards::{RewardError, SemanticModel};
 use reel_runtime::{DType, Device};
 use twox_hash::XxHash3_128;
 
-/// Number of frame embeddings that the cache keeps. The model so400m has 4.5 KiB per embedding.
-const MAX_CACHED_FRAMES: usize = 1024;
+/// Number of frame embeddings that the cache keeps: those of 1024 videos of 16 frames. The model so400m has 4.5 KiB per
+/// embedding, so they take at most 72 MiB.
+const MAX_CACHED_FRAMES: usize = 16 * 1024;
 
 /// A frame embedding, shared between the cache and callers.
 type Vector = Arc<[f32]>;
