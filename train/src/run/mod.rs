@@ -644,8 +644,8 @@ pub(crate) fn row_order(no_shuffle: bool, rows: &impl DataSource, seed: u64) -> 
     }
 }
 
-/// Number of threads that decode images and videos: a quarter of the CPU cores, but 1 to 8. The other cores are left
-/// for computing.
+/// Number of threads that decode images and videos: a quarter of the CPU cores, but 2 to 8. The other cores are left
+/// for computing. A single thread would leave cores idle in an evaluation of short videos, which waits for the decoder.
 pub(crate) fn decoding_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| (n.get() / 4).clamp(1, 8))
+    std::thread::available_parallelism().map_or(2, |n| (n.get() / 4).clamp(2, 8))
 }
