@@ -25,6 +25,10 @@ use super::plan::{PacketRun, has_unique_times, key_packet_index_before, plan_pac
 use crate::video::types::DecodeLimits;
 use crate::{MediaError, Result};
 
+/// Number of pixels that are decoded before a further thread saves more time than it takes: each thread has a decoder of
+/// its own, about a megabyte of memory for H.264, whose pages the worker touches for the first time.
+const MIN_PIXELS_PER_THREAD: u64 = 4 << 20;
+
 /// Upper bound of the frames that a decoder holds in memory at once: 16 reference frames and a few that its threads
 /// work on.
 const FRAMES_PER_DECODER: u64 = 24;
@@ -81,16 +85,20 @@ pub(super) fn decode_frames(
 }
 
 /// Distributes the jobs, last one first, over as many lanes (decoding threads) as the limits of threads and memory
-/// allow.
+/// allow and the number of pixels is worth.
 fn run_jobs(
     video: &VideoFile,
     target_size: Option<(usize, usize)>,
     limits: DecodeLimits,
     jobs: Vec<Job<'_>>,
 ) -> Result<()> {
-    let frame_bytes = (video.coded_size.0 as u64).saturating_mul(video.coded_size.1 as u64).saturating_mul(2);
+    let frame_pixels = (video.coded_size.0 as u64).saturating_mul(video.coded_size.1 as u64);
+    let packets: usize = jobs.iter().map(|job| job.run.end.saturating_sub(job.run.start)).sum();
+    let useful_threads = 1 + frame_pixels.saturating_mul(packets as u64) / MIN_PIXELS_PER_THREAD;
+    let frame_bytes = frame_pixels.saturating_mul(2);
     let lanes_in_memory = limits.memory_bytes / 4 / frame_bytes.saturating_mul(FRAMES_PER_DECODER).max(1);
-    let max_lanes = limits.threads.min(usize::try_from(lanes_in_memory).unwrap_or(usize::MAX)).max(1);
+    let most = usize::try_from(lanes_in_memory.min(useful_threads)).unwrap_or(usize::MAX);
+    let max_lanes = limits.threads.min(most).max(1);
     let lane_count = max_lanes.min(jobs.len()).max(1);
     // With few jobs per lane, some lanes end before others. Each decoder then gets twice its share of threads, to use
     // the cores of lanes that have ended.
