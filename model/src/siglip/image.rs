@@ -107,7 +107,8 @@ impl SiglipProcessor {
             pillow_bicubic(frame, (self.size, self.size))?
         };
         let seen = self.cropped_side();
-        Ok(square.data.chunks_exact(3 * self.size).take(seen).flat_map(|row| &row[..3 * seen]).copied().collect())
+        let rows = square.data.chunks_exact(3 * self.size).take(seen).map(|row| &row[..3 * seen]);
+        Ok(rows.collect::<Vec<_>>().concat())
     }
 }
 

@@ -143,7 +143,7 @@ pub fn with_shuffled_frames(tokens: &ModelInput, seed: u64) -> ModelInput {
     for (video, frames) in (0u32..).zip(&mut tokens.frames.videos) {
         let order = permutation(frames.frames, seed, video);
         let size = frames.height * frames.width * 3;
-        let data = order.iter().flat_map(|&f| &frames.data[f * size..(f + 1) * size]).copied().collect();
+        let data = order.iter().map(|&f| &frames.data[f * size..(f + 1) * size]).collect::<Vec<_>>().concat();
         *frames = FrameBuf { data, ..*frames };
     }
     tokens
