@@ -201,8 +201,8 @@ pub(super) mod avx512 {
                 for p in 0..whole {
                     let at = s.b.wrapping_add(p * LANES);
                     // A prefetch may name any address.
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + 16).cast());
+                    _mm_prefetch::<_MM_HINT_NTA>(at.wrapping_add(AHEAD).cast());
+                    _mm_prefetch::<_MM_HINT_NTA>(at.wrapping_add(AHEAD + 16).cast());
                     // SAFETY: the strip has pair `p` of B and the units of A that belong to it.
                     unsafe {
                         let b = [_mm512_loadu_si512(at.cast()), _mm512_loadu_si512(at.add(16).cast())];
@@ -273,9 +273,9 @@ pub(super) mod avx2 {
         for k in (0..b.k).step_by(2) {
             let at = base.wrapping_add(k / 2 * LANES);
             // A prefetch may name any address.
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+            _mm_prefetch::<_MM_HINT_NTA>(at.wrapping_add(AHEAD).cast());
             if V == 4 {
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + 16).cast());
+                _mm_prefetch::<_MM_HINT_NTA>(at.wrapping_add(AHEAD + 16).cast());
             }
             let mut units = [[_mm256_setzero_si256(); 2]; V];
             for v in 0..V {
