@@ -21,19 +21,31 @@ simd_fn! {
     }
 }
 
+/// Adds the elements to f64 sums, each to that of its index modulo the number of sums.
+#[inline(always)]
+pub(crate) fn add_to_lanes(x: &[f32], lanes: &mut [f64; LANES]) {
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for c in whole {
+        for i in 0..LANES {
+            lanes[i] += c[i] as f64;
+        }
+    }
+    for (x, lane) in rest.iter().zip(lanes) {
+        *lane += *x as f64;
+    }
+}
+
 simd_fn! {
     /// Returns `Σ e^((x − max) · scale)`, summed in f64: when one token's probability is near 1, its log-probability
     /// depends on digits that an f32 sum would drop.
     fn sum_exp(x: &[f32], max: f32, scale: f32) -> f64 {
-        let mut lanes = [0.0f64; LANES];
-        let (whole, rest) = x.as_chunks::<LANES>();
-        for c in whole {
-            for i in 0..LANES {
-                lanes[i] += exp((c[i] - max) * scale) as f64;
+        // A loop that only computes exponentials becomes code for whole vectors; with the sums in it, it did not.
+        let (mut lanes, mut buffer) = ([0.0f64; LANES], [0.0f32; 16 * LANES]);
+        for x in x.chunks(buffer.len()) {
+            for (e, x) in buffer.iter_mut().zip(x) {
+                *e = exp((*x - max) * scale);
             }
-        }
-        for (i, x) in rest.iter().enumerate() {
-            lanes[i] += exp((x - max) * scale) as f64;
+            add_to_lanes(&buffer[..x.len()], &mut lanes);
         }
         lanes.iter().sum()
     }
@@ -88,6 +100,11 @@ impl RowStats {
     /// Computes the statistics of a row in two passes over its logits.
     pub(crate) fn new(logits: &[f32], scale: f32) -> RowStats {
         State::new(logits, scale, false).row(scale)
+    }
+
+    /// The statistics of a row with this largest logit and `sum`, that of `e^((logit − max) · scale)`.
+    pub(crate) fn of_sum(max: f32, scale: f32, sum: f64) -> RowStats {
+        State { largest: max as f64, sum, moment: 0.0, target: 0.0 }.row(scale)
     }
 
     /// Returns the log-probability of the token with this logit.

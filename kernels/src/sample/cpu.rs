@@ -1,9 +1,10 @@
-//! Sampling on the CPU. Each task samples one row, in a buffer of its thread to which it copies the scores. Penalties
-//! and biases are single f32 operations, because their roundings decide the order of tokens.
+//! Sampling on the CPU. Each task samples one row, in buffers of its thread. Penalties and biases are single f32
+//! operations, because their roundings decide the order of tokens. A row without them is not copied, and the pass that
+//! computes the weights of its tokens also gives the sum for their log-probabilities.
 #![allow(unsafe_code)]
 
 use super::{PHILOX_STREAM_NUMBER, Params};
-use crate::log_prob::{RowStats, max_ignoring_nan};
+use crate::log_prob::{RowStats, add_to_lanes, max_ignoring_nan};
 use crate::simd::{LANES, exp, sum_lanes};
 use crate::view::{OutputArray, slice_at};
 use crate::{Team, philox, simd_fn};
@@ -20,7 +21,11 @@ thread_local! {
 
 /// Buffers of one thread, allocated once for the vocabulary.
 struct Scratch {
+    /// The scores, if they differ from the logits.
     scores: Vec<f32>,
+    weights: Vec<f32>,
+    /// The sums of the blocks of weights.
+    sums: Vec<f32>,
     best: Vec<f32>,
     order: Vec<u64>,
     history: Vec<usize>,
@@ -28,7 +33,14 @@ struct Scratch {
 
 impl Scratch {
     const fn new() -> Scratch {
-        Scratch { scores: Vec::new(), best: Vec::new(), order: Vec::new(), history: Vec::new() }
+        Scratch {
+            scores: Vec::new(),
+            weights: Vec::new(),
+            sums: Vec::new(),
+            best: Vec::new(),
+            order: Vec::new(),
+            history: Vec::new(),
+        }
     }
 }
 
@@ -49,12 +61,22 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// Turns scores into weights `e^((score − max) · scale)`, 0 for scores below `least`.
-    fn weigh(scores: &mut [f32], max: f32, scale: f32, least: f32) {
-        for s in scores {
-            let w = exp((*s - max) * scale);
-            *s = if *s >= least { w } else { 0.0 };
+    /// Computes the weights `e^((score − max) · scale)`, 0 for scores below `least`, and returns the sum of all before
+    /// those are 0, with the bits of [`RowStats::new`].
+    fn weigh(scores: &[f32], weights: &mut [f32], max: f32, scale: f32, least: f32) -> f64 {
+        let mut lanes = [0.0f64; LANES];
+        for (scores, weights) in scores.chunks(BLOCK).zip(weights.chunks_mut(BLOCK)) {
+            for (w, s) in weights.iter_mut().zip(scores) {
+                *w = exp((*s - max) * scale);
+            }
+            add_to_lanes(weights, &mut lanes);
+            if least > f32::NEG_INFINITY {
+                for (w, s) in weights.iter_mut().zip(scores) {
+                    *w = if *s >= least { *w } else { 0.0 };
+                }
+            }
         }
+        lanes.iter().sum()
     }
 }
 
@@ -155,11 +177,13 @@ fn keep_top_p(weights: &mut [f32], p: f32, order: &mut Vec<u64>) {
 }
 
 /// Returns the first id whose cumulative weight exceeds `u` times the total; never an id of weight 0.
-fn draw(weights: &[f32], u: f64) -> Option<usize> {
-    let target = u * total(weights);
+fn draw(weights: &[f32], u: f64, sums: &mut Vec<f32>) -> Option<usize> {
+    sums.clear();
+    sums.extend(weights.chunks(BLOCK).map(sum));
+    let target = u * sums.iter().map(|&sum| sum as f64).sum::<f64>();
     let (mut before, mut last) = (0.0f64, None);
-    for (b, block) in weights.chunks(BLOCK).enumerate() {
-        let here = sum(block) as f64;
+    for (b, (block, &here)) in weights.chunks(BLOCK).zip(&*sums).enumerate() {
+        let here = here as f64;
         if before + here > target {
             let mut cumulative = before;
             for (i, &w) in block.iter().enumerate() {
@@ -204,6 +228,18 @@ impl Settings<'_> {
     fn is_greedy(&self) -> bool {
         !(self.temperature > 0.0)
     }
+
+    /// The factor of the logits in the softmax from which the token is sampled; 1 for greedy sampling.
+    fn scale(&self) -> f32 {
+        if self.is_greedy() { 1.0 } else { 1.0 / self.temperature }
+    }
+
+    /// Whether scores may differ from logits.
+    fn changes_scores(&self) -> bool {
+        let counts = self.frequency_penalty != 0.0 || self.presence_penalty != 0.0;
+        (self.penalty != 1.0 || counts) && !self.history.is_empty()
+            || !(self.bias_ids.is_empty() && self.suppressed.is_empty() && self.allowed.is_empty())
+    }
 }
 
 fn in_vocab(ids: &[i32], vocab: usize) -> impl Iterator<Item = usize> {
@@ -216,19 +252,37 @@ fn first_equal(scores: &[f32], top: f32) -> Option<usize> {
     scores[block..].iter().position(|&x| x == top).map(|i| block + i)
 }
 
-/// Returns the token that is chosen for a row whose logits have no NaN, or `None` if no token can be sampled.
-fn choose(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<usize> {
-    let top = weights(logits, s, scratch)?;
-    if s.is_greedy() {
-        return first_equal(&scratch.scores, top);
-    }
-    draw(&scratch.scores, philox::uniform_f64(s.seed, PHILOX_STREAM_NUMBER, s.position as u32 as u64))
+/// A row's token, and the row's statistics at [`Settings::scale`] if choosing it has computed them.
+struct Choice {
+    token: usize,
+    stats: Option<RowStats>,
 }
 
-/// Fills `scratch.scores` with the values that decide the token: for greedy sampling the scores after suppression,
-/// else the weights after top-p and min-p. Returns the largest score, or `None` if no score is above −∞.
-fn weights(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<f32> {
-    let Scratch { scores, best, order, history } = scratch;
+/// Returns the token that is chosen for a row whose logits have no NaN, or `None` if no token can be sampled.
+fn choose(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<Choice> {
+    let changed = s.changes_scores();
+    let scores = if changed { scores(logits, s, &mut scratch.scores, &mut scratch.history)? } else { logits };
+    let top = max_ignoring_nan(scores);
+    if top == f32::NEG_INFINITY {
+        return None;
+    }
+    if s.is_greedy() {
+        return Some(Choice { token: first_equal(scores, top)?, stats: None });
+    }
+    let (weights, best, order) = (&mut scratch.weights, &mut scratch.best, &mut scratch.order);
+    let sum = weights_of(scores, top, s, weights, best, order);
+    let u = philox::uniform_f64(s.seed, PHILOX_STREAM_NUMBER, s.position as u32 as u64);
+    let token = draw(weights, u, &mut scratch.sums)?;
+    Some(Choice { token, stats: (!changed).then(|| RowStats::of_sum(top, s.scale(), sum)) })
+}
+
+/// Returns the row's scores, written to `scores`; `None` if one is NaN.
+fn scores<'a>(
+    logits: &[f32],
+    s: &Settings<'_>,
+    scores: &'a mut Vec<f32>,
+    history: &mut Vec<usize>,
+) -> Option<&'a [f32]> {
     scores.clear();
     scores.extend_from_slice(logits);
     penalise(scores, logits, s, history);
@@ -249,32 +303,36 @@ fn weights(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<f3
             }
         }
     }
-    if any_nan(scores) {
-        return None;
-    }
-    let top = max_ignoring_nan(scores);
-    if top == f32::NEG_INFINITY {
-        return None;
-    }
-    if s.is_greedy() {
-        return Some(top);
-    }
+    (!any_nan(scores)).then_some(scores)
+}
+
+/// Fills `weights` with those of the tokens after top-k, top-p and min-p. Returns the sum of the weights before these,
+/// relative to `top`, the largest score.
+fn weights_of(
+    scores: &[f32],
+    top: f32,
+    s: &Settings<'_>,
+    weights: &mut Vec<f32>,
+    best: &mut Vec<f32>,
+    order: &mut Vec<u64>,
+) -> f64 {
     let least = match usize::try_from(s.top_k) {
         Ok(k) if k > 0 && k < scores.len() => kth_largest(scores, k, best),
         _ => f32::NEG_INFINITY,
     };
-    weigh(scores, top, 1.0 / s.temperature, least);
+    weights.resize(scores.len(), 0.0);
+    let sum = weigh(scores, weights, top, s.scale(), least);
     if s.top_p < 1.0 {
-        keep_top_p(scores, s.top_p, order);
+        keep_top_p(weights, s.top_p, order);
     }
     if s.min_p > 0.0 {
         // min-p is relative to the largest weight, which is 1 and is always kept.
         let least = s.min_p.min(1.0);
-        for w in scores.iter_mut().filter(|w| **w < least) {
+        for w in weights.iter_mut().filter(|w| **w < least) {
             *w = 0.0;
         }
     }
-    Some(top)
+    sum
 }
 
 /// Applies the penalties to tokens of the history, rounding after each step as the formula does.
@@ -375,18 +433,26 @@ pub unsafe fn sample(p: &Params, team: &Team) {
         let chosen = if bad { None } else { SCRATCH.with_borrow_mut(|scratch| choose(logits, &settings, scratch)) };
         // SAFETY: each row has an element of its own.
         let one = unsafe { ids.part(r, 1) };
-        one[0] = chosen.map_or(-1, |id| id as i32);
-        let value = |scale| chosen.map_or(f32::NAN, |id| RowStats::new(logits, scale).log_prob(logits[id]));
+        one[0] = chosen.as_ref().map_or(-1, |choice| choice.token as i32);
+        let token = chosen.as_ref().map(|choice| choice.token);
+        // The statistics that were computed last, and their scale.
+        let mut known = chosen.and_then(|choice| choice.stats).map(|stats| (settings.scale(), stats));
+        let mut log_prob_at = |scale: f32| {
+            let Some(token) = token else { return f32::NAN };
+            if known.as_ref().is_none_or(|(of, _)| *of != scale) {
+                known = Some((scale, RowStats::new(logits, scale)));
+            }
+            known.as_ref().map_or(f32::NAN, |(_, stats)| stats.log_prob(logits[token]))
+        };
         if !p.log_prob.is_null() {
-            let scale = if temperature[r] > 0.0 { 1.0 / temperature[r] } else { 1.0 };
             // SAFETY: as above.
             let one = unsafe { log_prob.part(r, 1) };
-            one[0] = value(scale);
+            one[0] = log_prob_at(settings.scale());
         }
         if !p.raw_log_prob.is_null() {
             // SAFETY: as above.
             let one = unsafe { raw_log_prob.part(r, 1) };
-            one[0] = value(1.0);
+            one[0] = log_prob_at(1.0);
         }
         // SAFETY: each row has elements of its own.
         let (ids, log_probs) = unsafe { (top_ids.part(r * tops, tops), top_log_probs.part(r * tops, tops)) };
@@ -420,6 +486,9 @@ pub(super) fn kept_weights(logits: &[f32], s: &super::formula::Settings) -> Vec<
         allowed: &s.allowed,
     };
     let mut scratch = Scratch::new();
-    weights(logits, &settings, &mut scratch);
-    scratch.scores
+    let Some(scores) = scores(logits, &settings, &mut scratch.scores, &mut scratch.history) else { return Vec::new() };
+    let top = max_ignoring_nan(scores);
+    let mut weights = Vec::new();
+    weights_of(scores, top, &settings, &mut weights, &mut scratch.best, &mut scratch.order);
+    weights
 }

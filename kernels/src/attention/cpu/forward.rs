@@ -107,6 +107,9 @@ pub struct RowTile<'a, T> {
     pub sequence: &'a SequenceArrays<'a, T>,
     pub first: usize,
     pub rows: usize,
+    /// The tile that the same thread computes next, if known: its first keys and values are prefetched at the end of
+    /// this tile. In decoding a tile has so few keys that it would mostly wait for its own.
+    pub next: Option<&'a RowTile<'a, T>>,
 }
 
 impl<T> RowTile<'_, T> {
@@ -256,14 +259,16 @@ impl<T: Element> VectorCode for MergeTask<'_, T> {
     }
 }
 
-/// Prefetches the block of keys and values from key `start` on, if the tile needs it. The keys of one head are far
-/// apart in memory, so hardware prefetchers do not find them.
+/// Prefetches the block of keys and values from key `start` on; behind the tile's last key, the first block of the next
+/// tile. The keys of one head are far apart in memory, so hardware prefetchers do not find them.
 #[inline(always)]
 unsafe fn prefetch<V: Vector, T: Element>(tile: &RowTile<'_, T>, start: usize) {
+    let (tile, start) = match tile.next {
+        _ if start < tile.visible_key_count() => (tile, start),
+        Some(next) if next.visible_key_count() > 0 => (next, 0),
+        _ => return,
+    };
     let s = tile.sequence;
-    if start >= tile.visible_key_count() {
-        return;
-    }
     for j in 0..BLOCK_KEYS.min(tile.visible_key_count() - start) {
         let at = s.key_offset(start + j / LANES * LANES) + j % LANES * s.key_stride();
         for c in (0..s.head_dim).step_by(64 / size_of::<T>()) {

@@ -94,7 +94,7 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
         for task in 0..tasks {
             let (seq, first, rows) = tiles[task / kv_heads];
             let s = sequence(seq, task % kv_heads);
-            for index in 0..(RowTile { sequence: &s, first, rows }).segment_count() {
+            for index in 0..(RowTile { sequence: &s, first, rows, next: None }).segment_count() {
                 parts.push((task, index, offset));
                 offset += SoftmaxState::element_count(rows, s.head_dim);
             }
@@ -104,8 +104,12 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
         team.run(tasks, |task| {
             let (seq, first, rows) = tiles[task / kv_heads];
             let s = sequence(seq, task % kv_heads);
+            // A thread takes the tasks of its share in ascending order.
+            let (next_seq, next_first, next_rows) = tiles[(task + 1) % tasks / kv_heads];
+            let next = sequence(next_seq, (task + 1) % kv_heads);
+            let next = RowTile { sequence: &next, first: next_first, rows: next_rows, next: None };
             with_scratch(forward::scratch_element_count(rows, s.head_dim), |scratch| {
-                let tile = RowTile { sequence: &s, first, rows };
+                let tile = RowTile { sequence: &s, first, rows, next: Some(&next) };
                 // SAFETY: the sequence's pointers cover its rows and keys; tiles do not overlap.
                 unsafe { dispatch(isa, TileTask { tile: &tile, scratch }) }
             });
@@ -122,7 +126,7 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
         let (seq, first, rows) = tiles[task / kv_heads];
         let s = sequence(seq, task % kv_heads);
         with_scratch(forward::scratch_element_count(rows, s.head_dim), |scratch| {
-            let tile = RowTile { sequence: &s, first, rows };
+            let tile = RowTile { sequence: &s, first, rows, next: None };
             // SAFETY: the sequence's pointers cover its rows and keys; every part has a state of its own.
             unsafe { dispatch(isa, SegmentTask { tile: &tile, index, state: states.at(offset), scratch }) }
         });
@@ -133,7 +137,7 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
         let (task, offset) = firsts[i];
         let (seq, first, rows) = tiles[task / kv_heads];
         let s = sequence(seq, task % kv_heads);
-        let tile = RowTile { sequence: &s, first, rows };
+        let tile = RowTile { sequence: &s, first, rows, next: None };
         // SAFETY: the sequence's pointers cover its rows; the parts of a tile are adjacent from `offset` on, and were
         // filled above.
         unsafe { dispatch(isa, MergeTask { tile: &tile, states: states.at(offset) }) }
