@@ -239,21 +239,25 @@ pub(super) unsafe fn load_some(at: *const u8, stride: usize, rows: usize, bytes:
 }
 
 /// # Safety
-/// The processor has AVX-512 F and BW; the part lies inside the source, and `dst` has room for `[part.units][width]`.
+/// The processor has AVX-512 F and BW; the part lies inside the source, and `dst` has room for `[part.units][width]`,
+/// with a width of at most 32.
 pub(super) unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
+    if source.transposed {
+        // SAFETY: the conditions of this function.
+        return unsafe {
+            if width > 16 {
+                pack_columns::<2>(source, part, width, dst)
+            } else {
+                pack_columns::<1>(source, part, width, dst)
+            }
+        };
+    }
     for lane in (0..width).step_by(16) {
         let rows = part.rows.saturating_sub(lane).min(16);
         let part = Part { row: part.row + lane, rows, ..part };
         let lanes = (width - lane).min(16);
         // SAFETY: the part lies inside the source, and `dst` has room for it; this is at most 16 of its rows.
-        unsafe {
-            let dst = dst.add(lane);
-            if source.transposed {
-                pack_columns(source, part, width, lanes, dst);
-            } else {
-                pack_rows(source, part, width, lanes, dst);
-            }
-        }
+        unsafe { pack_rows(source, part, width, lanes, dst.add(lane)) };
     }
 }
 
@@ -329,36 +333,57 @@ unsafe fn pack_whole<const WIDENED: bool>(at: *const u8, stride: usize, width: u
     }
 }
 
+/// Number of k that [`pack_columns`] prefetches ahead.
+const COLUMNS_AHEAD: usize = 16;
+
+/// Packs a source that is stored as `[k, rows]`, with V vectors for the `width` lanes of a unit. Rows of k may be a page
+/// apart, where the processor prefetches nothing: the same lanes are prefetched some k ahead, and those of the next
+/// panel, which the same thread mostly packs next, as soon as their neighbours are read.
+///
 /// # Safety
-/// The conditions of [`pack_rows`], for a source that is stored as `[k, rows]`.
+/// The conditions of [`pack`], for a width of at most `16 * V`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn pack_columns(source: &Source, part: Part, width: usize, lanes: usize, dst: *mut u32) {
-    let mask = ((1u32 << lanes) - 1) as u16;
-    let some = ((1u32 << part.rows) - 1) as u16;
+unsafe fn pack_columns<const V: usize>(source: &Source, part: Part, width: usize, dst: *mut u32) {
+    let mask_of = |count: usize, v: usize| ((1u32 << count.saturating_sub(16 * v).min(16)) - 1) as u16;
+    let masks: [[u16; 2]; V] = std::array::from_fn(|v| [mask_of(part.rows, v), mask_of(width, v)]);
+    let (element, row_bytes) = (source.unit.element(), source.rows * source.unit.element());
+    let at = |k: usize| source.base.wrapping_add(k * row_bytes + part.row * element);
+    let each = if source.unit == Unit::Pair { 2 } else { 1 };
     for u in 0..part.units {
-        // SAFETY: `some` selects rows that exist; the second k of a pair is read only if there is one.
-        let x = unsafe {
-            let at = |k: usize| source.base.add((k * source.rows + part.row) * source.unit.element());
-            match source.unit {
-                Unit::F32 => _mm512_maskz_loadu_epi32(some, at(part.unit + u).cast()),
-                Unit::Widened => {
-                    let x = _mm256_maskz_loadu_epi16(some, at(part.unit + u).cast());
-                    _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))
-                }
-                Unit::Pair => {
-                    let k = 2 * (part.unit + u);
-                    let low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, at(k).cast()));
-                    let second = if k + 1 < source.k { some } else { 0 };
-                    let high = _mm256_maskz_loadu_epi16(second, at(k).wrapping_add(2 * source.rows).cast());
-                    _mm512_or_si512(low, _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)))
-                }
-                Unit::Int8 | Unit::Int8Pair | Unit::GroupedPair | Unit::GroupedWidened => {
-                    unreachable!("operands in groups have their own packing")
+        let k = each * (part.unit + u);
+        for i in 0..each {
+            for line in (0..width * element).step_by(64) {
+                prefetch(at(k + i + COLUMNS_AHEAD).wrapping_add(line));
+                if V == 2 {
+                    prefetch(at(k + i).wrapping_add(width * element + line));
                 }
             }
-        };
-        // SAFETY: `dst` has room for `part.units` units; the mask selects this part's lanes.
-        unsafe { _mm512_mask_storeu_epi32(dst.add(u * width).cast(), mask, x) };
+        }
+        for v in 0..V {
+            let (some, lanes) = (masks[v][0], masks[v][1]);
+            let from = |k: usize| at(k).wrapping_add(16 * v * element);
+            // SAFETY: `some` selects rows that exist; the second k of a pair is read only if there is one.
+            let x = unsafe {
+                match source.unit {
+                    Unit::F32 => _mm512_maskz_loadu_epi32(some, from(k).cast()),
+                    Unit::Widened => {
+                        let x = _mm256_maskz_loadu_epi16(some, from(k).cast());
+                        _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))
+                    }
+                    Unit::Pair => {
+                        let low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, from(k).cast()));
+                        let second = if k + 1 < source.k { some } else { 0 };
+                        let high = _mm256_maskz_loadu_epi16(second, from(k + 1).cast());
+                        _mm512_or_si512(low, _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)))
+                    }
+                    Unit::Int8 | Unit::Int8Pair | Unit::GroupedPair | Unit::GroupedWidened => {
+                        unreachable!("operands in groups have their own packing")
+                    }
+                }
+            };
+            // SAFETY: `dst` has room for `part.units` units; the mask selects this part's lanes.
+            unsafe { _mm512_mask_storeu_epi32(dst.add(u * width).wrapping_add(16 * v).cast(), lanes, x) };
+        }
     }
 }
 

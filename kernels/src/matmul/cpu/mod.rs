@@ -341,7 +341,12 @@ impl<'a, T: Element> Product<'a, T> {
             return unsafe { self.thin(thin, scratch) };
         }
         let mr = self.code.mr;
-        let rows = (PACKED_A / 4 / self.units.max(1)).max(4 * mr) / mr * mr;
+        let most = match self.direct() {
+            Some(_) => self.m,
+            None => (PACKED_A / 4 / self.units.max(1)).max(4 * mr),
+        };
+        // Every block of rows packs B again, so no block is much smaller than the others.
+        let rows = self.m.div_ceil(self.m.div_ceil(most)).next_multiple_of(mr);
         for row in (0..self.m).step_by(rows) {
             // SAFETY: the operands are valid as `Matmul` documents; the rows lie inside A.
             unsafe { self.block(row, rows.min(self.m - row), scratch) }
@@ -391,7 +396,7 @@ impl<'a, T: Element> Product<'a, T> {
     /// same few of the 64 sets of the first-level cache. Rows that are 2^i cache lines apart lie in 64 / 2^i sets.
     fn direct(&self) -> Option<&'static [Direct]> {
         let row_bytes = self.a.k * 4;
-        let is_spread = !row_bytes.is_multiple_of(64) || (row_bytes / 64).trailing_zeros() <= 4;
+        let is_spread = !row_bytes.is_multiple_of(64) || (row_bytes / 64).trailing_zeros() <= 5;
         let fits = self.a.unit == Unit::F32 && !self.a.transposed && (self.units <= DIRECT_UNITS || is_spread);
         self.code.direct.filter(|_| fits)
     }
