@@ -52,6 +52,9 @@ const TASK_ROWS: usize = 512;
 const DIRECT_UNITS: usize = 512;
 /// If each thread has at least this many tiles of A to compute, every thread gets its own rows of A.
 const OWN_TILES: usize = 4;
+/// Maximum number of bytes of B that every thread packs for itself, so that it can have its own rows of A. With dot
+/// products of bf16 pairs, reading A takes more of the time and B half as many bytes: there is no limit.
+const OWN_BYTES: usize = 1 << 20;
 /// Maximum number of bytes of A that are packed at a time.
 const PACKED_A: usize = 16 << 20;
 /// Maximum number of bytes of B that one task reads in a product with few rows of A. The task prefetches the rows
@@ -377,7 +380,9 @@ impl<'a, T: Element> Product<'a, T> {
         let threads = self.team.threads();
         // With many rows of A each thread computes its own rows of C, which are then in its cache for the next
         // launch. The cost is that every thread packs B for itself.
-        let own = if tiles >= OWN_TILES * threads { threads } else { 1 };
+        let pairs = matches!(self.b.unit, Unit::Pair | Unit::Int8Pair | Unit::GroupedPair);
+        let shares_b = !pairs && self.n * self.b.k * self.b.unit.element() > OWN_BYTES;
+        let own = if tiles >= OWN_TILES * threads && !shares_b { threads } else { 1 };
         let wide = if panels.div_ceil(2) * own >= 4 * threads || threads == 1 { 2 } else { 1 };
         let columns = panels.div_ceil(wide);
         // If there are too few columns for all threads, the rows are divided too.
