@@ -240,15 +240,15 @@ pub(super) unsafe fn load_some(at: *const u8, stride: usize, rows: usize, bytes:
 
 /// # Safety
 /// The processor has AVX-512 F and BW; the part lies inside the source, and `dst` has room for `[part.units][width]`,
-/// with a width of at most 32.
+/// with a width of at most 48.
 pub(super) unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
     if source.transposed {
         // SAFETY: the conditions of this function.
         return unsafe {
-            if width > 16 {
-                pack_columns::<2>(source, part, width, dst)
-            } else {
-                pack_columns::<1>(source, part, width, dst)
+            match width {
+                ..=16 => pack_columns::<1>(source, part, width, dst),
+                17..=32 => pack_columns::<2>(source, part, width, dst),
+                _ => pack_columns::<3>(source, part, width, dst),
             }
         };
     }

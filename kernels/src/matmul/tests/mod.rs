@@ -32,6 +32,9 @@ fn test_cases_m_n_k() -> Vec<(usize, usize, usize)> {
         (73, 33, 96),
         // Rows of f32 that lie in the same sets of a cache.
         (26, 20, 1024),
+        (26, 20, 1536),
+        // The most rows of A that a product reads B for without packing it.
+        (36, 33, 40),
     ]
 }
 
@@ -299,8 +302,8 @@ fn no_bit_depends_on_the_company() {
             }
             for dtypes in &COMBINATIONS[..SUMS] {
                 let (bias, accumulate) = (i % 2 == 1, i % 3 == 1);
-                let c =
-                    Case { m, n, k, dtypes: *dtypes, transposed: [false; 2], bias, accumulate, scale: SCALES[i % 3] };
+                let (dtypes, transposed) = (*dtypes, [i % 5 == 0, false]);
+                let c = Case { m, n, k, dtypes, transposed, bias, accumulate, scale: SCALES[i % 3] };
                 check_bits(isa, &c, 11 * i as u64 + 5).unwrap();
             }
         }
