@@ -89,7 +89,7 @@ pub struct SimRunArgs {
     #[arg(long)]
     count_only: bool,
     /// Also report a generic read whose bytes an ordered asynchronous copy then overwrites, without a proxy fence in
-    /// between
+    /// between, and a copy that completes on an mbarrier that was initialised without a fence
     #[arg(long)]
     strict_proxy: bool,
     #[command(flatten)]

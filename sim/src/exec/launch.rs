@@ -58,7 +58,8 @@ pub struct ExecOptions {
     /// Only counts instructions and memory traffic: no race checks, no matrix products.
     pub count_only: bool,
     /// Whether it is a finding (else only a note) if an asynchronous copy overwrites bytes that were read through the
-    /// generic proxy before, without a proxy fence in between.
+    /// generic proxy before, without a proxy fence in between, or completes on an mbarrier without a fence after its
+    /// initialisation.
     pub strict_proxy: bool,
     /// Registers per thread as ptxas reports them, which limit the number of resident blocks; `None` if unknown.
     pub registers: Option<u32>,

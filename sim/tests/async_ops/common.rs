@@ -17,8 +17,12 @@ fn path(file: &str) -> String {
 }
 
 pub fn load_program(file: &str) -> Program {
-    let text = std::fs::read_to_string(path(&format!("{file}.ptx"))).expect("the corpus has the file");
-    Program::parse(&text).expect("the corpus parses")
+    Program::parse(&program_text(file)).expect("the corpus parses")
+}
+
+/// Returns the PTX text of a file of the corpus.
+pub fn program_text(file: &str) -> String {
+    std::fs::read_to_string(path(&format!("{file}.ptx"))).expect("the corpus has the file")
 }
 
 /// Returns the expected findings of a kernel's variant as (line, kind). In `FILE.cu`, a comment `// NAME 1: kind, 2:

@@ -4,6 +4,7 @@ use super::common::*;
 use reel_sim::exec::ExecOptions;
 use reel_sim::finding::FindingKind;
 use reel_sim::memory::SimMemory;
+use reel_sim::program::Program;
 
 const FILE: &str = "mbarrier";
 
@@ -101,5 +102,17 @@ fn reads_before_asynchronous_writes() {
         let (outcome, _) = run_once(&program, "twice_0", &options, &words_setup(512, 256, 256, 0));
         assert_eq!(outcome.findings.contains_kind(FindingKind::AsyncProxy), strict_proxy);
         assert_eq!(outcome.notes.iter().any(|n| n.contains("overwrites")), !strict_proxy);
+    }
+}
+
+#[test]
+fn a_copy_on_an_mbarrier_that_was_initialised_without_a_fence() {
+    let text = program_text(FILE).replace("fence.mbarrier_init.release.cluster;", "");
+    let program = Program::parse(&text).expect("the changed corpus parses");
+    for strict_proxy in [false, true] {
+        let options = ExecOptions { strict_proxy, ..early_deadlock_options() };
+        let (outcome, _) = run_once(&program, "load_0", &options, &words_setup(256, 256, 256, 0));
+        assert_eq!(outcome.findings.contains_kind(FindingKind::AsyncProxy), strict_proxy);
+        assert_eq!(outcome.notes.iter().any(|n| n.contains("initialisation")), !strict_proxy);
     }
 }

@@ -108,17 +108,21 @@ impl AsyncEngine {
         Some(mbarriers)
     }
 
-    /// Notes an mbarrier whose initialisation was not made visible to the async proxy before a copy uses it.
+    /// Notes an mbarrier whose initialisation was not made visible to the async proxy before a copy uses it; with
+    /// `strict_proxy` it is a finding.
     fn note_unfenced_init(&mut self, cx: &mut InstructionContext, lane: u32, at: MbarrierLocation) {
         let Some((agent, epoch)) = cx.grid.blocks.mbarrier(at).map(|object| object.init) else { return };
         let order = &cx.warp.order;
         if !order.is_visible_to_async_proxy(lane, MemorySpace::Shared, agent, epoch)
             && !order.sees_fenced_init(lane, agent, epoch)
         {
-            cx.grid.reporter.add_note(
-                cx.pc,
-                "a copy completes on an mbarrier whose initialisation was not followed by fence.mbarrier_init or fence.proxy.async",
-            );
+            const TEXT: &str = "a copy completes on an mbarrier whose initialisation was not followed by fence.mbarrier_init or fence.proxy.async";
+            if cx.grid.reporter.is_strict_about_proxies() {
+                let memory = ("shared", u64::from(at.address));
+                cx.report_access(FindingKind::AsyncProxy, lane, memory, || TEXT.to_string());
+            } else {
+                cx.grid.reporter.add_note(cx.pc, TEXT);
+            }
         }
     }
 }

@@ -84,6 +84,13 @@ impl<'a> Reporter<'a> {
         self.findings.add_kernel_defect(context.program, context.kernel, kind, site, other, memory, message);
     }
 
+    /// Whether missing proxy fences are findings that are only notes by default ([`ExecOptions::strict_proxy`]).
+    ///
+    /// [`ExecOptions::strict_proxy`]: crate::exec::ExecOptions
+    pub fn is_strict_about_proxies(&self) -> bool {
+        self.context.options.strict_proxy
+    }
+
     /// Adds a remark about the source line of an instruction.
     pub fn add_note(&mut self, pc: u32, text: &str) {
         self.notes.insert(format!("line {}: {text}", self.context.source_line(pc)));
