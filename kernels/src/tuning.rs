@@ -5,7 +5,8 @@
 //! sizes that matter); [`TABLE`] has what was chosen, and plans read nothing else.
 
 use crate::launch::Kernel;
-use crate::{Arch, attention, sample};
+use crate::skinny::WeightCopies;
+use crate::{Arch, attention, sample, skinny};
 
 /// What plans choose on an architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,13 +17,29 @@ pub struct Choices {
     /// blocks of threads with 128 keys for two multiprocessors. Tiles of 128 keys read the queries and pass on the sums
     /// of dq half as often.
     pub attention_bwd_wide_blocks_per_2_multiprocessors: u64,
+    /// Products of a few rows: how a weight is copied to shared memory.
+    pub skinny_copies: WeightCopies,
+    /// Products of a few rows: blocks of 32 columns instead of 16 if there are at least this many blocks of 32 for four
+    /// multiprocessors; first with up to 16 rows, then with more, which each block reads again.
+    pub skinny_wide_blocks_per_4_multiprocessors: [u64; 2],
 }
 
 /// The choices by architecture, ascending. No variant has been timed on a GPU yet; the numbers follow from counting:
-/// with 1.5 blocks per multiprocessor every one is busy.
+/// with 1.5 blocks of attention per multiprocessor every one is busy, and two blocks of a product of a few rows are
+/// resident.
 pub const TABLE: [Choices; 2] = [
-    Choices { sm: 80, attention_bwd_wide_blocks_per_2_multiprocessors: 3 },
-    Choices { sm: 90, attention_bwd_wide_blocks_per_2_multiprocessors: 3 },
+    Choices {
+        sm: 80,
+        attention_bwd_wide_blocks_per_2_multiprocessors: 3,
+        skinny_copies: WeightCopies::Units,
+        skinny_wide_blocks_per_4_multiprocessors: [8, 3],
+    },
+    Choices {
+        sm: 90,
+        attention_bwd_wide_blocks_per_2_multiprocessors: 3,
+        skinny_copies: WeightCopies::Units,
+        skinny_wide_blocks_per_4_multiprocessors: [8, 3],
+    },
 ];
 
 /// The choices for a GPU: the last entry of [`TABLE`] whose architecture is not newer.
@@ -41,11 +58,63 @@ pub struct Variant {
 }
 
 /// All variants.
-static VARIANTS: [Variant; 4] = [
+static VARIANTS: &[Variant] = &[
     Variant { of: &attention::BWD_BF16, name: "tiles of 128 keys", kernel: &attention::BWD_BF16_128_KEYS },
     Variant { of: &attention::BWD_BF16, name: "tiles of 64 keys", kernel: &attention::BWD_BF16_64_KEYS },
     Variant { of: &attention::BWD_BF16, name: "dq in a stage of its own", kernel: &attention::BWD_BF16_SEPARATE_DQ },
     Variant { of: &sample::SAMPLE, name: "one block per row", kernel: &sample::SAMPLE_BY_ONE_BLOCK },
+    Variant { of: &skinny::LINEAR_BF16, name: "16 columns", kernel: &skinny::LINEAR_BF16_16_COLUMNS },
+    Variant { of: &skinny::LINEAR_BF16, name: "32 columns", kernel: &skinny::LINEAR_BF16_32_COLUMNS },
+    Variant { of: &skinny::LINEAR_BF16, name: "one block per multiprocessor", kernel: &skinny::LINEAR_BF16_ONE_BLOCK },
+    Variant { of: &skinny::LINEAR_BF16, name: "bulk copies, 16 columns", kernel: &skinny::LINEAR_BF16_BULK_16_COLUMNS },
+    Variant { of: &skinny::LINEAR_BF16, name: "bulk copies, 32 columns", kernel: &skinny::LINEAR_BF16_BULK_32_COLUMNS },
+    Variant {
+        of: &skinny::LINEAR_BF16,
+        name: "bulk copies, one block per multiprocessor",
+        kernel: &skinny::LINEAR_BF16_BULK_ONE_BLOCK,
+    },
+    Variant { of: &skinny::LOGITS_BF16, name: "16 columns", kernel: &skinny::LOGITS_BF16_16_COLUMNS },
+    Variant { of: &skinny::LOGITS_BF16, name: "32 columns", kernel: &skinny::LOGITS_BF16_32_COLUMNS },
+    Variant { of: &skinny::LOGITS_BF16, name: "bulk copies, 16 columns", kernel: &skinny::LOGITS_BF16_BULK_16_COLUMNS },
+    Variant { of: &skinny::LOGITS_BF16, name: "bulk copies, 32 columns", kernel: &skinny::LOGITS_BF16_BULK_32_COLUMNS },
+    Variant { of: &skinny::LINEAR_INT8_BF16, name: "16 columns", kernel: &skinny::LINEAR_INT8_BF16_16_COLUMNS },
+    Variant { of: &skinny::LINEAR_INT8_BF16, name: "32 columns", kernel: &skinny::LINEAR_INT8_BF16_32_COLUMNS },
+    Variant {
+        of: &skinny::LINEAR_INT8_BF16,
+        name: "bulk copies, 16 columns",
+        kernel: &skinny::LINEAR_INT8_BF16_BULK_16_COLUMNS,
+    },
+    Variant {
+        of: &skinny::LINEAR_INT8_BF16,
+        name: "bulk copies, 32 columns",
+        kernel: &skinny::LINEAR_INT8_BF16_BULK_32_COLUMNS,
+    },
+    Variant { of: &skinny::LOGITS_INT8_BF16, name: "16 columns", kernel: &skinny::LOGITS_INT8_BF16_16_COLUMNS },
+    Variant { of: &skinny::LOGITS_INT8_BF16, name: "32 columns", kernel: &skinny::LOGITS_INT8_BF16_32_COLUMNS },
+    Variant {
+        of: &skinny::LOGITS_INT8_BF16,
+        name: "bulk copies, 16 columns",
+        kernel: &skinny::LOGITS_INT8_BF16_BULK_16_COLUMNS,
+    },
+    Variant {
+        of: &skinny::LOGITS_INT8_BF16,
+        name: "bulk copies, 32 columns",
+        kernel: &skinny::LOGITS_INT8_BF16_BULK_32_COLUMNS,
+    },
+    Variant { of: &skinny::SWIGLU_BF16, name: "copies of 16 bytes", kernel: &skinny::SWIGLU_BF16_UNITS },
+    Variant { of: &skinny::SWIGLU_BF16, name: "one block per multiprocessor", kernel: &skinny::SWIGLU_BF16_ONE_BLOCK },
+    Variant { of: &skinny::SWIGLU_BF16, name: "bulk copies", kernel: &skinny::SWIGLU_BF16_BULK },
+    Variant {
+        of: &skinny::SWIGLU_BF16,
+        name: "bulk copies, one block per multiprocessor",
+        kernel: &skinny::SWIGLU_BF16_BULK_ONE_BLOCK,
+    },
+    Variant { of: &skinny::SWIGLU_INT8_BF16, name: "copies of 16 bytes", kernel: &skinny::SWIGLU_INT8_BF16_UNITS },
+    Variant { of: &skinny::SWIGLU_INT8_BF16, name: "bulk copies", kernel: &skinny::SWIGLU_INT8_BF16_BULK },
+    Variant { of: &skinny::JOINED_BF16, name: "copies of 16 bytes", kernel: &skinny::JOINED_BF16_UNITS },
+    Variant { of: &skinny::JOINED_BF16, name: "bulk copies", kernel: &skinny::JOINED_BF16_BULK },
+    Variant { of: &skinny::JOINED_INT8_BF16, name: "copies of 16 bytes", kernel: &skinny::JOINED_INT8_BF16_UNITS },
+    Variant { of: &skinny::JOINED_INT8_BF16, name: "bulk copies", kernel: &skinny::JOINED_INT8_BF16_BULK },
 ];
 
 /// The variants of a kernel; none if it has no choice.
@@ -65,6 +134,27 @@ mod tests {
             assert_eq!(choices(&arch).sm, 80);
         }
         assert_eq!(choices(&Arch::H100).sm, 90);
+    }
+
+    #[test]
+    fn a_plan_of_a_product_of_a_few_rows_is_that_of_a_variant() {
+        for (batch, n) in [(1, 3584), (16, 3584), (64, 3584), (1, 18944), (16, 18944), (64, 18944), (1, 152_064)] {
+            let sizes = [("batch", batch), ("n", n), ("k", 3584)].map(|(name, size)| (name.to_string(), size));
+            let examples = skinny::FOLDER.examples_with_sizes(&Sizes::new(sizes).unwrap()).unwrap();
+            for launch in examples.iter().map(|example| &example.launch) {
+                for arch in [Arch::A100, Arch::H100] {
+                    let plan = |kernel: &Kernel| (kernel.plan)(&launch.params, &arch);
+                    let all: Vec<_> = variants_of(launch.kernel).map(|v| plan(v.kernel)).collect();
+                    assert!(
+                        all.is_empty() || all.contains(&plan(launch.kernel)),
+                        "{batch} {n} {:?}: {all:?}",
+                        launch.kernel
+                    );
+                    let bulk = all.iter().filter(|stages| stages[0].symbol.ends_with("_bulk")).count();
+                    assert_eq!(bulk > 0, arch.sm >= 90 && !all.is_empty(), "{:?}", launch.kernel);
+                }
+            }
+        }
     }
 
     #[test]

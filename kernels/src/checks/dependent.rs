@@ -125,6 +125,7 @@ fn run_after_writer(
         seed,
         completion: COMPLETION_TIMINGS[seed as usize % 3],
         patience: 200_000,
+        strict_proxy: true,
         ..ExecOptions::default()
     };
     let outcomes = if at_once {
@@ -180,7 +181,7 @@ fn check_early_launches(folder: &str, weights: &[&str], symbols: usize) {
 
 #[test]
 fn skinny_reads_only_weights_before_its_wait() {
-    check_early_launches("skinny", &["w", "w0", "w1", "w2"], 20);
+    check_early_launches("skinny", &["w", "w0", "w1", "w2"], 32);
 }
 
 #[test]

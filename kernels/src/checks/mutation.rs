@@ -217,7 +217,15 @@ fn options(seed: u64, gpu: &Arch) -> ExecOptions {
     // A mutant may wait forever, so its step limit is much lower than the default.
     let completion = COMPLETION_TIMINGS[seed as usize % COMPLETION_TIMINGS.len()];
     let gpu = simulate::gpu_spec(gpu);
-    ExecOptions { gpu, seed, completion, patience: 200_000, until_finding: true, ..ExecOptions::default() }
+    ExecOptions {
+        gpu,
+        seed,
+        completion,
+        patience: 200_000,
+        until_finding: true,
+        strict_proxy: true,
+        ..ExecOptions::default()
+    }
 }
 
 /// Returns at most `count` elements of `all`, evenly spaced, including the first and the last.

@@ -62,7 +62,8 @@ fn staged_results(
 ) -> (Vec<SimulatedStage>, Vec<Vec<u8>>) {
     let mut memory = simulator_memory(arrays);
     let completion = COMPLETION_TIMINGS[seed as usize % 3];
-    let options = ExecOptions { gpu: simulate::gpu_spec(&arch), seed, completion, ..ExecOptions::default() };
+    let options =
+        ExecOptions { gpu: simulate::gpu_spec(&arch), seed, completion, strict_proxy: true, ..ExecOptions::default() };
     let sm = if launch.kernel.source.has_dependent_launches() { arch.sm } else { 80 };
     let staged = match simulate::run(launch, &Arch { sm, ..arch }, &mut memory, &options) {
         Ok(staged) => staged,

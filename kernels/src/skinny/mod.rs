@@ -26,6 +26,9 @@
 //! on a GPU with little shared memory, neighbouring blocks read the same part of the weight, all but one from L2. Every
 //! block of 16 columns of y (32 if there are many columns) reads x again from L1 or L2: with 16 rows as many bytes as
 //! the weight, with 64 rows four times as many, and with a norm twice that, besides the norm's weight.
+//!
+//! Variants for compute capability 9.0 copy the weight by bulk copies ([`WeightCopies`]), with the same bits. The table
+//! of [`crate::tuning`] chooses between them, and between blocks of 16 and 32 columns.
 
 pub(crate) mod check;
 mod cpu;
@@ -33,7 +36,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
+use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params, tuning};
 
 params! {
     /// Parameters of the kernels.
@@ -177,57 +180,126 @@ pub enum WeightFormat {
 kernel_folder! {
     name: "skinny",
     params: [Params, JoinedParams],
+    headers: ["bulk.cuh"],
     headers_of: [rms_norm],
 }
 
-/// The operands of a kernel, as far as its shared memory depends on them.
+/// How a weight is copied to shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightCopies {
+    /// Each lane copies the 16-byte units that it multiplies (`cp.async`).
+    Units,
+    /// One lane a row copies a run of consecutive elements (`cp.async.bulk`, compute capability 9.0), if the weights'
+    /// addresses and the bytes of a row are multiples of 16 and x is bf16; else as `Units`.
+    Bulk,
+}
+
+/// The operands of a kernel, as far as its plan depends on them.
 #[derive(Clone, Copy)]
 struct Operands {
     /// Number of 16-byte units of a row of x that are multiplied with one unit of a row of the weight.
     x_units: u32,
     /// Maximum number of rows of x of a block.
     max_rows: u32,
+    /// Bytes of an element of the weight.
+    weight_bytes: u64,
 }
 
-const BF16: Operands = Operands { x_units: 1, max_rows: 64 };
-const BF16_LOGITS: Operands = Operands { x_units: 1, max_rows: 32 };
-const F32: Operands = Operands { x_units: 2, max_rows: 16 };
-const INT8_BF16: Operands = Operands { x_units: 2, max_rows: 32 };
-const INT8_F32: Operands = Operands { x_units: 4, max_rows: 16 };
+const BF16: Operands = Operands { x_units: 1, max_rows: 64, weight_bytes: 2 };
+const BF16_LOGITS: Operands = Operands { x_units: 1, max_rows: 32, weight_bytes: 2 };
+const F32: Operands = Operands { x_units: 2, max_rows: 16, weight_bytes: 2 };
+const INT8_BF16: Operands = Operands { x_units: 2, max_rows: 32, weight_bytes: 1 };
+const INT8_F32: Operands = Operands { x_units: 4, max_rows: 16, weight_bytes: 1 };
 
-/// Declares the kernels. An entry has the constant's name, the symbol, the symbol of a variant whose blocks have
-/// twice as many columns (used if its grid still fills the GPU), the operands, and the CPU function.
+/// The symbols of a kernel with one number of tiles of 8 weight rows a block.
+#[derive(Clone, Copy)]
+struct Symbols {
+    tiles: u32,
+    /// The symbol that copies units.
+    units: &'static str,
+    /// The symbol with bulk copies, if there is one.
+    bulk: Option<&'static str>,
+}
+
+/// What the plan of a kernel fixes; [`tuning::choices`] has the rest.
+#[derive(Clone, Copy)]
+struct Fixed {
+    /// Whether blocks have twice as many columns.
+    wide: Option<bool>,
+    copies: Option<WeightCopies>,
+    /// How many blocks fit the shared memory of a multiprocessor, if there are few rows.
+    blocks: u32,
+}
+
+const CHOSEN: Fixed = Fixed { wide: None, copies: None, blocks: 2 };
+const UNITS: Fixed = Fixed { copies: Some(WeightCopies::Units), ..CHOSEN };
+const BULK: Fixed = Fixed { copies: Some(WeightCopies::Bulk), ..CHOSEN };
+const NARROW: Fixed = Fixed { wide: Some(false), ..UNITS };
+const WIDE: Fixed = Fixed { wide: Some(true), ..UNITS };
+const BULK_NARROW: Fixed = Fixed { wide: Some(false), ..BULK };
+const BULK_WIDE: Fixed = Fixed { wide: Some(true), ..BULK };
+
+/// Declares kernels and their variants: the constant's name, the symbol in profiles, parameters, CPU function and plan,
+/// then in brackets the constant of each variant with what it fixes.
 macro_rules! kernels {
-    ($($id:ident, $symbol:literal, $wide:expr, $operands:expr, $cpu:expr;)*) => {
-        $(kernel!(pub $id, $symbol, Params, $cpu, &SOURCE, |p, arch| geometry(p, arch, $symbol, $wide, $operands));)*
+    ($($params:ty, $plan:ident, $symbol:literal, $cpu:expr, $symbols:expr, $operands:expr, [$($id:ident: $fixed:expr),*];)*) => {
+        $($(kernel!(pub $id, $symbol, $params, $cpu, &SOURCE, |p, arch| $plan(p, arch, $symbols, $operands, $fixed));)*)*
     };
-}
-kernels! {
-    LINEAR_BF16, "skinny_linear_bf16", Some("skinny_linear_bf16_wide"), BF16, cpu::linear::<half::bf16>;
-    LINEAR_F32, "skinny_linear_f32", Some("skinny_linear_f32_wide"), F32, cpu::linear::<f32>;
-    LINEAR_INT8_BF16, "skinny_linear_int8_bf16", Some("skinny_linear_int8_bf16_wide"), INT8_BF16,
-        cpu::linear_int8::<half::bf16>;
-    LINEAR_INT8_F32, "skinny_linear_int8_f32", Some("skinny_linear_int8_f32_wide"), INT8_F32, cpu::linear_int8::<f32>;
-    LOGITS_BF16, "skinny_logits_bf16", Some("skinny_logits_bf16_wide"), BF16_LOGITS, cpu::logits::<half::bf16>;
-    LOGITS_INT8_BF16, "skinny_logits_int8_bf16", Some("skinny_logits_int8_bf16_wide"), INT8_BF16,
-        cpu::logits_int8::<half::bf16>;
-    SWIGLU_BF16, "skinny_swiglu_bf16", None, BF16, cpu::swiglu::<half::bf16>;
-    SWIGLU_F32, "skinny_swiglu_f32", None, F32, cpu::swiglu::<f32>;
-    SWIGLU_INT8_BF16, "skinny_swiglu_int8_bf16", None, INT8_BF16, cpu::swiglu_int8::<half::bf16>;
-    SWIGLU_INT8_F32, "skinny_swiglu_int8_f32", None, INT8_F32, cpu::swiglu_int8::<f32>;
 }
 
-/// Declares the kernels of `joined`: the constant's name, the symbol, the operands and the CPU function.
-macro_rules! joined_kernels {
-    ($($id:ident, $symbol:literal, $operands:expr, $cpu:expr;)*) => {
-        $(kernel!(pub $id, $symbol, JoinedParams, $cpu, &SOURCE, |p, arch| joined_geometry(p, arch, $symbol, $operands));)*
+/// The symbols of a kernel by name; with `bulk`, it has variants with bulk copies.
+macro_rules! symbols {
+    ($tiles:literal, $name:literal) => {
+        Symbols { tiles: $tiles, units: $name, bulk: None }
+    };
+    ($tiles:literal, $name:literal, bulk) => {
+        Symbols { tiles: $tiles, units: $name, bulk: Some(concat!($name, "_bulk")) }
     };
 }
-joined_kernels! {
-    JOINED_BF16, "skinny_joined_bf16", BF16, cpu::joined::<half::bf16>;
-    JOINED_F32, "skinny_joined_f32", F32, cpu::joined::<f32>;
-    JOINED_INT8_BF16, "skinny_joined_int8_bf16", INT8_BF16, cpu::joined_int8::<half::bf16>;
-    JOINED_INT8_F32, "skinny_joined_int8_f32", INT8_F32, cpu::joined_int8::<f32>;
+
+kernels! {
+    Params, geometry, "skinny_linear_bf16", cpu::linear::<half::bf16>,
+        &[symbols!(2, "skinny_linear_bf16", bulk), symbols!(4, "skinny_linear_bf16_wide", bulk)], BF16,
+        [LINEAR_BF16: CHOSEN, LINEAR_BF16_16_COLUMNS: NARROW, LINEAR_BF16_32_COLUMNS: WIDE,
+        LINEAR_BF16_ONE_BLOCK: Fixed { blocks: 1, ..UNITS }, LINEAR_BF16_BULK_16_COLUMNS: BULK_NARROW,
+        LINEAR_BF16_BULK_32_COLUMNS: BULK_WIDE, LINEAR_BF16_BULK_ONE_BLOCK: Fixed { blocks: 1, ..BULK }];
+    Params, geometry, "skinny_linear_f32", cpu::linear::<f32>,
+        &[symbols!(2, "skinny_linear_f32"), symbols!(4, "skinny_linear_f32_wide")], F32, [LINEAR_F32: CHOSEN];
+    Params, geometry, "skinny_linear_int8_bf16", cpu::linear_int8::<half::bf16>,
+        &[symbols!(2, "skinny_linear_int8_bf16", bulk), symbols!(4, "skinny_linear_int8_bf16_wide", bulk)], INT8_BF16,
+        [LINEAR_INT8_BF16: CHOSEN, LINEAR_INT8_BF16_16_COLUMNS: NARROW, LINEAR_INT8_BF16_32_COLUMNS: WIDE,
+        LINEAR_INT8_BF16_BULK_16_COLUMNS: BULK_NARROW, LINEAR_INT8_BF16_BULK_32_COLUMNS: BULK_WIDE];
+    Params, geometry, "skinny_linear_int8_f32", cpu::linear_int8::<f32>,
+        &[symbols!(2, "skinny_linear_int8_f32"), symbols!(4, "skinny_linear_int8_f32_wide")], INT8_F32,
+        [LINEAR_INT8_F32: CHOSEN];
+    Params, geometry, "skinny_logits_bf16", cpu::logits::<half::bf16>,
+        &[symbols!(2, "skinny_logits_bf16", bulk), symbols!(4, "skinny_logits_bf16_wide", bulk)], BF16_LOGITS,
+        [LOGITS_BF16: CHOSEN, LOGITS_BF16_16_COLUMNS: NARROW, LOGITS_BF16_32_COLUMNS: WIDE,
+        LOGITS_BF16_BULK_16_COLUMNS: BULK_NARROW, LOGITS_BF16_BULK_32_COLUMNS: BULK_WIDE];
+    Params, geometry, "skinny_logits_int8_bf16", cpu::logits_int8::<half::bf16>,
+        &[symbols!(2, "skinny_logits_int8_bf16", bulk), symbols!(4, "skinny_logits_int8_bf16_wide", bulk)], INT8_BF16,
+        [LOGITS_INT8_BF16: CHOSEN, LOGITS_INT8_BF16_16_COLUMNS: NARROW, LOGITS_INT8_BF16_32_COLUMNS: WIDE,
+        LOGITS_INT8_BF16_BULK_16_COLUMNS: BULK_NARROW, LOGITS_INT8_BF16_BULK_32_COLUMNS: BULK_WIDE];
+    Params, geometry, "skinny_swiglu_bf16", cpu::swiglu::<half::bf16>, &[symbols!(4, "skinny_swiglu_bf16", bulk)],
+        BF16, [SWIGLU_BF16: CHOSEN, SWIGLU_BF16_UNITS: UNITS, SWIGLU_BF16_ONE_BLOCK: Fixed { blocks: 1, ..UNITS },
+        SWIGLU_BF16_BULK: BULK, SWIGLU_BF16_BULK_ONE_BLOCK: Fixed { blocks: 1, ..BULK }];
+    Params, geometry, "skinny_swiglu_f32", cpu::swiglu::<f32>, &[symbols!(4, "skinny_swiglu_f32")], F32,
+        [SWIGLU_F32: CHOSEN];
+    Params, geometry, "skinny_swiglu_int8_bf16", cpu::swiglu_int8::<half::bf16>,
+        &[symbols!(4, "skinny_swiglu_int8_bf16", bulk)], INT8_BF16,
+        [SWIGLU_INT8_BF16: CHOSEN, SWIGLU_INT8_BF16_UNITS: UNITS, SWIGLU_INT8_BF16_BULK: BULK];
+    Params, geometry, "skinny_swiglu_int8_f32", cpu::swiglu_int8::<f32>, &[symbols!(4, "skinny_swiglu_int8_f32")],
+        INT8_F32, [SWIGLU_INT8_F32: CHOSEN];
+    JoinedParams, joined_geometry, "skinny_joined_bf16", cpu::joined::<half::bf16>,
+        symbols!(2, "skinny_joined_bf16", bulk), BF16,
+        [JOINED_BF16: CHOSEN, JOINED_BF16_UNITS: UNITS, JOINED_BF16_BULK: BULK];
+    JoinedParams, joined_geometry, "skinny_joined_f32", cpu::joined::<f32>, symbols!(2, "skinny_joined_f32"), F32,
+        [JOINED_F32: CHOSEN];
+    JoinedParams, joined_geometry, "skinny_joined_int8_bf16", cpu::joined_int8::<half::bf16>,
+        symbols!(2, "skinny_joined_int8_bf16", bulk), INT8_BF16,
+        [JOINED_INT8_BF16: CHOSEN, JOINED_INT8_BF16_UNITS: UNITS, JOINED_INT8_BF16_BULK: BULK];
+    JoinedParams, joined_geometry, "skinny_joined_int8_f32", cpu::joined_int8::<f32>,
+        symbols!(2, "skinny_joined_int8_f32"), INT8_F32, [JOINED_INT8_F32: CHOSEN];
 }
 
 /// Columns of y of a block; the blocks of a wide variant have twice as many.
@@ -236,59 +308,96 @@ const COLUMNS: u32 = 16;
 /// Bytes of shared memory for the norm of a row: partial sums of 16 warps, padding, and the scale.
 const NORM_BYTES: u32 = (16 + 1 + 1) * 4;
 
-/// Plans `column_blocks` blocks of columns with `tiles` tiles of 8 weight rows each, for as many blocks of rows of x as
-/// shared memory requires. Blocks of the same columns are neighbours, so that they read the weight from L2 if there
-/// are several.
+/// Warps of a block.
+const WARPS: u32 = 8;
+
+/// The rows of x of a product, and where its weights are.
+struct Operation<'a> {
+    m: u32,
+    k: u32,
+    norm: Addr,
+    weights: &'a [Addr],
+}
+
+/// Plans `column_blocks` blocks of columns, for as many blocks of rows of x as shared memory requires. Blocks of the
+/// same columns are neighbours, so that they read the weight from L2 if there are several.
 fn stage(
-    symbol: &'static str,
+    op: &Operation,
     arch: &Arch,
-    (m, norm): (u32, Addr),
+    symbols: Symbols,
     column_blocks: u32,
-    tiles: u32,
     operands: Operands,
+    fixed: Fixed,
 ) -> Vec<Stage> {
-    if m == 0 || column_blocks == 0 {
+    if op.m == 0 || column_blocks == 0 {
         return Vec::new();
     }
-    // The ring of a block: stages of `unroll` slots for each of 8 warps, with 32 lanes of 16 bytes for each unit. The
-    // number of stages and of slots is that of sm80.cu.
+    let aligned = op.weights.iter().all(|w| w.0.is_multiple_of(16))
+        && (u64::from(op.k) * operands.weight_bytes).is_multiple_of(16);
+    let wants_bulk = fixed.copies.unwrap_or(tuning::choices(arch).skinny_copies) == WeightCopies::Bulk;
+    let bulk = symbols.bulk.filter(|_| wants_bulk && aligned && arch.sm >= 90);
+    let norm_bytes = if op.norm.is_null() { 0 } else { NORM_BYTES };
+    let units = |rows: u32| rows / 8 * operands.x_units;
+    // The rings of a block's warps. Without bulk copies: stages of `depth` slots, with 32 lanes of 16 bytes for each
+    // unit of the weight and of x. With bulk copies: three stages of x, and `depth` stages of the weight with their
+    // mbarriers. The numbers are those of sm80.cu and bulk.cuh.
     let stages = if operands.x_units > 2 { 2 } else { 4 };
-    let norm_bytes = if norm.is_null() { 0 } else { NORM_BYTES };
-    let bytes =
-        |rows: u32, unroll: u32| stages * unroll * 8 * 512 * (tiles + rows / 8 * operands.x_units) + rows * norm_bytes;
-    let fits = |rows: &u32| bytes(*rows, 1) <= arch.shared_per_block;
-    let most = (8..=operands.max_rows).rev().step_by(8).find(fits).unwrap_or(8);
-    let row_blocks = m.div_ceil(most);
-    let rows = m.div_ceil(row_blocks).next_multiple_of(8);
-    // As many slots as let two blocks be resident, up to 48 KiB of weights in flight.
-    let unroll = (1..=4 / tiles).rev().find(|&unroll| 2 * bytes(rows, unroll) <= arch.shared_per_block).unwrap_or(1);
+    let ring = |rows: u32, depth: u32| match bulk {
+        None => stages * depth * 512 * (symbols.tiles + units(rows)),
+        Some(_) => 3 * 512 * units(rows) + depth * (4096 + 64) + 64,
+    };
+    let bytes = |rows: u32, depth: u32| WARPS * ring(rows, depth) + rows * norm_bytes;
+    // A multiprocessor has 1 KiB more than a block may have, and reserves 1 KiB for each of its blocks.
+    let fits =
+        |rows: u32, depth: u32, blocks: u32| blocks * (bytes(rows, depth) + 1024) <= arch.shared_per_block + 1024;
+    // Depths from the largest one on; with bulk copies at least two, so that one stage arrives while another is read.
+    let depths: &[u32] = match (bulk, fixed.blocks) {
+        (Some(_), 1) => &[6, 5, 4, 3, 2],
+        (Some(_), _) => &[4, 3, 2],
+        (None, blocks) if 8 / symbols.tiles / blocks == 4 => &[4, 2, 1],
+        (None, blocks) if 8 / symbols.tiles / blocks == 2 => &[2, 1],
+        (None, _) => &[1],
+    };
+    let least = depths[depths.len() - 1];
+    let most = (8..=operands.max_rows).rev().step_by(8).find(|&rows| fits(rows, least, 1)).unwrap_or(8);
+    let row_blocks = op.m.div_ceil(most);
+    let rows = op.m.div_ceil(row_blocks).next_multiple_of(8);
+    // As many as let two blocks be resident, which has up to 48 KiB of weights of each in flight, with bulk copies 96.
+    let resident = |blocks: u32| depths.iter().copied().find(|&depth| fits(rows, depth, blocks));
+    let depth = match bulk {
+        None => resident(fixed.blocks).unwrap_or(least),
+        Some(_) => resident(fixed.blocks).or_else(|| resident(1)).unwrap_or(least),
+    };
     let grid = [row_blocks, column_blocks, 1];
-    let stage = Stage { grid, shared: bytes(rows, unroll), ..Stage::one_dimensional(symbol, 1, 256) };
+    let symbol = bulk.unwrap_or(symbols.units);
+    let stage = Stage { grid, shared: bytes(rows, depth), ..Stage::one_dimensional(symbol, 1, 32 * WARPS) };
     vec![stage.programmatic_on(arch)]
 }
 
 /// Plans the blocks of all products, one product after the other.
-fn joined_geometry(p: &JoinedParams, arch: &Arch, symbol: &'static str, operands: Operands) -> Vec<Stage> {
-    let blocks: u32 = [p.n0, p.n1, p.n2].iter().map(|n| n.div_ceil(COLUMNS)).sum();
-    stage(symbol, arch, (p.m, p.norm), blocks, 2, operands)
+fn joined_geometry(p: &JoinedParams, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
+    let products = [(p.w0, p.n0), (p.w1, p.n1), (p.w2, p.n2)];
+    let blocks = products.iter().map(|(_, n)| n.div_ceil(COLUMNS)).sum();
+    let weights: Vec<Addr> = products.iter().filter(|(_, n)| *n > 0).map(|(w, _)| *w).collect();
+    let op = Operation { m: p.m, k: p.k, norm: p.norm, weights: &weights };
+    stage(&op, arch, symbols, blocks, operands, fixed)
 }
 
-/// Plans the blocks of one product or of swiglu. The wide variant is used if its grid still has two blocks per
-/// multiprocessor; with more than 16 rows, which each block reads again, three for four multiprocessors are enough.
-fn geometry(
-    p: &Params,
-    arch: &Arch,
-    narrow: &'static str,
-    wide: Option<&'static str>,
-    operands: Operands,
-) -> Vec<Stage> {
+/// Plans the blocks of one product or of swiglu. If there are two symbols, the second one has blocks of twice as many
+/// columns. It is used if its grid still fills the GPU ([`tuning::Choices`]); with more than 16 rows, which each block
+/// reads again, a smaller grid is enough.
+fn geometry(p: &Params, arch: &Arch, symbols: &[Symbols], operands: Operands, fixed: Fixed) -> Vec<Stage> {
+    let op = Operation { m: p.m, k: p.k, norm: p.norm, weights: &[p.w, p.w2] };
+    let narrow_blocks = p.n.div_ceil(COLUMNS);
+    let &[narrow, wide] = symbols else { return stage(&op, arch, symbols[0], narrow_blocks, operands, fixed) };
     let wide_blocks = p.n.div_ceil(2 * COLUMNS);
-    let fills =
-        if p.m > 16 { 4 * wide_blocks >= 3 * arch.multiprocessors } else { wide_blocks >= 2 * arch.multiprocessors };
-    match wide {
-        Some(wide) if fills => stage(wide, arch, (p.m, p.norm), wide_blocks, 4, operands),
-        Some(_) => stage(narrow, arch, (p.m, p.norm), p.n.div_ceil(COLUMNS), 2, operands),
-        None => stage(narrow, arch, (p.m, p.norm), p.n.div_ceil(COLUMNS), 4, operands),
+    let [few, many] = tuning::choices(arch).skinny_wide_blocks_per_4_multiprocessors;
+    let enough = if p.m > 16 { many } else { few };
+    let fills = 4 * u64::from(wide_blocks) >= enough * u64::from(arch.multiprocessors);
+    if fixed.wide.unwrap_or(fills) {
+        stage(&op, arch, wide, wide_blocks, operands, fixed)
+    } else {
+        stage(&op, arch, narrow, narrow_blocks, operands, fixed)
     }
 }
 

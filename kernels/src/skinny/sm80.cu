@@ -8,7 +8,8 @@
 //
 // Each lane copies what it multiplies to its own part of shared memory, ahead of time (cp.async). So the loop over k
 // needs no barrier: a lane waits for its own copies only. A slot of this ring holds, for one group of k, TILES units of
-// weight and those of x for each 8 rows; a stage has `unroll` slots, and STAGES - 1 stages are in flight.
+// weight and those of x for each 8 rows; a stage has `unroll` slots, and STAGES - 1 stages are in flight. On sm_90 the
+// variants *_bulk request the weight by bulk copies of longer runs (bulk.cuh); all else is the same.
 //
 //   start the copies of the first stages' weights; wait for the previous launch; start those of x
 //   with a norm: squares of the rows of x -> shared; barrier; rstd
@@ -30,9 +31,10 @@
 // elements that it multiplies. So x is read twice and the weight of the norm once; the rows have the bits of rms_norm
 // (rstd.cuh).
 //
-// Hopper. The kernels are programmatic dependent launches: the weights of the first three stages are requested before
-// the wait for the previous launch (48 KiB a block, 24 KiB with many rows, so 6 to 12 MiB on 132 multiprocessors), and
-// the next launch may start as soon as all blocks of this one have. Nothing else is read before the wait.
+// Hopper. The kernels are programmatic dependent launches: the weights of the first three stages (with bulk copies, of
+// all) are requested before the wait for the previous launch (48 KiB a block, 24 KiB with many rows, so 6 to 12 MiB on
+// 132 multiprocessors), and the next launch may start as soon as all blocks of this one have. Nothing else is read
+// before the wait.
 //
 // Departures. (1) If k is not a multiple of a unit, or an address is not 16-byte aligned, elements are loaded one by
 // one; the order of summation is the same. (2) An infinite f32 x gives NaN.
@@ -46,6 +48,7 @@
 #include "cuh/dependent.cuh"
 #include "cuh/mma.cuh"
 #include "rms_norm/rstd.cuh"
+#include "skinny/bulk.cuh"
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
@@ -155,14 +158,15 @@ struct Parts<float> {
 
 // The columns `block` of the product, for the rows blockIdx.x of x. T: type of x. Y: type of y. W: type of the weight.
 // TILES: number of tiles of 8 weight rows per block. PAIR: the first half of the tiles belongs to the first weight, the
-// other half to the second weight (swiglu). NORM: x is normalised if p.norm is not null.
-template <class T, class W, int TILES, bool PAIR, bool NORM, class Y = T>
+// other half to the second weight (swiglu). NORM: x is normalised if p.norm is not null. BULK: bulk copies of the
+// weight (bulk.cuh), and one group a stage.
+template <bool BULK, class T, class W, int TILES, bool PAIR, bool NORM, class Y = T>
 __device__ __forceinline__ void skinny(const Params& p, u32 block) {
   constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT;
   constexpr int WEIGHTS = PAIR ? 2 : 1, COLUMNS = 8 * TILES / WEIGHTS, PITCH = 8 * TILES + 8;
   // Units of x that a lane multiplies with one unit of the weight, and those among them with eight elements.
   constexpr int X_UNITS = UNIT / VECTOR<T>, X_EIGHT = 8 / VECTOR<T>;
-  constexpr int STAGES = X_UNITS > 2 ? 2 : 4;
+  constexpr int STAGES = BULK ? 3 : X_UNITS > 2 ? 2 : 4;
   // At most 64 rows of x. Variants that need more registers or shared memory for a row have fewer; mod.rs has the
   // same numbers (max_rows). A lane has one row of each 8, half of the 16 rows of a matrix instruction.
   constexpr int HALVES = sizeof(T) == 4 ? 2 : sizeof(W) == 1 || sizeof(Y) == 4 ? 4 : 8;
@@ -176,11 +180,16 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
   const bool w_vector = aligned16(p.w, p.w2, row_bytes), x_vector = aligned16(p.x, static_cast<u64>(k) * sizeof(T));
   const bool norm_vector = x_vector && aligned16(p.norm);
 
-  // The ring: `unroll` slots a stage, which the launch plan chooses.
-  const int slot = (TILES + halves * X_UNITS) * 32;
-  const int most = ceil_div<u32>(rows_per_block, 8) * X_UNITS + TILES;
-  const int unroll = dynamic_shared_bytes() / (STAGES * WARPS * 512 * most);
-  Words<16>* mine = ring + warp * (STAGES * unroll * most * 32);
+  // The ring: `unroll` slots a stage, which the launch plan chooses. With bulk copies, slots of x, then `depth` stages
+  // of weights.
+  using Bulk = BulkWeights<W, TILES, WEIGHTS, RUN>;
+  constexpr int WEIGHT_UNITS = BULK ? 0 : TILES;
+  const int slot = (WEIGHT_UNITS + halves * X_UNITS) * 32;
+  const int most = ceil_div<u32>(rows_per_block, 8) * X_UNITS + WEIGHT_UNITS;
+  const int unroll = BULK ? 1 : dynamic_shared_bytes() / (STAGES * WARPS * 512 * most);
+  const int depth = BULK ? (dynamic_shared_bytes() / WARPS - STAGES * 512 * most - Bulk::MBARRIERS) / Bulk::STAGE : 0;
+  const int warp_units = STAGES * unroll * most * 32 + (BULK ? (depth * Bulk::STAGE + Bulk::MBARRIERS) / 16 : 0);
+  Words<16>* mine = ring + warp * warp_units;
   const auto start_of = [&](int group) { return ((group / RUN * WARPS + warp) * RUN + group % RUN) * GROUP; };
 
   const u64 first_weight_row = static_cast<u64>(first_column + g) * k;
@@ -203,7 +212,7 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
   };
   const auto start_rows = [&](int stage) {
     const int start = start_of(stage * unroll);
-    Words<16>* to = mine + stage % STAGES * unroll * slot + TILES * 32 + lane;
+    Words<16>* to = mine + stage % STAGES * unroll * slot + WEIGHT_UNITS * 32 + lane;
     if (start < k) {
 #pragma unroll 1
       for (int i = 0; i < unroll; ++i, to += slot) {
@@ -221,15 +230,20 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
     }
     cp_async_commit();
   };
+  Bulk bulk;
+  if constexpr (BULK) {
+    bulk.begin(reinterpret_cast<char*>(mine + STAGES * most * 32), depth, p, first_column, start_of);
+  } else {
 #pragma unroll 1
-  for (int stage = 0; stage < STAGES - 1; ++stage) start_weights(stage);
+    for (int stage = 0; stage < STAGES - 1; ++stage) start_weights(stage);
+  }
   let_next_launch_start();
   wait_for_previous_launch();
 #pragma unroll 1
   for (int stage = 0; stage < STAGES - 1; ++stage) start_rows(stage);
 
   // The squares and the scales of the rows follow the ring.
-  RowSquares* squares = reinterpret_cast<RowSquares*>(ring + WARPS * STAGES * unroll * most * 32);
+  RowSquares* squares = reinterpret_cast<RowSquares*>(ring + WARPS * warp_units);
   float* rstd = reinterpret_cast<float*>(squares + rows_per_block);
   if constexpr (NORM) {
     if (p.norm != 0) {
@@ -251,7 +265,11 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
 #pragma unroll 1
   for (int stage = 0; start_of(stage * unroll) < k; ++stage) {
     cp_async_wait<STAGES - 2>();
-    start_weights(stage + STAGES - 1);
+    if constexpr (BULK) {
+      bulk.await(stage, start_of);
+    } else {
+      start_weights(stage + STAGES - 1);
+    }
     start_rows(stage + STAGES - 1);
     const Words<16>* from = mine + stage % STAGES * unroll * slot + lane;
 #pragma unroll 1
@@ -262,7 +280,7 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
           // The copy makes one 16-byte load of the unit.
-          const Words<16> unit = from[n * 32];
+          const Words<16> unit = BULK ? bulk.unit_of(stage)[n * Bulk::TILE_UNITS] : from[n * 32];
           weights_of(unit, half, b[n], W());
         }
         Words<16> scale[X_EIGHT] = {};
@@ -288,7 +306,7 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
             }
 #pragma unroll
             for (int j = 0; j < X_EIGHT; ++j) {
-              Words<16> unit = from[(TILES + (2 * r + h) * X_UNITS + half * X_EIGHT + j) * 32];
+              Words<16> unit = from[(WEIGHT_UNITS + (2 * r + h) * X_UNITS + half * X_EIGHT + j) * 32];
               if constexpr (NORM) {
                 if (p.norm != 0) unit = normalise<T>(unit, scale[j], row_scale);
               }
@@ -318,7 +336,7 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
     }
   }
   // The partial sums of a warp take the place of its part of the ring, which all its lanes have read.
-  const int stride = STAGES * unroll * most * 128;
+  const int stride = warp_units * 4;
   float* partial = reinterpret_cast<float*>(ring);
   __syncwarp();
 #pragma unroll
@@ -358,12 +376,12 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
 }
 
 // Products without a norm, and the pair of products of swiglu.
-#define KERNEL(SYMBOL, T, W, TILES, PAIR)                                                             \
+#define KERNEL(SYMBOL, BULK, T, W, TILES, PAIR)                                                       \
   extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) { \
-    skinny<T, W, TILES, PAIR, PAIR>(p, blockIdx.y);                                                   \
+    skinny<BULK, T, W, TILES, PAIR, PAIR>(p, blockIdx.y);                                                   \
   }
 // One of up to three products of x. TILES as in `skinny`.
-template <class T, class W, int TILES>
+template <bool BULK, class T, class W, int TILES>
 __device__ __forceinline__ void joined(const JoinedParams& p) {
   const u32 blocks0 = ceil_div<u32>(p.n0, 8 * TILES), blocks1 = ceil_div<u32>(p.n1, 8 * TILES);
   Params one = {};
@@ -381,35 +399,49 @@ __device__ __forceinline__ void joined(const JoinedParams& p) {
     block -= blocks1;
     one.w = p.w2, one.scale = p.scale2, one.bias = p.bias2, one.y = p.y2, one.n = p.n2;
   }
-  skinny<T, W, TILES, false, true>(one, block);
+  skinny<BULK, T, W, TILES, false, true>(one, block);
 }
 
-#define JOINED(SYMBOL, T, W)                                                                                \
+#define JOINED(SYMBOL, BULK, T, W)                                                                          \
   extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ JoinedParams p) { \
-    joined<T, W, 2>(p);                                                                                     \
+    joined<BULK, T, W, 2>(p);                                                                               \
   }
-JOINED(skinny_joined_bf16, bf16, bf16)
-JOINED(skinny_joined_f32, float, bf16)
-JOINED(skinny_joined_int8_bf16, bf16, i8)
-JOINED(skinny_joined_int8_f32, float, i8)
-KERNEL(skinny_linear_bf16, bf16, bf16, 2, false)
-KERNEL(skinny_linear_bf16_wide, bf16, bf16, 4, false)
-KERNEL(skinny_linear_f32, float, bf16, 2, false)
-KERNEL(skinny_linear_f32_wide, float, bf16, 4, false)
-KERNEL(skinny_linear_int8_bf16, bf16, i8, 2, false)
-KERNEL(skinny_linear_int8_bf16_wide, bf16, i8, 4, false)
-KERNEL(skinny_linear_int8_f32, float, i8, 2, false)
-KERNEL(skinny_linear_int8_f32_wide, float, i8, 4, false)
-KERNEL(skinny_swiglu_bf16, bf16, bf16, 4, true)
-KERNEL(skinny_swiglu_f32, float, bf16, 4, true)
-KERNEL(skinny_swiglu_int8_bf16, bf16, i8, 4, true)
-KERNEL(skinny_swiglu_int8_f32, float, i8, 4, true)
-
-#define LOGITS(SYMBOL, W, TILES)                                                                      \
+#define LOGITS(SYMBOL, BULK, W, TILES)                                                                \
   extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) { \
-    skinny<bf16, W, TILES, false, false, float>(p, blockIdx.y);                                       \
+    skinny<BULK, bf16, W, TILES, false, false, float>(p, blockIdx.y);                                 \
   }
-LOGITS(skinny_logits_bf16, bf16, 2)
-LOGITS(skinny_logits_bf16_wide, bf16, 4)
-LOGITS(skinny_logits_int8_bf16, i8, 2)
-LOGITS(skinny_logits_int8_bf16_wide, i8, 4)
+JOINED(skinny_joined_bf16, false, bf16, bf16)
+JOINED(skinny_joined_f32, false, float, bf16)
+JOINED(skinny_joined_int8_bf16, false, bf16, i8)
+JOINED(skinny_joined_int8_f32, false, float, i8)
+KERNEL(skinny_linear_bf16, false, bf16, bf16, 2, false)
+KERNEL(skinny_linear_bf16_wide, false, bf16, bf16, 4, false)
+KERNEL(skinny_linear_f32, false, float, bf16, 2, false)
+KERNEL(skinny_linear_f32_wide, false, float, bf16, 4, false)
+KERNEL(skinny_linear_int8_bf16, false, bf16, i8, 2, false)
+KERNEL(skinny_linear_int8_bf16_wide, false, bf16, i8, 4, false)
+KERNEL(skinny_linear_int8_f32, false, float, i8, 2, false)
+KERNEL(skinny_linear_int8_f32_wide, false, float, i8, 4, false)
+KERNEL(skinny_swiglu_bf16, false, bf16, bf16, 4, true)
+KERNEL(skinny_swiglu_f32, false, float, bf16, 4, true)
+KERNEL(skinny_swiglu_int8_bf16, false, bf16, i8, 4, true)
+KERNEL(skinny_swiglu_int8_f32, false, float, i8, 4, true)
+LOGITS(skinny_logits_bf16, false, bf16, 2)
+LOGITS(skinny_logits_bf16_wide, false, bf16, 4)
+LOGITS(skinny_logits_int8_bf16, false, i8, 2)
+LOGITS(skinny_logits_int8_bf16_wide, false, i8, 4)
+
+#if __CUDA_ARCH__ >= 900
+JOINED(skinny_joined_bf16_bulk, true, bf16, bf16)
+JOINED(skinny_joined_int8_bf16_bulk, true, bf16, i8)
+KERNEL(skinny_linear_bf16_bulk, true, bf16, bf16, 2, false)
+KERNEL(skinny_linear_bf16_wide_bulk, true, bf16, bf16, 4, false)
+KERNEL(skinny_linear_int8_bf16_bulk, true, bf16, i8, 2, false)
+KERNEL(skinny_linear_int8_bf16_wide_bulk, true, bf16, i8, 4, false)
+KERNEL(skinny_swiglu_bf16_bulk, true, bf16, bf16, 4, true)
+KERNEL(skinny_swiglu_int8_bf16_bulk, true, bf16, i8, 4, true)
+LOGITS(skinny_logits_bf16_bulk, true, bf16, 2)
+LOGITS(skinny_logits_bf16_wide_bulk, true, bf16, 4)
+LOGITS(skinny_logits_int8_bf16_bulk, true, i8, 2)
+LOGITS(skinny_logits_int8_bf16_wide_bulk, true, i8, 4)
+#endif

@@ -3,8 +3,9 @@ use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
 use crate::checks::{TestArray, addr, checks, normal_numbers, run, run_once, runs_cuda_code, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
+use crate::launch::{KernelLaunch, Launch};
 use crate::simd::{Isa, isa};
-use crate::{Addr, DType, rms_norm};
+use crate::{Addr, DType, rms_norm, tuning};
 use bytemuck::Zeroable;
 
 checks!(
@@ -15,6 +16,7 @@ checks!(
     joined_products_have_the_bits_of_single_ones,
     a_norm_has_the_bits_of_rms_norm,
     logits_equal_the_formula_and_do_not_know_their_batch,
+    variants_have_the_bits_of_the_chosen_plan,
 );
 
 /// A random weight, stored both as bf16 and as int8 with scales. `kind` is the format that the kernel gets.
@@ -297,6 +299,48 @@ fn logits_equal_the_formula_and_do_not_know_their_batch() {
             }
             run_once(&logits(BF16, kind, &Params { y: alone.addr(), m: 1, ..params }));
             assert_eq!(y.values()[..n], alone.values(), "one row, {kind:?} {case:?}");
+        }
+    }
+}
+
+/// Sizes (m, n, k) whose sums are so long that the rings of bulk copies are used several times, with a last group of k
+/// that is not whole. The first one is also a case of several blocks of rows and of missing columns.
+const LONG_CASES_M_N_K: [(usize, usize, usize); 3] = [(67, 9, 4112), (1, 41, 8272), (3, 17, 12_304)];
+
+/// Calls `f` with each kind of launch of these operands, by the output that it writes, and the output's type and size.
+fn for_each_kind(given: &Given, norm: &TestArray, m: usize, mut f: impl FnMut(&dyn Fn(Addr) -> Launch, DType, usize)) {
+    let (kind, count) = (given.weights[0].kind, m * given.n);
+    let y = TestArray::output(BF16, 1);
+    let pair = given.params(&y, m);
+    let single = Params { w2: Addr::NULL, scale2: Addr::NULL, ..pair };
+    let full = Params { bias: given.bias.addr(), residual: given.residual.addr(), ..single };
+    f(&|y| linear(BF16, kind, &Params { y, ..full }), BF16, count);
+    f(&|y| logits(BF16, kind, &Params { y, ..single }), F32, count);
+    f(&|y| swiglu(BF16, kind, &Params { y, ..pair }), BF16, count);
+    f(&|y| swiglu(BF16, kind, &Params { y, norm: norm.addr(), ..pair }), BF16, count);
+    let second = |y: Addr| Params { w: pair.w2, scale: pair.scale2, y: y.offset(2 * count), ..single };
+    let products = |y| [Params { y, norm: norm.addr(), ..single }, Params { n: 0, ..single }, second(y)];
+    f(&|y| joined(BF16, kind, &JoinedParams::of(products(y))), BF16, 2 * count);
+}
+
+fn variants_have_the_bits_of_the_chosen_plan() {
+    for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
+        for case in test_cases_m_n_k().into_iter().chain(LONG_CASES_M_N_K) {
+            let (m, _, k) = case;
+            let given = Given::new(BF16, kind, case);
+            let norm = TestArray::new(BF16, &normal_numbers(k, 6, 1.0));
+            for_each_kind(&given, &norm, m, |launch, dtype, count| {
+                let want = TestArray::output(dtype, count);
+                run_once(&launch(want.addr()));
+                let Launch::Kernel(chosen) = launch(want.addr()) else { return };
+                for variant in tuning::variants_of(chosen.kernel) {
+                    let got = TestArray::output(dtype, count);
+                    let Launch::Kernel(chosen) = launch(got.addr()) else { return };
+                    run(&Launch::Kernel(KernelLaunch { kernel: variant.kernel, ..chosen.clone() }), 2);
+                    let name = chosen.kernel.name;
+                    assert!(got.values() == want.values(), "{name}, {}, {kind:?} {case:?}", variant.name);
+                }
+            });
         }
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Arch;
 
 #[test]
 fn the_weight_is_read_once_and_without_bank_conflicts() {
@@ -26,6 +27,52 @@ fn the_weight_is_read_once_and_without_bank_conflicts() {
                     launch.name()
                 );
             }
+        }
+    });
+}
+
+/// A launch whose weights are copied by bulk copies.
+fn with_bulk_copies(launch: Launch) -> Launch {
+    let Launch::Kernel(launch) = launch else { unreachable!("a kernel") };
+    let bulk = tuning::variants_of(launch.kernel).find(|variant| variant.name.starts_with("bulk copies"));
+    Launch::Kernel(KernelLaunch { kernel: bulk.expect("a variant").kernel, ..launch })
+}
+
+/// Each block reads x again, as without bulk copies.
+#[test]
+fn bulk_copies_read_the_weight_once_and_without_bank_conflicts() {
+    crate::checks::on_sim(|| {
+        for (kind, m, k) in
+            [(WeightFormat::Bf16, 1, 3584), (WeightFormat::Bf16, 16, 3592), (WeightFormat::Int8, 1, 3600)]
+        {
+            let n = 64;
+            let given = Given::new(BF16, kind, (m, n, k));
+            let norm = TestArray::new(BF16, &normal_numbers(k, 6, 1.0));
+            for_each_kind(&given, &norm, m, |launch, dtype, count| {
+                let y = TestArray::output(dtype, count);
+                let launch = with_bulk_copies(launch(y.addr()));
+                let Launch::Kernel(kernel) = &launch else { return };
+                let [stage] = &(kernel.kernel.plan)(&kernel.params, &Arch::H100)[..] else { panic!("one stage") };
+                assert!(stage.symbol.ends_with("_bulk"), "{}", stage.symbol);
+                let counts = crate::checks::simulated_counts_on(&launch, &Arch::H100);
+                let has_norm = kernel.operands().any(|operand| operand == norm.addr());
+                let (x, blocks) = ((2 * m * k) as f64, stage.grid[1] as f64);
+                // As without bulk copies: with a norm, x is read twice, and eight lanes read the norm's weight.
+                let again = if has_norm {
+                    (2.0 * blocks - 1.0) * x + (8.0 * blocks - 1.0) * (2 * k) as f64
+                } else {
+                    (blocks - 1.0) * x
+                };
+                let (bytes, asked) = ((counts.global_read + counts.global_written) as f64, launch.cost().bytes + again);
+                assert!(bytes <= 1.02 * asked, "{}: {bytes} bytes of memory traffic, expected {asked}", stage.symbol);
+                // With more than 8 rows, the partial sums of a warp have bank conflicts.
+                let extra = counts.wavefronts - counts.wavefronts_least;
+                assert!(
+                    if m == 1 { extra == 0 } else { extra * 20 <= counts.wavefronts },
+                    "{}: {extra} extra wavefronts",
+                    stage.symbol
+                );
+            });
         }
     });
 }
