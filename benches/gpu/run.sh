@@ -348,7 +348,7 @@ run_profile() {
 }
 
 run_tune() {
-    local tokens shape
+    local tokens shape rows
     for tokens in 1024 2048 4096 8192 16384; do
         sizes "tokens=$tokens:64" heads=28:4 kv_heads=4:2 head_dim=128:64
         variants "attention backward, $tokens tokens" attention_bwd_bf16
@@ -356,6 +356,27 @@ run_tune() {
     for shape in seqs=1:1 seqs=128:4; do
         sizes tokens=8192:128 heads=16:4 kv_heads=16:4 head_dim=80:80 causal=0:0 "$shape"
         variants "attention backward of the vision tower, ${shape%:*}" attention_bwd_bf16
+    done
+    # Decode steps of a 7B decoder: the output projection, the matrices of the feed-forward layer, the output layer. Of
+    # the latter, cuBLASLt's product beside the kernel's variants.
+    for rows in 1:1 8:3 16:2 64:9; do
+        for shape in "n=3584:128 k=3584:128" "n=18944:192 k=3584:128" "n=3584:128 k=18944:192"; do
+            sizes "batch=$rows" "${shape% *}" "${shape#* }"
+            variants "product of ${rows%:*} rows, $shape" skinny_linear_bf16
+            variants "product of ${rows%:*} rows, int8, $shape" skinny_linear_int8_bf16
+        done
+        sizes "batch=$rows" n=18944:192 k=3584:128
+        variants "swiglu of ${rows%:*} rows" skinny_swiglu_bf16
+        variants "swiglu of ${rows%:*} rows, int8" skinny_swiglu_int8_bf16
+        variants "queries, keys and values of ${rows%:*} rows" skinny_joined_bf16
+        variants "queries, keys and values of ${rows%:*} rows, int8" skinny_joined_int8_bf16
+        variants "output layer, ${rows%:*} rows" skinny_logits_bf16
+        variants "output layer, ${rows%:*} rows, int8" skinny_logits_int8_bf16
+        op "output layer as a product, ${rows%:*} rows" matmul "m=$rows" n=152064:500 k=3584:128
+    done
+    for tokens in 1024 8192; do
+        op "log-probabilities, fused, $tokens tokens" linear_log_prob_fused "tokens=$tokens:64" hidden=3584:128 vocab=152064:500
+        op "log-probabilities by products, $tokens tokens" linear_log_prob_products "tokens=$tokens:64" hidden=3584:128 vocab=152064:500
     done
 }
 

@@ -22,29 +22,48 @@ pub struct Choices {
     /// Products of a few rows: blocks of 32 columns instead of 16 if there are at least this many blocks of 32 for four
     /// multiprocessors; first with up to 16 rows, then with more, which each block reads again.
     pub skinny_wide_blocks_per_4_multiprocessors: [u64; 2],
+    /// Products with a bf16 weight: maximum number of rows for the kernels of [`crate::skinny`]; cuBLASLt computes
+    /// those of more rows. `reel bench op` times `skinny` and `matmul` at a size.
+    pub skinny_max_rows: usize,
+    /// The same for the output layer in decoding.
+    pub logits_max_rows: usize,
+    /// Log-probabilities of bf16 rows in training: whether products of tiles of logits compute them instead of the
+    /// fused kernel. `reel bench op` times `linear_log_prob_products` and `linear_log_prob_fused`.
+    pub log_prob_by_products: bool,
 }
 
 /// The choices by architecture, ascending. No variant has been timed on a GPU yet; the numbers follow from counting:
 /// with 1.5 blocks of attention per multiprocessor every one is busy, and two blocks of a product of a few rows are
-/// resident.
+/// resident, which with up to 64 rows read a weight once. `lm_head_backend` says why products compute log-probabilities.
 pub const TABLE: [Choices; 2] = [
     Choices {
         sm: 80,
         attention_bwd_wide_blocks_per_2_multiprocessors: 3,
         skinny_copies: WeightCopies::Units,
         skinny_wide_blocks_per_4_multiprocessors: [8, 3],
+        skinny_max_rows: 64,
+        logits_max_rows: 64,
+        log_prob_by_products: false,
     },
     Choices {
         sm: 90,
         attention_bwd_wide_blocks_per_2_multiprocessors: 3,
         skinny_copies: WeightCopies::Units,
         skinny_wide_blocks_per_4_multiprocessors: [8, 3],
+        skinny_max_rows: 64,
+        logits_max_rows: 64,
+        log_prob_by_products: true,
     },
 ];
 
-/// The choices for a GPU: the last entry of [`TABLE`] whose architecture is not newer.
+/// The choices for a GPU of this architecture.
 pub fn choices(arch: &Arch) -> &'static Choices {
-    TABLE.iter().rev().find(|c| c.sm <= arch.sm).unwrap_or(&TABLE[0])
+    choices_of_capability(arch.sm)
+}
+
+/// The choices for a GPU of this compute capability times ten: the last entry of [`TABLE`] that is not newer.
+pub fn choices_of_capability(sm: u32) -> &'static Choices {
+    TABLE.iter().rev().find(|c| c.sm <= sm).unwrap_or(&TABLE[0])
 }
 
 /// A kernel with a fixed choice.

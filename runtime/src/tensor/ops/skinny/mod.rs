@@ -5,6 +5,7 @@
 //! these ops call [`super::linear`]. No op here has a backward rule.
 
 use reel_kernels::skinny::{self, JoinedParams, Params, WeightFormat};
+use reel_kernels::tuning::{self, Choices};
 use reel_kernels::{Addr, DType};
 
 use super::linear::add_lora_output;
@@ -15,14 +16,17 @@ use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
 
-/// Maximum number of rows of products with a bf16 weight that the skinny kernel computes. With more rows it would read
-/// the weight again; cuBLASLt computes those products.
-const MAX_ROWS: usize = 64;
-
-/// Whether the skinny kernel can compute the product of `x` and `w`.
+/// Whether the skinny kernel computes the product of `x` and `w`: a decode step with a bf16 weight on a GPU.
 fn uses_skinny_kernel(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
+    is_decode_product(cx, x, w, |choices| choices.skinny_max_rows)
+}
+
+/// Whether `x` has so few rows and `w` is such a weight that the kernel of decode steps multiplies them. `max_rows`
+/// chooses the largest number of rows; with more, the kernel would read the weight again, and cuBLASLt multiplies.
+fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&Choices) -> usize) -> Result<bool> {
     let (m, _) = rows_cols("skinny_linear", "x", x)?;
-    let fits = (1..=MAX_ROWS).contains(&m) && w.dtype() == DType::BF16;
+    let most = max_rows(tuning::choices_of_capability(cx.device().compute_capability()));
+    let fits = (1..=most).contains(&m) && w.dtype() == DType::BF16;
     Ok(fits && cx.device().kernels() == Kernels::Cuda && !cx.is_training())
 }
 
@@ -201,7 +205,7 @@ pub fn skinny_swiglu(cx: &Cx, x: &Tensor, norm: Option<InputNorm>, gate: &Tensor
 /// Logits `x wᵀ`, always f32: x `[M, K]`, w `[V, K]` give `[M, V]`.
 pub fn skinny_logits(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<Tensor> {
     let _op = in_op("skinny_logits");
-    if !uses_skinny_kernel(cx, x, w)? {
+    if !is_decode_product(cx, x, w, |choices| choices.logits_max_rows)? {
         return matmul(cx, x, w, DType::F32);
     }
     let (params, y) = product(cx, x, w, DType::F32)?;
