@@ -143,7 +143,7 @@ impl Ceilings {
         let LaunchEvent { name, cost, operand, .. } = launch;
         let mut operands = OperandReads::default();
         operand.iter().for_each(|operand| operands.add(operand));
-        let totals = OpTotals { launches: 1, cost: *cost, operands, seconds: 0.0 };
+        let totals = OpTotals { launches: 1, cost: *cost, operands, ..OpTotals::default() };
         self.roofline_seconds_of_launches(name, &totals, dtype)
     }
 
@@ -205,7 +205,7 @@ impl Ceilings {
 }
 
 /// Returns true if the least time of the kernel `name` uses the rate of bf16 products.
-fn uses_bf16_rate(name: &str, dtype: DType) -> bool {
+pub(crate) fn uses_bf16_rate(name: &str, dtype: DType) -> bool {
     dtype == DType::BF16 && MATRIX_KERNELS.iter().any(|prefix| name.starts_with(prefix))
 }
 
@@ -248,7 +248,7 @@ mod tests {
         let mut operands = OperandReads::default();
         operands.add(&OperandRead { bytes: 1e5, cycle: 1e7 });
         let cost = Cost { flops: 0.0, bytes: 1.5e5 };
-        let totals = OpTotals { launches: 1, cost, operands, seconds: 0.0 };
+        let totals = OpTotals { launches: 1, cost, operands, ..OpTotals::default() };
         let floor = MACHINE.roofline_seconds_of_launches("matmul_fwd", &totals, DType::F32);
         assert!((floor - (9e4 / 1e8 + 6e4 / 1e9)).abs() < 1e-12, "{floor}");
     }
@@ -271,7 +271,7 @@ mod tests {
             let cost = Cost { flops, bytes };
             let mut operands = OperandReads::default();
             operands.add(&OperandRead { bytes: bytes * weights, cycle });
-            let totals = OpTotals { launches, cost, operands, seconds };
+            let totals = OpTotals { launches, cost, operands, seconds, ..OpTotals::default() };
             let raised = machine.raised_to("matmul_fwd", &totals, dtype);
             let floor = raised.roofline_seconds_of_launches("matmul_fwd", &totals, dtype);
             prop_assert!(floor <= seconds * (1.0 + 1e-9), "{floor} {seconds}");

@@ -3,7 +3,7 @@
 //!
 //! [`rounds`] times work of a model and then profiles one more round, whose time it splits by op ([`ops`]) and by
 //! part ([`parts`]). [`ceilings`] measures the highest rates of this machine; [`machine`] has the data sheets of
-//! GPUs, [`pricing`] predicts times by what was measured on a GPU. [`timing`] times single kernels, [`counters`] reads
+//! GPUs, [`pricing`] predicts times by what was measured on a GPU, or by the model of [`kernel_model`]. [`timing`] times single kernels, [`counters`] reads
 //! the GPU's counters for them. [`compare`] tests whether two results differ by more than chance. [`page`] and
 //! [`roofline_page`] write results as HTML. [`trace`] records where the time of any command went.
 
@@ -14,6 +14,7 @@ pub mod clocks;
 pub mod compare;
 pub mod counters;
 mod error;
+pub mod kernel_model;
 mod kernel_times;
 pub mod lm_head;
 pub mod machine;

@@ -114,6 +114,7 @@ mod tests {
             host: HostCall { thread: 0, start: begun, seconds: 0.0 },
             start: begun + Duration::from_millis(ms),
             seconds,
+            stages: Vec::new(),
         };
         let ceilings = Ceilings { f32: 1e9, bf16: 1e9, bytes: 1e9, cache: None };
         let events = [

@@ -2,7 +2,8 @@
 //!
 //! It runs the code of the command itself on device `dry`, which counts allocations, floating-point operations
 //! and the bytes that kernels read and write, and computes nothing. Times follow from the shares of the ceilings that
-//! kernels reached in a record of the GPU, if there is one (`reel_measure::pricing`), else from the ceilings.
+//! kernels reached in a record of the GPU, if there is one, and from a model of kernels whose code has changed since
+//! (`reel_measure::pricing`), else from the ceilings.
 
 mod serve;
 mod table;
@@ -40,9 +41,9 @@ use crate::{generate, model, prompt};
 /// without weights.
 ///
 /// For a GPU with a record of measured kernels (h200), each op is priced by the share of the ceilings that it reached
-/// there; `priced by` in the table names the record, and says if the code of the kernel has changed since or if the
-/// recorded launch had another size. For other GPUs every op is priced by the ceilings, which gives the least time.
-/// What a launch costs by itself is not counted.
+/// there, or, if the code of the kernel has changed since or has no record, by a model of the kernel; the table has the
+/// time by each basis, and `priced by` says which one counts and what limits the model. For other GPUs every op is
+/// priced by the ceilings, which gives the least time.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -390,8 +391,10 @@ fn count_keys(decode: &mut plan::OpCosts, text: &TextConfig, dtype: DType, keys:
     );
     for totals in decode.iter_mut().filter(|(op, _)| op.starts_with("paged_attention")).map(|(_, totals)| totals) {
         let counted = totals.cost.flops / flops_per_key;
+        let before = totals.cost;
         totals.cost.flops = keys * flops_per_key;
         totals.cost.bytes -= (counted - keys) * bytes_per_key;
+        totals.planned.scale(totals.cost.flops / before.flops, totals.cost.bytes / before.bytes);
     }
 }
 

@@ -80,7 +80,9 @@ impl PlanServeArgs {
                 "kv_bytes": kv_bytes, "kv_blocks": blocks, "kv_tokens": blocks * KvPages::BLOCK_TOKENS,
                 "batch_size": batch, "sequences_that_fit": sequences, "decoding": decoding,
                 "time_to_first_token_seconds": prompt, "inter_token_seconds": step, "tokens_per_second": rate,
-                "ops": table::ops_json(&counts, &machine), "ceilings": table::ceilings_json(&machine),
+                "ops": table::ops_json(&counts, &machine),
+                "phases_by_basis": table::phases_by_basis_json(&counts, &machine),
+                "ceilings": table::ceilings_json(&machine),
             }));
         }
         table::print_memory(&counts, &machine)?;

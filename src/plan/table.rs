@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use reel_measure::kernel_model;
 use reel_measure::machine::MachineSpec;
-use reel_measure::pricing::{Origin, Price, record_of_gpu};
+use reel_measure::pricing::{Basis, Price, record_of_gpu};
 use reel_runtime::{DType, MemoryUse};
 use reel_train::plan::PhaseCosts;
 use serde_json::{Value, json};
@@ -53,7 +54,7 @@ fn lines<'a>(counts: &'a DryRunCounts, machine: &MachineSpec) -> Vec<Line<'a>> {
                 Some(record) => record.price(op, t, &machine.ceilings, counts.dtype),
                 None => Price::by_ceilings(floor_seconds),
             };
-            let price = Price { seconds: price.seconds / each, floor_seconds: floor_seconds / each, ..price };
+            let price = price.per(each);
             let (flops, bytes) = (t.cost.flops / each, t.cost.bytes / each);
             Line { phase, op, launches: t.launches as f64 / each, flops, bytes, price, bound }
         }));
@@ -95,25 +96,52 @@ pub fn fits(counts: &DryRunCounts, machine: &MachineSpec) -> Option<bool> {
 /// The table of ops as JSON.
 pub fn ops_json(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Value> {
     let line = |l: &Line| {
-        let Price { seconds, floor_seconds, share, origin } = &l.price;
-        let mut line = json!({
+        let Price { seconds, floor_seconds, recorded, modelled, basis } = &l.price;
+        json!({
             "phase": l.phase, "op": l.op, "launches": l.launches, "flops": l.flops, "bytes": l.bytes, "seconds": seconds,
-            "floor_seconds": floor_seconds, "share": share, "priced_by": origin.to_string(), "bound": l.bound
-        });
-        if let Origin::Measured { size, .. } = origin {
-            line["recorded_size"] = json!(size);
-        }
-        line
+            "floor_seconds": floor_seconds, "share": l.price.share(), "basis": basis.name(),
+            "priced_by": l.price.origin(), "bound": l.bound,
+            "record": recorded.as_ref().map(|r| json!({
+                "seconds": r.seconds, "share": r.share, "size": r.size, "date": r.date, "similar_kernel": r.similar,
+                "other_size": r.other_size, "code_changed": r.changed,
+            })),
+            "model": modelled.as_ref().map(|m| json!({
+                "seconds": m.seconds, "limit": m.limit(), "code_counted": m.is_counted(),
+                "seconds_by_limit": m.seconds_by_limit,
+            })),
+        })
     };
     lines(counts, machine).iter().map(line).collect()
 }
 
-/// The ceilings that times follow from, as JSON.
+/// What times follow from, as JSON: the ceilings, the record and the constants of the model.
 pub fn ceilings_json(machine: &MachineSpec) -> Value {
+    let record = record_of_gpu(&machine.name);
     json!({
         "flops_f32": machine.ceilings.f32, "flops_bf16": machine.ceilings.bf16, "bytes_per_second": machine.ceilings.bytes,
-        "source": machine.source, "record": record_of_gpu(&machine.name).map(|r| &r.record), "launch_overhead": "not counted"
+        "source": machine.source, "record": record.map(|r| &r.record),
+        "model": record.map(|r| json!({
+            "streaming_share": r.streaming_share(&machine.ceilings), "memory_latency": kernel_model::MEMORY_LATENCY,
+            "launch_gap": kernel_model::LAUNCH_GAP, "l2_bytes_per_second": kernel_model::L2_BANDWIDTH,
+            "mma_share": kernel_model::MMA_SHARE,
+        })),
     })
+}
+
+/// The predicted seconds of each phase by each basis alone, as JSON.
+pub fn phases_by_basis_json(counts: &DryRunCounts, machine: &MachineSpec) -> Value {
+    let lines = lines(counts, machine);
+    let phases = counts.phases.0.iter().map(|(phase, _)| {
+        let [ceiling, record, model] = BASES.map(|basis| seconds_by(&lines, phase, basis));
+        (phase.to_string(), json!({ "ceiling": ceiling, "record": record, "model": model }))
+    });
+    Value::Object(phases.collect())
+}
+
+const BASES: [Basis; 3] = [Basis::Ceiling, Basis::Record, Basis::Model];
+
+fn seconds_by(lines: &[Line], phase: &str, basis: Basis) -> f64 {
+    lines.iter().filter(|l| l.phase == phase).map(|l| l.price.seconds_by(basis)).sum()
 }
 
 pub fn print_plan(common: &CommonOptions, counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
@@ -130,7 +158,7 @@ pub fn print_plan(common: &CommonOptions, counts: &DryRunCounts, machine: &Machi
             "capacity_bytes": machine.memory, "fits": fits(counts, machine),
             "checkpoint_bytes": counts.checkpoint, "tokens": tokens, "flops": flops, "bytes": bytes, "seconds": seconds, "phases": phases,
             "tokens_per_second": tokens / seconds, "ops": ops_json(counts, machine),
-            "ceilings": ceilings_json(machine),
+            "phases_by_basis": phases_by_basis_json(counts, machine), "ceilings": ceilings_json(machine),
         }));
     }
     print_memory(counts, machine)?;
@@ -183,45 +211,67 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
         machine.source
     ))?;
     output::print_line(assumptions(&lines, machine))?;
+    if record_of_gpu(&machine.name).is_some() {
+        for (phase, _) in &counts.phases.0 {
+            let [ceiling, record, model] = BASES.map(|basis| duration(seconds_by(&lines, phase, basis)));
+            let predicted = lines.iter().filter(|l| l.phase == *phase).map(|l| l.price.seconds).sum();
+            output::print_line(format!(
+                "{phase}: {} predicted; by ceilings alone {ceiling}, by the record also of changed code {record}, by the \
+                 model {model}",
+                duration(predicted)
+            ))?;
+        }
+    }
     output::print_line(format!(
-        "\n  {:8} {:34} {:>9} {:>12} {:>11} {:>10} {:>7}  {:10}  priced by",
-        "phase", "op", "launches", "TFLOP", "GB", "time", "share", "bound by"
+        "\n  {:9} {:34} {:>9} {:>12} {:>11} {:>10} {:>10} {:>10} {:>10} {:>6}  {:10}  priced by",
+        "phase", "op", "launches", "TFLOP", "GB", "time", "ceiling", "record", "model", "share", "bound by"
     ))?;
     for l in &lines {
+        let of_basis = |seconds: Option<f64>| seconds.map_or("-".to_string(), duration);
         output::print_line(format!(
-            "  {:9} {:34} {:>9.0} {:>12.4} {:>11.4} {:>10} {:>7.2}  {:10}  {}",
+            "  {:9} {:34} {:>9.0} {:>12.4} {:>11.4} {:>10} {:>10} {:>10} {:>10} {:>6.2}  {:10}  {}",
             l.phase,
             l.op,
             l.launches,
             l.flops / 1e12,
             l.bytes / 1e9,
             duration(l.price.seconds),
-            l.price.share,
+            duration(l.price.floor_seconds),
+            of_basis(l.price.recorded.as_ref().map(|r| r.seconds)),
+            of_basis(l.price.modelled.as_ref().map(|m| m.seconds)),
+            l.price.share(),
             l.bound,
-            l.price.origin
+            l.price.origin()
         ))?;
     }
     Ok(())
 }
 
-/// The sentence on what the times follow from: the ceilings alone, or measured shares of them.
+/// The sentences on what the times follow from: the ceilings alone, or measured and modelled shares of them.
 fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
     let Some(record) = record_of_gpu(&machine.name) else {
         return "times: every op reaches its ceiling; what a launch costs by itself is not counted".to_string();
     };
-    let share_where = |wanted: fn(&Origin) -> bool| {
-        let all: f64 = lines.iter().map(|l| l.price.seconds).sum();
-        let some: f64 = lines.iter().filter(|l| wanted(&l.price.origin)).map(|l| l.price.seconds).sum();
+    let all: f64 = lines.iter().map(|l| l.price.seconds).sum();
+    let percent = |wanted: &dyn Fn(&Price) -> bool| {
+        let some: f64 = lines.iter().filter(|l| wanted(&l.price)).map(|l| l.price.seconds).sum();
         100.0 * some / all
     };
-    let measured = share_where(|origin| *origin != Origin::Ceiling);
-    let changed = share_where(|origin| matches!(origin, Origin::Measured { changed: true, .. }));
-    let other_size = share_where(|origin| matches!(origin, Origin::Measured { other_size: true, .. }));
+    let by_record = |p: &Price, changed: bool| {
+        p.basis == Basis::Record && p.recorded.as_ref().is_some_and(|r| r.changed || r.similar.is_some()) == changed
+    };
     format!(
-        "times: {measured:.0} % of the time is priced by measured shares of these ceilings (benches/results/{}/{}), {changed:.0} % by \
-         those of kernels whose code has changed since, {other_size:.0} % by those of other sizes; the rest reaches its ceiling; what a \
-         launch costs by itself is not counted, because the record does not have it",
-        machine.name, record.record
+        "times: {:.0} % of the time is that of measured kernels whose code is unchanged (benches/results/{}/{}), {:.0} % \
+         that of measured kernels whose code has changed or which are similar; {:.0} % is modelled, not measured: {:.0} % \
+         of the bandwidth (the share of plain copies in that record), {:.0} ns of latency, {:.1} us per launch",
+        percent(&|p| by_record(p, false)),
+        machine.name,
+        record.record,
+        percent(&|p| by_record(p, true)),
+        percent(&|p| p.basis == Basis::Model),
+        100.0 * record.streaming_share(&machine.ceilings),
+        1e9 * kernel_model::MEMORY_LATENCY,
+        1e6 * kernel_model::LAUNCH_GAP,
     )
 }
 

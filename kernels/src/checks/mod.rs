@@ -8,6 +8,8 @@ mod arrays;
 mod data;
 #[cfg(test)]
 mod dependent;
+#[cfg(test)]
+pub(crate) mod model_inputs;
 pub mod mutation;
 mod on_gpu;
 mod on_sim;

@@ -143,6 +143,12 @@ macro_rules! kernel_folder {
                 fn launches_move_the_bytes_of_their_cost() {
                     $crate::checks::traffic::assert_traffic_within_limits(super::examples::$traffic);
                 }
+
+                #[test]
+                #[ignore = "prints a table; see checks/model_inputs.rs"]
+                fn inputs_of_the_model() {
+                    $crate::checks::model_inputs::print_inputs_of_traffic_launches(super::examples::$traffic);
+                }
             }
         )?
     };

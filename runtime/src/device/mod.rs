@@ -15,6 +15,7 @@ mod memory;
 mod nvtx;
 mod operand_reads;
 mod origin;
+mod planned_launches;
 mod profiler;
 mod sim;
 
@@ -34,6 +35,7 @@ pub use memory::{MEMORY_CATEGORIES, MemoryCategory, MemorySample, MemoryUse};
 pub use nvtx::{NvtxRange, nvtx_range};
 pub use operand_reads::{OperandRead, OperandReads};
 pub use origin::{LaunchOrigin, LayerOrigin, OriginGuard, host_thread_names, host_thread_number, in_layer, in_op};
+pub use planned_launches::{PlannedLaunches, PlannedStage};
 pub use profiler::{HostCall, LaunchEvent, OpTotals, Profiler};
 pub use sim::SimOptions;
 
@@ -246,6 +248,7 @@ impl Device {
     pub fn dry_with_capability(kernels: Kernels, compute_capability: u32) -> Device {
         let device = Device::new(dry::Dry::new(kernels, compute_capability));
         device.profiler().collect_totals(true);
+        device.profiler().plan_launches(compute_capability);
         device
     }
 

@@ -8,10 +8,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
+use reel_kernels::launch::Arch;
 use reel_kernels::{Cost, Launch};
 
 use super::operand_reads::{OperandHistory, OperandRead, OperandReads};
 use super::origin::{LaunchOrigin, current_origin, host_thread_number};
+use super::planned_launches::{PlannedLaunches, PlannedStage, planned_stages};
 use super::{Device, MemorySample};
 use crate::error::Result;
 
@@ -29,6 +31,8 @@ pub struct OpTotals {
     pub operands: OperandReads,
     /// Seconds that the launches took.
     pub seconds: f64,
+    /// On device `dry`: what a GPU would execute.
+    pub planned: PlannedLaunches,
 }
 
 /// The call on the host that enqueued or ran a launch.
@@ -63,6 +67,8 @@ pub struct LaunchEvent {
     pub start: Instant,
     /// Duration in seconds.
     pub seconds: f64,
+    /// On device `dry`: what a GPU would execute.
+    pub stages: Vec<PlannedStage>,
 }
 
 /// Collects the costs and times of a device's launches, and its bytes in use, while collecting is turned on.
@@ -83,6 +89,13 @@ impl Profiler<'_> {
     pub fn record_timeline(&self, on: bool) {
         self.collected().switch(RECORD, on);
         self.0.0.memory.record_samples(on);
+    }
+
+    /// Makes the profiler plan each launch for a GPU of this compute capability, such as 90, and collect the plans; not
+    /// if it is 0.
+    pub(super) fn plan_launches(&self, compute_capability: u32) {
+        let known = [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100];
+        *self.collected().arch() = known.into_iter().rfind(|arch| arch.sm <= compute_capability);
     }
 
     /// Sets the part of the work, for example `forward`, that the launches from now on belong to. At first it is
@@ -173,6 +186,8 @@ struct State {
 pub(super) struct ProfileData {
     mode: AtomicU8,
     part: Mutex<&'static str>,
+    /// The GPU for which launches are planned.
+    arch: Mutex<Option<Arch>>,
     operands: Mutex<OperandHistory>,
     state: Mutex<State>,
 }
@@ -190,6 +205,7 @@ impl ProfileData {
             Launch::Matmul(product) => Some(self.operands().read(product.right_operand())),
             Launch::Kernel(_) => None,
         };
+        let stages = self.arch().map(|arch| planned_stages(launch, &arch)).unwrap_or_default();
         let start = Instant::now();
         let event = LaunchEvent {
             name: launch.name(),
@@ -201,6 +217,7 @@ impl ProfileData {
             host: HostCall { thread: host_thread_number(), start, seconds: 0.0 },
             start,
             seconds: 0.0,
+            stages,
         };
         LaunchRecord { mode, event }
     }
@@ -215,6 +232,7 @@ impl ProfileData {
                 t.cost += event.cost;
                 event.operand.iter().for_each(|operand| t.operands.add(operand));
                 t.seconds += event.seconds;
+                t.planned.add(&event.stages, event.cost, 1);
             }
             if mode & RECORD != 0 {
                 s.events.push(event);
@@ -232,6 +250,10 @@ impl ProfileData {
 
     fn part(&self) -> std::sync::MutexGuard<'_, &'static str> {
         self.part.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn arch(&self) -> std::sync::MutexGuard<'_, Option<Arch>> {
+        self.arch.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn operands(&self) -> std::sync::MutexGuard<'_, OperandHistory> {

@@ -19,6 +19,7 @@ use reel_model::input::window::GridThw;
 use reel_model::input::{MediaFrames, ModelInput};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::WeightSource as Weights;
+use reel_runtime::device::LaunchEvent;
 use reel_runtime::{Cx, DType, Device, MemoryUse, OpTotals};
 
 use crate::data::feed::{DataPosition, MicroBatchFeed};
@@ -73,14 +74,17 @@ impl PhaseCosts {
             let total = all.entry(name).or_default();
             total.launches += op.launches;
             total.cost += op.cost;
+            total.planned.add_all(&op.planned);
         }
     }
 
-    /// Adds the cost of `times` equal launches.
-    fn add_launch(&mut self, phase: &'static str, op: &'static str, cost: Cost, times: u64) {
-        let total = self.phase_mut(phase).entry(op).or_default();
+    /// Adds `times` launches that are equal to this one.
+    fn add_launch(&mut self, launch: &LaunchEvent, times: u64) {
+        let total = self.phase_mut(launch.part).entry(launch.name).or_default();
+        let Cost { flops, bytes } = launch.cost;
         total.launches += times;
-        total.cost += Cost { flops: cost.flops * times as f64, bytes: cost.bytes * times as f64 };
+        total.cost += Cost { flops: flops * times as f64, bytes: bytes * times as f64 };
+        total.planned.add(&launch.stages, launch.cost, times);
     }
 }
 
@@ -91,6 +95,7 @@ pub fn subtract_costs(all: &mut OpCosts, before: &OpCosts) {
             op.launches -= before.launches;
             op.cost.flops -= before.cost.flops;
             op.cost.bytes -= before.cost.bytes;
+            op.planned.subtract(&before.planned);
         }
     }
     all.retain(|_, op| op.launches > 0);

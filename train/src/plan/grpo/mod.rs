@@ -179,7 +179,7 @@ impl<'a> Counter<'a> {
             // The last step that runs here stands for itself and for all further steps on this set.
             let times = if use_ == MAX_USES { self.options.num_iterations - use_ + 1 } else { 1 };
             for event in device.profiler().launch_events()? {
-                self.phases.add_launch(event.part, event.name, event.cost, times);
+                self.phases.add_launch(&event, times);
             }
             self.steps += times;
             self.tokens += times * result.tokens as u64;

@@ -1,0 +1,260 @@
+//! Counts on the simulator what the model of `measure/src/kernel_model` needs to know about a kernel's code: the warp
+//! instructions and the bytes through L2 for each byte and each operation of its cost.
+//!
+//! ```text
+//! cargo test -p reel-kernels --lib inputs_of_the_model -- --ignored --nocapture | grep symbol
+//! ```
+//!
+//! prints one JSON object for each kernel. Two launches that differ in the number of rows give both coefficients of
+//! kernels that multiply rows with a weight; one launch gives one coefficient of every other kernel.
+
+use super::on_sim::simulated_counts_on;
+use super::traffic::{TrafficArrays, TrafficLaunches};
+use super::{normal_numbers, on_sim};
+use crate::launch::{Arch, Launch};
+use crate::skinny::WeightFormat::{self, Bf16, Int8};
+use crate::{Addr, DType, attention, paged_attention, sample, skinny};
+
+/// An H100 with two multiprocessors: kernels whose blocks take several rows get as many as on a whole GPU.
+const SMALL_H100: Arch = Arch { multiprocessors: 2, ..Arch::H100 };
+
+/// What the coefficients multiply.
+#[derive(Clone, Copy, PartialEq)]
+enum Unit {
+    Byte,
+    Flop,
+}
+
+/// Prints the coefficients of each launch that a folder's test of traffic makes.
+pub(crate) fn print_inputs_of_traffic_launches(calls: impl Fn(&mut TrafficArrays) -> TrafficLaunches) {
+    on_sim(|| {
+        let mut arrays = TrafficArrays::default();
+        for (launch, _) in calls(&mut arrays) {
+            print_inputs(&launch, &SMALL_H100, Unit::Byte);
+        }
+    });
+}
+
+/// The symbol of the stage that does the work of a launch: the one with the most dynamic shared memory, of several the
+/// one with the most threads. `measure/src/kernel_model/mod.rs` chooses it in the same way.
+fn symbol(launch: &Launch, arch: &Arch) -> &'static str {
+    let Launch::Kernel(kernel) = launch else { return "" };
+    let threads = |s: &crate::Stage| s.grid.iter().chain(&s.block).map(|n| u64::from(*n)).product::<u64>();
+    (kernel.kernel.plan)(&kernel.params, arch).iter().max_by_key(|s| (s.shared, threads(s))).map_or("", |s| s.symbol)
+}
+
+/// Warp instructions of a launch, and bytes that it moves.
+fn counts(launch: &Launch, arch: &Arch) -> [f64; 2] {
+    let count = simulated_counts_on(launch, arch);
+    [count.warps as f64, (count.global_read + count.global_written) as f64]
+}
+
+fn print_inputs(launch: &Launch, arch: &Arch, unit: Unit) {
+    let of = if unit == Unit::Byte { launch.cost().bytes } else { launch.cost().flops };
+    let [instructions, bytes] = counts(launch, arch).map(|count| count / of);
+    let unit = if unit == Unit::Byte { "byte" } else { "flop" };
+    println!(
+        r#"{{"symbol": "{}", "instructions_per_{unit}": {instructions:.3e}, "l2_bytes_per_{unit}": {bytes:.3e}}}"#,
+        symbol(launch, arch)
+    );
+}
+
+/// Prints both coefficients from a launch with few rows and one with many: `count = a · bytes + b · operations`.
+fn print_inputs_of_two(few: &Launch, many: &Launch, arch: &Arch) {
+    let (low, high) = (counts(few, arch), counts(many, arch));
+    let (c, d) = (few.cost(), many.cost());
+    let both = |i: usize| {
+        let determinant = c.bytes * d.flops - d.bytes * c.flops;
+        let per_byte = (low[i] * d.flops - high[i] * c.flops) / determinant;
+        let per_flop = (high[i] * c.bytes - low[i] * d.bytes) / determinant;
+        (per_byte, per_flop)
+    };
+    let ((ib, io), (bb, bo)) = (both(0), both(1));
+    println!(
+        r#"{{"symbol": "{}", "instructions_per_byte": {ib:.3e}, "instructions_per_flop": {io:.3e}, "l2_bytes_per_byte": {bb:.3e}, "l2_bytes_per_flop": {bo:.3e}}}"#,
+        symbol(many, arch)
+    );
+}
+
+/// Columns of the products, few enough for the simulator, and the length of their sums, that of Qwen2.5-VL-7B.
+const N: u32 = 512;
+const K: u32 = 3584;
+
+/// The skinny products of a decode step with `m` rows. The bytes of x are a small part of those of the weight.
+fn skinny_launches(arrays: &mut TrafficArrays, m: u32, format: WeightFormat) -> [Launch; 4] {
+    let (weight_bytes, scale) = match format {
+        Bf16 => (2, Addr::NULL),
+        Int8 => (1, arrays.f32(N)),
+    };
+    let [w, w2] = [(); 2].map(|()| arrays.elements(N * K, weight_bytes));
+    let (x, norm, y) = (arrays.elements(m * K, 2), arrays.elements(K, 2), arrays.f32(m * N));
+    let linear = skinny::Params {
+        x,
+        w,
+        w2: Addr::NULL,
+        scale,
+        scale2: Addr::NULL,
+        bias: Addr::NULL,
+        residual: Addr::NULL,
+        norm: Addr::NULL,
+        y,
+        m,
+        n: N,
+        k: K,
+        eps: 1e-6,
+    };
+    let swiglu = skinny::Params { w2, scale2: scale, norm, ..linear };
+    let none = skinny::Params { n: 0, ..linear };
+    let joined = skinny::JoinedParams::of([skinny::Params { norm, ..linear }, none, none]);
+    [
+        skinny::linear(DType::BF16, format, &linear),
+        skinny::swiglu(DType::BF16, format, &swiglu),
+        skinny::joined(DType::BF16, format, &joined),
+        skinny::logits(DType::BF16, format, &linear),
+    ]
+}
+
+#[test]
+#[ignore = "prints a table; see the module"]
+fn inputs_of_the_model_skinny() {
+    on_sim(|| {
+        let mut arrays = TrafficArrays::default();
+        for format in [Bf16, Int8] {
+            let [few, many] = [1, 64].map(|m| skinny_launches(&mut arrays, m, format));
+            for (few, many) in few.iter().zip(&many) {
+                // The first GPU gets narrow blocks and the other one wide blocks, where a product has both.
+                print_inputs_of_two(few, many, &Arch::H100);
+                if symbol(many, &SMALL_H100) != symbol(many, &Arch::H100) {
+                    print_inputs_of_two(few, many, &SMALL_H100);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "prints a table; see the module"]
+fn inputs_of_the_model_sample() {
+    on_sim(|| {
+        let vocab = 152_064;
+        let logits = normal_numbers(vocab, 3, 2.0);
+        let mut arrays = TrafficArrays::default();
+        let (zero, one, top_p) = (arrays.ids([0]), arrays.ids([0x3f80_0000]), arrays.ids([0x3f00_0000]));
+        let greedy = sample::Params {
+            logits: super::addr(&logits),
+            temperature: zero,
+            top_p: one,
+            top_k: zero,
+            penalty: one,
+            seed: arrays.elements(1, 8),
+            position: zero,
+            ids: arrays.f32(1),
+            rows: 1,
+            vocab: vocab as u32,
+            ..sample::Params::default()
+        };
+        let log_probs = sample::Params { log_prob: arrays.f32(1), ..greedy };
+        let sampled = sample::Params { temperature: one, ..log_probs };
+        for (case, params) in [
+            ("greedy", greedy),
+            ("greedy with log-probability", log_probs),
+            ("sampled with log-probability", sampled),
+            ("top-p 0.5 with log-probability", sample::Params { top_p, ..sampled }),
+        ] {
+            println!("{case}:");
+            print_inputs(&sample::sample(&params), &Arch::H100, Unit::Byte);
+        }
+    });
+}
+
+#[test]
+#[ignore = "prints a table; see the module"]
+fn inputs_of_the_model_paged_attention() {
+    on_sim(|| {
+        let mut arrays = TrafficArrays::default();
+        let (seqs, keys, heads, kv_heads, head_dim) = (2u32, 1024u32, 28u32, 4u32, 128u32);
+        let blocks = keys / 64;
+        let caches = [(); 2].map(|()| arrays.elements(seqs * keys * kv_heads * head_dim, 2));
+        let mut p = paged_attention::Params {
+            q: arrays.elements(seqs * heads * head_dim, 2),
+            k_cache: caches[0],
+            v_cache: caches[1],
+            o: arrays.elements(seqs * heads * head_dim, 2),
+            cu_seqlens: arrays.ids(0..=seqs as i32),
+            kv_lens: arrays.ids(vec![keys as i32; seqs as usize]),
+            block_tables: arrays.ids(0..(seqs * blocks) as i32),
+            workspace: Addr::NULL,
+            counters: arrays.ids(vec![0; (seqs * paged_attention::counters_per_token(heads, kv_heads)) as usize]),
+            tokens: seqs,
+            seqs,
+            heads,
+            kv_heads,
+            head_dim,
+            max_blocks: blocks,
+            scale: 0.05,
+            max_kv_len: keys,
+            page: 64,
+            reserved: 0,
+        };
+        p.workspace = arrays.elements(paged_attention::workspace_bytes(DType::BF16, &p), 1);
+        let (pairs, all) = paged_attention::query_key_pairs_and_keys((0..seqs).map(|_| (1, keys as usize)));
+        print_inputs(&paged_attention::fwd(DType::BF16, &p, pairs, all), &Arch::H100, Unit::Byte);
+    });
+}
+
+#[test]
+#[ignore = "prints a table; see the module"]
+fn inputs_of_the_model_attention() {
+    on_sim(|| {
+        let mut arrays = TrafficArrays::default();
+        let (tokens, heads, kv_heads, head_dim) = (1024u32, 7u32, 1u32, 128u32);
+        let wide = [(); 4].map(|()| arrays.elements(tokens * heads * head_dim, 2));
+        let narrow = [(); 4].map(|()| arrays.elements(tokens * kv_heads * head_dim, 2));
+        let fwd = attention::FwdParams {
+            q: wide[0],
+            k: narrow[0],
+            v: narrow[1],
+            o: wide[1],
+            lse: arrays.f32(tokens * heads),
+            cu_seqlens: arrays.ids([0, tokens as i32]),
+            prefix: Addr::NULL,
+            tokens,
+            seqs: 1,
+            heads,
+            kv_heads,
+            head_dim,
+            causal: 1,
+            scale: 0.05,
+            max_seqlen: tokens,
+        };
+        let pairs = attention::query_key_pair_count([tokens as usize], true);
+        print_inputs(&attention::fwd(DType::BF16, &fwd, pairs), &Arch::H100, Unit::Flop);
+        let mut bwd = attention::BwdParams {
+            q: wide[0],
+            k: narrow[0],
+            v: narrow[1],
+            o: wide[1],
+            lse: fwd.lse,
+            d_o: wide[2],
+            dq: wide[3],
+            dk: narrow[2],
+            dv: narrow[3],
+            delta: arrays.f32(tokens * heads),
+            workspace: Addr::NULL,
+            cu_seqlens: fwd.cu_seqlens,
+            prefix: Addr::NULL,
+            tokens,
+            seqs: 1,
+            heads,
+            kv_heads,
+            head_dim,
+            causal: 1,
+            scale: 0.05,
+            max_seqlen: tokens,
+        };
+        bwd.workspace = arrays.elements(attention::workspace_bytes(DType::BF16, &bwd), 1);
+        for arch in [Arch::H100, SMALL_H100] {
+            print_inputs(&attention::bwd(DType::BF16, &bwd, pairs), &arch, Unit::Flop);
+        }
+    });
+}

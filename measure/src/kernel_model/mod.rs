@@ -1,0 +1,284 @@
+//! Models the time of a kernel on a GPU from its launch plan, its cost and counts of its code. `reel plan` uses it for
+//! kernels without a measured time, and for kernels whose code has changed since they were measured.
+//!
+//! The blocks of a launch run in waves of `resident blocks × multiprocessors`. A wave takes the longest of:
+//!
+//! ```text
+//! memory        bytes of the cost / (bandwidth × share that plain copies reached in the record)
+//! L2            bytes that threads read and write / bandwidth of L2
+//! latency       bytes of a block × latency of memory / bytes that a block has in flight          (Little's law)
+//! instructions  warp instructions of a multiprocessor / its issue rate
+//! matrices      operations of a multiprocessor / its rate of mma instructions                    (tensor cores)
+//! ```
+//!
+//! and a launch takes its waves, one latency until its first bytes arrive (not if it requests them before the previous
+//! launch has ended), and a gap for each CUDA launch. The result is a model, not a measurement: dependences between
+//! instructions, bank conflicts and barriers are not in it, so the true time of a kernel that they limit is longer.
+//!
+//! What cannot be computed from a launch is in `inputs.json`, one row for each symbol; its counts are made by
+//! `kernels/src/checks/model_inputs.rs` on the simulator, `benches/gpu/model_inputs.py` joins them with the registers
+//! that ptxas assigns. The bytes in flight are known of kernels that copy into a ring in shared memory; of others the model
+//! assumes that they have enough. A kernel without a row is modelled by memory, L2 and tensor cores alone.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use reel_kernels::{Arch, Cost};
+use reel_runtime::device::{PlannedLaunches, PlannedStage};
+use serde::{Deserialize, Serialize};
+
+use crate::ceilings::Ceilings;
+
+/// Seconds from a load to its data when memory is busy. Source: `kernels/src/skinny/sm80.cu`, whose ring is sized for
+/// it; published measurements of an idle H100 are 480 to 600 ns.
+pub const MEMORY_LATENCY: f64 = 700e-9;
+
+/// Seconds between the end of a kernel and the start of the next one in a captured graph. Source: NVIDIA, "Getting
+/// Started with CUDA Graphs" (2019): 3.4 us for each kernel of 2.9 us. No record has it.
+pub const LAUNCH_GAP: f64 = 0.5e-6;
+
+/// Bandwidth of L2 in bytes per second. Source: Chips and Cheese, "Nvidia's H100: Funny L2, and Tons of Bandwidth"
+/// (2023), on an H100 PCIe with 114 multiprocessors.
+pub const L2_BANDWIDTH: f64 = 5.5e12;
+
+/// Share of the ceiling of bf16 products that `mma` instructions reach; only `wgmma` reaches all of it on Hopper.
+/// Source: Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture" (2024): 62 % of the data
+/// sheet's rate, of which the ceiling is 80 %.
+pub const MMA_SHARE: f64 = 0.62 / 0.8;
+
+/// Registers of a thread if the table has no row of its kernel.
+const DEFAULT_REGISTERS: u32 = 32;
+
+/// Limits of a multiprocessor of compute capability 9.0: threads, blocks, registers, and bytes of shared memory.
+/// Source: CUDA C++ programming guide, table of compute capabilities.
+const MAX_THREADS: u32 = 2048;
+const MAX_BLOCKS: u32 = 32;
+const MAX_REGISTERS: u32 = 65_536;
+const MAX_SHARED: u32 = 228 << 10;
+/// Bytes of shared memory that the system reserves in each block. Source: the same guide.
+const RESERVED_SHARED: u32 = 1 << 10;
+
+/// Floating-point operations of a warp's multiply-add instruction.
+const FLOPS_PER_WARP_INSTRUCTION: f64 = 64.0;
+
+/// What is known about the code of a kernel.
+#[derive(Clone, Debug, Deserialize)]
+struct KernelInputs {
+    symbol: String,
+    /// Registers of a thread, by ptxas for sm_90a.
+    registers: u32,
+    /// Share of dynamic shared memory that holds copies in flight; `None` if the kernel loads into registers.
+    ring_in_flight: Option<f64>,
+    /// Warp instructions of PTX for each byte, and for each operation, of the cost.
+    #[serde(default)]
+    instructions_per_byte: f64,
+    #[serde(default)]
+    instructions_per_flop: f64,
+    /// Bytes that threads read and write, for each byte and each operation of the cost.
+    #[serde(default)]
+    l2_bytes_per_byte: f64,
+    #[serde(default)]
+    l2_bytes_per_flop: f64,
+}
+
+/// A GPU as the model sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelledGpu {
+    /// Its ceilings.
+    pub ceilings: Ceilings,
+    /// Share of the bandwidth that plain streaming kernels reach.
+    pub streaming_share: f64,
+    /// Number of multiprocessors.
+    pub multiprocessors: u32,
+}
+
+/// What limits the time of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// Bandwidth of memory.
+    Memory,
+    /// Bandwidth of L2.
+    L2,
+    /// Too few bytes in flight.
+    Latency,
+    /// Issue of instructions.
+    Instructions,
+    /// Tensor cores.
+    Matrices,
+    /// Launch gaps and the first latency.
+    Launch,
+}
+
+impl Limit {
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Limit::Memory => "memory",
+            Limit::L2 => "L2",
+            Limit::Latency => "latency",
+            Limit::Instructions => "instructions",
+            Limit::Matrices => "matrices",
+            Limit::Launch => "launch",
+        }
+    }
+}
+
+/// The modelled time of some launches.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Modelled {
+    /// Seconds of all launches.
+    pub seconds: f64,
+    /// Seconds that each limit alone would need.
+    pub seconds_by_limit: BTreeMap<Limit, f64>,
+    /// Seconds of the launches whose instructions and bytes through L2 were counted.
+    pub counted_seconds: f64,
+}
+
+impl Modelled {
+    /// Divides all times.
+    pub(crate) fn divide(&mut self, by: f64) {
+        self.seconds /= by;
+        self.counted_seconds /= by;
+        self.seconds_by_limit.values_mut().for_each(|seconds| *seconds /= by);
+    }
+
+    /// Whether the code of most of the work was counted; else the model knows memory and latency only.
+    pub fn is_counted(&self) -> bool {
+        2.0 * self.counted_seconds >= self.seconds
+    }
+
+    /// The limit that needs the longest time.
+    pub fn limit(&self) -> Limit {
+        let longest = self.seconds_by_limit.iter().max_by(|a, b| a.1.total_cmp(b.1));
+        longest.map_or(Limit::Launch, |(limit, _)| *limit)
+    }
+}
+
+fn inputs_of(symbol: &str) -> Option<&'static KernelInputs> {
+    static TABLE: OnceLock<BTreeMap<String, KernelInputs>> = OnceLock::new();
+    let table = TABLE.get_or_init(|| {
+        let rows: Vec<KernelInputs> =
+            serde_json::from_str(include_str!("inputs.json")).expect("the table is part of the source");
+        rows.into_iter().map(|row| (row.symbol.clone(), row)).collect()
+    });
+    table.get(symbol)
+}
+
+/// Blocks of a kernel that a multiprocessor holds at once, at least 1:
+/// `min(2048 / threads, 65536 / (registers × threads), 228 KiB / (shared + 1 KiB), 32)`. Registers are allocated in
+/// units of 8 per thread.
+fn resident_blocks(threads: u32, registers: u32, shared: u32) -> u32 {
+    let threads = threads.max(1);
+    let by_registers = MAX_REGISTERS / (registers.max(1).next_multiple_of(8) * threads);
+    let by_shared = MAX_SHARED / (shared + RESERVED_SHARED);
+    (MAX_THREADS / threads).min(by_registers).min(by_shared).clamp(1, MAX_BLOCKS)
+}
+
+/// The stage that does the work of a launch: the one with the most dynamic shared memory, of several the one with the
+/// most threads.
+fn main_stage(stages: &[PlannedStage]) -> Option<&PlannedStage> {
+    stages.iter().max_by_key(|s| (s.shared, u64::from(s.blocks) * u64::from(s.threads)))
+}
+
+/// What one block of a kernel does.
+#[derive(Clone, Copy, Debug)]
+struct BlockWork {
+    /// Bytes of the cost.
+    bytes: f64,
+    /// Bytes that its threads read and write.
+    l2_bytes: f64,
+    /// Bytes that it has in flight at a time, if that is known.
+    bytes_in_flight: Option<f64>,
+    warp_instructions: f64,
+    /// Operations on tensor cores.
+    matrix_flops: f64,
+}
+
+impl ModelledGpu {
+    /// The model of a GPU of compute capability 9.0.
+    pub fn hopper(ceilings: Ceilings, streaming_share: f64) -> ModelledGpu {
+        ModelledGpu { ceilings, streaming_share, multiprocessors: Arch::H100.multiprocessors }
+    }
+
+    /// Warp instructions that a multiprocessor issues per second. Its four schedulers issue one instruction per clock
+    /// each, and the ceiling of f32 is that of multiply-adds: `ceiling / 64 / multiprocessors`.
+    fn issue_rate(&self) -> f64 {
+        self.ceilings.f32 / FLOPS_PER_WARP_INSTRUCTION / f64::from(self.multiprocessors)
+    }
+
+    /// Seconds that each limit needs for `active` blocks that run at the same time, in the order of [`Limit`]:
+    /// bytes of all blocks by the bandwidths; `bytes × latency / bytes in flight` of one block; instructions and
+    /// operations of the blocks of one multiprocessor by its rates.
+    fn wave(&self, block: &BlockWork, active: u64) -> [(Limit, f64); 5] {
+        let multiprocessors = u64::from(self.multiprocessors);
+        let (all, of_one) = (active as f64, active.div_ceil(multiprocessors) as f64);
+        let in_flight = block.bytes_in_flight.filter(|_| active > 0);
+        let latency = in_flight.map_or(0.0, |in_flight| block.l2_bytes * MEMORY_LATENCY / in_flight);
+        let matrix_rate = self.ceilings.bf16 * MMA_SHARE / f64::from(self.multiprocessors);
+        [
+            (Limit::Memory, all * block.bytes / (self.ceilings.bytes * self.streaming_share)),
+            (Limit::L2, all * block.l2_bytes / L2_BANDWIDTH),
+            (Limit::Latency, latency),
+            (Limit::Instructions, of_one * block.warp_instructions / self.issue_rate()),
+            (Limit::Matrices, of_one * block.matrix_flops / matrix_rate),
+        ]
+    }
+
+    /// The modelled time of one launch with these stages. One stage does all the work of `cost`; the others
+    /// take a gap and a latency. `on_tensor_cores`: whether the operations are matrix products in bf16.
+    fn launch(&self, stages: &[PlannedStage], cost: Cost, on_tensor_cores: bool) -> Modelled {
+        let Some(main) = main_stage(stages) else {
+            return Modelled::default();
+        };
+        let inputs = inputs_of(main.symbol);
+        let blocks = u64::from(main.blocks.max(1));
+        let of_block = |whole: f64| whole / blocks as f64;
+        let counted = |per_byte: f64, per_flop: f64| per_byte * cost.bytes + per_flop * cost.flops;
+        let block = BlockWork {
+            bytes: of_block(cost.bytes),
+            l2_bytes: of_block(inputs.map_or(cost.bytes, |i| counted(i.l2_bytes_per_byte, i.l2_bytes_per_flop))),
+            bytes_in_flight: inputs.and_then(|i| i.ring_in_flight).map(|share| share * f64::from(main.shared)),
+            warp_instructions: of_block(
+                inputs.map_or(0.0, |i| counted(i.instructions_per_byte, i.instructions_per_flop)),
+            ),
+            matrix_flops: if on_tensor_cores { of_block(cost.flops) } else { 0.0 },
+        };
+        let registers = inputs.map_or(DEFAULT_REGISTERS, |i| i.registers);
+        let resident = resident_blocks(main.threads, registers, main.shared);
+        let wave_blocks = u64::from(resident) * u64::from(self.multiprocessors);
+        let mut modelled = Modelled::default();
+        for (waves, active) in [(blocks / wave_blocks, wave_blocks), (1, blocks % wave_blocks)] {
+            let limits = self.wave(&block, active);
+            modelled.seconds += waves as f64 * limits.iter().map(|(_, s)| *s).fold(0.0, f64::max);
+            for (limit, seconds) in limits {
+                *modelled.seconds_by_limit.entry(limit).or_default() += waves as f64 * seconds;
+            }
+        }
+        let waits = stages.iter().filter(|s| !s.programmatic).count() as f64;
+        let fixed = LAUNCH_GAP * stages.len() as f64 + MEMORY_LATENCY * waits;
+        modelled.seconds += fixed;
+        modelled.seconds_by_limit.insert(Limit::Launch, fixed);
+        modelled.counted_seconds = if inputs.is_some() { modelled.seconds } else { 0.0 };
+        modelled
+    }
+
+    /// The modelled time of all launches of a kernel; `None` if there are none, as for matrix products of a library.
+    pub fn launches(&self, planned: &PlannedLaunches, on_tensor_cores: bool) -> Option<Modelled> {
+        let mut all = Modelled::default();
+        for (stages, count, cost) in planned.groups() {
+            let times = count as f64;
+            let each = Cost { flops: cost.flops / times, bytes: cost.bytes / times };
+            let one = self.launch(stages, each, on_tensor_cores);
+            all.seconds += times * one.seconds;
+            all.counted_seconds += times * one.counted_seconds;
+            for (limit, seconds) in one.seconds_by_limit {
+                *all.seconds_by_limit.entry(limit).or_default() += times * seconds;
+            }
+        }
+        (all.seconds > 0.0).then_some(all)
+    }
+}
+
+#[cfg(test)]
+mod tests;
