@@ -244,3 +244,30 @@ fn least_time_of_products_on_an_h200() {
     let backward = floor(device.profiler()) - forward;
     assert!((forward - 12.5).abs() < 0.05 && (backward - 35.7).abs() < 0.05, "{forward} {backward}");
 }
+
+/// Counts what the documentation of [`super::products::LogitTile`] names: launches of a training step of the head, and
+/// gigabytes that its launches read and write.
+#[test]
+fn launches_and_bytes_by_the_size_of_a_tile() {
+    let of_limit = |mebibytes: usize| {
+        let device = Device::dry(Kernels::Cuda);
+        let (rows, vocab, hidden) = (8192, 152_064, 3584);
+        let tensor = |shape: &[usize]| Tensor::empty(&device, shape, DType::BF16, MemoryCategory::Weights).unwrap();
+        let (h, w) = (tensor(&[rows, hidden]).needing_grad(), tensor(&[vocab, hidden]).into_parameter("w").unwrap());
+        let targets = Tensor::empty(&device, &[rows], DType::I32, MemoryCategory::Inputs).unwrap();
+        let weights = Tensor::empty(&device, &[rows], DType::F32, MemoryCategory::Inputs).unwrap();
+        let mut grads = Grads::new();
+        grads.reserve([&w]).unwrap();
+        let cx = Cx::training(&device, DType::BF16);
+        let head = Head { limit: mebibytes << 20, ..Head::new(&h, &w, &targets, 1.0).unwrap() };
+        let y = head.log_prob(&cx, [Products; 2], None).unwrap();
+        cx.backward(&weighted_sum(&cx, &y, &weights).unwrap(), 1.0, &mut grads).unwrap();
+        let totals = device.profiler().totals().unwrap();
+        let own = totals.iter().filter(|(name, _)| !name.starts_with("fill"));
+        own.fold((0, 0.0), |(launches, bytes), (_, t)| (launches + t.launches, bytes + t.cost.bytes / 1e9))
+    };
+    for (mebibytes, launches, gigabytes) in [(24, 1710, 86.0), (64, 709, 65.5), (128, 376, 53.8)] {
+        let (n, moved) = of_limit(mebibytes);
+        assert!(n == launches && (moved - gigabytes).abs() < 0.1, "{mebibytes} MiB: {n} launches, {moved} GB");
+    }
+}
