@@ -47,6 +47,7 @@ params! {
 kernel_folder! {
     name: "fingerprint",
     params: [ByteRange, Chunk, Params],
+    traffic: traffic_launches,
 }
 
 kernel!(pub FINGERPRINT, "fingerprint", Params, cpu::fingerprint, &SOURCE, |p, _| {
