@@ -152,6 +152,47 @@ fn a_row_is_read_as_often_as_it_must() {
     });
 }
 
+/// Counts how often a row with a penalty reads its history: each of the 8 blocks of a cluster three times, and of each
+/// different token the logit and the workspace. A row without penalties does not read it.
+#[test]
+fn each_block_of_a_cluster_reads_the_history_three_times() {
+    crate::checks::on_sim(|| {
+        let (vocab, tokens) = (152_064, 4096);
+        let logits = normal_numbers(vocab, 3, 2.0);
+        let history: Vec<i32> = (0..tokens).map(|i| i * 37).collect();
+        let (mut ids, mut changed) = ([0i32; 1], vec![0u32; vocab]);
+        let (zero, one, penalty, no, seed, len) = ([0f32], [1f32], [1.5f32], [0i32], [7u64], [tokens]);
+        let with = |penalty| Params {
+            logits: addr(&logits),
+            temperature: addr(&zero),
+            top_p: addr(&one),
+            top_k: addr(&no),
+            penalty,
+            seed: addr(&seed),
+            position: addr(&no),
+            history: addr(&history),
+            history_len: addr(&len),
+            history_cols: tokens as u32,
+            rows: 1,
+            vocab: vocab as u32,
+            ..Params::default()
+        };
+        let written = Params { ids: addr_mut(&mut ids), workspace: addr_mut(&mut changed), ..with(addr(&penalty)) };
+        let without = Params { penalty: addr(&one), ..written };
+        let (of_logits, of_history) = (4.0 * vocab as f64, 4.0 * f64::from(tokens));
+        // The workspace: set to 0, counted up, read and written; then read again with the logit, as changed scores are.
+        for (params, history, workspace) in [(without, 0.0, 0.0), (written, 24.0, 7.0)] {
+            let launch = sample(&params);
+            assert_eq!(launch.cost().bytes, of_logits + of_history);
+            let count = crate::checks::simulated_counts_on(&launch, &Arch::H100);
+            let bytes = (count.global_read + count.global_written) as f64;
+            let most = of_logits + (history + workspace) * of_history;
+            assert!(bytes >= of_logits + history * of_history, "{bytes} bytes, fewer than the history has");
+            assert!(bytes <= 1.01 * most, "{bytes} bytes, more than {most}");
+        }
+    });
+}
+
 /// A cluster takes a row that fits into its shared memory, one block any other row, and all rows on a GPU without
 /// clusters.
 #[test]
