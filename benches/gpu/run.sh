@@ -40,13 +40,25 @@ this call, 560), PYTHON (for the peers and the table, python3). To try the scrip
 TEXT
 }
 
-# Decompresses programs that the bundle contains as .gz files.
+# Unpacks the programs of the bundle, with Python if the machine has no xz. `reel` is moved last: if it is there, all are.
 unpack() {
+    [ -e programs.tar.xz ] && [ ! -e reel ] || return 0
     local program
-    for program in reel instructions cuda_device; do
-        [ -e "$program" ] || [ ! -e "$program.gz" ] && continue
-        gzip -dc "$program.gz" >"$program.part" && chmod +x "$program.part" && mv "$program.part" "$program" || exit 1
+    rm -rf programs.part && mkdir programs.part || exit 1
+    decompressed programs.tar.xz | tar -x -C programs.part || exit 1
+    for program in instructions cuda_device reel; do
+        mv "programs.part/$program" "$program" || exit 1
     done
+    rmdir programs.part
+}
+
+# Writes the content of an .xz file to stdout.
+decompressed() {
+    if command -v xz >/dev/null; then
+        xz -dc "$1"
+    else
+        "$python" -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), sys.stdout.buffer)' "$1"
+    fi
 }
 
 # Lets reel search python3's packages for NVRTC and cuBLASLt, if no variable names a CUDA installation and /usr/local
