@@ -5,8 +5,8 @@
 // a cluster takes one run of the row (row.cuh) and copies its logits to shared memory, so the row is read once. All
 // other passes go over shared memory, and a lane reads only the ids that it copied. Marks and changed scores are those
 // of sm80.cu, each block with the marks of its own ids. To read next: cluster_row.cuh (what a block holds),
-// cluster_select.cuh (top-k and the rounds of a selection), cluster_draw.cuh (top-p and the token), cluster_tops.cuh (the
-// most likely tokens).
+// cluster_select.cuh (top-k and the rounds of a selection), cluster_draw.cuh (top-p and the token), cluster_tops.cuh
+// (the most likely tokens).
 //
 //   start     copy the run, marks
 //   1 pass    max score, first id of it, largest logit, any NaN, each by run                       1 cluster barrier

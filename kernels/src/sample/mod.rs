@@ -44,8 +44,8 @@
 //!   and again from L2: 2 times in all with log-probabilities, 4 to sample, 9 with top-p, 12 with top-k too. It
 //!   computes the exponentials in each pass: up to 8 per token.
 //!
-//! The cost counts the logits, the rows of the history as if they were full, biases, suppressed and allowed tokens, each
-//! once. Only rows with a penalty read their history: every block of a cluster reads all of it three times, to find its
+//! The cost counts the logits, the rows of the history as if they were full, biases, suppressed and allowed tokens,
+//! each once. Only rows with a penalty read their history: every block of a cluster reads all of it three times, to find its
 //! own tokens. That is 24 times the bytes of the history in all, 23 of them from L1 or L2: with 8192 tokens 0.8 MB
 //! beside the 0.6 MB of the logits of 152 064 tokens. If one block read it for all, the seven others would wait for it.
 //!
@@ -143,7 +143,9 @@ pub const MAX_TOP_TOKENS: u32 = 32;
 kernel_folder! {
     name: "sample",
     params: [Params],
-    headers: ["cluster.cuh", "cluster_draw.cuh", "cluster_row.cuh", "cluster_select.cuh", "cluster_tops.cuh", "row.cuh"],
+    headers: [
+        "cluster.cuh", "cluster_draw.cuh", "cluster_row.cuh", "cluster_select.cuh", "cluster_tops.cuh", "row.cuh"
+    ],
 }
 
 kernel!(pub SAMPLE, "sample", Params, cpu::sample, &SOURCE, plan_sampling);
