@@ -189,7 +189,7 @@ impl Ceilings {
         Self { bytes: self.bytes * factor, cache, ..self }
     }
 
-    fn flops_per_second(&self, name: &str, dtype: DType) -> f64 {
+    pub(crate) fn flops_per_second(&self, name: &str, dtype: DType) -> f64 {
         if uses_bf16_rate(name, dtype) { self.bf16 } else { self.f32 }
     }
 

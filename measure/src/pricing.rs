@@ -6,7 +6,9 @@
 //! share   = floor of the recorded launch / its measured seconds
 //! record  = floor of the planned launch / share
 //! seconds = record,  if the kernel's code is that of the record
-//!           model,   if the code has changed since or has no record, and was counted for the model
+//!           model,   if the code has changed since or has no record, and was counted for the model; but the record
+//!                    of the changed code if that is longer and the floor is the time of the arithmetic: there
+//!                    barriers and dependences count, which the model does not know
 //!           record,  if the code has changed, but was not counted: the time of similar code says more than a model
 //!                    that does not know the code
 //!           model,   if there is neither a record nor a count; without a plan: floor
@@ -177,9 +179,11 @@ impl GpuRecord {
         let recorded = self.recorded(name, totals, ceilings, dtype);
         let gpu = ModelledGpu::hopper(*ceilings, self.streaming_share(ceilings));
         let modelled = gpu.launches(&totals.planned, ceilings::uses_bf16_rate(name, dtype));
+        let is_arithmetic = totals.cost.flops / ceilings.flops_per_second(name, dtype) >= floor_seconds;
         let is_counted = modelled.as_ref().is_some_and(Modelled::is_counted);
         let (basis, seconds) = match (&recorded, &modelled) {
             (Some(r), _) if !r.changed && r.similar.is_none() => (Basis::Record, r.seconds),
+            (Some(r), Some(m)) if is_counted && is_arithmetic && r.seconds > m.seconds => (Basis::Record, r.seconds),
             (_, Some(m)) if is_counted => (Basis::Model, m.seconds),
             (Some(r), _) => (Basis::Record, r.seconds),
             (None, Some(m)) => (Basis::Model, m.seconds),
@@ -376,6 +380,18 @@ mod tests {
         assert_eq!(price(&changed, "no row").origin(), "record 0.23 of 2026-01-01, code changed since");
         let none = GpuRecord { kernels: Vec::new(), ..changed };
         assert_eq!(price(&none, "no row").origin(), "model (memory, code not counted); no record");
+    }
+
+    #[test]
+    fn a_model_of_a_kernel_that_computes_does_not_undercut_the_record() {
+        let k = record_of_gpu("h200").unwrap().kernels.iter().find(|k| k.kernel == "attention_bwd_bf16").unwrap();
+        let cost = Cost { flops: k.flops, bytes: k.bytes };
+        let price =
+            priced(record_of_gpu("h200").unwrap(), &k.kernel, cost, planned("attention_bwd_bf16_all_128", cost));
+        let (record, model) = (price.recorded.clone().unwrap(), price.modelled.clone().unwrap());
+        assert!(record.changed && model.is_counted(), "{price:?}");
+        assert!(model.seconds < record.seconds, "{price:?}");
+        assert_eq!((price.basis, price.seconds), (Basis::Record, record.seconds));
     }
 
     /// The streaming share that the model uses, and how far the model is from the record where the code is unchanged.
