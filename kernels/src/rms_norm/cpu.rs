@@ -84,6 +84,13 @@ simd_fn! {
     }
 }
 
+/// Writes the normalised row x times w to y and returns the reciprocal of the root of x's mean square.
+fn normalise_row<T: Element>(x: &[T], w: &[T], eps: f32, y: &mut [T]) -> f32 {
+    let rstd = 1.0 / (sum_of_squares(x) / x.len() as f32 + eps).sqrt();
+    fwd_row(x, w, rstd, y);
+    rstd
+}
+
 /// # Safety
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
 pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
@@ -107,9 +114,8 @@ pub unsafe fn fwd_gathered<T: Element>(p: &FwdParams, index: Addr, team: &Team) 
     let rstds = unsafe { OptionalRowOutput::new(p.rstd, rows) };
     norm_rows::for_each_row(team, rows, cols, |row| {
         let x = &x[source_row(index, row) * cols..][..cols];
-        let rstd = 1.0 / (sum_of_squares(x) / cols as f32 + p.eps).sqrt();
         // SAFETY: rows do not overlap.
-        fwd_row(x, w, rstd, unsafe { y.part(row * cols, cols) });
+        let rstd = normalise_row(x, w, p.eps, unsafe { y.part(row * cols, cols) });
         // SAFETY: each row has one task.
         unsafe { rstds.set(row, rstd) };
     });
@@ -126,17 +132,22 @@ pub unsafe fn add_fwd<T: Element>(p: &FwdParams, team: &Team) {
     let (sum, second) = unsafe { (OutputArray::<T>::new(p.sum, rows * cols), slice_at::<T>(second, rows * cols)) };
     // SAFETY: `first` covers `rows * cols` elements; no slice of it is made if it is the same array as the sum.
     let first = unsafe { slice_at::<T>(first, if first == p.sum { 0 } else { rows * cols }) };
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
+    let (w, y) = unsafe { (slice_at::<T>(p.w, cols), OutputArray::<T>::new(p.y, rows * cols)) };
+    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
+    let rstds = unsafe { OptionalRowOutput::new(p.rstd, rows) };
     norm_rows::for_each_row(team, rows, cols, |row| {
         let at = row * cols..(row + 1) * cols;
         // SAFETY: rows do not overlap.
-        let sum = unsafe { sum.part(at.start, cols) };
+        let (sum, y) = unsafe { (sum.part(at.start, cols), y.part(at.start, cols)) };
         if !first.is_empty() {
             sum.copy_from_slice(&first[at.clone()]);
         }
         add_rows(&second[at], sum);
+        let rstd = normalise_row(sum, w, p.eps, y);
+        // SAFETY: each row has one task.
+        unsafe { rstds.set(row, rstd) };
     });
-    // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents, and the sum is written.
-    unsafe { fwd::<T>(&FwdParams { x: p.sum, ..*p }, team) }
 }
 
 /// # Safety

@@ -51,13 +51,15 @@ pub const LANES: usize = 16;
 
 /// Adds 16 lanes, always in the same tree order.
 #[inline(always)]
-pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
-    for width in [8, 4, 2, 1] {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-    }
-    lanes[0]
+pub fn sum_lanes(lanes: [f32; LANES]) -> f32 {
+    // Arrays of constant length become vectors; a loop over the lengths would stay scalar code with branches.
+    fold_once::<2>(fold_once::<4>(fold_once::<8>(fold_once::<16>(lanes))))[0]
+}
+
+/// Adds the upper half of `N` lanes to the lower half; the upper half of the result is 0.
+#[inline(always)]
+fn fold_once<const N: usize>(lanes: [f32; LANES]) -> [f32; LANES] {
+    std::array::from_fn(|i| if i < N / 2 { lanes[i] + lanes[i + N / 2] } else { 0.0 })
 }
 
 crate::simd_fn! {

@@ -17,7 +17,13 @@ impl Given {
 
 /// Returns the instruction sets that this machine supports.
 pub(crate) fn supported_instruction_sets() -> impl Iterator<Item = Isa> {
-    [Isa::Plain, Isa::Avx2, Isa::Avx512].into_iter().filter(|&i| i <= isa())
+    [Isa::Plain, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|&i| i <= isa())
+}
+
+/// Returns the roundings of the code for an instruction set: bf16 dot products multiply rounded probabilities.
+fn roundings(isa: Isa, dtype: DType, head_dim: usize) -> Roundings {
+    let pairs = isa == Isa::Avx512Bf16 && dtype == BF16 && head_dim.is_multiple_of(2);
+    if pairs { Roundings::BF16 } else { Roundings::F32 }
 }
 
 fn random_cases() -> impl Strategy<Value = PackedBatch> {
@@ -43,10 +49,10 @@ fn equals_the_formula_on_every_instruction_set() {
             let given = Given::new(&case, dtype);
             let (q, k, v, scale) = (given.q.to_f64(), given.k.to_f64(), given.v.to_f64(), given.scale as f64);
             let (want, want_lse) = formula::fwd(&case, &q, &k, &v, scale);
-            let with = formula::fwd_rounded(&case, &q, &k, &v, scale, Roundings::F32);
             let rounding_factor =
                 if dtype == F32 { output_and_gradient_tolerances(&case)[0] } else { DEFAULT_ROUNDING_FACTOR };
             for isa in supported_instruction_sets() {
+                let with = formula::fwd_rounded(&case, &q, &k, &v, scale, roundings(isa, dtype, case.head_dim));
                 let (o, lse) = (TestArray::output(dtype, want.len()), TestArray::output(F32, want_lse.len()));
                 let params = given.fwd(o.addr(), lse.addr());
                 let team = Team::new(2);
@@ -112,13 +118,14 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
             // gradients. With the exact output, delta would differ by 2^-9 of d_o . o, which a saturated softmax and
             // large queries amplify.
             let want = formula::bwd(&case, [&q, &k, &v], &o.to_f64(), &given.d_o.to_f64(), scale);
-            let with =
-                formula::bwd_rounded(&case, [&q, &k, &v], &o.to_f64(), &given.d_o.to_f64(), scale, Roundings::F32);
-            let with = with_fourfold_query_and_key_errors(with, &want);
             let rounding_factor =
                 if dtype == F32 { output_and_gradient_tolerances(&case)[1] } else { DEFAULT_ROUNDING_FACTOR };
             let want_exact = formula::bwd(&case, [&q, &k, &v], &exact, &given.d_o.to_f64(), scale);
             for isa in supported_instruction_sets() {
+                let roundings = roundings(isa, dtype, case.head_dim);
+                let with =
+                    formula::bwd_rounded(&case, [&q, &k, &v], &o.to_f64(), &given.d_o.to_f64(), scale, roundings);
+                let with = with_fourfold_query_and_key_errors(with, &want);
                 let got = want.each_ref().map(|w| TestArray::output(dtype, w.len()));
                 let scratch = given.scratch(dtype);
                 let params = given.bwd(&o, &lse, &scratch, got.each_ref());

@@ -3,15 +3,20 @@
 //! There are two kinds of tasks, which write different arrays. A [`KeyGradientTask`] computes dk and dv of a block of
 //! 64 keys: it loops over the query rows that see them, in chunks of 64 in ascending order. A [`QueryGradientTask`]
 //! computes dq of 64 query rows: it loops over their keys.
+//!
+//! As in the forward pass, products of bf16 arrays read pairs where the instruction set multiplies pairs ([`Words`]);
+//! probabilities and gradients of scores are then rounded to bf16 before they are multiplied. Pairs are neighbours along
+//! the inner index of a product: along a row in `q k^T` and `d_o v^T`, two adjacent query rows in dk and dv, two adjacent
+//! keys in dq.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::super::BwdParams;
-use super::forward::{
-    BLOCK_KEYS, SequenceArrays, load_row_as_f32, load_transposed_rows, load_zero_padded_rows, round_up_to_lanes,
-    store_row_rounded,
+use super::forward::{BLOCK_KEYS, SequenceArrays, round_up_to_lanes};
+use super::load::{
+    load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows, store_row_rounded, words_of,
 };
-use super::product::SmallProduct;
+use super::product::{SmallProduct, Words};
 use super::vector::{LANES, Vector, VectorCode};
 use crate::Element;
 
@@ -120,23 +125,25 @@ pub const fn scratch_element_count(head_dim: usize) -> usize {
     7 * BLOCK_KEYS * round_up_to_lanes(head_dim) + 2 * QUERY_ROWS_PER_CHUNK * BLOCK_KEYS
 }
 
-/// Working memory of a task. `d` is head_dim rounded up to a multiple of the vector width.
+/// Working memory of a task, in words. `d` is head_dim rounded up to a multiple of the vector width; arrays of pairs take
+/// half of their memory.
 struct Scratch {
-    /// Transposed keys, `[d, BLOCK_KEYS]`.
+    /// Transposed keys, `[words of head_dim, BLOCK_KEYS]`.
     k_t: *mut f32,
-    /// Transposed values, `[d, BLOCK_KEYS]`.
+    /// Transposed values, `[words of head_dim, BLOCK_KEYS]`.
     v_t: *mut f32,
-    /// Keys, `[BLOCK_KEYS, d]`.
+    /// Keys, `[words of BLOCK_KEYS, d]`.
     k: *mut f32,
-    /// Queries, `[QUERY_ROWS_PER_CHUNK, d]`.
+    /// Queries, `[QUERY_ROWS_PER_CHUNK, words of d]`.
     q: *mut f32,
-    /// Gradients of the output, `[QUERY_ROWS_PER_CHUNK, d]`.
+    /// Gradients of the output, `[QUERY_ROWS_PER_CHUNK, words of d]`.
     d_o: *mut f32,
     /// Partial sums of dk and dv, or of dq, `[64, d]` each.
     sums: [*mut f32; 2],
-    /// Probabilities, `[QUERY_ROWS_PER_CHUNK, BLOCK_KEYS]`.
+    /// Probabilities, `[QUERY_ROWS_PER_CHUNK, BLOCK_KEYS]`, or `[QUERY_ROWS_PER_CHUNK / 2, BLOCK_KEYS]` pairs of rows.
     p: *mut f32,
-    /// Gradients of the scores, `[QUERY_ROWS_PER_CHUNK, BLOCK_KEYS]`.
+    /// Gradients of the scores, in the layout of `p`, or `[QUERY_ROWS_PER_CHUNK, BLOCK_KEYS]` whose rows begin with
+    /// `BLOCK_KEYS / 2` pairs of keys.
     ds: *mut f32,
 }
 
@@ -153,6 +160,11 @@ impl Scratch {
             p: p.add(7 * n),
             ds: p.add(7 * n + QUERY_ROWS_PER_CHUNK * BLOCK_KEYS),
         }
+    }
+
+    /// Queries and gradients of the output as `[QUERY_ROWS_PER_CHUNK / 2, d]` pairs of rows, behind the pairs of each row.
+    unsafe fn pairs_of_rows(&self, head_dim: usize) -> [*mut f32; 2] {
+        [self.q, self.d_o].map(|x| x.wrapping_add(QUERY_ROWS_PER_CHUNK * round_up_to_lanes(head_dim) / 2))
     }
 }
 
@@ -177,7 +189,12 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
         let KeyGradientTask { arrays: g, first_key: start, visits } = self;
         let s = &g.sequence;
         let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
+        let words = words_of::<V, T>(d);
         let scratch = Scratch::at(g.scratch, d);
+        let [q, d_o] = match words {
+            Words::Elements => [scratch.q, scratch.d_o],
+            Words::Pairs => scratch.pairs_of_rows(d),
+        };
         let keys = BLOCK_KEYS.min(s.queries - start);
         let [dk, dv] = scratch.sums;
         for c in (0..BLOCK_KEYS * padded).step_by(LANES) {
@@ -193,14 +210,23 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
                 // No row of the chunk sees more keys than the last one.
                 let keys = visit.keys.min(s.visible_key_count(row + rows - 1) - visit.start);
                 load_rows::<V, T>(&visit.gradient, row, rows, &scratch);
-                scores::<V, T>(&visit.gradient, row, rows, visit.start, keys, &scratch);
-                for (a, b, c) in [(scratch.p, scratch.d_o, dv.add(to)), (scratch.ds, scratch.q, dk.add(to))] {
+                let factors = match words {
+                    Words::Elements => Factors::Elements,
+                    Words::Pairs => {
+                        load_pairs_of_queries::<V, T>(&visit.gradient, row, rows, &scratch);
+                        Factors::PairsOfRows
+                    }
+                };
+                scores::<V, T>(&visit.gradient, row, rows, visit.start, keys, factors, &scratch);
+                for (a, b, c) in [(scratch.p, d_o, dv.add(to)), (scratch.ds, q, dk.add(to))] {
                     V::product(&SmallProduct {
+                        words,
                         rows: keys,
                         a,
                         a_row: 1,
                         a_inner: BLOCK_KEYS,
-                        inner: rows,
+                        // Zeros complete the last pair.
+                        inner: if words == Words::Pairs { rows.next_multiple_of(2) } else { rows },
                         limits: std::ptr::null(),
                         b,
                         b_row: padded,
@@ -234,7 +260,7 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
         let QueryGradientTask { arrays: g, first_row: row } = self;
         let s = &g.sequence;
         let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
-        let scratch = Scratch::at(g.scratch, d);
+        let (words, scratch) = (words_of::<V, T>(d), Scratch::at(g.scratch, d));
         let rows = QUERY_ROWS_PER_CHUNK.min(s.query_row_count() - row);
         load_rows::<V, T>(g, row, rows, &scratch);
         let dq = scratch.sums[0];
@@ -246,13 +272,24 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
             let keys = BLOCK_KEYS.min(seen - start);
             let at = s.key_offset(start);
             load_keys::<V, T>(s, s.k.add(at), s.v.add(at), keys, &scratch);
-            load_zero_padded_rows::<V, T>(s.k.add(at), s.key_stride(), keys, d, scratch.k);
-            scores::<V, T>(g, row, rows, start, keys, &scratch);
+            let factors = match words {
+                Words::Elements => {
+                    load_zero_padded_rows::<V, T>(s.k.add(at), s.key_stride(), keys, d, scratch.k);
+                    Factors::Elements
+                }
+                Words::Pairs => {
+                    let row = |j: usize| s.k.wrapping_add(at + j * s.key_stride());
+                    load_pairs_of_rows::<V, T>(row, keys, d, scratch.k);
+                    Factors::PairsOfKeys
+                }
+            };
+            scores::<V, T>(g, row, rows, start, keys, factors, &scratch);
             let mut limits = [0; QUERY_ROWS_PER_CHUNK];
-            for (r, limit) in limits.iter_mut().enumerate().take(rows) {
-                *limit = s.visible_key_count(row + r).saturating_sub(start).min(BLOCK_KEYS);
+            for (limit, seen) in limits.iter_mut().take(rows).zip(s.visible_key_counts(row)) {
+                *limit = seen.saturating_sub(start).min(BLOCK_KEYS);
             }
             V::product(&SmallProduct {
+                words,
                 rows,
                 a: scratch.ds,
                 a_row: BLOCK_KEYS,
@@ -273,6 +310,7 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
     }
 }
 
+/// Loads keys and values for the products with queries and with gradients of the output.
 #[inline(always)]
 unsafe fn load_keys<V: Vector, T: Element>(
     s: &SequenceArrays<'_, T>,
@@ -281,28 +319,57 @@ unsafe fn load_keys<V: Vector, T: Element>(
     keys: usize,
     scratch: &Scratch,
 ) {
-    load_transposed_rows::<V, T>(k, s.key_stride(), keys, s.head_dim, scratch.k_t);
-    load_transposed_rows::<V, T>(v, s.key_stride(), keys, s.head_dim, scratch.v_t);
+    let (d, stride) = (s.head_dim, s.key_stride());
+    for (from, to) in [(k, scratch.k_t), (v, scratch.v_t)] {
+        match words_of::<V, T>(d) {
+            Words::Elements => load_transposed_rows::<V, T>(from, stride, keys, d, to),
+            Words::Pairs => load_transposed_rows::<V, f32>(from.cast(), stride / 2, keys, d / 2, to),
+        }
+    }
 }
 
+/// Loads some query rows and the gradients of their outputs; elements end in zeros up to the vector width.
 #[inline(always)]
 unsafe fn load_rows<V: Vector, T: Element>(g: &BackwardArrays<'_, T>, row: usize, rows: usize, scratch: &Scratch) {
     let s = &g.sequence;
-    let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
+    let (d, words) = (s.head_dim, words_of::<V, T>(s.head_dim));
+    let row_words = words.count(round_up_to_lanes(d));
     for r in 0..rows {
         let at = s.head_index(row + r) * d;
         for (from, to) in [(s.q, scratch.q), (g.d_o, scratch.d_o)] {
-            let to = to.add(r * padded);
-            load_row_as_f32(from.add(at), d, to);
-            for c in d..padded {
+            let to = to.add(r * row_words);
+            load_row(words, from.add(at), d, to);
+            for c in words.count(d)..row_words {
                 to.add(c).write(0.0);
             }
         }
     }
 }
 
+/// Loads some query rows and the gradients of their outputs as pairs of adjacent rows.
+#[inline(always)]
+unsafe fn load_pairs_of_queries<V: Vector, T: Element>(
+    g: &BackwardArrays<'_, T>,
+    row: usize,
+    rows: usize,
+    scratch: &Scratch,
+) {
+    let (s, d) = (&g.sequence, g.sequence.head_dim);
+    for (from, to) in [s.q, g.d_o].into_iter().zip(scratch.pairs_of_rows(d)) {
+        load_pairs_of_rows::<V, T>(|r| from.wrapping_add(s.head_index(row + r) * d), rows, d, to);
+    }
+}
+
+/// How probabilities and gradients of scores are stored for the products in which they are factors.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Factors {
+    Elements,
+    PairsOfRows,
+    PairsOfKeys,
+}
+
 /// Computes the probabilities and the gradients of the scores for some rows and keys. Both are 0 where a row does not
-/// see a key.
+/// see a key. With [`Factors::PairsOfKeys`] only the gradients are stored.
 #[inline(always)]
 unsafe fn scores<V: Vector, T: Element>(
     g: &BackwardArrays<'_, T>,
@@ -310,16 +377,18 @@ unsafe fn scores<V: Vector, T: Element>(
     rows: usize,
     start: usize,
     keys: usize,
+    factors: Factors,
     scratch: &Scratch,
 ) {
     let s = &g.sequence;
-    let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
+    let (d, words) = (s.head_dim, words_of::<V, T>(s.head_dim));
     let cols = keys.div_ceil(LANES);
     for (a, b, c) in [(scratch.q, scratch.k_t, scratch.p), (scratch.d_o, scratch.v_t, scratch.ds)] {
         V::product(&SmallProduct {
+            words,
             rows,
             a,
-            a_row: padded,
+            a_row: words.count(round_up_to_lanes(d)),
             a_inner: 1,
             inner: d,
             limits: std::ptr::null(),
@@ -331,21 +400,89 @@ unsafe fn scores<V: Vector, T: Element>(
             alpha: std::ptr::null(),
         });
     }
-    let (scale, zero) = (V::splat(s.scale), V::splat(0.0));
-    for r in 0..rows {
-        let head = s.head_index(row + r);
-        let (lse, delta) = (V::splat(s.lse.add(head).read()), V::splat(g.delta.add(head).read()));
-        let limit = s.visible_key_count(row + r).saturating_sub(start).min(keys);
-        for c in (0..cols * LANES).step_by(LANES) {
-            let (p, ds) = (scratch.p.add(r * BLOCK_KEYS + c), scratch.ds.add(r * BLOCK_KEYS + c));
-            let (mut x, mut y) = (V::load(p).mul(scale).sub(lse).exp(), V::load(ds).sub(delta));
-            y = x.mul(y).mul(scale);
-            if limit < c + LANES {
-                let seen = limit.saturating_sub(c);
-                (x, y) = (x.keep(seen, zero), y.keep(seen, zero));
+    let zero = V::splat(0.0);
+    match factors {
+        Factors::Elements => {
+            for r in 0..rows {
+                let line = ScoreRow::<V>::of(g, row, r, start, keys, scratch);
+                for c in (0..cols * LANES).step_by(LANES) {
+                    let (p, ds) = line.factors(c);
+                    p.store(line.p.add(c));
+                    ds.store(line.ds.add(c));
+                }
             }
-            x.store(p);
-            y.store(ds);
         }
+        // Pairs overwrite only scores that have been read.
+        Factors::PairsOfKeys => {
+            for r in 0..rows {
+                let line = ScoreRow::<V>::of(g, row, r, start, keys, scratch);
+                for c in (0..cols * LANES).step_by(LANES) {
+                    line.factors(c).1.store_bf16(line.ds.add(c / 2));
+                }
+            }
+        }
+        Factors::PairsOfRows => {
+            for r in (0..rows).step_by(2) {
+                let first = ScoreRow::<V>::of(g, row, r, start, keys, scratch);
+                let second = ScoreRow::<V>::of(g, row, (r + 1).min(rows - 1), start, keys, scratch);
+                for c in (0..cols * LANES).step_by(LANES) {
+                    let (p, ds) = first.factors(c);
+                    let (mut p2, mut ds2) = second.factors(c);
+                    if r + 1 == rows {
+                        (p2, ds2) = (zero, zero);
+                    }
+                    p.pair_with(p2).store(scratch.p.add(r / 2 * BLOCK_KEYS + c));
+                    ds.pair_with(ds2).store(scratch.ds.add(r / 2 * BLOCK_KEYS + c));
+                }
+            }
+        }
+    }
+}
+
+/// A row of scores and of products `d_o v^T`, and what turns them into probabilities and gradients of scores.
+#[derive(Clone, Copy)]
+struct ScoreRow<V> {
+    p: *mut f32,
+    ds: *mut f32,
+    /// Number of keys of the block that the row sees.
+    limit: usize,
+    scale: V,
+    lse: V,
+    delta: V,
+}
+
+impl<V: Vector> ScoreRow<V> {
+    /// Row `r` of the chunk of query rows from `row` on, for the `keys` keys from `start` on.
+    #[inline(always)]
+    unsafe fn of<T>(
+        g: &BackwardArrays<'_, T>,
+        row: usize,
+        r: usize,
+        start: usize,
+        keys: usize,
+        scratch: &Scratch,
+    ) -> ScoreRow<V> {
+        let s = &g.sequence;
+        let head = s.head_index(row + r);
+        ScoreRow {
+            p: scratch.p.add(r * BLOCK_KEYS),
+            ds: scratch.ds.add(r * BLOCK_KEYS),
+            limit: s.visible_key_count(row + r).saturating_sub(start).min(keys),
+            scale: V::splat(s.scale),
+            lse: V::splat(s.lse.add(head).read()),
+            delta: V::splat(g.delta.add(head).read()),
+        }
+    }
+
+    /// The probabilities and the gradients of the scores of the keys `c .. c + 16`.
+    #[inline(always)]
+    unsafe fn factors(&self, c: usize) -> (V, V) {
+        let p = V::load(self.p.add(c)).mul(self.scale).sub(self.lse).exp();
+        let ds = p.mul(V::load(self.ds.add(c)).sub(self.delta)).mul(self.scale);
+        if self.limit >= c + LANES {
+            return (p, ds);
+        }
+        let (seen, zero) = (self.limit.saturating_sub(c), V::splat(0.0));
+        (p.keep(seen, zero), ds.keep(seen, zero))
     }
 }

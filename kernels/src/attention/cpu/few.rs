@@ -1,17 +1,18 @@
-//! Scores of one to four query rows, as in decoding. A block of keys is then used only once, so it is transposed in
+//! Scores of one to eight query rows, as in decoding. A block of keys is then used only once, so it is transposed in
 //! registers and not stored.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::forward::{BLOCK_KEYS, SequenceArrays};
+use super::product::multiply_add;
 use super::vector::{LANES, Vector};
 use crate::Element;
 
-/// Multiplies `R` query rows by the keys of a block. Sums have the same order as those of
+/// Multiplies `R` query rows by the keys of a block; the elements of both are words. Sums have the same order as those of
 /// [`SmallProduct`](super::product::SmallProduct).
 #[inline(always)]
-pub unsafe fn scores_of_few_rows<V: Vector, T: Element, const R: usize>(
-    s: &SequenceArrays<'_, T>,
+pub unsafe fn scores_of_few_rows<V: Vector, W: Element, const PAIRS: bool, const R: usize>(
+    s: &SequenceArrays<'_, W>,
     start: usize,
     keys: usize,
     q: *const f32,
@@ -32,7 +33,7 @@ pub unsafe fn scores_of_few_rows<V: Vector, T: Element, const R: usize>(
             for (i, column) in V::transpose(square).into_iter().enumerate() {
                 if i < width {
                     for (r, sum) in sums.iter_mut().enumerate() {
-                        *sum = V::splat(q.add(r * d + c + i).read()).mul_add(column, *sum);
+                        *sum = multiply_add::<V, PAIRS>(V::splat(q.add(r * d + c + i).read()), column, *sum);
                     }
                 }
             }

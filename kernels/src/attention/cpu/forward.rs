@@ -10,11 +10,18 @@
 //!   total = merge(total, part)
 //! o = total.o / total.sum; lse = total.max + ln(total.sum)
 //! ```
+//!
+//! Products read 32-bit *words*: f32 elements, or pairs of bf16 elements where the instruction set multiplies pairs
+//! ([`Words`]). Pairs of q and k are neighbours in a row, pairs of p and v belong to two adjacent keys. p is then rounded
+//! to bf16 before it is multiplied by v, as on a GPU's tensor cores.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::few::scores_of_few_rows;
-use super::product::SmallProduct;
+use super::load::{
+    load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows, store_row_rounded, words_of,
+};
+use super::product::{SmallProduct, Words};
 use super::vector::{LANES, Vector, VectorCode};
 use crate::{DType, Element};
 
@@ -27,8 +34,11 @@ pub const MAX_QUERY_ROWS_PER_TILE: usize = 128;
 /// with 32 rows these reads are cheap.
 const ROWS: usize = 32;
 /// Maximum number of query rows for which the keys of a block are transposed in registers and not stored. With so few
-/// rows, as in decoding, each block is used only once.
-const FEW: usize = 4;
+/// rows, as in decoding, each block is used only once. Elements fill twice the registers that pairs do, and more rows
+/// than 4 would spill.
+const fn few_rows(pairs: bool) -> usize {
+    if pairs { 8 } else { 4 }
+}
 
 /// The arrays of one sequence and key head.
 pub struct SequenceArrays<'a, T> {
@@ -57,7 +67,7 @@ pub struct SequenceArrays<'a, T> {
     pub scale: f32,
 }
 
-impl<T> SequenceArrays<'_, T> {
+impl<'a, T> SequenceArrays<'a, T> {
     /// Number of query heads that use the key head.
     pub fn heads_per_key_head(&self) -> usize {
         self.heads / self.kv_heads
@@ -71,6 +81,21 @@ impl<T> SequenceArrays<'_, T> {
     /// Returns the number of keys that query row `row` sees.
     pub fn visible_key_count(&self, row: usize) -> usize {
         if self.causal { self.keys - self.queries + row / self.heads_per_key_head() + 1 } else { self.keys }
+    }
+
+    /// Returns [`Self::visible_key_count`] of row `row` and of the rows after it, without a division for each.
+    #[inline(always)]
+    pub fn visible_key_counts(&self, row: usize) -> impl Iterator<Item = usize> {
+        let (group, step) = (self.heads_per_key_head(), usize::from(self.causal));
+        let (mut head, mut count) = (row % group, self.visible_key_count(row));
+        std::iter::repeat_with(move || {
+            let now = count;
+            head += 1;
+            if head == group {
+                (head, count) = (0, count + step);
+            }
+            now
+        })
     }
 
     /// Returns the first query row that sees key `key`.
@@ -94,6 +119,25 @@ impl<T> SequenceArrays<'_, T> {
     /// Returns the number of elements from one key to the next.
     pub fn key_stride(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// Returns the same arrays with pairs of bf16 as their elements.
+    fn pairs(&self) -> SequenceArrays<'a, f32> {
+        SequenceArrays {
+            q: self.q.cast(),
+            o: self.o.cast(),
+            lse: self.lse,
+            k: self.k.cast(),
+            v: self.v.cast(),
+            table: self.table,
+            queries: self.queries,
+            keys: self.keys,
+            causal: self.causal,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim / 2,
+            scale: self.scale,
+        }
     }
 
     /// Tells whether the keys of each block are contiguous in memory.
@@ -158,13 +202,13 @@ impl SoftmaxState {
 
 /// Working memory of a tile.
 struct Scratch {
-    /// Queries, `[rows, head_dim]`.
+    /// Queries, `[rows, words of head_dim]`.
     q: *mut f32,
-    /// A block of keys, `[head_dim, BLOCK_KEYS]`.
+    /// A block of keys, `[words of head_dim, BLOCK_KEYS]`.
     k: *mut f32,
-    /// A block of values, `[BLOCK_KEYS, round_up_to_lanes(head_dim)]`.
+    /// A block of values, `[words of BLOCK_KEYS, round_up_to_lanes(head_dim)]`.
     v: *mut f32,
-    /// Scores, then probabilities, `[ROWS, BLOCK_KEYS]`.
+    /// Scores, then probabilities, `[ROWS, BLOCK_KEYS]`; pairs are in the first half of each row.
     scores: *mut f32,
     rest: *mut f32,
 }
@@ -204,7 +248,7 @@ impl<T: Element> VectorCode for TileTask<'_, T> {
         let total = SoftmaxState::at(scratch.rest, tile.rows, d);
         let part = SoftmaxState::at(scratch.rest.add(SoftmaxState::element_count(tile.rows, d)), tile.rows, d);
         prefetch::<V, T>(tile, 0);
-        load_queries(tile, &scratch);
+        load_queries(words_of::<V, T>(d), tile, &scratch);
         segment::<V, T>(tile, 0, total, &scratch);
         for index in 1..tile.segment_count() {
             segment::<V, T>(tile, index, part, &scratch);
@@ -231,7 +275,7 @@ impl<T: Element> VectorCode for SegmentTask<'_, T> {
         let d = tile.sequence.head_dim;
         let scratch = Scratch::at(scratch, tile.rows, d);
         prefetch::<V, T>(tile, index * SEGMENT_KEYS);
-        load_queries(tile, &scratch);
+        load_queries(words_of::<V, T>(d), tile, &scratch);
         segment::<V, T>(tile, index, SoftmaxState::at(state, tile.rows, d), &scratch);
     }
 }
@@ -279,72 +323,12 @@ unsafe fn prefetch<V: Vector, T: Element>(tile: &RowTile<'_, T>, start: usize) {
 }
 
 #[inline(always)]
-unsafe fn load_queries<T: Element>(tile: &RowTile<'_, T>, scratch: &Scratch) {
+unsafe fn load_queries<T: Element>(words: Words, tile: &RowTile<'_, T>, scratch: &Scratch) {
     let d = tile.sequence.head_dim;
+    let row_words = words.count(d);
     for r in 0..tile.rows {
-        load_row_as_f32(tile.sequence.q.add(tile.sequence.head_index(tile.first + r) * d), d, scratch.q.add(r * d));
-    }
-}
-
-/// Copies `len` elements and converts them to f32.
-#[inline(always)]
-pub unsafe fn load_row_as_f32<T: Element>(from: *const T, len: usize, to: *mut f32) {
-    for c in 0..len {
-        to.add(c).write(from.add(c).read().to_f32());
-    }
-}
-
-/// Rounds `len` elements to T and stores them.
-#[inline(always)]
-pub unsafe fn store_row_rounded<T: Element>(from: *const f32, len: usize, to: *mut T) {
-    for c in 0..len {
-        to.add(c).write(T::from_f32(from.add(c).read()));
-    }
-}
-
-/// Copies `rows` rows of `d` elements, `stride` elements apart, to f32 rows `[rows, round_up_to_lanes(d)]` that end
-/// in zeros.
-#[inline(always)]
-pub unsafe fn load_zero_padded_rows<V: Vector, T: Element>(
-    from: *const T,
-    stride: usize,
-    rows: usize,
-    d: usize,
-    to: *mut f32,
-) {
-    for j in 0..rows {
-        for c in (0..d).step_by(LANES) {
-            let x = V::load_part(from.add(j * stride + c), LANES.min(d - c));
-            x.store(to.add(j * round_up_to_lanes(d) + c));
-        }
-    }
-}
-
-/// Transposes `rows` rows (at most 64) of `d` elements, `stride` elements apart, into an array `[d, BLOCK_KEYS]`.
-/// Columns from `rows` on are undefined.
-#[inline(always)]
-pub unsafe fn load_transposed_rows<V: Vector, T: Element>(
-    from: *const T,
-    stride: usize,
-    rows: usize,
-    d: usize,
-    to: *mut f32,
-) {
-    for j in (0..rows).step_by(LANES) {
-        for c in (0..d).step_by(LANES) {
-            let width = LANES.min(d - c);
-            let mut square = [V::splat(0.0); LANES];
-            for (i, line) in square.iter_mut().enumerate() {
-                if j + i < rows {
-                    *line = V::load_part(from.add((j + i) * stride + c), width);
-                }
-            }
-            for (i, line) in V::transpose(square).into_iter().enumerate() {
-                if i < width {
-                    line.store(to.add((c + i) * BLOCK_KEYS + j));
-                }
-            }
-        }
+        let from = tile.sequence.q.add(tile.sequence.head_index(tile.first + r) * d);
+        load_row(words, from, d, scratch.q.add(r * row_words));
     }
 }
 
@@ -352,7 +336,7 @@ pub unsafe fn load_transposed_rows<V: Vector, T: Element>(
 #[inline(always)]
 unsafe fn segment<V: Vector, T: Element>(tile: &RowTile<'_, T>, index: usize, state: SoftmaxState, scratch: &Scratch) {
     let s = tile.sequence;
-    let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
+    let padded = round_up_to_lanes(s.head_dim);
     for c in (0..tile.rows * (padded + LANES)).step_by(LANES) {
         V::splat(0.0).store(state.o.add(c));
     }
@@ -360,67 +344,93 @@ unsafe fn segment<V: Vector, T: Element>(tile: &RowTile<'_, T>, index: usize, st
         V::splat(f32::NEG_INFINITY).store(state.row_max.add(c));
     }
     for start in (index * SEGMENT_KEYS..tile.visible_key_count().min((index + 1) * SEGMENT_KEYS)).step_by(BLOCK_KEYS) {
-        let keys = BLOCK_KEYS.min(tile.visible_key_count() - start);
-        let few = tile.rows <= FEW;
-        if !few {
-            for j in (0..keys).step_by(LANES) {
-                let (at, count) = (s.key_offset(start + j), LANES.min(keys - j));
-                load_transposed_rows::<V, T>(s.k.add(at), s.key_stride(), count, d, scratch.k.add(j));
-            }
-        }
-        let (values, value_stride) = values::<V, T>(s, start, keys, scratch.v);
-        prefetch::<V, T>(tile, start + BLOCK_KEYS);
-        let first = s.first_query_row_that_sees(start).saturating_sub(tile.first);
-        for row in (first..tile.rows).step_by(ROWS) {
-            let rows = ROWS.min(tile.rows - row);
-            let mut limits = [0; ROWS];
-            for (r, limit) in limits.iter_mut().enumerate().take(rows) {
-                *limit = BLOCK_KEYS.min(s.visible_key_count(tile.first + row + r) - start);
-            }
-            let q = scratch.q.add(row * d);
-            match rows {
-                1 if few => scores_of_few_rows::<V, T, 1>(s, start, keys, q, scratch.scores),
-                2 if few => scores_of_few_rows::<V, T, 2>(s, start, keys, q, scratch.scores),
-                3 if few => scores_of_few_rows::<V, T, 3>(s, start, keys, q, scratch.scores),
-                FEW if few => scores_of_few_rows::<V, T, FEW>(s, start, keys, q, scratch.scores),
-                _ => V::product(&SmallProduct {
-                    rows,
-                    a: q,
-                    a_row: d,
-                    a_inner: 1,
-                    inner: d,
-                    limits: std::ptr::null(),
-                    b: scratch.k,
-                    b_row: BLOCK_KEYS,
-                    cols: limits[rows - 1].div_ceil(LANES),
-                    c: scratch.scores,
-                    c_row: BLOCK_KEYS,
-                    alpha: std::ptr::null(),
-                }),
-            }
-            let alpha = softmax::<V>(&limits[..rows], s.scale, state, row, scratch.scores);
-            V::product(&SmallProduct {
-                rows,
-                a: scratch.scores,
-                a_row: BLOCK_KEYS,
-                a_inner: 1,
-                inner: BLOCK_KEYS,
-                limits: limits.as_ptr(),
-                b: values,
-                b_row: value_stride,
-                cols: padded / LANES,
-                c: state.o.add(row * padded),
-                c_row: padded,
-                alpha: alpha.as_ptr(),
-            });
+        match words_of::<V, T>(s.head_dim) {
+            Words::Elements => block::<V, T, T, false>(tile, s, start, state, scratch),
+            Words::Pairs => block::<V, T, f32, true>(tile, &s.pairs(), start, state, scratch),
         }
     }
 }
 
-/// Returns the address and row stride of a block's values in f32. The values stay where they are if whole vectors can
-/// be read there; otherwise they are copied to `copy`.
+/// Adds the block of keys from `start` on to the softmax state. `keyed` has the tile's sequence in words: either its
+/// elements or, with `PAIRS`, pairs of them.
+#[inline(always)]
+unsafe fn block<V: Vector, T: Element, W: Element, const PAIRS: bool>(
+    tile: &RowTile<'_, T>,
+    keyed: &SequenceArrays<'_, W>,
+    start: usize,
+    state: SoftmaxState,
+    scratch: &Scratch,
+) {
+    let s = tile.sequence;
+    let words = if PAIRS { Words::Pairs } else { Words::Elements };
+    let (row_words, padded) = (keyed.head_dim, round_up_to_lanes(s.head_dim));
+    let keys = BLOCK_KEYS.min(tile.visible_key_count() - start);
+    let few = tile.rows <= few_rows(PAIRS);
+    if !few {
+        for j in (0..keys).step_by(LANES) {
+            let (at, count) = (keyed.key_offset(start + j), LANES.min(keys - j));
+            load_transposed_rows::<V, W>(keyed.k.add(at), keyed.key_stride(), count, row_words, scratch.k.add(j));
+        }
+    }
+    let (values, value_stride) = values::<V, T>(words, s, start, keys, scratch.v);
+    prefetch::<V, T>(tile, start + BLOCK_KEYS);
+    let first = s.first_query_row_that_sees(start).saturating_sub(tile.first);
+    for row in (first..tile.rows).step_by(ROWS) {
+        let rows = ROWS.min(tile.rows - row);
+        let mut limits = [0; ROWS];
+        for (limit, seen) in limits.iter_mut().take(rows).zip(s.visible_key_counts(tile.first + row)) {
+            *limit = BLOCK_KEYS.min(seen - start);
+        }
+        let q = scratch.q.add(row * row_words);
+        match rows {
+            1 if few => scores_of_few_rows::<V, W, PAIRS, 1>(keyed, start, keys, q, scratch.scores),
+            2 if few => scores_of_few_rows::<V, W, PAIRS, 2>(keyed, start, keys, q, scratch.scores),
+            3 if few => scores_of_few_rows::<V, W, PAIRS, 3>(keyed, start, keys, q, scratch.scores),
+            4 if few => scores_of_few_rows::<V, W, PAIRS, 4>(keyed, start, keys, q, scratch.scores),
+            5 if few && PAIRS => scores_of_few_rows::<V, W, PAIRS, 5>(keyed, start, keys, q, scratch.scores),
+            6 if few && PAIRS => scores_of_few_rows::<V, W, PAIRS, 6>(keyed, start, keys, q, scratch.scores),
+            7 if few && PAIRS => scores_of_few_rows::<V, W, PAIRS, 7>(keyed, start, keys, q, scratch.scores),
+            8 if few && PAIRS => scores_of_few_rows::<V, W, PAIRS, 8>(keyed, start, keys, q, scratch.scores),
+            _ => V::product(&SmallProduct {
+                words,
+                rows,
+                a: q,
+                a_row: row_words,
+                a_inner: 1,
+                inner: s.head_dim,
+                limits: std::ptr::null(),
+                b: scratch.k,
+                b_row: BLOCK_KEYS,
+                cols: limits[rows - 1].div_ceil(LANES),
+                c: scratch.scores,
+                c_row: BLOCK_KEYS,
+                alpha: std::ptr::null(),
+            }),
+        }
+        let alpha = softmax::<V, PAIRS>(&limits[..rows], s.scale, state, row, scratch.scores);
+        V::product(&SmallProduct {
+            words,
+            rows,
+            a: scratch.scores,
+            a_row: BLOCK_KEYS,
+            a_inner: 1,
+            inner: BLOCK_KEYS,
+            limits: limits.as_ptr(),
+            b: values,
+            b_row: value_stride,
+            cols: padded / LANES,
+            c: state.o.add(row * padded),
+            c_row: padded,
+            alpha: alpha.as_ptr(),
+        });
+    }
+}
+
+/// Returns the address and row stride of a block's values, in words: f32 rows, or pairs of adjacent keys' rows. f32
+/// values stay where they are if whole vectors can be read there; others are copied to `copy`.
 #[inline(always)]
 unsafe fn values<V: Vector, T: Element>(
+    words: Words,
     s: &SequenceArrays<'_, T>,
     start: usize,
     keys: usize,
@@ -431,16 +441,25 @@ unsafe fn values<V: Vector, T: Element>(
         return (s.v.add(s.key_offset(start)).cast(), s.key_stride());
     }
     for j in (0..keys).step_by(LANES) {
-        let (at, count) = (s.key_offset(start + j), LANES.min(keys - j));
-        load_zero_padded_rows::<V, T>(s.v.add(at), s.key_stride(), count, d, copy.add(j * padded));
+        let (from, count) = (s.v.add(s.key_offset(start + j)), LANES.min(keys - j));
+        match words {
+            Words::Elements => {
+                load_zero_padded_rows::<V, T>(from, s.key_stride(), count, d, copy.add(j * padded));
+            }
+            Words::Pairs => {
+                let row = |i: usize| from.wrapping_add(i * s.key_stride());
+                load_pairs_of_rows::<V, T>(row, count, d, copy.add(j / 2 * padded));
+            }
+        }
     }
     (copy, padded)
 }
 
 /// Replaces the products q k^T of some rows by probabilities relative to the rows' new maxima. Returns for each row
-/// the factor that rescales what was summed with the old maximum.
+/// the factor that rescales what was summed with the old maximum. With `PAIRS` the probabilities of a row become pairs of
+/// bf16, which lie at the start of the row; their sum is that of the f32 probabilities.
 #[inline(always)]
-unsafe fn softmax<V: Vector>(
+unsafe fn softmax<V: Vector, const PAIRS: bool>(
     limits: &[usize],
     scale: f32,
     state: SoftmaxState,
@@ -481,13 +500,13 @@ unsafe fn softmax<V: Vector>(
         if limit == BLOCK_KEYS {
             for (c, p) in p.iter_mut().enumerate() {
                 *p = V::load(line.add(c * LANES)).sub(row_max).exp();
-                p.store(line.add(c * LANES));
+                store_probabilities::<V, PAIRS>(*p, line, c);
             }
         } else {
             for (c, p) in p.iter_mut().enumerate() {
                 if c * LANES < limit {
                     *p = V::load(line.add(c * LANES)).sub(row_max).exp();
-                    p.store(line.add(c * LANES));
+                    store_probabilities::<V, PAIRS>(*p, line, c);
                 }
             }
         }
@@ -496,6 +515,13 @@ unsafe fn softmax<V: Vector>(
         V::load(sums).mul_add(V::splat(alpha[r]), sum).store(sums);
     }
     alpha
+}
+
+/// Stores the probabilities of vector `c` of a row. Pairs take half the place of scores, so they overwrite only scores
+/// that have been read.
+#[inline(always)]
+unsafe fn store_probabilities<V: Vector, const PAIRS: bool>(p: V, line: *mut f32, c: usize) {
+    if PAIRS { p.store_bf16(line.add(c * LANES / 2)) } else { p.store(line.add(c * LANES)) }
 }
 
 /// Merges the state of segment `index` into `total`, the state of the segments before it.

@@ -9,6 +9,7 @@
 mod backward;
 mod few;
 mod forward;
+mod load;
 mod product;
 mod vector;
 

@@ -6,22 +6,46 @@
 
 use super::vector::{LANES, Vector, VectorCode};
 
+/// What the 32-bit words of the operands of a [`SmallProduct`] are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Words {
+    /// f32 elements.
+    Elements,
+    /// Pairs of bf16 elements that are neighbours along the inner index, the first one in the lower half. Only for
+    /// vectors with [`Vector::DOTS`].
+    Pairs,
+}
+
+impl Words {
+    /// Returns the number of words of `elements` elements.
+    #[inline(always)]
+    pub fn count(self, elements: usize) -> usize {
+        match self {
+            Words::Elements => elements,
+            Words::Pairs => elements.div_ceil(2),
+        }
+    }
+}
+
 /// A product `c = a b`, or `c = c * alpha + a b` with a factor for each row of `c`. The sum over the inner index
-/// starts at 0 and adds one product after the other in ascending order. So the bits do not depend on the tile size of
-/// the instruction set.
+/// starts at 0 and adds one word's products after the other in ascending order. So the bits do not depend on the tile
+/// size of the instruction set.
 pub struct SmallProduct {
+    /// What the words of `a` and `b` are.
+    pub words: Words,
     /// Number of rows of `a` and `c`.
     pub rows: usize,
-    /// Element `(r, k)` of `a` is at `r * a_row + k * a_inner`.
+    /// Word `(r, k)` of `a` is at `r * a_row + k * a_inner`.
     pub a: *const f32,
     pub a_row: usize,
     pub a_inner: usize,
-    /// The length of the sums, if `limits` is null.
+    /// The length of the sums in elements, if `limits` is null; of pairs an even number.
     pub inner: usize,
-    /// For each row of `c`, the length of its sums; null if all rows have length `inner`. Lengths do not decrease
-    /// from row to row. A row's sums read no elements of `a` and `b` beyond its length.
+    /// For each row of `c`, the length of its sums in elements; null if all rows have length `inner`. Lengths do not
+    /// decrease from row to row. A row's sums contain no elements of `a` and `b` beyond its length. If an odd length ends
+    /// within a pair, the second element of `a` is a finite number.
     pub limits: *const usize,
-    /// Row `k` of `b` has `16 * cols` elements and begins at `k * b_row`.
+    /// Row `k` of `b` has `16 * cols` words and begins at `k * b_row`.
     pub b: *const f32,
     pub b_row: usize,
     /// Number of 16-element vectors in a row of `b` and `c`.
@@ -38,47 +62,63 @@ pub struct SmallProduct {
 impl VectorCode for &SmallProduct {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let mut col = 0;
-        while col < self.cols {
-            // Divides the columns into panels of about equal width: 6 vectors are faster as 3 + 3 than as 5 + 1.
-            let left = self.cols - col;
-            let width = left.div_ceil(left.div_ceil(V::COLS));
-            match width {
-                5 if V::COLS >= 5 => panel::<V, 5>(self, col),
-                4 if V::COLS >= 4 => panel::<V, 4>(self, col),
-                3 if V::COLS >= 3 => panel::<V, 3>(self, col),
-                2 if V::COLS >= 2 => panel::<V, 2>(self, col),
-                _ => panel::<V, 1>(self, col),
-            }
-            col += width;
+        match self.words {
+            Words::Pairs if V::DOTS => panels::<V, true>(self),
+            Words::Pairs => unreachable!("pairs are multiplied only by vectors with dot products"),
+            Words::Elements => panels::<V, false>(self),
         }
     }
 }
 
+/// Multiplies one word of `a` by a vector of words of `b`.
 #[inline(always)]
-unsafe fn panel<V: Vector, const C: usize>(p: &SmallProduct, col: usize) {
+pub unsafe fn multiply_add<V: Vector, const PAIRS: bool>(a: V, b: V, sum: V) -> V {
+    if PAIRS { a.dot(b, sum) } else { a.mul_add(b, sum) }
+}
+
+#[inline(always)]
+unsafe fn panels<V: Vector, const PAIRS: bool>(p: &SmallProduct) {
+    let mut col = 0;
+    while col < p.cols {
+        // Divides the columns into panels of about equal width: 6 vectors are faster as 3 + 3 than as 5 + 1.
+        let left = p.cols - col;
+        let width = left.div_ceil(left.div_ceil(V::COLS));
+        match width {
+            5 if V::COLS >= 5 => panel::<V, PAIRS, 5>(p, col),
+            4 if V::COLS >= 4 => panel::<V, PAIRS, 4>(p, col),
+            3 if V::COLS >= 3 => panel::<V, PAIRS, 3>(p, col),
+            2 if V::COLS >= 2 => panel::<V, PAIRS, 2>(p, col),
+            _ => panel::<V, PAIRS, 1>(p, col),
+        }
+        col += width;
+    }
+}
+
+#[inline(always)]
+unsafe fn panel<V: Vector, const PAIRS: bool, const C: usize>(p: &SmallProduct, col: usize) {
     let mut row = 0;
     while row < p.rows {
         let left = p.rows - row;
         let height = if C <= 2 && left >= V::TALL { V::TALL } else { left.min(V::ROWS) };
         match height {
-            8 if V::TALL >= 8 && C <= 2 => tile::<V, 8, C>(p, row, col),
-            4 if V::ROWS >= 4 => tile::<V, 4, C>(p, row, col),
-            3 if V::ROWS >= 3 => tile::<V, 3, C>(p, row, col),
-            2 => tile::<V, 2, C>(p, row, col),
-            _ => tile::<V, 1, C>(p, row, col),
+            8 if V::TALL >= 8 && C <= 2 => tile::<V, PAIRS, 8, C>(p, row, col),
+            4 if V::ROWS >= 4 => tile::<V, PAIRS, 4, C>(p, row, col),
+            3 if V::ROWS >= 3 => tile::<V, PAIRS, 3, C>(p, row, col),
+            2 => tile::<V, PAIRS, 2, C>(p, row, col),
+            _ => tile::<V, PAIRS, 1, C>(p, row, col),
         }
         row += height;
     }
 }
 
 #[inline(always)]
-unsafe fn tile<V: Vector, const R: usize, const C: usize>(p: &SmallProduct, row: usize, col: usize) {
+unsafe fn tile<V: Vector, const PAIRS: bool, const R: usize, const C: usize>(p: &SmallProduct, row: usize, col: usize) {
+    let per_word = if PAIRS { 2 } else { 1 };
     let mut sums = [[V::splat(0.0); C]; R];
     let mut a = p.a.add(row * p.a_row);
     let mut b = p.b.add(col * LANES);
     let limit = |r: usize| if p.limits.is_null() { p.inner } else { p.limits.add(row + r).read() };
-    let common = limit(0);
+    let common = limit(0) / per_word;
     for _ in 0..common {
         let mut line = [V::splat(0.0); C];
         for c in 0..C {
@@ -87,20 +127,26 @@ unsafe fn tile<V: Vector, const R: usize, const C: usize>(p: &SmallProduct, row:
         for r in 0..R {
             let x = V::splat(a.add(r * p.a_row).read());
             for c in 0..C {
-                sums[r][c] = x.mul_add(line[c], sums[r][c]);
+                sums[r][c] = multiply_add::<V, PAIRS>(x, line[c], sums[r][c]);
             }
         }
         a = a.add(p.a_inner);
         b = b.add(p.b_row);
     }
     // Beyond the length of the first row of this group, only the sums of later rows continue.
-    for k in common..limit(R - 1) {
-        for r in 1..R {
-            if k < limit(r) {
-                let x = V::splat(a.add(r * p.a_row).read());
-                for c in 0..C {
-                    sums[r][c] = x.mul_add(V::load(b.add(c * LANES)), sums[r][c]);
+    for k in common..limit(R - 1).div_ceil(per_word) {
+        for r in 0..R {
+            let left = limit(r).saturating_sub(k * per_word);
+            if left == 0 {
+                continue;
+            }
+            let x = V::splat(a.add(r * p.a_row).read());
+            for c in 0..C {
+                let mut line = V::load(b.add(c * LANES));
+                if left < per_word {
+                    line = line.first_only();
                 }
+                sums[r][c] = multiply_add::<V, PAIRS>(x, line, sums[r][c]);
             }
         }
         a = a.add(p.a_inner);

@@ -9,8 +9,11 @@
 use super::product::SmallProduct;
 use crate::simd::{Isa, exp, sum_lanes};
 use crate::{DType, Element};
+use half::bf16;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+#[cfg(target_arch = "x86_64")]
+use std::mem::transmute;
 
 /// Number of lanes of a vector.
 pub const LANES: usize = crate::simd::LANES;
@@ -28,6 +31,8 @@ pub trait Vector: Copy {
     /// Number of rows of a product tile that is only one or two vectors wide. Such a tile needs more rows, so that
     /// enough independent sums hide the latency of an addition.
     const TALL: usize;
+    /// Whether products of bf16 arrays in attention multiply pairs by [`Self::dot`] and not elements widened to f32.
+    const DOTS: bool = false;
 
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
@@ -53,6 +58,72 @@ pub trait Vector: Copy {
     unsafe fn transpose(rows: [Self; LANES]) -> [Self; LANES];
     /// Runs `p` with this vector type, compiled for its instruction set.
     unsafe fn product(p: &SmallProduct);
+
+    // Lanes as pairs: the lower and the upper half of a lane's 32 bits are the first and the second bf16 of a pair. These
+    // functions are called only if `DOTS`; their default implementations are portable.
+
+    /// Adds to each lane of `c` both products of the pairs of `self` and `b`.
+    #[inline(always)]
+    unsafe fn dot(self, b: Self, c: Self) -> Self {
+        self.widen_second().mul_add(b.widen_second(), self.widen_first().mul_add(b.widen_first(), c))
+    }
+    /// The first element of each pair as f32.
+    #[inline(always)]
+    unsafe fn widen_first(self) -> Self {
+        self.map_bits(|x| x << 16)
+    }
+    /// The second element of each pair as f32.
+    #[inline(always)]
+    unsafe fn widen_second(self) -> Self {
+        self.map_bits(|x| x & 0xffff_0000)
+    }
+    /// Replaces the second element of each pair by 0.
+    #[inline(always)]
+    unsafe fn first_only(self) -> Self {
+        self.map_bits(|x| x & 0xffff)
+    }
+    /// Rounds the f32 lanes of `self` and `second` to bf16 and returns them as pairs.
+    #[inline(always)]
+    unsafe fn pair_with(self, second: Self) -> Self {
+        let (mut first, mut pairs) = ([0.0; LANES], [0.0; LANES]);
+        self.store(first.as_mut_ptr());
+        second.store(pairs.as_mut_ptr());
+        for (pair, first) in pairs.iter_mut().zip(first) {
+            *pair = pair_of([bf16::from_f32(first), bf16::from_f32(*pair)]);
+        }
+        Self::load(pairs.as_ptr())
+    }
+    /// Rounds the f32 lanes to bf16 and stores them as 8 pairs.
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut f32) {
+        let mut lanes = [0.0; LANES];
+        self.store(lanes.as_mut_ptr());
+        for (i, lanes) in lanes.chunks_exact(2).enumerate() {
+            p.add(i).write(pair_of([bf16::from_f32(lanes[0]), bf16::from_f32(lanes[1])]));
+        }
+    }
+    /// Makes pairs of the `count` (at most 16) elements at `first` and those at `second`; the other lanes are 0.
+    #[inline(always)]
+    unsafe fn load_pairs(first: *const bf16, second: *const bf16, count: usize) -> Self {
+        let mut pairs = [0.0; LANES];
+        for (i, pair) in pairs.iter_mut().enumerate().take(count) {
+            *pair = pair_of([first.add(i).read(), second.add(i).read()]);
+        }
+        Self::load(pairs.as_ptr())
+    }
+    /// Applies `f` to the bits of each lane.
+    #[inline(always)]
+    unsafe fn map_bits(self, f: impl Fn(u32) -> u32) -> Self {
+        let mut lanes = [0.0; LANES];
+        self.store(lanes.as_mut_ptr());
+        let lanes = lanes.map(|x: f32| f32::from_bits(f(x.to_bits())));
+        Self::load(lanes.as_ptr())
+    }
+}
+
+/// Returns a pair as the 32 bits of an f32.
+fn pair_of([first, second]: [bf16; 2]) -> f32 {
+    f32::from_bits(u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16)
 }
 
 /// Code that is compiled for each vector type.
@@ -71,7 +142,10 @@ pub trait VectorCode {
 pub unsafe fn dispatch<W: VectorCode>(isa: Isa, work: W) {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => enter_avx512(work),
+        Isa::Avx512Bf16 => enter_avx512_bf16(work),
+        // The processors with AMX have slow bf16 dot products of vectors ([`crate::simd::isa`]).
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Amx => enter_avx512(work),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => enter_avx2(work),
         _ => work.run::<PlainVector>(),
@@ -79,9 +153,15 @@ pub unsafe fn dispatch<W: VectorCode>(isa: Isa, work: W) {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2")]
+unsafe fn enter_avx512_bf16<W: VectorCode>(work: W) {
+    work.run::<Avx512Vector<true>>();
+}
+
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2")]
 unsafe fn enter_avx512<W: VectorCode>(work: W) {
-    work.run::<Avx512Vector>();
+    work.run::<Avx512Vector<false>>();
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -324,16 +404,30 @@ impl Vector for Avx2Vector {
     }
 }
 
-/// Vectors of AVX-512: one register of sixteen lanes.
+/// The indices 0, 16, 1, 17, ... that take the elements of both halves of a register in turns.
+#[cfg(target_arch = "x86_64")]
+const IN_TURNS: [u16; 32] = {
+    let mut indices = [0; 32];
+    let mut i = 0;
+    while i < indices.len() {
+        indices[i] = (i / 2 + i % 2 * 16) as u16;
+        i += 1;
+    }
+    indices
+};
+
+/// Vectors of AVX-512: one register of sixteen lanes. `DOTS` tells whether the bf16 dot product is used; without
+/// it the functions for pairs must not be called.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub struct Avx512Vector(__m512);
+pub struct Avx512Vector<const DOTS: bool>(__m512);
 
 #[cfg(target_arch = "x86_64")]
-impl Vector for Avx512Vector {
+impl<const DOTS: bool> Vector for Avx512Vector<DOTS> {
     const ROWS: usize = 4;
     const COLS: usize = 5;
     const TALL: usize = 8;
+    const DOTS: bool = DOTS;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -447,6 +541,35 @@ impl Vector for Avx512Vector {
         out
     }
     unsafe fn product(p: &SmallProduct) {
-        dispatch(Isa::Avx512, p);
+        dispatch(if DOTS { Isa::Avx512Bf16 } else { Isa::Avx512 }, p);
+    }
+
+    #[inline(always)]
+    unsafe fn dot(self, b: Self, c: Self) -> Self {
+        // SAFETY: both types are 512 bits wide, and every bit pattern is valid.
+        let (a, b) = (transmute::<__m512, __m512bh>(self.0), transmute::<__m512, __m512bh>(b.0));
+        Avx512Vector(_mm512_dpbf16_ps(c.0, a, b))
+    }
+    #[inline(always)]
+    unsafe fn first_only(self) -> Self {
+        let bits = _mm512_and_si512(_mm512_castps_si512(self.0), _mm512_set1_epi32(0xffff));
+        Avx512Vector(_mm512_castsi512_ps(bits))
+    }
+    #[inline(always)]
+    unsafe fn pair_with(self, second: Self) -> Self {
+        // The elements of `self`, then those of `second`; then one of each in turns.
+        let halves = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second.0, self.0));
+        Avx512Vector(_mm512_castsi512_ps(_mm512_permutexvar_epi16(transmute::<[u16; 32], __m512i>(IN_TURNS), halves)))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut f32) {
+        _mm256_storeu_si256(p.cast(), transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(self.0)));
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(first: *const bf16, second: *const bf16, count: usize) -> Self {
+        let mask = ((1u32 << count) - 1) as __mmask16;
+        let first = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, first.cast()));
+        let second = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, second.cast()));
+        Avx512Vector(_mm512_castsi512_ps(_mm512_or_si512(first, _mm512_slli_epi32::<16>(second))))
     }
 }
