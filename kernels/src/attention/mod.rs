@@ -43,17 +43,17 @@
 //!
 //! # Numerics
 //! Everything between load and store is f32, the probabilities too, with one exception: bf16 on tensor cores (forward
-//! for head_dim up to 256; backward for 64, 72, 80 and 128) rounds the factors of matrix products to bf16. In the
-//! forward pass these are the probabilities relative to the largest score so far, in the backward pass `p` and `p
-//! (d_o . v - delta)`. On tensor cores a key that a query does not see, but a later query of the same 16 rows does,
-//! is multiplied by 0 (departure 2 in `sm80.cu`).
+//! for head_dim up to 256; backward for 64, 72, 80 and 128), and on a CPU with bf16 dot products or the tiles of AMX (an
+//! even head_dim), rounds the factors of matrix products to bf16. In the forward pass these are the probabilities
+//! relative to the largest score so far, in the backward pass `p` and `p (d_o . v - delta)`. On tensor cores and tiles a
+//! key that a query does not see, but a later query of the same rows does, is multiplied by 0 (departure 2 in `sm80.cu`).
 //!
 //! In f32 every addition rounds; `2^x` has an error of up to 2 ulp (`ex2.approx.ftz.f32`). Tolerance as a multiple of
 //! one rounding error: bf16 2.5; f32 20 for o and 300 for gradients, in which `d_o . v` and delta cancel, and more
 //! where scores are large and the softmax saturates.
 //!
 //! # Bound
-//! Multiply-adds in f32 (cpu; f32 in CUDA) or matrix products on tensor cores (bf16 in CUDA): per pair of query and
+//! Multiply-adds in f32 (f32, and bf16 on a CPU without a unit for it) or matrix products of bf16: per pair of query and
 //! key `4 * head_dim` operations forward and `10 * head_dim` backward. On tensor cores the backward pass needs that
 //! few only with a workspace and without prefixes, otherwise `14 * head_dim`. With the workspace the sums of `dq`
 //! pass from key tile to key tile (128 or 64 keys) through L2, 8 bytes per element each time.

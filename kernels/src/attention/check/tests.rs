@@ -4,7 +4,7 @@ use crate::attention::check::cuda::{output_and_gradient_tolerances, with_fourfol
 use crate::attention::formula::Roundings;
 use crate::attention::{cpu, formula};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
-use crate::simd::{Isa, isa};
+use crate::simd::{Isa, best_isa};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -13,16 +13,52 @@ impl Given {
     fn everything(&self, dtype: DType, threads: usize) -> [Vec<u32>; 5] {
         self.everything_by(dtype, |launch| run(launch, threads))
     }
+
+    /// Returns [`Self::everything`] of the code for an instruction set.
+    fn everything_on(&self, isa: Isa, dtype: DType, threads: usize) -> [Vec<u32>; 5] {
+        let (rows, kv_rows) = (self.tokens() * self.case.heads, self.tokens() * self.case.kv_heads);
+        let (o, lse) = (TestArray::output(dtype, rows * self.case.head_dim), TestArray::output(F32, rows));
+        self.fwd_on(isa, dtype, threads, &o, lse.addr());
+        let (o, lse) = (TestArray::new(dtype, &o.values()), TestArray::new(F32, &lse.values()));
+        let [dq, dk, dv] = [rows, kv_rows, kv_rows].map(|n| TestArray::output(dtype, n * self.case.head_dim));
+        self.bwd_on(isa, dtype, threads, &self.bwd(&o, &lse, &self.scratch(dtype), [&dq, &dk, &dv]));
+        [o, lse, dq, dk, dv].each_ref().map(bits)
+    }
+
+    fn fwd_on(&self, isa: Isa, dtype: DType, threads: usize, o: &TestArray, lse: Addr) {
+        let (params, team) = (self.fwd(o.addr(), lse), Team::new(threads));
+        // SAFETY: the addresses belong to live arrays of the documented sizes; the machine supports `isa`.
+        unsafe {
+            match dtype {
+                F32 => cpu::fwd_on::<f32>(isa, &params, &team),
+                _ => cpu::fwd_on::<bf16>(isa, &params, &team),
+            }
+        }
+    }
+
+    fn bwd_on(&self, isa: Isa, dtype: DType, threads: usize, params: &BwdParams) {
+        // SAFETY: the addresses belong to live arrays of the documented sizes; the machine supports `isa`.
+        unsafe {
+            match dtype {
+                F32 => cpu::bwd_on::<f32>(isa, params, &Team::new(threads)),
+                _ => cpu::bwd_on::<bf16>(isa, params, &Team::new(threads)),
+            }
+        }
+    }
 }
 
-/// Returns the instruction sets that this machine supports.
+/// Returns the instruction sets that this machine supports, by emulation if it has no tiles.
 pub(crate) fn supported_instruction_sets() -> impl Iterator<Item = Isa> {
-    [Isa::Plain, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|&i| i <= isa())
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    let tiles = crate::simd::amx_emulator::install();
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    let tiles = false;
+    Isa::ALL.into_iter().filter(move |&isa| isa <= best_isa() || isa == Isa::Amx && tiles)
 }
 
-/// Returns the roundings of the code for an instruction set: bf16 dot products multiply rounded probabilities.
+/// Returns the roundings of the code for an instruction set: those with pairs multiply rounded probabilities.
 fn roundings(isa: Isa, dtype: DType, head_dim: usize) -> Roundings {
-    let pairs = isa == Isa::Avx512Bf16 && dtype == BF16 && head_dim.is_multiple_of(2);
+    let pairs = isa >= Isa::Avx512Bf16 && dtype == BF16 && head_dim.is_multiple_of(2);
     if pairs { Roundings::BF16 } else { Roundings::F32 }
 }
 
@@ -54,15 +90,7 @@ fn equals_the_formula_on_every_instruction_set() {
             for isa in supported_instruction_sets() {
                 let with = formula::fwd_rounded(&case, &q, &k, &v, scale, roundings(isa, dtype, case.head_dim));
                 let (o, lse) = (TestArray::output(dtype, want.len()), TestArray::output(F32, want_lse.len()));
-                let params = given.fwd(o.addr(), lse.addr());
-                let team = Team::new(2);
-                // SAFETY: the addresses belong to live arrays of the documented sizes; the machine supports `isa`.
-                unsafe {
-                    match dtype {
-                        F32 => cpu::fwd_on::<f32>(isa, &params, &team),
-                        _ => cpu::fwd_on::<bf16>(isa, &params, &team),
-                    }
-                }
+                given.fwd_on(isa, dtype, 2, &o, lse.addr());
                 let name = format!("attention {dtype} {isa:?} {case:?}");
                 assert_rounded(&name, dtype, &o.values(), &with, &want, rounding_factor);
                 assert_close(&format!("{name} lse"), &lse.values(), &want_lse, 1e-6, f64::MAX);
@@ -128,21 +156,38 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
                 let with = with_fourfold_query_and_key_errors(with, &want);
                 let got = want.each_ref().map(|w| TestArray::output(dtype, w.len()));
                 let scratch = given.scratch(dtype);
-                let params = given.bwd(&o, &lse, &scratch, got.each_ref());
-                let team = Team::new(2);
-                // SAFETY: the addresses belong to live arrays of the documented sizes; the machine supports `isa`.
-                unsafe {
-                    match dtype {
-                        F32 => cpu::bwd_on::<f32>(isa, &params, &team),
-                        _ => cpu::bwd_on::<bf16>(isa, &params, &team),
-                    }
-                }
+                given.bwd_on(isa, dtype, 2, &given.bwd(&o, &lse, &scratch, got.each_ref()));
                 for (i, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
                     let (name, got) = (format!("{name} {dtype} {isa:?} {case:?}"), got[i].values());
                     assert_rounded(&name, dtype, &got, &with[i], &want[i], rounding_factor);
                     assert_close(&name, &got, &want_exact[i], tol_exact, f64::MAX);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn hidden_keys_change_nothing_on_any_instruction_set() {
+    let (lengths, prefix) = (vec![150, 70], Vec::new());
+    let case = PackedBatch { lengths, heads: 6, kv_heads: 2, head_dim: 24, causal: true, spread: 1.0, prefix };
+    for (isa, dtype) in supported_instruction_sets().flat_map(|isa| [(isa, F32), (isa, BF16)]) {
+        // Tiles multiply hidden keys and values by 0.
+        let poison = if (isa, dtype) == (Isa::Amx, BF16) { 1e18 } else { f32::NAN };
+        let rows = 220 * case.heads * case.head_dim;
+        for cut in [1, 63, 64, 65, 149] {
+            let mut given = Given::new(&case, dtype);
+            let [before, after] = [(); 2].map(|()| TestArray::output(dtype, rows));
+            given.fwd_on(isa, dtype, 2, &before, Addr::NULL);
+            let row = case.kv_heads * case.head_dim;
+            for x in [&mut given.k, &mut given.v] {
+                let mut values = x.values();
+                values[cut * row..].fill(poison);
+                *x = TestArray::new(dtype, &values);
+            }
+            given.fwd_on(isa, dtype, 2, &after, Addr::NULL);
+            let seen = cut * case.heads * case.head_dim;
+            assert!(bits(&before)[..seen] == bits(&after)[..seen], "{isa:?} {dtype}: keys from {cut} on");
         }
     }
 }
@@ -233,14 +278,19 @@ proptest! {
     /// A sequence's output and gradients have the same bits without the other sequences, and with its prefix copied
     /// to its own first tokens.
     #[test]
-    fn sequences_do_not_see_each_other(case in random_cases(), long in 0usize..2, threads in 1usize..4) {
+    fn sequences_do_not_see_each_other(
+        case in random_cases(),
+        long in 0usize..2,
+        threads in 1usize..4,
+        isa in prop::sample::select(supported_instruction_sets().collect::<Vec<_>>()),
+    ) {
         let mut case = case;
         case.lengths[0] += 500 * long;
         for dtype in [F32, BF16] {
             let given = Given::new(&case, dtype);
-            let all = given.everything(dtype, threads);
+            let all = given.everything_on(isa, dtype, threads);
             for n in 0..case.lengths.len() {
-                let alone = given.alone(n, dtype).everything(dtype, 1);
+                let alone = given.alone(n, dtype).everything_on(isa, dtype, 1);
                 let (from, to) = (given.cu_seqlens[n] as usize, given.cu_seqlens[n + 1] as usize);
                 let (heads, kv_heads, d) = (case.heads, case.kv_heads, case.head_dim);
                 let skip = case.visible_tokens(n).len() - (to - from);
@@ -250,7 +300,7 @@ proptest! {
                 let outputs = if case.prefix.is_empty() { 5 } else { 3 };
                 for (i, width) in [heads * d, heads, heads * d, kv_heads * d, kv_heads * d].into_iter().enumerate() {
                     if i < outputs {
-                        prop_assert!(all[i][from * width..to * width] == alone[i][skip * width..], "sequence {n}, {i}, {dtype}");
+                        prop_assert!(all[i][from * width..to * width] == alone[i][skip * width..], "sequence {n}, {i}, {dtype} {isa:?}");
                     }
                 }
             }

@@ -14,11 +14,11 @@
 use super::super::BwdParams;
 use super::forward::{BLOCK_KEYS, SequenceArrays, round_up_to_lanes};
 use super::load::{
-    load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows, store_row_rounded, words_of,
+    complete_rows_of_pairs,     load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows, store_row_rounded, words_of,
 };
 use super::product::{SmallProduct, Words};
 use super::vector::{LANES, Vector, VectorCode};
-use crate::Element;
+use crate::{DType, Element};
 
 /// Number of query rows that a [`KeyGradientTask`] processes at a time.
 pub const QUERY_ROWS_PER_CHUNK: usize = 64;
@@ -51,6 +51,8 @@ impl<T> DeltaTask<T> {
 /// # Safety
 /// The parameters' addresses cover the rows of the task.
 impl<T: Element> VectorCode for DeltaTask<T> {
+    const DTYPE: DType = DType::F32;
+
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let d = self.head_dim;
@@ -184,6 +186,8 @@ pub struct KeyGradientTask<'a, T> {
 /// # Safety
 /// The pointers of all [`BackwardArrays`]s cover their sequences; the scratch has [`scratch_element_count`] elements.
 impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
+    const DTYPE: DType = T::DTYPE;
+
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let KeyGradientTask { arrays: g, first_key: start, visits } = self;
@@ -255,6 +259,8 @@ pub struct QueryGradientTask<'a, T> {
 /// # Safety
 /// The pointers of the [`BackwardArrays`] cover its sequence; its scratch has [`scratch_element_count`] elements.
 impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
+    const DTYPE: DType = T::DTYPE;
+
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let QueryGradientTask { arrays: g, first_row: row } = self;
@@ -280,6 +286,7 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
                 Words::Pairs => {
                     let row = |j: usize| s.k.wrapping_add(at + j * s.key_stride());
                     load_pairs_of_rows::<V, T>(row, keys, d, scratch.k);
+                    complete_rows_of_pairs::<V>(scratch.k, keys.div_ceil(2), padded);
                     Factors::PairsOfKeys
                 }
             };
@@ -323,7 +330,10 @@ unsafe fn load_keys<V: Vector, T: Element>(
     for (from, to) in [(k, scratch.k_t), (v, scratch.v_t)] {
         match words_of::<V, T>(d) {
             Words::Elements => load_transposed_rows::<V, T>(from, stride, keys, d, to),
-            Words::Pairs => load_transposed_rows::<V, f32>(from.cast(), stride / 2, keys, d / 2, to),
+            Words::Pairs => {
+                load_transposed_rows::<V, f32>(from.cast(), stride / 2, keys, d / 2, to);
+                complete_rows_of_pairs::<V>(to, d / 2, BLOCK_KEYS);
+            }
         }
     }
 }
@@ -357,6 +367,7 @@ unsafe fn load_pairs_of_queries<V: Vector, T: Element>(
     let (s, d) = (&g.sequence, g.sequence.head_dim);
     for (from, to) in [s.q, g.d_o].into_iter().zip(scratch.pairs_of_rows(d)) {
         load_pairs_of_rows::<V, T>(|r| from.wrapping_add(s.head_index(row + r) * d), rows, d, to);
+        complete_rows_of_pairs::<V>(to, rows.div_ceil(2), round_up_to_lanes(d));
     }
 }
 

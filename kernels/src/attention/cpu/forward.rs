@@ -19,7 +19,7 @@
 
 use super::few::scores_of_few_rows;
 use super::load::{
-    load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows, store_row_rounded, words_of,
+    complete_rows_of_pairs,     load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows, store_row_rounded, words_of,
 };
 use super::product::{SmallProduct, Words};
 use super::vector::{LANES, Vector, VectorCode};
@@ -35,9 +35,13 @@ pub const MAX_QUERY_ROWS_PER_TILE: usize = 128;
 const ROWS: usize = 32;
 /// Maximum number of query rows for which the keys of a block are transposed in registers and not stored. With so few
 /// rows, as in decoding, each block is used only once. Elements fill twice the registers that pairs do, and more rows
-/// than 4 would spill.
-const fn few_rows(pairs: bool) -> usize {
-    if pairs { 8 } else { 4 }
+/// than 4 would spill. Tiles read keys from memory.
+const fn few_rows<V: Vector>(pairs: bool) -> usize {
+    match (pairs, V::DOTS) {
+        (false, _) => 4,
+        (true, true) => 8,
+        (true, false) => 0,
+    }
 }
 
 /// The arrays of one sequence and key head.
@@ -240,6 +244,8 @@ pub struct TileTask<'a, T> {
 /// The sequence's pointers cover its rows and keys, its block table covers its keys, and the scratch has
 /// [`scratch_element_count`] elements.
 impl<T: Element> VectorCode for TileTask<'_, T> {
+    const DTYPE: DType = T::DTYPE;
+
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let TileTask { tile, scratch } = self;
@@ -269,6 +275,8 @@ pub struct SegmentTask<'a, T> {
 /// # Safety
 /// The conditions of [`TileTask`]; the state has [`SoftmaxState::element_count`] elements.
 impl<T: Element> VectorCode for SegmentTask<'_, T> {
+    const DTYPE: DType = T::DTYPE;
+
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let SegmentTask { tile, index, state, scratch } = self;
@@ -290,6 +298,8 @@ pub struct MergeTask<'a, T> {
 /// # Safety
 /// A [`SegmentTask`] has filled the state of every segment.
 impl<T: Element> VectorCode for MergeTask<'_, T> {
+    const DTYPE: DType = DType::F32;
+
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let MergeTask { tile, states } = self;
@@ -365,12 +375,15 @@ unsafe fn block<V: Vector, T: Element, W: Element, const PAIRS: bool>(
     let words = if PAIRS { Words::Pairs } else { Words::Elements };
     let (row_words, padded) = (keyed.head_dim, round_up_to_lanes(s.head_dim));
     let keys = BLOCK_KEYS.min(tile.visible_key_count() - start);
-    let few = tile.rows <= few_rows(PAIRS);
+    let few = tile.rows <= few_rows::<V>(PAIRS);
     if !few {
         for j in (0..keys).step_by(LANES) {
             let (at, count) = (keyed.key_offset(start + j), LANES.min(keys - j));
             load_transposed_rows::<V, W>(keyed.k.add(at), keyed.key_stride(), count, row_words, scratch.k.add(j));
         }
+    }
+    if PAIRS && !few {
+        complete_rows_of_pairs::<V>(scratch.k, row_words, BLOCK_KEYS);
     }
     let (values, value_stride) = values::<V, T>(words, s, start, keys, scratch.v);
     prefetch::<V, T>(tile, start + BLOCK_KEYS);
@@ -451,6 +464,9 @@ unsafe fn values<V: Vector, T: Element>(
                 load_pairs_of_rows::<V, T>(row, count, d, copy.add(j / 2 * padded));
             }
         }
+    }
+    if words == Words::Pairs {
+        complete_rows_of_pairs::<V>(copy, keys.div_ceil(2), padded);
     }
     (copy, padded)
 }

@@ -9,10 +9,10 @@ use crate::{DType, Element};
 use half::bf16;
 
 /// Returns the words in which vectors of type `V` multiply rows of `head_dim` elements of T: pairs of bf16 if the
-/// instruction set has dot products of them and a row is a whole number of pairs.
+/// instruction set multiplies pairs and a row is a whole number of them.
 #[inline(always)]
 pub fn words_of<V: Vector, T: Element>(head_dim: usize) -> Words {
-    if V::DOTS && T::DTYPE == DType::BF16 && head_dim.is_multiple_of(2) { Words::Pairs } else { Words::Elements }
+    if V::PAIRS && T::DTYPE == DType::BF16 && head_dim.is_multiple_of(2) { Words::Pairs } else { Words::Elements }
 }
 
 /// Copies `len` elements, which become f32 or stay bf16.
@@ -83,6 +83,14 @@ pub unsafe fn load_transposed_rows<V: Vector, T: Element>(
                 }
             }
         }
+    }
+}
+
+/// Writes zeros behind `rows` rows of `row_words` words, up to a multiple of 16 rows, as a product of pairs needs it.
+#[inline(always)]
+pub unsafe fn complete_rows_of_pairs<V: Vector>(to: *mut f32, rows: usize, row_words: usize) {
+    for word in (rows * row_words..round_up_to_lanes(rows) * row_words).step_by(LANES) {
+        V::splat(0.0).store(to.add(word));
     }
 }
 

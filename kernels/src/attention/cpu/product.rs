@@ -5,6 +5,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::vector::{LANES, Vector, VectorCode};
+use crate::DType;
 
 /// What the 32-bit words of the operands of a [`SmallProduct`] are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +13,7 @@ pub enum Words {
     /// f32 elements.
     Elements,
     /// Pairs of bf16 elements that are neighbours along the inner index, the first one in the lower half. Only for
-    /// vectors with [`Vector::DOTS`].
+    /// vectors with [`Vector::PAIRS`]. [`tiles`](super::tiles) computes these products if there are tiles.
     Pairs,
 }
 
@@ -42,10 +43,11 @@ pub struct SmallProduct {
     /// The length of the sums in elements, if `limits` is null; of pairs an even number.
     pub inner: usize,
     /// For each row of `c`, the length of its sums in elements; null if all rows have length `inner`. Lengths do not
-    /// decrease from row to row. A row's sums contain no elements of `a` and `b` beyond its length. If an odd length ends
-    /// within a pair, the second element of `a` is a finite number.
+    /// decrease from row to row. A row's sums contain no elements of `a` and `b` beyond its length; tiles multiply them by
+    /// 0. If an odd length ends within a pair, the second element of `a` is a finite number.
     pub limits: *const usize,
-    /// Row `k` of `b` has `16 * cols` words and begins at `k * b_row`.
+    /// Row `k` of `b` has `16 * cols` words and begins at `k * b_row`. Pairs continue with finite numbers up to a multiple
+    /// of 16 rows.
     pub b: *const f32,
     pub b_row: usize,
     /// Number of 16-element vectors in a row of `b` and `c`.
@@ -57,14 +59,24 @@ pub struct SmallProduct {
     pub alpha: *const f32,
 }
 
+impl SmallProduct {
+    /// Returns the length of the sums of row `row` in elements.
+    #[inline(always)]
+    pub unsafe fn length(&self, row: usize) -> usize {
+        if self.limits.is_null() { self.inner } else { self.limits.add(row).read() }
+    }
+}
+
 /// # Safety
 /// The pointers cover `rows` rows of `a`, `c`, `limits` and `alpha`, and as many rows of `b` as the inner dimension.
 impl VectorCode for &SmallProduct {
+    const DTYPE: DType = DType::F32;
+
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         match self.words {
             Words::Pairs if V::DOTS => panels::<V, true>(self),
-            Words::Pairs => unreachable!("pairs are multiplied only by vectors with dot products"),
+            Words::Pairs => unreachable!("pairs are multiplied by dot products or by tiles"),
             Words::Elements => panels::<V, false>(self),
         }
     }
@@ -117,7 +129,7 @@ unsafe fn tile<V: Vector, const PAIRS: bool, const R: usize, const C: usize>(p: 
     let mut sums = [[V::splat(0.0); C]; R];
     let mut a = p.a.add(row * p.a_row);
     let mut b = p.b.add(col * LANES);
-    let limit = |r: usize| if p.limits.is_null() { p.inner } else { p.limits.add(row + r).read() };
+    let limit = |r: usize| p.length(row + r);
     let common = limit(0) / per_word;
     for _ in 0..common {
         let mut line = [V::splat(0.0); C];
