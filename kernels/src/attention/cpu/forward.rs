@@ -56,8 +56,8 @@ pub struct SequenceArrays<'a, T> {
     pub k: *const T,
     /// Values of the key head.
     pub v: *const T,
-    /// Block table of a paged KV cache, and the number of tokens of its pages, a multiple of [`LANES`]. `None` if the
-    /// keys are contiguous.
+    /// Block table of a paged KV cache, and the number of tokens of its pages, a power of two and a multiple of
+    /// [`LANES`]. `None` if the keys are contiguous.
     pub table: Option<(&'a [i32], usize)>,
     /// Number of new tokens.
     pub queries: usize,
@@ -116,7 +116,11 @@ impl<'a, T> SequenceArrays<'a, T> {
     /// Returns the index of the first element of key `key` in `k` and `v`. `key` is a multiple of [`LANES`]; it and
     /// the next [`LANES`] - 1 keys are [`Self::key_stride`] elements apart.
     pub fn key_offset(&self, key: usize) -> usize {
-        let slot = self.table.map_or(key, |(table, page)| table[key / page] as usize * page + key % page);
+        // The number of tokens of a page is a power of two, so no division is needed.
+        let slot = self.table.map_or(key, |(table, page)| {
+            let index = key >> page.trailing_zeros();
+            table[index] as usize * page + (key & (page - 1))
+        });
         slot * self.key_stride()
     }
 
@@ -323,11 +327,15 @@ unsafe fn prefetch<V: Vector, T: Element>(tile: &RowTile<'_, T>, start: usize) {
         _ => return,
     };
     let s = tile.sequence;
-    for j in 0..BLOCK_KEYS.min(tile.visible_key_count() - start) {
-        let at = s.key_offset(start + j / LANES * LANES) + j % LANES * s.key_stride();
-        for c in (0..s.head_dim).step_by(64 / size_of::<T>()) {
-            V::prefetch(s.k.add(at + c));
-            V::prefetch(s.v.add(at + c));
+    let keys = BLOCK_KEYS.min(tile.visible_key_count() - start);
+    for j in (0..keys).step_by(LANES) {
+        let mut at = s.key_offset(start + j);
+        for _ in j..keys.min(j + LANES) {
+            for c in (0..s.head_dim).step_by(64 / size_of::<T>()) {
+                V::prefetch(s.k.add(at + c));
+                V::prefetch(s.v.add(at + c));
+            }
+            at += s.key_stride();
         }
     }
 }

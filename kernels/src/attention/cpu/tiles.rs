@@ -11,9 +11,9 @@
 //! second ones. Steps begin at word 0. Zeros complete the last step, and a step of zeros changes no sum, so the bits
 //! depend neither on the number of rows nor on the lengths of other rows.
 //!
-//! **Cost.** A step of a block loads 4 KiB for 65 536 operations, 16 cycles for each of its four instructions. The copy of
-//! a takes 4 cycles for each row and step at two loads or one store a cycle, which is hidden if b has more than 32
-//! columns. The speed of this code has not been measured.
+//! **Cost.** A step of a block loads 4 KiB for 65 536 operations: 64 cycles, 16 for each of its four instructions. The copy
+//! of a takes a load and a store for each row and step, once for all columns. The speed of this code has not been
+//! measured.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
