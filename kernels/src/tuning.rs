@@ -5,7 +5,7 @@
 //! sizes that matter); [`TABLE`] has what was chosen, and plans read nothing else.
 
 use crate::launch::Kernel;
-use crate::skinny::WeightCopies;
+use crate::skinny::Scheme;
 use crate::{Arch, attention, sample, skinny};
 
 /// What plans choose on an architecture.
@@ -17,8 +17,8 @@ pub struct Choices {
     /// blocks of threads with 128 keys for two multiprocessors. Tiles of 128 keys read the queries and pass on the sums
     /// of dq half as often.
     pub attention_bwd_wide_blocks_per_2_multiprocessors: u64,
-    /// Products of a few rows: how a weight is copied to shared memory.
-    pub skinny_copies: WeightCopies,
+    /// Products of a few rows: how blocks divide them and copy the weight to shared memory.
+    pub skinny_scheme: Scheme,
     /// Products of a few rows: blocks of 32 columns instead of 16 if there are at least this many blocks of 32 for four
     /// multiprocessors; first with up to 16 rows, then with more, which each block reads again.
     pub skinny_wide_blocks_per_4_multiprocessors: [u64; 2],
@@ -39,7 +39,7 @@ pub const TABLE: [Choices; 2] = [
     Choices {
         sm: 80,
         attention_bwd_wide_blocks_per_2_multiprocessors: 3,
-        skinny_copies: WeightCopies::Units,
+        skinny_scheme: Scheme::Units,
         skinny_wide_blocks_per_4_multiprocessors: [8, 3],
         skinny_max_rows: 64,
         logits_max_rows: 64,
@@ -48,7 +48,7 @@ pub const TABLE: [Choices; 2] = [
     Choices {
         sm: 90,
         attention_bwd_wide_blocks_per_2_multiprocessors: 3,
-        skinny_copies: WeightCopies::Units,
+        skinny_scheme: Scheme::Clusters,
         skinny_wide_blocks_per_4_multiprocessors: [8, 3],
         skinny_max_rows: 64,
         logits_max_rows: 64,
@@ -134,6 +134,14 @@ static VARIANTS: &[Variant] = &[
     Variant { of: &skinny::JOINED_BF16, name: "bulk copies", kernel: &skinny::JOINED_BF16_BULK },
     Variant { of: &skinny::JOINED_INT8_BF16, name: "copies of 16 bytes", kernel: &skinny::JOINED_INT8_BF16_UNITS },
     Variant { of: &skinny::JOINED_INT8_BF16, name: "bulk copies", kernel: &skinny::JOINED_INT8_BF16_BULK },
+    Variant { of: &skinny::LINEAR_BF16, name: "clusters", kernel: &skinny::LINEAR_BF16_CLUSTERS },
+    Variant { of: &skinny::LOGITS_BF16, name: "clusters", kernel: &skinny::LOGITS_BF16_CLUSTERS },
+    Variant { of: &skinny::LINEAR_INT8_BF16, name: "clusters", kernel: &skinny::LINEAR_INT8_BF16_CLUSTERS },
+    Variant { of: &skinny::LOGITS_INT8_BF16, name: "clusters", kernel: &skinny::LOGITS_INT8_BF16_CLUSTERS },
+    Variant { of: &skinny::SWIGLU_BF16, name: "clusters", kernel: &skinny::SWIGLU_BF16_CLUSTERS },
+    Variant { of: &skinny::SWIGLU_INT8_BF16, name: "clusters", kernel: &skinny::SWIGLU_INT8_BF16_CLUSTERS },
+    Variant { of: &skinny::JOINED_BF16, name: "clusters", kernel: &skinny::JOINED_BF16_CLUSTERS },
+    Variant { of: &skinny::JOINED_INT8_BF16, name: "clusters", kernel: &skinny::JOINED_INT8_BF16_CLUSTERS },
 ];
 
 /// The variants of a kernel; none if it has no choice.

@@ -16,23 +16,30 @@ __device__ __forceinline__ u32 warps_of_row(u32 cols) {
   return cols <= HELD * 32 ? 1 : cols <= HELD * 256 ? 8 : 16;
 }
 
+// Returns the sum of the squares that warp `warp` of `warps` adds up in the forward kernel, of a row of `cols` elements.
+// `vector` promises that the row allows 16-byte loads.
+template <class T>
+__device__ __forceinline__ float squares_of_warp(const T* row, u32 cols, u32 warp, u32 warps, bool vector) {
+  constexpr u32 V = VECTOR<T>;
+  float square = 0.0f, e[V];
+#pragma unroll 2
+  for (u32 at = (warp * 32 + threadIdx.x % 32) * V; at < cols; at += warps * 32 * V) {
+    unpack<T>(load_words(row, at, cols, vector), e);
+#pragma unroll
+    for (u32 j = 0; j < V; ++j) square = fmaf(e[j], e[j], square);
+  }
+  return warp_sum(square);
+}
+
 // Writes the sums of the squares of rows 0 .. rows of x to `squares`, one sum for each warp of the forward kernel. All
 // BLOCK threads of the block call it. `vector` promises that the rows allow 16-byte loads.
 template <class T, int BLOCK>
 __device__ __forceinline__ void add_squares(const T* x, u32 rows, u32 cols, bool vector, RowSquares* squares) {
-  constexpr u32 V = VECTOR<T>;
   const u32 lane = threadIdx.x % 32, warps = warps_of_row(cols);
 #pragma unroll 2
   for (u32 i = threadIdx.x / 32; i < rows * warps; i += BLOCK / 32) {
     const u32 row = i / warps, warp = i % warps;
-    float square = 0.0f, e[V];
-#pragma unroll 2
-    for (u32 at = (warp * 32 + lane) * V; at < cols; at += warps * 32 * V) {
-      unpack<T>(load_words(x + static_cast<u64>(row) * cols, at, cols, vector), e);
-#pragma unroll
-      for (u32 j = 0; j < V; ++j) square = fmaf(e[j], e[j], square);
-    }
-    square = warp_sum(square);
+    const float square = squares_of_warp(x + static_cast<u64>(row) * cols, cols, warp, warps, vector);
     if (lane == 0) squares[row][warp] = square;
   }
 }

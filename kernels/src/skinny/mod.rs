@@ -27,10 +27,11 @@
 //! block of 16 columns of y (32 if there are many columns) reads x again from L1 or L2: with 16 rows as many bytes as
 //! the weight, with 64 rows four times as many, and with a norm twice that, besides the norm's weight.
 //!
-//! Variants for compute capability 9.0 copy the weight by bulk copies ([`WeightCopies`]), with the same bits. The table
+//! Variants for compute capability 9.0 copy the weight by bulk copies ([`Scheme`]), with the same bits. The table
 //! of [`crate::tuning`] chooses between them, and between blocks of 16 and 32 columns.
 
 pub(crate) mod check;
+mod cluster;
 mod cpu;
 mod examples;
 mod formula;
@@ -180,18 +181,21 @@ pub enum WeightFormat {
 kernel_folder! {
     name: "skinny",
     params: [Params, JoinedParams],
-    headers: ["bulk.cuh"],
+    headers: ["bulk.cuh", "cluster.cuh", "products.cuh", "weights.cuh"],
     headers_of: [rms_norm],
 }
 
-/// How a weight is copied to shared memory.
+/// How blocks divide a product and copy its weight to shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WeightCopies {
-    /// Each lane copies the 16-byte units that it multiplies (`cp.async`).
+pub enum Scheme {
+    /// A block has some columns. Each lane copies the 16-byte units that it multiplies (`cp.async`).
     Units,
-    /// One lane a row copies a run of consecutive elements (`cp.async.bulk`, compute capability 9.0), if the weights'
-    /// addresses and the bytes of a row are multiples of 16 and x is bf16; else as `Units`.
+    /// As `Units`, but one lane a row copies a run of consecutive elements (`cp.async.bulk`, compute capability 9.0), if
+    /// the weights' addresses and the bytes of a row are multiples of 16 and x is bf16; else as `Units`.
     Bulk,
+    /// A cluster of eight blocks has many columns, and its blocks divide the sums over k (compute capability 9.0), if all
+    /// addresses and the bytes of a row are multiples of 16 and x is bf16; else as `Units`.
+    Clusters,
 }
 
 /// The operands of a kernel, as far as its plan depends on them.
@@ -219,6 +223,8 @@ struct Symbols {
     units: &'static str,
     /// The symbol with bulk copies, if there is one.
     bulk: Option<&'static str>,
+    /// The symbol for clusters, if there is one; it has tiles of its own.
+    cluster: Option<&'static str>,
 }
 
 /// What the plan of a kernel fixes; [`tuning::choices`] has the rest.
@@ -226,14 +232,15 @@ struct Symbols {
 struct Fixed {
     /// Whether blocks have twice as many columns.
     wide: Option<bool>,
-    copies: Option<WeightCopies>,
+    scheme: Option<Scheme>,
     /// How many blocks fit the shared memory of a multiprocessor, if there are few rows.
     blocks: u32,
 }
 
-const CHOSEN: Fixed = Fixed { wide: None, copies: None, blocks: 2 };
-const UNITS: Fixed = Fixed { copies: Some(WeightCopies::Units), ..CHOSEN };
-const BULK: Fixed = Fixed { copies: Some(WeightCopies::Bulk), ..CHOSEN };
+const CHOSEN: Fixed = Fixed { wide: None, scheme: None, blocks: 2 };
+const UNITS: Fixed = Fixed { scheme: Some(Scheme::Units), ..CHOSEN };
+const BULK: Fixed = Fixed { scheme: Some(Scheme::Bulk), ..CHOSEN };
+const CLUSTERS: Fixed = Fixed { scheme: Some(Scheme::Clusters), ..CHOSEN };
 const NARROW: Fixed = Fixed { wide: Some(false), ..UNITS };
 const WIDE: Fixed = Fixed { wide: Some(true), ..UNITS };
 const BULK_NARROW: Fixed = Fixed { wide: Some(false), ..BULK };
@@ -247,57 +254,60 @@ macro_rules! kernels {
     };
 }
 
-/// The symbols of a kernel by name; with `bulk`, it has variants with bulk copies.
+/// The symbols of a kernel by name; with `bulk`, it has variants with bulk copies, with `cluster` also one for clusters.
 macro_rules! symbols {
     ($tiles:literal, $name:literal) => {
-        Symbols { tiles: $tiles, units: $name, bulk: None }
+        Symbols { tiles: $tiles, units: $name, bulk: None, cluster: None }
     };
     ($tiles:literal, $name:literal, bulk) => {
-        Symbols { tiles: $tiles, units: $name, bulk: Some(concat!($name, "_bulk")) }
+        Symbols { bulk: Some(concat!($name, "_bulk")), ..symbols!($tiles, $name) }
+    };
+    ($tiles:literal, $name:literal, cluster) => {
+        Symbols { cluster: Some(concat!($name, "_cluster")), ..symbols!($tiles, $name, bulk) }
     };
 }
 
 kernels! {
     Params, geometry, "skinny_linear_bf16", cpu::linear::<half::bf16>,
-        &[symbols!(2, "skinny_linear_bf16", bulk), symbols!(4, "skinny_linear_bf16_wide", bulk)], BF16,
+        &[symbols!(2, "skinny_linear_bf16", cluster), symbols!(4, "skinny_linear_bf16_wide", bulk)], BF16,
         [LINEAR_BF16: CHOSEN, LINEAR_BF16_16_COLUMNS: NARROW, LINEAR_BF16_32_COLUMNS: WIDE,
         LINEAR_BF16_ONE_BLOCK: Fixed { blocks: 1, ..UNITS }, LINEAR_BF16_BULK_16_COLUMNS: BULK_NARROW,
-        LINEAR_BF16_BULK_32_COLUMNS: BULK_WIDE, LINEAR_BF16_BULK_ONE_BLOCK: Fixed { blocks: 1, ..BULK }];
+        LINEAR_BF16_BULK_32_COLUMNS: BULK_WIDE, LINEAR_BF16_BULK_ONE_BLOCK: Fixed { blocks: 1, ..BULK }, LINEAR_BF16_CLUSTERS: CLUSTERS];
     Params, geometry, "skinny_linear_f32", cpu::linear::<f32>,
         &[symbols!(2, "skinny_linear_f32"), symbols!(4, "skinny_linear_f32_wide")], F32, [LINEAR_F32: CHOSEN];
     Params, geometry, "skinny_linear_int8_bf16", cpu::linear_int8::<half::bf16>,
-        &[symbols!(2, "skinny_linear_int8_bf16", bulk), symbols!(4, "skinny_linear_int8_bf16_wide", bulk)], INT8_BF16,
+        &[symbols!(2, "skinny_linear_int8_bf16", cluster), symbols!(4, "skinny_linear_int8_bf16_wide", bulk)], INT8_BF16,
         [LINEAR_INT8_BF16: CHOSEN, LINEAR_INT8_BF16_16_COLUMNS: NARROW, LINEAR_INT8_BF16_32_COLUMNS: WIDE,
-        LINEAR_INT8_BF16_BULK_16_COLUMNS: BULK_NARROW, LINEAR_INT8_BF16_BULK_32_COLUMNS: BULK_WIDE];
+        LINEAR_INT8_BF16_BULK_16_COLUMNS: BULK_NARROW, LINEAR_INT8_BF16_BULK_32_COLUMNS: BULK_WIDE, LINEAR_INT8_BF16_CLUSTERS: CLUSTERS];
     Params, geometry, "skinny_linear_int8_f32", cpu::linear_int8::<f32>,
         &[symbols!(2, "skinny_linear_int8_f32"), symbols!(4, "skinny_linear_int8_f32_wide")], INT8_F32,
         [LINEAR_INT8_F32: CHOSEN];
     Params, geometry, "skinny_logits_bf16", cpu::logits::<half::bf16>,
-        &[symbols!(2, "skinny_logits_bf16", bulk), symbols!(4, "skinny_logits_bf16_wide", bulk)], BF16_LOGITS,
+        &[symbols!(2, "skinny_logits_bf16", cluster), symbols!(4, "skinny_logits_bf16_wide", bulk)], BF16_LOGITS,
         [LOGITS_BF16: CHOSEN, LOGITS_BF16_16_COLUMNS: NARROW, LOGITS_BF16_32_COLUMNS: WIDE,
-        LOGITS_BF16_BULK_16_COLUMNS: BULK_NARROW, LOGITS_BF16_BULK_32_COLUMNS: BULK_WIDE];
+        LOGITS_BF16_BULK_16_COLUMNS: BULK_NARROW, LOGITS_BF16_BULK_32_COLUMNS: BULK_WIDE, LOGITS_BF16_CLUSTERS: CLUSTERS];
     Params, geometry, "skinny_logits_int8_bf16", cpu::logits_int8::<half::bf16>,
-        &[symbols!(2, "skinny_logits_int8_bf16", bulk), symbols!(4, "skinny_logits_int8_bf16_wide", bulk)], INT8_BF16,
+        &[symbols!(2, "skinny_logits_int8_bf16", cluster), symbols!(4, "skinny_logits_int8_bf16_wide", bulk)], INT8_BF16,
         [LOGITS_INT8_BF16: CHOSEN, LOGITS_INT8_BF16_16_COLUMNS: NARROW, LOGITS_INT8_BF16_32_COLUMNS: WIDE,
-        LOGITS_INT8_BF16_BULK_16_COLUMNS: BULK_NARROW, LOGITS_INT8_BF16_BULK_32_COLUMNS: BULK_WIDE];
-    Params, geometry, "skinny_swiglu_bf16", cpu::swiglu::<half::bf16>, &[symbols!(4, "skinny_swiglu_bf16", bulk)],
+        LOGITS_INT8_BF16_BULK_16_COLUMNS: BULK_NARROW, LOGITS_INT8_BF16_BULK_32_COLUMNS: BULK_WIDE, LOGITS_INT8_BF16_CLUSTERS: CLUSTERS];
+    Params, geometry, "skinny_swiglu_bf16", cpu::swiglu::<half::bf16>, &[symbols!(4, "skinny_swiglu_bf16", cluster)],
         BF16, [SWIGLU_BF16: CHOSEN, SWIGLU_BF16_UNITS: UNITS, SWIGLU_BF16_ONE_BLOCK: Fixed { blocks: 1, ..UNITS },
-        SWIGLU_BF16_BULK: BULK, SWIGLU_BF16_BULK_ONE_BLOCK: Fixed { blocks: 1, ..BULK }];
+        SWIGLU_BF16_BULK: BULK, SWIGLU_BF16_BULK_ONE_BLOCK: Fixed { blocks: 1, ..BULK }, SWIGLU_BF16_CLUSTERS: CLUSTERS];
     Params, geometry, "skinny_swiglu_f32", cpu::swiglu::<f32>, &[symbols!(4, "skinny_swiglu_f32")], F32,
         [SWIGLU_F32: CHOSEN];
     Params, geometry, "skinny_swiglu_int8_bf16", cpu::swiglu_int8::<half::bf16>,
-        &[symbols!(4, "skinny_swiglu_int8_bf16", bulk)], INT8_BF16,
-        [SWIGLU_INT8_BF16: CHOSEN, SWIGLU_INT8_BF16_UNITS: UNITS, SWIGLU_INT8_BF16_BULK: BULK];
+        &[symbols!(4, "skinny_swiglu_int8_bf16", cluster)], INT8_BF16,
+        [SWIGLU_INT8_BF16: CHOSEN, SWIGLU_INT8_BF16_UNITS: UNITS, SWIGLU_INT8_BF16_BULK: BULK, SWIGLU_INT8_BF16_CLUSTERS: CLUSTERS];
     Params, geometry, "skinny_swiglu_int8_f32", cpu::swiglu_int8::<f32>, &[symbols!(4, "skinny_swiglu_int8_f32")],
         INT8_F32, [SWIGLU_INT8_F32: CHOSEN];
     JoinedParams, joined_geometry, "skinny_joined_bf16", cpu::joined::<half::bf16>,
-        symbols!(2, "skinny_joined_bf16", bulk), BF16,
-        [JOINED_BF16: CHOSEN, JOINED_BF16_UNITS: UNITS, JOINED_BF16_BULK: BULK];
+        symbols!(2, "skinny_joined_bf16", cluster), BF16,
+        [JOINED_BF16: CHOSEN, JOINED_BF16_UNITS: UNITS, JOINED_BF16_BULK: BULK, JOINED_BF16_CLUSTERS: CLUSTERS];
     JoinedParams, joined_geometry, "skinny_joined_f32", cpu::joined::<f32>, symbols!(2, "skinny_joined_f32"), F32,
         [JOINED_F32: CHOSEN];
     JoinedParams, joined_geometry, "skinny_joined_int8_bf16", cpu::joined_int8::<half::bf16>,
-        symbols!(2, "skinny_joined_int8_bf16", bulk), INT8_BF16,
-        [JOINED_INT8_BF16: CHOSEN, JOINED_INT8_BF16_UNITS: UNITS, JOINED_INT8_BF16_BULK: BULK];
+        symbols!(2, "skinny_joined_int8_bf16", cluster), INT8_BF16,
+        [JOINED_INT8_BF16: CHOSEN, JOINED_INT8_BF16_UNITS: UNITS, JOINED_INT8_BF16_BULK: BULK, JOINED_INT8_BF16_CLUSTERS: CLUSTERS];
     JoinedParams, joined_geometry, "skinny_joined_int8_f32", cpu::joined_int8::<f32>,
         symbols!(2, "skinny_joined_int8_f32"), INT8_F32, [JOINED_INT8_F32: CHOSEN];
 }
@@ -313,10 +323,19 @@ const WARPS: u32 = 8;
 
 /// The rows of x of a product, and where its weights are.
 struct Operation<'a> {
+    x: Addr,
     m: u32,
     k: u32,
     norm: Addr,
     weights: &'a [Addr],
+}
+
+impl Operation<'_> {
+    /// Whether 16-byte units of the weights are aligned and whole.
+    fn has_aligned_weights(&self, operands: Operands) -> bool {
+        let whole = (u64::from(self.k) * operands.weight_bytes).is_multiple_of(16);
+        whole && self.weights.iter().all(|w| w.0.is_multiple_of(16))
+    }
 }
 
 /// Plans `column_blocks` blocks of columns, for as many blocks of rows of x as shared memory requires. Blocks of the
@@ -332,10 +351,8 @@ fn stage(
     if op.m == 0 || column_blocks == 0 {
         return Vec::new();
     }
-    let aligned = op.weights.iter().all(|w| w.0.is_multiple_of(16))
-        && (u64::from(op.k) * operands.weight_bytes).is_multiple_of(16);
-    let wants_bulk = fixed.copies.unwrap_or(tuning::choices(arch).skinny_copies) == WeightCopies::Bulk;
-    let bulk = symbols.bulk.filter(|_| wants_bulk && aligned && arch.sm >= 90);
+    let wants_bulk = fixed.scheme.unwrap_or(tuning::choices(arch).skinny_scheme) == Scheme::Bulk;
+    let bulk = symbols.bulk.filter(|_| wants_bulk && op.has_aligned_weights(operands) && arch.sm >= 90);
     let norm_bytes = if op.norm.is_null() { 0 } else { NORM_BYTES };
     let units = |rows: u32| rows / 8 * operands.x_units;
     // The rings of a block's warps. Without bulk copies: stages of `depth` slots, with 32 lanes of 16 bytes for each
@@ -379,7 +396,11 @@ fn joined_geometry(p: &JoinedParams, arch: &Arch, symbols: Symbols, operands: Op
     let products = [(p.w0, p.n0), (p.w1, p.n1), (p.w2, p.n2)];
     let blocks = products.iter().map(|(_, n)| n.div_ceil(COLUMNS)).sum();
     let weights: Vec<Addr> = products.iter().filter(|(_, n)| *n > 0).map(|(w, _)| *w).collect();
-    let op = Operation { m: p.m, k: p.k, norm: p.norm, weights: &weights };
+    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &weights };
+    let tiles = products.iter().map(|(_, n)| n.div_ceil(8)).sum();
+    if let Some(stage) = cluster::stage(&op, arch, symbols, [tiles, 1], operands, fixed) {
+        return vec![stage];
+    }
     stage(&op, arch, symbols, blocks, operands, fixed)
 }
 
@@ -387,7 +408,12 @@ fn joined_geometry(p: &JoinedParams, arch: &Arch, symbols: Symbols, operands: Op
 /// columns. It is used if its grid still fills the GPU ([`tuning::Choices`]); with more than 16 rows, which each block
 /// reads again, a smaller grid is enough.
 fn geometry(p: &Params, arch: &Arch, symbols: &[Symbols], operands: Operands, fixed: Fixed) -> Vec<Stage> {
-    let op = Operation { m: p.m, k: p.k, norm: p.norm, weights: &[p.w, p.w2] };
+    // Only swiglu has two weights, and it has no wide blocks.
+    let weights = if symbols.len() == 1 { 2 } else { 1 };
+    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w, p.w2] };
+    if let Some(stage) = cluster::stage(&op, arch, symbols[0], [p.n.div_ceil(8), weights], operands, fixed) {
+        return vec![stage];
+    }
     let narrow_blocks = p.n.div_ceil(COLUMNS);
     let &[narrow, wide] = symbols else { return stage(&op, arch, symbols[0], narrow_blocks, operands, fixed) };
     let wide_blocks = p.n.div_ceil(2 * COLUMNS);

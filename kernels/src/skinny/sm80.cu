@@ -49,16 +49,15 @@
 #include "cuh/mma.cuh"
 #include "rms_norm/rstd.cuh"
 #include "skinny/bulk.cuh"
+#include "skinny/cluster.cuh"
+#include "skinny/products.cuh"
+#include "skinny/weights.cuh"
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
 constexpr int RUN = 4;  // number of consecutive groups of a warp
 
 extern __shared__ Words<16> ring[];
-
-struct i8 {
-  signed char value;
-};
 
 // Loads 16 bytes of elements, from index `at` on, of the row of k elements at p. Elements beyond the end of the row
 // are 0. `vector` promises that the row allows 16-byte loads.
@@ -81,24 +80,6 @@ __device__ __forceinline__ Words<16> load_unit(const T* p, int at, int k, bool v
     x.word[i / PER_WORD] |= bits << i % PER_WORD * (8 * sizeof(T) % 32);
   }
   return x;
-}
-
-// Converts eight elements of a 16-byte unit of the weight to four pairs of bf16. `half` says which eight of the 16
-// elements of an int8 unit.
-__device__ __forceinline__ void weights_of(const Words<16>& unit, int, u32 (&w)[4], bf16) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) w[i] = unit.word[i];
-}
-__device__ __forceinline__ void weights_of(const Words<16>& unit, int half, u32 (&w)[4], i8) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    // XOR with 128 adds 128 to each signed byte. Put into the low mantissa bits of 2^23, the result gives the f32
-    // number 2^23 + 128 + byte.
-    const u32 bytes = unit.word[2 * half + i / 2] ^ 0x80808080u;
-    const float low = __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7540 + i % 2 * 2)) - 8388736.0f;
-    const float high = __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7541 + i % 2 * 2)) - 8388736.0f;
-    w[i] = pack_bf16(low, high);
-  }
 }
 
 // Starts the copy of the 16-byte unit from index `at` on of a row to shared memory. Elements beyond the end of the row,
@@ -360,18 +341,9 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
       sum[which] = from[0];
 #pragma unroll
       for (int other = 1; other < WARPS; ++other) sum[which] = __fadd_rn(sum[which], from[other * stride]);
-      const u64 scale = which == 0 ? p.scale : p.scale2;
-      if (scale != 0) sum[which] = __fmul_rn(sum[which], global<const float>(scale)[column]);
     }
     const u64 at = static_cast<u64>(first_row + r) * p.n + column;
-    float y = sum[0];
-    if constexpr (PAIR) {
-      y = __fmul_rn(__fdiv_rn(y, 1.0f + expf(-y)), sum[WEIGHTS - 1]);
-    } else {
-      if (p.bias != 0) y = __fadd_rn(y, to_f32(global<const T>(p.bias)[column]));
-      if (p.residual != 0) y = __fadd_rn(y, to_f32(global<const T>(p.residual)[at]));
-    }
-    global<Y>(p.y)[at] = from_f32<Y>(y);
+    global<Y>(p.y)[at] = from_f32<Y>(finished<T>(p, sum, column, at));
   }
 }
 
@@ -383,22 +355,8 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
 // One of up to three products of x. TILES as in `skinny`.
 template <bool BULK, class T, class W, int TILES>
 __device__ __forceinline__ void joined(const JoinedParams& p) {
-  const u32 blocks0 = ceil_div<u32>(p.n0, 8 * TILES), blocks1 = ceil_div<u32>(p.n1, 8 * TILES);
-  Params one = {};
-  one.x = p.x;
-  one.norm = p.norm;
-  one.eps = p.eps;
-  one.m = p.m;
-  one.k = p.k;
   u32 block = blockIdx.y;
-  if (block < blocks0) {
-    one.w = p.w0, one.scale = p.scale0, one.bias = p.bias0, one.y = p.y0, one.n = p.n0;
-  } else if (block -= blocks0; block < blocks1) {
-    one.w = p.w1, one.scale = p.scale1, one.bias = p.bias1, one.y = p.y1, one.n = p.n1;
-  } else {
-    block -= blocks1;
-    one.w = p.w2, one.scale = p.scale2, one.bias = p.bias2, one.y = p.y2, one.n = p.n2;
-  }
+  const Params one = product_of<8 * TILES>(p, block);
   skinny<BULK, T, W, TILES, false, true>(one, block);
 }
 
@@ -444,4 +402,17 @@ LOGITS(skinny_logits_bf16_bulk, true, bf16, 2)
 LOGITS(skinny_logits_bf16_wide_bulk, true, bf16, 4)
 LOGITS(skinny_logits_int8_bf16_bulk, true, i8, 2)
 LOGITS(skinny_logits_int8_bf16_wide_bulk, true, i8, 4)
+
+#define CLUSTER(SYMBOL, PARAMS, W, Y, NORM, ...)                                                                   \
+  extern "C" __global__ void __launch_bounds__(in_cluster::THREADS, 1) SYMBOL(const __grid_constant__ PARAMS p) { \
+    in_cluster::product<W, Y, NORM>(p, in_cluster::__VA_ARGS__{p});                                                \
+  }
+CLUSTER(skinny_joined_bf16_cluster, JoinedParams, bf16, bf16, true, Joined<bf16>)
+CLUSTER(skinny_joined_int8_bf16_cluster, JoinedParams, i8, bf16, true, Joined<i8>)
+CLUSTER(skinny_linear_bf16_cluster, Params, bf16, bf16, false, Single<bf16, bf16, false>)
+CLUSTER(skinny_linear_int8_bf16_cluster, Params, i8, bf16, false, Single<i8, bf16, false>)
+CLUSTER(skinny_logits_bf16_cluster, Params, bf16, float, false, Single<bf16, float, false>)
+CLUSTER(skinny_logits_int8_bf16_cluster, Params, i8, float, false, Single<i8, float, false>)
+CLUSTER(skinny_swiglu_bf16_cluster, Params, bf16, bf16, true, Single<bf16, bf16, true>)
+CLUSTER(skinny_swiglu_int8_bf16_cluster, Params, i8, bf16, true, Single<i8, bf16, true>)
 #endif
