@@ -34,7 +34,8 @@ pub struct Choices {
 
 /// The choices by architecture, ascending. No variant has been timed on a GPU yet; the numbers follow from counting:
 /// with 1.5 blocks of attention per multiprocessor every one is busy, and two blocks of a product of a few rows are
-/// resident, which with up to 64 rows read a weight once. `lm_head_backend` says why products compute log-probabilities.
+/// resident, which with up to 64 rows read a weight once. Clusters of blocks read x up to twenty times less often.
+/// `lm_head_backend` says why products compute log-probabilities.
 pub const TABLE: [Choices; 2] = [
     Choices {
         sm: 80,

@@ -11,9 +11,9 @@
 use super::on_sim::simulated_counts_on;
 use super::traffic::{TrafficArrays, TrafficLaunches};
 use super::{normal_numbers, on_sim};
-use crate::launch::{Arch, Launch};
+use crate::launch::{Arch, KernelLaunch, Launch};
 use crate::skinny::WeightFormat::{self, Bf16, Int8};
-use crate::{Addr, DType, attention, paged_attention, sample, skinny};
+use crate::{Addr, Cost, DType, attention, paged_attention, sample, skinny, tuning};
 
 /// An H100 with two multiprocessors: kernels whose blocks take several rows get as many as on a whole GPU.
 const SMALL_H100: Arch = Arch { multiprocessors: 2, ..Arch::H100 };
@@ -59,10 +59,11 @@ fn print_inputs(launch: &Launch, arch: &Arch, unit: Unit) {
     );
 }
 
-/// Prints both coefficients from a launch with few rows and one with many: `count = a · bytes + b · operations`.
-fn print_inputs_of_two(few: &Launch, many: &Launch, arch: &Arch) {
-    let (low, high) = (counts(few, arch), counts(many, arch));
-    let (c, d) = (few.cost(), many.cost());
+/// Prints both coefficients from a launch with few rows and one with many: `count = a · bytes + b · operations`. The
+/// second element is the launch's cost.
+fn print_inputs_of_two(few: &(Launch, Cost), many: &(Launch, Cost), arch: &Arch) {
+    let (low, high) = (counts(&few.0, arch), counts(&many.0, arch));
+    let (c, d) = (few.1, many.1);
     let both = |i: usize| {
         let determinant = c.bytes * d.flops - d.bytes * c.flops;
         let per_byte = (low[i] * d.flops - high[i] * c.flops) / determinant;
@@ -72,22 +73,23 @@ fn print_inputs_of_two(few: &Launch, many: &Launch, arch: &Arch) {
     let ((ib, io), (bb, bo)) = (both(0), both(1));
     println!(
         r#"{{"symbol": "{}", "instructions_per_byte": {ib:.3e}, "instructions_per_flop": {io:.3e}, "l2_bytes_per_byte": {bb:.3e}, "l2_bytes_per_flop": {bo:.3e}}}"#,
-        symbol(many, arch)
+        symbol(&many.0, arch)
     );
 }
 
-/// Columns of the products, few enough for the simulator, and the length of their sums, that of Qwen2.5-VL-7B.
-const N: u32 = 512;
+/// The length of the sums of skinny products, that of Qwen2.5-VL-7B.
 const K: u32 = 3584;
 
-/// The skinny products of a decode step with `m` rows. The bytes of x are a small part of those of the weight.
-fn skinny_launches(arrays: &mut TrafficArrays, m: u32, format: WeightFormat) -> [Launch; 4] {
+/// The skinny products of a decode step with `m` rows, each with its number of columns. The bytes of x are a small part
+/// of those of the weight.
+fn skinny_launches(arrays: &mut TrafficArrays, m: u32, columns: [u32; 4], format: WeightFormat) -> [Launch; 4] {
+    let most = columns.into_iter().max().unwrap_or(0);
     let (weight_bytes, scale) = match format {
         Bf16 => (2, Addr::NULL),
-        Int8 => (1, arrays.f32(N)),
+        Int8 => (1, arrays.f32(most)),
     };
-    let [w, w2] = [(); 2].map(|()| arrays.elements(N * K, weight_bytes));
-    let (x, norm, y) = (arrays.elements(m * K, 2), arrays.elements(K, 2), arrays.f32(m * N));
+    let [w, w2] = [(); 2].map(|()| arrays.elements(most * K, weight_bytes));
+    let (x, norm, y) = (arrays.elements(m * K, 2), arrays.elements(K, 2), arrays.f32(m * most));
     let linear = skinny::Params {
         x,
         w,
@@ -99,33 +101,49 @@ fn skinny_launches(arrays: &mut TrafficArrays, m: u32, format: WeightFormat) -> 
         norm: Addr::NULL,
         y,
         m,
-        n: N,
+        n: columns[0],
         k: K,
         eps: 1e-6,
     };
-    let swiglu = skinny::Params { w2, scale2: scale, norm, ..linear };
+    let swiglu = skinny::Params { w2, scale2: scale, norm, n: columns[1], ..linear };
     let none = skinny::Params { n: 0, ..linear };
-    let joined = skinny::JoinedParams::of([skinny::Params { norm, ..linear }, none, none]);
+    let joined = skinny::JoinedParams::of([skinny::Params { norm, n: columns[2], ..linear }, none, none]);
     [
         skinny::linear(DType::BF16, format, &linear),
         skinny::swiglu(DType::BF16, format, &swiglu),
         skinny::joined(DType::BF16, format, &joined),
-        skinny::logits(DType::BF16, format, &linear),
+        skinny::logits(DType::BF16, format, &skinny::Params { n: columns[3], ..linear }),
     ]
+}
+
+/// The launch with the plan of the variant of this name, if there is one.
+fn variant(launch: &Launch, name: &str) -> Option<Launch> {
+    let Launch::Kernel(launch) = launch else { return None };
+    let variant = tuning::variants_of(launch.kernel).find(|variant| variant.name == name)?;
+    Some(Launch::Kernel(KernelLaunch { kernel: variant.kernel, ..launch.clone() }))
 }
 
 #[test]
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_skinny() {
+    // An H100 with one cluster. It has as many columns as each of the 16 clusters of a whole GPU in Qwen2.5-VL-7B; of the
+    // output layer only some. Every cluster reads x, which the cost of a whole launch counts once.
+    let cluster = ("clusters", Arch { multiprocessors: 8, ..Arch::H100 }, [224, 1184, 288, 1184], 16.0);
+    let blocks = ["16 columns", "32 columns", "copies of 16 bytes"].map(|name| (name, Arch::H100, [512; 4], 1.0));
     on_sim(|| {
         let mut arrays = TrafficArrays::default();
         for format in [Bf16, Int8] {
-            let [few, many] = [1, 64].map(|m| skinny_launches(&mut arrays, m, format));
-            for (few, many) in few.iter().zip(&many) {
-                // The first GPU gets narrow blocks and the other one wide blocks, where a product has both.
-                print_inputs_of_two(few, many, &Arch::H100);
-                if symbol(many, &SMALL_H100) != symbol(many, &Arch::H100) {
-                    print_inputs_of_two(few, many, &SMALL_H100);
+            for (name, arch, columns, clusters) in [cluster].into_iter().chain(blocks) {
+                let [few, many] = [1, 64].map(|m| {
+                    let x_bytes = 2.0 * f64::from(m) * f64::from(K);
+                    skinny_launches(&mut arrays, m, columns, format).map(|launch| {
+                        let Cost { flops, bytes } = launch.cost();
+                        let cost = Cost { flops, bytes: bytes - x_bytes * (1.0 - 1.0 / clusters) };
+                        variant(&launch, name).map(|launch| (launch, cost))
+                    })
+                });
+                for (few, many) in few.iter().flatten().zip(many.iter().flatten()) {
+                    print_inputs_of_two(few, many, &arch);
                 }
             }
         }

@@ -6,7 +6,7 @@
 // sums through their shared memory and add them in the same order.
 //
 //   grid: 8 blocks of a cluster x blocks of rows of x x clusters; one block on a multiprocessor
-//   a cluster has a range of columns, in steps of at most 320; all clusters have equally many but for one tile
+//   a cluster has a range of columns, in steps of at most 320 weight rows; all clusters have equally many but for one tile
 //   a step has tiles of 8 weight rows; warp w of a block has tiles w, w + 8, … w + 32
 //
 //   start the copies of the first stages' weights; wait for the previous launch; start those of x
@@ -79,8 +79,8 @@ struct Single {
   const Params& p;
 
   __device__ __forceinline__ u32 units() const { return ceil_div<u32>(p.n, 8); }
-  __device__ __forceinline__ WeightRows<W> rows_of(u32 tile) const {
-    return {reinterpret_cast<const W*>(global<const u8>(tile % WEIGHTS == 0 ? p.w : p.w2)), tile / WEIGHTS * 8, p.n};
+  __device__ __forceinline__ WeightRows<W> rows_of(u32 unit, bool second) const {
+    return {reinterpret_cast<const W*>(global<const u8>(second ? p.w2 : p.w)), unit * 8, p.n};
   }
   // Writes columns c and c + 1 of a unit, from the sums of each weight.
   __device__ __forceinline__ void write(u32 unit, u32 row, u32 c, const float (&sum)[WEIGHTS][2]) const {
@@ -109,9 +109,9 @@ struct Joined {
   __device__ __forceinline__ u32 units() const {
     return ceil_div<u32>(p.n0, 8) + ceil_div<u32>(p.n1, 8) + ceil_div<u32>(p.n2, 8);
   }
-  __device__ __forceinline__ WeightRows<W> rows_of(u32 tile) const {
-    const Params one = product_of<8>(p, tile);
-    return Single<W, bf16, false>{one}.rows_of(tile);
+  __device__ __forceinline__ WeightRows<W> rows_of(u32 unit, bool) const {
+    const Params one = product_of<8>(p, unit);
+    return Single<W, bf16, false>{one}.rows_of(unit, false);
   }
   __device__ __forceinline__ void write(u32 unit, u32 row, u32 c, const float (&sum)[1][2]) const {
     const Params one = product_of<8>(p, unit);
@@ -179,12 +179,14 @@ __device__ __forceinline__ void product(const P& p, const Op& op) {
   const u32 units = op.units(), begin = units * blockIdx.z / clusters, end = units * (blockIdx.z + 1) / clusters;
   const u32 most = ceil_div(units, clusters), steps = ceil_div<u32>(most, WARPS * TILES / WEIGHTS);
   const u32 per_step = ceil_div(most, steps);
-  const auto tiles_from = [&](u32 unit) { return static_cast<int>(min(per_step, end - unit)) * WEIGHTS; };
+  // A step has a tile of each unit of the first weight, then those of the second one.
+  const auto units_from = [&](u32 unit) { return static_cast<int>(min(per_step, end - unit)); };
 
-  // The groups of k of this block.
-  const int all_groups = ceil_div(k, GROUP), in_last_round = all_groups % (BLOCKS * RUN) - static_cast<int>(rank) * RUN;
-  const int groups = all_groups / (BLOCKS * RUN) * RUN + min(max(in_last_round, 0), RUN);
-  const auto start_of = [&](int i) { return ((i / RUN * BLOCKS + static_cast<int>(rank)) * RUN + i % RUN) * GROUP; };
+  // The groups of k of this block, and the first element of each.
+  const u32 all_groups = ceil_div<u32>(k, GROUP), in_rounds = all_groups / (BLOCKS * RUN) * RUN;
+  const int in_last_round = all_groups % (BLOCKS * RUN) - rank * RUN;
+  const u32 groups = in_rounds + min(max(in_last_round, 0), RUN);
+  const auto start_of = [&](u32 i) { return static_cast<int>((i / RUN * BLOCKS + rank) * RUN + i % RUN) * GROUP; };
 
   // Shared memory: the ring, the partial sums of a step, the squares and the scales of the rows.
   const int x_units = per_step * WEIGHTS * 32, stage_units = x_units + sets * 2 * X_UNITS * 32;
@@ -195,29 +197,31 @@ __device__ __forceinline__ void product(const P& p, const Op& op) {
   float* rstd = reinterpret_cast<float*>(squares + rows_per_block);
 
   // Copies of weights: the stage that is started next.
-  u32 next_unit = begin;
-  int next_group = 0, next_slot = 0;
-  const W* row[TILES];
-  bool exists[TILES];
+  const u32 ring_address = shared_address(ring + threadIdx.x), stage_bytes = stage_units * 16;
+  u32 next_unit = begin, next_group = 0, next_slot = 0;
+  const W* row[TILES];  // this lane's first unit of its row of each tile
+  u32 row_bytes[TILES];  // of a copy, 0 if the row does not exist
   const auto find_rows = [&]() {
 #pragma unroll
     for (int n = 0; n < TILES; ++n) {
-      const int tile = warp + WARPS * n;
-      const WeightRows<W> tile_rows = op.rows_of(next_unit * WEIGHTS + (tile < tiles_from(next_unit) ? tile : 0));
-      exists[n] = tile_rows.first + g < tile_rows.count;
-      row[n] = tile_rows.weight + static_cast<u64>(exists[n] ? tile_rows.first + g : 0) * k + t * UNIT;
+      const int tile = warp + WARPS * n, count = units_from(next_unit);
+      const bool second = tile >= count;
+      const int unit = second ? tile - count : tile;
+      const WeightRows<W> tile_rows = op.rows_of(next_unit + (unit < count ? unit : 0), second && WEIGHTS == 2);
+      const bool exists = tile_rows.first + g < tile_rows.count;
+      row[n] = tile_rows.weight + static_cast<u64>(exists ? tile_rows.first + g : 0) * k + t * UNIT;
+      row_bytes[n] = exists ? 16 : 0;
     }
   };
   const auto start_weights = [&]() {
     if (groups == 0 || next_unit >= end) return;
-    const int start = start_of(next_group), tiles = tiles_from(next_unit);
+    const int start = start_of(next_group), tiles = units_from(next_unit) * WEIGHTS;
     const bool within = start + t * UNIT < k;
-    const u32 to = shared_address(ring + next_slot * stage_units + threadIdx.x);
+    const u32 offset = within ? start : 0, to = ring_address + next_slot * stage_bytes;
 #pragma unroll
     for (int n = 0; n < TILES; ++n) {
       if (warp + WARPS * n >= tiles) break;
-      const bool reads = exists[n] && within;
-      cp_async_16(to + n * (WARPS * 512), row[n] + (within ? start : 0), reads ? 16 : 0);
+      cp_async_16(to + n * (WARPS * 512), row[n] + offset, within ? row_bytes[n] : 0);
     }
     next_slot = next_slot + 1 == STAGES ? 0 : next_slot + 1;
     if (++next_group == groups) {
@@ -232,19 +236,25 @@ __device__ __forceinline__ void product(const P& p, const Op& op) {
   const auto row_of_copy = [&](int c) { return (warp + WARPS * c) / X_UNITS * 8 + g; };
   const auto offset_of_copy = [&](int c) { return t * UNIT + (warp + WARPS * c) % X_UNITS * 8; };
   const auto is_copy = [&](int c) { return warp + WARPS * c < sets * 2 * X_UNITS; };
-  u32 x_stages = begin < end ? ceil_div(end - begin, per_step) * groups : 0;
-  int x_group = 0, x_slot = 0;
+  const bf16* x_row[COPIES];
+  u32 x_bytes[COPIES];
+#pragma unroll
+  for (int c = 0; c < COPIES; ++c) {
+    const bool exists = row_of_copy(c) < rows;
+    x_row[c] = x + static_cast<u64>(exists ? row_of_copy(c) : 0) * k + offset_of_copy(c);
+    x_bytes[c] = exists ? 16 : 0;
+  }
+  u32 x_stages = begin < end ? ceil_div(end - begin, per_step) * groups : 0, x_group = 0, x_slot = 0;
   const auto start_x = [&]() {
     if (x_stages > 0) {
       --x_stages;
-      const u32 to = shared_address(ring + x_slot * stage_units + x_units + threadIdx.x);
+      const int start = start_of(x_group);
+      const u32 to = ring_address + x_slot * stage_bytes + x_units * 16;
 #pragma unroll
       for (int c = 0; c < COPIES; ++c) {
         if (!is_copy(c)) break;
-        const int at = start_of(x_group) + offset_of_copy(c);
-        const bool reads = row_of_copy(c) < rows && at < k;
-        cp_async_16(to + c * (THREADS * 16), x + (reads ? static_cast<u64>(row_of_copy(c)) * k + at : 0),
-                    reads ? 16 : 0);
+        const bool within = start + offset_of_copy(c) < k;
+        cp_async_16(to + c * (THREADS * 16), x_row[c] + (within ? start : 0), within ? x_bytes[c] : 0);
       }
       x_slot = x_slot + 1 == STAGES ? 0 : x_slot + 1;
       x_group = x_group + 1 == groups ? 0 : x_group + 1;
@@ -282,7 +292,7 @@ __device__ __forceinline__ void product(const P& p, const Op& op) {
   int slot = 0;
 #pragma unroll 1
   for (u32 unit = begin; unit < end; unit += per_step) {
-    const int step_tiles = tiles_from(unit), tiles = ceil_div(step_tiles - warp, WARPS);
+    const int step_units = units_from(unit), tiles = ceil_div(step_units * WEIGHTS - warp, WARPS);
     float sums[TILES][4][4];
 #pragma unroll
     for (int n = 0; n < TILES; ++n) {
@@ -290,15 +300,18 @@ __device__ __forceinline__ void product(const P& p, const Op& op) {
       for (int i = 0; i < 16; ++i) sums[n][i / 4][i % 4] = 0.0f;
     }
 #pragma unroll 1
-    for (int i = 0; i < groups; ++i) {
+    for (u32 i = 0; i < groups; ++i) {
       Words<16>* stage = ring + slot * stage_units;
+      // The weight of the norm: one lane loads a unit for the eight that need it.
       Words<16> scale[COPIES] = {};
       if constexpr (NORM) {
         if (p.norm != 0) {
 #pragma unroll
           for (int c = 0; c < COPIES; ++c) {
             const int at = start_of(i) + offset_of_copy(c);
-            if (is_copy(c) && at < k) scale[c] = *reinterpret_cast<const Words<16>*>(global<const bf16>(p.norm) + at);
+            if (is_copy(c) && g == 0 && at < k) {
+              scale[c] = *reinterpret_cast<const Words<16>*>(global<const bf16>(p.norm) + at);
+            }
           }
         }
       }
@@ -307,7 +320,10 @@ __device__ __forceinline__ void product(const P& p, const Op& op) {
         if (p.norm != 0) {
 #pragma unroll
           for (int c = 0; c < COPIES; ++c) {
-            if (!is_copy(c) || row_of_copy(c) >= rows) continue;
+            if (!is_copy(c)) break;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) scale[c].word[j] = __shfl_sync(0xffffffffu, scale[c].word[j], t);
+            if (row_of_copy(c) >= rows) continue;
             Words<16>& own = stage[x_units + threadIdx.x + c * THREADS];
             own = normalise<bf16>(own, scale[c], rstd[row_of_copy(c)]);
           }
@@ -339,14 +355,14 @@ __device__ __forceinline__ void product(const P& p, const Op& op) {
     }
     cluster_barrier();
     // Pairs of columns of a row, of which there are four in a unit.
-    const u32 pairs = step_tiles / WEIGHTS * 4;
+    const u32 pairs = step_units * 4;
 #pragma unroll 1
     for (u32 i = rank * THREADS + threadIdx.x; i < rows * pairs; i += BLOCKS * THREADS) {
       const u32 r = i / pairs, c = i % pairs;
       float sum[WEIGHTS][2];
 #pragma unroll
       for (int which = 0; which < WEIGHTS; ++which) {
-        const float* own = partial + r * pitch + (c / 4 * WEIGHTS + which) * 8 + c % 4 * 2;
+        const float* own = partial + r * pitch + which * step_units * 8 + c * 2;
 #pragma unroll
         for (int block = 0; block < BLOCKS; ++block) {
           const u64 two = load_u64_of_block(shared_of_block(own, block));

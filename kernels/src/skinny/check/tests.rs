@@ -1,5 +1,5 @@
 use super::*;
-use crate::Arch;
+use crate::{Arch, Stage};
 
 #[test]
 fn the_weight_is_read_once_and_without_bank_conflicts() {
@@ -117,5 +117,54 @@ fn a_norm_reads_the_rows_twice_and_without_bank_conflicts() {
         assert!(bytes <= 1.02 * asked, "{bytes} bytes of memory traffic, expected {asked}");
         let extra = count.wavefronts - count.wavefronts_least;
         assert!(extra * 20 <= count.wavefronts, "bank conflicts cause {extra} extra wavefronts");
+    });
+}
+
+/// The plan of a launch by clusters, on a GPU with `clusters` of them.
+fn by_clusters(launch: Launch, clusters: u32) -> (Launch, Arch, Vec<Stage>) {
+    let Launch::Kernel(launch) = launch else { unreachable!("a kernel") };
+    let variant = tuning::variants_of(launch.kernel).find(|variant| variant.name == "clusters").expect("a variant");
+    let arch = Arch { multiprocessors: 8 * clusters, ..Arch::H100 };
+    let stages = (variant.kernel.plan)(&launch.params, &arch);
+    (Launch::Kernel(KernelLaunch { kernel: variant.kernel, ..launch }), arch, stages)
+}
+
+/// Each step of a cluster reads x once; with a norm, each cluster reads it once more. Of a decode step of a 7B model with
+/// one row that is less than 1.05 times the cost.
+#[test]
+fn clusters_read_the_weight_once_and_x_once_a_step_without_bank_conflicts() {
+    crate::checks::on_sim(|| {
+        for (kind, m, k) in [
+            (WeightFormat::Bf16, 1, 3584),
+            (WeightFormat::Bf16, 16, 3584),
+            (WeightFormat::Bf16, 64, 3592),
+            (WeightFormat::Int8, 16, 3600),
+        ] {
+            // Two clusters; without a second weight one step each.
+            let n = 448;
+            let given = Given::new(BF16, kind, (m, n, k));
+            let norm = TestArray::new(BF16, &normal_numbers(k, 6, 1.0));
+            for_each_kind(&given, &norm, m, |launch, dtype, count| {
+                let y = TestArray::output(dtype, count);
+                let (launch, arch, stages) = by_clusters(launch(y.addr()), 2);
+                let (Launch::Kernel(kernel), [stage]) = (&launch, &stages[..]) else { panic!("one stage") };
+                assert!(stage.symbol.ends_with("_cluster") && stage.grid == [8, 1, 2], "{stage:?}");
+                let counts = crate::checks::simulated_counts_on(&launch, &arch);
+                let has = |array: Addr| kernel.operands().any(|operand| operand == array);
+                let (has_pair, has_norm) = (has(given.params(&y, m).w2), has(norm.addr()));
+                let steps = if has_pair { 2.0 } else { 1.0 };
+                let reads = 2.0 * steps + if has_norm { 2.0 } else { 0.0 };
+                // A warp reads the norm for eight rows at once. Every row reads bias and scales.
+                let norms = if has_norm { 2.0 * steps * 2.0 * (m.next_multiple_of(16) / 8 * k) as f64 } else { 0.0 };
+                let expected = launch.cost().bytes + (reads - 1.0) * (2 * m * k) as f64 + norms;
+                let bytes = (counts.global_read + counts.global_written) as f64;
+                assert!(bytes <= 1.03 * expected, "{}, {m} rows: {bytes} bytes, expected {expected}", stage.symbol);
+                if m == 1 {
+                    assert!(bytes <= 1.05 * launch.cost().bytes, "{}: {bytes} bytes", stage.symbol);
+                }
+                let extra = counts.wavefronts - counts.wavefronts_least;
+                assert!(extra * 50 <= counts.wavefronts, "{}, {m} rows: {extra} extra wavefronts", stage.symbol);
+            });
+        }
     });
 }
