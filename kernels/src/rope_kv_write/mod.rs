@@ -67,20 +67,19 @@ kernel!(pub WRITE_BF16, "rope_kv_write_bf16", Params, cpu::write::<half::bf16>, 
 /// Threads of a block, as in sm80.cu.
 const THREADS: u32 = 256;
 
-/// Tokens from which a thread takes [`HEADS`] heads, so that it reads cosine and sine once for them. With fewer tokens, as
-/// in a decode step, it takes one, because then the threads are few and the time is that of one thread.
-const MANY_TOKENS: u32 = 64;
-
-/// Heads of a thread if there are many tokens.
-const HEADS: u32 = 8;
+/// Heads of a thread if there are many tokens: it reads cosine and sine once for them. With fewer tokens, as in a decode
+/// step, it takes fewer heads, so that the grid has a block for at least every fourth multiprocessor; the time is then
+/// that of one thread.
+const MAX_HEADS: u32 = 8;
 
 /// Plans the grid; `vector` is the number of elements in 16 bytes. The second dimension has the groups of heads.
 fn plan_write(symbol: &'static str, p: &Params, arch: &Arch, vector: u32) -> Vec<Stage> {
     let half = p.head_dim / 2;
     let chunks = if half.is_multiple_of(vector) { half / vector } else { half };
     let heads = p.heads + 2 * p.kv_heads;
-    let per_thread = if p.tokens >= MANY_TOKENS { HEADS } else { 1 };
     let blocks = (u64::from(p.tokens) * u64::from(chunks)).div_ceil(u64::from(THREADS));
+    let per_multiprocessors = blocks * u64::from(heads) / u64::from((arch.multiprocessors / 4).max(1));
+    let per_thread = per_multiprocessors.clamp(1, u64::from(MAX_HEADS)) as u32;
     let mut stages = cuh::plan_blocks(symbol, blocks, THREADS);
     stages.iter_mut().for_each(|stage| stage.grid[1] = heads.div_ceil(per_thread));
     stages.retain(|stage| stage.grid[1] > 0);

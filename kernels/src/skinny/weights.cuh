@@ -7,6 +7,13 @@ struct i8 {
   signed char value;
 };
 
+// Returns a - b of two pairs of bf16.
+__device__ __forceinline__ u32 subtract_bf16(u32 a, u32 b) {
+  u32 pair;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(b), "r"(0xbf80bf80u), "r"(a));
+  return pair;
+}
+
 // Converts eight elements of a 16-byte unit of the weight to four pairs of bf16. `half` says which eight of the 16
 // elements of an int8 unit.
 __device__ __forceinline__ void weights_of(const Words<16>& unit, int, u32 (&w)[4], bf16) {
@@ -16,11 +23,9 @@ __device__ __forceinline__ void weights_of(const Words<16>& unit, int, u32 (&w)[
 __device__ __forceinline__ void weights_of(const Words<16>& unit, int half, u32 (&w)[4], i8) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    // XOR with 128 adds 128 to each signed byte. Put into the low mantissa bits of 2^23, the result gives the f32
-    // number 2^23 + 128 + byte.
-    const u32 bytes = unit.word[2 * half + i / 2] ^ 0x80808080u;
-    const float low = __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7540 + i % 2 * 2)) - 8388736.0f;
-    const float high = __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7541 + i % 2 * 2)) - 8388736.0f;
-    w[i] = pack_bf16(low, high);
+    // A byte b below 0x43 is the bf16 number 128 + b if its sign bit is 0. So with v = b & 127, and the sign bit alone in
+    // the other number: (128 + v) - 128 or (128 + v) - 256, which is exact.
+    const u32 pair = __byte_perm(unit.word[2 * half + i / 2], 0x43434343u, i % 2 == 0 ? 0x4140 : 0x4342);
+    w[i] = subtract_bf16(pair & 0xff7fff7fu, pair & 0xff80ff80u);
   }
 }
