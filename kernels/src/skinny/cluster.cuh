@@ -2,7 +2,7 @@
 //
 // In sm80.cu a block computes whole sums of 16 or 32 columns, so each of these blocks reads all of x. Here the eight
 // blocks of a cluster divide k: block r computes the partial sums that warp r computes there, of up to 320 columns at a
-// time. So a block reads an eighth of x, and x is read once for every 320 columns. The blocks then exchange the partial
+// time (160 of swiglu). So a block reads an eighth of x, and x is read once a step. The blocks then exchange the partial
 // sums through their shared memory and add them in the same order.
 //
 //   grid: 8 blocks of a cluster x blocks of rows of x x clusters; one block on a multiprocessor
@@ -23,11 +23,20 @@
 // warps have read the stage before, whose place the next copies take. A warp loads 512 consecutive bytes, so there are
 // no bank conflicts.
 //
-// Bound. Memory. With 64 rows, for each 16-byte unit of the weight that a lane multiplies, a warp executes 8 mma, 2.6
-// loads (1 of the weight, and 8 of x for 5 tiles), and about 4 instructions to copy: 15 for 512 bytes. At 3.8 TB/s a
-// multiprocessor takes 18 bytes a clock, which are 0.5 of its 4 instructions a clock. Shared memory moves 2.2 times the
-// bytes of the weight for it and 1.6 times for x: 70 of 128 bytes a clock. A block has up to 80 KiB of weights in flight;
-// 3.8 TB/s times a latency of 700 ns are 20 KiB. Nothing of this has been timed on a GPU.
+// Bound. Memory. 132 multiprocessors that read 3.8 TB/s take 28 bytes/ns each, 18 a clock at 1.58 GHz. For 512 bytes of
+// the weight, one unit of each lane, a warp executes with 64 rows:
+//
+//   matrices       8 mma of 2048 multiply-adds in 28 clocks: 0.3 of the tensor cores' rate, of which mma.sync reaches 0.6
+//   instructions   66, with a norm 90 (counted by checks/model_inputs.rs); 110 can be issued in the time of these bytes
+//   shared memory  1 load of the weight and 8 of x for the warp's 4.6 tiles, and the copies: 3.9 bytes for each byte of
+//                  the weight, 71 of 128 bytes a clock
+//   L2             x once for 224 to 304 weight rows: 1.2 to 1.3 times the bytes of the weight; 1.46 times may come from
+//                  L2 at 5.5 TB/s in the time of memory
+//   latency        4 of 5 stages in flight are 56 to 80 KiB of weights; 28 bytes/ns times 700 ns are 20 KiB
+//
+// An H100 has 16 clusters at a time, which use 128 of 132 multiprocessors. Blocks have equally many groups of k but for
+// four: with k = 3584 half of them have a seventh more than the average, the others a seventh less. The copies of the
+// next step run during the exchange of partial sums. Nothing of this has been timed on a GPU.
 #pragma once
 
 #if __CUDA_ARCH__ >= 900

@@ -6,8 +6,8 @@
 //!
 //! Activations keep their dtype, and sums are f32. On the CPU one product serves prefill and decode
 //! ([`reel_kernels::matmul`]). On a GPU the skinny kernel computes products with any number of rows; it reads the weight
-//! again for every 32 of them (16 in f32). So the bits of a row do not depend on the other rows on either. No op here has
-//! a backward rule.
+//! again for every 32 of them (64 on Hopper, 16 in f32). So the bits of a row do not depend on the other rows on either.
+//! No op here has a backward rule.
 
 use half::bf16;
 use reel_kernels::matmul::{BF16_GROUP, INT8_GROUP, Matmul, Operand, bf16_groups, cpu, int8_groups};
