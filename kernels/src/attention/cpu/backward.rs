@@ -14,7 +14,8 @@
 use super::super::BwdParams;
 use super::forward::{BLOCK_KEYS, SequenceArrays, round_up_to_lanes};
 use super::load::{
-    complete_rows_of_pairs,     load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows, store_row_rounded, words_of,
+    complete_rows_of_pairs, load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows,
+    store_row_rounded, words_of,
 };
 use super::product::{SmallProduct, Words};
 use super::vector::{LANES, Vector, VectorCode};

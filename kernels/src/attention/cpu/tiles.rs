@@ -76,7 +76,11 @@ pub unsafe fn product(p: &SmallProduct) {
                 if !all {
                     pack(p, row, rows, first, call.steps, &mut packed);
                 }
-                if rows > LANES { multiply_two_tiles(&call) } else { multiply_one_tile(&call) }
+                if rows > LANES {
+                    multiply_two_tiles(&call)
+                } else {
+                    multiply_one_tile(&call)
+                }
                 call.b = call.b.map(|b| b.wrapping_add(MAX_STEPS * LANES * p.b_row));
                 call.add = 1;
             }

@@ -6,8 +6,7 @@ use proptest::prelude::*;
 fn models() -> impl Strategy<Value = Model> {
     let heads = prop::sample::select(vec![(6, 3), (4, 1), (14, 2), (2, 2), (1, 1)]);
     let head_dim = prop::sample::select(vec![8, 12, 24, 64, 80, 128]);
-    let supported_instruction_sets: Vec<Isa> =
-        crate::attention::check::tests::supported_instruction_sets().collect();
+    let supported_instruction_sets: Vec<Isa> = crate::attention::check::tests::supported_instruction_sets().collect();
     (heads, head_dim, prop::sample::select(vec![F32, BF16]), prop::sample::select(supported_instruction_sets))
         .prop_map(|((heads, kv_heads), head_dim, dtype, isa)| Model { heads, kv_heads, head_dim, dtype, isa })
 }

@@ -43,8 +43,7 @@ impl VectorCode for Pairs<'_> {
 }
 
 fn results(first: &[f32; LANES], second: &[f32; LANES], count: usize, isa: Isa) -> Results {
-    let mut results =
-        Results { pairs: [0; 16], stored: [0; 8], loaded: [0; 16], first: [0; 16], dots: [0.0; LANES] };
+    let mut results = Results { pairs: [0; 16], stored: [0; 8], loaded: [0; 16], first: [0; 16], dots: [0.0; LANES] };
     let code = Pairs { first, second, count, results: &mut results };
     // SAFETY: the caller passes an instruction set of this machine.
     #[allow(unsafe_code)]
