@@ -320,7 +320,7 @@ mod tests {
     /// One launch of a grid that fills an H200, with this symbol.
     fn planned(symbol: &'static str, cost: Cost) -> PlannedLaunches {
         let mut all = PlannedLaunches::default();
-        let stage = PlannedStage { symbol, blocks: 132 * 64, threads: 256, shared: 0, programmatic: true };
+        let stage = PlannedStage { symbol, blocks: 132 * 64, cluster: 1, threads: 256, shared: 0, programmatic: true };
         all.add(&[stage], cost, 1);
         all
     }

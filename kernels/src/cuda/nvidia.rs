@@ -107,6 +107,7 @@ impl Nvidia {
         let mut opened = Nvidia { properties: GpuProperties::unknown(version as u32), device, context, granularity: 0 };
         opened.current()?;
         opened.properties = opened.query_properties(version as u32)?;
+        opened.properties.arch.clusters_of_8 = opened.query_clusters_of_8()?;
         let mut granularity = 0;
         let minimum = sys::CUmemAllocationGranularity_flags_enum::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
         // SAFETY: the driver reads the allocation properties and writes one number to `granularity`.
@@ -146,8 +147,60 @@ impl Nvidia {
         };
         // SAFETY: the device comes from the driver.
         let bytes = named("querying the GPU's memory size", unsafe { driver::device::total_mem(self.device) })?;
-        let arch = Arch { sm, shared_per_block: shared, multiprocessors };
+        // Asked for when the GPU is open, because the question needs a kernel.
+        let arch = Arch { sm, shared_per_block: shared, multiprocessors, clusters_of_8: 0 };
         Ok(GpuProperties { name, arch, limits, memory: bytes as u64, version })
+    }
+
+    /// Returns [`Arch::clusters_of_8`]. The driver answers for a kernel; this one does nothing, and all of a
+    /// multiprocessor's shared memory is asked for, so that each block has a multiprocessor of its own.
+    fn query_clusters_of_8(&self) -> Result<u32, CudaError> {
+        const PTX: &str = ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry one_block() { ret; }\n";
+        let Arch { sm, shared_per_block: shared, .. } = self.properties.arch;
+        if sm < 90 {
+            return Ok(0);
+        }
+        let module = self.load("a kernel without instructions", CompiledCode { cubin: &[], ptx: PTX })?;
+        // SAFETY: the module is loaded; its function is not used after it is unloaded.
+        let clusters = unsafe {
+            self.function(module, "one_block").and_then(|function| {
+                self.allow_shared(function, shared)?;
+                self.resident_clusters(function, 8, shared)
+            })
+        };
+        // SAFETY: the function was not launched.
+        unsafe { self.unload(module) };
+        clusters
+    }
+
+    /// Returns the number of clusters of `blocks` blocks of 32 threads with `shared` bytes of shared memory that run at a
+    /// time.
+    ///
+    /// # Safety
+    /// The function is loaded.
+    unsafe fn resident_clusters(&self, function: FunctionHandle, blocks: u32, shared: u32) -> Result<u32, CudaError> {
+        let size = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks, y: 1, z: 1 };
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { clusterDim: size },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: blocks,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: 32,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            hStream: std::ptr::null_mut(),
+            attrs: &raw mut attribute,
+            numAttrs: 1,
+        };
+        let mut clusters: c_int = 0;
+        let ask = || unsafe { sys::cuOccupancyMaxActiveClusters(&mut clusters, function.raw(), &config).result() };
+        self.call("querying the number of resident clusters", ask)?;
+        Ok(clusters.max(0) as u32)
     }
 
     /// Makes the GPU's context current on this thread.
@@ -179,7 +232,7 @@ impl Nvidia {
 impl GpuProperties {
     /// Returns properties with the driver's version and otherwise zeros, to be filled by asking the driver.
     fn unknown(version: u32) -> GpuProperties {
-        let arch = Arch { sm: 0, shared_per_block: 0, multiprocessors: 0 };
+        let arch = Arch { sm: 0, shared_per_block: 0, multiprocessors: 0, clusters_of_8: 0 };
         GpuProperties { name: String::new(), arch, limits: LaunchLimits::new(0, 0), memory: 0, version }
     }
 }

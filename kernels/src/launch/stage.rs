@@ -14,17 +14,23 @@ pub struct Arch {
     pub shared_per_block: u32,
     /// Number of streaming multiprocessors.
     pub multiprocessors: u32,
+    /// Number of clusters of eight blocks that run at a time if each block has a multiprocessor of its own; 0 on a GPU
+    /// without clusters. The blocks of a cluster run on one group of multiprocessors (GPC), and the sizes of these groups
+    /// differ, so the number is less than an eighth of the multiprocessors.
+    pub clusters_of_8: u32,
 }
 
 impl Arch {
     /// A100.
-    pub const A100: Arch = Arch { sm: 80, shared_per_block: 163 << 10, multiprocessors: 108 };
+    pub const A100: Arch = Arch { sm: 80, shared_per_block: 163 << 10, multiprocessors: 108, clusters_of_8: 0 };
     /// A GPU of compute capability 8.6, with the number of multiprocessors of the RTX 3090.
-    pub const SM86: Arch = Arch { sm: 86, shared_per_block: 99 << 10, multiprocessors: 82 };
+    pub const SM86: Arch = Arch { sm: 86, shared_per_block: 99 << 10, multiprocessors: 82, clusters_of_8: 0 };
     /// A GPU of compute capability 8.9, with the number of multiprocessors of the RTX 4090.
-    pub const SM89: Arch = Arch { sm: 89, shared_per_block: 99 << 10, multiprocessors: 128 };
-    /// H100 and H200.
-    pub const H100: Arch = Arch { sm: 90, shared_per_block: 227 << 10, multiprocessors: 132 };
+    pub const SM89: Arch = Arch { sm: 89, shared_per_block: 99 << 10, multiprocessors: 128, clusters_of_8: 0 };
+    /// H100 and H200. 120 of their 132 multiprocessors run clusters of eight blocks: that many were in use in a
+    /// measurement of the placement of clusters (github.com/accel-sim/gpu-app-collection, pull request 87), and cuBLAS
+    /// launches as many blocks in such clusters (github.com/NVIDIA/cutlass, issue 1921). An opened GPU is asked.
+    pub const H100: Arch = Arch { sm: 90, shared_per_block: 227 << 10, multiprocessors: 132, clusters_of_8: 15 };
 }
 
 /// A tensor map that cannot be encoded into a launch's parameters.

@@ -23,20 +23,22 @@
 // warps have read the stage before, whose place the next copies take. A warp loads 512 consecutive bytes, so there are
 // no bank conflicts.
 //
-// Bound. Memory. 132 multiprocessors that read 3.8 TB/s take 28 bytes/ns each, 18 a clock at 1.58 GHz. For 512 bytes of
+// Bound. Memory. 120 multiprocessors that read 3.8 TB/s take 31 bytes/ns each, 20 a clock at 1.58 GHz. For 512 bytes of
 // the weight, one unit of each lane, a warp executes with 64 rows:
 //
-//   matrices       8 mma of 2048 multiply-adds in 28 clocks: 0.3 of the tensor cores' rate, of which mma.sync reaches 0.6
-//   instructions   66, with a norm 90 (counted by checks/model_inputs.rs); 110 can be issued in the time of these bytes
+//   matrices       8 mma of 2048 multiply-adds in 26 clocks: 0.3 of the tensor cores' rate, of which mma.sync reaches 0.6
+//   instructions   64, with a norm 86 to 101 (counted by checks/model_inputs.rs); 102 can be issued in the time of
+//                  these bytes
 //   shared memory  1 load of the weight and 8 of x for the warp's 4.6 tiles, and the copies: 3.9 bytes for each byte of
-//                  the weight, 71 of 128 bytes a clock
-//   L2             x once for 224 to 304 weight rows: 1.2 to 1.3 times the bytes of the weight; 1.46 times may come from
+//                  the weight, 78 of 128 bytes a clock
+//   L2             x once for 240 to 312 weight rows: 1.2 to 1.3 times the bytes of the weight; 1.46 times may come from
 //                  L2 at 5.5 TB/s in the time of memory
-//   latency        4 of 5 stages in flight are 56 to 80 KiB of weights; 28 bytes/ns times 700 ns are 20 KiB
+//   latency        4 of 5 stages in flight are 56 to 80 KiB of weights; 31 bytes/ns times 700 ns are 22 KiB
 //
-// An H100 has 16 clusters at a time, which use 128 of 132 multiprocessors. Blocks have equally many groups of k but for
-// four: with k = 3584 half of them have a seventh more than the average, the others a seventh less. The copies of the
-// next step run during the exchange of partial sums. Nothing of this has been timed on a GPU.
+// An H100 has 15 clusters of eight at a time, which use 120 of 132 multiprocessors (Arch::clusters_of_8). Blocks have
+// equally many groups of k but for four: with k = 3584 half of them have a seventh more than the average, the others a
+// seventh less. The copies of the next step run during the exchange of partial sums. Nothing of this has been timed on a
+// GPU.
 #pragma once
 
 #if __CUDA_ARCH__ >= 900

@@ -12,7 +12,7 @@ const MAX_ROWS: u32 = 64;
 /// Stages of a block's ring.
 const STAGES: u32 = 5;
 
-/// Plans a cluster on every eight multiprocessors, if the product is computed by clusters. `units` is the number of
+/// Plans as many clusters as the GPU runs at a time, if the product is computed by clusters. `units` is the number of
 /// units of eight columns of y, and the number of weights that each of them has. The numbers are those of `cluster.cuh`.
 pub(super) fn stage(
     op: &Operation,
@@ -24,8 +24,8 @@ pub(super) fn stage(
 ) -> Option<Stage> {
     let wants = fixed.scheme.unwrap_or(tuning::choices(arch).skinny_scheme) == Scheme::Clusters;
     let aligned = [op.x, op.norm].iter().all(|a| a.0.is_multiple_of(16)) && op.has_aligned_weights(operands);
-    let symbol = symbols.cluster.filter(|_| wants && aligned && arch.sm >= 90 && op.m > 0 && units > 0)?;
-    let clusters = (arch.multiprocessors / BLOCKS).clamp(1, units);
+    let symbol = symbols.cluster.filter(|_| wants && aligned && arch.clusters_of_8 > 0 && op.m > 0 && units > 0)?;
+    let clusters = arch.clusters_of_8.min(units);
     let most = units.div_ceil(clusters);
     let tiles = most.div_ceil(most.div_ceil(MAX_TILES / weights)) * weights;
     let row_blocks = op.m.div_ceil(MAX_ROWS);

@@ -27,7 +27,7 @@
 //!
 //! - Clusters (`cluster.cuh`), bf16 x on compute capability 9.0: eight blocks divide the sums over k of up to 320 rows of
 //!   the weights, and x is read once for each of these steps, with a norm once more. For a 7B model on an H100 that adds
-//!   0.4 % to the bytes of the weight with one row, 7 % with 16, and 21 to 29 % with 64 (43 % with a norm and few columns).
+//!   0.4 % to the bytes of the weight with one row, 6 % with 16, and 20 to 25 % with 64 (41 % with a norm and few columns).
 //! - Blocks (`sm80.cu`), all else: a block has up to 64 rows of x (int8 and logits 32, f32 16); with more rows, or on a
 //!   GPU with little shared memory, neighbouring blocks read the same part of the weight, all but one from L2. Every
 //!   block of 16 columns of y (32 if there are many columns) reads x again from L1 or L2: with 16 rows as many bytes as

@@ -1,7 +1,8 @@
 //! Models the time of a kernel on a GPU from its launch plan, its cost and counts of its code. `reel plan` uses it for
 //! kernels without a measured time, and for kernels whose code has changed since they were measured.
 //!
-//! The blocks of a launch run in waves of `resident blocks × multiprocessors`. A wave takes the longest of:
+//! The blocks of a launch run in waves of `resident blocks × multiprocessors`, those of clusters on the multiprocessors
+//! that run clusters of eight (`Arch::clusters_of_8`). A wave takes the longest of:
 //!
 //! ```text
 //! memory        bytes of the cost / (bandwidth × share that plain copies reached in the record)
@@ -90,6 +91,8 @@ pub struct ModelledGpu {
     pub streaming_share: f64,
     /// Number of multiprocessors.
     pub multiprocessors: u32,
+    /// Number of multiprocessors that run the blocks of clusters.
+    pub cluster_multiprocessors: u32,
 }
 
 /// What limits the time of a launch.
@@ -198,7 +201,8 @@ struct BlockWork {
 impl ModelledGpu {
     /// The model of a GPU of compute capability 9.0.
     pub fn hopper(ceilings: Ceilings, streaming_share: f64) -> ModelledGpu {
-        ModelledGpu { ceilings, streaming_share, multiprocessors: Arch::H100.multiprocessors }
+        let Arch { multiprocessors, clusters_of_8, .. } = Arch::H100;
+        ModelledGpu { ceilings, streaming_share, multiprocessors, cluster_multiprocessors: 8 * clusters_of_8 }
     }
 
     /// Warp instructions that a multiprocessor issues per second. Its four schedulers issue one instruction per clock
@@ -207,11 +211,10 @@ impl ModelledGpu {
         self.ceilings.f32 / FLOPS_PER_WARP_INSTRUCTION / f64::from(self.multiprocessors)
     }
 
-    /// Seconds that each limit needs for `active` blocks that run at the same time, in the order of [`Limit`]:
-    /// bytes of all blocks by the bandwidths; `bytes × latency / bytes in flight` of one block; instructions and
-    /// operations of the blocks of one multiprocessor by its rates.
-    fn wave(&self, block: &BlockWork, active: u64) -> [(Limit, f64); 5] {
-        let multiprocessors = u64::from(self.multiprocessors);
+    /// Seconds that each limit needs for `active` blocks that run at the same time on some multiprocessors, in the order
+    /// of [`Limit`]: bytes of all blocks by the bandwidths; `bytes × latency / bytes in flight` of one block;
+    /// instructions and operations of the blocks of one multiprocessor by its rates.
+    fn wave(&self, block: &BlockWork, active: u64, multiprocessors: u64) -> [(Limit, f64); 5] {
         let (all, of_one) = (active as f64, active.div_ceil(multiprocessors) as f64);
         let in_flight = block.bytes_in_flight.filter(|_| active > 0);
         let latency = in_flight.map_or(0.0, |in_flight| block.l2_bytes * MEMORY_LATENCY / in_flight);
@@ -246,10 +249,12 @@ impl ModelledGpu {
         };
         let registers = inputs.map_or(DEFAULT_REGISTERS, |i| i.registers);
         let resident = resident_blocks(main.threads, registers, main.shared);
-        let wave_blocks = u64::from(resident) * u64::from(self.multiprocessors);
+        // The blocks of a cluster run on one group of multiprocessors, so clusters of eight do not use all of them.
+        let used = if main.cluster > 1 { self.cluster_multiprocessors } else { self.multiprocessors };
+        let wave_blocks = u64::from(resident) * u64::from(used);
         let mut modelled = Modelled::default();
         for (waves, active) in [(blocks / wave_blocks, wave_blocks), (1, blocks % wave_blocks)] {
-            let limits = self.wave(&block, active);
+            let limits = self.wave(&block, active, u64::from(used));
             modelled.seconds += waves as f64 * limits.iter().map(|(_, s)| *s).fold(0.0, f64::max);
             for (limit, seconds) in limits {
                 *modelled.seconds_by_limit.entry(limit).or_default() += waves as f64 * seconds;

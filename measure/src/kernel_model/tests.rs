@@ -6,10 +6,10 @@ fn h200() -> ModelledGpu {
 }
 
 const STREAM: PlannedStage =
-    PlannedStage { symbol: "no row", blocks: 132 * 8 * 4, threads: 256, shared: 0, programmatic: true };
+    PlannedStage { symbol: "no row", blocks: 132 * 8 * 4, cluster: 1, threads: 256, shared: 0, programmatic: true };
 
 fn limit_of(block: BlockWork) -> Limit {
-    let limits = h200().wave(&block, 132);
+    let limits = h200().wave(&block, 132, 132);
     limits.iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0
 }
 
@@ -45,6 +45,16 @@ fn few_blocks_cannot_keep_memory_busy() {
     let one = h200().launch(&[stage], Cost { flops: 0.0, bytes: 4194304.0 }, false);
     assert_eq!(one.limit(), Limit::Latency);
     assert!((one.seconds - LAUNCH_GAP - 1024.0 * MEMORY_LATENCY).abs() < 1e-9, "{one:?}");
+}
+
+#[test]
+fn clusters_use_some_multiprocessors_only() {
+    let gpu = h200();
+    let blocks = |n| [PlannedStage { blocks: n, cluster: 8, threads: 2048, ..STREAM }];
+    let flops = |blocks: u32| Cost { flops: 1e9 * f64::from(blocks), bytes: 1.0 };
+    let seconds = |n: u32| gpu.launch(&blocks(n), flops(n), true).seconds - LAUNCH_GAP;
+    assert!((seconds(128) / seconds(120) - 2.0).abs() < 1e-6);
+    assert!((seconds(8) / seconds(120) - 1.0).abs() < 1e-6);
 }
 
 #[test]

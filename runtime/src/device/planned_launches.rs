@@ -13,6 +13,8 @@ pub struct PlannedStage {
     pub symbol: &'static str,
     /// Blocks of the grid.
     pub blocks: u32,
+    /// Blocks of a cluster; 1 without clusters.
+    pub cluster: u32,
     /// Threads of a block.
     pub threads: u32,
     /// Dynamic shared memory of a block in bytes.
@@ -31,6 +33,7 @@ pub(super) fn planned_stages(launch: &Launch, arch: &Arch) -> Vec<PlannedStage> 
         .map(|s| PlannedStage {
             symbol: s.symbol,
             blocks: product(s.grid),
+            cluster: product(s.cluster),
             threads: product(s.block),
             shared: s.shared,
             programmatic: s.programmatic,
@@ -107,7 +110,8 @@ impl PlannedLaunches {
 mod tests {
     use super::*;
 
-    const STAGE: PlannedStage = PlannedStage { symbol: "k", blocks: 2, threads: 32, shared: 0, programmatic: false };
+    const STAGE: PlannedStage =
+        PlannedStage { symbol: "k", blocks: 2, cluster: 1, threads: 32, shared: 0, programmatic: false };
 
     #[test]
     fn equal_launches_are_one_group_and_earlier_ones_can_be_subtracted() {

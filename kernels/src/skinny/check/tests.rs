@@ -124,7 +124,7 @@ fn a_norm_reads_the_rows_twice_and_without_bank_conflicts() {
 fn by_clusters(launch: Launch, clusters: u32) -> (Launch, Arch, Vec<Stage>) {
     let Launch::Kernel(launch) = launch else { unreachable!("a kernel") };
     let variant = tuning::variants_of(launch.kernel).find(|variant| variant.name == "clusters").expect("a variant");
-    let arch = Arch { multiprocessors: 8 * clusters, ..Arch::H100 };
+    let arch = Arch { multiprocessors: 8 * clusters, clusters_of_8: clusters, ..Arch::H100 };
     let stages = (variant.kernel.plan)(&launch.params, &arch);
     (Launch::Kernel(KernelLaunch { kernel: variant.kernel, ..launch }), arch, stages)
 }
