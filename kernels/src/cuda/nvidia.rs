@@ -107,7 +107,8 @@ impl Nvidia {
         let mut opened = Nvidia { properties: GpuProperties::unknown(version as u32), device, context, granularity: 0 };
         opened.current()?;
         opened.properties = opened.query_properties(version as u32)?;
-        opened.properties.arch.clusters_of_8 = opened.query_clusters_of_8()?;
+        // A driver that cannot compile PTX does not answer. Plans without these clusters then give the same bits.
+        opened.properties.arch.clusters_of_8 = opened.query_clusters_of_8().unwrap_or(0);
         let mut granularity = 0;
         let minimum = sys::CUmemAllocationGranularity_flags_enum::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
         // SAFETY: the driver reads the allocation properties and writes one number to `granularity`.
@@ -198,6 +199,7 @@ impl Nvidia {
             numAttrs: 1,
         };
         let mut clusters: c_int = 0;
+        // SAFETY: the function is loaded; the driver reads the configuration and writes one number.
         let ask = || unsafe { sys::cuOccupancyMaxActiveClusters(&mut clusters, function.raw(), &config).result() };
         self.call("querying the number of resident clusters", ask)?;
         Ok(clusters.max(0) as u32)

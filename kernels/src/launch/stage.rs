@@ -15,8 +15,8 @@ pub struct Arch {
     /// Number of streaming multiprocessors.
     pub multiprocessors: u32,
     /// Number of clusters of eight blocks that run at a time if each block has a multiprocessor of its own; 0 on a GPU
-    /// without clusters. The blocks of a cluster run on one group of multiprocessors (GPC), and the sizes of these groups
-    /// differ, so the number is less than an eighth of the multiprocessors.
+    /// without clusters, and if the driver does not tell. The blocks of a cluster run on one group of multiprocessors
+    /// (GPC), and the sizes of these groups differ, so the number is less than an eighth of the multiprocessors.
     pub clusters_of_8: u32,
 }
 
