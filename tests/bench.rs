@@ -387,7 +387,7 @@ fn trace_has_spans_launches_and_memory() {
         assert_eq!(launches.iter().filter(is_here).count(), 3, "{layer}");
     }
     // Matrix products know their sizes and the op that asked for them.
-    let ops = ["linear", "matmul", "skinny_linear", "skinny_linear_joined", "skinny_swiglu", "skinny_logits"];
+    let ops = ["linear", "matmul", "skinny_linear", "skinny_qkv", "skinny_swiglu", "skinny_logits"];
     for e in launches.iter().filter(|e| e["name"] == "matmul_fwd") {
         let size = |key: &str| number(e, &format!("/args/shape/{key}"));
         assert_eq!(number(e, "/args/flops"), 2.0 * size("m") * size("n") * size("k"), "{e}");

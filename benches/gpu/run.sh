@@ -380,8 +380,8 @@ run_tune() {
         sizes "batch=$rows" n=18944:192 k=3584:128
         variants "swiglu of ${rows%:*} rows" skinny_swiglu_bf16
         variants "swiglu of ${rows%:*} rows, int8" skinny_swiglu_int8_bf16
-        variants "queries, keys and values of ${rows%:*} rows" skinny_joined_bf16
-        variants "queries, keys and values of ${rows%:*} rows, int8" skinny_joined_int8_bf16
+        variants "queries, keys and values of ${rows%:*} rows" skinny_qkv_bf16
+        variants "queries, keys and values of ${rows%:*} rows, int8" skinny_qkv_int8_bf16
         variants "output layer, ${rows%:*} rows" skinny_logits_bf16
         variants "output layer, ${rows%:*} rows, int8" skinny_logits_int8_bf16
         op "output layer as a product, ${rows%:*} rows" matmul "m=$rows" n=152064:500 k=3584:128

@@ -145,7 +145,7 @@ pub fn record_of_gpu(name: &str) -> Option<&'static GpuRecord> {
 /// The last name is that of a similar kernel, for ops that were written after a record.
 fn recorded_names(op: &str, dtype: DType) -> Vec<String> {
     let mut names = vec![op.to_string()];
-    for (prefix, similar) in [("skinny_joined", "skinny_linear"), ("rope_kv_write", "rope_apply")] {
+    for (prefix, similar) in [("skinny_qkv", "skinny_linear"), ("rope_kv_write", "rope_apply")] {
         names.extend(op.strip_prefix(prefix).map(|rest| format!("{similar}{rest}")));
     }
     if op.starts_with("matmul") {
@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_similar_kernel_and_another_size_are_named() {
-        let price = h200("skinny_joined_bf16", Cost { flops: 1e3, bytes: 1e6 });
+        let price = h200("skinny_qkv_bf16", Cost { flops: 1e3, bytes: 1e6 });
         let text = price.origin();
         assert!(text.contains("of skinny_linear_bf16, other size"), "{text}");
         assert!((0.3..0.7).contains(&price.share()) && price.seconds > price.floor_seconds, "{price:?}");

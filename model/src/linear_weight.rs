@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use rayon::prelude::*;
 use reel_kernels::int8::{quantize_bf16_row, quantize_row};
-use reel_runtime::ops::{self, InputNorm, Lora, PackedWeight, RowAdapters};
+use reel_runtime::ops::{self, InputNorm, KvDestination, Lora, PackedWeight, RowAdapters};
 use reel_runtime::{Cx, DType, Device, Tensor};
 
 use crate::checkpoint::{Checkpoint, StoredDType, TensorView};
@@ -114,20 +114,22 @@ impl Weight {
         })
     }
 
-    /// Three products of a decode step, `norm(x) · weightᵀ + bias` each; `None` if the weights are stored in different
-    /// ways. Has no backward rule.
-    pub(crate) fn linear_joined(
+    /// The queries `[R, H, D]` of a decode step; writes keys and values into the caches. The layers are weights and biases
+    /// of the products `norm(x) · weightᵀ + bias`. `None` if the weights are stored in different ways. Has no backward
+    /// rule.
+    pub(crate) fn qkv_skinny(
         cx: &Cx,
         x: &Tensor,
         norm: InputNorm,
         layers: [(&Weight, Option<&Tensor>); 3],
-    ) -> Result<Option<[Tensor; 3]>> {
+        to: KvDestination,
+    ) -> Result<Option<Tensor>> {
         Ok(match layers {
             [(Weight::Dense(q), a), (Weight::Dense(k), b), (Weight::Dense(v), c)] => {
-                Some(ops::skinny_linear_joined(cx, x, Some(norm), [(q, a), (k, b), (v, c)])?)
+                Some(ops::skinny_qkv(cx, x, Some(norm), [(q, a), (k, b), (v, c)], to)?)
             }
             [(Weight::Packed(q), a), (Weight::Packed(k), b), (Weight::Packed(v), c)] => {
-                Some(ops::packed_linear_joined(cx, x, Some(norm), [(q, a), (k, b), (v, c)])?)
+                Some(ops::packed_qkv(cx, x, Some(norm), [(q, a), (k, b), (v, c)], to)?)
             }
             _ => None,
         })

@@ -106,12 +106,41 @@ fn skinny_launches(arrays: &mut TrafficArrays, m: u32, columns: [u32; 4], format
         eps: 1e-6,
     };
     let swiglu = skinny::Params { w2, scale2: scale, norm, n: columns[1], ..linear };
-    let none = skinny::Params { n: 0, ..linear };
-    let joined = skinny::JoinedParams::of([skinny::Params { norm, n: columns[2], ..linear }, none, none]);
+    // Two heads of queries, one of keys and one of values.
+    let (head_dim, page) = (columns[2] / 4, 64);
+    let [cos, sin] = [(); 2].map(|()| arrays.f32(m * head_dim / 2));
+    let [k_cache, v_cache] = [(); 2].map(|()| arrays.elements(page * head_dim, 2));
+    let qkv = skinny::QkvParams {
+        x,
+        norm,
+        w_q: w,
+        w_k: w2,
+        w_v: w2.offset((head_dim * K) as usize * weight_bytes),
+        scale_q: scale,
+        scale_k: scale,
+        scale_v: scale,
+        bias_q: Addr::NULL,
+        bias_k: Addr::NULL,
+        bias_v: Addr::NULL,
+        cos,
+        sin,
+        slots: arrays.ids(0..m as i32),
+        q: y,
+        k_cache,
+        v_cache,
+        m,
+        k: K,
+        heads: 2,
+        kv_heads: 1,
+        head_dim,
+        pages: 1,
+        page,
+        eps: 1e-6,
+    };
     [
         skinny::linear(DType::BF16, format, &linear),
         skinny::swiglu(DType::BF16, format, &swiglu),
-        skinny::joined(DType::BF16, format, &joined),
+        skinny::qkv(DType::BF16, format, &qkv),
         skinny::logits(DType::BF16, format, &skinny::Params { n: columns[3], ..linear }),
     ]
 }
@@ -126,10 +155,10 @@ fn variant(launch: &Launch, name: &str) -> Option<Launch> {
 #[test]
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_skinny() {
-    // An H100 with one cluster. It has as many columns as each of the 15 clusters of a whole GPU in Qwen2.5-VL-7B; of the
-    // output layer only some. Every cluster reads x, which the cost of a whole launch counts once.
+    // An H100 with one cluster. It has as many columns as each of the 15 clusters of a whole GPU in Qwen2.5-VL-7B (of q, k
+    // and v 320 instead of 312 or 320; of the output layer only some). Every cluster reads x, which the cost of a whole launch counts once.
     let one = Arch { multiprocessors: 8, clusters_of_8: 1, ..Arch::H100 };
-    let cluster = ("clusters", one, [240, 1264, 312, 1264], f64::from(Arch::H100.clusters_of_8));
+    let cluster = ("clusters", one, [240, 1264, 320, 1264], f64::from(Arch::H100.clusters_of_8));
     let blocks = ["16 columns", "32 columns", "copies of 16 bytes"].map(|name| (name, Arch::H100, [512; 4], 1.0));
     on_sim(|| {
         let mut arrays = TrafficArrays::default();

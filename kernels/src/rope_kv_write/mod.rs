@@ -13,7 +13,7 @@
 //! once.
 
 pub(crate) mod check;
-mod cpu;
+pub(crate) mod cpu;
 mod examples;
 mod formula;
 

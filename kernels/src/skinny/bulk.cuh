@@ -37,9 +37,10 @@
 #pragma once
 
 #include "cuh/bulk_copy.cuh"
+#include "skinny/products.cuh"
 
-// The ring of one warp. W: type of the weight. TILES and WEIGHTS as in `skinny`.
-template <class W, int TILES, int WEIGHTS, int RUN>
+// The ring of one warp. W: type of the weight. A block has TILES tiles of 8 weight rows.
+template <class W, int TILES, int RUN>
 class BulkWeights {
  public:
   static constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT;
@@ -52,27 +53,28 @@ class BulkWeights {
   static_assert(RUN % GROUPS == 0, "a stage has consecutive elements");
 
   // Starts the first stages. `at` is the warp's shared memory: the bytes of so many stages, and MBARRIERS bytes.
-  // start_of(i) is the index of the first element of the warp's group i.
-  template <class StartOf>
-  __device__ __forceinline__ void begin(char* at, int stages, const Params& p, u32 first_column, StartOf start_of) {
+  // rows_of(n) are the weight rows of tile n, of `length` elements each. start_of(i) is the index of the first element
+  // of the warp's group i.
+  template <class RowsOf, class StartOf>
+  __device__ __forceinline__ void begin(char* at, int stages, int length, RowsOf rows_of, StartOf start_of) {
     depth = stages;
-    k = p.k;
+    k = length;
     arrived = shared_address(at) + depth * STAGE;
     const int lane = threadIdx.x % 32, g = lane / 4;
-    const auto column_of = [&](int tile, int row) { return first_column + tile % (TILES / WEIGHTS) * 8 + row; };
     mine = at + g / 2 * PITCH + g % 2 * ODD_ROWS + lane % 4 * 16;
     copied = shared_address(at) + lane / 2 * PITCH + lane % 2 * ODD_ROWS;
-    const bool exists = lane < ROWS && column_of(lane / 8, lane % 8) < p.n;
+    const WeightRows<W> own = rows_of(lane / 8);
+    const bool exists = lane < ROWS && own.first + lane % 8 < own.end;
     rows = __popc(__ballot_sync(0xffffffffu, exists));
-    const char* weight = global<const char>(lane < ROWS / WEIGHTS ? p.w : p.w2);
-    row = exists ? weight + static_cast<u64>(column_of(lane / 8, lane % 8)) * k * sizeof(W) : nullptr;
-    if (first_column + ROWS / WEIGHTS > p.n) {
+    row = exists ? reinterpret_cast<const char*>(own.weight + static_cast<u64>(own.first + lane % 8) * k) : nullptr;
+    if (rows < ROWS) {
 #pragma unroll 1
       for (int i = 0; i < depth * GROUPS; ++i) {
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
           Words<16>* unit = reinterpret_cast<Words<16>*>(mine + i / GROUPS * STAGE + i % GROUPS * 64) + n * TILE_UNITS;
-          if (column_of(n, g) >= p.n) *unit = Words<16>{};
+          const WeightRows<W> tile = rows_of(n);
+          if (tile.first + g >= tile.end) *unit = Words<16>{};
         }
       }
     }

@@ -7,7 +7,7 @@
 //
 //   grid: 8 blocks of a cluster x blocks of rows of x x clusters; one block on a multiprocessor
 //   a cluster has a range of columns, in steps of at most 320 weight rows; all clusters have equally many but for one tile
-//   a step has tiles of 8 weight rows; warp w of a block has tiles w, w + 8, … w + 32
+//   a step has tiles of 8 weight rows, those of its units (products.cuh); warp w of a block has tiles w, w + 8, … w + 32
 //
 //   start the copies of the first stages' weights; wait for the previous launch; start those of x
 //   with a norm: squares of an eighth of x -> shared memory of all blocks; cluster barrier; rstd
@@ -64,72 +64,6 @@ constexpr int ROWS = 64;  // rows of x of a block, at most
 
 extern __shared__ __align__(16) char memory[];
 
-// Eight rows of a weight with `count` rows, from row `first` on.
-template <class W>
-struct WeightRows {
-  const W* weight;
-  u32 first, count;
-};
-
-// Stores two neighbouring elements of a row of y, of which `left` exist.
-template <class Y>
-__device__ __forceinline__ void store_pair(u64 address, u64 at, u32 left, const float (&y)[2]) {
-  Y* to = global<Y>(address) + at;
-  if (left > 1 && reinterpret_cast<u64>(to) % (2 * sizeof(Y)) == 0) {
-    store_vector(to, y);
-  } else {
-    to[0] = from_f32<Y>(y[0]);
-    if (left > 1) to[1] = from_f32<Y>(y[1]);
-  }
-}
-
-// One product, or the two of swiglu. A unit is what gives eight columns of y: one tile or two.
-template <class W, class Y, bool PAIR>
-struct Single {
-  static constexpr int WEIGHTS = PAIR ? 2 : 1;
-  const Params& p;
-
-  __device__ __forceinline__ u32 units() const { return ceil_div<u32>(p.n, 8); }
-  __device__ __forceinline__ WeightRows<W> rows_of(u32 unit, bool second) const {
-    return {reinterpret_cast<const W*>(global<const u8>(second ? p.w2 : p.w)), unit * 8, p.n};
-  }
-  // Writes columns c and c + 1 of a unit, from the sums of each weight.
-  __device__ __forceinline__ void write(u32 unit, u32 row, u32 c, const float (&sum)[WEIGHTS][2]) const {
-    const u32 column = unit * 8 + c;
-    if (column >= p.n) return;
-    const u64 at = static_cast<u64>(row) * p.n + column;
-    float y[2] = {};
-#pragma unroll
-    for (u32 i = 0; i < 2; ++i) {
-      if (column + i >= p.n) break;
-      float of[WEIGHTS];
-#pragma unroll
-      for (int which = 0; which < WEIGHTS; ++which) of[which] = sum[which][i];
-      y[i] = finished<bf16>(p, of, column + i, at + i);
-    }
-    store_pair<Y>(p.y, at, p.n - column, y);
-  }
-};
-
-// Up to three products of the same x.
-template <class W>
-struct Joined {
-  static constexpr int WEIGHTS = 1;
-  const JoinedParams& p;
-
-  __device__ __forceinline__ u32 units() const {
-    return ceil_div<u32>(p.n0, 8) + ceil_div<u32>(p.n1, 8) + ceil_div<u32>(p.n2, 8);
-  }
-  __device__ __forceinline__ WeightRows<W> rows_of(u32 unit, bool) const {
-    const Params one = product_of<8>(p, unit);
-    return Single<W, bf16, false>{one}.rows_of(unit, false);
-  }
-  __device__ __forceinline__ void write(u32 unit, u32 row, u32 c, const float (&sum)[1][2]) const {
-    const Params one = product_of<8>(p, unit);
-    Single<W, bf16, false>{one}.write(unit, row, c, sum);
-  }
-};
-
 // Adds the products of one stage to the sums of the warp's tiles, for 16 R rows. `from` is the lane's place in the stage,
 // whose units of x begin `x_units` after those of the weight. Y: type of y.
 template <int R, class W, class Y>
@@ -172,7 +106,7 @@ __device__ __forceinline__ void multiply(const Words<16>* from, int x_units, int
   }
 }
 
-// The columns of this cluster. P: the parameters, of which x, norm, m, k and eps are read here. NORM: x is normalised if
+// The units of this cluster. P: the parameters, of which x, norm, m, k and eps are read here. NORM: x is normalised if
 // p.norm is not null.
 template <class W, class Y, bool NORM, class Op, class P>
 __device__ __forceinline__ void product(const P& p, const Op& op) {
@@ -219,7 +153,7 @@ __device__ __forceinline__ void product(const P& p, const Op& op) {
       const bool second = tile >= count;
       const int unit = second ? tile - count : tile;
       const WeightRows<W> tile_rows = op.rows_of(next_unit + (unit < count ? unit : 0), second && WEIGHTS == 2);
-      const bool exists = tile_rows.first + g < tile_rows.count;
+      const bool exists = tile_rows.first + g < tile_rows.end;
       row[n] = tile_rows.weight + static_cast<u64>(exists ? tile_rows.first + g : 0) * k + t * UNIT;
       row_bytes[n] = exists ? 16 : 0;
     }

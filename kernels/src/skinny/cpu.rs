@@ -3,12 +3,12 @@
 
 use bytemuck::Zeroable;
 
-use super::{JoinedParams, Params};
+use super::{Params, QkvParams};
 use crate::matmul::{self, Matmul, Operand};
 use crate::rms_norm::{self, FwdParams};
 use crate::simd::{LANES, exp, sum_lanes};
 use crate::view::{OutputArray, slice_at};
-use crate::{Addr, DType, Element, Team, simd_fn};
+use crate::{Addr, DType, Element, Team, rope_kv_write, simd_fn};
 
 /// Number of rows of an int8 weight that one task multiplies with x.
 const PER_TASK: usize = 32;
@@ -100,31 +100,33 @@ unsafe fn with_norm<T: Element>(
 }
 
 /// # Safety
-/// Every address in [`JoinedParams`] is valid for the shape and dtype that its field documents.
-pub unsafe fn joined<T: Element>(p: &JoinedParams, team: &Team) {
-    // SAFETY: the caller promises it.
-    unsafe { each_product::<T>(p, team, |product| linear::<T>(product, team)) }
+/// Every address in [`QkvParams`] is valid for the shape and dtype that its field documents, and no two rows have the same
+/// slot, except negative ones.
+pub unsafe fn qkv<T: Element>(p: &QkvParams, team: &Team) {
+    // SAFETY: the caller promises it; `products_and_writes` passes valid products.
+    unsafe { products_and_writes::<T>(p, team, |product| linear::<T>(product, team)) }
 }
 
 /// # Safety
-/// Every address in [`JoinedParams`] is valid for the shape and dtype that its field documents.
-pub unsafe fn joined_int8<T: Element>(p: &JoinedParams, team: &Team) {
-    // SAFETY: the caller promises it.
-    unsafe { each_product::<T>(p, team, |product| linear_int8::<T>(product, team)) }
+/// As for [`qkv`].
+pub unsafe fn qkv_int8<T: Element>(p: &QkvParams, team: &Team) {
+    // SAFETY: the caller promises it; `products_and_writes` passes valid products.
+    unsafe { products_and_writes::<T>(p, team, |product| linear_int8::<T>(product, team)) }
 }
 
-/// Calls `f` with each product that has columns, for the normalised x.
+/// Computes each product of the normalised x with `linear`, then rotates q and writes keys and values to the caches.
 ///
 /// # Safety
-/// x and the norm of [`JoinedParams`] are valid for the shape and dtype that their fields document.
-unsafe fn each_product<T: Element>(p: &JoinedParams, team: &Team, f: impl Fn(&Params)) {
-    let products = |x: Addr| {
-        for product in p.products().iter().filter(|product| product.n > 0) {
-            f(&Params { x, ..*product });
-        }
-    };
-    // SAFETY: the caller promises it.
+/// As for [`qkv`].
+unsafe fn products_and_writes<T: Element>(p: &QkvParams, team: &Team, linear: impl Fn(&Params)) {
+    let count = p.m as usize * p.kv_heads as usize * p.head_dim as usize;
+    let mut kv = [vec![T::zeroed(); count], vec![T::zeroed(); count]];
+    let [k, v] = kv.each_mut().map(|x| Addr(x.as_mut_ptr() as u64));
+    let products = |x: Addr| p.products(x, [p.q, k, v]).iter().for_each(&linear);
+    // SAFETY: x and the norm are valid as `QkvParams` documents.
     unsafe { with_norm::<T>(p.x, (p.norm, p.eps), [p.m, p.k], team, products) }
+    // SAFETY: k and v have `[m, kv_heads, head_dim]` elements, and the caller promises the rest.
+    unsafe { rope_kv_write::cpu::write::<T>(&p.writes([k, v]), team) }
 }
 
 /// # Safety

@@ -1,8 +1,8 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
 use crate::folder::{
-    BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HIDDEN_SIZE, INTERMEDIATE_SIZE, KV_HEADS, LabeledLaunches, PLACEHOLDER_ADDRESS,
-    Sizes, VOCAB_SIZE, placeholder_params,
+    BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HEADS, HIDDEN_SIZE, INTERMEDIATE_SIZE, KV_HEADS, LabeledLaunches,
+    PLACEHOLDER_ADDRESS, Sizes, VOCAB_SIZE, placeholder_params,
 };
 use crate::{Addr, DType, skinny};
 
@@ -26,25 +26,26 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         };
         if gated { skinny::swiglu(t, weight, &p) } else { skinny::linear(t, weight, &p) }
     };
-    // The norm and the projections to queries, keys and values.
-    let joined = |t, weight: WeightFormat| {
+    // The norm, the projections to queries, keys and values, the rotation and the writes to the caches.
+    let qkv = |t, weight: WeightFormat| {
         let scale = if matches!(weight, WeightFormat::Int8) { PLACEHOLDER_ADDRESS } else { Addr::NULL };
-        let (n0, n) = (HIDDEN_SIZE, KV_HEADS * HEAD_DIM);
-        let p = skinny::JoinedParams {
-            scale0: scale,
-            scale1: scale,
-            scale2: scale,
+        let p = skinny::QkvParams {
+            scale_q: scale,
+            scale_k: scale,
+            scale_v: scale,
             m,
-            n0,
-            n1: n,
-            n2: n,
             k: HIDDEN_SIZE,
+            heads: HEADS,
+            kv_heads: KV_HEADS,
+            head_dim: HEAD_DIM,
+            pages: m.div_ceil(64),
+            page: 64,
             ..placeholder_params()
         };
-        skinny::joined(t, weight, &p)
+        skinny::qkv(t, weight, &p)
     };
     let projections = "16 rows times matrices of 3584, 512 and 512 rows of 3584";
-    let joined = FLOAT_DTYPES.map(|t| [joined(t, WeightFormat::Bf16), joined(t, WeightFormat::Int8)]);
+    let qkv = FLOAT_DTYPES.map(|t| [qkv(t, WeightFormat::Bf16), qkv(t, WeightFormat::Int8)]);
     // The output layer.
     let logits = |weight: WeightFormat| {
         let scale = if matches!(weight, WeightFormat::Int8) { PLACEHOLDER_ADDRESS } else { Addr::NULL };
@@ -65,6 +66,6 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let logits = [WeightFormat::Bf16, WeightFormat::Int8].map(logits);
     let calls =
         FLOAT_DTYPES.map(|t| [false, true].map(|g| [call(t, WeightFormat::Bf16, g), call(t, WeightFormat::Int8, g)]));
-    let joined = joined.into_iter().flatten().map(|launch| (projections, launch));
-    calls.into_iter().flatten().flatten().map(|launch| (size, launch)).chain(joined).chain(logits).collect()
+    let qkv = qkv.into_iter().flatten().map(|launch| (projections, launch));
+    calls.into_iter().flatten().flatten().map(|launch| (size, launch)).chain(qkv).chain(logits).collect()
 }

@@ -2,17 +2,17 @@
 //!
 //! - `linear`: `y = x · wᵀ (· scale) (+ bias) (+ residual)`
 //! - `logits`: `y = x · wᵀ (· scale)` with f32 y
-//! - `joined`: up to three `linear` products of the same x with different weights, without residual, in one launch
+//! - `qkv`: the `linear` products of x to queries, keys and values, without residual; then [`crate::rope_kv_write`]
 //! - `swiglu`: `y = silu(x · wᵀ (· scale)) · (x · w2ᵀ (· scale2))` with `silu(z) = z / (1 + e^−z)`
 //!
-//! `joined` and `swiglu` can normalise the rows of x first: `x ← norm · x / sqrt(mean(x²) + eps)`, with the bits and
+//! `qkv` and `swiglu` can normalise the rows of x first: `x ← norm · x / sqrt(mean(x²) + eps)`, with the bits and
 //! roundings of [`crate::rms_norm`].
 //!
 //! The weight is bf16, or int8 with one scale for each of its rows (output channels).
 //!
 //! Shapes: x `[m, k]`, w and w2 `[n, k]`, scale and scale2 f32 `[n]`, bias `[n]`, norm `[k]`, residual and y `[m, n]`;
 //! x, norm, bias, residual and y (but that of `logits`) are all f32 or all bf16. Designed for m up to 64. `residual`
-//! and `y` may be the same array.
+//! and `y` may be the same array. [`QkvParams`] has the shapes of `qkv`.
 //!
 //! Numerics: products and sums are in f32. The finished sum is multiplied by the scale, bias and residual are added,
 //! and the result is rounded once. On the CPU the product with a bf16 weight is [`crate::matmul`], bit for bit; with
@@ -41,7 +41,8 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params, tuning};
+use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params, rope_kv_write, tuning};
+use bytemuck::Zeroable;
 
 params! {
     /// Parameters of the kernels.
@@ -76,100 +77,95 @@ params! {
 }
 
 params! {
-    /// Parameters of `joined`: three products, of which the last ones may have no columns.
-    pub struct JoinedParams {
+    /// Parameters of `qkv`. The queries have `heads * head_dim` columns, keys and values `kv_heads * head_dim` each.
+    pub struct QkvParams {
         /// f32 or bf16 `[m, k]`
         pub x: Addr,
         /// f32 or bf16 `[k]`, the weight of the norm of x; null: no norm.
         pub norm: Addr,
-        /// bf16 or int8 `[n0, k]`
-        pub w0: Addr,
-        /// bf16 or int8 `[n1, k]`
-        pub w1: Addr,
-        /// bf16 or int8 `[n2, k]`
-        pub w2: Addr,
-        /// f32 `[n0]`, scales of an int8 weight; otherwise null.
-        pub scale0: Addr,
-        /// f32 `[n1]`, scales of an int8 weight; otherwise null.
-        pub scale1: Addr,
-        /// f32 `[n2]`, scales of an int8 weight; otherwise null.
-        pub scale2: Addr,
-        /// f32 or bf16 `[n0]`; null: no bias.
-        pub bias0: Addr,
-        /// f32 or bf16 `[n1]`; null: no bias.
-        pub bias1: Addr,
-        /// f32 or bf16 `[n2]`; null: no bias.
-        pub bias2: Addr,
-        /// f32 or bf16 `[m, n0]`, written.
-        pub y0: Addr,
-        /// f32 or bf16 `[m, n1]`, written.
-        pub y1: Addr,
-        /// f32 or bf16 `[m, n2]`, written.
-        pub y2: Addr,
-        /// Rows of x.
+        /// bf16 or int8 `[heads * head_dim, k]`
+        pub w_q: Addr,
+        /// bf16 or int8 `[kv_heads * head_dim, k]`
+        pub w_k: Addr,
+        /// bf16 or int8 `[kv_heads * head_dim, k]`
+        pub w_v: Addr,
+        /// f32 `[heads * head_dim]`, scales of int8 weights; otherwise null.
+        pub scale_q: Addr,
+        /// f32 `[kv_heads * head_dim]`, scales of int8 weights; otherwise null.
+        pub scale_k: Addr,
+        /// f32 `[kv_heads * head_dim]`, scales of int8 weights; otherwise null.
+        pub scale_v: Addr,
+        /// f32 or bf16 `[heads * head_dim]`; null: no bias.
+        pub bias_q: Addr,
+        /// f32 or bf16 `[kv_heads * head_dim]`; null: no bias.
+        pub bias_k: Addr,
+        /// f32 or bf16 `[kv_heads * head_dim]`; null: no bias.
+        pub bias_v: Addr,
+        /// f32 `[m, head_dim / 2]`
+        pub cos: Addr,
+        /// f32 `[m, head_dim / 2]`
+        pub sin: Addr,
+        /// i32 `[m]`: the slot of each row in the caches, `cache block * page + row of the block`. Slots are different
+        /// and within the cache. The key and value of a row with a negative slot are not written.
+        pub slots: Addr,
+        /// f32 or bf16 `[m, heads, head_dim]`, written.
+        pub q: Addr,
+        /// `[pages, page, kv_heads, head_dim]`, written at the slots of the rows.
+        pub k_cache: Addr,
+        /// `[pages, page, kv_heads, head_dim]`, written at the slots of the rows.
+        pub v_cache: Addr,
+        /// Rows of x: new tokens.
         pub m: u32,
-        /// Rows of the first weight.
-        pub n0: u32,
-        /// Rows of the second weight.
-        pub n1: u32,
-        /// Rows of the third weight.
-        pub n2: u32,
         /// Length of the sums.
         pub k: u32,
+        /// Query heads.
+        pub heads: u32,
+        /// Key and value heads.
+        pub kv_heads: u32,
+        /// Elements of a head, even.
+        pub head_dim: u32,
+        /// Pages of the cache.
+        pub pages: u32,
+        /// Tokens of a cache block: 16, 32, 64, 128 or 256.
+        pub page: u32,
         /// The norm adds it to the mean square.
         pub eps: f32,
     }
 }
 
-impl JoinedParams {
-    /// Joins three products of the same x. Their second weights and residuals are left out.
-    pub fn of([a, b, c]: [Params; 3]) -> JoinedParams {
-        JoinedParams {
-            x: a.x,
-            norm: a.norm,
-            w0: a.w,
-            w1: b.w,
-            w2: c.w,
-            scale0: a.scale,
-            scale1: b.scale,
-            scale2: c.scale,
-            bias0: a.bias,
-            bias1: b.bias,
-            bias2: c.bias,
-            y0: a.y,
-            y1: b.y,
-            y2: c.y,
-            m: a.m,
-            n0: a.n,
-            n1: b.n,
-            n2: c.n,
-            k: a.k,
-            eps: a.eps,
-        }
+impl QkvParams {
+    /// The products of normalised rows `x` to q, k and v alone, `[m, columns]` each, which are written to `results`.
+    pub(crate) fn products(&self, x: Addr, results: [Addr; 3]) -> [Params; 3] {
+        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let layers = [
+            (self.w_q, self.scale_q, self.bias_q, queries),
+            (self.w_k, self.scale_k, self.bias_k, keys),
+            (self.w_v, self.scale_v, self.bias_v, keys),
+        ];
+        std::array::from_fn(|i| {
+            let (w, scale, bias, n) = layers[i];
+            Params { x, w, scale, bias, y: results[i], m: self.m, n, k: self.k, ..Zeroable::zeroed() }
+        })
     }
 
-    /// The parameters of each product alone, whose x is normalised already.
-    pub fn products(&self) -> [Params; 3] {
-        [
-            (self.w0, self.scale0, self.bias0, self.y0, self.n0),
-            (self.w1, self.scale1, self.bias1, self.y1, self.n1),
-            (self.w2, self.scale2, self.bias2, self.y2, self.n2),
-        ]
-        .map(|(w, scale, bias, y, n)| Params {
-            x: self.x,
-            w,
-            w2: Addr::NULL,
-            scale,
-            scale2: Addr::NULL,
-            bias,
-            residual: Addr::NULL,
-            norm: Addr::NULL,
-            y,
-            m: self.m,
-            n,
-            k: self.k,
-            eps: 0.0,
-        })
+    /// The rotation of q and of `k`, and the writes of `k` and `v` to the caches.
+    pub(crate) fn writes(&self, [k, v]: [Addr; 2]) -> rope_kv_write::Params {
+        rope_kv_write::Params {
+            q: self.q,
+            k,
+            v,
+            cos: self.cos,
+            sin: self.sin,
+            k_cache: self.k_cache,
+            v_cache: self.v_cache,
+            slots: self.slots,
+            tokens: self.m,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            pages: self.pages,
+            page: self.page,
+        }
     }
 }
 
@@ -184,7 +180,7 @@ pub enum WeightFormat {
 
 kernel_folder! {
     name: "skinny",
-    params: [Params, JoinedParams],
+    params: [Params, QkvParams],
     headers: ["bulk.cuh", "cluster.cuh", "products.cuh", "weights.cuh"],
     headers_of: [rms_norm],
 }
@@ -304,16 +300,14 @@ kernels! {
         [SWIGLU_INT8_BF16: CHOSEN, SWIGLU_INT8_BF16_UNITS: UNITS, SWIGLU_INT8_BF16_BULK: BULK, SWIGLU_INT8_BF16_CLUSTERS: CLUSTERS];
     Params, geometry, "skinny_swiglu_int8_f32", cpu::swiglu_int8::<f32>, &[symbols!(4, "skinny_swiglu_int8_f32")],
         INT8_F32, [SWIGLU_INT8_F32: CHOSEN];
-    JoinedParams, joined_geometry, "skinny_joined_bf16", cpu::joined::<half::bf16>,
-        symbols!(2, "skinny_joined_bf16", cluster), BF16,
-        [JOINED_BF16: CHOSEN, JOINED_BF16_UNITS: UNITS, JOINED_BF16_BULK: BULK, JOINED_BF16_CLUSTERS: CLUSTERS];
-    JoinedParams, joined_geometry, "skinny_joined_f32", cpu::joined::<f32>, symbols!(2, "skinny_joined_f32"), F32,
-        [JOINED_F32: CHOSEN];
-    JoinedParams, joined_geometry, "skinny_joined_int8_bf16", cpu::joined_int8::<half::bf16>,
-        symbols!(2, "skinny_joined_int8_bf16", cluster), INT8_BF16,
-        [JOINED_INT8_BF16: CHOSEN, JOINED_INT8_BF16_UNITS: UNITS, JOINED_INT8_BF16_BULK: BULK, JOINED_INT8_BF16_CLUSTERS: CLUSTERS];
-    JoinedParams, joined_geometry, "skinny_joined_int8_f32", cpu::joined_int8::<f32>,
-        symbols!(2, "skinny_joined_int8_f32"), INT8_F32, [JOINED_INT8_F32: CHOSEN];
+    QkvParams, qkv_geometry, "skinny_qkv_bf16", cpu::qkv::<half::bf16>, symbols!(2, "skinny_qkv_bf16", cluster), BF16,
+        [QKV_BF16: CHOSEN, QKV_BF16_UNITS: UNITS, QKV_BF16_BULK: BULK, QKV_BF16_CLUSTERS: CLUSTERS];
+    QkvParams, qkv_geometry, "skinny_qkv_f32", cpu::qkv::<f32>, symbols!(2, "skinny_qkv_f32"), F32, [QKV_F32: CHOSEN];
+    QkvParams, qkv_geometry, "skinny_qkv_int8_bf16", cpu::qkv_int8::<half::bf16>,
+        symbols!(2, "skinny_qkv_int8_bf16", cluster), INT8_BF16,
+        [QKV_INT8_BF16: CHOSEN, QKV_INT8_BF16_UNITS: UNITS, QKV_INT8_BF16_BULK: BULK, QKV_INT8_BF16_CLUSTERS: CLUSTERS];
+    QkvParams, qkv_geometry, "skinny_qkv_int8_f32", cpu::qkv_int8::<f32>, symbols!(2, "skinny_qkv_int8_f32"), INT8_F32,
+        [QKV_INT8_F32: CHOSEN];
 }
 
 /// Columns of y of a block; the blocks of a wide variant have twice as many.
@@ -395,17 +389,14 @@ fn stage(
     vec![stage.programmatic_on(arch)]
 }
 
-/// Plans the blocks of all products, one product after the other.
-fn joined_geometry(p: &JoinedParams, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
-    let products = [(p.w0, p.n0), (p.w1, p.n1), (p.w2, p.n2)];
-    let blocks = products.iter().map(|(_, n)| n.div_ceil(COLUMNS)).sum();
-    let weights: Vec<Addr> = products.iter().filter(|(_, n)| *n > 0).map(|(w, _)| *w).collect();
-    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &weights };
-    let tiles = products.iter().map(|(_, n)| n.div_ceil(8)).sum();
-    if let Some(stage) = cluster::stage(&op, arch, symbols, [tiles, 1], operands, fixed) {
+/// Plans the blocks of all heads. A block of 16 columns has 8 of each half of a head.
+fn qkv_geometry(p: &QkvParams, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
+    let units = (p.heads + 2 * p.kv_heads) * (p.head_dim / 2).div_ceil(8);
+    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w_q, p.w_k, p.w_v] };
+    if let Some(stage) = cluster::stage(&op, arch, symbols, [units, 2], operands, fixed) {
         return vec![stage];
     }
-    stage(&op, arch, symbols, blocks, operands, fixed)
+    stage(&op, arch, symbols, units, operands, fixed)
 }
 
 /// Plans the blocks of one product or of swiglu. If there are two symbols, the second one has blocks of twice as many
@@ -470,23 +461,25 @@ pub fn swiglu(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
     Launch::kernel(kernel, params, cost)
 }
 
-/// Returns the launch that computes the three products of [`JoinedParams`], each with the bits of [`linear`] of the
-/// normalised x; `dtype` is the type of x, the biases and the results, F32 or BF16.
-pub fn joined(dtype: DType, weight: WeightFormat, params: &JoinedParams) -> Launch {
+/// Returns the launch that computes the projections of [`QkvParams`], with the bits of [`linear`] of the normalised x and
+/// of [`rope_kv_write::write`]; `dtype` is the type of x, the biases, q and the caches, F32 or BF16.
+pub fn qkv(dtype: DType, weight: WeightFormat, params: &QkvParams) -> Launch {
     let kernel = match (dtype, weight) {
-        (DType::F32, WeightFormat::Bf16) => &JOINED_F32,
-        (_, WeightFormat::Bf16) => &JOINED_BF16,
-        (DType::F32, WeightFormat::Int8) => &JOINED_INT8_F32,
-        (_, WeightFormat::Int8) => &JOINED_INT8_BF16,
+        (DType::F32, WeightFormat::Bf16) => &QKV_F32,
+        (_, WeightFormat::Bf16) => &QKV_BF16,
+        (DType::F32, WeightFormat::Int8) => &QKV_INT8_F32,
+        (_, WeightFormat::Int8) => &QKV_INT8_BF16,
     };
+    // The products read x once; k and v go to the caches only.
     let x_bytes = params.m as f64 * params.k as f64 * dtype.size() as f64;
-    let products = params.products().into_iter().filter(|p| p.n > 0);
-    let costs = products.map(|p| cost(dtype, weight, &p, 1.0));
-    let Cost { flops, bytes } = costs.fold(Cost { flops: 0.0, bytes: x_bytes }, |all, one| Cost {
-        flops: all.flops + one.flops,
-        bytes: all.bytes + one.bytes - x_bytes,
-    });
-    let cost = add_costs(Cost { flops, bytes }, norm_cost(dtype, params.norm, [params.m, params.k]));
+    let products = params.products(params.x, [Addr::NULL; 3]).map(|p| cost(dtype, weight, &p, 1.0));
+    let sums = products.into_iter().fold(Cost { flops: 0.0, bytes: -2.0 * x_bytes }, add_costs);
+    let half_head = params.m as f64 * (params.head_dim / 2) as f64;
+    let rotation = Cost {
+        flops: 6.0 * half_head * (params.heads + params.kv_heads) as f64,
+        bytes: 8.0 * half_head + 4.0 * params.m as f64,
+    };
+    let cost = add_costs(add_costs(sums, rotation), norm_cost(dtype, params.norm, [params.m, params.k]));
     Launch::kernel(kernel, params, cost)
 }
 

@@ -1,44 +1,136 @@
-// The products of a launch: which one a block of columns belongs to, and what becomes of a finished sum.
+// The products of a launch: which rows of the weights belong together, and what becomes of their finished sums.
+//
+// A unit is eight columns of results and the WEIGHTS sets of eight weight rows that they need. Kernels compute the sums
+// of units and know nothing else of a product:
+//
+//   Single  columns of y; one weight, or the two of swiglu
+//   Qkv     pairs of columns of a head of q, k or v: eight of its first half and eight of its second half, which
+//           are rotated together. The sets of weight rows are those of the two halves.
 #pragma once
 
 #include "cuh/base.cuh"
+#include "cuh/rotary.cuh"
 
-// Returns the product to which block `block` of COLUMNS columns belongs, and makes `block` its number in that product.
-template <u32 COLUMNS>
-__device__ __forceinline__ Params product_of(const JoinedParams& p, u32& block) {
-  const u32 blocks0 = ceil_div<u32>(p.n0, COLUMNS), blocks1 = ceil_div<u32>(p.n1, COLUMNS);
-  Params one = {};
-  one.x = p.x;
-  one.norm = p.norm;
-  one.eps = p.eps;
-  one.m = p.m;
-  one.k = p.k;
-  if (block < blocks0) {
-    one.w = p.w0, one.scale = p.scale0, one.bias = p.bias0, one.y = p.y0, one.n = p.n0;
-  } else if (block -= blocks0; block < blocks1) {
-    one.w = p.w1, one.scale = p.scale1, one.bias = p.bias1, one.y = p.y1, one.n = p.n1;
+// Rows [first, first + 8) of a weight, of which those before `end` exist.
+template <class W>
+struct WeightRows {
+  const W* weight;
+  u32 first, end;
+};
+
+// Stores two neighbouring elements of a row of an array, of which `left` exist.
+template <class T>
+__device__ __forceinline__ void store_pair(u64 address, u64 at, u32 left, const float (&y)[2]) {
+  T* to = global<T>(address) + at;
+  if (left > 1 && reinterpret_cast<u64>(to) % (2 * sizeof(T)) == 0) {
+    store_vector(to, y);
   } else {
-    block -= blocks1;
-    one.w = p.w2, one.scale = p.scale2, one.bias = p.bias2, one.y = p.y2, one.n = p.n2;
+    to[0] = from_f32<T>(y[0]);
+    if (left > 1) to[1] = from_f32<T>(y[1]);
   }
-  return one;
 }
 
-// Returns an element of y before its rounding, from the sums of one product or of two (swiglu): applies the scales, then
-// bias and residual, or silu and the second product. `at` is the element's index.
-template <class T, int WEIGHTS>
-__device__ __forceinline__ float finished(const Params& p, float (&sum)[WEIGHTS], u32 column, u64 at) {
+// Returns `sum` times the scale of a row of an int8 weight.
+__device__ __forceinline__ float scaled(u64 scale, u32 row, float sum) {
+  return scale == 0 ? sum : __fmul_rn(sum, global<const float>(scale)[row]);
+}
+
+// T: type of x, bias and residual. Y: type of y. PAIR: swiglu.
+template <class T, class W, class Y, bool PAIR>
+struct Single {
+  static constexpr int WEIGHTS = PAIR ? 2 : 1;
+  const Params& p;
+
+  __device__ __forceinline__ bool has_aligned_weights() const {
+    return aligned16(p.w, p.w2, static_cast<u64>(p.k) * sizeof(W));
+  }
+  __device__ __forceinline__ u32 units() const { return ceil_div<u32>(p.n, 8); }
+  __device__ __forceinline__ WeightRows<W> rows_of(u32 unit, bool second) const {
+    return {reinterpret_cast<const W*>(global<const u8>(second ? p.w2 : p.w)), unit * 8, p.n};
+  }
+  // Writes columns c and c + 1 of a unit, from the sums of each weight.
+  __device__ __forceinline__ void write(u32 unit, u32 row, u32 c, const float (&sum)[WEIGHTS][2]) const {
+    const u32 column = unit * 8 + c;
+    if (column >= p.n) return;
+    const u64 at = static_cast<u64>(row) * p.n + column;
+    float y[2] = {};
 #pragma unroll
-  for (int which = 0; which < WEIGHTS; ++which) {
-    const u64 scale = which == 0 ? p.scale : p.scale2;
-    if (scale != 0) sum[which] = __fmul_rn(sum[which], global<const float>(scale)[column]);
+    for (u32 i = 0; i < 2; ++i) {
+      if (column + i >= p.n) break;
+      y[i] = scaled(p.scale, column + i, sum[0][i]);
+      if constexpr (PAIR) {
+        y[i] = __fmul_rn(__fdiv_rn(y[i], 1.0f + expf(-y[i])), scaled(p.scale2, column + i, sum[1][i]));
+      } else {
+        if (p.bias != 0) y[i] = __fadd_rn(y[i], to_f32(global<const T>(p.bias)[column + i]));
+        if (p.residual != 0) y[i] = __fadd_rn(y[i], to_f32(global<const T>(p.residual)[at + i]));
+      }
+    }
+    store_pair<Y>(p.y, at, p.n - column, y);
   }
-  float y = sum[0];
-  if constexpr (WEIGHTS == 2) {
-    y = __fmul_rn(__fdiv_rn(y, 1.0f + expf(-y)), sum[1]);
-  } else {
-    if (p.bias != 0) y = __fadd_rn(y, to_f32(global<const T>(p.bias)[column]));
-    if (p.residual != 0) y = __fadd_rn(y, to_f32(global<const T>(p.residual)[at]));
+};
+
+// T: type of x, biases, q and the caches.
+template <class T, class W>
+struct Qkv {
+  static constexpr int WEIGHTS = 2;
+  const QkvParams& p;
+
+  // Where a unit is: columns i .. i + 8 of both halves of a head of one projection.
+  struct Place {
+    u64 weight, scale, bias;
+    bool is_query, is_value;
+    u32 head, i;
+  };
+  __device__ __forceinline__ u32 half() const { return p.head_dim / 2; }
+  __device__ __forceinline__ Place place_of(u32 unit) const {
+    const u32 per_head = ceil_div<u32>(half(), 8), i = unit % per_head * 8, head = unit / per_head;
+    if (head < p.heads) return {p.w_q, p.scale_q, p.bias_q, true, false, head, i};
+    if (head < p.heads + p.kv_heads) return {p.w_k, p.scale_k, p.bias_k, false, false, head - p.heads, i};
+    return {p.w_v, p.scale_v, p.bias_v, false, true, head - p.heads - p.kv_heads, i};
   }
-  return y;
-}
+
+  __device__ __forceinline__ bool has_aligned_weights() const {
+    return aligned16(p.w_q, p.w_k, p.w_v, static_cast<u64>(p.k) * sizeof(W));
+  }
+  __device__ __forceinline__ u32 units() const {
+    return (p.heads + 2 * p.kv_heads) * ceil_div<u32>(half(), 8);
+  }
+  __device__ __forceinline__ WeightRows<W> rows_of(u32 unit, bool second) const {
+    const Place at = place_of(unit);
+    const u32 first = at.head * p.head_dim + (second ? half() : 0);
+    return {reinterpret_cast<const W*>(global<const u8>(at.weight)), first + at.i, first + half()};
+  }
+  // Writes pairs i + c and i + c + 1 of a unit's head: to q, or to the token's slot of a cache.
+  __device__ __forceinline__ void write(u32 unit, u32 row, u32 c, const float (&sum)[2][2]) const {
+    const Place at = place_of(unit);
+    const u32 i = at.i + c;
+    if (i >= half()) return;
+    const int slot = at.is_query ? 0 : global<const int>(p.slots)[row];
+    if (slot < 0) return;  // a row of padding
+    float low[2] = {}, high[2] = {};
+#pragma unroll
+    for (u32 j = 0; j < 2; ++j) {
+      if (i + j >= half()) break;
+      float x[2];
+#pragma unroll
+      for (u32 which = 0; which < 2; ++which) {
+        const u32 column = at.head * p.head_dim + which * half() + i + j;
+        x[which] = scaled(at.scale, column, sum[which][j]);
+        if (at.bias != 0) x[which] = __fadd_rn(x[which], to_f32(global<const T>(at.bias)[column]));
+        // The rotation is that of an array of type T.
+        x[which] = rounded<T>(x[which]);
+      }
+      low[j] = x[0];
+      high[j] = x[1];
+      if (!at.is_value) {
+        const u64 angle = static_cast<u64>(row) * half() + i + j;
+        rotate(x[0], x[1], global<const float>(p.cos)[angle], global<const float>(p.sin)[angle], low[j], high[j]);
+      }
+    }
+    const u64 to = at.is_query ? p.q : at.is_value ? p.v_cache : p.k_cache;
+    const u32 heads = at.is_query ? p.heads : p.kv_heads, token = at.is_query ? row : static_cast<u32>(slot);
+    const u64 first = (static_cast<u64>(token) * heads + at.head) * p.head_dim + i;
+    store_pair<T>(to, first, half() - i, low);
+    store_pair<T>(to, first + half(), half() - i, high);
+  }
+};

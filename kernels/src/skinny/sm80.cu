@@ -1,7 +1,7 @@
 // Skinny GEMM: a few rows of x times every row of a weight; formula and shapes: mod.rs.
 //
-// A block of threads multiplies up to 64 rows of x by COLUMNS rows of the weight, which gives COLUMNS columns of y.
-// Its 8 warps divide the sums over k among themselves, and their partial sums are added in the order of the warps.
+// A block of threads multiplies up to 64 rows of x by the weight rows of UNITS units (products.cuh), each of which gives
+// eight columns of y, or eight pairs of columns of a head. Its 8 warps divide the sums over k among themselves, and their partial sums are added in the order of the warps.
 //
 // Four lanes have a row of the weight, 16 bytes each, in the registers that mma.sync reads. A lane's registers then
 // hold consecutive k, where the instruction expects others. This changes no sum, because x has the same permutation.
@@ -25,7 +25,8 @@
 // off by 4e-6). For f32 y they therefore add up only 32 products of one part at a time, starting at 0, and the
 // results are added with rounding; logits of bf16 x have the bits of the same x in f32. int8 weights become bf16
 // exactly; their scale is applied to the finished sum. Then bias, then residual (or silu and the second product), all
-// in f32, and one rounding.
+// in f32, and one rounding. Qkv to q and k are rotated after that, in f32, and rounded again, so that their bits
+// are those of the projection and of rope_kv_write.
 //
 // Norm. Each block computes the scales of its rows while the first weights arrive, and each warp normalises the
 // elements that it multiplies. So x is read twice and the weight of the norm once; the rows have the bits of rms_norm
@@ -137,14 +138,14 @@ struct Parts<float> {
   }
 };
 
-// The columns `block` of the product, for the rows blockIdx.x of x. T: type of x. Y: type of y. W: type of the weight.
-// TILES: number of tiles of 8 weight rows per block. PAIR: the first half of the tiles belongs to the first weight, the
-// other half to the second weight (swiglu). NORM: x is normalised if p.norm is not null. BULK: bulk copies of the
-// weight (bulk.cuh), and one group a stage.
-template <bool BULK, class T, class W, int TILES, bool PAIR, bool NORM, class Y = T>
-__device__ __forceinline__ void skinny(const Params& p, u32 block) {
+// The units blockIdx.y of the products `op`, for the rows blockIdx.x of x. T: type of x. Y: type of y. W: type of the
+// weight. P: the parameters, of which x, norm, m, k and eps are read here. UNITS: number of units of a block. It has a
+// tile of 8 weight rows for the first set of each unit, then those of the second sets. NORM: x is normalised if p.norm
+// is not null. BULK: bulk copies of the weight (bulk.cuh), and one group a stage.
+template <bool BULK, class T, class W, class Y, int UNITS, bool NORM, class P, class Op>
+__device__ __forceinline__ void skinny(const P& p, const Op& op) {
   constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT;
-  constexpr int WEIGHTS = PAIR ? 2 : 1, COLUMNS = 8 * TILES / WEIGHTS, PITCH = 8 * TILES + 8;
+  constexpr int WEIGHTS = Op::WEIGHTS, TILES = UNITS * WEIGHTS, PITCH = 8 * TILES + 8;
   // Units of x that a lane multiplies with one unit of the weight, and those among them with eight elements.
   constexpr int X_UNITS = UNIT / VECTOR<T>, X_EIGHT = 8 / VECTOR<T>;
   constexpr int STAGES = BULK ? 3 : X_UNITS > 2 ? 2 : 4;
@@ -155,15 +156,14 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int k = p.k;
   const u32 rows_per_block = ceil_div<u32>(ceil_div<u32>(p.m, gridDim.x), 8) * 8;
-  const u32 first_column = block * COLUMNS, first_row = blockIdx.x * rows_per_block;
+  const u32 first_unit = blockIdx.y * UNITS, first_row = blockIdx.x * rows_per_block;
   const int rows = min(p.m - first_row, rows_per_block), halves = ceil_div(rows, 8);
-  const u64 row_bytes = static_cast<u64>(k) * sizeof(W);
-  const bool w_vector = aligned16(p.w, p.w2, row_bytes), x_vector = aligned16(p.x, static_cast<u64>(k) * sizeof(T));
+  const bool w_vector = op.has_aligned_weights(), x_vector = aligned16(p.x, static_cast<u64>(k) * sizeof(T));
   const bool norm_vector = x_vector && aligned16(p.norm);
 
   // The ring: `unroll` slots a stage, which the launch plan chooses. With bulk copies, slots of x, then `depth` stages
   // of weights.
-  using Bulk = BulkWeights<W, TILES, WEIGHTS, RUN>;
+  using Bulk = BulkWeights<W, TILES, RUN>;
   constexpr int WEIGHT_UNITS = BULK ? 0 : TILES;
   const int slot = (WEIGHT_UNITS + halves * X_UNITS) * 32;
   const int most = ceil_div<u32>(rows_per_block, 8) * X_UNITS + WEIGHT_UNITS;
@@ -173,8 +173,16 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
   Words<16>* mine = ring + warp * warp_units;
   const auto start_of = [&](int group) { return ((group / RUN * WARPS + warp) * RUN + group % RUN) * GROUP; };
 
-  const u64 first_weight_row = static_cast<u64>(first_column + g) * k;
+  const auto rows_of = [&](int tile) { return op.rows_of(first_unit + tile % UNITS, tile >= UNITS); };
   const T* x = global<const T>(p.x) + static_cast<u64>(first_row) * k;
+  const W* weight_row[TILES];  // this lane's row of each tile
+  bool exists[TILES];
+#pragma unroll
+  for (int n = 0; n < TILES; ++n) {
+    const WeightRows<W> tile = rows_of(n);
+    exists[n] = tile.first + g < tile.end;
+    weight_row[n] = tile.weight + (exists[n] ? static_cast<u64>(tile.first + g) * k : 0);
+  }
   const auto start_weights = [&](int stage) {
     const int start = start_of(stage * unroll);
     if (start >= k) return;
@@ -183,11 +191,7 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
     for (int i = 0; i < unroll; ++i, to += slot) {
 #pragma unroll
       for (int n = 0; n < TILES; ++n) {
-        const int tile = n % (TILES / WEIGHTS);
-        const bool exists = first_column + tile * 8 + g < p.n;
-        const W* weight = global<const W>(n < TILES / WEIGHTS ? p.w : p.w2);
-        const W* row = weight + (exists ? first_weight_row + static_cast<u64>(tile * 8) * k : 0);
-        start_copy<false>(to + n * 32, row, exists, start + i * GROUP + t * UNIT, k, w_vector);
+        start_copy<false>(to + n * 32, weight_row[n], exists[n], start + i * GROUP + t * UNIT, k, w_vector);
       }
     }
   };
@@ -213,7 +217,7 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
   };
   Bulk bulk;
   if constexpr (BULK) {
-    bulk.begin(reinterpret_cast<char*>(mine + STAGES * most * 32), depth, p, first_column, start_of);
+    bulk.begin(reinterpret_cast<char*>(mine + STAGES * most * 32), depth, k, rows_of, start_of);
   } else {
 #pragma unroll 1
     for (int stage = 0; stage < STAGES - 1; ++stage) start_weights(stage);
@@ -330,89 +334,79 @@ __device__ __forceinline__ void skinny(const Params& p, u32 block) {
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < rows * COLUMNS; i += THREADS) {
-    const int r = i / COLUMNS, c = i % COLUMNS;
-    const u32 column = first_column + c;
-    if (column >= p.n) continue;
-    float sum[WEIGHTS];
+  // Pairs of columns of a row, of which there are four in a unit.
+  constexpr int PAIRS = 4 * UNITS;
+  for (int i = threadIdx.x; i < rows * PAIRS; i += THREADS) {
+    const int r = i / PAIRS, c = i % PAIRS;
+    float sum[WEIGHTS][2];
 #pragma unroll
     for (int which = 0; which < WEIGHTS; ++which) {
-      const float* from = partial + r * PITCH + which * COLUMNS + c;
-      sum[which] = from[0];
 #pragma unroll
-      for (int other = 1; other < WARPS; ++other) sum[which] = __fadd_rn(sum[which], from[other * stride]);
+      for (int other = 0; other < WARPS; ++other) {
+        const float2 one = *reinterpret_cast<const float2*>(
+            partial + other * stride + r * PITCH + (which * PAIRS + c) * 2);
+        sum[which][0] = other == 0 ? one.x : __fadd_rn(sum[which][0], one.x);
+        sum[which][1] = other == 0 ? one.y : __fadd_rn(sum[which][1], one.y);
+      }
     }
-    const u64 at = static_cast<u64>(first_row + r) * p.n + column;
-    global<Y>(p.y)[at] = from_f32<Y>(finished<T>(p, sum, column, at));
+    op.write(first_unit + c / 4, first_row + r, c % 4 * 2, sum);
   }
 }
 
-// Products without a norm, and the pair of products of swiglu.
-#define KERNEL(SYMBOL, BULK, T, W, TILES, PAIR)                                                       \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) { \
-    skinny<BULK, T, W, TILES, PAIR, PAIR>(p, blockIdx.y);                                                   \
+// Products without a norm, and the two of swiglu. TILES: tiles of 8 weight rows of a block.
+#define KERNEL(SYMBOL, BULK, T, W, Y, TILES, PAIR)                                                           \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) {        \
+    skinny<BULK, T, W, Y, (PAIR) ? (TILES) / 2 : (TILES), PAIR>(p, Single<T, W, Y, PAIR>{p});                \
   }
-// One of up to three products of x. TILES as in `skinny`.
-template <bool BULK, class T, class W, int TILES>
-__device__ __forceinline__ void joined(const JoinedParams& p) {
-  u32 block = blockIdx.y;
-  const Params one = product_of<8 * TILES>(p, block);
-  skinny<BULK, T, W, TILES, false, true>(one, block);
-}
-
-#define JOINED(SYMBOL, BULK, T, W)                                                                          \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ JoinedParams p) { \
-    joined<BULK, T, W, 2>(p);                                                                               \
+#define QKV(SYMBOL, BULK, T, W)                                                                          \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ QkvParams p) { \
+    skinny<BULK, T, W, T, 1, true>(p, Qkv<T, W>{p});                                                    \
   }
-#define LOGITS(SYMBOL, BULK, W, TILES)                                                                \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) { \
-    skinny<BULK, bf16, W, TILES, false, false, float>(p, blockIdx.y);                                 \
-  }
-JOINED(skinny_joined_bf16, false, bf16, bf16)
-JOINED(skinny_joined_f32, false, float, bf16)
-JOINED(skinny_joined_int8_bf16, false, bf16, i8)
-JOINED(skinny_joined_int8_f32, false, float, i8)
-KERNEL(skinny_linear_bf16, false, bf16, bf16, 2, false)
-KERNEL(skinny_linear_bf16_wide, false, bf16, bf16, 4, false)
-KERNEL(skinny_linear_f32, false, float, bf16, 2, false)
-KERNEL(skinny_linear_f32_wide, false, float, bf16, 4, false)
-KERNEL(skinny_linear_int8_bf16, false, bf16, i8, 2, false)
-KERNEL(skinny_linear_int8_bf16_wide, false, bf16, i8, 4, false)
-KERNEL(skinny_linear_int8_f32, false, float, i8, 2, false)
-KERNEL(skinny_linear_int8_f32_wide, false, float, i8, 4, false)
-KERNEL(skinny_swiglu_bf16, false, bf16, bf16, 4, true)
-KERNEL(skinny_swiglu_f32, false, float, bf16, 4, true)
-KERNEL(skinny_swiglu_int8_bf16, false, bf16, i8, 4, true)
-KERNEL(skinny_swiglu_int8_f32, false, float, i8, 4, true)
-LOGITS(skinny_logits_bf16, false, bf16, 2)
-LOGITS(skinny_logits_bf16_wide, false, bf16, 4)
-LOGITS(skinny_logits_int8_bf16, false, i8, 2)
-LOGITS(skinny_logits_int8_bf16_wide, false, i8, 4)
+QKV(skinny_qkv_bf16, false, bf16, bf16)
+QKV(skinny_qkv_f32, false, float, bf16)
+QKV(skinny_qkv_int8_bf16, false, bf16, i8)
+QKV(skinny_qkv_int8_f32, false, float, i8)
+KERNEL(skinny_linear_bf16, false, bf16, bf16, bf16, 2, false)
+KERNEL(skinny_linear_bf16_wide, false, bf16, bf16, bf16, 4, false)
+KERNEL(skinny_linear_f32, false, float, bf16, float, 2, false)
+KERNEL(skinny_linear_f32_wide, false, float, bf16, float, 4, false)
+KERNEL(skinny_linear_int8_bf16, false, bf16, i8, bf16, 2, false)
+KERNEL(skinny_linear_int8_bf16_wide, false, bf16, i8, bf16, 4, false)
+KERNEL(skinny_linear_int8_f32, false, float, i8, float, 2, false)
+KERNEL(skinny_linear_int8_f32_wide, false, float, i8, float, 4, false)
+KERNEL(skinny_swiglu_bf16, false, bf16, bf16, bf16, 4, true)
+KERNEL(skinny_swiglu_f32, false, float, bf16, float, 4, true)
+KERNEL(skinny_swiglu_int8_bf16, false, bf16, i8, bf16, 4, true)
+KERNEL(skinny_swiglu_int8_f32, false, float, i8, float, 4, true)
+KERNEL(skinny_logits_bf16, false, bf16, bf16, float, 2, false)
+KERNEL(skinny_logits_bf16_wide, false, bf16, bf16, float, 4, false)
+KERNEL(skinny_logits_int8_bf16, false, bf16, i8, float, 2, false)
+KERNEL(skinny_logits_int8_bf16_wide, false, bf16, i8, float, 4, false)
 
 #if __CUDA_ARCH__ >= 900
-JOINED(skinny_joined_bf16_bulk, true, bf16, bf16)
-JOINED(skinny_joined_int8_bf16_bulk, true, bf16, i8)
-KERNEL(skinny_linear_bf16_bulk, true, bf16, bf16, 2, false)
-KERNEL(skinny_linear_bf16_wide_bulk, true, bf16, bf16, 4, false)
-KERNEL(skinny_linear_int8_bf16_bulk, true, bf16, i8, 2, false)
-KERNEL(skinny_linear_int8_bf16_wide_bulk, true, bf16, i8, 4, false)
-KERNEL(skinny_swiglu_bf16_bulk, true, bf16, bf16, 4, true)
-KERNEL(skinny_swiglu_int8_bf16_bulk, true, bf16, i8, 4, true)
-LOGITS(skinny_logits_bf16_bulk, true, bf16, 2)
-LOGITS(skinny_logits_bf16_wide_bulk, true, bf16, 4)
-LOGITS(skinny_logits_int8_bf16_bulk, true, i8, 2)
-LOGITS(skinny_logits_int8_bf16_wide_bulk, true, i8, 4)
+QKV(skinny_qkv_bf16_bulk, true, bf16, bf16)
+QKV(skinny_qkv_int8_bf16_bulk, true, bf16, i8)
+KERNEL(skinny_linear_bf16_bulk, true, bf16, bf16, bf16, 2, false)
+KERNEL(skinny_linear_bf16_wide_bulk, true, bf16, bf16, bf16, 4, false)
+KERNEL(skinny_linear_int8_bf16_bulk, true, bf16, i8, bf16, 2, false)
+KERNEL(skinny_linear_int8_bf16_wide_bulk, true, bf16, i8, bf16, 4, false)
+KERNEL(skinny_swiglu_bf16_bulk, true, bf16, bf16, bf16, 4, true)
+KERNEL(skinny_swiglu_int8_bf16_bulk, true, bf16, i8, bf16, 4, true)
+KERNEL(skinny_logits_bf16_bulk, true, bf16, bf16, float, 2, false)
+KERNEL(skinny_logits_bf16_wide_bulk, true, bf16, bf16, float, 4, false)
+KERNEL(skinny_logits_int8_bf16_bulk, true, bf16, i8, float, 2, false)
+KERNEL(skinny_logits_int8_bf16_wide_bulk, true, bf16, i8, float, 4, false)
 
-#define CLUSTER(SYMBOL, PARAMS, W, Y, NORM, ...)                                                                   \
+#define CLUSTER(SYMBOL, PARAMS, W, Y, NORM, ...)                                                                  \
   extern "C" __global__ void __launch_bounds__(in_cluster::THREADS, 1) SYMBOL(const __grid_constant__ PARAMS p) { \
-    in_cluster::product<W, Y, NORM>(p, in_cluster::__VA_ARGS__{p});                                                \
+    in_cluster::product<W, Y, NORM>(p, __VA_ARGS__{p});                                                           \
   }
-CLUSTER(skinny_joined_bf16_cluster, JoinedParams, bf16, bf16, true, Joined<bf16>)
-CLUSTER(skinny_joined_int8_bf16_cluster, JoinedParams, i8, bf16, true, Joined<i8>)
-CLUSTER(skinny_linear_bf16_cluster, Params, bf16, bf16, false, Single<bf16, bf16, false>)
-CLUSTER(skinny_linear_int8_bf16_cluster, Params, i8, bf16, false, Single<i8, bf16, false>)
-CLUSTER(skinny_logits_bf16_cluster, Params, bf16, float, false, Single<bf16, float, false>)
-CLUSTER(skinny_logits_int8_bf16_cluster, Params, i8, float, false, Single<i8, float, false>)
-CLUSTER(skinny_swiglu_bf16_cluster, Params, bf16, bf16, true, Single<bf16, bf16, true>)
-CLUSTER(skinny_swiglu_int8_bf16_cluster, Params, i8, bf16, true, Single<i8, bf16, true>)
+CLUSTER(skinny_qkv_bf16_cluster, QkvParams, bf16, bf16, true, Qkv<bf16, bf16>)
+CLUSTER(skinny_qkv_int8_bf16_cluster, QkvParams, i8, bf16, true, Qkv<bf16, i8>)
+CLUSTER(skinny_linear_bf16_cluster, Params, bf16, bf16, false, Single<bf16, bf16, bf16, false>)
+CLUSTER(skinny_linear_int8_bf16_cluster, Params, i8, bf16, false, Single<bf16, i8, bf16, false>)
+CLUSTER(skinny_logits_bf16_cluster, Params, bf16, float, false, Single<bf16, bf16, float, false>)
+CLUSTER(skinny_logits_int8_bf16_cluster, Params, i8, float, false, Single<bf16, i8, float, false>)
+CLUSTER(skinny_swiglu_bf16_cluster, Params, bf16, bf16, true, Single<bf16, bf16, bf16, true>)
+CLUSTER(skinny_swiglu_int8_bf16_cluster, Params, i8, bf16, true, Single<bf16, i8, bf16, true>)
 #endif

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use reel_runtime::ops::{self, InputNorm, Lora, LoraStack, RowAdapters};
+use reel_runtime::ops::{self, InputNorm, KvDestination, Lora, LoraStack, RowAdapters};
 use reel_runtime::{Cx, Tensor};
 
 use crate::error::Result;
@@ -137,25 +137,27 @@ impl Linear {
         }
     }
 
-    /// The outputs of three layers for the norm of the same x in a decode step. Has no backward rule.
-    pub(crate) fn forward_joined(
+    /// The queries `[R, H, D]` of a decode step from the layers of q, k and v, for the norm of x; writes keys and values
+    /// into the caches. `rows` as in [`Linear::forward_skinny`]. Has no backward rule.
+    pub(crate) fn qkv_skinny(
         cx: &Cx,
         x: &Tensor,
         norm: InputNorm,
         rows: Option<&Tensor>,
         layers: [&Linear; 3],
-    ) -> Result<[Tensor; 3]> {
+        to: KvDestination,
+    ) -> Result<Tensor> {
         let have_adapters = layers.iter().any(|layer| !matches!(layer.adapter_of(rows), LayerAdapter::None));
-        let joined = match have_adapters {
-            false => Weight::linear_joined(cx, x, norm, layers.map(|layer| (&layer.weight, layer.bias.as_ref())))?,
+        let fused = match have_adapters {
+            false => Weight::qkv_skinny(cx, x, norm, layers.map(|layer| (&layer.weight, layer.bias.as_ref())), to)?,
             true => None,
         };
-        if let Some(joined) = joined {
-            return Ok(joined);
+        if let Some(fused) = fused {
+            return Ok(fused);
         }
         let x = &ops::rms_norm(cx, x, norm.weight, norm.eps)?;
         let [q, k, v] = layers.map(|layer| move || layer.forward_skinny(cx, x, rows, None));
-        Ok([q()?, k()?, v()?])
+        Ok(to.rotate_and_cache_rows(cx, [q()?, k()?, v()?])?)
     }
 
     /// `silu(gate(x)) · up(x)` of a decode step for the norm of x, for layers without bias. Has no backward rule.

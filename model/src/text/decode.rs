@@ -2,7 +2,7 @@
 //! copies nothing from the host, so it can be captured as a CUDA graph and replayed.
 
 use reel_runtime::device::in_layer;
-use reel_runtime::ops::{self, DecodeRows, InputNorm, KvPages, RotaryFrequencies, RotaryTable};
+use reel_runtime::ops::{self, DecodeRows, InputNorm, KvDestination, KvPages, RotaryFrequencies, RotaryTable};
 use reel_runtime::{Cx, Device, Tensor};
 
 use super::{KvCache, Layer, STACK, TextDecoder};
@@ -64,13 +64,11 @@ impl Layer {
         pages: &KvPages,
     ) -> Result<Tensor> {
         let r = x.shape()[0];
-        let (heads, kv_heads) = ([r, self.heads, self.head_dim], [r, self.kv_heads, self.head_dim]);
         let norm = |weight| InputNorm { weight, eps: self.eps };
-        let [q, k, v] = Linear::forward_joined(cx, x, norm(&self.input_norm), adapters, [&self.q, &self.k, &self.v])?;
-        let (q, k, v) = (q.reshape(&heads)?, k.reshape(&kv_heads)?, v.reshape(&kv_heads)?);
-        let q = ops::rotate_and_cache(cx, q, (&k, &v), rotary, caches, pages)?;
+        let (layers, to) = ([&self.q, &self.k, &self.v], KvDestination { rotary, caches, pages });
+        let q = Linear::qkv_skinny(cx, x, norm(&self.input_norm), adapters, layers, to)?;
         let o = ops::paged_attention(cx, &q, caches, pages)?.reshape(&[r, self.heads * self.head_dim])?;
-        drop((q, k, v));
+        drop(q);
         let x = self.o.forward_skinny(cx, &o, adapters, Some(x))?;
         let inner = Linear::swiglu_skinny(cx, &x, norm(&self.post_norm), adapters, &self.gate, &self.up)?;
         self.down.forward_skinny(cx, &inner, adapters, Some(&x))

@@ -17,7 +17,7 @@ mod decode;
 use std::sync::Arc;
 
 use reel_runtime::device::in_layer;
-use reel_runtime::ops::{self, CuSeqlens, KvPages, RotaryTable};
+use reel_runtime::ops::{self, CuSeqlens, KvDestination, KvPages, RotaryTable};
 use reel_runtime::{Checkpointing, Cx, DType, Device, MemoryCategory, Tensor};
 
 use crate::config::{ModelConfig, TextConfig};
@@ -283,7 +283,7 @@ impl Layer {
                 drop(normed);
                 let (keys, values) = &cache.layers[self.index];
                 let caches = (keys, values);
-                let q = ops::rotate_and_cache(cx, q, (&k, &v), rotary, caches, pages)?;
+                let q = ops::rotate_and_cache(cx, q, (&k, &v), KvDestination { rotary, caches, pages })?;
                 drop((k, v));
                 ops::paged_attention(cx, &q, caches, pages)?
             }

@@ -1,4 +1,5 @@
-use super::{JoinedParams, Params, WeightFormat, formula, joined, linear, logits, swiglu, test_cases_m_n_k};
+use self::qkv::{QkvCase, qkv_has_the_bits_of_products_and_of_rope_kv_write};
+use super::{Params, WeightFormat, formula, linear, logits, swiglu, test_cases_m_n_k};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
 use crate::checks::{TestArray, addr, checks, normal_numbers, run, run_once, runs_cuda_code, with_one_interleaving};
@@ -13,11 +14,18 @@ checks!(
     a_residual_may_be_the_output,
     swiglu_equals_the_formula,
     a_row_does_not_know_its_batch,
-    joined_products_have_the_bits_of_single_ones,
+    qkv_has_the_bits_of_products_and_of_rope_kv_write,
     a_norm_has_the_bits_of_rms_norm,
     logits_equal_the_formula_and_do_not_know_their_batch,
     variants_have_the_bits_of_the_chosen_plan,
 );
+
+mod qkv;
+
+/// The bits of all elements, as those of f32.
+fn bits(array: &TestArray) -> Vec<u32> {
+    array.values().iter().map(|x| x.to_bits()).collect()
+}
 
 /// A random weight, stored both as bf16 and as int8 with scales. `kind` is the format that the kernel gets.
 struct Stored {
@@ -190,7 +198,7 @@ fn a_row_does_not_know_its_batch() {
                         let y = TestArray::output(dtype, m * n);
                         let x = given.x.addr().offset(first * k * dtype.size());
                         run(&launch(dtype, kind, &Params { x, ..given.params(&y, m) }), 3);
-                        y.values().iter().map(|y| y.to_bits()).collect::<Vec<_>>()
+                        bits(&y)
                     };
                     let whole = rows(0, 70);
                     let batches =
@@ -198,36 +206,6 @@ fn a_row_does_not_know_its_batch() {
                     for (first, m) in batches {
                         let part = &whole[first * n..(first + m) * n];
                         assert_eq!(rows(first, m), part, "{dtype} {kind:?}, {m} rows from row {first}");
-                    }
-                }
-            }
-        }
-    });
-}
-
-fn joined_products_have_the_bits_of_single_ones() {
-    with_one_interleaving(|| {
-        for dtype in [F32, BF16] {
-            for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
-                for (m, [n0, n1, n2], k) in [(1, [64, 16, 16], 72), (5, [33, 1, 20], 40), (17, [16, 7, 0], 31)] {
-                    let given = [n0, n1, n2].map(|n| Given::new(dtype, kind, (m, n, k)));
-                    let apart = [n0, n1, n2].map(|n| TestArray::output(dtype, m * n));
-                    let together = [n0, n1, n2].map(|n| TestArray::output(dtype, m * n));
-                    // Only the first and the last product have a bias.
-                    let single = |i: usize, y: &[TestArray; 3]| Params {
-                        x: given[0].x.addr(),
-                        w2: Addr::NULL,
-                        scale2: Addr::NULL,
-                        bias: if i == 1 { Addr::NULL } else { given[i].bias.addr() },
-                        ..given[i].params(&y[i], m)
-                    };
-                    for i in (0..3).filter(|&i| given[i].n > 0) {
-                        run(&linear(dtype, kind, &single(i, &apart)), 1);
-                    }
-                    let params = JoinedParams::of([0, 1, 2].map(|i| single(i, &together)));
-                    run(&joined(dtype, kind, &params), 2);
-                    for (got, want) in together.iter().zip(&apart) {
-                        assert_eq!(got.values(), want.values(), "{dtype} {kind:?} {m} {k}");
                     }
                 }
             }
@@ -258,22 +236,11 @@ fn a_norm_has_the_bits_of_rms_norm() {
                     ..Zeroable::zeroed()
                 };
                 run_once(&rms_norm::fwd(dtype, &rows));
-                let [joined_want, joined_got, gated_want, gated_got] =
-                    [2 * m * n, 2 * m * n, m * n, m * n].map(|count| TestArray::output(dtype, count));
-                // The second product has the columns of the first one, and the third one has none.
-                let join = |p: Params, y: &TestArray| {
-                    let first = Params { y: y.addr(), ..p };
-                    let second = Params { w: p.w2, scale: p.scale2, y: y.addr().offset(m * n * dtype.size()), ..p };
-                    joined(dtype, kind, &JoinedParams::of([first, second, Params { n: 0, ..p }]))
-                };
-                let raw = Params { norm: norm.addr(), ..given.params(&gated_got, m) };
-                let ready = Params { x: normed.addr(), ..given.params(&gated_want, m) };
-                run_once(&join(ready, &joined_want));
-                run_once(&swiglu(dtype, kind, &ready));
-                run(&join(raw, &joined_got), 2);
+                let [want, got] = [m * n, m * n].map(|count| TestArray::output(dtype, count));
+                let raw = Params { norm: norm.addr(), ..given.params(&got, m) };
+                run_once(&swiglu(dtype, kind, &Params { x: normed.addr(), ..given.params(&want, m) }));
                 run(&swiglu(dtype, kind, &raw), 2);
-                assert_eq!(joined_got.values(), joined_want.values(), "joined, {dtype} {kind:?} {case:?}");
-                assert_eq!(gated_got.values(), gated_want.values(), "swiglu, {dtype} {kind:?} {case:?}");
+                assert_eq!(got.values(), want.values(), "{dtype} {kind:?} {case:?}");
             }
         }
     }
@@ -307,6 +274,9 @@ fn logits_equal_the_formula_and_do_not_know_their_batch() {
 /// that is not whole. The first one is also a case of several blocks of rows and of missing columns.
 const LONG_CASES_M_N_K: [(usize, usize, usize); 3] = [(67, 9, 4112), (1, 41, 8272), (3, 17, 12_304)];
 
+/// Elements of the heads of [`for_each_kind`], at most.
+const MAX_HEAD_DIM: usize = 150;
+
 /// Calls `f` with each kind of launch of these operands, by the output that it writes, and the output's type and size.
 fn for_each_kind(given: &Given, norm: &TestArray, m: usize, mut f: impl FnMut(&dyn Fn(Addr) -> Launch, DType, usize)) {
     let (kind, count) = (given.weights[0].kind, m * given.n);
@@ -318,9 +288,9 @@ fn for_each_kind(given: &Given, norm: &TestArray, m: usize, mut f: impl FnMut(&d
     f(&|y| logits(BF16, kind, &Params { y, ..single }), F32, count);
     f(&|y| swiglu(BF16, kind, &Params { y, ..pair }), BF16, count);
     f(&|y| swiglu(BF16, kind, &Params { y, norm: norm.addr(), ..pair }), BF16, count);
-    let second = |y: Addr| Params { w: pair.w2, scale: pair.scale2, y: y.offset(2 * count), ..single };
-    let products = |y| [Params { y, norm: norm.addr(), ..single }, Params { n: 0, ..single }, second(y)];
-    f(&|y| joined(BF16, kind, &JoinedParams::of(products(y))), BF16, 2 * count);
+    // A head has the columns of the other products, of which long rows allow few.
+    let case = QkvCase::new(BF16, kind, [m, given.k], [2, 1, given.n.next_multiple_of(2).min(MAX_HEAD_DIM)]);
+    f(&|y| super::qkv(BF16, kind, &case.params(y, norm.addr())), BF16, case.count());
 }
 
 fn variants_have_the_bits_of_the_chosen_plan() {
@@ -338,7 +308,7 @@ fn variants_have_the_bits_of_the_chosen_plan() {
                     let Launch::Kernel(chosen) = launch(got.addr()) else { return };
                     run(&Launch::Kernel(KernelLaunch { kernel: variant.kernel, ..chosen.clone() }), 2);
                     let name = chosen.kernel.name;
-                    assert!(got.values() == want.values(), "{name}, {}, {kind:?} {case:?}", variant.name);
+                    assert!(bits(&got) == bits(&want), "{name}, {}, {kind:?} {case:?}", variant.name);
                 }
             });
         }

@@ -29,7 +29,9 @@ mod tests;
 pub use super::tape::fill_zero;
 pub use activation::{gelu, gelu_tanh, swiglu};
 pub use add::add;
-pub use attention::{CuSeqlens, KvPages, SequencePages, attention, copy_kv_blocks, paged_attention, rotate_and_cache};
+pub use attention::{
+    CuSeqlens, KvDestination, KvPages, SequencePages, attention, copy_kv_blocks, paged_attention, rotate_and_cache,
+};
 pub use decode::{DecodeRows, DecodeSlot};
 pub use embedding::{embedding, embedding_with_vision_tokens};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
@@ -42,8 +44,8 @@ pub use lora_rows::{LoraStack, RowAdapters};
 pub use loss::{log_prob, weighted_sum};
 pub use norm::{patch_merge, rms_norm, rms_norm_add, rms_norm_branch};
 pub use packed::{
-    PackedWeight, packed_linear, packed_linear_joined, packed_linear_with_row_adapters, packed_logits,
-    packed_lora_linear, packed_swiglu,
+    PackedWeight, packed_linear, packed_linear_with_row_adapters, packed_logits, packed_lora_linear, packed_qkv,
+    packed_swiglu,
 };
 pub use patch_embedding::{DeviceFrames, PatchingParams, patch_embedding};
 pub use rotary::{RotaryFrequencies, RotaryTable, apply_rotary, rotary_table, split_and_rotate};
@@ -51,7 +53,7 @@ pub use rows::gather_rows;
 pub use sampling::{RowSampling, SampledTokens, SamplingTable, TokenHistory, sample};
 pub use siglip::{add_position_embeddings, layer_norm, normalise_rows, pool_attention};
 pub use skinny::{
-    InputNorm, skinny_linear, skinny_linear_joined, skinny_linear_with_row_adapters, skinny_logits, skinny_lora_linear,
+    InputNorm, skinny_linear, skinny_linear_with_row_adapters, skinny_logits, skinny_lora_linear, skinny_qkv,
     skinny_swiglu,
 };
 

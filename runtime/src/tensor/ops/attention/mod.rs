@@ -18,13 +18,16 @@
 use std::sync::Arc;
 
 use reel_kernels::paged_attention::BLOCK_TOKENS;
-use reel_kernels::{Addr, DType, attention as packed, block_copy, paged_attention as paged, rope_kv_write};
+use reel_kernels::{Addr, DType, attention as packed, paged_attention as paged};
 
-use super::{RotaryTable, size, want_alike, want_dtype, want_shape};
+use super::{size, want_dtype, want_shape};
 use crate::device::{Device, Kernels, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
+
+mod kv_write;
+pub use kv_write::{KvDestination, copy_kv_blocks, rotate_and_cache};
 
 /// Where each sequence begins if several sequences are packed into one row of tokens: `[0, len_0, len_0 + len_1, …]`,
 /// on the host and on the device.
@@ -331,85 +334,6 @@ impl KvPages {
             counters: counters.cloned(),
         }
     }
-}
-
-/// Rotates queries `[S, H, D]` and keys `[S, Hkv, D]` of the new tokens by the angles of the table, and writes keys and
-/// values into the caches `[blocks, BLOCK_TOKENS, Hkv, D]`. Returns the rotated queries, in the memory of `q`. Has no
-/// backward rule.
-///
-/// # Errors
-/// Shapes that do not match.
-pub fn rotate_and_cache(
-    cx: &Cx,
-    q: Tensor,
-    (k, v): (&Tensor, &Tensor),
-    table: &RotaryTable,
-    caches: (&Tensor, &Tensor),
-    pages: &KvPages,
-) -> Result<Tensor> {
-    let _op = in_op("rotate_and_cache");
-    const OP: &str = "rotate_and_cache";
-    let (tokens, query_heads, kv_heads, d) = heads(OP, &q, k, v)?;
-    let blocks = caches.0.shape().first().copied().unwrap_or(0);
-    for cache in [caches.0, caches.1] {
-        want_shape(
-            OP,
-            "cache",
-            cache,
-            &[blocks, BLOCK_TOKENS, kv_heads, d],
-            "[blocks, BLOCK_TOKENS, kv_heads, head_dim]",
-        )?;
-        want_dtype(OP, "cache", cache, k.dtype())?;
-    }
-    want_shape(OP, "slots", &pages.slots, &[tokens], "one slot for each new token")?;
-    let [cos, sin] = table.cos_and_sin();
-    want_shape(OP, "table", cos, &[tokens, d / 2], "[tokens, head_dim / 2]")?;
-    let p = rope_kv_write::Params {
-        q: q.addr(),
-        k: k.addr(),
-        v: v.addr(),
-        cos: cos.addr(),
-        sin: sin.addr(),
-        k_cache: caches.0.addr(),
-        v_cache: caches.1.addr(),
-        slots: pages.slots.addr(),
-        tokens: size(OP, tokens)?,
-        heads: size(OP, query_heads)?,
-        kv_heads: size(OP, kv_heads)?,
-        head_dim: size(OP, d)?,
-        pages: size(OP, blocks)?,
-        page: BLOCK_TOKENS as u32,
-    };
-    cx.launch(&rope_kv_write::write(k.dtype(), &p))?;
-    Ok(q)
-}
-
-/// Copies the keys and values of the first `tokens` tokens of blocks of the cache: for each row of `pairs` i32 `[N, 2]`
-/// from its first block to its second one. No block may be written twice, or both read and written. The numbers of
-/// blocks are not checked.
-pub fn copy_kv_blocks(cx: &Cx, caches: (&Tensor, &Tensor), pairs: &Tensor, tokens: usize) -> Result<()> {
-    const UNIT: usize = 16;
-    let _op = in_op("copy_kv_blocks");
-    const OP: &str = "copy_kv_blocks";
-    let blocks = caches.0.shape().first().copied().unwrap_or(0);
-    want_alike(OP, ("key cache", "value cache"), caches.0, caches.1)?;
-    let count = pairs.shape().first().copied().unwrap_or(0);
-    want_shape(OP, "pairs", pairs, &[count, 2], "source and destination of each copy")?;
-    want_dtype(OP, "pairs", pairs, DType::I32)?;
-    if tokens > BLOCK_TOKENS {
-        return Err(shape_error(OP, format!("{tokens} tokens of each block, which has {BLOCK_TOKENS}")));
-    }
-    let block_bytes = caches.0.bytes() / blocks.max(1);
-    let p = block_copy::Params {
-        k_cache: caches.0.addr(),
-        v_cache: caches.1.addr(),
-        pairs: pairs.addr(),
-        count: size(OP, count)?,
-        units: size(OP, block_bytes / UNIT)?,
-        copied: size(OP, (block_bytes / BLOCK_TOKENS * tokens).div_ceil(UNIT))?,
-        reserved: 0,
-    };
-    cx.launch(&block_copy::copy(&p))
 }
 
 /// Causal attention of new tokens q `[S, Hq, D]` to the cached keys of their sequences. Has no backward rule.

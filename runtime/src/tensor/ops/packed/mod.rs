@@ -11,13 +11,13 @@
 
 use half::bf16;
 use reel_kernels::matmul::{BF16_GROUP, INT8_GROUP, Matmul, Operand, bf16_groups, cpu, int8_groups};
-use reel_kernels::skinny::{self, JoinedParams, Params, WeightFormat};
+use reel_kernels::skinny::{self, Params, WeightFormat};
 use reel_kernels::{Addr, DType, Launch};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
-use super::skinny::{InputNorm, products_of};
-use super::{Lora, add, rows_cols, size, swiglu, want_dtype, want_shape};
+use super::skinny::{InputNorm, check_bias, results_of};
+use super::{KvDestination, Lora, add, rows_cols, size, swiglu, want_dtype, want_shape};
 use crate::device::{Device, Kernels, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
@@ -156,14 +156,11 @@ pub fn packed_linear(
         want_shape(OP, "residual", r, &shape, "the shape of the result")?;
         want_dtype(OP, "residual", r, x.dtype())?;
     }
-    if let Some(b) = b {
-        want_shape(OP, "bias", b, &w.shape[..1], "the rows of the weight")?;
-        want_dtype(OP, "bias", b, x.dtype())?;
-    }
+    check_bias(OP, x, b, &w.shape[..1])?;
     let address = |t: Option<&Tensor>| t.map_or(Addr::NULL, Tensor::addr);
     let y = cx.empty(&shape, x.dtype())?;
     if cx.device().kernels() == Kernels::Cuda {
-        let params = Params { bias: address(b), residual: address(residual), ..params(OP, x, w, &y)? };
+        let params = Params { bias: address(b), residual: address(residual), ..params(OP, x, w, y.addr())? };
         cx.launch(&skinny::linear(x.dtype(), WeightFormat::Int8, &params))?;
         return Ok(y);
     }
@@ -171,31 +168,34 @@ pub fn packed_linear(
     residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
-/// Three products of the same x, after its norm, each with the bits of [`packed_linear`]: weights `[Ni, K]` and biases
-/// `[Ni]` give `[.., Ni]` each. On a GPU they are one launch.
-pub fn packed_linear_joined(
+/// The queries, keys and values of a decode step, as [`super::skinny_qkv`] with the bits of [`packed_linear`]: x
+/// `[R, K]`, weights `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch.
+///
+/// # Errors
+/// Shapes that do not match; out of memory.
+pub fn packed_qkv(
     cx: &Cx,
     x: &Tensor,
     norm: Option<InputNorm>,
     layers: [(&PackedWeight, Option<&Tensor>); 3],
-) -> Result<[Tensor; 3]> {
-    let _op = in_op("packed_linear_joined");
-    const OP: &str = "packed_linear_joined";
+    to: KvDestination,
+) -> Result<Tensor> {
+    let _op = in_op("packed_qkv");
+    const OP: &str = "packed_qkv";
     if cx.device().kernels() == Kernels::Cpu {
         let x = InputNorm::apply(norm, cx, x)?;
-        return products_of(layers, |(w, b)| packed_linear(cx, &x, w, b, None));
+        return to.rotate_and_cache_rows(cx, results_of(layers, |(w, b)| packed_linear(cx, &x, w, b, None))?);
     }
     let (norm, eps) = InputNorm::params(norm, OP, x)?;
-    let products = products_of(layers, |(w, b)| {
-        let y = cx.empty(&check(cx, OP, x, w)?, x.dtype())?;
-        if let Some(b) = b {
-            want_shape(OP, "bias", b, &w.shape[..1], "the rows of the weight")?;
-            want_dtype(OP, "bias", b, x.dtype())?;
-        }
-        Ok((Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..params(OP, x, w, &y)? }, y))
+    let products = results_of(layers, |(w, b)| {
+        check(cx, OP, x, w)?;
+        check_bias(OP, x, b, &w.shape[..1])?;
+        Ok(Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..params(OP, x, w, Addr::NULL)? })
     })?;
-    cx.launch(&skinny::joined(x.dtype(), WeightFormat::Int8, &JoinedParams::of(products.each_ref().map(|(p, _)| *p))))?;
-    Ok(products.map(|(_, y)| y))
+    let [of_q, ..] = products;
+    let q = cx.empty(&to.query_shape(OP, of_q.m as usize, of_q.n as usize)?, x.dtype())?;
+    cx.launch(&skinny::qkv(x.dtype(), WeightFormat::Int8, &to.qkv_params(OP, products, &q)?))?;
+    Ok(q)
 }
 
 /// [`packed_linear`] with a LoRA adapter in the dtype of x: adds `scale · (x · downᵀ) · upᵀ`.
@@ -249,7 +249,7 @@ pub fn packed_swiglu(
     }
     let (norm, eps) = InputNorm::params(norm, OP, x)?;
     let y = cx.empty(&check(cx, OP, x, gate)?, x.dtype())?;
-    let second = Params { w2: up.elements.addr(), scale2: up.scales(), ..params(OP, x, gate, &y)? };
+    let second = Params { w2: up.elements.addr(), scale2: up.scales(), ..params(OP, x, gate, y.addr())? };
     let params = Params { norm, eps, ..second };
     cx.launch(&skinny::swiglu(x.dtype(), WeightFormat::Int8, &params))?;
     Ok(y)
@@ -261,7 +261,7 @@ pub fn packed_logits(cx: &Cx, x: &Tensor, w: &PackedWeight) -> Result<Tensor> {
     const OP: &str = "packed_logits";
     let y = cx.empty(&check(cx, OP, x, w)?, DType::F32)?;
     if cx.device().kernels() == Kernels::Cuda {
-        cx.launch(&skinny::logits(x.dtype(), WeightFormat::Int8, &params(OP, x, w, &y)?))?;
+        cx.launch(&skinny::logits(x.dtype(), WeightFormat::Int8, &params(OP, x, w, y.addr())?))?;
     } else {
         cx.launch(&Launch::Matmul(product(OP, x, w, &y)?))?;
     }
@@ -313,7 +313,7 @@ fn product(op: &'static str, x: &Tensor, w: &PackedWeight, y: &Tensor) -> Result
 }
 
 /// The skinny kernel's parameters for `y = x wᵀ` with an int8 weight: a GPU has no others.
-fn params(op: &'static str, x: &Tensor, w: &PackedWeight, y: &Tensor) -> Result<Params> {
+fn params(op: &'static str, x: &Tensor, w: &PackedWeight, y: Addr) -> Result<Params> {
     let (m, k) = rows_cols(op, "x", x)?;
     Ok(Params {
         x: x.addr(),
@@ -324,7 +324,7 @@ fn params(op: &'static str, x: &Tensor, w: &PackedWeight, y: &Tensor) -> Result<
         bias: Addr::NULL,
         residual: Addr::NULL,
         norm: Addr::NULL,
-        y: y.addr(),
+        y,
         m: size(op, m)?,
         n: size(op, w.shape[0])?,
         k: size(op, k)?,

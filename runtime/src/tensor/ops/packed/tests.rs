@@ -4,10 +4,9 @@ use reel_kernels::int8::quantize_row;
 
 use super::*;
 use crate::device::SimOptions;
+use crate::tensor::ops::tests::kv::SmallKvCache;
 use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};
-use crate::tensor::ops::{
-    rms_norm, skinny_linear, skinny_linear_joined, skinny_logits, skinny_lora_linear, skinny_swiglu,
-};
+use crate::tensor::ops::{rms_norm, skinny_linear, skinny_logits, skinny_lora_linear, skinny_qkv, skinny_swiglu};
 
 /// A random weight `[n, k]`: its int8 elements and its scales.
 fn quantised([n, k]: [usize; 2], seed: u32) -> (Vec<i8>, Vec<f32>) {
@@ -187,10 +186,11 @@ proptest! {
                 prop_assert_eq!(got.dtype(), want.dtype());
                 prop_assert_eq!(got.to_f32().unwrap(), want.to_f32().unwrap(), "{} product {}", dtype, i);
             }
-            let joined = packed_linear_joined(&cx, &x, norm(), [(&w, b), (&up, None), (&w, None)]).unwrap();
-            let plain = skinny_linear_joined(&cx, &x, norm(), [(&plain, b), (&plain_up, None), (&plain, None)]).unwrap();
-            for (got, want) in joined.iter().zip(&plain) {
-                prop_assert_eq!(got.to_f32().unwrap(), want.to_f32().unwrap());
+            let kv = || SmallKvCache::new(&cx, dtype, [m, 1, n]);
+            if n % 2 == 0 {
+                let got = kv().results(|to| packed_qkv(&cx, &x, norm(), [(&w, b), (&up, None), (&w, None)], to));
+                let plain = [(&plain, b), (&plain_up, None), (&plain, None)];
+                prop_assert_eq!(got, kv().results(|to| skinny_qkv(&cx, &x, norm(), plain, to)));
             }
         }
     }
@@ -234,11 +234,12 @@ fn a_norm_before_products_has_the_bits_of_rms_norm() {
             let (cx, k) = (Cx::inference(&device, dtype), 144);
             let of = |shape: &[usize], salt| tensor(&device, shape, dtype, salt);
             let (x, norm_weight, b) = (of(&[m, k], 1), of(&[k], 2), of(&[24], 3));
-            let [q, up, v] = [(24, 4), (24, 5), (8, 6)].map(|(n, seed)| weight(&device, [n, k], seed));
-            let layers = [(&q, Some(&b)), (&up, None), (&v, None)];
+            let [q, up] = [4, 5].map(|seed| weight(&device, [24, k], seed));
+            let [key, v] = [6, 7].map(|seed| weight(&device, [8, k], seed));
+            let layers = [(&q, Some(&b)), (&key, None), (&v, None)];
             let all = |x: &Tensor, norm: Option<InputNorm>| {
-                let [a, b, c] = packed_linear_joined(&cx, x, norm, layers).unwrap();
-                [a, b, c, packed_swiglu(&cx, x, norm, &q, &up).unwrap()].map(|t| t.to_f32().unwrap())
+                let qkv = SmallKvCache::new(&cx, dtype, [m, 1, 8]).results(|to| packed_qkv(&cx, x, norm, layers, to));
+                (qkv, packed_swiglu(&cx, x, norm, &q, &up).unwrap().to_f32().unwrap())
             };
             let normed = rms_norm(&cx, &x, &norm_weight, 1e-6).unwrap();
             assert_eq!(all(&x, Some(InputNorm { weight: &norm_weight, eps: 1e-6 })), all(&normed, None), "{device:?}");

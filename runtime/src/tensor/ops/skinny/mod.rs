@@ -4,13 +4,15 @@
 //! work before and after it (norm, bias, residual, SwiGLU); its bits differ from those of [`super::linear`]. On the CPU
 //! these ops call [`super::linear`]. No op here has a backward rule.
 
-use reel_kernels::skinny::{self, JoinedParams, Params, WeightFormat};
+use reel_kernels::skinny::{self, Params, WeightFormat};
 use reel_kernels::tuning::{self, Choices};
 use reel_kernels::{Addr, DType};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
-use super::{Lora, add, linear, lora_linear, matmul, rms_norm, rows_cols, size, swiglu, want_dtype, want_shape};
+use super::{
+    KvDestination, Lora, add, linear, lora_linear, matmul, rms_norm, rows_cols, size, swiglu, want_dtype, want_shape,
+};
 use crate::device::{Kernels, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
@@ -54,8 +56,8 @@ impl InputNorm<'_> {
     }
 }
 
-/// Checks the operands of `x wᵀ`. Returns the kernel parameters and the allocated result of type `dtype`.
-fn product(cx: &Cx, x: &Tensor, w: &Tensor, dtype: DType) -> Result<(Params, Tensor)> {
+/// Checks the operands of `x wᵀ`. Returns the kernel parameters without a result.
+fn product(x: &Tensor, w: &Tensor) -> Result<Params> {
     const OP: &str = "skinny_linear";
     let (m, k) = rows_cols(OP, "x", x)?;
     let n = match w.shape() {
@@ -70,8 +72,7 @@ fn product(cx: &Cx, x: &Tensor, w: &Tensor, dtype: DType) -> Result<(Params, Ten
             ));
         }
     };
-    let y = cx.empty(&[m, n], dtype)?;
-    let params = Params {
+    Ok(Params {
         x: x.addr(),
         w: w.addr(),
         w2: Addr::NULL,
@@ -80,13 +81,18 @@ fn product(cx: &Cx, x: &Tensor, w: &Tensor, dtype: DType) -> Result<(Params, Ten
         bias: Addr::NULL,
         residual: Addr::NULL,
         norm: Addr::NULL,
-        y: y.addr(),
+        y: Addr::NULL,
         m: size(OP, m)?,
         n: size(OP, n)?,
         k: size(OP, k)?,
         eps: 0.0,
-    };
-    Ok((params, y))
+    })
+}
+
+/// Allocates the result `[M, N]` of the product, and enters it in the parameters.
+fn with_result(cx: &Cx, params: Params, dtype: DType) -> Result<(Params, Tensor)> {
+    let y = cx.empty(&[params.m as usize, params.n as usize], dtype)?;
+    Ok((Params { y: y.addr(), ..params }, y))
 }
 
 /// `x wᵀ + b + residual`: x `[M, K]`, w `[N, K]`, b `[N]`, residual `[M, N]` give `[M, N]`.
@@ -102,47 +108,54 @@ pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residu
         let y = linear(cx, x, w, b)?;
         return residual.map_or(Ok(y.clone()), |r| add(cx, r, &y));
     }
-    let (params, y) = product(cx, x, w, x.dtype())?;
-    if let Some(b) = b {
-        want_shape(OP, "bias", b, &w.shape()[..1], "the rows of the weight")?;
-        want_dtype(OP, "bias", b, x.dtype())?;
-    }
+    let (params, y) = with_result(cx, product(x, w)?, x.dtype())?;
+    check_bias(OP, x, b, &w.shape()[..1])?;
     let address = |t: Option<&Tensor>| t.map_or(Addr::NULL, Tensor::addr);
     let params = Params { bias: address(b), residual: address(residual), ..params };
     cx.launch(&skinny::linear(x.dtype(), WeightFormat::Bf16, &params))?;
     Ok(y)
 }
 
-/// Three products of the same x, after its norm, each with the bits of [`skinny_linear`]: weights `[Ni, K]` and biases
-/// `[Ni]` give `[M, Ni]` each. On a GPU they are one launch.
-pub fn skinny_linear_joined(
+/// The queries, keys and values of a decode step: three products of the same x, after its norm, with the bits of
+/// [`skinny_linear`]. Queries and keys are rotated, keys and values are written into the caches. x `[R, K]`, weights
+/// `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch.
+///
+/// # Errors
+/// Shapes that do not match; out of memory.
+pub fn skinny_qkv(
     cx: &Cx,
     x: &Tensor,
     norm: Option<InputNorm>,
     layers: [(&Tensor, Option<&Tensor>); 3],
-) -> Result<[Tensor; 3]> {
-    let _op = in_op("skinny_linear_joined");
-    const OP: &str = "skinny_linear_joined";
+    to: KvDestination,
+) -> Result<Tensor> {
+    let _op = in_op("skinny_qkv");
+    const OP: &str = "skinny_qkv";
     let fits = layers.iter().map(|(w, _)| uses_skinny_kernel(cx, x, w)).collect::<Result<Vec<_>>>()?;
     if fits.contains(&false) {
         let x = InputNorm::apply(norm, cx, x)?;
-        return products_of(layers, |(w, b)| linear(cx, &x, w, b));
+        return to.rotate_and_cache_rows(cx, results_of(layers, |(w, b)| linear(cx, &x, w, b))?);
     }
     let (norm, eps) = InputNorm::params(norm, OP, x)?;
-    let products = products_of(layers, |(w, b)| {
-        if let Some(b) = b {
-            want_shape(OP, "bias", b, &w.shape()[..1], "the rows of the weight")?;
-            want_dtype(OP, "bias", b, x.dtype())?;
-        }
-        let (params, y) = product(cx, x, w, x.dtype())?;
-        Ok((Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..params }, y))
+    let products = results_of(layers, |(w, b)| {
+        check_bias(OP, x, b, &w.shape()[..1])?;
+        Ok(Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..product(x, w)? })
     })?;
-    cx.launch(&skinny::joined(x.dtype(), WeightFormat::Bf16, &JoinedParams::of(products.each_ref().map(|(p, _)| *p))))?;
-    Ok(products.map(|(_, y)| y))
+    let [of_q, ..] = products;
+    let q = cx.empty(&to.query_shape(OP, of_q.m as usize, of_q.n as usize)?, x.dtype())?;
+    cx.launch(&skinny::qkv(x.dtype(), WeightFormat::Bf16, &to.qkv_params(OP, products, &q)?))?;
+    Ok(q)
+}
+
+/// Checks that a bias has the shape `rows` of one element for each row of the weight, and the dtype of x.
+pub(super) fn check_bias(op: &'static str, x: &Tensor, bias: Option<&Tensor>, rows: &[usize]) -> Result<()> {
+    let Some(bias) = bias else { return Ok(()) };
+    want_shape(op, "bias", bias, rows, "the rows of the weight")?;
+    want_dtype(op, "bias", bias, x.dtype())
 }
 
 /// Calls `f` with each layer until it fails.
-pub(super) fn products_of<L, T>(layers: [L; 3], mut f: impl FnMut(L) -> Result<T>) -> Result<[T; 3]> {
+pub(super) fn results_of<L, T>(layers: [L; 3], mut f: impl FnMut(L) -> Result<T>) -> Result<[T; 3]> {
     let [a, b, c] = layers;
     Ok([f(a)?, f(b)?, f(c)?])
 }
@@ -197,7 +210,7 @@ pub fn skinny_swiglu(cx: &Cx, x: &Tensor, norm: Option<InputNorm>, gate: &Tensor
         return swiglu(cx, &linear(cx, &x, gate, None)?, &linear(cx, &x, up, None)?);
     }
     let (norm, eps) = InputNorm::params(norm, OP, x)?;
-    let (params, y) = product(cx, x, gate, x.dtype())?;
+    let (params, y) = with_result(cx, product(x, gate)?, x.dtype())?;
     cx.launch(&skinny::swiglu(x.dtype(), WeightFormat::Bf16, &Params { w2: up.addr(), norm, eps, ..params }))?;
     Ok(y)
 }
@@ -208,7 +221,7 @@ pub fn skinny_logits(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<Tensor> {
     if !is_decode_product(cx, x, w, |choices| choices.logits_max_rows)? {
         return matmul(cx, x, w, DType::F32);
     }
-    let (params, y) = product(cx, x, w, DType::F32)?;
+    let (params, y) = with_result(cx, product(x, w)?, DType::F32)?;
     cx.launch(&skinny::logits(x.dtype(), WeightFormat::Bf16, &params))?;
     Ok(y)
 }

@@ -4,6 +4,7 @@ use reel_kernels::compile;
 use super::*;
 use crate::device::{Device, MemoryCategory, SimOptions};
 use crate::tensor::ops::LoraStack;
+use crate::tensor::ops::tests::kv::SmallKvCache;
 use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};
 
 /// The results of `skinny_linear` with bias and residual, `skinny_swiglu`, `skinny_logits`, and `skinny_lora_linear`.
@@ -138,12 +139,13 @@ fn a_norm_before_products_has_the_bits_of_rms_norm() {
                 Tensor::from_f32(&device, shape, dtype, &values, MemoryCategory::Weights).unwrap()
             };
             let (x, weight) = (tensor(&[m, k], dtype, 1), tensor(&[k], dtype, 2));
-            let (q, up) = (tensor(&[24, k], DType::BF16, 3), tensor(&[24, k], DType::BF16, 4));
-            let (v, b) = (tensor(&[8, k], DType::BF16, 5), tensor(&[24], dtype, 6));
-            let layers = [(&q, Some(&b)), (&up, None), (&v, None)];
+            let [q, up] = [3, 4].map(|seed| tensor(&[24, k], DType::BF16, seed));
+            let [key, v] = [5, 7].map(|seed| tensor(&[8, k], DType::BF16, seed));
+            let b = tensor(&[24], dtype, 6);
+            let layers = [(&q, Some(&b)), (&key, None), (&v, None)];
             let of = |x: &Tensor, norm: Option<InputNorm>| {
-                let [a, b, c] = skinny_linear_joined(&cx, x, norm, layers).unwrap();
-                [a, b, c, skinny_swiglu(&cx, x, norm, &q, &up).unwrap()].map(|t| t.to_f32().unwrap())
+                let qkv = SmallKvCache::new(&cx, dtype, [m, 1, 8]).results(|to| skinny_qkv(&cx, x, norm, layers, to));
+                (qkv, skinny_swiglu(&cx, x, norm, &q, &up).unwrap().to_f32().unwrap())
             };
             let normed = rms_norm(&cx, &x, &weight, 1e-6).unwrap();
             assert_eq!(of(&x, Some(InputNorm { weight: &weight, eps: 1e-6 })), of(&normed, None), "{device:?} {m}");
@@ -174,8 +176,18 @@ fn rejects_shapes_that_do_not_match() {
         fails(skinny_swiglu(&cx, &x, None, &w, &short), "up has shape [3, 5], expected [3, 4]");
         let norm = Some(InputNorm { weight: &of(&[5], DType::F32), eps: 1e-6 });
         fails(skinny_swiglu(&cx, &x, norm, &w, &w), "[5]");
-        let joined = skinny_linear_joined(&cx, &x, norm, [(&w, None), (&w, None), (&w, None)]);
-        fails(joined.map(|[q, ..]| q), "[5]");
+        let even = of(&[4, 4], DType::BF16);
+        let kv = SmallKvCache::new(&cx, DType::F32, [2, 1, 4]);
+        let qkv = |norm, q, k, v| skinny_qkv(&cx, &x, norm, [(q, None), (k, None), (v, None)], kv.destination());
+        fails(qkv(norm, &even, &even, &even), "[5]");
+        fails(qkv(None, &w, &even, &even), "the queries have 3 columns, which are not heads of 4 elements");
+        fails(
+            qkv(None, &even, &w, &even),
+            "keys and values have 3 and 4 columns, but the cache has 1 heads of 4 elements",
+        );
+        let other = SmallKvCache::new(&cx, DType::F32, [3, 1, 4]);
+        let layers = [(&even, None), (&even, None), (&even, None)];
+        fails(skinny_qkv(&cx, &x, None, layers, other.destination()), "slots has shape [3], expected [2]");
         fails(skinny_logits(&cx, &x, &short), "weight has shape [3, 5], but the last dimension of x is 4");
     }
 }

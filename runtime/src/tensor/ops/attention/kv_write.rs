@@ -1,0 +1,207 @@
+//! Writes to the KV cache: keys and values of new tokens, and copies of whole cache blocks.
+
+use reel_kernels::paged_attention::BLOCK_TOKENS;
+use reel_kernels::skinny::{Params, QkvParams};
+use reel_kernels::{DType, block_copy, rope_kv_write};
+
+use super::{KvPages, heads};
+use crate::device::in_op;
+use crate::error::{Result, shape_error};
+use crate::tensor::Tensor;
+use crate::tensor::cx::Cx;
+use crate::tensor::ops::{RotaryTable, rows_cols, size, want_alike, want_dtype, want_shape};
+
+/// Where the keys and values of new tokens go, and by which angles queries and keys are rotated before.
+#[derive(Clone, Copy, Debug)]
+pub struct KvDestination<'a> {
+    /// The angles of the new tokens `[S, D / 2]`.
+    pub rotary: &'a RotaryTable,
+    /// The caches of keys and of values, `[blocks, BLOCK_TOKENS, Hkv, D]` each.
+    pub caches: (&'a Tensor, &'a Tensor),
+    /// The slot of each new token.
+    pub pages: &'a KvPages,
+}
+
+impl KvDestination<'_> {
+    /// Checks the shapes for `tokens` new tokens with `kv_heads` heads of `head_dim` elements of `dtype`. Returns the
+    /// number of cache blocks.
+    fn check(&self, op: &'static str, [tokens, kv_heads, head_dim]: [usize; 3], dtype: DType) -> Result<usize> {
+        let blocks = self.caches.0.shape().first().copied().unwrap_or(0);
+        for cache in [self.caches.0, self.caches.1] {
+            want_shape(
+                op,
+                "cache",
+                cache,
+                &[blocks, BLOCK_TOKENS, kv_heads, head_dim],
+                "[blocks, BLOCK_TOKENS, kv_heads, head_dim]",
+            )?;
+            want_dtype(op, "cache", cache, dtype)?;
+        }
+        want_shape(op, "slots", &self.pages.slots, &[tokens], "one slot for each new token")?;
+        let [cos, _] = self.rotary.cos_and_sin();
+        want_shape(op, "table", cos, &[tokens, head_dim / 2], "[tokens, head_dim / 2]")?;
+        Ok(blocks)
+    }
+
+    /// The heads of the caches and their elements.
+    ///
+    /// # Errors
+    /// A cache of keys that does not have four dimensions.
+    fn kv_heads_and_head_dim(&self, op: &'static str) -> Result<[usize; 2]> {
+        match *self.caches.0.shape() {
+            [_, _, kv_heads, head_dim] => Ok([kv_heads, head_dim]),
+            _ => Err(shape_error(op, "the cache does not have the shape [blocks, BLOCK_TOKENS, kv_heads, head_dim]")),
+        }
+    }
+
+    /// Checks the numbers of columns of keys and values.
+    fn check_columns(&self, op: &'static str, [keys, values]: [usize; 2]) -> Result<()> {
+        let [kv_heads, head_dim] = self.kv_heads_and_head_dim(op)?;
+        if [keys, values] == [kv_heads * head_dim; 2] {
+            return Ok(());
+        }
+        let text = format!(
+            "keys and values have {keys} and {values} columns, but the cache has {kv_heads} heads of {head_dim} elements"
+        );
+        Err(shape_error(op, text))
+    }
+
+    /// The shape of the queries `[S, H, D]` of `tokens` new tokens, which are `columns` wide.
+    ///
+    /// # Errors
+    /// Columns that are not whole heads; heads of an odd number of elements.
+    pub(in crate::tensor::ops) fn query_shape(
+        &self,
+        op: &'static str,
+        tokens: usize,
+        columns: usize,
+    ) -> Result<[usize; 3]> {
+        let [_, head_dim] = self.kv_heads_and_head_dim(op)?;
+        if head_dim == 0 || !head_dim.is_multiple_of(2) || !columns.is_multiple_of(head_dim) {
+            let text = format!(
+                "the queries have {columns} columns, which are not heads of {head_dim} elements, an even number"
+            );
+            return Err(shape_error(op, text));
+        }
+        Ok([tokens, columns / head_dim, head_dim])
+    }
+
+    /// The parameters of the kernel that computes the products to q, k and v and writes the results: to `q`, whose shape
+    /// is [`KvDestination::query_shape`], and to the caches. The results of `products` are ignored; all have the same x
+    /// and norm.
+    ///
+    /// # Errors
+    /// Shapes that do not match.
+    pub(in crate::tensor::ops) fn qkv_params(
+        &self,
+        op: &'static str,
+        [of_q, of_k, of_v]: [Params; 3],
+        q: &Tensor,
+    ) -> Result<QkvParams> {
+        let [kv_heads, head_dim] = self.kv_heads_and_head_dim(op)?;
+        let blocks = self.check(op, [of_q.m as usize, kv_heads, head_dim], q.dtype())?;
+        self.check_columns(op, [of_k.n as usize, of_v.n as usize])?;
+        let [cos, sin] = self.rotary.cos_and_sin();
+        Ok(QkvParams {
+            x: of_q.x,
+            norm: of_q.norm,
+            w_q: of_q.w,
+            w_k: of_k.w,
+            w_v: of_v.w,
+            scale_q: of_q.scale,
+            scale_k: of_k.scale,
+            scale_v: of_v.scale,
+            bias_q: of_q.bias,
+            bias_k: of_k.bias,
+            bias_v: of_v.bias,
+            cos: cos.addr(),
+            sin: sin.addr(),
+            slots: self.pages.slots.addr(),
+            q: q.addr(),
+            k_cache: self.caches.0.addr(),
+            v_cache: self.caches.1.addr(),
+            m: of_q.m,
+            k: of_q.k,
+            heads: of_q.n / size(op, head_dim)?,
+            kv_heads: size(op, kv_heads)?,
+            head_dim: size(op, head_dim)?,
+            pages: size(op, blocks)?,
+            page: BLOCK_TOKENS as u32,
+            eps: of_q.eps,
+        })
+    }
+
+    /// Rotates and writes what the products to q `[S, H · D]`, k and v `[S, Hkv · D]` gave; returns the rotated queries
+    /// `[S, H, D]`. Has no backward rule.
+    ///
+    /// # Errors
+    /// Shapes that do not match.
+    pub fn rotate_and_cache_rows(&self, cx: &Cx, [q, k, v]: [Tensor; 3]) -> Result<Tensor> {
+        const OP: &str = "rotate_and_cache";
+        let (tokens, columns) = rows_cols(OP, "q", &q)?;
+        let [kv_heads, head_dim] = self.kv_heads_and_head_dim(OP)?;
+        let q = q.reshape(&self.query_shape(OP, tokens, columns)?)?;
+        self.check_columns(OP, [rows_cols(OP, "k", &k)?.1, rows_cols(OP, "v", &v)?.1])?;
+        let [k, v] = [k.reshape(&[tokens, kv_heads, head_dim])?, v.reshape(&[tokens, kv_heads, head_dim])?];
+        rotate_and_cache(cx, q, (&k, &v), *self)
+    }
+}
+
+/// Rotates queries `[S, H, D]` and keys `[S, Hkv, D]` of the new tokens, and writes keys and values into the caches.
+/// Returns the rotated queries, in the memory of `q`. Has no backward rule.
+///
+/// # Errors
+/// Shapes that do not match.
+pub fn rotate_and_cache(cx: &Cx, q: Tensor, (k, v): (&Tensor, &Tensor), to: KvDestination) -> Result<Tensor> {
+    let _op = in_op("rotate_and_cache");
+    const OP: &str = "rotate_and_cache";
+    let (tokens, query_heads, kv_heads, d) = heads(OP, &q, k, v)?;
+    let blocks = to.check(OP, [tokens, kv_heads, d], k.dtype())?;
+    let [cos, sin] = to.rotary.cos_and_sin();
+    let p = rope_kv_write::Params {
+        q: q.addr(),
+        k: k.addr(),
+        v: v.addr(),
+        cos: cos.addr(),
+        sin: sin.addr(),
+        k_cache: to.caches.0.addr(),
+        v_cache: to.caches.1.addr(),
+        slots: to.pages.slots.addr(),
+        tokens: size(OP, tokens)?,
+        heads: size(OP, query_heads)?,
+        kv_heads: size(OP, kv_heads)?,
+        head_dim: size(OP, d)?,
+        pages: size(OP, blocks)?,
+        page: BLOCK_TOKENS as u32,
+    };
+    cx.launch(&rope_kv_write::write(k.dtype(), &p))?;
+    Ok(q)
+}
+
+/// Copies the keys and values of the first `tokens` tokens of blocks of the cache: for each row of `pairs` i32 `[N, 2]`
+/// from its first block to its second one. No block may be written twice, or both read and written. The numbers of
+/// blocks are not checked.
+pub fn copy_kv_blocks(cx: &Cx, caches: (&Tensor, &Tensor), pairs: &Tensor, tokens: usize) -> Result<()> {
+    const UNIT: usize = 16;
+    let _op = in_op("copy_kv_blocks");
+    const OP: &str = "copy_kv_blocks";
+    let blocks = caches.0.shape().first().copied().unwrap_or(0);
+    want_alike(OP, ("key cache", "value cache"), caches.0, caches.1)?;
+    let count = pairs.shape().first().copied().unwrap_or(0);
+    want_shape(OP, "pairs", pairs, &[count, 2], "source and destination of each copy")?;
+    want_dtype(OP, "pairs", pairs, DType::I32)?;
+    if tokens > BLOCK_TOKENS {
+        return Err(shape_error(OP, format!("{tokens} tokens of each block, which has {BLOCK_TOKENS}")));
+    }
+    let block_bytes = caches.0.bytes() / blocks.max(1);
+    let p = block_copy::Params {
+        k_cache: caches.0.addr(),
+        v_cache: caches.1.addr(),
+        pairs: pairs.addr(),
+        count: size(OP, count)?,
+        units: size(OP, block_bytes / UNIT)?,
+        copied: size(OP, (block_bytes / BLOCK_TOKENS * tokens).div_ceil(UNIT))?,
+        reserved: 0,
+    };
+    cx.launch(&block_copy::copy(&p))
+}
