@@ -83,9 +83,20 @@ pub(super) mod avx512 {
     const BLOCK: usize = 12;
     /// With more rows of A the tile functions are as fast: the arithmetic takes longer than reading B.
     const MOST: usize = 3 * BLOCK;
-    /// Pairs of a group (8 KiB) that all blocks of rows multiply before the next ones, so that memory is read without a
-    /// break.
-    const CHUNK: usize = 64;
+    /// Pairs of a group (32 KiB) that all blocks of rows multiply before the next ones. The first block reads them from
+    /// memory, the others from the second-level cache. Chunks of 8 KiB, which fit into the first level, are slower: each
+    /// block loads and stores its sums once a chunk (benches/results/amd-epyc/2026-11-24-few-rows.json).
+    const CHUNK: usize = 256;
+
+    /// Where a block of rows prefetches the pairs of B to.
+    mod fetch {
+        /// The first-level cache, past the second level, for pairs that are read once.
+        pub const ONCE: u8 = 0;
+        /// The second-level cache, for pairs that other blocks read again.
+        pub const SHARED: u8 = 1;
+        /// Nowhere: another block has prefetched the pairs.
+        pub const NONE: u8 = 2;
+    }
 
     /// Packs a block, see `pack_with`.
     ///
@@ -142,7 +153,7 @@ pub(super) mod avx512 {
     }
 
     macro_rules! thin {
-        ($name:ident, $strip:ident, $features:literal, $kind:ident, $units:literal) => {
+        ($name:ident, $of_rows:ident, $strip:ident, $features:literal, $kind:ident, $units:literal) => {
             /// # Safety
             /// The processor has the named features; `a` holds `[units][m]` with `m` of 1 to 36; the group with row
             /// `row` of B is stored, and `row` begins it; `acc` is `[m][32]`.
@@ -163,21 +174,36 @@ pub(super) mod avx512 {
                                 add: k > 0,
                             };
                             let acc = acc.add(first * BF16_GROUP);
-                            match last - first {
-                                1 => $strip::<1>(strip, acc),
-                                2 => $strip::<2>(strip, acc),
-                                3 => $strip::<3>(strip, acc),
-                                4 => $strip::<4>(strip, acc),
-                                5 => $strip::<5>(strip, acc),
-                                6 => $strip::<6>(strip, acc),
-                                7 => $strip::<7>(strip, acc),
-                                8 => $strip::<8>(strip, acc),
-                                9 => $strip::<9>(strip, acc),
-                                10 => $strip::<10>(strip, acc),
-                                11 => $strip::<11>(strip, acc),
-                                _ => $strip::<12>(strip, acc),
+                            match (blocks, block) {
+                                (1, _) => $of_rows::<{ fetch::ONCE }>(last - first, strip, acc),
+                                (_, 0) => $of_rows::<{ fetch::SHARED }>(last - first, strip, acc),
+                                _ => $of_rows::<{ fetch::NONE }>(last - first, strip, acc),
                             }
                         }
+                    }
+                }
+            }
+
+            /// Computes the sums of `rows` rows of A, 1 to 12, and 32 rows of B.
+            ///
+            /// # Safety
+            /// The conditions of `$strip`.
+            unsafe fn $of_rows<const FETCH: u8>(rows: usize, strip: Strip, acc: *mut f32) {
+                // SAFETY: the conditions of this function.
+                unsafe {
+                    match rows {
+                        1 => $strip::<1, FETCH>(strip, acc),
+                        2 => $strip::<2, FETCH>(strip, acc),
+                        3 => $strip::<3, FETCH>(strip, acc),
+                        4 => $strip::<4, FETCH>(strip, acc),
+                        5 => $strip::<5, FETCH>(strip, acc),
+                        6 => $strip::<6, FETCH>(strip, acc),
+                        7 => $strip::<7, FETCH>(strip, acc),
+                        8 => $strip::<8, FETCH>(strip, acc),
+                        9 => $strip::<9, FETCH>(strip, acc),
+                        10 => $strip::<10, FETCH>(strip, acc),
+                        11 => $strip::<11, FETCH>(strip, acc),
+                        _ => $strip::<12, FETCH>(strip, acc),
                     }
                 }
             }
@@ -187,7 +213,7 @@ pub(super) mod avx512 {
             /// # Safety
             /// The processor has the named features; the strip lies inside its operands; `acc` is `[M][32]`.
             #[target_feature(enable = $features)]
-            unsafe fn $strip<const M: usize>(s: Strip, acc: *mut f32) {
+            unsafe fn $strip<const M: usize, const FETCH: u8>(s: Strip, acc: *mut f32) {
                 let mut sums = [[_mm512_setzero_ps(); 2]; M];
                 if s.add {
                     for m in 0..M {
@@ -201,8 +227,13 @@ pub(super) mod avx512 {
                 for p in 0..whole {
                     let at = s.b.wrapping_add(p * LANES);
                     // A prefetch may name any address.
-                    _mm_prefetch::<_MM_HINT_NTA>(at.wrapping_add(AHEAD).cast());
-                    _mm_prefetch::<_MM_HINT_NTA>(at.wrapping_add(AHEAD + 16).cast());
+                    for line in [AHEAD, AHEAD + 16] {
+                        match FETCH {
+                            fetch::ONCE => _mm_prefetch::<_MM_HINT_NTA>(at.wrapping_add(line).cast()),
+                            fetch::SHARED => _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line).cast()),
+                            _ => (),
+                        }
+                    }
                     // SAFETY: the strip has pair `p` of B and the units of A that belong to it.
                     unsafe {
                         let b = [_mm512_loadu_si512(at.cast()), _mm512_loadu_si512(at.add(16).cast())];
@@ -226,8 +257,8 @@ pub(super) mod avx512 {
             }
         };
     }
-    thin!(thin_pairs, strip_pairs, "avx512f,avx512bw,avx512bf16", pairs, 1);
-    thin!(thin_widened, strip_widened, "avx512f,avx512bw", widened, 2);
+    thin!(thin_pairs, pairs_of_rows, strip_pairs, "avx512f,avx512bw,avx512bf16", pairs, 1);
+    thin!(thin_widened, widened_of_rows, strip_widened, "avx512f,avx512bw", widened, 2);
 }
 
 #[cfg(target_arch = "x86_64")]
