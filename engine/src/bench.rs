@@ -113,15 +113,17 @@ pub fn time_prefill(model: &Qwen25Vl, cx: &Cx, prompt: &Prompt, batch: usize, ro
     let sequences: Vec<SequencePages> =
         tables.iter().map(|blocks| SequencePages { cached_tokens: 0, new_tokens: tokens, blocks }).collect();
     let cache = KvCache::new(cx.device(), &model.config.text, cx.dtype(), blocks * batch)?;
+    let last_rows: Vec<i32> = (1..=batch).map(|b| (b * tokens - 1) as i32).collect();
     (0..rounds)
         .map(|_| {
             let start = Instant::now();
             let packed = Batch::new(cx.device(), &model.config, &vec![prompt.sequence(); batch], "bench")?;
             let pages = KvPages::new(cx.device(), &sequences)?;
-            let options = ForwardOptions { cache: Some((&cache, &pages)), ..Default::default() };
+            let rows = Tensor::from_i32(cx.device(), &[batch], &last_rows)?;
+            let options = ForwardOptions { cache: Some((&cache, &pages)), rows: Some(&rows), ..Default::default() };
             let hidden = model.forward(cx, &packed, options)?;
-            for last in (1..=batch).map(|b| b * tokens - 1) {
-                model.logits(cx, &hidden.rows(last, 1)?)?.to_f32()?;
+            for row in 0..batch {
+                model.logits(cx, &hidden.rows(row, 1)?)?.to_f32()?;
             }
             Ok(start.elapsed().as_secs_f64())
         })

@@ -67,18 +67,34 @@ impl PrefillJob {
     }
 }
 
-/// The row of each chunk's first token among the rows of all chunks, and the number of all rows.
-pub(crate) fn first_rows(chunks: &[PromptChunk]) -> Vec<usize> {
-    let mut first = vec![0];
-    for chunk in chunks {
-        first.push(first[first.len() - 1] + chunk.ids.len());
+/// The rows (tokens) of a forward pass over several chunks whose hidden states are needed.
+#[derive(Debug, Default)]
+pub(crate) struct NeededRows {
+    /// Indices into the tokens of all chunks, one chunk after the other.
+    pub(crate) rows: Vec<usize>,
+    /// The range of `rows` that belongs to each chunk; may be empty.
+    pub(crate) of_chunks: Vec<Range<usize>>,
+    /// The number of tokens of the chunks.
+    tokens: usize,
+}
+
+impl NeededRows {
+    /// Adds a chunk of `tokens` tokens, of which all, the last one or none are needed. Returns the chunk's range of
+    /// `rows`.
+    pub(crate) fn add_chunk(&mut self, tokens: usize, all: bool, last: bool) -> Range<usize> {
+        let count = if all { tokens } else { usize::from(last) };
+        let (first, end) = (self.rows.len(), self.tokens + tokens);
+        self.rows.extend(end - count..end);
+        self.of_chunks.push(first..self.rows.len());
+        self.tokens = end;
+        first..self.rows.len()
     }
-    first
 }
 
 /// The rows of `x` `[S, H]` with these numbers, which ascend.
 pub(crate) fn rows(cx: &Cx, x: &Tensor, numbers: &[usize]) -> Result<Tensor> {
     match numbers {
+        _ if numbers.len() == x.shape()[0] => Ok(x.clone()),
         &[row] => Ok(x.rows(row, 1)?),
         _ => select_rows(cx, x, numbers),
     }

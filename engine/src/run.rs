@@ -19,7 +19,7 @@ use reel_runtime::ops::KvPages;
 use crate::adapters::{AdapterId, Adapters};
 use crate::engine::Engine;
 use crate::error::{EngineError, Result};
-use crate::prefill::{first_rows, rows, sample_first_tokens};
+use crate::prefill::{NeededRows, rows, sample_first_tokens};
 use crate::prompt_log_probs::prompt_log_probs;
 use crate::request::{GenerationRequest, GenerationTiming, StepOutput, TokenEvent};
 use crate::running_batch::{PendingStep, RunningBatch};
@@ -174,13 +174,17 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             }
         }
         let (mut inputs, mut ends, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut needed = NeededRows::default();
         let mut model = self.engine.model();
         // A preempted sequence whose blocks are all in the prefix cache has nothing to compute.
         for chunk in chunks.iter().filter(|chunk| !chunk.range.is_empty()) {
             let Some((job, sequence)) = self.scheduler.job(chunk.job) else { continue };
-            if chunk.range.end == job.tokens && sequence.generated() == 0 {
+            let is_end = chunk.range.end == job.tokens && sequence.generated() == 0;
+            let wants_all = sequence.wanted_prompt_log_probs().is_some();
+            let rows = needed.add_chunk(chunk.range.len(), wants_all, is_end);
+            if is_end {
                 receivers.extend(job.keys.iter().map(|&key| (ends.len(), key)));
-                ends.push(inputs.len());
+                ends.push(rows.end - 1);
             }
             model = self.model_of(sequence);
             inputs.push(job.chunk(sequence, chunk.range.clone()));
@@ -189,24 +193,22 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             return Ok(Vec::new());
         }
         let cx = &self.engine.cx;
-        let hidden = model.forward_chunks(cx, self.batch.cache(), &inputs)?;
-        let first_rows = first_rows(&inputs);
+        let hidden = model.forward_chunks(cx, self.batch.cache(), &inputs, &needed.rows)?;
         let mut of_prompts = Vec::new();
-        for (&row, chunk) in first_rows.iter().zip(chunks.iter().filter(|chunk| !chunk.range.is_empty())) {
+        for (rows, chunk) in needed.of_chunks.iter().zip(chunks.iter().filter(|chunk| !chunk.range.is_empty())) {
             let Some((_, sequence)) = self.scheduler.job(chunk.job) else { continue };
             let Some(top) = sequence.wanted_prompt_log_probs() else { continue };
             // Each row belongs to the token after it; the last token of the prompt has none.
             let ids = &sequence.request.prompt.ids;
             let tokens = &ids[chunk.range.start + 1..ids.len().min(chunk.range.end + 1)];
-            let rows = hidden.rows(row, chunk.range.len())?;
+            let rows = hidden.rows(rows.start, rows.len())?;
             of_prompts.push((chunk.job, prompt_log_probs(cx, &model, &rows, tokens, top)?));
         }
         if ends.is_empty() {
             of_prompts.into_iter().for_each(|(job, log_probs)| self.scheduler.add_prompt_log_probs(job, log_probs));
             return Ok(Vec::new());
         }
-        let last_rows: Vec<usize> = ends.iter().map(|&chunk| first_rows[chunk + 1] - 1).collect();
-        let hidden = rows(cx, &hidden, &last_rows)?;
+        let hidden = rows(cx, &hidden, &ends)?;
         let sequences: Vec<(usize, &SequenceState)> =
             receivers.iter().filter_map(|&(row, key)| Some((row, self.scheduler.sequence(key)?))).collect();
         let tokens = sample_first_tokens(self.engine, &hidden, &sequences)?;

@@ -92,12 +92,13 @@ impl Qwen25Vl {
         input.map(|input| self.vision_tokens(cx, &input)).transpose()
     }
 
-    /// Computes hidden states `[S, H]` after the last norm for the tokens of all `chunks`, one chunk after the other,
-    /// and adds their keys and values to the KV cache. At most one chunk may have vision tokens.
+    /// Adds the keys and values of the tokens of all `chunks` to the KV cache. Returns the hidden states `[R, H]` after
+    /// the last norm of the tokens `rows`, ascending indices into the tokens of all chunks, one chunk after the other. At
+    /// most one chunk may have vision tokens.
     ///
     /// # Errors
     /// Several chunks with vision tokens; too few cache blocks; out of memory.
-    pub fn forward_chunks(&self, cx: &Cx, cache: &KvCache, chunks: &[PromptChunk]) -> Result<Tensor> {
+    pub fn forward_chunks(&self, cx: &Cx, cache: &KvCache, chunks: &[PromptChunk], rows: &[usize]) -> Result<Tensor> {
         let device = cx.device();
         let ids: Vec<i32> = chunks.iter().flat_map(|c| &c.ids).copied().collect();
         let positions: Vec<i32> =
@@ -131,6 +132,11 @@ impl Qwen25Vl {
             seqs: CuSeqlens::from_lengths(device, &lengths)?,
             vision: vision_input,
         };
-        self.forward(cx, &batch, ForwardOptions { vision, cache: Some((cache, &pages)) })
+        let rows: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+        let rows = match rows.len() == ids.len() {
+            true => None,
+            false => Some(Tensor::from_i32(device, &[rows.len()], &rows)?),
+        };
+        self.forward(cx, &batch, ForwardOptions { vision, cache: Some((cache, &pages)), rows: rows.as_ref() })
     }
 }

@@ -4,8 +4,8 @@
 //! ```text
 //! vision = vision_tokens(images and videos)            # [M, H], or from the cache
 //! x      = embedding(ids), with vision tokens in place of pad tokens   # [S, H]
-//! hidden = decoder(x, positions, packed sequences or KV cache)         # [S, H]
-//! logits = hidden · lm_headᵀ                           # [R, V], for the rows that need them
+//! hidden = decoder(x, positions, packed sequences or KV cache, rows)   # [R, H]
+//! logits = hidden · lm_headᵀ                           # [R, V], for the rows (tokens) that need them
 //! ```
 
 use std::sync::Arc;
@@ -45,6 +45,9 @@ pub struct ForwardOptions<'a> {
     /// The KV cache. The keys and values of the batch are added to it, and tokens attend to the cached keys of their
     /// sequence. Without a cache, tokens attend only within the batch.
     pub cache: Option<(&'a KvCache, &'a KvPages)>,
+    /// The tokens whose hidden states are needed, i32 `[R]`, each at most once; `None`: all tokens. The last layer
+    /// computes its output projection and its MLP for these tokens only.
+    pub rows: Option<&'a Tensor>,
 }
 
 impl Qwen25Vl {
@@ -118,14 +121,14 @@ impl Qwen25Vl {
         self.vision.tensors().any(|t| t.parameter_name().is_some())
     }
 
-    /// Computes hidden states `[S, H]` after the last norm.
+    /// Computes hidden states after the last norm, `[S, H]`, or `[R, H]` with [`ForwardOptions::rows`].
     pub fn forward(&self, cx: &Cx, batch: &Batch, options: ForwardOptions) -> Result<Tensor> {
         let x = self.embed(cx, batch, &options)?;
         let context = match options.cache {
             Some((cache, pages)) => AttentionContext::Cached(cache, pages),
             None => AttentionContext::Packed(&batch.seqs),
         };
-        self.text.forward(cx, &x, &batch.positions, context)
+        self.text.forward(cx, &x, &batch.positions, context, options.rows)
     }
 
     /// Embeddings `[S, H]`, with vision tokens in place of pad tokens.

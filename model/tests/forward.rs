@@ -12,7 +12,7 @@ use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
 use reel_model::weights::{WeightLoader, WeightSource, widen_to_f32};
 use reel_runtime::ops::{KvPages, PackedWeight, SequencePages};
-use reel_runtime::{Cx, DType, Device, Kernels};
+use reel_runtime::{Cx, DType, Device, Kernels, Tensor};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -168,6 +168,43 @@ fn bits_do_not_depend_on_threads_batch_or_cache() {
                     case.name
                 );
                 past += n;
+            }
+        }
+    }
+}
+
+/// A forward pass for some tokens has the bits that these tokens have in a pass for all of them.
+#[test]
+fn hidden_states_of_some_rows_have_the_bits_of_all_rows() {
+    for folder in cases() {
+        let case = Case::open(&folder);
+        for dtype in [DType::F32, DType::BF16] {
+            let (device, s) = (Device::cpu(2), case.tokens.len());
+            let model = Qwen25Vl::open(&device, &case.files, &case.config, dtype).unwrap();
+            let cx = Cx::inference(&device, dtype);
+            let batch = Batch::new(&device, &case.config, &[case.sequence()], "case").unwrap();
+            let cache = KvCache::new(&device, &case.config.text, dtype, s.div_ceil(KvPages::BLOCK_TOKENS)).unwrap();
+            let blocks: Vec<i32> = (0..cache.block_count() as i32).collect();
+            let pages = [SequencePages { cached_tokens: 0, new_tokens: s, blocks: &blocks }];
+            let pages = KvPages::new(&device, &pages).unwrap();
+            let keys_and_values = || cache.tensors().map(|t| t.to_f32().unwrap()).collect::<Vec<_>>();
+            for cached in [false, true] {
+                let hidden = |rows: Option<&Tensor>| {
+                    cache.fill_with_zeros().unwrap();
+                    let options = ForwardOptions { cache: cached.then_some((&cache, &pages)), rows, vision: None };
+                    model.forward(&cx, &batch, options).unwrap()
+                };
+                let (all, kept) = (hidden(None), keys_and_values());
+                for wanted in [vec![], vec![s - 1], vec![0, s / 2], (0..s).rev().step_by(3).collect()] {
+                    let numbers: Vec<i32> = wanted.iter().map(|&row| row as i32).collect();
+                    let rows = Tensor::from_i32(&device, &[wanted.len()], &numbers).unwrap();
+                    let got = hidden(Some(&rows));
+                    assert_eq!(got.shape(), [wanted.len(), case.config.text.hidden_size]);
+                    let want: Vec<f32> =
+                        wanted.iter().flat_map(|&row| all.rows(row, 1).unwrap().to_f32().unwrap()).collect();
+                    assert!(got.to_f32().unwrap() == want, "{} {dtype}: rows {wanted:?}", case.name);
+                    assert!(keys_and_values() == kept, "{} {dtype}: keys and values, rows {wanted:?}", case.name);
+                }
             }
         }
     }

@@ -193,9 +193,9 @@ fn clear_low_bits(state: &ParameterState) -> Result<()> {
 fn loss(t: &Trainer, rows: &[Sample]) -> Result<f64> {
     let packed = MicroBatchInput::new(&t.device, &t.model.config, rows)?;
     let cx = Cx::inference(&t.device, t.dtype);
-    let hidden = t.model.forward(&cx, &packed.batch, ForwardOptions::default())?;
-    let learned = ops::gather_rows(&cx, &hidden, &packed.positions)?;
-    let log_probs = ops::linear_log_prob(&cx, &learned, t.model.text.lm_head()?, &packed.targets, 1.0)?.to_f32()?;
+    let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
+    let hidden = t.model.forward(&cx, &packed.batch, learned)?;
+    let log_probs = ops::linear_log_prob(&cx, &hidden, t.model.text.lm_head()?, &packed.targets, 1.0)?.to_f32()?;
     Ok(-log_probs.iter().map(|&x| f64::from(x)).sum::<f64>() / log_probs.len() as f64)
 }
 

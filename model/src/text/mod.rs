@@ -7,7 +7,9 @@
 //! ```text
 //! for layer in layers:
 //!     q, k, v = q(norm(x)), k(norm(x)), v(norm(x));  rotate q and k by position
-//!     x = x + o(attention(q, k, v))                   # packed sequences, or keys and values in the KV cache
+//!     x, a = x, attention(q, k, v)                    # packed sequences, or keys and values in the KV cache
+//!     if this is the last layer:  x, a = the rows of x and a whose hidden states are needed
+//!     x = x + o(a)
 //!     x = x + down(silu(gate(norm(x))) · up(norm(x)))
 //! return norm(x)
 //! ```
@@ -183,26 +185,39 @@ impl TextDecoder {
         })
     }
 
-    /// Computes hidden states `[S, H]` after the last norm from embeddings x `[S, H]` and positions i32 `[3, S]`.
-    pub(crate) fn forward(&self, cx: &Cx, x: &Tensor, positions: &Tensor, context: AttentionContext) -> Result<Tensor> {
+    /// Computes hidden states after the last norm from embeddings x `[S, H]` and positions i32 `[3, S]`: those of the
+    /// tokens `rows` i32 `[R]`, or of all tokens: `[R, H]`.
+    pub(crate) fn forward(
+        &self,
+        cx: &Cx,
+        x: &Tensor,
+        positions: &Tensor,
+        context: AttentionContext,
+        rows: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let rotary = self.rotary(cx, positions)?;
         let mut residual = Residual::new(x);
         for layer in &self.layers {
             let _layer = in_layer(STACK, layer.index);
+            let rows = rows.filter(|_| layer.index + 1 == self.layers.len());
             residual = match context {
                 AttentionContext::Packed(seqs) if cx.checkpointing() == Checkpointing::Full => {
                     // A layer that is computed again has one input, so the residual and the output of the layer
                     // before are added here and not in the next norm. The bits are the same.
-                    let (layer, rotary, seqs) = (layer.clone(), rotary.clone(), seqs.clone());
+                    let (layer, rotary, seqs, rows) = (layer.clone(), rotary.clone(), seqs.clone(), rows.cloned());
                     let f = move |cx: &Cx, x: &[Tensor]| {
                         let _layer = in_layer(STACK, layer.index);
-                        let out = layer.forward(cx, Residual::new(&x[0]), &rotary, AttentionContext::Packed(&seqs));
+                        let context = AttentionContext::Packed(&seqs);
+                        let out = layer.forward(cx, Residual::new(&x[0]), &rotary, context, rows.as_ref());
                         out.and_then(|out| out.into_sum(cx)).map_err(into_runtime_error)
                     };
                     Residual::new(&cx.recompute(&[&residual.into_sum(cx)?], f)?)
                 }
-                context => layer.forward(cx, residual, &rotary, context)?,
+                context => layer.forward(cx, residual, &rotary, context, rows)?,
             };
+        }
+        if rows.is_some_and(|rows| rows.count() == 0) {
+            return residual.into_sum(cx);
         }
         residual.norm_after_last_layer(cx, &self.norm, self.config.rms_norm_eps as f32)
     }
@@ -264,12 +279,14 @@ impl Layer {
         [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
     }
 
+    /// The residual after this layer: of the tokens `rows` i32 `[R]`, or of all tokens.
     fn forward(
         &self,
         cx: &Cx,
         residual: Residual,
         rotary: &RotaryTable,
         context: AttentionContext,
+        rows: Option<&Tensor>,
     ) -> Result<Residual> {
         let s = residual.row_count();
         let (x, normed) = residual.sum_and_norm(cx, &self.input_norm, self.eps)?;
@@ -285,10 +302,18 @@ impl Layer {
                 let caches = (keys, values);
                 let q = ops::rotate_and_cache(cx, q, (&k, &v), KvDestination { rotary, caches, pages })?;
                 drop((k, v));
+                if rows.is_some_and(|rows| rows.count() == 0) {
+                    return Ok(Residual::new(&cx.empty(&[0, x.shape()[1]], x.dtype())?));
+                }
                 ops::paged_attention(cx, &q, caches, pages)?
             }
         };
-        let o = self.o.forward(cx, &o.reshape(&[s, self.heads * self.head_dim])?)?;
+        let o = o.reshape(&[s, self.heads * self.head_dim])?;
+        let (x, o) = match rows {
+            Some(rows) => (ops::gather_rows(cx, &x, rows)?, ops::gather_rows(cx, &o, rows)?),
+            None => (x, o),
+        };
+        let o = self.o.forward(cx, &o)?;
         let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.post_norm, self.eps)?;
         let mlp = [&self.gate, &self.up, &self.down];
         Ok(Residual::with_delta(x, Linear::gated_mlp(cx, normed, mlp, self.gate_up.as_ref())?))

@@ -153,10 +153,10 @@ impl MemoryPlan {
         device.reset_peak();
         let before = device.memory().current;
         let cx = Cx::training(device, self.dtype).with_checkpointing(checkpointing);
-        let hidden = self.model.forward(&cx, &micro_batch.batch, ForwardOptions::default())?;
-        let learned = ops::gather_rows(&cx, &hidden, &micro_batch.positions)?;
+        let learned = ForwardOptions { rows: Some(&micro_batch.positions), ..Default::default() };
+        let hidden = self.model.forward(&cx, &micro_batch.batch, learned)?;
         let head = self.model.text.lm_head()?;
-        let (log_probs, _) = ops::linear_log_prob_with_entropy(&cx, &learned, head, &micro_batch.targets, 1.0)?;
+        let (log_probs, _) = ops::linear_log_prob_with_entropy(&cx, &hidden, head, &micro_batch.targets, 1.0)?;
         let weights = Tensor::empty(device, log_probs.shape(), DType::F32, MemoryCategory::Inputs)?;
         let loss = ops::weighted_sum(&cx, &log_probs, &weights)?;
         cx.backward(&loss, 1.0, &mut self.grads)?;

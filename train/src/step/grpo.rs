@@ -32,18 +32,19 @@ pub(crate) fn step(
     for (i, groups) in set.groups.chunks(options.groups_per_micro_batch()).enumerate() {
         lender.lend();
         let pack_on = |on: &Device| PackedGroups::new(on, &t.model.config, groups, options.shared_prefix);
-        let packed = pack_on(&device)?; // S tokens
+        let packed = pack_on(&device)?; // S tokens, of which L are learned
+        let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
         part("reference");
         if let Some(model) = reference.filter(|_| first) {
             let cx = Cx::inference(&t.device, t.dtype);
-            let hidden = model.forward(&cx, &packed.batch, ForwardOptions::default())?;
+            let hidden = model.forward(&cx, &packed.batch, learned)?;
             set.ref_log_probs.push(log_probs(&cx, model, &hidden, &packed, options)?.to_f32()?);
         }
         part("forward");
         let size = (&packed.batch, packed.targets.count());
         let kept = t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))?;
         let cx = Cx::training(&device, t.dtype).with_checkpointing(kept);
-        let hidden = t.model.forward(&cx, &packed.batch, ForwardOptions::default())?; // [S, H]
+        let hidden = t.model.forward(&cx, &packed.batch, learned)?; // [L, H]
         let (log_probs, entropy) = log_probs_with_entropy(&cx, &t.model, &hidden, &packed, options)?; // [L] each
         stats.entropy.push(mean(&entropy.to_f32()?.into_iter().map(f64::from).collect::<Vec<_>>()));
         let inputs = grpo_inputs(&t.device, options, groups, &packed, &loss_weights, set.old_and_ref_log_probs(i))?;
@@ -82,8 +83,7 @@ fn log_probs(
     packed: &PackedGroups,
     options: &GrpoOptions,
 ) -> Result<Tensor> {
-    let rows = ops::gather_rows(cx, hidden, &packed.positions)?; // [L, H]
-    Ok(ops::linear_log_prob(cx, &rows, model.text.lm_head()?, &packed.targets, 1.0 / options.temperature as f32)?)
+    Ok(ops::linear_log_prob(cx, hidden, model.text.lm_head()?, &packed.targets, 1.0 / options.temperature as f32)?)
 }
 
 /// The log-probability of each of the L learned tokens (see [`log_probs`]), and the entropy in nats of the
@@ -95,9 +95,8 @@ fn log_probs_with_entropy(
     packed: &PackedGroups,
     options: &GrpoOptions,
 ) -> Result<(Tensor, Tensor)> {
-    let rows = ops::gather_rows(cx, hidden, &packed.positions)?; // [L, H]
     let inverse = 1.0 / options.temperature as f32;
-    Ok(ops::linear_log_prob_with_entropy(cx, &rows, model.text.lm_head()?, &packed.targets, inverse)?)
+    Ok(ops::linear_log_prob_with_entropy(cx, hidden, model.text.lm_head()?, &packed.targets, inverse)?)
 }
 
 fn mean(x: &[f64]) -> f64 {

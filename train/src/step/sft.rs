@@ -29,9 +29,9 @@ pub fn step(
         let size = (&packed.batch, packed.targets.count());
         let kept = t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))?;
         let cx = Cx::training(&device, t.dtype).with_checkpointing(kept);
-        let hidden = t.model.forward(&cx, &packed.batch, ForwardOptions::default())?; // [S, H]
-        let learned = ops::gather_rows(&cx, &hidden, &packed.positions)?; // [L, H]
-        let log_probs = ops::linear_log_prob(&cx, &learned, t.model.text.lm_head()?, &packed.targets, 1.0)?; // [L]
+        let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
+        let hidden = t.model.forward(&cx, &packed.batch, learned)?; // [L, H]
+        let log_probs = ops::linear_log_prob(&cx, &hidden, t.model.text.lm_head()?, &packed.targets, 1.0)?; // [L]
         let loss = ops::weighted_sum(&cx, &log_probs, &packed.weights)?; // −1/L · Σ log p
         part("backward");
         cx.backward(&loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32, &mut t.grads)?;
