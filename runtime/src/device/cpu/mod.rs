@@ -1,13 +1,15 @@
 //! Device `cpu`: launches run the Rust kernels on a thread team (`reel_kernels::Team`).
 #![allow(unsafe_code)]
 
+mod kept_blocks;
+
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use reel_kernels::launch::run_on_cpu;
 use reel_kernels::{Launch, Team};
 
+use self::kept_blocks::KeptBlocks;
 use super::{Backend, Hardware, Kernels};
 use crate::error::Result;
 
@@ -20,38 +22,25 @@ const HUGE_PAGE: usize = 2 << 20;
 #[cfg(target_os = "linux")]
 const PAGE: usize = 64 << 10;
 
-/// Maximum bytes of freed blocks that are kept for later allocations of about the same size. Without kept blocks,
-/// page faults of new memory would take longer than small kernels.
-const KEEP_BYTES: usize = 1 << 30;
-
 pub(super) struct Cpu {
     team: Team,
-    free: Mutex<FreeBlocks>,
-}
-
-#[derive(Default)]
-struct FreeBlocks {
-    by_size: BTreeMap<usize, Vec<u64>>,
-    /// Size in bytes, by address, of each live block that is larger than the allocation it serves.
-    sizes: std::collections::HashMap<u64, usize>,
-    bytes: usize,
+    blocks: Mutex<KeptBlocks>,
 }
 
 impl Cpu {
     pub(super) fn new(threads: usize) -> Cpu {
         let all = std::thread::available_parallelism().map_or(1, |n| n.get());
-        Cpu { team: Team::new(if threads == 0 { all } else { threads }), free: Mutex::default() }
+        Cpu { team: Team::new(if threads == 0 { all } else { threads }), blocks: Mutex::default() }
     }
 
-    fn blocks(&self) -> std::sync::MutexGuard<'_, FreeBlocks> {
-        self.free.lock().unwrap_or_else(|e| e.into_inner())
+    fn blocks(&self) -> std::sync::MutexGuard<'_, KeptBlocks> {
+        self.blocks.lock().unwrap_or_else(|e| e.into_inner())
     }
-}
 
-/// The largest kept block that serves an allocation of `size` bytes. Small ones may be twice as large: prompts of ever
-/// other lengths would otherwise keep nine times the memory of the longest one, a set of blocks for each eighth.
-fn largest_block_for(size: usize) -> usize {
-    size + if size < HUGE_PAGE { size } else { size / 8 }
+    fn return_kept_blocks(&self) {
+        let kept = self.blocks().drain();
+        kept.for_each(|(addr, size)| free_to_system(addr, size));
+    }
 }
 
 fn rounded(bytes: usize) -> Option<usize> {
@@ -77,39 +66,25 @@ impl Backend for Cpu {
 
     fn alloc(&self, bytes: usize) -> Option<u64> {
         let size = rounded(bytes)?;
-        {
-            let mut blocks = self.blocks();
-            let found = blocks.by_size.range(size..=largest_block_for(size)).next().map(|(&s, _)| s);
-            if let Some(found) = found
-                && let Some(list) = blocks.by_size.get_mut(&found)
-                && let Some(addr) = list.pop()
-            {
-                if list.is_empty() {
-                    blocks.by_size.remove(&found);
-                }
-                blocks.bytes -= found;
-                if found != size {
-                    blocks.sizes.insert(addr, found);
-                }
-                return Some(addr);
+        if let Some(addr) = self.blocks().take(size) {
+            return Some(addr);
+        }
+        let addr = match allocate(size) {
+            Some(addr) => addr,
+            None => {
+                self.return_kept_blocks();
+                allocate(size)?
             }
-        }
-        if size >= HUGE_PAGE {
-            return map_zeros(size);
-        }
-        // SAFETY: the size is not 0.
-        let p = unsafe { alloc_zeroed(layout(size)?) };
-        (!p.is_null()).then_some(p as u64)
+        };
+        let returned = self.blocks().add_new(size);
+        returned.into_iter().for_each(|(addr, size)| free_to_system(addr, size));
+        Some(addr)
     }
 
     fn free(&self, addr: u64, bytes: usize) {
-        let Some(asked) = rounded(bytes) else { return };
-        let mut blocks = self.blocks();
-        let size = blocks.sizes.remove(&addr).unwrap_or(asked);
-        if blocks.bytes + size <= KEEP_BYTES {
-            blocks.bytes += size;
-            blocks.by_size.entry(size).or_default().push(addr);
-        } else {
+        let Some(size) = rounded(bytes) else { return };
+        let returned = self.blocks().give_back(addr, size);
+        if let Some((addr, size)) = returned {
             free_to_system(addr, size);
         }
     }
@@ -167,6 +142,16 @@ impl Backend for Cpu {
     }
 }
 
+/// Allocates zeroed memory of at least 64 bytes, or none if the system has too little.
+fn allocate(size: usize) -> Option<u64> {
+    if size >= HUGE_PAGE {
+        return map_zeros(size);
+    }
+    // SAFETY: the size is not 0.
+    let p = unsafe { alloc_zeroed(layout(size)?) };
+    (!p.is_null()).then_some(p as u64)
+}
+
 /// Maps zeroed memory, on huge pages if the system has them. With small pages, each first access to a page is a page
 /// fault, which takes longer than many kernels take to fill the page.
 #[cfg(target_os = "linux")]
@@ -215,9 +200,7 @@ fn free_to_system(addr: u64, size: usize) {
 
 impl Drop for Cpu {
     fn drop(&mut self) {
-        for (size, list) in std::mem::take(&mut self.blocks().by_size) {
-            list.into_iter().for_each(|addr| free_to_system(addr, size));
-        }
+        self.return_kept_blocks();
     }
 }
 
