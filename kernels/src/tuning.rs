@@ -25,7 +25,11 @@ pub struct Choices {
     /// Products with a bf16 weight: maximum number of rows for the kernels of [`crate::skinny`]; cuBLASLt computes
     /// those of more rows. `reel bench op` times `skinny` and `matmul` at a size.
     pub skinny_max_rows: usize,
-    /// The same for the output layer in decoding.
+    /// Products of a few rows that follow a norm: maximum number of rows that their launch normalises itself, with the
+    /// bits of [`crate::rms_norm`]. Every block normalises all its rows again, so with more of them a launch of its own is
+    /// faster; the blocks of a cluster divide them.
+    pub skinny_norm_max_rows: usize,
+    /// As `skinny_max_rows`, for the output layer in decoding.
     pub logits_max_rows: usize,
     /// Log-probabilities of bf16 rows in training: whether products of tiles of logits compute them instead of the
     /// fused kernel. `reel bench op` times `linear_log_prob_products` and `linear_log_prob_fused`.
@@ -34,7 +38,8 @@ pub struct Choices {
 
 /// The choices by architecture, ascending. No variant has been timed on a GPU yet; the numbers follow from counting:
 /// with 1.5 blocks of attention per multiprocessor every one is busy, and two blocks of a product of a few rows are
-/// resident, which with up to 64 rows read a weight once. Clusters of blocks read x up to twenty times less often.
+/// resident, which with up to 64 rows read a weight once. Clusters of blocks read x up to twenty times less often. With 64
+/// rows of 3584 elements, blocks that normalise them themselves execute twice the instructions of blocks that do not.
 /// `lm_head_backend` says why products compute log-probabilities.
 pub const TABLE: [Choices; 2] = [
     Choices {
@@ -43,6 +48,7 @@ pub const TABLE: [Choices; 2] = [
         skinny_scheme: Scheme::Units,
         skinny_wide_blocks_per_4_multiprocessors: [8, 3],
         skinny_max_rows: 64,
+        skinny_norm_max_rows: 16,
         logits_max_rows: 64,
         log_prob_by_products: false,
     },
@@ -52,6 +58,7 @@ pub const TABLE: [Choices; 2] = [
         skinny_scheme: Scheme::Clusters,
         skinny_wide_blocks_per_4_multiprocessors: [8, 3],
         skinny_max_rows: 64,
+        skinny_norm_max_rows: 64,
         logits_max_rows: 64,
         log_prob_by_products: true,
     },

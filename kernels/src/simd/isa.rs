@@ -18,6 +18,7 @@
 //! | Intel, Sapphire Rapids family | 235–238 | 117–120 | 3410–3730 |
 //! | Intel, Emerald Rapids | 178 | 177 | not available |
 //! | AMD EPYC, Zen 5 (family 26) | 252–255 | 475–505 | – |
+//! | AMD EPYC, Zen 4 (family 25 model 17) | 117–118 | 234–236 | – |
 
 use std::sync::OnceLock;
 

@@ -169,7 +169,8 @@ pub fn packed_linear(
 }
 
 /// The queries, keys and values of a decode step, as [`super::skinny_qkv`] with the bits of [`packed_linear`]: x
-/// `[R, K]`, weights `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch.
+/// `[R, K]`, weights `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch, and one more for the norm of many
+/// rows.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
@@ -186,11 +187,11 @@ pub fn packed_qkv(
         let x = InputNorm::apply(norm, cx, x)?;
         return to.rotate_and_cache_rows(cx, results_of(layers, |(w, b)| packed_linear(cx, &x, w, b, None))?);
     }
-    let (norm, eps) = InputNorm::params(norm, OP, x)?;
+    let (x, norm, eps) = InputNorm::before_products(norm, cx, OP, x)?;
     let products = results_of(layers, |(w, b)| {
-        check(cx, OP, x, w)?;
-        check_bias(OP, x, b, &w.shape[..1])?;
-        Ok(Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..params(OP, x, w, Addr::NULL)? })
+        check(cx, OP, &x, w)?;
+        check_bias(OP, &x, b, &w.shape[..1])?;
+        Ok(Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..params(OP, &x, w, Addr::NULL)? })
     })?;
     let [of_q, ..] = products;
     let q = cx.empty(&to.query_shape(OP, of_q.m as usize, of_q.n as usize)?, x.dtype())?;
@@ -247,9 +248,9 @@ pub fn packed_swiglu(
         let x = InputNorm::apply(norm, cx, x)?;
         return swiglu(cx, &packed_linear(cx, &x, gate, None, None)?, &packed_linear(cx, &x, up, None, None)?);
     }
-    let (norm, eps) = InputNorm::params(norm, OP, x)?;
-    let y = cx.empty(&check(cx, OP, x, gate)?, x.dtype())?;
-    let second = Params { w2: up.elements.addr(), scale2: up.scales(), ..params(OP, x, gate, y.addr())? };
+    let (x, norm, eps) = InputNorm::before_products(norm, cx, OP, x)?;
+    let y = cx.empty(&check(cx, OP, &x, gate)?, x.dtype())?;
+    let second = Params { w2: up.elements.addr(), scale2: up.scales(), ..params(OP, &x, gate, y.addr())? };
     let params = Params { norm, eps, ..second };
     cx.launch(&skinny::swiglu(x.dtype(), WeightFormat::Int8, &params))?;
     Ok(y)

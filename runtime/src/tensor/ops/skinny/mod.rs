@@ -32,7 +32,7 @@ fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&Choices) -> 
     Ok(fits && cx.device().kernels() == Kernels::Cuda && !cx.is_training())
 }
 
-/// An RMS normalisation of the rows of x that precedes products. On a GPU it is part of their launch.
+/// An RMS normalisation of the rows of x that precedes products. On a GPU it is part of their launch if there are few rows.
 #[derive(Clone, Copy, Debug)]
 pub struct InputNorm<'a> {
     /// `[K]`, in the dtype of x.
@@ -47,12 +47,23 @@ impl InputNorm<'_> {
         norm.map_or_else(|| Ok(x.clone()), |norm| rms_norm(cx, x, norm.weight, norm.eps))
     }
 
-    /// The kernel parameters `norm` and `eps` for x `[.., K]`.
-    pub(super) fn params(norm: Option<Self>, op: &'static str, x: &Tensor) -> Result<(Addr, f32)> {
-        let Some(InputNorm { weight, eps }) = norm else { return Ok((Addr::NULL, 0.0)) };
-        want_shape(op, "norm", weight, &[rows_cols(op, "x", x)?.1], "the last dimension of x")?;
+    /// The rows to multiply, for x `[R, K]`, and the kernel parameters `norm` and `eps`. Many rows are normalised here,
+    /// by a launch of their own, which gives the same bits.
+    pub(super) fn before_products(
+        norm: Option<Self>,
+        cx: &Cx,
+        op: &'static str,
+        x: &Tensor,
+    ) -> Result<(Tensor, Addr, f32)> {
+        let Some(InputNorm { weight, eps }) = norm else { return Ok((x.clone(), Addr::NULL, 0.0)) };
+        let (rows, cols) = rows_cols(op, "x", x)?;
+        want_shape(op, "norm", weight, &[cols], "the last dimension of x")?;
         want_dtype(op, "norm", weight, x.dtype())?;
-        Ok((weight.addr(), eps))
+        let choices = tuning::choices_of_capability(cx.device().compute_capability());
+        if rows > choices.skinny_norm_max_rows {
+            return Ok((rms_norm(cx, x, weight, eps)?, Addr::NULL, 0.0));
+        }
+        Ok((x.clone(), weight.addr(), eps))
     }
 }
 
@@ -118,7 +129,8 @@ pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residu
 
 /// The queries, keys and values of a decode step: three products of the same x, after its norm, with the bits of
 /// [`skinny_linear`]. Queries and keys are rotated, keys and values are written into the caches. x `[R, K]`, weights
-/// `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch.
+/// `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch, and one more for the norm of many
+/// rows.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
@@ -136,10 +148,10 @@ pub fn skinny_qkv(
         let x = InputNorm::apply(norm, cx, x)?;
         return to.rotate_and_cache_rows(cx, results_of(layers, |(w, b)| linear(cx, &x, w, b))?);
     }
-    let (norm, eps) = InputNorm::params(norm, OP, x)?;
+    let (x, norm, eps) = InputNorm::before_products(norm, cx, OP, x)?;
     let products = results_of(layers, |(w, b)| {
-        check_bias(OP, x, b, &w.shape()[..1])?;
-        Ok(Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..product(x, w)? })
+        check_bias(OP, &x, b, &w.shape()[..1])?;
+        Ok(Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..product(&x, w)? })
     })?;
     let [of_q, ..] = products;
     let q = cx.empty(&to.query_shape(OP, of_q.m as usize, of_q.n as usize)?, x.dtype())?;
@@ -209,8 +221,8 @@ pub fn skinny_swiglu(cx: &Cx, x: &Tensor, norm: Option<InputNorm>, gate: &Tensor
         let x = InputNorm::apply(norm, cx, x)?;
         return swiglu(cx, &linear(cx, &x, gate, None)?, &linear(cx, &x, up, None)?);
     }
-    let (norm, eps) = InputNorm::params(norm, OP, x)?;
-    let (params, y) = with_result(cx, product(x, gate)?, x.dtype())?;
+    let (x, norm, eps) = InputNorm::before_products(norm, cx, OP, x)?;
+    let (params, y) = with_result(cx, product(&x, gate)?, x.dtype())?;
     cx.launch(&skinny::swiglu(x.dtype(), WeightFormat::Bf16, &Params { w2: up.addr(), norm, eps, ..params }))?;
     Ok(y)
 }

@@ -153,6 +153,28 @@ fn a_norm_before_products_has_the_bits_of_rms_norm() {
     }
 }
 
+/// Blocks that are no cluster would each normalise all rows again.
+#[test]
+fn many_rows_are_normalised_by_a_launch_of_their_own_without_clusters() {
+    for (compute_capability, rows, launches) in [(80, 16, 0), (80, 17, 2), (89, 64, 2), (90, 64, 0)] {
+        let device = Device::dry_with_capability(Kernels::Cuda, compute_capability);
+        let cx = Cx::inference(&device, DType::BF16);
+        let of = |shape: &[usize]| Tensor::empty(&device, shape, DType::BF16, MemoryCategory::Weights).unwrap();
+        let (x, w) = (of(&[rows, 32]), of(&[16, 32]));
+        let norm = Some(InputNorm { weight: &of(&[32]), eps: 1e-6 });
+        let layers = [(&w, None), (&w, None), (&w, None)];
+        let kv = SmallKvCache::new(&cx, DType::BF16, [rows, 2, 8]);
+        device.profiler().collect_totals(true);
+        skinny_qkv(&cx, &x, norm, layers, kv.destination()).unwrap();
+        skinny_swiglu(&cx, &x, norm, &w, &w).unwrap();
+        let totals = device.profiler().totals().unwrap();
+        let norms = totals.get("rms_norm_fwd_bf16").map_or(0, |total| total.launches);
+        assert_eq!(norms, launches, "{rows} rows on compute capability {compute_capability}");
+        assert_eq!(totals["skinny_qkv_bf16"].launches, 1);
+        assert_eq!(totals["skinny_swiglu_bf16"].launches, 1);
+    }
+}
+
 #[test]
 fn rejects_shapes_that_do_not_match() {
     for device in [Device::cpu(1), Device::dry(Kernels::Cuda)] {
