@@ -274,8 +274,11 @@ fn logits_equal_the_formula_and_do_not_know_their_batch() {
 /// that is not whole. The first one is also a case of several blocks of rows and of missing columns.
 const LONG_CASES_M_N_K: [(usize, usize, usize); 3] = [(67, 9, 4112), (1, 41, 8272), (3, 17, 12_304)];
 
-/// Elements of the heads of [`for_each_kind`], at most.
-const MAX_HEAD_DIM: usize = 150;
+/// Elements of the heads of [`for_each_kind`], at most: with short rows so many that each cluster of a GPU has more units
+/// than one step computes, with long rows few, because they take long.
+fn max_head_dim(k: usize) -> usize {
+    if k <= 144 { 1220 } else { 150 }
+}
 
 /// Calls `f` with each kind of launch of these operands, by the output that it writes, and the output's type and size.
 fn for_each_kind(given: &Given, norm: &TestArray, m: usize, mut f: impl FnMut(&dyn Fn(Addr) -> Launch, DType, usize)) {
@@ -288,8 +291,8 @@ fn for_each_kind(given: &Given, norm: &TestArray, m: usize, mut f: impl FnMut(&d
     f(&|y| logits(BF16, kind, &Params { y, ..single }), F32, count);
     f(&|y| swiglu(BF16, kind, &Params { y, ..pair }), BF16, count);
     f(&|y| swiglu(BF16, kind, &Params { y, norm: norm.addr(), ..pair }), BF16, count);
-    // A head has the columns of the other products, of which long rows allow few.
-    let case = QkvCase::new(BF16, kind, [m, given.k], [2, 1, given.n.next_multiple_of(2).min(MAX_HEAD_DIM)]);
+    // A head has the columns of the other products, if they are not too many.
+    let case = QkvCase::new(BF16, kind, [m, given.k], [2, 1, given.n.next_multiple_of(2).min(max_head_dim(given.k))]);
     f(&|y| super::qkv(BF16, kind, &case.params(y, norm.addr())), BF16, case.count());
 }
 
