@@ -46,7 +46,8 @@ pub struct ForwardOptions<'a> {
     /// sequence. Without a cache, tokens attend only within the batch.
     pub cache: Option<(&'a KvCache, &'a KvPages)>,
     /// The tokens whose hidden states are needed, i32 `[R]`, each at most once; `None`: all tokens. The last layer
-    /// computes its output projection and its MLP for these tokens only.
+    /// computes its output projection and its MLP for these tokens only. Where bits do not depend on the number of rows
+    /// (`cpu`, `sim`), these tokens have the bits that they have in a pass for all tokens.
     pub rows: Option<&'a Tensor>,
 }
 

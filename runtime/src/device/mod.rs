@@ -100,6 +100,8 @@ trait Backend: Send + Sync {
     /// Makes the system provide the memory of a live range now, if it would do so only at the first access to each
     /// page. Contents do not change, so others may use the memory meanwhile.
     fn populate(&self, _addr: u64, _bytes: usize) {}
+    /// Returns to the system the freed memory that the device keeps for later allocations.
+    fn return_kept_memory(&self) {}
     fn launch(&self, launch: &Launch) -> Result<()>;
     /// Runs several lists of launches, which may run in parallel: no list uses memory that another one writes.
     fn launch_parallel(&self, lists: &[&[Launch]]) -> Result<()> {
@@ -387,6 +389,11 @@ impl Device {
         let timed = self.0.backend.launch_timed(launch, profile.record(launch))?;
         profile.add_timed_launches(timed);
         Ok(())
+    }
+
+    /// Returns to the system the freed memory that the device keeps for later allocations; the next ones take longer.
+    pub fn return_kept_memory(&self) {
+        self.0.backend.return_kept_memory();
     }
 
     /// Waits until all enqueued launches and copies are done.

@@ -575,7 +575,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let logs: LogDigests =
             logs.into_iter().chain(evaluations).map(|(name, digest)| (name.to_string(), digest)).collect();
         self.write_products()?;
-        let copy = checkpoint::host_memory_has_room_for(checkpoint::checkpoint_bytes(&self.trainer));
+        let bytes = checkpoint::checkpoint_bytes(&self.trainer);
+        let copy = checkpoint::host_memory_has_room_for(&self.trainer.device, bytes);
         let (base, state) = (self.base.clone(), self.state.clone());
         let snapshot =
             CheckpointSnapshot::capture(&self.trainer, base, state.clone(), self.train_loop.resume_files()?, copy)?

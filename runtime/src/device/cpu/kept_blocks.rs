@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::HUGE_PAGE;
 
-/// Bytes of kept blocks beyond the highest use: an inference engine's use varies less than what it allocates in turn.
+/// Bytes by which used and kept memory may exceed the highest use: room for blocks of varying sizes, as those of prompts.
 const SLACK_BYTES: usize = 1 << 30;
 
 /// The kept blocks, and how much memory is in use.
@@ -121,6 +121,17 @@ mod tests {
                 assert_eq!(blocks.take(size), Some(i as u64));
             }
         }
+    }
+
+    #[test]
+    fn drained_blocks_are_not_kept() {
+        let mut blocks = KeptBlocks::default();
+        (0..3).for_each(|_| assert!(blocks.add_new(4096).is_empty()));
+        (0..3).for_each(|addr| assert_eq!(blocks.give_back(addr, 4096), None));
+        let mut drained: Vec<Block> = blocks.drain().collect();
+        drained.sort_unstable();
+        assert_eq!(drained, [(0, 4096), (1, 4096), (2, 4096)]);
+        assert_eq!((blocks.take(4096), blocks.kept, blocks.used), (None, 0, 0));
     }
 
     proptest! {

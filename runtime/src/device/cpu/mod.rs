@@ -36,11 +36,6 @@ impl Cpu {
     fn blocks(&self) -> std::sync::MutexGuard<'_, KeptBlocks> {
         self.blocks.lock().unwrap_or_else(|e| e.into_inner())
     }
-
-    fn return_kept_blocks(&self) {
-        let kept = self.blocks().drain();
-        kept.for_each(|(addr, size)| free_to_system(addr, size));
-    }
 }
 
 fn rounded(bytes: usize) -> Option<usize> {
@@ -72,7 +67,7 @@ impl Backend for Cpu {
         let addr = match allocate(size) {
             Some(addr) => addr,
             None => {
-                self.return_kept_blocks();
+                self.return_kept_memory();
                 allocate(size)?
             }
         };
@@ -87,6 +82,11 @@ impl Backend for Cpu {
         if let Some((addr, size)) = returned {
             free_to_system(addr, size);
         }
+    }
+
+    fn return_kept_memory(&self) {
+        let kept = self.blocks().drain();
+        kept.for_each(|(addr, size)| free_to_system(addr, size));
     }
 
     #[cfg(target_os = "linux")]
@@ -200,7 +200,7 @@ fn free_to_system(addr: u64, size: usize) {
 
 impl Drop for Cpu {
     fn drop(&mut self) {
-        self.return_kept_blocks();
+        self.return_kept_memory();
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::thread::{self, JoinHandle};
 
+use reel_runtime::Device;
 use reel_runtime::device::free_host_bytes;
 
 use crate::{Result, TrainError};
@@ -55,7 +56,12 @@ impl Drop for CheckpointWriter {
 }
 
 /// Whether `bytes` bytes are at most half of the free memory: of the machine's and, if there is a limit, of the
-/// cgroup's. False if the free memory is unknown.
-pub fn host_memory_has_room_for(bytes: u64) -> bool {
-    free_host_bytes().is_some_and(|free| bytes <= free / 2)
+/// cgroup's. If they are not, the device first returns the memory that it keeps for the next step. False if the free
+/// memory is unknown.
+pub fn host_memory_has_room_for(device: &Device, bytes: u64) -> bool {
+    let has_room = || free_host_bytes().is_some_and(|free| bytes <= free / 2);
+    has_room() || {
+        device.return_kept_memory();
+        has_room()
+    }
 }

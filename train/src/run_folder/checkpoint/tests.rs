@@ -99,5 +99,6 @@ fn failed_job_is_reported_by_the_next_call() {
     let mut dead = CheckpointWriter::default();
     dead.start(|| panic!("on purpose")).unwrap();
     assert!(dead.wait().unwrap_err().to_string().contains("panicked"));
-    assert!(host_memory_has_room_for(0) && !host_memory_has_room_for(u64::MAX));
+    let device = Device::cpu(1);
+    assert!(host_memory_has_room_for(&device, 0) && !host_memory_has_room_for(&device, u64::MAX));
 }

@@ -169,8 +169,8 @@ pub fn packed_linear(
 }
 
 /// The queries, keys and values of a decode step, as [`super::skinny_qkv`] with the bits of [`packed_linear`]: x
-/// `[R, K]`, weights `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch, and one more for the norm of many
-/// rows.
+/// `[R, K]`, weights `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch, and one more
+/// for the norm of many rows.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.

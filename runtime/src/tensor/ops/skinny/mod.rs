@@ -32,7 +32,8 @@ fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&Choices) -> 
     Ok(fits && cx.device().kernels() == Kernels::Cuda && !cx.is_training())
 }
 
-/// An RMS normalisation of the rows of x that precedes products. On a GPU it is part of their launch if there are few rows.
+/// An RMS normalisation of the rows of x that precedes products. On a GPU it is part of their launch if there are few
+/// rows.
 #[derive(Clone, Copy, Debug)]
 pub struct InputNorm<'a> {
     /// `[K]`, in the dtype of x.
