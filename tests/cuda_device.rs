@@ -20,8 +20,8 @@ use reel_model::config::ModelConfig;
 use reel_model::input::{MediaOptions, ModelInput};
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_runtime::{Cx, DType, Device, SimOptions};
-use reel_train::options::{RunOptions, SftOptions};
-use reel_train::sft::{self, SftSetup};
+use reel_train::options::{GrpoOptions, RunOptions, SftOptions};
+use reel_train::{RunSetup, grpo, sft};
 use serde_json::Value;
 use support::{file_names_in, finished_run, golden, reel_on_gpu};
 use tensors::{Tensor, gathered_rows, read_tensors, relative_distance};
@@ -64,31 +64,42 @@ fn forward_pass_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
     }
 }
 
-/// Runs one training step of all weights (`lora_r` 0) or of a LoRA adapter on every linear layer. Returns the
-/// metrics, the bytes of the weights file, and the matrix-product library (`products`) in run.json.
-fn step(device: &Device, dtype: DType, lora_r: usize) -> (Value, Vec<u8>, Value) {
-    let case = golden("train").join("sft_videorft_rows");
+/// What a training step leaves: the metrics of its first line, the bytes of the weights file, and the matrix-product
+/// library (`products`) in run.json.
+#[derive(PartialEq)]
+struct Step {
+    metrics: Value,
+    weights: Vec<u8>,
+    products: Value,
+}
+
+/// Runs one training step of a case of `tests/golden` in a folder of its own. `options` get the run's options, and `run`
+/// is `sft::run` or `grpo::run`. `weights` is the name of the file that the step writes.
+fn step<O, S>(
+    (device, dtype): (&Device, DType),
+    case: &Path,
+    weights: &str,
+    options: impl FnOnce(RunOptions) -> O,
+    run: fn(&RunSetup<O>) -> reel_train::Result<S>,
+) -> Step {
     let folder = tempfile::tempdir().expect("a folder");
-    let model = case.join("../model_a");
-    let run = RunOptions {
+    let (out, model) = (folder.path().join("out"), golden("train").join("model_a"));
+    let options = options(RunOptions {
         model: model.display().to_string(),
         data: case.join("data.jsonl"),
-        media_root: Some(case),
-        out: folder.path().join("out"),
+        media_root: Some(case.to_path_buf()),
+        out: out.clone(),
         learning_rate: 5e-4,
         weight_decay: 0.1,
         max_grad_norm: 0.5,
         max_steps: Some(1),
         gradient_accumulation_steps: 1,
         no_shuffle: true,
-        lora_r,
-        lora_target_modules: (lora_r > 0).then(|| vec!["all-linear".to_string()]),
         ..RunOptions::default()
-    };
-    let options = SftOptions { run, ..SftOptions::default() };
+    });
     let mut media = MediaOptions::default();
     media.overrides.max_pixels = Some(12_544);
-    let setup = SftSetup {
+    let setup = RunSetup {
         options: &options,
         model: &model,
         device,
@@ -101,35 +112,76 @@ fn step(device: &Device, dtype: DType, lora_r: usize) -> (Value, Vec<u8>, Value)
         server: None,
         evaluator: None,
     };
-    sft::run(&setup).expect("a step");
-    let metrics = std::fs::read_to_string(options.out.join("metrics.jsonl")).expect("metrics.jsonl");
+    run(&setup).expect("a step");
+    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
     let metrics: Value = serde_json::from_str(metrics.lines().next().expect("a line")).expect("JSON");
-    let kept = ["loss", "grad_norm", "hash"].map(|key| metrics[key].clone());
-    let run = std::fs::read_to_string(options.out.join("run.json")).expect("run.json");
+    let kept = ["loss", "grad_norm", "hash", "kl", "completion_length"].map(|key| metrics[key].clone());
+    let run = std::fs::read_to_string(out.join("run.json")).expect("run.json");
     let mut run: Value = serde_json::from_str(&run).expect("JSON");
+    Step {
+        metrics: Value::from(kept.to_vec()),
+        weights: std::fs::read(out.join(weights)).expect("weights"),
+        products: run["products"].take(),
+    }
+}
+
+/// A step of SFT of all weights (`lora_r` 0) or of a LoRA adapter on every linear layer.
+fn sft_step(device: &Device, dtype: DType, lora_r: usize) -> Step {
     let file = if lora_r > 0 { "adapter_model.safetensors" } else { "model.safetensors" };
-    let weights = std::fs::read(options.out.join(file)).expect("weights");
-    (Value::from(kept.to_vec()), weights, run["products"].take())
+    let options = |run| {
+        let lora_target_modules = (lora_r > 0).then(|| vec!["all-linear".to_string()]);
+        SftOptions { run: RunOptions { lora_r, lora_target_modules, ..run }, ..SftOptions::default() }
+    };
+    step((device, dtype), &golden("train").join("sft_videorft_rows"), file, options, sft::run)
+}
+
+/// A step of GRPO on given completions, or on completions that the policy samples, with a reference model.
+fn grpo_step(device: &Device, dtype: DType, samples: bool) -> Step {
+    let case = golden("grpo").join("grpo_videorft");
+    let options = |run| GrpoOptions {
+        run: RunOptions { per_device_train_batch_size: 4, ..run },
+        num_generations: 4,
+        max_completion_length: 12,
+        rollouts: (!samples).then(|| case.join("rollouts.jsonl")),
+        ..GrpoOptions::default()
+    };
+    step((device, dtype), &case, "model.safetensors", options, grpo::run)
+}
+
+/// Checks that a step on the fake driver has the bits of device `sim`, leaves no handle open and breaks no rule.
+fn check_step_on_the_fake_driver(name: &str, step: impl Fn(&Device) -> Step) {
+    let (fake, device) = fake_cuda();
+    let (got, want) = (step(&device), step(&simulated()));
+    assert_eq!(got.metrics, want.metrics, "{name}");
+    assert!(got.weights == want.weights, "{name}: the weights differ from those of device sim");
+    assert_eq!(got.products["library"], "fake products 1.0.0");
+    let (algorithms, hash) = (&got.products["algorithms"], &got.products["hash"]);
+    assert!(algorithms.as_u64() > Some(20) && hash.as_str().is_some_and(|h| h.len() == 16), "{name}");
+    assert_eq!(want.products, Value::Null);
+    drop(device);
+    assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()), "{name}");
 }
 
 #[test]
 fn training_step_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
     for (dtype, lora_r) in [(DType::F32, 0), (DType::BF16, 0), (DType::BF16, 4)] {
-        let (fake, device) = fake_cuda();
-        let (got, want) = (step(&device, dtype, lora_r), step(&simulated(), dtype, lora_r));
-        assert_eq!(got.0, want.0, "{dtype}, rank {lora_r}");
-        assert!(got.1 == want.1, "{dtype}, rank {lora_r}: the weights differ from those of device sim");
-        assert_eq!(got.2["library"], "fake products 1.0.0");
-        assert!(got.2["algorithms"].as_u64() > Some(20) && got.2["hash"].as_str().is_some_and(|h| h.len() == 16));
-        assert_eq!(want.2, Value::Null);
-        if lora_r > 0 {
-            // A second run reports the same matrix-product library with the same chosen algorithms.
-            let (_fake, again) = fake_cuda();
-            assert_eq!(step(&again, dtype, lora_r).2, got.2, "{dtype}, rank {lora_r}");
-        }
-        drop(device);
-        assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
+        check_step_on_the_fake_driver(&format!("{dtype}, rank {lora_r}"), |device| sft_step(device, dtype, lora_r));
+    }
+    // A second run reports the same matrix-product library with the same chosen algorithms.
+    let [first, again] = [(), ()].map(|()| sft_step(&fake_cuda().1, DType::BF16, 4).products);
+    assert_eq!(first, again);
+}
+
+#[test]
+fn grpo_step_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    for (dtype, samples) in [(DType::F32, false), (DType::BF16, true)] {
+        check_step_on_the_fake_driver(&format!("{dtype}, sampled {samples}"), |device| {
+            let step = grpo_step(device, dtype, samples);
+            assert!(step.metrics[2].as_str().is_some_and(|hash| hash.len() == 16), "{}", step.metrics);
+            step
+        });
     }
 }
 

@@ -20,4 +20,4 @@ mod testing;
 pub use error::{Result, TrainError};
 pub use options::config_file;
 pub use options::{GrpoOptions, SftOptions};
-pub use run::{grpo, replay, sft};
+pub use run::{RunSetup, grpo, replay, sft};
