@@ -36,6 +36,10 @@ const CHUNK_TOKENS: [usize; 2] = [512, 4096];
 pub struct Engine<'a> {
     /// A clone that shares its weights with the caller's model, until [`ContinuousBatch::replace_weights`].
     model: Mutex<Arc<Qwen25Vl>>,
+    /// Whether [`Engine::generate`] reads packed copies of weights that are trained.
+    packs_trained_weights: bool,
+    /// The model with these copies, from the first call of [`Engine::generate`] to [`Engine::release_memory`].
+    packed_model: Mutex<Option<Arc<Qwen25Vl>>>,
     pub(crate) cx: Cx,
     pub(crate) suppressed: Tensor, // i32 [n]: ids that are never sampled
     interrupt: Option<&'a AtomicBool>,
@@ -59,6 +63,8 @@ impl<'a> Engine<'a> {
         let suppressed = Tensor::from_i32(cx.device(), &[media.len()], &media)?;
         Ok(Engine {
             model: Mutex::new(Arc::new(model.clone())),
+            packs_trained_weights: false,
+            packed_model: Mutex::default(),
             cx: cx.without_tape(),
             suppressed,
             interrupt: None,
@@ -99,6 +105,15 @@ impl<'a> Engine<'a> {
         self
     }
 
+    /// Makes [`Engine::generate`] copy the weights that are trained into the layout that the device reads fastest, if it has
+    /// another one, and keep the copies until [`Engine::release_memory`], which is to be called before the weights
+    /// change. A decode step of a small batch then takes less time; copying takes that of a few steps. The generated
+    /// completions are the same.
+    pub fn packing_trained_weights(mut self) -> Engine<'a> {
+        self.packs_trained_weights = true;
+        self
+    }
+
     /// Makes [`Engine::generate`] fail with [`EngineError::Interrupted`] before its next step once `flag` is set.
     pub fn interrupt_flag(mut self, flag: &'a AtomicBool) -> Engine<'a> {
         self.interrupt = Some(flag);
@@ -110,10 +125,11 @@ impl<'a> Engine<'a> {
         self.cached_batch().as_ref().map_or(0, RunningBatch::graph_capture_count)
     }
 
-    /// Frees the device memory that [`Engine::generate`] keeps for its next call: KV cache, slots and captured
-    /// graphs.
+    /// Frees the device memory that [`Engine::generate`] keeps for its next call: KV cache, slots, captured graphs and
+    /// packed weights.
     pub fn release_memory(&self) {
         *self.cached_batch() = None;
+        *lock(&self.packed_model) = None;
     }
 
     /// Generates the completions of all requests, in the order of the requests. `on_token` is called with each token as
@@ -127,6 +143,10 @@ impl<'a> Engine<'a> {
         mut on_token: impl FnMut(TokenEvent),
     ) -> Result<(Vec<Completion>, GenerationTiming)> {
         let mut cached = self.cached_batch();
+        if self.packs_trained_weights && lock(&self.packed_model).is_none() {
+            let packed = self.model().with_packed_copies(&self.cx)?;
+            *lock(&self.packed_model) = Some(Arc::new(packed));
+        }
         let needed = requests.iter().fold(BatchCapacity::default(), |sum, request| sum.plus(request));
         let batch = self.batch_for(needed.with_max_slots(self.max_slots), cached.take())?;
         let options = RunOptions {
@@ -154,7 +174,8 @@ impl<'a> Engine<'a> {
 
     /// The model with the present weights.
     pub(crate) fn model(&self) -> Arc<Qwen25Vl> {
-        self.model.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let packed = lock(&self.packed_model).clone();
+        packed.unwrap_or_else(|| lock(&self.model).clone())
     }
 
     /// Replaces the weights for all later steps, and empties the model's cache of vision tokens. The memory that
@@ -162,11 +183,11 @@ impl<'a> Engine<'a> {
     pub(crate) fn set_model(&self, model: Qwen25Vl) {
         self.release_memory();
         model.features.iter().for_each(|features| features.clear());
-        *self.model.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(model);
+        *lock(&self.model) = Arc::new(model);
     }
 
     fn cached_batch(&self) -> MutexGuard<'_, Option<RunningBatch>> {
-        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.batch)
     }
 
     /// Returns an empty running batch of at least the capacity `needed`: `earlier` if it is large enough, else a new
@@ -204,6 +225,10 @@ impl<'a> Engine<'a> {
             _ => Ok(()),
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn generate_in<'r>(

@@ -5,8 +5,8 @@
 //! ```text
 //! threads 2                                     uses two threads from now on
 //! product bf16 bf16 bf16 512 4864 896 24 10     dtypes of A, B and C; m, n, k; copies of B, used in turn; calls
-//!                                               (bf16t, f32t: stored transposed; bf16g: B in groups; i8: B with
-//!                                               scales)
+//!                                               (bf16t, f32t: stored transposed; f32g, bf16g: B in groups; i8: B
+//!                                               with scales)
 //! limit f32 | limit bf16                        time of 1e9 operations on registers, on all threads
 //! read                                          time to read 1e9 bytes from memory
 //! launch                                        time of an empty launch with one task per thread
@@ -14,7 +14,7 @@
 #![allow(unsafe_code)]
 
 use memmap2::{Advice, MmapMut};
-use reel_kernels::matmul::{BF16_GROUP, Matmul, Operand};
+use reel_kernels::matmul::{GROUP_ROWS, Matmul, Operand};
 use reel_kernels::{Addr, DType, Launch, Team, launch, limits};
 use std::time::Instant;
 
@@ -63,9 +63,10 @@ fn dtype(s: &str) -> Result<(DType, Stored), String> {
         "f32t" => Ok((DType::F32, Stored::Transposed)),
         "bf16" => Ok((DType::BF16, Stored::Plain)),
         "bf16t" => Ok((DType::BF16, Stored::Transposed)),
+        "f32g" => Ok((DType::F32, Stored::Groups)),
         "bf16g" => Ok((DType::BF16, Stored::Groups)),
         "i8" => Ok((DType::I8, Stored::Plain)),
-        _ => Err(format!("{s}: unknown dtype; give f32, f32t, bf16, bf16t, bf16g (B) or i8 (B)")),
+        _ => Err(format!("{s}: unknown dtype; give f32, f32t, bf16, bf16t, f32g (B), bf16g (B) or i8 (B)")),
     }
 }
 
@@ -102,7 +103,7 @@ fn product(
 ) -> Result<Vec<f64>, String> {
     let addr = |x: &MmapMut| Addr(x.as_ptr() as u64);
     let a = array(m * k * dtypes[0].0.size())?;
-    let elements_of_b = n.next_multiple_of(BF16_GROUP) * k.next_multiple_of(2);
+    let elements_of_b = n.next_multiple_of(GROUP_ROWS) * k.next_multiple_of(2);
     let b = (0..copies).map(|_| array(elements_of_b * dtypes[1].0.size())).collect::<Result<Vec<_>, _>>()?;
     let scales = array(n * 4)?;
     let c = array(m * n * dtypes[2].0.size())?;

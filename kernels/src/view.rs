@@ -36,6 +36,15 @@ impl<T> OutputArray<T> {
         OutputArray { base: addr.0 as *mut T, len }
     }
 
+    /// Returns the address of the elements `start .. start + len`, for code that writes some of them.
+    ///
+    /// # Panics
+    /// If they exceed the array.
+    pub fn address(&self, start: usize, len: usize) -> *mut T {
+        assert!(start + len <= self.len, "part {start}..{} exceeds an array of {} elements", start + len, self.len);
+        self.base.wrapping_add(start)
+    }
+
     /// Returns the elements `start .. start + len` for writing.
     ///
     /// # Safety

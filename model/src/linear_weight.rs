@@ -3,7 +3,9 @@
 
 use std::borrow::Cow;
 
+use half::bf16;
 use rayon::prelude::*;
+use reel_kernels::Element;
 use reel_kernels::int8::{quantize_bf16_row, quantize_row};
 use reel_runtime::ops::{self, InputNorm, KvDestination, Lora, PackedWeight, RowAdapters};
 use reel_runtime::{Cx, DType, Device, Tensor};
@@ -38,7 +40,7 @@ pub(crate) enum LayerAdapter<'a> {
 pub(crate) enum Weight {
     /// f32 or bf16.
     Dense(Tensor),
-    /// int8 with one scale for each row, or bf16 in groups of rows. For inference only.
+    /// int8 with one scale for each row, or f32 or bf16 in groups of rows. For inference only.
     Packed(PackedWeight),
 }
 
@@ -60,19 +62,36 @@ impl Weight {
         })
     }
 
-    /// Loads tensor `name`: packed if the loader copies bf16 weights that are not trained and the device reads packed ones
-    /// faster; filled up with zeros where a width says so.
+    /// Loads tensor `name`: packed if [`WeightLoader::packed_dtype`] says so; filled up with zeros where a width says so.
     ///
     /// # Errors
     /// The tensor is missing or has another shape; out of memory.
     pub(crate) fn load_unquantized(from: &WeightLoader, name: &str, widths: [Width; 2]) -> Result<Weight> {
         let is_filled_up = widths.iter().any(|width| width.stored != width.padded);
-        match from.source {
-            WeightSource::Files(files) if !is_filled_up && from.packs(files, name) => {
-                Ok(Weight::Packed(pack(from.device, files, name, widths.map(|width| width.stored))?))
-            }
-            _ => Ok(Weight::Dense(from.load_padded(name, &widths)?)),
+        let shape = widths.map(|width| width.stored);
+        if let WeightSource::Files(files) = from.source
+            && !is_filled_up
+            && let Some(dtype) = from.packed_dtype(files, name, &shape)
+        {
+            return Ok(Weight::Packed(match dtype {
+                DType::F32 => pack::<f32>(from.device, files, name, shape)?,
+                _ => pack::<bf16>(from.device, files, name, shape)?,
+            }));
         }
+        Ok(Weight::Dense(from.load_padded(name, &widths)?))
+    }
+
+    /// A packed copy of a weight that is trained, if the device reads packed weights faster.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub(crate) fn packed_copy(&self, cx: &Cx) -> Result<Option<Weight>> {
+        Ok(match self {
+            Weight::Dense(w) if w.parameter_name().is_some() && PackedWeight::suits(cx.device(), w.dtype()) => {
+                Some(Weight::Packed(PackedWeight::copy_in_groups(cx, w)?))
+            }
+            _ => None,
+        })
     }
 
     /// The tensors that hold the weight.
@@ -180,14 +199,14 @@ fn for_each_part(view: &TensorView, columns: usize, write: impl Fn(usize, &[u8])
     Ok(())
 }
 
-/// Packs a stored bf16 tensor.
-fn pack(device: &Device, files: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<PackedWeight> {
+/// Packs a stored tensor with elements of type T.
+fn pack<T: Element>(device: &Device, files: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<PackedWeight> {
     let view = files.tensor_with_shape(name, &shape)?;
-    let weight = PackedWeight::bf16(device, shape)?;
+    let weight = PackedWeight::in_groups(device, shape, T::DTYPE)?;
     for_each_part(&view, shape[1], |first, stored| {
-        let rows = bytemuck::try_cast_slice(stored)
+        let rows: Cow<[T]> = bytemuck::try_cast_slice(stored)
             .map_or_else(|_| Cow::Owned(bytemuck::pod_collect_to_vec(stored)), Cow::Borrowed);
-        Ok(weight.write_bf16_rows(first, &rows, rows.len() / shape[1].max(1))?)
+        Ok(weight.write_rows(first, &rows, rows.len() / shape[1].max(1))?)
     })?;
     Ok(weight)
 }

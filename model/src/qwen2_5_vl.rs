@@ -122,6 +122,16 @@ impl Qwen25Vl {
         self.vision.tensors().any(|t| t.parameter_name().is_some())
     }
 
+    /// A model for generation that shares all weights but the decoder's trained ones. Of those it has packed copies where
+    /// the device reads packed weights faster; the bits of its results are the same. It does not see later changes of the
+    /// trained weights.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn with_packed_copies(&self, cx: &Cx) -> Result<Qwen25Vl> {
+        Ok(Qwen25Vl { text: self.text.with_packed_copies(cx)?, ..self.clone() })
+    }
+
     /// Computes hidden states after the last norm, `[S, H]`, or `[R, H]` with [`ForwardOptions::rows`].
     pub fn forward(&self, cx: &Cx, batch: &Batch, options: ForwardOptions) -> Result<Tensor> {
         let x = self.embed(cx, batch, &options)?;

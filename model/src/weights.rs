@@ -190,10 +190,12 @@ impl WeightLoader<'_> {
         Ok((joined, each))
     }
 
-    /// Whether a linear layer reads tensor `name` faster if it is packed: bf16 that is copied in any case and not trained.
-    pub(crate) fn packs(&self, files: &Checkpoint, name: &str) -> bool {
-        let is_bf16 = || files.tensor(name).is_some_and(|view| view.dtype == StoredDType::Bf16);
-        files.is_copied() && !(self.trainable)(name) && PackedWeight::suits_bf16(self.device) && is_bf16()
+    /// The dtype in which tensor `name`, of shape `shape`, is packed; `None` if it is not. A linear layer reads a packed
+    /// weight faster, so one is packed that is copied, not trained, and keeps the dtype of the file.
+    pub(crate) fn packed_dtype(&self, files: &Checkpoint, name: &str, shape: &[usize]) -> Option<DType> {
+        let may_pack = files.is_copied() && !(self.trainable)(name);
+        let stored = files.tensor(name).filter(|_| may_pack)?.dtype;
+        self.kept_dtype(stored, shape, false).filter(|&dtype| PackedWeight::suits(self.device, dtype))
     }
 
     /// The dtype of the file, if the weight keeps it on the device; `None` if the weight is converted to the dtype of

@@ -70,7 +70,7 @@ impl KernelFolder {
 fn kernel_calls(calls: LabeledLaunches, size: impl Fn(&'static str) -> Cow<'static, str>) -> Vec<ExampleCall> {
     let kernel = |(words, launch)| match launch {
         Launch::Kernel(launch) => Some(ExampleCall { size: size(words), launch }),
-        Launch::Matmul(_) => None,
+        Launch::Matmul(_) | Launch::WeightGroups(_) => None,
     };
     calls.into_iter().filter_map(kernel).collect()
 }

@@ -15,7 +15,7 @@ pub use source::Source;
 pub use stage::{Arch, Stage, TensorMapError};
 pub use table::{AddressTable, ArrayEntry, Chunk, chunks};
 
-use crate::matmul::Matmul;
+use crate::matmul::{Matmul, WeightGroups};
 use crate::{Cost, DType, Team};
 
 /// A kernel; its name is the same in the source, in profiles and on the command line.
@@ -120,6 +120,8 @@ pub enum Launch {
     Kernel(KernelLaunch),
     /// A plain matrix product.
     Matmul(Matmul),
+    /// Arranges a weight in groups of rows for products on the CPU.
+    WeightGroups(WeightGroups),
 }
 
 impl Launch {
@@ -145,15 +147,17 @@ impl Launch {
         match self {
             Launch::Kernel(k) => k.kernel.name,
             Launch::Matmul(m) => m.name(),
+            Launch::WeightGroups(_) => "weight_groups",
         }
     }
 
-    /// The sizes of the launch by name: the whole numbers among a kernel's parameters that are not addresses, or m, n
-    /// and k of a matrix product.
+    /// The sizes of the launch by name: the whole numbers among a kernel's parameters that are not addresses, or those
+    /// of the matrices.
     pub fn sizes(&self) -> Vec<(&'static str, u64)> {
         match self {
             Launch::Kernel(k) => k.kernel.fields.iter().filter_map(|f| Some((f.name, f.size_in(&k.params)?))).collect(),
             Launch::Matmul(m) => vec![("m", m.m as u64), ("n", m.n as u64), ("k", m.k as u64)],
+            Launch::WeightGroups(w) => vec![("n", w.n as u64), ("k", w.k as u64)],
         }
     }
 
@@ -162,6 +166,7 @@ impl Launch {
         match self {
             Launch::Kernel(k) => k.cost,
             Launch::Matmul(m) => m.cost(),
+            Launch::WeightGroups(w) => w.cost(),
         }
     }
 }
@@ -178,5 +183,7 @@ pub unsafe fn run_on_cpu(launch: &Launch, team: &Team) {
         Launch::Kernel(k) => unsafe { (k.kernel.cpu)(&k.params, team) },
         // SAFETY: the operands' addresses cover the shapes of the product.
         Launch::Matmul(m) => unsafe { crate::matmul::cpu::run(m, team) },
+        // SAFETY: the addresses cover the weight and its groups.
+        Launch::WeightGroups(w) => unsafe { crate::matmul::cpu::arrange(w, team) },
     }
 }

@@ -11,9 +11,9 @@
 //! position, the threads or the storage of the operands (`cpu/mod.rs` has the details). Bound by arithmetic for large
 //! m, by reading B from memory for small m.
 //!
-//! On the CPU a bf16 B may be stored in groups of [`BF16_GROUP`] rows, `[n / 32][k / 2][32][2]`, which [`bf16_groups`]
-//! arranges: the layout that the tile functions read, so that nothing has to be packed and few rows of A read one stream
-//! of memory instead of 16. The bits of C are the same.
+//! On the CPU a B of f32 or bf16 may be stored in groups of [`GROUP_ROWS`] rows, `[n / 32][k][32]` or
+//! `[n / 32][k / 2][32][2]`, which [`row_groups`] and [`WeightGroups`] arrange: the layout that the tile functions read, so
+//! that nothing has to be packed and few rows of A read one stream of memory instead of 16. The bits of C are the same.
 //!
 //! B may be int8 with one scale for each of its rows: `C[i, j] = scale · b_scale[j] · Σ A[i, k] B[j, k]`. It is stored
 //! in groups of [`INT8_GROUP`] rows, `[n / 16][k][16]`, so that the CPU's vectors need no transposition; [`int8_groups`]
@@ -26,32 +26,34 @@ mod formula;
 #[cfg(test)]
 mod tests;
 
-use crate::{Addr, Cost, DType};
-use half::bf16;
+use crate::{Addr, Cost, DType, Element};
 
 /// Rows of a group of an int8 operand.
 pub const INT8_GROUP: usize = 16;
-/// Rows of a group of a bf16 operand that is stored in groups.
-pub const BF16_GROUP: usize = 32;
+/// Rows of a group of an f32 or bf16 operand that is stored in groups.
+pub const GROUP_ROWS: usize = 32;
 
-/// The number of elements of a bf16 matrix `[n, k]` that is stored in groups.
-pub fn bf16_group_elements(n: usize, k: usize) -> usize {
-    n.next_multiple_of(BF16_GROUP) * k.next_multiple_of(2)
+/// The number of elements of a matrix `[n, k]` of this dtype, F32 or BF16, that is stored in groups.
+pub fn group_elements(dtype: DType, n: usize, k: usize) -> usize {
+    n.next_multiple_of(GROUP_ROWS) * k.next_multiple_of(4 / dtype.size())
 }
 
-/// Arranges a bf16 matrix `[n, k]` in groups, `[n / 32][k / 2][32][2]`: pairs of neighbouring k, of 32 rows side by
-/// side. What is missing in the last group and in the last pair is 0.
-pub fn bf16_groups(rows: &[bf16], n: usize, k: usize) -> Vec<bf16> {
-    /// Pairs whose places in a group (16 KiB) stay in the first-level cache while the rows are written side by side.
-    const PAIRS: usize = 128;
-    let (mut groups, pairs) = (vec![bf16::ZERO; bf16_group_elements(n, k)], k.div_ceil(2));
+/// Arranges a matrix `[n, k]` of f32 or bf16 in groups: f32 as `[n / 32][k][32]`, bf16 as `[n / 32][k / 2][32][2]`, pairs
+/// of neighbouring k of 32 rows side by side. What is missing in the last group and in the last pair is 0.
+pub fn row_groups<T: Element>(rows: &[T], n: usize, k: usize) -> Vec<T> {
+    /// Lines whose places in a group (16 KiB) stay in the first-level cache while the rows are written side by side.
+    const LINES: usize = 128;
+    // Elements of a row in a line.
+    let each = 4 / size_of::<T>();
+    let lines = k.div_ceil(each);
+    let mut groups = vec![T::from_f32(0.0); group_elements(T::DTYPE, n, k)];
     if k > 0 {
-        for (group, rows) in groups.chunks_exact_mut(BF16_GROUP * 2 * pairs).zip(rows.chunks(BF16_GROUP * k)) {
-            for (block, group) in group.chunks_mut(BF16_GROUP * 2 * PAIRS).enumerate() {
+        for (group, rows) in groups.chunks_exact_mut(GROUP_ROWS * each * lines).zip(rows.chunks(GROUP_ROWS * k)) {
+            for (block, group) in group.chunks_mut(GROUP_ROWS * each * LINES).enumerate() {
                 for (lane, row) in rows.chunks_exact(k).enumerate() {
-                    let row = row[block * 2 * PAIRS..].chunks(2);
-                    for (at, pair) in group.chunks_exact_mut(BF16_GROUP * 2).zip(row) {
-                        at[2 * lane..][..pair.len()].copy_from_slice(pair);
+                    let row = row[block * each * LINES..].chunks(each);
+                    for (line, elements) in group.chunks_exact_mut(GROUP_ROWS * each).zip(row) {
+                        line[each * lane..][..elements.len()].copy_from_slice(elements);
                     }
                 }
             }
@@ -105,7 +107,7 @@ pub struct Matmul {
     pub b: Operand,
     /// f32 `[n]`, the scales of an I8 B; otherwise null.
     pub b_scale: Addr,
-    /// True: B is bf16 and stored in groups, see [`bf16_groups`]. Only on the CPU; B is then not transposed.
+    /// True: B is f32 or bf16 and stored in groups, see [`row_groups`]. Only on the CPU; B is then not transposed.
     pub b_grouped: bool,
     /// `[m, n]`, written.
     pub c: Addr,
@@ -154,9 +156,32 @@ impl Matmul {
     /// Returns the number of elements of B in memory: one that is stored in groups has rows of zeros up to a whole group.
     pub fn elements_of_b(&self) -> usize {
         if self.b_grouped {
-            return bf16_group_elements(self.n, self.k);
+            return group_elements(self.b.dtype, self.n, self.k);
         }
         let rows = if self.b.dtype == DType::I8 { self.n.next_multiple_of(INT8_GROUP) } else { self.n };
         rows * self.k
+    }
+}
+
+/// A launch that arranges a plain weight `[n, k]` in groups, as [`row_groups`] does. Only on the CPU.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WeightGroups {
+    /// Rows.
+    pub n: usize,
+    /// Columns.
+    pub k: usize,
+    /// F32 or BF16.
+    pub dtype: DType,
+    /// `[n, k]`, read.
+    pub from: Addr,
+    /// [`group_elements`] elements, written.
+    pub to: Addr,
+}
+
+impl WeightGroups {
+    /// Returns the cost: each element is read and written once.
+    pub fn cost(&self) -> Cost {
+        let elements = self.n * self.k + group_elements(self.dtype, self.n, self.k);
+        Cost { flops: 0.0, bytes: (elements * self.dtype.size()) as f64 }
     }
 }

@@ -102,6 +102,15 @@ impl Linear {
         Ok(Linear { name: name.into(), weight, bias, adapter: None, row_adapters: None })
     }
 
+    /// Replaces a weight that is trained by a packed copy, if the device reads packed weights faster.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub(crate) fn pack_trained(&mut self, cx: &Cx) -> Result<()> {
+        self.weight.packed_copy(cx)?.into_iter().for_each(|packed| self.weight = packed);
+        Ok(())
+    }
+
     /// The rows and columns of the weight; `None` if it is packed.
     pub(crate) fn widths(&self) -> Option<[Width; 2]> {
         let Weight::Dense(weight) = &self.weight else { return None };

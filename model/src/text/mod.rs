@@ -185,6 +185,19 @@ impl TextDecoder {
         })
     }
 
+    /// A decoder for generation with packed copies of the weights that are trained, where the device reads those faster; it
+    /// shares all others. It does not see later changes of the trained weights.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub(crate) fn with_packed_copies(&self, cx: &Cx) -> Result<TextDecoder> {
+        let mut packed = self.clone();
+        packed.linear_layers_mut().try_for_each(|linear| linear.pack_trained(cx))?;
+        packed.layers.iter_mut().map(Arc::make_mut).for_each(Layer::forget_joined_weights);
+        packed.head.packed_copy(cx)?.into_iter().for_each(|head| packed.head = head);
+        Ok(packed)
+    }
+
     /// Computes hidden states after the last norm from embeddings x `[S, H]` and positions i32 `[3, S]`: those of the
     /// tokens `rows` i32 `[R]`, or of all tokens: `[R, H]`.
     pub(crate) fn forward(
@@ -233,6 +246,13 @@ impl TextDecoder {
 }
 
 impl Layer {
+    /// Makes products of packed layers read their packed weights, not the joined plain ones.
+    fn forget_joined_weights(&mut self) {
+        let is_packed = |linear: &Linear| linear.widths().is_none();
+        self.qkv.take_if(|_| is_packed(&self.q));
+        self.gate_up.take_if(|_| is_packed(&self.gate));
+    }
+
     fn load(from: &WeightLoader, config: &TextConfig, index: usize) -> Result<Layer> {
         let (h, inner) = (config.hidden_size, config.intermediate_size);
         let q_dim = config.num_attention_heads * config.head_dim;

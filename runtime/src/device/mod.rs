@@ -46,6 +46,11 @@ use memory::MemoryCounters;
 pub(crate) use origin::{current_origin, with_origin};
 use profiler::{LaunchRecord, ProfileData, TimedLaunch};
 
+/// The error of a launch that has code for device `cpu` alone.
+fn only_on_a_cpu(launch: &Launch) -> RuntimeError {
+    RuntimeError::Device(format!("{}: runs on device cpu only; use plain weights on this device", launch.name()))
+}
+
 /// Which implementation of the kernels a device runs. CPU and CUDA kernels need different workspaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernels {

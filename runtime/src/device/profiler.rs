@@ -203,7 +203,7 @@ impl ProfileData {
         let sizes = if mode & RECORD != 0 { launch.sizes() } else { Vec::new() };
         let operand = match launch {
             Launch::Matmul(product) => Some(self.operands().read(product.right_operand())),
-            Launch::Kernel(_) => None,
+            Launch::Kernel(_) | Launch::WeightGroups(_) => None,
         };
         let stages = self.arch().map(|arch| planned_stages(launch, &arch)).unwrap_or_default();
         let start = Instant::now();

@@ -11,7 +11,7 @@ use reel_kernels::{Arch, KernelLaunch, Launch, Team, compile};
 use reel_sim::exec::{CompletionTiming, ExecOptions};
 use reel_sim::memory::SimMemory;
 
-use super::{Backend, Kernels};
+use super::{Backend, Kernels, only_on_a_cpu};
 use crate::error::{Result, RuntimeError};
 
 /// The options of device `sim`: the simulated GPU, and how often and in which orders warps run.
@@ -191,6 +191,7 @@ impl Backend for Sim {
             Launch::Matmul(product) => {
                 simulate::run_matmul(product, &mut self.memory(), &self.team).map_err(RuntimeError::Device)
             }
+            Launch::WeightGroups(_) => Err(only_on_a_cpu(launch)),
         }
     }
 

@@ -40,7 +40,7 @@ enum RandomStream {
 }
 
 impl<'a> CompletionSampler<'a> {
-    /// A sampler whose engine has the model in training. `lender` lends the device to a server after each token.
+    /// A sampler whose engine has the model in training, and packs its weights for each rollout. `lender` lends the device to a server after each token.
     pub(crate) fn new(
         engine: Engine<'a>,
         options: &'a GrpoOptions,
@@ -48,6 +48,7 @@ impl<'a> CompletionSampler<'a> {
         seed: u64,
         lender: DeviceLender<'a>,
     ) -> Self {
+        let engine = engine.packing_trained_weights();
         Self { engine, options, stop_token_ids: stop_token_ids.to_vec(), seed, lender }
     }
 

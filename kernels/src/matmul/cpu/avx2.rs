@@ -2,7 +2,7 @@
 //! 16 registers, and functions that transpose B in registers.
 
 use super::portable::{self, multiply_tile};
-use super::{Code, Part, Source, THIN_PASSES, THIN_ROWS, Thin, Tile, Unit, bf16_groups, int8};
+use super::{Code, Part, RowsOfA, Source, THIN_PASSES, Thin, Tile, Unit, groups, int8, thin_rows_of_b};
 use std::arch::x86_64::*;
 
 /// f32 arithmetic.
@@ -16,16 +16,24 @@ pub(super) static F32: Code = Code {
     direct: None,
     pack,
     pack_int8: int8::avx2::pack,
-    pack_groups: bf16_groups::avx2::pack,
-    thin: Some(&Thin { most: 4, passes: THIN_PASSES, rows: THIN_ROWS, least_rows: THIN_ROWS, multiply: thin }),
+    pack_groups: groups::avx2::pack,
+    thin: Some(&Thin { most: 4, passes: THIN_PASSES, ..thin_rows_of_b(thin) }),
     thin_int8: Some(&int8::avx2::THIN_F32),
-    thin_groups: Some(&bf16_groups::avx2::THIN_F32),
+    thin_groups: Some(&groups::avx2::THIN_WIDENED),
+    thin_f32_groups: Some(&groups::avx2::THIN_F32),
 };
 
 #[target_feature(enable = "avx2,fma")]
-unsafe fn fixed<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {
-    // SAFETY: the processor has AVX2 and FMA; `a` holds `[units][MR]`, `b` `[units][16]`, `acc` `[MR][16]`.
-    unsafe { multiply_tile::<MR, 16, true>(units, a, b, acc, add) }
+unsafe fn fixed<const MR: usize>(
+    units: usize,
+    a: *const u32,
+    b: *const u32,
+    acc: *mut f32,
+    acc_stride: usize,
+    add: bool,
+) {
+    // SAFETY: the processor has AVX2 and FMA; `a` holds `[units][MR]`, `b` `[units][16]`; `acc` has MR rows of 16.
+    unsafe { multiply_tile::<MR, 16, true>(units, a, b, acc, acc_stride, add) }
 }
 
 /// Transposes 8 rows of 8 words.
@@ -129,9 +137,10 @@ unsafe fn pack_rows(source: &Source, part: Part, dst: *mut u32) {
 }
 
 /// # Safety
-/// The processor has AVX2 and FMA; `a` holds `[units][m]` with `m` of 1 to 4, `rows` rows of `b` exist from `row`,
-/// `acc` is `[m][16]`.
-unsafe fn thin(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+/// The processor has AVX2 and FMA; `a` holds the units of `m` packed rows, 1 to 4; `rows` rows of `b` exist from
+/// `row`, `acc` is `[m][16]`.
+unsafe fn thin(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+    let a = a.words;
     for first in [0, 8] {
         let rows = rows.saturating_sub(first).min(8);
         // SAFETY: `a`, `b` and `acc` are as documented above; this is one half of the 16 rows of `b`.

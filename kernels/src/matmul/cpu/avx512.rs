@@ -1,7 +1,7 @@
 //! Matrix products with AVX-512, with and without the bf16 dot product: tiles of 12 × 32 results, which occupy 24 of
 //! the 32 registers.
 
-use super::{Code, Direct, Part, Source, THIN_PASSES, THIN_ROWS, Thin, Tile, Unit, bf16_groups, int8};
+use super::{Code, Direct, Part, RowsOfA, Source, THIN_PASSES, Thin, Tile, Unit, groups, int8, thin_rows_of_b};
 use std::arch::x86_64::*;
 
 /// f32 arithmetic.
@@ -44,10 +44,11 @@ pub(super) static F32: Code = Code {
     }),
     pack,
     pack_int8: int8::avx512::pack,
-    pack_groups: bf16_groups::avx512::pack,
-    thin: Some(&Thin { most: 16, passes: THIN_PASSES, rows: THIN_ROWS, least_rows: THIN_ROWS, multiply: thin }),
+    pack_groups: groups::avx512::pack,
+    thin: Some(&Thin { most: 16, passes: THIN_PASSES, ..thin_rows_of_b(thin) }),
     thin_int8: Some(&int8::avx512::THIN_F32),
-    thin_groups: Some(&bf16_groups::avx512::THIN_F32),
+    thin_groups: Some(&groups::avx512::THIN_WIDENED),
+    thin_f32_groups: Some(&groups::avx512::THIN_F32),
 };
 
 /// The functions that multiply with the processor's dot product of bf16 pairs.
@@ -74,10 +75,11 @@ pub(super) static BF16: Code = Code {
     direct: None,
     pack,
     pack_int8: int8::avx512::pack,
-    pack_groups: bf16_groups::avx512::pack,
-    thin: Some(&Thin { most: 24, passes: THIN_PASSES, rows: THIN_ROWS, least_rows: THIN_ROWS, multiply: thin_bf16 }),
+    pack_groups: groups::avx512::pack,
+    thin: Some(&Thin { most: 24, passes: THIN_PASSES, ..thin_rows_of_b(thin_bf16) }),
     thin_int8: Some(&int8::avx512::THIN_BF16),
-    thin_groups: Some(&bf16_groups::avx512::THIN_BF16),
+    thin_groups: Some(&groups::avx512::THIN_PAIRS),
+    thin_f32_groups: None,
 };
 
 /// Returns `acc + b * a` for every lane; `a` is the same unit in all lanes. Every sum is a chain of this one
@@ -113,7 +115,7 @@ macro_rules! tile {
     ($name:ident, $features:literal, $step:ident $(, $stride:ident)?) => {
         /// # Safety
         /// The processor has the named features; `a` holds `[units][MR]`, or MR rows of `units` words that are
-        /// `stride` words apart; `b` holds `[units][32]`, `acc` `[MR][32]`.
+        /// `stride` words apart; `b` holds `[units][32]`; `acc` has MR rows of 32 sums that are `acc_stride` apart.
         #[target_feature(enable = $features)]
         unsafe fn $name<const MR: usize>(
             units: usize,
@@ -121,6 +123,7 @@ macro_rules! tile {
             $($stride: usize,)?
             b: *const u32,
             acc: *mut f32,
+            acc_stride: usize,
             add: bool,
         ) {
             let mut sums = [[_mm512_setzero_ps(); 2]; MR];
@@ -128,7 +131,7 @@ macro_rules! tile {
                 for i in 0..MR {
                     for j in 0..2 {
                         // SAFETY: inside `acc`.
-                        sums[i][j] = unsafe { _mm512_loadu_ps(acc.add(i * 32 + j * 16)) };
+                        sums[i][j] = unsafe { _mm512_loadu_ps(acc.add(i * acc_stride + j * 16)) };
                     }
                 }
             }
@@ -149,7 +152,7 @@ macro_rules! tile {
             for i in 0..MR {
                 for j in 0..2 {
                     // SAFETY: inside `acc`.
-                    unsafe { _mm512_storeu_ps(acc.add(i * 32 + j * 16), sums[i][j]) };
+                    unsafe { _mm512_storeu_ps(acc.add(i * acc_stride + j * 16), sums[i][j]) };
                 }
             }
         }
@@ -376,7 +379,7 @@ unsafe fn pack_columns<const V: usize>(source: &Source, part: Part, width: usize
                         let high = _mm256_maskz_loadu_epi16(second, from(k + 1).cast());
                         _mm512_or_si512(low, _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)))
                     }
-                    Unit::Int8 | Unit::Int8Pair | Unit::GroupedPair | Unit::GroupedWidened => {
+                    _ => {
                         unreachable!("operands in groups have their own packing")
                     }
                 }
@@ -390,9 +393,10 @@ unsafe fn pack_columns<const V: usize>(source: &Source, part: Part, width: usize
 macro_rules! thin {
     ($name:ident, $inner:ident, $advance:ident, $features:literal, $step:ident, $widened:literal) => {
         /// # Safety
-        /// The processor has the named features; `a` holds `[units][m]` with `m` of 1 to 24, `rows` rows of `b` exist
-        /// from `row`, `acc` is `[m][16]`.
-        unsafe fn $name(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+        /// The processor has the named features; `a` holds the units of `m` packed rows, 1 to 24; `rows` rows of `b`
+        /// exist from `row`, `acc` is `[m][16]`.
+        unsafe fn $name(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+            let a = a.words;
             // SAFETY: the conditions of this function are those of `$inner`.
             unsafe {
                 match m {
@@ -493,7 +497,7 @@ thin!(thin_bf16, thin_rows_bf16, advance_bf16, "avx512f,avx512bw,avx512bf16", bf
 
 /// # Safety
 /// The conditions of [`thin_f32`]; B may be f32 or bf16.
-unsafe fn thin(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+unsafe fn thin(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, acc: *mut f32) {
     // SAFETY: the conditions of this function are those of `thin_f32` and `thin_widened`.
     unsafe {
         match b.unit {

@@ -11,11 +11,16 @@
 //! A sum has the same order as in the tile functions. Several groups at a time give independent sums, so that the
 //! processor need not wait for one before the next.
 
-use super::{Part, Source, THIN_PASSES, Thin, Unit};
+use super::{MultiplyThin, Part, RowsOfA, Source, THIN_PASSES, Thin, Unit};
 use crate::matmul::INT8_GROUP;
 
 /// Columns of C that a call of a [`Thin`] function has room for.
 pub(super) const THIN_ROWS: usize = 64;
+
+/// A function for at most `most` packed rows of A.
+const fn thin_of(most: usize, multiply: MultiplyThin) -> Thin {
+    Thin { most, passes: THIN_PASSES, rows: THIN_ROWS, least_rows: INT8_GROUP, reads_rows_of_a: false, multiply }
+}
 /// Bytes from a read to what is prefetched meanwhile in the same group.
 const AHEAD: usize = 2048;
 /// Units of f32 in a cache line of a group.
@@ -81,11 +86,9 @@ pub(super) mod avx512 {
     use std::arch::x86_64::*;
 
     /// f32 multiply-adds.
-    pub(in super::super) static THIN_F32: Thin =
-        Thin { most: 12, passes: THIN_PASSES, rows: THIN_ROWS, least_rows: INT8_GROUP, multiply: thin_f32 };
+    pub(in super::super) static THIN_F32: Thin = thin_of(12, thin_f32);
     /// bf16 dot products.
-    pub(in super::super) static THIN_BF16: Thin =
-        Thin { most: 12, passes: THIN_PASSES, rows: THIN_ROWS, least_rows: INT8_GROUP, multiply: thin_bf16 };
+    pub(in super::super) static THIN_BF16: Thin = thin_of(12, thin_bf16);
 
     /// Reads one element of 16 rows as f32.
     ///
@@ -174,9 +177,10 @@ pub(super) mod avx512 {
     macro_rules! thin {
         ($name:ident, $sweep:ident, $groups:ident, $features:literal, $unit:ident, $each:literal) => {
             /// # Safety
-            /// The processor has the named features; `a` holds `[units][m]` with `m` of 1 to 12; the groups with rows
-            /// `row .. row + rows` are stored, and `row` begins one; `acc` is `[m][THIN_ROWS]`.
-            unsafe fn $name(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+            /// The processor has the named features; `a` holds the units of `m` packed rows, 1 to 12; the groups with
+            /// rows `row .. row + rows` are stored, and `row` begins one; `acc` is `[m][THIN_ROWS]`.
+            unsafe fn $name(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+                let a = a.words;
                 // SAFETY: the conditions of this function are those of `$sweep`.
                 unsafe {
                     match m {
@@ -267,8 +271,7 @@ pub(super) mod avx2 {
     use std::arch::x86_64::*;
 
     /// f32 multiply-adds.
-    pub(in super::super) static THIN_F32: Thin =
-        Thin { most: 4, passes: THIN_PASSES, rows: THIN_ROWS, least_rows: INT8_GROUP, multiply: thin };
+    pub(in super::super) static THIN_F32: Thin = thin_of(4, thin);
 
     /// Reads one element of 8 rows as f32.
     ///
@@ -303,9 +306,10 @@ pub(super) mod avx2 {
     }
 
     /// # Safety
-    /// The processor has AVX2 and FMA; `a` holds `[units][m]` with `m` of 1 to 4; the groups with rows `row .. row +
+    /// The processor has AVX2 and FMA; `a` holds the units of `m` packed rows, 1 to 4; the groups with rows `row .. row +
     /// rows` are stored, and `row` begins one; `acc` is `[m][THIN_ROWS]`.
-    unsafe fn thin(m: usize, a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+    unsafe fn thin(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+        let a = a.words;
         let count = rows.div_ceil(INT8_GROUP);
         let at_once = match m {
             1 => 4,

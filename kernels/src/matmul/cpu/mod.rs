@@ -18,7 +18,7 @@
 //! **Data.** A unit has 4 bytes in either arithmetic. A step of the inner loop loads `nr` lanes of B and multiplies
 //! them by `mr` single units of A. Transposed and bf16 operands differ only in how they are packed. With few rows of
 //! A, reading B takes most of the time: `Code::thin` then transposes B inside registers and stores no packed copy. A
-//! bf16 B that is stored in groups (`bf16_groups`) is packed already.
+//! B that is stored in groups (`groups`) is packed already.
 #![allow(unsafe_code)]
 // Loops over constant ranges index arrays of registers: the compiler unrolls them completely.
 #![allow(clippy::needless_range_loop)]
@@ -29,12 +29,12 @@ pub(super) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod bf16_groups;
+mod groups;
 mod int8;
 mod portable;
 mod store;
 
-use super::{BF16_GROUP, Matmul, Operand};
+use super::{GROUP_ROWS, Matmul, Operand, WeightGroups};
 use crate::simd::{Isa, isa};
 use crate::view::{OutputArray, slice_at};
 use crate::{DType, Element, Team};
@@ -83,7 +83,9 @@ enum Unit {
     Int8,
     /// Two neighbouring int8 of one row that are packed as a pair of bf16, in groups of 16 rows.
     Int8Pair,
-    /// [`Unit::Pair`] in groups of 32 rows (`bf16_groups`).
+    /// [`Unit::F32`] in groups of 32 rows (`groups`).
+    GroupedF32,
+    /// [`Unit::Pair`] in groups of 32 rows.
     GroupedPair,
     /// [`Unit::Widened`] in groups of 32 rows.
     GroupedWidened,
@@ -98,7 +100,7 @@ impl Unit {
     /// Bytes of one unit in memory.
     fn bytes(self) -> usize {
         match self {
-            Unit::F32 | Unit::Pair | Unit::GroupedPair => 4,
+            Unit::F32 | Unit::Pair | Unit::GroupedF32 | Unit::GroupedPair => 4,
             Unit::Widened | Unit::Int8Pair | Unit::GroupedWidened => 2,
             Unit::Int8 => 1,
         }
@@ -107,7 +109,7 @@ impl Unit {
     /// Bytes of one element in memory.
     fn element(self) -> usize {
         match self {
-            Unit::F32 => 4,
+            Unit::F32 | Unit::GroupedF32 => 4,
             Unit::Widened | Unit::Pair | Unit::GroupedPair | Unit::GroupedWidened => 2,
             Unit::Int8 | Unit::Int8Pair => 1,
         }
@@ -136,16 +138,35 @@ struct Part {
     units: usize,
 }
 
-/// `tile(units, a, b, acc, add)`: `acc[i][j] = (add ? acc[i][j] : 0) + sum over u of a[u][i] * b[u][j]`.
-type Tile = unsafe fn(usize, *const u32, *const u32, *mut f32, bool);
+/// `tile(units, a, b, acc, acc_stride, add)`: `acc[i][j] = (add ? acc[i][j] : 0) + sum over u of a[u][i] * b[u][j]`; rows
+/// of acc are `acc_stride` sums apart.
+type Tile = unsafe fn(usize, *const u32, *const u32, *mut f32, usize, bool);
 /// A [`Tile`] that reads A's rows unpacked: `a[i * stride + u]`, rows `stride` words apart.
-type Direct = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, bool);
+type Direct = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, usize, bool);
 /// `pack(source, part, width, dst)`: `dst[u][i]` is unit `u` of row `i` of the part; lanes `part.rows .. width` are
 /// 0.
 type Pack = unsafe fn(&Source, Part, usize, *mut u32);
-/// `multiply(m, a, b, row, rows, acc)`: multiplies `m` packed rows of A with `rows` (at most [`Thin::rows`]) unpacked
-/// rows of B from `row` on; `acc` is `[m][Thin::rows]`.
-type MultiplyThin = unsafe fn(usize, *const u32, &Source, usize, usize, *mut f32);
+/// `multiply(m, a, b, row, rows, acc)`: multiplies `m` rows of A with `rows` (at most [`Thin::rows`]) unpacked rows of B
+/// from `row` on; `acc` is `[m][Thin::rows]`.
+type MultiplyThin = unsafe fn(usize, RowsOfA, &Source, usize, usize, *mut f32);
+
+/// Some rows of A. Unit `u` of row `i` is at `words[u * unit_words + i * row_words]`.
+#[derive(Clone, Copy)]
+struct RowsOfA {
+    words: *const u32,
+    unit_words: usize,
+    row_words: usize,
+}
+
+impl RowsOfA {
+    /// The rows from `row` on, without the units before `unit`.
+    fn at(self, row: usize, unit: usize) -> RowsOfA {
+        RowsOfA { words: self.words.wrapping_add(unit * self.unit_words + row * self.row_words), ..self }
+    }
+}
+
+// SAFETY: the rows are only read while the product runs.
+unsafe impl Sync for RowsOfA {}
 
 /// A function for products with few rows of A.
 struct Thin {
@@ -158,7 +179,14 @@ struct Thin {
     rows: usize,
     /// A call begins at a multiple of this number of rows, and ends there or with B.
     least_rows: usize,
+    /// Whether rows of f32 are read where they are stored; else all calls get packed rows, `[units][m]`.
+    reads_rows_of_a: bool,
     multiply: MultiplyThin,
+}
+
+/// Functions for a B that is stored row by row; `most` and `passes` are to be set.
+const fn thin_rows_of_b(multiply: MultiplyThin) -> Thin {
+    Thin { most: 0, passes: 0, rows: THIN_ROWS, least_rows: THIN_ROWS, reads_rows_of_a: false, multiply }
 }
 
 /// The functions for one instruction set and one kind of unit.
@@ -172,7 +200,7 @@ struct Code {
     pack: Pack,
     /// Packs an int8 B.
     pack_int8: Pack,
-    /// Packs a bf16 B that is stored in groups.
+    /// Packs a B that is stored in groups.
     pack_groups: Pack,
     /// The function for products with few rows of A and a B that is not transposed.
     thin: Option<&'static Thin>,
@@ -180,6 +208,8 @@ struct Code {
     thin_int8: Option<&'static Thin>,
     /// The function for products with few rows of A and a bf16 B that is stored in groups.
     thin_groups: Option<&'static Thin>,
+    /// The function for products with few rows of A and an f32 B that is stored in groups.
+    thin_f32_groups: Option<&'static Thin>,
 }
 
 impl Code {
@@ -187,7 +217,7 @@ impl Code {
     fn pack_of(&self, unit: Unit) -> Pack {
         match unit {
             Unit::Int8 | Unit::Int8Pair => self.pack_int8,
-            Unit::GroupedPair | Unit::GroupedWidened => self.pack_groups,
+            Unit::GroupedF32 | Unit::GroupedPair | Unit::GroupedWidened => self.pack_groups,
             Unit::F32 | Unit::Widened | Unit::Pair => self.pack,
         }
     }
@@ -197,6 +227,7 @@ impl Code {
         match unit {
             Unit::Int8 | Unit::Int8Pair => self.thin_int8,
             Unit::GroupedPair | Unit::GroupedWidened => self.thin_groups,
+            Unit::GroupedF32 => self.thin_f32_groups,
             Unit::F32 | Unit::Widened | Unit::Pair => self.thin,
         }
     }
@@ -254,10 +285,36 @@ pub unsafe fn run(p: &Matmul, team: &Team) {
     unsafe { run_on(isa(), p, team) }
 }
 
-/// Whether products read a bf16 B in groups of rows faster than one that is stored row by row. The tiles of AMX read
-/// rows where they lie, and the portable code packs both.
-pub fn reads_groups_faster() -> bool {
-    matches!(isa(), Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16)
+/// Whether products read a B of this dtype, F32 or BF16, in groups of rows faster than one that is stored row by row. The
+/// tiles of AMX, which multiply bf16, read rows where they lie, and the portable code packs both.
+pub fn reads_groups_faster(dtype: DType) -> bool {
+    match isa() {
+        Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => true,
+        Isa::Amx => dtype == DType::F32,
+        Isa::Plain => false,
+    }
+}
+
+/// Arranges a weight in groups of rows, on the threads of `team`.
+///
+/// # Safety
+/// The addresses cover the shapes that [`WeightGroups`] documents, and nothing else uses the groups.
+pub unsafe fn arrange(p: &WeightGroups, team: &Team) {
+    // SAFETY: `isa` returns an instruction set of this machine.
+    unsafe { arrange_on(isa(), p, team) }
+}
+
+/// [`arrange`] with the code of instruction set `isa`, which this machine must have.
+pub(super) unsafe fn arrange_on(isa: Isa, p: &WeightGroups, team: &Team) {
+    let pack = match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => avx512::F32.pack,
+        _ => groups::pack_words,
+    };
+    let unit = if p.dtype == DType::F32 { Unit::F32 } else { Unit::Pair };
+    let weight = Source { base: p.from.0 as *const u8, unit, transposed: false, rows: p.n, k: p.k };
+    // SAFETY: the addresses are valid as `WeightGroups` documents.
+    unsafe { groups::arrange(&weight, pack, Packed(p.to.0 as *mut u32), team) }
 }
 
 /// [`run`] with the code of instruction set `isa`, which this machine must have.
@@ -285,6 +342,7 @@ pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
             (true, _, false) => Unit::Pair,
             (false, DType::BF16, true) => Unit::GroupedWidened,
             (false, DType::BF16, false) => Unit::Widened,
+            (_, _, true) => Unit::GroupedF32,
             _ => Unit::F32,
         },
         transposed: x.transposed,
@@ -424,8 +482,8 @@ impl<'a, T: Element> Product<'a, T> {
         // does.
         let step = self.units.div_ceil(blocks).next_multiple_of(32);
         let pack_b = self.code.pack_of(self.b.unit);
-        // A group of pairs of bf16 is a packed panel.
-        let in_place = self.b.unit == Unit::GroupedPair && nr == BF16_GROUP;
+        // A group of f32 or of pairs of bf16 is a packed panel.
+        let in_place = matches!(self.b.unit, Unit::GroupedF32 | Unit::GroupedPair) && nr == GROUP_ROWS;
         let area = mr * nr;
         let b_words = if in_place { 0 } else { panels.len() * step * nr };
         let sums = if blocks == 1 { area } else { area * tiles.len() * panels.len() };
@@ -446,45 +504,68 @@ impl<'a, T: Element> Product<'a, T> {
                 let a = unsafe { a.at(tile * mr * self.units + unit * tile_rows) };
                 for (i, panel) in panels.clone().enumerate() {
                     let at = if blocks == 1 { 0 } else { (t * panels.len() + i) * area };
+                    let (first_row, columns) = (row + tile * mr, panel * nr..self.n.min((panel + 1) * nr));
+                    let in_c = self.sums_in_c(first_row, tile_rows, &columns, nr);
                     // SAFETY: `at` lies inside the sums; the code has a tile function for each number of rows up to
                     // `mr`.
                     let acc = unsafe {
-                        let acc = sums.add(at);
+                        let (acc, acc_stride) = in_c.map_or((sums.add(at), nr), |c| (c, self.n));
                         let b = if in_place {
-                            bf16_groups::pairs_at(&self.b, panel * nr, unit)
+                            groups::line_at(&self.b, panel * nr, unit)
                         } else {
                             b.add(i * step * nr).cast_const()
                         };
                         match self.direct() {
                             Some(direct) => {
                                 let k = self.a.k;
-                                let a = self.a.base.cast::<u32>().add((row + tile * mr) * k + unit);
-                                direct[tile_rows - 1](units, a, k, b, acc, block > 0);
+                                let a = self.a.base.cast::<u32>().add(first_row * k + unit);
+                                direct[tile_rows - 1](units, a, k, b, acc, acc_stride, block > 0);
                             }
-                            None => self.code.tiles[tile_rows - 1](units, a, b, acc, block > 0),
+                            None => self.code.tiles[tile_rows - 1](units, a, b, acc, acc_stride, block > 0),
                         }
-                        std::slice::from_raw_parts_mut(acc, tile_rows * nr)
+                        acc
                     };
-                    if block + 1 == blocks {
-                        self.finish(acc, nr, row + tile * mr, panel * nr..self.n.min((panel + 1) * nr));
+                    if block + 1 == blocks && in_c.is_none() {
+                        // SAFETY: the tile function has written these sums.
+                        let acc = unsafe { std::slice::from_raw_parts_mut(acc, tile_rows * nr) };
+                        self.finish(acc, nr, first_row, columns);
                     }
                 }
             }
         }
     }
 
+    /// The address of these rows and columns of C if finished sums are stored there unchanged, and there are as many columns
+    /// as a tile has. C then also holds the partial sums.
+    fn sums_in_c(&self, row: usize, rows: usize, columns: &std::ops::Range<usize>, nr: usize) -> Option<*mut f32> {
+        let is_plain = self.scale == 1.0 && self.bias.is_empty() && self.b_scale.is_empty() && !self.accumulate;
+        if T::DTYPE != DType::F32 || !is_plain || columns.len() < nr {
+            return None;
+        }
+        Some(self.c.address(row * self.n + columns.start, (rows - 1) * self.n + columns.len()).cast())
+    }
+
     /// Computes a product with few rows of A. B is read from memory once and not packed; each task reads a range of its
     /// rows. More than `thin.most` rows of A are divided into passes, which all read a group of rows of B before the
     /// next group.
     unsafe fn thin(&self, thin: &Thin, scratch: &mut Scratch) {
-        let a = Packed(scratch.words(self.m * self.units));
         let passes = self.m.div_ceil(thin.most);
         let rows_of = |pass: usize| pass * self.m / passes..(pass + 1) * self.m / passes;
-        for rows in (0..passes).map(rows_of) {
+        let in_place = thin.reads_rows_of_a && self.a.unit == Unit::F32 && !self.a.transposed;
+        let packed = Packed(scratch.words(if in_place { 0 } else { self.m * self.units }));
+        for rows in (0..passes).filter(|_| !in_place).map(rows_of) {
             let part = Part { row: rows.start, rows: rows.len(), unit: 0, units: self.units };
-            // SAFETY: `a` has room for `m` rows of all units.
-            unsafe { (self.code.pack)(&self.a, part, rows.len(), a.at(rows.start * self.units)) };
+            // SAFETY: the array has room for `m` rows of all units.
+            unsafe { (self.code.pack)(&self.a, part, rows.len(), packed.at(rows.start * self.units)) };
         }
+        let a_of = |rows: &std::ops::Range<usize>| match in_place {
+            true => RowsOfA { words: self.a.base.cast(), unit_words: 1, row_words: self.a.k }.at(rows.start, 0),
+            // SAFETY: the pass has packed its rows there.
+            false => {
+                let words = unsafe { packed.at(rows.start * self.units) };
+                RowsOfA { words, unit_words: rows.len(), row_words: 1 }
+            }
+        };
         // The largest groups of which each thread gets one.
         let has_groups = |rows: &usize| self.n.div_ceil(*rows) >= self.team.threads();
         let group_rows = [thin.rows, thin.rows / 2].into_iter().find(has_groups).unwrap_or(0).max(thin.least_rows);
@@ -498,10 +579,7 @@ impl<'a, T: Element> Product<'a, T> {
                 for rows in (0..passes).map(rows_of) {
                     let acc = &mut acc[..rows.len() * thin.rows];
                     // SAFETY: the rows of B exist, and `acc` has room for their sums.
-                    unsafe {
-                        let a = a.at(rows.start * self.units);
-                        (thin.multiply)(rows.len(), a, &self.b, row, count, acc.as_mut_ptr());
-                    }
+                    unsafe { (thin.multiply)(rows.len(), a_of(&rows), &self.b, row, count, acc.as_mut_ptr()) };
                     self.finish(acc, thin.rows, rows.start, row..row + count);
                 }
             }

@@ -1,6 +1,6 @@
 //! Matrix products as plain loops over arrays, which the compiler vectorises for the target.
 
-use super::{Code, Part, Source, Tile, Unit, bf16_groups, int8};
+use super::{Code, Part, Source, Tile, Unit, groups, int8};
 
 /// f32 arithmetic with tiles of 6 × 8 results: 12 accumulators of 4 lanes.
 pub(super) static PLAIN: Code = Code {
@@ -13,36 +13,51 @@ pub(super) static PLAIN: Code = Code {
     direct: None,
     pack,
     pack_int8: int8::pack_plain,
-    pack_groups: bf16_groups::pack_plain,
+    pack_groups: groups::pack_plain,
     thin: None,
     thin_int8: None,
     thin_groups: None,
+    thin_f32_groups: None,
 };
 
-unsafe fn plain<const MR: usize>(units: usize, a: *const u32, b: *const u32, acc: *mut f32, add: bool) {
-    // SAFETY: `a` holds `[units][MR]` floats, `b` `[units][8]`, `acc` `[MR][8]`.
-    unsafe { multiply_tile::<MR, 8, { cfg!(target_arch = "aarch64") }>(units, a, b, acc, add) }
+unsafe fn plain<const MR: usize>(
+    units: usize,
+    a: *const u32,
+    b: *const u32,
+    acc: *mut f32,
+    acc_stride: usize,
+    add: bool,
+) {
+    // SAFETY: `a` holds `[units][MR]` floats, `b` `[units][8]`; `acc` has MR rows of 8.
+    unsafe { multiply_tile::<MR, 8, { cfg!(target_arch = "aarch64") }>(units, a, b, acc, acc_stride, add) }
 }
 
 /// # Safety
-/// `a` holds `[units][MR]` floats, `b` `[units][NR]`, `acc` `[MR][NR]`.
+/// `a` holds `[units][MR]` floats, `b` `[units][NR]`; `acc` has MR rows of NR sums that are `acc_stride` apart.
 #[inline(always)]
 pub(super) unsafe fn multiply_tile<const MR: usize, const NR: usize, const FMA: bool>(
     units: usize,
     a: *const u32,
     b: *const u32,
     acc: *mut f32,
+    acc_stride: usize,
     add: bool,
 ) {
     // SAFETY: the arrays have the documented sizes, and `acc` does not overlap `a` or `b`.
-    let (a, b, acc) = unsafe {
+    let (a, b) = unsafe {
         (
             std::slice::from_raw_parts(a.cast::<[f32; MR]>(), units),
             std::slice::from_raw_parts(b.cast::<[f32; NR]>(), units),
-            &mut *acc.cast::<[[f32; NR]; MR]>(),
         )
     };
-    let mut sums = if add { *acc } else { [[0.0; NR]; MR] };
+    let row_of_acc = |i: usize| acc.wrapping_add(i * acc_stride).cast::<[f32; NR]>();
+    let mut sums = [[0.0; NR]; MR];
+    if add {
+        for i in 0..MR {
+            // SAFETY: row `i` of `acc` has NR sums.
+            sums[i] = unsafe { row_of_acc(i).read() };
+        }
+    }
     for (a, b) in a.iter().zip(b) {
         for i in 0..MR {
             for j in 0..NR {
@@ -51,7 +66,10 @@ pub(super) unsafe fn multiply_tile<const MR: usize, const NR: usize, const FMA: 
             }
         }
     }
-    *acc = sums;
+    for i in 0..MR {
+        // SAFETY: row `i` of `acc` has NR sums.
+        unsafe { row_of_acc(i).write(sums[i]) };
+    }
 }
 
 /// Packs a block of an operand, each element as one f32.

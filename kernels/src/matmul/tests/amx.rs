@@ -146,23 +146,27 @@ impl Drop for Guarded {
 #[test]
 fn nothing_beyond_groups_is_accessed() {
     for (m, n, k) in [(1, 1, 1), (1, 33, 31), (13, 32, 2), (17, 32, 33), (40, 64, 1025), (75, 20, 64)] {
-        for (isa, a_dtype) in isas().into_iter().flat_map(|isa| [(isa, BF16), (isa, F32)]) {
-            let elements = crate::matmul::bf16_group_elements(n, k);
-            let mut arrays = [m * k * a_dtype.size(), elements * 2, m * n * 4].map(Guarded::new);
+        let dtypes = [(BF16, BF16), (F32, BF16), (F32, F32), (BF16, F32)];
+        for (isa, (a_dtype, b_dtype)) in isas().into_iter().flat_map(|isa| dtypes.map(|dtypes| (isa, dtypes))) {
+            let elements = group_elements(b_dtype, n, k);
+            let mut arrays = [m * k * a_dtype.size(), elements * b_dtype.size(), m * n * 4].map(Guarded::new);
             let one = half::bf16::ONE.to_bits().to_le_bytes();
             match a_dtype {
                 F32 => arrays[0].bytes().chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&1f32.to_le_bytes())),
                 _ => arrays[0].bytes().chunks_exact_mut(2).for_each(|x| x.copy_from_slice(&one)),
             }
-            let ones = vec![half::bf16::ONE; n * k];
-            arrays[1].bytes().copy_from_slice(bytemuck::cast_slice(&bf16_groups(&ones, n, k)));
+            let of_b = arrays[1].bytes();
+            match b_dtype {
+                F32 => of_b.copy_from_slice(bytemuck::cast_slice(&row_groups(&vec![1f32; n * k], n, k))),
+                _ => of_b.copy_from_slice(bytemuck::cast_slice(&row_groups(&vec![half::bf16::ONE; n * k], n, k))),
+            }
             let operand = |i: usize, dtype| Operand { addr: arrays[i].addr(), dtype, transposed: false };
             let p = Matmul {
                 m,
                 n,
                 k,
                 a: operand(0, a_dtype),
-                b: operand(1, BF16),
+                b: operand(1, b_dtype),
                 b_scale: Addr::NULL,
                 b_grouped: true,
                 c: arrays[2].addr(),
@@ -174,7 +178,7 @@ fn nothing_beyond_groups_is_accessed() {
             // SAFETY: the arrays have the sizes of the product; `isas` returns instruction sets that work here.
             unsafe { cpu::run_on(isa, &p, &Team::new(2)) };
             let got = arrays[2].bytes().chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap()));
-            assert!(got.eq(std::iter::repeat_n(k as f32, m * n)), "{isa:?} {m} {n} {k} {a_dtype}");
+            assert!(got.eq(std::iter::repeat_n(k as f32, m * n)), "{isa:?} {m} {n} {k} {a_dtype} {b_dtype}");
         }
     }
 }

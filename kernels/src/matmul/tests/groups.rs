@@ -1,5 +1,5 @@
 //! Tests of operands that are stored in groups of rows: their layout; that int8 changes no bit of a sum; that nothing
-//! beside bf16 groups is read. That bf16 groups change no bit is a part of `check_bits`.
+//! beside groups is read. That groups of f32 and bf16 change no bit is a part of `check_bits`.
 
 use super::*;
 
@@ -35,11 +35,43 @@ fn int8_groups_hold_each_element_and_zeros() {
     }
 }
 
+/// The shapes `[n, k]` of weights whose groups are compared.
+const GROUPED_SHAPES: [(usize, usize); 7] = [(0, 3), (3, 0), (1, 1), (32, 6), (33, 5), (70, 301), (64, 48)];
+
+#[test]
+fn f32_groups_hold_each_element_and_zeros() {
+    for (n, k) in GROUPED_SHAPES {
+        let rows: Vec<f32> = (0..n * k).map(|i| i as f32 + 1.0).collect();
+        let groups = row_groups(&rows, n, k);
+        assert_eq!(groups.len(), n.next_multiple_of(32) * k);
+        for (at, &x) in groups.iter().enumerate() {
+            let (row, column) = (at / (32 * k) * 32 + at % 32, at / 32 % k);
+            assert_eq!(x, if row < n { rows[row * k + column] } else { 0.0 }, "{n} {k} {at}");
+        }
+    }
+}
+
+/// The launch that arranges a weight gives the groups that are arranged while files are read.
+#[test]
+#[allow(unsafe_code)]
+fn arranged_weights_are_groups() {
+    for (isa, (n, k)) in isas().into_iter().flat_map(|isa| GROUPED_SHAPES.map(|shape| (isa, shape))) {
+        for dtype in [F32, BF16] {
+            let from = TestArray::new(dtype, &normal_numbers(n * k, 1, 1.0));
+            let to = TestArray::output(dtype, group_elements(dtype, n, k));
+            let p = WeightGroups { n, k, dtype, from: from.addr(), to: to.addr() };
+            // SAFETY: the arrays have the sizes of the weight and of its groups.
+            unsafe { cpu::arrange_on(isa, &p, &Team::new(2)) };
+            assert_eq!(to.values(), groups_of(dtype, &from.values(), n, k), "{isa:?} {n} {k} {dtype}");
+        }
+    }
+}
+
 #[test]
 fn bf16_groups_hold_each_element_and_zeros() {
-    for (n, k) in [(0, 3), (3, 0), (1, 1), (32, 6), (33, 5), (70, 301)] {
+    for (n, k) in GROUPED_SHAPES {
         let rows: Vec<half::bf16> = (0..n * k).map(|i| half::bf16::from_bits(i as u16 + 1)).collect();
-        let groups = bf16_groups(&rows, n, k);
+        let groups = row_groups(&rows, n, k);
         let pairs = k.div_ceil(2);
         assert_eq!(groups.len(), n.next_multiple_of(32) * 2 * pairs);
         for (at, x) in groups.iter().enumerate() {

@@ -6,7 +6,7 @@
 mod amx;
 mod groups;
 
-use super::{Matmul, Operand, bf16_groups, cpu, formula, int8_groups};
+use super::{Matmul, Operand, WeightGroups, cpu, formula, group_elements, int8_groups, row_groups};
 use crate::DType::{self, BF16, F32, I8};
 use crate::checks::{TestArray, addr, normal_numbers};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, check_close, check_rounded};
@@ -79,13 +79,21 @@ fn product(isa: Isa, c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], 
     with_arrays(c, a, b, bias, old, |p| unsafe { cpu::run_on(isa, p, &Team::new(threads)) })
 }
 
-/// [`product`] with B, bf16, stored in groups.
+/// The elements of a matrix `[n, k]` of this dtype in groups.
+fn groups_of(dtype: DType, rows: &[f32], n: usize, k: usize) -> Vec<f32> {
+    if dtype == F32 {
+        return row_groups(rows, n, k);
+    }
+    let rows: Vec<half::bf16> = rows.iter().map(|&x| half::bf16::from_f32(x)).collect();
+    row_groups(&rows, n, k).iter().map(|x| x.to_f32()).collect()
+}
+
+/// [`product`] with B, f32 or bf16, stored in groups.
 #[allow(unsafe_code)]
 fn product_of_groups(isa: Isa, c: &Case, x: &Inputs, threads: usize) -> Vec<f32> {
-    let b: Vec<half::bf16> = x.b.iter().map(|&x| half::bf16::from_f32(x)).collect();
-    let groups = bf16_groups(&b, c.n, c.k);
+    let groups = TestArray::new(c.dtypes[1], &groups_of(c.dtypes[1], &x.b, c.n, c.k));
     with_arrays(c, &x.a, &x.b, &x.bias, &x.old, |p| {
-        let b = Operand { addr: addr(&groups), transposed: false, ..p.b };
+        let b = Operand { addr: groups.addr(), transposed: false, ..p.b };
         // SAFETY: the conditions of `product`; the groups hold B.
         unsafe { cpu::run_on(isa, &Matmul { b, b_grouped: true, ..*p }, &Team::new(threads)) }
     })
@@ -225,7 +233,7 @@ fn check_bits(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
         let c = Case { transposed, ..*c };
         same(&format!("{isa:?} {c:?} with operands stored {transposed:?}"), &whole, &run(&c, 2))?;
     }
-    let has_groups = c.dtypes[1] == BF16;
+    let has_groups = c.dtypes[1] != I8;
     for threads in if has_groups { 1..4 } else { 0..0 } {
         let got = product_of_groups(isa, c, &x, threads);
         same(&format!("{isa:?} {c:?} with B in groups, {threads} threads"), &whole, &got)?;
@@ -369,8 +377,14 @@ fn an_empty_sum_is_bias_and_old_value() {
 fn large_products_cross_every_block() {
     // These products have more rows than one task takes, more units of k than are packed at a time, and columns for
     // several tasks.
-    for (dtypes, transposed) in [([BF16, BF16, F32], [true, true]), ([F32, BF16, F32], [false, false])] {
-        let c = Case { m: 530, n: 70, k: 2600, dtypes, transposed, bias: true, accumulate: true, scale: 0.7 };
+    for (dtypes, transposed, scale) in [
+        ([BF16, BF16, F32], [true, true], 0.7),
+        ([F32, BF16, F32], [false, false], 0.7),
+        // Partial sums of the blocks of k are stored in C.
+        ([F32, F32, F32], [false, true], 1.0),
+    ] {
+        let (bias, accumulate) = (scale != 1.0, scale != 1.0);
+        let c = Case { m: 530, n: 70, k: 2600, dtypes, transposed, bias, accumulate, scale };
         let x = inputs(&c, 1);
         let whole = product(isa(), &c, &x.a, &x.b, &x.bias, &x.old, 2);
         same("3 threads", &whole, &product(isa(), &c, &x.a, &x.b, &x.bias, &x.old, 3)).unwrap();

@@ -25,7 +25,7 @@ use self::timeline::{LaunchTimeline, MAX_LAUNCHES_IN_FLIGHT};
 use super::captured_graph::HandleTable;
 use super::download::PendingCopy;
 use super::profiler::{LaunchRecord, TimedLaunch};
-use super::{Backend, Hardware, Kernels, MatmulLibrary};
+use super::{Backend, Hardware, Kernels, MatmulLibrary, only_on_a_cpu};
 use crate::error::{Result, RuntimeError};
 
 /// Copies of at least this many bytes use several threads and streams.
@@ -238,6 +238,7 @@ impl Backend for Cuda {
             // checked; a block that is freed before the launch has run is only reused by later launches.
             Launch::Kernel(kernel) => unsafe { self.gpu.launch(kernel.kernel, &kernel.params) }.map_err(device_error),
             Launch::Matmul(product) => self.launch_matmul(product),
+            Launch::WeightGroups(_) => Err(only_on_a_cpu(launch)),
         }
     }
 
@@ -338,6 +339,7 @@ impl Backend for Cuda {
         match launch {
             Launch::Kernel(kernel) => self.gpu.load_for_capture(kernel.kernel, &kernel.params).map_err(device_error),
             Launch::Matmul(product) => self.prepare_matmul(product),
+            Launch::WeightGroups(_) => Err(only_on_a_cpu(launch)),
         }
     }
 

@@ -32,7 +32,7 @@ mod pack;
 mod tiles;
 
 use super::avx512::transpose;
-use super::{LAUNCH, PACK_ALONE, Pack, Packed, Part, Scratch, Source, TASK, THIN_BYTES, Unit, bf16_groups, int8, runs};
+use super::{LAUNCH, PACK_ALONE, Pack, Packed, Part, Scratch, Source, TASK, THIN_BYTES, Unit, groups, int8, runs};
 use crate::matmul::{Matmul, Operand};
 use crate::simd::amx::Tiles;
 use crate::view::{OutputArray, slice_at};
@@ -325,7 +325,7 @@ impl<'a, T: Element> Product<'a, T> {
             tail: null(),
         };
         if self.b.unit != Unit::Pair {
-            let pack: Pack = if self.b.unit == Unit::Int8Pair { int8::avx512::pack } else { bf16_groups::avx512::pack };
+            let pack: Pack = if self.b.unit == Unit::Int8Pair { int8::avx512::pack } else { groups::avx512::pack };
             for (i, half) in halves.into_iter().enumerate() {
                 let part =
                     Part { row: row + i * SIDE, rows: SIDE, unit: steps.start * SIDE, units: steps.len() * SIDE };

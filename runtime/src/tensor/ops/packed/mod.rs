@@ -1,18 +1,19 @@
 //! Matrix products with a weight in a layout of its own, for inference:
 //!
 //! - int8 with one scale for each output, `y[r, n] = scale[n] · Σ x[r, k] q[n, k]`;
-//! - bf16 in groups of rows, on the CPU alone. Products have the bits of [`super::linear`] and read the weight as one
-//!   stream of memory.
+//! - f32 or bf16 in groups of rows, on the CPU alone. Products have the bits of [`super::linear`] and read the weight as
+//!   one stream of memory.
 //!
 //! Activations keep their dtype, and sums are f32. On the CPU one product serves prefill and decode
 //! ([`reel_kernels::matmul`]). On a GPU the skinny kernel computes products with any number of rows; it reads the weight
 //! again for every 32 of them (64 on Hopper, 16 in f32). So the bits of a row do not depend on the other rows on either.
 //! No op here has a backward rule.
 
-use half::bf16;
-use reel_kernels::matmul::{BF16_GROUP, INT8_GROUP, Matmul, Operand, bf16_groups, cpu, int8_groups};
+use reel_kernels::matmul::{
+    GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, cpu, group_elements, int8_groups, row_groups,
+};
 use reel_kernels::skinny::{self, Params, WeightFormat};
-use reel_kernels::{Addr, DType, Launch};
+use reel_kernels::{Addr, DType, Element, Launch};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
@@ -27,7 +28,7 @@ use crate::tensor::{Tensor, format_shape};
 #[derive(Clone, Debug)]
 pub struct PackedWeight {
     shape: [usize; 2],
-    /// i8: `[N, K]` for CUDA; `[N / 16, K, 16]` for the CPU. bf16: `[N / 32, K / 2, 32, 2]`.
+    /// i8: `[N, K]` for CUDA; `[N / 16, K, 16]` for the CPU. f32: `[N / 32, K, 32]`. bf16: `[N / 32, K / 2, 32, 2]`.
     elements: Tensor,
     /// f32 `[N]`, of int8.
     scales: Option<Tensor>,
@@ -35,7 +36,7 @@ pub struct PackedWeight {
 
 impl PackedWeight {
     /// Rows that are written together: all but the last call of a `write` function write a multiple of them.
-    pub const ROWS: usize = BF16_GROUP;
+    pub const ROWS: usize = GROUP_ROWS;
 
     /// An int8 weight whose elements are not initialised.
     ///
@@ -49,26 +50,41 @@ impl PackedWeight {
         Ok(PackedWeight { shape, elements, scales: Some(scales) })
     }
 
-    /// A bf16 weight whose elements are not initialised.
+    /// A weight of f32 or bf16 in groups of rows, whose elements are not initialised.
     ///
     /// # Errors
     /// The device is not a CPU; out of memory.
-    pub fn bf16(device: &Device, shape: [usize; 2]) -> Result<PackedWeight> {
+    pub fn in_groups(device: &Device, shape: [usize; 2], dtype: DType) -> Result<PackedWeight> {
         if device.kernels() != Kernels::Cpu {
-            return Err(shape_error(
-                "bf16 weight",
-                "only a CPU reads bf16 weights in groups of rows; use plain weights",
-            ));
+            let text = format!("only a CPU reads {dtype} weights in groups of rows; use plain weights");
+            return Err(shape_error("packed weight", text));
         }
         let [n, k] = shape;
-        let stored = [n.div_ceil(BF16_GROUP), BF16_GROUP * k.next_multiple_of(2)];
-        let elements = Tensor::empty(device, &stored, DType::BF16, MemoryCategory::Weights)?;
+        let stored = [n.div_ceil(GROUP_ROWS), group_elements(dtype, GROUP_ROWS, k)];
+        let elements = Tensor::empty(device, &stored, dtype, MemoryCategory::Weights)?;
         Ok(PackedWeight { shape, elements, scales: None })
     }
 
-    /// Whether products on this device read bf16 weights in groups of rows faster than plain ones.
-    pub fn suits_bf16(device: &Device) -> bool {
-        device.kernels() == Kernels::Cpu && cpu::reads_groups_faster()
+    /// A copy of a plain weight `[N, K]` of f32 or bf16 in groups of rows. Later changes of the plain weight do not reach
+    /// it.
+    ///
+    /// # Errors
+    /// The device is not a CPU; the weight is no matrix; out of memory.
+    pub fn copy_in_groups(cx: &Cx, plain: &Tensor) -> Result<PackedWeight> {
+        let _op = in_op("copy_in_groups");
+        let &[n, k] = plain.shape() else {
+            let text = format!("weight has shape {}, expected [N, K]", format_shape(plain.shape()));
+            return Err(shape_error("copy_in_groups", text));
+        };
+        let packed = Self::in_groups(cx.device(), [n, k], plain.dtype())?;
+        let (from, to) = (plain.addr(), packed.elements.addr());
+        cx.launch(&Launch::WeightGroups(WeightGroups { n, k, dtype: plain.dtype(), from, to }))?;
+        Ok(packed)
+    }
+
+    /// Whether products on this device read weights of this dtype in groups of rows faster than plain ones.
+    pub fn suits(device: &Device, dtype: DType) -> bool {
+        device.kernels() == Kernels::Cpu && cpu::reads_groups_faster(dtype)
     }
 
     /// Writes some rows of an int8 weight, `rows` as `[R, K]` and `scales` as `[R]`. Several threads may write
@@ -91,17 +107,18 @@ impl PackedWeight {
         own_scales.rows(first, count)?.write(scales)
     }
 
-    /// Writes `count` rows of a bf16 weight, `rows` as `[count, K]`. Several threads may write different rows.
+    /// Writes `count` rows of a weight in groups of rows, `rows` as `[count, K]` of its dtype. Several threads may write
+    /// different rows.
     ///
     /// # Errors
-    /// The weight is not bf16; else as [`PackedWeight::write_int8_rows`].
-    pub fn write_bf16_rows(&self, first: usize, rows: &[bf16], count: usize) -> Result<()> {
-        self.check_rows(DType::BF16, first, count, rows.len())?;
+    /// The weight has another dtype; else as [`PackedWeight::write_int8_rows`].
+    pub fn write_rows<T: Element>(&self, first: usize, rows: &[T], count: usize) -> Result<()> {
+        self.check_rows(T::DTYPE, first, count, rows.len())?;
         if count == 0 {
             return Ok(());
         }
-        let groups = self.elements.rows(first / BF16_GROUP, count.div_ceil(BF16_GROUP))?;
-        groups.write(&bf16_groups(rows, count, self.shape[1]))
+        let groups = self.elements.rows(first / GROUP_ROWS, count.div_ceil(GROUP_ROWS))?;
+        groups.write(&row_groups(rows, count, self.shape[1]))
     }
 
     /// Checks that rows of this dtype may be written.
@@ -135,7 +152,7 @@ impl PackedWeight {
         [&self.elements].into_iter().chain(&self.scales)
     }
 
-    /// The address of the scales; null if the weight is bf16.
+    /// The address of the scales; null if the weight is not int8.
     fn scales(&self) -> Addr {
         self.scales.as_ref().map_or(Addr::NULL, Tensor::addr)
     }

@@ -144,14 +144,14 @@ proptest! {
     }
 }
 
-fn bf16_weight(device: &Device, shape: [usize; 2], seed: u32) -> (Tensor, PackedWeight) {
-    let plain = tensor(device, &shape, DType::BF16, seed);
-    let rows: Vec<bf16> = plain.to_f32().unwrap().into_iter().map(bf16::from_f32).collect();
-    let w = PackedWeight::bf16(device, shape).unwrap();
+fn weight_in_groups<T: Element>(device: &Device, shape: [usize; 2], seed: u32) -> (Tensor, PackedWeight) {
+    let plain = tensor(device, &shape, T::DTYPE, seed);
+    let rows: Vec<T> = plain.to_f32().unwrap().into_iter().map(T::from_f32).collect();
+    let w = PackedWeight::in_groups(device, shape, T::DTYPE).unwrap();
     // Two calls, in the wrong order.
     let first = shape[0] / 2 / PackedWeight::ROWS * PackedWeight::ROWS;
-    w.write_bf16_rows(first, &rows[first * shape[1]..], shape[0] - first).unwrap();
-    w.write_bf16_rows(0, &rows[..first * shape[1]], first).unwrap();
+    w.write_rows(first, &rows[first * shape[1]..], shape[0] - first).unwrap();
+    w.write_rows(0, &rows[..first * shape[1]], first).unwrap();
     (plain, w)
 }
 
@@ -159,13 +159,20 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn bf16_has_the_bits_of_the_plain_weight(m in 1usize..60, n in 1usize..90, k in 1usize..200, seed: u32) {
+    fn groups_have_the_bits_of_the_plain_weight(m in 1usize..60, n in 1usize..90, k in 1usize..200, seed: u32) {
         let device = Device::cpu(2);
-        for dtype in [DType::F32, DType::BF16] {
+        let dtypes = [(DType::F32, DType::BF16), (DType::BF16, DType::BF16), (DType::F32, DType::F32)];
+        for (dtype, of_weights) in dtypes {
             let cx = Cx::inference(&device, dtype);
             let of = |shape: &[usize], salt| tensor(&device, shape, dtype, seed ^ salt);
-            let ((plain, w), (plain_up, up)) =
-                (bf16_weight(&device, [n, k], seed ^ 2), bf16_weight(&device, [n, k], seed ^ 3));
+            let weight = |salt| match of_weights {
+                DType::F32 => weight_in_groups::<f32>(&device, [n, k], seed ^ salt),
+                _ => weight_in_groups::<bf16>(&device, [n, k], seed ^ salt),
+            };
+            let ((plain, w), (plain_up, up)) = (weight(2), weight(3));
+            let copied = PackedWeight::copy_in_groups(&cx, &plain).unwrap();
+            let words = |w: &PackedWeight| w.tensors().map(|t| t.read_bytes().unwrap()).collect::<Vec<_>>();
+            prop_assert_eq!(words(&copied), words(&w));
             let (x, b, r, norm) = (of(&[m, k], 1), of(&[n], 4), of(&[m, n], 5), of(&[k], 8));
             let lora = Lora { down: of(&[3, k], 6), up: of(&[n, 3], 7), scale: 0.6 };
             let norm = || Some(InputNorm { weight: &norm, eps: 1e-6 });
@@ -197,18 +204,24 @@ proptest! {
 }
 
 #[test]
-fn bf16_weights_are_for_the_cpu_and_are_written_by_groups() {
-    let e = PackedWeight::bf16(&Device::dry(Kernels::Cuda), [4, 4]).unwrap_err().to_string();
-    assert!(e.contains("only a CPU"), "{e}");
-    assert!(!PackedWeight::suits_bf16(&Device::dry(Kernels::Cuda)));
+fn groups_are_for_the_cpu_and_are_written_whole() {
+    let gpu = Device::dry(Kernels::Cuda);
+    for dtype in [DType::F32, DType::BF16] {
+        let e = PackedWeight::in_groups(&gpu, [4, 4], dtype).unwrap_err().to_string();
+        assert!(e.contains("only a CPU"), "{e}");
+        assert!(!PackedWeight::suits(&gpu, dtype));
+    }
     let device = Device::cpu(1);
-    let w = PackedWeight::bf16(&device, [70, 3]).unwrap();
+    let vector = Tensor::empty(&device, &[4], DType::F32, MemoryCategory::Weights).unwrap();
+    let e = PackedWeight::copy_in_groups(&Cx::inference(&device, DType::F32), &vector).unwrap_err().to_string();
+    assert!(e.contains("copy_in_groups: weight has shape [4], expected [N, K]"), "{e}");
+    let w = PackedWeight::in_groups(&device, [70, 3], DType::BF16).unwrap();
     assert_eq!((w.shape(), w.is_int8()), ([70, 3], false));
     assert_eq!(w.tensors().map(|t| t.bytes()).collect::<Vec<_>>(), [96 * 4 * 2]);
     for (first, elements, count, right) in
         [(0, 96, 32, true), (64, 18, 6, true), (64, 15, 5, false), (16, 96, 32, false), (0, 95, 32, false)]
     {
-        let done = w.write_bf16_rows(first, &vec![bf16::ONE; elements], count);
+        let done = w.write_rows(first, &vec![bf16::ONE; elements], count);
         assert_eq!(done.is_ok(), right, "{first} {elements} {count}");
     }
     let e = w.write_int8_rows(0, &[0; 96], &[1.0; 32]).unwrap_err().to_string();

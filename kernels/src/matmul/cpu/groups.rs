@@ -1,0 +1,412 @@
+//! Operands B that are stored in groups of 32 rows, whose elements lie side by side: f32 as `[n / 32][k][32]`, bf16 as
+//! `[n / 32][k / 2][32][2]`, pairs of neighbouring k. So a group is a sequence of *lines* of 128 bytes: one element of 32
+//! rows, or one pair. That is the layout of a packed panel with 32 lanes, which tile functions of such panels read where
+//! it lies. This file has the packing of a plain operand into groups, that of groups for all other tile functions, and
+//! the loops for products with few rows of A:
+//!
+//! ```text
+//! for each group of B:                               # 32 columns of C
+//!     for each line p of the group:                  # 128 bytes, which follow those of the line before
+//!         b = the element or pair of 32 rows         # as it is, or widened to two units of f32
+//!         for each row i of A:  sums[i] = fma(a[p][i], b, sums[i])
+//! ```
+//!
+//! A sum has the same order as in the tile functions. The whole operand is one stream of memory, which is read at the
+//! rate of plain reading (benches/results/amd-epyc/2026-11-23-packed-weights.json).
+
+use super::{Pack, Packed, Part, RowsOfA, Source, THIN_PASSES, Thin, Unit};
+use crate::Team;
+use crate::matmul::GROUP_ROWS;
+
+/// Words of a line.
+const LANES: usize = GROUP_ROWS;
+/// Words from a read to what is prefetched meanwhile (8 KiB).
+const AHEAD: usize = 2048;
+
+/// The address of unit `unit` of rows `row ..`, which lie in one group. The unit is an f32, a pair of bf16, or one of the
+/// two elements of a pair; then the address is that of the pair.
+pub(super) fn line_at(source: &Source, row: usize, unit: usize) -> *const u32 {
+    let line = if source.unit == Unit::GroupedWidened { unit / 2 } else { unit };
+    let lines = if source.unit == Unit::GroupedF32 { source.k } else { source.k.div_ceil(2) };
+    let group = row / GROUP_ROWS * lines;
+    source.base.cast::<u32>().wrapping_add((group + line) * LANES + row % GROUP_ROWS)
+}
+
+/// Packs a block of an operand in groups, f32 elements and pairs as they are or each element of a pair as one f32, as its
+/// [`Unit`] says. The width divides that of a group, and the block begins at a multiple of it. Units beyond the end of k
+/// are 0. `prefetch` gets addresses that are read later, if they exist.
+///
+/// # Safety
+/// `dst` has room for `[part.units][width]`.
+#[inline(always)]
+unsafe fn pack_with(source: &Source, part: Part, width: usize, dst: *mut u32, prefetch: impl Fn(*const u32)) {
+    let units = source.unit.count(source.k);
+    // SAFETY: `dst` has room for `[part.units][width]`.
+    let dst = unsafe { std::slice::from_raw_parts_mut(dst, part.units * width) };
+    for (u, to) in dst.chunks_exact_mut(width).enumerate() {
+        let unit = part.unit + u;
+        if unit >= units || part.row >= source.rows {
+            to.fill(0);
+            continue;
+        }
+        let from = line_at(source, part.row, unit);
+        (0..width).step_by(16).for_each(|lane| prefetch(from.wrapping_add(AHEAD + lane)));
+        // SAFETY: the group is stored whole, and `width` of its lanes from a multiple of `width` on lie in it.
+        let from = unsafe { std::slice::from_raw_parts(from, width) };
+        match (source.unit, unit % 2) {
+            (Unit::GroupedPair | Unit::GroupedF32, _) => to.copy_from_slice(from),
+            (_, 0) => to.iter_mut().zip(from).for_each(|(to, pair)| *to = pair << 16),
+            (_, _) => to.iter_mut().zip(from).for_each(|(to, pair)| *to = pair & 0xffff_0000),
+        }
+    }
+}
+
+/// Packs a block with the compilation target's baseline instruction set.
+///
+/// # Safety
+/// The conditions of [`pack_with`].
+pub(super) unsafe fn pack_plain(source: &Source, part: Part, width: usize, dst: *mut u32) {
+    // SAFETY: the conditions of this function.
+    unsafe { pack_with(source, part, width, dst, |_| ()) }
+}
+
+/// Packs elements or pairs of a plain source as words, with the compilation target's baseline instruction set.
+///
+/// # Safety
+/// The source is not transposed, and the part lies in it; `dst` has room for `[part.units][width]`.
+pub(super) unsafe fn pack_words(source: &Source, part: Part, width: usize, dst: *mut u32) {
+    // SAFETY: `dst` has room for `[part.units][width]`.
+    let dst = unsafe { std::slice::from_raw_parts_mut(dst, part.units * width) };
+    let row_bytes = source.k * source.unit.element();
+    for (u, to) in dst.chunks_exact_mut(width).enumerate() {
+        let at = (part.unit + u) * 4;
+        for (lane, to) in to.iter_mut().enumerate() {
+            let row = source.base.wrapping_add((part.row + lane) * row_bytes + at);
+            *to = match row_bytes - at {
+                _ if lane >= part.rows => 0,
+                // SAFETY: the row has two more bytes. Files do not align tensors.
+                2 | 3 => u32::from(unsafe { row.cast::<u16>().read_unaligned() }),
+                // SAFETY: the row has four more bytes.
+                _ => unsafe { row.cast::<u32>().read_unaligned() },
+            };
+        }
+    }
+}
+
+/// Packs row groups of `weight` one after the other: `to` gets `[n / 32][lines][32]`. Lanes beyond its last row, and the
+/// second element of a last pair that is not complete, are 0.
+///
+/// # Safety
+/// The source is plain and not transposed; `to` has room for the groups; `pack` works on this machine.
+pub(super) unsafe fn arrange(weight: &Source, pack: Pack, to: Packed, team: &Team) {
+    let lines = weight.unit.count(weight.k);
+    team.run(weight.rows.div_ceil(GROUP_ROWS), |group| {
+        let row = group * GROUP_ROWS;
+        let part = Part { row, rows: GROUP_ROWS.min(weight.rows - row), unit: 0, units: lines };
+        // SAFETY: the rows lie in the source, and each group has lines of its own.
+        unsafe { pack(weight, part, GROUP_ROWS, to.at(group * lines * LANES)) }
+    });
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512 {
+    use super::*;
+    use std::arch::x86_64::*;
+
+    /// f32 multiply-adds with B of bf16.
+    pub(in super::super) static THIN_WIDENED: Thin = thin(2, thin_widened);
+    /// bf16 dot products.
+    pub(in super::super) static THIN_PAIRS: Thin = thin(1, thin_pairs);
+    /// f32 multiply-adds with B of f32.
+    pub(in super::super) static THIN_F32: Thin = Thin { reads_rows_of_a: true, ..thin(1, thin_elements) };
+
+    const fn thin(passes: usize, multiply: super::super::MultiplyThin) -> Thin {
+        Thin { most: MOST, passes, rows: GROUP_ROWS, least_rows: GROUP_ROWS, reads_rows_of_a: false, multiply }
+    }
+
+    /// Rows of A whose sums, 32 columns each, leave room for the line in the 32 registers.
+    const BLOCK: usize = 12;
+    /// With more rows of A the tile functions are as fast: the arithmetic takes longer than reading B.
+    const MOST: usize = 3 * BLOCK;
+    /// Lines of a group (32 KiB) that all blocks of rows multiply before the next ones. The first block reads them from
+    /// memory, the others from the second-level cache. Chunks of 8 KiB, which fit into the first level, are slower: each
+    /// block loads and stores its sums once a chunk (benches/results/amd-epyc/2026-11-24-few-rows.json).
+    const CHUNK: usize = 256;
+
+    /// Where a block of rows prefetches the lines of B to.
+    mod fetch {
+        /// The first-level cache, past the second level, for lines that are read once.
+        pub const ONCE: u8 = 0;
+        /// The second-level cache, for lines that other blocks read again.
+        pub const SHARED: u8 = 1;
+        /// Nowhere: another block has prefetched the lines.
+        pub const NONE: u8 = 2;
+    }
+
+    /// Packs a block, see `pack_with`.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 F and BW; `dst` has room for `[part.units][width]`.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(in super::super) unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
+        // SAFETY: the conditions of this function.
+        unsafe { pack_with(source, part, width, dst, |at| _mm_prefetch::<_MM_HINT_T0>(at.cast())) }
+    }
+
+    /// Some lines of a group of B, and the same units of some rows of A.
+    #[derive(Clone, Copy)]
+    struct Strip {
+        /// The first line.
+        b: *const u32,
+        /// Lines of which all units are multiplied.
+        lines: usize,
+        /// True if one more line follows, of which only the first of two units exists.
+        half: bool,
+        /// The units of A.
+        a: RowsOfA,
+        /// True if the sums continue those in memory, else they start at 0.
+        add: bool,
+    }
+
+    /// Adds the products of one line to all sums; of its first unit alone if `both` is false. `$a` is the address of the
+    /// line's first unit in the first row of A.
+    macro_rules! step {
+        (pairs, $sums:ident, $a:expr, $rows:expr, $b:ident, $both:expr) => {
+            for m in 0..M {
+                // Both types have 512 bits, and every bit pattern is valid.
+                let a = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*$a.add(m) as i32));
+                for j in 0..2 {
+                    let b = std::mem::transmute::<__m512i, __m512bh>($b[j]);
+                    $sums[m][j] = _mm512_dpbf16_ps($sums[m][j], b, a);
+                }
+            }
+        };
+        (widened, $sums:ident, $a:expr, $rows:expr, $b:ident, $both:expr) => {
+            let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            for unit in 0..if $both { 2 } else { 1 } {
+                let b = $b.map(|b| match unit {
+                    0 => _mm512_castsi512_ps(_mm512_slli_epi32::<16>(b)),
+                    _ => _mm512_castsi512_ps(_mm512_and_si512(b, high)),
+                });
+                for m in 0..M {
+                    let a = _mm512_set1_ps(f32::from_bits(*$a.add(unit * $rows.unit_words + m)));
+                    for j in 0..2 {
+                        $sums[m][j] = _mm512_fmadd_ps(b[j], a, $sums[m][j]);
+                    }
+                }
+            }
+        };
+        (elements, $sums:ident, $a:expr, $rows:expr, $b:ident, $both:expr) => {
+            for m in 0..M {
+                let a = _mm512_set1_ps(f32::from_bits(*$a.add(m * $rows.row_words)));
+                for j in 0..2 {
+                    $sums[m][j] = _mm512_fmadd_ps(_mm512_castsi512_ps($b[j]), a, $sums[m][j]);
+                }
+            }
+        };
+    }
+
+    macro_rules! thin {
+        ($name:ident, $of_rows:ident, $strip:ident, $features:literal, $kind:ident, elements: $elements:literal, units: $units:literal) => {
+            /// # Safety
+            /// The processor has the named features; `a` holds the units of `m` rows, 1 to 36; the group with row `row`
+            /// of B is stored, and `row` begins it; `acc` is `[m][32]`.
+            unsafe fn $name(m: usize, a: RowsOfA, b: &Source, row: usize, _rows: usize, acc: *mut f32) {
+                let (blocks, group) = (m.div_ceil(BLOCK), line_at(b, row, 0));
+                let chunk = if blocks == 1 { b.k.max(1) } else { $elements * CHUNK };
+                // Also without elements along k, so that the sums are set to 0.
+                for k in (0..b.k.max(1)).step_by(chunk) {
+                    let elements = chunk.min(b.k - k);
+                    for block in 0..blocks {
+                        let (first, last) = (block * m / blocks, (block + 1) * m / blocks);
+                        let half = $units == 2 && !elements.is_multiple_of(2);
+                        let strip = Strip {
+                            b: group.wrapping_add(k / $elements * LANES),
+                            lines: elements.div_ceil($elements) - usize::from(half),
+                            half,
+                            a: a.at(first, k / $elements * $units),
+                            add: k > 0,
+                        };
+                        // SAFETY: the lines, the units of A and the sums lie inside their arrays.
+                        unsafe {
+                            let acc = acc.add(first * GROUP_ROWS);
+                            match (blocks, block) {
+                                (1, _) => $of_rows::<{ fetch::ONCE }>(last - first, strip, acc),
+                                (_, 0) => $of_rows::<{ fetch::SHARED }>(last - first, strip, acc),
+                                _ => $of_rows::<{ fetch::NONE }>(last - first, strip, acc),
+                            }
+                        }
+                    }
+                }
+            }
+
+            /// Computes the sums of `rows` rows of A, 1 to 12, and 32 rows of B.
+            ///
+            /// # Safety
+            /// The conditions of `$strip`.
+            unsafe fn $of_rows<const FETCH: u8>(rows: usize, strip: Strip, acc: *mut f32) {
+                // SAFETY: the conditions of this function.
+                unsafe {
+                    match rows {
+                        1 => $strip::<1, FETCH>(strip, acc),
+                        2 => $strip::<2, FETCH>(strip, acc),
+                        3 => $strip::<3, FETCH>(strip, acc),
+                        4 => $strip::<4, FETCH>(strip, acc),
+                        5 => $strip::<5, FETCH>(strip, acc),
+                        6 => $strip::<6, FETCH>(strip, acc),
+                        7 => $strip::<7, FETCH>(strip, acc),
+                        8 => $strip::<8, FETCH>(strip, acc),
+                        9 => $strip::<9, FETCH>(strip, acc),
+                        10 => $strip::<10, FETCH>(strip, acc),
+                        11 => $strip::<11, FETCH>(strip, acc),
+                        _ => $strip::<12, FETCH>(strip, acc),
+                    }
+                }
+            }
+
+            /// Computes the sums of M rows of A and 32 rows of B.
+            ///
+            /// # Safety
+            /// The processor has the named features; the strip lies inside its operands; `acc` is `[M][32]`.
+            #[target_feature(enable = $features)]
+            unsafe fn $strip<const M: usize, const FETCH: u8>(s: Strip, acc: *mut f32) {
+                let mut sums = [[_mm512_setzero_ps(); 2]; M];
+                if s.add {
+                    for m in 0..M {
+                        for j in 0..2 {
+                            // SAFETY: `acc` is `[M][32]`.
+                            sums[m][j] = unsafe { _mm512_loadu_ps(acc.add(m * GROUP_ROWS + j * 16)) };
+                        }
+                    }
+                }
+                for p in 0..s.lines {
+                    let at = s.b.wrapping_add(p * LANES);
+                    // A prefetch may name any address.
+                    for line in [AHEAD, AHEAD + 16] {
+                        match FETCH {
+                            fetch::ONCE => _mm_prefetch::<_MM_HINT_NTA>(at.wrapping_add(line).cast()),
+                            fetch::SHARED => _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line).cast()),
+                            _ => (),
+                        }
+                    }
+                    // SAFETY: the strip has line `p` of B and the units of A that belong to it.
+                    unsafe {
+                        let b = [_mm512_loadu_si512(at.cast()), _mm512_loadu_si512(at.add(16).cast())];
+                        step!($kind, sums, s.a.words.add(p * $units * s.a.unit_words), s.a, b, true);
+                    }
+                }
+                if s.half {
+                    let at = s.b.wrapping_add(s.lines * LANES);
+                    // SAFETY: the strip has this line of B, whose second unit does not exist.
+                    unsafe {
+                        let b = [_mm512_loadu_si512(at.cast()), _mm512_loadu_si512(at.add(16).cast())];
+                        step!($kind, sums, s.a.words.add(s.lines * $units * s.a.unit_words), s.a, b, false);
+                    }
+                }
+                for m in 0..M {
+                    for j in 0..2 {
+                        // SAFETY: `acc` is `[M][32]`.
+                        unsafe { _mm512_storeu_ps(acc.add(m * GROUP_ROWS + j * 16), sums[m][j]) };
+                    }
+                }
+            }
+        };
+    }
+    thin!(thin_pairs, pairs_of_rows, strip_pairs, "avx512f,avx512bw,avx512bf16", pairs, elements: 2, units: 1);
+    thin!(thin_widened, widened_of_rows, strip_widened, "avx512f,avx512bw", widened, elements: 2, units: 2);
+    thin!(thin_elements, elements_of_rows, strip_elements, "avx512f,avx512bw", elements, elements: 1, units: 1);
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx2 {
+    use super::*;
+    use std::arch::x86_64::*;
+
+    /// f32 multiply-adds with B of bf16.
+    pub(in super::super) static THIN_WIDENED: Thin = Thin { multiply: thin::<true>, ..THIN_F32 };
+    /// f32 multiply-adds with B of f32.
+    pub(in super::super) static THIN_F32: Thin = Thin {
+        most: 4,
+        passes: THIN_PASSES,
+        rows: GROUP_ROWS,
+        least_rows: GROUP_ROWS,
+        reads_rows_of_a: false,
+        multiply: thin::<false>,
+    };
+
+    /// Packs a block, see `pack_with`.
+    ///
+    /// # Safety
+    /// The processor has AVX2 and FMA; `dst` has room for `[part.units][width]`.
+    #[target_feature(enable = "avx2,fma")]
+    pub(in super::super) unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
+        // SAFETY: the conditions of this function.
+        unsafe { pack_with(source, part, width, dst, |at| _mm_prefetch::<_MM_HINT_T0>(at.cast())) }
+    }
+
+    /// With WIDENED B is bf16, else f32.
+    ///
+    /// # Safety
+    /// The processor has AVX2 and FMA; `a` holds the units of `m` packed rows, 1 to 4; the group with row `row` of B is
+    /// stored, and `row` begins it; `acc` is `[m][32]`.
+    unsafe fn thin<const WIDENED: bool>(m: usize, a: RowsOfA, b: &Source, row: usize, _: usize, acc: *mut f32) {
+        let a = a.words;
+        // SAFETY: the conditions of this function are those of `lanes`: together the calls have the 32 lanes.
+        unsafe {
+            match m {
+                1 => lanes::<1, 4, WIDENED>(a, b, row, acc, 0),
+                2 => [0, 16].into_iter().for_each(|lane| lanes::<2, 2, WIDENED>(a, b, row, acc, lane)),
+                3 => [0, 16].into_iter().for_each(|lane| lanes::<3, 2, WIDENED>(a, b, row, acc, lane)),
+                _ => [0, 16].into_iter().for_each(|lane| lanes::<4, 2, WIDENED>(a, b, row, acc, lane)),
+            }
+        }
+    }
+
+    /// Computes M rows of C for V vectors of 8 columns of a group, from lane `lane` on.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn lanes<const M: usize, const V: usize, const WIDENED: bool>(
+        a: *const u32,
+        b: &Source,
+        row: usize,
+        acc: *mut f32,
+        lane: usize,
+    ) {
+        let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+        let mut sums = [[_mm256_setzero_ps(); V]; M];
+        let base = line_at(b, row, 0).wrapping_add(lane);
+        let elements = if WIDENED { 2 } else { 1 };
+        for k in (0..b.k).step_by(elements) {
+            let at = base.wrapping_add(k / elements * LANES);
+            // A prefetch may name any address.
+            _mm_prefetch::<_MM_HINT_NTA>(at.wrapping_add(AHEAD).cast());
+            if V == 4 {
+                _mm_prefetch::<_MM_HINT_NTA>(at.wrapping_add(AHEAD + 16).cast());
+            }
+            let mut units = [[_mm256_setzero_si256(); 2]; V];
+            for v in 0..V {
+                // SAFETY: the group has the line of these lanes.
+                let line = unsafe { _mm256_loadu_si256(at.add(8 * v).cast()) };
+                units[v] =
+                    if WIDENED { [_mm256_slli_epi32::<16>(line), _mm256_and_si256(line, high)] } else { [line; 2] };
+            }
+            for unit in 0..elements {
+                if k + unit == b.k {
+                    continue;
+                }
+                for m in 0..M {
+                    // SAFETY: `a` holds `[k][M]`.
+                    let a = unsafe { _mm256_set1_ps(f32::from_bits(*a.add((k + unit) * M + m))) };
+                    for v in 0..V {
+                        sums[m][v] = _mm256_fmadd_ps(a, _mm256_castsi256_ps(units[v][unit]), sums[m][v]);
+                    }
+                }
+            }
+        }
+        for m in 0..M {
+            for v in 0..V {
+                // SAFETY: `acc` is `[M][32]`.
+                unsafe { _mm256_storeu_ps(acc.add(m * GROUP_ROWS + lane + 8 * v), sums[m][v]) };
+            }
+        }
+    }
+}
