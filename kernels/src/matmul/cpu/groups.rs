@@ -118,10 +118,10 @@ pub(super) mod avx512 {
     /// bf16 dot products.
     pub(in super::super) static THIN_PAIRS: Thin = thin(1, thin_pairs);
     /// f32 multiply-adds with B of f32.
-    pub(in super::super) static THIN_F32: Thin = Thin { reads_rows_of_a: true, ..thin(1, thin_elements) };
+    pub(in super::super) static THIN_F32: Thin = thin(1, thin_elements);
 
     const fn thin(passes: usize, multiply: super::super::MultiplyThin) -> Thin {
-        Thin { most: MOST, passes, rows: GROUP_ROWS, least_rows: GROUP_ROWS, reads_rows_of_a: false, multiply }
+        Thin { most: MOST, passes, rows: GROUP_ROWS, least_rows: GROUP_ROWS, reads_rows_of_a: true, multiply }
     }
 
     /// Rows of A whose sums, 32 columns each, leave room for the line in the 32 registers.
@@ -174,7 +174,8 @@ pub(super) mod avx512 {
         (pairs, $sums:ident, $a:expr, $rows:expr, $b:ident, $both:expr) => {
             for m in 0..M {
                 // Both types have 512 bits, and every bit pattern is valid.
-                let a = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*$a.add(m) as i32));
+                let a =
+                    std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*$a.add(m * $rows.row_words) as i32));
                 for j in 0..2 {
                     let b = std::mem::transmute::<__m512i, __m512bh>($b[j]);
                     $sums[m][j] = _mm512_dpbf16_ps($sums[m][j], b, a);
@@ -189,7 +190,7 @@ pub(super) mod avx512 {
                     _ => _mm512_castsi512_ps(_mm512_and_si512(b, high)),
                 });
                 for m in 0..M {
-                    let a = _mm512_set1_ps(f32::from_bits(*$a.add(unit * $rows.unit_words + m)));
+                    let a = _mm512_set1_ps(f32::from_bits(*$a.add(unit * $rows.unit_words + m * $rows.row_words)));
                     for j in 0..2 {
                         $sums[m][j] = _mm512_fmadd_ps(b[j], a, $sums[m][j]);
                     }

@@ -179,7 +179,8 @@ struct Thin {
     rows: usize,
     /// A call begins at a multiple of this number of rows, and ends there or with B.
     least_rows: usize,
-    /// Whether rows of f32 are read where they are stored; else all calls get packed rows, `[units][m]`.
+    /// Whether rows of A are read where they are stored, if [`Product::rows_of_a`] allows it; else all calls get packed
+    /// rows, `[units][m]`.
     reads_rows_of_a: bool,
     multiply: MultiplyThin,
 }
@@ -455,13 +456,23 @@ impl<'a, T: Element> Product<'a, T> {
         });
     }
 
-    /// Returns the tile functions that read A unpacked, if A allows it: the dozen rows of a tile must not lie in the
-    /// same few of the 64 sets of the first-level cache. Rows that are 2^i cache lines apart lie in 64 / 2^i sets.
+    /// Returns the tile functions that read A unpacked, if A allows it.
     fn direct(&self) -> Option<&'static [Direct]> {
-        let row_bytes = self.a.k * 4;
+        self.code.direct.filter(|_| self.a.unit == Unit::F32 && self.rows_of_a().is_some())
+    }
+
+    /// Returns the rows of A as they are stored, if whole units can be read there and a dozen rows do not lie in the same
+    /// few of the 64 sets of the first-level cache. Rows that are 2^i cache lines apart lie in 64 / 2^i sets.
+    fn rows_of_a(&self) -> Option<RowsOfA> {
+        let row_bytes = self.a.k * self.a.unit.element();
         let is_spread = !row_bytes.is_multiple_of(64) || (row_bytes / 64).trailing_zeros() <= 5;
-        let fits = self.a.unit == Unit::F32 && !self.a.transposed && (self.units <= DIRECT_UNITS || is_spread);
-        self.code.direct.filter(|_| fits)
+        let has_whole_units = match self.a.unit {
+            Unit::F32 => true,
+            Unit::Pair => self.a.k.is_multiple_of(2) && (self.a.base as usize).is_multiple_of(4),
+            _ => false,
+        };
+        let fits = has_whole_units && !self.a.transposed && (self.units <= DIRECT_UNITS || is_spread);
+        fits.then(|| RowsOfA { words: self.a.base.cast(), unit_words: 1, row_words: self.units })
     }
 
     /// Multiplies the given tiles of A, of `mr` rows each, with the given panels of B.
@@ -551,20 +562,21 @@ impl<'a, T: Element> Product<'a, T> {
     unsafe fn thin(&self, thin: &Thin, scratch: &mut Scratch) {
         let passes = self.m.div_ceil(thin.most);
         let rows_of = |pass: usize| pass * self.m / passes..(pass + 1) * self.m / passes;
-        let in_place = thin.reads_rows_of_a && self.a.unit == Unit::F32 && !self.a.transposed;
-        let packed = Packed(scratch.words(if in_place { 0 } else { self.m * self.units }));
-        for rows in (0..passes).filter(|_| !in_place).map(rows_of) {
+        let in_place = if thin.reads_rows_of_a { self.rows_of_a() } else { None };
+        let packed = Packed(scratch.words(if in_place.is_some() { 0 } else { self.m * self.units }));
+        for rows in (0..passes).filter(|_| in_place.is_none()).map(rows_of) {
             let part = Part { row: rows.start, rows: rows.len(), unit: 0, units: self.units };
             // SAFETY: the array has room for `m` rows of all units.
             unsafe { (self.code.pack)(&self.a, part, rows.len(), packed.at(rows.start * self.units)) };
         }
         let a_of = |rows: &std::ops::Range<usize>| match in_place {
-            true => RowsOfA { words: self.a.base.cast(), unit_words: 1, row_words: self.a.k }.at(rows.start, 0),
-            // SAFETY: the pass has packed its rows there.
-            false => {
-                let words = unsafe { packed.at(rows.start * self.units) };
-                RowsOfA { words, unit_words: rows.len(), row_words: 1 }
-            }
+            Some(a) => a.at(rows.start, 0),
+            None => RowsOfA {
+                // SAFETY: the pass has packed its rows there.
+                words: unsafe { packed.at(rows.start * self.units) },
+                unit_words: rows.len(),
+                row_words: 1,
+            },
         };
         // The largest groups of which each thread gets one.
         let has_groups = |rows: &usize| self.n.div_ceil(*rows) >= self.team.threads();
