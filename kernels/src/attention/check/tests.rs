@@ -37,13 +37,29 @@ impl Given {
     }
 
     fn bwd_on(&self, isa: Isa, dtype: DType, threads: usize, params: &BwdParams) {
+        self.bwd_storing(isa, dtype, threads, params, usize::MAX);
+    }
+
+    fn bwd_storing(&self, isa: Isa, dtype: DType, threads: usize, params: &BwdParams, max_stored: usize) {
         // SAFETY: the addresses belong to live arrays of the documented sizes; the machine supports `isa`.
         unsafe {
             match dtype {
-                F32 => cpu::bwd_on::<f32>(isa, params, &Team::new(threads)),
-                _ => cpu::bwd_on::<bf16>(isa, params, &Team::new(threads)),
+                F32 => cpu::bwd_storing::<f32>(isa, params, &Team::new(threads), max_stored),
+                _ => cpu::bwd_storing::<bf16>(isa, params, &Team::new(threads), max_stored),
             }
         }
+    }
+
+    /// Returns the bits of dq, dk and dv if gradients of at most `max_stored` scores are stored.
+    fn gradients_storing(&self, isa: Isa, dtype: DType, max_stored: usize) -> [Vec<u32>; 3] {
+        let (rows, kv_rows) = (self.tokens() * self.case.heads, self.tokens() * self.case.kv_heads);
+        let (o, lse) = (TestArray::output(dtype, rows * self.case.head_dim), TestArray::output(F32, rows));
+        self.fwd_on(isa, dtype, 2, &o, lse.addr());
+        let (o, lse) = (TestArray::new(dtype, &o.values()), TestArray::new(F32, &lse.values()));
+        let [dq, dk, dv] = [rows, kv_rows, kv_rows].map(|n| TestArray::output(dtype, n * self.case.head_dim));
+        let scratch = self.scratch(dtype);
+        self.bwd_storing(isa, dtype, 2, &self.bwd(&o, &lse, &scratch, [&dq, &dk, &dv]), max_stored);
+        [dq, dk, dv].each_ref().map(bits)
     }
 }
 
@@ -272,6 +288,23 @@ proptest! {
                 let error = (f64::from(got) - want).abs();
                 prop_assert!(error <= bound, "{name}[{i}]: {got}, want {want}, off by {error:e}, more than {bound:e}");
             }
+        }
+    }
+
+    /// Whether the backward pass stores the gradients of the scores or computes them twice changes no bit. Memory that
+    /// holds those of an earlier batch is used again.
+    #[test]
+    fn stored_gradients_of_scores_change_no_bit(
+        case in random_cases(),
+        long in 0usize..2,
+        isa in prop::sample::select(supported_instruction_sets().collect::<Vec<_>>()),
+    ) {
+        let mut case = case;
+        case.lengths[0] += 150 * long;
+        for dtype in [F32, BF16] {
+            let given = Given::new(&case, dtype);
+            let [computed, stored] = [0, usize::MAX].map(|most| given.gradients_storing(isa, dtype, most));
+            prop_assert!(computed == stored, "{dtype} {isa:?}");
         }
     }
 

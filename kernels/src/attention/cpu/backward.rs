@@ -2,7 +2,15 @@
 //!
 //! There are two kinds of tasks, which write different arrays. A [`KeyGradientTask`] computes dk and dv of a block of
 //! 64 keys: it loops over the query rows that see them, in chunks of 64 in ascending order. A [`QueryGradientTask`]
-//! computes dq of 64 query rows: it loops over their keys.
+//! computes dq of 64 query rows: it loops over their keys. Both need the gradients of the scores:
+//!
+//! ```text
+//! s = q k^T;  p = exp(s - lse);  ds = p (d_o v^T - delta)        # two of the products below
+//! key task:    dv += p^T d_o;  dk += ds^T q                      # and, if there is memory for them, stores ds
+//! query task:  dq += ds k                                        # reads ds, or computes s, p and ds again
+//! ```
+//!
+//! Stored gradients save two of seven products and half of the exponentials, and have the bits of computed ones.
 //!
 //! As in the forward pass, products of bf16 arrays read pairs where the instruction set multiplies pairs ([`Words`]);
 //! probabilities and gradients of scores are then rounded to bf16 before they are multiplied. Pairs are neighbours along
@@ -20,9 +28,13 @@ use super::load::{
 use super::product::{SmallProduct, Words};
 use super::vector::{LANES, Vector, VectorCode};
 use crate::{DType, Element};
+use std::ptr::null_mut;
 
 /// Number of query rows that a [`KeyGradientTask`] processes at a time.
 pub const QUERY_ROWS_PER_CHUNK: usize = 64;
+/// Maximum number of elements of [`StoredGradients`] (16 MiB): as many as stay in a third-level cache. With more, a query
+/// task computes them again.
+pub const MAX_STORED_GRADIENTS: usize = 4 << 20;
 /// Number of query rows for which a [`DeltaTask`] computes `delta`.
 pub const QUERY_ROWS_PER_DELTA_TASK: usize = 256;
 
@@ -68,6 +80,28 @@ impl<T: Element> VectorCode for DeltaTask<T> {
     }
 }
 
+/// The gradients of the scores of one sequence and key head, `[query rows, keys rounded up]`. Key tasks write those of
+/// their keys, for the rows that see any of them.
+#[derive(Clone, Copy)]
+pub struct StoredGradients {
+    /// The first row.
+    pub rows: *mut f32,
+    /// Elements from one row to the next.
+    pub stride: usize,
+}
+
+impl StoredGradients {
+    /// The number of elements from one row to the next for `keys` keys.
+    pub const fn stride(keys: usize) -> usize {
+        round_up_to_lanes(keys)
+    }
+
+    /// The address of key `key` of query row `row`.
+    fn at(self, row: usize, key: usize) -> *mut f32 {
+        self.rows.wrapping_add(row * self.stride + key)
+    }
+}
+
 /// The arrays that the backward pass of one sequence and key head reads and writes.
 pub struct BackwardArrays<'a, T> {
     /// The arrays of the forward pass, which are only read.
@@ -80,6 +114,8 @@ pub struct BackwardArrays<'a, T> {
     dq: *mut T,
     dk: *mut T,
     dv: *mut T,
+    /// Where the gradients of the scores are stored, if they are.
+    stored: Option<StoredGradients>,
     scratch: *mut f32,
 }
 
@@ -89,8 +125,8 @@ impl<'a, T> BackwardArrays<'a, T> {
     pub fn new(
         p: &BwdParams,
         sequence: SequenceArrays<'a, T>,
-        first: usize,
-        kv_head: usize,
+        (first, kv_head): (usize, usize),
+        stored: Option<StoredGradients>,
         scratch: *mut f32,
     ) -> Self {
         let head = first * sequence.heads + kv_head * sequence.heads_per_key_head();
@@ -105,6 +141,7 @@ impl<'a, T> BackwardArrays<'a, T> {
             dq: row(p.dq.0),
             dk: key(p.dk.0),
             dv: key(p.dv.0),
+            stored,
             scratch,
             sequence,
         }
@@ -269,7 +306,9 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
         let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
         let (words, scratch) = (words_of::<V, T>(d), Scratch::at(g.scratch, d));
         let rows = QUERY_ROWS_PER_CHUNK.min(s.query_row_count() - row);
-        load_rows::<V, T>(g, row, rows, &scratch);
+        if g.stored.is_none() {
+            load_rows::<V, T>(g, row, rows, &scratch);
+        }
         let dq = scratch.sums[0];
         for c in (0..QUERY_ROWS_PER_CHUNK * padded).step_by(LANES) {
             V::splat(0.0).store(dq.add(c));
@@ -278,7 +317,6 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
         for start in (0..seen).step_by(BLOCK_KEYS) {
             let keys = BLOCK_KEYS.min(seen - start);
             let at = s.key_offset(start);
-            load_keys::<V, T>(s, s.k.add(at), s.v.add(at), keys, &scratch);
             let factors = match words {
                 Words::Elements => {
                     load_zero_padded_rows::<V, T>(s.k.add(at), s.key_stride(), keys, d, scratch.k);
@@ -291,10 +329,16 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
                     Factors::PairsOfKeys
                 }
             };
-            scores::<V, T>(g, row, rows, start, keys, factors, &scratch);
             let mut limits = [0; QUERY_ROWS_PER_CHUNK];
             for (limit, seen) in limits.iter_mut().take(rows).zip(s.visible_key_counts(row)) {
                 *limit = seen.saturating_sub(start).min(BLOCK_KEYS);
+            }
+            match g.stored {
+                Some(stored) => load_gradients::<V>(stored, (row, start), &limits[..rows], keys, words, &scratch),
+                None => {
+                    load_keys::<V, T>(s, s.k.add(at), s.v.add(at), keys, &scratch);
+                    scores::<V, T>(g, row, rows, start, keys, factors, &scratch);
+                }
             }
             V::product(&SmallProduct {
                 words,
@@ -314,6 +358,29 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
         }
         for r in 0..rows {
             store_row_rounded(dq.add(r * padded), d, g.dq.add(s.head_index(row + r) * d));
+        }
+    }
+}
+
+/// Loads the stored gradients of the scores of some query rows and keys, from row and key `first` on. They are 0 where a
+/// row does not see a key.
+#[inline(always)]
+unsafe fn load_gradients<V: Vector>(
+    stored: StoredGradients,
+    first: (usize, usize),
+    limits: &[usize],
+    keys: usize,
+    words: Words,
+    scratch: &Scratch,
+) {
+    for (r, &limit) in limits.iter().enumerate() {
+        let to = scratch.ds.add(r * BLOCK_KEYS);
+        for c in (0..keys).step_by(LANES) {
+            let ds = V::load_part(stored.at(first.0 + r, first.1 + c), LANES.min(limit.saturating_sub(c)));
+            match words {
+                Words::Elements => ds.store(to.add(c)),
+                Words::Pairs => ds.store_bf16(to.add(c / 2)),
+            }
         }
     }
 }
@@ -421,6 +488,7 @@ unsafe fn scores<V: Vector, T: Element>(
                     let (p, ds) = line.factors(c);
                     p.store(line.p.add(c));
                     ds.store(line.ds.add(c));
+                    line.keep(c, ds);
                 }
             }
         }
@@ -440,6 +508,8 @@ unsafe fn scores<V: Vector, T: Element>(
                 for c in (0..cols * LANES).step_by(LANES) {
                     let (p, ds) = first.factors(c);
                     let (mut p2, mut ds2) = second.factors(c);
+                    first.keep(c, ds);
+                    second.keep(c, ds2);
                     if r + 1 == rows {
                         (p2, ds2) = (zero, zero);
                     }
@@ -458,6 +528,9 @@ struct ScoreRow<V> {
     ds: *mut f32,
     /// Number of keys of the block that the row sees.
     limit: usize,
+    /// Where the row's gradients of the scores of the `keys` keys are stored; null if they are not.
+    stored: *mut f32,
+    keys: usize,
     scale: V,
     lse: V,
     delta: V,
@@ -480,9 +553,25 @@ impl<V: Vector> ScoreRow<V> {
             p: scratch.p.add(r * BLOCK_KEYS),
             ds: scratch.ds.add(r * BLOCK_KEYS),
             limit: s.visible_key_count(row + r).saturating_sub(start).min(keys),
+            stored: g.stored.map_or(null_mut(), |stored| stored.at(row + r, start)),
+            keys,
             scale: V::splat(s.scale),
             lse: V::splat(s.lse.add(head).read()),
             delta: V::splat(g.delta.add(head).read()),
+        }
+    }
+
+    /// Stores the gradients of the scores of the keys `c .. c + 16`, but not beyond the last key: another task stores
+    /// those of the keys that follow.
+    #[inline(always)]
+    unsafe fn keep(&self, c: usize, ds: V) {
+        if self.stored.is_null() {
+        } else if self.keys >= c + LANES {
+            ds.store(self.stored.add(c));
+        } else {
+            let mut lanes = [0.0; LANES];
+            ds.store(lanes.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), self.stored.add(c), self.keys - c);
         }
     }
 

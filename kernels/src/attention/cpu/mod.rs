@@ -20,7 +20,7 @@ use super::{BwdParams, FwdParams};
 use crate::simd::{Isa, isa};
 use crate::view::slice_at;
 use crate::{Element, Team};
-use backward::{BackwardArrays, DeltaTask, KeyGradientTask, QueryGradientTask, VisitingQueries};
+use backward::{BackwardArrays, DeltaTask, KeyGradientTask, QueryGradientTask, StoredGradients, VisitingQueries};
 pub(crate) use forward::{BLOCK_KEYS, SequenceArrays};
 use forward::{MAX_QUERY_ROWS_PER_TILE, MergeTask, RowTile, SegmentTask, SoftmaxState, TileTask};
 use std::cell::RefCell;
@@ -36,6 +36,8 @@ struct Line([f32; LANES]);
 thread_local! {
     /// Working memory that each thread keeps between tasks.
     static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+    /// Gradients of scores, in the thread that launches a backward pass: at most [`backward::MAX_STORED_GRADIENTS`].
+    static STORED: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Calls `f` with the address of at least `len` f32 of this thread's working memory.
@@ -295,6 +297,16 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
 /// # Safety
 /// The machine supports `isa`; the addresses cover what [`BwdParams`] says.
 pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
+    // SAFETY: the conditions of this function.
+    unsafe { bwd_storing::<T>(isa, p, team, backward::MAX_STORED_GRADIENTS) }
+}
+
+/// [`bwd_on`], which stores the gradients of the scores if they are at most `max_stored` elements. The results are the
+/// same with any limit.
+///
+/// # Safety
+/// The conditions of [`bwd_on`].
+pub(super) unsafe fn bwd_storing<T: Element>(isa: Isa, p: &BwdParams, team: &Team, max_stored: usize) {
     let (seqs, kv_heads) = (p.seqs as usize, p.kv_heads as usize);
     let forward = p.forward_params();
     // SAFETY: the addresses are valid as `BwdParams` documents.
@@ -307,20 +319,42 @@ pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
         // SAFETY: o, d_o and delta cover the rows; tasks have different rows.
         unsafe { dispatch(isa, DeltaTask::<T>::new(p, first, rows)) }
     });
-    // Tasks for dk and dv and tasks for dq run together. An item has the sequence, the first key or query row, and
-    // true if the task is for query rows (dq).
     let group = p.heads as usize / kv_heads;
-    let mut items = Vec::new();
+    // Where the gradients of the scores of each sequence begin, for its first key head.
+    let (mut offsets, mut stored_count) = (Vec::new(), 0);
+    let stride_of = |seq: usize| {
+        let [(_, own), (_, prefix)] = packed.ranges[seq];
+        StoredGradients::stride(prefix + own)
+    };
     for seq in 0..seqs {
-        let len = packed.ranges[seq][0].1;
-        items.extend((0..len).step_by(BLOCK_KEYS).map(|key| (seq, key, false)));
-        items.extend((0..len * group).step_by(backward::QUERY_ROWS_PER_CHUNK).map(|row| (seq, row, true)));
+        offsets.push(stored_count);
+        stored_count += packed.ranges[seq][0].1 * group * stride_of(seq) * kv_heads;
     }
-    team.run(items.len() * kv_heads, |task| {
+    let stores = stored_count <= max_stored;
+    let mut memory = STORED.take();
+    if stores && memory.len() * LANES < stored_count {
+        memory.resize(stored_count.div_ceil(LANES), Line([0.0; LANES]));
+    }
+    let stored = Shared(memory.as_mut_ptr().cast());
+    let stored_of = |seq: usize, kv_head: usize| {
+        let rows = packed.ranges[seq][0].1 * group;
+        stores.then(|| StoredGradients {
+            rows: stored.at(offsets[seq] + kv_head * rows * stride_of(seq)),
+            stride: stride_of(seq),
+        })
+    };
+    // An item has the sequence, the first key or query row, and true if the task is for query rows (dq).
+    let lens = || packed.ranges.iter().map(|[(_, len), _]| *len).enumerate();
+    let key_items = lens().flat_map(|(seq, len)| (0..len).step_by(BLOCK_KEYS).map(move |key| (seq, key, false)));
+    let row_items = lens().flat_map(|(seq, len)| {
+        (0..len * group).step_by(backward::QUERY_ROWS_PER_CHUNK).map(move |row| (seq, row, true))
+    });
+    let run = |items: &[(usize, usize, bool)]| team.run(items.len() * kv_heads, |task| {
         let ((seq, at, queries), kv_head) = (items[task / kv_heads], task % kv_heads);
         with_scratch(backward::scratch_element_count(p.head_dim as usize), |scratch| {
             let gradient = |seq: usize| {
-                BackwardArrays::new(p, packed.sequence(seq, kv_head), packed.ranges[seq][0].0, kv_head, scratch)
+                let at = (packed.ranges[seq][0].0, kv_head);
+                BackwardArrays::new(p, packed.sequence(seq, kv_head), at, stored_of(seq, kv_head), scratch)
             };
             // SAFETY: the addresses are valid as `BwdParams` documents; tasks write different keys or rows.
             unsafe {
@@ -342,4 +376,11 @@ pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
             }
         });
     });
+    if stores {
+        run(&key_items.collect::<Vec<_>>());
+        run(&row_items.collect::<Vec<_>>());
+    } else {
+        run(&key_items.chain(row_items).collect::<Vec<_>>());
+    }
+    STORED.set(memory);
 }
