@@ -105,10 +105,10 @@ impl<'a> Engine<'a> {
         self
     }
 
-    /// Makes [`Engine::generate`] copy the weights that are trained into the layout that the device reads fastest, if it has
-    /// another one, and keep the copies until [`Engine::release_memory`], which is to be called before the weights
-    /// change. A decode step of a small batch then takes less time; copying takes that of a few steps. The generated
-    /// completions are the same.
+    /// Makes [`Engine::generate`] copy the weights that are trained into the layout that the device reads fastest, if
+    /// it has another one, and keep the copies until [`Engine::release_memory`], which is to be called before the
+    /// weights change. A decode step of a small batch then takes less time; copying takes that of a few steps. The
+    /// generated completions are the same.
     pub fn packing_trained_weights(mut self) -> Engine<'a> {
         self.packs_trained_weights = true;
         self

@@ -62,7 +62,8 @@ impl Weight {
         })
     }
 
-    /// Loads tensor `name`: packed if [`WeightLoader::packed_dtype`] says so; filled up with zeros where a width says so.
+    /// Loads tensor `name`: packed if [`WeightLoader::packed_dtype`] says so; filled up with zeros where a width says
+    /// so.
     ///
     /// # Errors
     /// The tensor is missing or has another shape; out of memory.
@@ -133,9 +134,9 @@ impl Weight {
         })
     }
 
-    /// The queries `[R, H, D]` of a decode step; writes keys and values into the caches. The layers are weights and biases
-    /// of the products `norm(x) · weightᵀ + bias`. `None` if the weights are stored in different ways. Has no backward
-    /// rule.
+    /// The queries `[R, H, D]` of a decode step; writes keys and values into the caches. The layers are weights and
+    /// biases of the products `norm(x) · weightᵀ + bias`. `None` if the weights are stored in different ways. Has no
+    /// backward rule.
     pub(crate) fn qkv_skinny(
         cx: &Cx,
         x: &Tensor,

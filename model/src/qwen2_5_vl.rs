@@ -122,9 +122,9 @@ impl Qwen25Vl {
         self.vision.tensors().any(|t| t.parameter_name().is_some())
     }
 
-    /// A model for generation that shares all weights but the decoder's trained ones. Of those it has packed copies where
-    /// the device reads packed weights faster; the bits of its results are the same. It does not see later changes of the
-    /// trained weights.
+    /// A model for generation that shares all weights but the decoder's trained ones. Of those it has packed copies
+    /// where the device reads packed weights faster; the bits of its results are the same. It does not see later
+    /// changes of the trained weights.
     ///
     /// # Errors
     /// Out of memory.

@@ -155,8 +155,8 @@ impl WeightLoader<'_> {
         Ok(if trained { t.into_parameter(name)? } else { t })
     }
 
-    /// [`WeightLoader::load`] for a table of which few rows are read at a time: it stays in its file if its dtype allows
-    /// it, even if other weights are copied.
+    /// [`WeightLoader::load`] for a table of which few rows are read at a time: it stays in its file if its dtype
+    /// allows it, even if other weights are copied.
     ///
     /// # Errors
     /// The errors of [`WeightLoader::load`].
@@ -165,8 +165,8 @@ impl WeightLoader<'_> {
     }
 
     /// Loads trained tensors as the rows of one tensor: `parts` has the name of each and its number of rows, `row` is
-    /// the shape of a row. Returns the joined tensor and each part of it, with the rows that fill it up. Trained tensors
-    /// are copied in any case, so this takes no more memory.
+    /// the shape of a row. Returns the joined tensor and each part of it, with the rows that fill it up. Trained
+    /// tensors are copied in any case, so this takes no more memory.
     ///
     /// # Errors
     /// A tensor is missing or has another shape; out of memory.
@@ -190,8 +190,8 @@ impl WeightLoader<'_> {
         Ok((joined, each))
     }
 
-    /// The dtype in which tensor `name`, of shape `shape`, is packed; `None` if it is not. A linear layer reads a packed
-    /// weight faster, so one is packed that is copied, not trained, and keeps the dtype of the file.
+    /// The dtype in which tensor `name`, of shape `shape`, is packed; `None` if it is not. A linear layer reads a
+    /// packed weight faster, so one is packed that is copied, not trained, and keeps the dtype of the file.
     pub(crate) fn packed_dtype(&self, files: &Checkpoint, name: &str, shape: &[usize]) -> Option<DType> {
         let may_pack = files.is_copied() && !(self.trainable)(name);
         let stored = files.tensor(name).filter(|_| may_pack)?.dtype;

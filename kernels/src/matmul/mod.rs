@@ -11,14 +11,15 @@
 //! position, the threads or the storage of the operands (`cpu/mod.rs` has the details). Bound by arithmetic for large
 //! m, by reading B from memory for small m.
 //!
-//! On the CPU a B of f32 or bf16 may be stored in groups of [`GROUP_ROWS`] rows, `[n / 32][k][32]` or
-//! `[n / 32][k / 2][32][2]`, which [`row_groups`] and [`WeightGroups`] arrange: the layout that the tile functions read, so
-//! that nothing has to be packed and few rows of A read one stream of memory instead of 16. The bits of C are the same.
+//! On the CPU a B of f32 or bf16 may be stored in groups of [`GROUP_ROWS`] rows, `[n / 32][k][32]` or `[n / 32][k /
+//! 2][32][2]`, which [`row_groups`] and [`WeightGroups`] arrange: the layout that the tile functions read, so that
+//! nothing has to be packed and few rows of A read one stream of memory instead of 16. The bits of C are the same.
 //!
-//! B may be int8 with one scale for each of its rows: `C[i, j] = scale · b_scale[j] · Σ A[i, k] B[j, k]`. It is stored
-//! in groups of [`INT8_GROUP`] rows, `[n / 16][k][16]`, so that the CPU's vectors need no transposition; [`int8_groups`]
-//! arranges it. An int8 is exact in bf16 and in f32, so the sum has the bits of a product whose B holds the same
-//! numbers as bf16. Device `cuda` computes such products by [`crate::skinny`] instead, with B `[n, k]`.
+//! B may be int8 with one scale for each of its rows: `C[i, j] = scale · b_scale[j] · Σ A[i, k] B[j, k]`. It is
+//! stored in groups of [`INT8_GROUP`] rows, `[n / 16][k][16]`, so that the CPU's vectors need no transposition;
+//! [`int8_groups`] arranges it. An int8 is exact in bf16 and in f32, so the sum has the bits of a product whose B
+//! holds the same numbers as bf16. Device `cuda` computes such products by [`crate::skinny`] instead, with B `[n,
+//! k]`.
 
 pub mod cpu;
 #[cfg(test)]
@@ -38,8 +39,8 @@ pub fn group_elements(dtype: DType, n: usize, k: usize) -> usize {
     n.next_multiple_of(GROUP_ROWS) * k.next_multiple_of(4 / dtype.size())
 }
 
-/// Arranges a matrix `[n, k]` of f32 or bf16 in groups: f32 as `[n / 32][k][32]`, bf16 as `[n / 32][k / 2][32][2]`, pairs
-/// of neighbouring k of 32 rows side by side. What is missing in the last group and in the last pair is 0.
+/// Arranges a matrix `[n, k]` of f32 or bf16 in groups: f32 as `[n / 32][k][32]`, bf16 as `[n / 32][k / 2][32][2]`,
+/// pairs of neighbouring k of 32 rows side by side. What is missing in the last group and in the last pair is 0.
 pub fn row_groups<T: Element>(rows: &[T], n: usize, k: usize) -> Vec<T> {
     /// Lines whose places in a group (16 KiB) stay in the first-level cache while the rows are written side by side.
     const LINES: usize = 128;
@@ -62,8 +63,8 @@ pub fn row_groups<T: Element>(rows: &[T], n: usize, k: usize) -> Vec<T> {
     groups
 }
 
-/// Arranges a matrix `[n, k]` of int8 as the operand B of a product: `[n / 16][k][16]`. Rows that are missing in the last
-/// group are 0.
+/// Arranges a matrix `[n, k]` of int8 as the operand B of a product: `[n / 16][k][16]`. Rows that are missing in the
+/// last group are 0.
 pub fn int8_groups(rows: &[i8], n: usize, k: usize) -> Vec<i8> {
     const COLUMNS: usize = 512;
     let mut groups = vec![0; n.next_multiple_of(INT8_GROUP) * k];
@@ -153,7 +154,8 @@ impl Matmul {
         if self.b_scale.is_null() { 0.0 } else { 4.0 * self.n as f64 }
     }
 
-    /// Returns the number of elements of B in memory: one that is stored in groups has rows of zeros up to a whole group.
+    /// Returns the number of elements of B in memory: one that is stored in groups has rows of zeros up to a whole
+    /// group.
     pub fn elements_of_b(&self) -> usize {
         if self.b_grouped {
             return group_elements(self.b.dtype, self.n, self.k);

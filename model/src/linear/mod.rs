@@ -146,8 +146,8 @@ impl Linear {
         }
     }
 
-    /// The queries `[R, H, D]` of a decode step from the layers of q, k and v, for the norm of x; writes keys and values
-    /// into the caches. `rows` as in [`Linear::forward_skinny`]. Has no backward rule.
+    /// The queries `[R, H, D]` of a decode step from the layers of q, k and v, for the norm of x; writes keys and
+    /// values into the caches. `rows` as in [`Linear::forward_skinny`]. Has no backward rule.
     pub(crate) fn qkv_skinny(
         cx: &Cx,
         x: &Tensor,

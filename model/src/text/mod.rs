@@ -185,8 +185,8 @@ impl TextDecoder {
         })
     }
 
-    /// A decoder for generation with packed copies of the weights that are trained, where the device reads those faster; it
-    /// shares all others. It does not see later changes of the trained weights.
+    /// A decoder for generation with packed copies of the weights that are trained, where the device reads those
+    /// faster; it shares all others. It does not see later changes of the trained weights.
     ///
     /// # Errors
     /// Out of memory.

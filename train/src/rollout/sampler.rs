@@ -40,7 +40,8 @@ enum RandomStream {
 }
 
 impl<'a> CompletionSampler<'a> {
-    /// A sampler whose engine has the model in training, and packs its weights for each rollout. `lender` lends the device to a server after each token.
+    /// A sampler whose engine has the model in training, and packs its weights for each rollout. `lender` lends the
+    /// device to a server after each token.
     pub(crate) fn new(
         engine: Engine<'a>,
         options: &'a GrpoOptions,

@@ -13,9 +13,9 @@
 //! Stored gradients save two of seven products and half of the exponentials, and have the bits of computed ones.
 //!
 //! As in the forward pass, products of bf16 arrays read pairs where the instruction set multiplies pairs ([`Words`]);
-//! probabilities and gradients of scores are then rounded to bf16 before they are multiplied. Pairs are neighbours along
-//! the inner index of a product: along a row in `q k^T` and `d_o v^T`, two adjacent query rows in dk and dv, two adjacent
-//! keys in dq.
+//! probabilities and gradients of scores are then rounded to bf16 before they are multiplied. Pairs are neighbours
+//! along the inner index of a product: along a row in `q k^T` and `d_o v^T`, two adjacent query rows in dk and dv,
+//! two adjacent keys in dq.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
@@ -32,8 +32,8 @@ use std::ptr::null_mut;
 
 /// Number of query rows that a [`KeyGradientTask`] processes at a time.
 pub const QUERY_ROWS_PER_CHUNK: usize = 64;
-/// Maximum number of elements of [`StoredGradients`] (16 MiB): as many as stay in a third-level cache. With more, a query
-/// task computes them again.
+/// Maximum number of elements of [`StoredGradients`] (16 MiB): as many as stay in a third-level cache. With more, a
+/// query task computes them again.
 pub const MAX_STORED_GRADIENTS: usize = 4 << 20;
 /// Number of query rows for which a [`DeltaTask`] computes `delta`.
 pub const QUERY_ROWS_PER_DELTA_TASK: usize = 256;
@@ -165,8 +165,8 @@ pub const fn scratch_element_count(head_dim: usize) -> usize {
     7 * BLOCK_KEYS * round_up_to_lanes(head_dim) + 2 * QUERY_ROWS_PER_CHUNK * BLOCK_KEYS
 }
 
-/// Working memory of a task, in words. `d` is head_dim rounded up to a multiple of the vector width; arrays of pairs take
-/// half of their memory.
+/// Working memory of a task, in words. `d` is head_dim rounded up to a multiple of the vector width; arrays of pairs
+/// take half of their memory.
 struct Scratch {
     /// Transposed keys, `[words of head_dim, BLOCK_KEYS]`.
     k_t: *mut f32,
@@ -202,7 +202,8 @@ impl Scratch {
         }
     }
 
-    /// Queries and gradients of the output as `[QUERY_ROWS_PER_CHUNK / 2, d]` pairs of rows, behind the pairs of each row.
+    /// Queries and gradients of the output as `[QUERY_ROWS_PER_CHUNK / 2, d]` pairs of rows, behind the pairs of each
+    /// row.
     unsafe fn pairs_of_rows(&self, head_dim: usize) -> [*mut f32; 2] {
         [self.q, self.d_o].map(|x| x.wrapping_add(QUERY_ROWS_PER_CHUNK * round_up_to_lanes(head_dim) / 2))
     }
@@ -362,8 +363,8 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
     }
 }
 
-/// Loads the stored gradients of the scores of some query rows and keys, from row and key `first` on. They are 0 where a
-/// row does not see a key.
+/// Loads the stored gradients of the scores of some query rows and keys, from row and key `first` on. They are 0
+/// where a row does not see a key.
 #[inline(always)]
 unsafe fn load_gradients<V: Vector>(
     stored: StoredGradients,

@@ -3,8 +3,8 @@
 //! A forward task computes a tile of query rows of one key head ([`forward`]). If there are few tiles, as in
 //! decoding, a task computes one segment of 512 keys of a tile, and a second pass merges the segments. A backward
 //! task computes the gradients of a block of 64 keys or of a chunk of 64 query rows ([`backward`]). All matrix
-//! products use [`product`], which is written once for every instruction set of [`vector`]; only [`tiles`] has code of its
-//! own. [`load`] has the layouts of the operands.
+//! products use [`product`], which is written once for every instruction set of [`vector`]; only [`tiles`] has code
+//! of its own. [`load`] has the layouts of the operands.
 #![allow(unsafe_code)]
 
 mod backward;

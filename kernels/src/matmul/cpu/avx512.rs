@@ -194,17 +194,18 @@ pub(super) fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
 
 /// Loads a cache line into the second-level cache, for a read that comes thousands of instructions later; `at` may be
 /// any address. Only explicit prefetches keep the memory busy here: the processor's own ones do not follow 16 rows of
-/// a kilobyte or two. On an AMD EPYC a prefetch into the first-level cache, whose few slots for misses the loads need as
-/// well, reads rows of 896 bf16 at less than half of the speed (benches/results/amd-epyc/2026-11-22-weights-read.json).
+/// a kilobyte or two. On an AMD EPYC a prefetch into the first-level cache, whose few slots for misses the loads need
+/// as well, reads rows of 896 bf16 at less than half of the speed
+/// (benches/results/amd-epyc/2026-11-22-weights-read.json).
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn prefetch(at: *const u8) {
     _mm_prefetch::<_MM_HINT_T1>(at.cast());
 }
 
-/// Rows of at most this many bytes are prefetched in the order of addresses, which memory serves faster than 16 streams
-/// (benches/results/amd-epyc/2026-11-23-thin-prefetch.json). Longer rows gained nothing from it and are prefetched in the
-/// order in which they are read.
+/// Rows of at most this many bytes are prefetched in the order of addresses, which memory serves faster than 16
+/// streams (benches/results/amd-epyc/2026-11-23-thin-prefetch.json). Longer rows gained nothing from it and are
+/// prefetched in the order in which they are read.
 const ADJACENT_ROW_BYTES: usize = 4096;
 
 /// Loads the next 64 bytes of 16 rows.
@@ -223,7 +224,8 @@ unsafe fn load(at: *const u8, stride: usize) -> [__m512i; 16] {
 }
 
 /// Loads the next 64 bytes of 16 rows. There may be fewer rows and bytes; missing ones are 0. A load whose mask is
-/// empty would read nothing of a row that does not exist, but takes an AMD EPYC (Zen 5) some 70 ns if its address is not mapped.
+/// empty would read nothing of a row that does not exist, but takes an AMD EPYC (Zen 5) some 70 ns if its address is
+/// not mapped.
 ///
 /// # Safety
 /// Each of `rows` rows has `bytes` readable bytes from `at`; rows are `stride` bytes apart.
@@ -339,9 +341,9 @@ unsafe fn pack_whole<const WIDENED: bool>(at: *const u8, stride: usize, width: u
 /// Number of k that [`pack_columns`] prefetches ahead.
 const COLUMNS_AHEAD: usize = 16;
 
-/// Packs a source that is stored as `[k, rows]`, with V vectors for the `width` lanes of a unit. Rows of k may be a page
-/// apart, where the processor prefetches nothing: the same lanes are prefetched some k ahead, and those of the next
-/// panel, which the same thread mostly packs next, as soon as their neighbours are read.
+/// Packs a source that is stored as `[k, rows]`, with V vectors for the `width` lanes of a unit. Rows of k may be a
+/// page apart, where the processor prefetches nothing: the same lanes are prefetched some k ahead, and those of the
+/// next panel, which the same thread mostly packs next, as soon as their neighbours are read.
 ///
 /// # Safety
 /// The conditions of [`pack`], for a width of at most `16 * V`.

@@ -1,8 +1,8 @@
-//! Operands B that are stored in groups of 32 rows, whose elements lie side by side: f32 as `[n / 32][k][32]`, bf16 as
-//! `[n / 32][k / 2][32][2]`, pairs of neighbouring k. So a group is a sequence of *lines* of 128 bytes: one element of 32
-//! rows, or one pair. That is the layout of a packed panel with 32 lanes, which tile functions of such panels read where
-//! it lies. This file has the packing of a plain operand into groups, that of groups for all other tile functions, and
-//! the loops for products with few rows of A:
+//! Operands B that are stored in groups of 32 rows, whose elements lie side by side: f32 as `[n / 32][k][32]`, bf16
+//! as `[n / 32][k / 2][32][2]`, pairs of neighbouring k. So a group is a sequence of *lines* of 128 bytes: one
+//! element of 32 rows, or one pair. That is the layout of a packed panel with 32 lanes, which tile functions of such
+//! panels read where it lies. This file has the packing of a plain operand into groups, that of groups for all other
+//! tile functions, and the loops for products with few rows of A:
 //!
 //! ```text
 //! for each group of B:                               # 32 columns of C
@@ -23,8 +23,8 @@ const LANES: usize = GROUP_ROWS;
 /// Words from a read to what is prefetched meanwhile (8 KiB).
 const AHEAD: usize = 2048;
 
-/// The address of unit `unit` of rows `row ..`, which lie in one group. The unit is an f32, a pair of bf16, or one of the
-/// two elements of a pair; then the address is that of the pair.
+/// The address of unit `unit` of rows `row ..`, which lie in one group. The unit is an f32, a pair of bf16, or one of
+/// the two elements of a pair; then the address is that of the pair.
 pub(super) fn line_at(source: &Source, row: usize, unit: usize) -> *const u32 {
     let line = if source.unit == Unit::GroupedWidened { unit / 2 } else { unit };
     let lines = if source.unit == Unit::GroupedF32 { source.k } else { source.k.div_ceil(2) };
@@ -32,9 +32,9 @@ pub(super) fn line_at(source: &Source, row: usize, unit: usize) -> *const u32 {
     source.base.cast::<u32>().wrapping_add((group + line) * LANES + row % GROUP_ROWS)
 }
 
-/// Packs a block of an operand in groups, f32 elements and pairs as they are or each element of a pair as one f32, as its
-/// [`Unit`] says. The width divides that of a group, and the block begins at a multiple of it. Units beyond the end of k
-/// are 0. `prefetch` gets addresses that are read later, if they exist.
+/// Packs a block of an operand in groups, f32 elements and pairs as they are or each element of a pair as one f32, as
+/// its [`Unit`] says. The width divides that of a group, and the block begins at a multiple of it. Units beyond the
+/// end of k are 0. `prefetch` gets addresses that are read later, if they exist.
 ///
 /// # Safety
 /// `dst` has room for `[part.units][width]`.
@@ -93,8 +93,8 @@ pub(super) unsafe fn pack_words(source: &Source, part: Part, width: usize, dst: 
     }
 }
 
-/// Packs row groups of `weight` one after the other: `to` gets `[n / 32][lines][32]`. Lanes beyond its last row, and the
-/// second element of a last pair that is not complete, are 0.
+/// Packs row groups of `weight` one after the other: `to` gets `[n / 32][lines][32]`. Lanes beyond its last row, and
+/// the second element of a last pair that is not complete, are 0.
 ///
 /// # Safety
 /// The source is plain and not transposed; `to` has room for the groups; `pack` works on this machine.
@@ -128,9 +128,9 @@ pub(super) mod avx512 {
     const BLOCK: usize = 12;
     /// With more rows of A the tile functions are as fast: the arithmetic takes longer than reading B.
     const MOST: usize = 3 * BLOCK;
-    /// Lines of a group (32 KiB) that all blocks of rows multiply before the next ones. The first block reads them from
-    /// memory, the others from the second-level cache. Chunks of 8 KiB, which fit into the first level, are slower: each
-    /// block loads and stores its sums once a chunk (benches/results/amd-epyc/2026-11-24-few-rows.json).
+    /// Lines of a group (32 KiB) that all blocks of rows multiply before the next ones. The first block reads them
+    /// from memory, the others from the second-level cache. Chunks of 8 KiB, which fit into the first level, are
+    /// slower: each block loads and stores its sums once a chunk (benches/results/amd-epyc/2026-11-24-few-rows.json).
     const CHUNK: usize = 256;
 
     /// Where a block of rows prefetches the lines of B to.
@@ -168,8 +168,8 @@ pub(super) mod avx512 {
         add: bool,
     }
 
-    /// Adds the products of one line to all sums; of its first unit alone if `both` is false. `$a` is the address of the
-    /// line's first unit in the first row of A.
+    /// Adds the products of one line to all sums; of its first unit alone if `both` is false. `$a` is the address of
+    /// the line's first unit in the first row of A.
     macro_rules! step {
         (pairs, $sums:ident, $a:expr, $rows:expr, $b:ident, $both:expr) => {
             for m in 0..M {
@@ -208,7 +208,8 @@ pub(super) mod avx512 {
     }
 
     macro_rules! thin {
-        ($name:ident, $of_rows:ident, $strip:ident, $features:literal, $kind:ident, elements: $elements:literal, units: $units:literal) => {
+        ($name:ident, $of_rows:ident, $strip:ident, $features:literal, $kind:ident,
+            elements: $elements:literal, units: $units:literal) => {
             /// # Safety
             /// The processor has the named features; `a` holds the units of `m` rows, 1 to 36; the group with row `row`
             /// of B is stored, and `row` begins it; `acc` is `[m][32]`.

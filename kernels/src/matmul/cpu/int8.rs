@@ -306,8 +306,8 @@ pub(super) mod avx2 {
     }
 
     /// # Safety
-    /// The processor has AVX2 and FMA; `a` holds the units of `m` packed rows, 1 to 4; the groups with rows `row .. row +
-    /// rows` are stored, and `row` begins one; `acc` is `[m][THIN_ROWS]`.
+    /// The processor has AVX2 and FMA; `a` holds the units of `m` packed rows, 1 to 4; the groups with rows `row ..
+    /// row + rows` are stored, and `row` begins one; `acc` is `[m][THIN_ROWS]`.
     unsafe fn thin(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, acc: *mut f32) {
         let a = a.words;
         let count = rows.div_ceil(INT8_GROUP);

@@ -138,16 +138,16 @@ struct Part {
     units: usize,
 }
 
-/// `tile(units, a, b, acc, acc_stride, add)`: `acc[i][j] = (add ? acc[i][j] : 0) + sum over u of a[u][i] * b[u][j]`; rows
-/// of acc are `acc_stride` sums apart.
+/// `tile(units, a, b, acc, acc_stride, add)`: `acc[i][j] = (add ? acc[i][j] : 0) + sum over u of a[u][i] * b[u][j]`;
+/// rows of acc are `acc_stride` sums apart.
 type Tile = unsafe fn(usize, *const u32, *const u32, *mut f32, usize, bool);
 /// A [`Tile`] that reads A's rows unpacked: `a[i * stride + u]`, rows `stride` words apart.
 type Direct = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, usize, bool);
 /// `pack(source, part, width, dst)`: `dst[u][i]` is unit `u` of row `i` of the part; lanes `part.rows .. width` are
 /// 0.
 type Pack = unsafe fn(&Source, Part, usize, *mut u32);
-/// `multiply(m, a, b, row, rows, acc)`: multiplies `m` rows of A with `rows` (at most [`Thin::rows`]) unpacked rows of B
-/// from `row` on; `acc` is `[m][Thin::rows]`.
+/// `multiply(m, a, b, row, rows, acc)`: multiplies `m` rows of A with `rows` (at most [`Thin::rows`]) unpacked rows
+/// of B from `row` on; `acc` is `[m][Thin::rows]`.
 type MultiplyThin = unsafe fn(usize, RowsOfA, &Source, usize, usize, *mut f32);
 
 /// Some rows of A. Unit `u` of row `i` is at `words[u * unit_words + i * row_words]`.
@@ -286,8 +286,8 @@ pub unsafe fn run(p: &Matmul, team: &Team) {
     unsafe { run_on(isa(), p, team) }
 }
 
-/// Whether products read a B of this dtype, F32 or BF16, in groups of rows faster than one that is stored row by row. The
-/// tiles of AMX, which multiply bf16, read rows where they lie, and the portable code packs both.
+/// Whether products read a B of this dtype, F32 or BF16, in groups of rows faster than one that is stored row by row.
+/// The tiles of AMX, which multiply bf16, read rows where they lie, and the portable code packs both.
 pub fn reads_groups_faster(dtype: DType) -> bool {
     match isa() {
         Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => true,
@@ -461,8 +461,8 @@ impl<'a, T: Element> Product<'a, T> {
         self.code.direct.filter(|_| self.a.unit == Unit::F32 && self.rows_of_a().is_some())
     }
 
-    /// Returns the rows of A as they are stored, if whole units can be read there and a dozen rows do not lie in the same
-    /// few of the 64 sets of the first-level cache. Rows that are 2^i cache lines apart lie in 64 / 2^i sets.
+    /// Returns the rows of A as they are stored, if whole units can be read there and a dozen rows do not lie in the
+    /// same few of the 64 sets of the first-level cache. Rows that are 2^i cache lines apart lie in 64 / 2^i sets.
     fn rows_of_a(&self) -> Option<RowsOfA> {
         let row_bytes = self.a.k * self.a.unit.element();
         let is_spread = !row_bytes.is_multiple_of(64) || (row_bytes / 64).trailing_zeros() <= 5;
@@ -546,8 +546,8 @@ impl<'a, T: Element> Product<'a, T> {
         }
     }
 
-    /// The address of these rows and columns of C if finished sums are stored there unchanged, and there are as many columns
-    /// as a tile has. C then also holds the partial sums.
+    /// The address of these rows and columns of C if finished sums are stored there unchanged, and there are as many
+    /// columns as a tile has. C then also holds the partial sums.
     fn sums_in_c(&self, row: usize, rows: usize, columns: &std::ops::Range<usize>, nr: usize) -> Option<*mut f32> {
         let is_plain = self.scale == 1.0 && self.bias.is_empty() && self.b_scale.is_empty() && !self.accumulate;
         if T::DTYPE != DType::F32 || !is_plain || columns.len() < nr {

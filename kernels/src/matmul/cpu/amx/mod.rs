@@ -233,7 +233,8 @@ impl<'a, T: Element> Product<'a, T> {
             for part in row_blocks.clone().step_by(self.blocking.row_blocks) {
                 let part = part..row_blocks.end.min(part + self.blocking.row_blocks);
                 for (i, panel) in panels.clone().enumerate() {
-                    // The panel and the step that are prefetched meanwhile, and the blocks of rows that share the lines.
+                    // The panel and the step that are prefetched meanwhile, and the blocks of rows that share the
+                    // lines.
                     let next = match (self.b.transposed, last, panel + 1 < panels.end) {
                         (true, false, _) => (panel, first + count),
                         (true, true, _) => (panel + panels.len(), 0),

@@ -1,13 +1,13 @@
 //! Matrix products with a weight in a layout of its own, for inference:
 //!
 //! - int8 with one scale for each output, `y[r, n] = scale[n] · Σ x[r, k] q[n, k]`;
-//! - f32 or bf16 in groups of rows, on the CPU alone. Products have the bits of [`super::linear`] and read the weight as
-//!   one stream of memory.
+//! - f32 or bf16 in groups of rows, on the CPU alone. Products have the bits of [`super::linear`] and read the weight
+//!   as one stream of memory.
 //!
 //! Activations keep their dtype, and sums are f32. On the CPU one product serves prefill and decode
-//! ([`reel_kernels::matmul`]). On a GPU the skinny kernel computes products with any number of rows; it reads the weight
-//! again for every 32 of them (64 on Hopper, 16 in f32). So the bits of a row do not depend on the other rows on either.
-//! No op here has a backward rule.
+//! ([`reel_kernels::matmul`]). On a GPU the skinny kernel computes products with any number of rows; it reads the
+//! weight again for every 32 of them (64 on Hopper, 16 in f32). So the bits of a row do not depend on the other rows
+//! on either. No op here has a backward rule.
 
 use reel_kernels::matmul::{
     GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, cpu, group_elements, int8_groups, row_groups,
@@ -65,8 +65,8 @@ impl PackedWeight {
         Ok(PackedWeight { shape, elements, scales: None })
     }
 
-    /// A copy of a plain weight `[N, K]` of f32 or bf16 in groups of rows. Later changes of the plain weight do not reach
-    /// it.
+    /// A copy of a plain weight `[N, K]` of f32 or bf16 in groups of rows. Later changes of the plain weight do not
+    /// reach it.
     ///
     /// # Errors
     /// The device is not a CPU; the weight is no matrix; out of memory.
@@ -91,8 +91,8 @@ impl PackedWeight {
     /// different rows.
     ///
     /// # Errors
-    /// The weight is not int8. Rows that do not begin at a multiple of [`PackedWeight::ROWS`], that end neither there nor
-    /// with the last row, or that are not in the weight.
+    /// The weight is not int8. Rows that do not begin at a multiple of [`PackedWeight::ROWS`], that end neither there
+    /// nor with the last row, or that are not in the weight.
     pub fn write_int8_rows(&self, first: usize, rows: &[i8], scales: &[f32]) -> Result<()> {
         let count = scales.len();
         self.check_rows(DType::I8, first, count, rows.len())?;
@@ -107,8 +107,8 @@ impl PackedWeight {
         own_scales.rows(first, count)?.write(scales)
     }
 
-    /// Writes `count` rows of a weight in groups of rows, `rows` as `[count, K]` of its dtype. Several threads may write
-    /// different rows.
+    /// Writes `count` rows of a weight in groups of rows, `rows` as `[count, K]` of its dtype. Several threads may
+    /// write different rows.
     ///
     /// # Errors
     /// The weight has another dtype; else as [`PackedWeight::write_int8_rows`].
@@ -185,8 +185,8 @@ pub fn packed_linear(
     residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
-/// The queries, keys and values of a decode step, as [`super::skinny_qkv`] with the bits of [`packed_linear`]: x
-/// `[R, K]`, weights `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch, and one more
+/// The queries, keys and values of a decode step, as [`super::skinny_qkv`] with the bits of [`packed_linear`]: x `[R,
+/// K]`, weights `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch, and one more
 /// for the norm of many rows.
 ///
 /// # Errors
@@ -231,8 +231,8 @@ pub fn packed_lora_linear(
     residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
-/// [`packed_linear`] with a LoRA adapter of its own for each row. A row has the bits that [`packed_lora_linear`] gives it
-/// with its adapter, and those of [`packed_linear`] without one.
+/// [`packed_linear`] with a LoRA adapter of its own for each row. A row has the bits that [`packed_lora_linear`]
+/// gives it with its adapter, and those of [`packed_linear`] without one.
 pub fn packed_linear_with_row_adapters(
     cx: &Cx,
     x: &Tensor,

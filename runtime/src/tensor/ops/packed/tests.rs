@@ -32,7 +32,8 @@ fn tensor(device: &Device, shape: &[usize], dtype: DType, seed: u32) -> Tensor {
     Tensor::from_f32(device, shape, dtype, &values, MemoryCategory::Weights).unwrap()
 }
 
-/// The results of all ops: `packed_linear` with bias and residual, `packed_swiglu`, `packed_logits` and `packed_lora_linear`.
+/// The results of all ops: `packed_linear` with bias and residual, `packed_swiglu`, `packed_logits` and
+/// `packed_lora_linear`.
 fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<f32>; 4] {
     let cx = Cx::inference(device, dtype);
     let of = |shape: &[usize], salt| tensor(device, shape, dtype, seed ^ salt);
