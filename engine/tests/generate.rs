@@ -8,7 +8,9 @@ use reel_engine::{Completion, Engine, EngineError, FinishReason, GenerationReque
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
+use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
+use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::{Cx, DType, Device};
 
 struct Case {
@@ -100,6 +102,44 @@ fn completions_do_not_depend_on_batch_or_threads() {
         assert_eq!(together.len(), 6);
         let same = together.iter().find(|c| c.request == 1 && c.index == 0).unwrap();
         assert_eq!((&same.ids, &same.log_probs), (&alone[0].ids, &alone[0].log_probs));
+    }
+}
+
+/// An engine that packs trained weights gives the completions of one that reads them where they are: of the weights at
+/// its first call, and after its memory is released of the changed weights.
+#[test]
+fn packed_copies_of_trained_weights_change_no_completion() {
+    let case = open(&golden().join("mixed_stop"));
+    for dtype in [DType::F32, DType::BF16] {
+        let device = Device::cpu(2);
+        let loader = WeightLoader {
+            device: &device,
+            source: WeightSource::Files(&case.files),
+            dtype,
+            quantization: Quantization::None,
+            may_pad: true,
+            trainable: &|_| true,
+        };
+        let model = Qwen25Vl::load(&loader, &case.config).unwrap();
+        let cx = Cx::inference(&device, dtype);
+        let plain = Engine::new(&model, &cx).unwrap();
+        let packing = Engine::new(&model, &cx).unwrap().packing_trained_weights();
+        let run = |engine: &Engine| {
+            let completions = engine.generate(vec![case.request(SAMPLED, 20, 3)], |_| {}).unwrap().0;
+            completions.into_iter().map(|c| (c.ids, c.log_probs)).collect::<Vec<_>>()
+        };
+        let before = run(&plain);
+        plain.release_memory();
+        let used = device.memory().current;
+        assert_eq!(run(&packing), before, "{dtype}");
+        let weight = model.parameters().find(|t| t.parameter_name() == Some("model.layers.0.mlp.down_proj.weight"));
+        let weight = weight.unwrap();
+        weight.write_f32(&weight.to_f32().unwrap().iter().map(|x| -2.0 * x).collect::<Vec<_>>()).unwrap();
+        packing.release_memory();
+        assert_eq!(device.memory().current, used, "{dtype}: the copies take memory after they were released");
+        let after = run(&plain);
+        assert_ne!(before, after);
+        assert_eq!(run(&packing), after, "{dtype}: after the weights have changed");
     }
 }
 

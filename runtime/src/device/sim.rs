@@ -219,7 +219,7 @@ mod tests {
 
     use reel_kernels::DType;
     use reel_kernels::elementwise::{self, AccumulateParams, AddParams, FillParams};
-    use reel_kernels::matmul::Matmul;
+    use reel_kernels::matmul::{Matmul, WeightGroups};
 
     use super::*;
     use crate::device::cuda::{self, tests::f32_tensor};
@@ -289,6 +289,14 @@ mod tests {
         let Launch::Matmul(m) = product(&a, &b, &c, false) else { return };
         fails(d.launch(&Launch::Matmul(Matmul { m: 3, ..m })), &["matmul_fwd: c: is larger than its buffer"]);
         assert_eq!(other.to_f32().unwrap(), [3.0, 4.0]);
+    }
+
+    #[test]
+    fn weights_are_not_arranged_in_groups() {
+        let Some(d) = device(1) else { return };
+        let weight = f32_tensor(&d, &[1, 2], &[1.0, 2.0]);
+        let launch = WeightGroups { n: 1, k: 2, dtype: DType::F32, from: weight.addr(), to: weight.addr() };
+        fails(d.launch(&Launch::WeightGroups(launch)), &["weight_groups: runs on device cpu only"]);
     }
 
     #[test]

@@ -349,33 +349,35 @@ pub(super) unsafe fn bwd_storing<T: Element>(isa: Isa, p: &BwdParams, team: &Tea
     let row_items = lens().flat_map(|(seq, len)| {
         (0..len * group).step_by(backward::QUERY_ROWS_PER_CHUNK).map(move |row| (seq, row, true))
     });
-    let run = |items: &[(usize, usize, bool)]| team.run(items.len() * kv_heads, |task| {
-        let ((seq, at, queries), kv_head) = (items[task / kv_heads], task % kv_heads);
-        with_scratch(backward::scratch_element_count(p.head_dim as usize), |scratch| {
-            let gradient = |seq: usize| {
-                let at = (packed.ranges[seq][0].0, kv_head);
-                BackwardArrays::new(p, packed.sequence(seq, kv_head), at, stored_of(seq, kv_head), scratch)
-            };
-            // SAFETY: the addresses are valid as `BwdParams` documents; tasks write different keys or rows.
-            unsafe {
-                if queries {
-                    dispatch(isa, QueryGradientTask { arrays: &gradient(seq), first_row: at });
-                } else {
-                    let visits: Vec<_> = packed
-                        .visits(seq, at)
-                        .into_iter()
-                        .map(|visit| VisitingQueries {
-                            gradient: gradient(visit.sequence),
-                            first: visit.first,
-                            keys: visit.keys,
-                            start: visit.start,
-                        })
-                        .collect();
-                    dispatch(isa, KeyGradientTask { arrays: &gradient(seq), first_key: at, visits: &visits });
+    let run = |items: &[(usize, usize, bool)]| {
+        team.run(items.len() * kv_heads, |task| {
+            let ((seq, at, queries), kv_head) = (items[task / kv_heads], task % kv_heads);
+            with_scratch(backward::scratch_element_count(p.head_dim as usize), |scratch| {
+                let gradient = |seq: usize| {
+                    let at = (packed.ranges[seq][0].0, kv_head);
+                    BackwardArrays::new(p, packed.sequence(seq, kv_head), at, stored_of(seq, kv_head), scratch)
+                };
+                // SAFETY: the addresses are valid as `BwdParams` documents; tasks write different keys or rows.
+                unsafe {
+                    if queries {
+                        dispatch(isa, QueryGradientTask { arrays: &gradient(seq), first_row: at });
+                    } else {
+                        let visits: Vec<_> = packed
+                            .visits(seq, at)
+                            .into_iter()
+                            .map(|visit| VisitingQueries {
+                                gradient: gradient(visit.sequence),
+                                first: visit.first,
+                                keys: visit.keys,
+                                start: visit.start,
+                            })
+                            .collect();
+                        dispatch(isa, KeyGradientTask { arrays: &gradient(seq), first_key: at, visits: &visits });
+                    }
                 }
-            }
-        });
-    });
+            });
+        })
+    };
     if stores {
         run(&key_items.collect::<Vec<_>>());
         run(&row_items.collect::<Vec<_>>());
