@@ -13,7 +13,7 @@
 //! step.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::ops::KvPages;
@@ -36,8 +36,10 @@ const CHUNK_TOKENS: [usize; 2] = [512, 4096];
 pub struct Engine<'a> {
     /// A clone that shares its weights with the caller's model, until [`ContinuousBatch::replace_weights`].
     model: Mutex<Arc<Qwen25Vl>>,
-    /// Whether [`Engine::generate`] reads packed copies of weights that are trained.
+    /// Whether [`Engine::generate`] reads packed copies of weights that are trained, if there is memory for them.
     packs_trained_weights: bool,
+    /// Whether there was memory for the copies at the first call.
+    has_room_for_copies: OnceLock<bool>,
     /// The model with these copies, from the first call of [`Engine::generate`] to [`Engine::release_memory`].
     packed_model: Mutex<Option<Arc<Qwen25Vl>>>,
     pub(crate) cx: Cx,
@@ -64,6 +66,7 @@ impl<'a> Engine<'a> {
         Ok(Engine {
             model: Mutex::new(Arc::new(model.clone())),
             packs_trained_weights: false,
+            has_room_for_copies: OnceLock::new(),
             packed_model: Mutex::default(),
             cx: cx.without_tape(),
             suppressed,
@@ -107,8 +110,9 @@ impl<'a> Engine<'a> {
 
     /// Makes [`Engine::generate`] copy the weights that are trained into the layout that the device reads fastest, if
     /// it has another one, and keep the copies until [`Engine::release_memory`], which is to be called before the
-    /// weights change. A decode step of a small batch then takes less time; copying takes that of a few steps. The
-    /// generated completions are the same.
+    /// weights change. A decode step of a small batch then takes less time; copying takes that of a few steps. If the
+    /// copies would take more than half of the memory that is free at the first call, none are made. The generated
+    /// completions are the same.
     pub fn packing_trained_weights(mut self) -> Engine<'a> {
         self.packs_trained_weights = true;
         self
@@ -143,10 +147,7 @@ impl<'a> Engine<'a> {
         mut on_token: impl FnMut(TokenEvent),
     ) -> Result<(Vec<Completion>, GenerationTiming)> {
         let mut cached = self.cached_batch();
-        if self.packs_trained_weights && lock(&self.packed_model).is_none() {
-            let packed = self.model().with_packed_copies(&self.cx)?;
-            *lock(&self.packed_model) = Some(Arc::new(packed));
-        }
+        self.pack_trained_weights()?;
         let needed = requests.iter().fold(BatchCapacity::default(), |sum, request| sum.plus(request));
         let batch = self.batch_for(needed.with_max_slots(self.max_slots), cached.take())?;
         let options = RunOptions {
@@ -170,6 +171,19 @@ impl<'a> Engine<'a> {
     /// The device is out of memory.
     pub fn continuous_batch<'r>(&self, max_kv_bytes: u64) -> Result<ContinuousBatch<'_, 'a, 'r>> {
         ContinuousBatch::new(self, max_kv_bytes)
+    }
+
+    /// Makes the packed copies of trained weights, if they are wanted, absent, and have room.
+    fn pack_trained_weights(&self) -> Result<()> {
+        if !self.packs_trained_weights || lock(&self.packed_model).is_some() {
+            return Ok(());
+        }
+        let model = self.model();
+        let has_room = || has_room(model.packed_copy_bytes(), self.cx.device().free_bytes());
+        if *self.has_room_for_copies.get_or_init(has_room) {
+            *lock(&self.packed_model) = Some(Arc::new(model.with_packed_copies(&self.cx)?));
+        }
+        Ok(())
     }
 
     /// The model with the present weights.
@@ -227,6 +241,12 @@ impl<'a> Engine<'a> {
     }
 }
 
+/// Whether copies of weights take at most half of the free memory, so that a KV cache has room beside them. Device
+/// `dry`, which plans memory, has no limit.
+fn has_room(bytes: u64, free: Option<u64>) -> bool {
+    free.is_none_or(|free| bytes <= free / 2)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -251,5 +271,16 @@ fn generate_in<'r>(
             completions.sort_by_key(|completion| (completion.request, completion.index));
             return Ok((completions, run.timing()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_of_weights_leave_half_of_the_free_memory() {
+        assert!(has_room(50, Some(100)) && !has_room(51, Some(100)));
+        assert!(has_room(u64::MAX, None), "device dry has no limit");
     }
 }

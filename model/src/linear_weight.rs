@@ -82,17 +82,23 @@ impl Weight {
         Ok(Weight::Dense(from.load_padded(name, &widths)?))
     }
 
-    /// A packed copy of a weight that is trained, if the device reads packed weights faster.
+    /// The weight if it is trained and the device reads packed weights of its dtype faster.
+    pub(crate) fn worth_packing(&self) -> Option<&Tensor> {
+        match self {
+            Weight::Dense(w) if w.parameter_name().is_some() => {
+                Some(w).filter(|w| PackedWeight::suits(w.device(), w.dtype()))
+            }
+            _ => None,
+        }
+    }
+
+    /// A packed copy of the weight, if [`Weight::worth_packing`] has it.
     ///
     /// # Errors
     /// Out of memory.
     pub(crate) fn packed_copy(&self, cx: &Cx) -> Result<Option<Weight>> {
-        Ok(match self {
-            Weight::Dense(w) if w.parameter_name().is_some() && PackedWeight::suits(cx.device(), w.dtype()) => {
-                Some(Weight::Packed(PackedWeight::copy_in_groups(cx, w)?))
-            }
-            _ => None,
-        })
+        let Some(w) = self.worth_packing() else { return Ok(None) };
+        Ok(Some(Weight::Packed(PackedWeight::copy_in_groups(cx, w)?)))
     }
 
     /// The tensors that hold the weight.

@@ -122,6 +122,11 @@ impl Qwen25Vl {
         self.vision.tensors().any(|t| t.parameter_name().is_some())
     }
 
+    /// The bytes of the weights that [`Self::with_packed_copies`] copies; the copies take about as much memory.
+    pub fn packed_copy_bytes(&self) -> u64 {
+        self.text.packed_copy_bytes()
+    }
+
     /// A model for generation that shares all weights but the decoder's trained ones. Of those it has packed copies
     /// where the device reads packed weights faster; the bits of its results are the same. It does not see later
     /// changes of the trained weights.

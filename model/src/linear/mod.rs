@@ -102,6 +102,11 @@ impl Linear {
         Ok(Linear { name: name.into(), weight, bias, adapter: None, row_adapters: None })
     }
 
+    /// The weight if [`Weight::worth_packing`] has it.
+    pub(crate) fn worth_packing(&self) -> Option<&Tensor> {
+        self.weight.worth_packing()
+    }
+
     /// Replaces a weight that is trained by a packed copy, if the device reads packed weights faster.
     ///
     /// # Errors

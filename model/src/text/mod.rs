@@ -185,6 +185,12 @@ impl TextDecoder {
         })
     }
 
+    /// The bytes of the weights that [`Self::with_packed_copies`] copies.
+    pub(crate) fn packed_copy_bytes(&self) -> u64 {
+        let copied = self.linear_layers().filter_map(Linear::worth_packing).chain(self.head.worth_packing());
+        copied.map(|w| w.bytes() as u64).sum()
+    }
+
     /// A decoder for generation with packed copies of the weights that are trained, where the device reads those
     /// faster; it shares all others. It does not see later changes of the trained weights.
     ///

@@ -1,3 +1,4 @@
+use half::bf16;
 use proptest::prelude::*;
 use reel_kernels::compile;
 use reel_kernels::int8::quantize_row;
