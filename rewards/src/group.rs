@@ -243,7 +243,9 @@ mod tests {
             let is_scaled_by = |factor: f32, [without, with]: [Scores; 2], tolerance: f32| {
                 without.advantage.iter().zip(&with.advantage).all(|(a, b)| (factor * a - b).abs() < tolerance)
             };
-            prop_assert!(is_scaled_by(1.0, score_both(ScaleRewards::Group), 1e-3));
+            // If all rewards are equal, the f32 mean may be off by some 2^-22, which is divided by a standard deviation
+            // of about 0 plus 1e-4, as in torch. 11 rewards of 2.3 each have advantages of 2e-3.
+            prop_assert!(is_scaled_by(1.0, score_both(ScaleRewards::Group), 1e-2));
             let unscaled = score_both(ScaleRewards::None);
             let paid = unscaled[1].temporal.iter().any(|&r| r > 0.0);
             let factor = if paid { 1.3 } else { 1.0 };
