@@ -11,6 +11,7 @@ use reel_model::input::ModelInput;
 use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::weights::{WeightLoader, WeightSource};
+use reel_runtime::ops::PackedWeight;
 use reel_runtime::{Cx, DType, Device};
 
 struct Case {
@@ -129,9 +130,13 @@ fn packed_copies_of_trained_weights_change_no_completion() {
             completions.into_iter().map(|c| (c.ids, c.log_probs)).collect::<Vec<_>>()
         };
         let before = run(&plain);
+        let with_plain = device.memory().current;
         plain.release_memory();
         let used = device.memory().current;
         assert_eq!(run(&packing), before, "{dtype}");
+        let copies = model.packed_copy_bytes();
+        assert_eq!(copies > 0, PackedWeight::suits(&device, dtype), "{dtype}");
+        assert!(device.memory().current >= with_plain + copies as usize, "{dtype}: there are no copies");
         let weight = model.parameters().find(|t| t.parameter_name() == Some("model.layers.0.mlp.down_proj.weight"));
         let weight = weight.unwrap();
         weight.write_f32(&weight.to_f32().unwrap().iter().map(|x| -2.0 * x).collect::<Vec<_>>()).unwrap();
