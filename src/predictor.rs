@@ -37,6 +37,8 @@ pub struct Predictor<'c> {
     /// Config, tokenizer and chat template.
     pub bundle: Arc<ModelFolder>,
     quantize: QuantizeFlag,
+    /// Where the weights are on a CPU; without it as in [`LoadedModel::open_on`].
+    place: Option<WeightPlace>,
     batch_size: usize,
     model: Option<LoadedModel>,
     common: &'c CommonOptions,
@@ -63,10 +65,12 @@ pub struct PredictionJob<'j> {
 }
 
 impl<'c> Predictor<'c> {
-    /// Opens the model folder on a device that is already open. `batch_size` is `--batch-size`.
+    /// Opens the model folder on a device that is already open. `place` is where the weights are on a CPU (see
+    /// [`LoadedModel::open_on`]), `batch_size` is `--batch-size`.
     pub fn open(
         flags: &ModelFlags,
         quantize: QuantizeFlag,
+        place: Option<WeightPlace>,
         device: Device,
         batch_size: Option<usize>,
         common: &'c CommonOptions,
@@ -75,7 +79,7 @@ impl<'c> Predictor<'c> {
         let (base, adapter) = flags.base_model_and_adapter_folder()?;
         let folder = find_or_download_model(&base)?;
         let bundle = Arc::new(trace::span("open", || ModelFolder::open(&folder))?);
-        Ok(Self { device, folder, adapter, bundle, quantize, batch_size, model: None, common })
+        Ok(Self { device, folder, adapter, bundle, quantize, place, batch_size, model: None, common })
     }
 
     /// The folder of the run that trained the weights: that of the adapter, else that of the model.
@@ -139,9 +143,8 @@ impl<'c> Predictor<'c> {
     fn open_model(&self) -> Result<LoadedModel> {
         let (config, quantization) = (&self.bundle.config, self.quantize.quantization());
         let adapter = self.adapter.as_deref();
-        let place = Some(WeightPlace::Mapped);
         let mut model =
-            LoadedModel::open_on(&self.device, &self.folder, adapter, config, quantization, place, self.common)?;
+            LoadedModel::open_on(&self.device, &self.folder, adapter, config, quantization, self.place, self.common)?;
         model.weights.features = Some(Arc::new(FeatureCache::new(MAX_FEATURES)));
         Ok(model)
     }

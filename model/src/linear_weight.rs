@@ -206,15 +206,18 @@ fn for_each_part(view: &TensorView, columns: usize, write: impl Fn(usize, &[u8])
     Ok(())
 }
 
-/// Packs a stored tensor with elements of type T.
+/// Packs a stored tensor with elements of type T. The pages of the file that it has read leave the process's memory.
 fn pack<T: Element>(device: &Device, files: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<PackedWeight> {
     let view = files.tensor_with_shape(name, &shape)?;
     let weight = PackedWeight::in_groups(device, shape, T::DTYPE)?;
-    for_each_part(&view, shape[1], |first, stored| {
+    let row_bytes = (shape[1] * size_of::<T>()).max(1);
+    let rows_at_once = (BYTES_AT_ONCE / row_bytes).next_multiple_of(PackedWeight::ROWS).max(PackedWeight::ROWS);
+    for (i, stored) in view.bytes.chunks(rows_at_once * row_bytes).enumerate() {
         let rows: Cow<[T]> = bytemuck::try_cast_slice(stored)
             .map_or_else(|_| Cow::Owned(bytemuck::pod_collect_to_vec(stored)), Cow::Borrowed);
-        Ok(weight.write_rows(first, &rows, rows.len() / shape[1].max(1))?)
-    })?;
+        weight.write_rows(i * rows_at_once, &rows, stored.len() / row_bytes)?;
+        view.file.forget_pages(view.offset + i * rows_at_once * row_bytes, stored.len());
+    }
     Ok(weight)
 }
 

@@ -16,6 +16,7 @@ use crate::common::CommonOptions;
 use crate::endpoint::model_name;
 use crate::fail::bad_usage;
 use crate::media::MediaFlags;
+use crate::model::WeightPlace;
 use crate::predictor::{PredictionJob, Predictor, decimal, sampling_options};
 use crate::prompt::{ModelFlags, media_options};
 use crate::{interrupt, model};
@@ -43,7 +44,10 @@ impl<'c> Answerer<'c> {
             (Some(model), None) => {
                 let flags = ModelFlags { model: model.clone(), adapter: options.adapter.clone() };
                 let device = model::open_device(common)?;
-                let predictor = Predictor::open(&flags, options.quantize, device, options.batch_size, common)?;
+                // The parts of an evaluation may run beside each other, so they share the mapped files.
+                let place = options.shard.map(|_| WeightPlace::Mapped);
+                let (quantize, batch) = (options.quantize, options.batch_size);
+                let predictor = Predictor::open(&flags, quantize, place, device, batch, common)?;
                 Ok(Self::Model(Box::new(predictor)))
             }
             (None, Some(url)) => {

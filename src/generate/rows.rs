@@ -92,7 +92,7 @@ impl GenerateArgs {
         }
         let dataset = Dataset::open(data)?;
         dataset.refuse_weights()?;
-        let mut predictor = Predictor::open(&self.model, self.quantize, device, self.rows.batch_size, common)?;
+        let mut predictor = Predictor::open(&self.model, self.quantize, None, device, self.rows.batch_size, common)?;
         let media_root = &self.messages.media_root_of_rows(data);
         let access = self.messages.media_access(media_root);
         let media = self.messages.media_options(predictor.trained_folder(), access, !common.quiet, common)?;

@@ -1,4 +1,7 @@
-//! The definition of the matrix product, in f64.
+//! The definition of the matrix product, in f64, and of operands in groups of rows.
+
+use super::{GROUP_ROWS, group_elements};
+use crate::Element;
 
 /// Returns `sum over l of a(i, l) * b(j, l)` for each i and j; `a` is `[m, k]`, `b` is `[n, k]`.
 pub fn product(m: usize, n: usize, k: usize, a: &[f64], b: &[f64]) -> Vec<f64> {
@@ -11,4 +14,16 @@ pub fn product(m: usize, n: usize, k: usize, a: &[f64], b: &[f64]) -> Vec<f64> {
         }
     }
     c
+}
+
+/// The groups of a matrix `[n, k]`, as [`super::WeightGroups`] describes them.
+pub fn row_groups<T: Element>(rows: &[T], n: usize, k: usize) -> Vec<T> {
+    let each = 4 / size_of::<T>();
+    let lines = k.div_ceil(each);
+    let mut groups = vec![T::from_f32(0.0); group_elements(T::DTYPE, n, k)];
+    for (row, column) in (0..n).flat_map(|row| (0..k).map(move |column| (row, column))) {
+        let line = row / GROUP_ROWS * lines + column / each;
+        groups[(line * GROUP_ROWS + row % GROUP_ROWS) * each + column % each] = rows[row * k + column];
+    }
+    groups
 }

@@ -12,7 +12,7 @@
 //! m, by reading B from memory for small m.
 //!
 //! On the CPU a B of f32 or bf16 may be stored in groups of [`GROUP_ROWS`] rows, `[n / 32][k][32]` or `[n / 32][k /
-//! 2][32][2]`, which [`row_groups`] and [`WeightGroups`] arrange: the layout that the tile functions read, so that
+//! 2][32][2]`, which [`WeightGroups`] arranges: the layout that the tile functions read, so that
 //! nothing has to be packed and few rows of A read one stream of memory instead of 16. The bits of C are the same.
 //!
 //! B may be int8 with one scale for each of its rows: `C[i, j] = scale · b_scale[j] · Σ A[i, k] B[j, k]`. It is
@@ -27,7 +27,7 @@ mod formula;
 #[cfg(test)]
 mod tests;
 
-use crate::{Addr, Cost, DType, Element};
+use crate::{Addr, Cost, DType};
 
 /// Rows of a group of an int8 operand.
 pub const INT8_GROUP: usize = 16;
@@ -37,30 +37,6 @@ pub const GROUP_ROWS: usize = 32;
 /// The number of elements of a matrix `[n, k]` of this dtype, F32 or BF16, that is stored in groups.
 pub fn group_elements(dtype: DType, n: usize, k: usize) -> usize {
     n.next_multiple_of(GROUP_ROWS) * k.next_multiple_of(4 / dtype.size())
-}
-
-/// Arranges a matrix `[n, k]` of f32 or bf16 in groups: f32 as `[n / 32][k][32]`, bf16 as `[n / 32][k / 2][32][2]`,
-/// pairs of neighbouring k of 32 rows side by side. What is missing in the last group and in the last pair is 0.
-pub fn row_groups<T: Element>(rows: &[T], n: usize, k: usize) -> Vec<T> {
-    /// Lines whose places in a group (16 KiB) stay in the first-level cache while the rows are written side by side.
-    const LINES: usize = 128;
-    // Elements of a row in a line.
-    let each = 4 / size_of::<T>();
-    let lines = k.div_ceil(each);
-    let mut groups = vec![T::from_f32(0.0); group_elements(T::DTYPE, n, k)];
-    if k > 0 {
-        for (group, rows) in groups.chunks_exact_mut(GROUP_ROWS * each * lines).zip(rows.chunks(GROUP_ROWS * k)) {
-            for (block, group) in group.chunks_mut(GROUP_ROWS * each * LINES).enumerate() {
-                for (lane, row) in rows.chunks_exact(k).enumerate() {
-                    let row = row[block * each * LINES..].chunks(each);
-                    for (line, elements) in group.chunks_exact_mut(GROUP_ROWS * each).zip(row) {
-                        line[each * lane..][..elements.len()].copy_from_slice(elements);
-                    }
-                }
-            }
-        }
-    }
-    groups
 }
 
 /// Arranges a matrix `[n, k]` of int8 as the operand B of a product: `[n / 16][k][16]`. Rows that are missing in the
@@ -108,7 +84,7 @@ pub struct Matmul {
     pub b: Operand,
     /// f32 `[n]`, the scales of an I8 B; otherwise null.
     pub b_scale: Addr,
-    /// True: B is f32 or bf16 and stored in groups, see [`row_groups`]. Only on the CPU; B is then not transposed.
+    /// True: B is f32 or bf16 and stored in groups, see [`WeightGroups`]. Only on the CPU; B is then not transposed.
     pub b_grouped: bool,
     /// `[m, n]`, written.
     pub c: Addr,
@@ -165,7 +141,9 @@ impl Matmul {
     }
 }
 
-/// A launch that arranges a plain weight `[n, k]` in groups, as [`row_groups`] does. Only on the CPU.
+/// A launch that arranges a plain weight `[n, k]` of f32 or bf16 in groups: f32 as `[n / 32][k][32]`, bf16 as `[n /
+/// 32][k / 2][32][2]`, pairs of neighbouring k of 32 rows side by side. What is missing in the last group and in the last
+/// pair is 0. Only on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WeightGroups {
     /// Rows.

@@ -1,6 +1,6 @@
 //! A training run, from options to a folder with the trained model. [`sft`] and [`grpo`] implement [`TrainLoop`],
-//! which defines what a step does. This file does everything around the steps: fresh start or resume, checkpoints,
-//! logs, reports, interruption. `evaluation.rs` evaluates the model between steps.
+//! which defines what a step does. `start.rs` prepares a run, fresh or resumed. This file does everything around the
+//! steps: checkpoints, logs, reports, interruption. `evaluation.rs` evaluates the model between steps.
 
 pub mod evaluation;
 pub mod grpo;
@@ -8,6 +8,8 @@ mod live_server;
 mod record;
 pub mod replay;
 pub mod sft;
+mod start;
+mod train_loop;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -22,22 +24,20 @@ use reel_runtime::device::MatmulLibrary;
 use reel_runtime::{DType, Device};
 use serde_json::Value;
 
-use crate::data::dataset::DataFile;
-use crate::data::feed::{DataPosition, MicroBatch, MicroBatchFeed, MicroBatchOptions, SampleSource};
-use crate::data::mixture::Mixture;
+use crate::data::feed::SampleSource;
 use crate::data::order::RowOrder;
-use crate::options::{BestMetric, TrainingOptions};
+use crate::options::TrainingOptions;
 use crate::reporting::metrics::{self, JsonlLog, SkipCause, SkippedRow, StepMetrics};
 use crate::reporting::progress::Progress;
 use crate::reporting::watch::Reporters;
 use crate::run_folder::best;
 use crate::run_folder::checkpoint::{self, BaseModel, CheckpointSnapshot, CheckpointWriter, TrainedWeights};
 use crate::run_folder::digest::ModelFiles;
-use crate::run_folder::digests::{self, LogDigests};
-use crate::run_folder::evaluations::{self, EVALUATIONS_FILE};
+use crate::run_folder::digests::LogDigests;
+use crate::run_folder::evaluations::EVALUATIONS_FILE;
 use crate::run_folder::hashes::{HASHES_FILE, TensorHashLog};
 use crate::run_folder::later_skipped;
-use crate::run_folder::output::{self, RunStart};
+use crate::run_folder::output;
 use crate::run_folder::previous::PreviousRun;
 use crate::run_folder::resume::{self, PlannedStepCount, RunState};
 use crate::step::hyperparameters::Hyperparameters;
@@ -49,7 +49,7 @@ pub(crate) use live_server::DeviceLender;
 pub use live_server::{LiveServer, SERVED_BATCH};
 pub use record::difference_in_bits;
 use record::run_json;
-use validate::count_steps_and_unusable_rows;
+pub use train_loop::{DataSource, StepRowCursor, TrainLoop};
 pub(crate) use validate::unusable_rows;
 pub use validate::{DataCheckResult, check_data};
 
@@ -102,82 +102,6 @@ pub struct RunSummary {
     pub skipped: usize,
     /// Number of skipped rows by cause. Rows that an earlier version skipped have no cause.
     pub skipped_by_cause: BTreeMap<SkipCause, usize>,
-}
-
-/// A source of samples with a fingerprint, by which a resumed run checks that its data is the same.
-pub trait DataSource: SampleSource {
-    /// Fingerprint of the data files, without media.
-    fn fingerprint(&self) -> String;
-    /// The data files with their fingerprints.
-    fn files(&self) -> &[DataFile];
-    /// How the data files are mixed, if they have weights.
-    fn mixture(&self) -> Option<&Mixture>;
-    /// Checks the fields of a row, without loading its media.
-    fn validate_row(&self, row: usize) -> Result<()>;
-}
-
-/// What differs between the training commands (`sft` and `grpo`): their data, and what one step does.
-pub trait TrainLoop<'a>: Sized {
-    /// The options of the command.
-    type Options: TrainingOptions + 'a;
-    /// The data that micro-batches are made of.
-    type DataSource: DataSource;
-
-    /// Opens the data.
-    fn open_rows(setup: &RunSetup<'a, Self::Options>) -> Result<Self::DataSource>;
-    /// How rows are grouped into micro-batches, if the data has `rows` rows.
-    fn batching(options: &Self::Options, rows: usize) -> MicroBatchOptions;
-    /// Number of training steps that a run does if the data feed gives it `batches` batches.
-    fn step_count(options: &Self::Options, batches: u64) -> u64;
-    /// Whether every row must be read with its media before the first step.
-    fn must_scan_all_rows(options: &Self::Options) -> bool;
-    /// Creates the training loop before the first step. `from` is the folder of the checkpoint if the run resumes.
-    fn begin(
-        setup: &RunSetup<'a, Self::Options>,
-        rows: Arc<Self::DataSource>,
-        feed: MicroBatchFeed<Self::DataSource>,
-        trainer: &mut Trainer,
-        from: Option<&Path>,
-    ) -> Result<Self>;
-    /// Does step `n`, counted from 1. Returns `None` if the data has ended.
-    fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>>;
-    /// Files that a checkpoint needs for this loop besides weights and optimizer state, as (path in the checkpoint
-    /// folder, contents).
-    fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;
-}
-
-/// Collects which rows one step uses, and where in the data the next step begins.
-#[derive(Debug, Default)]
-pub struct StepRowCursor {
-    /// The position in the data after the rows that the step has used so far.
-    pub position: DataPosition,
-    /// Rows that the step trains on.
-    pub rows: Vec<usize>,
-    /// Rows that were skipped.
-    pub skipped: Vec<SkippedRow>,
-}
-
-impl StepRowCursor {
-    /// Returns the next batch of `feed` that has usable rows; `None` at the end of the data.
-    ///
-    /// # Errors
-    /// [`TrainError::Stopped`] when `stop` is true, or the error of a row in a strict run.
-    pub fn next_micro_batch<S: SampleSource>(
-        &mut self,
-        feed: &mut MicroBatchFeed<S>,
-        stop: &AtomicBool,
-    ) -> Result<Option<MicroBatch<S::Sample>>> {
-        loop {
-            error_if_stopped(stop)?;
-            let Some(mut batch) = feed.next_micro_batch()? else { return Ok(None) };
-            self.position.advance_past(&batch);
-            self.skipped.append(&mut batch.skipped);
-            self.rows.extend(&batch.rows);
-            if !batch.samples.is_empty() {
-                return Ok(Some(batch));
-            }
-        }
-    }
 }
 
 /// Returns [`TrainError::Stopped`] when the run was interrupted.
@@ -306,158 +230,6 @@ struct Run<'a, W: TrainLoop<'a>> {
 }
 
 impl<'a, W: TrainLoop<'a>> Run<'a, W> {
-    /// Prepares a run up to its first step. OUT is not touched before model, data and training loop are ready, so a
-    /// run that fails to start leaves it as it was.
-    fn begin(setup: &RunSetup<'a, W::Options>, start: RunStart, rows: Arc<W::DataSource>) -> Result<Self> {
-        let options = setup.options;
-        let home = start.run_folder(&options.out);
-        let digests = start.checkpoint().map(digests::verify_checkpoint).transpose()?.flatten();
-        let order = row_order(options.no_shuffle, &*rows, setup.seed);
-        let (state, found) = Self::initial_state(setup, &start, &rows, &order)?;
-        let recorded =
-            start.checkpoint().map(|folder| output::recorded_logs(folder, &state, digests.as_ref())).transpose()?;
-        if let Some(folder) = start.checkpoint() {
-            digests::verify_log(folder, home, HASHES_FILE, digests.as_ref())?;
-        }
-        let config = reel_model::config::ModelConfig::open(setup.model)?;
-        let hyperparameters = Hyperparameters::new(options, state.steps).with_seed(setup.seed);
-        let (mut trainer, files) =
-            Trainer::resume(setup.device, &config, setup.model, start.checkpoint(), setup.dtype, hyperparameters)?;
-        files.check_values()?;
-        reel_model::save::check_files_to_copy(setup.model)?;
-        if let (Some(folder), Some(recorded)) = (start.checkpoint(), &recorded) {
-            // A checkpoint of an earlier version lacks the hash of the weights; the last line of the metrics has it.
-            let logged = recorded.last.as_ref().map(|last| &last.hash);
-            let hash = Some(&state.hash).filter(|hash| !hash.is_empty()).or(logged);
-            let now = trainer.weights_fingerprint()?;
-            if hash.is_some_and(|hash| now != *hash) {
-                let what = format!("is damaged: its weights are not those that the run had after step {}", state.step);
-                return Err(digests::damaged(folder, "", &what));
-            }
-            checkpoint::load_optimizer_state(folder, &mut trainer, &state)?;
-        }
-        let batching = W::batching(options, order.rows_per_pass());
-        let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
-        let later_skipped = match start.checkpoint() {
-            Some(_) if !options.strict => later_skipped::read(home, &state.position.skipped)?,
-            _ => Vec::new(),
-        };
-        let feed = MicroBatchFeed::new(rows.clone(), order, batching, &state.position, threads, window);
-        let feed = feed.skip_when_reached(later_skipped.clone());
-        let train_loop = W::begin(setup, rows.clone(), feed, &mut trainer, start.checkpoint())?;
-        if let Some(server) = setup.server {
-            server.start(&trainer.model, state.step)?;
-        }
-        let lengths = match start.checkpoint() {
-            None => vec![PlannedStepCount { after: 0, steps: state.steps }],
-            Some(folder) => resume::planned_step_counts(folder, home, &state)?,
-        };
-        let earlier_run = start.checkpoint().and_then(|_| output::read_run_json(home).ok());
-
-        // From here on OUT is changed.
-        let output::RunLogs { metrics, skipped, previous } = match (&start, &recorded) {
-            (RunStart::From(folder), Some(recorded)) => {
-                output::resume_logs(&options.out, folder, recorded, &later_skipped)?
-            }
-            _ => output::fresh_logs(&options.out, setup.model, &found)?,
-        };
-        let hashes = TensorHashLog::open(&options.out, home, state.step, trainer.optimizer.parameter_states().count())?;
-        let run = run_json(setup, &state, &lengths);
-        output::write_run_json(&options.out, &run)?;
-        let evaluations = match start.checkpoint() {
-            None if setup.evaluator.is_none() => None,
-            Some(_) if setup.evaluator.is_none() && !home.join(EVALUATIONS_FILE).exists() => None,
-            from => Some(evaluations::open(&options.out, home, from.map(|_| state.step))?),
-        };
-        let lacks_evaluation = setup.evaluator.is_some()
-            && options.evaluation.is_due(state.step, state.steps)
-            && state.evaluated != Some(state.step);
-        let unreported = recorded.and_then(|recorded| recorded.last).filter(|_| lacks_evaluation);
-        let reported = state.step - u64::from(unreported.is_some());
-        let reporters = Reporters::begin(options, home, reported, &run)?;
-        best::write_trainer_state(&options.out, state.rewards.best.as_ref(), state.step, state.steps)?;
-        let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
-        if let RunStart::From(folder) = &start {
-            let (step, steps, folder) = (state.step, state.steps, folder.display());
-            progress.print_line(&format!("resuming after step {step} of {steps} from {folder}"));
-            if step == steps {
-                progress.print_line("no step is left: only the trained model is written");
-            }
-            if digests.is_none() {
-                progress.print_line(&format!(
-                    "warning: {folder} was written by an earlier version of reel: only its weights are checked"
-                ));
-            }
-            if let Some(warning) = earlier_run.and_then(|run| difference_in_bits(&run, setup.device)) {
-                progress.print_line(&format!("warning: {warning}"));
-            }
-        }
-        if let Some(folder) = reporters.wandb_folder() {
-            progress.print_line(&format!("Weights & Biases: upload with `wandb sync {}`", folder.display()));
-        }
-        Ok(Self {
-            train_loop,
-            setup: *setup,
-            rows,
-            base: BaseModel {
-                folder: setup.model.to_path_buf(),
-                files: Arc::new(files),
-                name: base_name(&options.model),
-            },
-            writer: CheckpointWriter::default(),
-            resumed_after: state.step,
-            saved: Some(state.step),
-            products: setup.device.matmul_library(),
-            trainer,
-            state,
-            lengths,
-            last: None,
-            metrics,
-            hashes,
-            skipped,
-            evaluations,
-            unreported,
-            reporters,
-            progress,
-            preview: None,
-            previous,
-        })
-    }
-
-    /// The state of the run before the first step of this process. For a fresh run, also the rows that are known to
-    /// be unusable.
-    fn initial_state(
-        setup: &RunSetup<'a, W::Options>,
-        start: &RunStart,
-        rows: &Arc<W::DataSource>,
-        order: &RowOrder,
-    ) -> Result<(RunState, Vec<SkippedRow>)> {
-        let options = setup.options;
-        let measure = || count_steps_and_unusable_rows::<W>(setup, rows, order, unusable_rows(options, &**rows)?);
-        let RunStart::From(folder) = start else {
-            let (steps, found) = measure()?;
-            if options.check_data && !setup.quiet {
-                let list = options.quarantine_list_path();
-                eprintln!("{} of {} rows cannot be used (see {})", found.len(), rows.row_count(), list.display());
-            } else if let Some(first) = found.first().filter(|_| !setup.quiet) {
-                eprintln!("{} of {} rows are skipped; the first: {}", found.len(), rows.row_count(), first.reason);
-            }
-            return Ok((resume::fresh_run_state(setup, &**rows, steps, &found)?, found));
-        };
-        let mut state = resume::resumed_run_state(setup, &**rows, folder, || Ok(measure()?.0))?;
-        if state.step == state.steps && output::has_final_model(&options.out, folder)? {
-            let what = format!("{} is after the last step of a finished run", folder.display());
-            let help =
-                format!("raise --max-steps or --num-train-epochs to train on; {} has the model", options.out.display());
-            return Err(TrainError::option("--resume-from-checkpoint", what, help));
-        }
-        state.rewards.forget_best_if_missing(&options.out);
-        if options.evaluation.best_metric() == BestMetric::None {
-            state.rewards.best = None;
-        }
-        Ok((state, Vec::new()))
-    }
-
     fn steps(&mut self) -> Result<()> {
         match self.steps_and_evaluations() {
             Ok(()) => {}
@@ -629,11 +401,6 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             "lower --learning-rate or look at these rows; weights and checkpoints are as they were before this step",
         ))
     }
-}
-
-/// The base model's name as an adapter's config states it: the absolute path of a folder, or a Hugging Face id.
-fn base_name(model: &str) -> String {
-    Path::new(model).canonicalize().map_or(model.to_string(), |path| path.display().to_string())
 }
 
 /// The order in which a run takes its rows: file order, or shuffled by `seed`; with weights, that of the mixture.

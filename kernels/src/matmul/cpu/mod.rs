@@ -17,8 +17,8 @@
 //!
 //! **Data.** A unit has 4 bytes in either arithmetic. A step of the inner loop loads `nr` lanes of B and multiplies
 //! them by `mr` single units of A. Transposed and bf16 operands differ only in how they are packed. With few rows of
-//! A, reading B takes most of the time: `Code::thin` then transposes B inside registers and stores no packed copy. A
-//! B that is stored in groups (`groups`) is packed already.
+//! A, reading B takes most of the time: `Code::thin` then transposes B inside registers and stores no packed copy
+//! (`thin`). A B that is stored in groups (`groups`) is packed already.
 #![allow(unsafe_code)]
 // Loops over constant ranges index arrays of registers: the compiler unrolls them completely.
 #![allow(clippy::needless_range_loop)]
@@ -33,6 +33,7 @@ mod groups;
 mod int8;
 mod portable;
 mod store;
+mod thin;
 
 use super::{GROUP_ROWS, Matmul, Operand, WeightGroups};
 use crate::simd::{Isa, isa};
@@ -41,6 +42,7 @@ use crate::{DType, Element, Team};
 use half::bf16;
 use std::cell::RefCell;
 use store::{Destination, scale_columns, store};
+use thin::{MultiplyThin, RowsOfA, THIN_BYTES, THIN_PASSES, Thin, runs, thin_rows_of_b};
 
 /// Maximum number of units along k (elements, or pairs of bf16) that are packed at a time. 64 packed rows of B of
 /// this length fill a quarter of a second-level cache.
@@ -57,15 +59,6 @@ const OWN_TILES: usize = 4;
 const OWN_BYTES: usize = 1 << 20;
 /// Maximum number of bytes of A that are packed at a time.
 const PACKED_A: usize = 16 << 20;
-/// Maximum number of bytes of B that one task reads in a product with few rows of A. The task prefetches the rows
-/// that follow, which helps only if the same thread then reads them.
-const THIN_BYTES: usize = 2048 << 10;
-/// Number of rows of a B that is not stored in groups which a product with few rows of A reads at a time.
-const THIN_ROWS: usize = 16;
-/// Sums that a [`Thin`] function computes in one call: at most 24 rows of A by 16 of B, 12 by 64, or 36 by 32.
-const THIN_SUMS: usize = 1152;
-/// The usual [`Thin::passes`].
-const THIN_PASSES: usize = 3;
 /// If A has fewer units than this, one thread packs all of them.
 const PACK_ALONE: usize = 16 << 10;
 
@@ -146,50 +139,6 @@ type Direct = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, usize, b
 /// `pack(source, part, width, dst)`: `dst[u][i]` is unit `u` of row `i` of the part; lanes `part.rows .. width` are
 /// 0.
 type Pack = unsafe fn(&Source, Part, usize, *mut u32);
-/// `multiply(m, a, b, row, rows, acc)`: multiplies `m` rows of A with `rows` (at most [`Thin::rows`]) unpacked rows
-/// of B from `row` on; `acc` is `[m][Thin::rows]`.
-type MultiplyThin = unsafe fn(usize, RowsOfA, &Source, usize, usize, *mut f32);
-
-/// Some rows of A. Unit `u` of row `i` is at `words[u * unit_words + i * row_words]`.
-#[derive(Clone, Copy)]
-struct RowsOfA {
-    words: *const u32,
-    unit_words: usize,
-    row_words: usize,
-}
-
-impl RowsOfA {
-    /// The rows from `row` on, without the units before `unit`.
-    fn at(self, row: usize, unit: usize) -> RowsOfA {
-        RowsOfA { words: self.words.wrapping_add(unit * self.unit_words + row * self.row_words), ..self }
-    }
-}
-
-// SAFETY: the rows are only read while the product runs.
-unsafe impl Sync for RowsOfA {}
-
-/// A function for products with few rows of A.
-struct Thin {
-    /// Maximum number of rows of A in one call; `most * rows` is at most [`THIN_SUMS`].
-    most: usize,
-    /// Maximum number of calls for the same rows of B, which are then in a cache. With more rows of A, packed copies of
-    /// B pay off.
-    passes: usize,
-    /// Maximum number of rows of B in one call, a multiple of `least_rows`.
-    rows: usize,
-    /// A call begins at a multiple of this number of rows, and ends there or with B.
-    least_rows: usize,
-    /// Whether rows of A are read where they are stored, if [`Product::rows_of_a`] allows it; else all calls get packed
-    /// rows, `[units][m]`.
-    reads_rows_of_a: bool,
-    multiply: MultiplyThin,
-}
-
-/// Functions for a B that is stored row by row; `most` and `passes` are to be set.
-const fn thin_rows_of_b(multiply: MultiplyThin) -> Thin {
-    Thin { most: 0, passes: 0, rows: THIN_ROWS, least_rows: THIN_ROWS, reads_rows_of_a: false, multiply }
-}
-
 /// The functions for one instruction set and one kind of unit.
 struct Code {
     mr: usize,
@@ -556,48 +505,6 @@ impl<'a, T: Element> Product<'a, T> {
         Some(self.c.address(row * self.n + columns.start, (rows - 1) * self.n + columns.len()).cast())
     }
 
-    /// Computes a product with few rows of A. B is read from memory once and not packed; each task reads a range of its
-    /// rows. More than `thin.most` rows of A are divided into passes, which all read a group of rows of B before the
-    /// next group.
-    unsafe fn thin(&self, thin: &Thin, scratch: &mut Scratch) {
-        let passes = self.m.div_ceil(thin.most);
-        let rows_of = |pass: usize| pass * self.m / passes..(pass + 1) * self.m / passes;
-        let in_place = if thin.reads_rows_of_a { self.rows_of_a() } else { None };
-        let packed = Packed(scratch.words(if in_place.is_some() { 0 } else { self.m * self.units }));
-        for rows in (0..passes).filter(|_| in_place.is_none()).map(rows_of) {
-            let part = Part { row: rows.start, rows: rows.len(), unit: 0, units: self.units };
-            // SAFETY: the array has room for `m` rows of all units.
-            unsafe { (self.code.pack)(&self.a, part, rows.len(), packed.at(rows.start * self.units)) };
-        }
-        let a_of = |rows: &std::ops::Range<usize>| match in_place {
-            Some(a) => a.at(rows.start, 0),
-            None => RowsOfA {
-                // SAFETY: the pass has packed its rows there.
-                words: unsafe { packed.at(rows.start * self.units) },
-                unit_words: rows.len(),
-                row_words: 1,
-            },
-        };
-        // The largest groups of which each thread gets one.
-        let has_groups = |rows: &usize| self.n.div_ceil(*rows) >= self.team.threads();
-        let group_rows = [thin.rows, thin.rows / 2].into_iter().find(has_groups).unwrap_or(0).max(thin.least_rows);
-        let groups = self.n.div_ceil(group_rows);
-        let group_bytes = group_rows * self.b.k * self.b.unit.element();
-        let runs = runs(groups, (THIN_BYTES / group_bytes.max(1)).max(1), self.team.threads());
-        self.team.run(runs, |run| {
-            let mut acc = [0.0f32; THIN_SUMS];
-            for group in run * groups / runs..(run + 1) * groups / runs {
-                let (row, count) = (group * group_rows, group_rows.min(self.n - group * group_rows));
-                for rows in (0..passes).map(rows_of) {
-                    let acc = &mut acc[..rows.len() * thin.rows];
-                    // SAFETY: the rows of B exist, and `acc` has room for their sums.
-                    unsafe { (thin.multiply)(rows.len(), a_of(&rows), &self.b, row, count, acc.as_mut_ptr()) };
-                    self.finish(acc, thin.rows, rows.start, row..row + count);
-                }
-            }
-        });
-    }
-
     /// Multiplies sums by the scales, adds bias and old C, rounds once, and stores to C. `acc` has rows of `width`
     /// sums; those of the first row belong to row `row` and the given columns of C.
     fn finish(&self, acc: &mut [f32], width: usize, row: usize, columns: std::ops::Range<usize>) {
@@ -609,10 +516,4 @@ impl<'a, T: Element> Product<'a, T> {
         let to = Destination { c: &self.c, start, stride: self.n, columns: columns.len() };
         store(acc, width, self.scale, bias, self.accumulate, to);
     }
-}
-
-/// Divides `groups` groups into runs of at most `most` groups and returns the number of runs. With enough groups it
-/// is a multiple of `threads`, so that all threads end at about the same time.
-fn runs(groups: usize, most: usize, threads: usize) -> usize {
-    groups.div_ceil(most).next_multiple_of(threads).min(groups).max(1)
 }

@@ -39,20 +39,6 @@ fn int8_groups_hold_each_element_and_zeros() {
 const GROUPED_SHAPES: [(usize, usize); 7] = [(0, 3), (3, 0), (1, 1), (32, 6), (33, 5), (70, 301), (64, 48)];
 
 #[test]
-fn f32_groups_hold_each_element_and_zeros() {
-    for (n, k) in GROUPED_SHAPES {
-        let rows: Vec<f32> = (0..n * k).map(|i| i as f32 + 1.0).collect();
-        let groups = row_groups(&rows, n, k);
-        assert_eq!(groups.len(), n.next_multiple_of(32) * k);
-        for (at, &x) in groups.iter().enumerate() {
-            let (row, column) = (at / (32 * k) * 32 + at % 32, at / 32 % k);
-            assert_eq!(x, if row < n { rows[row * k + column] } else { 0.0 }, "{n} {k} {at}");
-        }
-    }
-}
-
-/// The launch that arranges a weight gives the groups that are arranged while files are read.
-#[test]
 #[allow(unsafe_code)]
 fn arranged_weights_are_groups() {
     for (isa, (n, k)) in isas().into_iter().flat_map(|isa| GROUPED_SHAPES.map(|shape| (isa, shape))) {
@@ -63,21 +49,6 @@ fn arranged_weights_are_groups() {
             // SAFETY: the arrays have the sizes of the weight and of its groups.
             unsafe { cpu::arrange_on(isa, &p, &Team::new(2)) };
             assert_eq!(to.values(), groups_of(dtype, &from.values(), n, k), "{isa:?} {n} {k} {dtype}");
-        }
-    }
-}
-
-#[test]
-fn bf16_groups_hold_each_element_and_zeros() {
-    for (n, k) in GROUPED_SHAPES {
-        let rows: Vec<half::bf16> = (0..n * k).map(|i| half::bf16::from_bits(i as u16 + 1)).collect();
-        let groups = row_groups(&rows, n, k);
-        let pairs = k.div_ceil(2);
-        assert_eq!(groups.len(), n.next_multiple_of(32) * 2 * pairs);
-        for (at, x) in groups.iter().enumerate() {
-            let (row, column) = (at / (64 * pairs) * 32 + at / 2 % 32, at / 64 % pairs * 2 + at % 2);
-            let want = if row < n && column < k { rows[row * k + column].to_bits() } else { 0 };
-            assert_eq!(x.to_bits(), want, "{n} {k} {at}");
         }
     }
 }

@@ -6,7 +6,7 @@
 mod amx;
 mod groups;
 
-use super::{Matmul, Operand, WeightGroups, cpu, formula, group_elements, int8_groups, row_groups};
+use super::{Matmul, Operand, WeightGroups, cpu, formula, group_elements, int8_groups};
 use crate::DType::{self, BF16, F32, I8};
 use crate::checks::{TestArray, addr, normal_numbers};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, check_close, check_rounded};
@@ -82,10 +82,10 @@ fn product(isa: Isa, c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], 
 /// The elements of a matrix `[n, k]` of this dtype in groups.
 fn groups_of(dtype: DType, rows: &[f32], n: usize, k: usize) -> Vec<f32> {
     if dtype == F32 {
-        return row_groups(rows, n, k);
+        return formula::row_groups(rows, n, k);
     }
     let rows: Vec<half::bf16> = rows.iter().map(|&x| half::bf16::from_f32(x)).collect();
-    row_groups(&rows, n, k).iter().map(|x| x.to_f32()).collect()
+    formula::row_groups(&rows, n, k).iter().map(|x| x.to_f32()).collect()
 }
 
 /// [`product`] with B, f32 or bf16, stored in groups.

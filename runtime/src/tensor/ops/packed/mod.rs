@@ -9,9 +9,7 @@
 //! weight again for every 32 of them (64 on Hopper, 16 in f32). So the bits of a row do not depend on the other rows
 //! on either. No op here has a backward rule.
 
-use reel_kernels::matmul::{
-    GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, cpu, group_elements, int8_groups, row_groups,
-};
+use reel_kernels::matmul::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, cpu, group_elements, int8_groups};
 use reel_kernels::skinny::{self, Params, WeightFormat};
 use reel_kernels::{Addr, DType, Element, Launch};
 
@@ -77,8 +75,7 @@ impl PackedWeight {
             return Err(shape_error("copy_in_groups", text));
         };
         let packed = Self::in_groups(cx.device(), [n, k], plain.dtype())?;
-        let (from, to) = (plain.addr(), packed.elements.addr());
-        cx.launch(&Launch::WeightGroups(WeightGroups { n, k, dtype: plain.dtype(), from, to }))?;
+        arrange(&packed.elements, [n, k], plain.addr())?;
         Ok(packed)
     }
 
@@ -107,8 +104,8 @@ impl PackedWeight {
         own_scales.rows(first, count)?.write(scales)
     }
 
-    /// Writes `count` rows of a weight in groups of rows, `rows` as `[count, K]` of its dtype. Several threads may
-    /// write different rows.
+    /// Writes `count` rows of a weight in groups of rows, `rows` as `[count, K]` of its dtype, on all threads of the
+    /// device.
     ///
     /// # Errors
     /// The weight has another dtype; else as [`PackedWeight::write_int8_rows`].
@@ -118,7 +115,7 @@ impl PackedWeight {
             return Ok(());
         }
         let groups = self.elements.rows(first / GROUP_ROWS, count.div_ceil(GROUP_ROWS))?;
-        groups.write(&row_groups(rows, count, self.shape[1]))
+        arrange(&groups, [count, self.shape[1]], Addr(rows.as_ptr() as u64))
     }
 
     /// Checks that rows of this dtype may be written.
@@ -156,6 +153,12 @@ impl PackedWeight {
     fn scales(&self) -> Addr {
         self.scales.as_ref().map_or(Addr::NULL, Tensor::addr)
     }
+}
+
+/// Arranges rows `[n, k]` in the groups `to`, which has their dtype.
+fn arrange(to: &Tensor, [n, k]: [usize; 2], from: Addr) -> Result<()> {
+    let groups = WeightGroups { n, k, dtype: to.dtype(), from, to: to.addr() };
+    to.device().launch(&Launch::WeightGroups(groups))
 }
 
 /// `x wᵀ + b + residual`: x `[.., K]`, w `[N, K]`, b `[N]`, residual `[.., N]` give `[.., N]` in the dtype of x.

@@ -1,0 +1,184 @@
+//! The start of a run: everything up to its first step, fresh or resumed from a checkpoint.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::record::run_json;
+use super::validate::{count_steps_and_unusable_rows, unusable_rows};
+use super::{Run, RunSetup, TrainLoop, decoding_threads, difference_in_bits, row_order};
+use crate::data::feed::{MicroBatchFeed, SampleSource};
+use crate::data::order::RowOrder;
+use crate::options::BestMetric;
+use crate::reporting::metrics::SkippedRow;
+use crate::reporting::progress::Progress;
+use crate::reporting::watch::Reporters;
+use crate::run_folder::best;
+use crate::run_folder::checkpoint::{self, BaseModel, CheckpointWriter};
+use crate::run_folder::digests;
+use crate::run_folder::evaluations::{self, EVALUATIONS_FILE};
+use crate::run_folder::hashes::{HASHES_FILE, TensorHashLog};
+use crate::run_folder::later_skipped;
+use crate::run_folder::output::{self, RunStart};
+use crate::run_folder::resume::{self, PlannedStepCount, RunState};
+use crate::step::hyperparameters::Hyperparameters;
+use crate::step::trainer::Trainer;
+use crate::{Result, TrainError};
+
+impl<'a, W: TrainLoop<'a>> Run<'a, W> {
+    /// Prepares a run up to its first step. OUT is not touched before model, data and training loop are ready, so a
+    /// run that fails to start leaves it as it was.
+    pub(super) fn begin(setup: &RunSetup<'a, W::Options>, start: RunStart, rows: Arc<W::DataSource>) -> Result<Self> {
+        let options = setup.options;
+        let home = start.run_folder(&options.out);
+        let digests = start.checkpoint().map(digests::verify_checkpoint).transpose()?.flatten();
+        let order = row_order(options.no_shuffle, &*rows, setup.seed);
+        let (state, found) = Self::initial_state(setup, &start, &rows, &order)?;
+        let recorded =
+            start.checkpoint().map(|folder| output::recorded_logs(folder, &state, digests.as_ref())).transpose()?;
+        if let Some(folder) = start.checkpoint() {
+            digests::verify_log(folder, home, HASHES_FILE, digests.as_ref())?;
+        }
+        let config = reel_model::config::ModelConfig::open(setup.model)?;
+        let hyperparameters = Hyperparameters::new(options, state.steps).with_seed(setup.seed);
+        let (mut trainer, files) =
+            Trainer::resume(setup.device, &config, setup.model, start.checkpoint(), setup.dtype, hyperparameters)?;
+        files.check_values()?;
+        reel_model::save::check_files_to_copy(setup.model)?;
+        if let (Some(folder), Some(recorded)) = (start.checkpoint(), &recorded) {
+            // A checkpoint of an earlier version lacks the hash of the weights; the last line of the metrics has it.
+            let logged = recorded.last.as_ref().map(|last| &last.hash);
+            let hash = Some(&state.hash).filter(|hash| !hash.is_empty()).or(logged);
+            let now = trainer.weights_fingerprint()?;
+            if hash.is_some_and(|hash| now != *hash) {
+                let what = format!("is damaged: its weights are not those that the run had after step {}", state.step);
+                return Err(digests::damaged(folder, "", &what));
+            }
+            checkpoint::load_optimizer_state(folder, &mut trainer, &state)?;
+        }
+        let batching = W::batching(options, order.rows_per_pass());
+        let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
+        let later_skipped = match start.checkpoint() {
+            Some(_) if !options.strict => later_skipped::read(home, &state.position.skipped)?,
+            _ => Vec::new(),
+        };
+        let feed = MicroBatchFeed::new(rows.clone(), order, batching, &state.position, threads, window);
+        let feed = feed.skip_when_reached(later_skipped.clone());
+        let train_loop = W::begin(setup, rows.clone(), feed, &mut trainer, start.checkpoint())?;
+        if let Some(server) = setup.server {
+            server.start(&trainer.model, state.step)?;
+        }
+        let lengths = match start.checkpoint() {
+            None => vec![PlannedStepCount { after: 0, steps: state.steps }],
+            Some(folder) => resume::planned_step_counts(folder, home, &state)?,
+        };
+        let earlier_run = start.checkpoint().and_then(|_| output::read_run_json(home).ok());
+
+        // From here on OUT is changed.
+        let output::RunLogs { metrics, skipped, previous } = match (&start, &recorded) {
+            (RunStart::From(folder), Some(recorded)) => {
+                output::resume_logs(&options.out, folder, recorded, &later_skipped)?
+            }
+            _ => output::fresh_logs(&options.out, setup.model, &found)?,
+        };
+        let hashes = TensorHashLog::open(&options.out, home, state.step, trainer.optimizer.parameter_states().count())?;
+        let run = run_json(setup, &state, &lengths);
+        output::write_run_json(&options.out, &run)?;
+        let evaluations = match start.checkpoint() {
+            None if setup.evaluator.is_none() => None,
+            Some(_) if setup.evaluator.is_none() && !home.join(EVALUATIONS_FILE).exists() => None,
+            from => Some(evaluations::open(&options.out, home, from.map(|_| state.step))?),
+        };
+        let lacks_evaluation = setup.evaluator.is_some()
+            && options.evaluation.is_due(state.step, state.steps)
+            && state.evaluated != Some(state.step);
+        let unreported = recorded.and_then(|recorded| recorded.last).filter(|_| lacks_evaluation);
+        let reported = state.step - u64::from(unreported.is_some());
+        let reporters = Reporters::begin(options, home, reported, &run)?;
+        best::write_trainer_state(&options.out, state.rewards.best.as_ref(), state.step, state.steps)?;
+        let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
+        if let RunStart::From(folder) = &start {
+            let (step, steps, folder) = (state.step, state.steps, folder.display());
+            progress.print_line(&format!("resuming after step {step} of {steps} from {folder}"));
+            if step == steps {
+                progress.print_line("no step is left: only the trained model is written");
+            }
+            if digests.is_none() {
+                progress.print_line(&format!(
+                    "warning: {folder} was written by an earlier version of reel: only its weights are checked"
+                ));
+            }
+            if let Some(warning) = earlier_run.and_then(|run| difference_in_bits(&run, setup.device)) {
+                progress.print_line(&format!("warning: {warning}"));
+            }
+        }
+        if let Some(folder) = reporters.wandb_folder() {
+            progress.print_line(&format!("Weights & Biases: upload with `wandb sync {}`", folder.display()));
+        }
+        Ok(Self {
+            train_loop,
+            setup: *setup,
+            rows,
+            base: BaseModel {
+                folder: setup.model.to_path_buf(),
+                files: Arc::new(files),
+                name: base_name(&options.model),
+            },
+            writer: CheckpointWriter::default(),
+            resumed_after: state.step,
+            saved: Some(state.step),
+            products: setup.device.matmul_library(),
+            trainer,
+            state,
+            lengths,
+            last: None,
+            metrics,
+            hashes,
+            skipped,
+            evaluations,
+            unreported,
+            reporters,
+            progress,
+            preview: None,
+            previous,
+        })
+    }
+
+    /// The state of the run before the first step of this process. For a fresh run, also the rows that are known to
+    /// be unusable.
+    fn initial_state(
+        setup: &RunSetup<'a, W::Options>,
+        start: &RunStart,
+        rows: &Arc<W::DataSource>,
+        order: &RowOrder,
+    ) -> Result<(RunState, Vec<SkippedRow>)> {
+        let options = setup.options;
+        let measure = || count_steps_and_unusable_rows::<W>(setup, rows, order, unusable_rows(options, &**rows)?);
+        let RunStart::From(folder) = start else {
+            let (steps, found) = measure()?;
+            if options.check_data && !setup.quiet {
+                let list = options.quarantine_list_path();
+                eprintln!("{} of {} rows cannot be used (see {})", found.len(), rows.row_count(), list.display());
+            } else if let Some(first) = found.first().filter(|_| !setup.quiet) {
+                eprintln!("{} of {} rows are skipped; the first: {}", found.len(), rows.row_count(), first.reason);
+            }
+            return Ok((resume::fresh_run_state(setup, &**rows, steps, &found)?, found));
+        };
+        let mut state = resume::resumed_run_state(setup, &**rows, folder, || Ok(measure()?.0))?;
+        if state.step == state.steps && output::has_final_model(&options.out, folder)? {
+            let what = format!("{} is after the last step of a finished run", folder.display());
+            let help =
+                format!("raise --max-steps or --num-train-epochs to train on; {} has the model", options.out.display());
+            return Err(TrainError::option("--resume-from-checkpoint", what, help));
+        }
+        state.rewards.forget_best_if_missing(&options.out);
+        if options.evaluation.best_metric() == BestMetric::None {
+            state.rewards.best = None;
+        }
+        Ok((state, Vec::new()))
+    }
+}
+
+/// The base model's name as an adapter's config states it: the absolute path of a folder, or a Hugging Face id.
+fn base_name(model: &str) -> String {
+    Path::new(model).canonicalize().map_or(model.to_string(), |path| path.display().to_string())
+}
