@@ -76,13 +76,11 @@ crate::simd_fn! {
 /// `expf`).
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    let clamped = x.clamp(-87.336_54, 88.722_84);
     // Adding 1.5 · 2²³ rounds to the nearest integer and leaves it in the low bits. A conversion by `as` would check
     // its range, which costs more than the polynomial.
-    let shifted = clamped * std::f32::consts::LOG2_E + 12_582_912.0;
-    let integer = (shifted.to_bits() as i32).wrapping_sub(12_582_912.0f32.to_bits() as i32);
+    let shifted = x * std::f32::consts::LOG2_E + 12_582_912.0;
     let n = shifted - 12_582_912.0;
-    let r = (-n).mul_add_fast(0.693_359_4, clamped);
+    let r = (-n).mul_add_fast(0.693_359_4, x);
     let r = (-n).mul_add_fast(-2.121_944_4e-4, r);
     let mut p = 1.987_569_1e-4_f32;
     p = p.mul_add_fast(r, 1.398_199_9e-3);
@@ -91,13 +89,11 @@ pub fn exp(x: f32) -> f32 {
     p = p.mul_add_fast(r, 1.666_666_5e-1);
     p = p.mul_add_fast(r, 5e-1);
     let y = p.mul_add_fast(r * r, r) + 1.0;
-    // 2^n is computed as a product of two powers of 2: n may be 128, which is too large for the exponent of an f32.
-    let half = integer >> 1;
-    let a = f32::from_bits((half.wrapping_add(127) as u32) << 23);
-    let b = f32::from_bits((integer.wrapping_sub(half).wrapping_add(127) as u32) << 23);
-    let y = y * a * b;
+    // Adding n to the exponent multiplies by 2^n. Between the bounds below the product is a normal number, also where n
+    // is 128: y is then less than 1. Beyond them y is meaningless.
+    let y = f32::from_bits(y.to_bits().wrapping_add(shifted.to_bits() << 23));
     let y = if x < -87.336_54 { 0.0 } else { y };
-    let y = if x > 88.722_84 { f32::INFINITY } else { y };
+    let y = if x > 88.722_83 { f32::INFINITY } else { y };
     if x.is_nan() { x } else { y }
 }
 
