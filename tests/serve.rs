@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use server::{PATIENCE, Reply, Server, question, serve_command, text, write_request};
-use support::{reel, run};
+use support::{reel, reel_with_address_space, run};
 use tempfile::TempDir;
 
 #[test]
@@ -109,6 +109,20 @@ fn the_memory_of_keys_and_values_is_taken_at_the_start() {
         assert!(begun.elapsed() < PATIENCE, "{} KiB are resident", resident_kib());
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_server_without_memory_for_keys_and_values_does_not_listen() {
+    let folder = TempDir::new().unwrap();
+    let model = support::tiny_model(folder.path());
+    // The keys and values of all sequences of this model take about 3 GiB.
+    let mut command = reel_with_address_space(2_500_000);
+    command.args(["serve", "--port", "0", "--kv-memory", "100000", "--model"]).arg(&model);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("error: device memory: cannot allocate") && said.lines().count() == 1, "{said}");
 }
 
 #[test]

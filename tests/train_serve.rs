@@ -17,7 +17,7 @@ use std::process::Command;
 use grpo_run::{grpo, training_folder};
 use serde_json::{Value, json};
 use server::{Server, question, text, wait, write_request};
-use support::{golden, metrics_without_times, reel, run, run_in};
+use support::{golden, metrics_without_times, reel, reel_with_address_space, run, run_in};
 use tempfile::TempDir;
 
 /// A command that starts in `folder`.
@@ -203,6 +203,22 @@ fn wrong_options_are_refused_before_the_run_begins() {
         assert!(written.iter().all(|name| name.contains("lock")), "{written:?}");
     }
     drop(taken);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_server_without_memory_ends_the_run_before_its_first_step() {
+    let folder = training_folder();
+    let at = folder.path();
+    // The keys and values of all sequences of the server take about 3 GiB.
+    let more = ["--max-steps", "1", "--serve", "0", "--serve-kv-memory", "100000"];
+    let mut command = reel_with_address_space(2_500_000);
+    command.current_dir(at).args(grpo("out", &more));
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("error: device memory: cannot allocate") && said.lines().count() == 1, "{said}");
+    assert!(!at.join("out/metrics.jsonl").exists(), "a step was done");
 }
 
 #[test]

@@ -33,7 +33,7 @@ use tokio::sync::oneshot;
 
 use crate::device_turns::Borrower;
 use crate::metrics::EngineGauges;
-use crate::{Limits, ServedModel};
+use crate::{Limits, ServeError, ServedModel};
 
 /// What the engine tells the handler of a request.
 #[derive(Debug)]
@@ -141,11 +141,11 @@ impl Drop for AliveFlag {
     }
 }
 
-/// Starts the engine's thread. It ends once all clones of the queue are dropped. With `turns` it uses the device only
-/// in the turns that it gets.
+/// Starts the engine's thread and waits until it has allocated its KV cache. It ends once all clones of the queue are
+/// dropped. With `turns` it uses the device only in the turns that it gets, also for this allocation.
 ///
 /// # Errors
-/// The thread cannot be created.
+/// The thread cannot be created; the device is out of memory; the thread has panicked.
 pub(crate) fn start(
     model: Arc<ServedModel>,
     weights: Qwen25Vl,
@@ -153,15 +153,31 @@ pub(crate) fn start(
     limits: Limits,
     gauges: Arc<EngineGauges>,
     turns: Option<Borrower>,
-) -> std::io::Result<(EngineQueue, JoinHandle<Result<(), EngineError>>)> {
-    let (commands, queue) = mpsc::channel();
+) -> Result<(EngineQueue, JoinHandle<Result<(), EngineError>>), ServeError> {
+    let (commands, received) = mpsc::channel();
+    let (ready, is_ready) = mpsc::channel();
+    let channels = Channels { commands: received, ready };
     let alive = Arc::new(AtomicBool::new(true));
     let flag = AliveFlag(alive.clone());
     let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
         let _alive = flag;
-        run(&model, weights, &text, limits, &gauges, &queue, turns)
+        run(&model, weights, &text, limits, &gauges, channels, turns)
     })?;
-    Ok((EngineQueue { commands, alive }, thread))
+    match is_ready.recv() {
+        Ok(()) => Ok((EngineQueue { commands, alive }, thread)),
+        // The sender is dropped: the thread has ended. Without an error it would have sent.
+        Err(mpsc::RecvError) => match thread.join() {
+            Ok(Err(e)) => Err(e.into()),
+            Ok(Ok(())) | Err(_) => Err(ServeError::EnginePanicked),
+        },
+    }
+}
+
+/// The engine thread's ends of its channels.
+struct Channels {
+    commands: mpsc::Receiver<Command>,
+    /// Gets one message when the KV cache is allocated.
+    ready: mpsc::Sender<()>,
 }
 
 fn run(
@@ -170,7 +186,7 @@ fn run(
     text: &TokenText,
     limits: Limits,
     gauges: &EngineGauges,
-    queue: &mpsc::Receiver<Command>,
+    channels: Channels,
     turns: Option<Borrower>,
 ) -> Result<(), EngineError> {
     let mut version = turns.as_ref().map(Borrower::enter);
@@ -179,13 +195,15 @@ fn run(
     // Only the engine holds the weights, so that replacing them frees their memory.
     drop(weights);
     let batch = engine.continuous_batch(limits.kv_bytes)?;
+    // `start` waits for it.
+    let _ = channels.ready.send(());
     batch.populate_kv_blocks();
     let mut requests = Requests { model, text, batch, running: BTreeMap::new(), next: 0 };
     loop {
         let mut first = None;
         if requests.running.is_empty() {
             turns.iter().for_each(Borrower::leave);
-            match queue.recv() {
+            match channels.commands.recv() {
                 Ok(command) => first = Some(command),
                 Err(mpsc::RecvError) => break,
             }
@@ -195,7 +213,7 @@ fn run(
             requests.weights_changed()?;
             version = now;
         }
-        first.into_iter().chain(queue.try_iter()).try_for_each(|command| requests.take(command))?;
+        first.into_iter().chain(channels.commands.try_iter()).try_for_each(|command| requests.take(command))?;
         requests.cancel_abandoned()?;
         requests.step()?;
         gauges.set(requests.batch.stats());

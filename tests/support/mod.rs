@@ -24,6 +24,15 @@ pub fn reel() -> Command {
     command
 }
 
+/// A command that runs the built binary with at most `kib` KiB of address space.
+pub fn reel_with_address_space(kib: u32) -> Command {
+    let reel = reel();
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -v \"$0\"; exec \"$@\""]).arg(kib.to_string()).arg(reel.get_program());
+    command.envs(reel.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
+}
+
 /// A command that runs the built binary with the machine's GPUs.
 pub fn reel_on_gpu() -> Command {
     let mut command = reel();
