@@ -123,6 +123,7 @@ fn a_server_without_memory_for_keys_and_values_does_not_listen() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.starts_with("error: device memory: cannot allocate") && said.lines().count() == 1, "{said}");
+    assert!(said.contains("lower --kv-memory"), "{said}");
 }
 
 #[test]

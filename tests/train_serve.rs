@@ -218,6 +218,7 @@ fn a_server_without_memory_ends_the_run_before_its_first_step() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.starts_with("error: device memory: cannot allocate") && said.lines().count() == 1, "{said}");
+    assert!(said.contains("lower --serve-kv-memory"), "{said}");
     assert!(!at.join("out/metrics.jsonl").exists(), "a step was done");
 }
 
