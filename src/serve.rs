@@ -193,7 +193,6 @@ impl ServeArgs {
                 encoders: self.limits.max_encoders.map_or_else(default_encoders, usize::from),
                 body_bytes: usize::from(self.limits.max_body) << 20,
                 kv_bytes: self.limits.kv_memory.map_or_else(default_kv_bytes, |mib| u64::from(mib) << 20),
-                kv_advice: "lower --kv-memory or --batch-size",
                 new_tokens: self.limits.max_new_tokens as usize,
                 request_time: self.limits.request_timeout.map(|seconds| Duration::from_secs(seconds.into())),
             },

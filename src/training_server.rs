@@ -63,7 +63,6 @@ impl RunServer {
             encoders: default_encoders(),
             body_bytes: BODY_BYTES,
             kv_bytes: u64::from(options.serve_kv_memory) << 20,
-            kv_advice: "lower --serve-kv-memory",
             new_tokens: NEW_TOKENS,
             request_time: None,
         };

@@ -43,16 +43,6 @@ impl EngineError {
         let (Self::Runtime(cause) | Self::Model(ModelError::Runtime(cause))) = self else { return false };
         matches!(cause, RuntimeError::OutOfMemory { .. })
     }
-
-    /// The same error; if the device had too little free memory, `advice` is what its message says to do.
-    pub fn with_memory_advice(mut self, advice: &'static str) -> Self {
-        if let Self::Runtime(cause) | Self::Model(ModelError::Runtime(cause)) = &mut self
-            && let RuntimeError::OutOfMemory { advice: given, .. } = cause
-        {
-            *given = advice;
-        }
-        self
-    }
 }
 
 /// Result of this crate.

@@ -194,7 +194,7 @@ fn run(
     let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);
     // Only the engine holds the weights, so that replacing them frees their memory.
     drop(weights);
-    let batch = engine.continuous_batch(limits.kv_bytes).map_err(|e| e.with_memory_advice(limits.kv_advice))?;
+    let batch = engine.continuous_batch(limits.kv_bytes)?;
     // `start` waits for it.
     let _ = channels.ready.send(());
     batch.populate_kv_blocks();

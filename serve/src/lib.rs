@@ -104,8 +104,6 @@ pub struct Limits {
     pub encoders: usize,
     /// Maximum bytes of keys and values of all running sequences.
     pub kv_bytes: u64,
-    /// What to do if the device has no memory for them: the end of the error message.
-    pub kv_advice: &'static str,
     /// Number of tokens to generate at most if a request does not say.
     pub new_tokens: usize,
     /// The time after which a request that is not answered fails.

@@ -33,7 +33,6 @@ fn serve_tiny(folder: &Path, on_listening: impl FnOnce(SocketAddr, EngineQueue))
         body_bytes: 1 << 20,
         encoders: 1,
         kv_bytes: 256 << 20,
-        kv_advice: "",
         new_tokens: 16,
         request_time: None,
     };

@@ -103,7 +103,7 @@ impl TrainingServer {
                 let _ = listening.send((address, Arc::downgrade(shared)));
             })
         })?;
-        // The engine allocates its KV cache before the server listens, so the run's first pass already has it beside.
+        // The engine allocates its KV cache before the server listens, so the first step's peak of memory includes it.
         self.turns.begin_host_work();
         let started = started.recv();
         self.turns.end_host_work();

@@ -51,7 +51,6 @@ impl LocalServer {
             encoders: default_encoders(),
             body_bytes: BODY_BYTES,
             kv_bytes,
-            kv_advice: "lower --concurrency",
             new_tokens: NEW_TOKENS,
             request_time: None,
         };

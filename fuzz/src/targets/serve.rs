@@ -147,7 +147,6 @@ fn start_server() -> Result<SocketAddr> {
         body_bytes: 2 << 20,
         encoders: 1,
         kv_bytes: 8 << 20,
-        kv_advice: "",
         new_tokens: 4,
         request_time: Some(Duration::from_millis(500)),
     };
