@@ -85,9 +85,7 @@ impl Weight {
     /// The weight if it is trained and the device reads packed weights of its dtype faster.
     pub(crate) fn worth_packing(&self) -> Option<&Tensor> {
         match self {
-            Weight::Dense(w) if w.parameter_name().is_some() => {
-                Some(w).filter(|w| PackedWeight::suits(w.device(), w.dtype()))
-            }
+            Weight::Dense(w) if w.parameter_name().is_some() => Some(w).filter(|w| PackedWeight::suits(w.device())),
             _ => None,
         }
     }

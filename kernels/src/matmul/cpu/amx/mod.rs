@@ -8,7 +8,8 @@
 //! B is [n, k]  (forward):   rows = B in place,               pairs = A, packed once per call      sums are [n, m]
 //! B is [k, n]  (gradients): rows = A, packed once per call,  pairs = B, packed block by block     sums are [m, n]
 //!
-//! B is in groups (forward): like B [k, n]; a block of int8 is widened while it is packed, one of bf16 is copied
+//! B is in groups (forward): like B [k, n], but bf16 is not packed: a line of a group has 32 pairs of one k;
+//!                           a block of int8 is widened while it is packed
 //!
 //! for each block of k (512 elements), panel of 32 columns of C, and 32 rows of C:      # a task has up to 8 panels
 //!     tiles 0..3 = 0, or the sums of the block of k before
@@ -24,25 +25,27 @@
 //! **Cost.** A step of a block loads 4 KiB for 65 536 operations. 32 rows of a block of k fill 32 KiB, which stay in
 //! the first-level cache while 512 rows of A (512 KiB per block of k) stream from the second. With up to 32 rows of A,
 //! all of k is one block, and B is read from memory once, with prefetching: the arithmetic of 32 rows takes less time
-//! than that at the rates in `simd/isa.rs`. A is packed so that a tile is 1 KiB without gaps: rows that are a multiple
-//! of 4 KiB apart would compete for the same few sets of the caches. B's rows are copied block by block if they are so
-//! far apart. Sizes of blocks follow a prototype in C; the speed of this code has not been measured.
+//! than that at the rates in `simd/isa.rs`. In groups B is one stream of memory, which a prefetch to the second-level
+//! cache and one to the first, half a step behind it, read a fifth faster than plain loads do; that needs large pages.
+//! A is packed so that a tile is 1 KiB without gaps: rows that are a multiple of 4 KiB apart would compete for the same
+//! few sets of the caches. B's rows are copied block by block if they are so far apart.
 
 mod pack;
 mod tiles;
 
 use super::avx512::transpose;
-use super::{LAUNCH, PACK_ALONE, Pack, Packed, Part, Scratch, Source, TASK, THIN_BYTES, Unit, groups, int8, runs};
+use super::{LAUNCH, PACK_ALONE, Packed, Part, Scratch, Source, TASK, THIN_BYTES, Unit, groups, int8, runs};
 use crate::matmul::{Matmul, Operand};
-use crate::simd::amx::Tiles;
+use crate::simd::amx::{TileShape, Tiles};
 use crate::view::{OutputArray, slice_at};
 use crate::{DType, Element, Team};
 use half::bf16;
 use pack::{copy_rows, load_lanes, pack_pairs, pack_rows_as_pairs, pack_transposed_rows, store_lanes};
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 use std::ptr::null;
-use tiles::{Prefetch, TileCall, multiply_in_place, multiply_packed, thin_one, thin_two};
+use tiles::{Prefetch, TileCall, multiply, multiply_groups, thin_groups_one, thin_groups_two, thin_one, thin_two};
 
 /// Rows of a tile, and columns of a tile of sums.
 const SIDE: usize = 16;
@@ -56,8 +59,8 @@ const TILE: usize = 256;
 const SUMS: usize = 4 * TILE;
 /// Maximum number of panels (32 columns of C) of a task.
 const MAX_PANELS: usize = 8;
-/// Steps that a product with few rows of A prefetches ahead.
-const AHEAD: usize = 16;
+/// Steps that a product with few rows of A prefetches ahead in rows of B.
+const AHEAD: usize = 6;
 
 /// Sizes of blocks. No bit of a result depends on them.
 #[derive(Clone, Copy, Debug)]
@@ -119,17 +122,79 @@ struct Product<'a, T> {
     blocking: &'a Blocking,
 }
 
+/// Where the tiles of a panel of B lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Packed, one after the other.
+    Packed,
+    /// Rows of B where they lie.
+    Rows,
+    /// Lines of a group where they lie.
+    Group,
+}
+
 /// The part of B that a task multiplies with rows of A: one panel and one block of k.
 #[derive(Clone, Copy)]
 struct Panel {
     /// The two tiles of the first step.
     tiles: [*const u8; 2],
-    /// True if the tiles are rows of B where they lie; else they are packed tiles, one after the other.
-    in_place: bool,
+    place: Place,
     /// Steps of full tiles.
     steps: usize,
-    /// The two tiles of an incomplete last step of rows in place; else null.
+    /// The two tiles of an incomplete last step, if the others are in place: one after the other, or 16 lines of a group.
+    /// Null if there is none.
     tail: *const u8,
+}
+
+impl Panel {
+    const NONE: Panel = Panel { tiles: [null(); 2], place: Place::Packed, steps: 0, tail: null() };
+
+    /// The two tiles of the incomplete last step.
+    fn tail_tiles(&self) -> [*const u8; 2] {
+        match (self.tail.is_null(), self.place) {
+            (true, _) => [null(); 2],
+            (_, Place::Group) => [self.tail, self.tail.wrapping_add(64)],
+            _ => [self.tail, self.tail.wrapping_add(1024)],
+        }
+    }
+}
+
+/// Up to 32 rows of A as two tiles.
+#[derive(Clone, Copy)]
+struct RowsInTiles {
+    /// See [`TileCall`].
+    rows: [*const u8; 2],
+    row_stride: usize,
+    row_step: usize,
+    /// The tiles of an incomplete last step, else null.
+    tail: [*const u8; 2],
+}
+
+// SAFETY: the rows are only read while the product runs.
+unsafe impl Sync for RowsInTiles {}
+
+impl RowsInTiles {
+    /// Multiplies them with all lines of a group of B. The lines that follow are prefetched.
+    ///
+    /// # Safety
+    /// The tiles exist for all steps; `sums` has room for four tiles; the tiles of this thread have the shape of the
+    /// rows, and the second one exists if `both` is true.
+    unsafe fn multiply(&self, lines: &Panel, sums: *mut f32, both: bool) {
+        let call = TileCall {
+            rows: self.rows,
+            row_stride: self.row_stride,
+            row_step: self.row_step,
+            pairs: lines.tiles,
+            steps: lines.steps,
+            tail_rows: self.tail,
+            tail_pairs: lines.tail_tiles(),
+            sums,
+            add: 0,
+            prefetch: Prefetch::NONE,
+        };
+        // SAFETY: the conditions of this function.
+        unsafe { if both { thin_groups_two(&call) } else { thin_groups_one(&call) } }
+    }
 }
 
 impl<'a, T: Element> Product<'a, T> {
@@ -141,7 +206,7 @@ impl<'a, T: Element> Product<'a, T> {
                 (_, true) => Unit::GroupedPair,
                 _ => Unit::Pair,
             },
-            // Groups have to be packed as well.
+            // Groups have pairs as well.
             transposed: x.transposed || x.dtype == DType::I8 || grouped,
             rows,
             k: p.k,
@@ -161,10 +226,15 @@ impl<'a, T: Element> Product<'a, T> {
         2 * self.steps * TILE
     }
 
+    /// Whether B's pairs are packed block by block: it is stored `[k, n]`, or as int8.
+    fn packs_pairs(&self) -> bool {
+        self.b.transposed && self.b.unit != Unit::GroupedPair
+    }
+
     unsafe fn run(&self, scratch: &mut Scratch) {
-        if self.m <= BLOCK && !self.b.transposed && self.blocking.thin {
-            // SAFETY: the operands are valid as `Matmul` documents; A has few enough rows, and B's rows lie along k.
-            return unsafe { self.thin(scratch) };
+        if self.m <= BLOCK && !self.packs_pairs() && self.blocking.thin {
+            // SAFETY: the operands are valid as `Matmul` documents; A has few enough rows, and B is read in place.
+            return unsafe { if self.b.transposed { self.thin_groups(scratch) } else { self.thin_rows(scratch) } };
         }
         let row_blocks = (self.blocking.packed_words / self.words_per_row_block().max(1)).max(4);
         for row in (0..self.m).step_by(row_blocks * BLOCK) {
@@ -222,7 +292,7 @@ impl<'a, T: Element> Product<'a, T> {
         // SAFETY: `b` has room for the packed panels and the sums.
         let sums = unsafe { b.add(panels.len() * panel_words).cast::<f32>() };
         let copied = self.competing_rows() && row_blocks.len() >= 4;
-        let mut ready = [Panel { tiles: [null(); 2], in_place: false, steps: 0, tail: null() }; MAX_PANELS];
+        let mut ready = [Panel::NONE; MAX_PANELS];
         for block in 0..blocks {
             let first = block * step;
             let (count, last) = (step.min(self.steps - first), block + 1 == blocks);
@@ -235,14 +305,14 @@ impl<'a, T: Element> Product<'a, T> {
                 for (i, panel) in panels.clone().enumerate() {
                     // The panel and the step that are prefetched meanwhile, and the blocks of rows that share the
                     // lines.
-                    let next = match (self.b.transposed, last, panel + 1 < panels.end) {
+                    let next = match (self.packs_pairs(), last, panel + 1 < panels.end) {
                         (true, false, _) => (panel, first + count),
                         (true, true, _) => (panel + panels.len(), 0),
                         (false, _, true) => (panel + 1, first),
                         (false, false, false) => (panels.start, first + count),
                         (false, true, false) => (panels.end, 0),
                     };
-                    let sharing = if self.b.transposed { &row_blocks } else { &part };
+                    let sharing = if self.packs_pairs() { &row_blocks } else { &part };
                     for row_block in part.clone() {
                         let at = if blocks == 1 { 0 } else { (row_block - row_blocks.start) * panels.len() + i };
                         // SAFETY: the offsets lie inside packed A and inside the sums.
@@ -265,19 +335,29 @@ impl<'a, T: Element> Product<'a, T> {
 
     /// Adds the products of one panel with 32 packed rows of A to the sums, or stores them if `add` is false.
     unsafe fn multiply(&self, panel: &Panel, a: [*const u8; 2], sums: *mut f32, add: bool, prefetch: Prefetch) {
-        let (rows, pairs) = if self.b.transposed { (a, panel.tiles) } else { (panel.tiles, a) };
-        let call = TileCall {
-            rows,
-            row_stride: if panel.in_place { self.row_bytes() } else { 64 },
-            pairs,
+        let a_tail =
+            if panel.tail.is_null() { [null(); 2] } else { a.map(|tile| tile.wrapping_add(panel.steps * 1024)) };
+        let mut call = TileCall {
+            rows: a,
+            row_stride: 64,
+            row_step: 1024,
+            pairs: panel.tiles,
             steps: panel.steps,
-            tail: panel.tail,
+            tail_rows: a_tail,
+            tail_pairs: panel.tail_tiles(),
             sums,
             add: add.into(),
             prefetch,
         };
+        if !self.b.transposed {
+            (call.rows, call.pairs) = (panel.tiles, a);
+            (call.tail_rows, call.tail_pairs) = (panel.tail_tiles(), a_tail);
+            if panel.place == Place::Rows {
+                (call.row_stride, call.row_step) = (self.row_bytes(), 64);
+            }
+        }
         // SAFETY: the tiles exist for all steps, the sums are four tiles, and the tiles of this thread are configured.
-        unsafe { if panel.in_place { multiply_in_place(&call) } else { multiply_packed(&call) } }
+        unsafe { if panel.place == Place::Group { multiply_groups(&call) } else { multiply(&call) } }
     }
 
     /// Bytes of a row of B that lies along k.
@@ -314,24 +394,27 @@ impl<'a, T: Element> Product<'a, T> {
         }
     }
 
-    /// Makes a panel of B ready for some steps along k: packs pairs, or finds rows, copying what lies in place only in
-    /// part. `dst` has room for two tiles: of each step, or of one step if whole rows of B may stay in place.
+    /// Makes a panel of B ready for some steps along k: packs pairs, or finds rows or lines, copying what lies in place
+    /// only in part. `dst` has room for two tiles: of each step, or of one step if B may stay in place.
     unsafe fn prepare(&self, panel: usize, steps: Range<usize>, copied: bool, dst: *mut u32) -> Panel {
         let (row, rows) = (panel * BLOCK, BLOCK.min(self.n - panel * BLOCK));
         let halves = [dst, dst.wrapping_add(steps.len() * TILE)];
         let packed = |halves: [*mut u32; 2], steps: usize| Panel {
             tiles: halves.map(|half| half.cast::<u8>().cast_const()),
-            in_place: false,
+            place: Place::Packed,
             steps,
             tail: null(),
         };
-        if self.b.unit != Unit::Pair {
-            let pack: Pack = if self.b.unit == Unit::Int8Pair { int8::avx512::pack } else { groups::avx512::pack };
+        if self.b.unit == Unit::GroupedPair {
+            // SAFETY: the panel is a group with these steps, and `dst` has room for one step.
+            return unsafe { self.lines_in_place(row, steps, dst) };
+        }
+        if self.b.unit == Unit::Int8Pair {
             for (i, half) in halves.into_iter().enumerate() {
                 let part =
                     Part { row: row + i * SIDE, rows: SIDE, unit: steps.start * SIDE, units: steps.len() * SIDE };
                 // SAFETY: `dst` has room for both halves.
-                unsafe { pack(&self.b, part, SIDE, half) };
+                unsafe { int8::avx512::pack(&self.b, part, SIDE, half) };
             }
             return packed(halves, steps.len());
         }
@@ -358,16 +441,41 @@ impl<'a, T: Element> Product<'a, T> {
             dst.cast::<u8>().cast_const()
         };
         let at = |row: usize| self.b.base.wrapping_add(row * self.row_bytes() + steps.start * 64);
-        Panel { tiles: [at(row), at(row + SIDE)], in_place: true, steps: full, tail }
+        Panel { tiles: [at(row), at(row + SIDE)], place: Place::Rows, steps: full, tail }
+    }
+
+    /// Some steps of the group of B that begins with row `row`. An incomplete last step is copied to `dst` and completed
+    /// with zeros: the lines that follow it belong to other rows, or do not exist.
+    unsafe fn lines_in_place(&self, row: usize, steps: Range<usize>, dst: *mut u32) -> Panel {
+        let first = groups::line_at(&self.b, row, steps.start * SIDE);
+        let full = steps.len().min(self.k / STEP - steps.start);
+        let lines = (Unit::GroupedPair.count(self.k) - steps.start * SIDE).min(steps.len() * SIDE);
+        let rest = lines - full * SIDE;
+        let mut tail = null();
+        if rest > 0 {
+            // SAFETY: the group has these lines, and `dst` has room for a step of them.
+            unsafe {
+                dst.copy_from_nonoverlapping(first.add(full * SIDE * BLOCK), rest * BLOCK);
+                dst.add(rest * BLOCK).write_bytes(0, (SIDE - rest) * BLOCK);
+            }
+            tail = dst.cast::<u8>().cast_const();
+        }
+        let tiles = [first, first.wrapping_add(SIDE)].map(|tile| tile.cast::<u8>());
+        Panel { tiles, place: Place::Group, steps: full, tail }
     }
 
     /// What to prefetch while a block of rows of A is multiplied: some of the 32 lines of a panel of B that each step
     /// along k has, beginning with a step. In a panel of rows the lines of a step are those of 32 columns of C; else,
     /// of 32 k.
     fn prefetch(&self, (panel, step): (usize, usize), lines: Range<usize>) -> Prefetch {
-        // Groups are few streams of neighbouring lines, which the processor prefetches.
-        if panel * BLOCK >= self.n || self.b.unit != Unit::Pair {
+        // The processor prefetches the neighbouring lines of int8 while they are packed.
+        if panel * BLOCK >= self.n || self.b.unit == Unit::Int8Pair {
             return Prefetch::NONE;
+        }
+        if self.b.unit == Unit::GroupedPair {
+            let at = groups::line_at(&self.b, panel * BLOCK, step * SIDE).cast::<u8>();
+            let (at, advance) = (at.wrapping_add(64 * lines.start), 64 * BLOCK);
+            return Prefetch { at, stride: 64, lines: lines.len(), advance, ..Prefetch::NONE };
         }
         let (row, column, stride) = if self.b.transposed {
             (step * STEP + lines.start, panel * BLOCK, 2 * self.n)
@@ -379,8 +487,8 @@ impl<'a, T: Element> Product<'a, T> {
         Prefetch { at, stride, lines: lines.len(), advance, ..Prefetch::NONE }
     }
 
-    /// Computes a product with up to 32 rows of A. B is read once; each task reads a range of its rows.
-    unsafe fn thin(&self, scratch: &mut Scratch) {
+    /// Computes a product with up to 32 rows of A and rows of B. B is read once; each task reads a range of its rows.
+    unsafe fn thin_rows(&self, scratch: &mut Scratch) {
         let a = Packed(scratch.words(self.words_per_row_block()));
         // SAFETY: `a` has room for 32 rows.
         unsafe { self.pack_a(0, self.m, a.at(0)) };
@@ -430,9 +538,11 @@ impl<'a, T: Element> Product<'a, T> {
         let call = TileCall {
             rows: ready.tiles,
             row_stride: self.row_bytes(),
+            row_step: 64,
             pairs: a,
             steps: ready.steps,
-            tail: ready.tail,
+            tail_rows: ready.tail_tiles(),
+            tail_pairs: a.map(|tile| tile.wrapping_add(ready.steps * 1024)),
             sums,
             add: 0,
             prefetch,
@@ -450,6 +560,79 @@ impl<'a, T: Element> Product<'a, T> {
                 let ready = self.prepare(panel, steps, false, dst);
                 let a = a.map(|tile| tile.wrapping_add(first * TILE * 4));
                 self.multiply(&ready, a, sums, first > 0, Prefetch::NONE);
+            }
+        }
+    }
+
+    /// Computes a product with up to 32 rows of A and groups of B. B is read once; each task reads some of its groups.
+    /// Rows of A that lie along k stay in place, with tiles of as many rows as there are.
+    unsafe fn thin_groups(&self, scratch: &mut Scratch) {
+        let in_place = !self.a.transposed;
+        let (full, stride) = (self.k / STEP, 2 * self.k);
+        let words = if in_place { 2 * TILE } else { self.words_per_row_block() };
+        let packed = Packed(scratch.words(words));
+        let (mut rows, row_stride, row_step) = match in_place {
+            true => ([self.a.base, self.a.base.wrapping_add(SIDE * stride)], stride, 64),
+            false => {
+                // SAFETY: `packed` has room for 32 rows.
+                unsafe { self.pack_a(0, self.m, packed.at(0)) };
+                // SAFETY: `packed` holds two rows of tiles.
+                (unsafe { [packed.at(0), packed.at(self.steps * TILE)] }.map(|x| x.cast::<u8>().cast_const()), 64, 1024)
+            }
+        };
+        let mut tail_rows = [null(); 2];
+        if full < self.steps {
+            tail_rows = rows.map(|tile| tile.wrapping_add(full * 1024));
+            if in_place {
+                for (i, first) in (0..self.m).step_by(SIDE).enumerate() {
+                    // SAFETY: the rows exist, and `packed` has room for two tiles.
+                    unsafe {
+                        let dst = packed.at(i * TILE);
+                        copy_rows(&self.a, first, SIDE.min(self.m - first), full..self.steps, dst);
+                        tail_rows[i] = dst.cast::<u8>().cast_const();
+                    }
+                }
+            }
+        }
+        if self.m <= SIDE {
+            // The second tile is not used.
+            (rows[1], tail_rows[1]) = (rows[0], tail_rows[0]);
+        }
+        let a = RowsInTiles { rows, row_stride, row_step, tail: tail_rows };
+        let groups = self.n.div_ceil(BLOCK);
+        let runs = runs(groups, (THIN_BYTES / (self.steps * 2048).max(1)).max(1), self.team.threads());
+        let shape = TileShape::with_rows(self.m);
+        self.team.run(runs, |run| {
+            TASK.with_borrow_mut(|scratch| {
+                let dst = scratch.words(2 * TILE + SUMS);
+                // SAFETY: the process may use AMX; `dst` has room for a step of a group and for the sums.
+                unsafe {
+                    let sums = dst.add(2 * TILE).cast::<f32>();
+                    let _amx = Tiles::configure_as(&shape);
+                    for group in run * groups / runs..(run + 1) * groups / runs {
+                        self.prefetch_c(group * BLOCK);
+                        let lines = self.lines_in_place(group * BLOCK, 0..self.steps, dst);
+                        a.multiply(&lines, sums, self.m > SIDE);
+                        self.finish(sums, 0, group * BLOCK);
+                    }
+                }
+            });
+        });
+    }
+
+    /// Prefetches all rows of C, of up to 32 columns from `column` on, for [`Self::finish`]. Each row is in another page,
+    /// and stores of rows that are in no cache would wait for them one after the other. With many rows of A the products
+    /// of a block take so long that this costs more than it saves.
+    fn prefetch_c(&self, column: usize) {
+        let columns = BLOCK.min(self.n - column);
+        for row in 0..self.m {
+            let at = self.c.address(row * self.n + column, columns).cast::<u8>();
+            for byte in (0..columns * T::DTYPE.size()).step_by(64) {
+                // SAFETY: a prefetch may name any address. Every processor with AMX has this one, for later stores.
+                unsafe {
+                    let at = at.wrapping_add(byte);
+                    asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
+                }
             }
         }
     }

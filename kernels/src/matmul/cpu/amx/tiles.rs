@@ -1,5 +1,7 @@
 //! The inner loops over k of a block of 32 × 32 sums: one assembler block each, so that no other code runs while the
 //! tiles hold sums.
+//!
+//! Each function is put together from the products of a step, the form of the pairs, and what is prefetched.
 #![allow(unsafe_code)]
 
 use std::arch::asm;
@@ -26,15 +28,18 @@ impl Prefetch {
 /// The operands of a block of 32 × 32 sums.
 #[repr(C)]
 pub(super) struct TileCall {
-    /// The first of the two tiles of rows, 16 rows that are `row_stride` bytes apart, and the second.
+    /// The first of the two tiles of rows, 16 rows that are `row_stride` bytes apart, and the second. A step later, they
+    /// are `row_step` bytes further.
     pub(super) rows: [*const u8; 2],
     pub(super) row_stride: usize,
-    /// The two tiles of pairs, whose rows are 64 bytes apart. A step later, they are 1024 bytes further.
+    pub(super) row_step: usize,
+    /// The two tiles of pairs. Packed, their rows are 64 bytes apart, and a step later they are 1024 bytes further; in
+    /// groups, 128 and 2048.
     pub(super) pairs: [*const u8; 2],
     pub(super) steps: usize,
-    /// The two tiles of rows of one more step, whose rows are 64 bytes apart, one after the other; null if there is
-    /// none.
-    pub(super) tail: *const u8,
+    /// The tiles of one more step; null if there is none. Rows are 64 bytes apart, those of pairs in groups 128.
+    pub(super) tail_rows: [*const u8; 2],
+    pub(super) tail_pairs: [*const u8; 2],
     /// Tiles of rows 0 and pairs 0, rows 0 and pairs 1, rows 1 and pairs 0, rows 1 and pairs 1.
     pub(super) sums: *mut f32,
     /// 1: the sums continue those in memory; 0: they start at 0.
@@ -59,7 +64,7 @@ macro_rules! four_tiles {
 }
 
 /// One step along k of tiles 0 and 2 of the sums, those of pairs 0.
-macro_rules! two_tiles {
+macro_rules! tiles_of_first_pairs {
     () => {
         "
         tileloadd tmm4, [{r0} + {stride}*1]
@@ -71,10 +76,69 @@ macro_rules! two_tiles {
     };
 }
 
-/// Defines a function that computes a block of sums. `$row_step` is the distance of the tiles of rows of neighbouring
-/// steps in bytes; `$prefetch` the instruction that prefetches.
+/// One step along k of tiles 0 and 1 of the sums, those of rows 0.
+macro_rules! tiles_of_first_rows {
+    () => {
+        "
+        tileloadd tmm4, [{r0} + {stride}*1]
+        tileloadd tmm6, [{p0} + {line}*1]
+        tdpbf16ps tmm0, tmm4, tmm6
+        tileloadd tmm7, [{p1} + {line}*1]
+        tdpbf16ps tmm1, tmm4, tmm7
+        "
+    };
+}
+
+/// Prefetches what [`TileCall::prefetch`] says.
+macro_rules! prefetch_lines {
+    ($instruction:literal) => {
+        concat!(
+            "
+            mov {lines}, qword ptr [{call} + {ahead_lines}]
+            test {lines}, {lines}
+            jz 7f
+            cmp {left}, qword ptr [{call} + {ahead_change}]
+            jne 5f
+            mov {ahead}, qword ptr [{call} + {ahead_next}]
+            5:
+            mov {x}, {ahead}
+            6:
+            ",
+            $instruction,
+            " byte ptr [{x}]
+            add {x}, qword ptr [{call} + {ahead_stride}]
+            dec {lines}
+            jnz 6b
+            add {ahead}, qword ptr [{call} + {ahead_advance}]
+            7:
+            "
+        )
+    };
+}
+
+/// Prefetches 32 lines of a stream of lines that begins at `{p0}`: from 1.5 KiB on to the first-level cache, and from
+/// 3 KiB on to the second. The compiler wants every operand in the text, so a comment names those of [`prefetch_lines`].
+macro_rules! prefetch_stream {
+    () => {
+        prefetch_stream!(
+            0 64 128 192 256 320 384 448 512 576 640 704 768 832 896 960
+            1024 1088 1152 1216 1280 1344 1408 1472 1536 1600 1664 1728 1792 1856 1920 1984
+        )
+    };
+    ($($line:literal)*) => {
+        concat!(
+            "/* {ahead_lines} {ahead_change} {ahead_next} {ahead_stride} {ahead_advance} {lines} */\n",
+            $("prefetcht1 byte ptr [{p0} + 3072 + ", $line, "]\nprefetcht0 byte ptr [{p0} + 1536 + ", $line, "]\n",)*
+        )
+    };
+}
+
+/// Defines a function that computes a block of sums: the instructions of a step, the distances of rows and of steps of
+/// the pairs in bytes, and the instructions that prefetch.
 macro_rules! tile_function {
-    ($name:ident, $step:ident, $row_step:literal, $prefetch:literal) => {
+    (
+        $name:ident, $step:ident, line: $line:literal, pair_step: $pair_step:literal, prefetch: $prefetch:expr
+    ) => {
         /// # Safety
         /// The tiles of this thread are configured; the tiles of all steps are readable; `sums` has room for four
         /// tiles.
@@ -105,39 +169,29 @@ macro_rules! tile_function {
                     "tileloadd tmm2, [{x} + {line}*1 + 2048]",
                     "tileloadd tmm3, [{x} + {line}*1 + 3072]",
                     "3:",
+                    concat!("mov {line}, ", $line),
                     "test {left}, {left}",
                     "jz 8f",
                     "4:",
+                    $prefetch,
                     $step!(),
-                    concat!("add {r0}, ", $row_step),
-                    concat!("add {r1}, ", $row_step),
-                    "add {p0}, 1024",
-                    "add {p1}, 1024",
-                    "mov {lines}, qword ptr [{call} + {ahead_lines}]",
-                    "test {lines}, {lines}",
-                    "jz 7f",
-                    "cmp {left}, qword ptr [{call} + {ahead_change}]",
-                    "jne 5f",
-                    "mov {ahead}, qword ptr [{call} + {ahead_next}]",
-                    "5:",
-                    "mov {x}, {ahead}",
-                    "6:",
-                    concat!($prefetch, " byte ptr [{x}]"),
-                    "add {x}, qword ptr [{call} + {ahead_stride}]",
-                    "dec {lines}",
-                    "jnz 6b",
-                    "add {ahead}, qword ptr [{call} + {ahead_advance}]",
-                    "7:",
+                    "add {r0}, qword ptr [{call} + {row_step}]",
+                    "add {r1}, qword ptr [{call} + {row_step}]",
+                    concat!("add {p0}, ", $pair_step),
+                    concat!("add {p1}, ", $pair_step),
                     "dec {left}",
                     "jnz 4b",
                     "8:",
-                    "mov {r0}, qword ptr [{call} + {tail}]",
+                    "mov {r0}, qword ptr [{call} + {tail_rows}]",
                     "test {r0}, {r0}",
                     "jz 9f",
-                    "lea {r1}, [{r0} + 1024]",
-                    "mov {stride}, {line}",
+                    "mov {r1}, qword ptr [{call} + {tail_rows} + 8]",
+                    "mov {p0}, qword ptr [{call} + {tail_pairs}]",
+                    "mov {p1}, qword ptr [{call} + {tail_pairs} + 8]",
+                    "mov {stride}, 64",
                     $step!(),
                     "9:",
+                    "mov {line}, 64",
                     "mov {x}, qword ptr [{call} + {sums}]",
                     "tilestored [{x} + {line}*1], tmm0",
                     "tilestored [{x} + {line}*1 + 1024], tmm1",
@@ -146,9 +200,11 @@ macro_rules! tile_function {
                     call = in(reg) std::ptr::from_ref(call),
                     rows = const offset_of!(TileCall, rows),
                     row_stride = const offset_of!(TileCall, row_stride),
+                    row_step = const offset_of!(TileCall, row_step),
                     pairs = const offset_of!(TileCall, pairs),
                     steps = const offset_of!(TileCall, steps),
-                    tail = const offset_of!(TileCall, tail),
+                    tail_rows = const offset_of!(TileCall, tail_rows),
+                    tail_pairs = const offset_of!(TileCall, tail_pairs),
                     sums = const offset_of!(TileCall, sums),
                     add = const offset_of!(TileCall, add),
                     ahead_at = const offset_of!(TileCall, prefetch.at),
@@ -182,10 +238,31 @@ macro_rules! tile_function {
     };
 }
 
-// B's rows in place, with many rows of A: the next panel goes to the second-level cache.
-tile_function!(multiply_in_place, four_tiles, "64", "prefetcht1");
-// Packed tiles of rows.
-tile_function!(multiply_packed, four_tiles, "1024", "prefetcht1");
-// B's rows in place, with 17 to 32 rows of A, or up to 16: what follows goes to the first-level cache.
-tile_function!(thin_two, four_tiles, "64", "prefetcht0");
-tile_function!(thin_one, two_tiles, "64", "prefetcht0");
+/// Defines functions for packed pairs.
+macro_rules! functions_of_packed_pairs {
+    ($($name:ident, $step:ident, $prefetch:literal;)*) => {
+        $(tile_function!($name, $step, line: 64, pair_step: 1024, prefetch: prefetch_lines!($prefetch));)*
+    };
+}
+
+/// Defines functions for pairs in groups.
+macro_rules! functions_of_groups {
+    ($($name:ident, $step:ident, $prefetch:expr;)*) => {
+        $(tile_function!($name, $step, line: 128, pair_step: 2048, prefetch: $prefetch);)*
+    };
+}
+
+functions_of_packed_pairs! {
+    // With many rows of A, what follows goes to the second-level cache.
+    multiply, four_tiles, "prefetcht1";
+    // With 17 to 32 rows of A, or up to 16, what follows goes to the first-level cache.
+    thin_two, four_tiles, "prefetcht0";
+    thin_one, tiles_of_first_pairs, "prefetcht0";
+}
+
+functions_of_groups! {
+    multiply_groups, four_tiles, prefetch_lines!("prefetcht1");
+    // 17 to 32 rows of A, or up to 16.
+    thin_groups_two, four_tiles, prefetch_stream!();
+    thin_groups_one, tiles_of_first_rows, prefetch_stream!();
+}
