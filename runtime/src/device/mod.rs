@@ -97,6 +97,10 @@ trait Backend: Send + Sync {
     /// Allocates at least `bytes` (> 0) bytes, 64-byte aligned, with unspecified contents. `None` if the device is out
     /// of memory.
     fn alloc(&self, bytes: usize) -> Option<u64>;
+    /// [`Backend::alloc`] for weights, which live long.
+    fn alloc_weights(&self, bytes: usize) -> Option<u64> {
+        self.alloc(bytes)
+    }
     fn free(&self, addr: u64, bytes: usize);
     /// The bytes that can still be allocated, if that is known.
     fn free_bytes(&self) -> Option<u64> {
@@ -347,7 +351,12 @@ impl Device {
         {
             return recorded.map(|(addr, home)| Buffer::allocated_in_graph(self.clone(), addr, bytes, category, home));
         }
-        let addr = if bytes == 0 { Some(0) } else { self.0.backend.alloc(bytes) };
+        let backend = &self.0.backend;
+        let addr = match category {
+            _ if bytes == 0 => Some(0),
+            MemoryCategory::Weights => backend.alloc_weights(bytes),
+            _ => backend.alloc(bytes),
+        };
         let addr = addr.ok_or_else(|| self.out_of_memory(bytes, category))?;
         self.0.memory.add(category, bytes);
         Ok(Buffer::owned(self.clone(), addr, bytes, category))

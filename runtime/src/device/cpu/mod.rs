@@ -2,6 +2,8 @@
 #![allow(unsafe_code)]
 
 mod kept_blocks;
+#[cfg(target_os = "linux")]
+mod slabs;
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::Mutex;
@@ -10,6 +12,8 @@ use reel_kernels::launch::run_on_cpu;
 use reel_kernels::{Launch, Team};
 
 use self::kept_blocks::KeptBlocks;
+#[cfg(target_os = "linux")]
+use self::slabs::Slabs;
 use super::{Backend, Hardware, Kernels};
 use crate::error::Result;
 
@@ -25,16 +29,61 @@ const PAGE: usize = 64 << 10;
 pub(super) struct Cpu {
     team: Team,
     blocks: Mutex<KeptBlocks>,
+    #[cfg(target_os = "linux")]
+    slabs: Mutex<Slabs>,
 }
 
 impl Cpu {
     pub(super) fn new(threads: usize) -> Cpu {
         let all = std::thread::available_parallelism().map_or(1, |n| n.get());
-        Cpu { team: Team::new(if threads == 0 { all } else { threads }), blocks: Mutex::default() }
+        Cpu {
+            team: Team::new(if threads == 0 { all } else { threads }),
+            blocks: Mutex::default(),
+            #[cfg(target_os = "linux")]
+            slabs: Mutex::default(),
+        }
     }
 
     fn blocks(&self) -> std::sync::MutexGuard<'_, KeptBlocks> {
         self.blocks.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// A kept block of `size` bytes, or else a new one; `new` makes it.
+    fn take(&self, size: usize, new: impl Fn(usize) -> Option<u64>) -> Option<u64> {
+        if let Some(addr) = self.blocks().take(size) {
+            return Some(addr);
+        }
+        let addr = match new(size) {
+            Some(addr) => addr,
+            None => {
+                self.return_kept_memory();
+                new(size)?
+            }
+        };
+        let returned = self.blocks().add_new(size);
+        returned.into_iter().for_each(|(addr, size)| self.free_to_system(addr, size));
+        Some(addr)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn slabs(&self) -> std::sync::MutexGuard<'_, Slabs> {
+        self.slabs.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn free_to_system(&self, addr: u64, size: usize) {
+        #[cfg(target_os = "linux")]
+        {
+            if Slabs::suit(size) && self.slabs().give_back(addr, size) {
+                return;
+            }
+            if size >= HUGE_PAGE {
+                return unmap(addr, size);
+            }
+        }
+        if let Some(layout) = layout(size) {
+            // SAFETY: `addr` was allocated in `allocate` with this layout, and no buffer uses it any more.
+            unsafe { dealloc(addr as *mut u8, layout) }
+        }
     }
 }
 
@@ -60,33 +109,26 @@ impl Backend for Cpu {
     }
 
     fn alloc(&self, bytes: usize) -> Option<u64> {
+        self.take(rounded(bytes)?, allocate)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn alloc_weights(&self, bytes: usize) -> Option<u64> {
         let size = rounded(bytes)?;
-        if let Some(addr) = self.blocks().take(size) {
-            return Some(addr);
-        }
-        let addr = match allocate(size) {
-            Some(addr) => addr,
-            None => {
-                self.return_kept_memory();
-                allocate(size)?
-            }
-        };
-        let returned = self.blocks().add_new(size);
-        returned.into_iter().for_each(|(addr, size)| free_to_system(addr, size));
-        Some(addr)
+        if Slabs::suit(size) { self.take(size, |size| self.slabs().take(size)) } else { self.alloc(bytes) }
     }
 
     fn free(&self, addr: u64, bytes: usize) {
         let Some(size) = rounded(bytes) else { return };
         let returned = self.blocks().give_back(addr, size);
         if let Some((addr, size)) = returned {
-            free_to_system(addr, size);
+            self.free_to_system(addr, size);
         }
     }
 
     fn return_kept_memory(&self) {
         let kept = self.blocks().drain();
-        kept.for_each(|(addr, size)| free_to_system(addr, size));
+        kept.for_each(|(addr, size)| self.free_to_system(addr, size));
     }
 
     #[cfg(target_os = "linux")]
@@ -185,17 +227,11 @@ fn map_zeros(size: usize) -> Option<u64> {
     (!p.is_null()).then_some(p as u64)
 }
 
-fn free_to_system(addr: u64, size: usize) {
-    #[cfg(target_os = "linux")]
-    if size >= HUGE_PAGE {
-        // SAFETY: `addr` was mapped in `map_zeros` with this size, and no buffer uses it any more.
-        unsafe { libc::munmap(addr as *mut libc::c_void, size.next_multiple_of(PAGE)) };
-        return;
-    }
-    if let Some(layout) = layout(size) {
-        // SAFETY: `addr` was allocated in `alloc` with this layout, and no buffer uses it any more.
-        unsafe { dealloc(addr as *mut u8, layout) }
-    }
+/// Unmaps a block of [`map_zeros`] that nothing uses any more.
+#[cfg(target_os = "linux")]
+fn unmap(addr: u64, size: usize) {
+    // SAFETY: `addr` was mapped in `map_zeros` with this size, and nothing uses it any more.
+    unsafe { libc::munmap(addr as *mut libc::c_void, size.next_multiple_of(PAGE)) };
 }
 
 impl Drop for Cpu {
