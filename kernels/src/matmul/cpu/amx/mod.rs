@@ -41,7 +41,6 @@ use crate::view::{OutputArray, slice_at};
 use crate::{DType, Element, Team};
 use half::bf16;
 use pack::{copy_rows, load_lanes, pack_pairs, pack_rows_as_pairs, pack_transposed_rows, store_lanes};
-use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 use std::ptr::null;
@@ -61,6 +60,10 @@ const SUMS: usize = 4 * TILE;
 const MAX_PANELS: usize = 8;
 /// Steps that a product with few rows of A prefetches ahead in rows of B.
 const AHEAD: usize = 6;
+
+/// Columns of C that a product with few rows of A and groups of B finishes before it stores them. The stream of B has
+/// pushed C out of the near caches, so an ordinary store first reads its line, in the place of a line of B.
+const STRIP: usize = 8 * BLOCK;
 
 /// Sizes of blocks. No bit of a result depends on them.
 #[derive(Clone, Copy, Debug)]
@@ -324,7 +327,7 @@ impl<'a, T: Element> Product<'a, T> {
                             let prefetch = self.prefetch(next, lines);
                             self.multiply(&ready[i], tiles, sums, block > 0, prefetch);
                             if last {
-                                self.finish(sums, first_row + row_block * BLOCK, panel * BLOCK);
+                                self.finish(sums, first_row + row_block * BLOCK, panel * BLOCK, None);
                             }
                         }
                     }
@@ -510,7 +513,7 @@ impl<'a, T: Element> Product<'a, T> {
                         } else {
                             self.thin_copied(panel, tiles, dst, sums);
                         }
-                        self.finish(sums, 0, panel * BLOCK);
+                        self.finish(sums, 0, panel * BLOCK, None);
                     }
                 }
             });
@@ -604,43 +607,55 @@ impl<'a, T: Element> Product<'a, T> {
         let shape = TileShape::with_rows(self.m);
         self.team.run(runs, |run| {
             TASK.with_borrow_mut(|scratch| {
-                let dst = scratch.words(2 * TILE + SUMS);
-                // SAFETY: the process may use AMX; `dst` has room for a step of a group and for the sums.
+                let dst = scratch.words(2 * TILE + SUMS + BLOCK * STRIP);
+                let last = (run + 1) * groups / runs;
+                // SAFETY: the process may use AMX; `dst` has room for a step of a group, the sums and a strip of C.
                 unsafe {
-                    let sums = dst.add(2 * TILE).cast::<f32>();
+                    let (sums, strip) = (dst.add(2 * TILE).cast::<f32>(), dst.add(2 * TILE + SUMS).cast::<T>());
                     let _amx = Tiles::configure_as(&shape);
-                    for group in run * groups / runs..(run + 1) * groups / runs {
-                        self.prefetch_c(group * BLOCK);
-                        let lines = self.lines_in_place(group * BLOCK, 0..self.steps, dst);
-                        a.multiply(&lines, sums, self.m > SIDE);
-                        self.finish(sums, 0, group * BLOCK);
+                    for first in (run * groups / runs..last).step_by(STRIP / BLOCK) {
+                        let columns = first * BLOCK..self.n.min(last.min(first + STRIP / BLOCK) * BLOCK);
+                        for column in columns.clone().step_by(BLOCK) {
+                            let lines = self.lines_in_place(column, 0..self.steps, dst);
+                            a.multiply(&lines, sums, self.m > SIDE);
+                            let at = (!self.accumulate).then(|| strip.add(column - columns.start));
+                            self.finish(sums, 0, column, at);
+                        }
+                        if !self.accumulate {
+                            self.store_strip(strip, columns);
+                        }
                     }
                 }
             });
         });
     }
 
-    /// Prefetches all rows of C, of up to 32 columns from `column` on, for [`Self::finish`]. Each row is in another page,
-    /// and stores of rows that are in no cache would wait for them one after the other. With many rows of A the products
-    /// of a block take so long that this costs more than it saves.
-    fn prefetch_c(&self, column: usize) {
-        let columns = BLOCK.min(self.n - column);
+    /// Stores all rows of some columns of C, rows of [`STRIP`] elements: whole cache lines past the caches.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store_strip(&self, strip: *const T, columns: Range<usize>) {
         for row in 0..self.m {
-            let at = self.c.address(row * self.n + column, columns).cast::<u8>();
-            for byte in (0..columns * T::DTYPE.size()).step_by(64) {
-                // SAFETY: a prefetch may name any address. Every processor with AMX has this one, for later stores.
-                unsafe {
-                    let at = at.wrapping_add(byte);
-                    asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
+            // SAFETY: tasks own disjoint columns of C; the strip has the rows and the columns.
+            unsafe {
+                let c = self.c.part(row * self.n + columns.start, columns.len());
+                let from = std::slice::from_raw_parts(strip.add(row * STRIP), columns.len());
+                let bytes = size_of_val(c);
+                if (c.as_ptr() as usize).is_multiple_of(64) && bytes.is_multiple_of(64) {
+                    for byte in (0..bytes).step_by(64) {
+                        let line = _mm512_loadu_si512(from.as_ptr().byte_add(byte).cast());
+                        _mm512_stream_si512(c.as_mut_ptr().byte_add(byte).cast(), line);
+                    }
+                } else {
+                    c.copy_from_slice(from);
                 }
             }
         }
+        _mm_sfence();
     }
 
-    /// Multiplies sums by the scale, adds bias and old C, rounds once, and stores to C. The sums are those of up to
-    /// 32 rows from `row` on and up to 32 columns from `column` on.
+    /// Multiplies sums by the scale, adds bias and old C, rounds once, and stores to C, or to `strip` with rows of
+    /// [`STRIP`] elements. The sums are those of up to 32 rows from `row` on and up to 32 columns from `column` on.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn finish(&self, sums: *const f32, row: usize, column: usize) {
+    unsafe fn finish(&self, sums: *const f32, row: usize, column: usize, strip: Option<*mut T>) {
         let scale = _mm512_set1_ps(self.scale);
         for (i, j) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
             let (row, column) = (row + i * SIDE, column + j * SIDE);
@@ -676,7 +691,8 @@ impl<'a, T: Element> Product<'a, T> {
                     if self.accumulate {
                         sum = _mm512_add_ps(load_lanes(c.as_ptr(), mask), sum);
                     }
-                    store_lanes(c.as_mut_ptr(), mask, sum);
+                    let to = strip.map_or(c.as_mut_ptr(), |strip| strip.add((i * SIDE + x) * STRIP + j * SIDE));
+                    store_lanes(to, mask, sum);
                 }
             }
         }
