@@ -16,6 +16,7 @@
 //! | processor | f32 multiply-adds | bf16 dot products | AMX |
 //! |---|---|---|---|
 //! | Intel, Sapphire Rapids family | 235–238 | 117–120 | 3410–3730 |
+//! | Intel, family 6 model 167 in a guest with AMX, perhaps Granite Rapids | 238–242 | 123 | 3140–3770 |
 //! | Intel, Emerald Rapids | 178 | 177 | not available |
 //! | AMD EPYC, Zen 5 (family 26) | 252–255 | 475–505 | – |
 //! | AMD EPYC, Zen 4 (family 25 model 17) | 117–118 | 234–236 | – |

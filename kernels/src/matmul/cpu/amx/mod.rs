@@ -26,7 +26,7 @@
 //! the first-level cache while 512 rows of A (512 KiB per block of k) stream from the second. With up to 32 rows of A,
 //! all of k is one block, and B is read from memory once, with prefetching: the arithmetic of 32 rows takes less time
 //! than that at the rates in `simd/isa.rs`. In groups B is one stream of memory, which a prefetch to the second-level
-//! cache and one to the first, half a step behind it, read a fifth faster than plain loads do; that needs large pages.
+//! cache and one to the first at half the distance read a tenth to a fifth faster than plain loads do, on large pages.
 //! A is packed so that a tile is 1 KiB without gaps: rows that are a multiple of 4 KiB apart would compete for the same
 //! few sets of the caches. B's rows are copied block by block if they are so far apart.
 
