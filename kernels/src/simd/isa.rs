@@ -201,6 +201,13 @@ fn intel_family_and_model() -> Option<(u32, u32)> {
     None
 }
 
+/// Whether Intel made this processor.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn is_intel() -> bool {
+    static INTEL: OnceLock<bool> = OnceLock::new();
+    *INTEL.get_or_init(|| intel_family_and_model().is_some())
+}
+
 /// Decodes EAX of CPUID leaf 1. Families 6 and 15 have the upper four bits of the model elsewhere; family 15 is
 /// extended.
 fn family_and_model(eax: u32) -> (u32, u32) {

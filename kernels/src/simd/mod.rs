@@ -8,6 +8,8 @@ pub(crate) mod amx;
 pub(crate) mod amx_emulator;
 mod isa;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use isa::is_intel;
 pub use isa::{DefaultIsa, ISA_VARIABLE, Isa, best_isa, default_isa, isa, requested_isa};
 
 /// Compiles a function for each instruction set; calls use the best one of this machine: `simd_fn! { pub fn double<T:

@@ -12,16 +12,24 @@
 //! ```
 //!
 //! A sum has the same order as in the tile functions. The whole operand is one stream of memory, which is read at the
-//! rate of plain reading (benches/results/amd-epyc/2026-11-23-packed-weights.json).
+//! rate of plain reading (benches/results/amd-epyc/2026-11-23-packed-weights.json). Intel and AMD want other prefetches
+//! (`fetch`).
 
 use super::{Pack, Packed, Part, RowsOfA, Source, THIN_PASSES, Thin, Unit};
 use crate::Team;
 use crate::matmul::GROUP_ROWS;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::is_intel;
 
 /// Words of a line.
 const LANES: usize = GROUP_ROWS;
 /// Words from a read to what is prefetched meanwhile (8 KiB).
 const AHEAD: usize = 2048;
+/// The same where lines are prefetched twice: to the second-level cache (3 KiB), and then to the first (1.5 KiB).
+#[cfg(target_arch = "x86_64")]
+const FAR: usize = 768;
+#[cfg(target_arch = "x86_64")]
+const NEAR: usize = 384;
 
 /// The address of unit `unit` of rows `row ..`, which lie in one group. The unit is an f32, a pair of bf16, or one of
 /// the two elements of a pair; then the address is that of the pair.
@@ -137,6 +145,9 @@ pub(super) mod avx512 {
     mod fetch {
         /// The first-level cache, past the second level, for lines that are read once.
         pub const ONCE: u8 = 0;
+        /// The second-level cache and then the first, for lines that are read once by an Intel processor. There, a
+        /// prefetch past the second level halves the rate of reading.
+        pub const TWICE: u8 = 3;
         /// The second-level cache, for lines that other blocks read again.
         pub const SHARED: u8 = 1;
         /// Nowhere: another block has prefetched the lines.
@@ -233,6 +244,7 @@ pub(super) mod avx512 {
                         unsafe {
                             let acc = acc.add(first * GROUP_ROWS);
                             match (blocks, block) {
+                                (1, _) if is_intel() => $of_rows::<{ fetch::TWICE }>(last - first, strip, acc),
                                 (1, _) => $of_rows::<{ fetch::ONCE }>(last - first, strip, acc),
                                 (_, 0) => $of_rows::<{ fetch::SHARED }>(last - first, strip, acc),
                                 _ => $of_rows::<{ fetch::NONE }>(last - first, strip, acc),
@@ -284,10 +296,15 @@ pub(super) mod avx512 {
                 for p in 0..s.lines {
                     let at = s.b.wrapping_add(p * LANES);
                     // A prefetch may name any address.
-                    for line in [AHEAD, AHEAD + 16] {
+                    for line in [0, 16] {
+                        let ahead = |words: usize| at.wrapping_add(words + line).cast();
                         match FETCH {
-                            fetch::ONCE => _mm_prefetch::<_MM_HINT_NTA>(at.wrapping_add(line).cast()),
-                            fetch::SHARED => _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line).cast()),
+                            fetch::ONCE => _mm_prefetch::<_MM_HINT_NTA>(ahead(AHEAD)),
+                            fetch::TWICE => {
+                                _mm_prefetch::<_MM_HINT_T1>(ahead(FAR));
+                                _mm_prefetch::<_MM_HINT_T0>(ahead(NEAR));
+                            }
+                            fetch::SHARED => _mm_prefetch::<_MM_HINT_T1>(ahead(AHEAD)),
                             _ => (),
                         }
                     }
@@ -376,13 +393,18 @@ pub(super) mod avx2 {
         let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
         let mut sums = [[_mm256_setzero_ps(); V]; M];
         let base = line_at(b, row, 0).wrapping_add(lane);
-        let elements = if WIDENED { 2 } else { 1 };
+        let (elements, twice) = (if WIDENED { 2 } else { 1 }, is_intel());
         for k in (0..b.k).step_by(elements) {
             let at = base.wrapping_add(k / elements * LANES);
             // A prefetch may name any address.
-            _mm_prefetch::<_MM_HINT_NTA>(at.wrapping_add(AHEAD).cast());
-            if V == 4 {
-                _mm_prefetch::<_MM_HINT_NTA>(at.wrapping_add(AHEAD + 16).cast());
+            for line in (0..8 * V).step_by(16) {
+                let ahead = |words: usize| at.wrapping_add(words + line).cast();
+                if twice {
+                    _mm_prefetch::<_MM_HINT_T1>(ahead(FAR));
+                    _mm_prefetch::<_MM_HINT_T0>(ahead(NEAR));
+                } else {
+                    _mm_prefetch::<_MM_HINT_NTA>(ahead(AHEAD));
+                }
             }
             let mut units = [[_mm256_setzero_si256(); 2]; V];
             for v in 0..V {
