@@ -145,8 +145,9 @@ pub(super) mod avx512 {
     mod fetch {
         /// The first-level cache, past the second level, for lines that are read once.
         pub const ONCE: u8 = 0;
-        /// The second-level cache and then the first, for lines that are read once by an Intel processor. There, a
-        /// prefetch past the second level halves the rate of reading.
+        /// The second-level cache and then the first, for lines that are read once by an Intel processor. There, reading
+        /// with a prefetch past the second level takes three times as long
+        /// (benches/results/intel-xeon/2026-11-25-prefetch.json).
         pub const TWICE: u8 = 3;
         /// The second-level cache, for lines that other blocks read again.
         pub const SHARED: u8 = 1;

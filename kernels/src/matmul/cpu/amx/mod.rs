@@ -64,6 +64,8 @@ const AHEAD: usize = 6;
 /// Columns of C that a product with few rows of A and groups of B finishes before it stores them. The stream of B has
 /// pushed C out of the near caches, so an ordinary store first reads its line, in the place of a line of B.
 const STRIP: usize = 8 * BLOCK;
+/// Bytes of B that count as such a stream. A small B leaves C in the caches, where the next launch finds it.
+const STREAM: usize = 1 << 20;
 
 /// Sizes of blocks. No bit of a result depends on them.
 #[derive(Clone, Copy, Debug)]
@@ -605,6 +607,7 @@ impl<'a, T: Element> Product<'a, T> {
         let groups = self.n.div_ceil(BLOCK);
         let runs = runs(groups, (THIN_BYTES / (self.steps * 2048).max(1)).max(1), self.team.threads());
         let shape = TileShape::with_rows(self.m);
+        let past_caches = 2 * self.n * self.k >= STREAM;
         self.team.run(runs, |run| {
             TASK.with_borrow_mut(|scratch| {
                 let dst = scratch.words(2 * TILE + SUMS + BLOCK * STRIP);
@@ -622,7 +625,7 @@ impl<'a, T: Element> Product<'a, T> {
                             self.finish(sums, 0, column, at);
                         }
                         if !self.accumulate {
-                            self.store_strip(strip, columns);
+                            self.store_strip(strip, columns, past_caches);
                         }
                     }
                 }
@@ -630,16 +633,16 @@ impl<'a, T: Element> Product<'a, T> {
         });
     }
 
-    /// Stores all rows of some columns of C, rows of [`STRIP`] elements: whole cache lines past the caches.
+    /// Stores all rows of some columns of C, rows of [`STRIP`] elements; whole cache lines past the caches, if asked.
     #[target_feature(enable = "avx512f")]
-    unsafe fn store_strip(&self, strip: *const T, columns: Range<usize>) {
+    unsafe fn store_strip(&self, strip: *const T, columns: Range<usize>, past_caches: bool) {
         for row in 0..self.m {
             // SAFETY: tasks own disjoint columns of C; the strip has the rows and the columns.
             unsafe {
                 let c = self.c.part(row * self.n + columns.start, columns.len());
                 let from = std::slice::from_raw_parts(strip.add(row * STRIP), columns.len());
                 let bytes = size_of_val(c);
-                if (c.as_ptr() as usize).is_multiple_of(64) && bytes.is_multiple_of(64) {
+                if past_caches && (c.as_ptr() as usize).is_multiple_of(64) && bytes.is_multiple_of(64) {
                     for byte in (0..bytes).step_by(64) {
                         let line = _mm512_loadu_si512(from.as_ptr().byte_add(byte).cast());
                         _mm512_stream_si512(c.as_mut_ptr().byte_add(byte).cast(), line);
