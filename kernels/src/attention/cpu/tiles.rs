@@ -12,9 +12,9 @@
 //! depend neither on the number of rows nor on the lengths of other rows.
 //!
 //! **Cost.** A step of a block loads 4 KiB for 65 536 operations: 64 cycles, 16 for each of its four instructions. The copy
-//! of a takes a load and a store for each row and step, once for all columns. Attention of a
-//! prompt of 512 tokens (14 heads of 64 elements) runs at 300 GFLOP/s on two cores, a twentieth of what tiles can do; the
-//! shares of softmax, copies and products in its time have not been measured.
+//! of a takes a load and a store for each row and step, once for all columns. In a prompt of
+//! 512 tokens (14 heads of 64 elements; table by op of `reel bench prefill --tokens 512`) attention ran at 300 GFLOP/s
+//! on two cores, a twentieth of what tiles can do. What softmax, copies and products take of it has not been measured.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 

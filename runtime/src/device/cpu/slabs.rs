@@ -1,5 +1,5 @@
-//! Memory for weights that are smaller than a huge page: side by side in slabs of several huge pages. With pages of 4 KiB
-//! of their own, a product with few rows reads them at two thirds of the speed, because prefetches end where a page ends.
+//! Memory for weights that are smaller than a huge page: side by side in slabs of several huge pages. On pages of 4 KiB
+//! products with few rows read them more slowly (benches/results/intel-xeon/2026-11-25-amx-decode.json).
 //!
 //! Blocks lie one after the other. Weights live long, so the place of a block that is returned is not used again: its
 //! pages go back to the system, and the slab does when its last block is returned.

@@ -26,7 +26,7 @@
 //! the first-level cache while 512 rows of A (512 KiB per block of k) stream from the second. With up to 32 rows of A,
 //! all of k is one block, and B is read from memory once, with prefetching: the arithmetic of 32 rows takes less time
 //! than that at the rates in `simd/isa.rs`. In groups B is one stream of memory, which a prefetch to the second-level
-//! cache and one to the first at half the distance read a tenth to a fifth faster than plain loads do, on large pages.
+//! cache and one to the first at half the distance keep memory busier than plain loads do, on large pages.
 //! A is packed so that a tile is 1 KiB without gaps: rows that are a multiple of 4 KiB apart would compete for the same
 //! few sets of the caches. B's rows are copied block by block if they are so far apart.
 
@@ -62,7 +62,8 @@ const MAX_PANELS: usize = 8;
 const AHEAD: usize = 6;
 
 /// Columns of C that a product with few rows of A and groups of B finishes before it stores them. The stream of B has
-/// pushed C out of the near caches, so an ordinary store first reads its line, in the place of a line of B.
+/// pushed C out of the near caches, so an ordinary store first reads its line, in the place of a line of B
+/// (benches/results/intel-xeon/2026-11-25-amx-decode.json).
 const STRIP: usize = 8 * BLOCK;
 /// Bytes of B that count as such a stream. A small B leaves C in the caches, where the next launch finds it.
 const STREAM: usize = 1 << 20;
@@ -147,7 +148,7 @@ struct Panel {
     /// Steps of full tiles.
     steps: usize,
     /// The two tiles of an incomplete last step, if the others are in place: one after the other, or 16 lines of a group.
-    /// Null if there is none.
+    /// Null if k has whole steps only.
     tail: *const u8,
 }
 

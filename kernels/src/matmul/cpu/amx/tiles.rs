@@ -37,7 +37,8 @@ pub(super) struct TileCall {
     /// groups, 128 and 2048.
     pub(super) pairs: [*const u8; 2],
     pub(super) steps: usize,
-    /// The tiles of one more step; null if there is none. Rows are 64 bytes apart, those of pairs in groups 128.
+    /// The tiles of an incomplete last step, completed with zeros. Rows are 64 bytes apart, or 128 for pairs in groups.
+    /// Null if k has whole steps only.
     pub(super) tail_rows: [*const u8; 2],
     pub(super) tail_pairs: [*const u8; 2],
     /// Tiles of rows 0 and pairs 0, rows 0 and pairs 1, rows 1 and pairs 0, rows 1 and pairs 1.
@@ -50,16 +51,14 @@ pub(super) struct TileCall {
 /// One step along k of four tiles of sums.
 macro_rules! four_tiles {
     () => {
-        "
-        tileloadd tmm4, [{r0} + {stride}*1]
-        tileloadd tmm6, [{p0} + {line}*1]
-        tdpbf16ps tmm0, tmm4, tmm6
-        tileloadd tmm7, [{p1} + {line}*1]
-        tdpbf16ps tmm1, tmm4, tmm7
-        tileloadd tmm5, [{r1} + {stride}*1]
-        tdpbf16ps tmm2, tmm5, tmm6
-        tdpbf16ps tmm3, tmm5, tmm7
-        "
+        concat!(
+            tiles_of_first_rows!(),
+            "
+            tileloadd tmm5, [{r1} + {stride}*1]
+            tdpbf16ps tmm2, tmm5, tmm6
+            tdpbf16ps tmm3, tmm5, tmm7
+            "
+        )
     };
 }
 
