@@ -71,6 +71,8 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
             lse: null_mut(),
             k: (p.k_cache.0 as *const T).wrapping_add(kv_head * d),
             v: (p.v_cache.0 as *const T).wrapping_add(kv_head * d),
+            key_stride: kv_heads * d,
+            prefix: (0, 0),
             table: Some((&tables[seq * max_blocks..][..max_blocks], page)),
             queries: end - first,
             keys,

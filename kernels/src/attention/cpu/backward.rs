@@ -20,12 +20,13 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use super::super::BwdParams;
-use super::forward::{BLOCK_KEYS, SequenceArrays, round_up_to_lanes};
+use super::forward::round_up_to_lanes;
 use super::load::{
     complete_rows_of_pairs, load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows,
     store_row_rounded, words_of,
 };
 use super::product::{SmallProduct, Words};
+use super::sequence::{BLOCK_KEYS, SequenceArrays, joined_block_element_count};
 use super::vector::{LANES, Vector, VectorCode};
 use crate::{DType, Element};
 use std::ptr::null_mut;
@@ -132,7 +133,7 @@ impl<'a, T> BackwardArrays<'a, T> {
         let head = first * sequence.heads + kv_head * sequence.heads_per_key_head();
         let row = |address: u64| (address as *mut T).wrapping_add(head * sequence.head_dim);
         let key =
-            |address: u64| (address as *mut T).wrapping_add((first * sequence.kv_heads + kv_head) * sequence.head_dim);
+            |address: u64| (address as *mut T).wrapping_add(first * sequence.key_stride + kv_head * sequence.head_dim);
         BackwardArrays {
             k: key(p.k.0),
             v: key(p.v.0),
@@ -162,7 +163,9 @@ pub struct VisitingQueries<'a, T> {
 
 /// Returns the number of f32 elements of working memory that a task needs.
 pub const fn scratch_element_count(head_dim: usize) -> usize {
-    7 * BLOCK_KEYS * round_up_to_lanes(head_dim) + 2 * QUERY_ROWS_PER_CHUNK * BLOCK_KEYS
+    7 * BLOCK_KEYS * round_up_to_lanes(head_dim)
+        + 2 * QUERY_ROWS_PER_CHUNK * BLOCK_KEYS
+        + joined_block_element_count(head_dim)
 }
 
 /// Working memory of a task, in words. `d` is head_dim rounded up to a multiple of the vector width; arrays of pairs
@@ -185,6 +188,8 @@ struct Scratch {
     /// Gradients of the scores, in the layout of `p`, or `[QUERY_ROWS_PER_CHUNK, BLOCK_KEYS]` whose rows begin with
     /// `BLOCK_KEYS / 2` pairs of keys.
     ds: *mut f32,
+    /// A block of keys and values in which the prefix ends.
+    joined: *mut f32,
 }
 
 impl Scratch {
@@ -199,6 +204,7 @@ impl Scratch {
             sums: [p.add(5 * n), p.add(6 * n)],
             p: p.add(7 * n),
             ds: p.add(7 * n + QUERY_ROWS_PER_CHUNK * BLOCK_KEYS),
+            joined: p.add(7 * n + 2 * QUERY_ROWS_PER_CHUNK * BLOCK_KEYS),
         }
     }
 
@@ -245,7 +251,7 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
             V::splat(0.0).store(dv.add(c));
         }
         for visit in visits {
-            let (from, to) = ((start + visit.first) * s.key_stride(), visit.first * padded);
+            let (from, to) = ((start + visit.first) * s.key_stride, visit.first * padded);
             load_keys::<V, T>(s, g.k.add(from), g.v.add(from), visit.keys, &scratch);
             let s = &visit.gradient.sequence;
             for row in (s.first_query_row_that_sees(visit.start)..s.query_row_count()).step_by(QUERY_ROWS_PER_CHUNK) {
@@ -282,7 +288,7 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
             }
         }
         for j in 0..keys {
-            let at = (start + j) * s.key_stride();
+            let at = (start + j) * s.key_stride;
             store_row_rounded(dk.add(j * padded), d, g.dk.add(at));
             store_row_rounded(dv.add(j * padded), d, g.dv.add(at));
         }
@@ -317,14 +323,17 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
         let seen = s.visible_key_count(row + rows - 1);
         for start in (0..seen).step_by(BLOCK_KEYS) {
             let keys = BLOCK_KEYS.min(seen - start);
-            let at = s.key_offset(start);
+            let joined = s.joined_block(start, seen, scratch.joined);
+            let held = joined.as_ref().unwrap_or(s);
+            let at = held.key_offset(start);
+            let (k, v) = (held.k.offset(at), held.v.offset(at));
             let factors = match words {
                 Words::Elements => {
-                    load_zero_padded_rows::<V, T>(s.k.add(at), s.key_stride(), keys, d, scratch.k);
+                    load_zero_padded_rows::<V, T>(k, held.key_stride, keys, d, scratch.k);
                     Factors::Elements
                 }
                 Words::Pairs => {
-                    let row = |j: usize| s.k.wrapping_add(at + j * s.key_stride());
+                    let row = |j: usize| k.wrapping_add(j * held.key_stride);
                     load_pairs_of_rows::<V, T>(row, keys, d, scratch.k);
                     complete_rows_of_pairs::<V>(scratch.k, keys.div_ceil(2), padded);
                     Factors::PairsOfKeys
@@ -337,7 +346,7 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
             match g.stored {
                 Some(stored) => load_gradients::<V>(stored, (row, start), &limits[..rows], keys, words, &scratch),
                 None => {
-                    load_keys::<V, T>(s, s.k.add(at), s.v.add(at), keys, &scratch);
+                    load_keys::<V, T>(held, k, v, keys, &scratch);
                     scores::<V, T>(g, row, rows, start, keys, factors, &scratch);
                 }
             }
@@ -395,7 +404,7 @@ unsafe fn load_keys<V: Vector, T: Element>(
     keys: usize,
     scratch: &Scratch,
 ) {
-    let (d, stride) = (s.head_dim, s.key_stride());
+    let (d, stride) = (s.head_dim, s.key_stride);
     for (from, to) in [(k, scratch.k_t), (v, scratch.v_t)] {
         match words_of::<V, T>(d) {
             Words::Elements => load_transposed_rows::<V, T>(from, stride, keys, d, to),

@@ -3,8 +3,8 @@
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
-use super::forward::{BLOCK_KEYS, SequenceArrays};
 use super::product::multiply_add;
+use super::sequence::{BLOCK_KEYS, SequenceArrays};
 use super::vector::{LANES, Vector};
 use crate::Element;
 
@@ -20,14 +20,14 @@ pub unsafe fn scores_of_few_rows<V: Vector, W: Element, const PAIRS: bool, const
 ) {
     let d = s.head_dim;
     for j in (0..keys).step_by(LANES) {
-        let (from, count) = (s.k.add(s.key_offset(start + j)), LANES.min(keys - j));
+        let (from, count) = (s.k.offset(s.key_offset(start + j)), LANES.min(keys - j));
         let mut sums = [V::splat(0.0); R];
         for c in (0..d).step_by(LANES) {
             let width = LANES.min(d - c);
             let mut square = [V::splat(0.0); LANES];
             for (i, line) in square.iter_mut().enumerate() {
                 if i < count {
-                    *line = V::load_part(from.add(i * s.key_stride() + c), width);
+                    *line = V::load_part(from.add(i * s.key_stride + c), width);
                 }
             }
             for (i, column) in V::transpose(square).into_iter().enumerate() {

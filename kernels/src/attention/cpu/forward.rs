@@ -23,11 +23,10 @@ use super::load::{
     store_row_rounded, words_of,
 };
 use super::product::{SmallProduct, Words};
+use super::sequence::{BLOCK_KEYS, SequenceArrays, joined_block_element_count};
 use super::vector::{LANES, Vector, VectorCode};
 use crate::{DType, Element};
 
-/// Number of keys of a block; also the block size of the KV cache.
-pub const BLOCK_KEYS: usize = 64;
 pub const SEGMENT_KEYS: usize = 8 * BLOCK_KEYS;
 /// Maximum number of query rows of a tile.
 pub const MAX_QUERY_ROWS_PER_TILE: usize = 128;
@@ -42,116 +41,6 @@ const fn few_rows<V: Vector>(pairs: bool) -> usize {
         (false, _) => 4,
         (true, true) => 8,
         (true, false) => 0,
-    }
-}
-
-/// The arrays of one sequence and key head.
-pub struct SequenceArrays<'a, T> {
-    /// Query of the first new token, for the first query head that uses the key head.
-    pub q: *const T,
-    /// Output of the first new token, for the first query head that uses the key head.
-    pub o: *mut T,
-    /// Log-sum-exp of the first new token, for the first query head that uses the key head; may be null.
-    pub lse: *mut f32,
-    /// Keys of the key head.
-    pub k: *const T,
-    /// Values of the key head.
-    pub v: *const T,
-    /// Block table of a paged KV cache, and the number of tokens of its pages, a power of two and a multiple of
-    /// [`LANES`]. `None` if the keys are contiguous.
-    pub table: Option<(&'a [i32], usize)>,
-    /// Number of new tokens.
-    pub queries: usize,
-    /// Number of keys, including those of the new tokens.
-    pub keys: usize,
-    /// Whether a query sees only the keys up to its own position.
-    pub causal: bool,
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub head_dim: usize,
-    pub scale: f32,
-}
-
-impl<'a, T> SequenceArrays<'a, T> {
-    /// Number of query heads that use the key head.
-    pub fn heads_per_key_head(&self) -> usize {
-        self.heads / self.kv_heads
-    }
-
-    /// Returns the number of query rows: new tokens times query heads that use the key head.
-    pub fn query_row_count(&self) -> usize {
-        self.queries * self.heads_per_key_head()
-    }
-
-    /// Returns the number of keys that query row `row` sees.
-    pub fn visible_key_count(&self, row: usize) -> usize {
-        if self.causal { self.keys - self.queries + row / self.heads_per_key_head() + 1 } else { self.keys }
-    }
-
-    /// Returns [`Self::visible_key_count`] of row `row` and of the rows after it, without a division for each.
-    #[inline(always)]
-    pub fn visible_key_counts(&self, row: usize) -> impl Iterator<Item = usize> {
-        let (group, step) = (self.heads_per_key_head(), usize::from(self.causal));
-        let (mut head, mut count) = (row % group, self.visible_key_count(row));
-        std::iter::repeat_with(move || {
-            let now = count;
-            head += 1;
-            if head == group {
-                (head, count) = (0, count + step);
-            }
-            now
-        })
-    }
-
-    /// Returns the first query row that sees key `key`.
-    pub fn first_query_row_that_sees(&self, key: usize) -> usize {
-        if self.causal { (key + self.queries).saturating_sub(self.keys) * self.heads_per_key_head() } else { 0 }
-    }
-
-    /// Returns the index of the query head of row `row` in `q` and `o`, counted in heads from the addresses `q` and
-    /// `o`.
-    pub fn head_index(&self, row: usize) -> usize {
-        row / self.heads_per_key_head() * self.heads + row % self.heads_per_key_head()
-    }
-
-    /// Returns the index of the first element of key `key` in `k` and `v`. `key` is a multiple of [`LANES`]; it and
-    /// the next [`LANES`] - 1 keys are [`Self::key_stride`] elements apart.
-    pub fn key_offset(&self, key: usize) -> usize {
-        // The number of tokens of a page is a power of two, so no division is needed.
-        let slot = self.table.map_or(key, |(table, page)| {
-            let index = key >> page.trailing_zeros();
-            table[index] as usize * page + (key & (page - 1))
-        });
-        slot * self.key_stride()
-    }
-
-    /// Returns the number of elements from one key to the next.
-    pub fn key_stride(&self) -> usize {
-        self.kv_heads * self.head_dim
-    }
-
-    /// Returns the same arrays with pairs of bf16 as their elements.
-    fn pairs(&self) -> SequenceArrays<'a, f32> {
-        SequenceArrays {
-            q: self.q.cast(),
-            o: self.o.cast(),
-            lse: self.lse,
-            k: self.k.cast(),
-            v: self.v.cast(),
-            table: self.table,
-            queries: self.queries,
-            keys: self.keys,
-            causal: self.causal,
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            head_dim: self.head_dim / 2,
-            scale: self.scale,
-        }
-    }
-
-    /// Tells whether the keys of each block are contiguous in memory.
-    fn has_contiguous_blocks(&self) -> bool {
-        self.table.is_none_or(|(_, page)| page.is_multiple_of(BLOCK_KEYS))
     }
 }
 
@@ -219,6 +108,8 @@ struct Scratch {
     v: *mut f32,
     /// Scores, then probabilities, `[ROWS, BLOCK_KEYS]`; pairs are in the first half of each row.
     scores: *mut f32,
+    /// A block of keys and values in which the prefix ends.
+    joined: *mut f32,
     rest: *mut f32,
 }
 
@@ -227,6 +118,7 @@ pub const fn scratch_element_count(rows: usize, head_dim: usize) -> usize {
     round_up_to_lanes(rows * head_dim)
         + 2 * BLOCK_KEYS * round_up_to_lanes(head_dim)
         + ROWS * BLOCK_KEYS
+        + joined_block_element_count(head_dim)
         + 2 * SoftmaxState::element_count(rows, head_dim)
 }
 
@@ -235,7 +127,8 @@ impl Scratch {
         let k = p.add(round_up_to_lanes(rows * head_dim));
         let v = k.add(BLOCK_KEYS * round_up_to_lanes(head_dim));
         let scores = v.add(BLOCK_KEYS * round_up_to_lanes(head_dim));
-        Scratch { q: p, k, v, scores, rest: scores.add(ROWS * BLOCK_KEYS) }
+        let joined = scores.add(ROWS * BLOCK_KEYS);
+        Scratch { q: p, k, v, scores, joined, rest: joined.add(joined_block_element_count(head_dim)) }
     }
 }
 
@@ -330,13 +223,14 @@ unsafe fn prefetch<V: Vector, T: Element>(tile: &RowTile<'_, T>, start: usize) {
     let s = tile.sequence;
     let keys = BLOCK_KEYS.min(tile.visible_key_count() - start);
     for j in (0..keys).step_by(LANES) {
-        let mut at = s.key_offset(start + j);
+        let at = s.key_offset(start + j);
+        let (mut k, mut v) = (s.k.wrapping_offset(at), s.v.wrapping_offset(at));
         for _ in j..keys.min(j + LANES) {
             for c in (0..s.head_dim).step_by(64 / size_of::<T>()) {
-                V::prefetch(s.k.add(at + c));
-                V::prefetch(s.v.add(at + c));
+                V::prefetch(k.wrapping_add(c));
+                V::prefetch(v.wrapping_add(c));
             }
-            at += s.key_stride();
+            (k, v) = (k.wrapping_add(s.key_stride), v.wrapping_add(s.key_stride));
         }
     }
 }
@@ -363,24 +257,26 @@ unsafe fn segment<V: Vector, T: Element>(tile: &RowTile<'_, T>, index: usize, st
         V::splat(f32::NEG_INFINITY).store(state.row_max.add(c));
     }
     for start in (index * SEGMENT_KEYS..tile.visible_key_count().min((index + 1) * SEGMENT_KEYS)).step_by(BLOCK_KEYS) {
+        let joined = s.joined_block(start, tile.visible_key_count(), scratch.joined);
+        let s = joined.as_ref().unwrap_or(s);
         match words_of::<V, T>(s.head_dim) {
-            Words::Elements => block::<V, T, T, false>(tile, s, start, state, scratch),
-            Words::Pairs => block::<V, T, f32, true>(tile, &s.pairs(), start, state, scratch),
+            Words::Elements => block::<V, T, T, false>(tile, s, s, start, state, scratch),
+            Words::Pairs => block::<V, T, f32, true>(tile, s, &s.pairs(), start, state, scratch),
         }
     }
 }
 
-/// Adds the block of keys from `start` on to the softmax state. `keyed` has the tile's sequence in words: either its
-/// elements or, with `PAIRS`, pairs of them.
+/// Adds the block of keys from `start` on to the softmax state. `s` is the tile's sequence, and `keyed` the same in
+/// words: either its elements or, with `PAIRS`, pairs of them.
 #[inline(always)]
 unsafe fn block<V: Vector, T: Element, W: Element, const PAIRS: bool>(
     tile: &RowTile<'_, T>,
+    s: &SequenceArrays<'_, T>,
     keyed: &SequenceArrays<'_, W>,
     start: usize,
     state: SoftmaxState,
     scratch: &Scratch,
 ) {
-    let s = tile.sequence;
     let words = if PAIRS { Words::Pairs } else { Words::Elements };
     let (row_words, padded) = (keyed.head_dim, round_up_to_lanes(s.head_dim));
     let keys = BLOCK_KEYS.min(tile.visible_key_count() - start);
@@ -388,7 +284,7 @@ unsafe fn block<V: Vector, T: Element, W: Element, const PAIRS: bool>(
     if !few {
         for j in (0..keys).step_by(LANES) {
             let (at, count) = (keyed.key_offset(start + j), LANES.min(keys - j));
-            load_transposed_rows::<V, W>(keyed.k.add(at), keyed.key_stride(), count, row_words, scratch.k.add(j));
+            load_transposed_rows::<V, W>(keyed.k.offset(at), keyed.key_stride, count, row_words, scratch.k.add(j));
         }
     }
     if PAIRS && !few {
@@ -460,16 +356,16 @@ unsafe fn values<V: Vector, T: Element>(
 ) -> (*const f32, usize) {
     let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
     if T::DTYPE == DType::F32 && d == padded && s.has_contiguous_blocks() {
-        return (s.v.add(s.key_offset(start)).cast(), s.key_stride());
+        return (s.v.offset(s.key_offset(start)).cast(), s.key_stride);
     }
     for j in (0..keys).step_by(LANES) {
-        let (from, count) = (s.v.add(s.key_offset(start + j)), LANES.min(keys - j));
+        let (from, count) = (s.v.offset(s.key_offset(start + j)), LANES.min(keys - j));
         match words {
             Words::Elements => {
-                load_zero_padded_rows::<V, T>(from, s.key_stride(), count, d, copy.add(j * padded));
+                load_zero_padded_rows::<V, T>(from, s.key_stride, count, d, copy.add(j * padded));
             }
             Words::Pairs => {
-                let row = |i: usize| from.wrapping_add(i * s.key_stride());
+                let row = |i: usize| from.wrapping_add(i * s.key_stride);
                 load_pairs_of_rows::<V, T>(row, count, d, copy.add(j / 2 * padded));
             }
         }

@@ -2,8 +2,9 @@
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
-use super::forward::{BLOCK_KEYS, round_up_to_lanes};
+use super::forward::round_up_to_lanes;
 use super::product::Words;
+use super::sequence::BLOCK_KEYS;
 use super::vector::{LANES, Vector};
 use crate::{DType, Element};
 use half::bf16;

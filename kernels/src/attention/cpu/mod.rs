@@ -12,6 +12,7 @@ mod few;
 mod forward;
 mod load;
 mod product;
+mod sequence;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 mod vector;
@@ -21,11 +22,10 @@ use crate::simd::{Isa, isa};
 use crate::view::slice_at;
 use crate::{Element, Team};
 use backward::{BackwardArrays, DeltaTask, KeyGradientTask, QueryGradientTask, StoredGradients, VisitingQueries};
-pub(crate) use forward::{BLOCK_KEYS, SequenceArrays};
 use forward::{MAX_QUERY_ROWS_PER_TILE, MergeTask, RowTile, SegmentTask, SoftmaxState, TileTask};
+pub(crate) use sequence::{BLOCK_KEYS, SequenceArrays};
 use std::cell::RefCell;
 use std::ptr::null_mut;
-use std::sync::OnceLock;
 use vector::{LANES, dispatch};
 
 /// A cache line. Working memory is allocated in whole cache lines, so that no vector crosses the end of one.
@@ -163,10 +163,12 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 /// The machine supports `isa`; the addresses cover what [`FwdParams`] says.
 pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &FwdParams, team: &Team) {
     // SAFETY: the addresses are valid as `FwdParams` documents.
-    let packed = unsafe { Packed::<T>::new(p, team) };
+    let packed = unsafe { Packed::new(p) };
     // SAFETY: the addresses cover what `FwdParams` documents, and `Packed::new` has checked the token ranges.
     unsafe {
-        forward_sequences(isa, team, p.seqs as usize, p.kv_heads as usize, |seq, kv_head| packed.sequence(seq, kv_head))
+        forward_sequences(isa, team, p.seqs as usize, p.kv_heads as usize, |seq, kv_head| {
+            packed.sequence::<T>(seq, kv_head)
+        })
     }
 }
 
@@ -179,30 +181,20 @@ struct VisitingSequence {
 }
 
 /// The sequences of a launch over a packed batch.
-struct Packed<'a, T> {
+struct Packed<'a> {
     p: &'a FwdParams,
     /// For each sequence, two ranges of tokens: its own tokens, then its prefix. A range is (first token, number of
     /// tokens).
     ranges: Vec<[(usize, usize); 2]>,
-    /// For each sequence with a prefix, two arrays: the keys and the values of the prefix, each followed by the
-    /// sequence's own.
-    joined: Vec<OnceLock<[Vec<T>; 2]>>,
 }
 
-impl<'a, T: Element> Packed<'a, T> {
+impl<'a> Packed<'a> {
     /// # Safety
     /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents.
-    unsafe fn new(p: &'a FwdParams, team: &Team) -> Self {
+    unsafe fn new(p: &'a FwdParams) -> Self {
         let (tokens, seqs) = (p.tokens as usize, p.seqs as usize);
-        let row = p.kv_heads as usize * p.head_dim as usize;
-        // SAFETY: cu_seqlens has `[seqs + 1]` i32; k and v have `[tokens, kv_heads, head_dim]` elements of T.
-        let (cu, k, v) = unsafe {
-            (
-                slice_at::<i32>(p.cu_seqlens, seqs + 1),
-                slice_at::<T>(p.k, tokens * row),
-                slice_at::<T>(p.v, tokens * row),
-            )
-        };
+        // SAFETY: cu_seqlens has `[seqs + 1]` i32.
+        let cu = unsafe { slice_at::<i32>(p.cu_seqlens, seqs + 1) };
         // SAFETY: prefix is null or has `[seqs, 2]` i32.
         let prefix = if p.prefix.is_null() { &[] } else { unsafe { slice_at::<i32>(p.prefix, 2 * seqs) } };
         let mut ranges = Vec::new();
@@ -219,37 +211,24 @@ impl<'a, T: Element> Packed<'a, T> {
             );
             ranges.push([(first, end - first), (from, count)]);
         }
-        let joined: Vec<OnceLock<[Vec<T>; 2]>> = (0..seqs).map(|_| OnceLock::new()).collect();
-        if !prefix.is_empty() {
-            team.run(seqs, |seq| {
-                let [(first, own), (from, count)] = ranges[seq];
-                let join =
-                    |x: &[T]| [&x[from * row..(from + count) * row], &x[first * row..(first + own) * row]].concat();
-                if count > 0 {
-                    joined[seq].get_or_init(|| [join(k), join(v)]);
-                }
-            });
-        }
-        Packed { p, ranges, joined }
+        Packed { p, ranges }
     }
 
     /// Returns the arrays of sequence `seq` and key head `kv_head`.
-    fn sequence(&self, seq: usize, kv_head: usize) -> SequenceArrays<'_, T> {
+    fn sequence<T>(&self, seq: usize, kv_head: usize) -> SequenceArrays<'_, T> {
         let p = self.p;
         let (heads, kv_heads, d) = (p.heads as usize, p.kv_heads as usize, p.head_dim as usize);
-        let [(first, queries), (_, prefix)] = self.ranges[seq];
+        let [(first, queries), (from, prefix)] = self.ranges[seq];
         let head = first * heads + kv_head * (heads / kv_heads);
         let own = |address: u64| (address as *const T).wrapping_add((first * kv_heads + kv_head) * d);
-        let [k, v] = match self.joined[seq].get() {
-            Some(joined) => joined.each_ref().map(|x| x.as_ptr().wrapping_add(kv_head * d)),
-            None => [own(p.k.0), own(p.v.0)],
-        };
         SequenceArrays {
             q: (p.q.0 as *const T).wrapping_add(head * d),
             o: (p.o.0 as *mut T).wrapping_add(head * d),
             lse: if p.lse.is_null() { null_mut() } else { (p.lse.0 as *mut f32).wrapping_add(head) },
-            k,
-            v,
+            k: own(p.k.0),
+            v: own(p.v.0),
+            key_stride: kv_heads * d,
+            prefix: (prefix, (from as isize - first as isize) * (kv_heads * d) as isize),
             table: None,
             queries,
             keys: prefix + queries,
@@ -310,7 +289,7 @@ pub(super) unsafe fn bwd_storing<T: Element>(isa: Isa, p: &BwdParams, team: &Tea
     let (seqs, kv_heads) = (p.seqs as usize, p.kv_heads as usize);
     let forward = p.forward_params();
     // SAFETY: the addresses are valid as `BwdParams` documents.
-    let packed = unsafe { Packed::<T>::new(&forward, team) };
+    let packed = unsafe { Packed::new(&forward) };
     // Tokens after the last sequence belong to no sequence: they have no output and no delta.
     let rows = packed.ranges.last().map_or(0, |r| r[0].0 + r[0].1) * p.heads as usize;
     team.run(rows.div_ceil(backward::QUERY_ROWS_PER_DELTA_TASK), |task| {
@@ -353,7 +332,7 @@ pub(super) unsafe fn bwd_storing<T: Element>(isa: Isa, p: &BwdParams, team: &Tea
         team.run(items.len() * kv_heads, |task| {
             let ((seq, at, queries), kv_head) = (items[task / kv_heads], task % kv_heads);
             with_scratch(backward::scratch_element_count(p.head_dim as usize), |scratch| {
-                let gradient = |seq: usize| {
+                let gradient = |seq: usize| -> BackwardArrays<T> {
                     let at = (packed.ranges[seq][0].0, kv_head);
                     BackwardArrays::new(p, packed.sequence(seq, kv_head), at, stored_of(seq, kv_head), scratch)
                 };

@@ -1,0 +1,161 @@
+//! Where the queries, keys and values of one sequence and key head lie.
+#![allow(unsafe_code)]
+#![allow(unsafe_op_in_unsafe_fn)]
+
+#[cfg(doc)]
+use super::vector::LANES;
+
+/// Number of keys of a block; also the block size of the KV cache.
+pub const BLOCK_KEYS: usize = 64;
+
+/// Number of f32 elements of working memory that [`SequenceArrays::joined_block`] needs.
+pub const fn joined_block_element_count(head_dim: usize) -> usize {
+    2 * BLOCK_KEYS * head_dim
+}
+
+/// The arrays of one sequence and key head.
+pub struct SequenceArrays<'a, T> {
+    /// Query of the first new token, for the first query head that uses the key head.
+    pub q: *const T,
+    /// Output of the first new token, for the first query head that uses the key head.
+    pub o: *mut T,
+    /// Log-sum-exp of the first new token, for the first query head that uses the key head; may be null.
+    pub lse: *mut f32,
+    /// Keys of the key head, without those of the prefix.
+    pub k: *const T,
+    /// Values of the key head, without those of the prefix.
+    pub v: *const T,
+    /// Number of elements from one key to the next.
+    pub key_stride: usize,
+    /// Number of keys of the prefix, which come before the sequence's own, and the number of elements from `k` to the
+    /// prefix's first key. It is the same from `v` to its first value.
+    pub prefix: (usize, isize),
+    /// Block table of a paged KV cache, and the number of tokens of its pages, a power of two and a multiple of
+    /// [`LANES`]. `None` if the keys are contiguous.
+    pub table: Option<(&'a [i32], usize)>,
+    /// Number of new tokens.
+    pub queries: usize,
+    /// Number of keys, including those of the prefix and of the new tokens.
+    pub keys: usize,
+    /// Whether a query sees only the keys up to its own position.
+    pub causal: bool,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+}
+
+impl<'a, T> SequenceArrays<'a, T> {
+    /// Number of query heads that use the key head.
+    pub fn heads_per_key_head(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Returns the number of query rows: new tokens times query heads that use the key head.
+    pub fn query_row_count(&self) -> usize {
+        self.queries * self.heads_per_key_head()
+    }
+
+    /// Returns the number of keys that query row `row` sees.
+    pub fn visible_key_count(&self, row: usize) -> usize {
+        if self.causal { self.keys - self.queries + row / self.heads_per_key_head() + 1 } else { self.keys }
+    }
+
+    /// Returns [`Self::visible_key_count`] of row `row` and of the rows after it, without a division for each.
+    #[inline(always)]
+    pub fn visible_key_counts(&self, row: usize) -> impl Iterator<Item = usize> {
+        let (group, step) = (self.heads_per_key_head(), usize::from(self.causal));
+        let (mut head, mut count) = (row % group, self.visible_key_count(row));
+        std::iter::repeat_with(move || {
+            let now = count;
+            head += 1;
+            if head == group {
+                (head, count) = (0, count + step);
+            }
+            now
+        })
+    }
+
+    /// Returns the first query row that sees key `key`.
+    pub fn first_query_row_that_sees(&self, key: usize) -> usize {
+        if self.causal { (key + self.queries).saturating_sub(self.keys) * self.heads_per_key_head() } else { 0 }
+    }
+
+    /// Returns the index of the query head of row `row` in `q` and `o`, counted in heads from the addresses `q` and
+    /// `o`.
+    pub fn head_index(&self, row: usize) -> usize {
+        row / self.heads_per_key_head() * self.heads + row % self.heads_per_key_head()
+    }
+
+    /// Returns the index of the first element of key `key` in `k` and `v`. `key` is a multiple of [`LANES`]; it and
+    /// the next [`LANES`] - 1 keys are [`Self::key_stride`] elements apart, if the prefix does not end between them.
+    pub fn key_offset(&self, key: usize) -> isize {
+        let (prefix, to_prefix) = self.prefix;
+        let at = |slot: usize| (slot * self.key_stride) as isize;
+        match self.table {
+            // The number of tokens of a page is a power of two, so no division is needed.
+            Some((table, page)) => at(table[key >> page.trailing_zeros()] as usize * page + (key & (page - 1))),
+            None if key < prefix => at(key) + to_prefix,
+            None => at(key - prefix),
+        }
+    }
+
+    /// The sequence with a copy of the block of keys and values from `start` to at most `end`, if the prefix ends
+    /// within this block; only the keys of the block may be read then.
+    ///
+    /// # Safety
+    /// The sequence's pointers cover its keys; `copy` has [`joined_block_element_count`] elements.
+    pub unsafe fn joined_block(&self, start: usize, end: usize, copy: *mut f32) -> Option<SequenceArrays<'a, T>>
+    where
+        T: Copy,
+    {
+        let (prefix, _) = self.prefix;
+        let keys = BLOCK_KEYS.min(end - start);
+        if !(start + 1..start + keys).contains(&prefix) {
+            return None;
+        }
+        let k = copy.cast::<T>();
+        let v = k.add(BLOCK_KEYS * self.head_dim);
+        for (from, to) in [(self.k, k), (self.v, v)] {
+            for j in 0..keys {
+                // The offset of this key alone, which need not be a multiple of `LANES`.
+                let from = from.offset(self.key_offset(start + j));
+                std::ptr::copy_nonoverlapping(from, to.add(j * self.head_dim), self.head_dim);
+            }
+        }
+        let first = start * self.head_dim;
+        Some(SequenceArrays {
+            k: k.cast_const().wrapping_sub(first),
+            v: v.cast_const().wrapping_sub(first),
+            key_stride: self.head_dim,
+            prefix: (0, 0),
+            ..*self
+        })
+    }
+
+    /// Returns the same arrays with pairs of bf16 as their elements.
+    pub fn pairs(&self) -> SequenceArrays<'a, f32> {
+        SequenceArrays {
+            q: self.q.cast(),
+            o: self.o.cast(),
+            lse: self.lse,
+            k: self.k.cast(),
+            v: self.v.cast(),
+            key_stride: self.key_stride / 2,
+            prefix: (self.prefix.0, self.prefix.1 / 2),
+            table: self.table,
+            queries: self.queries,
+            keys: self.keys,
+            causal: self.causal,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim / 2,
+            scale: self.scale,
+        }
+    }
+
+    /// Tells whether the keys of each block are [`Self::key_stride`] elements apart, unless the prefix ends within it.
+    pub fn has_contiguous_blocks(&self) -> bool {
+        self.table.is_none_or(|(_, page)| page.is_multiple_of(BLOCK_KEYS))
+    }
+}
