@@ -30,7 +30,8 @@
 //! roundings of a limit may be kept or dropped. Log-probabilities: exponentials in f32, summed in f64 in a fixed order
 //! (`row.cuh`), the logarithm in f32 to 2 ulp, one rounding.
 //!
-//! Bound by memory traffic on the CPU, where a sort of the tokens that may survive top-p adds to it; on a GPU by the
+//! Bound by memory traffic on the CPU, where the search for the last token that top-p keeps adds passes over the
+//! weights of a row: one, and with a flat distribution about ten; on a GPU by the
 //! instructions of the passes over a row.
 //!
 //! CUDA has two kernels with the same bits:

@@ -3,6 +3,7 @@
 
 use super::{Packed, Part, Product, Scratch, Source};
 use crate::Element;
+use std::mem::MaybeUninit;
 
 /// Maximum number of bytes of B that one task reads in a product with few rows of A. The task prefetches the rows
 /// that follow, which helps only if the same thread then reads them.
@@ -88,11 +89,17 @@ impl<T: Element> Product<'_, T> {
         let group_bytes = group_rows * self.b.k * self.b.unit.element();
         let runs = runs(groups, (THIN_BYTES / group_bytes.max(1)).max(1), self.team.threads());
         self.team.run(runs, |run| {
-            let mut acc = [0.0f32; THIN_SUMS];
+            // Most products here take so short a time that zeros in all of it would count.
+            let mut acc = MaybeUninit::<[f32; THIN_SUMS]>::uninit();
             for group in run * groups / runs..(run + 1) * groups / runs {
                 let (row, count) = (group * group_rows, group_rows.min(self.n - group * group_rows));
                 for rows in (0..passes).map(rows_of) {
-                    let acc = &mut acc[..rows.len() * thin.rows];
+                    let (at, count_of_sums) = (acc.as_mut_ptr().cast::<f32>(), rows.len() * thin.rows);
+                    // SAFETY: at most `THIN_SUMS` sums, which are zeros when the slice is made.
+                    let acc = unsafe {
+                        at.write_bytes(0, count_of_sums);
+                        std::slice::from_raw_parts_mut(at, count_of_sums)
+                    };
                     // SAFETY: the rows of B exist, and `acc` has room for their sums.
                     unsafe { (thin.multiply)(rows.len(), a_of(&rows), &self.b, row, count, acc.as_mut_ptr()) };
                     self.finish(acc, thin.rows, rows.start, row..row + count);
