@@ -1,0 +1,142 @@
+//! Panels of B: 32 columns of C for some steps along k, packed or where they lie, and their prefetches.
+#![allow(unsafe_code)]
+
+use super::pack::{copy_rows, pack_pairs};
+use super::tiles::Prefetch;
+use super::{BLOCK, Product, SIDE, STEP, TILE};
+use crate::Element;
+use crate::matmul::cpu::{Part, Unit, groups, int8};
+use std::ops::Range;
+use std::ptr::null;
+
+/// Where the tiles of a panel of B lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Packed, one after the other.
+    Packed,
+    /// Rows of B where they lie.
+    Rows,
+    /// Lines of a group where they lie.
+    Group,
+}
+
+/// The part of B that a task multiplies with rows of A: one panel and one block of k.
+#[derive(Clone, Copy)]
+pub(super) struct Panel {
+    /// The two tiles of the first step.
+    pub(super) tiles: [*const u8; 2],
+    pub(super) place: Place,
+    /// Steps of full tiles.
+    pub(super) steps: usize,
+    /// The two tiles of an incomplete last step, if the others are in place: one after the other, or 16 lines of a group.
+    /// Null if k has whole steps only.
+    pub(super) tail: *const u8,
+}
+
+impl Panel {
+    pub(super) const NONE: Panel = Panel { tiles: [null(); 2], place: Place::Packed, steps: 0, tail: null() };
+
+    /// The two tiles of the incomplete last step.
+    pub(super) fn tail_tiles(&self) -> [*const u8; 2] {
+        match (self.tail.is_null(), self.place) {
+            (true, _) => [null(); 2],
+            (_, Place::Group) => [self.tail, self.tail.wrapping_add(64)],
+            _ => [self.tail, self.tail.wrapping_add(1024)],
+        }
+    }
+}
+
+impl<T: Element> Product<'_, T> {
+    /// Makes a panel of B ready for some steps along k: packs pairs, or finds rows or lines, copying what lies in place
+    /// only in part. `dst` has room for two tiles: of each step, or of one step if B may stay in place.
+    pub(super) unsafe fn prepare(&self, panel: usize, steps: Range<usize>, copied: bool, dst: *mut u32) -> Panel {
+        let (row, rows) = (panel * BLOCK, BLOCK.min(self.n - panel * BLOCK));
+        let halves = [dst, dst.wrapping_add(steps.len() * TILE)];
+        let packed = |halves: [*mut u32; 2], steps: usize| Panel {
+            tiles: halves.map(|half| half.cast::<u8>().cast_const()),
+            place: Place::Packed,
+            steps,
+            tail: null(),
+        };
+        if self.b.unit == Unit::GroupedPair {
+            // SAFETY: the panel is a group with these steps, and `dst` has room for one step.
+            return unsafe { self.lines_in_place(row, steps, dst) };
+        }
+        if self.b.unit == Unit::Int8Pair {
+            for (i, half) in halves.into_iter().enumerate() {
+                let part =
+                    Part { row: row + i * SIDE, rows: SIDE, unit: steps.start * SIDE, units: steps.len() * SIDE };
+                // SAFETY: `dst` has room for both halves.
+                unsafe { int8::avx512::pack(&self.b, part, SIDE, half) };
+            }
+            return packed(halves, steps.len());
+        }
+        if self.b.transposed {
+            // SAFETY: the columns exist, and `dst` has room for them.
+            unsafe { pack_pairs(&self.b, row..row + rows, steps.clone(), halves) };
+            return packed(halves, steps.len());
+        }
+        if rows < BLOCK || copied {
+            for (first, half) in (0..rows).step_by(SIDE).zip(halves) {
+                // SAFETY: the rows exist, and `dst` has room for them.
+                unsafe { copy_rows(&self.b, row + first, SIDE.min(rows - first), steps.clone(), half) };
+            }
+            return packed(halves, steps.len());
+        }
+        let full = steps.len().min(self.k / STEP - steps.start);
+        let tail = if full == steps.len() {
+            null()
+        } else {
+            for i in 0..2 {
+                // SAFETY: the rows exist; `dst` has room for two tiles of at least one step.
+                unsafe { copy_rows(&self.b, row + i * SIDE, SIDE, steps.end - 1..steps.end, dst.add(i * TILE)) };
+            }
+            dst.cast::<u8>().cast_const()
+        };
+        let at = |row: usize| self.b.base.wrapping_add(row * self.row_bytes() + steps.start * 64);
+        Panel { tiles: [at(row), at(row + SIDE)], place: Place::Rows, steps: full, tail }
+    }
+
+    /// Some steps of the group of B that begins with row `row`. An incomplete last step is copied to `dst` and completed
+    /// with zeros: the lines that follow it belong to other rows, or do not exist.
+    pub(super) unsafe fn lines_in_place(&self, row: usize, steps: Range<usize>, dst: *mut u32) -> Panel {
+        let first = groups::line_at(&self.b, row, steps.start * SIDE);
+        let full = steps.len().min(self.k / STEP - steps.start);
+        let lines = (Unit::GroupedPair.count(self.k) - steps.start * SIDE).min(steps.len() * SIDE);
+        let rest = lines - full * SIDE;
+        let mut tail = null();
+        if rest > 0 {
+            // SAFETY: the group has these lines, and `dst` has room for a step of them.
+            unsafe {
+                dst.copy_from_nonoverlapping(first.add(full * SIDE * BLOCK), rest * BLOCK);
+                dst.add(rest * BLOCK).write_bytes(0, (SIDE - rest) * BLOCK);
+            }
+            tail = dst.cast::<u8>().cast_const();
+        }
+        let tiles = [first, first.wrapping_add(SIDE)].map(|tile| tile.cast::<u8>());
+        Panel { tiles, place: Place::Group, steps: full, tail }
+    }
+
+    /// What to prefetch while a block of rows of A is multiplied: some of the 32 lines of a panel of B that each step
+    /// along k has, beginning with a step. In a panel of rows the lines of a step are those of 32 columns of C; else,
+    /// of 32 k.
+    pub(super) fn prefetch(&self, (panel, step): (usize, usize), lines: Range<usize>) -> Prefetch {
+        // The processor prefetches the neighbouring lines of int8 while they are packed.
+        if panel * BLOCK >= self.n || self.b.unit == Unit::Int8Pair {
+            return Prefetch::NONE;
+        }
+        if self.b.unit == Unit::GroupedPair {
+            let at = groups::line_at(&self.b, panel * BLOCK, step * SIDE).cast::<u8>();
+            let (at, advance) = (at.wrapping_add(64 * lines.start), 64 * BLOCK);
+            return Prefetch { at, stride: 64, lines: lines.len(), advance, ..Prefetch::NONE };
+        }
+        let (row, column, stride) = if self.b.transposed {
+            (step * STEP + lines.start, panel * BLOCK, 2 * self.n)
+        } else {
+            (panel * BLOCK + lines.start, step * STEP, self.row_bytes())
+        };
+        let at = self.b.base.wrapping_add(row * stride + column * 2);
+        let advance = if self.b.transposed { STEP * stride } else { 2 * STEP };
+        Prefetch { at, stride, lines: lines.len(), advance, ..Prefetch::NONE }
+    }
+}

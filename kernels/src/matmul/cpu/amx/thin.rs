@@ -1,0 +1,227 @@
+//! Products with up to 32 rows of A, whose time is that of reading B: B is read from memory once, from rows or from
+//! groups, with prefetches.
+#![allow(unsafe_code)]
+
+use super::pack::copy_rows;
+use super::panel::Panel;
+use super::tiles::{Prefetch, TileCall, thin_groups_one, thin_groups_two, thin_one, thin_two};
+use super::{BLOCK, Product, SIDE, STEP, SUMS, TILE};
+use crate::Element;
+use crate::matmul::cpu::{Packed, Scratch, TASK, THIN_BYTES, runs};
+use crate::simd::amx::{TileShape, Tiles};
+use std::arch::x86_64::*;
+use std::ops::Range;
+use std::ptr::null;
+
+/// Steps that a product with few rows of A prefetches ahead in rows of B.
+const AHEAD: usize = 6;
+
+/// Columns of C that a product with few rows of A and groups of B finishes before it stores them. The stream of B has
+/// pushed C out of the near caches, so an ordinary store first reads its line, in the place of a line of B
+/// (benches/results/intel-xeon/2026-11-25-amx-decode.json).
+pub(super) const STRIP: usize = 8 * BLOCK;
+/// Bytes of B that count as such a stream. A small B leaves C in the caches, where the next launch finds it.
+const STREAM: usize = 1 << 20;
+
+/// Up to 32 rows of A as two tiles.
+#[derive(Clone, Copy)]
+struct RowsInTiles {
+    /// See [`TileCall`].
+    rows: [*const u8; 2],
+    row_stride: usize,
+    row_step: usize,
+    /// The tiles of an incomplete last step, else null.
+    tail: [*const u8; 2],
+}
+
+// SAFETY: the rows are only read while the product runs.
+unsafe impl Sync for RowsInTiles {}
+
+impl RowsInTiles {
+    /// Multiplies them with all lines of a group of B. The lines that follow are prefetched.
+    ///
+    /// # Safety
+    /// The tiles exist for all steps; `sums` has room for four tiles; the tiles of this thread have the shape of the
+    /// rows, and the second one exists if `both` is true.
+    unsafe fn multiply(&self, lines: &Panel, sums: *mut f32, both: bool) {
+        let call = TileCall {
+            rows: self.rows,
+            row_stride: self.row_stride,
+            row_step: self.row_step,
+            pairs: lines.tiles,
+            steps: lines.steps,
+            tail_rows: self.tail,
+            tail_pairs: lines.tail_tiles(),
+            sums,
+            add: 0,
+            prefetch: Prefetch::NONE,
+        };
+        // SAFETY: the conditions of this function.
+        unsafe { if both { thin_groups_two(&call) } else { thin_groups_one(&call) } }
+    }
+}
+
+impl<T: Element> Product<'_, T> {
+    /// Computes a product with up to 32 rows of A and rows of B. B is read once; each task reads a range of its rows.
+    pub(super) unsafe fn thin_rows(&self, scratch: &mut Scratch) {
+        let a = Packed(scratch.words(self.words_per_row_block()));
+        // SAFETY: `a` has room for 32 rows.
+        unsafe { self.pack_a(0, self.m, a.at(0)) };
+        let panels = self.n.div_ceil(BLOCK);
+        let panel_bytes = BLOCK * self.row_bytes();
+        let runs = runs(panels, (THIN_BYTES / panel_bytes.max(1)).max(1), self.team.threads());
+        self.team.run(runs, |run| {
+            // SAFETY: `a` holds two rows of tiles.
+            let tiles = unsafe { [a.at(0), a.at(self.steps * TILE)].map(|tile| tile.cast::<u8>().cast_const()) };
+            TASK.with_borrow_mut(|scratch| {
+                let dst = scratch.words(2 * self.blocking.steps * TILE + SUMS);
+                // SAFETY: the process may use AMX; `dst` has room for a block of a panel and for the sums.
+                unsafe {
+                    let sums = dst.add(2 * self.blocking.steps * TILE).cast::<f32>();
+                    let _amx = Tiles::configure();
+                    for panel in run * panels / runs..(run + 1) * panels / runs {
+                        if self.n - panel * BLOCK >= BLOCK {
+                            self.thin_in_place(panel, tiles, dst, sums);
+                        } else {
+                            self.thin_copied(panel, tiles, dst, sums);
+                        }
+                        self.finish(sums, 0, panel * BLOCK, None);
+                    }
+                }
+            });
+        });
+    }
+
+    /// Multiplies all of k of a panel of 32 rows of B with up to 32 packed rows of A, and prefetches.
+    unsafe fn thin_in_place(&self, panel: usize, a: [*const u8; 2], dst: *mut u32, sums: *mut f32) {
+        // SAFETY: the panel exists; `dst` has room for two tiles.
+        let ready = unsafe { self.prepare(panel, 0..self.steps, false, dst) };
+        let next = ready.tiles[0].wrapping_add(BLOCK * self.row_bytes());
+        let prefetch = Prefetch {
+            // AHEAD steps further in the same rows; near their end, in the next rows.
+            at: if ready.steps > AHEAD {
+                ready.tiles[0].wrapping_add(AHEAD * 64)
+            } else {
+                next.wrapping_add((AHEAD - ready.steps) * 64)
+            },
+            stride: self.row_bytes(),
+            lines: BLOCK,
+            advance: 64,
+            change: AHEAD,
+            next,
+        };
+        let call = TileCall {
+            rows: ready.tiles,
+            row_stride: self.row_bytes(),
+            row_step: 64,
+            pairs: a,
+            steps: ready.steps,
+            tail_rows: ready.tail_tiles(),
+            tail_pairs: a.map(|tile| tile.wrapping_add(ready.steps * 1024)),
+            sums,
+            add: 0,
+            prefetch,
+        };
+        // SAFETY: the tiles exist for all steps, the sums are four tiles, and the tiles of this thread are configured.
+        unsafe { if self.m > SIDE { thin_two(&call) } else { thin_one(&call) } }
+    }
+
+    /// Multiplies all of k of a last, incomplete panel of B with up to 32 packed rows of A.
+    unsafe fn thin_copied(&self, panel: usize, a: [*const u8; 2], dst: *mut u32, sums: *mut f32) {
+        for first in (0..self.steps.max(1)).step_by(self.blocking.steps) {
+            let steps = first..self.steps.min(first + self.blocking.steps);
+            // SAFETY: the panel and the steps exist, and `dst` has room for them.
+            unsafe {
+                let ready = self.prepare(panel, steps, false, dst);
+                let a = a.map(|tile| tile.wrapping_add(first * TILE * 4));
+                self.multiply(&ready, a, sums, first > 0, Prefetch::NONE);
+            }
+        }
+    }
+
+    /// Computes a product with up to 32 rows of A and groups of B. B is read once; each task reads some of its groups.
+    /// Rows of A that lie along k stay in place, with tiles of as many rows as there are.
+    pub(super) unsafe fn thin_groups(&self, scratch: &mut Scratch) {
+        let in_place = !self.a.transposed;
+        let (full, stride) = (self.k / STEP, 2 * self.k);
+        let words = if in_place { 2 * TILE } else { self.words_per_row_block() };
+        let packed = Packed(scratch.words(words));
+        let (mut rows, row_stride, row_step) = match in_place {
+            true => ([self.a.base, self.a.base.wrapping_add(SIDE * stride)], stride, 64),
+            false => {
+                // SAFETY: `packed` has room for 32 rows.
+                unsafe { self.pack_a(0, self.m, packed.at(0)) };
+                // SAFETY: `packed` holds two rows of tiles.
+                (unsafe { [packed.at(0), packed.at(self.steps * TILE)] }.map(|x| x.cast::<u8>().cast_const()), 64, 1024)
+            }
+        };
+        let mut tail_rows = [null(); 2];
+        if full < self.steps {
+            tail_rows = rows.map(|tile| tile.wrapping_add(full * 1024));
+            if in_place {
+                for (i, first) in (0..self.m).step_by(SIDE).enumerate() {
+                    // SAFETY: the rows exist, and `packed` has room for two tiles.
+                    unsafe {
+                        let dst = packed.at(i * TILE);
+                        copy_rows(&self.a, first, SIDE.min(self.m - first), full..self.steps, dst);
+                        tail_rows[i] = dst.cast::<u8>().cast_const();
+                    }
+                }
+            }
+        }
+        if self.m <= SIDE {
+            // The second tile is not used.
+            (rows[1], tail_rows[1]) = (rows[0], tail_rows[0]);
+        }
+        let a = RowsInTiles { rows, row_stride, row_step, tail: tail_rows };
+        let groups = self.n.div_ceil(BLOCK);
+        let runs = runs(groups, (THIN_BYTES / (self.steps * 2048).max(1)).max(1), self.team.threads());
+        let shape = TileShape::with_rows(self.m);
+        let past_caches = 2 * self.n * self.k >= STREAM;
+        self.team.run(runs, |run| {
+            TASK.with_borrow_mut(|scratch| {
+                let dst = scratch.words(2 * TILE + SUMS + BLOCK * STRIP);
+                let last = (run + 1) * groups / runs;
+                // SAFETY: the process may use AMX; `dst` has room for a step of a group, the sums and a strip of C.
+                unsafe {
+                    let (sums, strip) = (dst.add(2 * TILE).cast::<f32>(), dst.add(2 * TILE + SUMS).cast::<T>());
+                    let _amx = Tiles::configure_as(&shape);
+                    for first in (run * groups / runs..last).step_by(STRIP / BLOCK) {
+                        let columns = first * BLOCK..self.n.min(last.min(first + STRIP / BLOCK) * BLOCK);
+                        for column in columns.clone().step_by(BLOCK) {
+                            let lines = self.lines_in_place(column, 0..self.steps, dst);
+                            a.multiply(&lines, sums, self.m > SIDE);
+                            let at = (!self.accumulate).then(|| strip.add(column - columns.start));
+                            self.finish(sums, 0, column, at);
+                        }
+                        if !self.accumulate {
+                            self.store_strip(strip, columns, past_caches);
+                        }
+                    }
+                }
+            });
+        });
+    }
+
+    /// Stores all rows of some columns of C, rows of [`STRIP`] elements; whole cache lines past the caches, if asked.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn store_strip(&self, strip: *const T, columns: Range<usize>, past_caches: bool) {
+        for row in 0..self.m {
+            // SAFETY: tasks own disjoint columns of C; the strip has the rows and the columns.
+            unsafe {
+                let c = self.c.part(row * self.n + columns.start, columns.len());
+                let from = std::slice::from_raw_parts(strip.add(row * STRIP), columns.len());
+                let bytes = size_of_val(c);
+                if past_caches && (c.as_ptr() as usize).is_multiple_of(64) && bytes.is_multiple_of(64) {
+                    for byte in (0..bytes).step_by(64) {
+                        let line = _mm512_loadu_si512(from.as_ptr().byte_add(byte).cast());
+                        _mm512_stream_si512(c.as_mut_ptr().byte_add(byte).cast(), line);
+                    }
+                } else {
+                    c.copy_from_slice(from);
+                }
+            }
+        }
+        _mm_sfence();
+    }
+}
