@@ -233,8 +233,9 @@ fn last_kept_range(weights: &[f32], bound: f64, all: f64) -> (u32, u32) {
     // All weights below this one together are less than the total weight that top-p excludes, so top-p excludes each
     // of them; the factor 0.5 is a margin for rounding. Unless the distribution is flat, few tokens then remain.
     let floor = (0.5 * (all - bound) / weights.len() as f64) as f32;
-    // No weight is greater than 1, except for rounding.
-    let (mut low, mut high) = (floor.to_bits().max(1), 2.0f32.to_bits());
+    // No weight is greater than 1, except for rounding. The floor is NaN if a logit is infinite; then no token is kept.
+    let mut high = 2.0f32.to_bits();
+    let mut low = floor.to_bits().clamp(1, high);
     let (mut from_low, mut from_high) = (sum_and_count(weights, f32::from_bits(low)).1, 0);
     // Passes over all weights pay off while there are more tokens between than this.
     let few = SORTED + weights.len() / 128;
@@ -602,6 +603,13 @@ mod tests {
             kept[id] = weights[id];
         }
         kept
+    }
+
+    #[test]
+    fn top_p_keeps_no_token_if_a_weight_is_nan() {
+        let mut weights = vec![0.0, f32::NAN, 0.0, 1.0];
+        keep_top_p(&mut weights, 0.5, &mut Vec::new());
+        assert_eq!(weights, [0.0; 4]);
     }
 
     proptest! {

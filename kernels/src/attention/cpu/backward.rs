@@ -326,7 +326,7 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
             let joined = s.joined_block(start, seen, scratch.joined);
             let held = joined.as_ref().unwrap_or(s);
             let at = held.key_offset(start);
-            let (k, v) = (held.k.offset(at), held.v.offset(at));
+            let (k, v) = (held.k.wrapping_offset(at), held.v.wrapping_offset(at));
             let factors = match words {
                 Words::Elements => {
                     load_zero_padded_rows::<V, T>(k, held.key_stride, keys, d, scratch.k);

@@ -20,7 +20,7 @@ pub unsafe fn scores_of_few_rows<V: Vector, W: Element, const PAIRS: bool, const
 ) {
     let d = s.head_dim;
     for j in (0..keys).step_by(LANES) {
-        let (from, count) = (s.k.offset(s.key_offset(start + j)), LANES.min(keys - j));
+        let (from, count) = (s.k.wrapping_offset(s.key_offset(start + j)), LANES.min(keys - j));
         let mut sums = [V::splat(0.0); R];
         for c in (0..d).step_by(LANES) {
             let width = LANES.min(d - c);

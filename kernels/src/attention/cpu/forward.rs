@@ -284,7 +284,7 @@ unsafe fn block<V: Vector, T: Element, W: Element, const PAIRS: bool>(
     if !few {
         for j in (0..keys).step_by(LANES) {
             let (at, count) = (keyed.key_offset(start + j), LANES.min(keys - j));
-            load_transposed_rows::<V, W>(keyed.k.offset(at), keyed.key_stride, count, row_words, scratch.k.add(j));
+            load_transposed_rows::<V, W>(keyed.k.wrapping_offset(at), keyed.key_stride, count, row_words, scratch.k.add(j));
         }
     }
     if PAIRS && !few {
@@ -356,10 +356,10 @@ unsafe fn values<V: Vector, T: Element>(
 ) -> (*const f32, usize) {
     let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
     if T::DTYPE == DType::F32 && d == padded && s.has_contiguous_blocks() {
-        return (s.v.offset(s.key_offset(start)).cast(), s.key_stride);
+        return (s.v.wrapping_offset(s.key_offset(start)).cast(), s.key_stride);
     }
     for j in (0..keys).step_by(LANES) {
-        let (from, count) = (s.v.offset(s.key_offset(start + j)), LANES.min(keys - j));
+        let (from, count) = (s.v.wrapping_offset(s.key_offset(start + j)), LANES.min(keys - j));
         match words {
             Words::Elements => {
                 load_zero_padded_rows::<V, T>(from, s.key_stride, count, d, copy.add(j * padded));

@@ -2,9 +2,6 @@
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
-#[cfg(doc)]
-use super::vector::LANES;
-
 /// Number of keys of a block; also the block size of the KV cache.
 pub const BLOCK_KEYS: usize = 64;
 
@@ -31,7 +28,7 @@ pub struct SequenceArrays<'a, T> {
     /// prefix's first key. It is the same from `v` to its first value.
     pub prefix: (usize, isize),
     /// Block table of a paged KV cache, and the number of tokens of its pages, a power of two and a multiple of
-    /// [`LANES`]. `None` if the keys are contiguous.
+    /// [`LANES`](super::vector::LANES). `None` if the keys are contiguous.
     pub table: Option<(&'a [i32], usize)>,
     /// Number of new tokens.
     pub queries: usize,
@@ -87,8 +84,9 @@ impl<'a, T> SequenceArrays<'a, T> {
         row / self.heads_per_key_head() * self.heads + row % self.heads_per_key_head()
     }
 
-    /// Returns the index of the first element of key `key` in `k` and `v`. `key` is a multiple of [`LANES`]; it and
-    /// the next [`LANES`] - 1 keys are [`Self::key_stride`] elements apart, if the prefix does not end between them.
+    /// Returns the index of the first element of key `key` in `k` and `v`. `key` is a multiple of
+    /// [`LANES`](super::vector::LANES); it and the next `LANES - 1` keys are [`Self::key_stride`] elements apart, if the
+    /// prefix does not end between them.
     pub fn key_offset(&self, key: usize) -> isize {
         let (prefix, to_prefix) = self.prefix;
         let at = |slot: usize| (slot * self.key_stride) as isize;
@@ -101,7 +99,7 @@ impl<'a, T> SequenceArrays<'a, T> {
     }
 
     /// The sequence with a copy of the block of keys and values from `start` to at most `end`, if the prefix ends
-    /// within this block; only the keys of the block may be read then.
+    /// within this block. Only the keys of the block may be read from it: `k` and `v` point before the copy.
     ///
     /// # Safety
     /// The sequence's pointers cover its keys; `copy` has [`joined_block_element_count`] elements.
