@@ -2,6 +2,7 @@
 """Compares GRPO steps per minute on the CPU: `reel grpo` and TRL's GRPOTrainer in alternation, in one run.
 
     python3 benches/peers/trl_grpo.py --reel target/release/reel [--rounds 3] [--steps 20] [--out RECORD.json]
+    python3 benches/peers/trl_grpo.py --reel target/release/reel --before EARLIER_REEL [--rounds 3] [--steps 20] [--out RECORD.json]
 
 Needs trl 0.23.0, transformers 4.56.2, torch 2.7.1, datasets and safetensors in a Python environment of their own.
 Both sides: text rows with prompts of about 100 tokens, one prompt per step, 8 completions of exactly 64 tokens, loss type grpo, beta 0.04,
@@ -9,6 +10,8 @@ learning rate 1e-6, temperature 1, top-p 0.95, f32, all cores. The reward is the
 million random parameters (hidden 128, 4 layers, 4 heads, 2 KV heads, intermediate 384, vocabulary 490); for TRL it is a Qwen2ForCausalLM
 of the same shape. TRL runs with and without gradient checkpointing, and the faster one is compared. Each round runs all three; the result
 is the median of the ratios of the rounds. The first steps of a run do not count. Memory is the maximum resident set size.
+
+With --before the peer is an earlier build of reel, which runs in turn with the other one.
 """
 import argparse
 import json
@@ -137,6 +140,7 @@ def main():
     p.add_argument("--reel", required=True)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--steps", type=int, default=24)
+    p.add_argument("--before")
     p.add_argument("--out")
     p.add_argument("--make", help=argparse.SUPPRESS)
     p.add_argument("--trl", help=argparse.SUPPRESS)
@@ -154,6 +158,10 @@ def main():
         # child's memory.
         subprocess.run([sys.executable, os.path.abspath(__file__), "--reel", reel, "--make", model], check=True)
         for _ in range(a.rounds):
+            if a.before:
+                row = {f"{name}_steps_per_minute": per_minute(run_reel(os.path.abspath(program), model, 3 * a.steps)) for name, program in (("before", a.before), ("reel", reel))}
+                rounds.append(row | {"peer": "before", "speed": row["reel_steps_per_minute"] / row["before_steps_per_minute"]})
+                continue
             runs = {"trl": run_trl(model, a.steps, False), "trl_checkpointing": run_trl(model, a.steps, True), "reel": run_reel(reel, model, 3 * a.steps)}
             row = {f"{name}_steps_per_minute": per_minute(run) for name, run in runs.items()}
             row |= {f"{name}_resident_mib": run["rss"] / 2**20 for name, run in runs.items()}
@@ -166,8 +174,11 @@ def main():
             print(json.dumps(row), file=sys.stderr, flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    result = {"machine": cpu_name(), "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d"), "commit": commit(), "command": "benches/peers/trl_grpo.py",
-              "speed": statistics.median(r["speed"] for r in rounds), "memory": statistics.median(r["memory"] for r in rounds), "rounds": rounds}
+    result = {"machine": cpu_name(), "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d"), "commit": commit(), "command": " ".join(["benches/peers/trl_grpo.py", *sys.argv[1:]]),
+              "speed": statistics.median(r["speed"] for r in rounds)}
+    if not a.before:
+        result["memory"] = statistics.median(r["memory"] for r in rounds)
+    result["rounds"] = rounds
     text = json.dumps(result, indent=1)
     print(text)
     if a.out:

@@ -30,9 +30,9 @@
 //! roundings of a limit may be kept or dropped. Log-probabilities: exponentials in f32, summed in f64 in a fixed order
 //! (`row.cuh`), the logarithm in f32 to 2 ulp, one rounding.
 //!
-//! Bound by memory traffic on the CPU, where the search for the last token that top-p keeps adds passes over the
-//! weights of a row: one, and with a flat distribution about ten; on a GPU by the
-//! instructions of the passes over a row.
+//! Bound by memory traffic on the CPU, where top-p adds four passes over the weights of a row, and one more for each
+//! halving of the range in which it looks for the last token (`cpu/top_p.rs`); on a GPU by the instructions of the
+//! passes over a row.
 //!
 //! CUDA has two kernels with the same bits:
 //! - `sample_cluster`, from compute capability 9.0 on: a cluster of 8 blocks holds a row in shared memory, so the row

@@ -107,9 +107,6 @@ impl StoredGradients {
 pub struct BackwardArrays<'a, T> {
     /// The arrays of the forward pass, which are only read.
     sequence: SequenceArrays<'a, T>,
-    /// The sequence's own keys and values, without its prefix.
-    k: *const T,
-    v: *const T,
     d_o: *const T,
     delta: *const f32,
     dq: *mut T,
@@ -135,8 +132,6 @@ impl<'a, T> BackwardArrays<'a, T> {
         let key =
             |address: u64| (address as *mut T).wrapping_add(first * sequence.key_stride + kv_head * sequence.head_dim);
         BackwardArrays {
-            k: key(p.k.0),
-            v: key(p.v.0),
             d_o: row(p.d_o.0),
             delta: (p.delta.0 as *const f32).wrapping_add(head),
             dq: row(p.dq.0),
@@ -252,7 +247,7 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
         }
         for visit in visits {
             let (from, to) = ((start + visit.first) * s.key_stride, visit.first * padded);
-            load_keys::<V, T>(s, g.k.add(from), g.v.add(from), visit.keys, &scratch);
+            load_keys::<V, T>(s, s.k.add(from), s.v.add(from), visit.keys, &scratch);
             let s = &visit.gradient.sequence;
             for row in (s.first_query_row_that_sees(visit.start)..s.query_row_count()).step_by(QUERY_ROWS_PER_CHUNK) {
                 let rows = QUERY_ROWS_PER_CHUNK.min(s.query_row_count() - row);

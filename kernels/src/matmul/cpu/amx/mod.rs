@@ -62,6 +62,7 @@ const TILE: usize = 256;
 const SUMS: usize = 4 * TILE;
 /// Maximum number of panels (32 columns of C) of a task.
 const MAX_PANELS: usize = 8;
+
 /// Sizes of blocks. No bit of a result depends on them.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::matmul) struct Blocking {
