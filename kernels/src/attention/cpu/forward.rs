@@ -284,7 +284,13 @@ unsafe fn block<V: Vector, T: Element, W: Element, const PAIRS: bool>(
     if !few {
         for j in (0..keys).step_by(LANES) {
             let (at, count) = (keyed.key_offset(start + j), LANES.min(keys - j));
-            load_transposed_rows::<V, W>(keyed.k.wrapping_offset(at), keyed.key_stride, count, row_words, scratch.k.add(j));
+            load_transposed_rows::<V, W>(
+                keyed.k.wrapping_offset(at),
+                keyed.key_stride,
+                count,
+                row_words,
+                scratch.k.add(j),
+            );
         }
     }
     if PAIRS && !few {
