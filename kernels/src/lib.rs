@@ -32,7 +32,7 @@ pub mod tuning;
 pub mod view;
 
 /// Declares the module of each kernel folder and collects what the folders register. `cargo fmt` does not look for
-/// modules inside a macro's braces: `./x test` formats them by name.
+/// modules inside a macro's braces: `./x format` names them.
 macro_rules! kernels {
     ($($name:ident)*) => {
         $(pub mod $name;)*
