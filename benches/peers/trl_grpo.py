@@ -5,7 +5,7 @@
     python3 benches/peers/trl_grpo.py --reel target/release/reel --before EARLIER_REEL [--rounds 3] [--steps 20] [--out RECORD.json]
 
 Needs trl 0.23.0, transformers 4.56.2, torch 2.7.1, datasets and safetensors in a Python environment of their own.
-Both sides: text rows with prompts of about 100 tokens, one prompt per step, 8 completions of exactly 64 tokens, loss type grpo, beta 0.04,
+Both sides: the same user messages with the model's chat template, prompts of about 100 tokens, one prompt per step, 8 completions of exactly 64 tokens, loss type grpo, beta 0.04,
 learning rate 1e-6, temperature 1, top-p 0.95, f32, all cores. The reward is the number of distinct characters. The model has about a
 million random parameters (hidden 128, 4 layers, 4 heads, 2 KV heads, intermediate 384, vocabulary 490); for TRL it is a Qwen2ForCausalLM
 of the same shape. TRL runs with and without gradient checkpointing, and the faster one is compared. Each round runs all three; the result
@@ -36,7 +36,11 @@ REWARD = "import sys, json\nfor line in sys.stdin:\n    print(len(set(json.loads
 
 def rows(n):
     words = "the cat sat on a mat and the dog saw it go by in the rain while we had tea with milk at the old house".split()
-    return [" ".join(words[(i * 7 + j * (i % 5 + 1)) % len(words)] for j in range(50)) for i in range(n)]
+    return [" ".join(words[(i * 7 + j * (i % 5 + 1)) % len(words)] for j in range(29)) for i in range(n)]
+
+
+def messages(row):
+    return [{"role": "user", "content": row}]
 
 
 def make_models(reel, folder):
@@ -63,6 +67,7 @@ def make_models(reel, folder):
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=os.path.join(folder, "tokenizer.json"))
     eos = tokenizer.convert_ids_to_tokens(ids["eos_token_id"])
     tokenizer.add_special_tokens({"eos_token": eos, "pad_token": eos})
+    tokenizer.chat_template = json.load(open(os.path.join(folder, "chat_template.json")))["chat_template"]
     tokenizer.save_pretrained(peer)
 
 
@@ -93,12 +98,12 @@ def trl(folder, steps, checkpointing):
         temperature=1.0, top_p=0.95, use_cpu=True, bf16=False, fp16=False, gradient_checkpointing=checkpointing, report_to=[], save_strategy="no",
         logging_steps=1000, disable_tqdm=True, max_prompt_length=None, seed=0)
     trainer = GRPOTrainer(
-        model=Qwen2ForCausalLM.from_pretrained(peer), processing_class=tokenizer, args=config, train_dataset=Dataset.from_dict({"prompt": rows(64)}),
-        reward_funcs=lambda completions, **_: [float(len(set(c))) for c in completions], callbacks=[clock])
+        model=Qwen2ForCausalLM.from_pretrained(peer), processing_class=tokenizer, args=config, train_dataset=Dataset.from_dict({"prompt": [messages(r) for r in rows(64)]}),
+        reward_funcs=lambda completions, **_: [float(len(set(c[0]["content"]))) for c in completions], callbacks=[clock])
     trainer.train()
     seconds = [b - a for a, b in zip(clock.times, clock.times[1:])]
-    prompt = statistics.mean(len(tokenizer(r)["input_ids"]) for r in rows(64))
-    print(json.dumps({"seconds": seconds, "prompt_tokens": prompt, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+    prompts = [len(tokenizer.apply_chat_template(messages(r), add_generation_prompt=True)) for r in rows(64)]
+    print(json.dumps({"seconds": seconds, "prompt_tokens": prompts, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
 
 def run_trl(folder, steps, checkpointing):
@@ -113,7 +118,7 @@ def run_reel(reel, folder, steps):
     data, out = os.path.join(folder, "rows.jsonl"), os.path.join(folder, "out")
     with open(data, "w", encoding="utf-8") as f:
         for row in rows(64):
-            f.write(json.dumps({"prompt": [{"role": "user", "content": row}]}) + "\n")
+            f.write(json.dumps({"prompt": messages(row)}) + "\n")
     reward = os.path.join(folder, "reward.py")
     with open(reward, "w", encoding="utf-8") as f:
         f.write(REWARD)
@@ -128,7 +133,10 @@ def run_reel(reel, folder, steps):
     lines = [json.loads(x) for x in open(os.path.join(out, "metrics.jsonl"), encoding="utf-8")]
     if any(x["completion_length"] != LENGTH for x in lines):
         sys.exit("reel sampled completions of another length")
-    return {"seconds": [x["step_seconds"] for x in lines], "tokens": lines[-1]["tokens"], "rss": usage.ru_maxrss * 1024}
+    # A step computes all tokens of the prompt but the last one once. For each completion it computes the last token of the
+    # prompt and all tokens of the completion but the last one.
+    prompts = [x["tokens"] - GENERATIONS * LENGTH + 1 for x in lines]
+    return {"seconds": [x["step_seconds"] for x in lines], "prompt_tokens": prompts, "rss": usage.ru_maxrss * 1024}
 
 
 def per_minute(run):
@@ -169,7 +177,9 @@ def main():
             row["peer"] = best
             row["speed"] = row["reel_steps_per_minute"] / row[f"{best}_steps_per_minute"]
             row["memory"] = row["reel_resident_mib"] / row[f"{best}_resident_mib"]
-            row["prompt_tokens"] = runs["trl"]["prompt_tokens"]
+            if not set(runs["reel"]["prompt_tokens"]) <= set(runs["trl"]["prompt_tokens"]):
+                sys.exit("reel and TRL have prompts of different lengths")
+            row |= {f"{name}_prompt_tokens": statistics.mean(runs[name]["prompt_tokens"]) for name in ("trl", "reel")}
             rounds.append(row)
             print(json.dumps(row), file=sys.stderr, flush=True)
     finally:
