@@ -2,7 +2,7 @@
 //! 16 registers, and functions that transpose B in registers.
 
 use super::portable::{self, multiply_tile};
-use super::{Code, Part, RowsOfA, Source, THIN_PASSES, Thin, Tile, Unit, groups, int8, thin_rows_of_b};
+use super::{Code, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Tile, Unit, groups, int8, thin_rows_of_b};
 use std::arch::x86_64::*;
 
 /// f32 arithmetic.
@@ -138,23 +138,23 @@ unsafe fn pack_rows(source: &Source, part: Part, dst: *mut u32) {
 
 /// # Safety
 /// The processor has AVX2 and FMA; `a` holds the units of `m` packed rows, 1 to 4; `rows` rows of `b` exist from
-/// `row`, `acc` is `[m][16]`.
-unsafe fn thin(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+/// `row`, and `to` has `m` rows of 16 sums.
+unsafe fn thin(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, to: SumRows) {
     let a = a.words;
     for first in [0, 8] {
         let rows = rows.saturating_sub(first).min(8);
-        // SAFETY: `a`, `b` and `acc` are as documented above; this is one half of the 16 rows of `b`.
+        // SAFETY: `a`, `b` and `to` are as documented above; this is one half of the 16 rows of `b`.
         unsafe {
-            let (row, acc) = (row + first, acc.add(first));
+            let (row, to) = (row + first, to.from(0, first));
             match (m, b.unit) {
-                (1, Unit::Widened) => thin_rows::<1, true>(a, b, row, rows, acc),
-                (2, Unit::Widened) => thin_rows::<2, true>(a, b, row, rows, acc),
-                (3, Unit::Widened) => thin_rows::<3, true>(a, b, row, rows, acc),
-                (_, Unit::Widened) => thin_rows::<4, true>(a, b, row, rows, acc),
-                (1, _) => thin_rows::<1, false>(a, b, row, rows, acc),
-                (2, _) => thin_rows::<2, false>(a, b, row, rows, acc),
-                (3, _) => thin_rows::<3, false>(a, b, row, rows, acc),
-                (_, _) => thin_rows::<4, false>(a, b, row, rows, acc),
+                (1, Unit::Widened) => thin_rows::<1, true>(a, b, row, rows, to),
+                (2, Unit::Widened) => thin_rows::<2, true>(a, b, row, rows, to),
+                (3, Unit::Widened) => thin_rows::<3, true>(a, b, row, rows, to),
+                (_, Unit::Widened) => thin_rows::<4, true>(a, b, row, rows, to),
+                (1, _) => thin_rows::<1, false>(a, b, row, rows, to),
+                (2, _) => thin_rows::<2, false>(a, b, row, rows, to),
+                (3, _) => thin_rows::<3, false>(a, b, row, rows, to),
+                (_, _) => thin_rows::<4, false>(a, b, row, rows, to),
             }
         }
     }
@@ -168,7 +168,7 @@ unsafe fn thin_rows<const M: usize, const WIDENED: bool>(
     b: &Source,
     row: usize,
     rows: usize,
-    acc: *mut f32,
+    to: SumRows,
 ) {
     let stride = b.k * b.unit.element();
     let chunk = if WIDENED { 16 } else { 8 };
@@ -197,7 +197,7 @@ unsafe fn thin_rows<const M: usize, const WIDENED: bool>(
         }
     }
     for m in 0..M {
-        // SAFETY: row `m` of `acc` has 16 elements; these are the first 8 from `acc` on.
-        unsafe { _mm256_storeu_ps(acc.add(m * 16), sums[m]) };
+        // SAFETY: row `m` of `to` has at least 8 sums from its first column on.
+        unsafe { _mm256_storeu_ps(to.at(m, 0), sums[m]) };
     }
 }

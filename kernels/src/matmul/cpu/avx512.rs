@@ -1,7 +1,9 @@
 //! Matrix products with AVX-512, with and without the bf16 dot product: tiles of 12 × 32 results, which occupy 24 of
 //! the 32 registers.
 
-use super::{Code, Direct, Part, RowsOfA, Source, THIN_PASSES, Thin, Tile, Unit, groups, int8, thin_rows_of_b};
+use super::{
+    Code, Direct, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Tile, Unit, groups, int8, thin_rows_of_b,
+};
 use std::arch::x86_64::*;
 
 /// f32 arithmetic.
@@ -396,36 +398,36 @@ macro_rules! thin {
     ($name:ident, $inner:ident, $advance:ident, $features:literal, $step:ident, $widened:literal) => {
         /// # Safety
         /// The processor has the named features; `a` holds the units of `m` packed rows, 1 to 24; `rows` rows of `b`
-        /// exist from `row`, `acc` is `[m][16]`.
-        unsafe fn $name(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+        /// exist from `row`, and `to` has `m` rows of 16 sums.
+        unsafe fn $name(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, to: SumRows) {
             let a = a.words;
             // SAFETY: the conditions of this function are those of `$inner`.
             unsafe {
                 match m {
-                    1 => $inner::<1>(a, b, row, rows, acc),
-                    2 => $inner::<2>(a, b, row, rows, acc),
-                    3 => $inner::<3>(a, b, row, rows, acc),
-                    4 => $inner::<4>(a, b, row, rows, acc),
-                    5 => $inner::<5>(a, b, row, rows, acc),
-                    6 => $inner::<6>(a, b, row, rows, acc),
-                    7 => $inner::<7>(a, b, row, rows, acc),
-                    8 => $inner::<8>(a, b, row, rows, acc),
-                    9 => $inner::<9>(a, b, row, rows, acc),
-                    10 => $inner::<10>(a, b, row, rows, acc),
-                    11 => $inner::<11>(a, b, row, rows, acc),
-                    12 => $inner::<12>(a, b, row, rows, acc),
-                    13 => $inner::<13>(a, b, row, rows, acc),
-                    14 => $inner::<14>(a, b, row, rows, acc),
-                    15 => $inner::<15>(a, b, row, rows, acc),
-                    16 => $inner::<16>(a, b, row, rows, acc),
-                    17 => $inner::<17>(a, b, row, rows, acc),
-                    18 => $inner::<18>(a, b, row, rows, acc),
-                    19 => $inner::<19>(a, b, row, rows, acc),
-                    20 => $inner::<20>(a, b, row, rows, acc),
-                    21 => $inner::<21>(a, b, row, rows, acc),
-                    22 => $inner::<22>(a, b, row, rows, acc),
-                    23 => $inner::<23>(a, b, row, rows, acc),
-                    _ => $inner::<24>(a, b, row, rows, acc),
+                    1 => $inner::<1>(a, b, row, rows, to),
+                    2 => $inner::<2>(a, b, row, rows, to),
+                    3 => $inner::<3>(a, b, row, rows, to),
+                    4 => $inner::<4>(a, b, row, rows, to),
+                    5 => $inner::<5>(a, b, row, rows, to),
+                    6 => $inner::<6>(a, b, row, rows, to),
+                    7 => $inner::<7>(a, b, row, rows, to),
+                    8 => $inner::<8>(a, b, row, rows, to),
+                    9 => $inner::<9>(a, b, row, rows, to),
+                    10 => $inner::<10>(a, b, row, rows, to),
+                    11 => $inner::<11>(a, b, row, rows, to),
+                    12 => $inner::<12>(a, b, row, rows, to),
+                    13 => $inner::<13>(a, b, row, rows, to),
+                    14 => $inner::<14>(a, b, row, rows, to),
+                    15 => $inner::<15>(a, b, row, rows, to),
+                    16 => $inner::<16>(a, b, row, rows, to),
+                    17 => $inner::<17>(a, b, row, rows, to),
+                    18 => $inner::<18>(a, b, row, rows, to),
+                    19 => $inner::<19>(a, b, row, rows, to),
+                    20 => $inner::<20>(a, b, row, rows, to),
+                    21 => $inner::<21>(a, b, row, rows, to),
+                    22 => $inner::<22>(a, b, row, rows, to),
+                    23 => $inner::<23>(a, b, row, rows, to),
+                    _ => $inner::<24>(a, b, row, rows, to),
                 }
             }
         }
@@ -459,7 +461,7 @@ macro_rules! thin {
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn $inner<const M: usize>(a: *const u32, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+        unsafe fn $inner<const M: usize>(a: *const u32, b: &Source, row: usize, rows: usize, to: SumRows) {
             let stride = b.k * b.unit.element();
             let (units, chunk) = (b.unit.count(b.k), if $widened { 32 } else { 16 });
             // SAFETY: row `row` of B exists.
@@ -487,8 +489,8 @@ macro_rules! thin {
                 }
             }
             for m in 0..M {
-                // SAFETY: `acc` is `[M][16]`.
-                unsafe { _mm512_storeu_ps(acc.add(m * 16), sums[m]) };
+                // SAFETY: `to` has M rows of 16 sums.
+                unsafe { _mm512_storeu_ps(to.at(m, 0), sums[m]) };
             }
         }
     };
@@ -499,12 +501,12 @@ thin!(thin_bf16, thin_rows_bf16, advance_bf16, "avx512f,avx512bw,avx512bf16", bf
 
 /// # Safety
 /// The conditions of [`thin_f32`]; B may be f32 or bf16.
-unsafe fn thin(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+unsafe fn thin(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, to: SumRows) {
     // SAFETY: the conditions of this function are those of `thin_f32` and `thin_widened`.
     unsafe {
         match b.unit {
-            Unit::Widened => thin_widened(m, a, b, row, rows, acc),
-            _ => thin_f32(m, a, b, row, rows, acc),
+            Unit::Widened => thin_widened(m, a, b, row, rows, to),
+            _ => thin_f32(m, a, b, row, rows, to),
         }
     }
 }

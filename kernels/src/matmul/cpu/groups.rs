@@ -15,7 +15,7 @@
 //! rate of plain reading (benches/results/amd-epyc/2026-11-23-packed-weights.json). Intel and AMD want other prefetches
 //! (`fetch`).
 
-use super::{Pack, Packed, Part, RowsOfA, Source, THIN_PASSES, Thin, Unit};
+use super::{Pack, Packed, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Unit};
 use crate::Team;
 use crate::matmul::GROUP_ROWS;
 #[cfg(target_arch = "x86_64")]
@@ -136,23 +136,26 @@ pub(super) mod avx512 {
     const BLOCK: usize = 12;
     /// With more rows of A the tile functions are as fast: the arithmetic takes longer than reading B.
     const MOST: usize = 3 * BLOCK;
-    /// Lines of a group (32 KiB) that all blocks of rows multiply before the next ones. The first block reads them
-    /// from memory, the others from the second-level cache. Chunks of 8 KiB, which fit into the first level, are
-    /// slower: each block loads and stores its sums once a chunk (benches/results/amd-epyc/2026-11-24-few-rows.json).
+    /// Maximum number of lines of a group (32 KiB) that all blocks of rows multiply before the next ones. The first block
+    /// moves them from the second-level cache to the first, the others read them from there or from the second level
+    /// again. Chunks of 8 KiB, which fit into the first level, are slower: each block loads and stores its sums once a
+    /// chunk (benches/results/amd-epyc/2026-11-24-few-rows.json).
     const CHUNK: usize = 256;
 
-    /// Where a block of rows prefetches the lines of B to.
+    /// What a block of rows prefetches.
     mod fetch {
-        /// The first-level cache, past the second level, for lines that are read once.
+        /// Its own lines, past the second-level cache: they are read once.
         pub const ONCE: u8 = 0;
-        /// The second-level cache and then the first, for lines that are read once by an Intel processor. There, reading
-        /// with a prefetch past the second level takes three times as long
+        /// The same for an Intel processor, to the second-level cache and then to the first. There, reading with a
+        /// prefetch past the second level takes three times as long
         /// (benches/results/intel-xeon/2026-11-25-prefetch.json).
-        pub const TWICE: u8 = 3;
-        /// The second-level cache, for lines that other blocks read again.
-        pub const SHARED: u8 = 1;
-        /// Nowhere: another block has prefetched the lines.
-        pub const NONE: u8 = 2;
+        pub const TWICE: u8 = 1;
+        /// Its part of the next chunk, to the second-level cache, and its own lines to the first: the first chunk of a
+        /// task was not prefetched before.
+        pub const FIRST: u8 = 2;
+        /// Its part of the next chunk, to the second-level cache. The blocks share that work so that memory is read at
+        /// an even rate, not only by the first block.
+        pub const LATER: u8 = 3;
     }
 
     /// Packs a block, see `pack_with`.
@@ -178,6 +181,24 @@ pub(super) mod avx512 {
         a: RowsOfA,
         /// True if the sums continue those in memory, else they start at 0.
         add: bool,
+        /// What to prefetch of the next chunk.
+        next: Next,
+    }
+
+    /// The part of the next chunk that one of `blocks` blocks prefetches while it multiplies a chunk of as many lines.
+    #[derive(Clone, Copy)]
+    struct Next {
+        first: *const u8,
+        /// Bytes from one prefetch to the next; two may name the same cache line.
+        step: usize,
+    }
+
+    impl Next {
+        /// `end` is the address behind the chunk of `lines` lines.
+        fn part(end: *const u32, lines: usize, block: usize, blocks: usize) -> Next {
+            let bytes = lines * LANES * 4;
+            Next { first: end.cast::<u8>().wrapping_add(block * bytes / blocks), step: (LANES * 4).div_ceil(blocks) }
+        }
     }
 
     /// Adds the products of one line to all sums; of its first unit alone if `both` is false. `$a` is the address of
@@ -224,31 +245,33 @@ pub(super) mod avx512 {
             elements: $elements:literal, units: $units:literal) => {
             /// # Safety
             /// The processor has the named features; `a` holds the units of `m` rows, 1 to 36; the group with row `row`
-            /// of B is stored, and `row` begins it; `acc` is `[m][32]`.
-            unsafe fn $name(m: usize, a: RowsOfA, b: &Source, row: usize, _rows: usize, acc: *mut f32) {
+            /// of B is stored, and `row` begins it; `to` has `m` rows of 32 sums.
+            unsafe fn $name(m: usize, a: RowsOfA, b: &Source, row: usize, _rows: usize, to: SumRows) {
                 let (blocks, group) = (m.div_ceil(BLOCK), line_at(b, row, 0));
-                let chunk = if blocks == 1 { b.k.max(1) } else { $elements * CHUNK };
-                // Also without elements along k, so that the sums are set to 0.
-                for k in (0..b.k.max(1)).step_by(chunk) {
-                    let elements = chunk.min(b.k - k);
+                let lines = b.k.div_ceil($elements);
+                let chunks = if blocks == 1 { 1 } else { lines.div_ceil(CHUNK).max(1) };
+                for chunk in 0..chunks {
+                    let (start, end) = (chunk * lines / chunks, (chunk + 1) * lines / chunks);
+                    // The last line's second unit does not exist if k is odd.
+                    let half = $units == 2 && end == lines && !b.k.is_multiple_of(2);
                     for block in 0..blocks {
                         let (first, last) = (block * m / blocks, (block + 1) * m / blocks);
-                        let half = $units == 2 && !elements.is_multiple_of(2);
                         let strip = Strip {
-                            b: group.wrapping_add(k / $elements * LANES),
-                            lines: elements.div_ceil($elements) - usize::from(half),
+                            b: group.wrapping_add(start * LANES),
+                            lines: end - start - usize::from(half),
                             half,
-                            a: a.at(first, k / $elements * $units),
-                            add: k > 0,
+                            a: a.at(first, start * $units),
+                            add: start > 0,
+                            next: Next::part(group.wrapping_add(end * LANES), end - start, block, blocks),
                         };
                         // SAFETY: the lines, the units of A and the sums lie inside their arrays.
                         unsafe {
-                            let acc = acc.add(first * GROUP_ROWS);
+                            let to = to.from(first, 0);
                             match (blocks, block) {
-                                (1, _) if is_intel() => $of_rows::<{ fetch::TWICE }>(last - first, strip, acc),
-                                (1, _) => $of_rows::<{ fetch::ONCE }>(last - first, strip, acc),
-                                (_, 0) => $of_rows::<{ fetch::SHARED }>(last - first, strip, acc),
-                                _ => $of_rows::<{ fetch::NONE }>(last - first, strip, acc),
+                                (1, _) if is_intel() => $of_rows::<{ fetch::TWICE }>(last - first, strip, to),
+                                (1, _) => $of_rows::<{ fetch::ONCE }>(last - first, strip, to),
+                                (_, 0) => $of_rows::<{ fetch::FIRST }>(last - first, strip, to),
+                                _ => $of_rows::<{ fetch::LATER }>(last - first, strip, to),
                             }
                         }
                     }
@@ -259,22 +282,22 @@ pub(super) mod avx512 {
             ///
             /// # Safety
             /// The conditions of `$strip`.
-            unsafe fn $of_rows<const FETCH: u8>(rows: usize, strip: Strip, acc: *mut f32) {
+            unsafe fn $of_rows<const FETCH: u8>(rows: usize, strip: Strip, to: SumRows) {
                 // SAFETY: the conditions of this function.
                 unsafe {
                     match rows {
-                        1 => $strip::<1, FETCH>(strip, acc),
-                        2 => $strip::<2, FETCH>(strip, acc),
-                        3 => $strip::<3, FETCH>(strip, acc),
-                        4 => $strip::<4, FETCH>(strip, acc),
-                        5 => $strip::<5, FETCH>(strip, acc),
-                        6 => $strip::<6, FETCH>(strip, acc),
-                        7 => $strip::<7, FETCH>(strip, acc),
-                        8 => $strip::<8, FETCH>(strip, acc),
-                        9 => $strip::<9, FETCH>(strip, acc),
-                        10 => $strip::<10, FETCH>(strip, acc),
-                        11 => $strip::<11, FETCH>(strip, acc),
-                        _ => $strip::<12, FETCH>(strip, acc),
+                        1 => $strip::<1, FETCH>(strip, to),
+                        2 => $strip::<2, FETCH>(strip, to),
+                        3 => $strip::<3, FETCH>(strip, to),
+                        4 => $strip::<4, FETCH>(strip, to),
+                        5 => $strip::<5, FETCH>(strip, to),
+                        6 => $strip::<6, FETCH>(strip, to),
+                        7 => $strip::<7, FETCH>(strip, to),
+                        8 => $strip::<8, FETCH>(strip, to),
+                        9 => $strip::<9, FETCH>(strip, to),
+                        10 => $strip::<10, FETCH>(strip, to),
+                        11 => $strip::<11, FETCH>(strip, to),
+                        _ => $strip::<12, FETCH>(strip, to),
                     }
                 }
             }
@@ -282,15 +305,15 @@ pub(super) mod avx512 {
             /// Computes the sums of M rows of A and 32 rows of B.
             ///
             /// # Safety
-            /// The processor has the named features; the strip lies inside its operands; `acc` is `[M][32]`.
+            /// The processor has the named features; the strip lies inside its operands; `to` has M rows of 32 sums.
             #[target_feature(enable = $features)]
-            unsafe fn $strip<const M: usize, const FETCH: u8>(s: Strip, acc: *mut f32) {
+            unsafe fn $strip<const M: usize, const FETCH: u8>(s: Strip, to: SumRows) {
                 let mut sums = [[_mm512_setzero_ps(); 2]; M];
                 if s.add {
                     for m in 0..M {
                         for j in 0..2 {
-                            // SAFETY: `acc` is `[M][32]`.
-                            sums[m][j] = unsafe { _mm512_loadu_ps(acc.add(m * GROUP_ROWS + j * 16)) };
+                            // SAFETY: `to` has M rows of 32 sums.
+                            sums[m][j] = unsafe { _mm512_loadu_ps(to.at(m, j * 16)) };
                         }
                     }
                 }
@@ -305,9 +328,12 @@ pub(super) mod avx512 {
                                 _mm_prefetch::<_MM_HINT_T1>(ahead(FAR));
                                 _mm_prefetch::<_MM_HINT_T0>(ahead(NEAR));
                             }
-                            fetch::SHARED => _mm_prefetch::<_MM_HINT_T1>(ahead(AHEAD)),
+                            fetch::FIRST => _mm_prefetch::<_MM_HINT_T0>(ahead(AHEAD)),
                             _ => (),
                         }
+                    }
+                    if FETCH >= fetch::FIRST {
+                        _mm_prefetch::<_MM_HINT_T1>(s.next.first.wrapping_add(p * s.next.step).cast());
                     }
                     // SAFETY: the strip has line `p` of B and the units of A that belong to it.
                     unsafe {
@@ -325,8 +351,8 @@ pub(super) mod avx512 {
                 }
                 for m in 0..M {
                     for j in 0..2 {
-                        // SAFETY: `acc` is `[M][32]`.
-                        unsafe { _mm512_storeu_ps(acc.add(m * GROUP_ROWS + j * 16), sums[m][j]) };
+                        // SAFETY: `to` has M rows of 32 sums.
+                        unsafe { _mm512_storeu_ps(to.at(m, j * 16), sums[m][j]) };
                     }
                 }
             }
@@ -368,16 +394,16 @@ pub(super) mod avx2 {
     ///
     /// # Safety
     /// The processor has AVX2 and FMA; `a` holds the units of `m` packed rows, 1 to 4; the group with row `row` of B is
-    /// stored, and `row` begins it; `acc` is `[m][32]`.
-    unsafe fn thin<const WIDENED: bool>(m: usize, a: RowsOfA, b: &Source, row: usize, _: usize, acc: *mut f32) {
+    /// stored, and `row` begins it; `to` has `m` rows of 32 sums.
+    unsafe fn thin<const WIDENED: bool>(m: usize, a: RowsOfA, b: &Source, row: usize, _: usize, to: SumRows) {
         let a = a.words;
         // SAFETY: the conditions of this function are those of `lanes`: together the calls have the 32 lanes.
         unsafe {
             match m {
-                1 => lanes::<1, 4, WIDENED>(a, b, row, acc, 0),
-                2 => [0, 16].into_iter().for_each(|lane| lanes::<2, 2, WIDENED>(a, b, row, acc, lane)),
-                3 => [0, 16].into_iter().for_each(|lane| lanes::<3, 2, WIDENED>(a, b, row, acc, lane)),
-                _ => [0, 16].into_iter().for_each(|lane| lanes::<4, 2, WIDENED>(a, b, row, acc, lane)),
+                1 => lanes::<1, 4, WIDENED>(a, b, row, to, 0),
+                2 => [0, 16].into_iter().for_each(|lane| lanes::<2, 2, WIDENED>(a, b, row, to, lane)),
+                3 => [0, 16].into_iter().for_each(|lane| lanes::<3, 2, WIDENED>(a, b, row, to, lane)),
+                _ => [0, 16].into_iter().for_each(|lane| lanes::<4, 2, WIDENED>(a, b, row, to, lane)),
             }
         }
     }
@@ -388,7 +414,7 @@ pub(super) mod avx2 {
         a: *const u32,
         b: &Source,
         row: usize,
-        acc: *mut f32,
+        to: SumRows,
         lane: usize,
     ) {
         let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
@@ -429,8 +455,8 @@ pub(super) mod avx2 {
         }
         for m in 0..M {
             for v in 0..V {
-                // SAFETY: `acc` is `[M][32]`.
-                unsafe { _mm256_storeu_ps(acc.add(m * GROUP_ROWS + lane + 8 * v), sums[m][v]) };
+                // SAFETY: `to` has M rows of 32 sums.
+                unsafe { _mm256_storeu_ps(to.at(m, lane + 8 * v), sums[m][v]) };
             }
         }
     }

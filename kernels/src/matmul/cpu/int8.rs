@@ -11,7 +11,7 @@
 //! A sum has the same order as in the tile functions. Several groups at a time give independent sums, so that the
 //! processor need not wait for one before the next.
 
-use super::{MultiplyThin, Part, RowsOfA, Source, THIN_PASSES, Thin, Unit};
+use super::{MultiplyThin, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Unit};
 use crate::matmul::INT8_GROUP;
 
 /// Columns of C that a call of a [`Thin`] function has room for.
@@ -178,24 +178,24 @@ pub(super) mod avx512 {
         ($name:ident, $sweep:ident, $groups:ident, $features:literal, $unit:ident, $each:literal) => {
             /// # Safety
             /// The processor has the named features; `a` holds the units of `m` packed rows, 1 to 12; the groups with
-            /// rows `row .. row + rows` are stored, and `row` begins one; `acc` is `[m][THIN_ROWS]`.
-            unsafe fn $name(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+            /// rows `row .. row + rows` are stored, and `row` begins one; `to` has `m` rows of sums.
+            unsafe fn $name(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, to: SumRows) {
                 let a = a.words;
                 // SAFETY: the conditions of this function are those of `$sweep`.
                 unsafe {
                     match m {
-                        1 => $sweep::<1, 4>(a, b, row, rows, acc),
-                        2 => $sweep::<2, 4>(a, b, row, rows, acc),
-                        3 => $sweep::<3, 4>(a, b, row, rows, acc),
-                        4 => $sweep::<4, 4>(a, b, row, rows, acc),
-                        5 => $sweep::<5, 4>(a, b, row, rows, acc),
-                        6 => $sweep::<6, 4>(a, b, row, rows, acc),
-                        7 => $sweep::<7, 2>(a, b, row, rows, acc),
-                        8 => $sweep::<8, 2>(a, b, row, rows, acc),
-                        9 => $sweep::<9, 2>(a, b, row, rows, acc),
-                        10 => $sweep::<10, 2>(a, b, row, rows, acc),
-                        11 => $sweep::<11, 2>(a, b, row, rows, acc),
-                        _ => $sweep::<12, 2>(a, b, row, rows, acc),
+                        1 => $sweep::<1, 4>(a, b, row, rows, to),
+                        2 => $sweep::<2, 4>(a, b, row, rows, to),
+                        3 => $sweep::<3, 4>(a, b, row, rows, to),
+                        4 => $sweep::<4, 4>(a, b, row, rows, to),
+                        5 => $sweep::<5, 4>(a, b, row, rows, to),
+                        6 => $sweep::<6, 4>(a, b, row, rows, to),
+                        7 => $sweep::<7, 2>(a, b, row, rows, to),
+                        8 => $sweep::<8, 2>(a, b, row, rows, to),
+                        9 => $sweep::<9, 2>(a, b, row, rows, to),
+                        10 => $sweep::<10, 2>(a, b, row, rows, to),
+                        11 => $sweep::<11, 2>(a, b, row, rows, to),
+                        _ => $sweep::<12, 2>(a, b, row, rows, to),
                     }
                 }
             }
@@ -207,25 +207,25 @@ pub(super) mod avx512 {
                 b: &Source,
                 row: usize,
                 rows: usize,
-                acc: *mut f32,
+                to: SumRows,
             ) {
                 let (count, mut group) = (rows.div_ceil(INT8_GROUP), 0);
                 while group < count {
                     let at = Groups { base: group_at(b, row + group * INT8_GROUP, 0), k: b.k };
-                    // SAFETY: the groups from `group` on are stored, and their columns lie inside `acc`.
+                    // SAFETY: the groups from `group` on are stored, and `to` has their columns.
                     unsafe {
-                        let acc = acc.add(group * INT8_GROUP);
+                        let to = to.from(0, group * INT8_GROUP);
                         match count - group {
                             left if left >= G => {
-                                $groups::<M, G>(a, at, acc);
+                                $groups::<M, G>(a, at, to);
                                 group += G;
                             }
                             2.. => {
-                                $groups::<M, 2>(a, at, acc);
+                                $groups::<M, 2>(a, at, to);
                                 group += 2;
                             }
                             _ => {
-                                $groups::<M, 1>(a, at, acc);
+                                $groups::<M, 1>(a, at, to);
                                 group += 1;
                             }
                         }
@@ -234,7 +234,7 @@ pub(super) mod avx512 {
             }
 
             #[target_feature(enable = $features)]
-            unsafe fn $groups<const M: usize, const G: usize>(a: *const u32, b: Groups, acc: *mut f32) {
+            unsafe fn $groups<const M: usize, const G: usize>(a: *const u32, b: Groups, to: SumRows) {
                 let mut sums = [[_mm512_setzero_ps(); G]; M];
                 let whole = b.k / LINE * LINE;
                 for first in (0..whole).step_by(LINE) {
@@ -253,8 +253,8 @@ pub(super) mod avx512 {
                 }
                 for m in 0..M {
                     for g in 0..G {
-                        // SAFETY: row `m` of `acc` has room for G groups of columns.
-                        unsafe { _mm512_storeu_ps(acc.add(m * THIN_ROWS + g * INT8_GROUP), sums[m][g]) };
+                        // SAFETY: row `m` of `to` has room for G groups of columns.
+                        unsafe { _mm512_storeu_ps(to.at(m, g * INT8_GROUP), sums[m][g]) };
                     }
                 }
             }
@@ -307,8 +307,8 @@ pub(super) mod avx2 {
 
     /// # Safety
     /// The processor has AVX2 and FMA; `a` holds the units of `m` packed rows, 1 to 4; the groups with rows `row ..
-    /// row + rows` are stored, and `row` begins one; `acc` is `[m][THIN_ROWS]`.
-    unsafe fn thin(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, acc: *mut f32) {
+    /// row + rows` are stored, and `row` begins one; `to` has `m` rows of sums.
+    unsafe fn thin(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, to: SumRows) {
         let a = a.words;
         let count = rows.div_ceil(INT8_GROUP);
         let at_once = match m {
@@ -320,16 +320,16 @@ pub(super) mod avx2 {
         while group < count {
             let at = Groups { base: group_at(b, row + group * INT8_GROUP, 0), k: b.k };
             let now = if count - group >= at_once { at_once } else { 1 };
-            // SAFETY: the groups from `group` on are stored, and their columns lie inside `acc`.
+            // SAFETY: the groups from `group` on are stored, and `to` has their columns.
             unsafe {
-                let acc = acc.add(group * INT8_GROUP);
+                let to = to.from(0, group * INT8_GROUP);
                 match (m, now) {
-                    (1, 4) => groups::<1, 4, 8>(a, at, acc),
-                    (1, _) => groups::<1, 1, 2>(a, at, acc),
-                    (2, 2) => groups::<2, 2, 4>(a, at, acc),
-                    (2, _) => groups::<2, 1, 2>(a, at, acc),
-                    (3, _) => groups::<3, 1, 2>(a, at, acc),
-                    (_, _) => groups::<4, 1, 2>(a, at, acc),
+                    (1, 4) => groups::<1, 4, 8>(a, at, to),
+                    (1, _) => groups::<1, 1, 2>(a, at, to),
+                    (2, 2) => groups::<2, 2, 4>(a, at, to),
+                    (2, _) => groups::<2, 1, 2>(a, at, to),
+                    (3, _) => groups::<3, 1, 2>(a, at, to),
+                    (_, _) => groups::<4, 1, 2>(a, at, to),
                 }
             }
             group += now;
@@ -338,7 +338,7 @@ pub(super) mod avx2 {
 
     /// Computes M rows of C for G groups of columns, which are HALVES = 2 G vectors of 8.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn groups<const M: usize, const G: usize, const HALVES: usize>(a: *const u32, b: Groups, acc: *mut f32) {
+    unsafe fn groups<const M: usize, const G: usize, const HALVES: usize>(a: *const u32, b: Groups, to: SumRows) {
         let mut sums = [[_mm256_setzero_ps(); HALVES]; M];
         for k in 0..b.k {
             if k % LINE == 0 {
@@ -358,8 +358,8 @@ pub(super) mod avx2 {
         }
         for m in 0..M {
             for h in 0..HALVES {
-                // SAFETY: row `m` of `acc` has room for G groups of columns.
-                unsafe { _mm256_storeu_ps(acc.add(m * THIN_ROWS + h * 8), sums[m][h]) };
+                // SAFETY: row `m` of `to` has room for G groups of columns.
+                unsafe { _mm256_storeu_ps(to.at(m, h * 8), sums[m][h]) };
             }
         }
     }

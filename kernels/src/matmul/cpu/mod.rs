@@ -42,7 +42,7 @@ use crate::{DType, Element, Team};
 use half::bf16;
 use std::cell::RefCell;
 use store::{Destination, scale_columns, store};
-use thin::{MultiplyThin, RowsOfA, THIN_BYTES, THIN_PASSES, Thin, runs, thin_rows_of_b};
+use thin::{MultiplyThin, RowsOfA, SumRows, THIN_BYTES, THIN_PASSES, Thin, runs, thin_rows_of_b};
 
 /// Maximum number of units along k (elements, or pairs of bf16) that are packed at a time. 64 packed rows of B of
 /// this length fill a quarter of a second-level cache.

@@ -16,8 +16,31 @@ const THIN_SUMS: usize = 1152;
 pub(super) const THIN_PASSES: usize = 3;
 
 /// `multiply(m, a, b, row, rows, acc)`: multiplies `m` rows of A with `rows` (at most [`Thin::rows`]) unpacked rows
-/// of B from `row` on; `acc` is `[m][Thin::rows]`.
-pub(super) type MultiplyThin = unsafe fn(usize, RowsOfA, &Source, usize, usize, *mut f32);
+/// of B from `row` on. With [`Thin::rows`] of them, all `m` rows of that many sums are written.
+pub(super) type MultiplyThin = unsafe fn(usize, RowsOfA, &Source, usize, usize, SumRows);
+
+/// Where rows of sums are written.
+#[derive(Clone, Copy)]
+pub(super) struct SumRows {
+    /// The first sum of the first row.
+    pub(super) first: *mut f32,
+    /// Sums from one row to the next, at least [`Thin::rows`].
+    pub(super) stride: usize,
+}
+
+impl SumRows {
+    /// The address of column `column` of row `row`.
+    #[inline(always)]
+    pub(super) fn at(self, row: usize, column: usize) -> *mut f32 {
+        self.first.wrapping_add(row * self.stride + column)
+    }
+
+    /// The sums from this row and column on.
+    #[inline(always)]
+    pub(super) fn from(self, row: usize, column: usize) -> SumRows {
+        SumRows { first: self.at(row, column), ..self }
+    }
+}
 
 /// Some rows of A. Unit `u` of row `i` is at `words[u * unit_words + i * row_words]`.
 #[derive(Clone, Copy)]
@@ -89,20 +112,29 @@ impl<T: Element> Product<'_, T> {
         let group_bytes = group_rows * self.b.k * self.b.unit.element();
         let runs = runs(groups, (THIN_BYTES / group_bytes.max(1)).max(1), self.team.threads());
         self.team.run(runs, |run| {
-            // Only the sums that are used are cleared: all of them are 4.5 KiB, and small products take a microsecond.
             let mut acc = MaybeUninit::<[f32; THIN_SUMS]>::uninit();
             for group in run * groups / runs..(run + 1) * groups / runs {
                 let (row, count) = (group * group_rows, group_rows.min(self.n - group * group_rows));
                 for rows in (0..passes).map(rows_of) {
-                    let (at, len) = (acc.as_mut_ptr().cast::<f32>(), rows.len() * thin.rows);
-                    // SAFETY: at most `THIN_SUMS` sums, which are zeros when the slice is made.
-                    let acc = unsafe {
-                        at.write_bytes(0, len);
-                        std::slice::from_raw_parts_mut(at, len)
+                    let multiply = |first, stride| {
+                        let (a, sums) = (a_of(&rows), SumRows { first, stride });
+                        // SAFETY: the rows of B exist, and there is room for their sums.
+                        unsafe { (thin.multiply)(rows.len(), a, &self.b, row, count, sums) }
                     };
-                    // SAFETY: the rows of B exist, and `acc` has room for their sums.
-                    unsafe { (thin.multiply)(rows.len(), a_of(&rows), &self.b, row, count, acc.as_mut_ptr()) };
-                    self.finish(acc, thin.rows, rows.start, row..row + count);
+                    let columns = row..row + count;
+                    if let Some(c) = self.sums_in_c(rows.start, rows.len(), &columns, thin.rows) {
+                        multiply(c, self.n);
+                        continue;
+                    }
+                    let (at, len) = (acc.as_mut_ptr().cast::<f32>(), rows.len() * thin.rows);
+                    if count < thin.rows {
+                        // SAFETY: at most `THIN_SUMS` sums.
+                        unsafe { at.write_bytes(0, len) }
+                    }
+                    multiply(at, thin.rows);
+                    // SAFETY: these sums were written, here or by the function for whole groups.
+                    let acc = unsafe { std::slice::from_raw_parts_mut(at, len) };
+                    self.finish(acc, thin.rows, rows.start, columns);
                 }
             }
         });
