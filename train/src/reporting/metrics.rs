@@ -54,7 +54,8 @@ pub struct GrpoMetrics {
     /// Number of groups that dynamic sampling left out because all their completions had the same reward.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropped_groups: Option<u64>,
-    /// Seconds of sampling and scoring; 0 in further steps on the same completions. Depends on the clock.
+    /// Seconds of sampling and of the wait for rewards; 0 in further steps on the same completions. Depends on the
+    /// clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout_seconds: Option<f64>,
     /// Mean weighted reward of the completions that the step trains on.
@@ -79,7 +80,8 @@ pub struct GrpoMetrics {
     /// pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout_drift: Option<f64>,
-    /// Seconds of the forward and backward passes and the update. Depends on the clock.
+    /// Seconds of the forward passes, the reference model's included, the backward pass and the update. Depends on the
+    /// clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_seconds: Option<f64>,
 }

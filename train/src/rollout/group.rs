@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use reel_diagnostic::input;
 use reel_model::TokenId;
@@ -76,6 +77,9 @@ pub struct RolloutSet {
     pub ref_log_probs: Vec<Vec<f32>>,
     /// Metrics of sampling and scoring.
     pub metrics: GrpoMetrics,
+    /// How long the reference model computed while the custom rewards did. The first step on the set counts it as its
+    /// own time.
+    pub while_scoring: Duration,
     /// Some of the rollouts, to show in TensorBoard and Weights & Biases. The first step on the set takes it out and
     /// reports it.
     pub preview: Option<RolloutPreview>,
@@ -128,6 +132,7 @@ impl RolloutSet {
             old_log_probs: stored.old_log_probs,
             ref_log_probs: stored.ref_log_probs,
             metrics: stored.metrics,
+            while_scoring: Duration::ZERO,
             preview: None,
         })
     }

@@ -1,10 +1,13 @@
 //! Scores completions: rule-based rewards, the semantic reward by SigLIP, temporal rewards and the user's own reward
 //! programs.
 
+use std::panic::resume_unwind;
 use std::sync::atomic::AtomicBool;
+use std::thread;
 use std::time::Duration;
 
 use reel_diagnostic::Diagnostic;
+use reel_engine::Completion;
 use reel_rewards::{self as rewards, CustomReward, ProblemType, RewardRules, Scores};
 use reel_runtime::{DType, Device};
 use serde_json::{Map, Value};
@@ -33,8 +36,8 @@ struct CustomScores {
 }
 
 impl<'a> CompletionScorer<'a> {
-    /// Loads the reward models. SigLIP computes on `device` in `dtype`. `lender` lends the device while custom rewards
-    /// compute.
+    /// Loads the reward models. SigLIP computes on `device` in `dtype`. `lender` lends the device while the run
+    /// waits for custom rewards.
     pub(crate) fn new(
         options: &GrpoOptions,
         device: &Device,
@@ -55,8 +58,17 @@ impl<'a> CompletionScorer<'a> {
         Ok(Self { stop, rules, custom: command.into_iter().chain(url).collect(), siglip, lender })
     }
 
-    pub(crate) fn score(&mut self, rollouts: &[Rollout]) -> Result<Vec<Scores>> {
-        let custom = self.custom_scores(rollouts)?;
+    /// Scores the completions of `rollouts`. Custom rewards compute outside of this process: `meanwhile` is called
+    /// while they do, if there are any.
+    pub(crate) fn score(
+        &mut self,
+        rollouts: &[Rollout],
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Result<Vec<Scores>> {
+        let custom = match self.custom.is_empty() {
+            true => Vec::new(),
+            false => self.custom_scores(rollouts, meanwhile)?,
+        };
         let semantic = rollouts.iter().map(|r| self.semantic_rewards(r)).collect::<Result<Vec<_>>>()?;
         let score = |(i, r): (usize, &Rollout)| {
             let (solution, problem_type) = solution_and_type(&r.prompt.columns);
@@ -93,30 +105,41 @@ impl<'a> CompletionScorer<'a> {
         Ok(Some(cosines.iter().map(|cosines| rewards::semantic_reward(cosines)).collect()))
     }
 
-    /// Sends one JSON row per completion to each custom reward.
-    fn custom_scores(&mut self, rollouts: &[Rollout]) -> Result<Vec<CustomScores>> {
-        let mut rows = Vec::new();
-        for r in rollouts.iter().filter(|_| !self.custom.is_empty()) {
-            for (completion, text) in r.completions.iter().zip(&r.texts) {
-                let mut row = r.prompt.columns.clone();
-                row.insert("prompt".into(), r.prompt.content.clone());
-                row.insert("completion".into(), Value::String(text.clone()));
-                row.insert("completion_ids".into(), Value::from(completion.ids.clone()));
-                rows.push(Value::Object(row));
-            }
-        }
-        let mut all = Vec::new();
-        let (stop, lender) = (self.stop, self.lender);
-        for custom in &mut self.custom {
-            let scored = lender.during(|| custom.score_or_stop(&rows, stop));
+    /// Sends one JSON row per completion to each custom reward, in a thread of its own, and calls `meanwhile`.
+    fn custom_scores(
+        &mut self,
+        rollouts: &[Rollout],
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Result<Vec<CustomScores>> {
+        let rows = custom_reward_rows(rollouts);
+        let (stop, lender, custom) = (self.stop, self.lender, &mut self.custom);
+        let score = |custom: &mut CustomReward| {
             // If the run was interrupted, return that error, not the error of the reward that was cut off.
+            let scored = custom.score_or_stop(&rows, stop);
             let flat = scored.or_else(|e| error_if_stopped(stop).and(Err(e.into())))?;
             let mut rest = flat.iter().map(|&r| r as f32);
             let by_group = rollouts.iter().map(|r| rest.by_ref().take(r.completions.len()).collect()).collect();
-            all.push(CustomScores { name: custom.name(), by_group });
-        }
-        Ok(all)
+            Ok(CustomScores { name: custom.name(), by_group })
+        };
+        thread::scope(|scope| {
+            let scoring = scope.spawn(|| custom.iter_mut().map(score).collect::<Result<_>>());
+            let done = meanwhile();
+            let scores = lender.during(|| scoring.join()).unwrap_or_else(|panic| resume_unwind(panic));
+            done.and(scores)
+        })
     }
+}
+
+/// The rows that custom rewards get: one for each completion.
+fn custom_reward_rows(rollouts: &[Rollout]) -> Vec<Value> {
+    let row = |(r, (completion, text)): (&Rollout, (&Completion, &String))| {
+        let mut row = r.prompt.columns.clone();
+        row.insert("prompt".into(), r.prompt.content.clone());
+        row.insert("completion".into(), Value::String(text.clone()));
+        row.insert("completion_ids".into(), Value::from(completion.ids.clone()));
+        Value::Object(row)
+    };
+    rollouts.iter().flat_map(|r| r.completions.iter().zip(&r.texts).map(move |c| row((r, c)))).collect()
 }
 
 /// The columns `solution` and `problem_type` of a row.
@@ -147,5 +170,80 @@ pub(crate) fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -
         }
         // Without tags, for example, every completion without tags would match the solution.
         Some(name) => rewards::check_solution(ProblemType::parse(name).ok(), solution),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Arc;
+
+    use reel_engine::FinishReason;
+    use reel_model::input::ModelInput;
+
+    use super::*;
+    use crate::TrainError;
+    use crate::rollout::prompts::Prompt;
+
+    /// A rollout of two completions without text.
+    fn rollout() -> Rollout {
+        let prompt = Prompt {
+            row: 0,
+            location: String::new(),
+            tokens: ModelInput::default(),
+            content: Value::Null,
+            columns: Map::new(),
+            given: None,
+        };
+        let completion = |index| Completion {
+            request: 0,
+            index,
+            ids: vec![1],
+            log_probs: vec![0.0],
+            token_log_probs: Vec::new(),
+            prompt_log_probs: Arc::new([]),
+            finish_reason: FinishReason::Length,
+        };
+        Rollout {
+            prompt: Arc::new(prompt),
+            completions: vec![completion(0), completion(1)],
+            texts: vec![String::new(); 2],
+            shuffled_texts: Vec::new(),
+        }
+    }
+
+    fn scorer<'a>(command: &str, stop: &'a AtomicBool) -> CompletionScorer<'a> {
+        CompletionScorer {
+            stop,
+            rules: RewardRules::default(),
+            custom: vec![CustomReward::from_command(command, Duration::from_secs(60)).unwrap()],
+            siglip: None,
+            lender: DeviceLender::default(),
+        }
+    }
+
+    #[test]
+    fn other_work_runs_while_custom_rewards_compute() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, stop) = (dir.path().join("written-meanwhile"), AtomicBool::new(false));
+        // The command answers only after the other work has written a file.
+        let wait = format!("until test -e '{}'; do sleep 0.01; done", file.display());
+        let mut scorer = scorer(&format!("while read -r line; do {wait}; echo 2; done"), &stop);
+        let write = || {
+            fs::write(&file, "").unwrap();
+            Ok(())
+        };
+        let scores = scorer.score(&[rollout()], write).unwrap();
+        let custom: Vec<_> = scores[0].named_rewards().filter(|(name, _)| *name == "command").collect();
+        assert_eq!(format!("{custom:?}"), r#"[("command", [2.0, 2.0])]"#);
+    }
+
+    #[test]
+    fn an_error_of_the_other_work_is_returned() {
+        let stop = AtomicBool::new(false);
+        let failed = scorer("while read -r line; do echo 2; done", &stop)
+            .score(&[rollout()], || Err(TrainError::interrupted()))
+            .unwrap_err();
+        assert_eq!(failed.to_string(), TrainError::interrupted().to_string());
     }
 }

@@ -5,7 +5,7 @@
 //! for each round, up to 10 with --dynamic-sampling, else 1:
 //!     prompts  = next rows of the data
 //!     rollouts = engine.generate(prompts × num_generations), decoded to text
-//!     scores   = rewards of each completion
+//!     scores   = rewards of each completion; meanwhile the reference model computes, without --dynamic-sampling
 //!     record rollouts and scores in OUT/rollouts/STEP.jsonl
 //!     keep the groups whose rewards differ (all groups without --dynamic-sampling)
 //!     stop when there are enough groups
@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use reel_engine::{Completion, Engine, EngineError};
 use reel_model::input::ModelInput;
@@ -46,17 +46,19 @@ pub(crate) struct RolloutWorker<'a> {
 
 /// A prompt with the completions that were sampled for it.
 pub(crate) struct Rollout {
-    pub(crate) prompt: Prompt,
+    pub(crate) prompt: Arc<Prompt>,
     pub(crate) completions: Vec<Completion>,
     pub(crate) texts: Vec<String>,
     /// Texts of completions for the same videos with shuffled frames; empty without `--temporal`.
     pub(crate) shuffled_texts: Vec<String>,
 }
 
-/// What sampling for one step gives: the groups to train on, the metrics of sampling, and the preview.
+/// What sampling for one step gives: the groups to train on, the metrics of sampling, how long `while_scoring` took,
+/// and the preview.
 pub(crate) struct RolloutBatch {
     pub(crate) groups: Vec<Group>,
     pub(crate) metrics: GrpoMetrics,
+    pub(crate) while_scoring: Duration,
     pub(crate) preview: RolloutPreview,
 }
 
@@ -87,34 +89,50 @@ impl<'a> RolloutWorker<'a> {
         })
     }
 
-    /// Samples the groups of step `n` from the next rows; `None` at the end of the data.
+    /// Samples the groups of step `n` from the next rows; `None` at the end of the data. While custom rewards compute,
+    /// calls `while_scoring` with the groups, which have no rewards yet; not with `--dynamic-sampling`, where rewards
+    /// decide which groups are used.
     pub(crate) fn next_groups(
         &mut self,
         n: u64,
         feed: &mut MicroBatchFeed<PromptSource>,
         cursor: &mut StepRowCursor,
+        mut while_scoring: impl FnMut(&[Group]) -> Result<()>,
     ) -> Result<Option<RolloutBatch>> {
         let (begun, encoded_before) = (Instant::now(), self.scorer.frames_encoded());
         let dynamic = self.options.dynamic_sampling;
         let is_kept = |scores: &Scores| !dynamic || scores.reward.windows(2).any(|pair| pair[0] != pair[1]);
         let (mut kept, mut all_scores, mut dropped, mut data_ended) = (Vec::new(), Vec::new(), 0, false);
-        let mut preview = RolloutPreview::default();
+        let (mut preview, mut took) = (RolloutPreview::default(), Duration::ZERO);
         for round in 0..MAX_ROUNDS {
             let Some(batch) = self.lender.during(|| cursor.next_micro_batch(feed, self.stop))? else {
                 data_ended = true;
                 break;
             };
             let rollouts = self.sample(batch.samples, n, round)?;
-            let scores = self.scorer.score(&rollouts)?;
+            let groups: Vec<Group> = rollouts.iter().map(|rollout| self.group(rollout)).collect();
+            let scores = match dynamic {
+                true => self.scorer.score(&rollouts, || Ok(()))?,
+                false => {
+                    // Scoring and the reference model need memory; with dynamic sampling, further rounds do.
+                    self.sampler.release_memory();
+                    self.scorer.score(&rollouts, || {
+                        let begun = Instant::now();
+                        while_scoring(&groups)?;
+                        took = begun.elapsed();
+                        Ok(())
+                    })?
+                }
+            };
             self.recorder.record_groups(n, round, &rollouts, &scores, is_kept)?;
             preview.rewards.extend(scores.iter().flat_map(|s| &s.reward));
             if let (0, Some(rollout), Some(scores)) = (round, rollouts.first(), scores.first()) {
                 preview.text = preview_text(rollout, scores);
                 preview.strip = self.recorder.write_frame_strip(n, rollout)?;
             }
-            for (rollout, scores) in rollouts.into_iter().zip(scores) {
+            for (group, scores) in groups.into_iter().zip(scores) {
                 if is_kept(&scores) {
-                    kept.push(self.group(rollout, &scores));
+                    kept.push(Group { rewards: scores.reward.clone(), ..group });
                 } else {
                     dropped += 1;
                 }
@@ -134,10 +152,10 @@ impl<'a> RolloutWorker<'a> {
             rewards: mean_rewards(&all_scores),
             frames_encoded: self.scorer.frames_encoded().map(|frames| frames - encoded_before.unwrap_or(0)),
             dropped_groups: dynamic.then_some(dropped),
-            rollout_seconds: Some(begun.elapsed().as_secs_f64()),
+            rollout_seconds: Some((begun.elapsed() - took).as_secs_f64()),
             ..GrpoMetrics::default()
         };
-        Ok(Some(RolloutBatch { groups: kept, metrics, preview }))
+        Ok(Some(RolloutBatch { groups: kept, metrics, while_scoring: took, preview }))
     }
 
     /// Waits until the records of the rollouts are on the disk.
@@ -145,13 +163,14 @@ impl<'a> RolloutWorker<'a> {
         self.recorder.wait_until_written()
     }
 
-    fn group(&self, rollout: Rollout, scores: &Scores) -> Group {
+    /// The group of a rollout, without rewards and advantages.
+    fn group(&self, rollout: &Rollout) -> Group {
         let (stop_token_ids, mask) = (self.prompts.stop_token_ids(), self.options.mask_truncated_completions);
-        let tokens = |c: Completion| CompletionTokens::new(c.ids, c.log_probs, stop_token_ids, mask);
+        let tokens = |c: &Completion| CompletionTokens::new(c.ids.clone(), c.log_probs.clone(), stop_token_ids, mask);
         Group {
-            prompt: Arc::new(rollout.prompt),
-            completions: rollout.completions.into_iter().map(tokens).collect(),
-            rewards: scores.reward.clone(),
+            prompt: rollout.prompt.clone(),
+            completions: rollout.completions.iter().map(tokens).collect(),
+            rewards: Vec::new(),
             advantages: Vec::new(),
         }
     }
@@ -165,7 +184,7 @@ impl<'a> RolloutWorker<'a> {
         })?;
         let texts = |all: &[Completion]| all.iter().map(|c| self.prompts.decode_completion(&c.ids)).collect();
         let rollouts = prompts.into_iter().zip(sampled).map(|(prompt, sampled)| Rollout {
-            prompt,
+            prompt: Arc::new(prompt),
             texts: texts(&sampled.completions),
             shuffled_texts: texts(&sampled.shuffled),
             completions: sampled.completions,

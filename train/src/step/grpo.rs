@@ -14,8 +14,9 @@ use crate::rollout::group::{Group, RolloutSet};
 use crate::run::DeviceLender;
 use crate::step::trainer::{StepResult, Trainer};
 
-/// Does step `n`, counted from 1, on the groups of `set`. `reference` is the model of the KL term, if there is one.
-/// `lender` lends the device to a server before each micro-batch.
+/// Does step `n`, counted from 1, on the groups of `set`. `reference` is the model of the KL term, if there is one; it
+/// computes unless the set has its log-probabilities already. `lender` lends the device to a server before each
+/// micro-batch.
 pub(crate) fn step(
     t: &mut Trainer,
     options: &GrpoOptions,
@@ -28,18 +29,15 @@ pub(crate) fn step(
     let device = t.device.clone();
     let part = |name| device.profiler().set_work_part(name);
     let (first, begun, mut stats) = (set.uses == 0, Instant::now(), StepStats::default());
+    if let Some(model) = reference.filter(|_| first && set.ref_log_probs.is_empty()) {
+        set.ref_log_probs = reference_log_probs(t, options, model, &set.groups, lender)?;
+    }
     let loss_weights = LossWeights::new(options, &set.groups);
     for (i, groups) in set.groups.chunks(options.groups_per_micro_batch()).enumerate() {
         lender.lend();
         let pack_on = |on: &Device| PackedGroups::new(on, &t.model.config, groups, options.shared_prefix);
         let packed = pack_on(&device)?; // S tokens, of which L are learned
         let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
-        part("reference");
-        if let Some(model) = reference.filter(|_| first) {
-            let cx = Cx::inference(&t.device, t.dtype);
-            let hidden = model.forward(&cx, &packed.batch, learned)?;
-            set.ref_log_probs.push(log_probs(&cx, model, &hidden, &packed, options)?.to_f32()?);
-        }
         part("forward");
         let size = (&packed.batch, packed.targets.count());
         let kept = t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))?;
@@ -71,8 +69,29 @@ pub(crate) fn step(
     result.preview = set.preview.take();
     set.uses += 1;
     t.device.synchronize()?;
-    result.grpo.train_seconds = Some(begun.elapsed().as_secs_f64());
+    let while_scoring = if first { set.while_scoring.as_secs_f64() } else { 0.0 };
+    result.grpo.train_seconds = Some(begun.elapsed().as_secs_f64() + while_scoring);
     Ok(result)
+}
+
+/// The log-probabilities of the learned tokens of `groups` under the model `reference`: f32 `[L]` for each micro-batch.
+pub(crate) fn reference_log_probs(
+    t: &Trainer,
+    options: &GrpoOptions,
+    reference: &Qwen25Vl,
+    groups: &[Group],
+    lender: DeviceLender,
+) -> Result<Vec<Vec<f32>>> {
+    t.device.profiler().set_work_part("reference");
+    let cx = Cx::inference(&t.device, t.dtype);
+    let of_micro_batch = |groups: &[Group]| {
+        lender.lend();
+        let packed = PackedGroups::new(&t.device, &t.model.config, groups, options.shared_prefix)?;
+        let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
+        let hidden = reference.forward(&cx, &packed.batch, learned)?;
+        Ok(log_probs(&cx, reference, &hidden, &packed, options)?.to_f32()?)
+    };
+    groups.chunks(options.groups_per_micro_batch()).map(of_micro_batch).collect()
 }
 
 /// The log-probability of each of the L learned tokens, `log softmax(logits / temperature)`: f32 `[L]`.

@@ -199,6 +199,10 @@ impl<'a> Counter<'a> {
         super::subtract_costs(&mut decode, &prefill);
         self.phases.add_costs("prefill", &prefill);
         self.phases.add_costs("decode", &decode);
+        // As in a run: with dynamic sampling, further rounds need the memory.
+        if !self.options.dynamic_sampling {
+            sampler.release_memory();
+        }
         if let Some(siglip) = &mut self.siglip {
             device.profiler().clear();
             for prompt in prompts {

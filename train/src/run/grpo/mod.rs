@@ -26,7 +26,6 @@ use reel_model::weights::{WeightLoader, WeightSource};
 use crate::Result;
 use crate::data::feed::{MicroBatchFeed, MicroBatchOptions};
 use crate::options::GrpoOptions;
-use crate::reporting::metrics::GrpoMetrics;
 use crate::rollout::worker::RolloutWorker;
 use crate::rollout::{PromptSource, RolloutSet, group, records};
 use crate::run::replay::{self, ReplayReport};
@@ -122,7 +121,7 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
 
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
         if self.set.as_ref().is_none_or(|set| set.uses >= self.options.num_iterations) {
-            self.set = self.next_set(n, cursor)?;
+            self.set = self.next_set(trainer, n, cursor)?;
         }
         let Some(set) = &mut self.set else { return Ok(None) };
         let result = step::step(trainer, self.options, self.reference.as_ref(), set, n, self.lender)?;
@@ -137,8 +136,9 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
 }
 
 impl GrpoLoop<'_> {
-    /// The rollout set of step `n`, sampled or read from a file; `None` at the end of the data.
-    fn next_set(&mut self, n: u64, cursor: &mut StepRowCursor) -> Result<Option<RolloutSet>> {
+    /// The rollout set of step `n`, sampled or read from a file; `None` at the end of the data. The reference model
+    /// computes while custom rewards do.
+    fn next_set(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<RolloutSet>> {
         if let Some(folder) = &self.options.recorded {
             let mut groups = records::read_recorded_groups(folder, n, self.options, &self.rows)?;
             // Dynamic sampling may record more usable groups than a step needs; the step trained on the first of
@@ -146,21 +146,28 @@ impl GrpoLoop<'_> {
             groups.truncate(self.options.groups_per_step());
             return Ok(Some(RolloutSet::new(groups, self.options.scale_rewards)));
         }
-        let (groups, metrics, preview) = match &mut self.worker {
-            Some(worker) => match worker.next_groups(n, &mut self.feed, cursor)? {
-                Some(batch) => (batch.groups, batch.metrics, Some(batch.preview)),
-                None => return Ok(None),
-            },
-            None => match self.lender.during(|| cursor.next_micro_batch(&mut self.feed, self.stop))? {
-                Some(batch) => (
-                    group::groups_from_file(self.options, batch.samples, self.rows.stop_token_ids()),
-                    GrpoMetrics::default(),
-                    None,
-                ),
-                None => return Ok(None),
-            },
+        let (options, lender) = (self.options, self.lender);
+        let Some(worker) = &mut self.worker else {
+            let batch = lender.during(|| cursor.next_micro_batch(&mut self.feed, self.stop))?;
+            let groups = |samples| group::groups_from_file(options, samples, self.rows.stop_token_ids());
+            return Ok(batch.map(|batch| RolloutSet::new(groups(batch.samples), options.scale_rewards)));
         };
-        Ok(Some(RolloutSet { metrics, preview, ..RolloutSet::new(groups, self.options.scale_rewards) }))
+        let mut ref_log_probs = Vec::new();
+        let batch = worker.next_groups(n, &mut self.feed, cursor, |groups| {
+            if let Some(model) = &self.reference {
+                // The next step does that, too. Here it makes room for the reference model's activations.
+                trainer.grads.clear();
+                ref_log_probs = step::reference_log_probs(trainer, options, model, groups, lender)?;
+            }
+            Ok(())
+        })?;
+        Ok(batch.map(|batch| RolloutSet {
+            ref_log_probs,
+            metrics: batch.metrics,
+            while_scoring: batch.while_scoring,
+            preview: Some(batch.preview),
+            ..RolloutSet::new(batch.groups, options.scale_rewards)
+        }))
     }
 }
 
