@@ -3,6 +3,7 @@
 
 use std::panic::resume_unwind;
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -17,6 +18,10 @@ use crate::Result;
 use crate::options::GrpoOptions;
 use crate::rollout::siglip::SiglipScorer;
 use crate::run::{DeviceLender, error_if_stopped};
+
+/// How long a step waits for custom rewards before other work begins. Fast rewards gain nothing from it: on a machine
+/// with few cores, their program and the threads of this process would hold each other up.
+const PATIENCE: Duration = Duration::from_millis(2);
 
 /// Scores groups of completions with the rewards that the options name.
 pub(crate) struct CompletionScorer<'a> {
@@ -59,7 +64,7 @@ impl<'a> CompletionScorer<'a> {
     }
 
     /// Scores the completions of `rollouts`. Custom rewards compute outside of this process: `meanwhile` is called
-    /// while they do, if there are any.
+    /// while they do, if they take longer than [`PATIENCE`].
     pub(crate) fn score(
         &mut self,
         rollouts: &[Rollout],
@@ -105,7 +110,8 @@ impl<'a> CompletionScorer<'a> {
         Ok(Some(cosines.iter().map(|cosines| rewards::semantic_reward(cosines)).collect()))
     }
 
-    /// Sends one JSON row per completion to each custom reward, in a thread of its own, and calls `meanwhile`.
+    /// Sends one JSON row per completion to each custom reward, and calls `meanwhile` if they take longer than
+    /// [`PATIENCE`].
     fn custom_scores(
         &mut self,
         rollouts: &[Rollout],
@@ -122,8 +128,14 @@ impl<'a> CompletionScorer<'a> {
             Ok(CustomScores { name: custom.name(), by_group })
         };
         thread::scope(|scope| {
-            let scoring = scope.spawn(|| custom.iter_mut().map(score).collect::<Result<_>>());
-            let done = meanwhile();
+            let (running, end) = mpsc::channel::<()>();
+            let scoring = scope.spawn(move || {
+                // Disconnects the channel when the thread ends.
+                let _running = running;
+                custom.iter_mut().map(score).collect::<Result<_>>()
+            });
+            let is_slow = lender.during(|| end.recv_timeout(PATIENCE)) == Err(RecvTimeoutError::Timeout);
+            let done = if is_slow { meanwhile() } else { Ok(()) };
             let scores = lender.during(|| scoring.join()).unwrap_or_else(|panic| resume_unwind(panic));
             done.and(scores)
         })
@@ -241,7 +253,7 @@ mod tests {
     #[test]
     fn an_error_of_the_other_work_is_returned() {
         let stop = AtomicBool::new(false);
-        let failed = scorer("while read -r line; do echo 2; done", &stop)
+        let failed = scorer("while read -r line; do sleep 0.1; echo 2; done", &stop)
             .score(&[rollout()], || Err(TrainError::interrupted()))
             .unwrap_err();
         assert_eq!(failed.to_string(), TrainError::interrupted().to_string());

@@ -5,7 +5,7 @@
 //! for each round, up to 10 with --dynamic-sampling, else 1:
 //!     prompts  = next rows of the data
 //!     rollouts = engine.generate(prompts × num_generations), decoded to text
-//!     scores   = rewards of each completion; meanwhile the reference model computes, without --dynamic-sampling
+//!     scores   = rewards of each completion; the reference model computes while slow custom rewards do
 //!     record rollouts and scores in OUT/rollouts/STEP.jsonl
 //!     keep the groups whose rewards differ (all groups without --dynamic-sampling)
 //!     stop when there are enough groups
@@ -90,8 +90,8 @@ impl<'a> RolloutWorker<'a> {
     }
 
     /// Samples the groups of step `n` from the next rows; `None` at the end of the data. While custom rewards compute,
-    /// calls `while_scoring` with the groups, which have no rewards yet; not with `--dynamic-sampling`, where rewards
-    /// decide which groups are used.
+    /// unless they are fast, calls `while_scoring` with the groups, which have no rewards yet; not with
+    /// `--dynamic-sampling`, where rewards decide which groups are used.
     pub(crate) fn next_groups(
         &mut self,
         n: u64,

@@ -2,48 +2,40 @@
 //! the 32 registers.
 
 use super::{
-    Code, Direct, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Tile, Unit, groups, int8, thin_rows_of_b,
+    Code, Direct, DirectTiles, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Tile, Unit, groups, int8,
+    thin_rows_of_b,
 };
 use std::arch::x86_64::*;
+
+/// The instances of a tile function for 1 to 12 rows of A.
+macro_rules! tiles {
+    ($type:ident, $name:ident) => {
+        &{
+            let tiles: [$type; 12] = [
+                $name::<1>,
+                $name::<2>,
+                $name::<3>,
+                $name::<4>,
+                $name::<5>,
+                $name::<6>,
+                $name::<7>,
+                $name::<8>,
+                $name::<9>,
+                $name::<10>,
+                $name::<11>,
+                $name::<12>,
+            ];
+            tiles
+        }
+    };
+}
 
 /// f32 arithmetic.
 pub(super) static F32: Code = Code {
     mr: 12,
     nr: 32,
-    tiles: &{
-        let tiles: [Tile; 12] = [
-            tile_f32::<1>,
-            tile_f32::<2>,
-            tile_f32::<3>,
-            tile_f32::<4>,
-            tile_f32::<5>,
-            tile_f32::<6>,
-            tile_f32::<7>,
-            tile_f32::<8>,
-            tile_f32::<9>,
-            tile_f32::<10>,
-            tile_f32::<11>,
-            tile_f32::<12>,
-        ];
-        tiles
-    },
-    direct: Some(&{
-        let tiles: [Direct; 12] = [
-            tile_direct::<1>,
-            tile_direct::<2>,
-            tile_direct::<3>,
-            tile_direct::<4>,
-            tile_direct::<5>,
-            tile_direct::<6>,
-            tile_direct::<7>,
-            tile_direct::<8>,
-            tile_direct::<9>,
-            tile_direct::<10>,
-            tile_direct::<11>,
-            tile_direct::<12>,
-        ];
-        tiles
-    }),
+    tiles: tiles!(Tile, tile_f32),
+    direct: Some(&DirectTiles { rows: tiles!(Direct, tile_rows), columns: tiles!(Direct, tile_columns) }),
     pack,
     pack_int8: int8::avx512::pack,
     pack_groups: groups::avx512::pack,
@@ -57,23 +49,7 @@ pub(super) static F32: Code = Code {
 pub(super) static BF16: Code = Code {
     mr: 12,
     nr: 32,
-    tiles: &{
-        let tiles: [Tile; 12] = [
-            tile_bf16::<1>,
-            tile_bf16::<2>,
-            tile_bf16::<3>,
-            tile_bf16::<4>,
-            tile_bf16::<5>,
-            tile_bf16::<6>,
-            tile_bf16::<7>,
-            tile_bf16::<8>,
-            tile_bf16::<9>,
-            tile_bf16::<10>,
-            tile_bf16::<11>,
-            tile_bf16::<12>,
-        ];
-        tiles
-    },
+    tiles: tiles!(Tile, tile_bf16),
     direct: None,
     pack,
     pack_int8: int8::avx512::pack,
@@ -102,22 +78,26 @@ macro_rules! step {
     }};
 }
 
-/// The index of the 32-bit word that holds unit `u` of row `i` of A. A is packed as `[units][MR]`, or its rows are
-/// `stride` words apart.
+/// The index of the 32-bit word that holds unit `u` of row `i` of A. A is packed as `[units][MR]`, or its rows or its
+/// columns are `stride` words apart.
 macro_rules! word_of_a {
     ($u:ident, $i:ident) => {
         $u * MR + $i
     };
-    ($u:ident, $i:ident, $stride:ident) => {
+    ($u:ident, $i:ident, $stride:ident rows) => {
         $u + $i * $stride
+    };
+    ($u:ident, $i:ident, $stride:ident columns) => {
+        $u * $stride + $i
     };
 }
 
 macro_rules! tile {
-    ($name:ident, $features:literal, $step:ident $(, $stride:ident)?) => {
+    ($name:ident, $features:literal, $step:ident $(, $stride:ident $order:ident)?) => {
         /// # Safety
         /// The processor has the named features; `a` holds `[units][MR]`, or MR rows of `units` words that are
-        /// `stride` words apart; `b` holds `[units][32]`; `acc` has MR rows of 32 sums that are `acc_stride` apart.
+        /// stored by rows or by columns, `stride` words apart; `b` holds `[units][32]`; `acc` has MR rows of 32 sums
+        /// that are `acc_stride` apart.
         #[target_feature(enable = $features)]
         unsafe fn $name<const MR: usize>(
             units: usize,
@@ -145,7 +125,7 @@ macro_rules! tile {
                 };
                 for i in 0..MR {
                     // SAFETY: `u` is below `units` and `i` below MR, the number of rows of `a`.
-                    let a = unsafe { *a.add(word_of_a!(u, i $(, $stride)?)) };
+                    let a = unsafe { *a.add(word_of_a!(u, i $(, $stride $order)?)) };
                     for j in 0..2 {
                         sums[i][j] = step!($step, sums[i][j], b[j], a);
                     }
@@ -162,8 +142,9 @@ macro_rules! tile {
 }
 tile!(tile_f32, "avx512f,avx512bw", f32);
 tile!(tile_bf16, "avx512f,avx512bw,avx512bf16", bf16);
-// Tile functions that read the rows of A where they are stored, without packing.
-tile!(tile_direct, "avx512f,avx512bw", f32, stride);
+// Tile functions that read A where it is stored, without packing: row by row, or column by column.
+tile!(tile_rows, "avx512f,avx512bw", f32, stride rows);
+tile!(tile_columns, "avx512f,avx512bw", f32, stride columns);
 
 /// Transposes 16 rows of 16 words.
 #[target_feature(enable = "avx512f,avx512bw")]

@@ -18,7 +18,8 @@
 //! **Data.** A unit has 4 bytes in either arithmetic. A step of the inner loop loads `nr` lanes of B and multiplies
 //! them by `mr` single units of A. Transposed and bf16 operands differ only in how they are packed. With few rows of
 //! A, reading B takes most of the time: `Code::thin` then transposes B inside registers and stores no packed copy
-//! (`thin`). A B that is stored in groups (`groups`) is packed already.
+//! (`thin`). A B that is stored in groups (`groups`) is packed already, and an f32 A can mostly be read where it lies
+//! ([`Product::direct`]).
 #![allow(unsafe_code)]
 // Loops over constant ranges index arrays of registers: the compiler unrolls them completely.
 #![allow(clippy::needless_range_loop)]
@@ -52,6 +53,10 @@ const TASK_ROWS: usize = 512;
 /// Maximum number of units (f32 elements) per row for which A is always read without packing. Longer rows may compete
 /// for the same few sets of the cache: see [`Product::direct`].
 const DIRECT_UNITS: usize = 512;
+/// Maximum number of bytes of a transposed f32 A that is read without packing. Each unit of a tile is in a cache line of
+/// its own, so A must come from a cache. Packing takes up to a tenth of a small product, and little of a large one
+/// (benches/results/amd-epyc/2026-11-25-few-rows-and-columns.json).
+const DIRECT_COLUMNS: usize = 2 << 20;
 /// If each thread has at least this many tiles of A to compute, every thread gets its own rows of A.
 const OWN_TILES: usize = 4;
 /// Maximum number of bytes of B that every thread packs for itself, so that it can have its own rows of A. With dot
@@ -134,19 +139,27 @@ struct Part {
 /// `tile(units, a, b, acc, acc_stride, add)`: `acc[i][j] = (add ? acc[i][j] : 0) + sum over u of a[u][i] * b[u][j]`;
 /// rows of acc are `acc_stride` sums apart.
 type Tile = unsafe fn(usize, *const u32, *const u32, *mut f32, usize, bool);
-/// A [`Tile`] that reads A's rows unpacked: `a[i * stride + u]`, rows `stride` words apart.
+/// A [`Tile`] that reads A unpacked: its argument after `a` is the number of words from one row to the next, or of a
+/// transposed A from one unit to the next.
 type Direct = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, usize, bool);
 /// `pack(source, part, width, dst)`: `dst[u][i]` is unit `u` of row `i` of the part; lanes `part.rows .. width` are
 /// 0.
 type Pack = unsafe fn(&Source, Part, usize, *mut u32);
+
+/// Tile functions for 1 to [`Code::mr`] rows of an f32 A that need no packing; those for r rows have the index r − 1.
+struct DirectTiles {
+    rows: &'static [Direct],
+    /// For a transposed A.
+    columns: &'static [Direct],
+}
+
 /// The functions for one instruction set and one kind of unit.
 struct Code {
     mr: usize,
     nr: usize,
     /// Tile functions for 1 to `mr` rows of A; the function for r rows has the index r − 1.
     tiles: &'static [Tile],
-    /// Tile functions for rows of A that need no packing: f32, not transposed.
-    direct: Option<&'static [Direct]>,
+    direct: Option<&'static DirectTiles>,
     pack: Pack,
     /// Packs an int8 B.
     pack_int8: Pack,
@@ -401,9 +414,14 @@ impl<'a, T: Element> Product<'a, T> {
         });
     }
 
-    /// Returns the tile functions that read A unpacked, if A allows it.
-    fn direct(&self) -> Option<&'static [Direct]> {
-        self.code.direct.filter(|_| self.a.unit == Unit::F32 && self.rows_of_a().is_some())
+    /// Returns the tile functions that read A unpacked, and where its rows are, if A allows it.
+    fn direct(&self) -> Option<(&'static [Direct], RowsOfA)> {
+        let tiles = self.code.direct.filter(|_| self.a.unit == Unit::F32)?;
+        if !self.a.transposed {
+            return Some((tiles.rows, self.rows_of_a()?));
+        }
+        let columns = RowsOfA { words: self.a.base.cast(), unit_words: self.m, row_words: 1 };
+        (self.m * self.units * 4 <= DIRECT_COLUMNS).then_some((tiles.columns, columns))
     }
 
     /// Returns the rows of A as they are stored, if whole units can be read there and a dozen rows do not lie in the
@@ -472,10 +490,10 @@ impl<'a, T: Element> Product<'a, T> {
                             b.add(i * step * nr).cast_const()
                         };
                         match self.direct() {
-                            Some(direct) => {
-                                let k = self.a.k;
-                                let a = self.a.base.cast::<u32>().add(first_row * k + unit);
-                                direct[tile_rows - 1](units, a, k, b, acc, acc_stride, block > 0);
+                            Some((direct, a)) => {
+                                let stride = a.row_words.max(a.unit_words);
+                                let a = a.at(first_row, unit).words;
+                                direct[tile_rows - 1](units, a, stride, b, acc, acc_stride, block > 0);
                             }
                             None => self.code.tiles[tile_rows - 1](units, a, b, acc, acc_stride, block > 0),
                         }

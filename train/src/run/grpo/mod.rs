@@ -137,7 +137,7 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
 
 impl GrpoLoop<'_> {
     /// The rollout set of step `n`, sampled or read from a file; `None` at the end of the data. The reference model
-    /// computes while custom rewards do.
+    /// computes while slow custom rewards do.
     fn next_set(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<RolloutSet>> {
         if let Some(folder) = &self.options.recorded {
             let mut groups = records::read_recorded_groups(folder, n, self.options, &self.rows)?;
