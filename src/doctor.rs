@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::Result;
 use clap::Args;
 use reel_kernels::compile::{self, toolkit::Toolkit};
-use reel_kernels::simd;
+use reel_kernels::{Team, limits, simd};
 use reel_media::libraries;
 use serde::Serialize;
 
@@ -89,10 +89,18 @@ fn processor(common: &CommonOptions) -> Result<Vec<Finding>> {
     };
     Ok(vec![
         Finding::new(group, "model", model.or_else(|| Some(env::consts::ARCH.to_string())), ""),
-        Finding::new(group, "threads", Some(common.threads()?.to_string()), ""),
+        Finding::new(group, "threads", Some(threads(common.threads()?)), ""),
         Finding::new(group, "instructions", Some(isa), ""),
         Finding::new(group, "bf16 products", Some(simd::isa().bf16_unit().to_string()), ""),
     ])
+}
+
+/// The number of threads, and how long what one of them writes takes to another one.
+fn threads(count: usize) -> String {
+    match limits::handover_seconds(&Team::new(count)) {
+        Some(seconds) => format!("{count}; {:.0} ns from core to core", seconds * 1e9),
+        None => count.to_string(),
+    }
 }
 
 fn memory_and_disk() -> Vec<Finding> {

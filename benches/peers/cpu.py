@@ -189,6 +189,7 @@ def measure(work, a, folder):
                     peers.pop(k).close()
             ours = bench(a.reel, folder, dtype, options, a.threads)
             row["reel"], row["roofline_share"] = ours["tokens_per_second"], ours["roofline"]["share"]
+            row["handover_nanoseconds"] = ours["handover_nanoseconds"]
             if n > 0:
                 rounds.append(row)
                 print(work, json.dumps(row), file=sys.stderr, flush=True)

@@ -139,6 +139,13 @@ def run_reel(reel, folder, steps):
     return {"seconds": [x["step_seconds"] for x in lines], "prompt_tokens": prompts, "rss": usage.ru_maxrss * 1024}
 
 
+def handover_nanoseconds(reel, folder):
+    """The time from one core to the other at this moment. On some virtual machines it changes, and with it the speed."""
+    command = [reel, "bench", "rollout", "--model", folder, "--device", "cpu", "--dtype", "f32", "--tokens", "4", "--rounds", "1", "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)["handover_nanoseconds"][0]
+
+
 def per_minute(run):
     return 60 / statistics.median(run["seconds"][WARM:])
 
@@ -173,6 +180,7 @@ def main():
             runs = {"trl": run_trl(model, a.steps, False), "trl_checkpointing": run_trl(model, a.steps, True), "reel": run_reel(reel, model, 3 * a.steps)}
             row = {f"{name}_steps_per_minute": per_minute(run) for name, run in runs.items()}
             row |= {f"{name}_resident_mib": run["rss"] / 2**20 for name, run in runs.items()}
+            row["handover_nanoseconds"] = handover_nanoseconds(reel, model)
             best = max(("trl", "trl_checkpointing"), key=lambda name: row[f"{name}_steps_per_minute"])
             row["peer"] = best
             row["speed"] = row["reel_steps_per_minute"] / row[f"{best}_steps_per_minute"]

@@ -9,6 +9,7 @@
 //!                                               with scales)
 //! limit f32 | limit bf16                        time of 1e9 operations on registers, on all threads
 //! read                                          time to read 1e9 bytes from memory
+//! handover                                      time until a thread reads what another one has written
 //! launch                                        time of an empty launch with one task per thread
 //! ```
 #![allow(unsafe_code)]
@@ -37,8 +38,11 @@ fn main() -> Result<(), String> {
             }
             ["limit", kind] => vec![1e9 / limits::operations_per_second(dtype(kind)?.0, &team)],
             ["read"] => vec![1e9 / limits::bytes_per_second(&team, 1 << 30)],
+            ["handover"] => vec![limits::handover_seconds(&team).ok_or("handover: needs two threads")?],
             ["launch"] => (0..2000).map(|_| time(|| team.run(team.threads(), |_| {}))).collect(),
-            _ => return Err(format!("{line}: unknown request; give threads, product, limit, read or launch")),
+            _ => {
+                return Err(format!("{line}: unknown request; give threads, product, limit, read, handover or launch"));
+            }
         };
         let (median, least) = summary(times);
         println!("{median:e} {least:e}");

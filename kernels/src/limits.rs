@@ -1,8 +1,9 @@
-//! Measured limits of this processor: multiply-adds from registers and bytes from memory per second. Benchmarks
-//! compare times with the least time that these limits allow.
+//! Measured limits of this processor: multiply-adds from registers, bytes from memory, and the time from one thread to
+//! another. Benchmarks compare times with the least time that these limits allow.
 #![allow(unsafe_code)]
 
 use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::large_pages::LargeArray;
@@ -54,6 +55,38 @@ pub fn bytes_per_second(team: &Team, bytes: usize) -> f64 {
         })
     };
     best(5, read, (256 * part * size_of::<u32>()) as f64)
+}
+
+/// Measures the seconds after which one thread reads what another one has written, for a single cache line: the best of
+/// several series of exchanges, a few milliseconds in all. Cores that share a cache take some 30 ns, others several times as long. `None` for a team of
+/// one thread.
+pub fn handover_seconds(team: &Team) -> Option<f64> {
+    const EXCHANGES: usize = 2_000;
+    if team.threads() < 2 {
+        return None;
+    }
+    let turn = AtomicUsize::new(0);
+    let wait_for = |value: usize| {
+        let mut looks = 0u32;
+        while turn.load(Ordering::Acquire) != value {
+            looks += 1;
+            // With fewer cores than threads, the other thread may need this core.
+            if looks.is_multiple_of(1 << 12) {
+                std::thread::yield_now();
+            }
+        }
+    };
+    // Threads 0 and 1 write in turn: one the odd numbers, the other the even ones.
+    let exchange = || {
+        turn.store(0, Ordering::Release);
+        at_once(team, |thread| {
+            for i in (thread..2 * EXCHANGES).step_by(2).filter(|_| thread < 2) {
+                wait_for(i);
+                turn.store(i + 1, Ordering::Release);
+            }
+        });
+    };
+    Some(1.0 / best(8, exchange, (2 * EXCHANGES) as f64))
 }
 
 /// Runs one task on each thread. A barrier makes each task wait until all have started, so that a thread that wakes
@@ -214,6 +247,15 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn threads_hand_over_in_more_than_no_time() {
+        assert_eq!(handover_seconds(&Team::new(1)), None);
+        for threads in [2, 3] {
+            let seconds = handover_seconds(&Team::new(threads)).expect("two threads");
+            assert!(seconds > 1e-9 && seconds.is_finite(), "{threads} threads: {seconds}");
+        }
+    }
 
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[test]

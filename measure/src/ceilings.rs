@@ -38,6 +38,11 @@ pub struct Ceilings {
     pub cache: Option<CacheCeiling>,
 }
 
+/// The number of cores that this process may use.
+pub(crate) fn core_count() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Name prefixes of the kernels that multiply matrices. Their least time in bf16 uses the rate of bf16 products; that
 /// of every other kernel uses the rate of f32 products.
 const MATRIX_KERNELS: [&str; 7] =
@@ -65,7 +70,7 @@ impl Ceilings {
         if device.is_async() {
             return Self::measure_gpu(device);
         }
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).max(device.threads());
+        let threads = core_count().max(device.threads());
         let cache = Some(measure_caches(&Team::new(threads)));
         Ok(Self { cache, ..Self::measure_cpu(threads) })
     }

@@ -187,6 +187,7 @@ mod tests {
         };
         let measured = MeasuredRounds {
             samples: vec![1.0; 3],
+            handovers: Vec::new(),
             parts: Vec::new(),
             ops: vec![row("matmul_fwd", 0.6), row("a<b", 0.2)],
             profiled: 1.0,

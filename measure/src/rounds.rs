@@ -2,19 +2,20 @@
 //!
 //! ```text
 //! round()                warm-up, not counted
-//! round() x count        timed with the profiler off; on a GPU a thread samples clocks and power meanwhile
+//! round() x count        timed with the profiler off; on a GPU a thread samples clocks and power meanwhile, on a CPU the
+//!                        time from core to core is measured before each: some virtual machines change it
 //! round()                profiled: time by op and by part, memory over time
 //! ```
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use reel_kernels::DType;
+use reel_kernels::{DType, Team, limits};
 use reel_runtime::device::{LaunchEvent, MemorySample};
 use reel_runtime::{Device, OpTotals};
 use serde_json::{Map, Value, json};
 
-use crate::ceilings::{Ceilings, RooflineFloor};
+use crate::ceilings::{self, Ceilings, RooflineFloor};
 use crate::clocks::{ClockSampler, ClockSummary};
 use crate::ops::{self, OpTime};
 use crate::parts::{self, PartTime};
@@ -27,6 +28,9 @@ const SAMPLING_INTERVAL: Duration = Duration::from_millis(20);
 pub struct MeasuredRounds {
     /// Seconds of each timed round, in order.
     pub samples: Vec<f64>,
+    /// Before each timed round, the seconds after which one core reads what another one has written. Empty on a GPU, and on
+    /// a CPU with one core.
+    pub handovers: Vec<f64>,
     /// Ops of the profiled round, longest time first.
     pub ops: Vec<OpTime>,
     /// Parts of the profiled round (forward, backward, …); may be empty.
@@ -64,7 +68,13 @@ pub fn time_rounds(
     device.reset_peak();
     round()?;
     let sampler = ClockSampler::start_on_gpu_of(device, SAMPLING_INTERVAL);
-    let samples = (0..count).map(|_| round()).collect::<Result<Vec<f64>>>();
+    let cores = (!device.is_async()).then(|| Team::new(ceilings::core_count()));
+    let mut handovers = Vec::new();
+    let timed = |_| {
+        handovers.extend(cores.as_ref().and_then(limits::handover_seconds));
+        round()
+    };
+    let samples = (0..count).map(timed).collect::<Result<Vec<f64>>>();
     let clocks = sampler.map(ClockSampler::stop);
     let samples = samples?;
     profile.clear();
@@ -82,6 +92,7 @@ pub fn time_rounds(
     let ended = events.last().and_then(end).unwrap_or(begun);
     Ok(MeasuredRounds {
         samples,
+        handovers,
         ops: ops::op_times(&totals, &ceilings, dtype, profiled),
         parts: parts::part_times(&events, &ceilings, dtype),
         profiled,
@@ -152,6 +163,7 @@ impl MeasuredRounds {
             "model": subject.model,
             "seconds": median,
             "samples": self.samples,
+            "handover_nanoseconds": self.handovers.iter().map(|seconds| (seconds * 1e9).round()).collect::<Vec<_>>(),
             "peak_bytes": self.peak,
             "flops": self.floor.flops,
             "bytes": self.floor.bytes,
@@ -193,8 +205,17 @@ pub fn result_headline(result: &Value) -> String {
         Some(rate) => format!(", {rate:.0} GB/s in the caches"),
         None => String::new(),
     };
+    let times: Vec<f64> =
+        result["handover_nanoseconds"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+    let handover = match times.is_empty() {
+        true => String::new(),
+        false => {
+            let [least, _, most] = stats::min_median_max(&times);
+            format!(", {least:.0} to {most:.0} ns from core to core")
+        }
+    };
     format!(
-        "{}: {:.1} tokens/s ({:.1} to {:.1} over {} rounds){mfu}{busy}, {:.0} % of the roofline of {:.0} GFLOP/s ({}) and {:.1} GB/s{cache}",
+        "{}: {:.1} tokens/s ({:.1} to {:.1} over {} rounds){mfu}{busy}, {:.0} % of the roofline of {:.0} GFLOP/s ({}) and {:.1} GB/s{cache}{handover}",
         result["op"].as_str().unwrap_or_default(),
         number("/tokens_per_second"),
         number("/min"),
