@@ -49,7 +49,7 @@ struct Shared {
     job: Alone<AtomicU64>,
     /// For each thread, the number of tasks left in the range that this thread starts with.
     shares: Vec<Share>,
-    /// Number of finished tasks of the current job.
+    /// Number of finished and counted tasks of the current job.
     done: Alone<AtomicUsize>,
     /// The current job's `&Task`, a fat pointer, as two words; written only when all tasks of the previous job are
     /// done.
@@ -106,6 +106,11 @@ impl Team {
     /// Threads of the team.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// The tasks of [`Team::run`] with which thread `thread` begins, of `count` tasks.
+    pub fn share(&self, thread: usize, count: usize) -> Range<usize> {
+        span(thread, self.threads(), count)
     }
 
     /// Calls `task(0) … task(count - 1)`, each once and on any thread of the team, and returns when all are done. If
@@ -181,20 +186,24 @@ impl Drop for Team {
 
 impl Shared {
     /// Runs tasks of the current job until none is left: first those of share `first`, then those of the other
-    /// shares.
+    /// shares. They are counted together at the end: the counter moves from core to core only once for each thread. All
+    /// belong to one job, because a job lasts until all of its tasks are counted.
     fn take_tasks(&self, first: usize) {
         let n = self.shares.len();
-        (first..first + n).for_each(|i| self.take_share(i % n));
+        let taken: usize = (first..first + n).map(|i| self.take_share(i % n)).sum();
+        if taken > 0 {
+            self.done.0.fetch_add(taken, Ordering::Release);
+        }
     }
 
-    /// Runs tasks of one share until all are taken.
-    fn take_share(&self, index: usize) {
-        let share = &self.shares[index].0;
+    /// Runs tasks of one share until all are taken, and returns their number.
+    fn take_share(&self, index: usize) -> usize {
+        let (share, mut taken) = (&self.shares[index].0, 0);
         loop {
             let state = share.load(Ordering::Acquire);
             let left = (state & 0xffff_ffff) as usize;
             if left == 0 {
-                return;
+                return taken;
             }
             let words = [self.task[0].load(Ordering::Relaxed), self.task[1].load(Ordering::Relaxed)];
             let count = self.count.load(Ordering::Relaxed);
@@ -203,7 +212,7 @@ impl Shared {
                 continue;
             }
             // SAFETY: the swap succeeded, so this task was not taken before and its job was not done. So the words
-            // belong to this job, and what they point to lives until `done` has counted this task.
+            // belong to this job, and what they point to lives until `done` has counted this task, which is later.
             let task = unsafe { std::mem::transmute::<[usize; 2], &Task<'_>>(words) };
             let next = span(index, self.shares.len(), count).end - left;
             IN_TASK.set(true);
@@ -212,7 +221,7 @@ impl Shared {
             if let Err(p) = done {
                 self.panicked.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(p);
             }
-            self.done.0.fetch_add(1, Ordering::Release);
+            taken += 1;
         }
     }
 

@@ -89,9 +89,12 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
     for (seq, rows) in rows.into_iter().enumerate() {
         tiles.extend((0..rows).step_by(height).map(|first| (seq, first, height.min(rows - first))));
     }
-    // The last tiles of a causal sequence take longest. They run first, so that all threads end at about the same
-    // time.
-    tiles.reverse();
+    // The last tiles of a causal sequence take longest. Each thread begins with the last ones of its share, so that all
+    // end at about the same time. It keeps the rows that it has computed in the launches before.
+    for thread in 0..team.threads() {
+        let share = team.share(thread, tiles.len());
+        tiles[share].reverse();
+    }
     let tasks = tiles.len() * kv_heads;
     let mut parts = Vec::new();
     if team.threads() > 1 && tasks < 2 * team.threads() {
