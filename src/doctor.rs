@@ -95,7 +95,7 @@ fn processor(common: &CommonOptions) -> Result<Vec<Finding>> {
     ])
 }
 
-/// The number of threads, and how long what one of them writes takes to another one.
+/// The number of threads, and the time until one of them reads what another one has written.
 fn threads(count: usize) -> String {
     match limits::handover_seconds(&Team::new(count)) {
         Some(seconds) => format!("{count}; {:.0} ns from core to core", seconds * 1e9),

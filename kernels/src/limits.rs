@@ -58,8 +58,8 @@ pub fn bytes_per_second(team: &Team, bytes: usize) -> f64 {
 }
 
 /// Measures the seconds after which one thread reads what another one has written, for a single cache line: the best of
-/// several series of exchanges, a few milliseconds in all. Cores that share a cache take some 30 ns, others several times as long. `None` for a team of
-/// one thread.
+/// several series of exchanges, a few milliseconds in all. Cores that share a cache take some 30 ns, others several times
+/// as long. `None` for a team of one thread.
 pub fn handover_seconds(team: &Team) -> Option<f64> {
     const EXCHANGES: usize = 2_000;
     if team.threads() < 2 {

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! round()                warm-up, not counted
-//! round() x count        timed with the profiler off; on a GPU a thread samples clocks and power meanwhile, on a CPU the
-//!                        time from core to core is measured before each: some virtual machines change it
+//! round() x count        timed with the profiler off; on a GPU a thread samples clocks and power meanwhile, on a CPU
+//!                        the time from core to core is measured before each: some virtual machines change it
 //! round()                profiled: time by op and by part, memory over time
 //! ```
 
@@ -28,8 +28,8 @@ const SAMPLING_INTERVAL: Duration = Duration::from_millis(20);
 pub struct MeasuredRounds {
     /// Seconds of each timed round, in order.
     pub samples: Vec<f64>,
-    /// Before each timed round, the seconds after which one core reads what another one has written. Empty on a GPU, and on
-    /// a CPU with one core.
+    /// Before each timed round, the seconds after which one core reads what another one has written. Empty on a GPU,
+    /// and on a CPU with one core.
     pub handovers: Vec<f64>,
     /// Ops of the profiled round, longest time first.
     pub ops: Vec<OpTime>,

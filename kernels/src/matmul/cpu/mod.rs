@@ -53,8 +53,8 @@ const TASK_ROWS: usize = 512;
 /// Maximum number of units (f32 elements) per row for which A is always read without packing. Longer rows may compete
 /// for the same few sets of the cache: see [`Product::direct`].
 const DIRECT_UNITS: usize = 512;
-/// Maximum number of bytes of a transposed f32 A that is read without packing. Each unit of a tile is in a cache line of
-/// its own, so A must come from a cache. Packing takes up to a tenth of a small product, and little of a large one
+/// Maximum number of bytes of a transposed f32 A that is read without packing. Each unit of a tile is in a cache line
+/// of its own, so A must come from a cache. Packing takes up to a tenth of a small product, and little of a large one
 /// (benches/results/amd-epyc/2026-11-25-few-rows-and-columns.json).
 const DIRECT_COLUMNS: usize = 2 << 20;
 /// If each thread has at least this many tiles of A to compute, every thread gets its own rows of A.
