@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::text::products::KeptProducts;
 use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, Kernels, Tensor};
 
@@ -144,12 +145,27 @@ impl<'a> Engine<'a> {
     pub fn generate<'r>(
         &self,
         requests: Vec<GenerationRequest<'r>>,
+        on_token: impl FnMut(TokenEvent),
+    ) -> Result<(Vec<Completion>, GenerationTiming)> {
+        self.generate_keeping(requests, None, on_token)
+    }
+
+    /// [`Engine::generate`], which keeps the outputs of the decoder's products in `products`, where
+    /// [`GenerationRequest::kept`] says.
+    ///
+    /// # Errors
+    /// The errors of [`Engine::generate`].
+    pub fn generate_keeping<'r>(
+        &self,
+        requests: Vec<GenerationRequest<'r>>,
+        products: Option<Arc<KeptProducts>>,
         mut on_token: impl FnMut(TokenEvent),
     ) -> Result<(Vec<Completion>, GenerationTiming)> {
         let mut cached = self.cached_batch();
         self.pack_trained_weights()?;
         let needed = requests.iter().fold(BatchCapacity::default(), |sum, request| sum.plus(request));
-        let batch = self.batch_for(needed.with_max_slots(self.max_slots), cached.take())?;
+        let mut batch = self.batch_for(needed.with_max_slots(self.max_slots), cached.take())?;
+        batch.keep_products(products)?;
         let options = RunOptions {
             max_slots: self.max_slots,
             fixed_batch_size: false,
@@ -160,7 +176,9 @@ impl<'a> Engine<'a> {
         };
         let mut run = Run::new(self, batch, options);
         let generated = generate_in(&mut run, requests, &mut on_token);
-        *cached = Some(run.into_batch());
+        let mut batch = run.into_batch();
+        batch.keep_products(None)?;
+        *cached = Some(batch);
         generated
     }
 

@@ -79,6 +79,11 @@ pub(crate) struct NeededRows {
 }
 
 impl NeededRows {
+    /// The number of tokens of the chunks so far.
+    pub(crate) fn token_count(&self) -> usize {
+        self.tokens
+    }
+
     /// Adds a chunk of `tokens` tokens, of which all, the last one or none are needed. Returns the chunk's range of
     /// `rows`.
     pub(crate) fn add_chunk(&mut self, tokens: usize, all: bool, last: bool) -> Range<usize> {

@@ -14,6 +14,7 @@ use reel_model::input::request::RequestSettings;
 use crate::adapters::AdapterId;
 use crate::error::{EngineError, Result};
 use crate::grammar::Grammar;
+use crate::kept_rows::KeptRows;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::sampler::SamplingParams;
 use crate::stop::{Detokenizer, StopCondition};
@@ -90,6 +91,8 @@ pub struct GenerationRequest<'r> {
     pub priority: i32,
     /// The request fails with [`EngineError::DeadlineExceeded`] if it is not finished by then.
     pub deadline: Option<Instant>,
+    /// Where the outputs of products are kept, in a call of [`Engine::generate_keeping`](crate::Engine::generate_keeping).
+    pub kept: Option<KeptRows>,
 }
 
 /// Maximum number of tokens in [`GenerationRequest::logit_bias`].
@@ -112,6 +115,7 @@ impl<'r> GenerationRequest<'r> {
             adapter: None,
             priority: 0,
             deadline: None,
+            kept: None,
         }
     }
 
@@ -145,6 +149,7 @@ impl<'r> GenerationRequest<'r> {
             adapter: None,
             priority: settings.priority,
             deadline: None,
+            kept: None,
         }
     }
 

@@ -14,11 +14,13 @@ use std::time::Instant;
 use reel_diagnostic::Diagnostic;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::KvCache;
+use reel_model::text::products::KeepRows;
 use reel_runtime::ops::KvPages;
 
 use crate::adapters::{AdapterId, Adapters};
 use crate::engine::Engine;
 use crate::error::{EngineError, Result};
+use crate::kept_rows::ChunkPlaces;
 use crate::prefill::{NeededRows, rows, sample_first_tokens};
 use crate::prompt_log_probs::prompt_log_probs;
 use crate::request::{GenerationRequest, GenerationTiming, StepOutput, TokenEvent};
@@ -174,14 +176,17 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             }
         }
         let (mut inputs, mut ends, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
-        let mut needed = NeededRows::default();
+        let (mut needed, mut places) = (NeededRows::default(), ChunkPlaces::default());
         let mut model = self.engine.model();
         // A preempted sequence whose blocks are all in the prefix cache has nothing to compute.
         for chunk in chunks.iter().filter(|chunk| !chunk.range.is_empty()) {
             let Some((job, sequence)) = self.scheduler.job(chunk.job) else { continue };
             let is_end = chunk.range.end == job.tokens && sequence.generated() == 0;
             let wants_all = sequence.wanted_prompt_log_probs().is_some();
+            let at = needed.token_count();
             let rows = needed.add_chunk(chunk.range.len(), wants_all, is_end);
+            let last_needed = is_end.then(|| rows.end - 1);
+            places.add_chunk((job, sequence), chunk.range.clone(), (at, last_needed), &self.scheduler);
             if is_end {
                 receivers.extend(job.keys.iter().map(|&key| (ends.len(), key)));
                 ends.push(rows.end - 1);
@@ -193,7 +198,14 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             return Ok(Vec::new());
         }
         let cx = &self.engine.cx;
-        let hidden = model.forward_chunks(cx, self.batch.cache(), &inputs, &needed.rows)?;
+        let keep = match self.batch.kept_products() {
+            Some(products) => {
+                let [tokens, needed] = places.on_device(cx.device())?;
+                Some(KeepRows { products, tokens, needed })
+            }
+            None => None,
+        };
+        let hidden = model.forward_chunks(cx, self.batch.cache(), &inputs, &needed.rows, keep.as_ref())?;
         let mut of_prompts = Vec::new();
         for (rows, chunk) in needed.of_chunks.iter().zip(chunks.iter().filter(|chunk| !chunk.range.is_empty())) {
             let Some((_, sequence)) = self.scheduler.job(chunk.job) else { continue };
@@ -337,6 +349,13 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             false => self.scheduler.slots_up_to_last_occupied(),
         };
         let batch_size = self.batch.padded_batch_size(used);
+        if self.batch.kept_products().is_some() {
+            let mut rows = vec![-1; batch_size];
+            for (slot, sequence) in self.scheduler.occupied_slots().filter(|(_, s)| s.needs_another_step()) {
+                rows[slot] = sequence.kept_row_of_next_step();
+            }
+            self.batch.set_kept_rows(&rows)?;
+        }
         let step = self.batch.enqueue_step(batch_size)?;
         self.in_flight.push_back((self.scheduler.start_step_and_list_receivers(batch_size), step));
         Ok(())

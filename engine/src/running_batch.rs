@@ -15,6 +15,7 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::text::products::{KeepRows, KeptProducts, RowPlaces};
 use reel_model::text::{KvCache, TextDecoder};
 use reel_runtime::device::{Download, GraphCache};
 use reel_runtime::ops::{
@@ -94,12 +95,18 @@ struct StepState {
     cache: Arc<KvCache>,
     rotary_frequencies: RotaryFrequencies,
     suppressed: Tensor, // i32 [n]: ids that are never sampled
+    /// Where the outputs of products are kept: the memory, and i32 `[slots]`, the row of each slot.
+    kept: Option<(Arc<KeptProducts>, Tensor)>,
 }
 
 impl StepState {
     fn launch(&self, cx: &Cx) -> Result<()> {
         let StepState { rows, sampling, sampled, suppressed, .. } = self;
-        let logits = self.decoder.decode(cx, rows, &self.rotary_frequencies, &self.cache)?;
+        let keep = self.kept.as_ref().map(|(products, rows)| {
+            let places = RowPlaces::of_all(rows);
+            KeepRows { products, tokens: places.clone(), needed: places }
+        });
+        let logits = self.decoder.decode(cx, rows, &self.rotary_frequencies, &self.cache, keep.as_ref())?;
         ops::sample(cx, &logits, sampling, &rows.draws, rows.history(), suppressed, sampled)?;
         Ok(rows.advance(cx, &sampled.ids)?)
     }
@@ -128,6 +135,10 @@ impl StepState {
             rows: self.rows.row_range(first, slots)?,
             sampling: self.sampling.row_range(first, slots)?,
             sampled: self.sampled.row_range(first, slots)?,
+            kept: match &self.kept {
+                Some((products, rows)) => Some((products.clone(), rows.rows(first, slots)?)),
+                None => None,
+            },
             ..self.clone()
         })
     }
@@ -221,6 +232,7 @@ impl RunningBatch {
             cache,
             rotary_frequencies: model.text.text_rotary_frequencies(device)?,
             suppressed: suppressed.clone(),
+            kept: None,
         };
         let (features, needed) = (SamplingFeatures::default(), SamplingFeatures::default());
         let steps = BTreeMap::new();
@@ -257,6 +269,33 @@ impl RunningBatch {
     /// to a power of two, so that few graphs serve all batch sizes.
     pub(crate) fn padded_batch_size(&self, used_slots: usize) -> usize {
         self.cx.device().padded_decode_batch_size(used_slots, self.capacity.slots)
+    }
+
+    /// Makes the next steps keep the outputs of products in `products`, or nowhere. No step may be in flight.
+    pub(crate) fn keep_products(&mut self, products: Option<Arc<KeptProducts>>) -> Result<()> {
+        if products.is_some() || self.state.kept.is_some() {
+            // The captured graphs write to the former memory, or to none.
+            self.steps.clear();
+        }
+        let slots = self.capacity.slots;
+        self.state.kept = match products {
+            Some(products) => Some((products, Tensor::from_i32(self.cx.device(), &[slots], &vec![-1; slots])?)),
+            None => None,
+        };
+        Ok(())
+    }
+
+    /// Where the outputs of products are kept, if they are.
+    pub(crate) fn kept_products(&self) -> Option<&Arc<KeptProducts>> {
+        self.state.kept.as_ref().map(|(products, _)| products)
+    }
+
+    /// Sets the row in which the next step keeps the outputs of each of the first slots; -1: nowhere.
+    pub(crate) fn set_kept_rows(&self, of_slots: &[i32]) -> Result<()> {
+        match &self.state.kept {
+            Some((_, rows)) => Ok(rows.rows(0, of_slots.len())?.write(of_slots)?),
+            None => Ok(()),
+        }
     }
 
     /// Makes the next steps use another decoder. With `row_adapters`, each slot has the number of its adapter. No step may

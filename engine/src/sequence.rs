@@ -15,6 +15,7 @@ use crate::block_allocator::BlockAllocator;
 use crate::block_hash::{BlockHash, SequenceTokens};
 use crate::error::{EngineError, Result};
 use crate::grammar::Grammar;
+use crate::kept_rows::KeptRows;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::request::{Completion, FinishReason, GenerationRequest, PromptInput, TokenEvent, TokenLogProbs};
 use crate::sampler::{SamplingFeatures, SamplingParams};
@@ -30,6 +31,7 @@ pub(crate) struct RequestState<'r> {
     pub(crate) adapter: Option<AdapterId>,
     pub(crate) priority: i32,
     pub(crate) deadline: Option<Instant>,
+    pub(crate) kept: Option<KeptRows>,
     max_new_tokens: usize,
     min_new_tokens: usize,
     eos_token_ids: Vec<TokenId>,
@@ -101,6 +103,7 @@ impl<'r> SequenceState<'r> {
             adapter: request.adapter,
             priority: request.priority,
             deadline: request.deadline,
+            kept: request.kept,
             max_new_tokens,
             min_new_tokens: request.min_new_tokens,
             eos_token_ids: request.eos_token_ids,
@@ -183,6 +186,18 @@ impl<'r> SequenceState<'r> {
     /// the place of the key after that one.
     pub(crate) fn keys_after_next_step(&self) -> usize {
         (self.ids.len() + self.in_flight + 1).min(self.max_keys())
+    }
+
+    /// The index of the completion in its request.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The row in which the outputs of products of the next decode step are kept; -1 if they are not.
+    pub(crate) fn kept_row_of_next_step(&self) -> i32 {
+        let enqueued = self.generated() + self.in_flight;
+        let rows = self.request.kept.map(|kept| kept.completion(self.index, usize::MAX));
+        rows.and_then(|mut rows| rows.nth(enqueued)).map_or(-1, |row| row as i32)
     }
 
     /// Whether the sequence still needs tokens after those of all steps in flight.

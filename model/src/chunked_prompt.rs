@@ -13,6 +13,7 @@ use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use crate::text::KvCache;
+use crate::text::products::KeepRows;
 
 /// The tokens of a prompt, checked against the model, in host memory.
 #[derive(Clone, Debug)]
@@ -94,11 +95,18 @@ impl Qwen25Vl {
 
     /// Adds the keys and values of the tokens of all `chunks` to the KV cache. Returns the hidden states `[R, H]` after
     /// the last norm of the tokens `rows`, ascending indices into the tokens of all chunks, one chunk after the other. At
-    /// most one chunk may have vision tokens.
+    /// most one chunk may have vision tokens. Outputs of products are kept if `keep` says where.
     ///
     /// # Errors
     /// Several chunks with vision tokens; too few cache blocks; out of memory.
-    pub fn forward_chunks(&self, cx: &Cx, cache: &KvCache, chunks: &[PromptChunk], rows: &[usize]) -> Result<Tensor> {
+    pub fn forward_chunks(
+        &self,
+        cx: &Cx,
+        cache: &KvCache,
+        chunks: &[PromptChunk],
+        rows: &[usize],
+        keep: Option<&KeepRows>,
+    ) -> Result<Tensor> {
         let device = cx.device();
         let ids: Vec<i32> = chunks.iter().flat_map(|c| &c.ids).copied().collect();
         let positions: Vec<i32> =
@@ -137,6 +145,7 @@ impl Qwen25Vl {
             true => None,
             false => Some(Tensor::from_i32(device, &[rows.len()], &rows)?),
         };
-        self.forward(cx, &batch, ForwardOptions { vision, cache: Some((cache, &pages)), rows: rows.as_ref() })
+        let cache = Some((cache, &pages));
+        self.forward(cx, &batch, ForwardOptions { vision, cache, rows: rows.as_ref(), keep, known: None })
     }
 }

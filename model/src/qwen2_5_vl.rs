@@ -19,6 +19,7 @@ use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::features::{FeatureCache, VisionFeatures};
 use crate::linear_weight::Quantization;
+use crate::text::products::{KeepRows, KnownProducts};
 use crate::text::{AttentionContext, KvCache, TextDecoder};
 use crate::vision::VisionTower;
 use crate::weights::{WeightLoader, WeightSource};
@@ -49,6 +50,11 @@ pub struct ForwardOptions<'a> {
     /// computes its output projection and its MLP for these tokens only. Where bits do not depend on the number of rows
     /// (`cpu`, `sim`), these tokens have the bits that they have in a pass for all tokens.
     pub rows: Option<&'a Tensor>,
+    /// With a cache: where the outputs of the decoder's products are kept.
+    pub keep: Option<&'a KeepRows<'a>>,
+    /// Without a cache: outputs of the decoder's products, which are not computed then. Each is taken once; layers that
+    /// are computed again in the backward pass ([`reel_runtime::Checkpointing::Full`]) do not use them.
+    pub known: Option<&'a KnownProducts>,
 }
 
 impl Qwen25Vl {
@@ -141,8 +147,8 @@ impl Qwen25Vl {
     pub fn forward(&self, cx: &Cx, batch: &Batch, options: ForwardOptions) -> Result<Tensor> {
         let x = self.embed(cx, batch, &options)?;
         let context = match options.cache {
-            Some((cache, pages)) => AttentionContext::Cached(cache, pages),
-            None => AttentionContext::Packed(&batch.seqs),
+            Some((cache, pages)) => AttentionContext::Cached { cache, pages, keep: options.keep },
+            None => AttentionContext::Packed { seqs: &batch.seqs, known: options.known },
         };
         self.text.forward(cx, &x, &batch.positions, context, options.rows)
     }

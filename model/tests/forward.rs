@@ -192,7 +192,8 @@ fn hidden_states_of_some_rows_have_the_bits_of_all_rows() {
             for cached in [false, true] {
                 let hidden = |rows: Option<&Tensor>| {
                     cache.fill_with_zeros().unwrap();
-                    let options = ForwardOptions { cache: cached.then_some((&cache, &pages)), rows, vision: None };
+                    let cache = cached.then_some((&cache, &pages));
+                    let options = ForwardOptions { cache, rows, ..Default::default() };
                     model.forward(&cx, &batch, options).unwrap()
                 };
                 let (all, kept) = (hidden(None), keys_and_values());

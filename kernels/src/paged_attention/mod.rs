@@ -62,6 +62,9 @@ params! {
         pub v_cache: Addr,
         /// `[tokens, heads, head_dim]`, written.
         pub o: Addr,
+        /// f32 `[tokens, heads]`, written: the log-sum-exp of each row's scores, with the bits of [`crate::attention`];
+        /// a padding row's is not written. Null: none is. Only device `cpu` writes it; null in CUDA.
+        pub lse: Addr,
         /// i32 `[seqs + 1]`: index of the first new token of each sequence, then the end of the last sequence. The
         /// values do not decrease and lie between 0 and `tokens`.
         pub cu_seqlens: Addr,
@@ -123,6 +126,7 @@ type Variant<S> = (u32, S, u32);
 type Symbols = [&'static str; 2];
 
 fn plan_bf16(p: &Params, arch: &Arch) -> Vec<Stage> {
+    assert!(p.lse.is_null(), "paged_attention: lse is an output of device cpu only");
     if is_decode(DType::BF16, p) {
         return plan_decode(p, arch);
     }
@@ -147,6 +151,7 @@ fn plan_bf16(p: &Params, arch: &Arch) -> Vec<Stage> {
 }
 
 fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
+    assert!(p.lse.is_null(), "paged_attention: lse is an output of device cpu only");
     // Shared memory holds 16 queries, their probabilities, 64 keys and 64 values. For head_dim 256, keys and values
     // use the same buffer in turn.
     const fn bytes(d: u32, buffers: u32) -> u32 {

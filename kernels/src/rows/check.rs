@@ -33,20 +33,24 @@ fn gathers_and_scatters() {
             run(&gather(dtype, &params), 2);
             assert_eq!(y.values(), formula::gather(&x.values(), &index, cols), "gather {dtype} {n} {m} {cols}");
 
-            let (src, dst) =
-                (TestArray::new(dtype, &normal_numbers(m * cols, 2, 1.0)), TestArray::new(dtype, &x.values()));
-            let params = ScatterParams {
-                src: src.addr(),
-                index: addr(&index),
-                dst: dst.addr(),
-                m: m32,
-                cols: cols32,
-                n: n32,
-                reserved: 0,
-            };
-            run(&scatter(dtype, &params), 3);
-            let want = formula::scatter(&src.values(), &index, &x.values(), cols);
-            assert_eq!(dst.values(), want, "scatter {dtype} {n} {m} {cols}");
+            // Whole rows, then rows of a wider array: with 1 and with 8 more columns, accesses are scalar and vectors.
+            for stride in [cols, cols + 1, cols + 8] {
+                let src = TestArray::new(dtype, &normal_numbers(m * cols, 2, 1.0));
+                let dst = TestArray::new(dtype, &normal_numbers(n * stride, 3, 1.0));
+                let before = dst.values();
+                let params = ScatterParams {
+                    src: src.addr(),
+                    index: addr(&index),
+                    dst: dst.addr(),
+                    m: m32,
+                    cols: cols32,
+                    n: n32,
+                    stride: stride as u32,
+                };
+                run(&scatter(dtype, &params), 3);
+                let want = formula::scatter(&src.values(), &index, &before, [cols, stride]);
+                assert_eq!(dst.values(), want, "scatter {dtype} {n} {m} {cols} {stride}");
+            }
         }
     }
 }

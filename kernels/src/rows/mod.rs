@@ -1,8 +1,8 @@
 //! Moves rows by an index: gather `y[i] = x[index[i]]` and scatter `dst[index[i]] = src[i]`, which leaves other rows
 //! unchanged.
 //!
-//! Shapes: x and dst `[n, cols]`, y and src `[m, cols]`, index i32 `[m]`; for scatter the indices are unique. Any
-//! element type of 2 or 4 bytes; bits are copied. An index outside `0..n` gathers a row of zeros and scatters
+//! Shapes: x and dst `[n, cols]`, y and src `[m, cols]`, index i32 `[m]`; for scatter the indices are unique. dst may
+//! be some columns of a wider array. Any element type of 2 or 4 bytes; bits are copied. An index outside `0..n` gathers a row of zeros and scatters
 //! nothing; callers check indices before. Outputs may not overlap inputs. Memory-bound.
 
 pub(crate) mod check;
@@ -48,8 +48,8 @@ params! {
         pub cols: u32,
         /// Rows of dst.
         pub n: u32,
-        /// 0
-        pub reserved: u32,
+        /// Elements from one row of dst to the next, at least `cols`.
+        pub stride: u32,
     }
 }
 

@@ -31,14 +31,22 @@ pub(crate) struct JoinedWeights {
 
 impl JoinedWeights {
     /// The outputs of `layers`, whose joined weights these are, side by side: `[S, sum of out]`. `None` if there are no
-    /// joined weights or a layer has an adapter.
-    pub(crate) fn forward(joined: Option<&Self>, layers: &[&Linear], cx: &Cx, x: &Tensor) -> Result<Option<Tensor>> {
-        match joined {
-            Some(joined) if layers.iter().all(|layer| layer.adapter.is_none()) => {
-                Ok(Some(ops::linear(cx, x, &joined.weight, joined.bias.as_ref())?))
-            }
-            _ => Ok(None),
+    /// joined weights or a layer has an adapter. The next of `known`, if there is one, is not computed.
+    pub(crate) fn forward(
+        joined: Option<&Self>,
+        layers: &[&Linear],
+        cx: &Cx,
+        x: &Tensor,
+        known: &mut impl Iterator<Item = Tensor>,
+    ) -> Result<Option<Tensor>> {
+        let Some(JoinedWeights { weight, bias }) = joined else { return Ok(None) };
+        if layers.iter().any(|layer| layer.adapter.is_some()) {
+            return Ok(None);
         }
+        Ok(Some(match known.next() {
+            Some(y) => ops::linear_of_known_output(cx, x, weight, bias.as_ref(), y)?,
+            None => ops::linear(cx, x, weight, bias.as_ref())?,
+        }))
     }
 }
 
@@ -195,29 +203,47 @@ impl Linear {
         Ok(ops::swiglu(cx, &of_x(gate)?, &of_x(up)?)?)
     }
 
-    /// A gated MLP, `down(silu(gate(x)) · up(x))`; `joined` are the joined weights of gate and up, if there are any.
-    /// Frees x and the intermediate results as soon as possible, unless the tape keeps them.
+    /// A gated MLP, `down(silu(gate(x)) · up(x))`; `joined` are the joined weights of gate and up, if there are any, and
+    /// `known` are the outputs of gate and up, side by side if their weights are joined, then that of down, or none. Frees
+    /// x and the intermediate results as soon as possible, unless the tape keeps them.
     pub(crate) fn gated_mlp(
         cx: &Cx,
         x: Tensor,
         [gate, up, down]: [&Linear; 3],
         joined: Option<&JoinedWeights>,
+        known: impl IntoIterator<Item = Tensor>,
     ) -> Result<Tensor> {
+        let mut known = known.into_iter();
         if let (Weight::Dense(w), None) = (&down.weight, &down.adapter)
-            && let Some(fused) = JoinedWeights::forward(joined, &[gate, up], cx, &x)?
+            && let Some(fused) = JoinedWeights::forward(joined, &[gate, up], cx, &x, &mut known)?
         {
             drop(x);
-            return Ok(ops::swiglu_linear(cx, &fused, w, down.bias.as_ref())?);
+            let bias = down.bias.as_ref();
+            return Ok(match known.next() {
+                Some(y) => ops::swiglu_linear_of_known_output(cx, &fused, w, bias, y)?,
+                None => ops::swiglu_linear(cx, &fused, w, bias)?,
+            });
         }
-        let (gate, up) = (gate.forward(cx, &x)?, up.forward(cx, &x)?);
+        let gate = gate.forward_unless_known(cx, &x, known.next())?;
+        let up = up.forward_unless_known(cx, &x, known.next())?;
         drop(x);
         let inner = ops::swiglu(cx, &gate, &up)?;
         drop((gate, up));
-        down.forward(cx, &inner)
+        down.forward_unless_known(cx, &inner, known.next())
     }
 
     pub(crate) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
         self.weight.linear(cx, x, self.bias.as_ref(), self.adapter.as_ref())
+    }
+
+    /// [`Linear::forward`]; does not compute an output that is `known`, if the weight is not packed.
+    pub(crate) fn forward_unless_known(&self, cx: &Cx, x: &Tensor, known: Option<Tensor>) -> Result<Tensor> {
+        let bias = self.bias.as_ref();
+        Ok(match (&self.weight, &self.adapter, known) {
+            (Weight::Dense(w), None, Some(y)) => ops::linear_of_known_output(cx, x, w, bias, y)?,
+            (Weight::Dense(w), Some(lora), Some(y)) => ops::lora_linear_of_known_output(cx, x, w, bias, lora, y)?,
+            _ => self.forward(cx, x)?,
+        })
     }
 }
 

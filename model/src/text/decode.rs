@@ -5,7 +5,8 @@ use reel_runtime::device::in_layer;
 use reel_runtime::ops::{self, DecodeRows, InputNorm, KvDestination, KvPages, RotaryFrequencies, RotaryTable};
 use reel_runtime::{Cx, Device, Tensor};
 
-use super::{KvCache, Layer, STACK, TextDecoder};
+use super::products::KeepRows;
+use super::{AttentionContext, KvCache, Layer, STACK, TextDecoder};
 use crate::error::Result;
 use crate::linear::Linear;
 use crate::vision::inverse_frequencies;
@@ -26,17 +27,23 @@ impl TextDecoder {
     }
 
     /// Computes the logits f32 `[R, V]` for the tokens that follow the current ones. Adds the keys and values of the
-    /// current tokens to the cache.
+    /// current tokens to the cache, and keeps the outputs of products if `keep` says where; rows with adapters of their
+    /// own cannot be kept.
     pub fn decode(
         &self,
         cx: &Cx,
         rows: &DecodeRows,
         frequencies: &RotaryFrequencies,
         cache: &KvCache,
+        keep: Option<&KeepRows>,
     ) -> Result<Tensor> {
         let rotary = frequencies.cos_sin_table(cx, &rows.positions)?;
         let pages = rows.kv_pages();
         let mut x = ops::embedding(cx, &self.embed_tokens, &rows.ids)?;
+        if keep.is_some() {
+            let context = AttentionContext::Cached { cache, pages: &pages, keep };
+            return self.head.logits(cx, &self.forward_rotated(cx, &x, &rotary, context, None)?, true);
+        }
         for (layer, (k, v)) in self.layers.iter().zip(&cache.layers) {
             let _layer = in_layer(STACK, layer.index);
             x = layer.decode(cx, &x, rows.adapters(), &rotary, (k, v), &pages)?;

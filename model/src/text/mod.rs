@@ -15,6 +15,7 @@
 //! ```
 
 mod decode;
+pub mod products;
 
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use crate::error::{ModelError, Result};
 use crate::linear::{JoinedWeights, Linear};
 use crate::linear_weight::Weight;
 use crate::residual::Residual;
+use crate::text::products::{KeepRows, KnownProducts, LayerProduct, ProductLayout};
 use crate::vision::{into_runtime_error, inverse_frequencies};
 use crate::weights::WeightLoader;
 
@@ -109,13 +111,32 @@ impl KvCache {
     }
 }
 
-/// Which keys and values the tokens of a forward pass attend to.
+/// Which keys and values the tokens of a forward pass attend to, and which outputs of products it takes or keeps.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum AttentionContext<'a> {
     /// Keys and values of earlier tokens in the same packed sequence, and of its shared prefix (training, scoring).
-    Packed(&'a CuSeqlens),
+    /// Products whose outputs are known are not computed.
+    Packed { seqs: &'a CuSeqlens, known: Option<&'a KnownProducts> },
     /// Keys and values in the KV cache, to which the new tokens are added first (generation).
-    Cached(&'a KvCache, &'a KvPages),
+    Cached { cache: &'a KvCache, pages: &'a KvPages, keep: Option<&'a KeepRows<'a>> },
+}
+
+impl AttentionContext<'_> {
+    /// The outputs of a product of layer `layer`; empty if they are not known.
+    fn known(&self, layer: usize, product: LayerProduct) -> Vec<Tensor> {
+        match self {
+            AttentionContext::Packed { known: Some(known), .. } => known.take(layer, product),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Where outputs of products are kept, if they are.
+    fn keep(&self) -> Option<&KeepRows<'_>> {
+        match self {
+            AttentionContext::Cached { keep, .. } => *keep,
+            AttentionContext::Packed { .. } => None,
+        }
+    }
 }
 
 impl TextDecoder {
@@ -185,6 +206,12 @@ impl TextDecoder {
         })
     }
 
+    /// How training computes the products of all layers; `None` if it cannot take known outputs ([`KnownProducts`]).
+    pub fn product_layout(&self) -> Option<ProductLayout> {
+        let first = self.layers.first()?.product_layout();
+        first.filter(|_| self.layers.iter().all(|layer| layer.product_layout() == first))
+    }
+
     /// The bytes of the weights that [`Self::with_packed_copies`] copies.
     pub(crate) fn packed_copy_bytes(&self) -> u64 {
         let copied = self.linear_layers().filter_map(Linear::worth_packing).chain(self.head.worth_packing());
@@ -214,25 +241,36 @@ impl TextDecoder {
         context: AttentionContext,
         rows: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let rotary = self.rotary(cx, positions)?;
+        self.forward_rotated(cx, x, &self.rotary(cx, positions)?, context, rows)
+    }
+
+    /// [`Self::forward`] with the rotary table of the positions.
+    fn forward_rotated(
+        &self,
+        cx: &Cx,
+        x: &Tensor,
+        rotary: &RotaryTable,
+        context: AttentionContext,
+        rows: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let mut residual = Residual::new(x);
         for layer in &self.layers {
             let _layer = in_layer(STACK, layer.index);
             let rows = rows.filter(|_| layer.index + 1 == self.layers.len());
             residual = match context {
-                AttentionContext::Packed(seqs) if cx.checkpointing() == Checkpointing::Full => {
+                AttentionContext::Packed { seqs, .. } if cx.checkpointing() == Checkpointing::Full => {
                     // A layer that is computed again has one input, so the residual and the output of the layer
                     // before are added here and not in the next norm. The bits are the same.
                     let (layer, rotary, seqs, rows) = (layer.clone(), rotary.clone(), seqs.clone(), rows.cloned());
                     let f = move |cx: &Cx, x: &[Tensor]| {
                         let _layer = in_layer(STACK, layer.index);
-                        let context = AttentionContext::Packed(&seqs);
+                        let context = AttentionContext::Packed { seqs: &seqs, known: None };
                         let out = layer.forward(cx, Residual::new(&x[0]), &rotary, context, rows.as_ref());
                         out.and_then(|out| out.into_sum(cx)).map_err(into_runtime_error)
                     };
                     Residual::new(&cx.recompute(&[&residual.into_sum(cx)?], f)?)
                 }
-                context => layer.forward(cx, residual, &rotary, context, rows)?,
+                context => layer.forward(cx, residual, rotary, context, rows)?,
             };
         }
         if rows.is_some_and(|rows| rows.count() == 0) {
@@ -315,23 +353,43 @@ impl Layer {
         rows: Option<&Tensor>,
     ) -> Result<Residual> {
         let s = residual.row_count();
+        let known = |product| context.known(self.index, product);
         let (x, normed) = residual.sum_and_norm(cx, &self.input_norm, self.eps)?;
         let o = match context {
-            AttentionContext::Packed(seqs) => {
-                let [q, k, v] = self.rotated_q_k_v(cx, normed, rotary)?;
-                ops::attention(cx, &q, &k, &v, seqs, true)?
+            AttentionContext::Packed { seqs, .. } => {
+                let [q, k, v] = self.rotated_q_k_v(cx, normed, rotary, known(LayerProduct::Qkv))?;
+                match known(LayerProduct::Attention).pop().zip(known(LayerProduct::Lse).pop()) {
+                    Some((o, lse)) => {
+                        ops::attention_of_known_output(cx, [&q, &k, &v], seqs, (o.reshape(q.shape())?, lse))?
+                    }
+                    None => ops::attention(cx, &q, &k, &v, seqs, true)?,
+                }
             }
-            AttentionContext::Cached(cache, pages) => {
-                let [q, k, v] = self.q_k_v(cx, &normed)?;
+            AttentionContext::Cached { cache, pages, keep } => {
+                let [q, k, v] = self.q_k_v(cx, &normed, [])?;
                 drop(normed);
+                if let Some(keep) = keep {
+                    keep.write(cx, (self.index, LayerProduct::Qkv), &[&q, &k, &v], false)?;
+                }
                 let (keys, values) = &cache.layers[self.index];
                 let caches = (keys, values);
                 let q = ops::rotate_and_cache(cx, q, (&k, &v), KvDestination { rotary, caches, pages })?;
                 drop((k, v));
-                if rows.is_some_and(|rows| rows.count() == 0) {
-                    return Ok(Residual::new(&cx.empty(&[0, x.shape()[1]], x.dtype())?));
+                let needs_none = rows.is_some_and(|rows| rows.count() == 0);
+                let nothing = || Ok(Residual::new(&cx.empty(&[0, x.shape()[1]], x.dtype())?));
+                match keep {
+                    Some(keep) => {
+                        let (o, lse) = ops::paged_attention_with_lse(cx, &q, caches, pages)?;
+                        keep.write(cx, (self.index, LayerProduct::Attention), &[&o], false)?;
+                        keep.write(cx, (self.index, LayerProduct::Lse), &[&lse], false)?;
+                        if needs_none {
+                            return nothing();
+                        }
+                        o
+                    }
+                    None if needs_none => return nothing(),
+                    None => ops::paged_attention(cx, &q, caches, pages)?,
                 }
-                ops::paged_attention(cx, &q, caches, pages)?
             }
         };
         let o = o.reshape(&[s, self.heads * self.head_dim])?;
@@ -339,30 +397,60 @@ impl Layer {
             Some(rows) => (ops::gather_rows(cx, &x, rows)?, ops::gather_rows(cx, &o, rows)?),
             None => (x, o),
         };
-        let o = self.o.forward(cx, &o)?;
+        let o = self.o.forward_unless_known(cx, &o, known(LayerProduct::O).pop())?;
+        if let Some(keep) = context.keep() {
+            keep.write(cx, (self.index, LayerProduct::O), &[&o], rows.is_some())?;
+            let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.post_norm, self.eps)?;
+            return Ok(Residual::with_delta(x, self.kept_mlp(cx, &normed, keep, rows.is_some())?));
+        }
         let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.post_norm, self.eps)?;
         let mlp = [&self.gate, &self.up, &self.down];
-        Ok(Residual::with_delta(x, Linear::gated_mlp(cx, normed, mlp, self.gate_up.as_ref())?))
+        let known = [LayerProduct::GateUp, LayerProduct::Down].into_iter().flat_map(known);
+        Ok(Residual::with_delta(x, Linear::gated_mlp(cx, normed, mlp, self.gate_up.as_ref(), known)?))
     }
 
-    /// Queries `[S, heads, D]`, keys and values `[S, kv_heads, D]`, without rotation.
-    fn q_k_v(&self, cx: &Cx, normed: &Tensor) -> Result<[Tensor; 3]> {
-        let s = normed.shape()[0];
+    /// The MLP, with the outputs of its products kept.
+    fn kept_mlp(&self, cx: &Cx, normed: &Tensor, keep: &KeepRows, of_needed: bool) -> Result<Tensor> {
+        let (gate, up) = (self.gate.forward(cx, normed)?, self.up.forward(cx, normed)?);
+        keep.write(cx, (self.index, LayerProduct::GateUp), &[&gate, &up], of_needed)?;
+        let down = self.down.forward(cx, &ops::swiglu(cx, &gate, &up)?)?;
+        keep.write(cx, (self.index, LayerProduct::Down), &[&down], of_needed)?;
+        Ok(down)
+    }
+
+    /// How training computes the products of this layer; `None` if it cannot take known outputs.
+    fn product_layout(&self) -> Option<ProductLayout> {
+        let (mut linears, joined) = (self.linear_layers().into_iter(), [&self.qkv, &self.gate_up].map(Option::is_some));
+        match joined {
+            _ if linears.any(|linear| linear.widths().is_none()) => None,
+            [true, true] if self.linear_layers().into_iter().all(|l| l.adapter.is_none()) => {
+                Some(ProductLayout::Joined)
+            }
+            [false, false] => Some(ProductLayout::Separate),
+            _ => None,
+        }
+    }
+
+    /// Queries `[S, heads, D]`, keys and values `[S, kv_heads, D]`, without rotation; those that are `known` are not
+    /// computed.
+    fn q_k_v(&self, cx: &Cx, normed: &Tensor, known: impl IntoIterator<Item = Tensor>) -> Result<[Tensor; 3]> {
+        let (s, mut known) = (normed.shape()[0], known.into_iter());
         let (heads, kv_heads) = ([s, self.heads, self.head_dim], [s, self.kv_heads, self.head_dim]);
-        let q = self.q.forward(cx, normed)?.reshape(&heads)?;
-        let k = self.k.forward(cx, normed)?.reshape(&kv_heads)?;
-        Ok([q, k, self.v.forward(cx, normed)?.reshape(&kv_heads)?])
+        let mut of = |linear: &Linear| linear.forward_unless_known(cx, normed, known.next());
+        Ok([of(&self.q)?.reshape(&heads)?, of(&self.k)?.reshape(&kv_heads)?, of(&self.v)?.reshape(&kv_heads)?])
     }
 
-    /// [`Self::q_k_v`] with queries and keys rotated. Frees `normed` and the results before the rotation, unless the
+    /// [`Self::q_k_v`] with queries and keys rotated; `known` are side by side if the weights are joined. Frees `normed` and the results before the rotation, unless the
     /// tape keeps them.
-    fn rotated_q_k_v(&self, cx: &Cx, normed: Tensor, rotary: &RotaryTable) -> Result<[Tensor; 3]> {
-        let joined = JoinedWeights::forward(self.qkv.as_ref(), &[&self.q, &self.k, &self.v], cx, &normed)?;
+    fn rotated_q_k_v(&self, cx: &Cx, normed: Tensor, rotary: &RotaryTable, known: Vec<Tensor>) -> Result<[Tensor; 3]> {
+        let mut known = known.into_iter();
+        let layers = [&self.q, &self.k, &self.v];
+        let joined = JoinedWeights::forward(self.qkv.as_ref(), &layers, cx, &normed, &mut known)?;
         if let Some(fused) = joined {
             drop(normed);
             return Ok(ops::split_and_rotate(cx, &fused, [self.heads, self.kv_heads], rotary)?);
         }
-        let [q, k, v] = self.q_k_v(cx, &normed)?;
+        let [q, k, v] = self.q_k_v(cx, &normed, known)?;
         drop(normed);
         let (q, k) = ops::apply_rotary(cx, &q, &k, rotary)?;
         Ok([q, k, v])

@@ -12,6 +12,7 @@ use reel_model::TokenId;
 use reel_rewards::{ScaleRewards, group_advantages};
 use serde::{Deserialize, Serialize};
 
+use super::products::RolloutProducts;
 use super::prompts::{Prompt, PromptSource};
 use crate::options::GrpoOptions;
 use crate::reporting::metrics::GrpoMetrics;
@@ -83,6 +84,8 @@ pub struct RolloutSet {
     /// Some of the rollouts, to show in TensorBoard and Weights & Biases. The first step on the set takes it out and
     /// reports it.
     pub preview: Option<RolloutPreview>,
+    /// Outputs of products that sampling kept. The first step on the set uses them and frees their memory.
+    pub products: Option<Arc<RolloutProducts>>,
 }
 
 impl RolloutSet {
@@ -134,6 +137,7 @@ impl RolloutSet {
             metrics: stored.metrics,
             while_scoring: Duration::ZERO,
             preview: None,
+            products: None,
         })
     }
 

@@ -3,6 +3,7 @@
 
 pub(crate) mod given;
 pub(crate) mod group;
+pub(crate) mod products;
 pub(crate) mod prompts;
 pub(crate) mod records;
 pub(crate) mod sampler;
@@ -11,6 +12,7 @@ pub mod siglip;
 pub(crate) mod worker;
 
 pub use group::{CompletionTokens, Group, RolloutSet};
+pub use products::RolloutProducts;
 pub use prompts::{Prompt, PromptSource};
 pub use records::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 pub use sampler::with_shuffled_frames;

@@ -4,14 +4,16 @@
 //! completion are a function of the run's seed, the step, the sampling round and the index of prompt and completion,
 //! so any step can be sampled again alone.
 
-use reel_engine::{Completion, Engine, GenerationRequest, SamplingParams, StopCondition};
+use reel_engine::{Completion, Engine, EngineError, GenerationRequest, SamplingParams, StopCondition};
 use reel_kernels::philox::philox4x32_10;
 use reel_media::frames::FrameBuf;
 use reel_model::input::ModelInput;
 
-use crate::Result;
+use super::products::{ProductKeeper, RolloutProducts};
 use crate::options::GrpoOptions;
 use crate::run::DeviceLender;
+use crate::step::trainer::Trainer;
+use crate::{Result, TrainError};
 
 /// Samples completions: the generation engine with the sampling options of the run.
 pub(crate) struct CompletionSampler<'a> {
@@ -21,6 +23,16 @@ pub(crate) struct CompletionSampler<'a> {
     stop_token_ids: Vec<u32>,
     seed: u64,
     lender: DeviceLender<'a>,
+    /// Keeps outputs of products for the training step; `None` if it cannot use them.
+    keeper: Option<ProductKeeper>,
+}
+
+/// What sampling for the prompts of a step gives.
+pub(crate) struct SampledPrompts {
+    /// The completions of each prompt.
+    pub(crate) prompts: Vec<SampledCompletions>,
+    /// The outputs of products that were kept.
+    pub(crate) products: Option<RolloutProducts>,
 }
 
 #[derive(Default)]
@@ -40,7 +52,7 @@ enum RandomStream {
 }
 
 impl<'a> CompletionSampler<'a> {
-    /// A sampler whose engine has the model in training, and packs its weights for each rollout. `lender` lends the
+    /// A sampler whose engine has the model of `trainer`, and packs its weights for each rollout. `lender` lends the
     /// device to a server after each token.
     pub(crate) fn new(
         engine: Engine<'a>,
@@ -48,9 +60,11 @@ impl<'a> CompletionSampler<'a> {
         stop_token_ids: &[u32],
         seed: u64,
         lender: DeviceLender<'a>,
+        trainer: &Trainer,
     ) -> Self {
         let engine = engine.packing_trained_weights();
-        Self { engine, options, stop_token_ids: stop_token_ids.to_vec(), seed, lender }
+        let keeper = ProductKeeper::new(trainer, options);
+        Self { engine, options, stop_token_ids: stop_token_ids.to_vec(), seed, lender, keeper }
     }
 
     /// Samples completions for the prompts of step `n` in round `round` of dynamic sampling (0 without it). Calls
@@ -64,7 +78,7 @@ impl<'a> CompletionSampler<'a> {
         n: u64,
         round: u64,
         mut prefilled: impl FnMut(),
-    ) -> Result<Vec<SampledCompletions>, reel_engine::EngineError> {
+    ) -> Result<SampledPrompts> {
         let prompt_index = |i: usize| (round << 32) + i as u64;
         let shuffle = |(i, tokens): (usize, &&ModelInput)| -> Option<ModelInput> {
             let wanted = self.options.temporal && !tokens.frames.videos.is_empty();
@@ -79,16 +93,25 @@ impl<'a> CompletionSampler<'a> {
         for (i, tokens) in prompts.iter().enumerate() {
             requests.push(request(*tokens, group, i, RandomStream::Completions));
         }
+        let products = match &self.keeper {
+            Some(keeper) => keeper.for_requests(&mut requests)?,
+            None => None,
+        };
         for (i, tokens) in shuffled.iter().enumerate() {
             requests.extend(tokens.as_ref().map(|tokens| request(tokens, group / 2, i, RandomStream::Shuffled)));
         }
         let (mut first_tokens, all) = (0, requests.iter().map(|r| r.stop_conditions.len()).sum::<usize>());
-        let (completions, _) = self.engine.generate(requests, |_| {
+        let kept = products.as_ref().map(|products| products.products.clone());
+        let generated = self.engine.generate_keeping(requests, kept, |_| {
             first_tokens += 1;
             if first_tokens == all {
                 prefilled();
             }
             self.lender.lend();
+        });
+        let (completions, _) = generated.map_err(|e| match e {
+            EngineError::Interrupted => TrainError::interrupted(),
+            e => e.into(),
         })?;
         let mut by_request: Vec<Vec<Completion>> = Vec::new();
         for c in completions {
@@ -97,14 +120,14 @@ impl<'a> CompletionSampler<'a> {
         }
         let mut by_request = by_request.into_iter();
         let mut next = || by_request.next().unwrap_or_default();
-        let mut sampled: Vec<SampledCompletions> = prompts
+        let mut prompts: Vec<SampledCompletions> = prompts
             .iter()
             .map(|_| SampledCompletions { completions: next(), ..SampledCompletions::default() })
             .collect();
-        for (sampled, _) in sampled.iter_mut().zip(&shuffled).filter(|(_, tokens)| tokens.is_some()) {
+        for (sampled, _) in prompts.iter_mut().zip(&shuffled).filter(|(_, tokens)| tokens.is_some()) {
             sampled.shuffled = next();
         }
-        Ok(sampled)
+        Ok(SampledPrompts { prompts, products })
     }
 
     /// Frees the KV cache and the captured graphs, because training needs the device memory. Without this the peak

@@ -15,14 +15,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use reel_engine::{Completion, Engine, EngineError};
+use reel_engine::{Completion, Engine};
 use reel_model::input::ModelInput;
 use reel_rewards::{RewardError, Scores};
 use reel_runtime::Cx;
 
+use super::products::RolloutProducts;
 use super::prompts::{Prompt, PromptSource};
 use super::records::{FrameStripSchedule, RolloutRecorder};
-use super::sampler::CompletionSampler;
+use super::sampler::{CompletionSampler, SampledPrompts};
 use super::scorer::CompletionScorer;
 use crate::data::feed::MicroBatchFeed;
 use crate::options::GrpoOptions;
@@ -54,12 +55,13 @@ pub(crate) struct Rollout {
 }
 
 /// What sampling for one step gives: the groups to train on, the metrics of sampling, how long `while_scoring` took,
-/// and the preview.
+/// the preview, and the outputs of products that were kept.
 pub(crate) struct RolloutBatch {
     pub(crate) groups: Vec<Group>,
     pub(crate) metrics: GrpoMetrics,
     pub(crate) while_scoring: Duration,
     pub(crate) preview: RolloutPreview,
+    pub(crate) products: Option<RolloutProducts>,
 }
 
 /// Maximum number of sampling rounds that dynamic sampling does in one step. Each round uses further rows of the
@@ -72,7 +74,14 @@ impl<'a> RolloutWorker<'a> {
         let engine = Engine::new(&trainer.model, &cx)?.interrupt_flag(setup.stop);
         let lender = DeviceLender(setup.server);
         Ok(Self {
-            sampler: CompletionSampler::new(engine, setup.options, prompts.stop_token_ids(), setup.seed, lender),
+            sampler: CompletionSampler::new(
+                engine,
+                setup.options,
+                prompts.stop_token_ids(),
+                setup.seed,
+                lender,
+                trainer,
+            ),
             options: setup.options,
             scorer: CompletionScorer::new(setup.options, &trainer.device, trainer.dtype, setup.stop, lender)?,
             recorder: RolloutRecorder::new(
@@ -103,13 +112,14 @@ impl<'a> RolloutWorker<'a> {
         let dynamic = self.options.dynamic_sampling;
         let is_kept = |scores: &Scores| !dynamic || scores.reward.windows(2).any(|pair| pair[0] != pair[1]);
         let (mut kept, mut all_scores, mut dropped, mut data_ended) = (Vec::new(), Vec::new(), 0, false);
-        let (mut preview, mut took) = (RolloutPreview::default(), Duration::ZERO);
+        let (mut preview, mut took, mut products) = (RolloutPreview::default(), Duration::ZERO, None);
         for round in 0..MAX_ROUNDS {
             let Some(batch) = self.lender.during(|| cursor.next_micro_batch(feed, self.stop))? else {
                 data_ended = true;
                 break;
             };
-            let rollouts = self.sample(batch.samples, n, round)?;
+            let rollouts;
+            (rollouts, products) = self.sample(batch.samples, n, round)?;
             let groups: Vec<Group> = rollouts.iter().map(|rollout| self.group(rollout)).collect();
             let scores = match dynamic {
                 true => self.scorer.score(&rollouts, || Ok(()))?,
@@ -155,7 +165,7 @@ impl<'a> RolloutWorker<'a> {
             rollout_seconds: Some((begun.elapsed() - took).as_secs_f64()),
             ..GrpoMetrics::default()
         };
-        Ok(Some(RolloutBatch { groups: kept, metrics, while_scoring: took, preview }))
+        Ok(Some(RolloutBatch { groups: kept, metrics, while_scoring: took, preview, products }))
     }
 
     /// Waits until the records of the rollouts are on the disk.
@@ -175,13 +185,12 @@ impl<'a> RolloutWorker<'a> {
         }
     }
 
-    /// Samples completions for `prompts` in sampling round `round` of step `n`.
-    fn sample(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<Vec<Rollout>> {
+    /// Samples completions for `prompts` in sampling round `round` of step `n`. Also returns the outputs of products that
+    /// were kept.
+    fn sample(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<(Vec<Rollout>, Option<RolloutProducts>)> {
         let inputs: Vec<&ModelInput> = prompts.iter().map(|prompt| &prompt.tokens).collect();
-        let sampled = self.sampler.sample_completions(&inputs, n, round, || {}).map_err(|e| match e {
-            EngineError::Interrupted => TrainError::interrupted(),
-            e => e.into(),
-        })?;
+        let SampledPrompts { prompts: sampled, products } =
+            self.sampler.sample_completions(&inputs, n, round, || {})?;
         let texts = |all: &[Completion]| all.iter().map(|c| self.prompts.decode_completion(&c.ids)).collect();
         let rollouts = prompts.into_iter().zip(sampled).map(|(prompt, sampled)| Rollout {
             prompt: Arc::new(prompt),
@@ -189,7 +198,7 @@ impl<'a> RolloutWorker<'a> {
             shuffled_texts: texts(&sampled.shuffled),
             completions: sampled.completions,
         });
-        Ok(rollouts.collect())
+        Ok((rollouts.collect(), products))
     }
 }
 

@@ -81,6 +81,15 @@ impl CheckpointingChoice {
         Ok(Self { setting, memory, last: None })
     }
 
+    /// Whether a micro-batch may keep activations, and not compute every layer again.
+    pub(crate) fn may_keep_activations(&self) -> bool {
+        match self.setting {
+            GradientCheckpointing::None | GradientCheckpointing::Selective => true,
+            GradientCheckpointing::Auto => self.memory.is_some(),
+            GradientCheckpointing::Full => false,
+        }
+    }
+
     /// Chooses for a micro-batch of `batch` and `learned` tokens to learn. `pack_on` packs it on another device.
     pub(crate) fn choose(
         &mut self,

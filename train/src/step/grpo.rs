@@ -1,15 +1,17 @@
 //! One step of GRPO, on one page. [`sft`](super::sft) has the same structure with other data and another loss.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
-use reel_runtime::{Cx, DType, Device, MemoryCategory, Tensor, ops};
+use reel_runtime::{Checkpointing, Cx, DType, Device, MemoryCategory, Tensor, ops};
 
 use super::packing::PackedGroups;
 use crate::Result;
 use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType, Recipe};
 use crate::reporting::metrics::GrpoMetrics;
+use crate::rollout::RolloutProducts;
 use crate::rollout::group::{Group, RolloutSet};
 use crate::run::DeviceLender;
 use crate::step::trainer::{StepResult, Trainer};
@@ -37,11 +39,25 @@ pub(crate) fn step(
         lender.lend();
         let pack_on = |on: &Device| PackedGroups::new(on, &t.model.config, groups, options.shared_prefix);
         let packed = pack_on(&device)?; // S tokens, of which L are learned
-        let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
         part("forward");
-        let size = (&packed.batch, packed.targets.count());
-        let kept = t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))?;
+        let mut choose = || {
+            let size = (&packed.batch, packed.targets.count());
+            t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))
+        };
+        let mut kept = choose()?;
+        if kept == Checkpointing::Full && set.products.take().is_some() {
+            // There may be room for activations without the outputs of products, of which they are a part.
+            kept = choose()?;
+        }
         let cx = Cx::training(&device, t.dtype).with_checkpointing(kept);
+        let first_group = i * options.groups_per_micro_batch();
+        let of_batch = |products: &Arc<RolloutProducts>| products.of_micro_batch(&cx, first_group, groups);
+        let known = set.products.as_ref().map(of_batch).transpose()?;
+        if first_group + groups.len() == set.groups.len() {
+            // From here on each output is freed as soon as the forward pass has used it.
+            set.products = None;
+        }
+        let learned = ForwardOptions { rows: Some(&packed.positions), known: known.as_ref(), ..Default::default() };
         let hidden = t.model.forward(&cx, &packed.batch, learned)?; // [L, H]
         let (log_probs, entropy) = log_probs_with_entropy(&cx, &t.model, &hidden, &packed, options)?; // [L] each
         stats.entropy.push(mean(&entropy.to_f32()?.into_iter().map(f64::from).collect::<Vec<_>>()));

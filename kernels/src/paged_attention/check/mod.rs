@@ -71,6 +71,11 @@ fn starts(lengths: impl Iterator<Item = usize>) -> Vec<i32> {
 
 /// Returns the output bits of the packed causal forward pass ([`attention`]) over `sequences`.
 fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
+    packed_with_lse(model, sequences, threads).0
+}
+
+/// [`packed`], and the bits of the log-sum-exps on device `cpu`.
+fn packed_with_lse(model: &Model, sequences: &[&Tokens], threads: usize) -> (Vec<u32>, Vec<u32>) {
     let data = |f: fn(&Tokens) -> &Vec<f32>| {
         TestArray::new(model.dtype, &sequences.iter().flat_map(|s| f(s).iter().copied()).collect::<Vec<_>>())
     };
@@ -78,12 +83,13 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
     let cu_seqlens = starts(sequences.iter().map(|s| s.len));
     let tokens = cu_seqlens[cu_seqlens.len() - 1] as usize;
     let o = TestArray::output(model.dtype, tokens * model.row());
+    let lse = TestArray::output(F32, tokens * model.heads);
     let params = FwdParams {
         q: q.addr(),
         k: k.addr(),
         v: v.addr(),
         o: o.addr(),
-        lse: Addr::NULL,
+        lse: if runs_cuda_code() { Addr::NULL } else { lse.addr() },
         cu_seqlens: addr(&cu_seqlens),
         prefix: Addr::NULL,
         tokens: tokens as u32,
@@ -97,7 +103,7 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
     };
     if runs_cuda_code() {
         run(&attention::fwd(model.dtype, &params, 0.0), threads);
-        return bits(&o);
+        return (bits(&o), Vec::new());
     }
     let team = Team::new(threads);
     // SAFETY: the addresses belong to live arrays of the documented sizes; the machine has the instruction set.
@@ -107,24 +113,24 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
             _ => attention::cpu::fwd_on::<bf16>(model.isa, &params, &team),
         }
     }
-    bits(&o)
+    (bits(&o), bits(&lse))
 }
 
 /// Returns the output bits of one paged launch. A sequence is (its tokens, number of keys in the cache, how many of
 /// these keys are new). The pages of the cache are in shuffled order, and slots without a key hold NaN.
 fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, seed: usize) -> Vec<u32> {
-    paged_with_shared_pages(model, sequences, threads, seed, |n, _| n)
+    paged_with_shared_pages(model, sequences, threads, seed, |n, _| n).0
 }
 
 /// Returns the output bits of [`paged`] with shared pages: page `i` of sequence `n` is page `i` of the sequence
-/// `owner(n, i)`, which has the same keys and values there.
+/// `owner(n, i)`, which has the same keys and values there. On device `cpu` also returns the bits of the log-sum-exps.
 fn paged_with_shared_pages(
     model: &Model,
     sequences: &[(&Tokens, usize, usize)],
     threads: usize,
     seed: usize,
     owner: impl Fn(usize, usize) -> usize,
-) -> Vec<u32> {
+) -> (Vec<u32>, Vec<u32>) {
     let (row, kv_row, page) = (model.row(), model.kv_row(), 16 << (seed % 5));
     let max_blocks = sequences.iter().map(|s| s.1.div_ceil(page)).max().unwrap_or(0) + seed % 2;
     let blocks = (sequences.len() * max_blocks + 3) | 1;
@@ -149,12 +155,14 @@ fn paged_with_shared_pages(
     let kv_lens: Vec<i32> = sequences.iter().map(|s| s.1 as i32).collect();
     let tokens = cu_seqlens[cu_seqlens.len() - 1] as usize;
     let o = TestArray::output(model.dtype, tokens * row);
+    let lse = TestArray::output(F32, tokens * model.heads);
     let mut counters = vec![0u32; tokens * counters_per_token(model.heads as u32, model.kv_heads as u32) as usize];
     let params = Params {
         q: q.addr(),
         k_cache: k.addr(),
         v_cache: v.addr(),
         o: o.addr(),
+        lse: if runs_cuda_code() { Addr::NULL } else { lse.addr() },
         cu_seqlens: addr(&cu_seqlens),
         kv_lens: addr(&kv_lens),
         block_tables: addr(&tables),
@@ -177,7 +185,7 @@ fn paged_with_shared_pages(
         let workspace = if seed.is_multiple_of(3) { Addr::NULL } else { parts.addr() };
         run(&fwd(model.dtype, &Params { workspace, ..params }, 0.0, 0.0), threads);
         assert!(counters.iter().all(|&n| n == 0), "{model:?}: counters are not 0 after the launch: {counters:?}");
-        return bits(&o);
+        return (bits(&o), Vec::new());
     }
     let team = Team::new(threads);
     // SAFETY: the addresses belong to live arrays of the documented sizes; the machine has the instruction set.
@@ -187,7 +195,7 @@ fn paged_with_shared_pages(
             _ => super::cpu::fwd_on::<bf16>(model.isa, &params, &team),
         }
     }
-    bits(&o)
+    (bits(&o), bits(&lse))
 }
 
 fn values(bits: &[u32]) -> Vec<f32> {
@@ -360,7 +368,7 @@ fn tokens_that_share_pages_have_the_bits_of_each_alone() {
                 let shared = if n == 3 { 512 } else { prompt };
                 if n > 1 && (i + 1) * page <= shared { 1 } else { n }
             };
-            let got = paged_with_shared_pages(&model, &batch, 2, seed, owner);
+            let (got, _) = paged_with_shared_pages(&model, &batch, 2, seed, owner);
             for (n, want) in want.iter().enumerate() {
                 assert!(got[n * row..][..row] == *want, "{model:?}: row {n}, pages of {page} tokens");
             }

@@ -27,8 +27,9 @@ proptest! {
     ) {
         let me = Tokens::new(&model, len, seed as u64);
         let others: Vec<Tokens> = neighbours.iter().map(|&n| Tokens::new(&model, n, 7 + n as u64)).collect();
-        let row = model.row();
-        let want = packed(&model, &[&me], 1);
+        let (row, heads) = (model.row(), model.heads);
+        let (want, want_lse) = packed_with_lse(&model, &[&me], 1);
+        let paged = |batch: &[(&Tokens, usize, usize)]| paged_with_shared_pages(&model, batch, threads, seed, |n, _| n);
 
     // Computes the sequence in a packed batch, after other sequences.
         let mut all: Vec<&Tokens> = others.iter().collect();
@@ -39,7 +40,8 @@ proptest! {
         // Computes the sequence by a prefill of the whole prompt, before other prompts.
         let mut prompts = vec![(&me, len, len)];
         prompts.extend(others.iter().map(|t| (t, t.len, t.len)));
-        prop_assert!(paged(&model, &prompts, threads, seed)[..want.len()] == want, "prefill");
+        let (got, lse) = paged(&prompts);
+        prop_assert!(got[..want.len()] == want && lse[..want_lse.len()] == want_lse, "prefill");
 
         // Computes the sequence by chunked prefill while other sequences decode.
         let mut end = 0;
@@ -48,15 +50,17 @@ proptest! {
             end += new;
             let mut batch = vec![(&me, end, new)];
             batch.extend(others.iter().map(|t| (t, t.len, 1)));
-            let got = paged(&model, &batch, threads, seed);
+            let (got, lse) = paged(&batch);
             prop_assert!(got[..new * row] == want[(end - new) * row..end * row], "chunk up to {end}");
+            prop_assert!(lse[..new * heads] == want_lse[(end - new) * heads..end * heads], "lse up to {end}");
         }
 
         // Decodes token by token. In a long sequence it decodes only the tokens at the ends of key blocks and
         // segments.
         for keys in (1..=len).filter(|k| len < 70 || *k == len || (k + 1) % BLOCK_TOKENS <= 2) {
-            let got = paged(&model, &[(&me, keys, 1)], threads, seed);
+            let (got, lse) = paged(&[(&me, keys, 1)]);
             prop_assert!(got == want[(keys - 1) * row..keys * row], "decode with {keys} keys");
+            prop_assert!(lse == want_lse[(keys - 1) * heads..keys * heads], "lse with {keys} keys");
         }
     }
 }

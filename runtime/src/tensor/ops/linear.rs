@@ -47,15 +47,34 @@ fn plain(m: usize, n: usize, k: usize, a: Operand, b: Operand, c: &Tensor) -> Ma
 /// `x · wᵀ + b`: x `[.., K]`, w `[N, K]`, b `[N]` give `[.., N]` in the dtype of x. w may have another dtype.
 pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let _op = in_op("linear");
-    let y = product(cx, x, w, b, x.dtype())?;
+    Ok(record_linear(cx, x, w, b, product(cx, x, w, b, x.dtype())?))
+}
+
+/// [`linear`] whose output `y` is known: computes nothing, and has the backward rule of [`linear`].
+///
+/// # Errors
+/// The errors of [`linear`]; a y that does not have the shape and the dtype of the output.
+pub fn linear_of_known_output(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, y: Tensor) -> Result<Tensor> {
+    let _op = in_op("linear");
+    check_known("linear", &y, &product_shape(x, w, b, x.dtype())?.0, x.dtype())?;
+    Ok(record_linear(cx, x, w, b, y))
+}
+
+fn record_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, y: Tensor) -> Tensor {
     let (kx, kw, kb) = (x.saved(), w.clone(), b.cloned());
     let mut inputs = vec![x, w];
     inputs.extend(b);
-    Ok(cx.record("linear", &inputs, y, move |bw| {
+    cx.record("linear", &inputs, y, move |bw| {
         let (dy, kx) = (bw.take_dy(), kx.get()?);
         let dx = linear_gradients(bw, &dy, &kx, &kw, kb.as_ref())?;
         dx.map_or(Ok(()), |dx| bw.add(&kx, dx))
-    }))
+    })
+}
+
+/// Returns an error unless `y` has the shape and the dtype of an op's output.
+fn check_known(op: &'static str, y: &Tensor, shape: &[usize], dtype: DType) -> Result<()> {
+    want_shape(op, "known output", y, shape, "the shape of the output")?;
+    want_dtype(op, "known output", y, dtype)
 }
 
 /// Adds to the gradients of weight and bias, if they are trained. Returns the gradient of x if x needs one; it may
@@ -91,11 +110,42 @@ pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &L
     let _op = in_op("lora_linear");
     let y = product(cx, x, w, b, x.dtype())?;
     let thin = add_lora_output(cx, x, lora, &y)?; // [.., R]
+    Ok(record_lora_linear(cx, x, w, b, lora, (y, thin)))
+}
+
+/// [`lora_linear`] whose output `y` is known: computes only `scale · x · downᵀ`, and has the backward rule of
+/// [`lora_linear`].
+///
+/// # Errors
+/// The errors of [`lora_linear`]; a y that does not have the shape and the dtype of the output.
+pub fn lora_linear_of_known_output(
+    cx: &Cx,
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    lora: &Lora,
+    y: Tensor,
+) -> Result<Tensor> {
+    let _op = in_op("lora_linear");
+    check_known("lora_linear", &y, &product_shape(x, w, b, x.dtype())?.0, x.dtype())?;
+    let thin = lora_input(cx, x, lora, &y)?;
+    Ok(record_lora_linear(cx, x, w, b, lora, (y, thin)))
+}
+
+/// `thin` is `scale · x · downᵀ`, `[.., R]`.
+fn record_lora_linear(
+    cx: &Cx,
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    lora: &Lora,
+    (y, thin): (Tensor, Tensor),
+) -> Tensor {
     let (kx, kw, kb, lora) = (x.saved(), w.clone(), b.cloned(), lora.clone());
     let (down, up) = (lora.down.clone(), lora.up.clone());
     let mut inputs = vec![x, w, &down, &up];
     inputs.extend(b);
-    Ok(cx.record("lora_linear", &inputs, y, move |bw| {
+    cx.record("lora_linear", &inputs, y, move |bw| {
         let (dy, kx) = (bw.take_dy(), kx.get()?);
         let (m, k) = rows_cols("lora_linear", "x", &kx)?;
         let [n, r] = [kw.shape()[0], lora.down.shape()[0]];
@@ -109,12 +159,21 @@ pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &L
         let through_down = plain(m, k, r, operand(&dthin, false), operand(&lora.down, true), &dx);
         bw.launch(&Launch::Matmul(Matmul { accumulate: true, ..through_down }))?;
         bw.add(&kx, dx)
-    }))
+    })
 }
 
 /// Adds the adapter's output to y in place: `y += scale · (x · downᵀ) · upᵀ`. y must not be recorded on the tape yet.
 /// Returns `scale · x · downᵀ`, `[.., R]`.
 pub(super) fn add_lora_output(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> Result<Tensor> {
+    let thin = lora_input(cx, x, lora, y)?;
+    let ((m, r), n) = (rows_cols("lora_linear", "thin", &thin)?, lora.up.shape()[0]);
+    let up = plain(m, n, r, operand(&thin, false), operand(&lora.up, false), y);
+    cx.launch(&Launch::Matmul(Matmul { accumulate: true, ..up }))?;
+    Ok(thin)
+}
+
+/// `scale · x · downᵀ`, `[.., R]`, for an output `y`, whose shape it checks.
+fn lora_input(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> Result<Tensor> {
     let (m, k) = rows_cols("lora_linear", "x", x)?;
     let (n, r) = (y.shape().last().copied().unwrap_or(0), lora.down.shape().first().copied().unwrap_or(0));
     want_shape("lora_linear", "down", &lora.down, &[r, k], "the adapter's rank by the last dimension of x")?;
@@ -126,8 +185,6 @@ pub(super) fn add_lora_output(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> R
     let thin = cx.empty(&shape, x.dtype())?;
     let down = plain(m, r, k, operand(x, false), operand(&lora.down, false), &thin);
     cx.launch(&Launch::Matmul(Matmul { scale: lora.scale, ..down }))?;
-    let up = plain(m, n, r, operand(&thin, false), operand(&lora.up, false), y);
-    cx.launch(&Launch::Matmul(Matmul { accumulate: true, ..up }))?;
     Ok(thin)
 }
 
@@ -164,6 +221,28 @@ pub(super) fn weight_gradient_launch(
 /// # Errors
 /// An odd number of columns; the errors of [`linear`].
 pub fn swiglu_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    swiglu_linear_with(cx, x, w, b, |inner| product(cx, inner, w, b, x.dtype()))
+}
+
+/// [`swiglu_linear`] whose output `y` is known: computes SwiGLU, but not the product.
+///
+/// # Errors
+/// The errors of [`swiglu_linear`]; a y that does not have the shape and the dtype of the output.
+pub fn swiglu_linear_of_known_output(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, y: Tensor) -> Result<Tensor> {
+    swiglu_linear_with(cx, x, w, b, |inner| {
+        check_known("swiglu_linear", &y, &product_shape(inner, w, b, x.dtype())?.0, x.dtype())?;
+        Ok(y)
+    })
+}
+
+/// [`swiglu_linear`]; `output` returns the product of the output of SwiGLU.
+fn swiglu_linear_with(
+    cx: &Cx,
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    output: impl FnOnce(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
     let _op = in_op("swiglu_linear");
     const OP: &str = "swiglu_linear";
     let (m, n_cols) = rows_cols(OP, "x", x)?;
@@ -182,7 +261,7 @@ pub fn swiglu_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Res
     let (gate, up) = halves(x);
     let params = swiglu_kernel::FwdParams { gate, up, y: inner.addr(), count, cols, stride };
     cx.launch(&swiglu_kernel::fwd(dtype, &params))?;
-    let y = product(cx, &inner, w, b, dtype)?;
+    let y = output(&inner)?;
     let keeps_inner = cx.checkpointing() == Checkpointing::None;
     let kept = keeps_inner.then(|| inner.clone());
     let (inner_meta, kx, kw, kb) = (inner.meta().clone(), x.clone(), w.clone(), b.cloned());
@@ -224,6 +303,16 @@ pub fn matmul(cx: &Cx, x: &Tensor, w: &Tensor, out: DType) -> Result<Tensor> {
 }
 
 fn product(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, out: DType) -> Result<Tensor> {
+    let (shape, [m, n, k]) = product_shape(x, w, b, out)?;
+    let y = cx.empty(&shape, out)?;
+    let bias = b.map_or(Addr::NULL, Tensor::addr);
+    let plain = plain(m, n, k, operand(x, false), operand(w, false), &y);
+    cx.launch(&Launch::Matmul(Matmul { bias, ..plain }))?;
+    Ok(y)
+}
+
+/// Checks the operands of the product `x · wᵀ + b`. Returns the shape of its result and `[m, n, k]`.
+fn product_shape(x: &Tensor, w: &Tensor, b: Option<&Tensor>, out: DType) -> Result<(Vec<usize>, [usize; 3])> {
     let (m, k) = rows_cols("linear", "x", x)?;
     let n = match w.shape() {
         [n, wk] if *wk == k => *n,
@@ -245,9 +334,5 @@ fn product(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, out: DType) -> R
     let mut shape = x.shape().to_vec();
     shape.pop();
     shape.push(n);
-    let y = cx.empty(&shape, out)?;
-    let bias = b.map_or(Addr::NULL, Tensor::addr);
-    let plain = plain(m, n, k, operand(x, false), operand(w, false), &y);
-    cx.launch(&Launch::Matmul(Matmul { bias, ..plain }))?;
-    Ok(y)
+    Ok((shape, [m, n, k]))
 }

@@ -30,12 +30,16 @@ pub use super::tape::fill_zero;
 pub use activation::{gelu, gelu_tanh, swiglu};
 pub use add::add;
 pub use attention::{
-    CuSeqlens, KvDestination, KvPages, SequencePages, attention, copy_kv_blocks, paged_attention, rotate_and_cache,
+    CuSeqlens, KvDestination, KvPages, SequencePages, attention, attention_of_known_output, copy_kv_blocks,
+    paged_attention, paged_attention_with_lse, rotate_and_cache,
 };
 pub use decode::{DecodeRows, DecodeSlot};
 pub use embedding::{embedding, embedding_with_vision_tokens};
 pub use grpo_loss::{GrpoInputs, grpo_loss};
-pub use linear::{Lora, linear, lora_linear, matmul, swiglu_linear};
+pub use linear::{
+    Lora, linear, linear_of_known_output, lora_linear, lora_linear_of_known_output, matmul, swiglu_linear,
+    swiglu_linear_of_known_output,
+};
 pub use linear_log_prob::{
     LmHeadBackend, linear_log_prob, linear_log_prob_with_backends, linear_log_prob_with_entropy, lm_head_backend,
     max_logit_rows,
@@ -49,7 +53,7 @@ pub use packed::{
 };
 pub use patch_embedding::{DeviceFrames, PatchingParams, patch_embedding};
 pub use rotary::{RotaryFrequencies, RotaryTable, apply_rotary, rotary_table, split_and_rotate};
-pub use rows::gather_rows;
+pub use rows::{gather_rows, write_rows};
 pub use sampling::{RowSampling, SampledTokens, SamplingTable, TokenHistory, sample};
 pub use siglip::{add_position_embeddings, layer_norm, normalise_rows, pool_attention};
 pub use skinny::{

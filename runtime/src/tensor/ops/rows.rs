@@ -1,10 +1,10 @@
-//! Gathers rows by an index (window order, tokens with labels).
+//! Gathers rows by an index (window order, tokens with labels), and writes rows into a larger tensor.
 
 use reel_kernels::{DType, rows as kernel};
 
-use super::{rows_cols, size, want_dtype};
+use super::{rows_cols, size, want_dtype, want_shape};
 use crate::device::in_op;
-use crate::error::Result;
+use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::fill_zero;
@@ -42,9 +42,38 @@ pub fn gather_rows(cx: &Cx, x: &Tensor, index: &Tensor) -> Result<Tensor> {
             m: picked,
             cols: width,
             n: rows,
-            reserved: 0,
+            stride: width,
         };
         bw.launch(&kernel::scatter(dy.dtype(), &p))?;
         bw.add(&to_x, dx)
     }))
+}
+
+/// Writes row i of x `[.., cols]` to row `index[i]` of `to` `[n, columns]`, from column `column` on. `index` i32 `[m]`
+/// has a number for each row of x, all different; a row with a negative one is written nowhere. Has no backward rule.
+///
+/// # Errors
+/// Shapes that do not match; columns that `to` does not have.
+pub fn write_rows(cx: &Cx, x: &Tensor, index: &Tensor, to: &Tensor, column: usize) -> Result<()> {
+    let _op = in_op("write_rows");
+    const OP: &str = "write_rows";
+    let (m, cols) = rows_cols(OP, "x", x)?;
+    let (n, columns) = rows_cols(OP, "to", to)?;
+    want_shape(OP, "index", index, &[m], "a row number for each row of x")?;
+    want_dtype(OP, "index", index, DType::I32)?;
+    want_dtype(OP, "to", to, x.dtype())?;
+    if column + cols > columns {
+        let text = format!("columns {column} .. {} exceed the {columns} of the destination", column + cols);
+        return Err(shape_error(OP, text));
+    }
+    let p = kernel::ScatterParams {
+        src: x.addr(),
+        index: index.addr(),
+        dst: to.addr().offset(column * to.dtype().size()),
+        m: size(OP, m)?,
+        cols: size(OP, cols)?,
+        n: size(OP, n)?,
+        stride: size(OP, columns)?,
+    };
+    cx.launch(&kernel::scatter(x.dtype(), &p))
 }

@@ -23,7 +23,7 @@ use crate::options::{GrpoOptions, TrainingOptions};
 use crate::rollout::group::groups_from_file;
 use crate::rollout::sampler::CompletionSampler;
 use crate::rollout::siglip::SiglipScorer;
-use crate::rollout::{CompletionTokens, Group, Prompt, RolloutSet};
+use crate::rollout::{CompletionTokens, Group, Prompt, RolloutProducts, RolloutSet};
 use crate::run::grpo::{GrpoLoop, GrpoSetup};
 use crate::run::{self, DeviceLender, StepRowCursor, TrainLoop};
 use crate::run_folder::checkpoint::checkpoint_bytes;
@@ -132,7 +132,7 @@ impl<'a> Counter<'a> {
                 // end every completion.
                 let banned = if options.min_completion_length > 0 { stop_token_ids } else { &[] };
                 let banned: Vec<u32> = banned.iter().map(|&id| id.max(1)).collect();
-                Some(CompletionSampler::new(engine, options, &banned, 0, DeviceLender::default()))
+                Some(CompletionSampler::new(engine, options, &banned, 0, DeviceLender::default(), &trainer))
             }
         };
         let siglip = match (&sampler, &options.siglip) {
@@ -158,17 +158,19 @@ impl<'a> Counter<'a> {
     /// Adds the costs of sampling a rollout set and of the training steps on it.
     fn count_set(&mut self, prompts: Vec<Prompt>) -> Result<()> {
         super::keep_longest(&mut self.longest, prompts.iter().map(|prompt| &prompt.tokens));
+        let mut products = None;
         let groups = match &self.sampler {
             None if prompts.iter().all(|prompt| prompt.has_given_completions()) => {
                 groups_from_file(self.options, prompts, &self.stop_token_ids)
             }
             None => prompts.into_iter().map(|prompt| self.group(prompt)).collect(),
             Some(_) => {
-                self.count_sampling(&prompts)?;
+                products = self.count_sampling(&prompts)?;
                 prompts.into_iter().map(|prompt| self.group(prompt)).collect()
             }
         };
         let mut set = RolloutSet::new(groups, self.options.scale_rewards);
+        set.products = products.map(Arc::new);
         let device = self.trainer.device.clone();
         for use_ in 1..=self.options.num_iterations.min(MAX_USES) {
             device.profiler().clear();
@@ -187,14 +189,15 @@ impl<'a> Counter<'a> {
         Ok(())
     }
 
-    /// Adds the costs of sampling the completions of a rollout set and of scoring them with SigLIP.
-    fn count_sampling(&mut self, prompts: &[Prompt]) -> Result<()> {
-        let Some(sampler) = &self.sampler else { return Ok(()) };
+    /// Adds the costs of sampling the completions of a rollout set and of scoring them with SigLIP. Returns the outputs
+    /// of products that were kept.
+    fn count_sampling(&mut self, prompts: &[Prompt]) -> Result<Option<RolloutProducts>> {
+        let Some(sampler) = &self.sampler else { return Ok(None) };
         let device = &self.trainer.device;
         let tokens: Vec<_> = prompts.iter().map(|prompt| &prompt.tokens).collect();
         device.profiler().clear();
         let mut prefill = Ok(OpCosts::new());
-        sampler.sample_completions(&tokens, 1, 0, || prefill = device.profiler().totals())?;
+        let sampled = sampler.sample_completions(&tokens, 1, 0, || prefill = device.profiler().totals())?;
         let (prefill, mut decode) = (prefill?, device.profiler().totals()?);
         super::subtract_costs(&mut decode, &prefill);
         self.phases.add_costs("prefill", &prefill);
@@ -215,7 +218,7 @@ impl<'a> Counter<'a> {
             self.phases.add_costs("judge", &device.profiler().totals()?);
         }
         sampler.release_memory();
-        Ok(())
+        Ok(sampled.products)
     }
 
     /// A group of completions that all have the maximum length, and reward 0.

@@ -50,7 +50,7 @@ fn options(dir: &Path) -> GrpoOptions {
 #[test]
 fn plan_equals_the_peak_of_a_run() {
     type Change = fn(&mut GrpoOptions);
-    let cases: [(&str, DType, Change); 10] = [
+    let cases: [(&str, DType, Change); 14] = [
         ("f32", DType::F32, |_| ()),
         ("shuffled films too", DType::F32, |o| o.temporal = true),
         ("bf16 with small moments", DType::BF16, |o| o.optim = Optim::AdamwBf16),
@@ -63,6 +63,17 @@ fn plan_equals_the_peak_of_a_run() {
         ("adapter", DType::F32, |o| o.lora_r = 4),
         ("frozen tower", DType::BF16, |o| o.freeze_vision = true),
         ("a reward model", DType::F32, |o| o.siglip = Some(golden("../siglip/model"))),
+        ("products of the rollout", DType::F32, |o| o.gradient_checkpointing = GradientCheckpointing::None),
+        ("products of two groups, twice", DType::BF16, |o| {
+            (o.per_device_train_batch_size, o.gradient_accumulation_steps, o.max_steps) = (8, 2, Some(2));
+            (o.gradient_checkpointing, o.temporal) = (GradientCheckpointing::Selective, true);
+        }),
+        ("products with adapters", DType::BF16, |o| {
+            (o.gradient_checkpointing, o.lora_r) = (GradientCheckpointing::None, 4);
+        }),
+        ("products of the first of two steps", DType::F32, |o| {
+            (o.gradient_checkpointing, o.num_iterations) = (GradientCheckpointing::None, 2);
+        }),
     ];
     for (name, dtype, change) in cases {
         let dir = tempfile::tempdir().unwrap();

@@ -166,6 +166,7 @@ impl GrpoLoop<'_> {
             metrics: batch.metrics,
             while_scoring: batch.while_scoring,
             preview: Some(batch.preview),
+            products: batch.products.map(Arc::new),
             ..RolloutSet::new(batch.groups, options.scale_rewards)
         }))
     }

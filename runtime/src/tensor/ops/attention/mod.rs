@@ -177,6 +177,35 @@ fn heads(op: &'static str, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(usize,
 /// `softmax(q kᵀ / sqrt(D)) v` within each sequence: q `[S, Hq, D]`, k and v `[S, Hkv, D]` give `[S, Hq, D]`.
 /// With `causal`, a token attends to itself and to earlier tokens.
 pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, causal: bool) -> Result<Tensor> {
+    attention_unless_known(cx, [q, k, v], seqs, causal, None)
+}
+
+/// Causal [`attention`] whose output `o` `[S, Hq, D]` and log-sum-exps `lse` f32 `[S, Hq]` are known: computes nothing, and
+/// has the backward rule of [`attention`].
+///
+/// # Errors
+/// The errors of [`attention`]; an o or lse of another shape or dtype.
+pub fn attention_of_known_output(
+    cx: &Cx,
+    [q, k, v]: [&Tensor; 3],
+    seqs: &CuSeqlens,
+    (o, lse): (Tensor, Tensor),
+) -> Result<Tensor> {
+    const OP: &str = "attention";
+    want_shape(OP, "known output", &o, q.shape(), "the shape of q")?;
+    want_dtype(OP, "known output", &o, q.dtype())?;
+    want_shape(OP, "known lse", &lse, &q.shape()[..q.shape().len().saturating_sub(1)], "tokens and heads of q")?;
+    want_dtype(OP, "known lse", &lse, DType::F32)?;
+    attention_unless_known(cx, [q, k, v], seqs, true, Some((o, lse)))
+}
+
+fn attention_unless_known(
+    cx: &Cx,
+    [q, k, v]: [&Tensor; 3],
+    seqs: &CuSeqlens,
+    causal: bool,
+    known: Option<(Tensor, Tensor)>,
+) -> Result<Tensor> {
     let _op = in_op("attention");
     const OP: &str = "attention";
     let (tokens, n_heads, kv_heads, d) = heads(OP, q, k, v)?;
@@ -187,9 +216,15 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
         ));
     }
     let dtype = q.dtype();
-    let o = cx.empty(q.shape(), dtype)?;
-    let wants_lse = cx.is_training() && [q, k, v].iter().any(|t| t.needs_grad());
-    let lse = if wants_lse { Some(cx.empty(&[tokens, n_heads], DType::F32)?) } else { None };
+    let is_known = known.is_some();
+    let (o, lse) = match known {
+        Some((o, lse)) => (o, Some(lse)),
+        None => {
+            let wants_lse = cx.is_training() && [q, k, v].iter().any(|t| t.needs_grad());
+            let lse = if wants_lse { Some(cx.empty(&[tokens, n_heads], DType::F32)?) } else { None };
+            (cx.empty(q.shape(), dtype)?, lse)
+        }
+    };
     let scale = 1.0 / (d as f32).sqrt();
     let pairs = seqs.pairs(causal);
     let p = packed::FwdParams {
@@ -209,7 +244,9 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
         scale,
         max_seqlen: size(OP, seqs.max_len())?,
     };
-    cx.launch(&packed::fwd(dtype, &p, pairs))?;
+    if !is_known {
+        cx.launch(&packed::fwd(dtype, &p, pairs))?;
+    }
     let (kq, kk, kv, ko, seqs) = (q.clone(), k.clone(), v.clone(), o.clone(), seqs.clone());
     Ok(cx.record(OP, &[q, k, v], o, move |bw| {
         let d_o = bw.take_dy();
@@ -338,6 +375,34 @@ impl KvPages {
 
 /// Causal attention of new tokens q `[S, Hq, D]` to the cached keys of their sequences. Has no backward rule.
 pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &KvPages) -> Result<Tensor> {
+    paged_attention_into(cx, q, caches, pages, None)
+}
+
+/// [`paged_attention`] and the log-sum-exp of each row's scores, f32 `[S, Hq]`, on device `cpu`: the known output that
+/// [`attention_of_known_output`] takes.
+///
+/// # Errors
+/// Another device; the errors of [`paged_attention`].
+pub fn paged_attention_with_lse(
+    cx: &Cx,
+    q: &Tensor,
+    caches: (&Tensor, &Tensor),
+    pages: &KvPages,
+) -> Result<(Tensor, Tensor)> {
+    if cx.device().kernels() != Kernels::Cpu {
+        return Err(shape_error("paged_attention", "only a CPU computes log-sum-exps of cached keys"));
+    }
+    let lse = cx.empty(&q.shape()[..q.shape().len().saturating_sub(1)], DType::F32)?;
+    Ok((paged_attention_into(cx, q, caches, pages, Some(&lse))?, lse))
+}
+
+fn paged_attention_into(
+    cx: &Cx,
+    q: &Tensor,
+    caches: (&Tensor, &Tensor),
+    pages: &KvPages,
+    lse: Option<&Tensor>,
+) -> Result<Tensor> {
     let _op = in_op("paged_attention");
     const OP: &str = "paged_attention";
     let (&[tokens, n_heads, d], &[_, _, kv_heads, kd]) = (q.shape(), caches.0.shape()) else {
@@ -375,6 +440,7 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
         k_cache: caches.0.addr(),
         v_cache: caches.1.addr(),
         o: o.addr(),
+        lse: lse.map_or(Addr::NULL, Tensor::addr),
         cu_seqlens: pages.new.device.addr(),
         kv_lens: pages.kv_lens_device.addr(),
         block_tables: pages.tables.addr(),

@@ -1,0 +1,101 @@
+//! Which rows of [`KeptProducts`](reel_model::text::products::KeptProducts) the tokens of a request fill.
+//!
+//! Example: a prompt `a b c` with two completions of at most 3 tokens, `x y z` and `u`, from row 10 on. Each token is
+//! the input that predicts the next one, so the last token of a completion has no row, and the last token of the
+//! prompt has one for each completion:
+//!
+//! ```text
+//! row     10  11   12  13  14   15  16  17
+//! token   a   b    c   x   y    c   -   -
+//! ```
+
+use std::ops::Range;
+
+use reel_model::text::products::RowPlaces;
+use reel_runtime::Device;
+
+use crate::error::Result;
+use crate::prefill::PrefillJob;
+use crate::scheduler::Scheduler;
+use crate::sequence::SequenceState;
+
+/// The rows of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptRows {
+    first: usize,
+    prompt_tokens: usize,
+    max_new_tokens: usize,
+}
+
+impl KeptRows {
+    /// The rows from `first` on, for a prompt of `prompt_tokens` tokens and completions of at most `max_new_tokens`.
+    pub fn new(first: usize, prompt_tokens: usize, max_new_tokens: usize) -> KeptRows {
+        KeptRows { first, prompt_tokens, max_new_tokens }
+    }
+
+    /// The row after those of `completions` completions.
+    pub fn end(&self, completions: usize) -> usize {
+        self.prompt().end + completions * self.max_new_tokens
+    }
+
+    /// The rows of the prompt without its last token.
+    pub fn prompt(&self) -> Range<usize> {
+        self.first..self.first + self.prompt_tokens.saturating_sub(1)
+    }
+
+    /// The rows of the tokens that predict the tokens of completion `index`, if it has `tokens` tokens.
+    pub fn completion(&self, index: usize, tokens: usize) -> Range<usize> {
+        let first = self.end(index);
+        first..first + tokens.min(self.max_new_tokens)
+    }
+}
+
+/// The places of the rows of a forward pass over chunks of prompts.
+#[derive(Debug, Default)]
+pub(crate) struct ChunkPlaces {
+    tokens: Vec<(usize, usize)>,
+    needed: Vec<(usize, usize)>,
+}
+
+impl ChunkPlaces {
+    /// Adds a chunk with the tokens `range` of a job, the first of which is token `at` of the pass. If the hidden state of
+    /// the last one is needed, it is row `needed` of those that are. A job after a preemption has kept its rows before.
+    pub(crate) fn add_chunk(
+        &mut self,
+        (job, sequence): (&PrefillJob, &SequenceState),
+        range: Range<usize>,
+        (at, needed): (usize, Option<usize>),
+        scheduler: &Scheduler,
+    ) {
+        let Some(kept) = sequence.request.kept.filter(|_| sequence.generated() == 0) else { return };
+        let prompt = kept.prompt();
+        for (token, at) in range.zip(at..) {
+            if token < prompt.len() {
+                self.tokens.push((at, prompt.start + token));
+                continue;
+            }
+            let indices = job.keys.iter().filter_map(|&key| Some(scheduler.sequence(key)?.index()));
+            for row in indices.map(|index| kept.completion(index, 0).start) {
+                self.tokens.push((at, row));
+                self.needed.extend(needed.map(|needed| (needed, row)));
+            }
+        }
+    }
+
+    /// The places of all tokens and of the needed ones, on the device.
+    pub(crate) fn on_device(&self, device: &Device) -> Result<[RowPlaces; 2]> {
+        Ok([RowPlaces::of_pairs(device, &self.tokens)?, RowPlaces::of_pairs(device, &self.needed)?])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_of_the_module() {
+        let rows = KeptRows::new(10, 3, 3);
+        assert_eq!((rows.prompt(), rows.completion(0, 3), rows.completion(1, 1)), (10..12, 12..15, 15..16));
+        assert_eq!(rows.end(2), 18);
+    }
+}

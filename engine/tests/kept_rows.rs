@@ -1,0 +1,89 @@
+//! Outputs of products that generation keeps for training: they do not depend on how tokens are computed, and keeping
+//! them changes no completion.
+
+mod support;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use reel_engine::{Completion, Engine, GenerationRequest, KeptRows};
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::text::products::{KeptProducts, ProductLayout};
+use reel_runtime::{Cx, DType, Device};
+use support::{TestRequest, image_prompt, int8_model, model, strangers};
+
+/// The number of outputs of a layer, and of those among them that the last layer computes for all tokens: queries, keys
+/// and values, attention, log-sum-exps.
+fn outputs_per_layer(layout: ProductLayout) -> (usize, usize) {
+    match layout {
+        ProductLayout::Joined => (6, 3),
+        ProductLayout::Separate => (9, 5),
+    }
+}
+
+/// Requests with their rows; every third one keeps nothing.
+fn requests(model: &Qwen25Vl) -> (Vec<GenerationRequest<'static>>, usize) {
+    let sampling = support::SAMPLED;
+    let (max_new_tokens, prompt_tokens) = (9, 1);
+    let one_token = TestRequest { prompt_tokens, completions: 3, max_new_tokens, min_new_tokens: 2, sampling };
+    let image = GenerationRequest { max_new_tokens: 5, sampling, ..GenerationRequest::new(image_prompt(model)) };
+    let mut requests: Vec<GenerationRequest> =
+        [one_token.request(&[3]), image].into_iter().chain(strangers().into_iter().take(10)).collect();
+    let mut end = 0;
+    for request in requests.iter_mut().enumerate().filter(|(i, _)| i % 3 != 2).map(|(_, request)| request) {
+        let rows = KeptRows::new(end, request.prompt.input_ids.len(), request.max_new_tokens);
+        end = rows.end(request.stop_conditions.len());
+        request.kept = Some(rows);
+        // Some completions end early.
+        request.eos_token_ids = (0..40).collect();
+    }
+    (requests, end)
+}
+
+/// The completions, and the bits of all rows that they must have filled, of each output of each layer.
+fn generate(engine: &Engine, model: &Qwen25Vl, layout: ProductLayout, cx: &Cx) -> (Vec<Completion>, Vec<Vec<u32>>) {
+    let (requests, rows) = requests(model);
+    let kept: Vec<Option<KeptRows>> = requests.iter().map(|request| request.kept).collect();
+    let config = &model.config.text;
+    let products = Arc::new(KeptProducts::new(cx.device(), config, layout, cx.dtype(), rows).unwrap());
+    let bytes = products.tensors().map(|t| t.bytes() as u64).sum::<u64>();
+    assert_eq!(KeptProducts::bytes(config, layout, cx.dtype(), rows), bytes);
+    let (completions, _) = engine.generate_keeping(requests, Some(products.clone()), |_| {}).unwrap();
+    let (per_layer, of_all_tokens) = outputs_per_layer(layout);
+    let last_layer = per_layer * (config.num_hidden_layers - 1);
+    let filled = products.tensors().enumerate().map(|(i, output)| {
+        let (values, columns) = (output.to_f32().unwrap(), output.shape()[1]);
+        let bits = |rows: Range<usize>| values[rows.start * columns..rows.end * columns].iter().map(|x| x.to_bits());
+        let of_prompts = kept.iter().flatten().filter(|_| i < last_layer + of_all_tokens).map(KeptRows::prompt);
+        let of_completions = completions.iter().filter_map(|c| Some(kept[c.request]?.completion(c.index, c.ids.len())));
+        of_prompts.chain(of_completions).flat_map(bits).collect()
+    });
+    (completions.clone(), filled.collect())
+}
+
+#[test]
+fn kept_rows_do_not_depend_on_chunks_slots_threads_or_graphs() {
+    type Open = fn(&Device, DType) -> Qwen25Vl;
+    for (dtype, layout, open) in [
+        (DType::F32, ProductLayout::Joined, model as Open),
+        (DType::BF16, ProductLayout::Separate, model),
+        (DType::F32, ProductLayout::Separate, int8_model),
+    ] {
+        let mut want = None;
+        for (threads, chunk, slots, captures) in
+            [(1, 512, 64, false), (2, 512, 64, true), (2, 1, 64, true), (3, 7, 5, true), (2, 64, 1, false)]
+        {
+            let device = Device::cpu(threads);
+            let (model, cx) = (open(&device, dtype), Cx::inference(&device, dtype));
+            let engine = Engine::new(&model, &cx).unwrap().chunk_tokens(chunk).max_slots(slots);
+            let engine = if captures { engine } else { engine.without_captured_graphs() };
+            let got = generate(&engine, &model, layout, &cx);
+            // The next call keeps nothing, and must not write to the memory of the former one.
+            let plain = engine.generate(requests(&model).0, |_| {}).unwrap().0;
+            assert_eq!(got.0, plain, "{dtype}: keeping changes completions");
+            let want = want.get_or_insert_with(|| got.clone());
+            assert_eq!(got.0, want.0, "{dtype}: {threads} threads, chunks of {chunk}, {slots} slots");
+            assert!(got.1 == want.1, "{dtype}: {threads} threads, chunks of {chunk}, {slots} slots: other rows");
+        }
+    }
+}
