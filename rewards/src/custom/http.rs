@@ -22,8 +22,24 @@ const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 /// and then sends the result.
 const THREAD_GRACE: Duration = Duration::from_secs(10);
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct HttpReward {
+    client: Client,
+    /// The batch that is being scored.
+    batch: Option<Batch>,
+}
+
+/// A batch that was sent to the server.
+#[derive(Debug)]
+struct Batch {
+    rows: usize,
+    /// When the thread with the request must have ended.
+    deadline: Instant,
+    response: mpsc::Receiver<Result<String>>,
+}
+
+#[derive(Clone, Debug)]
+struct Client {
     url: String,
     timeout: Duration,
     agent: Agent,
@@ -33,37 +49,56 @@ impl HttpReward {
     pub(super) fn new(url: &str, timeout: Duration) -> Result<Self> {
         check_http_url(url).map_err(|(what, help)| RewardError::bad_option(FLAG, what, help))?;
         let config = Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).max_redirects(0);
-        Ok(Self { url: url.to_string(), timeout, agent: config.build().into() })
+        let client = Client { url: url.to_string(), timeout, agent: config.build().into() };
+        Ok(Self { client, batch: None })
     }
 
-    pub(super) fn score(&self, rows: &[Value], stop: &AtomicBool) -> Result<Vec<f64>> {
-        let text = self.post_on_thread(json!({"rows": rows}).to_string(), stop)?;
-        let help = "reply with {\"rewards\": [...]}, one number per row";
-        let response: Value = serde_json::from_str(&text)
-            .map_err(|_| self.error(format!("replied `{}`, which is not JSON", shorten_for_message(&text)), help))?;
-        let Some(values) = response.get("rewards").and_then(Value::as_array) else {
-            return Err(self.error(format!("replied {}, without `rewards`", shorten_for_message(&text)), help));
-        };
-        if values.len() != rows.len() {
-            return Err(self.error(format!("gave {} rewards for {} rows", values.len(), rows.len()), help));
-        }
-        let rewards = values.iter().enumerate().map(|(i, value)| parse_reward(value).map_err(|why| (i, why)));
-        rewards.collect::<Result<_, _>>().map_err(|(i, why)| self.error(format!("rewards[{i}] {why}"), help))
-    }
-
-    /// Sends the request on another thread, so `stop` can end the wait. That thread ends at its deadline.
-    fn post_on_thread(&self, body: String, stop: &AtomicBool) -> Result<String> {
+    /// Sends a batch of rows, on another thread, so that a stop can end the wait. That thread ends at its deadline.
+    pub(super) fn begin(&mut self, rows: &[Value]) -> Result<()> {
         let (sender, response) = mpsc::sync_channel(1);
-        let client = self.clone();
+        let (client, body) = (self.client.clone(), json!({"rows": rows}).to_string());
         thread::Builder::new()
             .name("custom reward".into())
             .spawn(move || drop(sender.send(client.post(&body))))
-            .map_err(|e| self.error(format!("cannot be requested: {e}"), "free some memory, or end other processes"))?;
-        let deadline = Instant::now() + self.timeout + THREAD_GRACE;
-        receive_until(&response, deadline, stop).unwrap_or_else(|reason| match reason {
-            NoMessageReason::Stopped => Err(self.error(STOPPED_PROBLEM, STOPPED_HELP)),
-            NoMessageReason::Timeout | NoMessageReason::Disconnected => Err(self.timed_out()),
+            .map_err(|e| {
+                self.client.error(format!("cannot be requested: {e}"), "free some memory, or end other processes")
+            })?;
+        let deadline = Instant::now() + self.client.timeout + THREAD_GRACE;
+        self.batch = Some(Batch { rows: rows.len(), deadline, response });
+        Ok(())
+    }
+
+    /// Waits for the rewards of the batch, until `until` at most, if it is given; `None` if they are not there by then.
+    pub(super) fn wait(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
+        let batch = self.batch.take()?;
+        let end = until.unwrap_or(batch.deadline).min(batch.deadline);
+        let client = &self.client;
+        Some(match receive_until(&batch.response, end, stop) {
+            Ok(response) => response.and_then(|text| client.rewards(&text, batch.rows)),
+            Err(NoMessageReason::Timeout) if end < batch.deadline => {
+                self.batch = Some(batch);
+                return None;
+            }
+            Err(NoMessageReason::Stopped) => Err(client.error(STOPPED_PROBLEM, STOPPED_HELP)),
+            Err(NoMessageReason::Timeout | NoMessageReason::Disconnected) => Err(client.timed_out()),
         })
+    }
+}
+
+impl Client {
+    /// The rewards in the text of a response to a batch of `rows` rows.
+    fn rewards(&self, text: &str, rows: usize) -> Result<Vec<f64>> {
+        let help = "reply with {\"rewards\": [...]}, one number per row";
+        let response: Value = serde_json::from_str(text)
+            .map_err(|_| self.error(format!("replied `{}`, which is not JSON", shorten_for_message(text)), help))?;
+        let Some(values) = response.get("rewards").and_then(Value::as_array) else {
+            return Err(self.error(format!("replied {}, without `rewards`", shorten_for_message(text)), help));
+        };
+        if values.len() != rows {
+            return Err(self.error(format!("gave {} rewards for {rows} rows", values.len()), help));
+        }
+        let rewards = values.iter().enumerate().map(|(i, value)| parse_reward(value).map_err(|why| (i, why)));
+        rewards.collect::<Result<_, _>>().map_err(|(i, why)| self.error(format!("rewards[{i}] {why}"), help))
     }
 
     fn timed_out(&self) -> RewardError {

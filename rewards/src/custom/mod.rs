@@ -31,11 +31,11 @@ mod reply;
 mod wait;
 
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::Result;
+use crate::{Result, RewardError};
 
 /// The variables that a command always gets, as far as they are set: without them few programs run.
 pub const BASIC_ENVIRONMENT: [&str; 7] = ["PATH", "HOME", "USER", "SHELL", "LANG", "LC_ALL", "TMPDIR"];
@@ -102,9 +102,43 @@ impl CustomReward {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
+        self.begin(rows)?;
+        self.finish(stop)
+    }
+
+    /// Sends a batch of at least one row. [`CustomReward::finish`] returns its rewards.
+    ///
+    /// # Errors
+    /// The command cannot be started or has ended; an invalid row.
+    pub fn begin(&mut self, rows: &[Value]) -> Result<()> {
         match &mut self.0 {
-            Source::Command(command) => command.score(rows, stop),
-            Source::Http(http) => http.score(rows, stop),
+            Source::Command(command) => command.begin(rows),
+            Source::Http(http) => http.begin(rows),
+        }
+    }
+
+    /// Waits for the rewards of the batch that was sent last, until `until` at most; `None` if they are not there by then.
+    /// The deadline of the batch ends the wait in any case.
+    ///
+    /// # Errors
+    /// The reasons of [`CustomReward::finish`].
+    pub fn finish_by(&mut self, until: Instant, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
+        self.wait(Some(until), stop)
+    }
+
+    /// Waits for the rewards of the batch that was sent last.
+    ///
+    /// # Errors
+    /// The reasons of [`CustomReward::score_or_stop`]; no batch was sent since the last rewards.
+    pub fn finish(&mut self, stop: &AtomicBool) -> Result<Vec<f64>> {
+        let none = || Err(RewardError::bad_row("batch", "was not sent", "send it before waiting for its rewards"));
+        self.wait(None, stop).unwrap_or_else(none)
+    }
+
+    fn wait(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
+        match &mut self.0 {
+            Source::Command(command) => command.wait(until, stop),
+            Source::Http(http) => http.wait(until, stop),
         }
     }
 }

@@ -12,7 +12,7 @@ pub(super) enum NoMessageReason {
 }
 
 /// Interval at which a wait checks the stop flag.
-const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+pub(super) const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What the error of a reward says if the wait for it was stopped.
 pub(super) const STOPPED_PROBLEM: &str = "was stopped before it gave its rewards";

@@ -3,13 +3,12 @@
 
 use std::panic::resume_unwind;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reel_diagnostic::Diagnostic;
 use reel_engine::Completion;
-use reel_rewards::{self as rewards, CustomReward, ProblemType, RewardRules, Scores};
+use reel_rewards::{self as rewards, CustomReward, ProblemType, RewardError, RewardRules, Scores};
 use reel_runtime::{DType, Device};
 use serde_json::{Map, Value};
 
@@ -119,26 +118,33 @@ impl<'a> CompletionScorer<'a> {
     ) -> Result<Vec<CustomScores>> {
         let rows = custom_reward_rows(rollouts);
         let (stop, lender, custom) = (self.stop, self.lender, &mut self.custom);
-        let score = |custom: &mut CustomReward| {
+        for reward in custom.iter_mut() {
+            reward.begin(&rows)?;
+        }
+        let patience = Instant::now() + PATIENCE;
+        let early: Vec<_> =
+            lender.during(|| custom.iter_mut().map(|reward| reward.finish_by(patience, stop)).collect());
+        let is_slow = early.iter().any(Option::is_none);
+        let finish = || -> Vec<_> {
+            let all = custom.iter_mut().zip(early);
+            all.map(|(reward, early)| early.unwrap_or_else(|| reward.finish(stop))).collect()
+        };
+        let (done, scored) = match is_slow {
+            false => (Ok(()), finish()),
+            true => thread::scope(|scope| {
+                let waiting = scope.spawn(finish);
+                let done = meanwhile();
+                (done, lender.during(|| waiting.join()).unwrap_or_else(|panic| resume_unwind(panic)))
+            }),
+        };
+        let scores = |(reward, flat): (&CustomReward, Result<Vec<f64>, RewardError>)| {
             // If the run was interrupted, return that error, not the error of the reward that was cut off.
-            let scored = custom.score_or_stop(&rows, stop);
-            let flat = scored.or_else(|e| error_if_stopped(stop).and(Err(e.into())))?;
+            let flat = flat.or_else(|e| error_if_stopped(stop).and(Err(e.into())))?;
             let mut rest = flat.iter().map(|&r| r as f32);
             let by_group = rollouts.iter().map(|r| rest.by_ref().take(r.completions.len()).collect()).collect();
-            Ok(CustomScores { name: custom.name(), by_group })
+            Ok(CustomScores { name: reward.name(), by_group })
         };
-        thread::scope(|scope| {
-            let (running, end) = mpsc::channel::<()>();
-            let scoring = scope.spawn(move || {
-                // Disconnects the channel when the thread ends.
-                let _running = running;
-                custom.iter_mut().map(score).collect::<Result<_>>()
-            });
-            let is_slow = lender.during(|| end.recv_timeout(PATIENCE)) == Err(RecvTimeoutError::Timeout);
-            let done = if is_slow { meanwhile() } else { Ok(()) };
-            let scores = lender.during(|| scoring.join()).unwrap_or_else(|panic| resume_unwind(panic));
-            done.and(scores)
-        })
+        done.and(self.custom.iter().zip(scored).map(scores).collect())
     }
 }
 

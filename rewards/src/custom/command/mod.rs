@@ -1,14 +1,15 @@
 //! A custom reward by shell command: the process is started once and gets rows in batches, each with a deadline.
 //!
-//! One thread writes batches to standard input, one reads lines from standard output, one keeps the last line of
-//! standard error. A guard process kills the command's process group when this process ends, even if this process is
+//! [`Pipes`] writes batches and reads lines; a thread keeps the last line of standard error. A guard process kills the command's process group when this process ends, even if this process is
 //! killed itself.
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod pipes;
+
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ExitStatus, Stdio};
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,17 +19,14 @@ use serde_json::{Value, json};
 
 use super::BASIC_ENVIRONMENT;
 use super::reply::{custom_reward_error, format_seconds, parse_reward, shorten_for_message};
-use super::wait::{NoMessageReason, STOPPED_HELP, STOPPED_PROBLEM, receive_until};
+use super::wait::{NoMessageReason, STOPPED_HELP, STOPPED_PROBLEM};
 use crate::{Result, RewardError};
+use pipes::Pipes;
 
 const FLAG: &str = "--reward-command";
 
-/// Maximum length of an output line in bytes.
-const MAX_LINE_BYTES: u64 = 1 << 20;
-
-/// Maximum number of buffered output lines. A program that writes more lines than rows blocks instead of filling
-/// memory.
-const MAX_BUFFERED_LINES: usize = 1024;
+/// Maximum length of a line of standard error in bytes.
+const MAX_STDERR_LINE_BYTES: u64 = 1 << 20;
 
 /// Time that the program has to exit after its input is closed.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
@@ -51,6 +49,17 @@ pub(super) struct CommandReward {
     /// The variables that the command gets beside the basic ones; `None`: the whole environment.
     environment: Option<Vec<String>>,
     running: Option<Running>,
+    /// The batch that is being scored.
+    batch: Option<Batch>,
+}
+
+/// A batch that was sent to the command.
+#[derive(Debug)]
+struct Batch {
+    rows: usize,
+    deadline: Instant,
+    /// The rewards so far.
+    rewards: Vec<f64>,
 }
 
 impl CommandReward {
@@ -62,7 +71,7 @@ impl CommandReward {
                 "give a command for `sh -c`",
             ));
         }
-        Ok(Self { command_line: command_line.to_string(), timeout, environment: None, running: None })
+        Ok(Self { command_line: command_line.to_string(), timeout, environment: None, running: None, batch: None })
     }
 
     /// Limits the environment of the command, which must not have been started yet.
@@ -70,22 +79,41 @@ impl CommandReward {
         self.environment = Some(names);
     }
 
-    /// Scores a batch of rows. After an error the process is killed.
-    pub(super) fn score(&mut self, rows: &[Value], stop: &AtomicBool) -> Result<Vec<f64>> {
+    /// Sends a batch of rows to the command, which is started if it does not run.
+    pub(super) fn begin(&mut self, rows: &[Value]) -> Result<()> {
         let deadline = Instant::now() + self.timeout;
-        let input = batch_lines(rows)?;
+        let lines = batch_lines(rows)?;
+        if self.batch.take().is_some() {
+            // Nobody has waited for the rewards of the batch before, so its lines may still come.
+            self.running = None;
+        }
         let mut running = match self.running.take() {
             Some(running) => running,
             None => Running::start(&self.command_line, self.environment.as_deref())
                 .map_err(|e| self.error(format!("cannot be started: {e}"), "check that the shell `sh` is installed"))?,
         };
-        let rewards = running.rewards(input, rows.len(), deadline, stop);
-        match rewards {
-            Ok(rewards) => {
+        if let Err(failure) = running.send(&lines) {
+            return Err(self.explain(&failure, rows.len(), &mut running));
+        }
+        self.running = Some(running);
+        self.batch = Some(Batch { rows: rows.len(), deadline, rewards: Vec::with_capacity(rows.len()) });
+        Ok(())
+    }
+
+    /// Waits for the rewards of the batch, until `until` at most, if it is given; `None` if there are not all of them
+    /// by then. After an error the process is killed.
+    pub(super) fn wait(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
+        let (mut running, mut batch) = (self.running.take()?, self.batch.take()?);
+        match running.receive(&mut batch, until, stop) {
+            Ok(true) => {
                 self.running = Some(running);
-                Ok(rewards)
+                Some(Ok(batch.rewards))
             }
-            Err(failure) => Err(self.explain(&failure, rows.len(), &mut running)),
+            Ok(false) => {
+                (self.running, self.batch) = (Some(running), Some(batch));
+                None
+            }
+            Err(failure) => Some(Err(self.explain(&failure, batch.rows, &mut running))),
         }
     }
 
@@ -180,12 +208,9 @@ struct Running {
     child: Child,
     /// The guard process, which kills the process group if this process ends first; `None` until it is started.
     guard: Option<Child>,
-    /// Batches for the thread that writes standard input; `None` once the input is closed.
-    input: Option<Sender<Vec<u8>>>,
+    pipes: Pipes,
     /// Whether the command has answered at least one batch with exactly one line per row.
     has_replied_correctly: bool,
-    /// The lines of standard output. `Err` says why a line cannot be used.
-    output: Receiver<Result<String, String>>,
     /// The last line of standard error that is not blank.
     last_stderr_line: Arc<Mutex<String>>,
     /// The sender of this channel is dropped when standard error is closed.
@@ -207,8 +232,6 @@ impl Running {
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()?;
-        let (input, batches) = mpsc::channel();
-        let (lines, output) = mpsc::sync_channel(MAX_BUFFERED_LINES);
         let last_stderr_line = Arc::new(Mutex::new(String::new()));
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let last_line = Arc::clone(&last_stderr_line);
@@ -217,16 +240,13 @@ impl Running {
         let mut running = Self {
             child,
             guard: None,
-            input: Some(input),
+            pipes: Pipes::new(stdin, stdout)?,
             has_replied_correctly: false,
-            output,
             last_stderr_line,
             stderr_end,
         };
         running.guard = Some(start_guard(running.child.id())?);
         let spawn = |work: Box<dyn FnOnce() + Send>| thread::Builder::new().name("custom reward".into()).spawn(work);
-        spawn(Box::new(move || stdin.into_iter().for_each(|pipe| write_batches(pipe, &batches))))?;
-        spawn(Box::new(move || stdout.into_iter().for_each(|pipe| read_lines(pipe, &lines))))?;
         spawn(Box::new(move || {
             stderr.into_iter().for_each(|pipe| keep_last_line(pipe, &last_line));
             drop(stderr_open);
@@ -234,38 +254,38 @@ impl Running {
         Ok(running)
     }
 
-    /// Sends a batch and reads one reward per row.
-    fn rewards(
-        &mut self,
-        input: Vec<u8>,
-        rows: usize,
-        deadline: Instant,
-        stop: &AtomicBool,
-    ) -> Result<Vec<f64>, BatchFailure> {
-        match self.output.try_recv() {
+    /// Sends the lines of a batch.
+    fn send(&mut self, lines: &[u8]) -> Result<(), BatchFailure> {
+        match self.pipes.next_line(Instant::now(), &AtomicBool::new(false)) {
             Ok(_) => return Err(BatchFailure::UnexpectedLine),
-            Err(TryRecvError::Disconnected) => return Err(BatchFailure::Ended(0)),
-            Err(TryRecvError::Empty) => {}
+            Err(NoMessageReason::Disconnected) => return Err(BatchFailure::Ended(0)),
+            Err(NoMessageReason::Timeout | NoMessageReason::Stopped) => {}
         }
-        // If the command has closed its standard input, the writing thread stops. Then the command's output ends too,
-        // and the loop below reports that.
-        let _ = self.input.as_ref().map(|sender| sender.send(input));
-        let mut rewards = Vec::with_capacity(rows);
-        while rewards.len() < rows {
-            let index = rewards.len();
-            let line = receive_until(&self.output, deadline, stop).map_err(|reason| match reason {
-                NoMessageReason::Timeout => BatchFailure::Timeout(index),
-                NoMessageReason::Disconnected => BatchFailure::Ended(index),
-                NoMessageReason::Stopped => BatchFailure::Stopped,
-            })?;
-            rewards.push(line.and_then(|line| reward_of_line(&line)).map_err(|why| BatchFailure::BadLine(index, why))?);
+        self.pipes.send(lines);
+        Ok(())
+    }
+
+    /// Reads one reward per row, until `until` at most, if it is given. Returns whether the batch has all of them.
+    fn receive(&mut self, batch: &mut Batch, until: Option<Instant>, stop: &AtomicBool) -> Result<bool, BatchFailure> {
+        let end = until.unwrap_or(batch.deadline).min(batch.deadline);
+        while batch.rewards.len() < batch.rows {
+            let index = batch.rewards.len();
+            let line = match self.pipes.next_line(end, stop) {
+                Ok(line) => line,
+                Err(NoMessageReason::Timeout) if end < batch.deadline => return Ok(false),
+                Err(NoMessageReason::Timeout) => return Err(BatchFailure::Timeout(index)),
+                Err(NoMessageReason::Disconnected) => return Err(BatchFailure::Ended(index)),
+                Err(NoMessageReason::Stopped) => return Err(BatchFailure::Stopped),
+            };
+            let reward = line.and_then(|line| reward_of_line(&line));
+            batch.rewards.push(reward.map_err(|why| BatchFailure::BadLine(index, why))?);
         }
         let wait = if self.has_replied_correctly { Duration::ZERO } else { EXTRA_LINE_WAIT };
-        if self.output.recv_timeout(wait).is_ok() {
+        if self.pipes.next_line(Instant::now() + wait, &AtomicBool::new(false)).is_ok() {
             return Err(BatchFailure::ExtraLine);
         }
         self.has_replied_correctly = true;
-        Ok(rewards)
+        Ok(true)
     }
 
     /// How the process ended, with its last line of standard error.
@@ -311,7 +331,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.input = None;
+        self.pipes.close_input();
         self.wait(Instant::now() + EXIT_GRACE);
         // The guard is ended before the process is reaped: as long as the process is not reaped, no other group can
         // get the id that the guard would kill.
@@ -342,41 +362,11 @@ fn start_guard(group: u32) -> std::io::Result<Child> {
         .spawn()
 }
 
-/// Writes batches to standard input. Returns when the pipe is closed; the reading thread then finds out why.
-fn write_batches(mut pipe: ChildStdin, batches: &Receiver<Vec<u8>>) {
-    for batch in batches {
-        if pipe.write_all(&batch).and_then(|()| pipe.flush()).is_err() {
-            return;
-        }
-    }
-}
-
-/// Forwards lines of standard output until it ends, a line is too long, or the receiver is gone.
-fn read_lines(pipe: ChildStdout, lines: &mpsc::SyncSender<Result<String, String>>) {
-    let mut pipe = BufReader::new(pipe);
-    loop {
-        let mut line = Vec::new();
-        match pipe.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-        let complete = line.last() == Some(&b'\n') || (line.len() as u64) < MAX_LINE_BYTES;
-        let line = if complete {
-            String::from_utf8(line).map_err(|_| "is not UTF-8".to_string())
-        } else {
-            Err(format!("is longer than {MAX_LINE_BYTES} bytes"))
-        };
-        if lines.send(line).is_err() || !complete {
-            return;
-        }
-    }
-}
-
 /// Keeps the last line of standard error that is not blank.
 fn keep_last_line(pipe: ChildStderr, last: &Mutex<String>) {
     let mut pipe = BufReader::new(pipe);
     let mut line = Vec::new();
-    while pipe.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+    while pipe.by_ref().take(MAX_STDERR_LINE_BYTES).read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
         let text = shorten_for_message(&String::from_utf8_lossy(&line));
         if !text.is_empty() {
             *last.lock().unwrap_or_else(PoisonError::into_inner) = text;
