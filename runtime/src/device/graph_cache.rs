@@ -7,6 +7,9 @@
 //!     later calls                            replay the graphs
 //! ```
 //!
+//! Device `cpu` has nothing to compile or to choose, so it captures the very first step, too. With later numbers of rows it
+//! also waits for the second call, because it does not round numbers up: with some numbers there is only one.
+//!
 //! One graph holds the whole step, with one exception. On device `cpu`, if the launches of the step are too small to
 //! be shared by several threads, the rows are split into one graph per thread, and the threads wait for each other
 //! only at the end of the step. The bits of a row do not depend on the thread that computes it.
@@ -64,8 +67,10 @@ impl GraphCache {
         S: Clone + Send + Sync + 'static,
         E: From<RuntimeError>,
     {
-        if self.enabled && !self.graphs.contains_key(&rows) && self.warmed_up.contains(&rows) {
-            if self.device.kernels() == Kernels::Cpu {
+        let is_cpu = self.device.kernels() == Kernels::Cpu;
+        let may_capture = self.warmed_up.contains(&rows) || (is_cpu && self.warmed_up.is_empty());
+        if self.enabled && !self.graphs.contains_key(&rows) && may_capture {
+            if is_cpu {
                 // Device `cpu` does not round the number of rows up, so it changes whenever a sequence ends. Graphs
                 // for earlier numbers are seldom used again and would keep memory.
                 self.graphs.clear();
