@@ -107,10 +107,11 @@ impl Tokenizer {
 
     /// Decodes ids. Bytes that are not UTF-8 become U+FFFD. Ids without a token are skipped.
     pub fn decode(&self, ids: &[TokenId], skip_special_tokens: bool) -> String {
-        let mut stream = self.streaming_decoder(skip_special_tokens);
-        let mut text: String = ids.iter().map(|&id| stream.push(id)).collect();
-        text.push_str(&stream.finish());
-        text
+        let mut bytes = Vec::with_capacity(4 * ids.len());
+        for &id in ids.iter().filter(|id| !(skip_special_tokens && self.is_special(**id))) {
+            self.append_token_bytes(id, &mut bytes);
+        }
+        String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
     }
 
     /// A decoder for ids that are generated one by one.
@@ -151,8 +152,24 @@ impl Tokenizer {
     /// The bytes that a token stands for. In a byte-level token each character stands for one byte; other tokens
     /// stand for their UTF-8 bytes.
     pub fn token_bytes(&self, id: TokenId) -> Vec<u8> {
-        let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };
-        token.chars().map(char_to_byte).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.into_bytes())
+        let mut bytes = Vec::new();
+        self.append_token_bytes(id, &mut bytes);
+        bytes
+    }
+
+    /// Appends [`Self::token_bytes`].
+    fn append_token_bytes(&self, id: TokenId, to: &mut Vec<u8>) {
+        let (Some(token), before) = (self.inner.id_to_token(id), to.len()) else { return };
+        for character in token.chars() {
+            match char_to_byte(character) {
+                Some(byte) => to.push(byte),
+                None => {
+                    to.truncate(before);
+                    to.extend_from_slice(token.as_bytes());
+                    return;
+                }
+            }
+        }
     }
 }
 
@@ -171,7 +188,7 @@ impl StreamingDecoder<'_> {
         if self.skip_special_tokens && self.tokenizer.is_special(id) {
             return String::new();
         }
-        self.pending.extend(self.tokenizer.token_bytes(id));
+        self.tokenizer.append_token_bytes(id, &mut self.pending);
         let mut text = String::new();
         let mut rest = &self.pending[..];
         loop {
@@ -269,6 +286,7 @@ mod tests {
         #[test]
         fn stream_equals_the_library_decoder(ids in prop::collection::vec(0u32..600, 0..40), skip in any::<bool>()) {
             let whole = TOKENIZER.inner.decode(&ids, skip).unwrap();
+            prop_assert_eq!(&TOKENIZER.decode(&ids, skip), &whole);
             let mut stream = TOKENIZER.streaming_decoder(skip);
             let mut text = String::new();
             for &id in &ids {
