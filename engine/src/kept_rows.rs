@@ -58,8 +58,9 @@ pub(crate) struct ChunkPlaces {
 }
 
 impl ChunkPlaces {
-    /// Adds a chunk with the tokens `range` of a job, the first of which is token `at` of the pass. If the hidden state of
-    /// the last one is needed, it is row `needed` of those that are. A job after a preemption has kept its rows before.
+    /// Adds a chunk with the tokens `range` of a job, the first of which is token `at` of the pass. If the hidden state
+    /// of the last one is needed, it is row `needed` of those that are. A job after a preemption has kept its rows
+    /// before.
     pub(crate) fn add_chunk(
         &mut self,
         (job, sequence): (&PrefillJob, &SequenceState),

@@ -79,8 +79,8 @@ pub struct GenerationRequest<'r> {
     /// With a number, each token comes with its log-probability under softmax(logits), and with this many of the most
     /// likely tokens, at most [`MAX_TOP_LOG_PROBS`].
     pub top_log_probs: Option<usize>,
-    /// With a number, the completions come with the log-probabilities of the prompt's tokens, each with this many of the
-    /// most likely ones, at most [`MAX_TOP_LOG_PROBS`]. The whole prompt is computed then.
+    /// With a number, the completions come with the log-probabilities of the prompt's tokens, each with this many of
+    /// the most likely ones, at most [`MAX_TOP_LOG_PROBS`]. The whole prompt is computed then.
     pub prompt_log_probs: Option<usize>,
     /// What each completion must look like.
     pub grammar: Option<Grammar>,
@@ -91,7 +91,8 @@ pub struct GenerationRequest<'r> {
     pub priority: i32,
     /// The request fails with [`EngineError::DeadlineExceeded`] if it is not finished by then.
     pub deadline: Option<Instant>,
-    /// Where the outputs of products are kept, in a call of [`Engine::generate_keeping`](crate::Engine::generate_keeping).
+    /// Where the outputs of products are kept, in a call of
+    /// [`Engine::generate_keeping`](crate::Engine::generate_keeping).
     pub kept: Option<KeptRows>,
 }
 

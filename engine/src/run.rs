@@ -312,8 +312,8 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         }
     }
 
-    /// Writes the state of the sequences in the slots `assigned` to the device. If they need something for which there is
-    /// no memory yet, all slots are written again.
+    /// Writes the state of the sequences in the slots `assigned` to the device. If they need something for which there
+    /// is no memory yet, all slots are written again.
     fn write_slots(&mut self, assigned: &[usize], on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         let needs = self.scheduler.step_needs();
         let grows = self.batch.must_grow_for(needs);

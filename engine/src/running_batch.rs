@@ -298,8 +298,8 @@ impl RunningBatch {
         }
     }
 
-    /// Makes the next steps use another decoder. With `row_adapters`, each slot has the number of its adapter. No step may
-    /// be in flight, and all slots must be assigned again.
+    /// Makes the next steps use another decoder. With `row_adapters`, each slot has the number of its adapter. No step
+    /// may be in flight, and all slots must be assigned again.
     pub(crate) fn set_decoder(&mut self, decoder: TextDecoder, row_adapters: bool) -> Result<()> {
         if row_adapters && self.state.rows.adapters().is_none() {
             self.state.rows.keep_adapters(self.cx.device())?;

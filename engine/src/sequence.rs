@@ -292,8 +292,8 @@ impl<'r> SequenceState<'r> {
     /// Appends a generated token, reports it to `on_token`, and finishes the sequence if the token ends it.
     ///
     /// # Errors
-    /// [`EngineError::NotANumber`] for a negative id, which the sampling kernel gives where all logits are NaN; a grammar
-    /// for which the tokens that may follow take too long to find.
+    /// [`EngineError::NotANumber`] for a negative id, which the sampling kernel gives where all logits are NaN; a
+    /// grammar for which the tokens that may follow take too long to find.
     pub(crate) fn push_token(&mut self, sampled: SampledToken, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         let Ok(id) = u32::try_from(sampled.id) else {
             return Err(EngineError::NotANumber { completion: self.index, token: self.generated() });

@@ -94,8 +94,8 @@ impl Qwen25Vl {
     }
 
     /// Adds the keys and values of the tokens of all `chunks` to the KV cache. Returns the hidden states `[R, H]` after
-    /// the last norm of the tokens `rows`, ascending indices into the tokens of all chunks, one chunk after the other. At
-    /// most one chunk may have vision tokens. Outputs of products are kept if `keep` says where.
+    /// the last norm of the tokens `rows`, ascending indices into the tokens of all chunks, one chunk after the other.
+    /// At most one chunk may have vision tokens. Outputs of products are kept if `keep` says where.
     ///
     /// # Errors
     /// Several chunks with vision tokens; too few cache blocks; out of memory.

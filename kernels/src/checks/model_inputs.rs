@@ -155,8 +155,9 @@ fn variant(launch: &Launch, name: &str) -> Option<Launch> {
 #[test]
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_skinny() {
-    // An H100 with one cluster. It has as many columns as each of the 15 clusters of a whole GPU in Qwen2.5-VL-7B (of q, k
-    // and v 320 instead of 312 or 320; of the output layer only some). Every cluster reads x, which the cost of a whole launch counts once.
+    // An H100 with one cluster. It has as many columns as each of the 15 clusters of a whole GPU in Qwen2.5-VL-7B (of
+    // q, k and v 320 instead of 312 or 320; of the output layer only some). Every cluster reads x, which the cost of a
+    // whole launch counts once.
     let one = Arch { multiprocessors: 8, clusters_of_8: 1, ..Arch::H100 };
     let cluster = ("clusters", one, [240, 1264, 320, 1264], f64::from(Arch::H100.clusters_of_8));
     let blocks = ["16 columns", "32 columns", "copies of 16 bytes"].map(|name| (name, Arch::H100, [512; 4], 1.0));

@@ -1,7 +1,7 @@
 // Moves rows by an index: gather y[i] = x[index[i]], scatter dst[index[i]] = src[i].
 //
-// Shapes and limits: mod.rs; cols and stride < 2^31. Numerics: bits are copied. An index outside 0 .. n gathers zeros and
-// scatters nothing. Grid: rows.cuh; up to 256 threads per row, 16 bytes per access if rows are a multiple of 16
+// Shapes and limits: mod.rs; cols and stride < 2^31. Numerics: bits are copied. An index outside 0 .. n gathers zeros
+// and scatters nothing. Grid: rows.cuh; up to 256 threads per row, 16 bytes per access if rows are a multiple of 16
 // bytes. Memory-bound.
 
 #include "cuh/rows.cuh"

@@ -120,8 +120,8 @@ impl Tokenizer {
     }
 
     /// The first id that stands for other text in another tokenizer, or is special in only one of them: the id, the
-    /// other tokenizer's token, this tokenizer's token. A missing token is an empty text. How texts are split into tokens
-    /// is not compared.
+    /// other tokenizer's token, this tokenizer's token. A missing token is an empty text. How texts are split into
+    /// tokens is not compared.
     pub fn first_difference(&self, other: &Tokenizer) -> Option<(TokenId, String, String)> {
         let ids = self.vocab_size().max(other.vocab_size()) as u32;
         let added = |tokenizer: &Tokenizer| tokenizer.inner.get_added_tokens_decoder().keys().copied().max();

@@ -203,9 +203,9 @@ impl Linear {
         Ok(ops::swiglu(cx, &of_x(gate)?, &of_x(up)?)?)
     }
 
-    /// A gated MLP, `down(silu(gate(x)) · up(x))`; `joined` are the joined weights of gate and up, if there are any, and
-    /// `known` are the outputs of gate and up, side by side if their weights are joined, then that of down, or none. Frees
-    /// x and the intermediate results as soon as possible, unless the tape keeps them.
+    /// A gated MLP, `down(silu(gate(x)) · up(x))`; `joined` are the joined weights of gate and up, if there are any,
+    /// and `known` are the outputs of gate and up, side by side if their weights are joined, then that of down, or
+    /// none. Frees x and the intermediate results as soon as possible, unless the tape keeps them.
     pub(crate) fn gated_mlp(
         cx: &Cx,
         x: Tensor,

@@ -440,8 +440,8 @@ impl Layer {
         Ok([of(&self.q)?.reshape(&heads)?, of(&self.k)?.reshape(&kv_heads)?, of(&self.v)?.reshape(&kv_heads)?])
     }
 
-    /// [`Self::q_k_v`] with queries and keys rotated; `known` are side by side if the weights are joined. Frees `normed` and the results before the rotation, unless the
-    /// tape keeps them.
+    /// [`Self::q_k_v`] with queries and keys rotated; `known` are side by side if the weights are joined. Frees
+    /// `normed` and the results before the rotation, unless the tape keeps them.
     fn rotated_q_k_v(&self, cx: &Cx, normed: Tensor, rotary: &RotaryTable, known: Vec<Tensor>) -> Result<[Tensor; 3]> {
         let mut known = known.into_iter();
         let layers = [&self.q, &self.k, &self.v];

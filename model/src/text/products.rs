@@ -2,8 +2,9 @@
 //!
 //! Where the bits of a row depend neither on the batch around it nor on whether it is decoded or computed with a whole
 //! sequence (device `cpu`), training computes products that generation has computed before with the same weights.
-//! A pass that fills the KV cache writes their outputs to [`KeptProducts`] as [`KeepRows`] says. Training picks the rows
-//! of its batch ([`KeptProducts::of_batch`]) and computes only what is between the products: norms, rotation and SwiGLU.
+//! A pass that fills the KV cache writes their outputs to [`KeptProducts`] as [`KeepRows`] says. Training picks the
+//! rows of its batch ([`KeptProducts::of_batch`]) and computes only what is between the products: norms, rotation and
+//! SwiGLU.
 
 use std::cell::RefCell;
 

@@ -117,8 +117,8 @@ impl CustomReward {
         }
     }
 
-    /// Waits for the rewards of the batch that was sent last, until `until` at most; `None` if they are not there by then.
-    /// The deadline of the batch ends the wait in any case.
+    /// Waits for the rewards of the batch that was sent last, until `until` at most; `None` if they are not there by
+    /// then. The deadline of the batch ends the wait in any case.
     ///
     /// # Errors
     /// The reasons of [`CustomReward::finish`].

@@ -7,8 +7,8 @@
 //!     later calls                            replay the graphs
 //! ```
 //!
-//! Device `cpu` has nothing to compile or to choose, so it captures the very first step, too. With later numbers of rows it
-//! also waits for the second call, because it does not round numbers up: with some numbers there is only one.
+//! Device `cpu` has nothing to compile or to choose, so it captures the very first step, too. With later numbers of
+//! rows it also waits for the second call, because it does not round numbers up: with some numbers there is only one.
 //!
 //! One graph holds the whole step, with one exception. On device `cpu`, if the launches of the step are too small to
 //! be shared by several threads, the rows are split into one graph per thread, and the threads wait for each other

@@ -2,8 +2,8 @@
 //! them again.
 //!
 //! On device `cpu` the policy's forward pass of a step computes the products of the rollout before it, bit by bit: the
-//! same weights, the same tokens. If the outputs fit into the memory, they are kept ([`ProductKeeper::for_prompts`]) and
-//! the forward pass takes them ([`RolloutProducts::of_micro_batch`]).
+//! same weights, the same tokens. If the outputs fit into the memory, they are kept ([`ProductKeeper::for_requests`])
+//! and the forward pass takes them ([`RolloutProducts::of_micro_batch`]).
 
 use std::sync::{Arc, OnceLock};
 
@@ -38,8 +38,8 @@ pub struct RolloutProducts {
 
 impl ProductKeeper {
     /// A keeper for the rollouts of a run. `None` if training cannot use what it would keep: it computes with other
-    /// bits than generation (on a GPU), computes every layer twice, packs its tokens in another way, or chooses groups by
-    /// their rewards.
+    /// bits than generation (on a GPU), computes every layer twice, packs its tokens in another way, or chooses groups
+    /// by their rewards.
     pub(crate) fn new(trainer: &Trainer, options: &GrpoOptions) -> Option<Self> {
         let layout = trainer.model.text.product_layout()?;
         let is_used = trainer.device.kernels() == Kernels::Cpu

@@ -185,8 +185,8 @@ impl<'a> RolloutWorker<'a> {
         }
     }
 
-    /// Samples completions for `prompts` in sampling round `round` of step `n`. Also returns the outputs of products that
-    /// were kept.
+    /// Samples completions for `prompts` in sampling round `round` of step `n`. Also returns the outputs of products
+    /// that were kept.
     fn sample(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<(Vec<Rollout>, Option<RolloutProducts>)> {
         let inputs: Vec<&ModelInput> = prompts.iter().map(|prompt| &prompt.tokens).collect();
         let SampledPrompts { prompts: sampled, products } =

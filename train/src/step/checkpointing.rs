@@ -53,8 +53,8 @@ struct MemoryPlan {
     model: Qwen25Vl,
     dtype: DType,
     grads: Grads,
-    /// Micro-batches that were planned: tokens, patches and learned tokens, what is computed again, and the bytes of the
-    /// activations.
+    /// Micro-batches that were planned: tokens, patches and learned tokens, what is computed again, and the bytes of
+    /// the activations.
     planned: Vec<([usize; 3], Checkpointing, u64)>,
 }
 

@@ -98,9 +98,9 @@ fn work_counts_what_each_new_token_sees() {
     assert_eq!((cost.flops, cost.bytes), (4.0 * 8.0 * 4.0 * 10.0, 2.0 * 2.0 * 8.0 * (4.0 + 2.0 * 10.0)));
 }
 
-/// Simulates decode at the heads of the 7B model, and returns the bytes that the launch moves over the bytes of its cost.
-/// Asserts that no access to shared memory is repeated because of bank conflicts. With `shared`, all sequences have the
-/// pages of the first one but for their last page.
+/// Simulates decode at the heads of the 7B model, and returns the bytes that the launch moves over the bytes of its
+/// cost. Asserts that no access to shared memory is repeated because of bank conflicts. With `shared`, all sequences
+/// have the pages of the first one but for their last page.
 fn traffic_ratio(seqs: usize, keys: usize, kv_heads: usize, shared: bool, with_workspace: bool) -> f64 {
     let (heads, head_dim, page) = (7 * kv_heads, 128, 64);
     let width = kv_heads * head_dim;
@@ -194,8 +194,8 @@ fn keys_are_read_once_and_without_bank_conflicts() {
     });
 }
 
-/// The 1536 shared keys of 8 completions with 64 keys of their own are read once: (1536 + 8 * 64) / (8 * 1600) = 0.16 of
-/// the keys. The workspace adds 0.035, the queries of each segment and the block tables less than 0.025.
+/// The 1536 shared keys of 8 completions with 64 keys of their own are read once: (1536 + 8 * 64) / (8 * 1600) = 0.16
+/// of the keys. The workspace adds 0.035, the queries of each segment and the block tables less than 0.025.
 #[test]
 fn shared_pages_are_read_once() {
     crate::checks::on_sim(|| {

@@ -1,7 +1,7 @@
 //! A custom reward by shell command: the process is started once and gets rows in batches, each with a deadline.
 //!
-//! [`Pipes`] writes batches and reads lines; a thread keeps the last line of standard error. A guard process kills the command's process group when this process ends, even if this process is
-//! killed itself.
+//! [`Pipes`] writes batches and reads lines; a thread keeps the last line of standard error. A guard process kills the
+//! command's process group when this process ends, even if this process is killed itself.
 
 mod pipes;
 

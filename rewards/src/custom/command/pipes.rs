@@ -1,6 +1,6 @@
-//! Standard input and output of the command. Neither blocks: while one pipe is full, the other one is read, so a command
-//! that answers before it has read its whole batch goes on. No threads: a batch is answered within one or two hundred
-//! microseconds, which is what waking a few threads would take.
+//! Standard input and output of the command. Neither blocks: while one pipe is full, the other one is read, so a
+//! command that answers before it has read its whole batch goes on. No threads: a batch is answered within one or two
+//! hundred microseconds, which is what waking a few threads would take.
 
 use std::process::{ChildStdin, ChildStdout};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,8 +41,8 @@ impl Pipes {
         Ok(Self { input, batch, sent: 0, output, received, taken: 0, searched: 0 })
     }
 
-    /// Sends lines to the command. Those for which the pipe has no room follow in [`Self::next_line`]. A command that has
-    /// closed its input gets nothing: its output ends too, which the next line shows.
+    /// Sends lines to the command. Those for which the pipe has no room follow in [`Self::next_line`]. A command that
+    /// has closed its input gets nothing: its output ends too, which the next line shows.
     pub(super) fn send(&mut self, lines: &[u8]) {
         self.batch.drain(..self.sent);
         self.sent = 0;

@@ -180,8 +180,8 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
     attention_unless_known(cx, [q, k, v], seqs, causal, None)
 }
 
-/// Causal [`attention`] whose output `o` `[S, Hq, D]` and log-sum-exps `lse` f32 `[S, Hq]` are known: computes nothing, and
-/// has the backward rule of [`attention`].
+/// Causal [`attention`] whose output `o` `[S, Hq, D]` and log-sum-exps `lse` f32 `[S, Hq]` are known: computes nothing,
+/// and has the backward rule of [`attention`].
 ///
 /// # Errors
 /// The errors of [`attention`]; an o or lse of another shape or dtype.
