@@ -1,9 +1,10 @@
 //! Moves rows by an index: gather `y[i] = x[index[i]]` and scatter `dst[index[i]] = src[i]`, which leaves other rows
 //! unchanged.
 //!
-//! Shapes: x and dst `[n, cols]`, y and src `[m, cols]`, index i32 `[m]`; for scatter the indices are unique. dst may
-//! be some columns of a wider array. Any element type of 2 or 4 bytes; bits are copied. An index outside `0..n` gathers
-//! a row of zeros and scatters nothing; callers check indices before. Outputs may not overlap inputs. Memory-bound.
+//! Shapes: x and dst `[n, cols]`, y and src `[m, cols]`, index i32 `[m]`; for scatter the indices are unique. On device
+//! `cpu` dst may be some columns of a wider array. Any element type of 2 or 4 bytes; bits are copied. An index outside
+//! `0..n` gathers a row of zeros and scatters nothing; callers check indices before. Outputs may not overlap inputs.
+//! Memory-bound.
 
 pub(crate) mod check;
 mod cpu;
@@ -11,7 +12,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::{Addr, Cost, DType, Kernel, Launch, cuh, kernel, params};
+use crate::{Addr, Cost, DType, Kernel, Launch, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the gather kernel.
@@ -48,7 +49,7 @@ params! {
         pub cols: u32,
         /// Rows of dst.
         pub n: u32,
-        /// Elements from one row of dst to the next, at least `cols`.
+        /// Elements from one row of dst to the next, at least `cols`; in CUDA `cols`.
         pub stride: u32,
     }
 }
@@ -61,8 +62,13 @@ kernel_folder! {
 
 kernel!(pub GATHER_16, "rows_gather_16bit", GatherParams, cpu::gather::<u16>, &SOURCE, |p, _| cuh::plan_row_copy("rows_gather_16bit", p.m.into(), p.cols.into(), 8));
 kernel!(pub GATHER_32, "rows_gather_32bit", GatherParams, cpu::gather::<u32>, &SOURCE, |p, _| cuh::plan_row_copy("rows_gather_32bit", p.m.into(), p.cols.into(), 4));
-kernel!(pub SCATTER_16, "rows_scatter_16bit", ScatterParams, cpu::scatter::<u16>, &SOURCE, |p, _| cuh::plan_row_copy("rows_scatter_16bit", p.m.into(), p.cols.into(), 8));
-kernel!(pub SCATTER_32, "rows_scatter_32bit", ScatterParams, cpu::scatter::<u32>, &SOURCE, |p, _| cuh::plan_row_copy("rows_scatter_32bit", p.m.into(), p.cols.into(), 4));
+kernel!(pub SCATTER_16, "rows_scatter_16bit", ScatterParams, cpu::scatter::<u16>, &SOURCE, |p, _| plan_scatter("rows_scatter_16bit", p, 8));
+kernel!(pub SCATTER_32, "rows_scatter_32bit", ScatterParams, cpu::scatter::<u32>, &SOURCE, |p, _| plan_scatter("rows_scatter_32bit", p, 4));
+
+fn plan_scatter(symbol: &'static str, p: &ScatterParams, elements_per_vector: u64) -> Vec<Stage> {
+    assert!(p.stride == p.cols, "rows: only device cpu scatters to some columns of an array");
+    cuh::plan_row_copy(symbol, p.m.into(), p.cols.into(), elements_per_vector)
+}
 
 /// Returns the launch of the gather; `dtype` may be any element type of 2 or 4 bytes.
 pub fn gather(dtype: DType, params: &GatherParams) -> Launch {

@@ -1,7 +1,7 @@
 // Moves rows by an index: gather y[i] = x[index[i]], scatter dst[index[i]] = src[i].
 //
-// Shapes and limits: mod.rs; cols and stride < 2^31. Numerics: bits are copied. An index outside 0 .. n gathers zeros
-// and scatters nothing. Grid: rows.cuh; up to 256 threads per row, 16 bytes per access if rows are a multiple of 16
+// Shapes and limits: mod.rs; cols < 2^31. Numerics: bits are copied. An index outside 0 .. n gathers zeros and
+// scatters nothing. Grid: rows.cuh; up to 256 threads per row, 16 bytes per access if rows are a multiple of 16
 // bytes. Memory-bound.
 
 #include "cuh/rows.cuh"
@@ -26,8 +26,8 @@ __device__ __forceinline__ void scatter(const ScatterParams& p) {
   if (i >= p.m) return;
   const int row = global<const int>(p.index)[i];
   if (row < 0 || static_cast<u32>(row) >= p.n) return;
-  const bool vector = p.cols % VECTOR<E> == 0 && p.stride % VECTOR<E> == 0 && aligned16(p.src, p.dst);
-  move_row(global<const E>(p.src) + i * p.cols, global<E>(p.dst) + static_cast<u64>(row) * p.stride, p.cols, vector);
+  const bool vector = p.cols % VECTOR<E> == 0 && aligned16(p.src, p.dst);
+  move_row(global<const E>(p.src) + i * p.cols, global<E>(p.dst) + static_cast<u64>(row) * p.cols, p.cols, vector);
 }
 
 #define KERNEL(NAME, PARAMS) extern "C" __global__ void __launch_bounds__(256) NAME(const __grid_constant__ PARAMS p)

@@ -3,7 +3,7 @@
 use reel_kernels::{DType, rows as kernel};
 
 use super::{rows_cols, size, want_dtype, want_shape};
-use crate::device::in_op;
+use crate::device::{Kernels, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
@@ -53,7 +53,7 @@ pub fn gather_rows(cx: &Cx, x: &Tensor, index: &Tensor) -> Result<Tensor> {
 /// has a number for each row of x, all different; a row with a negative one is written nowhere. Has no backward rule.
 ///
 /// # Errors
-/// Shapes that do not match; columns that `to` does not have.
+/// Shapes that do not match; columns that `to` does not have; some of its columns on another device than `cpu`.
 pub fn write_rows(cx: &Cx, x: &Tensor, index: &Tensor, to: &Tensor, column: usize) -> Result<()> {
     let _op = in_op("write_rows");
     const OP: &str = "write_rows";
@@ -65,6 +65,9 @@ pub fn write_rows(cx: &Cx, x: &Tensor, index: &Tensor, to: &Tensor, column: usiz
     if column + cols > columns {
         let text = format!("columns {column} .. {} exceed the {columns} of the destination", column + cols);
         return Err(shape_error(OP, text));
+    }
+    if cols != columns && cx.device().kernels() != Kernels::Cpu {
+        return Err(shape_error(OP, "only a CPU writes rows to some columns of a tensor"));
     }
     let p = kernel::ScatterParams {
         src: x.addr(),
