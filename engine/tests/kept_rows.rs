@@ -78,7 +78,7 @@ fn kept_rows_do_not_depend_on_chunks_slots_threads_or_graphs() {
             let engine = Engine::new(&model, &cx).unwrap().chunk_tokens(chunk).max_slots(slots);
             let engine = if captures { engine } else { engine.without_captured_graphs() };
             let got = generate(&engine, &model, layout, &cx);
-            // The next call keeps nothing, and must not write to the memory of the former one.
+            // A call without memory for them keeps nothing, whatever its requests say.
             let plain = engine.generate(requests(&model).0, |_| {}).unwrap().0;
             assert_eq!(got.0, plain, "{dtype}: keeping changes completions");
             let want = want.get_or_insert_with(|| got.clone());

@@ -7,7 +7,7 @@ use reel_runtime::{Cx, Device, Tensor};
 
 use super::products::KeepRows;
 use super::{AttentionContext, KvCache, Layer, STACK, TextDecoder};
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 use crate::linear::Linear;
 use crate::vision::inverse_frequencies;
 
@@ -27,8 +27,10 @@ impl TextDecoder {
     }
 
     /// Computes the logits f32 `[R, V]` for the tokens that follow the current ones. Adds the keys and values of the
-    /// current tokens to the cache, and keeps the outputs of products if `keep` says where; rows with adapters of their
-    /// own cannot be kept.
+    /// current tokens to the cache, and keeps the outputs of products if `keep` says where.
+    ///
+    /// # Errors
+    /// Outputs of rows with adapters of their own are to be kept; out of memory.
     pub fn decode(
         &self,
         cx: &Cx,
@@ -41,6 +43,11 @@ impl TextDecoder {
         let pages = rows.kv_pages();
         let mut x = ops::embedding(cx, &self.embed_tokens, &rows.ids)?;
         if keep.is_some() {
+            if rows.adapters().is_some() {
+                let what = "have adapters of their own, whose outputs cannot be kept";
+                return Err(ModelError::inputs("rows", what, "keep no outputs, or load the adapter into the model"));
+            }
+            // The launches below join products with what follows them. These have the same bits on device `cpu`.
             let context = AttentionContext::Cached { cache, pages: &pages, keep };
             return self.head.logits(cx, &self.forward_rotated(cx, &x, &rotary, context, None)?, true);
         }

@@ -420,12 +420,12 @@ impl Layer {
 
     /// How training computes the products of this layer; `None` if it cannot take known outputs.
     fn product_layout(&self) -> Option<ProductLayout> {
-        let (mut linears, joined) = (self.linear_layers().into_iter(), [&self.qkv, &self.gate_up].map(Option::is_some));
-        match joined {
-            _ if linears.any(|linear| linear.widths().is_none()) => None,
-            [true, true] if self.linear_layers().into_iter().all(|l| l.adapter.is_none()) => {
-                Some(ProductLayout::Joined)
-            }
+        let linears = self.linear_layers();
+        let are_packed = linears.iter().any(|linear| linear.widths().is_none());
+        let have_adapters = linears.iter().any(|linear| linear.adapter.is_some());
+        match [&self.qkv, &self.gate_up].map(Option::is_some) {
+            _ if are_packed => None,
+            [true, true] if !have_adapters => Some(ProductLayout::Joined),
             [false, false] => Some(ProductLayout::Separate),
             _ => None,
         }

@@ -162,10 +162,12 @@ impl KeepRows<'_> {
         if to.count() == 0 {
             return Ok(());
         }
-        let (mut outputs, mut column) = (self.products.layers[layer][product as usize].iter(), 0);
-        let mut output = outputs.next();
+        let outputs = &self.products.layers[layer][product as usize];
+        let (mut output, mut column) = (0, 0);
         for part in parts {
-            let Some(to_output) = output else { return Ok(()) };
+            if column == outputs[output].shape()[1] && output + 1 < outputs.len() {
+                (output, column) = (output + 1, 0);
+            }
             let rows = part.shape()[0];
             let part = part.reshape(&[rows, part.count() / rows.max(1)])?;
             let width = part.shape()[1];
@@ -173,11 +175,8 @@ impl KeepRows<'_> {
                 Some(from) => ops::gather_rows(cx, &part, from)?,
                 None => part,
             };
-            ops::write_rows(cx, &part, to, to_output, column)?;
+            ops::write_rows(cx, &part, to, &outputs[output], column)?;
             column += width;
-            if column == to_output.shape()[1] {
-                (output, column) = (outputs.next(), 0);
-            }
         }
         Ok(())
     }

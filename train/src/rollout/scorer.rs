@@ -257,6 +257,25 @@ mod tests {
     }
 
     #[test]
+    fn custom_rewards_compute_at_the_same_time() {
+        let (dir, stop) = (tempfile::tempdir().unwrap(), AtomicBool::new(false));
+        // Each command answers only after the other one has begun.
+        let command = |own: &str, other: &str| {
+            let [own, other] = [own, other].map(|name| dir.path().join(name).display().to_string());
+            let wait = format!("until test -e '{other}'; do sleep 0.01; done");
+            CustomReward::from_command(
+                &format!("while read -r line; do touch '{own}'; {wait}; echo 1; done"),
+                Duration::from_secs(60),
+            )
+            .unwrap()
+        };
+        let custom = vec![command("a", "b"), command("b", "a")];
+        let mut scorer = CompletionScorer { custom, ..scorer("cat", &stop) };
+        let scores = scorer.score(&[rollout()], || Ok(())).unwrap();
+        assert_eq!(scores[0].named_rewards().filter(|(name, _)| *name == "command").count(), 2);
+    }
+
+    #[test]
     fn an_error_of_the_other_work_is_returned() {
         let stop = AtomicBool::new(false);
         let failed = scorer("while read -r line; do sleep 0.1; echo 2; done", &stop)

@@ -84,7 +84,7 @@ impl CommandReward {
         let deadline = Instant::now() + self.timeout;
         let lines = batch_lines(rows)?;
         if self.batch.take().is_some() {
-            // Nobody has waited for the rewards of the batch before, so its lines may still come.
+            // The command may still write rewards of an earlier batch, which nobody has read.
             self.running = None;
         }
         let mut running = match self.running.take() {
@@ -236,21 +236,15 @@ impl Running {
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let last_line = Arc::clone(&last_stderr_line);
         let (stderr_open, stderr_end) = mpsc::channel::<()>();
+        let pipes = Pipes::new(stdin, stdout).inspect_err(|_| drop(child.kill()))?;
         // From here on an early return drops `running`, which ends the process.
-        let mut running = Self {
-            child,
-            guard: None,
-            pipes: Pipes::new(stdin, stdout)?,
-            has_replied_correctly: false,
-            last_stderr_line,
-            stderr_end,
-        };
+        let mut running =
+            Self { child, guard: None, pipes, has_replied_correctly: false, last_stderr_line, stderr_end };
         running.guard = Some(start_guard(running.child.id())?);
-        let spawn = |work: Box<dyn FnOnce() + Send>| thread::Builder::new().name("custom reward".into()).spawn(work);
-        spawn(Box::new(move || {
+        thread::Builder::new().name("custom reward".into()).spawn(move || {
             stderr.into_iter().for_each(|pipe| keep_last_line(pipe, &last_line));
             drop(stderr_open);
-        }))?;
+        })?;
         Ok(running)
     }
 
