@@ -2,7 +2,9 @@
 //! 16 registers, and functions that transpose B in registers.
 
 use super::portable::{self, multiply_tile};
-use super::{Code, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Tile, Unit, groups, int8, thin_rows_of_b};
+use super::{
+    Ahead, Code, Part, RowsOfA, Source, SumRows, Sums, THIN_PASSES, Thin, Tile, Unit, groups, int8, thin_rows_of_b,
+};
 use std::arch::x86_64::*;
 
 /// f32 arithmetic.
@@ -24,16 +26,9 @@ pub(super) static F32: Code = Code {
 };
 
 #[target_feature(enable = "avx2,fma")]
-unsafe fn fixed<const MR: usize>(
-    units: usize,
-    a: *const u32,
-    b: *const u32,
-    acc: *mut f32,
-    acc_stride: usize,
-    add: bool,
-) {
-    // SAFETY: the processor has AVX2 and FMA; `a` holds `[units][MR]`, `b` `[units][16]`; `acc` has MR rows of 16.
-    unsafe { multiply_tile::<MR, 16, true>(units, a, b, acc, acc_stride, add) }
+unsafe fn fixed<const MR: usize>(units: usize, a: *const u32, b: *const u32, to: Sums, ahead: &mut Ahead) {
+    // SAFETY: the processor has AVX2 and FMA; `a` holds `[units][MR]`, `b` `[units][16]`; `to` has MR rows of 16.
+    unsafe { multiply_tile::<MR, 16, true>(units, a, b, to, ahead) }
 }
 
 /// Transposes 8 rows of 8 words.

@@ -2,8 +2,8 @@
 //! the 32 registers.
 
 use super::{
-    Code, Direct, DirectTiles, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Tile, Unit, groups, int8,
-    thin_rows_of_b,
+    Ahead, Code, Direct, DirectTiles, Part, RowsOfA, Source, SumRows, Sums, THIN_PASSES, Thin, Tile, Unit, groups,
+    int8, thin_rows_of_b,
 };
 use std::arch::x86_64::*;
 
@@ -50,7 +50,7 @@ pub(super) static BF16: Code = Code {
     mr: 12,
     nr: 32,
     tiles: tiles!(Tile, tile_bf16),
-    direct: None,
+    direct: Some(&DirectTiles { rows: tiles!(Direct, tile_bf16_rows), columns: &[] }),
     pack,
     pack_int8: int8::avx512::pack,
     pack_groups: groups::avx512::pack,
@@ -96,28 +96,29 @@ macro_rules! tile {
     ($name:ident, $features:literal, $step:ident $(, $stride:ident $order:ident)?) => {
         /// # Safety
         /// The processor has the named features; `a` holds `[units][MR]`, or MR rows of `units` words that are
-        /// stored by rows or by columns, `stride` words apart; `b` holds `[units][32]`; `acc` has MR rows of 32 sums
-        /// that are `acc_stride` apart.
+        /// stored by rows or by columns, `stride` words apart; `b` holds `[units][32]`; `to` has MR rows of 32 sums.
         #[target_feature(enable = $features)]
         unsafe fn $name<const MR: usize>(
             units: usize,
             a: *const u32,
             $($stride: usize,)?
             b: *const u32,
-            acc: *mut f32,
-            acc_stride: usize,
-            add: bool,
+            to: Sums,
+            ahead: &mut Ahead,
         ) {
             let mut sums = [[_mm512_setzero_ps(); 2]; MR];
-            if add {
+            if to.continued {
                 for i in 0..MR {
                     for j in 0..2 {
-                        // SAFETY: inside `acc`.
-                        sums[i][j] = unsafe { _mm512_loadu_ps(acc.add(i * acc_stride + j * 16)) };
+                        // SAFETY: inside `to`.
+                        sums[i][j] = unsafe { _mm512_loadu_ps(to.at.add(i * to.stride + j * 16)) };
                     }
                 }
             }
             for u in 0..units {
+                if u % 4 == 0 {
+                    ahead.prefetch_line();
+                }
                 // SAFETY: `u` is below `units`, and `b` holds `units` units.
                 let b = unsafe {
                     let b = b.add(u * 32);
@@ -133,8 +134,8 @@ macro_rules! tile {
             }
             for i in 0..MR {
                 for j in 0..2 {
-                    // SAFETY: inside `acc`.
-                    unsafe { _mm512_storeu_ps(acc.add(i * acc_stride + j * 16), sums[i][j]) };
+                    // SAFETY: inside `to`.
+                    unsafe { _mm512_storeu_ps(to.at.add(i * to.stride + j * 16), sums[i][j]) };
                 }
             }
         }
@@ -142,9 +143,11 @@ macro_rules! tile {
 }
 tile!(tile_f32, "avx512f,avx512bw", f32);
 tile!(tile_bf16, "avx512f,avx512bw,avx512bf16", bf16);
-// Tile functions that read A where it is stored, without packing: row by row, or column by column.
+// Tile functions that read A where it is stored, without packing: f32 row by row, f32 column by column, and rows of
+// pairs of bf16.
 tile!(tile_rows, "avx512f,avx512bw", f32, stride rows);
 tile!(tile_columns, "avx512f,avx512bw", f32, stride columns);
+tile!(tile_bf16_rows, "avx512f,avx512bw,avx512bf16", bf16, stride rows);
 
 /// Transposes 16 rows of 16 words.
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -231,12 +234,18 @@ pub(super) unsafe fn load_some(at: *const u8, stride: usize, rows: usize, bytes:
 /// with a width of at most 48.
 pub(super) unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
     if source.transposed {
-        // SAFETY: the conditions of this function.
+        // SAFETY: the conditions of this function; as many vectors as the width needs.
         return unsafe {
-            match width {
-                ..=16 => pack_columns::<1>(source, part, width, dst),
-                17..=32 => pack_columns::<2>(source, part, width, dst),
-                _ => pack_columns::<3>(source, part, width, dst),
+            match (source.unit, width) {
+                (Unit::F32, ..=16) => pack_columns::<1, false, false>(source, part, width, dst),
+                (Unit::F32, ..=32) => pack_columns::<2, false, false>(source, part, width, dst),
+                (Unit::F32, _) => pack_columns::<3, false, false>(source, part, width, dst),
+                (Unit::Widened, ..=16) => pack_columns::<1, false, true>(source, part, width, dst),
+                (Unit::Widened, ..=32) => pack_columns::<2, false, true>(source, part, width, dst),
+                (Unit::Widened, _) => pack_columns::<3, false, true>(source, part, width, dst),
+                (_, ..=16) => pack_columns::<1, true, false>(source, part, width, dst),
+                (_, ..=32) => pack_columns::<2, true, false>(source, part, width, dst),
+                _ => pack_columns::<3, true, false>(source, part, width, dst),
             }
         };
     }
@@ -324,55 +333,57 @@ unsafe fn pack_whole<const WIDENED: bool>(at: *const u8, stride: usize, width: u
 /// Number of k that [`pack_columns`] prefetches ahead.
 const COLUMNS_AHEAD: usize = 16;
 
-/// Packs a source that is stored as `[k, rows]`, with V vectors for the `width` lanes of a unit. Rows of k may be a
-/// page apart, where the processor prefetches nothing: the same lanes are prefetched some k ahead, and those of the
-/// next panel, which the same thread mostly packs next, as soon as their neighbours are read.
+/// Packs a source that is stored as `[k, rows]`, with V vectors for the `width` lanes of a unit: pairs of bf16, bf16
+/// that are widened, or else f32. Rows of k may be a page apart, where the processor prefetches nothing, so the same
+/// lanes are prefetched some k ahead.
 ///
 /// # Safety
-/// The conditions of [`pack`], for a width of at most `16 * V`.
+/// The conditions of [`pack`], for a width of at most `16 * V`; the source has units of this kind.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn pack_columns<const V: usize>(source: &Source, part: Part, width: usize, dst: *mut u32) {
+unsafe fn pack_columns<const V: usize, const PAIRS: bool, const WIDENED: bool>(
+    source: &Source,
+    part: Part,
+    width: usize,
+    dst: *mut u32,
+) {
     let mask_of = |count: usize, v: usize| ((1u32 << count.saturating_sub(16 * v).min(16)) - 1) as u16;
-    let masks: [[u16; 2]; V] = std::array::from_fn(|v| [mask_of(part.rows, v), mask_of(width, v)]);
-    let (element, row_bytes) = (source.unit.element(), source.rows * source.unit.element());
-    let at = |k: usize| source.base.wrapping_add(k * row_bytes + part.row * element);
-    let each = if source.unit == Unit::Pair { 2 } else { 1 };
-    for u in 0..part.units {
-        let k = each * (part.unit + u);
+    let rows: [u16; V] = std::array::from_fn(|v| mask_of(part.rows, v));
+    let lanes: [u16; V] = std::array::from_fn(|v| mask_of(width, v));
+    let element = if PAIRS || WIDENED { 2 } else { 4 };
+    let row_bytes = source.rows * element;
+    let each = if PAIRS { 2 } else { 1 };
+    let first = source.base.wrapping_add(each * part.unit * row_bytes + part.row * element);
+    // If k is odd, the last pair has no second element.
+    let whole = if PAIRS { (source.k / 2).saturating_sub(part.unit).min(part.units) } else { part.units };
+    let pack_unit = |u: usize, has_second: bool| {
+        let at = first.wrapping_add(each * u * row_bytes);
         for i in 0..each {
-            for line in (0..width * element).step_by(64) {
-                prefetch(at(k + i + COLUMNS_AHEAD).wrapping_add(line));
-                if V == 2 {
-                    prefetch(at(k + i).wrapping_add(width * element + line));
-                }
+            for line in (0..16 * V * element).step_by(64) {
+                prefetch(at.wrapping_add((i + COLUMNS_AHEAD) * row_bytes + line));
             }
         }
         for v in 0..V {
-            let (some, lanes) = (masks[v][0], masks[v][1]);
-            let from = |k: usize| at(k).wrapping_add(16 * v * element);
-            // SAFETY: `some` selects rows that exist; the second k of a pair is read only if there is one.
+            let from = at.wrapping_add(16 * v * element);
+            // SAFETY: the masks select rows that exist, and the second k of a pair is read only if there is one.
             let x = unsafe {
-                match source.unit {
-                    Unit::F32 => _mm512_maskz_loadu_epi32(some, from(k).cast()),
-                    Unit::Widened => {
-                        let x = _mm256_maskz_loadu_epi16(some, from(k).cast());
-                        _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))
-                    }
-                    Unit::Pair => {
-                        let low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, from(k).cast()));
-                        let second = if k + 1 < source.k { some } else { 0 };
-                        let high = _mm256_maskz_loadu_epi16(second, from(k + 1).cast());
-                        _mm512_or_si512(low, _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)))
-                    }
-                    _ => {
-                        unreachable!("operands in groups have their own packing")
-                    }
+                if PAIRS {
+                    let low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(rows[v], from.cast()));
+                    let second = if has_second { rows[v] } else { 0 };
+                    let high = _mm256_maskz_loadu_epi16(second, from.wrapping_add(row_bytes).cast());
+                    _mm512_or_si512(low, _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)))
+                } else if WIDENED {
+                    let x = _mm256_maskz_loadu_epi16(rows[v], from.cast());
+                    _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))
+                } else {
+                    _mm512_maskz_loadu_epi32(rows[v], from.cast())
                 }
             };
             // SAFETY: `dst` has room for `part.units` units; the mask selects this part's lanes.
-            unsafe { _mm512_mask_storeu_epi32(dst.add(u * width).wrapping_add(16 * v).cast(), lanes, x) };
+            unsafe { _mm512_mask_storeu_epi32(dst.add(u * width).wrapping_add(16 * v).cast(), lanes[v], x) };
         }
-    }
+    };
+    (0..whole).for_each(|u| pack_unit(u, true));
+    (whole..part.units).for_each(|u| pack_unit(u, false));
 }
 
 macro_rules! thin {

@@ -27,7 +27,7 @@ const AHEAD: usize = 2048;
 const LINE: usize = 4;
 
 /// Returns the address of unit `unit` (an element along k) of the group of rows that has row `row`.
-fn group_at(source: &Source, row: usize, k: usize) -> *const u8 {
+pub(super) fn group_at(source: &Source, row: usize, k: usize) -> *const u8 {
     source.base.wrapping_add((row / INT8_GROUP * source.k + k) * INT8_GROUP)
 }
 

@@ -18,12 +18,13 @@
 //! **Data.** A unit has 4 bytes in either arithmetic. A step of the inner loop loads `nr` lanes of B and multiplies
 //! them by `mr` single units of A. Transposed and bf16 operands differ only in how they are packed. With few rows of
 //! A, reading B takes most of the time: `Code::thin` then transposes B inside registers and stores no packed copy
-//! (`thin`). A B that is stored in groups (`groups`) is packed already, and an f32 A can mostly be read where it lies
-//! ([`Product::direct`]).
+//! (`thin`). A B that is stored in groups (`groups`) is packed already, and A can mostly be read where it lies
+//! ([`Product::direct`]). While a thread computes, it prefetches the part of B that it needs next ([`Ahead`]).
 #![allow(unsafe_code)]
 // Loops over constant ranges index arrays of registers: the compiler unrolls them completely.
 #![allow(clippy::needless_range_loop)]
 
+mod ahead;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
@@ -40,6 +41,7 @@ use super::{GROUP_ROWS, Matmul, Operand, WeightGroups};
 use crate::simd::{Isa, isa};
 use crate::view::{OutputArray, slice_at};
 use crate::{DType, Element, Team};
+use ahead::Ahead;
 use half::bf16;
 use std::cell::RefCell;
 use store::{Destination, scale_columns, store};
@@ -136,20 +138,30 @@ struct Part {
     units: usize,
 }
 
-/// `tile(units, a, b, acc, acc_stride, add)`: `acc[i][j] = (add ? acc[i][j] : 0) + sum over u of a[u][i] * b[u][j]`;
-/// rows of acc are `acc_stride` sums apart.
-type Tile = unsafe fn(usize, *const u32, *const u32, *mut f32, usize, bool);
+/// A tile of sums of products: some rows of `Code::nr` sums.
+struct Sums {
+    at: *mut f32,
+    /// Sums from one row to the next.
+    stride: usize,
+    /// Whether the memory holds sums to which the products are added; otherwise sums start at 0.
+    continued: bool,
+}
+
+/// `tile(units, a, b, sums, ahead)`: `sums[i][j] += sum over u of a[u][i] * b[u][j]`. While it computes, it prefetches
+/// lines of `ahead`.
+type Tile = unsafe fn(usize, *const u32, *const u32, Sums, &mut Ahead);
 /// A [`Tile`] that reads A unpacked: its argument after `a` is the number of words from one row to the next, or of a
 /// transposed A from one unit to the next.
-type Direct = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, usize, bool);
+type Direct = unsafe fn(usize, *const u32, usize, *const u32, Sums, &mut Ahead);
 /// `pack(source, part, width, dst)`: `dst[u][i]` is unit `u` of row `i` of the part; lanes `part.rows .. width` are
 /// 0.
 type Pack = unsafe fn(&Source, Part, usize, *mut u32);
 
-/// Tile functions for 1 to [`Code::mr`] rows of an f32 A that need no packing; those for r rows have the index r − 1.
+/// Tile functions for 1 to [`Code::mr`] rows of an A of whole units that need no packing; those for r rows have the
+/// index r − 1.
 struct DirectTiles {
     rows: &'static [Direct],
-    /// For a transposed A.
+    /// For a transposed f32 A.
     columns: &'static [Direct],
 }
 
@@ -409,19 +421,22 @@ impl<'a, T: Element> Product<'a, T> {
             let (part, column) = (task / columns, task % columns);
             let (first, last) = (part * tiles / parts, (part + 1) * tiles / parts);
             let (p0, p1) = (column * wide, panels.min((column + 1) * wide));
+            // The thread mostly gets the next task as well.
+            let next = p1..if column + 1 < columns { panels.min((column + 2) * wide) } else { p1 };
             // SAFETY: tasks own disjoint tiles of C.
-            TASK.with_borrow_mut(|s| unsafe { self.task(row, rows, mr, packed, first..last, p0..p1, s) });
+            TASK.with_borrow_mut(|s| unsafe { self.task(row, rows, mr, packed, first..last, p0..p1, next, s) });
         });
     }
 
     /// Returns the tile functions that read A unpacked, and where its rows are, if A allows it.
     fn direct(&self) -> Option<(&'static [Direct], RowsOfA)> {
-        let tiles = self.code.direct.filter(|_| self.a.unit == Unit::F32)?;
+        let tiles = self.code.direct?;
         if !self.a.transposed {
             return Some((tiles.rows, self.rows_of_a()?));
         }
         let columns = RowsOfA { words: self.a.base.cast(), unit_words: self.m, row_words: 1 };
-        (self.m * self.units * 4 <= DIRECT_COLUMNS).then_some((tiles.columns, columns))
+        let is_small = self.a.unit == Unit::F32 && self.m * self.units * 4 <= DIRECT_COLUMNS;
+        is_small.then_some((tiles.columns, columns))
     }
 
     /// Returns the rows of A as they are stored, if whole units can be read there and a dozen rows do not lie in the
@@ -438,7 +453,7 @@ impl<'a, T: Element> Product<'a, T> {
         fits.then(|| RowsOfA { words: self.a.base.cast(), unit_words: 1, row_words: self.units })
     }
 
-    /// Multiplies the given tiles of A, of `mr` rows each, with the given panels of B.
+    /// Multiplies the given tiles of A, of `mr` rows each, with the given panels of B. Prefetches the panels `next`.
     #[allow(clippy::too_many_arguments)]
     unsafe fn task(
         &self,
@@ -448,6 +463,7 @@ impl<'a, T: Element> Product<'a, T> {
         a: Packed,
         tiles: std::ops::Range<usize>,
         panels: std::ops::Range<usize>,
+        next: std::ops::Range<usize>,
         scratch: &mut Scratch,
     ) {
         let nr = self.code.nr;
@@ -472,6 +488,16 @@ impl<'a, T: Element> Product<'a, T> {
                 // SAFETY: `b` has room for `panels.len()` panels of `step` units.
                 unsafe { pack_b(&self.b, part, nr, b.add(i * step * nr)) };
             }
+            let (coming, unit_ahead) = if block + 1 < blocks { (&panels, unit + step) } else { (&next, 0) };
+            let mut ahead = Ahead::new(
+                &self.b,
+                Part {
+                    row: coming.start * nr,
+                    rows: self.n.min(coming.end * nr) - self.n.min(coming.start * nr),
+                    unit: unit_ahead,
+                    units: step.min(self.units.saturating_sub(unit_ahead)),
+                },
+            );
             for (t, tile) in tiles.clone().enumerate() {
                 let tile_rows = mr.min(rows - tile * mr);
                 // SAFETY: the offset lies inside packed A, in which a tile's rows are neighbours.
@@ -483,7 +509,8 @@ impl<'a, T: Element> Product<'a, T> {
                     // SAFETY: `at` lies inside the sums; the code has a tile function for each number of rows up to
                     // `mr`.
                     let acc = unsafe {
-                        let (acc, acc_stride) = in_c.map_or((sums.add(at), nr), |c| (c, self.n));
+                        let (acc, stride) = in_c.map_or((sums.add(at), nr), |c| (c, self.n));
+                        let to = Sums { at: acc, stride, continued: block > 0 };
                         let b = if in_place {
                             groups::line_at(&self.b, panel * nr, unit)
                         } else {
@@ -493,9 +520,9 @@ impl<'a, T: Element> Product<'a, T> {
                             Some((direct, a)) => {
                                 let stride = a.row_words.max(a.unit_words);
                                 let a = a.at(first_row, unit).words;
-                                direct[tile_rows - 1](units, a, stride, b, acc, acc_stride, block > 0);
+                                direct[tile_rows - 1](units, a, stride, b, to, &mut ahead);
                             }
-                            None => self.code.tiles[tile_rows - 1](units, a, b, acc, acc_stride, block > 0),
+                            None => self.code.tiles[tile_rows - 1](units, a, b, to, &mut ahead),
                         }
                         acc
                     };

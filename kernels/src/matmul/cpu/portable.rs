@@ -1,6 +1,6 @@
 //! Matrix products as plain loops over arrays, which the compiler vectorises for the target.
 
-use super::{Code, Part, Source, Tile, Unit, groups, int8};
+use super::{Ahead, Code, Part, Source, Sums, Tile, Unit, groups, int8};
 
 /// f32 arithmetic with tiles of 6 × 8 results: 12 accumulators of 4 lanes.
 pub(super) static PLAIN: Code = Code {
@@ -20,45 +20,40 @@ pub(super) static PLAIN: Code = Code {
     thin_f32_groups: None,
 };
 
-unsafe fn plain<const MR: usize>(
-    units: usize,
-    a: *const u32,
-    b: *const u32,
-    acc: *mut f32,
-    acc_stride: usize,
-    add: bool,
-) {
-    // SAFETY: `a` holds `[units][MR]` floats, `b` `[units][8]`; `acc` has MR rows of 8.
-    unsafe { multiply_tile::<MR, 8, { cfg!(target_arch = "aarch64") }>(units, a, b, acc, acc_stride, add) }
+unsafe fn plain<const MR: usize>(units: usize, a: *const u32, b: *const u32, to: Sums, ahead: &mut Ahead) {
+    // SAFETY: `a` holds `[units][MR]` floats, `b` `[units][8]`; `to` has MR rows of 8.
+    unsafe { multiply_tile::<MR, 8, { cfg!(target_arch = "aarch64") }>(units, a, b, to, ahead) }
 }
 
 /// # Safety
-/// `a` holds `[units][MR]` floats, `b` `[units][NR]`; `acc` has MR rows of NR sums that are `acc_stride` apart.
+/// `a` holds `[units][MR]` floats, `b` `[units][NR]`; `to` has MR rows of NR sums.
 #[inline(always)]
 pub(super) unsafe fn multiply_tile<const MR: usize, const NR: usize, const FMA: bool>(
     units: usize,
     a: *const u32,
     b: *const u32,
-    acc: *mut f32,
-    acc_stride: usize,
-    add: bool,
+    to: Sums,
+    ahead: &mut Ahead,
 ) {
-    // SAFETY: the arrays have the documented sizes, and `acc` does not overlap `a` or `b`.
+    // SAFETY: the arrays have the documented sizes, and `to` does not overlap `a` or `b`.
     let (a, b) = unsafe {
         (
             std::slice::from_raw_parts(a.cast::<[f32; MR]>(), units),
             std::slice::from_raw_parts(b.cast::<[f32; NR]>(), units),
         )
     };
-    let row_of_acc = |i: usize| acc.wrapping_add(i * acc_stride).cast::<[f32; NR]>();
+    let row_of_sums = |i: usize| to.at.wrapping_add(i * to.stride).cast::<[f32; NR]>();
     let mut sums = [[0.0; NR]; MR];
-    if add {
+    if to.continued {
         for i in 0..MR {
-            // SAFETY: row `i` of `acc` has NR sums.
-            sums[i] = unsafe { row_of_acc(i).read() };
+            // SAFETY: row `i` of `to` has NR sums.
+            sums[i] = unsafe { row_of_sums(i).read() };
         }
     }
-    for (a, b) in a.iter().zip(b) {
+    for (u, (a, b)) in a.iter().zip(b).enumerate() {
+        if u % 4 == 0 {
+            ahead.prefetch_line();
+        }
         for i in 0..MR {
             for j in 0..NR {
                 // Without the FMA instruction, `mul_add` would call a slow library function.
@@ -67,8 +62,8 @@ pub(super) unsafe fn multiply_tile<const MR: usize, const NR: usize, const FMA: 
         }
     }
     for i in 0..MR {
-        // SAFETY: row `i` of `acc` has NR sums.
-        unsafe { row_of_acc(i).write(sums[i]) };
+        // SAFETY: row `i` of `to` has NR sums.
+        unsafe { row_of_sums(i).write(sums[i]) };
     }
 }
 
