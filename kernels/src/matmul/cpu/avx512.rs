@@ -243,9 +243,10 @@ pub(super) unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u
                 (Unit::Widened, ..=16) => pack_columns::<1, false, true>(source, part, width, dst),
                 (Unit::Widened, ..=32) => pack_columns::<2, false, true>(source, part, width, dst),
                 (Unit::Widened, _) => pack_columns::<3, false, true>(source, part, width, dst),
-                (_, ..=16) => pack_columns::<1, true, false>(source, part, width, dst),
-                (_, ..=32) => pack_columns::<2, true, false>(source, part, width, dst),
-                _ => pack_columns::<3, true, false>(source, part, width, dst),
+                (Unit::Pair, ..=16) => pack_columns::<1, true, false>(source, part, width, dst),
+                (Unit::Pair, ..=32) => pack_columns::<2, true, false>(source, part, width, dst),
+                (Unit::Pair, _) => pack_columns::<3, true, false>(source, part, width, dst),
+                _ => unreachable!("operands in groups have their own packing"),
             }
         };
     }
