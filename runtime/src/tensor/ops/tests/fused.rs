@@ -136,8 +136,8 @@ fn merged_patches(device: &Device, squares: usize, cols: usize, seed: u32) {
     }
 }
 
-/// Compares `embedding_with_vision_tokens` with rows copied on the host: `text` tokens of a table and `vision` vision tokens, in a
-/// shuffled order.
+/// Compares `embedding_with_vision_tokens` with rows copied on the host: `text` tokens of a table and `vision` vision
+/// tokens, in a shuffled order.
 fn text_and_vision_tokens(device: &Device, text: usize, vision: usize, hidden: usize, seed: u32) {
     let tokens = text + vision;
     let ids: Vec<i32> = (0..tokens).map(|t| (t * 7 % 5) as i32).collect();
