@@ -1,14 +1,14 @@
 //! Prefetches the part of B that a thread needs next while the thread still computes with another part.
 
-use super::{GROUP_ROWS, Part, Source, Unit, groups, int8};
+use super::{Part, Source, Unit, int8};
 use crate::matmul::INT8_GROUP;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
 /// The cache lines of one part of an operand, from which a tile function prefetches one every few units. Then packing
-/// the part, or reading it in place, finds it in the second-level cache. If all lines were prefetched at once, the
-/// loads of the tile function would wait for them. Products of bf16 gain 1 to 6 % by this and other changes
+/// finds the part in the second-level cache. If all lines were prefetched at once, the loads of the tile function would
+/// wait for them. Products of bf16 gain 1 to 6 % by this and other changes
 /// (benches/results/amd-epyc/2026-11-26-products-zen4.json).
 pub(super) struct Ahead {
     /// The next line.
@@ -22,31 +22,24 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// The lines of `part`, which may be empty.
+    /// The lines of `part`, which may be empty. An f32 or bf16 operand in groups has none: it is one stream of memory,
+    /// and with these prefetches f32 products that read it in place took 1 to 4 % longer (AMD EPYC, Zen 4).
     pub(super) fn new(source: &Source, part: Part) -> Ahead {
         let element = source.unit.element();
         let elements = if matches!(source.unit, Unit::Pair | Unit::Int8Pair) { 2 } else { 1 };
-        let first_row = part.row;
         let (at, stretches, bytes, stride) = match source.unit {
             Unit::F32 | Unit::Widened | Unit::Pair if source.transposed => {
                 let stride = source.rows * element;
-                let at = source.base.wrapping_add(elements * part.unit * stride + first_row * element);
+                let at = source.base.wrapping_add(elements * part.unit * stride + part.row * element);
                 (at, elements * part.units, part.rows * element, stride)
             }
             Unit::F32 | Unit::Widened | Unit::Pair => {
                 let (stride, unit) = (source.k * element, elements * element);
-                (source.base.wrapping_add(first_row * stride + part.unit * unit), part.rows, part.units * unit, stride)
+                (source.base.wrapping_add(part.row * stride + part.unit * unit), part.rows, part.units * unit, stride)
             }
-            Unit::GroupedF32 | Unit::GroupedPair | Unit::GroupedWidened => {
-                let at = |row, unit| groups::line_at(source, row, unit).cast::<u8>();
-                let last = (part.unit + part.units).saturating_sub(1);
-                let line_end = at(first_row, last) as usize + GROUP_ROWS * size_of::<u32>();
-                let bytes = if part.units == 0 { 0 } else { line_end - at(first_row, part.unit) as usize };
-                let stride = at(first_row + GROUP_ROWS, 0) as usize - at(first_row, 0) as usize;
-                (at(first_row, part.unit), part.rows.div_ceil(GROUP_ROWS), bytes, stride)
-            }
+            Unit::GroupedF32 | Unit::GroupedPair | Unit::GroupedWidened => (source.base, 0, 0, 0),
             Unit::Int8 | Unit::Int8Pair => {
-                let at = int8::group_at(source, first_row, elements * part.unit);
+                let at = int8::group_at(source, part.row, elements * part.unit);
                 (at, part.rows.div_ceil(INT8_GROUP), elements * part.units * INT8_GROUP, source.k * INT8_GROUP)
             }
         };
@@ -58,13 +51,14 @@ impl Ahead {
     /// Prefetches the next line into the second-level cache, if one is left.
     #[inline(always)]
     pub(super) fn prefetch_line(&mut self) {
-        if let Some(_line) = self.next_line() {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: every x86-64 processor has this instruction; it does nothing for addresses that are not mapped.
-            unsafe {
-                std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(_line.cast())
-            };
-        }
+        let Some(line) = self.next_line() else { return };
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: every x86-64 processor has this instruction; it does nothing for addresses that are not mapped.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.cast())
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
     }
 
     #[inline(always)]
@@ -89,16 +83,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const UNITS: [Unit; 8] = [
-        Unit::F32,
-        Unit::Widened,
-        Unit::Pair,
-        Unit::GroupedF32,
-        Unit::GroupedPair,
-        Unit::GroupedWidened,
-        Unit::Int8,
-        Unit::Int8Pair,
-    ];
+    const UNITS: [Unit; 5] = [Unit::F32, Unit::Widened, Unit::Pair, Unit::Int8, Unit::Int8Pair];
 
     proptest! {
         /// The lines hold the whole part, and few other bytes. Addresses are not accessed, so they may be any.
@@ -109,13 +94,9 @@ mod tests {
             [row, rows, unit_at, units] in [0usize..70, 0usize..70, 0usize..50, 0usize..50],
             [rows_after, k_after, offset] in [0usize..40, 0usize..40, 0usize..64],
         ) {
-            let group = match unit {
-                Unit::GroupedF32 | Unit::GroupedPair | Unit::GroupedWidened => GROUP_ROWS,
-                Unit::Int8 | Unit::Int8Pair => INT8_GROUP,
-                Unit::F32 | Unit::Widened | Unit::Pair => 1,
-            };
+            let group = if matches!(unit, Unit::Int8 | Unit::Int8Pair) { INT8_GROUP } else { 1 };
             let row = row / group * group;
-            let is_pair = matches!(unit, Unit::Pair | Unit::GroupedPair | Unit::Int8Pair);
+            let is_pair = matches!(unit, Unit::Pair | Unit::Int8Pair);
             let k = (unit_at + units) * (1 + usize::from(is_pair)) + k_after;
             let base = std::ptr::without_provenance(4096 + offset);
             let transposed = transposed && group == 1;
@@ -125,7 +106,6 @@ mod tests {
             let lines: Vec<usize> = std::iter::from_fn(|| ahead.next_line()).map(|at| at as usize).collect();
             let element = unit.element();
             let address = |r: usize, u: usize, second: usize| match unit {
-                _ if group == GROUP_ROWS => groups::line_at(&source, r, u) as usize,
                 Unit::Int8 => int8::group_at(&source, r, u) as usize + r % group,
                 Unit::Int8Pair => int8::group_at(&source, r, 2 * u + second) as usize + r % group,
                 Unit::Pair if transposed => base as usize + ((2 * u + second) * source.rows + r) * element,
@@ -137,9 +117,9 @@ mod tests {
                 let at = address(row + r, unit_at + u, second);
                 prop_assert!(lines.iter().any(|&line| (line..line + LINE).contains(&at)), "row {r}, unit {u}");
             }
-            // The last line of a stretch need not be full. Two widened units share 128 bytes of a group.
+            // The last line of a stretch need not be full.
             let all = rows.next_multiple_of(group) * units * unit.bytes();
-            let stretches = if transposed { k } else { 2 * rows };
+            let stretches = if transposed { k } else { rows };
             prop_assert!(lines.len() <= all / LINE + stretches, "{} lines for {all} bytes", lines.len());
         }
     }

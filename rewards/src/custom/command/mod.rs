@@ -84,7 +84,7 @@ impl CommandReward {
         let deadline = Instant::now() + self.timeout;
         let lines = batch_lines(rows)?;
         if self.batch.take().is_some() {
-            // The command may still write rewards of an earlier batch, which nobody has read.
+            // Rewards of an earlier batch were not read, and the command may still be writing them.
             self.running = None;
         }
         let mut running = match self.running.take() {
