@@ -13,6 +13,7 @@ use std::io::Read;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use grpo_run::{grpo, training_folder};
 use serde_json::{Value, json};
@@ -28,12 +29,28 @@ fn command_in(folder: &Path, args: impl IntoIterator<Item = String>) -> Command 
     command
 }
 
-/// The GRPO run of these tests with a reward that takes a while, in which the server has the device.
-fn slow_grpo(out: &str, more: &[&str]) -> Vec<String> {
+/// A GRPO run whose reward holds up every step, with the device lent to the server, while the file `held` exists. The
+/// reward makes the file; [`in_held_steps`] removes it.
+fn held_grpo(out: &str, more: &[&str]) -> Vec<String> {
     let mut args = grpo(out, more);
     let reward = args.iter().position(|arg| arg == "--reward-command").expect("a reward") + 1;
-    args[reward] = format!("sleep 0.1; {}", args[reward]);
+    let hold = "case $line in *'\"index\":0'*) touch held; while [ -e held ]; do sleep 0.01; done;; esac";
+    let held = args[reward].replace("do echo", &format!("do {hold}; echo"));
+    assert_ne!(held, args[reward]);
+    args[reward] = held;
     args
+}
+
+/// Calls `during` with each number below `steps` while the run in `folder` is held up in the step after it.
+fn in_held_steps(server: &mut Server, folder: &Path, steps: u64, mut during: impl FnMut(&Server, u64)) {
+    for step in 0..steps {
+        while !folder.join("held").exists() {
+            assert!(server.child.try_wait().unwrap().is_none(), "the run ended after {step} steps");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        during(server, step);
+        fs::remove_file(folder.join("held")).unwrap();
+    }
 }
 
 /// The step whose weights are in service, as `/v1/models` says it.
@@ -58,31 +75,24 @@ fn metrics(out: &Path) -> Vec<Value> {
 fn answers_are_those_of_the_checkpoints_and_change_no_step() {
     let folder = training_folder();
     let at = folder.path().to_path_buf();
-    let more = ["--max-steps", "40", "--save-steps", "1"];
+    let more = ["--max-steps", "6", "--save-steps", "1"];
     run_in(&at, grpo("alone", &more)).ok();
     let more = [&more[..], &["--serve", "0", "--serve-kv-memory", "16"]].concat();
-    let mut server = Server::of_run(folder, at.join("tiny"), command_in(&at, slow_grpo("served", &more)));
+    let mut server = Server::of_run(folder, at.join("tiny"), command_in(&at, held_grpo("served", &more)));
     let mut answers: BTreeMap<u64, Value> = BTreeMap::new();
-    // Near its end the run takes no further requests.
-    while answers.len() < 5 {
-        let before = step_in_service(&server);
-        if before > Some(30) {
-            break;
-        }
-        let answer = ask(&server);
-        let after = step_in_service(&server);
-        // In between, the weights did not change.
-        if let Some(step) = before.filter(|&step| step > 0 && after == before) {
-            answers.insert(step, answer);
-        }
-    }
-    assert!(answers.len() >= 3, "requests were answered in {} steps only", answers.len());
+    in_held_steps(&mut server, &at, 6, |server, step| {
+        assert_eq!(step_in_service(server), Some(step));
+        answers.insert(step, ask(server));
+    });
     assert_eq!(wait(&mut server.child), Some(0), "the run ends");
     assert_eq!(metrics(&at.join("served")), metrics(&at.join("alone")), "requests have changed a step");
     let weights = |out: &str| fs::read(at.join(out).join("model.safetensors")).unwrap();
     assert!(weights("served") == weights("alone"));
     for (step, answer) in &answers {
-        let checkpoint = at.join(format!("served/checkpoint-{step}"));
+        let checkpoint = match step {
+            0 => at.join("tiny"),
+            _ => at.join(format!("served/checkpoint-{step}")),
+        };
         let wanted = ask(&Server::start_with(TempDir::new().unwrap(), checkpoint, &["--threads", "1"]));
         assert_eq!(*answer, wanted, "step {step}");
     }
@@ -119,7 +129,7 @@ fn requests_are_answered_during_an_evaluation_and_change_no_score() {
                 ask(&server);
                 answers += usize::from(is_evaluating());
             }
-            false => std::thread::sleep(std::time::Duration::from_millis(1)),
+            false => std::thread::sleep(Duration::from_millis(1)),
         }
     }
     assert_eq!(wait(&mut server.child), Some(0), "the run ends");
@@ -133,7 +143,7 @@ fn a_request_goes_on_over_steps_and_finishes_after_the_run_was_stopped() {
     let folder = training_folder();
     let at = folder.path().to_path_buf();
     let more = ["--max-steps", "100000", "--serve", "0"];
-    let mut server = Server::of_run(folder, at.join("tiny"), command_in(&at, slow_grpo("out", &more)));
+    let mut server = Server::of_run(folder, at.join("tiny"), command_in(&at, grpo("out", &more)));
     let body = json!({"messages": question("x"), "max_tokens": 5_000, "temperature": 0, "stream": true,
         "ignore_eos": true, "stream_options": {"include_usage": true}});
     let mut stream = server.connect();
@@ -142,7 +152,7 @@ fn a_request_goes_on_over_steps_and_finishes_after_the_run_was_stopped() {
     stream.read_exact(&mut start).unwrap();
     let begun = step_in_service(&server);
     while step_in_service(&server) <= begun {
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
     }
     for path in ["/admin/weights", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"] {
         let error = server.send("POST", path, "", &json!({"model": at.join("tiny")}).to_string()).error(409);
