@@ -158,39 +158,43 @@ impl AccessLists {
 
     #[cold]
     fn push_new(&mut self, list: ListId, entry: AccessRecord) -> ListId {
-        let across = list != 0 && self.nodes[list as usize - 1].across_blocks;
-        let look = if across { MAX_SEARCH_ACROSS_BLOCKS } else { MAX_SEARCH };
+        let look = self.search_length(list);
         let stands = |entry: &AccessRecord, old: &AccessRecord| entry.joins(old) || entry.replaces(old);
         if !self.accesses(list).take(look).any(|old| stands(&entry, old)) {
             return self.cons(list, entry);
         }
         let mut merged = entry;
-        let (mut kept, mut at, mut changed, mut rest) = (Vec::new(), list, 0, list);
-        for _ in 0..look {
-            let Some(node) = at.checked_sub(1).map(|at| self.nodes[at as usize]) else { break };
-            at = node.next;
-            if merged.joins(&node.entry) {
-                merged.mask |= node.entry.mask;
-            } else if !merged.replaces(&node.entry) {
-                kept.push(node.entry);
-                continue;
+        let below = self.without_newest(list, |old| {
+            let joins = merged.joins(old);
+            if joins {
+                merged.mask |= old.mask;
             }
-            (changed, rest) = (kept.len(), at);
-        }
-        let mut new = rest;
-        for &entry in kept[..changed].iter().rev() {
-            new = self.cons(new, entry);
-        }
-        self.cons(new, merged)
+            joins || merged.replaces(old)
+        });
+        self.cons(below, merged)
     }
 
-    /// Returns the list without the accesses for which `drop` returns true.
-    pub(super) fn without_matching(&mut self, list: ListId, drop: impl Fn(&AccessRecord) -> bool) -> ListId {
-        let kept: Vec<AccessRecord> = self.accesses(list).filter(|entry| !drop(entry)).copied().collect();
-        if kept.len() == self.accesses(list).count() {
-            return list;
+    /// How many accesses of a list are searched for those that a new access replaces.
+    fn search_length(&self, list: ListId) -> usize {
+        let across = list != 0 && self.nodes[list as usize - 1].across_blocks;
+        if across { MAX_SEARCH_ACROSS_BLOCKS } else { MAX_SEARCH }
+    }
+
+    /// Returns the list without those of its newest accesses for which `drop` returns true. As many are searched as
+    /// [`AccessLists::push`] searches.
+    pub(super) fn without_newest(&mut self, list: ListId, mut drop: impl FnMut(&AccessRecord) -> bool) -> ListId {
+        // The accesses that are kept, and how many of them are newer than the last dropped one, which `rest` follows.
+        let (mut kept, mut newer, mut at, mut rest) = (Vec::new(), 0, list, list);
+        for _ in 0..self.search_length(list) {
+            let Some(node) = at.checked_sub(1).map(|at| &self.nodes[at as usize]) else { break };
+            at = node.next;
+            if drop(&node.entry) {
+                (newer, rest) = (kept.len(), at);
+            } else {
+                kept.push(node.entry);
+            }
         }
-        kept.into_iter().rev().fold(0, |list, entry| self.cons(list, entry))
+        kept[..newer].iter().rev().fold(rest, |list, &entry| self.cons(list, entry))
     }
 
     fn cons(&mut self, list: ListId, entry: AccessRecord) -> ListId {

@@ -511,7 +511,7 @@ impl<'a> AccessCheck<'a> {
     fn push_new(&mut self, list: ListId, entry: &AccessRecord, lists: &mut AccessLists) -> ListId {
         let (ops, clock) = (self.cx.ops, self.clock);
         let below = if list != 0 && entry.key >= FIRST_OP_KEY && !entry.write {
-            lists.without_matching(list, |old| {
+            lists.without_newest(list, |old| {
                 old.key >= FIRST_OP_KEY && !old.write && ops.lanes_ordered_before_clock(old.key, clock) == u32::MAX
             })
         } else {
