@@ -10,6 +10,7 @@ use crate::finding::FindingKind;
 use crate::program::{Kernel, Program, ProgramError};
 use crate::ptx::ast::{Function, Instruction, Module};
 use std::fmt;
+use std::sync::Arc;
 
 /// How an instruction is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,7 +96,7 @@ pub fn reached_mutants(program: &Program, kernel: &Kernel, executed: impl Fn(u32
 pub fn apply_mutant(program: &Program, mutant: &Mutant) -> Result<Program, ProgramError> {
     let mut module = program.module.clone();
     if let Some(function) = module.functions.get_mut(mutant.function) {
-        edit::apply_mutation(function, mutant.instruction, mutant.change);
+        edit::apply_mutation(Arc::make_mut(function), mutant.instruction, mutant.change);
     }
     Program::from_module(module)
 }

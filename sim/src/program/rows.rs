@@ -246,8 +246,9 @@ fn begins_basic_block(function: &Function) -> Vec<bool> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::sync::Arc;
 
-    fn function(body: &str) -> Function {
+    fn function(body: &str) -> Arc<Function> {
         let text = format!(
             ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k()\n{{\n.reg .pred %p<3>;\n.reg .b32 %r<9>;\n\
              .reg .b64 %d<5>;\n{body}\nret;\n}}\n"

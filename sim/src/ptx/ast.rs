@@ -2,6 +2,8 @@
 //!
 //! Source: PTX ISA 9.0, chapters 4 (syntax), 5 (state spaces, types, variables), 7 (functions) and 11 (directives).
 
+use std::sync::Arc;
+
 /// Index of a register in [`Function::registers`].
 pub type RegisterIndex = u32;
 
@@ -17,8 +19,8 @@ pub struct Module {
     /// Variables at module scope (`.global`, `.const`, `.shared`; the `size` of `extern .shared x[]` is 0).
     pub variables: Vec<Variable>,
     /// Functions with and without a body (`vprintf` and `__assertfail` have none). Each name occurs once: a
-    /// definition replaces its declarations.
-    pub functions: Vec<Function>,
+    /// definition replaces its declarations. Shared, so that a copy of a module with one changed function is cheap.
+    pub functions: Vec<Arc<Function>>,
     /// CUDA source locations, indexed by [`Instruction::location`].
     pub source_locations: Vec<SourceLocation>,
 }

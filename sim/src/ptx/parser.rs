@@ -2,6 +2,7 @@
 //! 11).
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::ast::{Function, Module, Operand, ParseError, StateSpace, Type, Variable, is_call};
 use super::lexer::{Cursor, Result};
@@ -199,7 +200,7 @@ impl<'a> Parser<'a> {
         let earlier = &mut self.module.functions[index];
         if earlier.declaration {
             self.function.noreturn |= earlier.noreturn;
-            *earlier = std::mem::take(&mut self.function);
+            *earlier = Arc::new(std::mem::take(&mut self.function));
         }
         Ok(())
     }
@@ -225,11 +226,8 @@ impl<'a> Parser<'a> {
             None => {
                 let index = self.module.functions.len();
                 self.symbols.insert(name, Symbol::Function(index));
-                self.module.functions.push(Function {
-                    name: name.to_owned(),
-                    declaration: true,
-                    ..Function::default()
-                });
+                let function = Function { name: name.to_owned(), declaration: true, ..Function::default() };
+                self.module.functions.push(Arc::new(function));
                 Ok(index)
             }
         }
@@ -280,7 +278,8 @@ impl<'a> Parser<'a> {
                 return Err(ParseError { line, what: format!(".alias {alias}, {target}: both must be functions") });
             };
             if self.module.functions[to].declaration && !self.module.functions[from].declaration {
-                self.module.functions[to] = Function { name: alias.to_owned(), ..self.module.functions[from].clone() };
+                let function = Function::clone(&self.module.functions[from]);
+                self.module.functions[to] = Arc::new(Function { name: alias.to_owned(), ..function });
             }
         }
         Ok(())
@@ -294,7 +293,7 @@ impl<'a> Parser<'a> {
     }
 
     fn mark_noreturn_calls(&mut self) {
-        let noreturn = |functions: &[Function], operand: Option<&Operand>| match operand {
+        let noreturn = |functions: &[Arc<Function>], operand: Option<&Operand>| match operand {
             Some(Operand::Symbol(name, _)) => {
                 matches!(self.symbols.get(name.as_str()), Some(&Symbol::Function(index)) if functions[index].noreturn)
             }
@@ -305,7 +304,7 @@ impl<'a> Parser<'a> {
             let calls = body.iter().enumerate().filter(|(_, instruction)| is_call(&instruction.opcode));
             let ends = calls.filter(|(_, call)| noreturn(&self.module.functions, call.operands.get(1)));
             let ends: Vec<u32> = ends.map(|(at, _)| at as u32).collect();
-            let marked = &mut self.module.functions[index].noreturn_calls;
+            let marked = &mut Arc::make_mut(&mut self.module.functions[index]).noreturn_calls;
             marked.extend(ends);
             marked.sort_unstable();
             marked.dedup();

@@ -1,6 +1,7 @@
 use super::ast::*;
 use super::cfg::{reconvergence_points, successors};
 use super::parse;
+use std::sync::Arc;
 
 const HEAD: &str = ".version 9.0\n.target sm_90a\n.address_size 64\n";
 const FUNCTIONS: &str = include_str!("testdata/functions.ptx");
@@ -23,7 +24,7 @@ fn kernel(body: &str) -> Function {
     let text = format!(
         ".visible .entry k(.param .u64 k_param_0) {{\n.reg .pred %p<4>;\n.reg .b32 %r<8>;\n.reg .b64 %rd<8>;\n{body}\n}}\n"
     );
-    module(&text).functions.pop().unwrap()
+    Arc::unwrap_or_clone(module(&text).functions.pop().unwrap())
 }
 
 fn kernel_error(body: &str) -> (u32, String) {

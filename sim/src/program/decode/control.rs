@@ -4,7 +4,7 @@ use super::{Decoded, Decoder, nth};
 use crate::program::ProgramError;
 use crate::program::op::*;
 use crate::program::rows::register_row_count;
-use crate::ptx::ast::{Function, Instruction, Operand, Type};
+use crate::ptx::ast::{Instruction, Operand, Type};
 
 impl Decoder<'_> {
     pub(super) fn decode_branch_indexed(&mut self, instruction: &Instruction) -> Decoded {
@@ -40,7 +40,7 @@ impl Decoder<'_> {
 
     pub(super) fn resolve_callee(&mut self, name: &str) -> CallTarget {
         let functions = &self.program.module.functions;
-        let index = functions.iter().position(|f: &Function| f.name == name && !f.declaration);
+        let index = functions.iter().position(|f| f.name == name && !f.declaration);
         if let Some(place) = index.and_then(|instruction| self.reached.iter().position(|&r| r == instruction)) {
             return CallTarget::Function(place as u32);
         }

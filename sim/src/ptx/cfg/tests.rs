@@ -1,8 +1,10 @@
+use std::sync::Arc;
+
 use super::*;
 use crate::ptx::parse;
 
 /// Parses a kernel with the given body, which may use the registers `%p0..%p9` and `%r0..%r9`.
-fn function(body: &str) -> Function {
+fn function(body: &str) -> Arc<Function> {
     let text = format!(
         ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry k() {{\n.reg .pred %p<10>;\n.reg .b32 %r<10>;\n{body}\n}}"
     );
