@@ -34,13 +34,16 @@ pub fn register_row_count(ty: Type) -> u8 {
 enum Life {
     /// From instruction `first` to instruction `last`.
     Range { first: usize, last: usize },
-    /// In the whole function: the register is unused, live at the entry, or used by a call or by an asynchronous wgmma.
+    /// In the whole function: the register is a parameter, live at the entry, or used by a call or by an asynchronous
+    /// wgmma.
     Own,
+    /// Nowhere: no instruction names the register. Compilers declare more registers than they use.
+    Unused,
 }
 
 /// The assignment of a function's PTX registers to register-file rows.
 pub(super) struct RowAssignment {
-    /// For each PTX register, its first row; 0 for predicates, which need none.
+    /// For each PTX register, its first row; `u32::MAX` for predicates and unused registers, which need none.
     pub first_rows: Vec<u32>,
     /// Rows below this index belong to registers that keep their rows alone, some of which may be read before they are
     /// written. All other rows are written before they are read.
@@ -53,7 +56,7 @@ pub(super) fn assign_rows(function: &Function) -> RowAssignment {
     let lives = lives(function);
     let width = |r: usize| register_row_count(function.registers[r].ty);
     let is_row = |r: usize| function.registers[r].ty != Type::Pred;
-    let (mut rows, mut total) = (vec![0; lives.len()], 0u32);
+    let (mut rows, mut total) = (vec![u32::MAX; lives.len()], 0u32);
     let mut fresh = |wide: u8| {
         total += wide as u32;
         total - wide as u32
@@ -66,6 +69,7 @@ pub(super) fn assign_rows(function: &Function) -> RowAssignment {
                 end[last].push(r);
             }
             Life::Own => rows[r] = fresh(width(r)),
+            Life::Unused => (),
         }
     }
     let own_rows = fresh(0);
@@ -113,8 +117,9 @@ fn lives(function: &Function) -> Vec<Life> {
         }
     }
     let life = |(range, own): (Option<(usize, usize)>, bool)| match range {
-        Some((first, last)) if !own => Life::Range { first, last },
-        _ => Life::Own,
+        _ if own => Life::Own,
+        Some((first, last)) => Life::Range { first, last },
+        None => Life::Unused,
     };
     ranges.into_iter().zip(own).map(life).collect()
 }
@@ -275,6 +280,13 @@ mod tests {
         let [a, b, c, d] =
             rows("mov.b32 %r1, 1;\nadd.s32 %r2, %r1, %r1;\nadd.s32 %r3, %r2, %r2;\nadd.s32 %r4, %r3, %r3;");
         assert!(a != b && b != c && a == c && b == d);
+    }
+
+    #[test]
+    fn unused_registers_take_no_row() {
+        let function = function("mov.b32 %r1, 1;");
+        assert!(function.registers.len() > 4);
+        assert_eq!(assign_rows(&function).total_rows, 1);
     }
 
     #[test]
