@@ -150,9 +150,6 @@ pub struct FunctionCode {
     /// Register-file rows below this index belong to PTX registers, which start undefined; all other rows start with
     /// a value, such as a constant.
     pub register_rows: u32,
-    /// Register-file rows below this index may be read before they are written; those from here up to `register_rows`
-    /// are written first.
-    pub own_rows: u32,
     /// Number of predicates in a call frame.
     pub predicates: u32,
     /// Initial values of all predicates.

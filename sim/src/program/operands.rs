@@ -32,15 +32,14 @@ impl<'a> OperandResolver<'a> {
     /// and parameters.
     pub fn new(function: &'a Function, layout: &'a SymbolAddresses) -> OperandResolver<'a> {
         let mut code = FunctionCode { name: function.name.clone(), ..FunctionCode::default() };
-        let RowAssignment { first_rows: mut registers, own_rows, total_rows: rows } =
-            super::rows::assign_rows(function);
+        let RowAssignment { first_rows: mut registers, total_rows: rows } = super::rows::assign_rows(function);
         for (register, r) in registers.iter_mut().zip(&function.registers) {
             if r.ty == Type::Pred {
                 *register = code.predicates;
                 code.predicates += 1;
             }
         }
-        (code.register_rows, code.own_rows) = (rows, own_rows);
+        code.register_rows = rows;
         code.register_predicates = code.predicates;
         code.template = vec![RegisterRow([0; 32]); rows as usize];
         code.predicate_template = vec![0; code.predicates as usize];

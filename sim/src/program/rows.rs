@@ -45,9 +45,6 @@ enum Life {
 pub(super) struct RowAssignment {
     /// For each PTX register, its first row; `u32::MAX` for predicates and unused registers, which need none.
     pub first_rows: Vec<u32>,
-    /// Rows below this index belong to registers that keep their rows alone, some of which may be read before they are
-    /// written. All other rows are written before they are read.
-    pub own_rows: u32,
     pub total_rows: u32,
 }
 
@@ -72,7 +69,6 @@ pub(super) fn assign_rows(function: &Function) -> RowAssignment {
             Life::Unused => (),
         }
     }
-    let own_rows = fresh(0);
     let mut free: HashMap<u8, Vec<u32>> = HashMap::new();
     for (begin, end) in begin.iter().zip(&end) {
         for &r in begin {
@@ -82,7 +78,7 @@ pub(super) fn assign_rows(function: &Function) -> RowAssignment {
         // Free rows after the allocation, so that an instruction's destination never overlaps its sources.
         end.iter().for_each(|&r| free.entry(width(r)).or_default().push(rows[r]));
     }
-    RowAssignment { first_rows: rows, own_rows, total_rows: total }
+    RowAssignment { first_rows: rows, total_rows: total }
 }
 
 fn lives(function: &Function) -> Vec<Life> {
@@ -343,7 +339,7 @@ mod tests {
                 };
             }
             let function = function(&body);
-            let RowAssignment { first_rows: rows, own_rows, total_rows: total } = assign_rows(&function);
+            let RowAssignment { first_rows: rows, total_rows: total } = assign_rows(&function);
             // For each register-file row, the register whose write it holds.
             let mut holds: Vec<Option<u32>> = vec![None; total as usize];
             let mut at = 0;
@@ -359,8 +355,7 @@ mod tests {
                 };
                 for r in reads {
                     for row in places(r) {
-                        let holder = holds[row as usize];
-                        prop_assert!(holder == Some(r) || holder.is_none() && row < own_rows, "{body}");
+                        prop_assert!(holds[row as usize].is_none_or(|holder| holder == r), "{body}");
                         prop_assert!(writes.iter().all(|&w| w == r || !places(w).contains(&row)), "{body}");
                     }
                 }

@@ -470,15 +470,14 @@ impl Warp {
     }
 }
 
-/// Creates the registers of a new frame: constants have their values; all other registers are undefined, and those that
-/// may be read before they are written are zero. Uses the memory of `spare`, the registers of an earlier frame of the
-/// same function: a large frame then needs no new memory, and its constants are in place, because no instruction writes
-/// them.
+/// Creates the registers of a new frame: constants have their values; all other registers are zero and undefined.
+/// Uses the memory of `spare`, the registers of an earlier frame of the same function: a large frame then needs no new
+/// memory, and its constants are in place, because no instruction writes them.
 pub fn initial_registers(code: &FunctionCode, spare: Option<Registers>) -> Registers {
     let register_rows = code.register_rows as usize;
     let mut regs = match spare {
         Some(mut spare) => {
-            spare.rows[..code.own_rows as usize].fill(RegisterRow([0; 32]));
+            spare.rows[..register_rows].fill(RegisterRow([0; 32]));
             spare.forget_parts();
             spare
         }
