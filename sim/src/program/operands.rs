@@ -259,7 +259,11 @@ impl<'a> OperandResolver<'a> {
         };
         match base {
             AddressBase::Register(r) => {
-                let wide = self.function.registers[*r as usize].ty.bits() == 64;
+                let register = &self.function.registers[*r as usize];
+                if register.ty == Type::Pred {
+                    return Err(self.error(format!("{} is a predicate, not an address", register.name)));
+                }
+                let wide = register.ty.bits() == 64;
                 // In a kernel, a `.param` address in a register always points to the kernel's parameters: parameters
                 // of calls are accessed by name.
                 let own = window == AddressWindow::FrameParam && self.function.kernel;

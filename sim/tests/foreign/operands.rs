@@ -1,9 +1,10 @@
-//! Instructions with too few operands or with a wrong guard, as in PTX that was cut or written by hand. The decoder
-//! turns each into an unsupported instruction, which the simulator reports when it executes it.
+//! Instructions with too few operands, a wrong guard or a wrong address, as in PTX that was cut or written by hand. The
+//! decoder turns each into an unsupported instruction, which the simulator reports when it executes it.
 
 use reel_sim::program::Program;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Returns the texts of the PTX files in a folder of this crate.
 fn corpus(folder: &str) -> Vec<String> {
@@ -25,6 +26,20 @@ fn guard_that_is_not_a_predicate_makes_an_instruction_unsupported() {
     assert!(format!("{:?}", instruction.op).contains("the guard is not a predicate"), "{:?}", instruction.op);
 }
 
+/// The index of a predicate is no row of the register file.
+#[test]
+fn predicate_as_an_address_makes_an_instruction_unsupported() {
+    for address in ["[%p2]", "[%p2+8]"] {
+        let text = format!(
+            ".version 8.0 .target sm_90a .address_size 64 .entry k() {{ .reg .pred %p<3>; st.global.u32 {address}, 1; ret; }}"
+        );
+        let program = Program::parse(&text).unwrap();
+        let kernel = program.kernel("k").unwrap();
+        let op = format!("{:?}", kernel.functions[0].instrs[0].op);
+        assert!(op.contains("%p2 is a predicate, not an address"), "{op}");
+    }
+}
+
 /// The decoder must not panic on any instruction of the test PTX, which has most opcodes, if the instruction has only
 /// its first 0 to 3 operands.
 #[test]
@@ -34,7 +49,7 @@ fn decoder_does_not_panic_on_too_few_operands() {
     for kept in 0..4 {
         for text in &texts {
             let mut module = Program::parse(text).unwrap().module;
-            for instruction in module.functions.iter_mut().flat_map(|f| &mut std::sync::Arc::make_mut(f).body) {
+            for instruction in module.functions.iter_mut().flat_map(|f| &mut Arc::make_mut(f).body) {
                 instruction.operands.truncate(kept);
             }
             let Ok(program) = Program::from_module(module) else { continue };
