@@ -21,7 +21,9 @@
 //! Completions of one prompt have the same first pages. In decode with a workspace, up to 8 neighbouring tokens whose
 //! entries of `block_tables` are equal in a segment, and which see keys beyond it, are computed by one block of
 //! threads, which reads the segment's keys and values once. The kernel compares the entries itself, so a captured
-//! launch stays valid when sequences come and go. Rows do not depend on each other, so bits do not change.
+//! launch stays valid when sequences come and go. On device `cpu`, neighbouring sequences with the same first 64 keys
+//! are computed by one thread, which reads each block of 64 keys that they share once. Rows do not depend on each
+//! other, so bits do not change.
 //!
 //! # Numerics
 //! The order of summation depends on the row's own keys only. So prefill, any chunking of it, decode, any batch and

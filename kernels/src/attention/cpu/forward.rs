@@ -1,7 +1,8 @@
 //! Forward attention of a tile of query rows of one key head over the keys of their sequence.
 //!
 //! The rows of a tile are pairs (position, query head): all query heads that share a key head use its keys together.
-//! The order of each row's arithmetic does not depend on the tile:
+//! In decoding, a tile may have the rows of several sequences. A block of keys whose pages they share, as those of
+//! one prompt, is then read once for all of them. The order of each row's arithmetic does not depend on the tile:
 //!
 //! ```text
 //! for each segment of 512 keys:                # when decoding, threads share the segments of a sequence
@@ -44,25 +45,61 @@ const fn few_rows<V: Vector>(pairs: bool) -> usize {
     }
 }
 
-/// Some adjacent query rows of a sequence, which are computed together.
+/// Query rows that are computed together: adjacent rows of one sequence, or all rows of several neighbouring sequences
+/// with one new token each.
 pub struct RowTile<'a, T> {
-    pub sequence: &'a SequenceArrays<'a, T>,
+    pub sequences: &'a [SequenceArrays<'a, T>],
+    /// First row of each sequence.
     pub first: usize,
+    /// Number of rows of each sequence.
     pub rows: usize,
     /// The tile that the same thread computes next, if known: its first keys and values are prefetched at the end of
     /// this tile. In decoding a tile has so few keys that it would mostly wait for its own.
     pub next: Option<&'a RowTile<'a, T>>,
 }
 
+/// A block of keys, from key `start` on, of a tile's `sequences` sequences from `first_sequence` on. If there are
+/// several, they share the block, and all their rows see all of it.
+#[derive(Clone, Copy)]
+pub struct Visit {
+    pub start: usize,
+    pub first_sequence: usize,
+    pub sequences: usize,
+}
+
 impl<T> RowTile<'_, T> {
-    /// Returns the number of keys that the tile's last row sees; the other rows see at most as many.
-    pub fn visible_key_count(&self) -> usize {
-        self.sequence.visible_key_count(self.first + self.rows - 1)
+    /// Number of rows of all sequences. Those of a sequence are adjacent in queries, states and scores.
+    pub fn row_count(&self) -> usize {
+        self.sequences.len() * self.rows
+    }
+
+    /// Returns the number of keys that the last row of a sequence of this tile sees; its other rows see at most as
+    /// many.
+    fn visible_key_count(&self, sequence: &SequenceArrays<'_, T>) -> usize {
+        sequence.visible_key_count(self.first + self.rows - 1)
     }
 
     /// Returns the number of segments into which the keys that the tile sees are divided.
     pub fn segment_count(&self) -> usize {
-        self.visible_key_count().div_ceil(SEGMENT_KEYS)
+        let keys = self.sequences.iter().map(|s| self.visible_key_count(s)).max();
+        keys.unwrap_or(0).div_ceil(SEGMENT_KEYS)
+    }
+
+    /// Returns the visit to the block of keys from `start` on by the first sequence from `from` on that sees any of
+    /// them, together with the sequences after it that share the block.
+    pub fn visit(&self, start: usize, from: usize) -> Option<Visit> {
+        let sees = |s: &SequenceArrays<'_, T>| self.visible_key_count(s) > start;
+        let first_sequence = from + self.sequences[from..].iter().position(sees)?;
+        let (sequence, others) = self.sequences[first_sequence..].split_first()?;
+        let sharing = others.iter().take_while(|other| sequence.shares_block(start, other)).count();
+        Some(Visit { start, first_sequence, sequences: 1 + sharing })
+    }
+
+    /// Returns the visit after `visit`: of the next sequences to the same block, or of the first ones to the next
+    /// block.
+    pub fn visit_after(&self, visit: Visit) -> Option<Visit> {
+        let same_block = self.visit(visit.start, visit.first_sequence + visit.sequences);
+        same_block.or_else(|| self.visit(visit.start + BLOCK_KEYS, 0))
     }
 }
 
@@ -95,6 +132,15 @@ impl SoftmaxState {
     pub unsafe fn at(p: *mut f32, rows: usize, head_dim: usize) -> SoftmaxState {
         let sums = p.add(rows * round_up_to_lanes(head_dim));
         SoftmaxState { o: p, sums, row_max: sums.add(rows * LANES) }
+    }
+
+    /// Returns the state of the rows from `row` on.
+    unsafe fn of_rows_from(self, row: usize, head_dim: usize) -> SoftmaxState {
+        SoftmaxState {
+            o: self.o.add(row * round_up_to_lanes(head_dim)),
+            sums: self.sums.add(row * LANES),
+            row_max: self.row_max.add(row),
+        }
     }
 }
 
@@ -139,7 +185,7 @@ pub struct TileTask<'a, T> {
 }
 
 /// # Safety
-/// The sequence's pointers cover its rows and keys, its block table covers its keys, and the scratch has
+/// The pointers of each sequence cover its rows and keys, its block table covers its keys, and the scratch has
 /// [`scratch_element_count`] elements.
 impl<T: Element> VectorCode for TileTask<'_, T> {
     const DTYPE: DType = T::DTYPE;
@@ -147,11 +193,11 @@ impl<T: Element> VectorCode for TileTask<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let TileTask { tile, scratch } = self;
-        let d = tile.sequence.head_dim;
-        let scratch = Scratch::at(scratch, tile.rows, d);
-        let total = SoftmaxState::at(scratch.rest, tile.rows, d);
-        let part = SoftmaxState::at(scratch.rest.add(SoftmaxState::element_count(tile.rows, d)), tile.rows, d);
-        prefetch::<V, T>(tile, 0);
+        let (d, rows) = (tile.sequences[0].head_dim, tile.row_count());
+        let scratch = Scratch::at(scratch, rows, d);
+        let total = SoftmaxState::at(scratch.rest, rows, d);
+        let part = SoftmaxState::at(scratch.rest.add(SoftmaxState::element_count(rows, d)), rows, d);
+        prefetch::<V, T>(tile, tile.visit(0, 0));
         load_queries(words_of::<V, T>(d), tile, &scratch);
         segment::<V, T>(tile, 0, total, &scratch);
         for index in 1..tile.segment_count() {
@@ -178,11 +224,11 @@ impl<T: Element> VectorCode for SegmentTask<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let SegmentTask { tile, index, state, scratch } = self;
-        let d = tile.sequence.head_dim;
-        let scratch = Scratch::at(scratch, tile.rows, d);
-        prefetch::<V, T>(tile, index * SEGMENT_KEYS);
+        let (d, rows) = (tile.sequences[0].head_dim, tile.row_count());
+        let scratch = Scratch::at(scratch, rows, d);
+        prefetch::<V, T>(tile, tile.visit(index * SEGMENT_KEYS, 0));
         load_queries(words_of::<V, T>(d), tile, &scratch);
-        segment::<V, T>(tile, index, SoftmaxState::at(state, tile.rows, d), &scratch);
+        segment::<V, T>(tile, index, SoftmaxState::at(state, rows, d), &scratch);
     }
 }
 
@@ -201,29 +247,26 @@ impl<T: Element> VectorCode for MergeTask<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let MergeTask { tile, states } = self;
-        let d = tile.sequence.head_dim;
-        let total = SoftmaxState::at(states, tile.rows, d);
+        let (d, rows) = (tile.sequences[0].head_dim, tile.row_count());
+        let total = SoftmaxState::at(states, rows, d);
         for index in 1..tile.segment_count() {
-            let part = SoftmaxState::at(states.add(index * SoftmaxState::element_count(tile.rows, d)), tile.rows, d);
+            let part = SoftmaxState::at(states.add(index * SoftmaxState::element_count(rows, d)), rows, d);
             merge::<V, T>(tile, index, total, part);
         }
         finish::<V, T>(tile, total);
     }
 }
 
-/// Prefetches the block of keys and values from key `start` on; behind the tile's last key, the first block of the next
-/// tile. The keys of one head are far apart in memory, so hardware prefetchers do not find them.
+/// Prefetches the keys and values of `visit`, or of the first visit of the next tile if there is none. The keys of one
+/// head are far apart in memory, so hardware prefetchers do not find them.
 #[inline(always)]
-unsafe fn prefetch<V: Vector, T: Element>(tile: &RowTile<'_, T>, start: usize) {
-    let (tile, start) = match tile.next {
-        _ if start < tile.visible_key_count() => (tile, start),
-        Some(next) if next.visible_key_count() > 0 => (next, 0),
-        _ => return,
-    };
-    let s = tile.sequence;
-    let keys = BLOCK_KEYS.min(tile.visible_key_count() - start);
+unsafe fn prefetch<V: Vector, T: Element>(tile: &RowTile<'_, T>, visit: Option<Visit>) {
+    let of_next = || tile.next.and_then(|next| Some((next, next.visit(0, 0)?)));
+    let Some((tile, visit)) = visit.map(|visit| (tile, visit)).or_else(of_next) else { return };
+    let s = &tile.sequences[visit.first_sequence];
+    let keys = BLOCK_KEYS.min(tile.visible_key_count(s) - visit.start);
     for j in (0..keys).step_by(LANES) {
-        let at = s.key_offset(start + j);
+        let at = s.key_offset(visit.start + j);
         let (mut k, mut v) = (s.k.wrapping_offset(at), s.v.wrapping_offset(at));
         for _ in j..keys.min(j + LANES) {
             for c in (0..s.head_dim).step_by(64 / size_of::<T>()) {
@@ -237,50 +280,58 @@ unsafe fn prefetch<V: Vector, T: Element>(tile: &RowTile<'_, T>, start: usize) {
 
 #[inline(always)]
 unsafe fn load_queries<T: Element>(words: Words, tile: &RowTile<'_, T>, scratch: &Scratch) {
-    let d = tile.sequence.head_dim;
-    let row_words = words.count(d);
-    for r in 0..tile.rows {
-        let from = tile.sequence.q.add(tile.sequence.head_index(tile.first + r) * d);
-        load_row(words, from, d, scratch.q.add(r * row_words));
+    let mut to = scratch.q;
+    for s in tile.sequences {
+        for r in 0..tile.rows {
+            load_row(words, s.q.add(s.head_index(tile.first + r) * s.head_dim), s.head_dim, to);
+            to = to.add(words.count(s.head_dim));
+        }
     }
 }
 
 /// Computes the softmax state over the keys of segment `index`, for all rows of the tile that see any of them.
 #[inline(always)]
 unsafe fn segment<V: Vector, T: Element>(tile: &RowTile<'_, T>, index: usize, state: SoftmaxState, scratch: &Scratch) {
-    let s = tile.sequence;
-    let padded = round_up_to_lanes(s.head_dim);
-    for c in (0..tile.rows * (padded + LANES)).step_by(LANES) {
+    let (d, rows) = (tile.sequences[0].head_dim, tile.row_count());
+    for c in (0..rows * (round_up_to_lanes(d) + LANES)).step_by(LANES) {
         V::splat(0.0).store(state.o.add(c));
     }
-    for c in (0..round_up_to_lanes(tile.rows) + ROWS).step_by(LANES) {
+    for c in (0..round_up_to_lanes(rows) + ROWS).step_by(LANES) {
         V::splat(f32::NEG_INFINITY).store(state.row_max.add(c));
     }
-    for start in (index * SEGMENT_KEYS..tile.visible_key_count().min((index + 1) * SEGMENT_KEYS)).step_by(BLOCK_KEYS) {
-        let joined = s.joined_block(start, tile.visible_key_count(), scratch.joined);
+    let mut coming = tile.visit(index * SEGMENT_KEYS, 0);
+    while let Some(visit) = coming.filter(|visit| visit.start < (index + 1) * SEGMENT_KEYS) {
+        coming = tile.visit_after(visit);
+        let s = &tile.sequences[visit.first_sequence];
+        let joined = s.joined_block(visit.start, tile.visible_key_count(s), scratch.joined);
         let s = joined.as_ref().unwrap_or(s);
-        match words_of::<V, T>(s.head_dim) {
-            Words::Elements => block::<V, T, T, false>(tile, s, s, start, state, scratch),
-            Words::Pairs => block::<V, T, f32, true>(tile, s, &s.pairs(), start, state, scratch),
+        match words_of::<V, T>(d) {
+            Words::Elements => block::<V, T, T, false>(tile, s, s, visit, coming, state, scratch),
+            Words::Pairs => block::<V, T, f32, true>(tile, s, &s.pairs(), visit, coming, state, scratch),
         }
     }
 }
 
-/// Adds the block of keys from `start` on to the softmax state. `s` is the tile's sequence, and `keyed` the same in
-/// words: either its elements or, with `PAIRS`, pairs of them.
+/// Adds the block of keys of `visit` to the softmax state, and prefetches that of the visit `coming`. `s` is the first
+/// sequence of the visit, and `keyed` the same in words: either its elements or, with `PAIRS`, pairs of them.
 #[inline(always)]
 unsafe fn block<V: Vector, T: Element, W: Element, const PAIRS: bool>(
     tile: &RowTile<'_, T>,
     s: &SequenceArrays<'_, T>,
     keyed: &SequenceArrays<'_, W>,
-    start: usize,
+    visit: Visit,
+    coming: Option<Visit>,
     state: SoftmaxState,
     scratch: &Scratch,
 ) {
     let words = if PAIRS { Words::Pairs } else { Words::Elements };
     let (row_words, padded) = (keyed.head_dim, round_up_to_lanes(s.head_dim));
-    let keys = BLOCK_KEYS.min(tile.visible_key_count() - start);
-    let few = tile.rows <= few_rows::<V>(PAIRS);
+    let start = visit.start;
+    let keys = BLOCK_KEYS.min(tile.visible_key_count(s) - start);
+    // The rows of the visit's sequences. Those after the rows of `s` see the whole block, as rows of `s` there would.
+    let (first_row, row_count) = (visit.first_sequence * tile.rows, visit.sequences * tile.rows);
+    let (queries, state) = (scratch.q.add(first_row * row_words), state.of_rows_from(first_row, s.head_dim));
+    let few = row_count <= few_rows::<V>(PAIRS);
     if !few {
         for j in (0..keys).step_by(LANES) {
             let (at, count) = (keyed.key_offset(start + j), LANES.min(keys - j));
@@ -297,15 +348,15 @@ unsafe fn block<V: Vector, T: Element, W: Element, const PAIRS: bool>(
         complete_rows_of_pairs::<V>(scratch.k, row_words, BLOCK_KEYS);
     }
     let (values, value_stride) = values::<V, T>(words, s, start, keys, scratch.v);
-    prefetch::<V, T>(tile, start + BLOCK_KEYS);
+    prefetch::<V, T>(tile, coming);
     let first = s.first_query_row_that_sees(start).saturating_sub(tile.first);
-    for row in (first..tile.rows).step_by(ROWS) {
-        let rows = ROWS.min(tile.rows - row);
+    for row in (first..row_count).step_by(ROWS) {
+        let rows = ROWS.min(row_count - row);
         let mut limits = [0; ROWS];
         for (limit, seen) in limits.iter_mut().take(rows).zip(s.visible_key_counts(tile.first + row)) {
             *limit = BLOCK_KEYS.min(seen - start);
         }
-        let q = scratch.q.add(row * row_words);
+        let q = queries.add(row * row_words);
         match rows {
             1 if few => scores_of_few_rows::<V, W, PAIRS, 1>(keyed, start, keys, q, scratch.scores),
             2 if few => scores_of_few_rows::<V, W, PAIRS, 2>(keyed, start, keys, q, scratch.scores),
@@ -454,38 +505,42 @@ unsafe fn store_probabilities<V: Vector, const PAIRS: bool>(p: V, line: *mut f32
 /// Merges the state of segment `index` into `total`, the state of the segments before it.
 #[inline(always)]
 unsafe fn merge<V: Vector, T>(tile: &RowTile<'_, T>, index: usize, total: SoftmaxState, part: SoftmaxState) {
-    let padded = round_up_to_lanes(tile.sequence.head_dim);
-    let first = tile.sequence.first_query_row_that_sees(index * SEGMENT_KEYS).saturating_sub(tile.first);
-    for row in first..tile.rows {
-        let (a, b) = (total.row_max.add(row).read(), part.row_max.add(row).read());
-        let row_max = if b > a { b } else { a };
-        total.row_max.add(row).write(row_max);
-        let (a, b) = (V::splat(a - row_max).exp(), V::splat(b - row_max).exp());
-        for c in (0..padded).step_by(LANES) {
-            let (x, y) = (total.o.add(row * padded + c), part.o.add(row * padded + c));
+    let padded = round_up_to_lanes(tile.sequences[0].head_dim);
+    for (i, s) in tile.sequences.iter().enumerate() {
+        let first = s.first_query_row_that_sees(index * SEGMENT_KEYS).saturating_sub(tile.first);
+        for row in i * tile.rows + first..(i + 1) * tile.rows {
+            let (a, b) = (total.row_max.add(row).read(), part.row_max.add(row).read());
+            let row_max = if b > a { b } else { a };
+            total.row_max.add(row).write(row_max);
+            let (a, b) = (V::splat(a - row_max).exp(), V::splat(b - row_max).exp());
+            for c in (0..padded).step_by(LANES) {
+                let (x, y) = (total.o.add(row * padded + c), part.o.add(row * padded + c));
+                V::load(x).mul_add(a, V::load(y).mul(b)).store(x);
+            }
+            let (x, y) = (total.sums.add(row * LANES), part.sums.add(row * LANES));
             V::load(x).mul_add(a, V::load(y).mul(b)).store(x);
         }
-        let (x, y) = (total.sums.add(row * LANES), part.sums.add(row * LANES));
-        V::load(x).mul_add(a, V::load(y).mul(b)).store(x);
     }
 }
 
 /// Divides each row's output by its sum of exponentials and stores output and log-sum-exp.
 #[inline(always)]
 unsafe fn finish<V: Vector, T: Element>(tile: &RowTile<'_, T>, state: SoftmaxState) {
-    let s = tile.sequence;
-    let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
-    for row in 0..tile.rows {
-        let sum = V::load(state.sums.add(row * LANES)).sum();
-        let line = state.o.add(row * padded);
-        for c in (0..padded).step_by(LANES) {
-            V::load(line.add(c)).div(V::splat(sum)).store(line.add(c));
-        }
-        let head = s.head_index(tile.first + row);
-        store_row_rounded(line, d, s.o.add(head * d));
-        if !s.lse.is_null() {
-            let lse = state.row_max.add(row).read() as f64 + (sum as f64).ln();
-            s.lse.add(head).write(lse as f32);
+    for (i, s) in tile.sequences.iter().enumerate() {
+        let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
+        let state = state.of_rows_from(i * tile.rows, d);
+        for row in 0..tile.rows {
+            let sum = V::load(state.sums.add(row * LANES)).sum();
+            let line = state.o.add(row * padded);
+            for c in (0..padded).step_by(LANES) {
+                V::load(line.add(c)).div(V::splat(sum)).store(line.add(c));
+            }
+            let head = s.head_index(tile.first + row);
+            store_row_rounded(line, d, s.o.add(head * d));
+            if !s.lse.is_null() {
+                let lse = state.row_max.add(row).read() as f64 + (sum as f64).ln();
+                s.lse.add(head).write(lse as f32);
+            }
         }
     }
 }

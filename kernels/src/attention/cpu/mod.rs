@@ -1,8 +1,8 @@
 //! Attention on device `cpu`: splits a launch into tasks for the thread team.
 //!
 //! A forward task computes a tile of query rows of one key head ([`forward`]). If there are few tiles, as in
-//! decoding, a task computes one segment of 512 keys of a tile, and a second pass merges the segments. A backward
-//! task computes the gradients of a block of 64 keys or of a chunk of 64 query rows ([`backward`]). All matrix
+//! decoding, a task computes one segment of 512 keys of a tile, and a second pass merges the segments. Sequences that
+//! share their first pages of the KV cache, as completions of one prompt do, have a tile together. A backward task computes the gradients of a block of 64 keys or of a chunk of 64 query rows ([`backward`]). All matrix
 //! products use [`product`], which is written once for every instruction set of [`vector`]; only [`tiles`] has code
 //! of its own. [`load`] has the layouts of the operands.
 #![allow(unsafe_code)]
@@ -13,6 +13,8 @@ mod forward;
 mod load;
 mod product;
 mod sequence;
+#[cfg(test)]
+mod tests;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 mod vector;
@@ -79,64 +81,49 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
     kv_heads: usize,
     sequence: impl Fn(usize, usize) -> SequenceArrays<'a, T> + Sync,
 ) {
-    let rows: Vec<usize> = (0..seqs).map(|seq| sequence(seq, 0).query_row_count()).collect();
-    // Every tile loads its keys again, so larger tiles are better while there are enough of them for all threads.
-    let (mut height, all) = (MAX_QUERY_ROWS_PER_TILE, rows.iter().sum::<usize>() * kv_heads);
-    while height > MAX_QUERY_ROWS_PER_TILE / 8 && all / height < 4 * team.threads() {
-        height /= 2;
-    }
-    let mut tiles = Vec::new();
-    for (seq, rows) in rows.into_iter().enumerate() {
-        tiles.extend((0..rows).step_by(height).map(|first| (seq, first, height.min(rows - first))));
-    }
-    // The last tiles of a causal sequence take longest. Each thread begins with the last ones of its share, so that all
-    // end at about the same time. It keeps the rows that it has computed in the launches before.
-    for thread in 0..team.threads() {
-        let share = team.share(thread, tiles.len());
-        tiles[share].reverse();
-    }
+    let tiles = tiles_of(team, seqs, kv_heads, |seq| sequence(seq, 0));
     let tasks = tiles.len() * kv_heads;
+    let sequences_of = |task: usize| -> Vec<_> {
+        tiles[task / kv_heads].sequences.clone().map(|seq| sequence(seq, task % kv_heads)).collect()
+    };
     let mut parts = Vec::new();
     if team.threads() > 1 && tasks < 2 * team.threads() {
         // With few tiles, as in decoding, each segment of a tile becomes a task.
         let mut offset = 0;
         for task in 0..tasks {
-            let (seq, first, rows) = tiles[task / kv_heads];
-            let s = sequence(seq, task % kv_heads);
-            for index in 0..(RowTile { sequence: &s, first, rows, next: None }).segment_count() {
+            let sequences = sequences_of(task);
+            let tile = tiles[task / kv_heads].of(&sequences);
+            for index in 0..tile.segment_count() {
                 parts.push((task, index, offset));
-                offset += SoftmaxState::element_count(rows, s.head_dim);
+                offset += SoftmaxState::element_count(tile.row_count(), sequences[0].head_dim);
             }
         }
     }
     if parts.len() <= tasks {
         team.run(tasks, |task| {
-            let (seq, first, rows) = tiles[task / kv_heads];
-            let s = sequence(seq, task % kv_heads);
             // A thread takes the tasks of its share in ascending order.
-            let (next_seq, next_first, next_rows) = tiles[(task + 1) % tasks / kv_heads];
-            let next = sequence(next_seq, (task + 1) % kv_heads);
-            let next = RowTile { sequence: &next, first: next_first, rows: next_rows, next: None };
-            with_scratch(forward::scratch_element_count(rows, s.head_dim), |scratch| {
-                let tile = RowTile { sequence: &s, first, rows, next: Some(&next) };
-                // SAFETY: the sequence's pointers cover its rows and keys; tiles do not overlap.
+            let (sequences, next) = (sequences_of(task), sequences_of((task + 1) % tasks));
+            let next = tiles[(task + 1) % tasks / kv_heads].of(&next);
+            let tile = RowTile { next: Some(&next), ..tiles[task / kv_heads].of(&sequences) };
+            with_scratch(forward::scratch_element_count(tile.row_count(), sequences[0].head_dim), |scratch| {
+                // SAFETY: the sequences' pointers cover their rows and keys; tiles do not overlap.
                 unsafe { dispatch(isa, TileTask { tile: &tile, scratch }) }
             });
         });
         return;
     }
     let len = parts.last().map_or(0, |&(task, _, offset)| {
-        offset + SoftmaxState::element_count(tiles[task / kv_heads].2, sequence(0, 0).head_dim)
+        let sequences = sequences_of(task);
+        offset + SoftmaxState::element_count(tiles[task / kv_heads].of(&sequences).row_count(), sequences[0].head_dim)
     });
     let mut memory = vec![Line([0.0; LANES]); len.div_ceil(LANES)];
     let states = Shared(memory.as_mut_ptr().cast());
     team.run(parts.len(), |part| {
         let (task, index, offset) = parts[part];
-        let (seq, first, rows) = tiles[task / kv_heads];
-        let s = sequence(seq, task % kv_heads);
-        with_scratch(forward::scratch_element_count(rows, s.head_dim), |scratch| {
-            let tile = RowTile { sequence: &s, first, rows, next: None };
-            // SAFETY: the sequence's pointers cover its rows and keys; every part has a state of its own.
+        let sequences = sequences_of(task);
+        let tile = tiles[task / kv_heads].of(&sequences);
+        with_scratch(forward::scratch_element_count(tile.row_count(), sequences[0].head_dim), |scratch| {
+            // SAFETY: the sequences' pointers cover their rows and keys; every part has a state of its own.
             unsafe { dispatch(isa, SegmentTask { tile: &tile, index, state: states.at(offset), scratch }) }
         });
     });
@@ -144,13 +131,74 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
         parts.iter().filter(|(_, index, _)| *index == 0).map(|&(task, _, offset)| (task, offset)).collect();
     team.run(firsts.len(), |i| {
         let (task, offset) = firsts[i];
-        let (seq, first, rows) = tiles[task / kv_heads];
-        let s = sequence(seq, task % kv_heads);
-        let tile = RowTile { sequence: &s, first, rows, next: None };
-        // SAFETY: the sequence's pointers cover its rows; the parts of a tile are adjacent from `offset` on, and were
-        // filled above.
+        let sequences = sequences_of(task);
+        let tile = tiles[task / kv_heads].of(&sequences);
+        // SAFETY: the sequences' pointers cover their rows; the parts of a tile are adjacent from `offset` on, and
+        // were filled above.
         unsafe { dispatch(isa, MergeTask { tile: &tile, states: states.at(offset) }) }
     });
+}
+
+/// The rows of a [`RowTile`], for any key head.
+struct Tile {
+    sequences: std::ops::Range<usize>,
+    first: usize,
+    rows: usize,
+}
+
+impl Tile {
+    /// Returns the rows for one key head, given the arrays of the tile's sequences for it.
+    fn of<'a, T>(&self, sequences: &'a [SequenceArrays<'a, T>]) -> RowTile<'a, T> {
+        RowTile { sequences, first: self.first, rows: self.rows, next: None }
+    }
+}
+
+/// Divides the query rows of `seqs` sequences into tiles, in the order in which the threads compute them.
+fn tiles_of<'a, T>(
+    team: &Team,
+    seqs: usize,
+    kv_heads: usize,
+    sequence: impl Fn(usize) -> SequenceArrays<'a, T>,
+) -> Vec<Tile> {
+    let sequences: Vec<_> = (0..seqs).map(sequence).collect();
+    let rows = |seq: usize| sequences[seq].query_row_count();
+    // Every tile loads its keys again, so larger tiles are better while there are enough of them for all threads.
+    let (mut height, all) = (MAX_QUERY_ROWS_PER_TILE, (0..seqs).map(rows).sum::<usize>() * kv_heads);
+    while height > MAX_QUERY_ROWS_PER_TILE / 8 && all / height < 4 * team.threads() {
+        height /= 2;
+    }
+    // Sequences with one tile and the same first block of keys get a tile together, if every thread still has work.
+    let segments: usize = sequences.iter().map(|s| s.keys.div_ceil(forward::SEGMENT_KEYS)).sum();
+    let mut tiles = Vec::new();
+    let mut seq = 0;
+    while seq < seqs {
+        let rows = rows(seq);
+        let others = sequences[seq + 1..].iter();
+        let sharing = others.take_while(|s| s.query_row_count() == rows && sequences[seq].shares_block(0, s)).count();
+        let most = (segments * kv_heads / team.threads()).min(MAX_QUERY_ROWS_PER_TILE / rows.max(1)).max(1);
+        if rows > height || sharing == 0 || most == 1 {
+            tiles.extend((0..rows).step_by(height).map(|first| Tile {
+                sequences: seq..seq + 1,
+                first,
+                rows: height.min(rows - first),
+            }));
+            seq += 1;
+            continue;
+        }
+        // All tiles of the group have nearly the same number of sequences.
+        let (group, count) = (1 + sharing, (1 + sharing).div_ceil(most));
+        for i in 0..count {
+            tiles.push(Tile { sequences: seq + i * group / count..seq + (i + 1) * group / count, first: 0, rows });
+        }
+        seq += group;
+    }
+    // The last tiles of a causal sequence take longest. Each thread begins with the last ones of its share, so that all
+    // end at about the same time. It keeps the rows that it has computed in the launches before.
+    for thread in 0..team.threads() {
+        let share = team.share(thread, tiles.len());
+        tiles[share].reverse();
+    }
+    tiles
 }
 
 /// # Safety

@@ -98,6 +98,16 @@ impl<'a, T> SequenceArrays<'a, T> {
         }
     }
 
+    /// Tells whether the block of keys from `start` on is in the same pages as that of `other`, and all query rows of
+    /// both see all of it.
+    pub fn shares_block(&self, start: usize, other: &SequenceArrays<'_, T>) -> bool {
+        let end = start + BLOCK_KEYS;
+        let (Some((pages, page)), Some((other_pages, _))) = (self.table, other.table) else { return false };
+        let of_block = start / page..end.div_ceil(page);
+        let all_see = self.visible_key_count(0) >= end && other.visible_key_count(0) >= end;
+        all_see && pages[of_block.clone()] == other_pages[of_block]
+    }
+
     /// The sequence with a copy of the block of keys and values from `start` to at most `end`, if the prefix ends
     /// within this block. Only the keys of the block may be read from it: `k` and `v` point before the copy.
     ///

@@ -65,6 +65,45 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    /// The outputs of sequences that share pages equal, bit for bit, those of each sequence alone: whichever of them
+    /// share how many pages, on any number of threads.
+    #[test]
+    fn sequences_that_share_pages_have_the_bits_of_each_alone_on_a_cpu(
+        model in models(),
+        prompt in prop::sample::select(vec![63usize, 64, 100, 128, 191, 520, 1030]),
+        // For each sequence: keys after the prompt, new tokens, and the part of the prompt's pages that it shares.
+        sequences in prop::collection::vec((1usize..80, 1usize..3, 0usize..4), 2..12),
+        threads in 1usize..5,
+        seed in 0usize..1000,
+    ) {
+        let start = Tokens::new(&model, prompt, seed as u64);
+        let all: Vec<Tokens> = sequences.iter().enumerate().map(|(n, &(own, ..))| {
+            let mut tokens = Tokens::new(&model, prompt + own, 3 + n as u64);
+            tokens.k[..start.k.len()].copy_from_slice(&start.k);
+            tokens.v[..start.v.len()].copy_from_slice(&start.v);
+            tokens
+        }).collect();
+        let batch: Vec<_> = all.iter().zip(&sequences).map(|(t, &(own, new, _))| (t, t.len, new.min(own))).collect();
+        let page = 16 << (seed % 5);
+        let owner = |n: usize, i: usize| {
+            let (.., part) = sequences[n];
+            let shared = [0, 64.min(prompt), prompt, prompt][part];
+            if (i + 1) * page <= shared { 0 } else { n }
+        };
+        let (got, got_lse) = paged_with_shared_pages(&model, &batch, threads, seed, owner);
+        let (mut want, mut want_lse) = (Vec::new(), Vec::new());
+        for sequence in &batch {
+            let (o, lse) = paged_with_shared_pages(&model, &[*sequence], 1, seed, |n, _| n);
+            want.extend(o);
+            want_lse.extend(lse);
+        }
+        prop_assert!(got == want, "o");
+        prop_assert!(got_lse == want_lse, "lse");
+    }
+}
+
 /// A paged launch of a prompt and a packed launch give the same bits. Other checks compare the packed launch with the
 /// formula.
 #[test]
