@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use grpo_run::{grpo, training_folder};
 use serde_json::{Value, json};
-use support::{check_page, golden, metrics_without_times, reel, run, run_in};
+use support::{check_page, golden, metrics_without_times, read_metrics, reel, run, run_in};
 
 /// The options that continue the run in `out` after a kill: from its last checkpoint, or again if it has none yet.
 fn again(out: &Path) -> &'static [&'static str] {
@@ -280,6 +280,32 @@ fn best_checkpoint_is_named_and_kept() {
     want.sort();
     want.dedup();
     assert_eq!(kept, want);
+}
+
+#[test]
+fn the_recipes_bound_the_log_ratio_of_the_kl_term() {
+    let w = training_folder();
+    fs::write(w.path().join("given.jsonl"), "{\"row\":0,\"completions\":[[5,6,460],[7,8,9,460]],\"rewards\":[0,1]}\n")
+        .expect("written");
+    // Steps this large move the policy so far from the reference that the bound counts.
+    let fixed = "grpo --model tiny --data rows.jsonl --rollouts given.jsonl --num-generations 2 \
+                 --per-device-train-batch-size 2 --max-steps 3 --max-completion-length 8 --learning-rate 0.3 \
+                 --lr-scheduler-type constant --quiet --parity";
+    let losses = |parity: &str| -> Vec<f64> {
+        run_in(w.path(), fixed.split_whitespace().chain([parity, "--out", parity])).ok();
+        read_metrics(&w.path().join(parity)).iter().map(|step| step["loss"].as_f64().expect("a loss")).collect()
+    };
+    let (videorft, video_r1, paper) = (losses("videorft"), losses("video-r1"), losses("paper"));
+    assert_eq!(videorft, video_r1);
+    assert!(paper[2] > 2.0 * videorft[2], "{paper:?} {videorft:?}");
+}
+
+#[test]
+fn a_resumed_run_may_wait_longer_for_its_reward() {
+    let w = training_folder();
+    let run = |more: &[&str]| run_in(w.path(), grpo("out", more));
+    run(&["--max-steps", "1", "--reward-timeout", "30"]).ok();
+    run(&["--max-steps", "2", "--reward-timeout", "60", "--resume-from-checkpoint", "last"]).ok();
 }
 
 #[test]

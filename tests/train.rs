@@ -202,6 +202,23 @@ fn resumed_run_equals_uninterrupted_run() {
 }
 
 #[test]
+fn progress_that_nobody_can_read_does_not_end_a_run() {
+    let w = training_folder(4);
+    let args = "sft --model tiny --data rows.jsonl --learning-rate 1e-3 --max-steps 12 --logging-steps 1 --out";
+    let run = |out: &str, stderr: Stdio| {
+        let mut command = reel();
+        command.current_dir(w.path()).args(args.split(' ')).arg(out).stdout(Stdio::null()).stderr(stderr);
+        command.spawn().expect("the binary starts")
+    };
+    let mut closed = run("closed", Stdio::piped());
+    drop(closed.stderr.take());
+    assert!(closed.wait().expect("it ends").success());
+    let full = fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+    assert!(run("full", full.into()).wait().expect("it ends").success());
+    same_results(&w.path().join("closed"), &w.path().join("full"), "checkpoint-12");
+}
+
+#[test]
 fn second_run_in_a_folder_is_refused() {
     let w = training_folder(9);
     let out = w.path().join("out");
@@ -417,6 +434,21 @@ fn media(folder: &Path) {
     for (from, to) in [(video, "good.mp4"), (image, "good.png")] {
         fs::copy(&from, folder.join(to)).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
     }
+}
+
+#[test]
+fn a_step_without_media_leaves_the_vision_tower_alone() {
+    let w = training_folder(2);
+    media(w.path());
+    let text = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
+    fs::write(w.path().join("rows.jsonl"), about("image", "good.png") + &text).expect("written");
+    let options = "--no-shuffle --gradient-accumulation-steps 1 --max-steps 3 --media-root . --lora-r 2 \
+                   --lora-target-modules qkv";
+    sft(w.path(), "out", &options.split_whitespace().collect::<Vec<_>>()).ok();
+    let steps = read_metrics(&w.path().join("out"));
+    let norms: Vec<f64> = steps.iter().map(|step| step["grad_norm"].as_f64().expect("a norm")).collect();
+    assert!(norms[0] > 0.0 && norms[1..] == [0.0, 0.0], "{norms:?}");
+    assert_eq!(steps[0]["hash"], steps[2]["hash"]);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::{Result, TrainError};
 pub struct CompletionTokens {
     /// All token ids, the end token included.
     pub ids: Vec<TokenId>,
-    /// Number of tokens, from the first, that the loss counts: up to and including the first end token; 0 if
+    /// Number of tokens, from the first, that the loss counts: up to and including the first `<|im_end|>`; 0 if
     /// `--mask-truncated-completions` excludes the completion.
     #[serde(rename = "counted")]
     pub learned_len: usize,
@@ -32,13 +32,23 @@ pub struct CompletionTokens {
     pub log_probs: Vec<f32>,
 }
 
+/// The tokens that end a completion.
+#[derive(Clone, Debug, Default)]
+pub struct EndTokens {
+    /// `<|im_end|>`, which ends a turn. What follows it in a given completion is not learned.
+    pub turn: Option<TokenId>,
+    /// The tokens at which sampling stops, `<|im_end|>` mostly included.
+    pub stop: Vec<TokenId>,
+}
+
 impl CompletionTokens {
-    /// A completion whose loss counts the tokens up to the first of `stop_token_ids`. If it has none of them, the
-    /// loss counts all tokens or, with `mask_truncated`, none.
-    pub fn new(ids: Vec<TokenId>, log_probs: Vec<f32>, stop_token_ids: &[TokenId], mask_truncated: bool) -> Self {
-        let learned_len = match ids.iter().position(|id| stop_token_ids.contains(id)) {
+    /// A completion whose loss counts the tokens up to the first `<|im_end|>`, or all if there is none. With
+    /// `mask_truncated` it counts none of a completion without `<|im_end|>` that no other end token ends.
+    pub fn new(ids: Vec<TokenId>, log_probs: Vec<f32>, ends: &EndTokens, mask_truncated: bool) -> Self {
+        let is_stopped = ids.last().is_some_and(|id| ends.stop.contains(id));
+        let learned_len = match ids.iter().position(|&id| Some(id) == ends.turn) {
             Some(end) => end + 1,
-            None if mask_truncated => 0,
+            None if mask_truncated && !is_stopped => 0,
             None => ids.len(),
         };
         Self { ids, learned_len, log_probs }
@@ -184,10 +194,10 @@ struct StoredGroup {
 }
 
 /// Makes a group of each prompt, with the completions and rewards that the `--rollouts` file gives for it.
-pub(crate) fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, stop_token_ids: &[TokenId]) -> Vec<Group> {
+pub(crate) fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, ends: &EndTokens) -> Vec<Group> {
     let group = |mut prompt: Prompt| {
         let line = prompt.given.take().unwrap_or_default();
-        let tokens = |ids| CompletionTokens::new(ids, Vec::new(), stop_token_ids, options.mask_truncated_completions);
+        let tokens = |ids| CompletionTokens::new(ids, Vec::new(), ends, options.mask_truncated_completions);
         Group {
             prompt: Arc::new(prompt),
             completions: line.completions.into_iter().map(tokens).collect(),
@@ -196,4 +206,25 @@ pub(crate) fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, stop
         }
     };
     prompts.into_iter().map(group).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loss_counts_a_completion_up_to_its_first_end_of_turn() {
+        let ends = EndTokens { turn: Some(9), stop: vec![9, 8] };
+        let learned = |ids: &[TokenId], mask| CompletionTokens::new(ids.to_vec(), Vec::new(), &ends, mask).learned_len;
+        for mask in [false, true] {
+            assert_eq!(learned(&[1, 9, 2, 9], mask), 2);
+            // Another end token ends only what was sampled.
+            assert_eq!(learned(&[1, 8, 2, 9], mask), 4);
+            assert_eq!(learned(&[1, 2, 8], mask), 3);
+        }
+        assert_eq!(learned(&[1, 2], false), 2);
+        assert_eq!(learned(&[1, 8, 2], false), 3);
+        assert_eq!(learned(&[1, 2], true), 0);
+        assert_eq!(learned(&[], true), 0);
+    }
 }

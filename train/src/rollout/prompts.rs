@@ -9,6 +9,7 @@ use reel_model::input::{Conversation, MediaOptions, ModelFolder, ModelInput, Sec
 use serde_json::{Map, Value};
 
 use super::given::{RolloutFile, RolloutLine};
+use super::group::EndTokens;
 use super::scorer;
 use crate::data::dataset::{DataFile, Dataset};
 use crate::data::feed::SampleSource;
@@ -85,9 +86,9 @@ impl PromptSource {
         })
     }
 
-    /// The token ids that end a completion (end tokens).
-    pub fn stop_token_ids(&self) -> &[u32] {
-        self.bundle.stop_token_ids()
+    /// The tokens that end a completion.
+    pub fn end_tokens(&self) -> EndTokens {
+        EndTokens { turn: self.bundle.tokenizer.token_to_id("<|im_end|>"), stop: self.bundle.stop_token_ids().to_vec() }
     }
 
     pub(crate) fn config(&self) -> &ModelConfig {

@@ -158,7 +158,7 @@ pub(crate) fn read_recorded_groups(
 ) -> Result<Vec<Group>> {
     let path = rollouts_file_path(folder, step);
     let text = input::read_text(&path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(&path, e))?;
-    let mut groups = Vec::new();
+    let (mut groups, ends) = (Vec::new(), prompts.end_tokens());
     for (number, line) in (1..).zip(text.lines()) {
         let damaged = |what: String| {
             TrainError::output(
@@ -181,7 +181,7 @@ pub(crate) fn read_recorded_groups(
             ));
         }
         let mask_truncated = options.mask_truncated_completions;
-        let tokens = |(ids, log_probs)| CompletionTokens::new(ids, log_probs, prompts.stop_token_ids(), mask_truncated);
+        let tokens = |(ids, log_probs)| CompletionTokens::new(ids, log_probs, &ends, mask_truncated);
         if r.used {
             groups.push(Group {
                 prompt: Arc::new(prompts.prompt(r.row)?),

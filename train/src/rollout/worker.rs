@@ -77,7 +77,7 @@ impl<'a> RolloutWorker<'a> {
             sampler: CompletionSampler::new(
                 engine,
                 setup.options,
-                prompts.stop_token_ids(),
+                &prompts.end_tokens().stop,
                 setup.seed,
                 lender,
                 trainer,
@@ -175,8 +175,8 @@ impl<'a> RolloutWorker<'a> {
 
     /// The group of a rollout, without rewards and advantages.
     fn group(&self, rollout: &Rollout) -> Group {
-        let (stop_token_ids, mask) = (self.prompts.stop_token_ids(), self.options.mask_truncated_completions);
-        let tokens = |c: &Completion| CompletionTokens::new(c.ids.clone(), c.log_probs.clone(), stop_token_ids, mask);
+        let (ends, mask) = (self.prompts.end_tokens(), self.options.mask_truncated_completions);
+        let tokens = |c: &Completion| CompletionTokens::new(c.ids.clone(), c.log_probs.clone(), &ends, mask);
         Group {
             prompt: rollout.prompt.clone(),
             completions: rollout.completions.iter().map(tokens).collect(),

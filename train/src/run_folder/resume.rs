@@ -97,7 +97,7 @@ pub struct RunState {
 
 /// Options that a resumed run may change. Either they do not influence the resulting weights, or they are paths and
 /// the fingerprint of the file is compared instead.
-const NOT_COMPARED: [&str; 29] = [
+const NOT_COMPARED: [&str; 30] = [
     "model",
     "data",
     "media_root",
@@ -114,6 +114,7 @@ const NOT_COMPARED: [&str; 29] = [
     "quarantine",
     "rollouts",
     "reward_env",
+    "reward_timeout",
     "serve",
     "serve_kv_memory",
     "serve_share",

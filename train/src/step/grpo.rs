@@ -60,7 +60,7 @@ pub(crate) fn step(
         let learned = ForwardOptions { rows: Some(&packed.positions), known: known.as_ref(), ..Default::default() };
         let hidden = t.model.forward(&cx, &packed.batch, learned)?; // [L, H]
         let (log_probs, entropy) = log_probs_with_entropy(&cx, &t.model, &hidden, &packed, options)?; // [L] each
-        stats.entropy.push(mean(&entropy.to_f32()?.into_iter().map(f64::from).collect::<Vec<_>>()));
+        stats.add_entropy(&entropy.to_f32()?);
         let inputs = grpo_inputs(&t.device, options, groups, &packed, &loss_weights, set.old_and_ref_log_probs(i))?;
         let (loss, loss_stats) = ops::grpo_loss(&cx, &log_probs, &inputs)?; // [1], [completions, 4]
         if first {
@@ -70,7 +70,7 @@ pub(crate) fn step(
         }
         drop((hidden, log_probs));
         part("backward");
-        cx.backward(&loss, 1.0, &mut t.grads)?;
+        t.backward(&cx, &loss, 1.0)?;
         stats.add(&packed.batch, loss.to_f32()?[0], &loss_stats.to_f32()?, options.importance_sampling_level);
     }
     part("optimizer");
@@ -161,9 +161,9 @@ fn grpo_inputs(
         epsilon_low: options.epsilon as f32,
         epsilon_high: options.epsilon_high() as f32,
         beta: options.beta as f32,
-        // VideoRFT's code limits the log ratio between reference and policy to ±10 in the KL term; TRL's code does
-        // not.
-        kl_limit: if options.parity == Recipe::Videorft { 10.0 } else { f32::INFINITY },
+        // The code of VideoRFT and of Video-R1 limits the log ratio between reference and policy to ±10 in the KL term;
+        // TRL's code does not.
+        kl_limit: if options.parity == Recipe::Paper { f32::INFINITY } else { 10.0 },
     })
 }
 
@@ -221,7 +221,7 @@ impl LossWeights {
     }
 }
 
-/// Statistics of the micro-batches of a step.
+/// Statistics of the micro-batches of a step. Means over tokens leave out micro-batches without learned tokens.
 #[derive(Default)]
 struct StepStats {
     losses: Vec<f32>,
@@ -240,16 +240,22 @@ impl StepStats {
     fn add(&mut self, batch: &Batch, loss: f32, loss_stats: &[f32], level: ImportanceSamplingLevel) {
         let rows: &[[f32; 4]] = loss_stats.as_chunks().0;
         let sum = |column: usize| rows.iter().map(|row| f64::from(row[column])).sum::<f64>();
-        let tokens = sum(3).max(1.0);
+        let tokens = sum(3);
         self.losses.push(loss);
-        self.kl.push(sum(1) / tokens);
-        self.clipped.push(match level {
-            ImportanceSamplingLevel::Token => sum(2) / tokens,
+        self.kl.extend((tokens > 0.0).then(|| sum(1) / tokens));
+        self.clipped.extend(match level {
+            ImportanceSamplingLevel::Token => (tokens > 0.0).then(|| sum(2) / tokens),
             ImportanceSamplingLevel::Sequence => {
-                rows.iter().filter(|row| row[2] > 0.0).count() as f64 / rows.len() as f64
+                Some(rows.iter().filter(|row| row[2] > 0.0).count() as f64 / rows.len() as f64)
             }
         });
         self.tokens += batch.token_count();
+    }
+
+    /// Adds the mean of the entropies of a micro-batch's learned tokens.
+    fn add_entropy(&mut self, entropies: &[f32]) {
+        let entropies: Vec<f64> = entropies.iter().copied().map(f64::from).collect();
+        self.entropy.extend((!entropies.is_empty()).then(|| mean(&entropies)));
     }
 
     /// Compares the log-probabilities of the learned tokens in training (`now`, all completions concatenated) with
@@ -286,5 +292,18 @@ impl StepStats {
             rollout_drift: self.drift.map(f64::from),
             ..set.metrics.clone()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_micro_batch_without_learned_tokens_does_not_lower_the_entropy() {
+        let mut stats = StepStats::default();
+        stats.add_entropy(&[1.0, 3.0]);
+        stats.add_entropy(&[]);
+        assert_eq!(mean(&stats.entropy), 2.0);
     }
 }

@@ -34,7 +34,7 @@ pub fn step(
         let log_probs = ops::linear_log_prob(&cx, &hidden, t.model.text.lm_head()?, &packed.targets, 1.0)?; // [L]
         let loss = ops::weighted_sum(&cx, &log_probs, &packed.weights)?; // −1/L · Σ log p
         part("backward");
-        cx.backward(&loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32, &mut t.grads)?;
+        t.backward(&cx, &loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32)?;
         losses.push(loss.to_f32()?[0]);
         tokens += packed.batch.token_count();
     }

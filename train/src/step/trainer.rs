@@ -12,7 +12,7 @@ use reel_model::lora::{Adapter, AdapterSource, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::optim::AdamW;
-use reel_runtime::{Checkpointing, DType, Device, Grads, MemoryCategory, Tensor};
+use reel_runtime::{Checkpointing, Cx, DType, Device, Grads, MemoryCategory, RuntimeError, Tensor};
 
 use crate::data::sample::Sample;
 use crate::reporting::metrics::GrpoMetrics;
@@ -115,6 +115,18 @@ impl Trainer {
         })?;
         device.reset_peak();
         Ok(Self { device: device.clone(), dtype, model, optimizer, grads, hyperparameters, checkpointing })
+    }
+
+    /// Adds the gradients of `scale` times `loss` to those of the step. The loss of a micro-batch without media depends on
+    /// no trained parameter if only the vision tower or its adapters are trained; it adds nothing.
+    ///
+    /// # Errors
+    /// The model has no trained parameter at all; the device fails.
+    pub(crate) fn backward(&mut self, cx: &Cx, loss: &Tensor, scale: f32) -> Result<()> {
+        match cx.backward(loss, scale, &mut self.grads) {
+            Err(RuntimeError::NothingToTrain) if self.model.parameters().next().is_some() => Ok(()),
+            done => Ok(done?),
+        }
     }
 
     /// Like [`Self::new`], with the weight files in `folder`. Also returns these files, opened.

@@ -20,7 +20,7 @@ use crate::Result;
 use crate::data::feed::{DataPosition, MicroBatchFeed};
 use crate::data::length;
 use crate::options::{GrpoOptions, TrainingOptions};
-use crate::rollout::group::groups_from_file;
+use crate::rollout::group::{EndTokens, groups_from_file};
 use crate::rollout::sampler::CompletionSampler;
 use crate::rollout::siglip::SiglipScorer;
 use crate::rollout::{CompletionTokens, Group, Prompt, RolloutProducts, RolloutSet};
@@ -57,7 +57,7 @@ pub fn plan_rows_of_one_size(
         tokens.frames.videos.iter_mut().for_each(|video| video.data.fill(i as u8));
         Prompt::of_size(tokens)
     };
-    let mut counter = Counter::new(options, config, stored, dtype, device, &[])?;
+    let mut counter = Counter::new(options, config, stored, dtype, device, EndTokens::default())?;
     super::with_server(options, &counter.trainer.model.clone(), device, dtype, || {
         counter.count_set((0..options.groups_per_step()).map(prompt).collect())?;
         counter.plan(dtype)
@@ -80,7 +80,7 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
     let mut feed = MicroBatchFeed::new(prompts.clone(), order, batching, &position, 1, 2);
     let device = setup.device.dry_like();
     let config = prompts.config().clone();
-    let mut counter = Counter::new(options, &config, stored, setup.dtype, &device, prompts.stop_token_ids())?;
+    let mut counter = Counter::new(options, &config, stored, setup.dtype, &device, prompts.end_tokens())?;
     let (never, mut cursor) = (AtomicBool::new(false), StepRowCursor::default());
     super::with_server(options, &counter.trainer.model.clone(), &device, setup.dtype, || {
         for _ in 0..sets {
@@ -99,7 +99,7 @@ struct Counter<'a> {
     /// Samples completions; `None` with `--rollouts`, where they are given.
     sampler: Option<CompletionSampler<'a>>,
     siglip: Option<SiglipScorer>,
-    stop_token_ids: Vec<u32>,
+    ends: EndTokens,
     phases: PhaseCosts,
     steps: u64,
     tokens: u64,
@@ -114,7 +114,7 @@ impl<'a> Counter<'a> {
         stored: StoredDType,
         dtype: DType,
         device: &Device,
-        stop_token_ids: &[u32],
+        ends: EndTokens,
     ) -> Result<Self> {
         let mut trainer =
             Trainer::new(device, config, Weights::Uninitialised(stored), dtype, Hyperparameters::new(options, 1))?;
@@ -130,7 +130,7 @@ impl<'a> Counter<'a> {
                 // The engine allocates memory for banned end tokens only if completions have a minimum length. An end
                 // token of id 0 is replaced by id 1, because the dry device samples token 0 every time, which would
                 // end every completion.
-                let banned = if options.min_completion_length > 0 { stop_token_ids } else { &[] };
+                let banned = if options.min_completion_length > 0 { &ends.stop[..] } else { &[] };
                 let banned: Vec<u32> = banned.iter().map(|&id| id.max(1)).collect();
                 Some(CompletionSampler::new(engine, options, &banned, 0, DeviceLender::default(), &trainer))
             }
@@ -147,7 +147,7 @@ impl<'a> Counter<'a> {
             reference,
             sampler,
             siglip,
-            stop_token_ids: stop_token_ids.to_vec(),
+            ends,
             phases: PhaseCosts::default(),
             steps: 0,
             tokens: 0,
@@ -161,7 +161,7 @@ impl<'a> Counter<'a> {
         let mut products = None;
         let groups = match &self.sampler {
             None if prompts.iter().all(|prompt| prompt.has_given_completions()) => {
-                groups_from_file(self.options, prompts, &self.stop_token_ids)
+                groups_from_file(self.options, prompts, &self.ends)
             }
             None => prompts.into_iter().map(|prompt| self.group(prompt)).collect(),
             Some(_) => {

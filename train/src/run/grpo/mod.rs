@@ -149,7 +149,7 @@ impl GrpoLoop<'_> {
         let (options, lender) = (self.options, self.lender);
         let Some(worker) = &mut self.worker else {
             let batch = lender.during(|| cursor.next_micro_batch(&mut self.feed, self.stop))?;
-            let groups = |samples| group::groups_from_file(options, samples, self.rows.stop_token_ids());
+            let groups = |samples| group::groups_from_file(options, samples, &self.rows.end_tokens());
             return Ok(batch.map(|batch| RolloutSet::new(groups(batch.samples), options.scale_rewards)));
         };
         let mut ref_log_probs = Vec::new();

@@ -1,6 +1,7 @@
 //! Shared prefixes (`--shared-prefix`) give the same loss and gradients with fewer tokens.
 
 use super::*;
+use crate::rollout::group::EndTokens;
 use crate::rollout::{CompletionTokens, Group, Prompt};
 use crate::run::DeviceLender;
 use crate::step::packing::PackedGroups;
@@ -56,7 +57,7 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
         .map(|line| crate::data::feed::SampleSource::sample(&prompts, line).unwrap())
         .collect();
     let mut set =
-        RolloutSet::new(group::groups_from_file(options, samples, prompts.stop_token_ids()), options.scale_rewards);
+        RolloutSet::new(group::groups_from_file(options, samples, &prompts.end_tokens()), options.scale_rewards);
     let config = ModelConfig::open(&model).unwrap();
     let hyperparameters = crate::step::hyperparameters::Hyperparameters::new(options, 1);
     let (mut trainer, _files) = Trainer::open(&case.device, &config, &model, DType::F32, hyperparameters).unwrap();
@@ -95,7 +96,7 @@ fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
         columns: serde_json::Map::new(),
         given: None,
     };
-    let completion = |&n: &usize| CompletionTokens::new(vec![2; n], Vec::new(), &[], false);
+    let completion = |&n: &usize| CompletionTokens::new(vec![2; n], Vec::new(), &EndTokens::default(), false);
     let group = Group {
         prompt: Arc::new(prompt),
         completions: completions.iter().map(completion).collect(),
