@@ -95,7 +95,7 @@ pub fn print_usage_error(e: &clap::Error, parser: &Command) -> ExitCode {
         return ExitCode::from(WRONG_OPTIONS);
     }
     let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
-    eprintln!("error: {}", redact_urls(&usage_line(e, parser, words)));
+    reel_diagnostic::note!("error: {}", redact_urls(&usage_line(e, parser, words)));
     ExitCode::from(WRONG_OPTIONS)
 }
 

@@ -49,7 +49,9 @@ pub fn warn_of_unusable_solutions<T>(
     let count = 1 + faults.count();
     if !quiet {
         let of = rows.len();
-        eprintln!("warning: the scores of {count} of {of} rows say nothing about their answers; the first: {first}");
+        reel_diagnostic::note!(
+            "warning: the scores of {count} of {of} rows say nothing about their answers; the first: {first}"
+        );
     }
     count
 }

@@ -116,7 +116,7 @@ impl<'c> Predictor<'c> {
             return Ok(done);
         }
         if job.existing == ExistingOutput::Resume && !self.common.quiet {
-            eprintln!("{}", describe_resume(&file, rows, &self.device));
+            reel_diagnostic::note!("{}", describe_resume(&file, rows, &self.device));
         }
         let model = match self.model.take() {
             Some(model) => model,
@@ -213,5 +213,7 @@ fn generation_error(model: &LoadedModel, e: TrainError) -> anyhow::Error {
 pub fn warn_of_unusable_rows(data: &Path, count: usize, rows: usize, first: &TrainError) {
     let (data, first) = (data.display().to_string(), first.to_string());
     let (data, first) = (escape_controls(&data), escape_controls(&first));
-    eprintln!("{data}: {count} of {rows} rows cannot be used and get a line with their error; the first: {first}");
+    reel_diagnostic::note!(
+        "{data}: {count} of {rows} rows cannot be used and get a line with their error; the first: {first}"
+    );
 }

@@ -1,6 +1,7 @@
 //! Command line options that name a model and a prompt. The prompt is a file of chat messages, or a question about a
 //! video or an image.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -123,7 +124,12 @@ pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
             printed = Instant::now();
             let of = p.total.map_or(String::new(), |t| format!(" of {:.1}", t as f64 / 1e6));
             let end = if p.total == Some(p.done) { "\n" } else { "" };
-            eprint!("\rdownloading {}: {:.1}{of} MB{end}", escape_controls(p.file), p.done as f64 / 1e6);
+            let _ = write!(
+                std::io::stderr(),
+                "\rdownloading {}: {:.1}{of} MB{end}",
+                escape_controls(p.file),
+                p.done as f64 / 1e6
+            );
         }
     };
     Ok(resolve(model, &mut progress)?)
@@ -229,7 +235,10 @@ pub fn media_options(
     let trained = trained_folder.and_then(TrainingMediaSettings::find).filter(|_| media.profile.is_none());
     if let Some(trained) = trained.as_ref().filter(|_| says_so) {
         let file = trained.file.display().to_string();
-        eprintln!("frames and pixels as in training: {trained} (from {}; flags win)", escape_controls(&file));
+        reel_diagnostic::note!(
+            "frames and pixels as in training: {trained} (from {}; flags win)",
+            escape_controls(&file)
+        );
     }
     let profile = trained.as_ref().map_or(media, |trained| &trained.flags).profile(MediaProfile::Qwen)?;
     Ok(MediaOptions {

@@ -102,7 +102,7 @@ impl ReplayArgs {
         let run = output_folder::read_run_json(out)?;
         resolved.with_setup(|setup| {
             if let Some(warning) = difference_in_bits(&run, setup.device).filter(|_| !common.quiet && !common.json) {
-                eprintln!("warning: {}: {warning}", file.display());
+                reel_diagnostic::note!("warning: {}: {warning}", file.display());
             }
             Ok(redo(setup)?)
         })

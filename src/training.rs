@@ -159,7 +159,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             return self.check(check);
         }
         if self.options.max_steps == Some(0) && !self.common.quiet && !self.common.json {
-            eprintln!("--max-steps 0 sets no limit, as in TRL: the number of epochs decides");
+            reel_diagnostic::note!("--max-steps 0 sets no limit, as in TRL: the number of epochs decides");
         }
         let summary = self.with_setup(|setup| Ok(run(setup)?))?;
         let out = self.options.out.display();

@@ -79,7 +79,7 @@ impl RunServer {
     /// Ends the server after the run. Its error is a warning, because the run has done its work.
     pub fn finish(&self) {
         if let Err(e) = self.server.finish() {
-            eprintln!("warning: --serve: {e}");
+            reel_diagnostic::note!("warning: --serve: {e}");
         }
     }
 }
@@ -94,7 +94,7 @@ impl LiveServer for RunServer {
             e => TrainError::option("--serve", e.to_string(), "leave it out, or start again"),
         })?;
         if !self.quiet {
-            eprintln!("{}: listening on http://{address}", self.name);
+            reel_diagnostic::note!("{}: listening on http://{address}", self.name);
         }
         Ok(())
     }

@@ -3,13 +3,15 @@
 //! Every library error that a user can cause carries a [`Diagnostic`]. A caller that adds context (for example a file
 //! and a line before the name of a field) changes the fields of the diagnostic; it never parses the printed message.
 //!
-//! [`input`] opens the files that a user names; [`escape_controls`] makes text of unknown origin safe to print;
+//! [`note!`] prints a line about the work to stderr; [`input`] opens the files that a user names; [`escape_controls`] makes text of unknown origin safe to print;
 //! [`catch_panic`] turns a panic in a library that reads such files into an error.
 
 pub mod input;
+mod notes;
 mod panics;
 mod printable;
 
+pub use notes::print_note;
 pub use panics::{catch_panic, panic_is_caught};
 pub use printable::{escape_controls, escape_controls_in_json};
 

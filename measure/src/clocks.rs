@@ -90,7 +90,7 @@ impl ClockSampler {
         match found {
             Ok(gpu) => Some(ClockSampler::start(gpu, interval)),
             Err(why) => {
-                eprintln!("bench: power and clocks are not recorded: {why}");
+                reel_diagnostic::note!("bench: power and clocks are not recorded: {why}");
                 None
             }
         }

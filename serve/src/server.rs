@@ -238,7 +238,7 @@ fn reported_limits(wanted: ConnectionLimits) -> ConnectionLimits {
     let connections = usable_connections(wanted.connections);
     if connections < wanted.connections {
         let wanted = wanted.connections;
-        eprintln!(
+        reel_diagnostic::note!(
             "--max-connections: is {wanted}, and this user may open files for {connections}; raise ulimit -n for more"
         );
     }

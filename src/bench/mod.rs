@@ -512,7 +512,9 @@ impl OpArgs {
     /// fails, there are none, and stderr says why in one line.
     fn counters(&self, common: &CommonOptions) -> Vec<KernelCounters> {
         let Some(ncu) = counters::find_ncu() else {
-            eprintln!("bench: counters are not read: ncu is not installed (it comes with CUDA's Nsight Compute)");
+            reel_diagnostic::note!(
+                "bench: counters are not read: ncu is not installed (it comes with CUDA's Nsight Compute)"
+            );
             return Vec::new();
         };
         let mut arguments: Vec<String> =
@@ -523,7 +525,7 @@ impl OpArgs {
         arguments.extend(common.dtype.iter().flat_map(|dtype| ["--dtype".into(), dtype.to_dtype().name().to_string()]));
         let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
         counters::read_counters(&ncu, &program, &arguments).unwrap_or_else(|why| {
-            eprintln!("bench: counters are not read: {why}");
+            reel_diagnostic::note!("bench: counters are not read: {why}");
             Vec::new()
         })
     }

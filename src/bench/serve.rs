@@ -137,7 +137,7 @@ impl ServeArgs {
         let shows_progress = !common.quiet && output::stderr_is_terminal();
         let report = reel_loadgen::run(&settings, if shows_progress { progress_line() } else { Arc::new(|_| {}) });
         if shows_progress {
-            eprint!("\r\x1b[K");
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
         }
         let report = report.map_err(to_error)?;
         let record = record(&report);
@@ -156,7 +156,7 @@ impl ServeArgs {
             }
             _ => {
                 for note in report.notes().iter().filter(|_| !common.quiet) {
-                    eprintln!("warning: {}", reel_diagnostic::escape_controls(note));
+                    reel_diagnostic::note!("warning: {}", reel_diagnostic::escape_controls(note));
                 }
                 Ok(())
             }

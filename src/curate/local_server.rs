@@ -99,7 +99,7 @@ impl Drop for LocalServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         if let Some(Ok(Err(e))) = self.thread.take().map(JoinHandle::join) {
-            eprintln!("warning: the server of a local model: {e}");
+            reel_diagnostic::note!("warning: the server of a local model: {e}");
         }
     }
 }

@@ -112,14 +112,17 @@ impl Run<'_> {
         let concurrency = self.flags.endpoints.concurrency();
         if !is_quiet {
             let place = reel_diagnostic::redact_urls(place);
-            eprintln!("{stage}: {pending} requests to {} ({place}), {concurrency} at a time", model.name());
+            reel_diagnostic::note!(
+                "{stage}: {pending} requests to {} ({place}), {concurrency} at a time",
+                model.name()
+            );
         }
         let printed = Mutex::new(Instant::now());
         let progress = |done: usize| {
             let mut printed = printed.lock().unwrap_or_else(PoisonError::into_inner);
             if !is_quiet && printed.elapsed() >= PROGRESS_INTERVAL {
                 *printed = Instant::now();
-                eprintln!("{stage}: {done} of {pending}, ${:.4}", self.budget.spent());
+                reel_diagnostic::note!("{stage}: {done} of {pending}, ${:.4}", self.budget.spent());
             }
         };
         Ok(self.curation.run_stage(stage, model, concurrency, &interrupt::stop_flag(), &progress)?)

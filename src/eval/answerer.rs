@@ -127,7 +127,7 @@ impl Server<'_> {
         };
         let summary = run.run(file)?;
         if !self.common.quiet && !self.common.json {
-            eprintln!("{}: {}", job.out.display(), self.describe(&summary));
+            reel_diagnostic::note!("{}: {}", job.out.display(), self.describe(&summary));
         }
         Ok(())
     }

@@ -101,7 +101,7 @@ fn warn_of_other_protocols(files: &[PathBuf; 2], quiet: bool) {
         })
         .collect();
     if !differing.is_empty() && !quiet {
-        eprintln!("note: the runs differ in {}", differing.join(", "));
+        reel_diagnostic::note!("note: the runs differ in {}", differing.join(", "));
     }
 }
 

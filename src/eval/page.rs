@@ -94,13 +94,13 @@ pub fn write_page(
     let shows_progress = !common.quiet && !common.json && output::stderr_is_terminal();
     let progress = |count: usize| {
         if shows_progress {
-            eprint!("\rframes for {}: {count} videos", page.display());
+            let _ = write!(std::io::stderr(), "\rframes for {}: {count} videos", page.display());
             let _ = std::io::stderr().flush();
         }
     };
     let frames = FrameStrips::load(run, source, progress);
     if shows_progress {
-        eprint!("\r\x1b[K");
+        let _ = write!(std::io::stderr(), "\r\x1b[K");
     }
     let html = evaluation_page_html(run, against, &frames)?;
     output::write_file(page, html.as_bytes())

@@ -212,7 +212,10 @@ fn check_videos(task: &Task, loaded: &mut LoadedBenchmark, leave_out: bool, quie
         loaded.left_out.insert("video is missing".into(), count);
     } else if !quiet {
         let (root, first) = (root.display(), escape_controls(&first));
-        eprintln!("warning: {root} lacks the videos of {count} of {of} rows of {}; the first is {first}", task.title);
+        reel_diagnostic::note!(
+            "warning: {root} lacks the videos of {count} of {of} rows of {}; the first is {first}",
+            task.title
+        );
     }
     Ok(())
 }

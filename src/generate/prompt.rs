@@ -69,7 +69,7 @@ impl GenerateArgs {
             }
         }
         if common.verbose {
-            eprintln!(
+            reel_diagnostic::note!(
                 "prefill {} tokens in {:.2} s, decode {} tokens in {:.2} s ({:.1} tokens/s); preprocessing {:.2} s, loading {:.2} s",
                 prompt.tokens.len(),
                 timing.prefill,

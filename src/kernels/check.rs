@@ -149,7 +149,7 @@ pub fn compile_all(
             });
             let seconds = start.elapsed().as_secs_f64();
             if seconds > 1.0 && !common.quiet && !common.json {
-                eprintln!("{} for {sm}: {seconds:.1} s", source.name);
+                reel_diagnostic::note!("{} for {sm}: {seconds:.1} s", source.name);
             }
         }
         compiled

@@ -30,7 +30,7 @@ pub fn worker_main() -> ExitCode {
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("{e}");
+            reel_diagnostic::note!("{e}");
             ExitCode::FAILURE
         }
     }

@@ -115,7 +115,7 @@ impl FileLock {
                 // Some network file systems have no locks. Writing there is possible, but it is not protected.
                 Err(TryLockError::Error(e)) if has_no_locks(&e) => {
                     let path = path.display();
-                    eprintln!(
+                    reel_diagnostic::note!(
                         "warning: {path}: the file system has no locks ({e}); start no second process that writes there"
                     );
                 }

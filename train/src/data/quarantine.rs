@@ -89,7 +89,10 @@ impl ScanJournal {
         let head = serde_json::json!({"scan": fingerprint}).to_string();
         let same = lines.first() == Some(&head);
         if !same && !lines.is_empty() && !quiet {
-            eprintln!("{}: was written for other data or options; all rows are checked again", path.display());
+            reel_diagnostic::note!(
+                "{}: was written for other data or options; all rows are checked again",
+                path.display()
+            );
         }
         let lines = if same { lines } else { vec![head] };
         let mut known = BTreeMap::new();
@@ -101,7 +104,7 @@ impl ScanJournal {
             };
         }
         if !known.is_empty() && !quiet {
-            eprintln!("{} rows were checked before (see {})", known.len(), path.display());
+            reel_diagnostic::note!("{} rows were checked before (see {})", known.len(), path.display());
         }
         let state = ScanState {
             log: JsonlLog::resume(&path, &lines)?,
@@ -130,7 +133,7 @@ impl ScanJournal {
         state.log.append(&line)?;
         (state.done, state.bad) = (state.done + 1, state.bad + usize::from(checked.is_err()));
         if state.last_message.elapsed() >= PROGRESS_INTERVAL && !self.quiet {
-            eprintln!("checked {} of {rows} rows, {} cannot be used", state.done, state.bad);
+            reel_diagnostic::note!("checked {} of {rows} rows, {} cannot be used", state.done, state.bad);
             state.last_message = Instant::now();
         }
         Ok(())

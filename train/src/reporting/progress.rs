@@ -90,7 +90,7 @@ impl Progress {
                 let Cadence::Steps(every) = cadence else { return };
                 if m.step.is_multiple_of(*every) || m.step == *total {
                     let left = pace.left(pace.since.elapsed(), m.step, *total);
-                    eprintln!("step {}/{total}  {}  {} left", m.step, summary(m), time(left));
+                    reel_diagnostic::note!("step {}/{total}  {}  {} left", m.step, summary(m), time(left));
                 }
             }
             Self::Bar(bar) => {
@@ -116,7 +116,11 @@ impl Progress {
                 last.set(Instant::now());
                 let elapsed = pace.since.elapsed();
                 let rate = done.saturating_sub(pace.done) as f64 / elapsed.as_secs_f64().max(1e-9);
-                eprintln!("row {done}/{total}  {}  {} left", text(rate), time(pace.left(elapsed, done, *total)));
+                reel_diagnostic::note!(
+                    "row {done}/{total}  {}  {} left",
+                    text(rate),
+                    time(pace.left(elapsed, done, *total))
+                );
             }
             Self::Bar(bar) => {
                 bar.set_message(text(bar.per_sec()));
@@ -129,8 +133,8 @@ impl Progress {
     pub fn print_line(&self, text: &str) {
         match self {
             Self::Quiet => {}
-            Self::Lines { .. } => eprintln!("{}", escape_controls(text)),
-            Self::Bar(bar) => bar.suspend(|| eprintln!("{}", escape_controls(text))),
+            Self::Lines { .. } => reel_diagnostic::note!("{}", escape_controls(text)),
+            Self::Bar(bar) => bar.suspend(|| reel_diagnostic::note!("{}", escape_controls(text))),
         }
     }
 

@@ -157,9 +157,19 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             let (steps, found) = measure()?;
             if options.check_data && !setup.quiet {
                 let list = options.quarantine_list_path();
-                eprintln!("{} of {} rows cannot be used (see {})", found.len(), rows.row_count(), list.display());
+                reel_diagnostic::note!(
+                    "{} of {} rows cannot be used (see {})",
+                    found.len(),
+                    rows.row_count(),
+                    list.display()
+                );
             } else if let Some(first) = found.first().filter(|_| !setup.quiet) {
-                eprintln!("{} of {} rows are skipped; the first: {}", found.len(), rows.row_count(), first.reason);
+                reel_diagnostic::note!(
+                    "{} of {} rows are skipped; the first: {}",
+                    found.len(),
+                    rows.row_count(),
+                    first.reason
+                );
             }
             return Ok((resume::fresh_run_state(setup, &**rows, steps, &found)?, found));
         };

@@ -74,7 +74,7 @@ pub(super) fn count_steps_and_unusable_rows<'a, W: TrainLoop<'a>>(
     let fixed = options.requested_step_count();
     let every = W::must_scan_all_rows(options);
     if every && !setup.quiet {
-        eprintln!("checking {} rows", rows.row_count());
+        reel_diagnostic::note!("checking {} rows", rows.row_count());
     }
     let scan = match every {
         true if options.check_data => {

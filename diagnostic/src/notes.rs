@@ -1,0 +1,20 @@
+//! Lines on stderr about work in progress.
+
+use std::fmt::Arguments;
+use std::io::Write;
+
+/// Prints a line to stderr, with the arguments of `format!`. If nobody can read it, because the pipe is closed or the
+/// disk of the log is full, the line is lost and the work goes on; `eprintln!` would end it by a panic.
+#[macro_export]
+macro_rules! note {
+    ($($text:tt)*) => {
+        $crate::print_note(format_args!($($text)*))
+    };
+}
+
+/// Prints `text` and a line break to stderr, see [`note!`](crate::note).
+pub fn print_note(text: Arguments) {
+    // One write, so that lines of several processes do not mix.
+    let line = format!("{text}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
