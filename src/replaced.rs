@@ -127,7 +127,7 @@ pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data
         if !is_output(option) && !is_list {
             continue;
         }
-        refuse_stdout(&spelled(option), &path)?;
+        refuse_stdout(&spelled(name, option), &path)?;
         let is_folder = option == "out" && (WRITES_FOLDER.contains(&name) || runs_benchmarks(name, given));
         if !is_folder && !is_list {
             refuse_missing_folder(&path)?;
@@ -141,12 +141,12 @@ pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data
             };
             for source in sources {
                 match is_folder {
-                    true => refuse_run_folder(&spelled(option), &path, &spelled(input), &source)?,
-                    false => refuse_file(&spelled(option), &path, &spelled(input), &source)?,
+                    true => refuse_run_folder(&spelled(name, option), &path, &spelled(name, input), &source)?,
+                    false => refuse_file(&spelled(name, option), &path, &spelled(name, input), &source)?,
                 }
             }
         }
-        let output = Output { option: spelled(option), path, is_folder };
+        let output = Output { option: spelled(name, option), path, is_folder };
         if !is_folder {
             refuse_folder(&output.path)?;
             refuse_other_kind(&output, FileKind::of(name, option))?;
@@ -204,8 +204,11 @@ fn file_in_argument<'a>(option: &str, value: &'a str) -> &'a str {
     }
 }
 
-fn spelled(option: &str) -> String {
+/// The name of an option of command `name` as messages give it.
+fn spelled(name: &str, option: &str) -> String {
     match option {
+        "input" if name == "data convert" => "IN".to_string(),
+        "output" if name == "data convert" => "OUT".to_string(),
         "run" | "file" => "the input".to_string(),
         "args" => "--arg".to_string(),
         name => format!("--{}", name.replace('_', "-")),

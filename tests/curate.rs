@@ -290,6 +290,21 @@ fn training_reads(dataset: &Path, folder: &Path) {
 }
 
 #[test]
+fn status_leaves_out_answers_about_other_lists() {
+    let folder = list(4);
+    let endpoint = ChatEndpoint::start(|body, _| Reply::Text(good(asked(body))));
+    let curation = Curation { folder: folder.path(), url: &endpoint.url };
+    curation.run(&["--quiet"]).ok();
+    curation.run(&["--quiet", "--resume", "--limit", "2"]).ok();
+    let out = folder.path().join("out").display().to_string();
+    let status = run(["curate", "status", &out, "--json"]).json();
+    for stage in status["stages"].as_array().expect("stages") {
+        let count = |name: &str| stage[name].as_u64().expect("a count");
+        assert_eq!((count("keys"), count("ok"), count("open")), (2, 2, 0), "{stage}");
+    }
+}
+
+#[test]
 fn kills_lose_no_finished_answer() {
     let folder = list(ROWS);
     let endpoint = ChatEndpoint::start(|body, _| Reply::Late(Duration::from_millis(15), good(asked(body))));

@@ -22,6 +22,7 @@ use serde_json::json;
 use crate::filters::FilterSettings;
 use crate::finish::RowLayout;
 use crate::frames::FrameSettings;
+use crate::list_keys::ListKeys;
 use crate::media_hash::MediaHashes;
 use crate::model::ChatModel;
 use crate::prompts::{ResponseFormat, StagePrompt};
@@ -195,6 +196,13 @@ impl Curation {
         usable.filter(|(i, question)| self.first_rows.get(&question.key) == Some(i))
     }
 
+    /// The keys of the list.
+    pub(crate) fn list_keys(&self) -> ListKeys {
+        let mut keys = ListKeys::default();
+        self.questions().for_each(|(_, question)| keys.add(&question.media_key, &question.key));
+        keys
+    }
+
     /// The key of a question in the table of a stage.
     pub(crate) fn key_of(stage: StageName, question: &Question) -> &str {
         match stage {
@@ -278,6 +286,7 @@ impl Curation {
             remove_tables(&options.out, stage)?;
         }
         self.hashes.save(&options.out)?;
+        self.list_keys().save(&options.out)?;
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let media: HashSet<&str> = self.questions().map(|(_, question)| &*question.media_key).collect();
         let stages = options.recipe.stages();

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::curation::Curation;
 use crate::filters::Reason;
+use crate::list_keys::ListKeys;
 use crate::recipe::StageName;
 use crate::record::Status;
 use crate::table::StageTable;
@@ -63,11 +64,11 @@ pub struct StageSummary {
 }
 
 impl StageSummary {
-    /// The numbers of a table, of which `keys` keys belong to the list.
-    pub fn new(stage: StageName, table: &StageTable, keys: usize) -> Self {
+    /// The numbers of a table, without the answers about videos and questions that are not in the list.
+    pub fn new(stage: StageName, table: &StageTable, list: &ListKeys) -> Self {
         let mut summary = Self {
             stage,
-            keys,
+            keys: list.count(stage),
             ok: 0,
             failed: 0,
             open: 0,
@@ -80,6 +81,9 @@ impl StageSummary {
             prompts: Vec::new(),
         };
         table.for_each(|record| {
+            if !list.has(stage, &record.key) {
+                return;
+            }
             match record.status {
                 Status::Ok => summary.ok += 1,
                 Status::Failed | Status::Asked => summary.failed += 1,
@@ -96,7 +100,7 @@ impl StageSummary {
         });
         summary.models.sort();
         summary.prompts.sort();
-        summary.open = keys.saturating_sub(summary.ok + summary.failed);
+        summary.open = summary.keys.saturating_sub(summary.ok + summary.failed);
         summary
     }
 }
@@ -104,8 +108,7 @@ impl StageSummary {
 impl Curation {
     /// The numbers of all stages.
     pub fn stage_summaries(&self) -> Vec<StageSummary> {
-        let media: std::collections::HashSet<&str> = self.questions().map(|(_, q)| &*q.media_key).collect();
-        let keys = |stage| if stage == StageName::Caption { media.len() } else { self.first_rows.len() };
-        self.tables.iter().map(|(&stage, table)| StageSummary::new(stage, table, keys(stage))).collect()
+        let list = self.list_keys();
+        self.tables.iter().map(|(&stage, table)| StageSummary::new(stage, table, &list)).collect()
     }
 }

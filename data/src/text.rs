@@ -87,7 +87,13 @@ impl TextRows {
         if *damaged {
             return Err(DataError::data(self.location(index), NOT_UTF8, SAVE_UTF8));
         }
-        serde_json::from_str(&self.text[bytes.clone()])
+        let text = &self.text[bytes.clone()];
+        if let Some(number) = whole_number_beyond_64_bits(text) {
+            let shown: String = number.chars().take(40).collect();
+            let what = format!("has the whole number {shown}, which does not fit in 64 bits");
+            return Err(DataError::data(self.location(index), what, "write it as a text, in quotes"));
+        }
+        serde_json::from_str(text)
             .map_err(|e| DataError::data(self.location(index), format!("is not JSON: {e}"), LISTS))
     }
 
@@ -113,6 +119,36 @@ impl TextRows {
     pub fn fingerprint(&self) -> String {
         fingerprint::bytes_fingerprint(self.text.as_bytes())
     }
+}
+
+/// Finds a whole number in a JSON text that the parser would round, because it fits neither in an i64 nor in a u64.
+fn whole_number_beyond_64_bits(text: &str) -> Option<&str> {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        let begin = at;
+        match bytes[at] {
+            b'"' => {
+                at += 1;
+                while at < bytes.len() && bytes[at] != b'"' {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                at += 1;
+            }
+            b'-' | b'0'..=b'9' => {
+                let is_in_number = |byte: &&u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+                at += bytes[at..].iter().take_while(is_in_number).count();
+                let number = &text[begin..at];
+                let digits = number.strip_prefix('-').unwrap_or(number);
+                let is_whole = digits.len() > 18 && digits.bytes().all(|byte| byte.is_ascii_digit());
+                if is_whole && number.parse::<i64>().is_err() && number.parse::<u64>().is_err() {
+                    return Some(number);
+                }
+            }
+            _ => at += 1,
+        }
+    }
+    None
 }
 
 fn lines(text: &str, start: usize) -> Vec<RowPosition> {
@@ -145,4 +181,35 @@ fn list(path: &Path, text: &str, start: usize) -> Result<Vec<RowPosition>> {
             RowPosition { bytes: begin..begin + raw.get().len(), line, damaged: false }
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_numbers_that_the_parser_would_round_are_found() {
+        for text in [r#"{"a": 123456789012345678901}"#, "[1, -9223372036854775809]", r#"{"a\\": 18446744073709551616}"#]
+        {
+            assert!(whole_number_beyond_64_bits(text).is_some(), "{text}");
+        }
+        for text in [
+            r#"{"a": 18446744073709551615, "b": -9223372036854775808}"#,
+            r#"{"123456789012345678901": "a\"123456789012345678901"}"#,
+            "[1e30, 123456789012345678901.5, 123456789012345678901e2]",
+            "-------------------------",
+            r#""unfinished \"#,
+        ] {
+            assert_eq!(whole_number_beyond_64_bits(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_row_with_such_a_number_is_refused_by_line() {
+        let rows =
+            TextRows::parse(Path::new("d.jsonl"), "{\"a\": 1}\n{\"a\": 123456789012345678901}\n".into()).unwrap();
+        assert_eq!(rows.value(0).unwrap(), serde_json::json!({"a": 1}));
+        let e = rows.value(1).unwrap_err().to_string();
+        assert!(e.starts_with("d.jsonl:2: has the whole number 123456789012345678901, which"), "{e}");
+    }
 }

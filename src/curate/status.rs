@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use reel_curate::{StageName, StageSummary, StageTable, Summary, read_settings};
+use reel_curate::{ListKeys, StageSummary, StageTable, Summary, read_settings};
 use reel_diagnostic::input;
 use serde_json::json;
 
@@ -26,10 +26,10 @@ impl StatusArgs {
     /// Prints the numbers of each stage.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let settings = read_settings(&self.folder)?;
-        let keys = |stage| if stage == StageName::Caption { settings.media } else { settings.questions };
+        let keys = ListKeys::open(&self.folder)?;
         let stages = settings.recipe.stages().iter().map(|&stage| {
             let table = StageTable::open(&self.folder, stage.name())?;
-            Ok(StageSummary::new(stage, &table, keys(stage)))
+            Ok(StageSummary::new(stage, &table, &keys))
         });
         let stages = stages.collect::<Result<Vec<_>, reel_curate::CurateError>>()?;
         let cost: f64 = stages.iter().map(|stage| stage.cost).sum();

@@ -44,11 +44,12 @@ struct Variant {
 impl AblateArgs {
     pub(super) fn run(&self, common: &CommonOptions) -> Result<()> {
         let variants = self.variants()?;
+        variants.iter().try_for_each(|variant| variant.args.run.check_values())?;
         let tasks = Task::from_names(self.what.benchmark.as_deref().unwrap_or_default())?;
         let mut scored = Vec::new();
         for variant in &variants {
             if !common.quiet {
-                eprintln!("{}:", variant.out.display());
+                reel_diagnostic::note!("{}:", variant.out.display());
             }
             let quiet = CommonOptions { quiet: common.quiet || common.json, json: false, ..common.clone() };
             scored.extend(run::evaluate(&variant.args.what, &variant.args.run, &quiet)?);

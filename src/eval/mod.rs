@@ -114,7 +114,7 @@ pub struct EvalRun {
     /// Folder that the paths of videos are relative to [default: the folder of the benchmark's files]
     #[arg(long, value_name = "DIR")]
     media_root: Option<PathBuf>,
-    /// Continue a run in OUT; the result has the bytes of an unbroken run
+    /// Continue a run in OUT; the result has the bytes of an unbroken run, but for the date in results.json
     #[arg(long, conflicts_with = "overwrite")]
     resume: bool,
     /// Replace the results in OUT

@@ -67,7 +67,9 @@ fn warn_of_errors(file: &Path, rows: &[(usize, Prediction)], quiet: bool) {
     let Some((line, first)) = errors.next().filter(|_| !quiet) else { return };
     let (count, of, file, first) = (1 + errors.count(), rows.len(), file.display(), escape_controls(first));
     let first = format!("{file}:{line}: {first}");
-    eprintln!("warning: {count} of {of} rows have an error instead of an output and score 0; the first: {first}");
+    reel_diagnostic::note!(
+        "warning: {count} of {of} rows have an error instead of an output and score 0; the first: {first}"
+    );
 }
 
 /// Scores the predictions in `OUT/NAME.jsonl` and writes `OUT/NAME.json`.
@@ -135,7 +137,8 @@ pub fn print_reports(scored: &[Scored], as_json: bool, quiet: bool) -> Result<()
 
 /// Prints the scores of a benchmark as a table, in percent.
 pub fn print_report(report: &BenchmarkReport) -> Result<()> {
-    let width = report.by_category.keys().map(|name| name.chars().count()).max().unwrap_or(0).max(10);
+    // A longer name moves only its own line; a width above 65535 would be a panic.
+    let width = report.by_category.keys().map(|name| name.chars().count()).max().unwrap_or(0).clamp(10, 60);
     let line = |name: &str, n: usize, score: f64, [low, high]: [f64; 2]| {
         let (score, low, high) = (score * 100.0, low * 100.0, high * 100.0);
         output::print_line(format!("{name:width$} {n:6} rows {score:5.1}  [{low:5.1}, {high:5.1}]"))

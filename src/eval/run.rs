@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use reel_engine::SamplingParams;
 use reel_eval::Task;
+use reel_media::profile::MediaProfile;
 use reel_train::predict::{ExistingOutput, SamplingSettings, paths_beside};
 
 use super::answerer::Answerer;
@@ -20,6 +21,7 @@ use super::results::{self, Scored};
 use super::{EvalRun, EvalWhat};
 use crate::common::CommonOptions;
 use crate::fail::bad_usage;
+use crate::media::TrainingMediaSettings;
 use crate::predictor::PredictionJob;
 use crate::{output, replaced};
 
@@ -89,6 +91,16 @@ impl EvalRun {
             0 => Err(bad_usage("--max-new-tokens", "is 0", "give 1 or more")),
             _ => Ok(settings),
         }
+    }
+
+    /// Checks the values of sampling, frame and pixel options before anything is read but the settings of the run that
+    /// trained the model.
+    pub(super) fn check_values(&self) -> Result<()> {
+        self.sampling()?;
+        let trained = self.model.as_deref().and_then(|model| TrainingMediaSettings::find(Path::new(model)));
+        let default = trained
+            .map_or(Ok(MediaProfile::VideorftEval), |trained| trained.flags.profile(MediaProfile::VideorftEval))?;
+        self.media.overrides(self.media.profile(default)?).map(drop)
     }
 
     /// How the questions of the benchmarks in `data` are asked.
@@ -168,7 +180,7 @@ fn describe(benchmark: &Benchmark, common: &CommonOptions) {
     let left_out = if left_out.is_empty() { String::new() } else { format!(" ({})", left_out.join("; ")) };
     let files = loaded.files.len();
     let plural = if files == 1 { "" } else { "s" };
-    eprintln!(
+    reel_diagnostic::note!(
         "{}: {} questions of {files} file{plural}, layout {}{left_out}",
         task.name,
         loaded.rows.len(),
