@@ -15,6 +15,7 @@ use base64::Engine as _;
 use crate::frames::{FrameView, MAX_IMAGE_PIXELS};
 use crate::{MediaError, Result};
 
+mod jpeg_colours;
 #[cfg(test)]
 mod tests;
 
@@ -64,7 +65,8 @@ pub fn open(path: &Path) -> Result<RgbImage> {
 /// The URI has another form, its base64 is damaged, or its content is not a supported image.
 pub fn from_data_uri(uri: &str) -> Result<RgbImage> {
     const NAME: &str = "data: URI";
-    let Some((_, text)) = uri.strip_prefix("data:image").and_then(|rest| rest.split_once("base64,")) else {
+    let is_image = uri.get(..10).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:image"));
+    let Some((_, text)) = uri.split_once("base64,").filter(|_| is_image) else {
         return Err(MediaError::file_error(NAME, "is not data:image/...;base64,...", "encode the image as base64"));
     };
     let mut text: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
@@ -251,6 +253,10 @@ fn jpeg(bytes: &[u8], file: ImageFile<'_>) -> Result<RgbImage> {
     let missing = || MediaError::file_error(name, "is a JPEG file without an image", "save or download it again");
     let info = decoder.info().ok_or_else(missing)?;
     check_size(u32::from(info.height), u32::from(info.width), file)?;
+    // The decoder's own rule looks at the ids of the components first.
+    if let Some(transform) = jpeg_colours::colour_transform(bytes) {
+        decoder.set_color_transform(transform);
+    }
     let samples = decoder.decode().map_err(refuse)?;
     let data = match info.pixel_format {
         PixelFormat::RGB24 => samples,

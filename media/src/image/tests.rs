@@ -56,6 +56,19 @@ fn sizes_and_mean_colours_equal_golden_index() {
     }
 }
 
+/// A JFIF file has YCbCr, whatever the ids of its components.
+#[test]
+fn ids_of_components_do_not_change_a_jfif_file() {
+    let plain = golden("06_jpg_420.jpg");
+    assert_eq!(&plain[6..10], b"JFIF");
+    let mut named = plain.clone();
+    for (marker, first, step) in [([0xff, 0xc0], 10, 3), ([0xff, 0xda], 5, 2)] {
+        let at = named.windows(2).position(|w| w == marker).unwrap();
+        (0..3).for_each(|i| named[at + first + i * step] = b"RGB"[i]);
+    }
+    assert_eq!(decode(&named, "named").unwrap(), decode(&plain, "plain").unwrap());
+}
+
 #[test]
 fn data_uri_decodes_as_its_file() {
     let bytes = golden("13_png_rgb.png");
@@ -66,6 +79,7 @@ fn data_uri_decodes_as_its_file() {
         format!("data:image/png;base64,{text}"),
         format!("data:image/jpeg;base64,{}", text.trim_end_matches('=')),
         format!("data:image;base64,{front}\r\n{back}\n"),
+        format!("DATA:Image/PNG;base64,{text}"),
     ] {
         assert_eq!(from_data_uri(&uri).unwrap(), want);
     }
