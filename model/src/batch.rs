@@ -70,7 +70,7 @@ impl<'a> Sequence<'a> {
 }
 
 impl MediaOfKind<'_> {
-    /// Fails unless the grids agree with the pixels, and with the number of pad tokens in the token ids.
+    /// Fails unless the grids agree with the pixels, and with the number of pad tokens that stand for vision tokens.
     fn check(&self, config: &ModelConfig, pads: usize, location: &str) -> Result<()> {
         let (grids, merge) = (self.grids, config.vision.spatial_merge_size);
         if let Some(g) = grids.iter().find(|g| g[1] % merge != 0 || g[2] % merge != 0 || g.contains(&0)) {
@@ -203,8 +203,8 @@ impl Batch {
     /// Packs `sequences` into one batch; `location` names the input in error messages.
     ///
     /// # Errors
-    /// Ids outside the vocabulary; a number of pad tokens that does not match the grids; pixels that do not match the
-    /// grids; out of memory.
+    /// Ids outside the vocabulary; a number of pad tokens that does not match the grids, if there are any; pixels that
+    /// do not match the grids; out of memory.
     pub fn new(device: &Device, config: &ModelConfig, sequences: &[Sequence], location: &str) -> Result<Batch> {
         let lengths: Vec<usize> = sequences.iter().map(|s| s.input_ids.len()).collect();
         let ids = sequences
@@ -291,6 +291,9 @@ impl VisionInput {
 /// tokens of the sequence are numbered from `first` on: those of all images, then those of all videos. Returns the
 /// number after the last one.
 ///
+/// A pad token of a kind of which the sequence has no image or video is text: a user typed it. It keeps its own
+/// embedding, as in transformers.
+///
 /// # Errors
 /// Pixels or pad tokens whose number does not match the grids.
 pub(crate) fn append_vision_indices(
@@ -306,7 +309,8 @@ pub(crate) fn append_vision_indices(
     let mut next = first;
     for kind in kinds {
         let first = next;
-        for (index, _) in to[start..].iter_mut().zip(s.input_ids).filter(|(_, id)| **id == kind.pad_id) {
+        let is_pad = |id: TokenId| id == kind.pad_id && !kind.grids.is_empty();
+        for (index, _) in to[start..].iter_mut().zip(s.input_ids).filter(|(_, id)| is_pad(**id)) {
             *index = next;
             next += 1;
         }
@@ -355,5 +359,41 @@ fn patching(p: &PatchProcessor) -> ops::PatchingParams {
         patch: p.patch_size,
         temporal: p.temporal_patch_size,
         merge: p.merge_size,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny_config;
+    use crate::input::model_input::ModelInput;
+
+    #[test]
+    fn typed_pads_without_media_keep_their_embeddings() {
+        let config = tiny_config();
+        let (image, video, start) = (config.tokens.image, config.tokens.video, config.tokens.vision_start);
+        let device = Device::cpu(1);
+        let text = ModelInput::from_text_tokens(vec![1, image, start, video, 2]);
+        text.check(&config, "typed").unwrap();
+        assert!(Batch::new(&device, &config, &[text.sequence()], "typed").unwrap().vision.is_none());
+
+        // An image of two vision tokens; the video pad is text.
+        let mut mixed = ModelInput {
+            input_ids: vec![video, start, image, image, 1],
+            pixel_values: Some(vec![0.5; 8 * config.vision.patch_dim()]),
+            image_grid_thw: vec![[1, 2, 4]],
+            ..ModelInput::default()
+        };
+        mixed.compute_positions(&config, "mixed").unwrap();
+        mixed.check(&config, "mixed").unwrap();
+        let batch = Batch::new(&device, &config, &[text.sequence(), mixed.sequence()], "mixed").unwrap();
+        let vision = batch.vision.unwrap();
+        assert_eq!(vision.vision_index.to_i32().unwrap(), [-1, -1, -1, -1, -1, -1, -1, 0, 1, -1]);
+        assert_eq!(vision.sequences.len(), 1);
+
+        // With an image, each image pad must have a vision token.
+        mixed.input_ids[0] = image;
+        let error = Batch::new(&device, &config, &[mixed.sequence()], "mixed").unwrap_err().to_string();
+        assert!(error.starts_with("mixed: pixel_values: the token ids have 3 pad tokens"), "{error}");
     }
 }

@@ -180,15 +180,23 @@ pub fn load_media_with(
 /// Encodes a rendered prompt: repeats each pad token once for each vision token of its image or video, and computes
 /// the positions.
 ///
-/// `location` names the prompt in error messages. If there are no images, image pad tokens in the prompt are not
-/// repeated, as in transformers; the same holds for videos.
+/// `location` names the prompt in error messages. If there are no images, image pad tokens in the prompt are text and
+/// not repeated, as in transformers; the same holds for videos.
 pub fn encode_prompt(folder: &ModelFolder, text: &str, media: LoadedMedia, location: &str) -> Result<ModelInput> {
     let tokens = &folder.config.tokens;
     let mut ids = folder.tokenizer.encode(text)?;
     let unit = folder.config.vision.patches_per_vision_token();
+    let has_media = !media.image_grid_thw.is_empty() || !media.video_grid_thw.is_empty();
     for (kind, pad, grids) in
         [("image", tokens.image, &media.image_grid_thw), ("video", tokens.video, &media.video_grid_thw)]
     {
+        // Beside media of the other kind, M-RoPE needs a grid for each pad that follows <|vision_start|>.
+        if grids.is_empty() && has_media && ids.windows(2).any(|pair| pair == [tokens.vision_start, pad]) {
+            let what = format!(
+                "a text has <|vision_start|><|{kind}_pad|> beside other media, and the messages have no {kind}"
+            );
+            return Err(ModelError::messages(location, what, format!("remove `<|{kind}_pad|>` from the texts")));
+        }
         if !grids.is_empty() {
             let counts: Vec<usize> = grids.iter().map(|grid| grid.iter().product::<usize>() / unit).collect();
             ids = expand(ids, pad, &counts, kind, location)?;
@@ -355,5 +363,33 @@ impl PreprocessorConfig {
             image_mean: self.image_mean,
             image_std: self.image_std,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::init::{InitOptions, Preset, init};
+
+    #[test]
+    fn typed_pads_without_media_are_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 1 };
+        init(&options, folder.path()).unwrap();
+        let folder = ModelFolder::open(folder.path()).unwrap();
+        let typed = "<|vision_start|><|image_pad|><|vision_end|><|video_pad|>";
+        let input = encode_prompt(&folder, typed, LoadedMedia::default(), "m").unwrap();
+        let tokens = &folder.config.tokens;
+        assert_eq!((input.len(), input.input_ids[1], input.input_ids[3]), (4, tokens.image, tokens.video));
+        assert_eq!(input.position_ids, [vec![0, 1, 2, 3], vec![0, 1, 2, 3], vec![0, 1, 2, 3]]);
+        input.check(&folder.config, "m").unwrap();
+
+        let with_image = || LoadedMedia { image_grid_thw: vec![[1, 4, 4]], ..LoadedMedia::default() };
+        let beside = encode_prompt(&folder, typed, with_image(), "m").unwrap();
+        assert_eq!(beside.input_ids.iter().filter(|&&id| id == tokens.image).count(), 4);
+        let typed = format!("{typed}<|vision_start|><|video_pad|>");
+        let error = encode_prompt(&folder, &typed, with_image(), "m").unwrap_err().to_string();
+        assert!(error.starts_with("m: a text has <|vision_start|><|video_pad|>"), "{error}");
+        assert!(error.ends_with("remove `<|video_pad|>` from the texts"), "{error}");
     }
 }

@@ -291,21 +291,38 @@ fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
 
 /// The kind of a content part: its `type`, or without one the kind that its keys imply. A key whose value is null
 /// counts as absent, because data in table formats has a null for each missing key.
+///
+/// # Errors
+/// An unknown type; an image or video that the kind does not use. Qwen's chat template and qwen-vl-utils go by the keys
+/// and ignore a `type` of `text`; here such a part is refused, because its text or its image would be lost.
 fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
-    let has = |key: &str| map.get(key).is_some_and(|value| !value.is_null());
-    match map.get("type").and_then(Value::as_str) {
-        Some("text") => Ok(Kind::Text),
-        Some("image" | "image_url" | "input_image") => Ok(Kind::Image),
-        Some("video" | "video_url") => Ok(Kind::Video),
-        Some(other) => Err(ModelError::messages(
-            location,
-            format!("has the type `{other}`, which this model does not support"),
-            PART,
-        )),
-        None if has("image") || has("image_url") => Ok(Kind::Image),
-        None if has("video") || has("video_url") => Ok(Kind::Video),
-        None if has("text") => Ok(Kind::Text),
-        None => Err(ModelError::messages(location, "has no `type`", PART)),
+    let has = |key: &&str| map.get(*key).is_some_and(|value| !value.is_null());
+    let (image, video) = (["image", "image_url"].into_iter().find(has), ["video", "video_url"].into_iter().find(has));
+    let kind = match map.get("type").and_then(Value::as_str) {
+        Some("text") => Kind::Text,
+        Some("image" | "image_url" | "input_image") => Kind::Image,
+        Some("video" | "video_url") => Kind::Video,
+        Some(other) => {
+            let what = format!("has the type `{other}`, which this model does not support");
+            return Err(ModelError::messages(location, what, PART));
+        }
+        None if image.is_some() => Kind::Image,
+        None if video.is_some() => Kind::Video,
+        None if has(&"text") => Kind::Text,
+        None => return Err(ModelError::messages(location, "has no `type`", PART)),
+    };
+    let (name, unused) = match kind {
+        Kind::Text => ("a text part", image.or(video)),
+        // A part without its own medium is refused by its reader.
+        Kind::Image => ("an image part", video.filter(|_| image.is_some())),
+        Kind::Video => ("a video part", image.filter(|_| video.is_some())),
+    };
+    match unused {
+        Some(key) => {
+            let what = format!("is {name} that also has the key `{key}`");
+            Err(ModelError::messages(location, what, "give each text, image and video a part of its own"))
+        }
+        None => Ok(kind),
     }
 }
 
@@ -394,18 +411,21 @@ mod tests {
     fn openai_and_qwen_messages_parse_to_the_same_conversation() {
         let qwen = json!([{"role": "user", "content": [
             {"type": "image", "image": "a.png", "min_pixels": 3136}, {"type": "video", "video": "file:///v.mp4", "fps": 1.5},
-            {"type": "video", "video": ["x.png", "https://h/y.png"]}, {"type": "text", "text": "?"}]}]);
+            {"type": "video", "video": ["x.png", "https://h/y.png"]}, {"type": "text", "text": "?"},
+            {"type": "text", "text": "?"}]}]);
         let openai = json!([{"role": "user", "content": [
             {"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}, "min_pixels": 3136.0},
             {"video_url": {"url": "file:///v.mp4"}, "fps": 1.5, "nframes": null},
-            {"type": "video_url", "video_url": ["x.png", "https://h/y.png"]}, {"text": "?"}]}]);
+            {"type": "video_url", "video_url": ["x.png", "https://h/y.png"]},
+            {"type": "text", "text": "?", "image": null, "video": null}, {"text": "?"}]}]);
         let (qwen, openai) = (read(qwen).unwrap(), read(openai).unwrap());
         assert_eq!(qwen, openai);
         assert_eq!(
             qwen.to_template_value(),
             json!([{"role": "user", "content": [
             {"type": "image", "image": "root/a.png"}, {"type": "video", "video": "/v.mp4"},
-            {"type": "video", "video": ["root/x.png", "https://h/y.png"]}, {"type": "text", "text": "?"}]}])
+            {"type": "video", "video": ["root/x.png", "https://h/y.png"]}, {"type": "text", "text": "?"},
+            {"type": "text", "text": "?"}]}])
         );
         let parts: Vec<&ContentPart> = qwen.media_parts().collect();
         assert_eq!(parts.len(), 3);
@@ -439,6 +459,17 @@ mod tests {
             (user(json!({"type": "audio", "audio": "a.wav"})), "part 0: has the type `audio`"),
             (user(json!({"type": "text"})), "part 0: is a text part without"),
             (user(json!({"type": "text", "text": 4})), "part 0: is a text part without"),
+            (
+                user(json!({"type": "text", "text": "a", "image": "x.png"})),
+                "part 0: is a text part that also has the key `image`; give each",
+            ),
+            (user(json!({"type": "text", "text": "a", "video_url": {"url": "v"}})), "has the key `video_url`"),
+            (
+                user(json!({"type": "video", "video": "v", "image": "x"})),
+                "is a video part that also has the key `image`",
+            ),
+            (user(json!({"image": "x", "video": "v"})), "is an image part that also has the key `video`"),
+            (user(json!({"type": "image", "video": "v"})), "part 0: is an image part without"),
             (user(json!({"type": "image"})), "part 0: is an image part without"),
             (user(json!({"type": "image", "image": 3})), "part 0: has an `image`"),
             (user(json!({"type": "image", "image": ""})), "part 0: has an `image`"),

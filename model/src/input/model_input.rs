@@ -107,8 +107,8 @@ impl ModelInput {
     }
 
     /// Checks the arrays against each other and against the model: the grids must give as many vision tokens as there
-    /// are pad tokens, and as many patches as there are pixels for. `location` (a file) names the input in error
-    /// messages.
+    /// are pad tokens, and as many patches as there are pixels for. Pad tokens of a kind without grids are text, as in
+    /// [`Batch::new`](crate::batch::Batch::new). `location` (a file) names the input in error messages.
     pub fn check(&self, config: &ModelConfig, location: &str) -> Result<()> {
         let fault = |name: &str, what: String| Err(ModelError::inputs(format!("{location}: {name}"), what, HELP));
         if self.input_ids.is_empty() {
@@ -172,6 +172,7 @@ impl ModelInput {
             let rows = values / config.vision.patch_dim();
             return fault(pixel_name, format!("has {rows} patches, but {kind}_grid_thw gives {patches} patches"));
         }
+        // Without grids, a user typed the pad tokens: they are text.
         if grids.is_empty() {
             return Ok(());
         }

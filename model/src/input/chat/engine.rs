@@ -50,6 +50,7 @@ impl CompiledTemplate {
     /// Compiles a template. The error says what is wrong with it. A trusted template is rendered without a thread of
     /// its own.
     pub(super) fn compile(text: &str, tokens: Map<String, Value>, is_trusted: bool) -> Result<Self, String> {
+        let text = &python::with_newlines(text);
         limits::check_template_text(text)?;
         let compile = || {
             let mut environment = Environment::new();

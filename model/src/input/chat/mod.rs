@@ -7,7 +7,9 @@
 
 mod engine;
 mod isolation;
+mod json;
 mod limits;
+mod methods;
 mod python;
 #[cfg(test)]
 mod tests;

@@ -54,6 +54,102 @@ fn renders_like_transformers() {
     assert!(year >= 2024);
 }
 
+/// The expected texts are those of transformers 4.51.3 with Jinja2 3.1.6.
+#[test]
+fn python_functions_give_the_texts_of_transformers() {
+    for (text, expected) in [
+        ("a\r\n{{ 'b\r\nc' }}\rd\r\n{# x #}\r\ne", "a\nb\nc\nd\ne"),
+        ("{% if true %}\r\nx\r\n{% endif %}\r\n", "x\n"),
+        (
+            r#"{{ {"b": 1, "a": "é\u007f😀\n"} | tojson(separators=(",", ":"), sort_keys=true, ensure_ascii=true) }}"#,
+            r#"{"a":"\u00e9\u007f\ud83d\ude00\n","b":1}"#,
+        ),
+        (
+            r#"{{ {"b": [{"d": 1, "c": []}], "a": {}} | tojson(indent=2, sort_keys=true) }}"#,
+            "{\n  \"a\": {},\n  \"b\": [\n    {\n      \"c\": [],\n      \"d\": 1\n    }\n  ]\n}",
+        ),
+        ("{{ {\"b\": [1, 2]} | tojson(indent='\t', separators=(', ', '=')) }}", "{\n\t\"b\"=[\n\t\t1, \n\t\t2\n\t]\n}"),
+        ("{{ [1, {}] | tojson(indent=0) }}", "[\n1,\n{}\n]"),
+        ("{{ ['é'] | tojson(true) }} {{ ['é', 1] | tojson(false, 1) }}", "[\"\\u00e9\"] [\n \"é\",\n 1\n]"),
+        ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=false, indent=none, separators=none) }}", r#"{"b": 1, "a": 2}"#),
+        ("{{ [1, 'a', none] | tojson(separators=(',', ':')) }}", r#"[1,"a",null]"#),
+        (
+            "{{ 1e-7 }} {{ 1e20 }} {{ [1e20] }} {{ {'a': 1e-7} | tojson(indent=2) }}",
+            "1e-07 1e+20 [1e+20] {\n  \"a\": 1e-07\n}",
+        ),
+        (
+            "{{ [1.0, -0.0, 1e15, 1e16, 2.5e-5, 0.0001, 3, -4, 'x', none, true] }}",
+            "[1.0, -0.0, 1000000000000000.0, 1e+16, 2.5e-05, 0.0001, 3, -4, 'x', None, True]",
+        ),
+        ("{{ 0.1 + 0.2 }} {{ 100000.0 }}", "0.30000000000000004 100000.0"),
+        (
+            "{{ {'a': 1e-7, 'b': [\"it's\", 'é\n']} }} {{ (1e20,) }} {{ (1, 2.5) }} {{ () }}",
+            r#"{'a': 1e-07, 'b': ["it's", 'é\n']} (1e+20,) (1, 2.5) ()"#,
+        ),
+        ("{{ 1e20 | string }}", "1e+20"),
+        ("{{ nope | length }} {{ nope | count }} {{ 'é' | length }} {{ 'x' | int }}", "0 0 1 0"),
+        ("{{ 'x' | float }} {{ ' 42 ' | int }} {{ '4.7' | int }} {{ none | int }}", "0.0 42 4 0"),
+        ("{{ 'x' | int(7) }} {{ 'x' | int(default=8) }} {{ [] | int }} {{ 'ff' | int(0, 16) }}", "7 8 0 255"),
+        ("{{ 'a b  c '.rsplit() }} {{ ' a b  c '.rsplit(none, 1) }}", "['a', 'b', 'c'] [' a b', 'c']"),
+        ("{{ 'a,b,c'.rsplit(',', 1) }} {{ 'a,b,c'.rsplit(',', maxsplit=1) }}", "['a,b', 'c'] ['a,b', 'c']"),
+        ("{{ ' a b  c '.split(none, 1) }} {{ 'a,b,c'.split(',', 1) }}", "['a', 'b  c '] ['a', 'b,c']"),
+        ("{{ 'a,b'.split(sep=',') }} {{ ''.split() }} {{ ''.split(',') }}", "['a', 'b'] [] ['']"),
+        ("{{ 'a b'.split(' ', -1) }} {{ ' a b '.split(maxsplit=0) }}", "['a', 'b'] ['a b ']"),
+        ("{{ ' a b '.rsplit(maxsplit=0) }}", "[' a b']"),
+        ("{{ 'abcabc'.index('c') }} {{ 'abcabc'.rfind('b') }} {{ 'éabc'.rindex('c') }}", "2 4 3"),
+        ("{{ 'abcabc'.find('c', 3) }} {{ 'abcabc'.find('a', 1, -3) }} {{ 'abc'.find('', 3) }}", "5 -1 3"),
+        ("{{ 'abc'.find('', 4) }} {{ 'abc'.rfind('x') }}", "-1 -1"),
+        ("{{ '7'.zfill(3) }} {{ '-7'.zfill(4) }} {{ 'ab'.zfill(1) }} [{{ 'ab'.ljust(4) }}]", "007 -007 ab [ab  ]"),
+        ("[{{ 'ab'.rjust(4, '.') }}] [{{ 'ab'.center(5) }}] [{{ 'abc'.center(6, '*') }}]", "[..ab] [  ab ] [*abc**]"),
+        ("[{{ 'ab'.center(-1) }}]", "[ab]"),
+        ("{{ 'a-b-c'.partition('-') }} {{ 'a-b-c'.rpartition('-') }}", "('a', '-', 'b-c') ('a-b', '-', 'c')"),
+        ("{{ 'abc'.partition('-') }} {{ 'abc'.rpartition('-') }}", "('abc', '', '') ('', '', 'abc')"),
+        ("{{ 'aBc'.swapcase() }} {{ 'prefix'.removeprefix('pre') }}", "AbC fix"),
+        ("{{ 'prefix'.removesuffix('fix') }} {{ 'x'.removeprefix('y') }}", "pre x"),
+        ("{{ 'Ab Cd'.istitle() }} {{ 'ab'.istitle() }} {{ 'AB'.istitle() }}", "True False False"),
+        ("{{ '1'.istitle() }}", "False"),
+        (r#"{{ "they're 3rd o'NEIL".title() }} {{ "they're 3rd" | title }}"#, "They'Re 3Rd O'Neil They're 3rd"),
+        ("{{ [1, 2, 'a', 1].index('a') }} {{ [1, 2, 1].index(1, 1) }} {{ [1, 2, 1].count(1) }}", "2 2 2"),
+        ("{{ (1, 2).index(2) }}", "1"),
+        ("{{ 'aaa' | replace('a', 'b', 2) }} {{ 'aaa' | replace('a', 'b') }}", "bba bbb"),
+        ("{{ 'ab' | replace('', '-') }} {{ 121 | replace(1, 3) }}", "-a-b- 323"),
+        ("{{ 'aaa' | replace('a', 'b', count=1) }} {{ 'aaa'.replace('a', 'b', 1) }}", "baa baa"),
+        ("{{ 'foo bar baz qux' | truncate(9) }} {{ 'foo bar baz qux' | truncate(9, True) }}", "foo... foo ba..."),
+        ("{{ 'foo bar baz qux' | truncate(11) }}", "foo bar baz qux"),
+        (
+            "{{ 'foo bar baz qux' | truncate(11, False, '…', 0) if false else 'foo bar baz qux' | truncate(11, False, '…', leeway=0) }}",
+            "foo bar…",
+        ),
+        ("{{ 'x' | truncate }}", "x"),
+        (r#"{{ "it's a_b é, 3" | wordcount }} [{{ 'ab' | center(5) }}]"#, "5 [  ab ]"),
+        ("{{ 'ab' | center | length }} {{ 'a b/é?&=~' | urlencode }}", "80 a%20b/%C3%A9%3F%26%3D~"),
+        ("{{ {'a b': 'c/d', 'e': 1} | urlencode }} {{ [('a', 'b c')] | urlencode }}", "a+b=c%2Fd&e=1 a=b+c"),
+        (
+            "{{ dict([('a', 1), ('b', 2)]) }} {{ dict({'a': 1}, b=2) }} {{ dict(a=1) }}",
+            "{'a': 1, 'b': 2} {'a': 1, 'b': 2} {'a': 1}",
+        ),
+        ("{{ dict() }} {{ dict([['a', 1], ['a', 2]]) }}", "{} {'a': 2}"),
+        (
+            "{{ raise_exception is callable }} {{ 'x' is callable }} {{ messages is callable }} {{ {} is callable }} {% macro f() %}{% endmacro %}{{ f is callable }} {{ namespace is callable }}",
+            "True False False False True True",
+        ),
+        (
+            r#"{{ '<a b="c">' | e }} {{ "it's & /" | escape }} {{ '<' | e | e }} {{ 3 | e }}"#,
+            "&lt;a b=&#34;c&#34;&gt; it&#39;s &amp; / &lt; 3",
+        ),
+        ("{{ none | e }} {{ '<' | safe | e }}", "None <"),
+        ("{{ strftime_now('%f') | length }} {{ strftime_now('%%f') }}", "6 %f"),
+        ("{{ strftime_now('x%') if false else '' }}", ""),
+        (
+            "{{ none }} {{ true }} {{ [none, true, 'a'] }} {{ {'a': none} }} {{ {1: 2} }}",
+            "None True [None, True, 'a'] {'a': None} {1: 2}",
+        ),
+        ("{{ nope }} {{ [nope] }}", " [Undefined]"),
+    ] {
+        assert_eq!(render(text), expected, "{text}");
+    }
+}
+
 #[test]
 fn errors_are_one_line_and_name_the_file() {
     let refuse = |text: &str| {
@@ -64,6 +160,22 @@ fn errors_are_one_line_and_name_the_file() {
     assert!(refuse("{{ raise_exception('roles must\nalternate') }}").contains("roles must alternate"));
     assert!(refuse("{{ strftime_now('%Q') }}").contains("%Q"));
     refuse("{{ messages[0].role.nothing() }}");
+    for (text, expected) in [
+        ("{{ 'a'.index('b') }}", "index: the text does not have this substring"),
+        ("{{ [1].index(2) }}", "index: the list does not have this item"),
+        ("{{ 'a'.split('') }}", "split: the separator must be a text that is not empty"),
+        ("{{ 'a'.ljust(2000000) }}", "above the limit of 1048576"),
+        ("{{ 'a'.center(3, 'xy') }}", "(line 1)"),
+        ("{{ [1] | tojson(indent=65) }}", "tojson: indent is 65, expected at most 64 spaces"),
+        ("{{ [1] | tojson(separators=(',',)) }}", "tojson: separators is (',',), expected two texts"),
+        ("{{ [1] | tojson(width=2) }}", "unknown keyword argument 'width'"),
+        ("{{ dict([1]) }}", "dict: expected a dict, or a list of pairs"),
+        ("{{ 'abcdef' | truncate(2) }}", "truncate: the length 2 is below that of the end `...`"),
+        ("{{ none | length }}", "length"),
+    ] {
+        let error = refuse(text);
+        assert!(error.contains(expected), "{error}");
+    }
     let broken = ChatTemplate::parse("t", "{% for %}".into(), Map::new()).unwrap_err().to_string();
     assert!(broken.starts_with("t: cannot be compiled: "), "{broken}");
 }
