@@ -1,6 +1,6 @@
 //! `reel serve`: answers requests over HTTP with OpenAI's API.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use reel_model::input::fetch::{MediaAccess, RemoteMedia};
 use reel_model::lora::{ADAPTER_CONFIG_FILE, is_adapter_folder};
 use reel_runtime::Device;
 use reel_serve::{ConnectionLimits, Limits, RequestMedia, ServeOptions, ServedModel, ServedWeights, Tls, folder_name};
+use serde_json::json;
 
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
@@ -66,9 +67,9 @@ pub struct ServeArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Server options")]
 struct ListenFlags {
-    /// Address to listen on; another one than this machine's own needs an API key
-    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-    host: IpAddr,
+    /// Address or host name to listen on; another one than this machine's own needs an API key
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    host: String,
     /// Port to listen on; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
     port: u16,
@@ -157,7 +158,9 @@ const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
 
 impl ServeArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let api_keys = self.listen.api_keys()?;
+        let address = self.listen.address()?;
+        let api_keys = self.listen.api_keys(address.ip())?;
+        self.listen.check_model_name()?;
         let tls = self.listen.tls()?;
         let allowed_origins = self.listen.allowed_origins()?;
         let connections = self.connections.limits()?;
@@ -184,7 +187,7 @@ impl ServeArgs {
         let name =
             self.listen.served_model_name.clone().unwrap_or_else(|| folder_name(adapter.as_ref().unwrap_or(&folder)));
         let options = ServeOptions {
-            address: SocketAddr::new(self.listen.host, self.listen.port),
+            address,
             api_keys,
             adapters,
             limits: Limits {
@@ -211,8 +214,12 @@ impl ServeArgs {
         let weights = ServedWeights { weights, name: folder_name(&adapter.unwrap_or(folder)) };
         let scheme = if options.tls.is_some() { "https" } else { "http" };
         let listening = |address| {
+            let url = format!("{scheme}://{address}");
             // A closed stdout does not end a server.
-            let _ = output::print_line(format!("{name}: listening on {scheme}://{address}"));
+            let _ = match common.json {
+                true => output::print_json(&json!({"model": name, "address": url})),
+                false => output::print_line(format!("{name}: listening on {url}")),
+            };
         };
         Ok(reel_serve::serve(served, weights, options, listening)?)
     }
@@ -252,25 +259,59 @@ impl ListenFlags {
         }
     }
 
-    /// The API keys. Refuses an address that other machines can reach if there is no key.
-    fn api_keys(&self) -> Result<Vec<String>> {
+    /// The address of `--host` and `--port`. Of a name with several addresses it is the first one of IPv4, since
+    /// `localhost` may stand for ::1 first, and clients mostly use 127.0.0.1.
+    fn address(&self) -> Result<SocketAddr> {
+        if let Ok(ip) = self.host.parse::<IpAddr>() {
+            return Ok(SocketAddr::new(ip, self.port));
+        }
+        let unknown = |cause: &str| {
+            let what = format!("{:?} is not an address, and no host with this name is found{cause}", self.host);
+            bad_usage("--host", what, "give an address of this machine, such as 127.0.0.1, or its host name")
+        };
+        let found = (self.host.as_str(), self.port).to_socket_addrs();
+        let found: Vec<SocketAddr> = found.map_err(|e| unknown(&format!(" ({e})")))?.collect();
+        let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
+        first.copied().ok_or_else(|| unknown(""))
+    }
+
+    /// Refuses a name of the model that no request can give.
+    fn check_model_name(&self) -> Result<()> {
+        match &self.served_model_name {
+            Some(name) if name.trim().is_empty() => {
+                Err(bad_usage("--served-model-name", format!("is {name:?}"), "give a name, or leave it out"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The API keys. Refuses keys that no request can carry, and an address that other machines can reach if there is
+    /// no key.
+    fn api_keys(&self, address: IpAddr) -> Result<Vec<String>> {
+        // Errors do not show the key.
+        for key in &self.api_key {
+            check_key(key).map_err(|what| bad_usage("--api-key", what, "give a key, or leave it out"))?;
+        }
         let mut keys = self.api_key.clone();
         if let Some(file) = &self.api_key_file {
             let text = input::read_text(file, MAX_KEY_FILE_BYTES).map_err(|e| output::cannot_read(file, e))?;
-            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+            let lines = text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty());
             let before = keys.len();
-            keys.extend(lines.map(String::from));
+            for (i, key) in lines {
+                check_key(key).map_err(|what| {
+                    let what = format!("line {} of {} {what}", i + 1, file.display());
+                    bad_usage("--api-key-file", what, "write one key per line, in ASCII")
+                })?;
+                keys.push(key.to_string());
+            }
             if keys.len() == before {
                 return Err(failed(file.display().to_string(), "has no API key", "write one key per line"));
             }
         }
-        if keys.iter().any(String::is_empty) {
-            return Err(bad_usage("--api-key", "is an empty text", "give a key, or leave it out"));
-        }
-        if keys.is_empty() && !self.host.is_loopback() && !self.no_auth {
+        if keys.is_empty() && !address.is_loopback() && !self.no_auth {
             return Err(bad_usage(
                 "--host",
-                format!("{} can be reached from other machines, and there is no API key", self.host),
+                format!("{address} can be reached from other machines, and there is no API key"),
                 "give --api-key-file FILE, or --no-auth to serve everybody",
             ));
         }
@@ -307,6 +348,20 @@ impl ListenFlags {
     }
 }
 
+/// Checks that the header `Authorization: Bearer KEY` can carry a key: the server reads visible ASCII, and drops white
+/// space around the key. The error says what is wrong.
+fn check_key(key: &str) -> Result<(), &'static str> {
+    let is_carried = |c: char| matches!(c, ' '..='~' | '\t');
+    match key {
+        "" => Err("is an empty text"),
+        key if !key.chars().all(is_carried) => {
+            Err("has characters that are not visible ASCII, which no header carries")
+        }
+        key if key.trim() != key => Err("begins or ends with white space, which is not part of a key in a header"),
+        _ => Ok(()),
+    }
+}
+
 impl ConnectionFlags {
     fn limits(&self) -> Result<ConnectionLimits> {
         let seconds = |option: &str, value: f64| {
@@ -337,4 +392,68 @@ pub fn default_encoders() -> usize {
     let free = Device::cpu(1).free_bytes();
     let by_memory = free.map_or(cores, |free| usize::try_from(free / 2 / ENCODER_BYTES).unwrap_or(cores));
     cores.min(by_memory).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Listen {
+        #[command(flatten)]
+        flags: ListenFlags,
+    }
+
+    fn flags(args: &[&str]) -> ListenFlags {
+        Listen::try_parse_from(["serve"].iter().chain(args)).expect("the options are known").flags
+    }
+
+    fn keys(args: &[&str]) -> Result<Vec<String>, String> {
+        let flags = flags(args);
+        flags.api_keys(flags.address().unwrap().ip()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn keys_that_no_request_can_carry_are_refused() {
+        assert_eq!(keys(&["--api-key", "sk-1", "--api-key", "a b"]), Ok(vec!["sk-1".into(), "a b".into()]));
+        for key in ["sécret", "secret ", " secret", "\tsecret", "secret\u{7f}", "secret\n", ""] {
+            let e = keys(&["--api-key", "first", "--api-key", key]).unwrap_err();
+            assert!(e.starts_with("--api-key: ") && e.contains("; give a key"), "{key:?}: {e}");
+            assert!(!e.contains("cret"), "the error shows the key: {e}");
+        }
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        write!(file, "first\n\n second \n").unwrap();
+        let path = file.path().to_str().unwrap().to_string();
+        assert_eq!(keys(&["--api-key-file", &path]), Ok(vec!["first".into(), "second".into()]));
+        writeln!(file, "ké").unwrap();
+        let e = keys(&["--api-key-file", &path]).unwrap_err();
+        assert!(e.starts_with(&format!("--api-key-file: line 4 of {path} has characters")), "{e}");
+    }
+
+    #[test]
+    fn the_name_of_the_model_is_not_empty() {
+        for name in ["", " "] {
+            let e = flags(&["--served-model-name", name]).check_model_name().unwrap_err().to_string();
+            assert!(e.starts_with("--served-model-name: is \""), "{e}");
+        }
+        flags(&["--served-model-name", "m"]).check_model_name().unwrap();
+    }
+
+    #[test]
+    fn host_names_are_resolved() {
+        assert_eq!(flags(&[]).address().unwrap(), SocketAddr::from(([127, 0, 0, 1], 8000)));
+        assert_eq!(flags(&["--host", "::1", "--port", "0"]).address().unwrap().to_string(), "[::1]:0");
+        let local = flags(&["--host", "localhost", "--port", "9"]).address().unwrap();
+        assert!(local.ip().is_loopback() && local.port() == 9, "{local}");
+        for host in ["", "no such host", "127.0.0.1:80"] {
+            let e = flags(&["--host", host]).address().unwrap_err().to_string();
+            assert!(e.starts_with(&format!("--host: {host:?} is not an address")), "{e}");
+            assert!(e.contains("; give an address of this machine") && e.lines().count() == 1, "{e}");
+        }
+        assert!(keys(&["--host", "0.0.0.0"]).unwrap_err().starts_with("--host: 0.0.0.0 can be reached"));
+    }
 }

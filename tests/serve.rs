@@ -5,7 +5,7 @@
 mod server;
 mod support;
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -139,15 +139,15 @@ fn wrong_requests_get_openai_errors_and_the_server_goes_on() {
         (json!({"messages": messages, "max_tokens": 1u64 << 40}), 400, Some("messages")),
         (json!({"messages": messages, "stream": "yes"}), 400, Some("stream")),
         (json!({"messages": messages, "stream_options": {"include_usage": true}}), 400, Some("stream_options")),
-        (json!({"messages": messages, "max_tokens": 0}), 400, Some("max_completion_tokens")),
+        (json!({"messages": messages, "max_tokens": 0}), 400, Some("max_tokens")),
         (json!({"messages": messages, "logprobs": 3}), 400, Some("logprobs")),
         (json!({"messages": messages, "top_logprobs": 3}), 400, Some("top_logprobs")),
         (json!({"messages": messages, "response_format": {"type": "yaml"}}), 400, Some("response_format")),
-        (json!({"messages": messages, "guided_regex": "["}), 400, None),
-        (json!({"messages": messages, "guided_json": {"type": "colour"}}), 400, None),
+        (json!({"messages": messages, "guided_regex": "["}), 400, Some("guided_regex")),
+        (json!({"messages": messages, "guided_json": {"type": "colour"}}), 400, Some("guided_json")),
         (json!({"messages": messages, "tools": [{"type": "function"}]}), 400, Some("tools[0].function")),
-        (json!({"messages": []}), 400, None),
-        (json!({"messages": [{"role": "user"}]}), 400, None),
+        (json!({"messages": []}), 400, Some("messages")),
+        (json!({"messages": [{"role": "user"}]}), 400, Some("messages")),
         (json!({"temperature": 1}), 400, Some("messages")),
         (json!([1, 2]), 400, None),
         (json!({"messages": [{"role": "user", "content": [{"type": "image", "image": "/etc/passwd"}]}]}), 400, None),
@@ -216,6 +216,9 @@ fn keys_are_checked_and_strangers_need_one() {
     };
     refused(&["--host", "0.0.0.0"], "--host: 0.0.0.0 can be reached from other machines");
     refused(&["--api-key", ""], "--api-key: is an empty text");
+    refused(&["--api-key", "ké"], "--api-key: has characters that are not visible ASCII");
+    refused(&["--served-model-name", ""], "--served-model-name: is \"\"; give a name");
+    refused(&["--host", "no such host"], "--host: \"no such host\" is not an address");
     refused(&["--media-root", "/nowhere"], "--media-root: /nowhere is not a folder");
     let taken = support::finished_run(
         reel()
@@ -226,6 +229,21 @@ fn keys_are_checked_and_strangers_need_one() {
     );
     assert_eq!(taken.code, Some(1));
     assert!(taken.stderr.contains("cannot be listened on") && taken.stderr.lines().count() == 1, "{}", taken.stderr);
+}
+
+#[test]
+fn with_json_the_line_on_stdout_is_an_object() {
+    let folder = TempDir::new().unwrap();
+    let model = support::tiny_model(folder.path());
+    let mut command = serve_command(&model, &["--json", "--host", "localhost", "--served-model-name", "m"]);
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let read = BufReader::new(child.stdout.take().unwrap()).read_line(&mut line);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let line: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{read:?}: {line:?}: {e}"));
+    assert_eq!(line["model"], "m");
+    assert!(line["address"].as_str().is_some_and(|url| url.starts_with("http://")), "{line}");
 }
 
 #[test]

@@ -305,8 +305,8 @@ fn wrong_requests_with_tools_are_refused_by_name() {
         (json!({"tools": strict, "response_format": format}), "tools", "strict"),
         (json!({"parallel_tool_calls": "no"}), "parallel_tool_calls", "is \"no\""),
         (json!({"tools": broken, "tool_choice": "required"}), "tools", "the parameters of f"),
-        (json!({"messages": orphan}), "message 1", "of no call"),
-        (json!({"messages": cut}), "message 1, tool call 0", "not a JSON object"),
+        (json!({"messages": orphan}), "messages", "of no call"),
+        (json!({"messages": cut}), "messages", "not a JSON object"),
         (json!({"functions": [{"name": "f"}]}), "functions", "does not support"),
         (json!({"function_call": "auto"}), "function_call", "does not support"),
     ] {

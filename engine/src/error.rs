@@ -37,7 +37,15 @@ pub enum EngineError {
     Interrupted,
 }
 
+/// The location of an error about a request that does not fit into the KV cache.
+pub(crate) const KV_CACHE: &str = "KV cache";
+
 impl EngineError {
+    /// Whether a request has more tokens than the KV cache holds.
+    pub fn is_too_long(&self) -> bool {
+        matches!(self, Self::Request(diagnostic) if diagnostic.location == KV_CACHE)
+    }
+
     /// Whether the device had too little free memory.
     pub fn is_out_of_memory(&self) -> bool {
         let (Self::Runtime(cause) | Self::Model(ModelError::Runtime(cause))) = self else { return false };

@@ -140,6 +140,11 @@ impl Grammar {
         self.allowed.iter().map(|word| word.count_ones() as usize).sum::<usize>() == ends
     }
 
+    /// Whether a sampled token is an end token, which the grammar allows where the completion may end.
+    pub(crate) fn is_end_token(&self, id: TokenId) -> bool {
+        self.end_token_ids.contains(&id) && self.end_token_ids.first().is_some_and(|&first| self.allows(first))
+    }
+
     fn allows(&self, id: TokenId) -> bool {
         self.allowed.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 == 1)
     }

@@ -26,7 +26,7 @@ use reel_runtime::ops::KvPages;
 
 use crate::adapters::AdapterId;
 use crate::block_allocator::BlockAllocator;
-use crate::error::{EngineError, Result};
+use crate::error::{EngineError, KV_CACHE, Result};
 use crate::prefill::PrefillJob;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::request::{Completion, TokenEvent};
@@ -142,7 +142,7 @@ impl<'r> Scheduler<'r> {
         if is_computed && needed > most {
             let what = format!("has room for {} tokens, prompt and completion need {max_tokens}", most * BLOCK);
             let help = "shorten the prompt, lower the number of new tokens, or give the KV cache more memory";
-            return Err(EngineError::Request(Diagnostic::new("KV cache", what, help)));
+            return Err(EngineError::Request(Diagnostic::new(KV_CACHE, what, help)));
         }
         let first = self.next_key;
         let keys: Vec<usize> = (first..first + sequences.len()).collect();

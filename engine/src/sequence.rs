@@ -306,7 +306,9 @@ impl<'r> SequenceState<'r> {
         }
         let log_probs = self.token_log_probs.last();
         on_token(TokenEvent { request: self.request.index, index: self.index, id, log_probs });
-        if self.request.eos_token_ids.contains(&id) || self.stop.push_and_match(id) {
+        // An end token ends a grammar also in a request that ignores end tokens: nothing may follow it.
+        let ends_grammar = self.grammar.as_ref().is_some_and(|grammar| grammar.is_end_token(id));
+        if ends_grammar || self.request.eos_token_ids.contains(&id) || self.stop.push_and_match(id) {
             self.finish_reason = Some(FinishReason::Stop);
         } else if self.generated() >= self.request.max_new_tokens {
             self.finish_reason = Some(FinishReason::Length);

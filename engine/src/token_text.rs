@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use reel_model::TokenId;
 use reel_model::input::encode::ModelFolder;
-use reel_model::input::tokenizer::{StreamingDecoder, Tokenizer};
+use reel_model::input::tokenizer::{StreamingDecoder, Tokenizer, take_complete_text};
 
 use crate::stop::{Detokenizer, StopCondition};
 
@@ -32,14 +32,7 @@ impl Detokenizer for TokenText {
         if let Some(Some(bytes)) = self.pieces.get(id as usize) {
             self.pending.extend(bytes);
         }
-        let whole = match std::str::from_utf8(&self.pending) {
-            Ok(text) => text.len(),
-            // An incomplete character at the end is held back; invalid bytes are passed on.
-            Err(e) => e.valid_up_to() + e.error_len().unwrap_or(0),
-        };
-        let out = String::from_utf8_lossy(&self.pending[..whole]).into_owned();
-        self.pending.drain(..whole);
-        out
+        take_complete_text(&mut self.pending)
     }
 
     fn finish(&mut self) -> String {
@@ -143,6 +136,18 @@ mod tests {
         fn finish(&mut self) -> String {
             String::from_utf8_lossy(&std::mem::take(&mut self.0)).into_owned()
         }
+    }
+
+    /// The first byte of a character of two bytes, then a letter that cannot follow it.
+    #[test]
+    fn text_after_an_invalid_byte_comes_with_its_own_token() {
+        let pieces = Arc::new(vec![Some(vec![0xc9]), Some(b"c".to_vec())]);
+        let tokens = TokenText { pieces, pending: Vec::new() };
+        let mut text = tokens.clone();
+        assert_eq!([0, 1, 0].map(|id| text.push(id)), ["", "\u{fffd}c", ""]);
+        assert_eq!(text.finish(), "\u{fffd}");
+        let mut stop = StopCondition::with_strings(&["c".into()], Box::new(tokens));
+        assert_eq!([0, 1].map(|id| stop.push_and_match(id)), [false, true]);
     }
 
     proptest! {

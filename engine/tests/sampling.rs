@@ -194,6 +194,14 @@ fn without_end_tokens_a_complete_grammar_ends_the_completion() {
     let spec = GrammarSpec::Choice(vec!["yes".into()]);
     let got = complete(vec![GenerationRequest { eos_token_ids: Vec::new(), ..with_grammar(&spec, SAMPLED) }]);
     assert_eq!(text(&got[0]), "yes");
+    // Any end token of the model may end the completion, not only the first one.
+    assert!(FOLDER.stop_token_ids().len() > 1);
+    for &end in FOLDER.stop_token_ids() {
+        let spec = GrammarSpec::Choice(vec!["a".into(), "ab".into()]);
+        let preferred = GenerationRequest { logit_bias: vec![(end, 100.0)], ..with_grammar(&spec, SAMPLED) };
+        let got = complete(vec![GenerationRequest { eos_token_ids: Vec::new(), ..preferred }]);
+        assert_eq!((text(&got[0]).as_str(), got[0].ids.last()), ("a", Some(&end)));
+    }
     // A minimum number of tokens cannot be reached either.
     let got = complete(vec![GenerationRequest { min_new_tokens: 50, ..with_grammar(&spec, SAMPLED) }]);
     assert_eq!(text(&got[0]), "yes");

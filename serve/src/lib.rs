@@ -21,7 +21,11 @@ mod metrics;
 mod new_weights;
 #[cfg(test)]
 mod panic_tests;
+#[cfg(test)]
+mod request_tests;
 mod server;
+#[cfg(test)]
+mod tiny_server;
 mod training_server;
 
 use std::net::SocketAddr;

@@ -2,73 +2,23 @@
 //!
 //! The panic is that of a command to replace the weights, whose loading panics on the engine's thread.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
 use std::sync::mpsc;
-use std::time::Duration;
 
-use reel_model::init::{InitOptions, Preset, init};
-use reel_model::input::encode::MediaOptions;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use crate::engine_thread::{EngineQueue, NewWeights};
-use crate::server::serve_in_turns;
-use crate::{ConnectionLimits, Limits, ServeError, ServeOptions, ServedModel};
-
-/// The time in which everything in this test happens.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::ServeError;
+use crate::engine_thread::NewWeights;
+use crate::tiny_server::{PATIENCE, error, post, rest, send, serve_tiny};
 
 const CHAT: &str = "/v1/chat/completions";
-
-/// Serves a tiny model with random weights; `on_listening` gets the address and the queue to the engine.
-fn serve_tiny(folder: &Path, on_listening: impl FnOnce(SocketAddr, EngineQueue)) -> Result<(), ServeError> {
-    let init_options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 3 };
-    init(&init_options, folder).unwrap();
-    let (model, weights) = ServedModel::open_on_cpu(folder).unwrap();
-    let limits = Limits {
-        batch: 4,
-        requests: 16,
-        body_bytes: 1 << 20,
-        encoders: 1,
-        kv_bytes: 256 << 20,
-        new_tokens: 16,
-        request_time: None,
-    };
-    let connections = ConnectionLimits { connections: 16, read_timeout: PATIENCE, write_timeout: PATIENCE };
-    let options = ServeOptions::local(limits, connections, MediaOptions::default());
-    serve_in_turns(model, weights, options, None, |address, shared| on_listening(address, shared.engine.clone()))
-}
 
 /// A connection with a request whose answer has `max_tokens` tokens.
 fn ask(address: SocketAddr, max_tokens: usize, stream: bool) -> BufReader<TcpStream> {
     let messages = json!([{"role": "user", "content": "x"}]);
-    let body = json!({"messages": messages, "max_tokens": max_tokens, "temperature": 0, "stream": stream}).to_string();
-    let head =
-        format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
-    send(address, &(head + &body))
-}
-
-fn send(address: SocketAddr, request: &str) -> BufReader<TcpStream> {
-    let mut connection = TcpStream::connect(address).unwrap();
-    connection.set_read_timeout(Some(PATIENCE)).unwrap();
-    connection.write_all(request.as_bytes()).unwrap();
-    BufReader::new(connection)
-}
-
-fn rest(mut connection: BufReader<TcpStream>) -> String {
-    let mut text = String::new();
-    connection.read_to_string(&mut text).unwrap();
-    text
-}
-
-/// The error object that is the body of an answer with this status.
-#[track_caller]
-fn error(answer: &str, status: u16) -> Value {
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
-    assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
-    serde_json::from_str::<Value>(body).unwrap()["error"].take()
+    post(address, CHAT, &json!({"messages": messages, "max_tokens": max_tokens, "temperature": 0, "stream": stream}))
 }
 
 #[test]
@@ -78,7 +28,9 @@ fn a_panic_of_the_engine_fails_requests_and_ends_the_server() {
     let (ended, end) = mpsc::channel();
     let path = folder.path().to_path_buf();
     std::thread::spawn(move || {
-        let outcome = serve_tiny(&path, |address, queue| listening.send((address, queue)).unwrap());
+        let outcome = serve_tiny(&path, 256 << 20, Default::default(), |address, queue| {
+            listening.send((address, queue)).unwrap();
+        });
         ended.send(outcome).unwrap();
     });
     let (address, engine) = address.recv_timeout(PATIENCE).unwrap();

@@ -126,7 +126,7 @@ impl ChatRequest {
             let what = "is neither a list of messages nor a request that has `messages`";
             return Err(ModelError::messages(location, what, help));
         };
-        let mut settings = RequestSettings::from_body(&location, &body)?;
+        let mut settings = RequestSettings::from_body(&location, &body, ends_with_assistant(&messages))?;
         let tools = ToolRequest::from_body(&location, &body)?;
         settings.grammar = tools.grammar(&location, settings.grammar.take())?;
         Ok(Self { location, messages, settings, tools })
@@ -135,11 +135,11 @@ impl ChatRequest {
 
 impl RequestSettings {
     /// Reads the fields of a request body other than `messages` and those of tools. A field that is null counts as
-    /// absent.
+    /// absent. `continues_answer`: the last message is the assistant's, so that the model continues it.
     ///
     /// # Errors
     /// A field is unknown to reel or not supported, or its value has the wrong type or is out of range.
-    fn from_body(location: &str, body: &Map<String, Value>) -> Result<Self> {
+    fn from_body(location: &str, body: &Map<String, Value>, continues_answer: bool) -> Result<Self> {
         let mut settings = Self::default();
         for (name, value) in body.iter().filter(|(_, value)| !value.is_null()) {
             let wrong = |wanted: &str| {
@@ -218,9 +218,10 @@ impl RequestSettings {
                     settings.priority = priority.ok_or_else(|| wrong("a whole number"))?;
                 }
                 // These fields do not change the answer. The field `model` is ignored: --model names the model.
-                "model" | "stream" | "stream_options" | "user" | "metadata" | "store" | "service_tier" => {}
+                "model" | "stream" | "stream_options" | "user" | "metadata" | "store" | "service_tier"
+                | "safety_identifier" | "prompt_cache_key" => {}
                 name if ToolRequest::FIELDS.contains(&name) => {}
-                _ if has_no_effect(name, value) => {}
+                _ if has_no_effect(name, value, continues_answer) => {}
                 _ => {
                     let what = "is a field of the request that reel does not support";
                     return Err(ModelError::messages(format!("{location}: {name}"), what, "remove it"));
@@ -288,8 +289,8 @@ fn grammar(name: &str, value: &Value) -> Option<Option<GrammarSpec>> {
             _ => return None,
         },
         "structured_outputs" => {
-            let fields = value.as_object()?;
-            let (name, value) = fields.iter().next().filter(|_| fields.len() == 1)?;
+            let mut fields = value.as_object()?.iter().filter(|(_, value)| !value.is_null());
+            let (Some((name, value)), None) = (fields.next(), fields.next()) else { return None };
             return match name.as_str() {
                 "json" | "regex" | "choice" | "grammar" => grammar(&format!("guided_{name}"), value),
                 _ => None,
@@ -311,11 +312,27 @@ fn json_schema(value: &Value) -> Option<GrammarSpec> {
     schema.is_object().then_some(GrammarSpec::JsonSchema(schema))
 }
 
-/// Returns true if the field has its default value, so that it does not change the answer.
-fn has_no_effect(name: &str, value: &Value) -> bool {
+/// Whether the model continues the last message.
+fn ends_with_assistant(messages: &Value) -> bool {
+    messages.as_array().and_then(|list| list.last()).is_some_and(|last| last["role"] == "assistant")
+}
+
+/// Returns true if the value of a field that reel does not support asks for what reel does without the field.
+/// `continues_answer`: the model continues the last message, so that a field may not ask for a new one.
+fn has_no_effect(name: &str, value: &Value, continues_answer: bool) -> bool {
     match name {
-        "echo" => *value == Value::Bool(false),
-        "functions" => value.as_array().is_some_and(Vec::is_empty),
+        "echo" | "include_stop_str_in_output" | "use_beam_search" => *value == Value::Bool(false),
+        "skip_special_tokens" => *value == Value::Bool(true),
+        "add_generation_prompt" => *value == Value::Bool(true) && !continues_answer,
+        "continue_final_message" => *value == Value::Bool(false) && !continues_answer,
+        // The tokenizers of Qwen2.5-VL add no special tokens, so both values give the same.
+        "add_special_tokens" => value.is_boolean(),
+        "best_of" => value.as_u64() == Some(1),
+        "length_penalty" => value.as_f64() == Some(1.0),
+        "functions" | "bad_words" => value.as_array().is_some_and(Vec::is_empty),
+        "chat_template_kwargs" => value.as_object().is_some_and(Map::is_empty),
+        "modalities" => *value == json!(["text"]),
+        "function_call" => value.as_str() == Some("none"),
         _ => false,
     }
 }
@@ -377,6 +394,11 @@ mod tests {
             ("structured_outputs", json!({"json": schema}), wanted),
             ("structured_outputs", json!({"grammar": "start: \"a\""}), GrammarSpec::Lark("start: \"a\"".into())),
             ("guided_choice", json!(["a", "b"]), GrammarSpec::Choice(vec!["a".into(), "b".into()])),
+            (
+                "structured_outputs",
+                json!({"choice": ["q"], "regex": null, "json": null}),
+                GrammarSpec::Choice(vec!["q".into()]),
+            ),
         ] {
             let mut body = json!({"messages": []});
             body[field] = value;
@@ -384,6 +406,29 @@ mod tests {
         }
         let both = json!({"messages": [], "guided_regex": "a", "guided_choice": ["a"]});
         assert!(read(&both.to_string()).unwrap_err().to_string().contains("second rule"));
+    }
+
+    #[test]
+    fn fields_that_are_not_supported_may_have_values_without_effect() {
+        let fields = json!({
+            "best_of": 1, "add_generation_prompt": true, "continue_final_message": false, "skip_special_tokens": true,
+            "include_stop_str_in_output": false, "add_special_tokens": false, "use_beam_search": false,
+            "length_penalty": 1.0, "bad_words": [], "chat_template_kwargs": {}, "modalities": ["text"],
+            "function_call": "none", "functions": [], "echo": false, "safety_identifier": "a", "prompt_cache_key": "b",
+        });
+        let with_messages = |messages: Value, fields: &Value| {
+            let mut body = fields.clone();
+            body["messages"] = messages;
+            read(&body.to_string())
+        };
+        let user = json!({"role": "user", "content": "x"});
+        assert_eq!(with_messages(json!([user]), &fields).unwrap().settings, RequestSettings::default());
+        // The model would continue the answer, although the field asks for a new one.
+        let messages = json!([user, {"role": "assistant", "content": "y"}]);
+        for (name, value) in [("add_generation_prompt", true), ("continue_final_message", false)] {
+            let e = with_messages(messages.clone(), &json!({name: value})).unwrap_err().to_string();
+            assert!(e.contains(&format!("body.json: {name}: is a field of the request that reel does not")), "{e}");
+        }
     }
 
     #[test]
@@ -422,6 +467,19 @@ mod tests {
             ("guided_choice", json!("a")),
             ("structured_outputs", json!({"regex": "a", "choice": ["b"]})),
             ("structured_outputs", json!({"lark": "a"})),
+            ("structured_outputs", json!({"regex": null})),
+            ("best_of", json!(2)),
+            ("add_generation_prompt", json!(false)),
+            ("continue_final_message", json!(true)),
+            ("skip_special_tokens", json!(false)),
+            ("include_stop_str_in_output", json!(true)),
+            ("add_special_tokens", json!(1)),
+            ("use_beam_search", json!(true)),
+            ("length_penalty", json!(0.8)),
+            ("bad_words", json!(["x"])),
+            ("chat_template_kwargs", json!({"enable_thinking": false})),
+            ("modalities", json!(["text", "audio"])),
+            ("function_call", json!("auto")),
         ] {
             let mut body = json!({"messages": []});
             body[field] = value;

@@ -189,35 +189,42 @@ impl StreamingDecoder<'_> {
             return String::new();
         }
         self.tokenizer.append_token_bytes(id, &mut self.pending);
-        let mut text = String::new();
-        let mut rest = &self.pending[..];
-        loop {
-            match std::str::from_utf8(rest) {
-                Ok(valid) => {
-                    text.push_str(valid);
-                    rest = &[];
-                    break;
-                }
-                Err(error) => {
-                    let (valid, after) = rest.split_at(error.valid_up_to());
-                    text.push_str(&String::from_utf8_lossy(valid));
-                    let Some(broken) = error.error_len() else {
-                        rest = after; // an incomplete character, whose other bytes may follow
-                        break;
-                    };
-                    text.push(char::REPLACEMENT_CHARACTER);
-                    rest = &after[broken..];
-                }
-            }
-        }
-        self.pending = rest.to_vec();
-        text
+        take_complete_text(&mut self.pending)
     }
 
     /// Ends the text. Returns what was held back; an incomplete character becomes U+FFFD.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }
+}
+
+/// Takes the text at the start of `bytes` that later bytes cannot change. Leaves the bytes of an incomplete UTF-8
+/// character at the end; invalid bytes become U+FFFD.
+pub fn take_complete_text(bytes: &mut Vec<u8>) -> String {
+    let mut text = String::new();
+    let mut rest = &bytes[..];
+    loop {
+        match std::str::from_utf8(rest) {
+            Ok(valid) => {
+                text.push_str(valid);
+                rest = &[];
+                break;
+            }
+            Err(error) => {
+                let (valid, after) = rest.split_at(error.valid_up_to());
+                text.push_str(&String::from_utf8_lossy(valid));
+                let Some(broken) = error.error_len() else {
+                    rest = after; // an incomplete character, whose other bytes may follow
+                    break;
+                };
+                text.push(char::REPLACEMENT_CHARACTER);
+                rest = &after[broken..];
+            }
+        }
+    }
+    let taken = bytes.len() - rest.len();
+    bytes.drain(..taken);
+    text
 }
 
 /// The character that represents a byte in byte-level tokens (GPT-2's table): the byte itself if printable, otherwise

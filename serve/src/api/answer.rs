@@ -2,7 +2,7 @@
 
 use reel_engine::{Completion, FinishReason, TokenLogProbs, completion_text};
 use reel_model::TokenId;
-use reel_model::input::tokenizer::Tokenizer;
+use reel_model::input::tokenizer::{Tokenizer, take_complete_text};
 use serde_json::{Map, Value, json};
 
 use super::fields::StreamFields;
@@ -51,6 +51,31 @@ impl Form {
     }
 }
 
+/// Counts the characters of a completion's text, to find where in it each token begins. The text is the one before a
+/// stop string cuts it.
+#[derive(Debug, Default)]
+pub(crate) struct TextOffsets {
+    /// The number of complete characters.
+    characters: usize,
+    /// The bytes of an incomplete character after them.
+    pending: Vec<u8>,
+}
+
+impl TextOffsets {
+    /// Adds the bytes of the next token. Returns the index of the character that has the first of them; without bytes,
+    /// the number of characters so far.
+    fn push(&mut self, bytes: &[u8]) -> usize {
+        let Some((&first, others)) = bytes.split_first() else { return self.characters };
+        self.pending.push(first);
+        self.characters += take_complete_text(&mut self.pending).chars().count();
+        // The byte is in the last complete character, or in the incomplete one after it.
+        let offset = self.characters - usize::from(self.pending.is_empty());
+        self.pending.extend(others);
+        self.characters += take_complete_text(&mut self.pending).chars().count();
+        offset
+    }
+}
+
 /// How calls of tools are found in an answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CallRules {
@@ -95,7 +120,7 @@ impl Answer {
             let text = completion_text(tokenizer, &completion.ids, &self.stop);
             let tokens: Vec<(TokenId, TokenLogProbs)> =
                 completion.ids.iter().copied().zip(completion.token_log_probs.iter().cloned()).collect();
-            let (log_probs, _) = self.log_probs(tokenizer, &tokens, 0);
+            let log_probs = self.log_probs(tokenizer, &tokens, &mut TextOffsets::default());
             match self.form {
                 Form::Chat => {
                     let message = self.message(text);
@@ -156,21 +181,19 @@ impl Answer {
         }
     }
 
-    /// The log-probabilities of tokens in the form of the API; null if there are none. `offset` is the number of
-    /// characters of the tokens before; also returns that number after the last token.
+    /// The log-probabilities of tokens in the form of the API; null if there are none. `offsets` has counted the tokens
+    /// of the completion before these, and counts these.
     pub(crate) fn log_probs(
         &self,
         tokenizer: &Tokenizer,
         tokens: &[(TokenId, TokenLogProbs)],
-        offset: usize,
-    ) -> (Value, usize) {
+        offsets: &mut TextOffsets,
+    ) -> Value {
         let text = |id: TokenId| String::from_utf8_lossy(&tokenizer.token_bytes(id)).into_owned();
-        let lengths = tokens.iter().map(|(id, _)| text(*id).chars().count());
-        let end = offset + lengths.clone().sum::<usize>();
         if tokens.is_empty() {
-            return (Value::Null, end);
+            return Value::Null;
         }
-        let value = match self.form {
+        match self.form {
             Form::Chat => {
                 let one = |id: TokenId, log_prob: f32| json!({"token": text(id), "logprob": log_prob, "bytes": tokenizer.token_bytes(id)});
                 let token = |(id, token): &(TokenId, TokenLogProbs)| {
@@ -181,10 +204,9 @@ impl Answer {
                 json!({"content": tokens.iter().map(token).collect::<Value>()})
             }
             Form::Text => {
-                let offsets = lengths.scan(offset, |at, length| {
-                    *at += length;
-                    Some(*at - length)
-                });
+                // Special tokens are not part of the text.
+                let bytes = |id: TokenId| if tokenizer.is_special(id) { Vec::new() } else { tokenizer.token_bytes(id) };
+                let text_offsets: Vec<usize> = tokens.iter().map(|(id, _)| offsets.push(&bytes(*id))).collect();
                 let top = |(_, token): &(TokenId, TokenLogProbs)| -> Map<String, Value> {
                     token.top.iter().map(|&(id, log_prob)| (text(id), json!(log_prob))).collect()
                 };
@@ -192,11 +214,10 @@ impl Answer {
                     "tokens": tokens.iter().map(|(id, _)| text(*id)).collect::<Vec<_>>(),
                     "token_logprobs": tokens.iter().map(|(_, token)| token.log_prob).collect::<Vec<_>>(),
                     "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
-                    "text_offset": offsets.collect::<Vec<_>>(),
+                    "text_offset": text_offsets,
                 })
             }
-        };
-        (value, end)
+        }
     }
 
     /// The first chunk of a choice, which names the role; the API for texts has none.
@@ -266,4 +287,42 @@ impl Answer {
 /// A random id for a call, which its result names.
 fn call_id() -> String {
     format!("call_{:016x}", random_number())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offsets(tokens: &[&[u8]]) -> Vec<usize> {
+        let mut offsets = TextOffsets::default();
+        tokens.iter().map(|bytes| offsets.push(bytes)).collect()
+    }
+
+    #[test]
+    fn text_offsets_are_the_characters_that_tokens_begin_in() {
+        let bytes: Vec<[u8; 1]> = "世界!".bytes().map(|byte| [byte]).collect();
+        let mut tokens: Vec<&[u8]> = bytes.iter().map(|byte| &byte[..]).collect();
+        // The end token has no text.
+        tokens.push(b"");
+        assert_eq!(offsets(&tokens), [0, 0, 0, 1, 1, 1, 2, 3]);
+        assert_eq!(offsets(&[b"", b"", b""]), [0, 0, 0]);
+        assert_eq!(offsets(&["Once".as_bytes(), " é".as_bytes(), b"", b"!"]), [0, 4, 6, 6]);
+    }
+
+    #[test]
+    fn invalid_bytes_are_characters_of_the_text() {
+        for tokens in [
+            &[&b"\xc9"[..], b"c", b"d"][..],
+            &[b"a\xe4", b"\xb8", b"b", b"c"],
+            &[b"\xff", b"\xe4", b"\xff", b"\xe4", b"\xe4\xb8\x96", b"x"],
+        ] {
+            let mut text = Vec::new();
+            for (bytes, offset) in tokens.iter().zip(offsets(tokens)) {
+                // A token that goes on with a character begins in it.
+                text.extend_from_slice(&bytes[..1]);
+                assert_eq!(offset, String::from_utf8_lossy(&text).chars().count() - 1, "{tokens:?}");
+                text.extend_from_slice(&bytes[1..]);
+            }
+        }
+    }
 }

@@ -89,8 +89,9 @@ pub(crate) async fn complete(
         }
         asked => asked,
     };
+    let names = fields.given_names();
     let settings = RequestSettings { top_log_probs, ..fields.into_settings()? };
-    let checked = Checked::new(&shared, Form::Text, model, stream, settings, prompts.len())?;
+    let checked = Checked::new(&shared, Form::Text, model, stream, (settings, names), prompts.len())?;
     let prompts = encode::on_blocking_thread(&shared, move |shared| {
         let _memory = memory;
         prompts.into_iter().map(|prompt| prompt.encode(shared)).collect::<Result<Vec<_>, ApiError>>()

@@ -84,6 +84,9 @@ fn type_of(field: &Value) -> String {
     if let Some(name) = field["$ref"].as_str().and_then(|path| path.rsplit('/').next()) {
         return format!("<a href=\"#{0}\">{0}</a>", escape(name));
     }
+    if let Some(kinds) = field["anyOf"].as_array() {
+        return kinds.iter().map(type_of).collect::<Vec<_>>().join(" or ");
+    }
     let plain = match (&field["type"], &field["const"], &field["enum"]) {
         (Value::String(name), ..) => name.clone(),
         (Value::Array(names), ..) => names.iter().map(text).collect::<Vec<_>>().join(" or "),
@@ -146,6 +149,16 @@ mod tests {
         for name in DOCUMENT["components"]["schemas"].as_object().unwrap().keys() {
             assert!(found.contains(&format!("#/components/schemas/{name}")), "{name}");
         }
+    }
+
+    /// With `include_usage` every chunk but the last one has a usage that is null.
+    #[test]
+    fn chunks_may_have_a_usage_that_is_null() {
+        let usage = serde_json::json!([{"$ref": "#/components/schemas/Usage"}, {"type": "null"}]);
+        for schema in ["ChatChunk", "TextAnswer"] {
+            assert_eq!(DOCUMENT["components"]["schemas"][schema]["properties"]["usage"]["anyOf"], usage, "{schema}");
+        }
+        assert!(PAGE.contains("<td><code>usage</code><td><a href=\"#Usage\">Usage</a> or null<td>"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use reel_model::input::messages::{ContentPart, Conversation, MediaSource, VideoS
 use serde_json::Value;
 
 use super::fields::wrong_field;
-use super::{ApiError, LOCATION, wrong_request};
+use super::{ApiError, LOCATION, wrong_messages, wrong_request};
 use crate::server::Shared;
 
 /// Encodes chat messages with the tools that the model may call. `add_generation_prompt`: `None` adds it unless the last
@@ -22,8 +22,8 @@ pub(crate) fn messages(
     add_generation_prompt: Option<bool>,
 ) -> Result<ModelInput, ApiError> {
     let root = shared.media.root.clone().unwrap_or_default();
-    let conversation = Conversation::from_json(LOCATION, messages, &root).map_err(wrong_request)?.with_tools(tools);
-    conversation.check_tool_results().map_err(wrong_request)?;
+    let conversation = Conversation::from_json(LOCATION, messages, &root).map_err(wrong_messages)?.with_tools(tools);
+    conversation.check_tool_results().map_err(wrong_messages)?;
     if shared.media.root.is_none() {
         refuse_files(&conversation)?;
     }
@@ -46,10 +46,10 @@ fn encode_conversation(
 ) -> Result<ModelInput, ApiError> {
     let folder = &shared.model.folder;
     let add = add_generation_prompt.unwrap_or(!conversation.ends_with_assistant());
-    let text = folder.template.render(conversation, add).map_err(wrong_request)?;
+    let text = folder.template.render(conversation, add).map_err(wrong_messages)?;
     refuse_long_text(shared, &text, "messages")?;
-    let media = load_media(folder, conversation, &shared.media.options).map_err(wrong_request)?;
-    encode_prompt(folder, &text, media, LOCATION).map_err(wrong_request)
+    let media = load_media(folder, conversation, &shared.media.options).map_err(wrong_messages)?;
+    encode_prompt(folder, &text, media, LOCATION).map_err(wrong_messages)
 }
 
 /// Encodes a text as it is, without a chat template.

@@ -45,6 +45,8 @@ pub(crate) struct RequestEvents {
     begun: Instant,
     metrics: Arc<Metrics>,
     log: Arc<RequestLog>,
+    /// The field that has the prompts, which errors name.
+    prompt_field: &'static str,
     /// The number of permits limits the requests of the server.
     _permit: OwnedSemaphorePermit,
 }
@@ -64,10 +66,11 @@ impl RequestEvents {
         begun: Instant,
         metrics: Arc<Metrics>,
         log: Arc<RequestLog>,
+        prompt_field: &'static str,
         permit: OwnedSemaphorePermit,
     ) -> Self {
         let choices = vec![Choice::default(); prompts.len() * n];
-        Self { prompts, n, choices, next: 0, begun, metrics, log, _permit: permit }
+        Self { prompts, n, choices, next: 0, begun, metrics, log, prompt_field, _permit: permit }
     }
 
     /// The number of completions that are not finished.
@@ -112,7 +115,7 @@ impl RequestEvents {
                 self.end(choice, Outcome::Finished(completion.finish_reason));
                 Ok(ChoiceEvent::Finished { choice, completion })
             }
-            Some(Event::Failed(e)) => Err(self.fail(ApiError::of_engine(&e))),
+            Some(Event::Failed(e)) => Err(self.fail(ApiError::of_request(&e, self.prompt_field))),
             None => Err(self.fail(ApiError::internal("the engine has ended; start the server again"))),
         }
     }

@@ -21,6 +21,22 @@ const LARGE_BODY_BYTES: usize = 1 << 20;
 /// hundred times its length.
 const MAX_VALUES: usize = 1 << 20;
 
+/// Maximum number of completions of one request, as in OpenAI's API.
+pub(crate) const MAX_COMPLETIONS: usize = 128;
+
+/// The fields that can set the form of an answer; a request has one of them at most.
+const GRAMMAR_FIELDS: [&str; 6] =
+    ["response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"];
+
+/// The names of a request's fields that have several names, for errors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GivenNames {
+    /// The field that limits the number of new tokens.
+    pub(crate) max_tokens: &'static str,
+    /// The field that sets the form of the answer.
+    pub(crate) grammar: &'static str,
+}
+
 /// The fields that are not taken yet.
 #[derive(Debug)]
 pub(crate) struct Fields {
@@ -117,6 +133,31 @@ impl Fields {
         Ok(StreamFields { stream, include_usage, continuous_usage })
     }
 
+    /// The names that the request gives to the fields with several names.
+    pub(crate) fn given_names(&self) -> GivenNames {
+        // Of both fields, max_completion_tokens wins.
+        let limits = ["max_completion_tokens", "max_tokens"];
+        let max_tokens = limits.into_iter().find(|name| self.fields.contains_key(*name)).unwrap_or("max_tokens");
+        // response_format may ask for plain text beside another field.
+        let has_grammar = |name: &&str| self.fields.get(*name).is_some_and(|value| value["type"] != "text");
+        let grammar = GRAMMAR_FIELDS.into_iter().find(has_grammar).unwrap_or("response_format");
+        GivenNames { max_tokens, grammar }
+    }
+
+    /// Takes out `add_generation_prompt` and `continue_final_message`. Returns whether the prompt ends with the
+    /// beginning of a new answer; `None`: unless the last message is the assistant's.
+    pub(crate) fn take_generation_prompt(&mut self) -> Result<Option<bool>, ApiError> {
+        let added = self.take::<bool>("add_generation_prompt", "true or false")?;
+        match self.take("continue_final_message", "true or false")? {
+            Some(true) => {
+                let help = "remove it; a last message of the assistant is continued without it";
+                Err(wrong_field("continue_final_message", "is not supported", help))
+            }
+            Some(false) => Ok(added.or(Some(true))),
+            None => Ok(added),
+        }
+    }
+
     /// Takes out `tools`, for an endpoint that only encodes them.
     ///
     /// # Errors
@@ -145,6 +186,11 @@ impl Fields {
     /// # Errors
     /// A field is unknown or not supported, or its value has the wrong type or is out of range.
     pub(crate) fn into_chat_settings(mut self) -> Result<(RequestSettings, ToolRequest), ApiError> {
+        if let Some(n) = self.fields.get("n")
+            && n.as_u64().is_none_or(|n| !(1..=MAX_COMPLETIONS as u64).contains(&n))
+        {
+            return Err(wrong_field("n", &format!("is {n}"), &format!("give 1 to {MAX_COMPLETIONS}")));
+        }
         // The model's parser reads a whole chat request, whose messages are taken out already.
         if self.fields.insert("messages".into(), Value::Array(Vec::new())).is_some() {
             return Err(wrong_field("messages", "is not a field of this request", "remove it"));
@@ -206,7 +252,66 @@ pub(crate) fn wrong_field(name: &str, what: &str, help: &str) -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    fn fields(value: Value) -> Fields {
+        let Value::Object(fields) = value else { panic!("{value}") };
+        Fields { fields, memory: None, model: String::new() }
+    }
+
+    #[test]
+    fn the_number_of_completions_has_one_limit() {
+        for n in [json!(0), json!(129), json!(-1), json!(1u64 << 63), json!(1.5), json!("2")] {
+            let e = fields(json!({"n": n})).into_settings().unwrap_err();
+            assert_eq!(e.message(), format!("request: n: is {n}; give 1 to 128"));
+        }
+        assert_eq!(fields(json!({"n": 128})).into_settings().unwrap().n, Some(128));
+    }
+
+    #[test]
+    fn errors_use_the_names_that_the_request_gives() {
+        for (value, max_tokens, grammar) in [
+            (json!({}), "max_tokens", "response_format"),
+            (json!({"max_tokens": 1, "guided_regex": "a"}), "max_tokens", "guided_regex"),
+            (
+                json!({"max_tokens": 1, "max_completion_tokens": 2, "structured_outputs": {"regex": "a"}}),
+                "max_completion_tokens",
+                "structured_outputs",
+            ),
+            (json!({"response_format": {"type": "text"}, "guided_json": {}}), "max_tokens", "guided_json"),
+            (json!({"response_format": {"type": "json_object"}}), "max_tokens", "response_format"),
+        ] {
+            let names = fields(value.clone()).given_names();
+            assert_eq!((names.max_tokens, names.grammar), (max_tokens, grammar), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_request_can_ask_for_a_new_answer_after_the_last_message() {
+        for (value, wanted) in [
+            (json!({}), None),
+            (json!({"add_generation_prompt": true}), Some(true)),
+            (json!({"add_generation_prompt": false}), Some(false)),
+            (json!({"continue_final_message": false}), Some(true)),
+            (json!({"continue_final_message": false, "add_generation_prompt": false}), Some(false)),
+        ] {
+            let mut fields = fields(value.clone());
+            assert_eq!(fields.take_generation_prompt().unwrap(), wanted, "{value}");
+            assert!(fields.fields.is_empty());
+        }
+        assert!(fields(json!({"continue_final_message": true})).take_generation_prompt().is_err());
+    }
+
+    #[test]
+    fn names_of_fields_are_cut_in_errors() {
+        let name = "x".repeat(3_000_000);
+        let e = fields(json!({name.as_str(): 1})).into_settings().unwrap_err().to_json();
+        let param = e["error"]["param"].as_str().unwrap();
+        assert!(param.starts_with("xxx") && param.contains(" characters…] "), "{param}");
+        assert!(e.to_string().len() < 10_000, "{e}");
+    }
 
     #[test]
     fn values_are_counted_outside_of_strings() {

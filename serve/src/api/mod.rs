@@ -25,6 +25,7 @@ use axum::Json;
 use axum::http::header::WWW_AUTHENTICATE;
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use reel_diagnostic::Diagnostic;
 use reel_engine::EngineError;
 use reel_model::ModelError;
 use serde_json::json;
@@ -89,10 +90,22 @@ impl ApiError {
         Self { status, message, param: None, code: "internal_error" }
     }
 
-    /// The engine has not answered a request.
+    /// The engine has not answered a request, whose prompt is in the field `prompt_field`.
+    pub(crate) fn of_request(e: &EngineError, prompt_field: &str) -> Self {
+        match e.is_too_long() {
+            true => Self::too_long(e.to_string(), prompt_field),
+            false => Self::of_engine(e),
+        }
+    }
+
+    /// The engine has not done what a request asks for.
     pub(crate) fn of_engine(e: &EngineError) -> Self {
         match e {
-            EngineError::Request(_) => Self::bad_request(e.to_string(), None),
+            EngineError::Request(diagnostic) => {
+                let fields = ["logit_bias", "prompt_logprobs"];
+                let param = fields.contains(&diagnostic.location.as_str()).then(|| diagnostic.location.clone());
+                Self::bad_request(e.to_string(), param)
+            }
             EngineError::DeadlineExceeded => {
                 Self { status: StatusCode::GATEWAY_TIMEOUT, code: "timeout", ..Self::internal(e.to_string()) }
             }
@@ -118,7 +131,9 @@ impl ApiError {
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         };
-        json!({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+        // A client chooses the names of its fields, so they are cut as the message is.
+        let param = self.param.as_ref().map(|name| Diagnostic::new("", name, "").to_string());
+        json!({"error": {"message": self.message, "type": kind, "param": param, "code": self.code}})
     }
 }
 
@@ -134,13 +149,14 @@ impl IntoResponse for ApiError {
 
 /// The answer to a path that does not exist.
 pub(crate) async fn unknown_path(uri: Uri) -> ApiError {
-    let known = "/docs lists those of this server";
-    ApiError::not_found(format!("{}: there is no such path; {known}", uri.path()), None)
+    let diagnostic = Diagnostic::new(uri.path(), "there is no such path", "/docs lists those of this server");
+    ApiError::not_found(diagnostic.to_string(), None)
 }
 
 /// The answer to a method that a path does not have.
 pub(crate) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
-    let message = format!("{}: does not take {method}; use POST to generate, GET to read", uri.path());
+    let what = format!("does not take {method}");
+    let message = Diagnostic::new(uri.path(), what, "use POST to generate, GET to read").to_string();
     ApiError {
         status: StatusCode::METHOD_NOT_ALLOWED,
         code: "method_not_allowed",
@@ -156,6 +172,19 @@ pub(crate) fn wrong_request(e: ModelError) -> ApiError {
     let diagnostic = e.into_diagnostic();
     let param = diagnostic.location.strip_prefix(LOCATION).map(|field| field.trim_start_matches(": ").to_string());
     ApiError::bad_request(diagnostic.to_string(), param.filter(|field| !field.is_empty()))
+}
+
+/// The error of messages that cannot be encoded: `param` is their field, and the location says which message it is.
+pub(crate) fn wrong_messages(e: ModelError) -> ApiError {
+    if matches!(e, ModelError::Runtime(_)) {
+        return wrong_request(e);
+    }
+    let mut diagnostic = e.into_diagnostic();
+    let is_located = diagnostic.location.starts_with(LOCATION);
+    if diagnostic.location == LOCATION {
+        diagnostic.location = format!("{LOCATION}: messages");
+    }
+    ApiError::bad_request(diagnostic.to_string(), is_located.then(|| "messages".into()))
 }
 
 /// Seconds since the start of 1970.

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
+use reel_diagnostic::Diagnostic;
 use reel_engine::AdapterId;
 use serde_json::{Value, json};
 
@@ -49,7 +51,14 @@ pub(crate) async fn list(State(shared): State<Arc<Shared>>) -> Json<Value> {
 }
 
 /// `GET /v1/models/NAME`
-pub(crate) async fn one(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn one(
+    State(shared): State<Arc<Shared>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let Path(name) = name.map_err(|_| {
+        let diagnostic = Diagnostic::new("model", "its name in the path is not UTF-8", "percent-encode it as UTF-8");
+        ApiError::bad_request(diagnostic.to_string(), Some("model".into()))
+    })?;
     match shared.adapters.get(&name) {
         _ if name == shared.model.name => Ok(Json(own_model(&shared))),
         Some(named) => Ok(Json(adapter(&shared, &name, &named))),
@@ -60,7 +69,7 @@ pub(crate) async fn one(State(shared): State<Arc<Shared>>, Path(name): Path<Stri
 /// The error of a request that names another model.
 pub(crate) fn unknown_model(shared: &Shared, name: &str) -> ApiError {
     let names: Vec<String> = shared.adapters.all().into_iter().map(|(name, _)| format!(", {name:?}")).collect();
-    let own = &shared.model.name;
-    let message = format!("model: there is no model {name:?} here; this server has {own:?}{}", names.concat());
-    ApiError::not_found(message, Some("model".into()))
+    let (what, own) = (format!("there is no model {name:?} here"), &shared.model.name);
+    let diagnostic = Diagnostic::new("model", what, format!("this server has {own:?}{}", names.concat()));
+    ApiError::not_found(diagnostic.to_string(), Some("model".into()))
 }

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use reel_engine::{Completion, Grammar, GrammarCompiler, GrammarSpec, SamplingParams};
+use reel_engine::{Completion, EngineError, Grammar, GrammarCompiler, GrammarSpec, SamplingParams};
 use reel_model::input::ModelInput;
 use reel_model::input::request::RequestSettings;
 use tokio::sync::OwnedSemaphorePermit;
@@ -21,14 +21,11 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use super::answer::{Answer, CallRules, Form};
 use super::events::{ChoiceEvent, QueuedPrompt, RequestEvents};
-use super::fields::{StreamFields, wrong_field};
+use super::fields::{GivenNames, MAX_COMPLETIONS, StreamFields, wrong_field};
 use super::{ApiError, encode, models, seconds_since_1970, stream};
 use crate::engine_thread::Job;
 use crate::http::{RequestLog, random_number};
 use crate::server::Shared;
-
-/// Maximum number of completions of one request, as in OpenAI's API.
-const MAX_COMPLETIONS: usize = 128;
 
 /// A request whose fields are checked.
 #[derive(Debug)]
@@ -37,13 +34,15 @@ pub(crate) struct Checked {
     model: String,
     stream: StreamFields,
     settings: RequestSettings,
+    names: GivenNames,
     calls: Option<CallRules>,
     begun: Instant,
     permit: OwnedSemaphorePermit,
 }
 
 impl Checked {
-    /// Checks the settings of a request with `prompts` prompts, and counts it among those of the server.
+    /// Checks the settings of a request with `prompts` prompts, and counts it among those of the server. The settings
+    /// come with the names that the request gives to their fields.
     ///
     /// # Errors
     /// The server is stopping or has too many requests; the settings are out of range.
@@ -52,7 +51,7 @@ impl Checked {
         form: Form,
         model: String,
         stream: StreamFields,
-        settings: RequestSettings,
+        (settings, names): (RequestSettings, GivenNames),
         prompts: usize,
     ) -> Result<Self, ApiError> {
         refuse_if_stopping(shared)?;
@@ -60,9 +59,6 @@ impl Checked {
             return Err(wrong_field("prompt_logprobs", "cannot be streamed", "remove it, or set stream to false"));
         }
         let n = settings.n.unwrap_or(1);
-        if n > MAX_COMPLETIONS {
-            return Err(wrong_field("n", &format!("is {n}"), &format!("give 1 to {MAX_COMPLETIONS}")));
-        }
         if n * prompts > MAX_COMPLETIONS.min(shared.limits.requests.max(n)) {
             let what = format!("has {prompts} prompts with {n} completions each");
             let most = MAX_COMPLETIONS.min(shared.limits.requests.max(n)) / n;
@@ -71,7 +67,7 @@ impl Checked {
         let sampling = SamplingParams::from_settings(&settings, &shared.model.folder.generation);
         sampling.validate().map_err(|e| ApiError::bad_request(e.to_string(), None))?;
         let begun = Instant::now();
-        Ok(Self { form, model, stream, settings, calls: None, begun, permit: shared.request_permits(prompts)? })
+        Ok(Self { form, model, stream, settings, names, calls: None, begun, permit: shared.request_permits(prompts)? })
     }
 
     /// The same request; with rules, calls of tools are found in its answers.
@@ -88,16 +84,18 @@ impl Checked {
         prompts: Vec<ModelInput>,
         default_tokens: usize,
     ) -> Result<Response, ApiError> {
-        let Self { form, model, stream, mut settings, calls, begun, permit } = self;
+        let Self { form, model, stream, mut settings, names, calls, begun, permit } = self;
         let grammar = match settings.grammar.take() {
-            Some(spec) => Some(encode::on_blocking_thread(shared, move |shared| compile(shared, &spec)).await?),
+            Some(spec) => {
+                Some(encode::on_blocking_thread(shared, move |shared| compile(shared, &spec, names.grammar)).await?)
+            }
             None => None,
         };
         let deadline = shared.limits.request_time.map(|time| begun + time);
         let n = settings.n.unwrap_or(1);
         let prompt_tokens = prompts.iter().map(ModelInput::len).sum();
-        let limit =
-            |prompt: &ModelInput| new_tokens(shared, form, prompt.len(), settings.max_new_tokens, default_tokens);
+        let asked = settings.max_new_tokens.map(|number| (names.max_tokens, number));
+        let limit = |prompt: &ModelInput| new_tokens(shared, form, prompt.len(), asked, default_tokens);
         let limits = prompts.iter().map(limit).collect::<Result<Vec<usize>, ApiError>>()?;
         log.add_prompt_tokens(prompt_tokens);
         // The adapter may have been loaded again or unloaded meanwhile.
@@ -122,7 +120,7 @@ impl Checked {
             calls,
             stream,
         };
-        let mut events = RequestEvents::new(queued, n, begun, shared.metrics.clone(), log, permit);
+        let mut events = RequestEvents::new(queued, n, begun, shared.metrics.clone(), log, form.prompt_field(), permit);
         if stream.stream {
             // The status of an answer is sent before its text, so the first event decides it.
             let first = events.recv().await?;
@@ -151,8 +149,8 @@ fn enqueue(shared: &Shared, job: Job) -> QueuedPrompt {
     QueuedPrompt { tokens, events }
 }
 
-/// Compiles the grammar of a request.
-fn compile(shared: &Shared, spec: &GrammarSpec) -> Result<Grammar, ApiError> {
+/// Compiles the grammar of a request, which is in `field` unless it is that of its tools.
+fn compile(shared: &Shared, spec: &GrammarSpec, field: &str) -> Result<Grammar, ApiError> {
     let compiler = match shared.grammars.get() {
         Some(compiler) => compiler,
         // Two requests may make it at the same time; one of the two is kept.
@@ -161,17 +159,20 @@ fn compile(shared: &Shared, spec: &GrammarSpec) -> Result<Grammar, ApiError> {
             shared.grammars.get_or_init(|| made)
         }
     };
-    let param = matches!(spec, GrammarSpec::ToolCalls(_)).then(|| "tools".to_string());
-    compiler.compile(spec).map_err(|e| ApiError::bad_request(e.to_string(), param))
+    let field = if matches!(spec, GrammarSpec::ToolCalls(_)) { "tools" } else { field };
+    compiler.compile(spec).map_err(|e| match e {
+        EngineError::Request(diagnostic) => wrong_field(field, &diagnostic.what, &diagnostic.help),
+        e => ApiError::of_engine(&e),
+    })
 }
 
 /// The number of tokens to generate at most: what the request asks for, else the default, as far as there are positions
-/// after the prompt.
+/// after the prompt. `asked`: the name and the value of the request's field.
 fn new_tokens(
     shared: &Shared,
     form: Form,
     prompt_tokens: usize,
-    asked: Option<usize>,
+    asked: Option<(&str, usize)>,
     default_tokens: usize,
 ) -> Result<usize, ApiError> {
     let positions = shared.positions();
@@ -182,11 +183,11 @@ fn new_tokens(
             "the prompt has {prompt_tokens} tokens, and the model has {positions} positions for prompt and answer; \
              shorten the prompt, or take fewer frames or pixels"
         )),
-        Some(asked) if asked > left => too_long(format!(
+        Some((field, asked)) if asked > left => too_long(format!(
             "the prompt has {prompt_tokens} tokens, and {asked} more are asked for, but the model has {positions} \
-             positions; shorten the prompt, or lower max_completion_tokens to {left}"
+             positions; shorten the prompt, or lower {field} to {left}"
         )),
-        asked => Ok(asked.unwrap_or(default_tokens).min(left)),
+        asked => Ok(asked.map_or(default_tokens, |(_, number)| number).min(left)),
     }
 }
 

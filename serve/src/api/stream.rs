@@ -18,7 +18,7 @@ use reel_model::TokenId;
 use serde_json::Value;
 use tokio_stream::Stream;
 
-use super::answer::Answer;
+use super::answer::{Answer, TextOffsets};
 use super::events::{ChoiceEvent, RequestEvents};
 use super::tool_calls::{Piece, ToolCallParser};
 use crate::ServedModel;
@@ -39,7 +39,7 @@ pub(crate) fn stream(
         text: Some(CompletionStream::new(shared.text.clone(), &answer.stop)),
         calls: answer.calls.map(|rules| ToolCallParser::new(rules.one_call)),
         log_probs: Vec::new(),
-        offset: 0,
+        offsets: TextOffsets::default(),
     };
     let states = (0..choices).map(choice).collect();
     let ready = (0..choices).filter_map(|choice| answer.first_chunk(choice)).map(|chunk| chunk.to_string()).collect();
@@ -59,8 +59,8 @@ struct StreamedChoice {
     calls: Option<ToolCallParser>,
     /// The log-probabilities of tokens whose text is not sent yet.
     log_probs: Vec<(TokenId, TokenLogProbs)>,
-    /// The number of characters of the tokens whose log-probabilities are sent.
-    offset: usize,
+    /// Has counted the tokens whose log-probabilities are sent.
+    offsets: TextOffsets,
 }
 
 impl StreamedChoice {
@@ -88,9 +88,7 @@ impl StreamedChoice {
 
     fn take_log_probs(&mut self, answer: &Answer, model: &ServedModel) -> Value {
         let tokens = std::mem::take(&mut self.log_probs);
-        let (value, offset) = answer.log_probs(&model.folder.tokenizer, &tokens, self.offset);
-        self.offset = offset;
-        value
+        answer.log_probs(&model.folder.tokenizer, &tokens, &mut self.offsets)
     }
 }
 

@@ -33,12 +33,9 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> R
     let (prompt, messages) = (fields.take::<String>("prompt", "a text")?, fields.take_any("messages"));
     let tools = fields.take_tools()?;
     let with_texts = fields.take("return_token_strs", "true or false")?.unwrap_or(false);
-    let add_generation_prompt = fields.take::<bool>("add_generation_prompt", "true or false")?;
+    let add_generation_prompt = fields.take_generation_prompt()?;
     // The tokenizers of Qwen2.5-VL add no special tokens, so both values give the same.
     fields.take::<bool>("add_special_tokens", "true or false")?;
-    if fields.take("continue_final_message", "true or false")? == Some(true) {
-        return Err(wrong_field("continue_final_message", "is not supported", "remove it"));
-    }
     fields.refuse_others()?;
     // Encoding may decode videos, so it counts as a request.
     let permit = shared.request_permits(1)?;

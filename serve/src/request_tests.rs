@@ -1,0 +1,126 @@
+//! What the answers to single requests look like: texts, offsets, and errors.
+
+use reel_model::input::encode::ModelFolder;
+use serde_json::{Value, json};
+
+use crate::tiny_server::{TinyServer, error, rest, send};
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+const KV_BYTES: u64 = 16 << 20;
+
+/// The body of a chat request with these fields.
+fn chat(fields: Value) -> Value {
+    let mut body = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 2, "temperature": 0});
+    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    body
+}
+
+#[test]
+fn an_end_token_ends_a_grammar_in_a_request_that_ignores_end_tokens() {
+    let server = TinyServer::start(KV_BYTES);
+    let ends = ModelFolder::open(server.folder.path()).unwrap().stop_token_ids().to_vec();
+    assert!(ends.len() > 1, "{ends:?}");
+    for end in ends {
+        let fields = json!({"max_tokens": 9, "guided_choice": ["a", "ab"], "ignore_eos": true,
+            "logit_bias": {end.to_string(): 100}});
+        let choice = server.ok(CHAT, &chat(fields))["choices"][0].take();
+        assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!("a"), &json!("stop")));
+    }
+}
+
+#[test]
+fn text_offsets_point_into_the_text() {
+    let server = TinyServer::start(KV_BYTES);
+    let end = ModelFolder::open(server.folder.path()).unwrap().tokenizer.token_to_id("<|im_end|>").unwrap();
+    for (fields, text, wanted) in [
+        (json!({"guided_choice": ["世界!"]}), "世界!", json!([0, 0, 0, 1, 1, 1, 2, 3])),
+        (json!({"logit_bias": {end.to_string(): 100}, "ignore_eos": true, "max_tokens": 3}), "", json!([0, 0, 0])),
+    ] {
+        let mut body = json!({"prompt": "x", "max_tokens": 9, "temperature": 0, "logprobs": 0});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let choice = server.ok(COMPLETIONS, &body)["choices"][0].take();
+        assert_eq!((&choice["text"], &choice["logprobs"]["text_offset"]), (&json!(text), &wanted));
+        body["stream"] = json!(true);
+        let offsets = |chunk: &Value| chunk["choices"][0]["logprobs"]["text_offset"].as_array().cloned();
+        let streamed: Vec<Value> = server.chunks(COMPLETIONS, &body).iter().filter_map(offsets).flatten().collect();
+        assert_eq!(Value::from(streamed), wanted, "{text}");
+    }
+}
+
+#[test]
+fn errors_name_the_field_that_is_wrong() {
+    let server = TinyServer::start(KV_BYTES);
+    let biases: Value = (0..1025).map(|id| (id.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into();
+    for (fields, param, words) in [
+        (json!({"messages": "hi"}), "messages", "request: messages: is not a list of messages; "),
+        (json!({"messages": []}), "messages", "request: messages: has no messages; "),
+        (json!({"messages": [{"role": "user"}]}), "messages", "request: message 0: has no `content`; "),
+        (json!({"max_tokens": 0}), "max_tokens", "request: max_tokens: is 0; give 1 or more"),
+        (json!({"max_completion_tokens": 0}), "max_completion_tokens", "request: max_completion_tokens: is 0; "),
+        (json!({"n": 0}), "n", "request: n: is 0; give 1 to 128"),
+        (json!({"guided_regex": "["}), "guided_regex", "request: guided_regex: "),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "colour"}}}}),
+            "response_format",
+            "request: response_format: ",
+        ),
+        (json!({"structured_outputs": {"choice": []}}), "structured_outputs", "request: structured_outputs: choice: "),
+        (json!({"logit_bias": biases}), "logit_bias", "logit_bias: has 1025 tokens; "),
+        (json!({"max_completion_tokens": 1u64 << 40}), "messages", "or lower max_completion_tokens to "),
+        (json!({"max_tokens": 1u64 << 40}), "messages", "or lower max_tokens to "),
+        (json!({"max_tokens": 100_000}), "messages", "KV cache: has room for "),
+    ] {
+        let e = server.refused(CHAT, &chat(fields.clone()), 400);
+        let message = e["message"].as_str().unwrap();
+        assert_eq!(e["param"], param, "{fields}: {e}");
+        assert!(message.contains(words) && message.contains("; ") && message.lines().count() == 1, "{e}");
+    }
+    let body = |max_tokens: u64| json!({"prompt": "x", "max_tokens": max_tokens});
+    let e = server.refused(COMPLETIONS, &body(1 << 40), 400);
+    assert!(e["param"] == "prompt" && e["message"].as_str().unwrap().contains("or lower max_tokens to "), "{e}");
+    let e = server.refused(COMPLETIONS, &body(100_000), 400);
+    assert_eq!((&e["param"], &e["code"]), (&json!("prompt"), &json!("context_length_exceeded")), "{e}");
+}
+
+#[test]
+fn errors_about_models_are_objects_of_limited_length() {
+    let server = TinyServer::start(KV_BYTES);
+    let e = server.refused(CHAT, &chat(json!({"model": "x".repeat(500_000)})), 404);
+    assert!(e["param"] == "model" && e.to_string().len() < 10_000, "{e}");
+    assert!(e["message"].as_str().unwrap().contains("characters…] ") && e.to_string().contains("tiny"), "{e}");
+    let get = |path: &str| {
+        rest(send(server.address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")))
+    };
+    let e = error(&get("/v1/models/%E9"), 400);
+    assert!(e["param"] == "model" && e["message"].as_str().unwrap().contains("is not UTF-8; "), "{e}");
+    let e = error(&get("/v1/models/other"), 404);
+    assert_eq!(e["message"], "model: there is no model \"other\" here; this server has \"tiny\"");
+    let e = error(&get(&format!("/{}", "y".repeat(30_000))), 404);
+    assert!(e.to_string().len() < 10_000, "{e}");
+}
+
+#[test]
+fn fields_that_ask_for_what_happens_anyway_are_accepted() {
+    let server = TinyServer::start(KV_BYTES);
+    let fields = json!({
+        "best_of": 1, "add_generation_prompt": true, "continue_final_message": false, "skip_special_tokens": true,
+        "include_stop_str_in_output": false, "add_special_tokens": false, "use_beam_search": false,
+        "length_penalty": 1.0, "bad_words": [], "chat_template_kwargs": {}, "modalities": ["text"],
+        "function_call": "none", "safety_identifier": "a", "prompt_cache_key": "b",
+        "structured_outputs": {"choice": ["q"], "regex": null},
+    });
+    assert_eq!(server.ok(CHAT, &chat(fields))["choices"][0]["message"]["content"], "q");
+    // A last message of the assistant is continued, unless the request asks for a new answer.
+    let messages = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]);
+    let prompt_tokens = |fields: Value| {
+        let mut body = chat(fields);
+        body["messages"] = messages.clone();
+        server.ok(CHAT, &body)["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    let continued = prompt_tokens(json!({}));
+    assert_eq!(prompt_tokens(json!({"add_generation_prompt": false})), continued);
+    for fields in [json!({"add_generation_prompt": true}), json!({"continue_final_message": false})] {
+        assert!(prompt_tokens(fields.clone()) > continued, "{fields}");
+    }
+}

@@ -1,0 +1,131 @@
+//! A server of a tiny model with random weights, in the process of a test, and plain requests to it.
+
+use std::io::{BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use reel_model::init::{InitOptions, Preset, init};
+use reel_model::input::encode::MediaOptions;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::engine_thread::EngineQueue;
+use crate::server::serve_in_turns;
+use crate::{ConnectionLimits, Limits, ServeError, ServeOptions, ServedModel};
+
+/// The time in which everything in these tests happens.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Serves a tiny model with random weights until `stop` is set; `on_listening` gets the address and the queue to the
+/// engine.
+pub(crate) fn serve_tiny(
+    folder: &Path,
+    kv_bytes: u64,
+    stop: Arc<AtomicBool>,
+    on_listening: impl FnOnce(SocketAddr, EngineQueue),
+) -> Result<(), ServeError> {
+    let init_options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 3 };
+    init(&init_options, folder).unwrap();
+    let (mut model, weights) = ServedModel::open_on_cpu(folder).unwrap();
+    model.name = "tiny".into();
+    let limits = Limits {
+        batch: 4,
+        requests: 16,
+        body_bytes: 1 << 20,
+        encoders: 1,
+        kv_bytes,
+        new_tokens: 16,
+        request_time: None,
+    };
+    let connections = ConnectionLimits { connections: 16, read_timeout: PATIENCE, write_timeout: PATIENCE };
+    let options = ServeOptions { stop, ..ServeOptions::local(limits, connections, MediaOptions::default()) };
+    serve_in_turns(model, weights, options, None, |address, shared| on_listening(address, shared.engine.clone()))
+}
+
+/// A connection on which `request` is sent, head and body.
+pub(crate) fn send(address: SocketAddr, request: &str) -> BufReader<TcpStream> {
+    let mut connection = TcpStream::connect(address).unwrap();
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    connection.write_all(request.as_bytes()).unwrap();
+    BufReader::new(connection)
+}
+
+/// A connection on which a JSON body is posted.
+pub(crate) fn post(address: SocketAddr, path: &str, body: &Value) -> BufReader<TcpStream> {
+    let body = body.to_string();
+    let head =
+        format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+    send(address, &(head + &body))
+}
+
+/// What is left to read of an answer.
+pub(crate) fn rest(mut connection: BufReader<TcpStream>) -> String {
+    let mut text = String::new();
+    connection.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// The error object that is the body of an answer with this status.
+#[track_caller]
+pub(crate) fn error(answer: &str, status: u16) -> Value {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
+    assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    serde_json::from_str::<Value>(body).unwrap()["error"].take()
+}
+
+/// A running server, which is stopped when it is dropped.
+pub(crate) struct TinyServer {
+    pub(crate) address: SocketAddr,
+    pub(crate) folder: TempDir,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl TinyServer {
+    /// Starts a server whose keys and values take at most `kv_bytes`.
+    pub(crate) fn start(kv_bytes: u64) -> TinyServer {
+        let (folder, stop) = (TempDir::new().unwrap(), Arc::new(AtomicBool::new(false)));
+        let (listening, address) = mpsc::channel();
+        let (path, stops) = (folder.path().to_path_buf(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            serve_tiny(&path, kv_bytes, stops, |address, _| listening.send(address).unwrap()).unwrap();
+        });
+        let address = address.recv_timeout(PATIENCE).unwrap();
+        TinyServer { address, folder, stop, thread: Some(thread) }
+    }
+
+    /// The answer to a JSON body, which must have status 200.
+    #[track_caller]
+    pub(crate) fn ok(&self, path: &str, body: &Value) -> Value {
+        let answer = rest(post(self.address, path, body));
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+    }
+
+    /// The chunks of a streamed answer.
+    pub(crate) fn chunks(&self, path: &str, body: &Value) -> Vec<Value> {
+        let answer = rest(post(self.address, path, body));
+        let events = answer.lines().filter_map(|line| line.strip_prefix("data: "));
+        events.filter(|event| *event != "[DONE]").map(|event| serde_json::from_str(event).unwrap()).collect()
+    }
+
+    /// The error object of an answer with this status.
+    #[track_caller]
+    pub(crate) fn refused(&self, path: &str, body: &Value, status: u16) -> Value {
+        error(&rest(post(self.address, path, body)), status)
+    }
+}
+
+impl Drop for TinyServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let ended = self.thread.take().map(JoinHandle::join);
+        if !std::thread::panicking() {
+            ended.unwrap().unwrap();
+        }
+    }
+}
