@@ -17,6 +17,9 @@ pub enum MediaError {
     /// Decoding a file took longer than the time limit.
     #[error("{0}")]
     Timeout(Diagnostic),
+    /// Decoding a file needs more memory than the memory limit, or resizing it more than there is.
+    #[error("{0}")]
+    Memory(Diagnostic),
     /// The worker process that decodes a file was killed by a signal.
     #[error("{0}")]
     Killed(Diagnostic),
@@ -33,6 +36,11 @@ impl MediaError {
     /// A [`MediaError::File`].
     pub fn file_error(path: impl AsRef<Path>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::File(Diagnostic::new(path.as_ref().display().to_string(), what, help))
+    }
+
+    /// A [`MediaError::Memory`].
+    pub(crate) fn memory_error(path: impl AsRef<Path>, what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Memory(Diagnostic::new(path.as_ref().display().to_string(), what, help))
     }
 
     /// A [`MediaError::Setting`].
@@ -58,6 +66,7 @@ impl MediaError {
         match self {
             Self::File(diagnostic)
             | Self::Timeout(diagnostic)
+            | Self::Memory(diagnostic)
             | Self::Killed(diagnostic)
             | Self::Setting(diagnostic)
             | Self::Worker(diagnostic) => diagnostic,
@@ -72,16 +81,18 @@ impl MediaError {
         match self {
             Self::File(diagnostic) => Self::File(rename(diagnostic)),
             Self::Timeout(diagnostic) => Self::Timeout(rename(diagnostic)),
+            Self::Memory(diagnostic) => Self::Memory(rename(diagnostic)),
             Self::Killed(diagnostic) => Self::Killed(rename(diagnostic)),
             other @ (Self::Setting(_) | Self::Worker(_)) => other,
         }
     }
 
-    /// Turns a [`MediaError::Setting`] about the size of an image into a [`MediaError::File`] that names the image
-    /// file; other errors stay as they are.
+    /// Names the image file in an error about the size of an image: a [`MediaError::Setting`] becomes a
+    /// [`MediaError::File`], and a [`MediaError::Memory`] gets the file's name. Other errors stay as they are.
     pub(crate) fn into_file_error(self, name: &str) -> Self {
         match self {
             Self::Setting(diagnostic) => Self::File(Diagnostic { location: name.to_owned(), ..diagnostic }),
+            Self::Memory(diagnostic) => Self::Memory(Diagnostic { location: name.to_owned(), ..diagnostic }),
             other => other,
         }
     }

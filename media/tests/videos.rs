@@ -169,6 +169,73 @@ fn variable_frame_rate_decodes_to_the_written_frames() {
     }
 }
 
+/// Two MPEG-TS files in one, as `cat a.ts b.ts` makes it. The times of the second video start within the first one.
+#[test]
+fn joined_videos_decode_one_after_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = numbered(30, HEIGHT, WIDTH);
+    let mut joined = Vec::new();
+    for start in [0, 500] {
+        let path = folder.path().join(format!("{start}.ts"));
+        let how = VideoEncodingOptions {
+            times_ms: Some((0..30).map(|i| start + 40 * i).collect()),
+            gop: Some(12),
+            b_frames: Some(2),
+            ..VideoEncodingOptions::new(VideoCodec::best_available_codec(), (25, 1))
+        };
+        encode_video(&path, FrameView::new(&data, 30, HEIGHT, WIDTH).unwrap(), &how).unwrap();
+        check(&path, 30, HEIGHT, WIDTH);
+        joined.extend(std::fs::read(&path).unwrap());
+    }
+    let path = folder.path().join("joined.ts");
+    std::fs::write(&path, joined).unwrap();
+    for n in [60, 10, 2] {
+        let got = decode_n(&path, n);
+        assert_eq!(got.total_frames, 60);
+        let shown: Vec<u64> =
+            got.data.chunks(HEIGHT * WIDTH * 3).map(|f| shown_index(f, HEIGHT, WIDTH) as u64).collect();
+        assert_eq!(shown, got.indices.iter().map(|i| i % 30).collect::<Vec<_>>(), "{n} frames");
+    }
+}
+
+/// A video that begins with an open group of pictures, as a cut without re-encoding makes it. The frames before its
+/// first key frame cannot be decoded; they show the key frame, and all others keep their indices.
+#[test]
+fn video_cut_at_an_open_group_keeps_its_indices() {
+    if VideoCodec::H264.available_encoder_name().is_none() {
+        println!("skipped, because this FFmpeg cannot encode H.264");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cut.ts");
+    let data = numbered(44, HEIGHT, WIDTH);
+    let options = "open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0:b-pyramid=none";
+    let how = VideoEncodingOptions {
+        options: vec![("x264-params".to_owned(), options.to_owned())],
+        ..VideoEncodingOptions::new(VideoCodec::H264, (25, 1))
+    };
+    encode_video(&path, FrameView::new(&data, 44, HEIGHT, WIDTH).unwrap(), &how).unwrap();
+    check(&path, 44, HEIGHT, WIDTH);
+
+    // A key frame starts a 188-byte packet with the random access indicator (ISO 13818-1, 2.4.3.4). The first three
+    // packets are tables, which a cut file needs, too.
+    let video = std::fs::read(&path).unwrap();
+    let packets: Vec<&[u8]> = video.chunks(188).collect();
+    let is_key = |packet: &[u8]| packet[3] & 0x20 != 0 && packet[4] > 0 && packet[5] & 0x40 != 0;
+    let second_key = (0..packets.len()).filter(|&i| is_key(packets[i])).nth(1).unwrap();
+    std::fs::write(&path, [&packets[..3], &packets[second_key..]].concat().concat()).unwrap();
+
+    let total = video::probe(&path).unwrap().total_frames;
+    let first = 44 - total;
+    for n in [total as i64 / 2 * 2, 8, 2] {
+        let got = decode_n(&path, n);
+        let shown: Vec<u64> =
+            got.data.chunks(HEIGHT * WIDTH * 3).map(|f| shown_index(f, HEIGHT, WIDTH) as u64).collect();
+        // Three B-frames come before the key frame, which is the twelfth frame.
+        assert_eq!(shown, got.indices.iter().map(|i| (first + i).max(12)).collect::<Vec<_>>(), "{n} of {total} frames");
+    }
+}
+
 #[test]
 fn odd_sides_decode_to_the_written_frames() {
     let folder = tempfile::tempdir().unwrap();

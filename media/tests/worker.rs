@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
-    let tests: [(&str, fn()); 13] = [
+    let tests: [(&str, fn()); 14] = [
         ("worker_frames_equal_in_process_frames", worker_frames_equal_in_process_frames),
         ("resized_frames_equal_torch_bicubic", resized_frames_equal_torch_bicubic),
         ("worker_errors_reach_the_caller", worker_errors_reach_the_caller),
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         ("failed_worker_is_replaced_once", failed_worker_is_replaced_once),
         ("invalid_reply_is_refused", invalid_reply_is_refused),
         ("memory_limit_is_enforced", memory_limit_is_enforced),
+        ("lack_of_memory_is_never_blamed_on_the_file", lack_of_memory_is_never_blamed_on_the_file),
         ("paths_may_contain_any_bytes", paths_may_contain_any_bytes),
         ("worker_dies_with_its_caller", worker_dies_with_its_caller),
         ("one_server_serves_many_videos", one_server_serves_many_videos),
@@ -278,6 +279,43 @@ fn memory_limit_is_enforced() {
     assert!(refused > 0);
     let got = DecodeWorker::new(me()).decode(&path, MediaProfile::Qwen, &o).unwrap();
     assert_eq!(got.data.len(), data.len());
+}
+
+/// With too little memory, many different things fail: threads, reading, decoding, resizing. The error names the memory
+/// limit in each case and never blames the file. An error that does not depend on memory stays.
+fn lack_of_memory_is_never_blamed_on_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (n, height, width) = (40, 368, 640);
+    let data: Vec<u8> = (0..n * height * width * 3).map(|i| (i as u64 * i as u64 / 7919) as u8).collect();
+    let frames = FrameView::new(&data, n, height, width).unwrap();
+    let mut paths = vec![clip("h264_bframes_audio.mp4"), clip("vp9.webm")];
+    for extension in ["ts", "avi"] {
+        let path = folder.path().join(format!("noise.{extension}"));
+        let codec = VideoCodec::best_available_codec();
+        encode_video(&path, frames, &VideoEncodingOptions::new(codec, (25, 1))).unwrap();
+        paths.push(path);
+    }
+    for path in &paths {
+        let mut refused = 0;
+        for memory_mib in (1..12).chain((12..80).step_by(4)) {
+            let decoder = DecodeWorker { memory_mib, threads: 4, ..DecodeWorker::new(me()) };
+            let o = MediaOverrides { nframes: Some(8), ..Default::default() };
+            let errors = [
+                decoder.probe(path).err(),
+                decoder.decode(path, MediaProfile::Qwen, &o).err(),
+                decoder.decode_resized(path, MediaProfile::Qwen, &o).err(),
+            ];
+            for error in errors.into_iter().flatten() {
+                one_line(error, &["memory limit", "--media-memory"]);
+                refused += 1;
+            }
+        }
+        assert!(refused > 0, "{}", path.display());
+    }
+    for (name, part) in [("none.mp4", "no such file"), ("bad_zero.mp4", "empty"), (".", "folder")] {
+        one_line(DecodeWorker { memory_mib: 1, ..DecodeWorker::new(me()) }.probe(&clip(name)).unwrap_err(), &[part]);
+    }
+    one_line(DecodeWorker::new(me()).probe(&clip("bad_text.mp4")).unwrap_err(), &["video"]);
 }
 
 fn paths_may_contain_any_bytes() {

@@ -74,6 +74,19 @@ pub fn torch_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<Fram
     })
 }
 
+/// Refuses to resize `from` to a size with a side of 0. [`smart_resize`] gives such a size for a long thin image or
+/// video under a small `max_pixels`.
+pub(crate) fn refuse_side_of_zero(from: (usize, usize), to: (usize, usize)) -> Result<()> {
+    if to.0 > 0 && to.1 > 0 {
+        return Ok(());
+    }
+    Err(MediaError::setting_error(
+        "height and width",
+        format!("{} x {} would be resized to {} x {}, which has a side of 0", from.0, from.1, to.0, to.1),
+        "raise max_pixels, crop it, or set resized_height and resized_width",
+    ))
+}
+
 /// Checks the sizes, then calls `resize(source, horizontal taps, vertical taps, target)` for each frame, in parallel.
 fn resample<W: Copy + Send + Sync>(
     frames: FrameView<'_>,
@@ -82,16 +95,10 @@ fn resample<W: Copy + Send + Sync>(
     resize: impl Fn(&[u8], &FilterTaps<W>, &FilterTaps<W>, &mut [u8]) + Sync,
 ) -> Result<FrameBuf> {
     let (from_height, from_width) = frames.height_and_width();
-    let refuse = |what: &str, help: &str| {
-        let what = format!("{from_height} x {from_width} would be resized to {height} x {width}, {what}");
-        Err(MediaError::setting_error("height and width", what, help))
-    };
-    if height == 0 || width == 0 {
-        return refuse(
-            "which has a side of 0",
-            "raise max_pixels, crop the image, or set resized_height and resized_width",
-        );
-    }
+    let sizes = format!("{from_height} x {from_width} would be resized to {height} x {width}");
+    let refuse =
+        |what: &str, help: &str| Err(MediaError::setting_error("height and width", format!("{sizes}, {what}"), help));
+    refuse_side_of_zero((from_height, from_width), (height, width))?;
     if height.checked_mul(width).is_none_or(|pixels| pixels > MAX_IMAGE_PIXELS) {
         return refuse("which is too large", "lower min_pixels");
     }
@@ -102,7 +109,8 @@ fn resample<W: Copy + Send + Sync>(
     let frame_len = height * width * 3;
     let len = frame_len.saturating_mul(frames.frame_count());
     if data.try_reserve_exact(len).is_err() {
-        return refuse("for which there is not enough memory", "take fewer frames or lower max_pixels");
+        let what = format!("{sizes}, for which there is not enough memory");
+        return Err(MediaError::memory_error("height and width", what, "take fewer frames or lower max_pixels"));
     }
     if (height, width) == frames.height_and_width() {
         data.extend_from_slice(frames.data());

@@ -63,7 +63,7 @@ pub fn select_frames(
             refuse_rate_overrides(profile, overrides)?;
             let n = overrides.nframes.unwrap_or(default);
             if n < 1 || n as u64 > MAX_SELECTED_FRAMES {
-                return Err(bad_count(n as f64, 1, MAX_SELECTED_FRAMES));
+                return Err(bad_count(&n.to_string(), 1, MAX_SELECTED_FRAMES));
             }
             let step = total as f64 / n as f64;
             (0..n).map(|i| first + ((i as f64 * step) as u64).min(total - 1)).collect()
@@ -134,7 +134,14 @@ fn frame_count(total: u64, video_fps: f64, [fps, min, max]: [f64; 3], overrides:
     };
     let limit = total.min(MAX_SELECTED_FRAMES);
     if !(n >= FRAME_FACTOR && n <= limit as f64) {
-        return Err(bad_count(n, 2, limit));
+        let count = match overrides.nframes {
+            // The given number is within the limits, and only the even number that it is rounded to is not.
+            Some(given) if given >= 2 && given.unsigned_abs() <= limit => format!("{given}, which is rounded to {n}"),
+            Some(given) => given.to_string(),
+            // Rounding down may give -0; adding 0 makes it 0.
+            None => (n + 0.0).to_string(),
+        };
+        return Err(bad_count(&count, 2, limit));
     }
     Ok(n as u64)
 }
@@ -163,15 +170,16 @@ fn stride(first: u64, last: u64, video_fps: f64) -> Result<Vec<u64>> {
     let step = step as u64;
     let n = (last - first) / step + 1;
     if n > MAX_SELECTED_FRAMES {
-        return Err(bad_count(n as f64, 1, MAX_SELECTED_FRAMES));
+        return Err(bad_count(&n.to_string(), 1, MAX_SELECTED_FRAMES));
     }
     Ok((0..n).map(|i| first + i * step).collect())
 }
 
-fn bad_count(n: f64, min: u64, max: u64) -> MediaError {
+/// The error for a number of frames outside of `min..=max`; `count` is that number as text.
+fn bad_count(count: &str, min: u64, max: u64) -> MediaError {
     MediaError::setting_error(
         "nframes",
-        format!("is {n}, but must be between {min} and {max} for this video"),
+        format!("is {count}, but must be between {min} and {max} for this video"),
         "change nframes, or fps, min_frames and max_frames",
     )
 }

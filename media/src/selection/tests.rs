@@ -82,6 +82,23 @@ fn invalid_settings_are_refused_by_name() {
 }
 
 #[test]
+fn count_outside_the_limits_is_reported_as_given() {
+    let with = |nframes| MediaOverrides { nframes: Some(nframes), ..Default::default() };
+    let cases = [
+        (MediaProfile::Qwen, 40, with(-1), "is -1, but must be between 2 and 40"),
+        (MediaProfile::Qwen, 40, with(1), "is 1, but must be between 2 and 40"),
+        (MediaProfile::Qwen, 40, with(42), "is 42, but must be between 2 and 40"),
+        (MediaProfile::Qwen, 3, with(3), "is 3, which is rounded to 4, but must be between 2 and 3"),
+        (MediaProfile::Uniform16, 40, with(-1), "is -1, but must be between 1 and"),
+        (MediaProfile::Qwen, 1, MediaOverrides::default(), "is 0, but must be between 2 and 1"),
+    ];
+    for (profile, total, overrides, what) in cases {
+        let error = select_frames(total, 25.0, profile, &overrides).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("nframes: {what}")), "{error}");
+    }
+}
+
+#[test]
 fn selection_stays_within_time_range() {
     let o = MediaOverrides { nframes: Some(4), video_start: Some(1.01), video_end: Some(2.5), ..Default::default() };
     // The first index is ceil(1.01 s * 10 frames/s) = 11, the last is floor(2.5 s * 10 frames/s) = 25.

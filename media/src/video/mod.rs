@@ -21,6 +21,8 @@ use crate::Result;
 use crate::profile::{MediaOverrides, MediaProfile};
 
 #[cfg(feature = "ffmpeg")]
+pub(crate) use ffmpeg::check_file;
+#[cfg(feature = "ffmpeg")]
 pub use ffmpeg::{decode_into, probe};
 pub use types::{DecodeLimits, DecodeRequest, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo};
 
@@ -41,6 +43,12 @@ pub fn decode(path: &Path, profile: MediaProfile, overrides: &MediaOverrides) ->
     })?;
     video.data = PixelBuffer::Owned(data);
     Ok(video)
+}
+
+/// Refuses every video, because this build has no FFmpeg.
+#[cfg(not(feature = "ffmpeg"))]
+pub(crate) fn check_file(path: &Path) -> Result<()> {
+    Err(no_ffmpeg_error(path))
 }
 
 /// Refuses every video, because this build has no FFmpeg.

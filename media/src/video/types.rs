@@ -116,7 +116,7 @@ pub struct DecodeRequest<'a> {
 /// The error for frames of `bytes` in total that exceed the memory limit of `limit` bytes.
 pub(super) fn frames_too_large_error(path: &Path, bytes: u64, limit: u64) -> MediaError {
     const MIB: u64 = 1 << 20;
-    MediaError::file_error(
+    MediaError::memory_error(
         path,
         format!(
             "its selected frames need {} MiB, above the decoder's memory limit of {} MiB",

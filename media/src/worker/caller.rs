@@ -155,6 +155,7 @@ impl DecodeWorker {
         let reply = process::run_worker(&command, path, memory.try_clone().map_err(cannot_start)?)?;
         match serde_json::from_slice(&reply) {
             Ok(WorkerReply::Failed(failure)) => Err(failure.into_error(path)),
+            Ok(WorkerReply::OutOfMemory) => Err(process::memory_limit_exceeded(path, self.memory_mib)),
             Ok(reply) => Ok((reply, memory)),
             Err(_) => Err(invalid_reply(path)),
         }

@@ -217,11 +217,7 @@ impl Drop for Server {
 fn worker_failed(command: &WorkerCommand<'_>, path: &Path, status: ExitStatus, stderr: &str) -> MediaError {
     let out_of_memory = stderr.contains("memory allocation of") || stderr.contains("capacity overflow");
     if out_of_memory {
-        return MediaError::file_error(
-            path,
-            format!("the decoding worker exceeded its memory limit of {} MiB", command.memory_mib),
-            "raise the limit (--media-memory), take fewer frames, or leave the file out",
-        );
+        return memory_limit_exceeded(path, command.memory_mib);
     }
     let how = match (status.signal(), status.code()) {
         (Some(signal), _) => format!("was killed by signal {signal}{}", signal_name(signal)),
@@ -237,6 +233,15 @@ fn worker_failed(command: &WorkerCommand<'_>, path: &Path, status: ExitStatus, s
         "the file may be damaged: leave it out, or convert it",
     );
     if status.signal().is_some() { MediaError::Killed(diagnostic) } else { MediaError::File(diagnostic) }
+}
+
+/// The error for a job that failed because its worker had too little memory.
+pub(super) fn memory_limit_exceeded(path: &Path, memory_mib: u64) -> MediaError {
+    MediaError::memory_error(
+        path,
+        format!("the decoding worker exceeded its memory limit of {memory_mib} MiB"),
+        "raise the limit (--media-memory), take fewer frames, or leave the file out",
+    )
 }
 
 fn signal_name(signal: i32) -> &'static str {

@@ -35,6 +35,8 @@ pub(super) enum WorkerReply {
     /// Decoded frames without their pixels, which are in the shared memory.
     Decoded(DecodedVideo),
     Failed(WorkerFailure),
+    /// The job failed, and the worker had come so close to its memory limit that this is the likely cause.
+    OutOfMemory,
 }
 
 /// A [`MediaError`] as the worker sends it: without the path, which the caller knows.
@@ -42,6 +44,8 @@ pub(super) enum WorkerReply {
 pub(super) struct WorkerFailure {
     /// Name of the setting, if the error is a [`MediaError::Setting`].
     setting: Option<String>,
+    /// Whether the error is a [`MediaError::Memory`].
+    out_of_memory: bool,
     what: String,
     help: String,
 }
@@ -49,9 +53,12 @@ pub(super) struct WorkerFailure {
 impl From<MediaError> for WorkerFailure {
     fn from(error: MediaError) -> Self {
         match error {
-            MediaError::Setting(d) => Self { setting: Some(d.location), what: d.what, help: d.help },
+            MediaError::Setting(d) => {
+                Self { setting: Some(d.location), out_of_memory: false, what: d.what, help: d.help }
+            }
+            MediaError::Memory(d) => Self { setting: None, out_of_memory: true, what: d.what, help: d.help },
             MediaError::File(d) | MediaError::Timeout(d) | MediaError::Killed(d) | MediaError::Worker(d) => {
-                Self { setting: None, what: d.what, help: d.help }
+                Self { setting: None, out_of_memory: false, what: d.what, help: d.help }
             }
         }
     }
@@ -61,6 +68,7 @@ impl WorkerFailure {
     pub(super) fn into_error(self, path: &Path) -> MediaError {
         match self.setting {
             Some(setting) => MediaError::setting_error(setting, self.what, self.help),
+            None if self.out_of_memory => MediaError::memory_error(path, self.what, self.help),
             None => MediaError::file_error(path, self.what, self.help),
         }
     }

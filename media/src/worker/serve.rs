@@ -1,10 +1,10 @@
 //! The server's side: receives jobs and forks a worker for each job. The worker decodes the video.
 
 use std::fs::File;
-use std::io::{IoSliceMut, Read, Write};
+use std::io::{ErrorKind, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -14,7 +14,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, pidfd_open, waitpid};
 
 use super::protocol::{WorkerJob, WorkerReply, WorkerRequest, path_from_bytes};
-use crate::video::{DecodeLimits, DecodeRequest, decode_into, probe};
+use crate::video::{DecodeLimits, DecodeRequest, check_file, decode_into, probe};
 use crate::{MediaError, Result};
 
 /// The `main` function of a worker server. Standard input is the socket to the caller. Call this function before the
@@ -159,28 +159,66 @@ fn decode_requested_video() -> std::io::Result<()> {
     let mut text = Vec::new();
     (&memory).read_to_end(&mut text)?;
     let request: WorkerRequest = serde_json::from_slice(&text)?;
-    apply_limits(&request)?;
     let path = path_from_bytes(&request.path);
-    let limits = DecodeLimits { threads: request.threads, memory_bytes: request.memory_bytes };
-    let result = match request.job {
-        WorkerJob::Probe => probe(&path).map(WorkerReply::Probed),
-        WorkerJob::Decode { profile, overrides, size } => {
-            let request = DecodeRequest { path: &path, profile, overrides, size, limits };
-            decode_into(&request, |bytes| map_output(&path, &memory, bytes))
-                .map(|(video, _)| WorkerReply::Decoded(video))
+    // Checked before the limits, so that an error that does not depend on memory is never taken for lack of memory.
+    let reply = match check_file(&path) {
+        Ok(()) => {
+            apply_limits(&request)?;
+            run_with_limits(&request, &path, &memory)
         }
+        Err(e) => WorkerReply::Failed(e.into()),
     };
-    let reply = result.unwrap_or_else(|e| WorkerReply::Failed(e.into()));
     let mut out = std::io::stdout().lock();
     out.write_all(&serde_json::to_vec(&reply)?)?;
     out.flush()
 }
 
+/// Does the requested job. If it fails near the memory limit, the reply says so and drops the error of the job, which
+/// would blame the file: with too little memory FFmpeg may lose frames, find damaged data, or end the file early, and
+/// Rust panics if it cannot create a thread.
+fn run_with_limits(request: &WorkerRequest, path: &Path, memory: &File) -> WorkerReply {
+    let limits = DecodeLimits { threads: request.threads, memory_bytes: request.memory_bytes };
+    let job = || match request.job {
+        WorkerJob::Probe => probe(path).map(WorkerReply::Probed),
+        WorkerJob::Decode { profile, overrides, size } => {
+            let request = DecodeRequest { path, profile, overrides, size, limits };
+            decode_into(&request, |bytes| map_output(path, memory, bytes)).map(|(video, _)| WorkerReply::Decoded(video))
+        }
+    };
+    match catch_unwind(AssertUnwindSafe(job)) {
+        Ok(Ok(reply)) => reply,
+        Ok(Err(MediaError::File(_))) | Err(_) if is_near_memory_limit() => WorkerReply::OutOfMemory,
+        Ok(Err(e)) => WorkerReply::Failed(e.into()),
+        Err(panic) => resume_unwind(panic),
+    }
+}
+
+/// How close to its limit the address space must have come for [`is_near_memory_limit`]. The largest allocations whose
+/// failure FFmpeg does not report as such are smaller: stacks of threads (8 MiB), packets and buffers for reading.
+const NEAR_LIMIT_BYTES: u64 = 16 << 20;
+
+/// Whether the address space of this process has come so close to its limit that an allocation may have failed. The
+/// peak is what counts, because after a failure memory is free again.
+fn is_near_memory_limit() -> bool {
+    let Some(limit) = rustix::process::getrlimit(Resource::As).current else { return false };
+    // Reading fails only if there is no memory left for the text.
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return true };
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:")?.trim().strip_suffix(" kB"));
+    let peak_kib = peak.and_then(|n| n.parse::<u64>().ok());
+    peak_kib.is_some_and(|kib| kib.saturating_mul(1024).saturating_add(NEAR_LIMIT_BYTES) > limit)
+}
+
 /// Resizes the shared memory to `bytes` and maps it for writing.
 fn map_output(path: &Path, memory: &File, bytes: usize) -> Result<MmapMut> {
-    let cannot_allocate = |e: std::io::Error| {
-        let what = format!("shared memory for its frames cannot be allocated: {e}");
-        MediaError::file_error(path, what, "free memory, or take fewer frames")
+    let cannot_allocate = |e: std::io::Error| match e.kind() {
+        ErrorKind::OutOfMemory => {
+            let what = format!("no memory is left for its selected frames, {} MiB", bytes.div_ceil(1 << 20));
+            MediaError::memory_error(path, what, "take fewer frames, or raise the memory limit (--media-memory)")
+        }
+        _ => {
+            let what = format!("shared memory for its frames cannot be allocated: {e}");
+            MediaError::file_error(path, what, "free memory, or take fewer frames")
+        }
     };
     // Setting the length to 0 first discards the request in the memory, so all bytes are zero until a frame is
     // written.

@@ -11,7 +11,7 @@ use ffmpeg::format::Pixel;
 use ffmpeg::frame::Video as AvFrame;
 use ffmpeg::software::scaling::Flags;
 
-use super::error::ffmpeg_error;
+use super::error::{ffmpeg_error, out_of_memory};
 use crate::frames::FrameView;
 use crate::resize::torch_bicubic;
 use crate::{MediaError, Result};
@@ -129,7 +129,10 @@ impl RgbConverter {
         self.rotated.resize(height * width * 3, 0);
         self.rotation.write(rgb, stride, (height, width), &mut self.rotated);
         let (h, w) = self.rotation.displayed_height_and_width((height, width));
-        let resized = torch_bicubic(FrameView::new(&self.rotated, 1, h, w)?, target_size)?;
+        let resized = torch_bicubic(FrameView::new(&self.rotated, 1, h, w)?, target_size).map_err(|e| match e {
+            MediaError::Memory(_) => out_of_memory(path, "resizing its frames"),
+            other => other,
+        })?;
         out.copy_from_slice(&resized.data);
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! several lanes, each a thread with its own decoder, take runs from a queue, longest first:
 //!     send the packets of the run; write each target frame that comes out
 //!     if frames are missing: decode again from an earlier key frame and with later packets, then from packet 0
+//!     if only frames before the first key frame are missing (a cut at an open GOP): write the key frame for them
 //! ```
 
 use std::collections::HashMap;
@@ -19,9 +20,9 @@ use ffmpeg::frame::Video as AvFrame;
 
 use super::convert::RgbConverter;
 use super::demux::VideoFile;
-use super::error::ffmpeg_error;
+use super::error::{ffmpeg_error, out_of_memory};
 use super::packets::PacketSource;
-use super::plan::{PacketRun, has_unique_times, key_packet_index_before, plan_packet_runs};
+use super::plan::{PacketRun, has_usable_times, key_packet_index_before, leading_frames, plan_packet_runs};
 use crate::video::types::DecodeLimits;
 use crate::{MediaError, Result};
 
@@ -57,7 +58,7 @@ pub(super) fn decode_frames(
     let frame_len = out.len() / indices.len().max(1);
     let mut unique = indices.to_vec();
     unique.dedup();
-    let seekable = has_unique_times(&video.packets) && has_reliable_key_flags(video.parameters.codec_id());
+    let seekable = has_usable_times(&video.packets) && has_reliable_key_flags(video.parameters.codec_id());
     let runs = plan_packet_runs(&video.packets, &unique, seekable);
 
     let mut slots = Slots::new();
@@ -213,10 +214,16 @@ impl<'f> DecodeLane<'f> {
                 }
             }
         }
-        let Some(missing) = job.slots.keys().min() else { return Ok(()) };
+        let Some(&missing) = job.slots.keys().min() else { return Ok(()) };
         if !has_memory_for_frames(self.video) {
-            let out_of_memory = ffmpeg::Error::Other { errno: ffmpeg::error::ENOMEM };
-            return Err(ffmpeg_error(&self.video.path, "decoding", out_of_memory));
+            return Err(out_of_memory(&self.video.path, "decoding"));
+        }
+        let leading = leading_frames(&self.video.packets);
+        if job.slots.keys().all(|&frame| frame < leading) {
+            self.repeat_first_picture(&mut job.slots)?;
+        }
+        if job.slots.is_empty() {
+            return Ok(());
         }
         Err(MediaError::file_error(
             &self.video.path,
@@ -245,8 +252,14 @@ impl<'f> DecodeLane<'f> {
 
     /// Decodes from the first packet and counts the frames that come out, for videos without usable times.
     fn decode_by_counting(&mut self, job: &mut Job<'_>) -> Result<()> {
+        let leading = leading_frames(&self.video.packets);
+        let first_time = self.video.packets.iter().find(|e| !e.hidden).and_then(|e| e.pts);
         let mut count = 0u64;
-        let mut frame_index = |_: &AvFrame| {
+        let mut frame_index = |frame: &AvFrame| {
+            // The frames before the first key frame have no pictures if its own picture comes out first.
+            if count == 0 && leading > 0 && frame.pts() == first_time {
+                count = leading;
+            }
             count += 1;
             Some(count - 1)
         };
@@ -260,6 +273,35 @@ impl<'f> DecodeLane<'f> {
             }
         }
         self.drain(frame_index, &mut job.slots)
+    }
+
+    /// Writes the first picture of the video, its key frame, to all `slots`. They belong to the frames before the key
+    /// frame of a video that is cut at an open group of pictures ([`leading_frames`]). No decoder can give those, but
+    /// they count as frames, as in decord.
+    fn repeat_first_picture(&mut self, slots: &mut Slots<'_>) -> Result<()> {
+        let Some(frame) = slots.keys().next().copied() else { return Ok(()) };
+        let Some(slot) = slots.remove(&frame) else { return Ok(()) };
+        let mut first = Slots::from([(frame, &mut *slot)]);
+        self.decoder.flush();
+        self.decoder.skip_frame(Discard::Default);
+        let last = MAX_OUTPUT_DELAY.min(self.video.packets.len().saturating_sub(1));
+        for packet in 0..=last {
+            self.send(packet)?;
+            self.receive(|_| Some(frame), &mut first)?;
+            if first.is_empty() {
+                break;
+            }
+        }
+        if !first.is_empty() {
+            self.drain(|_| Some(frame), &mut first)?;
+        }
+        if first.is_empty() {
+            slots.drain().for_each(|(_, other)| other.copy_from_slice(slot));
+        } else {
+            drop(first);
+            slots.insert(frame, slot);
+        }
+        Ok(())
     }
 
     /// Sends one packet to the decoder. Damaged data is not an error here: if a target frame is lost, `run_job`

@@ -164,13 +164,6 @@ impl VideoFile {
 /// Opens a container and finds its best video stream; returns the open container and the stream's index.
 pub(super) fn open_container_and_stream(path: &Path) -> Result<(Input, usize)> {
     ffmpeg::log::set_level(ffmpeg::log::Level::Quiet);
-    let metadata = std::fs::metadata(path).map_err(|e| MediaError::cannot_read(path, &e))?;
-    if metadata.is_dir() {
-        return Err(MediaError::file_error(path, "is a folder, not a video", "give the path of a video file"));
-    }
-    if metadata.is_file() && metadata.len() == 0 {
-        return Err(MediaError::file_error(path, "is empty (0 bytes)", "copy or download it again"));
-    }
     let mut url = b"file:".to_vec();
     url.extend_from_slice(path.as_os_str().as_bytes());
     let url = CString::new(url)

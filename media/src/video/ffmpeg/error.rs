@@ -13,11 +13,7 @@ pub(super) fn ffmpeg_error(path: &Path, operation: &str, error: ffmpeg::Error) -
         MediaError::file_error(path, what, "check that the file is complete and plays, or convert it")
     };
     match error {
-        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::ENOMEM => MediaError::file_error(
-            path,
-            format!("{operation} exceeded the decoder's memory limit"),
-            "raise the memory limit (--media-memory), or use a video with fewer pixels",
-        ),
+        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::ENOMEM => out_of_memory(path, operation),
         ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EINVAL => failed("FFmpeg finds no video in it"),
         ffmpeg::Error::Other { errno } => MediaError::cannot_read(path, &std::io::Error::from_raw_os_error(errno)),
         ffmpeg::Error::InvalidData => failed("the data are damaged, truncated or not a video"),
@@ -28,4 +24,13 @@ pub(super) fn ffmpeg_error(path: &Path, operation: &str, error: ffmpeg::Error) -
         ),
         other => failed(&other.to_string()),
     }
+}
+
+/// The error for an `operation` that failed because the memory limit is too low for it.
+pub(super) fn out_of_memory(path: &Path, operation: &str) -> MediaError {
+    MediaError::memory_error(
+        path,
+        format!("{operation} exceeded the decoder's memory limit"),
+        "raise the memory limit (--media-memory), or use a video with fewer pixels",
+    )
 }

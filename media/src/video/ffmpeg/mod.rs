@@ -12,17 +12,38 @@ mod truncation;
 use std::path::Path;
 
 use super::types::{DecodeRequest, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo, frames_too_large_error};
-use crate::Result;
 use crate::libraries::load_for;
-use crate::resize::VideoPixelLimits;
+use crate::resize::{VideoPixelLimits, refuse_side_of_zero};
 use crate::selection::select_frames;
+use crate::{MediaError, Result};
+
+/// Checks that FFmpeg is installed and that the file can be opened and is not empty.
+///
+/// # Errors
+/// One of these does not hold.
+pub(crate) fn check_file(path: &Path) -> Result<()> {
+    load_for(path)?;
+    let cannot_read = |e| MediaError::cannot_read(path, &e);
+    let metadata = std::fs::metadata(path).map_err(cannot_read)?;
+    if metadata.is_dir() {
+        return Err(MediaError::file_error(path, "is a folder, not a video", "give the path of a video file"));
+    }
+    if metadata.is_file() {
+        // Only regular files are opened here, because opening a pipe waits for its writer.
+        std::fs::File::open(path).map_err(cannot_read)?;
+        if metadata.len() == 0 {
+            return Err(MediaError::file_error(path, "is empty (0 bytes)", "copy or download it again"));
+        }
+    }
+    Ok(())
+}
 
 /// Reads size, frame rate and number of frames of a video without decoding it.
 ///
 /// # Errors
 /// The file cannot be read, is not a video of a supported container, is truncated, or has no frames or no frame rate.
 pub fn probe(path: &Path) -> Result<VideoInfo> {
-    load_for(path)?;
+    check_file(path)?;
     demux::VideoFile::read_container(path, 0).map(|video| video.video_info())
 }
 
@@ -36,7 +57,7 @@ pub fn decode_into<B: AsMut<[u8]>>(
     allocate: impl FnOnce(usize) -> Result<B>,
 ) -> Result<(DecodedVideo, B)> {
     let limits = request.limits;
-    load_for(request.path)?;
+    check_file(request.path)?;
     let video = demux::VideoFile::read_container(request.path, limits.memory_bytes / 4)?;
     let selection = select_frames(video.total_frames(), video.video_fps, request.profile, &request.overrides)?;
     let count = selection.indices.len();
@@ -45,13 +66,16 @@ pub fn decode_into<B: AsMut<[u8]>>(
         DecodedFrameSize::Original => None,
         DecodedFrameSize::Resized => {
             let pixel_limits = VideoPixelLimits::new(request.profile, &request.overrides);
-            Some(pixel_limits.resized_height_and_width(count, original_height, original_width)?)
+            let size = pixel_limits.resized_height_and_width(count, original_height, original_width)?;
+            refuse_side_of_zero((original_height, original_width), size)
+                .map_err(|e| e.into_file_error(&request.path.display().to_string()))?;
+            Some(size)
         }
     };
     let (height, width) = target.unwrap_or((original_height, original_width));
     let bytes = [height, width, 3].iter().try_fold(count, |n, &side| n.checked_mul(side));
     let bytes = bytes.filter(|&n| n as u64 <= limits.memory_bytes / 2 + limits.memory_bytes / 4);
-    let Some(bytes) = bytes.filter(|&n| n > 0) else {
+    let Some(bytes) = bytes else {
         let needed = (count as u64).saturating_mul(height as u64).saturating_mul(width as u64).saturating_mul(3);
         return Err(frames_too_large_error(request.path, needed, limits.memory_bytes));
     };

@@ -25,11 +25,29 @@ pub(super) struct PacketRun {
     pub targets: Vec<TargetFrame>,
 }
 
-/// Whether every displayed packet has a presentation time that no other packet has, so that times identify frames.
-pub(super) fn has_unique_times(packets: &[PacketInfo]) -> bool {
+/// Whether presentation times identify frames and give their order: every displayed packet has a time that no other
+/// packet has, and decoding times never decrease.
+///
+/// Decoding times decrease where a second video was appended to the file and its times start anew (`cat a.ts b.ts`).
+/// Sorted by time, the frames of both videos would be mixed.
+pub(super) fn has_usable_times(packets: &[PacketInfo]) -> bool {
     let mut times: Vec<_> = packets.iter().filter(|e| !e.hidden).map(|e| e.pts).collect();
     times.sort_unstable();
-    times.first().is_some_and(|t| t.is_some()) && times.windows(2).all(|w| w[0] != w[1])
+    let is_unique = times.first().is_some_and(|t| t.is_some()) && times.windows(2).all(|w| w[0] != w[1]);
+    is_unique && packets.iter().filter_map(|e| e.dts).is_sorted()
+}
+
+/// The number of frames that are displayed before the first packet's frame, a key frame; their packets follow it.
+///
+/// They refer to frames before the key frame. If a video is cut at the start of an open group of pictures, those are
+/// gone, and most decoders output no picture for these packets. A packet without a time counts, too, if all packets
+/// after these have times: Matroska files lose the time of frames that are displayed before time 0.
+pub(super) fn leading_frames(packets: &[PacketInfo]) -> u64 {
+    let mut displayed = packets.iter().filter(|e| !e.hidden);
+    let Some(first) = displayed.next().filter(|e| e.key && e.pts.is_some()) else { return 0 };
+    let is_leading = |e: &&PacketInfo| !e.key && e.pts < first.pts;
+    let leading = displayed.clone().take_while(is_leading).count();
+    if displayed.skip(leading).all(|e| e.pts > first.pts) { leading as u64 } else { 0 }
 }
 
 /// Plans the decoding of `frames` (display indices, ascending, without repeats, each below the number of displayed
@@ -99,11 +117,42 @@ mod tests {
 
     #[test]
     fn times_must_exist_and_be_unique() {
-        assert!(has_unique_times(&[packet(0, true), packet(1, false)]));
-        assert!(!has_unique_times(&[packet(0, true), packet(0, false)]));
-        assert!(!has_unique_times(&[packet(0, true), PacketInfo { pts: None, ..packet(0, false) }]));
-        assert!(has_unique_times(&[packet(0, true), PacketInfo { hidden: true, ..packet(0, false) }]));
-        assert!(!has_unique_times(&[]));
+        assert!(has_usable_times(&[packet(0, true), packet(1, false)]));
+        assert!(!has_usable_times(&[packet(0, true), packet(0, false)]));
+        assert!(!has_usable_times(&[packet(0, true), PacketInfo { pts: None, ..packet(0, false) }]));
+        assert!(has_usable_times(&[packet(0, true), PacketInfo { hidden: true, ..packet(0, false) }]));
+        assert!(!has_usable_times(&[]));
+    }
+
+    #[test]
+    fn leading_frames_follow_the_first_key_frame() {
+        let untimed = PacketInfo { pts: None, ..packet(0, false) };
+        let hidden = PacketInfo { hidden: true, ..packet(0, false) };
+        // I3 B1 B2 P6 B4 B5 starts with an open group. I0 P3 B1 B2 does not.
+        let open = [packet(3, true), packet(1, false), packet(2, false), packet(6, false), packet(4, false)];
+        assert_eq!(leading_frames(&open), 2);
+        assert_eq!(leading_frames(&[packet(0, true), packet(3, false), packet(1, false)]), 0);
+        assert_eq!(leading_frames(&[packet(0, true), untimed, packet(1, false)]), 1);
+        assert_eq!(leading_frames(&[hidden, packet(3, true), packet(1, false), hidden, packet(2, false)]), 2);
+        // Times that are missing elsewhere, or lower in a second video, tell nothing.
+        assert_eq!(leading_frames(&[packet(0, true), untimed, packet(1, false), untimed]), 0);
+        assert_eq!(leading_frames(&[packet(3, true), packet(1, false), packet(4, false), packet(2, false)]), 0);
+        assert_eq!(leading_frames(&[packet(3, false), packet(1, false)]), 0);
+        assert_eq!(leading_frames(&[untimed, untimed]), 0);
+        assert_eq!(leading_frames(&[]), 0);
+    }
+
+    #[test]
+    fn decoding_times_must_not_decrease() {
+        let times = |times: &[(i64, Option<i64>)]| -> Vec<PacketInfo> {
+            times.iter().map(|&(pts, dts)| PacketInfo { dts, ..packet(pts, pts == 0) }).collect()
+        };
+        // B-frames: presentation times go back, decoding times do not.
+        assert!(has_usable_times(&times(&[(0, Some(-2)), (3, Some(-1)), (1, Some(0)), (2, Some(1)), (4, Some(2))])));
+        assert!(has_usable_times(&times(&[(0, None), (3, Some(1)), (1, None), (2, Some(1))])));
+        // Two videos in one file; the times of the second one start before the end of the first one.
+        assert!(!has_usable_times(&times(&[(0, Some(0)), (10, Some(10)), (20, Some(20)), (15, Some(15))])));
+        assert!(!has_usable_times(&times(&[(0, Some(0)), (20, Some(20)), (10, None), (15, Some(15))])));
     }
 
     proptest! {

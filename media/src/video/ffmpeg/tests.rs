@@ -156,6 +156,21 @@ fn resized_frames_equal_resized_video() {
 }
 
 #[test]
+fn resizing_to_a_side_of_zero_names_the_size() {
+    let path = clips().join("h264_bframes_audio.mp4");
+    let request = DecodeRequest {
+        path: &path,
+        profile: MediaProfile::Qwen,
+        overrides: MediaOverrides { min_pixels: Some(784), max_pixels: Some(784), ..Default::default() },
+        size: DecodedFrameSize::Resized,
+        limits: DecodeLimits::default(),
+    };
+    let error = decode_into(&request, |n| Ok(vec![0; n])).unwrap_err().to_string();
+    let name = path.display().to_string();
+    assert!(error.starts_with(&name) && error.contains("which has a side of 0; raise max_pixels"), "{error}");
+}
+
+#[test]
 fn frames_beyond_memory_limit_are_refused() {
     let path = clips().join("h264_709.mp4");
     let limits = DecodeLimits { threads: 1, memory_bytes: 64 * 64 * 3 * 4 };
