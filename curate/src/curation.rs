@@ -286,9 +286,9 @@ impl Curation {
             remove_tables(&options.out, stage)?;
         }
         self.hashes.save(&options.out)?;
-        self.list_keys().save(&options.out)?;
+        let list = self.list_keys();
+        list.save(&options.out)?;
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-        let media: HashSet<&str> = self.questions().map(|(_, question)| &*question.media_key).collect();
         let stages = options.recipe.stages();
         let settings = CurationSettings {
             reel: env!("CARGO_PKG_VERSION").into(),
@@ -298,7 +298,7 @@ impl Curation {
             media_root: absolute(&options.media_root),
             rows: self.rows.len(),
             questions: self.first_rows.len(),
-            media: media.len(),
+            media: list.count(StageName::Caption),
             frames: options.frames,
             filters: options.filters,
             prompts: stages.iter().map(|&s| (self.prompt_id(s), options.prompts[&s].clone())).collect(),

@@ -1,6 +1,7 @@
 //! Which videos and questions the list of a curation has: a table may also have answers about those of earlier lists.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use reel_diagnostic::input;
@@ -10,7 +11,7 @@ use crate::recipe::StageName;
 use crate::{CurateError, Result};
 
 /// The file in OUT.
-const FILE: &str = "list_keys.json";
+const FILE: &str = "list-keys.json";
 /// Number of characters of a key, a SHA-256 in hexadecimal digits, that are kept. With a million keys, the probability
 /// that two of them are equal is below 1e-7.
 const KEPT: usize = 16;
@@ -60,10 +61,15 @@ impl ListKeys {
     /// The file cannot be read or is damaged.
     pub fn open(out: &Path) -> Result<Self> {
         let file = out.join(FILE);
-        let text = input::read_file(&file, input::MAX_ROWS_BYTES).map_err(|e| CurateError::cannot_read(&file, &e))?;
-        let help = "run reel curate on the folder again";
-        serde_json::from_slice(&text)
-            .map_err(|e| CurateError::output(file.display().to_string(), format!("is damaged: {e}"), help))
+        let unusable = |what: String| {
+            CurateError::output(file.display().to_string(), what, "run reel curate on the folder again with --resume")
+        };
+        let text = input::read_file(&file, input::MAX_ROWS_BYTES).map_err(|e| match e.kind() {
+            // An earlier version of reel wrote none.
+            ErrorKind::NotFound => unusable("is missing".into()),
+            _ => CurateError::cannot_read(&file, &e),
+        })?;
+        serde_json::from_slice(&text).map_err(|e| unusable(format!("is damaged: {e}")))
     }
 }
 

@@ -91,7 +91,7 @@ pub fn handover_seconds(team: &Team) -> Option<f64> {
 
 /// Measures the seconds in which each of two threads writes a cache line that it has written before, in an array in its
 /// second-level cache: the best of several tries. With `read_between` the other thread reads the line in between. Writing
-/// it again then takes ten times as long and more, because the other core must first give up its copy. `None` for a team
+/// it again then takes several times as long, because the other core must first give up its copy. `None` for a team
 /// of one thread.
 pub fn rewrite_seconds(team: &Team, read_between: bool) -> Option<f64> {
     #[repr(align(64))]

@@ -82,7 +82,8 @@ pub(crate) fn ids(shared: &Shared, field: &str, ids: Vec<TokenId>) -> Result<Mod
     refuse_pads_without_media(shared, field, ModelInput::from_text_tokens(ids))
 }
 
-/// Refuses tokens that stand for images or videos in a prompt that has none: the model could not compute them.
+/// Refuses tokens that stand for images or videos in a prompt that has none: the client has probably lost its media. The
+/// model itself would take them for text.
 fn refuse_pads_without_media(shared: &Shared, field: &str, input: ModelInput) -> Result<ModelInput, ApiError> {
     let tokens = &shared.model.folder.config.tokens;
     let kinds = [(tokens.image, &input.image_grid_thw), (tokens.video, &input.video_grid_thw)];

@@ -86,10 +86,10 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
     let sequences_of = |task: usize| -> Vec<_> {
         tiles[task / kv_heads].sequences.clone().map(|seq| sequence(seq, task % kv_heads)).collect()
     };
-    let mut parts = Vec::new();
+    // Each part has a state; they lie one after the other.
+    let (mut parts, mut offset) = (Vec::new(), 0);
     if team.threads() > 1 && tasks < 2 * team.threads() {
         // With few tiles, as in decoding, each segment of a tile becomes a task.
-        let mut offset = 0;
         for task in 0..tasks {
             let sequences = sequences_of(task);
             let tile = tiles[task / kv_heads].of(&sequences);
@@ -112,11 +112,7 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
         });
         return;
     }
-    let len = parts.last().map_or(0, |&(task, _, offset)| {
-        let sequences = sequences_of(task);
-        offset + SoftmaxState::element_count(tiles[task / kv_heads].of(&sequences).row_count(), sequences[0].head_dim)
-    });
-    let mut memory = vec![Line([0.0; LANES]); len.div_ceil(LANES)];
+    let mut memory = vec![Line([0.0; LANES]); offset.div_ceil(LANES)];
     let states = Shared(memory.as_mut_ptr().cast());
     team.run(parts.len(), |part| {
         let (task, index, offset) = parts[part];
