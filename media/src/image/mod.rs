@@ -15,7 +15,7 @@ use base64::Engine as _;
 use crate::frames::{FrameView, MAX_IMAGE_PIXELS};
 use crate::{MediaError, Result};
 
-mod jpeg_colours;
+mod jpeg;
 #[cfg(test)]
 mod tests;
 
@@ -98,7 +98,7 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
     let format = ::image::guess_format(bytes).map_err(|_| unknown())?;
     let file = ImageFile { bytes: bytes.len(), format, name };
     match format {
-        ImageFormat::Jpeg => jpeg(bytes, file),
+        ImageFormat::Jpeg => jpeg::decode(bytes, file),
         ImageFormat::Png => pixels(PngDecoder::with_limits(cursor, limits()), png_is_rgba(bytes), file),
         ImageFormat::WebP => pixels(WebPDecoder::new(cursor), true, file),
         ImageFormat::Gif => gif(bytes, file),
@@ -123,8 +123,10 @@ impl ImageFile<'_> {
         /// Images up to this size are always tried.
         const SMALL: u64 = 1 << 24;
         let pixels_per_byte = match self.format {
-            // One colour, or white lines, take almost no data.
-            ImageFormat::WebP | ImageFormat::Tiff => 1 << 17,
+            // An image of one colour has codes of 0 bits.
+            ImageFormat::WebP => return true,
+            // White lines take almost no data.
+            ImageFormat::Tiff => 1 << 17,
             // Deflate shortens to a 1032nd, and a byte holds eight black and white pixels; the others shorten less.
             _ => 8 * 1032,
         };
@@ -239,38 +241,6 @@ fn gif(bytes: &[u8], file: ImageFile<'_>) -> Result<RgbImage> {
         }
     }
     Ok(RgbImage { data, height, width })
-}
-
-fn jpeg(bytes: &[u8], file: ImageFile<'_>) -> Result<RgbImage> {
-    let name = file.name;
-    use jpeg_decoder::{Decoder, PixelFormat};
-    let refuse = |error: jpeg_decoder::Error| {
-        MediaError::file_error(name, format!("is damaged or cut off ({error})"), "save or download it again")
-    };
-    let mut decoder = Decoder::new(bytes);
-    decoder.set_max_decoding_buffer_size(MAX_DECODER_BYTES as usize);
-    decoder.read_info().map_err(refuse)?;
-    let missing = || MediaError::file_error(name, "is a JPEG file without an image", "save or download it again");
-    let info = decoder.info().ok_or_else(missing)?;
-    check_size(u32::from(info.height), u32::from(info.width), file)?;
-    // The decoder's own rule looks at the ids of the components first.
-    if let Some(transform) = jpeg_colours::colour_transform(bytes) {
-        decoder.set_color_transform(transform);
-    }
-    let samples = decoder.decode().map_err(refuse)?;
-    let data = match info.pixel_format {
-        PixelFormat::RGB24 => samples,
-        PixelFormat::L8 => samples.iter().flat_map(|&v| [v; 3]).collect(),
-        PixelFormat::L16 => return Err(MediaError::file_error(name, "is a 16-bit JPEG", "convert it to 8-bit RGB")),
-        PixelFormat::CMYK32 => samples.chunks_exact(4).flat_map(|p| cmyk_to_rgb([p[0], p[1], p[2]], p[3])).collect(),
-    };
-    Ok(RgbImage { data, height: usize::from(info.height), width: usize::from(info.width) })
-}
-
-/// Pillow's conversion: `(255 - black) * (255 - colour) / 255` per channel.
-fn cmyk_to_rgb(colours: [u8; 3], black: u8) -> [u8; 3] {
-    let white = 255 - black;
-    colours.map(|colour| white - divide_by_255(u32::from(colour) * u32::from(white)))
 }
 
 fn check_size(height: u32, width: u32, file: ImageFile<'_>) -> Result<()> {

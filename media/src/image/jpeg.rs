@@ -1,0 +1,59 @@
+//! JPEG files, as Pillow reads them: by the arithmetic of libjpeg-turbo, in its mode L, RGB or CMYK.
+
+use libjpeg_turbo_rs::{DecodeLimits, Decoder, JpegError, PixelFormat};
+
+use super::{ImageFile, MAX_DECODER_BYTES, RgbImage, check_size, divide_by_255};
+use crate::{MediaError, Result};
+
+/// Files with more scans are refused: a scan of a few bytes takes as long as the whole image.
+const MAX_SCANS: usize = 500;
+
+/// Decodes a JPEG file.
+///
+/// # Errors
+/// The file is damaged, cut off, too large, or has samples of more than 8 bits or other than 1, 3 or 4 components.
+pub fn decode(bytes: &[u8], file: ImageFile<'_>) -> Result<RgbImage> {
+    let name = file.name;
+    let refuse = |error: JpegError| {
+        let (what, help) = match error {
+            JpegError::Unsupported(_) => ("has an unsupported format", "convert it to 8-bit RGB"),
+            JpegError::LimitExceeded { .. } | JpegError::AllocationFailed { .. } => {
+                ("needs more memory or scans than images may use", "make it smaller, or save it as a baseline JPEG")
+            }
+            _ => ("is damaged or cut off", "save or download it again"),
+        };
+        MediaError::file_error(name, format!("{what} ({error})"), help)
+    };
+    let limits = DecodeLimits { max_scans: MAX_SCANS, max_memory: Some(MAX_DECODER_BYTES), ..DecodeLimits::default() };
+    let mut decoder = Decoder::new_with_limits(bytes, limits).map_err(refuse)?;
+    let frame = decoder.header();
+    check_size(u32::from(frame.height), u32::from(frame.width), file)?;
+    if frame.precision != 8 {
+        let what = format!("is a JPEG of {} bits per sample", frame.precision);
+        return Err(MediaError::file_error(name, what, "convert it to 8-bit RGB"));
+    }
+    let format = match frame.components.len() {
+        1 => PixelFormat::Grayscale,
+        3 => PixelFormat::Rgb,
+        4 => PixelFormat::Cmyk,
+        components => {
+            let what = format!("is a JPEG of {components} components");
+            return Err(MediaError::file_error(name, what, "convert it to 8-bit RGB"));
+        }
+    };
+    decoder.set_output_format(format);
+    let image = decoder.decode_image().map_err(refuse)?;
+    let data = match format {
+        PixelFormat::Grayscale => image.data.iter().flat_map(|&v| [v; 3]).collect(),
+        PixelFormat::Cmyk => image.data.chunks_exact(4).flat_map(|p| inks_to_rgb([p[0], p[1], p[2]], p[3])).collect(),
+        _ => image.data,
+    };
+    Ok(RgbImage { data, height: image.height, width: image.width })
+}
+
+/// Pillow's conversion of CMYK to RGB. Pillow takes every CMYK JPEG for one of Adobe's, whose samples are 255 for no ink:
+/// `colour` and `black` are such samples.
+fn inks_to_rgb(colours: [u8; 3], black: u8) -> [u8; 3] {
+    // With c = 255 - colour and k = 255 - black: (255 - k) - (255 - k) * c / 255.
+    colours.map(|colour| black - divide_by_255(u32::from(255 - colour) * u32::from(black)))
+}
