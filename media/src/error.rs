@@ -8,6 +8,9 @@ use reel_diagnostic::Diagnostic;
 /// The result of a function of this crate.
 pub type Result<T> = std::result::Result<T, MediaError>;
 
+/// The location of errors of a `data:` URI, whose content is too long to be one.
+pub const DATA_URI: &str = "data: URI";
+
 /// What can go wrong between a media file and its frames or patches.
 #[derive(Debug, thiserror::Error)]
 pub enum MediaError {
@@ -77,13 +80,19 @@ impl MediaError {
     /// Errors of settings and of the worker program stay as they are.
     #[must_use]
     pub fn with_file_name(self, name: &str) -> Self {
-        let rename = |diagnostic| Diagnostic { location: name.to_owned(), ..diagnostic };
         match self {
-            Self::File(diagnostic) => Self::File(rename(diagnostic)),
-            Self::Timeout(diagnostic) => Self::Timeout(rename(diagnostic)),
-            Self::Memory(diagnostic) => Self::Memory(rename(diagnostic)),
-            Self::Killed(diagnostic) => Self::Killed(rename(diagnostic)),
-            other @ (Self::Setting(_) | Self::Worker(_)) => other,
+            Self::Setting(_) | Self::Worker(_) => self,
+            _ => self.with_location(|_| name.to_owned()),
+        }
+    }
+
+    /// Puts `part`, the part of a chat message that has the media, before the location of an error that is a setting or a
+    /// `data:` URI. Other errors, which have the path or address of their file, stay as they are.
+    #[must_use]
+    pub fn of_part(self, part: &str) -> Self {
+        match matches!(self, Self::Setting(_)) || self.diagnostic().location == DATA_URI {
+            true => self.with_location(|location| format!("{part}: {location}")),
+            false => self,
         }
     }
 
@@ -91,9 +100,20 @@ impl MediaError {
     /// [`MediaError::File`], and a [`MediaError::Memory`] gets the file's name. Other errors stay as they are.
     pub(crate) fn into_file_error(self, name: &str) -> Self {
         match self {
-            Self::Setting(diagnostic) => Self::File(Diagnostic { location: name.to_owned(), ..diagnostic }),
-            Self::Memory(diagnostic) => Self::Memory(Diagnostic { location: name.to_owned(), ..diagnostic }),
+            Self::Setting(diagnostic) => Self::File(diagnostic).with_file_name(name),
+            Self::Memory(_) => self.with_file_name(name),
             other => other,
         }
+    }
+
+    fn with_location(mut self, change: impl FnOnce(&str) -> String) -> Self {
+        let (Self::File(diagnostic)
+        | Self::Timeout(diagnostic)
+        | Self::Memory(diagnostic)
+        | Self::Killed(diagnostic)
+        | Self::Setting(diagnostic)
+        | Self::Worker(diagnostic)) = &mut self;
+        diagnostic.location = change(&diagnostic.location);
+        self
     }
 }

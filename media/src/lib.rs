@@ -17,4 +17,4 @@ pub mod strip;
 pub mod video;
 pub mod worker;
 
-pub use error::{MediaError, Result};
+pub use error::{DATA_URI, MediaError, Result};

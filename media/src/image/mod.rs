@@ -13,7 +13,7 @@ use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageResult, Limits};
 use base64::Engine as _;
 
 use crate::frames::{FrameView, MAX_IMAGE_PIXELS};
-use crate::{MediaError, Result};
+use crate::{DATA_URI, MediaError, Result};
 
 mod jpeg;
 #[cfg(test)]
@@ -64,19 +64,18 @@ pub fn open(path: &Path) -> Result<RgbImage> {
 /// # Errors
 /// The URI has another form, its base64 is damaged, or its content is not a supported image.
 pub fn from_data_uri(uri: &str) -> Result<RgbImage> {
-    const NAME: &str = "data: URI";
     let is_image = uri.get(..10).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:image"));
     let Some((_, text)) = uri.split_once("base64,").filter(|_| is_image) else {
-        return Err(MediaError::file_error(NAME, "is not data:image/...;base64,...", "encode the image as base64"));
+        return Err(MediaError::file_error(DATA_URI, "is not data:image/...;base64,...", "encode the image as base64"));
     };
     let mut text: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
     while text.last() == Some(&b'=') {
         text.pop();
     }
     let bytes = base64::engine::general_purpose::STANDARD_NO_PAD.decode(text).map_err(|error| {
-        MediaError::file_error(NAME, format!("contains invalid base64 ({error})"), "encode the image again")
+        MediaError::file_error(DATA_URI, format!("contains invalid base64 ({error})"), "encode the image again")
     })?;
-    decode(&bytes, NAME)
+    decode(&bytes, DATA_URI)
 }
 
 /// Decodes an image from the bytes of its file; error messages use `name` as location.

@@ -157,12 +157,13 @@ pub fn load_media_with(
         match part {
             ContentPart::Text(_) => {}
             ContentPart::Image(image) => {
-                let frame = load_image(image, options, &processor)?;
+                let frame = load_image(image, options, &processor).map_err(|e| name_part(e, &image.location))?;
                 media.image_grid_thw.push(media.frames.grid_thw(&frame)?);
                 media.frames.images.push(frame);
             }
             ContentPart::Video(video) => {
-                let mut loaded = load_video(video, options, &processor)?;
+                let mut loaded =
+                    load_video(video, options, &processor).map_err(|e| name_part(e, &video.location))?;
                 media.video_grid_thw.push(media.frames.grid_thw(&loaded.frames)?);
                 media.frames.videos.push(loaded.frames);
                 media.frames.video_times.push(loaded.times);
@@ -350,6 +351,18 @@ fn name_source(error: ModelError, name: &str) -> ModelError {
     }
 }
 
+/// Puts the part of a message before the location of an error that is a setting or a `data:` URI. Paths and addresses say
+/// enough.
+fn name_part(error: ModelError, part: &str) -> ModelError {
+    match error {
+        ModelError::Media(error) => error.of_part(part).into(),
+        ModelError::Messages(error) if error.location == reel_media::DATA_URI => {
+            ModelError::messages(format!("{part}: {}", error.location), error.what, error.help)
+        }
+        other => other,
+    }
+}
+
 impl PreprocessorConfig {
     /// The preprocessor config in the form that the media crate uses.
     pub fn patch_processor(&self) -> PatchProcessor {
@@ -370,6 +383,26 @@ impl PreprocessorConfig {
 mod tests {
     use super::*;
     use crate::init::{InitOptions, Preset, init};
+
+    #[test]
+    fn errors_of_settings_and_data_uris_name_the_part() {
+        let image = |source: &str| serde_json::json!({"type": "image", "image": source});
+        let video = |source: &str| serde_json::json!({"type": "video", "video": source, "nframes": 3});
+        let text = serde_json::json!({"type": "text", "text": "x"});
+        for (part, want) in [
+            (image("data:image/png;base64,A!"), "m: message 0, part 1: data: URI: contains invalid base64"),
+            (video("data:video/mp4;base64,A!"), "m: message 0, part 1: data: URI: "),
+            (image("nosuch.png"), "nosuch.png: "),
+        ] {
+            let messages = serde_json::json!([{"role": "user", "content": [text.clone(), part]}]);
+            let conversation = Conversation::from_json("m", &messages, Path::new("")).unwrap();
+            let error = load_media_with(PatchProcessor::default(), &conversation, &MediaOptions::default());
+            let error = error.unwrap_err().to_string();
+            assert!(error.starts_with(want), "{error}");
+        }
+        let error = reel_media::MediaError::setting_error("nframes", "is 3", "give an even number");
+        assert_eq!(name_part(error.into(), "m").to_string(), "m: nframes: is 3; give an even number");
+    }
 
     #[test]
     fn typed_pads_without_media_are_text() {

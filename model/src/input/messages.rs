@@ -120,7 +120,7 @@ impl MediaSource {
         match self {
             MediaSource::Path(path) => path.display().to_string(),
             MediaSource::Url(url) => without_secrets(url),
-            MediaSource::Data(_) => "data: URI".to_string(),
+            MediaSource::Data(_) => reel_media::DATA_URI.to_string(),
         }
     }
 }
