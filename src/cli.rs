@@ -52,7 +52,8 @@ pub enum Command {
     Demo(demo::DemoArgs),
     /// Check this machine: CPU, memory, FFmpeg, CUDA, GPU, model cache; say what to install
     Doctor(doctor::DoctorArgs),
-    /// Run a model over video benchmarks (VSI-Bench, VideoMMMU, MMVU, MVBench, TempCompass, Video-MME), score and compare
+    /// Run a model over video benchmarks (VSI-Bench, VideoMMMU, MMVU, MVBench, TempCompass, Video-MME, Video-Holmes),
+    /// score and compare
     Eval(Box<eval::EvalArgs>),
     /// Show which frames of a video are selected, and decode them
     Frames(frames::FramesArgs),

@@ -27,10 +27,10 @@ use crate::output;
 use crate::report::ReportArgs;
 use crate::training::ResolvedOptions;
 
-/// Train a tiny model with random weights to answer questions about synthetic video clips: curation of chains of thought
-/// (a stand-in on this machine answers for large models), SFT, then GRPO with the temporal reward (T-GRPO), and an
-/// evaluation between the stages. Writes a page with accuracy on held-out clips, curves and frames. Takes minutes on a
-/// CPU.
+/// Train a tiny model with random weights to answer questions about synthetic video clips: curation of chains of
+/// thought (a stand-in on this machine answers for large models), SFT, then GRPO with the temporal reward (T-GRPO), and
+/// an evaluation between the stages. Writes a page with accuracy on held-out clips, curves and frames. Takes minutes on
+/// a CPU.
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  reel demo --out demo")]
 pub struct DemoArgs {

@@ -29,8 +29,8 @@ const SIMULATED_KV_BYTES: u64 = 64 << 20;
 /// The option of commands that load a model only to generate.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct QuantizeFlag {
-    /// Quantise the weights of the decoder's linear layers and of the output layer while loading: int8, half the bytes of
-    /// bf16. The vision tower, embeddings, norms and adapters keep their dtype
+    /// Quantise the weights of the decoder's linear layers and of the output layer while loading: int8, half the bytes
+    /// of bf16. The vision tower, embeddings, norms and adapters keep their dtype
     #[arg(long, value_name = "FORMAT", value_enum)]
     quantize: Option<QuantizeName>,
 }
@@ -170,10 +170,10 @@ pub fn kv_bytes(device: &Device) -> u64 {
     }
 }
 
-/// Bytes for the keys and values of a server's requests and of earlier prompts, if no option says it. `free` is the free
-/// memory of the device, if it is known. On a GPU it is half of that. On other devices, whose memory is not the server's
-/// alone, it is at most that of 4096 tokens for each of the `batch` completions that decode together, or of one request
-/// of maximum length.
+/// Bytes for the keys and values of a server's requests and of earlier prompts, if no option says it. `free` is the
+/// free memory of the device, if it is known. On a GPU it is half of that. On other devices, whose memory is not the
+/// server's alone, it is at most that of 4096 tokens for each of the `batch` completions that decode together, or of
+/// one request of maximum length.
 pub fn serving_kv_bytes(device: &Device, free: Option<u64>, text: &TextConfig, dtype: DType, batch: usize) -> u64 {
     let half = if device.is_simulated() { SIMULATED_KV_BYTES } else { kv_bytes_of(free) };
     if device.kernels() == Kernels::Cuda {

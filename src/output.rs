@@ -1,5 +1,6 @@
 //! Prints results on stdout as text or JSON, and writes output files whole: a failed write leaves no incomplete file.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
@@ -17,10 +18,13 @@ fn write_line(text: &str) -> Result<()> {
     writeln!(io::stdout().lock(), "{text}").context("stdout: cannot be written; check where it is redirected to")
 }
 
-/// Prints text on stdout without a line break and flushes. Control characters except newline and tab are escaped.
+/// Prints a text of somebody else, such as a model's answer, on stdout without a line break and flushes. A terminal
+/// would obey control characters, so they are escaped there, except newline and tab; a file or pipe gets the text as it
+/// is.
 pub fn print_text(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(escape_controls(text).as_bytes())
+    let shown = if out.is_terminal() { escape_controls(text) } else { Cow::Borrowed(text) };
+    out.write_all(shown.as_bytes())
         .and_then(|()| out.flush())
         .context("stdout: cannot be written; check where it is redirected to")
 }

@@ -1,5 +1,5 @@
-//! `reel report`: writes the HTML page of one training run, of several runs with their curves in the same charts, or of an
-//! evaluation, beside which a second one may stand.
+//! `reel report`: writes the HTML page of one training run, of several runs with their curves in the same charts, or of
+//! an evaluation, beside which a second one may stand.
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,6 @@
-//! `--eval-steps` of `reel sft` and `reel grpo`: evaluates the model in training as `reel eval` evaluates a model folder.
-//! The questions, the engine, the predictions files and the scores are those of `reel eval`; only the weights come from
-//! the trainer.
+//! `--eval-steps` of `reel sft` and `reel grpo`: evaluates the model in training as `reel eval` evaluates a model
+//! folder. The questions, the engine, the predictions files and the scores are those of `reel eval`; only the weights
+//! come from the trainer.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

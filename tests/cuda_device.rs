@@ -73,8 +73,8 @@ struct Step {
     products: Value,
 }
 
-/// Runs one training step of a case of `tests/golden` in a folder of its own. `options` get the run's options, and `run`
-/// is `sft::run` or `grpo::run`. `weights` is the name of the file that the step writes.
+/// Runs one training step of a case of `tests/golden` in a folder of its own. `options` get the run's options, and
+/// `run` is `sft::run` or `grpo::run`. `weights` is the name of the file that the step writes.
 fn step<O, S>(
     (device, dtype): (&Device, DType),
     case: &Path,

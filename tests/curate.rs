@@ -1,6 +1,6 @@
-//! `reel curate` against an endpoint that fails in every way: each row is accounted for, nothing is asked twice, the cap
-//! on cost holds, the data set is read by training, and, if there is a browser (`support/page_checks.rs`), what its page
-//! shows.
+//! `reel curate` against an endpoint that fails in every way: each row is accounted for, nothing is asked twice, the
+//! cap on cost holds, the data set is read by training, and, if there is a browser (`support/page_checks.rs`), what its
+//! page shows.
 
 #[path = "support/browser.rs"]
 mod browser;

@@ -16,8 +16,8 @@ fn lines(file: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// The data set has all clips with colored shapes, and the chains about grey ones are rejected, two for each reason. The
-/// faults of the stand-in cost three requests, and no answer.
+/// The data set has all clips with colored shapes, and the chains about grey ones are rejected, two for each reason.
+/// The faults of the stand-in cost three requests, and no answer.
 fn check_curation(out: &Path) {
     let kept = lines(&out.join("curated/dataset.jsonl"));
     assert_eq!(kept.len(), 192);

@@ -175,8 +175,8 @@ fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     assert!(!at.join("bad/videoholmes.jsonl.partial.early").exists());
 }
 
-/// A run that is killed at random moments ends with the bytes of an unbroken one. Answers that had arrived are not asked
-/// for again: at most those in flight at each kill are.
+/// A run that is killed at random moments ends with the bytes of an unbroken one. Answers that had arrived are not
+/// asked for again: at most those in flight at each kill are.
 #[test]
 fn killed_run_resumes_without_asking_twice() {
     const ROWS: usize = 120;

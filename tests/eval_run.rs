@@ -279,8 +279,8 @@ fn an_option_is_ablated() {
     }
 }
 
-/// Frames in image files, as MVBench has them for one of its tasks, are selected as those of a video; `--clips` shows the
-/// part that the question is about.
+/// Frames in image files, as MVBench has them for one of its tasks, are selected as those of a video; `--clips` shows
+/// the part that the question is about.
 #[test]
 fn frames_of_folders_are_selected() {
     let folder = tempfile::tempdir().expect("a folder");

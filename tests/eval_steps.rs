@@ -1,6 +1,6 @@
-//! `--eval-steps` of `reel sft` and `reel grpo`: the scores are those of `reel eval` on the checkpoint of the same step, an
-//! evaluation changes nothing in the training, a run that was stopped has the evaluations of an unbroken one, and the best
-//! checkpoint is the one with the highest score.
+//! `--eval-steps` of `reel sft` and `reel grpo`: the scores are those of `reel eval` on the checkpoint of the same
+//! step, an evaluation changes nothing in the training, a run that was stopped has the evaluations of an unbroken one,
+//! and the best checkpoint is the one with the highest score.
 
 mod support;
 
@@ -211,8 +211,8 @@ fn stopped_runs_have_the_evaluations_of_an_unbroken_one() {
         let partial = at.join(format!("broken/eval/step-{step}/mine.jsonl.partial"));
         fs::read(partial).unwrap_or_default().iter().filter(|&&byte| byte == b'\n').count()
     };
-    // Killed in the evaluation of step 6: the run goes back to a checkpoint before it, and comes to step 6 with the same
-    // weights.
+    // Killed in the evaluation of step 6: the run goes back to a checkpoint before it, and comes to step 6 with the
+    // same weights.
     stop_in_evaluation(at, run("broken", ""), 6, "-KILL", || answers(6) >= 1);
     assert_eq!(steps(&evaluations(&at.join("broken"))), [2, 4]);
     let early = fs::read(at.join("broken/eval/step-6/mine.jsonl.partial")).expect("answers");

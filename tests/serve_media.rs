@@ -174,8 +174,8 @@ fn addresses_of_this_machine_are_never_downloaded() {
     server.answers();
 }
 
-/// An animated GIF of 1 x 1 pixel frames on a canvas of `side` x `side` pixels. FFmpeg copies the canvas for each frame,
-/// so a few hundred KiB take minutes to decode.
+/// An animated GIF of 1 x 1 pixel frames on a canvas of `side` x `side` pixels. FFmpeg copies the canvas for each
+/// frame, so a few hundred KiB take minutes to decode.
 fn animated_gif(side: u16, frames: usize) -> Vec<u8> {
     let [low, high] = side.to_le_bytes();
     let header = [&b"GIF89a"[..], &[low, high, low, high, 0x80, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff]].concat();

@@ -13,7 +13,7 @@ use std::io::Read;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use grpo_run::{grpo, training_folder};
 use serde_json::{Value, json};
@@ -44,7 +44,9 @@ fn held_grpo(out: &str, more: &[&str]) -> Vec<String> {
 /// Calls `during` with each number below `steps` while the run in `folder` is held up in the step after it.
 fn in_held_steps(server: &mut Server, folder: &Path, steps: u64, mut during: impl FnMut(&Server, u64)) {
     for step in 0..steps {
+        let begin = Instant::now();
         while !folder.join("held").exists() {
+            assert!(begin.elapsed() < Duration::from_secs(120), "step {step} was not reached in two minutes");
             assert!(server.child.try_wait().unwrap().is_none(), "the run ended after {step} steps");
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -99,7 +101,8 @@ fn answers_are_those_of_the_checkpoints_and_change_no_step() {
     assert!(answers.values().any(|answer| *answer != answers[answers.keys().next().unwrap()]), "no step shows");
 }
 
-/// A request does not wait for the end of an evaluation (`--eval-steps`), which lends the device between its decode steps.
+/// A request does not wait for the end of an evaluation (`--eval-steps`), which lends the device between its decode
+/// steps.
 #[test]
 fn requests_are_answered_during_an_evaluation_and_change_no_score() {
     let folder = training_folder();

@@ -60,8 +60,8 @@ pub enum FailureKind {
     Exhausted,
     /// The server refuses this request; it would refuse it again.
     Refused,
-    /// No request can succeed: wrong key, wrong URL, unknown model, nothing answers at the URL, or 100 requests in a row
-    /// have failed.
+    /// No request can succeed: wrong key, wrong URL, unknown model, nothing answers at the URL, or 100 requests in a
+    /// row have failed.
     Unusable,
     /// The request may cost more than what is left of the cap.
     Budget,

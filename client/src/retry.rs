@@ -13,9 +13,9 @@ pub(crate) fn is_retryable(status: u16) -> bool {
     matches!(status, 408 | 409 | 425 | 429 | 500..=599)
 }
 
-/// The wait after failed attempt number `attempt` (from 1): `first`, doubled for each further attempt, at most a minute,
-/// of which a random part between a half and the whole is taken, so that clients that failed together do not come back
-/// together.
+/// The wait after failed attempt number `attempt` (from 1): `first`, doubled for each further attempt, at most a
+/// minute, of which a random part between a half and the whole is taken, so that clients that failed together do not
+/// come back together.
 pub(crate) fn back_off(first: Duration, attempt: u32) -> Duration {
     let doubled = first.saturating_mul(1u32.checked_shl(attempt.saturating_sub(1)).unwrap_or(u32::MAX));
     doubled.min(MAX_WAIT.max(first)).mul_f64(0.5 + 0.5 * random_fraction())

@@ -2,8 +2,8 @@
 
 use ureq::http::Uri;
 
-/// Checks that a text is a URL that requests can be sent to: `http` or `https`, a host, and, if it has a port, one from 1
-/// to 65535.
+/// Checks that a text is a URL that requests can be sent to: `http` or `https`, a host, and, if it has a port, one from
+/// 1 to 65535.
 ///
 /// # Errors
 /// What is wrong with it, and what to give instead. The text is quoted without its user name, password and query.

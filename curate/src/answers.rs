@@ -1,5 +1,5 @@
-//! What an answer of a model must look like: a description as JSON, or a chain of thought with an answer. Everything else
-//! is refused with a reason, and the request is sent again.
+//! What an answer of a model must look like: a description as JSON, or a chain of thought with an answer. Everything
+//! else is refused with a reason, and the request is sent again.
 
 use serde::{Deserialize, Serialize};
 

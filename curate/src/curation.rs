@@ -138,8 +138,8 @@ impl Curation {
     /// Reads the list and the tables of earlier runs. With `is_dry`, nothing is locked or written.
     ///
     /// # Errors
-    /// The list has a row that cannot be used; OUT has a curation and the options do not say what to do with it, or is in
-    /// use by another process, or has a damaged table.
+    /// The list has a row that cannot be used; OUT has a curation and the options do not say what to do with it, or is
+    /// in use by another process, or has a damaged table.
     pub fn open(options: CurationOptions, is_dry: bool) -> Result<Self> {
         let out = &options.out;
         let lock = if is_dry { None } else { Some(lock(out)?) };
@@ -360,7 +360,8 @@ fn lock(out: &Path) -> Result<FolderLock> {
     })
 }
 
-/// Refuses an output folder with other files than those of a curation, and a curation if nothing says what to do with it.
+/// Refuses an output folder with other files than those of a curation, and a curation if nothing says what to do with
+/// it.
 fn refuse_existing(options: &CurationOptions) -> Result<()> {
     let out = &options.out;
     let has_files = match fs::read_dir(out) {

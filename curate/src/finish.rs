@@ -69,8 +69,8 @@ pub struct FinishedRow {
 }
 
 impl Curation {
-    /// Tests all chains and writes the results. `model` is the SigLIP model; without one, the test of similarity is left
-    /// out.
+    /// Tests all chains and writes the results. `model` is the SigLIP model; without one, the test of similarity is
+    /// left out.
     ///
     /// # Errors
     /// A file cannot be written.

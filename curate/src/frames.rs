@@ -1,5 +1,5 @@
-//! The frames that models see: about one per second of video, each as a JPEG image in the request, after a line with its
-//! time. An image is shown as it is, without a time.
+//! The frames that models see: about one per second of video, each as a JPEG image in the request, after a line with
+//! its time. An image is shown as it is, without a time.
 
 use std::path::Path;
 

@@ -24,8 +24,8 @@ pub struct PlannedStage {
     pub max_cost: f64,
 }
 
-/// Plans a stage of a curation. A request has at most one token per byte of its texts, `image_tokens` per frame, and what
-/// the stage before can answer.
+/// Plans a stage of a curation. A request has at most one token per byte of its texts, `image_tokens` per frame, and
+/// what the stage before can answer.
 pub fn plan_stage(curation: &Curation, stage: StageName, prices: &Prices, image_tokens: u32) -> PlannedStage {
     let options = &curation.options;
     let prompt = &options.prompts[&stage];

@@ -1,5 +1,5 @@
-//! The similarity of chains with the frames of their videos, by a model of texts and images (SigLIP). Computed values are
-//! kept in `OUT/similarity.jsonl`, so that a resumed run does not compute them again.
+//! The similarity of chains with the frames of their videos, by a model of texts and images (SigLIP). Computed values
+//! are kept in `OUT/similarity.jsonl`, so that a resumed run does not compute them again.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -27,8 +27,8 @@ pub trait VisualSimilarity {
     fn cosines(&mut self, text: &str, frames: &FrameBuf) -> Result<Vec<f32>, String>;
 }
 
-/// The similarity of a chain in its tags: VideoRFT's semantic reward, the mean over the frames of min(1, 2 max(cos, 0)),
-/// of the chain without its first sentence.
+/// The similarity of a chain in its tags: VideoRFT's semantic reward, the mean over the frames of min(1, 2 max(cos,
+/// 0)), of the chain without its first sentence.
 ///
 /// # Errors
 /// The model fails.

@@ -2,9 +2,9 @@
 //! `OUT/NAME.parquet`, which is made of it when the stage has ended.
 //!
 //! The last line of a key counts. A killed process can leave an incomplete last line, which the next run removes; every
-//! complete line is a finished answer, which no run asks for again. A line of status `asked` is written before a request
-//! that costs money, so that the cost of a request that a kill cut off is known to a later run, which counts it as
-//! spent.
+//! complete line is a finished answer, which no run asks for again. A line of status `asked` is written before a
+//! request that costs money, so that the cost of a request that a kill cut off is known to a later run, which counts it
+//! as spent.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -51,8 +51,8 @@ struct Content {
 }
 
 impl StageTable {
-    /// Reads the table `NAME` in the folder `out`; an absent table is empty. Changes nothing. If only the Parquet file is
-    /// there, its records are read.
+    /// Reads the table `NAME` in the folder `out`; an absent table is empty. Changes nothing. If only the Parquet file
+    /// is there, its records are read.
     ///
     /// # Errors
     /// A file cannot be read, or a line is not a record.

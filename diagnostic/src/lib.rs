@@ -3,8 +3,9 @@
 //! Every library error that a user can cause carries a [`Diagnostic`]. A caller that adds context (for example a file
 //! and a line before the name of a field) changes the fields of the diagnostic; it never parses the printed message.
 //!
-//! [`note!`] prints a line about the work to stderr; [`input`] opens the files that a user names; [`escape_controls`] makes text of unknown origin safe to print;
-//! [`catch_panic`] turns a panic in a library that reads such files into an error.
+//! [`note!`] prints a line about the work to stderr; [`input`] opens the files that a user names; [`escape_controls`]
+//! makes text of unknown origin safe to print; [`catch_panic`] turns a panic in a library that reads such files into an
+//! error.
 
 pub mod input;
 mod notes;
@@ -123,8 +124,8 @@ impl fmt::Display for Diagnostic {
 /// The most characters of one text of a diagnostic that are printed. A message may quote a value of any length.
 const MAX_PRINTED_CHARS: usize = 2000;
 
-/// A text of a diagnostic as it is printed. URLs are redacted before the text is cut, because a part of a URL may not be
-/// recognised.
+/// A text of a diagnostic as it is printed. URLs are redacted before the text is cut, because a part of a URL may not
+/// be recognised.
 fn printed(text: &str) -> String {
     let redacted = redact_urls(text);
     let text = escape_controls(&redacted);

@@ -47,7 +47,8 @@ impl Adapters {
         id.and_then(position).map_or(-1, |number| number as i32)
     }
 
-    /// The same adapters and one more, whose model is `model`. Those that are neither available nor in use are left out.
+    /// The same adapters and one more, whose model is `model`. Those that are neither available nor in use are left
+    /// out.
     pub(crate) fn with(&self, model: Qwen25Vl, in_use: &BTreeSet<AdapterId>) -> (Adapters, AdapterId) {
         let mut adapters = self.without_unused(in_use);
         adapters.last_id += 1;

@@ -23,8 +23,8 @@ use crate::stats::EngineStats;
 /// Generates completions of requests that arrive one after the other. Made by [`Engine::continuous_batch`].
 ///
 /// A completion does not depend on the other requests, nor on when its request is added. On a GPU this holds for equal
-/// numbers of slots ([`Engine::max_slots`]) and an empty prefix cache: each step computes all slots, because the bits of
-/// a matrix product depend on its size there.
+/// numbers of slots ([`Engine::max_slots`]) and an empty prefix cache: each step computes all slots, because the bits
+/// of a matrix product depend on its size there.
 pub struct ContinuousBatch<'e, 'a, 'r> {
     run: Run<'e, 'a, 'r>,
 }
@@ -137,13 +137,13 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
         self.run.recompute_after_weights_changed(on_token)
     }
 
-    /// Replaces the model's weights, for unfinished and later requests, as [`ContinuousBatch::weights_changed`] does for
-    /// weights that changed in place. The prefix cache and the model's feature cache are emptied; `model` gets that
+    /// Replaces the model's weights, for unfinished and later requests, as [`ContinuousBatch::weights_changed`] does
+    /// for weights that changed in place. The prefix cache and the model's feature cache are emptied; `model` gets that
     /// feature cache. Returns the number of unfinished requests whose keys and values are computed again.
     ///
     /// # Errors
-    /// `model` has another architecture, or an adapter beside those that are loaded; out of memory; then the former weights
-    /// stay. A device error, after which the batch cannot be used.
+    /// `model` has another architecture, or an adapter beside those that are loaded; out of memory; then the former
+    /// weights stay. A device error, after which the batch cannot be used.
     pub fn replace_weights(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<usize> {
         self.run.replace_weights(model, on_token)
     }

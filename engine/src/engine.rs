@@ -95,8 +95,8 @@ impl<'a> Engine<'a> {
     }
 
     /// Sets the maximum number of tokens of prompts that one forward pass computes. 0 counts as 1. The default is 512,
-    /// on a GPU 4096. In a continuous batch this is also the number per step, between two decode steps. On device `cpu`
-    /// the generated completions do not depend on this number.
+    /// on a GPU 4096. In a continuous batch this is also the number per step, between two decode steps; on a GPU the
+    /// last chunk of a step may exceed it. On device `cpu` the generated completions do not depend on this number.
     pub fn chunk_tokens(mut self, tokens: usize) -> Engine<'a> {
         self.chunk_tokens = tokens.max(1);
         self

@@ -55,7 +55,8 @@ pub(crate) struct RunOptions {
     pub(crate) fixed_batch_size: bool,
     /// Whether prompts are looked up in the prefix cache, and blocks are kept for it.
     pub(crate) prefix_cache: bool,
-    /// Maximum number of tokens of prompts that one step computes besides decoding.
+    /// Maximum number of tokens of prompts that one step computes besides decoding. On a GPU the last chunk may exceed
+    /// it, because its length must not depend on other prompts.
     pub(crate) prefill_tokens_per_step: usize,
 }
 

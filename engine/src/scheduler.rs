@@ -157,8 +157,8 @@ impl<'r> Scheduler<'r> {
         Ok(())
     }
 
-    /// Plans the next forward pass over at most `max_tokens` tokens of queued jobs; jobs without blocks get them, as far
-    /// as there are enough. `pack`: the pass may compute several jobs.
+    /// Plans the next forward pass over at most `max_tokens` tokens of queued jobs; jobs without blocks get them, as
+    /// far as there are enough. `pack`: the pass may compute several jobs.
     pub(crate) fn next_chunks(&mut self, max_tokens: usize, pack: bool) -> Vec<ChunkPlan> {
         let (mut chunks, mut left, mut has_vision, mut is_blocked) = (Vec::new(), max_tokens, false, false);
         let mut adapter = None;
@@ -166,7 +166,8 @@ impl<'r> Scheduler<'r> {
             if left == 0 || !pack && !chunks.is_empty() {
                 break;
             }
-            // No job passes one that waits for blocks; one that has begun goes on, because it will give its blocks back.
+            // No job passes one that waits for blocks; one that has begun goes on, because it will give its blocks
+            // back.
             is_blocked = is_blocked || !self.admit(rank);
             let job = &self.queue[&rank];
             if job.block_table.is_none() {
@@ -305,8 +306,8 @@ impl<'r> Scheduler<'r> {
     }
 
     /// Makes the sequences of a complete job ready for a slot; those that their first token has ended are finished. The
-    /// sequences share the full blocks. Returns the blocks to copy as (from, to): each sequence but one has its own copy
-    /// of the last, partly filled block. A sequence for which no block is left is queued again.
+    /// sequences share the full blocks. Returns the blocks to copy as (from, to): each sequence but one has its own
+    /// copy of the last, partly filled block. A sequence for which no block is left is queued again.
     pub(crate) fn start_sequences(&mut self, job: PrefillJob) -> Vec<(i32, i32)> {
         let PrefillJob { keys, tokens, block_table, hashes, .. } = job;
         let (mut table, full) = (block_table.unwrap_or_default(), tokens / BLOCK);

@@ -413,8 +413,8 @@ fn arrival() -> impl Strategy<Value = Arrival> {
     ]
 }
 
-/// The tokens of a greedy completion have the same log-probabilities as part of a later prompt, whatever the chunks, the
-/// prefix cache and the other requests.
+/// The tokens of a greedy completion have the same log-probabilities as part of a later prompt, whatever the chunks,
+/// the prefix cache and the other requests.
 #[test]
 fn log_probabilities_of_a_prompt_are_those_of_its_generation() {
     let device = Device::cpu(2);

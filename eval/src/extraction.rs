@@ -12,8 +12,8 @@ pub enum Extraction {
     /// compared as it is
     #[default]
     Tags,
-    /// Also the letter in texts such as `(B)`, `B. red`, `The answer is B`, or the one option whose text occurs in whole
-    /// words, and the first number of a text
+    /// Also the letter in texts such as `(B)`, `B. red`, `The answer is B`, or the one option whose text occurs in
+    /// whole words, and the first number of a text
     Lenient,
 }
 

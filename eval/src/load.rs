@@ -43,13 +43,13 @@ pub struct DataFile {
 /// The reason that is counted for rows which cannot be used.
 const BAD_ROW: &str = "bad row";
 
-/// Reads the rows of a benchmark. `data` is a data file, or a folder with the files or with a folder of the task's name.
-/// Paths of videos are relative to `media_root`, else to the folder of the files. With `skip_bad_rows`, rows that cannot
-/// be used are left out and counted.
+/// Reads the rows of a benchmark. `data` is a data file, or a folder with the files or with a folder of the task's
+/// name. Paths of videos are relative to `media_root`, else to the folder of the files. With `skip_bad_rows`, rows that
+/// cannot be used are left out and counted.
 ///
 /// # Errors
-/// There is no file of the benchmark; a file cannot be read, or is that of another benchmark; without `skip_bad_rows`, a
-/// row cannot be used.
+/// There is no file of the benchmark; a file cannot be read, or is that of another benchmark; without `skip_bad_rows`,
+/// a row cannot be used.
 pub fn load_benchmark(
     task: &Task,
     data: &Path,
@@ -225,8 +225,8 @@ fn other_columns(task: &Task, file: &Path, columns: &[Map<String, Value>]) -> Ev
     }
 }
 
-/// Refuses a row of another benchmark. VideoRFT's files of all benchmarks have the same columns, so a row is told by its
-/// name of the benchmark, or by the folder in the path of its video.
+/// Refuses a row of another benchmark. VideoRFT's files of all benchmarks have the same columns, so a row is told by
+/// its name of the benchmark, or by the folder in the path of its video.
 fn refuse_other_benchmark(task: &Task, columns: &Map<String, Value>) -> Result<(), Diagnostic> {
     let text = |name: &str| column(columns, name).and_then(Value::as_str).unwrap_or_default();
     let folder_of = |task: &Task| task.media_folder.as_ref().map(|folder| format!("/{}/", folder.to_ascii_lowercase()));

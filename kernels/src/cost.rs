@@ -4,7 +4,8 @@
 /// Arithmetic and memory traffic of one launch, each operand read or written once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
-    /// Floating-point operations; a multiply-add counts two.
+    /// Floating-point operations; a multiply-add counts two. What an exponential, a root or a quotient counts differs
+    /// between the kernels that have them: bytes bound those.
     pub flops: f64,
     /// Bytes read from and written to memory.
     pub bytes: f64,

@@ -1,9 +1,9 @@
 //! The kernels of `reel`: hand-written CUDA, the same computation for the CPU, and the checks that compare the two.
 //!
 //! Each kernel has a folder: formula, shapes and limits (`mod.rs`), the definition in f64 (`formula.rs`), the code of
-//! device `cpu` (`cpu.rs`), the code of a GPU and of the simulator (`sm80.cu`), the checks that compare them
-//! (`check.rs`) and example calls (`examples.rs`). `kernel_folder!` in its `mod.rs` registers all of it ([`folder`]);
-//! only the list below names the folder once more.
+//! device `cpu` (`cpu.rs` or `cpu/`), the code of a GPU and of the simulator (`sm80.cu`, `*.cuh`), the checks that
+//! compare them (`check.rs` or `check/`) and example calls (`examples.rs`). `kernel_folder!` in its `mod.rs` registers
+//! all of it ([`folder`]); only the list below names the folder once more.
 //!
 //! A kernel is called through a [`launch::Launch`]: plain data that a device executes. Nothing in this crate owns
 //! device memory, except [`cuda`]. Read [`launch`] next, then `rms_norm` as an example of a folder.

@@ -38,8 +38,8 @@ pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
     best(8, || at_once(team, |_| multiply_add(bf16)), (operations * team.threads()) as f64)
 }
 
-/// Measures the bytes per second that all threads together read of an array of `bytes` bytes. That is the rate of memory if
-/// the array is several times as large as all caches.
+/// Measures the bytes per second that all threads together read of an array of `bytes` bytes. That is the rate of
+/// memory if the array is several times as large as all caches.
 ///
 /// # Panics
 /// If the system has less memory.
@@ -58,8 +58,8 @@ pub fn bytes_per_second(team: &Team, bytes: usize) -> f64 {
 }
 
 /// Measures the seconds after which one thread reads what another one has written, for a single cache line: the best of
-/// several series of exchanges, a few milliseconds in all. Cores that share a cache take some 30 ns, others several times
-/// as long. `None` for a team of one thread.
+/// several series of exchanges, a few milliseconds in all. Cores that share a cache take some 30 ns, others several
+/// times as long. `None` for a team of one thread.
 pub fn handover_seconds(team: &Team) -> Option<f64> {
     const EXCHANGES: usize = 2_000;
     if team.threads() < 2 {
@@ -90,9 +90,9 @@ pub fn handover_seconds(team: &Team) -> Option<f64> {
 }
 
 /// Measures the seconds in which each of two threads writes a cache line that it has written before, in an array in its
-/// second-level cache: the best of several tries. With `read_between` the other thread reads the line in between. Writing
-/// it again then takes several times as long, because the other core must first give up its copy. `None` for a team
-/// of one thread.
+/// second-level cache: the best of several tries. With `read_between` the other thread reads the line in between.
+/// Writing it again then takes several times as long, because the other core must first give up its copy. `None` for a
+/// team of one thread.
 pub fn rewrite_seconds(team: &Team, read_between: bool) -> Option<f64> {
     #[repr(align(64))]
     struct Line(AtomicUsize);

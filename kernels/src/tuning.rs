@@ -26,8 +26,8 @@ pub struct Choices {
     /// those of more rows. `reel bench op` times `skinny` and `matmul` at a size.
     pub skinny_max_rows: usize,
     /// Products of a few rows that follow a norm: maximum number of rows that their launch normalises itself, with the
-    /// bits of [`crate::rms_norm`]. Every block normalises all its rows again, so with more of them a launch of its own is
-    /// faster; the blocks of a cluster divide them.
+    /// bits of [`crate::rms_norm`]. Every block normalises all its rows again, so with more of them a launch of its own
+    /// is faster; the blocks of a cluster divide them.
     pub skinny_norm_max_rows: usize,
     /// As `skinny_max_rows`, for the output layer in decoding.
     pub logits_max_rows: usize,
@@ -38,9 +38,9 @@ pub struct Choices {
 
 /// The choices by architecture, ascending. No variant has been timed on a GPU yet; the numbers follow from counting:
 /// with 1.5 blocks of attention per multiprocessor every one is busy, and two blocks of a product of a few rows are
-/// resident, which with up to 64 rows read a weight once. Clusters of blocks read x up to twenty times less often. With 64
-/// rows of 3584 elements, blocks that normalise them themselves execute twice the instructions of blocks that do not.
-/// `lm_head_backend` says why products compute log-probabilities.
+/// resident, which with up to 64 rows read a weight once. Clusters of blocks read x up to twenty times less often. With
+/// 64 rows of 3584 elements, blocks that normalise them themselves execute twice the instructions of blocks that do
+/// not. `lm_head_backend` says why products compute log-probabilities.
 pub const TABLE: [Choices; 2] = [
     Choices {
         sm: 80,

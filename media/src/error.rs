@@ -86,8 +86,8 @@ impl MediaError {
         }
     }
 
-    /// Puts `part`, the part of a chat message that has the media, before the location of an error that is a setting or a
-    /// `data:` URI. Other errors, which have the path or address of their file, stay as they are.
+    /// Puts `part`, the part of a chat message that has the media, before the location of an error that is a setting or
+    /// a `data:` URI. Other errors, which have the path or address of their file, stay as they are.
     #[must_use]
     pub fn of_part(self, part: &str) -> Self {
         match matches!(self, Self::Setting(_)) || self.diagnostic().location == DATA_URI {

@@ -1,5 +1,5 @@
-//! The page of `reel curate`: the funnel, what was rejected and why, stages with their cost, lengths of chains, sources,
-//! and samples. Its bars are HTML, so the page needs no script.
+//! The page of `reel curate`: the funnel, what was rejected and why, stages with their cost, lengths of chains,
+//! sources, and samples. Its bars are HTML, so the page needs no script.
 
 use std::fmt::Write;
 

@@ -1,5 +1,5 @@
-//! The evaluations of training runs (`--eval-steps`): for each benchmark a chart of the score over the steps with its 95 %
-//! interval, and a table of all scores.
+//! The evaluations of training runs (`--eval-steps`): for each benchmark a chart of the score over the steps with its
+//! 95 % interval, and a table of all scores.
 
 use std::collections::BTreeSet;
 

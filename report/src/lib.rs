@@ -3,8 +3,8 @@
 //!
 //! A page is a single file that loads no other files ([`html::Page`]). It has tables ([`table`]) and charts
 //! ([`chart`]), whose data is JSON that the page's script (`page.js`) draws with uPlot. [`run::run_page_html`] reads
-//! the output folder of a run and returns its page; [`evaluation::evaluation_page_html`] makes that of an evaluation; crates with other pages (measurements, the demo) build
-//! their pages from the same parts.
+//! the output folder of a run and returns its page; [`evaluation::evaluation_page_html`] makes that of an evaluation;
+//! crates with other pages (measurements, the demo) build their pages from the same parts.
 
 pub mod chart;
 pub mod curation;

@@ -1,5 +1,5 @@
-//! The page of training runs: headline, metrics as curves, evaluations, sampled completions over time, and every option. Several
-//! runs share one page, with their curves in the same charts.
+//! The page of training runs: headline, metrics as curves, evaluations, sampled completions over time, and every
+//! option. Several runs share one page, with their curves in the same charts.
 
 use std::collections::BTreeSet;
 use std::fs;

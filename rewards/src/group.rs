@@ -50,7 +50,8 @@ pub struct Scores {
     pub accuracy: Vec<f32>,
     /// 1 if the completion has the required format, else 0.
     pub format: Vec<f32>,
-    /// 0.3 for correct answers of a group that is more accurate with ordered than with shuffled frames.
+    /// 0.3 for correct answers of a group that is about as accurate with ordered as with shuffled frames, or more
+    /// ([`crate::temporal`]).
     pub temporal: Vec<f32>,
     /// Similarity of the reasoning of a correct answer with the frames, from 0 to 1.
     pub semantic: Vec<f32>,

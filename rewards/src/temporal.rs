@@ -1,5 +1,5 @@
-//! The temporal reward of T-GRPO (Video-R1): a bonus for correct answers if the group is more accurate with ordered
-//! than with shuffled frames.
+//! The temporal reward of T-GRPO (Video-R1): a bonus for correct answers if the group's mean accuracy with ordered
+//! frames is at least `min_ratio` times that with shuffled frames (1 in the paper, 0.8 in Video-R1's code).
 
 use crate::length::CORRECT_ACCURACY_THRESHOLD;
 use crate::torch_stats::mean;

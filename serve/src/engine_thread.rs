@@ -68,8 +68,8 @@ pub(crate) struct Job {
     pub(crate) deadline: Option<Instant>,
 }
 
-/// Loads weights onto a device for activations of a dtype. It runs on the engine's thread, so that no step of the engine
-/// is captured or launched meanwhile; what can be checked is checked before.
+/// Loads weights onto a device for activations of a dtype. It runs on the engine's thread, so that no step of the
+/// engine is captured or launched meanwhile; what can be checked is checked before.
 pub(crate) type LoadWeights = Box<dyn FnOnce(&Device, DType) -> Result<Qwen25Vl, ModelError> + Send>;
 
 /// A command to replace the weights.

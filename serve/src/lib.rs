@@ -63,8 +63,8 @@ pub struct ServedModel {
 }
 
 impl ServedModel {
-    /// Opens the model in `folder` on one thread of the CPU, in f32, with weights that are read in place. Its name is that
-    /// of the folder.
+    /// Opens the model in `folder` on one thread of the CPU, in f32, with weights that are read in place. Its name is
+    /// that of the folder.
     ///
     /// # Errors
     /// The folder is not that of a model.

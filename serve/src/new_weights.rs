@@ -26,9 +26,9 @@ pub(crate) struct CheckedFiles {
 }
 
 impl CheckedFiles {
-    /// Checks the files of `folder`: config.json and tokenizer.json fit those of `served`, the weight files have exactly
-    /// the tensors of config.json, and every value is finite. Reading all values also brings the files into memory, so
-    /// that loading them takes less time.
+    /// Checks the files of `folder`: config.json and tokenizer.json fit those of `served`, the weight files have
+    /// exactly the tensors of config.json, and every value is finite. Reading all values also brings the files into
+    /// memory, so that loading them takes less time.
     ///
     /// # Errors
     /// A file is missing, damaged, or does not fit; the error names the file and the field or tensor.

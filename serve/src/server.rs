@@ -143,8 +143,8 @@ pub fn serve(
     serve_in_turns(model, weights, options, None, |address, _| on_listening(address))
 }
 
-/// As [`serve`], and gives `on_listening` what the handlers share. With `turns` the engine's thread uses the device only
-/// in its turns, and the weights are those of a training run.
+/// As [`serve`], and gives `on_listening` what the handlers share. With `turns` the engine's thread uses the device
+/// only in its turns, and the weights are those of a training run.
 pub(crate) fn serve_in_turns(
     model: ServedModel,
     weights: ServedWeights,

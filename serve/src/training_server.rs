@@ -19,7 +19,8 @@ use crate::{ServeError, ServeOptions, ServedModel, ServedWeights};
 /// The most time that the account of a server without requests has saved.
 const MAX_SAVED: Duration = Duration::from_secs(1);
 
-/// Host memory for the vision tokens of requests (256 MiB), if the run trains the vision tower and so keeps none itself.
+/// Host memory for the vision tokens of requests (256 MiB), if the run trains the vision tower and so keeps none
+/// itself.
 const VISION_CACHE_BYTES: usize = 256 << 20;
 
 /// A server that answers requests with a model while it is trained. Dropping it ends it as [`TrainingServer::finish`]

@@ -85,8 +85,8 @@ impl Demo {
         let command = MODELS.iter().fold(command, |command, (stage, model)| {
             command.with(&format!("--{stage}"), url).with("--name", format!("{stage}={model}"))
         });
-        // Chains are a sentence each, and clips with the same answer have the same one. A random SigLIP could not compare
-        // them with frames.
+        // Chains are a sentence each, and clips with the same answer have the same one. A random SigLIP could not
+        // compare them with frames.
         let command = command.with("--min-words", "4").with("--max-overlap", "1").switch("--no-similarity");
         command.switch("--keep-paths").with("--layout", "chat").with("--seed", self.seed.to_string())
     }
@@ -122,8 +122,8 @@ impl Demo {
             .path("--out", &self.path_in_folder(EVALUATION_PAGE))
     }
 
-    /// Shell commands that repeat the demo step by step; the last one asks `question` about `video`. `url` is the endpoint
-    /// that curation has asked.
+    /// Shell commands that repeat the demo step by step; the last one asks `question` about `video`. `url` is the
+    /// endpoint that curation has asked.
     pub(crate) fn shown_commands(&self, url: &str, video: &Path, question: &str) -> Vec<String> {
         let seed = self.seed.to_string();
         let init = |preset: &str, folder: &str| {

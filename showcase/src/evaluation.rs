@@ -1,7 +1,7 @@
 //! What `reel eval` has written about the held-out clips: the answer to each of them, and how many are correct.
 //!
-//! Half of the motion clips are asked about a second time with their frames in random order: an accuracy as high as with ordered
-//! frames would mean that the model does not use the order of frames.
+//! Half of the motion clips are asked about a second time with their frames in random order: an accuracy as high as
+//! with ordered frames would mean that the model does not use the order of frames.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -2,10 +2,10 @@
 //! clips.
 //!
 //! [`clips`] draws the clips, with a question, a chain of thought and an answer each. [`pipeline`] has the chains of
-//! thought curated, for which [`endpoint`] stands in for large models ([`stand_in`]), trains on them (SFT, then GRPO with
-//! or without the temporal reward) and evaluates on held-out clips before, between and after the two stages: [`benchmarks`]
-//! writes the clips as benchmarks, `reel eval` answers them, [`evaluation`] reads the answers. [`commands`] has the command
-//! lines, and [`page`] writes the results as HTML.
+//! thought curated, for which [`endpoint`] stands in for large models ([`stand_in`]), trains on them (SFT, then GRPO
+//! with or without the temporal reward) and evaluates on held-out clips before, between and after the two stages:
+//! [`benchmarks`] writes the clips as benchmarks, `reel eval` answers them, [`evaluation`] reads the answers.
+//! [`commands`] has the command lines, and [`page`] writes the results as HTML.
 
 pub mod benchmarks;
 pub mod clips;

@@ -155,7 +155,8 @@ pub struct DemoOutcome {
     pub all: Duration,
     /// Number of parameters of the model.
     pub parameters: u64,
-    /// Shell commands that repeat the demo step by step with the same results. Curation finds all answers in its tables.
+    /// Shell commands that repeat the demo step by step with the same results. Curation finds all answers in its
+    /// tables.
     pub commands: Vec<String>,
 }
 
@@ -181,8 +182,8 @@ impl Demo {
 
     /// Curates the data set, trains in two stages, and evaluates before, between and after them.
     ///
-    /// `command` must run a command line without printing. `sft` and `grpo` must run the two training commands, with the
-    /// options of sft.toml and grpo.toml after [`Demo::set_paths_and_steps`] has completed them.
+    /// `command` must run a command line without printing. `sft` and `grpo` must run the two training commands, with
+    /// the options of sft.toml and grpo.toml after [`Demo::set_paths_and_steps`] has completed them.
     ///
     /// # Errors
     /// A command or training fails, or a file cannot be read or written.

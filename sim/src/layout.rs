@@ -39,7 +39,8 @@ pub const FIRST_SHARED_ADDRESS: u32 = 1024;
 /// are the block's rank in its cluster plus 1, or 0 for the thread's own block.
 pub const CLUSTER_RANK_SHIFT: u32 = 24;
 
-/// Returns the shared address by which any block of the cluster names `shared_address` in the block of rank `block_rank`.
+/// Returns the shared address by which any block of the cluster names `shared_address` in the block of rank
+/// `block_rank`.
 pub fn shared_address_in_cluster(shared_address: u32, block_rank: u32) -> u32 {
     shared_address & ((1 << CLUSTER_RANK_SHIFT) - 1) | (block_rank + 1) << CLUSTER_RANK_SHIFT
 }

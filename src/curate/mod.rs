@@ -1,6 +1,6 @@
-//! `reel curate`: builds a data set of chains of thought with models behind HTTP endpoints or in local folders. `run.rs`
-//! runs the stages, `endpoints.rs` has the options of the models, `local_server.rs` serves a local model, `status.rs`
-//! shows how far a curation is.
+//! `reel curate`: builds a data set of chains of thought with models behind HTTP endpoints or in local folders.
+//! `run.rs` runs the stages, `endpoints.rs` has the options of the models, `local_server.rs` serves a local model,
+//! `status.rs` shows how far a curation is.
 
 mod endpoints;
 mod local_server;
@@ -53,8 +53,8 @@ enum CurateCommand {
 /// What is curated, and how.
 #[derive(Args, Clone, Debug)]
 pub struct CurateRun {
-    /// Questions: a data file with VideoRFT's fields (problem, data_type, problem_type, options, solution, path), one row
-    /// per question
+    /// Questions: a data file with VideoRFT's fields (problem, data_type, problem_type, options, solution, path), one
+    /// row per question
     #[arg(long, value_name = "LIST", required = true)]
     videos: Option<PathBuf>,
     /// Folder for the data set (dataset.jsonl), rejected.jsonl, failed.jsonl, report.html, and a table for each stage
@@ -90,8 +90,8 @@ pub struct CurateRun {
     /// Write paths as LIST has them, for use with the same --media-root; without it they are absolute
     #[arg(long)]
     keep_paths: bool,
-    /// Fields of the data set's rows: problem (VideoRFT's; training adds its prompt) or chat (messages with the question as
-    /// it is and the chain as answer)
+    /// Fields of the data set's rows: problem (VideoRFT's; training adds its prompt) or chat (messages with the
+    /// question as it is and the chain as answer)
     #[arg(long, value_enum, default_value_t, hide_possible_values = true, value_name = "LAYOUT")]
     layout: RowLayout,
     #[command(flatten)]

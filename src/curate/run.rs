@@ -340,7 +340,8 @@ impl Siglip {
     fn open(folder: &Path, common: &CommonOptions) -> Result<Self> {
         let (device, dtype) = (model::open_device(common)?, model::activation_dtype(common));
         let scorer = SiglipScorer::open(&device, folder, dtype)?;
-        // Names the weights by their folder and sizes: hashing gigabytes for each run would take longer than it is worth.
+        // Names the weights by their folder and sizes: hashing gigabytes for each run would take longer than it is
+        // worth.
         let files = std::fs::read_dir(folder).map_err(|e| output::cannot_read(folder, e))?;
         let bytes: u64 = files.flatten().filter_map(|file| Some(file.metadata().ok()?.len())).sum();
         Ok(Self { scorer, id: format!("{} {bytes} {}", folder_name(folder), dtype.name()) })

@@ -100,8 +100,8 @@ impl AblateArgs {
         self.what.out.clone().unwrap_or_default()
     }
 
-    /// The runs: the words of this command line without `ablate` and `--option`, and with the option's value at the end,
-    /// where it wins over an earlier one.
+    /// The runs: the words of this command line without `ablate` and `--option`, and with the option's value at the
+    /// end, where it wins over an earlier one.
     fn variants(&self) -> Result<Vec<Variant>> {
         let given = self.option.as_deref().unwrap_or_default();
         let wrong =

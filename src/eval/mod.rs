@@ -1,6 +1,6 @@
-//! `reel eval`: runs a model or asks a server over video benchmarks (`questions.rs`, `run.rs`, `answerer.rs`), scores predictions
-//! (`score_only.rs`), joins the parts of a run (`merge.rs`), compares runs (`compare.rs`, `ablate.rs`), and lists the
-//! benchmarks (`tasks.rs`). `results.rs` writes the result files of all of them, `page.rs` the page.
+//! `reel eval`: runs a model or asks a server over video benchmarks (`questions.rs`, `run.rs`, `answerer.rs`), scores
+//! predictions (`score_only.rs`), joins the parts of a run (`merge.rs`), compares runs (`compare.rs`, `ablate.rs`), and
+//! lists the benchmarks (`tasks.rs`). `results.rs` writes the result files of all of them, `page.rs` the page.
 
 mod ablate;
 mod answerer;
@@ -98,8 +98,8 @@ pub struct EvalRun {
     /// Name of the server's model [default: the first that it lists]
     #[arg(long, value_name = "NAME", requires = "endpoint")]
     endpoint_model: Option<String>,
-    /// How a video is sent: images (an image_url for each frame), vllm (one video_url of JPEG frames) or reel (Qwen's list
-    /// of PNG frames with their rate, which reel serve reads)
+    /// How a video is sent: images (an image_url for each frame), vllm (one video_url of JPEG frames) or reel (Qwen's
+    /// list of PNG frames with their rate, which reel serve reads)
     #[arg(long, value_enum, default_value_t, hide_possible_values = true, value_name = "FORM")]
     endpoint_video: VideoForm,
     /// Folder of a LoRA adapter for the model, as reel sft --lora-r or PEFT writes it
@@ -107,8 +107,8 @@ pub struct EvalRun {
     adapter: Option<PathBuf>,
     #[command(flatten)]
     quantize: QuantizeFlag,
-    /// Folder with the benchmarks' own files, as published; or, for one benchmark, its file. Files of a benchmark may lie
-    /// in a folder of its name
+    /// Folder with the benchmarks' own files, as published; or, for one benchmark, its file. Files of a benchmark may
+    /// lie in a folder of its name
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Folder that the paths of videos are relative to [default: the folder of the benchmark's files]
@@ -126,12 +126,12 @@ pub struct EvalRun {
     /// Answer only the first N questions of each benchmark
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Leave out rows that cannot be used, and count them. Without it, the first row with a wrong column is an error, and
-    /// a row whose video is missing counts as wrong
+    /// Leave out rows that cannot be used, and count them. Without it, the first row with a wrong column is an error,
+    /// and a row whose video is missing counts as wrong
     #[arg(long)]
     skip_bad_rows: bool,
-    /// Show only the part of a video that the question is about, where the benchmark names it (MVBench); the papers show
-    /// whole videos
+    /// Show only the part of a video that the question is about, where the benchmark names it (MVBench); the papers
+    /// show whole videos
     #[arg(long)]
     clips: bool,
     /// Ask the questions without their videos and images, to measure how much the text alone gives away

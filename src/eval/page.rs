@@ -1,5 +1,5 @@
-//! The page of an evaluation, which `reel eval`, `reel eval merge` and `reel report` write. It is made from the files of
-//! the output folder alone, so all three write the same bytes.
+//! The page of an evaluation, which `reel eval`, `reel eval merge` and `reel report` write. It is made from the files
+//! of the output folder alone, so all three write the same bytes.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

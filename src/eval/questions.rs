@@ -139,7 +139,8 @@ impl Protocol {
         let rows: Vec<String> =
             loaded.rows.iter().map(|row| Value::Object(row.to_json(task, self.parity)).to_string()).collect();
         let fingerprint = reel_data::fingerprint::bytes_fingerprint(rows.join("\n").as_bytes());
-        // Rows of other parts are blank lines, so that a row has the same line number in messages whatever the parts are.
+        // Rows of other parts are blank lines, so that a row has the same line number in messages whatever the parts
+        // are.
         let text: String = rows
             .iter()
             .enumerate()

@@ -65,7 +65,7 @@ impl GenerateArgs {
         }
         if n > 1 {
             for (i, text) in texts.iter().enumerate() {
-                output::print_line(format!("[{}] {text}", i + 1))?;
+                output::print_text(&format!("[{}] {text}\n", i + 1))?;
             }
         }
         if common.verbose {
@@ -175,6 +175,6 @@ impl<'a> Printer<'a> {
 
     fn finish(self) -> Result<()> {
         self.result?;
-        self.stream.map_or(Ok(()), |stream| output::print_line(stream.finish()))
+        self.stream.map_or(Ok(()), |stream| output::print_text(&format!("{}\n", stream.finish())))
     }
 }

@@ -241,8 +241,8 @@ impl SimRunArgs {
     }
 }
 
-/// Warp instructions without a memory change after which a run counts as a deadlock; lower than the simulator's default,
-/// so that a kernel that polls for ever ends within seconds.
+/// Warp instructions without a memory change after which a run counts as a deadlock; lower than the simulator's
+/// default, so that a kernel that polls for ever ends within seconds.
 const PATIENCE: u64 = 10_000_000;
 
 /// Returns the registers per thread that ptxas assigns, for kernels with `setmaxnreg`, whose rules depend on them.

@@ -1,5 +1,5 @@
-//! Decodes Arrow files, of the stream format (`Dataset.save_to_disk` of the library `datasets` writes it) or of the file
-//! format. All columns are decoded when the file is opened, embedded media too. A large file with media should be
+//! Decodes Arrow files, of the stream format (`Dataset.save_to_disk` of the library `datasets` writes it) or of the
+//! file format. All columns are decoded when the file is opened, embedded media too. A large file with media should be
 //! converted to Parquet, whose media stay in the file.
 
 use std::io::{self, BufReader, Read, Seek, SeekFrom};

@@ -165,7 +165,8 @@ impl FileRows {
 /// The start of a Git LFS pointer, which a clone without Git LFS has in place of a large file.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
-/// Opens a file whose format its first bytes tell. A Parquet or Arrow file is decoded by `worker`, else in this process.
+/// Opens a file whose format its first bytes tell. A Parquet or Arrow file is decoded by `worker`, else in this
+/// process.
 fn open_file(path: &Path, worker: Option<&Arc<DataWorker>>) -> Result<FileRows> {
     let mut start = Vec::new();
     let file = input::open_regular_file(path);

@@ -14,8 +14,8 @@ use super::protocol::{COLUMNS, END, FAILED, Failure, Job, PART, ROW, ROWS, Task,
 use crate::columnar::{ColumnInfo, ColumnarFormat, Part, RowTexts};
 use crate::{DataError, Result};
 
-/// The memory that a worker may take for any file, and at most for a large one. A page or a batch of rows is in memory as
-/// a whole, up to three times (compressed, decompressed, as text).
+/// The memory that a worker may take for any file, and at most for a large one. A page or a batch of rows is in memory
+/// as a whole, up to three times (compressed, decompressed, as text).
 const MIN_MEMORY_BYTES: u64 = 1 << 30;
 const MAX_MEMORY_BYTES: u64 = 8 << 30;
 const MEMORY_PER_FILE_BYTE: u64 = 8;
@@ -23,8 +23,8 @@ const MEMORY_PER_FILE_BYTE: u64 = 8;
 /// The most bytes of a message that is not rows.
 const MAX_MESSAGE_BYTES: u64 = 64 << 20;
 
-/// The number of times that workers may exceed the time limit at a file before it is refused: each row of a damaged file
-/// can take the whole time.
+/// The number of times that workers may exceed the time limit at a file before it is refused: each row of a damaged
+/// file can take the whole time.
 const MAX_TIMEOUTS: usize = 3;
 
 /// An open file that workers decode.

@@ -1,9 +1,9 @@
 //! Decodes Parquet and Arrow files in worker processes: a damaged file that makes the decoder allocate all memory, hang
 //! or crash gives one error message and does not harm the caller.
 //!
-//! A worker is the caller's program, started with the hidden argument [`WORKER_ARGUMENT`]; it calls [`worker_main`]. Its
-//! standard input is a socket to the caller. The caller opens the files and sends the open file with each job, so the
-//! worker opens none. Protocol:
+//! A worker is the caller's program, started with the hidden argument [`WORKER_ARGUMENT`]; it calls [`worker_main`].
+//! Its standard input is a socket to the caller. The caller opens the files and sends the open file with each job, so
+//! the worker opens none. Protocol:
 //! ```text
 //! caller                                          worker
 //! start the worker                           ---> wait for jobs
@@ -14,10 +14,10 @@
 //! … (one worker serves many files)
 //! close the socket                           ---> exit, even while a job runs
 //! ```
-//! A worker serves one job at a time; threads that read rows at the same time use several workers. Idle workers wait for
-//! the next job and end with the last table that needs them. A job ends with an error if the worker sends nothing for a
-//! minute, dies, or sends more than a file of rows may have. A file is given up after three jobs without an end. A worker that was killed is replaced once, because a kernel
-//! without free memory kills the worker first.
+//! A worker serves one job at a time; threads that read rows at the same time use several workers. Idle workers wait
+//! for the next job and end with the last table that needs them. A job ends with an error if the worker sends nothing
+//! for a minute, dies, or sends more than a file of rows may have. A file is given up after three jobs without an end.
+//! A worker that was killed is replaced once, because a kernel without free memory kills the worker first.
 //!
 //! A worker has a process group of its own, so that Ctrl-C in a terminal reaches only the caller.
 

@@ -38,8 +38,8 @@ impl DataWorker {
 
 static WORKER: RwLock<Option<Arc<DataWorker>>> = RwLock::new(None);
 
-/// From now on, Parquet and Arrow files that are opened are decoded in worker processes. Without this call, as in a test
-/// or in another program that uses this library, they are decoded in this process, which a damaged file can end.
+/// From now on, Parquet and Arrow files that are opened are decoded in worker processes. Without this call, as in a
+/// test or in another program that uses this library, they are decoded in this process, which a damaged file can end.
 pub fn decode_in_worker_process(worker: DataWorker) {
     *WORKER.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(worker));
 }

@@ -1,5 +1,5 @@
-//! The messages between caller and worker. A [`Job`] is JSON after its length. A message of the worker is a byte for its
-//! kind, the length of its content, and the content; lengths are `u64`, little-endian.
+//! The messages between caller and worker. A [`Job`] is JSON after its length. A message of the worker is a byte for
+//! its kind, the length of its content, and the content; lengths are `u64`, little-endian.
 
 use std::io::{self, Read, Write};
 

@@ -1,6 +1,6 @@
-//! Tests the worker that decodes Parquet and Arrow files from outside. This test program starts itself as the worker, as
-//! the binary `reel` does, and can also behave like a broken worker. With the arguments `measure FILE` it compares the
-//! times of opening a file in this process and in a worker.
+//! Tests the worker that decodes Parquet and Arrow files from outside. This test program starts itself as the worker,
+//! as the binary `reel` does, and can also behave like a broken worker. With the arguments `measure FILE` it compares
+//! the times of opening a file in this process and in a worker.
 //!
 //! It does not use the test harness, because it also runs as the worker.
 

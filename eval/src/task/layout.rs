@@ -103,8 +103,8 @@ pub struct RowRules {
     pub answer_form: Option<AnswerForm>,
     /// The category, by which scores are reported: the first of these texts that the row has.
     pub category: Option<Vec<Template>>,
-    /// Paths of the video relative to the media folder; the first that exists is taken. A folder is a video whose frames
-    /// are image files.
+    /// Paths of the video relative to the media folder; the first that exists is taken. A folder is a video whose
+    /// frames are image files.
     pub video: Option<Vec<Template>>,
     /// Second at which the part of the video that the question is about begins.
     pub start: Option<Template>,

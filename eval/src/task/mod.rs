@@ -62,8 +62,8 @@ pub struct Task {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct PromptRules {
-    /// The text of the user's message, with `{question}` and `{options}`, which is one line for each option. Without it,
-    /// the template for evaluation of the recipe, which also says what form the answer has.
+    /// The text of the user's message, with `{question}` and `{options}`, which is one line for each option. Without
+    /// it, the template for evaluation of the recipe, which also says what form the answer has.
     pub template: Option<String>,
     /// The system message. If it is absent, the row has no system message, and the chat template may add its own.
     pub system: Option<String>,

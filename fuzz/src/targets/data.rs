@@ -1,5 +1,5 @@
-//! Targets for data files in binary formats. A worker process decodes them, as in the program: at some inputs the decoder
-//! allocates all memory or crashes, which must end the worker only.
+//! Targets for data files in binary formats. A worker process decodes them, as in the program: at some inputs the
+//! decoder allocates all memory or crashes, which must end the worker only.
 
 use std::fs;
 use std::time::Duration;
@@ -32,8 +32,8 @@ fn seeds(names: &[&str]) -> anyhow::Result<Vec<Seed>> {
     names.iter().map(seed).collect()
 }
 
-/// Reads the first rows of a file of this name. Each input has a worker of its own, so that its processor time counts. A
-/// worker that decodes without end is killed after half a second, three times.
+/// Reads the first rows of a file of this name. Each input has a worker of its own, so that its processor time counts.
+/// A worker that decodes without end is killed after half a second, three times.
 fn rows_of(name: &str) -> anyhow::Result<Judge> {
     let timeout = Duration::from_millis(500);
     decode_in_worker_process(DataWorker { timeout, ..DataWorker::new("/proc/self/exe") });

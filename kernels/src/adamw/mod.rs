@@ -13,8 +13,8 @@
 //! them as above, computes w from the unrounded moments, and rounds them stochastically: up with probability (x −
 //! below) / (above − below), so that the mean over random bits is the number itself. One call of Philox serves both
 //! moments of eight weights: weights 8 k .. 8 k + 4 take its four words at index k of the stream, and the four after
-//! them the same words mixed (`z ← z xor z ≫ 16`, `z ← z · 0x7feb352d`, `z ← z xor z ≫ 15`, from Wellons' lowbias32). The
-//! lower half of a weight's word is for m, the upper half for v. Mixing is invertible, so each draw is uniform.
+//! them the same words mixed (`z ← z xor z ≫ 16`, `z ← z · 0x7feb352d`, `z ← z xor z ≫ 15`, from Wellons' lowbias32).
+//! The lower half of a weight's word is for m, the upper half for v. Mixing is invertible, so each draw is uniform.
 //! - bf16: m and v are bf16 `[n]`.
 //! - 8 bits, in blocks of [`WEIGHTS_PER_SCALE`] weights with one scale each: `m = scale · sign(c) · (c / 127)²` with
 //!   an i8 code c, `v = scale · (c / 255)⁴` with a u8 code c. The scale is the block's largest magnitude. Codes are

@@ -336,8 +336,8 @@ __device__ __forceinline__ void store_bytes(u8* p, u32 count, bool vector, const
   }
 }
 
-// Loads and stores a block of 256 8-bit moments with one warp, each lane eight neighbours. `block` is the block's number
-// in the parameter.
+// Loads and stores a block of 256 8-bit moments with one warp, each lane eight neighbours. `block` is the block's
+// number in the parameter.
 template <class Weights>
 __device__ __forceinline__ void step_8bit(const Task& task, u64 block, const Weights& weights, bool vector) {
   constexpr int V = 8;

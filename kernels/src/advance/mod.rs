@@ -59,6 +59,7 @@ params! {
 kernel_folder! {
     name: "advance",
     params: [Params],
+    traffic: traffic_launches,
 }
 
 kernel!(pub ADVANCE, "advance", Params, cpu::advance, &SOURCE, geometry);
@@ -73,6 +74,8 @@ fn geometry(p: &Params, arch: &Arch) -> Vec<Stage> {
 
 /// Launches the kernel.
 pub fn advance(params: &Params) -> Launch {
-    let words = if params.history_cols == 0 { 12.0 } else { 15.0 };
+    // Read and written: kv_lens, positions, draws; read: chosen, kv_limits, a block table's element; written: ids,
+    // slots.
+    let words = if params.history_cols == 0 { 11.0 } else { 14.0 };
     Launch::kernel(&ADVANCE, params, Cost { flops: 0.0, bytes: 4.0 * words * params.rows as f64 })
 }

@@ -43,18 +43,19 @@
 //!
 //! # Numerics
 //! Everything between load and store is f32, the probabilities too, with one exception: bf16 on tensor cores (forward
-//! for head_dim up to 256; backward for 64, 72, 80 and 128), and on a CPU with bf16 dot products or the tiles of AMX (an
-//! even head_dim), rounds the factors of matrix products to bf16. In the forward pass these are the probabilities
-//! relative to the largest score so far, in the backward pass `p` and `p (d_o . v - delta)`. On tensor cores and tiles a
-//! key that a query does not see, but a later query of the same rows does, is multiplied by 0 (departure 2 in `sm80.cu`).
+//! for head_dim up to 256; backward for 64, 72, 80 and 128), and on a CPU with bf16 dot products or the tiles of AMX
+//! (an even head_dim), rounds the factors of matrix products to bf16. In the forward pass these are the probabilities
+//! relative to the largest score so far, in the backward pass `p` and `p (d_o . v - delta)`. On tensor cores and tiles
+//! a key that a query does not see, but a later query of the same rows does, is multiplied by 0 (departure 2 in
+//! `sm80.cu`).
 //!
 //! In f32 every addition rounds; `2^x` has an error of up to 2 ulp (`ex2.approx.ftz.f32`). Tolerance as a multiple of
 //! one rounding error: bf16 2.5; f32 20 for o and 300 for gradients, in which `d_o . v` and delta cancel, and more
 //! where scores are large and the softmax saturates.
 //!
 //! # Bound
-//! Multiply-adds in f32 (f32, and bf16 on a CPU without a unit for it) or matrix products of bf16: per pair of query and
-//! key `4 * head_dim` operations forward and `10 * head_dim` backward. On tensor cores the backward pass needs that
+//! Multiply-adds in f32 (f32, and bf16 on a CPU without a unit for it) or matrix products of bf16: per pair of query
+//! and key `4 * head_dim` operations forward and `10 * head_dim` backward. On tensor cores the backward pass needs that
 //! few only with a workspace and without prefixes, otherwise `14 * head_dim`. With the workspace the sums of `dq`
 //! pass from key tile to key tile (128 or 64 keys) through L2, 8 bytes per element each time.
 
@@ -65,6 +66,7 @@ pub(crate) mod formula;
 mod plan;
 
 use crate::folder::kernel_folder;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
@@ -207,7 +209,7 @@ kernel!(pub BWD_BF16_SEPARATE_DQ, "attention_bwd_bf16", BwdParams, cpu::bwd::<ha
 /// Makes the forward launch. `dtype` is the type of q, k, v and o, F32 or BF16. `pairs` is the number of (query, key)
 /// pairs that one head computes (see [`query_key_pair_count`]).
 pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
-    let kernel = if dtype == DType::F32 { &FWD_F32 } else { &FWD_BF16 };
+    let kernel = kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16);
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
     let d = params.head_dim as f64;
     let lse = if params.lse.is_null() { 0.0 } else { 4.0 * tokens * heads };
@@ -230,7 +232,7 @@ pub fn workspace_bytes(dtype: DType, p: &BwdParams) -> usize {
 /// number of (query, key) pairs that one head computes. The cost counts one write and one read of the workspace,
 /// which is the traffic if its sums do not stay in L2.
 pub fn bwd(dtype: DType, params: &BwdParams, pairs: f64) -> Launch {
-    let kernel = if dtype == DType::F32 { &BWD_F32 } else { &BWD_BF16 };
+    let kernel = kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16);
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
     let d = params.head_dim as f64;
     let passed = if params.workspace.is_null() { 0 } else { 2 * workspace_bytes(dtype, params) };

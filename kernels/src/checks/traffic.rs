@@ -21,6 +21,10 @@ const SMALL_GPU: Arch = Arch { multiprocessors: 2, ..Arch::A100 };
 /// Launches, each with its limit: the largest allowed ratio of the bytes that it moves to the bytes of its cost.
 pub(crate) type TrafficLaunches = Vec<(Launch, MaxTrafficRatio)>;
 
+/// The least ratio of the bytes that a launch moves to the bytes of its cost. A cost that is too high gives floors that
+/// are too long, and shares of them above 100 %.
+const MIN_TRAFFIC_RATIO: f64 = 0.9;
+
 /// The largest allowed ratio of the bytes that a launch moves to the bytes of its cost.
 pub(crate) type MaxTrafficRatio = f64;
 
@@ -68,18 +72,18 @@ pub(crate) fn allow_one_tenth_more(launches: impl IntoIterator<Item = Launch>) -
     launches.into_iter().map(|l| (l, 1.1)).collect()
 }
 
-/// Simulates a launch on an A100 and asserts that it moves at most 1.1 times the bytes of its cost; returns its counts.
+/// Simulates a launch on an A100 and asserts that it moves 0.9 to 1.1 times the bytes of its cost; returns its counts.
 ///
 /// # Panics
-/// If the launch moves more bytes.
+/// If the launch moves more or fewer bytes.
 pub(crate) fn assert_traffic_matches_cost(launch: &Launch) -> InstructionCounts {
     let (count, cost) = (simulated_counts(launch), launch.cost());
     let bytes = (count.global_read + count.global_written) as f64;
+    let ratio = bytes / cost.bytes;
     assert!(
-        bytes <= 1.1 * cost.bytes,
-        "{}: moves {bytes} bytes, more than 1.1 times the {} bytes of its cost",
-        launch.name(),
-        cost.bytes
+        (MIN_TRAFFIC_RATIO..=1.1).contains(&ratio),
+        "{}: moves {ratio:.3} times the bytes of its cost",
+        launch.name()
     );
     count
 }
@@ -87,7 +91,7 @@ pub(crate) fn assert_traffic_matches_cost(launch: &Launch) -> InstructionCounts 
 /// Simulates launches and checks the bytes that they move and their bank conflicts.
 ///
 /// # Panics
-/// If a launch moves more bytes than allowed or has a bank conflict; the message names every such launch.
+/// If a launch moves more or fewer bytes than allowed or has a bank conflict; the message names every such launch.
 pub(crate) fn assert_traffic_within_limits(calls: impl Fn(&mut TrafficArrays) -> TrafficLaunches) {
     on_sim(|| {
         let mut arrays = TrafficArrays::default();
@@ -96,9 +100,10 @@ pub(crate) fn assert_traffic_within_limits(calls: impl Fn(&mut TrafficArrays) ->
             let (count, cost) = (simulated_counts_on(&launch, &SMALL_GPU), launch.cost());
             let bytes = (count.global_read + count.global_written) as f64;
             let (ratio, conflicts) = (bytes / cost.bytes, count.wavefronts - count.wavefronts_least);
-            if !(ratio <= max_ratio) {
+            if !(MIN_TRAFFIC_RATIO..=max_ratio).contains(&ratio) {
                 wrong += &format!(
-                    "{}: moves {ratio:.3} times the bytes of its cost; at most {max_ratio} times are allowed\n",
+                    "{}: moves {ratio:.3} times the bytes of its cost; {MIN_TRAFFIC_RATIO} to {max_ratio} times are \
+                     allowed\n",
                     launch.name()
                 );
             }

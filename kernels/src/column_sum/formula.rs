@@ -8,7 +8,7 @@ pub fn column_sums_added(x: &[f64], sum: &[f64]) -> Vec<f64> {
     (0..cols).map(|c| sum[c] + x.iter().skip(c).step_by(cols).sum::<f64>()).collect()
 }
 
-/// [`add`] with f32 sums.
+/// [`column_sums_added`] with f32 sums.
 pub fn column_sums_added_rounded(x: &[f64], sum: &[f64]) -> Vec<f64> {
     let cols = sum.len();
     let column =

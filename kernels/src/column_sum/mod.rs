@@ -12,6 +12,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 /// Rows that are summed before the partial sum is added to the total: shorter sums round less.
@@ -115,18 +116,18 @@ kernel_folder! {
     traffic: traffic_launches,
 }
 
-kernel!(pub ADD_F32, "column_sum_f32", Params, cpu::column_sums::<f32>, &SOURCE, |p, _| plan_add("column_sum_f32", p, 16));
-kernel!(pub ADD_BF16, "column_sum_bf16", Params, cpu::column_sums::<half::bf16>, &SOURCE, |p, _| plan_add("column_sum_bf16", p, 32));
+kernel!(pub COLUMN_SUM_F32, "column_sum_f32", Params, cpu::column_sums::<f32>, &SOURCE, |p, _| plan_column_sums("column_sum_f32", p, 16));
+kernel!(pub COLUMN_SUM_BF16, "column_sum_bf16", Params, cpu::column_sums::<half::bf16>, &SOURCE, |p, _| plan_column_sums("column_sum_bf16", p, 32));
 
 /// Plans the launch of a column sum. `strip` is the number of columns in 64 bytes.
-fn plan_add(symbol: &'static str, p: &Params, strip: u32) -> Vec<Stage> {
+fn plan_column_sums(symbol: &'static str, p: &Params, strip: u32) -> Vec<Stage> {
     // Without rows, sums that accumulate do not change; the kernel writes zeros to the others.
     cuh::plan_blocks(symbol, p.matrices().iter().map(|matrix| u64::from(matrix.cols.div_ceil(strip))).sum(), 512)
 }
 
 /// Launches the column sums; `dtype` is that of all matrices, F32 or BF16.
 pub fn column_sums(dtype: DType, p: &Params) -> Launch {
-    let kernel = if dtype == DType::F32 { &ADD_F32 } else { &ADD_BF16 };
+    let kernel = kernel_for_dtype(dtype, &COLUMN_SUM_F32, &COLUMN_SUM_BF16);
     let mut cost = Cost::default();
     for matrix in p.matrices() {
         let (n, cols) = (p.rows as f64 * f64::from(matrix.cols), f64::from(matrix.cols));

@@ -174,8 +174,8 @@ impl Nvidia {
         clusters
     }
 
-    /// Returns the number of clusters of `blocks` blocks of 32 threads with `shared` bytes of shared memory that run at a
-    /// time.
+    /// Returns the number of clusters of `blocks` blocks of 32 threads with `shared` bytes of shared memory that run at
+    /// a time.
     ///
     /// # Safety
     /// The function is loaded.

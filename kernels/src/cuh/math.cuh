@@ -3,7 +3,11 @@
 
 #include "cuh/base.cuh"
 
+constexpr float LOG2_E = 1.4426950408889634f;
+constexpr float LN_2 = 0.6931471805599453f;
+
 __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000); }
+__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000); }
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000); }
 
 // Returns a / b with an error of at most 2 ulp for all inputs.

@@ -18,13 +18,11 @@
 
 #include "cuh/base.cuh"
 #include "cuh/exp2.cuh"
+#include "cuh/math.cuh"
 #include "cuh/warp.cuh"
 
 constexpr int BLOCK_KEYS = 64;
 constexpr int SEGMENT_BLOCKS = 8;
-constexpr float LOG2_E = 1.4426950408889634f;
-constexpr float LN_2 = 0.6931471805599453f;
-__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
 
 // The maximum and the sum of one row's softmax over the keys so far. The row's output is kept separately.
 struct SoftmaxRow {

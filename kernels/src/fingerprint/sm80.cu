@@ -1,6 +1,7 @@
 // Hashes of the bits of tensors: sums of mixed words. Formula and shapes: mod.rs.
 //
-// A block hashes a chunk of 65536 words of one range; a thread loads two words (16 bytes) at a time, four loads in flight.
+// A block hashes a chunk of 65536 words of one range; a thread loads two words (16 bytes) at a time, four loads in
+// flight.
 //
 //   for each word j of the chunk: sum += mix(x[j] + (first_word + j + 1) * GOLDEN)
 //   sums[chunk][warp] = sum over the warp

@@ -45,7 +45,8 @@ impl Source {
     }
 
     /// Whether the source has code for programmatic dependent launches, which the compiler leaves out below sm_90. Such
-    /// a source may have other code and kernels for sm_90, under `#if __CUDA_ARCH__ >= 900`. All other sources are compiled to the PTX of sm_80 for every architecture.
+    /// a source may have other code and kernels for sm_90, under `#if __CUDA_ARCH__ >= 900`. All other sources are
+    /// compiled to the PTX of sm_80 for every architecture.
     pub fn has_dependent_launches(&self) -> bool {
         let mut texts = std::iter::once(self.sm80).chain(self.headers.iter().map(|(_, text)| *text));
         texts.any(|text| text.contains("#include \"cuh/dependent.cuh\""))

@@ -24,17 +24,13 @@
 #include "cuh/base.cuh"
 #include "cuh/cp_async.cuh"
 #include "cuh/exp2.cuh"
+#include "cuh/math.cuh"
 #include "cuh/mma.cuh"
 #include "cuh/warp.cuh"
 
 constexpr u32 SPLIT = 2048;
-constexpr float LOG2_E = 1.4426950408889634f;
-constexpr float LN_2 = 0.6931471805599453f;
 
 extern __shared__ __align__(16) unsigned char shared[];
-
-__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
-__device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
 
 // Softmax statistics of some columns of a row; `sum` and `moment` are relative to `row_max`, the largest scaled
 // logit.

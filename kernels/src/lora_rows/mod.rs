@@ -5,13 +5,13 @@
 //!
 //! with `a = adapter[i]`; a number outside `0..adapters` means that the row has no adapter.
 //!
-//! Shapes: x `[m, k]`, w `[adapters, n, k]`, y `[m, n]`, all f32 or all bf16; adapter i32 `[m]`, scale f32 `[adapters]`.
-//! For `down` n is the rank and k the width of the layer's input, for `up` n is the width of its output and k the rank.
-//! Adapters of a lower rank have rows of zeros in `down`'s w and columns of zeros in `up`'s.
+//! Shapes: x `[m, k]`, w `[adapters, n, k]`, y `[m, n]`, all f32 or all bf16; adapter i32 `[m]`, scale f32
+//! `[adapters]`. For `down` n is the rank and k the width of the layer's input, for `up` n is the width of its output
+//! and k the rank. Adapters of a lower rank have rows of zeros in `down`'s w and columns of zeros in `up`'s.
 //!
 //! Numerics: products and sums are in f32, and each result is rounded once. On the CPU the products are those of
-//! [`crate::matmul`], bit for bit, so a row has the bits that it would have with its adapter alone. In CUDA the order of
-//! summation depends on k alone.
+//! [`crate::matmul`], bit for bit, so a row has the bits that it would have with its adapter alone. In CUDA the order
+//! of summation depends on k alone.
 //!
 //! Tolerance as a multiple of one rounding error: bf16 2.5; f32 `2.5 (1 + ‖Σ|x w|‖ / ‖Σ x w‖)`, with |y| among the
 //! terms of `up`.
@@ -24,6 +24,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Arch, Cost, DType, Kernel, Launch, Stage, kernel, params};
 
 params! {
@@ -71,12 +72,12 @@ fn grid(symbol: &'static str, p: &Params, columns: u32) -> Vec<Stage> {
 
 /// Returns the launch that computes `y[i] = scale[a] · x[i] · w[a]ᵀ`; `dtype` is the type of x, w and y, F32 or BF16.
 pub fn down(dtype: DType, params: &Params) -> Launch {
-    launch(if dtype == DType::F32 { &DOWN_F32 } else { &DOWN_BF16 }, dtype, params, 1.0)
+    launch(kernel_for_dtype(dtype, &DOWN_F32, &DOWN_BF16), dtype, params, 1.0)
 }
 
 /// Returns the launch that computes `y[i] += x[i] · w[a]ᵀ`; `dtype` is the type of x, w and y, F32 or BF16.
 pub fn up(dtype: DType, params: &Params) -> Launch {
-    launch(if dtype == DType::F32 { &UP_F32 } else { &UP_BF16 }, dtype, params, 2.0)
+    launch(kernel_for_dtype(dtype, &UP_F32, &UP_BF16), dtype, params, 2.0)
 }
 
 /// `passes` is the number of times that y is read or written. The cost is that of rows with an adapter each, as many
@@ -88,8 +89,8 @@ fn launch(kernel: &'static Kernel, dtype: DType, p: &Params, passes: f64) -> Lau
     Launch::kernel(kernel, p, Cost { flops: 2.0 * m * n * k, bytes })
 }
 
-/// Sizes (m, n, k, adapters) that tests and benches share. Some values of k are not a multiple of the 16-byte units that
-/// threads load.
+/// Sizes (m, n, k, adapters) that tests and benches share. Some values of k are not a multiple of the 16-byte units
+/// that threads load.
 pub fn test_cases_m_n_k_adapters() -> Vec<(usize, usize, usize, usize)> {
     vec![
         (1, 1, 1, 1),

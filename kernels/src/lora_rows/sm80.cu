@@ -15,8 +15,8 @@
 //
 // Numerics: f32, one rounding of each result. Order of a sum of down: each thread adds its elements in ascending order,
 // then warp_sum adds the threads, then the warps are added in order. up: each lane of a group adds its elements in
-// ascending order, then the lanes are added, half of the group apart first. The order depends on k alone. If k is not a multiple of 16 bytes or an array is not aligned, elements are loaded one by one, in the same
-// order.
+// ascending order, then the lanes are added, half of the group apart first. The order depends on k alone. If k is not a
+// multiple of 16 bytes or an array is not aligned, elements are loaded one by one, in the same order.
 //
 // Bound. Memory: each row reads the matrices of its adapter.
 #include "cuh/warp.cuh"

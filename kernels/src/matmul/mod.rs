@@ -142,8 +142,8 @@ impl Matmul {
 }
 
 /// A launch that arranges a plain weight `[n, k]` of f32 or bf16 in groups: f32 as `[n / 32][k][32]`, bf16 as `[n /
-/// 32][k / 2][32][2]`, pairs of neighbouring k of 32 rows side by side. What is missing in the last group and in the last
-/// pair is 0. Only on the CPU.
+/// 32][k / 2][32][2]`, pairs of neighbouring k of 32 rows side by side. What is missing in the last group and in the
+/// last pair is 0. Only on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WeightGroups {
     /// Rows.

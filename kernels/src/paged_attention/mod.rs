@@ -44,6 +44,7 @@ mod cpu;
 mod examples;
 
 use crate::folder::kernel_folder;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
 
 /// Tokens per page of the KV caches that the engine allocates; also the number of keys that the CUDA and CPU kernels
@@ -263,7 +264,7 @@ fn bytes_of_parts(p: &Params) -> usize {
 /// Makes the launch. `dtype` is the type of q, o and the caches, F32 or BF16. `pairs` is the number of (new token,
 /// key) pairs that one head computes, and `keys` the sum of `kv_lens`; [`query_key_pairs_and_keys`] returns both.
 pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
-    let kernel = if dtype == DType::F32 { &FWD_F32 } else { &FWD_BF16 };
+    let kernel = kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16);
     let (heads, kv_heads, d) = (params.heads as f64, params.kv_heads as f64, params.head_dim as f64);
     let bytes = 2.0 * (params.tokens as f64 * heads + keys * kv_heads) * d * dtype.size() as f64;
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })

@@ -110,9 +110,9 @@ __device__ __forceinline__ Slots find_slots(const Params& p, const KeyRange& t, 
   return {slot(key), slot(key + 32)};
 }
 
-// Copies COLUMNS columns, from `column` on, of 64 keys (or values), from key `start` on, to shared memory [KEYS][PITCH],
-// element by element. Keys from t.keys on and columns from head_dim on become 0. slots.of(r) is the slot of key
-// start + r.
+// Copies COLUMNS columns, from `column` on, of 64 keys (or values), from key `start` on, to shared memory
+// [KEYS][PITCH], element by element. Keys from t.keys on and columns from head_dim on become 0. slots.of(r) is the slot
+// of key start + r.
 template <int COLUMNS, int PITCH, class T, class S>
 __device__ __forceinline__ void load_elements_of_block(const Params& p, const KeyRange& t, const T* cache,
                                                        const S& slots, int start, int column, T* to) {

@@ -20,9 +20,9 @@
 //! rows` (callers check); rstd f32 `[rows]`, in the order of y; dw f32 `[cols]`. Outputs may not overlap inputs. The
 //! order of each sum is that of [`crate::rms_norm`]; dw adds up the rows of y in order.
 //!
-//! Numerics: T(x * rstd), y and dx each round to T once. The square root has an error of at most 2^-23 in CUDA.
-//! Memory-bound: one read and one write of `rows * cols` elements forward, two reads and one write backward. The CUDA
-//! symbols are named `merger_norm_*`.
+//! Numerics: T(x * rstd), y and dx each round to T once. Errors of the sum of squares and of the root are those of
+//! [`crate::rms_norm`].
+//! Memory-bound: one read and one write of `rows * cols` elements forward, two reads and one write backward.
 
 pub(crate) mod check;
 mod cpu;
@@ -96,17 +96,17 @@ kernel_folder! {
     headers_of: [rms_norm],
 }
 
-kernel!(pub FWD_F32, "merger_norm_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| {
-    plan_fwd(["merger_norm_fwd_f32", "merger_norm_fwd_f32_wide"], p.rows, p.cols, arch)
+kernel!(pub FWD_F32, "patch_merge_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, arch| {
+    plan_fwd(["patch_merge_fwd_f32", "patch_merge_fwd_f32_wide"], p.rows, p.cols, arch)
 });
-kernel!(pub FWD_BF16, "merger_norm_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, arch| {
-    plan_fwd(["merger_norm_fwd_bf16", "merger_norm_fwd_bf16_wide"], p.rows, p.cols, arch)
+kernel!(pub FWD_BF16, "patch_merge_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, |p, arch| {
+    plan_fwd(["patch_merge_fwd_bf16", "patch_merge_fwd_bf16_wide"], p.rows, p.cols, arch)
 });
-kernel!(pub BWD_F32, "merger_norm_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, arch| {
-    plan_bwd(["merger_norm_bwd_f32", "merger_norm_bwd_f32_wide", "merger_norm_bwd_f32_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
+kernel!(pub BWD_F32, "patch_merge_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, |p, arch| {
+    plan_bwd(["patch_merge_bwd_f32", "patch_merge_bwd_f32_wide", "patch_merge_bwd_f32_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
 });
-kernel!(pub BWD_BF16, "merger_norm_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
-    plan_bwd(["merger_norm_bwd_bf16", "merger_norm_bwd_bf16_wide", "merger_norm_bwd_bf16_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
+kernel!(pub BWD_BF16, "patch_merge_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
+    plan_bwd(["patch_merge_bwd_bf16", "patch_merge_bwd_bf16_wide", "patch_merge_bwd_bf16_dw"], [p.rows, p.cols], p.dw, p.cols.into(), arch)
 });
 
 impl FwdParams {

@@ -19,5 +19,5 @@ __device__ __forceinline__ u64 place_of(const BwdParams& p, u64 row) {
 __device__ __forceinline__ bool bases_aligned(const FwdParams& p) { return aligned16(p.x, p.w, p.y); }
 __device__ __forceinline__ bool bases_aligned(const BwdParams& p) { return aligned16(p.x, p.w, p.dy, p.dx); }
 
-KERNELS(float, merger_norm, f32, FwdParams, BwdParams, float, BWD_BLOCK)
-KERNELS(bf16, merger_norm, bf16, FwdParams, BwdParams, float, BWD_BLOCK)
+KERNELS(float, patch_merge, f32, FwdParams, BwdParams, float, BWD_BLOCK)
+KERNELS(bf16, patch_merge, bf16, FwdParams, BwdParams, float, BWD_BLOCK)

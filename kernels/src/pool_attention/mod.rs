@@ -148,7 +148,7 @@ pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     let (row, size) = (p.heads as f64 * p.head_dim as f64, dtype.size() as f64);
     let (tokens, images) = (p.tokens as f64, p.images as f64);
     let bytes = (4.0 * tokens + 2.0 * images + 2.0) * row * size + 4.0 * images * p.heads as f64;
-    Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), p, Cost { flops: 10.0 * tokens * row, bytes })
+    Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), p, Cost { flops: 8.0 * tokens * row, bytes })
 }
 
 /// Sizes of a batch of images, for tests and benches.

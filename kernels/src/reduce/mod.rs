@@ -3,8 +3,8 @@
 //!
 //! One launch of `sum_squares` writes a partial sum for each chunk of 64 Ki elements of all arrays of a table
 //! (`launch/table.rs`); the chunks of an array that is left out have the sum 0. `clip` adds the partial sums in order
-//! (in CUDA, thread i of 1024 first adds the partial sums i, i + 1024, …). A NaN or infinity in any element gives a NaN or infinite norm. Numerics: f64, rounded to f32 once; the
-//! order depends on the length alone. Memory-bound.
+//! (in CUDA, thread i of 1024 first adds the partial sums i, i + 1024, …). A NaN or infinity in any element gives a NaN
+//! or infinite norm. Numerics: f64, rounded to f32 once; the order depends on the length alone. Memory-bound.
 
 pub(crate) mod check;
 mod cpu;

@@ -16,8 +16,8 @@ __device__ __forceinline__ u32 warps_of_row(u32 cols) {
   return cols <= HELD * 32 ? 1 : cols <= HELD * 256 ? 8 : 16;
 }
 
-// Returns the sum of the squares that warp `warp` of `warps` adds up in the forward kernel, of a row of `cols` elements.
-// `vector` promises that the row allows 16-byte loads.
+// Returns the sum of the squares that warp `warp` of `warps` adds up in the forward kernel, of a row of `cols`
+// elements. `vector` promises that the row allows 16-byte loads.
 template <class T>
 __device__ __forceinline__ float squares_of_warp(const T* row, u32 cols, u32 warp, u32 warps, bool vector) {
   constexpr u32 V = VECTOR<T>;

@@ -7,14 +7,14 @@
 //! Rotation (rotate-half): with `h = head_dim / 2`, `y[i] = x[i] cos[i] - x[i + h] sin[i]` and `y[i + h] = x[i + h]
 //! cos[i] + x[i] sin[i]`. The gradient is the rotation by the negative angle (`inverse`).
 //!
-//! One launch rotates up to three parts, for example queries and keys, or copies them, as the values beside them: part i
-//! is x_i, `heads_i` heads of each token, to y_i. Its rows may be columns of a wider matrix, so that a launch splits a
-//! fused projection of queries, keys and values, and a launch joins its gradient.
+//! One launch rotates up to three parts, for example queries and keys, or copies them, as the values beside them: part
+//! i is x_i, `heads_i` heads of each token, to y_i. Its rows may be columns of a wider matrix, so that a launch splits
+//! a fused projection of queries, keys and values, and a launch joins its gradient.
 //!
 //! Shapes: positions `[axes, tokens]`, tables `[tokens, head_dim / 2]` in f32, x and y `[tokens, heads, head_dim]` in
 //! f32 or bf16, with the given distances between tokens; y may be x if the distances are equal. Numerics: the angle is
-//! reduced in f64, so cosine and sine are within one unit in the last place of f32 at any position; the rotation is f32,
-//! two products and their sum, with one rounding at the store.
+//! reduced in f64, so cosine and sine are within one unit in the last place of f32 at any position; the rotation is
+//! f32, two products and their sum, with one rounding at the store.
 //! Memory-bound. In CUDA a thread rotates up to ten heads with a cosine and a sine that it reads once. The table has
 //! one thread for each frequency and eight tokens; its threads read each position again from L1: 13 bytes per
 //! element, 8 of them written.
@@ -25,6 +25,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
@@ -213,7 +214,7 @@ pub fn cos_sin_table(params: &TableParams) -> Launch {
 
 /// Returns the launch of the rotation; `dtype` is that of all parts, F32 or BF16.
 pub fn apply(dtype: DType, params: &ApplyParams) -> Launch {
-    let kernel = if dtype == DType::F32 { &APPLY_F32 } else { &APPLY_BF16 };
+    let kernel = kernel_for_dtype(dtype, &APPLY_F32, &APPLY_BF16);
     let table = params.tokens as f64 * params.head_dim as f64;
     let heads = params.parts().map(|part| part.heads as f64);
     let (n, rotated) = (table * heads.iter().sum::<f64>(), heads.iter().take(params.rotated as usize).sum::<f64>());

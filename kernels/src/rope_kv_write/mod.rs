@@ -7,8 +7,8 @@
 //! page`; no two tokens share a slot. A token with a negative slot is padding, whose key and value are not written.
 //!
 //! Shapes: q `[tokens, heads, head_dim]`, k, v `[tokens, kv_heads, head_dim]`, caches `[pages, page, kv_heads,
-//! head_dim]`, all f32 or all bf16; cos, sin f32 `[tokens, head_dim / 2]`; a cache block ("page") has 16, 32, 64, 128 or
-//! 256 tokens, as [`crate::paged_attention`] reads them.
+//! head_dim]`, all f32 or all bf16; cos, sin f32 `[tokens, head_dim / 2]`; a cache block ("page") has 16, 32, 64, 128
+//! or 256 tokens, as [`crate::paged_attention`] reads them.
 //! Numerics: the rotation in f32, rounded once; bits of v are copied. Memory-bound: each element is read and written
 //! once.
 
@@ -18,6 +18,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Arch, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
@@ -67,9 +68,9 @@ kernel!(pub WRITE_BF16, "rope_kv_write_bf16", Params, cpu::write::<half::bf16>, 
 /// Threads of a block, as in sm80.cu.
 const THREADS: u32 = 256;
 
-/// Heads of a thread if there are many tokens: it reads cosine and sine once for them. With fewer tokens, as in a decode
-/// step, it takes fewer heads, so that the grid has a block for at least every fourth multiprocessor; the time is then
-/// that of one thread.
+/// Heads of a thread if there are many tokens: it reads cosine and sine once for them. With fewer tokens, as in a
+/// decode step, it takes fewer heads, so that the grid has a block for at least every fourth multiprocessor; the time
+/// is then that of one thread.
 const MAX_HEADS: u32 = 8;
 
 /// Plans the grid; `vector` is the number of elements in 16 bytes. The second dimension has the groups of heads.
@@ -88,7 +89,7 @@ fn plan_write(symbol: &'static str, p: &Params, arch: &Arch, vector: u32) -> Vec
 
 /// Returns the launch; `dtype` is that of q, k, v and caches, F32 or BF16.
 pub fn write(dtype: DType, params: &Params) -> Launch {
-    let kernel = if dtype == DType::F32 { &WRITE_F32 } else { &WRITE_BF16 };
+    let kernel = kernel_for_dtype(dtype, &WRITE_F32, &WRITE_BF16);
     let head = params.tokens as f64 * params.head_dim as f64;
     let (rotated, moved) = (params.heads + params.kv_heads, params.heads + 2 * params.kv_heads);
     let bytes = 2.0 * head * moved as f64 * dtype.size() as f64 + 4.0 * head + 4.0 * params.tokens as f64;

@@ -6,8 +6,9 @@
 // Shapes and limits: mod.rs. Numerics: rotary.cuh; v is copied.
 //
 // Grid: a thread of the first dimension has a 16-byte vector of one half of a head of one token and its partner in the
-// other half; the second dimension divides the heads (of q, then k, then v) among gridDim.y threads, each of which takes
-// neighbouring heads. A thread reads both vectors before it writes them, because q is rotated in place. Memory-bound.
+// other half; the second dimension divides the heads (of q, then k, then v) among gridDim.y threads, each of which
+// takes neighbouring heads. A thread reads both vectors before it writes them, because q is rotated in place.
+// Memory-bound.
 
 #include "cuh/dependent.cuh"
 #include "cuh/rotary.cuh"

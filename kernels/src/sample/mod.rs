@@ -42,13 +42,15 @@
 //!   top-k and top-p; up to 11 if many tokens are almost equally likely.
 //! - `sample`, on earlier GPUs, and for vocabularies of which an eighth exceeds a block's shared memory (more than
 //!   393 216 tokens on an H100): one block takes a row, which exceeds its shared memory. It reads it once from memory
-//!   and again from L2: 2 times in all with log-probabilities, 4 to sample, 9 with top-p, 12 with top-k too. It
-//!   computes the exponentials in each pass: up to 8 per token.
+//!   and again from L2: 2 times in all with log-probabilities, 3 to sample, 8 with top-p, 11 with top-k too, 5 more
+//!   for the most likely tokens; one of 32 warps reads its part again for each search. It computes the exponentials in
+//!   each pass: up to 8 per token.
 //!
 //! The cost counts the logits, the rows of the history as if they were full, biases, suppressed and allowed tokens,
-//! each once. Only rows with a penalty read their history: every block of a cluster reads all of it three times, to find its
-//! own tokens. That is 24 times the bytes of the history in all, 23 of them from L1 or L2: with 8192 tokens 0.8 MB
-//! beside the 0.6 MB of the logits of 152 064 tokens. If one block read it for all, the seven others would wait for it.
+//! each once. Only rows with a penalty read their history: every block of a cluster reads all of it three times, to
+//! find its own tokens. That is 24 times the bytes of the history in all, 23 of them from L1 or L2: with 8192 tokens
+//! 0.8 MB beside the 0.6 MB of the logits of 152 064 tokens. If one block read it for all, the seven others would wait
+//! for it.
 //!
 //! Bank conflicts of the histograms depend on the data: tokens of one bin are added one after the other.
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cuh/base.cuh"
+#include "cuh/math.cuh"
 #include "cuh/philox.cuh"
 #include "cuh/warp.cuh"
 
@@ -18,9 +19,6 @@ constexpr int MAX_TOPS = 32;
 constexpr float UNIT = 1099511627776.0f;  // 2^40
 constexpr u64 STREAM = 0x73616d706c65ull;  // "sample", as in mod.rs
 constexpr u32 ALL = 0xffffffffu;
-
-__device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
-__device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
 
 // Maps floats to integers so that larger floats give larger integers; 0 and -0 give the same integer. No float gives 0.
 __device__ __forceinline__ u32 ordered(float x) {

@@ -2,7 +2,7 @@
 // a row; cluster.cuh has the one of sm_90, in which a cluster does.
 //
 // Grid: one block of 1024 threads per row. Each of the 32 warps takes four runs of the row (row.cuh). The row is read
-// once for every step that needs all of it (at most 13 times, from L2 after the first); none of it is stored. Tokens of
+// once for every step that needs all of it (at most 16 times, from L2 after the first); none of it is stored. Tokens of
 // the history and those with a bias keep their changed scores in the workspace, marked by a bit in shared memory; a
 // second bit marks tokens that must not be sampled.
 //
@@ -14,7 +14,7 @@
 //
 //   marks; row_max = max score, first id of it, largest logit, any NaN
 //   T > 0: least = k-th largest score                               3 passes, with top-k
-//          total = sum of w over score >= least                     1
+//          total = sum of w over score >= least                     1, with top-p
 //          w* = weight at which the descending sum reaches p total  3, with top-p; 1 for the last id of it
 //          id = first whose running sum exceeds u * (sum of kept)   1
 //   log-probabilities from the unchanged logits: sums of e^x in f64, 1 pass; the best n: 3 passes by bits, 1, 1

@@ -103,10 +103,10 @@ struct SlowDotProduct {
 }
 
 /// Measured on Sapphire Rapids: one `vdpbf16ps` every two cycles, which is half the rate of f32 multiply-adds. On
-/// Emerald Rapids both have the same rate from registers, but matrix products of 128 rows and more take 1.5 to 1.8 times
-/// as long with dot products (benches/results/intel-xeon/2026-11-22-bf16-unit.json). Granite Rapids has a successor of
-/// the same core and was not measured. Cooper Lake has the instruction, too; it was not measured and is not listed. Ice
-/// Lake does not have it.
+/// Emerald Rapids both have the same rate from registers, but matrix products of 128 rows and more take 1.5 to 1.8
+/// times as long with dot products (benches/results/intel-xeon/2026-11-22-bf16-unit.json). Granite Rapids has a
+/// successor of the same core and was not measured. Cooper Lake has the instruction, too; it was not measured and is
+/// not listed. Ice Lake does not have it.
 const SLOW_DOT_PRODUCTS: [SlowDotProduct; 3] = [
     SlowDotProduct { family: 6, models: &[0x8f], name: "Sapphire Rapids" },
     SlowDotProduct { family: 6, models: &[0xcf], name: "Emerald Rapids" },

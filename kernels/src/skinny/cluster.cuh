@@ -2,12 +2,14 @@
 //
 // In sm80.cu a block computes whole sums of 16 or 32 columns, so each of these blocks reads all of x. Here the eight
 // blocks of a cluster divide k: block r computes the partial sums that warp r computes there, of up to 320 columns at a
-// time (160 of swiglu). So a block reads an eighth of x, and x is read once a step. The blocks then exchange the partial
-// sums through their shared memory and add them in the same order.
+// time (160 of swiglu). So a block reads an eighth of x, and x is read once a step. The blocks then exchange the
+// partial sums through their shared memory and add them in the same order.
 //
 //   grid: 8 blocks of a cluster x blocks of rows of x x clusters; one block on a multiprocessor
-//   a cluster has a range of columns, in steps of at most 320 weight rows; all clusters have equally many but for one tile
-//   a step has tiles of 8 weight rows, those of its units (products.cuh); warp w of a block has tiles w, w + 8, … w + 32
+//   a cluster has a range of columns, in steps of at most 320 weight rows; all clusters have equally many but for one
+//     tile
+//   a step has tiles of 8 weight rows, those of its units (products.cuh); warp w of a block has tiles w, w + 8, …,
+//     w + 32
 //
 //   start the copies of the first stages' weights; wait for the previous launch; start those of x
 //   with a norm: squares of an eighth of x -> shared memory of all blocks; cluster barrier; rstd
@@ -37,8 +39,8 @@
 //
 // An H100 has 15 clusters of eight at a time, which use 120 of 132 multiprocessors (Arch::clusters_of_8). Blocks have
 // equally many groups of k but for four: with k = 3584 half of them have a seventh more than the average, the others a
-// seventh less. The copies of the next step run during the exchange of partial sums. Nothing of this has been timed on a
-// GPU.
+// seventh less. The copies of the next step run during the exchange of partial sums. Nothing of this has been timed on
+// a GPU.
 #pragma once
 
 #if __CUDA_ARCH__ >= 900
@@ -64,8 +66,8 @@ constexpr int ROWS = 64;  // rows of x of a block, at most
 
 extern __shared__ __align__(16) char memory[];
 
-// Adds the products of one stage to the sums of the warp's tiles, for 16 R rows. `from` is the lane's place in the stage,
-// whose units of x begin `x_units` after those of the weight. Y: type of y.
+// Adds the products of one stage to the sums of the warp's tiles, for 16 R rows. `from` is the lane's place in the
+// stage, whose units of x begin `x_units` after those of the weight. Y: type of y.
 template <int R, class W, class Y>
 __device__ __forceinline__ void multiply(const Words<16>* from, int x_units, int tiles, float (&sums)[TILES][4][4]) {
   constexpr int X_UNITS = 2 / sizeof(W);

@@ -13,7 +13,8 @@ const MAX_ROWS: u32 = 64;
 const STAGES: u32 = 5;
 
 /// Plans as many clusters as the GPU runs at a time, if the product is computed by clusters. `units` is the number of
-/// units of eight columns of y, and the number of weights that each of them has. The numbers are those of `cluster.cuh`.
+/// units of eight columns of y, and the number of weights that each of them has. The numbers are those of
+/// `cluster.cuh`.
 pub(super) fn stage(
     op: &Operation,
     arch: &Arch,

@@ -100,8 +100,8 @@ unsafe fn with_norm<T: Element>(
 }
 
 /// # Safety
-/// Every address in [`QkvParams`] is valid for the shape and dtype that its field documents, and no two rows have the same
-/// slot, except negative ones.
+/// Every address in [`QkvParams`] is valid for the shape and dtype that its field documents, and no two rows have the
+/// same slot, except negative ones.
 pub unsafe fn qkv<T: Element>(p: &QkvParams, team: &Team) {
     // SAFETY: the caller promises it; `products_and_writes` passes valid products.
     unsafe { products_and_writes::<T>(p, team, |product| linear::<T>(product, team)) }

@@ -25,9 +25,10 @@
 //! Memory-bound by reading the weight. [`Scheme`] names the ways to divide a product among blocks, which have the same
 //! bits; the table of [`crate::tuning`] chooses between them, and between blocks of 16 and 32 columns.
 //!
-//! - Clusters (`cluster.cuh`), bf16 x on compute capability 9.0: eight blocks divide the sums over k of up to 320 rows of
-//!   the weights, and x is read once for each of these steps, with a norm once more. For a 7B model on an H100 that adds
-//!   0.4 % to the bytes of the weight with one row, 6 % with 16, and 20 to 25 % with 64 (41 % with a norm and few columns).
+//! - Clusters (`cluster.cuh`), bf16 x on compute capability 9.0: eight blocks divide the sums over k of up to 320 rows
+//!   of the weights, and x is read once for each of these steps, with a norm once more. For a 7B model on an H100 that
+//!   adds 0.4 % to the bytes of the weight with one row, 6 % with 16, and 20 to 25 % with 64 (41 % with a norm and few
+//!   columns).
 //! - Blocks (`sm80.cu`), all else: a block has up to 64 rows of x (int8 and logits 32, f32 16); with more rows, or on a
 //!   GPU with little shared memory, neighbouring blocks read the same part of the weight, all but one from L2. Every
 //!   block of 16 columns of y (32 if there are many columns) reads x again from L1 or L2: with 16 rows as many bytes as
@@ -190,11 +191,11 @@ kernel_folder! {
 pub enum Scheme {
     /// A block has some columns. Each lane copies the 16-byte units that it multiplies (`cp.async`).
     Units,
-    /// As `Units`, but one lane a row copies a run of consecutive elements (`cp.async.bulk`, compute capability 9.0), if
-    /// the weights' addresses and the bytes of a row are multiples of 16 and x is bf16; else as `Units`.
+    /// As `Units`, but one lane a row copies a run of consecutive elements (`cp.async.bulk`, compute capability 9.0),
+    /// if the weights' addresses and the bytes of a row are multiples of 16 and x is bf16; else as `Units`.
     Bulk,
-    /// A cluster of eight blocks has many columns, and its blocks divide the sums over k (compute capability 9.0), if all
-    /// addresses and the bytes of a row are multiples of 16 and x is bf16; else as `Units`.
+    /// A cluster of eight blocks has many columns, and its blocks divide the sums over k (compute capability 9.0), if
+    /// all addresses and the bytes of a row are multiples of 16 and x is bf16; else as `Units`.
     Clusters,
 }
 
@@ -254,7 +255,8 @@ macro_rules! kernels {
     };
 }
 
-/// The symbols of a kernel by name; with `bulk`, it has variants with bulk copies, with `cluster` also one for clusters.
+/// The symbols of a kernel by name; with `bulk`, it has variants with bulk copies, with `cluster` also one for
+/// clusters.
 macro_rules! symbols {
     ($tiles:literal, $name:literal) => {
         Symbols { tiles: $tiles, units: $name, bulk: None, cluster: None }
@@ -461,8 +463,8 @@ pub fn swiglu(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
     Launch::kernel(kernel, params, cost)
 }
 
-/// Returns the launch that computes the projections of [`QkvParams`], with the bits of [`linear`] of the normalised x and
-/// of [`rope_kv_write::write`]; `dtype` is the type of x, the biases, q and the caches, F32 or BF16.
+/// Returns the launch that computes the projections of [`QkvParams`], with the bits of [`linear`] of the normalised x
+/// and of [`rope_kv_write::write`]; `dtype` is the type of x, the biases, q and the caches, F32 or BF16.
 pub fn qkv(dtype: DType, weight: WeightFormat, params: &QkvParams) -> Launch {
     let kernel = match (dtype, weight) {
         (DType::F32, WeightFormat::Bf16) => &QKV_F32,

@@ -1,7 +1,8 @@
 // Skinny GEMM: a few rows of x times every row of a weight; formula and shapes: mod.rs.
 //
-// A block of threads multiplies up to 64 rows of x by the weight rows of UNITS units (products.cuh), each of which gives
-// eight columns of y, or eight pairs of columns of a head. Its 8 warps divide the sums over k among themselves, and their partial sums are added in the order of the warps.
+// A block of threads multiplies up to 64 rows of x by the weight rows of UNITS units (products.cuh), each of which
+// gives eight columns of y, or eight pairs of columns of a head. Its 8 warps divide the sums over k among themselves,
+// and their partial sums are added in the order of the warps.
 //
 // Four lanes have a row of the weight, 16 bytes each, in the registers that mma.sync reads. A lane's registers then
 // hold consecutive k, where the instruction expects others. This changes no sum, because x has the same permutation.

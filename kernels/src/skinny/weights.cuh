@@ -23,8 +23,8 @@ __device__ __forceinline__ void weights_of(const Words<16>& unit, int, u32 (&w)[
 __device__ __forceinline__ void weights_of(const Words<16>& unit, int half, u32 (&w)[4], i8) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    // A byte b below 0x43 is the bf16 number 128 + b if its sign bit is 0. So with v = b & 127, and the sign bit alone in
-    // the other number: (128 + v) - 128 or (128 + v) - 256, which is exact.
+    // A byte b below 0x43 is the bf16 number 128 + b if its sign bit is 0. So with v = b & 127, and the sign bit alone
+    // in the other number: (128 + v) - 128 or (128 + v) - 256, which is exact.
     const u32 pair = __byte_perm(unit.word[2 * half + i / 2], 0x43434343u, i % 2 == 0 ? 0x4140 : 0x4342);
     w[i] = subtract_bf16(pair & 0xff7fff7fu, pair & 0xff80ff80u);
   }

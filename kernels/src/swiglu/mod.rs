@@ -19,6 +19,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
+use crate::launch::kernel_for_dtype;
 use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 
 params! {
@@ -76,14 +77,14 @@ kernel!(pub BWD_BF16, "swiglu_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOU
 
 /// Returns the launch of the forward kernel; `dtype` is that of every operand, F32 or BF16.
 pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
-    let kernel = if dtype == DType::F32 { &FWD_F32 } else { &FWD_BF16 };
+    let kernel = kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16);
     let n = params.count as f64;
     Launch::kernel(kernel, params, Cost { flops: 5.0 * n, bytes: 3.0 * n * dtype.size() as f64 })
 }
 
 /// Returns the launch of the gradient; `dtype` is that of every operand, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
-    let kernel = if dtype == DType::F32 { &BWD_F32 } else { &BWD_BF16 };
+    let kernel = kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16);
     let n = params.count as f64;
     let arrays = if params.y.is_null() { 5.0 } else { 6.0 };
     Launch::kernel(kernel, params, Cost { flops: 11.0 * n, bytes: arrays * n * dtype.size() as f64 })

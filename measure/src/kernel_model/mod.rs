@@ -18,8 +18,8 @@
 //!
 //! What cannot be computed from a launch is in `inputs.json`, one row for each symbol; its counts are made by
 //! `kernels/src/checks/model_inputs.rs` on the simulator, `benches/gpu/model_inputs.py` joins them with the registers
-//! that ptxas assigns. The bytes in flight are known of kernels that copy into a ring in shared memory; of others the model
-//! assumes that they have enough. A kernel without a row is modelled by memory, L2 and tensor cores alone.
+//! that ptxas assigns. The bytes in flight are known of kernels that copy into a ring in shared memory; of others the
+//! model assumes that they have enough. A kernel without a row is modelled by memory, L2 and tensor cores alone.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -211,8 +211,8 @@ impl ModelledGpu {
         self.ceilings.f32 / FLOPS_PER_WARP_INSTRUCTION / f64::from(self.multiprocessors)
     }
 
-    /// Seconds that each limit needs for `active` blocks that run at the same time on some multiprocessors, in the order
-    /// of [`Limit`]: bytes of all blocks by the bandwidths; `bytes × latency / bytes in flight` of one block;
+    /// Seconds that each limit needs for `active` blocks that run at the same time on some multiprocessors, in the
+    /// order of [`Limit`]: bytes of all blocks by the bandwidths; `bytes × latency / bytes in flight` of one block;
     /// instructions and operations of the blocks of one multiprocessor by its rates.
     fn wave(&self, block: &BlockWork, active: u64, multiprocessors: u64) -> [(Limit, f64); 5] {
         let (all, of_one) = (active as f64, active.div_ceil(multiprocessors) as f64);

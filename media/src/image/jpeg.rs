@@ -51,8 +51,8 @@ pub fn decode(bytes: &[u8], file: ImageFile<'_>) -> Result<RgbImage> {
     Ok(RgbImage { data, height: image.height, width: image.width })
 }
 
-/// Pillow's conversion of CMYK to RGB. Pillow takes every CMYK JPEG for one of Adobe's, whose samples are 255 for no ink:
-/// `colour` and `black` are such samples.
+/// Pillow's conversion of CMYK to RGB. Pillow takes every CMYK JPEG for one of Adobe's, whose samples are 255 for no
+/// ink: `colour` and `black` are such samples.
 fn inks_to_rgb(colours: [u8; 3], black: u8) -> [u8; 3] {
     // With c = 255 - colour and k = 255 - black: (255 - k) - (255 - k) * c / 255.
     colours.map(|colour| black - divide_by_255(u32::from(255 - colour) * u32::from(black)))

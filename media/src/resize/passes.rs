@@ -1,14 +1,14 @@
-//! The two passes of a separable resize: [`resize_along_rows`] changes the width, [`resize_down_columns`] the height. Each output
-//! sample is the sum of its taps in one fixed order, so its bits do not depend on the number of threads or on the
-//! SIMD width.
+//! The two passes of a separable resize: [`resize_along_rows`] changes the width, [`resize_down_columns`] the height.
+//! Each output sample is the sum of its taps in one fixed order, so its bits do not depend on the number of threads or
+//! on the SIMD width.
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::taps::{FilterTaps, WEIGHT_FRACTION_BITS};
 
-/// Number of rows that [`resize_along_rows`] processes together: each SIMD lane holds one row, and all lanes are at the same
-/// column.
+/// Number of rows that [`resize_along_rows`] processes together: each SIMD lane holds one row, and all lanes are at the
+/// same column.
 const LANES: usize = 16;
 /// Number of neighbouring samples of an output row whose sums [`resize_down_columns`] keeps in registers.
 const COLUMNS: usize = 64;

@@ -17,8 +17,8 @@ const SUPPORT: f64 = 2.0;
 /// and overshoot beyond 255.
 pub(super) const WEIGHT_FRACTION_BITS: u32 = 32 - 8 - 2;
 
-/// The taps of one axis. With `(first, weights) = taps.first_source_index_and_weights(i)`, output sample `i` is the sum of
-/// `weights[j] * source[first + j]`.
+/// The taps of one axis. With `(first, weights) = taps.first_source_index_and_weights(i)`, output sample `i` is the sum
+/// of `weights[j] * source[first + j]`.
 pub(super) struct FilterTaps<W> {
     spans: Vec<(usize, std::ops::Range<usize>)>,
     weights: Vec<W>,

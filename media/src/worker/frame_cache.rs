@@ -94,7 +94,8 @@ impl FrameCache {
     }
 
     /// Keeps the frames of a video, then evicts the least recently used videos until all fit into `max_bytes`. Returns
-    /// the video. Frames are not kept if they are larger than `max_bytes`, or if the file has changed since the request.
+    /// the video. Frames are not kept if they are larger than `max_bytes`, or if the file has changed since the
+    /// request.
     pub(super) fn keep(&self, key: FrameKey, video: DecodedVideo) -> DecodedVideo {
         let bytes = video.data.len();
         if bytes > self.max_bytes || !key.is_current() {

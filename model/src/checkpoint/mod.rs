@@ -161,8 +161,8 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Says whether weights are copied to the device's own memory even if it could read them in place. On a CPU the copy
-    /// lies on large pages, and linear layers that are not trained may have it in a layout for inference alone
+    /// Says whether weights are copied to the device's own memory even if it could read them in place. On a CPU the
+    /// copy lies on large pages, and linear layers that are not trained may have it in a layout for inference alone
     /// ([`reel_runtime::ops::PackedWeight`]): decoding reads both faster than the pages of a mapped file. The embedding
     /// table stays in its file, unless it is the weight of the output layer, too, in its plain layout.
     pub fn copied(self, is_copied: bool) -> Self {

@@ -162,8 +162,7 @@ pub fn load_media_with(
                 media.frames.images.push(frame);
             }
             ContentPart::Video(video) => {
-                let mut loaded =
-                    load_video(video, options, &processor).map_err(|e| name_part(e, &video.location))?;
+                let mut loaded = load_video(video, options, &processor).map_err(|e| name_part(e, &video.location))?;
                 media.video_grid_thw.push(media.frames.grid_thw(&loaded.frames)?);
                 media.frames.videos.push(loaded.frames);
                 media.frames.video_times.push(loaded.times);
@@ -351,8 +350,8 @@ fn name_source(error: ModelError, name: &str) -> ModelError {
     }
 }
 
-/// Puts the part of a message before the location of an error that is a setting or a `data:` URI. Paths and addresses say
-/// enough.
+/// Puts the part of a message before the location of an error that is a setting or a `data:` URI. Paths and addresses
+/// say enough.
 fn name_part(error: ModelError, part: &str) -> ModelError {
     match error {
         ModelError::Media(error) => error.of_part(part).into(),

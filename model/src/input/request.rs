@@ -277,8 +277,8 @@ const GRAMMAR_HELP: &str = "a JSON schema, a regular expression, a list of texts
     response_format: {\"type\": \"text\"}, {\"type\": \"json_object\"} or {\"type\": \"json_schema\", \"json_schema\": \
     {\"schema\": ...}}; structured_outputs: one of json, regex, choice, grammar";
 
-/// The grammar of a field; `Some(None)` if the field asks for plain text, `None` if its value is wrong. OpenAI's API has
-/// `response_format`, vLLM's the others.
+/// The grammar of a field; `Some(None)` if the field asks for plain text, `None` if its value is wrong. OpenAI's API
+/// has `response_format`, vLLM's the others.
 fn grammar(name: &str, value: &Value) -> Option<Option<GrammarSpec>> {
     let text = |value: &Value| value.as_str().map(String::from);
     Some(Some(match name {

@@ -1,5 +1,5 @@
-//! Tool calls and their results in chat messages. An assistant's message has `tool_calls`, whose arguments are an object
-//! or, as in OpenAI's API, a text with its JSON. A message of the role `tool` has the result of one call.
+//! Tool calls and their results in chat messages. An assistant's message has `tool_calls`, whose arguments are an
+//! object or, as in OpenAI's API, a text with its JSON. A message of the role `tool` has the result of one call.
 
 use serde_json::{Map, Value, json};
 

@@ -86,12 +86,12 @@ impl Adapter {
         self.config.base.as_deref()
     }
 
-    /// The folder of the base model that the config names, if it is on this machine: a folder, or a complete model of the
-    /// hub cache. `folder` is the adapter's folder; the error for a missing base model ends with `help`.
+    /// The folder of the base model that the config names, if it is on this machine: a folder, or a complete model of
+    /// the hub cache. `folder` is the adapter's folder; the error for a missing base model ends with `help`.
     ///
     /// # Errors
-    /// The config names no base model, or one that would have to be downloaded. The adapter may come from a stranger, so
-    /// a base model that only the adapter names is never downloaded.
+    /// The config names no base model, or one that would have to be downloaded. The adapter may come from a stranger,
+    /// so a base model that only the adapter names is never downloaded.
     pub fn local_base_model(&self, folder: &Path, help: &str) -> Result<PathBuf> {
         let location = format!("{}: base_model_name_or_path", folder.join(ADAPTER_CONFIG_FILE).display());
         let Some(base) = self.base_model() else {

@@ -139,8 +139,8 @@ pub enum AdapterSource<'a> {
 }
 
 impl AdapterSource<'_> {
-    /// Returns the matrices for the layer `name`, if the adapter has any. They are filled up with zeros where the layer's
-    /// weight is, which has `widths`.
+    /// Returns the matrices for the layer `name`, if the adapter has any. They are filled up with zeros where the
+    /// layer's weight is, which has `widths`.
     fn of(&self, device: &Device, dtype: DType, name: &str, widths: Option<[Width; 2]>) -> Result<Option<Lora>> {
         let find = |layers: &[LinearLayer]| layers.iter().find(|layer| layer.name == name).cloned();
         // A width of the weight, if it is that of the adapter.
@@ -254,8 +254,8 @@ impl Qwen25Vl {
         model
     }
 
-    /// Gives the model an empty cache of vision tokens if its tower had an adapter, or has one: the cache that it shares
-    /// with other models has the vision tokens of another tower.
+    /// Gives the model an empty cache of vision tokens if its tower had an adapter, or has one: the cache that it
+    /// shares with other models has the vision tokens of another tower.
     fn forget_features_if(&mut self, changed_tower: bool) {
         if changed_tower || self.vision.linear_layers_mut().any(|linear| linear.adapter.is_some()) {
             self.features = self.features.take().map(|cache| Arc::new(cache.empty_copy()));

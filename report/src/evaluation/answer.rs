@@ -53,8 +53,8 @@ impl Answer {
         })
     }
 
-    /// What identifies the videos and images of the prompt: rows with the same key are about the same frames. `None` for
-    /// a question without media.
+    /// What identifies the videos and images of the prompt: rows with the same key are about the same frames. `None`
+    /// for a question without media.
     pub(super) fn media_key(&self) -> Option<String> {
         (!self.media.is_empty()).then(|| Value::Array(self.media.clone()).to_string())
     }

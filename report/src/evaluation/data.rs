@@ -8,8 +8,8 @@
 //! | `reasons` | why answers have no frames |
 //! | `answers` | `{b: benchmark, c: category, id, line, kind, question, options, truth, path, strip or reason, runs}` |
 //!
-//! Each of an answer's `runs` has `{output, answer, score, cut, error, prompt_tokens, tokens}`; the second is null for a
-//! question that only the first run has. `answer` is null if the whole output is the answer. Texts are as the model
+//! Each of an answer's `runs` has `{output, answer, score, cut, error, prompt_tokens, tokens}`; the second is null for
+//! a question that only the first run has. `answer` is null if the whole output is the answer. Texts are as the model
 //! wrote them: the script makes control characters visible.
 
 use std::collections::{BTreeMap, HashMap};

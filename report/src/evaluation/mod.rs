@@ -7,8 +7,8 @@
 //! scores, bars, settings -> HTML                                      scores.rs, settings.rs
 //! answers and frames -> JSON, which answers.js shows                  data.rs
 //! ```
-//! The page is a function of these inputs: it has no time stamps and no name of an output folder, so a merged or resumed
-//! run has the page of an undivided one.
+//! The page is a function of these inputs: it has no time stamps and no name of an output folder, so a merged or
+//! resumed run has the page of an undivided one.
 
 mod answer;
 mod data;

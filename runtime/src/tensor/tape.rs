@@ -162,7 +162,7 @@ impl BackwardContext<'_> {
     /// The gradient of the op's output, in the dtype of the output.
     ///
     /// # Panics
-    /// If it is called twice in one rule, or in the rule of an op with two outputs.
+    /// If it is called twice in one rule, or if the first of several outputs got no gradient.
     #[allow(clippy::expect_used)]
     pub fn take_dy(&mut self) -> Tensor {
         self.dys[0].take().expect("a backward rule must not call take_dy twice")

@@ -232,8 +232,8 @@ impl Answer {
         }
     }
 
-    /// A piece of an answer; `None` is only for log-probabilities. `tokens` is the number of tokens that were generated so
-    /// far, of all choices.
+    /// A piece of an answer; `None` is only for log-probabilities. `tokens` is the number of tokens that were generated
+    /// so far, of all choices.
     pub(crate) fn piece_chunk(&self, index: usize, piece: Option<Piece>, log_probs: Value, tokens: usize) -> Value {
         let call = |call: Value| json!({"tool_calls": [call]});
         let content = match (self.form, piece) {

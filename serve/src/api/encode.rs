@@ -13,8 +13,8 @@ use super::fields::wrong_field;
 use super::{ApiError, LOCATION, wrong_messages, wrong_request};
 use crate::server::Shared;
 
-/// Encodes chat messages with the tools that the model may call. `add_generation_prompt`: `None` adds it unless the last
-/// message is the assistant's.
+/// Encodes chat messages with the tools that the model may call. `add_generation_prompt`: `None` adds it unless the
+/// last message is the assistant's.
 pub(crate) fn messages(
     shared: &Shared,
     messages: &Value,
@@ -82,8 +82,8 @@ pub(crate) fn ids(shared: &Shared, field: &str, ids: Vec<TokenId>) -> Result<Mod
     refuse_pads_without_media(shared, field, ModelInput::from_text_tokens(ids))
 }
 
-/// Refuses tokens that stand for images or videos in a prompt that has none: the client has probably lost its media. The
-/// model itself would take them for text.
+/// Refuses tokens that stand for images or videos in a prompt that has none: the client has probably lost its media.
+/// The model itself would take them for text.
 fn refuse_pads_without_media(shared: &Shared, field: &str, input: ModelInput) -> Result<ModelInput, ApiError> {
     let tokens = &shared.model.folder.config.tokens;
     let kinds = [(tokens.image, &input.image_grid_thw), (tokens.video, &input.video_grid_thw)];
@@ -96,8 +96,8 @@ fn refuse_pads_without_media(shared: &Shared, field: &str, input: ModelInput) ->
     }
 }
 
-/// Encodes messages on a blocking thread, as [`on_blocking_thread`]. The number of those with images and videos that run
-/// at the same time is limited, because decoding takes memory; messages of text never wait for them.
+/// Encodes messages on a blocking thread, as [`on_blocking_thread`]. The number of those with images and videos that
+/// run at the same time is limited, because decoding takes memory; messages of text never wait for them.
 pub(crate) async fn messages_on_blocking_thread<T: Send + 'static>(
     shared: &Arc<Shared>,
     messages: Value,

@@ -6,9 +6,9 @@
 //! {"name": "get_weather", "arguments": {"city": "Paris"}}          head: `{"name": "get_weather", "arguments": {`
 //! </tool_call>                                                     the arguments are passed on as they come
 //! ```
-//! A block is a call once its head is there. Its arguments are the text up to the bracket that closes them, as the model
-//! wrote it. A block with the fields in another order is a call once it is complete and valid JSON. Every other block
-//! stays text. The pieces do not depend on how the text is split, so a streamed answer equals a whole one.
+//! A block is a call once its head is there. Its arguments are the text up to the bracket that closes them, as the
+//! model wrote it. A block with the fields in another order is a call once it is complete and valid JSON. Every other
+//! block stays text. The pieces do not depend on how the text is split, so a streamed answer equals a whole one.
 
 use serde_json::{Map, Value};
 

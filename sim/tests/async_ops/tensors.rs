@@ -10,7 +10,8 @@ fn blob(map: &TensorMap) -> [u8; 128] {
     map.encode().expect("a good map")
 }
 
-/// Runs a kernel that loads a box of 32-bit elements of type `data_type` at coordinates `at`, and checks that shared memory holds the swizzled box.
+/// Runs a kernel that loads a box of 32-bit elements of type `data_type` at coordinates `at`, and checks that shared
+/// memory holds the swizzled box.
 fn load_elements(data_type: DataType, dims: &[u64], box_dims: &[u32], swizzle: Swizzle, at: &[i32]) {
     let count: u64 = dims.iter().product();
     let mut strides = vec![4 * dims[0]];

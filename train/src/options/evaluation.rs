@@ -25,8 +25,8 @@ pub enum BestMetric {
 #[serde(default)]
 #[command(next_help_heading = "Evaluation options")]
 pub struct EvaluationOptions {
-    /// Evaluate the model in training on benchmarks after every N steps and after the last one, as reel eval does; 0 does
-    /// not evaluate
+    /// Evaluate the model in training on benchmarks after every N steps and after the last one, as reel eval does; 0
+    /// does not evaluate
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub eval_steps: u64,
     /// Evaluate before the first step, too

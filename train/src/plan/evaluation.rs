@@ -1,8 +1,8 @@
 //! The memory of an evaluation during training (`--eval-steps`) in a plan.
 //!
-//! An evaluation runs between two steps, when the run holds weights and optimizer state only, and takes for its KV cache
-//! what is free then. A plan counts the least that it needs: one answer of maximum length, its prompt, and the buffers of
-//! all slots.
+//! An evaluation runs between two steps, when the run holds weights and optimizer state only, and takes for its KV
+//! cache what is free then. A plan counts the least that it needs: one answer of maximum length, its prompt, and the
+//! buffers of all slots.
 
 use reel_engine::{Engine, GenerationRequest};
 use reel_model::input::ModelInput;
@@ -17,8 +17,9 @@ use crate::options::RunOptions;
 /// Answers that decode together if `--eval-batch-size` is not given: on a GPU, and on other devices.
 const DEFAULT_BATCH: [usize; 2] = [256, 32];
 
-/// Returns the plan with the memory of an evaluation in place of that of a step, if it is more. `prompt` is the question:
-/// the longest row of the plan stands for it. Weights and optimizer state must be allocated on the dry device.
+/// Returns the plan with the memory of an evaluation in place of that of a step, if it is more. `prompt` is the
+/// question: the longest row of the plan stands for it. Weights and optimizer state must be allocated on the dry
+/// device.
 pub(super) fn with_evaluation(
     plan: Plan,
     options: &RunOptions,

@@ -41,8 +41,8 @@ pub struct UnusableRows {
 
 impl RowConversations {
     /// Makes conversations of the rows in `data`. For a row with VideoRFT's fields (`problem`, …), `recipe` and
-    /// `template` choose the words around the question. Relative media paths are relative to `media_root`. `seed` is the
-    /// seed of the run.
+    /// `template` choose the words around the question. Relative media paths are relative to `media_root`. `seed` is
+    /// the seed of the run.
     pub fn new(
         data: Dataset,
         media: MediaOptions,

@@ -48,8 +48,8 @@ pub struct ChatRequests {
 }
 
 impl ChatRequests {
-    /// Makes requests of rows, with at most `max_tokens` tokens in an answer. `params` are fields of every request; each
-    /// request has its row's `seed` too.
+    /// Makes requests of rows, with at most `max_tokens` tokens in an answer. `params` are fields of every request;
+    /// each request has its row's `seed` too.
     pub fn new(
         rows: Arc<RowConversations>,
         video_form: VideoForm,

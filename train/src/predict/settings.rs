@@ -46,8 +46,9 @@ pub struct PredictionSettings {
 }
 
 impl PredictionSettings {
-    /// The settings of a run of `command` on `device`. The model is a folder, with that of an adapter; `data` is the data file with its fingerprint and its number of rows.
-    /// `batch_size` is stored for a GPU only. User names, passwords and queries of URLs in the options are left out.
+    /// The settings of a run of `command` on `device`. The model is a folder, with that of an adapter; `data` is the
+    /// data file with its fingerprint and its number of rows. `batch_size` is stored for a GPU only. User names,
+    /// passwords and queries of URLs in the options are left out.
     ///
     /// # Errors
     /// A file of the model or of the adapter cannot be read.
@@ -80,8 +81,8 @@ impl PredictionSettings {
         })
     }
 
-    /// The settings of a run of `command` whose rows the model `model` of the server at `url` answers. `data` is the data
-    /// file with its fingerprint and its number of rows.
+    /// The settings of a run of `command` whose rows the model `model` of the server at `url` answers. `data` is the
+    /// data file with its fingerprint and its number of rows.
     pub fn of_endpoint(
         command: &str,
         (url, model): (&str, &str),
@@ -105,9 +106,9 @@ impl PredictionSettings {
         }
     }
 
-    /// The settings of a run of `command` whose rows the model in training answers. `model` is the name that the checkpoint
-    /// of its step has, with the fingerprint of the trained weights; `data` is the name of the data with its fingerprint
-    /// and its number of rows. `batch_size` is stored for a GPU only.
+    /// The settings of a run of `command` whose rows the model in training answers. `model` is the name that the
+    /// checkpoint of its step has, with the fingerprint of the trained weights; `data` is the name of the data with its
+    /// fingerprint and its number of rows. `batch_size` is stored for a GPU only.
     pub fn of_policy(
         command: &str,
         model: (&Path, &str),

@@ -1,5 +1,5 @@
-//! Evaluations of the model in training (`--eval-steps`). [`PolicyEvaluator`] answers and scores; this file decides when,
-//! keeps `OUT/eval.jsonl`, and makes the scores known to reports and checkpoints.
+//! Evaluations of the model in training (`--eval-steps`). [`PolicyEvaluator`] answers and scores; this file decides
+//! when, keeps `OUT/eval.jsonl`, and makes the scores known to reports and checkpoints.
 //!
 //! ```text
 //! step N is done and logged
@@ -12,8 +12,8 @@
 //! process that resumes from it evaluates first, and continues the answers that are there: they have the same weights,
 //! because a resumed run has the bits of an unbroken one. It then writes the checkpoint again.
 //!
-//! An evaluation reads the weights and changes nothing: it has its own engine, KV cache and cache of vision tokens, which
-//! are freed when it ends, and no random number of the training depends on it.
+//! An evaluation reads the weights and changes nothing: it has its own engine, KV cache and cache of vision tokens,
+//! which are freed when it ends, and no random number of the training depends on it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -34,8 +34,8 @@ pub trait PolicyEvaluator: std::fmt::Debug {
     /// The names of the benchmarks.
     fn benchmarks(&self) -> Vec<String>;
     /// Answers and scores the questions of all benchmarks. Writes the answers and scores into `folder`, which may not
-    /// exist. Continues what an earlier process has left there if it was for the same weights and options; else replaces
-    /// it. Returns the scores by benchmark.
+    /// exist. Continues what an earlier process has left there if it was for the same weights and options; else
+    /// replaces it. Returns the scores by benchmark.
     ///
     /// # Errors
     /// [`TrainError::Stopped`] when `policy.stop` becomes true; a file cannot be written; a logit is NaN.

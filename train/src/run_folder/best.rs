@@ -1,6 +1,7 @@
-//! The best checkpoint: the one with the highest mean score of its evaluation or, in a run without evaluations, with the
-//! highest mean reward over the steps since the previous checkpoint. `--save-total-limit` never removes it, and `OUT/trainer_state.json` names it with the keys of transformers' Trainer:
-//! `best_model_checkpoint`, `best_metric`, `best_global_step`.
+//! The best checkpoint: the one with the highest mean score of its evaluation or, in a run without evaluations, with
+//! the highest mean reward over the steps since the previous checkpoint. `--save-total-limit` never removes it, and
+//! `OUT/trainer_state.json` names it with the keys of transformers' Trainer: `best_model_checkpoint`, `best_metric`,
+//! `best_global_step`.
 
 use std::path::Path;
 

@@ -5,8 +5,8 @@
 //! | `OUT/eval.jsonl` | a line for each evaluation: step, scores, weights |
 //! | `OUT/eval/step-N/` | the answers and scores of one evaluation, in the form of `reel eval` |
 //!
-//! A line is written when its evaluation is complete. A resumed run keeps the lines up to its checkpoint; the folders of
-//! later steps stay, and an evaluation that comes to such a step again with the same weights uses their answers.
+//! A line is written when its evaluation is complete. A resumed run keeps the lines up to its checkpoint; the folders
+//! of later steps stay, and an evaluation that comes to such a step again with the same weights uses their answers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -53,8 +53,8 @@ pub struct EvaluationLine {
     pub benchmarks: BTreeMap<String, BenchmarkScore>,
     /// Fingerprint of the trained weights, as in `metrics.jsonl`.
     pub hash: String,
-    /// Seconds that this process took for the evaluation. Depends on the clock, and on the answers of an earlier process
-    /// that it continued.
+    /// Seconds that this process took for the evaluation. Depends on the clock, and on the answers of an earlier
+    /// process that it continued.
     pub eval_seconds: f64,
 }
 

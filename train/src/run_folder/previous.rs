@@ -128,7 +128,8 @@ fn put_back(out: &Path) -> Result<()> {
 fn move_back(out: &Path) -> Result<()> {
     let moving = out.join(MOVING);
     for path in names_in(&moving)? {
-        // The folders of Weights & Biases and of evaluations are moved in parts: those in OUT may have files of the user.
+        // The folders of Weights & Biases and of evaluations are moved in parts: those in OUT may have files of the
+        // user.
         let parts = match path.to_str() {
             Some(wandb::FOLDER) => wandb::run_folders(&moving)?,
             Some(EVALUATIONS_FOLDER) => evaluations::step_folders(&moving)?,

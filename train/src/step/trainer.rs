@@ -117,8 +117,8 @@ impl Trainer {
         Ok(Self { device: device.clone(), dtype, model, optimizer, grads, hyperparameters, checkpointing })
     }
 
-    /// Adds the gradients of `scale` times `loss` to those of the step. The loss of a micro-batch without media depends on
-    /// no trained parameter if only the vision tower or its adapters are trained; it adds nothing.
+    /// Adds the gradients of `scale` times `loss` to those of the step. The loss of a micro-batch without media depends
+    /// on no trained parameter if only the vision tower or its adapters are trained; it adds nothing.
     ///
     /// # Errors
     /// The model has no trained parameter at all; the device fails.

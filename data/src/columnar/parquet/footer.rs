@@ -1,5 +1,5 @@
-//! Checks what the reader of Parquet files does not check itself: that the metadata lies in the file, and that the schema
-//! is not so deeply nested that its recursion needs more stack than a thread has.
+//! Checks what the reader of Parquet files does not check itself: that the metadata lies in the file, and that the
+//! schema is not so deeply nested that its recursion needs more stack than a thread has.
 
 use std::io;
 

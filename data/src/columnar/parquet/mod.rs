@@ -1,10 +1,10 @@
 //! Decodes Parquet files.
 //!
-//! Columns without bytes (texts, numbers, lists of them) are decoded once, when the file is opened, to one JSON text per
-//! row. Columns with bytes, such as embedded images, stay in the file. [`ParquetDecoder::row`] reads the row's own pages
-//! of them. The page index says where these are; in a file without one, the headers of the pages before are read. Only
-//! where a column of lists has neither a page index nor data pages of version 2 are the pages of its row group before
-//! the row decompressed, because nothing else says which rows they hold.
+//! Columns without bytes (texts, numbers, lists of them) are decoded once, when the file is opened, to one JSON text
+//! per row. Columns with bytes, such as embedded images, stay in the file. [`ParquetDecoder::row`] reads the row's own
+//! pages of them. The page index says where these are; in a file without one, the headers of the pages before are read.
+//! Only where a column of lists has neither a page index nor data pages of version 2 are the pages of its row group
+//! before the row decompressed, because nothing else says which rows they hold.
 
 mod footer;
 mod pages;

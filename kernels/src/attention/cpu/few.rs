@@ -8,8 +8,8 @@ use super::sequence::{BLOCK_KEYS, SequenceArrays};
 use super::vector::{LANES, Vector};
 use crate::Element;
 
-/// Multiplies `R` query rows by the keys of a block; the elements of both are words. Sums have the same order as those of
-/// [`SmallProduct`](super::product::SmallProduct).
+/// Multiplies `R` query rows by the keys of a block; the elements of both are words. Sums have the same order as those
+/// of [`SmallProduct`](super::product::SmallProduct).
 #[inline(always)]
 pub unsafe fn scores_of_few_rows<V: Vector, W: Element, const PAIRS: bool, const R: usize>(
     s: &SequenceArrays<'_, W>,

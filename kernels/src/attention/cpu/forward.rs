@@ -13,8 +13,8 @@
 //! ```
 //!
 //! Products read 32-bit *words*: f32 elements, or pairs of bf16 elements where the instruction set multiplies pairs
-//! ([`Words`]). Pairs of q and k are neighbours in a row, pairs of p and v belong to two adjacent keys. p is then rounded
-//! to bf16 before it is multiplied by v, as on a GPU's tensor cores.
+//! ([`Words`]). Pairs of q and k are neighbours in a row, pairs of p and v belong to two adjacent keys. p is then
+//! rounded to bf16 before it is multiplied by v, as on a GPU's tensor cores.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
@@ -434,8 +434,8 @@ unsafe fn values<V: Vector, T: Element>(
 }
 
 /// Replaces the products q k^T of some rows by probabilities relative to the rows' new maxima. Returns for each row
-/// the factor that rescales what was summed with the old maximum. With `PAIRS` the probabilities of a row become pairs of
-/// bf16, which lie at the start of the row; their sum is that of the f32 probabilities.
+/// the factor that rescales what was summed with the old maximum. With `PAIRS` the probabilities of a row become pairs
+/// of bf16, which lie at the start of the row; their sum is that of the f32 probabilities.
 #[inline(always)]
 unsafe fn softmax<V: Vector, const PAIRS: bool>(
     limits: &[usize],

@@ -2,9 +2,10 @@
 //!
 //! A forward task computes a tile of query rows of one key head ([`forward`]). If there are few tiles, as in
 //! decoding, a task computes one segment of 512 keys of a tile, and a second pass merges the segments. Sequences that
-//! share their first pages of the KV cache, as completions of one prompt do, have a tile together. A backward task computes the gradients of a block of 64 keys or of a chunk of 64 query rows ([`backward`]). All matrix
-//! products use [`product`], which is written once for every instruction set of [`vector`]; only [`tiles`] has code
-//! of its own. [`load`] has the layouts of the operands.
+//! share their first pages of the KV cache, as completions of one prompt do, have a tile together. A backward task
+//! computes the gradients of a block of 64 keys or of a chunk of 64 query rows ([`backward`]). All matrix products use
+//! [`product`], which is written once for every instruction set of [`vector`]; only [`tiles`] has code of its own.
+//! [`load`] has the layouts of the operands.
 #![allow(unsafe_code)]
 
 mod backward;

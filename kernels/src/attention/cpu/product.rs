@@ -43,11 +43,12 @@ pub struct SmallProduct {
     /// The length of the sums in elements, if `limits` is null; of pairs an even number.
     pub inner: usize,
     /// For each row of `c`, the length of its sums in elements; null if all rows have length `inner`. Lengths do not
-    /// decrease from row to row. A row's sums contain no elements of `a` and `b` beyond its length; tiles multiply them by
+    /// decrease from row to row. A row's sums contain no elements of `a` and `b` beyond its length; tiles multiply them
+    /// by
     /// 0. If an odd length ends within a pair, the second element of `a` is a finite number.
     pub limits: *const usize,
-    /// Row `k` of `b` has `16 * cols` words and begins at `k * b_row`. Pairs continue with finite numbers up to a multiple
-    /// of 16 rows.
+    /// Row `k` of `b` has `16 * cols` words and begins at `k * b_row`. Pairs continue with finite numbers up to a
+    /// multiple of 16 rows.
     pub b: *const f32,
     pub b_row: usize,
     /// Number of 16-element vectors in a row of `b` and `c`.

@@ -7,12 +7,12 @@
 //!         c = tiles 0..3, or c * alpha + tiles 0..3
 //! ```
 //!
-//! **Order.** A step of 16 words adds one f32 to a sum: the products of the first elements of its pairs plus those of the
-//! second ones. Steps begin at word 0. Zeros complete the last step, and a step of zeros changes no sum, so the bits
-//! depend neither on the number of rows nor on the lengths of other rows.
+//! **Order.** A step of 16 words adds one f32 to a sum: the products of the first elements of its pairs plus those of
+//! the second ones. Steps begin at word 0. Zeros complete the last step, and a step of zeros changes no sum, so the
+//! bits depend neither on the number of rows nor on the lengths of other rows.
 //!
-//! **Cost.** A step of a block loads 4 KiB for 65 536 operations: 64 cycles, 16 for each of its four instructions. The copy
-//! of a takes a load and a store for each row and step, once for all columns. In a prompt of
+//! **Cost.** A step of a block loads 4 KiB for 65 536 operations: 64 cycles, 16 for each of its four instructions. The
+//! copy of a takes a load and a store for each row and step, once for all columns. In a prompt of
 //! 512 tokens (14 heads of 64 elements; table by op of `reel bench prefill --tokens 512`) attention ran at 300 GFLOP/s
 //! on two cores, a twentieth of what tiles can do. What softmax, copies and products take of it has not been measured.
 #![allow(unsafe_code)]

@@ -78,7 +78,8 @@ fn weight_of(key: u64) -> f32 {
 }
 
 /// Reorders the keys so that the smallest (those of the largest weights) come first, until their weights and
-/// `before`, the sum of larger ones, add up to `bound`. Returns how many keys that takes: at least one if `before` is 0.
+/// `before`, the sum of larger ones, add up to `bound`. Returns how many keys that takes: at least one if `before` is
+/// 0.
 fn kept_first(order: &mut [u64], bound: f64, mut before: f64) -> usize {
     let (mut from, mut to) = (0, order.len());
     // Halves the range that contains the last kept key, until it is short enough to be sorted.

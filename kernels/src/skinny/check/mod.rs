@@ -274,8 +274,8 @@ fn logits_equal_the_formula_and_do_not_know_their_batch() {
 /// that is not whole. The first one is also a case of several blocks of rows and of missing columns.
 const LONG_CASES_M_N_K: [(usize, usize, usize); 3] = [(67, 9, 4112), (1, 41, 8272), (3, 17, 12_304)];
 
-/// Elements of the heads of [`for_each_kind`], at most: with short rows so many that each cluster of a GPU has more units
-/// than one step computes, with long rows few, because they take long.
+/// Elements of the heads of [`for_each_kind`], at most: with short rows so many that each cluster of a GPU has more
+/// units than one step computes, with long rows few, because they take long.
 fn max_head_dim(k: usize) -> usize {
     if k <= 144 { 1220 } else { 150 }
 }

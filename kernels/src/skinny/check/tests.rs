@@ -129,8 +129,8 @@ fn by_clusters(launch: Launch, clusters: u32) -> (Launch, Arch, Vec<Stage>) {
     (Launch::Kernel(KernelLaunch { kernel: variant.kernel, ..launch }), arch, stages)
 }
 
-/// Each step of a cluster reads x once; with a norm, each cluster reads it once more. Of a decode step of a 7B model with
-/// one row that is less than 1.05 times the cost.
+/// Each step of a cluster reads x once; with a norm, each cluster reads it once more. Of a decode step of a 7B model
+/// with one row that is less than 1.05 times the cost.
 #[test]
 fn clusters_read_the_weight_once_and_x_once_a_step_without_bank_conflicts() {
     crate::checks::on_sim(|| {

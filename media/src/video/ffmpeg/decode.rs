@@ -26,8 +26,8 @@ use super::plan::{PacketRun, has_usable_times, key_packet_index_before, leading_
 use crate::video::types::DecodeLimits;
 use crate::{MediaError, Result};
 
-/// Number of pixels that are decoded before a further thread saves more time than it takes: each thread has a decoder of
-/// its own, about a megabyte of memory for H.264, whose pages the worker touches for the first time.
+/// Number of pixels that are decoded before a further thread saves more time than it takes: each thread has a decoder
+/// of its own, about a megabyte of memory for H.264, whose pages the worker touches for the first time.
 const MIN_PIXELS_PER_THREAD: u64 = 4 << 20;
 
 /// Upper bound of the frames that a decoder holds in memory at once: 16 reference frames and a few that its threads

@@ -19,13 +19,14 @@ use super::{limits, python};
 
 const NAME: &str = "chat";
 
-/// The number of steps (instructions of minijinja) that a rendering may take: for the template, and for each message and
-/// tool beyond. Qwen2.5-VL's template takes about 100 steps per message.
+/// The number of steps (instructions of minijinja) that a rendering may take: for the template, and for each message
+/// and tool beyond. Qwen2.5-VL's template takes about 100 steps per message.
 const STEPS: u64 = 1_000_000;
 const STEPS_PER_MESSAGE: u64 = 2_000;
 
-/// The size limit of a rendered prompt in bytes, beyond four times that of its messages and tools. What published templates add
-/// to the messages is a few hundred bytes, at most some thousand; tokenizing and computing a longer text takes seconds.
+/// The size limit of a rendered prompt in bytes, beyond four times that of its messages and tools. What published
+/// templates add to the messages is a few hundred bytes, at most some thousand; tokenizing and computing a longer text
+/// takes seconds.
 const MAX_OUTPUT_BYTES: usize = 64 << 10;
 
 /// The recursion limit of a rendering, in levels of blocks; a macro call counts as several.

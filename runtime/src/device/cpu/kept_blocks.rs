@@ -1,9 +1,9 @@
-//! Freed blocks of memory that are kept for later allocations of about the same size. The system takes longer to provide
-//! new memory than many kernels to fill it, because it sets each page to zero.
+//! Freed blocks of memory that are kept for later allocations of about the same size. The system takes longer to
+//! provide new memory than many kernels to fill it, because it sets each page to zero.
 //!
-//! The memory in use and the kept blocks together exceed the highest use so far by at most [`SLACK_BYTES`]. So a training
-//! step, which allocates the same blocks as the one before, gets all of them from here, however large they are together;
-//! and blocks of sizes that no longer occur are returned when others are needed.
+//! The memory in use and the kept blocks together exceed the highest use so far by at most [`SLACK_BYTES`]. So a
+//! training step, which allocates the same blocks as the one before, gets all of them from here, however large they are
+//! together; and blocks of sizes that no longer occur are returned when others are needed.
 //!
 //! Only bookkeeping: addresses are numbers here, and the caller returns blocks to the system.
 
@@ -11,7 +11,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::HUGE_PAGE;
 
-/// Bytes by which used and kept memory may exceed the highest use: room for blocks of varying sizes, as those of prompts.
+/// Bytes by which used and kept memory may exceed the highest use: room for blocks of varying sizes, as those of
+/// prompts.
 const SLACK_BYTES: usize = 1 << 30;
 
 /// The kept blocks, and how much memory is in use.
@@ -135,7 +136,8 @@ mod tests {
     }
 
     proptest! {
-        /// Used and kept blocks together exceed the highest use by at most the slack, and no block is lost or given to two.
+        /// Used and kept blocks together exceed the highest use by at most the slack, and no block is lost or given to
+        /// two.
         #[test]
         fn memory_stays_bounded(choices in prop::collection::vec((any::<bool>(), 0usize..12, any::<prop::sample::Index>()), 1..200)) {
             let mut blocks = KeptBlocks::default();

@@ -166,7 +166,8 @@ impl Staging {
     }
 }
 
-/// Copies large data, such as weights, with several threads. Each thread has a part of the bytes and a stream of its own.
+/// Copies large data, such as weights, with several threads. Each thread has a part of the bytes and a stream of its
+/// own.
 pub(super) struct ParallelCopier {
     driver: Arc<dyn Driver>,
     lanes: Vec<StagingRing>,

@@ -267,8 +267,8 @@ fn accepts_a_parameter_without_weights() {
     }
 }
 
-/// Trains a matrix `[rows, cols]` for some steps, as it is or filled up to the shape `padded`, with gradients that are 0
-/// where it is filled up. Returns the weights, the optimizer, and the gradient norms.
+/// Trains a matrix `[rows, cols]` for some steps, as it is or filled up to the shape `padded`, with gradients that are
+/// 0 where it is filled up. Returns the weights, the optimizer, and the gradient norms.
 fn train_matrix(
     device: &Device,
     dtype: DType,

@@ -26,7 +26,7 @@ pub fn embedding_with_vision_tokens(
     vision_index: &Tensor,
 ) -> Result<Tensor> {
     let _op = in_op("embedding_with_vision_tokens");
-    lookup("embedding_with", cx, table, ids, Some((vision, vision_index)))
+    lookup("embedding_with_vision_tokens", cx, table, ids, Some((vision, vision_index)))
 }
 
 fn lookup(

@@ -21,8 +21,8 @@ pub struct GrpoInputs {
     pub advantages: Tensor,
     /// f32 `[n]`: the factor by which the loss multiplies the sum over each completion's tokens.
     pub weights: Tensor,
-    /// f32 `[L]`: log-probabilities under the weights that sampled the completions; `None` if these are the current
-    /// weights.
+    /// f32 `[L]`: log-probabilities of the training pass that first used these completions; `None` in that pass, whose
+    /// importance ratios are 1.
     pub old_log_probs: Option<Tensor>,
     /// f32 `[L]`: log-probabilities under the reference model; `None`: no KL term.
     pub ref_log_probs: Option<Tensor>,

@@ -77,7 +77,8 @@ pub struct SamplingTable {
 
 impl SamplingTable {
     /// Allocates the parameters of `rows` rows with at most `max_biased` biased tokens each. `mask_vocab` is the
-    /// vocabulary size if rows may have a mask of allowed tokens. All rows are greedy until [`SamplingTable::set_rows`].
+    /// vocabulary size if rows may have a mask of allowed tokens. All rows are greedy until
+    /// [`SamplingTable::set_rows`].
     pub fn new(device: &Device, rows: usize, max_biased: usize, mask_vocab: Option<usize>) -> Result<SamplingTable> {
         let f32s =
             |cols: &[usize]| Tensor::empty(device, &[&[rows], cols].concat(), DType::F32, MemoryCategory::Inputs);

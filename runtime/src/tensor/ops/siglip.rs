@@ -83,7 +83,7 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Resu
 /// Adds learned position embeddings `pos [P, C]` to x `[R, C]`: row r gets row `r mod P` of pos.
 pub fn add_position_embeddings(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tensor> {
     let _op = in_op("add_position_embeddings");
-    const OP: &str = "position_add";
+    const OP: &str = "add_position_embeddings";
     let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
     let n_positions = pos.shape().first().copied().unwrap_or(0);
     want_shape(OP, "positions", pos, &[n_positions, n_cols], "[P, C], C as in x")?;
@@ -112,7 +112,7 @@ pub fn add_position_embeddings(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tens
 /// Scales the rows of x `[.., C]` to length 1. A row of zeros becomes NaN.
 pub fn normalise_rows(cx: &Cx, x: &Tensor) -> Result<Tensor> {
     let _op = in_op("normalise_rows");
-    const OP: &str = "normalise";
+    const OP: &str = "normalise_rows";
     let (n_rows, n_cols) = rows_cols(OP, "x", x)?;
     let (rows, cols) = (size(OP, n_rows)?, size(OP, n_cols)?);
     let y = cx.empty(x.shape(), x.dtype())?;

@@ -90,8 +90,8 @@ impl MemorySystem {
     }
 }
 
-/// Whether each element of `width` bytes, of `bytes` bytes of local memory from `start` on, is written or unwritten as a
-/// whole.
+/// Whether each element of `width` bytes, of `bytes` bytes of local memory from `start` on, is written or unwritten as
+/// a whole.
 fn elements_are_whole(cx: &InstructionContext, start: usize, bytes: usize, width: usize) -> bool {
     let mut elements = cx.warp.local_init[start..start + bytes].chunks(width);
     elements.all(|element| element.iter().all(|&written| written == element[0]))

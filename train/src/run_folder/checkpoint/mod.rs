@@ -3,7 +3,8 @@
 //! `state.json`, and `digests.json` with the fingerprints of all these files.
 //!
 //! A checkpoint is written under a hidden name and renamed when it is complete and on the disk, so a killed run or a
-//! full disk leaves earlier checkpoints intact. [`CheckpointWriter`] writes a [`CheckpointSnapshot`] while the next steps run.
+//! full disk leaves earlier checkpoints intact. [`CheckpointWriter`] writes a [`CheckpointSnapshot`] while the next
+//! steps run.
 
 mod saver;
 mod snapshot;

@@ -30,8 +30,8 @@ pub const ELEMENTS: u8 = 0;
 pub const DOTS: u8 = 1;
 pub const TILES: u8 = 2;
 
-/// Vectors of AVX-512: one register of sixteen lanes. `UNIT` is [`ELEMENTS`], for which the functions for pairs must not be
-/// called, [`DOTS`] or [`TILES`].
+/// Vectors of AVX-512: one register of sixteen lanes. `UNIT` is [`ELEMENTS`], for which the functions for pairs must
+/// not be called, [`DOTS`] or [`TILES`].
 #[derive(Clone, Copy)]
 pub struct Avx512Vector<const UNIT: u8>(__m512);
 

@@ -72,8 +72,8 @@ pub trait Vector: Copy {
     /// Runs `p` with this vector type, compiled for its instruction set.
     unsafe fn product(p: &SmallProduct);
 
-    // Lanes as pairs: the lower and the upper half of a lane's 32 bits are the first and the second bf16 of a pair. These
-    // functions are called only if `PAIRS`; their default implementations are portable.
+    // Lanes as pairs: the lower and the upper half of a lane's 32 bits are the first and the second bf16 of a pair.
+    // These functions are called only if `PAIRS`; their default implementations are portable.
 
     /// Adds to each lane of `c` both products of the pairs of `self` and `b`.
     #[inline(always)]

@@ -28,8 +28,8 @@ pub(super) struct Panel {
     pub(super) place: Place,
     /// Steps of full tiles.
     pub(super) steps: usize,
-    /// The two tiles of an incomplete last step, if the others are in place: one after the other, or 16 lines of a group.
-    /// Null if k has whole steps only.
+    /// The two tiles of an incomplete last step, if the others are in place: one after the other, or 16 lines of a
+    /// group. Null if k has whole steps only.
     pub(super) tail: *const u8,
 }
 
@@ -97,8 +97,8 @@ impl<T: Element> Product<'_, T> {
         Panel { tiles: [at(row), at(row + SIDE)], place: Place::Rows, steps: full, tail }
     }
 
-    /// Some steps of the group of B that begins with row `row`. An incomplete last step is copied to `dst` and completed
-    /// with zeros: the lines that follow it belong to other rows, or do not exist.
+    /// Some steps of the group of B that begins with row `row`. An incomplete last step is copied to `dst` and
+    /// completed with zeros: the lines that follow it belong to other rows, or do not exist.
     pub(super) unsafe fn lines_in_place(&self, row: usize, steps: Range<usize>, dst: *mut u32) -> Panel {
         let first = groups::line_at(&self.b, row, steps.start * SIDE);
         let full = steps.len().min(self.k / STEP - steps.start);

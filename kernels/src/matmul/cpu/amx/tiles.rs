@@ -28,8 +28,8 @@ impl Prefetch {
 /// The operands of a block of 32 × 32 sums.
 #[repr(C)]
 pub(super) struct TileCall {
-    /// The first of the two tiles of rows, 16 rows that are `row_stride` bytes apart, and the second. A step later, they
-    /// are `row_step` bytes further.
+    /// The first of the two tiles of rows, 16 rows that are `row_stride` bytes apart, and the second. A step later,
+    /// they are `row_step` bytes further.
     pub(super) rows: [*const u8; 2],
     pub(super) row_stride: usize,
     pub(super) row_step: usize,
@@ -116,7 +116,8 @@ macro_rules! prefetch_lines {
 }
 
 /// Prefetches 32 lines of a stream of lines that begins at `{p0}`: from 1.5 KiB on to the first-level cache, and from
-/// 3 KiB on to the second. The compiler wants every operand in the text, so a comment names those of [`prefetch_lines`].
+/// 3 KiB on to the second. The compiler wants every operand in the text, so a comment names those of
+/// [`prefetch_lines`].
 macro_rules! prefetch_stream {
     () => {
         prefetch_stream!(

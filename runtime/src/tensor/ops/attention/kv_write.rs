@@ -86,9 +86,9 @@ impl KvDestination<'_> {
         Ok([tokens, columns / head_dim, head_dim])
     }
 
-    /// The parameters of the kernel that computes the products to q, k and v and writes the results: to `q`, whose shape
-    /// is [`KvDestination::query_shape`], and to the caches. The results of `products` are ignored; all have the same x
-    /// and norm.
+    /// The parameters of the kernel that computes the products to q, k and v and writes the results: to `q`, whose
+    /// shape is [`KvDestination::query_shape`], and to the caches. The results of `products` are ignored; all have the
+    /// same x and norm.
     ///
     /// # Errors
     /// Shapes that do not match.

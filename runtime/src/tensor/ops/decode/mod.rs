@@ -87,8 +87,8 @@ impl DecodeRows {
         Ok(())
     }
 
-    /// Keeps the counters by which several blocks of threads share a row's keys in attention with these numbers of query
-    /// and key heads. They are 0 between launches.
+    /// Keeps the counters by which several blocks of threads share a row's keys in attention with these numbers of
+    /// query and key heads. They are 0 between launches.
     pub fn keep_attention_counters(&mut self, device: &Device, heads: usize, kv_heads: usize) -> Result<()> {
         const OP: &str = "decode rows";
         let per_row = counters_per_token(size(OP, heads)?, size(OP, kv_heads)?) as usize;
@@ -214,8 +214,8 @@ impl DecodeRows {
         Ok(())
     }
 
-    /// Writes cache blocks into the block table of a row, from entry `index` on. Takes effect after the launches made so
-    /// far.
+    /// Writes cache blocks into the block table of a row, from entry `index` on. Takes effect after the launches made
+    /// so far.
     ///
     /// # Errors
     /// A row or an entry beyond the last one.

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! forward, for each tile of rows:
-//!     state = (max = -inf, sum = 0, target logit = 0)      # f32, for each row
+//!     state = (max, sum, moment, target logit) = (-inf, 0, 0, 0)   # f64, for each row; moment: for the entropy
 //!     for each tile of columns of the vocabulary:
 //!         z = h[rows] · w[columns]ᵀ · inv_temperature      # the only logits in memory
 //!         new_max = max(max, max(z));  sum = sum · exp(max - new_max) + Σ exp(z - new_max);  max = new_max
@@ -99,8 +99,8 @@ pub enum LmHeadBackend {
 }
 
 /// Chooses the backend of [`linear_log_prob`] for the dtypes of rows `h` and weight `w` on `device`. The choice
-/// for bf16 on GPUs is an entry of [`reel_kernels::tuning::TABLE`]: `reel bench op linear_log_prob_fused` and `reel bench
-/// op linear_log_prob_products` time both on one machine.
+/// for bf16 on GPUs is an entry of [`reel_kernels::tuning::TABLE`]: `reel bench op linear_log_prob_fused` and `reel
+/// bench op linear_log_prob_products` time both on one machine.
 ///
 /// - Two dtypes (f32 rows, a weight read in place as bf16): products, because the fused kernels take one dtype.
 /// - CPU: products. On one thread of an AVX-512 Xeon, over eight shapes and dtypes from 1024 x 32000 x 256 to 100 x

@@ -31,10 +31,10 @@ impl LogitTile {
     /// weight is read twice and the rows 38 times, 4.4 GB. Tiles as wide as the vocabulary would read the weight 75
     /// times, 82 GB.
     ///
-    /// A tile of 64 MiB does not fit into the 50 MB of L2 of an H100 or H200, so its logits pass through memory. Smaller
-    /// tiles would not be faster. A forward and backward pass over 8192 rows of 3584 and 152064 words, by size of a tile
-    /// (launches and bytes are counted by a test; times are modelled, not measured: 128 × 256 elements per block of a
-    /// product, whole waves of 132 blocks, 791 TFLOP/s, 3.75 TB/s, 0.5 us per launch):
+    /// A tile of 64 MiB does not fit into the 50 MB of L2 of an H100 or H200, so its logits pass through memory.
+    /// Smaller tiles would not be faster. A forward and backward pass over 8192 rows of 3584 and 152064 words, by size
+    /// of a tile (launches and bytes are counted by a test; times are modelled, not measured: 128 × 256 elements per
+    /// block of a product, whole waves of 132 blocks, 791 TFLOP/s, 3.75 TB/s, 0.5 us per launch):
     ///
     /// | tile | launches | bytes of all launches | bytes if L2 keeps the logits | modelled time |
     /// |---|---|---|---|---|
@@ -44,8 +44,8 @@ impl LogitTile {
     ///
     /// L2 could save 27 GB of logits, but smaller tiles read the weight, the rows and the f32 gradient of the weight
     /// more often. The time is that of the products, whose blocks fill the last wave worse: the logits of 2586 × 2432
-    /// are 210 blocks, 80 % of two waves, those of 4096 × 4096 are 512 blocks, 97 % of four. 128 MiB would take 3 % less
-    /// time of the head, but 64 MiB more memory at the peak of a step.
+    /// are 210 blocks, 80 % of two waves, those of 4096 × 4096 are 512 blocks, 97 % of four. 128 MiB would take 3 %
+    /// less time of the head, but 64 MiB more memory at the peak of a step.
     ///
     /// The number of columns does not depend on the number of rows. A row's sums are merged where a tile ends, so
     /// otherwise its bits would depend on the other rows.

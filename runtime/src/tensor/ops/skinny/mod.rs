@@ -130,8 +130,8 @@ pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residu
 
 /// The queries, keys and values of a decode step: three products of the same x, after its norm, with the bits of
 /// [`skinny_linear`]. Queries and keys are rotated, keys and values are written into the caches. x `[R, K]`, weights
-/// `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch, and one more for the norm of many
-/// rows.
+/// `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch, and one more for the norm of
+/// many rows.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.

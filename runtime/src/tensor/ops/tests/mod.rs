@@ -106,7 +106,7 @@ fn cases() -> Vec<Case> {
             attention(cx, &x[0], &x[1], &x[2], &CuSeqlens::from_lengths(cx.device(), &[4, 2])?, false)
         }),
         case("embedding", &[&[9, 6]], |cx, x| embedding(cx, &x[0], &index(cx, &[3, 0, 3, 8])?)),
-        case("embedding_with", &[&[9, 6], &[2, 6]], |cx, x| {
+        case("embedding_with_vision_tokens", &[&[9, 6], &[2, 6]], |cx, x| {
             embedding_with_vision_tokens(
                 cx,
                 &x[0],
@@ -167,7 +167,7 @@ fn cases() -> Vec<Case> {
             let lora = Lora { down: x[1].clone(), up: x[2].clone(), scale: 0.3 };
             lora_linear(cx, &x[0], &w, None, &lora)
         }),
-        case("normalise", &[&[4, 6]], |cx, x| normalise_rows(cx, &x[0])),
+        case("normalise_rows", &[&[4, 6]], |cx, x| normalise_rows(cx, &x[0])),
         case("patch_embedding", &[&[3, 24]], |cx, x| patch_embedding(cx, &videos(cx)?, &x[0], None)),
         case("patch_embedding", &[&[3, 24], &[3]], |cx, x| patch_embedding(cx, &videos(cx)?, &x[0], Some(&x[1]))),
         case("patch_merge", &[&[4, 10], &[10]], |cx, x| {
@@ -176,7 +176,7 @@ fn cases() -> Vec<Case> {
         case("pool_attention", &[&[2, 6], &[7, 2, 6], &[7, 2, 6]], |cx, x| {
             pool_attention(cx, &x[0], &x[1], &x[2], &CuSeqlens::from_lengths(cx.device(), &[4, 0, 3])?)
         }),
-        case("position_add", &[&[6, 5], &[3, 5]], |cx, x| add_position_embeddings(cx, &x[0], &x[1])),
+        case("add_position_embeddings", &[&[6, 5], &[3, 5]], |cx, x| add_position_embeddings(cx, &x[0], &x[1])),
         case("rms_norm", &[&[4, 10], &[10]], |cx, x| rms_norm(cx, &x[0], &x[1], 1e-6)),
         // Three cases: the loss uses both outputs, the norm alone, the sum alone.
         case("rms_norm_add", &[&[4, 10], &[4, 10], &[10]], |cx, x| {

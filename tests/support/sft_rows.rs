@@ -1,0 +1,61 @@
+//! A folder to train in, and `reel sft` on its rows.
+#![allow(dead_code, reason = "no test program uses all of this module")]
+
+use std::fs;
+use std::path::Path;
+
+use super::support::{FinishedRun, file_names_in, golden, metrics_without_times, run_in, tiny_model};
+
+/// A temporary folder with a tiny model and text rows.
+pub fn training_folder(rows: usize) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    tiny_model(folder.path());
+    let row = |i: usize| {
+        format!(
+            "{{\"messages\": [{{\"role\": \"user\", \"content\": \"{i} + {i}?\"}}, {{\"role\": \"assistant\", \"content\": \"{}\"}}]}}\n",
+            2 * i
+        )
+    };
+    fs::write(folder.path().join("rows.jsonl"), (0..rows).map(row).collect::<String>()).expect("written");
+    folder
+}
+
+/// Runs `reel sft` in this folder on `rows.jsonl` with more options.
+pub fn sft(folder: &Path, out: &str, more: &[&str]) -> FinishedRun {
+    run_in(
+        folder,
+        [&["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", out, "--learning-rate", "1e-3"][..], more]
+            .concat(),
+    )
+}
+
+/// A row with a question about a video or an image.
+pub fn about(kind: &str, path: &str) -> String {
+    format!(
+        "{{\"messages\": [{{\"role\": \"user\", \"content\": [{{\"type\": \"{kind}\", \"{kind}\": \"{path}\"}}, {{\"type\": \"text\", \
+         \"text\": \"?\"}}]}}, {{\"role\": \"assistant\", \"content\": \"x\"}}]}}\n"
+    )
+}
+
+/// Copies a video and an image of the golden cases into a folder.
+pub fn media(folder: &Path) {
+    let video = golden("train").join("sft_videorft_mp4/media/clip.mp4");
+    let image = golden("grpo/grpo_clip_iter2/media/b.png");
+    for (from, to) in [(video, "good.mp4"), (image, "good.png")] {
+        fs::copy(&from, folder.join(to)).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
+    }
+}
+
+/// Asserts that two runs have the same metrics, the same files in a checkpoint, and the same weights.
+#[track_caller]
+pub fn same_results(a: &Path, b: &Path, checkpoint: &str) {
+    assert_eq!(metrics_without_times(a), metrics_without_times(b));
+    let files = file_names_in(&a.join(checkpoint));
+    assert_eq!(files, file_names_in(&b.join(checkpoint)));
+    for name in files.iter().filter(|n| n.ends_with(".safetensors")) {
+        let bytes = |out: &Path| fs::read(out.join(checkpoint).join(name)).expect("a file");
+        assert!(bytes(a) == bytes(b), "{checkpoint}/{name} differs");
+    }
+    let weights = |out: &Path| fs::read(out.join("model.safetensors")).expect("weights");
+    assert!(weights(a) == weights(b), "the final weights differ");
+}

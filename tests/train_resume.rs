@@ -1,0 +1,229 @@
+//! `reel sft` through the binary: runs that are interrupted, resumed, refused or fail.
+
+#[path = "support/sft_rows.rs"]
+mod sft_rows;
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sft_rows::{about, media, same_results, sft, training_folder};
+use support::{file_names_in, reel, run_in};
+fn start_long(folder: &Path, out: &str) -> Child {
+    reel()
+        .current_dir(folder)
+        .args(["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", out, "--learning-rate", "1e-3"])
+        .args(["--max-steps", "400", "--save-steps", "50"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts")
+}
+
+/// Waits until `metrics.jsonl` has `steps` lines.
+fn wait_for_steps(out: &Path, steps: usize) {
+    let begun = Instant::now();
+    while fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default().lines().count() < steps {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the run did not do {steps} steps in a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    support::send_signal(child.id(), name);
+}
+
+#[test]
+fn resumed_run_equals_uninterrupted_run() {
+    let w = training_folder(9);
+    let straight = w.path().join("straight");
+    let mut child = start_long(w.path(), "straight");
+    assert!(child.wait().expect("it ends").success());
+
+    // After Ctrl-C or SIGTERM, the run stops at the end of a step and prints how to resume.
+    support::let_children_receive_sigint();
+    for (out, name, code) in [("stopped", "-INT", 130), ("terminated", "-TERM", 143)] {
+        let child = start_long(w.path(), out);
+        wait_for_steps(&w.path().join(out), 20);
+        signal(&child, name);
+        let done = support::finished_run(child.wait_with_output().expect("it ends"));
+        assert_eq!(done.code, Some(code), "{}", done.stderr);
+        let last = done.stderr.lines().last().unwrap_or_default();
+        assert!(last.starts_with("error: ") && last.contains("--resume-from-checkpoint last"), "{}", done.stderr);
+    }
+
+    // The run is killed with SIGKILL at an arbitrary moment.
+    let mut child = start_long(w.path(), "killed");
+    wait_for_steps(&w.path().join("killed"), 120);
+    child.kill().expect("killed");
+    child.wait().expect("it ends");
+
+    for out in ["stopped", "killed"] {
+        let more = ["--max-steps", "400", "--save-steps", "50", "--resume-from-checkpoint", "last"];
+        sft(w.path(), out, &more).ok();
+        same_results(&straight, &w.path().join(out), "checkpoint-400");
+    }
+}
+
+#[test]
+fn progress_that_nobody_can_read_does_not_end_a_run() {
+    let w = training_folder(4);
+    let args = "sft --model tiny --data rows.jsonl --learning-rate 1e-3 --max-steps 12 --logging-steps 1 --out";
+    let run = |out: &str, stderr: Stdio| {
+        let mut command = reel();
+        command.current_dir(w.path()).args(args.split(' ')).arg(out).stdout(Stdio::null()).stderr(stderr);
+        command.spawn().expect("the binary starts")
+    };
+    let mut closed = run("closed", Stdio::piped());
+    drop(closed.stderr.take());
+    assert!(closed.wait().expect("it ends").success());
+    let full = fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+    assert!(run("full", full.into()).wait().expect("it ends").success());
+    same_results(&w.path().join("closed"), &w.path().join("full"), "checkpoint-12");
+}
+
+#[test]
+fn second_run_in_a_folder_is_refused() {
+    let w = training_folder(9);
+    let out = w.path().join("out");
+    let mut first = start_long(w.path(), "out");
+    wait_for_steps(&out, 1);
+    let holder = format!("--out out: is in use by process {}; ", first.id());
+    for more in [&["--overwrite"][..], &["--resume-from-checkpoint", "last"], &["--check-data"], &[]] {
+        sft(w.path(), "out", more).refused(1, &[&holder]);
+    }
+    let holder = format!("out: is being written by process {}; ", first.id());
+    run_in(w.path(), ["demo", "--out", "out"]).refused(1, &[&holder]);
+    run_in(w.path(), ["init", "--preset", "tiny", "--out", "out"]).refused(1, &[&holder]);
+    // The lock of a killed process is no obstacle, although its file is left.
+    first.kill().expect("killed");
+    first.wait().expect("it ends");
+    assert!(out.join(".reel.lock").exists());
+    sft(w.path(), "out", &["--max-steps", "1", "--overwrite"]).ok();
+    assert!(!out.join(".reel.lock").exists());
+}
+
+#[test]
+fn instruction_set_is_recorded_and_compared() {
+    let w = training_folder(3);
+    let run = |isa: &str, args: &[&str]| {
+        let out = reel().current_dir(w.path()).env("REEL_CPU", isa).args(args).output().expect("it runs");
+        support::finished_run(out)
+    };
+    let train = ["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", "out", "--max-steps"];
+    run("plain", &[&train[..], &["2"]].concat()).ok();
+    let recorded = |key: &str| {
+        let text = fs::read_to_string(w.path().join("out/run.json")).expect("run.json");
+        serde_json::from_str::<Value>(&text).expect("JSON")[key].clone()
+    };
+    assert_eq!(recorded("instruction_set"), "plain");
+    let doctor = run("plain", &["doctor"]);
+    assert!(
+        doctor.ok().contains("plain: no vector instructions") && doctor.stdout.contains("set by REEL_CPU"),
+        "{}",
+        doctor.stdout
+    );
+    assert!(run("plain", &["replay", "out", "--step", "2"]).ok().contains("same bits"));
+    // The best instruction set of this machine, unless that is the plain one.
+    let replayed = run("", &["replay", "out", "--step", "1"]);
+    let resumed = run("", &[&train[..], &["3", "--resume-from-checkpoint", "last"]].concat());
+    resumed.ok();
+    if recorded("instruction_set") != "plain" {
+        for said in [&replayed.stderr, &resumed.stderr] {
+            assert!(said.contains("warning: ") && said.contains("REEL_CPU=plain selects the run's"), "{said}");
+        }
+    }
+    run("sse9", &["doctor"]).refused(2, &["REEL_CPU: is \"sse9\"", "plain, avx2, avx512, avx512-bf16, amx"]);
+    assert!(doctor.stdout.contains("bf16 products") && doctor.stdout.contains("f32 multiply-adds of widened bf16"));
+    // AMX: used by default where the machine has it, else refused with a reason.
+    let by_default = run("", &["doctor"]);
+    if by_default.ok().contains("amx: AVX-512, and AMX for bf16 products; the best of this machine") {
+        assert!(run("amx", &["doctor"]).ok().contains("AMX tiles (tdpbf16ps)"));
+    } else {
+        run("amx", &["doctor"]).refused(2, &["REEL_CPU: is amx, which this machine does not have (", "its best is"]);
+    }
+}
+
+#[test]
+fn non_empty_folder_needs_overwrite() {
+    let w = training_folder(2);
+    sft(w.path(), "out", &["--max-steps", "1"]).ok();
+    sft(w.path(), "out", &["--max-steps", "1"]).refused(1, &["out", "--overwrite"]);
+    sft(w.path(), "out", &["--max-steps", "1", "--overwrite"]).ok();
+    sft(w.path(), "out", &["--resume-from-checkpoint", "out/checkpoint-7"]).refused(1, &["checkpoint-7"]);
+}
+
+/// A file of the base model that was changed since the run started is named by a resume and by a replay.
+#[test]
+fn changed_file_of_the_base_model_is_named() {
+    let w = training_folder(3);
+    sft(w.path(), "out", &["--max-steps", "1"]).ok();
+    let file = w.path().join("tiny/vocab.json");
+    let changed = fs::read_to_string(&file).expect("a vocabulary").replace("\"!\":", "\"?!\":");
+    fs::write(&file, changed).expect("written");
+    let resumed = sft(w.path(), "out", &["--max-steps", "2", "--resume-from-checkpoint", "last"]);
+    resumed.refused(2, &["--model: is not the model of the run that wrote out/checkpoint-1 (vocab.json differs)"]);
+    run_in(w.path(), ["replay", "out", "--step", "1"]).refused(1, &["tiny: is not the model", "(vocab.json differs)"]);
+}
+
+#[test]
+fn killed_check_continues() {
+    let w = training_folder(1);
+    let at = w.path();
+    media(at);
+    fs::write(at.join("cut.mp4"), b"").expect("written");
+    let row = |i: usize| about("video", if i % 3 == 1 { "cut.mp4" } else { "good.mp4" });
+    fs::write(at.join("rows.jsonl"), (0..40).map(row).collect::<String>()).expect("written");
+    let check = |list: &str| {
+        let args = ["sft", "--model", "tiny", "--data", "rows.jsonl", "--check-data", "--quarantine", list];
+        let mut command = reel();
+        command.current_dir(at).args(args).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    };
+    let mut child = check("broken.jsonl").spawn().expect("it starts");
+    let journal = at.join("broken.jsonl.journal");
+    let checked = || fs::read_to_string(&journal).unwrap_or_default().lines().count().saturating_sub(1);
+    let begun = Instant::now();
+    while checked() < 5 {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no 5 rows in two minutes");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().expect("killed");
+    child.wait().expect("it ends");
+    let before = checked();
+    assert!(before < 40 && !at.join("broken.jsonl").exists(), "the data check ended before it was killed");
+    let said = support::finished_run(check("broken.jsonl").output().expect("it runs"));
+    let again = format!("{before} rows were checked before");
+    let again_without_the_last = format!("{} rows were checked before", before - 1);
+    assert!(said.stderr.contains(&again) || said.stderr.contains(&again_without_the_last), "{}", said.stderr);
+    let whole = support::finished_run(check("whole.jsonl").output().expect("it runs"));
+    assert!(!whole.stderr.contains("were checked before"), "{}", whole.stderr);
+    let list = |name: &str| fs::read_to_string(at.join(name)).expect("the list");
+    assert_eq!(list("broken.jsonl"), list("whole.jsonl"));
+    assert_eq!(list("whole.jsonl").lines().count(), 13);
+}
+
+#[test]
+fn non_finite_loss_stops_the_run() {
+    let w = training_folder(4);
+    let got = sft(w.path(), "out", &["--learning-rate", "1e30", "--max-steps", "20", "--quiet"]);
+    got.refused(1, &["step", "rows.jsonl"]);
+    assert!(!w.path().join("out/model.safetensors").exists(), "non-finite weights were saved");
+}
+
+/// A write that fails half way, as on a full disk, leaves no incomplete model or checkpoint.
+#[test]
+fn failed_write_leaves_no_incomplete_files() {
+    let w = training_folder(4);
+    let script = format!(
+        "ulimit -f 1000; exec {} sft --model tiny --data rows.jsonl --out out --max-steps 4 --quiet",
+        env!("CARGO_BIN_EXE_reel")
+    );
+    let out = Command::new("bash").args(["-c", &script]).current_dir(w.path()).output().expect("bash starts");
+    support::finished_run(out).refused(1, &["out"]);
+    let left = file_names_in(&w.path().join("out"));
+    assert!(!left.iter().any(|n| n == "model.safetensors" || n.starts_with("checkpoint-")), "{left:?}");
+}

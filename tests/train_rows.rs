@@ -1,0 +1,147 @@
+//! `reel sft` through the binary: rows with media, malformed rows, and rows that cannot be used.
+
+#[path = "support/sft_rows.rs"]
+mod sft_rows;
+mod support;
+
+use std::fs;
+
+use serde_json::Value;
+use sft_rows::{about, media, sft, training_folder};
+use support::{golden, read_metrics, run_in};
+/// Rows of LLaMA-Factory, ms-swift and TRL, with files in columns, are trained on as rows with files in their messages.
+#[test]
+fn media_columns_equal_media_in_messages() {
+    let w = training_folder(1);
+    fs::copy(golden("pixels/00_png_rgb.png"), w.path().join("a.png")).expect("copied");
+    let answer = r#"{"role": "assistant", "content": "yes"}"#;
+    let inline = format!(
+        r#"{{"messages": [{{"role": "user", "content": [{{"type": "image", "image": "a.png"}}, {{"type": "text", "text": "Red?"}}]}}, {answer}]}}"#
+    );
+    let columns =
+        format!(r#"{{"messages": [{{"role": "user", "content": "<image>Red?"}}, {answer}], "images": ["a.png"]}}"#);
+    let sharegpt = r#"{"conversations": [{"from": "human", "value": "<image>Red?"}, {"from": "gpt", "value": "yes"}], "image": "a.png"}"#;
+    let mut seen = Vec::new();
+    for (out, row) in [("inline", inline.as_str()), ("columns", &columns), ("sharegpt", sharegpt)] {
+        fs::write(w.path().join("rows.jsonl"), row).expect("written");
+        sft(w.path(), out, &["--max-steps", "1"]).ok();
+        seen.push(read_metrics(&w.path().join(out))[0]["hash"].clone());
+    }
+    assert!(seen[0].is_string() && seen[0] == seen[1] && seen[0] == seen[2], "{seen:?}");
+    for (row, field) in [
+        (columns.replace("images", "pictures"), "messages[0].content"),
+        (columns.replace("<image>", ""), "images"),
+        (columns.replace("images", "audios").replace("<image>", ""), "audios"),
+    ] {
+        fs::write(w.path().join("rows.jsonl"), row).expect("written");
+        sft(w.path(), "refused", &[]).refused(1, &["rows.jsonl:1", &format!("{field}: ")]);
+    }
+}
+
+#[test]
+fn errors_name_the_malformed_row() {
+    let w = training_folder(2);
+    for (rows, words) in [
+        ("{\"messages\": [{\"role\": \"user\"}]}\n", &["rows.jsonl:1"][..]),
+        ("{\"problem\": \"x\", \"data_type\": \"video\"}\n", &["rows.jsonl:1"]),
+        ("{\"messages\": \n", &["rows.jsonl:1"]),
+        ("{\"other\": 1}\n", &["rows.jsonl:1"]),
+        ("", &["rows.jsonl"]),
+    ] {
+        fs::write(w.path().join("rows.jsonl"), rows).expect("written");
+        sft(w.path(), "out", &["--max-steps", "1"]).refused(1, words);
+        assert!(!w.path().join("out/model.safetensors").exists());
+    }
+    run_in(w.path(), ["sft", "--model", "tiny", "--data", "none.jsonl", "--out", "out"]).refused(1, &["none.jsonl"]);
+}
+
+#[test]
+fn rows_without_their_media_are_skipped_or_stop_a_strict_run() {
+    let w = training_folder(3);
+    let good = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
+    let video = "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"video\", \"video\": \"gone.mp4\"}, {\"type\": \"text\", \
+                \"text\": \"?\"}]}, {\"role\": \"assistant\", \"content\": \"x\"}]}\n";
+    fs::write(w.path().join("rows.jsonl"), format!("{good}{video}")).expect("written");
+    let said = sft(w.path(), "out", &["--no-shuffle", "--num-train-epochs", "1", "--json"]).json();
+    assert_eq!(said["skipped"], 1);
+    assert_eq!(said["skipped_by_cause"], serde_json::json!({"media": 1}));
+    let skipped = fs::read_to_string(w.path().join("out/skipped.jsonl")).expect("skipped.jsonl");
+    assert!(
+        skipped.lines().count() == 1 && skipped.contains("gone.mp4") && skipped.contains("\"cause\":\"media\""),
+        "{skipped}"
+    );
+    let said = sft(w.path(), "out", &["--no-shuffle", "--num-train-epochs", "1", "--overwrite"]);
+    assert!(said.ok().contains("1 rows skipped (1 unreadable media, see out/skipped.jsonl)"), "{}", said.stdout);
+    sft(w.path(), "strict", &["--no-shuffle", "--strict", "--quiet"]).refused(1, &["gone.mp4"]);
+}
+
+#[test]
+fn a_step_without_media_leaves_the_vision_tower_alone() {
+    let w = training_folder(2);
+    media(w.path());
+    let text = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
+    fs::write(w.path().join("rows.jsonl"), about("image", "good.png") + &text).expect("written");
+    let options = "--no-shuffle --gradient-accumulation-steps 1 --max-steps 3 --media-root . --lora-r 2 \
+                   --lora-target-modules qkv";
+    sft(w.path(), "out", &options.split_whitespace().collect::<Vec<_>>()).ok();
+    let steps = read_metrics(&w.path().join("out"));
+    let norms: Vec<f64> = steps.iter().map(|step| step["grad_norm"].as_f64().expect("a norm")).collect();
+    assert!(norms[0] > 0.0 && norms[1..] == [0.0, 0.0], "{norms:?}");
+    assert_eq!(steps[0]["hash"], steps[2]["hash"]);
+}
+
+#[test]
+fn check_data_lists_unusable_rows_and_a_run_skips_them() {
+    let w = training_folder(2);
+    let at = w.path();
+    media(at);
+    let text = fs::read_to_string(at.join("rows.jsonl")).expect("rows");
+    for name in ["good.mp4", "good.png"] {
+        let bytes = fs::read(at.join(name)).expect("media");
+        fs::write(at.join(name.replace("good", "cut")), &bytes[..bytes.len() / 3]).expect("written");
+        fs::write(at.join(name.replace("good", "empty")), b"").expect("written");
+        fs::write(at.join(name.replace("good", "text")), b"This is no medium.\n").expect("written");
+    }
+    fs::create_dir(at.join("folder.mp4")).expect("a folder");
+    let bad = [
+        ("video", "cut.mp4"),
+        ("video", "empty.mp4"),
+        ("video", "text.mp4"),
+        ("video", "folder.mp4"),
+        ("video", "gone.mp4"),
+        ("image", "cut.png"),
+        ("image", "empty.png"),
+        ("image", "text.png"),
+        ("image", "gone.png"),
+    ];
+    let bad_rows: String = bad.map(|(kind, path)| about(kind, path)).concat();
+    let good = [about("video", "good.mp4"), about("image", "good.png")].concat();
+    fs::write(at.join("rows.jsonl"), format!("{text}{bad_rows}{good}")).expect("written");
+    let check = |more: &[&str]| {
+        run_in(at, [&["sft", "--model", "tiny", "--data", "rows.jsonl", "--check-data", "--quiet"][..], more].concat())
+    };
+    check(&[]).refused(2, &["--quarantine", "is missing"]);
+    check(&["--quarantine", "q.jsonl"]).refused(1, &["rows.jsonl: 9 of 13 rows cannot be used", "q.jsonl"]);
+    let list = fs::read_to_string(at.join("q.jsonl")).expect("the list");
+    let listed: Vec<Value> = list.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(listed.len(), bad.len(), "{list}");
+    for ((i, row), (_, path)) in listed.iter().enumerate().zip(bad) {
+        assert_eq!((row["row"].as_u64(), row["line"].as_u64()), (Some(i as u64 + 2), Some(i as u64 + 3)));
+        assert!(row["reason"].as_str().is_some_and(|reason| reason.contains(path) && reason.contains("; ")), "{row}");
+    }
+    assert!(!at.join("q.jsonl.journal").exists());
+    // Rows in the quarantine list are skipped without being read, even if their missing file exists by now.
+    fs::copy(at.join("good.mp4"), at.join("gone.mp4")).expect("copied");
+    let said = sft(at, "out", &["--quarantine", "q.jsonl", "--num-train-epochs", "1", "--json"]).json();
+    assert_eq!(said["skipped"], 9);
+    assert_eq!(fs::read_to_string(at.join("out/skipped.jsonl")).expect("skipped.jsonl"), list);
+    sft(at, "strict", &["--quarantine", "q.jsonl", "--strict", "--max-steps", "2", "--quiet"]).ok();
+    // A check before a run writes its list of unusable rows to OUT. A list made for other data is refused.
+    let said = sft(at, "checked", &["--check-data", "--max-steps", "1", "--json"]).json();
+    assert_eq!(said["skipped"], 8);
+    assert_eq!(fs::read_to_string(at.join("checked/quarantine.jsonl")).expect("the list").lines().count(), 8);
+    fs::write(at.join("rows.jsonl"), &text).expect("written");
+    sft(at, "other", &["--quarantine", "q.jsonl"]).refused(2, &["--quarantine: q.jsonl:1: lists row 2 at line 3"]);
+    let said = check(&["--quarantine", "q.jsonl", "--json"]).json();
+    assert_eq!((&said["rows"], &said["bad"]), (&2.into(), &0.into()));
+}
